@@ -1,0 +1,44 @@
+# The two commands of the project: `make demo` and `make test`. Both set up .venv first; neither needs root.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+EXTRAS ?= all,dev
+
+.PHONY: setup demo test check check-slow lint types bench clean
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "kitae needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[$(EXTRAS)]'
+	@touch $@
+
+demo: setup
+	$(BIN)/kitae train fashion-mini --out runs/demo --overwrite
+	$(BIN)/kitae compress runs/demo --max-drop 1.0 --out runs/demo-small --overwrite
+	$(BIN)/kitae report runs/demo
+	@echo "Open runs/demo/report.html"
+
+test: setup
+	$(BIN)/python -m pytest -q
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+
+check: lint types test
+
+check-slow: setup
+	$(BIN)/python -m pytest -q -m slow
+
+bench: setup
+	$(BIN)/python benchmarks/augment.py
+	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/infer.py
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,52 @@
+"""What `data:` in a recipe may say."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from kitae.spec import Spec
+
+
+class Normalization(Spec):
+    """Per-channel mean and standard deviation of pixel values scaled to [0, 1]."""
+
+    mean: tuple[float, ...] = Field(min_length=1, max_length=3)
+    std: tuple[Annotated[float, Field(gt=0)], ...] = Field(min_length=1, max_length=3)
+
+
+class DataSpec(Spec):
+    """Where images come from and how they are prepared and split.
+
+    Attributes:
+        source: `fashion-mini`, `folder:PATH`, `parquet:PATH`, `cifar10`, `cifar100`, `fashion-mnist`, `mnist`; a name may
+            be followed by `:PATH`, the folder that already holds its files.
+        val_fraction: share of each class of train held out for validation, where the source has no validation split.
+        test_fraction: share of each class held out as test first, where the source has no test split.
+        split_seed: keys the splits and `limit`; apart from `train.seed` so that seeds of a study share their splits.
+        limit: keep so many training images (after the split), classes in proportion; null keeps all.
+        image_size: images become squares of so many pixels; null takes the source's size if all its images share one.
+        channels: 1 or 3; null takes 1 where every image is grey, else 3.
+        resize: `crop` (shorter side to size, centre crop), `squash` (ignore the aspect), `pad` (longer side to size).
+        normalize: `train` (statistics of the training images), `pretrained` (the pretrained net's own), or given.
+        balance: `sampler` draws every class equally often, `loss` weighs classes inversely to their frequency.
+        on_corrupt: an image that cannot be read is an `error`, or is named and left out (`skip`).
+        image_column, label_column: names of the Parquet columns.
+        cache: folder of the decoded stores; null is the user's cache folder.
+    """
+
+    source: str = "fashion-mini"
+    val_fraction: float = Field(0.1, gt=0, lt=1)
+    test_fraction: float = Field(0.2, gt=0, lt=1)
+    split_seed: int = Field(0, ge=0, lt=2**32)
+    limit: int | None = Field(None, ge=1)
+    image_size: int | None = Field(None, ge=4, le=2048)
+    channels: Literal[1, 3] | None = None
+    resize: Literal["crop", "squash", "pad"] = "crop"
+    normalize: Literal["train", "pretrained"] | Normalization = "train"
+    balance: Literal["none", "sampler", "loss"] = "none"
+    on_corrupt: Literal["error", "skip"] = "error"
+    image_column: str = "image"
+    label_column: str = "label"
+    cache: str | None = None

@@ -1,0 +1,64 @@
+"""What can go wrong, and how it is said.
+
+KitaeError                a user can cause it; one line: what, where, the cure. The command line exits with 2.
+├── RecipeError           a recipe, study file or override: names the field and the valid names or range
+├── DataError             a source, image, label or split: names the file
+├── AugmentError          wrong image batch or op parameters
+├── TrainingError         the loop, its checkpoints, the run folder
+├── CompressionError      pruning, quantization, an impossible budget
+├── ExportError           an exported file: writing, verifying or reading it
+└── MissingExtraError     a library that an extra installs is not there
+
+Anything else is a bug in Kitae and shows its traceback.
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+
+class KitaeError(Exception):
+    """A mistake that the user can mend; its text is one line."""
+
+
+class RecipeError(KitaeError):
+    """A recipe, study file or override is wrong."""
+
+
+class DataError(KitaeError):
+    """A data source, image, label or split is wrong."""
+
+
+class AugmentError(KitaeError):
+    """An image batch or an op's parameters are wrong."""
+
+
+class TrainingError(KitaeError):
+    """Training cannot start or go on."""
+
+
+class CompressionError(KitaeError):
+    """A model cannot be compressed as asked."""
+
+
+class ExportError(KitaeError):
+    """An exported file cannot be written, verified or read."""
+
+
+class MissingExtraError(KitaeError):
+    """A library that one of Kitae's extras installs is missing."""
+
+
+def require(module: str, extra: str) -> ModuleType:
+    """Import `module`, or say which extra installs it.
+
+    Raises:
+        MissingExtraError: the module is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is not None and not module.startswith(error.name):
+            raise
+        raise MissingExtraError(f"{module} is not installed: pip install 'kitae[{extra}]'") from error

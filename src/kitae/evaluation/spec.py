@@ -1,0 +1,23 @@
+"""What `evaluate:` in a recipe may say."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from kitae.spec import Spec
+
+
+class EvaluateSpec(Spec):
+    """How the trained model is measured.
+
+    Attributes:
+        batch_size: images per forward pass.
+        tta: test-time augmentation, averaged in probability space: `flip` (2 views), `shift` (5), `scale` (3), `full`.
+        temperature: fit a temperature on validation and report calibrated probabilities.
+    """
+
+    batch_size: int = Field(256, ge=1)
+    tta: Literal["none", "flip", "shift", "scale", "full"] = "none"
+    temperature: bool = True

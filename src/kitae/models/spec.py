@@ -1,0 +1,31 @@
+"""What `model:` in a recipe may say."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from kitae.spec import Spec
+
+
+class ModelSpec(Spec):
+    """Which network.
+
+    Attributes:
+        name: a name of `kitae.models.build.MODELS`, or `timm:NAME`, or `torchvision:NAME`.
+        width: channels of the first stage, for the families that scale (resnet8/9/20/56); null is the family's own.
+        stochastic_depth: drop probability of the last residual block (linear from 0 at the first).
+        dropout: before the classifier.
+        pretrained: true takes the library's weights (network), a path takes a local .safetensors file.
+        freeze: `backbone` trains the classifier only; `none` trains all.
+        stem: `small` is 3x3 stride 1 without max-pool, `large` 7x7 stride 2 with; `auto` is small up to 64 pixels.
+    """
+
+    name: str = "resnet9"
+    width: int | None = Field(None, ge=4, le=1024)
+    stochastic_depth: float = Field(0.0, ge=0, lt=1)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    pretrained: bool | str = False
+    freeze: Literal["none", "backbone"] = "none"
+    stem: Literal["auto", "small", "large"] = "auto"

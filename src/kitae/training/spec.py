@@ -1,0 +1,98 @@
+"""What `train:` in a recipe may say."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from kitae.spec import Spec
+
+Metric = Literal["val_accuracy", "val_loss"]
+
+
+class OptimizerSpec(Spec):
+    """An optimizer of torch.optim by its name in lower case, and its arguments.
+
+    `momentum` and `nesterov` reach those that have them (sgd, rmsprop), `betas` and `eps` those that have them (adamw,
+    adam, nadam, ...). Weight decay is not applied to norms, biases and other one-dimensional parameters.
+    """
+
+    name: str = "sgd"
+    lr: float = Field(0.1, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    nesterov: bool = True
+    weight_decay: float = Field(5.0e-4, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(1e-8, gt=0)
+    layer_decay: float | None = Field(None, gt=0, le=1)  # learning rate times this for each stage below the classifier
+
+
+class ScheduleSpec(Spec):
+    """The learning rate over the run, set at every step.
+
+    cosine: linear warm-up over `warmup_epochs`, then half a cosine down to `final` times the peak (Loshchilov 2017).
+    one_cycle: linear up over `peak_at` of the run, linear down to `final` times the peak (Smith 2018).
+    step: after warm-up, times `gamma` at each of `milestones` (fractions of the run).
+    constant: after warm-up, the peak.
+    """
+
+    name: Literal["cosine", "one_cycle", "step", "constant"] = "cosine"
+    warmup_epochs: float = Field(0.0, ge=0)
+    final: float = Field(0.0, ge=0, le=1)
+    peak_at: float = Field(0.25, gt=0, lt=1)
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    gamma: float = Field(0.1, gt=0, le=1)
+
+
+class EarlyStoppingSpec(Spec):
+    """Stop when `metric` has not improved by more than `min_delta` for `patience` epochs."""
+
+    metric: Metric = "val_accuracy"
+    patience: int = Field(20, ge=1)
+    min_delta: float = Field(0.0, ge=0)
+
+
+class TrainSpec(Spec):
+    """The training loop.
+
+    Attributes:
+        batch_size: even, since mixing pairs neighbours; per process times processes under torchrun.
+        accumulate: optimizer steps once every so many batches.
+        label_smoothing: eps; target 1 - eps + eps/K on the true class, eps/K elsewhere (as torch does).
+        precision: `auto` measures what the hardware has and takes the fastest that stays finite.
+        ema: decay per step of the averaged weights, which are then the ones validated, kept and exported.
+        select: what makes an epoch the best one.
+        clip_norm: the gradient's norm is cut to this.
+        compile: torch.compile; pays on a GPU, and on a CPU for long runs.
+        threads: torch's CPU threads; null leaves torch's own choice. Bit-exact resume needs the same number.
+        checkpoint_seconds: also save inside an epoch when so long has passed since the last save.
+        nan_limit: skipped steps (not finite) in a run after which it stops.
+    """
+
+    epochs: int = Field(10, ge=1)
+    batch_size: int = Field(128, ge=2, multiple_of=2)
+    accumulate: int = Field(1, ge=1)
+    optimizer: OptimizerSpec = OptimizerSpec()
+    schedule: ScheduleSpec = ScheduleSpec()
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    precision: Literal["fp32", "bf16", "fp16", "auto"] = "auto"
+    ema: float | None = Field(None, gt=0, lt=1)
+    early_stopping: EarlyStoppingSpec | None = None
+    select: Metric = "val_accuracy"
+    clip_norm: float | None = Field(None, gt=0)
+    channels_last: bool = True
+    compile: bool = False
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int | None = Field(None, ge=1)
+    checkpoint_seconds: float = Field(60.0, gt=0)
+    nan_limit: int = Field(20, ge=1)
+    seed: int = Field(0, ge=0, lt=2**32)
+
+    @model_validator(mode="after")
+    def _warm_up_fits(self) -> TrainSpec:
+        if self.schedule.warmup_epochs >= self.epochs and self.schedule.warmup_epochs > 0:
+            raise ValueError(
+                f"schedule.warmup_epochs ({self.schedule.warmup_epochs:g}) must be below epochs ({self.epochs})"
+            )
+        return self
