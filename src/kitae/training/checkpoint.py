@@ -1,0 +1,155 @@
+"""Weights and training state on disk: safetensors, never a pickle, and atomically.
+
+One file holds a whole checkpoint: tensors under `model.`, `ema.` and `optimizer.`, and everything else as canonical
+JSON under the single metadata key `kitae`, so equal states are equal bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from kitae.errors import TrainingError
+from kitae.files import write_atomically
+
+_KEY = "kitae"
+
+
+def save_weights(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, Any] | None = None) -> None:
+    """Write tensors as safetensors, atomically; equal tensors and metadata give equal bytes."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    text = json.dumps(dict(metadata or {}), sort_keys=True)
+    write_atomically(Path(path), save(plain, metadata={_KEY: text}))
+
+
+def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and metadata of a file that `save_weights` wrote.
+
+    Raises:
+        TrainingError: the file is missing, truncated, or not one of ours.
+    """
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = json.loads((file.metadata() or {})[_KEY])
+            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise TrainingError(f"{path}: no such file") from error
+    except (SafetensorError, KeyError, ValueError, OSError) as error:
+        raise TrainingError(f"{path}: not a whole checkpoint of Kitae (truncated or another program's)") from error
+
+
+@dataclass
+class Progress:
+    """Where a run is: everything a resumed run needs beside tensors.
+
+    Attributes:
+        epoch, step: the next batch to train on is number `step` of `epoch`.
+        updates: optimizer steps made so far.
+        loss_sum, correct_sum, seen: running sums of the current epoch.
+        skipped: steps skipped because loss or gradient was not finite.
+        best, best_epoch: the best value of the selection metric, and its epoch; None before the first validation.
+        stop_value, stop_epoch: the same for early stopping's metric, which may be another.
+        seconds: wall time of the current epoch so far.
+        scaler: state of the fp16 gradient scaler.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    updates: int = 0
+    loss_sum: float = 0.0
+    correct_sum: float = 0.0
+    seen: int = 0
+    skipped: int = 0
+    best: float | None = None
+    best_epoch: int = -1
+    stop_value: float | None = None
+    stop_epoch: int = -1
+    seconds: float = 0.0
+    scaler: dict[str, Any] = field(default_factory=dict)
+
+
+def save_checkpoint(
+    path: Path,
+    *,
+    progress: Progress,
+    model: nn.Module,
+    ema: nn.Module | None,
+    optimizer: torch.optim.Optimizer,
+    fingerprint: str,
+    threads: int,
+) -> None:
+    """Write the whole state. `fingerprint` names the recipe; `threads` is recorded since bit-exact resume needs it."""
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    if ema is not None:
+        tensors |= {f"ema.{name}": tensor for name, tensor in ema.state_dict().items()}
+    scalars: dict[str, Any] = {}
+    for index, state in optimizer.state_dict()["state"].items():
+        for name, value in state.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer.{index}.{name}"] = value
+            else:
+                scalars[f"{index}.{name}"] = value
+    metadata = {
+        "progress": vars(progress),
+        "optimizer": scalars,
+        "fingerprint": fingerprint,
+        "threads": threads,
+        "torch": torch.__version__,
+    }
+    save_weights(tensors, path, metadata)
+
+
+def load_checkpoint(
+    path: Path,
+    *,
+    model: nn.Module,
+    ema: nn.Module | None,
+    optimizer: torch.optim.Optimizer,
+    fingerprint: str,
+    threads: int,
+) -> tuple[Progress, list[str]]:
+    """Restore model, averages and optimizer in place.
+
+    Returns:
+        Progress, and differences that may cost bit-exactness (thread count, torch version), a line each.
+
+    Raises:
+        TrainingError: the file is damaged, or belongs to another recipe.
+    """
+    tensors, metadata = load_weights(path)
+    if metadata.get("fingerprint") != fingerprint:
+        raise TrainingError(
+            f"{path}: is the checkpoint of another recipe; resume with the run's own recipe.yaml, or train into a new "
+            "--out"
+        )
+    _load_module(model, tensors, "model.", path)
+    if ema is not None:
+        _load_module(ema, tensors, "ema.", path)
+    state: dict[int, dict[str, Any]] = {}
+    saved = {key: value for key, value in tensors.items() if key.startswith("optimizer.")}
+    scalars = {f"optimizer.{key}": value for key, value in metadata["optimizer"].items()}
+    for key, value in (saved | scalars).items():
+        _, index, name = key.split(".", 2)
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    warnings = []
+    for name, now in (("threads", threads), ("torch", torch.__version__)):
+        if metadata[name] != now:
+            warnings.append(f"{name} was {metadata[name]}, is {now}: the result may differ in the last bits")
+    return Progress(**metadata["progress"]), warnings
+
+
+def _load_module(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str, path: Path) -> None:
+    own = {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    try:
+        module.load_state_dict(own)
+    except RuntimeError as error:
+        raise TrainingError(f"{path}: its weights do not fit this model") from error

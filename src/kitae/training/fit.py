@@ -1,0 +1,475 @@
+"""The training loop, read from top to bottom.
+
+    order of samples -> augment -> mix -> forward -> loss -> backward -> step -> schedule -> average -> log,
+    and after each epoch: validate, keep the best, maybe stop, checkpoint.
+
+Nothing random has state. The order of samples and their augmentation are keyed by (seed, epoch, sample), and torch's
+generator, which dropout and stochastic depth use, is seeded anew at every step from (seed, step, rank) inside a fork.
+So weights + optimizer + position are the whole state of a run, and a run that was killed anywhere and resumed ends
+with the weights of the run that was not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import resource
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from kitae import keyed
+from kitae.errors import DataError, TrainingError
+from kitae.training import distributed
+from kitae.training.checkpoint import Progress, load_checkpoint, load_weights, save_checkpoint, save_weights
+from kitae.training.distributed import World
+from kitae.training.losses import distillation_loss, soft_cross_entropy, target_accuracy
+from kitae.training.optim import AveragedWeights, build_optimizer, set_learning_rate
+from kitae.training.precision import Precision, autocast
+from kitae.training.schedule import rate_factor
+from kitae.training.spec import TrainSpec
+
+
+class TrainData(Protocol):
+    """What the loop needs of the data."""
+
+    def __len__(self) -> int:
+        """Samples in an epoch."""
+
+    def order(self, seed: int, epoch: int) -> NDArray[np.int64]:
+        """The epoch's samples as keyed indices, int64 [len]."""
+
+    def gather(self, index: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """Images uint8 [B, C, H, W] and labels int64 [B] of these indices."""
+
+
+class Augmenter(Protocol):
+    """What the loop needs of augmentation: keyed, from uint8 images and labels to float images and distributions."""
+
+    def __call__(
+        self, images: Tensor, targets: Tensor, *, epoch: int, index: NDArray[np.int64]
+    ) -> tuple[Tensor, Tensor]: ...
+
+
+class Watcher(Protocol):
+    """Somebody who shows how it goes; it cannot change anything."""
+
+    def on_step(
+        self, epoch: int, step: int, steps: int, loss: float, images_per_second: float, data_share: float
+    ) -> None:
+        """After every batch; `data_share` is the part of the time spent on getting and augmenting images."""
+
+    def on_epoch(self, row: Mapping[str, Any]) -> None:
+        """After every epoch, with its line of metrics."""
+
+    def note(self, text: str) -> None:
+        """Something the user should know."""
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """Learn from another model as well: loss = (1 - weight) * loss + weight * distillation (Hinton et al. 2015)."""
+
+    model: nn.Module
+    weight: float = 0.5
+    temperature: float = 4.0
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """How a training ended; the model holds the best weights by then."""
+
+    epochs: int
+    best_epoch: int
+    best: float
+    stopped_early: bool
+    skipped_steps: int
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+
+class TrainingInterruptedError(TrainingError):
+    """SIGTERM or SIGINT came; the state was saved."""
+
+
+def fit(
+    model: nn.Module,
+    *,
+    spec: TrainSpec,
+    data: TrainData,
+    augment: Augmenter,
+    validate: Callable[[nn.Module], Mapping[str, float]],
+    world: World,
+    precision: Precision,
+    class_weights: NDArray[np.float32] | None = None,
+    layers: Sequence[Sequence[str]] = (),
+    teacher: Teacher | None = None,
+    after_step: Callable[[nn.Module], None] | None = None,
+    watcher: Watcher | None = None,
+    write_rows: Callable[[Sequence[Mapping[str, Any]]], None] | None = None,
+    rows: Sequence[dict[str, Any]] = (),
+    checkpoint: Path | None = None,
+    best: Path | None = None,
+    resume: bool = False,
+    fingerprint: str = "",
+) -> FitResult:
+    """Train `model` in place and leave its best weights in it.
+
+    Args:
+        model: on `world.device`.
+        validate: from a model in eval mode to at least `val_loss` and `val_accuracy`. Every process calls it.
+        precision: already resolved.
+        class_weights: float32 [K], multiplies the loss of each class.
+        layers: parameter names from stem to classifier, for `optimizer.layer_decay`.
+        after_step: called with the model after every optimizer step (pruning holds its masks with it).
+        write_rows: gets all lines of metrics after each epoch. `rows` are those of earlier epochs when resuming.
+        checkpoint, best: files to keep the state and the best weights in, both or neither; without them the best is
+            kept in memory only.
+        resume: go on from `checkpoint` if it exists.
+        fingerprint: what a checkpoint must carry to be resumed here.
+
+    Raises:
+        DataError: fewer images than a batch.
+        TrainingError: too many steps were not finite; a checkpoint is damaged or another recipe's.
+        TrainingInterruptedError: after SIGTERM or SIGINT, once the state is saved.
+    """
+    device, seed = world.device, spec.seed
+    steps_per_epoch = _steps(len(data), spec.batch_size, world.size)
+    updates_per_epoch = -(-steps_per_epoch // spec.accumulate)
+    threads = torch.get_num_threads()
+
+    optimizer = build_optimizer(model, spec.optimizer, layers)
+    average = AveragedWeights(model, spec.ema) if spec.ema is not None else None
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+    weight = None if class_weights is None else torch.from_numpy(class_weights).to(device)
+    judged = average.model if average else model  # whose weights are validated, kept and exported
+    best_state = {name: tensor.clone() for name, tensor in judged.state_dict().items()}
+    at = Progress()
+    rows = list(rows)
+
+    def save_state() -> None:
+        if checkpoint is not None and world.is_main:
+            at.scaler = scaler.state_dict()
+            save_checkpoint(
+                checkpoint, progress=at, model=model, ema=average.model if average else None, optimizer=optimizer,
+                fingerprint=fingerprint, threads=threads,
+            )  # fmt: skip
+
+    if resume and checkpoint is not None and checkpoint.exists():
+        at, differences = load_checkpoint(
+            checkpoint, model=model, ema=average.model if average else None, optimizer=optimizer,
+            fingerprint=fingerprint, threads=threads,
+        )  # fmt: skip
+        scaler.load_state_dict(at.scaler)
+        if watcher:
+            for line in differences:
+                watcher.note(line)
+        if at.best is not None and best is not None:
+            best_state = {name: tensor.to(device) for name, tensor in load_weights(best)[0].items()}
+    rows = rows[: at.epoch]
+
+    forward: Callable[[Tensor], Tensor] = model
+    if spec.compile:
+        forward = torch.compile(forward)
+    if world.size > 1:
+        forward = nn.parallel.DistributedDataParallel(
+            model, device_ids=[device.index] if device.type == "cuda" else None
+        )
+    floating_buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+    buffers_before = [buffer.clone() for buffer in floating_buffers]
+
+    stopped_early = _should_stop(at, spec)
+    with _SignalFlag() as interrupted:
+        while at.epoch < spec.epochs and not stopped_early:
+            model.train()
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(device)
+            loss_sum = torch.tensor(at.loss_sum, dtype=torch.float64, device=device)
+            correct_sum = torch.tensor(at.correct_sum, dtype=torch.float64, device=device)
+            started, last_save, waited = time.perf_counter() - at.seconds, time.monotonic(), 0.0
+            resumed_seen, resumed_seconds = at.seen, at.seconds
+            order = data.order(seed, at.epoch)
+            batches = _batches(order, data, augment, spec, at, world, steps_per_epoch)
+
+            while at.step < steps_per_epoch:
+                asked = time.perf_counter()
+                images, targets, total = next(batches)
+                waited += time.perf_counter() - asked
+
+                # Forward and loss. BatchNorm's statistics are kept aside: a skipped step must leave no trace.
+                if floating_buffers:
+                    torch._foreach_copy_(buffers_before, floating_buffers)
+                group = min(spec.accumulate, steps_per_epoch - at.step // spec.accumulate * spec.accumulate)
+                share = len(images) * world.size / (total * group)  # so that every sample of the update weighs the same
+                number = at.epoch * steps_per_epoch + at.step
+                with _torch_seeded(keyed.derive_seed(seed, world.rank, number, keyed.SLOT_STEP), device):
+                    with autocast(precision, device):
+                        logits = forward(images)
+                        loss = soft_cross_entropy(logits, targets, smoothing=spec.label_smoothing, weight=weight)
+                        if teacher is not None:
+                            with torch.no_grad():
+                                taught = teacher.model(images)
+                            lesson = distillation_loss(logits, taught, teacher.temperature)
+                            loss = (1 - teacher.weight) * loss + teacher.weight * lesson
+                    scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
+
+                # Step, schedule, average.
+                healthy = bool(torch.isfinite(loss.detach()))
+                if (at.step + 1) % spec.accumulate == 0 or at.step + 1 == steps_per_epoch:
+                    scaler.unscale_(optimizer)
+                    norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+                    if precision != "fp16":  # the scaler looks at gradients itself, and its first overflows are normal
+                        healthy = healthy and bool(torch.isfinite(norm))
+                    if distributed.any_true(not healthy, world):
+                        healthy = False
+                    else:
+                        if spec.clip_norm is not None:
+                            nn.utils.clip_grads_with_norm_(model.parameters(), spec.clip_norm, norm)
+                        factor = rate_factor(
+                            at.updates, spec=spec.schedule, steps_per_epoch=updates_per_epoch, epochs=spec.epochs
+                        )
+                        set_learning_rate(optimizer, spec.optimizer.lr * factor)
+                        scaler.step(optimizer)
+                        if after_step is not None:
+                            after_step(model)
+                        if average is not None:
+                            average.update(model, at.updates)
+                    scaler.update()
+                    optimizer.zero_grad(set_to_none=True)
+                    at.updates += 1
+                elif not healthy:
+                    optimizer.zero_grad(set_to_none=True)
+
+                if healthy:
+                    loss_sum += loss.detach().double() * len(images)
+                    correct_sum += target_accuracy(logits.detach(), targets).double().sum()
+                    at.seen += len(images)
+                else:
+                    at.skipped += 1
+                    if floating_buffers:
+                        torch._foreach_copy_(floating_buffers, buffers_before)
+                    if at.skipped >= spec.nan_limit:
+                        raise TrainingError(
+                            f"train.nan_limit: {at.skipped} steps had a loss or gradient that is not finite (epoch "
+                            f"{at.epoch + 1}); the last good checkpoint is kept: lower train.optimizer.lr or set "
+                            "train.clip_norm, train.precision=fp32"
+                        )
+                at.step += 1
+
+                # Show, and save now and then inside a long epoch.
+                at.seconds = time.perf_counter() - started
+                if watcher and world.is_main:
+                    spent = max(at.seconds - resumed_seconds, 1e-9)
+                    speed = (at.seen - resumed_seen) * world.size / spent
+                    watcher.on_step(at.epoch, at.step, steps_per_epoch, float(loss.detach()), speed, waited / spent)
+                if at.step % spec.accumulate or at.step == steps_per_epoch:
+                    continue  # half-accumulated gradients are in no checkpoint; the end of the epoch saves anyway
+                stop_now = distributed.any_true(interrupted.name is not None, world)
+                if stop_now or time.monotonic() - last_save > spec.checkpoint_seconds:
+                    at.loss_sum, at.correct_sum = float(loss_sum), float(correct_sum)
+                    save_state()
+                    last_save = time.monotonic()
+                if stop_now:
+                    raise TrainingInterruptedError(
+                        f"stopped by {interrupted.name or 'another process'} in epoch {at.epoch + 1} after step "
+                        f"{at.step}; the state is saved: go on with --resume"
+                    )
+
+            # The epoch is over: validate, keep the best, maybe stop.
+            sums = distributed.all_sum(
+                torch.stack([loss_sum, correct_sum, torch.tensor(float(at.seen), dtype=torch.float64, device=device)]),
+                world,
+            ).tolist()
+            spent = max(at.seconds - resumed_seconds, 1e-9)
+            judged.eval()
+            validation_started = time.perf_counter()
+            scores = {name: float(value) for name, value in validate(judged).items()}
+            row = {
+                "epoch": at.epoch + 1,
+                "step": at.updates,
+                "train_loss": _finite(sums[0] / max(sums[2], 1)),
+                "train_accuracy": sums[1] / max(sums[2], 1),
+                **{name: _finite(value) for name, value in scores.items()},
+                "learning_rate": optimizer.param_groups[-1]["lr"] / optimizer.param_groups[-1]["scale"],
+                "images_per_second": (at.seen - resumed_seen) * world.size / spent,
+                "seconds": at.seconds,
+                "validation_seconds": time.perf_counter() - validation_started,
+                "data_share": waited / spent,
+                "peak_memory_bytes": _peak_memory(device),
+                "skipped_steps": at.skipped,
+            }
+            rows.append(row)
+            if watcher and world.is_main:
+                watcher.on_epoch(row)
+            if _better(scores[spec.select], at.best, spec.select):
+                at.best, at.best_epoch = scores[spec.select], at.epoch
+                best_state = {name: tensor.detach().clone() for name, tensor in judged.state_dict().items()}
+                if best is not None and world.is_main:
+                    save_weights(best_state, best)
+            stop = spec.early_stopping
+            if stop is not None and _better(scores[stop.metric], at.stop_value, stop.metric, stop.min_delta):
+                at.stop_value, at.stop_epoch = scores[stop.metric], at.epoch
+            at.epoch, at.step, at.seen = at.epoch + 1, 0, 0
+            at.loss_sum = at.correct_sum = at.seconds = 0.0
+            if write_rows is not None and world.is_main:
+                write_rows(rows)
+            save_state()
+            stopped_early = _should_stop(at, spec)
+            if distributed.any_true(interrupted.name is not None, world) and at.epoch < spec.epochs:
+                raise TrainingInterruptedError(
+                    f"stopped by {interrupted.name or 'another process'} after epoch {at.epoch}; the state is saved: "
+                    "go on with --resume"
+                )
+
+    if at.best is None:
+        raise TrainingError(
+            f"{spec.select} was never finite, so there is no best model: lower train.optimizer.lr or set "
+            "train.clip_norm"
+        )
+    model.load_state_dict(best_state)
+    model.eval()
+    return FitResult(at.epoch, at.best_epoch + 1, at.best, stopped_early, at.skipped, rows)
+
+
+def _steps(samples: int, batch_size: int, processes: int) -> int:
+    """Batches in an epoch. The last one may be short, but never a single image, which BatchNorm cannot train on."""
+    if samples < batch_size:
+        raise DataError(
+            f"train.batch_size: {batch_size} is more than the {samples} training images: set it to at most "
+            f"{max(2, samples // 2 * 2)}"
+        )
+    if batch_size % (2 * processes):
+        raise DataError(
+            f"train.batch_size: {batch_size} must be a multiple of {2 * processes} for {processes} processes"
+        )
+    rest = samples % batch_size
+    if processes > 1:
+        rest -= rest % (2 * processes)
+    return samples // batch_size + (rest >= 2)
+
+
+def _batches(
+    order: NDArray[np.int64],
+    data: TrainData,
+    augment: Augmenter,
+    spec: TrainSpec,
+    at: Progress,
+    world: World,
+    steps: int,
+) -> Iterator[tuple[Tensor, Tensor, int]]:
+    """This process's augmented batches from `at.step` on, each with the size of the whole batch over all processes.
+
+    Every process takes an even block of the same order, so pairs that are mixed stay together.
+    """
+    epoch, first = at.epoch, at.step
+
+    def make(step: int) -> tuple[Tensor, Tensor, int]:
+        index = order[step * spec.batch_size : (step + 1) * spec.batch_size]
+        if world.size > 1:
+            index = index[: len(index) - len(index) % (2 * world.size)]
+        total = len(index)
+        index = index[total * world.rank // world.size : total * (world.rank + 1) // world.size]
+        images, labels = (torch.from_numpy(array) for array in data.gather(index))
+        if world.device.type == "cuda":
+            images = images.pin_memory().to(world.device, non_blocking=True)
+            labels = labels.pin_memory().to(world.device, non_blocking=True)
+        images, targets = augment(images, labels, epoch=epoch, index=index)
+        return images.to(world.device, non_blocking=True), targets.to(world.device, non_blocking=True), total
+
+    if world.device.type == "cpu":  # augmentation and the step share the cores, so a thread of its own gains nothing
+        yield from map(make, range(first, steps))
+        return
+    ready: queue.Queue[Any] = queue.Queue(maxsize=2)
+    closed = threading.Event()
+
+    def produce() -> None:
+        try:
+            stream = torch.cuda.Stream(world.device)  # type: ignore[no-untyped-call]
+            for step in range(first, steps):
+                with torch.cuda.stream(stream):
+                    batch = make(step)
+                    done = stream.record_event()
+                while not closed.is_set():
+                    with contextlib.suppress(queue.Full):
+                        ready.put((batch, done), timeout=0.1)
+                        break
+                if closed.is_set():
+                    return
+        except BaseException as error:
+            ready.put((error, None))
+
+    threading.Thread(target=produce, daemon=True).start()
+    try:
+        for _ in range(first, steps):
+            batch, done = ready.get()
+            if isinstance(batch, BaseException):
+                raise batch
+            torch.cuda.current_stream(world.device).wait_event(done)
+            for tensor in batch[:2]:
+                tensor.record_stream(torch.cuda.current_stream(world.device))
+            yield batch
+    finally:
+        closed.set()
+
+
+@contextlib.contextmanager
+def _torch_seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """torch's generator at this seed, and as it was afterwards."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def _better(value: float, than: float | None, metric: str, by: float = 0.0) -> bool:
+    if not np.isfinite(value):
+        return False
+    if than is None:
+        return True
+    return value > than + by if metric == "val_accuracy" else value < than - by
+
+
+def _should_stop(at: Progress, spec: TrainSpec) -> bool:
+    return spec.early_stopping is not None and at.epoch - 1 - at.stop_epoch >= spec.early_stopping.patience
+
+
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Bytes: of the GPU in this epoch, or of this process since it began (ru_maxrss is in KiB, on macOS in bytes)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+class _SignalFlag:
+    """While open, SIGTERM and SIGINT only leave their name here; the loop saves and stops at its next good moment."""
+
+    def __init__(self) -> None:
+        self.name: str | None = None
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> _SignalFlag:
+        if threading.current_thread() is threading.main_thread():
+            for kind in (signal.SIGTERM, signal.SIGINT):
+                self._before[kind] = signal.signal(kind, self._note)
+        return self
+
+    def _note(self, number: int, frame: object) -> None:
+        if self.name is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt  # the second Ctrl-C means it
+        self.name = signal.Signals(number).name
+
+    def __exit__(self, *exception: object) -> None:
+        for kind, handler in self._before.items():
+            signal.signal(kind, handler)

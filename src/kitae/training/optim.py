@@ -1,0 +1,108 @@
+"""Optimizers, their parameter groups, and the averaged weights."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kitae.errors import RecipeError
+from kitae.training.spec import OptimizerSpec
+
+# The ones that step without a closure on dense gradients, by the name a recipe uses.
+_UNSUITABLE = {"lbfgs", "sparseadam", "optimizer", "muon"}
+OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+    name.lower(): value
+    for name, value in vars(torch.optim).items()
+    if inspect.isclass(value) and issubclass(value, torch.optim.Optimizer) and name.lower() not in _UNSUITABLE
+}
+
+
+def parameter_groups(
+    model: nn.Module, spec: OptimizerSpec, layers: Sequence[Sequence[str]] = ()
+) -> list[dict[str, Any]]:
+    """Trainable parameters as torch.optim groups: no weight decay on norms, biases and other 1-d parameters.
+
+    Args:
+        layers: parameter names from the stem to the classifier, needed for `layer_decay`: the group that lies d
+            places below the classifier learns at layer_decay ** d times the rate (Clark et al. 2020, ELECTRA).
+
+    Returns:
+        Groups with `params`, `weight_decay` and `scale`, what the learning rate is multiplied by.
+    """
+    depth = {name: len(layers) - 1 - place for place, names in enumerate(layers) for name in names}
+    groups: dict[tuple[float, bool], list[Tensor]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            scale = 1.0 if spec.layer_decay is None else spec.layer_decay ** depth.get(name, 0)
+            groups.setdefault((scale, parameter.ndim > 1), []).append(parameter)
+    if not groups:
+        raise RecipeError("model.freeze leaves nothing to train")
+    return [
+        {"params": parameters, "weight_decay": spec.weight_decay if decayed else 0.0, "scale": scale}
+        for (scale, decayed), parameters in groups.items()
+    ]
+
+
+def build_optimizer(
+    model: nn.Module, spec: OptimizerSpec, layers: Sequence[Sequence[str]] = ()
+) -> torch.optim.Optimizer:
+    """The optimizer of a recipe, fused where torch has a fused version.
+
+    Raises:
+        RecipeError: no such optimizer.
+    """
+    kind = OPTIMIZERS.get(spec.name.lower())
+    if kind is None:
+        near = get_close_matches(spec.name.lower(), OPTIMIZERS, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise RecipeError(f"train.optimizer.name: no optimizer {spec.name!r}{hint}; valid: {', '.join(OPTIMIZERS)}")
+    accepted = inspect.signature(kind).parameters
+    arguments = {
+        name: value
+        for name, value in spec.model_dump(exclude={"name", "layer_decay", "weight_decay"}).items()
+        if name in accepted
+    }
+    if spec.momentum == 0:
+        arguments.pop(
+            "nesterov", None
+        )  # torch refuses Nesterov without momentum; without it there is none to look ahead
+    if "fused" in accepted:
+        arguments["fused"] = True
+    return kind(parameter_groups(model, spec, layers), **arguments)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give every group the rate times its own scale."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["scale"]
+
+
+class AveragedWeights:
+    """Exponential moving average of weights and of floating-point buffers (BatchNorm's statistics).
+
+    Early on the decay is min(decay, (1 + t) / (10 + t)) with t the number of updates, so that the average is not held
+    back by the initial weights (as TensorFlow's ExponentialMovingAverage does).
+
+    Attributes:
+        model: a copy that carries the averages; always in eval mode.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, updates: int) -> None:
+        """Move the averages towards `model`; `updates` is the number of updates made before this one."""
+        decay = min(self.decay, (1 + updates) / (10 + updates))
+        own, other = self.model.state_dict(), model.state_dict()
+        floating = [name for name, tensor in own.items() if tensor.is_floating_point()]
+        torch._foreach_lerp_([own[n] for n in floating], [other[n] for n in floating], 1 - decay)
+        for name in own.keys() - set(floating):
+            own[name].copy_(other[name])
