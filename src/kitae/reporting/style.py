@@ -1,0 +1,266 @@
+"""The look of every figure: colours, sizes, text that fits, and a file that is written whole or not at all.
+
+Figures are drawn with matplotlib's object interface on the Agg canvas. Nothing here reads or writes pyplot's state or
+the user's rcParams beyond what matplotlib itself does, so figures look alike everywhere and may be drawn in threads.
+Sizes are chosen for a phone: a figure is 960 pixels wide, and its smallest text stays readable at 380.
+"""
+
+from __future__ import annotations
+
+import functools
+import unicodedata
+from collections.abc import Iterable, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from kitae.errors import require
+from kitae.files import write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.backends.backend_agg import RendererAgg
+    from matplotlib.figure import Figure
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.ft2font import FT2Font
+
+DPI = 150
+WIDTH = 6.4  # inches
+
+INK, MUTED, GRID, PAPER = "#1f2933", "#5b6770", "#e3e7eb", "#ffffff"
+# Okabe and Ito's palette (2008), told apart under every common colour vision. Yellow is left out: too pale on white.
+BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9"
+SERIES = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY)
+MARKERS = ("o", "s", "^", "D", "v", "P")  # a series differs by its marker too
+
+TITLE, LABEL, SMALL = 13.0, 11.0, 9.5  # points
+
+# DejaVu comes with matplotlib; the others are tried where the system has them, for names in other scripts.
+_FAMILIES = (
+    "DejaVu Sans",
+    "Noto Sans CJK JP",
+    "Noto Sans JP",
+    "IPAGothic",
+    "Hiragino Sans",
+    "Yu Gothic",
+    "Meiryo",
+    "MS Gothic",
+    "Microsoft YaHei",
+    "PingFang SC",
+    "WenQuanYi Zen Hei",
+    "Malgun Gothic",
+    "Noto Sans Devanagari",
+    "Noto Sans Thai",
+    "Arial Unicode MS",
+)
+
+
+def new_figure(
+    width: float = WIDTH, height: float = 4.0, title: str = "", *, layout: str | None = "constrained"
+) -> Figure:
+    """An empty white figure of `width` x `height` inches with its title at the upper left."""
+    require("matplotlib", "train")
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=DPI, facecolor=PAPER, layout=layout)  # type: ignore[arg-type]
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.set(w_pad=0.06, h_pad=0.09, hspace=0.02)  # type: ignore[call-arg]
+    if title:
+        lines = wrap(title, int(width * DPI * 0.96), TITLE, bold=True)
+        figure.suptitle("\n".join(lines), x=0.012, ha="left", fontsize=TITLE, fontweight="bold", color=INK)
+    return figure
+
+
+def dress(ax: Axes, *, xlabel: str = "", ylabel: str = "", heading: str = "", grid: str = "y") -> Axes:
+    """Give axes the house look: two spines, quiet grid (`x`, `y`, `both` or empty), labelled axes."""
+    ax.set_facecolor(PAPER)
+    for side, spine in ax.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color(MUTED)
+        spine.set_linewidth(0.8)
+    ax.tick_params(labelsize=LABEL - 1, colors=MUTED, labelcolor=INK, width=0.8, length=3)
+    ax.set_axisbelow(True)
+    ax.grid(False)
+    if grid:
+        ax.grid(True, axis=grid, color=GRID, linewidth=0.8)  # type: ignore[arg-type]
+    if xlabel:
+        ax.set_xlabel(xlabel, fontsize=LABEL, color=INK)
+    if ylabel:
+        ax.set_ylabel(ylabel, fontsize=LABEL, color=INK)
+    if heading:
+        ax.set_title(heading, loc="left", fontsize=LABEL, fontweight="bold", color=INK, pad=6)
+    return ax
+
+
+def legend(
+    ax: Axes, *, columns: int = 3, loc: Literal["lower left", "lower right"] = "lower right", markers: float = 1.0
+) -> None:
+    """A legend above the axes, where it can cover no data; `markers` scales them."""
+    ax.legend(
+        loc=loc,
+        bbox_to_anchor=(1.0 if "right" in loc else 0.0, 1.0),
+        ncols=columns,
+        frameon=False,
+        fontsize=SMALL,
+        labelcolor=INK,
+        borderaxespad=0.2,
+        handlelength=1.6,
+        columnspacing=1.2,
+        handletextpad=0.5,
+        markerscale=markers,
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------- text
+
+
+@functools.cache
+def _families() -> tuple[str, ...]:
+    from matplotlib.font_manager import fontManager
+
+    there = {entry.name for entry in fontManager.ttflist}
+    return tuple(name for name in _FAMILIES if name in there) or ("DejaVu Sans",)
+
+
+@functools.cache
+def _faces() -> tuple[FT2Font, ...]:
+    from matplotlib.font_manager import findfont, get_font
+
+    return tuple(get_font(findfont(name)) for name in _families())
+
+
+@functools.cache
+def _drawable(character: str) -> bool:
+    return any(face.get_char_index(ord(character)) for face in _faces())
+
+
+@functools.cache
+def _font(size: float, bold: bool) -> FontProperties:
+    from matplotlib.font_manager import FontProperties
+
+    return FontProperties(family=list(_families()), size=size, weight="bold" if bold else "normal")
+
+
+@functools.cache
+def _renderer() -> RendererAgg:
+    from matplotlib.backends.backend_agg import RendererAgg
+
+    return RendererAgg(1, 1, DPI)  # type: ignore[no-untyped-call]
+
+
+def plain(text: object) -> str:
+    """One line of text that the fonts here can draw: control characters become spaces, missing glyphs a box."""
+    cleaned = "".join(" " if unicodedata.category(c)[0] in "CZ" else c for c in str(text))
+    return "".join(c if _drawable(c) else "□" for c in " ".join(cleaned.split()))
+
+
+@functools.lru_cache(maxsize=4096)
+def text_width(text: str, size: float, bold: bool = False) -> float:
+    """Width in pixels of one line of text at `size` points."""
+    extent: tuple[float, float, float] = _renderer().get_text_width_height_descent(  # type: ignore[no-untyped-call]
+        text, _font(size, bold), ismath=False
+    )
+    return extent[0]
+
+
+def fit(text: object, width: float, size: float, *, bold: bool = False) -> str:
+    """`text` as one line of at most `width` pixels; what does not fit is left out of its middle."""
+    line = plain(text)
+    if text_width(line, size, bold) <= width:
+        return line
+    low, high = 0, len(line)
+    while low < high:  # the longest that fits
+        keep = (low + high + 1) // 2
+        low, high = (keep, high) if text_width(_elide(line, keep), size, bold) <= width else (low, keep - 1)
+    return _elide(line, low)
+
+
+def _elide(line: str, keep: int) -> str:
+    tail = keep // 3
+    return line[: keep - tail].rstrip() + "…" + (line[-tail:].lstrip() if tail else "")
+
+
+def wrap(text: object, width: float, size: float, *, lines: int = 2, bold: bool = False) -> list[str]:
+    """`text` broken between words into at most `lines` lines of `width` pixels; a rest is elided."""
+    words, out = plain(text).split(" "), [""]
+    for position, word in enumerate(words):
+        longer = f"{out[-1]} {word}".strip()
+        if not out[-1] or text_width(longer, size, bold) <= width:
+            out[-1] = longer
+        elif len(out) < lines:
+            out.append(word)
+        else:
+            out[-1] = " ".join([out[-1], *words[position:]])
+            break
+    return [fit(line, width, size, bold=bold) for line in out]
+
+
+def labels(names: Sequence[object], width: float, size: float) -> list[str]:
+    """Names shortened to `width` pixels and still different from each other (else numbered)."""
+    short = [fit(name, width, size) for name in names]
+    if len(set(short)) == len(short) and all(s.strip("□… ") for s in short):
+        return short
+    return [
+        s if short.count(s) == 1 and s.strip("□… ") else fit(f"{i}: {name}", width, size)
+        for i, (s, name) in enumerate(zip(short, names, strict=True))
+    ]
+
+
+# ------------------------------------------------------------------------------------------------------------- numbers
+
+
+def percent(value: float, _: object = None) -> str:
+    """A proportion as a tick label."""
+    return f"{100 * value:.6g}"
+
+
+def number(value: float, _: object = None) -> str:
+    """A plain number as a tick label, without mathtext."""
+    return f"{value:.6g}"
+
+
+def size_text(value: float, _: object = None) -> str:
+    """Bytes in decimal units, three digits: 44.7 MB."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if abs(value) >= scale * 0.9995:
+            return f"{value / scale:.3g} {unit}" if value / scale < 1000 else f"{value / scale:.0f} {unit}"
+    return f"{value:.0f} B"
+
+
+# --------------------------------------------------------------------------------------------------------------- files
+
+
+def save(figure: Figure, path: str | Path) -> Path:
+    """Render `figure` and put the PNG at `path`, whole or not at all.
+
+    Raises:
+        KitaeError: the file cannot be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        text.set_parse_math(False)  # a class named "$a$" is a name, not a formula
+        text.set_usetex(False)
+        text.set_fontfamily(list(_families()))
+    canvas = FigureCanvasAgg(figure)
+    buffer = BytesIO()
+    # Without the version string, the same picture has the same bytes.
+    canvas.print_png(buffer, metadata={"Software": None})  # type: ignore[no-untyped-call]
+    path = Path(path)
+    write_atomically(path, buffer.getvalue())
+    return path
+
+
+def finite(values: Iterable[Any]) -> list[float]:
+    """Values as floats; what is missing or not finite becomes NaN, which matplotlib leaves out."""
+    out = []
+    for value in values:
+        try:
+            number_ = float(value)
+        except (TypeError, ValueError):
+            number_ = float("nan")
+        out.append(number_ if abs(number_) < float("inf") else float("nan"))
+    return out
