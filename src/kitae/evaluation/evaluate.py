@@ -1,0 +1,288 @@
+"""From a model to its numbers: logits of every image once, then metrics with intervals.
+
+predict_logits is the only function here that runs a network; the rest is arithmetic on float32 [N, K] logits and int64
+[N] labels, so that a number can be worked out again from the predictions file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor, nn
+
+from kitae.errors import DataError
+from kitae.evaluation import intervals
+from kitae.evaluation.calibration import BINS, bin_errors, check_logits, log_probabilities, probabilities
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Gather = Callable[[NDArray[np.int64]], tuple[NDArray[np.uint8], NDArray[np.int64]]]
+"""rows int64 [b] -> images uint8 [b, C, H, W], labels int64 [b]."""
+
+Views = Callable[[NDArray[np.uint8]], Iterable[NDArray[np.uint8]]]
+"""images uint8 [b, C, H, W] -> its views, each uint8 [b, C, H, W]."""
+
+_AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def predict_logits(
+    model: nn.Module,
+    gather: Gather,
+    rows: ArrayLike,
+    *,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    batch_size: int = 256,
+    device: str | torch.device = "cpu",
+    precision: str = "fp32",
+    views: Views | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Logits of the images at `rows`, each exactly once and in their order.
+
+    The model runs in eval mode without gradients, and every module gets its mode back afterwards. It must already be on
+    `device`. Pixels become (pixel / 255 - mean) / std in the model's own dtype. No random number is drawn.
+
+    Args:
+        gather: fetches a batch.
+        rows: int [N], what `gather` understands.
+        mean, std: one number a channel; None leaves pixels in [0, 1].
+        batch_size: images per forward pass; changes results by rounding only.
+        precision: fp32, bf16 or fp16 (autocast); the logits come back as float32.
+        views: test-time augmentation. Probabilities are averaged over the views, and the log of the mean comes back in
+            place of logits, so that whatever follows need not know.
+        progress: called with the number of images after each batch.
+
+    Returns:
+        logits float32 [N, K] and labels int64 [N].
+
+    Raises:
+        DataError: there are no rows.
+        TrainingError: a logit is not finite.
+    """
+    index = np.asarray(rows, dtype=np.int64)
+    if index.size == 0:
+        raise DataError("there are no images to predict; the split is empty")
+    if precision not in _AUTOCAST:
+        raise ValueError(f"precision must be one of {', '.join(_AUTOCAST)}, not {precision!r}")
+    dtype = _AUTOCAST[precision]
+    target = torch.device(device)
+    convert = _Normalize(model, mean, std, target)
+    outputs: list[Tensor] = []
+    truths: list[NDArray[np.int64]] = []
+    with _evaluating(model), torch.no_grad(), torch.autocast(target.type, dtype, enabled=dtype is not None):
+        for start in range(0, index.size, batch_size):
+            images, labels = gather(index[start : start + batch_size])
+            if views is None:
+                outputs.append(model(convert(images)).float())
+            else:
+                logs = torch.stack([F.log_softmax(model(convert(view)).float(), dim=1) for view in views(images)])
+                outputs.append(logs.logsumexp(dim=0) - float(np.log(len(logs))))
+            truths.append(np.asarray(labels, dtype=np.int64))
+            if progress is not None:
+                progress(len(images))
+    # One copy at the end: a copy per batch would make a GPU wait for each.
+    logits, _ = check_logits(torch.cat(outputs).cpu().numpy())
+    return logits, np.concatenate(truths)
+
+
+class _Normalize:
+    """uint8 [b, C, H, W] on the host -> normalised tensor on the device, in the model's dtype and memory format."""
+
+    def __init__(
+        self, model: nn.Module, mean: Sequence[float] | None, std: Sequence[float] | None, device: torch.device
+    ) -> None:
+        floating = [p for p in model.parameters() if p.is_floating_point()]
+        self.dtype = floating[0].dtype if floating else torch.float32
+        last = any(
+            p.ndim == 4 and p.is_contiguous(memory_format=torch.channels_last) and not p.is_contiguous()
+            for p in floating
+        )
+        self.memory_format = torch.channels_last if last else torch.contiguous_format
+        self.device = device
+        self.mean = torch.tensor(mean or [0.0], device=device).reshape(1, -1, 1, 1)
+        self.scale = 1.0 / torch.tensor(std or [1.0], device=device).reshape(1, -1, 1, 1)
+
+    def __call__(self, images: NDArray[np.uint8]) -> Tensor:
+        batch = torch.from_numpy(np.ascontiguousarray(images)).to(self.device)
+        batch = batch.to(torch.float32, memory_format=self.memory_format)
+        return ((batch / 255 - self.mean) * self.scale).to(self.dtype)
+
+
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def evaluate(
+    logits: ArrayLike, labels: ArrayLike, classes: Sequence[str], temperature: float = 1.0, *, seed: int = 0
+) -> dict[str, Any]:
+    """Every number of one split, ready for JSON: proportions in [0, 1], intervals as [low, high] at 95 %.
+
+    Args:
+        logits: float [N, K]; predictions are their argmax, whatever the temperature.
+        labels: int [N].
+        classes: K names.
+        temperature: divides the logits before loss, Brier score and calibration error are taken.
+        seed: keys the bootstrap.
+
+    Returns:
+        count; accuracy; top5 (K > 5); balanced_accuracy (mean over the classes present); loss (mean negative log
+        likelihood, nats); brier (sum over classes of squared error, in [0, 2]); ece (15 bins); each with NAME_interval;
+        temperature; per_class {name: accuracy, accuracy_interval, count} (null where a class has no image);
+        classes_absent; confusion (rows true, columns predicted); intervals (the method of each, and what they cover).
+
+    Raises:
+        DataError: shapes, labels or names do not fit, or there is no image.
+        TrainingError: a logit is not finite.
+    """
+    from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix
+
+    values, truth = check_logits(logits, labels)
+    count, K = values.shape
+    if len(classes) != K or len(set(classes)) != K:
+        raise DataError(f"{K} classes need {K} different names, not {len(classes)} ({len(set(classes))} different)")
+    predicted = values.argmax(axis=1)
+    logs = log_probabilities(values, temperature)
+    chances = np.exp(logs)
+    rows = np.arange(count)
+    targets = torch.from_numpy(truth)
+    confusion = multiclass_confusion_matrix(torch.from_numpy(predicted), targets, K).numpy()
+    right, totals = confusion.diagonal(), confusion.sum(axis=1)
+    present = totals > 0
+    losses = -logs[rows, truth]
+    briers = (chances**2).sum(axis=1) - 2 * chances[rows, truth] + 1
+    index, errors = bin_errors(chances[rows, predicted], predicted == truth)
+
+    def ece(resampled: NDArray[np.int64]) -> float:
+        return float(np.abs(np.bincount(index[resampled], errors[resampled], BINS)).sum() / count)
+
+    result: dict[str, Any] = {"count": count}
+    methods: dict[str, Any] = {
+        "level": intervals.LEVEL,
+        "covers": "the choice of test images; the trained model is held fixed",
+    }
+
+    def add(name: str, value: float, interval: intervals.Interval | None, method: str) -> None:
+        result[name] = value
+        result[f"{name}_interval"] = None if interval is None else list(interval)
+        methods[name] = method
+
+    hits = int(right.sum())
+    add("accuracy", hits / count, intervals.wilson(hits, count), "Wilson")
+    if K > 5:
+        top5 = multiclass_accuracy(torch.from_numpy(values), targets, K, top_k=5, average="micro")
+        hits5 = round(float(top5) * count)
+        add("top5", hits5 / count, intervals.wilson(hits5, count), "Wilson")
+    balanced = float((right[present] / totals[present]).mean())
+    add("balanced_accuracy", balanced, intervals.balanced(right, totals), "normal, independent classes")
+    add("loss", float(losses.mean()), _at_least_0(intervals.normal_mean(losses)), "normal")
+    add("brier", float(briers.mean()), _at_least_0(intervals.normal_mean(briers)), "normal")
+    estimate = ece(rows)
+    spread = intervals.bootstrap(ece, count, estimate=estimate, seed=seed)
+    add("ece", estimate, _at_least_0(spread), "basic bootstrap of images, 1000 replicates")
+    result["temperature"] = float(temperature)
+    result["per_class"] = {}
+    for name, hit, total in zip(classes, right.tolist(), totals.tolist(), strict=True):
+        interval = intervals.wilson(hit, total)
+        result["per_class"][name] = {
+            "accuracy": hit / total if total else None,
+            "accuracy_interval": None if interval is None else list(interval),
+            "count": total,
+        }
+    result["classes_absent"] = [name for name, here in zip(classes, present, strict=True) if not here]
+    result["confusion"] = confusion.tolist()
+    result["intervals"] = methods
+    return result
+
+
+def _at_least_0(interval: intervals.Interval | None) -> intervals.Interval | None:
+    return None if interval is None else (max(0.0, interval[0]), max(0.0, interval[1]))
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A wrong prediction: which position, what it was, what it was taken for, and the probability given to that."""
+
+    position: int
+    label: int
+    predicted: int
+    confidence: float
+
+
+def mistakes(logits: ArrayLike, labels: ArrayLike, k: int = 25, temperature: float = 1.0) -> list[Mistake]:
+    """The `k` (or fewer) wrong predictions that were most confident, most confident first; ties by position.
+
+    Raises:
+        DataError, TrainingError: as `evaluate`.
+    """
+    values, truth = check_logits(logits, labels)
+    predicted = values.argmax(axis=1)
+    confidence = probabilities(values, temperature)[np.arange(len(truth)), predicted]
+    wrong = np.flatnonzero(predicted != truth)
+    worst = wrong[np.argsort(-confidence[wrong], kind="stable")][: max(k, 0)]
+    return [Mistake(int(i), int(truth[i]), int(predicted[i]), float(confidence[i])) for i in worst]
+
+
+def predictions_table(
+    names: Sequence[str],
+    labels: ArrayLike | None,
+    logits: ArrayLike,
+    classes: Sequence[str],
+    temperature: float = 1.0,
+) -> pa.Table:
+    """One row an image: name, label and predicted (class names), confidence, probabilities (list of K float32).
+
+    The class names, in the order of the probabilities, are in the table's metadata under `classes` (JSON), beside
+    `temperature`. Without labels (new images) the label column is null.
+
+    Args:
+        names: N paths or names.
+        labels: int [N] or None.
+        logits: float [N, K].
+        classes: K names.
+
+    Raises:
+        DataError: lengths do not fit.
+        TrainingError: a logit is not finite.
+    """
+    import json
+
+    import pyarrow as pa
+
+    values, truth = check_logits(logits, labels)
+    if len(names) != len(values) or len(classes) != values.shape[1]:
+        raise DataError(
+            f"logits {list(values.shape)} need {len(values)} names and {values.shape[1]} classes, not {len(names)} and "
+            f"{len(classes)}"
+        )
+    predicted = values.argmax(axis=1)
+    chances = probabilities(values, temperature)
+    words = np.asarray(classes, dtype=object)
+    flat = pa.array(chances.astype(np.float32).reshape(-1), pa.float32())
+    table = pa.table(
+        {
+            "name": pa.array([str(name) for name in names], pa.string()),
+            "label": pa.array(words[truth] if labels is not None else [None] * len(values), pa.string()),
+            "predicted": pa.array(words[predicted], pa.string()),
+            "confidence": pa.array(chances[np.arange(len(values)), predicted].astype(np.float32), pa.float32()),
+            "probabilities": pa.FixedSizeListArray.from_arrays(flat, values.shape[1]),
+        }
+    )
+    return table.replace_schema_metadata(
+        {"classes": json.dumps(list(classes), ensure_ascii=False), "temperature": repr(float(temperature))}
+    )

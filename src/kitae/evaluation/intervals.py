@@ -1,0 +1,159 @@
+"""95 % intervals, one method for each kind of number.
+
+All of them hold the trained model fixed and cover the chance in *which test images* were drawn. They say nothing of how
+another seed would have trained; `kitae study` measures that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import comb, sqrt
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from kitae import keyed
+from kitae.errors import DataError
+
+LEVEL = 0.95
+Interval = tuple[float, float]
+
+
+def _z(level: float) -> float:
+    if not 0 < level < 1:
+        raise ValueError(f"level must be in (0, 1), not {level}")
+    return float(keyed.normal_quantile((1 + level) / 2))
+
+
+def wilson(successes: int, count: int, level: float = LEVEL) -> Interval | None:
+    """Score interval of a proportion (Wilson 1927): inside [0, 1], sensible at 0 and 1. None where count is 0."""
+    if not 0 <= successes <= count:
+        raise ValueError(f"successes must be in [0, {count}], not {successes}")
+    if count == 0:
+        return None
+    z = _z(level)
+    p = successes / count
+    centre = (p + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * sqrt(p * (1 - p) / count + z * z / (4 * count * count))
+    # At the ends the bound is exactly 0 or 1; rounding must not say otherwise.
+    return (0.0 if successes == 0 else max(0.0, centre - half), 1.0 if successes == count else min(1.0, centre + half))
+
+
+def normal_mean(values: ArrayLike, level: float = LEVEL) -> Interval | None:
+    """Normal interval of the mean of `values` [N]: mean -+ z s / sqrt(N). None where N < 2."""
+    array = np.asarray(values, dtype=np.float64)
+    if array.size < 2:
+        return None
+    half = _z(level) * float(array.std(ddof=1)) / sqrt(array.size)
+    mean = float(array.mean())
+    return (mean - half, mean + half)
+
+
+def balanced(successes: ArrayLike, counts: ArrayLike, level: float = LEVEL) -> Interval | None:
+    """Interval of the mean of per-class accuracies from int [K] correct and int [K] images; empty classes are left out.
+
+    Normal, with the variance of independent proportions, each pulled half a success from its ends so that a class
+    without a mistake is not taken for a class without doubt (as Agresti and Coull 1998 do).
+    """
+    right, total = np.asarray(successes, dtype=np.float64), np.asarray(counts, dtype=np.float64)
+    right, total = right[total > 0], total[total > 0]
+    if total.size == 0:
+        return None
+    p = (right + 0.5) / (total + 1)
+    half = _z(level) * sqrt(float((p * (1 - p) / total).sum())) / total.size
+    mean = float((right / total).mean())
+    return (max(0.0, mean - half), min(1.0, mean + half))
+
+
+def bootstrap(
+    statistic: Callable[[NDArray[np.int64]], float],
+    count: int,
+    *,
+    estimate: float,
+    seed: int = 0,
+    replicates: int = 1000,
+    level: float = LEVEL,
+) -> Interval | None:
+    """Basic bootstrap interval (Efron and Tibshirani 1993): [2 e - q_hi, 2 e - q_lo], and the estimate e itself.
+
+    The reflection matters where a statistic is biased, as the calibration error is (never negative, so noise adds to
+    it): replicates carry the bias twice, and reflecting takes it out once.
+
+    Args:
+        statistic: of int64 [count] resampled positions.
+        count: how many images there are.
+        estimate: the statistic of all positions, once each.
+        seed: keys the resampling; the same seed gives the same interval on every platform.
+    """
+    if count < 2:
+        return None
+    # A counter-based generator of its own; raw words, since only they are the same in every version of NumPy.
+    generator = np.random.Philox(key=keyed.derive_seed(seed, 0, 0, keyed.SLOT_BOOTSTRAP))
+    values = np.empty(replicates)
+    for i in range(replicates):
+        high_words = generator.random_raw(count) >> np.uint64(32)
+        values[i] = statistic(((high_words * np.uint64(count)) >> np.uint64(32)).astype(np.int64))
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return (min(estimate, float(2 * estimate - high)), max(estimate, float(2 * estimate - low)))
+
+
+def median(values: ArrayLike, level: float = LEVEL) -> Interval | None:
+    """Order-statistic interval of the median of `values` [N], free of any distribution; None where N < 6.
+
+    The k-th smallest and k-th largest, k as large as a Binomial(N, 1/2) allows with at least `level` between them.
+    """
+    array = np.sort(np.asarray(values, dtype=np.float64))
+    count, tail, k = array.size, 0.0, 0
+    while k < count // 2:
+        tail += comb(count, k) / 2.0**count
+        if 2 * tail > 1 - level:
+            break
+        k += 1
+    return (float(array[k - 1]), float(array[count - k])) if k else None
+
+
+def paired_difference(before: ArrayLike, after: ArrayLike, labels: ArrayLike, level: float = LEVEL) -> dict[str, Any]:
+    """Accuracy of `after` minus accuracy of `before` on the same images, with an interval.
+
+    Only images on which the two disagree about being right count, so the interval is much narrower than that of either
+    accuracy. It is the adjusted Wald interval of Agresti and Min (2005): half an image added to each cell of the two by
+    two table. The p-value is McNemar's exact one.
+
+    Args:
+        before, after: int [N] predicted classes.
+        labels: int [N].
+
+    Returns:
+        difference, interval, gained (wrong, then right), lost (right, then wrong), p_value, count, level, method.
+
+    Raises:
+        DataError: lengths differ or are 0.
+    """
+    first, second, truth = np.asarray(before), np.asarray(after), np.asarray(labels)
+    if first.shape != truth.shape or second.shape != truth.shape or truth.ndim != 1 or truth.size == 0:
+        raise DataError(
+            f"a paired difference needs two predictions and a label of each image, not {first.shape}, {second.shape} "
+            f"and {truth.shape}"
+        )
+    was, now = first == truth, second == truth
+    gained, lost, count = int((now & ~was).sum()), int((was & ~now).sum()), truth.size
+    total, up, down = count + 2, gained + 0.5, lost + 0.5
+    centre = (up - down) / total
+    half = _z(level) * sqrt(up + down - (up - down) ** 2 / total) / total
+    return {
+        "difference": (gained - lost) / count,
+        "interval": [max(-1.0, centre - half), min(1.0, centre + half)],
+        "gained": gained,
+        "lost": lost,
+        "p_value": _mcnemar(gained, lost),
+        "count": count,
+        "level": level,
+        "method": "Agresti-Min; covers the test images, the two models held fixed",
+    }
+
+
+def _mcnemar(gained: int, lost: int) -> float:
+    from scipy.stats import binomtest
+
+    return float(binomtest(gained, gained + lost, 0.5).pvalue) if gained + lost else 1.0
