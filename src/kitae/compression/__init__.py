@@ -1,0 +1,1 @@
+"""From a trained network to a smaller and faster one, within an accuracy budget."""

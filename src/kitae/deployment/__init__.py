@@ -1,0 +1,1 @@
+"""From a trained network to one file that runs where PyTorch is not installed."""

@@ -1,0 +1,251 @@
+"""Write a trained network as one ONNX file that needs nothing else: images in, calibrated probabilities out.
+
+    images uint8 [N, C, H, W]  ->  (images / 255 - mean) / std  ->  network  ->  softmax(logits / temperature)
+
+The weights lie inside the file, N is free, and the metadata (a JSON object under the key `kitae`) carries the class
+names, the decode-and-resize rules and where the file came from. A file appears only after it was verified.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+import kitae
+from kitae.deployment.verify import Parity, probe_images, torch_reference, verify_float
+from kitae.errors import ExportError, require
+from kitae.files import write_atomically
+from kitae.preprocess import PreprocessRules
+from kitae.runtime import FORMAT_VERSION, INPUT, METADATA_KEY, OUTPUT, content_hash
+
+if TYPE_CHECKING:
+    import onnx
+
+Target = Literal["any", "vnni"]
+
+
+@dataclass(frozen=True)
+class Card:
+    """What an exported file says about itself, besides its weights.
+
+    Attributes:
+        classes: K class names, in the order of the network's outputs.
+        rules: how an image becomes the graph's input.
+        mean, std: per channel, of pixel values scaled to [0, 1]; inside the graph, and repeated here.
+        temperature: divides the logits before the softmax; fitted on validation.
+        precision: `fp32`, or how it was quantized: `int8-static`, `int8-qat`, `int8-dynamic`.
+        target: `vnni` only for INT8 files whose sums can saturate on CPUs without VNNI.
+        recipe: the name of the recipe of the run it came from.
+        notes: anything else that is plain JSON (ratios, measured accuracy).
+    """
+
+    classes: tuple[str, ...]
+    rules: PreprocessRules
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    temperature: float = 1.0
+    precision: str = "fp32"
+    target: Target = "any"
+    recipe: str = ""
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        channels = self.rules.channels
+        if len(self.mean) != channels or len(self.std) != channels:
+            raise ExportError(f"mean and std need {channels} values, not {len(self.mean)} and {len(self.std)}")
+        if not self.temperature > 0:
+            raise ExportError(f"temperature must be positive, not {self.temperature}")
+
+    def but(self, **changes: Any) -> Card:
+        """A copy with some fields changed."""
+        return replace(self, **changes)
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the graph's input."""
+        return (self.rules.channels, self.rules.image_size, self.rules.image_size)
+
+    def to_metadata(self, sha256: str) -> dict[str, Any]:
+        """The JSON object of the file's metadata."""
+        card = asdict(self)
+        card.pop("rules")
+        return {
+            "format": FORMAT_VERSION,
+            "kitae": kitae.__version__,
+            **{name: list(value) if isinstance(value, tuple) else value for name, value in card.items()},
+            "preprocess": self.rules.to_dict(),
+            "sha256": sha256,
+        }
+
+
+class Classifier(nn.Module):
+    """A network with the normalisation before it and the calibrated softmax after it; this is what is exported."""
+
+    def __init__(self, network: nn.Module, card: Card) -> None:
+        super().__init__()
+        self.network = network
+        # One multiplication and one addition a pixel: (x / 255 - mean) / std = x * scale + shift.
+        mean, std = (torch.tensor(value, dtype=torch.float64).reshape(1, -1, 1, 1) for value in (card.mean, card.std))
+        self.scale: Tensor
+        self.shift: Tensor
+        self.register_buffer("scale", (1.0 / (255.0 * std)).float())
+        self.register_buffer("shift", (-mean / std).float())
+        self.sharpness = 1.0 / card.temperature
+
+    def forward(self, images: Tensor) -> Tensor:
+        """uint8 [N, C, H, W] -> float32 [N, K]."""
+        logits = self.network(images.float() * self.scale + self.shift)
+        return torch.softmax(logits * self.sharpness, dim=1)
+
+
+def to_onnx(network: nn.Module, card: Card) -> onnx.ModelProto:
+    """The ONNX graph of a network, BatchNorm folded into the convolutions, with a free batch size.
+
+    The network is copied to the CPU, set to eval mode and float32; the original is not touched.
+
+    Raises:
+        ExportError: an operation of the network has no ONNX counterpart (it is named), or one that draws random numbers
+            is left in the graph.
+    """
+    require("onnx", "compress")
+    require("onnxscript", "compress")
+    classifier = Classifier(copy.deepcopy(network).to("cpu", torch.float32), card).eval()
+    example = torch.zeros((2, *card.input_shape), dtype=torch.uint8)  # two: a batch of one would be taken as fixed
+    with torch.no_grad(), _quiet():
+        try:
+            shape = classifier(example).shape
+            if shape != (2, len(card.classes)):
+                raise ExportError(f"the network gives {list(shape)} for two images, not [2, {len(card.classes)}]")
+            program = torch.onnx.export(
+                classifier,
+                (example,),
+                dynamo=True,
+                external_data=False,
+                dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                verbose=False,
+            )
+        except ExportError:
+            raise
+        except Exception as error:
+            raise ExportError(f"the network cannot be exported to ONNX: {_culprit(error)}") from error
+    assert program is not None
+    proto: onnx.ModelProto = program.model_proto
+    _strip(proto)
+    return proto
+
+
+def serialize(proto: onnx.ModelProto, card: Card) -> bytes:
+    """A file's content: the graph, and the metadata with its hash. The same graph and card give the same bytes."""
+    stamped = type(proto)()
+    stamped.CopyFrom(proto)
+    del stamped.metadata_props[:]
+    try:
+        digest = content_hash(stamped.SerializeToString(deterministic=True))
+        entry = stamped.metadata_props.add()
+        entry.key = METADATA_KEY
+        entry.value = json.dumps(card.to_metadata(digest), sort_keys=True, allow_nan=False)
+        return bytes(stamped.SerializeToString(deterministic=True))
+    except ExportError:
+        raise
+    except Exception as error:  # protobuf refuses messages above 2 GiB
+        raise ExportError(f"the graph cannot be written as one file: {error}") from error
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file that was written.
+
+    Attributes:
+        path: where it lies.
+        bytes: its size; there is no second file.
+        parity: how far it is from the network.
+    """
+
+    path: Path
+    bytes: int
+    parity: Parity
+
+
+def export(network: nn.Module, path: str | Path, card: Card, images: NDArray[np.uint8] | None = None) -> Exported:
+    """Export a network in float32, verify the file against it, and only then let it appear.
+
+    Args:
+        network: gives logits [N, K] for normalised float images [N, C, H, W]; not changed.
+        path: where to; what was there is kept if anything fails.
+        card: class names, rules, normalisation, temperature.
+        images: uint8 [N, C, H, W] to verify with, 32 or more; without them pictures are made up.
+
+    Raises:
+        ExportError: an operation cannot be exported, or the file does not compute what the network computes.
+    """
+    if images is None:
+        images = probe_images(card.input_shape)
+    reference = torch_reference(network, card.mean, card.std, card.temperature)
+    content = serialize(to_onnx(network, card), card)
+    parity = verify_float(content, reference, images)
+    write_atomically(Path(path), content)
+    return Exported(Path(path), len(content), parity)
+
+
+def _strip(proto: onnx.ModelProto) -> None:
+    """Drop stack traces and other traces of the exporting machine: they hold paths, and bytes that tiny nets notice."""
+    del proto.metadata_props[:]
+    proto.doc_string = ""
+    graph = proto.graph
+    graph.doc_string = ""
+    del graph.metadata_props[:]
+    for item in (*graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        item.doc_string = ""
+        del item.metadata_props[:]
+
+
+def _culprit(error: BaseException) -> str:
+    """The operation that could not be exported, or else the last line of what the exporter says."""
+    chain: list[str] = []
+    current: BaseException | None = error
+    while current is not None and len(chain) < 8:
+        chain.append(str(current))
+        current = current.__cause__ or current.__context__
+    text = "\n".join(chain)
+    for pattern in (
+        r"No ONNX function found for <OpOverload\(op='([\w.]+)'",
+        r"No decompositions registered for .*?<OpOverload\(op='([\w.]+)'",
+        r"Error when translating node %?\w+ .*?target=([\w.]+)",
+        r"target=torch\.ops\.([\w.]+)",
+        r"<OpOverload\(op='([\w.]+)'",
+    ):
+        if found := re.search(pattern, text, re.DOTALL):
+            return f"the operation {found.group(1)} has no ONNX counterpart here"
+    lines = [line.strip() for line in chain[-1].splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter's progress lines and deprecation warnings say nothing to a user."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,288 @@
+"""Does the file compute what the network computes? Asked before it is kept, and answered with numbers.
+
+The reference is the PyTorch network itself, normalised here a second time from its mean and standard deviation, so
+that a mistake in the exported normalisation cannot hide behind itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from kitae.errors import ExportError, require
+from kitae.keyed import uniform
+from kitae.runtime import INPUT, OUTPUT
+
+if TYPE_CHECKING:
+    import onnx
+    import onnxruntime
+
+BATCH_SIZES = (1, 2, 7, 32)
+
+# Float arithmetic in another order moves a logit by about 1e-6 of the largest activation. A probability moves by the
+# same share of itself; the absolute term covers probabilities that are nearly zero.
+RELATIVE, ABSOLUTE = 5e-3, 1e-5
+
+RANDOM_OPS = frozenset(
+    {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial", "Dropout"}
+)
+
+Reference = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far a file is from its reference.
+
+    Attributes:
+        images: how many images were compared.
+        max_error: largest absolute difference of a probability.
+        flips: images whose most probable class differs.
+        batch_sizes: each was tried.
+    """
+
+    images: int
+    max_error: float
+    flips: int
+    batch_sizes: tuple[int, ...]
+
+    @property
+    def flip_share(self) -> float:
+        """Flips as a share of the images, in [0, 1]."""
+        return self.flips / self.images
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Outputs side by side.
+
+    Attributes:
+        images: how many.
+        batch_sizes: those tried.
+        got, expected: float32 [M, K]; the first batches of each size, then the sweep over all images.
+        sweep: float32 [N, K], the candidate's outputs for all images.
+    """
+
+    images: int
+    batch_sizes: tuple[int, ...]
+    got: NDArray[np.float32]
+    expected: NDArray[np.float32]
+    sweep: NDArray[np.float32]
+
+    def parity(self) -> Parity:
+        """The comparison in a few numbers."""
+        wanted = self.expected[-self.images :]
+        return Parity(
+            images=self.images,
+            max_error=float(np.abs(self.got - self.expected).max()),
+            flips=int((self.sweep.argmax(axis=1) != wanted.argmax(axis=1)).sum()),
+            batch_sizes=self.batch_sizes,
+        )
+
+
+def open_session(
+    content: bytes | str | Path, *, threads: int | None = None, optimize: bool = True
+) -> onnxruntime.InferenceSession:
+    """An onnxruntime session on the CPU. `optimize=False` runs every node as it is written: an INT8 graph of
+    QuantizeLinear and DequantizeLinear pairs is then computed in float, as quantization-aware training simulates it.
+
+    Raises:
+        ExportError: onnxruntime cannot load the graph.
+    """
+    ort = require("onnxruntime", "runtime")
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    if not optimize:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    source = content if isinstance(content, bytes) else str(content)
+    try:
+        session: onnxruntime.InferenceSession = ort.InferenceSession(
+            source, options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ExportError(f"onnxruntime {ort.__version__} cannot load the graph: {reason}") from error
+    return session
+
+
+def session_reference(session: onnxruntime.InferenceSession) -> Reference:
+    """A session as a function: uint8 [N, C, H, W] -> probabilities float32 [N, K]."""
+
+    def probabilities(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        output: NDArray[np.float32] = session.run([OUTPUT], {INPUT: np.ascontiguousarray(images)})[0]
+        return output
+
+    return probabilities
+
+
+def torch_reference(
+    network: nn.Module, mean: Sequence[float], std: Sequence[float], temperature: float = 1.0
+) -> Reference:
+    """A network in PyTorch as a function: uint8 [N, C, H, W] -> probabilities float32 [N, K].
+
+    The network is put into eval mode while it is called, and left as it was.
+    """
+    try:
+        device = next(network.parameters()).device
+    except StopIteration:
+        device = torch.device("cpu")
+    centre = torch.tensor(tuple(mean), dtype=torch.float32, device=device).reshape(1, -1, 1, 1)
+    spread = torch.tensor(tuple(std), dtype=torch.float32, device=device).reshape(1, -1, 1, 1)
+
+    def probabilities(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        was_training = network.training
+        network.eval()
+        try:
+            with torch.no_grad():
+                pixels = torch.from_numpy(np.ascontiguousarray(images)).to(device).float() / 255.0
+                logits = network((pixels - centre) / spread).float()
+                result: NDArray[np.float32] = torch.softmax(logits / temperature, dim=1).cpu().numpy()
+                return result
+        finally:
+            network.train(was_training)
+
+    return probabilities
+
+
+def check_graph(proto: onnx.ModelProto) -> None:
+    """Raise ExportError unless the graph is whole, sound and free of random operations, with a free batch size."""
+    onnx_module = require("onnx", "compress")
+    random = sorted({node.op_type for node in _nodes(proto.graph) if node.op_type in RANDOM_OPS})
+    if random:
+        raise ExportError(
+            f"the graph draws random numbers ({', '.join(random)}): export the network in eval mode, its dropout and "
+            f"stochastic depth off"
+        )
+    external = [item.name for item in proto.graph.initializer if item.data_location == item.EXTERNAL]
+    if external:
+        raise ExportError(f"the weights {external[0]} lie outside the file")
+    inputs = [item.name for item in proto.graph.input]
+    outputs = [item.name for item in proto.graph.output]
+    if inputs != [INPUT] or outputs != [OUTPUT]:
+        raise ExportError(f"the graph takes {inputs} and gives {outputs}, not [{INPUT!r}] and [{OUTPUT!r}]")
+    if proto.graph.input[0].type.tensor_type.elem_type != onnx_module.TensorProto.UINT8:
+        raise ExportError("the graph does not take uint8 images")
+    if not proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param:
+        raise ExportError("the graph's batch size is fixed")
+    try:
+        onnx_module.checker.check_model(proto, full_check=True)
+    except Exception as error:
+        raise ExportError(f"the graph is not valid ONNX: {' '.join(str(error).split())[:300]}") from error
+
+
+def compare(
+    candidate: Reference,
+    reference: Reference,
+    images: NDArray[np.uint8],
+    batch_sizes: Sequence[int] = BATCH_SIZES,
+) -> Comparison:
+    """Run both over the images: a first batch of each size, then all of them in batches of the largest.
+
+    Args:
+        candidate, reference: uint8 [N, C, H, W] -> probabilities [N, K].
+        images: uint8 [N, C, H, W]; N should be at least the largest batch size, larger ones are left out.
+        batch_sizes: which to try.
+
+    Raises:
+        ExportError: there is no image, or the candidate's outputs are no distributions of the right shape.
+    """
+    if len(images) == 0:
+        raise ExportError("there is no image to verify the file with")
+    sizes = tuple(size for size in batch_sizes if size <= len(images)) or (len(images),)
+    chunks = [images[start : start + max(sizes)] for start in range(0, len(images), max(sizes))]
+    wanted = np.concatenate([reference(chunk) for chunk in chunks])
+    trials = [candidate(images[:size]) for size in sizes]
+    sweep = np.concatenate([candidate(chunk) for chunk in chunks])
+    for size, part in zip((*sizes, len(images)), (*trials, sweep), strict=True):
+        if part.shape != (size, wanted.shape[1]):
+            raise ExportError(f"{size} images give {list(part.shape)}, not {[size, wanted.shape[1]]}")
+    got = np.concatenate([*trials, sweep])
+    expected = np.concatenate([*(wanted[:size] for size in sizes), wanted])
+    if not np.isfinite(got).all():
+        raise ExportError("an output is not finite")
+    if float(np.abs(got.sum(axis=1) - 1.0).max()) > 1e-3:
+        raise ExportError("an output is not a distribution: its probabilities do not sum to 1")
+    return Comparison(len(images), sizes, got, expected, sweep)
+
+
+def verify_float(content: bytes, reference: Reference, images: NDArray[np.uint8]) -> Parity:
+    """Let a float file pass if it computes what the reference computes, at every batch size.
+
+    Args:
+        content: the file.
+        reference: the network in PyTorch, as `torch_reference`.
+        images: uint8 [N, C, H, W], real ones where there are some.
+
+    Raises:
+        ExportError: the graph is unsound, or a probability differs by more than rounding can.
+    """
+    check_graph(_parse(content))
+    comparison = compare(session_reference(open_session(content)), reference, images)
+    excess = np.abs(comparison.got - comparison.expected) - (ABSOLUTE + RELATIVE * comparison.expected)
+    parity = comparison.parity()
+    if float(excess.max()) > 0:
+        raise ExportError(
+            f"the exported graph does not compute what the network computes: a probability differs by "
+            f"{parity.max_error:.2g} ({parity.flips} of {parity.images} images change their class)"
+        )
+    return parity
+
+
+def verify_integer(content: bytes, images: NDArray[np.uint8], *, floor: float = 0.95) -> Parity:
+    """Let an INT8 file pass if this CPU's integer kernels compute what its scales and integers say.
+
+    The reference is the same graph run node by node in float. They differ by rounding only, unless integer sums
+    saturate (CPUs without VNNI, a file for `vnni`) or a kernel is wrong.
+
+    Args:
+        content: the file.
+        images: uint8 [N, C, H, W], real ones where there are some.
+        floor: smallest share of images on which the two must agree in their class.
+
+    Raises:
+        ExportError: the graph is unsound, or they agree on too few images.
+    """
+    check_graph(_parse(content))
+    simulated = session_reference(open_session(content, optimize=False))
+    parity = compare(session_reference(open_session(content)), simulated, images).parity()
+    if 1.0 - parity.flip_share < floor:
+        raise ExportError(
+            f"the INT8 graph does not run here as its integers say: {parity.flips} of {parity.images} images change "
+            f"their class between onnxruntime's integer kernels and the same graph in float; on a CPU without VNNI use "
+            f"target any"
+        )
+    return parity
+
+
+def probe_images(shape: tuple[int, int, int], count: int = 64) -> NDArray[np.uint8]:
+    """Pictures to verify with where there are none: keyed blobs of colour under noise, uint8 [count, C, H, W]."""
+    channels, height, width = shape
+    cells = uniform(0, 0, np.arange(count * channels * 16), 1).reshape(count, channels, 4, 4)
+    rows, columns = (np.arange(size) * 4 // size for size in (height, width))
+    noise = uniform(0, 0, np.arange(channels * height * width), 2).reshape(shape)
+    pictures = np.empty((count, *shape), np.uint8)
+    for k, picture in enumerate(pictures):
+        picture[:] = cells[k][:, rows][:, :, columns] * 224.0 + np.roll(noise, 7 * k, axis=2) * 31.0
+    return pictures
+
+
+def _parse(content: bytes) -> onnx.ModelProto:
+    proto: onnx.ModelProto = require("onnx", "compress").load_model_from_string(content)
+    return proto
+
+
+def _nodes(graph: onnx.GraphProto) -> Iterable[onnx.NodeProto]:
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _nodes(inner)

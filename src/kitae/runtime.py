@@ -1,0 +1,331 @@
+"""Predict from an exported file, with onnxruntime, NumPy and Pillow alone: no PyTorch is imported, now or later.
+
+    from kitae.runtime import Model
+
+    model = Model("model.onnx")
+    predictions = model.predict(["cat.jpg", "dog.png"])
+    print(predictions.names, predictions.probabilities.max(axis=1))
+
+An exported file is one ONNX model whose metadata holds, under the key `kitae`, a JSON object: the class names, the
+decode-and-resize rules of training, and a SHA-256 of everything in the file but the metadata, so that a file that was
+cut short or damaged on its way is refused before a prediction is made with it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from kitae.errors import DataError, ExportError, require
+from kitae.preprocess import PreprocessRules, decode, from_array, prepare
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+METADATA_KEY = "kitae"
+FORMAT_VERSION = 1
+INPUT, OUTPUT = "images", "probabilities"
+
+ImageLike: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]"
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a classifier says of N images.
+
+    Attributes:
+        labels: int64 [N], the most probable class, as an index into `classes`.
+        probabilities: float32 [N, K], rows sum to 1; calibrated where the run fitted a temperature.
+        classes: the K class names.
+    """
+
+    labels: NDArray[np.int64]
+    probabilities: NDArray[np.float32]
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def names(self) -> list[str]:
+        """The most probable class of each image, by name."""
+        return [self.classes[label] for label in self.labels]
+
+
+class Model:
+    """An exported classifier.
+
+    Args:
+        path: a file that `kitae export` or `kitae compress` wrote.
+        threads: CPU threads for one prediction; null leaves onnxruntime's own choice.
+
+    Raises:
+        ExportError: the file is missing, not ours, cut short, damaged, or of a newer format.
+
+    Warns:
+        UserWarning: an INT8 file made for CPUs with VNNI is loaded on an x86 CPU without it.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], threads: int | None = None) -> None:
+        ort = require("onnxruntime", "runtime")
+        name = os.fspath(path)
+        content = _read(Path(path))
+        self.path = Path(path)
+        self.metadata: dict[str, Any] = read_metadata(content, name)
+        try:
+            self.classes: tuple[str, ...] = tuple(str(item) for item in self.metadata["classes"])
+            self.rules = PreprocessRules.from_dict(self.metadata["preprocess"])
+        except (KeyError, TypeError, DataError) as error:
+            raise ExportError(f"{name}: its metadata cannot be used ({error}); export the run again") from error
+        if not self.classes:
+            raise ExportError(f"{name}: its metadata names no classes; export the run again")
+        if self.metadata.get("target") == "vnni" and has_vnni() is False:
+            warnings.warn(
+                f"{name} was made for CPUs with VNNI, and this one has none: its integer sums can saturate and the "
+                f"accuracy fall; compress the run again with target any",
+                UserWarning,
+                stacklevel=2,
+            )
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        if threads is not None:
+            if threads < 1:
+                raise ExportError(f"threads must be at least 1, not {threads}")
+            options.intra_op_num_threads = threads
+        try:
+            self.session: onnxruntime.InferenceSession = ort.InferenceSession(
+                content, options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ExportError(f"{name}: onnxruntime {ort.__version__} cannot load it ({reason})") from error
+        signature = [(item.name, item.type) for item in (*self.session.get_inputs(), *self.session.get_outputs())]
+        if signature != [(INPUT, "tensor(uint8)"), (OUTPUT, "tensor(float)")]:
+            raise ExportError(f"{name}: its input and output are not those of a kitae model: {signature}")
+
+    @cached_property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the images that the graph takes."""
+        return (self.rules.channels, self.rules.image_size, self.rules.image_size)
+
+    def predict(self, images: ImageLike | Iterable[ImageLike], batch_size: int = 32) -> Predictions:
+        """Classify images.
+
+        Args:
+            images: one image or several, each a path, the encoded bytes, a Pillow image, or a uint8 array [H, W] or
+                [H, W, C] of any size; all are oriented, converted and resized as in training. Or one uint8 array
+                [N, C, H, W] that is already at the model's size.
+            batch_size: images per call of the graph. Memory grows with it; the results do not depend on it.
+
+        Raises:
+            DataError: an image cannot be read; the message names it.
+            ExportError: an array has another dtype or size than the model takes.
+        """
+        if batch_size < 1:
+            raise ExportError(f"batch_size must be at least 1, not {batch_size}")
+        if isinstance(images, np.ndarray) and images.ndim == 4:
+            batches = self._slices(images, batch_size)
+        else:
+            batches = self._batches(_as_sequence(images), batch_size)
+        parts = [self.run(batch) for batch in batches]
+        probabilities = np.concatenate(parts) if parts else np.empty((0, len(self.classes)), np.float32)
+        return Predictions(probabilities.argmax(axis=1).astype(np.int64), probabilities, self.classes)
+
+    def run(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """The graph itself: uint8 [N, C, H, W] at the model's size -> probabilities float32 [N, K]."""
+        if batch.dtype != np.uint8:
+            raise ExportError(f"a batch must be uint8 with values 0 to 255, not {batch.dtype}")
+        if batch.ndim != 4 or batch.shape[1:] != self.input_shape:
+            wanted = ", ".join(str(n) for n in self.input_shape)
+            raise ExportError(
+                f"a batch for this model is [N, {wanted}], not {list(batch.shape)}; single images of any size, "
+                f"[H, W] or [H, W, C], are resized"
+            )
+        if len(batch) == 0:
+            return np.empty((0, len(self.classes)), np.float32)
+        output: NDArray[np.float32] = self.session.run([OUTPUT], {INPUT: np.ascontiguousarray(batch)})[0]
+        return output
+
+    def _slices(self, images: NDArray[np.uint8], batch_size: int) -> Iterator[NDArray[np.uint8]]:
+        for start in range(0, max(len(images), 1), batch_size):
+            yield images[start : start + batch_size]
+
+    def _batches(self, images: Sequence[Any], batch_size: int) -> Iterator[NDArray[np.uint8]]:
+        for start in range(0, len(images), batch_size):
+            chunk = images[start : start + batch_size]
+            yield np.stack([self._load(image, start + k) for k, image in enumerate(chunk)])
+
+    def _load(self, image: Any, position: int) -> NDArray[np.uint8]:
+        name = f"image {position}"
+        if isinstance(image, (str, os.PathLike)):
+            return decode(Path(image), self.rules)
+        if isinstance(image, (bytes, bytearray, memoryview)):
+            return decode(bytes(image), self.rules, name)
+        if isinstance(image, Image.Image):
+            try:
+                return prepare(image, self.rules)
+            except DataError as error:
+                raise DataError(f"{name}: {error}") from error
+            except Exception as error:  # Pillow raises nearly any type on a broken image that was opened lazily
+                raise DataError(f"{name}: cannot be decoded ({error})") from error
+        if isinstance(image, np.ndarray):
+            if image.dtype != np.uint8:
+                raise ExportError(f"{name}: an array must be uint8 with values 0 to 255, not {image.dtype}")
+            if image.shape == self.input_shape and image.shape[2] not in (2, 3, 4):
+                return image
+            try:
+                return from_array(image, self.rules)
+            except DataError as error:
+                raise ExportError(f"{name}: {error}") from error
+        raise ExportError(
+            f"{name}: an image is a path, bytes, a Pillow image or a uint8 array, not {type(image).__name__}"
+        )
+
+
+def read_metadata(content: bytes, name: str = "model.onnx") -> dict[str, Any]:
+    """The JSON object that an exported file carries, after its hash was checked.
+
+    Args:
+        content: the whole file.
+        name: what errors call it.
+
+    Raises:
+        ExportError: not an ONNX file, not one of ours, cut short, damaged, or of a newer format.
+    """
+    if not content:
+        raise ExportError(f"{name}: the file is empty")
+    if content[:1] != b"\x08":  # every ONNX file starts with its ir_version
+        raise ExportError(f"{name}: not an ONNX file")
+    try:
+        digest, properties = _scan(content)
+    except _CutShortError as error:
+        raise ExportError(f"{name}: cut short or damaged, or not an ONNX file; export or copy it again") from error
+    if METADATA_KEY not in properties:
+        raise ExportError(f"{name}: an ONNX file, but not one that kitae wrote (it carries no kitae metadata)")
+    try:
+        metadata = json.loads(properties[METADATA_KEY])
+        version = int(metadata["format"])
+        recorded = str(metadata["sha256"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ExportError(f"{name}: its kitae metadata is damaged; export or copy it again") from error
+    if version > FORMAT_VERSION:
+        raise ExportError(f"{name}: format {version} is newer than this kitae's ({FORMAT_VERSION}): upgrade kitae")
+    if recorded != digest:
+        raise ExportError(
+            f"{name}: damaged, or changed after it was exported (its hash differs); export or copy it again"
+        )
+    return dict(metadata)
+
+
+def content_hash(content: bytes) -> str:
+    """SHA-256, in hexadecimal, over an ONNX file's content without its metadata properties."""
+    return _scan(content)[0]
+
+
+def has_vnni() -> bool | None:
+    """Whether this CPU multiplies 8-bit integers without saturating; None where that cannot be told.
+
+    On x86 that is AVX512-VNNI or AVX-VNNI, read from /proc/cpuinfo. ARM's instructions do not saturate.
+    """
+    if platform.machine().lower() in ("arm64", "aarch64"):
+        return True
+    try:
+        text = Path("/proc/cpuinfo").read_text(errors="replace")
+    except OSError:
+        return None
+    for line in text.splitlines():
+        if line.startswith("flags"):
+            flags = set(line.split(":", 1)[-1].split())
+            return bool(flags & {"avx512_vnni", "avx512vnni", "avx_vnni", "avx_vnni_int8"})
+    return None
+
+
+def _as_sequence(images: Any) -> Sequence[Any]:
+    single = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image, np.ndarray)
+    if isinstance(images, single):
+        return [images]
+    if isinstance(images, Iterable):
+        return list(images)
+    raise ExportError(
+        f"images are paths, bytes, Pillow images or uint8 arrays, one or several, not {type(images).__name__}"
+    )
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise ExportError(f"{path}: no such file") from error
+    except OSError as error:
+        raise ExportError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+# An ONNX file is a protobuf message. Its outermost level is walked here by hand: that finds a file that was cut short
+# and the metadata without the onnx package, which the runtime does without.
+_METADATA_FIELD = 14
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+
+
+class _CutShortError(Exception):
+    pass
+
+
+def _scan(content: bytes) -> tuple[str, dict[str, str]]:
+    """SHA-256 of all fields but the metadata properties, and those properties."""
+    digest = hashlib.sha256()
+    properties: dict[str, str] = {}
+    view = memoryview(content)
+    for field, start, value, end in _fields(view):
+        if field == _METADATA_FIELD:
+            entry = {number: bytes(view[first:last]) for number, _, first, last in _fields(view, value, end)}
+            properties[entry.get(1, b"").decode("utf-8", "replace")] = entry.get(2, b"").decode("utf-8", "replace")
+        else:
+            digest.update(view[start:end])
+    return digest.hexdigest(), properties
+
+
+def _fields(view: memoryview, position: int = 0, stop: int | None = None) -> Iterator[tuple[int, int, int, int]]:
+    """(field number, where its tag starts, where its value starts, where it ends) of each field of a message."""
+    stop = len(view) if stop is None else stop
+    while position < stop:
+        start = position
+        tag, position = _varint(view, position, stop)
+        kind = tag & 7
+        value = position
+        if kind == _VARINT:
+            _, position = _varint(view, position, stop)
+        elif kind == _BYTES:
+            length, value = _varint(view, position, stop)
+            position = value + length
+        elif kind in (_FIXED64, _FIXED32):
+            position += 8 if kind == _FIXED64 else 4
+        else:
+            raise _CutShortError
+        if position > stop:
+            raise _CutShortError
+        yield tag >> 3, start, value, position
+
+
+def _varint(view: memoryview, position: int, stop: int) -> tuple[int, int]:
+    result = 0
+    for shift in range(0, 64, 7):
+        if position >= stop:
+            raise _CutShortError
+        byte = view[position]
+        position += 1
+        result |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return result, position
+    raise _CutShortError

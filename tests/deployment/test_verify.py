@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from numpy.typing import NDArray
+from onnx import numpy_helper
+from torch import nn
+
+from kitae.deployment.onnx import Card, serialize, to_onnx
+from kitae.deployment.verify import (
+    check_graph,
+    compare,
+    open_session,
+    probe_images,
+    session_reference,
+    torch_reference,
+    verify_float,
+    verify_integer,
+)
+from kitae.errors import ExportError
+
+
+@pytest.fixture
+def images(card: Card) -> NDArray[np.uint8]:
+    return probe_images(card.input_shape, 40)
+
+
+def test_a_faithful_file_passes(network: nn.Module, card: Card, images: NDArray[np.uint8]) -> None:
+    content = serialize(to_onnx(network, card), card)
+    parity = verify_float(content, torch_reference(network, card.mean, card.std, card.temperature), images)
+    assert parity.max_error < 1e-5
+    assert parity.flip_share == 0
+    assert verify_integer(content, images).flips == 0
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"mean": (0.5, 0.4, 0.31)},
+        {"std": (0.2, 0.25, 0.31)},
+        {"mean": (0.3, 0.4, 0.5)},  # the channels swapped
+        {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)},  # no normalisation
+        {"temperature": 1.72},
+    ],
+)
+def test_wrong_normalisation_is_caught(
+    network: nn.Module, card: Card, images: NDArray[np.uint8], wrong: dict[str, tuple[float, ...]]
+) -> None:
+    content = serialize(to_onnx(network, card.but(**wrong)), card)
+    with pytest.raises(ExportError, match="does not compute what the network computes"):
+        verify_float(content, torch_reference(network, card.mean, card.std, card.temperature), images)
+
+
+def test_one_changed_weight_is_caught(network: nn.Module, card: Card, images: NDArray[np.uint8]) -> None:
+    proto = to_onnx(network, card)
+    (weight,) = [item for item in proto.graph.initializer if item.name.endswith("left.weight")]
+    values = numpy_helper.to_array(weight).copy()
+    values[3, 2, 1, 1] += 0.5
+    weight.CopyFrom(numpy_helper.from_array(values, weight.name))
+    with pytest.raises(ExportError, match="does not compute"):
+        verify_float(serialize(proto, card), torch_reference(network, card.mean, card.std, card.temperature), images)
+
+
+def test_a_batch_size_that_computes_something_else_is_caught(images: NDArray[np.uint8]) -> None:
+    def right(batch: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return np.tile(np.float32([0.9, 0.1]), (len(batch), 1))
+
+    def wrong_for_seven(batch: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return right(batch)[:, ::-1] if len(batch) == 7 else right(batch)
+
+    assert compare(right, right, images).parity().max_error == 0
+    parity = compare(wrong_for_seven, right, images).parity()
+    assert parity.max_error == pytest.approx(0.8)
+
+
+def test_outputs_that_are_no_distribution_are_caught(images: NDArray[np.uint8]) -> None:
+    def sums_to_two(batch: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return np.ones((len(batch), 2), np.float32)
+
+    def nan(batch: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return np.full((len(batch), 2), np.nan, np.float32)
+
+    with pytest.raises(ExportError, match="sum to 1"):
+        compare(sums_to_two, sums_to_two, images)
+    with pytest.raises(ExportError, match="not finite"):
+        compare(nan, sums_to_two, images)
+    with pytest.raises(ExportError, match="no image"):
+        compare(nan, nan, images[:0])
+
+
+def test_the_graph_is_checked(network: nn.Module, card: Card) -> None:
+    proto = to_onnx(network, card)
+    check_graph(proto)
+
+    fixed = onnx.ModelProto.FromString(proto.SerializeToString())
+    fixed.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2
+    with pytest.raises(ExportError, match="batch size is fixed"):
+        check_graph(fixed)
+
+    random = onnx.ModelProto.FromString(proto.SerializeToString())
+    random.graph.node.append(onnx.helper.make_node("RandomNormal", [], ["noise"], shape=[1]))
+    with pytest.raises(ExportError, match="RandomNormal"):
+        check_graph(random)
+
+    renamed = onnx.ModelProto.FromString(proto.SerializeToString())
+    renamed.graph.input[0].name = "pixels"
+    with pytest.raises(ExportError, match="pixels"):
+        check_graph(renamed)
+
+
+def test_integer_kernels_that_disagree_with_the_graph_are_caught(
+    network: nn.Module, card: Card, images: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Saturating sums cannot be had on every CPU, so the float side is made to disagree instead."""
+    content = serialize(to_onnx(network, card), card)
+    other = serialize(to_onnx(network, card.but(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))), card)
+    assert session_reference(open_session(content))(images).argmax(1).tolist() != (
+        session_reference(open_session(other))(images).argmax(1).tolist()
+    )
+    import kitae.deployment.verify as module
+
+    monkeypatch.setattr(
+        module, "open_session", lambda source, optimize=True: open_session(source if optimize else other)
+    )
+    with pytest.raises(ExportError, match="integer kernels"):
+        verify_integer(content, images)
+
+
+def test_an_unreadable_graph_is_one_line() -> None:
+    with pytest.raises(ExportError, match="cannot load the graph") as error:
+        open_session(b"\x08\x0anonsense")
+    assert "\n" not in str(error.value)
+
+
+def test_the_reference_leaves_the_network_as_it_was(network: nn.Module, card: Card, images: NDArray[np.uint8]) -> None:
+    network.train()
+    torch_reference(network, card.mean, card.std)(images)
+    assert network.training
+    assert torch.is_grad_enabled()

@@ -1,0 +1,263 @@
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+
+import kitae.runtime
+from kitae.deployment.onnx import Card, serialize
+from kitae.errors import DataError, ExportError
+from kitae.preprocess import PreprocessRules, decode
+from kitae.runtime import Model, content_hash, has_vnni, read_metadata
+
+CARD = Card(("red", "green", "blue"), PreprocessRules(8, 3, "crop"), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+
+def colour_graph() -> onnx.ModelProto:
+    """Softmax of each channel's mean: says which of red, green and blue an image has most of."""
+    nodes = [
+        helper.make_node("Cast", ["images"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["float", "scale"], ["scaled"]),
+        helper.make_node("GlobalAveragePool", ["scaled"], ["mean"]),
+        helper.make_node("Flatten", ["mean"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "colour",
+        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", 3, 8, 8])],
+        [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["batch", 3])],
+        [numpy_helper.from_array(np.float32(0.02), "scale")],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    file = tmp_path / "model.onnx"
+    file.write_bytes(serialize(colour_graph(), CARD))
+    return file
+
+
+def picture(colour: tuple[int, int, int], size: tuple[int, int] = (30, 20)) -> Image.Image:
+    noise = np.random.default_rng(0).integers(0, 40, (size[1], size[0], 3))
+    return Image.fromarray((noise + np.array(colour) * 0.8).clip(0, 255).astype(np.uint8))
+
+
+def png(image: Image.Image) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    return stream.getvalue()
+
+
+def test_all_kinds_of_images(path: Path, tmp_path: Path) -> None:
+    red, green, blue = picture((255, 0, 0)), picture((0, 255, 0)), picture((0, 0, 255))
+    red.save(tmp_path / "red.png")
+    model = Model(path)
+    predictions = model.predict([str(tmp_path / "red.png"), tmp_path / "red.png", png(green), blue, np.asarray(green)])
+    assert predictions.names == ["red", "red", "green", "blue", "green"]
+    assert predictions.labels.dtype == np.int64
+    assert predictions.probabilities.shape == (5, 3)
+    assert predictions.probabilities.dtype == np.float32
+    assert predictions.classes == ("red", "green", "blue")
+    assert len(predictions) == 5
+    np.testing.assert_allclose(predictions.probabilities.sum(axis=1), 1, rtol=1e-6)
+
+
+def test_one_image_none_and_a_generator(path: Path) -> None:
+    model = Model(path)
+    assert model.predict(picture((255, 0, 0))).names == ["red"]
+    assert model.predict([]).probabilities.shape == (0, 3)
+    assert model.predict(np.zeros((0, 3, 8, 8), np.uint8)).probabilities.shape == (0, 3)
+    assert model.predict(picture(c) for c in [(0, 0, 255), (0, 255, 0)]).names == ["blue", "green"]
+
+
+def test_pixels_are_prepared_as_in_training(path: Path, tmp_path: Path) -> None:
+    """An image turned by EXIF, with alpha, of an odd size: the graph sees what `preprocess.decode` gives."""
+    image = picture((255, 0, 0), (31, 17))
+    image.putpixel((0, 0), (0, 0, 255))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "turned.jpg", exif=exif, quality=95)
+    model = Model(path)
+    expected = model.run(decode(tmp_path / "turned.jpg", CARD.rules)[None])
+    np.testing.assert_array_equal(model.predict(tmp_path / "turned.jpg").probabilities, expected)
+    np.testing.assert_array_equal(model.predict((tmp_path / "turned.jpg").read_bytes()).probabilities, expected)
+
+
+def test_the_batch_size_does_not_matter(path: Path) -> None:
+    images = np.random.default_rng(1).integers(0, 256, (11, 3, 8, 8), np.uint8)
+    model = Model(path, threads=1)
+    one, four = (model.predict(images, batch_size=n).probabilities for n in (1, 4))
+    np.testing.assert_allclose(one, four, atol=1e-6)
+    np.testing.assert_array_equal(model.predict(list(images)).probabilities, model.predict(images).probabilities)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.zeros((2, 3, 9, 8), np.uint8), r"\[N, 3, 8, 8\], not \[2, 3, 9, 8\]"),
+        (np.zeros((2, 1, 8, 8), np.uint8), r"\[N, 3, 8, 8\], not \[2, 1, 8, 8\]"),
+        (np.zeros((2, 3, 8, 8), np.float32), "uint8"),
+        ([np.zeros((8, 8), np.float64)], "image 0: .*uint8.*float64"),
+        ([np.zeros((3, 12, 12), np.uint8)], "image 0: "),
+        ([picture((0, 0, 0)), 3.5], "image 1: .*float"),
+        (7, "not int"),
+    ],
+)
+def test_what_is_no_image_is_named(path: Path, images: object, message: str) -> None:
+    with pytest.raises(ExportError, match=message) as error:
+        Model(path).predict(images)  # type: ignore[arg-type]
+    assert "\n" not in str(error.value)
+
+
+def test_a_broken_image_is_named(path: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(png(picture((1, 2, 3)))[:60])
+    with pytest.raises(DataError, match=r"broken\.png"):
+        Model(path).predict([tmp_path / "broken.png"])
+    with pytest.raises(DataError, match="image 1"):
+        Model(path).predict([picture((1, 2, 3)), b"nonsense"])
+    lazy = Image.open(io.BytesIO(png(picture((1, 2, 3)))[:-30]))
+    with pytest.raises(DataError, match="image 0"):
+        Model(path).predict(lazy)
+
+
+def test_files_that_are_not_ours(path: Path, tmp_path: Path) -> None:
+    cases = {
+        "empty.onnx": (b"", "empty"),
+        "picture.onnx": (png(picture((1, 2, 3))), "not an ONNX file"),
+        "foreign.onnx": (colour_graph().SerializeToString(), "not one that kitae wrote"),
+    }
+    for name, (content, message) in cases.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ExportError, match=f"{name}: .*{message}") as error:
+            Model(tmp_path / name)
+        assert "\n" not in str(error.value)
+    with pytest.raises(ExportError, match="no such file"):
+        Model(tmp_path / "absent.onnx")
+    with pytest.raises(ExportError, match="cannot be read"):
+        Model(tmp_path)
+
+
+def test_every_truncation_is_refused(path: Path, tmp_path: Path) -> None:
+    content = path.read_bytes()
+    for length in range(len(content)):
+        with pytest.raises(ExportError):
+            read_metadata(content[:length])
+    (tmp_path / "cut.onnx").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ExportError, match=r"cut\.onnx: cut short"):
+        Model(tmp_path / "cut.onnx")
+
+
+def test_a_changed_byte_is_refused(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    position = content.index(np.float32(0.02).tobytes())
+    content[position] ^= 1
+    with pytest.raises(ExportError, match="hash differs"):
+        read_metadata(bytes(content))
+
+
+def test_a_newer_format_is_refused(path: Path) -> None:
+    proto = onnx.load(path)
+    metadata = json.loads(proto.metadata_props[0].value)
+    proto.metadata_props[0].value = json.dumps(metadata | {"format": 2})
+    with pytest.raises(ExportError, match="upgrade"):
+        read_metadata(proto.SerializeToString())
+    proto.metadata_props[0].value = "{"
+    with pytest.raises(ExportError, match="metadata is damaged"):
+        read_metadata(proto.SerializeToString())
+
+
+def test_unusable_metadata_and_graphs(tmp_path: Path) -> None:
+    file = tmp_path / "model.onnx"
+    proto = colour_graph()
+    for change, message in (
+        ({"preprocess": {"image_size": 8, "colour": "yes"}}, "colour"),
+        ({"classes": []}, "no classes"),
+        ({"classes": None}, "cannot be used"),
+    ):
+        metadata = CARD.to_metadata(content_hash(proto.SerializeToString())) | change
+        stamped = colour_graph()
+        helper.set_model_props(stamped, {"kitae": json.dumps(metadata)})
+        file.write_bytes(stamped.SerializeToString())
+        with pytest.raises(ExportError, match=message):
+            Model(file)
+    proto.graph.node[2].op_type = "NoSuchOp"
+    file.write_bytes(serialize(proto, CARD))
+    with pytest.raises(ExportError, match="cannot load it"):
+        Model(file)
+    renamed = colour_graph()
+    renamed.graph.input[0].name = renamed.graph.node[0].input[0] = "pixels"
+    file.write_bytes(serialize(renamed, CARD))
+    with pytest.raises(ExportError, match="input and output"):
+        Model(file)
+
+
+@pytest.mark.parametrize(("target", "vnni", "warns"), [("vnni", False, True), ("vnni", True, False),
+                                                        ("vnni", None, False), ("any", False, False)])  # fmt: skip
+def test_a_vnni_file_on_another_cpu_warns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder, target, vnni, warns
+) -> None:
+    monkeypatch.setattr(kitae.runtime, "has_vnni", lambda: vnni)
+    (tmp_path / "model.onnx").write_bytes(serialize(colour_graph(), CARD.but(target=target, precision="int8-static")))
+    if warns:
+        with pytest.warns(UserWarning, match="VNNI"):
+            Model(tmp_path / "model.onnx")
+    else:
+        Model(tmp_path / "model.onnx")
+        assert not recwarn.list
+
+
+def test_vnni_is_read_from_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setattr(Path, "read_text", lambda self, **_: "model name : x\nflags : sse avx512_vnni\n")
+    assert has_vnni() is True
+    monkeypatch.setattr(Path, "read_text", lambda self, **_: "flags\t\t: sse avx2\n")
+    assert has_vnni() is False
+    monkeypatch.setattr(Path, "read_text", lambda self, **_: "nothing known\n")
+    assert has_vnni() is None
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    assert has_vnni() is True
+
+
+def test_threads_are_checked(path: Path) -> None:
+    with pytest.raises(ExportError, match="threads"):
+        Model(path, threads=0)
+    with pytest.raises(ExportError, match="batch_size"):
+        Model(path).predict([], batch_size=0)
+
+
+LIGHT = """
+import sys
+from kitae.runtime import Model
+assert Model(sys.argv[1]).predict(sys.argv[2]).names == ["red"]
+heavy = {"torch", "numba", "onnx", "pydantic", "scipy", "pandas", "matplotlib", "torchvision"} & set(sys.modules)
+assert not heavy, heavy
+"""
+
+
+def test_prediction_imports_nothing_heavy(path: Path, tmp_path: Path) -> None:
+    picture((255, 0, 0)).save(tmp_path / "red.png")
+    subprocess.run([sys.executable, "-c", LIGHT, str(path), str(tmp_path / "red.png")], check=True, timeout=120)
+
+
+@pytest.mark.slow
+def test_the_runtime_extra_is_enough(path: Path, tmp_path: Path) -> None:
+    """A virtual environment with `kitae[runtime]` and nothing else predicts."""
+    picture((255, 0, 0)).save(tmp_path / "red.png")
+    root = Path(__file__).resolve().parents[1]
+    venv.create(tmp_path / "env", with_pip=True)
+    python = tmp_path / "env" / "bin" / "python"
+    subprocess.run([python, "-m", "pip", "install", "-q", f"{root}[runtime]"], check=True, timeout=500)
+    without = subprocess.run([python, "-c", "import torch"], capture_output=True, timeout=60)
+    assert without.returncode != 0
+    subprocess.run([python, "-c", LIGHT.replace('"pydantic", ', ""), str(path), str(tmp_path / "red.png")], check=True)
