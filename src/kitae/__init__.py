@@ -1,1 +1,51 @@
-__version__="0.1.0"
+"""Kitae: from a folder of images to a small, fast, trusted classifier, with every technique's contribution measured.
+
+    import kitae as kt
+    run = kt.train(kt.Recipe.load("fashion-mini"))
+    print(run.evaluation()["test"]["accuracy"])
+
+Names are imported when they are first used, so `import kitae` is instant and needs no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kitae import augment as augment
+    from kitae import keyed as keyed
+    from kitae import runtime as runtime
+    from kitae.errors import KitaeError as KitaeError
+    from kitae.pipeline import train as train
+    from kitae.recipe import Recipe as Recipe
+    from kitae.run import Run as Run
+
+__version__ = "0.1.0"
+
+# Public name -> (module, attribute); None is the module itself. tests/test_public_surface.py holds the same list.
+_PUBLIC: dict[str, tuple[str, str | None]] = {
+    "KitaeError": ("kitae.errors", "KitaeError"),
+    "Recipe": ("kitae.recipe", "Recipe"),
+    "Run": ("kitae.run", "Run"),
+    "augment": ("kitae.augment", None),
+    "keyed": ("kitae.keyed", None),
+    "runtime": ("kitae.runtime", None),
+    "train": ("kitae.pipeline", "train"),
+}
+
+__all__ = ["__version__", *_PUBLIC]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'kitae' has no attribute {name!r}")
+    module, attribute = _PUBLIC[name]
+    loaded = importlib.import_module(module)
+    value = loaded if attribute is None else getattr(loaded, attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -22,7 +22,7 @@ def rate_factor(step: int, *, spec: ScheduleSpec, steps_per_epoch: int, epochs: 
         if step < peak:
             return (step + 1) / (peak + 1)
         return spec.final + (1 - spec.final) * (total - step) / (total - peak + 1)
-    warmup = spec.warmup_epochs * steps_per_epoch
+    warmup = min(spec.warmup_epochs, epochs / 2) * steps_per_epoch
     if step < warmup:
         return (step + 1) / (warmup + 1)
     if spec.name == "constant":

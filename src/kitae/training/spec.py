@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from kitae.spec import Spec
 
@@ -31,7 +31,9 @@ class OptimizerSpec(Spec):
 class ScheduleSpec(Spec):
     """The learning rate over the run, set at every step.
 
-    cosine: linear warm-up over `warmup_epochs`, then half a cosine down to `final` times the peak (Loshchilov 2017).
+    Warm-up is linear, and takes half of the run at most.
+
+    cosine: warm-up over `warmup_epochs`, then half a cosine down to `final` times the peak (Loshchilov 2017).
     one_cycle: linear up over `peak_at` of the run, linear down to `final` times the peak (Smith 2018).
     step: after warm-up, times `gamma` at each of `milestones` (fractions of the run).
     constant: after warm-up, the peak.
@@ -88,11 +90,3 @@ class TrainSpec(Spec):
     checkpoint_seconds: float = Field(60.0, gt=0)
     nan_limit: int = Field(20, ge=1)
     seed: int = Field(0, ge=0, lt=2**32)
-
-    @model_validator(mode="after")
-    def _warm_up_fits(self) -> TrainSpec:
-        if self.schedule.warmup_epochs >= self.epochs and self.schedule.warmup_epochs > 0:
-            raise ValueError(
-                f"schedule.warmup_epochs ({self.schedule.warmup_epochs:g}) must be below epochs ({self.epochs})"
-            )
-        return self

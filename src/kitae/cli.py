@@ -1,0 +1,314 @@
+"""The command line: parses, calls the public function, prints.
+
+Everything heavy is imported inside the verb that needs it, so `kitae --help` loads neither torch nor numba.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import App, CycloptsError, Parameter
+
+from kitae import __version__, console
+from kitae.errors import KitaeError, RecipeError
+
+app = App(
+    name="kitae",
+    version=__version__,
+    help="From a folder of images to a small, fast, trusted classifier.",
+    help_format="plaintext",
+)
+data_app = App(name="data", help="Look at a data source, or decode it ahead of time.", help_format="plaintext")
+app.command(data_app)
+
+Sets = Annotated[
+    list[str] | None, Parameter(name="--set", negative=(), help="Override a field: a.b=value; repeatable.")
+]
+_Tta = Literal["none", "flip", "shift", "scale", "full"]
+
+
+def main() -> None:
+    """Entry point. Exit codes: 0 done, 2 a mistake of the user in one line, 130 or 143 stopped by a signal."""
+    try:
+        app(exit_on_error=False, print_error=False)
+    except CycloptsError as problem:
+        console.error(str(problem))
+        sys.exit(2)
+    except KitaeError as problem:
+        console.error(str(problem))
+        if type(problem).__name__ == "TrainingInterruptedError":
+            sys.exit(143 if "SIGTERM" in str(problem) else 130)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        console.error("interrupted")
+        sys.exit(130)
+    except BrokenPipeError:  # `kitae ... | head`: the reader has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+@app.command
+def train(
+    recipe: str,
+    *,
+    out: Path | None = None,
+    set_: Sets = None,
+    resume: Annotated[bool, Parameter(negative=())] = False,
+    overwrite: Annotated[bool, Parameter(negative=())] = False,
+    dry_run: Annotated[bool, Parameter(negative=())] = False,
+) -> None:
+    """Train, select and evaluate a classifier.
+
+    Parameters
+    ----------
+    recipe
+        A shipped recipe's name, a .yaml file, or with --resume the run folder itself.
+    out
+        The run folder; default runs/NAME.
+    resume
+        Go on with the unfinished run.
+    overwrite
+        Replace the run in --out.
+    dry_run
+        Print the resolved recipe, the model's size, steps and an estimate of time, and stop.
+    """
+    from kitae.recipe import Recipe
+
+    folder = Path(recipe)
+    if resume and out is None and (folder / "recipe.yaml").is_file():
+        out, recipe = folder, str(folder / "recipe.yaml")
+    if resume and out is None:
+        raise RecipeError("--resume needs the run folder: kitae train --resume RUN")
+    asked = Recipe.load(recipe).override(*(set_ or ()))
+    with console.counting("decoding images") as progress:
+        if dry_run:
+            _print_plan(asked, progress)
+            return
+        from kitae.pipeline import train as run_training
+
+        with console.TrainingView(asked.train.epochs) as view:
+            run = run_training(asked, out=out, resume=resume, overwrite=overwrite, watcher=view, progress=progress)
+    if int(os.environ.get("RANK", "0")) == 0:
+        _print_result(run)
+
+
+def _print_plan(recipe: Any, progress: Any) -> None:
+    from kitae.pipeline import plan
+
+    facts = plan(recipe, progress)
+    console.say(facts["recipe"].to_yaml())
+    channels, height, width = facts["image"]
+    whole, epoch = console.duration(facts["seconds"]), console.duration(facts["seconds_per_epoch"])
+    console.table(
+        "", ["", "value"],
+        [
+            ["images", f"{facts['train']:,} train, {facts['val']:,} val, {facts['test']:,} test (not opened)"],
+            ["classes", str(facts["classes"])],
+            ["image", f"{channels} x {height} x {width}"],
+            ["model", f"{facts['parameters']:,} parameters, {facts['macs'] / 1e6:,.1f} M multiply-adds an image"],
+            ["steps", f"{facts['steps_per_epoch']:,} an epoch, {facts['recipe'].train.epochs} epochs"],
+            ["precision", facts["recipe"].train.precision],
+            ["estimated time", f"{whole} ({epoch} an epoch)"],
+        ],
+    )  # fmt: skip
+
+
+def _print_result(run: Any) -> None:
+    evaluation, metrics = run.evaluation(), run.metrics()
+    test, val = evaluation["test"], evaluation["val"]
+    rows = [
+        ["test accuracy", console.percent(test["accuracy"], test["accuracy_interval"])],
+        ["validation accuracy", console.percent(val["accuracy"], val["accuracy_interval"])],
+        ["balanced test accuracy", console.percent(test["balanced_accuracy"])],
+        ["test loss", f"{test['loss']:.4f}"],
+        ["calibration error", console.percent(test["ece"])],
+        ["best epoch", f"{evaluation['best_epoch']} of {len(metrics)}"],
+        ["training time", console.duration(sum(row["seconds"] for row in metrics))],
+        ["test opened", f"{evaluation['test_openings']} time(s)"],
+    ]
+    console.table("", ["", "value (95 % interval)"], rows)
+    console.say(f"everything is in {run.path}")
+
+
+@app.command
+def evaluate(run: Path, *, split: Literal["train", "val", "test"] = "test", tta: _Tta | None = None) -> None:
+    """Measure a run's best model again; opening test is counted in the run folder.
+
+    Parameters
+    ----------
+    run
+        A run folder.
+    split
+        Which images.
+    tta
+        Test-time augmentation, averaged in probability space; default is the recipe's.
+    """
+    from kitae.run import Run
+
+    opened = Run.open(run)
+    result = opened.evaluate(split, tta)
+    rows = [
+        [name, console.percent(entry["accuracy"], entry["accuracy_interval"]), str(entry["count"])]
+        for name, entry in result["per_class"].items()
+    ]
+    console.table(f"{split}: accuracy of each class", ["class", "accuracy (95 % interval)", "images"], rows)
+    console.say(
+        f"{split} accuracy {console.percent(result['accuracy'], result['accuracy_interval'])}  "
+        f"loss {result['loss']:.4f}  calibration error {console.percent(result['ece'])}"
+    )
+    if split == "test":
+        console.say(f"test of this run was opened {opened.test_openings} time(s)")
+
+
+@app.command
+def predict(
+    model: Path,
+    images: Annotated[list[Path], Parameter(consume_multiple=True, negative=())],
+    *,
+    out: Path | None = None,
+    top: int = 3,
+) -> None:
+    """Classify image files or folders with a run or an exported model.
+
+    Parameters
+    ----------
+    model
+        A run folder, or a .onnx file that `kitae export` or `kitae compress` wrote.
+    images
+        Files and folders.
+    out
+        Also write every probability to this .csv or .parquet file.
+    top
+        How many classes to show for an image.
+    """
+    from kitae.preprocess import list_images
+
+    if out is not None and out.suffix not in (".csv", ".parquet"):
+        raise RecipeError(f"--out {out}: must end in .csv or .parquet")
+    files = list_images(images)
+    if model.suffix == ".onnx":
+        from kitae.runtime import Model
+
+        result = Model(model).predict(files)
+    else:
+        from kitae.run import Run
+
+        result = Run.open(model).predict(files)
+    rows = []
+    for file, shares in zip(files, result.probabilities, strict=True):
+        best = shares.argsort()[::-1][:top]
+        names = (f"{result.classes[k]} {100 * shares[k]:.1f} %" for k in best)
+        rows.append([str(file), result.classes[best[0]], "  ".join(names)])
+    console.table("", ["image", "class", f"best {min(top, len(result.classes))}"], rows, right=9)
+    if out is not None:
+        _write_predictions(out, files, result)
+        console.say(f"written to {out}")
+
+
+def _write_predictions(out: Path, files: list[Path], result: Any) -> None:
+    names = [result.classes[label] for label in result.labels]
+    if out.suffix == ".csv":
+        import csv
+        import io
+
+        from kitae.files import write_atomically
+
+        text = io.StringIO()
+        writer = csv.writer(text)
+        writer.writerow(["image", "class", *result.classes])
+        for file, name, shares in zip(files, names, result.probabilities, strict=True):
+            writer.writerow([str(file), name, *(f"{share:.6f}" for share in shares)])
+        write_atomically(out, text.getvalue().encode())
+        return
+    from kitae.errors import require
+    from kitae.run import write_parquet
+
+    table = require("pyarrow", "train").table(
+        {"image": [str(file) for file in files], "class": names, "probabilities": result.probabilities.tolist()}
+    )
+    write_parquet(table, out)
+
+
+@data_app.command
+def check(source: str, *, out: Path | None = None, set_: Sets = None) -> None:
+    """Report broken images, class counts, sizes, duplicates and label conflicts of a source.
+
+    Parameters
+    ----------
+    source
+        As data.source of a recipe: folder:PATH, parquet:PATH, cifar10, ...
+    out
+        A folder for the full report (check.json) and a contact sheet.
+    """
+    from kitae.data.check import check as run_check
+
+    spec = _data_spec(source, set_)
+    with console.counting("reading images") as progress:
+        report = run_check(spec, progress=progress, sheet=None if out is None else out / "contact-sheet.png")
+    for line in report.lines():
+        console.say(line)
+    if out is not None:
+        from kitae.files import write_json
+
+        write_json(out / "check.json", report.to_dict())
+        console.say(f"full report in {out}")
+
+
+@data_app.command
+def prepare(source: str, *, set_: Sets = None) -> None:
+    """Decode a source into its store now, so that training starts at once.
+
+    Parameters
+    ----------
+    source
+        As data.source of a recipe.
+    """
+    from kitae.data.store import open_store
+
+    with console.counting("decoding images") as progress:
+        store = open_store(_data_spec(source, set_), progress=progress)
+    for name, why in store.skipped:
+        console.say(f"left out: {name}: {why}")
+    count, *shape = store.images.shape
+    console.say(
+        f"{count:,} images of {' x '.join(map(str, shape))}, "
+        f"{len(store.classes)} classes, {console.size(store.images.nbytes)}"
+    )
+
+
+def _data_spec(source: str, assignments: list[str] | None) -> Any:
+    from kitae.recipe import Recipe
+
+    recipe = Recipe().override(f"data.source={json.dumps(source)}", *(assignments or ()))
+    return recipe.data
+
+
+@app.command
+def recipe(
+    name: str | None = None, *, set_: Sets = None, schema: Annotated[bool, Parameter(negative=())] = False
+) -> None:
+    """List the shipped recipes, print one, or print the JSON schema of all recipes.
+
+    Parameters
+    ----------
+    name
+        A shipped recipe or a .yaml file; without it the shipped ones are listed.
+    schema
+        Print the JSON schema.
+    """
+    from kitae.recipe import Recipe, read_text, shipped
+
+    if schema:
+        sys.stdout.write(json.dumps(Recipe.model_json_schema(), indent=2) + "\n")
+    elif name is None:
+        rows = [[key, text.splitlines()[0].removeprefix("# ")] for key, text in shipped().items()]
+        console.table("", ["recipe", "what it does"], rows, right=9)
+    elif set_:
+        sys.stdout.write(Recipe.load(name).override(*set_).to_yaml())
+    else:
+        Recipe.load(name)  # an invalid file is an error, not a page of text
+        sys.stdout.write(read_text(name)[0])

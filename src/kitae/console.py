@@ -1,0 +1,162 @@
+"""What a terminal shows while something runs: bars where it is one, plain lines where it is not."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+_PLAIN_SECONDS = 30.0  # between two lines inside a long epoch, where no bar can be drawn
+
+console = Console(highlight=False, soft_wrap=True)
+errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def say(text: str) -> None:
+    """Print text as it is; nothing in it is taken for markup, since it may hold file and class names."""
+    console.print(text, markup=False)
+
+
+def error(text: str) -> None:
+    """Print one line of error to stderr."""
+    errors.print(f"error: {' '.join(text.split())}", markup=False, style="red" if errors.is_terminal else None)
+
+
+def table(title: str, columns: list[str], rows: list[list[str]], right: int = 1) -> None:
+    """Print a table; columns from number `right` on are aligned right."""
+    view = Table(title=title or None, title_justify="left", header_style="bold")
+    for place, name in enumerate(columns):
+        view.add_column(name, justify="right" if place >= right else "left", overflow="fold")
+    for row in rows:
+        view.add_row(*(_escape(cell) for cell in row))
+    console.print(view)
+
+
+def _escape(text: str) -> str:
+    return text.replace("[", "\\[")
+
+
+def percent(share: float, interval: Any = None) -> str:
+    """A proportion in per cent, with its interval if given: `91.4 % (90.6 to 92.1)`."""
+    if share is None or math.isnan(share):
+        return "-"
+    if interval is None:
+        return f"{100 * share:.1f} %"
+    return f"{100 * share:.1f} % ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})"
+
+
+def duration(seconds: float) -> str:
+    """`42 s`, `3 min 05 s`, `2 h 10 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def size(count: float) -> str:
+    """Bytes for people: `512 B`, `17.3 kB`, `11.2 MB`."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+@contextmanager
+def counting(what: str) -> Iterator[Any]:
+    """A progress callback `(done, total)` for one long job, such as decoding images."""
+    if console.is_terminal:
+        columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console, transient=True) as bar:
+            job = bar.add_task(what, total=None)
+            yield lambda done, total: bar.update(job, completed=done, total=total)
+        return
+    started = last = time.monotonic()
+
+    def plain(done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last > 10 or (done == total and now - started > 2):
+            last = now
+            say(f"{what}: {done} of {total}")
+
+    yield plain
+
+
+class TrainingView:
+    """Shows training: a bar an epoch on a terminal, a line an epoch otherwise. A `Watcher` of the loop."""
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+        self._bar: Progress | None = None
+        self._job: Any = None
+        self._last_line = time.monotonic()
+        self._began = time.monotonic()
+        self._first_epoch: int | None = None
+        if console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
+                TextColumn("{task.fields[facts]}"), TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn(),
+                console=console, transient=True,
+            )  # fmt: skip
+
+    def __enter__(self) -> TrainingView:
+        if self._bar:
+            self._bar.start()
+            self._job = self._bar.add_task("starting", total=None, facts="")
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def on_step(
+        self, epoch: int, step: int, steps: int, loss: float, images_per_second: float, data_share: float
+    ) -> None:
+        if self._first_epoch is None:
+            self._first_epoch = epoch
+        facts = f"loss {loss:.3f}  {images_per_second:,.0f} images/s  waiting {100 * data_share:.1f} %"
+        if self._bar:
+            self._bar.update(
+                self._job, description=f"epoch {epoch + 1}/{self.epochs}", completed=epoch * steps + step,
+                total=self.epochs * steps, facts=facts,
+            )  # fmt: skip
+        elif time.monotonic() - self._last_line > _PLAIN_SECONDS:
+            self._last_line = time.monotonic()
+            done = (epoch - self._first_epoch) * steps + step
+            left = (time.monotonic() - self._began) / done * (self.epochs * steps - epoch * steps - step)
+            say(f"epoch {epoch + 1}/{self.epochs}  step {step}/{steps}  {facts}  left {duration(left)}")
+
+    def on_epoch(self, row: Mapping[str, Any]) -> None:
+        self._last_line = time.monotonic()
+        say(
+            f"epoch {row['epoch']:>3}/{self.epochs}  "
+            f"train loss {_number(row['train_loss'])}  val loss {_number(row['val_loss'])}  "
+            f"val accuracy {100 * row['val_accuracy']:5.2f} %  {row['images_per_second']:,.0f} images/s  "
+            f"waiting {100 * row['data_share']:.1f} %"
+            + (f"  skipped {row['skipped_steps']}" if row["skipped_steps"] else "")
+        )
+        sys.stdout.flush()
+
+    def note(self, text: str) -> None:
+        say(f"note: {text}")
+
+
+def _number(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.4f}"

@@ -1,0 +1,351 @@
+"""train(recipe): the stages wired in order.
+
+Stages never import each other; what one needs of another is handed over here.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from kitae import keyed
+from kitae.augment import Augment
+from kitae.data.loader import ImageSet
+from kitae.data.splits import Splits
+from kitae.data.store import Store
+from kitae.errors import RecipeError
+from kitae.evaluation.calibration import fit_temperature
+from kitae.evaluation.evaluate import evaluate, mistakes, predict_logits, predictions_table
+from kitae.models.build import build, count_macs, count_parameters, layer_groups, normalization
+from kitae.recipe import Recipe
+from kitae.run import Run, default_folder
+from kitae.training import distributed, precision
+from kitae.training.distributed import World
+from kitae.training.fit import FitResult, Teacher, Watcher, fit
+from kitae.training.spec import TrainSpec
+
+Progress = Callable[[int, int], None]
+
+_CLEAN_IMAGES = 1000  # training images, without augmentation, for the train-validation gap
+
+
+def train(
+    recipe: Recipe,
+    out: str | Path | None = None,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    watcher: Watcher | None = None,
+    progress: Progress | None = None,
+) -> Run:
+    """Train, select and evaluate a classifier as a recipe says; everything lands in a run folder.
+
+    Args:
+        out: the run folder; None is runs/NAME, numbered.
+        resume: go on with the unfinished run in `out`; a finished one is returned as it is.
+        overwrite: replace the run in `out`.
+        watcher: shows progress of training. `progress(done, total)` shows the decoding of images.
+
+    Raises:
+        KitaeError: anything the user can mend, in one line.
+    """
+    world = distributed.join(recipe.train.device)
+    if recipe.train.threads is not None:
+        torch.set_num_threads(recipe.train.threads)
+    run = _open_run(recipe, default_folder(recipe) if out is None else Path(out), resume, overwrite, world)
+    try:
+        if run.finished:
+            return run
+        setup = Setup.of(run, progress)
+        model = setup.initial_model(world)
+        if world.is_main:
+            run.write_environment(
+                {"store": setup.store.fingerprint, "processes": world.size, "device": str(world.device)}
+            )
+            run.write_facts(setup.facts(model))
+            run.resolve(_with_precision(run.recipe, setup, model, world))
+        distributed.barrier(world)
+        run.recipe = Run.open(run.path).recipe
+        setup.fit(
+            model,
+            run.recipe.train,
+            world,
+            watcher=watcher,
+            write_rows=run.write_metrics,
+            rows=run.metrics(),
+            checkpoint=run.checkpoint,
+            best=run.best,
+            resume=resume,
+            fingerprint=run.recipe.fingerprint,
+        )
+        if world.is_main:
+            finish(run, setup, model)
+        distributed.barrier(world)
+        return run
+    finally:
+        run.close()
+
+
+def finish(run: Run, setup: Setup, model: nn.Module) -> None:
+    """Calibrate on validation, open test once, and write down everything that is known about the best weights."""
+    from kitae.reporting.figures import draw_run
+
+    store, splits, classes = setup.store, setup.splits, setup.store.classes
+    val_logits, val_labels = run.logits(setup.images, splits.val, model)
+    temperature = fit_temperature(val_logits, val_labels) if run.recipe.evaluate.temperature else 1.0
+    run.write_facts({**setup.facts(model), "temperature": temperature})
+    test = splits.open_test(lambda: run.count_test_opening("end of training"))
+    test_logits, test_labels = run.logits(setup.images, test, model)
+    run.write_predictions(
+        predictions_table([store.names[row] for row in test], test_labels, test_logits, classes, temperature)
+    )
+    results = {
+        "test": evaluate(test_logits, test_labels, classes, temperature),
+        "val": evaluate(val_logits, val_labels, classes, temperature),
+        "temperature": temperature,
+        "precision": run.recipe.train.precision,
+        "tta": run.recipe.evaluate.tta,
+        "best_epoch": 1 + max(range(len(run.metrics())), key=lambda e: _merit(run.metrics()[e], run.recipe.train)),
+    }
+    worst = mistakes(test_logits, test_labels, 12)
+    draw_run(run, results, [(setup.images.gather(test[m.position : m.position + 1])[0][0], m) for m in worst])
+    run.write_evaluation(results)
+
+
+def _merit(row: Mapping[str, Any], spec: TrainSpec) -> float:
+    value = row[spec.select]
+    return -np.inf if value is None else value if spec.select == "val_accuracy" else -value
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Data, normalisation and the functions that the loop is given, all decided by a run's recipe."""
+
+    recipe: Recipe
+    store: Store
+    splits: Splits
+
+    @classmethod
+    def of(cls, run: Run, progress: Progress | None = None) -> Setup:
+        """Open the store and the splits of a run."""
+        store = run.open_store(progress)
+        return cls(run.recipe, store, run.splits(store))
+
+    @cached_property
+    def images(self) -> ImageSet:
+        """The training images as the loop draws them; `gather` reads any row of the store."""
+        store = self.store
+        return ImageSet(store.images, self.splits.train, store.labels, store.classes, self.recipe.data.balance)
+
+    @cached_property
+    def normalization(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation per channel, of pixels in [0, 1]."""
+        given, channels = self.recipe.data.normalize, self.store.rules.channels
+        if given == "train":
+            return self.images.statistics()
+        if given == "pretrained":
+            known = normalization(self.recipe.model)
+            if known is None:
+                raise RecipeError(
+                    f"data.normalize: pretrained, but {self.recipe.model.name} names no normalisation; use train"
+                )
+            return known
+        if not len(given.mean) == len(given.std) == channels:
+            raise RecipeError(f"data.normalize: mean and std need {channels} values, one a channel")
+        return given.mean, given.std
+
+    def initial_model(self, world: World) -> nn.Module:
+        """The network with its initial weights, a pure function of the seed, on the device."""
+        seed = keyed.derive_seed(self.recipe.train.seed, 0, 0, keyed.SLOT_MODEL)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = build(
+                self.recipe.model,
+                classes=len(self.store.classes),
+                channels=self.store.rules.channels,
+                image_size=self.store.rules.image_size,
+            )
+        layout = torch.channels_last if self.recipe.train.channels_last else torch.contiguous_format
+        return model.to(device=world.device, memory_format=layout)  # type: ignore[call-overload,no-any-return]
+
+    def facts(self, model: nn.Module) -> dict[str, Any]:
+        """What model.json says, before calibration."""
+        mean, std = self.normalization
+        rules = self.store.rules
+        return {
+            "model": self.recipe.model.model_dump(mode="json"),
+            "classes": list(self.store.classes),
+            "preprocess": rules.to_dict(),
+            "mean": list(mean),
+            "std": list(std),
+            "temperature": 1.0,
+            "parameters": count_parameters(model),
+            "macs": count_macs(model, rules.channels, rules.image_size),
+        }
+
+    def augment(self, seed: int) -> Augment:
+        """The recipe's augmentation, from uint8 images to what the network takes."""
+        mean, std = self.normalization
+        spec = self.recipe.augment
+        return Augment(
+            spec.train,
+            mix=spec.mix,
+            seed=seed,
+            mean=mean,
+            std=std,
+            num_classes=len(self.store.classes),
+            threads=torch.get_num_threads(),
+            channels_last=self.recipe.train.channels_last,
+        )
+
+    def validator(self, world: World) -> Callable[[nn.Module], dict[str, float]]:
+        """Accuracy and cross-entropy on validation, and accuracy on a fixed clean part of train; never test."""
+        mean, std = self.normalization
+        train_rows = np.sort(self.splits.train)
+        shuffled = keyed.permutation(self.recipe.data.split_seed, 1, len(train_rows), keyed.SLOT_SPLIT)
+        clean = np.sort(train_rows[shuffled[:_CLEAN_IMAGES]])
+        rows = np.concatenate([self.splits.val, clean])
+        mine = np.arange(world.rank, len(rows), world.size)
+        labels = self.store.labels[rows]
+        count = len(self.splits.val)
+
+        def validate(model: nn.Module) -> dict[str, float]:
+            local, _ = predict_logits(
+                model,
+                self.images.gather,
+                rows[mine],
+                mean=mean,
+                std=std,
+                batch_size=self.recipe.evaluate.batch_size,
+                device=world.device,
+                precision=self.recipe.train.precision if self.recipe.train.precision != "auto" else "fp32",
+            )
+            logits = torch.from_numpy(distributed.gather_rows(local, mine, len(rows), world))
+            right = logits.argmax(dim=1).numpy() == labels
+            loss = nn.functional.cross_entropy(logits[:count], torch.from_numpy(labels[:count]))
+            return {
+                "val_loss": float(loss),
+                "val_accuracy": float(right[:count].mean()),
+                "train_clean_accuracy": float(right[count:].mean()),
+            }
+
+        return validate
+
+    def fit(self, model: nn.Module, spec: TrainSpec, world: World, **options: Any) -> FitResult:
+        """Run the loop on this data; `options` are those of `training.fit.fit`."""
+        return fit(
+            model,
+            spec=spec,
+            data=self.images,
+            augment=self.augment(spec.seed),
+            validate=self.validator(world),
+            world=world,
+            precision="fp32" if spec.precision == "auto" else spec.precision,
+            class_weights=self.images.class_weights() if self.recipe.data.balance == "loss" else None,
+            layers=layer_groups(model) if spec.optimizer.layer_decay is not None else (),
+            **options,
+        )
+
+    def recover(
+        self, model: nn.Module, *, epochs: int, after_step: Callable[[nn.Module], None] | None = None,
+        teacher: nn.Module | None = None, watcher: Watcher | None = None,
+    ) -> nn.Module:  # fmt: skip
+        """Fine-tune a compressed model through the same loop, at a tenth of the recipe's rate down a cosine.
+
+        Args:
+            after_step: holds pruning masks. `teacher`: the unpruned model to learn from as well.
+        """
+        spec = self.recipe.train
+        tuned = spec.model_copy(
+            update={
+                "epochs": epochs,
+                "early_stopping": None,
+                "ema": None,
+                "optimizer": spec.optimizer.model_copy(update={"lr": spec.optimizer.lr * 0.1}),
+                "schedule": spec.schedule.model_copy(update={"name": "cosine", "warmup_epochs": 0.0, "final": 0.0}),
+            }
+        )
+        world = World(0, 1, next(model.parameters()).device)
+        guide = None if teacher is None else Teacher(copy.deepcopy(teacher).eval().requires_grad_(False))
+        self.fit(model, tuned, world, after_step=after_step, teacher=guide, watcher=watcher)
+        return model
+
+
+def plan(recipe: Recipe, progress: Progress | None = None, steps: int = 6) -> dict[str, Any]:
+    """What `train` would do, measured on a few steps that are thrown away; writes nothing but the decoded store.
+
+    Returns:
+        `recipe` (precision resolved), `parameters`, `macs`, `train`, `val`, `test` (images), `classes`,
+        `steps_per_epoch`, `seconds_per_epoch`, `seconds` (estimates).
+    """
+    from kitae.data.splits import make_splits
+    from kitae.data.store import open_store
+
+    world = distributed.join(recipe.train.device)
+    if recipe.train.threads is not None:
+        torch.set_num_threads(recipe.train.threads)
+    store = open_store(recipe.data, progress=progress)
+    setup = Setup(recipe, store, make_splits(store, recipe.data))
+    model = setup.initial_model(world)
+    facts = setup.facts(model)
+    recipe = _with_precision(recipe, setup, model, world)
+    images, spec = setup.images, recipe.train
+    augment = setup.augment(spec.seed)
+    order = images.order(spec.seed, 0)
+    times: list[float] = []
+    for step in range(steps):
+        begun = time.perf_counter()
+        index = order[step * spec.batch_size % max(1, len(order) - spec.batch_size) :][: spec.batch_size]
+        batch, labels = images.gather(index)
+        inputs, targets = augment(torch.from_numpy(batch), torch.from_numpy(labels), epoch=0, index=index)
+        with precision.autocast(spec.precision if spec.precision != "auto" else "fp32", world.device):
+            loss = nn.functional.cross_entropy(model(inputs.to(world.device)).float(), targets.to(world.device))
+        loss.backward()  # type: ignore[no-untyped-call]
+        loss.item()
+        times.append(time.perf_counter() - begun)
+    steps_per_epoch = -(-len(images) // spec.batch_size)
+    epoch = float(np.median(times[1:])) * steps_per_epoch
+    return {
+        "recipe": recipe,
+        "parameters": facts["parameters"],
+        "macs": facts["macs"],
+        "train": len(images),
+        "val": len(setup.splits.val),
+        "test": setup.splits.test_count,
+        "classes": len(store.classes),
+        "image": (store.rules.channels, store.rules.image_size, store.rules.image_size),
+        "steps_per_epoch": steps_per_epoch,
+        "seconds_per_epoch": epoch,
+        "seconds": epoch * spec.epochs,
+    }
+
+
+def _open_run(recipe: Recipe, folder: Path, resume: bool, overwrite: bool, world: World) -> Run:
+    """Only the main process creates and locks the folder; the others read it once it is there."""
+    if world.is_main:
+        run = Run.create(folder, recipe, resume=resume, overwrite=overwrite)
+        distributed.barrier(world)
+        return run
+    distributed.barrier(world)
+    return Run.open(folder)
+
+
+def _with_precision(recipe: Recipe, setup: Setup, model: nn.Module, world: World) -> Recipe:
+    """The recipe with `precision: auto` measured. A resumed run's recipe has no `auto` left, so it keeps its choice."""
+    spec = recipe.train
+    if spec.precision != "auto":
+        return recipe
+    index = setup.images.order(spec.seed, 0)[: spec.batch_size]
+    batch, labels = setup.images.gather(index)
+    inputs, targets = setup.augment(spec.seed)(torch.from_numpy(batch), torch.from_numpy(labels), epoch=0, index=index)
+    chosen = precision.resolve("auto", model, inputs.to(world.device), targets.to(world.device), device=world.device)
+    return recipe.model_copy(update={"train": spec.model_copy(update={"precision": chosen})})

@@ -1,0 +1,243 @@
+"""The recipe: everything that decides a run, in one frozen, validated value.
+
+It only composes what the stages define in their own `spec.py`. A recipe is loaded from a YAML file or a shipped name,
+changed by `override`, and saved to YAML that loads to an equal recipe.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from difflib import get_close_matches
+from importlib import resources
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError
+
+from kitae.augment.spec import AugmentSpec
+from kitae.data.spec import DataSpec
+from kitae.errors import RecipeError
+from kitae.evaluation.spec import EvaluateSpec
+from kitae.files import write_atomically
+from kitae.models.spec import ModelSpec
+from kitae.spec import Spec
+from kitae.training.spec import TrainSpec
+
+S = TypeVar("S", bound=Spec)
+
+_MAX_BYTES = 1 << 20  # a recipe is a page of text; anything larger is a mistake or an attack
+
+
+class Recipe(Spec):
+    """What to train, on what, how; see each stage's spec for its fields."""
+
+    name: str = Field("unnamed", min_length=1, max_length=100)
+    data: DataSpec = DataSpec()
+    augment: AugmentSpec = AugmentSpec()
+    model: ModelSpec = ModelSpec()
+    train: TrainSpec = TrainSpec()
+    evaluate: EvaluateSpec = EvaluateSpec()
+
+    @classmethod
+    def load(cls, path_or_name: str | Path) -> Self:
+        """Read a YAML file, or a shipped recipe by its name.
+
+        Raises:
+            RecipeError: no such file or name, or a field is wrong (named, with its line).
+        """
+        text, origin = read_text(path_or_name)
+        return parse(cls, text, origin)
+
+    def override(self, *assignments: str) -> Self:
+        """A copy with fields replaced, each given as `a.b=value`; the value is YAML, so numbers, lists and null work.
+
+        Raises:
+            RecipeError: an assignment without `=`, an unknown field, or a value that does not fit.
+        """
+        return override(self, assignments)
+
+    def save(self, path: str | Path) -> None:
+        """Write the whole recipe, defaults included, as YAML."""
+        write_atomically(Path(path), self.to_yaml().encode())
+
+    def to_yaml(self) -> str:
+        """The whole recipe as YAML."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+    @property
+    def fingerprint(self) -> str:
+        """Names what the recipe says, 16 hex digits; equal recipes have equal fingerprints."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def shipped() -> dict[str, str]:
+    """The recipes that come with the package: name to text."""
+    folder = resources.files("kitae") / "recipes"
+    return {
+        entry.name.removesuffix(".yaml"): entry.read_text(encoding="utf-8")
+        for entry in sorted(folder.iterdir(), key=lambda e: e.name)
+        if entry.name.endswith(".yaml")
+    }
+
+
+def read_text(path_or_name: str | Path) -> tuple[str, str]:
+    """Text of a YAML file or a shipped recipe, and what to call it in messages."""
+    path = Path(path_or_name)
+    if path.suffix not in {".yaml", ".yml"} and not path.exists():
+        recipes = shipped()
+        name = str(path_or_name)
+        if name in recipes:
+            return recipes[name], name
+        near = get_close_matches(name, recipes, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise RecipeError(f"no recipe {name!r}{hint}: give a .yaml file or one of {', '.join(recipes)}")
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise RecipeError(f"{path}: larger than {_MAX_BYTES} bytes, so not a recipe")
+        return path.read_text(encoding="utf-8"), str(path)
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path}: not UTF-8 text") from error
+
+
+def parse_yaml(text: str, origin: str) -> tuple[dict[str, Any], yaml.Node | None]:
+    """A YAML mapping, and its tree for line numbers. Aliases are refused: they can blow up to any size.
+
+    Raises:
+        RecipeError: not YAML, not a mapping, or with aliases.
+    """
+    try:
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
+            raise RecipeError(f"{origin}: YAML aliases (*name) are not allowed")
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f":{mark.line + 1}" if mark else ""
+        raise RecipeError(f"{origin}{where}: not valid YAML ({getattr(error, 'problem', None) or error})") from error
+    if value is None:
+        return {}, None
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise RecipeError(f"{origin}: must be a mapping of field names to values")
+    return value, node
+
+
+def parse(cls: type[S], text: str, origin: str) -> S:
+    """A spec from YAML text; the first wrong field is named with its line.
+
+    Raises:
+        RecipeError: see `parse_yaml`, or a field is unknown or wrong.
+    """
+    value, node = parse_yaml(text, origin)
+    try:
+        return cls.model_validate(value)
+    except ValidationError as error:
+        raise RecipeError(explain(error, cls, origin, node)) from error
+
+
+def override(spec: S, assignments: tuple[str, ...] | list[str]) -> S:
+    """A copy of any spec with fields replaced, each given as `a.b=value`. See `Recipe.override`."""
+    tree = spec.model_dump(mode="json")
+    for assignment in assignments:
+        field, equals, text = assignment.partition("=")
+        if not equals:
+            raise RecipeError(f"--set {assignment}: must be FIELD=VALUE, for example train.epochs=30")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise RecipeError(f"--set {assignment}: the value is not valid YAML") from error
+        _assign(tree, field.strip(), value, type(spec))
+    try:
+        return type(spec).model_validate(tree)
+    except ValidationError as error:
+        raise RecipeError(explain(error, type(spec), "--set", None)) from error
+
+
+def _assign(tree: Any, field: str, value: Any, cls: type[BaseModel]) -> None:
+    *parents, last = field.split(".")
+    at: Any = tree
+    for depth, key in enumerate(parents):
+        inside = at[int(key)] if isinstance(at, list) and key.isdigit() and int(key) < len(at) else None
+        if isinstance(at, dict):
+            inside = at.get(key)
+            if inside is None and key in at:  # a section that is null, such as train.early_stopping
+                inside = at[key] = {}
+        if not isinstance(inside, dict | list):
+            raise RecipeError(_unknown(parents[: depth + 1], cls, "--set"))
+        at = inside
+    if isinstance(at, list):
+        if not last.isdigit() or int(last) >= len(at):
+            raise RecipeError(f"--set: {field}: the list has places 0 to {len(at) - 1}")
+        at[int(last)] = value
+    else:
+        at[last] = value  # an unknown name is found by the validation that follows
+
+
+def explain(error: ValidationError, cls: type[BaseModel], origin: str, node: yaml.Node | None) -> str:
+    """The first error of a validation as one line: file, line, field, what is wrong, what would be right."""
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"]]
+    line = _line(node, path)
+    where = f"{origin}:{line}" if line else origin
+    if first["type"] == "extra_forbidden":
+        return _unknown(path, cls, where)
+    shown = ".".join(_names_only(path, cls))
+    message = first["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
+    given = first.get("input")
+    suffix = (
+        f", not {given!r}" if isinstance(given, str | int | float | bool) and first["type"] != "value_error" else ""
+    )
+    return f"{where}: {shown + ': ' if shown else ''}{message}{suffix}"
+
+
+def _unknown(path: list[str], cls: type[BaseModel], where: str) -> str:
+    owner, prefix = cls, []
+    for part in path[:-1]:
+        inner = _section(owner, part)
+        if inner is None:
+            break
+        owner, prefix = inner, [*prefix, part]
+    name = path[len(prefix)]
+    if name in owner.model_fields:  # a field that has no fields of its own
+        return f"{where}: {'.'.join([*prefix, name])} is a single value and has no field {path[-1]!r}"
+    valid = list(owner.model_fields)
+    near = get_close_matches(name, valid, n=1)
+    hint = f" (did you mean {near[0]}?)" if near else ""
+    place = f" in {'.'.join(prefix)}" if prefix else ""
+    return f"{where}: unknown field {name!r}{place}{hint}; valid: {', '.join(valid)}"
+
+
+def _section(cls: type[BaseModel], field: str) -> type[BaseModel] | None:
+    """The spec that a field holds, also where it may be null or a plain value as well."""
+    info = cls.model_fields.get(field)
+    if info is None:
+        return None
+    kinds = [info.annotation, *getattr(info.annotation, "__args__", ())]
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+
+
+def _names_only(path: list[str], cls: type[BaseModel]) -> list[str]:
+    """Drop what pydantic adds to a location for the branches of a union."""
+    return [part for part in path if "[" not in part and not part[:1].isupper()]
+
+
+def _line(node: yaml.Node | None, path: list[str]) -> int | None:
+    """The line, from 1, of the field in the YAML tree, or of its nearest parent that is there."""
+    line = None
+    for part in path:
+        inner: yaml.Node | None = None
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                if key.value == part:
+                    line, inner = key.start_mark.line + 1, value
+        elif isinstance(node, yaml.SequenceNode) and part.isdigit() and int(part) < len(node.value):
+            inner = node.value[int(part)]
+            line = inner.start_mark.line + 1
+        if inner is None:
+            return line
+        node = inner
+    return line

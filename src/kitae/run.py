@@ -1,0 +1,471 @@
+"""The run folder: what training leaves behind, and the only module that knows its file names.
+
+recipe.yaml           the recipe with `auto` resolved
+environment.json      hardware, versions, threads
+model.json            what rebuilds the network and prepares an image: classes, size, normalisation, temperature
+splits.npz            store rows of train, val and test
+metrics.jsonl         a line an epoch
+best.safetensors      weights of the best epoch
+last/checkpoint.safetensors   the whole state, to resume from
+evaluation.json       validation and test, at the end
+predictions.parquet   every test image with its probabilities
+test_openings.jsonl   a line for each time test was opened, written before it is
+figures/, report.html pictures
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kitae.errors import DataError, KitaeError, RecipeError, TrainingError
+from kitae.files import write_atomically, write_json
+from kitae.preprocess import PreprocessRules
+from kitae.recipe import Recipe
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from PIL import Image
+    from torch import nn
+
+    from kitae.data.loader import ImageSet
+    from kitae.data.splits import Splits
+    from kitae.data.store import Store
+    from kitae.evaluation.evaluate import View
+    from kitae.runtime import Predictions
+
+_FORMAT = 1
+_CREATED = ("recipe.yaml", "environment.json", "model.json", "splits.npz", "metrics.jsonl", "best.safetensors",
+            "evaluation.json", "predictions.parquet", "test_openings.jsonl", "report.html", ".lock")  # fmt: skip
+_FOLDERS = ("last", "figures")
+
+
+class Run:
+    """A run folder, open for reading; `Run.create` also locks it for writing.
+
+    Attributes:
+        path: the folder.
+        recipe: the recipe with `auto` resolved.
+    """
+
+    def __init__(self, path: Path, recipe: Recipe) -> None:
+        self.path = path
+        self.recipe = recipe
+        self._lock: int | None = None
+
+    # ---- the folder -------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def open(cls, path: str | Path) -> Run:
+        """A run that exists.
+
+        Raises:
+            TrainingError: no run there.
+        """
+        folder = Path(path)
+        if not (folder / "recipe.yaml").is_file():
+            raise TrainingError(f"{folder}: no run there (it has no recipe.yaml)")
+        return cls(folder, Recipe.load(folder / "recipe.yaml"))
+
+    @classmethod
+    def create(cls, path: str | Path, recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> Run:
+        """Make or take a folder for a run and lock it until `close` or the process ends.
+
+        Args:
+            resume: go on with the run that is there, which must be of the same recipe; without one a new run begins.
+            overwrite: delete the run that is there first. Never deletes anything that a run did not write.
+
+        Raises:
+            TrainingError: the folder holds something else or a run of another recipe, or another process writes to it.
+        """
+        folder = Path(path)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise TrainingError(f"{folder}: cannot be used as --out ({error.strerror})") from error
+        run = cls(folder, recipe)
+        run._lock = lock
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            run.close()
+            raise TrainingError(f"{folder}: another process is training into it; choose another --out") from error
+        try:
+            run._take(resume=resume, overwrite=overwrite)
+        except BaseException:
+            run.close()
+            raise
+        return run
+
+    def _take(self, *, resume: bool, overwrite: bool) -> None:
+        strangers = sorted(
+            entry.name
+            for entry in self.path.iterdir()
+            if entry.name not in (*_CREATED, *_FOLDERS) and not entry.name.endswith(".tmp")
+        )
+        if strangers:
+            raise TrainingError(f"{self.path}: holds files that no run wrote ({strangers[0]}); choose another --out")
+        if overwrite:
+            for name in (*_FOLDERS, *_CREATED[:-1]):
+                target = self.path / name
+                shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+        if not (self.path / "recipe.yaml").exists():
+            self.recipe.save(self.path / "recipe.yaml")
+            return
+        saved = Recipe.load(self.path / "recipe.yaml")
+        if not resume:
+            raise TrainingError(
+                f"{self.path}: holds a run already; add --resume or --overwrite, or choose another --out"
+            )
+        changed = differences(saved, self.recipe)
+        if changed:
+            raise TrainingError(f"{self.path}: is a run of another recipe ({changed[0]}); choose another --out")
+        self.recipe = saved
+
+    def close(self) -> None:
+        """Give the lock back."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def resolve(self, recipe: Recipe) -> None:
+        """Keep what `auto` was resolved to."""
+        self.recipe = recipe
+        recipe.save(self.path / "recipe.yaml")
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where the whole training state is kept."""
+        return self.path / "last" / "checkpoint.safetensors"
+
+    @property
+    def best(self) -> Path:
+        """Where the best weights are kept."""
+        return self.path / "best.safetensors"
+
+    @property
+    def figures(self) -> Path:
+        """The folder of pictures."""
+        return self.path / "figures"
+
+    @property
+    def report(self) -> Path:
+        """The page of the run."""
+        return self.path / "report.html"
+
+    @property
+    def finished(self) -> bool:
+        """Whether it was trained and evaluated to the end."""
+        return (self.path / "evaluation.json").is_file()
+
+    # ---- what was measured ------------------------------------------------------------------------------------------
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """A row an epoch, as SPEC's metrics.jsonl; empty before the first epoch has ended."""
+        file = self.path / "metrics.jsonl"
+        return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+
+    def write_metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Replace metrics.jsonl."""
+        text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+        write_atomically(self.path / "metrics.jsonl", text.encode())
+
+    def evaluation(self) -> dict[str, Any]:
+        """evaluation.json.
+
+        Raises:
+            TrainingError: the run is not finished.
+        """
+        return self._json("evaluation.json", "the run is not finished; go on with --resume")
+
+    def write_evaluation(self, evaluation: Mapping[str, Any]) -> None:
+        """Replace evaluation.json; its count of test openings is added here."""
+        write_json(self.path / "evaluation.json", {**evaluation, "test_openings": self.test_openings})
+
+    def environment(self) -> dict[str, Any]:
+        """environment.json."""
+        return self._json("environment.json", "the run had not begun")
+
+    def write_environment(self, facts: Mapping[str, Any]) -> None:
+        """Replace environment.json: the machine, the versions, and the given facts."""
+        write_json(self.path / "environment.json", {**machine(), **facts})
+
+    @property
+    def test_openings(self) -> int:
+        """How often the test images of this run were looked at."""
+        file = self.path / "test_openings.jsonl"
+        return len(file.read_text().splitlines()) if file.is_file() else 0
+
+    def count_test_opening(self, why: str) -> None:
+        """Note that test is about to be opened."""
+        file = self.path / "test_openings.jsonl"
+        before = file.read_text() if file.is_file() else ""
+        line = json.dumps({"when": datetime.now(UTC).isoformat(timespec="seconds"), "why": why})
+        write_atomically(file, f"{before}{line}\n".encode())
+        if self.finished:
+            self.write_evaluation(self.evaluation())
+
+    def write_predictions(self, table: Any) -> None:
+        """Write a pyarrow Table as predictions.parquet."""
+        write_parquet(table, self.path / "predictions.parquet")
+
+    def predictions(self) -> Any:
+        """predictions.parquet as a pyarrow Table."""
+        import pyarrow.parquet
+
+        file = self.path / "predictions.parquet"
+        if not file.is_file():
+            raise TrainingError(f"{self.path}: has no predictions.parquet; the run is not finished")
+        return pyarrow.parquet.read_table(file)
+
+    def _json(self, name: str, why: str) -> dict[str, Any]:
+        file = self.path / name
+        if not file.is_file():
+            raise TrainingError(f"{self.path}: has no {name}: {why}")
+        try:
+            value = json.loads(file.read_text())
+        except ValueError as error:
+            raise TrainingError(f"{file}: is damaged (not JSON)") from error
+        if not isinstance(value, dict):
+            raise TrainingError(f"{file}: is damaged (not a JSON object)")
+        return value
+
+    # ---- the data, as this run sees it ------------------------------------------------------------------------------
+
+    def open_store(self, progress: Callable[[int, int], None] | None = None) -> Store:
+        """The decoded images of the run's source."""
+        from kitae.data.store import open_store
+
+        return open_store(self.recipe.data, progress=progress)
+
+    def splits(self, store: Store) -> Splits:
+        """The run's splits: made and written down the first time, read back afterwards.
+
+        Raises:
+            DataError: the data are not those the splits were made from.
+        """
+        from kitae.data.splits import Splits, make_splits
+
+        file = self.path / "splits.npz"
+        if file.is_file():
+            splits = Splits.load(file)
+            if splits.fingerprint != store.fingerprint:
+                raise DataError(
+                    f"{self.recipe.data.source}: has changed since {self.path} was trained; its splits no longer fit"
+                )
+            return splits
+        splits = make_splits(store, self.recipe.data)
+        splits.save(file)
+        return splits
+
+    # ---- the model --------------------------------------------------------------------------------------------------
+
+    def write_facts(self, facts: Mapping[str, Any]) -> None:
+        """Replace model.json."""
+        write_json(self.path / "model.json", {"format": _FORMAT, **facts})
+
+    def facts(self) -> dict[str, Any]:
+        """model.json: `classes`, `preprocess`, `mean`, `std`, `temperature`, `parameters`, `macs`."""
+        return self._json("model.json", "the run had not begun")
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names, in the order of the outputs."""
+        return tuple(self.facts()["classes"])
+
+    @property
+    def rules(self) -> PreprocessRules:
+        """How an image is prepared for this model."""
+        return PreprocessRules.from_dict(self.facts()["preprocess"])
+
+    def build_model(self) -> nn.Module:
+        """The network with its initial weights."""
+        from kitae.models.build import build
+
+        rules = self.rules
+        return build(
+            self.recipe.model.model_copy(update={"pretrained": False}),
+            classes=len(self.classes),
+            channels=rules.channels,
+            image_size=rules.image_size,
+        )
+
+    def load_model(self) -> nn.Module:
+        """The network with its best weights, in eval mode on the CPU.
+
+        Raises:
+            TrainingError: there is no best model yet, or its file is damaged.
+        """
+        from kitae.training.checkpoint import load_weights
+
+        if not self.best.is_file():
+            raise TrainingError(f"{self.path}: has no best.safetensors: no epoch has been validated yet")
+        model = self.build_model()
+        try:
+            model.load_state_dict(load_weights(self.best)[0])
+        except RuntimeError as error:
+            raise TrainingError(f"{self.best}: its weights do not fit the model of recipe.yaml") from error
+        return model.eval()
+
+    def logits(
+        self, images: ImageSet, rows: NDArray[np.int64], model: nn.Module | None = None, tta: str | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Logits float32 [N, K] and labels int64 [N] of store rows, under the run's model or the one given."""
+        from kitae.augment.tta import views
+        from kitae.evaluation.evaluate import predict_logits
+
+        kind = self.recipe.evaluate.tta if tta is None else tta
+        facts = self.facts()
+        view: View | None = None if kind == "none" else lambda batch: views(batch, kind)
+        return predict_logits(
+            self.load_model() if model is None else model,
+            images.gather,
+            rows,
+            mean=facts["mean"],
+            std=facts["std"],
+            batch_size=self.recipe.evaluate.batch_size,
+            precision="fp32",
+            views=view,
+        )
+
+    def evaluate(self, split: str = "test", tta: str | None = None) -> dict[str, Any]:
+        """Measure the best model on `train`, `val` or `test`; opening test is counted in the run folder.
+
+        Args:
+            tta: test-time augmentation, see EvaluateSpec; None is the recipe's.
+
+        Returns:
+            The same fields as a split in evaluation.json.
+        """
+        from kitae.data.loader import ImageSet
+        from kitae.evaluation.evaluate import evaluate
+
+        if split not in ("train", "val", "test"):
+            raise RecipeError(f"split: {split!r} must be train, val or test")
+        if tta not in (None, "none", "flip", "shift", "scale", "full"):
+            raise RecipeError(f"tta: {tta!r} must be none, flip, shift, scale or full")
+        model, store = self.load_model(), self.open_store()
+        splits = self.splits(store)
+        if split == "test":
+            rows = splits.open_test(lambda: self.count_test_opening(f"evaluate, tta {tta or self.recipe.evaluate.tta}"))
+        else:
+            rows = splits.train if split == "train" else splits.val
+        images = ImageSet(store.images, rows, store.labels, store.classes)
+        logits, labels = self.logits(images, rows, model, tta)
+        return evaluate(logits, labels, self.classes, self.facts()["temperature"])
+
+    def predict(
+        self, images: NDArray[np.uint8] | Sequence[str | Path | bytes | Image.Image | NDArray[np.uint8]]
+    ) -> Predictions:
+        """Classify images with the best model.
+
+        Args:
+            images: uint8 [N, C, H, W] at the model's size, or a sequence of paths, encoded bytes, Pillow images or
+                uint8 arrays [H, W] or [H, W, C] of any size.
+        """
+        import numpy as np
+
+        from kitae import preprocess
+        from kitae.evaluation.calibration import probabilities
+        from kitae.evaluation.evaluate import predict_logits
+        from kitae.runtime import Predictions
+
+        rules, facts = self.rules, self.facts()
+        if isinstance(images, np.ndarray):
+            batch = preprocess.check_batch(images, rules)
+        else:
+            batch = preprocess.load_batch(images, rules)
+        dummy = np.zeros(len(batch), np.int64)
+        logits, _ = predict_logits(
+            self.load_model(),
+            lambda rows: (batch[rows], dummy[rows]),
+            np.arange(len(batch), dtype=np.int64),
+            mean=facts["mean"],
+            std=facts["std"],
+            batch_size=self.recipe.evaluate.batch_size,
+        )
+        shares = probabilities(logits, facts["temperature"])
+        return Predictions(labels=shares.argmax(axis=1), probabilities=shares, classes=self.classes)
+
+
+def differences(saved: Recipe, asked: Recipe) -> list[str]:
+    """The fields in which a recipe differs from a run's own, where `auto` differs from nothing."""
+    before, now = _flat(saved.model_dump(mode="json")), _flat(asked.model_dump(mode="json"))
+    return [
+        f"{field} was {before.get(field)}, is {now.get(field)}"
+        for field in sorted(before.keys() | now.keys())
+        if before.get(field) != now.get(field) and not (field == "train.precision" and now[field] == "auto")
+    ]
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    items: Iterable[tuple[Any, Any]]
+    if isinstance(value, dict):
+        items = value.items()
+    elif isinstance(value, list):
+        items = enumerate(value)
+    else:
+        return {prefix[:-1]: value}
+    return {name: leaf for key, inner in items for name, leaf in _flat(inner, f"{prefix}{key}.").items()}
+
+
+def write_parquet(table: Any, path: Path) -> None:
+    """Write a pyarrow Table, atomically."""
+    import io
+
+    import pyarrow.parquet
+
+    buffer = io.BytesIO()
+    pyarrow.parquet.write_table(table, buffer, compression="zstd")
+    write_atomically(path, buffer.getvalue())
+
+
+def machine() -> dict[str, Any]:
+    """What a figure depends on: processor, cores, threads, versions, time."""
+    import torch
+
+    versions = {}
+    for package in ("kitae", "torch", "torchvision", "numpy", "numba", "pillow", "onnxruntime", "timm"):
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None
+    return {
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "platform": platform.platform(terse=True),
+        "python": sys.version.split()[0],
+        "versions": versions,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def default_folder(recipe: Recipe) -> Path:
+    """runs/NAME, or runs/NAME-2 and so on where that exists."""
+    base = Path("runs") / "".join(c if c.isalnum() or c in "-_." else "-" for c in recipe.name)
+    candidates = [base, *(base.with_name(f"{base.name}-{number}") for number in range(2, 10_000))]
+    for folder in candidates:
+        if not folder.exists():
+            return folder
+    raise KitaeError(f"{base}: too many runs of this name; give --out")

@@ -1,0 +1,122 @@
+"""Imports point one way, and light parts stay light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "kitae"
+STAGES = {"data", "augment", "models", "training", "evaluation", "compression", "deployment"}
+
+# Each room may import the rooms to its left, and itself.
+ORDER = [
+    {"errors"},
+    {"spec", "files", "keyed"},
+    {"preprocess"},
+    {"runtime"},
+    STAGES,
+    {"recipe"},
+    {"run"},
+    {"reporting"},
+    {"pipeline"},
+    {"compressing"},
+    {"experiments"},
+    {"console"},
+    {"cli"},
+]
+LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
+ANYWHERE = {"__init__"}  # the lazy public surface names every room
+
+
+def modules() -> dict[str, Path]:
+    return {
+        ".".join(path.relative_to(SOURCE.parent).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in SOURCE.rglob("*.py")
+    }
+
+
+def room_of(module: str) -> str:
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else "__init__"
+
+
+def imports(path: Path, *, type_checking: bool) -> set[str]:
+    """Kitae modules that a file imports, inside functions too."""
+    known = modules()
+    found: set[str] = set()
+    tree = ast.parse(path.read_text())
+    skipped: set[ast.AST] = set()
+    if not type_checking:
+        for node in ast.walk(tree):
+            if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+                skipped |= {inner for statement in node.body for inner in ast.walk(statement)}
+    for node in ast.walk(tree):
+        if node in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names if alias.name.split(".")[0] == "kitae"}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "kitae":
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                found.add(inner if inner in known else node.module)
+    return found
+
+
+def test_every_room_has_its_place() -> None:
+    rooms = {room_of(name) for name in modules()} - ANYWHERE
+    assert rooms <= LEVEL.keys(), f"rooms without a place in the order: {rooms - LEVEL.keys()}"
+
+
+@pytest.mark.parametrize("name", sorted(modules()))
+def test_imports_point_one_way(name: str) -> None:
+    room = room_of(name)
+    if room in ANYWHERE:
+        return
+    for target in imports(modules()[name], type_checking=True):
+        other = room_of(target)
+        if other == "__init__":
+            continue
+        assert other == room or LEVEL[other] < LEVEL[room], f"{name} imports {target}"
+
+
+def test_no_import_cycles() -> None:
+    graph = {name: imports(path, type_checking=False) - {name} for name, path in modules().items()}
+    state: dict[str, int] = {}
+
+    def visit(name: str, trail: list[str]) -> None:
+        if state.get(name) == 2 or name not in graph or name == "kitae":
+            return
+        assert state.get(name) != 1, " -> ".join([*trail, name])
+        state[name] = 1
+        for target in graph[name]:
+            visit(target, [*trail, name])
+        state[name] = 2
+
+    for name in graph:
+        visit(name, [])
+
+
+def _loaded_after(statement: str) -> set[str]:
+    code = f"import sys\n{statement}\nprint(*sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(result.stdout.split())
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import kitae",
+        "import kitae.cli",
+        "from kitae.recipe import Recipe, shipped; [Recipe.load(name) for name in shipped()]",
+        "import kitae.preprocess",
+        "import kitae.runtime",
+        "import kitae.data, kitae.augment, kitae.models, kitae.training, kitae.evaluation, kitae.experiments",
+    ],
+)
+def test_light_parts_load_no_heavy_library(statement: str) -> None:
+    heavy = {"torch", "numba", "matplotlib", "scipy", "pandas", "pyarrow", "torchvision"}
+    assert not _loaded_after(statement) & heavy
