@@ -1,0 +1,149 @@
+"""What a data source is: where images come from, before anything is decoded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kitae.errors import DataError
+
+Item = bytes | Path | NDArray[Any]  # encoded bytes, a file to decode, or pixels [H, W] or [H, W, C]
+Progress = Callable[[int, int], None]  # (done, total): images, or bytes while something is downloaded
+
+TRAIN, VAL, TEST = 0, 1, 2
+SPLIT_NAMES = ("train", "val", "test")
+# What folders, files and split columns call the three, here and on the hubs.
+SPLIT_ALIASES = {
+    "train": TRAIN, "training": TRAIN,
+    "val": VAL, "valid": VAL, "validation": VAL, "dev": VAL,
+    "test": TEST, "testing": TEST,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """What a source knows about its N images beside the pixels.
+
+    Attributes:
+        classes: the K class names; a label is a position in them.
+        labels: int64 [N] in [0, K).
+        splits: uint8 [N] of TRAIN, VAL, TEST; all TRAIN where the source has no split of its own.
+        names: N names for messages and reports: a path below the source, or a row.
+        keys: int64 [N], distinct numbers that identify an image for the splits: the row, or for a folder a hash of the
+            name, so that adding a file does not reshuffle the others.
+        groups: int64 [N], equal where images belong together (one patient, one scene); None without groups.
+    """
+
+    classes: tuple[str, ...]
+    labels: NDArray[np.int64]
+    splits: NDArray[np.uint8]
+    names: Sequence[str]
+    keys: NDArray[np.int64]
+    groups: NDArray[np.int64] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.classes or not len(self.labels):
+            raise DataError("there are no images")
+        if len(set(self.classes)) != len(self.classes):
+            twice = next(name for name in self.classes if self.classes.count(name) > 1)
+            raise DataError(f"two classes are called {twice!r}")
+        bad = np.flatnonzero((self.labels < 0) | (self.labels >= len(self.classes)))
+        if bad.size:
+            raise DataError(
+                f"{self.names[int(bad[0])]}: label {self.labels[bad[0]]} is out of range, "
+                f"there are {len(self.classes)} classes (0 to {len(self.classes) - 1}); {bad.size} such images"
+            )
+
+
+class Source(ABC):
+    """Labelled images somewhere. Opening one is cheap: labels are read when first asked for, pixels when iterated."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    @abstractmethod
+    def files(self) -> list[Path]:
+        """Every file that the images and labels come from."""
+
+    @abstractmethod
+    def load_table(self) -> Table:
+        """Read labels, splits and names."""
+
+    @abstractmethod
+    def blocks(self) -> Iterator[list[Item]]:
+        """All images in order, in small lists: the frugal way to read everything once."""
+
+    @abstractmethod
+    def read(self, index: int) -> Item:
+        """One image; may be slow (use `blocks` to read many)."""
+
+    def identity(self) -> dict[str, Any]:
+        """Options that change what is read from the same files."""
+        return {}
+
+    def fingerprint(self) -> str:
+        """Hash of every file's path, size and modification time and of the options: 32 hexadecimal digits.
+
+        Raises:
+            DataError: a file is gone.
+        """
+        digest = hashlib.blake2b(digest_size=16)
+        digest.update(json.dumps([type(self).__name__, self.identity()], sort_keys=True).encode())
+        for path in self.files():
+            try:
+                stat = path.stat()
+            except OSError as error:
+                raise DataError(f"{path}: {error.strerror}") from error
+            digest.update(f"\0{path.absolute()}\0{stat.st_size}\0{stat.st_mtime_ns}".encode("utf-8", "surrogateescape"))
+        return digest.hexdigest()
+
+    @cached_property
+    def table(self) -> Table:
+        """Labels, splits, names, groups: read on first use."""
+        try:
+            return self.load_table()
+        except DataError as error:
+            if str(error).startswith(self.name):
+                raise
+            raise DataError(f"{self.name}: {error}") from error
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.table.classes
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        return self.table.labels
+
+    @property
+    def splits(self) -> NDArray[np.uint8]:
+        return self.table.splits
+
+    @property
+    def groups(self) -> NDArray[np.int64] | None:
+        return self.table.groups
+
+    @property
+    def names(self) -> Sequence[str]:
+        return self.table.names
+
+    @property
+    def keys(self) -> NDArray[np.int64]:
+        return self.table.keys
+
+    def __len__(self) -> int:
+        return len(self.table.labels)
+
+
+def name_key(name: str) -> int:
+    """A number in [0, 2**63) that identifies a name: its BLAKE2b hash."""
+    return int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "big") >> 1

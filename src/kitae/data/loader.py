@@ -1,0 +1,137 @@
+"""Images in the order of an epoch: no worker processes, no state, no copy of the data.
+
+The order is keyed by (seed, epoch, row), so it depends on neither batch size nor threads nor a resume, and a slice of
+it is a batch. Pixels come straight out of the memory-mapped store; the operating system's page cache is the only cache.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kitae import keyed
+
+REPEAT_SHIFT = 32  # index = store row + (repeat << 32)
+_ROW_MASK = (1 << REPEAT_SHIFT) - 1
+_CHUNK_BYTES = 8 << 20
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """The images of one split.
+
+    Attributes:
+        images: uint8 [M, C, H, W], the whole store.
+        rows: int64 [n], the rows of the store that belong to the set, each once. No other row can be gathered.
+        labels: int64 [M], of the whole store.
+        classes: K names.
+        balance: `sampler` makes `order` draw every class equally often.
+    """
+
+    images: NDArray[np.uint8]
+    rows: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    classes: tuple[str, ...]
+    balance: Literal["none", "sampler", "loss"] = "none"
+    _member: NDArray[np.bool_] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        rows = np.asarray(self.rows, dtype=np.int64)
+        member = np.zeros(len(self.images), dtype=np.bool_)
+        if rows.size and not 0 <= rows.min() <= rows.max() < len(member):
+            raise IndexError(f"rows must be in [0, {len(member)})")
+        member[rows] = True
+        if int(member.sum()) != len(rows):
+            raise ValueError("a row comes twice")
+        object.__setattr__(self, "rows", rows)
+        object.__setattr__(self, "_member", member)
+
+    def __len__(self) -> int:
+        """Images in an epoch: the n of the set, also with `sampler`."""
+        return len(self.rows)
+
+    def counts(self) -> NDArray[np.int64]:
+        """Images of each class: int64 [K]."""
+        return np.bincount(self.labels[self.rows], minlength=len(self.classes))
+
+    def order(self, seed: int, epoch: int) -> NDArray[np.int64]:
+        """Keyed indices of one epoch, shuffled: int64 [n].
+
+        An index is a store row; with `balance="sampler"` the bits from 32 up count how often the row has come before in
+        this epoch, so that each repeat is augmented in its own way. There, every class gets n / K places (the places
+        left over go round the classes with the epoch): a small class comes several times, of a large one a part that
+        changes every epoch.
+        """
+        index = self._balanced(seed, epoch) if self.balance == "sampler" else self.rows
+        return index[np.argsort(keyed.sort_keys(seed, epoch, index, keyed.SLOT_ORDER), kind="stable")]
+
+    def _balanced(self, seed: int, epoch: int) -> NDArray[np.int64]:
+        labels = self.labels[self.rows]
+        present = np.flatnonzero(self.counts())
+        share, left_over = divmod(len(self.rows), len(present))
+        parts = []
+        for place, label in enumerate(present):
+            rows = self.rows[labels == label]
+            quota = share + ((place - epoch) % len(present) < left_over)
+            whole, part = divmod(quota, len(rows))
+            repeats = np.arange(whole, dtype=np.int64)[:, None] << REPEAT_SHIFT
+            shuffled = rows[np.argsort(keyed.sort_keys(seed, epoch, rows, keyed.SLOT_SAMPLER), kind="stable")]
+            parts += [(rows + repeats).ravel(), shuffled[:part] + (whole << REPEAT_SHIFT)]
+        return np.concatenate(parts)
+
+    def gather(self, index: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """Images and labels of some indices, in their order.
+
+        Args:
+            index: int64 [b], as `order` gives them; the repeat bits are ignored.
+
+        Returns:
+            uint8 [b, C, H, W], C-contiguous and writable, a copy; int64 [b].
+
+        Raises:
+            IndexError: a row that is not in this set; so a training set cannot hand out a test image.
+        """
+        rows = np.asarray(index, dtype=np.int64) & _ROW_MASK
+        if rows.size and (int(rows.max()) >= len(self._member) or not self._member[rows].all()):
+            raise IndexError("a row is not in this set")
+        return np.take(self.images.view(np.ndarray), rows, axis=0), np.asarray(self.labels[rows], dtype=np.int64)
+
+    def class_weights(self) -> NDArray[np.float32]:
+        """Weights of the classes for `balance="loss"`: float32 [K].
+
+        n / (K n_c): inverse to the class frequency, with mean 1 over the images, so that the scale of the loss and the
+        learning rate keep their meaning (King and Zeng, "Logistic regression in rare events data", Political Analysis
+        9, 2001; scikit-learn's `balanced`). A class without images has weight 0, and K counts the others.
+        """
+        counts = self.counts()
+        present = counts > 0
+        weights = np.zeros(len(counts), dtype=np.float64)
+        weights[present] = len(self.rows) / (present.sum() * counts[present])
+        return weights.astype(np.float32)
+
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and (population) standard deviation of pixel / 255, per channel, over the set.
+
+        From exact integer counts of the 256 values, read in chunks. A channel that never varies has deviation 1, so
+        that dividing by it is harmless.
+        """
+        channels = self.images.shape[1]
+        histogram = np.zeros((channels, 256), dtype=np.int64)
+        step = max(1, _CHUNK_BYTES // max(1, self.images[0].size))
+        rows = np.sort(self.rows)
+        for start in range(0, len(rows), step):
+            block = np.take(self.images.view(np.ndarray), rows[start : start + step], axis=0)
+            for channel in range(channels):
+                histogram[channel] += np.bincount(block[:, channel].ravel(), minlength=256)
+        value = np.arange(256, dtype=np.int64)
+        means, deviations = [], []
+        for counts in histogram:
+            n, first, second = int(counts.sum()), int((counts * value).sum()), int((counts * value * value).sum())
+            # Python integers: exact however many pixels there are
+            variance = (n * second - first * first) / (n * n) if n else 0.0
+            means.append(first / n / 255 if n else 0.0)
+            deviations.append(variance**0.5 / 255 if variance else 1.0)
+        return tuple(means), tuple(deviations)

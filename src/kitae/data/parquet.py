@@ -1,0 +1,259 @@
+"""Images in Parquet files: our own layout and the one image data sets on the Hugging Face hub have.
+
+    image       encoded bytes, or a struct with `bytes` (and `path`); `img` is taken where there is no `image`
+    label       int or string; `labels` and `fine_label` are taken where there is no `label`
+    class_name  optional, string: the name of each int label
+    split       optional, string: train, val or test (or validation, valid, dev, ...); else the file names tell
+                (`train-00000-of-00004.parquet`, `test/0000.parquet`)
+    group       optional, int or string: equal values stay together in a split
+    path        optional, string: names the image in messages and reports
+
+Class names come from the schema's metadata (the hub's ClassLabel, or a JSON list `classes`), else from `class_name`,
+else from the labels themselves.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kitae.data.base import SPLIT_ALIASES, TRAIN, Item, Source, Table, name_key
+from kitae.errors import DataError, require
+
+_IMAGE_COLUMNS = ("image", "img")
+_LABEL_COLUMNS = ("label", "labels", "fine_label")
+_BLOCK_BYTES = 4 << 20  # encoded bytes handed to a worker at once
+_BLOCK_ROWS = 128
+_SPLIT_IN_NAME = re.compile(rf"(?:^|[/_.\-])({'|'.join(SPLIT_ALIASES)})(?=[/_.\-]|$)", re.IGNORECASE)
+
+
+class ParquetSource(Source):
+    """One Parquet file, or all `*.parquet` below a folder in the order of their paths."""
+
+    def __init__(
+        self, path: str | Path, name: str = "", image_column: str = "image", label_column: str = "label"
+    ) -> None:
+        """Finds the files. Raises DataError: no such file, or a folder without Parquet files."""
+        super().__init__(name or f"parquet:{path}")
+        self._pa = require("pyarrow", "train")
+        self._pq = require("pyarrow.parquet", "train")
+        self._wanted = {"image_column": image_column, "label_column": label_column}
+        root = Path(path).expanduser()
+        if root.is_dir():
+            self._files = sorted(
+                p for p in root.rglob("*.parquet") if not any(q.startswith(".") for q in p.relative_to(root).parts)
+            )
+            self._root: Path | None = root
+            if not self._files:
+                raise DataError(f"{self.name}: no .parquet files in this folder")
+        elif root.exists():
+            self._files, self._root = [root], None
+        else:
+            raise DataError(f"{self.name}: no such file or folder")
+
+    def files(self) -> list[Path]:
+        return self._files
+
+    def identity(self) -> dict[str, Any]:
+        return dict(self._wanted)
+
+    def _open(self, path: Path) -> Any:
+        try:
+            return self._pq.ParquetFile(path, memory_map=True, pre_buffer=False, buffer_size=1 << 20)
+        except self._pa.ArrowInvalid as error:
+            raise DataError(f"{path}: not a Parquet file, or a broken one ({_first_line(error)})") from error
+        except OSError as error:
+            raise DataError(f"{path}: {_first_line(error)}") from error
+
+    def _column(self, path: Path, schema: Any, which: str) -> str:
+        wanted = self._wanted[which]
+        names: list[str] = schema.names
+        usual = _IMAGE_COLUMNS if which == "image_column" else _LABEL_COLUMNS
+        for candidate in usual if wanted == usual[0] else (wanted,):
+            if candidate in names:
+                return candidate
+        raise DataError(f"{path}: no column {wanted!r} (data.{which}); its columns are {', '.join(names) or 'none'}")
+
+    def _image_field(self, path: Path, schema: Any) -> tuple[str, bool]:
+        """The leaf to read, and whether it lies in a struct."""
+        types = self._pa.types
+        column = self._column(path, schema, "image_column")
+        kind = schema.field(column).type
+        if types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind):
+            return column, False
+        if types.is_struct(kind) and "bytes" in [kind.field(i).name for i in range(kind.num_fields)]:
+            return f"{column}.bytes", True
+        raise DataError(f"{path}: column {column!r} holds {kind}; wanted are encoded bytes, or a struct with `bytes`")
+
+    # Pixels
+
+    def _values(self, column: Any, in_struct: bool) -> list[Item]:
+        import pyarrow.compute as pc
+
+        values = pc.struct_field(column, "bytes") if in_struct else column
+        return [b"" if value is None else value for value in values.to_pylist()]
+
+    def blocks(self) -> Iterator[list[Item]]:
+        for path in self._files:
+            file = self._open(path)
+            leaf, in_struct = self._image_field(path, file.schema_arrow)
+            meta = file.metadata
+            size = sum(meta.row_group(g).total_byte_size for g in range(meta.num_row_groups)) / max(meta.num_rows, 1)
+            rows = int(min(_BLOCK_ROWS, max(1, _BLOCK_BYTES // max(size, 1))))
+            try:
+                for batch in file.iter_batches(batch_size=rows, columns=[leaf]):
+                    yield self._values(batch.column(0), in_struct)
+            except (self._pa.ArrowException, OSError) as error:
+                raise DataError(f"{path}: broken Parquet file ({_first_line(error)})") from error
+
+    def read(self, index: int) -> Item:
+        for path in self._files:
+            file = self._open(path)
+            if index >= file.metadata.num_rows:
+                index -= file.metadata.num_rows
+                continue
+            leaf, in_struct = self._image_field(path, file.schema_arrow)
+            for group in range(file.metadata.num_row_groups):
+                rows = file.metadata.row_group(group).num_rows
+                if index < rows:
+                    return self._values(
+                        file.read_row_group(group, columns=[leaf]).column(0).slice(index, 1), in_struct
+                    )[0]
+                index -= rows
+        raise IndexError("index is beyond the last image")
+
+    # Everything else
+
+    def load_table(self) -> Table:
+        columns: dict[str, list[Any]] = {"label": [], "class_name": [], "split": [], "group": [], "name": []}
+        schema = None
+        for path in self._files:
+            schema = self._load_file(path, columns)
+        if not columns["label"]:
+            raise DataError("there are no images")
+        classes, labels = self._classes(columns["label"], columns["class_name"], schema, columns["name"])
+        return Table(
+            classes=classes,
+            labels=labels,
+            splits=np.array(columns["split"], dtype=np.uint8),
+            names=columns["name"],
+            keys=np.arange(len(labels), dtype=np.int64),
+            groups=np.array([name_key(str(group)) for group in columns["group"]], dtype=np.int64)
+            if columns["group"]
+            else None,
+        )
+
+    def _load_file(self, path: Path, columns: dict[str, list[Any]]) -> Any:
+        file = self._open(path)
+        schema = file.schema_arrow
+        self._image_field(path, schema)
+        label = self._column(path, schema, "label_column")
+        optional = [c for c in ("class_name", "split", "group", "path") if c in schema.names and c != label]
+        nested_path = self._nested_path(path, schema) if "path" not in schema.names else None
+        try:
+            table = file.read(columns=[label, *optional, *([nested_path] if nested_path else [])])
+        except (self._pa.ArrowException, OSError) as error:
+            raise DataError(f"{path}: broken Parquet file ({_first_line(error)})") from error
+        count = table.num_rows
+        columns["label"] += table.column(label).to_pylist()
+        for name in ("class_name", "group"):
+            if name in optional:
+                values = table.column(name).to_pylist()
+                if None in values:
+                    raise DataError(f"{path}: row {values.index(None)} has no {name}")
+                columns[name] += values
+            elif columns[name]:
+                raise DataError(f"{path}: no column {name!r}, which the other files have")
+        columns["split"] += self._splits(
+            path, table.column("split").to_pylist() if "split" in optional else None, count
+        )
+        given: Sequence[str | None] = [None] * count
+        if "path" in optional:
+            given = table.column("path").to_pylist()
+        elif nested_path:
+            given = [
+                None if row is None else row["path"] for row in table.column(nested_path.split(".")[0]).to_pylist()
+            ]
+        columns["name"] += [f"{path.name}:{row}" if value is None else str(value) for row, value in enumerate(given)]
+        if len(columns["group"]) not in (0, len(columns["label"])):
+            raise DataError(f"{path}: has a column 'group', which the other files lack")
+        if len(columns["class_name"]) not in (0, len(columns["label"])):
+            raise DataError(f"{path}: has a column 'class_name', which the other files lack")
+        return schema
+
+    def _nested_path(self, path: Path, schema: Any) -> str | None:
+        column = self._column(path, schema, "image_column")
+        kind = schema.field(column).type
+        if not self._pa.types.is_struct(kind) or "path" not in [kind.field(i).name for i in range(kind.num_fields)]:
+            return None
+        return f"{column}.path"
+
+    def _splits(self, path: Path, values: list[Any] | None, count: int) -> list[int]:
+        if values is None:
+            found = _SPLIT_IN_NAME.search(path.relative_to(self._root).as_posix()) if self._root else None
+            return [SPLIT_ALIASES[found.group(1).lower()] if found else TRAIN] * count
+        codes = {value: SPLIT_ALIASES.get(str(value).lower()) for value in set(values)}
+        for value, code in codes.items():
+            if code is None:
+                raise DataError(
+                    f"{path}: split {value!r} in row {values.index(value)}; known are {', '.join(SPLIT_ALIASES)}"
+                )
+        return [codes[value] or 0 for value in values]
+
+    def _classes(
+        self, values: list[Any], class_names: list[str], schema: Any, names: list[str]
+    ) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+        kinds = {type(value) for value in values}
+        if type(None) in kinds:
+            raise DataError(f"{names[values.index(None)]}: has no label")
+        if kinds == {str}:
+            classes = tuple(sorted(set(values)))
+            rank = {name: i for i, name in enumerate(classes)}
+            return classes, np.array([rank[value] for value in values], dtype=np.int64)
+        if kinds != {int}:
+            shown = ", ".join(sorted(kind.__name__ for kind in kinds))
+            raise DataError(f"labels must be int or string, not {shown} (data.label_column)")
+        labels = np.array(values, dtype=np.int64)
+        negative = np.flatnonzero(labels < 0)
+        if negative.size:
+            raise DataError(
+                f"{names[int(negative[0])]}: label {labels[negative[0]]} is out of range "
+                f"({negative.size} negative labels; some hub data sets hide the labels of their test split so)"
+            )
+        known = _metadata_classes(schema, self._column(self._files[0], schema, "label_column"))
+        if known:
+            return known, labels
+        distinct, ranks = np.unique(labels, return_inverse=True)
+        if not class_names:
+            return tuple(str(value) for value in distinct), ranks.astype(np.int64)
+        named: dict[int, str] = {}
+        for value, name, image in zip(values, class_names, names, strict=True):
+            if named.setdefault(value, name) != name:
+                raise DataError(f"{image}: label {value} is called {name!r} here and {named[value]!r} elsewhere")
+        return tuple(named[int(value)] for value in distinct), ranks.astype(np.int64)
+
+
+def _metadata_classes(schema: Any, label: str) -> tuple[str, ...] | None:
+    metadata = {key.decode(errors="replace"): value for key, value in (schema.metadata or {}).items()}
+    try:
+        if "huggingface" in metadata:
+            feature = json.loads(metadata["huggingface"])["info"]["features"][label]
+            names = feature["names"] if feature["_type"] == "ClassLabel" else None
+        else:
+            names = json.loads(metadata["classes"])
+    except (KeyError, TypeError, ValueError):
+        return None
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        return None
+    return tuple(names)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__

@@ -1,0 +1,222 @@
+"""Data sources by name, and folders of images.
+
+    fashion-mini        7,000 images of clothing in 10 classes, embedded in the package
+    folder:PATH         one folder a class, or train, val and test folders of those
+    parquet:PATH        a Parquet file or a folder of them
+    cifar10, cifar100   their binary archives
+    fashion-mnist, mnist
+
+`NAME:PATH` reads `cifar10` and the like from the folder PATH, which already holds their files.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from kitae.data.base import SPLIT_ALIASES, TRAIN, Item, Progress, Source, Table, name_key
+from kitae.data.spec import DataSpec
+from kitae.errors import DataError
+from kitae.preprocess import EXTENSIONS
+
+GROUP_PREFIX = "group="
+_BLOCK = 32  # images handed to a worker at once
+
+
+def open_source(spec: DataSpec, progress: Progress | None = None) -> Source:
+    """The source that `spec.source` names.
+
+    Args:
+        spec: its `source`, `image_column`, `label_column` and `cache` matter here.
+        progress: called with (bytes done, bytes in all) while something is downloaded.
+
+    Raises:
+        DataError: the name is unknown, the path is missing, or a download fails.
+    """
+    name, _, path = spec.source.partition(":")
+    if name not in SOURCES:
+        raise DataError(f"unknown data.source {spec.source!r}: {_suggestion(spec.source)}")
+    return SOURCES[name](spec, path, progress)
+
+
+def list_images(paths: Iterable[str | Path]) -> list[Path]:
+    """Image files for prediction: a file is taken as it is, a folder gives its image files at any depth, sorted.
+
+    Hidden files and folders inside a folder are passed over. A file named twice comes twice.
+
+    Raises:
+        DataError: a path does not exist, or a folder has no image.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            inside = _image_files(path)
+            if not inside:
+                raise DataError(f"{path}: no images in this folder")
+            found += inside
+        elif path.exists():
+            found.append(path)
+        else:
+            raise DataError(f"{path}: no such file or folder")
+    return found
+
+
+class FolderSource(Source):
+    """`ROOT/CLASS/**/IMAGE`, or `ROOT/{train,val,test}/CLASS/**/IMAGE`.
+
+    The second layout is taken where every sub-folder has a split's name (train, training; val, valid, validation, dev;
+    test, testing) and one is train. Hidden files and folders are passed over, and files without an image's extension.
+    Images below a folder `group=NAME` (inside a class) belong to group NAME, in all classes and splits.
+    """
+
+    def __init__(self, root: str | Path, name: str = "") -> None:
+        """Lists the files. Raises DataError: no such folder, no class folders, a class folder without images."""
+        super().__init__(name or f"folder:{root}")
+        self.root = Path(root).expanduser()
+        if not self.root.is_dir():
+            raise DataError(f"{self.name}: no such folder" if not self.root.exists() else f"{self.name}: not a folder")
+        self._files: list[Path] = []
+        self._labels: list[int] = []
+        self._splits: list[int] = []
+        self._classes = self._scan()
+
+    def _scan(self) -> tuple[str, ...]:
+        folders = _subfolders(self.root)
+        codes = [SPLIT_ALIASES.get(folder.name.lower()) for folder in folders]
+        if TRAIN in codes and None not in codes:
+            parts = [(code, folder) for code, folder in zip(codes, folders, strict=True) if code is not None]
+            parts.sort(key=lambda part: (part[0], part[1].name))
+        else:
+            parts = [(TRAIN, self.root)]
+        names = sorted({folder.name for code, part in parts if code == TRAIN for folder in _subfolders(part)})
+        if not names:
+            raise DataError(
+                f"{self.name}: no class folders in {parts[0][1]}; expected is one folder of images per class"
+            )
+        for code, part in parts:
+            for folder in _subfolders(part):
+                if folder.name not in names:
+                    raise DataError(f"{self.name}: class {folder.name!r} of {part.name} is not in train")
+                images = _image_files(folder)
+                if not images and code == TRAIN:
+                    raise DataError(f"{self.name}: class {folder.name!r} has no images in {folder}")
+                self._files += images
+                self._labels += [names.index(folder.name)] * len(images)
+                self._splits += [code] * len(images)
+        return tuple(names)
+
+    def files(self) -> list[Path]:
+        return self._files
+
+    def identity(self) -> dict[str, object]:
+        return {"root": str(self.root.absolute()), "classes": self._classes}
+
+    def load_table(self) -> Table:
+        names = [path.relative_to(self.root).as_posix() for path in self._files]
+        groups = [_group(name) for name in names]
+        keys = np.array([name_key(name) for name in names], dtype=np.int64)
+        return Table(
+            classes=self._classes,
+            labels=np.array(self._labels, dtype=np.int64),
+            splits=np.array(self._splits, dtype=np.uint8),
+            names=names,
+            keys=keys,
+            # An image outside any group folder is a group of its own.
+            groups=None
+            if not any(groups)
+            else np.array(
+                [name_key(group) if group else key for group, key in zip(groups, keys, strict=True)], dtype=np.int64
+            ),
+        )
+
+    def blocks(self) -> Iterator[list[Item]]:
+        for start in range(0, len(self._files), _BLOCK):
+            yield list(self._files[start : start + _BLOCK])
+
+    def read(self, index: int) -> Item:
+        return self._files[index]
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    try:
+        return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "__MACOSX")))
+    except OSError as error:
+        raise DataError(f"{folder}: {error.strerror}") from error
+
+
+def _image_files(folder: Path) -> list[Path]:
+    def fail(error: OSError) -> None:
+        raise DataError(f"{error.filename}: {error.strerror}") from error
+
+    found: list[Path] = []
+    for parent, folders, files in os.walk(folder, onerror=fail):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [
+            Path(parent, name)
+            for name in files
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS
+        ]
+    return sorted(found, key=lambda path: path.as_posix())
+
+
+def _group(name: str) -> str:
+    return "/".join(part for part in name.split("/")[:-1] if part.startswith(GROUP_PREFIX))
+
+
+def _suggestion(source: str) -> str:
+    if Path(source).expanduser().exists():
+        kind = "parquet" if source.endswith(".parquet") else "folder"
+        return f"did you mean {kind}:{source}?"
+    close = difflib.get_close_matches(source.partition(":")[0].lower(), SOURCES, n=1)
+    listed = ", ".join(f"{name}:PATH" if name in ("folder", "parquet") else name for name in SOURCES)
+    return (f"did you mean {close[0]}? " if close else "") + f"the sources are {listed}"
+
+
+def _fashion_mini(spec: DataSpec, path: str, progress: Progress | None) -> Source:
+    from kitae.data.parquet import ParquetSource
+
+    if path:
+        raise DataError(f"data.source {spec.source!r}: fashion-mini is embedded and takes no path")
+    return ParquetSource(Path(__file__).parent / "assets" / "fashion-mini.parquet", name="fashion-mini")
+
+
+def _folder(spec: DataSpec, path: str, progress: Progress | None) -> Source:
+    return FolderSource(_path(spec, path), name=spec.source)
+
+
+def _parquet(spec: DataSpec, path: str, progress: Progress | None) -> Source:
+    from kitae.data.parquet import ParquetSource
+
+    return ParquetSource(
+        _path(spec, path), name=spec.source, image_column=spec.image_column, label_column=spec.label_column
+    )
+
+
+def _archive(name: str) -> Callable[[DataSpec, str, Progress | None], Source]:
+    def make(spec: DataSpec, path: str, progress: Progress | None) -> Source:
+        from kitae.data import archives
+
+        return archives.open_archive(name, path, spec, progress)
+
+    return make
+
+
+def _path(spec: DataSpec, path: str) -> Path:
+    if not path:
+        raise DataError(f"data.source {spec.source!r} needs a path: {spec.source.rstrip(':')}:PATH")
+    return Path(path)
+
+
+SOURCES: dict[str, Callable[[DataSpec, str, Progress | None], Source]] = {
+    "fashion-mini": _fashion_mini,
+    "folder": _folder,
+    "parquet": _parquet,
+    "cifar10": _archive("cifar10"),
+    "cifar100": _archive("cifar100"),
+    "fashion-mnist": _archive("fashion-mnist"),
+    "mnist": _archive("mnist"),
+}

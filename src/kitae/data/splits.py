@@ -1,0 +1,227 @@
+"""Which images train, which validate, and which are kept for the test at the end.
+
+The source's own validation and test splits are used where it has them; what is missing is held out from train, class
+by class. The choice is keyed by (`split_seed`, the image's key), so it is the same everywhere, and adding files to a
+folder moves few of the others. Images of one group never lie on two sides.
+
+Test rows are not an attribute: `Splits.open_test(counter)` gives them and calls the counter first, so that every
+opening is counted.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kitae import keyed
+from kitae.data.base import SPLIT_NAMES, TEST, TRAIN, VAL
+from kitae.data.spec import DataSpec
+from kitae.data.store import Store
+from kitae.errors import DataError
+
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Splits:
+    """Rows of a store, sorted, with no row in two splits.
+
+    Attributes:
+        train: int64 rows; after `data.limit`.
+        val: int64 rows.
+        fingerprint: of the store that the rows belong to.
+        unused: how many training rows `data.limit` left out.
+    """
+
+    train: Rows
+    val: Rows
+    fingerprint: str
+    _test: Rows = field(repr=False)
+    unused: int = 0
+
+    @property
+    def test_count(self) -> int:
+        """How many test images there are; looking at the number does not open the test."""
+        return len(self._test)
+
+    def open_test(self, counter: Callable[[], None]) -> Rows:
+        """The test rows: int64. `counter` is called first, to write the opening down; if it raises, nothing opens."""
+        counter()
+        return self._test.copy()
+
+    def save(self, path: str | Path) -> None:
+        """Write to an .npz file, atomically; no pickle in it.
+
+        Raises:
+            OSError: no room or no permission; a file that was there before stays as it was.
+        """
+        path = Path(path)
+        temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}.tmp")
+        try:
+            with temporary.open("wb") as file:
+                np.savez(
+                    file,
+                    train=self.train,
+                    val=self.val,
+                    test=self._test,
+                    fingerprint=np.array(self.fingerprint),
+                    unused=np.array(self.unused),
+                )
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Splits:
+        """Read what `save` wrote.
+
+        Raises:
+            DataError: no such file, or not one that `save` wrote.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as data:
+                rows = [data[name] for name in ("train", "val", "test")]
+                if any(r.dtype != np.int64 or r.ndim != 1 for r in rows):
+                    raise ValueError("rows must be int64")
+                return cls(rows[0], rows[1], str(data["fingerprint"]), rows[2], int(data["unused"]))
+        except FileNotFoundError as error:
+            raise DataError(f"{path}: no such file") from error
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise DataError(f"{path}: not a splits file, or a broken one ({error})") from error
+
+
+def make_splits(store: Store, spec: DataSpec) -> Splits:
+    """Split a store.
+
+    Of each class with n images in train, round(n * fraction) are held out, at least one where n allows it and never
+    all. First test (where the source has none), then validation from what remains, then `limit` from what remains.
+
+    Args:
+        store: its `labels`, `classes`, `splits`, `keys` and `groups` matter here.
+        spec: `val_fraction`, `test_fraction`, `split_seed` and `limit`.
+
+    Raises:
+        DataError: fewer than two classes, a class without a training image, a split that would be empty, a group on
+            two sides of the source's own splits, a limit below the number of classes or above the images there are.
+    """
+    labels = np.asarray(store.labels)
+    classes = store.classes
+    if len(classes) < 2:
+        raise DataError(f"there is only one class ({classes[0]!r}), a classifier needs two or more")
+    codes = np.asarray(store.splits)
+    parts = {code: np.flatnonzero(codes == code).astype(np.int64) for code in (TRAIN, VAL, TEST)}
+    _check_classes(labels[parts[TRAIN]], classes)
+    _check_groups(store, codes)
+    splitter = _Splitter(store, labels, spec.split_seed)
+    for code, fraction in ((TEST, spec.test_fraction), (VAL, spec.val_fraction)):
+        if not len(parts[code]):
+            parts[TRAIN], parts[code] = splitter.hold_out(parts[TRAIN], fraction, code)
+        if not len(parts[code]):
+            raise DataError(
+                f"{len(labels)} images are too few: no {SPLIT_NAMES[code]} image can be held out; "
+                f"each class needs 3 images or more (in different groups, where there are groups)"
+            )
+    _check_classes(labels[parts[TRAIN]], classes)
+    train = parts[TRAIN] if spec.limit is None else splitter.limit(parts[TRAIN], spec.limit, len(classes))
+    return Splits(train, parts[VAL], store.fingerprint, parts[TEST], len(parts[TRAIN]) - len(train))
+
+
+class _Splitter:
+    def __init__(self, store: Store, labels: NDArray[np.int64], seed: int) -> None:
+        self._labels = labels
+        self._keys = np.asarray(store.keys)
+        self._groups = None if store.groups is None else np.asarray(store.groups)
+        self._seed = seed
+
+    def _shuffled(self, identity: NDArray[np.int64], slot: int, epoch: int) -> Rows:
+        """Positions in a keyed random order."""
+        return np.argsort(keyed.sort_keys(self._seed, epoch, identity, slot), kind="stable")
+
+    def hold_out(self, rows: Rows, fraction: float, code: int) -> tuple[Rows, Rows]:
+        labels = self._labels[rows]
+        counts = np.bincount(labels)
+        wanted = np.floor(counts * fraction + 0.5).astype(np.int64)
+        wanted = np.minimum(np.maximum(wanted, 1), np.maximum(counts - 1, 0))
+        # The epoch tells the two decisions apart: else the images just above the test threshold would be validation.
+        if self._groups is None:
+            order = self._shuffled(self._keys[rows], keyed.SLOT_SPLIT, code)
+            chosen = _rank_in_class(labels, order) < wanted[labels]
+        else:
+            chosen = self._choose_groups(self._groups[rows], labels, wanted, code)
+        return rows[~chosen], rows[chosen]
+
+    def _choose_groups(
+        self, groups: NDArray[np.int64], labels: NDArray[np.int64], wanted: NDArray[np.int64], code: int
+    ) -> NDArray[np.bool_]:
+        """Whole groups, in keyed order, each taken if it brings the held-out class counts nearer to the wanted ones."""
+        names, member = np.unique(groups, return_inverse=True)
+        by_group = np.argsort(member, kind="stable")
+        ends = np.cumsum(np.bincount(member))
+        missing = wanted.astype(np.float64)
+        left = np.bincount(labels, minlength=len(wanted))
+        chosen = np.zeros(len(names), dtype=np.bool_)
+        for group in self._shuffled(names, keyed.SLOT_SPLIT, code):
+            inside = labels[by_group[(ends[group - 1] if group else 0) : ends[group]]]
+            classes, counts = np.unique(inside, return_counts=True)
+            # |missing - counts|^2 < |missing|^2, and no class loses its last training image
+            nearer = float((counts * (counts - 2 * missing[classes])).sum()) < 0
+            if nearer and (left[classes] > counts).all():
+                chosen[group] = True
+                missing[classes] -= counts
+                left[classes] -= counts
+        return chosen[member]
+
+    def limit(self, rows: Rows, limit: int, classes: int) -> Rows:
+        """`limit` of the rows, classes in proportion, each at least once; a larger limit contains a smaller one's."""
+        if limit > len(rows):
+            raise DataError(
+                f"data.limit {limit} is larger than the {len(rows)} training images that remain after the split"
+            )
+        if limit < classes:
+            raise DataError(f"data.limit {limit} is smaller than the number of classes, {classes}")
+        labels = self._labels[rows]
+        order = self._shuffled(self._keys[rows], keyed.SLOT_LIMIT, 0)
+        # Deal the classes out in proportion: image r of the n of its class takes its turn at (r + 1/2) / n. The first
+        # image of every class comes before all others.
+        rank = _rank_in_class(labels, order)
+        turn = np.where(rank == 0, 0.0, (rank + 0.5) / np.bincount(labels)[labels])
+        return np.sort(rows[np.lexsort((labels, turn))[:limit]])
+
+
+def _rank_in_class(labels: NDArray[np.int64], order: Rows) -> NDArray[np.int64]:
+    """For each image its place (0, 1, ...) among those of its class, along `order`."""
+    by_class = order[np.argsort(labels[order], kind="stable")]
+    counts = np.bincount(labels)
+    first = np.cumsum(counts) - counts
+    rank = np.empty(len(labels), dtype=np.int64)
+    rank[by_class] = np.arange(len(labels)) - first[labels[by_class]]
+    return rank
+
+
+def _check_classes(labels: NDArray[np.int64], classes: tuple[str, ...]) -> None:
+    empty = np.flatnonzero(np.bincount(labels, minlength=len(classes)) == 0)
+    if empty.size:
+        more = f" (nor have {empty.size - 1} other classes)" if empty.size > 1 else ""
+        raise DataError(f"class {classes[empty[0]]!r} has no training image{more}")
+
+
+def _check_groups(store: Store, codes: NDArray[np.uint8]) -> None:
+    if store.groups is None:
+        return
+    _, first, member = np.unique(np.asarray(store.groups), return_index=True, return_inverse=True)
+    crossing = np.flatnonzero(codes != codes[first][member])
+    if crossing.size:
+        other, one = int(crossing[0]), int(first[member[crossing[0]]])
+        raise DataError(
+            f"{store.names[one]} ({SPLIT_NAMES[codes[one]]}) and {store.names[other]} ({SPLIT_NAMES[codes[other]]}) "
+            "are of one group, which must not lie in two splits"
+        )
