@@ -1,0 +1,84 @@
+"""Weights and state on disk."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kitae.errors import KitaeError, TrainingError
+from kitae.training.checkpoint import Progress, load_checkpoint, load_weights, save_checkpoint, save_weights
+from kitae.training.optim import build_optimizer
+from kitae.training.spec import OptimizerSpec
+from tests.training.toy_world import toy_net
+
+
+def checkpoint(path: Path) -> dict[str, Any]:
+    model = toy_net()
+    optimizer = build_optimizer(model, OptimizerSpec(name="adamw", lr=0.01))
+    model(torch.rand(4, 3, 8, 8)).sum().backward()
+    optimizer.step()
+    parts: dict[str, Any] = {"model": model, "ema": None, "optimizer": optimizer, "fingerprint": "f", "threads": 1}
+    save_checkpoint(path, progress=Progress(epoch=2, loss_sum=0.1), **parts)
+    return parts
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    saved = checkpoint(tmp_path / "c")
+    model = toy_net()
+    optimizer = build_optimizer(model, OptimizerSpec(name="adamw", lr=0.01))
+    progress, notes = load_checkpoint(
+        tmp_path / "c", model=model, ema=None, optimizer=optimizer, fingerprint="f", threads=1
+    )
+    assert progress == Progress(epoch=2, loss_sum=0.1)
+    assert not notes
+    for name, tensor in saved["model"].state_dict().items():
+        assert torch.equal(tensor, model.state_dict()[name])
+    before, after = saved["optimizer"].state_dict()["state"], optimizer.state_dict()["state"]
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[k]["exp_avg"], after[k]["exp_avg"]) for k in before)
+
+
+def test_equal_states_are_equal_bytes(tmp_path: Path) -> None:
+    state = toy_net().state_dict()
+    save_weights(state, tmp_path / "a", {"x": 1, "y": 2})
+    save_weights(dict(reversed(state.items())), tmp_path / "b", {"y": 2, "x": 1})
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_no_pickle_is_read(tmp_path: Path) -> None:
+    torch.save(toy_net().state_dict(), tmp_path / "c")
+    with pytest.raises(TrainingError, match="not a whole checkpoint"):
+        load_weights(tmp_path / "c")
+
+
+@pytest.mark.parametrize("keep", [0, 4, 100, -1])
+def test_truncated_file_is_named(tmp_path: Path, keep: int) -> None:
+    checkpoint(tmp_path / "c")
+    whole = (tmp_path / "c").read_bytes()
+    (tmp_path / "c").write_bytes(whole[:keep])
+    with pytest.raises(TrainingError, match=rf"{tmp_path / 'c'}: not a whole checkpoint"):
+        load_weights(tmp_path / "c")
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="no such file"):
+        load_weights(tmp_path / "nothing")
+
+
+def test_full_disk_keeps_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint(tmp_path / "c")
+    before = (tmp_path / "c").read_bytes()
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(KitaeError, match=r"c: cannot write \(No space left on device\); what was there before is kept"):
+        checkpoint(tmp_path / "c")
+    assert (tmp_path / "c").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["c"]

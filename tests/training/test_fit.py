@@ -1,0 +1,296 @@
+"""The loop, on a toy: what it computes, and that stopping and going on changes nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kitae.errors import DataError, TrainingError
+from kitae.training.checkpoint import load_weights
+from kitae.training.distributed import World
+from kitae.training.fit import Teacher, TrainingInterruptedError, fit
+from kitae.training.spec import EarlyStoppingSpec, OptimizerSpec, ScheduleSpec, TrainSpec
+from tests.training.toy_world import ToyData, toy_net
+
+
+def spec(**fields: Any) -> TrainSpec:
+    return TrainSpec.model_validate({"epochs": 3, "batch_size": 16, "precision": "fp32", **fields})
+
+
+def same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+class DiesHereError(Exception):
+    """The process dies here."""
+
+
+class KillAt:
+    """A watcher that dies after so many batches in all."""
+
+    def __init__(self, batches: int) -> None:
+        self.left = batches
+        self.notes: list[str] = []
+
+    def on_step(self, *_: object) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise DiesHereError
+
+    def on_epoch(self, row: Mapping[str, Any]) -> None: ...
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def test_learns_and_returns_the_best_weights(toy: dict[str, Any]) -> None:
+    model = toy_net()
+    result = fit(model, spec=spec(epochs=6, optimizer={"lr": 0.05}), **toy)
+    assert result.best > 0.95
+    assert toy["validate"](model)["val_accuracy"] == result.best
+    assert len(result.rows) == 6
+    assert not model.training
+
+
+def test_every_sample_once_an_epoch_in_keyed_order(toy: dict[str, Any]) -> None:
+    fit(toy_net(), spec=spec(epochs=2), **toy)
+    data = toy["data"]
+    seen = np.concatenate(data.asked)
+    assert len(data.asked) == 2 * 5  # 70 images: four batches of 16 and one of 6
+    for epoch in range(2):
+        part = seen[70 * epoch : 70 * (epoch + 1)]
+        assert (part == data.order(0, epoch)).all()
+        assert sorted(part) == list(range(70))
+
+
+@pytest.mark.parametrize("batch_size", [10, 32])
+def test_order_of_samples_does_not_depend_on_batch_size(toy: dict[str, Any], batch_size: int) -> None:
+    fit(toy_net(), spec=spec(epochs=1, batch_size=batch_size), **toy)
+    assert (np.concatenate(toy["data"].asked) == toy["data"].order(0, 0)).all()
+
+
+def test_a_last_batch_of_one_is_left_out(toy: dict[str, Any]) -> None:
+    data = toy["data"] = ToyData(33)
+    fit(toy_net(), spec=spec(epochs=1, batch_size=16), **toy)
+    assert sum(map(len, data.asked)) == 32
+
+
+def test_global_generators_are_left_alone(toy: dict[str, Any]) -> None:
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()  # type: ignore[union-attr]
+    fit(toy_net(), spec=spec(), **toy)
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert (before[1] == np.random.get_state()[1]).all()  # type: ignore[union-attr]
+
+
+def test_two_runs_are_bit_identical_and_another_seed_is_not(toy: dict[str, Any]) -> None:
+    states = []
+    for seed in (0, 0, 1):
+        model = toy_net()
+        fit(model, spec=spec(seed=seed), **toy)
+        states.append(model.state_dict())
+    assert same(states[0], states[1])
+    assert not same(states[0], states[2])
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "sgd": {},
+    "adamw": {"optimizer": {"name": "adamw", "lr": 0.01}},
+    "ema": {"ema": 0.9},
+    "accumulate": {"accumulate": 2},
+    "clip": {"clip_norm": 0.1},
+}
+
+
+@pytest.mark.parametrize("variant", sorted(VARIANTS))
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_resume_after_dying_anywhere_is_bit_exact(
+    toy: dict[str, Any], tmp_path: Path, variant: str, precision: str
+) -> None:
+    toy["precision"] = precision
+    settings = spec(**VARIANTS[variant], checkpoint_seconds=1e-9)  # a checkpoint after every possible batch
+    whole = toy_net()
+    expected = fit(whole, spec=settings, **toy)
+
+    files = {"checkpoint": tmp_path / "last.safetensors", "best": tmp_path / "best.safetensors"}
+    kept: list[dict[str, Any]] = []
+
+    def write(rows: Any) -> None:
+        kept[:] = list(rows)
+
+    for batches in (1, 3, 2, 4):
+        with pytest.raises(DiesHereError):
+            fit(
+                toy_net(),
+                spec=settings,
+                watcher=KillAt(batches),
+                resume=True,
+                write_rows=write,
+                rows=kept,
+                **files,
+                **toy,
+            )
+    model = toy_net()
+    result = fit(model, spec=settings, resume=True, write_rows=write, rows=kept, **files, **toy)
+    assert same(whole.state_dict(), model.state_dict())
+    for row, other in zip(expected.rows, result.rows, strict=True):
+        for name in ("epoch", "step", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "learning_rate"):
+            assert row[name] == other[name], name
+
+
+def test_resume_needs_the_same_recipe(toy: dict[str, Any], tmp_path: Path) -> None:
+    files = {"checkpoint": tmp_path / "last", "best": tmp_path / "best"}
+    fit(toy_net(), spec=spec(epochs=1), fingerprint="a", **files, **toy)
+    with pytest.raises(TrainingError, match="another recipe"):
+        fit(toy_net(), spec=spec(epochs=2), fingerprint="b", resume=True, **files, **toy)
+
+
+def test_resume_reports_another_number_of_threads(toy: dict[str, Any], tmp_path: Path) -> None:
+    files = {"checkpoint": tmp_path / "last", "best": tmp_path / "best"}
+    threads = torch.get_num_threads()
+    fit(toy_net(), spec=spec(epochs=1), **files, **toy)
+    watcher = KillAt(10**9)
+    try:
+        torch.set_num_threads(threads + 1)
+        fit(toy_net(), spec=spec(epochs=1), resume=True, watcher=watcher, **files, **toy)
+    finally:
+        torch.set_num_threads(threads)
+    assert any("threads" in note for note in watcher.notes)
+
+
+class Poison:
+    """Images that are not finite in some batches."""
+
+    def __init__(self, inner: Any, bad: set[int]) -> None:
+        self.inner, self.bad, self.calls = inner, bad, 0
+
+    def __call__(self, images: Tensor, targets: Tensor, **keys: Any) -> tuple[Tensor, Tensor]:
+        images, targets = self.inner(images, targets, **keys)
+        self.calls += 1
+        return (images * float("nan") if self.calls in self.bad else images), targets
+
+
+def test_a_step_that_is_not_finite_leaves_no_trace(toy: dict[str, Any]) -> None:
+    model = toy_net()
+    result = fit(model, spec=spec(), **{**toy, "augment": Poison(toy["augment"], {2, 7})})
+    assert result.skipped_steps == 2
+    assert result.rows[-1]["skipped_steps"] == 2
+    assert all(torch.isfinite(tensor).all() for tensor in model.state_dict().values())
+    assert result.best > 0.5
+
+
+def test_too_many_of_them_stop_the_run_and_keep_the_last_good_checkpoint(toy: dict[str, Any], tmp_path: Path) -> None:
+    files = {"checkpoint": tmp_path / "last", "best": tmp_path / "best"}
+    bad = set(range(7, 100))
+    with pytest.raises(TrainingError, match=r"train\.nan_limit: 3 steps.*clip_norm"):
+        fit(toy_net(), spec=spec(nan_limit=3), **files, **{**toy, "augment": Poison(toy["augment"], bad)})
+    tensors, metadata = load_weights(files["checkpoint"])
+    assert metadata["progress"]["epoch"] == 1
+    assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
+
+
+def test_never_finite_validation_is_an_error_not_a_model(toy: dict[str, Any]) -> None:
+    toy["validate"] = lambda model: {"val_loss": float("nan"), "val_accuracy": float("nan")}
+    with pytest.raises(TrainingError, match="no best model"):
+        fit(toy_net(), spec=spec(epochs=1), **toy)
+
+
+def test_early_stopping_waits_its_patience_and_keeps_the_best(toy: dict[str, Any]) -> None:
+    scores = iter([0.5, 0.9, 0.8, 0.9, 0.7, 0.99])
+    toy["validate"] = lambda model: {"val_loss": 1.0, "val_accuracy": next(scores)}
+    result = fit(toy_net(), spec=spec(epochs=6, early_stopping=EarlyStoppingSpec(patience=2)), **toy)
+    assert result.stopped_early
+    assert (result.epochs, result.best_epoch, result.best) == (4, 2, 0.9)
+
+
+def test_selection_by_loss_takes_the_lowest(toy: dict[str, Any]) -> None:
+    losses = iter([3.0, 1.0, 2.0])
+    toy["validate"] = lambda model: {"val_loss": next(losses), "val_accuracy": 0.5}
+    assert fit(toy_net(), spec=spec(select="val_loss"), **toy).best_epoch == 2
+
+
+def test_batch_larger_than_the_data(toy: dict[str, Any]) -> None:
+    with pytest.raises(DataError, match=r"train\.batch_size: 128 is more than the 70 training images: .* at most 70"):
+        fit(toy_net(), spec=spec(batch_size=128), **toy)
+
+
+def test_batch_that_does_not_divide_among_processes(toy: dict[str, Any]) -> None:
+    toy["world"] = World(0, 3, torch.device("cpu"))
+    with pytest.raises(DataError, match="multiple of 6"):
+        fit(toy_net(), spec=spec(batch_size=16), **toy)
+
+
+def test_masks_are_held_after_every_step(toy: dict[str, Any]) -> None:
+    model = toy_net()
+    mask = (torch.arange(model[0].weight.numel()) % 2).view_as(model[0].weight).float()  # type: ignore[index]
+    calls = 0
+
+    def hold(net: nn.Module) -> None:
+        nonlocal calls
+        calls += 1
+        with torch.no_grad():
+            net[0].weight *= mask  # type: ignore[index]
+
+    fit(model, spec=spec(), after_step=hold, **toy)
+    assert calls == 15
+    assert (model[0].weight[mask == 0] == 0).all()  # type: ignore[index]
+
+
+def test_a_teacher_changes_what_is_learned(toy: dict[str, Any]) -> None:
+    teacher, alone, taught = toy_net().eval(), toy_net(), toy_net()
+    fit(alone, spec=spec(), **toy)
+    fit(taught, spec=spec(), teacher=Teacher(teacher, weight=1.0), **toy)
+    assert not same(alone.state_dict(), taught.state_dict())
+
+
+def test_accumulation_equals_the_larger_batch_where_no_layer_mixes_samples(toy: dict[str, Any]) -> None:
+    def plain() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Flatten(), nn.Linear(192, 2))
+
+    toy["data"] = ToyData(64)
+    large, small = plain(), plain()
+    constant = ScheduleSpec(name="constant")
+    fit(large, spec=spec(batch_size=32, schedule=constant, optimizer=OptimizerSpec(lr=0.01)), **toy)
+    fit(small, spec=spec(batch_size=16, accumulate=2, schedule=constant, optimizer=OptimizerSpec(lr=0.01)), **toy)
+    for a, b in zip(large.parameters(), small.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+class Signal(KillAt):
+    """Sends this process a SIGTERM after so many batches."""
+
+    def on_step(self, *_: object) -> None:
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_sigterm_saves_and_exits_and_the_run_goes_on(toy: dict[str, Any], tmp_path: Path) -> None:
+    whole = toy_net()
+    fit(whole, spec=spec(), **toy)
+    files = {"checkpoint": tmp_path / "last", "best": tmp_path / "best"}
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(TrainingInterruptedError, match=r"SIGTERM in epoch 2 after step 2.*--resume"):
+        fit(toy_net(), spec=spec(), watcher=Signal(7), **files, **toy)
+    assert signal.getsignal(signal.SIGTERM) is handler
+    model = toy_net()
+    fit(model, spec=spec(), resume=True, **files, **toy)
+    assert same(whole.state_dict(), model.state_dict())
+
+
+def test_smoothing_and_weights_reach_the_loss(toy: dict[str, Any]) -> None:
+    plain = fit(toy_net(), spec=spec(epochs=1), **toy).rows[0]["train_loss"]
+    smooth = fit(toy_net(), spec=spec(epochs=1, label_smoothing=0.3), **toy).rows[0]["train_loss"]
+    weighted = fit(toy_net(), spec=spec(epochs=1), class_weights=np.array([2.0, 2.0], np.float32), **toy).rows[0][
+        "train_loss"
+    ]
+    assert smooth != plain
+    assert weighted > 1.3 * plain

@@ -1,0 +1,67 @@
+"""Losses over distributions."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from kitae.training.losses import distillation_loss, soft_cross_entropy, target_accuracy
+
+LOGITS = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+LABELS = torch.tensor([0, 1, 2, 3, 0, 1])
+HARD = F.one_hot(LABELS, 4).float()
+
+
+def test_hard_labels_give_plain_cross_entropy() -> None:
+    torch.testing.assert_close(soft_cross_entropy(LOGITS, HARD), F.cross_entropy(LOGITS, LABELS))
+
+
+def test_smoothing_by_its_definition() -> None:
+    eps = 0.1
+    target = HARD * (1 - eps) + eps / 4
+    expected = -(target * LOGITS.log_softmax(1)).sum(1).mean()
+    torch.testing.assert_close(soft_cross_entropy(LOGITS, HARD, smoothing=eps), expected)
+
+
+def test_smoothing_applies_to_mixed_targets() -> None:
+    mixed = 0.3 * HARD + 0.7 * HARD.flip(0)
+    target = mixed * 0.8 + 0.2 / 4
+    expected = -(target * LOGITS.log_softmax(1)).sum(1)
+    torch.testing.assert_close(soft_cross_entropy(LOGITS, mixed, smoothing=0.2, reduction="none"), expected)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_reductions(reduction: str) -> None:
+    each = soft_cross_entropy(LOGITS, HARD, reduction="none")
+    assert each.shape == (6,)
+    expected = {"mean": each.mean(), "sum": each.sum(), "none": each}[reduction]
+    torch.testing.assert_close(soft_cross_entropy(LOGITS, HARD, reduction=reduction), expected)  # type: ignore[arg-type]
+
+
+def test_class_weights_multiply_each_class() -> None:
+    weight = torch.tensor([1.0, 2.0, 0.5, 3.0])
+    each = soft_cross_entropy(LOGITS, HARD, reduction="none")
+    torch.testing.assert_close(soft_cross_entropy(LOGITS, HARD, weight=weight), (each * weight[LABELS]).mean())
+
+
+def test_computed_in_float32_under_low_precision() -> None:
+    loss = soft_cross_entropy(LOGITS.bfloat16(), HARD)
+    assert loss.dtype == torch.float32
+
+
+def test_distilling_from_oneself_costs_nothing() -> None:
+    assert distillation_loss(LOGITS, LOGITS, 4.0).item() == pytest.approx(0, abs=1e-6)
+    assert distillation_loss(LOGITS, LOGITS.flip(1), 4.0).item() > 0.01
+
+
+def test_accuracy_of_mixed_targets_is_their_mass_on_the_prediction() -> None:
+    logits = torch.tensor([[2.0, 1.0], [0.0, 1.0]])
+    targets = torch.tensor([[0.7, 0.3], [0.6, 0.4]])
+    torch.testing.assert_close(target_accuracy(logits, targets), torch.tensor([0.7, 0.4]))
+
+
+def test_uniform_logits_cost_log_k() -> None:
+    assert soft_cross_entropy(torch.zeros(3, 4), HARD[:3]).item() == pytest.approx(math.log(4))

@@ -1,0 +1,87 @@
+"""Optimizers, parameter groups, averaged weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from kitae.errors import RecipeError
+from kitae.training.optim import OPTIMIZERS, AveragedWeights, build_optimizer, parameter_groups, set_learning_rate
+from kitae.training.spec import OptimizerSpec
+
+
+def net() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
+
+
+def test_norms_and_biases_have_no_weight_decay() -> None:
+    model = net()
+    decayed = {
+        id(parameter)
+        for group in parameter_groups(model, OptimizerSpec(weight_decay=0.1))
+        if group["weight_decay"] > 0
+        for parameter in group["params"]
+    }
+    expected = {id(model[0].weight), id(model[3].weight)}
+    assert decayed == expected
+
+
+def test_layer_decay_scales_down_towards_the_stem() -> None:
+    model = net()
+    layers = [["0.weight", "0.bias"], ["1.weight", "1.bias"], ["3.weight", "3.bias"]]
+    optimizer = build_optimizer(model, OptimizerSpec(layer_decay=0.5), layers)
+    set_learning_rate(optimizer, 1.0)
+    rate = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert [rate[id(p)] for p in (model[0].weight, model[1].weight, model[3].weight)] == [0.25, 0.5, 1.0]
+
+
+@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
+def test_every_listed_optimizer_takes_a_step(name: str) -> None:
+    model = nn.Linear(3, 2)
+    before = model.weight.detach().clone()
+    optimizer = build_optimizer(model, OptimizerSpec(name=name, lr=0.1))
+    set_learning_rate(optimizer, 0.1)
+    for _ in range(2):
+        model(torch.ones(4, 3)).square().sum().backward()
+        optimizer.step()
+    assert not torch.equal(before, model.weight)
+
+
+def test_sgd_without_momentum_is_allowed() -> None:
+    build_optimizer(nn.Linear(2, 2), OptimizerSpec(momentum=0.0, nesterov=True))
+
+
+def test_unknown_optimizer_lists_the_valid_ones() -> None:
+    with pytest.raises(RecipeError, match=r"no optimizer 'adamv'.*did you mean.*valid: .*sgd"):
+        build_optimizer(nn.Linear(2, 2), OptimizerSpec(name="adamv"))
+
+
+def test_all_frozen_is_an_error() -> None:
+    with pytest.raises(RecipeError, match="nothing to train"):
+        build_optimizer(nn.Linear(2, 2).requires_grad_(False), OptimizerSpec())
+
+
+def test_average_follows_weights_and_statistics() -> None:
+    model = net()
+    average = AveragedWeights(model, 0.5)
+    start = model[0].weight.detach().clone()
+    with torch.no_grad():
+        model[0].weight += 1
+        model[1].running_mean += 1
+        model[1].num_batches_tracked += 7
+    average.update(model, updates=10_000)
+    torch.testing.assert_close(average.model[0].weight, start + 0.5)
+    torch.testing.assert_close(average.model[1].running_mean, torch.full((4,), 0.5))
+    assert average.model[1].num_batches_tracked == 7
+    assert not any(p.requires_grad for p in average.model.parameters())
+
+
+def test_average_is_not_held_back_by_initial_weights() -> None:
+    model = nn.Linear(1, 1)
+    average = AveragedWeights(model, 0.9999)
+    with torch.no_grad():
+        model.weight += 100
+    for update in range(100):
+        average.update(model, update)
+    assert abs(average.model.weight - model.weight).item() < 1

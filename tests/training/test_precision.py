@@ -1,0 +1,51 @@
+"""Mixed precision."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from kitae.training import precision
+from tests.training.toy_world import toy_net
+
+CPU = torch.device("cpu")
+BATCH = torch.rand(8, 3, 8, 8), nn.functional.one_hot(torch.arange(8) % 2, 2).float()
+
+
+def test_given_precision_is_kept() -> None:
+    assert precision.resolve("bf16", toy_net(), *BATCH, device=CPU) == "bf16"
+
+
+def test_auto_takes_the_fastest(monkeypatch: object) -> None:
+    seconds = precision.measure(toy_net(), *BATCH, device=CPU)
+    assert set(seconds) == {"fp32", "bf16"}
+    assert all(value > 0 for value in seconds.values())
+
+
+def test_never_fp16_on_a_cpu() -> None:
+    assert "fp16" not in precision.candidates(CPU)
+
+
+class OverflowsInBf16(nn.Module):
+    """Not finite under autocast only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(192, 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        out: Tensor = self.linear(images.flatten(1))
+        return out * float("inf") if out.dtype == torch.bfloat16 else out
+
+
+def test_what_does_not_stay_finite_is_never_chosen() -> None:
+    assert precision.resolve("auto", OverflowsInBf16(), *BATCH, device=CPU) == "fp32"
+
+
+def test_measuring_changes_neither_model_nor_generator() -> None:
+    model = toy_net()
+    before, state = torch.get_rng_state(), {k: v.clone() for k, v in model.state_dict().items()}
+    precision.measure(model, *BATCH, device=CPU)
+    assert torch.equal(before, torch.get_rng_state())
+    assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())

@@ -1,0 +1,62 @@
+"""The learning rate as a function of the step."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+
+from kitae.training.schedule import rate_factor
+from kitae.training.spec import ScheduleSpec
+
+EPOCHS, STEPS = 10, 20
+
+
+def rates(**fields: object) -> list[float]:
+    spec = ScheduleSpec.model_validate(fields)
+    return [rate_factor(s, spec=spec, steps_per_epoch=STEPS, epochs=EPOCHS) for s in range(EPOCHS * STEPS)]
+
+
+@pytest.mark.parametrize("name", ["cosine", "one_cycle", "step", "constant"])
+def test_stays_in_range_and_is_never_zero_at_the_start(name: str) -> None:
+    values = rates(name=name, warmup_epochs=2)
+    assert all(0 <= value <= 1 for value in values)
+    assert values[0] > 0
+    assert max(values) > 0.95
+
+
+def test_cosine_after_warm_up_is_half_a_cosine() -> None:
+    values = rates(name="cosine", warmup_epochs=2)
+    ramp, rest = values[:40], values[40:]
+    assert all(b > a for a, b in itertools.pairwise(ramp))
+    for step, value in enumerate(rest):
+        assert value == pytest.approx(0.5 * (1 + math.cos(math.pi * step / 160)))
+
+
+def test_cosine_ends_at_final() -> None:
+    assert rates(name="cosine", final=0.1)[-1] == pytest.approx(0.1, abs=0.001)
+
+
+def test_one_cycle_rises_to_its_peak_and_falls() -> None:
+    values = rates(name="one_cycle", peak_at=0.25)
+    peak = values.index(max(values))
+    assert peak in (49, 50)
+    assert values[-1] < 0.01
+
+
+def test_step_multiplies_by_gamma_at_each_milestone() -> None:
+    values = rates(name="step", milestones=(0.5, 0.75), gamma=0.1)
+    assert (values[99], values[100], values[149]) == pytest.approx((1.0, 0.1, 0.1))
+    assert values[150] == pytest.approx(0.01)
+
+
+def test_constant() -> None:
+    assert set(rates(name="constant")) == {1.0}
+
+
+def test_warm_up_takes_half_of_a_short_run_at_most() -> None:
+    spec = ScheduleSpec(name="cosine", warmup_epochs=5)
+    values = [rate_factor(step, spec=spec, steps_per_epoch=100, epochs=1) for step in range(100)]
+    assert max(values) > 0.9
+    assert values[-1] < 0.1
