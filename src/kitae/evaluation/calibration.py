@@ -94,7 +94,7 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
 def bin_errors(
     confidence: NDArray[np.float64], correct: NDArray[np.bool_], bins: int = BINS
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Of each prediction, its bin (int64 [N]; equal widths, upper edge included) and confidence - correct (float64 [N])."""
+    """Of each prediction its bin, int64 [N] (equal widths, upper edge included), and confidence - correct, [N]."""
     index = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
     return index, confidence - correct
 

@@ -412,8 +412,8 @@ def _build_torchvision(name: str, spec: ModelSpec, *, classes: int, channels: in
         raise RecipeError(f"model.name: {_unknown(name, names, 'torchvision net')}: torchvision.models.list_models()")
     if spec.pretrained is True:
         raise RecipeError(
-            "model.pretrained: torchvision publishes its weights as pickles, which Kitae does not read; timm has many of "
-            f"them as safetensors{_same_in_timm(name)}, or give the path of a .safetensors file"
+            "model.pretrained: torchvision publishes its weights as pickles, which Kitae does not read; timm has many "
+            f"of them as safetensors{_same_in_timm(name)}, or give the path of a .safetensors file"
         )
     options: dict[str, Any] = {"num_classes": classes}
     if name in ("googlenet", "inception_v3"):

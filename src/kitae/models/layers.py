@@ -10,9 +10,10 @@ from torch import Tensor, nn
 class StochasticDepth(nn.Module):
     """Drops the residual branch of single samples while training.
 
-    Huang, Sun, Liu, Sedra and Weinberger, "Deep networks with stochastic depth", 2016. In training each sample's branch is set to zero with probability `p`, and a branch that is kept is scaled by
-    1 / (1 - p), so its expectation is unchanged. In eval mode it is the identity. (The paper scales at test time
-    instead; scaling in training gives the same expectation and leaves the deployed net free of the constant.)
+    Huang, Sun, Liu, Sedra and Weinberger, "Deep networks with stochastic depth", 2016. In training each sample's branch
+    is set to zero with probability `p`, and a branch that is kept is scaled by 1 / (1 - p), so its expectation is
+    unchanged. In eval mode it is the identity. (The paper scales at test time instead; scaling in training gives the
+    same expectation and leaves the deployed net free of the constant.)
 
     Draws from torch's global generator of the input's device, as dropout does.
 

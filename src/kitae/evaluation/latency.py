@@ -1,0 +1,163 @@
+"""Which is faster, and by how much: several callables timed in turn, in one process, against a control.
+
+A time alone says little: clocks change, neighbours wake, caches fill. So every round times each candidate once, in an
+order drawn anew, and what is reported is the ratio to the reference *within* the round. The reference is timed twice a
+round; the ratio of the two (the A/A control) shows how large a difference this machine makes out of nothing.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kitae import keyed
+from kitae.evaluation import intervals
+
+_CONTROL = -1  # the reference's second entry
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Median over rounds of time / time of the reference (below 1 is faster), with its 95 % order-statistic interval."""
+
+    value: float
+    interval: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Seconds per call: of each candidate, float64 [rounds], and of the reference's second timing.
+
+    Attributes:
+        reference: the name that ratios divide by.
+        seconds: name -> float64 [rounds].
+        control: float64 [rounds], the reference again.
+        calls: name -> calls in each timing (more than one where a call is too short for the clock).
+    """
+
+    reference: str
+    seconds: Mapping[str, NDArray[np.float64]]
+    control: NDArray[np.float64]
+    calls: Mapping[str, int]
+
+    def median(self, name: str) -> float:
+        """Median seconds of one call."""
+        return float(np.median(self.seconds[name]))
+
+    def ratio(self, name: str) -> Ratio:
+        """How long `name` takes relative to the reference."""
+        return _ratio(self.seconds[name], self.seconds[self.reference])
+
+    @property
+    def control_ratio(self) -> Ratio:
+        """The reference relative to itself: 1, but for noise."""
+        return _ratio(self.control, self.seconds[self.reference])
+
+    @property
+    def noise(self) -> float:
+        """How far the control's interval strays from 1: smaller differences than this are not to be believed."""
+        ratio = self.control_ratio
+        return max(abs(end - 1) for end in (ratio.interval or (ratio.value, ratio.value)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: of each candidate the median and its interval, the ratio and its interval, and the control."""
+        return {
+            "reference": self.reference,
+            "rounds": len(self.control),
+            "level": intervals.LEVEL,
+            "covers": "rounds on this machine, in this process",
+            "control": _as_dict(self.control_ratio),
+            "noise": self.noise,
+            "candidates": {
+                name: {
+                    "seconds": self.median(name),
+                    "seconds_interval": _as_list(intervals.median(times)),
+                    "calls": self.calls[name],
+                    **_as_dict(self.ratio(name)),
+                }
+                for name, times in self.seconds.items()
+            },
+        }
+
+
+def measure(
+    callables: Mapping[str, Callable[[], object]],
+    *,
+    reference: str | None = None,
+    repeats: int = 50,
+    warmup: int = 5,
+    min_seconds: float = 0.002,
+    seed: int = 0,
+    synchronize: Callable[[], None] | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Latency:
+    """Time each callable once a round for `repeats` rounds, in a keyed random order.
+
+    Args:
+        callables: name -> function of nothing; at least one.
+        reference: the name to compare with; the first by default.
+        repeats: rounds, at least 6 (fewer give no interval).
+        warmup: calls of each before the first round; at least 1.
+        min_seconds: a timing repeats a short call until it takes about so long.
+        synchronize: waits for a device, called before the clock is read.
+        clock: seconds; another one for tests.
+
+    Raises:
+        ValueError: no callables, an unknown reference, or too few repeats.
+    """
+    names = list(callables)
+    if not names:
+        raise ValueError("nothing to measure")
+    first = names[0] if reference is None else reference
+    if first not in callables:
+        raise ValueError(f"reference must be one of {', '.join(names)}, not {first!r}")
+    if repeats < 6:
+        raise ValueError(f"repeats must be at least 6, not {repeats}")
+
+    def timed(run: Callable[[], object], calls: int) -> float:
+        if synchronize is not None:
+            synchronize()
+        start = clock()
+        for _ in range(calls):
+            run()
+        if synchronize is not None:
+            synchronize()
+        return (clock() - start) / calls
+
+    calls: dict[str, int] = {}
+    for name, run in callables.items():
+        shortest = min(timed(run, 1) for _ in range(max(warmup, 1)))
+        calls[name] = max(1, min(10_000, ceil(min_seconds / max(shortest, 1e-9))))
+
+    entries = [*names, first]
+    times = np.empty((len(entries), repeats))
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        for i in range(repeats):
+            for entry in keyed.permutation(seed, i, len(entries)).tolist():
+                times[entry, i] = timed(callables[entries[entry]], calls[entries[entry]])
+    finally:
+        if collecting:
+            gc.enable()
+    return Latency(first, {name: times[k] for k, name in enumerate(names)}, times[_CONTROL], calls)
+
+
+def _ratio(times: NDArray[np.float64], reference: NDArray[np.float64]) -> Ratio:
+    ratios = times / reference
+    return Ratio(float(np.median(ratios)), intervals.median(ratios))
+
+
+def _as_list(interval: intervals.Interval | None) -> list[float] | None:
+    return None if interval is None else list(interval)
+
+
+def _as_dict(ratio: Ratio) -> dict[str, Any]:
+    return {"ratio": ratio.value, "ratio_interval": _as_list(ratio.interval)}
