@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 Gather = Callable[[NDArray[np.int64]], tuple[NDArray[np.uint8], NDArray[np.int64]]]
 """rows int64 [b] -> images uint8 [b, C, H, W], labels int64 [b]."""
 
-Views = Callable[[NDArray[np.uint8]], Iterable[NDArray[np.uint8]]]
-"""images uint8 [b, C, H, W] -> its views, each uint8 [b, C, H, W]."""
+View = Callable[[NDArray[np.uint8]], Iterable[NDArray[np.uint8]]]
+"""images uint8 [b, C, H, W] -> their views, each uint8 [b, C, H, W]."""
 
 _AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -43,7 +43,7 @@ def predict_logits(
     batch_size: int = 256,
     device: str | torch.device = "cpu",
     precision: str = "fp32",
-    views: Views | None = None,
+    views: View | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Logits of the images at `rows`, each exactly once and in their order.
@@ -108,13 +108,20 @@ class _Normalize:
         )
         self.memory_format = torch.channels_last if last else torch.contiguous_format
         self.device = device
-        self.mean = torch.tensor(mean or [0.0], device=device).reshape(1, -1, 1, 1)
-        self.scale = 1.0 / torch.tensor(std or [1.0], device=device).reshape(1, -1, 1, 1)
+        self.mean = None if mean is None else torch.tensor(mean, device=device).reshape(1, -1, 1, 1)
+        self.std = None if std is None else torch.tensor(std, device=device).reshape(1, -1, 1, 1)
 
     def __call__(self, images: NDArray[np.uint8]) -> Tensor:
         batch = torch.from_numpy(np.ascontiguousarray(images)).to(self.device)
-        batch = batch.to(torch.float32, memory_format=self.memory_format)
-        return ((batch / 255 - self.mean) * self.scale).to(self.dtype)
+        batch = batch.to(torch.float32, memory_format=self.memory_format).div_(255)
+        for values in (self.mean, self.std):  # broadcasting would turn one channel into three without a word
+            if values is not None and values.shape[1] != batch.shape[1]:
+                raise DataError(f"images have {batch.shape[1]} channels, but mean or std has {values.shape[1]} values")
+        if self.mean is not None:
+            batch.sub_(self.mean)
+        if self.std is not None:
+            batch.div_(self.std)
+        return batch.to(self.dtype)
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ _CONTROL = -1  # the reference's second entry
 
 @dataclass(frozen=True)
 class Ratio:
-    """Median over rounds of time / time of the reference (below 1 is faster), with its 95 % order-statistic interval."""
+    """Median over rounds of time / reference's time (below 1 is faster), with its 95 % order-statistic interval."""
 
     value: float
     interval: tuple[float, float] | None

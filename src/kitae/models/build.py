@@ -102,8 +102,6 @@ def build(spec: ModelSpec, *, classes: int, channels: int, image_size: int) -> n
         raise RecipeError(
             f"model: needs at least 2 classes, 1 or 3 channels and 4 pixels, not {classes}, {channels} and {image_size}"
         )
-    if spec.freeze == "backbone" and not spec.pretrained:
-        raise RecipeError("model.freeze: a frozen backbone needs model.pretrained, or it stays random; set one of them")
     sizes = {"classes": classes, "channels": channels, "image_size": image_size}
     library, _, name = spec.name.rpartition(":")
     if library == "timm":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from kitae.spec import Spec
 
@@ -29,3 +29,9 @@ class ModelSpec(Spec):
     pretrained: bool | str = False
     freeze: Literal["none", "backbone"] = "none"
     stem: Literal["auto", "small", "large"] = "auto"
+
+    @model_validator(mode="after")
+    def _frozen_is_pretrained(self) -> ModelSpec:
+        if self.freeze == "backbone" and not self.pretrained:
+            raise ValueError("freeze: backbone needs pretrained weights, or it would stay random; set pretrained")
+        return self
