@@ -15,7 +15,7 @@ from PIL import Image
 
 import kitae.runtime
 from kitae.deployment.onnx import Card, serialize
-from kitae.errors import DataError, ExportError
+from kitae.errors import DataError, ExportError, KitaeError
 from kitae.preprocess import PreprocessRules, decode
 from kitae.runtime import Model, content_hash, has_vnni, read_metadata
 
@@ -115,7 +115,7 @@ def test_the_batch_size_does_not_matter(path: Path) -> None:
     ],
 )
 def test_what_is_no_image_is_named(path: Path, images: object, message: str) -> None:
-    with pytest.raises(ExportError, match=message) as error:
+    with pytest.raises(KitaeError, match=message) as error:
         Model(path).predict(images)  # type: ignore[arg-type]
     assert "\n" not in str(error.value)
 

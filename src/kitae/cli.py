@@ -185,7 +185,7 @@ def predict(
     top
         How many classes to show for an image.
     """
-    from kitae.preprocess import list_images
+    from kitae.data.sources import list_images
 
     if out is not None and out.suffix not in (".csv", ".parquet"):
         raise RecipeError(f"--out {out}: must end in .csv or .parquet")

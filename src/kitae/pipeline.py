@@ -22,7 +22,7 @@ from kitae.augment import Augment
 from kitae.data.loader import ImageSet
 from kitae.data.splits import Splits
 from kitae.data.store import Store
-from kitae.errors import RecipeError
+from kitae.errors import RecipeError, TrainingError
 from kitae.evaluation.calibration import fit_temperature
 from kitae.evaluation.evaluate import evaluate, mistakes, predict_logits, predictions_table
 from kitae.models.build import build, count_macs, count_parameters, layer_groups, normalization
@@ -100,11 +100,11 @@ def finish(run: Run, setup: Setup, model: nn.Module) -> None:
     from kitae.reporting.figures import draw_run
 
     store, splits, classes = setup.store, setup.splits, setup.store.classes
-    val_logits, val_labels = run.logits(setup.images, splits.val, model)
+    val_logits, val_labels = run.logits(store, splits.val, model)
     temperature = fit_temperature(val_logits, val_labels) if run.recipe.evaluate.temperature else 1.0
     run.write_facts({**setup.facts(model), "temperature": temperature})
     test = splits.open_test(lambda: run.count_test_opening("end of training"))
-    test_logits, test_labels = run.logits(setup.images, test, model)
+    test_logits, test_labels = run.logits(store, test, model)
     run.write_predictions(
         predictions_table([store.names[row] for row in test], test_labels, test_logits, classes, temperature)
     )
@@ -116,8 +116,8 @@ def finish(run: Run, setup: Setup, model: nn.Module) -> None:
         "tta": run.recipe.evaluate.tta,
         "best_epoch": 1 + max(range(len(run.metrics())), key=lambda e: _merit(run.metrics()[e], run.recipe.train)),
     }
-    worst = mistakes(test_logits, test_labels, 12)
-    draw_run(run, results, [(setup.images.gather(test[m.position : m.position + 1])[0][0], m) for m in worst])
+    worst = mistakes(test_logits, test_labels, 12, temperature)
+    draw_run(run, results, [(np.array(store.images[test[mistake.position]]), mistake) for mistake in worst])
     run.write_evaluation(results)
 
 
@@ -142,7 +142,7 @@ class Setup:
 
     @cached_property
     def images(self) -> ImageSet:
-        """The training images as the loop draws them; `gather` reads any row of the store."""
+        """The training images, and no others."""
         store = self.store
         return ImageSet(store.images, self.splits.train, store.labels, store.classes, self.recipe.data.balance)
 
@@ -215,27 +215,33 @@ class Setup:
         clean = np.sort(train_rows[shuffled[:_CLEAN_IMAGES]])
         rows = np.concatenate([self.splits.val, clean])
         mine = np.arange(world.rank, len(rows), world.size)
-        labels = self.store.labels[rows]
+        images = ImageSet(self.store.images, rows, self.store.labels, self.store.classes)
+        labels = torch.from_numpy(np.array(self.store.labels[rows]))
         count = len(self.splits.val)
 
         def validate(model: nn.Module) -> dict[str, float]:
-            local, _ = predict_logits(
-                model,
-                self.images.gather,
-                rows[mine],
-                mean=mean,
-                std=std,
-                batch_size=self.recipe.evaluate.batch_size,
-                device=world.device,
-                precision=self.recipe.train.precision if self.recipe.train.precision != "auto" else "fp32",
-            )
+            spec = self.recipe.train
+            try:
+                local, _ = predict_logits(
+                    model,
+                    images.gather,
+                    rows[mine],
+                    mean=mean,
+                    std=std,
+                    batch_size=self.recipe.evaluate.batch_size,
+                    device=world.device,
+                    precision="fp32" if spec.precision == "auto" else spec.precision,
+                )
+            except TrainingError:  # outputs that are not finite: no score, so never the best epoch
+                local = np.full((len(mine), len(self.store.classes)), np.nan, np.float32)
             logits = torch.from_numpy(distributed.gather_rows(local, mine, len(rows), world))
-            right = logits.argmax(dim=1).numpy() == labels
-            loss = nn.functional.cross_entropy(logits[:count], torch.from_numpy(labels[:count]))
+            loss = nn.functional.cross_entropy(logits[:count], labels[:count])
+            right = (logits.argmax(dim=1) == labels).double()
+            finite = bool(torch.isfinite(loss))
             return {
                 "val_loss": float(loss),
-                "val_accuracy": float(right[:count].mean()),
-                "train_clean_accuracy": float(right[count:].mean()),
+                "val_accuracy": float(right[:count].mean()) if finite else float("nan"),
+                "train_clean_accuracy": float(right[count:].mean()) if finite else float("nan"),
             }
 
         return validate

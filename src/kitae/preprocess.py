@@ -18,9 +18,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,6 +67,8 @@ EXTENSIONS = frozenset((
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff",
     ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".mpo", ".avif", ".heic", ".heif",
 ))  # fmt: skip
+
+ImageLike: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]"
 
 _ORIENTATION = 0x0112
 _TRANSPOSE = {
@@ -196,6 +199,36 @@ def from_array(array: NDArray[Any], rules: PreprocessRules) -> NDArray[np.uint8]
     if array.ndim not in (2, 3) or 0 in array.shape or (array.ndim == 3 and array.shape[2] not in (2, 3, 4)):
         raise DataError(f"an image array must be [H, W] or [H, W, 1 to 4], not {list(array.shape)}")
     return prepare(Image.fromarray(np.ascontiguousarray(array)), rules)
+
+
+def load(image: ImageLike, rules: PreprocessRules, name: str = "image") -> NDArray[np.uint8]:
+    """Prepare an image in any form: a path, encoded bytes, a Pillow image, or a uint8 array.
+
+    Args:
+        image: an array is [H, W] or [H, W, C] of any size, or [C, H, W] at exactly the model's size, taken as it is.
+        name: what errors call an image that has no path.
+
+    Returns:
+        uint8 [C, H, W], C-contiguous.
+
+    Raises:
+        DataError: it cannot be read, or is none of these.
+    """
+    if isinstance(image, (str, os.PathLike)):
+        return decode(Path(image), rules)
+    if isinstance(image, (bytes, bytearray, memoryview)):
+        return decode(bytes(image), rules, name)
+    with _naming(name, b""):
+        if isinstance(image, Image.Image):
+            return prepare(image, rules)
+        if isinstance(image, np.ndarray):
+            if image.dtype != np.uint8:
+                raise DataError(f"an array must be uint8 with values 0 to 255, not {image.dtype}")
+            ready = image.shape == (rules.channels, rules.image_size, rules.image_size)
+            return (
+                np.ascontiguousarray(image) if ready and image.shape[2] not in (2, 3, 4) else from_array(image, rules)
+            )
+        raise DataError(f"an image is a path, bytes, a Pillow image or a uint8 array, not {type(image).__name__}")
 
 
 def _default_name(source: bytes | str | Path) -> str:

@@ -29,19 +29,17 @@ from typing import TYPE_CHECKING, Any
 
 from kitae.errors import DataError, KitaeError, RecipeError, TrainingError
 from kitae.files import write_atomically, write_json
-from kitae.preprocess import PreprocessRules
+from kitae.preprocess import ImageLike, PreprocessRules
 from kitae.recipe import Recipe
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-    from PIL import Image
     from torch import nn
 
-    from kitae.data.loader import ImageSet
     from kitae.data.splits import Splits
     from kitae.data.store import Store
-    from kitae.evaluation.evaluate import View
+    from kitae.evaluation.evaluate import Views
     from kitae.runtime import Predictions
 
 _FORMAT = 1
@@ -319,18 +317,24 @@ class Run:
         return model.eval()
 
     def logits(
-        self, images: ImageSet, rows: NDArray[np.int64], model: nn.Module | None = None, tta: str | None = None
+        self, store: Store, rows: NDArray[np.int64], model: nn.Module | None = None, tta: str | None = None
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Logits float32 [N, K] and labels int64 [N] of store rows, under the run's model or the one given."""
+        """Logits float32 [N, K] and labels int64 [N] of these rows of the store, in their order.
+
+        Args:
+            model: on the CPU; None is the run's best.
+            tta: test-time augmentation, see EvaluateSpec; None is the recipe's.
+        """
         from kitae.augment.tta import views
+        from kitae.data.loader import ImageSet
         from kitae.evaluation.evaluate import predict_logits
 
         kind = self.recipe.evaluate.tta if tta is None else tta
         facts = self.facts()
-        view: View | None = None if kind == "none" else lambda batch: views(batch, kind)
+        view: Views | None = None if kind == "none" else lambda batch: views(batch, kind)
         return predict_logits(
             self.load_model() if model is None else model,
-            images.gather,
+            ImageSet(store.images, rows, store.labels, store.classes).gather,
             rows,
             mean=facts["mean"],
             std=facts["std"],
@@ -348,7 +352,6 @@ class Run:
         Returns:
             The same fields as a split in evaluation.json.
         """
-        from kitae.data.loader import ImageSet
         from kitae.evaluation.evaluate import evaluate
 
         if split not in ("train", "val", "test"):
@@ -361,13 +364,10 @@ class Run:
             rows = splits.open_test(lambda: self.count_test_opening(f"evaluate, tta {tta or self.recipe.evaluate.tta}"))
         else:
             rows = splits.train if split == "train" else splits.val
-        images = ImageSet(store.images, rows, store.labels, store.classes)
-        logits, labels = self.logits(images, rows, model, tta)
+        logits, labels = self.logits(store, rows, model, tta)
         return evaluate(logits, labels, self.classes, self.facts()["temperature"])
 
-    def predict(
-        self, images: NDArray[np.uint8] | Sequence[str | Path | bytes | Image.Image | NDArray[np.uint8]]
-    ) -> Predictions:
+    def predict(self, images: NDArray[np.uint8] | Sequence[ImageLike]) -> Predictions:
         """Classify images with the best model.
 
         Args:
@@ -376,27 +376,36 @@ class Run:
         """
         import numpy as np
 
-        from kitae import preprocess
         from kitae.evaluation.calibration import probabilities
         from kitae.evaluation.evaluate import predict_logits
+        from kitae.preprocess import load
         from kitae.runtime import Predictions
 
         rules, facts = self.rules, self.facts()
-        if isinstance(images, np.ndarray):
-            batch = preprocess.check_batch(images, rules)
-        else:
-            batch = preprocess.load_batch(images, rules)
-        dummy = np.zeros(len(batch), np.int64)
+        shape = (rules.channels, rules.image_size, rules.image_size)
+        if isinstance(images, np.ndarray) and (images.dtype != np.uint8 or images.shape[1:] != shape):
+            wanted = ", ".join(map(str, shape))
+            raise DataError(
+                f"a batch for this model is uint8 [N, {wanted}], not {images.dtype} {list(images.shape)}; a list of "
+                "single images of any size is resized"
+            )
+        if len(images) == 0:
+            empty = np.empty((0, len(self.classes)), np.float32)
+            return Predictions(np.empty(0, np.int64), empty, self.classes)
+
+        def gather(rows: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+            return np.stack([load(images[row], rules, f"image {row}") for row in rows]), np.zeros(len(rows), np.int64)
+
         logits, _ = predict_logits(
             self.load_model(),
-            lambda rows: (batch[rows], dummy[rows]),
-            np.arange(len(batch), dtype=np.int64),
+            gather,
+            np.arange(len(images)),
             mean=facts["mean"],
             std=facts["std"],
             batch_size=self.recipe.evaluate.batch_size,
         )
-        shares = probabilities(logits, facts["temperature"])
-        return Predictions(labels=shares.argmax(axis=1), probabilities=shares, classes=self.classes)
+        shares = probabilities(logits, facts["temperature"]).astype(np.float32)
+        return Predictions(shares.argmax(axis=1), shares, self.classes)
 
 
 def differences(saved: Recipe, asked: Recipe) -> list[str]:

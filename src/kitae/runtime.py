@@ -22,14 +22,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from kitae.errors import DataError, ExportError, require
-from kitae.preprocess import PreprocessRules, decode, from_array, prepare
+from kitae.preprocess import ImageLike, PreprocessRules, load
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 METADATA_KEY = "kitae"
 FORMAT_VERSION = 1
 INPUT, OUTPUT = "images", "probabilities"
-
-ImageLike: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]"
 
 
 @dataclass(frozen=True)
@@ -165,33 +163,7 @@ class Model:
     def _batches(self, images: Sequence[Any], batch_size: int) -> Iterator[NDArray[np.uint8]]:
         for start in range(0, len(images), batch_size):
             chunk = images[start : start + batch_size]
-            yield np.stack([self._load(image, start + k) for k, image in enumerate(chunk)])
-
-    def _load(self, image: Any, position: int) -> NDArray[np.uint8]:
-        name = f"image {position}"
-        if isinstance(image, (str, os.PathLike)):
-            return decode(Path(image), self.rules)
-        if isinstance(image, (bytes, bytearray, memoryview)):
-            return decode(bytes(image), self.rules, name)
-        if isinstance(image, Image.Image):
-            try:
-                return prepare(image, self.rules)
-            except DataError as error:
-                raise DataError(f"{name}: {error}") from error
-            except Exception as error:  # Pillow raises nearly any type on a broken image that was opened lazily
-                raise DataError(f"{name}: cannot be decoded ({error})") from error
-        if isinstance(image, np.ndarray):
-            if image.dtype != np.uint8:
-                raise ExportError(f"{name}: an array must be uint8 with values 0 to 255, not {image.dtype}")
-            if image.shape == self.input_shape and image.shape[2] not in (2, 3, 4):
-                return image
-            try:
-                return from_array(image, self.rules)
-            except DataError as error:
-                raise ExportError(f"{name}: {error}") from error
-        raise ExportError(
-            f"{name}: an image is a path, bytes, a Pillow image or a uint8 array, not {type(image).__name__}"
-        )
+            yield np.stack([load(image, self.rules, f"image {start + k}") for k, image in enumerate(chunk)])
 
 
 def read_metadata(content: bytes, name: str = "model.onnx") -> dict[str, Any]:
