@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -49,8 +49,102 @@ from kitae.reporting.style import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from kitae.run import Run
+
 Row = Mapping[str, Any]
 Image = NDArray[np.uint8]
+
+
+# --------------------------------------------------------------------------------------------------------------- a run
+
+
+class Mistake(Protocol):
+    """A wrong prediction: true and predicted class by number, and the probability given to the latter."""
+
+    @property
+    def label(self) -> int: ...
+    @property
+    def predicted(self) -> int: ...
+    @property
+    def confidence(self) -> float: ...
+
+
+def draw_run(
+    run: Run, evaluation: Mapping[str, Any], mistakes: Sequence[tuple[Image, Mistake]] = ()
+) -> dict[str, Path]:
+    """Draw into the run's folder of figures whatever can be drawn of it by now.
+
+    Args:
+        evaluation: as evaluation.json; empty while the run is not finished.
+        mistakes: the worst ones with their images; none leaves a picture of them that is there already.
+
+    Returns:
+        The pictures that are there, by what they show: curves, confusion, per_class, calibration, mistakes, smoothing.
+    """
+    there: dict[str, Path] = {}
+    rows = run.metrics()
+    split = "test" if "test" in evaluation else "val"
+    measured = evaluation.get(split, {})
+    if rows:
+        there["curves"] = draw_training_curves(
+            rows, run.figures / "curves.png", best_epoch=evaluation.get("best_epoch") or best_epoch(rows, run)
+        )
+    if "confusion" in measured:
+        file = run.figures / "confusion.png"
+        there["confusion"] = draw_confusion(
+            measured["confusion"], run.classes, file, title=f"Confusion matrix, {split}"
+        )
+    if measured.get("per_class"):
+        file = run.figures / "per-class.png"
+        there["per_class"] = draw_per_class(measured["per_class"], file, title=f"Accuracy by class, {split}")
+    if "test" in evaluation:
+        table = run.predictions()
+        temperature = float(evaluation.get("temperature", 1.0))
+        confidence = np.asarray(table["confidence"].to_numpy(), float)
+        correct = np.asarray(table["predicted"].to_pylist()) == np.asarray(table["label"].to_pylist())
+        before = None
+        if (
+            abs(temperature - 1) > 1e-3
+        ):  # p to the power T, normalised, is what the logits gave before they were divided
+            shares = np.array(table["probabilities"].to_pylist(), float)
+            power = np.exp(temperature * np.log(np.maximum(shares, 1e-38)))
+            before = (power / power.sum(axis=1, keepdims=True)).max(axis=1)
+        there["calibration"] = draw_reliability(
+            confidence, correct, run.figures / "calibration.png", before=before, ece=measured.get("ece"),
+            title="Calibration, test",
+        )  # fmt: skip
+    file = run.figures / "mistakes.png"
+    if mistakes:
+        names = run.classes
+        there["mistakes"] = draw_worst_mistakes(
+            [image for image, _ in mistakes],
+            [names[m.predicted] for _, m in mistakes],
+            [names[m.label] for _, m in mistakes],
+            [m.confidence for _, m in mistakes],
+            file,
+            title="Most confident mistakes, test",
+        )
+    elif file.is_file():
+        there["mistakes"] = file
+    if run.recipe.train.label_smoothing > 0 and evaluation:
+        names = run.classes
+        there["smoothing"] = draw_label_smoothing(
+            run.figures / "label-smoothing.png",
+            classes=len(names),
+            smoothing=run.recipe.train.label_smoothing,
+            names=names if len(names) <= 12 else None,
+        )
+    return there
+
+
+def best_epoch(rows: Sequence[Row], run: Run) -> int | None:
+    """The epoch whose weights the run keeps so far, by its recipe's `train.select`; None before one is finite."""
+    select = run.recipe.train.select
+    scores = finite(row.get(select) for row in rows)
+    if not np.isfinite(scores).any():
+        return None
+    at = int(np.nanargmin(scores) if select == "val_loss" else np.nanargmax(scores))
+    return int(rows[at].get("epoch", at + 1))
 
 
 # ------------------------------------------------------------------------------------------------------------ training

@@ -1,0 +1,595 @@
+"""The report: one HTML file of a run, a study or a compression.
+
+Everything is inside the file (style, pictures as data URIs), so it works offline, can be mailed, and asks nothing of
+anybody. Every string that came from data is escaped by the template, which runs no script; a Content-Security-Policy
+forbids what should have slipped through. Pages are built from a few plain blocks that one template lays out.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, ClassVar
+
+from kitae import __version__
+from kitae.console import duration
+from kitae.errors import KitaeError, require
+from kitae.files import write_atomically
+from kitae.reporting.figures import best_epoch, draw_run
+from kitae.reporting.style import size_text
+from kitae.run import Run
+
+_MAX_ROWS = 2000  # of one table; a page must stay a page
+_MAX_PICTURES, _MAX_PICTURE_BYTES = 60, 20_000_000
+_MAX_JSON_BYTES = 100_000_000
+
+
+# -------------------------------------------------------------------------------------------------------------- blocks
+
+
+@dataclass(frozen=True)
+class Text:
+    """A paragraph; tone is a class of the style sheet: muted or warn."""
+
+    kind: ClassVar[str] = "text"
+    text: str
+    tone: str = ""
+
+
+Cell = str | tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells of text, or of text and a quieter note; columns from number `right` on are aligned right."""
+
+    kind: ClassVar[str] = "table"
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    caption: str = ""
+    right: int = 1
+
+
+@dataclass(frozen=True)
+class Code:
+    """Preformatted text."""
+
+    kind: ClassVar[str] = "code"
+    text: str
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A PNG inside the page; a wide one scrolls sideways on a phone."""
+
+    kind: ClassVar[str] = "figure"
+    source: str
+    width: int
+    height: int
+    alt: str
+    caption: str = ""
+
+    @property
+    def wide(self) -> bool:
+        return self.width > 1200
+
+
+@dataclass(frozen=True)
+class Details:
+    """Blocks behind a line that opens."""
+
+    kind: ClassVar[str] = "details"
+    summary: str
+    blocks: Sequence[Block]
+
+
+Block = Text | Table | Code | Figure | Details
+
+
+@dataclass(frozen=True)
+class Card:
+    """One headline number."""
+
+    label: str
+    value: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading and what stands under it."""
+
+    title: str
+    blocks: Sequence[Block]
+
+
+@dataclass
+class Page:
+    """What the template is given."""
+
+    over: str
+    title: str
+    subtitle: str = ""
+    warnings: list[str] = field(default_factory=list)
+    cards: list[Card] = field(default_factory=list)
+    sections: list[Section] = field(default_factory=list)
+
+    def add(self, title: str, *blocks: Block | None) -> None:
+        """Append a section, unless all its blocks are None."""
+        there = [block for block in blocks if block is not None]
+        if there:
+            self.sections.append(Section(title, there))
+
+
+# -------------------------------------------------------------------------------------------------------------- report
+
+
+def report(target: Run | str | Path) -> Path:
+    """Write report.html into the folder of a run, a study or a compression, and draw its figures.
+
+    A run that is still training gives a page of what is known by now, which says so.
+
+    Args:
+        target: a Run, or a folder; what it is, is told from its files.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        KitaeError: nothing of ours there, a damaged file, or no permission to write.
+    """
+    if isinstance(target, Run):
+        return _write(run_page(target), target.report)
+    folder = Path(target)
+    if not folder.is_dir():
+        raise KitaeError(f"{folder}: no such folder; give the folder of a run, a study or a compression")
+    if (folder / "compression.json").is_file():
+        return _write(compression_page(folder), folder / "report.html")
+    if (folder / "study.yaml").is_file():
+        return _write(study_page(folder), folder / "report.html")
+    if (folder / "recipe.yaml").is_file():
+        return report(Run.open(folder))
+    raise KitaeError(
+        f"{folder}: neither a run, a study nor a compression (it has no recipe.yaml, study.yaml or compression.json)"
+    )
+
+
+def _write(page: Page, path: Path) -> Path:
+    write_atomically(path, render(page).encode())
+    return path
+
+
+def render(page: Page) -> str:
+    """The HTML of a page."""
+    jinja2 = require("jinja2", "train")
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("kitae.reporting", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+    )
+    when = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    text: str = environment.get_template("report.html.j2").render(page=page, version=__version__, when=when)
+    return text
+
+
+# --------------------------------------------------------------------------------------------------------------- a run
+
+
+def run_page(run: Run) -> Page:
+    """The page of a run, finished or not; draws the run's figures."""
+    rows = run.metrics()
+    evaluation = run.evaluation() if run.finished else {}
+    recipe = run.recipe
+    pictures = {name: picture(path) for name, path in draw_run(run, evaluation).items()}
+    page = Page("Training run", recipe.name, f"{recipe.model.name} on {recipe.data.source}")
+    best = evaluation.get("best_epoch") or best_epoch(rows, run)
+    if not run.finished:
+        done = f"{len(rows)} of {recipe.train.epochs} epochs are done"
+        page.warnings.append(f"This run is not finished: {done}. It was not tested; numbers below are from validation.")
+    page.cards = _run_cards(run, rows, evaluation, best)
+
+    page.add("Results", _headline(evaluation), _openings(run))
+    page.add(
+        "Training",
+        _figure(pictures, "curves", "Loss, accuracy and learning rate over the epochs", _curve_caption(rows, recipe)),
+        Details("Every epoch", [_epochs(rows)]) if rows else Text("No epoch has ended yet.", "muted"),
+    )
+    split = "test" if "test" in evaluation else "val"
+    measured = evaluation.get(split, {})
+    page.add(
+        "Confusion",
+        _figure(pictures, "confusion", "Confusion matrix, true classes in rows, predicted in columns"),
+        _confused(measured),
+    )
+    per_class = _per_class(measured)
+    page.add(
+        "Classes",
+        _figure(pictures, "per_class", "Accuracy of each class with its 95 % interval"),
+        None if per_class is None else Details(f"All {len(per_class.rows)} classes as a table", [per_class]),
+    )
+    page.add(
+        "Calibration",
+        _figure(
+            pictures, "calibration", "Accuracy against confidence",
+            "Bars below the diagonal: the model is surer than it is right. The temperature was fitted on validation.",
+        ),
+    )  # fmt: skip
+    page.add(
+        "Mistakes",
+        _figure(pictures, "mistakes", "The images the model was surest about and got wrong"),
+        _worst(run, evaluation),
+    )
+    page.add("Label smoothing", _figure(pictures, "smoothing", "Hard and smoothed targets, and their losses"))
+    page.add("Recipe and machine", Details("Recipe (YAML)", [Code(recipe.to_yaml())]), _environment(run))
+    return page
+
+
+def _run_cards(
+    run: Run, rows: Sequence[Mapping[str, Any]], evaluation: Mapping[str, Any], best: int | None
+) -> list[Card]:
+    cards = []
+    if "test" in evaluation:
+        test, val = evaluation["test"], evaluation.get("val", {})
+        cards.append(Card("Test accuracy", share(test.get("accuracy")), between(test.get("accuracy_interval"), 100)))
+        cards.append(
+            Card("Validation accuracy", share(val.get("accuracy")), between(val.get("accuracy_interval"), 100))
+        )
+        cards.append(Card("Calibration error", share(test.get("ece"), 2), between(test.get("ece_interval"), 100, 2)))
+    elif best is not None:
+        row = next((row for row in rows if row.get("epoch") == best), {})
+        cards.append(Card("Validation accuracy, best so far", share(row.get("val_accuracy")), f"epoch {best}"))
+    facts = _or_empty(run.facts)
+    if "parameters" in facts:
+        macs = facts.get("macs")
+        note = f"{count(macs)} multiply-adds an image" if macs else ""
+        cards.append(Card("Parameters", count(facts["parameters"]), note))
+    if rows:
+        seconds = sum(_number(row.get("seconds")) or 0.0 for row in rows)
+        speeds = sorted(v for v in (_number(row.get("images_per_second")) for row in rows) if v is not None)
+        note = f"{speeds[len(speeds) // 2]:,.0f} images/s" if speeds else ""
+        cards.append(Card("Training time", duration(seconds), note))
+        of = f"of {len(rows)}" if run.finished else f"of {run.recipe.train.epochs} planned"
+        cards.append(
+            Card("Best epoch" if run.finished else "Epochs done", str(best if run.finished else len(rows)), of)
+        )
+    times = run.test_openings
+    cards.append(Card("Test set opened", f"{times} time{'' if times == 1 else 's'}", _opening_note(times)))
+    return cards
+
+
+def _opening_note(times: int) -> str:
+    return {0: "nothing was chosen on it", 1: "once, at the end"}.get(times, "each is counted")
+
+
+_HEADLINES = (
+    ("accuracy", "Accuracy", 100, " %"),
+    ("top5", "Top-5 accuracy", 100, " %"),
+    ("balanced_accuracy", "Balanced accuracy", 100, " %"),
+    ("loss", "Loss (negative log-likelihood)", 1, ""),
+    ("brier", "Brier score", 1, ""),
+    ("ece", "Expected calibration error", 100, " %"),
+)
+
+
+def _headline(evaluation: Mapping[str, Any]) -> Table | None:
+    """Every headline metric of every split that was measured, with its interval."""
+    splits = [(name, evaluation[key]) for key, name in (("test", "Test"), ("val", "Validation")) if key in evaluation]
+    if not splits:
+        return None
+    rows: list[list[Cell]] = []
+    for key, label, scale, unit in _HEADLINES:
+        cells: list[Cell] = []
+        for _, measured in splits:
+            value, digits = _number(measured.get(key)), 2 if scale == 100 else 4
+            interval = between(measured.get(f"{key}_interval"), scale, digits)
+            cells.append("–" if value is None else (f"{value * scale:.{digits}f}{unit}", interval))
+        if any(cell != "–" for cell in cells):
+            rows.append([label, *cells])
+    rows.append(["Images", *(count(measured.get("count"), exact=True) for _, measured in splits)])
+    settings = []
+    if _number(evaluation.get("temperature")) is not None:
+        settings.append(f"temperature {evaluation['temperature']:.3f}")
+    settings += [
+        f"{name} {evaluation[name]}" for name in ("precision", "tta") if evaluation.get(name, "none") != "none"
+    ]
+    covers = splits[0][1].get("intervals", {}).get("covers")
+    caption = (
+        "95 % intervals" + (f" cover {covers}" if covers else "") + (f"; {', '.join(settings)}." if settings else ".")
+    )
+    return Table(["", *(name for name, _ in splits)], rows, caption)
+
+
+def _openings(run: Run) -> Text:
+    times = run.test_openings
+    if times == 0:
+        return Text("The test set has not been opened: no choice and no number here comes from it.", "muted")
+    if times == 1:
+        return Text("The test set was opened once, after all choices were made on validation.", "muted")
+    return Text(
+        f"The test set was opened {times} times. Choosing between models by these numbers would make them too good.",
+        "muted",
+    )
+
+
+def _curve_caption(rows: Sequence[Mapping[str, Any]], recipe: Any) -> str:
+    parts = []
+    if recipe.augment.train or recipe.augment.mix:
+        parts.append("Training accuracy is on augmented images, so it may lie below validation.")
+    last = rows[-1] if rows else {}
+    clean, val = _number(last.get("train_clean_accuracy")), _number(last.get("val_accuracy"))
+    if clean is not None and val is not None:
+        parts.append(f"Train-validation gap at the end: {100 * (clean - val):+.1f} points.")
+    return " ".join(parts)
+
+
+def _epochs(rows: Sequence[Mapping[str, Any]]) -> Table:
+    table = []
+    for i, row in enumerate(rows):
+        table.append(
+            [
+                str(row.get("epoch", i + 1)),
+                *(decimal(row.get(key), 4) for key in ("train_loss", "val_loss")),
+                *(share(row.get(key)) for key in ("train_accuracy", "train_clean_accuracy", "val_accuracy")),
+                decimal(row.get("learning_rate"), 3, significant=True),
+                decimal(row.get("images_per_second"), 0),
+                decimal(row.get("seconds"), 1),
+                share(row.get("data_share")),
+                size_text(memory) if (memory := _number(row.get("peak_memory_bytes"))) else "–",
+            ]
+        )
+    columns = ["Epoch", "Train loss", "Val loss", "Train accuracy", "Clean train accuracy", "Val accuracy",
+               "Learning rate", "Images/s", "Seconds", "Waiting for data", "Peak memory"]  # fmt: skip
+    return Table(columns, table[-_MAX_ROWS:])
+
+
+def _confused(measured: Mapping[str, Any], most: int = 10) -> Table | None:
+    """The pairs of classes that are mistaken most often."""
+    confusion, names = measured.get("confusion"), list(measured.get("per_class", {}))
+    if not confusion or len(names) != len(confusion):
+        return None
+    pairs = [
+        (value, i, j) for i, row in enumerate(confusion) for j, value in enumerate(row) if i != j and value > 0
+    ]  # fmt: skip
+    pairs.sort(key=lambda pair: (-pair[0], pair[1], pair[2]))
+    rows: list[list[Cell]] = [
+        [names[i], names[j], (str(value), f"{share(value / sum(confusion[i]))} of the class")]
+        for value, i, j in pairs[:most]
+    ]
+    return Table(["True", "Predicted", "Images"], rows, "Most frequent mistakes", right=2) if rows else None
+
+
+def _per_class(measured: Mapping[str, Any]) -> Table | None:
+    rows: list[list[Cell]] = [
+        [
+            str(name),
+            (share(row.get("accuracy")), between(row.get("accuracy_interval"), 100)),
+            count(row.get("count"), exact=True),
+        ]
+        for name, row in measured.get("per_class", {}).items()
+    ]
+    return Table(["Class", "Accuracy, 95 % interval", "Images"], rows[:_MAX_ROWS]) if rows else None
+
+
+def _worst(run: Run, evaluation: Mapping[str, Any], most: int = 20) -> Details | None:
+    """Names of the images the model was surest about and got wrong."""
+    if "test" not in evaluation:
+        return None
+    table = run.predictions().select(["name", "label", "predicted", "confidence"]).to_pylist()
+    wrong = [row for row in table if row["label"] is not None and row["label"] != row["predicted"]]
+    wrong.sort(key=lambda row: -row["confidence"])
+    rows = [[row["name"], row["label"], row["predicted"], share(row["confidence"])] for row in wrong[:most]]
+    if not rows:
+        return None
+    block = Table(
+        ["Image", "True", "Predicted", "Confidence"], rows, f"{len(wrong)} mistakes in {len(table)} images", 3
+    )
+    return Details(f"The {len(rows)} most confident mistakes by name", [block])
+
+
+def _environment(run: Run) -> Details | None:
+    facts = _or_empty(run.environment)
+    if not facts:
+        return None
+    return Details("Machine and versions", [Table(["", ""], _pairs(facts), right=2)])
+
+
+# ------------------------------------------------------------------------------------------------------------- a study
+
+
+def study_page(folder: Path) -> Page:
+    """The page of a study folder: what was asked before the first run, its effects, its pictures."""
+    text = _text(folder / "study.yaml")
+    title = next((line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith("name:")), folder.name)
+    page = Page("Study", title.strip("'\"") or folder.name)
+    if (folder / "effects.json").is_file():
+        page.add("Effects", *_tables(_json(folder / "effects.json")))
+    else:
+        page.warnings.append("This study is not finished: its effects have not been worked out.")
+    page.add("Pictures", *_pictures(folder))
+    runs = folder / "runs.parquet"
+    page.add("Runs", _parquet(runs) if runs.is_file() else None)
+    page.add("Question", Details("study.yaml, written down before the first run", [Code(text)]))
+    return page
+
+
+# ------------------------------------------------------------------------------------------------------- a compression
+
+
+def compression_page(folder: Path) -> Page:
+    """The page of a compression folder: the winner, the front, the pictures."""
+    facts = _json(folder / "compression.json")
+    page = Page("Compression", folder.resolve().name)
+    page.add("Pictures", *_pictures(folder))
+    front = folder / "front.parquet"
+    page.add("Candidates", _parquet(front) if front.is_file() else None)
+    page.add("Numbers", *_tables(facts))
+    return page
+
+
+# --------------------------------------------------------------------------------------------------- pictures and files
+
+
+def picture(path: Path) -> tuple[str, int, int]:
+    """A PNG as data URI, with its width and height in pixels.
+
+    Raises:
+        KitaeError: not a PNG, or too large for a page.
+    """
+    try:
+        if path.stat().st_size > _MAX_PICTURE_BYTES:
+            raise KitaeError(f"{path}: larger than {_MAX_PICTURE_BYTES} bytes, too large for a page")
+        content = path.read_bytes()
+    except OSError as error:
+        raise KitaeError(f"{path}: cannot read ({error.strerror})") from error
+    if content[:8] != b"\x89PNG\r\n\x1a\n" or len(content) < 33:
+        raise KitaeError(f"{path}: is not a PNG; delete it and report again")
+    width, height = struct.unpack(">II", content[16:24])
+    return "data:image/png;base64," + base64.b64encode(content).decode(), width, height
+
+
+def _figure(pictures: Mapping[str, tuple[str, int, int]], name: str, alt: str, caption: str = "") -> Figure | None:
+    return Figure(*pictures[name], alt, caption) if name in pictures else None
+
+
+def _pictures(folder: Path) -> list[Figure]:
+    """Every PNG of a folder and of its `figures`."""
+    files = sorted(folder.glob("*.png")) + sorted((folder / "figures").glob("*.png"))
+    return [Figure(*picture(file), alt=file.stem.replace("-", " ").replace("_", " ")) for file in files[:_MAX_PICTURES]]
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise KitaeError(f"{path}: cannot read ({error})") from error
+
+
+def _json(path: Path) -> Any:
+    try:
+        if path.stat().st_size > _MAX_JSON_BYTES:
+            raise KitaeError(f"{path}: larger than {_MAX_JSON_BYTES} bytes, so not ours")
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise KitaeError(f"{path}: cannot read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise KitaeError(f"{path}: is damaged (not JSON)") from error
+
+
+def _parquet(path: Path) -> Table:
+    parquet = require("pyarrow.parquet", "train")
+    try:
+        rows = parquet.read_table(path).slice(0, _MAX_ROWS).to_pylist()
+    except (OSError, ValueError) as error:  # pyarrow's own errors are these
+        raise KitaeError(f"{path}: is damaged (not Parquet)") from error
+    return _rows_table(rows)
+
+
+def _or_empty(read: Any) -> dict[str, Any]:
+    """A file of the run that may not be there yet."""
+    try:
+        value: dict[str, Any] = read()
+    except KitaeError:
+        return {}
+    return value
+
+
+# --------------------------------------------------------------------------------------------------------- plain values
+
+
+def _tables(value: Any, name: str = "") -> list[Block]:
+    """Any JSON as tables: records one below the other, the rest by dotted name."""
+    blocks: list[Block] = []
+    if isinstance(value, Mapping):
+        flat = {key: inner for key, inner in value.items() if not _records(inner)}
+        if flat:
+            blocks.append(Table(["", ""], _pairs(flat), name, right=1))
+        for key, inner in value.items():
+            if _records(inner):
+                blocks += _tables(inner, f"{name}.{key}" if name else str(key))
+    elif _records(value):
+        blocks.append(_rows_table(value, name))
+    else:
+        blocks.append(Text(words(value)))
+    return blocks
+
+
+def _records(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(item, Mapping) for item in value)
+
+
+def _rows_table(rows: Sequence[Mapping[str, Any]], caption: str = "") -> Table:
+    columns = list(dict.fromkeys(str(key) for row in rows for key in row))
+    cells = [[words(row.get(key)) for key in columns] for row in rows[:_MAX_ROWS]]
+    return Table([column.replace("_", " ") for column in columns], cells, caption)
+
+
+def _pairs(value: Mapping[str, Any], prefix: str = "") -> list[list[str]]:
+    """Leaves of a nested mapping as rows of name and value."""
+    rows: list[list[str]] = []
+    for key, inner in value.items():
+        name = f"{prefix}{key}"
+        if isinstance(inner, Mapping):
+            rows += _pairs(inner, f"{name}.")
+        else:
+            rows.append([name, words(inner)])
+    return rows[:_MAX_ROWS]
+
+
+def words(value: Any) -> str:
+    """Any value as short text."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.5g}" if math.isfinite(value) else "–"
+    if isinstance(value, list | tuple) and all(isinstance(item, int | float | str) for item in value):
+        return ", ".join(words(item) for item in value[:20]) + (", …" if len(value) > 20 else "")
+    if isinstance(value, int | str):
+        return str(value)
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 200 else f"{text[:200]}…"
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def share(value: Any, digits: int = 1) -> str:
+    """A proportion in per cent."""
+    known = _number(value)
+    return "–" if known is None else f"{100 * known:.{digits}f} %"
+
+
+def between(interval: Any, scale: float = 1.0, digits: int = 1) -> str:
+    """An interval as `90.6 to 92.1`; empty where there is none."""
+    if not isinstance(interval, list | tuple) or len(interval) != 2:
+        return ""
+    ends = [_number(end) for end in interval]
+    return "" if None in ends else " to ".join(f"{end * scale:.{digits}f}" for end in ends if end is not None)
+
+
+def decimal(value: Any, digits: int, *, significant: bool = False) -> str:
+    """A number, or a dash."""
+    known = _number(value)
+    return "–" if known is None else f"{known:.{digits}g}" if significant else f"{known:,.{digits}f}"
+
+
+def count(value: Any, *, exact: bool = False) -> str:
+    """A whole number, in thousands, millions or billions unless `exact`."""
+    known = _number(value)
+    if known is None:
+        return "–"
+    for unit, scale in () if exact else (("G", 1e9), ("M", 1e6), ("k", 1e4)):
+        if known >= scale:
+            return f"{known / (1e3 if unit == 'k' else scale):.3g} {unit}"
+    return f"{known:,.0f}"
