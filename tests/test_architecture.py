@@ -15,7 +15,7 @@ STAGES = {"data", "augment", "models", "training", "evaluation", "compression", 
 # Each room may import the rooms to its left, and itself.
 ORDER = [
     {"errors"},
-    {"spec", "files", "keyed"},
+    {"spec", "files", "keyed", "console"},
     {"preprocess"},
     {"runtime"},
     STAGES,
@@ -25,8 +25,8 @@ ORDER = [
     {"pipeline"},
     {"compressing"},
     {"experiments"},
-    {"console"},
     {"cli"},
+    {"__main__"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
 ANYWHERE = {"__init__"}  # the lazy public surface names every room

@@ -116,9 +116,11 @@ def parse_yaml(text: str, origin: str) -> tuple[dict[str, Any], yaml.Node | None
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         value = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
+        mark, reason = getattr(error, "problem_mark", None), str(getattr(error, "problem", None) or error)
         where = f":{mark.line + 1}" if mark else ""
-        raise RecipeError(f"{origin}{where}: not valid YAML ({getattr(error, 'problem', None) or error})") from error
+        raise RecipeError(
+            f"{origin}{where}: not valid YAML ({' '.join(reason.split())})"
+        ) from error
     if value is None:
         return {}, None
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
@@ -167,7 +169,7 @@ def _assign(tree: Any, field: str, value: Any, cls: type[BaseModel]) -> None:
             if inside is None and key in at:  # a section that is null, such as train.early_stopping
                 inside = at[key] = {}
         if not isinstance(inside, dict | list):
-            raise RecipeError(_unknown(parents[: depth + 1], cls, "--set"))
+            raise RecipeError(_unknown([*parents, last][: depth + 2], cls, "--set"))
         at = inside
     if isinstance(at, list):
         if not last.isdigit() or int(last) >= len(at):

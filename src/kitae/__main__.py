@@ -1,0 +1,5 @@
+"""`python -m kitae` is the command `kitae`."""
+
+from kitae.cli import main
+
+main()

@@ -1,0 +1,78 @@
+"""Trains a small recipe and kills itself with SIGKILL at a chosen moment; run as a process by test_resume.py.
+
+    python crash_driver.py OUT PLACE COUNT FIELD=VALUE...
+
+PLACE is where it dies, at the COUNT-th time it comes there: `step` (inside an epoch), `write` (a checkpoint's bytes are
+half written), `replace` (written, not yet renamed), `renamed` (just renamed), `validate` (inside validation), `never`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kitae import files
+from kitae.evaluation import evaluate
+from kitae.pipeline import train
+from kitae.recipe import Recipe
+from kitae.training import checkpoint, losses
+
+BASE = (
+    "data.limit=400", "model.name=resnet8", "model.width=8", "train.epochs=3", "train.batch_size=64",
+    "train.threads=1", "train.checkpoint_seconds=0.000001", "train.precision=fp32", "model.stochastic_depth=0.3",
+)  # fmt: skip
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def main(out: str, place: str, count: int, *fields: str) -> None:
+    left = count
+
+    def reached() -> bool:
+        nonlocal left
+        left -= 1
+        return left == 0
+
+    if place == "step":
+        inner = losses.target_accuracy
+
+        def counted(*arguments: Any) -> torch.Tensor:
+            if reached():
+                die()
+            return inner(*arguments)
+
+        sys.modules["kitae.training.fit"].target_accuracy = counted  # type: ignore[attr-defined]
+    elif place == "validate":
+        normalize = evaluate._Normalize.__call__
+
+        def normalized(self: Any, images: Any) -> Any:
+            if reached():
+                die()
+            return normalize(self, images)
+
+        evaluate._Normalize.__call__ = normalized  # type: ignore[method-assign]
+    elif place in ("write", "replace", "renamed"):
+        whole = files.write_atomically
+        replace = os.replace
+
+        def write(path: Path, content: bytes) -> None:
+            if path.name == "checkpoint.safetensors" and reached():
+                if place == "write":
+                    path.with_name(f".{path.name}.half.tmp").write_bytes(content[: len(content) // 2])
+                    die()
+                os.replace = (lambda *_: die()) if place == "replace" else (lambda *a: (replace(*a), die()))  # type: ignore[assignment]
+            whole(path, content)
+
+        checkpoint.write_atomically = write  # type: ignore[attr-defined]
+    train(Recipe.load("fashion-mini").override(*BASE, *fields), out=out, resume=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), *sys.argv[4:])

@@ -1,0 +1,160 @@
+"""Recipes: loading, overriding, saving, and what is said about wrong ones."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kitae.errors import RecipeError
+from kitae.recipe import Recipe, override, shipped
+
+
+@pytest.mark.parametrize("name", sorted(shipped()))
+def test_shipped_recipes_load_and_survive_a_round_trip(name: str, tmp_path: Path) -> None:
+    recipe = Recipe.load(name)
+    assert recipe.name == name
+    recipe.save(tmp_path / "recipe.yaml")
+    again = Recipe.load(tmp_path / "recipe.yaml")
+    assert again == recipe
+    assert again.fingerprint == recipe.fingerprint
+
+
+@pytest.mark.parametrize("name", sorted(shipped()))
+def test_shipped_recipes_state_their_command(name: str) -> None:
+    assert f"kitae train {name}" in shipped()[name]
+
+
+def test_the_five_recipes_are_there() -> None:
+    assert set(shipped()) >= {"fashion-mini", "fashion-mnist", "cifar10-quick", "cifar10-strong", "finetune"}
+
+
+def test_override_is_typed_and_leaves_the_original_alone() -> None:
+    recipe = Recipe.load("fashion-mini")
+    changed = recipe.override(
+        "train.epochs=3", "train.optimizer.lr=1e-3", "data.limit=null", "model.name=resnet20", "train.ema=0.99"
+    )
+    assert (changed.train.epochs, changed.train.optimizer.lr, changed.data.limit) == (3, 1e-3, None)
+    assert (changed.model.name, changed.train.ema) == ("resnet20", 0.99)
+    assert recipe == Recipe.load("fashion-mini")
+    assert changed.fingerprint != recipe.fingerprint
+
+
+def test_override_reaches_into_lists_and_opens_null_sections() -> None:
+    recipe = Recipe.load("fashion-mini")
+    assert recipe.train.early_stopping is None
+    changed = recipe.override("train.early_stopping.patience=4", "augment.train.0.random_crop.padding=3")
+    assert changed.train.early_stopping is not None
+    assert changed.train.early_stopping.patience == 4
+    assert "padding: 3" in changed.to_yaml()
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("train.epoch=3", r"unknown field 'epoch' in train \(did you mean epochs\?\); valid: epochs, batch_size"),
+        ("trian.epochs=3", r"unknown field 'trian' \(did you mean train\?\)"),
+        ("train.epochs=many", r"train\.epochs: should be a valid integer.*'many'"),
+        ("train.epochs=0", r"train\.epochs: .*greater than or equal to 1"),
+        ("train.batch_size=33", r"train\.batch_size: .*multiple of 2"),
+        ("train.epochs", "must be FIELD=VALUE"),
+        ("train.epochs.x=1", "epochs is a single value and has no field 'x'"),
+        ("data.resize=stretch", r"data\.resize: should be 'crop', 'squash' or 'pad'"),
+        ("train.optimizer.lr=nan", r"train\.optimizer\.lr"),
+        ("augment.train.9={}", "the list has places 0 to"),
+        ("train.epochs=[", "not valid YAML"),
+    ],
+)
+def test_wrong_overrides_say_what_would_be_right(assignment: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message) as caught:
+        Recipe.load("fashion-mini").override(assignment)
+    assert "\n" not in str(caught.value)
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: x\ntrain:\n  epochs: 3\n  epoch: 4\n", r"r\.yaml:4: unknown field 'epoch' in train"),
+        ("name: x\ntrain:\n  epochs: -3\n", r"r\.yaml:3: train\.epochs: .*greater than or equal to 1, not -3"),
+        ("name: x\ntrain: 7\n", r"r\.yaml:2: train: .*"),
+        (
+            "name: x\naugment:\n  train:\n    - horizontal_flap: {}\n",
+            r"r\.yaml:3: .*op 1.*horizontal_flap.*horizontal_flip",
+        ),
+        ("name: x\naugment:\n  train:\n    - random_crop: {paddding: 3}\n", r"r\.yaml:3: .*op 1.*paddding.*padding"),
+        ("name: [x\n", r"r\.yaml:\d: not valid YAML"),
+        ("- a\n- b\n", "must be a mapping"),
+        ("a: &a [1]\nb: *a\n", "aliases"),
+        ("!!python/object/apply:os.system ['true']\n", "not valid YAML"),
+    ],
+)
+def test_wrong_files_name_the_field_and_the_line(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message) as caught:
+        Recipe.load(write(tmp_path / "r.yaml", text))
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_file_and_unknown_name(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="cannot read"):
+        Recipe.load(tmp_path / "nothing.yaml")
+    with pytest.raises(RecipeError, match=r"no recipe 'fashion-min' \(did you mean fashion-mini\?\)"):
+        Recipe.load("fashion-min")
+
+
+def test_absurdly_large_or_binary_file(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="larger than"):
+        Recipe.load(write(tmp_path / "big.yaml", "#" * (1 << 21)))
+    (tmp_path / "b.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(RecipeError, match="UTF-8"):
+        Recipe.load(tmp_path / "b.yaml")
+
+
+def test_recipes_are_frozen() -> None:
+    with pytest.raises(Exception, match="frozen"):
+        Recipe.load("fashion-mini").train.epochs = 3  # type: ignore[misc]
+
+
+def test_schema_is_printed_as_json() -> None:
+    result = subprocess.run([sys.executable, "-m", "kitae", "recipe", "--schema"], capture_output=True, check=True)
+    schema = json.loads(result.stdout)
+    assert {"data", "augment", "model", "train"} <= set(schema["properties"])
+
+
+def test_printed_recipe_is_the_file_with_its_comments() -> None:
+    result = subprocess.run([sys.executable, "-m", "kitae", "recipe", "fashion-mini"], capture_output=True, check=True)
+    assert result.stdout.decode() == shipped()["fashion-mini"]
+
+
+@given(st.text(max_size=60))
+def test_any_text_is_a_recipe_or_one_line_of_error(text: str) -> None:
+    from kitae.recipe import parse
+
+    try:
+        parse(Recipe, text, "r.yaml")
+    except RecipeError as error:
+        assert "\n" not in str(error).strip()
+
+
+@given(st.text(max_size=20), st.text(max_size=20))
+def test_any_override_works_or_is_one_line_of_error(field: str, value: str) -> None:
+    try:
+        override(Recipe(), [f"{field}={value}"])
+    except RecipeError as error:
+        assert str(error)
+
+
+def test_yaml_holds_every_default() -> None:
+    tree = yaml.safe_load(Recipe().to_yaml())
+    assert tree["train"]["schedule"]["name"] == "cosine"
+    assert tree["data"]["val_fraction"] == 0.1

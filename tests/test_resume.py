@@ -1,0 +1,85 @@
+"""A run killed with SIGKILL and resumed ends with the weights and the metrics of the run that was never killed."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kitae.run import Run
+from kitae.training.checkpoint import load_weights
+
+DRIVER = Path(__file__).with_name("crash_driver.py")
+MEASURED = ("images_per_second", "seconds", "validation_seconds", "data_share", "peak_memory_bytes")
+
+
+def go(out: Path, place: str = "never", count: int = 1, *fields: str) -> int:
+    command = [sys.executable, str(DRIVER), str(out), place, str(count), *fields]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert result.returncode in (0, -signal.SIGKILL), result.stderr
+    return result.returncode
+
+
+def outcome(out: Path) -> dict[str, Any]:
+    run = Run.open(out)
+    rows = [{k: v for k, v in row.items() if k not in MEASURED} for row in run.metrics()]
+    return {
+        "best": load_weights(run.best),
+        "last": load_weights(run.checkpoint),
+        "rows": rows,
+        "evaluation": run.evaluation(),
+    }
+
+
+def assert_same(a: dict[str, Any], b: dict[str, Any]) -> None:
+    assert a["rows"] == b["rows"]
+    assert a["evaluation"]["test"] == b["evaluation"]["test"]
+    for part in ("best", "last"):
+        (tensors, facts), (others, other_facts) = a[part], b[part]
+        assert tensors.keys() == others.keys()
+        assert all(torch.equal(tensors[name], others[name]) for name in tensors)
+        for whole in (facts, other_facts):
+            whole.get("progress", {}).pop("seconds", None)
+        assert facts == other_facts
+
+
+@pytest.fixture(scope="module")
+def untouched(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    out = tmp_path_factory.mktemp("whole") / "run"
+    assert go(out) == 0
+    return outcome(out)
+
+
+def test_three_kills_in_one_run(untouched: dict[str, Any], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    for place, count in (("step", 5), ("write", 3), ("validate", 2)):
+        assert go(out, place, count) == -signal.SIGKILL
+    assert go(out) == 0
+    assert_same(outcome(out), untouched)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("seed", range(3))
+def test_kills_at_random_moments(tmp_path: Path, precision: str, seed: int) -> None:
+    fields = (f"train.precision={precision}", "train.ema=0.9", f"train.seed={seed}")
+    assert go(tmp_path / "whole", "never", 1, *fields) == 0
+    out, chance, kills = tmp_path / "killed", random.Random(seed), 0
+    for place in ("step", "write", "replace", "renamed", "validate", "step"):
+        kills += go(out, place, chance.randint(1, 6), *fields) == -signal.SIGKILL
+    command = [sys.executable, str(DRIVER), str(out), "never", "1", *fields]
+    for _ in range(3):  # and by the clock, wherever it is then
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(chance.uniform(2.0, 8.0))
+        process.kill()
+        kills += process.wait() == -signal.SIGKILL
+    assert go(out, "never", 1, *fields) == 0
+    assert kills >= 4
+    assert_same(outcome(out), outcome(tmp_path / "whole"))
