@@ -1,0 +1,312 @@
+"""Every figure is written whole, has the size it should, and shows what it was given."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kitae.errors import KitaeError
+from kitae.reporting import figures as f
+from kitae.reporting import style
+from kitae.run import Run
+from tests.reporting.conftest import HOSTILE, epochs, measured, pixels
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.integers(0, 256, (6, 3, 32, 32), dtype=np.uint8)
+POINTS = [
+    {"name": f"{HOSTILE[0]} {i}", "bytes": 1e6 * 2**i, "accuracy": 0.8 + 0.03 * i, "latency_ms": 3.0 * (i + 1)}
+    for i in range(4)
+]
+PRECISION = [
+    {
+        "precision": "fp32",
+        "seconds": 40.0,
+        "peak_memory_bytes": 2e9,
+        "accuracy": 0.91,
+        "accuracy_interval": [0.9, 0.92],
+    },
+    {"precision": "bf16", "seconds": 17.0, "peak_memory_bytes": 1e9, "accuracy": 0.92},
+    {"precision": "fp16", "seconds": None, "peak_memory_bytes": float("nan")},
+]
+CURVE = [{"sparsity": s, "accuracy": 0.9 - s / 9, "accuracy_interval": [0.8 - s / 9, 0.91]} for s in (0, 0.3, 0.5)]
+LATENCY = [
+    {"name": "fp32", "milliseconds": 18.0, "milliseconds_interval": [17.0, 19.0]},
+    {"name": HOSTILE[0] * 5, "milliseconds": 5.0},
+]
+LONG = [f"class number {i} with an unreasonably long name" for i in range(100)]
+
+DRAWINGS: dict[str, tuple[Callable[[Path], Path], int]] = {  # how to draw it, and its width in pixels
+    "curves": (lambda p: f.draw_training_curves(epochs(40), p), 960),
+    "curves of one epoch": (lambda p: f.draw_training_curves(epochs(1), p), 960),
+    "confusion": (lambda p: f.draw_confusion(measured(HOSTILE)["confusion"], HOSTILE, p), 960),
+    "reliability": (lambda p: f.draw_reliability(RNG.random(50), RNG.random(50) < 0.5, p, ece=0.1), 960),
+    "per class": (lambda p: f.draw_per_class(measured(HOSTILE)["per_class"], p), 960),
+    "mistakes": (lambda p: f.draw_worst_mistakes(IMAGES, HOSTILE * 2, HOSTILE * 2, [0.9] * 6, p), 960),
+    "smoothing": (lambda p: f.draw_label_smoothing(p, classes=3, names=HOSTILE), 960),
+    "depth": (lambda p: f.draw_stochastic_depth([1, 0.95, 0.9], p, observed=[1, 0.96, 0.88]), 960),
+    "precision": (lambda p: f.draw_precision(PRECISION, p), 960),
+    "sparsity": (lambda p: f.draw_sparsity({HOSTILE[0]: CURVE, "b": CURVE[:1]}, p, baseline=0.9), 960),
+    "masks": (lambda p: f.draw_filter_masks(IMAGES[:, :, :3, :3] > 99, p, weights=RNG.normal(size=(6, 3, 3, 3))), 960),
+    "pareto": (lambda p: f.draw_pareto(POINTS, p, budget=0.85, winner=POINTS[2]["name"], baseline="?"), 960),
+    "latency": (lambda p: f.draw_latency(LATENCY, p, control=1.01), 960),
+    "grid": (lambda p: f.image_grid([IMAGES[:4], [IMAGES[4], None]], HOSTILE[:2], ["a"] * 4, p, title="x"), 960),
+}
+
+
+@pytest.mark.parametrize("name", DRAWINGS)
+def test_figure_is_whole_sized_and_not_blank(name: str, tmp_path: Path) -> None:
+    draw, width = DRAWINGS[name]
+    path = tmp_path / "made" / "figure.png"
+    assert draw(path) == path
+    picture = pixels(path)
+    assert picture.shape[1] == width
+    assert 100 < picture.shape[0] < 3000
+    assert (picture[0] == 255).all()  # white to the edge
+    inked = (picture < 200).any(axis=2)
+    assert inked.mean() > 0.004
+    # Nothing runs over an edge: the outermost pixels stay white.
+    assert not inked[[0, -1]].any()
+    assert not inked[:, [0, -1]].any()
+    assert [entry.name for entry in path.parent.iterdir()] == ["figure.png"]
+
+
+CROWDED: dict[str, Callable[[Path], Path]] = {
+    **{name: draw for name, (draw, _) in DRAWINGS.items()},
+    "confusion of 12": lambda p: f.draw_confusion(np.eye(12, dtype=int) * 12345, LONG[:12], p),
+    "confusion of 20": lambda p: f.draw_confusion(np.full((20, 20), 7), LONG[:20], p),
+    "confusion of 100": lambda p: f.draw_confusion(np.eye(100, dtype=int), LONG, p),
+    "per class of 100": lambda p: f.draw_per_class({n: {"accuracy": 0.5, "count": 9} for n in LONG}, p),
+    "smoothing of 12": lambda p: f.draw_label_smoothing(p, classes=12, names=LONG[:12]),
+    "smoothing of 100": lambda p: f.draw_label_smoothing(p, classes=100),
+    "depth of 12": lambda p: f.draw_stochastic_depth(np.linspace(1, 0.5, 12).tolist(), p),
+    "depth of 54": lambda p: f.draw_stochastic_depth(np.linspace(1, 0.5, 54).tolist(), p),
+    "sparsity of 6": lambda p: f.draw_sparsity(dict.fromkeys(LONG[:6], CURVE), p, baseline=0.9),
+    "mistakes with long names": lambda p: f.draw_worst_mistakes(IMAGES, LONG[:6], LONG[:6], [1.0] * 6, p),
+    "pareto of near points": lambda p: f.draw_pareto(
+        [{**POINTS[0], "bytes": 1e6 + i} for i in range(3)], p, winner="x"
+    ),
+    "pareto over decades": lambda p: f.draw_pareto([{**POINTS[0], "bytes": 10.0**i} for i in range(2, 11)], p),
+    "latency of 8": lambda p: f.draw_latency([{"name": n, "milliseconds": 1e-3} for n in LONG[:8]], p, control=1.0),
+    "small learning rates": lambda p: f.draw_training_curves(
+        [{**row, "learning_rate": 1.23456e-5 * row["epoch"]} for row in epochs(300)], p, title=" ".join(LONG)
+    ),
+    "grid of 10": lambda p: f.image_grid([[IMAGES[0]] * 10] * 2, LONG[:2], LONG[:10], p, title=" ".join(LONG)),
+}
+
+
+@pytest.mark.parametrize("name", CROWDED)
+def test_text_never_overlaps_nor_leaves_the_figure(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.figure import Figure
+    from matplotlib.text import Text
+
+    boxes: list[tuple[str, Any]] = []  # of the last pass, the one that is seen
+    draw_figure, draw_text = Figure.draw, Text.draw
+
+    def forget(figure: Any, renderer: Any) -> None:
+        boxes.clear()
+        draw_figure(figure, renderer)
+
+    def note(text: Any, renderer: Any, *rest: Any, **more: Any) -> None:
+        if text.get_visible() and text.get_text().strip():
+            boxes.append((text.get_text(), text.get_window_extent(renderer).padded(-1)))
+        draw_text(text, renderer, *rest, **more)
+
+    monkeypatch.setattr(Figure, "draw", forget)
+    monkeypatch.setattr(Text, "draw", note)
+    path = CROWDED[name](tmp_path / "figure.png")
+    height, width = pixels(path).shape[:2]
+    assert boxes
+    for words, box in boxes:
+        assert box.x0 >= -2, words
+        assert box.y0 >= -2, words
+        assert box.x1 <= width + 2, words
+        assert box.y1 <= height + 2, words
+    for i, (words, box) in enumerate(boxes):
+        clash = [other for other, place in boxes[i + 1 :] if box.overlaps(place)]
+        assert not clash, f"{words!r} lies over {clash}"
+
+
+def test_same_data_same_bytes(tmp_path: Path) -> None:
+    draw = DRAWINGS["curves"][0]
+    assert draw(tmp_path / "a.png").read_bytes() == draw(tmp_path / "b.png").read_bytes()
+
+
+def test_figures_leave_pyplot_alone_and_draw_in_threads(tmp_path: Path) -> None:
+    before = "matplotlib.pyplot" in sys.modules
+    files = [tmp_path / f"{i}.png" for i in range(4)]
+    threads = [threading.Thread(target=f.draw_stochastic_depth, args=([1, 0.9], file)) for file in files]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({file.read_bytes() for file in files}) == 1
+    assert ("matplotlib.pyplot" in sys.modules) == before
+
+
+def test_failed_write_is_one_line_and_leaves_what_was_there(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(KitaeError) as caught:
+        f.draw_stochastic_depth([1, 0.9], tmp_path / "file" / "figure.png")
+    assert "\n" not in str(caught.value)
+    assert "figure.png" in str(caught.value)
+    (tmp_path / "taken.png").mkdir()
+    with pytest.raises(KitaeError, match=r"taken\.png"):
+        f.draw_stochastic_depth([1, 0.9], tmp_path / "taken.png")
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file", "taken.png"]
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        (lambda p: f.draw_training_curves([], p), "no epoch"),
+        (lambda p: f.draw_training_curves([{"epoch": 1}], p), "neither"),
+        (lambda p: f.draw_confusion([[1, 2]], ["a"], p), "confusion is"),
+        (lambda p: f.draw_reliability([0.5], [True, False], p), "confidence is"),
+        (lambda p: f.draw_worst_mistakes(IMAGES, ["a"], ["a"], [1.0], p), "as many"),
+        (lambda p: f.draw_pareto([{"bytes": None, "accuracy": 1}], p), "no point"),
+        (lambda p: f.draw_label_smoothing(p, smoothing=0.0), "smoothing"),
+        (lambda p: f.draw_filter_masks(np.ones((3, 3)), p), "masks must"),
+        (lambda p: f.image_grid([[None]], None, None, p), "no image"),
+        (lambda p: f.image_grid([[IMAGES[0]]], None, ["a", "b"], p), "2 column titles"),
+        (lambda p: f.image_grid([[IMAGES[0].astype(np.float32)]], None, None, p), "must be uint8"),
+        (lambda p: f.image_grid([[IMAGES[0].transpose(1, 2, 0)]], None, None, p), "must be uint8"),
+    ],
+)
+def test_wrong_data_is_named_and_nothing_written(bad: Callable[[Path], Path], words: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=words):
+        bad(tmp_path / "figure.png")
+    assert not list(tmp_path.iterdir())
+
+
+def _near(picture: Any, colour: str) -> Any:
+    wanted = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)])
+    return np.abs(picture.astype(int) - wanted).max(axis=2) < 12
+
+
+def test_curves_mark_the_best_epoch_given(tmp_path: Path) -> None:
+    def star(best: int) -> float:
+        picture = pixels(f.draw_training_curves(epochs(20), tmp_path / "c.png", best_epoch=best))
+        _, columns = np.nonzero(_near(picture[150:], style.INK))  # below the title and the first heading
+        dashed = np.bincount(columns, minlength=960)[200:]  # right of the labels of the axes
+        return float(dashed.argmax())
+
+    assert star(18) - star(9) > 200
+
+
+def test_confusion_shows_where_the_mistakes_are(tmp_path: Path) -> None:
+    """Orange off the diagonal exactly in the row and column that were confused."""
+    right, wrong = np.eye(4, dtype=int) * 10, np.eye(4, dtype=int) * 10
+    wrong[0, 0], wrong[0, 3] = 0, 10
+    clean = pixels(f.draw_confusion(right, list("abcd"), tmp_path / "a.png"))
+    mixed = pixels(f.draw_confusion(wrong, list("abcd"), tmp_path / "b.png"))
+    assert clean.shape == mixed.shape
+    orange = (mixed[..., 0].astype(int) - mixed[..., 2]) > 100
+    assert not ((clean[..., 0].astype(int) - clean[..., 2]) > 100).any()
+    y, x = np.nonzero(orange)
+    assert y.mean() < mixed.shape[0] / 2
+    assert x.mean() > mixed.shape[1] / 2
+
+
+@pytest.mark.parametrize("k", [2, 13, 37, 100, 120])
+def test_confusion_of_many_classes_fits(k: int, tmp_path: Path) -> None:
+    names = [f"a class with a really long name, number {i}" for i in range(k)]
+    picture = pixels(f.draw_confusion(np.eye(k, dtype=int), names, tmp_path / "c.png"))
+    assert 900 <= picture.shape[1] <= 2600
+    assert not (picture[:, [0, -1]] < 200).any()
+    assert not (picture[[0, -1]] < 200).any()
+
+
+def test_intervals_are_drawn_where_they_are_known(tmp_path: Path) -> None:
+    def inked(path: Path, colour: str) -> int:
+        return int(_near(pixels(path), colour).sum())
+
+    row = {"accuracy": 0.7, "count": 90}
+    none = f.draw_per_class({"a": row, "b": row}, tmp_path / "a.png")
+    wide = f.draw_per_class({"a": row, "b": {**row, "accuracy_interval": [0.5, 0.9]}}, tmp_path / "b.png")
+    assert inked(wide, style.SKY) > inked(none, style.SKY) + 500
+    bare = f.draw_latency([{"name": "a", "milliseconds": 9.0}], tmp_path / "c.png")
+    held = f.draw_latency([{"name": "a", "milliseconds": 9.0, "milliseconds_interval": [6, 10]}], tmp_path / "d.png")
+    assert inked(held, style.INK) > inked(bare, style.INK) + 50
+
+
+def test_missing_numbers_are_left_out_not_drawn_as_zero(tmp_path: Path) -> None:
+    rows = epochs(6)
+    without = [{**row, "val_loss": None, "train_loss": float("inf")} for row in rows]
+    full = pixels(f.draw_training_curves(rows, tmp_path / "a.png"))
+    less = pixels(f.draw_training_curves(without, tmp_path / "b.png"))
+    assert less.shape[0] < full.shape[0]  # the panel of losses is gone
+
+
+def test_grid_shows_the_pixels_it_was_given(tmp_path: Path) -> None:
+    """A small image is enlarged by a whole factor: every pixel becomes one flat square."""
+    image = RNG.integers(0, 256, (3, 8, 8), dtype=np.uint8)
+    picture = pixels(f.image_grid([[image]], None, None, tmp_path / "g.png"))
+    factor = 300 // 8
+    block = picture[12 : 12 + 8 * factor, 12 : 12 + 8 * factor]
+    np.testing.assert_array_equal(block, image.transpose(1, 2, 0).repeat(factor, 0).repeat(factor, 1))
+    grey = pixels(f.image_grid([[image[:1]], [image[0]]], None, None, tmp_path / "h.png"))
+    assert (grey == grey[..., :1]).all()
+
+
+def test_worst_mistakes_keep_the_confidence_when_the_name_is_long(tmp_path: Path) -> None:
+    name = "an extremely long class name " * 4
+    long_ = pixels(f.draw_worst_mistakes(IMAGES[:1], [name], [name], [0.987], tmp_path / "a.png"))
+    other = pixels(f.draw_worst_mistakes(IMAGES[:1], [name], [name], [0.123], tmp_path / "b.png"))
+    assert (long_ != other).any()
+
+
+@pytest.mark.parametrize(
+    "names", [["same prefix aaaa same suffix", "same prefix bbbb same suffix"], ["猫" * 9, "犬" * 9]]
+)
+def test_shortened_labels_stay_different_and_fit(names: list[str]) -> None:
+    short = style.labels(names, 80, 10)
+    assert len(set(short)) == 2
+    assert all(style.text_width(label, 10) <= 80 for label in short)
+
+
+@pytest.mark.parametrize("text", ["", " ", "one", "word " * 60, "x" * 500, "a\nb\tc\x00d", "猫", "\u202e x"])
+def test_text_fits_its_width(text: str) -> None:
+    assert style.text_width(style.fit(text, 120, 11), 11) <= 120
+    lines = style.wrap(text, 120, 11, lines=3)
+    assert 1 <= len(lines) <= 3
+    assert all(style.text_width(line, 11) <= 120 and "\n" not in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (44.7e6, "44.7 MB"), (999.96e3, "1 MB"), (2.3e9, "2.3 GB")],
+)
+def test_sizes_are_told_in_decimal_units(value: float, text: str) -> None:
+    assert style.size_text(value) == text
+
+
+def test_run_is_drawn_as_far_as_it_is(make_run: Callable[..., Run]) -> None:
+    begun, going, done = make_run("a", done=False, rows=0), make_run("b", done=False), make_run("c")
+    assert f.draw_run(begun, {}) == {}
+    assert set(f.draw_run(going, {})) == {"curves"}
+    worst = [(IMAGES[i], _Mistake(0, 1, 0.9)) for i in range(3)]
+    drawn = f.draw_run(done, done.evaluation(), worst)
+    assert set(drawn) == {"curves", "confusion", "per_class", "calibration", "mistakes", "smoothing"}
+    assert all(pixels(path).size and path.parent == done.figures for path in drawn.values())
+    kept = drawn["mistakes"].read_bytes()
+    assert f.draw_run(done, done.evaluation())["mistakes"].read_bytes() == kept
+
+
+class _Mistake:
+    def __init__(self, label: int, predicted: int, confidence: float) -> None:
+        self.label, self.predicted, self.confidence = label, predicted, confidence
+
+
+def test_best_epoch_follows_the_recipe(make_run: Callable[..., Run]) -> None:
+    run = make_run(done=False)
+    rows = run.metrics()  # the last epoch has the lower accuracy and the lowest loss
+    assert f.best_epoch(rows, run) == 4
+    run.recipe = run.recipe.override("train.select=val_loss")
+    assert f.best_epoch(rows, run) == 5
+    assert f.best_epoch([{"epoch": 1, "val_loss": None}], run) is None

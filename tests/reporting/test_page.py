@@ -1,0 +1,190 @@
+"""The page is one file, says what is known, and takes nothing from data for markup."""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from kitae.errors import KitaeError
+from kitae.reporting import page as p
+from kitae.run import Run
+from tests.reporting.conftest import HOSTILE, epochs
+
+VOID = {"meta", "img", "br", "hr", "link", "input"}
+
+
+class Reader(HTMLParser):
+    """Collects tags and attributes; fails on markup that is not balanced."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words = ""
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words += data
+
+
+def read(path: Path) -> tuple[str, Reader]:
+    text = path.read_text(encoding="utf-8")
+    return text, Reader(text)
+
+
+def assert_self_contained(text: str, reader: Reader) -> None:
+    assert not re.search(r"(?i)(https?:)?//[a-z0-9]", re.sub(r"base64,[A-Za-z0-9+/=]+", "", text))
+    assert "@import" not in text
+    assert "url(" not in text
+    used = {tag for tag, _ in reader.tags}
+    assert not used & {"script", "link", "iframe", "object", "embed", "base", "form", "audio", "video", "svg"}
+    for tag, attributes in reader.tags:
+        assert not any(name.startswith("on") for name in attributes)
+        if tag == "img":
+            source = attributes["src"] or ""
+            assert source.startswith("data:image/png;base64,")
+            assert base64.b64decode(source.split(",", 1)[1], validate=True)[:4] == b"\x89PNG"
+            assert attributes["alt"]
+        assert not attributes.get("href") or str(attributes["href"]).startswith("#")
+    assert any(a.get("name") == "viewport" for tag, a in reader.tags if tag == "meta")
+    assert any("default-src 'none'" in (a.get("content") or "") for tag, a in reader.tags if tag == "meta")
+
+
+def test_finished_run(make_run: Callable[..., Run]) -> None:
+    run = make_run("my & run")
+    path = p.report(run.path)
+    assert path == run.report
+    text, reader = read(path)
+    assert_self_contained(text, reader)
+    words = reader.words
+    assert "my & run" in words
+    assert "88.9 %" in words  # the accuracy of `measured`
+    assert "83.9 to 92.9" in words
+    assert "0.4321" in words
+    assert "11.2 M" in words
+    assert "opened once" in words
+    assert "not finished" not in words
+    assert "label_smoothing: 0.1" in words  # the recipe
+    assert sum(tag == "img" for tag, _ in reader.tags) == 5
+
+
+def test_strings_from_data_are_escaped(make_run: Callable[..., Run]) -> None:
+    text, reader = read(p.report(make_run("<b>name</b>").path))
+    assert "<script>alert(1)" not in text
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
+    assert "<b>name</b>" in reader.words  # the name, as text
+    for name in HOSTILE:
+        assert name in reader.words
+    assert "49" not in re.findall(r"frac\{1\}\$ (\S+)", reader.words)  # {{ 7*7 }} is not worked out
+    assert "photo" in reader.words  # file names with quotes and markup
+    assert not any(attributes.get("src") == "x" for tag, attributes in reader.tags if tag == "img")
+    assert sum(tag == "img" for tag, _ in reader.tags) == 5
+
+
+def test_unfinished_run_says_so(make_run: Callable[..., Run]) -> None:
+    text, reader = read(p.report(make_run(done=False, rows=4)))
+    assert_self_contained(text, reader)
+    assert "not finished: 4 of 9 epochs" in reader.words
+    assert "has not been opened" in reader.words
+    assert "Test accuracy" not in reader.words
+    assert sum(tag == "img" for tag, _ in reader.tags) == 1
+
+
+def test_run_without_an_epoch(make_run: Callable[..., Run]) -> None:
+    _, reader = read(p.report(make_run(done=False, rows=0)))
+    assert "not finished: 0 of 9 epochs" in reader.words
+    assert "No epoch has ended yet" in reader.words
+
+
+def test_page_follows_the_run(make_run: Callable[..., Run]) -> None:
+    """Reporting again after more epochs replaces page and curves."""
+    run = make_run(done=False, rows=2)
+    first = p.report(run).read_text()
+    run.write_metrics(epochs(6))
+    second = p.report(run).read_text()
+    assert "2 of 9 epochs" in first
+    assert "6 of 9 epochs" in second
+    pictures = [re.findall(r"base64,([A-Za-z0-9+/=]+)", text)[0] for text in (first, second)]
+    assert pictures[0] != pictures[1]
+
+
+def test_test_openings_are_told(make_run: Callable[..., Run]) -> None:
+    run = make_run()
+    run.count_test_opening("evaluate")
+    run.count_test_opening("evaluate")
+    _, reader = read(p.report(run))
+    assert "opened 3 times" in reader.words
+
+
+def test_nothing_is_left_beside_the_page(make_run: Callable[..., Run]) -> None:
+    run = make_run()
+    before = {entry.name for entry in run.path.iterdir()}
+    p.report(run)
+    assert {entry.name for entry in run.path.iterdir()} - before == {"report.html", "figures"}
+    assert all(entry.suffix == ".png" for entry in run.figures.iterdir())
+
+
+@pytest.mark.parametrize("what", ["missing", "empty", "a file"])
+def test_unknown_folder_is_one_clear_line(what: str, tmp_path: Path) -> None:
+    target = tmp_path / "there"
+    if what == "empty":
+        target.mkdir()
+    if what == "a file":
+        target.write_text("x")
+    with pytest.raises(KitaeError) as caught:
+        p.report(target)
+    line = str(caught.value)
+    assert "\n" not in line
+    assert str(target) in line
+    assert "run" in line
+
+
+def test_damaged_files_are_named(make_run: Callable[..., Run], tmp_path: Path) -> None:
+    run = make_run()
+    (run.path / "evaluation.json").write_text("{")
+    with pytest.raises(KitaeError, match=r"evaluation\.json.*damaged"):
+        p.report(run)
+    folder = tmp_path / "small"
+    folder.mkdir()
+    (folder / "compression.json").write_text("[" * 100_000)
+    with pytest.raises(KitaeError, match=r"compression\.json.*damaged"):
+        p.report(folder)
+    (folder / "compression.json").write_text("{}")
+    (folder / "front.png").write_bytes(b"<svg onload=alert(1)>")
+    with pytest.raises(KitaeError, match=r"front\.png.*not a PNG"):
+        p.report(folder)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_folder_without_permission(make_run: Callable[..., Run]) -> None:
+    run = make_run(done=False, rows=0)
+    run.path.chmod(0o500)
+    try:
+        with pytest.raises(KitaeError, match="cannot write"):
+            p.report(run)
+    finally:
+        run.path.chmod(0o700)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "–"), (float("nan"), "–"), (True, "yes"), (0.123456789, "0.12346"), ([1, "a"], "1, a"), (3, "3")],
+)
+def test_values_as_words(value: object, text: str) -> None:
+    assert p.words(value) == text
