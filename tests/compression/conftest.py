@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import nn
+
+from tests.compression.tiny_world import Data, TinyNet, fit
+
+
+@pytest.fixture(scope="session")
+def train() -> Data:
+    return Data(768, 0)
+
+
+@pytest.fixture(scope="session")
+def selection() -> Data:
+    return Data(400, 1)
+
+
+@pytest.fixture(scope="session")
+def _trained(train: Data) -> nn.Module:
+    torch.manual_seed(0)
+    return fit(TinyNet(), train, 6)
+
+
+@pytest.fixture
+def trained(_trained: nn.Module) -> nn.Module:
+    return copy.deepcopy(_trained)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Threads cost a tiny network more than they bring."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
