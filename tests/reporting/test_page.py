@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 import re
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import pytest
 
 from kitae.errors import KitaeError
 from kitae.reporting import page as p
+from kitae.reporting.figures import draw_stochastic_depth
 from kitae.run import Run
 from tests.reporting.conftest import HOSTILE, epochs
 
@@ -188,3 +190,62 @@ def test_folder_without_permission(make_run: Callable[..., Run]) -> None:
 )
 def test_values_as_words(value: object, text: str) -> None:
     assert p.words(value) == text
+
+
+def _study(folder: Path, *, finished: bool = True) -> Path:
+    folder.mkdir()
+    (folder / "study.yaml").write_text("study: {name: mine}  # <script>alert(2)</script>\n")
+    if not finished:
+        return folder
+    effect = {
+        "name": HOSTILE[0], "estimate": 2.17, "low": 1.48, "high": 2.86, "p_holm": 0.0004, "pairs": 12, "shown": True,
+        "ratio": False, "covers": "seeds", "uneven": True, "neutral": 0.0,
+    }  # fmt: skip
+    unknown = {**effect, "name": "b", "estimate": None, "low": None, "high": None, "p_holm": None, "shown": False}
+    factor = {**effect, "name": "c", "ratio": True, "estimate": 0.62, "low": 0.5, "high": 0.8, "neutral": 1.0}
+    noise = {
+        "sd": 0.49,
+        "low": 0.31,
+        "high": 1.07,
+        "df": 6,
+        "reference": "off",
+        "reference_mean": 84.93,
+        "reference_sd": 0.36,
+    }
+    data = {
+        "name": "mine", "about": HOSTILE[1], "design": "screening", "metric": "test.accuracy", "seeds": [0, 1, 2],
+        "settings": {"threads": 1, "training_hours": 0.5, "machine": {"processor": HOSTILE[2]}},
+        "runs": {"planned": 12, "finished": 11, "failed": [{"variant": HOSTILE[0], "seed": 1, "error": "boom"}]},
+        "analyses": {
+            "test.accuracy": {"unit": "points", "noise": noise, "effects": [effect, unknown]},
+            "epoch_seconds": {"unit": "s", "noise": {"sd": None, "df": 0}, "effects": [factor]},
+        },
+        "sentences": [f"{HOSTILE[0]}: helps"],
+        "claims": [{"says": HOSTILE[1], "estimate": 2.17, "low": 1.48, "high": 2.86, "ratio": False,
+                    "verdict": "confirmed", "remark": "larger"}],
+        "variants": [{"name": HOSTILE[0], "runs": 3, "numbers": {"test.accuracy": {"mean": 84.93, "sd": None}}}],
+        "aliases": {"a": [["b", "c", -0.5]], "b": []},
+    }  # fmt: skip
+    (folder / "effects.json").write_text(json.dumps(data))
+    draw_stochastic_depth([1, 0.9], folder / "figures" / "effects.png")
+    return folder
+
+
+def test_study(tmp_path: Path) -> None:
+    path = p.report(_study(tmp_path / "study"))
+    assert path == tmp_path / "study" / "report.html"
+    text, reader = read(path)
+    assert_self_contained(text, reader)
+    assert "<script>alert" not in text
+    words = reader.words
+    numbers = ["+2.17", "+1.48 to +2.86", "<0.001", "× 0.62", "0.49 points", "−0.5 b × c", "84.93", "30 min 00 s"]
+    told_too = ["1 of 12 runs did not finish", "confirmed", "not known", "study: {name: mine}", "boom"]
+    for told in (*HOSTILE, *numbers, *told_too):
+        assert told in words, told
+    assert sum(tag == "img" for tag, _ in reader.tags) == 1
+
+
+def test_unfinished_study_says_so(tmp_path: Path) -> None:
+    text, reader = read(p.report(_study(tmp_path / "study", finished=False)))
+    assert_self_contained(text, reader)
+    assert "not finished" in reader.words

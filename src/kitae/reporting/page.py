@@ -404,19 +404,157 @@ def _environment(run: Run) -> Details | None:
 
 
 def study_page(folder: Path) -> Page:
-    """The page of a study folder: what was asked before the first run, its effects, its pictures."""
+    """The page of a study folder: what was asked before the first run, what it shows, its pictures."""
     text = _text(folder / "study.yaml")
-    title = next((line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith("name:")), folder.name)
-    page = Page("Study", title.strip("'\"") or folder.name)
-    if (folder / "effects.json").is_file():
-        page.add("Effects", *_tables(_json(folder / "effects.json")))
-    else:
-        page.warnings.append("This study is not finished: its effects have not been worked out.")
+    results = folder / "effects.json"
+    study = _mapping(results) if results.is_file() else {}
+    page = Page("Study", str(study.get("name") or folder.resolve().name), str(study.get("about") or ""))
+    asked = Details("study.yaml, written down before the first run", [Code(text)])
+    if not study:
+        page.warnings.append("This study is not finished: its effects have not been worked out yet.")
+        page.add("Pictures", *_pictures(folder))
+        page.add("What was asked", asked)
+        return page
+
+    main, analyses = str(study.get("metric")), _inner(study, "analyses")
+    runs, failed = _inner(study, "runs"), _inner(study, "runs").get("failed") or []
+    if failed:
+        planned = runs.get("planned")
+        page.warnings.append(f"{len(failed)} of {planned} runs did not finish; they are in no number below.")
+    page.cards = _study_cards(study, main)
+    page.add("What it shows", *(Text(str(line)) for line in study.get("sentences") or []), _claims(study))
+    if main in analyses:
+        page.add("Effects", _effects(main, analyses[main]), Text(_noise(analyses[main]), "muted"))
     page.add("Pictures", *_pictures(folder))
-    runs = folder / "runs.parquet"
-    page.add("Runs", _parquet(runs) if runs.is_file() else None)
-    page.add("Question", Details("study.yaml, written down before the first run", [Code(text)]))
+    page.add(
+        "Other numbers",
+        *(
+            Details(name, [_effects(name, one), Text(_noise(one), "muted")])
+            for name, one in analyses.items()
+            if name != main
+        ),
+    )
+    page.add("Variants", _variants(study, main), _aliases(study))
+    if failed:
+        page.add("Runs that did not finish", _rows_table(failed))
+    page.add(
+        "What was asked", asked, Details("Machine and settings", [Table(["", ""], _pairs(_inner(study, "settings")))])
+    )
     return page
+
+
+def _study_cards(study: Mapping[str, Any], main: str) -> list[Card]:
+    one, runs = _inner(study, "analyses").get(main, {}), _inner(study, "runs")
+    noise, seeds = _inner(one, "noise"), study.get("seeds") or []
+    effects = one.get("effects") or []
+    shown = sum(bool(effect.get("shown")) for effect in effects)
+    cards = [Card("Effects shown", f"{shown} of {len(effects)}", f"on {main}, after Holm's correction")]
+    if _number(noise.get("reference_mean")) is not None:
+        spread = _number(noise.get("reference_sd"))
+        note = str(noise.get("reference")) + (f", ± {spread:.2f} over seeds" if spread is not None else "")
+        cards.append(Card("Reference", f"{noise['reference_mean']:.4g} {one.get('unit') or ''}".strip(), note))
+    cards.append(
+        Card("Runs", f"{runs.get('finished')} of {runs.get('planned')}", f"{len(seeds)} seeds, {study.get('design')}")
+    )
+    hours = _number(_inner(study, "settings").get("training_hours"))
+    if hours is not None:
+        cards.append(Card("Training time", duration(hours * 3600), "all runs together"))
+    return cards
+
+
+def _effects(name: str, analysis: Mapping[str, Any]) -> Table:
+    """Each effect with its interval, its p after Holm, and on how many pairs it stands."""
+    unit = str(analysis.get("unit") or "")
+    rows: list[list[Cell]] = []
+    covers = "seeds"
+    for effect in analysis.get("effects") or []:
+        ratio = bool(effect.get("ratio"))
+        covers = effect.get("covers") or covers
+        ends = [_amount(effect.get(end), ratio) for end in ("low", "high")]
+        interval = "no interval" if "–" in ends else " to ".join(ends)
+        p = _number(effect.get("p_holm"))
+        told = "–" if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"
+        rows.append(
+            [
+                f"{effect.get('name')}{'*' if effect.get('uneven') else ''}",
+                (_amount(effect.get("estimate"), ratio), interval),
+                (told, f"n = {effect.get('pairs')}"),
+                "yes" if effect.get("shown") else "no",
+            ]
+        )
+    caption = f"{name}{f', in {unit}' if unit else ''}; 95 % intervals covering {covers}, p after Holm's correction."
+    if any(str(row[0]).endswith("*") for row in rows):
+        caption += " * scatters more than the other variants, so its interval is from its own pairs."
+    return Table(["Effect", "Estimate", "p", "Shown"], rows, caption)
+
+
+def _amount(value: Any, ratio: bool) -> str:
+    known = _number(value)
+    return (
+        "–"
+        if known is None
+        else f"× {known:.2f}"
+        if ratio
+        else f"{known:+.2f}"
+        if abs(known) >= 0.1
+        else f"{known:+.3f}"
+    )
+
+
+def _noise(analysis: Mapping[str, Any]) -> str:
+    noise = _inner(analysis, "noise")
+    ratio = any(effect.get("ratio") for effect in analysis.get("effects") or [])
+    unit, scale = ("%", 100.0) if ratio else (str(analysis.get("unit") or ""), 1.0)
+    sd = _number(noise.get("sd"))
+    if sd is None or not noise.get("df"):
+        return "Noise between runs: not known; more seeds are needed."
+    interval = between([noise.get("low"), noise.get("high")], scale, 2)
+    return (
+        f"Noise: runs that differ in nothing but the seed scatter by {sd * scale:.2f} {unit} (standard deviation, "
+        f"{interval}, {noise['df']} degrees of freedom)."
+    )
+
+
+def _claims(study: Mapping[str, Any]) -> Table | None:
+    rows: list[list[Cell]] = []
+    for claim in study.get("claims") or []:
+        ratio = bool(claim.get("ratio"))
+        ends = [_amount(claim.get(end), ratio) for end in ("low", "high")]
+        measured = (_amount(claim.get("estimate"), ratio), "" if "–" in ends else " to ".join(ends))
+        rows.append([str(claim.get("says")), measured, (str(claim.get("verdict")), str(claim.get("remark") or ""))])
+    return (
+        Table(["Claim", "Measured", "Verdict"], rows, "Claims written down before the first run", 3) if rows else None
+    )
+
+
+def _variants(study: Mapping[str, Any], main: str) -> Table | None:
+    variants = study.get("variants") or []
+    if not variants:
+        return None
+    names = [main, *(name for name in _inner(study, "analyses") if name != main)]
+    rows: list[list[Cell]] = []
+    for variant in variants:
+        row: list[Cell] = [str(variant.get("name")), str(variant.get("runs"))]
+        for name in names:
+            number = _inner(_inner(variant, "numbers"), name)
+            sd = _number(number.get("sd"))
+            row.append((decimal(number.get("mean"), 4, significant=True), f"± {sd:.2g}" if sd is not None else ""))
+        rows.append(row)
+    units = {name: str(_inner(_inner(study, "analyses"), name).get("unit") or "") for name in names}
+    heads = [f"{name} ({units[name]})" if units[name] else name for name in names]
+    return Table(["Variant", "n", *heads], rows, "Means over seeds and their standard deviation")
+
+
+def _aliases(study: Mapping[str, Any]) -> Details | None:
+    """What the effects of a screening design are mixed with."""
+    rows = []
+    for name, parts in _inner(study, "aliases").items():
+        mixed = [f"{'−' if c < 0 else '+'}{abs(c):.2g} {a} × {b}" for a, b, c in parts]
+        rows.append([str(name), ", ".join(mixed) or "clear"])
+    if not rows:
+        return None
+    caption = "Each effect also holds these parts of two-factor interactions, if there are any."
+    return Details("Aliases", [Table(["Effect", "Mixed with"], rows, caption, right=2)])
 
 
 # ------------------------------------------------------------------------------------------------------- a compression
@@ -424,7 +562,7 @@ def study_page(folder: Path) -> Page:
 
 def compression_page(folder: Path) -> Page:
     """The page of a compression folder: the winner, the front, the pictures."""
-    facts = _json(folder / "compression.json")
+    facts = _mapping(folder / "compression.json")
     page = Page("Compression", folder.resolve().name)
     page.add("Pictures", *_pictures(folder))
     front = folder / "front.parquet"
@@ -480,6 +618,19 @@ def _json(path: Path) -> Any:
         raise KitaeError(f"{path}: cannot read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:
         raise KitaeError(f"{path}: is damaged (not JSON)") from error
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    value = _json(path)
+    if not isinstance(value, dict):
+        raise KitaeError(f"{path}: is damaged (not a JSON object)")
+    return value
+
+
+def _inner(value: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """A mapping inside a mapping; empty where there is none."""
+    found = value.get(key)
+    return found if isinstance(found, Mapping) else {}
 
 
 def _parquet(path: Path) -> Table:
