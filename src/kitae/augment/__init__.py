@@ -1,0 +1,37 @@
+"""Augmentation: every op per sample on a whole uint8 batch, keyed, one definition for CPU and GPU.
+
+Reading order: `ops` and `policies` (what each op is), `spec` (names, and what a recipe may say), `plan` (programs), `mix`,
+`engine` (`Augment`), then the executors `cpu` (with `kernels/`) and `batched`, `functional`, `tta`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_HOMES = {
+    "Augment": "engine",
+    "CustomOp": "ops",
+    "Op": "ops",
+    "Draw": "plan",
+    "Program": "plan",
+    "AugmentSpec": "spec",
+    "MixSpec": "spec",
+    "OPS": "spec",
+    "functional": "",
+    "tta": "",
+}
+
+__all__ = ["OPS", "Augment", "AugmentSpec", "CustomOp", "Draw", "MixSpec", "Op", "Program", "functional", "tta"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = _HOMES[name]
+    module = importlib.import_module(f"{__name__}.{home or name}")
+    return getattr(module, name) if home else module
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,156 @@
+"""From plain functions to machine code, once per machine.
+
+`native(function, signature)` compiles a function on pointers and integers to a C callback and returns its address. Plain
+Python functions that it calls are compiled with it, so the sources stay free of decorators, and the plans in `ops` run
+uncompiled as they stand. The machine code is kept on disk under a fingerprint of everything it was made from; a second
+process loads it. The first compilation says so in one line on stderr.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from types import CodeType, FunctionType
+from typing import Any
+
+import numba
+import numpy as np
+from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
+from numba.core.ccallback import CFunc
+
+OPTIONS = {
+    "nogil": True,
+    "error_model": "numpy",
+}  # a float division by zero is IEEE, not an exception, so loops vectorise
+
+compiled = 0  # how many functions this process compiled itself
+_said = False
+_lock = threading.RLock()
+_helpers: dict[FunctionType, Any] = {}
+_natives: dict[tuple[FunctionType, Any], Any] = {}
+_folder: Path | None = None
+
+
+def _plain(value: Any) -> bool:
+    return isinstance(value, FunctionType) and value.__module__.startswith("kitae.")
+
+
+def _fingerprint(function: FunctionType, seen: set[FunctionType]) -> bytes:
+    """What the machine code depends on: code, constants, and the same of every function and global it names."""
+    seen.add(function)
+    digest = hashlib.sha256()
+
+    def feed(code: CodeType) -> None:
+        for part in (code.co_code, code.co_names, code.co_varnames, code.co_cellvars, code.co_freevars):
+            digest.update(repr(part).encode())
+        for constant in code.co_consts:
+            feed(constant) if isinstance(constant, CodeType) else digest.update(repr(constant).encode())
+
+    feed(function.__code__)
+    for name in function.__code__.co_names:
+        value = function.__globals__.get(name)
+        if _plain(value):
+            if value not in seen:
+                digest.update(_fingerprint(value, seen))
+        elif isinstance(value, int | float | tuple | np.generic):
+            digest.update(f"{name}={value!r}".encode())
+        elif getattr(value, "__module__", "").startswith("kitae.") and hasattr(value, "_defn"):
+            digest.update(_fingerprint(value._defn, seen))  # a numba intrinsic: its definition
+    return digest.digest()
+
+
+def _linked(function: FunctionType) -> FunctionType:
+    """The same function, its plain helpers replaced by compiled ones."""
+    names = function.__code__.co_names
+    inner = {n: _helper(function.__globals__[n]) for n in names if _plain(function.__globals__.get(n))}
+    out = FunctionType(function.__code__, {**function.__globals__, **inner}, function.__name__, function.__defaults__)
+    out.__qualname__, out.__module__, out.__kwdefaults__ = function.__qualname__, function.__module__, None
+    return out
+
+
+def _helper(function: FunctionType) -> Any:
+    if function not in _helpers:
+        _helpers[function] = numba.njit(_linked(function), **OPTIONS)
+    return _helpers[function]
+
+
+def cache_folder() -> Path | None:
+    """Where machine code is kept: NUMBA_CACHE_DIR, else beside this file, else the user's cache folder; None if nowhere."""
+    global _folder
+    if _folder is None:
+        home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+        given = os.environ.get("NUMBA_CACHE_DIR")
+        for place in ([given] if given else [os.path.join(os.path.dirname(__file__), "__pycache__")]) + [
+            os.path.join(home, "kitae", "kernels")
+        ]:
+            try:
+                os.makedirs(place, exist_ok=True)
+                tempfile.TemporaryFile(dir=place).close()
+            except OSError:
+                continue
+            _folder = Path(place)
+            break
+    return _folder
+
+
+class _Locator(_CacheLocator):  # type: ignore[misc]
+    def __init__(self, function: FunctionType, file: str) -> None:
+        self._py_file = file
+        self._stamp = _fingerprint(function, set()).hex()
+
+    def get_cache_path(self) -> str:
+        return str(cache_folder())
+
+    def get_source_stamp(self) -> str:
+        return self._stamp
+
+    def get_disambiguator(self) -> str:
+        return "kitae"
+
+    @classmethod
+    def from_function(cls, function: FunctionType, file: str) -> _Locator | None:
+        return cls(function, file) if cache_folder() else None
+
+
+class _Impl(CompileResultCacheImpl):  # type: ignore[misc]
+    _locator_classes: tuple[type[_Locator], ...] = (_Locator,)
+
+
+class _Cache(FunctionCache):  # type: ignore[misc]
+    _impl_class = _Impl
+
+
+def _announce() -> None:
+    global compiled, _said
+    compiled += 1
+    if not _said:
+        _said = True
+        print(
+            "kitae: compiling augmentation kernels for this machine (once; some seconds)", file=sys.stderr, flush=True
+        )
+
+
+class _Native(CFunc):  # type: ignore[misc]
+    def _compile_uncached(self) -> Any:
+        _announce()
+        return super()._compile_uncached()
+
+
+def native(function: FunctionType, signature: Any) -> Any:
+    """The compiled function, with `.address` and `.ctypes`. Compiled or loaded on the first call, kept from then on."""
+    key = (function, signature)
+    found = _natives.get(key)
+    if found is None:
+        with _lock:
+            found = _natives.get(key)
+            if found is None:
+                found = _Native(_linked(function), (signature.args, signature.return_type), {}, dict(OPTIONS))
+                if cache_folder() is not None:
+                    found._cache = _Cache(function)
+                found.compile()
+                _natives[key] = found
+    return found

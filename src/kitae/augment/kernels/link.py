@@ -1,0 +1,118 @@
+"""The few words that kernels need beyond Python: typed pointers from addresses, calls by address, atomics, bits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import binding, ir
+from numba import types
+from numba.extending import intrinsic
+
+u8 = types.CPointer(types.uint8)
+f32 = types.CPointer(types.float32)
+f64 = types.CPointer(types.float64)
+i64 = types.CPointer(types.int64)
+u64 = types.CPointer(types.uint64)
+
+# What runs an op: (source, target, work, args, channels, height, width) -> 0
+OP = types.int64(u8, u8, types.int64, f64, types.int64, types.int64, types.int64)
+# What plans an op: (key, numbers, codes, args, height, width) -> nothing
+PLAN = types.void(u64, f64, i64, f64, types.int64, types.int64)
+# What writes results: (source, partner's source or 0, info, target, partner's target, work, channels, height, width) -> 0
+FINISH = types.int64(u8, u8, f64, types.int64, types.int64, types.int64, types.int64, types.int64, types.int64)
+# The driver: (context, scratch) -> 0
+RUN = types.int64(i64, types.int64)
+
+HAS_FMA = bool(binding.get_host_cpu_features().get("fma") or "x86" not in binding.get_process_triple())
+
+
+def _pointer(kind: Any) -> Any:
+    def define(typingctx: Any, address: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            return builder.inttoptr(args[0], context.get_value_type(kind))
+
+        return kind(types.int64), codegen
+
+    return intrinsic(define)
+
+
+as_u8 = _pointer(u8)
+as_f32 = _pointer(f32)
+as_f64 = _pointer(f64)
+as_i64 = _pointer(i64)
+as_u64 = _pointer(u64)
+as_u32 = _pointer(types.CPointer(types.uint32))
+as_i32 = _pointer(types.CPointer(types.int32))
+as_i16 = _pointer(types.CPointer(types.int16))
+as_u16 = _pointer(types.CPointer(types.uint16))
+
+
+@intrinsic
+def address_of(typingctx: Any, pointer: Any) -> Any:
+    """The address of a pointer as int64."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.ptrtoint(args[0], ir.IntType(64))
+
+    return types.int64(pointer), codegen
+
+
+def _call(count: int) -> Any:
+    word = ir.IntType(64)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        function = ir.FunctionType(word, [word] * count)
+        return builder.call(builder.inttoptr(args[0], function.as_pointer()), args[1:])
+
+    return codegen
+
+
+@intrinsic
+def call6(typingctx: Any, address: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any) -> Any:
+    """Call the function at an address with six int64."""
+    return types.int64(*[types.int64] * 7), _call(6)
+
+
+@intrinsic
+def call7(typingctx: Any, address: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any) -> Any:
+    """Call the function at an address with seven int64."""
+    return types.int64(*[types.int64] * 8), _call(7)
+
+
+@intrinsic
+def call9(typingctx: Any, address: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any, h: Any, i: Any) -> Any:
+    """Call the function at an address with nine int64."""
+    return types.int64(*[types.int64] * 10), _call(9)
+
+
+@intrinsic
+def fetch_add(typingctx: Any, address: Any, amount: Any) -> Any:
+    """Atomically add to the int64 at an address; what it was before."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer = builder.inttoptr(args[0], ir.IntType(64).as_pointer())
+        return builder.atomic_rmw("add", pointer, args[1], "monotonic")
+
+    return types.int64(types.int64, types.int64), codegen
+
+
+@intrinsic
+def fma32(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
+    """a * b + c in float32, rounded once where the machine can (as torch's vectorised kernels), else twice."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        if HAS_FMA:
+            return builder.fma(*args)
+        return builder.fadd(builder.fmul(args[0], args[1]), args[2])
+
+    return types.float32(types.float32, types.float32, types.float32), codegen
+
+
+@intrinsic
+def bits32(typingctx: Any, x: Any) -> Any:
+    """The bits of a float32 as uint32."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], ir.IntType(32))
+
+    return types.uint32(types.float32), codegen

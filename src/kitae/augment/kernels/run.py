@@ -1,0 +1,268 @@
+"""The driver: samples outside, steps inside. One call a thread and batch; everything it needs is in `context`.
+
+For each sample (each pair, where images mix) it plans every op of the pipeline, runs the steps on two buffers that stay
+in the core's cache, and writes the result. Threads share one atomic counter and take blocks of samples from it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from kitae.augment.kernels.link import (
+    address_of,
+    as_f32,
+    as_f64,
+    as_i64,
+    as_u8,
+    as_u64,
+    call6,
+    call7,
+    call9,
+    fetch_add,
+)
+from kitae.augment.kernels.write import BOXES, MIX_FIRST, MIX_SECOND, SECOND
+from kitae.augment.mix import MIX, plan_mix
+from kitae.augment.ops import (
+    ARGS,
+    AUGMIX_BEGIN,
+    AUGMIX_END,
+    CHAIN_BEGIN,
+    CHAIN_END,
+    CODES,
+    CROP,
+    ERASE_AFTER,
+    NOP,
+    RESIZED_CROP,
+)
+
+# The context: int64, addresses and sizes.
+COUNT = 0  # samples
+BLOCK = 1  # samples taken at a time, even
+IMAGES = 2  # uint8, one after the other
+STRIDE = 3  # bytes from image to image
+CHANNELS, HEIGHT, WIDTH = 4, 5, 6  # of the input
+LAST_HEIGHT, LAST_WIDTH = 7, 8  # of the result
+INTERLEAVED = 9  # 1: the input is [H, W, C]
+STEPS = 10  # steps of a program
+CODES_AT, ARGS_AT, MIX_AT = 11, 12, 13  # a given program, or 0: plan
+WRITE_PROGRAM = 14  # 1: plan into the given arrays and stop
+OPS = 15  # ops of the pipeline
+PLANS = 16  # int64 [OPS]: addresses of their plans
+NUMBERS = 17  # int64 [OPS]: addresses of their numbers
+OFFSETS = 18  # int64 [OPS]: first step
+SIZES = 19  # int64 [OPS, 2]: height and width before
+KEYS = 20  # uint64 [OPS + 1]: first slot of each op, then of mixing
+SEED = 21  # uint64 [2]
+INDEX, EPOCH = 22, 23  # int64 [N], int64 [N]
+TABLE, FLAGS = 24, 25  # int64 [CODES]: address of the op; 1 where it may run in place
+FINISH_AT = 26  # address of what writes
+OUT, OUT_STRIDE = 27, 28
+MIXING = 29  # address of the numbers of mixing, or 0
+SCALES = 30  # float64 [6]: scale and shift a channel
+TARGETS, TARGETS_KIND, CLASSES, OUT_TARGETS = 31, 32, 33, 34  # kind: 0 none, 1 int64 labels, 2 float32 rows
+IMAGE_BYTES = 35  # of a buffer
+COUNTER = 36  # address of the shared counter
+CONTEXT = 40
+
+# Scratch of a thread, in bytes from its start.
+KEY_AT = 0  # uint64 [6]
+INFO_AT = 64  # float64 [INFO]
+PROGRAM_AT = 1024  # codes, then args
+
+
+def scratch_bytes(steps: int, image_bytes: int, work_bytes: int) -> int:
+    """Bytes a thread needs: its program, four buffers, a kept original, a float accumulator, a work area."""
+    return PROGRAM_AT + steps * 8 * (1 + ARGS) + 64 + 9 * image_bytes + work_bytes + 256
+
+
+def set_key(context: Any, key: Any, n: Any) -> None:
+    index = as_u64(context[INDEX])[n]
+    seed = as_u64(context[SEED])
+    low = np.uint64(0xFFFFFFFF)
+    key[0] = index & low
+    key[1] = index >> np.uint64(32)
+    key[2] = as_u64(context[EPOCH])[n]
+    key[4] = seed[0]
+    key[5] = seed[1]
+
+
+def plan_one(context: Any, key: Any, n: Any, codes: Any, args: Any) -> None:
+    """All steps of sample n."""
+    for step in range(context[STEPS]):
+        codes[step] = NOP
+    set_key(context, key, n)
+    plans = as_i64(context[PLANS])
+    numbers = as_i64(context[NUMBERS])
+    offsets = as_i64(context[OFFSETS])
+    sizes = as_i64(context[SIZES])
+    slots = as_u64(context[KEYS])
+    for op in range(context[OPS]):
+        key[3] = slots[op]
+        at = offsets[op]
+        call6(plans[op], address_of(key), numbers[op], address_of(codes) + 8 * at, address_of(args) + 8 * ARGS * at,
+              sizes[2 * op], sizes[2 * op + 1])  # fmt: skip
+
+
+def plan_pair(context: Any, key: Any, n: Any, out: Any) -> None:
+    """Mixing of sample n."""
+    set_key(context, key, n)
+    key[3] = as_u64(context[KEYS])[context[OPS]]
+    plan_mix(key, as_f64(context[MIXING]), out, context[LAST_HEIGHT], context[LAST_WIDTH])
+
+
+def augment_one(context: Any, scratch: Any, n: Any, slot: Any, boxes: Any) -> Any:
+    """Runs the program of sample n in buffers `slot` (0 or 1): the address of the uint8 [C, H, W] result."""
+    steps = context[STEPS]
+    if context[CODES_AT] != 0:
+        codes = as_i64(context[CODES_AT] + 8 * n * steps)
+        args = as_f64(context[ARGS_AT] + 8 * ARGS * n * steps)
+    else:
+        codes = as_i64(scratch + PROGRAM_AT)
+        args = as_f64(scratch + PROGRAM_AT + 8 * steps)
+        plan_one(context, as_u64(scratch + KEY_AT), n, codes, args)
+    size = context[IMAGE_BYTES]
+    buffers = scratch + ((PROGRAM_AT + steps * 8 * (1 + ARGS) + 63) & ~63)
+    a = buffers + 2 * slot * size
+    b = a + size
+    kept = buffers + 4 * size
+    sums = kept + size
+    work = sums + 4 * size
+    table = as_i64(context[TABLE])
+    flags = as_i64(context[FLAGS])
+    channels = context[CHANNELS]
+    height = context[HEIGHT]
+    width = context[WIDTH]
+    current = context[IMAGES] + n * context[STRIDE]
+    if context[INTERLEAVED] != 0:
+        call7(table[NOP], current, a, work, 0, channels, height, width)
+        current = a
+    base = current
+    found = 0
+    for step in range(steps):
+        code = codes[step]
+        if code == NOP:
+            continue
+        at = address_of(args) + 8 * ARGS * step
+        arg = as_f64(at)
+        if code == ERASE_AFTER:
+            if found < BOXES:
+                for i in range(4):
+                    boxes[1 + 4 * found + i] = arg[i]
+                found += 1
+        elif code == CHAIN_BEGIN:
+            current = base
+        elif code == CHAIN_END:
+            call7(table[code], current, sums, work, at, channels, height, width)
+        elif code == AUGMIX_BEGIN:
+            if current == a or current == b:
+                call7(table[code], current, sums, kept, at, channels, height, width)
+                base = kept
+            else:
+                call7(table[code], current, sums, 0, at, channels, height, width)
+                base = current
+        elif code == AUGMIX_END:
+            call7(table[code], sums, a, work, at, channels, height, width)
+            current = a
+        else:
+            target = b if current == a else a
+            if flags[code] != 0 and (current == a or current == b):
+                target = current
+            call7(table[code], current, target, work, at, channels, height, width)
+            current = target
+            if code == CROP:
+                height = np.int64(arg[2])
+                width = np.int64(arg[3])
+            elif code == RESIZED_CROP:
+                height = np.int64(arg[4])
+                width = np.int64(arg[5])
+    boxes[0] = found
+    return current
+
+
+def write_targets(context: Any, n: Any, share: Any, other: Any) -> None:
+    """The target row of sample n: its own times share, and the rest of sample `other`'s."""
+    classes = context[CLASSES]
+    out = as_f32(context[OUT_TARGETS] + 4 * n * classes)
+    own = np.float32(share)
+    rest = np.float32(1.0 - share)
+    if context[TARGETS_KIND] == 1:
+        labels = as_i64(context[TARGETS])
+        for k in range(classes):
+            out[k] = np.float32(0.0)
+        if rest == np.float32(0.0):
+            out[labels[n]] = np.float32(1.0)
+        elif labels[n] == labels[other]:
+            out[labels[n]] = own + rest
+        else:
+            out[labels[n]] = own
+            out[labels[other]] = rest
+    else:
+        mine = as_f32(context[TARGETS] + 4 * n * classes)
+        if rest == np.float32(0.0):
+            for k in range(classes):
+                out[k] = mine[k]
+        else:
+            theirs = as_f32(context[TARGETS] + 4 * other * classes)
+            for k in range(classes):
+                out[k] = mine[k] * own + theirs[k] * rest
+
+
+def run(context: Any, scratch: Any) -> Any:
+    count = context[COUNT]
+    block = context[BLOCK]
+    channels = context[CHANNELS]
+    last_height = context[LAST_HEIGHT]
+    last_width = context[LAST_WIDTH]
+    out = context[OUT]
+    stride = context[OUT_STRIDE]
+    steps = context[STEPS]
+    key = as_u64(scratch + KEY_AT)
+    info = as_f64(scratch + INFO_AT)
+    buffers = scratch + ((PROGRAM_AT + steps * 8 * (1 + ARGS) + 63) & ~63)
+    work = buffers + 9 * context[IMAGE_BYTES]
+    scales = as_f64(context[SCALES])
+    for i in range(6):
+        info[80 + i] = scales[i]
+    while True:
+        start = fetch_add(context[COUNTER], block)
+        if start >= count:
+            return 0
+        n = start
+        stop = min(start + block, count)
+        while n < stop:
+            if context[WRITE_PROGRAM] != 0:
+                plan_one(context, key, n, as_i64(context[CODES_AT] + 8 * n * steps),
+                         as_f64(context[ARGS_AT] + 8 * ARGS * n * steps))  # fmt: skip
+                if context[MIXING] != 0:
+                    plan_pair(context, key, n, as_f64(context[MIX_AT] + 8 * MIX * n))
+                n += 1
+                continue
+            pair = context[MIXING] != 0 and n + 1 < count
+            first = augment_one(context, scratch, n, 0, info)
+            if not pair:
+                call9(context[FINISH_AT], first, 0, scratch + INFO_AT, out + n * stride, 0, work, channels, last_height,
+                      last_width)  # fmt: skip
+                if context[TARGETS_KIND] != 0:
+                    write_targets(context, n, 1.0, n)
+                n += 1
+                continue
+            second = augment_one(context, scratch, n + 1, 1, as_f64(scratch + INFO_AT + 8 * SECOND))
+            if context[MIX_AT] != 0:
+                given = as_f64(context[MIX_AT] + 8 * MIX * n)
+                for i in range(MIX):
+                    info[MIX_FIRST + i] = given[i]
+                    info[MIX_SECOND + i] = given[MIX + i]
+            else:
+                plan_pair(context, key, n, as_f64(scratch + INFO_AT + 8 * MIX_FIRST))
+                plan_pair(context, key, n + 1, as_f64(scratch + INFO_AT + 8 * MIX_SECOND))
+            call9(context[FINISH_AT], first, second, scratch + INFO_AT, out + n * stride, out + (n + 1) * stride, work,
+                  channels, last_height, last_width)  # fmt: skip
+            if context[TARGETS_KIND] != 0:
+                write_targets(context, n, info[MIX_FIRST + 1], n + 1)
+                write_targets(context, n + 1, info[MIX_SECOND + 1], n)
+            n += 2
+
+
+assert CODES <= 64

@@ -1,0 +1,76 @@
+"""MixUp and CutMix: what is drawn for each sample, and how targets mix.
+
+Sample i mixes with its partner, positions 2k and 2k + 1 of the batch: lambda of its own image (or its own pixels outside
+the box), the rest of the partner's, which is augmented by its own key. Each sample of a pair draws its own kind, lambda and
+box. An odd last sample stays as it is.
+
+MixUp: Zhang et al., "mixup: Beyond empirical risk minimization" (2017). CutMix: Yun et al. (2019): sides
+floor(side * sqrt(1 - lambda)), centre uniform, clipped at the border; lambda becomes the share of pixels kept.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kitae.augment.ops import below, draw, unit
+from kitae.augment.policies import beta_quantile, beta_table
+from kitae.augment.spec import MixSpec
+
+MIX = 6  # numbers a sample: kind (0 none, 1 MixUp, 2 CutMix), lambda, x1, y1, x2, y2
+MIXUP, CUTMIX = 1, 2
+
+
+def mix_numbers(spec: MixSpec) -> list[float]:
+    """What `plan_mix` reads."""
+    mixup, cutmix = spec.mixup_alpha > 0, spec.cutmix_alpha > 0
+    switch = spec.switch_prob if mixup and cutmix else float(cutmix)
+    tables = [beta_table(a, a) if a > 0 else [0.0] for a in (spec.mixup_alpha, spec.cutmix_alpha)]
+    return [spec.prob if spec.active else 0.0, switch, 4.0, 4.0 + len(tables[0]), *tables[0], *tables[1]]
+
+
+def plan_mix(key: Any, numbers: Any, out: Any, height: Any, width: Any) -> None:
+    """Kind, lambda and box of one sample. The key's first slot is SLOT_MIX."""
+    out[0] = 0.0
+    out[1] = 1.0
+    out[2] = 0.0
+    out[3] = 0.0
+    out[4] = 0.0
+    out[5] = 0.0
+    w0, w1, w2, _ = draw(key, 0)
+    if unit(w0) < numbers[0]:
+        if unit(w1) < numbers[1]:
+            share = beta_quantile(unit(w2), numbers, np.int64(numbers[3]))
+            c0, c1, _, _ = draw(key, 1)
+            side = math.sqrt(1.0 - share)
+            half_w = np.int64(width * side) // 2
+            half_h = np.int64(height * side) // 2
+            x = below(c0, width)
+            y = below(c1, height)
+            x1 = max(x - half_w, 0)
+            y1 = max(y - half_h, 0)
+            x2 = min(x + half_w, width)
+            y2 = min(y + half_h, height)
+            out[0] = 2.0
+            out[1] = 1.0 - (x2 - x1) * (y2 - y1) / (height * width)
+            out[2] = x1
+            out[3] = y1
+            out[4] = x2
+            out[5] = y2
+        else:
+            out[0] = 1.0
+            out[1] = beta_quantile(unit(w2), numbers, np.int64(numbers[2]))
+
+
+def mix_targets(targets: NDArray[np.float32], mix: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Targets float32 [N, K] mixed with their partners' by `mix` float64 [N, MIX]: float32 [N, K]."""
+    out = targets.copy()
+    pairs = len(targets) // 2 * 2
+    partner = np.arange(pairs) ^ 1
+    share = mix[:pairs, 1:2].astype(np.float32)
+    rest = (1.0 - mix[:pairs, 1:2]).astype(np.float32)
+    out[:pairs] = targets[:pairs] * share + targets[partner] * rest
+    return out

@@ -1,0 +1,438 @@
+"""Policies: ops that choose among ops. Their tables are those of the papers, their numerics those of torchvision 0.29.
+
+| op | AutoAugment (10 magnitudes), RandAugment (31) | TrivialAugmentWide (31) | signed |
+|---|---|---|---|
+| shear_x, shear_y | 0 to 0.3 | 0 to 0.99 | yes |
+| translate_x, translate_y | 0 to 150/331 of the side | 0 to 32 px | yes |
+| rotate | 0 to 30 degrees | 0 to 135 degrees | yes |
+| brightness, color, contrast, sharpness | 1 -+ (0 to 0.9) | 1 -+ (0 to 0.99) | yes |
+| posterize | 8 to 4 bits | 8 to 2 bits | |
+| solarize | threshold 255 to 0 | same | |
+| autocontrast, equalize, invert, identity | | | |
+
+Shear pivots at the top left corner with slope = magnitude, translation truncates to whole pixels, a sign is negative
+with probability 1/2. Warps are nearest without a fill colour (black) unless told otherwise.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, field_validator, model_validator
+
+from kitae.augment.ops import (
+    AFFINE_BILINEAR,
+    AFFINE_NEAREST,
+    ARGS,
+    AUGMIX_BEGIN,
+    AUGMIX_END,
+    AUTOCONTRAST,
+    BRIGHTNESS,
+    CHAIN_BEGIN,
+    CHAIN_END,
+    CONTRAST,
+    EQUALIZE,
+    INVERT,
+    POSTERIZE,
+    SATURATION,
+    SHARPNESS,
+    SOLARIZE,
+    Fill,
+    Interpolation,
+    Op,
+    Site,
+    _check_fill,
+    below,
+    draw,
+    fills,
+    unit,
+    write_affine,
+)
+
+
+IDENTITY, SHEAR_X, SHEAR_Y, TRANSLATE_X, TRANSLATE_Y, ROTATE, BRIGHTER, COLOR, CONTRASTED, SHARPER = range(10)
+POSTERIZED, SOLARIZED, AUTOCONTRASTED, EQUALIZED, INVERTED = range(10, 15)
+SIGNED = SHARPER  # ids 1 to this have a sign
+
+POLICY_OPS = (
+    "identity", "shear_x", "shear_y", "translate_x", "translate_y", "rotate", "brightness", "color", "contrast",
+    "sharpness", "posterize", "solarize", "autocontrast", "equalize", "invert",
+)  # fmt: skip
+
+# AutoAugment (Cubuk et al., 2018), tables 7, 8 and 9 of the appendix as corrected by the authors' code: 25 sub-policies of
+# two (op, probability in tenths, magnitude 0 to 9); "-" where the op has no magnitude.
+_TABLES = {
+    "cifar10": """
+        invert 1 -, contrast 2 6 | rotate 7 2, translate_x 3 9 | sharpness 8 1, sharpness 9 3
+        shear_y 5 8, translate_y 7 9 | autocontrast 5 -, equalize 9 - | shear_y 2 7, posterize 3 7
+        color 4 3, brightness 6 7 | sharpness 3 9, brightness 7 9 | equalize 6 -, equalize 5 -
+        contrast 6 7, sharpness 6 5 | color 7 7, translate_x 5 8 | equalize 3 -, autocontrast 4 -
+        translate_y 4 3, sharpness 2 6 | brightness 9 6, color 2 8 | solarize 5 2, invert 0 -
+        equalize 2 -, autocontrast 6 - | equalize 2 -, equalize 6 - | color 9 9, equalize 6 -
+        autocontrast 8 -, solarize 2 8 | brightness 1 3, color 7 0 | solarize 4 5, autocontrast 9 -
+        translate_y 9 9, translate_y 7 9 | autocontrast 9 -, solarize 8 3 | equalize 8 -, invert 1 -
+        translate_y 7 9, autocontrast 9 -""",
+    "imagenet": """
+        posterize 4 8, rotate 6 9 | solarize 6 5, autocontrast 6 - | equalize 8 -, equalize 6 -
+        posterize 6 7, posterize 6 6 | equalize 4 -, solarize 2 4 | equalize 4 -, rotate 8 8
+        solarize 6 3, equalize 6 - | posterize 8 5, equalize 10 - | rotate 2 3, solarize 6 8
+        equalize 6 -, posterize 4 6 | rotate 8 8, color 4 0 | rotate 4 9, equalize 6 -
+        equalize 0 -, equalize 8 - | invert 6 -, equalize 10 - | color 6 4, contrast 10 8
+        rotate 8 8, color 10 2 | color 8 8, solarize 8 7 | sharpness 4 7, invert 6 -
+        shear_x 6 5, equalize 10 - | color 4 0, equalize 6 - | equalize 4 -, solarize 2 4
+        solarize 6 5, autocontrast 6 - | invert 6 -, equalize 10 - | color 6 4, contrast 10 8
+        equalize 8 -, equalize 6 -""",
+    "svhn": """
+        shear_x 9 4, invert 2 - | shear_y 9 8, invert 7 - | equalize 6 -, solarize 6 6
+        invert 9 -, equalize 6 - | equalize 6 -, rotate 9 3 | shear_x 9 4, autocontrast 8 -
+        shear_y 9 8, invert 4 - | shear_y 9 5, solarize 2 6 | invert 9 -, autocontrast 8 -
+        equalize 6 -, rotate 9 3 | shear_x 9 4, solarize 3 3 | shear_y 8 8, invert 7 -
+        equalize 9 -, translate_y 6 6 | invert 9 -, equalize 6 - | contrast 3 3, rotate 8 4
+        invert 8 -, translate_y 0 2 | shear_y 7 6, solarize 4 8 | invert 6 -, rotate 8 4
+        shear_y 3 7, translate_x 9 3 | shear_x 1 6, invert 6 - | solarize 7 2, translate_y 6 7
+        shear_y 8 4, invert 8 - | shear_x 7 9, translate_y 8 3 | shear_y 8 5, autocontrast 7 -
+        shear_x 7 2, invert 1 -""",
+}
+
+
+def table(policy: str) -> list[tuple[tuple[str, float, int | None], ...]]:
+    """The sub-policies of AutoAugment: 25 times two of (op, probability, magnitude index or None)."""
+    out = []
+    for sub in _TABLES[policy].replace("\n", "|").split("|"):
+        if sub.strip():
+            steps = (step.split() for step in sub.split(","))
+            out.append(tuple((op, int(p) / 10, None if m == "-" else int(m)) for op, p, m in steps))
+    return out
+
+
+def ramp(start: float, end: float, steps: int) -> NDArray[np.float64]:
+    """`steps` numbers from start to end in float32, from both ends inwards with fused multiply-add, as torch.linspace."""
+    a, b = np.float32(start), np.float32(end)
+    if steps == 1:
+        return np.array([a], np.float64)
+    step = np.float64((b - a) / np.float32(steps - 1))
+    at = np.arange(steps, dtype=np.float64)
+    up, down = np.float64(a) + step * at, np.float64(b) - step * (steps - 1 - at)
+    return np.where(at < steps // 2, up, down).astype(np.float32).astype(np.float64)
+
+
+def magnitudes(kind: str, op: int, bins: int, height: int, width: int) -> NDArray[np.float64]:
+    """The magnitudes of an op of a policy: float64 [bins]; zeros where it has none.
+
+    kind: `standard` (AutoAugment, RandAugment), `wide` (TrivialAugment) or `augmix`.
+    """
+    wide = kind == "wide"
+    # A third of the side for AugMix, 150/331 (of ImageNet's 331 px nets) for the rest, 32 px for the wide space.
+    share = 1.0 / 3.0 if kind == "augmix" else 150.0 / 331.0
+    if op in (SHEAR_X, SHEAR_Y):
+        return ramp(0.0, 0.99 if wide else 0.3, bins)
+    if op in (TRANSLATE_X, TRANSLATE_Y):
+        side = width if op == TRANSLATE_X else height
+        return ramp(0.0, 32.0 if wide else (side / 3.0 if kind == "augmix" else share * side), bins)
+    if op == ROTATE:
+        return ramp(0.0, 135.0 if wide else 30.0, bins)
+    if op in (BRIGHTER, COLOR, CONTRASTED, SHARPER):
+        return ramp(0.0, 0.99 if wide else 0.9, bins)
+    if op == POSTERIZED:
+        first, lost = (4, 4) if kind == "augmix" else (8, 6 if wide else 4)
+        steps = np.arange(bins, dtype=np.float32) / np.float32(max(bins - 1, 1) / lost)
+        return np.asarray(np.rint(np.float32(first) - steps), np.float64)
+    if op == SOLARIZED:
+        return ramp(1.0, 0.0, bins)
+    return np.zeros(bins)
+
+
+def write_policy_op(op: Any, magnitude: Any, codes: Any, args: Any, step: Any, height: Any, width: Any, warp: Any,
+                    f0: Any, f1: Any, f2: Any) -> None:  # fmt: skip
+    """One op of a policy as a step. `warp` is AFFINE_NEAREST or AFFINE_BILINEAR."""
+    at = step * ARGS
+    if 1 <= op <= ROTATE:
+        codes[step] = warp
+        args[at + 6] = f0
+        args[at + 7] = f1
+        args[at + 8] = f2
+        if op == SHEAR_X:
+            write_affine(args, at, 0.0, 0.0, 0.0, 1.0, math.atan(magnitude), 0.0, -0.5 * width, -0.5 * height)
+        elif op == SHEAR_Y:
+            write_affine(args, at, 0.0, 0.0, 0.0, 1.0, 0.0, math.atan(magnitude), -0.5 * width, -0.5 * height)
+        elif op == TRANSLATE_X:
+            write_affine(args, at, 0.0, np.trunc(magnitude), 0.0, 1.0, 0.0, 0.0, 0.0, 0.0)
+        elif op == TRANSLATE_Y:
+            write_affine(args, at, 0.0, 0.0, np.trunc(magnitude), 1.0, 0.0, 0.0, 0.0, 0.0)
+        else:
+            write_affine(args, at, -math.radians(magnitude), 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0)
+    elif op == BRIGHTER:
+        codes[step] = BRIGHTNESS
+        args[at] = 1.0 + magnitude
+    elif op == COLOR:
+        codes[step] = SATURATION
+        args[at] = 1.0 + magnitude
+    elif op == CONTRASTED:
+        codes[step] = CONTRAST
+        args[at] = 1.0 + magnitude
+    elif op == SHARPER:
+        codes[step] = SHARPNESS
+        args[at] = 1.0 + magnitude
+    elif op == POSTERIZED:
+        codes[step] = POSTERIZE
+        args[at] = magnitude
+    elif op == SOLARIZED:
+        codes[step] = SOLARIZE
+        args[at] = 255.0 * magnitude
+    elif op == AUTOCONTRASTED:
+        codes[step] = AUTOCONTRAST
+    elif op == EQUALIZED:
+        codes[step] = EQUALIZE
+    elif op == INVERTED:
+        codes[step] = INVERT
+
+
+class _Policy(Op):
+    codes: ClassVar[tuple[int, ...]] = (
+        AFFINE_NEAREST, AFFINE_BILINEAR, BRIGHTNESS, SATURATION, CONTRAST, SHARPNESS, POSTERIZE, SOLARIZE, AUTOCONTRAST,
+        EQUALIZE, INVERT,
+    )  # fmt: skip
+    interpolation: Interpolation = "nearest"
+    fill: Fill = None
+
+    _fill = field_validator("fill")(_check_fill)
+
+    def _warp(self) -> list[float]:
+        return [AFFINE_NEAREST + (self.interpolation == "bilinear"), *fills(self.fill)]
+
+
+class AutoAugment(_Policy):
+    """One of 25 sub-policies, uniformly: two ops, each with its probability and magnitude.
+
+    Cubuk et al., "AutoAugment: Learning augmentation policies from data" (2018). policy: cifar10, imagenet or svhn.
+    """
+
+    name: ClassVar[str] = "auto_augment"
+    steps: ClassVar[int] = 2
+    policy: Literal["cifar10", "imagenet", "svhn"] = "imagenet"
+
+    def numbers(self, site: Site) -> list[float]:
+        out = self._warp()
+        for sub in table(self.policy):
+            for name, p, m in sub:
+                op = POLICY_OPS.index(name)
+                size = 0.0 if m is None else magnitudes("standard", op, 10, site.height, site.width)[m]
+                out += [op, p, size]
+        return out
+
+    @staticmethod
+    def plan(key: Any, numbers: Any, codes: Any, args: Any, height: Any, width: Any) -> None:
+        w0, _, _, _ = draw(key, 0)
+        a0, s0, a1, s1 = draw(key, 1)
+        at = 4 + 6 * below(w0, 25)
+        for step in range(2):
+            if unit(a0) < numbers[at + 1]:
+                op = np.int64(numbers[at])
+                magnitude = numbers[at + 2]
+                if op <= SIGNED and unit(s0) < 0.5:
+                    magnitude = -magnitude
+                write_policy_op(op, magnitude, codes, args, step, height, width, np.int64(numbers[0]), numbers[1],
+                                numbers[2], numbers[3])  # fmt: skip
+            at += 3
+            a0 = a1
+            s0 = s1
+
+
+class RandAugment(_Policy):
+    """`num_ops` ops, each uniform among 14 (with replacement), all of one magnitude.
+
+    Cubuk et al., "RandAugment: Practical automated data augmentation with a reduced search space" (2019).
+    magnitude: an index into `num_magnitude_bins` steps from none to the table's largest.
+    """
+
+    name: ClassVar[str] = "rand_augment"
+    num_ops: int = Field(2, ge=0, le=16)
+    magnitude: int = Field(9, ge=0)
+    num_magnitude_bins: int = Field(31, ge=2, le=1000)
+
+    @model_validator(mode="after")
+    def _within(self) -> RandAugment:
+        if self.magnitude >= self.num_magnitude_bins:
+            raise ValueError(
+                f"magnitude must be below num_magnitude_bins ({self.num_magnitude_bins}), not {self.magnitude}"
+            )
+        return self
+
+    @property
+    def length(self) -> int:
+        return max(self.num_ops, 1)
+
+    def numbers(self, site: Site) -> list[float]:
+        sizes = [
+            magnitudes("standard", op, self.num_magnitude_bins, site.height, site.width)[self.magnitude]
+            for op in range(INVERTED)
+        ]
+        return [*self._warp(), self.num_ops, *sizes]
+
+    @staticmethod
+    def plan(key: Any, numbers: Any, codes: Any, args: Any, height: Any, width: Any) -> None:
+        for step in range(np.int64(numbers[4])):
+            w0, w1, _, _ = draw(key, step)
+            op = below(w0, INVERTED)
+            magnitude = numbers[5 + op]
+            if op <= SIGNED and unit(w1) < 0.5:
+                magnitude = -magnitude
+            write_policy_op(op, magnitude, codes, args, step, height, width, np.int64(numbers[0]), numbers[1],
+                            numbers[2], numbers[3])  # fmt: skip
+
+
+class TrivialAugmentWide(_Policy):
+    """One op uniform among 14, its magnitude uniform among `num_magnitude_bins`, from the wide space.
+
+    Müller and Hutter, "TrivialAugment: Tuning-free yet state-of-the-art data augmentation" (2021).
+    """
+
+    name: ClassVar[str] = "trivial_augment_wide"
+    num_magnitude_bins: int = Field(31, ge=2, le=1000)
+
+    def numbers(self, site: Site) -> list[float]:
+        bins = self.num_magnitude_bins
+        out = [*self._warp(), bins]
+        for op in range(INVERTED):
+            out += magnitudes("wide", op, bins, site.height, site.width).tolist()
+        return out
+
+    @staticmethod
+    def plan(key: Any, numbers: Any, codes: Any, args: Any, height: Any, width: Any) -> None:
+        w0, w1, w2, _ = draw(key, 0)
+        bins = np.int64(numbers[4])
+        op = below(w0, INVERTED)
+        magnitude = numbers[5 + op * bins + below(w1, bins)]
+        if op <= SIGNED and unit(w2) < 0.5:
+            magnitude = -magnitude
+        write_policy_op(op, magnitude, codes, args, 0, height, width, np.int64(numbers[0]), numbers[1], numbers[2],
+                        numbers[3])  # fmt: skip
+
+
+# AugMix's own order: the first nine always, the four colour ops where `all_ops`.
+_AUGMIX_OPS = (
+    SHEAR_X, SHEAR_Y, TRANSLATE_X, TRANSLATE_Y, ROTATE, POSTERIZED, SOLARIZED, AUTOCONTRASTED, EQUALIZED,
+    BRIGHTER, COLOR, CONTRASTED, SHARPER,
+)  # fmt: skip
+QUANTILE_KNOTS = 4096
+
+
+def beta_table(a: float, b: float) -> list[float]:
+    """What `beta_quantile` reads: the power of its grid (0 for the uniform), then quantiles of Beta(a, b).
+
+    The grid in u is v**p / (v**p + (1 - v)**p) at equidistant v, with p = 2 max(a, b, 1), so that the quantile function is
+    smooth in v at both ends. Linear interpolation on 4,096 cells: within 1e-5 of scipy's betaincinv, tested.
+    """
+    if a == b == 1.0:
+        return [0.0]
+    from scipy.special import betaincinv
+
+    p = 2.0 * max(a, b, 1.0)
+    v = np.arange(QUANTILE_KNOTS + 1) / QUANTILE_KNOTS
+    up, down = v**p, (1.0 - v) ** p
+    return [p, *betaincinv(a, b, up / (up + down)).tolist()]
+
+
+def beta_quantile(u: Any, numbers: Any, at: Any) -> Any:
+    """The quantile of Beta(a, b) at u, from a table of `beta_table` at numbers[at]."""
+    p = numbers[at]
+    if p == 0.0:
+        return u
+    up = u ** (1.0 / p)
+    down = (1.0 - u) ** (1.0 / p)
+    v = up / (up + down) * QUANTILE_KNOTS
+    cell = min(np.int64(v), QUANTILE_KNOTS - 1)
+    low = numbers[at + 1 + cell]
+    return low + (numbers[at + 2 + cell] - low) * (v - cell)
+
+
+class AugMix(_Policy):
+    """A weighted mean of the image and of `mixture_width` chains of ops, truncated. torchvision AugMix.
+
+    Hendrycks et al., "AugMix: A simple data processing method to improve robustness and uncertainty" (2019): m ~
+    Beta(alpha, alpha), w ~ Dirichlet(alpha, ...), result = m image + (1 - m) sum of w chain; each chain has
+    `chain_depth` ops (-1: 1 to 3, uniform) at a magnitude uniform among the first `severity` of ten.
+    """
+
+    name: ClassVar[str] = "augmix"
+    codes: ClassVar[tuple[int, ...]] = (*_Policy.codes, AUGMIX_BEGIN, CHAIN_END, AUGMIX_END)
+    severity: int = Field(3, ge=1, le=10)
+    mixture_width: int = Field(3, ge=1, le=8)
+    chain_depth: int = Field(-1, ge=-1, le=5)
+    alpha: float = Field(1.0, gt=0, le=100)
+    all_ops: bool = True
+    interpolation: Interpolation = "bilinear"
+
+    @field_validator("chain_depth")
+    @classmethod
+    def _depth(cls, value: int) -> int:
+        if value == 0:
+            raise ValueError("chain_depth must be -1 (random) or at least 1, not 0")
+        return value
+
+    @property
+    def deepest(self) -> int:
+        """Most ops of a chain."""
+        return 3 if self.chain_depth < 0 else self.chain_depth
+
+    @property
+    def length(self) -> int:
+        return 2 + self.mixture_width * (self.deepest + 2)
+
+    def numbers(self, site: Site) -> list[float]:
+        ops = _AUGMIX_OPS if self.all_ops else _AUGMIX_OPS[:9]
+        out = [*self._warp(), self.severity, self.mixture_width, self.chain_depth, self.deepest, len(ops)]
+        for op in ops:
+            out += [op, *magnitudes("augmix", op, 10, site.height, site.width).tolist()]
+        # A Dirichlet by breaking a stick: piece i of the rest is Beta(alpha, alpha * pieces left).
+        tables = [beta_table(self.alpha, self.alpha * left) for left in range(self.mixture_width - 1, 0, -1)]
+        tables.insert(0, beta_table(self.alpha, self.alpha))
+        starts, at = [], len(out) + len(tables)
+        for t in tables:
+            starts.append(float(at))
+            at += len(t)
+        return [*out, *starts, *(x for t in tables for x in t)]
+
+    @staticmethod
+    def plan(key: Any, numbers: Any, codes: Any, args: Any, height: Any, width: Any) -> None:
+        chains = np.int64(numbers[5])
+        deepest = np.int64(numbers[7])
+        ops = np.int64(numbers[8])
+        tables = 9 + ops * 11
+        w0, _, _, _ = draw(key, 0)
+        m = beta_quantile(unit(w0), numbers, np.int64(numbers[tables]))
+        codes[0] = AUGMIX_BEGIN
+        args[0] = m
+        step = 1
+        rest = 1.0 - m
+        slot = 1
+        for chain in range(chains):
+            d0, d1, _, _ = draw(key, slot)
+            slot += 1
+            depth = np.int64(numbers[6])
+            if depth < 0:
+                depth = 1 + below(d0, 3)
+            share = 1.0
+            if chain < chains - 1:
+                share = beta_quantile(unit(d1), numbers, np.int64(numbers[tables + 1 + chain]))
+            codes[step] = CHAIN_BEGIN
+            for link in range(deepest):
+                if link < depth:
+                    w0, w1, w2, _ = draw(key, slot + link)
+                    entry = 9 + 11 * below(w0, ops)
+                    op = np.int64(numbers[entry])
+                    magnitude = numbers[entry + 1 + below(w1, numbers[4])]
+                    if op <= SIGNED and unit(w2) < 0.5:
+                        magnitude = -magnitude
+                    write_policy_op(op, magnitude, codes, args, step + 1 + link, height, width, np.int64(numbers[0]),
+                                    numbers[1], numbers[2], numbers[3])  # fmt: skip
+            slot += deepest
+            step += deepest + 1
+            codes[step] = CHAIN_END
+            args[step * ARGS] = rest * share
+            rest = rest * (1.0 - share)
+            step += 1
+        codes[step] = AUGMIX_END

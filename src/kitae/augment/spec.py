@@ -1,0 +1,161 @@
+"""What `augment:` in a recipe may say. Names and parameters are checked here, without torch or numba."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import Field, ValidationError, field_validator
+
+from kitae.augment.ops import (
+    Affine,
+    Autocontrast,
+    Brightness,
+    ColorJitter,
+    Contrast,
+    Cutout,
+    Equalize,
+    GaussianBlur,
+    GaussianNoise,
+    Grayscale,
+    HorizontalFlip,
+    Hue,
+    Invert,
+    Op,
+    Perspective,
+    Posterize,
+    RandomCrop,
+    RandomErasing,
+    RandomResizedCrop,
+    Rotate,
+    SaltAndPepper,
+    Saturation,
+    Sharpness,
+    Solarize,
+    VerticalFlip,
+)
+from kitae.augment.policies import AugMix, AutoAugment, RandAugment, TrivialAugmentWide
+from kitae.errors import AugmentError
+from kitae.spec import Spec
+
+OPS: dict[str, type[Op]] = {
+    "horizontal_flip": HorizontalFlip,
+    "vertical_flip": VerticalFlip,
+    "rotate": Rotate,
+    "random_crop": RandomCrop,
+    "random_resized_crop": RandomResizedCrop,
+    "affine": Affine,
+    "perspective": Perspective,
+    "color_jitter": ColorJitter,
+    "brightness": Brightness,
+    "contrast": Contrast,
+    "saturation": Saturation,
+    "hue": Hue,
+    "grayscale": Grayscale,
+    "gaussian_blur": GaussianBlur,
+    "gaussian_noise": GaussianNoise,
+    "salt_and_pepper": SaltAndPepper,
+    "posterize": Posterize,
+    "solarize": Solarize,
+    "autocontrast": Autocontrast,
+    "equalize": Equalize,
+    "invert": Invert,
+    "sharpness": Sharpness,
+    "random_erasing": RandomErasing,
+    "cutout": Cutout,
+    "auto_augment": AutoAugment,
+    "rand_augment": RandAugment,
+    "trivial_augment_wide": TrivialAugmentWide,
+    "augmix": AugMix,
+}
+
+
+def make_op(entry: Any) -> Op:
+    """An op from what a recipe says of it: `name`, or `{name: {parameter: value}}`. An op is returned as it is.
+
+    Raises:
+        AugmentError: an unknown op or parameter, or a value out of range; one line that says what is valid.
+    """
+    if isinstance(entry, Op):
+        return entry
+    if isinstance(entry, str):
+        entry = {entry: {}}
+    if not isinstance(entry, Mapping) or len(entry) != 1:
+        raise AugmentError(f"an op is a name or {{name: {{parameter: value}}}}, not {entry!r}")
+    name, parameters = next(iter(entry.items()))
+    if name not in OPS:
+        close = difflib.get_close_matches(str(name), OPS, n=1)
+        hint = f", did you mean {close[0]}?" if close else ";"
+        raise AugmentError(f"unknown op {name!r}{hint} valid names: {', '.join(OPS)}")
+    if parameters is not None and not isinstance(parameters, Mapping):
+        raise AugmentError(f"{name}: parameters are a mapping, not {parameters!r}")
+    try:
+        return OPS[name](**(parameters or {}))
+    except ValidationError as error:
+        raise AugmentError(f"{name}{_first(error, OPS[name])}") from None
+
+
+def _first(error: ValidationError, op: type[Op]) -> str:
+    """The first problem of a failed validation, as `.parameter: what is wrong`."""
+    problem = error.errors()[0]
+    where = str(problem["loc"][0]) if problem["loc"] else ""
+    if problem["type"] == "extra_forbidden":
+        return f": no parameter {where!r}; it has {', '.join(op.model_fields)}"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f": {message}" if not where or where in message else f".{where}: {message}, not {problem['input']!r}"
+
+
+class MixSpec(Spec):
+    """MixUp and CutMix within pairs of neighbours.
+
+    Attributes:
+        mixup_alpha: lambda ~ Beta(alpha, alpha) of MixUp; 0 switches MixUp off.
+        cutmix_alpha: the same for CutMix.
+        prob: share of samples that are mixed at all.
+        switch_prob: share of CutMix where both are on.
+    """
+
+    mixup_alpha: float = Field(1.0, ge=0, le=1000)
+    cutmix_alpha: float = Field(1.0, ge=0, le=1000)
+    prob: float = Field(1.0, ge=0, le=1)
+    switch_prob: float = Field(0.5, ge=0, le=1)
+
+    @property
+    def active(self) -> bool:
+        """Whether any sample can be mixed."""
+        return self.prob > 0 and (self.mixup_alpha > 0 or self.cutmix_alpha > 0)
+
+
+class AugmentSpec(Spec):
+    """What happens to training images: ops in order, then mixing.
+
+    Attributes:
+        train: ops in order, each `name` or `{name: {parameter: value}}`.
+        mix: MixUp and CutMix; null mixes nothing.
+    """
+
+    train: tuple[dict[str, dict[str, Any]], ...] = ()
+    mix: MixSpec | None = None
+
+    @field_validator("train", mode="before")
+    @classmethod
+    def _train(cls, value: Any) -> Any:
+        if value is None:
+            return ()
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"train is a list of ops, not {value!r}")
+        out = []
+        for at, entry in enumerate(value):
+            try:
+                op = make_op(entry)
+            except AugmentError as error:
+                raise ValueError(f"op {at + 1}: {error}") from None
+            if isinstance(entry, Op):
+                entry = {op.name: op.model_dump(exclude_defaults=True)}
+            out.append({entry: {}} if isinstance(entry, str) else {k: dict(v or {}) for k, v in entry.items()})
+        return tuple(out)
+
+    def ops(self) -> tuple[Op, ...]:
+        """The ops, built."""
+        return tuple(make_op(entry) for entry in self.train)
