@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -154,6 +155,24 @@ def probe(source: bytes | str | Path, name: str = "") -> tuple[tuple[int, int], 
         return image.size, image.mode
 
 
+def flattened(source: bytes | str | Path | NDArray[Any], name: str = "") -> tuple[Image.Image, str]:
+    """An image decoded at its own size, upright, without alpha; mode L or RGB. And the mode it was stored in.
+
+    For looking at images (checks, contact sheets); what a model sees comes from `decode`. Raises as `decode`.
+    """
+    if isinstance(source, np.ndarray):
+        image = _from_array(source)
+        mode = image.mode
+        image = _flatten(image)
+    else:
+        name = name or _default_name(source)
+        with _open(source, name) as opened, _naming(name, source):
+            mode = opened.mode
+            opened.load()
+            image = _flatten(_upright(opened))
+    return (image if image.mode == "L" else image.convert("L" if is_grey_mode(image.mode) else "RGB")), mode
+
+
 def is_grey_mode(mode: str) -> bool:
     """Whether a Pillow mode holds no colour (1 bit, grey, grey with alpha, 16 and 32 bit)."""
     return mode in _GREY_MODES or mode.startswith("I;16")
@@ -187,6 +206,10 @@ def from_array(array: NDArray[Any], rules: PreprocessRules) -> NDArray[np.uint8]
     Raises:
         DataError: another dtype or shape.
     """
+    return prepare(_from_array(array), rules)
+
+
+def _from_array(array: NDArray[Any]) -> Image.Image:
     array = np.asarray(array)
     if array.dtype == np.bool_:
         array = array.astype(np.uint8) * np.uint8(255)
@@ -198,7 +221,7 @@ def from_array(array: NDArray[Any], rules: PreprocessRules) -> NDArray[np.uint8]
         array = array[:, :, 0]
     if array.ndim not in (2, 3) or 0 in array.shape or (array.ndim == 3 and array.shape[2] not in (2, 3, 4)):
         raise DataError(f"an image array must be [H, W] or [H, W, 1 to 4], not {list(array.shape)}")
-    return prepare(Image.fromarray(np.ascontiguousarray(array)), rules)
+    return Image.fromarray(np.ascontiguousarray(array))
 
 
 def load(image: ImageLike, rules: PreprocessRules, name: str = "image") -> NDArray[np.uint8]:
@@ -246,12 +269,15 @@ def _open(source: bytes | str | Path, name: str) -> Image.Image:
 
 
 @contextlib.contextmanager
-def _naming(name: str, source: bytes | str | Path) -> Any:
+def _naming(name: str, source: bytes | str | Path) -> Iterator[None]:
     """Turn whatever Pillow raises on a bad file (nearly any type of exception) into one line that names the file."""
+    name = "".join(c if c.isprintable() else "?" for c in name)
     try:
         yield
     except DataError as error:
-        raise error if str(error).startswith(name) else DataError(f"{name}: {error}") from error.__cause__
+        if str(error).startswith(name):
+            raise
+        raise DataError(f"{name}: {error}") from error
     except FileNotFoundError as error:
         raise DataError(f"{name}: no such file") from error
     except (PermissionError, IsADirectoryError) as error:

@@ -195,7 +195,10 @@ class CifarSource(_PairedSource):
 
     def _class_names(self) -> tuple[str, ...]:
         path = self._folder / self._layout.class_file
-        return tuple(line.strip() for line in path.read_text("utf-8").splitlines() if line.strip())
+        try:
+            return tuple(line.strip() for line in path.read_text("utf-8").splitlines() if line.strip())
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{path}: cannot be read ({error})") from error
 
     def _pixels(self, row: NDArray[np.uint8]) -> Item:
         return np.array(row[self._layout.label_bytes :].reshape(3, 32, 32).transpose(1, 2, 0))
@@ -330,8 +333,11 @@ def _extract(archive: Path, wanted: dict[str, int | None], target: Path) -> None
             missing = [name for name in wanted if not (temporary / name).exists()]
             if missing:
                 raise DataError(f"{archive}: has no {missing[0]}")
-            with contextlib.suppress(FileExistsError, OSError) if target.exists() else contextlib.nullcontext():
+            try:
                 temporary.rename(target)
+            except OSError:
+                if not target.is_dir():  # else another process was first, with the same content
+                    raise
         except (tarfile.TarError, EOFError) as error:
             raise DataError(f"{archive}: a broken archive ({error})") from error
         finally:

@@ -46,11 +46,13 @@ def storage_errors(folder: Path, needed: int = 0) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def lock(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on `path`, waiting for it. The kernel frees it when the process ends, however it ends."""
+def lock(path: Path) -> Iterator[bool]:
+    """Hold an exclusive lock on `path`, waiting for it; False where the file system or the platform has none.
+
+    The kernel frees it when the process ends, however it ends.
+    """
     with path.open("ab") as file:
-        _flock(file, wait=True)
-        yield
+        yield _flock(file, wait=True)
 
 
 def is_locked(path: Path) -> bool:
@@ -64,11 +66,9 @@ def is_locked(path: Path) -> bool:
 
 def _flock(file: IO[bytes], wait: bool) -> bool:
     if fcntl is None:
-        return wait
+        return False
     try:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
+    except OSError:  # BlockingIOError: held by another; else a file system without locks
         return False
-    except OSError:  # a file system without locks
-        return wait
     return True

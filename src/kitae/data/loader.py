@@ -6,7 +6,8 @@ it is a batch. Pixels come straight out of the memory-mapped store; the operatin
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -25,10 +26,11 @@ class ImageSet:
 
     Attributes:
         images: uint8 [M, C, H, W], the whole store.
-        rows: int64 [n], the rows of the store that belong to the set, each once. No other row can be gathered.
+        rows: int64 [n], the rows of the store that belong to the set, each once.
         labels: int64 [M], of the whole store.
         classes: K names.
         balance: `sampler` makes `order` draw every class equally often.
+        guard: called with the rows before they are gathered, and raises where one is closed (see `Splits.guard`).
     """
 
     images: NDArray[np.uint8]
@@ -36,18 +38,13 @@ class ImageSet:
     labels: NDArray[np.int64]
     classes: tuple[str, ...]
     balance: Literal["none", "sampler", "loss"] = "none"
-    _member: NDArray[np.bool_] = field(init=False, repr=False)
+    guard: Callable[[NDArray[np.int64]], None] | None = None
 
     def __post_init__(self) -> None:
         rows = np.asarray(self.rows, dtype=np.int64)
-        member = np.zeros(len(self.images), dtype=np.bool_)
-        if rows.size and not 0 <= rows.min() <= rows.max() < len(member):
-            raise IndexError(f"rows must be in [0, {len(member)})")
-        member[rows] = True
-        if int(member.sum()) != len(rows):
-            raise ValueError("a row comes twice")
+        if rows.size and not 0 <= rows.min() <= rows.max() < len(self.images):
+            raise IndexError(f"rows must be in [0, {len(self.images)})")
         object.__setattr__(self, "rows", rows)
-        object.__setattr__(self, "_member", member)
 
     def __len__(self) -> int:
         """Images in an epoch: the n of the set, also with `sampler`."""
@@ -86,17 +83,18 @@ class ImageSet:
         """Images and labels of some indices, in their order.
 
         Args:
-            index: int64 [b], as `order` gives them; the repeat bits are ignored.
+            index: int64 [b], as `order` gives them, or any rows of the store; the repeat bits are ignored.
 
         Returns:
             uint8 [b, C, H, W], C-contiguous and writable, a copy; int64 [b].
 
         Raises:
-            IndexError: a row that is not in this set; so a training set cannot hand out a test image.
+            IndexError: a row beyond the store.
+            TestClosedError: a test row, where the set has `Splits.guard`, before the test was opened.
         """
         rows = np.asarray(index, dtype=np.int64) & _ROW_MASK
-        if rows.size and (int(rows.max()) >= len(self._member) or not self._member[rows].all()):
-            raise IndexError("a row is not in this set")
+        if self.guard is not None:
+            self.guard(rows)
         return np.take(self.images.view(np.ndarray), rows, axis=0), np.asarray(self.labels[rows], dtype=np.int64)
 
     def class_weights(self) -> NDArray[np.float32]:

@@ -219,7 +219,10 @@ class ParquetSource(Source):
         if kinds != {int}:
             shown = ", ".join(sorted(kind.__name__ for kind in kinds))
             raise DataError(f"labels must be int or string, not {shown} (data.label_column)")
-        labels = np.array(values, dtype=np.int64)
+        try:
+            labels = np.array(values, dtype=np.int64)
+        except OverflowError as error:
+            raise DataError(f"label {max(values)} is too large (data.label_column)") from error
         negative = np.flatnonzero(labels < 0)
         if negative.size:
             raise DataError(

@@ -87,7 +87,13 @@ class FolderSource(Source):
     def _scan(self) -> tuple[str, ...]:
         folders = _subfolders(self.root)
         codes = [SPLIT_ALIASES.get(folder.name.lower()) for folder in folders]
-        if TRAIN in codes and None not in codes:
+        named = [folder.name for folder, code in zip(folders, codes, strict=True) if code is not None]
+        odd = [folder.name for folder, code in zip(folders, codes, strict=True) if code is None]
+        if TRAIN in codes and len(named) > 1 and odd:  # one alone may be a class of vehicles
+            raise DataError(f"{self.name}: has splits ({', '.join(named)}) and a folder {odd[0]!r} beside them")
+        if named and not odd and TRAIN not in codes:
+            raise DataError(f"{self.name}: has a folder {named[0]!r} but no train folder")
+        if TRAIN in codes and not odd:
             parts = [(code, folder) for code, folder in zip(codes, folders, strict=True) if code is not None]
             parts.sort(key=lambda part: (part[0], part[1].name))
         else:

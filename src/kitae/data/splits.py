@@ -5,7 +5,7 @@ by class. The choice is keyed by (`split_seed`, the image's key), so it is the s
 folder moves few of the others. Images of one group never lie on two sides.
 
 Test rows are not an attribute: `Splits.open_test(counter)` gives them and calls the counter first, so that every
-opening is counted.
+opening is counted. Until then `Splits.guard`, handed to an `ImageSet`, lets no test image be gathered.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from __future__ import annotations
 import os
 import uuid
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,12 @@ from kitae.data.store import Store
 from kitae.errors import DataError
 
 Rows = NDArray[np.int64]
+
+
+class TestClosedError(RuntimeError):
+    """A test image was asked for before the test was opened: a bug in the caller, and an invalid result prevented."""
+
+    __test__ = False  # not a test case, whatever pytest thinks of the name
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +52,7 @@ class Splits:
     fingerprint: str
     _test: Rows = field(repr=False)
     unused: int = 0
+    _openings: list[None] = field(default_factory=list, repr=False, init=False)
 
     @property
     def test_count(self) -> int:
@@ -54,7 +62,15 @@ class Splits:
     def open_test(self, counter: Callable[[], None]) -> Rows:
         """The test rows: int64. `counter` is called first, to write the opening down; if it raises, nothing opens."""
         counter()
+        self._openings.append(None)
         return self._test.copy()
+
+    def guard(self, rows: Rows) -> None:
+        """Raise TestClosedError if one of these store rows is a test image and the test has not been opened."""
+        if not self._openings and len(self._test):
+            place = np.minimum(np.searchsorted(self._test, rows), len(self._test) - 1)
+            if (self._test[place] == rows).any():
+                raise TestClosedError("a test image was asked for before the test was opened")
 
     def save(self, path: str | Path) -> None:
         """Write to an .npz file, atomically; no pickle in it.
@@ -99,8 +115,31 @@ class Splits:
             raise DataError(f"{path}: not a splits file, or a broken one ({error})") from error
 
 
+class Labelled(Protocol):
+    """What splitting needs to know of the images: a Store, a Source or a Table has it."""
+
+    @property
+    def labels(self) -> NDArray[np.int64]: ...
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+    @property
+    def splits(self) -> NDArray[np.uint8]: ...
+    @property
+    def keys(self) -> NDArray[np.int64]: ...
+    @property
+    def groups(self) -> NDArray[np.int64] | None: ...
+    @property
+    def names(self) -> Sequence[str]: ...
+
+
 def make_splits(store: Store, spec: DataSpec) -> Splits:
-    """Split a store.
+    """Split a store. Arguments and errors as `divide`."""
+    train, val, test, unused = divide(store, spec)
+    return Splits(train, val, store.fingerprint, test, unused)
+
+
+def divide(store: Labelled, spec: DataSpec) -> tuple[Rows, Rows, Rows, int]:
+    """Rows to train, validate and test with, and how many training rows `limit` leaves out.
 
     Of each class with n images in train, round(n * fraction) are held out, at least one where n allows it and never
     all. First test (where the source has none), then validation from what remains, then `limit` from what remains.
@@ -132,11 +171,11 @@ def make_splits(store: Store, spec: DataSpec) -> Splits:
             )
     _check_classes(labels[parts[TRAIN]], classes)
     train = parts[TRAIN] if spec.limit is None else splitter.limit(parts[TRAIN], spec.limit, len(classes))
-    return Splits(train, parts[VAL], store.fingerprint, parts[TEST], len(parts[TRAIN]) - len(train))
+    return train, parts[VAL], parts[TEST], len(parts[TRAIN]) - len(train)
 
 
 class _Splitter:
-    def __init__(self, store: Store, labels: NDArray[np.int64], seed: int) -> None:
+    def __init__(self, store: Labelled, labels: NDArray[np.int64], seed: int) -> None:
         self._labels = labels
         self._keys = np.asarray(store.keys)
         self._groups = None if store.groups is None else np.asarray(store.groups)
@@ -214,7 +253,7 @@ def _check_classes(labels: NDArray[np.int64], classes: tuple[str, ...]) -> None:
         raise DataError(f"class {classes[empty[0]]!r} has no training image{more}")
 
 
-def _check_groups(store: Store, codes: NDArray[np.uint8]) -> None:
+def _check_groups(store: Labelled, codes: NDArray[np.uint8]) -> None:
     if store.groups is None:
         return
     _, first, member = np.unique(np.asarray(store.groups), return_index=True, return_inverse=True)

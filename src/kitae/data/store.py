@@ -18,23 +18,24 @@ Pixels are written with `write`, not through a mapping, so that a full disk is a
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import shutil
 import uuid
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kitae.data.base import Item, Progress, Source
 from kitae.data.cache import cache_folder, is_locked, lock, storage_errors
+from kitae.data.parallel import each_image
 from kitae.data.sources import open_source
 from kitae.data.spec import DataSpec
 from kitae.errors import DataError
@@ -43,8 +44,6 @@ from kitae.preprocess import VERSION, PreprocessRules, decode, from_array, is_gr
 _FORMAT = 1
 _MANIFEST = "manifest.json"
 _SKIP_HINT = "(data.on_corrupt=skip leaves such images out)"
-
-T = TypeVar("T")
 
 
 class Names(Sequence[str]):
@@ -148,11 +147,11 @@ def prepare(
         return store
     with storage_errors(root):
         root.mkdir(parents=True, exist_ok=True)
-        with lock(root / f"{key}.lock"):
+        with lock(root / f"{key}.lock") as held:
             if (store := _load(final)) is not None:  # someone else built it while this process waited
                 return store
-            _sweep(root, key)
-            _build(source, request, fingerprint, final, progress, threads or _processors())
+            _sweep(root, key if held else None)
+            _build(source, request, fingerprint, final, progress, threads)
     if (store := _load(final)) is None:
         raise DataError(f"{final}: the store was changed while it was opened, try again")
     return store
@@ -202,22 +201,23 @@ def _map(path: Path, dtype: type, shape: tuple[int, ...]) -> Any:
 
 
 def _build(
-    source: Source, request: dict[str, Any], fingerprint: str, final: Path, progress: Progress | None, threads: int
+    source: Source,
+    request: dict[str, Any],
+    fingerprint: str,
+    final: Path,
+    progress: Progress | None,
+    threads: int | None,
 ) -> None:
     table = source.table
-    with ThreadPoolExecutor(threads, thread_name_prefix="kitae-decode") as pool:
-        rules = _resolve(source, request, pool, threads)
-        image_bytes = rules.channels * rules.image_size**2
-        needed = image_bytes * len(source)
-        if shutil.disk_usage(final.parent).free < needed:
-            raise DataError(f"{final.parent}: the disk has no room for {needed / 1e6:,.0f} MB of decoded images")
-        temporary = final.with_name(f".{final.name}-{uuid.uuid4().hex[:8]}.tmp")
-        try:
-            temporary.mkdir()
-            with storage_errors(final.parent, needed):
-                kept, skipped, digest = _write_images(source, rules, request, temporary, pool, threads, progress)
-            if not kept.any():
-                raise DataError(f"{source.name}: none of {len(kept)} images can be read; first: {skipped[0][1]}")
+    rules = _resolve(source, request, threads)
+    needed = rules.channels * rules.image_size**2 * len(source)
+    if shutil.disk_usage(final.parent).free < needed:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    temporary = final.with_name(f".{final.name}-{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        temporary.mkdir()
+        with storage_errors(final.parent, needed):
+            kept, skipped, digest = _write_images(source, rules, request, temporary, threads, progress)
             arrays: dict[str, NDArray[Any]] = {
                 "labels.i64": table.labels,
                 "splits.u8": table.splits,
@@ -225,11 +225,11 @@ def _build(
             }
             if table.groups is not None:
                 arrays["groups.i64"] = table.groups
-            names = [table.names[int(i)].encode("utf-8", "surrogateescape") for i in np.flatnonzero(kept)]
             contents = {name: np.ascontiguousarray(array[kept]).tobytes() for name, array in arrays.items()}
             for name, data in contents.items():
                 digest.update(name.encode() + data)
             digest.update(json.dumps([table.classes, rules.to_dict()]).encode())
+            names = [table.names[int(i)].encode("utf-8", "surrogateescape") for i in np.flatnonzero(kept)]
             contents["names.utf8"] = b"".join(names)
             contents["names.i64"] = np.cumsum([0, *map(len, names)], dtype=np.int64).tobytes()
             for name, data in contents.items():
@@ -242,7 +242,7 @@ def _build(
                 "request": request,
                 "rules": rules.to_dict(),
                 "classes": table.classes,
-                "count": int(kept.sum()),
+                "count": len(names),
                 "skipped": skipped,
                 "fingerprint": digest.hexdigest(),
                 "files": {path.name: path.stat().st_size for path in sorted(temporary.iterdir())},
@@ -253,12 +253,11 @@ def _build(
             try:
                 temporary.rename(final)
             except OSError:
-                if _load(final) is None:  # without locks, another process may have been first: then its store will do
+                if _load(final) is None:  # without locks, another process may have been first: its store will do
                     raise
             _flush_folder(final.parent)
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-            shutil.rmtree(temporary, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _write_images(
@@ -266,8 +265,7 @@ def _write_images(
     rules: PreprocessRules,
     request: dict[str, Any],
     folder: Path,
-    pool: ThreadPoolExecutor,
-    threads: int,
+    threads: int | None,
     progress: Progress | None,
 ) -> tuple[NDArray[np.bool_], list[tuple[str, str]], Any]:
     """Decode everything in order into images.u8. Returns which images were kept, those skipped, and a running hash."""
@@ -277,65 +275,80 @@ def _write_images(
     skipped: list[tuple[str, str]] = []
     digest = hashlib.blake2b(digest_size=16)
 
-    def work(start: int, items: list[Item]) -> tuple[int, list[bytes | DataError]]:
-        return start, [_decode_one(item, rules, table.names[start + i]) for i, item in enumerate(items)]
+    def work(row: int, item: Item) -> bytes | DataError:
+        if row >= total:
+            raise DataError(f"{source.name}: has more images than its {total} labels")
+        name = table.names[row]
+        try:
+            return _decoded(item, rules, name)
+        except DataError as error:
+            return error
 
-    with (folder / "images.u8").open("wb") as file:
-        done = 0
-        for start, results in _in_order(pool, threads, work, _numbered(source)):
-            for row, result in enumerate(results, start):
+    row = 0
+    with (folder / "images.u8").open("wb") as file, closing(each_image(source, work, threads)) as blocks:
+        for results in blocks:
+            for result in results:
                 if isinstance(result, DataError):
                     if request["on_corrupt"] == "error":
-                        raise DataError(f"{source.name}: {result} {_SKIP_HINT}") from result
+                        raise DataError(f"{result} {_SKIP_HINT}") from result
                     skipped.append((table.names[row], str(result)))
-                    continue
-                kept[row] = True
-                digest.update(result)
-                file.write(result)
-            done += len(results)
+                else:
+                    kept[row] = True
+                    digest.update(result)
+                    file.write(result)
+                row += 1
             if progress is not None:
-                progress(done, total)
+                progress(row, total)
         file.flush()
         os.fsync(file.fileno())
-    if done != total:
-        raise DataError(f"{source.name}: has {done} images but {total} labels")
+    if row != total:
+        raise DataError(f"{source.name}: has {row} images but {total} labels")
+    if len(skipped) == total:
+        raise DataError(f"{source.name}: none of its {total} images can be read; the first: {skipped[0][1]}")
     return kept, skipped, digest
 
 
-def _decode_one(item: Item, rules: PreprocessRules, name: str) -> bytes | DataError:
-    try:
-        pixels = from_array(item, rules) if isinstance(item, np.ndarray) else decode(item, rules, name)
-        return pixels.tobytes()
-    except DataError as error:
-        return error
+def _decoded(item: Item, rules: PreprocessRules, name: str) -> bytes:
+    return (from_array(item, rules) if isinstance(item, np.ndarray) else decode(item, rules, name)).tobytes()
 
 
-def _resolve(source: Source, request: dict[str, Any], pool: ThreadPoolExecutor, threads: int) -> PreprocessRules:
+def _resolve(source: Source, request: dict[str, Any], threads: int | None) -> PreprocessRules:
     """Fill in a null image_size or channels from the images' headers."""
     size, channels = request["image_size"], request["channels"]
     if size is None or channels is None:
         sizes: dict[tuple[int, int], str] = {}
         grey = True
-        names = source.table.names
-        for start, facts in _in_order(
-            pool, threads, lambda start, items: (start, _probe_all(items)), _numbered(source)
-        ):
-            for row, fact in enumerate(facts, start):
-                if fact is not None:
-                    sizes.setdefault(fact[0], names[row])
-                    grey = grey and fact[1]
-            if (size is not None or len(sizes) > 1) and (channels is not None or not grey):
-                break
+        row = 0
+        with closing(each_image(source, _header, threads)) as blocks:
+            for facts in blocks:
+                for fact in facts:
+                    if fact is not None:
+                        sizes.setdefault(fact[0], source.names[row])
+                        grey = grey and fact[1]
+                    row += 1
+                if (size is not None or len(sizes) > 1) and (channels is not None or not grey):
+                    break
         if size is None:
             size = _common_size(source, sizes)
         channels = channels or (1 if grey else 3)
     return PreprocessRules(size, channels, request["resize"])
 
 
+def _header(row: int, item: Item) -> tuple[tuple[int, int], bool] | None:
+    """(width, height) and whether it is grey; None where it cannot be read, which decoding will report by name."""
+    if isinstance(item, np.ndarray):
+        return (item.shape[1], item.shape[0]), item.ndim == 2 or item.shape[2] < 3
+    try:
+        size, mode = probe(item)
+    except DataError:
+        return None
+    return size, is_grey_mode(mode)
+
+
 def _common_size(source: Source, sizes: dict[tuple[int, int], str]) -> int:
     shown = [f"{width} x {height} ({name})" for (width, height), name in sizes.items()]
     if not shown:
-        raise DataError(f"{source.name}: none of its images can be read")
+        raise DataError(f"{source.name}: none of its {len(source)} images can be read; `kitae data check` names them")
     if len(shown) > 1:
         raise DataError(f"{source.name}: images differ in size, {shown[0]} and {shown[1]}: set data.image_size")
     width, height = next(iter(sizes))
@@ -344,45 +357,12 @@ def _common_size(source: Source, sizes: dict[tuple[int, int], str]) -> int:
     return width
 
 
-def _probe_all(items: list[Item]) -> list[tuple[tuple[int, int], bool] | None]:
-    facts: list[tuple[tuple[int, int], bool] | None] = []
-    for item in items:
-        if isinstance(item, np.ndarray):
-            facts.append(((item.shape[1], item.shape[0]), item.ndim == 2 or item.shape[2] < 3))
-            continue
-        try:
-            size, mode = probe(item)
-            facts.append((size, is_grey_mode(mode)))
-        except DataError:
-            facts.append(None)  # decoding will name it
-    return facts
+def _sweep(root: Path, own_key: str | None) -> None:
+    """Remove what killed builds left: temporary folders whose lock nobody holds, and those of our own key.
 
-
-def _numbered(source: Source) -> Iterator[tuple[int, list[Item]]]:
-    start = 0
-    for items in source.blocks():
-        yield start, items
-        start += len(items)
-
-
-def _in_order(
-    pool: ThreadPoolExecutor,
-    threads: int,
-    work: Callable[[int, list[Item]], T],
-    blocks: Iterator[tuple[int, list[Item]]],
-) -> Iterator[T]:
-    """Map over the blocks in parallel; results come in order, and few blocks are in memory at once."""
-    waiting: deque[Future[T]] = deque()
-    for start, items in blocks:
-        waiting.append(pool.submit(work, start, items))
-        if len(waiting) > 2 * threads:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
-
-
-def _sweep(root: Path, own_key: str) -> None:
-    """Remove what killed builds left: temporary folders whose lock nobody holds (ours is held by this very build)."""
+    Args:
+        own_key: the key whose lock this process holds; None where the file system has no locks.
+    """
     for folder in root.glob(".*.tmp"):
         key = folder.name[1:].partition("-")[0]
         if key == own_key or not is_locked(root / f"{key}.lock"):
@@ -403,8 +383,3 @@ def _flush_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-def _processors() -> int:
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1

@@ -1,0 +1,454 @@
+"""Look at a data set before training on it: what is broken, unbalanced, doubled, leaked or labelled twice.
+
+Exact duplicates have the same pixels (whatever the file format). Near duplicates are found in two steps:
+
+1. Candidates: images whose 64-bit perceptual hashes differ in at most 7 bits. The hash holds the signs of the lowest
+   8 x 8 DCT coefficients against their median (Zauner, "Implementation and benchmarking of perceptual image hash
+   functions", 2010). If 64 bits differ in at most 7 places, one of their four 16-bit parts differs in at most one
+   (pigeonhole), so equal parts, with up to one bit flipped, find every candidate without comparing all pairs (Norouzi,
+   Punjani and Fleet, "Fast search in Hamming space with multi-index hashing", CVPR 2012).
+2. Confirmation: the cosine of the two 16 x 16 grey thumbnails after whitening by the whole set's second moments.
+   Whitening takes away what all images of the set have in common; without it, any two pairs of trousers on black are
+   "the same".
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from kitae import keyed
+from kitae.data.base import SPLIT_NAMES, TEST, TRAIN, VAL, Item, Progress, Source, Table
+from kitae.data.parallel import each_image
+from kitae.data.sources import open_source
+from kitae.data.spec import DataSpec
+from kitae.data.splits import divide
+from kitae.errors import DataError, KitaeError
+from kitae.preprocess import flattened
+
+HAMMING = 7
+SIMILARITY = 0.8  # cosine after whitening: above are re-encoded, resized and recoloured copies, below distinct images
+_RIDGE = 0.03  # of the mean variance: directions with less than that are mostly noise
+_FLAT = 2.0  # grey levels of standard deviation below which a thumbnail shows nothing to compare
+_MAX_CANDIDATES = 200_000_000
+_MAX_PAIRS = 100_000
+_THUMB = 16
+_SHEET_SIDE = 64
+_SHEET_CLASSES = 100
+_SHEET_PER_CLASS = 8
+
+
+@dataclass(frozen=True)
+class ImageRef:
+    """One image of the data set: its name, class, and the split that training puts it in."""
+
+    name: str
+    label: str
+    split: str
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.split}, {self.label})"
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """Images that show the same. `similarity` is 1 for equal pixels, else the cosine described above."""
+
+    images: tuple[ImageRef, ...]
+    similarity: float
+
+    @property
+    def across_splits(self) -> bool:
+        return len({image.split for image in self.images}) > 1
+
+    @property
+    def conflicting(self) -> bool:
+        return len({image.label for image in self.images}) > 1
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What was found.
+
+    Attributes:
+        source: the name of the source.
+        images: how many images can be read.
+        counts: split -> class -> number of readable images.
+        unreadable: (name, reason).
+        sizes, modes: "WIDTH x HEIGHT" or Pillow mode as stored -> number of images.
+        exact: groups of images with the same pixels.
+        near: pairs that are nearly the same; of an exact group only the first member takes part.
+        problems: what keeps the data from being split and trained on, one line each.
+        truncated: near duplicates were so many that the search was cut short.
+    """
+
+    source: str
+    images: int
+    counts: dict[str, dict[str, int]]
+    unreadable: tuple[tuple[str, str], ...]
+    sizes: dict[str, int]
+    modes: dict[str, int]
+    exact: tuple[Duplicates, ...]
+    near: tuple[Duplicates, ...]
+    problems: tuple[str, ...]
+    truncated: bool = False
+
+    @cached_property
+    def across_splits(self) -> tuple[Duplicates, ...]:
+        """Exact and near duplicates that lie in different splits: their test accuracy is not to be trusted."""
+        return tuple(d for d in (*self.exact, *self.near) if d.across_splits)
+
+    @cached_property
+    def label_conflicts(self) -> tuple[Duplicates, ...]:
+        """Exact and near duplicates whose labels differ."""
+        return tuple(d for d in (*self.exact, *self.near) if d.conflicting)
+
+    @property
+    def ok(self) -> bool:
+        """Nothing is unreadable, leaked across splits, in conflict, or in the way of training."""
+        return not (self.unreadable or self.across_splits or self.label_conflicts or self.problems)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A plain mapping for JSON, with everything."""
+
+        def plain(found: Sequence[Duplicates]) -> list[dict[str, Any]]:
+            return [
+                {
+                    "similarity": round(d.similarity, 4),
+                    "across_splits": d.across_splits,
+                    "conflicting": d.conflicting,
+                    "images": [{"name": i.name, "class": i.label, "split": i.split} for i in d.images],
+                }
+                for d in found
+            ]
+
+        return {
+            "source": self.source,
+            "ok": self.ok,
+            "images": self.images,
+            "counts": self.counts,
+            "unreadable": [{"name": name, "reason": reason} for name, reason in self.unreadable],
+            "sizes": self.sizes,
+            "modes": self.modes,
+            "exact_duplicates": plain(self.exact),
+            "near_duplicates": plain(self.near),
+            "near_duplicates_truncated": self.truncated,
+            "problems": list(self.problems),
+        }
+
+    def lines(self, examples: int = 5) -> list[str]:
+        """The report as lines of text, with so many examples of each finding."""
+        out = [f"{self.source}: {self.images:,} images, {len(next(iter(self.counts.values()), {}))} classes"]
+        for split, counts in self.counts.items():
+            if sum(counts.values()):
+                low, high = min(counts, key=lambda c: counts[c]), max(counts, key=lambda c: counts[c])
+                total = sum(counts.values())
+                out.append(f"  {split}: {total:,}, from {counts[low]:,} ({low}) to {counts[high]:,} ({high}) a class")
+        for title, histogram in (("sizes", self.sizes), ("modes", self.modes)):
+            top = [f"{key}: {n:,}" for key, n in list(histogram.items())[:examples]]
+            more = f", and {len(histogram) - examples} more" if len(histogram) > examples else ""
+            out.append(f"  {title}: {', '.join(top)}{more}")
+        findings: list[tuple[str, list[str]]] = [
+            ("unreadable images", [reason for _, reason in self.unreadable]),
+            ("groups of exact duplicates", [_listed(d) for d in self.exact]),
+            ("pairs of near duplicates", [_listed(d) for d in self.near]),
+            ("of these across splits", [_listed(d) for d in self.across_splits]),
+            ("of these with different labels", [_listed(d) for d in self.label_conflicts]),
+            ("problems", list(self.problems)),
+        ]
+        for title, found in findings:
+            out.append(f"  {title}: {len(found):,}")
+            out += [f"    {line}" for line in found[:examples]]
+            if len(found) > examples:
+                out.append(f"    and {len(found) - examples:,} more")
+        if self.truncated:
+            out.append("  the search for near duplicates was cut short, there are more")
+        return out
+
+
+def check(
+    source: Source | DataSpec,
+    spec: DataSpec | None = None,
+    *,
+    progress: Progress | None = None,
+    sheet: str | Path | None = None,
+    threads: int | None = None,
+) -> CheckReport:
+    """Read every image of a source at its own size, and report.
+
+    Args:
+        source: a source, or the spec that names one.
+        spec: how training would split it; by default `source` where that is a spec, else DataSpec's defaults.
+        progress: called with (images done, images in all).
+        sheet: where to write a contact sheet (PNG) with some training images of every class.
+        threads: reading threads; by default one a processor.
+
+    Raises:
+        DataError: the source cannot be opened, or the sheet cannot be written. Broken images are reported, not raised.
+    """
+    spec = spec or (source if isinstance(source, DataSpec) else DataSpec())
+    source = open_source(source) if isinstance(source, DataSpec) else source
+    table = source.table
+    shown = _sheet_rows(table) if sheet is not None else {}
+    facts = _Facts([], [], [], [], [], [], {})
+    unreadable: list[tuple[str, str]] = []
+
+    def work(row: int, item: Item) -> _Look | DataError:
+        try:
+            return _look(item, table.names[row], row in shown)
+        except DataError as error:
+            return error
+
+    row = 0
+    with closing(each_image(source, work, threads)) as blocks:
+        for results in blocks:
+            for position, result in enumerate(results, row):
+                if isinstance(result, DataError):
+                    unreadable.append((table.names[position], str(result)))
+            facts.add({row + i: result for i, result in enumerate(results) if isinstance(result, _Look)})
+            row += len(results)
+            if progress is not None:
+                progress(row, len(table.labels))
+    report, train = _report(source.name, table, spec, facts, unreadable)
+    if sheet is not None:
+        _write_sheet(Path(sheet), table.classes, {k: c for k, c in shown.items() if k in train}, facts.tiles)
+    return report
+
+
+@dataclass(frozen=True)
+class _Look:
+    """One image, as seen by a thread."""
+
+    pixels: bytes  # hash of size and RGB pixels
+    grey: NDArray[np.uint8]  # [32, 32]
+    size: tuple[int, int]
+    mode: str
+    tile: Image.Image | None
+
+
+def _look(item: Item, name: str, tile: bool) -> _Look:
+    image, mode = flattened(item, name)
+    colour = image.convert("RGB")
+    digest = hashlib.blake2b(repr(image.size).encode(), digest_size=16)
+    digest.update(colour.tobytes())
+    grey = np.asarray(image.convert("L").resize((32, 32), Image.Resampling.BILINEAR))
+    return _Look(digest.digest(), grey, image.size, mode, _tile(colour) if tile else None)
+
+
+def _tile(image: Image.Image) -> Image.Image:
+    larger = _SHEET_SIDE // max(image.size)
+    if larger > 1:  # whole pixels: small images are looked at as they are
+        return image.resize((image.width * larger, image.height * larger), Image.Resampling.NEAREST)
+    image = image.copy()
+    image.thumbnail((_SHEET_SIDE, _SHEET_SIDE), Image.Resampling.BILINEAR)
+    return image
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What is remembered of all readable images: some 300 bytes each."""
+
+    rows: list[int]
+    pixels: list[bytes]
+    hashes: list[NDArray[np.uint64]]
+    thumbs: list[NDArray[np.uint8]]
+    sizes: list[tuple[int, int]]
+    modes: list[str]
+    tiles: dict[int, Image.Image]
+
+    def add(self, looks: dict[int, _Look]) -> None:
+        if not looks:
+            return
+        grey = np.stack([look.grey for look in looks.values()])
+        self.rows.extend(looks)
+        self.pixels.extend(look.pixels for look in looks.values())
+        self.hashes.append(_perceptual_hashes(grey))
+        self.thumbs.append(
+            (grey.reshape(-1, _THUMB, 2, _THUMB, 2).sum(axis=(2, 4), dtype=np.uint16) >> 2).astype(np.uint8)
+        )
+        self.sizes.extend(look.size for look in looks.values())
+        self.modes.extend(look.mode for look in looks.values())
+        self.tiles.update({row: look.tile for row, look in looks.items() if look.tile is not None})
+
+
+_FREQUENCIES = np.cos(np.pi * (2 * np.arange(32)[None] + 1) * np.arange(8)[:, None] / 64)  # DCT-II, rows of frequency
+_BITS = np.uint64(1) << np.arange(63, dtype=np.uint64)
+
+
+def _perceptual_hashes(grey: NDArray[np.uint8]) -> NDArray[np.uint64]:
+    """uint8 [n, 32, 32] to uint64 [n]: one bit for each of 63 frequencies (the mean brightness is left out)."""
+    spectra = (_FREQUENCIES @ grey.astype(np.float64) @ _FREQUENCIES.T).reshape(len(grey), -1)[:, 1:]
+    bits = spectra > np.median(spectra, axis=1, keepdims=True)
+    return np.asarray(np.where(bits, _BITS, np.uint64(0)).sum(axis=1, dtype=np.uint64))
+
+
+def _report(
+    name: str, table: Table, spec: DataSpec, facts: _Facts, unreadable: list[tuple[str, str]]
+) -> tuple[CheckReport, set[int]]:
+    """The report, and the rows that training would train on."""
+    rows = np.array(facts.rows, dtype=np.int64)
+    problems: list[str] = []
+    codes = np.asarray(table.splits)[rows].copy()
+    try:
+        readable = Table(
+            table.classes,
+            table.labels[rows],
+            codes,
+            [table.names[int(row)] for row in rows],
+            table.keys[rows],
+            None if table.groups is None else table.groups[rows],
+        )
+        train, val, test, _ = divide(readable, spec.model_copy(update={"limit": None}))
+        for code, part in ((TRAIN, train), (VAL, val), (TEST, test)):
+            codes[part] = code
+    except KitaeError as error:
+        problems.append(str(error))
+    labels = table.labels[rows]
+
+    def ref(position: int) -> ImageRef:
+        return ImageRef(table.names[int(rows[position])], table.classes[labels[position]], SPLIT_NAMES[codes[position]])
+
+    groups: dict[bytes, list[int]] = {}
+    for position, pixels in enumerate(facts.pixels):
+        groups.setdefault(pixels, []).append(position)
+    exact = [Duplicates(tuple(map(ref, group)), 1.0) for group in groups.values() if len(group) > 1]
+    first = np.array([group[0] for group in groups.values()], dtype=np.int64)
+    near: list[tuple[int, int, float]] = []
+    truncated = False
+    if len(first):
+        near, truncated = _near_duplicates(np.concatenate(facts.hashes)[first], np.concatenate(facts.thumbs)[first])
+    counts = {
+        SPLIT_NAMES[code]: {
+            label: int(n)
+            for label, n in zip(
+                table.classes, np.bincount(labels[codes == code], minlength=len(table.classes)), strict=True
+            )
+        }
+        for code in (TRAIN, VAL, TEST)
+    }
+    report = CheckReport(
+        source=name,
+        images=len(rows),
+        counts=counts,
+        unreadable=tuple(unreadable),
+        sizes=dict(Counter(f"{width} x {height}" for width, height in facts.sizes).most_common()),
+        modes=dict(Counter(facts.modes).most_common()),
+        exact=tuple(exact),
+        near=tuple(Duplicates((ref(int(first[i])), ref(int(first[j]))), s) for i, j, s in near),
+        problems=tuple(problems),
+        truncated=truncated,
+    )
+    return report, set(rows[codes == TRAIN].tolist())
+
+
+def _near_duplicates(
+    hashes: NDArray[np.uint64], thumbs: NDArray[np.uint8]
+) -> tuple[list[tuple[int, int, float]], bool]:
+    """Pairs (i, j, similarity) with i < j, most similar first; and whether the search was cut short."""
+    pixels = thumbs.reshape(len(thumbs), -1).astype(np.float32)
+    kept = np.flatnonzero(pixels.std(axis=1) >= _FLAT)
+    if len(kept) < 2:
+        return [], False
+    vectors = _whitened(pixels[kept])
+    hashes = hashes[kept]
+    found: dict[tuple[int, int], float] = {}
+    candidates, truncated = 0, False
+    for one, other in _candidates(hashes):
+        candidates += len(one)
+        similarity = np.einsum("ij,ij->i", vectors[one], vectors[other])
+        for k in np.flatnonzero(similarity >= SIMILARITY):
+            found[int(kept[one[k]]), int(kept[other[k]])] = float(min(similarity[k], 1.0))
+        if candidates > _MAX_CANDIDATES or len(found) > _MAX_PAIRS:
+            truncated = True
+            break
+    return sorted(((i, j, s) for (i, j), s in found.items()), key=lambda pair: (-pair[2], pair)), truncated
+
+
+def _whitened(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Unit vectors: contrast-normalised thumbnails, whitened by their own second moments."""
+    pixels = pixels - pixels.mean(axis=1, keepdims=True)
+    pixels /= pixels.std(axis=1, keepdims=True)
+    moments = (pixels.T @ pixels).astype(np.float64) / len(pixels)
+    variance, axes = np.linalg.eigh(moments)
+    scale = axes / np.sqrt(np.maximum(variance, 0) + _RIDGE * variance.mean())
+    vectors = pixels @ scale.astype(np.float32)
+    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+
+
+def _candidates(
+    hashes: NDArray[np.uint64], chunk: int = 1 << 18
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Pairs i < j of hashes that differ in at most 7 bits, in chunks; a pair may come several times."""
+    parts = np.ascontiguousarray(hashes).view(np.uint16).reshape(-1, 4)
+    ones = np.array([bin(value).count("1") for value in range(1 << 16)], dtype=np.uint8)
+    for part in range(4):
+        values = parts[:, part].astype(np.int64)
+        order = np.argsort(values, kind="stable")
+        ordered = values[order]
+        for flip in (0, *(1 << bit for bit in range(16))):
+            low = np.searchsorted(ordered, values ^ flip, side="left")
+            ends = np.cumsum(np.searchsorted(ordered, values ^ flip, side="right") - low)
+            start = 0
+            while start < len(values):
+                done = int(ends[start - 1]) if start else 0
+                stop = max(start + 1, int(np.searchsorted(ends, done + chunk)))
+                counts = np.diff(ends[start:stop], prepend=done)
+                one = np.repeat(np.arange(start, stop), counts)
+                within = np.arange(len(one)) - np.repeat(np.cumsum(counts) - counts, counts)
+                other = order[low[one] + within]
+                close = (one < other) & (ones[parts[one] ^ parts[other]].sum(axis=1) <= HAMMING)
+                if close.any():
+                    yield one[close], other[close]
+                start = stop
+
+
+def _sheet_rows(table: Table) -> dict[int, int]:
+    """Row -> class of images that may be shown: more than needed, as some will turn out to be held out or broken."""
+    rows: dict[int, int] = {}
+    for label in range(min(len(table.classes), _SHEET_CLASSES)):
+        mine = np.flatnonzero((table.labels == label) & (table.splits == TRAIN))
+        order = np.argsort(keyed.sort_keys(0, 0, table.keys[mine], keyed.SLOT_LIMIT), kind="stable")
+        rows |= {int(row): label for row in mine[order[: 3 * _SHEET_PER_CLASS]]}
+    return rows
+
+
+def _write_sheet(path: Path, classes: tuple[str, ...], rows: dict[int, int], tiles: dict[int, Image.Image]) -> None:
+    """One line of thumbnails a class, with its name above. `rows` has training images only."""
+    gap, text = 4, 14
+    step, height = _SHEET_SIDE + gap, _SHEET_SIDE + gap + text
+    shown = sorted(set(rows.values()))
+    by_class = {label: [row for row in rows if rows[row] == label and row in tiles] for label in shown}
+    by_class = {label: mine[:_SHEET_PER_CLASS] for label, mine in by_class.items()}
+    width = gap + step * max(map(len, by_class.values()), default=1)
+    sheet = Image.new("RGB", (max(width, 4 * step), gap + height * max(len(shown), 1)), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default()
+    for line, label in enumerate(shown):
+        top = gap + line * height
+        name = classes[label] if len(classes[label]) <= 60 else classes[label][:59] + "…"
+        try:
+            draw.text((gap, top), name, fill="black", font=font)
+        except UnicodeError:  # Pillow built without FreeType has a Latin-1 font only
+            draw.text((gap, top), name.encode("latin-1", "replace").decode("latin-1"), fill="black", font=font)
+        for column, row in enumerate(by_class[label]):
+            sheet.paste(tiles[row], (gap + column * step, top + text))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sheet.save(path, "PNG")
+    except OSError as error:
+        raise DataError(f"{path}: the contact sheet cannot be written ({error.strerror or error})") from error
+
+
+def _listed(found: Duplicates) -> str:
+    names = " = ".join(map(str, found.images[:4]))
+    more = f" and {len(found.images) - 4} more" if len(found.images) > 4 else ""
+    return f"{names}{more}" + ("" if found.similarity == 1 else f", similarity {found.similarity:.2f}")
