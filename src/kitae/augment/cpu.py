@@ -42,21 +42,22 @@ from kitae.augment.ops import (
 from kitae.augment.plan import Pipeline, Program
 from kitae.keyed import SLOT_MIX
 
-# Code -> kernel, and whether it may run in place.
+# Code -> kernel, and whether it may run in place. Loops on one buffer do not vectorise (source and target overlap), so only
+# what touches a part of the image does.
 KERNELS: dict[int, tuple[Any, bool]] = {
     NOP: (move.planar, False),
     CROP: (move.crop, False),
     HFLIP: (move.hflip, False),
     VFLIP: (move.vflip, False),
     ERASE: (move.erase, True),
-    BRIGHTNESS: (color.brightness, True),
-    CONTRAST: (color.contrast, True),
-    SATURATION: (color.saturation, True),
-    HUE: (color.hue, True),
-    GRAYSCALE: (color.grayscale, True),
-    INVERT: (color.invert, True),
-    POSTERIZE: (color.posterize, True),
-    SOLARIZE: (color.solarize, True),
+    BRIGHTNESS: (color.brightness, False),
+    CONTRAST: (color.contrast, False),
+    SATURATION: (color.saturation, False),
+    HUE: (color.hue, False),
+    GRAYSCALE: (color.grayscale, False),
+    INVERT: (color.invert, False),
+    POSTERIZE: (color.posterize, False),
+    SOLARIZE: (color.solarize, False),
 }
 
 

@@ -1,4 +1,4 @@
-"""Brightness, contrast, saturation, hue and the rest that looks at one pixel at a time. All may run in place."""
+"""Brightness, contrast, saturation, hue and the rest that looks at one pixel at a time."""
 
 from __future__ import annotations
 

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from kitae.augment.kernels.link import address_of
+
 
 def copy(src: Any, dst: Any, work: Any, args: Any, channels: Any, height: Any, width: Any) -> Any:
     for i in range(channels * height * width):
@@ -92,7 +94,9 @@ def crop(src: Any, dst: Any, work: Any, args: Any, channels: Any, height: Any, w
 
 
 def erase(src: Any, dst: Any, work: Any, args: Any, channels: Any, height: Any, width: Any) -> Any:
-    """In place."""
+    """Copies, unless it runs in place."""
+    if address_of(src) != address_of(dst):
+        copy(src, dst, work, args, channels, height, width)
     top = np.int64(args[0])
     left = np.int64(args[1])
     rows = np.int64(args[2])
