@@ -320,11 +320,13 @@ def draw_reliability(
         confidence: float [N] in [0, 1], the probability of the predicted class.
         correct: bool [N].
         before: float [N], the same before temperature scaling; drawn as a line.
-        ece: printed where given.
+        ece: expected calibration error; told in the title where given.
     """
     p, hit = np.asarray(confidence, float).ravel(), np.asarray(correct, bool).ravel()
     if p.shape != hit.shape or p.size == 0:
         raise ValueError(f"confidence is {p.shape}, correct is {hit.shape}")
+    if ece is not None:
+        title = f"{title}: expected error {100 * ece:.2f} %"
     figure = new_figure(height=6.2, title=title)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3.2, 1])
     edges = np.linspace(0, 1, bins + 1)
@@ -365,9 +367,6 @@ def draw_reliability(
 
     for axis in (top.yaxis, top.xaxis, bottom.yaxis):
         axis.set_major_formatter(FuncFormatter(percent))
-    if ece is not None:
-        top.text(0.03, 0.96, f"ECE {100 * ece:.2f} %", transform=top.transAxes, va="top", fontsize=LABEL, color=INK,
-                 fontweight="bold", bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 2})  # fmt: skip
     dress(bottom, xlabel="Confidence (%)", ylabel="Images (%)")
     bottom.bar(centre, count / count.sum(), width=0.94 / bins, color=MUTED)
     return save(figure, path)

@@ -374,7 +374,7 @@ def _per_class(measured: Mapping[str, Any]) -> Table | None:
         ]
         for name, row in measured.get("per_class", {}).items()
     ]
-    return Table(["Class", "Accuracy, 95 % interval", "Images"], rows[:_MAX_ROWS]) if rows else None
+    return Table(["Class", "Accuracy", "Images"], rows[:_MAX_ROWS]) if rows else None
 
 
 def _worst(run: Run, evaluation: Mapping[str, Any], most: int = 20) -> Details | None:
@@ -384,12 +384,12 @@ def _worst(run: Run, evaluation: Mapping[str, Any], most: int = 20) -> Details |
     table = run.predictions().select(["name", "label", "predicted", "confidence"]).to_pylist()
     wrong = [row for row in table if row["label"] is not None and row["label"] != row["predicted"]]
     wrong.sort(key=lambda row: -row["confidence"])
-    rows = [[row["name"], row["label"], row["predicted"], share(row["confidence"])] for row in wrong[:most]]
+    rows: list[list[Cell]] = [
+        [row["name"], row["label"], (row["predicted"], share(row["confidence"]))] for row in wrong[:most]
+    ]
     if not rows:
         return None
-    block = Table(
-        ["Image", "True", "Predicted", "Confidence"], rows, f"{len(wrong)} mistakes in {len(table)} images", 3
-    )
+    block = Table(["Image", "True", "Predicted"], rows, f"{len(wrong)} mistakes in {len(table)} images", 3)
     return Details(f"The {len(rows)} most confident mistakes by name", [block])
 
 
@@ -676,21 +676,51 @@ def _records(value: Any) -> bool:
 
 
 def _rows_table(rows: Sequence[Mapping[str, Any]], caption: str = "") -> Table:
+    """Records as a table; NAME_interval stands beside NAME, and empty columns are left out."""
     columns = list(dict.fromkeys(str(key) for row in rows for key in row))
-    cells = [[words(row.get(key)) for key in columns] for row in rows[:_MAX_ROWS]]
+    columns = [
+        column
+        for column in columns
+        if not (column.endswith("_interval") and column.removesuffix("_interval") in columns)
+        and any(row.get(column) not in (None, "", [], {}) for row in rows)
+    ]
+    cells: list[list[Cell]] = [[_named(row, column) for column in columns] for row in rows[:_MAX_ROWS]]
     return Table([column.replace("_", " ") for column in columns], cells, caption)
 
 
-def _pairs(value: Mapping[str, Any], prefix: str = "") -> list[list[str]]:
+def _pairs(value: Mapping[str, Any], prefix: str = "") -> list[list[Cell]]:
     """Leaves of a nested mapping as rows of name and value."""
-    rows: list[list[str]] = []
+    rows: list[list[Cell]] = []
     for key, inner in value.items():
         name = f"{prefix}{key}"
         if isinstance(inner, Mapping):
             rows += _pairs(inner, f"{name}.")
-        else:
-            rows.append([name, words(inner)])
+        elif not (str(key).endswith("_interval") and str(key).removesuffix("_interval") in value):
+            rows.append([name, _named(value, str(key))])
     return rows[:_MAX_ROWS]
+
+
+_PROPORTIONS = ("accuracy", "top5", "ece", "sparsity", "share")
+
+
+def _named(row: Mapping[str, Any], name: str) -> Cell:
+    """A value in the unit that its name tells, with its interval where there is one."""
+    interval = row.get(f"{name}_interval")
+    value = _number(row.get(name))
+    if value is None:
+        return words(row.get(name))
+    last = name.rpartition(".")[2]
+    if any(word in last for word in _PROPORTIONS) and abs(value) <= 1:
+        return share(value, 2), between(interval, 100, 2)
+    if last.endswith("bytes"):
+        return size_text(value), ""
+    if last.endswith("seconds") and not last.endswith("milliseconds"):
+        return (f"{1e3 * value:.3g} ms", between(interval, 1e3, 2)) if value < 1 else (duration(value), "")
+    if last.endswith(("milliseconds", "_ms")):
+        return f"{value:.3g} ms", between(interval, 1, 2)
+    if last in ("parameters", "nonzeros", "zeros", "macs", "count", "images"):
+        return count(value, exact=value < 1e7), ""
+    return words(row.get(name)), between(interval, 1, 3)
 
 
 def words(value: Any) -> str:
