@@ -8,7 +8,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from kitae import keyed
 from kitae.errors import DataError, TrainingError
+from kitae.evaluation import intervals
 
 BINS = 15
 TEMPERATURE_RANGE = (0.05, 20.0)
@@ -91,12 +93,43 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
     return float(np.exp(min(candidates, key=loss)))
 
 
-def bin_errors(
-    confidence: NDArray[np.float64], correct: NDArray[np.bool_], bins: int = BINS
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Of each prediction its bin, int64 [N] (equal widths, upper edge included), and confidence - correct, [N]."""
-    index = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
-    return index, confidence - correct
+def _bin(confidence: NDArray[np.float64], bins: int = BINS) -> NDArray[np.int64]:
+    return np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
+
+
+def _error(index: NDArray[np.int64], gap: NDArray[np.float64], bins: int = BINS) -> float:
+    return float(np.abs(np.bincount(index, gap, bins)).sum() / len(index))
+
+
+def calibration_error(
+    confidence: NDArray[np.float64], correct: NDArray[np.bool_], *, seed: int = 0, replicates: int = 1000
+) -> tuple[float, intervals.Interval | None]:
+    """Expected calibration error of predictions and its 95 % interval: see `expected_calibration_error`.
+
+    The interval is the basic bootstrap, and begins at 0 where even a perfectly calibrated model would score as high on
+    these confidences in more than 2.5 % of samples (consistency resampling, Broecker and Smith 2007): the error is
+    never negative, and near 0 no bootstrap knows how much of it is noise. On 300 to 5,000 simulated images it held the
+    truth in 89 to 98 % of trials (tests/evaluation/test_calibration.py).
+
+    Args:
+        confidence: float64 [N], the probability of each predicted class.
+        correct: bool [N].
+    """
+    index, gap = _bin(confidence), confidence - correct
+    estimate = _error(index, gap)
+    interval = intervals.bootstrap(
+        lambda rows: _error(index[rows], gap[rows]), len(gap), estimate=estimate, seed=seed, replicates=replicates
+    )
+    if interval is None:
+        return estimate, None
+    chance = np.array(
+        [
+            _error(index, confidence - (words * keyed.TWO_POW_MINUS_32 < confidence))
+            for words in intervals.random_words(seed, replicates, len(gap), stream=1)
+        ]
+    )
+    is_noise = estimate <= np.quantile(chance, (1 + intervals.LEVEL) / 2)
+    return estimate, (0.0 if is_noise else max(0.0, interval[0]), min(1.0, interval[1]))
 
 
 def expected_calibration_error(
@@ -113,8 +146,7 @@ def expected_calibration_error(
     values, truth = check_logits(logits, labels)
     predicted = values.argmax(axis=1)
     confidence = probabilities(values, temperature)[np.arange(len(truth)), predicted]
-    index, error = bin_errors(confidence, predicted == truth, bins)
-    return float(np.abs(np.bincount(index, error, bins)).sum() / len(truth))
+    return _error(_bin(confidence, bins), confidence - (predicted == truth), bins)
 
 
 def reliability(
@@ -124,7 +156,7 @@ def reliability(
     values, truth = check_logits(logits, labels)
     predicted = values.argmax(axis=1)
     confidence = probabilities(values, temperature)[np.arange(len(truth)), predicted]
-    index, _ = bin_errors(confidence, predicted == truth, bins)
+    index = _bin(confidence, bins)
     rows: list[dict[str, float | int | None]] = []
     for i in range(bins):
         inside = index == i

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from kitae.errors import DataError
 from kitae.evaluation import intervals
-from kitae.evaluation.calibration import BINS, bin_errors, check_logits, log_probabilities, probabilities
+from kitae.evaluation.calibration import calibration_error, check_logits, log_probabilities, probabilities
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -173,11 +173,6 @@ def evaluate(
     present = totals > 0
     losses = -logs[rows, truth]
     briers = (chances**2).sum(axis=1) - 2 * chances[rows, truth] + 1
-    index, errors = bin_errors(chances[rows, predicted], predicted == truth)
-
-    def ece(resampled: NDArray[np.int64]) -> float:
-        return float(np.abs(np.bincount(index[resampled], errors[resampled], BINS)).sum() / count)
-
     result: dict[str, Any] = {"count": count}
     methods: dict[str, Any] = {
         "level": intervals.LEVEL,
@@ -199,9 +194,8 @@ def evaluate(
     add("balanced_accuracy", balanced, intervals.balanced(right, totals), "normal, independent classes")
     add("loss", float(losses.mean()), _at_least_0(intervals.normal_mean(losses)), "normal")
     add("brier", float(briers.mean()), _at_least_0(intervals.normal_mean(briers)), "normal")
-    estimate = ece(rows)
-    spread = intervals.bootstrap(ece, count, estimate=estimate, seed=seed)
-    add("ece", estimate, _at_least_0(spread), "basic bootstrap of images, 1000 replicates")
+    ece, spread = calibration_error(chances[rows, predicted], predicted == truth, seed=seed)
+    add("ece", ece, spread, "basic bootstrap of 1000 samples of images, from 0 where it could be noise")
     result["temperature"] = float(temperature)
     result["per_class"] = {}
     for name, hit, total in zip(classes, right.tolist(), totals.tolist(), strict=True):

@@ -6,7 +6,7 @@ another seed would have trained; `kitae study` measures that.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from math import comb, sqrt
 from typing import Any
 
@@ -88,14 +88,21 @@ def bootstrap(
     """
     if count < 2:
         return None
-    # A counter-based generator of its own; raw words, since only they are the same in every version of NumPy.
-    generator = np.random.Philox(key=keyed.derive_seed(seed, 0, 0, keyed.SLOT_BOOTSTRAP))
     values = np.empty(replicates)
-    for i in range(replicates):
-        high_words = generator.random_raw(count) >> np.uint64(32)
-        values[i] = statistic(((high_words * np.uint64(count)) >> np.uint64(32)).astype(np.int64))
+    for i, words in enumerate(random_words(seed, replicates, count)):
+        values[i] = statistic(((words * np.uint64(count)) >> np.uint64(32)).astype(np.int64))
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return (min(estimate, float(2 * estimate - high)), max(estimate, float(2 * estimate - low)))
+
+
+def random_words(seed: int, replicates: int, count: int, stream: int = 0) -> Iterator[NDArray[np.uint64]]:
+    """For each replicate uint64 [count] random numbers below 2**32, keyed by the seed and the stream.
+
+    From a counter-based generator of its own, and raw: only raw words are the same in every version of NumPy.
+    """
+    generator = np.random.Philox(key=keyed.derive_seed(seed, stream, 0, keyed.SLOT_BOOTSTRAP))
+    for _ in range(replicates):
+        yield generator.random_raw(count) >> np.uint64(32)
 
 
 def median(values: ArrayLike, level: float = LEVEL) -> Interval | None:

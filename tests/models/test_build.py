@@ -1,0 +1,470 @@
+"""One contract for every net, then what each has of its own."""
+
+from __future__ import annotations
+
+import copy
+import random
+import socket
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from safetensors.torch import save_file
+from torch import nn
+
+from kitae.errors import RecipeError
+from kitae.models import build as room
+from kitae.models.build import (
+    MODELS,
+    build,
+    classifier_names,
+    count_macs,
+    count_parameters,
+    layer_groups,
+    normalization,
+    rebuild,
+)
+from kitae.models.layers import DropoutLinear
+from kitae.models.spec import ModelSpec
+
+LIBRARY = ["timm:test_resnet", "timm:test_vit", "torchvision:mobilenet_v3_small", "torchvision:resnet18"]
+SMALL = ["simple_cnn", "resnet8", "resnet9", "timm:test_resnet", "torchvision:resnet18"]
+
+
+def make(
+    name: str, classes: int = 7, channels: int = 3, image_size: int = 32, seed: int = 0, **options: Any
+) -> nn.Module:
+    torch.manual_seed(seed)
+    if name == "resnet9":
+        options.setdefault("width", 16)
+    return build(ModelSpec(name=name, **options), classes=classes, channels=channels, image_size=image_size)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_shapes(name: str, channels: int) -> None:
+    for size in (28, 32, 64, 224):
+        with torch.device("meta"):
+            model = make(name, channels=channels, image_size=size)
+            assert model(torch.zeros(2, channels, size, size)).shape == (2, 7)
+
+
+@pytest.mark.parametrize("name", LIBRARY)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_shapes_of_libraries(name: str, channels: int) -> None:
+    model = make(name, channels=channels, image_size=64)
+    assert model(torch.zeros(2, channels, 64, 64)).shape == (2, 7)
+
+
+@pytest.mark.parametrize("name", [*(name for name in MODELS if name != "wide_resnet28_10"), *LIBRARY])
+def test_weights_are_a_function_of_torchs_seed(name: str) -> None:
+    random.seed(1)
+    np.random.seed(1)
+    first = make(name, seed=3).state_dict()
+    random.seed(2)
+    np.random.seed(2)
+    second, other = make(name, seed=3).state_dict(), make(name, seed=4).state_dict()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert any(not torch.equal(first[key], other[key]) for key in first)
+    assert all(tensor.isfinite().all() for tensor in first.values())
+
+
+@pytest.mark.parametrize("name", [*MODELS, *LIBRARY])
+def test_eval_is_a_function(name: str) -> None:
+    residual = name in MODELS and name != "simple_cnn"
+    size = 16 if name in MODELS else 32
+    model = make(name, stochastic_depth=0.5 if residual else 0.0, dropout=0.5, image_size=size)
+    images = torch.randn(2, 3, size, size)
+    assert model.training
+    with torch.no_grad():
+        assert not torch.equal(model(images), model(images)), "dropout must do something in training"
+        before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+        model.eval()
+        assert torch.equal(model(images), model(images))
+    assert all(torch.equal(before[key], tensor) for key, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", [*MODELS, *LIBRARY])
+def test_layer_groups_are_a_partition_that_ends_in_the_classifier(name: str) -> None:
+    model = make(name, image_size=64)
+    groups = layer_groups(model)
+    names = [parameter for group in groups for parameter in group]
+    assert sorted(names) == sorted(key for key, _ in model.named_parameters())
+    assert all(groups)
+    assert len(groups) >= 4
+    heads = classifier_names(model)
+    assert set(groups[-1]) == {key for key in names if key.rpartition(".")[0] in heads}
+    assert model.get_submodule(heads[0]).weight.shape[0] == 7
+    assert groups[0][0] == next(key for key, _ in model.named_parameters())
+
+
+def test_a_residual_block_is_one_layer_group() -> None:
+    groups = layer_groups(make("resnet18"))
+    assert len(groups) == 1 + 8 + 1
+    assert {name.split(".")[0] for name in groups[0]} == {"stem"}
+    assert all(name.startswith("stages.0.1.") for name in groups[2])
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "parameters"),
+    [
+        ("simple_cnn", {}, 545_098),  # 3*32*9+32 + 32*64*9+64 + 4096*128+128 + 128*10+10
+        ("resnet8", {}, 78_042),
+        ("resnet20", {}, 272_474),  # 0.27 M (He et al. 2015, table 6)
+        ("resnet56", {}, 855_770),  # 0.85 M
+        ("resnet9", {"width": 64}, 6_573_120),  # Page 2018
+        ("resnet18", {}, 11_173_962),
+        ("resnet34", {}, 21_282_122),
+        ("resnet50", {}, 23_520_842),
+        ("wide_resnet28_10", {}, 36_479_194),  # 36.5 M (Zagoruyko and Komodakis 2016, table 4)
+    ],
+)
+def test_parameter_counts_of_the_literature(name: str, options: dict[str, int], parameters: int) -> None:
+    with torch.device("meta"):
+        assert count_parameters(make(name, classes=10, **options)) == parameters
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"), [("resnet18", 11_689_512), ("resnet34", 21_797_672), ("resnet50", 25_557_032)]
+)
+def test_with_the_large_stem_it_is_the_net_of_imagenet(name: str, parameters: int) -> None:
+    with torch.device("meta"):
+        model = make(name, classes=1000, image_size=224)
+    assert count_parameters(model) == parameters
+    assert next(p.shape for p in model.parameters() if p.ndim == 4) == (64, 3, 7, 7)
+
+
+def test_the_stem_fits_the_image_unless_told_otherwise() -> None:
+    def stride(image_size: int, stem: str) -> int:
+        with torch.device("meta"):
+            return int(make("resnet18", image_size=image_size, stem=stem).stem[0].stride[0])  # type: ignore[index,union-attr]
+
+    assert [stride(size, "auto") for size in (28, 64, 65, 224)] == [1, 1, 2, 2]
+    assert stride(224, "small") == 1
+    assert stride(32, "large") == 2
+
+
+def test_macs_by_hand() -> None:
+    expected = 27 * 32 * 32**2 + 288 * 64 * 16**2 + 4096 * 128 + 128 * 10
+    assert count_macs(make("simple_cnn", classes=10), 3, 32) == expected
+    model = make("resnet20", classes=10)
+    assert count_macs(model, 3, 32) == 40_813_184  # 41 million in the literature
+    assert model.training, "counting leaves the mode as it was"
+    assert count_macs(
+        nn.Sequential(nn.Conv2d(4, 8, 3, padding=1, groups=2), nn.Flatten(), nn.Linear(128, 5)), 4, 4
+    ) == (8 * 2 * 9 * 16 + 128 * 5)
+
+
+def test_width_32_resnet9_trains_at_572_mflop_an_image() -> None:
+    macs = count_macs(make("resnet9", classes=10, width=32), 3, 32)
+    assert macs == 95_259_136
+    assert round(6 * macs / 1e6) == 572
+
+
+def test_width_scales_the_channels() -> None:
+    with torch.device("meta"):
+        for name in ("resnet8", "resnet9", "resnet20", "resnet56"):
+            model = make(name, width=24)
+            assert next(model.parameters()).shape[0] == 24
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_net_rebuilds_from_its_spec_and_weights(name: str) -> None:
+    spec = ModelSpec(name=name, width=16 if name == "resnet9" else None, dropout=0.2)
+    torch.manual_seed(1)
+    model = build(spec, classes=5, channels=1, image_size=32)
+    model(torch.randn(8, 1, 32, 32))  # moves the statistics
+    state = torch.random.get_rng_state()
+    again = rebuild(spec, model.state_dict(), classes=5, channels=1, image_size=32)
+    assert torch.equal(torch.random.get_rng_state(), state), "nobody's generator moved"
+    images = torch.randn(3, 1, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(model.eval()(images), again.eval()(images))
+
+
+def test_rebuilding_refuses_other_weights() -> None:
+    weights = make("resnet8").state_dict()
+    del weights["classifier.bias"]
+    weights["extra"] = torch.zeros(1)
+    with pytest.raises(RecipeError, match=r"classifier\.bias is missing; extra is not in the net"):
+        rebuild(ModelSpec(name="resnet8"), weights, classes=7, channels=3, image_size=32)
+
+
+# Options
+
+
+def test_dropout_lies_before_the_classifier_and_keeps_the_names_of_weights() -> None:
+    for name in SMALL:
+        plain, dropped = make(name), make(name, dropout=0.5)
+        assert list(plain.state_dict()) == list(dropped.state_dict())
+        layer = dropped.get_submodule(classifier_names(dropped)[0])
+        assert isinstance(layer, DropoutLinear)
+        ones = torch.ones(1, layer.in_features)
+        outputs = {round(layer(ones).sum().item(), 4) for _ in range(5)}
+        assert len(outputs) > 1
+        layer.eval()
+        assert torch.equal(layer(ones), nn.functional.linear(ones, layer.weight, layer.bias))
+
+
+def test_a_librarys_own_dropout_is_what_the_recipe_says() -> None:
+    def rates(**options: float) -> list[float]:
+        model = make("torchvision:mobilenet_v3_small", **options)
+        return [module.p for module in model.modules() if isinstance(module, nn.Dropout)]
+
+    assert rates() == [0.0]  # torchvision's own default is 0.2
+    assert rates(dropout=0.3) == [0.3]
+
+
+def test_stochastic_depth_of_libraries() -> None:
+    def rates(model: nn.Module) -> list[float]:
+        kinds = {"DropPath": "drop_prob", "StochasticDepth": "p"}
+        return [getattr(m, kinds[type(m).__name__]) for m in model.modules() if type(m).__name__ in kinds]
+
+    drops = rates(make("timm:test_vit", stochastic_depth=0.2))
+    assert max(drops) == pytest.approx(0.2)
+    assert rates(make("timm:test_vit")) == []
+    default = rates(make("torchvision:efficientnet_b0"))
+    assert default
+    assert set(default) == {0.0}, "torchvision's own default is 0.2; the recipe said nothing"
+    assert max(rates(make("torchvision:efficientnet_b0", stochastic_depth=0.4))) > 0.35
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"name": "resnet19"}, r"unknown name 'resnet19'; did you mean .*resnet18"),
+        ({"name": "nonsense"}, r"Valid: simple_cnn, resnet8, .*wide_resnet28_10, timm:NAME, torchvision:NAME"),
+        ({"name": "timm:resnet181"}, r"unknown timm net 'resnet181'; did you mean .*resnet18"),
+        ({"name": "torchvision:resnet19"}, r"did you mean .*resnet18"),
+        ({"name": "hub:resnet18"}, r"unknown name 'hub:resnet18'"),
+        ({"name": "simple_cnn", "width": 8}, r"model\.width: simple_cnn has none"),
+        ({"name": "simple_cnn", "stochastic_depth": 0.1}, r"model\.stochastic_depth: simple_cnn has none"),
+        ({"name": "simple_cnn", "stem": "large"}, r"model\.stem"),
+        ({"name": "resnet18", "width": 8}, r"model\.width"),
+        ({"name": "timm:test_resnet", "stem": "small"}, r"model\.stem"),
+        (
+            {"name": "torchvision:resnet18", "stochastic_depth": 0.1},
+            r"model\.stochastic_depth: torchvision:resnet18 has",
+        ),
+        ({"name": "timm:vgg11", "stochastic_depth": 0.1}, r"model\.stochastic_depth: timm:vgg11 has none"),
+        ({"name": "torchvision:swin_t", "pretrained": True}, r"pickles"),
+        ({"name": "torchvision:resnet18", "pretrained": True}, r"timm:resnet18\.tv_in1k"),
+        ({"name": "resnet18", "pretrained": True}, r"no published weights of resnet18"),
+        ({"name": "resnet8", "pretrained": "weights.pth"}, r"reads no pickle"),
+        ({"name": "resnet8", "pretrained": "nowhere.safetensors"}, r"there is no file nowhere\.safetensors"),
+        ({"name": "torchvision:inception_v3"}, r"does not run on 32x32"),
+    ],
+)
+def test_mistakes_in_a_spec_are_named(spec: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message) as caught:
+        build(ModelSpec(**spec), classes=7, channels=3, image_size=32)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("sizes", [(1, 3, 32), (10, 2, 32), (10, 3, 2)])
+def test_impossible_sizes(sizes: tuple[int, int, int]) -> None:
+    classes, channels, image_size = sizes
+    with pytest.raises(RecipeError, match="at least 2 classes"):
+        build(ModelSpec(name="resnet8"), classes=classes, channels=channels, image_size=image_size)
+
+
+# Pretrained weights and freezing
+
+
+def saved(path: Path, model: nn.Module) -> str:
+    save_file({key: tensor.contiguous() for key, tensor in model.state_dict().items()}, path)
+    return str(path)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_local_weights(name: str, tmp_path: Path) -> None:
+    teacher = make(name, classes=10, seed=1)
+    path = saved(tmp_path / "w.safetensors", teacher)
+    same = make(name, classes=10, seed=2, pretrained=path)
+    assert all(
+        torch.equal(a, b) for a, b in zip(teacher.state_dict().values(), same.state_dict().values(), strict=True)
+    )
+
+    fresh = make(name, classes=4, seed=2)
+    other = make(name, classes=4, seed=2, pretrained=path)
+    heads = classifier_names(other)
+    for key, tensor in other.state_dict().items():
+        source = fresh if key.rpartition(".")[0] in heads else teacher
+        assert torch.equal(tensor, source.state_dict()[key]), key
+
+
+def test_local_weights_that_do_not_fit(tmp_path: Path) -> None:
+    path = saved(tmp_path / "w.safetensors", make("resnet8", classes=10))
+    with pytest.raises(RecipeError, match=r"stem\.0\.weight is \[16, 3, 3, 3\], not \[16, 1, 3, 3\]"):
+        make("resnet8", channels=1, pretrained=path)
+    with pytest.raises(RecipeError, match=r"is missing; .* and \d+ more"):
+        make("resnet20", pretrained=path)
+    wide = saved(tmp_path / "wide.safetensors", make("resnet8", classes=10, width=32))
+    with pytest.raises(RecipeError, match="does not fit"):
+        make("resnet8", classes=7, pretrained=wide)
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(Path(path).read_bytes()[:1000])
+    with pytest.raises(RecipeError, match=r"broken\.safetensors cannot be read"):
+        make("resnet8", pretrained=str(broken))
+
+
+def test_pretrained_timm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+    import timm
+
+    torch.manual_seed(5)
+    published = timm.create_model("test_resnet")
+    path = saved(tmp_path / "model.safetensors", published)
+    asked = []
+
+    def download(repo: str, filename: str) -> str:
+        asked.append((repo, filename))
+        return path
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    model = make("timm:test_resnet", classes=3, pretrained=True)
+    assert asked == [("timm/test_resnet.r160_in1k", "model.safetensors")]
+    first = next(iter(published.state_dict()))
+    assert torch.equal(model.state_dict()[first], published.state_dict()[first])
+    assert model.get_submodule(classifier_names(model)[0]).out_features == 3
+    grey = make("timm:test_resnet", classes=3, channels=1, pretrained=True)
+    assert torch.allclose(grey.state_dict()[first], published.state_dict()[first].sum(1, keepdim=True), atol=1e-6)
+
+
+def test_without_network_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    def download(*args: object) -> str:
+        raise socket.gaierror("no network")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    with pytest.raises(
+        RecipeError, match=r"could not be fetched \(gaierror\); connect to the network, or give the path"
+    ):
+        make("timm:test_resnet", pretrained=True)
+
+
+def test_normalization_is_that_of_the_pretrained_net() -> None:
+    assert normalization(ModelSpec(name="timm:test_vit")) is None, "fresh weights have none"
+    assert normalization(ModelSpec(name="resnet18", pretrained="x.safetensors")) is None
+    imagenet = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert normalization(ModelSpec(name="timm:resnet18", pretrained=True)) == imagenet
+    assert normalization(ModelSpec(name="torchvision:resnet18", pretrained="x.safetensors")) == imagenet
+    half = normalization(ModelSpec(name="timm:vit_tiny_patch16_224", pretrained=True))
+    assert half == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    grey = normalization(ModelSpec(name="timm:resnet18", pretrained=True), channels=1)
+    assert grey is not None
+    assert grey[0] == pytest.approx((0.449,))
+
+
+@pytest.mark.parametrize("name", ["resnet8", "timm:test_resnet", "torchvision:mobilenet_v3_small"])
+def test_a_frozen_backbone_does_not_move(name: str, tmp_path: Path) -> None:
+    path = saved(tmp_path / "w.safetensors", make(name, classes=10))
+    model = make(name, classes=3, pretrained=path, freeze="backbone", dropout=0.5)
+    heads = classifier_names(model)
+    trainable = {key for key, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trainable == {key for key, _ in model.named_parameters() if key.rpartition(".")[0] in heads}
+
+    twin = copy.deepcopy(model)  # as EMA and the measuring of precision do
+    before = {key: tensor.clone() for key, tensor in twin.state_dict().items()}
+    optimizer = torch.optim.SGD([p for p in twin.parameters() if p.requires_grad], lr=1.0)
+    images, labels = torch.randn(8, 3, 32, 32), torch.arange(8) % 3
+    for _ in range(2):
+        twin.train()
+        nn.functional.cross_entropy(twin(images), labels).backward()
+        optimizer.step()
+    for key, tensor in twin.state_dict().items():
+        assert torch.equal(tensor, before[key]) == (key.rpartition(".")[0] not in heads), key
+    dropouts = [m for m in twin.modules() if isinstance(m, nn.Dropout | DropoutLinear) and m.p > 0]
+    assert [module.training for module in dropouts] == [True], "dropout before the classifier is still on"
+    assert not any(module.training for module in twin.modules() if isinstance(module, nn.BatchNorm2d))
+    assert not any(module.training for module in twin.eval().modules())
+    assert all(torch.equal(model.state_dict()[key], before[key]) for key in before), "the copy is a copy"
+
+
+def test_freezing_random_weights_is_refused_when_the_recipe_is_read() -> None:
+    with pytest.raises(ValidationError, match="needs pretrained weights"):
+        ModelSpec(name="resnet8", freeze="backbone")
+
+
+def test_a_frozen_net_rebuilds_frozen_without_its_pretrained_file(tmp_path: Path) -> None:
+    path = saved(tmp_path / "w.safetensors", make("resnet8"))
+    spec = ModelSpec(name="resnet8", pretrained=path, freeze="backbone")
+    weights = build(spec, classes=7, channels=3, image_size=32).state_dict()
+    Path(path).unlink()
+    model = rebuild(spec, weights, classes=7, channels=3, image_size=32)
+    assert [key for key, p in model.named_parameters() if p.requires_grad] == ["classifier.weight", "classifier.bias"]
+
+
+# What other rooms rely on
+
+
+@pytest.mark.parametrize("name", ["simple_cnn", "resnet8", "resnet9"])
+def test_export(name: str) -> None:
+    options = {} if name == "simple_cnn" else {"stochastic_depth": 0.2}
+    model = make(name, dropout=0.1, **options).eval()
+    images = torch.randn(2, 3, 32, 32)
+    program = torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim("n")},), strict=True)
+    more = torch.randn(5, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(program.module()(more), model(more))
+
+
+@pytest.mark.parametrize("name", ["resnet8", "resnet9", "resnet50", "wide_resnet28_10"])
+def test_the_residual_sum_is_a_plain_addition(name: str) -> None:
+    import operator
+
+    with torch.device("meta"):
+        model = make(name)
+    graph = torch.fx.symbolic_trace(model).graph
+    blocks = sum(
+        type(module).__name__ in ("BasicBlock", "Bottleneck", "_Residual9", "_PreActivationBlock")
+        for module in model.modules()
+    )
+    assert sum(node.target is operator.add for node in graph.nodes) == blocks > 0
+    assert not any(str(node.target).endswith("_") for node in graph.nodes if node.op == "call_method")
+
+
+@pytest.mark.parametrize("name", ["simple_cnn", "resnet8", "resnet9"])
+def test_no_layer_changes_another_layers_output(name: str) -> None:
+    model = make(name)
+    seen: list[tuple[str, torch.Tensor, torch.Tensor]] = []
+    for key, module in model.named_modules():
+        if not any(module.children()):
+            module.register_forward_hook(
+                lambda m, i, output, key=key: seen.append((key, output, output.detach().clone()))
+            )
+    model(torch.randn(2, 3, 32, 32))
+    assert seen
+    assert all(torch.equal(output, copied) for _, output, copied in seen)
+
+
+def test_bf16_and_channels_last_stay_that_way_from_stem_to_pool() -> None:
+    """On a CPU this is the fast path; one layer that falls out of it copies every activation twice."""
+    model = make("resnet9").to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    images = torch.randn(6, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    outputs: list[tuple[str, torch.Tensor]] = []
+    for key, module in model.named_modules():
+        if not any(module.children()) and not key.startswith(("pool", "classifier")):
+            module.register_forward_hook(lambda m, i, output, key=key: outputs.append((key, output)))
+    with (
+        torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as profile,
+        torch.autocast("cpu", torch.bfloat16),
+    ):
+        loss = nn.functional.cross_entropy(model(images).float(), torch.arange(6))
+        loss.backward()
+    for key, output in outputs:
+        assert output.dtype == torch.bfloat16, key
+        assert output.is_contiguous(memory_format=torch.channels_last), key
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    shapes = [event.input_shapes[0] for event in profile.events() if event.name == "aten::copy_"]
+    copies = [shape for shape in shapes if len(shape) == 4 and shape[0] == 6]
+    assert copies == [[6, 3, 32, 32]], "the one cast of the input"
+
+
+def test_models_is_a_plain_dictionary_of_factories() -> None:
+    assert room.MODELS is MODELS
+    assert all(callable(factory) for factory in MODELS.values())
