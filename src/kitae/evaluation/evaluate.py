@@ -112,7 +112,8 @@ class _Normalize:
         self.std = None if std is None else torch.tensor(std, device=device).reshape(1, -1, 1, 1)
 
     def __call__(self, images: NDArray[np.uint8]) -> Tensor:
-        batch = torch.from_numpy(np.ascontiguousarray(images)).to(self.device)
+        pixels = np.require(images, requirements=["C", "W"])  # a flipped view or a read-only memory map is copied
+        batch = torch.from_numpy(pixels).to(self.device)
         batch = batch.to(torch.float32, memory_format=self.memory_format).div_(255)
         for values in (self.mean, self.std):  # broadcasting would turn one channel into three without a word
             if values is not None and values.shape[1] != batch.shape[1]:

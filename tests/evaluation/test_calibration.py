@@ -1,0 +1,169 @@
+"""Temperature and calibration error, against torchmetrics and against models whose truth is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from torchmetrics.functional.classification import multiclass_calibration_error
+
+from kitae.errors import DataError, TrainingError
+from kitae.evaluation.calibration import (
+    calibration_error,
+    expected_calibration_error,
+    fit_temperature,
+    log_probabilities,
+    probabilities,
+    reliability,
+)
+
+
+def simulate(
+    count: int, K: int = 5, sharpness: float = 1.0, seed: int = 0
+) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float64]]:
+    """Logits `sharpness` times too large for how the labels were drawn, the labels, and the true probabilities."""
+    generator = np.random.default_rng(seed)
+    honest = generator.normal(size=(count, K)) * 1.5
+    chances = probabilities(honest)
+    labels = (chances.cumsum(axis=1) > generator.random((count, 1))).argmax(axis=1)
+    return (sharpness * honest).astype(np.float32), labels, chances
+
+
+@pytest.mark.parametrize("sharpness", [0.5, 1.0, 3.0])
+def test_the_temperature_undoes_a_known_sharpness(sharpness: float) -> None:
+    logits, labels, _ = simulate(20_000, sharpness=sharpness)
+    temperature = fit_temperature(logits, labels)
+    assert temperature == pytest.approx(sharpness, rel=0.05)
+    if sharpness != 1:
+        after = expected_calibration_error(logits, labels, temperature)
+        assert after < 0.02 < expected_calibration_error(logits, labels)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 1000), count=st.integers(1, 40), scale=st.sampled_from([1e-3, 1.0, 1e3]))
+def test_the_temperature_is_a_minimum_and_never_changes_a_prediction(seed: int, count: int, scale: float) -> None:
+    generator = np.random.default_rng(seed)
+    logits = (generator.normal(size=(count, 4)) * scale).astype(np.float32)
+    labels = generator.integers(0, 4, count)
+
+    def loss(temperature: float) -> float:
+        return float(-log_probabilities(logits, temperature)[np.arange(count), labels].mean())
+
+    temperature = fit_temperature(logits, labels)
+    assert 0.05 <= temperature <= 20.0001
+    best = loss(temperature)
+    for other in (0.05, 0.5, 1.0, 2.0, 20.0, temperature * 0.99, temperature * 1.01):
+        if 0.05 <= other <= 20:
+            assert best <= loss(other) + 1e-9
+    scaled = logits.astype(np.float64) / temperature
+    assert (scaled.argmax(axis=1) == logits.argmax(axis=1)).all()
+
+
+def test_the_ends_of_the_temperatures_range() -> None:
+    perfect = np.eye(3, dtype=np.float32)
+    assert fit_temperature(perfect, np.arange(3)) == pytest.approx(0.05)
+    assert fit_temperature(perfect, (np.arange(3) + 1) % 3) == pytest.approx(20)
+
+
+def test_probabilities_are_stable() -> None:
+    rows = probabilities(np.array([[1000.0, 0.0, -1000.0], [-1e30, 0.0, 0.0]]))
+    assert np.isfinite(rows).all()
+    assert rows.sum(axis=1) == pytest.approx(1)
+    assert rows[1] == pytest.approx([0, 0.5, 0.5])
+    for wrong in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="temperature"):
+            probabilities(np.zeros((1, 2)), wrong)
+
+
+def test_calibration_error_by_hand() -> None:
+    # Confidences 0.9 (right), 0.9 (wrong), 0.6 (right): bins 14 and 9 of 15. (2 |0.5 - 0.9| + 1 |1 - 0.6|) / 3
+    chances = np.array([[0.9, 0.1], [0.9, 0.1], [0.4, 0.6]])
+    assert expected_calibration_error(np.log(chances), np.array([0, 1, 1])) == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize("sharpness", [1.0, 2.0])
+@pytest.mark.parametrize("K", [2, 10])
+def test_calibration_error_is_that_of_torchmetrics(K: int, sharpness: float) -> None:
+    logits, labels, _ = simulate(3000, K, sharpness)
+    chances = torch.from_numpy(probabilities(logits))
+    expected = multiclass_calibration_error(chances, torch.from_numpy(labels), K, n_bins=15, norm="l1")
+    assert expected_calibration_error(logits, labels) == pytest.approx(float(expected), abs=1e-6)
+
+
+def test_an_honest_model_has_almost_no_calibration_error() -> None:
+    logits, labels, _ = simulate(50_000)
+    assert expected_calibration_error(logits, labels) < 0.012
+
+
+def test_reliability_adds_up() -> None:
+    logits, labels, _ = simulate(2000, sharpness=2.0)
+    bins = reliability(logits, labels, bins=10)
+    assert sum(int(row["count"] or 0) for row in bins) == 2000
+    gaps = [(row["count"] or 0) * abs((row["accuracy"] or 0) - (row["confidence"] or 0)) for row in bins]
+    assert sum(gaps) / 2000 == pytest.approx(expected_calibration_error(logits, labels, bins=10))
+    assert bins[0]["count"] == 0, "no confidence is below 1 / K"
+    assert bins[0]["accuracy"] is None
+
+
+def trial(sharpness: float, count: int, seed: int, replicates: int) -> tuple[float, tuple[float, float]]:
+    logits, labels, _ = simulate(count, sharpness=sharpness, seed=seed)
+    predicted = logits.argmax(axis=1)
+    confidence = probabilities(logits)[np.arange(count), predicted]
+    estimate, interval = calibration_error(confidence, predicted == labels, seed=seed, replicates=replicates)
+    assert interval is not None
+    return estimate, interval
+
+
+def true_error(sharpness: float) -> float:
+    logits, _, chances = simulate(300_000, sharpness=sharpness, seed=99)
+    rows, predicted = np.arange(len(logits)), logits.argmax(axis=1)
+    confidence = probabilities(logits)[rows, predicted]
+    index = np.clip(np.ceil(confidence * 15).astype(int) - 1, 0, 14)
+    return float(np.abs(np.bincount(index, confidence - chances[rows, predicted], 15)).sum() / len(logits))
+
+
+def test_the_interval_of_an_honest_model_begins_at_0() -> None:
+    below = [trial(1.0, 400, seed, 200)[1][0] for seed in range(40)]
+    assert sum(low == 0 for low in below) >= 35
+
+
+def test_the_interval_of_a_bad_model_does_not() -> None:
+    estimate, (low, high) = trial(3.0, 1000, 0, 500)
+    assert 0.1 < low < estimate < high < 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("sharpness", "count"), [(1.0, 300), (1.1, 1000), (1.3, 1000), (2.0, 1000), (3.0, 5000)])
+def test_the_interval_covers_the_truth(sharpness: float, count: int) -> None:
+    truth = true_error(sharpness)
+    hits = 0
+    for seed in range(200):
+        _, (low, high) = trial(sharpness, count, seed, 300)
+        hits += low - 1e-3 <= truth <= high
+    assert hits / 200 >= 0.86
+
+
+def test_one_image_has_no_interval() -> None:
+    assert calibration_error(np.array([0.7]), np.array([True])) == (pytest.approx(0.3), None)
+
+
+@pytest.mark.parametrize("function", [fit_temperature, expected_calibration_error, reliability])
+def test_what_cannot_be_measured(function: object) -> None:
+    assert callable(function)
+    good = np.zeros((2, 3), dtype=np.float32)
+    with pytest.raises(DataError, match="no images"):
+        function(good[:0], np.zeros(0, dtype=np.int64))
+    with pytest.raises(DataError, match=r"\[N, K\]"):
+        function(good[0], np.zeros(3, dtype=np.int64))
+    with pytest.raises(DataError, match="labels must be integers"):
+        function(good, np.zeros(2))
+    with pytest.raises(DataError, match=r"labels must be in \[0, 3\), but go from 0 to 3"):
+        function(good, np.array([0, 3]))
+    with pytest.raises(DataError, match="labels must be in"):
+        function(good, np.array([-1, 0]))
+    for bad in (np.nan, np.inf):
+        with pytest.raises(TrainingError, match=r"not finite for 1 of 2 images \(first: position 1\)"):
+            function(np.array([[0, 0, 0], [0, bad, 0]], dtype=np.float32), np.array([0, 1]))

@@ -1,0 +1,296 @@
+"""Every image counted once, whatever the batch; every number as one works it out by hand."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torchmetrics.functional.classification import multiclass_accuracy
+
+from kitae.errors import DataError, TrainingError
+from kitae.evaluation.calibration import expected_calibration_error, probabilities
+from kitae.evaluation.evaluate import evaluate, mistakes, predict_logits, predictions_table
+
+MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+
+
+class Net(nn.Module):
+    """Dropout and BatchNorm, so that a wrong mode shows."""
+
+    def __init__(self, channels: int = 3) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(channels, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.dropout = nn.Dropout(0.5)
+        self.classifier = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.classifier(self.dropout(self.norm(self.conv(x)).relu().mean((2, 3))))
+        return logits
+
+
+class Images:
+    def __init__(self, count: int = 50, channels: int = 3) -> None:
+        generator = np.random.default_rng(0)
+        self.images = generator.integers(0, 256, (count, channels, 8, 8), dtype=np.uint8)
+        self.labels = generator.integers(0, 4, count)
+        self.asked: list[int] = []
+
+    def __call__(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        self.asked += rows.tolist()
+        return self.images[rows], self.labels[rows]
+
+
+def reference(model: nn.Module, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    scaled = torch.from_numpy(images).float() / 255
+    x = (scaled - torch.tensor(MEAN).reshape(1, 3, 1, 1)) / torch.tensor(STD).reshape(1, 3, 1, 1)
+    with torch.no_grad():
+        return np.asarray(model.eval()(x).numpy())
+
+
+# predict_logits
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 50, 64])
+def test_each_row_once_in_order_whatever_the_batch(batch_size: int) -> None:
+    data = Images()
+    rows = np.random.default_rng(1).permutation(50)[:40]
+    logits, labels = predict_logits(Net(), data, rows, mean=MEAN, std=STD, batch_size=batch_size)
+    assert data.asked == rows.tolist()
+    assert labels.tolist() == data.labels[rows].tolist()
+    assert logits.dtype == np.float32
+    np.testing.assert_allclose(logits, reference(Net(), data.images[rows]), atol=1e-5)
+
+
+def test_modes_come_back_and_nothing_else_moves() -> None:
+    model = Net().train()
+    model.norm.eval()  # a frozen layer
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    generators = torch.random.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # type: ignore[union-attr]
+    predict_logits(model, Images(), np.arange(50), mean=MEAN, std=STD)
+    after = torch.random.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # type: ignore[union-attr]
+    assert torch.equal(generators[0], after[0])
+    assert generators[1:] == after[1:]
+    assert [model.training, model.norm.training, model.dropout.training] == [True, False, True]
+    assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+
+
+def test_modes_come_back_after_an_error() -> None:
+    model = Net().train()
+    with pytest.raises(RuntimeError):
+        predict_logits(model, Images(channels=1), np.arange(4))
+    assert all(module.training for module in model.modules())
+
+
+def test_lower_precision_is_close_and_comes_back_as_float32() -> None:
+    exact, _ = predict_logits(Net(), Images(), np.arange(50), mean=MEAN, std=STD)
+    rough, _ = predict_logits(Net(), Images(), np.arange(50), mean=MEAN, std=STD, precision="bf16")
+    assert rough.dtype == np.float32
+    assert not np.array_equal(exact, rough)
+    np.testing.assert_allclose(exact, rough, atol=0.05)
+    with pytest.raises(ValueError, match="fp32, bf16, fp16"):
+        predict_logits(Net(), Images(), np.arange(5), precision="int8")
+
+
+def test_a_model_in_double_and_in_channels_last() -> None:
+    exact, _ = predict_logits(Net(), Images(), np.arange(50), mean=MEAN, std=STD)
+    double, _ = predict_logits(Net().double(), Images(), np.arange(50), mean=MEAN, std=STD)
+    np.testing.assert_allclose(exact, double, atol=1e-5)
+    model = Net().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    formats = []
+    model.conv.register_forward_pre_hook(
+        lambda module, inputs: formats.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
+    )
+    last, _ = predict_logits(model, Images(), np.arange(50), mean=MEAN, std=STD)
+    np.testing.assert_allclose(exact, last, atol=1e-5)
+    assert formats == [True]
+
+
+def test_without_normalisation_pixels_are_in_0_to_1() -> None:
+    class Largest(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.stack([x.amax((1, 2, 3)), x.amin((1, 2, 3))], dim=1)
+
+    data = Images()
+    logits, _ = predict_logits(Largest(), data, np.arange(50))
+    np.testing.assert_allclose(logits[:, 0], data.images.max(axis=(1, 2, 3)) / 255, rtol=1e-6)
+    np.testing.assert_allclose(logits[:, 1], data.images.min(axis=(1, 2, 3)) / 255, rtol=1e-6)
+
+
+def test_views_are_averaged_as_probabilities() -> None:
+    data, model = Images(), Net()
+
+    def flips(images: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
+        yield images
+        yield images[..., ::-1]
+
+    logits, labels = predict_logits(model, data, np.arange(50), mean=MEAN, std=STD, batch_size=16, views=flips)
+    both = [probabilities(reference(model, images)) for images in (data.images, data.images[..., ::-1].copy())]
+    np.testing.assert_allclose(probabilities(logits), (both[0] + both[1]) / 2, atol=1e-6)
+    np.testing.assert_allclose(np.exp(logits).sum(axis=1), 1, atol=1e-6)
+    assert data.asked == list(range(50))
+    assert labels.shape == (50,)
+    once, _ = predict_logits(model, data, np.arange(50), mean=MEAN, std=STD, views=lambda images: [images])
+    np.testing.assert_allclose(probabilities(once), both[0], atol=1e-6)
+
+
+def test_a_read_only_memory_map_is_fine(recwarn: pytest.WarningsRecorder) -> None:
+    data = Images()
+    data.images.setflags(write=False)
+    predict_logits(Net(), lambda rows: (data.images[rows[0] : rows[-1] + 1], data.labels[rows]), np.arange(50))
+    assert not [warning for warning in recwarn if "writable" in str(warning.message)]
+
+
+def test_progress_counts_images() -> None:
+    counts: list[int] = []
+    predict_logits(Net(), Images(), np.arange(50), batch_size=20, progress=counts.append)
+    assert counts == [20, 20, 10]
+
+
+def test_what_cannot_be_predicted() -> None:
+    with pytest.raises(DataError, match="no images"):
+        predict_logits(Net(), Images(), np.zeros(0, dtype=np.int64))
+    with pytest.raises(DataError, match="images have 1 channels, but mean or std has 3 values"):
+        predict_logits(Net(1), Images(channels=1), np.arange(5), mean=MEAN, std=STD)
+    broken = Net()
+    nn.init.constant_(broken.classifier.weight, float("nan"))
+    with pytest.raises(TrainingError, match="not finite for 5 of 5 images"):
+        predict_logits(broken, Images(), np.arange(5))
+
+
+# evaluate
+
+CLASSES = ["ant", "bee", "cat"]
+
+
+def one_hot_logits(predicted: list[int], K: int, confidence: float = 0.8) -> NDArray[np.float64]:
+    chances = np.full((len(predicted), K), (1 - confidence) / (K - 1))
+    chances[np.arange(len(predicted)), predicted] = confidence
+    return np.log(chances)
+
+
+def test_numbers_by_hand() -> None:
+    labels = np.array([0, 0, 0, 0, 1, 1, 2, 2])
+    result = evaluate(one_hot_logits([0, 0, 0, 1, 1, 0, 2, 2], 3), labels, CLASSES)
+    assert result["count"] == 8
+    assert result["accuracy"] == pytest.approx(6 / 8)
+    assert result["balanced_accuracy"] == pytest.approx((3 / 4 + 1 / 2 + 1) / 3)
+    assert result["loss"] == pytest.approx(-(6 * np.log(0.8) + 2 * np.log(0.1)) / 8)
+    assert result["brier"] == pytest.approx((6 * (0.04 + 2 * 0.01) + 2 * (0.64 + 0.81 + 0.01)) / 8)
+    assert result["ece"] == pytest.approx(0.05)
+    assert result["confusion"] == [[3, 1, 0], [1, 1, 0], [0, 0, 2]]
+    assert result["per_class"]["ant"]["accuracy"] == pytest.approx(0.75)
+    assert [result["per_class"][name]["count"] for name in CLASSES] == [4, 2, 2]
+    assert result["classes_absent"] == []
+    assert "top5" not in result, "with 5 classes or fewer it is always 1"
+    for name in ("accuracy", "balanced_accuracy", "loss", "brier", "ece"):
+        low, high = result[f"{name}_interval"]
+        assert low <= result[name] <= high, name
+        assert result["intervals"][name]
+    assert "test images" in result["intervals"]["covers"]
+
+
+def test_numbers_of_torchmetrics() -> None:
+    generator = np.random.default_rng(0)
+    logits, labels = generator.normal(size=(500, 8)).astype(np.float32), generator.integers(0, 8, 500)
+    result = evaluate(logits, labels, [str(i) for i in range(8)], temperature=1.7)
+    x, y = torch.from_numpy(logits), torch.from_numpy(labels)
+    assert result["accuracy"] == pytest.approx(float(multiclass_accuracy(x, y, 8, average="micro")))
+    assert result["balanced_accuracy"] == pytest.approx(float(multiclass_accuracy(x, y, 8, average="macro")))
+    assert result["top5"] == pytest.approx(float(multiclass_accuracy(x, y, 8, top_k=5, average="micro")))
+    assert result["top5_interval"][0] < result["top5"] < result["top5_interval"][1]
+    assert result["loss"] == pytest.approx(float(nn.functional.cross_entropy(x / 1.7, y)), rel=1e-6)
+    assert result["ece"] == pytest.approx(expected_calibration_error(logits, labels, 1.7))
+    assert result["temperature"] == 1.7
+
+
+def test_the_temperature_moves_no_prediction() -> None:
+    generator = np.random.default_rng(0)
+    logits, labels = generator.normal(size=(200, 3)).astype(np.float32), generator.integers(0, 3, 200)
+    plain, warm = evaluate(logits, labels, CLASSES), evaluate(logits, labels, CLASSES, temperature=20.0)
+    assert plain["confusion"] == warm["confusion"]
+    assert plain["loss"] != warm["loss"]
+
+
+def test_a_class_without_images_is_named_and_left_out() -> None:
+    result = evaluate(one_hot_logits([0, 0, 2, 1], 3), np.array([0, 0, 2, 2]), CLASSES)
+    assert result["classes_absent"] == ["bee"]
+    assert result["balanced_accuracy"] == pytest.approx((1 + 0.5) / 2)
+    assert result["per_class"]["bee"] == {"accuracy": None, "accuracy_interval": None, "count": 0}
+
+
+def test_the_result_is_json_down_to_one_image() -> None:
+    for count in (1, 2, 30):
+        result = evaluate(one_hot_logits([1] * count, 7), np.ones(count, dtype=np.int64), list("abcdefg"))
+        assert json.loads(json.dumps(result, allow_nan=False)) == result
+        assert result["accuracy"] == result["top5"] == 1.0
+    assert evaluate(one_hot_logits([1], 3), np.array([1]), CLASSES)["loss_interval"] is None
+
+
+def test_the_result_is_the_same_again() -> None:
+    logits, labels = np.random.default_rng(0).normal(size=(60, 3)), np.arange(60) % 3
+    np.random.seed(0)
+    first = evaluate(logits, labels, CLASSES, seed=5)
+    np.random.seed(1)
+    assert evaluate(logits, labels, CLASSES, seed=5) == first
+    assert evaluate(logits, labels, CLASSES, seed=6)["ece_interval"] != first["ece_interval"]
+
+
+def test_names_must_fit() -> None:
+    logits, labels = one_hot_logits([0, 1], 3), np.array([0, 1])
+    with pytest.raises(DataError, match="3 classes need 3 different names"):
+        evaluate(logits, labels, ["ant", "bee"])
+    with pytest.raises(DataError, match=r"2 different"):
+        evaluate(logits, labels, ["ant", "bee", "ant"])
+    with pytest.raises(DataError, match="empty"):
+        evaluate(logits[:0], labels[:0], CLASSES)
+    with pytest.raises(TrainingError, match="not finite"):
+        evaluate(logits * np.nan, labels, CLASSES)
+
+
+# mistakes and predictions
+
+
+def test_mistakes_are_the_most_confident_wrong_ones() -> None:
+    chances = np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.01, 0.99], [0.2, 0.8]])
+    labels = np.array([0, 1, 0, 1, 0])
+    found = mistakes(np.log(chances), labels, k=2)
+    assert [(m.position, m.label, m.predicted) for m in found] == [(1, 1, 0), (4, 0, 1)]
+    assert [m.confidence for m in found] == pytest.approx([0.8, 0.8])
+    assert [m.position for m in mistakes(np.log(chances), labels)] == [1, 4, 2]
+    assert mistakes(np.log(chances), labels, k=0) == []
+    assert mistakes(np.log(chances[:1]), labels[:1]) == []
+
+
+def test_predictions_survive_their_file(tmp_path: Path) -> None:
+    logits = np.random.default_rng(0).normal(size=(3, 3)).astype(np.float32)
+    names = ["a.png", "<script>.png", "日本.jpg"]
+    table = predictions_table(names, np.array([2, 0, 1]), logits, CLASSES, temperature=2.5)
+    pq.write_table(table, tmp_path / "p.parquet")
+    back = pq.read_table(tmp_path / "p.parquet")
+    assert back["name"].to_pylist() == names
+    assert back["label"].to_pylist() == ["cat", "ant", "bee"]
+    assert back["predicted"].to_pylist() == [CLASSES[i] for i in logits.argmax(axis=1)]
+    chances = np.array(back["probabilities"].to_pylist())
+    np.testing.assert_allclose(chances, probabilities(logits, 2.5), atol=1e-7)
+    np.testing.assert_allclose(back["confidence"].to_numpy(), chances.max(axis=1), atol=1e-7)
+    assert json.loads(back.schema.metadata[b"classes"]) == CLASSES
+    assert float(back.schema.metadata[b"temperature"]) == 2.5
+
+
+def test_predictions_of_new_images_have_no_label() -> None:
+    table = predictions_table(["x"], None, np.zeros((1, 3)), CLASSES)
+    assert table["label"].to_pylist() == [None]
+    assert table["predicted"].to_pylist() == ["ant"]
+    with pytest.raises(DataError, match="need 1 names and 3 classes, not 2 and 3"):
+        predictions_table(["x", "y"], None, np.zeros((1, 3)), CLASSES)

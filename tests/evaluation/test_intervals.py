@@ -1,0 +1,190 @@
+"""Intervals against references, and against the truth in simulations."""
+
+from __future__ import annotations
+
+from math import comb, inf
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.proportion import proportion_confint
+
+from kitae.errors import DataError
+from kitae.evaluation import intervals
+
+
+@given(st.integers(1, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_wilson_is_that_of_statsmodels(case: tuple[int, int]) -> None:
+    successes, count = case
+    low, high = intervals.wilson(successes, count) or (inf, inf)
+    assert (low, high) == pytest.approx(proportion_confint(successes, count, method="wilson"), abs=1e-9)
+    assert 0 <= low <= successes / count <= high <= 1
+
+
+def test_wilson_at_its_ends() -> None:
+    assert intervals.wilson(0, 0) is None
+    assert intervals.wilson(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
+    assert (intervals.wilson(10, 10) or (0, 0))[1] == 1.0
+    assert intervals.wilson(5, 10, level=0.5) != intervals.wilson(5, 10)
+    with pytest.raises(ValueError, match="successes"):
+        intervals.wilson(11, 10)
+    with pytest.raises(ValueError, match="level"):
+        intervals.wilson(1, 10, level=95)
+
+
+def test_normal_mean() -> None:
+    low, high = intervals.normal_mean([1.0, 2.0, 3.0, 4.0]) or (0, 0)
+    assert (low + high) / 2 == pytest.approx(2.5)
+    assert high - low == pytest.approx(2 * 1.959964 * np.std([1, 2, 3, 4], ddof=1) / 2, rel=1e-6)
+    assert intervals.normal_mean([1.0]) is None
+
+
+def test_balanced_leaves_empty_classes_out() -> None:
+    assert intervals.balanced([3, 0, 9], [10, 0, 10]) == intervals.balanced([3, 9], [10, 10])
+    assert intervals.balanced([0], [0]) is None
+    low, high = intervals.balanced([10, 10], [10, 10]) or (1, 1)
+    assert low < 0.95, "ten out of ten is not certainty"
+    assert high == 1.0
+
+
+def test_balanced_covers_the_truth() -> None:
+    generator = np.random.default_rng(0)
+    accuracies, counts = np.array([0.95, 0.7, 0.5, 0.85]), np.array([400, 60, 25, 120])
+    hits = 0
+    for _ in range(1000):
+        low, high = intervals.balanced(generator.binomial(counts, accuracies), counts) or (1, 0)
+        hits += low <= accuracies.mean() <= high
+    assert 0.93 <= hits / 1000 <= 0.97
+
+
+def test_the_bootstrap_of_a_mean_is_about_the_normal_interval() -> None:
+    values = np.random.default_rng(0).normal(3, 2, 400)
+    normal = intervals.normal_mean(values) or (0, 0)
+    result = intervals.bootstrap(lambda rows: float(values[rows].mean()), 400, estimate=float(values.mean()))
+    assert result == pytest.approx(normal, abs=0.03)
+
+
+def test_the_bootstrap_is_keyed() -> None:
+    values = np.arange(50.0) ** 2
+
+    def once(seed: int) -> intervals.Interval | None:
+        return intervals.bootstrap(
+            lambda rows: float(values[rows].mean()), 50, estimate=float(values.mean()), seed=seed, replicates=200
+        )
+
+    np.random.seed(0)
+    first = once(1)
+    np.random.seed(1)
+    assert once(1) == first, "no global generator"
+    assert once(2) != first
+    assert first == pytest.approx((597.6835, 983.768), rel=1e-12), "the same on every platform"
+    assert intervals.bootstrap(lambda rows: 0.0, 1, estimate=0.0) is None
+
+
+def test_every_position_is_drawn_equally_often() -> None:
+    drawn = np.zeros(7, dtype=np.int64)
+
+    def count(rows: np.ndarray) -> float:
+        nonlocal drawn
+        drawn += np.bincount(rows, minlength=7)
+        return 0.0
+
+    intervals.bootstrap(count, 7, estimate=0.0, replicates=2000)
+    expected = 2000.0
+    assert ((drawn - expected) ** 2 / expected).sum() < 22.5, "chi-square, 6 degrees of freedom, p = 0.001"
+
+
+@pytest.mark.parametrize("count", [6, 9, 20, 51, 200])
+def test_the_interval_of_a_median_has_its_level(count: int) -> None:
+    low, high = intervals.median(np.arange(count)) or (0, 0)
+    k = int(low) + 1  # the k-th smallest
+
+    def level(k: int) -> float:
+        return 1 - 2 * sum(comb(count, i) for i in range(k)) / 2.0**count
+
+    assert low + high == count - 1, "symmetric"
+    assert level(k) >= 0.95 > level(k + 1), "at least 95 %, and the narrowest that has it"
+
+
+def test_a_median_of_few_has_no_interval() -> None:
+    assert intervals.median(np.arange(5)) is None
+    assert intervals.median([]) is None
+
+
+# Paired differences
+
+
+def predictions(both: int, gained: int, lost: int, neither: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    labels = np.zeros(both + gained + lost + neither, dtype=np.int64)
+    before = np.repeat([0, 1, 0, 1], [both, gained, lost, neither])
+    after = np.repeat([0, 0, 1, 1], [both, gained, lost, neither])
+    return before, after, labels
+
+
+def test_paired_difference_by_hand() -> None:
+    result = intervals.paired_difference(*predictions(80, 12, 4, 4))
+    assert result["difference"] == pytest.approx(0.08)
+    assert (result["gained"], result["lost"], result["count"]) == (12, 4, 100)
+    for end in result["interval"]:  # Tango 1998, equations 9 and 10, at the interval's own ends
+        b, c, n = 12, 4, 100
+        linear = -b - c + (2 * n - b + c) * end
+        lost = ((linear**2 + 8 * n * c * end * (1 - end)) ** 0.5 - linear) / (4 * n)
+        assert abs(b - c - n * end) / (n * (2 * lost + end * (1 - end))) ** 0.5 == pytest.approx(1.959964, abs=1e-5)
+    low, high = result["interval"]
+    assert low < 0.08 < high
+    assert result["p_value"] == pytest.approx(mcnemar([[80, 4], [12, 4]], exact=True).pvalue)
+
+
+def test_the_same_predictions_differ_by_nothing() -> None:
+    before, _, labels = predictions(50, 10, 0, 40)
+    result = intervals.paired_difference(before, before, labels)
+    assert result["difference"] == 0
+    assert result["p_value"] == 1
+    low, high = result["interval"]
+    assert low == pytest.approx(-high)
+    assert high == pytest.approx(1.96**2 / (100 + 1.96**2), abs=1e-4), (
+        "agreement on 100 images is no proof of it on all"
+    )
+
+
+@given(st.lists(st.integers(0, 40), min_size=4, max_size=4).filter(any))
+def test_the_paired_interval_holds_its_estimate(cells: list[int]) -> None:
+    result = intervals.paired_difference(*predictions(*cells))
+    low, high = result["interval"]
+    assert -1 <= low <= result["difference"] <= high <= 1
+    assert high - low > 0
+
+
+def test_swapping_the_models_turns_the_sign() -> None:
+    before, after, labels = predictions(70, 15, 5, 10)
+    forth, back = intervals.paired_difference(before, after, labels), intervals.paired_difference(after, before, labels)
+    assert forth["difference"] == -back["difference"]
+    assert forth["interval"] == pytest.approx([-back["interval"][1], -back["interval"][0]])
+    assert forth["p_value"] == back["p_value"]
+
+
+def test_pairing_pays() -> None:
+    before, after, labels = predictions(900, 15, 5, 80)
+    low, high = intervals.paired_difference(before, after, labels)["interval"]
+    alone = intervals.wilson(905, 1000) or (0, 0)
+    assert high - low < (alone[1] - alone[0]) / 1.5
+
+
+def test_paired_difference_covers_the_truth() -> None:
+    generator = np.random.default_rng(1)
+    for cells in ([0.88, 0.03, 0.02, 0.07], [0.6, 0.2, 0.05, 0.15], [0.97, 0.01, 0.0, 0.02], [1, 0, 0, 0]):
+        hits = 0
+        for _ in range(600):
+            case = predictions(*generator.multinomial(400, cells))
+            low, high = intervals.paired_difference(*case)["interval"]
+            hits += low <= cells[1] - cells[2] <= high
+        assert hits / 600 >= 0.93
+
+
+def test_paired_difference_refuses_what_is_not_paired() -> None:
+    with pytest.raises(DataError, match="paired"):
+        intervals.paired_difference([0, 1], [0], [0, 1])
+    with pytest.raises(DataError, match="paired"):
+        intervals.paired_difference([], [], [])
