@@ -32,7 +32,6 @@ from PIL import (
     Image,
     Jpeg2KImagePlugin,
     JpegImagePlugin,
-    MpoImagePlugin,
     PngImagePlugin,
     PpmImagePlugin,
     TiffImagePlugin,
@@ -60,7 +59,6 @@ _PLUGINS = (
     TiffImagePlugin.TiffImageFile,
     PpmImagePlugin.PpmImageFile,
     Jpeg2KImagePlugin.Jpeg2KImageFile,
-    MpoImagePlugin.MpoImageFile,
 )
 FORMATS: tuple[str, ...] = tuple(plugin.format for plugin in _PLUGINS) + (("AVIF",) if "AVIF" in Image.OPEN else ())
 # HEIC is not read, but a photograph: better a clear error than a file silently left out.

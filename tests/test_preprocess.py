@@ -1,0 +1,430 @@
+"""One rule for every kind of image, and one line for every kind of broken file."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image
+
+from kitae import preprocess
+from kitae.errors import DataError
+from kitae.preprocess import PreprocessRules, decode, flattened, from_array, prepare, probe
+
+RGB16 = PreprocessRules(16, 3)
+GREY16 = PreprocessRules(16, 1)
+SAVE_LOSSLESS = {"PNG": {}, "TIFF": {}, "WEBP": {"lossless": True}}
+
+
+def scene(height: int = 16, width: int = 16) -> NDArray[np.uint8]:
+    """uint8 [H, W, 3]: smooth, and different in each of the eight orientations."""
+    y, x = np.mgrid[0:height, 0:width]
+    return np.stack([255 * x / width, 255 * y / height, 200 * (x + 2 * y < width)], axis=-1).astype(np.uint8)
+
+
+def encoded(image: Image.Image | NDArray[np.uint8], kind: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def chw(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return pixels.transpose(2, 0, 1)
+
+
+# Kinds of images
+
+
+def test_rgb_of_the_right_size_is_untouched() -> None:
+    out = decode(encoded(scene()), RGB16)
+    assert (out == chw(scene())).all()
+    assert out.dtype == np.uint8
+    assert out.flags.c_contiguous
+    assert out.shape == (3, 16, 16)
+
+
+def test_path_and_bytes_and_array_give_the_same(tmp_path: Path) -> None:
+    data = encoded(scene(20, 30))
+    (tmp_path / "a.png").write_bytes(data)
+    expected = decode(data, RGB16)
+    assert (decode(tmp_path / "a.png", RGB16) == expected).all()
+    assert (decode(str(tmp_path / "a.png"), RGB16) == expected).all()
+    assert (from_array(scene(20, 30), RGB16) == expected).all()
+    assert (prepare(Image.fromarray(scene(20, 30)), RGB16) == expected).all()
+
+
+def test_grey_is_repeated_over_three_channels_and_colour_becomes_luma() -> None:
+    grey = scene()[..., 0]
+    assert (decode(encoded(grey), RGB16) == grey).all()
+    assert (decode(encoded(grey), GREY16) == grey[None]).all()
+    luma = scene().astype(float) @ [0.299, 0.587, 0.114]
+    assert np.abs(decode(encoded(scene()), GREY16)[0] - luma).max() <= 1
+
+
+def test_alpha_is_composited_on_white() -> None:
+    alpha = np.zeros((16, 16), np.uint8)
+    alpha[:, 8:] = 255
+    alpha[0, 0] = 128
+    out = decode(encoded(np.dstack([scene(), alpha])), RGB16)
+    assert (out[:, 1:, :8] == 255).all()
+    assert (out[:, :, 8:] == chw(scene())[:, :, 8:]).all()
+    assert abs(int(out[0, 0, 0]) - 127) <= 1
+
+
+def test_grey_with_alpha_is_composited_on_white() -> None:
+    grey, alpha = np.full((16, 16), 40, np.uint8), np.zeros((16, 16), np.uint8)
+    alpha[:8] = 255
+    data = encoded(Image.merge("LA", (Image.fromarray(grey), Image.fromarray(alpha))))
+    for rules in (RGB16, GREY16):
+        out = decode(data, rules)
+        assert (out[:, :8] == 40).all()
+        assert (out[:, 8:] == 255).all()
+
+
+def test_palette_becomes_its_colours() -> None:
+    image = Image.fromarray(scene()).quantize(16)
+    assert (decode(encoded(image), RGB16) == chw(np.asarray(image.convert("RGB")))).all()
+
+
+def test_transparent_colour_of_a_palette_is_white() -> None:
+    image = Image.new("P", (16, 16), 1)
+    image.putpalette([0, 0, 0, 200, 10, 20])
+    image.paste(0, (0, 0, 8, 16))
+    for kind in ("PNG", "GIF"):
+        out = decode(encoded(image, kind, transparency=0), RGB16)
+        assert (out[:, :, :8] == 255).all()
+        assert (out[:, 0, 12] == [200, 10, 20]).all()
+
+
+def test_transparent_colour_of_an_rgb_image_is_white() -> None:
+    pixels = scene()
+    pixels[:4] = (1, 2, 3)
+    out = decode(encoded(pixels, transparency=(1, 2, 3)), RGB16)
+    assert (out[:, :4] == 255).all()
+    assert (out[:, 4:] == chw(pixels)[:, 4:]).all()
+
+
+def test_16_bit_keeps_the_high_byte() -> None:
+    deep = (np.arange(256, dtype=np.uint32) * 257).astype(np.uint16).reshape(16, 16)
+    for kind in ("PNG", "TIFF"):
+        data = encoded(Image.fromarray(deep), kind)
+        assert probe(data)[1].startswith("I;16")
+        assert (decode(data, GREY16)[0] == deep >> 8).all()
+    assert (from_array(deep, GREY16)[0] == deep >> 8).all()
+    pgm = b"P5 16 16 65535\n" + deep.astype(">u2").tobytes()
+    assert (decode(pgm, GREY16)[0] == deep >> 8).all()
+
+
+def test_16_bit_colour_png() -> None:
+    deep = np.dstack([np.full((16, 16), value) for value in (0x1234, 0xABCD, 0xFF00)]).astype(">u2")
+    rows = b"".join(b"\0" + row.tobytes() for row in deep)
+    data = b"\x89PNG\r\n\x1a\n" + b"".join(
+        len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
+        for kind, body in (
+            (b"IHDR", (16).to_bytes(4, "big") * 2 + bytes([16, 2, 0, 0, 0])),
+            (b"IDAT", zlib.compress(rows)),
+            (b"IEND", b""),
+        )
+    )
+    assert (decode(data, RGB16)[:, 0, 0] == [0x12, 0xAB, 0xFF]).all()
+
+
+def test_one_bit_is_black_and_white() -> None:
+    bits = np.arange(256).reshape(16, 16) % 3 == 0
+    for kind in ("PNG", "TIFF", "PPM"):
+        assert (decode(encoded(Image.fromarray(bits), kind), GREY16)[0] == bits * 255).all()
+    assert (from_array(bits, GREY16)[0] == bits * 255).all()
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "JPEG"])
+def test_cmyk_becomes_rgb(kind: str) -> None:
+    image = Image.fromarray(scene()).convert("CMYK")
+    out = decode(encoded(image, kind, quality=95), RGB16).astype(int)
+    assert np.abs(out - chw(np.asarray(image.convert("RGB"))).astype(int)).mean() < (1 if kind == "TIFF" else 12)
+
+
+def test_first_frame_of_an_animation() -> None:
+    frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")]
+    out = decode(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]), RGB16)
+    assert (out[:, 0, 0] == [255, 0, 0]).all()
+
+
+@pytest.mark.parametrize("kind", preprocess.FORMATS)
+def test_every_format_of_the_list_is_read(kind: str) -> None:
+    data = encoded(scene(), kind, **SAVE_LOSSLESS.get(kind, {}))
+    assert np.abs(decode(data, RGB16).astype(int) - chw(scene())).mean() < 16
+
+
+def test_the_first_picture_of_a_phones_mpo_is_read() -> None:
+    data = encoded(scene(), "MPO", save_all=True, append_images=[Image.new("RGB", (16, 16))], quality=95)
+    assert np.abs(decode(data, RGB16).astype(int) - chw(scene())).mean() < 16
+
+
+def test_float_pixels_are_refused() -> None:
+    data = encoded(Image.fromarray(np.zeros((16, 16), np.float32)), "TIFF")
+    with pytest.raises(DataError, match=r"x\.tif: 32-bit float pixels"):
+        decode(data, RGB16, "x.tif")
+
+
+# Orientation
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_a_photo_turned_by_exif_is_its_upright_twin(kind: str, orientation: int) -> None:
+    upright = Image.fromarray(scene(48, 64))
+    inverse = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }  # fmt: skip
+    stored = upright.transpose(inverse[orientation]) if orientation > 1 else upright
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options: dict[str, object] = {"quality": 95, "subsampling": 0} if kind == "JPEG" else SAVE_LOSSLESS[kind]
+    turned = decode(encoded(stored, kind, exif=exif, **options), RGB16).astype(int)
+    twin = decode(encoded(upright, kind, **options), RGB16).astype(int)
+    # Bilinear weights are rounded along the rows first, so a turn may move a value by one.
+    assert np.abs(turned - twin).max() <= (6 if kind == "JPEG" else 1)
+
+
+def test_a_large_photo_turned_by_exif_is_its_upright_twin() -> None:
+    """Here libjpeg's scaled decoding takes part."""
+    upright = Image.fromarray(scene(300, 400))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = decode(encoded(upright.transpose(Image.Transpose.ROTATE_90), "JPEG", exif=exif, quality=95), RGB16)
+    twin = decode(encoded(upright, "JPEG", quality=95), RGB16)
+    assert np.abs(turned.astype(int) - twin).max() <= 8
+
+
+def test_broken_exif_does_not_spoil_a_sound_image() -> None:
+    data = encoded(scene(), "PNG", exif=b"Exif\0\0MM\0\x2a\xff\xff\xff\xff garbage")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert (decode(data, RGB16) == chw(scene())).all()
+
+
+# Resizing
+
+
+def test_crop_takes_the_centre() -> None:
+    pixels = np.zeros((40, 100, 3), np.uint8)
+    pixels[:, 30:70] = 200
+    assert (decode(encoded(pixels), PreprocessRules(20, 3, "crop"))[:, :, 1:-1] == 200).all()
+    assert (decode(encoded(pixels.transpose(1, 0, 2)), PreprocessRules(20, 3, "crop"))[:, 1:-1] == 200).all()
+
+
+def test_squash_ignores_the_aspect() -> None:
+    pixels = np.zeros((40, 100, 3), np.uint8)
+    pixels[:, :50] = 200
+    out = decode(encoded(pixels), PreprocessRules(20, 3, "squash"))
+    assert (out[:, :, :9] == 200).all()
+    assert (out[:, :, 11:] == 0).all()
+
+
+def test_pad_keeps_everything_and_centres_it_on_black() -> None:
+    pixels = np.full((40, 100, 3), 200, np.uint8)
+    out = decode(encoded(pixels), PreprocessRules(20, 3, "pad"))
+    assert (out[:, 6:14] == 200).all()
+    assert (out[:, :6] == 0).all()
+    assert (out[:, 14:] == 0).all()
+    sliver = decode(encoded(np.full((1, 500, 3), 200, np.uint8)), PreprocessRules(20, 3, "pad"))
+    assert (sliver[:, 9] == 200).all()
+
+
+def test_shrinking_is_antialiased() -> None:
+    checkers = np.indices((64, 64)).sum(axis=0) % 2 * 255
+    out = decode(encoded(checkers.astype(np.uint8)), GREY16).astype(int)
+    assert np.abs(out[:, 1:-1, 1:-1] - 127).max() <= 2
+
+
+def test_large_jpegs_are_decoded_small_and_look_the_same() -> None:
+    big = Image.fromarray(scene(1024, 1024))
+    from_jpeg = decode(encoded(big, "JPEG", quality=95), RGB16).astype(int)
+    assert np.abs(from_jpeg - decode(encoded(big), RGB16)).max() <= 6
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 90),
+    st.integers(1, 90),
+    st.integers(1, 40),
+    st.sampled_from(["crop", "squash", "pad"]),
+    st.sampled_from([1, 3]),
+)
+def test_any_size_becomes_the_asked_one(height: int, width: int, size: int, resize: str, channels: int) -> None:
+    rules = PreprocessRules(size, channels, resize)  # type: ignore[arg-type]
+    out = decode(encoded(np.full((height, width, 3), 77, np.uint8)), rules)
+    assert out.shape == (channels, size, size)
+    assert resize == "pad" or (out == 77).all()
+
+
+# Arrays
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_arrays_with_channels_last(channels: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, channels), np.uint8)
+    pixels[..., -1:] = 255 if channels in (2, 4) else pixels[..., -1:]
+    out = from_array(pixels, RGB16)
+    assert (out == chw(pixels[..., :3] if channels > 2 else pixels[..., :1])).all()
+
+
+@pytest.mark.parametrize(
+    ("array", "words"),
+    [
+        (np.zeros((4, 4), np.float32), "uint8, uint16 or bool, not float32"),
+        (np.zeros((4, 4, 5), np.uint8), r"not \[4, 4, 5\]"),
+        (np.zeros(4, np.uint8), r"not \[4\]"),
+        (np.zeros((0, 4), np.uint8), r"not \[0, 4\]"),
+    ],
+)
+def test_arrays_of_the_wrong_kind_are_refused(array: NDArray[np.uint8], words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        from_array(array, RGB16)
+
+
+def test_inputs_are_not_changed() -> None:
+    pixels = scene(20, 30)
+    image = Image.fromarray(pixels.copy())
+    prepare(image, GREY16)
+    from_array(pixels, RGB16)
+    assert image.size == (30, 20)
+    assert (np.asarray(image) == scene(20, 30)).all()
+    assert (pixels == scene(20, 30)).all()
+
+
+# Bad files
+
+
+def jpeg(size: int = 64) -> bytes:
+    noise = np.random.default_rng(0).integers(0, 256, (size, size, 3), np.uint8)
+    return encoded(noise, "JPEG")
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "the file is empty"),
+        (b"hello, this is text and no image at all", "not an image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
+        (b"\0\0\0\x18ftypheic" + bytes(50), "HEIC is not read, convert it"),
+        (jpeg()[:2000], "cannot be decoded"),
+        (encoded(scene())[:-100], "cannot be decoded|not an image"),
+        (encoded(scene(), "WEBP")[:60], "cannot be decoded|not an image"),
+        (encoded(scene(), "BMP")[:200], "cannot be decoded"),
+        (encoded(scene(), "TIFF")[:200], "cannot be decoded|not an image"),
+        (encoded(scene(), "PNG")[:45] + b"\xff" * 20 + encoded(scene(), "PNG")[65:], "cannot be decoded"),
+    ],
+)
+def test_broken_files_are_named_in_one_line(data: bytes, words: str) -> None:
+    with pytest.raises(DataError, match=words) as caught:
+        decode(data, RGB16, "photos/cat.jpg")
+    assert str(caught.value).startswith("photos/cat.jpg: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_files_that_cannot_be_opened_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"none\.png: no such file"):
+        decode(tmp_path / "none.png", RGB16)
+    with pytest.raises(DataError, match="directory"):
+        decode(tmp_path, RGB16)
+    odd = tmp_path / "two\nlines.png"
+    odd.write_bytes(b"x")
+    with pytest.raises(DataError, match=r"two\?lines\.png") as caught:
+        decode(odd, RGB16)
+    assert "\n" not in str(caught.value)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from(["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000"]), st.data())
+def test_damaged_files_give_an_image_or_a_dataerror(kind: str, data: st.DataObject) -> None:
+    whole = bytearray(encoded(scene(), kind))
+    for _ in range(data.draw(st.integers(1, 4))):
+        whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
+    cut = data.draw(st.integers(0, len(whole)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            assert decode(bytes(whole[:cut]), RGB16, "x").shape == (3, 16, 16)
+        except DataError as error:
+            assert "\n" not in str(error)
+
+
+def test_bombs_are_refused_before_a_pixel_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    bomb = encoded(Image.new("1", (20_000, 20_000)))
+    assert len(bomb) < 100_000
+    with pytest.raises(DataError, match=r"bomb\.png"):
+        decode(bomb, RGB16, "bomb.png")
+    with pytest.raises(DataError, match=r"cannot be decoded|refused"):
+        probe(bomb)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # someone switched Pillow's own limit off
+    with pytest.raises(DataError, match="20000 x 20000 pixels are refused, the limit is 178,956,970"):
+        decode(bomb, RGB16, "bomb.png")
+
+
+# Headers, flattening, rules
+
+
+def test_probe_reads_size_and_mode_only() -> None:
+    assert probe(encoded(scene(20, 30))) == ((30, 20), "RGB")
+    assert probe(jpeg()[:700]) == ((64, 64), "RGB")
+    assert probe(encoded(scene()[..., 0]))[1] == "L"
+    with pytest.raises(DataError, match="a: not an image"):
+        probe(b"garbage", "a")
+
+
+@pytest.mark.parametrize(
+    ("mode", "grey"), [("1", True), ("L", True), ("LA", True), ("I;16B", True), ("P", False), ("RGBA", False)]
+)
+def test_grey_modes(mode: str, grey: bool) -> None:
+    assert preprocess.is_grey_mode(mode) == grey
+
+
+def test_flattened_keeps_size_and_colour() -> None:
+    image, mode = flattened(encoded(np.dstack([scene(20, 30), np.zeros((20, 30), np.uint8)])))
+    assert (image.size, image.mode, mode) == ((30, 20), "RGB", "RGBA")
+    assert np.asarray(image).min() == 255
+    image, mode = flattened(scene()[..., 0])
+    assert (image.mode, mode) == ("L", "L")
+    assert flattened(encoded(Image.fromarray(np.zeros((4, 4), np.uint16))))[0].mode == "L"
+
+
+def test_rules_travel_as_a_mapping() -> None:
+    rules = PreprocessRules(32, 1, "pad")
+    assert rules.to_dict() == {"image_size": 32, "channels": 1, "resize": "pad", "version": 1}
+    assert PreprocessRules.from_dict(rules.to_dict()) == rules
+
+
+@pytest.mark.parametrize(
+    ("mapping", "words"),
+    [
+        ({"image_size": 0}, "image_size"),
+        ({"image_size": 32.0}, "image_size"),
+        ({"image_size": True}, "image_size"),
+        ({"image_size": 32, "channels": 2}, "channels must be 1 or 3"),
+        ({"image_size": 32, "resize": "stretch"}, "crop, squash or pad"),
+        ({"image_size": 32, "version": 2}, "version 2 are unknown"),
+        ({"image_size": 32, "mean": 1}, "unknown preprocessing rule 'mean'"),
+        ({"channels": 3}, "lack image_size"),
+    ],
+)
+def test_wrong_rules_are_named(mapping: dict[str, object], words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        PreprocessRules.from_dict(mapping)
+
+
+def test_only_numpy_and_pillow_are_needed() -> None:
+    heavy = ("torch", "pyarrow", "numba", "scipy", "pydantic")
+    code = f"import sys, kitae.preprocess; print([m for m in {heavy} if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
