@@ -26,7 +26,8 @@ data_app = App(name="data", help="Look at a data source, or decode it ahead of t
 app.command(data_app)
 
 Sets = Annotated[
-    list[str] | None, Parameter(name="--set", negative=(), help="Override a field: a.b=value; repeatable.")
+    list[str] | None,
+    Parameter(name="--set", consume_multiple=True, negative=(), help="Override fields: a.b=value c=value ..."),
 ]
 _Tta = Literal["none", "flip", "shift", "scale", "full"]
 

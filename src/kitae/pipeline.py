@@ -11,10 +11,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from kitae import keyed
@@ -100,11 +101,11 @@ def finish(run: Run, setup: Setup, model: nn.Module) -> None:
     from kitae.reporting.figures import draw_run
 
     store, splits, classes = setup.store, setup.splits, setup.store.classes
-    val_logits, val_labels = run.logits(store, splits.val, model)
+    val_logits, val_labels = run.logits(setup.image_set(splits.val), model)
     temperature = fit_temperature(val_logits, val_labels) if run.recipe.evaluate.temperature else 1.0
     run.write_facts({**setup.facts(model), "temperature": temperature})
     test = splits.open_test(lambda: run.count_test_opening("end of training"))
-    test_logits, test_labels = run.logits(store, test, model)
+    test_logits, test_labels = run.logits(setup.image_set(test), model)
     run.write_predictions(
         predictions_table([store.names[row] for row in test], test_labels, test_logits, classes, temperature)
     )
@@ -142,9 +143,13 @@ class Setup:
 
     @cached_property
     def images(self) -> ImageSet:
-        """The training images, and no others."""
+        """The training images as the loop draws them."""
+        return self.image_set(self.splits.train, self.recipe.data.balance)
+
+    def image_set(self, rows: NDArray[np.int64], balance: Literal["none", "sampler", "loss"] = "none") -> ImageSet:
+        """Some rows of the store; a test image among them raises until the test has been opened."""
         store = self.store
-        return ImageSet(store.images, self.splits.train, store.labels, store.classes, self.recipe.data.balance)
+        return ImageSet(store.images, rows, store.labels, store.classes, balance, self.splits.guard)
 
     @cached_property
     def normalization(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -215,7 +220,7 @@ class Setup:
         clean = np.sort(train_rows[shuffled[:_CLEAN_IMAGES]])
         rows = np.concatenate([self.splits.val, clean])
         mine = np.arange(world.rank, len(rows), world.size)
-        images = ImageSet(self.store.images, rows, self.store.labels, self.store.classes)
+        images = self.image_set(rows)
         labels = torch.from_numpy(np.array(self.store.labels[rows]))
         count = len(self.splits.val)
 

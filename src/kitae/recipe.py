@@ -197,7 +197,8 @@ def explain(error: ValidationError, cls: type[BaseModel], origin: str, node: yam
 
 
 def _unknown(path: list[str], cls: type[BaseModel], where: str) -> str:
-    owner, prefix = cls, []
+    owner = cls
+    prefix: list[str] = []
     for part in path[:-1]:
         inner = _section(owner, part)
         if inner is None:

@@ -23,6 +23,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,9 +38,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
+    from kitae.data.loader import ImageSet
     from kitae.data.splits import Splits
     from kitae.data.store import Store
-    from kitae.evaluation.evaluate import Views
+    from kitae.evaluation.evaluate import View
     from kitae.runtime import Predictions
 
 _FORMAT = 1
@@ -128,7 +130,10 @@ class Run:
             )
         changed = differences(saved, self.recipe)
         if changed:
-            raise TrainingError(f"{self.path}: is a run of another recipe ({changed[0]}); choose another --out")
+            raise TrainingError(
+                f"{self.path}: is a run of another recipe ({changed[0]}); choose another --out, or go on with its own: "
+                f"kitae train --resume {self.path}"
+            )
         self.recipe = saved
 
     def close(self) -> None:
@@ -317,25 +322,27 @@ class Run:
         return model.eval()
 
     def logits(
-        self, store: Store, rows: NDArray[np.int64], model: nn.Module | None = None, tta: str | None = None
+        self, images: ImageSet, model: nn.Module | None = None, tta: str | None = None
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Logits float32 [N, K] and labels int64 [N] of these rows of the store, in their order.
+        """Logits float32 [N, K] and labels int64 [N] of these images, in the order of their rows.
 
         Args:
             model: on the CPU; None is the run's best.
             tta: test-time augmentation, see EvaluateSpec; None is the recipe's.
         """
-        from kitae.augment.tta import views
-        from kitae.data.loader import ImageSet
         from kitae.evaluation.evaluate import predict_logits
 
         kind = self.recipe.evaluate.tta if tta is None else tta
         facts = self.facts()
-        view: Views | None = None if kind == "none" else lambda batch: views(batch, kind)
+        view: View | None = None
+        if kind != "none":
+            from kitae.augment.tta import views
+
+            view = partial(views, kind=kind)
         return predict_logits(
             self.load_model() if model is None else model,
-            ImageSet(store.images, rows, store.labels, store.classes).gather,
-            rows,
+            images.gather,
+            images.rows,
             mean=facts["mean"],
             std=facts["std"],
             batch_size=self.recipe.evaluate.batch_size,
@@ -352,6 +359,7 @@ class Run:
         Returns:
             The same fields as a split in evaluation.json.
         """
+        from kitae.data.loader import ImageSet
         from kitae.evaluation.evaluate import evaluate
 
         if split not in ("train", "val", "test"):
@@ -364,7 +372,8 @@ class Run:
             rows = splits.open_test(lambda: self.count_test_opening(f"evaluate, tta {tta or self.recipe.evaluate.tta}"))
         else:
             rows = splits.train if split == "train" else splits.val
-        logits, labels = self.logits(store, rows, model, tta)
+        images = ImageSet(store.images, rows, store.labels, store.classes, guard=splits.guard)
+        logits, labels = self.logits(images, model, tta)
         return evaluate(logits, labels, self.classes, self.facts()["temperature"])
 
     def predict(self, images: NDArray[np.uint8] | Sequence[ImageLike]) -> Predictions:
@@ -444,7 +453,7 @@ def machine() -> dict[str, Any]:
     """What a figure depends on: processor, cores, threads, versions, time."""
     import torch
 
-    versions = {}
+    versions: dict[str, str | None] = {}
     for package in ("kitae", "torch", "torchvision", "numpy", "numba", "pillow", "onnxruntime", "timm"):
         try:
             versions[package] = metadata.version(package)

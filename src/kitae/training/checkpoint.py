@@ -140,6 +140,11 @@ def load_checkpoint(
         _, index, name = key.split(".", 2)
         state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    # The file holds plain contiguous tensors; the fused kernels walk memory and need a momentum laid out as its weight.
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
     warnings = []
     for name, now in (("threads", threads), ("torch", torch.__version__)):
         if metadata[name] != now:

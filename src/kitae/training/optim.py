@@ -66,7 +66,7 @@ def build_optimizer(
     arguments = {
         name: value
         for name, value in spec.model_dump(exclude={"name", "layer_decay", "weight_decay"}).items()
-        if name in accepted and isinstance(accepted[name].default, type(value))  # Adafactor's eps is a pair
+        if name in accepted and isinstance(accepted[name].default, tuple) == isinstance(value, tuple)  # Adafactor's
     }
     if spec.momentum == 0:
         arguments.pop(

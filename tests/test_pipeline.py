@@ -1,0 +1,359 @@
+"""The main job from recipe to run folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from kitae.data.splits import Splits, TestClosedError
+from kitae.errors import DataError, KitaeError, RecipeError, TrainingError
+from kitae.pipeline import Setup, plan, train
+from kitae.recipe import Recipe, shipped
+from kitae.run import Run
+from kitae.training.checkpoint import load_weights
+from tests.images import encode, picture, write_folder, write_parquet
+
+TINY = (
+    "data.limit=200", "model.name=resnet8", "model.width=8", "train.epochs=2", "train.batch_size=32",
+    "train.precision=fp32", "train.threads=2",
+)  # fmt: skip
+
+
+def tiny(*fields: str, base: str = "fashion-mini") -> Recipe:
+    return Recipe.load(base).override(*TINY, *fields)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("cache")
+    before = os.environ.get("KITAE_CACHE")
+    os.environ["KITAE_CACHE"] = str(folder)
+    yield folder
+    if before is None:
+        del os.environ["KITAE_CACHE"]
+    else:
+        os.environ["KITAE_CACHE"] = before
+
+
+@pytest.fixture(scope="module")
+def parquet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_parquet(tmp_path_factory.mktemp("data") / "d.parquet")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Run:
+    return train(tiny("train.ema=0.9"), tmp_path_factory.mktemp("runs") / "run")
+
+
+def test_run_folder_holds_everything(run: Run) -> None:
+    names = {entry.name for entry in run.path.iterdir()}
+    assert names >= {
+        "recipe.yaml", "environment.json", "metrics.jsonl", "best.safetensors", "last", "predictions.parquet",
+        "evaluation.json", "splits.npz", "figures",
+    }  # fmt: skip
+    assert not [name for name in names if name.endswith(".tmp")]
+    for figure in ("curves.png", "confusion.png"):
+        assert Image.open(run.figures / figure).size[0] > 300
+
+
+def test_metrics_have_a_line_an_epoch_with_the_promised_fields(run: Run) -> None:
+    rows = run.metrics()
+    assert [row["epoch"] for row in rows] == [1, 2]
+    promised = {
+        "epoch", "step", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "learning_rate",
+        "images_per_second", "seconds", "data_share", "peak_memory_bytes",
+    }  # fmt: skip
+    assert all(promised <= row.keys() for row in rows)
+    assert rows[-1]["step"] == 2 * 7
+
+
+def test_evaluation_file_is_as_promised(run: Run) -> None:
+    written = json.loads((run.path / "evaluation.json").read_text())
+    test = written["test"]
+    low, high = test["accuracy_interval"]
+    assert 0 <= low <= test["accuracy"] <= high <= 1
+    assert {"loss", "ece", "per_class", "confusion"} <= test.keys()
+    assert written["test_openings"] == 1
+    assert written["temperature"] > 0
+
+
+def test_predictions_agree_with_the_evaluation(run: Run) -> None:
+    table = run.predictions()
+    assert table.num_rows == 1000
+    right = np.mean([a == b for a, b in zip(table["label"].to_pylist(), table["predicted"].to_pylist(), strict=True)])
+    assert right == pytest.approx(run.evaluation()["test"]["accuracy"])
+
+
+def test_best_weights_are_those_that_were_validated(run: Run) -> None:
+    rows = run.metrics()
+    assert run.evaluate("val")["accuracy"] == pytest.approx(max(row["val_accuracy"] for row in rows), abs=0.01)
+
+
+def test_opening_test_again_is_counted(tmp_path: Path, cache: Path) -> None:
+    again = train(tiny("train.epochs=1"), tmp_path / "run")
+    first = again.evaluation()["test"]["accuracy"]
+    assert again.evaluate("test")["accuracy"] == pytest.approx(first)
+    again.evaluate("val")
+    assert again.evaluation()["test_openings"] == 2
+
+
+def test_a_finished_run_is_returned_as_it_is(run: Run) -> None:
+    before = run.best.read_bytes()
+    assert train(tiny("train.ema=0.9"), run.path, resume=True).evaluation() == run.evaluation()
+    assert run.best.read_bytes() == before
+
+
+def test_no_test_image_is_touched_before_the_end(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed(self: Splits, counter: Any) -> None:
+        raise AssertionError("test was opened")
+
+    monkeypatch.setattr(Splits, "open_test", closed)
+    with pytest.raises(AssertionError, match="test was opened"):
+        train(tiny(), tmp_path / "run")
+    interrupted = Run.open(tmp_path / "run")
+    assert len(interrupted.metrics()) == 2  # every epoch and every choice was made without it
+    assert interrupted.test_openings == 0
+    setup = Setup.of(interrupted)
+    rows = setup.splits._test
+    with pytest.raises(TestClosedError):
+        setup.images.gather(rows[:1])
+
+
+def test_other_test_images_change_neither_weights_nor_choices(tmp_path: Path, cache: Path) -> None:
+    outcomes = []
+    for name, noise in (("a", None), ("b", 7)):
+        source = write_parquet(tmp_path / f"{name}.parquet", test_noise=noise)
+        made = train(tiny(f"data.source=parquet:{source}", "data.limit=null"), tmp_path / name)
+        scores = [(row["train_loss"], row["val_loss"], row["val_accuracy"]) for row in made.metrics()]
+        outcomes.append((load_weights(made.best)[0], scores, made.evaluation()["temperature"]))
+    (weights, scores, temperature), (others, other_scores, other_temperature) = outcomes
+    assert all(torch.equal(weights[name], others[name]) for name in weights)
+    assert scores == other_scores
+    assert temperature == other_temperature
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_augmented_samples_do_not_depend_on_threads_or_batch(tmp_path: Path, cache: Path, threads: int) -> None:
+    recipe = tiny("augment.mix={mixup_alpha: 1.0, cutmix_alpha: 1.0}")
+    setup = Setup.of(Run.create(tmp_path / "run", recipe))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        augment = setup.augment(0)
+    finally:
+        torch.set_num_threads(before)
+    order = setup.images.order(0, 3)
+    results = []
+    for size in (32, 128):
+        parts = []
+        for start in range(0, 128, size):
+            index = order[start : start + size]
+            images, labels = map(torch.from_numpy, setup.images.gather(index))
+            parts.append(augment(images, labels, epoch=3, index=index))
+        results.append([torch.cat(columns) for columns in zip(*parts, strict=True)])
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_photographs_of_all_kinds_train_and_an_exif_twin_is_classified_alike(tmp_path: Path, cache: Path) -> None:
+    folder = write_folder(tmp_path / "photos")
+    recipe = Recipe.load("fashion-mini").override(
+        f"data.source=folder:{folder}", "data.image_size=32", "model.name=resnet8", "model.width=8", "train.epochs=6",
+        "train.batch_size=8", "train.precision=fp32", "train.threads=2", "data.val_fraction=0.2",
+    )  # fmt: skip
+    made = train(recipe, tmp_path / "run")
+    assert made.classes == ("class 0", "class 1", "class 2")
+    upright = Image.fromarray(picture(1, 500, (48, 64), 3))
+    upright.save(tmp_path / "upright.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
+    result = made.predict([tmp_path / "upright.png", tmp_path / "turned.png", upright, encode(np.array(upright))])
+    assert result.probabilities.shape == (4, 3)
+    np.testing.assert_allclose(result.probabilities, result.probabilities[:1].repeat(4, 0), atol=1e-6)
+    np.testing.assert_allclose(result.probabilities.sum(axis=1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(shipped()))
+def test_every_shipped_recipe_runs_tiny(name: str, tmp_path: Path, cache: Path, parquet: Path) -> None:
+    fields = ["train.epochs=1", "train.batch_size=32", "train.threads=2"]
+    if name != "fashion-mini":
+        fields.append(f"data.source=parquet:{parquet}")
+    else:
+        fields.append("data.limit=200")
+    if name == "finetune":
+        fields += ["data.image_size=32", "data.normalize=train", "model.pretrained=false"]
+        pytest.importorskip("timm")
+    if name in ("cifar10-quick", "cifar10-strong", "fashion-mnist"):
+        fields.append("model.width=8" if Recipe.load(name).model.name == "resnet9" else "train.precision=bf16")
+    made = train(Recipe.load(name).override(*fields), tmp_path / "run")
+    assert made.finished
+    assert len(made.metrics()) == 1
+
+
+@pytest.mark.parametrize("balance", ["sampler", "loss"])
+def test_imbalance_rules_reach_the_loop(balance: str, tmp_path: Path, cache: Path) -> None:
+    assert train(tiny("train.epochs=1", f"data.balance={balance}"), tmp_path / "run").finished
+
+
+def test_test_time_augmentation_changes_the_result_not_the_shape(run: Run) -> None:
+    plain, flipped = run.evaluate("val"), run.evaluate("val", tta="flip")
+    assert plain["count"] == flipped["count"]
+    assert plain["loss"] != flipped["loss"]
+
+
+def test_given_normalisation_is_used(tmp_path: Path, cache: Path) -> None:
+    setup = Setup.of(Run.create(tmp_path / "a", tiny("data.normalize={mean: [0.5], std: [0.25]}")))
+    assert setup.normalization == ((0.5,), (0.25,))
+    wrong = Setup.of(Run.create(tmp_path / "b", tiny("data.normalize={mean: [0.5, 0.5, 0.5], std: [1, 1, 1]}")))
+    with pytest.raises(RecipeError, match=r"data\.normalize: mean and std need 1 value"):
+        _ = wrong.normalization
+
+
+def test_plan_resolves_and_writes_nothing(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    facts = plan(tiny("train.precision=auto"))
+    assert facts["recipe"].train.precision in ("fp32", "bf16")
+    assert facts["steps_per_epoch"] == 7
+    assert facts["seconds"] > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- the folder ------------------------------------------------------------------------------------------------------
+
+
+def test_folder_in_use_by_another_process(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from kitae.run import Run; from kitae.recipe import Recipe\n"
+        "run = Run.create(sys.argv[1], Recipe()); print('locked', flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "r")], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "locked\n"
+    try:
+        with pytest.raises(TrainingError, match="another process is training into it"):
+            Run.create(tmp_path / "r", Recipe(), resume=True)
+    finally:
+        process.kill()
+        process.wait()
+    Run.create(tmp_path / "r", Recipe(), resume=True).close()  # the lock goes with its process
+
+
+def test_folder_with_a_run_needs_a_word(tmp_path: Path) -> None:
+    Run.create(tmp_path, Recipe()).close()
+    with pytest.raises(TrainingError, match=r"--resume or --overwrite"):
+        Run.create(tmp_path, Recipe())
+    with pytest.raises(TrainingError, match=r"another recipe \(train\.epochs was 10, is 3\)"):
+        Run.create(tmp_path, Recipe().override("train.epochs=3"), resume=True)
+    changed = Run.create(tmp_path, Recipe().override("train.epochs=3"), overwrite=True)
+    assert Run.open(tmp_path).recipe.train.epochs == 3
+    changed.close()
+
+
+def test_overwrite_deletes_nothing_that_no_run_wrote(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(TrainingError, match=r"holds files that no run wrote \(thesis\.tex\)"):
+        Run.create(tmp_path, Recipe(), overwrite=True)
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_resolved_precision_is_no_other_recipe(tmp_path: Path) -> None:
+    run = Run.create(tmp_path, Recipe())
+    run.resolve(Recipe().override("train.precision=bf16"))
+    run.close()
+    assert Run.create(tmp_path, Recipe(), resume=True).recipe.train.precision == "bf16"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_no_permission_as_user(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(TrainingError, match="Permission denied"):
+        Run.create(tmp_path / "r", Recipe())
+
+
+def test_out_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "f").write_text("x")
+    with pytest.raises(TrainingError, match="cannot be used as --out"):
+        Run.create(tmp_path / "f", Recipe())
+
+
+def test_no_run_there(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="no run there"):
+        Run.open(tmp_path)
+
+
+def test_unfinished_run_says_so(tmp_path: Path) -> None:
+    run = Run.create(tmp_path, Recipe())
+    for ask in (run.evaluation, run.load_model, run.predictions, run.environment):
+        with pytest.raises(TrainingError):
+            ask()
+
+
+def test_damaged_files_are_named(tmp_path: Path, run: Run) -> None:
+    copy = tmp_path / "copy"
+    subprocess.run(["cp", "-r", str(run.path), str(copy)], check=True)
+    (copy / "best.safetensors").write_bytes(run.best.read_bytes()[:1000])
+    with pytest.raises(TrainingError, match=r"best\.safetensors: not a whole checkpoint"):
+        Run.open(copy).load_model()
+    (copy / "model.json").write_text("{")
+    with pytest.raises(TrainingError, match=r"model\.json: is damaged"):
+        Run.open(copy).facts()
+    (copy / "splits.npz").write_bytes(b"PK")
+    with pytest.raises(DataError, match=r"splits\.npz"):
+        Setup.of(Run.open(copy))
+
+
+def test_data_that_changed_are_noticed(tmp_path: Path, cache: Path) -> None:
+    source = write_parquet(tmp_path / "d.parquet")
+    recipe = tiny(f"data.source=parquet:{source}", "data.limit=null", "train.epochs=1")
+    made = train(recipe, tmp_path / "run")
+    write_parquet(source, train=21)
+    with pytest.raises(DataError, match="has changed since"):
+        made.evaluate("val")
+
+
+def test_full_disk_is_one_line_and_keeps_the_last_state(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import errno
+
+    writes = 0
+    inner = os.fsync
+
+    def full(handle: int) -> None:
+        nonlocal writes
+        writes += 1
+        if writes > 8:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        inner(handle)
+
+    recipe = tiny("train.epochs=3", "train.checkpoint_seconds=0.000001")
+    whole = train(recipe, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(KitaeError, match="No space left on device") as caught:
+            train(recipe, tmp_path / "run")
+        assert "\n" not in str(caught.value)
+    resumed = train(recipe, tmp_path / "run", resume=True)
+    a, b = load_weights(whole.best)[0], load_weights(resumed.best)[0]
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_batch_larger_than_the_data_is_named(tmp_path: Path, cache: Path) -> None:
+    with pytest.raises(DataError, match=r"train\.batch_size: 4096 is more than the 200 training images"):
+        train(tiny("train.batch_size=4096"), tmp_path / "run")
+
+
+def test_unknown_model_lists_names(tmp_path: Path, cache: Path) -> None:
+    with pytest.raises(RecipeError, match=r"resnet81.*resnet8"):
+        train(tiny("model.name=resnet81", "model.width=null"), tmp_path / "run")
