@@ -1,0 +1,331 @@
+"""Designs: how variants or factors become runs, and which differences are its effects.
+
+    design      variants                                     effect of X
+    compare     the named ones                               variant - reference
+    sweep       one for each level                           level - first level
+    one_out     all on; all on but one, for each factor      all on - all on without X
+    one_in      all off; one on, for each factor             X alone - all off
+    factorial   every combination of levels                  mean over the others of (level - first level)
+    screening   a Plackett-Burman fraction of the two-level  the same mean, estimated from a fraction of the runs
+                factorial
+
+`one_out`, `one_in` and the last two answer different questions: what X adds to everything else, what X does alone, and
+what X does on average over the presence and absence of the others. Where techniques interact the three differ.
+
+Screening (Plackett and Burman, "The design of optimum multifactorial experiments", Biometrika 33, 1946): k factors in N
+runs, N the next multiple of four above k, columns of a Hadamard matrix, so that every run informs every effect. The
+price is in the alias table: each effect is measured together with a part of other factors' two-factor interactions.
+`foldover` adds the mirrored runs and removes that.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import comb
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kitae.errors import RecipeError
+from kitae.experiments.spec import MAX_RUNS, StudySpec
+
+MAX_SCREENING_FACTORS = 47
+_COLUMN_CHOICES = 500  # so many choices of columns are tried for the one with the least aliasing
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One setting of the study, run once for each seed.
+
+    Attributes:
+        name: unique in the study.
+        overrides: field -> value, over the base recipe.
+        levels: factor -> index of its level; empty for `compare`.
+    """
+
+    name: str
+    overrides: Mapping[str, Any]
+    levels: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """An effect that is the difference of two variants: `plus` minus `minus`."""
+
+    name: str
+    plus: str
+    minus: str
+
+
+@dataclass(frozen=True)
+class Design:
+    """What to run and what to estimate.
+
+    Attributes:
+        kind: the design's name.
+        variants: in running order; names are unique.
+        reference: the variant whose noise is shown beside the effects.
+        contrasts: the effects of compare, sweep, one_out and one_in; empty for factorial and screening, whose effects
+            are regression coefficients over `factors`.
+        factors: factor -> names of its levels.
+        aliases: for screening: factor -> {pair of other factors: coefficient}, see `alias_table`.
+    """
+
+    kind: Literal["compare", "sweep", "one_out", "one_in", "factorial", "screening"]
+    variants: tuple[Variant, ...]
+    reference: str
+    contrasts: tuple[Contrast, ...] = ()
+    factors: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    aliases: Mapping[str, Mapping[tuple[str, str], float]] = field(default_factory=dict)
+
+    @property
+    def regression(self) -> bool:
+        """Effects are averages over the other factors, estimated by least squares."""
+        return self.kind in ("factorial", "screening")
+
+
+def expand(spec: StudySpec) -> Design:
+    """The design of a study.
+
+    Raises:
+        RecipeError: more runs than anyone could want, or names that clash.
+    """
+    design = _BUILDERS[spec.design](spec)
+    names = [variant.name for variant in design.variants]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise RecipeError(f"{spec.name}: two variants are called {twice!r}")
+    if len(names) * len(spec.seeds) > MAX_RUNS:
+        raise RecipeError(
+            f"{spec.name}: {len(names)} variants x {len(spec.seeds)} seeds are more than {MAX_RUNS} runs; "
+            "design: screening needs far fewer"
+        )
+    effects = {contrast.name for contrast in design.contrasts} | set(design.factors if design.regression else ())
+    for claim, stated in spec.claims.items():
+        if stated.effect not in effects:
+            raise RecipeError(f"claims.{claim}.effect: {stated.effect!r} is none of {', '.join(sorted(effects))}")
+    return design
+
+
+def _compare(spec: StudySpec) -> Design:
+    variants = tuple(Variant(name, dict(fields)) for name, fields in spec.variants.items())
+    reference = spec.reference or variants[0].name
+    return Design("compare", variants, reference, _against(spec, variants, reference))
+
+
+def _sweep(spec: StudySpec) -> Design:
+    (factor,) = spec.factors
+    labels = _labels(spec, factor)
+    variants = tuple(
+        Variant(f"{factor}={label}", _at(spec, {factor: level}), {factor: level}) for level, label in enumerate(labels)
+    )
+    return Design("sweep", variants, variants[0].name, _against(spec, variants, variants[0].name), {factor: labels})
+
+
+def _one_out(spec: StudySpec) -> Design:
+    everything = dict.fromkeys(spec.factors, 1)
+    variants = [Variant("all", _at(spec, everything), everything)]
+    for factor in spec.factors:
+        levels = {**everything, factor: 0}
+        variants.append(Variant(f"without {factor}", _at(spec, levels), levels))
+    effects = tuple(Contrast(factor, "all", f"without {factor}") for factor in spec.factors)
+    return Design("one_out", tuple(variants), "all", effects + _extra(spec, variants), _all_labels(spec))
+
+
+def _one_in(spec: StudySpec) -> Design:
+    nothing = dict.fromkeys(spec.factors, 0)
+    variants = [Variant("none", _at(spec, nothing), nothing)]
+    for factor in spec.factors:
+        levels = {**nothing, factor: 1}
+        variants.append(Variant(f"only {factor}", _at(spec, levels), levels))
+    effects = tuple(Contrast(factor, f"only {factor}", "none") for factor in spec.factors)
+    return Design("one_in", tuple(variants), "none", effects + _extra(spec, variants), _all_labels(spec))
+
+
+def _factorial(spec: StudySpec) -> Design:
+    labels = _all_labels(spec)
+    count = int(np.prod([len(values) for values in labels.values()], dtype=np.float64))
+    if count > MAX_RUNS:
+        raise RecipeError(f"{spec.name}: {count} combinations; design: screening needs far fewer runs")
+    rows = [dict(zip(labels, row, strict=True)) for row in itertools.product(*(range(len(v)) for v in labels.values()))]
+    variants = tuple(Variant(_combination(labels, row), _at(spec, row), row) for row in rows)
+    return Design("factorial", variants, variants[0].name, factors=labels)
+
+
+def _screening(spec: StudySpec) -> Design:
+    labels = _all_labels(spec)
+    matrix = plackett_burman(len(labels), foldover=spec.foldover)
+    variants = []
+    for signs in matrix:
+        levels = {factor: int(sign > 0) for factor, sign in zip(labels, signs, strict=True)}
+        variants.append(Variant(_combination(labels, levels), _at(spec, levels), levels))
+    return Design(
+        "screening",
+        tuple(variants),
+        variants[0].name,
+        factors=labels,
+        aliases=alias_table(matrix, tuple(labels)),
+    )
+
+
+_BUILDERS = {
+    "compare": _compare,
+    "sweep": _sweep,
+    "one_out": _one_out,
+    "one_in": _one_in,
+    "factorial": _factorial,
+    "screening": _screening,
+}
+
+
+def _against(spec: StudySpec, variants: tuple[Variant, ...], reference: str) -> tuple[Contrast, ...]:
+    """Every variant against the reference, then the study's own contrasts."""
+    effects = tuple(Contrast(v.name, v.name, reference) for v in variants if v.name != reference)
+    return effects + _extra(spec, variants)
+
+
+def _extra(spec: StudySpec, variants: tuple[Variant, ...] | list[Variant]) -> tuple[Contrast, ...]:
+    names = [variant.name for variant in variants]
+    for contrast, pair in spec.contrasts.items():
+        for name in pair:
+            if name not in names:
+                raise RecipeError(f"contrasts.{contrast}: {name!r} is none of the variants {', '.join(names)}")
+        if contrast in names or contrast in spec.factors:
+            raise RecipeError(f"contrasts.{contrast}: is the name of an effect already")
+    return tuple(Contrast(contrast, plus, minus) for contrast, (plus, minus) in spec.contrasts.items())
+
+
+def _at(spec: StudySpec, levels: Mapping[str, int]) -> dict[str, Any]:
+    """Overrides of a combination of levels."""
+    return {f: values[level] for factor, level in levels.items() for f, values in spec.factors[factor].items()}
+
+
+def _labels(spec: StudySpec, factor: str) -> tuple[str, ...]:
+    """What a factor's levels are called: their values where those are short, else off/on or numbers."""
+    values = next(iter(spec.factors[factor].values()))
+    if spec.design in ("one_out", "one_in", "screening"):
+        return ("off", "on")
+    texts = [_short(value) for value in values]
+    if all(texts) and len(set(texts)) == len(texts):
+        return tuple(str(text) for text in texts)
+    return ("off", "on") if len(values) == 2 else tuple(str(number) for number in range(len(values)))
+
+
+def _all_labels(spec: StudySpec) -> dict[str, tuple[str, ...]]:
+    return {factor: _labels(spec, factor) for factor in spec.factors}
+
+
+def _short(value: Any) -> str | None:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if value is None:
+        return "none"
+    return str(value) if isinstance(value, int | float | str) and len(str(value)) <= 24 else None
+
+
+def _combination(labels: Mapping[str, tuple[str, ...]], levels: Mapping[str, int]) -> str:
+    """`mixing + smoothing` where factors are switches, `limit=1000, augment=on` where they are not."""
+    if all(names == ("off", "on") for names in labels.values()):
+        return " + ".join(factor for factor, level in levels.items() if level) or "none"
+    return ", ".join(f"{factor}={labels[factor][level]}" for factor, level in levels.items())
+
+
+def plackett_burman(factors: int, *, foldover: bool = False) -> NDArray[np.int8]:
+    """A two-level screening design: int8 [N, factors] of -1 (off) and +1 (on).
+
+    N is the next multiple of four above `factors`; twice that with `foldover`. The first row is all off, columns are
+    balanced and orthogonal. Where there is a choice of columns, the one with the least aliasing between main effects
+    and two-factor interactions is taken (four factors in eight runs have none).
+
+    Raises:
+        ValueError: not 1 to 47 factors.
+    """
+    if not 1 <= factors <= MAX_SCREENING_FACTORS:
+        raise ValueError(f"a screening design takes 1 to {MAX_SCREENING_FACTORS} factors, not {factors}")
+    runs = 4 * (factors // 4 + 1)
+    matrix = hadamard(runs)
+    matrix = matrix * matrix[:, :1]  # first column all +1: the mean, not a factor
+    columns = -matrix[:, 1:] * matrix[:1, 1:]  # first row all -1: the run with everything off
+    if comb(runs - 1, factors) <= _COLUMN_CHOICES:
+        choices = itertools.combinations(range(runs - 1), factors)
+        chosen = list(min(choices, key=lambda choice: _aliasing(columns[:, list(choice)])))
+    else:
+        chosen = list(range(factors))
+    design = columns[:, chosen]
+    return np.concatenate([design, -design]) if foldover else design
+
+
+def _aliasing(design: NDArray[np.int8]) -> float:
+    """Sum of squared correlations between main effects and two-factor interactions."""
+    x = design.astype(np.float64)
+    pairs = [x[:, i] * x[:, j] for i, j in itertools.combinations(range(x.shape[1]), 2)]
+    if not pairs:
+        return 0.0
+    # Rounded, so that the first of equally good choices wins whatever the last bit of a sum is.
+    return round(float(((x.T @ np.stack(pairs, axis=1) / len(x)) ** 2).sum()), 6)
+
+
+def alias_table(design: NDArray[np.int8], names: tuple[str, ...]) -> dict[str, dict[tuple[str, str], float]]:
+    """What each main effect is confused with: factor -> {(a, b): coefficient}.
+
+    The effect estimated for a factor is its own plus the sum of coefficient x interaction of a and b, where the
+    interaction is half the difference between a's effect with b on and with b off. Coefficients of 0 are left out.
+    """
+    x = design.astype(np.float64)
+    table: dict[str, dict[tuple[str, str], float]] = {}
+    for k, name in enumerate(names):
+        row: dict[tuple[str, str], float] = {}
+        for i, j in itertools.combinations(range(len(names)), 2):
+            coefficient = float((x[:, k] * x[:, i] * x[:, j]).mean())
+            if abs(coefficient) > 1e-9 and k not in (i, j):
+                row[(names[i], names[j])] = round(coefficient, 6)
+        table[name] = row
+    return table
+
+
+def hadamard(order: int) -> NDArray[np.int8]:
+    """A Hadamard matrix: int8 [order, order] of -1 and +1 with orthogonal rows.
+
+    By Sylvester's doubling and Paley's two constructions ("On orthogonal matrices", J. Math. Phys. 12, 1933) over
+    prime fields, which reach every multiple of four up to 48.
+
+    Raises:
+        ValueError: none of the constructions reaches this order.
+    """
+    if order == 1:
+        return np.ones((1, 1), dtype=np.int8)
+    if order == 2:
+        return np.array([[1, 1], [1, -1]], dtype=np.int8)
+    if order % 4 == 0:
+        q = order - 1
+        if _is_prime(q) and q % 4 == 3:  # Paley I
+            skew = np.zeros((order, order), dtype=np.int8)
+            skew[0, 1:], skew[1:, 0], skew[1:, 1:] = 1, -1, _jacobsthal(q)
+            return skew + np.eye(order, dtype=np.int8)
+        q = order // 2 - 1
+        if _is_prime(q) and q % 4 == 1:  # Paley II
+            conference = np.zeros((q + 1, q + 1), dtype=np.int8)
+            conference[0, 1:], conference[1:, 0], conference[1:, 1:] = 1, 1, _jacobsthal(q)
+            plus = np.array([[1, 1], [1, -1]], dtype=np.int8)
+            minus = np.array([[1, -1], [-1, -1]], dtype=np.int8)
+            return np.kron(conference, plus) + np.kron(np.eye(q + 1, dtype=np.int8), minus)
+        if (order // 2) % 4 == 0 or order == 4:
+            return np.kron(hadamard(2), hadamard(order // 2)).astype(np.int8)
+    raise ValueError(f"no construction for a Hadamard matrix of order {order}")
+
+
+def _jacobsthal(q: int) -> NDArray[np.int8]:
+    """Q[i, j] = 1 where j - i is a square modulo the prime q, -1 where not, 0 on the diagonal."""
+    character: NDArray[np.int8] = np.full(q, -1, dtype=np.int8)
+    character[[(i * i) % q for i in range(1, q)]] = 1
+    character[0] = 0
+    index = np.arange(q)
+    matrix: NDArray[np.int8] = character[(index[None, :] - index[:, None]) % q]
+    return matrix
+
+
+def _is_prime(n: int) -> bool:
+    return n > 1 and all(n % d for d in range(2, int(n**0.5) + 1))

@@ -1,0 +1,186 @@
+"""Where the runs of a study happen. An executor is any object with `outcomes(units)`.
+
+    Inline          in this process, one after another: for notebooks, tests and debugging
+    LocalProcesses  a queue over processes of this machine, each with a fixed number of threads
+    RayCluster      the same worker on the machines of a Ray cluster
+
+All three do the same work by the same code, so with the same number of threads on the same kind of processor they give
+the same bits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any, Protocol
+
+from kitae.errors import require
+from kitae.experiments.worker import INTERRUPTED, execute
+
+_STOP_SECONDS = 60.0  # a run that is told to stop saves within a step and the writing of its checkpoint
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
+
+Unit = Mapping[str, Any]
+Outcome = dict[str, Any]
+
+
+class Executor(Protocol):
+    """Runs units and yields their outcomes as they come."""
+
+    def outcomes(self, units: Sequence[Unit]) -> Iterator[Outcome]:
+        """Run every unit (see `worker.execute`); a run that cannot be finished is a `failed` outcome.
+
+        An iterator that is closed early stops its runs, which save their state first.
+        """
+
+
+class Inline:
+    """One run after another in this process."""
+
+    def outcomes(self, units: Sequence[Unit]) -> Iterator[Outcome]:
+        """See `Executor`."""
+        for unit in units:
+            yield from execute(unit)
+
+
+class LocalProcesses:
+    """A queue over processes of this machine.
+
+    Args:
+        workers: runs at a time.
+        threads: of each; with more than one worker, workers x threads should not exceed the cores.
+        retries: how often a run whose process was killed (out of memory, a signal) is tried again.
+    """
+
+    def __init__(self, workers: int = 1, threads: int = 1, retries: int = 2) -> None:
+        self.workers, self.threads, self.retries = workers, threads, retries
+
+    def outcomes(self, units: Sequence[Unit]) -> Iterator[Outcome]:
+        """See `Executor`."""
+        stop = threading.Event()
+        with ThreadPoolExecutor(self.workers) as pool:
+            waiting = {pool.submit(run_in_process, unit, self.threads, self.retries, stop) for unit in units}
+            try:
+                while waiting:
+                    done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        yield from future.result()
+            finally:
+                stop.set()
+                for future in waiting:
+                    future.cancel()
+
+
+class RayCluster:
+    """The machines of a Ray cluster, each with Kitae and the data installed at the same paths.
+
+    Results come back through Ray; run folders stay where they were made, which is one place where the study folder
+    lies on a shared disk.
+
+    Args:
+        address: of the cluster; None starts or joins a local one, as `ray.init` does.
+        threads: processors of each run.
+        gpus: graphics processors of each run.
+        retries: how often the run of a lost worker is tried again, on whichever machine is left.
+    """
+
+    def __init__(self, address: str | None = None, threads: int = 1, gpus: float = 0, retries: int = 2) -> None:
+        self.address, self.threads, self.gpus, self.retries = address, threads, gpus, retries
+
+    def outcomes(self, units: Sequence[Unit]) -> Iterator[Outcome]:
+        """See `Executor`."""
+        ray = require("ray", "cluster")
+        if not ray.is_initialized():
+            ray.init(address=self.address, log_to_driver=False, include_dashboard=False)
+        path = os.environ.get("PYTHONPATH")
+        options: dict[str, Any] = {"num_cpus": self.threads, "num_gpus": self.gpus, "max_retries": self.retries}
+        if path:
+            options["runtime_env"] = {"env_vars": {"PYTHONPATH": path}}
+        remote = ray.remote(**options)(run_in_process)
+        of = {remote.remote(dict(unit), self.threads, self.retries): unit for unit in units}
+        try:
+            while of:
+                (ready, *_), _ = ray.wait(list(of), num_returns=1)
+                unit = of.pop(ready)
+                try:
+                    yield from ray.get(ready)
+                except ray.exceptions.RayError as error:
+                    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+                    yield from _lost(unit, f"its Ray worker was lost {self.retries + 1} times ({first})")
+        finally:
+            for reference in of:
+                ray.cancel(reference, force=True)
+
+
+def run_in_process(unit: Unit, threads: int, retries: int, stop: threading.Event | None = None) -> list[Outcome]:
+    """Run a unit in a process of its own and wait for it.
+
+    Its output goes to a log beside the run folder. A process that was killed is tried again up to `retries` times; when
+    `stop` is set the process is asked to save and stop, and nothing is returned.
+    """
+    folder = Path(unit["folder"])
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, **dict.fromkeys(_THREAD_VARIABLES, str(threads))}
+    status = 0
+    for _ in range(retries + 1):
+        if stop is not None and stop.is_set():
+            return []
+        with folder.with_name(f"{folder.name}.log").open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "kitae.experiments.worker"],
+                stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True,
+            )  # fmt: skip
+            try:
+                status = _wait(process, unit, stop)
+            finally:
+                _end(process)
+        if stop is not None and stop.is_set():
+            return []
+        if status == 0:
+            return [json.loads(Path(job["outcome"]).read_text(encoding="utf-8")) for job in unit["jobs"]]
+        if status > 0 and status != INTERRUPTED:
+            break  # it said no by itself, and would again
+    return _lost(unit, f"its process ended with status {status}; see {folder.name}.log")
+
+
+def _wait(process: subprocess.Popen[bytes], unit: Unit, stop: threading.Event | None) -> int:
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.write(json.dumps(unit).encode() + b"\n")
+        process.stdin.flush()
+    while True:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.wait(timeout=0.2)
+        if stop is not None and stop.is_set():
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=_STOP_SECONDS)
+            return INTERRUPTED
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    if process.stdin is not None:
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
+    if process.poll() is None:
+        process.kill()
+    process.wait()
+
+
+def _lost(unit: Unit, why: str) -> list[Outcome]:
+    """Failed outcomes for the jobs of a unit that have none of their own."""
+    found = []
+    for job in unit["jobs"]:
+        outcome = {
+            "fingerprint": job["fingerprint"], "status": "failed", "error": why, "numbers": {}, "epochs": [],
+            "correct": None, "machine": {},
+        }  # fmt: skip
+        found.append(outcome)
+    return found

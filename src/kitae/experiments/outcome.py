@@ -1,0 +1,122 @@
+"""What a study keeps of a run: its numbers and its curves, and what the numbers' names mean.
+
+Names of numbers (a study's `metric` and `also`):
+
+    test.accuracy, val.accuracy, val.loss, test.per_class.cat.accuracy, ...   a number of evaluation.json, by its path
+    gap                  accuracy on clean training images minus validation accuracy, last epoch
+    train_loss, val_loss last epoch; under mixing or smoothing train_loss is not plain cross-entropy
+    best_epoch           the epoch whose weights were kept
+    epoch_seconds        median time of an epoch, the first left out where there are more
+    images_per_second    median over epochs
+    peak_memory_bytes    highest over epochs
+    STEP.NAME            what a step under `after` returns: robustness.blur, prune.accuracy, ...
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+# The numbers of one split in evaluation.json; a study's metric is checked against them before anything is trained.
+EVALUATION = ("accuracy", "top5", "balanced_accuracy", "loss", "brier", "ece")
+OF_RUN = ("gap", "train_loss", "val_loss", "best_epoch", "epoch_seconds", "images_per_second", "peak_memory_bytes")
+_LEFT_OUT = ("intervals", "confusion", "classes_absent", "count")  # of evaluation.json: no results
+_POINTS = ("accuracy", "top5", "ece", "gap", "sparsity")
+_LOWER_IS_BETTER = ("loss", "ece", "brier", "gap", "seconds", "bytes")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a number is shown.
+
+    Attributes:
+        name: as a study file writes it.
+        scale: shown value / stored value (accuracies are stored as proportions and shown as points, 0 to 100).
+        unit: after the number.
+        better: +1 where more is better, -1 where less is.
+        ratio: compared as variant / reference; a difference of seconds says little across machines.
+    """
+
+    name: str
+    scale: float
+    unit: str
+    better: int
+    ratio: bool
+
+
+def metric(name: str) -> Metric:
+    """How the number called `name` is shown and compared."""
+    last = name.rpartition(".")[2]
+    better = -1 if any(word in last for word in _LOWER_IS_BETTER) else 1
+    if any(word in last for word in _POINTS):
+        return Metric(name, 100.0, "points", better, False)
+    if last.endswith("bytes"):
+        return Metric(name, 1.0 / 2**20, "MiB", better, True)
+    if "seconds" in last:
+        rate = last.endswith("per_second")
+        return Metric(name, 1.0, "images/s" if rate else "s", 1 if rate else -1, True)
+    return Metric(name, 1.0, "", better, False)
+
+
+def known(name: str, steps: Collection[str] = ()) -> bool:
+    """Whether a run can have a number of this name; `steps` are the study's steps under `after`."""
+    split, _, rest = name.partition(".")
+    if split in ("test", "val"):
+        return rest in EVALUATION or rest.startswith("per_class.")
+    return name in OF_RUN or (split in steps and bool(rest))
+
+
+def numbers(evaluation: Mapping[str, Any], epochs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The finite numbers of a run by their names; see the top of the file.
+
+    Args:
+        evaluation: as evaluation.json: {"test": {"accuracy": 0.9, ...}, "val": {...}}.
+        epochs: as metrics.jsonl, one mapping an epoch.
+    """
+    found = flatten(evaluation)
+    if epochs:
+        last = epochs[-1]
+        for name in ("train_loss", "val_loss"):
+            _keep(found, name, last.get(name))
+        if "train_clean_accuracy" in last and "val_accuracy" in last:
+            _keep(found, "gap", last["train_clean_accuracy"] - last["val_accuracy"])
+        timed = epochs[1:] or epochs  # the first epoch compiles kernels and reads from disk
+        for name, key in (("epoch_seconds", "seconds"), ("images_per_second", "images_per_second")):
+            values = [epoch[key] for epoch in timed if epoch.get(key) is not None]
+            if values:
+                _keep(found, name, statistics.median(values))
+        memory = [epoch["peak_memory_bytes"] for epoch in epochs if epoch.get("peak_memory_bytes")]
+        if memory:
+            _keep(found, "peak_memory_bytes", max(memory))
+    return found
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """Numbers of a nested mapping by their dotted paths; lists, texts and NaN are left out."""
+    found: dict[str, float] = {}
+    for key, value in tree.items():
+        if key in _LEFT_OUT:
+            continue
+        if isinstance(value, Mapping):
+            found |= flatten(value, f"{prefix}{key}.")
+        else:
+            _keep(found, f"{prefix}{key}", value)
+    return found
+
+
+def curves(epochs: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
+    """The columns of metrics.jsonl that a study draws."""
+    names = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "train_clean_accuracy")
+    return [{name: float(epoch[name]) for name in names if _number(epoch.get(name))} for epoch in epochs]
+
+
+def _keep(found: dict[str, float], name: str, value: Any) -> None:
+    if _number(value):
+        found[name] = float(value)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,302 @@
+"""What a study is going to do: its runs, how long they take, and the smallest effect they can show."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import yaml
+
+from kitae.errors import RecipeError
+from kitae.experiments.design import Design, expand
+from kitae.experiments.outcome import metric
+from kitae.experiments.spec import StudySpec
+from kitae.experiments.stats import ASSUMED_NOISE, POWER, seeds_for, smallest_effect
+from kitae.experiments.tables import alias_text, duration
+from kitae.recipe import Recipe, parse
+
+Measure = Callable[[Recipe], Mapping[str, Any]]
+
+_OPS = "augment.train."
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a study.
+
+    Attributes:
+        variant, seed: which.
+        recipe: resolved, with the seed, no early stopping, and the study's precision and threads.
+        after: step -> settings, done after training.
+        name: of its folder and files under runs/.
+        folder: of the training run; jobs that differ only in `after` share it.
+    """
+
+    variant: str
+    seed: int
+    recipe: Recipe
+    after: Mapping[str, Mapping[str, Any]]
+    name: str
+    folder: str
+
+    @property
+    def fingerprint(self) -> str:
+        """Names what the run does; a finished run is recognised by it."""
+        return _fingerprint(self.recipe, self.after)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A study before its first run.
+
+    Attributes:
+        jobs: all variants of the first seed, then of the next, so that a study that was stopped is balanced.
+        precision: what `auto` became, None where no recipe says auto.
+        threads: of each run.
+        seconds_per_epoch: of the reference variant, measured; None if it was not.
+        seconds: of the whole study with `workers` runs at a time; None likewise.
+        noise: standard deviation between runs in the metric's unit, from which `smallest` follows.
+        smallest: the effect that would be shown with 80 % probability.
+        seeds_needed: claim -> seeds with which half the claimed effect would be shown.
+    """
+
+    spec: StudySpec
+    design: Design
+    jobs: tuple[Job, ...]
+    precision: str | None
+    threads: int
+    workers: int
+    seconds_per_epoch: float | None
+    seconds: float | None
+    noise: float
+    smallest: float | None
+    seeds_needed: Mapping[str, int | None] = field(default_factory=dict)
+
+    @property
+    def units(self) -> list[list[Job]]:
+        """Jobs that share a training run, together."""
+        groups: dict[str, list[Job]] = {}
+        for job in self.jobs:
+            groups.setdefault(job.folder, []).append(job)
+        return list(groups.values())
+
+    def text(self) -> str:
+        """The plan for people, a few lines."""
+        spec, design = self.spec, self.design
+        unit = metric(spec.metric).unit or spec.metric
+        lines = [f"Study {spec.name}: {spec.design}, {len(design.variants)} variants x {len(spec.seeds)} seeds"]
+        if spec.about:
+            lines.append(f"  {spec.about}")
+        trained = len(self.units)
+        shared = f" ({trained} trainings, shared)" if trained < len(self.jobs) else ""
+        first = self.jobs[0].recipe
+        epochs = sorted({job.recipe.train.epochs for job in self.jobs})
+        lines.append(
+            f"  runs      {len(self.jobs)}{shared}, {' or '.join(str(e) for e in epochs)} epochs each, "
+            f"{first.model.name} on {first.data.source}"
+        )
+        if self.seconds is None:
+            lines.append("  time      not measured")
+        else:
+            lines.append(
+                f"  time      about {duration(self.seconds)} ({duration(self.seconds_per_epoch or 0)} an epoch, "
+                f"{self.workers} at a time, {self.threads} thread{'s' * (self.threads != 1)} each)"
+            )
+        source = "given" if spec.noise is not None else "assumed"
+        if self.smallest is None:
+            lines.append("  can show  nothing: one run of each variant leaves no estimate of the noise; add seeds")
+        else:
+            lines.append(
+                f"  can show  effects from {self.smallest:.2g} {unit} on ({POWER:.0%} of the time, if runs vary by "
+                f"{self.noise:g} {unit} between seeds, {source})"
+            )
+        for claim, seeds in self.seeds_needed.items():
+            if seeds is not None and seeds > len(spec.seeds):
+                lines.append(f"  claim     {claim}: half the claimed effect needs about {seeds} seeds")
+        if spec.metric.startswith("test."):
+            lines.append(
+                "  metric    " + spec.metric + ": a report. To choose a recipe by a study, set metric: val.accuracy"
+            )
+        else:
+            lines.append(f"  metric    {spec.metric}")
+        lines.append("  seeds are paired: same split, initial weights and order across variants; no early stopping")
+        if design.aliases:
+            lines += ["", alias_text(design)]
+        return "\n".join(lines)
+
+
+def make_plan(
+    spec: StudySpec,
+    *,
+    workers: int = 1,
+    threads: int = 1,
+    precision: str | None = None,
+    measure: Measure | None = None,
+) -> Plan:
+    """Resolve every run of a study; all that is wrong with its recipes shows here, before anything is trained.
+
+    Args:
+        workers: runs at a time, for the estimate of time.
+        threads: of each run, where the recipe leaves it open.
+        precision: what `precision: auto` means in this study, where that is decided already.
+        measure: recipe -> {"recipe": with precision resolved, "seconds_per_epoch", "train": images}, on a few steps.
+
+    Raises:
+        RecipeError: a field, value or base recipe is wrong; names the variant.
+    """
+    design = expand(spec)
+    base = load_base(spec)
+    recipes: dict[str, tuple[Recipe, dict[str, dict[str, Any]]]] = {}
+    for variant in design.variants:
+        recipe, after = resolve(base, spec, variant.overrides, where=f"{spec.name}, variant {variant.name!r}")
+        if recipe.train.threads is None:
+            recipe = _train(recipe, threads=threads)
+        recipes[variant.name] = (recipe, after)
+    undecided = [recipe for recipe, _ in recipes.values() if recipe.train.precision == "auto"]
+    reference = recipes[design.reference][0]
+    seconds_per_epoch = images = None
+    if measure is not None:
+        facts = measure(undecided[0] if undecided and reference.train.precision != "auto" else reference)
+        seconds_per_epoch, images = float(facts["seconds_per_epoch"]), int(facts["train"])
+        precision = precision or facts["recipe"].train.precision
+    if undecided and precision is not None:
+        recipes = {
+            name: (_train(recipe, precision=precision) if recipe.train.precision == "auto" else recipe, after)
+            for name, (recipe, after) in recipes.items()
+        }
+    jobs = _jobs(spec, design, recipes)
+    noise = spec.noise if spec.noise is not None else ASSUMED_NOISE
+    plan = Plan(
+        spec, design, jobs, precision if undecided else None, threads, workers, seconds_per_epoch, None, noise,
+        smallest_effect(design, len(spec.seeds), noise),
+        {name: _seeds_needed(design, claim.between, noise) for name, claim in spec.claims.items()
+         if claim.between is not None and not claim.ratio and claim.metric in (None, spec.metric)},
+    )  # fmt: skip
+    if seconds_per_epoch is None or images is None:
+        return plan
+    total = sum(
+        unit[0].recipe.train.epochs * seconds_per_epoch * (unit[0].recipe.data.limit or images) / images
+        for unit in plan.units
+    )
+    return replace(plan, seconds=total / max(1, min(workers, len(plan.units))))
+
+
+def load_base(spec: StudySpec) -> Recipe:
+    """The study's base recipe.
+
+    Raises:
+        RecipeError: there is none, or it is wrong.
+    """
+    if isinstance(spec.base, str):
+        return Recipe.load(spec.base)
+    return parse(Recipe, yaml.safe_dump(spec.base), f"{spec.name}, base")
+
+
+def resolve(
+    base: Recipe, spec: StudySpec, overrides: Mapping[str, Any], where: str
+) -> tuple[Recipe, dict[str, dict[str, Any]]]:
+    """A variant's recipe and its settings of the steps after training.
+
+    Raises:
+        RecipeError: a field or value is wrong; the line begins with `where`.
+    """
+    after: dict[str, dict[str, Any]] = {step: dict(settings) for step, settings in spec.after.items()}
+    plain: dict[str, Any] = {"train.early_stopping": None}
+    edits: dict[str, Any] = {}
+    for name, value in {**spec.set, **overrides}.items():
+        if name.startswith("after."):
+            _, step, setting = [*name.split(".", 2), "", ""][:3]
+            if step not in after or not setting:
+                raise RecipeError(f"{where}: {name}: is written after.STEP.SETTING, with STEP under after")
+            after[step][setting] = value
+        elif name.startswith(_OPS) and not name.removeprefix(_OPS).split(".")[0].isdigit():
+            edits[name] = value
+        else:
+            plain[name] = value
+    try:
+        # A later field may be inside an earlier one (augment.mix, then augment.mix.prob), so order is kept.
+        recipe = base.override(*(f"{name}={_yaml(value)}" for name, value in plain.items()))
+        if edits:
+            ops = edit_ops([dict(op) for op in recipe.model_dump(mode="json")["augment"]["train"]], edits)
+            recipe = recipe.override(f"augment.train={_yaml(ops)}")
+    except RecipeError as error:
+        raise RecipeError(f"{where}: {str(error).removeprefix('--set: ').removeprefix('--set ')}") from error
+    return recipe, after
+
+
+def edit_ops(ops: Sequence[Mapping[str, Any]], edits: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A pipeline with ops set by name: augment.train.OP (null: left out) or augment.train.OP.PARAMETER.
+
+    >>> edit_ops([{"horizontal_flip": {}}, {"cutout": {"size": 8}}], {"augment.train.cutout": None})
+    [{'horizontal_flip': {}}]
+    """
+    result = [dict(op) for op in ops]
+    for name, value in edits.items():
+        op, _, parameter = name.removeprefix(_OPS).partition(".")
+        places = [place for place, entry in enumerate(result) if op in entry]
+        if len(places) > 1:
+            raise RecipeError(
+                f"{name}: {op} stands {len(places)} times in augment.train; use its place, {_OPS}{places[0]}"
+            )
+        if parameter:
+            if not places:
+                raise RecipeError(f"{name}: the recipe's augment.train has no {op}")
+            result[places[0]][op] = {**(result[places[0]][op] or {}), parameter: value}
+        elif value is None:
+            result = [entry for entry in result if op not in entry]
+        elif places:
+            result[places[0]] = {op: value}
+        else:
+            result.append({op: value})
+    return result
+
+
+def _jobs(
+    spec: StudySpec, design: Design, recipes: Mapping[str, tuple[Recipe, dict[str, dict[str, Any]]]]
+) -> tuple[Job, ...]:
+    seen: dict[str, str] = {}
+    for name, (recipe, after) in recipes.items():
+        twin = seen.setdefault(_fingerprint(recipe, after), name)
+        if twin != name:
+            raise RecipeError(
+                f"{spec.name}: variants {twin!r} and {name!r} are the same recipe, so nothing is compared"
+            )
+    jobs = []
+    folders: dict[str, str] = {}  # jobs of the same training share the folder of the first of them
+    for seed in spec.seeds:
+        for variant, (recipe, after) in recipes.items():
+            seeded = _train(recipe, seed=seed)
+            name = f"{_slug(variant)}-seed{seed}-{_fingerprint(seeded, after)[:8]}"
+            folder = folders.setdefault(seeded.fingerprint, name)
+            jobs.append(Job(variant, seed, seeded, after, name, folder))
+    return tuple(jobs)
+
+
+def _train(recipe: Recipe, **changes: Any) -> Recipe:
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update=changes)})
+
+
+def _fingerprint(recipe: Recipe, after: Mapping[str, Mapping[str, Any]]) -> str:
+    if not after:
+        return recipe.fingerprint
+    text = json.dumps([recipe.fingerprint, {step: dict(settings) for step, settings in after.items()}], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _seeds_needed(design: Design, between: tuple[float | None, float | None], noise: float) -> int | None:
+    bounds = [abs(bound) for bound in between if bound]
+    return seeds_for(design, min(bounds) / 2, noise) if bounds else None
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._=-]+", "-", name).strip("-.")[:48] or "variant"
+
+
+def _yaml(value: Any) -> str:
+    return (
+        yaml.safe_dump(value, default_flow_style=True, width=1 << 30, allow_unicode=True).removesuffix("...\n").strip()
+    )

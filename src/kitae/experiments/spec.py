@@ -1,0 +1,337 @@
+"""What a study file may say.
+
+    name: mine
+    base: fashion-mini            # a recipe, by name or path
+    set: {train.epochs: 5}        # overrides shared by all variants
+    design: screening             # compare | sweep | one_out | one_in | factorial | screening
+    factors:                      # name: {field: [off, on]}, or a list of values for a sweep
+      smoothing: {train.label_smoothing: [0.0, 0.1]}
+      mixing:    {augment.mix.prob: [0.0, 1.0]}
+    seeds: [0, 1, 2]
+
+A field is a recipe's field, as `--set` takes it. Two kinds of field go further:
+
+    augment.train.OP      one op of the pipeline by its name: null leaves it out, a mapping gives its parameters. So
+                          factors can switch ops of one list independently; an op that the base lacks is appended.
+    after.STEP.NAME       a setting of a step that follows training (see `after`), such as after.prune.ratio.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
+
+from kitae.errors import RecipeError
+from kitae.experiments.outcome import EVALUATION, OF_RUN, known
+from kitae.recipe import explain, parse_yaml
+from kitae.spec import Spec
+
+DesignName = Literal["compare", "sweep", "one_out", "one_in", "factorial", "screening"]
+SHIPPED = Path(__file__).resolve().parent.parent / "studies"
+MAX_RUNS = 2000
+MAX_FILE_BYTES = 1 << 20
+
+# What turns a shipped study into its tiny twin: the same design in seconds, with no download. It proves that the file
+# runs; its numbers mean nothing.
+TINY: dict[str, Any] = {
+    "data.source": "fashion-mini",
+    "data.limit": 96,
+    "train.epochs": 1,
+    "train.batch_size": 32,
+    "train.precision": "fp32",
+    "train.schedule.warmup_epochs": 0,
+    "model.width": 4,
+}
+
+
+def _key(value: Any) -> Any:
+    """YAML 1.1 reads a bare `on` or `off` as a truth value and `0.1` as a number; as names they are meant literally."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return str(value) if isinstance(value, int | float) else value
+
+
+def _named(value: Any) -> Any:
+    return {_key(k): v for k, v in value.items()} if isinstance(value, Mapping) else value
+
+
+Fields = dict[str, Any]
+Levels = dict[str, list[Any]]
+Name = Annotated[str, Field(min_length=1, max_length=60, pattern=r"^[^\x00-\x1f]+$")]
+
+
+class ClaimSpec(Spec):
+    """What is claimed of one effect, written down before the first run.
+
+    Attributes:
+        says: the claim in words.
+        effect: the effect it is about, by its name in the study's table.
+        between: the claimed size, `[low, high]` in the metric's unit (points for accuracies); null leaves a side open.
+            With `ratio`, the claimed factor.
+        within: instead of `between`, the claim of no difference beyond plus or minus so much.
+        metric: where it is not the study's own.
+        ratio: the effect is variant / reference, not variant - reference (time, memory, bytes).
+    """
+
+    says: str
+    effect: Annotated[str, BeforeValidator(_key)]
+    between: tuple[float | None, float | None] | None = None
+    within: float | None = Field(None, gt=0)
+    metric: str | None = None
+    ratio: bool = False
+
+    @model_validator(mode="after")
+    def _one_form(self) -> ClaimSpec:
+        if (self.between is None) == (self.within is None):
+            raise ValueError("give either between: [low, high] or within: size")
+        if self.between is not None:
+            low, high = self.between
+            if low is None and high is None:
+                raise ValueError("between needs at least one bound")
+            if low is not None and high is not None and low > high:
+                raise ValueError(f"between: {low:g} is above {high:g}")
+            neutral = 1.0 if self.ratio else 0.0
+            if (low is None or low < neutral) and (high is None or high > neutral):
+                raise ValueError(f"between must lie on one side of {neutral:g}; for no difference, use within")
+        return self
+
+
+class StudySpec(Spec):
+    """A study: a base recipe, what is varied, how, and with which seeds.
+
+    Attributes:
+        name: names the study's folder and its tables.
+        about: what the study asks, one sentence.
+        base: a recipe by name or path, or a whole recipe.
+        set: overrides shared by all variants.
+        design: how factors or variants become runs, see `kitae.experiments.design`.
+        factors: name: {field: [level, level, ...]}; two levels (off, on) except in a sweep or factorial. All fields of
+            a factor move together.
+        variants: for `compare`: name: {field: value}.
+        reference: for `compare`: what the others are compared with; the first variant if not given.
+        contrasts: further pairs of variants to compare, name: [this, minus that].
+        seeds: one run of every variant for each. A seed fixes initial weights, order of samples and augmentation, so
+            runs of the same seed are compared in pairs. The split is keyed by data.split_seed and so always the same.
+        metric: what is compared: a number of evaluation.json (test.accuracy, val.accuracy, test.balanced_accuracy,
+            test.loss, ...) or of the run (gap, epoch_seconds, peak_memory_bytes), see `kitae.experiments.outcome`.
+            The default reports on test. A study that is to choose a recipe must use val.accuracy.
+        also: further metrics in the table, each corrected for its own number of comparisons.
+        foldover: for `screening`: add the mirrored runs, which clears main effects of two-factor interactions.
+        after: steps after training whose results are metrics too: {robustness: {...}}, {prune: {...}}.
+        cover: what intervals cover: `seeds` (other initial weights and orders, on these test images), or `both` seeds
+            and test images (test.accuracy only).
+        noise: the standard deviation between runs that the plan assumes, in the metric's unit; from an earlier study.
+        claims: what is claimed, for the ledger.
+        tiny: what the tiny twin changes besides `TINY`: any of the keys above (`set` is merged).
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)
+    about: str = ""
+    base: str | dict[str, Any]
+    set: Fields = Field(default_factory=dict)
+    design: DesignName
+    factors: Annotated[dict[Name, Levels], BeforeValidator(_named)] = Field(default_factory=dict)
+    variants: Annotated[dict[Name, Fields], BeforeValidator(_named)] = Field(default_factory=dict)
+    reference: Annotated[str | None, BeforeValidator(_key)] = None
+    contrasts: dict[Name, tuple[Annotated[str, BeforeValidator(_key)], Annotated[str, BeforeValidator(_key)]]] = Field(
+        default_factory=dict
+    )
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] = (0, 1, 2)
+    metric: str = "test.accuracy"
+    also: tuple[str, ...] = ("val.accuracy", "gap", "epoch_seconds", "peak_memory_bytes")
+    foldover: bool = False
+    after: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    cover: Literal["seeds", "both"] = "seeds"
+    noise: float | None = Field(None, gt=0)
+    claims: dict[Name, ClaimSpec] = Field(default_factory=dict)
+    tiny: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> StudySpec:
+        if not self.seeds:
+            raise ValueError("seeds: at least one is needed, three or more for an interval worth reading")
+        if len(set_of(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds: {list(self.seeds)} names a seed twice")
+        if self.design == "compare":
+            self._check_compare()
+        else:
+            self._check_factors()
+        if self.foldover and self.design != "screening":
+            raise ValueError(f"foldover: belongs to design: screening, not {self.design}")
+        self._check_fields()
+        for field, names in (("metric", (self.metric,)), ("also", self.also)):
+            for name in names:
+                if not known(name, self.after):
+                    raise ValueError(
+                        f"{field}: no run has a number {name!r}; valid: test. or val. and {', '.join(EVALUATION)}, "
+                        f"per_class.CLASS.accuracy; {', '.join(OF_RUN)}; STEP.NAME of a step under after"
+                    )
+        return self
+
+    def _check_compare(self) -> None:
+        if self.factors:
+            raise ValueError("factors: design compare takes variants: {name: {field: value}} instead")
+        if len(self.variants) < 2:
+            raise ValueError("variants: a comparison needs at least two, name: {field: value}")
+        _known("reference", self.reference, self.variants)
+
+    def _check_factors(self) -> None:
+        if self.variants:
+            raise ValueError(
+                f"variants: belongs to design: compare; {self.design} takes factors: {{name: {{field: [..]}}}}"
+            )
+        if self.reference is not None:
+            raise ValueError("reference: belongs to design: compare")
+        if not self.factors:
+            raise ValueError(f"factors: design {self.design} needs at least one, name: {{field: [off, on]}}")
+        for name, levels in self.factors.items():
+            if not levels:
+                raise ValueError(f"factors.{name}: names no field")
+            counts = {field: len(values) for field, values in levels.items()}
+            if len(set_of(counts.values())) > 1:
+                raise ValueError(f"factors.{name}: its fields move together and need equally many levels, not {counts}")
+            count = next(iter(counts.values()))
+            if count < 2:
+                raise ValueError(f"factors.{name}.{next(iter(counts))}: at least two levels are needed, {count} given")
+            if self.design in ("one_out", "one_in", "screening") and count != 2:
+                field = f"factors.{name}.{next(iter(counts))}"
+                raise ValueError(f"{field}: design {self.design} takes two levels [off, on], {count} given")
+        if self.design == "sweep" and len(self.factors) != 1:
+            raise ValueError(f"factors: a sweep has one factor, {len(self.factors)} given; for several use factorial")
+        if self.design == "screening" and len(self.factors) < (3 if self.foldover else 2):
+            raise ValueError("factors: screening needs two or more (three with foldover); for fewer use factorial")
+        if self.design in ("factorial", "screening") and self.contrasts:
+            raise ValueError(f"contrasts: not in design {self.design}, whose effects are averages over all its runs")
+
+    def _check_fields(self) -> None:
+        """Seeds belong to `seeds`, and two factors may not set the same field."""
+        groups: dict[str, list[str]] = {"set": list(self.set)}
+        groups |= {f"variants.{name}": list(fields) for name, fields in self.variants.items()}
+        groups |= {f"factors.{name}": list(levels) for name, levels in self.factors.items()}
+        for group, fields in groups.items():
+            for field in fields:
+                if field in ("train.seed", "seed"):
+                    raise ValueError(f"{group}.{field}: a study's seeds stand under seeds")
+                if field.startswith("after.") and field.split(".")[1] not in self.after:
+                    raise ValueError(f"{group}.{field}: there is no such step under after ({_list(self.after)})")
+        if "train.early_stopping" in self.set:
+            raise ValueError("set.train.early_stopping: early stopping is off in studies, so that every run is as long")
+        for (a, left), (b, right) in itertools.combinations(self.factors.items(), 2):
+            for x, y in itertools.product(left, right):
+                if x == y or x.startswith(f"{y}.") or y.startswith(f"{x}."):
+                    raise ValueError(
+                        f"factors.{b}.{y}: factors.{a} sets {x} already; two factors need fields of their own"
+                    )
+
+    @classmethod
+    def load(cls, source: str | Path, *overrides: str, tiny: bool = False) -> StudySpec:
+        """Read a study file, by path or by the name of a shipped one.
+
+        Args:
+            source: a path, or a name of `shipped()`.
+            overrides: `field=value`, a recipe's field for all variants (as under `set`), or a field of the study
+                itself with `study.` before it: `study.seeds=[0, 1]`.
+            tiny: the tiny twin of the study.
+
+        Raises:
+            RecipeError: the file is missing or wrong; one line that names the field.
+        """
+        path = find(source)
+        try:
+            if path.stat().st_size > MAX_FILE_BYTES:
+                raise RecipeError(f"{path}: larger than {MAX_FILE_BYTES} bytes, so not a study")
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecipeError(f"{path}: cannot read ({error})") from error
+        content, node = parse_yaml(text, str(path))
+        base = content.get("base")
+        if isinstance(base, str) and (path.parent / base).is_file():  # a path beside the study file
+            content["base"] = str((path.parent / base).resolve())
+        if tiny:
+            content = shrink(content)
+        return cls.parse(with_overrides(content, overrides), str(path), None if tiny or overrides else node)
+
+    @classmethod
+    def parse(cls, content: Mapping[str, Any], where: str = "study", node: yaml.Node | None = None) -> StudySpec:
+        """Validate a mapping; errors become one line that starts with `where`.
+
+        Raises:
+            RecipeError: a field is unknown, missing or wrong.
+        """
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            raise RecipeError(explain(error, cls, where, node)) from error
+
+    def dump(self) -> dict[str, Any]:
+        """Plain values, defaults included, from which `parse` makes the same study."""
+        return self.model_dump(mode="json")
+
+
+set_of = set  # `set` is a field above, and inside the class the field would be meant
+
+
+def shipped() -> list[str]:
+    """Names of the studies that come with Kitae."""
+    return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
+
+
+def find(source: str | Path) -> Path:
+    """The study file of a path or of a shipped study's name."""
+    path = Path(source)
+    if path.is_file():
+        return path
+    named = SHIPPED / f"{source}.yaml"
+    if "/" not in str(source) and named.is_file():
+        return named
+    close = difflib.get_close_matches(str(source), shipped(), 1)
+    hint = f"did you mean {close[0]}?" if close else f"shipped studies: {', '.join(shipped())}"
+    raise RecipeError(f"{source}: no such study file; {hint}")
+
+
+def with_overrides(content: Mapping[str, Any], overrides: tuple[str, ...]) -> dict[str, Any]:
+    """`content` with each `field=value` under `set`, and each `study.field=value` in the study itself."""
+    result = dict(content)
+    shared = dict(result.get("set") or {})
+    for override in overrides:
+        field, sign, text = override.partition("=")
+        if not sign or not field.strip():
+            raise RecipeError(f"{override!r}: an override is written field=value")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise RecipeError(f"{field}: {text!r} is not a YAML value") from error
+        if field.startswith("study."):
+            result[field.removeprefix("study.")] = value
+        else:
+            shared[field.strip()] = value
+    result["set"] = shared
+    return result
+
+
+def shrink(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The tiny twin of a study file's content: `TINY` and its own `tiny` block over it, two seeds."""
+    own = dict(content.get("tiny") or {})
+    shared = {**(content.get("set") or {}), **TINY, **(own.pop("set", None) or {})}
+    changed = {**content, "seeds": [0, 1], **own}
+    # A factor's own fields are not shared ones: the twin varies what the study varies.
+    varied = {f for group in ("factors", "variants") for fields in (changed.get(group) or {}).values() for f in fields}
+    shared = {field: value for field, value in shared.items() if field not in varied}
+    result = {**changed, "set": shared, "name": f"{content.get('name')}-tiny", "claims": {}}
+    result.pop("tiny", None)
+    return result
+
+
+def _known(field: str, name: str | None, valid: Mapping[str, Any]) -> None:
+    if name is not None and name not in valid:
+        raise ValueError(f"{field}: {name!r} is none of {_list(valid)}")
+
+
+def _list(names: Mapping[str, Any]) -> str:
+    return ", ".join(names) or "none"

@@ -1,0 +1,482 @@
+"""Effects with intervals from a table of runs.
+
+The model is value = variant + seed + noise: runs of one seed share initial weights, order of samples and random
+numbers, so the seed is a block and differences are taken inside it. The noise is pooled over all variants, which gives
+its estimate (V - 1)(S - 1) degrees of freedom instead of the S - 1 of a single pair.
+
+An interval is Student's t, 95 %, for one effect at a time. Whether an effect is *shown* is decided after Holm's
+correction ("A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 6, 1979) over
+all effects of the metric, so that a study of techniques that do nothing names a winner in at most 1 of 20 studies.
+
+By default an interval covers the seeds: what would change with other initial weights and orders, on these test images.
+`image_variance` adds what would change with other test images.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+import statsmodels.api as sm
+from numpy.typing import NDArray
+from scipy import optimize, special, stats
+from statsmodels.stats.multitest import multipletests
+
+from kitae.experiments.outcome import Metric, metric
+
+if TYPE_CHECKING:
+    from kitae.experiments.design import Design
+
+CONFIDENCE = 0.95
+POWER = 0.80
+ASSUMED_NOISE = 0.5  # points: the standard deviation between runs that a plan assumes where nothing is known
+_NO = float("nan")
+
+
+@dataclass(frozen=True)
+class Effect:
+    """One estimated effect, in the metric's shown unit (points for accuracies), or a factor where `ratio`.
+
+    Attributes:
+        name: of the variant, factor (`factor=level` beyond two levels), interaction (`a x b`) or contrast.
+        metric: the number compared.
+        kind: `difference` of two variants, `main` effect, or `interaction` (of two factors at two levels: half the
+            difference between the effect of one with the other on and off).
+        estimate: points, or a factor.
+        low, high: 95 % interval; NaN where there are no degrees of freedom.
+        p, p_holm: of no effect; before and after Holm's correction over the metric's effects.
+        standard_error: of the estimate (of its logarithm where `ratio`).
+        df: degrees of freedom of the noise.
+        pairs: seeds in which both variants finished; for main effects, runs that informed it.
+        ratio: the effect is a factor, 1 is none.
+        covers: what the interval covers.
+        uneven: the pairs of this difference scatter much more than the pooled noise, so the interval is from the
+            pairs alone.
+    """
+
+    name: str
+    metric: str
+    kind: Literal["difference", "main", "interaction"]
+    estimate: float
+    low: float
+    high: float
+    p: float
+    p_holm: float
+    standard_error: float
+    df: float
+    pairs: int
+    ratio: bool = False
+    covers: Literal["seeds", "seeds and test images"] = "seeds"
+    uneven: bool = False
+
+    @property
+    def neutral(self) -> float:
+        return 1.0 if self.ratio else 0.0
+
+    @property
+    def shown(self) -> bool:
+        """An effect other than none is shown, after Holm's correction."""
+        return self.p_holm < 1 - CONFIDENCE
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Standard deviation between runs that differ in nothing but the seed, once seeds are paired.
+
+    Attributes:
+        sd, low, high: pooled over variants, with its 95 % interval (chi-square); in the metric's unit, or relative
+            (0.02 is 2 %) where the metric is compared as a ratio.
+        df: its degrees of freedom; 0 where it could not be estimated.
+        reference: name of the baseline.
+        reference_mean, reference_sd: the baseline's own mean and standard deviation over seeds, in the metric's unit.
+        source: `replicates`, or `left over` where one seed only left the fit's residual.
+    """
+
+    sd: float
+    low: float
+    high: float
+    df: int
+    reference: str
+    reference_mean: float
+    reference_sd: float
+    source: Literal["replicates", "left over", "none"]
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """Effects of one metric, and the noise they are seen through."""
+
+    metric: Metric
+    effects: tuple[Effect, ...]
+    noise: Noise
+    runs: int
+
+
+def analyse(
+    runs: pd.DataFrame, design: Design, name: str, correct: Mapping[tuple[str, int], Any] | None = None
+) -> Analysis:
+    """Effects of a design on one metric.
+
+    Args:
+        runs: columns `variant`, `seed` and `name`; a run that failed is missing or NaN.
+        design: what was run.
+        name: the metric's column.
+        correct: (variant, seed) -> bool [images], which test images each run got right; where given, the intervals of
+            differences cover test images as well.
+
+    Returns:
+        The effects in the design's order. Effects that the finished runs do not determine are NaN.
+    """
+    shown = metric(name)
+    table = (
+        runs.loc[runs[name].notna(), ["variant", "seed", name]] if name in runs else runs.iloc[:0][["variant", "seed"]]
+    )
+    values = table[name].to_numpy(dtype=np.float64) * shown.scale if len(table) else np.empty(0)
+    ratio = shown.ratio and bool((values > 0).all())
+    y = np.log(values) if ratio else values
+    variants, seeds = table["variant"].to_numpy(), table["seed"].to_numpy()
+    fit = _Blocks(y, variants, seeds)
+    if design.regression:
+        raw, left_over = _regression(fit, design)
+    else:
+        raw, left_over = _differences(fit, design), (_NO, 0)
+    if correct and not design.regression and not ratio and name == "test.accuracy":
+        raw = [_with_images(effect, design, seeds, correct) for effect in raw]
+    effects = _holm([_finish(effect, name, ratio) for effect in raw])
+    return Analysis(shown, tuple(effects), _noise(fit, left_over, design, values, variants), len(table))
+
+
+class _Blocks:
+    """Least squares of value = variant + seed, from which noise and the means of variants come."""
+
+    def __init__(self, y: NDArray[np.float64], variants: NDArray[Any], seeds: NDArray[Any]) -> None:
+        self.y, self.variants, self.seeds = y, variants, seeds
+        self.names = list(dict.fromkeys(variants.tolist()))
+        self.blocks = sorted(set(seeds.tolist()))
+        self.block = (
+            (seeds[:, None] == np.array(self.blocks)[None, 1:]).astype(np.float64) if len(y) else np.zeros((0, 0))
+        )
+        self.model = None
+        self.mse, self.df = _NO, 0
+        if len(y):
+            indicator = (variants[:, None] == np.array(self.names, dtype=object)[None, :]).astype(np.float64)
+            self.model = sm.OLS(y, np.concatenate([indicator, self.block], axis=1)).fit()
+            self.df = int(self.model.df_resid)
+            self.mse = float(self.model.mse_resid) if self.df > 0 else _NO
+
+    def difference(self, plus: str, minus: str) -> tuple[float, float]:
+        """Estimate and its variance for noise of variance 1."""
+        weights = np.zeros(len(self.names) + self.block.shape[1])
+        weights[self.names.index(plus)], weights[self.names.index(minus)] = 1.0, -1.0
+        assert self.model is not None
+        return float(weights @ self.model.params), float(weights @ self.model.normalized_cov_params @ weights)
+
+    def pairs(self, plus: str, minus: str) -> NDArray[np.float64]:
+        """Differences inside the seeds that have both."""
+        of = {(v, s): value for v, s, value in zip(self.variants, self.seeds, self.y, strict=True)}
+        both = [seed for seed in self.blocks if (plus, seed) in of and (minus, seed) in of]
+        return np.array([of[(plus, seed)] - of[(minus, seed)] for seed in both])
+
+
+@dataclass(frozen=True)
+class _Raw:
+    """An effect before it has an interval: on the scale of the fit (logarithms for ratios)."""
+
+    name: str
+    kind: Literal["difference", "main", "interaction"]
+    estimate: float
+    error: float
+    df: float
+    pairs: int
+    plus: str = ""
+    minus: str = ""
+    covers: Literal["seeds", "seeds and test images"] = "seeds"
+    uneven: bool = False
+
+
+def _differences(fit: _Blocks, design: Design) -> list[_Raw]:
+    found = []
+    for contrast in design.contrasts:
+        if contrast.plus not in fit.names or contrast.minus not in fit.names:
+            found.append(_Raw(contrast.name, "difference", _NO, _NO, 0, 0))
+            continue
+        estimate, unit = fit.difference(contrast.plus, contrast.minus)
+        pairs = fit.pairs(contrast.plus, contrast.minus)
+        raw = _Raw(
+            contrast.name, "difference", estimate, math.sqrt(fit.mse * unit) if fit.df else _NO, fit.df, len(pairs),
+            contrast.plus, contrast.minus,
+        )  # fmt: skip
+        found.append(_own_interval(raw, pairs, fit))
+    return found
+
+
+def _own_interval(raw: _Raw, pairs: NDArray[np.float64], fit: _Blocks) -> _Raw:
+    """Where the pairs scatter much more than the other variants do (F test, 1 in 1,000), trust the pairs alone.
+
+    A variant that sometimes diverges would else hide behind its calm neighbours. At 1 in 1,000 the choice hardly
+    touches the coverage where the noise is even.
+    """
+    own = len(pairs) - 1
+    others = (fit.variants != raw.plus) & (fit.variants != raw.minus)
+    if own < 1 or len(set(fit.variants[others].tolist())) < 2:
+        return raw
+    variance = float(pairs.var(ddof=1))
+    if not variance > 2 * fit.mse:  # calmer than the pooled noise: no need to look closer
+        return raw
+    calm = _Blocks(fit.y[others], fit.variants[others], fit.seeds[others])
+    if not calm.mse > 0 or calm.df <= own or special.fdtrc(own, calm.df, variance / (2 * calm.mse)) >= 0.001:
+        return raw
+    return replace(raw, estimate=float(pairs.mean()), error=math.sqrt(variance / len(pairs)), df=own, uneven=True)
+
+
+def _regression(fit: _Blocks, design: Design) -> tuple[list[_Raw], tuple[float, int]]:
+    """Main effects (and for factorial, two-factor interactions) by least squares, seeds as blocks.
+
+    Also returns the fit's own residual variance and degrees of freedom.
+
+    Levels are coded as centred indicators, so that a coefficient is the mean difference from the first level over an
+    even mixture of the other factors' levels, and a product's coefficient the difference of such differences.
+    """
+    levels = {variant.name: variant.levels for variant in design.variants}
+    columns: list[tuple[str, Literal["main", "interaction"], NDArray[np.float64]]] = []
+    coded: dict[str, list[tuple[str, NDArray[np.float64]]]] = {}
+    for factor, names in design.factors.items():
+        at = np.array([levels[v][factor] for v in fit.variants], dtype=np.int64)
+        coded[factor] = [
+            (factor if len(names) == 2 else f"{factor}={names[level]}", (at == level) - 1.0 / len(names))
+            for level in range(1, len(names))
+        ]
+        columns += [(name, "main", column) for name, column in coded[factor]]
+    if design.kind == "factorial":
+        for a, b in itertools.combinations(design.factors, 2):
+            half = 0.5 if len(design.factors[a]) == len(design.factors[b]) == 2 else 1.0
+            for (first, left), (second, right) in itertools.product(coded[a], coded[b]):
+                columns.append((f"{first} x {second}", "interaction", left * right / half))
+    if not len(fit.y):
+        return [_Raw(name, kind, _NO, _NO, 0, 0) for name, kind, _ in columns], (_NO, 0)
+    x = np.column_stack([np.ones(len(fit.y)), *(column for _, _, column in columns), fit.block])
+    model = sm.OLS(fit.y, x).fit()
+    # Replicates tell noise from misfit; with a single seed only the misfit is left.
+    left_over = (float(model.mse_resid), int(model.df_resid)) if model.df_resid > 0 else (_NO, 0)
+    mse, df = (fit.mse, fit.df) if fit.df else left_over
+    determined = int(np.linalg.matrix_rank(x)) == x.shape[1]
+    found = []
+    for number, (name, kind, _) in enumerate(columns, start=1):
+        if determined:
+            unit = float(model.normalized_cov_params[number, number])
+            error = math.sqrt(mse * unit) if df > 0 else _NO
+            found.append(_Raw(name, kind, float(model.params[number]), error, max(df, 0), len(fit.y)))
+        else:
+            found.append(_Raw(name, kind, _NO, _NO, 0, len(fit.y)))
+    return found, left_over
+
+
+def _finish(raw: _Raw, name: str, ratio: bool) -> Effect:
+    """The interval and p-value of an estimate; back from logarithms where it is a ratio."""
+    low = high = p = _NO
+    if raw.df > 0 and not math.isnan(raw.error):
+        half = float(special.stdtrit(raw.df, 0.5 + CONFIDENCE / 2)) * raw.error
+        low, high = raw.estimate - half, raw.estimate + half
+        if raw.error > 0:
+            p = float(2 * special.stdtr(raw.df, -abs(raw.estimate) / raw.error))
+        else:  # runs without any noise: seconds that were not measured, or a deterministic toy
+            p = 1.0 if raw.estimate == 0 else 0.0
+    back = math.exp if ratio else float
+    return Effect(
+        raw.name, name, raw.kind, back(raw.estimate), back(low), back(high), p, _NO, raw.error, raw.df, raw.pairs,
+        ratio, raw.covers, raw.uneven,
+    )  # fmt: skip
+
+
+def _holm(effects: list[Effect]) -> list[Effect]:
+    tested = [index for index, effect in enumerate(effects) if not math.isnan(effect.p)]
+    if tested:
+        corrected = multipletests([effects[index].p for index in tested], method="holm")[1]
+        for index, p in zip(tested, corrected, strict=True):
+            effects[index] = replace(effects[index], p_holm=float(p))
+    return effects
+
+
+def _noise(
+    fit: _Blocks, left_over: tuple[float, int], design: Design, values: NDArray[np.float64], variants: NDArray[Any]
+) -> Noise:
+    own = values[variants == design.reference]
+    mean = float(own.mean()) if len(own) else _NO
+    own_sd = float(own.std(ddof=1)) if len(own) > 1 else _NO
+    mse, df = fit.mse, fit.df
+    source: Literal["replicates", "left over", "none"] = "replicates"
+    if not df:
+        (mse, df), source = left_over, "left over"
+    if not df:
+        return Noise(_NO, _NO, _NO, 0, design.reference, mean, own_sd, "none")
+    low, high = (
+        math.sqrt(df * mse / float(stats.chi2.ppf(q, df))) for q in (0.5 + CONFIDENCE / 2, 0.5 - CONFIDENCE / 2)
+    )
+    return Noise(math.sqrt(mse), low, high, df, design.reference, mean, own_sd, source)
+
+
+def image_variance(plus: NDArray[np.bool_], minus: NDArray[np.bool_]) -> float:
+    """Variance of the mean difference in accuracy, in points squared, that comes from which test images were drawn.
+
+    Args:
+        plus, minus: bool [seeds, images], which images each run of the two variants got right.
+
+    The difference of each image is averaged over seeds; what its variance has in excess of the seeds' share is the
+    images' own (a one-way random-effects decomposition), at least 0.
+    """
+    difference = 100.0 * (plus.astype(np.float64) - minus.astype(np.float64))
+    seeds, images = difference.shape
+    between = float(difference.mean(axis=0).var(ddof=1))
+    within = float(difference.var(axis=0, ddof=1).mean()) / seeds if seeds > 1 else 0.0
+    return max(between - within, 0.0) / float(images)
+
+
+def _with_images(raw: _Raw, design: Design, seeds: NDArray[Any], correct: Mapping[tuple[str, int], Any]) -> _Raw:
+    """The interval widened by the test images, degrees of freedom after Welch and Satterthwaite."""
+    both = [s for s in sorted(set(seeds.tolist())) if (raw.plus, s) in correct and (raw.minus, s) in correct]
+    if not both or math.isnan(raw.error):
+        return raw
+    plus = np.stack([np.asarray(correct[(raw.plus, s)], dtype=bool) for s in both])
+    minus = np.stack([np.asarray(correct[(raw.minus, s)], dtype=bool) for s in both])
+    extra = image_variance(plus, minus)
+    total = raw.error**2 + extra
+    if total <= 0:
+        return replace(raw, covers="seeds and test images")
+    df = total**2 / (raw.error**4 / raw.df + extra**2 / (plus.shape[1] - 1))
+    return replace(raw, error=math.sqrt(total), df=df, covers="seeds and test images")
+
+
+def error_factor(design: Design, seeds: int) -> tuple[float, int]:
+    """Standard error of a design's main effects for noise of 1, and degrees of freedom, when every run finishes."""
+    count = len(design.variants)
+    df = (count - 1) * (seeds - 1)
+    if design.kind == "screening" or (design.regression and all(len(v) == 2 for v in design.factors.values())):
+        if seeds == 1:  # the misfit stands in for the noise
+            interactions = math.comb(len(design.factors), 2) if design.kind == "factorial" else 0
+            df = count - 1 - len(design.factors) - interactions
+        return 2.0 / math.sqrt(count * seeds), max(df, 0)
+    if design.regression:  # more than two levels: the rarest decides
+        most = max(len(levels) for levels in design.factors.values())
+        return math.sqrt(2.0 * most / (count * seeds)), df
+    return math.sqrt(2.0 / seeds), df
+
+
+def smallest_effect(design: Design, seeds: int, noise: float) -> float | None:
+    """The effect that would be shown with 80 % probability (one test, 5 %), in the unit of `noise`; None without df.
+
+    From the noncentral t distribution.
+    """
+    factor, df = error_factor(design, seeds)
+    if df < 1:
+        return None
+    return noise * factor * _detectable(df)
+
+
+def _detectable(df: int) -> float:
+    """Effect / standard error at which a two-sided t test of 5 % has 80 % power."""
+    critical = float(stats.t.ppf(0.5 + CONFIDENCE / 2, df))
+
+    def lacking(effect: float) -> float:
+        # The far tail is left out: it adds less than 1e-6 at any effect with 80 % power.
+        return float(stats.nct.sf(critical, df, effect)) - POWER
+
+    return float(optimize.brentq(lacking, 0.1, 20.0 * critical))
+
+
+def seeds_for(design: Design, effect: float, noise: float, most: int = 100) -> int | None:
+    """The fewest seeds with which this effect would be shown with 80 % probability; None beyond `most`."""
+    for seeds in range(2, most + 1):
+        smallest = smallest_effect(design, seeds, noise)
+        if smallest is not None and smallest <= effect:
+            return seeds
+    return None
+
+
+def wording(effect: Effect, seeds: int) -> str:
+    """One honest sentence on an effect.
+
+    >>> wording(Effect("mixing", "test.accuracy", "main", 0.1, -0.4, 0.6, .7, .9, .2, 4, 3), 3)
+    'mixing: no difference could be shown with 3 seeds (interval -0.4 to +0.6)'
+    """
+    shown = metric(effect.metric)
+    size = amount(effect.estimate, effect)
+    if math.isnan(effect.estimate):
+        return f"{effect.name}: nothing can be said, its runs failed"
+    with_seeds = f"{seeds} seed{'s' if seeds != 1 else ''}"
+    if math.isnan(effect.low):
+        return f"{effect.name}: {size}, without an interval ({with_seeds}); nothing can be concluded"
+    interval = f"interval {amount(effect.low, effect, unit=False)} to {amount(effect.high, effect, unit=False)}"
+    if effect.shown:
+        good = (effect.estimate > effect.neutral) == (shown.better > 0)
+        return f"{effect.name}: {'helps' if good else 'hurts'}, {size} ({interval}, {with_seeds})"
+    if effect.low > effect.neutral or effect.high < effect.neutral:
+        return (
+            f"{effect.name}: {size} ({interval}, {with_seeds}), not certain once the number of comparisons is "
+            f"corrected for (Holm p = {effect.p_holm:.2f})"
+        )
+    return f"{effect.name}: no difference could be shown with {with_seeds} ({interval})"
+
+
+def amount(value: float, effect: Effect, *, unit: bool = True) -> str:
+    """A number of an effect as text: `+0.8 points`, `x 0.62`, `+0.012`."""
+    if math.isnan(value):
+        return "-"
+    shown = metric(effect.metric)
+    if effect.ratio:
+        return f"x {value:.2f}"
+    digits = 1 if shown.scale == 100.0 and abs(value) >= 0.095 else 2 if shown.scale == 100.0 else 3
+    return f"{value:+.{digits}f}{f' {shown.unit}' if unit and shown.unit else ''}"
+
+
+Verdict = Literal["confirmed", "not shown", "refuted"]
+
+
+def judge(
+    effect: Effect, between: tuple[float | None, float | None] | None, within: float | None
+) -> tuple[Verdict, str]:
+    """Whether a measured effect bears out a claimed one.
+
+    confirmed   between: an effect in the claimed direction is shown, and its interval reaches the claimed size;
+                within: the whole interval lies inside.
+    refuted     the whole interval lies short of the claimed size (between), or outside (within).
+    not shown   anything else: the runs do not decide.
+
+    Returns:
+        The verdict, and a remark such as `smaller than claimed`.
+    """
+    if math.isnan(effect.low):
+        return "not shown", "no interval"
+    none = effect.neutral
+    if within is not None:
+        if none - within <= effect.low and effect.high <= none + within:
+            return "confirmed", ""
+        if effect.low > none + within or effect.high < none - within:
+            return "refuted", "a larger difference"
+        return "not shown", "the interval is wider than the claim"
+    assert between is not None
+    low, high = between
+    up = (low if low is not None else none) >= none and (high is None or high > none)
+    # Seen in the claimed direction: `least` is the claimed minimum, `most` its maximum.
+    least, most = (low, high) if up else (high, low)
+    reach, short = (effect.high, effect.low) if up else (effect.low, effect.high)
+    least = none if least is None else least
+
+    def beyond(a: float, b: float) -> bool:
+        return a >= b if up else a <= b
+
+    if not beyond(reach, least):
+        opposite = effect.shown and not beyond(effect.estimate, none)
+        shown = effect.shown and beyond(effect.estimate, none)
+        return "refuted", "the opposite" if opposite else "smaller than claimed" if shown else "no such effect"
+    if effect.shown and beyond(effect.estimate, none):
+        if most is not None and beyond(short, most) and short != most:
+            return "confirmed", "larger than claimed"
+        if not beyond(effect.estimate, least):
+            return "confirmed", "at the low end"
+        return "confirmed", ""
+    return "not shown", ""

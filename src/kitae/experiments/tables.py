@@ -1,0 +1,155 @@
+"""Studies as text for a terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.cells import cell_len
+
+from kitae.experiments.outcome import metric
+from kitae.experiments.stats import Effect, Noise, amount
+
+if TYPE_CHECKING:
+    from kitae.experiments.design import Design
+    from kitae.experiments.run import StudyResult
+
+
+def result_text(result: StudyResult) -> str:
+    """Variants, effects, noise, sentences, claims, and the runs that failed."""
+    spec, analyses = result.spec, result.analyses
+    main = analyses[spec.metric]
+    finished = int((result.runs["status"] == "done").sum())
+    covers = main.effects[0].covers if main.effects else "seeds"
+    unit = f" in {main.metric.unit}" if main.metric.unit else ""
+    parts = [
+        f"{spec.name}: {spec.design}, {len(result.design.variants)} variants x {len(spec.seeds)} seeds, "
+        f"{finished} of {len(result.runs)} runs finished",
+        f"{spec.metric}{unit}; 95 % intervals, covering {covers}; p after Holm over {len(main.effects)} effects",
+        "",
+        _variants_text(result),
+        "",
+        effects_text(main.effects),
+        noise_text(main.noise, spec.metric),
+    ]
+    if result.design.aliases:
+        parts += ["", alias_text(result.design)]
+    parts += ["", *result.sentences]
+    if any(effect.uneven for effect in main.effects):
+        parts.append("* scatters much more than the other variants, so its interval is from its own pairs alone")
+    others = [analysis for name, analysis in analyses.items() if name != spec.metric]
+    for analysis in others:
+        told = [effect for effect in analysis.effects if effect.shown]
+        if told:
+            words = ", ".join(f"{e.name} {amount(e.estimate, e)} ({_interval(e)})" for e in told)
+            parts.append(f"{analysis.metric.name}: {words}")
+        else:
+            parts.append(f"{analysis.metric.name}: no difference shown")
+    if result.claims:
+        parts += ["", claims_text(result)]
+    if len(result.failed):
+        parts += ["", f"{len(result.failed)} runs did not finish and are in no number above:"]
+        parts += [
+            f"  {row['variant']}, seed {row['seed']}: {row['status']}{': ' + row['error'] if row['error'] else ''}"
+            for row in result.failed.to_dict("records")
+        ]
+    return "\n".join(parts)
+
+
+def _variants_text(result: StudyResult) -> str:
+    names = list(result.analyses)
+    rows = []
+    for variant in result.data()["variants"]:
+        row = [variant["name"], str(variant["runs"])]
+        row += [_mean(variant["numbers"][name]["mean"], variant["numbers"][name]["sd"], name) for name in names]
+        rows.append(row)
+    units = [f"{name} [{metric(name).unit}]" if metric(name).unit not in ("", "points") else name for name in names]
+    return columns(["variant", "n", *units], rows)
+
+
+def _mean(mean: float | None, sd: float | None, name: str) -> str:
+    if mean is None:
+        return "-"
+    digits = 2 if metric(name).scale == 100.0 else 0 if mean >= 100 else 2 if mean >= 1 else 3
+    return f"{mean:.{digits}f}" + (f" +-{sd:.{digits}f}" if sd is not None and not math.isnan(sd) else "")
+
+
+def effects_text(effects: Sequence[Effect]) -> str:
+    """Effects as columns: estimate, interval, p after Holm, n."""
+    rows = []
+    for effect in effects:
+        p = "-" if math.isnan(effect.p_holm) else f"{effect.p_holm:.3f}" if effect.p_holm >= 0.001 else "<0.001"
+        mark = "*" if effect.uneven else ""
+        rows.append([effect.name + mark, amount(effect.estimate, effect), _interval(effect), p, str(effect.pairs)])
+    return columns(["effect", "estimate", "95 % interval", "p", "n"], rows)
+
+
+def noise_text(noise: Noise, name: str) -> str:
+    """What difference two runs show that differ in nothing but the seed."""
+    shown = metric(name)
+    unit = f" {shown.unit}" if shown.unit and not shown.ratio else ""
+    scale = 100.0 if shown.ratio else 1.0
+    unit = " %" if shown.ratio else unit
+    if not noise.df:
+        return "noise: not known; more seeds are needed"
+    own = "" if math.isnan(noise.reference_mean) else f"; {noise.reference}: {noise.reference_mean:.2f}"
+    if own and not math.isnan(noise.reference_sd):
+        own += f" +-{noise.reference_sd:.2f} over seeds"
+    how = "" if noise.source == "replicates" else ", from what the fit left over (one seed)"
+    return (
+        f"noise between runs: {noise.sd * scale:.2f}{unit} ({noise.low * scale:.2f} to {noise.high * scale:.2f}, "
+        f"{noise.df} degrees of freedom{how}){own}"
+    )
+
+
+def claims_text(result: StudyResult) -> str:
+    """Claims beside what was measured."""
+    rows = []
+    for row in result.claims:
+        effects = result.analyses[row["metric"]].effects if row["metric"] in result.analyses else ()
+        effect = next((e for e in effects if e.name == row["effect"]), None)
+        size = "-" if effect is None else f"{amount(effect.estimate, effect)} ({_interval(effect)})"
+        remark = f" ({row['remark']})" if row["remark"] else ""
+        rows.append([row["says"], size, row["verdict"] + remark])
+    return columns(["claim", "measured", "verdict"], rows)
+
+
+def _interval(effect: Effect) -> str:
+    if math.isnan(effect.low):
+        return "no interval"
+    return f"{amount(effect.low, effect, unit=False)} to {amount(effect.high, effect, unit=False)}"
+
+
+def columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Aligned text: the first column left, the others right where short. Wide characters count as two."""
+    table = [list(header), *(list(row) for row in rows)]
+    widths = [max(cell_len(row[place]) for row in table) for place in range(len(header))]
+    lines = []
+    for row in table:
+        cells = [cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(lines)
+
+
+def alias_text(design: Design) -> str:
+    """The alias table of a screening design as text."""
+    if not any(design.aliases.values()):
+        return "Aliases: main effects are clear of two-factor interactions."
+    lines = ["Aliases (each effect also contains these parts of two-factor interactions, if there are any):"]
+    for name, row in design.aliases.items():
+        parts = [
+            f"{'-' if c < 0 else '+'}{'' if abs(c) == 1 else f'{abs(c):.2g} '}{a} x {b}" for (a, b), c in row.items()
+        ]
+        shown = ", ".join(parts[:6]) + (f", and {len(parts) - 6} more" if len(parts) > 6 else "")
+        lines.append(f"  {name}: {shown or 'clear'}")
+    return "\n".join(lines)
+
+
+def duration(seconds: float) -> str:
+    """`42 s`, `12 min`, `2 h 10 min`."""
+    if seconds < 90:
+        return f"{round(seconds)} s" if seconds >= 10 else f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

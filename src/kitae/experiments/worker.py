@@ -1,0 +1,170 @@
+"""One training run of a study, in a process of its own: `python -m kitae.experiments.worker`, the unit on stdin.
+
+A process a run, so that its peak memory is its own, its threads are what was asked for, and a crash takes nothing else
+along. The process watches its stdin: when whoever started it is gone, it saves and stops too.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import fcntl
+import importlib
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from kitae.errors import KitaeError
+from kitae.experiments.outcome import curves, flatten, numbers
+from kitae.files import write_json
+from kitae.recipe import Recipe
+
+INTERRUPTED = 75  # exit status: stopped by a signal, the state is saved, trying again goes on from there
+_GRACE_SECONDS = 60.0  # an orphan that has not saved by then is ended
+
+
+def execute(unit: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Train a recipe and take what the study keeps of it.
+
+    Args:
+        unit: `train` (module:function), `recipe`, `folder`, and `jobs`, a list of {fingerprint, outcome, after}: each
+            a set of steps after training, whose result is written to its `outcome` file.
+
+    Returns:
+        One outcome a job: {"fingerprint", "status": "done" | "failed", "error", "numbers", "epochs", "correct",
+        "machine"}. A failure is an outcome; only being interrupted raises.
+    """
+    folder = Path(unit["folder"])
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(folder.with_name(f".{folder.name}.lock")):
+        try:
+            recipe = Recipe.model_validate(unit["recipe"])
+            run = _function(unit["train"])(recipe, out=folder, resume=True)
+            common: dict[str, Any] = _summary(run)
+        except Exception as error:
+            if _is_interruption(error):
+                raise
+            return [_write(job, _failure(job, error)) for job in unit["jobs"]]
+        outcomes = []
+        for job in unit["jobs"]:
+            try:
+                extra: dict[str, float] = {}
+                for step, settings in job["after"].items():
+                    from kitae.experiments.after import STEPS
+
+                    extra |= flatten(_function(STEPS.get(step, step))(run, folder, **settings), f"{step}.")
+                done = {**common, "numbers": {**common["numbers"], **extra}}
+                outcomes.append(
+                    _write(job, {"fingerprint": job["fingerprint"], "status": "done", "error": None, **done})
+                )
+            except Exception as error:
+                if _is_interruption(error):
+                    raise
+                outcomes.append(_write(job, _failure(job, error)))
+        return outcomes
+
+
+def _summary(run: Any) -> dict[str, Any]:
+    epochs, evaluation = run.metrics(), run.evaluation()
+    environment = run.environment() if hasattr(run, "environment") else {}
+    kept = ("processor", "cores", "threads", "gpu", "device", "versions")
+    return {
+        "numbers": numbers(evaluation, epochs),
+        "epochs": curves(epochs),
+        "correct": _correct(run),
+        "machine": {name: environment[name] for name in kept if name in environment},
+    }
+
+
+def _correct(run: Any) -> str | None:
+    """Which test images the run got right, as base64 of packed bits; the study widens its intervals with it."""
+    if not hasattr(run, "predictions"):
+        return None
+    import numpy as np
+
+    table = run.predictions()
+    if not {"label", "predicted"} <= set(table.column_names):
+        return None
+    right = np.asarray(table["label"].to_pylist(), dtype=object) == np.asarray(
+        table["predicted"].to_pylist(), dtype=object
+    )
+    return f"{len(right)}:{base64.b64encode(np.packbits(right).tobytes()).decode()}"
+
+
+def _failure(job: Mapping[str, Any], error: Exception) -> dict[str, Any]:
+    text = str(error)
+    if not isinstance(error, KitaeError):  # a bug, whose traceback goes to the run's log
+        text = f"{type(error).__name__}: {error}"
+        traceback.print_exception(error)
+    return {
+        "fingerprint": job["fingerprint"], "status": "failed", "error": " ".join(text.split()), "numbers": {},
+        "epochs": [], "correct": None, "machine": {},
+    }  # fmt: skip
+
+
+def _write(job: Mapping[str, Any], outcome: dict[str, Any]) -> dict[str, Any]:
+    write_json(Path(job["outcome"]), outcome)
+    return outcome
+
+
+def _function(reference: str) -> Callable[..., Any]:
+    module, _, name = reference.partition(":")
+    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return function
+
+
+def _is_interruption(error: Exception) -> bool:
+    from kitae.training.fit import TrainingInterruptedError
+
+    return isinstance(error, TrainingInterruptedError)
+
+
+@contextlib.contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """Wait until no other process works on this run: one whose study was killed may still be saving."""
+    handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _stop_when_orphaned() -> None:
+    def watch() -> None:
+        while os.read(0, 4096):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(_GRACE_SECONDS)
+        os._exit(INTERRUPTED)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def main() -> int:
+    """Read a unit from stdin, one line of JSON, and work it off."""
+    line = bytearray()
+    while not line.endswith(b"\n"):
+        piece = os.read(0, 1)  # not sys.stdin, whose buffer would be locked by the watching thread at exit
+        if not piece:
+            return INTERRUPTED
+        line += piece
+    _stop_when_orphaned()
+    try:
+        execute(json.loads(line))
+    except Exception as error:
+        if not _is_interruption(error):
+            raise
+        return INTERRUPTED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

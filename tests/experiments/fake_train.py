@@ -1,0 +1,83 @@
+"""A stand-in for training: writes a run folder, resumes where it was cut, and its result depends on the recipe alone.
+
+Environment variables, which reach worker processes, make it misbehave:
+    FAKE_STEP_SECONDS   each of its steps takes so long
+    FAKE_FAIL           a text; the run whose log name has it fails
+    FAKE_DIE_ONCE       a folder; the first run kills its own process there, once
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from kitae import keyed
+from kitae.errors import TrainingError
+from kitae.recipe import Recipe
+
+STEPS = 4
+
+
+class FakeRun:
+    def __init__(self, path: Path, recipe: Recipe) -> None:
+        self.path, self.recipe = path, recipe
+
+    def metrics(self) -> list[dict[str, Any]]:
+        value = quality(self.recipe)
+        return [
+            {
+                "epoch": epoch + 1, "train_loss": 2.0 / (epoch + 1), "val_loss": 2.1 / (epoch + 1), "seconds": 0.5,
+                "val_accuracy": value * (epoch + 1) / 3, "train_clean_accuracy": value * (epoch + 1) / 3 + 0.02,
+                "images_per_second": 100.0, "peak_memory_bytes": 2**20,
+            }
+            for epoch in range(3)
+        ]  # fmt: skip
+
+    def evaluation(self) -> dict[str, Any]:
+        value = quality(self.recipe)
+        split = {
+            "accuracy": value,
+            "loss": 1 - value,
+            "per_class": {"cat": {"accuracy": value, "count": 3}},
+            "count": 9,
+        }
+        return {"test": split, "val": split}
+
+
+def quality(recipe: Recipe) -> float:
+    noise = keyed.normals(recipe.train.seed, 0, int(recipe.train.label_smoothing * 1000), 77)[0]
+    mixing = 0.02 if recipe.augment.mix is not None else 0.0
+    return 0.7 + 0.2 * recipe.train.label_smoothing + mixing + 0.002 * float(noise)
+
+
+def train(recipe: Recipe, out: Path, *, resume: bool) -> FakeRun:
+    assert resume
+    out.mkdir(parents=True, exist_ok=True)
+    die = os.environ.get("FAKE_DIE_ONCE")
+    if die and recipe.train.seed == 0 and not (Path(die) / "died").exists():
+        (Path(die) / "died").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    if os.environ.get("FAKE_FAIL", "nothing") in out.name:
+        raise TrainingError("the loss was\nnot finite")
+    steps = out / "steps"
+    while (done := len(steps.read_text()) if steps.exists() else 0) < STEPS:
+        time.sleep(float(os.environ.get("FAKE_STEP_SECONDS", "0")))
+        steps.write_text("." * (done + 1))
+    with (out / "trained").open("a") as file:  # how often the run came to its end
+        file.write(".")
+    return FakeRun(out, recipe)
+
+
+def measure(recipe: Recipe) -> dict[str, Any]:
+    precision = "bf16" if recipe.train.precision == "auto" else recipe.train.precision
+    resolved = recipe.model_copy(update={"train": recipe.train.model_copy(update={"precision": precision})})
+    return {"recipe": resolved, "seconds_per_epoch": 2.0, "train": 1000}
+
+
+def after_step(run: FakeRun, folder: Path, *, ratio: float = 0.0) -> dict[str, Any]:
+    if ratio > 0.8:
+        raise TrainingError("nothing is left")
+    return {"accuracy": run.evaluation()["test"]["accuracy"] - ratio / 10, "nested": {"bytes": 100 * (1 - ratio)}}

@@ -1,0 +1,382 @@
+"""Studies as a whole, on a stand-in for training: written first, resumable anywhere, nothing dropped silently."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+
+from kitae.errors import KitaeError, RecipeError, TrainingError
+from kitae.experiments import after
+from kitae.experiments.executors import Inline, LocalProcesses
+from kitae.experiments.plan import edit_ops, make_plan, resolve
+from kitae.experiments.run import StudyResult, plan_study, study
+from kitae.experiments.spec import StudySpec
+from kitae.recipe import Recipe
+from tests.experiments import fake_train
+
+ROOT = Path(__file__).parents[2]
+FAKE = {"train": "tests.experiments.fake_train:train", "measure": "tests.experiments.fake_train:measure"}
+STUDY: dict[str, Any] = {
+    "name": "fake",
+    "base": "fashion-mini",
+    "set": {"train.epochs": 3},
+    "design": "one_in",
+    "factors": {
+        "smoothing": {"train.label_smoothing": [0.0, 0.1]},
+        "mixing": {"augment.mix": [None, {"mixup_alpha": 1.0}]},
+    },
+    "seeds": [0, 1, 2],
+}
+
+
+@pytest.fixture(autouse=True)
+def _workers_find_the_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setattr(gc, "collect", lambda *_: 0)  # statsmodels collects garbage in every Holm correction
+
+
+def make(**fields: Any) -> StudySpec:
+    return StudySpec.parse({**STUDY, **fields})
+
+
+def run(folder: Path, spec: StudySpec | None = None, **options: Any) -> StudyResult:
+    return study(spec or make(), folder, **{"executor": Inline(), **FAKE, **options})
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in ("runs.parquet", "effects.parquet", "effects.json")}
+
+
+def test_a_study_measures_what_is_there(tmp_path: Path) -> None:
+    lines: list[str] = []
+    result = run(tmp_path / "s", report=lines.append)
+    assert list(result.runs["status"]) == ["done"] * 9
+    effects = result.effects[result.effects["metric"] == "test.accuracy"].set_index("name")
+    assert effects.loc["smoothing", "low"] < 2.0 < effects.loc["smoothing", "high"]
+    assert effects.loc["mixing", "low"] < 2.0 < effects.loc["mixing", "high"]
+    assert effects.loc["mixing", "words"].startswith("mixing: helps")
+    assert "Study fake: one_in, 3 variants x 3 seeds" in lines[0]
+    assert lines[1].startswith("[1/9] none, seed 0: 7")
+    assert set(result.analyses) == {"test.accuracy", "val.accuracy", "gap", "epoch_seconds", "peak_memory_bytes"}
+    assert pd.read_parquet(tmp_path / "s" / "runs.parquet").shape[0] == 9
+    curve = result.data()["curves"]["none"]
+    assert curve["epoch"] == [1, 2, 3]
+    assert curve["val_accuracy"]["low"][2] <= curve["val_accuracy"]["mean"][2] <= curve["val_accuracy"]["high"][2]
+
+
+def test_everything_is_written_down_before_the_first_run(tmp_path: Path) -> None:
+    seen: list[dict[str, Any]] = []
+
+    class Looks(Inline):
+        def outcomes(self, units: Any) -> Any:
+            seen.append(yaml.safe_load((tmp_path / "s" / "study.yaml").read_text()))
+            yield from super().outcomes(units)
+
+    run(tmp_path / "s", executor=Looks())
+    (content,) = seen
+    assert content["study"]["metric"] == "test.accuracy"
+    assert content["study"]["seeds"] == [0, 1, 2]
+    assert content["study"]["set"] == {"train.epochs": 3}
+    assert content["precision"] == "bf16"
+    assert content["plan"]["smallest_effect"] > 0
+    assert len({row["fingerprint"] for row in content["runs"]}) == 9
+
+
+def test_precision_auto_is_resolved_once_for_all_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    original = fake_train.measure
+
+    def counted(recipe: Recipe) -> Any:
+        calls.append(recipe.train.precision)
+        return original(recipe)
+
+    monkeypatch.setattr(fake_train, "measure", counted)
+    run(tmp_path / "s")
+    run(tmp_path / "s")
+    assert calls == ["auto"]
+    recipes = [Recipe.model_validate(job.recipe.model_dump()) for job in plan_study(make(), measure=None).jobs]
+    assert {recipe.train.precision for recipe in recipes} == {"auto"}
+    plan = make_plan(make(), measure=counted)
+    assert {job.recipe.train.precision for job in plan.jobs} == {"bf16"}
+
+
+def test_runs_of_a_seed_differ_in_nothing_but_the_variant() -> None:
+    plan = make_plan(make(), threads=2)
+    base = Recipe.load("fashion-mini")
+    for job in plan.jobs:
+        assert job.recipe.train.seed == job.seed
+        assert job.recipe.data == base.data
+        assert job.recipe.train.early_stopping is None
+        assert job.recipe.train.threads == 2
+    assert [job.seed for job in plan.jobs] == [0] * 3 + [1] * 3 + [2] * 3  # stopped anywhere, it is nearly balanced
+
+
+def test_finished_runs_are_not_run_again(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    first = run(folder)
+    before = files(folder)
+    second = run(folder)
+    assert files(folder) == before
+    assert second.sentences == first.sentences
+    assert {len(path.read_text()) for path in folder.glob("runs/*/trained")} == {1}
+
+
+def test_a_run_whose_record_is_damaged_is_run_again(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    run(folder)
+    before = files(folder)
+    record = sorted(folder.glob("runs/*.json"))[0]
+    record.write_text(record.read_text()[:40])
+    run(folder)
+    assert files(folder) == before
+
+
+def test_a_failed_run_is_told_and_tried_again_next_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "s"
+    monkeypatch.setenv("FAKE_FAIL", "only-mixing-seed1")
+    result = run(folder)
+    assert result.failed.to_dict("records") == [
+        {"variant": "only mixing", "seed": 1, "status": "failed", "error": "the loss was not finite"}
+    ]
+    text = result.table()
+    assert "8 of 9 runs finished" in text
+    assert "1 runs did not finish and are in no number above" in text
+    assert "only mixing, seed 1: failed: the loss was not finite" in text
+    effects = result.effects[result.effects["metric"] == "test.accuracy"].set_index("name")
+    assert effects.loc["mixing", "pairs"] == 2
+    assert effects.loc["smoothing", "pairs"] == 3
+    monkeypatch.delenv("FAKE_FAIL")
+    assert len(run(folder).failed) == 0
+    assert "1 runs" not in run(folder).table()
+
+
+def test_a_study_that_was_changed_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    run(folder)
+    with pytest.raises(TrainingError, match=r"holds another study \(seeds was \[0, 1, 2\], is \[0, 1\]\)"):
+        run(folder, make(seeds=[0, 1]))
+    with pytest.raises(TrainingError, match=r"metric was test\.accuracy"):
+        run(folder, make(metric="val.accuracy"))
+    run(folder, make(about="a better description"))
+    assert run(folder, make(seeds=[0, 1]), overwrite=True).spec.seeds == (0, 1)
+    assert len(list((folder / "runs").glob("*.json"))) == 6
+
+
+def test_overwrite_deletes_nothing_that_no_study_wrote(tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "thesis.tex").write_text("precious")
+    with pytest.raises(TrainingError, match=r"holds thesis\.tex and no study"):
+        run(tmp_path / "s", overwrite=True)
+    assert (tmp_path / "s" / "thesis.tex").read_text() == "precious"
+
+
+def test_a_changed_base_recipe_is_refused(tmp_path: Path) -> None:
+    base = tmp_path / "base.yaml"
+    base.write_text("name: base\n")
+    spec = make(base=str(base))
+    run(tmp_path / "s", spec)
+    base.write_text("name: base\ntrain: {batch_size: 64}\n")
+    with pytest.raises(TrainingError, match="the recipe of 'none' has changed"):
+        run(tmp_path / "s", spec)
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+
+    class Again(Inline):
+        def outcomes(self, units: Any) -> Any:
+            with pytest.raises(TrainingError, match="another process is running this study"):
+                run(folder)
+            yield from super().outcomes(units)
+
+    run(folder, executor=Again())
+
+
+def test_an_opened_study_is_the_one_that_was_run(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    result = run(folder)
+    opened = StudyResult.open(folder)
+    assert opened.table() == result.table()
+    assert opened.data() == result.data()
+    with pytest.raises(TrainingError, match="no study there"):
+        StudyResult.open(tmp_path)
+
+
+def test_an_unfinished_study_can_be_looked_at(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+
+    class Stops(Inline):
+        def outcomes(self, units: Any) -> Any:
+            yield from super().outcomes(units[:4])
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, executor=Stops())
+    opened = StudyResult.open(folder)
+    assert list(opened.runs["status"]) == ["done"] * 4 + ["missing"] * 5
+    assert "4 of 9 runs finished" in opened.table()
+
+
+def test_processes_give_the_same_files_as_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = make(seeds=[0, 1])
+    run(tmp_path / "inline", spec, threads=1)
+    monkeypatch.setenv("FAKE_DIE_ONCE", str(tmp_path))
+    run(tmp_path / "local", spec, threads=1, executor=LocalProcesses(workers=2, threads=1))
+    assert (tmp_path / "died").exists()  # one worker was killed by a signal, and its run tried again
+    assert files(tmp_path / "inline") == files(tmp_path / "local")
+
+
+def test_a_worker_that_keeps_dying_is_a_failed_run(tmp_path: Path) -> None:
+    spec = make(seeds=[0], factors={"smoothing": STUDY["factors"]["smoothing"]})
+    result = run(
+        tmp_path / "s", spec, executor=LocalProcesses(retries=1), train="tests.experiments.test_run:dies", threads=1
+    )
+    assert list(result.runs["status"]) == ["failed", "failed"]
+    assert "its process ended with status -9" in result.runs["error"][0]
+    assert "nothing can be said" in result.table()
+
+
+def dies(recipe: Recipe, out: Path, *, resume: bool) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+_DRIVER = """
+import sys
+from pathlib import Path
+from kitae.experiments.executors import LocalProcesses
+from kitae.experiments.run import study
+from tests.experiments.test_run import FAKE, make
+study(make(seeds=[0, 1]), sys.argv[1], executor=LocalProcesses(workers=2), threads=1, **FAKE)
+"""
+
+
+def test_killed_at_any_moment_and_started_again_ends_with_the_same_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tmp_path / "whole", make(seeds=[0, 1]), threads=1)
+    monkeypatch.setenv("FAKE_STEP_SECONDS", "0.1")
+    folder = tmp_path / "cut"
+
+    def written() -> bool:
+        return (folder / "study.yaml").is_file()
+
+    def in_the_middle_of_a_run() -> bool:
+        return any(0 < path.stat().st_size < fake_train.STEPS for path in folder.glob("runs/*/steps"))
+
+    def between_runs() -> bool:
+        return len(list(folder.glob("runs/*.json"))) >= 3
+
+    for moment in (written, in_the_middle_of_a_run, between_runs):
+        driver = subprocess.Popen([sys.executable, "-c", _DRIVER, str(folder)], cwd=ROOT, start_new_session=True)
+        while not moment():
+            assert driver.poll() is None, f"the study ended before {moment.__name__}"
+            time.sleep(0.01)
+        driver.kill()
+        driver.wait()
+        assert not (folder / "effects.json").exists()
+    subprocess.run([sys.executable, "-c", _DRIVER, str(folder)], cwd=ROOT, check=True)
+    assert files(folder) == files(tmp_path / "whole")
+    assert {len(path.read_text()) for path in folder.glob("runs/*/steps")} == {fake_train.STEPS}
+
+
+def test_steps_after_training_share_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(after.STEPS, "prune", "tests.experiments.fake_train:after_step")
+    spec = make(
+        design="sweep", factors={"ratio": {"after.prune.ratio": [0.0, 0.5, 0.9]}}, after={"prune": {}},
+        metric="prune.accuracy", also=["prune.nested.bytes", "test.accuracy"],
+    )  # fmt: skip
+    result = run(tmp_path / "s", spec)
+    trained = list((tmp_path / "s" / "runs").glob("*/trained"))
+    assert len(trained) == 3
+    assert list(result.runs["status"]) == ["done", "done", "failed"] * 3
+    effect = result.analyses["prune.accuracy"].effects[0]
+    assert effect.name == "ratio=0.5"
+    assert effect.estimate == pytest.approx(-5.0)
+    assert result.analyses["prune.nested.bytes"].effects[0].estimate == pytest.approx(0.5)
+
+
+def test_plan_tells_time_noise_and_what_can_be_shown() -> None:
+    plan = plan_study(make(noise=0.3), workers=2, threads=1, measure=FAKE["measure"])
+    assert plan.seconds == pytest.approx(9 * 3 * 2.0 / 2)
+    text = plan.text()
+    assert "runs      9, 3 epochs each, resnet9 on fashion-mini" in text
+    assert "about 27 s (2.0 s an epoch, 2 at a time, 1 thread each)" in text
+    assert "if runs vary by 0.3 points between seeds, given" in text
+    assert "To choose a recipe by a study, set metric: val.accuracy" in text
+    assert "add seeds" in plan_study(make(seeds=[0]), measure=None).text()
+
+
+def test_plan_scales_time_with_the_number_of_images() -> None:
+    spec = make(design="sweep", factors={"limit": {"data.limit": [1000, 4000]}}, seeds=[0])
+    plan = plan_study(spec, measure=FAKE["measure"], threads=1)
+    assert plan.seconds == pytest.approx(3 * 2.0 * (1 + 4))
+
+
+def test_plan_proposes_seeds_for_half_the_claimed_effect() -> None:
+    claims = {"mix": {"says": "mixing +1", "effect": "mixing", "between": [1, 2]}}
+    text = plan_study(make(claims=claims, noise=0.5), measure=None).text()
+    assert "claim     mix: half the claimed effect needs about" in text
+
+
+def test_screening_prints_its_aliases() -> None:
+    factors = {**STUDY["factors"], "ema": {"train.ema": [None, 0.9]}}
+    text = plan_study(make(design="screening", factors=factors), measure=None).text()
+    assert "Aliases" in text
+    assert "smoothing x mixing" in text
+    folded = plan_study(make(design="screening", factors=factors, foldover=True), measure=None).text()
+    assert "main effects are clear of two-factor interactions" in folded
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"set": {"train.epoch": 3}}, r"variant 'none': unknown field 'epoch' in train \(did you mean epochs\?\)"),
+        ({"set": {"train.epochs": -3}}, r"variant 'none': train\.epochs: .*greater than or equal to 1"),
+        ({"base": "no-such-recipe"}, "no recipe 'no-such-recipe'"),
+        (
+            {"factors": {"x": {"train.label_smoothing": [0.05, 0.05]}}},
+            "variants 'none' and 'only x' are the same recipe, so nothing is compared",
+        ),
+        ({"factors": {"x": {"augment.train.rotat": [None, {}]}}}, "variant 'only x': .*rotate"),
+    ],
+)  # fmt: skip
+def test_a_wrong_recipe_shows_before_anything_is_trained(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message) as caught:
+        run(tmp_path / "s", make(**fields))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "s" / "study.yaml").exists()
+
+
+def test_ops_are_switched_by_their_names() -> None:
+    base = Recipe.load("fashion-mini")  # random_crop, horizontal_flip, random_erasing
+    spec = make()
+
+    def ops(overrides: dict[str, Any]) -> list[dict[str, Any]]:
+        recipe, _ = resolve(base, spec, overrides, "here")
+        return [dict(op) for op in recipe.augment.train]
+
+    assert [next(iter(op)) for op in ops({"augment.train.horizontal_flip": None})] == ["random_crop", "random_erasing"]
+    changed = ops({"augment.train.random_erasing": {"p": 0.5}, "augment.train.rotate": {"degrees": 15}})
+    assert changed[2:] == [{"random_erasing": {"p": 0.5}}, {"rotate": {"degrees": 15}}]
+    assert ops({"augment.train.random_erasing.p": 0.75})[2] == {"random_erasing": {"p": 0.75}}
+    assert ops({"augment.train": [], "augment.train.cutout": {"size": 8}}) == [{"cutout": {"size": 8}}]
+    with pytest.raises(RecipeError, match=r"here: augment\.train\.rotate\.degrees: the recipe's augment\.train has no"):
+        ops({"augment.train.rotate.degrees": 3})
+    with pytest.raises(RecipeError, match="stands 2 times"):
+        edit_ops([{"rotate": {}}, {"rotate": {}}], {"augment.train.rotate": None})
+
+
+def test_a_study_is_not_begun_in_a_file(tmp_path: Path) -> None:
+    (tmp_path / "f").write_text("x")
+    with pytest.raises(KitaeError, match="cannot be used as --out"):
+        run(tmp_path / "f")

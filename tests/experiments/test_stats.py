@@ -1,0 +1,381 @@
+"""Statistics on simulated studies whose effects are known."""
+
+from __future__ import annotations
+
+import gc
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats as scipy_stats
+
+from kitae.experiments.design import Design, expand
+from kitae.experiments.spec import StudySpec
+from kitae.experiments.stats import (
+    Effect,
+    amount,
+    analyse,
+    image_variance,
+    judge,
+    seeds_for,
+    smallest_effect,
+    wording,
+)
+
+METRIC = "test.accuracy"
+SIMULATIONS = 1000
+SEEDS = (0, 1, 2)
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gc, "collect", lambda *_: 0)  # statsmodels collects garbage in every Holm correction
+
+
+def design(kind: str, factors: int = 4, **fields: Any) -> Design:
+    if kind == "compare":
+        fields["variants"] = {f"v{k}": {"x.y": k} for k in range(factors + 1)}
+    elif kind == "sweep":
+        fields["factors"] = {"f": {"x.y": list(range(factors + 1))}}
+    else:
+        fields["factors"] = {f"f{k}": {f"x.f{k}": [0, 1]} for k in range(factors)}
+    return expand(StudySpec.parse({"name": "s", "base": "x", "design": kind, "seeds": list(SEEDS), **fields}))
+
+
+def runs(
+    made: Design, truth: dict[str, float], noise: float, rng: np.random.Generator, seeds: tuple[int, ...] = SEEDS
+) -> pd.DataFrame:
+    """A table of runs; `truth` is each variant's value in points, seeds shift all variants of a block."""
+    shift = {seed: rng.normal(0, 1.0) for seed in seeds}
+    rows = [
+        (v.name, seed, (70 + truth[v.name] + shift[seed] + rng.normal(0, noise)) / 100)
+        for seed in seeds
+        for v in made.variants
+    ]
+    return pd.DataFrame(rows, columns=["variant", "seed", METRIC])
+
+
+def true_effects(made: Design, truth: dict[str, float]) -> dict[str, float]:
+    if not made.regression:
+        return {c.name: truth[c.plus] - truth[c.minus] for c in made.contrasts}
+    found = {}
+    for factor in made.factors:
+        on = [truth[v.name] for v in made.variants if v.levels[factor] == 1]
+        off = [truth[v.name] for v in made.variants if v.levels[factor] == 0]
+        found[factor] = float(np.mean(on) - np.mean(off))
+    return found
+
+
+def additive(made: Design, sizes: list[float]) -> dict[str, float]:
+    if not made.factors or made.kind == "sweep":
+        return {v.name: size for v, size in zip(made.variants, [0.0, *sizes], strict=True)}
+    return {
+        v.name: sum(size for size, level in zip(sizes, v.levels.values(), strict=True) if level) for v in made.variants
+    }
+
+
+@pytest.mark.parametrize("kind", ["compare", "sweep", "one_out", "one_in", "factorial", "screening"])
+def test_intervals_cover_the_true_effect_in_95_of_100_studies(kind: str) -> None:
+    made = design(kind, 3 if kind == "factorial" else 4)
+    sizes = [0.0, 0.3, 1.0, -0.5][: 3 if kind == "factorial" else 4]
+    truth = additive(made, sizes)
+    wanted = true_effects(made, truth)
+    rng = np.random.default_rng(1)
+    covered = total = 0
+    for _ in range(SIMULATIONS if kind in ("compare", "screening") else 300):
+        for effect in analyse(runs(made, truth, 0.4, rng), made, METRIC).effects:
+            covered += effect.low <= wanted.get(effect.name, 0.0) <= effect.high
+            total += 1
+    assert 0.93 <= covered / total <= 0.97
+
+
+@pytest.mark.parametrize("kind", ["compare", "screening"])
+def test_a_study_of_nothing_names_a_winner_in_at_most_one_of_twenty(kind: str) -> None:
+    made = design(kind, 4)
+    truth = additive(made, [0.0] * 4)
+    rng = np.random.default_rng(2)
+    false = sum(
+        any(effect.shown for effect in analyse(runs(made, truth, 0.4, rng), made, METRIC).effects)
+        for _ in range(SIMULATIONS)
+    )
+    # Holm holds the rate at 5 % or below; 1,000 studies may overshoot by chance up to the 99.9 % quantile.
+    assert false <= scipy_stats.binom.ppf(0.999, SIMULATIONS, 0.05)
+    assert false > 0  # the level is used, not thrown away
+
+
+def test_effects_of_the_claimed_size_are_found() -> None:
+    made = design("screening", 7)
+    truth = additive(made, [1.0, -1.0, 0, 0, 0, 0, 0])
+    rng = np.random.default_rng(3)
+    found = [
+        [effect.shown for effect in analyse(runs(made, truth, 0.4, rng), made, METRIC).effects] for _ in range(100)
+    ]
+    assert np.mean([row[0] and row[1] for row in found]) > 0.95
+
+
+def test_screening_is_narrower_than_one_out_at_the_same_number_of_runs() -> None:
+    one_out, screening = design("one_out", 7), design("screening", 7)
+    assert len(one_out.variants) == len(screening.variants) == 8
+    rng = np.random.default_rng(4)
+    widths: dict[str, list[float]] = {"one_out": [], "screening": []}
+    for _ in range(100):
+        for made in (one_out, screening):
+            truth = additive(made, [0.5] * 7)
+            widths[made.kind] += [e.high - e.low for e in analyse(runs(made, truth, 0.4, rng), made, METRIC).effects]
+    ratio = np.mean(widths["screening"]) / np.mean(widths["one_out"])
+    assert ratio == pytest.approx(0.5, abs=0.03)  # four times as many runs inform each difference
+
+
+def test_two_variants_give_the_paired_t_test() -> None:
+    made = design("compare", 1)
+    table = runs(made, {"v0": 0, "v1": 1.0}, 0.4, np.random.default_rng(5), seeds=(3, 1, 4, 15))
+    (effect,) = analyse(table, made, METRIC).effects
+    wide = table.pivot(index="seed", columns="variant", values=METRIC) * 100
+    expected = scipy_stats.ttest_rel(wide["v1"], wide["v0"])
+    interval = expected.confidence_interval(0.95)
+    assert effect.estimate == pytest.approx((wide["v1"] - wide["v0"]).mean())
+    assert (effect.low, effect.high) == (pytest.approx(interval.low), pytest.approx(interval.high))
+    assert effect.p == pytest.approx(expected.pvalue)
+    assert effect.df == 3
+    assert effect.pairs == 4
+
+
+def test_the_seed_block_takes_out_what_all_variants_of_a_seed_share() -> None:
+    made = design("compare", 2)
+    rng = np.random.default_rng(6)
+    table = runs(made, {"v0": 0, "v1": 0.5, "v2": 0}, 0.1, rng)
+    shifted = table.copy()
+    shifted[METRIC] += shifted["seed"] * 0.05
+    before, after = analyse(table, made, METRIC).effects, analyse(shifted, made, METRIC).effects
+    for left, right in zip(before, after, strict=True):
+        assert (left.estimate, left.low, left.high) == pytest.approx((right.estimate, right.low, right.high))
+
+
+def test_noise_is_the_standard_deviation_left_after_pairing() -> None:
+    made = design("compare", 4)
+    rng = np.random.default_rng(7)
+    inside, estimates = 0, []
+    for _ in range(400):
+        noise = analyse(runs(made, dict.fromkeys((v.name for v in made.variants), 0.0), 0.4, rng), made, METRIC).noise
+        assert noise.df == 8
+        inside += noise.low <= 0.4 <= noise.high
+        estimates.append(noise.sd**2)
+    assert 0.92 <= inside / 400 <= 0.98
+    assert math.sqrt(np.mean(estimates)) == pytest.approx(0.4, rel=0.05)
+    assert noise.reference == "v0"
+
+
+def test_a_failed_run_costs_its_pair_and_no_more() -> None:
+    made = design("compare", 2)
+    table = runs(made, {"v0": 0, "v1": 1.0, "v2": 0}, 0.2, np.random.default_rng(8), seeds=(0, 1, 2, 3))
+    lost = table[~((table["variant"] == "v1") & (table["seed"] == 2))]
+    nan = table.copy()
+    nan.loc[(nan["variant"] == "v1") & (nan["seed"] == 2), METRIC] = np.nan
+    a, b = analyse(lost, made, METRIC), analyse(nan, made, METRIC)
+    assert [e.estimate for e in a.effects] == [e.estimate for e in b.effects]
+    assert [e.pairs for e in a.effects] == [3, 4]
+    assert a.runs == 11
+    assert a.effects[0].estimate == pytest.approx(1.0, abs=0.6)
+
+
+def test_a_variant_that_never_finished_is_said_to_be_unknown() -> None:
+    made = design("compare", 2)
+    table = runs(made, {"v0": 0, "v1": 1.0, "v2": 0}, 0.2, np.random.default_rng(9))
+    effects = analyse(table[table["variant"] != "v1"], made, METRIC).effects
+    assert math.isnan(effects[0].estimate)
+    assert not math.isnan(effects[1].low)
+    assert wording(effects[0], 3) == "v1: nothing can be said, its runs failed"
+    nothing = analyse(table.iloc[:0], made, METRIC)
+    assert all(math.isnan(effect.estimate) for effect in nothing.effects)
+    assert nothing.runs == 0
+
+
+def test_screening_with_a_lost_variant_is_still_estimated_by_least_squares() -> None:
+    made = design("screening", 5)
+    truth = additive(made, [1.0, 0, 0, 0, 0])
+    table = runs(made, truth, 0.05, np.random.default_rng(10))
+    effects = analyse(table[table["variant"] != made.variants[3].name], made, METRIC).effects
+    assert effects[0].estimate == pytest.approx(1.0, abs=0.3)
+    assert all(abs(effect.estimate) < 0.3 for effect in effects[1:])
+
+
+def test_factorial_finds_main_effects_and_the_interaction() -> None:
+    made = design("factorial", 2)
+    # a does 1 alone and 3 with b; b does 0 alone and 2 with a.
+    truth = {v.name: 1.0 * v.levels["f0"] + 2.0 * v.levels["f0"] * v.levels["f1"] for v in made.variants}
+    effects = analyse(runs(made, truth, 1e-6, np.random.default_rng(11)), made, METRIC).effects
+    assert {e.name: round(e.estimate, 3) for e in effects} == {"f0": 2.0, "f1": 1.0, "f0 x f1": 1.0}
+    assert [e.kind for e in effects] == ["main", "main", "interaction"]
+
+
+def test_factorial_with_three_levels_compares_each_with_the_first() -> None:
+    factors = {"limit": {"data.limit": [10, 20, 40]}, "ema": {"train.ema": [None, 0.9]}}
+    made = expand(StudySpec.parse({"name": "s", "base": "x", "design": "factorial", "factors": factors}))
+    truth = {v.name: [0.0, 1.0, 3.0][v.levels["limit"]] + 0.5 * v.levels["ema"] for v in made.variants}
+    effects = analyse(runs(made, truth, 1e-6, np.random.default_rng(12)), made, METRIC).effects
+    estimates = {e.name: round(e.estimate, 3) for e in effects}
+    assert estimates == {
+        "limit=20": 1.0, "limit=40": 3.0, "ema": 0.5, "limit=20 x ema": 0.0, "limit=40 x ema": 0.0,
+    }  # fmt: skip
+
+
+def test_one_seed_gives_estimates_without_intervals_where_nothing_is_left_over() -> None:
+    made = design("compare", 2)
+    table = runs(made, {"v0": 0, "v1": 1.0, "v2": 0}, 0.2, np.random.default_rng(13), seeds=(0,))
+    analysis = analyse(table, made, METRIC)
+    assert all(math.isnan(effect.low) and not effect.shown for effect in analysis.effects)
+    assert "nothing can be concluded" in wording(analysis.effects[0], 1)
+    assert analysis.noise.source == "none"
+
+
+def test_screening_with_one_seed_takes_its_noise_from_the_misfit() -> None:
+    made = design("screening", 5)  # 8 runs, 2 degrees of freedom left
+    truth = additive(made, [1.0, 0, 0, 0, 0])
+    rng = np.random.default_rng(14)
+    covered = 0
+    for _ in range(300):
+        analysis = analyse(runs(made, truth, 0.3, rng, seeds=(0,)), made, METRIC)
+        covered += analysis.effects[0].low <= 1.0 <= analysis.effects[0].high
+    assert analysis.noise.source == "left over"
+    assert analysis.noise.df == 2
+    assert 0.91 <= covered / 300 <= 0.985
+
+
+def test_a_variant_that_scatters_gets_its_interval_from_its_own_pairs() -> None:
+    made = design("compare", 5)
+    rng = np.random.default_rng(15)
+    truth = dict.fromkeys((v.name for v in made.variants), 0.0)
+    table = runs(made, truth, 0.05, rng, seeds=tuple(range(6)))
+    wild = table["variant"] == "v2"
+    table.loc[wild, METRIC] += rng.normal(0, 0.05, wild.sum())
+    effects = {e.name: e for e in analyse(table, made, METRIC).effects}
+    assert effects["v2"].uneven
+    assert effects["v2"].df == 5
+    wide = table.pivot(index="seed", columns="variant", values=METRIC) * 100
+    expected = scipy_stats.ttest_rel(wide["v2"], wide["v0"]).confidence_interval(0.95)
+    assert (effects["v2"].low, effects["v2"].high) == (pytest.approx(expected.low), pytest.approx(expected.high))
+    assert not any(effect.uneven for name, effect in effects.items() if name != "v2")
+
+
+def test_times_and_bytes_are_compared_as_ratios() -> None:
+    made = design("compare", 1)
+    rows = [(v, s, seconds * (1 + 0.01 * s)) for s in SEEDS for v, seconds in (("v0", 10.0), ("v1", 4.0))]
+    (effect,) = analyse(pd.DataFrame(rows, columns=["variant", "seed", "epoch_seconds"]), made, "epoch_seconds").effects
+    assert effect.ratio
+    assert effect.estimate == pytest.approx(0.4)
+    assert wording(effect, 3).startswith("v1: helps, x 0.40")
+
+
+def test_the_smallest_effect_is_found_in_80_of_100_studies() -> None:
+    made = design("compare", 3)
+    smallest = smallest_effect(made, 3, 0.4)
+    assert smallest is not None
+    rng = np.random.default_rng(16)
+    truth = {"v0": 0.0, "v1": smallest, "v2": 0.0, "v3": 0.0}
+    found = sum(analyse(runs(made, truth, 0.4, rng), made, METRIC).effects[0].p < 0.05 for _ in range(500))
+    assert 0.75 <= found / 500 <= 0.85
+
+
+def test_more_seeds_see_smaller_effects_and_the_needed_number_is_the_first_that_does() -> None:
+    made = design("one_out", 5)
+    needed = seeds_for(made, 0.5, 0.4)
+    assert needed is not None
+    here, fewer = smallest_effect(made, needed, 0.4), smallest_effect(made, needed - 1, 0.4)
+    assert here is not None
+    assert here <= 0.5
+    assert fewer is None or fewer > 0.5
+    assert seeds_for(made, 0.001, 0.4) is None
+    assert smallest_effect(made, 1, 0.4) is None
+
+
+def test_the_images_part_is_what_seeds_cannot_explain() -> None:
+    rng = np.random.default_rng(17)
+    images, seeds = 4000, 4
+    # Each image has its own chance of being right under either variant, so differences vary over images too.
+    chance = {name: rng.uniform(0.4, 1.0, images) for name in ("a", "b")}
+    a, b = (rng.random((seeds, images)) < chance[name] for name in ("a", "b"))
+    expected = 100**2 * (chance["a"] - chance["b"]).var() / images
+    assert image_variance(a, b) == pytest.approx(expected, rel=0.15)
+    same = rng.random((seeds, images)) < 0.7, rng.random((seeds, images)) < 0.7
+    assert image_variance(*same) < 0.2 * expected
+
+
+def test_covering_images_widens_the_interval_and_says_so() -> None:
+    made = design("compare", 1)
+    rng = np.random.default_rng(18)
+    table = runs(made, {"v0": 0, "v1": 1.0}, 0.2, rng)
+    correct = {(v.name, s): rng.random(500) < 0.7 for v in made.variants for s in SEEDS}
+    chance = rng.uniform(0, 1, 500)
+    correct |= {("v1", s): rng.random(500) < chance for s in SEEDS}
+    narrow = analyse(table, made, METRIC).effects[0]
+    wide = analyse(table, made, METRIC, correct).effects[0]
+    assert narrow.covers == "seeds"
+    assert wide.covers == "seeds and test images"
+    assert wide.high - wide.low > narrow.high - narrow.low
+    assert wide.estimate == narrow.estimate
+
+
+def effect(
+    estimate: float,
+    low: float,
+    high: float,
+    p_holm: float = 0.01,
+    name: str = "mixing",
+    metric: str = METRIC,
+    ratio: bool = False,
+) -> Effect:
+    return Effect(name, metric, "difference", estimate, low, high, p_holm / 2, p_holm, 0.2, 4, 3, ratio)
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (effect(0.1, -0.4, 0.6, 0.9), "mixing: no difference could be shown with 3 seeds (interval -0.4 to +0.6)"),
+        (effect(0.8, 0.3, 1.3), "mixing: helps, +0.8 points (interval +0.3 to +1.3, 3 seeds)"),
+        (effect(-0.8, -1.3, -0.3), "mixing: hurts, -0.8 points (interval -1.3 to -0.3, 3 seeds)"),
+        (
+            effect(0.6, 0.1, 1.1, 0.12),
+            "mixing: +0.6 points (interval +0.1 to +1.1, 3 seeds), not certain once the number of comparisons is "
+            "corrected for (Holm p = 0.12)",
+        ),
+        (effect(-0.1, -0.2, -0.05, metric="test.loss"), "mixing: helps, -0.100 (interval -0.200 to -0.050, 3 seeds)"),
+        (effect(0.03, -0.02, 0.08, 0.5), "mixing: no difference could be shown with 3 seeds (interval -0.02 to +0.08)"),
+    ],
+)  # fmt: skip
+def test_the_sentence_says_no_more_than_the_interval(given: Effect, sentence: str) -> None:
+    assert wording(given, 3) == sentence
+
+
+@pytest.mark.parametrize(
+    ("given", "between", "within", "verdict", "remark"),
+    [
+        (effect(1.5, 1.0, 2.0), (1, 2), None, "confirmed", ""),
+        (effect(0.8, 0.3, 1.3), (1, 2), None, "confirmed", "at the low end"),
+        (effect(5.0, 4.0, 6.0), (1, 2), None, "confirmed", "larger than claimed"),
+        (effect(0.4, 0.1, 0.7), (1, 2), None, "refuted", "smaller than claimed"),
+        (effect(0.1, -0.4, 0.6, 0.9), (1, 2), None, "refuted", "no such effect"),
+        (effect(-0.8, -1.3, -0.3), (1, 2), None, "refuted", "the opposite"),
+        (effect(0.9, -0.1, 1.9, 0.08), (1, 2), None, "not shown", ""),
+        (effect(-0.8, -1.3, -0.3), (None, 0), None, "confirmed", ""),
+        (effect(0.8, 0.3, 1.3), (None, 0), None, "refuted", "the opposite"),
+        (effect(0.2, -0.3, 0.7, 0.6), (None, 0), None, "not shown", ""),
+        (effect(0.1, -0.4, 0.6, 0.9), None, 1.0, "confirmed", ""),
+        (effect(0.1, -1.4, 0.6, 0.9), None, 1.0, "not shown", "the interval is wider than the claim"),
+        (effect(2.0, 1.4, 2.6), None, 1.0, "refuted", "a larger difference"),
+        (effect(0.5, 0.4, 0.6, ratio=True), (0.33, 0.67), None, "confirmed", ""),
+        (effect(0.9, 0.85, 0.95, ratio=True), (0.33, 0.67), None, "refuted", "smaller than claimed"),
+        (effect(1.2, 1.1, 1.3, ratio=True), (0.33, 0.67), None, "refuted", "the opposite"),
+        (effect(0.1, math.nan, math.nan, math.nan), (1, 2), None, "not shown", "no interval"),
+    ],
+)  # fmt: skip
+def test_verdicts(given: Effect, between: Any, within: Any, verdict: str, remark: str) -> None:
+    assert judge(given, between, within) == (verdict, remark)
+
+
+def test_amounts() -> None:
+    assert amount(0.84, effect(0, 0, 0)) == "+0.8 points"
+    assert amount(-0.04, effect(0, 0, 0)) == "-0.04 points"
+    assert amount(0.4, effect(0, 0, 0, metric="epoch_seconds", ratio=True)) == "x 0.40"
+    assert amount(math.nan, effect(0, 0, 0)) == "-"

@@ -1,0 +1,128 @@
+"""Study files: what they may say, and the one line a mistake gets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kitae.errors import RecipeError
+from kitae.experiments.spec import StudySpec, find, shipped, shrink
+
+SMOOTHING: dict[str, Any] = {"smoothing": {"train.label_smoothing": [0.0, 0.1]}}
+EMA: dict[str, Any] = {"ema": {"train.ema": [None, 0.99]}}
+VARIANTS: dict[str, Any] = {"a": {}, "b": {"train.ema": 0.9}}
+
+
+def study(**fields: Any) -> dict[str, Any]:
+    return {"name": "s", "base": "fashion-mini", "design": "one_in", "factors": SMOOTHING, **fields}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"desing": "sweep"}, r"unknown field 'desing' \(did you mean design\?\)"),
+        ({"design": "sweeep"}, r"study: design: .*'compare', 'sweep'"),
+        ({"seeds": []}, "seeds: at least one"),
+        ({"seeds": [1, 1]}, "seeds: .* names a seed twice"),
+        ({"seeds": [-1]}, r"seeds\.0: .*greater than or equal to 0"),
+        ({"factors": {}}, "factors: design one_in needs at least one"),
+        ({"factors": {"x": {}}}, r"factors\.x: names no field"),
+        ({"factors": {"x": {"train.ema": [0.9]}}}, r"factors\.x\.train\.ema: at least two levels are needed, 1 given"),
+        ({"factors": {"x": {"train.ema": [0.9, 0.8, 0.7]}}}, r"factors\.x\.train\.ema: .*takes two levels .*, 3"),
+        ({"factors": {"x": {"a.b": [1, 2], "a.c": [1, 2, 3]}}}, r"factors\.x: its fields move together"),
+        ({"factors": {"x": {"a.b": [1, 2]}, "y": {"a.b": [3, 4]}}}, r"factors\.y\.a\.b: factors\.x sets a\.b already"),
+        ({"factors": {"x": {"a.b": [1, 2]}, "y": {"a.b.c": [3, 4]}}}, r"factors\.y\.a\.b\.c: factors\.x sets a\.b"),
+        ({"design": "sweep", "factors": {**SMOOTHING, **EMA}}, "factors: a sweep has one factor, 2 given"),
+        ({"design": "screening"}, "factors: screening needs two or more"),
+        ({"variants": VARIANTS}, "variants: belongs to design: compare"),
+        ({"reference": "a"}, "reference: belongs to design: compare"),
+        ({"foldover": True}, "foldover: belongs to design: screening"),
+        ({"design": "compare"}, "factors: design compare takes variants"),
+        ({"design": "compare", "factors": {}, "variants": {"a": {}}}, "variants: a comparison needs at least two"),
+        ({"design": "compare", "factors": {}, "variants": VARIANTS, "reference": "c"}, "reference: 'c' is none"),
+        ({"set": {"train.seed": 3}}, r"set\.train\.seed: a study's seeds stand under seeds"),
+        ({"set": {"train.early_stopping": {}}}, r"set\.train\.early_stopping: early stopping is off"),
+        ({"factors": {"x": {"after.prune.ratio": [0, 1]}}}, r"factors\.x\.after\.prune\.ratio: there is no such step"),
+        ({"metric": "test.acuracy"}, r"metric: no run has a number 'test\.acuracy'; valid: .*accuracy"),
+        ({"also": ["speed"]}, "also: no run has a number 'speed'"),
+        ({"claims": {"c": {"says": "x", "effect": "smoothing"}}}, r"claims\.c: give either between"),
+        ({"claims": {"c": {"says": "x", "effect": "s", "between": [2, 1]}}}, r"claims\.c: between: 2 is above 1"),
+        ({"claims": {"c": {"says": "x", "effect": "s", "between": [-1, 1]}}}, r"claims\.c: between must lie"),
+        ({"name": "a/b"}, "study: name: "),
+        ({"base": None}, "study: base"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_line_that_names_the_field(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message) as caught:
+        StudySpec.parse(study(**fields))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_mistake_in_a_file_has_its_line(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "name: mine\nbase: fashion-mini\ndesign: one_in\nfactors:\n  x: {train.ema: [null, .9]}\nseeed: [1]\n"
+    )
+    with pytest.raises(RecipeError, match=r"mine\.yaml:6: unknown field 'seeed' \(did you mean seeds\?\)"):
+        StudySpec.load(file)
+
+
+def test_names_that_yaml_reads_as_truth_values_or_numbers_are_names(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "name: mine\nbase: fashion-mini\ndesign: compare\nreference: off\nvariants: {off: {}, on: {train.ema: 0.9}, "
+        "0.5: {train.ema: 0.5}}\ncontrasts: {more: [on, 0.5]}\n"
+    )
+    spec = StudySpec.load(file)
+    assert list(spec.variants) == ["off", "on", "0.5"]
+    assert spec.reference == "off"
+    assert spec.contrasts == {"more": ("on", "0.5")}
+
+
+def test_overrides_reach_all_variants_or_the_study_itself(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("name: mine\nbase: fashion-mini\ndesign: one_in\nfactors: {x: {train.ema: [null, .9]}}\n")
+    spec = StudySpec.load(file, "train.epochs=3", "study.seeds=[4, 5]", "data.source=parquet:a=b.parquet")
+    assert spec.set == {"train.epochs": 3, "data.source": "parquet:a=b.parquet"}
+    assert spec.seeds == (4, 5)
+    with pytest.raises(RecipeError, match="an override is written field=value"):
+        StudySpec.load(file, "train.epochs")
+    with pytest.raises(RecipeError, match="not a YAML value"):
+        StudySpec.load(file, "train.epochs=[1")
+
+
+def test_a_base_beside_the_study_file_is_found_from_anywhere(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("name: base\n")
+    file = tmp_path / "mine.yaml"
+    file.write_text("name: mine\nbase: base.yaml\ndesign: one_in\nfactors: {x: {train.ema: [null, .9]}}\n")
+    assert StudySpec.load(file).base == str(tmp_path / "base.yaml")
+
+
+def test_a_missing_study_names_the_nearest() -> None:
+    with pytest.raises(RecipeError, match="no such study file"):
+        find("no-such-thing-at-all")
+    name = shipped()[0]
+    with pytest.raises(RecipeError, match=f"did you mean {name}"):
+        find(name + "x")
+
+
+def test_dump_and_parse_are_inverse() -> None:
+    spec = StudySpec.parse(study(claims={"c": {"says": "x", "effect": "smoothing", "between": [0.5, None]}}))
+    assert StudySpec.parse(spec.dump()) == spec
+
+
+def test_the_tiny_twin_keeps_the_design_and_what_is_varied() -> None:
+    content = study(
+        set={"train.epochs": 50, "train.ema": 0.9}, factors={"limit": {"data.limit": [1000, 2000]}},
+        design="sweep", tiny={"factors": {"limit": {"data.limit": [40, 80]}}, "set": {"model.width": 8}},
+    )  # fmt: skip
+    twin = StudySpec.parse(shrink(content))
+    assert twin.name == "s-tiny"
+    assert twin.factors == {"limit": {"data.limit": [40, 80]}}
+    assert twin.set["train.epochs"] == 1
+    assert twin.set["train.ema"] == 0.9
+    assert twin.set["model.width"] == 8
+    assert "data.limit" not in twin.set
+    assert twin.seeds == (0, 1)
