@@ -30,6 +30,7 @@ from kitae.models.build import build, count_macs, count_parameters, layer_groups
 from kitae.recipe import Recipe
 from kitae.run import Run, default_folder
 from kitae.training import distributed, precision
+from kitae.training.allocator import keep_freed_memory
 from kitae.training.distributed import World
 from kitae.training.fit import FitResult, Teacher, Watcher, fit
 from kitae.training.spec import TrainSpec
@@ -59,9 +60,7 @@ def train(
     Raises:
         KitaeError: anything the user can mend, in one line.
     """
-    world = distributed.join(recipe.train.device)
-    if recipe.train.threads is not None:
-        torch.set_num_threads(recipe.train.threads)
+    world = _begin(recipe.train)
     run = _open_run(recipe, default_folder(recipe) if out is None else Path(out), resume, overwrite, world)
     try:
         if run.finished:
@@ -158,7 +157,7 @@ class Setup:
         if given == "train":
             return self.images.statistics()
         if given == "pretrained":
-            known = normalization(self.recipe.model)
+            known = normalization(self.recipe.model, channels)
             if known is None:
                 raise RecipeError(
                     f"data.normalize: pretrained, but {self.recipe.model.name} names no normalisation; use train"
@@ -301,9 +300,7 @@ def plan(recipe: Recipe, progress: Progress | None = None, steps: int = 6) -> di
     from kitae.data.splits import make_splits
     from kitae.data.store import open_store
 
-    world = distributed.join(recipe.train.device)
-    if recipe.train.threads is not None:
-        torch.set_num_threads(recipe.train.threads)
+    world = _begin(recipe.train)
     store = open_store(recipe.data, progress=progress)
     setup = Setup(recipe, store, make_splits(store, recipe.data))
     model = setup.initial_model(world)
@@ -338,6 +335,14 @@ def plan(recipe: Recipe, progress: Progress | None = None, steps: int = 6) -> di
         "seconds_per_epoch": epoch,
         "seconds": epoch * spec.epochs,
     }
+
+
+def _begin(spec: TrainSpec) -> World:
+    """Settings of the process, and its place among others."""
+    keep_freed_memory()
+    if spec.threads is not None:
+        torch.set_num_threads(spec.threads)
+    return distributed.join(spec.device)
 
 
 def _open_run(recipe: Recipe, folder: Path, resume: bool, overwrite: bool, world: World) -> Run:

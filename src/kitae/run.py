@@ -414,7 +414,7 @@ class Run:
             batch_size=self.recipe.evaluate.batch_size,
         )
         shares = probabilities(logits, facts["temperature"]).astype(np.float32)
-        return Predictions(shares.argmax(axis=1), shares, self.classes)
+        return Predictions(logits.argmax(axis=1), shares, self.classes)
 
 
 def differences(saved: Recipe, asked: Recipe) -> list[str]:
