@@ -8,10 +8,12 @@ fresh pages would take longer than augmenting.
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import queue
 import sys
 import threading
+from collections.abc import Sequence
 from types import FunctionType
 from typing import Any
 
@@ -19,28 +21,42 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kitae.augment import jit
-from kitae.augment.kernels import color, move
+from kitae.augment.kernels import color, filter, move, noise, warp
 from kitae.augment.kernels import run as driver
 from kitae.augment.kernels.link import FINISH, OP, PLAN, RUN
 from kitae.augment.kernels.write import FINISHERS
 from kitae.augment.ops import (
+    AFFINE_BILINEAR,
+    AFFINE_NEAREST,
+    AUGMIX_BEGIN,
+    AUGMIX_END,
+    AUTOCONTRAST,
     BRIGHTNESS,
+    CHAIN_END,
     CODES,
     CONTRAST,
     CROP,
+    EQUALIZE,
     ERASE,
+    GAUSSIAN_BLUR,
+    GAUSSIAN_NOISE,
     GRAYSCALE,
     HFLIP,
     HUE,
     INVERT,
     NOP,
+    PERSPECTIVE_BILINEAR,
+    PERSPECTIVE_NEAREST,
     POSTERIZE,
+    RESIZED_CROP,
+    SALT_AND_PEPPER,
     SATURATION,
+    SHARPNESS,
     SOLARIZE,
     VFLIP,
 )
 from kitae.augment.plan import Pipeline, Program
-from kitae.keyed import SLOT_MIX
+from kitae.keyed import SLOT_MIX, normal_quantile
 
 # Code -> kernel, and whether it may run in place. Loops on one buffer do not vectorise (source and target overlap), so only
 # what touches a part of the image does.
@@ -58,6 +74,20 @@ KERNELS: dict[int, tuple[Any, bool]] = {
     INVERT: (color.invert, False),
     POSTERIZE: (color.posterize, False),
     SOLARIZE: (color.solarize, False),
+    AFFINE_NEAREST: (warp.affine_nearest, False),
+    AFFINE_BILINEAR: (warp.affine_bilinear, False),
+    PERSPECTIVE_NEAREST: (warp.perspective_nearest, False),
+    PERSPECTIVE_BILINEAR: (warp.perspective_bilinear, False),
+    RESIZED_CROP: (warp.resized_crop, False),
+    AUTOCONTRAST: (filter.autocontrast, False),
+    EQUALIZE: (filter.equalize, False),
+    SHARPNESS: (filter.sharpness, False),
+    GAUSSIAN_BLUR: (filter.gaussian_blur, False),
+    GAUSSIAN_NOISE: (noise.gaussian_noise, False),
+    SALT_AND_PEPPER: (noise.salt_and_pepper, False),
+    AUGMIX_BEGIN: (filter.augmix_begin, False),
+    CHAIN_END: (filter.chain_end, False),
+    AUGMIX_END: (filter.augmix_end, False),
 }
 
 
@@ -167,52 +197,67 @@ def _scratch(size: int) -> NDArray[np.uint8]:
     return kept
 
 
+@functools.cache
+def quantiles() -> NDArray[np.int16]:
+    """The upper half of the normal quantile function at 65,536 points, in steps of `noise.QUANTILE_STEP`: int16 [32768]."""
+    points = (np.arange(32768) + 32768.5) / 65536.0
+    return np.rint(normal_quantile(points) / noise.QUANTILE_STEP).astype(np.int16)
+
+
 def _address(array: NDArray[Any]) -> int:
     return int(array.ctypes.data)
 
 
+def _work_bytes(pipeline: Pipeline, codes: set[int]) -> int:
+    """The work area of the hungriest kernel at the largest size."""
+    side = max(max(size) for size in pipeline.sizes) + 64
+    lines = 64 * side + 64 * 1024
+    if RESIZED_CROP in codes:
+        # Two transposed copies of a plane, one of the image, weights of up to 2 * side / new + 3 taps.
+        new = min(pipeline.sizes[-1])
+        return lines + 8 * side * side + 16 * side * (2 * side // max(new, 1) + 8)
+    return lines + 4 * side * side
+
+
 class Executor:
-    """Runs one pipeline's programs on NumPy arrays. Safe to call from several threads."""
+    """Runs one pipeline's programs on NumPy arrays. Safe to call from several threads.
+
+    Kernels are compiled when they are first needed: plans by `plan`, the rest by a call.
+    """
 
     def __init__(
         self,
         pipeline: Pipeline,
         *,
         seed: int,
-        scale: list[float],
-        shift: list[float],
+        scale: Sequence[float],
+        shift: Sequence[float],
         dtype: str,
-        channels_last: bool,
-        interleaved: bool,
-        threads: int | None,
+        channels_last: bool = False,
+        interleaved: bool = False,
+        threads: int | None = None,
         codes: set[int] | None = None,
     ) -> None:
         self.pipeline, self.threads, self.dtype, self.channels_last = pipeline, threads, dtype, channels_last
         p = pipeline
-        self._run = jit.native(driver.run, RUN).ctypes
-        self._plans = np.array([jit.native(op.plan, PLAN).address for op in p.ops], np.int64)
+        self._codes = {c for op in p.ops for c in op.codes} if codes is None else codes
+        self._codes = self._codes - {NOP} | ({NOP} if interleaved else set())
         self._numbers = np.array([_address(n) for n in p.numbers], np.int64)
+        self._plans = np.zeros(len(p.ops), np.int64)
         self._offsets = np.array(p.offsets, np.int64)
         self._sizes = np.array(p.sizes, np.int64).reshape(-1)
         self._slots = np.array([*p.slots, SLOT_MIX], np.uint64)
         self._seed = np.array([seed & 0xFFFFFFFF, seed >> 32], np.uint64)
-        self._scales = np.array([*(scale * 3)[:3], *(shift * 3)[:3]], np.float64)
-        self._table = np.zeros(64, np.int64)
-        self._flags = np.zeros(64, np.int64)
-        for code in sorted({c for op in p.ops for c in op.codes} if codes is None else codes) + (
-            [NOP] if interleaved else []
-        ):
-            if code in KERNELS:
-                kernel, in_place = KERNELS[code]
-                self._table[code] = jit.native(kernel, OP).address
-                self._flags[code] = in_place
-        finish: FunctionType = FINISHERS[dtype, channels_last]
+        self._scales = np.array([*(list(scale) * 3)[:3], *(list(shift) * 3)[:3]], np.float64)
+        self._table = np.zeros(CODES, np.int64)
+        self._flags = np.zeros(CODES, np.int64)
         h, w = p.sizes[-1]
-        largest = max(a * b for a, b in p.sizes) * p.channels
-        self._image_bytes = (largest + 127) & ~63
-        sides = max(max(s) for s in p.sizes)
-        work = 64 * 1024 + 24 * self._image_bytes + 64 * sides
-        self._scratch_bytes = driver.scratch_bytes(p.steps, self._image_bytes, work)
+        self._image_bytes = (max(a * b for a, b in p.sizes) * p.channels + 127) & ~63
+        self._scratch_bytes = driver.scratch_bytes(p.steps, self._image_bytes, _work_bytes(p, self._codes))
+        self._item = {"float32": 4, "bfloat16": 2, "uint8": 1}[dtype]
+        self._ready = 0  # 1: plans compiled, 2: all
+        self._lock = threading.Lock()
+        self._recycler = Recycler()
         c = np.zeros(driver.CONTEXT, np.int64)
         c[driver.STRIDE] = p.channels * p.height * p.width
         c[driver.CHANNELS], c[driver.HEIGHT], c[driver.WIDTH] = p.channels, p.height, p.width
@@ -223,14 +268,29 @@ class Executor:
         c[driver.OFFSETS], c[driver.SIZES] = _address(self._offsets), _address(self._sizes)
         c[driver.KEYS], c[driver.SEED] = _address(self._slots), _address(self._seed)
         c[driver.TABLE], c[driver.FLAGS] = _address(self._table), _address(self._flags)
-        c[driver.FINISH_AT] = jit.native(finish, FINISH).address
         c[driver.SCALES], c[driver.IMAGE_BYTES] = _address(self._scales), self._image_bytes
+        c[driver.OUT_STRIDE] = self._item * p.channels * h * w
         if p.mixing is not None:
             c[driver.MIXING] = _address(p.mixing)
-        self._item = {"float32": 4, "bfloat16": 2, "uint8": 1}[dtype]
-        c[driver.OUT_STRIDE] = self._item * p.channels * h * w
+        if GAUSSIAN_NOISE in self._codes:
+            c[driver.QUANTILES] = _address(quantiles())
         self._context = c
-        self._recycler = Recycler()
+
+    def prepare(self, plan_only: bool = False) -> None:
+        """Compile, or load, what this pipeline needs."""
+        with self._lock:
+            if self._ready == 0:
+                self._run = jit.native(driver.run, RUN).ctypes
+                self._plans[:] = [jit.native(op.plan, PLAN).address for op in self.pipeline.ops]
+                self._ready = 1
+            if self._ready == 1 and not plan_only:
+                for code in sorted(self._codes):
+                    if code in KERNELS:
+                        kernel, self._flags[code] = KERNELS[code]
+                        self._table[code] = jit.native(kernel, OP).address
+                finish: FunctionType = FINISHERS[self.dtype, self.channels_last]
+                self._context[driver.FINISH_AT] = jit.native(finish, FINISH).address
+                self._ready = 2
 
     def _go(self, context: NDArray[np.int64], threads: int) -> None:
         count = int(context[driver.COUNT])
@@ -252,6 +312,8 @@ class Executor:
 
     def plan(self, epoch: NDArray[np.int64], index: NDArray[np.int64]) -> Program:
         """The program of each sample."""
+        if self._ready < 1:
+            self.prepare(plan_only=True)
         p = self.pipeline
         program = Program(
             np.zeros((len(index), p.steps), np.int64),
@@ -280,6 +342,8 @@ class Executor:
 
         bfloat16 comes as uint16 bits; channels_last comes as [N, H, W, C].
         """
+        if self._ready < 2:
+            self.prepare()
         p = self.pipeline
         count = len(images)
         h, w = p.sizes[-1]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import random
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ConfigDict
 
-from kitae.augment.ops import CustomOp, Op
+from kitae.augment.ops import ARGS, CODES, CustomOp, Op
 from kitae.augment.plan import Draw, Pipeline, Program, plan_sample
 from kitae.augment.spec import MixSpec, make_op
 from kitae.errors import AugmentError
@@ -17,9 +19,41 @@ from kitae.errors import AugmentError
 Layout = Literal["nchw", "nhwc"]
 
 
-def _is_torch(value: Any) -> bool:
+def is_torch(value: Any) -> bool:
+    """Whether a value is a torch tensor, without importing torch."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.Tensor)
+
+
+def as_batch(images: Any, layout: Layout) -> Any:
+    """A checked batch of images: uint8, four dimensions, 1 or 3 channels.
+
+    Raises:
+        AugmentError: it is something else.
+    """
+    if not (isinstance(images, np.ndarray) or is_torch(images)):
+        raise AugmentError(f"images must be a NumPy array or a torch tensor, not {type(images).__name__}")
+    name = str(images.dtype).removeprefix("torch.")
+    if name != "uint8":
+        raise AugmentError(f"images must be uint8, not {name}")
+    form = "[N, C, H, W]" if layout == "nchw" else "[N, H, W, C]"
+    shape = list(images.shape)
+    if len(shape) != 4:
+        raise AugmentError(f"images must be {form}, not {shape}")
+    if shape[1 if layout == "nchw" else 3] not in (1, 3):
+        raise AugmentError(f"images must be {form} with 1 or 3 channels, not {shape}")
+    if 0 in shape[1:]:
+        raise AugmentError(f"images have no pixels: {shape}")
+    return images.detach() if is_torch(images) else images
+
+
+def scale_and_shift(mean: Any, std: Any) -> tuple[list[float], list[float]]:
+    """Per channel, so that level * scale + shift is (level / 255 - mean) / std."""
+    m, s = _colour(mean, "mean"), _colour(std, "std")
+    assert m is not None and s is not None
+    if len(m) != len(s):
+        m, s = (v * 3 if len(v) == 1 else v for v in (m, s))
+    return [1.0 / (255.0 * b) for b in s], [-a / b for a, b in zip(m, s, strict=True)]
 
 
 def _colour(values: Any, name: str) -> tuple[float, ...] | None:
@@ -130,31 +164,42 @@ class Augment:
         key = (channels, height, width)
         found = self._pipelines.get(key)
         if found is None:
-            if self.mean is not None and len(self.mean) not in (1, channels):
-                raise AugmentError(f"mean has {len(self.mean)} channels, the images have {channels}")
+            for name, value in (("mean", self.mean), ("std", self.std)):
+                if value is not None and len(value) not in (1, channels):
+                    raise AugmentError(f"{name} has {len(value)} channels, the images have {channels}")
             found = Pipeline.make(self.ops, channels, height, width, self.mean, self.mix)
             self._pipelines[key] = found
         return found
 
-    def _executor(self, pipeline: Pipeline, first: bool, last: bool) -> Any:
-        key = (id(pipeline), first, last)
+    def _executor(self, pipeline: Pipeline, position: int, last: bool) -> Any:
+        """The CPU executor of segment `position` of a pipeline."""
+        key = (pipeline.channels, pipeline.height, pipeline.width, position)
         found = self._executors.get(key)
         if found is None:
             from kitae.augment.cpu import Executor
 
-            mean, std = self.mean or (0.0,), self.std or (1.0,)
+            normal = last and self.mean is not None
+            scale, shift = scale_and_shift(self.mean, self.std) if normal else ([1.0], [0.0])
             found = Executor(
                 pipeline,
                 seed=self.seed,
-                scale=[1.0 / (255.0 * s) for s in std],
-                shift=[-m / s for m, s in zip(mean, (std * 3)[: len(mean)], strict=True)],
+                scale=scale,
+                shift=shift,
                 dtype=self.dtype if last else "uint8",
                 channels_last=self.channels_last and last,
-                interleaved=self.layout == "nhwc" and first,
+                interleaved=self.layout == "nhwc" and position == 0,
                 threads=self.threads,
             )
             self._executors[key] = found
         return found
+
+    def prepare(self, channels: int, height: int, width: int) -> Augment:
+        """Compile what images of this size need, before the first batch. Returns self."""
+        segments = self.pipeline(channels, height, width).segments()
+        for position, part in enumerate(segments):
+            if isinstance(part, Pipeline):
+                self._executor(part, position, position == len(segments) - 1).prepare()
+        return self
 
     # Calls -------------------------------------------------------------------------------------------------------
 
@@ -174,26 +219,124 @@ class Augment:
         Raises:
             AugmentError: wrong type, shape, channels, or lengths.
         """
-        batch, tensor = self._images(images)
-        count = len(batch)
-        keys = _keys(epoch, index, count)
-        labels, classes = self._targets(targets, count)
-        c, h, w = batch.shape[1:] if self.layout == "nchw" else (batch.shape[3], *batch.shape[1:3])
-        pipeline = self.pipeline(c, h, w)
-        if pipeline.custom:
-            raise NotImplementedError
-        out, mixed = self._executor(pipeline, True, True)(batch, *keys, labels, classes)
-        result = self._wrap(out, tensor)
-        if targets is None:
-            return result
-        if tensor is not None:
+        batch = as_batch(images, self.layout)
+        epochs, rows = _keys(epoch, index, len(batch))
+        return self._apply(batch, targets, epochs, rows, None)
+
+    def replay(self, images: Any, program: Program, targets: Any = None) -> Any:
+        """Execute a given program (of `plan`) on a batch: as a call, without drawing anything."""
+        batch = as_batch(images, self.layout)
+        steps = self.pipeline(*self._size(batch)).steps
+        if program.codes.shape != (len(batch), steps) or program.args.shape != (len(batch), steps, ARGS):
+            raise AugmentError(f"the program is for {program.codes.shape} (samples, steps), not {(len(batch), steps)}")
+        if program.codes.size and (program.codes.min() < 0 or program.codes.max() >= CODES):
+            raise AugmentError("the program has op codes that this version does not know")
+        if any(isinstance(op, CustomOp) for op in self.ops):
+            raise AugmentError("a pipeline with ops of your own cannot be replayed: their draws are not in the program")
+        return self._apply(batch, targets, None, None, program)
+
+    def _size(self, batch: Any) -> tuple[int, int, int]:
+        shape = batch.shape
+        return (shape[1], shape[2], shape[3]) if self.layout == "nchw" else (shape[3], shape[1], shape[2])
+
+    def _apply(
+        self,
+        batch: Any,
+        targets: Any,
+        epochs: NDArray[np.int64] | None,
+        rows: NDArray[np.int64] | None,
+        program: Program | None,
+    ) -> Any:
+        tensor = batch if is_torch(batch) else None
+        labels, classes = self._targets(targets, len(batch))
+        pipeline = self.pipeline(*self._size(batch))
+        if pipeline.mixing is not None and labels is None:
+            raise AugmentError("mix needs targets: aug(images, targets, ...)")
+        on_cpu = tensor is None or tensor.device.type == "cpu"
+        if self.executor == "cpu" and not on_cpu:
+            raise AugmentError("executor cpu needs images on the CPU")
+        if self.executor == "torch" or not on_cpu:
+            out, mixed = self._by_torch(batch, tensor, pipeline, labels, classes, epochs, rows, program)
+        else:
+            array = batch if tensor is None else tensor.numpy()
+            out, mixed = self._by_cpu(np.ascontiguousarray(array), pipeline, labels, classes, epochs, rows, program)
+            out = self._wrap(out, tensor is not None)
+        if mixed is None:
+            return out
+        if is_torch(targets) or (tensor is not None):
             import torch
 
-            return result, torch.from_numpy(mixed).to(tensor.device)
-        return result, mixed
+            return out, torch.from_numpy(mixed).to(targets.device if is_torch(targets) else tensor.device)
+        return out, mixed
 
-    def _wrap(self, out: NDArray[Any], tensor: Any) -> Any:
+    def _by_cpu(self, array: Any, pipeline: Pipeline, labels: Any, classes: int, epochs: Any, rows: Any,
+                program: Program | None) -> tuple[Any, Any]:  # fmt: skip
+        if not pipeline.custom:
+            return self._executor(pipeline, 0, True)(array, epochs, rows, labels, classes, program)  # type: ignore[no-any-return]
+        import torch
+
+        segments = pipeline.segments()
+        mixed = None
+        for position, part in enumerate(segments):
+            last = position == len(segments) - 1
+            if isinstance(part, Pipeline):
+                run = self._executor(part, position, last)
+                array, mixed = run(array, epochs, rows, labels if last else None, classes)
+            else:
+                if position == 0 and self.layout == "nhwc":
+                    array = np.ascontiguousarray(array.transpose(0, 3, 1, 2))
+                array = self._custom(pipeline, part, torch.from_numpy(np.array(array)), epochs, rows).numpy()
+                array = np.ascontiguousarray(array)
+        return array, mixed
+
+    def _by_torch(self, batch: Any, tensor: Any, pipeline: Pipeline, labels: Any, classes: int, epochs: Any, rows: Any,
+                  program: Program | None) -> tuple[Any, Any]:  # fmt: skip
+        import torch
+
+        from kitae.augment import batched
+
+        x = tensor if tensor is not None else torch.from_numpy(np.array(batch))
+        x = x.permute(0, 3, 1, 2) if self.layout == "nhwc" else x
+        x = x.contiguous()
+        erased, mix = None, None
+        segments = pipeline.segments()
+        for position, part in enumerate(segments):
+            if isinstance(part, Pipeline):
+                steps = program or self._executor(part, position, position == len(segments) - 1).plan(epochs, rows)
+                x, erased = batched.run_steps(x, steps)
+                mix = steps.mix
+            else:
+                x = self._custom(pipeline, part, x.clone(), epochs, rows)
+        scale, shift = scale_and_shift(self.mean, self.std) if self.mean is not None else ([1.0], [0.0])
+        out = batched.finish(x, erased, mix, scale, shift, self.dtype, self.channels_last)
+        if tensor is not None and out.data_ptr() == tensor.data_ptr():
+            out = out.clone(memory_format=torch.preserve_format)
         if tensor is None:
+            if self.dtype == "bfloat16":
+                raise AugmentError("dtype bfloat16 needs torch tensors; NumPy has no such type")
+            out = out.numpy()
+        return out, batched.mixed_targets(labels, classes, mix)
+
+    def _custom(self, pipeline: Pipeline, part: tuple[int, CustomOp], x: Any, epochs: Any, rows: Any) -> Any:
+        """Run a user's op on a tensor."""
+        import torch
+
+        k, op = part
+        h, w = pipeline.sizes[k]
+        drawn = op.draw(Draw(self.seed, epochs, rows, pipeline.slots[k]), h, w)
+        parameters = {
+            name: torch.from_numpy(value).to(x.device) if isinstance(value, np.ndarray) else value
+            for name, value in drawn.items()
+        }
+        out = op.apply(x, **parameters)
+        shape = (len(x), pipeline.channels, *pipeline.sizes[k + 1])
+        if not is_torch(out) or out.dtype != torch.uint8 or tuple(out.shape) != shape:
+            got = f"{out.dtype} {list(out.shape)}" if is_torch(out) else type(out).__name__
+            raise AugmentError(f"{op.name}: apply must return uint8 {list(shape)}, not {got}")
+        return out
+
+    def _wrap(self, out: NDArray[Any], torch_out: bool) -> Any:
+        if not torch_out:
             if self.dtype == "bfloat16":
                 raise AugmentError("dtype bfloat16 needs torch tensors; NumPy has no such type")
             return out.transpose(0, 3, 1, 2) if self.channels_last else out
@@ -204,51 +347,140 @@ class Augment:
             result = result.view(torch.bfloat16)
         return result.permute(0, 3, 1, 2) if self.channels_last else result
 
-    def _images(self, images: Any) -> tuple[NDArray[np.uint8], Any]:
-        tensor = images if _is_torch(images) else None
-        if tensor is not None:
-            import torch
-
-            if tensor.dtype != torch.uint8:
-                raise AugmentError(f"images must be uint8, not {str(tensor.dtype).removeprefix('torch.')}")
-            images = tensor.detach().numpy()
-        elif not isinstance(images, np.ndarray):
-            raise AugmentError(f"images must be a NumPy array or a torch tensor, not {type(images).__name__}")
-        if images.dtype != np.uint8:
-            raise AugmentError(f"images must be uint8, not {images.dtype}")
-        shape = "[N, C, H, W]" if self.layout == "nchw" else "[N, H, W, C]"
-        if images.ndim != 4:
-            raise AugmentError(f"images must be {shape}, not {list(images.shape)}")
-        channels = images.shape[1 if self.layout == "nchw" else 3]
-        if channels not in (1, 3):
-            raise AugmentError(
-                f"images must have 1 or 3 channels in {shape}, not {channels} (shape {list(images.shape)})"
-            )
-        if 0 in images.shape[1:]:
-            raise AugmentError(f"images are empty: shape {list(images.shape)}")
-        return np.ascontiguousarray(images), tensor
-
     def _targets(self, targets: Any, count: int) -> tuple[NDArray[Any] | None, int]:
         if targets is None:
             return None, 0
-        array = targets.detach().cpu().numpy() if _is_torch(targets) else np.asarray(targets)
-        if len(array) != count or array.ndim not in (1, 2):
+        array = targets.detach().cpu().numpy() if is_torch(targets) else np.asarray(targets)
+        if array.ndim not in (1, 2) or len(array) != count:
             raise AugmentError(f"targets must be [N] or [N, K] with N = {count}, not {list(array.shape)}")
         if array.ndim == 2:
             if array.dtype.kind != "f":
                 raise AugmentError(f"targets [N, K] must be float32, not {array.dtype}")
+            if self.num_classes is not None and array.shape[1] != self.num_classes:
+                raise AugmentError(f"targets have {array.shape[1]} classes, num_classes is {self.num_classes}")
             return np.ascontiguousarray(array, np.float32), array.shape[1]
-        if array.dtype.kind not in "iu":
+        if array.size and array.dtype.kind not in "iu":
             raise AugmentError(f"targets [N] must be integer labels, not {array.dtype}")
         if self.num_classes is None:
             raise AugmentError("integer targets need num_classes; or give float32 [N, K]")
-        if count and not (0 <= int(array.min()) and int(array.max()) < self.num_classes):
+        if count and not (int(array.min()) >= 0 and int(array.max()) < self.num_classes):
             raise AugmentError(f"targets must be in [0, {self.num_classes}), not {array.min()} to {array.max()}")
         return np.ascontiguousarray(array, np.int64), self.num_classes
 
+    # Looking ahead -----------------------------------------------------------------------------------------------
+
+    def plan(self, *, epoch: Any, index: Any, size: tuple[int, int], channels: int = 3) -> Program:
+        """The program of each sample, for images of `size` (height, width). Ops of your own show as one step."""
+        rows = _integers(index, "index", 2**63)
+        epochs, rows = _keys(epoch, rows, len(rows))
+        pipeline = self.pipeline(channels, *size)
+        from kitae.augment.cpu import Executor
+
+        return Executor(pipeline, seed=self.seed, scale=[1.0], shift=[0.0], dtype="uint8").plan(epochs, rows)
+
     def explain(self, *, epoch: int, index: int, size: tuple[int, int] = (224, 224), channels: int = 3) -> list[str]:
         """What will happen to one sample, step by step, in words. size: height and width of the image."""
-        return plan_sample(self.pipeline(channels, *size), self.seed, epoch, index).describe(0)
+        epochs, rows = _keys(int(epoch), np.array([index]), 1)
+        pipeline = self.pipeline(channels, *size)
+        program = plan_sample(pipeline, self.seed, int(epochs[0]), int(rows[0]))
+        names = {pipeline.offsets[k]: repr(pipeline.ops[k]) for k in pipeline.custom}
+        return program.describe(0, names)
+
+    def collate(self, *, epoch: int = 0) -> Collate:
+        """A `collate_fn` for a DataLoader; see `Collate`."""
+        return Collate(self, epoch)
+
+
+class Collate:
+    """Stacks samples and augments them, in whichever process calls it.
+
+    The data set yields (image uint8 [C, H, W], label, index), or (image, index); NumPy or torch. The result is (images,
+    targets) or images, torch. With `num_classes` targets are float32 [N, K], else the labels as int64 [N].
+
+    The epoch lives in shared memory, so that workers that outlive an epoch (`persistent_workers=True`) see it change. Set it
+    before each pass over the loader:
+
+        collate = aug.collate()
+        loader = DataLoader(data, batch_size=128, num_workers=4, persistent_workers=True, collate_fn=collate)
+        for epoch in range(30):
+            collate.epoch = epoch
+            for images, targets in loader: ...
+
+    Samples do not depend on the number of workers. Mixing pairs the neighbours of a batch as the sampler hands them out.
+    """
+
+    def __init__(self, augment: Augment, epoch: int) -> None:
+        import torch
+
+        self.augment = augment
+        self._epoch = torch.tensor([0], dtype=torch.int64).share_memory_()
+        self.epoch = epoch
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that samples are keyed by."""
+        return int(self._epoch[0])
+
+    @epoch.setter
+    def epoch(self, value: int) -> None:
+        self._epoch[0] = int(_integers(value, "epoch", 2**32))
+
+    def __call__(self, samples: Sequence[Sequence[Any]]) -> Any:
+        import torch
+
+        if not samples or len(samples[0]) not in (2, 3):
+            raise AugmentError("the data set must yield (image, label, index) or (image, index)")
+        images = torch.stack([torch.as_tensor(s[0]) for s in samples])
+        index = np.array([int(s[-1]) for s in samples], np.int64)
+        if len(samples[0]) == 2:
+            return self.augment(images, epoch=self.epoch, index=index)
+        labels = torch.as_tensor(np.stack([np.asarray(s[1]) for s in samples]))
+        if labels.ndim == 1 and self.augment.num_classes is None:
+            return self.augment(images, epoch=self.epoch, index=index), labels.to(torch.int64)
+        return self.augment(images, labels, epoch=self.epoch, index=index)
+
+
+class TransformOp(CustomOp):
+    """A torchvision transform, or any function on one uint8 [C, H, W] tensor, as an op: one sample at a time.
+
+    Its randomness comes from the generators of torch, Python and NumPy, seeded for each sample from its key and put back
+    as they were afterwards. At its own speed.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    name: ClassVar[str] = "transform"
+    transform: Any
+
+    def __repr__(self) -> str:
+        return f"transform {self.transform!r}"
+
+    def draw(self, key: Draw, height: int, width: int) -> dict[str, Any]:
+        return {"seeds": key.seeds(0)}
+
+    def apply(self, images: Any, **parameters: Any) -> Any:
+        import torch
+
+        devices = [images.device] if images.is_cuda else []
+        python, legacy = random.getstate(), np.random.get_state()
+        out = []
+        with torch.random.fork_rng(devices=devices):
+            try:
+                for image, seed in zip(images, parameters["seeds"].tolist(), strict=True):
+                    torch.default_generator.manual_seed(seed)
+                    for device in devices:
+                        torch.cuda.default_generators[device.index or 0].manual_seed(seed)
+                    random.seed(seed)
+                    np.random.seed(seed & 0xFFFFFFFF)
+                    out.append(self.transform(image))
+            finally:
+                random.setstate(python)
+                np.random.set_state(legacy)
+        if not out:
+            return images
+        if not all(is_torch(image) and image.shape == out[0].shape for image in out):
+            raise AugmentError(f"{self!r} must return tensors of one shape")
+        return torch.stack(out)
 
 
 def _keys(epoch: Any, index: Any, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -264,7 +496,7 @@ def _keys(epoch: Any, index: Any, count: int) -> tuple[NDArray[np.int64], NDArra
 
 
 def _integers(value: Any, name: str, limit: int) -> NDArray[np.int64]:
-    array = value.detach().cpu().numpy() if _is_torch(value) else np.asarray(value)
+    array = value.detach().cpu().numpy() if is_torch(value) else np.asarray(value)
     if array.size == 0 and array.ndim == 1:
         return np.zeros(0, np.int64)
     if array.dtype.kind not in "iu":
@@ -275,7 +507,6 @@ def _integers(value: Any, name: str, limit: int) -> NDArray[np.int64]:
 
 
 def _op(entry: Any) -> Op:
+    if callable(entry) and not isinstance(entry, Op | type):
+        return TransformOp(transform=entry)
     return make_op(entry)
-
-
-__all__ = ["Augment", "CustomOp", "Draw", "Program"]

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,10 +64,12 @@ class Program:
     args: NDArray[np.float64]
     mix: NDArray[np.float64] | None = None
 
-    def describe(self, row: int) -> list[str]:
-        """The steps of one sample in words."""
+    def describe(self, row: int, names: Mapping[int, str] | None = None) -> list[str]:
+        """The steps of one sample in words; `names` says what users' ops at given steps are called."""
         out = [
-            describe_step(int(code), self.args[row, step]) for step, code in enumerate(self.codes[row]) if code != NOP
+            (names or {}).get(step) or describe_step(int(code), self.args[row, step])
+            for step, code in enumerate(self.codes[row])
+            if code != NOP
         ]
         if self.mix is not None:
             out += describe_mix(self.mix[row])
@@ -236,6 +237,42 @@ class Pipeline:
         slots = tuple(keyed.SLOT_OPS + k * keyed.SLOTS_PER_OP for k in range(len(ops)))
         mixing = np.array(mix_numbers(mix), np.float64) if mix is not None and mix.active else None
         return cls(tuple(ops), channels, height, width, tuple(sizes), tuple(offsets), tuple(numbers), slots, mixing)
+
+    @classmethod
+    def bare(cls, channels: int, size: tuple[int, int], new: tuple[int, int], mixing: bool) -> Pipeline:
+        """A pipeline without ops that runs given programs of one step."""
+        sizes = (size, new)
+        numbers = np.zeros(1) if mixing else None
+        return cls((), channels, *size, sizes, (1,), (), (), numbers)
+
+    def segments(self) -> list[Pipeline | tuple[int, CustomOp]]:
+        """The pipeline cut at users' ops: what runs in one go, and (position, op) in between; mixing in the last."""
+        out: list[Pipeline | tuple[int, CustomOp]] = []
+        start = 0
+        for k in [*self.custom, len(self.ops)]:
+            if k > start or k == len(self.ops):
+                offsets = tuple(at - self.offsets[start] for at in self.offsets[start : k + 1])
+                height, width = self.sizes[start]
+                mixing = self.mixing if k == len(self.ops) else None
+                out.append(
+                    Pipeline(
+                        self.ops[start:k],
+                        self.channels,
+                        height,
+                        width,
+                        self.sizes[start : k + 1],
+                        offsets,
+                        self.numbers[start:k],
+                        self.slots[start:k],
+                        mixing,
+                    )  # fmt: skip
+                )
+            if k < len(self.ops):
+                op = self.ops[k]
+                assert isinstance(op, CustomOp)
+                out.append((k, op))
+            start = k + 1
+        return out
 
 
 def sample_key(seed: int, epoch: int, index: int, slot: int) -> list[np.uint64]:

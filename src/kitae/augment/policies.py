@@ -52,7 +52,6 @@ from kitae.augment.ops import (
     write_affine,
 )
 
-
 IDENTITY, SHEAR_X, SHEAR_Y, TRANSLATE_X, TRANSLATE_Y, ROTATE, BRIGHTER, COLOR, CONTRASTED, SHARPER = range(10)
 POSTERIZED, SOLARIZED, AUTOCONTRASTED, EQUALIZED, INVERTED = range(10, 15)
 SIGNED = SHARPER  # ids 1 to this have a sign

@@ -116,3 +116,66 @@ def bits32(typingctx: Any, x: Any) -> Any:
         return builder.bitcast(args[0], ir.IntType(32))
 
     return types.uint32(types.float32), codegen
+
+
+def _binary(kind: Any, name: str) -> Any:
+    """Integer arithmetic in one width: numba widens every operation to 64 bits, which is an eighth of the lanes."""
+
+    def define(typingctx: Any, a: Any, b: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            return getattr(builder, name)(*args)
+
+        return kind(kind, kind), codegen
+
+    return intrinsic(define)
+
+
+add_i32 = _binary(types.int32, "add")
+sub_i32 = _binary(types.int32, "sub")
+mul_i32 = _binary(types.int32, "mul")
+sar_i32 = _binary(types.int32, "ashr")
+add_u32 = _binary(types.uint32, "add")
+mul_u32 = _binary(types.uint32, "mul")
+xor_u32 = _binary(types.uint32, "xor")
+shr_u32 = _binary(types.uint32, "lshr")
+and_u32 = _binary(types.uint32, "and_")
+add_u16 = _binary(types.uint16, "add")
+sub_u16 = _binary(types.uint16, "sub")
+mul_u16 = _binary(types.uint16, "mul")
+shr_u16 = _binary(types.uint16, "lshr")
+
+
+@intrinsic
+def transpose16(typingctx: Any, source: Any, source_stride: Any, target: Any, target_stride: Any) -> Any:
+    """16 x 16 bytes at one address, transposed to another. Four rounds of interleaving rows."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        vector = ir.VectorType(ir.IntType(8), 16)
+        lane = ir.IntType(32)
+
+        def mask(first: int) -> Any:
+            return ir.Constant(
+                ir.VectorType(lane, 16), [ir.Constant(lane, v) for i in range(8) for v in (first + i, 16 + first + i)]
+            )
+
+        def place(base: Any, stride: Any, row: int) -> Any:
+            at = builder.add(base, builder.mul(stride, ir.Constant(ir.IntType(64), row)))
+            return builder.inttoptr(at, vector.as_pointer())
+
+        rows = []
+        for r in range(16):
+            load = builder.load(place(args[0], args[1], r))
+            load.align = 1
+            rows.append(load)
+        low, high = mask(0), mask(8)
+        for _ in range(4):
+            mixed = []
+            for r in range(8):
+                mixed.append(builder.shuffle_vector(rows[r], rows[r + 8], low))
+                mixed.append(builder.shuffle_vector(rows[r], rows[r + 8], high))
+            rows = mixed
+        for r in range(16):
+            builder.store(rows[r], place(args[2], args[3], r), align=1)
+        return ir.Constant(ir.IntType(64), 0)
+
+    return types.int64(types.int64, types.int64, types.int64, types.int64), codegen

@@ -15,7 +15,6 @@ from kitae.augment.kernels.link import (
     as_f32,
     as_f64,
     as_i64,
-    as_u8,
     as_u64,
     call6,
     call7,
@@ -33,6 +32,7 @@ from kitae.augment.ops import (
     CODES,
     CROP,
     ERASE_AFTER,
+    GAUSSIAN_NOISE,
     NOP,
     RESIZED_CROP,
 )
@@ -64,6 +64,7 @@ SCALES = 30  # float64 [6]: scale and shift a channel
 TARGETS, TARGETS_KIND, CLASSES, OUT_TARGETS = 31, 32, 33, 34  # kind: 0 none, 1 int64 labels, 2 float32 rows
 IMAGE_BYTES = 35  # of a buffer
 COUNTER = 36  # address of the shared counter
+QUANTILES = 37  # address of the table of normal quantiles
 CONTEXT = 40
 
 # Scratch of a thread, in bytes from its start.
@@ -169,6 +170,8 @@ def augment_one(context: Any, scratch: Any, n: Any, slot: Any, boxes: Any) -> An
             target = b if current == a else a
             if flags[code] != 0 and (current == a or current == b):
                 target = current
+            if code == GAUSSIAN_NOISE:
+                as_i64(work)[0] = context[QUANTILES]
             call7(table[code], current, target, work, at, channels, height, width)
             current = target
             if code == CROP:

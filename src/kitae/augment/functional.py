@@ -1,0 +1,395 @@
+"""One op with given parameters: what the plans do, without the randomness.
+
+Images are uint8 [N, C, H, W], NumPy or torch; the result is a new batch of the same kind. A parameter is a number, or one
+number a sample. `executor` is `cpu`, `torch`, or `auto` (torch for tensors that are not on the CPU). Names, ranges and
+directions are torchvision's `transforms.v2.functional`, unless said otherwise.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from kitae.augment import ops as o
+from kitae.augment.engine import as_batch, is_torch
+from kitae.augment.plan import Pipeline, Program
+from kitae.errors import AugmentError
+
+Executor = Literal["auto", "cpu", "torch"]
+Fill = float | tuple[float, ...] | list[float] | None
+
+
+@functools.lru_cache(maxsize=64)
+def _cpu(code: int, channels: int, size: tuple[int, int], new: tuple[int, int], mixing: bool, normal: Any) -> Any:
+    from kitae.augment.cpu import Executor as Cpu
+
+    pipeline = Pipeline.bare(channels, size, new, mixing)
+    scale, shift = normal if normal is not None else ([1.0], [0.0])
+    dtype = "uint8" if normal is None else "float32"
+    return Cpu(pipeline, seed=0, scale=list(scale), shift=list(shift), dtype=dtype, codes={code})
+
+
+def _run(
+    images: Any,
+    code: int,
+    columns: dict[int, ArrayLike],
+    executor: str,
+    new: tuple[int, int] | None = None,
+    mix: NDArray[np.float64] | None = None,
+    normal: Any = None,
+) -> Any:
+    """Run one step on every sample."""
+    if executor not in ("auto", "cpu", "torch"):
+        raise AugmentError(f"executor must be one of auto, cpu, torch, not {executor!r}")
+    batch = as_batch(images, "nchw")
+    n, c, h, w = batch.shape
+    args = np.zeros((n, 1, o.ARGS))
+    for column, values in columns.items():
+        args[:, 0, column] = values
+    program = Program(np.full((n, 1), code, np.int64), args, mix)
+    size = new or (h, w)
+    device = str(images.device.type) if is_torch(images) else "cpu"
+    if executor == "torch" or (executor == "auto" and device != "cpu"):
+        import torch
+
+        from kitae.augment import batched
+
+        tensor = batch if is_torch(batch) else torch.from_numpy(np.array(batch))
+        scale, shift = normal if normal is not None else ([1.0], [0.0])
+        x, _ = batched.run_steps(tensor, program)
+        out = batched.finish(x, None, mix, scale, shift, "uint8" if normal is None else "float32", False)
+        if out is tensor or out.data_ptr() == tensor.data_ptr():
+            out = out.clone()
+        return out if is_torch(images) else out.numpy()
+    array = batch.numpy() if is_torch(batch) else batch
+    run = _cpu(code, c, (h, w), size, mix is not None, normal)
+    out, _ = run(np.ascontiguousarray(array), None, None, program=program)
+    if is_torch(images):
+        import torch
+
+        return torch.from_numpy(out)
+    return out
+
+
+def _numbers(
+    value: ArrayLike, name: str, count: int, low: float = -math.inf, high: float = math.inf
+) -> NDArray[np.float64]:
+    array = value.detach().cpu().numpy() if is_torch(value) else np.asarray(value)  # type: ignore[union-attr]
+    try:
+        array = np.broadcast_to(array.astype(np.float64), (count,))
+    except (ValueError, TypeError):
+        raise AugmentError(f"{name} must be a number or one a sample, [{count}], not {value!r}") from None
+    if count and not (np.isfinite(array).all() and array.min() >= low and array.max() <= high):
+        bounds = f"in [{low:g}, {high:g}]" if math.isfinite(low) or math.isfinite(high) else "finite"
+        raise AugmentError(f"{name} must be {bounds}, not {value!r}")
+    return np.asarray(array)
+
+
+def _whole(
+    value: ArrayLike, name: str, count: int, low: float = -(2.0**31), high: float = 2.0**31
+) -> NDArray[np.float64]:
+    array = _numbers(value, name, count, low, high)
+    if (array != np.rint(array)).any():
+        raise AugmentError(f"{name} must be whole, not {value!r}")
+    return array
+
+
+def _fill_columns(fill: Fill, at: int, channels: int) -> dict[int, ArrayLike]:
+    if fill is None:
+        return {at + c: math.nan for c in range(3)}
+    values = [float(fill)] * 3 if isinstance(fill, int | float) else [float(v) for v in fill]
+    if len(values) == 1:
+        values *= 3
+    if len(values) not in (channels, 3) or not all(0 <= v <= 255 for v in values):
+        raise AugmentError(f"fill must be a level or one a channel in [0, 255], or None, not {fill!r}")
+    return {at + c: values[min(c, len(values) - 1)] for c in range(3)}
+
+
+def _count(images: Any) -> tuple[int, int, int, int]:
+    n, c, h, w = as_batch(images, "nchw").shape
+    return int(n), int(c), int(h), int(w)
+
+
+def _warp(interpolation: str, nearest: int) -> int:
+    if interpolation not in ("nearest", "bilinear"):
+        raise AugmentError(f"interpolation must be nearest or bilinear, not {interpolation!r}")
+    return nearest + (interpolation == "bilinear")
+
+
+def horizontal_flip(images: Any, *, executor: Executor = "auto") -> Any:
+    """Mirror left and right."""
+    return _run(images, o.HFLIP, {}, executor)
+
+
+def vertical_flip(images: Any, *, executor: Executor = "auto") -> Any:
+    """Mirror top and bottom."""
+    return _run(images, o.VFLIP, {}, executor)
+
+
+def crop(images: Any, top: ArrayLike, left: ArrayLike, height: int, width: int, padding: int | tuple[int, int] | tuple[int, int, int, int] = 0,
+         mode: str = "zero", fill: Fill = 0, *, executor: Executor = "auto") -> Any:  # fmt: skip
+    """Cut height x width at (top, left) of the image padded on all sides (or left/right, top/bottom, or left, top, right,
+    bottom). mode: zero (the level `fill`), reflect, edge."""
+    n, c, h, w = _count(images)
+    op = _made(o.RandomCrop, size=(height, width), padding=padding, mode=mode)
+    left_pad, top_pad, right_pad, bottom_pad = op.borders()
+    op.numbers(o.Site(c, h, w))
+    t = _whole(top, "top", n, 0, h + top_pad + bottom_pad - height) - top_pad
+    s = _whole(left, "left", n, 0, w + left_pad + right_pad - width) - left_pad
+    columns: dict[int, ArrayLike] = {0: t, 1: s, 2: height, 3: width, 4: o.MODES.index(mode)}
+    return _run(images, o.CROP, {**columns, **_fill_columns(fill, 5, c)}, executor, (height, width))
+
+
+def _made(kind: Any, **parameters: Any) -> Any:
+    from kitae.augment.spec import make_op
+
+    return make_op({kind.name: parameters})
+
+
+def resized_crop(images: Any, top: ArrayLike, left: ArrayLike, height: ArrayLike, width: ArrayLike, size: int | tuple[int, int], *,
+                 executor: Executor = "auto") -> Any:  # fmt: skip
+    """Cut windows and resize them to `size` (height, width), bilinear with antialias."""
+    n, _, h, w = _count(images)
+    new = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+    if min(new) < 1:
+        raise AugmentError(f"size must be at least 1, not {size}")
+    rows, columns = _whole(height, "height", n, 1, h), _whole(width, "width", n, 1, w)
+    t, s = _whole(top, "top", n, 0, h), _whole(left, "left", n, 0, w)
+    if (t + rows > h).any() or (s + columns > w).any():
+        raise AugmentError(f"the window must lie inside the image, {h} x {w}")
+    return _run(images, o.RESIZED_CROP, {0: t, 1: s, 2: rows, 3: columns, 4: new[0], 5: new[1]}, executor, new)
+
+
+def resize(images: Any, size: int | tuple[int, int], *, executor: Executor = "auto") -> Any:
+    """Resize to `size` (height, width), bilinear with antialias."""
+    _, _, h, w = _count(images)
+    return resized_crop(images, 0, 0, h, w, size, executor=executor)
+
+
+def _affine(images: Any, angle: NDArray[np.float64], tx: ArrayLike, ty: ArrayLike, scale: ArrayLike, sx: ArrayLike, sy: ArrayLike,
+            interpolation: str, fill: Fill, center: tuple[float, float] | None, executor: str) -> Any:  # fmt: skip
+    n, c, h, w = _count(images)
+    code = _warp(interpolation, o.AFFINE_NEAREST)
+    cx, cy = (0.0, 0.0) if center is None else (center[0] - 0.5 * w, center[1] - 0.5 * h)
+    tx, ty = _numbers(tx, "translate_x", n), _numbers(ty, "translate_y", n)
+    scale = _numbers(scale, "scale", n, 1e-6)
+    sx, sy = _numbers(sx, "shear_x", n, -89.9, 89.9), _numbers(sy, "shear_y", n, -89.9, 89.9)
+    matrix = np.zeros((n, 6))
+    for i in range(n):
+        o.write_affine(matrix[i], 0, math.radians(angle[i]), tx[i], ty[i], scale[i], math.radians(sx[i]), math.radians(sy[i]), cx, cy)  # fmt: skip
+    columns: dict[int, ArrayLike] = {j: matrix[:, j] for j in range(6)}
+    return _run(images, code, {**columns, **_fill_columns(fill, 6, c)}, executor)
+
+
+def rotate(images: Any, degrees: ArrayLike, interpolation: str = "nearest", fill: Fill = None,
+           center: tuple[float, float] | None = None, *, executor: Executor = "auto") -> Any:  # fmt: skip
+    """Turn counter-clockwise by `degrees`. center: (x, y) from the upper left corner; None is the middle."""
+    n = _count(images)[0]
+    return _affine(
+        images, -_numbers(degrees, "degrees", n), 0.0, 0.0, 1.0, 0.0, 0.0, interpolation, fill, center, executor
+    )
+
+
+def affine(images: Any, degrees: ArrayLike = 0.0, translate_x: ArrayLike = 0.0, translate_y: ArrayLike = 0.0, scale: ArrayLike = 1.0,
+           shear_x: ArrayLike = 0.0, shear_y: ArrayLike = 0.0, interpolation: str = "nearest", fill: Fill = None,
+           center: tuple[float, float] | None = None, *, executor: Executor = "auto") -> Any:  # fmt: skip
+    """Shear, scale and turn (clockwise, degrees), then shift (pixels)."""
+    n = _count(images)[0]
+    return _affine(images, _numbers(degrees, "degrees", n), translate_x, translate_y, scale, shear_x, shear_y, interpolation, fill, center, executor)  # fmt: skip
+
+
+def perspective_coefficients(startpoints: ArrayLike, endpoints: ArrayLike) -> NDArray[np.float64]:
+    """The eight coefficients that map endpoints back to startpoints: float64 [..., 8] from [..., 4, 2] of (x, y)."""
+    start, end = np.asarray(startpoints, np.float64), np.asarray(endpoints, np.float64)
+    if start.shape[-2:] != (4, 2) or end.shape[-2:] != (4, 2):
+        raise AugmentError(
+            f"startpoints and endpoints are four corners (x, y), not shapes {start.shape} and {end.shape}"
+        )
+    start, end = np.broadcast_arrays(start, end)
+    matrix = np.zeros((*end.shape[:-2], 8, 8))
+    for i in range(4):
+        x, y, u, v = end[..., i, 0], end[..., i, 1], start[..., i, 0], start[..., i, 1]
+        one = np.ones_like(x)
+        zero = np.zeros_like(x)
+        matrix[..., 2 * i, :] = np.stack([x, y, one, zero, zero, zero, -u * x, -u * y], -1)
+        matrix[..., 2 * i + 1, :] = np.stack([zero, zero, zero, x, y, one, -v * x, -v * y], -1)
+    try:
+        return np.linalg.solve(matrix, start.reshape(*start.shape[:-2], 8, 1))[..., 0]
+    except np.linalg.LinAlgError:
+        raise AugmentError("endpoints: three corners lie on a line") from None
+
+
+def perspective(images: Any, startpoints: ArrayLike | None = None, endpoints: ArrayLike | None = None, coefficients: ArrayLike | None = None,
+                interpolation: str = "bilinear", fill: Fill = None, *, executor: Executor = "auto") -> Any:  # fmt: skip
+    """Move startpoints to endpoints (four corners (x, y), or four a sample); or the eight `coefficients` of the inverse."""
+    n, c, _, _ = _count(images)
+    if (coefficients is None) == (startpoints is None or endpoints is None):
+        raise AugmentError("perspective takes startpoints and endpoints, or coefficients")
+    if coefficients is None:
+        coefficients = perspective_coefficients(startpoints, endpoints)  # type: ignore[arg-type]
+    table = np.broadcast_to(np.asarray(coefficients, np.float64), (n, 8))
+    if not np.isfinite(table).all():
+        raise AugmentError("coefficients must be finite")
+    columns: dict[int, ArrayLike] = {j: table[:, j] for j in range(8)}
+    return _run(images, _warp(interpolation, o.PERSPECTIVE_NEAREST), {**columns, **_fill_columns(fill, 8, c)}, executor)
+
+
+def brightness(images: Any, factor: ArrayLike, *, executor: Executor = "auto") -> Any:
+    """Times a factor of at least 0."""
+    return _run(images, o.BRIGHTNESS, {0: _numbers(factor, "factor", _count(images)[0], 0.0)}, executor)
+
+
+def contrast(images: Any, factor: ArrayLike, *, executor: Executor = "auto") -> Any:
+    """Away from the mean grey by a factor of at least 0."""
+    return _run(images, o.CONTRAST, {0: _numbers(factor, "factor", _count(images)[0], 0.0)}, executor)
+
+
+def saturation(images: Any, factor: ArrayLike, *, executor: Executor = "auto") -> Any:
+    """Away from grey by a factor of at least 0."""
+    return _run(images, o.SATURATION, {0: _numbers(factor, "factor", _count(images)[0], 0.0)}, executor)
+
+
+def hue(images: Any, factor: ArrayLike, *, executor: Executor = "auto") -> Any:
+    """Turn the hue by a part of the circle in [-0.5, 0.5]."""
+    return _run(images, o.HUE, {0: _numbers(factor, "factor", _count(images)[0], -0.5, 0.5)}, executor)
+
+
+def sharpness(images: Any, factor: ArrayLike, *, executor: Executor = "auto") -> Any:
+    """0 smooths, 1 keeps, 2 sharpens."""
+    return _run(images, o.SHARPNESS, {0: _numbers(factor, "factor", _count(images)[0], 0.0)}, executor)
+
+
+def grayscale(images: Any, *, executor: Executor = "auto") -> Any:
+    """All channels become grey."""
+    return _run(images, o.GRAYSCALE, {}, executor)
+
+
+def invert(images: Any, *, executor: Executor = "auto") -> Any:
+    """255 - level."""
+    return _run(images, o.INVERT, {}, executor)
+
+
+def posterize(images: Any, bits: ArrayLike, *, executor: Executor = "auto") -> Any:
+    """Keep the upper 0 to 8 bits."""
+    return _run(images, o.POSTERIZE, {0: _whole(bits, "bits", _count(images)[0], 0, 8)}, executor)
+
+
+def solarize(images: Any, threshold: ArrayLike, *, executor: Executor = "auto") -> Any:
+    """Invert levels at or above the threshold."""
+    return _run(images, o.SOLARIZE, {0: _numbers(threshold, "threshold", _count(images)[0], 0, 256)}, executor)
+
+
+def autocontrast(images: Any, *, executor: Executor = "auto") -> Any:
+    """Stretch each channel to the full range."""
+    return _run(images, o.AUTOCONTRAST, {}, executor)
+
+
+def equalize(images: Any, *, executor: Executor = "auto") -> Any:
+    """Flatten each channel's histogram."""
+    return _run(images, o.EQUALIZE, {}, executor)
+
+
+def gaussian_blur(
+    images: Any, kernel_size: int | tuple[int, int], sigma: ArrayLike | None = None, *, executor: Executor = "auto"
+) -> Any:
+    """Convolve with a Gaussian; kernel_size: a number or (width, height), odd; sigma: pixels, by default 0.15 k + 0.35."""
+    n, c, h, w = _count(images)
+    op = _made(o.GaussianBlur, kernel_size=kernel_size)
+    _, kx, ky, _, _ = op.numbers(o.Site(c, h, w))
+    sx = 0.15 * kx + 0.35 if sigma is None else _numbers(sigma, "sigma", n, 1e-6)
+    sy = 0.15 * ky + 0.35 if sigma is None else sx
+    return _run(images, o.GAUSSIAN_BLUR, {0: kx, 1: ky, 2: sx, 3: sy}, executor)
+
+
+def _key(key: ArrayLike, count: int) -> dict[int, ArrayLike]:
+    words = np.broadcast_to(np.asarray(key, np.uint64), (count,))
+    low = np.uint64(0xFFFFFFFF)
+    return {0: (words >> np.uint64(32)).astype(np.float64), 1: (words & low).astype(np.float64)}
+
+
+def gaussian_noise(
+    images: Any, sigma: ArrayLike, mean: ArrayLike = 0.0, key: ArrayLike = 0, *, executor: Executor = "auto"
+) -> Any:
+    """Add normal noise (mean, sigma of the range [0, 1]); the same key gives the same noise."""
+    n = _count(images)[0]
+    columns: dict[int, ArrayLike] = {2: _numbers(mean, "mean", n, -1, 1), 3: _numbers(sigma, "sigma", n, 0, 10)}
+    return _run(images, o.GAUSSIAN_NOISE, {**_key(key, n), **columns}, executor)
+
+
+def salt_and_pepper(
+    images: Any, amount: ArrayLike, salt: ArrayLike = 0.5, key: ArrayLike = 0, *, executor: Executor = "auto"
+) -> Any:
+    """Set a share `amount` of the pixels to white (a share `salt` of them) or black; the same key hits the same pixels."""
+    n = _count(images)[0]
+    columns: dict[int, ArrayLike] = {2: _numbers(amount, "amount", n, 0, 1), 3: _numbers(salt, "salt", n, 0, 1)}
+    return _run(images, o.SALT_AND_PEPPER, {**_key(key, n), **columns}, executor)
+
+
+def erase(
+    images: Any,
+    top: ArrayLike,
+    left: ArrayLike,
+    height: ArrayLike,
+    width: ArrayLike,
+    value: Fill = 0,
+    *,
+    executor: Executor = "auto",
+) -> Any:
+    """Write levels into a rectangle."""
+    n, c, h, w = _count(images)
+    t, s = _whole(top, "top", n, 0, h), _whole(left, "left", n, 0, w)
+    rows, columns = _whole(height, "height", n, 0, h), _whole(width, "width", n, 0, w)
+    if (t + rows > h).any() or (s + columns > w).any():
+        raise AugmentError(f"the rectangle must lie inside the image, {h} x {w}")
+    if value is None:
+        raise AugmentError("value must be a level or one a channel")
+    return _run(images, o.ERASE, {0: t, 1: s, 2: rows, 3: columns, **_fill_columns(value, 4, c)}, executor)
+
+
+def normalize(images: Any, mean: Any, std: Any, *, executor: Executor = "auto") -> Any:
+    """(level / 255 - mean) / std as float32."""
+    from kitae.augment.engine import scale_and_shift
+
+    scale, shift = scale_and_shift(mean, std)
+    return _run(images, o.NOP, {}, executor, normal=(tuple(scale), tuple(shift)))
+
+
+def _mixed(images: Any, targets: Any, mix: NDArray[np.float64], executor: str) -> Any:
+    from kitae.augment.mix import mix_targets
+
+    out = _run(images, o.NOP, {}, executor, mix=mix)
+    if targets is None:
+        return out
+    rows = targets.detach().cpu().numpy() if is_torch(targets) else np.asarray(targets)
+    if rows.ndim != 2 or len(rows) != len(mix):
+        raise AugmentError(f"targets must be float32 [N, K] with N = {len(mix)}, not {list(rows.shape)}")
+    mixed = mix_targets(np.asarray(rows, np.float32), mix)
+    if is_torch(targets):
+        import torch
+
+        return out, torch.from_numpy(mixed).to(targets.device)
+    return out, mixed
+
+
+def mixup(images: Any, targets: Any, lam: ArrayLike, *, executor: Executor = "auto") -> Any:
+    """lam times each image plus the rest of its partner (positions 2k and 2k + 1), rounded, halves up; targets (float32
+    [N, K] or None) alike. An odd last sample stays."""
+    n = _count(images)[0]
+    mix = np.zeros((n, 6))
+    mix[:, 0], mix[:, 1] = 1.0, _numbers(lam, "lam", n, 0, 1)
+    return _mixed(images, targets, mix, executor)
+
+
+def cutmix(images: Any, targets: Any, box: ArrayLike, *, executor: Executor = "auto") -> Any:
+    """Each image shows its partner inside `box` (x1, y1, x2, y2; one, or one a sample); targets by the kept area."""
+    n, _, h, w = _count(images)
+    table = np.broadcast_to(np.asarray(box, np.float64), (n, 4))
+    x1, y1, x2, y2 = table.T
+    if n and not ((x1 >= 0) & (x1 <= x2) & (x2 <= w) & (y1 >= 0) & (y1 <= y2) & (y2 <= h)).all():
+        raise AugmentError(f"box must be (x1, y1, x2, y2) inside the image, {h} x {w}, not {box!r}")
+    mix = np.column_stack([np.full(n, 2.0), 1.0 - (x2 - x1) * (y2 - y1) / (h * w), x1, y1, x2, y2])
+    return _mixed(images, targets, mix, executor)

@@ -1,0 +1,201 @@
+"""Blur, sharpness, and what needs a histogram first."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from kitae.augment.kernels.color import TOP, ZERO, level
+from kitae.augment.kernels.link import add_i32, address_of, as_f32, as_i32, as_u8, mul_i32
+from kitae.augment.kernels.move import inside
+from kitae.augment.kernels.warp import rint32
+
+
+def gaussian_weights(size: Any, sigma: Any, weights: Any) -> Any:
+    """torchvision's kernel: exp(-(x / sigma)**2) on points from -(size - 1) / sqrt(8) to the opposite, normalised."""
+    limit = (size - 1) / (2.0 * math.sqrt(2.0))
+    total = 0.0
+    for i in range(size):
+        x = 0.0 if size == 1 else (-limit + 2.0 * limit * i / (size - 1)) / sigma
+        total += math.exp(-x * x)
+    for i in range(size):
+        x = 0.0 if size == 1 else (-limit + 2.0 * limit * i / (size - 1)) / sigma
+        weights[i] = np.float32(math.exp(-x * x) / total)
+    return 0
+
+
+def gaussian_blur(src: Any, dst: Any, work: Any, args: Any, channels: Any, height: Any, width: Any) -> Any:
+    size_x = np.int64(args[0])
+    size_y = np.int64(args[1])
+    reach_x = size_x // 2
+    reach_y = size_y // 2
+    across = as_f32(work)
+    down = as_f32(work + 256)
+    line = 4 * ((width + 2 * reach_x + 31) & ~15)
+    row = as_f32(work + 512)
+    total = as_f32(work + 512 + line)
+    gaussian_weights(size_x, args[2], across)
+    gaussian_weights(size_y, args[3], down)
+    for c in range(channels):
+        plane = c * height * width
+        for y in range(height):
+            for x in range(width):
+                row[reach_x + x] = ZERO
+            for t in range(size_y):
+                weight = down[t]
+                at = plane + inside(y + t - reach_y, height, 1) * width
+                for x in range(width):
+                    row[reach_x + x] = row[reach_x + x] + np.float32(src[at + x]) * weight
+            for x in range(reach_x):
+                row[x] = row[2 * reach_x - x]
+                row[reach_x + width + x] = row[reach_x + width - 2 - x]
+            for x in range(width):
+                total[x] = ZERO
+            for t in range(size_x):
+                weight = across[t]
+                for x in range(width):
+                    total[x] = total[x] + row[x + t] * weight
+            at = plane + y * width
+            for x in range(width):
+                v = rint32(total[x])
+                dst[at + x] = np.uint8(np.int32(v if v < TOP else TOP))
+    return 0
+
+
+def sharpness(src: Any, dst: Any, work: Any, args: Any, channels: Any, height: Any, width: Any) -> Any:
+    rest = np.float32(1.0 - args[0])
+    four = np.int32(4)
+    column = as_i32(work)
+    for c in range(channels):
+        plane = c * height * width
+        for y in range(height):
+            at = plane + y * width
+            if y == 0 or y == height - 1 or width <= 2:
+                for x in range(width):
+                    dst[at + x] = src[at + x]
+                continue
+            for x in range(width):
+                above = np.int32(src[at - width + x])
+                column[x] = add_i32(add_i32(above, np.int32(src[at + x])), np.int32(src[at + width + x]))
+            for x in range(1, width - 1):
+                centre = np.int32(src[at + x])
+                total = add_i32(add_i32(column[x - 1], column[x + 1]), add_i32(column[x], mul_i32(centre, four)))
+                # / 13, rounded: no ties, since 13 is odd. 40330 / 2**19 is 1 / 13 to one part in 13 million.
+                smooth = np.float32(
+                    np.int32((np.uint32(total) * np.uint32(40330) + np.uint32(262144)) >> np.uint32(19))
+                )
+                own = np.float32(centre)
+                dst[at + x] = level(own + (smooth - own) * rest)
+            dst[at] = src[at]
+            dst[at + width - 1] = src[at + width - 1]
+    return 0
+
+
+def look_up(src: Any, dst: Any, start: Any, size: Any, table: Any) -> Any:
+    """dst = table[src] on one plane."""
+    for i in range(start, start + size):
+        dst[i] = table[src[i]]
+    return 0
+
+
+def autocontrast(src: Any, dst: Any, work: Any, args: Any, channels: Any, height: Any, width: Any) -> Any:
+    size = height * width
+    table = as_u8(work)
+    for c in range(channels):
+        start = c * size
+        low = np.uint8(255)
+        high = np.uint8(0)
+        for i in range(start, start + size):
+            v = src[i]
+            low = v if v < low else low
+            high = v if v > high else high
+        if low == high:
+            for i in range(start, start + size):
+                dst[i] = src[i]
+            continue
+        first = np.float32(low)
+        scale = (np.float32(high) - first) * np.float32(1.0 / 255.0)
+        for v in range(256):
+            table[v] = level((np.float32(np.int32(v)) - first) / scale)
+        look_up(src, dst, start, size, table)
+    return 0
+
+
+def equalize(src: Any, dst: Any, work: Any, args: Any, channels: Any, height: Any, width: Any) -> Any:
+    size = height * width
+    table = as_u8(work)
+    counts = as_i32(work + 1024)
+    one = np.int32(1)
+    for c in range(channels):
+        start = c * size
+        for v in range(1024):
+            counts[v] = np.int32(0)
+        # Four histograms, so that runs of one level do not wait for each other.
+        whole = size & ~3
+        for i in range(start, start + whole, 4):
+            a = np.int64(src[i])
+            b = np.int64(src[i + 1]) + 256
+            d = np.int64(src[i + 2]) + 512
+            e = np.int64(src[i + 3]) + 768
+            counts[a] = add_i32(counts[a], one)
+            counts[b] = add_i32(counts[b], one)
+            counts[d] = add_i32(counts[d], one)
+            counts[e] = add_i32(counts[e], one)
+        for i in range(start + whole, start + size):
+            a = np.int64(src[i])
+            counts[a] = add_i32(counts[a], one)
+        last = np.int32(0)
+        for v in range(256):
+            n = add_i32(add_i32(counts[v], counts[v + 256]), add_i32(counts[v + 512], counts[v + 768]))
+            counts[v] = n
+            last = n if n != np.int32(0) else last
+        step = (size - np.int64(last)) // 255
+        if step == 0:
+            for i in range(start, start + size):
+                dst[i] = src[i]
+            continue
+        total = np.int32(step // 2)
+        for v in range(256):
+            counts[256 + v] = total
+            total = add_i32(total, counts[v])
+        whole_step = np.float64(step)
+        for v in range(256):
+            # Exact: both are integers below 2**31, so the quotient in float64 never crosses an integer.
+            q = np.int32(np.float64(counts[256 + v]) / whole_step)
+            table[v] = np.uint8(q if q < np.int32(255) else np.int32(255))
+        table[0] = np.uint8(0)
+        look_up(src, dst, start, size, table)
+    return 0
+
+
+def augmix_begin(src: Any, target: Any, keep: Any, args: Any, channels: Any, height: Any, width: Any) -> Any:
+    """sums = weight * image; and the image is kept at address `keep`, unless that is 0."""
+    sums = as_f32(address_of(target))
+    weight = np.float32(args[0])
+    size = channels * height * width
+    for i in range(size):
+        sums[i] = np.float32(src[i]) * weight
+    if keep != 0:
+        kept = as_u8(keep)
+        for i in range(size):
+            kept[i] = src[i]
+    return 0
+
+
+def chain_end(src: Any, target: Any, work: Any, args: Any, channels: Any, height: Any, width: Any) -> Any:
+    """sums += weight * image."""
+    sums = as_f32(address_of(target))
+    weight = np.float32(args[0])
+    for i in range(channels * height * width):
+        sums[i] = sums[i] + np.float32(src[i]) * weight
+    return 0
+
+
+def augmix_end(source: Any, dst: Any, work: Any, args: Any, channels: Any, height: Any, width: Any) -> Any:
+    """The sums, truncated to levels."""
+    sums = as_f32(address_of(source))
+    for i in range(channels * height * width):
+        dst[i] = level(sums[i])
+    return 0
