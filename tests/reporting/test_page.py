@@ -10,13 +10,15 @@ from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 
 from kitae.errors import KitaeError
 from kitae.reporting import page as p
 from kitae.reporting.figures import draw_stochastic_depth
 from kitae.run import Run
-from tests.reporting.conftest import HOSTILE, epochs
+from tests.reporting.conftest import HOSTILE, epochs, pixels
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 
@@ -249,3 +251,44 @@ def test_unfinished_study_says_so(tmp_path: Path) -> None:
     text, reader = read(p.report(_study(tmp_path / "study", finished=False)))
     assert_self_contained(text, reader)
     assert "not finished" in reader.words
+
+
+def _compression(folder: Path) -> Path:
+    folder.mkdir()
+    models = [
+        {"name": HOSTILE[i], "bytes": 44.7e6 / 4**i, "accuracy": 0.94 - 0.01 * i, "accuracy_interval": [0.9, 0.95],
+         "latency_ms": 18.0 / 3**i, "parameters": 545_098}
+        for i in range(3)
+    ]  # fmt: skip
+    facts = {
+        "name": "<b>small</b>",
+        "original": {**models[0], "split": "test"},
+        "winner": {**models[1], "split": "test"},
+        "budget": {"accuracy": 0.925},
+        "sensitivity": [{"layer": HOSTILE[0], "accuracy": 0.9123}],
+        "latency": {"control": {"value": 1.003}},
+        "unheard_of": {"a": [1, 2]},
+    }
+    (folder / "compression.json").write_text(json.dumps(facts))
+    pyarrow.parquet.write_table(pa.Table.from_pylist(models), folder / "front.parquet")
+    return folder
+
+
+def test_compression(tmp_path: Path) -> None:
+    folder = _compression(tmp_path / "small")
+    text, reader = read(p.report(folder))
+    assert_self_contained(text, reader)
+    assert "<script>alert" not in text
+    numbers = ["93.00 %", "-1.00 points", "11.2 MB", "4.0× smaller, from 44.7 MB", "6 ms", "3.0× faster", "545,098"]
+    for told in (*HOSTILE, *numbers, "91.23 %", "control.value", "1.003", "Unheard of", "1, 2", "<b>small</b>"):
+        assert told in reader.words, told
+    assert pixels(folder / "figures" / "pareto.png").any()  # drawn, since there was no picture of the front
+    assert sum(tag == "img" for tag, _ in reader.tags) == 1
+
+
+def test_a_picture_of_the_front_is_left_alone(tmp_path: Path) -> None:
+    folder = _compression(tmp_path / "small")
+    drawn = draw_stochastic_depth([1, 0.9], folder / "figures" / "pareto-front.png").read_bytes()
+    p.report(folder)
+    assert [file.name for file in (folder / "figures").iterdir()] == ["pareto-front.png"]
+    assert (folder / "figures" / "pareto-front.png").read_bytes() == drawn

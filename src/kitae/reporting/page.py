@@ -21,7 +21,7 @@ from kitae import __version__
 from kitae.console import duration
 from kitae.errors import KitaeError, require
 from kitae.files import write_atomically
-from kitae.reporting.figures import best_epoch, draw_run
+from kitae.reporting.figures import best_epoch, draw_pareto, draw_run
 from kitae.reporting.style import size_text
 from kitae.run import Run
 
@@ -561,14 +561,83 @@ def _aliases(study: Mapping[str, Any]) -> Details | None:
 
 
 def compression_page(folder: Path) -> Page:
-    """The page of a compression folder: the winner, the front, the pictures."""
+    """The page of a compression folder: what was won, the candidates, the pictures, and everything else as tables.
+
+    Of compression.json, `original` and `winner` are understood: mappings with `name`, `bytes`, `accuracy`,
+    `latency_ms`, `parameters`, `macs` (each optional, NAME_interval beside NAME), measured on test where they say
+    `split: test`.
+    `budget.accuracy` is the lowest accuracy allowed. All that is not understood is shown under its own name.
+    """
     facts = _mapping(folder / "compression.json")
-    page = Page("Compression", folder.resolve().name)
-    page.add("Pictures", *_pictures(folder))
+    original, winner = _inner(facts, "original"), _inner(facts, "winner")
+    page = Page("Compression", str(facts.get("name") or folder.resolve().name), str(winner.get("name") or ""))
+    page.cards = _compression_cards(original, winner)
     front = folder / "front.parquet"
-    page.add("Candidates", _parquet(front) if front.is_file() else None)
-    page.add("Numbers", *_tables(facts))
+    rows = _parquet(front) if front.is_file() else []
+    if not list((folder / "figures").glob("*pareto*.png")) and any(_drawable(row) for row in rows):
+        draw_pareto(
+            [row for row in rows if _drawable(row)],
+            folder / "figures" / "pareto.png",
+            budget=_number(_inner(facts, "budget").get("accuracy")),
+            winner=str(winner.get("name")),
+            baseline=str(original.get("name")),
+        )
+    page.add("Result", _side_by_side(original, winner))
+    page.add("Pictures", *_pictures(folder))
+    page.add("Candidates", _rows_table(rows) if rows else None)
+    flat = {key: value for key, value in facts.items() if not _nested(value) and key != "name"}
+    page.add("Numbers", Table(["", ""], _pairs(flat)) if flat else None)
+    for key, value in facts.items():
+        if _nested(value) and key not in ("original", "winner"):
+            page.add(key.replace("_", " ").capitalize(), *_tables(value))
     return page
+
+
+def _side_by_side(original: Mapping[str, Any], winner: Mapping[str, Any]) -> Table | None:
+    """Everything that is known of both models, a row a number."""
+    keys = [
+        key
+        for key in dict.fromkeys([*original, *winner])
+        if not key.endswith("_interval") and not _nested(original.get(key)) and not _nested(winner.get(key))
+    ]
+    rows: list[list[Cell]] = [[key.replace("_", " "), _named(original, key), _named(winner, key)] for key in keys]
+    return Table(["", "Original", "Winner"], rows) if original and winner and rows else None
+
+
+def _compression_cards(original: Mapping[str, Any], winner: Mapping[str, Any]) -> list[Card]:
+    cards = []
+    for key, label, less in (
+        ("bytes", "Size", "smaller"),
+        ("latency_ms", "Latency", "faster"),
+        ("macs", "Multiply-adds", "fewer"),
+    ):
+        now, before = _number(winner.get(key)), _number(original.get(key))
+        if now is None:
+            continue
+        cell = _named(winner, key)
+        note = f"{before / now:.1f}× {less}, from {_text_of(_named(original, key))}" if before and now > 0 else ""
+        cards.append(Card(label, _text_of(cell), note))
+    now, before = _number(winner.get("accuracy")), _number(original.get("accuracy"))
+    if now is not None:
+        note = between(winner.get("accuracy_interval"), 100, 2)
+        if before is not None:
+            note = f"{100 * (now - before):+.2f} points{f', {note}' if note else ''}"
+        split = winner.get("split")
+        cards.insert(0, Card(f"{str(split).capitalize()} accuracy" if split else "Accuracy", share(now, 2), note))
+    return cards
+
+
+def _drawable(row: Mapping[str, Any]) -> bool:
+    size, accuracy = _number(row.get("bytes")), _number(row.get("accuracy"))
+    return size is not None and size > 0 and accuracy is not None
+
+
+def _text_of(cell: Cell) -> str:
+    return cell if isinstance(cell, str) else cell[0]
+
+
+def _nested(value: Any) -> bool:
+    return isinstance(value, Mapping) or _records(value)
 
 
 # --------------------------------------------------------------------------------------------------- pictures and files
@@ -633,13 +702,13 @@ def _inner(value: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     return found if isinstance(found, Mapping) else {}
 
 
-def _parquet(path: Path) -> Table:
+def _parquet(path: Path) -> list[dict[str, Any]]:
     parquet = require("pyarrow.parquet", "train")
     try:
-        rows = parquet.read_table(path).slice(0, _MAX_ROWS).to_pylist()
+        rows: list[dict[str, Any]] = parquet.read_table(path).slice(0, _MAX_ROWS).to_pylist()
     except (OSError, ValueError) as error:  # pyarrow's own errors are these
         raise KitaeError(f"{path}: is damaged (not Parquet)") from error
-    return _rows_table(rows)
+    return rows
 
 
 def _or_empty(read: Any) -> dict[str, Any]:
