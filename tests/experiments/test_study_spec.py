@@ -50,6 +50,7 @@ def study(**fields: Any) -> dict[str, Any]:
         ({"claims": {"c": {"says": "x", "effect": "smoothing"}}}, r"claims\.c: give either between"),
         ({"claims": {"c": {"says": "x", "effect": "s", "between": [2, 1]}}}, r"claims\.c: between: 2 is above 1"),
         ({"claims": {"c": {"says": "x", "effect": "s", "between": [-1, 1]}}}, r"claims\.c: between must lie"),
+        ({"claims": {"c": {"sayz": "x", "says": "x", "effect": "s"}}}, r"field .sayz. in claims\.c; valid: says"),
         ({"name": "a/b"}, "study: name: "),
         ({"base": None}, "study: base"),
     ],

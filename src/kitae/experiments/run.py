@@ -48,6 +48,7 @@ from kitae.files import write_atomically, write_json
 
 FORMAT = 1
 TRAIN = "kitae.pipeline:train"
+TRAIN_WITHOUT_TEST = "kitae.experiments.validation:train"
 MEASURE = "kitae.pipeline:plan"
 _CURVES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "train_clean_accuracy")
 _WRITTEN = ("study.yaml", "runs", "runs.parquet", "effects.parquet", "effects.json", "figures", "report.html", ".lock")
@@ -82,7 +83,7 @@ def study(
     executor: Executor | None = None,
     overwrite: bool = False,
     report: Report | None = None,
-    train: str = TRAIN,
+    train: str | None = None,
     measure: str | None = MEASURE,
 ) -> StudyResult:
     """Run a study, or go on with it, and analyse it.
@@ -97,7 +98,8 @@ def study(
         executor: where runs happen, instead of `workers` local processes.
         overwrite: delete the study in `out` first.
         report: gets the plan, and a line for each run as it ends.
-        train: the function that trains, as module:function.
+        train: the function that trains, as module:function. None is `kitae.pipeline.train`, or where the study asks
+            for no number of test, the one that never opens it.
         measure: as in `plan_study`; needed once where a recipe says `precision: auto`.
 
     Raises:
@@ -119,6 +121,7 @@ def study(
         by_fingerprint = {job.fingerprint: job for job in plan.jobs}
         todo = sum(not _done(outcomes, job) for unit in missing for job in unit)
         began = time.monotonic()
+        train = train or (TRAIN if _asks_for_test(asked) else TRAIN_WITHOUT_TEST)
         units = [_unit(folder, [job for job in unit if not _done(outcomes, job)], train) for unit in missing]
         for count, outcome in enumerate(place.outcomes(units), start=1):
             job = by_fingerprint[outcome["fingerprint"]]
@@ -437,6 +440,11 @@ def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         if name not in ("about", "claims", "tiny") and before.get(name) != now[name]:
             return f"{name} was {str(before.get(name))[:80]}, is {str(now[name])[:80]}"
     return ""
+
+
+def _asks_for_test(spec: StudySpec) -> bool:
+    wanted = (spec.metric, *spec.also, *(claim.metric or "" for claim in spec.claims.values()))
+    return bool(spec.after) or any(name.startswith("test.") for name in wanted)
 
 
 def _unit(folder: Path, jobs: Sequence[Job], train: str) -> dict[str, Any]:

@@ -267,6 +267,11 @@ class StudySpec(Spec):
         try:
             return cls.model_validate(content)
         except ValidationError as error:
+            first = error.errors()[0]
+            if first["type"] == "extra_forbidden" and first["loc"][0] == "claims":
+                *path, field = (str(part) for part in first["loc"])
+                valid = _list(ClaimSpec.model_fields)
+                raise RecipeError(f"{where}: unknown field {field!r} in {'.'.join(path)}; valid: {valid}") from error
             raise RecipeError(explain(error, cls, where, node)) from error
 
     def dump(self) -> dict[str, Any]:

@@ -1,0 +1,71 @@
+"""The ablation of a recipe takes away exactly what the recipe has."""
+
+from __future__ import annotations
+
+import pytest
+
+from kitae.errors import RecipeError
+from kitae.experiments.ablate import build, techniques
+from kitae.experiments.run import plan_study
+from kitae.recipe import Recipe, shipped
+
+
+def test_techniques_of_the_strong_recipe() -> None:
+    found = techniques(Recipe.load("cifar10-strong"))
+    assert {"random_crop", "horizontal_flip", "auto_augment", "random_erasing", "mixing", "stochastic depth"} <= set(
+        found
+    )
+    assert {"label smoothing", "averaged weights", "cosine schedule", "warm-up", "weight decay"} <= set(found)
+    assert found["label smoothing"] == {"train.label_smoothing": [0.0, 0.1]}
+    assert "dropout" not in found
+    assert "mixed precision" not in found  # auto is decided once for the whole study
+    explicit = techniques(Recipe.load("cifar10-strong").override("train.precision=bf16"))
+    assert explicit["mixed precision"] == {"train.precision": ["fp32", "bf16"]}
+
+
+@pytest.mark.parametrize("name", sorted(shipped()))
+@pytest.mark.parametrize("design", ["one_out", "one_in", "screening"])
+def test_all_on_is_the_recipe_itself(name: str, design: str) -> None:
+    recipe = Recipe.load(name)
+    plan = plan_study(build(name, design=design, seeds=1), measure=None, threads=1)  # type: ignore[arg-type]
+    assert len({job.fingerprint for job in plan.jobs}) == len(plan.jobs)
+    if design == "one_out":
+        everything = plan.jobs[0].recipe
+        assert everything.augment == recipe.augment
+        assert everything.model == recipe.model
+        assert everything.train.schedule == recipe.train.schedule
+        for job, technique in zip(plan.jobs[1:], techniques(recipe), strict=True):
+            assert job.variant == f"without {technique}"
+            assert technique not in techniques(job.recipe)
+
+
+def test_one_in_starts_from_nothing() -> None:
+    plan = plan_study(build("cifar10-strong", design="one_in", seeds=1), measure=None, threads=1)
+    bare = plan.jobs[0].recipe
+    assert techniques(bare) == {}
+    assert bare.model.name == "resnet18"
+
+
+def test_only_some_techniques() -> None:
+    spec = build("cifar10-strong", "train.epochs=15", only=["mixing", "label smoothing"], seeds=[3, 4])
+    assert list(spec.factors) == ["mixing", "label smoothing"]
+    assert spec.seeds == (3, 4)
+    assert spec.base["train"]["epochs"] == 15  # type: ignore[index]
+    with pytest.raises(RecipeError, match="only: cifar10-strong does not use 'mixup'; it uses random_crop"):
+        build("cifar10-strong", only=["mixup"])
+
+
+def test_a_recipe_without_techniques_has_no_ablation() -> None:
+    bare = Recipe.model_validate(
+        {"name": "bare", "train": {"schedule": {"name": "constant"}, "optimizer": {"weight_decay": 0.0}}}
+    )
+    with pytest.raises(RecipeError, match="bare: uses no technique"):
+        build(bare)
+
+
+def test_an_op_that_stands_twice_stays_on() -> None:
+    recipe = Recipe.load("fashion-mini").override(
+        "augment.train=[{rotate: {}}, {horizontal_flip: {}}, {rotate: {degrees: 3}}]"
+    )
+    assert "rotate" not in techniques(recipe)
+    assert "horizontal_flip" in techniques(recipe)

@@ -1,0 +1,110 @@
+"""Policy search on a stand-in for training: presets first, halving, resumable, and an honest verdict."""
+
+from __future__ import annotations
+
+import gc
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("optuna")
+
+from kitae.errors import RecipeError, TrainingError
+from kitae.experiments.executors import Inline
+from kitae.experiments.search import FRESH_SEED, PRESETS, SUBSET, apply, search
+from kitae.recipe import Recipe
+
+FAKE = {
+    "train": "tests.experiments.fake_train:search_train",
+    "measure": "tests.experiments.fake_train:search_measure",
+}
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gc, "collect", lambda *_: 0)
+
+
+def run(folder: Path, **options: Any) -> Any:
+    return search("fashion-mini", folder, "train.epochs=9", **{"executor": Inline(), "arms": 24, **FAKE, **options})
+
+
+def test_presets_are_the_first_arms_and_rungs_are_thirds(tmp_path: Path) -> None:
+    result = run(tmp_path / "s")
+    assert [arm.name for arm in result.arms[: len(PRESETS)]] == list(PRESETS)
+    assert len(result.arms) == 24
+    assert result.arms[0].recipe.augment == Recipe.load("fashion-mini").augment
+    assert {tuple(epochs for epochs, _ in arm.rungs) for arm in result.arms} <= {(1,), (1, 3), (1, 3, 9)}
+    complete = [arm for arm in result.arms if arm.state == "complete"]
+    assert result.best in complete
+    assert 0 < len(complete) < 12  # halving leaves few to the full length
+    assert all(arm.recipe.train.seed == 0 for arm in result.arms)
+
+
+def test_a_search_that_finds_something_wins_on_fresh_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_ROTATION", "0.05")
+    result = run(tmp_path / "s")
+    assert result.verdict.startswith("The search won: +")
+    assert any("rotate" in op for op in result.winner.augment.train)
+    assert result.rematch.spec.seeds == tuple(range(FRESH_SEED, FRESH_SEED + 5))
+    fresh = result.rematch.spec.base["data"]["split_seed"]
+    assert fresh == Recipe.load("fashion-mini").data.split_seed + 1
+    assert Recipe.load(tmp_path / "s" / "winner.yaml") == result.winner
+    content = json.loads((tmp_path / "s" / "search.json").read_text())
+    assert content["verdict"] == result.verdict
+    assert "The search won" in result.table()
+
+
+def test_a_search_that_found_luck_says_so(tmp_path: Path) -> None:
+    result = run(tmp_path / "s")
+    assert result.verdict.startswith("The search did not win: ")
+    assert result.winner.augment == result.preset.recipe.augment
+    assert result.preset.name in result.verdict
+
+
+def test_a_search_that_was_cut_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_ROTATION", "0.05")
+    run(tmp_path / "whole")
+
+    class Stops(Inline):
+        left = 17
+
+        def outcomes(self, units: Any) -> Any:
+            for outcome in super().outcomes(units):
+                Stops.left -= 1
+                if not Stops.left:
+                    raise KeyboardInterrupt
+                yield outcome
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", executor=Stops())
+    run(tmp_path / "cut")
+    before, after = ((tmp_path / name / "search.json").read_text() for name in ("whole", "cut"))
+    assert before == after
+    assert {len(path.read_text()) for path in (tmp_path / "cut" / "arms").glob("*/trained")} == {1}
+
+
+def test_another_search_in_the_folder_is_refused(tmp_path: Path) -> None:
+    run(tmp_path / "s")
+    with pytest.raises(TrainingError, match="holds another search \\(arms differs\\)"):
+        run(tmp_path / "s", arms=25)
+    with pytest.raises(RecipeError, match="arms: 7 leaves nothing to search"):
+        run(tmp_path / "t", arms=7)
+
+
+def test_every_point_of_the_space_is_a_valid_recipe() -> None:
+    import optuna
+
+    from kitae.experiments.search import suggest
+
+    base = Recipe.load("fashion-mini")
+    space = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
+    seen: set[str] = set()
+    for _ in range(200):
+        recipe = apply(base, suggest(space.ask()), 28)
+        seen |= {name for op in recipe.augment.train for name in op}
+    assert set(SUBSET) | {"rand_augment", "auto_augment", "trivial_augment_wide", "random_crop"} <= seen
+    for point in PRESETS.values():
+        apply(base, point, 28)
