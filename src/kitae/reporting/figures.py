@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from kitae.errors import TrainingError
 from kitae.reporting.style import (
     BLUE,
     DPI,
@@ -97,8 +98,8 @@ def draw_run(
     if measured.get("per_class"):
         file = run.figures / "per-class.png"
         there["per_class"] = draw_per_class(measured["per_class"], file, title=f"Accuracy by class, {split}")
-    if "test" in evaluation:
-        table = run.predictions()
+    table = predictions(run) if "test" in evaluation else None
+    if table is not None:
         temperature = float(evaluation.get("temperature", 1.0))
         confidence = np.asarray(table["confidence"].to_numpy(), float)
         correct = np.asarray(table["predicted"].to_pylist()) == np.asarray(table["label"].to_pylist())
@@ -135,6 +136,14 @@ def draw_run(
             names=names if len(names) <= 12 else None,
         )
     return there
+
+
+def predictions(run: Run) -> Any:
+    """The run's table of predictions, or None where its file was deleted to save room."""
+    try:
+        return run.predictions()
+    except TrainingError:
+        return None
 
 
 def best_epoch(rows: Sequence[Row], run: Run) -> int | None:

@@ -21,7 +21,7 @@ from kitae import __version__
 from kitae.console import duration
 from kitae.errors import KitaeError, require
 from kitae.files import write_atomically
-from kitae.reporting.figures import best_epoch, draw_pareto, draw_run
+from kitae.reporting.figures import best_epoch, draw_pareto, draw_run, predictions
 from kitae.reporting.style import size_text
 from kitae.run import Run
 
@@ -379,9 +379,10 @@ def _per_class(measured: Mapping[str, Any]) -> Table | None:
 
 def _worst(run: Run, evaluation: Mapping[str, Any], most: int = 20) -> Details | None:
     """Names of the images the model was surest about and got wrong."""
-    if "test" not in evaluation:
+    known = predictions(run) if "test" in evaluation else None
+    if known is None:
         return None
-    table = run.predictions().select(["name", "label", "predicted", "confidence"]).to_pylist()
+    table = known.select(["name", "label", "predicted", "confidence"]).to_pylist()
     wrong = [row for row in table if row["label"] is not None and row["label"] != row["predicted"]]
     wrong.sort(key=lambda row: -row["confidence"])
     rows: list[list[Cell]] = [
