@@ -1,0 +1,171 @@
+"""The command line, as a user meets it: in a process of its own."""
+
+from __future__ import annotations
+
+import csv
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.images import write_folder, write_parquet
+
+TINY = [
+    "--set", "data.limit=200", "model.name=resnet8", "model.width=8", "train.epochs=1", "train.batch_size=32",
+    "train.precision=fp32", "train.threads=2",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+def kitae(home: Path, *words: object, code: int = 0) -> subprocess.CompletedProcess[str]:
+    result = subprocess.run(
+        [sys.executable, "-m", "kitae", *map(str, words)],
+        capture_output=True, text=True, cwd=home, env={**os.environ, "KITAE_CACHE": str(home / "cache")}, timeout=300,
+    )  # fmt: skip
+    assert result.returncode == code, result.stdout + result.stderr
+    return result
+
+
+@pytest.fixture(scope="module")
+def run(home: Path) -> Path:
+    kitae(home, "train", "fashion-mini", "--out", "run", *TINY)
+    return home / "run"
+
+
+def test_help_lists_the_verbs_and_loads_nothing_heavy(home: Path) -> None:
+    text = kitae(home, "--help").stdout
+    assert all(verb in text for verb in ("train", "evaluate", "predict", "data", "recipe"))
+    code = (
+        "import sys\nsys.argv = ['kitae', '--help']\nfrom kitae.cli import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "print([name for name in ('torch', 'numba', 'matplotlib', 'pyarrow', 'scipy') if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "[]"
+
+
+def test_train_prints_accuracy_with_its_interval_in_plain_lines(home: Path) -> None:
+    out = kitae(home, "train", "fashion-mini", "--out", "plain", *TINY).stdout
+    assert "\x1b" not in out
+    assert "epoch   1/1" in out
+    assert "images/s" in out
+    line = next(line for line in out.splitlines() if "test accuracy" in line)
+    assert "%" in line
+    assert " to " in line
+    assert "everything is in plain" in out
+
+
+def test_train_draws_a_bar_on_a_terminal(home: Path) -> None:
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "kitae", "train", "fashion-mini", "--out", "bar", *TINY],
+        stdout=slave, stderr=slave, cwd=home, env={**os.environ, "KITAE_CACHE": str(home / "cache"), "TERM": "xterm"},
+    )  # fmt: skip
+    os.close(slave)
+    seen = b""
+    while True:
+        try:
+            part = os.read(master, 4096)
+        except OSError:
+            break
+        if not part:
+            break
+        seen += part
+    assert process.wait() == 0
+    assert b"\x1b[" in seen
+    assert b"ETA" in seen
+
+
+def test_a_second_run_needs_a_word_and_resume_returns_the_finished_one(home: Path, run: Path) -> None:
+    error = kitae(home, "train", "fashion-mini", "--out", "run", *TINY, code=2).stderr
+    assert "--resume or --overwrite" in error
+    assert len(error.strip().splitlines()) == 1
+    assert "test accuracy" in kitae(home, "train", "--resume", "run").stdout
+
+
+def test_dry_run_prints_the_plan_and_writes_no_run(home: Path) -> None:
+    out = kitae(home, "train", "fashion-mini", "--dry-run", "--out", "dry", *TINY).stdout
+    assert "parameters" in out
+    assert "estimated time" in out
+    assert "precision: fp32" in out
+    assert not (home / "dry").exists()
+
+
+def test_evaluate(home: Path, run: Path) -> None:
+    out = kitae(home, "evaluate", "run", "--split", "val").stdout
+    assert "val accuracy" in out
+    assert "Ankle boot" in out
+
+
+def test_predict_files_and_folders_and_write_tables(home: Path, run: Path) -> None:
+    write_folder(home / "photos", train=2, classes=2)
+    out = kitae(home, "predict", "run", "photos", "--out", "p.csv").stdout
+    assert "0.jpg" in out
+    rows = list(csv.reader((home / "p.csv").open()))
+    assert rows[0][:3] == ["image", "class", "T-shirt/top"]
+    assert len(rows) == 5
+    assert sum(map(float, rows[1][2:])) == pytest.approx(1, abs=1e-4)
+    kitae(home, "predict", "run", "photos/class 0/0.jpg", "--out", "p.parquet")
+    assert (home / "p.parquet").stat().st_size > 100
+
+
+def test_data_prepare_and_check(home: Path) -> None:
+    source = write_parquet(home / "d.parquet", train=3, test=1)
+    assert "40 images of 3 x 32 x 32, 10 classes" in kitae(home, "data", "prepare", f"parquet:{source}").stdout
+    out = kitae(home, "data", "check", f"parquet:{source}", "--out", "report").stdout
+    assert "class 3" in out
+    assert (home / "report" / "check.json").exists()
+    assert (home / "report" / "contact-sheet.png").exists()
+
+
+def test_recipe_lists_and_prints(home: Path) -> None:
+    assert "cifar10-strong" in kitae(home, "recipe").stdout
+    assert "epochs: 7" in kitae(home, "recipe", "fashion-mini", "--set", "train.epochs=7").stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "fashion-min"], "did you mean fashion-mini"),
+        (["train", "fashion-mini", "--set", "train.epoch=3"], "did you mean epochs"),
+        (["train", "fashion-mini", "--set", "data.source=folder:nowhere"], "nowhere"),
+        (["train", "fashion-mini", "--set", "data.source=imagenet21k"], "imagenet21k"),
+        (["train", "fashion-mini", "--resume"], "--resume needs the run folder"),
+        (["train"], "recipe"),
+        (["trian"], "trian"),
+        (["evaluate", "nowhere"], "no run there"),
+        (["predict", "nowhere", "x.png"], "x.png"),
+        (["data", "check", "folder:nowhere"], "nowhere"),
+        (["recipe", "nope"], "no recipe 'nope'"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(home: Path, words: list[str], message: str) -> None:
+    error = kitae(home, *words, code=2).stderr
+    assert message in error
+    assert error.startswith("error: ")
+    assert len(error.strip().splitlines()) == 1
+    assert "Traceback" not in error
+
+
+def test_sigterm_exits_143_and_the_run_goes_on(home: Path) -> None:
+    words = ["train", "fashion-mini", "--out", "stopped", *TINY, "train.epochs=40"]
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-m", "kitae", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        cwd=home, env={**os.environ, "KITAE_CACHE": str(home / "cache")},
+    )  # fmt: skip
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("epoch"):
+            break
+    process.terminate()
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 143, error
+    assert "--resume" in error
+    assert (home / "stopped" / "last" / "checkpoint.safetensors").exists()
