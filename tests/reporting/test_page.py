@@ -133,7 +133,7 @@ def test_run_whose_predictions_were_deleted(make_run: Callable[..., Run]) -> Non
     (run.path / "predictions.parquet").unlink()
     _, reader = read(p.report(run))
     assert "88.9 %" in reader.words
-    assert "Calibration" not in [section for section in re.findall(r"<h2>(.*?)</h2>", run.report.read_text())]
+    assert "Calibration" not in re.findall(r"<h2>(.*?)</h2>", run.report.read_text())
 
 
 def test_test_openings_are_told(make_run: Callable[..., Run]) -> None:
