@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import hashlib
+import http.client
 import os
 import shutil
 import tarfile
@@ -389,7 +390,7 @@ def fetch(download: Download, folder: Path, alternative: str, progress: Progress
             with temporary.open("wb") as out:
                 try:
                     digest = _copy(download, out, progress)
-                except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+                except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
                     reason = error.reason if isinstance(error, urllib.error.URLError) else error
                     raise DataError(f"{download.name} cannot be downloaded ({reason}): {by_hand}") from error
                 out.flush()

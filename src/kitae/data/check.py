@@ -10,6 +10,9 @@ Exact duplicates have the same pixels (whatever the file format). Near duplicate
 2. Confirmation: the cosine of the two 16 x 16 grey thumbnails after whitening by the whole set's second moments.
    Whitening takes away what all images of the set have in common; without it, any two pairs of trousers on black are
    "the same".
+
+So copies that were re-encoded, resized, made brighter, darker or grey are found; a copy that was cropped, mirrored,
+rotated or carries a large overlay mostly is not.
 """
 
 from __future__ import annotations
@@ -380,7 +383,10 @@ def _whitened(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
     pixels /= pixels.std(axis=1, keepdims=True)
     moments = (pixels.T @ pixels).astype(np.float64) / len(pixels)
     variance, axes = np.linalg.eigh(moments)
-    scale = axes / np.sqrt(np.maximum(variance, 0) + _RIDGE * variance.mean())
+    # With few images the moments say little about the directions in which none of them lies: shrink to the mean.
+    trust = 4 * len(pixels) / (4 * len(pixels) + pixels.shape[1])
+    variance = trust * np.maximum(variance, 0) + (1 - trust + _RIDGE) * variance.mean()
+    scale = axes / np.sqrt(variance)
     vectors = pixels @ scale.astype(np.float32)
     return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
 

@@ -174,7 +174,7 @@ def _group(name: str) -> str:
 
 
 def _suggestion(source: str) -> str:
-    if Path(source).expanduser().exists():
+    if source and Path(source).expanduser().exists():
         kind = "parquet" if source.endswith(".parquet") else "folder"
         return f"did you mean {kind}:{source}?"
     close = difflib.get_close_matches(source.partition(":")[0].lower(), SOURCES, n=1)

@@ -163,7 +163,8 @@ def divide(store: Labelled, spec: DataSpec) -> tuple[Rows, Rows, Rows, int]:
     splitter = _Splitter(store, labels, spec.split_seed)
     for code, fraction in ((TEST, spec.test_fraction), (VAL, spec.val_fraction)):
         if not len(parts[code]):
-            parts[TRAIN], parts[code] = splitter.hold_out(parts[TRAIN], fraction, code)
+            leave = 2 if code == TEST and not len(parts[VAL]) else 1  # validation wants an image of its own, too
+            parts[TRAIN], parts[code] = splitter.hold_out(parts[TRAIN], fraction, code, leave)
         if not len(parts[code]):
             raise DataError(
                 f"{len(labels)} images are too few: no {SPLIT_NAMES[code]} image can be held out; "
@@ -185,21 +186,22 @@ class _Splitter:
         """Positions in a keyed random order."""
         return np.argsort(keyed.sort_keys(self._seed, epoch, identity, slot), kind="stable")
 
-    def hold_out(self, rows: Rows, fraction: float, code: int) -> tuple[Rows, Rows]:
+    def hold_out(self, rows: Rows, fraction: float, code: int, leave: int) -> tuple[Rows, Rows]:
+        """(kept, held out); of each class at least `leave` images are kept."""
         labels = self._labels[rows]
         counts = np.bincount(labels)
         wanted = np.floor(counts * fraction + 0.5).astype(np.int64)
-        wanted = np.minimum(np.maximum(wanted, 1), np.maximum(counts - 1, 0))
+        wanted = np.minimum(np.maximum(wanted, 1), np.maximum(counts - leave, 0))
         # The epoch tells the two decisions apart: else the images just above the test threshold would be validation.
         if self._groups is None:
             order = self._shuffled(self._keys[rows], keyed.SLOT_SPLIT, code)
             chosen = _rank_in_class(labels, order) < wanted[labels]
         else:
-            chosen = self._choose_groups(self._groups[rows], labels, wanted, code)
+            chosen = self._choose_groups(self._groups[rows], labels, wanted, code, leave)
         return rows[~chosen], rows[chosen]
 
     def _choose_groups(
-        self, groups: NDArray[np.int64], labels: NDArray[np.int64], wanted: NDArray[np.int64], code: int
+        self, groups: NDArray[np.int64], labels: NDArray[np.int64], wanted: NDArray[np.int64], code: int, leave: int
     ) -> NDArray[np.bool_]:
         """Whole groups, in keyed order, each taken if it brings the held-out class counts nearer to the wanted ones."""
         names, member = np.unique(groups, return_inverse=True)
@@ -211,9 +213,9 @@ class _Splitter:
         for group in self._shuffled(names, keyed.SLOT_SPLIT, code):
             inside = labels[by_group[(ends[group - 1] if group else 0) : ends[group]]]
             classes, counts = np.unique(inside, return_counts=True)
-            # |missing - counts|^2 < |missing|^2, and no class loses its last training image
+            # |missing - counts|^2 < |missing|^2, and no class loses its last training images
             nearer = float((counts * (counts - 2 * missing[classes])).sum()) < 0
-            if nearer and (left[classes] > counts).all():
+            if nearer and (left[classes] - counts >= leave).all():
                 chosen[group] = True
                 missing[classes] -= counts
                 left[classes] -= counts

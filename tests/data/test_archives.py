@@ -1,0 +1,299 @@
+"""CIFAR and idx files, made small here; downloads from a server in this process. No network is needed."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import hashlib
+import io
+import pickle
+import tarfile
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kitae.data import archives
+from kitae.data.archives import Download, fetch
+from kitae.data.base import TEST, TRAIN
+from kitae.data.sources import open_source
+from kitae.data.spec import DataSpec
+from kitae.errors import DataError
+
+TRAIN_ROWS, TEST_ROWS = 12, 7  # in each file
+
+
+@pytest.fixture(autouse=True)
+def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "*")
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def server(handler: type[BaseHTTPRequestHandler] | partial[BaseHTTPRequestHandler]) -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as httpd:
+        threading.Thread(target=httpd.serve_forever, args=(0.01,), daemon=True).start()
+        yield f"http://127.0.0.1:{httpd.server_port}"
+        httpd.shutdown()
+
+
+def serving(folder: Path) -> contextlib.AbstractContextManager[str]:
+    return server(partial(_Quiet, directory=str(folder)))
+
+
+# CIFAR
+
+
+def cifar_files(name: str) -> tuple[dict[str, bytes], list[np.ndarray], list[int]]:
+    """The .bin files, the pixels [32, 32, 3] and the (fine) labels, train first."""
+    rng = np.random.default_rng(0)
+    layout = archives._CIFAR[name]
+    classes = 10 if name == "cifar10" else 100
+    files: dict[str, bytes] = {}
+    pixels, labels = [], []
+    for file in (*layout.train, layout.test):
+        content = b""
+        for _ in range(TEST_ROWS if file == layout.test else TRAIN_ROWS):
+            image = rng.integers(0, 256, (32, 32, 3), np.uint8)
+            label = int(rng.integers(classes))
+            coarse = bytes([label // 5]) if layout.label_bytes == 2 else b""
+            content += coarse + bytes([label]) + image.transpose(2, 0, 1).tobytes()
+            pixels.append(image)
+            labels.append(label)
+        files[file] = content
+    files[layout.class_file] = "\n".join(f"class {i}" for i in range(classes)).encode() + b"\n\n"
+    return files, pixels, labels
+
+
+@pytest.fixture(params=["cifar10", "cifar100"])
+def cifar(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Shrinks the layout of one of the two; writes its archive to tmp_path/www and its files to tmp_path/files."""
+    name: str = request.param
+    layout = replace(archives._CIFAR[name], rows=TRAIN_ROWS, test_rows=TEST_ROWS)
+    monkeypatch.setitem(archives._CIFAR, name, layout)
+    files, _, _ = cifar_files(name)
+    for folder in ("www", "files"):
+        (tmp_path / folder).mkdir()
+    archive = tmp_path / "www" / layout.archive.name
+    with tarfile.open(archive, "w:gz") as tar:
+        for file, content in {**files, "../../evil.bin": b"x", "readme.html": b"x"}.items():
+            info = tarfile.TarInfo(file if "evil" in file else f"inner/{file}")
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+            (tmp_path / "files" / Path(file).name).write_bytes(content)
+    data = archive.read_bytes()
+    download = replace(layout.archive, size=len(data), sha256=hashlib.sha256(data).hexdigest())
+    monkeypatch.setitem(archives._CIFAR, name, replace(layout, archive=download))
+    return name
+
+
+def check_cifar(name: str, source_name: str) -> None:
+    source = open_source(DataSpec(source=source_name))
+    _, pixels, labels = cifar_files(name)
+    assert source.labels.tolist() == labels
+    assert source.classes[3] == "class 3"
+    assert len(source.classes) == (10 if name == "cifar10" else 100)
+    assert source.splits.tolist() == [TRAIN] * (len(labels) - TEST_ROWS) + [TEST] * TEST_ROWS
+    read = [item for block in source.blocks() for item in block]
+    assert all((a == b).all() for a, b in zip(read, pixels, strict=True))
+    assert (source.read(len(pixels) - 1) == pixels[-1]).all()  # type: ignore[union-attr]
+    assert source.names[0] == "train/00000"
+    assert source.names[-1] == f"test/{TEST_ROWS - 1:05d}"
+    assert len(source.fingerprint()) == 32
+
+
+def test_cifar_from_its_files(cifar: str, tmp_path: Path) -> None:
+    check_cifar(cifar, f"{cifar}:{tmp_path / 'files'}")
+
+
+def test_cifar_from_its_archive(cifar: str, tmp_path: Path, cache: Path) -> None:
+    check_cifar(cifar, f"{cifar}:{tmp_path / 'www'}")
+    check_cifar(cifar, f"{cifar}:{tmp_path / 'www'}")  # now extracted
+    names = {path.name for path in (cache / "downloads").rglob("*") if path.is_file()}
+    assert names == set(cifar_files(cifar)[0])  # nothing else of the archive, and no temporary folder
+    assert not (tmp_path / "evil.bin").exists()
+
+
+def test_cifar_downloads_once(cifar: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layout = archives._CIFAR[cifar]
+    seen: list[tuple[int, int]] = []
+    with serving(tmp_path / "www") as url:
+        local = replace(layout, archive=replace(layout.archive, url=f"{url}/{layout.archive.name}"))
+        monkeypatch.setitem(archives._CIFAR, cifar, local)
+        open_source(DataSpec(source=cifar), lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (layout.archive.size, layout.archive.size)
+    check_cifar(cifar, cifar)  # the server is gone
+
+
+def test_cifar_wrong_files_are_explained(cifar: str, tmp_path: Path) -> None:
+    archive = tmp_path / "www" / archives._CIFAR[cifar].archive.name
+    archive.write_bytes(archive.read_bytes()[:-1] + b"?")
+    with pytest.raises(DataError, match="SHA-256 is not that of the original archive"):
+        open_source(DataSpec(source=f"{cifar}:{archive.parent}"))
+    test = tmp_path / "files" / archives._CIFAR[cifar].test
+    test.write_bytes(test.read_bytes()[:-1])
+    with pytest.raises(DataError, match=r"\.bin: has \d+ bytes instead of \d+"):
+        open_source(DataSpec(source=f"{cifar}:{test.parent}"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"or its \.bin files are not in this folder$"):
+        open_source(DataSpec(source=f"{cifar}:{tmp_path / 'empty'}"))
+
+
+def test_the_pickled_cifar_is_not_read(tmp_path: Path) -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple[object, ...]:
+            return Path.touch, (tmp_path / "exploded",)
+
+    (tmp_path / "py").mkdir()
+    (tmp_path / "py" / "data_batch_1").write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(DataError, match="pickled version, which Kitae does not read"):
+        open_source(DataSpec(source=f"cifar10:{tmp_path / 'py'}"))
+    assert not (tmp_path / "exploded").exists()
+
+
+# idx
+
+
+def idx_files(folder: Path, gzipped: bool = True, size: int = 9) -> list[np.ndarray]:
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(1)
+    arrays = []
+    for prefix, count in (("train", 20), ("t10k", 10)):
+        images = rng.integers(0, 256, (count, size, size), np.uint8)
+        labels = rng.permutation(count).astype(np.uint8) % 10
+        for array, kind in ((images, "images-idx3"), (labels, "labels-idx1")):
+            content = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes() + array.tobytes()
+            path = folder / f"{prefix}-{kind}-ubyte{'.gz' if gzipped else ''}"
+            path.write_bytes(gzip.compress(content) if gzipped else content)
+            arrays.append(array)
+    return arrays
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion-mnist"])
+@pytest.mark.parametrize("gzipped", [True, False])
+@pytest.mark.parametrize("inner", ["", "raw"])
+def test_idx_from_a_folder(tmp_path: Path, name: str, gzipped: bool, inner: str) -> None:
+    train, train_labels, test, test_labels = idx_files(tmp_path / "idx" / inner, gzipped)
+    source = open_source(DataSpec(source=f"{name}:{tmp_path / 'idx'}"))
+    assert source.labels.tolist() == [*train_labels.tolist(), *test_labels.tolist()]
+    assert source.splits.tolist() == [TRAIN] * 20 + [TEST] * 10
+    assert (np.stack([item for block in source.blocks() for item in block]) == [*train, *test]).all()  # type: ignore[arg-type]
+    assert (source.read(3) == train[3]).all()  # type: ignore[union-attr]
+    assert (source.read(29) == test[9]).all()  # type: ignore[union-attr]
+    assert source.classes[:2] == (("0", "1") if name == "mnist" else ("T-shirt/top", "Trouser"))
+
+
+def test_idx_of_a_distribution_is_found_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    idx_files(tmp_path / "distribution")
+    known = replace(archives._IDX["fashion-mnist"], folders=(str(tmp_path / "distribution"),))
+    monkeypatch.setitem(archives._IDX, "fashion-mnist", known)
+    assert len(open_source(DataSpec(source="fashion-mnist"))) == 30
+    assert archives._IDX["fashion-mnist"].folders
+    monkeypatch.undo()
+    assert archives._IDX["fashion-mnist"].folders == ("/usr/share/datasets/fashion-mnist",)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("train-images-idx3-ubyte.gz", b"not gzip", "train-images-idx3-ubyte.gz: cannot be read"),
+        ("train-labels-idx1-ubyte.gz", gzip.compress(b"\0\0\x08\x03" + bytes(30)), "not an idx file of bytes with 1"),
+        ("train-labels-idx1-ubyte.gz", gzip.compress(b"\0\0\x08\x01\0\0\0\x14" + bytes(19)), "truncated"),
+        ("train-labels-idx1-ubyte.gz", gzip.compress(b"\0\0\x08\x01\0\0\0\x04" + bytes(4)), "has 20 images.*4 labels"),
+        (
+            "t10k-labels-idx1-ubyte.gz",
+            gzip.compress(b"\0\0\x08\x01\0\0\0\x0a" + b"\x0b" * 10),
+            "label 11 is out of range",
+        ),
+    ],
+)
+def test_wrong_idx_files_are_explained(tmp_path: Path, file: str, content: bytes, words: str) -> None:
+    idx_files(tmp_path / "idx")
+    (tmp_path / "idx" / file).write_bytes(content)
+    with pytest.raises(DataError, match=words):
+        _ = open_source(DataSpec(source=f"mnist:{tmp_path / 'idx'}")).table
+
+
+def test_a_missing_or_truncated_idx_file_is_explained(tmp_path: Path) -> None:
+    idx_files(tmp_path / "idx")
+    images = tmp_path / "idx" / "train-images-idx3-ubyte.gz"
+    images.write_bytes(images.read_bytes()[:-300])
+    with pytest.raises(DataError, match=r"train-images.*(truncated|cannot be read)"):
+        list(open_source(DataSpec(source=f"mnist:{tmp_path / 'idx'}")).blocks())
+    images.unlink()
+    with pytest.raises(DataError, match=r"the folder must hold train-images-idx3-ubyte\.gz"):
+        open_source(DataSpec(source=f"mnist:{tmp_path / 'idx'}"))
+
+
+# Downloads
+
+
+@pytest.fixture
+def remote(tmp_path: Path) -> Iterator[Download]:
+    (tmp_path / "www").mkdir()
+    content = np.random.default_rng(0).bytes(3_000_000)
+    (tmp_path / "www" / "file.gz").write_bytes(content)
+    with serving(tmp_path / "www") as url:
+        yield Download(f"{url}/file.gz", len(content), hashlib.sha256(content).hexdigest())
+
+
+def test_fetch_keeps_what_is_right(remote: Download, tmp_path: Path) -> None:
+    folder = tmp_path / "downloads"
+    path = fetch(remote, folder, "x:FOLDER")
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == remote.sha256
+    assert [p.name for p in folder.iterdir()] == ["file.gz"]
+    before = path.stat().st_mtime_ns
+    assert fetch(replace(remote, url="http://127.0.0.1:1/file.gz"), folder, "x:FOLDER").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"sha256": "0" * 64}, "SHA-256 is wrong, nothing was kept"),
+        ({"size": 10}, "SHA-256 is wrong, nothing was kept"),  # longer than it should be: not read to the end
+        ({"url": "http://127.0.0.1:1/file.gz"}, "cannot be downloaded"),
+        ({"url": "http://no-such-host.invalid/file.gz"}, "cannot be downloaded"),
+    ],
+)
+def test_fetch_keeps_nothing_else(remote: Download, tmp_path: Path, change: dict[str, object], words: str) -> None:
+    folder = tmp_path / "downloads"
+    with pytest.raises(DataError, match=words) as caught:
+        fetch(replace(remote, **change), folder, "cifar10:FOLDER")  # type: ignore[arg-type]
+    assert list(folder.iterdir()) == []
+    message = str(caught.value)
+    assert f"put it into {folder}" in message
+    assert "data.source=cifar10:FOLDER" in message
+    assert "\n" not in message
+
+
+def test_fetch_says_what_the_server_said(remote: Download, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"nothing\.gz cannot be downloaded \(File not found\)"):
+        fetch(replace(remote, url=remote.url.replace("file", "nothing")), tmp_path / "downloads", "x")
+
+
+def test_fetch_survives_a_connection_cut_in_the_middle(tmp_path: Path) -> None:
+    class Cut(_Quiet):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", "1000000")
+            self.end_headers()
+            self.wfile.write(bytes(1000))
+
+    with server(Cut) as url, pytest.raises(DataError, match=r"cannot be downloaded|SHA-256 is wrong"):
+        fetch(Download(f"{url}/file.gz", 1_000_000, "0" * 64), tmp_path / "downloads", "x")
+    assert list((tmp_path / "downloads").iterdir()) == []
+
+
+def test_fetch_without_permission(remote: Download, tmp_path: Path) -> None:
+    (tmp_path / "taken").write_bytes(b"")
+    with pytest.raises(DataError, match=r"cannot be written.*set data\.cache or KITAE_CACHE"):
+        fetch(remote, tmp_path / "taken" / "downloads", "x")

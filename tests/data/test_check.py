@@ -1,0 +1,295 @@
+"""The data check: what is broken, doubled, leaked or labelled twice, and nothing else."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageEnhance
+
+from kitae.data import check as check_module
+from kitae.data.base import TEST
+from kitae.data.check import CheckReport, check
+from kitae.data.sources import open_source
+from kitae.data.spec import DataSpec
+from kitae.errors import DataError
+from tests.images import encode, write_folder
+
+
+def photo(seed: int, side: int = 64) -> Image.Image:
+    """Something like a photograph: blobs of colour at every scale, the larger the stronger."""
+    rng = np.random.default_rng(seed)
+    pixels = np.zeros((side, side, 3))
+    for cells in (2, 4, 8, 16, 32, 64):
+        octave = Image.fromarray(rng.integers(0, 256, (cells, cells, 3), np.uint8))
+        pixels += (np.asarray(octave.resize((side, side), Image.Resampling.BICUBIC)) - 127.5) / cells**0.7
+    return Image.fromarray(np.clip(pixels / 2 + 120, 0, 255).astype(np.uint8))
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def report_of(tmp_path: Path, images: list[bytes], labels: list[int], splits: list[str] | None = None) -> CheckReport:
+    columns = {"image": images, "label": labels, "path": [f"{i}" for i in range(len(images))]}
+    if splits is not None:
+        columns["split"] = splits
+    pq.write_table(pa.table(columns), tmp_path / "x.parquet")
+    return check(DataSpec(source=f"parquet:{tmp_path / 'x.parquet'}"))
+
+
+@pytest.fixture(scope="module")
+def distinct() -> list[bytes]:
+    return [encoded(photo(seed)) for seed in range(60)]
+
+
+@dataclass
+class Mini:
+    report: CheckReport
+    progress: list[tuple[int, int]]
+    sheet: Path
+    rows: dict[int, int]
+
+
+@pytest.fixture(scope="module")
+def mini(tmp_path_factory: pytest.TempPathFactory) -> Mini:
+    """fashion-mini, checked once."""
+    seen: list[tuple[int, int]] = []
+    rows: dict[int, int] = {}
+    sheet = tmp_path_factory.mktemp("mini") / "out" / "sheet.png"
+    write = check_module._write_sheet
+
+    def spied(path: Path, classes: tuple[str, ...], shown: dict[int, int], tiles: dict[int, Image.Image]) -> None:
+        rows.update(shown)
+        write(path, classes, shown, tiles)
+
+    with pytest.MonkeyPatch.context() as context:
+        context.setattr(check_module, "_write_sheet", spied)
+        report = check(DataSpec(), progress=lambda done, total: seen.append((done, total)), sheet=sheet)
+    return Mini(report, seen, sheet, rows)
+
+
+def pairs(found: tuple[check_module.Duplicates, ...]) -> list[tuple[str, ...]]:
+    return [tuple(image.name for image in group.images) for group in found]
+
+
+def test_sound_data_is_ok(tmp_path: Path, distinct: list[bytes]) -> None:
+    report = report_of(tmp_path, distinct, [0, 1, 2] * 20)
+    assert report.ok
+    assert report.images == 60
+    assert report.counts == {
+        "train": {"0": 14, "1": 14, "2": 14}, "val": {"0": 2, "1": 2, "2": 2}, "test": {"0": 4, "1": 4, "2": 4},
+    }  # fmt: skip
+    assert report.sizes == {"64 x 64": 60}
+    assert report.modes == {"RGB": 60}
+    assert report.exact == report.near == report.unreadable == report.problems == ()
+
+
+def test_exact_duplicates_whatever_the_format(tmp_path: Path, distinct: list[bytes]) -> None:
+    images = list(distinct)
+    images[10] = images[3]
+    images[20] = encoded(photo(3), "TIFF")
+    images[30] = encoded(photo(3), "WEBP", lossless=True)
+    report = report_of(tmp_path, images, [0, 1] * 30)
+    assert pairs(report.exact) == [("3", "10", "20", "30")]
+    assert pairs(report.label_conflicts) == [("3", "10", "20", "30")]
+    assert not report.ok
+
+
+def test_grey_stored_as_colour_is_an_exact_duplicate(tmp_path: Path, distinct: list[bytes]) -> None:
+    grey = photo(100).convert("L")
+    report = report_of(tmp_path, [*distinct, encoded(grey), encoded(grey.convert("RGB"))], [0, 1] * 31)
+    assert pairs(report.exact) == [("60", "61")]
+    assert report.modes == {"RGB": 61, "L": 1}
+
+
+@pytest.mark.parametrize("change", ["jpeg", "smaller", "brighter", "grey"])
+def test_near_duplicates(tmp_path: Path, distinct: list[bytes], change: str) -> None:
+    image = photo(5)
+    copy = {
+        "jpeg": lambda: encoded(image, "JPEG", quality=40),
+        "smaller": lambda: encoded(image.resize((40, 40), Image.Resampling.BICUBIC)),
+        "brighter": lambda: encoded(ImageEnhance.Brightness(image).enhance(1.15)),
+        "grey": lambda: encoded(image.convert("L")),
+    }[change]()
+    report = report_of(tmp_path, [*distinct, copy, distinct[0]], [0, 1] * 31)
+    assert pairs(report.near) == [("5", "60")]
+    assert check_module.SIMILARITY <= report.near[0].similarity <= 1
+    assert pairs(report.exact) == [("0", "61")]
+
+
+def test_likenesses_on_one_background_are_not_duplicates(mini: Mini) -> None:
+    """Whitening: thousands of garments on black look alike, and only few are the same."""
+    report = mini.report
+    assert 10 < len(report.near) < 100
+    assert not report.exact
+    assert all(duplicates.similarity >= check_module.SIMILARITY for duplicates in report.near)
+
+
+def test_duplicates_across_splits_are_told_apart(tmp_path: Path, distinct: list[bytes]) -> None:
+    images = list(distinct)
+    images[41], images[42], images[59] = images[1], images[2], encoded(photo(4), "JPEG", quality=60)
+    splits = ["train"] * 42 + ["val"] * 3 + ["test"] * 15
+    report = report_of(tmp_path, images, [0, 1, 2] * 20, splits)
+    assert pairs(report.exact) == [("1", "41"), ("2", "42")]
+    assert pairs(report.across_splits) == [("2", "42"), ("4", "59")]
+    assert [image.split for image in report.across_splits[1].images] == ["train", "test"]
+    assert not report.ok
+
+
+def test_across_splits_that_training_would_make(tmp_path: Path) -> None:
+    """Without splits in the source, those that training would hold out count."""
+    images = [encoded(photo(i % 100)) for i in range(200)]
+    report = report_of(tmp_path, images, [0, 1] * 100)
+    assert len(report.exact) == 100
+    assert 20 < len(report.across_splits) < 80
+    assert {name: sum(counts.values()) for name, counts in report.counts.items()} == {
+        "train": 144, "val": 16, "test": 40,
+    }  # fmt: skip
+
+
+def test_label_conflicts(tmp_path: Path, distinct: list[bytes]) -> None:
+    report = report_of(tmp_path, [*distinct, distinct[6], distinct[7]], [0] * 30 + [1] * 32)
+    assert pairs(report.label_conflicts) == [("6", "60"), ("7", "61")]
+    assert [image.label for image in report.label_conflicts[0].images] == ["0", "1"]
+
+
+def test_unreadable_images_are_named(make_folder: Callable[..., Path]) -> None:
+    root = make_folder("cats", "dogs", count=12)
+    (root / "cats" / "003.png").write_bytes(b"no image")
+    cut = (root / "dogs" / "004.png").read_bytes()
+    (root / "dogs" / "004.png").write_bytes(cut[:-200])
+    report = check(DataSpec(source=f"folder:{root}"))
+    assert [name for name, _ in report.unreadable] == ["cats/003.png", "dogs/004.png"]
+    assert report.images == 22
+    assert sum(sum(counts.values()) for counts in report.counts.values()) == 22
+    assert not report.ok
+    assert any("cats/003.png: not an image" in line for line in report.lines())
+
+
+def test_mixed_photos(tmp_path: Path) -> None:
+    report = check(DataSpec(source=f"folder:{write_folder(tmp_path / 'photos')}"))
+    assert report.images == 36
+    assert sum(report.sizes.values()) == 36
+    assert set(report.modes) == {"RGB", "RGBA"}
+    assert list(report.sizes.values()) == sorted(report.sizes.values(), reverse=True)
+
+
+def test_what_prevents_training_is_a_problem(tmp_path: Path, distinct: list[bytes]) -> None:
+    report = report_of(tmp_path, distinct[:10], [0] * 10)
+    assert report.problems == ("there is only one class ('0'), a classifier needs two or more",)
+    assert not report.ok
+
+
+def test_flat_and_broken_images_only(tmp_path: Path) -> None:
+    flat = [encode(np.full((16, 16, 3), value, np.uint8)) for value in range(10, 200, 10)]
+    report = report_of(tmp_path, [*flat, flat[0]], [0, 1] * 10)
+    assert report.near == ()
+    assert len(report.exact) == 1
+    report = report_of(tmp_path, [b"x", b"y"], [0, 1])
+    assert report.images == 0
+    assert len(report.unreadable) == 2
+    assert report.problems
+    assert report.lines()
+
+
+def test_progress(mini: Mini) -> None:
+    assert mini.progress[-1] == (7000, 7000)
+    assert len(mini.progress) > 10
+
+
+def test_threads_change_nothing(make_folder: Callable[..., Path], tmp_path: Path) -> None:
+    spec = DataSpec(source=f"folder:{make_folder('a', 'b', count=60)}")
+    one = check(spec, threads=1, sheet=tmp_path / "one.png")
+    four = check(open_source(spec), threads=4, sheet=tmp_path / "four.png")
+    assert one.to_dict() == four.to_dict()
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "four.png").read_bytes()
+
+
+def test_report_as_json_and_as_lines(tmp_path: Path, distinct: list[bytes]) -> None:
+    report = report_of(tmp_path, [*distinct, *distinct[:8]], [0, 1] * 34)
+    plain = json.loads(json.dumps(report.to_dict()))
+    assert plain["ok"] is False
+    assert len(plain["exact_duplicates"]) == 8
+    assert plain["exact_duplicates"][0]["images"][0] == {
+        "name": "0",
+        "class": "0",
+        "split": report.exact[0].images[0].split,
+    }
+    lines = report.lines(examples=3)
+    assert "  groups of exact duplicates: 8" in lines
+    assert "    and 5 more" in lines
+    assert all("\n" not in line for line in lines)
+
+
+# The contact sheet
+
+
+def test_contact_sheet(mini: Mini) -> None:
+    with Image.open(mini.sheet) as image:
+        assert image.format == "PNG"
+        assert image.width >= 8 * 64
+        assert image.height >= 10 * 64
+        assert len(image.convert("L").getcolors() or []) > 50
+
+
+def test_contact_sheet_shows_no_test_image(mini: Mini) -> None:
+    shown = list(mini.rows)
+    assert len(shown) > 80
+    assert not (open_source(DataSpec()).splits[shown] == TEST).any()
+
+
+def test_contact_sheet_that_cannot_be_written(make_folder: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(DataError, match=r"sheet\.png: the contact sheet cannot be written"):
+        check(DataSpec(source=f"folder:{make_folder('a', 'b')}"), sheet=tmp_path / "file" / "sheet.png")
+
+
+def test_class_names_with_markup_or_other_scripts(make_folder: Callable[..., Path], tmp_path: Path) -> None:
+    root = make_folder("<b>cats", "鍛え", "x" * 200)
+    check(DataSpec(source=f"folder:{root}"), sheet=tmp_path / "sheet.png")
+    assert (tmp_path / "sheet.png").stat().st_size > 0
+
+
+# The search for near hashes
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.integers(1, 1000))
+def test_candidates_are_all_pairs_within_7_bits(seed: int, count: int, chunk: int) -> None:
+    rng = np.random.default_rng(seed)
+    centres = rng.integers(0, 2**64, 3, np.uint64)
+    hashes = centres[rng.integers(0, 3, count)]
+    for _ in range(int(rng.integers(0, 12))):
+        hashes = hashes ^ (np.uint64(1) << rng.integers(0, 64, count).astype(np.uint64))
+    found = set()
+    for one, other in check_module._candidates(hashes, chunk):
+        found |= set(zip(one.tolist(), other.tolist(), strict=True))
+    expected = {
+        (i, j)
+        for i in range(count)
+        for j in range(i + 1, count)
+        if (int(hashes[i]) ^ int(hashes[j])).bit_count() <= check_module.HAMMING
+    }
+    assert found == expected
+
+
+def test_the_search_is_cut_short_rather_than_endless(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, distinct: list[bytes]
+) -> None:
+    monkeypatch.setattr(check_module, "_MAX_PAIRS", 10)
+    images = [encoded(photo(i % 10), "JPEG", quality=50 + i) for i in range(50)]
+    report = report_of(tmp_path, [*images, *distinct], [0, 1] * 55)
+    assert report.truncated
+    assert any("cut short" in line for line in report.lines())

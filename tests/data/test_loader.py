@@ -1,0 +1,196 @@
+"""Image sets: keyed order, balance, gathering, weights and statistics."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from kitae.data.loader import ImageSet
+from kitae.data.spec import DataSpec
+from kitae.data.splits import make_splits
+from kitae.data.store import open_store
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.integers(0, 256, (1000, 3, 8, 8), np.uint8)
+LABELS = np.repeat([0, 1, 2, 3], [700, 200, 90, 10])
+CLASSES = ("a", "b", "c", "d")
+
+
+def image_set(rows: np.ndarray | None = None, balance: str = "none", labels: np.ndarray = LABELS) -> ImageSet:
+    return ImageSet(IMAGES, np.arange(1000) if rows is None else rows, labels, CLASSES, balance)  # type: ignore[arg-type]
+
+
+def test_order_is_a_permutation_of_the_rows() -> None:
+    rows = np.arange(0, 1000, 3)
+    data = image_set(rows)
+    order = data.order(0, 0)
+    assert len(data) == len(rows)
+    assert order.dtype == np.int64
+    assert sorted(order) == rows.tolist()
+    assert order.tolist() != rows.tolist()
+
+
+@pytest.mark.parametrize("balance", ["none", "sampler"])
+def test_order_is_a_pure_function_of_seed_and_epoch(balance: str) -> None:
+    data, again = image_set(balance=balance), image_set(balance=balance)
+    assert (data.order(3, 5) == again.order(3, 5)).all()
+    assert (data.order(3, 5) != data.order(3, 6)).any()
+    assert (data.order(3, 5) != data.order(4, 5)).any()
+
+
+def test_an_image_left_out_does_not_reorder_the_others() -> None:
+    whole = image_set().order(0, 0)
+    part = image_set(np.delete(np.arange(1000), 77)).order(0, 0)
+    assert (part == whole[whole != 77]).all()
+
+
+def test_loss_balance_does_not_change_the_order() -> None:
+    assert (image_set(balance="loss").order(1, 2) == image_set().order(1, 2)).all()
+
+
+# The balancing sampler
+
+
+def test_sampler_draws_every_class_equally_often() -> None:
+    data = image_set(balance="sampler")
+    order = data.order(0, 0)
+    assert len(order) == len(data) == 1000
+    assert np.bincount(LABELS[order & 0xFFFFFFFF]).tolist() == [250, 250, 250, 250]
+    assert len(set(order.tolist())) == 1000  # each repeat has an index, and so an augmentation, of its own
+
+
+def test_sampler_repeats_a_small_class_evenly_and_a_large_one_not_at_all() -> None:
+    order = image_set(balance="sampler").order(0, 0)
+    rows, repeats = order & 0xFFFFFFFF, order >> 32
+    assert set(np.bincount(rows, minlength=1000)[LABELS == 3]) == {25}
+    assert set(np.bincount(rows, minlength=1000)[LABELS == 2]) == {2, 3}
+    assert np.bincount(rows, minlength=1000)[LABELS == 0].max() == 1
+    for row in np.flatnonzero(LABELS == 3):
+        assert sorted(repeats[rows == row]) == list(range(25))
+    assert repeats[LABELS[rows] == 0].max() == 0
+
+
+def test_sampler_covers_a_large_class_over_the_epochs() -> None:
+    data = image_set(balance="sampler")
+    seen = np.unique(np.concatenate([data.order(0, epoch) & 0xFFFFFFFF for epoch in range(20)]))
+    assert len(seen) == 1000
+
+
+def test_sampler_gives_places_left_over_to_each_class_in_turn() -> None:
+    data = image_set(np.arange(997), balance="sampler")
+    totals = np.zeros(4, int)
+    for epoch in range(4):
+        counts = np.bincount(LABELS[data.order(0, epoch) & 0xFFFFFFFF], minlength=4)
+        assert counts.sum() == 997
+        assert counts.max() - counts.min() == 1
+        totals += counts
+    assert totals.tolist() == [997] * 4
+
+
+def test_sampler_passes_over_a_class_without_images() -> None:
+    data = image_set(np.arange(900), balance="sampler")
+    assert np.bincount(LABELS[data.order(0, 0) & 0xFFFFFFFF], minlength=4).tolist() == [450, 450, 0, 0]
+
+
+def test_sampler_on_balanced_data_draws_everything_once() -> None:
+    labels = np.tile([0, 1, 2, 3], 250)
+    order = image_set(balance="sampler", labels=labels).order(0, 0)
+    assert sorted(order) == list(range(1000))
+
+
+# Gathering
+
+
+def test_gather_gives_images_and_labels_in_order() -> None:
+    data = image_set(balance="sampler")
+    index = data.order(0, 0)[:100]
+    pixels, labels = data.gather(index)
+    rows = index & 0xFFFFFFFF
+    assert (pixels == IMAGES[rows]).all()
+    assert (labels == LABELS[rows]).all()
+    assert pixels.dtype == np.uint8
+    assert labels.dtype == np.int64
+    assert pixels.flags.c_contiguous
+    assert type(pixels) is np.ndarray
+    assert type(labels) is np.ndarray
+
+
+def test_gather_gives_a_copy_of_the_store() -> None:
+    store = open_store(DataSpec())
+    data = ImageSet(store.images, np.arange(100), store.labels, store.classes)
+    pixels, labels = data.gather(np.arange(10))
+    assert type(pixels) is np.ndarray
+    assert type(labels) is np.ndarray
+    before = store.images[0].copy()
+    pixels[:] = 7
+    labels[:] = 7
+    assert (store.images[0] == before).all()
+    assert pixels.flags.owndata
+
+
+def test_gather_of_nothing_and_beyond() -> None:
+    pixels, labels = image_set().gather(np.zeros(0, np.int64))
+    assert pixels.shape == (0, 3, 8, 8)
+    assert labels.shape == (0,)
+    with pytest.raises(IndexError):
+        image_set().gather(np.array([1000]))
+
+
+def test_batches_do_not_depend_on_the_batch_size() -> None:
+    data = image_set()
+    order = data.order(0, 0)
+    whole = data.gather(order)[0]
+    for size in (1, 32, 128, 999):
+        parts = [data.gather(order[start : start + size])[0] for start in range(0, 1000, size)]
+        assert (np.concatenate(parts) == whole).all()
+
+
+def test_rows_are_checked() -> None:
+    with pytest.raises(IndexError, match=r"rows must be in \[0, 1000\)"):
+        image_set(np.array([0, 1000]))
+    with pytest.raises(IndexError):
+        image_set(np.array([-1, 0]))
+
+
+# Weights and statistics
+
+
+def test_class_weights_are_inverse_to_frequency_with_mean_one() -> None:
+    weights = image_set(balance="loss").class_weights()
+    assert weights.dtype == np.float32
+    assert np.allclose(weights * np.bincount(LABELS), 250)
+    assert np.isclose(weights[LABELS].mean(), 1)
+    assert np.allclose(image_set(labels=np.tile([0, 1, 2, 3], 250)).class_weights(), 1)
+
+
+def test_class_weights_without_images_of_a_class() -> None:
+    data = image_set(np.arange(900))
+    weights = data.class_weights()
+    assert weights[2:].tolist() == [0, 0]
+    assert np.isclose(weights[LABELS[:900]].mean(), 1)
+    assert data.counts().tolist() == [700, 200, 0, 0]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_statistics_are_those_of_the_rows(channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = IMAGES[:, :channels]
+    rows = np.arange(0, 1000, 7)
+    mean, std = ImageSet(images, rows, LABELS, CLASSES).statistics()
+    scaled = images[rows].astype(np.float64) / 255
+    assert np.allclose(mean, scaled.mean(axis=(0, 2, 3)), rtol=0, atol=1e-12)
+    assert np.allclose(std, scaled.std(axis=(0, 2, 3)), rtol=0, atol=1e-12)
+    monkeypatch.setattr("kitae.data.loader._CHUNK_BYTES", 500)
+    assert ImageSet(images, RNG.permutation(rows), LABELS, CLASSES).statistics() == (mean, std)  # the very same bits
+
+
+def test_statistics_of_a_constant_channel_can_be_divided_by() -> None:
+    flat = np.full((4, 1, 8, 8), 255, np.uint8)
+    assert ImageSet(flat, np.arange(4), LABELS, CLASSES).statistics() == ((1.0,), (1.0,))
+
+
+def test_statistics_of_the_embedded_training_images() -> None:
+    store = open_store(DataSpec())
+    splits = make_splits(store, DataSpec())
+    mean, std = ImageSet(store.images, splits.train, store.labels, store.classes).statistics()
+    assert 0.27 < mean[0] < 0.30  # the whole Fashion-MNIST has 0.2860 and 0.3530
+    assert 0.34 < std[0] < 0.37

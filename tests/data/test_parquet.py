@@ -1,0 +1,211 @@
+"""Parquet files: our own layout, the hub's, and wrong ones."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from kitae.data.base import TEST, TRAIN, VAL
+from kitae.data.parquet import ParquetSource
+from kitae.data.sources import open_source
+from kitae.data.spec import DataSpec
+from kitae.errors import DataError
+from tests.images import encode, picture
+
+
+def image(label: int, number: int = 0) -> bytes:
+    return encode(picture(label, number, (16, 16)))
+
+
+def write(path: Path, columns: dict[str, Any], metadata: dict[str, str] | None = None, **options: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = pa.table(columns)
+    pq.write_table(table.replace_schema_metadata(metadata) if metadata else table, path, **options)
+    return path
+
+
+def six(labels: Any = (0, 1, 2, 0, 1, 2), **more: Any) -> dict[str, Any]:
+    return {"image": [image(i) for i in range(6)], "label": list(labels), **more}
+
+
+def items(source: ParquetSource) -> list[Any]:
+    return [item for block in source.blocks() for item in block]
+
+
+def test_our_own_layout(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "x.parquet",
+        six(
+            class_name=pa.array(["cat", "dog", "emu"] * 2).dictionary_encode(),
+            split=["train", "train", "train", "val", "test", "test"],
+            group=[7, 7, 8, 9, 10, 10],
+            path=[f"{i}.png" for i in range(6)],
+        ),
+        row_group_size=2,
+    )
+    source = open_source(DataSpec(source=f"parquet:{path}"))
+    assert isinstance(source, ParquetSource)
+    assert source.classes == ("cat", "dog", "emu")
+    assert source.labels.tolist() == [0, 1, 2, 0, 1, 2]
+    assert source.splits.tolist() == [TRAIN] * 3 + [VAL] + [TEST] * 2
+    assert list(source.names) == [f"{i}.png" for i in range(6)]
+    assert source.groups is not None
+    assert len(set(source.groups.tolist())) == 4
+    assert items(source) == [image(i) for i in range(6)]
+    assert [source.read(i) for i in (5, 0, 3)] == [image(5), image(0), image(3)]
+    with pytest.raises(IndexError):
+        source.read(6)
+
+
+def test_the_hubs_layout(tmp_path: Path) -> None:
+    """A folder of split files, images in a struct, class names in the schema's metadata."""
+    feature = {"names": ["cat", "dog", "emu"], "_type": "ClassLabel"}
+    metadata = {"huggingface": json.dumps({"info": {"features": {"img": {"_type": "Image"}, "label": feature}}})}
+    for file, start in (
+        ("train-00000-of-00002", 0),
+        ("train-00001-of-00002", 10),
+        ("validation-00000-of-00001", 20),
+        ("test-0-of-1", 30),
+    ):
+        structs = [{"bytes": image(start + i), "path": f"{start + i}.png" if start else None} for i in range(3)]
+        write(tmp_path / "hub" / "data" / f"{file}.parquet", {"img": structs, "label": [0, 1, 1]}, metadata)
+    source = ParquetSource(tmp_path / "hub")
+    assert source.classes == ("cat", "dog", "emu")  # also the one without images: a later check names it
+    names = dict(zip(source.names, source.splits.tolist(), strict=True))
+    assert names["11.png"] == TRAIN
+    assert names["21.png"] == VAL
+    assert names["31.png"] == TEST
+    assert names["train-00000-of-00002.parquet:2"] == TRAIN
+    assert sorted(items(source)) == sorted(image(start + i) for start in (0, 10, 20, 30) for i in range(3))
+    position = list(source.names).index("32.png")
+    assert source.read(position) == image(32)
+
+
+def test_split_folders_of_parquet_files(tmp_path: Path) -> None:
+    write(tmp_path / "set" / "train" / "0000.parquet", six())
+    write(tmp_path / "set" / "test" / "0000.parquet", six())
+    assert sorted(ParquetSource(tmp_path / "set").splits.tolist()) == [TRAIN] * 6 + [TEST] * 6
+
+
+def test_one_file_is_train_whatever_its_name(tmp_path: Path) -> None:
+    assert ParquetSource(write(tmp_path / "test.parquet", six())).splits.tolist() == [TRAIN] * 6
+
+
+def test_string_labels(tmp_path: Path) -> None:
+    source = ParquetSource(write(tmp_path / "x.parquet", six(("dog", "cat", "emu", "emu", "cat", "dog"))))
+    assert source.classes == ("cat", "dog", "emu")
+    assert source.labels.tolist() == [1, 0, 2, 2, 0, 1]
+
+
+def test_int_labels_without_names_and_with_gaps(tmp_path: Path) -> None:
+    source = ParquetSource(write(tmp_path / "x.parquet", six((30, 10, 20, 10, 20, 30))))
+    assert source.classes == ("10", "20", "30")
+    assert source.labels.tolist() == [2, 0, 1, 0, 1, 2]
+
+
+def test_other_column_names(tmp_path: Path) -> None:
+    data = six()
+    path = write(tmp_path / "x.parquet", {"picture": data["image"], "kind": data["label"]})
+    source = ParquetSource(path, image_column="picture", label_column="kind")
+    assert items(source) == data["image"]
+    path = write(tmp_path / "y.parquet", {"img": data["image"], "fine_label": data["label"]})
+    assert ParquetSource(path).labels.tolist() == data["label"]
+
+
+def test_classes_in_the_metadata_set_the_range(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.parquet", six(), {"classes": '["cat", "dog"]'})
+    with pytest.raises(DataError, match=r"x\.parquet:2: label 2 is out of range, there are 2 classes"):
+        _ = ParquetSource(path).labels
+    path = write(tmp_path / "y.parquet", six(), {"classes": "[1, 2", "huggingface": "{}"})
+    assert ParquetSource(path).classes == ("0", "1", "2")
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        ({"picture": [b"x"], "label": [0]}, r"no column 'image' \(data.image_column\); its columns are picture, label"),
+        ({"image": [b"x"], "kind": [0]}, r"no column 'label' \(data.label_column\); its columns are image, kind"),
+        ({"image": ["x.png"], "label": [0]}, "column 'image' holds string; wanted are encoded bytes"),
+        ({"image": [{"path": "x.png"}], "label": [0]}, "column 'image' holds struct"),
+        ({"image": [b"x", b"x"], "label": [0, -1]}, r"x\.parquet:1: label -1 is out of range"),
+        ({"image": [b"x", b"x"], "label": [0, None]}, r"x\.parquet:1: has no label"),
+        ({"image": [b"x"], "label": [0.5]}, "labels must be int or string, not float"),
+        ({"image": [b"x"], "label": pa.array([2**64 - 1], pa.uint64())}, "too large"),
+        ({"image": [b"x"], "label": [0], "split": ["holdout"]}, "split 'holdout' in row 0; known are train"),
+        ({"image": [b"x"], "label": [0], "split": pa.array([None], pa.string())}, "split None in row 0"),
+        ({"image": [b"x", b"y"], "label": [0, 1], "group": ["a", None]}, "row 1 has no group"),
+        (
+            {"image": [b"x", b"y"], "label": [0, 0], "class_name": ["cat", "dog"]},
+            "label 0 is called 'dog' here and 'cat' elsewhere",
+        ),
+        ({"image": pa.array([], pa.binary()), "label": pa.array([], pa.int64())}, "there are no images"),
+    ],
+)
+def test_wrong_tables_are_explained(tmp_path: Path, columns: dict[str, Any], words: str) -> None:
+    source = ParquetSource(write(tmp_path / "x.parquet", columns))
+    with pytest.raises(DataError, match=words) as caught:
+        _ = source.table
+    assert "\n" not in str(caught.value)
+    assert "x.parquet" in str(caught.value)
+
+
+def test_files_that_are_no_parquet_are_named(tmp_path: Path) -> None:
+    for name, content in (("text.parquet", b"hello"), ("empty.parquet", b"")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(DataError, match=f"{name}: not a Parquet file"):
+            _ = ParquetSource(tmp_path / name).table
+    whole = write(tmp_path / "whole.parquet", six()).read_bytes()
+    (tmp_path / "cut.parquet").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=r"cut\.parquet: not a Parquet file, or a broken one"):
+        _ = ParquetSource(tmp_path / "cut.parquet").table
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(DataError, match=r"no \.parquet files"):
+        ParquetSource(tmp_path / "nothing")
+
+
+def test_damaged_pages_are_a_dataerror(tmp_path: Path) -> None:
+    whole = bytearray(write(tmp_path / "whole.parquet", six(), compression="zstd").read_bytes())
+    whole[4:400] = bytes(396)
+    (tmp_path / "bad.parquet").write_bytes(whole)
+    with pytest.raises(DataError, match=r"bad\.parquet"):
+        items(ParquetSource(tmp_path / "bad.parquet"))
+
+
+def test_files_must_agree(tmp_path: Path) -> None:
+    write(tmp_path / "set" / "a.parquet", six())
+    write(tmp_path / "set" / "b.parquet", {"picture": [b""], "label": [0]})
+    with pytest.raises(DataError, match=r"b\.parquet: no column 'image'"):
+        _ = ParquetSource(tmp_path / "set").table
+    write(tmp_path / "set" / "b.parquet", six(group=[1] * 6))
+    with pytest.raises(DataError, match=r"b\.parquet: has a column 'group', which the other files lack"):
+        _ = ParquetSource(tmp_path / "set").table
+    write(tmp_path / "set" / "a.parquet", six(group=[1] * 6))
+    write(tmp_path / "set" / "b.parquet", six())
+    with pytest.raises(DataError, match=r"b\.parquet: no column 'group', which the other files have"):
+        _ = ParquetSource(tmp_path / "set").table
+
+
+def test_a_null_image_is_an_unreadable_one_and_keeps_its_place(tmp_path: Path) -> None:
+    columns = six()
+    columns["image"][2] = None
+    assert items(ParquetSource(write(tmp_path / "x.parquet", columns)))[2] == b""
+
+
+def test_blocks_stay_small_when_images_are_large(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    big = [rng.bytes(2 << 20) for _ in range(8)]
+    source = ParquetSource(write(tmp_path / "x.parquet", {"image": big, "label": [0, 1] * 4}, compression="none"))
+    blocks = list(source.blocks())
+    assert max(len(block) for block in blocks) <= 2
+    assert [item for block in blocks for item in block] == big
+
+
+def test_columns_change_the_fingerprint(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.parquet", six(other=[1, 0] * 3))
+    assert ParquetSource(path).fingerprint() != ParquetSource(path, label_column="other").fingerprint()

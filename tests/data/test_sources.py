@@ -1,0 +1,240 @@
+"""Sources by name, folders of images, and the embedded data set."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from kitae.data.base import TEST, TRAIN, VAL, Table
+from kitae.data.sources import FolderSource, list_images, open_source
+from kitae.data.spec import DataSpec
+from kitae.errors import DataError
+from kitae.preprocess import PreprocessRules, decode
+from tests.images import encode, picture
+
+Maker = Callable[..., Path]
+
+
+def folder_source(root: Path) -> FolderSource:
+    source = open_source(DataSpec(source=f"folder:{root}"))
+    assert isinstance(source, FolderSource)
+    return source
+
+
+# The embedded data set
+
+
+def test_fashion_mini_is_what_its_script_chose() -> None:
+    """The digest that scripts/make_fashion_mini.py printed: the pixels and labels are those of Fashion-MNIST."""
+    source = open_source(DataSpec())
+    assert len(source) == 7000
+    assert np.bincount(source.labels[source.splits == TRAIN]).tolist() == [600] * 10
+    assert np.bincount(source.labels[source.splits == TEST]).tolist() == [100] * 10
+    assert source.classes[0] == "T-shirt/top"
+    assert source.classes[9] == "Ankle boot"
+    digest = hashlib.sha256()
+    rules = PreprocessRules(28, 1)
+    row = 0
+    for block in source.blocks():
+        for data in block:
+            assert isinstance(data, bytes)
+            digest.update(decode(data, rules).tobytes() + bytes([int(source.labels[row])]))
+            row += 1
+    assert digest.hexdigest() == "331c4b435742e2312af751e190bf631f2bd7fad69432e94886ca0c2887f0b422"
+
+
+def test_fashion_mini_is_small_and_its_licence_travels_with_it() -> None:
+    assets = resources.files("kitae.data") / "assets"
+    with resources.as_file(assets / "fashion-mini.parquet") as path:
+        assert path.stat().st_size < 4_000_000
+        assert pq.read_schema(path).names == ["image", "label", "class_name", "split", "path"]
+    notice = (assets / "fashion-mini.LICENSE").read_text()
+    assert "Copyright (c) 2017 Zalando SE" in notice
+    assert "MIT License" in notice
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("fasion-mini", "did you mean fashion-mini"),
+        ("cifar", "did you mean cifar10"),
+        ("imagenet", "the sources are fashion-mini, folder:PATH, parquet:PATH, cifar10"),
+        ("", "the sources are"),
+        ("folder", "needs a path: folder:PATH"),
+        ("folder:", "needs a path: folder:PATH"),
+        ("parquet", "needs a path"),
+        ("fashion-mini:somewhere", "takes no path"),
+        ("folder:/no/such/place", "folder:/no/such/place: no such folder"),
+        ("parquet:/no/such/place", "no such file or folder"),
+        ("cifar10:/no/such/place", "no such folder"),
+    ],
+)
+def test_wrong_names_are_explained(name: str, words: str) -> None:
+    with pytest.raises(DataError, match=words) as caught:
+        open_source(DataSpec(source=name))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_bare_path_gets_the_right_suggestion(tmp_path: Path, make_folder: Maker) -> None:
+    root = make_folder("a", "b")
+    with pytest.raises(DataError, match=f"did you mean folder:{root}"):
+        open_source(DataSpec(source=str(root)))
+    (tmp_path / "x.parquet").touch()
+    with pytest.raises(DataError, match="did you mean parquet:"):
+        open_source(DataSpec(source=str(tmp_path / "x.parquet")))
+
+
+# Folders
+
+
+def test_one_folder_a_class(make_folder: Maker) -> None:
+    source = folder_source(make_folder("cats", "dogs"))
+    assert source.classes == ("cats", "dogs")
+    assert source.labels.tolist() == [0] * 6 + [1] * 6
+    assert source.splits.tolist() == [TRAIN] * 12
+    assert source.names[0] == "cats/000.png"
+    assert source.groups is None
+    assert len(set(source.keys.tolist())) == 12
+    assert [item for block in source.blocks() for item in block] == [source.read(i) for i in range(12)]
+
+
+def test_what_is_not_an_image_is_passed_over(make_folder: Maker) -> None:
+    root = make_folder("cats", "dogs")
+    (root / "cats" / "notes.txt").write_text("hello")
+    (root / "cats" / ".hidden.png").write_bytes(b"")
+    (root / "cats" / ".thumbnails").mkdir()
+    (root / "cats" / ".thumbnails" / "1.png").write_bytes(b"")
+    (root / ".git").mkdir()
+    (root / "__MACOSX").mkdir()
+    (root / "README.md").write_text("hello")
+    (root / "dogs" / "LOUD.JPG").write_bytes(encode(picture(0, 0), "JPEG"))
+    source = folder_source(root)
+    assert source.classes == ("cats", "dogs")
+    assert sorted(source.names) == sorted(
+        [f"{c}/{i:03d}.png" for c in ("cats", "dogs") for i in range(6)] + ["dogs/LOUD.JPG"]
+    )
+
+
+def test_nested_files_and_linked_folders_belong_to_the_class(make_folder: Maker, tmp_path: Path) -> None:
+    root = make_folder("cats/2023/may", "dogs")
+    (root / "birds").symlink_to(make_folder("x", name="elsewhere") / "x", target_is_directory=True)
+    source = folder_source(root)
+    assert source.classes == ("birds", "cats", "dogs")
+    assert "cats/2023/may/000.png" in source.names
+    assert "birds/000.png" in source.names
+
+
+@pytest.mark.parametrize("names", [("train", "val", "test"), ("training", "validation", "testing"), ("Train", "dev")])
+def test_folders_of_splits(make_folder: Maker, names: tuple[str, ...]) -> None:
+    source = folder_source(make_folder(*(f"{split}/{label}" for split in names for label in ("a", "b"))))
+    assert source.classes == ("a", "b")
+    assert source.splits.tolist() == np.repeat([TRAIN, VAL, TEST][: len(names)], 12).tolist()
+    assert source.labels.tolist() == ([0] * 6 + [1] * 6) * len(names)
+
+
+def test_a_class_may_be_called_train(make_folder: Maker) -> None:
+    assert folder_source(make_folder("bus", "train")).classes == ("bus", "train")
+
+
+def test_groups_are_marked_folders(make_folder: Maker) -> None:
+    source = folder_source(make_folder("a/group=anna", "b/group=anna/x", "b/group=ben", "b"))
+    groups = dict(zip(source.names, source.groups.tolist(), strict=True))  # type: ignore[union-attr]
+    assert groups["a/group=anna/000.png"] == groups["a/group=anna/005.png"] == groups["b/group=anna/x/000.png"]
+    assert groups["b/group=ben/000.png"] != groups["a/group=anna/000.png"]
+    assert len(set(groups.values())) == 2 + 6  # images outside any group are alone
+
+
+@pytest.mark.parametrize(
+    ("folders", "empty", "words"),
+    [
+        ((), ("cats",), "class 'cats' has no images"),
+        (("cats",), ("dogs",), "class 'dogs' has no images in .*dogs"),
+        (("train/a",), ("train/b",), "class 'b' has no images"),
+        (("train/a", "test/a", "test/c"), (), "class 'c' of test is not in train"),
+        (("train/a", "test/a", "more/a"), (), r"has splits \(.*\) and a folder 'more' beside them"),
+        (("test/a", "val/a"), (), "no train folder"),
+        ((), (".",), "no class folders"),
+    ],
+)
+def test_wrong_folders_are_explained(
+    make_folder: Maker, tmp_path: Path, folders: tuple[str, ...], empty: tuple[str, ...], words: str
+) -> None:
+    root = make_folder(*folders)
+    for folder in empty:
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    with pytest.raises(DataError, match=words):
+        folder_source(root)
+
+
+def test_images_without_class_folders_are_explained(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(encode(picture(0, 0)))
+    with pytest.raises(DataError, match=r"no class folders.*expected is one folder of images per class"):
+        folder_source(tmp_path)
+    with pytest.raises(DataError, match="not a folder"):
+        folder_source(tmp_path / "a.png")
+
+
+def test_fingerprint_follows_the_files(make_folder: Maker) -> None:
+    root = make_folder("cats", "dogs")
+    before = folder_source(root).fingerprint()
+    assert before == folder_source(root).fingerprint()
+    target = root / "cats" / "000.png"
+    stat = target.stat()
+    os.utime(target, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    touched = folder_source(root).fingerprint()
+    (root / "cats" / "new.png").write_bytes(target.read_bytes())
+    added = folder_source(root).fingerprint()
+    target.rename(root / "dogs" / "moved.png")
+    moved = folder_source(root)
+    assert len({before, touched, added, moved.fingerprint()}) == 4
+    (root / "dogs" / "moved.png").unlink()
+    with pytest.raises(DataError, match=r"moved\.png: No such file"):
+        moved.fingerprint()
+
+
+def test_keys_of_a_folder_follow_the_names_not_the_places(make_folder: Maker) -> None:
+    root = make_folder("cats", "dogs")
+    before = dict(zip(folder_source(root).names, folder_source(root).keys.tolist(), strict=True))
+    (root / "cats" / "0000.png").write_bytes((root / "cats" / "000.png").read_bytes())
+    after = dict(zip(folder_source(root).names, folder_source(root).keys.tolist(), strict=True))
+    assert before.items() <= after.items()
+
+
+# Labels
+
+
+def test_labels_out_of_range_are_named() -> None:
+    names = ["a.png", "b.png", "c.png"]
+    with pytest.raises(DataError, match=r"b\.png: label 2 is out of range, there are 2 classes \(0 to 1\); 2 such"):
+        Table(("x", "y"), np.array([0, 2, -1]), np.zeros(3, np.uint8), names, np.arange(3))
+    with pytest.raises(DataError, match="two classes are called 'x'"):
+        Table(("x", "x"), np.array([0, 1, 1]), np.zeros(3, np.uint8), names, np.arange(3))
+    with pytest.raises(DataError, match="no images"):
+        Table(("x", "y"), np.zeros(0, np.int64), np.zeros(0, np.uint8), [], np.zeros(0, np.int64))
+
+
+# Loose images
+
+
+def test_list_images(make_folder: Maker, tmp_path: Path) -> None:
+    root = make_folder("cats", "dogs", count=2)
+    (root / "notes.txt").write_text("hello")
+    odd = tmp_path / "photo"
+    odd.write_bytes(b"")
+    assert list_images([root]) == [root / c / f"00{i}.png" for c in ("cats", "dogs") for i in range(2)]
+    assert list_images([odd, str(root / "cats"), odd]) == [odd, root / "cats/000.png", root / "cats/001.png", odd]
+    with pytest.raises(DataError, match="none: no such file or folder"):
+        list_images([tmp_path / "none"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="empty: no images in this folder"):
+        list_images([tmp_path / "empty"])

@@ -1,0 +1,332 @@
+"""Splits: stratified, keyed, grouped, and a test that stays closed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kitae.data.base import TEST, TRAIN, VAL, name_key
+from kitae.data.loader import ImageSet
+from kitae.data.spec import DataSpec
+from kitae.data.splits import Splits, TestClosedError, divide, make_splits
+from kitae.data.store import open_store
+from kitae.errors import DataError
+
+
+@dataclass(frozen=True)
+class Fake:
+    """A store as far as splitting looks at it."""
+
+    labels: np.ndarray
+    splits: np.ndarray
+    keys: np.ndarray
+    groups: np.ndarray | None
+    classes: tuple[str, ...]
+    names: list[str]
+    fingerprint: str = "f"
+
+
+def fake(
+    labels: Any, splits: Any = None, groups: Any = None, keys: Any = None, classes: tuple[str, ...] | None = None
+) -> Any:
+    labels = np.asarray(labels)
+    count = len(labels)
+    return Fake(
+        labels,
+        np.zeros(count, np.uint8) if splits is None else np.asarray(splits, np.uint8),
+        np.arange(count) if keys is None else np.asarray(keys),
+        None if groups is None else np.asarray(groups),
+        classes or tuple(f"class {i}" for i in range(int(labels.max()) + 1)),
+        [f"{i}.png" for i in range(count)],
+    )
+
+
+def spec(**fields: Any) -> DataSpec:
+    return DataSpec(**fields)
+
+
+def test_rows(splits: Splits) -> np.ndarray:
+    return splits.open_test(lambda: None)
+
+
+test_rows.__test__ = False  # type: ignore[attr-defined]
+
+
+def share(labels: np.ndarray, rows: np.ndarray) -> list[int]:
+    return np.bincount(labels[rows], minlength=int(labels.max()) + 1).tolist()
+
+
+# What is held out
+
+
+def test_everything_is_in_one_split_and_classes_keep_their_shares() -> None:
+    labels = np.repeat([0, 1, 2], [1000, 100, 10])
+    splits = make_splits(fake(labels), spec(val_fraction=0.1, test_fraction=0.2))
+    test = test_rows(splits)
+    assert sorted([*splits.train, *splits.val, *test]) == list(range(len(labels)))
+    assert share(labels, test) == [200, 20, 2]
+    assert share(labels, splits.val) == [80, 8, 1]
+    assert all((np.diff(rows) > 0).all() and rows.dtype == np.int64 for rows in (splits.train, splits.val, test))
+    assert splits.test_count == 222
+    assert splits.unused == 0
+
+
+def test_the_sources_own_splits_are_used() -> None:
+    labels = np.tile([0, 1], 50)
+    own = np.repeat([TRAIN, VAL, TEST], [60, 20, 20])
+    splits = make_splits(fake(labels, own), spec())
+    assert splits.train.tolist() == list(range(60))
+    assert splits.val.tolist() == list(range(60, 80))
+    assert test_rows(splits).tolist() == list(range(80, 100))
+    only_test = make_splits(fake(labels, np.repeat([TRAIN, TEST], [80, 20])), spec(val_fraction=0.25))
+    assert test_rows(only_test).tolist() == list(range(80, 100))
+    assert share(labels, only_test.val) == [10, 10]
+    assert only_test.val.max() < 80
+    only_val = make_splits(fake(labels, np.repeat([TRAIN, VAL], [80, 20])), spec(test_fraction=0.25))
+    assert only_val.val.tolist() == list(range(80, 100))
+    assert share(labels, test_rows(only_val)) == [10, 10]
+
+
+def test_the_seed_decides() -> None:
+    data = fake(np.tile(range(4), 100))
+    one, same, other = (make_splits(data, spec(split_seed=seed)) for seed in (1, 1, 2))
+    assert one.val.tolist() == same.val.tolist()
+    assert test_rows(one).tolist() == test_rows(same).tolist()
+    assert one.val.tolist() != other.val.tolist()
+
+
+def test_the_choice_is_not_a_run_of_rows_and_val_is_independent_of_test() -> None:
+    """The images just above the threshold for test are no more likely than others to be validation."""
+    labels = np.zeros(20_000, np.int64)
+    labels[::2] = 1
+    first = make_splits(fake(labels), spec(val_fraction=0.5, test_fraction=0.5))
+    without_test = make_splits(fake(labels, np.where(np.arange(20_000) == 0, TEST, TRAIN)), spec(val_fraction=0.5))
+    both = np.intersect1d(test_rows(first), without_test.val)
+    assert abs(len(both) - 5000) < 5 * np.sqrt(5000)
+    assert abs(np.mean(first.train < 10_000) - 0.5) < 0.03
+
+
+def test_adding_an_image_moves_few_others() -> None:
+    names = [f"cats/{i}.png" for i in range(500)] + [f"dogs/{i}.png" for i in range(500)]
+    labels = np.repeat([0, 1], 500)
+    before = make_splits(fake(labels, keys=[name_key(name) for name in names]), spec())
+    longer = ["cats/0000.png", *names]
+    after = make_splits(fake([0, *labels], keys=[name_key(name) for name in longer]), spec())
+    moved = {names[row] for row in before.val} ^ {longer[row] for row in after.val}
+    assert len(moved) <= 4
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.lists(st.integers(3, 40), min_size=2, max_size=6), st.floats(0.01, 0.6), st.floats(0.01, 0.6), st.integers(0, 9)
+)
+def test_any_class_of_three_or_more_is_in_every_split(
+    counts: list[int], val_fraction: float, test_fraction: float, seed: int
+) -> None:
+    labels = np.repeat(np.arange(len(counts)), counts)
+    splits = make_splits(fake(labels), spec(val_fraction=val_fraction, test_fraction=test_fraction, split_seed=seed))
+    shares = [share(labels, rows) for rows in (splits.train, splits.val, test_rows(splits))]
+    assert np.sum(shares, axis=0).tolist() == counts
+    assert np.min(shares) >= 1
+
+
+# Groups
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(8, 60), st.integers(0, 9), st.integers(2, 4))
+def test_groups_never_cross(group_count: int, seed: int, classes: int) -> None:
+    rng = np.random.default_rng(seed)
+    groups = rng.integers(0, group_count, 600) * 1_000_003
+    labels = rng.integers(0, classes, 600)
+    splits = make_splits(fake(labels, groups=groups), spec(split_seed=seed))
+    sides = [set(groups[rows].tolist()) for rows in (splits.train, splits.val, test_rows(splits))]
+    assert not sides[0] & sides[1]
+    assert not sides[0] & sides[2]
+    assert not sides[1] & sides[2]
+    assert np.bincount(labels[splits.train], minlength=classes).min() >= 1
+    assert sum(map(len, (splits.train, splits.val, test_rows(splits)))) == 600
+
+
+def test_grouped_splits_are_nearly_stratified() -> None:
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(400), 5)
+    labels = np.repeat(rng.choice(3, 400, p=[0.7, 0.2, 0.1]), 5)
+    splits = make_splits(fake(labels, groups=groups), spec(val_fraction=0.1, test_fraction=0.2))
+    counts = np.bincount(labels)
+    assert np.abs(np.array(share(labels, test_rows(splits))) - 0.2 * counts).max() <= 5
+    assert np.abs(np.array(share(labels, splits.val)) - 0.08 * counts).max() <= 5
+
+
+def test_a_class_in_one_group_stays_in_train() -> None:
+    labels = np.repeat([0, 1], [60, 10])
+    groups = np.r_[np.arange(60), np.full(10, 99)]
+    splits = make_splits(fake(labels, groups=groups), spec())
+    assert share(labels, splits.train)[1] == 10
+
+
+def test_a_group_on_two_sides_of_the_sources_splits_is_an_error() -> None:
+    with pytest.raises(DataError, match=r"1\.png \(train\) and 3\.png \(test\) are of one group"):
+        make_splits(fake([0, 1, 0, 1], [TRAIN, TRAIN, TEST, TEST], groups=[1, 2, 3, 2]), spec())
+
+
+# limit
+
+
+def test_limit_keeps_proportions_and_smaller_ones_are_contained() -> None:
+    labels = np.repeat([0, 1, 2], [600, 300, 20])
+    data = fake(labels, np.r_[np.zeros(900), np.zeros(10), np.full(5, VAL), np.full(5, TEST)])
+    previous: set[int] = set()
+    for limit in (3, 10, 91, 455, 910):
+        splits = make_splits(data, spec(limit=limit))
+        assert len(splits.train) == limit
+        assert splits.unused == 910 - limit
+        assert previous <= set(splits.train.tolist())
+        previous = set(splits.train.tolist())
+        counts = np.array(share(labels, splits.train))
+        assert counts.min() >= 1
+        assert np.abs(counts - limit * np.array([600, 300, 10]) / 910).max() <= 1.5
+        assert splits.val.tolist() == list(range(910, 915))
+
+
+@pytest.mark.parametrize(
+    ("limit", "words"),
+    [
+        (73, r"data\.limit 73 is larger than the 72 training images that remain after the split"),
+        (1, r"data\.limit 1 is smaller than the number of classes, 2"),
+    ],
+)
+def test_impossible_limits_are_explained(limit: int, words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        make_splits(fake(np.repeat([0, 1], 50)), spec(limit=limit))
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (fake([0] * 9, classes=("cats",)), r"only one class \('cats'\)"),
+        (fake([0, 0, 2, 2], classes=("a", "b", "c")), "class 'b' has no training image$"),
+        (fake([0] * 9, classes=("a", "b", "c")), r"class 'b' has no training image \(nor have 1 other"),
+        (fake([0, 0, 1], [TRAIN, TRAIN, TEST]), "class 'class 1' has no training image"),
+        (fake([0, 1], [TEST, TEST]), "class 'class 0' has no training image"),
+        (fake([0, 1]), "2 images are too few: no test image can be held out"),
+        (fake([0, 1, 0, 1]), "4 images are too few: no test image can be held out"),
+        (fake([0, 1, 0, 1], [TRAIN, TRAIN, TEST, TEST]), "4 images are too few: no val image can be held out"),
+        (fake([0, 0, 0, 1, 1, 1], groups=[5] * 6), "no test image can be held out.*different groups"),
+    ],
+)
+def test_what_cannot_be_split_is_explained(data: Any, words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        make_splits(data, spec())
+
+
+# The test stays closed
+
+
+def test_test_rows_are_opened_and_counted() -> None:
+    splits = make_splits(fake(np.tile([0, 1], 50)), spec())
+    openings = []
+    rows = splits.open_test(lambda: openings.append(1))
+    assert len(rows) == splits.test_count == 20
+    assert splits.open_test(lambda: openings.append(1)).tolist() == rows.tolist()
+    assert len(openings) == 2
+    rows[:] = 0
+    assert test_rows(splits).max() > 0  # a copy
+
+
+def test_nothing_opens_if_the_opening_cannot_be_written_down() -> None:
+    splits = make_splits(fake(np.tile([0, 1], 50)), spec())
+
+    def full() -> None:
+        raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space"):
+        splits.open_test(full)
+    with pytest.raises(TestClosedError):
+        splits.guard(np.setdiff1d(np.arange(100), [*splits.train, *splits.val]))
+
+
+def test_no_test_image_is_gathered_before_the_opening() -> None:
+    store = open_store(DataSpec())
+    splits = make_splits(store, DataSpec())
+    images = ImageSet(store.images, splits.train, store.labels, store.classes, guard=splits.guard)
+    images.gather(images.order(0, 0)[:64])
+    images.gather(splits.val)
+    closed = np.flatnonzero(store.splits == TEST)
+    for rows in (closed[:1], closed, np.r_[splits.train[:3], closed[-1:]], closed[:1] | (3 << 32)):
+        with pytest.raises(TestClosedError):
+            images.gather(rows)
+    pixels, labels = images.gather(splits.open_test(lambda: None))
+    assert len(pixels) == len(labels) == 1000
+    assert "_test" not in repr(splits)
+
+
+# On disk
+
+
+def test_save_and_load(tmp_path: Path) -> None:
+    splits = make_splits(fake(np.tile([0, 1], 50)), spec(limit=40))
+    splits.save(tmp_path / "splits.npz")
+    loaded = Splits.load(tmp_path / "splits.npz")
+    assert loaded.train.tolist() == splits.train.tolist()
+    assert loaded.val.tolist() == splits.val.tolist()
+    assert loaded.fingerprint == "f"
+    assert loaded.unused == splits.unused == 32
+    assert test_rows(loaded).tolist() == test_rows(splits).tolist()
+    assert [path.name for path in tmp_path.iterdir()] == ["splits.npz"]
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "text", "objects", "other"])
+def test_bad_files_are_named(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "splits.npz"
+    make_splits(fake(np.tile([0, 1], 50)), spec()).save(path)
+    if damage == "missing":
+        path.unlink()
+    elif damage == "cut":
+        path.write_bytes(path.read_bytes()[:300])
+    elif damage == "text":
+        path.write_text("hello")
+    elif damage == "objects":
+        rows = np.array([{"a": 1}], dtype=object)
+        np.savez(path, train=rows, val=rows, test=rows, fingerprint=np.array("f"), unused=np.array(0))
+    else:
+        np.savez(path, train=np.zeros(3))
+    with pytest.raises(DataError, match=r"splits\.npz: (no such file|not a splits file)") as caught:
+        Splits.load(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_failed_save_keeps_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    splits = make_splits(fake(np.tile([0, 1], 50)), spec())
+    splits.save(tmp_path / "splits.npz")
+    before = (tmp_path / "splits.npz").read_bytes()
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.raises(OSError, match="No space"):
+        splits.save(tmp_path / "splits.npz")
+    assert (tmp_path / "splits.npz").read_bytes() == before
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_stores_split_like_their_tables(make_folder: Callable[..., Path]) -> None:
+    store = open_store(DataSpec(source=f"folder:{make_folder('a', 'b', count=20)}"))
+    train, val, test, unused = divide(store, DataSpec())
+    splits = make_splits(store, DataSpec())
+    assert splits.train.tolist() == train.tolist()
+    assert splits.val.tolist() == val.tolist()
+    assert len(test) == splits.test_count
+    assert unused == 0
+    assert splits.fingerprint == store.fingerprint

@@ -1,0 +1,545 @@
+"""The decoded store: right pixels, complete or not at all, flat in memory."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from kitae.data import cache as cache_module
+from kitae.data import store as store_module
+from kitae.data.cache import cache_folder
+from kitae.data.sources import open_source
+from kitae.data.spec import DataSpec
+from kitae.data.store import Names, Store, open_store, prepare
+from kitae.errors import DataError
+from kitae.preprocess import PreprocessRules, decode
+from tests.images import encode, picture, write_folder, write_parquet
+
+Maker = Callable[..., Path]
+
+
+def stores(cache: Path) -> list[Path]:
+    """Finished stores."""
+    return sorted(p for p in (cache / "stores").iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def leftovers(cache: Path) -> list[Path]:
+    return list((cache / "stores").glob(".*"))
+
+
+# What is in it
+
+
+def test_a_folder_becomes_a_store(make_folder: Maker, cache: Path) -> None:
+    root = make_folder("cats", "dogs")
+    seen: list[tuple[int, int]] = []
+    store = open_store(DataSpec(source=f"folder:{root}"), lambda done, total: seen.append((done, total)))
+    assert isinstance(store.images, np.memmap)
+    assert store.images.shape == (12, 3, 16, 16)
+    assert store.images.dtype == np.uint8
+    assert not store.images.flags.writeable
+    for row, name in enumerate(store.names):
+        assert (store.images[row] == decode(root / name, store.rules)).all()
+    assert store.labels.tolist() == [0] * 6 + [1] * 6
+    assert store.labels.dtype == np.int64
+    assert store.classes == ("cats", "dogs")
+    assert store.rules == PreprocessRules(16, 3, "crop")
+    assert store.groups is None
+    assert store.skipped == ()
+    assert len(store) == 12
+    assert seen[-1] == (12, 12)
+    assert stores(cache) == [store.path]
+    assert leftovers(cache) == []
+
+
+def test_it_is_built_once(make_folder: Maker, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = DataSpec(source=f"folder:{make_folder('cats', 'dogs')}")
+    first = open_store(spec)
+    monkeypatch.setattr(store_module, "_build", None)
+    second = open_store(spec)
+    assert second.fingerprint == first.fingerprint
+    assert (second.images == first.images).all()
+    assert list(second.names) == list(first.names)
+
+
+def test_groups_splits_and_keys_are_kept(make_folder: Maker) -> None:
+    root = make_folder("train/a/group=x", "train/b", "val/a", "test/b")
+    source = open_source(DataSpec(source=f"folder:{root}"))
+    store = prepare(source, PreprocessRules(8, 1))
+    assert store.groups is not None
+    assert store.groups.tolist() == source.groups.tolist()  # type: ignore[union-attr]
+    assert store.splits.tolist() == source.splits.tolist()
+    assert store.keys.tolist() == source.keys.tolist()
+
+
+def test_photos_of_all_kinds(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "photos")
+    pixels = picture(0, 0)
+    extra = {
+        "1bit.png": Image.fromarray(pixels[..., 0] > 128),
+        "16bit.png": Image.fromarray(pixels[..., 0].astype(np.uint16) * 257),
+        "cmyk.jpg": Image.fromarray(pixels).convert("CMYK"),
+        "palette.gif": Image.fromarray(pixels).quantize(16),
+        "la.png": Image.fromarray(pixels).convert("LA"),
+        "grey.jpg": Image.fromarray(pixels[..., 0]),
+    }
+    for name, image in extra.items():
+        image.save(root / "class 0" / name)
+    store = open_store(DataSpec(source=f"folder:{root}", image_size=24))
+    assert store.images.shape == (36 + len(extra), 3, 24, 24)
+    for row, name in enumerate(store.names):
+        assert (store.images[row] == decode(root / name, store.rules)).all()
+
+
+# Sizes and channels found out
+
+
+def test_grey_sources_get_one_channel_and_mixed_ones_three(tmp_path: Path) -> None:
+    assert open_store(DataSpec()).images.shape == (7000, 1, 28, 28)
+    grey, colour = picture(0, 0)[..., 0], picture(0, 0)
+    for name, images in (("grey", [grey] * 4), ("mixed", [grey, grey, grey, colour])):
+        table = {"image": [encode(np.ascontiguousarray(image)) for image in images], "label": [0, 1, 0, 1]}
+        pq.write_table(pa.table(table), tmp_path / f"{name}.parquet")
+    assert open_store(DataSpec(source=f"parquet:{tmp_path}/grey.parquet")).rules.channels == 1
+    assert open_store(DataSpec(source=f"parquet:{tmp_path}/mixed.parquet")).rules.channels == 3
+    assert open_store(DataSpec(source=f"parquet:{tmp_path}/mixed.parquet", channels=1)).rules.channels == 1
+    assert open_store(DataSpec(source=f"parquet:{tmp_path}/grey.parquet", channels=3)).rules.channels == 3
+
+
+def test_mixed_sizes_ask_for_a_size(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "photos")
+    with pytest.raises(DataError, match=r"64 x 48 \(class 0/0\.jpg\) and 48 x 64 .*: set data\.image_size"):
+        open_store(DataSpec(source=f"folder:{root}"))
+    for resize in ("crop", "squash", "pad"):
+        assert open_store(DataSpec(source=f"folder:{root}", image_size=20, resize=resize)).rules.resize == resize
+
+
+def test_a_common_size_that_is_not_square_asks_for_a_size(tmp_path: Path) -> None:
+    table = {"image": [encode(picture(i, 0, (20, 30))) for i in range(2)], "label": [0, 1]}
+    pq.write_table(pa.table(table), tmp_path / "x.parquet")
+    with pytest.raises(DataError, match=r"images are 30 x 20, not square: set data\.image_size"):
+        open_store(DataSpec(source=f"parquet:{tmp_path}/x.parquet"))
+
+
+# What it depends on
+
+
+def test_a_changed_file_or_rule_makes_a_new_store(make_folder: Maker, cache: Path) -> None:
+    root = make_folder("cats", "dogs")
+    spec = DataSpec(source=f"folder:{root}")
+    first = open_store(spec)
+    assert open_store(spec.model_copy(update={"image_size": 8})).images.shape == (12, 3, 8, 8)
+    Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(root / "cats" / "000.png")
+    second = open_store(spec)
+    assert second.images[0].max() == 0
+    assert first.fingerprint != second.fingerprint
+    assert len(stores(cache)) == 3
+
+
+def test_the_fingerprint_is_of_the_content(make_folder: Maker, tmp_path: Path) -> None:
+    """The same data elsewhere, or touched, is the same data; another label is not."""
+    root = make_folder("cats", "dogs")
+    first = open_store(DataSpec(source=f"folder:{root}"))
+    shutil.copytree(root, tmp_path / "copy")
+    copy = open_store(DataSpec(source=f"folder:{tmp_path / 'copy'}"))
+    assert copy.path != first.path
+    assert copy.fingerprint == first.fingerprint
+    (tmp_path / "copy" / "cats" / "000.png").rename(tmp_path / "copy" / "dogs" / "moved.png")
+    assert open_store(DataSpec(source=f"folder:{tmp_path / 'copy'}")).fingerprint != first.fingerprint
+    smaller = open_store(DataSpec(source=f"folder:{root}", image_size=8))
+    assert smaller.fingerprint != first.fingerprint
+
+
+def test_threads_do_not_change_it(make_folder: Maker, tmp_path: Path) -> None:
+    source = open_source(DataSpec(source=f"folder:{make_folder('a', 'b', count=50)}"))
+    rules = PreprocessRules(8, 3)
+    one = prepare(source, rules, threads=1, cache=tmp_path / "one")
+    four = prepare(source, rules, threads=4, cache=tmp_path / "four")
+    assert one.path != four.path
+    assert one.fingerprint == four.fingerprint
+
+
+def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert cache_folder("given") == Path("given")
+    assert cache_folder() == tmp_path / "cache"
+    monkeypatch.delenv("KITAE_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_folder() == tmp_path / "xdg" / "kitae"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert cache_folder() == tmp_path / "home" / ".cache" / "kitae"
+    assert cache_folder("~/x") == tmp_path / "home" / "x"
+
+
+# Broken images
+
+
+@pytest.fixture
+def with_broken(make_folder: Maker) -> Path:
+    root = make_folder("cats", "dogs")
+    (root / "cats" / "002.png").write_bytes(b"this is no image")
+    (root / "dogs" / "004.jpg").write_bytes(encode(picture(0, 0, (16, 16)), "JPEG")[:-60])
+    return root
+
+
+def test_a_broken_image_is_named(with_broken: Path, cache: Path) -> None:
+    with pytest.raises(DataError, match=r"cats/002\.png: not an image.*\(data.on_corrupt=skip leaves") as caught:
+        open_store(DataSpec(source=f"folder:{with_broken}", image_size=16))
+    assert "\n" not in str(caught.value)
+    assert stores(cache) == []
+    assert leftovers(cache) == []
+
+
+def test_broken_images_are_left_out_when_asked(with_broken: Path, cache: Path) -> None:
+    spec = DataSpec(source=f"folder:{with_broken}", on_corrupt="skip")  # the size is found out from the others
+    for _ in range(2):
+        store = open_store(spec)
+        assert [name for name, _ in store.skipped] == ["cats/002.png", "dogs/004.jpg"]
+        assert "truncated" in store.skipped[1][1]
+        assert len(store.images) == len(store.labels) == len(store.names) == len(store.keys) == 11
+        assert "cats/002.png" not in list(store.names)
+        assert store.labels.tolist() == [0] * 5 + [1] * 6
+        assert (store.images[2] == decode(with_broken / store.names[2], store.rules)).all()
+    assert len(stores(cache)) == 1
+
+
+def test_only_broken_images(tmp_path: Path) -> None:
+    for label in ("a", "b"):
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        (tmp_path / "photos" / label / "1.png").write_bytes(b"nothing")
+    with pytest.raises(DataError, match="none of its 2 images can be read"):
+        open_store(DataSpec(source=f"folder:{tmp_path}/photos", on_corrupt="skip"))
+    with pytest.raises(DataError, match=r"none of its 2 images can be read; the first: a/1\.png: not an image"):
+        open_store(DataSpec(source=f"folder:{tmp_path}/photos", on_corrupt="skip", image_size=8))
+
+
+def test_files_that_change_while_they_are_read(make_folder: Maker, cache: Path) -> None:
+    root = make_folder("cats", "dogs")
+
+    def disturb(done: int, total: int) -> None:
+        os.utime(root / "cats" / "000.png", ns=(0, time.time_ns()))
+
+    with pytest.raises(DataError, match="files changed while they were read, try again"):
+        open_store(DataSpec(source=f"folder:{root}"), disturb)
+    assert stores(cache) == []
+    assert leftovers(cache) == []
+
+
+def test_an_exception_of_the_caller_leaves_nothing(make_folder: Maker, cache: Path) -> None:
+    def interrupt(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        open_store(DataSpec(source=f"folder:{make_folder('cats', 'dogs')}"), interrupt)
+    assert stores(cache) == []
+    assert leftovers(cache) == []
+
+
+# A store that cannot be trusted
+
+
+@pytest.mark.parametrize(
+    "damage", ["cut images", "cut labels", "no names", "no manifest", "odd manifest", "old format"]
+)
+def test_a_damaged_store_is_built_anew(make_folder: Maker, cache: Path, damage: str) -> None:
+    spec = DataSpec(source=f"folder:{make_folder('cats', 'dogs')}")
+    store = open_store(spec)
+    expected, folder = store.images.copy(), store.path
+    del store
+    manifest = folder / "manifest.json"
+    if damage == "cut images":
+        os.truncate(folder / "images.u8", 1000)
+    elif damage == "cut labels":
+        os.truncate(folder / "labels.i64", 8)
+    elif damage == "no names":
+        (folder / "names.utf8").unlink()
+    elif damage == "no manifest":
+        manifest.unlink()
+    elif damage == "odd manifest":
+        manifest.write_text('{"format": 1, "files": ')
+    else:
+        manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "format": 0}))
+    again = open_store(spec)
+    assert again.path == folder
+    assert (again.images == expected).all()
+    assert len(stores(cache)) == 1
+    assert leftovers(cache) == []
+
+
+# Kills and races. The children run this code, which stops where it is told to.
+
+CHILD = """
+import sys, time
+from pathlib import Path
+from kitae.data import store
+from kitae.data.spec import DataSpec
+
+source, stage = sys.argv[1:3]
+
+def stop():
+    print("now", flush=True)
+    time.sleep(120)
+
+progress = None
+write, rename = store._write, Path.rename
+if stage == "images":
+    progress = lambda done, total: stop()
+elif stage == "manifest":
+    def cut(path, data):
+        if path.name == "manifest.json":
+            path.write_bytes(data[:50])
+            stop()
+        write(path, data)
+    store._write = cut
+elif stage == "rename":
+    Path.rename = lambda self, target: stop()
+elif stage == "no locks":
+    from kitae.data import cache
+    cache.fcntl = None
+result = store.open_store(DataSpec(source=source, image_size=16), progress)
+print(result.fingerprint, int(result.images.sum(dtype="uint64")))
+"""
+
+
+def child(source: str, stage: str) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "-c", CHILD, source, stage], stdout=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("stage", ["images", "manifest", "rename"])
+def test_a_kill_in_the_middle_leaves_nothing_that_is_trusted(make_folder: Maker, cache: Path, stage: str) -> None:
+    source = f"folder:{make_folder('cats', 'dogs')}"
+    process = child(source, stage)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "now\n"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    assert stores(cache) == []
+    assert len(leftovers(cache)) == 1
+    store = open_store(DataSpec(source=source, image_size=16))
+    assert all((store.images[i] == decode(Path(source[7:]) / n, store.rules)).all() for i, n in enumerate(store.names))
+    assert leftovers(cache) == []
+
+
+def test_what_a_killed_build_left_is_removed_by_the_next_build_of_anything(make_folder: Maker, cache: Path) -> None:
+    process = child(f"folder:{make_folder('cats', 'dogs')}", "images")
+    assert process.stdout is not None
+    process.stdout.readline()
+    other = DataSpec(source=f"folder:{make_folder('x', 'y', name='other')}")
+    open_store(other)
+    assert len(leftovers(cache)) == 1  # still being built by a living process
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    open_store(other.model_copy(update={"image_size": 8}))
+    assert leftovers(cache) == []
+
+
+@pytest.mark.parametrize("stage", ["none", "no locks"])
+def test_processes_that_prepare_at_once_all_end_well(make_folder: Maker, cache: Path, stage: str) -> None:
+    source = f"folder:{make_folder('cats', 'dogs', count=150)}"
+    processes = [child(source, stage) for _ in range(3)]
+    outputs = {process.communicate()[0] for process in processes}
+    assert [process.returncode for process in processes] == [0, 0, 0]
+    store = open_store(DataSpec(source=source, image_size=16))
+    assert outputs == {f"{store.fingerprint} {int(store.images.sum(dtype=np.uint64))}\n"}
+    assert stores(cache) == [store.path]
+    assert leftovers(cache) == []
+
+
+# Disks
+
+
+def full_disk(monkeypatch: pytest.MonkeyPatch, code: int, after: int) -> None:
+    """Every file opened for writing takes `after` bytes, then fails."""
+    path_open = Path.open
+
+    class Limited:
+        def __init__(self, file: Any) -> None:
+            self.file, self.room = file, after
+
+        def write(self, data: bytes) -> int:
+            self.room -= len(data)
+            if self.room < 0:
+                raise OSError(code, os.strerror(code))
+            return int(self.file.write(data))
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.file, name)
+
+        def __enter__(self) -> Any:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self.file.close()
+
+    def opened(self: Path, mode: str = "r", *arguments: Any, **options: Any) -> Any:
+        file = path_open(self, mode, *arguments, **options)
+        return Limited(file) if mode == "wb" else file
+
+    monkeypatch.setattr(Path, "open", opened)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize("after", [0, 2000])
+def test_a_full_disk_is_one_line_and_leaves_nothing(
+    make_folder: Maker, cache: Path, monkeypatch: pytest.MonkeyPatch, code: int, after: int
+) -> None:
+    spec = DataSpec(source=f"folder:{make_folder('cats', 'dogs')}")
+    with monkeypatch.context() as context:
+        full_disk(context, code, after)
+        with pytest.raises(DataError, match=r"the disk is full.*set data\.cache or KITAE_CACHE") as caught:
+            open_store(spec)
+    assert "\n" not in str(caught.value)
+    assert stores(cache) == []
+    assert leftovers(cache) == []
+    assert len(open_store(spec)) == 12
+
+
+def test_a_disk_without_room_is_told_before_decoding(
+    make_folder: Maker, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(".")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(DataError, match="the disk is full"):
+        open_store(DataSpec(source=f"folder:{make_folder('cats', 'dogs')}"), lambda done, total: pytest.fail("decoded"))
+    assert stores(cache) == []
+
+
+def test_a_write_that_really_fails(make_folder: Maker, cache: Path) -> None:
+    """The kernel refuses to grow a file beyond the process's limit, as it does beyond a quota."""
+    pytest.importorskip("resource")
+    code = CHILD.replace(
+        "result =", "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))\nresult ="
+    )
+    code = code.replace("result =", "from kitae.errors import DataError\ntry:\n  result =", 1)
+    code = code.replace("print(result", "except DataError as error: sys.exit(f'said: {error}')\nprint(result")
+    source = f"folder:{make_folder('cats', 'dogs')}"
+    done = subprocess.run([sys.executable, "-c", code, source, "none"], capture_output=True, text=True, check=False)
+    assert done.stderr.startswith("said: ")
+    assert "the disk is full" in done.stderr
+    assert stores(cache) == []
+    assert leftovers(cache) == []
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(make_folder: Maker, tmp_path: Path) -> None:
+    source = f"folder:{make_folder('cats', 'dogs')}"
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(DataError, match=r"cannot be written.*set data\.cache or KITAE_CACHE") as caught:
+        open_store(DataSpec(source=source, cache=str(tmp_path / "file")))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def as_nobody() -> Any:
+    """Run as a user who owns nothing: root may write anywhere."""
+    if os.geteuid() == 0:
+        os.seteuid(65534)
+        yield
+        os.seteuid(0)
+    else:
+        yield
+
+
+def test_no_permission(request: pytest.FixtureRequest) -> None:
+    folder = Path(tempfile.mkdtemp())
+    try:
+        folder.chmod(0o755)
+        for label in range(2):
+            (folder / "photos" / str(label)).mkdir(parents=True)
+            (folder / "photos" / str(label) / "1.png").write_bytes(encode(picture(label, 0)))
+        (folder / "cache").mkdir()
+        (folder / "cache").chmod(0o555)
+        request.getfixturevalue("as_nobody")
+        spec = DataSpec(source=f"folder:{folder / 'photos'}", cache=str(folder / "cache"))
+        with pytest.raises(DataError, match=r"cannot be written \(Permission denied\): set data\.cache"):
+            open_store(spec)
+    finally:
+        if os.geteuid() != os.getuid():
+            os.seteuid(os.getuid())
+        (folder / "cache").chmod(0o755)
+        shutil.rmtree(folder)
+
+
+def test_a_ready_store_opens_in_a_cache_that_cannot_be_written(
+    make_folder: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = DataSpec(source=f"folder:{make_folder('cats', 'dogs')}")
+    open_store(spec)
+
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "mkdir", refused)
+    monkeypatch.setattr(store_module, "lock", refused)
+    assert len(open_store(spec)) == 12
+
+
+def test_locks_that_the_system_lacks_are_done_without(
+    make_folder: Maker, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache_module, "fcntl", None)
+    assert len(open_store(DataSpec(source=f"folder:{make_folder('cats', 'dogs')}"))) == 12
+    assert leftovers(cache) == []
+
+
+# Memory
+
+
+def test_names_are_a_sequence() -> None:
+    texts = ["a", "", "ünï/cödé.png", "bad \udcff byte"]
+    data = [text.encode("utf-8", "surrogateescape") for text in texts]
+    names = Names(np.frombuffer(b"".join(data), np.uint8), np.cumsum([0, *map(len, data)]))
+    assert list(names) == texts
+    assert names[-1] == texts[-1]
+    assert names[1:3] == texts[1:3]
+    assert len(names) == 4
+    with pytest.raises(IndexError):
+        names[4]
+
+
+def anonymous_memory() -> int:
+    gc.collect()
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("RssAnon")).split()[1]) * 1024
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+def test_an_open_store_takes_no_memory(tmp_path: Path) -> None:
+    """64 MB of pixels, all read through the mapping: they are the page cache's, not ours."""
+    path = write_parquet(tmp_path / "x.parquet", train=20, test=0, classes=2)
+    store = open_store(DataSpec(source=f"parquet:{path}"))
+    big = tmp_path / "big"
+    shutil.copytree(store.path, big)
+    row = store.images[0].tobytes()
+    count = (64 << 20) // len(row)
+    (big / "images.u8").write_bytes(row * count)
+    manifest = json.loads((big / "manifest.json").read_text())
+    for name, item in (("labels.i64", 8), ("keys.i64", 8), ("splits.u8", 1), ("names.i64", 8)):
+        os.truncate(big / name, item * (count + (name == "names.i64")))
+        manifest["files"][name] = (big / name).stat().st_size
+    manifest["files"]["images.u8"] = (big / "images.u8").stat().st_size
+    (big / "manifest.json").write_text(json.dumps({**manifest, "count": count}))
+    before = anonymous_memory()
+    opened = store_module._load(big)
+    assert isinstance(opened, Store)
+    assert int(opened.images.view(np.ndarray).sum(dtype=np.uint64)) == int(store.images[0].sum(dtype=np.uint64)) * count
+    assert int(np.asarray(opened.labels).sum()) >= 0
+    assert anonymous_memory() - before < 8 << 20
