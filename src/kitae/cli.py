@@ -234,6 +234,20 @@ def _write_predictions(out: Path, files: list[Path], result: Any) -> None:
     write_parquet(table, out)
 
 
+@app.command
+def report(folder: Path) -> None:
+    """Make one self-contained HTML page of a run, study or compression.
+
+    Parameters
+    ----------
+    folder
+        What `kitae train`, `study` or `compress` wrote.
+    """
+    from kitae.reporting.page import report as make_report
+
+    console.say(f"written to {make_report(folder)}")
+
+
 @data_app.command
 def check(source: str, *, out: Path | None = None, set_: Sets = None) -> None:
     """Report broken images, class counts, sizes, duplicates and label conflicts of a source.

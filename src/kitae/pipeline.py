@@ -116,9 +116,9 @@ def finish(run: Run, setup: Setup, model: nn.Module) -> None:
         "tta": run.recipe.evaluate.tta,
         "best_epoch": 1 + max(range(len(run.metrics())), key=lambda e: _merit(run.metrics()[e], run.recipe.train)),
     }
+    run.write_evaluation(results)  # before the pictures: a disk that is full by then must not cost the result
     worst = mistakes(test_logits, test_labels, 12, temperature)
     draw_run(run, results, [(np.array(store.images[test[mistake.position]]), mistake) for mistake in worst])
-    run.write_evaluation(results)
 
 
 def _merit(row: Mapping[str, Any], spec: TrainSpec) -> float:
