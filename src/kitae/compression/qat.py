@@ -1,0 +1,220 @@
+"""Quantization-aware training: the network feels the rounding of its deployment while it is fine-tuned.
+
+PyTorch's own export-based flow (torchao PT2E) puts a simulated quantizer at the places where `quantize.static` will
+put a real one: on what convolutions, linear layers and additions take in, on what they give after BatchNorm and ReLU,
+and on every weight, with BatchNorm folded in as it will be (Jacob et al. 2018). The trained weights then go back into
+the network they came from, which is exported and quantized as any other; so static and QAT differ in weights and in
+nothing else, and run equally fast.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kitae.compression.prune import Batches
+from kitae.compression.quantize import Target
+from kitae.errors import CompressionError, require
+
+_WEIGHTED = ("aten.conv2d.default", "aten.conv1d.default", "aten.linear.default")
+_SUMS = ("aten.add.Tensor", "aten.add_.Tensor", "aten.mul.Tensor", "aten.mul_.Tensor")
+_NORMS = ("aten.batch_norm.default",)
+_CLAMPS = ("aten.relu.default", "aten.relu_.default", "aten.hardtanh.default", "aten.hardtanh_.default")
+
+
+class Simulated(nn.Module):
+    """A network with simulated quantizers, which trains and evaluates like any other module.
+
+    In training mode the quantizers follow the ranges they see; in eval mode they hold still. Runs in float32 whatever
+    the autocast around it: rounding to 8 bits is what is to be felt, not rounding to bfloat16.
+
+    Args:
+        model: not changed; it may be in any mode, on any device.
+        input_shape: (C, H, W) of an image.
+        target: weights keep to [-64, 64] for `any`, [-127, 127] for `vnni`.
+
+    Raises:
+        CompressionError: the network cannot be traced, or nothing in it can be quantized.
+    """
+
+    def __init__(self, model: nn.Module, input_shape: tuple[int, int, int], target: Target = "any") -> None:
+        super().__init__()
+        flow = require("torchao.quantization.pt2e.quantize_pt2e", "compress")
+        # Traced in eval mode: stochastic depth is the identity there, and dropout and BatchNorm can be switched back.
+        source = copy.deepcopy(model).eval()
+        device = next(source.parameters()).device
+        example = torch.randn(2, *input_shape, device=device)
+        with _quiet():
+            try:
+                program = torch.export.export(
+                    source, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=True
+                )
+                self.graph: nn.Module = flow.prepare_qat_pt2e(program.module(), _quantizer(target))
+            except CompressionError:
+                raise
+            except Exception as error:
+                reason = " ".join(str(error).split())[:200]
+                raise CompressionError(
+                    f"the network cannot be traced for quantization-aware training: {reason}"
+                ) from error
+        self.train(model.training)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised float images [N, C, H, W] -> logits float32 [N, K]."""
+        with torch.autocast(images.device.type, enabled=False):
+            logits: Tensor = self.graph(images.float())
+        return logits
+
+    def train(self, mode: bool = True) -> Simulated:
+        """Switch BatchNorm, dropout and the quantizers' observers; an exported graph does not do that by itself."""
+        tools = require("torchao.quantization.pt2e", "compress")
+        self.training = mode
+        with _quiet():
+            if mode:
+                tools.move_exported_model_to_train(self.graph)
+                self.graph.apply(tools.enable_observer)
+            else:
+                tools.move_exported_model_to_eval(self.graph)
+                self.graph.apply(tools.disable_observer)
+        return self
+
+    def observe(self, batches: Batches) -> Simulated:
+        """Let the quantizers see training images before training begins: nothing else is changed.
+
+        Args:
+            batches: gives normalised images and labels.
+        """
+        tools = require("torchao.quantization.pt2e", "compress")
+        mode = self.training
+        self.train(False)
+        self.graph.apply(tools.enable_observer)
+        with torch.no_grad():
+            for images, _ in batches():
+                self(images)
+        return self.train(mode)
+
+    def weights_into(self, model: nn.Module) -> nn.Module:
+        """A copy of the network this was made from, with the weights and BatchNorm statistics learnt here."""
+        trained = copy.deepcopy(model)
+        learnt = self.graph.state_dict()
+        state = trained.state_dict()
+        for name, value in state.items():
+            if name in learnt:
+                state[name] = learnt[name].detach().to(value)
+            elif not name.endswith("num_batches_tracked"):
+                raise CompressionError(f"the weight {name} was lost in tracing")
+        trained.load_state_dict(state)
+        return trained
+
+
+def _quantizer(target: Target) -> Any:
+    """Says where simulated quantizers go, and of which kind."""
+    base = require("torchao.quantization.pt2e.quantizer", "compress")
+    fake = require("torchao.quantization.pt2e.fake_quantize", "compress")
+    observer = require("torchao.quantization.pt2e.observer", "compress")
+    activation = base.QuantizationSpec(
+        dtype=torch.uint8,
+        quant_min=0,
+        quant_max=255,
+        qscheme=torch.per_tensor_affine,
+        observer_or_fake_quant_ctr=fake.FusedMovingAvgObsFakeQuantize.with_args(
+            observer=observer.MovingAverageMinMaxObserver
+        ),
+    )
+    limit = 127 if target == "vnni" else 64
+
+    def weight(axis: int) -> Any:
+        # averaging_constant 1: the range of the weights as they are now, not of a past that training left behind.
+        return base.QuantizationSpec(
+            dtype=torch.int8,
+            quant_min=-limit,
+            quant_max=limit,
+            qscheme=torch.per_channel_symmetric,
+            ch_axis=axis,
+            observer_or_fake_quant_ctr=fake.FusedMovingAvgObsFakeQuantize.with_args(
+                observer=observer.MovingAveragePerChannelMinMaxObserver, averaging_constant=1.0
+            ),
+        )
+
+    class Placement(base.Quantizer):  # type: ignore[misc, name-defined]
+        """Quantizers where `quantize.static` will have them."""
+
+        def annotate(self, model: torch.fx.GraphModule) -> torch.fx.GraphModule:
+            nodes = [node for node in model.graph.nodes if node.op == "call_function"]
+            weighted = [node for node in nodes if str(node.target) in _WEIGHTED]
+            if not weighted:
+                raise CompressionError("there is nothing to quantize: the network has no convolution or linear layer")
+            body = _between(nodes, weighted)
+            products_only = any(str(node.target).startswith("aten.layer_norm") for node in nodes)
+            for node in nodes:
+                kind = str(node.target)
+                inputs: dict[torch.fx.Node, Any] = {}
+                if node in weighted:
+                    inputs = {node.args[0]: activation, node.args[1]: weight(0)}
+                elif kind in _SUMS and node in body and not products_only:
+                    inputs = {arg: activation for arg in node.args[:2] if isinstance(arg, torch.fx.Node)}
+                    if len(inputs) < 2:
+                        inputs = {}
+                gives = (node in weighted and node is not weighted[-1]) or bool(inputs and node not in weighted)
+                if inputs:
+                    self._mark(node, inputs=inputs)
+                if gives and not products_only:
+                    self._mark(_end_of_chain(node), output=activation)
+            return model
+
+        def validate(self, model: torch.fx.GraphModule) -> None:
+            pass
+
+        def _mark(self, node: torch.fx.Node, inputs: dict[Any, Any] | None = None, output: Any = None) -> None:
+            known = node.meta.get("quantization_annotation")
+            node.meta["quantization_annotation"] = base.QuantizationAnnotation(
+                input_qspec_map={**(known.input_qspec_map if known else {}), **(inputs or {})},
+                output_qspec=output or (known.output_qspec if known else None),
+                _annotated=True,
+            )
+
+    return Placement()
+
+
+def _between(nodes: list[torch.fx.Node], weighted: list[torch.fx.Node]) -> set[torch.fx.Node]:
+    """Nodes with a weighted node both upstream and downstream."""
+    after: set[torch.fx.Node] = set()
+    for node in nodes:
+        if node in weighted or any(source in after for source in node.all_input_nodes):
+            after.add(node)
+    before: set[torch.fx.Node] = set()
+    for node in reversed(nodes):
+        if node in weighted or any(user in before for user in node.users):
+            before.add(node)
+    return after & before
+
+
+def _end_of_chain(node: torch.fx.Node) -> torch.fx.Node:
+    """Where the output of a layer becomes a tensor of its own: after its BatchNorm and its ReLU."""
+    for kinds in (_NORMS, _CLAMPS):
+        users = list(node.users)
+        if len(users) == 1 and str(users[0].target) in kinds:
+            node = users[0]
+    return node
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    loggers = [logging.getLogger(name) for name in ("torch", "torchao")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

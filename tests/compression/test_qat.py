@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kitae.compression.distill import as_teacher, distance
+from kitae.compression.qat import Simulated
+from kitae.compression.quantize import calibrate, check_integers, probabilities, static
+from kitae.deployment.onnx import Card, to_onnx
+from kitae.deployment.verify import torch_reference
+from kitae.errors import CompressionError
+from kitae.models.build import build
+from kitae.models.spec import ModelSpec
+from kitae.preprocess import PreprocessRules
+from tests.compression.tiny_world import MEAN, SHAPE, STD, Data, accuracy, fit
+
+CARD = Card(("a", "b", "c", "d"), PreprocessRules(SHAPE[1]), MEAN, STD)
+
+
+@pytest.fixture(scope="session")
+def _simulated(_trained: nn.Module, train: Data) -> Simulated:
+    return Simulated(_trained, SHAPE).observe(train.batches())
+
+
+@pytest.fixture
+def simulated(_simulated: Simulated) -> Simulated:
+    return copy.deepcopy(_simulated)
+
+
+def fragile(net: nn.Module) -> nn.Module:
+    """Make a network that rounding hurts: channels of very different scales, which one scale a tensor cannot serve."""
+    with torch.no_grad():
+        factor = torch.logspace(-2.2, 0.8, 12)
+        net.norm1.weight *= factor
+        net.norm1.bias *= factor
+        net.conv2.weight /= factor.reshape(1, -1, 1, 1)
+    return net
+
+
+def test_training_through_the_loop_beats_rounding_afterwards(trained: nn.Module, train: Data, selection: Data) -> None:
+    net = fragile(trained)
+
+    def quantized(model: nn.Module) -> tuple[float, np.ndarray]:
+        proto = to_onnx(model, CARD)
+        ranges = calibrate(proto, train.images, "average")
+        graph = static(proto, ranges)
+        check_integers(graph, proto, target="any", ranges=ranges)
+        result = probabilities(graph, selection.images)
+        return float((result.argmax(1) == selection.labels).mean()), result
+
+    after, _ = quantized(net)
+    simulated = Simulated(net, SHAPE).observe(train.batches())
+    simulated = fit(simulated, train, 4, lr=0.005, teacher=as_teacher(net))
+    trained_for, integers = quantized(simulated.weights_into(net))
+    assert accuracy(net, selection) > after + 0.02, "rounding hurts this network"
+    assert trained_for > after + 0.02, "and training for it helps"
+    seen = torch_reference(simulated, MEAN, STD)(selection.images)
+    assert distance(seen, integers).flips < 0.05, "what was simulated is what is deployed"
+
+
+def test_the_original_is_untouched_and_the_copy_has_its_layout(
+    simulated: Simulated, trained: nn.Module, train: Data
+) -> None:
+    before = copy.deepcopy(trained.state_dict())
+    learnt = fit(simulated, train, 1, lr=0.01).weights_into(trained)
+    assert all(torch.equal(value, before[name]) for name, value in trained.state_dict().items())
+    assert learnt.state_dict().keys() == before.keys()
+    assert not torch.equal(learnt.conv1.weight, trained.conv1.weight)
+    assert not torch.equal(learnt.norm1.running_mean, trained.norm1.running_mean), "BatchNorm went on learning"
+
+
+def test_observers_hold_still_in_eval_mode(simulated: Simulated, train: Data) -> None:
+    def scales() -> list[Tensor]:
+        return [v.clone() for name, v in simulated.state_dict().items() if name.endswith("scale")]
+
+    images, _ = train.tensors()
+    before = scales()
+    assert len(before) > 6
+    simulated.eval()
+    with torch.no_grad():
+        first = simulated(images[:50])
+        assert torch.equal(first, simulated(images[:50]))
+        simulated(images * 9)
+    assert all(torch.equal(a, b) for a, b in zip(before, scales(), strict=True))
+    simulated.train()
+    simulated(images * 9)
+    assert not all(torch.equal(a, b) for a, b in zip(before, scales(), strict=True))
+
+
+def test_any_batch_size_autocast_and_deepcopy(simulated: Simulated, train: Data) -> None:
+    simulated.eval()
+    images, _ = train.tensors()
+    with torch.no_grad():
+        expected = simulated(images[:7])
+        assert simulated(images[:1]).shape == (1, 4)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(simulated(images[:7]), expected)
+        assert torch.equal(copy.deepcopy(simulated)(images[:7]), expected)
+
+
+def test_weights_keep_to_the_target(simulated: Simulated, trained: nn.Module) -> None:
+    def limits(model: Simulated) -> set[int]:
+        return {module.quant_max for module in model.graph.modules() if getattr(module, "dtype", None) == torch.int8}
+
+    assert limits(simulated) == {64}
+    assert limits(Simulated(trained, SHAPE, "vnni")) == {127}
+
+
+def test_stochastic_depth_and_dropout_do_not_disturb_tracing() -> None:
+    spec = ModelSpec(name="resnet9", width=4, stochastic_depth=0.5, dropout=0.5)
+    net = build(spec, classes=4, channels=3, image_size=32).train()
+    simulated = Simulated(net, (3, 32, 32))
+    assert simulated.training
+    x = torch.randn(5, 3, 32, 32)
+    assert not torch.equal(simulated(x), simulated(x)), "dropout is on in training"
+    simulated.eval()
+    with torch.no_grad():
+        assert torch.equal(simulated(x), simulated(x))
+    simulated.weights_into(net)
+
+
+def test_what_cannot_be_traced_or_quantized_is_said() -> None:
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3 * 144, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x.flatten(1)) if x.sum() > 0 else x.flatten(1)[:, :4]
+
+    with pytest.raises(CompressionError, match="cannot be traced") as error:
+        Simulated(Branches(), SHAPE)
+    assert "\n" not in str(error.value)
+
+
+def test_distance() -> None:
+    p = np.float32([[0.9, 0.1], [0.2, 0.8]])
+    assert distance(p, p).divergence == pytest.approx(0, abs=1e-7)
+    moved = distance(p, np.float32([[0.4, 0.6], [0.2, 0.8]]))
+    assert moved.flips == 0.5
+    assert moved.divergence == pytest.approx((0.9 * np.log(0.9 / 0.4) + 0.1 * np.log(0.1 / 0.6)) / 2, rel=1e-4)
+    with pytest.raises(CompressionError, match="cannot compare"):
+        distance(p, p[:1])
+
+
+def test_a_teacher_is_frozen(trained: nn.Module) -> None:
+    teacher = as_teacher(trained.train())
+    assert not teacher.training
+    assert trained.training
+    assert not any(p.requires_grad for p in teacher.parameters())
