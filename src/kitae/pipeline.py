@@ -252,11 +252,12 @@ class Setup:
 
     def fit(self, model: nn.Module, spec: TrainSpec, world: World, **options: Any) -> FitResult:
         """Run the loop on this data; `options` are those of `training.fit.fit`."""
+        channels, height, width = self.store.images.shape[1:]
         return fit(
             model,
             spec=spec,
             data=self.images,
-            augment=self.augment(spec.seed),
+            augment=self.augment(spec.seed).prepare(channels, height, width),
             validate=self.validator(world),
             world=world,
             precision="fp32" if spec.precision == "auto" else spec.precision,
