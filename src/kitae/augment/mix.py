@@ -28,7 +28,7 @@ def mix_numbers(spec: MixSpec) -> list[float]:
     """What `plan_mix` reads."""
     mixup, cutmix = spec.mixup_alpha > 0, spec.cutmix_alpha > 0
     switch = spec.switch_prob if mixup and cutmix else float(cutmix)
-    tables = [beta_table(a, a) if a > 0 else [0.0] for a in (spec.mixup_alpha, spec.cutmix_alpha)]
+    tables = [beta_table(a, a) if a > 0 else (0.0,) for a in (spec.mixup_alpha, spec.cutmix_alpha)]
     return [spec.prob if spec.active else 0.0, switch, 4.0, 4.0 + len(tables[0]), *tables[0], *tables[1]]
 
 

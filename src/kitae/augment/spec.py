@@ -102,8 +102,9 @@ def _first(error: ValidationError, op: type[Op]) -> str:
     where = str(problem["loc"][0]) if problem["loc"] else ""
     if problem["type"] == "extra_forbidden":
         return f": no parameter {where!r}; it has {', '.join(op.model_fields)}"
-    message = problem["msg"].removeprefix("Value error, ")
-    return f": {message}" if not where or where in message else f".{where}: {message}, not {problem['input']!r}"
+    if problem["type"] == "value_error":  # a validator of ours, which names the parameter itself
+        return f": {problem['msg'].removeprefix('Value error, ')}"
+    return f".{where}: {problem['msg']}, not {problem['input']!r}"
 
 
 class MixSpec(Spec):

@@ -1,0 +1,259 @@
+"""What a caller sees: clear errors, ops of one's own, torchvision transforms, lazy imports, one compilation a machine."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from kitae.augment import functional as f
+from kitae.augment import tta
+from kitae.augment.engine import Augment
+from kitae.augment.ops import CustomOp, RandomCrop
+from kitae.augment.spec import OPS, AugmentSpec, MixSpec, make_op
+from kitae.errors import AugmentError
+
+from .test_engine_executors import pictures
+
+X = pictures(6, 3, 16, 16)
+I = np.arange(6)
+
+
+def refuse(message: str, call, *args, **kwargs) -> None:
+    with pytest.raises(AugmentError, match=message) as caught:
+        call(*args, **kwargs)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("horizontal_flop", "unknown op 'horizontal_flop', did you mean horizontal_flip"),
+        ("xyz", "valid names: horizontal_flip, vertical_flip"),
+        ({"random_crop": {"pad": 3}}, "random_crop: no parameter 'pad'; it has size, padding, mode, fill"),
+        ({"random_crop": {"padding": -1}}, "random_crop.padding: .*-1"),
+        ({"random_crop": {"mode": "wrap"}}, "random_crop.mode"),
+        ({"horizontal_flip": {"p": float("nan")}}, "horizontal_flip.p"),
+        ({"horizontal_flip": {"p": 1.5}}, "horizontal_flip.p"),
+        ({"color_jitter": {"hue": 0.6}}, "hue must be"),
+        ({"color_jitter": {"brightness": (1.2, 0.8)}}, "brightness must be"),
+        ({"rotate": {"degrees": float("inf")}}, "rotate.degrees"),
+        ({"gaussian_blur": {"kernel_size": 4}}, "kernel_size must be odd"),
+        ({"random_resized_crop": {"scale": (0.5, 0.2)}}, "scale must be a rising pair"),
+        ({"auto_augment": {"policy": "mnist"}}, "auto_augment.policy"),
+        ({"rand_augment": {"magnitude": 31}}, "magnitude must be below"),
+        ({"rotate": {}, "invert": {}}, "an op is a name or"),
+        (3, "an op is a name or"),
+    ],
+)
+def test_wrong_ops_are_named(entry, message: str) -> None:
+    refuse(message, make_op, entry)
+    refuse(message, Augment, [entry])
+    with pytest.raises(ValueError, match="op 2: "):
+        AugmentSpec(train=["invert", entry])
+
+
+def test_spec() -> None:
+    spec = AugmentSpec(
+        train=["horizontal_flip", {"random_crop": {"padding": 4, "mode": "reflect"}}, {"random_erasing": None}],
+        mix={"mixup_alpha": 0.2},
+    )
+    assert [op.name for op in spec.ops()] == ["horizontal_flip", "random_crop", "random_erasing"]
+    assert AugmentSpec.model_validate(spec.model_dump(mode="json")) == spec
+    assert spec.mix == MixSpec(mixup_alpha=0.2)
+    assert AugmentSpec(train=[RandomCrop(padding=2)]).train == ({"random_crop": {"padding": 2}},)
+    for op in OPS.values():
+        assert op.__doc__
+        assert op.name in OPS
+
+
+def test_wrong_images_are_named() -> None:
+    aug = Augment(["invert"])
+    refuse("must be uint8, not float32", aug, X.astype(np.float32), epoch=0, index=I)
+    refuse("must be uint8, not float32", aug, torch.zeros(6, 3, 4, 4), epoch=0, index=I)
+    refuse(r"must be \[N, C, H, W\], not \[3, 16, 16\]", aug, X[0], epoch=0, index=I)
+    refuse(r"with 1 or 3 channels, not \[6, 16, 16, 3\]", aug, X.transpose(0, 2, 3, 1), epoch=0, index=I)
+    refuse("no pixels", aug, X[:, :, :0], epoch=0, index=I)
+    refuse("NumPy array or a torch tensor, not list", aug, X.tolist(), epoch=0, index=I)
+    refuse(r"one integer a sample, \[6\], not \[5\]", aug, X, epoch=0, index=I[:5])
+    refuse("index must be integer, not float64", aug, X, epoch=0, index=I * 1.0)
+    refuse(r"index must be in \[0, 9223372036854775808\)", aug, X, epoch=0, index=I - 1)
+    refuse("epoch must be in", aug, X, epoch=-1, index=I)
+    refuse("epoch must be in", aug, X, epoch=2**32, index=I)
+    refuse("epoch must be an integer or one a sample", aug, X, epoch=[1, 2], index=I)
+    refuse("larger than the padded image", Augment([{"random_crop": {"size": 20}}]), X, epoch=0, index=I)
+    refuse("reflected padding", Augment([{"random_crop": {"padding": 16, "mode": "reflect"}}]), X, epoch=0, index=I)
+    refuse("needs an image larger", Augment([{"gaussian_blur": {"kernel_size": 33}}]), X, epoch=0, index=I)
+    refuse(
+        "mean has 3 channels, the images have 1", Augment([], mean=(0, 0, 0), std=(1, 1, 1)), X[:, :1], epoch=0, index=I
+    )
+    assert aug(X, epoch=0, index=I + 2**62).shape == X.shape
+
+
+def test_wrong_settings_are_named() -> None:
+    refuse("mean and std come together", Augment, [], mean=0.5)
+    refuse("std must be above 0", Augment, [], mean=0.5, std=0.0)
+    refuse("mean must be 1 or 3 finite", Augment, [], mean=float("nan"), std=1.0)
+    refuse("seed must be", Augment, [], seed=-1)
+    refuse("threads must be", Augment, [], threads=0)
+    refuse("executor must be one of", Augment, [], executor="gpu")
+    refuse("layout must be one of", Augment, [], layout="chw")
+    refuse("mix", Augment, [], mix={"prob": 2})
+    refuse("ops is a list", Augment, "invert")
+    refuse("bfloat16 needs torch", Augment([], mean=0.5, std=0.5, dtype="bfloat16"), X, epoch=0, index=I)
+
+
+def test_wrong_targets_are_named() -> None:
+    aug = Augment([], num_classes=3, mix={})
+    refuse("mix needs targets", aug, X, epoch=0, index=I)
+    refuse(r"targets must be in \[0, 3\)", aug, X, I, epoch=0, index=I)
+    refuse(r"targets must be \[N\] or \[N, K\]", aug, X, I[:3], epoch=0, index=I)
+    refuse("must be integer labels", aug, X, I * 0.5, epoch=0, index=I)
+    refuse("targets have 4 classes, num_classes is 3", aug, X, np.ones((6, 4), np.float32), epoch=0, index=I)
+    refuse("need num_classes", Augment([]), X, I, epoch=0, index=I)
+    _, targets = Augment([], num_classes=6)(X, I, epoch=0, index=I)
+    np.testing.assert_array_equal(targets, np.eye(6, dtype=np.float32))
+
+
+def test_wrong_functional_parameters_are_named() -> None:
+    refuse("factor must be", f.brightness, X, -0.1)
+    refuse("factor must be", f.contrast, X, float("nan"))
+    refuse(r"factor must be in \[-0.5, 0.5\]", f.hue, X, 0.6)
+    refuse(r"factor must be a number or one a sample, \[6\]", f.brightness, X, [1.0, 2.0])
+    refuse("bits must be whole", f.posterize, X, 2.5)
+    refuse("bits must be in", f.posterize, X, 9)
+    refuse("interpolation must be", f.rotate, X, 10, "cubic")
+    refuse("the window must lie inside", f.resized_crop, X, 4, 4, 16, 4, 8)
+    refuse("the rectangle must lie inside", f.erase, X, 0, 10, 4, 7)
+    refuse("fill must be", f.rotate, X, 10, fill=300)
+    refuse("perspective takes", f.perspective, X)
+    refuse(
+        "three corners lie on a line",
+        f.perspective,
+        X,
+        [[0, 0], [1, 0], [1, 1], [0, 1]],
+        [[0, 0], [1, 1], [2, 2], [3, 3]],
+    )
+    refuse("executor must be", f.invert, X, executor="numba")
+    refuse("unknown test-time augmentation", tta.views, X, "flips")
+
+
+def test_torch_in_torch_out() -> None:
+    x = torch.from_numpy(X)
+    for call in (f.invert, lambda y: f.rotate(y, torch.tensor([1.0, 2, 3, 4, 5, 6]))):
+        out = call(x)
+        assert isinstance(out, torch.Tensor)
+        assert isinstance(call(X), np.ndarray)
+        assert torch.equal(out, torch.from_numpy(call(X)))
+        assert torch.equal(x, torch.from_numpy(X))
+
+
+class Shift(CustomOp):
+    """Adds a keyed number to all levels."""
+
+    name = "shift"
+    most: int = 9
+
+    def draw(self, key, height, width):
+        assert (height, width) == (16, 16)
+        return {"by": key.integers(0, 1, self.most + 1), "on": key.uniform(1) < 0.5}
+
+    def apply(self, images, by, on):
+        return images + (by * on).to(torch.uint8).view(-1, 1, 1, 1)
+
+
+@pytest.mark.parametrize("executor", ["cpu", "torch"])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_an_op_of_ones_own(executor: str, place: int) -> None:
+    ops: list = ["horizontal_flip", {"random_crop": {"padding": 2}}]
+    ops.insert(place, Shift(most=5))
+    aug = Augment(ops, seed=2, mean=0.0, std=1.0 / 255, executor=executor)
+    out = aug(X, epoch=1, index=I)
+    others = [op for op in ops if not isinstance(op, Shift)]
+    for row in range(6):  # sample by sample gives the same
+        np.testing.assert_array_equal(aug(X[row : row + 1], epoch=1, index=I[row : row + 1]), out[row : row + 1])
+    assert not np.array_equal(out, Augment(others, seed=2, mean=0.0, std=1.0 / 255)(X, epoch=1, index=I))
+    assert any("Shift(most=5)" in line for line in aug.explain(epoch=1, index=0, size=(16, 16)))
+    refuse("cannot be replayed", aug.replay, X, aug.plan(epoch=1, index=I, size=(16, 16)))
+
+
+def test_an_op_that_returns_something_else_is_named() -> None:
+    class Broken(CustomOp):
+        name = "broken"
+
+        def apply(self, images):
+            return images.float()
+
+    refuse("broken: apply must return uint8", Augment([Broken()]), X, epoch=0, index=I)
+
+
+def test_torchvision_transforms() -> None:
+    v2 = pytest.importorskip("torchvision.transforms.v2")
+    aug = Augment([v2.RandomPhotometricDistort(p=1.0), v2.RandomRotation(30)], mean=0.5, std=0.5)
+    out = aug(X, epoch=0, index=I)
+    np.testing.assert_array_equal(aug(X[3:5], epoch=0, index=I[3:5]), out[3:5])
+    assert not np.array_equal(out, aug(X, epoch=1, index=I))
+    assert "RandomPhotometricDistort" in aug.explain(epoch=0, index=0, size=(16, 16))[0]
+
+
+def test_pickled_pipelines_work() -> None:
+    aug = Augment(["horizontal_flip", {"rotate": {}}], seed=4)
+    expected = aug(X, epoch=0, index=I)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(aug))(X, epoch=0, index=I), expected)
+
+
+@pytest.mark.parametrize("kind", ["none", "flip", "shift", "scale", "full"])
+def test_views(kind: str) -> None:
+    for x in (X, torch.from_numpy(X[:, :1])):
+        views = list(tta.views(x, kind))
+        assert len(views) == tta.count(kind)
+        assert all(type(v) is type(x) and v.shape == x.shape and v.dtype == x.dtype for v in views)
+        assert np.array_equal(views[0], x)
+        assert len({np.asarray(v).tobytes() for v in views}) == len(views)
+
+
+def run(code: str, **env: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **env}, check=True
+    )
+
+
+def test_recipes_are_checked_without_torch_or_numba() -> None:
+    code = """
+import sys
+from kitae.augment.spec import AugmentSpec
+import kitae.augment
+AugmentSpec(train=["horizontal_flip", {"augmix": {}}], mix={})
+assert not {"torch", "numba", "scipy"} & set(sys.modules), set(sys.modules)
+"""
+    run(code)
+
+
+COMPILE = """
+import numpy as np
+from kitae.augment import Augment, jit
+aug = Augment(["horizontal_flip", "invert"], mean=0.5, std=0.5)
+aug(np.zeros((2, 3, 8, 8), np.uint8), epoch=0, index=np.arange(2))
+print(jit.compiled)
+"""
+
+
+def test_compiled_once_a_machine(tmp_path) -> None:
+    first = run(COMPILE, NUMBA_CACHE_DIR=str(tmp_path))
+    assert int(first.stdout) > 0
+    assert first.stderr.count("compiling augmentation kernels") == 1
+    second = run(COMPILE, NUMBA_CACHE_DIR=str(tmp_path))
+    assert int(second.stdout) == 0
+    assert second.stderr == ""
+
+
+def test_works_where_nothing_can_be_kept(tmp_path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("not a folder")
+    done = run(COMPILE, NUMBA_CACHE_DIR=str(blocked / "x"), XDG_CACHE_HOME=str(blocked / "y"))
+    assert int(done.stdout) > 0

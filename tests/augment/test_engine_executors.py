@@ -1,0 +1,206 @@
+"""The two executors give the same images: the same bits for integer ops, within a level otherwise."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from kitae.augment import functional as f
+from kitae.augment.engine import Augment
+from kitae.augment.spec import OPS
+
+from .test_engine_plan import BUSY, PIPELINES, names
+
+SIZES = [(3, 32, 32), (1, 32, 32), (3, 33, 47), (1, 17, 19), (3, 70, 40)]
+FLOAT_OPS = {  # may differ by a level between executors
+    "contrast", "saturation", "color_jitter", "auto_augment", "rand_augment", "trivial_augment_wide", "augmix",
+    "gaussian_blur", "rotate", "affine", "perspective", "random_resized_crop",
+}  # fmt: skip
+
+
+def pictures(count: int, channels: int, height: int, width: int, seed: int = 0) -> np.ndarray:
+    """Noise, ramps, flat colours, checkerboards, smooth images."""
+    g = np.random.default_rng(seed)
+    shape = (channels, height, width)
+    kinds = [
+        g.integers(0, 256, shape),
+        np.broadcast_to(np.linspace(0, 255, width), shape),
+        np.full(shape, g.integers(0, 256)),
+        np.broadcast_to(np.indices((height, width)).sum(0) % 2 * 255, shape),
+        np.clip(128 + np.cumsum(g.normal(0, 6, shape), 2), 0, 255),
+        g.integers(90, 110, shape),
+    ]
+    return np.array([kinds[i % len(kinds)] for i in range(count)], np.uint8).reshape(count, *shape)
+
+
+@pytest.mark.parametrize("shape", SIZES, ids=str)
+@pytest.mark.parametrize("pipeline", PIPELINES, ids=names)
+def test_every_op(pipeline: list, shape: tuple[int, int, int]) -> None:
+    name = next(iter(pipeline[0]))
+    if name == "random_crop":
+        pipeline = [{name: {"padding": 4, "mode": mode, "fill": 9}} for mode in ("zero", "reflect", "edge")]
+    x = pictures(24, *shape)
+    kept = x.copy()
+    a, b = (Augment(pipeline, executor=e, seed=3)(x, epoch=2, index=np.arange(24)) for e in ("cpu", "torch"))
+    assert a.dtype == b.dtype == np.uint8
+    assert a.shape == b.shape
+    difference = np.abs(a.astype(int) - b)
+    if name in FLOAT_OPS:
+        assert difference.max() <= (1 if name not in ("auto_augment", "rand_augment", "augmix", "color_jitter") else 12)
+        assert (difference > 1).mean() < 0.002  # a level's difference grows in the ops that follow
+    else:
+        assert difference.max() == 0
+    np.testing.assert_array_equal(x, kept)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 5])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "uint8"])
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_last_write(count: int, dtype: str, channels_last: bool, channels: int) -> None:
+    normal = (
+        {}
+        if dtype == "uint8"
+        else {"mean": (0.5, 0.4, 0.3)[:channels], "std": (0.2, 0.3, 0.25)[:channels], "dtype": dtype}
+    )
+    ops = [{"random_erasing": {"p": 0.9}}, {"cutout": {"size": 5}}]
+    x = torch.from_numpy(pictures(count, channels, 21, 30))
+    targets = torch.arange(count) % 4
+    out = []
+    for executor in ("cpu", "torch"):
+        aug = Augment(
+            ops, mix={"mixup_alpha": 0.5}, num_classes=4, executor=executor, channels_last=channels_last, **normal
+        )
+        out.append(aug(x, targets, epoch=1, index=torch.arange(count)))
+    (a, ta), (b, tb) = out
+    assert a.dtype == b.dtype == {"float32": torch.float32, "bfloat16": torch.bfloat16, "uint8": torch.uint8}[dtype]
+    assert a.shape == b.shape == (count, channels, 21, 30)
+    torch.testing.assert_close(a, b, rtol=0, atol=0)
+    torch.testing.assert_close(ta, tb, rtol=0, atol=0)
+    assert ta.dtype == torch.float32
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    assert count == 0 or a.is_contiguous(memory_format=layout)
+
+
+def test_normalisation_and_the_mean_colour() -> None:
+    x = pictures(6, 3, 16, 16)
+    mean, std = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
+    out = Augment([], mean=mean, std=std)(x, epoch=0, index=np.arange(6))
+    expected = (x / 255.0 - np.reshape(mean, (3, 1, 1))) / np.reshape(std, (3, 1, 1))
+    np.testing.assert_allclose(out, expected, atol=2e-6)
+    erased = Augment([{"cutout": {"size": 6}}], mean=mean, std=std)(x, epoch=0, index=np.arange(6))
+    box = erased != out
+    assert (erased[box] == 0).all()
+    assert box.any()
+
+
+def test_memory_of_a_kept_result_is_not_used_again() -> None:
+    aug = Augment(["invert"], mean=0.5, std=0.5)
+    x = torch.from_numpy(pictures(64, 3, 32, 32))
+    index = torch.arange(64)
+    kept = aug(x, epoch=0, index=index)
+    view = aug(x, epoch=0, index=index)[3:5]
+    copies = kept.clone(), view.clone()
+    for _ in range(8):
+        aug(~x, epoch=0, index=index)
+    assert torch.equal(kept, copies[0])
+    assert torch.equal(view, copies[1])
+
+
+@pytest.mark.parametrize("executor", ["cpu", "torch"])
+def test_layouts_and_strides(executor: str) -> None:
+    x = pictures(6, 3, 20, 28)
+    index = np.arange(6)
+    ops = [{"random_crop": {"padding": 2}}, {"color_jitter": {"brightness": 0.3}}]
+    expected = Augment(ops, executor=executor)(x, epoch=0, index=index)
+    last = np.ascontiguousarray(x.transpose(0, 2, 3, 1))
+    run = Augment(ops, executor=executor, layout="nhwc")
+    np.testing.assert_array_equal(run(last, epoch=0, index=index), expected)
+    np.testing.assert_array_equal(run(torch.from_numpy(last), epoch=0, index=index).numpy(), expected)
+    plain = Augment(ops, executor=executor)
+    strided = np.repeat(x, 2, axis=3)[..., ::2]
+    assert not strided.flags.c_contiguous
+    read_only = x.copy()
+    read_only.flags.writeable = False
+    tensor = torch.from_numpy(x).contiguous(memory_format=torch.channels_last)
+    for y in (strided, read_only):
+        np.testing.assert_array_equal(plain(y, epoch=0, index=index), expected)
+    np.testing.assert_array_equal(plain(tensor, epoch=0, index=index).numpy(), expected)
+
+
+def test_empty_batch_and_empty_pipeline() -> None:
+    for executor in ("cpu", "torch"):
+        out = Augment(["invert"], executor=executor)(
+            np.zeros((0, 3, 8, 8), np.uint8), epoch=0, index=np.zeros(0, np.int64)
+        )
+        assert out.shape == (0, 3, 8, 8)
+        x = pictures(3, 3, 8, 8)
+        same = Augment([], executor=executor)(x, epoch=0, index=np.arange(3))
+        np.testing.assert_array_equal(same, x)
+        assert not np.shares_memory(same, x)
+
+
+def test_identities() -> None:
+    x = pictures(6, 3, 25, 31)
+    for y in (
+        f.horizontal_flip(f.horizontal_flip(x)), f.vertical_flip(f.vertical_flip(x)), f.invert(f.invert(x)),
+        f.rotate(f.rotate(x, 180), 180), f.brightness(x, 1.0), f.saturation(x, 1.0), f.posterize(x, 8),
+        f.solarize(x, 256), f.sharpness(x, 1.0), f.crop(x, 2, 2, 25, 31, padding=2), f.resize(x, (25, 31)), f.hue(x, 0.0),
+        f.gaussian_noise(x, 0.0), f.salt_and_pepper(x, 0.0), f.affine(x, interpolation="bilinear"), f.gaussian_blur(x, 1),
+    ):  # fmt: skip
+        np.testing.assert_array_equal(y, x)
+
+
+def test_parameters_per_sample() -> None:
+    x = pictures(5, 3, 16, 16)
+    factors = np.array([0.2, 0.7, 1.0, 1.3, 2.0])
+    for call in (f.brightness, f.contrast, f.saturation, f.sharpness):
+        together = call(x, factors)
+        for i in range(5):
+            np.testing.assert_array_equal(together[i : i + 1], call(x[i : i + 1], factors[i]))
+
+
+@pytest.mark.parametrize("executor", ["cpu", "torch"])
+def test_noise_is_normal_and_keyed(executor: str) -> None:
+    x = np.full((2, 3, 200, 200), 128, np.uint8)
+    out = f.gaussian_noise(x, 0.1, key=[7, 8], executor=executor).astype(float) - 128
+    # Truncated towards zero: the cell of 0 is two wide, the others one.
+    sigma = 25.5
+    counts = np.bincount((out[0].ravel() + 128).astype(int), minlength=257)
+    levels = np.arange(-60, 61)
+    from scipy import stats
+
+    low = np.where(levels > 0, levels, levels - 1).astype(float)
+    low[levels == 0] = -1
+    expected = stats.norm.cdf((low + np.where(levels == 0, 2, 1)) / sigma) - stats.norm.cdf(low / sigma)
+    found = counts[levels + 128]
+    total = found.sum()
+    assert stats.chisquare(found, expected / expected.sum() * total).pvalue > 1e-4
+    assert abs(np.corrcoef(out[0].ravel(), out[1].ravel())[0, 1]) < 0.01
+    assert abs(np.corrcoef(out[0, 0, :, 1:].ravel(), out[0, 0, :, :-1].ravel())[0, 1]) < 0.02
+    np.testing.assert_array_equal(out, f.gaussian_noise(x, 0.1, key=[7, 8], executor=executor).astype(float) - 128)
+
+
+def test_salt_and_pepper_shares() -> None:
+    x = np.full((1, 3, 300, 300), 100, np.uint8)
+    out = f.salt_and_pepper(x, 0.1, 0.25, key=3)[0]
+    assert (out == out[0]).all()
+    assert abs((out[0] == 255).mean() - 0.025) < 0.003
+    assert abs((out[0] == 0).mean() - 0.075) < 0.004
+    assert (f.salt_and_pepper(x, 1.0, 1.0) == 255).all()
+
+
+def test_larger_magnitude_changes_more() -> None:
+    x = pictures(6, 3, 32, 32)[[0, 4, 5]]
+    for call, values in (
+        (f.brightness, (1.1, 1.4, 1.9)), (f.contrast, (1.1, 1.5, 2.5)), (f.saturation, (1.1, 1.5, 2.5)),
+        (f.sharpness, (1.1, 2.0, 5.0)), (f.posterize, (6, 4, 2)), (f.solarize, (220, 120, 20)),
+    ):  # fmt: skip
+        changes = [np.abs(call(x, v).astype(int) - x).mean() for v in values]
+        assert changes == sorted(changes), call.__name__
+
+
+def test_every_op_is_covered() -> None:
+    assert {name for pipeline in PIPELINES for step in pipeline for name in step} == set(OPS)
+    assert set(BUSY) <= set(OPS)

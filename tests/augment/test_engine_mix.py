@@ -1,0 +1,111 @@
+"""MixUp and CutMix: shares add up, lambda is what the pixels show, draws have their distributions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from kitae.augment import functional as f
+from kitae.augment.engine import Augment
+from kitae.augment.spec import MixSpec
+
+from .test_engine_executors import pictures
+
+
+def drawn(count: int = 20_000, size: tuple[int, int] = (32, 32), **spec: float) -> np.ndarray:
+    mix = Augment([], mix=spec).plan(epoch=0, index=np.arange(count), size=size).mix
+    assert mix is not None
+    return mix
+
+
+def test_kinds_follow_prob_and_switch() -> None:
+    kinds = drawn(prob=0.8, switch_prob=0.25)[:, 0]
+    for kind, share in ((0, 0.2), (1, 0.6), (2, 0.2)):
+        assert abs((kinds == kind).mean() - share) < 0.015
+    assert set(drawn(200, cutmix_alpha=0)[:, 0]) == {1}
+    assert set(drawn(200, mixup_alpha=0)[:, 0]) == {2}
+    assert Augment([], mix={"prob": 0}).plan(epoch=0, index=[0], size=(8, 8)).mix is None
+    assert not MixSpec(mixup_alpha=0, cutmix_alpha=0).active
+
+
+@pytest.mark.parametrize("alpha", [0.2, 1.0, 2.0])
+def test_mixup_lambda_is_beta(alpha: float) -> None:
+    share = drawn(mixup_alpha=alpha, cutmix_alpha=0)[:, 1]
+    assert stats.kstest(share, "beta", (alpha, alpha)).pvalue > 1e-4
+    assert abs(np.corrcoef(share[:-1], share[1:])[0, 1]) < 0.03
+
+
+def test_cutmix_boxes() -> None:
+    mix = drawn(mixup_alpha=0, cutmix_alpha=1.0, size=(40, 60))
+    x1, y1, x2, y2 = mix[:, 2:].T
+    assert (x1 >= 0).all()
+    assert (y1 >= 0).all()
+    assert (x2 <= 60).all()
+    assert (y2 <= 40).all()
+    np.testing.assert_allclose(mix[:, 1], 1 - (x2 - x1) * (y2 - y1) / 2400)
+    inner = (x1 > 0) & (x2 < 60) & (y1 > 0) & (y2 < 40)  # not clipped: both sides follow one lambda
+    assert np.abs((x2 - x1)[inner] / 60 - (y2 - y1)[inner] / 40).max() < 0.06
+    small = (x2 - x1 < 6) & inner  # centres are uniform where the box is small
+    assert stats.kstest((x1 + x2)[small] / 2, "uniform", (0, 60)).pvalue > 1e-3
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    count=st.integers(1, 9),
+    alpha=st.sampled_from([0.0, 0.3, 1.0]),
+    prob=st.floats(0, 1),
+    executor=st.sampled_from(["cpu", "torch"]),
+)
+def test_labels_sum_to_one_and_say_what_the_pixels_show(count: int, alpha: float, prob: float, executor: str) -> None:
+    """Images of one level each: what a result holds of its partner can be counted."""
+    levels = np.arange(count) * 20 + 10
+    x = np.broadcast_to(levels[:, None, None, None], (count, 3, 20, 24)).astype(np.uint8)
+    mix = {"mixup_alpha": alpha, "cutmix_alpha": 1.0, "prob": prob}
+    aug = Augment([], seed=count, mix=mix, num_classes=count, mean=0.0, std=1.0, executor=executor)
+    images, targets = aug(x, np.arange(count), epoch=0, index=np.arange(count))
+    np.testing.assert_allclose(targets.sum(1), 1.0, atol=1e-6)
+    shown = images.mean((1, 2, 3)) * 255
+    np.testing.assert_allclose(shown, targets @ levels, rtol=1e-4)
+    if count % 2:  # the odd last sample stays
+        assert targets[-1, -1] == 1.0
+        np.testing.assert_allclose(images[-1] * 255, levels[-1], rtol=1e-5)
+
+
+def test_soft_targets_mix_as_hard_ones() -> None:
+    x = pictures(7, 3, 16, 16)
+    labels = np.array([0, 1, 2, 2, 1, 0, 2])
+    aug = Augment([], mix={}, num_classes=3)
+    hard = aug(x, labels, epoch=0, index=np.arange(7))
+    soft = aug(x, np.eye(3, dtype=np.float32)[labels], epoch=0, index=np.arange(7))
+    np.testing.assert_array_equal(hard[0], soft[0])
+    np.testing.assert_allclose(hard[1], soft[1], atol=1e-7)
+
+
+def test_partner_is_augmented_by_its_own_key() -> None:
+    x = pictures(2, 3, 16, 16)
+    plain = Augment(["horizontal_flip", {"rotate": {"degrees": 40}}], mean=0.0, std=1.0)
+    mixed = Augment(plain.ops, mean=0.0, std=1.0, mix={"cutmix_alpha": 0.0}, num_classes=2)
+    for epoch in range(5):
+        a, b = plain(x, epoch=epoch, index=np.array([10, 11]))
+        images, targets = mixed(x, np.array([0, 1]), epoch=epoch, index=np.array([10, 11]))
+        np.testing.assert_allclose(images[0], targets[0, 0] * a + targets[0, 1] * b, atol=1e-6)
+        np.testing.assert_allclose(images[1], targets[1, 1] * b + targets[1, 0] * a, atol=1e-6)
+
+
+@pytest.mark.parametrize("executor", ["cpu", "torch"])
+def test_functional_mixing(executor: str) -> None:
+    x = pictures(5, 3, 16, 20)
+    targets = np.eye(5, dtype=np.float32)
+    images, mixed = f.mixup(x, targets, 0.25, executor=executor)
+    expected = np.floor(0.25 * x[0] + 0.75 * x[1] + 0.5)
+    np.testing.assert_array_equal(images[0], expected)
+    np.testing.assert_allclose(mixed[0], [0.25, 0.75, 0, 0, 0])
+    np.testing.assert_array_equal(images[4], x[4])
+    images, mixed = f.cutmix(x, targets, (3, 2, 13, 12), executor=executor)
+    np.testing.assert_array_equal(images[2][:, 2:12, 3:13], x[3][:, 2:12, 3:13])
+    np.testing.assert_array_equal(images[2][:, :2], x[2][:, :2])
+    np.testing.assert_allclose(mixed[2], [0, 0, 1 - 100 / 320, 100 / 320, 0])
+    np.testing.assert_array_equal(f.mixup(x, None, 1.0, executor=executor), x)

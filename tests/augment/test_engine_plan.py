@@ -1,0 +1,275 @@
+"""Plans: one source, the same bits uncompiled and compiled; right distributions; printable, savable."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from scipy.special import betaincinv
+
+from kitae import keyed
+from kitae.augment import ops as o
+from kitae.augment import policies as p
+from kitae.augment.engine import Augment
+from kitae.augment.plan import Program, plan_sample
+from kitae.augment.spec import OPS, MixSpec, make_op
+
+SAMPLES = 20_000
+BUSY = {  # every op with settings that use all of its draws
+    "rotate": {"degrees": (-50, 20), "p": 0.8, "interpolation": "bilinear", "fill": (1, 2, 3)},
+    "random_crop": {"padding": (1, 2, 3, 4), "mode": "edge", "size": (20, 24)},
+    "random_resized_crop": {"size": 24},
+    "affine": {"degrees": 20, "translate": (0.1, 0.2), "scale": (0.8, 1.2), "shear": (-3, 8, 1, 2), "p": 0.7},
+    "perspective": {"distortion_scale": 0.7},
+    "color_jitter": {"brightness": 0.4, "contrast": 0.3, "saturation": (0.5, 1.6), "hue": 0.2, "p": 0.9},
+    "gaussian_blur": {"kernel_size": (3, 5), "p": 0.7},
+    "gaussian_noise": {"sigma": (0.02, 0.2), "mean": 0.01},
+    "salt_and_pepper": {"amount": (0.0, 0.1), "salt": 0.3},
+    "sharpness": {"factor": (0.2, 2.0)},
+    "random_erasing": {"p": 0.9, "scale": (0.02, 0.9)},
+    "rand_augment": {"num_ops": 3, "magnitude": 12},
+    "augmix": {"alpha": 0.7, "mixture_width": 4},
+}
+PIPELINES = [[{name: BUSY.get(name, {})}] for name in OPS] + [
+    [{"auto_augment": {"policy": policy}}] for policy in ("cifar10", "imagenet", "svhn")
+]
+
+
+def names(pipeline: list) -> str:
+    return "-".join(
+        f"{name}{'-' + v['policy'] if 'policy' in v else ''}" for step in pipeline for name, v in step.items()
+    )
+
+
+def plan(
+    ops: list, count: int = SAMPLES, size: tuple[int, int] = (32, 48), epoch: int = 1, seed: int = 5, **more
+) -> Program:
+    return Augment(ops, seed=seed, **more).plan(epoch=epoch, index=np.arange(count), size=size)
+
+
+@pytest.mark.parametrize("pipeline", PIPELINES, ids=names)
+@settings(max_examples=5, deadline=None)
+@given(
+    seed=st.integers(0, 2**64 - 1),
+    epoch=st.integers(0, 2**32 - 1),
+    start=st.integers(0, 2**63 - 9),
+)
+def test_compiled_plan_has_the_bits_of_the_plain_one(pipeline: list, seed: int, epoch: int, start: int) -> None:
+    aug = Augment(pipeline, seed=seed, mean=0.5, std=0.2, mix=MixSpec(mixup_alpha=0.4, cutmix_alpha=2.0, prob=0.8))
+    index = start + np.arange(8)
+    compiled = aug.plan(epoch=epoch, index=index, size=(32, 48))
+    for row, i in enumerate(index.tolist()):
+        plain = plan_sample(aug.pipeline(3, 32, 48), seed, epoch, i)
+        np.testing.assert_array_equal(compiled.codes[row], plain.codes[0])
+        np.testing.assert_array_equal(compiled.args[row], plain.args[0])
+        assert compiled.mix is not None
+        assert plain.mix is not None
+        np.testing.assert_array_equal(compiled.mix[row], plain.mix[0])
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_an_op_writes_only_the_codes_it_declares(name: str) -> None:
+    op = make_op({name: BUSY.get(name, {})})
+    found = set(np.unique(plan([op], 2000, mean=0.5, std=0.2).codes).tolist())
+    assert found <= {o.NOP, o.ERASE_AFTER, o.CHAIN_BEGIN, *op.codes}
+    assert found - {o.NOP}
+
+
+def test_probability_zero_and_one() -> None:
+    for name in OPS:
+        if "p" in OPS[name].model_fields and name != "random_erasing":
+            assert not plan([{name: {**BUSY.get(name, {}), "p": 0.0}}], 500).codes.any(), name
+            settings_ = {**BUSY.get(name, {}), "p": 1.0}
+            assert (plan([{name: settings_}], 500).codes.any(1)).all(), name
+
+
+def chi_square(counts: np.ndarray, expected: np.ndarray | None = None) -> float:
+    return float(stats.chisquare(counts, expected).pvalue)
+
+
+def test_flip_is_fair_and_independent_of_neighbours() -> None:
+    flips = np.stack([plan(["horizontal_flip"], epoch=e).codes[:, 0] for e in (0, 1)]) != 0
+    assert chi_square(np.bincount(flips[0])) > 1e-4
+    for a, b in ((flips[0, :-1], flips[0, 1:]), (flips[0], flips[1])):  # the next index, the next epoch
+        assert chi_square(np.bincount(2 * a + b, minlength=4)) > 1e-4
+    two = plan(["horizontal_flip", "vertical_flip"]).codes != 0  # the next slot
+    assert chi_square(np.bincount(2 * two[:, 0] + two[:, 1], minlength=4)) > 1e-4
+
+
+def test_crop_places_are_uniform() -> None:
+    args = plan([{"random_crop": {"padding": 4}}]).args[:, 0]
+    for column in (0, 1):
+        assert set(args[:, column]) == set(range(-4, 5))
+        assert chi_square(np.bincount(args[:, column].astype(int) + 4)) > 1e-4
+
+
+def test_jitter_order_and_factors_are_uniform() -> None:
+    program = plan([{"color_jitter": {"brightness": 0.2, "contrast": 0.4, "saturation": (0.5, 0.9), "hue": 0.1}}])
+    orders = {tuple(row) for row in program.codes.tolist()}
+    assert len(orders) == 24
+    _, counts = np.unique(program.codes, axis=0, return_counts=True)
+    assert chi_square(counts) > 1e-4
+    for code, low, high in (
+        (o.BRIGHTNESS, 0.8, 1.2),
+        (o.CONTRAST, 0.6, 1.4),
+        (o.SATURATION, 0.5, 0.9),
+        (o.HUE, -0.1, 0.1),
+    ):
+        values = program.args[..., 0][program.codes == code]
+        assert len(values) == SAMPLES
+        assert stats.kstest(values, "uniform", (low, high - low)).pvalue > 1e-4
+
+
+def test_jitter_leaves_out_what_would_not_change() -> None:
+    assert set(np.unique(plan([{"color_jitter": {"hue": 0.1}}], 100).codes)) == {o.NOP, o.HUE}
+    grey = Augment([{"color_jitter": {"hue": 0.1, "saturation": 0.5, "contrast": 0.5}}])
+    codes = grey.plan(epoch=0, index=np.arange(100), size=(8, 8), channels=1).codes
+    assert set(np.unique(codes)) == {o.NOP, o.CONTRAST}
+
+
+def test_resized_crop_follows_torchvision() -> None:
+    args = plan([{"random_resized_crop": {}}], size=(400, 400)).args[:, 0]
+    top, left, h, w = args[:, :4].T
+    assert (h >= 1).all()
+    assert (w >= 1).all()
+    assert ((top + h <= 400) & (left + w <= 400) & (top >= 0) & (left >= 0)).all()
+    assert (
+        stats.kstest(np.log(w / h), "uniform", (np.log(3 / 4), 2 * np.log(4 / 3))).pvalue < 0.05
+    )  # large ones fall out
+    small = h * w < 0.5 * 400 * 400  # below half the area every ratio fits, so nothing is cut off
+    area = h[small] * w[small] / 400**2
+    assert abs(np.log(w / h)[small].mean()) < 0.02
+    assert stats.kstest(area, "uniform", (0.08, 0.42)).pvalue > 1e-4
+
+
+def test_resized_crop_falls_back_to_the_centre() -> None:
+    args = plan([{"random_resized_crop": {"scale": (1.0, 1.0), "ratio": (0.9, 1.1)}}], 50, size=(100, 20)).args[:, 0]
+    np.testing.assert_array_equal(args[:, :4], np.tile([39.0, 0.0, 22.0, 20.0], (50, 1)))
+
+
+def test_erasing_area_and_ratio() -> None:
+    program = plan([{"random_erasing": {"p": 0.5}}], size=(200, 200), mean=0.5, std=0.2)
+    on = program.codes[:, 0] == o.ERASE_AFTER
+    assert abs(on.mean() - 0.5) < 0.02
+    top, left, h, w = program.args[on, 0, :4].T
+    assert ((top + h <= 200) & (left + w <= 200) & (h < 200) & (w < 200)).all()
+    assert stats.kstest(h * w / 200**2, "uniform", (0.02, 0.31)).pvalue > 1e-4
+    assert abs(np.log(h / w).mean() - (np.log(3.3) + np.log(0.3)) / 2) < 0.03
+
+
+def test_erasing_that_is_followed_by_an_op_writes_the_mean_colour_in_place() -> None:
+    program = plan([{"random_erasing": {"p": 1}}, "invert"], 50, mean=(0.2, 0.4, 0.6), std=0.2)
+    assert set(program.codes[:, 0]) <= {o.ERASE, o.NOP}
+    np.testing.assert_array_equal(program.args[0, 0, 4:7], [51, 102, 153])
+    both = plan([{"random_erasing": {"p": 1}}, {"cutout": {"size": 4}}], 50, mean=0.5, std=0.2)
+    assert set(np.unique(both.codes)) <= {o.ERASE_AFTER, o.NOP}
+    assert (plan([{"cutout": {"value": 7}}], 10, mean=0.5, std=0.2).codes == o.ERASE).all()
+    assert (plan([{"cutout": {}}], 10).args[:, 0, 4:7] == 0).all()  # uint8: black
+
+
+def test_auto_augment_frequencies() -> None:
+    for policy in ("cifar10", "imagenet", "svhn"):
+        program = plan([{"auto_augment": {"policy": policy}}])
+        ops = {name: 0.0 for name in p.POLICY_OPS}
+        for sub in p.table(policy):
+            for name, probability, _ in sub:
+                ops[name] += probability / 25 * SAMPLES
+        merged = {
+            o.AFFINE_NEAREST: sum(ops[n] for n in ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")),
+            o.BRIGHTNESS: ops["brightness"], o.SATURATION: ops["color"], o.CONTRAST: ops["contrast"],
+            o.SHARPNESS: ops["sharpness"], o.POSTERIZE: ops["posterize"], o.SOLARIZE: ops["solarize"],
+            o.AUTOCONTRAST: ops["autocontrast"], o.EQUALIZE: ops["equalize"], o.INVERT: ops["invert"],
+        }  # fmt: skip
+        for code, expected in merged.items():
+            found = (program.codes == code).sum()
+            assert abs(found - expected) < 5 * np.sqrt(expected + 1), (policy, code)
+
+
+def test_rand_augment_draws_with_replacement_at_one_magnitude() -> None:
+    program = plan([{"rand_augment": {"num_ops": 2, "magnitude": 9}}])
+    assert (
+        chi_square(np.bincount(np.searchsorted(np.unique(program.codes), program.codes[:, 0]))) < 1e-4
+    )  # 5 warps, 1 nop
+    kinds = (program.codes == o.AFFINE_NEAREST).mean(0)
+    assert np.allclose(kinds, 5 / 14, atol=0.02)
+    factors = program.args[..., 0][program.codes == o.BRIGHTNESS]
+    assert set(np.round(factors, 6)) == {round(1 + 0.27, 6), round(1 - 0.27, 6)}
+    assert abs((factors > 1).mean() - 0.5) < 0.05
+    assert set(program.args[..., 0][program.codes == o.POSTERIZE]) == {7.0}
+
+
+def test_trivial_augment_uses_all_bins() -> None:
+    program = plan([{"trivial_augment_wide": {}}], 40_000)
+    for code, count in ((o.SOLARIZE, 31), (o.BRIGHTNESS, 61)):
+        values, counts = np.unique(program.args[..., 0][program.codes == code], return_counts=True)
+        assert len(values) == count  # signs double all magnitudes but zero
+        expected = np.full(count, 1.0)
+        if code == o.BRIGHTNESS:
+            expected[:] = 0.5
+            expected[values == 1.0] = 1.0
+        assert chi_square(counts, expected / expected.sum() * counts.sum()) > 1e-4
+
+
+def test_augmix_weights() -> None:
+    program = plan([{"augmix": {}}], 4000)
+    m = program.args[:, 0, 0]
+    assert stats.kstest(m, "uniform").pvalue > 1e-4
+    ends = program.codes == o.CHAIN_END
+    weights = program.args[..., 0][ends].reshape(-1, 3)
+    np.testing.assert_allclose(weights.sum(1) + m, 1.0, atol=1e-12)
+    shares = weights / weights.sum(1, keepdims=True)
+    for column in shares.T:  # Dirichlet(1, 1, 1) has Beta(1, 2) margins
+        assert stats.kstest(column, "beta", (1, 2)).pvalue > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("a", "b"), [(0.1, 0.1), (0.2, 0.2), (0.5, 0.5), (1, 2), (1, 1), (2, 2), (0.4, 1.2), (8, 8), (50, 50)]
+)
+def test_beta_quantiles_are_within_the_stated_tolerance(a: float, b: float) -> None:
+    table = p.beta_table(a, b)
+    u = keyed.uniform(0, 0, np.arange(20_000), 0)
+    found = np.array([p.beta_quantile(x, table, 0) for x in u])
+    assert np.abs(found - betaincinv(a, b, u)).max() < 1e-5
+
+
+def test_program_is_printable_savable_and_loadable(tmp_path) -> None:
+    aug = Augment(
+        [{"random_crop": {"padding": 4}}, {"rotate": {}}, {"random_erasing": {"p": 1}}], mean=0.5, std=0.2, mix={}
+    )
+    words = aug.explain(epoch=3, index=17, size=(32, 32))
+    assert words[0].startswith("crop 32 x 32 at (")
+    assert words[1].startswith("affine [")
+    assert "zero after normalisation" in words[2]
+    assert "its partner, lambda" in words[3]
+    program = aug.plan(epoch=3, index=[17, 18], size=(32, 32))
+    assert program.describe(0) == words
+    program.save(tmp_path / "program.npz")
+    again = Program.load(tmp_path / "program.npz")
+    for a, b in ((program.codes, again.codes), (program.args, again.args), (program.mix, again.mix)):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_every_step_has_words() -> None:
+    for name in OPS:
+        program = plan([{name: BUSY.get(name, {})}], 50, mean=0.5, std=0.2)
+        for row in range(50):
+            assert all(isinstance(line, str) and line for line in program.describe(row))
+
+
+def test_reference_plans_are_pinned() -> None:
+    """The first samples of a fixed key: a change here changes every run ever made."""
+    program = plan([{"random_crop": {"padding": 4}}, "horizontal_flip", {"color_jitter": {"brightness": 0.2, "hue": 0.1}}],
+                   4, size=(32, 32), epoch=0, seed=0)  # fmt: skip
+    assert program.codes.tolist() == PINNED_CODES
+    np.testing.assert_allclose(program.args[:, :, 0], PINNED_ARGS, rtol=1e-15)
+
+
+PINNED_CODES = [[1, 0, 12, 0, 0, 9], [1, 2, 12, 0, 0, 9], [1, 2, 0, 0, 9, 12], [1, 2, 0, 9, 0, 12]]
+PINNED_ARGS = [
+    [-2.0, 0.0, -0.009006214933469897, 0.0, 0.0, 0.8718282428570092],
+    [1.0, 0.0, -0.059212511871010065, 0.0, 0.0, 1.0832728285342454],
+    [0.0, 0.0, 0.0, 0.0, 1.0898674195632339, 0.08779006842523815],
+    [0.0, 0.0, 0.0, 1.109915875736624, 0.0, 0.04008002518676221],
+]
