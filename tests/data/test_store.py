@@ -418,7 +418,7 @@ def test_a_disk_without_room_is_told_before_decoding(
 ) -> None:
     usage = shutil.disk_usage(".")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    with pytest.raises(DataError, match="the disk is full"):
+    with pytest.raises(DataError, match="the disk is full, 0 MB are needed"):
         open_store(DataSpec(source=f"folder:{make_folder('cats', 'dogs')}"), lambda done, total: pytest.fail("decoded"))
     assert stores(cache) == []
 

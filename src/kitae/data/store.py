@@ -211,8 +211,9 @@ def _build(
     table = source.table
     rules = _resolve(source, request, threads)
     needed = rules.channels * rules.image_size**2 * len(source)
-    if shutil.disk_usage(final.parent).free < needed:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with storage_errors(final.parent, needed):
+        if shutil.disk_usage(final.parent).free < needed:  # better now than after minutes of decoding
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     temporary = final.with_name(f".{final.name}-{uuid.uuid4().hex[:8]}.tmp")
     try:
         temporary.mkdir()
