@@ -6,14 +6,31 @@ A step is a function (run, folder, **settings) -> {name: number}, nested as it l
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from kitae.errors import RecipeError
 from kitae.run import Run
 
 STEPS: dict[str, str] = {
     "prune": "kitae.experiments.after:prune",
+    "robustness": "kitae.experiments.after:robustness",
+}
+
+# Corruption -> what it stands for, and its severities from mild to strong.
+CORRUPTIONS: dict[str, tuple[str, tuple[float, ...]]] = {
+    "rotation": ("viewpoint", (10.0, 20.0, 30.0)),  # degrees
+    "zoom": ("viewpoint", (0.85, 0.7, 0.55)),  # scale
+    "darker": ("light", (0.7, 0.5, 0.3)),  # brightness factor
+    "brighter": ("light", (1.3, 1.6, 2.0)),
+    "contrast": ("light", (0.7, 0.5, 0.3)),  # contrast factor
+    "noise": ("noise", (0.02, 0.05, 0.1)),  # standard deviation, of pixels in [0, 1]
+    "blur": ("noise", (0.5, 0.8, 1.2)),  # standard deviation in pixels of a 32-pixel image
+    "occlusion": ("occlusion", (0.2, 0.35, 0.5)),  # side of a grey square as a share of the image's
 }
 
 
@@ -65,3 +82,69 @@ def prune(
         "parameters": float(counts.nonzero),
         "compressed_bytes": float(pruning.compressed_bytes(model)),
     }
+
+
+def robustness(run: Run, folder: Path, *, images: int = 1000) -> dict[str, float]:
+    """Accuracy of the run's best model on test images that were made worse, over the severities of `CORRUPTIONS`.
+
+    Args:
+        images: so many test images, the same for every run of the same split.
+
+    Returns:
+        mean_accuracy, KIND_accuracy (viewpoint, light, noise, occlusion) and NAME_accuracy of each corruption.
+    """
+    from kitae import keyed
+    from kitae.evaluation.robustness import accuracy_under
+    from kitae.pipeline import Setup
+
+    setup = Setup.of(run)
+    rows = setup.splits.open_test(lambda: run.count_test_opening("study, robustness"))
+    order = keyed.permutation(run.recipe.data.split_seed, 2, len(rows), keyed.SLOT_SPLIT)
+    rows = np.sort(rows[order[:images]])
+    mean, std = setup.normalization
+    found = accuracy_under(
+        run.load_model(),
+        setup.image_set(rows).gather,
+        rows,
+        {name: [_corruption(name, severity) for severity in of] for name, (_, of) in CORRUPTIONS.items()},
+        mean=mean,
+        std=std,
+        batch_size=run.recipe.evaluate.batch_size,
+    )
+    accuracies = {
+        name: float(np.mean([at["accuracy"] for at in severities])) for name, severities in found["corruptions"].items()
+    }
+    results = {f"{name}_accuracy": value for name, value in accuracies.items()}
+    for kind in dict.fromkeys(kind for kind, _ in CORRUPTIONS.values()):
+        members = [accuracies[name] for name, (of, _) in CORRUPTIONS.items() if of == kind]
+        results[f"{kind}_accuracy"] = float(np.mean(members))
+    return {"mean_accuracy": float(np.mean(list(accuracies.values()))), **results}
+
+
+def _corruption(name: str, severity: float) -> Callable[[NDArray[np.uint8], NDArray[np.int64]], NDArray[np.uint8]]:
+    """uint8 [n, C, H, W] and their rows (which key the noise) -> the same images, worse."""
+
+    def corrupt(images: NDArray[np.uint8], rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        from kitae.augment import functional
+
+        side = images.shape[-1]
+        if name == "rotation":
+            worse = functional.rotate(images, severity, "bilinear", fill=128, executor="torch")
+        elif name == "zoom":
+            worse = functional.affine(images, scale=severity, interpolation="bilinear", fill=128, executor="torch")
+        elif name in ("darker", "brighter"):
+            worse = functional.brightness(images, severity, executor="torch")
+        elif name == "contrast":
+            worse = functional.contrast(images, severity, executor="torch")
+        elif name == "noise":
+            worse = functional.gaussian_noise(images, severity, key=rows, executor="torch")
+        elif name == "blur":
+            sigma = severity * side / 32
+            worse = functional.gaussian_blur(images, 2 * max(1, round(2 * sigma)) + 1, sigma, executor="torch")
+        else:
+            width = round(severity * side)
+            at = (side - width) // 2
+            worse = functional.erase(images, at, at, width, width, value=128, executor="torch")
+        return np.asarray(worse)
+
+    return corrupt
