@@ -1,0 +1,378 @@
+"""What the plans draw follows the distributions they promise, and neighbouring keys have nothing in common.
+
+Keys are fixed, so each p-value is a constant: a test fails when a definition changes, never by chance.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy import stats
+from scipy.special import betaincinv
+from torchvision.transforms import v2
+
+from kitae import keyed
+from kitae.augment import Augment
+from kitae.augment import ops as o
+from kitae.augment import policies as p
+from kitae.augment.plan import Program
+
+COUNT = 30_000
+UNLIKELY = 1e-4
+
+
+def plan(
+    op: Any, size: tuple[int, int] = (32, 48), seed: int = 11, epoch: int = 3, start: int = 0, **more: Any
+) -> Program:
+    entry = op if isinstance(op, list) else [op]
+    return Augment(entry, seed=seed, **more).plan(epoch=epoch, index=start + np.arange(COUNT), size=size)
+
+
+def fits(counts: NDArray[Any], shares: Any = None) -> None:
+    """Chi-square of counts against shares (all alike by default)."""
+    shares = np.full(len(counts), 1 / len(counts)) if shares is None else np.asarray(shares, float)
+    assert (counts[shares == 0] == 0).all()
+    keep = shares > 0
+    expected = shares[keep] / shares.sum() * counts.sum()
+    assert expected.min() >= 5
+    pvalue = stats.chisquare(counts[keep], expected).pvalue
+    assert pvalue > UNLIKELY, f"p = {pvalue:.2g}: {counts.tolist()} against {expected.round(1).tolist()}"
+
+
+def uniform(values: NDArray[Any], low: float, high: float) -> None:
+    assert values.min() >= low
+    assert values.max() <= high
+    pvalue = stats.kstest(values, "uniform", (low, high - low)).pvalue
+    assert pvalue > UNLIKELY, f"p = {pvalue:.2g} for uniform in [{low}, {high}]"
+
+
+def independent(a: NDArray[Any], b: NDArray[Any], what: str) -> None:
+    """Chi-square of a table of two categorical draws, or a rank correlation of two continuous ones."""
+    if len(np.unique(a)) <= 70:
+        pvalue = stats.contingency.chi2_contingency(stats.contingency.crosstab(a, b).count).pvalue
+    else:
+        pvalue = stats.spearmanr(a, b).pvalue
+    assert pvalue > UNLIKELY, f"{what}: p = {pvalue:.2g}"
+
+
+# Which op a policy chose, from a step: five warps share one code and differ in their matrices.
+
+
+def chosen(program: Program, step: int, height: int, width: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """For each sample the index of its op in `POLICY_OPS` (0 where the step does nothing), and its magnitude."""
+    codes, args = program.codes[:, step], program.args[:, step]
+    simple = {o.BRIGHTNESS: p.BRIGHTER, o.SATURATION: p.COLOR, o.CONTRAST: p.CONTRASTED, o.SHARPNESS: p.SHARPER,
+              o.POSTERIZE: p.POSTERIZED, o.SOLARIZE: p.SOLARIZED, o.AUTOCONTRAST: p.AUTOCONTRASTED,
+              o.EQUALIZE: p.EQUALIZED, o.INVERT: p.INVERTED}  # fmt: skip
+    op, magnitude = np.zeros(len(codes), int), np.zeros(len(codes))
+    for code, name in simple.items():
+        on = codes == code
+        op[on] = name
+        magnitude[on] = args[on, 0] - (1.0 if p.BRIGHTER <= name <= p.SHARPER else 0.0)
+    warp = codes == o.AFFINE_NEAREST
+    a, b, c, d, _, f = args[:, :6].T
+    # An output pixel's colour comes from x + slope * y under a shear about the corner, from x - t under a shift by t.
+    for name, on, value in (
+        (p.ROTATE, (b != 0) & (d != 0), -np.degrees(np.arctan2(d, a))),
+        (p.SHEAR_X, (b != 0) & (d == 0), b),
+        (p.SHEAR_Y, (b == 0) & (d != 0), d),
+        (p.TRANSLATE_X, (b == 0) & (d == 0) & (c != 0), -c),
+        (p.TRANSLATE_Y, (b == 0) & (d == 0) & (c == 0) & (f != 0), -f),
+    ):
+        op[warp & on], magnitude[warp & on] = name, value[warp & on]
+    still = warp & (op == 0)  # a warp of magnitude 0: which one cannot be told
+    op[still] = -1
+    return op, magnitude
+
+
+@pytest.mark.parametrize("policy", ["cifar10", "imagenet", "svhn"])
+def test_auto_augment_sub_policies_and_signs(policy: str) -> None:
+    """Each combination (op or none, op or none) of the two steps, and each signed magnitude, as the table says."""
+    size = (331, 331)  # where a translation's bins are whole pixels apart
+    program = plan({"auto_augment": {"policy": policy}}, size)
+    first, amount = chosen(program, 0, *size)
+    second, _ = chosen(program, 1, *size)
+    expected: dict[tuple[int, int], float] = {}
+    for (op1, p1, m1), (op2, p2, m2) in v2.AutoAugment(v2.AutoAugmentPolicy(policy))._policies:
+        a, b = (v2_index(op1, m1), v2_index(op2, m2))
+        for x, share in ((a, p1), (0, 1 - p1)):
+            for y, other in ((b, p2), (0, 1 - p2)):
+                expected[x, y] = expected.get((x, y), 0.0) + share * other / 25
+    pairs = list(expected)
+    counts = np.array([((first == x) & (second == y)).sum() for x, y in pairs])
+    assert counts.sum() == COUNT
+    fits(counts, [expected[pair] for pair in pairs])
+    signed = (first >= p.SHEAR_X) & (first <= p.SIGNED) & (np.abs(amount) > 1e-9)
+    if signed.any():
+        fits(np.bincount((amount[signed] > 0).astype(int), minlength=2))
+
+
+def v2_index(name: str, level: int | None) -> int:
+    names = ["Identity", "ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", "Brightness", "Color", "Contrast",
+             "Sharpness", "Posterize", "Solarize", "AutoContrast", "Equalize", "Invert"]  # fmt: skip
+    at = names.index(name)
+    return -1 if level == 0 and p.SHEAR_X <= at <= p.ROTATE else at
+
+
+def test_rand_augment_ops_signs_and_order() -> None:
+    program = plan({"rand_augment": {"num_ops": 3, "magnitude": 9}})
+    drawn = [chosen(program, step, 32, 48) for step in range(3)]
+    for op, amount in drawn:
+        fits(np.bincount(op, minlength=p.INVERTED))  # the fourteen, identity among them, no invert
+        for name in range(p.SHEAR_X, p.SIGNED + 1):
+            values = amount[op == name]
+            assert len(np.unique(np.abs(values).round(9))) == 1
+            fits(np.bincount((values > 0).astype(int)))
+    for a, b in ((0, 1), (1, 2), (0, 2)):
+        independent(drawn[a][0], drawn[b][0], f"ops of steps {a} and {b}")
+
+
+def test_trivial_augment_ops_bins_and_signs() -> None:
+    """The op uniform among 14; its magnitude uniform among 31 bins, the same for both signs."""
+    size = (97, 97)
+    program = plan({"trivial_augment_wide": {}}, size)
+    op, amount = chosen(program, 0, *size)
+    # A still warp is one of five at bin 0, a translation also where its bin is below one pixel.
+    still = 5 / 14 / 31
+    shares = np.full(p.INVERTED, 1 / 14)
+    shares[p.SHEAR_X : p.ROTATE + 1] -= 1 / 14 / 31
+    fits(np.append(np.bincount(op[op >= 0], minlength=p.INVERTED), (op < 0).sum()), np.append(shares, still))
+    for name in range(p.SHEAR_X, p.SOLARIZED + 1):
+        bins = p.magnitudes("wide", name, 31, *size)
+        signs = (1, -1) if name <= p.SIGNED else (1,)
+        exact = (
+            255.0 * bins if name == p.SOLARIZED else np.trunc(bins) if name in (p.TRANSLATE_X, p.TRANSLATE_Y) else bins
+        )
+        levels, weights = np.unique(np.round(np.concatenate([s * exact for s in signs]), 6), return_counts=True)
+        if p.SHEAR_X <= name <= p.ROTATE:
+            levels, weights = levels[levels != 0], weights[levels != 0]
+        values = np.round(amount[op == name], 6)
+        counts = np.array([np.isclose(values, level, atol=2e-6).sum() for level in levels])
+        assert counts.sum() == len(values), f"{p.POLICY_OPS[name]}: magnitudes outside the table"
+        fits(counts, weights)
+
+
+def test_augmix_ops_depths_and_bins() -> None:
+    program = plan({"augmix": {"severity": 4}}, (331, 331))
+    program = Program(np.where(program.codes == o.AFFINE_BILINEAR, o.AFFINE_NEAREST, program.codes), program.args)
+    depths = []
+    for chain in range(3):
+        links = program.codes[:, 2 + 5 * chain : 5 + 5 * chain]
+        depth = (links != o.NOP).sum(1)
+        assert ((links != o.NOP).cumprod(1).sum(1) == depth).all()  # no gap
+        fits(np.bincount(depth, minlength=4), [0, 1, 1, 1])
+        depths.append(depth)
+        op, amount = chosen(program, 2 + 5 * chain, 331, 331)
+        shares = np.full(p.INVERTED, 1 / 13)  # neither identity nor invert
+        shares[0] = 0
+        shares[p.SHEAR_X : p.ROTATE + 1] *= 3 / 4  # one bin in four is 0
+        fits(np.append(np.bincount(op[op >= 0], minlength=p.INVERTED), (op < 0).sum()), np.append(shares, 5 / 13 / 4))
+        turns = np.round(np.abs(amount[op == p.ROTATE]), 4)
+        fits(np.unique(turns, return_counts=True)[1])
+        bits = amount[op == p.POSTERIZED]
+        values, counts = np.unique(bits, return_counts=True)
+        table, weights = np.unique(p.magnitudes("augmix", p.POSTERIZED, 10, 331, 331)[:4], return_counts=True)
+        np.testing.assert_array_equal(values, table)
+        fits(counts, weights)
+    for a, b in ((0, 1), (1, 2), (0, 2)):
+        independent(depths[a], depths[b], f"depths of chains {a} and {b}")
+
+
+def test_rotation_and_affine() -> None:
+    args = plan({"rotate": {"degrees": 35}}).args[:, 0]
+    uniform(np.degrees(np.arctan2(args[:, 1], args[:, 0])), -35, 35)
+    wide = {"degrees": (-20, 50), "translate": (0.25, 0.125), "scale": (0.5, 1.5)}
+    args = plan({"affine": wide}, (64, 64)).args[:, 0]
+    a, b, c, d, e, f = args[:, :6].T
+    scale = 1 / np.sqrt(a * e - b * d)
+    uniform(scale, 0.5, 1.5)
+    angle = np.degrees(np.arctan2(b, a))
+    uniform(angle, -20, 50)
+    # The shift, brought back from the inverse matrix: whole pixels, half the weight at both ends of the range.
+    inverse = np.stack([a, b, d, e], 1).reshape(-1, 2, 2)
+    tx, ty = -np.linalg.solve(inverse, np.stack([c, f], 1)[..., None])[..., 0].T
+    for shift, most in ((tx, 16), (ty, 8)):
+        whole = np.rint(shift).astype(int)
+        assert np.abs(shift - whole).max() < 1e-9
+        weights = np.ones(2 * most + 1)
+        weights[[0, -1]] = 0.5
+        fits(np.bincount(whole + most, minlength=2 * most + 1), weights)
+    for x, y, what in ((angle, scale, "angle, scale"), (tx, ty, "shifts"), (angle, tx, "angle, shift")):
+        independent(x, y, what)
+    # torchvision's inverse of a shear is [[1 + tan sx tan sy, tan sx], [tan sy, 1]].
+    args = plan({"affine": {"shear": (-30, 10, 5, 20)}}).args[:, 0]
+    uniform(np.degrees(np.arctan(args[:, 1])), -30, 10)
+    uniform(np.degrees(np.arctan(args[:, 3])), 5, 20)
+
+
+def test_perspective_corners() -> None:
+    """Each corner's own shift inwards, uniform over whole pixels, from where the coefficients send the corners."""
+    height, width = 41, 61
+    program = plan({"perspective": {"distortion_scale": 0.4, "p": 0.5}}, (height, width))
+    on = program.codes[:, 0] != o.NOP
+    fits(np.bincount(on.astype(int)))
+    k = program.args[on, 0, :8]
+    # Start points are the corners of the image; the inverse map sends end points to them, so invert it.
+    inverse = np.linalg.inv(np.concatenate([k, np.ones((len(k), 1))], 1).reshape(-1, 3, 3))
+    bx, by = int(0.4 * (width // 2)) + 1, int(0.4 * (height // 2)) + 1
+    shifts = []
+    for x, y in ((0, 0), (width - 1, 0), (width - 1, height - 1), (0, height - 1)):
+        u, v, w = (inverse @ np.array([x, y, 1.0])).T
+        ends = u / w, v / w
+        for end, corner, side, bound in zip(ends, (x, y), (width, height), (bx, by), strict=True):
+            whole = np.rint(end).astype(int)
+            assert np.abs(end - whole).max() < 1e-6
+            inwards = whole if corner == 0 else side - 1 - whole
+            fits(np.bincount(inwards, minlength=bound))
+            shifts.append(inwards)
+    for i in range(8):
+        for j in range(i):
+            independent(shifts[i], shifts[j], f"corner shifts {i} and {j}")
+
+
+def test_resized_crop_where_everything_fits() -> None:
+    """Windows of at most a quarter of the image always fit: area and log-ratio are exactly uniform, places too."""
+    args = plan({"random_resized_crop": {"scale": (0.05, 0.25), "ratio": (0.5, 2.0)}}, (1000, 1000)).args[:, 0]
+    top, left, h, w = args[:, :4].T
+    jitter = np.random.default_rng(0).uniform(-0.5, 0.5, (2, COUNT))  # sides are whole pixels
+    uniform(np.clip((h + jitter[0]) * (w + jitter[1]) / 1e6, 0.05, 0.25), 0.05, 0.25)
+    uniform(np.clip(np.log((w + jitter[0]) / (h + jitter[1])), np.log(0.5), np.log(2)), np.log(0.5), np.log(2))
+    uniform((top + 0.5) / (1000 - h + 1), 0, 1)
+    uniform((left + 0.5) / (1000 - w + 1), 0, 1)
+    independent(h * w, w / h, "area and ratio")
+    independent(top, left, "places")
+
+
+def test_erasing_log_ratio_and_place() -> None:
+    op = {"random_erasing": {"p": 0.3, "scale": (0.02, 0.2), "ratio": (0.3, 3.3)}}
+    program = plan(op, (1000, 1000))
+    on = program.codes[:, 0] != o.NOP
+    fits(np.bincount(on.astype(int)), [0.7, 0.3])
+    top, left, h, w = program.args[on, 0, :4].T
+    jitter = np.random.default_rng(0).uniform(-0.5, 0.5, (2, len(h)))
+    uniform(np.clip(np.log((h + jitter[0]) / (w + jitter[1])), np.log(0.3), np.log(3.3)), np.log(0.3), np.log(3.3))
+    uniform(np.clip((h + jitter[0]) * (w + jitter[1]) / 1e6, 0.02, 0.2), 0.02, 0.2)
+    uniform((top + 0.5) / (1000 - h + 1), 0, 1)
+    uniform((left + 0.5) / (1000 - w + 1), 0, 1)
+
+
+def test_cutout_centres() -> None:
+    args = plan({"cutout": {"size": 16}}, (40, 24)).args[:, 0]
+    top, left, h, w = args[:, :4].T
+    for start, side, extent in ((top, h, 40), (left, w, 24)):
+        # The centre from the side that was not clipped.
+        centre = np.where(start > 0, start + 8, side + start - 8).astype(int)
+        fits(np.bincount(centre, minlength=extent))
+        assert (start + side <= extent).all()
+
+
+@pytest.mark.parametrize(
+    ("op", "column", "low", "high"),
+    [
+        ({"brightness": {"amount": 0.4}}, 0, 0.6, 1.4),
+        ({"contrast": {"amount": 1.5}}, 0, 0.0, 2.5),
+        ({"saturation": {"amount": (0.2, 0.7)}}, 0, 0.2, 0.7),
+        ({"hue": {"amount": 0.3}}, 0, -0.3, 0.3),
+        ({"sharpness": {"factor": (0.1, 1.9), "p": 1.0}}, 0, 0.1, 1.9),
+        ({"gaussian_blur": {"kernel_size": 5, "sigma": (0.1, 2.0)}}, 2, 0.1, 2.0),
+        ({"gaussian_noise": {"sigma": (0.05, 0.2)}}, 3, 0.05, 0.2),
+        ({"gaussian_noise": {}}, 0, 0, 2**32),
+        ({"gaussian_noise": {}}, 1, 0, 2**32),
+        ({"salt_and_pepper": {"amount": (0.0, 0.5)}}, 2, 0.0, 0.5),
+        ({"salt_and_pepper": {}}, 0, 0, 2**32),
+    ],
+    ids=str,
+)
+def test_continuous_parameters(op: dict[str, Any], column: int, low: float, high: float) -> None:
+    uniform(plan(op).args[:, 0, column], low, high)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["horizontal_flip", "vertical_flip", "grayscale", "invert", "posterize", "solarize", "autocontrast", "equalize"],
+)
+@pytest.mark.parametrize("share", [0.07, 0.5, 0.9])
+def test_probabilities(name: str, share: float) -> None:
+    on = plan({name: {"p": share}}).codes[:, 0] != o.NOP
+    fits(np.bincount(on.astype(int)), [1 - share, share])
+
+
+def test_lambda_and_box() -> None:
+    alphas = {"mixup_alpha": 0.3, "cutmix_alpha": 0.7, "prob": 0.8, "switch_prob": 0.25}
+    mix = plan([], (90, 120), mix=alphas).mix
+    assert mix is not None
+    kind = mix[:, 0].astype(int)
+    fits(np.bincount(kind, minlength=3), [0.2, 0.6, 0.2])
+    assert stats.kstest(mix[kind == 1, 1], "beta", (0.3, 0.3)).pvalue > UNLIKELY
+    # The box is torchvision's, made of the drawn lambda and centre; lambda becomes the share that is kept.
+    rows = np.flatnonzero(kind == 2)
+    lam = betaincinv(0.7, 0.7, keyed.uniforms(11, 3, rows, keyed.SLOT_MIX)[:, 2])
+    centre = keyed.uniforms(11, 3, rows, keyed.SLOT_MIX + 1)
+    r = 0.5 * np.sqrt(1 - lam)
+    half_w, half_h = (r * 120).astype(int), (r * 90).astype(int)
+    x, y = (centre[:, 0] * 120).astype(int), (centre[:, 1] * 90).astype(int)
+    box = np.stack(
+        [(x - half_w).clip(0), (y - half_h).clip(0), (x + half_w).clip(max=120), (y + half_h).clip(max=90)], 1
+    )
+    same = (mix[rows, 2:] == box).all(1)
+    assert same.mean() > 0.998  # quantiles come from a table; now and then they fall on the other side of a pixel
+    assert np.abs(mix[rows, 2:] - box).max() <= 1
+    area = (mix[rows, 4] - mix[rows, 2]) * (mix[rows, 5] - mix[rows, 3])
+    np.testing.assert_array_equal(mix[rows, 1], 1 - area / (90 * 120))
+
+
+# Neighbouring keys ----------------------------------------------------------------------------------------------------
+
+DRAWS: dict[str, tuple[Any, int]] = {  # an op and the column of a drawn number
+    "rotate": ({"rotate": {"degrees": 30}}, 1),
+    "hue": ({"hue": {"amount": 0.5}}, 0),
+    "affine": ({"affine": {"translate": (0.4, 0.4), "scale": (0.5, 2.0)}}, 0),
+    "crop": ({"random_crop": {"padding": 12}}, 0),
+    "resized_crop": ({"random_resized_crop": {}}, 2),
+    "erasing": ({"cutout": {"size": 3}}, 1),
+    "blur": ({"gaussian_blur": {}}, 2),
+    "noise": ({"gaussian_noise": {}}, 1),
+    "auto_augment": ({"auto_augment": {"policy": "cifar10"}}, -1),
+    "rand_augment": ({"rand_augment": {}}, -1),
+    "trivial": ({"trivial_augment_wide": {}}, -1),
+}
+
+
+def number(program: Program, column: int, step: int = 0) -> NDArray[Any]:
+    """A drawn number; for policies the code of a step."""
+    return program.codes[:, step] if column < 0 else program.args[:, step, column]
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_neighbours_have_nothing_in_common(name: str) -> None:
+    """Next index, epoch, seed, the same row repeated by a sampler, and the same op at the next place."""
+    op, column = DRAWS[name]
+    size = (64, 96)
+    here = number(plan(op, size), column)
+    independent(here[:-1], here[1:], "the next index")
+    independent(here[:-64], here[64:], "the index 64 on")
+    independent(here, number(plan(op, size, epoch=4), column), "the next epoch")
+    independent(here, number(plan(op, size, seed=12), column), "the next seed")
+    independent(here, number(plan(op, size, seed=11 + 2**32), column), "a seed that differs in its high word")
+    independent(here, number(plan(op, size, start=2**32), column), "the repeat of a row")
+    # Index and epoch must not be interchangeable either.
+    swapped = Augment([op], seed=11).plan(epoch=np.arange(COUNT), index=np.full(COUNT, 3), size=size)
+    independent(here, number(swapped, column), "index and epoch exchanged")
+    twice = plan([op, op], size)
+    step = twice.codes.shape[1] // 2
+    np.testing.assert_array_equal(number(twice, column), here)
+    independent(here, number(twice, column, step), "the next place in the pipeline")
+
+
+def test_mixing_and_ops_have_nothing_in_common() -> None:
+    program = plan({"hue": {"amount": 0.5}}, mix={"cutmix_alpha": 0.0})
+    assert program.mix is not None
+    lam, turn = program.mix[:, 1], program.args[:, 0, 0]
+    independent(lam, turn, "lambda and hue")
+    independent(lam[0::2], lam[1::2], "lambda of partners")
+    other = plan([], mix={"cutmix_alpha": 0.0}, epoch=4).mix
+    assert other is not None
+    independent(lam, other[:, 1], "lambda of the next epoch")
