@@ -184,6 +184,9 @@ class Recycler:
             return base.reshape(shape)
 
 
+# Results larger than this do not stay in the caches anyway, so they are written past them.
+STREAM_BYTES = 12 << 20
+
 _local = threading.local()
 
 
@@ -351,6 +354,7 @@ class Executor:
         out = self._recycler.take(shape, {"float32": np.float32, "bfloat16": np.uint16, "uint8": np.uint8}[self.dtype])
         context = self._context.copy()
         context[driver.COUNT] = count
+        context[driver.STREAMING] = out.nbytes > STREAM_BYTES
         context[driver.IMAGES], context[driver.OUT] = _address(images), _address(out)
         mixed = None
         if targets is not None:

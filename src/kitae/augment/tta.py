@@ -1,10 +1,10 @@
 """Test-time augmentation: views of the same images, whose predicted probabilities are averaged.
 
-    none   the images
-    flip   the images, mirrored
-    shift  the images, moved by a 16th of the side left, right, up and down (edges repeated)
-    scale  the images, zoomed in and out by a 16th of the side on each side (mirrored outside)
-    full   all of these, and the mirror image of each
+none   the images
+flip   the images, mirrored
+shift  the images, moved by a 16th of the side left, right, up and down (edges repeated)
+scale  the images, zoomed in and out by a 16th of the side on each side (mirrored outside)
+full   all of these, and the mirror image of each
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from kitae.augment.kernels.color import TOP, ZERO, level
-from kitae.augment.kernels.link import add_i32, address_of, as_f32, as_i32, as_u8, mul_i32
+from kitae.augment.kernels.color import TOP, ZERO, level, look_up
+from kitae.augment.kernels.link import add_i32, add_u16, address_of, as_f32, as_i32, as_u8, mul_u16, mulhi_u16
 from kitae.augment.kernels.move import inside
 from kitae.augment.kernels.warp import rint32
 
@@ -66,37 +66,37 @@ def gaussian_blur(src: Any, dst: Any, work: Any, args: Any, channels: Any, heigh
 
 def sharpness(src: Any, dst: Any, work: Any, args: Any, channels: Any, height: Any, width: Any) -> Any:
     rest = np.float32(1.0 - args[0])
-    four = np.int32(4)
-    column = as_i32(work)
+    four = np.uint16(4)
+    half = np.uint16(6)
+    thirteenth = np.uint16(5042)  # (n + 6) * 5042 >> 16 is n / 13 rounded, for all n up to 13 * 255
+    if width <= 2 or height <= 2:
+        for i in range(channels * height * width):
+            dst[i] = src[i]
+        return 0
     for c in range(channels):
         plane = c * height * width
-        for y in range(height):
+        end = plane + (height - 1) * width
+        for x in range(width):
+            dst[plane + x] = src[plane + x]
+            dst[end + x] = src[end + x]
+        # The inner rows in one run, borders included, which are then put back.
+        for i in range(plane + width, end):
+            s = add_u16(
+                add_u16(np.uint16(src[i - width - 1]), np.uint16(src[i - width])), np.uint16(src[i - width + 1])
+            )
+            t = add_u16(
+                add_u16(np.uint16(src[i + width - 1]), np.uint16(src[i + width])), np.uint16(src[i + width + 1])
+            )
+            own = np.uint16(src[i])
+            s = add_u16(s, add_u16(np.uint16(src[i - 1]), np.uint16(src[i + 1])))
+            s = add_u16(add_u16(s, t), mul_u16(own, add_u16(four, np.uint16(1))))
+            smooth = np.float32(np.int32(mulhi_u16(add_u16(s, half), thirteenth)))
+            value = np.float32(np.int32(own))
+            dst[i] = level(value + (smooth - value) * rest)
+        for y in range(1, height - 1):
             at = plane + y * width
-            if y == 0 or y == height - 1 or width <= 2:
-                for x in range(width):
-                    dst[at + x] = src[at + x]
-                continue
-            for x in range(width):
-                above = np.int32(src[at - width + x])
-                column[x] = add_i32(add_i32(above, np.int32(src[at + x])), np.int32(src[at + width + x]))
-            for x in range(1, width - 1):
-                centre = np.int32(src[at + x])
-                total = add_i32(add_i32(column[x - 1], column[x + 1]), add_i32(column[x], mul_i32(centre, four)))
-                # / 13, rounded: no ties, since 13 is odd. 40330 / 2**19 is 1 / 13 to one part in 13 million.
-                smooth = np.float32(
-                    np.int32((np.uint32(total) * np.uint32(40330) + np.uint32(262144)) >> np.uint32(19))
-                )
-                own = np.float32(centre)
-                dst[at + x] = level(own + (smooth - own) * rest)
             dst[at] = src[at]
             dst[at + width - 1] = src[at + width - 1]
-    return 0
-
-
-def look_up(src: Any, dst: Any, start: Any, size: Any, table: Any) -> Any:
-    """dst = table[src] on one plane."""
-    for i in range(start, start + size):
-        dst[i] = table[src[i]]
     return 0
 
 
@@ -127,6 +127,8 @@ def equalize(src: Any, dst: Any, work: Any, args: Any, channels: Any, height: An
     size = height * width
     table = as_u8(work)
     counts = as_i32(work + 1024)
+    merged = as_i32(work + 8192)
+    before = as_i32(work + 16384)
     one = np.int32(1)
     for c in range(channels):
         start = c * size
@@ -146,24 +148,24 @@ def equalize(src: Any, dst: Any, work: Any, args: Any, channels: Any, height: An
         for i in range(start + whole, start + size):
             a = np.int64(src[i])
             counts[a] = add_i32(counts[a], one)
-        last = np.int32(0)
         for v in range(256):
-            n = add_i32(add_i32(counts[v], counts[v + 256]), add_i32(counts[v + 512], counts[v + 768]))
-            counts[v] = n
-            last = n if n != np.int32(0) else last
-        step = (size - np.int64(last)) // 255
+            merged[v] = add_i32(add_i32(counts[v], counts[v + 256]), add_i32(counts[v + 512], counts[v + 768]))
+        last = 255
+        while merged[last] == np.int32(0):
+            last -= 1
+        step = (size - np.int64(merged[last])) // 255
         if step == 0:
             for i in range(start, start + size):
                 dst[i] = src[i]
             continue
         total = np.int32(step // 2)
         for v in range(256):
-            counts[256 + v] = total
-            total = add_i32(total, counts[v])
+            before[v] = total
+            total = add_i32(total, merged[v])
         whole_step = np.float64(step)
         for v in range(256):
             # Exact: both are integers below 2**31, so the quotient in float64 never crosses an integer.
-            q = np.int32(np.float64(counts[256 + v]) / whole_step)
+            q = np.int32(np.float64(before[v]) / whole_step)
             table[v] = np.uint8(q if q < np.int32(255) else np.int32(255))
         table[0] = np.uint8(0)
         look_up(src, dst, start, size, table)

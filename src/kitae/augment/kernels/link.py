@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import binding, ir
-from numba import types
+from numba import config, types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 u8 = types.CPointer(types.uint8)
@@ -23,7 +24,11 @@ FINISH = types.int64(u8, u8, f64, types.int64, types.int64, types.int64, types.i
 # The driver: (context, scratch) -> 0
 RUN = types.int64(i64, types.int64)
 
-HAS_FMA = bool(binding.get_host_cpu_features().get("fma") or "x86" not in binding.get_process_triple())
+# Features are asked of the machine itself, so a build for another one (NUMBA_CPU_NAME) does without.
+_NATIVE = config.CPU_NAME is None and config.CPU_FEATURES is None
+_FEATURES = binding.get_host_cpu_features() if _NATIVE else {}
+HAS_VBMI = bool(_FEATURES.get("avx512vbmi") and _FEATURES.get("avx512bw"))
+HAS_FMA = bool(_FEATURES.get("fma") or "x86" not in binding.get_process_triple())
 
 
 def _pointer(kind: Any) -> Any:
@@ -146,6 +151,73 @@ shr_u16 = _binary(types.uint16, "lshr")
 
 
 @intrinsic
+def mulhi_u16(typingctx: Any, a: Any, b: Any) -> Any:
+    """The upper 16 bits of a product of two uint16."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        wide = ir.IntType(32)
+        product = builder.mul(builder.zext(args[0], wide), builder.zext(args[1], wide))
+        return builder.trunc(builder.lshr(product, ir.Constant(wide, 16)), ir.IntType(16))
+
+    return types.uint16(types.uint16, types.uint16), codegen
+
+
+@intrinsic
+def stream_levels(typingctx: Any, source: Any, target: Any, scale: Any, shift: Any) -> Any:
+    """Sixteen levels times scale plus shift, as float32 to a 64-byte line, past the caches."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        levels = ir.VectorType(ir.IntType(8), 16)
+        floats = ir.VectorType(ir.FloatType(), 16)
+        lane = ir.IntType(32)
+
+        def splat(value: Any) -> Any:
+            first = builder.insert_element(ir.Constant(floats, ir.Undefined), value, ir.Constant(lane, 0))
+            return builder.shuffle_vector(
+                first, ir.Constant(floats, ir.Undefined), ir.Constant(ir.VectorType(lane, 16), None)
+            )
+
+        load = builder.load(builder.inttoptr(args[0], levels.as_pointer()))
+        load.align = 1
+        wide = builder.zext(load, ir.VectorType(lane, 16))
+        value = builder.fadd(builder.fmul(builder.sitofp(wide, floats), splat(args[2])), splat(args[3]))
+        _stream(builder, value, args[1], floats)
+        return ir.Constant(ir.IntType(64), 0)
+
+    return types.int64(types.int64, types.int64, types.float32, types.float32), codegen
+
+
+@intrinsic
+def stream_line(typingctx: Any, source: Any, target: Any) -> Any:
+    """64 bytes from any address to a 64-byte line, past the caches."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        floats = ir.VectorType(ir.FloatType(), 16)
+        load = builder.load(builder.inttoptr(args[0], floats.as_pointer()))
+        load.align = 4
+        _stream(builder, load, args[1], floats)
+        return ir.Constant(ir.IntType(64), 0)
+
+    return types.int64(types.int64, types.int64), codegen
+
+
+def _stream(builder: Any, value: Any, address: Any, vector: Any) -> None:
+    store = builder.store(value, builder.inttoptr(address, vector.as_pointer()), align=64)
+    store.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
+
+
+@intrinsic
+def fence(typingctx: Any) -> Any:
+    """Everything written so far, past the caches too, is seen by whoever is told of it after this."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.fence("seq_cst")
+        return ir.Constant(ir.IntType(64), 0)
+
+    return types.int64(), codegen
+
+
+@intrinsic
 def transpose16(typingctx: Any, source: Any, source_stride: Any, target: Any, target_stride: Any) -> Any:
     """16 x 16 bytes at one address, transposed to another. Four rounds of interleaving rows."""
 
@@ -179,3 +251,32 @@ def transpose16(typingctx: Any, source: Any, source_stride: Any, target: Any, ta
         return ir.Constant(ir.IntType(64), 0)
 
     return types.int64(types.int64, types.int64, types.int64, types.int64), codegen
+
+
+@intrinsic
+def look_up64(typingctx: Any, source: Any, target: Any, table: Any) -> Any:
+    """64 bytes through a table of 256, which four registers hold. AVX-512 VBMI only."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        byte = ir.IntType(8)
+        vector = ir.VectorType(byte, 64)
+
+        def load(address: Any, offset: int) -> Any:
+            at = builder.add(address, ir.Constant(ir.IntType(64), offset))
+            value = builder.load(builder.inttoptr(at, vector.as_pointer()))
+            value.align = 1
+            return value
+
+        name = "llvm.x86.avx512.vpermi2var.qi.512"
+        kind = ir.FunctionType(vector, [vector, vector, vector])
+        permute = cgutils.get_or_insert_function(builder.module, kind, name)
+        index = load(args[0], 0)
+        t = [load(args[2], 64 * k) for k in range(4)]
+        low = builder.call(permute, [t[0], index, t[1]])
+        high = builder.call(permute, [t[2], index, t[3]])
+        upper = builder.icmp_signed("<", index, ir.Constant(vector, None))
+        out = builder.select(upper, high, low)
+        builder.store(out, builder.inttoptr(args[1], vector.as_pointer()), align=1)
+        return ir.Constant(ir.IntType(64), 0)
+
+    return types.int64(types.int64, types.int64, types.int64), codegen

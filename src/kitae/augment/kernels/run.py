@@ -19,9 +19,10 @@ from kitae.augment.kernels.link import (
     call6,
     call7,
     call9,
+    fence,
     fetch_add,
 )
-from kitae.augment.kernels.write import BOXES, MIX_FIRST, MIX_SECOND, SECOND
+from kitae.augment.kernels.write import BOXES, MIX_FIRST, MIX_SECOND, SCALE, SECOND, STREAM
 from kitae.augment.mix import MIX, plan_mix
 from kitae.augment.ops import (
     ARGS,
@@ -65,6 +66,7 @@ TARGETS, TARGETS_KIND, CLASSES, OUT_TARGETS = 31, 32, 33, 34  # kind: 0 none, 1 
 IMAGE_BYTES = 35  # of a buffer
 COUNTER = 36  # address of the shared counter
 QUANTILES = 37  # address of the table of normal quantiles
+STREAMING = 38  # 1: write results past the caches
 CONTEXT = 40
 
 # Scratch of a thread, in bytes from its start.
@@ -227,10 +229,12 @@ def run(context: Any, scratch: Any) -> Any:
     work = buffers + 9 * context[IMAGE_BYTES]
     scales = as_f64(context[SCALES])
     for i in range(6):
-        info[80 + i] = scales[i]
+        info[SCALE + i] = scales[i]
+    info[STREAM] = context[STREAMING]
     while True:
         start = fetch_add(context[COUNTER], block)
         if start >= count:
+            fence()
             return 0
         n = start
         stop = min(start + block, count)
