@@ -50,7 +50,7 @@ def make(**fields: Any) -> StudySpec:
 
 
 def run(folder: Path, spec: StudySpec | None = None, **options: Any) -> StudyResult:
-    return study(spec or make(), folder, **{"executor": Inline(), **FAKE, **options})
+    return study(spec or make(), folder, **{"executor": Inline(), "figures": False, **FAKE, **options})
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -256,7 +256,7 @@ from pathlib import Path
 from kitae.experiments.executors import LocalProcesses
 from kitae.experiments.run import study
 from tests.experiments.test_run import FAKE, make
-study(make(seeds=[0, 1]), sys.argv[1], executor=LocalProcesses(workers=2), threads=1, **FAKE)
+study(make(seeds=[0, 1]), sys.argv[1], executor=LocalProcesses(workers=2), threads=1, figures=False, **FAKE)
 """
 
 

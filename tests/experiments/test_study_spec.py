@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from kitae.errors import RecipeError
+from kitae.experiments.design import expand
 from kitae.experiments.spec import StudySpec, find, shipped, shrink
 
 SMOOTHING: dict[str, Any] = {"smoothing": {"train.label_smoothing": [0.0, 0.1]}}
@@ -98,7 +99,7 @@ def test_a_base_beside_the_study_file_is_found_from_anywhere(tmp_path: Path) -> 
     (tmp_path / "base.yaml").write_text("name: base\n")
     file = tmp_path / "mine.yaml"
     file.write_text("name: mine\nbase: base.yaml\ndesign: one_in\nfactors: {x: {train.ema: [null, .9]}}\n")
-    assert StudySpec.load(file).base == str(tmp_path / "base.yaml")
+    assert StudySpec.load(file).base == {"name": "base"}  # whole, so that the study can be gone on with as it was
 
 
 def test_a_missing_study_names_the_nearest() -> None:
@@ -125,5 +126,5 @@ def test_the_tiny_twin_keeps_the_design_and_what_is_varied() -> None:
     assert twin.set["train.epochs"] == 1
     assert twin.set["train.ema"] == 0.9
     assert twin.set["model.width"] == 8
-    assert "data.limit" not in twin.set
+    assert [v.overrides for v in expand(twin).variants] == [{"data.limit": 40}, {"data.limit": 80}]
     assert twin.seeds == (0, 1)

@@ -57,7 +57,8 @@ class Plan:
         jobs: all variants of the first seed, then of the next, so that a study that was stopped is balanced.
         precision: what `auto` became, None where no recipe says auto.
         threads: of each run.
-        seconds_per_epoch: of the reference variant, measured; None if it was not.
+        seconds_per_epoch, images: time of an epoch of the reference variant and its training images, measured; None if
+            they were not.
         seconds: of the whole study with `workers` runs at a time; None likewise.
         noise: standard deviation between runs in the metric's unit, from which `smallest` follows.
         smallest: the effect that would be shown with 80 % probability.
@@ -71,6 +72,7 @@ class Plan:
     threads: int
     workers: int
     seconds_per_epoch: float | None
+    images: int | None
     seconds: float | None
     noise: float
     smallest: float | None
@@ -171,7 +173,7 @@ def make_plan(
     jobs = _jobs(spec, design, recipes)
     noise = spec.noise if spec.noise is not None else ASSUMED_NOISE
     plan = Plan(
-        spec, design, jobs, precision if undecided else None, threads, workers, seconds_per_epoch, None, noise,
+        spec, design, jobs, precision if undecided else None, threads, workers, seconds_per_epoch, images, None, noise,
         smallest_effect(design, len(spec.seeds), noise),
         {name: _seeds_needed(design, claim.between, noise) for name, claim in spec.claims.items()
          if claim.between is not None and not claim.ratio and claim.metric in (None, spec.metric)},

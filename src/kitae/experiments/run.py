@@ -25,7 +25,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -82,6 +82,7 @@ def study(
     threads: int | None = None,
     executor: Executor | None = None,
     overwrite: bool = False,
+    figures: bool = True,
     report: Report | None = None,
     train: str | None = None,
     measure: str | None = MEASURE,
@@ -97,6 +98,7 @@ def study(
         threads: of each run; None shares the cores out. Written down: a study keeps its number of threads.
         executor: where runs happen, instead of `workers` local processes.
         overwrite: delete the study in `out` first.
+        figures: draw them at the end.
         report: gets the plan, and a line for each run as it ends.
         train: the function that trains, as module:function. None is `kitae.pipeline.train`, or where the study asks
             for no number of test, the one that never opens it.
@@ -132,6 +134,10 @@ def study(
                 + (f"; about {duration(left)} left" if count < todo else ""))  # fmt: skip
         result = StudyResult(folder, plan.spec, _frame(plan.jobs, outcomes), _settings(plan, outcomes))
         result.write()
+        if figures:
+            from kitae.reporting.effects import draw_study
+
+            draw_study(result.data(), folder / "figures")
         return result
 
 
@@ -169,6 +175,7 @@ class StudyResult:
                 folder, spec, pd.read_parquet(folder / "runs.parquet"), _json(folder / "effects.json")["settings"]
             )
         plan = make_plan(spec, threads=content["threads"], precision=content["precision"])
+        plan = replace(plan, images=content["plan"]["images"])
         outcomes = _outcomes(folder, plan)
         return cls(folder, spec, _frame(plan.jobs, outcomes), _settings(plan, outcomes))
 
@@ -395,7 +402,7 @@ def _written_plan(folder: Path, spec: StudySpec, workers: int, threads: int, mea
                 f"{folder}: the recipe of {job.variant!r} has changed since the study was begun; choose another --out, "
                 "or --overwrite"
             )
-    return plan, str(content["written"])
+    return replace(plan, images=content["plan"]["images"]), str(content["written"])
 
 
 def _study_yaml(plan: Plan, when: str) -> str:
@@ -410,6 +417,7 @@ def _study_yaml(plan: Plan, when: str) -> str:
             "noise": plan.noise,
             "smallest_effect": plan.smallest,
             "seconds": plan.seconds,
+            "images": plan.images,
         },
         "study": plan.spec.dump(),
         "runs": [
@@ -534,9 +542,9 @@ def _settings(plan: Plan, outcomes: Mapping[str, Mapping[str, Any]]) -> dict[str
         if "epoch_seconds" in outcome["numbers"]
     ]
     return {
-        "base": plan.spec.base if isinstance(plan.spec.base, str) else recipe.name,
-        "source": recipe.data.source.partition(":")[0] if ":" in recipe.data.source else recipe.data.source,
-        "images": recipe.data.limit,
+        "base": recipe.name,
+        "source": recipe.data.source,
+        "images": recipe.data.limit or plan.images,
         "model": recipe.model.name,
         "width": recipe.model.width,
         "epochs": recipe.train.epochs,

@@ -32,6 +32,7 @@ from kitae.experiments.spec import StudySpec
 from kitae.experiments.stats import amount
 from kitae.files import write_atomically, write_json
 from kitae.recipe import Recipe
+from kitae.reporting.effects import draw_search
 
 REDUCTION = 3
 FRESH_SEED = 1000  # seeds of the rematch begin here; arms use the recipe's own seed
@@ -263,6 +264,7 @@ def search(
     result = _judge(folder, tried, best, preset, rematch_seeds, workers, threads, executor, report, train)
     write_json(folder / "search.json", result.data())
     result.winner.save(folder / "winner.yaml")
+    draw_search(result.data(), folder / "figures" / "search.png")
     return result
 
 

@@ -29,7 +29,7 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from kitae.errors import RecipeError
 from kitae.experiments.outcome import EVALUATION, OF_RUN, known
-from kitae.recipe import explain, parse_yaml
+from kitae.recipe import explain, parse_yaml, read_text
 from kitae.spec import Spec
 
 DesignName = Literal["compare", "sweep", "one_out", "one_in", "factorial", "screening"]
@@ -108,7 +108,7 @@ class StudySpec(Spec):
     Attributes:
         name: names the study's folder and its tables.
         about: what the study asks, one sentence.
-        base: a recipe by name or path, or a whole recipe.
+        base: a recipe by name or path (looked for beside the study file first), or a whole recipe.
         set: overrides shared by all variants.
         design: how factors or variants become runs, see `kitae.experiments.design`.
         factors: name: {field: [level, level, ...]}; two levels (off, on) except in a sweep or factorial. All fields of
@@ -251,8 +251,10 @@ class StudySpec(Spec):
             raise RecipeError(f"{path}: cannot read ({error})") from error
         content, node = parse_yaml(text, str(path))
         base = content.get("base")
-        if isinstance(base, str) and (path.parent / base).is_file():  # a path beside the study file
-            content["base"] = str((path.parent / base).resolve())
+        if isinstance(base, str):  # a file, beside the study file or from here: the study then holds it whole
+            file = next((place for place in (path.parent / base, Path(base)) if place.is_file()), None)
+            if file is not None:
+                content["base"] = parse_yaml(*read_text(file))[0]
         if tiny:
             content = shrink(content)
         return cls.parse(with_overrides(content, overrides), str(path), None if tiny or overrides else node)
@@ -325,9 +327,6 @@ def shrink(content: Mapping[str, Any]) -> dict[str, Any]:
     own = dict(content.get("tiny") or {})
     shared = {**(content.get("set") or {}), **TINY, **(own.pop("set", None) or {})}
     changed = {**content, "seeds": [0, 1], **own}
-    # A factor's own fields are not shared ones: the twin varies what the study varies.
-    varied = {f for group in ("factors", "variants") for fields in (changed.get(group) or {}).values() for f in fields}
-    shared = {field: value for field, value in shared.items() if field not in varied}
     result = {**changed, "set": shared, "name": f"{content.get('name')}-tiny", "claims": {}}
     result.pop("tiny", None)
     return result

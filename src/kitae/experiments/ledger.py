@@ -1,0 +1,178 @@
+"""The ledger: what is claimed of each technique, what we measured, and the verdict. Made from committed results alone.
+
+    python -m kitae.experiments.ledger studies/results --out docs/ledger.md
+
+A result is a study folder without its runs: study.yaml, runs.parquet, effects.parquet, effects.json and the pictures
+(`publish` makes one). Claims stand in the study files, so they were written down before the first run; every run of
+every result is counted, finished or not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kitae.errors import KitaeError
+from kitae.experiments.run import StudyResult
+from kitae.experiments.stats import Effect, amount
+from kitae.files import write_atomically
+
+_KEPT = ("study.yaml", "runs.parquet", "effects.parquet", "effects.json")
+
+
+def publish(study: str | Path, results: str | Path) -> Path:
+    """Copy of a study what the ledger needs and a reader wants to check: everything but the run folders.
+
+    Returns:
+        The result's folder, `results`/NAME.
+
+    Raises:
+        KitaeError: the study is not finished.
+    """
+    folder, result = Path(study), StudyResult.open(study)
+    if not (folder / "effects.json").is_file():
+        raise KitaeError(f"{folder}: the study is not finished; start it again with the same command")
+    place = Path(results) / result.spec.name
+    for name in _KEPT:
+        write_atomically(place / name, (folder / name).read_bytes())
+    if (folder / "figures").is_dir():
+        shutil.copytree(folder / "figures", place / "figures", dirs_exist_ok=True)
+    return place
+
+
+def load(results: str | Path) -> list[StudyResult]:
+    """All results of a folder, by name."""
+    return [StudyResult.open(file.parent) for file in sorted(Path(results).glob("*/study.yaml"))]
+
+
+def markdown(results: Sequence[StudyResult]) -> str:
+    """The ledger as a page: claims and verdicts, screening beside one-out, and every study that was run."""
+    parts = [
+        "# The ledger",
+        "Made by `python -m kitae.experiments.ledger` from `studies/results`; do not edit. Claims, metric, epochs and "
+        "seeds were written down before the first run. Effects are differences between runs of the same seed, with "
+        "95 % intervals over seeds on the same test images; an effect is *shown* after Holm's correction over all "
+        "effects of its study. A claim is **confirmed** where an effect in its direction is shown and the interval "
+        "reaches the claimed size, **refuted** where the whole interval falls short of it, and **not shown** where the "
+        "runs do not decide. All of it holds for the setting beside it, and may be different on other data.",
+        _claims(results),
+    ]
+    comparison = _designs(results)
+    if comparison:
+        parts += [
+            "## The same techniques by screening and one at a time",
+            "Different quantities: one-out is what a technique adds to all the others, screening what it adds on "
+            "average over the presence and absence of the others. At the same number of runs the intervals of "
+            "screening are narrower, since every run informs every effect.",
+            comparison,
+        ]
+    parts += ["## Every study that was run", _studies(results)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _claims(results: Sequence[StudyResult]) -> str:
+    rows = []
+    for result in results:
+        for claim in result.claims:
+            effects = result.analyses[claim["metric"]].effects if claim["metric"] in result.analyses else ()
+            effect = next((one for one in effects if one.name == claim["effect"]), None)
+            remark = f" ({claim['remark']})" if claim["remark"] else ""
+            rows.append([
+                claim["says"], _measured(effect), _interval(effect), _setting(result.settings, len(result.spec.seeds)),
+                result.spec.name, f"**{claim['verdict']}**{remark}",
+            ])  # fmt: skip
+    return _table(["Claim", "Measured", "95 % interval", "Setting", "Study", "Verdict"], rows)
+
+
+def _designs(results: Sequence[StudyResult]) -> str:
+    """Pairs of a one_out and a screening study with the same factors and number of runs."""
+    rows = []
+    for one_out in (result for result in results if result.spec.design == "one_out"):
+        for screening in (result for result in results if result.spec.design == "screening"):
+            if set(one_out.spec.factors) != set(screening.spec.factors):
+                continue
+            left, right = (result.analyses[result.spec.metric].effects for result in (one_out, screening))
+            for factor in one_out.spec.factors:
+                a = next(effect for effect in left if effect.name == factor)
+                b = next(effect for effect in right if effect.name == factor)
+                rows.append([
+                    factor, f"{_measured(a)} ({_interval(a)})", f"{_measured(b)} ({_interval(b)})",
+                    f"{(b.high - b.low) / (a.high - a.low):.2f}",
+                ])  # fmt: skip
+            runs = f"{len(one_out.runs)} runs", f"{len(screening.runs)} runs"
+            return _table(
+                ["Technique", f"One-out, {runs[0]}", f"Screening, {runs[1]}", "Width, screening / one-out"], rows
+            )
+    return ""
+
+
+def _studies(results: Sequence[StudyResult]) -> str:
+    rows = []
+    for result in results:
+        done = int((result.runs["status"] == "done").sum())
+        machine = result.settings.get("machine") or {}
+        hours = result.settings.get("training_hours")
+        noise = result.analyses[result.spec.metric].noise
+        rows.append([
+            result.spec.name, result.spec.design, f"{done} of {len(result.runs)}",
+            ", ".join(str(seed) for seed in result.spec.seeds), result.spec.metric,
+            f"{noise.sd:.2f} ({noise.low:.2f} to {noise.high:.2f})" if noise.df else "-",
+            _setting(result.settings), f"{machine.get('processor', '?')}, {result.settings.get('threads')} threads a run",
+            "-" if hours is None else f"{hours:.1f}",
+        ])  # fmt: skip
+    head = ["Study", "Design", "Runs finished", "Seeds", "Metric", "Noise (SD)", "Setting", "Machine", "Training hours"]
+    return _table(head, rows)
+
+
+def _setting(settings: Mapping[str, Any], seeds: int | None = None) -> str:
+    width = f", width {settings['width']}" if settings.get("width") else ""
+    images = settings.get("images")
+    parts = [
+        f"{images:,} images" if images else str(settings.get("source")),
+        f"{settings.get('model')}{width}",
+        f"{settings.get('epochs')} epochs",
+        str(settings.get("precision")),
+    ]
+    return ", ".join(parts + ([f"{seeds} seeds"] if seeds else []))
+
+
+def _measured(effect: Effect | None) -> str:
+    return "not measured" if effect is None else amount(effect.estimate, effect)
+
+
+def _interval(effect: Effect | None) -> str:
+    if effect is None or effect.low != effect.low:
+        return "-"
+    return f"{amount(effect.low, effect, unit=False)} to {amount(effect.high, effect, unit=False)}"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    lines += ["| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """`python -m kitae.experiments.ledger RESULTS [--out FILE] [--publish STUDY ...]`."""
+    parser = argparse.ArgumentParser(description="Make the ledger from committed results.")
+    parser.add_argument("results", type=Path, help="folder of results, such as studies/results")
+    parser.add_argument("--out", type=Path, help="the page to write; printed if not given")
+    parser.add_argument("--publish", type=Path, nargs="*", default=[], help="finished study folders to copy in first")
+    given = parser.parse_args()
+    try:
+        for study in given.publish:
+            publish(study, given.results)
+        text = markdown(load(given.results))
+        if given.out is None:
+            print(text)
+        else:
+            write_atomically(given.out, text.encode())
+    except KitaeError as error:
+        parser.exit(2, f"error: {error}\n")
+
+
+if __name__ == "__main__":
+    main()
