@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from kitae import keyed as keyed
     from kitae import runtime as runtime
     from kitae.errors import KitaeError as KitaeError
+    from kitae.experiments.run import study as study
     from kitae.pipeline import train as train
     from kitae.recipe import Recipe as Recipe
     from kitae.run import Run as Run
@@ -31,6 +32,7 @@ _PUBLIC: dict[str, tuple[str, str | None]] = {
     "augment": ("kitae.augment", None),
     "keyed": ("kitae.keyed", None),
     "runtime": ("kitae.runtime", None),
+    "study": ("kitae.experiments.run", "study"),
     "train": ("kitae.pipeline", "train"),
 }
 

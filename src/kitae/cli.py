@@ -23,7 +23,13 @@ app = App(
     help_format="plaintext",
 )
 data_app = App(name="data", help="Look at a data source, or decode it ahead of time.", help_format="plaintext")
+study_app = App(
+    name="study",
+    help="Measure what techniques bring, with paired seeds and intervals.",
+    help_format="plaintext",
+)
 app.command(data_app)
+app.command(study_app)
 
 Sets = Annotated[
     list[str] | None,
@@ -232,6 +238,146 @@ def _write_predictions(out: Path, files: list[Path], result: Any) -> None:
         {"image": [str(file) for file in files], "class": names, "probabilities": result.probabilities.tolist()}
     )
     write_parquet(table, out)
+
+
+@study_app.default
+def study(
+    spec: str | None = None,
+    *,
+    out: Path | None = None,
+    set_: Sets = None,
+    plan: Annotated[bool, Parameter(negative=())] = False,
+    tiny: Annotated[bool, Parameter(negative=())] = False,
+    workers: int = 1,
+    threads: int | None = None,
+    ray: str | None = None,
+    overwrite: Annotated[bool, Parameter(negative=())] = False,
+) -> None:
+    """Run a study, or go on with it, and print what it shows.
+
+    Parameters
+    ----------
+    spec
+        A study file or a shipped study's name; without it the shipped ones are listed.
+    out
+        The study folder; default runs/study-NAME. A study that was cut goes on from there.
+    plan
+        Print runs, estimated time and the smallest effect that the seeds can show, and stop.
+    tiny
+        The study's tiny twin: does the file run? Its numbers mean nothing.
+    workers
+        Runs at a time on this machine.
+    threads
+        Threads of each run; default shares the cores out.
+    ray
+        Address of a Ray cluster to run on instead, or `local`.
+    overwrite
+        Replace the study in --out.
+    """
+    from kitae.experiments.run import plan_study
+    from kitae.experiments.run import study as run_study
+    from kitae.experiments.spec import shipped
+
+    assignments = set_ or []
+    if spec is None:
+        console.table("", ["study"], [[name] for name in shipped()])
+    elif plan:
+        console.say(plan_study(spec, *assignments, tiny=tiny, workers=workers, threads=threads).text())
+    else:
+        result = run_study(
+            spec, out, *assignments, tiny=tiny, workers=workers, threads=threads, overwrite=overwrite,
+            executor=_ray(ray, threads), report=console.say,
+        )  # fmt: skip
+        console.say(result.table())
+        console.say(f"everything is in {result.path}")
+
+
+def _ray(address: str | None, threads: int | None) -> Any:
+    if address is None:
+        return None
+    from kitae.experiments.executors import RayCluster
+
+    return RayCluster(None if address == "local" else address, threads=threads or 1)
+
+
+@study_app.command
+def ablate(
+    recipe: str,
+    *,
+    out: Path | None = None,
+    set_: Sets = None,
+    design: Literal["one_out", "one_in", "screening"] = "one_out",
+    seeds: int = 3,
+    only: Annotated[list[str] | None, Parameter(consume_multiple=True, negative=())] = None,
+    plan: Annotated[bool, Parameter(negative=())] = False,
+    workers: int = 1,
+    threads: int | None = None,
+) -> None:
+    """Build and run the ablation of any recipe: what does each technique that it uses bring?
+
+    Parameters
+    ----------
+    recipe
+        A shipped recipe's name or a .yaml file.
+    out
+        The study folder; default runs/study-NAME.
+    design
+        one_out leaves each technique out, one_in adds each to none, screening measures averages over the others.
+    seeds
+        How many.
+    only
+        Names of the techniques to look at.
+    plan
+        Print the plan and stop.
+    """
+    from kitae.experiments.ablate import build
+    from kitae.experiments.run import plan_study
+    from kitae.experiments.run import study as run_study
+
+    spec = build(recipe, *(set_ or ()), design=design, seeds=seeds, only=only or ())
+    if plan:
+        console.say(plan_study(spec, workers=workers, threads=threads).text())
+        return
+    result = run_study(spec, out, workers=workers, threads=threads, report=console.say)
+    console.say(result.table())
+    console.say(f"everything is in {result.path}")
+
+
+@app.command
+def search(
+    data: str,
+    *,
+    recipe: str = "fashion-mini",
+    out: Path = Path("runs/search"),
+    set_: Sets = None,
+    arms: int = 30,
+    rematch_seeds: int = 5,
+    workers: int = 1,
+    threads: int | None = None,
+) -> None:
+    """Search augmentation, mixing and smoothing for your own data; presets first, a fair rematch at the end.
+
+    Parameters
+    ----------
+    data
+        A source, as data.source of a recipe.
+    recipe
+        The recipe whose model and length are used.
+    out
+        The search folder; a search that was cut goes on from there.
+    arms
+        Settings to try, the presets included.
+    rematch_seeds
+        Fresh seeds of the rematch between the winner and the best preset.
+    """
+    from kitae.experiments.search import search as run_search
+
+    result = run_search(
+        recipe, out, f"data.source={json.dumps(data)}", *(set_ or ()), arms=arms, rematch_seeds=rematch_seeds,
+        workers=workers, threads=threads, report=console.say,
+    )  # fmt: skip
+    console.say(result.table())
+    console.say(f"the winner's recipe is {out / 'winner.yaml'}")
 
 
 @app.command
