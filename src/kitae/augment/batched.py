@@ -110,28 +110,26 @@ def grayscale(x: Tensor, a: Numbers) -> Tensor:
 
 
 def hue(x: Tensor, a: Numbers) -> Tensor:
-    """The hexagon's position times its size, as the compiled kernel says it."""
+    """The integers of the compiled kernel, which says what they are."""
     if x.shape[1] == 1:
         return x
-    f = x.float()
-    r, g, b = f[:, 0:1], f[:, 1:2], f[:, 2:3]
-    high, low = f.amax(1, keepdim=True), f.amin(1, keepdim=True)
+    i = x.to(torch.int32) << 5
+    r, g, b = i[:, 0:1], i[:, 1:2], i[:, 2:3]
+    high, low = i.amax(1, keepdim=True), i.amin(1, keepdim=True)
     d = high - low
-    d2 = d + d
-    d4 = d2 + d2
-    d6 = d4 + d2
-    h = torch.where(high == g, b - r + d2, r - g + d4)
-    h = torch.where(high == r, g - b, h)
+    h = torch.where(high == g, b - r + 2 * d, r - g + 4 * d)
+    h = torch.where(high == r, g - b + torch.where(g < b, 6 * d, 0), h)
     turn = a.host(0)
-    h = h + d * a.float32(6.0 * (turn - np.floor(turn)))
-    h = torch.where(h < 0, h + d6, h)
-    h = torch.where(h >= d6, h - d6, h)
+    turn = np.rint(49152.0 * (turn - np.floor(turn))).astype(np.int64) % 49152
+    turned = ((d.long() << 3) * torch.from_numpy(turn).to(x.device).view(-1, 1, 1, 1)) >> 16
+    h = h - (6 * d - turned.to(torch.int32))
+    h = torch.where(h < 0, h + 6 * d, h)
     out = []
-    for offset in (5.0, 3.0, 1.0):
-        k = h + d * offset
-        k = torch.where(k >= d6, k - d6, k)
-        k = torch.minimum(torch.minimum(k, d4 - k), d).clamp(min=0.0)
-        out.append((high - k) * float(np.float32(255.999 / 255.0)))
+    for offset in (5, 3, 1):
+        k = h + offset * d
+        k = torch.where(k >= 6 * d, k - 6 * d, k)
+        k = torch.minimum(torch.minimum(k, (4 * d - k).clamp(min=0)), d)
+        out.append(((high - k) * 2056) >> 16)
     return torch.cat(out, 1).to(torch.uint8)
 
 

@@ -208,7 +208,7 @@ def quantiles() -> NDArray[np.int16]:
 
 
 def _address(array: NDArray[Any]) -> int:
-    return int(array.ctypes.data)
+    return array.__array_interface__["data"][0]  # type: ignore[no-any-return]
 
 
 def _work_bytes(pipeline: Pipeline, codes: set[int]) -> int:

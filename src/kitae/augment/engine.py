@@ -487,6 +487,8 @@ def _keys(epoch: Any, index: Any, count: int) -> tuple[NDArray[np.int64], NDArra
     rows = _integers(index, "index", 2**63)
     if rows.ndim != 1 or len(rows) != count:
         raise AugmentError(f"index must be one integer a sample, [{count}], not {list(rows.shape)}")
+    if type(epoch) is int and 0 <= epoch < 2**32:
+        return np.full(count, epoch, np.int64), rows
     epochs = _integers(epoch, "epoch", 2**32)
     if epochs.ndim == 0:
         return np.full(count, epochs, np.int64), rows
@@ -501,7 +503,9 @@ def _integers(value: Any, name: str, limit: int) -> NDArray[np.int64]:
         return np.zeros(0, np.int64)
     if array.dtype.kind not in "iu":
         raise AugmentError(f"{name} must be integer, not {array.dtype}")
-    if int(array.min()) < 0 or int(array.max()) >= limit:
+    # Seen as unsigned, a negative number is too large: one pass tells both.
+    largest = array.view(np.uint64).max() if array.dtype == np.int64 else max(int(array.max()), -int(array.min()) << 64)
+    if int(largest) >= limit:
         raise AugmentError(f"{name} must be in [0, {limit}), not {array.min()} to {array.max()}")
     return np.asarray(array, np.int64, order="C")
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from kitae.augment.kernels.link import HAS_VBMI, add_i32, address_of, as_u8, fma32, look_up64
+from kitae.augment.kernels.link import HAS_VBMI, add_i32, add_u16, address_of, as_u8, fma32, less_u16, look_up64, look_up512, mulhi_u16, shl_u16, sub_u16
+from kitae.augment.kernels.move import copy_bytes
 
 TOP = np.float32(255.0)
 ZERO = np.float32(0.0)
@@ -30,8 +31,11 @@ def look_up(src: Any, dst: Any, start: Any, size: Any, table: Any) -> Any:
         source = address_of(src)
         target = address_of(dst)
         levels = address_of(table)
+        many = start + (size & ~511)
+        for i in range(start, many, 512):
+            look_up512(source + i, target + i, levels)
         stop = start + (size & ~63)
-        for i in range(start, stop, 64):
+        for i in range(many, stop, 64):
             look_up64(source + i, target + i, levels)
         done = stop
     for i in range(done, start + size):
@@ -115,43 +119,65 @@ def grayscale(src: Any, dst: Any, work: Any, args: Any, channels: Any, height: A
 
 
 def hue(src: Any, dst: Any, work: Any, args: Any, channels: Any, height: Any, width: Any) -> Any:
-    """Turns the hue without leaving RGB.
+    """Turns the hue without leaving RGB, without a division, in 16-bit integers.
 
     With M, m the largest and smallest channel and d = M - m, the HSV hexagon's position times d is linear in the
     channels, so no division is needed: h = d * 6 * hue. A channel of the result is M - clamp(min(k, 4d - k), 0, d)
     with k = h + 5d, 3d, d (mod 6d) for red, green, blue.
+
+    Numbers are 32nds of a level, below 2**16 since 6 * 255 * 32 is. min(k, k - n) with a difference that wraps is
+    k mod n for k < 2n. The result, as torchvision's, is the level times 255.999 / 255, truncated.
     """
     size = height * width
     if channels == 1:
-        for i in range(size):
-            dst[i] = src[i]
+        copy_bytes(address_of(src), address_of(dst), size)
         return 0
-    turn = np.float32(6.0 * (args[0] - np.floor(args[0])))
+    turn = np.uint16(np.int64(np.rint(49152.0 * (args[0] - np.floor(args[0])))) % 49152)  # 8192ths of a sixth
+    five = np.uint16(5)
+    spread = np.uint16(2056)  # 65536 / 32 * 255.999 / 255
+    one = np.uint16(1)
+    two = np.uint16(2)
+    three = np.uint16(3)
     for i in range(size):
-        r = np.float32(src[i])
-        g = np.float32(src[i + size])
-        b = np.float32(src[i + 2 * size])
+        r = shl_u16(np.uint16(src[i]), five)
+        g = shl_u16(np.uint16(src[i + size]), five)
+        b = shl_u16(np.uint16(src[i + 2 * size]), five)
         high = r if r > g else g
         high = high if high > b else b
         low = r if r < g else g
         low = low if low < b else b
-        d = high - low
-        d2 = d + d
-        d4 = d2 + d2
-        d6 = d4 + d2
-        h = b - r + d2 if high == g else r - g + d4
-        h = g - b if high == r else h
-        h = h + d * turn
-        h = h + d6 if h < ZERO else h
-        h = h - d6 if h >= d6 else h
-        for c in range(3):
-            k = h + d * np.float32(5 - 2 * c)
-            k = k - d6 if k >= d6 else k
-            other = d4 - k
-            k = k if k < other else other
-            k = k if k < d else d
-            k = k if k > ZERO else ZERO
-            dst[i + c * size] = np.uint8(np.int32((high - k) * SPREAD))
+        d = sub_u16(high, low)
+        d2 = shl_u16(d, one)
+        d3 = add_u16(d2, d)
+        d4 = shl_u16(d, two)
+        d6 = shl_u16(d3, one)
+        # Position on the hexagon, in [0, 6d).
+        h = add_u16(sub_u16(b, r), d2) if high == g else add_u16(sub_u16(r, g), d4)
+        p = sub_u16(g, b)
+        p = add_u16(p, d6) if g < b else p
+        h = p if high == r else h
+        # Turned: d * turn / 256 is its share of 6d.
+        rest = sub_u16(d6, mulhi_u16(shl_u16(d, three), turn))
+        q = sub_u16(h, rest)
+        h = add_u16(q, d6) if h < rest else q
+        k = sub_u16(h, d)
+        k = add_u16(k, d6) if h < d else k
+        other = less_u16(d4, k)
+        k = k if k < other else other
+        k = k if k < d else d
+        dst[i] = np.uint8(mulhi_u16(sub_u16(high, k), spread))
+        k = sub_u16(h, d3) if h >= d3 else add_u16(h, d3)
+        other = less_u16(d4, k)
+        k = k if k < other else other
+        k = k if k < d else d
+        dst[i + size] = np.uint8(mulhi_u16(sub_u16(high, k), spread))
+        k = add_u16(h, d)
+        other = sub_u16(k, d6)
+        k = k if k < other else other
+        other = less_u16(d4, k)
+        k = k if k < other else other
+        k = k if k < d else d
+        dst[i + 2 * size] = np.uint8(mulhi_u16(sub_u16(high, k), spread))
     return 0
 
 

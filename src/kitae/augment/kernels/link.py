@@ -147,7 +147,19 @@ and_u32 = _binary(types.uint32, "and_")
 add_u16 = _binary(types.uint16, "add")
 sub_u16 = _binary(types.uint16, "sub")
 mul_u16 = _binary(types.uint16, "mul")
-shr_u16 = _binary(types.uint16, "lshr")
+shl_u16 = _binary(types.uint16, "shl")
+
+
+@intrinsic
+def less_u16(typingctx: Any, a: Any, b: Any) -> Any:
+    """a - b, or 0 where that is negative."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = ir.IntType(16)
+        function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(kind, [kind, kind]), "llvm.usub.sat.i16")
+        return builder.call(function, args)
+
+    return types.uint16(types.uint16, types.uint16), codegen
 
 
 @intrinsic
@@ -160,6 +172,28 @@ def mulhi_u16(typingctx: Any, a: Any, b: Any) -> Any:
         return builder.trunc(builder.lshr(product, ir.Constant(wide, 16)), ir.IntType(16))
 
     return types.uint16(types.uint16, types.uint16), codegen
+
+
+def _move(count: int, reverse: bool) -> Any:
+    def define(typingctx: Any, source: Any, target: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            vector = ir.VectorType(ir.IntType(8), count)
+            value = builder.load(builder.inttoptr(args[0], vector.as_pointer()))
+            value.align = 1
+            if reverse:
+                lane = ir.IntType(32)
+                mask = ir.Constant(ir.VectorType(lane, count), [ir.Constant(lane, count - 1 - i) for i in range(count)])
+                value = builder.shuffle_vector(value, ir.Constant(vector, ir.Undefined), mask)
+            builder.store(value, builder.inttoptr(args[1], vector.as_pointer()), align=1)
+            return ir.Constant(ir.IntType(64), 0)
+
+        return types.int64(types.int64, types.int64), codegen
+
+    return intrinsic(define)
+
+
+move64, move32, move16 = (_move(n, False) for n in (64, 32, 16))  # so many bytes from one address to another
+turn64, turn32, turn16 = (_move(n, True) for n in (64, 32, 16))  # the same, the last byte first
 
 
 @intrinsic
@@ -253,30 +287,35 @@ def transpose16(typingctx: Any, source: Any, source_stride: Any, target: Any, ta
     return types.int64(types.int64, types.int64, types.int64, types.int64), codegen
 
 
-@intrinsic
-def look_up64(typingctx: Any, source: Any, target: Any, table: Any) -> Any:
-    """64 bytes through a table of 256, which four registers hold. AVX-512 VBMI only."""
+def _look_up(blocks: int) -> Any:
+    """Blocks of 64 bytes through a table of 256, which four registers hold. AVX-512 VBMI only."""
 
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        byte = ir.IntType(8)
-        vector = ir.VectorType(byte, 64)
+    def define(typingctx: Any, source: Any, target: Any, table: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            vector = ir.VectorType(ir.IntType(8), 64)
 
-        def load(address: Any, offset: int) -> Any:
-            at = builder.add(address, ir.Constant(ir.IntType(64), offset))
-            value = builder.load(builder.inttoptr(at, vector.as_pointer()))
-            value.align = 1
-            return value
+            def place(address: Any, block: int) -> Any:
+                at = builder.add(address, ir.Constant(ir.IntType(64), 64 * block))
+                return builder.inttoptr(at, vector.as_pointer())
 
-        name = "llvm.x86.avx512.vpermi2var.qi.512"
-        kind = ir.FunctionType(vector, [vector, vector, vector])
-        permute = cgutils.get_or_insert_function(builder.module, kind, name)
-        index = load(args[0], 0)
-        t = [load(args[2], 64 * k) for k in range(4)]
-        low = builder.call(permute, [t[0], index, t[1]])
-        high = builder.call(permute, [t[2], index, t[3]])
-        upper = builder.icmp_signed("<", index, ir.Constant(vector, None))
-        out = builder.select(upper, high, low)
-        builder.store(out, builder.inttoptr(args[1], vector.as_pointer()), align=1)
-        return ir.Constant(ir.IntType(64), 0)
+            def load(address: Any, block: int) -> Any:
+                value = builder.load(place(address, block))
+                value.align = 1
+                return value
 
-    return types.int64(types.int64, types.int64, types.int64), codegen
+            kind = ir.FunctionType(vector, [vector, vector, vector])
+            permute = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx512.vpermi2var.qi.512")
+            t = [load(args[2], k) for k in range(4)]
+            for index, block in [(load(args[0], k), k) for k in range(blocks)]:
+                low = builder.call(permute, [t[0], index, t[1]])
+                high = builder.call(permute, [t[2], index, t[3]])
+                upper = builder.icmp_signed("<", index, ir.Constant(vector, None))
+                builder.store(builder.select(upper, high, low), place(args[1], block), align=1)
+            return ir.Constant(ir.IntType(64), 0)
+
+        return types.int64(types.int64, types.int64, types.int64), codegen
+
+    return intrinsic(define)
+
+
+look_up64, look_up512 = _look_up(1), _look_up(8)  # source, target, table: addresses

@@ -34,6 +34,7 @@ from kitae.augment.ops import (
     CROP,
     ERASE_AFTER,
     GAUSSIAN_NOISE,
+    HFLIP,
     NOP,
     RESIZED_CROP,
 )
@@ -143,9 +144,10 @@ def augment_one(context: Any, scratch: Any, n: Any, slot: Any, boxes: Any) -> An
         current = a
     base = current
     found = 0
+    done = np.int64(-1)  # the last step that ran together with one before it
     for step in range(steps):
         code = codes[step]
-        if code == NOP:
+        if code == NOP or step <= done:
             continue
         at = address_of(args) + 8 * ARGS * step
         arg = as_f64(at)
@@ -172,9 +174,19 @@ def augment_one(context: Any, scratch: Any, n: Any, slot: Any, boxes: Any) -> An
             target = b if current == a else a
             if flags[code] != 0 and (current == a or current == b):
                 target = current
+            extra = work
             if code == GAUSSIAN_NOISE:
                 as_i64(work)[0] = context[QUANTILES]
-            call7(table[code], current, target, work, at, channels, height, width)
+            elif code == CROP:
+                # A crop mirrors its rows itself where a flip follows.
+                after = step + 1
+                while after < steps and codes[after] == NOP:
+                    after += 1
+                extra = np.int64(0)
+                if after < steps and codes[after] == HFLIP:
+                    extra = np.int64(1)
+                    done = after
+            call7(table[code], current, target, extra, at, channels, height, width)
             current = target
             if code == CROP:
                 height = np.int64(arg[2])

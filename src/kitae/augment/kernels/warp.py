@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from kitae.augment.kernels.color import ONE, ZERO
+from kitae.augment.kernels.move import copy_bytes, fill_bytes
 from kitae.augment.kernels.link import (
     add_i32,
     address_of,
@@ -46,7 +47,6 @@ def fill_level(args: Any, at: Any) -> Any:
 
 def shift_rows(src: Any, dst: Any, args: Any, channels: Any, height: Any, width: Any) -> Any:
     """Translations and shears along x, whose rows are moved whole. 0 where a shift is too near a tie: nothing is done."""
-    centre_x = 0.5 * (width - 1)
     centre_y = 0.5 * (height - 1)
     down = args[5]
     if abs(down - np.floor(down) - 0.5) < 2e-3:
@@ -55,6 +55,8 @@ def shift_rows(src: Any, dst: Any, args: Any, channels: Any, height: Any, width:
         shift = args[1] * (y - centre_y) + args[2]
         if abs(shift - np.floor(shift) - 0.5) < 2e-3:
             return 0
+    source = address_of(src)
+    target = address_of(dst)
     dy = np.int64(np.rint(down))
     for y in range(height):
         row = y + dy
@@ -68,12 +70,9 @@ def shift_rows(src: Any, dst: Any, args: Any, channels: Any, height: Any, width:
             fill = np.uint8(fill_level(args, 6 + c))
             at = (c * height + y) * width
             start = (c * height + row) * width + dx
-            for x in range(begin):
-                dst[at + x] = fill
-            for x in range(begin, end):
-                dst[at + x] = src[start + x]
-            for x in range(end, width):
-                dst[at + x] = fill
+            fill_bytes(target + at, fill, begin)
+            copy_bytes(source + start + begin, target + at + begin, end - begin)
+            fill_bytes(target + at + end, fill, width - end)
     return 1
 
 
@@ -120,11 +119,9 @@ def affine_nearest(src: Any, dst: Any, work: Any, args: Any, channels: Any, heig
         at = y * width
         for c in range(channels):
             fill = np.uint8(fill_level(args, 6 + c))
-            row = at + c * size
-            for x in range(begin):
-                dst[row + x] = fill
-            for x in range(end, width):
-                dst[row + x] = fill
+            row = address_of(dst) + at + c * size
+            fill_bytes(row, fill, begin)
+            fill_bytes(row + end, fill, width - end)
         if channels == 3:
             for x in range(begin, end):
                 i = index[x]
@@ -149,8 +146,7 @@ def pad_image(src: Any, padded: Any, channels: Any, height: Any, width: Any, arg
             row = plane + (y + 1) * stride
             start = (c * height + y) * width
             padded[row] = fill
-            for x in range(width):
-                padded[row + 1 + x] = src[start + x]
+            copy_bytes(address_of(src) + start, address_of(padded) + row + 1, width)
             padded[row + width + 1] = fill
             padded[row + width + 2] = fill
         for i in range(2 * stride):
@@ -452,11 +448,8 @@ def resized_crop(src: Any, dst: Any, work: Any, args: Any, channels: Any, height
     for c in range(channels):
         start = pixels + (c * height + top) * width + left
         if same_x:
-            s = as_u8(start)
-            d = as_u8(back + c * plane)
             for y in range(h):
-                for x in range(w):
-                    d[y * wide + x] = s[y * width + x]
+                copy_bytes(start + y * width, back + c * plane + y * wide, w)
         else:
             turn(start, width, turned, tall, h, w)
             resample_rows(as_u8(turned), tall, as_u8(narrow), tall, new_w, h, taps_x, starts, weights, precision, sums)
@@ -469,8 +462,7 @@ def resized_crop(src: Any, dst: Any, work: Any, args: Any, channels: Any, height
         source = as_u8(back + c * plane)
         if same_y:
             for y in range(h):
-                for x in range(new_w):
-                    target[y * new_w + x] = source[y * wide + x]
+                copy_bytes(back + c * plane + y * wide, out + (c * new_h + y) * new_w, new_w)
         else:
             resample_rows(source, wide, target, new_w, new_h, new_w, taps_y, starts, weights, precision, sums)
     return 0
