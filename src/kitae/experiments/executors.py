@@ -55,18 +55,21 @@ class LocalProcesses:
 
     Args:
         workers: runs at a time.
-        threads: of each; with more than one worker, workers x threads should not exceed the cores.
+        threads: of each run; None takes what its recipe says, as the study wrote down. Workers x threads should not
+            exceed the cores.
         retries: how often a run whose process was killed (out of memory, a signal) is tried again.
     """
 
-    def __init__(self, workers: int = 1, threads: int = 1, retries: int = 2) -> None:
+    def __init__(self, workers: int = 1, threads: int | None = None, retries: int = 2) -> None:
         self.workers, self.threads, self.retries = workers, threads, retries
 
     def outcomes(self, units: Sequence[Unit]) -> Iterator[Outcome]:
         """See `Executor`."""
         stop = threading.Event()
         with ThreadPoolExecutor(self.workers) as pool:
-            waiting = {pool.submit(run_in_process, unit, self.threads, self.retries, stop) for unit in units}
+            waiting = {
+                pool.submit(run_in_process, unit, _threads(unit, self.threads), self.retries, stop) for unit in units
+            }
             try:
                 while waiting:
                     done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
@@ -86,12 +89,14 @@ class RayCluster:
 
     Args:
         address: of the cluster; None starts or joins a local one, as `ray.init` does.
-        threads: processors of each run.
+        threads: processors of each run; None takes what its recipe says.
         gpus: graphics processors of each run.
         retries: how often the run of a lost worker is tried again, on whichever machine is left.
     """
 
-    def __init__(self, address: str | None = None, threads: int = 1, gpus: float = 0, retries: int = 2) -> None:
+    def __init__(
+        self, address: str | None = None, threads: int | None = None, gpus: float = 0, retries: int = 2
+    ) -> None:
         self.address, self.threads, self.gpus, self.retries = address, threads, gpus, retries
 
     def outcomes(self, units: Sequence[Unit]) -> Iterator[Outcome]:
@@ -100,11 +105,14 @@ class RayCluster:
         if not ray.is_initialized():
             ray.init(address=self.address, log_to_driver=False, include_dashboard=False)
         path = os.environ.get("PYTHONPATH")
-        options: dict[str, Any] = {"num_cpus": self.threads, "num_gpus": self.gpus, "max_retries": self.retries}
+        options: dict[str, Any] = {"num_gpus": self.gpus, "max_retries": self.retries}
         if path:
             options["runtime_env"] = {"env_vars": {"PYTHONPATH": path}}
         remote = ray.remote(**options)(run_in_process)
-        of = {remote.remote(dict(unit), self.threads, self.retries): unit for unit in units}
+        of = {}
+        for unit in units:
+            threads = _threads(unit, self.threads)
+            of[remote.options(num_cpus=threads).remote(dict(unit), threads, self.retries)] = unit
         try:
             while of:
                 (ready, *_), _ = ray.wait(list(of), num_returns=1)
@@ -117,6 +125,10 @@ class RayCluster:
         finally:
             for reference in of:
                 ray.cancel(reference, force=True)
+
+
+def _threads(unit: Unit, given: int | None) -> int:
+    return int(given or unit["recipe"]["train"]["threads"] or 1)
 
 
 def run_in_process(unit: Unit, threads: int, retries: int, stop: threading.Event | None = None) -> list[Outcome]:

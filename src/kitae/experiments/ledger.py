@@ -120,7 +120,8 @@ def _studies(results: Sequence[StudyResult]) -> str:
             result.spec.name, result.spec.design, f"{done} of {len(result.runs)}",
             ", ".join(str(seed) for seed in result.spec.seeds), result.spec.metric,
             f"{noise.sd:.2f} ({noise.low:.2f} to {noise.high:.2f})" if noise.df else "-",
-            _setting(result.settings), f"{machine.get('processor', '?')}, {result.settings.get('threads')} threads a run",
+            _setting(result.settings),
+            f"{machine.get('processor', '?')}, {result.settings.get('threads')} threads a run",
             "-" if hours is None else f"{hours:.1f}",
         ])  # fmt: skip
     head = ["Study", "Design", "Runs finished", "Seeds", "Metric", "Noise (SD)", "Setting", "Machine", "Training hours"]

@@ -119,7 +119,7 @@ def study(
         missing = [unit for unit in plan.units if any(not _done(outcomes, job) for job in unit)]
         if missing and len(missing) < len(plan.units):
             say(f"going on: {len(plan.units) - len(missing)} of {len(plan.units)} runs are done already (begun {when})")
-        place = executor or LocalProcesses(workers, plan.threads)
+        place = executor or LocalProcesses(workers)
         by_fingerprint = {job.fingerprint: job for job in plan.jobs}
         todo = sum(not _done(outcomes, job) for unit in missing for job in unit)
         began = time.monotonic()

@@ -255,7 +255,7 @@ def search(
         )
         for point in PRESETS.values():
             space.enqueue_trial(point)
-        place = executor or LocalProcesses(workers, threads)
+        place = executor or LocalProcesses(workers)
         tried = _climb(space, optuna, base, image_size, rungs, arms, workers, folder, place, train, say)
     best = max(tried, key=lambda arm: arm.standing)
     preset = max((arm for arm in tried if arm.preset), key=lambda arm: arm.standing)

@@ -1,0 +1,81 @@
+"""The ledger says what committed results say, and nothing else."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kitae.errors import KitaeError
+from kitae.experiments.executors import Inline
+from kitae.experiments.ledger import load, markdown, publish
+from kitae.experiments.run import study
+from kitae.experiments.spec import StudySpec
+from tests.experiments.test_run import FAKE
+
+FACTORS: dict[str, Any] = {
+    "smoothing": {"train.label_smoothing": [0.0, 0.1]},
+    "mixing": {"augment.mix": [None, {"mixup_alpha": 1.0}]},
+    "ema": {"train.ema": [None, 0.9]},
+}
+CLAIMS = {
+    "a": {"says": "mixing +1 to +3 points", "effect": "mixing", "between": [1, 3]},
+    "b": {"says": "smoothing +5 | points", "effect": "smoothing", "between": [5, None]},
+    "c": {"says": "averaging +1 to +2 points", "effect": "ema", "between": [1, 2]},
+    "d": {"says": "averaging costs no time", "effect": "ema", "metric": "epoch_seconds", "within": 0.05},
+}
+
+
+@pytest.fixture
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(gc, "collect", lambda *_: 0)
+    for design in ("one_out", "screening"):
+        spec = StudySpec.parse(
+            {"name": f"s-{design}", "base": "fashion-mini", "set": {"train.precision": "bf16"}, "design": design,
+             "factors": FACTORS, "claims": CLAIMS if design == "one_out" else {}, "seeds": [0, 1, 2]}
+        )  # fmt: skip
+        study(spec, tmp_path / design, executor=Inline(), figures=design == "one_out", **FAKE)
+        publish(tmp_path / design, tmp_path / "results")
+    return tmp_path / "results"
+
+
+def test_claims_have_verdicts_settings_and_intervals(results: Path) -> None:
+    text = markdown(load(results))
+    rows = {line.split(" | ")[0].removeprefix("| "): line for line in text.splitlines() if line.startswith("| ")}
+    assert "**confirmed**" in rows["mixing +1 to +3 points"]
+    assert "1,000 images, resnet9, width 16, 15 epochs, bf16, 3 seeds" in rows["mixing +1 to +3 points"]
+    assert "**refuted** (smaller than claimed)" in text  # smoothing, whose text holds a bar
+    assert "smoothing +5 \\| points" in text
+    assert "**refuted** (no such effect)" in rows["averaging +1 to +2 points"]
+    assert "x 1.00" in rows["averaging costs no time"]
+    assert "**confirmed**" in rows["averaging costs no time"]
+
+
+def test_every_run_is_counted_and_the_two_designs_stand_side_by_side(results: Path) -> None:
+    text = markdown(load(results))
+    assert "| s-one_out | one_out | 12 of 12 | 0, 1, 2 | test.accuracy |" in text
+    assert "| s-screening | screening | 12 of 12 |" in text
+    side = next(line for line in text.splitlines() if line.startswith("| mixing | +"))
+    assert side.count("to") == 2
+
+
+def test_published_results_need_no_runs_and_are_whole(results: Path) -> None:
+    there = sorted(path.name for path in (results / "s-one_out").iterdir())
+    assert there == ["effects.json", "effects.parquet", "figures", "runs.parquet", "study.yaml"]
+    before = markdown(load(results))
+    assert markdown(load(results)) == before
+
+
+def test_an_unfinished_study_is_not_published(tmp_path: Path) -> None:
+    spec = StudySpec.parse({"name": "s", "base": "fashion-mini", "design": "one_in", "factors": FACTORS})
+
+    class Stops(Inline):
+        def outcomes(self, units: Any) -> Any:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        study(spec, tmp_path / "s", executor=Stops(), figures=False, **FAKE)
+    with pytest.raises(KitaeError, match="the study is not finished"):
+        publish(tmp_path / "s", tmp_path / "results")
