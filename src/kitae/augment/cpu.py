@@ -214,12 +214,12 @@ def _address(array: NDArray[Any]) -> int:
 def _work_bytes(pipeline: Pipeline, codes: set[int]) -> int:
     """The work area of the hungriest kernel at the largest size."""
     side = max(max(size) for size in pipeline.sizes) + 64
-    lines = 64 * side + 64 * 1024
+    lines = 64 * side + 128 * 1024
     if RESIZED_CROP in codes:
         # Two transposed copies of a plane, one of the image, weights of up to 2 * side / new + 3 taps.
         new = min(pipeline.sizes[-1])
         return lines + 8 * side * side + 16 * side * (2 * side // max(new, 1) + 8)
-    return lines + 4 * side * side
+    return lines + 5 * side * side  # a padded image of a word a pixel
 
 
 class Executor:

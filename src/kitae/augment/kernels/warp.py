@@ -15,12 +15,18 @@ from kitae.augment.kernels.move import copy_bytes, fill_bytes
 from kitae.augment.kernels.link import (
     add_i32,
     address_of,
+    and_u32,
     as_f32,
     as_i32,
     as_u8,
     as_u16,
+    as_u32,
+    as_u64,
     mul_i32,
+    or_u32,
     sar_i32,
+    shl_u32,
+    shr_u32,
     transpose16,
 )
 
@@ -76,232 +82,239 @@ def shift_rows(src: Any, dst: Any, args: Any, channels: Any, height: Any, width:
     return 1
 
 
-def affine_nearest(src: Any, dst: Any, work: Any, args: Any, channels: Any, height: Any, width: Any) -> Any:
-    if (
-        args[0] == 1.0
-        and args[3] == 0.0
-        and args[4] == 1.0
-        and shift_rows(src, dst, args, channels, height, width) != 0
-    ):
-        return 0
+WARP_BAND = 1024  # pixels whose coordinates are worked out together
+
+
+def affine_points(args: Any, top: Any, rows: Any, xs: Any, ys: Any, height: Any, width: Any) -> Any:
+    """Where the pixels of some rows come from."""
     a = np.float32(args[0])
     d = np.float32(args[3])
     centre_x = np.float32(0.5 * (width - 1))
     centre_y = np.float32(0.5 * (height - 1))
-    last_x = np.float32(width)
-    last_y = np.float32(height)
-    columns = np.int32(width)
-    size = height * width
-    index = as_i32(work)
-    minus = np.float32(-1.0)
-    for y in range(height):
-        yc = np.float32(y) - centre_y
+    for row in range(rows):
+        yc = np.float32(top + row) - centre_y
         base_x = np.float32(args[1]) * yc + np.float32(args[2])
         base_y = np.float32(args[4]) * yc + np.float32(args[5])
-        first = np.int32(width)
-        last = np.int32(-1)
+        at = row * width
         for x in range(width):
             xc = np.float32(np.int32(x)) - centre_x
-            sx = bounded(rint32((a * xc + base_x) + centre_x), minus, last_x)
-            sy = bounded(rint32((d * xc + base_y) + centre_y), minus, last_y)
-            inside = sx >= ZERO and sx < last_x and sy >= ZERO and sy < last_y
-            index[x] = add_i32(mul_i32(np.int32(sy), columns), np.int32(sx))
-            xi = np.int32(x)
-            low = xi if inside else columns
-            high = xi if inside else np.int32(-1)
-            first = low if low < first else first
-            last = high if high > last else last
-        begin = np.int64(first)
-        end = np.int64(last) + 1
-        if end <= begin:
-            begin = width
-            end = width
-        at = y * width
-        for c in range(channels):
-            fill = np.uint8(fill_level(args, 6 + c))
-            row = address_of(dst) + at + c * size
-            fill_bytes(row, fill, begin)
-            fill_bytes(row + end, fill, width - end)
-        if channels == 3:
-            for x in range(begin, end):
-                i = index[x]
-                dst[at + x] = src[i]
-                dst[at + size + x] = src[i + size]
-                dst[at + 2 * size + x] = src[i + 2 * size]
-        else:
-            for x in range(begin, end):
-                dst[at + x] = src[index[x]]
+            xs[at + x] = (a * xc + base_x) + centre_x
+            ys[at + x] = (d * xc + base_y) + centre_y
     return 0
 
 
-def pad_image(src: Any, padded: Any, channels: Any, height: Any, width: Any, args: Any, at: Any, plain: Any) -> Any:
-    """The image with a border of one pixel left and top and two right and bottom: black, or the fill colour."""
-    stride = width + 3
-    for c in range(channels):
-        fill = np.uint8(0) if plain else np.uint8(fill_level(args, at + c))
-        plane = c * (height + 3) * stride
-        for i in range(stride):
-            padded[plane + i] = fill
-        for y in range(height):
-            row = plane + (y + 1) * stride
-            start = (c * height + y) * width
-            padded[row] = fill
-            copy_bytes(address_of(src) + start, address_of(padded) + row + 1, width)
-            padded[row + width + 1] = fill
-            padded[row + width + 2] = fill
-        for i in range(2 * stride):
-            padded[plane + (height + 1) * stride + i] = fill
-    return 0
-
-
-def fetch_nearest(
-    padded: Any, dst: Any, xs: Any, ys: Any, index: Any, y: Any, channels: Any, height: Any, width: Any
-) -> Any:
-    """A row of the result from source coordinates xs, ys, out of the padded image."""
-    stride = width + 3
-    plane = (height + 3) * stride
-    last_x = np.float32(width)
-    last_y = np.float32(height)
-    minus = np.float32(-1.0)
-    wide = np.int32(stride)
-    one = np.int32(1)
-    for x in range(width):
-        sx = bounded(rint32(xs[x]), minus, last_x)
-        sy = bounded(rint32(ys[x]), minus, last_y)
-        # Outside in one direction must not look inside in the other: the border row is fill all along.
-        outside = sx < ZERO or sx >= last_x
-        sy = minus if outside else sy
-        index[x] = add_i32(mul_i32(add_i32(np.int32(sy), one), wide), add_i32(np.int32(sx), one))
-    for c in range(channels):
-        at = (c * height + y) * width
-        base = c * plane
-        for x in range(width):
-            dst[at + x] = padded[base + index[x]]
-    return 0
-
-
-def fetch_bilinear(padded: Any, dst: Any, xs: Any, ys: Any, index: Any, work: Any, args: Any, fill_at: Any, y: Any,
-                   channels: Any, height: Any, width: Any) -> Any:  # fmt: skip
-    """The same, bilinear: black outside, then blended with the fill by the share of the image, where there is a fill."""
-    stride = width + 3
-    plane = (height + 3) * stride
-    last_x = np.float32(width)
-    last_y = np.float32(height)
-    minus = np.float32(-1.0)
-    wide = np.int32(stride)
-    one = np.int32(1)
-    line = 4 * ((width + 31) & ~15)
-    part_x = as_f32(work)
-    part_y = as_f32(work + line)
-    share = as_f32(work + 2 * line)
-    top = as_u16(work + 3 * line)
-    bottom = as_u16(work + 4 * line)
-    edge_x = np.float32(width - 1)
-    edge_y = np.float32(height - 1)
-    for x in range(width):
-        sx = bounded(xs[x], minus, last_x)
-        sy = bounded(ys[x], minus, last_y)
-        ix = np.int32(sx + ONE)  # sx >= -1, so truncation is floor
-        iy = np.int32(sy + ONE)
-        fx = sx - (np.float32(ix) - ONE)
-        fy = sy - (np.float32(iy) - ONE)
-        part_x[x] = fx
-        part_y[x] = fy
-        index[x] = add_i32(mul_i32(iy, wide), ix)
-        # The share of the four taps that lies in the image: at the border one side of the pair is outside.
-        left = ONE - fx if sx >= ZERO else ZERO
-        left = left if sx < last_x else ZERO
-        right = fx if sx < edge_x else ZERO
-        above = ONE - fy if sy >= ZERO else ZERO
-        above = above if sy < last_y else ZERO
-        below = fy if sy < edge_y else ZERO
-        share[x] = (left + right) * (above + below)
-    filled = args[fill_at] == args[fill_at]
-    base = address_of(padded)
-    for c in range(channels):
-        for x in range(width):
-            i = base + c * plane + np.int64(index[x])
-            top[x] = as_u16(i)[0]
-            bottom[x] = as_u16(i + stride)[0]
-        at = (c * height + y) * width
-        fill = fill_level(args, fill_at + c)
-        low = np.uint16(255)
-        eight = np.uint16(8)
-        if filled:
-            for x in range(width):
-                t0 = np.float32(top[x] & low)
-                t1 = np.float32(top[x] >> eight)
-                b0 = np.float32(bottom[x] & low)
-                b1 = np.float32(bottom[x] >> eight)
-                up = t0 + (t1 - t0) * part_x[x]
-                down = b0 + (b1 - b0) * part_x[x]
-                v = up + (down - up) * part_y[x]
-                v = (v - fill) * share[x] + fill
-                dst[at + x] = np.uint8(np.int32(rint32(v)))
-        else:
-            for x in range(width):
-                t0 = np.float32(top[x] & low)
-                t1 = np.float32(top[x] >> eight)
-                b0 = np.float32(bottom[x] & low)
-                b1 = np.float32(bottom[x] >> eight)
-                up = t0 + (t1 - t0) * part_x[x]
-                down = b0 + (b1 - b0) * part_x[x]
-                dst[at + x] = np.uint8(np.int32(rint32(up + (down - up) * part_y[x])))
-    return 0
-
-
-def affine_row(args: Any, y: Any, xs: Any, ys: Any, height: Any, width: Any) -> Any:
-    a = np.float32(args[0])
-    d = np.float32(args[3])
-    centre_x = np.float32(0.5 * (width - 1))
-    centre_y = np.float32(0.5 * (height - 1))
-    yc = np.float32(y) - centre_y
-    base_x = np.float32(args[1]) * yc + np.float32(args[2])
-    base_y = np.float32(args[4]) * yc + np.float32(args[5])
-    for x in range(width):
-        xc = np.float32(np.int32(x)) - centre_x
-        xs[x] = (a * xc + base_x) + centre_x
-        ys[x] = (d * xc + base_y) + centre_y
-    return 0
-
-
-def perspective_row(args: Any, y: Any, xs: Any, ys: Any, height: Any, width: Any) -> Any:
+def perspective_points(args: Any, top: Any, rows: Any, xs: Any, ys: Any, height: Any, width: Any) -> Any:
     a = np.float32(args[0])
     d = np.float32(args[3])
     g = np.float32(args[6])
-    yc = np.float32(y) + HALF
-    base_x = np.float32(args[1]) * yc + np.float32(args[2])
-    base_y = np.float32(args[4]) * yc + np.float32(args[5])
-    base_w = np.float32(args[7]) * yc + ONE
-    for x in range(width):
-        xc = np.float32(np.int32(x)) + HALF
-        w = g * xc + base_w
-        # Bounded, so that a point at infinity is merely outside (and NaN is the left border).
-        xs[x] = bounded((a * xc + base_x) / w - HALF, -FAR, FAR)
-        ys[x] = bounded((d * xc + base_y) / w - HALF, -FAR, FAR)
+    for row in range(rows):
+        yc = np.float32(top + row) + HALF
+        base_x = np.float32(args[1]) * yc + np.float32(args[2])
+        base_y = np.float32(args[4]) * yc + np.float32(args[5])
+        base_w = np.float32(args[7]) * yc + ONE
+        at = row * width
+        for x in range(width):
+            xc = np.float32(np.int32(x)) + HALF
+            w = g * xc + base_w
+            # Bounded, so that a point at infinity is merely outside (and NaN is the left border).
+            xs[at + x] = bounded((a * xc + base_x) / w - HALF, -FAR, FAR)
+            ys[at + x] = bounded((d * xc + base_y) / w - HALF, -FAR, FAR)
     return 0
 
 
-def warp(
-    kind: Any, bilinear: Any, src: Any, dst: Any, work: Any, args: Any, channels: Any, height: Any, width: Any
-) -> Any:
-    fill_at = 8 if kind == 1 else 6
-    line = 4 * ((width + 31) & ~15)
-    padded = as_u8(work + 8 * line)
-    pad_image(src, padded, channels, height, width, args, fill_at, bilinear)
-    xs = as_f32(work)
-    ys = as_f32(work + line)
-    index = as_i32(work + 2 * line)
+def pad_image(src: Any, padded: Any, channels: Any, height: Any, width: Any, args: Any, fill_at: Any, black: Any) -> Any:
+    """The image with a border: one pixel left and above, two right and below, of the fill colour or black.
+
+    Three channels are woven into one 32-bit word a pixel, so that one load fetches all of them.
+    """
+    stride = width + 3
+    if channels == 1:
+        border = np.uint8(0) if black else np.uint8(fill_level(args, fill_at))
+        bytes_ = as_u8(padded)
+        for i in range(stride * (height + 3)):
+            bytes_[i] = border
+        for y in range(height):
+            copy_bytes(address_of(src) + y * width, padded + (y + 1) * stride + 1, width)
+        return 0
+    size = height * width
+    e = np.uint32(8)
+    s = np.uint32(16)
+    colour = np.uint32(0)
+    if not black:
+        for c in range(3):
+            level = np.uint32(np.int64(fill_level(args, fill_at + c)))
+            colour = or_u32(colour, shl_u32(level, np.uint32(8 * c)))
+    words = as_u32(padded)
+    last = (height + 1) * stride
+    for i in range(stride):
+        words[i] = colour
+    for i in range(last, last + 2 * stride):
+        words[i] = colour
     for y in range(height):
-        if kind == 1:
-            perspective_row(args, y, xs, ys, height, width)
-        else:
-            affine_row(args, y, xs, ys, height, width)
-        if bilinear:
-            fetch_bilinear(padded, dst, xs, ys, index, work + 3 * line, args, fill_at, y, channels, height, width)
-        else:
-            fetch_nearest(padded, dst, xs, ys, index, y, channels, height, width)
+        row = (y + 1) * stride
+        at = y * width
+        words[row] = colour
+        for x in range(width):
+            g = shl_u32(np.uint32(src[at + size + x]), e)
+            b = shl_u32(np.uint32(src[at + 2 * size + x]), s)
+            words[row + 1 + x] = or_u32(or_u32(np.uint32(src[at + x]), g), b)
+        words[row + width + 1] = colour
+        words[row + width + 2] = colour
     return 0
+
+
+def fetch_nearest(padded: Any, dst: Any, at: Any, count: Any, xs: Any, ys: Any, index: Any, channels: Any, height: Any,
+                  width: Any) -> Any:  # fmt: skip
+    """Pixels at .. of the result, out of the padded image. Whatever is outside falls on its border."""
+    last_x = np.float32(width)
+    last_y = np.float32(height)
+    minus = np.float32(-1.0)
+    stride = np.int32(width + 3)
+    first = np.int32(width + 4)
+    for i in range(count):
+        sx = np.int32(bounded(rint32(xs[i]), minus, last_x))
+        sy = np.int32(bounded(rint32(ys[i]), minus, last_y))
+        index[i] = add_i32(add_i32(mul_i32(sy, stride), sx), first)
+    if channels == 1:
+        bytes_ = as_u8(padded)
+        for i in range(count):
+            dst[at + i] = bytes_[index[i]]
+        return 0
+    size = height * width
+    words = as_u32(padded)
+    found = as_u32(address_of(xs))
+    for i in range(count):
+        found[i] = words[index[i]]
+    for i in range(count):
+        v = found[i]
+        dst[at + i] = np.uint8(v)
+        dst[at + size + i] = np.uint8(shr_u32(v, np.uint32(8)))
+        dst[at + 2 * size + i] = np.uint8(shr_u32(v, np.uint32(16)))
+    return 0
+
+
+def blend(t0: Any, t1: Any, b0: Any, b1: Any, fx: Any, fy: Any) -> Any:
+    """Four levels as float32, bilinear."""
+    up = t0 + (t1 - t0) * fx
+    down = b0 + (b1 - b0) * fx
+    return up + (down - up) * fy
+
+
+def byte_of(word: Any, shift: Any) -> Any:
+    return np.float32(np.int32(and_u32(shr_u32(word, shift), np.uint32(255))))
+
+
+def fetch_bilinear(padded: Any, dst: Any, at: Any, count: Any, xs: Any, ys: Any, index: Any, work: Any, room: Any, args: Any,
+                   fill_at: Any, channels: Any, height: Any, width: Any) -> Any:  # fmt: skip
+    """The same, bilinear: black outside, then blended with the fill by the share of the image, where there is a fill."""
+    last_x = np.float32(width)
+    last_y = np.float32(height)
+    minus = np.float32(-1.0)
+    wide = np.int32(width + 3)
+    stride = width + 3
+    edge_x = np.float32(width - 1)
+    edge_y = np.float32(height - 1)
+    share = as_f32(work)
+    filled = args[fill_at] == args[fill_at]
+    for i in range(count):
+        sx = bounded(xs[i], minus, last_x)
+        sy = bounded(ys[i], minus, last_y)
+        ix = np.int32(sx + ONE)  # sx >= -1, so truncation is floor
+        iy = np.int32(sy + ONE)
+        index[i] = add_i32(mul_i32(iy, wide), ix)
+        xs[i] = sx - (np.float32(ix) - ONE)
+        ys[i] = sy - (np.float32(iy) - ONE)
+        if filled:
+            # The share of the four taps that lies in the image: at the border one side of the pair is outside.
+            left = ONE - xs[i] if sx >= ZERO else ZERO
+            left = left if sx < last_x else ZERO
+            right = xs[i] if sx < edge_x else ZERO
+            above = ONE - ys[i] if sy >= ZERO else ZERO
+            above = above if sy < last_y else ZERO
+            below = ys[i] if sy < edge_y else ZERO
+            share[i] = (left + right) * (above + below)
+    size = height * width
+    if channels == 1:
+        top = as_u16(work + 8 * room)
+        bottom = as_u16(work + 12 * room)
+        for i in range(count):
+            place = padded + np.int64(index[i])
+            top[i] = as_u16(place)[0]
+            bottom[i] = as_u16(place + stride)[0]
+        low = np.uint16(255)
+        eight = np.uint16(8)
+        fill = fill_level(args, fill_at)
+        for i in range(count):
+            t0 = np.float32(top[i] & low)
+            t1 = np.float32(top[i] >> eight)
+            b0 = np.float32(bottom[i] & low)
+            b1 = np.float32(bottom[i] >> eight)
+            v = blend(t0, t1, b0, b1, xs[i], ys[i])
+            if filled:
+                v = (v - fill) * share[i] + fill
+            dst[at + i] = np.uint8(np.int32(rint32(v)))
+        return 0
+    tops = as_u64(work + 8 * room)
+    bottoms = as_u64(work + 16 * room)
+    for i in range(count):
+        place = padded + 4 * np.int64(index[i])
+        tops[i] = as_u64(place)[0]
+        bottoms[i] = as_u64(place + 4 * stride)[0]
+    t = as_u32(work + 8 * room)
+    b = as_u32(work + 16 * room)
+    for c in range(3):
+        shift = np.uint32(8 * c)
+        fill = fill_level(args, fill_at + c)
+        plane = at + c * size
+        if filled:
+            for i in range(count):
+                t0 = byte_of(t[2 * i], shift)
+                t1 = byte_of(t[2 * i + 1], shift)
+                b0 = byte_of(b[2 * i], shift)
+                b1 = byte_of(b[2 * i + 1], shift)
+                v = (blend(t0, t1, b0, b1, xs[i], ys[i]) - fill) * share[i] + fill
+                dst[plane + i] = np.uint8(np.int32(rint32(v)))
+        else:
+            for i in range(count):
+                t0 = byte_of(t[2 * i], shift)
+                t1 = byte_of(t[2 * i + 1], shift)
+                b0 = byte_of(b[2 * i], shift)
+                b1 = byte_of(b[2 * i + 1], shift)
+                dst[plane + i] = np.uint8(np.int32(rint32(blend(t0, t1, b0, b1, xs[i], ys[i]))))
+    return 0
+
+
+def warp(kind: Any, bilinear: Any, src: Any, dst: Any, work: Any, args: Any, channels: Any, height: Any,
+         width: Any) -> Any:  # fmt: skip
+    """kind: 0 affine, 1 perspective."""
+    fill_at = 8 if kind == 1 else 6
+    rows = max(WARP_BAND // width, 1)
+    room = rows * width + 64  # pixels of a band
+    xs = as_f32(work)
+    ys = as_f32(work + 4 * room)
+    index = as_i32(work + 8 * room)
+    rest = work + 12 * room
+    padded = rest + 24 * room
+    pad_image(src, padded, channels, height, width, args, fill_at, bilinear)
+    for top in range(0, height, rows):
+        here = min(rows, height - top)
+        count = here * width
+        if kind == 1:
+            perspective_points(args, top, here, xs, ys, height, width)
+        else:
+            affine_points(args, top, here, xs, ys, height, width)
+        if bilinear:
+            fetch_bilinear(padded, dst, top * width, count, xs, ys, index, rest, room, args, fill_at, channels, height,
+                           width)  # fmt: skip
+        else:
+            fetch_nearest(padded, dst, top * width, count, xs, ys, index, channels, height, width)
+    return 0
+
+
+def affine_nearest(src: Any, dst: Any, work: Any, args: Any, channels: Any, height: Any, width: Any) -> Any:
+    if args[0] == 1.0 and args[3] == 0.0 and args[4] == 1.0 and shift_rows(src, dst, args, channels, height, width) != 0:
+        return 0
+    return warp(0, False, src, dst, work, args, channels, height, width)
 
 
 def affine_bilinear(src: Any, dst: Any, work: Any, args: Any, channels: Any, height: Any, width: Any) -> Any:
