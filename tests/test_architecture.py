@@ -23,7 +23,7 @@ ORDER = [
     {"run"},
     {"reporting"},
     {"pipeline"},
-    {"compressing"},
+    {"compressing", "benching"},
     {"experiments"},
     {"cli"},
     {"__main__"},

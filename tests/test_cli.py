@@ -169,3 +169,42 @@ def test_sigterm_exits_143_and_the_run_goes_on(home: Path) -> None:
     assert process.returncode == 143, error
     assert "--resume" in error
     assert (home / "stopped" / "last" / "checkpoint.safetensors").exists()
+
+
+def test_bench_shows_where_a_step_spends_its_time(home: Path) -> None:
+    out = kitae(home, "bench", "fashion-mini", *TINY).stdout
+    assert "the limit" in out
+    assert "forward and backward, fp32" in out
+
+
+def test_show_augment_draws_pictures(home: Path) -> None:
+    kitae(home, "show", "augment", "fashion-mini", "--out", "gallery")
+    assert len(list((home / "gallery").glob("*.png"))) >= 6
+
+
+def test_study_plan_and_list(home: Path) -> None:
+    assert "mixing" in kitae(home, "study").stdout
+    out = kitae(home, "study", "mixing", "--tiny", "--plan", "--set", "data.source=fashion-mini").stdout
+    assert "3 variants x 2 seeds" in out
+    assert not (home / "runs").exists()
+
+
+def test_report_is_one_page(home: Path, run: Path) -> None:
+    kitae(home, "report", "run")
+    page = (run / "report.html").read_text()
+    assert "data:image/png" in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+
+
+def test_export_and_predict_without_the_run(home: Path, run: Path) -> None:
+    pytest.importorskip("onnxscript")
+    kitae(home, "export", "run", "--out", "m.onnx")
+    write_folder(home / "more", train=1, classes=2)
+    by_run = kitae(home, "predict", "run", "more", "--out", "a.csv")
+    by_file = kitae(home, "predict", "m.onnx", "more", "--out", "b.csv")
+    assert by_run.stdout.splitlines()[3:6] == by_file.stdout.splitlines()[3:6]
+    a, b = ((home / f"{name}.csv").read_text().splitlines() for name in "ab")
+    for one, other in zip(a[1:], b[1:], strict=True):
+        assert [float(x) for x in one.split(",")[2:]] == pytest.approx(
+            [float(x) for x in other.split(",")[2:]], abs=1e-4
+        )

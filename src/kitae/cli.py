@@ -28,8 +28,10 @@ study_app = App(
     help="Measure what techniques bring, with paired seeds and intervals.",
     help_format="plaintext",
 )
+show_app = App(name="show", help="Draw what something does, as PNG files.", help_format="plaintext")
 app.command(data_app)
 app.command(study_app)
+app.command(show_app)
 
 Sets = Annotated[
     list[str] | None,
@@ -240,6 +242,110 @@ def _write_predictions(out: Path, files: list[Path], result: Any) -> None:
     write_parquet(table, out)
 
 
+@app.command
+def compress(
+    run: Path,
+    *,
+    out: Path | None = None,
+    max_drop: float | None = None,
+    max_latency_ms: float | None = None,
+    max_bytes: int | None = None,
+    prune: Literal["structured", "unstructured", "none"] | None = None,
+    ratios: Annotated[list[float] | None, Parameter(consume_multiple=True, negative=())] = None,
+    finetune_epochs: int | None = None,
+    quantize: Annotated[
+        list[Literal["none", "dynamic", "static", "qat"]] | None, Parameter(consume_multiple=True, negative=())
+    ] = None,
+    target: Literal["any", "vnni"] | None = None,
+    set_: Sets = None,
+    overwrite: Annotated[bool, Parameter(negative=())] = False,
+) -> None:
+    """Find the smallest model within an accuracy budget: prune, fine-tune, quantize, export, measure, verify.
+
+    Parameters
+    ----------
+    run
+        A finished run folder.
+    out
+        The compression folder; default RUN-small.
+    max_drop
+        Points of accuracy (per cent) that may be lost; default 1.
+    max_latency_ms
+        Median time of one image on this machine, in ONNX Runtime.
+    max_bytes
+        Size of the exported file.
+    prune
+        structured removes channels, unstructured sets weights to zero.
+    ratios
+        Shares to remove, rising.
+    finetune_epochs
+        Epochs after each ratio; default 5.
+    quantize
+        Precisions to try at each ratio.
+    target
+        any is safe on every CPU; vnni needs its instructions.
+    set_
+        Any other field of CompressSpec: importance=taylor controls=[random, scratch] ...
+    overwrite
+        Replace the compression in --out; fine-tuned stages that still fit are used again.
+    """
+    from kitae.compressing import compress as run_compression
+    from kitae.compression.spec import CompressSpec
+    from kitae.recipe import override
+
+    given = {
+        "max_drop": max_drop, "max_latency_ms": max_latency_ms, "max_bytes": max_bytes, "prune": prune,
+        "ratios": ratios, "finetune_epochs": finetune_epochs, "quantize": quantize, "target": target,
+    }  # fmt: skip
+    options = {name: value for name, value in given.items() if value is not None}
+    spec = override(CompressSpec(), set_ or [])
+    result = run_compression(run, out, spec=spec, overwrite=overwrite, say=console.say, **options)
+    _print_compression(result)
+
+
+def _print_compression(result: Any) -> None:
+    rows = [
+        [
+            ("* " if row["winner"] else "") + row["name"],
+            console.size(row["bytes"]),
+            f"{row['latency_ms']:.3f}",
+            f"{row['speedup']:.2f} x",
+            console.percent(row["accuracy"], row.get("accuracy_interval")),
+        ]
+        for row in result.rows
+    ]
+    head = ["candidate", "bytes", "ms an image", "faster", "validation accuracy (95 % interval)"]
+    console.table("", head, rows)
+    facts = result.facts
+    console.say(f"{facts['smaller']:.1f} x smaller and {facts['faster']:.1f} x faster than the 32-bit ONNX model")
+    if result.test is not None:
+        before, after = result.test["baseline"], result.test["winner"]
+        low, high = result.test["drop_interval"]
+        console.say(
+            f"test accuracy {console.percent(before['accuracy'])} before, "
+            f"{console.percent(after['accuracy'], after['accuracy_interval'])} after: "
+            f"{result.test['drop']:.2f} points lost (95 % interval {low:.2f} to {high:.2f})"
+        )
+    console.say(f"{result.model_file} runs with: kitae predict {result.model_file} IMAGES")
+
+
+@app.command
+def export(run: Path, *, out: Path | None = None) -> None:
+    """Write a run's best model as one verified ONNX file, preprocessing rules inside.
+
+    Parameters
+    ----------
+    run
+        A run folder.
+    out
+        The file; default RUN.onnx.
+    """
+    from kitae.compressing import export as run_export
+
+    written = run_export(run, out)
+    console.say(f"{written.path}: {console.size(written.path.stat().st_size)}, verified against PyTorch")
+
+
 @study_app.default
 def study(
     spec: str | None = None,
@@ -394,6 +500,32 @@ def report(folder: Path) -> None:
     console.say(f"written to {make_report(folder)}")
 
 
+@show_app.command
+def augment(data: str = "fashion-mini", *, out: Path = Path("gallery"), set_: Sets = None, seed: int = 0) -> None:
+    """Draw every augmentation on your own training images.
+
+    Parameters
+    ----------
+    data
+        A source, as data.source of a recipe.
+    out
+        The folder for the pictures.
+    """
+    import numpy as np
+
+    from kitae.data.splits import make_splits
+    from kitae.data.store import open_store
+    from kitae.reporting.gallery import draw_gallery
+
+    spec = _data_spec(data, set_)
+    with console.counting("decoding images") as progress:
+        store = open_store(spec, progress=progress)
+    train = make_splits(store, spec).train
+    rows = np.concatenate([train[store.labels[train] == label][:8] for label in range(len(store.classes))])
+    for file in draw_gallery(store.images[rows], store.labels[rows], store.classes, out, seed):
+        console.say(str(file))
+
+
 @data_app.command
 def check(source: str, *, out: Path | None = None, set_: Sets = None) -> None:
     """Report broken images, class counts, sizes, duplicates and label conflicts of a source.
@@ -446,6 +578,38 @@ def _data_spec(source: str, assignments: list[str] | None) -> Any:
 
     recipe = Recipe().override(f"data.source={json.dumps(source)}", *(assignments or ()))
     return recipe.data
+
+
+@app.command
+def bench(recipe: str = "fashion-mini", *, set_: Sets = None) -> None:
+    """Time reading, augmenting and learning from one batch of a recipe on this machine.
+
+    Parameters
+    ----------
+    recipe
+        A shipped recipe's name or a .yaml file.
+    """
+    from kitae.benching import bench as run_bench
+    from kitae.recipe import Recipe
+
+    with console.counting("decoding images") as progress:
+        facts = run_bench(Recipe.load(recipe).override(*(set_ or ())), progress)
+    count, copy = facts["batch_size"], facts["milliseconds"]["copy"]
+    words = {"copy": "plain copy to float (the limit)", "gather": "reading the batch", "augment": "augmenting it"}
+    rows = [
+        [words[name], f"{time:.2f}", f"{1000 * count / time:,.0f}", f"{copy / time:.2f}"]
+        for name, time in facts["milliseconds"].items()
+    ]
+    rows += [
+        [f"forward and backward, {name}", f"{time:.1f}", f"{1000 * count / time:,.0f}", ""]
+        for name, time in facts["step_milliseconds"].items()
+    ]
+    title = f"a batch of {count}, {facts['threads']} threads"
+    console.table(title, ["", "ms", "images/s", "speed of the limit"], rows)
+    console.say(
+        f"augmentation takes {100 * facts['share']:.1f} % of a step; a copy against itself measured "
+        f"{facts['control']:.2f} (1.00 on a quiet machine)"
+    )
 
 
 @app.command

@@ -60,7 +60,7 @@ def train(
     Raises:
         KitaeError: anything the user can mend, in one line.
     """
-    world = _begin(recipe.train)
+    world = begin(recipe.train)
     run = _open_run(recipe, default_folder(recipe) if out is None else Path(out), resume, overwrite, world)
     try:
         if run.finished:
@@ -301,7 +301,7 @@ def plan(recipe: Recipe, progress: Progress | None = None, steps: int = 6) -> di
     from kitae.data.splits import make_splits
     from kitae.data.store import open_store
 
-    world = _begin(recipe.train)
+    world = begin(recipe.train)
     store = open_store(recipe.data, progress=progress)
     setup = Setup(recipe, store, make_splits(store, recipe.data))
     model = setup.initial_model(world)
@@ -338,7 +338,7 @@ def plan(recipe: Recipe, progress: Progress | None = None, steps: int = 6) -> di
     }
 
 
-def _begin(spec: TrainSpec) -> World:
+def begin(spec: TrainSpec) -> World:
     """Settings of the process, and its place among others."""
     keep_freed_memory()
     if spec.threads is not None:
