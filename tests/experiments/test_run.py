@@ -310,7 +310,7 @@ def test_plan_tells_time_noise_and_what_can_be_shown() -> None:
     assert plan.seconds == pytest.approx(9 * 3 * 2.0 / 2)
     text = plan.text()
     assert "runs      9, 3 epochs each, resnet9 on fashion-mini" in text
-    assert "about 27 s (2.0 s an epoch, 2 at a time, 1 thread each)" in text
+    assert "about 27 s of training (2.0 s an epoch, 2 at a time, 1 thread each)" in text
     assert "if runs vary by 0.3 points between seeds, given" in text
     assert "To choose a recipe by a study, set metric: val.accuracy" in text
     assert "add seeds" in plan_study(make(seeds=[0]), measure=None).text()

@@ -1,0 +1,87 @@
+"""Studies with real training: killed in the middle of a run, a study ends with the same accuracies."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kitae.experiments.run import StudyResult, study
+from kitae.experiments.spec import StudySpec
+
+ROOT = Path(__file__).parents[2]
+
+CONTENT: dict[str, Any] = {
+    "name": "real",
+    "base": "fashion-mini",
+    "set": {
+        "data.limit": 400, "train.epochs": 3, "train.batch_size": 20, "train.precision": "fp32", "model.width": 4,
+        "train.checkpoint_seconds": 0.05,
+    },
+    "design": "compare",
+    "variants": {"plain": {}, "smooth": {"train.label_smoothing": 0.2}},
+    "seeds": [0, 1],
+    "cover": "both",
+}  # fmt: skip
+
+_DRIVER = """
+import sys
+from kitae.experiments.run import study
+from kitae.experiments.spec import StudySpec
+from tests.experiments.test_real import CONTENT
+study(StudySpec.parse(CONTENT), sys.argv[1], workers=2, threads=1)
+"""
+
+
+def accuracies(result: StudyResult) -> list[float]:
+    columns = [name for name in result.runs if name.startswith(("test.", "val.", "train_loss", "val_loss", "gap"))]
+    assert {"test.accuracy", "val.accuracy", "gap"} <= set(columns)
+    return [float(value) for name in columns for value in result.runs[name]]
+
+
+@pytest.mark.slow
+def test_killed_in_the_middle_of_training_and_gone_on_with(tmp_path: Path) -> None:
+    whole = study(StudySpec.parse(CONTENT), tmp_path / "whole", workers=1, threads=1)
+    assert len(whole.failed) == 0
+    assert whole.analyses["test.accuracy"].effects[0].covers == "seeds and test images"
+    folder = tmp_path / "cut"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    driver = subprocess.Popen([sys.executable, "-c", _DRIVER, str(folder)], cwd=ROOT, env=environment)
+    while not any(folder.glob("runs/*/last/checkpoint.safetensors")):
+        assert driver.poll() is None
+        time.sleep(0.02)
+    driver.kill()
+    driver.wait()
+    assert not (folder / "effects.json").exists()
+    again = subprocess.run([sys.executable, "-c", _DRIVER, str(folder)], cwd=ROOT, env=environment, check=False)
+    assert again.returncode == 0
+    assert accuracies(StudyResult.open(folder)) == accuracies(whole)
+
+
+@pytest.mark.slow
+def test_a_study_that_asks_for_no_number_of_test_never_opens_it(tmp_path: Path) -> None:
+    spec = StudySpec.parse({**CONTENT, "metric": "val.accuracy", "cover": "seeds", "seeds": [0, 1]})
+    result = study(spec, tmp_path / "s", workers=2, threads=1)
+    assert len(result.failed) == 0, result.failed["error"].tolist()
+    assert not any(name.startswith("test.") for name in result.runs)
+    assert not list((tmp_path / "s").glob("runs/*/test_openings.jsonl"))
+
+
+@pytest.mark.slow
+def test_a_search_with_real_training(tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    from kitae.experiments.executors import Inline
+    from kitae.experiments.search import search
+
+    result = search(
+        "fashion-mini", tmp_path / "s", "data.limit=200", "train.epochs=2", "model.width=4", "train.batch_size=20",
+        "train.precision=fp32", arms=9, rematch_seeds=2, executor=Inline(), threads=1,
+    )  # fmt: skip
+    assert "The search" in result.verdict
+    assert not list((tmp_path / "s").glob("arms/*/test_openings.jsonl"))
+    assert (tmp_path / "s" / "figures" / "search.png").is_file()
