@@ -1,0 +1,176 @@
+"""Galleries: complete files, the right pixels in them, the same for the same seed, clear refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kitae.augment import Augment
+from kitae.augment import functional as f
+from kitae.reporting import gallery
+from tests.images import picture
+from tests.reporting.conftest import HOSTILE, pixels
+
+FILES = ["geometry", "colour", "noise", "mixup", "cutmix", "policies", "augmix", "epochs"]
+CLASSES = tuple(f"class {i}" for i in range(10))
+
+
+def images(count: int, size: tuple[int, int] = (24, 24), channels: int = 3) -> Any:
+    return np.stack([picture(i % 10, i, size).transpose(2, 0, 1)[:channels] for i in range(count)])
+
+
+FACTOR = 7  # images of 24 pixels in cells of 180 or so are enlarged seven times
+
+
+def contains(page: Any, image: Any) -> bool:
+    """Whether an image stands on a page, enlarged without a change to its colours."""
+    colour = np.broadcast_to(image, (3, *image.shape[1:])).transpose(1, 2, 0)
+    big = colour.repeat(FACTOR, 0).repeat(FACTOR, 1)
+    height, width = big.shape[:2]
+    places = np.argwhere((page[: 1 - height, : 1 - width] == big[0, 0]).all(2))
+    return any(np.array_equal(page[y : y + height, x : x + width], big) for y, x in places)
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    batch, folder = images(7), tmp_path_factory.mktemp("gallery") / "new"
+    files = gallery.draw_gallery(batch, [i % 10 for i in range(7)], CLASSES, folder, seed=3)
+    assert [path.stem for path in files] == FILES
+    assert all(path.parent == folder for path in files)
+    return batch, folder
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_file_is_a_picture_of_the_house_width(name: str, drawn: tuple[Any, Path]) -> None:
+    page = pixels(drawn[1] / f"{name}.png")
+    assert page.shape[1] == 960
+    assert page.shape[0] > 300
+    assert (page != 255).any(2).mean() > 0.4
+
+
+def test_the_pixels_are_those_of_the_ops(drawn: tuple[Any, Path]) -> None:
+    """Unchanged by drawing: each shown image is found on its page, enlarged by a whole factor."""
+    batch, folder = drawn
+    shown = batch[:5]
+    expected = {
+        "geometry": [shown[0], f.horizontal_flip(shown)[4], f.rotate(shown, 30.0)[1]],
+        "colour": [f.invert(shown)[2], f.equalize(shown)[3], f.solarize(shown, 128)[0], f.hue(shown, -0.2)[0]],
+        "noise": [f.sharpness(shown, 4.0)[4]],
+        "mixup": [shown[0], shown[1], f.mixup(shown[:2], None, 0.25)[0], f.mixup(shown[2:4], None, 0.5)[0]],
+        "augmix": [shown[2], Augment([{"augmix": {}}], seed=3)(shown, epoch=0, index=np.arange(5))[2]],
+    }
+    for name, pictures in expected.items():
+        page = pixels(folder / f"{name}.png")
+        for i, image in enumerate(pictures):
+            assert contains(page, image), f"{name}: picture {i} is not on the page"
+    assert not contains(pixels(folder / "mixup.png"), f.rotate(shown, 90.0)[0])
+
+
+def test_same_seed_same_pictures(tmp_path: Path, drawn: tuple[Any, Path]) -> None:
+    batch, folder = drawn
+    for seed, same in ((3, True), (4, False)):
+        again = gallery.draw_policies(batch[:5], CLASSES[:5], tmp_path / f"{seed}.png", seed)
+        assert np.array_equal(pixels(again), pixels(folder / "policies.png")) == same
+
+
+def captured(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What would be drawn: rows and captions."""
+    seen: dict[str, Any] = {}
+
+    def keep(rows: Any, *_: Any, captions: Any, **__: Any) -> None:
+        seen.update(rows=rows, captions=captions)
+
+    monkeypatch.setattr(gallery, "image_grid", keep)
+    return seen
+
+
+def test_cutmix_captions_say_the_share_that_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+    monkeypatch.setattr(
+        gallery, "image_grid", lambda rows, *_, captions, **__: seen.update(rows=rows, captions=captions)
+    )
+    batch = np.stack([np.full((3, 16, 16), level, np.uint8) for level in (10, 200)])
+    gallery.draw_cutmix(batch, ("a", "b"), tmp_path / "x.png", 1)
+    assert len(seen["rows"]) == 3
+    for row, captions in zip(seen["rows"], seen["captions"], strict=True):
+        for image, (caption,) in zip(row, captions, strict=True):
+            assert caption == f"λ = {(image == 10).mean():.2f}"
+
+
+def test_augmix_chains_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Original and chains, weighted by the captions, give the last picture up to the rounding of the captions."""
+    seen: dict[str, Any] = {}
+    monkeypatch.setattr(
+        gallery, "image_grid", lambda rows, *_, captions, **__: seen.update(rows=rows, captions=captions)
+    )
+    gallery.draw_augmix(images(4), CLASSES[:4], tmp_path / "x.png", 5)
+    for row, captions in zip(seen["rows"], seen["captions"], strict=True):
+        weights = [float(caption[0].split(" %")[0]) / 100 for caption in captions[:4]]
+        mean = sum(w * image.astype(float) for w, image in zip(weights, row[:4], strict=True))
+        assert np.abs(mean - row[4]).max() < 0.02 * 255 + 1
+
+
+@pytest.mark.parametrize(
+    ("parameters", "words"),
+    [
+        ({"degrees": (12, 12)}, ("turn -12°",)),  # affine counts clockwise, the caption counter-clockwise
+        ({"degrees": (-8, -8), "scale": (1.25, 1.25)}, ("+8°, scale 1.25",)),
+        ({"scale": (0.5, 0.5)}, ("scale 0.50",)),
+        ({"degrees": 0}, ("not moved",)),
+    ],
+    ids=str,
+)
+def test_motions_in_words(parameters: dict[str, Any], words: tuple[str, ...]) -> None:
+    program = Augment([{"affine": parameters}]).plan(epoch=0, index=[7], size=(20, 30))
+    assert gallery._words(program, 0) == words
+
+
+def test_shifts_in_words_are_where_the_pixels_went() -> None:
+    image = np.zeros((1, 3, 41, 41), np.uint8)
+    image[..., 20, 20] = 255
+    aug = Augment([{"affine": {"translate": (0.3, 0.3), "degrees": 0}}], seed=2)
+    for index in range(12):
+        out = aug(image, epoch=0, index=[index])[0, 0]
+        y, x = (int(v) - 20 for v in np.argwhere(out == 255)[0])
+        said = gallery._words(aug.plan(epoch=0, index=[index], size=(41, 41)), 0)
+        across = [f"{'right' if x > 0 else 'left'} {abs(x)}"] if x else []
+        along = [f"{'down' if y > 0 else 'up'} {abs(y)}"] if y else []
+        assert said == (", ".join(across + along) or "not moved",)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_two_images_of_any_shape_and_hostile_names(channels: int, tmp_path: Path) -> None:
+    files = gallery.draw_gallery(images(2, (15, 40), channels), [2, 0], HOSTILE, tmp_path)
+    assert len(files) == len(FILES)
+    for path in files:
+        assert pixels(path).shape[1] >= 960
+
+
+def test_large_images_are_shrunk(tmp_path: Path) -> None:
+    path = gallery.draw_mixup(images(4, (224, 224)), CLASSES[:4], tmp_path / "x.png")
+    assert pixels(path).shape[1] == 960
+
+
+def test_first_of_each_class_is_shown() -> None:
+    assert gallery._of_many_classes([4, 4, 4, 1, 4, 0, 1, 2, 3]) == [0, 3, 5, 7, 8]
+    assert gallery._of_many_classes([1, 1, 1]) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("batch", "labels", "message"),
+    [
+        (images(2).astype(np.float32), [0, 1], "must be uint8"),
+        (images(2)[:, :2], [0, 1], "must be uint8"),
+        (images(2, (4, 4)), [0, 1], "at least 8 x 8"),
+        (images(1), [0], "at least 2 images"),
+        (images(3), [0, 1], "as many labels"),
+        (images(2), [0, 10], r"in \[0, 10\)"),
+        (images(2), [-1, 1], r"in \[0, 10\)"),
+    ],
+)
+def test_wrong_input_is_named(batch: Any, labels: list[int], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        gallery.draw_gallery(batch, labels, CLASSES, tmp_path)
