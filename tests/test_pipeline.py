@@ -212,6 +212,15 @@ def test_test_time_augmentation_changes_the_result_not_the_shape(run: Run) -> No
     assert plain["loss"] != flipped["loss"]
 
 
+def test_tensorboard_gets_every_epoch(tmp_path: Path, cache: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    made = train(tiny("train.tensorboard=true"), tmp_path / "run")
+    board = EventAccumulator(str(made.tensorboard)).Reload()
+    assert [event.step for event in board.Scalars("val_accuracy")] == [1, 2]
+
+
 def test_given_normalisation_is_used(tmp_path: Path, cache: Path) -> None:
     setup = Setup.of(Run.create(tmp_path / "a", tiny("data.normalize={mean: [0.5], std: [0.25]}")))
     assert setup.normalization == ((0.5,), (0.25,))

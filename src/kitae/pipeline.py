@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +23,7 @@ from kitae.augment import Augment
 from kitae.data.loader import ImageSet
 from kitae.data.splits import Splits
 from kitae.data.store import Store
-from kitae.errors import RecipeError, TrainingError
+from kitae.errors import RecipeError, TrainingError, require
 from kitae.evaluation.calibration import fit_temperature
 from kitae.evaluation.evaluate import evaluate, mistakes, predict_logits, predictions_table
 from kitae.models.build import build, count_macs, count_parameters, layer_groups, normalization
@@ -80,7 +80,7 @@ def train(
             run.recipe.train,
             world,
             watcher=watcher,
-            write_rows=run.write_metrics,
+            write_rows=_recorder(run),
             rows=run.metrics(),
             checkpoint=run.checkpoint,
             best=run.best,
@@ -336,6 +336,25 @@ def plan(recipe: Recipe, progress: Progress | None = None, steps: int = 6) -> di
         "seconds_per_epoch": epoch,
         "seconds": epoch * spec.epochs,
     }
+
+
+def _recorder(run: Run) -> Callable[[Sequence[Mapping[str, Any]]], None]:
+    """Writes the lines of metrics after each epoch, for TensorBoard too where the recipe says so."""
+    if not run.recipe.train.tensorboard:
+        return run.write_metrics
+    require("tensorboard", "track")
+    from torch.utils.tensorboard import SummaryWriter
+
+    def record(rows: Sequence[Mapping[str, Any]]) -> None:
+        run.write_metrics(rows)
+        last = rows[-1]
+        # A resumed epoch replaces what was written of it before the run was stopped.
+        with SummaryWriter(str(run.tensorboard), purge_step=last["epoch"]) as board:
+            for name, value in last.items():
+                if name != "epoch" and value is not None:
+                    board.add_scalar(name, value, last["epoch"])
+
+    return record
 
 
 def begin(spec: TrainSpec) -> World:

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 _FORMAT = 1
 _CREATED = ("recipe.yaml", "environment.json", "model.json", "splits.npz", "metrics.jsonl", "best.safetensors",
             "evaluation.json", "predictions.parquet", "test_openings.jsonl", "report.html", ".lock")  # fmt: skip
-_FOLDERS = ("last", "figures")
+_FOLDERS = ("last", "figures", "tensorboard")
 
 
 class Run:
@@ -161,6 +161,11 @@ class Run:
     def figures(self) -> Path:
         """The folder of pictures."""
         return self.path / "figures"
+
+    @property
+    def tensorboard(self) -> Path:
+        """The folder of TensorBoard's event files."""
+        return self.path / "tensorboard"
 
     @property
     def report(self) -> Path:

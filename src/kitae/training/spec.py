@@ -69,6 +69,7 @@ class TrainSpec(Spec):
         compile: torch.compile; pays on a GPU, and on a CPU for long runs.
         threads: torch's CPU threads; null leaves torch's own choice. Bit-exact resume needs the same number.
         checkpoint_seconds: also save inside an epoch when so long has passed since the last save.
+        tensorboard: also write every epoch's metrics for TensorBoard, into the run folder (extra `track`).
         nan_limit: skipped steps (not finite) in a run after which it stops.
     """
 
@@ -88,5 +89,6 @@ class TrainSpec(Spec):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = Field(None, ge=1)
     checkpoint_seconds: float = Field(60.0, gt=0)
+    tensorboard: bool = False
     nan_limit: int = Field(20, ge=1)
     seed: int = Field(0, ge=0, lt=2**32)

@@ -1,0 +1,59 @@
+"""What a trained run cost and reached, as JSON: python benchmarks/recipe.py RUN [--note TEXT]
+
+FLOPs count a multiply-add as two operations, and forward, gradient of inputs and gradient of weights as three passes:
+6 x MACs x images seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from pathlib import Path
+
+from kitae.files import write_json
+from kitae.run import Run
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def facts(run: Run, note: str) -> dict[str, object]:
+    rows, model, evaluation = run.metrics(), run.facts(), run.evaluation()
+    recipe = run.recipe
+    images = recipe.train.batch_size * sum(row["step"] for row in rows[:1]) * len(rows) * recipe.train.accumulate
+    speeds = [row["images_per_second"] for row in rows]
+    return {
+        "recipe": recipe.model_dump(mode="json"),
+        "test": {name: evaluation["test"][name] for name in ("count", "accuracy", "accuracy_interval", "loss", "ece")},
+        "validation": {name: evaluation["val"][name] for name in ("count", "accuracy", "accuracy_interval")},
+        "test_openings": evaluation["test_openings"],
+        "epochs": len(rows),
+        "parameters": model["parameters"],
+        "macs_an_image": model["macs"],
+        "images_seen": images,
+        "training_flops": 6 * model["macs"] * images,
+        "training_seconds": sum(row["seconds"] for row in rows),
+        "validation_seconds": sum(row["validation_seconds"] for row in rows),
+        "images_per_second": {
+            "n": len(speeds), "median": statistics.median(speeds), "min": min(speeds), "max": max(speeds),
+        },
+        "data_share": {"median": statistics.median(row["data_share"] for row in rows)},
+        "peak_memory_bytes": max(row["peak_memory_bytes"] for row in rows),
+        "machine": run.environment(),
+        "note": note,
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--note", default="")
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args()
+    run = Run.open(given.run)
+    out = given.out or RESULTS / f"{run.recipe.name}.json"
+    write_json(out, facts(run, given.note))
+    print(out)
+
+
+if __name__ == "__main__":
+    main()
