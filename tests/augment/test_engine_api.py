@@ -1,4 +1,5 @@
-"""What a caller sees: clear errors, ops of one's own, torchvision transforms, lazy imports, one compilation a machine."""
+"""What a caller sees: clear errors, ops of one's own, torchvision transforms, lazy imports, one compilation a
+machine."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ from kitae.errors import AugmentError
 from .test_engine_executors import pictures
 
 X = pictures(6, 3, 16, 16)
-I = np.arange(6)
+ROWS = np.arange(6)
 
 
 def refuse(message: str, call, *args, **kwargs) -> None:
@@ -74,25 +75,29 @@ def test_spec() -> None:
 
 def test_wrong_images_are_named() -> None:
     aug = Augment(["invert"])
-    refuse("must be uint8, not float32", aug, X.astype(np.float32), epoch=0, index=I)
-    refuse("must be uint8, not float32", aug, torch.zeros(6, 3, 4, 4), epoch=0, index=I)
-    refuse(r"must be \[N, C, H, W\], not \[3, 16, 16\]", aug, X[0], epoch=0, index=I)
-    refuse(r"with 1 or 3 channels, not \[6, 16, 16, 3\]", aug, X.transpose(0, 2, 3, 1), epoch=0, index=I)
-    refuse("no pixels", aug, X[:, :, :0], epoch=0, index=I)
-    refuse("NumPy array or a torch tensor, not list", aug, X.tolist(), epoch=0, index=I)
-    refuse(r"one integer a sample, \[6\], not \[5\]", aug, X, epoch=0, index=I[:5])
-    refuse("index must be integer, not float64", aug, X, epoch=0, index=I * 1.0)
-    refuse(r"index must be in \[0, 9223372036854775808\)", aug, X, epoch=0, index=I - 1)
-    refuse("epoch must be in", aug, X, epoch=-1, index=I)
-    refuse("epoch must be in", aug, X, epoch=2**32, index=I)
-    refuse("epoch must be an integer or one a sample", aug, X, epoch=[1, 2], index=I)
-    refuse("larger than the padded image", Augment([{"random_crop": {"size": 20}}]), X, epoch=0, index=I)
-    refuse("reflected padding", Augment([{"random_crop": {"padding": 16, "mode": "reflect"}}]), X, epoch=0, index=I)
-    refuse("needs an image larger", Augment([{"gaussian_blur": {"kernel_size": 33}}]), X, epoch=0, index=I)
+    refuse("must be uint8, not float32", aug, X.astype(np.float32), epoch=0, index=ROWS)
+    refuse("must be uint8, not float32", aug, torch.zeros(6, 3, 4, 4), epoch=0, index=ROWS)
+    refuse(r"must be \[N, C, H, W\], not \[3, 16, 16\]", aug, X[0], epoch=0, index=ROWS)
+    refuse(r"with 1 or 3 channels, not \[6, 16, 16, 3\]", aug, X.transpose(0, 2, 3, 1), epoch=0, index=ROWS)
+    refuse("no pixels", aug, X[:, :, :0], epoch=0, index=ROWS)
+    refuse("NumPy array or a torch tensor, not list", aug, X.tolist(), epoch=0, index=ROWS)
+    refuse(r"one integer a sample, \[6\], not \[5\]", aug, X, epoch=0, index=ROWS[:5])
+    refuse("index must be integer, not float64", aug, X, epoch=0, index=ROWS * 1.0)
+    refuse(r"index must be in \[0, 9223372036854775808\)", aug, X, epoch=0, index=ROWS - 1)
+    refuse("epoch must be in", aug, X, epoch=-1, index=ROWS)
+    refuse("epoch must be in", aug, X, epoch=2**32, index=ROWS)
+    refuse("epoch must be an integer or one a sample", aug, X, epoch=[1, 2], index=ROWS)
+    refuse("larger than the padded image", Augment([{"random_crop": {"size": 20}}]), X, epoch=0, index=ROWS)
+    refuse("reflected padding", Augment([{"random_crop": {"padding": 16, "mode": "reflect"}}]), X, epoch=0, index=ROWS)
+    refuse("needs an image larger", Augment([{"gaussian_blur": {"kernel_size": 33}}]), X, epoch=0, index=ROWS)
     refuse(
-        "mean has 3 channels, the images have 1", Augment([], mean=(0, 0, 0), std=(1, 1, 1)), X[:, :1], epoch=0, index=I
+        "mean has 3 channels, the images have 1",
+        Augment([], mean=(0, 0, 0), std=(1, 1, 1)),
+        X[:, :1],
+        epoch=0,
+        index=ROWS,
     )
-    assert aug(X, epoch=0, index=I + 2**62).shape == X.shape
+    assert aug(X, epoch=0, index=ROWS + 2**62).shape == X.shape
 
 
 def test_wrong_settings_are_named() -> None:
@@ -105,18 +110,18 @@ def test_wrong_settings_are_named() -> None:
     refuse("layout must be one of", Augment, [], layout="chw")
     refuse("mix", Augment, [], mix={"prob": 2})
     refuse("ops is a list", Augment, "invert")
-    refuse("bfloat16 needs torch", Augment([], mean=0.5, std=0.5, dtype="bfloat16"), X, epoch=0, index=I)
+    refuse("bfloat16 needs torch", Augment([], mean=0.5, std=0.5, dtype="bfloat16"), X, epoch=0, index=ROWS)
 
 
 def test_wrong_targets_are_named() -> None:
     aug = Augment([], num_classes=3, mix={})
-    refuse("mix needs targets", aug, X, epoch=0, index=I)
-    refuse(r"targets must be in \[0, 3\)", aug, X, I, epoch=0, index=I)
-    refuse(r"targets must be \[N\] or \[N, K\]", aug, X, I[:3], epoch=0, index=I)
-    refuse("must be integer labels", aug, X, I * 0.5, epoch=0, index=I)
-    refuse("targets have 4 classes, num_classes is 3", aug, X, np.ones((6, 4), np.float32), epoch=0, index=I)
-    refuse("need num_classes", Augment([]), X, I, epoch=0, index=I)
-    _, targets = Augment([], num_classes=6)(X, I, epoch=0, index=I)
+    refuse("mix needs targets", aug, X, epoch=0, index=ROWS)
+    refuse(r"targets must be in \[0, 3\)", aug, X, ROWS, epoch=0, index=ROWS)
+    refuse(r"targets must be \[N\] or \[N, K\]", aug, X, ROWS[:3], epoch=0, index=ROWS)
+    refuse("must be integer labels", aug, X, ROWS * 0.5, epoch=0, index=ROWS)
+    refuse("targets have 4 classes, num_classes is 3", aug, X, np.ones((6, 4), np.float32), epoch=0, index=ROWS)
+    refuse("need num_classes", Augment([]), X, ROWS, epoch=0, index=ROWS)
+    _, targets = Augment([], num_classes=6)(X, ROWS, epoch=0, index=ROWS)
     np.testing.assert_array_equal(targets, np.eye(6, dtype=np.float32))
 
 
@@ -173,13 +178,13 @@ def test_an_op_of_ones_own(executor: str, place: int) -> None:
     ops: list = ["horizontal_flip", {"random_crop": {"padding": 2}}]
     ops.insert(place, Shift(most=5))
     aug = Augment(ops, seed=2, mean=0.0, std=1.0 / 255, executor=executor)
-    out = aug(X, epoch=1, index=I)
+    out = aug(X, epoch=1, index=ROWS)
     others = [op for op in ops if not isinstance(op, Shift)]
     for row in range(6):  # sample by sample gives the same
-        np.testing.assert_array_equal(aug(X[row : row + 1], epoch=1, index=I[row : row + 1]), out[row : row + 1])
-    assert not np.array_equal(out, Augment(others, seed=2, mean=0.0, std=1.0 / 255)(X, epoch=1, index=I))
+        np.testing.assert_array_equal(aug(X[row : row + 1], epoch=1, index=ROWS[row : row + 1]), out[row : row + 1])
+    assert not np.array_equal(out, Augment(others, seed=2, mean=0.0, std=1.0 / 255)(X, epoch=1, index=ROWS))
     assert any("Shift(most=5)" in line for line in aug.explain(epoch=1, index=0, size=(16, 16)))
-    refuse("cannot be replayed", aug.replay, X, aug.plan(epoch=1, index=I, size=(16, 16)))
+    refuse("cannot be replayed", aug.replay, X, aug.plan(epoch=1, index=ROWS, size=(16, 16)))
 
 
 def test_an_op_that_returns_something_else_is_named() -> None:
@@ -189,22 +194,22 @@ def test_an_op_that_returns_something_else_is_named() -> None:
         def apply(self, images):
             return images.float()
 
-    refuse("broken: apply must return uint8", Augment([Broken()]), X, epoch=0, index=I)
+    refuse("broken: apply must return uint8", Augment([Broken()]), X, epoch=0, index=ROWS)
 
 
 def test_torchvision_transforms() -> None:
     v2 = pytest.importorskip("torchvision.transforms.v2")
     aug = Augment([v2.RandomPhotometricDistort(p=1.0), v2.RandomRotation(30)], mean=0.5, std=0.5)
-    out = aug(X, epoch=0, index=I)
-    np.testing.assert_array_equal(aug(X[3:5], epoch=0, index=I[3:5]), out[3:5])
-    assert not np.array_equal(out, aug(X, epoch=1, index=I))
+    out = aug(X, epoch=0, index=ROWS)
+    np.testing.assert_array_equal(aug(X[3:5], epoch=0, index=ROWS[3:5]), out[3:5])
+    assert not np.array_equal(out, aug(X, epoch=1, index=ROWS))
     assert "RandomPhotometricDistort" in aug.explain(epoch=0, index=0, size=(16, 16))[0]
 
 
 def test_pickled_pipelines_work() -> None:
     aug = Augment(["horizontal_flip", {"rotate": {}}], seed=4)
-    expected = aug(X, epoch=0, index=I)
-    np.testing.assert_array_equal(pickle.loads(pickle.dumps(aug))(X, epoch=0, index=I), expected)
+    expected = aug(X, epoch=0, index=ROWS)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(aug))(X, epoch=0, index=ROWS), expected)
 
 
 @pytest.mark.parametrize("kind", ["none", "flip", "shift", "scale", "full"])

@@ -146,8 +146,9 @@ def test_identities() -> None:
     for y in (
         f.horizontal_flip(f.horizontal_flip(x)), f.vertical_flip(f.vertical_flip(x)), f.invert(f.invert(x)),
         f.rotate(f.rotate(x, 180), 180), f.brightness(x, 1.0), f.saturation(x, 1.0), f.posterize(x, 8),
-        f.solarize(x, 256), f.sharpness(x, 1.0), f.crop(x, 2, 2, 25, 31, padding=2), f.resize(x, (25, 31)), f.hue(x, 0.0),
-        f.gaussian_noise(x, 0.0), f.salt_and_pepper(x, 0.0), f.affine(x, interpolation="bilinear"), f.gaussian_blur(x, 1),
+        f.solarize(x, 256), f.sharpness(x, 1.0), f.crop(x, 2, 2, 25, 31, padding=2), f.resize(x, (25, 31)), f.hue(x,
+        0.0), f.gaussian_noise(x, 0.0), f.salt_and_pepper(x, 0.0), f.affine(x, interpolation="bilinear"),
+        f.gaussian_blur(x, 1),
     ):  # fmt: skip
         np.testing.assert_array_equal(y, x)
 

@@ -1,4 +1,5 @@
-"""Sample i is a function of (seed, epoch, index): not of batch, place, threads, executor, workers, or what ran before."""
+"""Sample i is a function of (seed, epoch, index): not of batch, place, threads, executor, workers, or what ran
+before."""
 
 from __future__ import annotations
 

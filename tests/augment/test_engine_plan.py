@@ -172,7 +172,7 @@ def test_erasing_that_is_followed_by_an_op_writes_the_mean_colour_in_place() -> 
 def test_auto_augment_frequencies() -> None:
     for policy in ("cifar10", "imagenet", "svhn"):
         program = plan([{"auto_augment": {"policy": policy}}])
-        ops = {name: 0.0 for name in p.POLICY_OPS}
+        ops = dict.fromkeys(p.POLICY_OPS, 0.0)
         for sub in p.table(policy):
             for name, probability, _ in sub:
                 ops[name] += probability / 25 * SAMPLES
@@ -260,7 +260,8 @@ def test_every_step_has_words() -> None:
 
 def test_reference_plans_are_pinned() -> None:
     """The first samples of a fixed key: a change here changes every run ever made."""
-    program = plan([{"random_crop": {"padding": 4}}, "horizontal_flip", {"color_jitter": {"brightness": 0.2, "hue": 0.1}}],
+    program = plan([{"random_crop": {"padding": 4}}, "horizontal_flip", {"color_jitter": {"brightness": 0.2, "hue":
+    0.1}}],
                    4, size=(32, 32), epoch=0, seed=0)  # fmt: skip
     assert program.codes.tolist() == PINNED_CODES
     np.testing.assert_allclose(program.args[:, :, 0], PINNED_ARGS, rtol=1e-15)

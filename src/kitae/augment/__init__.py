@@ -1,7 +1,7 @@
 """Augmentation: every op per sample on a whole uint8 batch, keyed, one definition for CPU and GPU.
 
-Reading order: `ops` and `policies` (what each op is), `spec` (names, and what a recipe may say), `plan` (programs), `mix`,
-`engine` (`Augment`), then the executors `cpu` (with `kernels/`) and `batched`, `functional`, `tta`.
+Reading order: `ops` and `policies` (what each op is), `spec` (names, and what a recipe may say), `plan` (programs),
+`mix`, `engine` (`Augment`), then the executors `cpu` (with `kernels/`) and `batched`, `functional`, `tta`.
 """
 
 from __future__ import annotations

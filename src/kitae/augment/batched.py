@@ -1,8 +1,9 @@
-"""The torch executor: the same programs on whole batches, by plain torch operations. Any device; the reference in tests.
+"""The torch executor: the same programs on whole batches, by plain torch operations. Any device; the reference in
+tests.
 
-Steps are aligned (step s of every sample belongs to the same op), so the batch goes through step by step, and at each step
-the samples that share an op code go through together. Integer ops give the same bits as the CPU executor; float ones are
-written in the same order of single-precision operations.
+Steps are aligned (step s of every sample belongs to the same op), so the batch goes through step by step, and at each
+step the samples that share an op code go through together. Integer ops give the same bits as the CPU executor; float
+ones are written in the same order of single-precision operations.
 """
 
 from __future__ import annotations
@@ -120,8 +121,8 @@ def hue(x: Tensor, a: Numbers) -> Tensor:
     h = torch.where(high == g, b - r + 2 * d, r - g + 4 * d)
     h = torch.where(high == r, g - b + torch.where(g < b, 6 * d, 0), h)
     turn = a.host(0)
-    turn = np.rint(49152.0 * (turn - np.floor(turn))).astype(np.int64) % 49152
-    turned = ((d.long() << 3) * torch.from_numpy(turn).to(x.device).view(-1, 1, 1, 1)) >> 16
+    parts = np.rint(49152.0 * (turn - np.floor(turn))).astype(np.int64) % 49152
+    turned = ((d.long() << 3) * torch.from_numpy(parts).to(x.device).view(-1, 1, 1, 1)) >> 16
     h = h - (6 * d - turned.to(torch.int32))
     h = torch.where(h < 0, h + 6 * d, h)
     out = []
@@ -291,7 +292,7 @@ def _nearest(x: Tensor, points: tuple[Tensor, Tensor], fill: Tensor) -> Tensor:
     inside = (sx >= 0) & (sx < w) & (sy >= 0) & (sy < h)
     index = (sy.clamp(0, h - 1) * w + sx.clamp(0, w - 1)).long().expand(n, c, h, w)
     out = x.reshape(n, c, -1).gather(2, index.reshape(n, c, -1)).view(n, c, h, w)
-    return torch.where(inside, out, fill.to(torch.uint8))
+    return torch.where(inside, out, fill.round().to(torch.uint8))
 
 
 def _bilinear(x: Tensor, points: tuple[Tensor, Tensor], a: Numbers, at: int) -> Tensor:
@@ -312,8 +313,8 @@ def _bilinear(x: Tensor, points: tuple[Tensor, Tensor], a: Numbers, at: int) -> 
     down = b0 + (b1 - b0) * fx
     v = up + (down - up) * fy
     zero = torch.zeros((), device=x.device)
-    across = torch.where((sx >= 0) & (sx < w), 1.0 - fx, zero) + torch.where(sx < w - 1, fx, zero)
-    along = torch.where((sy >= 0) & (sy < h), 1.0 - fy, zero) + torch.where(sy < h - 1, fy, zero)
+    across = torch.where((ix >= 1) & (ix <= w), 1.0 - fx, zero) + torch.where(ix < w, fx, zero)
+    along = torch.where((iy >= 1) & (iy <= h), 1.0 - fy, zero) + torch.where(iy < h, fy, zero)
     filled = torch.from_numpy(~np.isnan(a.host(at))).to(x.device).view(-1, 1, 1, 1)
     fill = a.fill(at, c)
     v = torch.where(filled, (v - fill) * (across * along) + fill, v)
@@ -337,7 +338,8 @@ def perspective_bilinear(x: Tensor, a: Numbers) -> Tensor:
 
 
 def triangle_weights(size: int, new: int) -> tuple[NDArray[np.float32], int]:
-    """The integer weights of `kernels.warp.triangle_weights` as a dense matrix float32 [new, size], and their precision."""
+    """The integer weights of `kernels.warp.triangle_weights` as a dense matrix float32 [new, size], and their
+    precision."""
     scale = size / new
     support = max(scale, 1.0)
     centre = scale * (np.arange(new) + 0.5)
@@ -398,7 +400,8 @@ STEPS = {
 
 
 def run_steps(images: Tensor, program: Program) -> tuple[Tensor, Tensor | None]:
-    """The uint8 images after a program, and the mask bool [N, 1, H, W] of what is erased after normalisation, if any."""
+    """The uint8 images after a program, and the mask bool [N, 1, H, W] of what is erased after normalisation, if
+    any."""
     x = images
     device = x.device
     base: Tensor | None = None

@@ -1,8 +1,8 @@
 """The CPU executor: compiled kernels, run by a few plain threads that hold no lock.
 
-A call fills one array of addresses and sizes, the context, and lets each thread run `kernels.run.run` on it. There are no
-worker processes and no threading layer; memory of results is used again once nobody refers to it any more, since touching
-fresh pages would take longer than augmenting.
+A call fills one array of addresses and sizes, the context, and lets each thread run `kernels.run.run` on it. There are
+no worker processes and no threading layer; memory of results is used again once nobody refers to it any more, since
+touching fresh pages would take longer than augmenting.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ import os
 import queue
 import sys
 import threading
-from collections.abc import Sequence
-from types import FunctionType
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -58,8 +57,8 @@ from kitae.augment.ops import (
 from kitae.augment.plan import Pipeline, Program
 from kitae.keyed import SLOT_MIX, normal_quantile
 
-# Code -> kernel, and whether it may run in place. Loops on one buffer do not vectorise (source and target overlap), so only
-# what touches a part of the image does.
+# Code -> kernel, and whether it may run in place. Loops on one buffer do not vectorise (source and target overlap), so
+# only what touches a part of the image does.
 KERNELS: dict[int, tuple[Any, bool]] = {
     NOP: (move.planar, False),
     CROP: (move.crop, False),
@@ -91,43 +90,67 @@ KERNELS: dict[int, tuple[Any, bool]] = {
 }
 
 
+class _Job:
+    """One call's work, for as many threads as come in time."""
+
+    def __init__(self, task: Callable[[], None]) -> None:
+        self._task = task
+        self._lock = threading.Lock()
+        self._open = True
+        self._started = 0
+        self._done: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+
+    def help(self) -> None:
+        """Take part, unless the work is done already."""
+        with self._lock:
+            if not self._open:
+                return
+            self._started += 1
+        try:
+            self._task()
+            self._done.put(None)
+        except BaseException as error:  # handed to the caller
+            self._done.put(error)
+
+    def close(self) -> None:
+        """No more helpers; wait for those that started. One that the system did not schedule is not waited for."""
+        with self._lock:
+            self._open = False
+        problems = [self._done.get() for _ in range(self._started)]
+        for problem in problems:
+            if problem is not None:
+                raise problem
+
+
 class _Threads:
     """Threads that wait for work. Their own, since a numba threading layer aborts when two Python threads enter it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[_Job] = queue.SimpleQueue()
         self._count = 0
 
     def _serve(self) -> None:
         while True:
-            task, argument, done = self._inbox.get()
-            try:
-                task(argument)
-                done.put(None)
-            except BaseException as error:  # handed to the caller
-                done.put(error)
+            self._inbox.get().help()
 
-    def run(self, task: Any, argument: Any, threads: int) -> None:
-        """Call task(argument) in `threads` threads, this one among them, and wait for all."""
+    def run(self, task: Callable[[], None], threads: int) -> None:
+        """Call task() in this thread and in up to threads - 1 others, and wait. The task shares its work out itself."""
         if threads <= 1:
-            task(argument)
+            task()
             return
-        helpers = threads - 1
-        with self._lock:
-            while self._count < helpers:
-                threading.Thread(target=self._serve, name="kitae-augment", daemon=True).start()
-                self._count += 1
-        done: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        for _ in range(helpers):
-            self._inbox.put((task, argument, done))
-        problems = []
+        if self._count < threads - 1:
+            with self._lock:
+                while self._count < threads - 1:
+                    threading.Thread(target=self._serve, name="kitae-augment", daemon=True).start()
+                    self._count += 1
+        job = _Job(task)
+        for _ in range(threads - 1):
+            self._inbox.put(job)
         try:
-            task(argument)
+            task()
         finally:
-            problems = [p for p in (done.get() for _ in range(helpers)) if p is not None]
-        if problems:
-            raise problems[0]
+            job.close()
 
 
 _threads = _Threads()
@@ -202,7 +225,8 @@ def _scratch(size: int) -> NDArray[np.uint8]:
 
 @functools.cache
 def quantiles() -> NDArray[np.int16]:
-    """The upper half of the normal quantile function at 65,536 points, in steps of `noise.QUANTILE_STEP`: int16 [32768]."""
+    """The upper half of the normal quantile function at 65,536 points, in steps of `noise.QUANTILE_STEP`: int16
+    [32768]."""
     points = (np.arange(32768) + 32768.5) / 65536.0
     return np.rint(normal_quantile(points) / noise.QUANTILE_STEP).astype(np.int16)
 
@@ -291,7 +315,7 @@ class Executor:
                     if code in KERNELS:
                         kernel, self._flags[code] = KERNELS[code]
                         self._table[code] = jit.native(kernel, OP).address
-                finish: FunctionType = FINISHERS[self.dtype, self.channels_last]
+                finish = FINISHERS[self.dtype, self.channels_last]
                 self._context[driver.FINISH_AT] = jit.native(finish, FINISH).address
                 self._ready = 2
 
@@ -308,10 +332,10 @@ class Executor:
         threads = min(threads, -(-count // int(context[driver.BLOCK])))
         pointer = ctypes.cast(_address(context), ctypes.POINTER(ctypes.c_int64))
 
-        def task(_: Any) -> None:
+        def task() -> None:
             self._run(pointer, _address(_scratch(self._scratch_bytes)))
 
-        _threads.run(task, None, threads)
+        _threads.run(task, threads)
 
     def plan(self, epoch: NDArray[np.int64], index: NDArray[np.int64]) -> Program:
         """The program of each sample."""

@@ -50,7 +50,8 @@ def as_batch(images: Any, layout: Layout) -> Any:
 def scale_and_shift(mean: Any, std: Any) -> tuple[list[float], list[float]]:
     """Per channel, so that level * scale + shift is (level / 255 - mean) / std."""
     m, s = _colour(mean, "mean"), _colour(std, "std")
-    assert m is not None and s is not None
+    assert m is not None
+    assert s is not None
     if len(m) != len(s):
         m, s = (v * 3 if len(v) == 1 else v for v in (m, s))
     return [1.0 / (255.0 * b) for b in s], [-a / b for a, b in zip(m, s, strict=True)]
@@ -77,12 +78,13 @@ class Augment:
                 images = aug(images, epoch=epoch, index=index)
 
     What sample `index` gets in `epoch` depends on (seed, epoch, index) alone: not on the batch it comes in, its place
-    there, threads, workers, processes or device. `index` is any number that names the sample, usually its row in the data
-    set; the global generators of torch, NumPy and Python are neither used nor touched.
+    there, threads, workers, processes or device. `index` is any number that names the sample, usually its row in the
+    data set; the global generators of torch, NumPy and Python are neither used nor touched.
 
     As a DataLoader's `collate_fn`, where the data set yields (image uint8 [C, H, W], label, index):
 
-        loader = DataLoader(data, batch_size=128, num_workers=4, persistent_workers=True, collate_fn=aug.collate(epoch=0))
+        loader = DataLoader(data, batch_size=128, num_workers=4, persistent_workers=True,
+        collate_fn=aug.collate(epoch=0))
 
     `collate` says how the epoch reaches workers that outlive it.
 
@@ -90,9 +92,12 @@ class Augment:
         ops: objects of `kitae.augment.ops`, names, or mappings as in a recipe; a torchvision transform (or any function
             on a uint8 [C, H, W] tensor) may stand among them.
         seed: in [0, 2**64).
-        mean, std: per channel, of pixel values in [0, 1]; both or neither. With them the result is (x / 255 - mean) / std,
-            else uint8. Erasing without a value then writes 0 after normalisation, the mean colour; in uint8 it writes 0.
-        mix: a `MixSpec` or its mapping: MixUp and CutMix within the pairs (0, 1), (2, 3), ... of the batch. In uint8 the
+        mean, std: per channel, of pixel values in [0, 1]; both or neither. With them the result is (x / 255 - mean) /
+        std,
+            else uint8. Erasing without a value then writes 0 after normalisation, the mean colour; in uint8 it writes
+            0.
+        mix: a `MixSpec` or its mapping: MixUp and CutMix within the pairs (0, 1), (2, 3), ... of the batch. In uint8
+        the
             result is rounded to the nearest level, halves up.
         num_classes: width of the targets that are made of integer labels.
         threads: of the CPU executor; by default the CPUs this process may use, and 1 in a DataLoader worker.
@@ -213,8 +218,8 @@ class Augment:
             index: int64 [N] in [0, 2**63).
 
         Returns:
-            images [N, C, H', W'], of the kind given (NumPy or torch, same device); with targets, (images, targets) where
-            targets are float32 [N, K].
+            images [N, C, H', W'], of the kind given (NumPy or torch, same device); with targets, (images, targets)
+            where targets are float32 [N, K].
 
         Raises:
             AugmentError: wrong type, shape, channels, or lengths.
@@ -263,10 +268,11 @@ class Augment:
             out = self._wrap(out, tensor is not None)
         if mixed is None:
             return out
-        if is_torch(targets) or (tensor is not None):
+        like = targets if is_torch(targets) else tensor
+        if like is not None:
             import torch
 
-            return out, torch.from_numpy(mixed).to(targets.device if is_torch(targets) else tensor.device)
+            return out, torch.from_numpy(mixed).to(like.device)
         return out, mixed
 
     def _by_cpu(self, array: Any, pipeline: Pipeline, labels: Any, classes: int, epochs: Any, rows: Any,
@@ -308,7 +314,7 @@ class Augment:
             else:
                 x = self._custom(pipeline, part, x.clone(), epochs, rows)
         scale, shift = scale_and_shift(self.mean, self.std) if self.mean is not None else ([1.0], [0.0])
-        out = batched.finish(x, erased, mix, scale, shift, self.dtype, self.channels_last)
+        out: Any = batched.finish(x, erased, mix, scale, shift, self.dtype, self.channels_last)
         if tensor is not None and out.data_ptr() == tensor.data_ptr():
             out = out.clone(memory_format=torch.preserve_format)
         if tensor is None:
@@ -397,8 +403,8 @@ class Collate:
     The data set yields (image uint8 [C, H, W], label, index), or (image, index); NumPy or torch. The result is (images,
     targets) or images, torch. With `num_classes` targets are float32 [N, K], else the labels as int64 [N].
 
-    The epoch lives in shared memory, so that workers that outlive an epoch (`persistent_workers=True`) see it change. Set it
-    before each pass over the loader:
+    The epoch lives in shared memory, so that workers that outlive an epoch (`persistent_workers=True`) see it change.
+    Set it before each pass over the loader:
 
         collate = aug.collate()
         loader = DataLoader(data, batch_size=128, num_workers=4, persistent_workers=True, collate_fn=collate)
@@ -406,14 +412,16 @@ class Collate:
             collate.epoch = epoch
             for images, targets in loader: ...
 
-    Samples do not depend on the number of workers. Mixing pairs the neighbours of a batch as the sampler hands them out.
+    Samples do not depend on the number of workers. Mixing pairs the neighbours of a batch as the sampler hands them
+    out.
     """
 
     def __init__(self, augment: Augment, epoch: int) -> None:
         import torch
 
         self.augment = augment
-        self._epoch = torch.tensor([0], dtype=torch.int64).share_memory_()
+        self._epoch = torch.tensor([0], dtype=torch.int64)
+        self._epoch.share_memory_()  # type: ignore[no-untyped-call]
         self.epoch = epoch
 
     @property
@@ -443,8 +451,8 @@ class Collate:
 class TransformOp(CustomOp):
     """A torchvision transform, or any function on one uint8 [C, H, W] tensor, as an op: one sample at a time.
 
-    Its randomness comes from the generators of torch, Python and NumPy, seeded for each sample from its key and put back
-    as they were afterwards. At its own speed.
+    Its randomness comes from the generators of torch, Python and NumPy, seeded for each sample from its key and put
+    back as they were afterwards. At its own speed.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)

@@ -1,8 +1,8 @@
 """One op with given parameters: what the plans do, without the randomness.
 
-Images are uint8 [N, C, H, W], NumPy or torch; the result is a new batch of the same kind. A parameter is a number, or one
-number a sample. `executor` is `cpu`, `torch`, or `auto` (torch for tensors that are not on the CPU). Names, ranges and
-directions are torchvision's `transforms.v2.functional`, unless said otherwise.
+Images are uint8 [N, C, H, W], NumPy or torch; the result is a new batch of the same kind. A parameter is a number, or
+one number a sample. `executor` is `cpu`, `torch`, or `auto` (torch for tensors that are not on the CPU). Names, ranges
+and directions are torchvision's `transforms.v2.functional`, unless said otherwise.
 """
 
 from __future__ import annotations
@@ -130,10 +130,20 @@ def vertical_flip(images: Any, *, executor: Executor = "auto") -> Any:
     return _run(images, o.VFLIP, {}, executor)
 
 
-def crop(images: Any, top: ArrayLike, left: ArrayLike, height: int, width: int, padding: int | tuple[int, int] | tuple[int, int, int, int] = 0,
-         mode: str = "zero", fill: Fill = 0, *, executor: Executor = "auto") -> Any:  # fmt: skip
-    """Cut height x width at (top, left) of the image padded on all sides (or left/right, top/bottom, or left, top, right,
-    bottom). mode: zero (the level `fill`), reflect, edge."""
+def crop(
+    images: Any,
+    top: ArrayLike,
+    left: ArrayLike,
+    height: int,
+    width: int,
+    padding: int | tuple[int, int] | tuple[int, int, int, int] = 0,
+    mode: str = "zero",
+    fill: Fill = 0,
+    *,
+    executor: Executor = "auto",
+) -> Any:
+    """Cut height x width at (top, left) of the image padded on all sides (or left/right, top/bottom, or left, top,
+    right, bottom). mode: zero (the level `fill`), reflect, edge."""
     n, c, h, w = _count(images)
     op = _made(o.RandomCrop, size=(height, width), padding=padding, mode=mode)
     left_pad, top_pad, right_pad, bottom_pad = op.borders()
@@ -150,8 +160,16 @@ def _made(kind: Any, **parameters: Any) -> Any:
     return make_op({kind.name: parameters})
 
 
-def resized_crop(images: Any, top: ArrayLike, left: ArrayLike, height: ArrayLike, width: ArrayLike, size: int | tuple[int, int], *,
-                 executor: Executor = "auto") -> Any:  # fmt: skip
+def resized_crop(
+    images: Any,
+    top: ArrayLike,
+    left: ArrayLike,
+    height: ArrayLike,
+    width: ArrayLike,
+    size: int | tuple[int, int],
+    *,
+    executor: Executor = "auto",
+) -> Any:
     """Cut windows and resize them to `size` (height, width), bilinear with antialias."""
     n, _, h, w = _count(images)
     new = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
@@ -170,8 +188,19 @@ def resize(images: Any, size: int | tuple[int, int], *, executor: Executor = "au
     return resized_crop(images, 0, 0, h, w, size, executor=executor)
 
 
-def _affine(images: Any, angle: NDArray[np.float64], tx: ArrayLike, ty: ArrayLike, scale: ArrayLike, sx: ArrayLike, sy: ArrayLike,
-            interpolation: str, fill: Fill, center: tuple[float, float] | None, executor: str) -> Any:  # fmt: skip
+def _affine(
+    images: Any,
+    angle: NDArray[np.float64],
+    tx: ArrayLike,
+    ty: ArrayLike,
+    scale: ArrayLike,
+    sx: ArrayLike,
+    sy: ArrayLike,
+    interpolation: str,
+    fill: Fill,
+    center: tuple[float, float] | None,
+    executor: str,
+) -> Any:
     n, c, h, w = _count(images)
     code = _warp(interpolation, o.AFFINE_NEAREST)
     cx, cy = (0.0, 0.0) if center is None else (center[0] - 0.5 * w, center[1] - 0.5 * h)
@@ -180,13 +209,31 @@ def _affine(images: Any, angle: NDArray[np.float64], tx: ArrayLike, ty: ArrayLik
     sx, sy = _numbers(sx, "shear_x", n, -89.9, 89.9), _numbers(sy, "shear_y", n, -89.9, 89.9)
     matrix = np.zeros((n, 6))
     for i in range(n):
-        o.write_affine(matrix[i], 0, math.radians(angle[i]), tx[i], ty[i], scale[i], math.radians(sx[i]), math.radians(sy[i]), cx, cy)  # fmt: skip
+        o.write_affine(
+            matrix[i],
+            0,
+            math.radians(angle[i]),
+            tx[i],
+            ty[i],
+            scale[i],
+            math.radians(sx[i]),
+            math.radians(sy[i]),
+            cx,
+            cy,
+        )
     columns: dict[int, ArrayLike] = {j: matrix[:, j] for j in range(6)}
     return _run(images, code, {**columns, **_fill_columns(fill, 6, c)}, executor)
 
 
-def rotate(images: Any, degrees: ArrayLike, interpolation: str = "nearest", fill: Fill = None,
-           center: tuple[float, float] | None = None, *, executor: Executor = "auto") -> Any:  # fmt: skip
+def rotate(
+    images: Any,
+    degrees: ArrayLike,
+    interpolation: str = "nearest",
+    fill: Fill = None,
+    center: tuple[float, float] | None = None,
+    *,
+    executor: Executor = "auto",
+) -> Any:
     """Turn counter-clockwise by `degrees`. center: (x, y) from the upper left corner; None is the middle."""
     n = _count(images)[0]
     return _affine(
@@ -194,12 +241,35 @@ def rotate(images: Any, degrees: ArrayLike, interpolation: str = "nearest", fill
     )
 
 
-def affine(images: Any, degrees: ArrayLike = 0.0, translate_x: ArrayLike = 0.0, translate_y: ArrayLike = 0.0, scale: ArrayLike = 1.0,
-           shear_x: ArrayLike = 0.0, shear_y: ArrayLike = 0.0, interpolation: str = "nearest", fill: Fill = None,
-           center: tuple[float, float] | None = None, *, executor: Executor = "auto") -> Any:  # fmt: skip
+def affine(
+    images: Any,
+    degrees: ArrayLike = 0.0,
+    translate_x: ArrayLike = 0.0,
+    translate_y: ArrayLike = 0.0,
+    scale: ArrayLike = 1.0,
+    shear_x: ArrayLike = 0.0,
+    shear_y: ArrayLike = 0.0,
+    interpolation: str = "nearest",
+    fill: Fill = None,
+    center: tuple[float, float] | None = None,
+    *,
+    executor: Executor = "auto",
+) -> Any:
     """Shear, scale and turn (clockwise, degrees), then shift (pixels)."""
     n = _count(images)[0]
-    return _affine(images, _numbers(degrees, "degrees", n), translate_x, translate_y, scale, shear_x, shear_y, interpolation, fill, center, executor)  # fmt: skip
+    return _affine(
+        images,
+        _numbers(degrees, "degrees", n),
+        translate_x,
+        translate_y,
+        scale,
+        shear_x,
+        shear_y,
+        interpolation,
+        fill,
+        center,
+        executor,
+    )
 
 
 def perspective_coefficients(startpoints: ArrayLike, endpoints: ArrayLike) -> NDArray[np.float64]:
@@ -218,14 +288,24 @@ def perspective_coefficients(startpoints: ArrayLike, endpoints: ArrayLike) -> ND
         matrix[..., 2 * i, :] = np.stack([x, y, one, zero, zero, zero, -u * x, -u * y], -1)
         matrix[..., 2 * i + 1, :] = np.stack([zero, zero, zero, x, y, one, -v * x, -v * y], -1)
     try:
-        return np.linalg.solve(matrix, start.reshape(*start.shape[:-2], 8, 1))[..., 0]
+        solved = np.linalg.solve(matrix, start.reshape(*start.shape[:-2], 8, 1))
+        return np.asarray(solved[..., 0], np.float64)
     except np.linalg.LinAlgError:
         raise AugmentError("endpoints: three corners lie on a line") from None
 
 
-def perspective(images: Any, startpoints: ArrayLike | None = None, endpoints: ArrayLike | None = None, coefficients: ArrayLike | None = None,
-                interpolation: str = "bilinear", fill: Fill = None, *, executor: Executor = "auto") -> Any:  # fmt: skip
-    """Move startpoints to endpoints (four corners (x, y), or four a sample); or the eight `coefficients` of the inverse."""
+def perspective(
+    images: Any,
+    startpoints: ArrayLike | None = None,
+    endpoints: ArrayLike | None = None,
+    coefficients: ArrayLike | None = None,
+    interpolation: str = "bilinear",
+    fill: Fill = None,
+    *,
+    executor: Executor = "auto",
+) -> Any:
+    """Move startpoints to endpoints (four corners (x, y), or four a sample); or the eight `coefficients` of the
+    inverse."""
     n, c, _, _ = _count(images)
     if (coefficients is None) == (startpoints is None or endpoints is None):
         raise AugmentError("perspective takes startpoints and endpoints, or coefficients")
@@ -296,7 +376,8 @@ def equalize(images: Any, *, executor: Executor = "auto") -> Any:
 def gaussian_blur(
     images: Any, kernel_size: int | tuple[int, int], sigma: ArrayLike | None = None, *, executor: Executor = "auto"
 ) -> Any:
-    """Convolve with a Gaussian; kernel_size: a number or (width, height), odd; sigma: pixels, by default 0.15 k + 0.35."""
+    """Convolve with a Gaussian; kernel_size: a number or (width, height), odd; sigma: pixels, by default 0.15 k +
+    0.35."""
     n, c, h, w = _count(images)
     op = _made(o.GaussianBlur, kernel_size=kernel_size)
     _, kx, ky, _, _ = op.numbers(o.Site(c, h, w))
@@ -323,7 +404,8 @@ def gaussian_noise(
 def salt_and_pepper(
     images: Any, amount: ArrayLike, salt: ArrayLike = 0.5, key: ArrayLike = 0, *, executor: Executor = "auto"
 ) -> Any:
-    """Set a share `amount` of the pixels to white (a share `salt` of them) or black; the same key hits the same pixels."""
+    """Set a share `amount` of the pixels to white (a share `salt` of them) or black; the same key hits the same
+    pixels."""
     n = _count(images)[0]
     columns: dict[int, ArrayLike] = {2: _numbers(amount, "amount", n, 0, 1), 3: _numbers(salt, "salt", n, 0, 1)}
     return _run(images, o.SALT_AND_PEPPER, {**_key(key, n), **columns}, executor)

@@ -1,9 +1,9 @@
 """From plain functions to machine code, once per machine.
 
-`native(function, signature)` compiles a function on pointers and integers to a C callback and returns its address. Plain
-Python functions that it calls are compiled with it, so the sources stay free of decorators, and the plans in `ops` run
-uncompiled as they stand. The machine code is kept on disk under a fingerprint of everything it was made from; a second
-process loads it. The first compilation says so in one line on stderr.
+`native(function, signature)` compiles a function on pointers and integers to a C callback and returns its address.
+Plain Python functions that it calls are compiled with it, so the sources stay free of decorators, and the plans in
+`ops` run uncompiled as they stand. The machine code is kept on disk under a fingerprint of everything it was made
+from; a second process loads it. The first compilation says so in one line on stderr.
 """
 
 from __future__ import annotations
@@ -13,14 +13,16 @@ import os
 import sys
 import tempfile
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import CodeType, FunctionType
-from typing import Any
+from typing import Any, TypeGuard
 
 import numba
 import numpy as np
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
 from numba.core.ccallback import CFunc
+from numba.extending import _Intrinsic
 
 OPTIONS = {
     "nogil": True,
@@ -35,7 +37,7 @@ _natives: dict[tuple[FunctionType, Any], Any] = {}
 _folder: Path | None = None
 
 
-def _plain(value: Any) -> bool:
+def _plain(value: Any) -> TypeGuard[FunctionType]:
     return isinstance(value, FunctionType) and value.__module__.startswith("kitae.")
 
 
@@ -58,8 +60,11 @@ def _fingerprint(function: FunctionType, seen: set[FunctionType]) -> bytes:
                 digest.update(_fingerprint(value, seen))
         elif isinstance(value, int | float | tuple | np.generic):
             digest.update(f"{name}={value!r}".encode())
-        elif getattr(value, "__module__", "").startswith("kitae.") and hasattr(value, "_defn"):
-            digest.update(_fingerprint(value._defn, seen))  # a numba intrinsic: its definition
+        elif isinstance(value, _Intrinsic):
+            digest.update(_fingerprint(value._defn, seen))
+            for cell in value._defn.__closure__ or ():
+                if not isinstance(cell.cell_contents, FunctionType):  # numba types, numbers, names
+                    digest.update(repr(cell.cell_contents).encode())
     return digest.digest()
 
 
@@ -79,7 +84,8 @@ def _helper(function: FunctionType) -> Any:
 
 
 def cache_folder() -> Path | None:
-    """Where machine code is kept: NUMBA_CACHE_DIR, else beside this file, else the user's cache folder; None if nowhere."""
+    """Where machine code is kept: NUMBA_CACHE_DIR, else beside this file, else the user's cache folder; None if
+    nowhere."""
     global _folder
     if _folder is None:
         home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
@@ -134,14 +140,18 @@ def _announce() -> None:
         )
 
 
-class _Native(CFunc):  # type: ignore[misc]
+class _Native(CFunc):
+    _cache: Any
+
     def _compile_uncached(self) -> Any:
         _announce()
-        return super()._compile_uncached()
+        return super()._compile_uncached()  # type: ignore[misc]
 
 
-def native(function: FunctionType, signature: Any) -> Any:
+def native(function: Callable[..., Any], signature: Any) -> Any:
     """The compiled function, with `.address` and `.ctypes`. Compiled or loaded on the first call, kept from then on."""
+    if not isinstance(function, FunctionType):
+        raise TypeError(f"{function!r} is not a plain function")
     key = (function, signature)
     found = _natives.get(key)
     if found is None:

@@ -1,8 +1,8 @@
 """MixUp and CutMix: what is drawn for each sample, and how targets mix.
 
-Sample i mixes with its partner, positions 2k and 2k + 1 of the batch: lambda of its own image (or its own pixels outside
-the box), the rest of the partner's, which is augmented by its own key. Each sample of a pair draws its own kind, lambda and
-box. An odd last sample stays as it is.
+Sample i mixes with its partner, positions 2k and 2k + 1 of the batch: lambda of its own image (or its own pixels
+outside the box), the rest of the partner's, which is augmented by its own key. Each sample of a pair draws its own
+kind, lambda and box. An odd last sample stays as it is.
 
 MixUp: Zhang et al., "mixup: Beyond empirical risk minimization" (2017). CutMix: Yun et al. (2019): sides
 floor(side * sqrt(1 - lambda)), centre uniform, clipped at the border; lambda becomes the share of pixels kept.

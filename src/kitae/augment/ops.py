@@ -1065,7 +1065,8 @@ class CustomOp(Op):
 
     `draw` gets a `Draw`: keyed uniforms, integers and normals, one a sample, by slot (0 to 63). It returns arrays whose
     first dimension is N. `apply` gets the images (a fresh tensor that it may change) and those arrays, and returns
-    uint8 images of `result`'s size. Nothing else may be random in it, and what it does to a sample must not depend on the others.
+    uint8 images of `result`'s size. Nothing else may be random in it, and what it does to a sample must not depend on
+    the others.
     """
 
     name: ClassVar[str] = "custom"

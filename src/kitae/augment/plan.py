@@ -1,7 +1,7 @@
 """The plan: keyed randomness becomes, for each sample, a small program of op codes with numbers.
 
-A program is plain arrays. It can be printed (`describe`), saved, loaded and executed again (`Augment.replay`), by either
-executor. `Pipeline` says what a list of ops means for images of one size; `plan_sample` is the plain reference.
+A program is plain arrays. It can be printed (`describe`), saved, loaded and executed again (`Augment.replay`), by
+either executor. `Pipeline` says what a list of ops means for images of one size; `plan_sample` is the plain reference.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,7 +78,7 @@ class Program:
 
     def save(self, path: str | Path) -> None:
         """Write the arrays to an .npz file (no pickle)."""
-        arrays = {"codes": self.codes, "args": self.args}
+        arrays: dict[str, Any] = {"codes": self.codes, "args": self.args}
         if self.mix is not None:
             arrays["mix"] = self.mix
         buffer = io.BytesIO()
@@ -254,19 +255,18 @@ class Pipeline:
                 offsets = tuple(at - self.offsets[start] for at in self.offsets[start : k + 1])
                 height, width = self.sizes[start]
                 mixing = self.mixing if k == len(self.ops) else None
-                out.append(
-                    Pipeline(
-                        self.ops[start:k],
-                        self.channels,
-                        height,
-                        width,
-                        self.sizes[start : k + 1],
-                        offsets,
-                        self.numbers[start:k],
-                        self.slots[start:k],
-                        mixing,
-                    )  # fmt: skip
+                part = Pipeline(
+                    self.ops[start:k],
+                    self.channels,
+                    height,
+                    width,
+                    self.sizes[start : k + 1],
+                    offsets,
+                    self.numbers[start:k],
+                    self.slots[start:k],
+                    mixing,
                 )
+                out.append(part)
             if k < len(self.ops):
                 op = self.ops[k]
                 assert isinstance(op, CustomOp)

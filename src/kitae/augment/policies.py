@@ -62,8 +62,8 @@ POLICY_OPS = (
     "sharpness", "posterize", "solarize", "autocontrast", "equalize", "invert",
 )  # fmt: skip
 
-# AutoAugment (Cubuk et al., 2018), tables 7, 8 and 9 of the appendix as corrected by the authors' code: 25 sub-policies of
-# two (op, probability in tenths, magnitude 0 to 9); "-" where the op has no magnitude.
+# AutoAugment (Cubuk et al., 2018), tables 7, 8 and 9 of the appendix as corrected by the authors' code: 25
+# sub-policies of two (op, probability in tenths, magnitude 0 to 9); "-" where the op has no magnitude.
 _TABLES = {
     "cifar10": """
         invert 1 -, contrast 2 6 | rotate 7 2, translate_x 3 9 | sharpness 8 1, sharpness 9 3
@@ -109,7 +109,8 @@ def table(policy: str) -> list[tuple[tuple[str, float, int | None], ...]]:
 
 
 def ramp(start: float, end: float, steps: int) -> NDArray[np.float64]:
-    """`steps` numbers from start to end in float32, from both ends inwards with fused multiply-add, as torch.linspace."""
+    """`steps` numbers from start to end in float32, from both ends inwards with fused multiply-add, as
+    torch.linspace."""
     a, b = np.float32(start), np.float32(end)
     if steps == 1:
         return np.array([a], np.float64)
@@ -324,8 +325,9 @@ QUANTILE_KNOTS = 4096
 def beta_table(a: float, b: float) -> tuple[float, ...]:
     """What `beta_quantile` reads: the power of its grid (0 for the uniform), then quantiles of Beta(a, b).
 
-    The grid in u is v**p / (v**p + (1 - v)**p) at equidistant v, with p = 2 max(a, b, 1), so that the quantile function is
-    smooth in v at both ends. Linear interpolation on 4,096 cells: within 1e-5 of scipy's betaincinv, tested.
+    The grid in u is v**p / (v**p + (1 - v)**p) at equidistant v, with p = 2 max(a, b, 1), so that the quantile
+    function is smooth in v at both ends. Linear interpolation on 4,096 cells: within 1e-5 of scipy's betaincinv,
+    tested.
     """
     if a == b == 1.0:
         return (0.0,)
@@ -407,9 +409,9 @@ class AugMix(_Policy):
         m = beta_quantile(unit(w0), numbers, np.int64(numbers[tables]))
         codes[0] = AUGMIX_BEGIN
         args[0] = m
-        step = 1
+        step: Any = 1
         rest = 1.0 - m
-        slot = 1
+        slot: Any = 1
         for chain in range(chains):
             d0, d1, _, _ = draw(key, slot)
             slot += 1

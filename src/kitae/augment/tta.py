@@ -41,7 +41,7 @@ def _views(images: Any, kind: Kind) -> Iterator[Any]:
         yield f.horizontal_flip(images)
     height, width = images.shape[2:]
     down, right = max(round(height / 16), 1), max(round(width / 16), 1)
-    moved = []
+    moved: list[tuple[Any, ...]] = []
     if kind in ("shift", "full"):
         for dy, dx in ((0, right), (0, -right), (down, 0), (-down, 0)):
             moved.append((down + dy, right + dx, height, width, (right, down), "edge"))

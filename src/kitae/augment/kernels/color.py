@@ -1,12 +1,28 @@
 """Brightness, contrast, saturation, hue and the rest that looks at one pixel at a time."""
 
+# numba types these, not mypy.
+# mypy: disable-error-code="arg-type,operator,assignment"
+
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
 
-from kitae.augment.kernels.link import HAS_VBMI, add_i32, add_u16, address_of, as_u8, fma32, less_u16, look_up64, look_up512, mulhi_u16, shl_u16, sub_u16
+from kitae.augment.kernels.link import (
+    HAS_VBMI,
+    add_i32,
+    add_u16,
+    address_of,
+    as_u8,
+    fma32,
+    less_u16,
+    look_up64,
+    look_up512,
+    mulhi_u16,
+    shl_u16,
+    sub_u16,
+)
 from kitae.augment.kernels.move import copy_bytes
 
 TOP = np.float32(255.0)
@@ -97,10 +113,10 @@ def saturation(src: Any, dst: Any, work: Any, args: Any, channels: Any, height: 
         r = src[i]
         g = src[i + size]
         b = src[i + 2 * size]
-        l = grey(r, g, b)
-        dst[i] = level(fma32(l, rest, np.float32(r) * factor))
-        dst[i + size] = level(fma32(l, rest, np.float32(g) * factor))
-        dst[i + 2 * size] = level(fma32(l, rest, np.float32(b) * factor))
+        mean = grey(r, g, b)
+        dst[i] = level(fma32(mean, rest, np.float32(r) * factor))
+        dst[i + size] = level(fma32(mean, rest, np.float32(g) * factor))
+        dst[i + 2 * size] = level(fma32(mean, rest, np.float32(b) * factor))
     return 0
 
 
@@ -111,10 +127,10 @@ def grayscale(src: Any, dst: Any, work: Any, args: Any, channels: Any, height: A
             dst[i] = src[i]
         return 0
     for i in range(size):
-        l = np.uint8(np.int32(grey(src[i], src[i + size], src[i + 2 * size])))
-        dst[i] = l
-        dst[i + size] = l
-        dst[i + 2 * size] = l
+        mean = np.uint8(np.int32(grey(src[i], src[i + size], src[i + 2 * size])))
+        dst[i] = mean
+        dst[i + size] = mean
+        dst[i + 2 * size] = mean
     return 0
 
 

@@ -1,5 +1,8 @@
 """Blur, sharpness, and what needs a histogram first."""
 
+# numba types these, not mypy.
+# mypy: disable-error-code="arg-type,operator,assignment"
+
 from __future__ import annotations
 
 import math

@@ -1,5 +1,8 @@
 """The few words that kernels need beyond Python: typed pointers from addresses, calls by address, atomics, bits."""
 
+# numba and llvmlite have no stubs.
+# mypy: disable-error-code="untyped-decorator,import-untyped"
+
 from __future__ import annotations
 
 from typing import Any
@@ -19,7 +22,8 @@ u64 = types.CPointer(types.uint64)
 OP = types.int64(u8, u8, types.int64, f64, types.int64, types.int64, types.int64)
 # What plans an op: (key, numbers, codes, args, height, width) -> nothing
 PLAN = types.void(u64, f64, i64, f64, types.int64, types.int64)
-# What writes results: (source, partner's source or 0, info, target, partner's target, work, channels, height, width) -> 0
+# What writes results: (source, partner's source or 0, info, target, partner's target, work, channels, height, width)
+# -> 0
 FINISH = types.int64(u8, u8, f64, types.int64, types.int64, types.int64, types.int64, types.int64, types.int64)
 # The driver: (context, scratch) -> 0
 RUN = types.int64(i64, types.int64)
@@ -158,7 +162,9 @@ def less_u16(typingctx: Any, a: Any, b: Any) -> Any:
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         kind = ir.IntType(16)
-        function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(kind, [kind, kind]), "llvm.usub.sat.i16")
+        function = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(kind, [kind, kind]), "llvm.usub.sat.i16"
+        )
         return builder.call(function, args)
 
     return types.uint16(types.uint16, types.uint16), codegen

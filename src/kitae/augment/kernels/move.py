@@ -1,8 +1,11 @@
 """Crop, flips, copies: rows of bytes.
 
-A row is moved in a few wide pieces, of which the last overlaps the one before. The compiler's own loop would first check
-for overlap of source and target and then finish byte by byte, which takes longer than the row.
+A row is moved in a few wide pieces, of which the last overlaps the one before. The compiler's own loop would first
+check for overlap of source and target and then finish byte by byte, which takes longer than the row.
 """
+
+# numba types these, not mypy.
+# mypy: disable-error-code="arg-type"
 
 from __future__ import annotations
 

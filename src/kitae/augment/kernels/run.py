@@ -4,6 +4,9 @@ For each sample (each pair, where images mix) it plans every op of the pipeline,
 in the core's cache, and writes the result. Threads share one atomic counter and take blocks of samples from it.
 """
 
+# numba types these, not mypy.
+# mypy: disable-error-code="arg-type,operator,assignment"
+
 from __future__ import annotations
 
 from typing import Any
@@ -138,11 +141,12 @@ def augment_one(context: Any, scratch: Any, n: Any, slot: Any, boxes: Any) -> An
     channels = context[CHANNELS]
     height = context[HEIGHT]
     width = context[WIDTH]
-    current = context[IMAGES] + n * context[STRIDE]
+    given = context[IMAGES] + n * context[STRIDE]
+    current = given
+    base = given  # what must not be written: the input, or AugMix's original
     if context[INTERLEAVED] != 0:
         call7(table[NOP], current, a, work, 0, channels, height, width)
         current = a
-    base = current
     found = 0
     done = np.int64(-1)  # the last step that ran together with one before it
     for step in range(steps):
@@ -161,7 +165,7 @@ def augment_one(context: Any, scratch: Any, n: Any, slot: Any, boxes: Any) -> An
         elif code == CHAIN_END:
             call7(table[code], current, sums, work, at, channels, height, width)
         elif code == AUGMIX_BEGIN:
-            if current == a or current == b:
+            if current != given:
                 call7(table[code], current, sums, kept, at, channels, height, width)
                 base = kept
             else:
@@ -172,7 +176,7 @@ def augment_one(context: Any, scratch: Any, n: Any, slot: Any, boxes: Any) -> An
             current = a
         else:
             target = b if current == a else a
-            if flags[code] != 0 and (current == a or current == b):
+            if flags[code] != 0 and current != base:
                 target = current
             extra = work
             if code == GAUSSIAN_NOISE:

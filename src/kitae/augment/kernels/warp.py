@@ -1,8 +1,11 @@
 """Affine, perspective and resized crop.
 
-A warp finds, for a row of the result, where each pixel comes from (vectorised arithmetic), then fetches. Coordinates are
-float32, multiplied and added in the order written here, which the torch executor repeats.
+A warp finds, for a row of the result, where each pixel comes from (vectorised arithmetic), then fetches. Coordinates
+are float32, multiplied and added in the order written here, which the torch executor repeats.
 """
+
+# numba types these, not mypy.
+# mypy: disable-error-code="operator,arg-type,assignment"
 
 from __future__ import annotations
 
@@ -11,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from kitae.augment.kernels.color import ONE, ZERO
-from kitae.augment.kernels.move import copy_bytes, fill_bytes
 from kitae.augment.kernels.link import (
     add_i32,
     address_of,
@@ -29,6 +31,7 @@ from kitae.augment.kernels.link import (
     shr_u32,
     transpose16,
 )
+from kitae.augment.kernels.move import copy_bytes, fill_bytes
 
 MAGIC = np.float32(12582912.0)  # 1.5 * 2**23: adding and subtracting it rounds to the nearest integer, ties to even
 HALF = np.float32(0.5)
@@ -51,8 +54,14 @@ def fill_level(args: Any, at: Any) -> Any:
     return np.float32(0.0) if value != value else np.float32(value)
 
 
+def fill_byte(args: Any, at: Any) -> Any:
+    """The same as a whole level, rounded."""
+    return np.uint8(np.int32(rint32(fill_level(args, at))))
+
+
 def shift_rows(src: Any, dst: Any, args: Any, channels: Any, height: Any, width: Any) -> Any:
-    """Translations and shears along x, whose rows are moved whole. 0 where a shift is too near a tie: nothing is done."""
+    """Translations and shears along x, whose rows are moved whole. 0 where a shift is too near a tie: nothing is
+    done."""
     centre_y = 0.5 * (height - 1)
     down = args[5]
     if abs(down - np.floor(down) - 0.5) < 2e-3:
@@ -73,7 +82,7 @@ def shift_rows(src: Any, dst: Any, args: Any, channels: Any, height: Any, width:
             begin = width
             end = width
         for c in range(channels):
-            fill = np.uint8(fill_level(args, 6 + c))
+            fill = fill_byte(args, 6 + c)
             at = (c * height + y) * width
             start = (c * height + row) * width + dx
             fill_bytes(target + at, fill, begin)
@@ -122,14 +131,16 @@ def perspective_points(args: Any, top: Any, rows: Any, xs: Any, ys: Any, height:
     return 0
 
 
-def pad_image(src: Any, padded: Any, channels: Any, height: Any, width: Any, args: Any, fill_at: Any, black: Any) -> Any:
+def pad_image(
+    src: Any, padded: Any, channels: Any, height: Any, width: Any, args: Any, fill_at: Any, black: Any
+) -> Any:
     """The image with a border: one pixel left and above, two right and below, of the fill colour or black.
 
     Three channels are woven into one 32-bit word a pixel, so that one load fetches all of them.
     """
     stride = width + 3
     if channels == 1:
-        border = np.uint8(0) if black else np.uint8(fill_level(args, fill_at))
+        border = np.uint8(0) if black else fill_byte(args, fill_at)
         bytes_ = as_u8(padded)
         for i in range(stride * (height + 3)):
             bytes_[i] = border
@@ -142,7 +153,7 @@ def pad_image(src: Any, padded: Any, channels: Any, height: Any, width: Any, arg
     colour = np.uint32(0)
     if not black:
         for c in range(3):
-            level = np.uint32(np.int64(fill_level(args, fill_at + c)))
+            level = np.uint32(fill_byte(args, fill_at + c))
             colour = or_u32(colour, shl_u32(level, np.uint32(8 * c)))
     words = as_u32(padded)
     last = (height + 1) * stride
@@ -204,16 +215,18 @@ def byte_of(word: Any, shift: Any) -> Any:
     return np.float32(np.int32(and_u32(shr_u32(word, shift), np.uint32(255))))
 
 
-def fetch_bilinear(padded: Any, dst: Any, at: Any, count: Any, xs: Any, ys: Any, index: Any, work: Any, room: Any, args: Any,
-                   fill_at: Any, channels: Any, height: Any, width: Any) -> Any:  # fmt: skip
-    """The same, bilinear: black outside, then blended with the fill by the share of the image, where there is a fill."""
+def fetch_bilinear(padded: Any, dst: Any, at: Any, count: Any, xs: Any, ys: Any, index: Any, work: Any, room: Any,
+                   args: Any, fill_at: Any, channels: Any, height: Any, width: Any) -> Any:  # fmt: skip
+    """The same, bilinear: black outside, then blended with the fill by the share of the image, where there is a
+    fill."""
     last_x = np.float32(width)
     last_y = np.float32(height)
     minus = np.float32(-1.0)
     wide = np.int32(width + 3)
     stride = width + 3
-    edge_x = np.float32(width - 1)
-    edge_y = np.float32(height - 1)
+    columns = np.int32(width)
+    rows = np.int32(height)
+    one = np.int32(1)
     share = as_f32(work)
     filled = args[fill_at] == args[fill_at]
     for i in range(count):
@@ -226,12 +239,12 @@ def fetch_bilinear(padded: Any, dst: Any, at: Any, count: Any, xs: Any, ys: Any,
         ys[i] = sy - (np.float32(iy) - ONE)
         if filled:
             # The share of the four taps that lies in the image: at the border one side of the pair is outside.
-            left = ONE - xs[i] if sx >= ZERO else ZERO
-            left = left if sx < last_x else ZERO
-            right = xs[i] if sx < edge_x else ZERO
-            above = ONE - ys[i] if sy >= ZERO else ZERO
-            above = above if sy < last_y else ZERO
-            below = ys[i] if sy < edge_y else ZERO
+            left = ONE - xs[i] if ix >= one else ZERO
+            left = left if ix <= columns else ZERO
+            right = xs[i] if ix < columns else ZERO
+            above = ONE - ys[i] if iy >= one else ZERO
+            above = above if iy <= rows else ZERO
+            below = ys[i] if iy < rows else ZERO
             share[i] = (left + right) * (above + below)
     size = height * width
     if channels == 1:
@@ -312,7 +325,12 @@ def warp(kind: Any, bilinear: Any, src: Any, dst: Any, work: Any, args: Any, cha
 
 
 def affine_nearest(src: Any, dst: Any, work: Any, args: Any, channels: Any, height: Any, width: Any) -> Any:
-    if args[0] == 1.0 and args[3] == 0.0 and args[4] == 1.0 and shift_rows(src, dst, args, channels, height, width) != 0:
+    if (
+        args[0] == 1.0
+        and args[3] == 0.0
+        and args[4] == 1.0
+        and shift_rows(src, dst, args, channels, height, width) != 0
+    ):
         return 0
     return warp(0, False, src, dst, work, args, channels, height, width)
 
@@ -329,7 +347,8 @@ def perspective_bilinear(src: Any, dst: Any, work: Any, args: Any, channels: Any
     return warp(1, True, src, dst, work, args, channels, height, width)
 
 
-# Resizing ---------------------------------------------------------------------------------------------------------------
+# Resizing
+# ---------------------------------------------------------------------------------------------------------------
 
 
 def triangle_taps(size: Any, new: Any) -> Any:
@@ -340,7 +359,8 @@ def triangle_taps(size: Any, new: Any) -> Any:
 
 
 def triangle_weights(size: Any, new: Any, taps: Any, starts: Any, weights: Any, scratch: Any) -> Any:
-    """Antialiased bilinear weights as integers times 2**precision, `taps` a pixel (zeros after its own), and the precision.
+    """Antialiased bilinear weights as integers times 2**precision, `taps` a pixel (zeros after its own), and the
+    precision.
 
     A triangle as wide as an output pixel, at least two input pixels, about the output pixel's centre.
     """

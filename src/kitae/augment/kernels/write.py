@@ -11,6 +11,9 @@ Images are written in bands of rows that stay in the innermost cache. Where the 
     86      1: write past the caches
 """
 
+# numba types these, not mypy.
+# mypy: disable-error-code="arg-type,operator,assignment"
+
 from __future__ import annotations
 
 from typing import Any
