@@ -188,14 +188,23 @@ class Gradual:
         steps: optimizer steps until then.
         every: steps between two rises.
         scope, skip: as `magnitude_masks`.
+        initial: share dropped already.
     """
 
     def __init__(
-        self, ratio: float, steps: int, *, every: int = 10, scope: Scope = "layer", skip: Sequence[str] = ()
+        self,
+        ratio: float,
+        steps: int,
+        *,
+        every: int = 10,
+        scope: Scope = "layer",
+        skip: Sequence[str] = (),
+        initial: float = 0.0,
     ) -> None:
         if steps < 1 or every < 1:
             raise CompressionError(f"gradual pruning needs at least one step, not {steps} and every {every}")
         self.ratio, self.steps, self.every, self.scope, self.skip = ratio, steps, every, scope, tuple(skip)
+        self.initial = initial
         self.step = 0
         self.masks: Masks = {}
 
@@ -204,7 +213,7 @@ class Gradual:
         if self.step <= self.steps and (self.step % self.every == 0 or self.step == self.steps):
             # Weights that are zero already have the smallest magnitude, so what was dropped stays dropped.
             apply_masks(model, self.masks)
-            ratio = cubic(self.step, self.steps, self.ratio)
+            ratio = cubic(self.step, self.steps, self.ratio, self.initial)
             self.masks = magnitude_masks(model, ratio, scope=self.scope, skip=self.skip)
         apply_masks(model, self.masks)
 
@@ -340,7 +349,7 @@ def remove_channels(
     kept = {name: tuple(left) for name, left in survivors.items() if name in layers}
     _run_once(smaller, input_shape)
     return Pruned(
-        smaller, _difference(model, smaller, kept), {name: tuple(sorted(gone)) for name, gone in removed.items()}
+        smaller, difference(model, smaller, kept), {name: tuple(sorted(gone)) for name, gone in removed.items()}
     )
 
 
@@ -371,6 +380,22 @@ def reshape(fresh: nn.Module, shape: Shape) -> nn.Module:
                 raise CompressionError(f"the recorded shape names {name}.{attribute}, which this network does not have")
             setattr(modules[name], attribute, value)
     return fresh
+
+
+def difference(original: nn.Module, smaller: nn.Module, kept: Mapping[str, tuple[int, ...]]) -> Shape:
+    """The shape that makes a fresh `original` into `smaller`, which came from it, in one step or in several."""
+    before = {**dict(original.named_parameters()), **dict(original.named_buffers())}
+    after = {**dict(smaller.named_parameters()), **dict(smaller.named_buffers())}
+    tensors = {name: tuple(after[name].shape) for name in before if after[name].shape != before[name].shape}
+    attributes: dict[str, dict[str, int | tuple[int, ...]]] = {}
+    now = dict(smaller.named_modules())
+    for name, module in original.named_modules():
+        for attribute in _ATTRIBUTES:
+            value = getattr(now[name], attribute, None)
+            if value != getattr(module, attribute, None) and value is not None:
+                plain = tuple(int(n) for n in value) if isinstance(value, tuple | list | torch.Size) else int(value)
+                attributes.setdefault(name, {})[attribute] = plain
+    return Shape(tensors, attributes, kept)
 
 
 def masked_original(model: nn.Module, removed: Mapping[str, Sequence[int]]) -> nn.Module:
@@ -679,21 +704,6 @@ def _channels_to_drop(
         stay = group.width - min(number, _most(group.width))
         result.append(group.width - min(group.width, math.ceil(stay / round_to) * round_to))
     return result
-
-
-def _difference(original: nn.Module, smaller: nn.Module, kept: Mapping[str, tuple[int, ...]]) -> Shape:
-    before = {**dict(original.named_parameters()), **dict(original.named_buffers())}
-    after = {**dict(smaller.named_parameters()), **dict(smaller.named_buffers())}
-    tensors = {name: tuple(after[name].shape) for name in before if after[name].shape != before[name].shape}
-    attributes: dict[str, dict[str, int | tuple[int, ...]]] = {}
-    now = dict(smaller.named_modules())
-    for name, module in original.named_modules():
-        for attribute in _ATTRIBUTES:
-            value = getattr(now[name], attribute, None)
-            if value != getattr(module, attribute, None) and value is not None:
-                plain = tuple(int(n) for n in value) if isinstance(value, tuple | list | torch.Size) else int(value)
-                attributes.setdefault(name, {})[attribute] = plain
-    return Shape(tensors, attributes, kept)
 
 
 def _run_once(model: nn.Module, input_shape: tuple[int, int, int]) -> None:

@@ -488,6 +488,26 @@ def check_integers(
     return Integers(weights, activations, widened, worst)
 
 
+def open_session(content: bytes, threads: int | None = None) -> onnxruntime.InferenceSession:
+    """A graph in ONNX Runtime on this CPU.
+
+    Raises:
+        CompressionError: ONNX Runtime refuses it.
+    """
+    ort = require("onnxruntime", "compress")
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    try:
+        session: onnxruntime.InferenceSession = ort.InferenceSession(
+            content, options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:
+        raise CompressionError(f"onnxruntime cannot run this graph: {_line(error)}") from error
+    return session
+
+
 # Sensitivity
 
 
@@ -704,16 +724,7 @@ def _compact(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _session(proto: onnx.ModelProto) -> onnxruntime.InferenceSession:
-    ort = require("onnxruntime", "compress")
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    try:
-        session: onnxruntime.InferenceSession = ort.InferenceSession(
-            proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
-    except Exception as error:
-        raise CompressionError(f"onnxruntime cannot run this graph: {_line(error)}") from error
-    return session
+    return open_session(proto.SerializeToString())
 
 
 def _input(proto: onnx.ModelProto) -> str:

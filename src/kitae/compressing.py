@@ -1,0 +1,415 @@
+"""compress(run) and export(run): the rooms that shrink a trained network and write it down, wired in order.
+
+A compression folder holds
+
+    compression.json   the budget, every number, and the machine they were measured on
+    front.parquet      a line a candidate
+    model.onnx         the winner; `closest.onnx` instead where nothing met the budget
+    model.json, model.safetensors   what rebuilds the winner in PyTorch: the run's network, its shape, its weights
+    stages/            fine-tuned networks, so that another budget does not train them again
+    figures/           pictures
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import kitae
+from kitae import keyed
+from kitae.compression.budget import Images, Outcome, Tools, judge, search
+from kitae.compression.prune import Shape, reshape
+from kitae.compression.quantize import FEWEST_IMAGES
+from kitae.compression.spec import CompressSpec
+from kitae.deployment.onnx import Card, Exported, serialize, to_onnx
+from kitae.deployment.onnx import export as write_onnx
+from kitae.deployment.verify import torch_reference, verify_float, verify_integer
+from kitae.errors import CompressionError
+from kitae.evaluation import intervals, latency
+from kitae.files import write_atomically, write_json
+from kitae.models.build import build, count_macs, count_parameters, rebuild
+from kitae.pipeline import Setup
+from kitae.preprocess import PreprocessRules
+from kitae.recipe import Recipe
+from kitae.reporting import figures
+from kitae.run import Run, machine, write_parquet
+from kitae.runtime import has_vnni
+from kitae.training import distributed
+from kitae.training.checkpoint import load_weights, save_weights
+from kitae.training.distributed import World
+
+Say = Callable[[str], None]
+
+_FILES = ("compression.json", "front.parquet", "model.onnx", "closest.onnx", "model.json", "model.safetensors",
+          "report.html")  # fmt: skip
+_FOLDERS = ("stages", "candidates", "figures")
+_STATISTICS_IMAGES = 2048  # training images that BatchNorm, importances and simulated quantizers see
+_VERIFY_IMAGES = 256
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class CompressionResult:
+    """A finished compression folder.
+
+    Attributes:
+        path: the folder.
+        facts: compression.json.
+    """
+
+    path: Path
+    facts: Mapping[str, Any]
+
+    @classmethod
+    def open(cls, path: str | Path) -> CompressionResult:
+        """A compression that exists.
+
+        Raises:
+            CompressionError: none there, or its file is damaged.
+        """
+        file = Path(path) / "compression.json"
+        if not file.is_file():
+            raise CompressionError(f"{path}: no compression there (it has no compression.json)")
+        try:
+            facts = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise CompressionError(f"{file}: is damaged (not JSON)") from error
+        return cls(Path(path), facts)
+
+    @property
+    def model_file(self) -> Path:
+        """The winner, or the closest."""
+        return self.path / ("model.onnx" if self.within_budget else "closest.onnx")
+
+    @property
+    def within_budget(self) -> bool:
+        """Whether the winner was within the budget on validation."""
+        return bool(self.facts["within_budget"])
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """A line a candidate."""
+        return list(self.facts["candidates"])
+
+    @property
+    def winner(self) -> dict[str, Any]:
+        """The line of the winner."""
+        return dict(self.facts["winner"])
+
+    @property
+    def test(self) -> dict[str, Any] | None:
+        """The original and the winner on test, or None where test was not opened."""
+        return None if self.facts["test"] is None else dict(self.facts["test"])
+
+    def load_model(self) -> nn.Module:
+        """The winner's network in PyTorch (before any rounding to 8 bits), in eval mode on the CPU."""
+        facts = json.loads((self.path / "model.json").read_text(encoding="utf-8"))
+        recipe = Recipe.model_validate(facts["recipe"])
+        model = reshape(_fresh(recipe, facts["classes"], PreprocessRules.from_dict(facts["preprocess"])),
+                        Shape.from_dict(facts["shape"]))  # fmt: skip
+        model.load_state_dict(load_weights(self.path / "model.safetensors")[0])
+        return model.eval()
+
+
+def export(run: Run | str | Path, path: str | Path | None = None) -> Exported:
+    """Write a run's best weights as one verified ONNX file.
+
+    Args:
+        path: where to; by default beside the run's folder, under its name.
+
+    Raises:
+        TrainingError: the run has no best model yet.
+        ExportError: the network cannot be exported, or the file does not compute what it computes.
+    """
+    run = run if isinstance(run, Run) else Run.open(run)
+    model = _network(run)
+    images = _rows(Setup.of(run), "val").first(_VERIFY_IMAGES)
+    file = Path(path) if path is not None else run.path.with_name(f"{run.path.name}.onnx")
+    return write_onnx(model, file, card(run), images)
+
+
+def card(run: Run) -> Card:
+    """What an exported file of this run says about itself."""
+    facts = run.facts()
+    return Card(
+        classes=run.classes,
+        rules=run.rules,
+        mean=tuple(facts["mean"]),
+        std=tuple(facts["std"]),
+        temperature=float(facts["temperature"]),
+        recipe=run.recipe.name,
+    )
+
+
+def compress(
+    run: Run | str | Path,
+    out: str | Path | None = None,
+    *,
+    spec: CompressSpec | None = None,
+    overwrite: bool = False,
+    say: Say | None = None,
+    **options: Any,
+) -> CompressionResult:
+    """Find the smallest model within a budget: prune, fine-tune, quantize, export, measure, and open test once.
+
+    Args:
+        run: a trained run, or its folder.
+        out: the compression folder; by default the run's with `-small` added. A folder whose search was interrupted is
+            gone on with.
+        spec: the budget and where to look; or give its fields as `options` (`max_drop=1.0, ratios=(0.3, 0.5)`).
+        overwrite: replace the compression in `out`; fine-tuned stages that still fit are used again.
+        say: gets a line of progress.
+
+    Raises:
+        CompressionError: nothing met the budget (the folder holds the closest, and the message says how close), or the
+            network cannot be compressed as asked.
+        TrainingError: the run has no best model yet.
+        ExportError: a file does not compute what it should.
+    """
+    run = run if isinstance(run, Run) else Run.open(run)
+    spec = _spec(spec, options)
+    folder = Path(out) if out is not None else run.path.with_name(f"{run.path.name}-small")
+    _take(folder, overwrite)
+    say = say or (lambda line: None)
+    world = distributed.join(run.recipe.train.device)
+    if run.recipe.train.threads is not None:
+        torch.set_num_threads(run.recipe.train.threads)
+    model = _network(run).to(world.device)
+    setup = Setup.of(run)
+    train, validation = _rows(setup, "train"), _rows(setup, "val")
+    if len(train) < FEWEST_IMAGES:
+        raise CompressionError(f"{run.path}: {len(train)} training images are too few to calibrate with")
+    about = card(run)
+    tools = _tools(run, spec, setup, about, train, validation, folder, world, say)
+    outcome = search(
+        model,
+        spec,
+        tools,
+        input_shape=about.input_shape,
+        calibration=train.first(spec.calibration_images),
+        selection=validation,
+        folder=folder / "candidates",
+    )
+    test: dict[str, Any] | None = None
+    if outcome.within_budget:
+        say("opening test for the original and the winner")
+        rows = setup.splits.open_test(lambda: run.count_test_opening(f"compress, {outcome.winner.name}"))
+        test = judge(outcome, Images(setup.image_set(rows).gather, rows), tools, spec)
+    result = _write(folder, run, spec, outcome, test, {"train": len(train), "val": len(validation)})
+    if not outcome.within_budget:
+        raise CompressionError(
+            f"{folder}: no candidate is within the budget; the closest, {outcome.winner.name}, {outcome.why_not}; "
+            f"it is kept as closest.onnx"
+        )
+    return result
+
+
+def _spec(spec: CompressSpec | None, options: Mapping[str, Any]) -> CompressSpec:
+    from pydantic import ValidationError
+
+    try:
+        return CompressSpec.model_validate({**(spec.model_dump() if spec else {}), **options})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "compress"
+        raise CompressionError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from error
+
+
+def _take(folder: Path, overwrite: bool) -> None:
+    """Make the folder, or take one that an earlier compression left; never one with anything else in it."""
+    if folder.exists() and not folder.is_dir():
+        raise CompressionError(f"{folder}: is a file, not a folder")
+    strangers = [] if not folder.exists() else sorted(
+        entry.name for entry in folder.iterdir() if entry.name not in (*_FILES, *_FOLDERS)
+        and not entry.name.endswith(".tmp")
+    )  # fmt: skip
+    if strangers:
+        raise CompressionError(
+            f"{folder}: holds files that no compression wrote ({strangers[0]}); choose another --out"
+        )
+    if (folder / "compression.json").exists() and not overwrite:
+        raise CompressionError(f"{folder}: holds a compression already; add --overwrite, or choose another --out")
+    for name in _FILES:
+        (folder / name).unlink(missing_ok=True)
+    for name in ("candidates", "figures"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def _network(run: Run) -> nn.Module:
+    """The run's best weights, every layer free to be fine-tuned."""
+    run.load_model()  # says what is wrong with a run that has no best model
+    rules = run.rules
+    plain = run.recipe.model.model_copy(update={"freeze": "none"})
+    weights = load_weights(run.best)[0]
+    return rebuild(
+        plain, weights, classes=len(run.classes), channels=rules.channels, image_size=rules.image_size
+    ).eval()
+
+
+def _fresh(recipe: Recipe, classes: Iterable[str], rules: PreprocessRules) -> nn.Module:
+    """The run's network with initial weights, a pure function of its seed."""
+    plain = recipe.model.model_copy(update={"pretrained": False, "freeze": "none"})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(keyed.derive_seed(recipe.train.seed, 0, 0, keyed.SLOT_MODEL))
+        return build(plain, classes=len(tuple(classes)), channels=rules.channels, image_size=rules.image_size)
+
+
+def _rows(setup: Setup, split: str) -> Images:
+    """Training images in a keyed order (so that the first few are a sample), or validation images in their own."""
+    rows = setup.splits.train if split == "train" else setup.splits.val
+    if split == "train":
+        rows = rows[keyed.permutation(setup.recipe.data.split_seed, 2, len(rows), keyed.SLOT_SPLIT)]
+    return Images(setup.image_set(rows).gather, rows)
+
+
+class _Stages:
+    """Fine-tuned networks in the compression folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def load(self, key: str) -> tuple[dict[str, Tensor], Shape] | None:
+        file = self.folder / f"{key}.safetensors"
+        if not file.is_file():
+            return None
+        weights, metadata = load_weights(file)
+        return weights, Shape.from_dict(metadata)
+
+    def save(self, key: str, weights: dict[str, Tensor], shape: Shape) -> None:
+        save_weights(weights, self.folder / f"{key}.safetensors", shape.to_dict())
+
+
+def _tools(
+    run: Run,
+    spec: CompressSpec,
+    setup: Setup,
+    about: Card,
+    train: Images,
+    validation: Images,
+    folder: Path,
+    world: World,
+    say: Say,
+) -> Tools:
+    mean, std = (torch.tensor(value, device=world.device).reshape(1, -1, 1, 1) for value in (about.mean, about.std))
+    images = validation.first(_VERIFY_IMAGES)
+    training = run.recipe.train
+
+    def batches() -> Iterable[tuple[Tensor, Tensor]]:
+        some = Images(train.gather, train.rows[:_STATISTICS_IMAGES], 128)
+        for pixels, labels in some.batches():
+            values = torch.from_numpy(pixels).to(world.device).float() / 255.0
+            yield (values - mean) / std, torch.from_numpy(labels).to(world.device)
+
+    def to_file(graph: Any, precision: str, notes: Mapping[str, Any]) -> bytes:
+        target = "any" if precision == "fp32" else spec.target
+        return serialize(graph, about.but(precision=precision, target=target, notes=notes))
+
+    def scratch(model: nn.Module) -> nn.Module:
+        layout = torch.channels_last if training.channels_last else torch.contiguous_format
+        model = model.to(device=world.device, memory_format=layout)  # type: ignore[call-overload]
+        setup.fit(model, training, world)
+        return model
+
+    return Tools(
+        recover=setup.recover,
+        fresh=lambda: _fresh(run.recipe, run.classes, run.rules),
+        batches=batches,
+        to_graph=lambda model: to_onnx(model, about),
+        to_file=to_file,
+        verify_float=lambda content, model: verify_float(
+            content, torch_reference(model, about.mean, about.std, about.temperature), images
+        ),
+        verify_integer=lambda content: verify_integer(content, images),
+        compare=intervals.paired_difference,
+        interval=intervals.wilson,
+        measure=lambda calls, reference: latency.measure(calls, reference=reference, repeats=50).to_dict(),
+        describe=lambda model: {
+            "parameters": count_parameters(model),
+            "macs": count_macs(model, about.rules.channels, about.rules.image_size),
+        },
+        steps_per_epoch=-(-len(train) // training.batch_size),
+        fingerprint=hashlib.sha256(run.best.read_bytes() + setup.store.fingerprint.encode()
+                                   + run.recipe.fingerprint.encode()).hexdigest(),
+        scratch=scratch,
+        stages=_Stages(folder / "stages"),
+        say=say,
+    )  # fmt: skip
+
+
+def _write(
+    folder: Path, run: Run, spec: CompressSpec, outcome: Outcome, test: dict[str, Any] | None, counts: dict[str, int]
+) -> CompressionResult:
+    rows = outcome.rows
+    winner = next(row for row in rows if row["winner"])
+    facts = {
+        "format": _FORMAT,
+        "kitae": kitae.__version__,
+        "run": run.path.name,
+        "recipe": run.recipe.name,
+        "spec": spec.model_dump(mode="json"),
+        "machine": {**machine(), "vnni": has_vnni()},
+        "images": counts,
+        "within_budget": outcome.within_budget,
+        "why_not": outcome.why_not,
+        "stopped": outcome.stopped,
+        "baseline": rows[0],
+        "winner": winner,
+        "smaller": rows[0]["bytes"] / winner["bytes"],
+        "faster": winner["speedup"],
+        "test": test,
+        "latency": {name: value for name, value in outcome.latency.items() if name != "candidates"},
+        "candidates": rows,
+        "sensitivity": [vars(item) for item in outcome.sensitivity],
+    }
+    name = "model.onnx" if outcome.within_budget else "closest.onnx"
+    write_atomically(folder / name, outcome.winner.path.read_bytes())
+    write_parquet(_table(rows), folder / "front.parquet")
+    save_weights(outcome.model.state_dict(), folder / "model.safetensors")
+    write_json(folder / "model.json", {
+        **run.facts(), "recipe": run.recipe.model_dump(mode="json"), "shape": outcome.shape.to_dict(),
+    })  # fmt: skip
+    _draw(folder / "figures", spec, outcome, rows)
+    shutil.rmtree(folder / "candidates", ignore_errors=True)
+    write_json(folder / "compression.json", facts)  # last: its presence says that the folder is whole
+    return CompressionResult(folder, facts)
+
+
+def _table(rows: list[dict[str, Any]]) -> Any:
+    import pyarrow
+
+    return pyarrow.Table.from_pylist(rows)
+
+
+def _draw(folder: Path, spec: CompressSpec, outcome: Outcome, rows: list[dict[str, Any]]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    baseline = rows[0]
+    figures.draw_pareto(
+        rows, folder / "pareto.png", budget=baseline["accuracy"] - spec.max_drop / 100, winner=outcome.winner.name,
+        baseline=baseline["name"],
+    )  # fmt: skip
+    curves: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        if row["precision"] != "fp32":
+            continue
+        removed = 1 - row["nonzero"] / baseline["parameters"]
+        name = row["name"].split(",")[0] if row["control"] else "pruned"
+        if row["ratio"] > 0:
+            curves.setdefault(name, []).append({**row, "sparsity": removed})
+    if curves:
+        figures.draw_sparsity(curves, folder / "sparsity.png", baseline=baseline["accuracy"])
+    figures.draw_latency(
+        [{"name": row["name"], "milliseconds": row["latency_ms"], "milliseconds_interval": row["latency_ms_interval"]}
+         for row in rows],
+        folder / "latency.png", control=outcome.latency["control"]["ratio"],
+    )  # fmt: skip
+    if outcome.filters is not None:
+        values, kept = outcome.filters
+        figures.draw_filter_masks(kept, folder / "filters.png", weights=values)

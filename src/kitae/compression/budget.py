@@ -1,0 +1,673 @@
+"""The smallest model within a budget: every pruning ratio times every precision, judged on validation.
+
+What is judged is always the exported file, in ONNX Runtime, on this machine: its bytes, its time, its answers. Four
+sets of images stay apart: training (fine-tuning, calibration, BatchNorm), validation (every choice), and test (the
+winner and the original, once, at the end).
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from kitae.compression import prune, quantize
+from kitae.compression.distill import as_teacher
+from kitae.compression.prune import Batches, Shape
+from kitae.compression.qat import Simulated
+from kitae.compression.spec import CompressSpec
+from kitae.errors import CompressionError
+
+if TYPE_CHECKING:
+    import onnx
+
+NAMES = {"none": "fp32", "dynamic": "int8-dynamic", "static": "int8-static", "qat": "int8-qat"}
+"""Precision as a spec says it -> as the file's metadata and the tables say it."""
+
+
+class Recover(Protocol):
+    """Fine-tunes a model through the training loop, in place, and returns it."""
+
+    def __call__(
+        self,
+        model: nn.Module,
+        *,
+        epochs: int,
+        after_step: Callable[[nn.Module], None] | None = None,
+        teacher: nn.Module | None = None,
+    ) -> nn.Module: ...
+
+
+class Stages(Protocol):
+    """Keeps fine-tuned networks between calls, so that another budget, or a restart, does not train them again."""
+
+    def load(self, key: str) -> tuple[dict[str, torch.Tensor], Shape] | None: ...
+
+    def save(self, key: str, weights: dict[str, torch.Tensor], shape: Shape) -> None: ...
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images of one purpose, read as they are needed.
+
+    Attributes:
+        gather: rows int64 [b] -> (uint8 [b, C, H, W], int64 [b] labels).
+        rows: int64 [N].
+        batch_size: images held at once.
+    """
+
+    gather: Callable[[NDArray[np.int64]], tuple[NDArray[np.uint8], NDArray[np.int64]]]
+    rows: NDArray[np.int64]
+    batch_size: int = 64
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batches(self) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
+        """Batches in the order of the rows."""
+        for start in range(0, len(self.rows), self.batch_size):
+            yield self.gather(self.rows[start : start + self.batch_size])
+
+    def first(self, count: int) -> NDArray[np.uint8]:
+        """The first `count` images, or all there are: uint8 [n, C, H, W]."""
+        return self.gather(self.rows[:count])[0]
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """int64 [N]."""
+        return np.concatenate([labels for _, labels in self.batches()])
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What the other rooms lend to the search.
+
+    Attributes:
+        recover: fine-tunes through the training loop.
+        fresh: builds the unpruned network with initial weights.
+        batches: normalised *training* images [n, C, H, W] and labels, on the model's device, without augmentation.
+        to_graph: exports a network in float32.
+        to_file: a graph's content as a file; takes the precision and notes for its metadata.
+        verify_float: raises ExportError unless a float file computes what the network computes.
+        verify_integer: raises ExportError unless an INT8 file runs here as its integers say.
+        compare: (before, after, labels) predicted classes -> {difference, interval, ...}, paired.
+        interval: (right, count) -> interval of a proportion.
+        measure: ({name: call}, reference) -> {control: {ratio, ...}, candidates: {name: {seconds, ratio, ...}}}.
+        describe: a network's `parameters` and `macs`.
+        scratch: trains a network from its initial weights as the run's recipe says; for the control of that name.
+        steps_per_epoch: optimizer steps.
+        fingerprint: identifies the original weights and data; part of the keys of `stages`.
+    """
+
+    recover: Recover
+    fresh: Callable[[], nn.Module]
+    batches: Batches
+    to_graph: Callable[[nn.Module], onnx.ModelProto]
+    to_file: Callable[[onnx.ModelProto, str, Mapping[str, Any]], bytes]
+    verify_float: Callable[[bytes, nn.Module], object]
+    verify_integer: Callable[[bytes], object]
+    compare: Callable[[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]], Mapping[str, Any]]
+    interval: Callable[[int, int], tuple[float, float] | None]
+    measure: Callable[[Mapping[str, Callable[[], object]], str], Mapping[str, Any]]
+    describe: Callable[[nn.Module], Mapping[str, int]]
+    steps_per_epoch: int
+    fingerprint: str = ""
+    scratch: Callable[[nn.Module], nn.Module] | None = None
+    stages: Stages | None = None
+    say: Callable[[str], None] = lambda line: None
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One file, and what is known of it.
+
+    Attributes:
+        name: says ratio and precision.
+        ratio: share of channels or weights removed.
+        precision: one of `NAMES`' values.
+        path: the file.
+        row: its line in the table; see `Outcome.rows`.
+        predicted: int64 [N], classes of the validation images.
+        control: measured for comparison; never the winner.
+    """
+
+    name: str
+    ratio: float
+    precision: str
+    path: Path
+    row: dict[str, Any]
+    predicted: NDArray[np.int64]
+    control: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a search found.
+
+    Attributes:
+        candidates: the original in float32 first.
+        winner: the smallest within the budget, or the one closest to it.
+        within_budget: whether the winner is within it, on validation.
+        why_not: what the closest one exceeds, in words; empty within the budget.
+        front: names of the candidates that no other beats in accuracy, bytes and latency.
+        latency: of one image, as `Tools.measure` gave it, with the A/A control.
+        sensitivity: what quantizing each layer of the original alone does; the most sensitive first.
+        shape: rebuilds the winner's network.
+        model: the winner's network, in PyTorch (for `int8-qat` with the weights learnt there).
+        filters: first convolution of the original [O, C, h, w], and what of it the winner kept (bool).
+        stopped: why larger ratios were not tried; empty if all were.
+    """
+
+    candidates: tuple[Candidate, ...]
+    winner: Candidate
+    within_budget: bool
+    why_not: str
+    front: tuple[str, ...]
+    latency: Mapping[str, Any]
+    sensitivity: tuple[quantize.Sensitivity, ...]
+    shape: Shape
+    model: nn.Module
+    filters: tuple[NDArray[np.float32], NDArray[np.bool_]] | None
+    stopped: str = ""
+
+    @property
+    def baseline(self) -> Candidate:
+        """The original in float32."""
+        return self.candidates[0]
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """A line a candidate: name, prune, ratio, precision, parameters, nonzero, sparsity, macs, bytes, packed_bytes,
+        accuracy, accuracy_interval, drop, drop_interval (points), latency_ms, speedup, ..., and flags."""
+        return [
+            {
+                **candidate.row,
+                "front": candidate.name in self.front,
+                "winner": candidate is self.winner,
+                "control": candidate.control,
+            }
+            for candidate in self.candidates
+        ]
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """A network at one ratio."""
+
+    ratio: float
+    model: nn.Module
+    shape: Shape
+
+
+def search(
+    model: nn.Module,
+    spec: CompressSpec,
+    tools: Tools,
+    *,
+    input_shape: tuple[int, int, int],
+    calibration: NDArray[np.uint8],
+    selection: Images,
+    folder: Path,
+) -> Outcome:
+    """Prune, fine-tune, quantize, export and measure, and pick the smallest file within the budget.
+
+    Args:
+        model: the trained network; not changed.
+        input_shape: (C, H, W).
+        calibration: uint8 [n, C, H, W] *training* images.
+        selection: validation images; every choice is made on them.
+        folder: where the candidates' files are kept.
+
+    Raises:
+        CompressionError: a network that cannot be pruned or quantized as asked, too few images.
+        ExportError: a file that does not compute what it should.
+    """
+    if len(selection) == 0:
+        raise CompressionError("there are no validation images to choose by")
+    folder.mkdir(parents=True, exist_ok=True)
+    bench = _Bench(spec, tools, input_shape, calibration, selection, folder)
+    tools.say("exporting the original")
+    reached = [_Stage(0.0, model, Shape())]
+    candidates = bench.candidates(reached[0], always_float=True)
+    stopped = ""
+    for ratio in spec.ratios if spec.prune != "none" else ():
+        tools.say(f"{spec.prune} pruning, {100 * ratio:g} %: fine-tuning {spec.finetune_epochs} epochs")
+        reached.append(_prune(reached, ratio, spec, tools, input_shape))
+        found = bench.candidates(reached[-1])
+        candidates += found
+        best = min(candidate.row["drop"] for candidate in found)
+        if spec.abandon and best > _hopeless(spec):
+            stopped = f"ratios above {ratio:g} were not tried: this one loses {best:.2f} points"
+            break
+    candidates, latency = _timed(candidates, spec, tools, bench.shown)
+    winner, why_not = _choose(candidates, spec)
+    if spec.controls and winner.ratio > 0:
+        candidates += _controls(winner, reached, spec, tools, bench)
+        candidates, latency = _timed(candidates, spec, tools, bench.shown)
+        winner = next(candidate for candidate in candidates if candidate.name == winner.name)
+    quantizes = any(precision != "none" for precision in spec.quantize)
+    stage = next(stage for stage in reached if stage.ratio == winner.ratio)
+    return Outcome(
+        candidates=tuple(candidates),
+        winner=winner,
+        within_budget=not why_not,
+        why_not=why_not,
+        front=_front(candidates),
+        latency=latency,
+        sensitivity=tuple(bench.sensitivity(model)) if spec.sensitivity and quantizes else (),
+        shape=stage.shape,
+        model=bench.learnt.get(winner.name, stage.model),
+        filters=_filters(model, stage),
+        stopped=stopped,
+    )
+
+
+def judge(outcome: Outcome, test: Images, tools: Tools, spec: CompressSpec) -> dict[str, Any]:
+    """Open test, once, for the original and the winner.
+
+    Returns:
+        `baseline` and `winner` with accuracy and accuracy_interval, `drop` in points with its paired `drop_interval`,
+        `count`, and `within_budget`.
+
+    Raises:
+        CompressionError: there are no test images.
+    """
+    if len(test) == 0:
+        raise CompressionError("there are no test images")
+    labels = test.labels
+    before, after = (_predict(item.path.read_bytes(), test) for item in (outcome.baseline, outcome.winner))
+    sides = [_accuracy(predicted.argmax(axis=1), labels, tools) for predicted in (before, after)]
+    drop = _drop(before.argmax(axis=1), after.argmax(axis=1), labels, tools)
+    return {
+        "baseline": {"name": outcome.baseline.name, **sides[0]},
+        "winner": {"name": outcome.winner.name, **sides[1]},
+        **drop,
+        "count": len(labels),
+        "within_budget": drop["drop"] <= spec.max_drop,
+    }
+
+
+# What follows is private.
+
+
+def _hopeless(spec: CompressSpec) -> float:
+    """Points lost after which no larger ratio, and no coarser precision, is worth the time."""
+    return 2 * spec.max_drop + 1.0
+
+
+class _Bench:
+    """Turns networks into files and files into numbers, always with the same images."""
+
+    def __init__(
+        self,
+        spec: CompressSpec,
+        tools: Tools,
+        input_shape: tuple[int, int, int],
+        calibration: NDArray[np.uint8],
+        selection: Images,
+        folder: Path,
+    ) -> None:
+        self.spec, self.tools, self.input_shape, self.folder = spec, tools, input_shape, folder
+        self.calibration, self.selection = calibration, selection
+        self.labels = selection.labels
+        self.shown = selection.first(1)
+        self.original: NDArray[np.int64] | None = None  # classes that the float original predicts
+        self.learnt: dict[str, nn.Module] = {}  # candidate -> the network with the weights of QAT
+
+    def candidates(
+        self, stage: _Stage, *, always_float: bool = False, only: str | None = None, label: str = ""
+    ) -> list[Candidate]:
+        """One network as files, one for each precision that is asked for; `label` makes them controls."""
+        wanted = [p for p in NAMES if p in self.spec.quantize and only in (None, NAMES[p])]
+        graph = self.tools.to_graph(stage.model)
+        plain = self._file(stage, "none", graph, label=label)
+        found = [plain] if always_float or "none" in wanted else []
+        if self.spec.abandon and stage.ratio > 0 and not label and plain.row["drop"] > _hopeless(self.spec):
+            return found or [plain]  # rounding will not bring back what pruning lost
+        for precision in wanted:
+            if precision == "dynamic":
+                made = quantize.dynamic(graph, target=self.spec.target)
+                quantize.check_integers(made, graph, target=self.spec.target)
+                found.append(self._file(stage, precision, made, label=label))
+            elif precision == "static":
+                found.append(self._static(stage, precision, graph, label))
+            elif precision == "qat":
+                self.tools.say(
+                    f"{label}{_percent(stage.ratio)}: quantization-aware training, {self.spec.qat_epochs} epochs"
+                )
+                learnt = replace(stage, model=_aware(stage, self.spec, self.tools, self.input_shape))
+                found.append(self._static(learnt, precision, self.tools.to_graph(learnt.model), label))
+                self.learnt[found[-1].name] = learnt.model
+        return found
+
+    def sensitivity(self, model: nn.Module) -> list[quantize.Sensitivity]:
+        """What quantizing each layer alone does, on the first validation images."""
+        self.tools.say("quantizing each layer alone")
+        graph = self.tools.to_graph(model)
+        ranges = quantize.calibrate(graph, self.calibration, self.spec.calibration[0])
+        images = self.selection.first(_SENSITIVITY_IMAGES)
+        return quantize.sensitivity(graph, ranges, images, self.labels[: len(images)], target=self.spec.target)
+
+    def _static(self, stage: _Stage, precision: str, graph: onnx.ModelProto, label: str) -> Candidate:
+        """With each way of choosing ranges; the one with the best accuracy on validation is kept."""
+        target = self.spec.target
+        tried = []
+        for method in self.spec.calibration:
+            ranges = quantize.calibrate(graph, self.calibration, method)
+            made = quantize.static(graph, ranges, target=target)
+            quantize.check_integers(made, graph, target=target, ranges=ranges)
+            outputs = _predict(made.SerializeToString(), self.selection)
+            tried.append((_right(outputs, self.labels), -_loss(outputs, self.labels), made, method, outputs))
+        _, _, made, method, outputs = max(tried, key=lambda item: item[:2])
+        return self._file(stage, precision, made, label=label, method=method, outputs=outputs)
+
+    def _file(
+        self, stage: _Stage, precision: str, graph: onnx.ModelProto, *, label: str = "", method: str = "",
+        outputs: NDArray[np.float32] | None = None,
+    ) -> Candidate:  # fmt: skip
+        """Verify and write one file, and describe it."""
+        pruned = self.spec.prune if stage.ratio > 0 else "none"
+        name = f"{label}{_percent(stage.ratio)} {NAMES[precision]}"
+        notes = {"prune": pruned, "ratio": stage.ratio, "calibration": method or None}
+        content = self.tools.to_file(graph, NAMES[precision], notes)
+        if precision == "none":
+            self.tools.verify_float(content, stage.model)
+        else:
+            self.tools.verify_integer(content)
+        outputs = _predict(content, self.selection) if outputs is None else outputs
+        predicted = outputs.argmax(axis=1).astype(np.int64)
+        self.original = predicted if self.original is None else self.original
+        counts = prune.count(stage.model)
+        path = self.folder / f"{name.replace(' ', '-').replace('%', '').replace(',', '')}.onnx"
+        path.write_bytes(content)
+        row = {
+            "name": name,
+            "prune": pruned,
+            "ratio": stage.ratio,
+            "precision": NAMES[precision],
+            "calibration": method,
+            "parameters": counts.parameters,
+            "nonzero": counts.nonzero,
+            "sparsity": counts.sparsity,
+            "macs": int(self.tools.describe(stage.model)["macs"]),
+            "bytes": len(content),
+            "packed_bytes": len(zlib.compress(content, 9)),
+            **_accuracy(predicted, self.labels, self.tools),
+            "loss": _loss(outputs, self.labels),
+            **_drop(self.original, predicted, self.labels, self.tools),
+            "flips": float((predicted != self.original).mean()),
+        }
+        self.tools.say(f"{name}: {len(content):,} bytes, {row['drop']:+.2f} points lost on validation")
+        return Candidate(name, stage.ratio, NAMES[precision], path, row, predicted, bool(label))
+
+
+_SENSITIVITY_IMAGES = 512
+_EQUAL = 1.01
+
+
+def _percent(ratio: float) -> str:
+    return "original" if ratio == 0 else f"{100 * ratio:g} %"
+
+
+def _prune(
+    reached: Sequence[_Stage], ratio: float, spec: CompressSpec, tools: Tools, input_shape: tuple[int, int, int]
+) -> _Stage:
+    """The next network: pruned from the last one to `ratio` of the original, and fine-tuned."""
+    original, before = reached[0], reached[-1]
+    key = _key(spec, tools, [stage.ratio for stage in reached[1:]] + [ratio])
+    device = next(original.model.parameters()).device
+    if tools.stages is not None and (kept := tools.stages.load(key)) is not None:
+        weights, shape = kept
+        model = prune.reshape(tools.fresh(), shape)
+        model.load_state_dict(weights)
+        return _Stage(ratio, model.to(device).eval(), shape)
+    teacher = as_teacher(original.model) if spec.distill else None
+    if spec.prune == "structured":
+        stage = _cut(original, before, ratio, spec, tools, input_shape, teacher)
+    else:
+        stage = _mask(before, ratio, spec, tools, teacher)
+    stage.model.eval()
+    if tools.stages is not None:
+        tools.stages.save(key, {name: t.detach().cpu() for name, t in stage.model.state_dict().items()}, stage.shape)
+    return stage
+
+
+def _key(spec: CompressSpec, tools: Tools, ratios: Sequence[float]) -> str:
+    matters = ("prune", "importance", "scope", "skip", "round_to", "gradual", "finetune_epochs", "distill", "seed")
+    facts = {name: getattr(spec, name) for name in matters} | {"ratios": list(ratios), "from": tools.fingerprint}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _cut(
+    original: _Stage, before: _Stage, ratio: float, spec: CompressSpec, tools: Tools,
+    input_shape: tuple[int, int, int], teacher: nn.Module | None,
+) -> _Stage:  # fmt: skip
+    full, now = prune.prunable_layers(original.model), prune.prunable_layers(before.model)
+    ratios: float | dict[str, float] = 1 - (1 - ratio) / (1 - before.ratio)
+    if spec.scope == "layer":
+        # From the original's widths, so that rounding does not add up over the stages.
+        ratios = {
+            name: max(0.0, 1 - max(1, round((1 - ratio) * _width(full[name]))) / _width(layer))
+            for name, layer in now.items()
+            if name not in spec.skip
+        }
+    result = prune.remove_channels(
+        before.model, input_shape, ratios, importance=spec.importance, scope=spec.scope, skip=spec.skip,
+        batches=tools.batches, round_to=spec.round_to, seed=spec.seed,
+    )  # fmt: skip
+    kept = dict(before.shape.kept)
+    for name, positions in result.shape.kept.items():
+        earlier = kept.get(name, tuple(range(_width(full[name]))))
+        kept[name] = tuple(earlier[i] for i in positions)
+    shape = prune.difference(original.model, result.model, kept)
+    prune.reestimate_batchnorm(result.model, tools.batches)
+    tuned = result.model
+    if spec.finetune_epochs:
+        tuned = tools.recover(result.model, epochs=spec.finetune_epochs, teacher=teacher)
+    return _Stage(ratio, tuned, shape)
+
+
+def _width(layer: nn.Module) -> int:
+    return int(layer.out_channels if hasattr(layer, "out_channels") else layer.out_features)  # type: ignore[arg-type]
+
+
+def _mask(before: _Stage, ratio: float, spec: CompressSpec, tools: Tools, teacher: nn.Module | None) -> _Stage:
+    model = copy.deepcopy(before.model)
+    epochs = spec.finetune_epochs
+    if spec.gradual:
+        rising = max(1, round(epochs * 2 / 3))
+        gradual = prune.Gradual(
+            ratio, rising * tools.steps_per_epoch, every=max(1, tools.steps_per_epoch // 10), scope=spec.scope,
+            skip=spec.skip, initial=before.ratio,
+        )  # fmt: skip
+        model = tools.recover(model, epochs=rising, after_step=gradual, teacher=teacher)
+        epochs -= rising
+    # The loop may hand back its best epoch, from before the end of the rise; the full ratio is set here in any case.
+    masks = prune.magnitude_masks(model, ratio, scope=spec.scope, skip=spec.skip)
+    prune.apply_masks(model, masks)
+    prune.reestimate_batchnorm(model, tools.batches)
+    if epochs:
+        model = tools.recover(model, epochs=epochs, after_step=prune.enforce(masks), teacher=teacher)
+    zeros = sum(int((~mask).sum()) for mask in masks.values())
+    if prune.count(model).zeros < zeros:
+        raise CompressionError("fine-tuning revived pruned weights: its loop did not call after_step at every step")
+    return _Stage(ratio, model, Shape())
+
+
+def _aware(stage: _Stage, spec: CompressSpec, tools: Tools, input_shape: tuple[int, int, int]) -> nn.Module:
+    """The network after quantization-aware training; zeros of unstructured pruning stay zero."""
+    simulated = Simulated(stage.model, input_shape, spec.target).observe(tools.batches)
+    hold = None
+    if spec.prune == "unstructured" and stage.ratio > 0:
+        layers = prune.prunable_layers(stage.model)
+        gone = {f"{name}.weight": torch.as_tensor(layer.weight == 0) for name, layer in layers.items()}
+        weights = {name: weight for name, weight in simulated.graph.named_parameters() if name in gone}
+
+        def hold(_: nn.Module) -> None:
+            with torch.no_grad():
+                for name, weight in weights.items():
+                    weight.masked_fill_(gone[name], 0.0)
+
+    teacher = as_teacher(stage.model) if spec.distill else None
+    tuned = tools.recover(simulated, epochs=spec.qat_epochs, after_step=hold, teacher=teacher)
+    assert isinstance(tuned, Simulated)
+    return tuned.weights_into(stage.model).eval()
+
+
+def _controls(
+    winner: Candidate, reached: Sequence[_Stage], spec: CompressSpec, tools: Tools, bench: _Bench
+) -> list[Candidate]:
+    """Files of the winner's ratio and precision that did not get there by pruning well."""
+    found = []
+    only = winner.precision
+    stage = next(stage for stage in reached if stage.ratio == winner.ratio)
+    if "random" in spec.controls:
+        tools.say(f"control: random pruning, {_percent(winner.ratio)}")
+        chance = spec.model_copy(update={"importance": "random"})
+        chain = [reached[0]]
+        for ratio in [s.ratio for s in reached[1:] if s.ratio <= winner.ratio]:
+            chain.append(_prune(chain, ratio, chance, tools, bench.input_shape))
+        found += bench.candidates(chain[-1], only=only, label="random, ")
+    if "scratch" in spec.controls:
+        if tools.scratch is None:
+            raise CompressionError("the control `scratch` needs a way to train from scratch, and none was given")
+        tools.say(f"control: the pruned shape from scratch, {_percent(winner.ratio)}")
+        trained = tools.scratch(prune.reshape(tools.fresh(), stage.shape)).eval()
+        found += bench.candidates(replace(stage, model=trained), only=only, label="from scratch, ")
+    return found
+
+
+def _timed(
+    candidates: Sequence[Candidate], spec: CompressSpec, tools: Tools, image: NDArray[np.uint8]
+) -> tuple[list[Candidate], dict[str, Any]]:
+    """Measure one image's latency of all candidates, interleaved, the original as reference."""
+    tools.say(f"measuring the latency of {len(candidates)} files")
+    calls: dict[str, Callable[[], object]] = {}
+    for candidate in candidates:
+        session = quantize.open_session(candidate.path.read_bytes(), spec.threads)
+        calls[candidate.name] = partial(session.run, None, {session.get_inputs()[0].name: image})
+    report = dict(tools.measure(calls, candidates[0].name))
+    timed = []
+    for candidate in candidates:
+        found = report["candidates"][candidate.name]
+        inverse = found.get("ratio_interval")
+        timed.append(
+            replace(
+                candidate,
+                row={
+                    **candidate.row,
+                    "latency_ms": 1e3 * found["seconds"],
+                    "latency_ms_interval": _scaled(found.get("seconds_interval"), 1e3),
+                    "speedup": 1 / found["ratio"],
+                    "speedup_interval": None if inverse is None else [1 / inverse[1], 1 / inverse[0]],
+                },
+            )
+        )
+    return timed, report
+
+
+def _scaled(interval: Sequence[float] | None, factor: float) -> list[float] | None:
+    return None if interval is None else [factor * end for end in interval]
+
+
+def _choose(candidates: Sequence[Candidate], spec: CompressSpec) -> tuple[Candidate, str]:
+    """The smallest within the budget and '', or the closest and what it exceeds."""
+    free = [candidate for candidate in candidates if not candidate.control]
+
+    def excess(candidate: Candidate) -> list[tuple[float, str]]:
+        row = candidate.row
+        found = []
+        if row["drop"] > spec.max_drop + 1e-9:
+            share = (row["drop"] - spec.max_drop) / max(spec.max_drop, 1.0)
+            found.append((share, f"loses {row['drop']:.2f} points, not {spec.max_drop:g}"))
+        if spec.max_bytes is not None and row["bytes"] > spec.max_bytes:
+            found.append((row["bytes"] / spec.max_bytes - 1, f"has {row['bytes']:,} bytes, not {spec.max_bytes:,}"))
+        if spec.max_latency_ms is not None and row["latency_ms"] > spec.max_latency_ms:
+            share = row["latency_ms"] / spec.max_latency_ms - 1
+            found.append((share, f"takes {row['latency_ms']:.3g} ms, not {spec.max_latency_ms:g}"))
+        return found
+
+    within = [candidate for candidate in free if not excess(candidate)]
+    if within:
+        # Files that differ by a few names in their metadata are equally small; among them the most accurate wins.
+        smallest = min(candidate.row["bytes"] for candidate in within)
+        equal = [candidate for candidate in within if candidate.row["bytes"] <= _EQUAL * smallest]
+        return min(equal, key=lambda candidate: (candidate.row["drop"], candidate.row["loss"])), ""
+    closest = min(free, key=lambda candidate: sum(share for share, _ in excess(candidate)))
+    return closest, " and ".join(words for _, words in excess(closest))
+
+
+def _front(candidates: Sequence[Candidate]) -> tuple[str, ...]:
+    """Names of those that no other beats: not less accurate, not larger, not slower, and better in one."""
+
+    def merits(candidate: Candidate) -> tuple[float, float, float]:
+        row = candidate.row
+        return (-row["accuracy"], row["bytes"], row["latency_ms"])
+
+    free = [candidate for candidate in candidates if not candidate.control]
+    return tuple(
+        one.name
+        for one in free
+        if not any(
+            merits(other) != merits(one) and all(a <= b for a, b in zip(merits(other), merits(one), strict=True))
+            for other in free
+        )
+    )
+
+
+def _filters(model: nn.Module, stage: _Stage) -> tuple[NDArray[np.float32], NDArray[np.bool_]] | None:
+    for name, layer in prune.prunable_layers(model).items():
+        weight = layer.weight
+        if isinstance(weight, torch.Tensor) and weight.ndim == 4:
+            values = weight.detach().float().cpu().numpy()
+            kept = np.ones(values.shape, np.bool_)
+            if name in stage.shape.kept:
+                kept[:] = False
+                kept[list(stage.shape.kept[name])] = True
+            elif stage.ratio > 0:
+                now = prune.prunable_layers(stage.model)[name].weight
+                assert isinstance(now, torch.Tensor)
+                if now.shape == weight.shape:
+                    kept = (now != 0).cpu().numpy()
+            return values, kept
+    return None
+
+
+def _predict(content: bytes, images: Images) -> NDArray[np.float32]:
+    session = quantize.open_session(content)
+    name = session.get_inputs()[0].name
+    return np.concatenate([session.run(None, {name: batch})[0] for batch, _ in images.batches()])
+
+
+def _right(outputs: NDArray[np.float32], labels: NDArray[np.int64]) -> int:
+    return int((outputs.argmax(axis=1) == labels).sum())
+
+
+def _loss(outputs: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
+    return float(-np.log(np.maximum(outputs[np.arange(len(labels)), labels].astype(np.float64), 1e-12)).mean())
+
+
+def _accuracy(predicted: NDArray[np.int64], labels: NDArray[np.int64], tools: Tools) -> dict[str, Any]:
+    right = int((predicted == labels).sum())
+    interval = tools.interval(right, len(labels))
+    return {"accuracy": right / len(labels), "accuracy_interval": None if interval is None else list(interval)}
+
+
+def _drop(
+    before: NDArray[np.int64], after: NDArray[np.int64], labels: NDArray[np.int64], tools: Tools
+) -> dict[str, Any]:
+    """Points of accuracy lost, with the paired interval; positive is worse."""
+    paired = tools.compare(before, after, labels)
+    low, high = paired["interval"]
+    return {"drop": -100.0 * paired["difference"] + 0.0, "drop_interval": [-100.0 * high, -100.0 * low]}

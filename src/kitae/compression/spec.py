@@ -1,0 +1,78 @@
+"""What `kitae compress` may be told."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from kitae.spec import Spec
+
+Ratio = Annotated[float, Field(gt=0, lt=1)]
+Precision = Literal["none", "dynamic", "static", "qat"]
+
+
+class CompressSpec(Spec):
+    """A budget, and where to look for the smallest model within it.
+
+    Attributes:
+        max_drop: points of accuracy (percent) that may be lost.
+        max_latency_ms: median time of one image, on this machine, in ONNX Runtime.
+        max_bytes: size of the exported file.
+        prune: `structured` removes channels, `unstructured` sets weights to zero (smaller when packed, not faster).
+        ratios: shares of the channels, or weights, to remove, tried from the smallest up, each from the one before.
+        importance: what is removed first (structured): see `kitae.compression.prune.remove_channels`.
+        scope: every layer loses the ratio, or all are ranked together.
+        skip: layers left whole.
+        round_to: layers keep a multiple of so many channels.
+        gradual: unstructured pruning rises along a cubic over the first two thirds of the fine-tuning.
+        finetune_epochs: after each ratio, through the run's own training loop.
+        distill: fine-tuning learns from the unpruned model as well.
+        quantize: which precisions to try at each ratio; `none` is 32-bit float.
+        qat_epochs: of quantization-aware training.
+        target: `any` is safe on every CPU, `vnni` a little finer and only safe on CPUs with VNNI.
+        calibration: how ranges are chosen; the best on validation is taken.
+        calibration_images: training images for it.
+        abandon: stop trying larger ratios once one is hopeless (its drop is past twice the budget and a point).
+        controls: also measure, at the winner's ratio, `random` pruning and the pruned shape trained from `scratch`.
+        sensitivity: also quantize each layer alone, and list the layers by the harm.
+        threads: of latency measurements; null leaves ONNX Runtime's own choice.
+        seed: of random pruning.
+    """
+
+    max_drop: float = Field(1.0, ge=0, le=100)
+    max_latency_ms: float | None = Field(None, gt=0)
+    max_bytes: int | None = Field(None, gt=0)
+    prune: Literal["structured", "unstructured", "none"] = "structured"
+    ratios: tuple[Ratio, ...] = (0.2, 0.35, 0.5, 0.65)
+    importance: Literal["magnitude", "group", "taylor", "random"] = "group"
+    scope: Literal["layer", "global"] = "layer"
+    skip: tuple[str, ...] = ()
+    round_to: int = Field(1, ge=1, le=64)
+    gradual: bool = False
+    finetune_epochs: int = Field(5, ge=0)
+    distill: bool = True
+    quantize: tuple[Precision, ...] = Field(("none", "static"), min_length=1)
+    qat_epochs: int = Field(2, ge=1)
+    target: Literal["any", "vnni"] = "any"
+    calibration: tuple[Literal["minmax", "average", "percentile", "entropy"], ...] = Field(
+        ("minmax", "percentile"), min_length=1
+    )
+    calibration_images: int = Field(512, ge=16)
+    abandon: bool = True
+    controls: tuple[Literal["random", "scratch"], ...] = ()
+    sensitivity: bool = True
+    threads: int | None = Field(None, ge=1)
+    seed: int = Field(0, ge=0, lt=2**32)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> CompressSpec:
+        if list(self.ratios) != sorted(set(self.ratios)):
+            raise ValueError(f"ratios must rise, not {', '.join(f'{ratio:g}' for ratio in self.ratios)}")
+        if self.gradual and self.prune != "unstructured":
+            raise ValueError("gradual goes with prune: unstructured")
+        if self.gradual and self.finetune_epochs < 2:
+            raise ValueError("gradual pruning happens during fine-tuning: finetune_epochs must be at least 2")
+        if self.controls and self.prune != "structured":
+            raise ValueError("controls go with prune: structured")
+        return self

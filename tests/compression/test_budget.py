@@ -1,0 +1,372 @@
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from kitae.compression import budget, prune
+from kitae.compression.budget import Images, Outcome, Tools, judge, search
+from kitae.compression.prune import Shape
+from kitae.compression.spec import CompressSpec
+from kitae.deployment.onnx import Card, serialize, to_onnx
+from kitae.deployment.verify import torch_reference, verify_float, verify_integer
+from kitae.errors import CompressionError
+from kitae.evaluation import intervals
+from kitae.models.build import count_macs, count_parameters
+from kitae.preprocess import PreprocessRules
+from kitae.runtime import Model
+from tests.compression.tiny_world import MEAN, SHAPE, STD, Data, TinyNet, fit
+
+CARD = Card(("a", "b", "c", "d"), PreprocessRules(SHAPE[1]), MEAN, STD)
+
+
+class Loop:
+    """A stand-in for the training room that notes how it was called."""
+
+    def __init__(self, train: Data) -> None:
+        self.train = train
+        self.calls: list[dict[str, Any]] = []
+
+    def __call__(
+        self,
+        model: nn.Module,
+        *,
+        epochs: int,
+        after_step: Callable[[nn.Module], None] | None = None,
+        teacher: nn.Module | None = None,
+    ) -> nn.Module:
+        self.calls.append({"epochs": epochs, "after_step": after_step, "teacher": teacher, "kind": type(model)})
+        return fit(model, self.train, epochs, lr=0.02, after_step=after_step, teacher=teacher)
+
+
+class Memory:
+    """Stages kept in memory, as JSON where the real ones are files."""
+
+    def __init__(self) -> None:
+        self.held: dict[str, tuple[dict[str, Tensor], str]] = {}
+
+    def load(self, key: str) -> tuple[dict[str, Tensor], Shape] | None:
+        return (self.held[key][0], Shape.from_dict(json.loads(self.held[key][1]))) if key in self.held else None
+
+    def save(self, key: str, weights: dict[str, Tensor], shape: Shape) -> None:
+        self.held[key] = (copy.deepcopy(weights), json.dumps(shape.to_dict()))
+
+
+def images(data: Data) -> Images:
+    return Images(lambda rows: (data.images[rows], data.labels[rows]), np.arange(len(data.labels)))
+
+
+def counted_latency(calls: Mapping[str, Callable[[], object]], reference: str) -> dict[str, Any]:
+    """A clock that reads the size of the graph, so that tests do not depend on the machine: calls still run."""
+    ratios = {name: 0.5 if "int8" in name else 1.0 for name in calls}
+    for call in calls.values():
+        call()
+    return {
+        "reference": reference,
+        "control": {"ratio": 1.0, "ratio_interval": [0.99, 1.01]},
+        "candidates": {
+            name: {"seconds": 0.004 * r, "seconds_interval": [0.003 * r, 0.005 * r],
+                   "ratio": r, "ratio_interval": [r * 0.9, r * 1.1]}
+            for name, r in ratios.items()
+        },
+    }  # fmt: skip
+
+
+@pytest.fixture
+def tools(train: Data, selection: Data) -> Tools:
+    def fresh() -> nn.Module:
+        torch.manual_seed(0)
+        return TinyNet()
+
+    return Tools(
+        recover=Loop(train),
+        fresh=fresh,
+        batches=train.batches(),
+        to_graph=lambda model: to_onnx(model, CARD),
+        to_file=lambda graph, precision, notes: serialize(graph, CARD.but(precision=precision, notes=notes)),
+        verify_float=lambda content, model: verify_float(
+            content, torch_reference(model, MEAN, STD), selection.images[:64]
+        ),
+        verify_integer=lambda content: verify_integer(content, selection.images[:64]),
+        compare=intervals.paired_difference,
+        interval=intervals.wilson,
+        measure=counted_latency,
+        describe=lambda model: {"parameters": count_parameters(model), "macs": count_macs(model, 3, SHAPE[1])},
+        steps_per_epoch=12,
+        fingerprint="tiny",
+        scratch=lambda model: fit(model, train, 2),
+    )
+
+
+def run(
+    model: nn.Module, tools: Tools, train: Data, selection: Data, folder: Path, **fields: Any
+) -> tuple[Outcome, CompressSpec]:
+    spec = CompressSpec(**{"ratios": (0.25, 0.5), "finetune_epochs": 1, "sensitivity": False, **fields})
+    outcome = search(
+        model,
+        spec,
+        tools,
+        input_shape=SHAPE,
+        calibration=train.images[:128],
+        selection=images(selection),
+        folder=folder,
+    )
+    return outcome, spec
+
+
+def test_the_smallest_file_within_the_budget_wins(
+    trained: nn.Module, tools: Tools, train: Data, selection: Data, tmp_path: Path
+) -> None:
+    before = copy.deepcopy(trained.state_dict())
+    outcome, spec = run(trained, tools, train, selection, tmp_path, max_drop=5.0, sensitivity=True)
+    assert all(torch.equal(value, before[name]) for name, value in trained.state_dict().items())
+    assert outcome.within_budget
+    rows = {row["name"]: row for row in outcome.rows}
+    assert list(rows) == [
+        "original fp32", "original int8-static", "25 % fp32", "25 % int8-static", "50 % fp32", "50 % int8-static"
+    ]  # fmt: skip
+    assert outcome.baseline.name == "original fp32"
+    assert rows["original fp32"]["drop"] == 0
+    within = [row for row in rows.values() if row["drop"] <= 5.0]
+    assert outcome.winner.row["bytes"] <= 1.01 * min(row["bytes"] for row in within)
+    assert rows[outcome.winner.name]["winner"]
+    for row in rows.values():
+        assert row["accuracy_interval"][0] <= row["accuracy"] <= row["accuracy_interval"][1]
+        assert row["drop_interval"][0] <= row["drop"] <= row["drop_interval"][1]
+        assert row["bytes"] > 0
+        assert row["packed_bytes"] > 0
+        assert row["speedup"] == pytest.approx(2.0 if "int8" in row["name"] else 1.0)
+    assert rows["50 % fp32"]["macs"] < 0.4 * rows["original fp32"]["macs"]
+    assert rows["50 % fp32"]["parameters"] == count_parameters(prune.reshape(TinyNet(), outcome.shape))
+    assert outcome.winner.name in outcome.front
+    assert "original fp32" in outcome.front or rows["original fp32"]["accuracy"] <= outcome.winner.row["accuracy"]
+    assert len(outcome.sensitivity) == 6
+    values, kept = outcome.filters or (np.zeros(0), np.zeros(0))
+    assert values.shape == kept.shape == (12, 3, 3, 3)
+    assert kept.mean() == pytest.approx(len(outcome.shape.kept["stem"]) / 12)
+    assert tools.recover.calls[0]["teacher"] is not None  # type: ignore[attr-defined]
+
+    test = Data(300, 7)
+    verdict = judge(outcome, images(test), tools, spec)
+    assert verdict["count"] == 300
+    points = 100 * (verdict["baseline"]["accuracy"] - verdict["winner"]["accuracy"])
+    assert verdict["drop"] == pytest.approx(points)
+    assert verdict["drop_interval"][0] <= points <= verdict["drop_interval"][1]
+    served = Model(outcome.winner.path).predict(test.images)
+    assert (served.labels == test.labels).mean() == verdict["winner"]["accuracy"]
+
+
+def test_an_impossible_budget_gives_the_closest(
+    trained: nn.Module, tools: Tools, train: Data, selection: Data, tmp_path: Path
+) -> None:
+    outcome, _ = run(trained, tools, train, selection, tmp_path, max_bytes=100, max_drop=5.0)
+    assert not outcome.within_budget
+    assert "bytes, not 100" in outcome.why_not
+    assert outcome.winner.row["bytes"] == min(row["bytes"] for row in outcome.rows)
+    slow, _ = run(trained, tools, train, selection, tmp_path, max_latency_ms=0.001, prune="none")
+    assert "takes 2 ms, not 0.001" in slow.why_not
+
+
+def test_latency_and_bytes_bound_the_choice(
+    trained: nn.Module, tools: Tools, train: Data, selection: Data, tmp_path: Path
+) -> None:
+    outcome, _ = run(trained, tools, train, selection, tmp_path, max_latency_ms=2.5, max_drop=100.0, ratios=(0.25,))
+    assert outcome.winner.precision == "int8-static"
+    only_float, _ = run(trained, tools, train, selection, tmp_path, quantize=("none",), ratios=(0.25,), max_drop=100.0)
+    assert only_float.winner.name == "25 % fp32"
+    assert only_float.sensitivity == ()
+
+
+def test_hopeless_ratios_are_abandoned(
+    trained: nn.Module, tools: Tools, train: Data, selection: Data, tmp_path: Path
+) -> None:
+    ratios = (0.8, 0.88)
+    fields: dict[str, Any] = {
+        "ratios": ratios, "importance": "random", "finetune_epochs": 0, "max_drop": 0.5, "quantize": ("none",)
+    }  # fmt: skip
+    outcome, _ = run(trained, tools, train, selection, tmp_path, **fields)
+    assert {candidate.ratio for candidate in outcome.candidates} == {0.0, 0.8}
+    assert "ratios above 0.8 were not tried" in outcome.stopped
+    assert outcome.winner.ratio == 0.0
+    everything, _ = run(trained, tools, train, selection, tmp_path, **fields, abandon=False)
+    assert {candidate.ratio for candidate in everything.candidates} == {0.0, *ratios}
+    assert everything.stopped == ""
+
+
+@pytest.mark.parametrize("gradual", [False, True])
+def test_unstructured_pruning_holds_its_zeros_into_the_file(
+    trained: nn.Module, tools: Tools, train: Data, selection: Data, tmp_path: Path, gradual: bool
+) -> None:
+    outcome, _ = run(
+        trained, tools, train, selection, tmp_path, prune="unstructured", gradual=gradual, finetune_epochs=3,
+        max_drop=100.0, quantize=("none", "static"),
+    )  # fmt: skip
+    rows = {row["name"]: row for row in outcome.rows}
+    weights = sum(layer.weights for layer in prune.count(trained).layers)
+    for ratio in (0.25, 0.5):
+        row = rows[f"{100 * ratio:g} % fp32"]
+        assert row["sparsity"] * row["parameters"] == pytest.approx(ratio * weights, abs=6)
+        assert row["bytes"] == pytest.approx(rows["original fp32"]["bytes"], abs=60)
+        assert row["packed_bytes"] < rows["original fp32"]["packed_bytes"]
+    import onnx
+    from onnx import numpy_helper
+
+    for name in ("50 % fp32", "50 % int8-static"):
+        (candidate,) = [c for c in outcome.candidates if c.name == name]
+        held = [numpy_helper.to_array(i) for i in onnx.load(candidate.path).graph.initializer]
+        zeros = sum(int((values == 0).sum()) for values in held if values.ndim > 1)
+        assert zeros >= round(0.5 * weights) - 6
+    assert len(tools.recover.calls) == (4 if gradual else 2)  # type: ignore[attr-defined]
+
+
+def test_a_loop_that_forgets_the_masks_is_noticed(
+    trained: nn.Module, tools: Tools, train: Data, selection: Data, tmp_path: Path
+) -> None:
+    def forgetful(model: nn.Module, *, epochs: int, after_step: Any = None, teacher: Any = None) -> nn.Module:
+        return fit(model, train, epochs)
+
+    with pytest.raises(CompressionError, match="revived pruned weights"):
+        run(trained, replace(tools, recover=forgetful), train, selection, tmp_path, prune="unstructured")
+
+
+def test_every_precision_of_one_network(
+    trained: nn.Module, tools: Tools, train: Data, selection: Data, tmp_path: Path
+) -> None:
+    outcome, _ = run(
+        trained, tools, train, selection, tmp_path, quantize=("none", "dynamic", "static", "qat"), prune="none",
+        qat_epochs=1, calibration=("minmax", "average"),
+    )  # fmt: skip
+    names = [candidate.name for candidate in outcome.candidates]
+    assert names == [f"original {precision}" for precision in ("fp32", "int8-dynamic", "int8-static", "int8-qat")]
+    assert all(row["accuracy"] > 0.9 for row in outcome.rows)
+    assert {row["calibration"] for row in outcome.rows if "static" in row["name"]} <= {"minmax", "average"}
+    if outcome.winner.precision == "int8-qat":
+        assert not torch.equal(outcome.model.conv1.weight, trained.conv1.weight)
+
+
+def test_the_controls_stand_beside_the_winner(
+    trained: nn.Module, tools: Tools, train: Data, selection: Data, tmp_path: Path
+) -> None:
+    outcome, _ = run(
+        trained, tools, train, selection, tmp_path, quantize=("static",), ratios=(0.5,), max_drop=100.0,
+        controls=("random", "scratch"),
+    )  # fmt: skip
+    names = [candidate.name for candidate in outcome.candidates]
+    assert names == ["original fp32", "original int8-static", "50 % int8-static", "random, 50 % int8-static",
+                     "from scratch, 50 % int8-static"]  # fmt: skip
+    controls = [row for row in outcome.rows if row["control"]]
+    assert len(controls) == 2
+    assert not any(row["front"] or row["winner"] for row in controls)
+    assert {row["parameters"] for row in controls} == {outcome.winner.row["parameters"]}
+
+
+def test_stages_are_not_trained_twice(
+    trained: nn.Module, tools: Tools, train: Data, selection: Data, tmp_path: Path
+) -> None:
+    kept = replace(tools, stages=Memory())
+    fields: dict[str, Any] = {"quantize": ("none",), "ratios": (0.25,)}
+    first, _ = run(trained, kept, train, selection, tmp_path / "1", max_drop=100.0, **fields)
+    trainings = len(tools.recover.calls)  # type: ignore[attr-defined]
+    again, _ = run(trained, kept, train, selection, tmp_path / "2", max_drop=50.0, **fields)
+    assert len(tools.recover.calls) == trainings  # type: ignore[attr-defined]
+    for a, b in zip(first.candidates, again.candidates, strict=True):
+        assert a.path.read_bytes() == b.path.read_bytes()
+    run(trained, kept, train, selection, tmp_path / "3", **fields, importance="magnitude")
+    assert len(tools.recover.calls) == 2 * trainings  # type: ignore[attr-defined]
+    other = replace(kept, fingerprint="other weights")
+    run(trained, other, train, selection, tmp_path / "4", **fields)
+    assert len(tools.recover.calls) == 3 * trainings  # type: ignore[attr-defined]
+
+
+def test_ratios_are_of_the_original_whatever_the_steps(trained: nn.Module, tools: Tools) -> None:
+    spec = CompressSpec(finetune_epochs=0)
+
+    def pruned(*ratios: float) -> Any:
+        reached = [budget._Stage(0.0, trained, Shape())]
+        for ratio in ratios:
+            reached.append(budget._prune(reached, ratio, spec, tools, SHAPE))
+        return reached[-1]
+
+    steps, once = pruned(0.1, 0.2, 0.3, 0.5), pruned(0.5)
+    assert count_parameters(steps.model) == count_parameters(once.model)
+    assert {name: len(k) for name, k in steps.shape.kept.items()} == {
+        name: len(k) for name, k in once.shape.kept.items()
+    }
+    for kept in steps.shape.kept.values():
+        assert list(kept) == sorted(set(kept))
+        assert max(kept) < 24
+    rebuilt = prune.reshape(TinyNet(), steps.shape)
+    rebuilt.load_state_dict(steps.model.state_dict())
+
+
+def test_nothing_to_choose_or_judge_by(
+    trained: nn.Module, tools: Tools, train: Data, selection: Data, tmp_path: Path
+) -> None:
+    nothing = Images(lambda rows: (selection.images[rows], selection.labels[rows]), np.arange(0))
+    with pytest.raises(CompressionError, match="no validation images"):
+        search(
+            trained,
+            CompressSpec(),
+            tools,
+            input_shape=SHAPE,
+            calibration=train.images,
+            selection=nothing,
+            folder=tmp_path,
+        )
+    with pytest.raises(CompressionError, match="at least 16 training images"):
+        search(
+            trained, CompressSpec(prune="none"), tools, input_shape=SHAPE, calibration=train.images[:3],
+            selection=images(selection), folder=tmp_path,
+        )  # fmt: skip
+    outcome, spec = run(trained, tools, train, selection, tmp_path, prune="none", quantize=("none",))
+    with pytest.raises(CompressionError, match="no test images"):
+        judge(outcome, nothing, tools, spec)
+    with pytest.raises(CompressionError, match="from scratch"):
+        run(
+            trained, replace(tools, scratch=None), train, selection, tmp_path, controls=("scratch",), max_drop=100.0,
+            quantize=("none",), finetune_epochs=0,
+        )  # fmt: skip
+
+
+def test_the_front_holds_what_nothing_beats() -> None:
+    def candidate(
+        name: str, accuracy: float, size: int, milliseconds: float, control: bool = False
+    ) -> budget.Candidate:
+        row = {"accuracy": accuracy, "bytes": size, "latency_ms": milliseconds}
+        return budget.Candidate(name, 0.0, "fp32", Path(), row, np.zeros(0, np.int64), control)
+
+    found = [
+        candidate("best", 0.9, 100, 10),
+        candidate("small", 0.8, 50, 10),
+        candidate("fast", 0.8, 60, 5),
+        candidate("beaten", 0.8, 60, 10),
+        candidate("control", 1.0, 1, 1, control=True),
+    ]
+    assert budget._front(found) == ("best", "small", "fast")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"ratios": (0.5, 0.3)}, "must rise"),
+        ({"ratios": (0.0,)}, "ratios"),
+        ({"gradual": True}, "unstructured"),
+        ({"gradual": True, "prune": "unstructured", "finetune_epochs": 1}, "at least 2"),
+        ({"controls": ("random",), "prune": "none"}, "structured"),
+        ({"max_drop": -1}, "max_drop"),
+        ({"quantize": ()}, "quantize"),
+        ({"unknown": 1}, "unknown"),
+    ],
+)
+def test_the_spec_is_checked(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        CompressSpec(**fields)
