@@ -1,0 +1,132 @@
+"""The whole road on a real, tiny run: train, export, compress, and use what comes out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+import torch
+
+from kitae.compressing import CompressionResult, compress, export
+from kitae.compression.prune import count
+from kitae.errors import CompressionError, TrainingError
+from kitae.pipeline import train
+from kitae.recipe import Recipe
+from kitae.run import Run
+from kitae.runtime import Model
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    recipe = Recipe.load("fashion-mini").override(
+        "data.limit=600", "model.name=resnet8", "model.width=8", "model.stochastic_depth=0.2", "train.epochs=2",
+        "train.precision=fp32", "train.threads=1", "train.optimizer.lr=0.1",
+    )  # fmt: skip
+    return train(recipe, tmp_path_factory.mktemp("runs") / "tiny")
+
+
+def small(**fields: Any) -> dict[str, Any]:
+    return {"ratios": (0.25,), "finetune_epochs": 1, "max_drop": 100.0, "calibration": ("minmax",), **fields}
+
+
+def test_the_exported_file_predicts_as_the_run_does(finished: Run, tmp_path: Path) -> None:
+    exported = export(finished, tmp_path / "model.onnx")
+    images = np.array(finished.open_store().images[:50])
+    served, own = Model(exported.path).predict(images), finished.predict(images)
+    assert served.classes == own.classes
+    np.testing.assert_allclose(served.probabilities, own.probabilities, atol=1e-4)
+    assert Model(exported.path).metadata["recipe"] == "fashion-mini"
+    beside = export(finished.path)
+    assert beside.path == finished.path.with_name("tiny.onnx")
+
+
+def test_the_compression_folder(finished: Run, tmp_path: Path) -> None:
+    openings = finished.test_openings
+    lines: list[str] = []
+    result = compress(finished, tmp_path / "small", say=lines.append, **small())
+    assert finished.test_openings == openings + 1
+    assert {entry.name for entry in result.path.iterdir()} == {
+        "compression.json", "front.parquet", "model.onnx", "model.json", "model.safetensors", "stages", "figures"
+    }  # fmt: skip
+    assert {entry.name for entry in (result.path / "figures").iterdir()} == {
+        "pareto.png", "sparsity.png", "latency.png", "filters.png"
+    }  # fmt: skip
+    facts = json.loads((result.path / "compression.json").read_text())
+    assert facts == result.facts == CompressionResult.open(result.path).facts
+    assert facts["test"]["count"] == 1000
+    assert facts["winner"]["bytes"] == result.model_file.stat().st_size
+    assert facts["smaller"] > 3
+    assert facts["spec"]["ratios"] == [0.25]
+    assert facts["machine"]["cores"] >= 1
+    table = pyarrow.parquet.read_table(result.path / "front.parquet").to_pylist()
+    assert [row["name"] for row in table] == [row["name"] for row in result.rows]
+    assert lines
+
+    metadata = Model(result.model_file).metadata
+    assert metadata["precision"] == "int8-static"
+    assert metadata["target"] == "any"
+    assert metadata["notes"]["ratio"] == 0.25
+
+    model = result.load_model()
+    assert count(model).parameters == result.winner["parameters"]
+    assert not model.training
+    with torch.no_grad():
+        logits = model(torch.zeros(1, 1, 28, 28))
+    assert logits.shape == (1, 10)
+
+
+def test_a_folder_is_not_overwritten_unasked(finished: Run, tmp_path: Path) -> None:
+    out = tmp_path / "small"
+    first = compress(finished, out, **small(prune="none"))
+    with pytest.raises(CompressionError, match="--overwrite"):
+        compress(finished, out, **small(prune="none"))
+    again = compress(finished, out, overwrite=True, **small(prune="none", quantize=("none",)))
+    assert again.winner["precision"] == "fp32" != first.winner["precision"]
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(CompressionError, match=r"notes\.txt"):
+        compress(finished, out, overwrite=True, **small())
+    assert (out / "notes.txt").exists()
+
+
+def test_an_impossible_budget_is_one_line_and_does_not_open_test(finished: Run, tmp_path: Path) -> None:
+    openings = finished.test_openings
+    with pytest.raises(CompressionError, match=r"the closest, original int8-static, has .* bytes, not 1,000") as error:
+        compress(finished, tmp_path / "small", **small(prune="none", max_bytes=1000))
+    assert "\n" not in str(error.value)
+    assert finished.test_openings == openings
+    result = CompressionResult.open(tmp_path / "small")
+    assert not result.within_budget
+    assert result.test is None
+    assert result.model_file.name == "closest.onnx"
+    assert not (tmp_path / "small" / "model.onnx").exists()
+    Model(result.model_file)
+
+
+def test_what_is_wrong_is_said(finished: Run, tmp_path: Path) -> None:
+    with pytest.raises(CompressionError, match=r"ratios.*less than 1"):
+        compress(finished, tmp_path / "a", ratios=(1.5,))
+    with pytest.raises(CompressionError, match="speed"):
+        compress(finished, tmp_path / "a", speed=9)
+    with pytest.raises(CompressionError, match="no layer 'nowhere'"):
+        compress(finished, tmp_path / "b", **small(skip=("nowhere",)))
+    with pytest.raises(CompressionError, match="no compression there"):
+        CompressionResult.open(tmp_path)
+    with pytest.raises(TrainingError, match="no run there"):
+        compress(tmp_path, tmp_path / "c")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(CompressionError, match="is a file"):
+        compress(finished, tmp_path / "file", **small())
+
+
+def test_a_run_without_a_best_model(finished: Run, tmp_path: Path) -> None:
+    copy = tmp_path / "unfinished"
+    copy.mkdir()
+    for name in ("recipe.yaml", "model.json"):
+        (copy / name).write_bytes((finished.path / name).read_bytes())
+    for call in (compress, export):
+        with pytest.raises(TrainingError, match=r"best\.safetensors"):
+            call(copy, tmp_path / "out")  # type: ignore[operator]
