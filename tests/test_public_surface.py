@@ -4,7 +4,19 @@ from __future__ import annotations
 
 import kitae
 
-PUBLIC = ["KitaeError", "Recipe", "Run", "__version__", "augment", "keyed", "runtime", "study", "train"]
+PUBLIC = [
+    "KitaeError",
+    "Recipe",
+    "Run",
+    "__version__",
+    "augment",
+    "compress",
+    "export",
+    "keyed",
+    "runtime",
+    "study",
+    "train",
+]
 
 
 def test_public_names() -> None:

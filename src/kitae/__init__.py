@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from kitae import augment as augment
     from kitae import keyed as keyed
     from kitae import runtime as runtime
+    from kitae.compressing import compress as compress
+    from kitae.compressing import export as export
     from kitae.errors import KitaeError as KitaeError
     from kitae.experiments.run import study as study
     from kitae.pipeline import train as train
@@ -30,6 +32,8 @@ _PUBLIC: dict[str, tuple[str, str | None]] = {
     "Recipe": ("kitae.recipe", "Recipe"),
     "Run": ("kitae.run", "Run"),
     "augment": ("kitae.augment", None),
+    "compress": ("kitae.compressing", "compress"),
+    "export": ("kitae.compressing", "export"),
     "keyed": ("kitae.keyed", None),
     "runtime": ("kitae.runtime", None),
     "study": ("kitae.experiments.run", "study"),
