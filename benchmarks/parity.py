@@ -3,7 +3,7 @@
     python benchmarks/parity.py parquet:cifar10.parquet [--limit 10000] [--epochs 10] [--seeds 3]
 
 Crop with padding 4, flip, jitter .2/.2/.2/.1, normalise, erasing .5. Runs of a seed share split, initial weights and
-order of images; only who augments differs. Test is opened once, for all runs together, after the last one has been trained.
+order of images; only who augments differs. Test is opened once, for all runs together, after the last one was trained.
 """
 
 from __future__ import annotations

@@ -106,7 +106,8 @@ class Plan:
         else:
             lines.append(
                 f"  time      about {duration(self.seconds)} of training "
-                f"({duration(self.seconds_per_epoch or 0)} an epoch, {self.workers} at a time, {self.threads} thread{'s' * (self.threads != 1)} each)"
+                f"({duration(self.seconds_per_epoch or 0)} an epoch, {self.workers} at a time, "
+                f"{self.threads} thread{'s' * (self.threads != 1)} each)"
             )
         source = "given" if spec.noise is not None else "assumed"
         if self.smallest is None:

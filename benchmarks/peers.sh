@@ -1,0 +1,40 @@
+#!/bin/sh
+# Make the environments of the benchmark's peers under .venv-peers/ (ignored by git, a few hundred MB, no root).
+#
+#     sh benchmarks/peers.sh                 all of them
+#     sh benchmarks/peers.sh kornia          one
+#
+# The two albumentations share a package name, so each peer has a folder of its own. torch, torchvision and timm are not
+# installed again: a .pth file lets the peers see those of .venv (or of the Python named by PYTHON), after their own
+# packages. AlbumentationsX is under the AGPL: it is a peer that is measured, never a dependency of this package.
+set -eu
+cd "$(dirname "$0")/.."
+PYTHON=${PYTHON:-.venv/bin/python}
+packages=$("$PYTHON" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+
+make_peer() {
+    name=$1
+    shift
+    home=.venv-peers/$name
+    test -x "$home/bin/python" || "$PYTHON" -m venv "$home"
+    "$home/bin/python" -m pip install --quiet --disable-pip-version-check "$@"
+    own=$("$home/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+    printf '%s\n' "$packages" > "$own/zz-shared.pth"
+    echo "$home is ready: $*"
+}
+
+for peer in "${@:-all}"; do
+    case $peer in
+        kornia | all)
+            # Without its dependencies: they are torch, packaging and kornia_rs, and pip would fetch torch again.
+            make_peer kornia packaging kornia_rs
+            .venv-peers/kornia/bin/python -m pip install --quiet --disable-pip-version-check --no-deps 'kornia>=0.9,<0.10'
+            ;;
+    esac
+    case $peer in
+        albumentations | all) make_peer albumentations 'albumentations==2.0.8' opencv-python-headless ;;
+    esac
+    case $peer in
+        albumentationsx | all) make_peer albumentationsx 'albumentationsx>=2.5,<2.6' opencv-python-headless ;;
+    esac
+done

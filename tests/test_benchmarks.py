@@ -1,0 +1,195 @@
+"""The benchmarks run in a tiny mode, write valid results, and name who is not there. No figure is judged here."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+def module(monkeypatch: pytest.MonkeyPatch, name: str) -> ModuleType:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module(name)
+
+
+def run(script: str, *arguments: str | Path) -> str:
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / script), *map(str, arguments)], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    """A tiny run with a peer that is not installed and one whose Python does not start."""
+    folder = tmp_path_factory.mktemp("benchmark")
+    broken = folder / "peers" / "albumentations" / "bin" / "python"
+    broken.parent.mkdir(parents=True)
+    broken.write_text("#!/bin/sh\necho no such library >&2\nexit 3\n")
+    broken.chmod(0o755)
+    run(
+        "augment.py", "--quick", "--size", "32", "--only", "standard", "--only", "salt_and_pepper",
+        "--contestants", "kitae,torchvision-v2,kornia,albumentations,copy", "--peers", folder / "peers",
+        "--out", folder / "out.json", "--docs", folder / "docs", "--data", folder,
+    )  # fmt: skip
+    return json.loads((folder / "out.json").read_text()), folder
+
+
+def test_results_are_whole(results: tuple[dict[str, Any], Path]) -> None:
+    found, _ = results
+    assert found["machine"]["processor"]
+    assert found["machine"]["versions"]["torch"]
+    assert found["quick"]
+    assert not found["complete"]
+    assert [w["work"] for w in found["works"]] == ["standard", "salt_and_pepper"]
+    standard = found["works"][0]
+    assert standard["images"].startswith("generated")
+    for entries in standard["modes"].values():
+        assert set(entries) == {"kitae", "kitae (control)", "torchvision-v2", "copy"}
+        for entry in entries.values():
+            assert entry["n"] == len(entry["values"]) == 2
+            assert 0 < entry["min"] <= entry["median"] <= entry["max"]
+            assert entry["output"]["std"] > 0.05
+    for mode in standard["modes"]:
+        said = standard["summary"][mode]
+        assert said["torchvision"]["name"] == said["peer"]["name"] == "torchvision-v2"
+        assert said["peer"]["median"] > 0
+        assert said["copy"]["name"] == "copy"
+
+
+def test_who_is_not_there_is_named(results: tuple[dict[str, Any], Path]) -> None:
+    found, _ = results
+    absent = found["works"][0]["absent"]
+    assert "peers.sh" in absent["kornia"]
+    assert "no such library" in absent["albumentations"]
+    assert found["contestants"]["kornia"]["absent"] == absent["kornia"]
+    assert found["works"][1]["missing"]["torchvision-v2"] == "no such transform"
+
+
+def test_page_is_made_from_the_results(results: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
+    found, folder = results
+    page = (folder / "docs" / "augment.md").read_text()
+    rate = found["works"][0]["modes"]["one"]["kitae"]["median"]
+    assert "| Kitae, CPU executor | " in page
+    assert "figures mean nothing" in page
+    assert "no such library" in page
+    assert f"{rate:.0f}"[:2] in page
+    for picture in ("augment.png", "augment-peers.png"):
+        assert (folder / "docs" / picture).read_bytes().startswith(b"\x89PNG")
+        assert picture in page
+    run("augment.py", "--docs-only", "--out", folder / "out.json", "--docs", tmp_path)
+    assert (tmp_path / "augment.md").read_text() == page
+
+
+def test_memory_runs(tmp_path: Path) -> None:
+    run("memory.py", "--quick", "--images", "30", "--out", tmp_path / "memory.json")
+    found = json.loads((tmp_path / "memory.json").read_text())
+    assert [runs[0]["images"] for runs in found["runs"].values()] == [30, 300]
+    for runs in found["runs"].values():
+        assert 0 < runs[0]["start"] <= runs[0]["build"]
+        assert runs[0]["train"] > 0
+    assert set(found["growth_percent"]) == {"build", "train"}
+
+
+def test_ratios_are_taken_within_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    augment = module(monkeypatch, "augment")
+
+    def entry(*values: float, same_job: bool = True) -> dict[str, Any]:
+        return {"values": list(values), "median": float(np.median(values)), "same_job": same_job}
+
+    one = {"kitae": entry(10, 20, 30), "copy": entry(40, 80, 60)}
+    every = {
+        "kitae": entry(20, 30, 60),
+        "torchvision-v1": entry(1, 1, 2),
+        "torchvision-v2": entry(2, 2, 3),
+        "torchvision-v2-batch": entry(50, 50, 50, same_job=False),  # another job: not ranked
+        "kornia": entry(5, 5, 5),
+        "kitae-torch": entry(99, 99, 99),  # ours: no peer
+        "copy": entry(80, 120, 120),
+    }
+    said = augment.summary({"one": one, "all": every})
+    assert said["all"]["torchvision"] == {"name": "torchvision-v2", "median": 15, "min": 10, "max": 20, "n": 3}
+    assert said["all"]["peer"]["name"] == "kornia"
+    assert said["all"]["copy"]["median"] == 0.25
+    assert said["all_over_one"]["kitae"]["median"] == 2
+    assert "torchvision" not in said["one"]
+    work = {"work": "standard", "kind": "headline", "size": 32, "summary": said}
+    slow = {"work": "hue", "kind": "op", "size": 32, "summary": {"all": {"peer": {"name": "kornia", "median": 0.9}}}}
+    reached = {g["goal"]: g["ok"] for g in augment.goals([work, slow], 2)}
+    assert reached == {
+        "standard, 32 px: at least 30 x torchvision": False,
+        "standard, 32 px: at least 4 x peer": True,
+        "32 px, every op: no slower than the fastest peer": False,
+        "32 px, every work: two threads at least 1.8 x one": True,
+    }
+    assert augment.goals([slow], 2)[0]["misses"] == {"hue": 0.9}
+
+
+@pytest.mark.parametrize(
+    ("out", "targets", "problem"),
+    [
+        (np.zeros((2, 3, 32, 32)), None, "float32"),
+        (np.zeros((2, 3, 31, 32), np.float32), None, "float32"),
+        (np.full((2, 3, 32, 32), np.nan, np.float32), None, "nan"),
+        (np.zeros((2, 3, 32, 32), np.float32), np.zeros((3, 10)), "targets"),
+    ],
+)
+def test_wrong_results_are_noticed(
+    monkeypatch: pytest.MonkeyPatch, out: np.ndarray, targets: np.ndarray | None, problem: str
+) -> None:
+    contestants = module(monkeypatch, "contestants")
+    with pytest.raises(ValueError, match=problem):
+        contestants.consume(out, targets, 32)
+
+
+def test_results_that_are_no_images_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    contestants = module(monkeypatch, "contestants")
+    images = np.random.default_rng(0).normal(size=(2, 3, 32, 32)).astype(np.float32)
+    assert contestants.check(images)["mean"] == pytest.approx(0, abs=0.1)
+    for wrong in (images * 100, images * 0):
+        with pytest.raises(ValueError, match="not normalised"):
+            contestants.check(wrong)
+
+
+def test_worker_answers_and_outlives_errors(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The protocol, without a process: a failure is an answer, and the next question is answered too."""
+    common, contestants = module(monkeypatch, "common"), module(monkeypatch, "contestants")
+    np.save(tmp_path / "images-32.npy", common.generated(32, 16))
+    build = {"do": "build", "id": 1, "work": "horizontal_flip", "size": 32, "threads": 1, "variant": {}}
+    commands = [
+        {**build, "work": "no such work"},
+        build,
+        {"do": "round", "id": 1, "seconds": 0.0, "at": 0.0},
+        {"do": "clear"},
+        {"do": "round", "id": 1, "seconds": 0.0, "at": 0.0},
+        {"do": "stop"},
+    ]
+    lines = iter([json.dumps(c) for c in commands])
+    hello, unknown, built, timed, cleared, gone = contestants.answers("kitae", 0, tmp_path, True, lines)
+    assert hello["versions"]["kitae"]
+    assert "KeyError" in unknown["error"]
+    assert built["same_job"]
+    assert timed["images"] == 16
+    assert timed["seconds"] > 0
+    assert cleared == {}
+    assert "error" in gone
+
+
+def test_generated_images_repeat(monkeypatch: pytest.MonkeyPatch) -> None:
+    common = module(monkeypatch, "common")
+    images, text = common.images(32, 4, Path("/no/such/folder"))
+    assert images.shape == (4, 3, 32, 32)
+    assert images.dtype == np.uint8
+    assert text.startswith("generated")
+    assert np.array_equal(images, common.generated(32, 4))
+    assert images.std() > 20
