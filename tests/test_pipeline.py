@@ -358,6 +358,12 @@ def test_full_disk_is_one_line_and_keeps_the_last_state(
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+def test_a_start_that_fails_leaves_no_folder(tmp_path: Path, cache: Path) -> None:
+    with pytest.raises(KitaeError):
+        train(tiny("data.source=folder:nowhere"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_batch_larger_than_the_data_is_named(tmp_path: Path, cache: Path) -> None:
     with pytest.raises(DataError, match=r"train\.batch_size: 4096 is more than the 200 training images"):
         train(tiny("train.batch_size=4096"), tmp_path / "run")

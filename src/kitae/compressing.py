@@ -164,7 +164,8 @@ def compress(
         run: a trained run, or its folder.
         out: the compression folder; by default the run's with `-small` added. A folder whose search was interrupted is
             gone on with.
-        spec: the budget and where to look; or give its fields as `options` (`max_drop=1.0, ratios=(0.3, 0.5)`).
+        spec: the budget and where to look. `options` are its fields, and go before (`max_drop=1.0, ratios=(0.3, 0.5)`);
+            with ratios but no max_drop, all of them are measured, hopeless or not.
         overwrite: replace the compression in `out`; fine-tuned stages that still fit are used again.
         say: gets a line of progress.
 
@@ -215,6 +216,8 @@ def compress(
 def _spec(spec: CompressSpec | None, options: Mapping[str, Any]) -> CompressSpec:
     from pydantic import ValidationError
 
+    if "ratios" in options and not {"max_drop", "abandon"} & options.keys():
+        options = {**options, "abandon": False}  # who names ratios but no budget wants the whole curve
     try:
         return CompressSpec.model_validate({**(spec.model_dump() if spec else {}), **options})
     except ValidationError as error:
@@ -401,7 +404,7 @@ def _draw(folder: Path, spec: CompressSpec, outcome: Outcome, rows: list[dict[st
             continue
         removed = 1 - row["nonzero"] / baseline["parameters"]
         name = row["name"].split(",")[0] if row["control"] else "pruned"
-        if row["ratio"] > 0:
+        if row["ratio"] > 0 or spec.prune != "none":
             curves.setdefault(name, []).append({**row, "sparsity": removed})
     if curves:
         figures.draw_sparsity(curves, folder / "sparsity.png", baseline=baseline["accuracy"])

@@ -91,6 +91,10 @@ def train(
             finish(run, setup, model)
         distributed.barrier(world)
         return run
+    except BaseException:
+        if world.is_main:
+            run.discard_unless_trained()
+        raise
     finally:
         run.close()
 

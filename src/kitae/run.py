@@ -15,6 +15,7 @@ figures/, report.html pictures
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -62,6 +63,7 @@ class Run:
         self.path = path
         self.recipe = recipe
         self._lock: int | None = None
+        self._new = False
 
     # ---- the folder -------------------------------------------------------------------------------------------------
 
@@ -121,6 +123,7 @@ class Run:
                 target = self.path / name
                 shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
         if not (self.path / "recipe.yaml").exists():
+            self._new = True
             self.recipe.save(self.path / "recipe.yaml")
             return
         saved = Recipe.load(self.path / "recipe.yaml")
@@ -135,6 +138,16 @@ class Run:
                 f"kitae train --resume {self.path}"
             )
         self.recipe = saved
+
+    def discard_unless_trained(self) -> None:
+        """Remove a folder that this object made, if no step was kept in it: a start that failed leaves no litter."""
+        if not self._new or self.checkpoint.exists() or self.metrics():
+            return
+        for name in (*_FOLDERS, *_CREATED):
+            target = self.path / name
+            shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.path.rmdir()
 
     def close(self) -> None:
         """Give the lock back."""

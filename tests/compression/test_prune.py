@@ -259,8 +259,9 @@ class TestStructured:
             assert result.model.conv1.out_channels >= 1
 
     def test_round_to(self, trained: nn.Module) -> None:
-        result = remove_channels(trained, SHAPE, 0.4, round_to=4)
-        assert {m.out_channels for m in result.model.modules() if isinstance(m, nn.Conv2d)} == {8, 16}
+        result = remove_channels(trained, SHAPE, 0.4, round_to=6)
+        assert result.model.point.out_channels == 18, "24 would keep 14, and 18 is the next multiple"
+        assert result.model.conv1.out_channels == 7, "12 channels are too few to round"
 
     def test_grouped_convolutions_are_left_whole(self) -> None:
         net = nn.Sequential(

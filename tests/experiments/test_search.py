@@ -45,7 +45,7 @@ def test_presets_are_the_first_arms_and_rungs_are_thirds(tmp_path: Path) -> None
 
 def test_a_search_that_finds_something_wins_on_fresh_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_ROTATION", "0.05")
-    result = run(tmp_path / "s")
+    result = run(tmp_path / "s", arms=40)
     assert result.verdict.startswith("The search won: +")
     assert any("rotate" in op for op in result.winner.augment.train)
     assert result.rematch.spec.seeds == tuple(range(FRESH_SEED, FRESH_SEED + 5))

@@ -314,7 +314,8 @@ def remove_channels(
             at least a tenth.
         skip: layers that keep all their outputs, and with them those coupled to them.
         batches: for `taylor`: gives normalised images [n, C, H, W] and int64 labels [n] of *training* images.
-        round_to: layers keep a multiple of so many channels (rounded up), which wide vector units like.
+        round_to: layers of at least four times so many channels keep a multiple of it (rounded up), which wide vector
+            units like.
         seed: of `random`.
 
     Raises:
@@ -702,7 +703,8 @@ def _channels_to_drop(
     result = []
     for group, number in zip(groups, numbers, strict=True):
         stay = group.width - min(number, _most(group.width))
-        result.append(group.width - min(group.width, math.ceil(stay / round_to) * round_to))
+        step = round_to if group.width >= 4 * round_to else 1
+        result.append(group.width - min(group.width, math.ceil(stay / step) * step))
     return result
 
 
