@@ -20,7 +20,7 @@ BLOCKS = [
 
 @pytest.mark.parametrize("block", BLOCKS)
 def test_python_blocks_run(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if "mine.yaml" in block or "runs/" in block and "kt.train" not in block:
+    if "mine.yaml" in block or ("runs/" in block and "kt.train" not in block):
         pytest.skip("needs a study or run that takes minutes; its calls are tested where they belong")
     monkeypatch.chdir(tmp_path)
     Image.fromarray(np.zeros((40, 30, 3), np.uint8)).save("photo.jpg")
