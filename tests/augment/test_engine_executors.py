@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from kitae.augment import cpu
 from kitae.augment import functional as f
 from kitae.augment.engine import Augment
 from kitae.augment.spec import OPS
@@ -54,23 +55,32 @@ def test_every_op(pipeline: list, shape: tuple[int, int, int]) -> None:
     np.testing.assert_array_equal(x, kept)
 
 
-@pytest.mark.parametrize("count", [0, 1, 2, 5])
+@pytest.mark.parametrize("count", [0, 1, 2, 13])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "uint8"])
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_last_write(count: int, dtype: str, channels_last: bool, channels: int) -> None:
+@pytest.mark.parametrize("streaming", [False, True])
+def test_last_write(
+    count: int, dtype: str, channels_last: bool, channels: int, streaming: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu, "STREAM_BYTES", 0 if streaming else 1 << 40)
     normal = (
         {}
         if dtype == "uint8"
         else {"mean": (0.5, 0.4, 0.3)[:channels], "std": (0.2, 0.3, 0.25)[:channels], "dtype": dtype}
     )
-    ops = [{"random_erasing": {"p": 0.9}}, {"cutout": {"size": 5}}]
+    ops = [{"random_erasing": {"p": 0.6}}, {"cutout": {"size": 5, "p": 0.5}}]
     x = torch.from_numpy(pictures(count, channels, 21, 30))
     targets = torch.arange(count) % 4
     out = []
     for executor in ("cpu", "torch"):
         aug = Augment(
-            ops, mix={"mixup_alpha": 0.5}, num_classes=4, executor=executor, channels_last=channels_last, **normal
+            ops,
+            mix={"mixup_alpha": 0.5, "prob": 0.8},
+            num_classes=4,
+            executor=executor,
+            channels_last=channels_last,
+            **normal,
         )
         out.append(aug(x, targets, epoch=1, index=torch.arange(count)))
     (a, ta), (b, tb) = out

@@ -7,22 +7,23 @@ touching fresh pages would take longer than augmenting.
 
 from __future__ import annotations
 
-import ctypes
 import functools
+import math
 import os
 import queue
 import sys
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kitae.augment import jit
-from kitae.augment.kernels import color, filter, move, noise, warp
+from kitae.augment.kernels import color, crew, filter, move, noise, warp
 from kitae.augment.kernels import run as driver
-from kitae.augment.kernels.link import FINISH, OP, PLAN, RUN
+from kitae.augment.kernels.link import CLOSE, FINISH, LEAD, OP, PLAN, RUN, SERVE
 from kitae.augment.kernels.write import FINISHERS
 from kitae.augment.ops import (
     AFFINE_BILINEAR,
@@ -90,87 +91,82 @@ KERNELS: dict[int, tuple[Any, bool]] = {
 }
 
 
-class _Job:
-    """One call's work, for as many threads as come in time."""
-
-    def __init__(self, task: Callable[[], None]) -> None:
-        self._task = task
-        self._lock = threading.Lock()
-        self._open = True
-        self._started = 0
-        self._done: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
-
-    def help(self) -> None:
-        """Take part, unless the work is done already."""
-        with self._lock:
-            if not self._open:
-                return
-            self._started += 1
-        try:
-            self._task()
-            self._done.put(None)
-        except BaseException as error:  # handed to the caller
-            self._done.put(error)
-
-    def close(self) -> None:
-        """No more helpers; wait for those that started. One that the system did not schedule is not waited for."""
-        with self._lock:
-            self._open = False
-        problems = [self._done.get() for _ in range(self._started)]
-        for problem in problems:
-            if problem is not None:
-                raise problem
-
-
-class _Threads:
-    """Threads that wait for work. Their own, since a numba threading layer aborts when two Python threads enter it."""
+    """Threads that help with calls: their own, as a numba threading layer aborts when two Python threads enter it."""
+    it."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._inbox: queue.SimpleQueue[_Job] = queue.SimpleQueue()
+        self._busy = threading.Lock()  # one call at a time has helpers
+        self._inbox: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._sleepers = threading.Lock()
+        self._asleep = 0
         self._count = 0
+        self._memory = np.zeros(crew.MAILBOX + 64, np.uint8)
+        self._mailbox = _address(self._memory) + (-_address(self._memory) & 63)
 
     def _serve(self) -> None:
+        serve = jit.native(crew.serve, SERVE).ctypes
+        size = 0
         while True:
-            self._inbox.get().help()
+            needed = serve(self._mailbox, _address(_scratch(size)), size)
+            if needed:
+                size = needed
+                continue
+            with self._sleepers:
+                self._asleep += 1
+            self._inbox.get()
 
-    def run(self, task: Callable[[], None], threads: int) -> None:
-        """Call task() in this thread and in up to threads - 1 others, and wait. The task shares its work out itself."""
-        if threads <= 1:
-            task()
+    def _start(self, helpers: int) -> None:
+        while self._count < helpers:
+            threading.Thread(target=self._serve, name="kitae-augment", daemon=True).start()
+            self._count += 1
+
+    def run(self, context: int, scratch: int, threads: int) -> None:
+        """Do the work of a context in this thread and, if they come in time, in up to threads - 1 others."""
+        if threads <= 1 or not self._busy.acquire(blocking=False):
+            jit.native(driver.run, RUN).ctypes(context, scratch)
             return
-        if self._count < threads - 1:
-            with self._lock:
-                while self._count < threads - 1:
-                    threading.Thread(target=self._serve, name="kitae-augment", daemon=True).start()
-                    self._count += 1
-        job = _Job(task)
-        for _ in range(threads - 1):
-            self._inbox.put(job)
         try:
-            task()
+            helpers = threads - 1
+            self._start(helpers)
+            if self._asleep:
+                with self._sleepers:
+                    woken = min(self._asleep, helpers)
+                    self._asleep -= woken
+                for _ in range(woken):
+                    self._inbox.put(None)
+            inside = jit.native(crew.lead, LEAD).ctypes(self._mailbox, context, scratch, helpers)
+            while inside:  # a helper that the system took off its core comes back in its own time
+                time.sleep(20e-6)
+                inside = jit.native(crew.close, CLOSE).ctypes(self._mailbox)
         finally:
-            job.close()
+            self._busy.release()
 
 
-_threads = _Threads()
+def _address(array: NDArray[Any]) -> int:
+    return array.__array_interface__["data"][0]  # type: ignore[no-any-return]
+
+
+_crew = _Crew()
 
 
 def _after_fork() -> None:
-    global _threads
-    _threads = _Threads()  # threads do not survive a fork
+    global _crew
+    _crew = _Crew()  # threads do not survive a fork
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
+@functools.cache
+def _cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def default_threads() -> int:
     """The CPUs this process may use; 1 inside a DataLoader worker."""
     torch = sys.modules.get("torch")
-    if torch is not None and torch.utils.data.get_worker_info() is not None:
-        return 1
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 1 if torch is not None and torch.utils.data.get_worker_info() is not None else _cpus()
 
 
 class Recycler:
@@ -190,18 +186,20 @@ class Recycler:
 
     def take(self, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
         """An array of this shape, contents undefined."""
-        size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-        if size < self.SMALL:
+        dtype = np.dtype(dtype)
+        count = math.prod(shape)
+        if count * dtype.itemsize < self.SMALL:
             return np.empty(shape, dtype)
         with self._lock:
-            shelf = self._arrays.setdefault((size, np.dtype(dtype)), [])
+            shelf = self._arrays.get((count, dtype))
+            if shelf is None:
+                if len(self._arrays) >= 8:  # sizes come and go: start over
+                    self._arrays.clear()
+                shelf = self._arrays[count, dtype] = []
             for at in range(len(shelf)):
                 if self._references(shelf, at) == self._idle:
                     return shelf[at].reshape(shape)
-            base = np.empty(size // np.dtype(dtype).itemsize, dtype)
-            if len(self._arrays) > 8:  # sizes come and go: start over
-                self._arrays.clear()
-                shelf = self._arrays.setdefault((size, np.dtype(dtype)), [])
+            base = np.empty(count, dtype)
             if len(shelf) < self.KEEP:
                 shelf.append(base)
             return base.reshape(shape)
@@ -218,7 +216,7 @@ def _scratch(size: int) -> NDArray[np.uint8]:
     kept: NDArray[np.uint8] | None = getattr(_local, "scratch", None)
     if kept is None or len(kept) < size:
         raw = np.zeros(size + 64, np.uint8)
-        kept = raw[-raw.ctypes.data % 64 :][:size]
+        kept = raw[-_address(raw) % 64 :][:size]
         _local.scratch = kept
     return kept
 
@@ -231,10 +229,6 @@ def quantiles() -> NDArray[np.int16]:
     return np.rint(normal_quantile(points) / noise.QUANTILE_STEP).astype(np.int16)
 
 
-def _address(array: NDArray[Any]) -> int:
-    return array.__array_interface__["data"][0]  # type: ignore[no-any-return]
-
-
 def _work_bytes(pipeline: Pipeline, codes: set[int]) -> int:
     """The work area of the hungriest kernel at the largest size."""
     side = max(max(size) for size in pipeline.sizes) + 64
@@ -244,6 +238,13 @@ def _work_bytes(pipeline: Pipeline, codes: set[int]) -> int:
         new = min(pipeline.sizes[-1])
         return lines + 8 * side * side + 16 * side * (2 * side // max(new, 1) + 8)
     return lines + 5 * side * side  # a padded image of a word a pixel
+
+
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "float32": np.dtype(np.float32),
+    "bfloat16": np.dtype(np.uint16),
+    "uint8": np.dtype(np.uint8),
+}
 
 
 class Executor:
@@ -281,7 +282,6 @@ class Executor:
         h, w = p.sizes[-1]
         self._image_bytes = (max(a * b for a, b in p.sizes) * p.channels + 127) & ~63
         self._scratch_bytes = driver.scratch_bytes(p.steps, self._image_bytes, _work_bytes(p, self._codes))
-        self._item = {"float32": 4, "bfloat16": 2, "uint8": 1}[dtype]
         self._ready = 0  # 1: plans compiled, 2: all
         self._lock = threading.Lock()
         self._recycler = Recycler()
@@ -296,7 +296,8 @@ class Executor:
         c[driver.KEYS], c[driver.SEED] = _address(self._slots), _address(self._seed)
         c[driver.TABLE], c[driver.FLAGS] = _address(self._table), _address(self._flags)
         c[driver.SCALES], c[driver.IMAGE_BYTES] = _address(self._scales), self._image_bytes
-        c[driver.OUT_STRIDE] = self._item * p.channels * h * w
+        c[driver.OUT_STRIDE] = _DTYPES[dtype].itemsize * p.channels * h * w
+        c[driver.SCRATCH_BYTES] = self._scratch_bytes
         if p.mixing is not None:
             c[driver.MIXING] = _address(p.mixing)
         if GAUSSIAN_NOISE in self._codes:
@@ -307,7 +308,7 @@ class Executor:
         """Compile, or load, what this pipeline needs."""
         with self._lock:
             if self._ready == 0:
-                self._run = jit.native(driver.run, RUN).ctypes
+                self._context[driver.RUN_AT] = jit.native(driver.run, RUN).address
                 self._plans[:] = [jit.native(op.plan, PLAN).address for op in self.pipeline.ops]
                 self._ready = 1
             if self._ready == 1 and not plan_only:
@@ -319,25 +320,26 @@ class Executor:
                 self._context[driver.FINISH_AT] = jit.native(finish, FINISH).address
                 self._ready = 2
 
-    def _go(self, context: NDArray[np.int64], threads: int) -> None:
-        count = int(context[driver.COUNT])
+    def _go(self, context: NDArray[np.int64], count: int, threads: int) -> None:
         if count == 0:
             return
-        counter = np.zeros(8, np.int64)
-        context[driver.COUNTER] = _address(counter)
+        at = _address(context)
+        context[driver.COUNT], context[driver.COUNTER] = count, at + 8 * driver.NEXT
         p = self.pipeline
-        # Blocks of some 64 KB of pixels, but enough blocks for the threads to share the work evenly.
-        block = min(max(65536 // (p.channels * p.height * p.width), 1), max(count // (4 * threads), 1))
-        context[driver.BLOCK] = (block + 1) & ~1
-        threads = min(threads, -(-count // int(context[driver.BLOCK])))
-        pointer = ctypes.cast(_address(context), ctypes.POINTER(ctypes.c_int64))
+        # Blocks of some 16 KB of pixels, but enough blocks for the threads to share the work evenly.
+        block = min(max(16384 // (p.channels * p.height * p.width), 1), max(count // (8 * threads), 1))
+        block = (block + 1) & ~1
+        context[driver.BLOCK] = block
+        _crew.run(at, _address(_scratch(self._scratch_bytes)), min(threads, -(-count // block)))
 
-        def task() -> None:
-            self._run(pointer, _address(_scratch(self._scratch_bytes)))
+    @staticmethod
+    def _set_epoch(context: NDArray[np.int64], epoch: int | NDArray[np.int64]) -> None:
+        if isinstance(epoch, int):
+            context[driver.SAME_EPOCH] = epoch
+        else:
+            context[driver.EPOCH] = _address(epoch)
 
-        _threads.run(task, threads)
-
-    def plan(self, epoch: NDArray[np.int64], index: NDArray[np.int64]) -> Program:
+    def plan(self, epoch: int | NDArray[np.int64], index: NDArray[np.int64]) -> Program:
         """The program of each sample."""
         if self._ready < 1:
             self.prepare(plan_only=True)
@@ -348,18 +350,18 @@ class Executor:
             None if p.mixing is None else np.zeros((len(index), 6)),
         )
         context = self._context.copy()
-        context[driver.COUNT] = len(index)
-        context[driver.INDEX], context[driver.EPOCH] = _address(index), _address(epoch)
+        context[driver.INDEX] = _address(index)
+        self._set_epoch(context, epoch)
         context[driver.CODES_AT], context[driver.ARGS_AT] = _address(program.codes), _address(program.args)
         context[driver.MIX_AT] = 0 if program.mix is None else _address(program.mix)
         context[driver.WRITE_PROGRAM] = 1
-        self._go(context, 1)
+        self._go(context, len(index), 1)
         return program
 
     def __call__(
         self,
         images: NDArray[np.uint8],
-        epoch: NDArray[np.int64] | None,
+        epoch: int | NDArray[np.int64] | None,
         index: NDArray[np.int64] | None,
         targets: NDArray[Any] | None = None,
         classes: int = 0,
@@ -372,12 +374,11 @@ class Executor:
         if self._ready < 2:
             self.prepare()
         p = self.pipeline
-        count = len(images)
+        count = images.shape[0]
         h, w = p.sizes[-1]
         shape = (count, h, w, p.channels) if self.channels_last else (count, p.channels, h, w)
-        out = self._recycler.take(shape, {"float32": np.float32, "bfloat16": np.uint16, "uint8": np.uint8}[self.dtype])
+        out = self._recycler.take(shape, _DTYPES[self.dtype])
         context = self._context.copy()
-        context[driver.COUNT] = count
         context[driver.STREAMING] = out.nbytes > STREAM_BYTES
         context[driver.IMAGES], context[driver.OUT] = _address(images), _address(out)
         mixed = None
@@ -390,6 +391,7 @@ class Executor:
             context[driver.MIXING] = 0 if program.mix is None else 1
             context[driver.MIX_AT] = 0 if program.mix is None else _address(program.mix)
         elif index is not None and epoch is not None:
-            context[driver.INDEX], context[driver.EPOCH] = _address(index), _address(epoch)
-        self._go(context, self.threads or default_threads())
+            context[driver.INDEX] = _address(index)
+            self._set_epoch(context, epoch)
+        self._go(context, count, self.threads or default_threads())
         return out, mixed

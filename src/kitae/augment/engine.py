@@ -33,9 +33,8 @@ def as_batch(images: Any, layout: Layout) -> Any:
     """
     if not (isinstance(images, np.ndarray) or is_torch(images)):
         raise AugmentError(f"images must be a NumPy array or a torch tensor, not {type(images).__name__}")
-    name = str(images.dtype).removeprefix("torch.")
-    if name != "uint8":
-        raise AugmentError(f"images must be uint8, not {name}")
+    if images.dtype != (np.uint8 if isinstance(images, np.ndarray) else sys.modules["torch"].uint8):
+        raise AugmentError(f"images must be uint8, not {str(images.dtype).removeprefix('torch.')}")
     form = "[N, C, H, W]" if layout == "nchw" else "[N, H, W, C]"
     shape = list(images.shape)
     if len(shape) != 4:
@@ -225,7 +224,7 @@ class Augment:
             AugmentError: wrong type, shape, channels, or lengths.
         """
         batch = as_batch(images, self.layout)
-        epochs, rows = _keys(epoch, index, len(batch))
+        epochs, rows = _keys(epoch, index, batch.shape[0])
         return self._apply(batch, targets, epochs, rows, None)
 
     def replay(self, images: Any, program: Program, targets: Any = None) -> Any:
@@ -248,12 +247,12 @@ class Augment:
         self,
         batch: Any,
         targets: Any,
-        epochs: NDArray[np.int64] | None,
+        epochs: int | NDArray[np.int64] | None,
         rows: NDArray[np.int64] | None,
         program: Program | None,
     ) -> Any:
         tensor = batch if is_torch(batch) else None
-        labels, classes = self._targets(targets, len(batch))
+        labels, classes = self._targets(targets, batch.shape[0])
         pipeline = self.pipeline(*self._size(batch))
         if pipeline.mixing is not None and labels is None:
             raise AugmentError("mix needs targets: aug(images, targets, ...)")
@@ -386,9 +385,9 @@ class Augment:
 
     def explain(self, *, epoch: int, index: int, size: tuple[int, int] = (224, 224), channels: int = 3) -> list[str]:
         """What will happen to one sample, step by step, in words. size: height and width of the image."""
-        epochs, rows = _keys(int(epoch), np.array([index]), 1)
+        _, rows = _keys(int(epoch), np.array([index]), 1)
         pipeline = self.pipeline(channels, *size)
-        program = plan_sample(pipeline, self.seed, int(epochs[0]), int(rows[0]))
+        program = plan_sample(pipeline, self.seed, int(epoch), int(rows[0]))
         names = {pipeline.offsets[k]: repr(pipeline.ops[k]) for k in pipeline.custom}
         return program.describe(0, names)
 
@@ -491,15 +490,15 @@ class TransformOp(CustomOp):
         return torch.stack(out)
 
 
-def _keys(epoch: Any, index: Any, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _keys(epoch: Any, index: Any, count: int) -> tuple[int | NDArray[np.int64], NDArray[np.int64]]:
     rows = _integers(index, "index", 2**63)
     if rows.ndim != 1 or len(rows) != count:
         raise AugmentError(f"index must be one integer a sample, [{count}], not {list(rows.shape)}")
     if type(epoch) is int and 0 <= epoch < 2**32:
-        return np.full(count, epoch, np.int64), rows
+        return epoch, rows
     epochs = _integers(epoch, "epoch", 2**32)
     if epochs.ndim == 0:
-        return np.full(count, epochs, np.int64), rows
+        return int(epochs), rows
     if epochs.shape != (count,):
         raise AugmentError(f"epoch must be an integer or one a sample, [{count}], not {list(epochs.shape)}")
     return epochs, rows
@@ -512,7 +511,10 @@ def _integers(value: Any, name: str, limit: int) -> NDArray[np.int64]:
     if array.dtype.kind not in "iu":
         raise AugmentError(f"{name} must be integer, not {array.dtype}")
     # Seen as unsigned, a negative number is too large: one pass tells both.
-    largest = array.view(np.uint64).max() if array.dtype == np.int64 else max(int(array.max()), -int(array.min()) << 64)
+    if array.dtype == np.int64:
+        largest = np.maximum.reduce(array.view(np.uint64), axis=None)
+    else:
+        largest = max(int(array.max()), -int(array.min()) << 64)
     if int(largest) >= limit:
         raise AugmentError(f"{name} must be in [0, {limit}), not {array.min()} to {array.max()}")
     return np.asarray(array, np.int64, order="C")

@@ -150,7 +150,7 @@ class Draw:
     The same slot gives the same number; slots 0 to 63 are this op's own.
     """
 
-    def __init__(self, seed: int, epoch: NDArray[np.int64], index: NDArray[np.int64], first: int) -> None:
+    def __init__(self, seed: int, epoch: int | NDArray[np.int64], index: NDArray[np.int64], first: int) -> None:
         self.seed, self.epoch, self.index, self._first = seed, epoch, index, first
 
     def _slot(self, slot: int) -> int:

@@ -26,7 +26,12 @@ PLAN = types.void(u64, f64, i64, f64, types.int64, types.int64)
 # -> 0
 FINISH = types.int64(u8, u8, f64, types.int64, types.int64, types.int64, types.int64, types.int64, types.int64)
 # The driver: (context, scratch) -> 0
-RUN = types.int64(i64, types.int64)
+RUN = types.int64(types.int64, types.int64)
+# Sharing it among threads, see `kernels.crew`: (mailbox, context, scratch, most helpers) and (mailbox, scratch, its
+# bytes)
+LEAD = types.int64(types.int64, types.int64, types.int64, types.int64)
+CLOSE = types.int64(types.int64)
+SERVE = types.int64(types.int64, types.int64, types.int64)
 
 # Features are asked of the machine itself, so a build for another one (NUMBA_CPU_NAME) does without.
 _NATIVE = config.CPU_NAME is None and config.CPU_FEATURES is None
@@ -77,6 +82,12 @@ def _call(count: int) -> Any:
 
 
 @intrinsic
+def call2(typingctx: Any, address: Any, a: Any, b: Any) -> Any:
+    """Call the function at an address with two int64."""
+    return types.int64(*[types.int64] * 3), _call(2)
+
+
+@intrinsic
 def call6(typingctx: Any, address: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any) -> Any:
     """Call the function at an address with six int64."""
     return types.int64(*[types.int64] * 7), _call(6)
@@ -94,15 +105,63 @@ def call9(typingctx: Any, address: Any, a: Any, b: Any, c: Any, d: Any, e: Any, 
     return types.int64(*[types.int64] * 10), _call(9)
 
 
+def _word(builder: Any, address: Any) -> Any:
+    return builder.inttoptr(address, ir.IntType(64).as_pointer())
+
+
 @intrinsic
 def fetch_add(typingctx: Any, address: Any, amount: Any) -> Any:
     """Atomically add to the int64 at an address; what it was before."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointer = builder.inttoptr(args[0], ir.IntType(64).as_pointer())
-        return builder.atomic_rmw("add", pointer, args[1], "monotonic")
+        return builder.atomic_rmw("add", _word(builder, args[0]), args[1], "acq_rel")
 
     return types.int64(types.int64, types.int64), codegen
+
+
+@intrinsic
+def exchange(typingctx: Any, address: Any, old: Any, new: Any) -> Any:
+    """Atomically put `new` where `old` is; whether it was."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pair = builder.cmpxchg(_word(builder, args[0]), args[1], args[2], "acq_rel", "acquire")
+        return builder.extract_value(pair, 1)
+
+    return types.boolean(types.int64, types.int64, types.int64), codegen
+
+
+@intrinsic
+def fetch(typingctx: Any, address: Any) -> Any:
+    """The int64 at an address, which another thread may write."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.load_atomic(_word(builder, args[0]), "acquire", 8)
+
+    return types.int64(types.int64), codegen
+
+
+@intrinsic
+def put(typingctx: Any, address: Any, value: Any) -> Any:
+    """Write the int64 at an address, which another thread may read."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.store_atomic(args[1], _word(builder, args[0]), "release", 8)
+        return ir.Constant(ir.IntType(64), 0)
+
+    return types.int64(types.int64, types.int64), codegen
+
+
+@intrinsic
+def rest(typingctx: Any) -> Any:
+    """A breath while waiting for another thread."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        if "x86" in binding.get_process_triple():
+            function = ir.FunctionType(ir.VoidType(), [])
+            builder.call(cgutils.get_or_insert_function(builder.module, function, "llvm.x86.sse2.pause"), [])
+        return ir.Constant(ir.IntType(64), 0)
+
+    return types.int64(), codegen
 
 
 @intrinsic
@@ -204,29 +263,57 @@ move64, move32, move16 = (_move(n, False) for n in (64, 32, 16))  # so many byte
 turn64, turn32, turn16 = (_move(n, True) for n in (64, 32, 16))  # the same, the last byte first
 
 
+_LANE = ir.IntType(32)
+_LEVELS = ir.VectorType(ir.IntType(8), 16)
+_FLOATS = ir.VectorType(ir.FloatType(), 16)
+
+
+def _splat(builder: Any, value: Any) -> Any:
+    """Sixteen times the same float."""
+    nothing = ir.Constant(_FLOATS, ir.Undefined)
+    first = builder.insert_element(nothing, value, ir.Constant(_LANE, 0))
+    return builder.shuffle_vector(first, nothing, ir.Constant(ir.VectorType(_LANE, 16), None))
+
+
+def _scaled(builder: Any, source: Any, scale: Any, shift: Any) -> Any:
+    """Sixteen levels times scale plus shift."""
+    load = builder.load(builder.inttoptr(source, _LEVELS.as_pointer()))
+    load.align = 1
+    value = builder.sitofp(builder.zext(load, ir.VectorType(_LANE, 16)), _FLOATS)
+    return builder.fadd(builder.fmul(value, _splat(builder, scale)), _splat(builder, shift))
+
+
+def _stream(builder: Any, value: Any, address: Any) -> None:
+    store = builder.store(value, builder.inttoptr(address, _FLOATS.as_pointer()), align=64)
+    store.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(_LANE, 1)]))
+
+
 @intrinsic
 def stream_levels(typingctx: Any, source: Any, target: Any, scale: Any, shift: Any) -> Any:
     """Sixteen levels times scale plus shift, as float32 to a 64-byte line, past the caches."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        levels = ir.VectorType(ir.IntType(8), 16)
-        floats = ir.VectorType(ir.FloatType(), 16)
-        lane = ir.IntType(32)
-
-        def splat(value: Any) -> Any:
-            first = builder.insert_element(ir.Constant(floats, ir.Undefined), value, ir.Constant(lane, 0))
-            return builder.shuffle_vector(
-                first, ir.Constant(floats, ir.Undefined), ir.Constant(ir.VectorType(lane, 16), None)
-            )
-
-        load = builder.load(builder.inttoptr(args[0], levels.as_pointer()))
-        load.align = 1
-        wide = builder.zext(load, ir.VectorType(lane, 16))
-        value = builder.fadd(builder.fmul(builder.sitofp(wide, floats), splat(args[2])), splat(args[3]))
-        _stream(builder, value, args[1], floats)
+        _stream(builder, _scaled(builder, args[0], args[2], args[3]), args[1])
         return ir.Constant(ir.IntType(64), 0)
 
     return types.int64(types.int64, types.int64, types.float32, types.float32), codegen
+
+
+@intrinsic
+def stream_mixed(
+    typingctx: Any, source: Any, other: Any, target: Any, scale: Any, shift: Any, share: Any, rest: Any
+) -> Any:
+    """The same of two images, times share and times rest, summed."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        own = _scaled(builder, args[0], args[3], args[4])
+        theirs = _scaled(builder, args[1], args[3], args[4])
+        own = builder.fmul(own, _splat(builder, args[5]))
+        _stream(builder, builder.fadd(own, builder.fmul(theirs, _splat(builder, args[6]))), args[2])
+        return ir.Constant(ir.IntType(64), 0)
+
+    floats = [types.float32] * 4
+    return types.int64(types.int64, types.int64, types.int64, *floats), codegen
 
 
 @intrinsic
@@ -234,18 +321,12 @@ def stream_line(typingctx: Any, source: Any, target: Any) -> Any:
     """64 bytes from any address to a 64-byte line, past the caches."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        floats = ir.VectorType(ir.FloatType(), 16)
-        load = builder.load(builder.inttoptr(args[0], floats.as_pointer()))
-        load.align = 4
-        _stream(builder, load, args[1], floats)
+        load = builder.load(builder.inttoptr(args[0], _FLOATS.as_pointer()))
+        load.align = 1
+        _stream(builder, load, args[1])
         return ir.Constant(ir.IntType(64), 0)
 
     return types.int64(types.int64, types.int64), codegen
-
-
-def _stream(builder: Any, value: Any, address: Any, vector: Any) -> None:
-    store = builder.store(value, builder.inttoptr(address, vector.as_pointer()), align=64)
-    store.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
 
 
 @intrinsic

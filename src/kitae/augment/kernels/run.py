@@ -60,7 +60,7 @@ OFFSETS = 18  # int64 [OPS]: first step
 SIZES = 19  # int64 [OPS, 2]: height and width before
 KEYS = 20  # uint64 [OPS + 1]: first slot of each op, then of mixing
 SEED = 21  # uint64 [2]
-INDEX, EPOCH = 22, 23  # int64 [N], int64 [N]
+INDEX, EPOCH = 22, 23  # int64 [N], int64 [N] or 0
 TABLE, FLAGS = 24, 25  # int64 [CODES]: address of the op; 1 where it may run in place
 FINISH_AT = 26  # address of what writes
 OUT, OUT_STRIDE = 27, 28
@@ -69,9 +69,13 @@ SCALES = 30  # float64 [6]: scale and shift a channel
 TARGETS, TARGETS_KIND, CLASSES, OUT_TARGETS = 31, 32, 33, 34  # kind: 0 none, 1 int64 labels, 2 float32 rows
 IMAGE_BYTES = 35  # of a buffer
 COUNTER = 36  # address of the shared counter
+RUN_AT = 39  # address of `run`
+SCRATCH_BYTES = 40  # that a thread needs
+SAME_EPOCH = 41  # of all samples, where EPOCH is 0
 QUANTILES = 37  # address of the table of normal quantiles
 STREAMING = 38  # 1: write results past the caches
-CONTEXT = 40
+NEXT = 56  # the counter itself, on a cache line of its own
+CONTEXT = 64
 
 # Scratch of a thread, in bytes from its start.
 KEY_AT = 0  # uint64 [6]
@@ -90,7 +94,7 @@ def set_key(context: Any, key: Any, n: Any) -> None:
     low = np.uint64(0xFFFFFFFF)
     key[0] = index & low
     key[1] = index >> np.uint64(32)
-    key[2] = as_u64(context[EPOCH])[n]
+    key[2] = np.uint64(context[SAME_EPOCH]) if context[EPOCH] == 0 else as_u64(context[EPOCH])[n]
     key[4] = seed[0]
     key[5] = seed[1]
 
@@ -230,7 +234,9 @@ def write_targets(context: Any, n: Any, share: Any, other: Any) -> None:
                 out[k] = mine[k] * own + theirs[k] * rest
 
 
-def run(context: Any, scratch: Any) -> Any:
+def run(context_at: Any, scratch: Any) -> Any:
+    """Take samples and work on them until there are none."""
+    context = as_i64(context_at)
     count = context[COUNT]
     block = context[BLOCK]
     channels = context[CHANNELS]

@@ -31,6 +31,7 @@ from kitae.augment.kernels.link import (
     shr_u32,
     stream_levels,
     stream_line,
+    stream_mixed,
 )
 
 SECOND, MIX_FIRST, MIX_SECOND, SCALE, SHIFT, STREAM, INFO = 32, 64, 72, 80, 83, 86, 96
@@ -160,40 +161,133 @@ def put_band(
     return 0
 
 
-def plain_float32(src: Any, info: Any, target: Any, channels: Any, size: Any) -> Any:
-    """One image without erasing or mixing, straight to planar float32."""
+def straight(src: Any, other: Any, info: Any, mix: Any, target: Any, first: Any, count: Any, channels: Any,
+             size: Any) -> Any:  # fmt: skip
+    """Values first .. of each channel to planar float32 in one run, where nothing is erased and no box begins.
+
+    mix: where the mixing of this image stands in `info`, or 0.
+    """
     source = address_of(src)
+    theirs = address_of(other)
+    mixing = mix != 0 and info[mix] == 1.0
+    share = np.float32(info[mix + 1]) if mixing else np.float32(1.0)
+    rest = np.float32(1.0 - info[mix + 1]) if mixing else NOTHING
     for c in range(channels):
         scale = np.float32(info[SCALE + c])
         shift = np.float32(info[SHIFT + c])
-        start = c * size
-        out = as_f32(target + 4 * start)
+        start = c * size + first
+        stop = start + count
+        out = as_f32(target)
+        begin = start
+        end = start
         if info[STREAM] > 0.0:
-            first = head(target + 4 * start, size)
-            lines = (size - first) >> 4
-            for i in range(first):
-                out[i] = np.float32(src[start + i]) * scale + shift
-            for line in range(lines):
-                at = start + first + 16 * line
-                stream_levels(source + at, target + 4 * at, scale, shift)
-            for i in range(first + 16 * lines, size):
-                out[i] = np.float32(src[start + i]) * scale + shift
+            begin = start + head(target + 4 * start, count)
+            end = begin + ((stop - begin) & ~15)
+        if mixing:
+            for i in range(start, begin):
+                out[i] = (np.float32(src[i]) * scale + shift) * share + (np.float32(other[i]) * scale + shift) * rest
+            for i in range(begin, end, 16):
+                stream_mixed(source + i, theirs + i, target + 4 * i, scale, shift, share, rest)
+            for i in range(end, stop):
+                out[i] = (np.float32(src[i]) * scale + shift) * share + (np.float32(other[i]) * scale + shift) * rest
         else:
-            level_band(src, start, size, scale, shift, out)
+            for i in range(start, begin):
+                out[i] = np.float32(src[i]) * scale + shift
+            for i in range(begin, end, 16):
+                stream_levels(source + i, target + 4 * i, scale, shift)
+            for i in range(end, stop):
+                out[i] = np.float32(src[i]) * scale + shift
     return 0
+
+
+def woven(half: Any, src: Any, other: Any, info: Any, mix: Any, target: Any, spare: Any, first: Any, count: Any,
+          size: Any) -> Any:  # fmt: skip
+    """The same of three channels, to [H, W, 3]; `half`: bfloat16. `spare`: room for a band."""
+    mixing = mix != 0 and info[mix] == 1.0
+    share = np.float32(info[mix + 1]) if mixing else np.float32(1.0)
+    rest = np.float32(1.0 - info[mix + 1]) if mixing else NOTHING
+    scale0 = np.float32(info[SCALE])
+    scale1 = np.float32(info[SCALE + 1])
+    scale2 = np.float32(info[SCALE + 2])
+    shift0 = np.float32(info[SHIFT])
+    shift1 = np.float32(info[SHIFT + 1])
+    shift2 = np.float32(info[SHIFT + 2])
+    item = 6 if half else 12
+    stream = info[STREAM] > 0.0
+    for start in range(first, first + count, BAND):
+        here = min(BAND, first + count - start)
+        place = spare if stream else target + item * start
+        words = as_u16(place)
+        floats = as_f32(place)
+        for i in range(here):
+            j = start + i
+            r = np.float32(src[j]) * scale0 + shift0
+            g = np.float32(src[j + size]) * scale1 + shift1
+            b = np.float32(src[j + 2 * size]) * scale2 + shift2
+            if mixing:
+                r = r * share + (np.float32(other[j]) * scale0 + shift0) * rest
+                g = g * share + (np.float32(other[j + size]) * scale1 + shift1) * rest
+                b = b * share + (np.float32(other[j + 2 * size]) * scale2 + shift2) * rest
+            if half:
+                words[3 * i] = bfloat16(r)
+                words[3 * i + 1] = bfloat16(g)
+                words[3 * i + 2] = bfloat16(b)
+            else:
+                floats[3 * i] = r
+                floats[3 * i + 1] = g
+                floats[3 * i + 2] = b
+        if stream:
+            stream_bytes(place, target + item * start, item * here)
+    return 0
+
+
+def first_row(info: Any, at: Any, row: Any) -> Any:
+    """The first row that a box of an image covers, or `row` if that is less."""
+    for box in range(np.int64(info[at])):
+        row = min(row, np.int64(info[at + 1 + 4 * box]))
+    return row
+
+
+def last_row(info: Any, at: Any, row: Any) -> Any:
+    """One past the last row that a box of an image covers, or `row` if that is more."""
+    for box in range(np.int64(info[at])):
+        row = max(row, np.int64(info[at + 1 + 4 * box]) + np.int64(info[at + 3 + 4 * box]))
+    return row
 
 
 def finish(form: Any, a: Any, b: Any, pair: Any, info: Any, first: Any, second: Any, work: Any, channels: Any,
            height: Any, width: Any) -> Any:  # fmt: skip
     size = height * width
-    if not pair and info[0] == 0.0:
-        if form == 0:
-            return plain_float32(a, info, first, channels, size)
-        if form == 2:
-            byte = as_u8(first)
-            for i in range(channels * size):
-                byte[i] = a[i]
-            return 0
+    if form == 2 and not pair and info[0] == 0.0:
+        byte = as_u8(first)
+        for i in range(channels * size):
+            byte[i] = a[i]
+        return 0
+    # Rows from `begin` to `end` have boxes in them; the rest is written straight, in the forms that training uses.
+    begin = np.int64(0)
+    end = height
+    if form == 0 or (3 <= form <= 4 and channels == 3):
+        begin = first_row(info, 0, height)
+        end = last_row(info, 0, np.int64(0))
+        if pair:
+            begin = first_row(info, SECOND, begin)
+            end = last_row(info, SECOND, end)
+            for at in (MIX_FIRST, MIX_SECOND):
+                if info[at] == 2.0:
+                    begin = min(begin, np.int64(info[at + 3]))
+                    end = max(end, np.int64(info[at + 5]))
+        begin = min(begin, end)
+        for part in range(2):
+            start = end * width if part == 1 else 0
+            count = size - start if part == 1 else begin * width
+            if form == 0:
+                straight(a, b, info, MIX_FIRST if pair else 0, first, start, count, channels, size)
+                if pair:
+                    straight(b, a, info, MIX_SECOND, second, start, count, channels, size)
+            else:
+                woven(form == 4, a, b, info, MIX_FIRST if pair else 0, first, work, start, count, size)
+                if pair:
+                    woven(form == 4, b, a, info, MIX_SECOND, second, work, start, count, size)
     plain = form % 3 == 2
     stream = info[STREAM] > 0.0
     rows = max(BAND // width, 1)
@@ -202,8 +296,8 @@ def finish(form: Any, a: Any, b: Any, pair: Any, info: Any, first: Any, second: 
     other = as_f32(work + step)
     mixed = work + 2 * step
     mixed_other = mixed + 6 * step  # three bands, and room for the three interleaved
-    for top in range(0, height, rows):
-        height_here = min(rows, height - top)
+    for top in range(begin, end, rows):
+        height_here = min(rows, end - top)
         count = height_here * width
         for c in range(channels):
             scale = np.float32(1.0) if plain else np.float32(info[SCALE + c])
