@@ -91,8 +91,8 @@ KERNELS: dict[int, tuple[Any, bool]] = {
 }
 
 
+class _Crew:
     """Threads that help with calls: their own, as a numba threading layer aborts when two Python threads enter it."""
-    it."""
 
     def __init__(self) -> None:
         self._busy = threading.Lock()  # one call at a time has helpers
