@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +28,7 @@ CLAIMS = {
 
 
 @pytest.fixture
-def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(gc, "collect", lambda *_: 0)
+def results(tmp_path: Path) -> Path:
     for design in ("one_out", "screening"):
         spec = StudySpec.parse(
             {"name": f"s-{design}", "base": "fashion-mini", "set": {"train.precision": "bf16"}, "design": design,

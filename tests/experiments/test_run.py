@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 import subprocess
@@ -42,7 +41,6 @@ STUDY: dict[str, Any] = {
 @pytest.fixture(autouse=True)
 def _workers_find_the_tests(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setattr(gc, "collect", lambda *_: 0)  # statsmodels collects garbage in every Holm correction
 
 
 def make(**fields: Any) -> StudySpec:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 from pathlib import Path
 from typing import Any
@@ -20,11 +19,6 @@ FAKE = {
     "train": "tests.experiments.fake_train:search_train",
     "measure": "tests.experiments.fake_train:search_measure",
 }
-
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gc, "collect", lambda *_: 0)
 
 
 def run(folder: Path, **options: Any) -> Any:

@@ -121,9 +121,8 @@ def _function(reference: str) -> Callable[..., Any]:
 
 
 def _is_interruption(error: Exception) -> bool:
-    from kitae.training.fit import TrainingInterruptedError
-
-    return isinstance(error, TrainingInterruptedError)
+    loop = sys.modules.get("kitae.training.fit")  # not imported: where it is not loaded, it has raised nothing
+    return loop is not None and isinstance(error, loop.TrainingInterruptedError)
 
 
 @contextlib.contextmanager
