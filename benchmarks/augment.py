@@ -13,7 +13,7 @@ down, and what is reported are medians over rounds of rates, and of ratios *with
 Cores are equal: `one` is one process with one thread; `all` is all cores, for libraries that go image by image one
 process a core (each with the images in its own memory, told by a line of text to start, so that moving images between
 processes is not measured: the sum of their rates counts), for batched libraries one process whose threads are the cores
-(in pipelines and policies also one process a core, where that is faster). Single ops are measured in `all`, ours and
+or one process a core, whichever is faster; ours is one process with threads. Single ops are measured in `all`, ours and
 the limit in `one` too; `--modes one,all` measures everyone in both.
 
 The environments of kornia and of the two albumentations are made by `sh benchmarks/peers.sh`; a library that is not
@@ -289,8 +289,6 @@ class Benchmark:
         ways = [(1, 1)]
         if mode == "all":
             ways = [(self.cores, 1) if way == "processes" else (1, self.cores) for way in crew.contestant.all_cores]
-            if work.kind == "op" and not self.options.both:
-                ways = ways[:1]
         variants = [known] if known is not None else crew.contestant.variants(work.name)
         candidates: list[Entry] = []
         problem = ""

@@ -90,8 +90,8 @@ def main() -> None:
                 augment = ours if arm == "kitae" else Torchvision(mean, std, len(setup.store.classes), seed)
                 start = time.perf_counter()
                 fit(
-                    model, spec=chosen.train, data=setup.images, augment=augment, validate=setup.validator(world),
-                    world=world, precision="bf16",
+                    model, spec=chosen.train, data=setup.images, augment=augment, world=world, precision="bf16",
+                    validate=setup.validator(world, "bf16"),
                 )  # fmt: skip
                 trained.append((seed, arm, model, time.perf_counter() - start))
                 print(f"seed {seed}  {arm:12}  {trained[-1][3]:.0f} s", flush=True)

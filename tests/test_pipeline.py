@@ -364,6 +364,73 @@ def test_a_start_that_fails_leaves_no_folder(tmp_path: Path, cache: Path) -> Non
     assert not (tmp_path / "run").exists()
 
 
+def test_overwrite_gives_the_old_run_back_if_the_new_one_cannot_start(tmp_path: Path, cache: Path) -> None:
+    train(tiny("train.epochs=1"), tmp_path / "run")
+    before = (tmp_path / "run" / "best.safetensors").read_bytes()
+    with pytest.raises(KitaeError):
+        train(tiny("data.source=folder:nowhere"), tmp_path / "run", overwrite=True)
+    old = Run.open(tmp_path / "run")
+    assert old.finished
+    assert old.best.read_bytes() == before
+    train(tiny("train.epochs=1", "train.seed=5"), tmp_path / "run", overwrite=True)
+    assert old.best.read_bytes() != before
+    assert not (tmp_path / "run" / ".replaced.tmp").exists()
+
+
+def test_test_stays_closed_until_the_run_has_ended(tmp_path: Path, cache: Path, run: Run) -> None:
+    copy = tmp_path / "copy"
+    subprocess.run(["cp", "-r", str(run.path), str(copy)], check=True)
+    (copy / "evaluation.json").unlink()
+    unfinished = Run.open(copy)
+    with pytest.raises(TrainingError, match="its test stays closed"):
+        unfinished.evaluate("test")
+    assert unfinished.evaluate("val")["count"] == 600
+
+
+def test_resume_validates_in_the_precision_that_auto_chose(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kitae.training import precision
+
+    monkeypatch.setattr(precision, "resolve", lambda *a, **k: "bf16")
+    recipe = tiny("train.precision=auto", "train.checkpoint_seconds=0.000001")
+    whole = train(recipe, tmp_path / "whole")
+
+    class Die:
+        left = 9
+
+        def on_step(self, *_: object) -> None:
+            self.left -= 1
+            if self.left == 0:
+                raise ConnectionError
+
+        def on_epoch(self, row: Any) -> None: ...
+
+        def note(self, text: str) -> None: ...
+
+    with pytest.raises(ConnectionError):
+        train(recipe, tmp_path / "run", watcher=Die())
+    resumed = train(recipe, tmp_path / "run", resume=True)
+    for a, b in zip(whole.metrics(), resumed.metrics(), strict=True):
+        assert (a["val_loss"], a["val_accuracy"]) == (b["val_loss"], b["val_accuracy"])
+
+
+def test_a_device_that_is_not_there(tmp_path: Path, cache: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(TrainingError, match=r"train\.device: cuda, but torch sees no CUDA device"):
+        train(tiny("train.device=cuda"), tmp_path / "run")
+
+
+def test_outputs_that_are_not_finite_are_shown_and_no_traceback(
+    tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from kitae.console import TrainingView
+
+    with TrainingView(1) as view, pytest.raises(TrainingError, match=r"not finite|never finite"):
+        train(tiny("train.optimizer.lr=1e30", "train.epochs=1"), tmp_path / "run", watcher=view)
+
+
 def test_batch_larger_than_the_data_is_named(tmp_path: Path, cache: Path) -> None:
     with pytest.raises(DataError, match=r"train\.batch_size: 4096 is more than the 200 training images"):
         train(tiny("train.batch_size=4096"), tmp_path / "run")

@@ -69,6 +69,7 @@ def test_override_reaches_into_lists_and_opens_null_sections() -> None:
         ("train.optimizer.lr=nan", r"train\.optimizer\.lr"),
         ("augment.train.9={}", "the list has places 0 to"),
         ("train.epochs=[", "not valid YAML"),
+        ("name=2024-13-45", "not valid YAML"),
     ],
 )
 def test_wrong_overrides_say_what_would_be_right(assignment: str, message: str) -> None:

@@ -196,6 +196,8 @@ def predict(
     """
     from kitae.data.sources import list_images
 
+    if top < 1:
+        raise RecipeError("--top: must be at least 1")
     if out is not None and out.suffix not in (".csv", ".parquet"):
         raise RecipeError(f"--out {out}: must end in .csv or .parquet")
     files = list_images(images)

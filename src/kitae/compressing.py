@@ -176,6 +176,8 @@ def compress(
         ExportError: a file does not compute what it should.
     """
     run = run if isinstance(run, Run) else Run.open(run)
+    run.load_model()  # says what is wrong with a run that has no best model
+    run.require_finished()
     spec = _spec(spec, options)
     folder = Path(out) if out is not None else run.path.with_name(f"{run.path.name}-small")
     _take(folder, overwrite)

@@ -148,7 +148,7 @@ class TrainingView:
         say(
             f"epoch {row['epoch']:>3}/{self.epochs}  "
             f"train loss {_number(row['train_loss'])}  val loss {_number(row['val_loss'])}  "
-            f"val accuracy {100 * row['val_accuracy']:5.2f} %  {row['images_per_second']:,.0f} images/s  "
+            f"val accuracy {_percent(row['val_accuracy'])}  {row['images_per_second']:,.0f} images/s  "
             f"waiting {100 * row['data_share']:.1f} %"
             + (f"  skipped {row['skipped_steps']}" if row["skipped_steps"] else "")
         )
@@ -156,6 +156,10 @@ class TrainingView:
 
     def note(self, text: str) -> None:
         say(f"note: {text}")
+
+
+def _percent(value: float | None) -> str:
+    return "not finite" if value is None else f"{100 * value:5.2f} %"
 
 
 def _number(value: float | None) -> str:

@@ -215,7 +215,7 @@ class Setup:
             channels_last=self.recipe.train.channels_last,
         )
 
-    def validator(self, world: World) -> Callable[[nn.Module], dict[str, float]]:
+    def validator(self, world: World, numbers: precision.Precision) -> Callable[[nn.Module], dict[str, float]]:
         """Accuracy and cross-entropy on validation, and accuracy on a fixed clean part of train; never test."""
         mean, std = self.normalization
         train_rows = np.sort(self.splits.train)
@@ -228,7 +228,6 @@ class Setup:
         count = len(self.splits.val)
 
         def validate(model: nn.Module) -> dict[str, float]:
-            spec = self.recipe.train
             try:
                 local, _ = predict_logits(
                     model,
@@ -238,7 +237,7 @@ class Setup:
                     std=std,
                     batch_size=self.recipe.evaluate.batch_size,
                     device=world.device,
-                    precision="fp32" if spec.precision == "auto" else spec.precision,
+                    precision=numbers,
                 )
             except TrainingError:  # outputs that are not finite: no score, so never the best epoch
                 local = np.full((len(mine), len(self.store.classes)), np.nan, np.float32)
@@ -257,14 +256,15 @@ class Setup:
     def fit(self, model: nn.Module, spec: TrainSpec, world: World, **options: Any) -> FitResult:
         """Run the loop on this data; `options` are those of `training.fit.fit`."""
         channels, height, width = self.store.images.shape[1:]
+        numbers: precision.Precision = "fp32" if spec.precision == "auto" else spec.precision
         return fit(
             model,
             spec=spec,
             data=self.images,
             augment=self.augment(spec.seed).prepare(channels, height, width),
-            validate=self.validator(world),
+            validate=self.validator(world, numbers),
             world=world,
-            precision="fp32" if spec.precision == "auto" else spec.precision,
+            precision=numbers,
             class_weights=self.images.class_weights() if self.recipe.data.balance == "loss" else None,
             layers=layer_groups(model) if spec.optimizer.layer_decay is not None else (),
             **options,

@@ -27,6 +27,8 @@ from kitae.training.spec import TrainSpec
 
 S = TypeVar("S", bound=Spec)
 
+# PyYAML lets what its constructors meet in impossible dates and odd tags through.
+_YAML_ERRORS = (yaml.YAMLError, RecursionError, ValueError, KeyError, AttributeError)
 _MAX_BYTES = 1 << 20  # a recipe is a page of text; anything larger is a mistake or an attack
 
 
@@ -86,7 +88,7 @@ def shipped() -> dict[str, str]:
 def read_text(path_or_name: str | Path) -> tuple[str, str]:
     """Text of a YAML file or a shipped recipe, and what to call it in messages."""
     path = Path(path_or_name)
-    if path.suffix not in {".yaml", ".yml"} and not path.exists():
+    if path.suffix not in {".yaml", ".yml"} and not path.is_file():
         recipes = shipped()
         name = str(path_or_name)
         if name in recipes:
@@ -115,12 +117,10 @@ def parse_yaml(text: str, origin: str) -> tuple[dict[str, Any], yaml.Node | None
             raise RecipeError(f"{origin}: YAML aliases (*name) are not allowed")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         value = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
+    except _YAML_ERRORS as error:
         mark, reason = getattr(error, "problem_mark", None), str(getattr(error, "problem", None) or error)
         where = f":{mark.line + 1}" if mark else ""
-        raise RecipeError(
-            f"{origin}{where}: not valid YAML ({' '.join(reason.split())})"
-        ) from error
+        raise RecipeError(f"{origin}{where}: not valid YAML ({' '.join(reason.split())})") from error
     if value is None:
         return {}, None
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
@@ -150,7 +150,7 @@ def override(spec: S, assignments: tuple[str, ...] | list[str]) -> S:
             raise RecipeError(f"--set {assignment}: must be FIELD=VALUE, for example train.epochs=30")
         try:
             value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+        except _YAML_ERRORS as error:
             raise RecipeError(f"--set {assignment}: the value is not valid YAML") from error
         _assign(tree, field.strip(), value, type(spec))
     try:

@@ -27,7 +27,7 @@ from datetime import UTC, datetime
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from kitae.errors import DataError, KitaeError, RecipeError, TrainingError
 from kitae.files import write_atomically, write_json
@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from kitae.data.store import Store
     from kitae.evaluation.evaluate import View
     from kitae.runtime import Predictions
+
+Tta = Literal["none", "flip", "shift", "scale", "full"]
 
 _FORMAT = 1
 _CREATED = ("recipe.yaml", "environment.json", "model.json", "splits.npz", "metrics.jsonl", "best.safetensors",
@@ -118,10 +120,13 @@ class Run:
         )
         if strangers:
             raise TrainingError(f"{self.path}: holds files that no run wrote ({strangers[0]}); choose another --out")
-        if overwrite:
+        if overwrite and (self.path / "recipe.yaml").exists():
+            # Only moved aside: it comes back if the new run fails before its first epoch has ended.
+            shutil.rmtree(self._aside, ignore_errors=True)
+            self._aside.mkdir()
             for name in (*_FOLDERS, *_CREATED[:-1]):
-                target = self.path / name
-                shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+                if (self.path / name).exists():
+                    (self.path / name).rename(self._aside / name)
         if not (self.path / "recipe.yaml").exists():
             self._new = True
             self.recipe.save(self.path / "recipe.yaml")
@@ -141,13 +146,22 @@ class Run:
 
     def discard_unless_trained(self) -> None:
         """Remove a folder that this object made, if no step was kept in it: a start that failed leaves no litter."""
-        if not self._new or self.checkpoint.exists() or self.metrics():
+        if not self._new or self.checkpoint.exists() or self.best.exists() or self.metrics():
             return
         for name in (*_FOLDERS, *_CREATED):
             target = self.path / name
             shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+        if self._aside.is_dir():
+            for old in self._aside.iterdir():
+                old.rename(self.path / old.name)
+            self._aside.rmdir()
         with contextlib.suppress(OSError):
             self.path.rmdir()
+
+    @property
+    def _aside(self) -> Path:
+        """Where --overwrite keeps the run that was here until the new one has an epoch."""
+        return self.path / ".replaced.tmp"
 
     def close(self) -> None:
         """Give the lock back."""
@@ -190,6 +204,15 @@ class Run:
         """Whether it was trained and evaluated to the end."""
         return (self.path / "evaluation.json").is_file()
 
+    def require_finished(self) -> None:
+        """Test stays closed until a run has ended.
+
+        Raises:
+            TrainingError: the run can still be gone on with.
+        """
+        if not self.finished:
+            raise TrainingError(f"{self.path}: is not finished, so its test stays closed; go on with --resume")
+
     # ---- what was measured ------------------------------------------------------------------------------------------
 
     def metrics(self) -> list[dict[str, Any]]:
@@ -201,6 +224,7 @@ class Run:
         """Replace metrics.jsonl."""
         text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
         write_atomically(self.path / "metrics.jsonl", text.encode())
+        shutil.rmtree(self._aside, ignore_errors=True)
 
     def evaluation(self) -> dict[str, Any]:
         """evaluation.json.
@@ -340,12 +364,12 @@ class Run:
         return model.eval()
 
     def logits(
-        self, images: ImageSet, model: nn.Module | None = None, tta: str | None = None
+        self, images: ImageSet, model: nn.Module | None = None, tta: Tta | None = None
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Logits float32 [N, K] and labels int64 [N] of these images, in the order of their rows.
 
         Args:
-            model: on the CPU; None is the run's best.
+            model: on any device; None is the run's best.
             tta: test-time augmentation, see EvaluateSpec; None is the recipe's.
         """
         from kitae.evaluation.evaluate import predict_logits
@@ -357,18 +381,20 @@ class Run:
             from kitae.augment.tta import views
 
             view = partial(views, kind=kind)
+        model = self.load_model() if model is None else model
         return predict_logits(
-            self.load_model() if model is None else model,
+            model,
             images.gather,
             images.rows,
             mean=facts["mean"],
             std=facts["std"],
             batch_size=self.recipe.evaluate.batch_size,
+            device=next(model.parameters()).device,
             precision="fp32",
             views=view,
         )
 
-    def evaluate(self, split: str = "test", tta: str | None = None) -> dict[str, Any]:
+    def evaluate(self, split: str = "test", tta: Tta | None = None) -> dict[str, Any]:
         """Measure the best model on `train`, `val` or `test`; opening test is counted in the run folder.
 
         Args:
@@ -384,6 +410,8 @@ class Run:
             raise RecipeError(f"split: {split!r} must be train, val or test")
         if tta not in (None, "none", "flip", "shift", "scale", "full"):
             raise RecipeError(f"tta: {tta!r} must be none, flip, shift, scale or full")
+        if split == "test":
+            self.require_finished()
         model, store = self.load_model(), self.open_store()
         splits = self.splits(store)
         if split == "test":

@@ -81,6 +81,17 @@ def counted_latency(calls: Mapping[str, Callable[[], object]], reference: str) -
     }  # fmt: skip
 
 
+GRAPHS: dict[bytes, Any] = {}
+
+
+def to_graph(model: nn.Module) -> Any:
+    """`to_onnx`, once for equal weights: exporting takes longer than anything else here."""
+    key = b"".join(value.numpy().tobytes() for value in model.state_dict().values())
+    if key not in GRAPHS:
+        GRAPHS[key] = to_onnx(model, CARD)
+    return copy.deepcopy(GRAPHS[key])
+
+
 @pytest.fixture
 def tools(train: Data, selection: Data) -> Tools:
     def fresh() -> nn.Module:
@@ -91,7 +102,7 @@ def tools(train: Data, selection: Data) -> Tools:
         recover=Loop(train),
         fresh=fresh,
         batches=train.batches(),
-        to_graph=lambda model: to_onnx(model, CARD),
+        to_graph=to_graph,
         to_file=lambda graph, precision, notes: serialize(graph, CARD.but(precision=precision, notes=notes)),
         verify_float=lambda content, model: verify_float(
             content, torch_reference(model, MEAN, STD), selection.images[:64]

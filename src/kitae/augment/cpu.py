@@ -134,10 +134,16 @@ class _Crew:
                     self._asleep -= woken
                 for _ in range(woken):
                     self._inbox.put(None)
-            inside = jit.native(crew.lead, LEAD).ctypes(self._mailbox, context, scratch, helpers)
-            while inside:  # a helper that the system took off its core comes back in its own time
-                time.sleep(20e-6)
-                inside = jit.native(crew.close, CLOSE).ctypes(self._mailbox)
+            close = jit.native(crew.close, CLOSE).ctypes
+            try:
+                inside = jit.native(crew.lead, LEAD).ctypes(self._mailbox, context, scratch, helpers)
+                while inside:  # a helper that the system took off its core comes back in its own time
+                    time.sleep(20e-6)
+                    inside = close(self._mailbox)
+            except BaseException:  # an interrupt; helpers still write to memory that must stay
+                while close(self._mailbox):
+                    pass
+                raise
         finally:
             self._busy.release()
 

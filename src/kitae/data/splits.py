@@ -10,8 +10,7 @@ opening is counted. Until then `Splits.guard`, handed to an `ImageSet`, lets no 
 
 from __future__ import annotations
 
-import os
-import uuid
+import io
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ from kitae.data.base import SPLIT_NAMES, TEST, TRAIN, VAL
 from kitae.data.spec import DataSpec
 from kitae.data.store import Store
 from kitae.errors import DataError
+from kitae.files import write_atomically
 
 Rows = NDArray[np.int64]
 
@@ -76,25 +76,18 @@ class Splits:
         """Write to an .npz file, atomically; no pickle in it.
 
         Raises:
-            OSError: no room or no permission; a file that was there before stays as it was.
+            KitaeError: no room or no permission; a file that was there before stays as it was.
         """
-        path = Path(path)
-        temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}.tmp")
-        try:
-            with temporary.open("wb") as file:
-                np.savez(
-                    file,
-                    train=self.train,
-                    val=self.val,
-                    test=self._test,
-                    fingerprint=np.array(self.fingerprint),
-                    unused=np.array(self.unused),
-                )
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        buffer = io.BytesIO()
+        np.savez(
+            buffer,
+            train=self.train,
+            val=self.val,
+            test=self._test,
+            fingerprint=np.array(self.fingerprint),
+            unused=np.array(self.unused),
+        )
+        write_atomically(Path(path), buffer.getvalue())
 
     @classmethod
     def load(cls, path: str | Path) -> Splits:

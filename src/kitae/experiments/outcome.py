@@ -81,8 +81,9 @@ def numbers(evaluation: Mapping[str, Any], epochs: Sequence[Mapping[str, Any]]) 
         last = epochs[-1]
         for name in ("train_loss", "val_loss"):
             _keep(found, name, last.get(name))
-        if "train_clean_accuracy" in last and "val_accuracy" in last:
-            _keep(found, "gap", last["train_clean_accuracy"] - last["val_accuracy"])
+        clean, val = last.get("train_clean_accuracy"), last.get("val_accuracy")
+        if clean is not None and val is not None:  # null where outputs were not finite
+            _keep(found, "gap", clean - val)
         timed = epochs[1:] or epochs  # the first epoch compiles kernels and reads from disk
         for name, key in (("epoch_seconds", "seconds"), ("images_per_second", "images_per_second")):
             values = [epoch[key] for epoch in timed if epoch.get(key) is not None]

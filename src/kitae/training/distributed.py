@@ -11,6 +11,8 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kitae.errors import TrainingError
+
 
 @dataclass(frozen=True)
 class World:
@@ -31,6 +33,8 @@ def join(device: str) -> World:
     Args:
         device: `auto`, `cpu` or `cuda`.
     """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise TrainingError("train.device: cuda, but torch sees no CUDA device; use auto or cpu")
     cuda = torch.cuda.is_available() if device == "auto" else device == "cuda"
     size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")

@@ -260,8 +260,8 @@ def fit(
                     if at.skipped >= spec.nan_limit:
                         raise TrainingError(
                             f"train.nan_limit: {at.skipped} steps had a loss or gradient that is not finite (epoch "
-                            f"{at.epoch + 1}); the last good checkpoint is kept: lower train.optimizer.lr or set "
-                            "train.clip_norm, train.precision=fp32"
+                            f"{at.epoch + 1}){_kept(checkpoint)}: lower train.optimizer.lr or set train.clip_norm, "
+                            "train.precision=fp32"
                         )
                 at.step += 1
 
@@ -427,6 +427,10 @@ def _torch_seeded(seed: int, device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
+
+
+def _kept(checkpoint: Path | None) -> str:
+    return "; the last good checkpoint is kept" if checkpoint is not None and checkpoint.exists() else ""
 
 
 def _better(value: float, than: float | None, metric: str, by: float = 0.0) -> bool:
