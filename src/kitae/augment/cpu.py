@@ -7,7 +7,9 @@ touching fresh pages would take longer than augmenting.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import itertools
 import math
 import os
 import queue
@@ -141,8 +143,11 @@ class _Crew:
                     time.sleep(20e-6)
                     inside = close(self._mailbox)
             except BaseException:  # an interrupt; helpers still write to memory that must stay
-                while close(self._mailbox):
-                    pass
+                while True:
+                    with contextlib.suppress(KeyboardInterrupt):
+                        while close(self._mailbox):
+                            pass
+                        break
                 raise
         finally:
             self._busy.release()
@@ -239,11 +244,15 @@ def _work_bytes(pipeline: Pipeline, codes: set[int]) -> int:
     """The work area of the hungriest kernel at the largest size."""
     side = max(max(size) for size in pipeline.sizes) + 64
     lines = 64 * side + 128 * 1024
+    need = lines + 5 * max((h + 64) * (w + 64) for h, w in pipeline.sizes)  # a padded image of a word a pixel
     if RESIZED_CROP in codes:
-        # Two transposed copies of a plane, one of the image, weights of up to 2 * side / new + 3 taps.
-        new = min(pipeline.sizes[-1])
-        return lines + 8 * side * side + 16 * side * (2 * side // max(new, 1) + 8)
-    return lines + 5 * side * side  # a padded image of a word a pixel
+        for (h, w), (nh, nw) in itertools.pairwise(pipeline.sizes):
+            # Weights of so many taps both ways, and planes transposed between the two passes.
+            across, down = 2 * -(-max(w, nw) // nw) + 1, 2 * -(-max(h, nh) // nh) + 1
+            tall, wide = h + 16, nw + 16
+            weights = 4 * (max(nh, nw) + max(tall, wide)) + 8 * max(nw * across, nh * down)
+            need = max(need, lines + weights + (w + across + nw) * tall + 3 * (h + down) * wide + 1024)
+    return need
 
 
 _DTYPES: dict[str, np.dtype[Any]] = {

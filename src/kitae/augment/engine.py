@@ -11,7 +11,20 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ConfigDict
 
-from kitae.augment.ops import ARGS, CODES, CustomOp, Op
+from kitae.augment.ops import (
+    ARGS,
+    AUGMIX_BEGIN,
+    CHAIN_BEGIN,
+    CODES,
+    CROP,
+    ERASE,
+    ERASE_AFTER,
+    GAUSSIAN_BLUR,
+    NOP,
+    RESIZED_CROP,
+    CustomOp,
+    Op,
+)
 from kitae.augment.plan import Draw, Pipeline, Program, plan_sample
 from kitae.augment.spec import MixSpec, make_op
 from kitae.errors import AugmentError
@@ -65,6 +78,49 @@ def _colour(values: Any, name: str) -> tuple[float, ...] | None:
     if name == "std" and min(out) <= 0:
         raise AugmentError(f"std must be above 0, not {values}")
     return out
+
+
+def _checked(program: Program, pipeline: Pipeline) -> Program:
+    """The program as the kernels read it, which follow its numbers without looking.
+
+    Raises:
+        AugmentError: it does not come from this pipeline at this size.
+    """
+    codes = np.ascontiguousarray(program.codes, np.int64)
+    args = np.ascontiguousarray(program.args, np.float64)
+    mix = None if program.mix is None else np.ascontiguousarray(program.mix, np.float64)
+    bad = (mix is None) != (pipeline.mixing is None)
+    for k, op in enumerate(pipeline.ops):
+        at, end = pipeline.offsets[k], pipeline.offsets[k + 1]
+        known = {NOP, *op.codes, *((ERASE_AFTER,) if op.erases else ())}
+        known |= {CHAIN_BEGIN} if AUGMIX_BEGIN in op.codes else set()
+        c, a = codes[:, at:end], args[:, at:end]
+        (h, w), (nh, nw) = pipeline.sizes[k], pipeline.sizes[k + 1]
+        inside = (a[..., :4] >= 0).all(-1) & (a[..., 0] + a[..., 2] <= h) & (a[..., 1] + a[..., 3] <= w)
+        reach = (a[..., 0] > -h) & (a[..., 1] > -w) & (a[..., 0] + nh < 2 * h) & (a[..., 1] + nw < 2 * w)
+        crops = (
+            np.isfinite(a[..., :5]).all(-1)
+            & (a[..., 2] == nh)
+            & (a[..., 3] == nw)
+            & np.isin(a[..., 4], (0, 1, 2))
+            & ((a[..., 4] != 1) | reach)
+        )
+        sizes = (a[..., 2] >= 1) & (a[..., 3] >= 1) & (a[..., 4] == nh) & (a[..., 5] == nw)
+        kernel = a[..., :2]
+        blurs = ((kernel % 2 == 1) & (kernel <= 63) & (kernel // 2 < [w, h])).all(-1)
+        wrong = ~np.isin(c, list(known)) | (np.isin(c, (ERASE, ERASE_AFTER)) & ~inside) | ((c == CROP) & ~crops)
+        wrong |= ((c == RESIZED_CROP) & ~(inside & sizes)) | ((c == GAUSSIAN_BLUR) & ~blurs)
+        bad = bad or bool(wrong.any())
+    if mix is not None:
+        h, w = pipeline.sizes[-1]
+        bad = bad or mix.shape != (len(codes), 6) or not np.isfinite(mix).all()
+        if not bad:
+            kind, x1, y1, x2, y2 = mix[:, 0], *mix[:, 2:].T
+            boxes = (x1 >= 0) & (x1 <= x2) & (x2 <= w) & (y1 >= 0) & (y1 <= y2) & (y2 <= h)
+            bad = not (np.isin(kind, (0, 1, 2)) & boxes).all()
+    if bad:
+        raise AugmentError("the program was not made by this pipeline for images of this size")
+    return Program(codes, args, mix)
 
 
 class Augment:
@@ -237,6 +293,7 @@ class Augment:
             raise AugmentError("the program has op codes that this version does not know")
         if any(isinstance(op, CustomOp) for op in self.ops):
             raise AugmentError("a pipeline with ops of your own cannot be replayed: their draws are not in the program")
+        program = _checked(program, self.pipeline(*self._size(batch)))
         return self._apply(batch, targets, None, None, program)
 
     def _size(self, batch: Any) -> tuple[int, int, int]:

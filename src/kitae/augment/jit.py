@@ -41,6 +41,15 @@ def _plain(value: Any) -> TypeGuard[FunctionType]:
     return isinstance(value, FunctionType) and value.__module__.startswith("kitae.")
 
 
+def _names(code: CodeType) -> set[str]:
+    """Every global that code names, in functions inside it too."""
+    found = set(code.co_names)
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            found |= _names(constant)
+    return found
+
+
 def _fingerprint(function: FunctionType, seen: set[FunctionType]) -> bytes:
     """What the machine code depends on: code, constants, and the same of every function and global it names."""
     seen.add(function)
@@ -53,14 +62,14 @@ def _fingerprint(function: FunctionType, seen: set[FunctionType]) -> bytes:
             feed(constant) if isinstance(constant, CodeType) else digest.update(repr(constant).encode())
 
     feed(function.__code__)
-    for name in function.__code__.co_names:
+    for name in sorted(_names(function.__code__)):
         value = function.__globals__.get(name)
         if _plain(value):
             if value not in seen:
                 digest.update(_fingerprint(value, seen))
         elif isinstance(value, int | float | tuple | np.generic):
             digest.update(f"{name}={value!r}".encode())
-        elif isinstance(value, _Intrinsic):
+        elif isinstance(value, _Intrinsic) and value._defn not in seen:
             digest.update(_fingerprint(value._defn, seen))
             for cell in value._defn.__closure__ or ():
                 if not isinstance(cell.cell_contents, FunctionType):  # numba types, numbers, names
@@ -115,7 +124,7 @@ class _Locator(_CacheLocator):  # type: ignore[misc]
         return self._stamp
 
     def get_disambiguator(self) -> str:
-        return "kitae"
+        return f"kitae-{self._stamp[:16]}"  # versions share no file: numba writes index and code one after the other
 
     @classmethod
     def from_function(cls, function: FunctionType, file: str) -> _Locator | None:

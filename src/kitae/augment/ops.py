@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from kitae.augment.plan import Draw
 
 ARGS = 12  # numbers a step carries
+MOST_BOXES = 7  # erased after normalisation, a sample
 
 # Op codes: what a step of a program says. Policies and color_jitter are sequences of these.
 NOP = 0
@@ -396,9 +397,9 @@ class RandomResizedCrop(Op):
         h = np.int64(height)
         w = np.int64(width)
         if shape < numbers[4]:
-            h = rounded(width / numbers[4])
+            h = max(rounded(width / numbers[4]), 1)
         elif shape > numbers[5]:
-            w = rounded(height * numbers[5])
+            w = max(rounded(height * numbers[5]), 1)
         args[0] = (height - h) // 2
         args[1] = (width - w) // 2
         args[2] = h

@@ -34,6 +34,7 @@ from kitae.augment.ops import (
     GAUSSIAN_NOISE,
     HUE,
     MODES,
+    MOST_BOXES,
     NOP,
     PERSPECTIVE_BILINEAR,
     PERSPECTIVE_NEAREST,
@@ -230,7 +231,8 @@ class Pipeline:
         sizes, offsets, numbers = [(height, width)], [0], []
         for k, op in enumerate(ops):
             h, w = sizes[-1]
-            last = mean is not None and all(later.erases for later in ops[k:])
+            # More boxes than the executors keep for after normalisation are written before it.
+            last = mean is not None and all(later.erases for later in ops[k:]) and len(ops) - k <= MOST_BOXES
             site = Site(channels, h, w, last, (colour[0], colour[1], colour[2]))
             numbers.append(np.array(op.numbers(site), np.float64))
             offsets.append(offsets[-1] + op.length)

@@ -162,7 +162,8 @@ def sharpness(src: Any, dst: Any, work: Any, args: Any, channels: Any, height: A
             dst[plane + x] = src[plane + x]
             dst[end + x] = src[end + x]
         # The inner rows in one run, borders included, which are then put back.
-        for i in range(plane + width, end):
+        # Without its first and last pixel: they are border, and their neighbours may lie outside the batch.
+        for i in range(plane + width + 1, end - 1):
             s = add_u16(
                 add_u16(np.uint16(src[i - width - 1]), np.uint16(src[i - width])), np.uint16(src[i - width + 1])
             )

@@ -33,9 +33,10 @@ from kitae.augment.kernels.link import (
     stream_line,
     stream_mixed,
 )
+from kitae.augment.ops import MOST_BOXES
 
 SECOND, MIX_FIRST, MIX_SECOND, SCALE, SHIFT, STREAM, INFO = 32, 64, 72, 80, 83, 86, 96
-BOXES = 7
+BOXES = MOST_BOXES
 BAND = 1024  # values of a channel in a band
 HALF = np.float32(0.5)
 NOTHING = np.float32(0.0)

@@ -1,0 +1,103 @@
+"""Kernels follow addresses, so what reaches them is checked, and they stay inside what they are given."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from kitae.augment import Augment, Program, functional
+from kitae.augment.spec import OPS
+from kitae.errors import AugmentError
+
+INDEX = np.arange(8)
+SIZE = {"size": (32, 32)}
+
+
+@pytest.mark.parametrize("name", sorted(OPS))
+def test_every_op_replays_its_own_plan(name: str) -> None:
+    parameters = {"random_resized_crop": {"size": 32}, "cutout": {"size": 8}, "random_crop": {"padding": 4}}.get(
+        name, {}
+    )
+    augment = Augment([{name: parameters}], seed=1, mean=0.5, std=0.5)
+    images = np.random.default_rng(0).integers(0, 256, (8, 3, 32, 32), np.uint8)
+    program = augment.plan(epoch=0, index=INDEX, **SIZE)
+    np.testing.assert_array_equal(augment.replay(images, program), augment(images, epoch=0, index=INDEX))
+
+
+def test_mixing_replays_its_own_plan() -> None:
+    augment = Augment(["horizontal_flip"], mix={}, num_classes=4, mean=0.5, std=0.5)
+    images = np.random.default_rng(0).integers(0, 256, (8, 3, 32, 32), np.uint8)
+    program = augment.plan(epoch=0, index=INDEX, **SIZE)
+    again, targets = augment.replay(images, program, INDEX % 4)
+    expected, mixed = augment(images, INDEX % 4, epoch=0, index=INDEX)
+    np.testing.assert_array_equal(again, expected)
+    np.testing.assert_array_equal(targets, mixed)
+
+
+@pytest.mark.parametrize(
+    ("planned", "size", "replayed"),
+    [
+        (["invert"], (32, 32), ["horizontal_flip"]),
+        ([{"random_crop": {"padding": 4}}], (64, 64), [{"random_crop": {"padding": 4}}]),
+        ([{"random_erasing": {"p": 1.0}}], (200, 200), [{"random_erasing": {"p": 1.0}}]),
+        ([{"random_resized_crop": {"size": 32}}], (200, 200), [{"random_resized_crop": {"size": 32}}]),
+    ],
+)
+def test_a_program_of_another_pipeline_or_size_is_refused(planned: Any, size: Any, replayed: Any) -> None:
+    program = Augment(planned, seed=3).plan(epoch=0, index=INDEX, size=size)
+    with pytest.raises(AugmentError, match="was not made by this pipeline"):
+        Augment(replayed, seed=3).replay(np.zeros((8, 3, 32, 32), np.uint8), program)
+
+
+def test_a_program_with_numbers_that_are_none_is_refused() -> None:
+    augment = Augment([{"random_crop": {"padding": 4}}])
+    program = augment.plan(epoch=0, index=INDEX, **SIZE)
+    args = program.args.copy()
+    args[0, 0, 0] = np.nan
+    with pytest.raises(AugmentError, match="was not made by this pipeline"):
+        augment.replay(np.zeros((8, 3, 32, 32), np.uint8), Program(program.codes, args, None))
+
+
+def guarded(shape: tuple[int, ...], end: bool) -> tuple[NDArray[np.uint8], mmap.mmap]:
+    """An array that starts (or ends) exactly where memory that may not be touched begins."""
+    page, count = mmap.PAGESIZE, int(np.prod(shape))
+    pages = -(-count // page)
+    memory = mmap.mmap(-1, (pages + 2) * page)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    protect = ctypes.CDLL(None, use_errno=True).mprotect
+    for edge in (start, start + (pages + 1) * page):
+        assert protect(ctypes.c_void_p(edge), ctypes.c_size_t(page), 0) == 0
+    offset = page + (pages * page - count if end else 0)
+    return np.frombuffer(memory, np.uint8, count, offset).reshape(shape), memory
+
+
+@pytest.mark.parametrize("end", [False, True])
+@pytest.mark.parametrize("name", ["sharpness", "brightness", "gaussian_blur", "equalize", "rotate", "horizontal_flip"])
+def test_ops_stay_inside_the_batch(name: str, end: bool) -> None:
+    images, _memory = guarded((1, 1, 64, 64), end)
+    arguments: dict[str, Any] = {
+        "sharpness": {"factor": 2.0}, "brightness": {"factor": 1.3}, "gaussian_blur": {"kernel_size": 5, "sigma": 1.0},
+        "rotate": {"degrees": 20.0},
+    }.get(name, {})  # fmt: skip
+    getattr(functional, name)(images, **arguments)  # a touch outside would end the process
+
+
+def test_more_boxes_than_are_kept_are_all_erased() -> None:
+    images = np.full((4, 3, 32, 32), 200, np.uint8)
+    cutouts = [{"cutout": {"size": 2}}] * 9
+    results = [
+        Augment(cutouts, mean=0.5, std=0.5, executor=executor)(images, epoch=0, index=np.arange(4))
+        for executor in ("cpu", "torch")
+    ]
+    np.testing.assert_allclose(results[0], results[1], atol=1e-6)
+
+
+def test_an_extreme_window_has_at_least_a_pixel() -> None:
+    augment = Augment([{"random_resized_crop": {"size": 32, "ratio": (100.0, 200.0), "scale": (1.0, 1.0)}}])
+    out = augment(np.full((4, 3, 32, 32), 9, np.uint8), epoch=0, index=np.arange(4))
+    assert (out == 9).all()
