@@ -255,9 +255,10 @@ def compress(
     prune: Literal["structured", "unstructured", "none"] | None = None,
     ratios: Annotated[list[float] | None, Parameter(consume_multiple=True, negative=())] = None,
     finetune_epochs: int | None = None,
+    # Not `| None`: where None is possible, cyclopts reads the word "none" as it and takes no further word.
     quantize: Annotated[
-        list[Literal["none", "dynamic", "static", "qat"]] | None, Parameter(consume_multiple=True, negative=())
-    ] = None,
+        tuple[Literal["none", "dynamic", "static", "qat"], ...], Parameter(consume_multiple=True, negative=())
+    ] = (),
     target: Literal["any", "vnni"] | None = None,
     set_: Sets = None,
     overwrite: Annotated[bool, Parameter(negative=())] = False,
@@ -297,7 +298,7 @@ def compress(
 
     given = {
         "max_drop": max_drop, "max_latency_ms": max_latency_ms, "max_bytes": max_bytes, "prune": prune,
-        "ratios": ratios, "finetune_epochs": finetune_epochs, "quantize": quantize, "target": target,
+        "ratios": ratios, "finetune_epochs": finetune_epochs, "quantize": quantize or None, "target": target,
     }  # fmt: skip
     options = {name: value for name, value in given.items() if value is not None}
     spec = override(CompressSpec(), set_ or [])
