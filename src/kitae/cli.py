@@ -101,6 +101,9 @@ def train(
 
         with console.TrainingView(asked.train.epochs) as view:
             run = run_training(asked, out=out, resume=resume, overwrite=overwrite, watcher=view, progress=progress)
+    from kitae.training import distributed
+
+    distributed.leave()
     if int(os.environ.get("RANK", "0")) == 0:
         _print_result(run)
 

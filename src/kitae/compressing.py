@@ -17,6 +17,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ from kitae.runtime import has_vnni
 from kitae.training import distributed
 from kitae.training.checkpoint import load_weights, save_weights
 from kitae.training.distributed import World
+from kitae.training.fit import TrainingInterruptedError
 
 Say = Callable[[str], None]
 
@@ -172,7 +174,7 @@ def compress(
     Raises:
         CompressionError: nothing met the budget (the folder holds the closest, and the message says how close), or the
             network cannot be compressed as asked.
-        TrainingError: the run has no best model yet.
+        TrainingError: the run has no best model yet; or a signal came (the ratios that were done are kept).
         ExportError: a file does not compute what it should.
     """
     run = run if isinstance(run, Run) else Run.open(run)
@@ -192,15 +194,21 @@ def compress(
         raise CompressionError(f"{run.path}: {len(train)} training images are too few to calibrate with")
     about = card(run)
     tools = _tools(run, spec, setup, about, train, validation, folder, world, say)
-    outcome = search(
-        model,
-        spec,
-        tools,
-        input_shape=about.input_shape,
-        calibration=train.first(spec.calibration_images),
-        selection=validation,
-        folder=folder / "candidates",
-    )
+    try:
+        outcome = search(
+            model,
+            spec,
+            tools,
+            input_shape=about.input_shape,
+            calibration=train.first(spec.calibration_images),
+            selection=validation,
+            folder=folder / "candidates",
+        )
+    except TrainingInterruptedError as error:
+        raise TrainingInterruptedError(
+            f"{str(error).partition(';')[0]} of a fine-tuning; {folder} keeps the ratios that were done: the same "
+            "command goes on from there"
+        ) from error
     test: dict[str, Any] | None = None
     if outcome.within_budget:
         say("opening test for the original and the winner")
@@ -275,6 +283,43 @@ def _rows(setup: Setup, split: str) -> Images:
     return Images(setup.image_set(rows).gather, rows)
 
 
+def _small(run: Run) -> dict[str, Callable[[], nn.Module]]:
+    """Networks of the run's own family where it comes in widths, else ResNet-9s, the narrowest first."""
+    scales = ("resnet8", "resnet9", "resnet20", "resnet56")
+    family = run.recipe.model.name if run.recipe.model.name in scales else "resnet9"
+
+    def build_width(width: int) -> nn.Module:
+        spec = run.recipe.model.model_copy(update={"name": family, "width": width, "stem": "auto"})
+        recipe = run.recipe.model_copy(update={"model": spec})
+        return _fresh(recipe, run.classes, run.rules)
+
+    return {
+        f"{family} of width {width}": partial(build_width, width) for width in (4, 6, 8, 12, 16, 20, 24, 32, 48, 64)
+    }
+
+
+class _Epochs:
+    """A line an epoch, for trainings of minutes."""
+
+    def __init__(self, say: Say, epochs: int) -> None:
+        self.say, self.epochs = say, epochs
+
+    def on_step(
+        self, epoch: int, step: int, steps: int, loss: float, images_per_second: float, data_share: float
+    ) -> None:
+        pass
+
+    def on_epoch(self, row: Mapping[str, Any]) -> None:
+        score = row["val_accuracy"]
+        shown = "no score" if score is None else f"{100 * score:.2f} %"
+        self.say(
+            f"  epoch {row['epoch']}/{self.epochs}: {shown} on validation, {row['images_per_second']:,.0f} images/s"
+        )
+
+    def note(self, text: str) -> None:
+        self.say(text)
+
+
 class _Stages:
     """Fine-tuned networks in the compression folder."""
 
@@ -317,14 +362,17 @@ def _tools(
         target = "any" if precision == "fp32" else spec.target
         return serialize(graph, about.but(precision=precision, target=target, notes=notes))
 
+    def recover(model: nn.Module, *, epochs: int, **options: Any) -> nn.Module:
+        return setup.recover(model, epochs=epochs, watcher=_Epochs(say, epochs), **options)
+
     def scratch(model: nn.Module) -> nn.Module:
         layout = torch.channels_last if training.channels_last else torch.contiguous_format
         model = model.to(device=world.device, memory_format=layout)  # type: ignore[call-overload]
-        setup.fit(model, training, world)
+        setup.fit(model, training, world, watcher=_Epochs(say, training.epochs))
         return model
 
     return Tools(
-        recover=setup.recover,
+        recover=recover,
         fresh=lambda: _fresh(run.recipe, run.classes, run.rules),
         batches=batches,
         to_graph=lambda model: to_onnx(model, about),
@@ -344,6 +392,7 @@ def _tools(
         fingerprint=hashlib.sha256(run.best.read_bytes() + setup.store.fingerprint.encode()
                                    + run.recipe.fingerprint.encode()).hexdigest(),
         scratch=scratch,
+        small=_small(run),
         stages=_Stages(folder / "stages"),
         say=say,
     )  # fmt: skip

@@ -61,7 +61,8 @@ def train(
         KitaeError: anything the user can mend, in one line.
     """
     world = begin(recipe.train)
-    run = _open_run(recipe, default_folder(recipe) if out is None else Path(out), resume, overwrite, world)
+    folder = distributed.from_main(default_folder(recipe) if out is None else Path(out), world)
+    run = _open_run(recipe, folder, resume, overwrite, world)
     try:
         if run.finished:
             return run

@@ -4,6 +4,7 @@ import copy
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -278,6 +279,31 @@ def test_the_controls_stand_beside_the_winner(
     assert len(controls) == 2
     assert not any(row["front"] or row["winner"] for row in controls)
     assert {row["parameters"] for row in controls} == {outcome.winner.row["parameters"]}
+
+
+def test_a_small_net_of_the_winners_latency_stands_beside_it(
+    trained: nn.Module, tools: Tools, train: Data, selection: Data, tmp_path: Path
+) -> None:
+    def timed(calls: Mapping[str, Callable[[], object]], reference: str) -> dict[str, Any]:
+        report = counted_latency(calls, reference)
+        for name, ratio in (("width 4", 0.3), ("width 6", 1.04), ("width 8", 1.3)):
+            if name in report["candidates"]:
+                report["candidates"][name]["ratio"] = ratio
+        return report
+
+    nets = {f"width {width}": partial(TinyNet, width=width) for width in (4, 6, 8)}
+    lent = replace(tools, small=nets, measure=timed)
+    fields: dict[str, Any] = {"quantize": ("static",), "ratios": (0.5,), "max_drop": 100.0, "controls": ("small",)}
+    outcome, _ = run(trained, lent, train, selection, tmp_path / "1", **fields)
+    last = outcome.rows[-1]
+    assert last["name"] == "small net, width 6 int8-static"
+    assert last["control"]
+    assert last["parameters"] == count_parameters(TinyNet(width=6))
+    only_slow = replace(lent, small={"width 8": nets["width 8"]})
+    outcome, _ = run(trained, only_slow, train, selection, tmp_path / "2", **fields)
+    assert outcome.rows[-1]["name"] == "small net, width 8 int8-static"
+    with pytest.raises(CompressionError, match="small networks"):
+        run(trained, tools, train, selection, tmp_path / "3", **fields)
 
 
 def test_stages_are_not_trained_twice(

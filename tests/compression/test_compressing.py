@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from kitae.pipeline import train
 from kitae.recipe import Recipe
 from kitae.run import Run
 from kitae.runtime import Model
+from kitae.training.fit import TrainingInterruptedError
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +107,25 @@ def test_an_impossible_budget_is_one_line_and_does_not_open_test(finished: Run, 
     assert result.model_file.name == "closest.onnx"
     assert not (tmp_path / "small" / "model.onnx").exists()
     Model(result.model_file)
+
+
+def test_a_signal_keeps_the_ratios_that_were_done(finished: Run, tmp_path: Path) -> None:
+    lines: list[str] = []
+
+    def say(line: str) -> None:
+        lines.append(line)
+        if line.startswith("  epoch 1/2") and sum(known.startswith("  epoch 1/2") for known in lines) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)  # in the middle of the second ratio
+
+    fields = {**small(quantize=("none",), finetune_epochs=2), "ratios": (0.25, 0.5)}
+    with pytest.raises(TrainingInterruptedError, match=r"SIGTERM after epoch 1 of a fine-tuning; .* goes on from"):
+        compress(finished, tmp_path / "cut", say=say, **fields)
+    assert len(list((tmp_path / "cut" / "stages").iterdir())) == 1
+    lines.clear()
+    result = compress(finished, tmp_path / "cut", say=lines.append, **fields)
+    assert sum(line.startswith("  epoch") for line in lines) == 2  # of the second ratio only
+    whole = compress(finished, tmp_path / "whole", **fields)
+    assert [row["accuracy"] for row in result.rows] == [row["accuracy"] for row in whole.rows]
 
 
 def test_what_is_wrong_is_said(finished: Run, tmp_path: Path) -> None:

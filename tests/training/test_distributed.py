@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,9 +19,9 @@ from torch import nn
 from kitae.training import distributed
 from kitae.training.checkpoint import load_weights, save_weights
 from kitae.training.distributed import World, gather_rows
-from kitae.training.fit import fit
+from kitae.training.fit import TrainingInterruptedError, fit
 from kitae.training.spec import TrainSpec
-from tests.training.toy_world import WORLD, ToyAugment, ToyData, ToyValidate
+from tests.training.toy_world import WORLD, ToyAugment, ToyData, ToyValidate, toy_net
 
 
 def linear() -> nn.Module:
@@ -34,6 +39,51 @@ def learn(world: World, out: Path) -> None:
     np.save(out / f"{world.size}-{world.rank}.npy", np.concatenate(data.asked))
 
 
+class Stop:
+    """Sends this process a SIGTERM after three batches."""
+
+    steps = 0
+
+    def on_step(self, *_: object) -> None:
+        self.steps += 1
+        if self.steps == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def on_epoch(self, row: Any) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+
+def stop_and_go_on(world: World, out: Path) -> None:
+    """A network with BatchNorm and dropout, trained at a stretch and with a stop in the middle of an epoch."""
+    spec = TrainSpec.model_validate({"epochs": 2, "batch_size": 16, "optimizer": {"lr": 0.05}})
+    for name, watcher in (("whole", None), ("cut", Stop())):
+        data, model = ToyData(76), toy_net()
+        call: dict[str, Any] = {
+            "spec": spec,
+            "data": data,
+            "augment": ToyAugment(),
+            "validate": ToyValidate(data),
+            "world": world,
+            "precision": "fp32",
+            "checkpoint": out / name,
+            "best": out / f"{name}-best",
+        }
+        result = None
+        with contextlib.suppress(TrainingInterruptedError):
+            result = fit(model, watcher=watcher if world.is_main else None, **call)
+        assert (result is None) == (name == "cut")
+        result = result or fit(model, resume=True, **call)
+        kept = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
+        rows = [{key: row[key] for key in kept} for row in result.rows]
+        (out / f"{name}-{world.rank}.json").write_text(json.dumps(rows))
+        save_weights(model.state_dict(), out / f"{name}-{world.rank}.safetensors")
+
+
+def test_values_of_the_main_process_when_alone() -> None:
+    assert distributed.from_main("here", WORLD) == "here"
+
+
 def test_rows_are_gathered_once_each_when_alone() -> None:
     rows = np.array([2, 0, 1])
     whole = gather_rows(np.array([[2.0], [0.0], [1.0]], np.float32), rows, 3, WORLD)
@@ -43,8 +93,9 @@ def test_rows_are_gathered_once_each_when_alone() -> None:
 @pytest.mark.slow
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     learn(WORLD, tmp_path)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29617", __file__]
-    subprocess.run([*command, str(tmp_path)], check=True, timeout=120, cwd=Path(__file__).parents[2])
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29617"]
+    command += ["-m", "tests.training.test_distributed", str(tmp_path)]
+    subprocess.run(command, check=True, timeout=120, cwd=Path(__file__).parents[2])
     one, first, second = (load_weights(tmp_path / f"{n}.safetensors")[0] for n in ("1-0", "2-0", "2-1"))
     for name, tensor in one.items():
         assert torch.equal(first[name], second[name])
@@ -53,8 +104,16 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     assert sorted(asked[0]) == sorted([*asked[1], *asked[2]])
     assert not set(asked[1][:38]) & set(asked[2][:38])
 
+    # Validation is of the same network everywhere, and a stop in the middle of an epoch changes nothing.
+    read = [json.loads((tmp_path / f"{n}.json").read_text()) for n in ("whole-0", "whole-1", "cut-0", "cut-1")]
+    assert read[0] == read[1] == read[2] == read[3]
+    ends = [load_weights(tmp_path / f"{n}.safetensors")[0] for n in ("whole-0", "whole-1", "cut-0", "cut-1")]
+    assert all(torch.equal(ends[0][name], end[name]) for end in ends for name in ends[0])
+
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parents[2]))
-    learn(distributed.join("cpu"), Path(sys.argv[1]))
+    here = distributed.join("cpu")
+    assert distributed.from_main(f"of {here.rank}", here) == "of 0"
+    learn(here, Path(sys.argv[1]))
+    stop_and_go_on(here, Path(sys.argv[1]))
     distributed.leave()

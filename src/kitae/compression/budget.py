@@ -105,7 +105,8 @@ class Tools:
         interval: (right, count) -> interval of a proportion.
         measure: ({name: call}, reference) -> {control: {ratio, ...}, candidates: {name: {seconds, ratio, ...}}}.
         describe: a network's `parameters` and `macs`.
-        scratch: trains a network from its initial weights as the run's recipe says; for the control of that name.
+        scratch: trains a network from its initial weights as the run's recipe says; for the controls.
+        small: untrained networks by their names, the fastest first; for the control of that name.
         steps_per_epoch: optimizer steps.
         fingerprint: identifies the original weights and data; part of the keys of `stages`.
     """
@@ -124,6 +125,7 @@ class Tools:
     steps_per_epoch: int
     fingerprint: str = ""
     scratch: Callable[[nn.Module], nn.Module] | None = None
+    small: Mapping[str, Callable[[], nn.Module]] | None = None
     stages: Stages | None = None
     say: Callable[[str], None] = lambda line: None
 
@@ -203,11 +205,12 @@ class Outcome:
 
 @dataclass(frozen=True)
 class _Stage:
-    """A network at one ratio."""
+    """A network at one ratio; `title` is another network's name."""
 
     ratio: float
     model: nn.Module
     shape: Shape
+    title: str = ""
 
 
 def search(
@@ -378,7 +381,7 @@ class _Bench:
     ) -> Candidate:  # fmt: skip
         """Verify and write one file, and describe it."""
         pruned = self.spec.prune if stage.ratio > 0 else "none"
-        name = f"{label}{_percent(stage.ratio)} {NAMES[precision]}"
+        name = f"{label}{stage.title or _percent(stage.ratio)} {NAMES[precision]}"
         notes = {"prune": pruned, "ratio": stage.ratio, "calibration": method or None}
         content = self.tools.to_file(graph, NAMES[precision], notes)
         if precision == "none":
@@ -539,13 +542,45 @@ def _controls(
         for ratio in [s.ratio for s in reached[1:] if s.ratio <= winner.ratio]:
             chain.append(_prune(chain, ratio, chance, tools, bench.input_shape))
         found += bench.candidates(chain[-1], only=only, label="random, ")
+    if {"scratch", "small"} & set(spec.controls) and tools.scratch is None:
+        raise CompressionError("controls: `scratch` and `small` need a way to train from scratch, and none was given")
     if "scratch" in spec.controls:
-        if tools.scratch is None:
-            raise CompressionError("the control `scratch` needs a way to train from scratch, and none was given")
+        assert tools.scratch is not None
         tools.say(f"control: the pruned shape from scratch, {_percent(winner.ratio)}")
         trained = tools.scratch(prune.reshape(tools.fresh(), stage.shape)).eval()
         found += bench.candidates(replace(stage, model=trained), only=only, label="from scratch, ")
+    if "small" in spec.controls:
+        assert tools.scratch is not None
+        title, small = _as_fast(stage.model, spec, tools, bench.shown)
+        tools.say(f"control: {title} from scratch, which takes the same time")
+        other = _Stage(0.0, tools.scratch(small).eval(), Shape(), title)
+        found += bench.candidates(other, only=only, label="small net, ")
     return found
+
+
+_SAME_LATENCY = 1.05
+
+
+def _as_fast(
+    model: nn.Module, spec: CompressSpec, tools: Tools, image: NDArray[np.uint8]
+) -> tuple[str, nn.Module]:  # fmt: skip
+    """The largest of the small networks that takes no longer than `model`, both in float32; else the smallest."""
+    if not tools.small:
+        raise CompressionError("controls: `small` needs small networks to choose from, and none were given")
+    nets = {name: build() for name, build in tools.small.items()}
+    calls = {
+        name: _call(tools.to_graph(net.eval()).SerializeToString(), spec.threads, image)
+        for name, net in {"": model, **nets}.items()
+    }
+    found = tools.measure(calls, "")["candidates"]
+    fast = [name for name in nets if found[name]["ratio"] <= _SAME_LATENCY]
+    title = fast[-1] if fast else next(iter(nets))
+    return title, tools.small[title]()
+
+
+def _call(content: bytes, threads: int | None, image: NDArray[np.uint8]) -> Callable[[], object]:
+    session = quantize.open_session(content, threads)
+    return partial(session.run, None, {session.get_inputs()[0].name: image})
 
 
 def _timed(
@@ -555,8 +590,7 @@ def _timed(
     tools.say(f"measuring the latency of {len(candidates)} files")
     calls: dict[str, Callable[[], object]] = {}
     for candidate in candidates:
-        session = quantize.open_session(candidate.path.read_bytes(), spec.threads)
-        calls[candidate.name] = partial(session.run, None, {session.get_inputs()[0].name: image})
+        calls[candidate.name] = _call(candidate.path.read_bytes(), spec.threads, image)
     report = dict(tools.measure(calls, candidates[0].name))
     timed = []
     for candidate in candidates:

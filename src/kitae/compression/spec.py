@@ -34,7 +34,8 @@ class CompressSpec(Spec):
         calibration: how ranges are chosen; the best on validation is taken.
         calibration_images: training images for it.
         abandon: stop trying larger ratios once one is hopeless (its drop is past twice the budget and a point).
-        controls: also measure, at the winner's ratio, `random` pruning and the pruned shape trained from `scratch`.
+        controls: what else could be had for the winner's time, measured beside it: `random` pruning, the pruned shape
+            trained from `scratch`, and a `small` net of the same latency trained from scratch.
         sensitivity: also quantize each layer alone, and list the layers by the harm.
         threads: of latency measurements; null leaves ONNX Runtime's own choice.
         seed: of random pruning.
@@ -60,7 +61,7 @@ class CompressSpec(Spec):
     )
     calibration_images: int = Field(512, ge=16)
     abandon: bool = True
-    controls: tuple[Literal["random", "scratch"], ...] = ()
+    controls: tuple[Literal["random", "scratch", "small"], ...] = ()
     sensitivity: bool = True
     threads: int | None = Field(None, ge=1)
     seed: int = Field(0, ge=0, lt=2**32)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from kitae.errors import TrainingError
 
@@ -69,6 +70,22 @@ def any_true(flag: bool, world: World) -> bool:
     if world.size == 1:
         return flag
     return bool(all_sum(torch.tensor(float(flag), device=world.device), world) > 0)
+
+
+def share_buffers(model: nn.Module, world: World) -> None:
+    """Give every process the main one's buffers (BatchNorm's statistics), in place."""
+    if world.size > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
+
+
+def from_main(value: Any, world: World) -> Any:
+    """What the main process has for `value`, in every process."""
+    if world.size == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, 0, device=world.device)
+    return box[0]
 
 
 def gather_rows(local: NDArray[np.float32], rows: NDArray[np.int64], total: int, world: World) -> NDArray[np.float32]:

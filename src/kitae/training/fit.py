@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -98,7 +98,7 @@ class FitResult:
 
 
 class TrainingInterruptedError(TrainingError):
-    """SIGTERM or SIGINT came; the state was saved."""
+    """SIGTERM or SIGINT came; the state was saved, if a checkpoint was asked for."""
 
 
 def fit(
@@ -140,7 +140,7 @@ def fit(
     Raises:
         DataError: fewer images than a batch.
         TrainingError: too many steps were not finite; a checkpoint is damaged or another recipe's.
-        TrainingInterruptedError: after SIGTERM or SIGINT, once the state is saved.
+        TrainingInterruptedError: after SIGTERM or SIGINT, once the state is saved (where there is a `checkpoint`).
     """
     device, seed = world.device, spec.seed
     steps_per_epoch = _steps(len(data), spec.batch_size, world.size)
@@ -151,18 +151,26 @@ def fit(
     average = AveragedWeights(model, spec.ema) if spec.ema is not None else None
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     weight = None if class_weights is None else torch.from_numpy(class_weights).to(device)
+    saved = "the state is saved: go on with --resume" if checkpoint is not None else "nothing of it is saved"
     judged = average.model if average else model  # whose weights are validated, kept and exported
     best_state = {name: tensor.clone() for name, tensor in judged.state_dict().items()}
     at = Progress()
     rows = list(rows)
 
     def save_state() -> None:
-        if checkpoint is not None and world.is_main:
+        if checkpoint is None:
+            return
+        # The main process saves for all: after a resume it goes on with what all have summed of this epoch.
+        sums = [at.loss_sum, at.correct_sum, float(at.seen)]
+        sums = distributed.all_sum(torch.tensor(sums, dtype=torch.float64, device=device), world).tolist()
+        if world.is_main:
             at.scaler = scaler.state_dict()
+            whole = replace(at, loss_sum=sums[0], correct_sum=sums[1], seen=int(sums[2]))
             save_checkpoint(
-                checkpoint, progress=at, model=model, ema=average.model if average else None, optimizer=optimizer,
+                checkpoint, progress=whole, model=model, ema=average.model if average else None, optimizer=optimizer,
                 fingerprint=fingerprint, threads=threads,
             )  # fmt: skip
+        distributed.barrier(world)  # nobody leaves before it is on the disk
 
     if resume and checkpoint is not None and checkpoint.exists():
         at, differences = load_checkpoint(
@@ -170,6 +178,8 @@ def fit(
             fingerprint=fingerprint, threads=threads,
         )  # fmt: skip
         scaler.load_state_dict(at.scaler)
+        if not world.is_main:
+            at.loss_sum, at.correct_sum, at.seen = 0.0, 0.0, 0
         if watcher:
             for line in differences:
                 watcher.note(line)
@@ -178,12 +188,12 @@ def fit(
     rows = rows[: at.epoch]
 
     forward: Callable[[Tensor], Tensor] = model
-    if spec.compile:
-        forward = torch.compile(forward)
     if world.size > 1:
         forward = nn.parallel.DistributedDataParallel(
             model, device_ids=[device.index] if device.type == "cuda" else None
         )
+    if spec.compile:
+        forward = torch.compile(forward)
     floating_buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
     buffers_before = [buffer.clone() for buffer in floating_buffers]
 
@@ -246,7 +256,8 @@ def fit(
                     scaler.update()
                     optimizer.zero_grad(set_to_none=True)
                     at.updates += 1
-                elif not healthy:
+                elif distributed.any_true(not healthy, world):
+                    healthy = False
                     optimizer.zero_grad(set_to_none=True)
 
                 if healthy:
@@ -274,14 +285,15 @@ def fit(
                 if at.step % spec.accumulate or at.step == steps_per_epoch:
                     continue  # half-accumulated gradients are in no checkpoint; the end of the epoch saves anyway
                 stop_now = distributed.any_true(interrupted.name is not None, world)
-                if stop_now or time.monotonic() - last_save > spec.checkpoint_seconds:
+                due = distributed.any_true(time.monotonic() - last_save > spec.checkpoint_seconds, world)
+                if stop_now or due:
                     at.loss_sum, at.correct_sum = float(loss_sum), float(correct_sum)
                     save_state()
                     last_save = time.monotonic()
                 if stop_now:
                     raise TrainingInterruptedError(
                         f"stopped by {interrupted.name or 'another process'} in epoch {at.epoch + 1} after step "
-                        f"{at.step}; the state is saved: go on with --resume"
+                        f"{at.step}; {saved}"
                     )
 
             # The epoch is over: validate, keep the best, maybe stop.
@@ -291,6 +303,7 @@ def fit(
             ).tolist()
             spent = max(at.seconds - resumed_seconds, 1e-9)
             judged.eval()
+            distributed.share_buffers(judged, world)  # each process's BatchNorm has seen its own images only
             validation_started = time.perf_counter()
             scores = {name: float(value) for name, value in validate(judged).items()}
             row = {
@@ -326,8 +339,7 @@ def fit(
             stopped_early = _should_stop(at, spec)
             if distributed.any_true(interrupted.name is not None, world) and at.epoch < spec.epochs:
                 raise TrainingInterruptedError(
-                    f"stopped by {interrupted.name or 'another process'} after epoch {at.epoch}; the state is saved: "
-                    "go on with --resume"
+                    f"stopped by {interrupted.name or 'another process'} after epoch {at.epoch}; {saved}"
                 )
 
     if at.best is None:
