@@ -212,6 +212,22 @@ def test_test_time_augmentation_changes_the_result_not_the_shape(run: Run) -> No
     assert plain["loss"] != flipped["loss"]
 
 
+def test_the_temperature_is_of_what_is_exported(run: Run, tmp_path: Path) -> None:
+    averaged = train(tiny("train.ema=0.9", "evaluate.tta=flip"), tmp_path / "run")
+    assert averaged.facts()["temperature"] == run.facts()["temperature"]
+    assert averaged.evaluation()["val"]["loss"] != run.evaluation()["val"]["loss"]
+
+
+def test_one_image_is_an_image(run: Run, tmp_path: Path) -> None:
+    grey = Image.fromarray(np.full((40, 30), 90, np.uint8))
+    grey.save(tmp_path / "p.png")
+    listed = run.predict([tmp_path / "p.png"]).probabilities
+    for one in (tmp_path / "p.png", str(tmp_path / "p.png"), grey, np.asarray(grey)):
+        np.testing.assert_array_equal(run.predict(one).probabilities, listed)
+    with pytest.raises(DataError, match="not int"):
+        run.predict(3)  # type: ignore[arg-type]
+
+
 def test_tensorboard_gets_every_epoch(tmp_path: Path, cache: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

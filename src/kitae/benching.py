@@ -9,6 +9,7 @@ import torch
 from kitae.augment import Augment
 from kitae.data.splits import make_splits
 from kitae.data.store import open_store
+from kitae.errors import TrainingError
 from kitae.evaluation import latency
 from kitae.pipeline import Progress, Setup, begin
 from kitae.recipe import Recipe
@@ -47,6 +48,8 @@ def bench(recipe: Recipe, progress: Progress | None = None, repeats: int = 15) -
     model = setup.initial_model(world)
     steps = precision.measure(model, inputs.to(world.device), targets.to(world.device), device=world.device, steps=5)
     milliseconds = {name: 1000 * timed.median(name) for name in ("copy", "gather", "augment")}
+    if not steps:
+        raise TrainingError("no precision gives a finite loss on the first batch: look at data.normalize")
     fastest = min(steps.values())
     return {
         "batch_size": len(index),

@@ -358,6 +358,10 @@ def _tools(
             values = torch.from_numpy(pixels).to(world.device).float() / 255.0
             yield (values - mean) / std, torch.from_numpy(labels).to(world.device)
 
+    def verify(content: bytes, model: nn.Module) -> object:
+        reference = partial(torch_reference, model, about.mean, about.std, about.temperature)
+        return verify_float(content, reference(), images, partial(reference, double=True))
+
     def to_file(graph: Any, precision: str, notes: Mapping[str, Any]) -> bytes:
         target = "any" if precision == "fp32" else spec.target
         return serialize(graph, about.but(precision=precision, target=target, notes=notes))
@@ -377,9 +381,7 @@ def _tools(
         batches=batches,
         to_graph=lambda model: to_onnx(model, about),
         to_file=to_file,
-        verify_float=lambda content, model: verify_float(
-            content, torch_reference(model, about.mean, about.std, about.temperature), images
-        ),
+        verify_float=verify,
         verify_integer=lambda content: verify_integer(content, images),
         compare=intervals.paired_difference,
         interval=intervals.wilson,

@@ -69,6 +69,14 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+def rough_duration(seconds: float) -> str:
+    """Of an estimate: `2.7 s`, `42 s`, `12 min`, `2 h 10 min`."""
+    if seconds < 90:
+        return f"{round(seconds)} s" if seconds >= 10 else f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
 def size(count: float) -> str:
     """Bytes for people: `512 B`, `17.3 kB`, `11.2 MB`."""
     for unit in ("B", "kB", "MB"):

@@ -106,7 +106,12 @@ def finish(run: Run, setup: Setup, model: nn.Module) -> None:
 
     store, splits, classes = setup.store, setup.splits, setup.store.classes
     val_logits, val_labels = run.logits(setup.image_set(splits.val), model)
-    temperature = fit_temperature(val_logits, val_labels) if run.recipe.evaluate.temperature else 1.0
+    temperature = 1.0
+    if run.recipe.evaluate.temperature:
+        # Of single views, as `predict` and the exported file have them, whatever this evaluation averages over.
+        single = run.recipe.evaluate.tta == "none"
+        logits = val_logits if single else run.logits(setup.image_set(splits.val), model, tta="none")[0]
+        temperature = fit_temperature(logits, val_labels)
     run.write_facts({**setup.facts(model), "temperature": temperature})
     test = splits.open_test(lambda: run.count_test_opening("end of training"))
     test_logits, test_labels = run.logits(setup.image_set(test), model)
@@ -119,16 +124,11 @@ def finish(run: Run, setup: Setup, model: nn.Module) -> None:
         "temperature": temperature,
         "precision": run.recipe.train.precision,
         "tta": run.recipe.evaluate.tta,
-        "best_epoch": 1 + max(range(len(run.metrics())), key=lambda e: _merit(run.metrics()[e], run.recipe.train)),
+        "best_epoch": run.best_epoch(),
     }
     run.write_evaluation(results)  # before the pictures: a disk that is full by then must not cost the result
     worst = mistakes(test_logits, test_labels, 12, temperature)
     draw_run(run, results, [(np.array(store.images[test[mistake.position]]), mistake) for mistake in worst])
-
-
-def _merit(row: Mapping[str, Any], spec: TrainSpec) -> float:
-    value = row[spec.select]
-    return -np.inf if value is None else value if spec.select == "val_accuracy" else -value
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -220,6 +220,17 @@ def _from_array(array: NDArray[Any]) -> Image.Image:
     if array.ndim not in (2, 3) or 0 in array.shape or (array.ndim == 3 and array.shape[2] not in (2, 3, 4)):
         raise DataError(f"an image array must be [H, W] or [H, W, 1 to 4], not {list(array.shape)}")
     return Image.fromarray(np.ascontiguousarray(array))
+
+
+def one_or_several(images: Any) -> list[Any]:
+    """A list of images from one image (which may itself be iterable, as a path is) or several."""
+    if isinstance(images, (str, os.PathLike, bytes, bytearray, memoryview, Image.Image, np.ndarray)):
+        return [images]
+    if isinstance(images, Iterable):
+        return list(images)
+    raise DataError(
+        f"images are paths, bytes, Pillow images or uint8 arrays, one or several, not {type(images).__name__}"
+    )
 
 
 def load(image: ImageLike, rules: PreprocessRules, name: str = "image") -> NDArray[np.uint8]:

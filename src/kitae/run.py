@@ -220,6 +220,13 @@ class Run:
         file = self.path / "metrics.jsonl"
         return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
 
+    def best_epoch(self) -> int | None:
+        """The epoch (from 1) whose weights are kept, the first of equals; None before one has a finite score."""
+        select = self.recipe.train.select
+        sign = 1 if select == "val_loss" else -1
+        scored = [(sign * row[select], row["epoch"]) for row in self.metrics() if row.get(select) is not None]
+        return min(scored)[1] if scored else None
+
     def write_metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Replace metrics.jsonl."""
         text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
@@ -422,23 +429,28 @@ class Run:
         logits, labels = self.logits(images, model, tta)
         return evaluate(logits, labels, self.classes, self.facts()["temperature"])
 
-    def predict(self, images: NDArray[np.uint8] | Sequence[ImageLike]) -> Predictions:
-        """Classify images with the best model.
+    def predict(self, images: NDArray[np.uint8] | ImageLike | Iterable[ImageLike]) -> Predictions:
+        """Classify images with the best model, each as it is: test-time augmentation is for `evaluate` only.
 
         Args:
-            images: uint8 [N, C, H, W] at the model's size, or a sequence of paths, encoded bytes, Pillow images or
-                uint8 arrays [H, W] or [H, W, C] of any size.
+            images: one image or several, each a path, encoded bytes, a Pillow image or a uint8 array [H, W] or
+                [H, W, C] of any size; or one uint8 array [N, C, H, W] at the model's size.
+
+        Raises:
+            DataError: an image cannot be read, or an array has another shape or dtype.
         """
         import numpy as np
 
         from kitae.evaluation.calibration import probabilities
         from kitae.evaluation.evaluate import predict_logits
-        from kitae.preprocess import load
+        from kitae.preprocess import load, one_or_several
         from kitae.runtime import Predictions
 
         rules, facts = self.rules, self.facts()
         shape = (rules.channels, rules.image_size, rules.image_size)
-        if isinstance(images, np.ndarray) and (images.dtype != np.uint8 or images.shape[1:] != shape):
+        if not (isinstance(images, np.ndarray) and images.ndim == 4):
+            images = one_or_several(images)
+        elif images.dtype != np.uint8 or images.shape[1:] != shape:
             wanted = ", ".join(map(str, shape))
             raise DataError(
                 f"a batch for this model is uint8 [N, {wanted}], not {images.dtype} {list(images.shape)}; a list of "

@@ -26,10 +26,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from kitae.errors import DataError, ExportError, require
-from kitae.preprocess import ImageLike, PreprocessRules, load
+from kitae.preprocess import ImageLike, PreprocessRules, load, one_or_several
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -136,7 +135,7 @@ class Model:
         if isinstance(images, np.ndarray) and images.ndim == 4:
             batches = self._slices(images, batch_size)
         else:
-            batches = self._batches(_as_sequence(images), batch_size)
+            batches = self._batches(one_or_several(images), batch_size)
         parts = [self.run(batch) for batch in batches]
         probabilities = np.concatenate(parts) if parts else np.empty((0, len(self.classes)), np.float32)
         return Predictions(probabilities.argmax(axis=1).astype(np.int64), probabilities, self.classes)
@@ -222,17 +221,6 @@ def has_vnni() -> bool | None:
             flags = set(line.split(":", 1)[-1].split())
             return bool(flags & {"avx512_vnni", "avx512vnni", "avx_vnni", "avx_vnni_int8"})
     return None
-
-
-def _as_sequence(images: Any) -> Sequence[Any]:
-    single = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image, np.ndarray)
-    if isinstance(images, single):
-        return [images]
-    if isinstance(images, Iterable):
-        return list(images)
-    raise ExportError(
-        f"images are paths, bytes, Pillow images or uint8 arrays, one or several, not {type(images).__name__}"
-    )
 
 
 def _read(path: Path) -> bytes:

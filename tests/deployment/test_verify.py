@@ -10,6 +10,7 @@ from torch import nn
 
 from kitae.deployment.onnx import Card, serialize, to_onnx
 from kitae.deployment.verify import (
+    Comparison,
     check_graph,
     compare,
     open_session,
@@ -126,6 +127,34 @@ def test_integer_kernels_that_disagree_with_the_graph_are_caught(
     )
     with pytest.raises(ExportError, match="integer kernels"):
         verify_integer(content, images)
+
+
+def test_rounding_that_pytorch_has_too_is_no_mistake_but_a_wrong_weight_is(
+    network: nn.Module, card: Card, images: NDArray[np.uint8]
+) -> None:
+    exact = torch_reference(network, card.mean, card.std, card.temperature, double=True)
+
+    def coarse(batch: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """PyTorch in float32, if the network's activations left it three digits."""
+        return np.round(exact(batch), 3)
+
+    proto = to_onnx(network, card)
+    with pytest.raises(ExportError, match="does not compute"):
+        verify_float(serialize(proto, card), coarse, images)
+    assert verify_float(serialize(proto, card), coarse, images, lambda: exact).clear_flips == 0
+    weights = next(item for item in proto.graph.initializer if len(item.dims) == 4)
+    values = numpy_helper.to_array(weights).copy()
+    values[0, 0] += 0.3
+    weights.CopyFrom(numpy_helper.from_array(values, weights.name))
+    with pytest.raises(ExportError, match="does not compute"):
+        verify_float(serialize(proto, card), coarse, images, lambda: exact)
+
+
+def test_only_classes_that_were_clear_count_as_changed() -> None:
+    expected = np.array([[0.5, 0.45, 0.05], [0.9, 0.05, 0.05], [0.3, 0.3, 0.4]], np.float32)
+    got = np.array([[0.45, 0.5, 0.05], [0.05, 0.9, 0.05], [0.3, 0.3, 0.4]], np.float32)
+    parity = Comparison(3, (1,), got, expected, got).parity()
+    assert (parity.flips, parity.clear_flips) == (2, 1)
 
 
 def test_an_unreadable_graph_is_one_line() -> None:

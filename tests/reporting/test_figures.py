@@ -305,8 +305,8 @@ class _Mistake:
 
 def test_best_epoch_follows_the_recipe(make_run: Callable[..., Run]) -> None:
     run = make_run(done=False)
-    rows = run.metrics()  # the last epoch has the lower accuracy and the lowest loss
-    assert f.best_epoch(rows, run) == 4
+    assert run.best_epoch() == 4  # the last epoch has the lower accuracy and the lowest loss
     run.recipe = run.recipe.override("train.select=val_loss")
-    assert f.best_epoch(rows, run) == 5
-    assert f.best_epoch([{"epoch": 1, "val_loss": None}], run) is None
+    assert run.best_epoch() == 5
+    run.write_metrics([{"epoch": 1, "val_loss": None}])
+    assert run.best_epoch() is None

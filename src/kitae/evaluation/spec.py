@@ -15,7 +15,8 @@ class EvaluateSpec(Spec):
     Attributes:
         batch_size: images per forward pass.
         tta: test-time augmentation, averaged in probability space: `flip` (2 views), `shift` (5), `scale` (3), `full`.
-        temperature: fit a temperature on validation and report calibrated probabilities.
+            Of `kitae evaluate` and the run's own evaluation; predictions and exported files see an image once.
+        temperature: fit a temperature on validation (of single views) and report calibrated probabilities.
     """
 
     batch_size: int = Field(256, ge=1)

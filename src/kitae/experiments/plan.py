@@ -11,12 +11,13 @@ from typing import Any
 
 import yaml
 
+from kitae.console import rough_duration
 from kitae.errors import RecipeError
 from kitae.experiments.design import Design, expand
 from kitae.experiments.outcome import metric
 from kitae.experiments.spec import StudySpec
 from kitae.experiments.stats import ASSUMED_NOISE, POWER, seeds_for, smallest_effect
-from kitae.experiments.tables import alias_text, duration
+from kitae.experiments.tables import alias_text
 from kitae.recipe import Recipe, parse
 
 Measure = Callable[[Recipe], Mapping[str, Any]]
@@ -105,8 +106,8 @@ class Plan:
             lines.append("  time      not measured")
         else:
             lines.append(
-                f"  time      about {duration(self.seconds)} of training "
-                f"({duration(self.seconds_per_epoch or 0)} an epoch, {self.workers} at a time, "
+                f"  time      about {rough_duration(self.seconds)} of training "
+                f"({rough_duration(self.seconds_per_epoch or 0)} an epoch, {self.workers} at a time, "
                 f"{self.threads} thread{'s' * (self.threads != 1)} each)"
             )
         source = "given" if spec.noise is not None else "assumed"

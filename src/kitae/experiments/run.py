@@ -36,6 +36,7 @@ import pandas as pd
 import yaml
 
 from kitae import __version__
+from kitae.console import rough_duration
 from kitae.errors import KitaeError, RecipeError, TrainingError
 from kitae.experiments.design import Design, expand
 from kitae.experiments.executors import Executor, LocalProcesses
@@ -43,7 +44,7 @@ from kitae.experiments.outcome import metric
 from kitae.experiments.plan import Job, Plan, make_plan
 from kitae.experiments.spec import StudySpec
 from kitae.experiments.stats import Analysis, analyse, judge, wording
-from kitae.experiments.tables import duration, result_text
+from kitae.experiments.tables import result_text
 from kitae.files import write_atomically, write_json
 
 FORMAT = 1
@@ -131,7 +132,7 @@ def study(
             _keep(folder, job, outcome)
             left = (time.monotonic() - began) / count * (todo - count)
             say(f"[{count}/{todo}] {job.variant}, seed {job.seed}: {_headline(plan.spec, outcome)}"
-                + (f"; about {duration(left)} left" if count < todo else ""))  # fmt: skip
+                + (f"; about {rough_duration(left)} left" if count < todo else ""))  # fmt: skip
         result = StudyResult(folder, plan.spec, _frame(plan.jobs, outcomes), _settings(plan, outcomes))
         result.write()
         if figures:

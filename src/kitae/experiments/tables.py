@@ -145,11 +145,3 @@ def alias_text(design: Design) -> str:
         shown = ", ".join(parts[:6]) + (f", and {len(parts) - 6} more" if len(parts) > 6 else "")
         lines.append(f"  {name}: {shown or 'clear'}")
     return "\n".join(lines)
-
-
-def duration(seconds: float) -> str:
-    """`42 s`, `12 min`, `2 h 10 min`."""
-    if seconds < 90:
-        return f"{round(seconds)} s" if seconds >= 10 else f"{seconds:.1f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -87,9 +87,7 @@ def draw_run(
     split = "test" if "test" in evaluation else "val"
     measured = evaluation.get(split, {})
     if rows:
-        there["curves"] = draw_training_curves(
-            rows, run.figures / "curves.png", best_epoch=evaluation.get("best_epoch") or best_epoch(rows, run)
-        )
+        there["curves"] = draw_training_curves(rows, run.figures / "curves.png", best_epoch=run.best_epoch())
     if "confusion" in measured:
         file = run.figures / "confusion.png"
         there["confusion"] = draw_confusion(
@@ -144,16 +142,6 @@ def predictions(run: Run) -> Any:
         return run.predictions()
     except TrainingError:
         return None
-
-
-def best_epoch(rows: Sequence[Row], run: Run) -> int | None:
-    """The epoch whose weights the run keeps so far, by its recipe's `train.select`; None before one is finite."""
-    select = run.recipe.train.select
-    scores = finite(row.get(select) for row in rows)
-    if not np.isfinite(scores).any():
-        return None
-    at = int(np.nanargmin(scores) if select == "val_loss" else np.nanargmax(scores))
-    return int(rows[at].get("epoch", at + 1))
 
 
 # ------------------------------------------------------------------------------------------------------------ training

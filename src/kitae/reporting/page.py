@@ -21,7 +21,7 @@ from kitae import __version__
 from kitae.console import duration
 from kitae.errors import KitaeError, require
 from kitae.files import write_atomically
-from kitae.reporting.figures import best_epoch, draw_pareto, draw_run, predictions
+from kitae.reporting.figures import draw_pareto, draw_run, predictions
 from kitae.reporting.style import size_text
 from kitae.run import Run
 
@@ -189,7 +189,7 @@ def run_page(run: Run) -> Page:
     recipe = run.recipe
     pictures = {name: picture(path) for name, path in draw_run(run, evaluation).items()}
     page = Page("Training run", recipe.name, f"{recipe.model.name} on {recipe.data.source}")
-    best = evaluation.get("best_epoch") or best_epoch(rows, run)
+    best = run.best_epoch()
     if not run.finished:
         done = f"{len(rows)} of {recipe.train.epochs} epochs are done"
         page.warnings.append(f"This run is not finished: {done}. It was not tested; numbers below are from validation.")
