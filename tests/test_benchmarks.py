@@ -193,3 +193,8 @@ def test_generated_images_repeat(monkeypatch: pytest.MonkeyPatch) -> None:
     assert text.startswith("generated")
     assert np.array_equal(images, common.generated(32, 4))
     assert images.std() > 20
+
+
+def test_the_page_of_compression_is_that_of_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    compression = module(monkeypatch, "compression")
+    assert compression.PAGE.read_text(encoding="utf-8") == compression.text()

@@ -1,0 +1,157 @@
+"""What a compression made of a trained run, as JSON and as a page.
+
+    python benchmarks/compression.py NAME=FOLDER ... [--note TEXT]    results/compression/NAME.json of each folder
+    python benchmarks/compression.py                                  only the page, from what is there
+
+The folders are those of `kitae compress`. The page is docs/benchmarks/compression.md; it also shows infer.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import common
+
+from kitae.compressing import CompressionResult
+from kitae.files import write_json
+
+RESULTS = common.RESULTS / "compression"
+PAGE = common.ROOT / "docs" / "benchmarks" / "compression.md"
+PICTURES = ("pareto", "sparsity", "filters")
+ORDER = (
+    "demo", "quick-structured", "quick-controls", "quick-unstructured", "quick-qat", "strong-int8", "mobilenet_v2",
+    "efficientnet_b0", "convnext_atto",
+)  # fmt: skip
+HEAD = """# Compression: what it costs and what it brings
+
+Made by `python benchmarks/compression.py` from the folders that `kitae compress` wrote
+(`benchmarks/results/compression/*.json`) and from `benchmarks/infer.py` (`benchmarks/results/infer.json`).
+
+Every line is an exported file, run in ONNX Runtime. *Faster* is the ratio of the time of one image, float32 original to
+this file, all files timed in turn in one process, with its 95 % interval. *Drop* is points of accuracy lost against the
+original on the validation images, by which every choice was made, with its paired 95 % interval; negative is a gain.
+Test was opened once, for the original and the winner (`*`). *Packed* is the file after zlib. `c` is a control.
+"""
+
+
+def publish(name: str, folder: Path, note: str) -> Path:
+    """Keep a compression's numbers and pictures; the path of the JSON."""
+    result = CompressionResult.open(folder)
+    facts = dict(result.facts)
+    path = RESULTS / f"{name}.json"
+    write_json(path, {"note": note, **facts})
+    for picture in PICTURES:
+        source = folder / "figures" / f"{picture}.png"
+        if source.is_file():
+            shutil.copyfile(source, PAGE.parent / f"compression-{name}-{picture}.png")
+    return path
+
+
+def _interval(ends: Sequence[float] | None, digits: int) -> str:
+    return "" if ends is None else f" ({ends[0]:.{digits}f} to {ends[1]:.{digits}f})"
+
+
+def _section(name: str, facts: dict[str, Any]) -> str:
+    machine, images, spec = facts["machine"], facts["images"], facts["spec"]
+    tuned = f"fine-tuning {spec['finetune_epochs']} epochs a ratio{', distilling' if spec['distill'] else ''}"
+    place = f"{machine['processor']}, {spec['threads'] or machine['cores']} thread(s)"
+    lines = [
+        f"## {name}",
+        "",
+        f"{facts.get('note', '')} Recipe `{facts['recipe']}`; {images['train']:,} training and {images['val']:,} "
+        f"validation images; {'no pruning' if spec['prune'] == 'none' else f'{tuned}, each from the ratio before'}; "
+        f"`target: {spec['target']}`; {place}; original against itself: {facts['latency']['control']['ratio']:.3f}.",
+        "",
+        "| file | non-zero weights | MACs | bytes | packed | faster | accuracy | drop |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in facts["candidates"]:
+        mark = " `c`" if row["control"] else " `*`" if row["winner"] else ""
+        lines.append(
+            f"| {row['name']}{mark} | {row['nonzero']:,} | {row['macs'] / 1e6:.1f} M | {row['bytes']:,} | "
+            f"{row['packed_bytes']:,} | {row['speedup']:.2f} x{_interval(row['speedup_interval'], 2)} | "
+            f"{100 * row['accuracy']:.2f} % | {row['drop']:+.2f}{_interval(row['drop_interval'], 2)} |"
+        )
+    lines.append("")
+    test, budget = facts["test"], facts["spec"]["max_drop"]
+    if test is None:
+        lines.append(f"Nothing met the budget: the closest, {facts['winner']['name']}, {facts['why_not']}.")
+    else:
+        lines.append(
+            f"Test ({test['count']:,} images): {100 * test['baseline']['accuracy']:.2f} % before, "
+            f"{100 * test['winner']['accuracy']:.2f} %{_percent(test['winner']['accuracy_interval'])} after; drop "
+            f"{test['drop']:+.2f}{_interval(test['drop_interval'], 2)} points, budget {budget:g}. The winner is "
+            f"{facts['smaller']:.1f} x smaller and {facts['faster']:.1f} x faster."
+        )
+    lines.append("")
+    for picture in PICTURES[:2]:
+        file = f"compression-{name}-{picture}.png"
+        if (PAGE.parent / file).is_file():
+            lines += [f"![{picture} of {name}]({file})", ""]
+    return "\n".join(lines)
+
+
+def _percent(ends: Sequence[float]) -> str:
+    return f" ({100 * ends[0]:.2f} to {100 * ends[1]:.2f})"
+
+
+def _inference(facts: dict[str, Any]) -> str:
+    machine = facts["machine"]
+    lines = [
+        "## Engines",
+        "",
+        f"{facts['network']}; {machine['processor']}, {machine['cores_used']} thread(s). *Faster* is against plain "
+        "ONNX Runtime in float32.",
+        "",
+    ]
+    for size, timed in facts["batches"].items():
+        lines += [
+            f"Batch {size} (the reference against itself: {timed['control']['ratio']:.3f}):",
+            "",
+            "| engine and file | ms | faster | bytes | same class as PyTorch |",
+            "|---|---:|---:|---:|---:|",
+        ]
+        rows = sorted(timed["candidates"].items(), key=lambda item: item[1]["seconds"])
+        for name, found in rows:
+            about = facts["contestants"][name]
+            held = "" if about["bytes"] is None else f"{about['bytes']:,}"
+            lines.append(
+                f"| {name} | {1e3 * found['seconds']:.3f} | {1 / found['ratio']:.2f} x | {held} | "
+                f"{100 * about['same_class_share']:.1f} % |"
+            )
+        lines.append("")
+    lines += [f"Absent: {name} ({reason})." for name, reason in facts["absent"].items()]
+    return "\n".join(lines)
+
+
+def text() -> str:
+    """The page, from the committed results."""
+    files = {file.stem: file for file in RESULTS.glob("*.json")}
+    names = sorted(files, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
+    parts = [HEAD, *(_section(name, json.loads(files[name].read_text(encoding="utf-8"))) for name in names)]
+    inference = common.RESULTS / "infer.json"
+    if inference.is_file():
+        parts.append(_inference(json.loads(inference.read_text(encoding="utf-8"))))
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="*", metavar="NAME=FOLDER")
+    parser.add_argument("--note", default="", help="what was compressed, a sentence")
+    given = parser.parse_args()
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    for item in given.folders:
+        name, _, folder = item.partition("=")
+        print(publish(name, Path(folder), given.note))
+    PAGE.write_text(text(), encoding="utf-8")
+    print(PAGE)
+
+
+if __name__ == "__main__":
+    main()
