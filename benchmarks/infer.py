@@ -145,7 +145,7 @@ def contestants(
     try:
         openvino = __import__("openvino")
     except ModuleNotFoundError:
-        reason = "not installed: pip install openvino"
+        reason = "not installed; sh benchmarks/peers.sh openvino, then run this with .venv-peers/openvino/bin/python"
         absent.update(dict.fromkeys(("openvino fp32", "openvino bf16", "openvino int8"), reason))
         return found, absent
     core = openvino.Core()

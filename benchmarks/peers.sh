@@ -19,7 +19,7 @@ make_peer() {
     test -x "$home/bin/python" || "$PYTHON" -m venv "$home"
     "$home/bin/python" -m pip install --quiet --disable-pip-version-check "$@"
     own=$("$home/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-    printf '%s\n' "$packages" > "$own/zz-shared.pth"
+    printf '%s\n' "$packages" "$PWD/src" > "$own/zz-shared.pth"
     echo "$home is ready: $*"
 }
 
@@ -36,5 +36,8 @@ for peer in "${@:-all}"; do
     esac
     case $peer in
         albumentationsx | all) make_peer albumentationsx 'albumentationsx>=2.5,<2.6' opencv-python-headless ;;
+    esac
+    case $peer in
+        openvino | all) make_peer openvino 'openvino>=2026.4' ;;  # for infer.py, which this Python then runs
     esac
 done
