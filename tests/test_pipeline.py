@@ -245,6 +245,25 @@ def test_given_normalisation_is_used(tmp_path: Path, cache: Path) -> None:
         _ = wrong.normalization
 
 
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [("train.batch_size=4000", "more than the"), ("train.optimizer.name=adamv", "did you mean adam")],
+)
+def test_plan_finds_what_training_would_refuse(field: str, message: str, cache: Path) -> None:
+    with pytest.raises(KitaeError, match=message):
+        plan(tiny(field))
+
+
+def test_another_machine_is_told_at_resume(run: Run, tmp_path: Path) -> None:
+    copied = Run(tmp_path, run.recipe)
+    assert copied.machine_changes(1) == []  # not begun
+    facts = {**run.environment(), "processor": "Pentium"}
+    (tmp_path / "environment.json").write_text(json.dumps(facts))
+    first, second = copied.machine_changes(2)
+    assert first.startswith("processor was Pentium, is ")
+    assert second == "processes was 1, is 2: the result may differ in the last bits"
+
+
 def test_plan_resolves_and_writes_nothing(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     facts = plan(tiny("train.precision=auto"))

@@ -46,7 +46,7 @@ from kitae.runtime import has_vnni
 from kitae.training import distributed
 from kitae.training.checkpoint import load_weights, save_weights
 from kitae.training.distributed import World
-from kitae.training.fit import TrainingInterruptedError
+from kitae.training.fit import TrainingInterruptedError, epoch_steps
 
 Say = Callable[[str], None]
 
@@ -390,7 +390,7 @@ def _tools(
             "parameters": count_parameters(model),
             "macs": count_macs(model, about.rules.channels, about.rules.image_size),
         },
-        steps_per_epoch=-(-len(train) // training.batch_size),
+        steps_per_epoch=epoch_steps(len(train), training.batch_size, world.size),
         fingerprint=hashlib.sha256(run.best.read_bytes() + setup.store.fingerprint.encode()
                                    + run.recipe.fingerprint.encode()).hexdigest(),
         scratch=scratch,

@@ -32,7 +32,8 @@ from kitae.run import Run, default_folder
 from kitae.training import distributed, precision
 from kitae.training.allocator import keep_freed_memory
 from kitae.training.distributed import World
-from kitae.training.fit import FitResult, Teacher, Watcher, fit
+from kitae.training.fit import FitResult, Teacher, Watcher, epoch_steps, fit
+from kitae.training.optim import build_optimizer
 from kitae.training.spec import TrainSpec
 
 Progress = Callable[[int, int], None]
@@ -69,6 +70,9 @@ def train(
         setup = Setup.of(run, progress)
         model = setup.initial_model(world)
         if world.is_main:
+            if resume and watcher is not None:
+                for line in run.machine_changes(world.size):
+                    watcher.note(line)
             run.write_environment(
                 {"store": setup.store.fingerprint, "processes": world.size, "device": str(world.device)}
             )
@@ -311,6 +315,8 @@ def plan(recipe: Recipe, progress: Progress | None = None, steps: int = 6) -> di
     setup = Setup(recipe, store, make_splits(store, recipe.data))
     model = setup.initial_model(world)
     facts = setup.facts(model)
+    steps_per_epoch = epoch_steps(len(setup.images), recipe.train.batch_size, world.size)
+    build_optimizer(model, recipe.train.optimizer)  # says what is wrong with its name
     recipe = _with_precision(recipe, setup, model, world)
     images, spec = setup.images, recipe.train
     augment = setup.augment(spec.seed)
@@ -326,7 +332,6 @@ def plan(recipe: Recipe, progress: Progress | None = None, steps: int = 6) -> di
         loss.backward()  # type: ignore[no-untyped-call]
         loss.item()
         times.append(time.perf_counter() - begun)
-    steps_per_epoch = -(-len(images) // spec.batch_size)
     epoch = float(np.median(times[1:])) * steps_per_epoch
     return {
         "recipe": recipe,

@@ -249,6 +249,18 @@ class Run:
         """environment.json."""
         return self._json("environment.json", "the run had not begun")
 
+    def machine_changes(self, processes: int) -> list[str]:
+        """What is another machine now than when the run was begun, and may change last bits; a line each."""
+        file = self.path / "environment.json"
+        if not file.is_file():
+            return []
+        before, now = self.environment(), {**machine(), "processes": processes}
+        return [
+            f"{name} was {before.get(name)}, is {now[name]}: the result may differ in the last bits"
+            for name in ("processor", "gpu", "processes")
+            if before.get(name) != now[name]
+        ]
+
     def write_environment(self, facts: Mapping[str, Any]) -> None:
         """Replace environment.json: the machine, the versions, and the given facts."""
         write_json(self.path / "environment.json", {**machine(), **facts})

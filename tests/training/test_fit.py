@@ -290,6 +290,33 @@ def test_sigterm_saves_and_exits_and_the_run_goes_on(toy: dict[str, Any], tmp_pa
     assert same(whole.state_dict(), model.state_dict())
 
 
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), RuntimeError("x: not enough memory: you tried")],
+)
+def test_out_of_memory_says_what_to_do(toy: dict[str, Any], error: BaseException) -> None:
+    class Full(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(1, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            raise error
+
+    with pytest.raises(TrainingError, match=r"out of memory at train\.batch_size 16: halve it") as caught:
+        fit(Full(), spec=spec(batch_size=16), **toy)
+    assert "\n" not in str(caught.value)
+
+
+def test_another_error_of_torch_is_not_about_memory(toy: dict[str, Any]) -> None:
+    class Wrong(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            raise RuntimeError("shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="multiplied"):
+        fit(Wrong(1, 2), spec=spec(batch_size=16), **toy)
+
+
 def test_smoothing_and_weights_reach_the_loss(toy: dict[str, Any]) -> None:
     plain = fit(toy_net(), spec=spec(epochs=1), **toy).rows[0]["train_loss"]
     smooth = fit(toy_net(), spec=spec(epochs=1, label_smoothing=0.3), **toy).rows[0]["train_loss"]

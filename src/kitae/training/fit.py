@@ -143,7 +143,7 @@ def fit(
         TrainingInterruptedError: after SIGTERM or SIGINT, once the state is saved (where there is a `checkpoint`).
     """
     device, seed = world.device, spec.seed
-    steps_per_epoch = _steps(len(data), spec.batch_size, world.size)
+    steps_per_epoch = epoch_steps(len(data), spec.batch_size, world.size)
     updates_per_epoch = -(-steps_per_epoch // spec.accumulate)
     threads = torch.get_num_threads()
 
@@ -198,7 +198,7 @@ def fit(
     buffers_before = [buffer.clone() for buffer in floating_buffers]
 
     stopped_early = _should_stop(at, spec)
-    with _SignalFlag() as interrupted:
+    with _SignalFlag() as interrupted, _memory_named(spec, checkpoint):
         while at.epoch < spec.epochs and not stopped_early:
             model.train()
             if device.type == "cuda":
@@ -352,8 +352,12 @@ def fit(
     return FitResult(at.epoch, at.best_epoch + 1, at.best, stopped_early, at.skipped, rows)
 
 
-def _steps(samples: int, batch_size: int, processes: int) -> int:
-    """Batches in an epoch. The last one may be short, but never a single image, which BatchNorm cannot train on."""
+def epoch_steps(samples: int, batch_size: int, processes: int) -> int:
+    """Batches in an epoch. The last one may be short, but never a single image, which BatchNorm cannot train on.
+
+    Raises:
+        DataError: fewer images than a batch, or a batch that the processes cannot share.
+    """
     if samples < batch_size:
         raise DataError(
             f"train.batch_size: {batch_size} is more than the {samples} training images: set it to at most "
@@ -439,6 +443,21 @@ def _torch_seeded(seed: int, device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
+
+
+@contextlib.contextmanager
+def _memory_named(spec: TrainSpec, checkpoint: Path | None) -> Iterator[None]:
+    """Out of memory, on a GPU or not, as a line that says what to do."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+        if not known and "not enough memory" not in str(error):  # which torch's allocator for the CPU says
+            raise
+        raise TrainingError(
+            f"out of memory at train.batch_size {spec.batch_size}{_kept(checkpoint)}: halve it and double "
+            f"train.accumulate (now {spec.accumulate}), which updates as before"
+        ) from error
 
 
 def _kept(checkpoint: Path | None) -> str:
