@@ -6,6 +6,7 @@ Stages never import each other; what one needs of another is handed over here.
 from __future__ import annotations
 
 import copy
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -305,11 +306,13 @@ def plan(recipe: Recipe, progress: Progress | None = None, steps: int = 6) -> di
 
     Returns:
         `recipe` (precision resolved), `parameters`, `macs`, `train`, `val`, `test` (images), `classes`,
-        `steps_per_epoch`, `seconds_per_epoch`, `seconds` (estimates).
+        `steps_per_epoch`, `seconds_per_epoch`, `seconds` (estimates), `load` (how many programs were running on this
+        machine before: threads that wait for a core make an estimate many times too long).
     """
     from kitae.data.splits import make_splits
     from kitae.data.store import open_store
 
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     world = begin(recipe.train)
     store = open_store(recipe.data, progress=progress)
     setup = Setup(recipe, store, make_splits(store, recipe.data))
@@ -345,6 +348,7 @@ def plan(recipe: Recipe, progress: Progress | None = None, steps: int = 6) -> di
         "steps_per_epoch": steps_per_epoch,
         "seconds_per_epoch": epoch,
         "seconds": epoch * spec.epochs,
+        "load": load,
     }
 
 

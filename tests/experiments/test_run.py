@@ -314,6 +314,14 @@ def test_plan_tells_time_noise_and_what_can_be_shown() -> None:
     assert "add seeds" in plan_study(make(seeds=[0]), measure=None).text()
 
 
+def test_plan_says_that_the_machine_was_busy() -> None:
+    def measure(recipe: Recipe) -> dict[str, Any]:
+        return {"recipe": recipe, "seconds_per_epoch": 2.0, "train": 100, "load": 3.2}
+
+    assert "beside 3 other programs" in make_plan(make(), measure=measure).text()
+    assert "other programs" not in make_plan(make(), measure=lambda r: {**measure(r), "load": 0.1}).text()
+
+
 def test_plan_scales_time_with_the_number_of_images() -> None:
     spec = make(design="sweep", factors={"limit": {"data.limit": [1000, 4000]}}, seeds=[0])
     plan = plan_study(spec, measure=FAKE["measure"], threads=1)

@@ -23,6 +23,7 @@ from kitae.recipe import Recipe, parse
 Measure = Callable[[Recipe], Mapping[str, Any]]
 
 _OPS = "augment.train."
+_BUSY = 0.8  # programs; each takes a core from the measurement
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class Plan:
         seconds_per_epoch, images: time of an epoch of the reference variant and its training images, measured; None if
             they were not.
         seconds: of the whole study with `workers` runs at a time; None likewise.
+        load: programs that were running on this machine when that was measured.
         noise: standard deviation between runs in the metric's unit, from which `smallest` follows.
         smallest: the effect that would be shown with 80 % probability.
         seeds_needed: claim -> seeds with which half the claimed effect would be shown.
@@ -78,6 +80,7 @@ class Plan:
     noise: float
     smallest: float | None
     seeds_needed: Mapping[str, int | None] = field(default_factory=dict)
+    load: float = 0.0
 
     @property
     def units(self) -> list[list[Job]]:
@@ -110,6 +113,8 @@ class Plan:
                 f"({rough_duration(self.seconds_per_epoch or 0)} an epoch, {self.workers} at a time, "
                 f"{self.threads} thread{'s' * (self.threads != 1)} each)"
             )
+            if self.load > _BUSY:
+                lines.append(f"            measured beside {self.load:.0f} other programs: alone it may be far less")
         source = "given" if spec.noise is not None else "assumed"
         if self.smallest is None:
             lines.append("  can show  nothing: one run of each variant leaves no estimate of the noise; add seeds")
@@ -163,9 +168,11 @@ def make_plan(
     undecided = [recipe for recipe, _ in recipes.values() if recipe.train.precision == "auto"]
     reference = recipes[design.reference][0]
     seconds_per_epoch = images = None
+    load = 0.0
     if measure is not None:
         facts = measure(undecided[0] if undecided and reference.train.precision != "auto" else reference)
         seconds_per_epoch, images = float(facts["seconds_per_epoch"]), int(facts["train"])
+        load = float(facts.get("load", 0.0))
         precision = precision or facts["recipe"].train.precision
     if undecided and precision is not None:
         recipes = {
@@ -186,7 +193,7 @@ def make_plan(
         unit[0].recipe.train.epochs * seconds_per_epoch * (unit[0].recipe.data.limit or images) / images
         for unit in plan.units
     )
-    return replace(plan, seconds=total / max(1, min(workers, len(plan.units))))
+    return replace(plan, seconds=total / max(1, min(workers, len(plan.units))), load=load)
 
 
 def load_base(spec: StudySpec) -> Recipe:
