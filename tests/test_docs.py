@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,21 +14,25 @@ from PIL import Image
 from kitae.cli import app
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "README.ja.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCKS = [
     pytest.param(block, id=f"{page.relative_to(ROOT)}:{number}")
     for page in PAGES
     for number, block in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.S))
 ]
-COMMANDS = sorted(
-    {
-        line.strip()
-        for page in PAGES
-        for block in re.findall(r"^```(?:sh|bash|console)?\n(.*?)^```", page.read_text(), re.S | re.M)
-        for line in block.splitlines()
-        if line.strip().startswith("kitae ")
-    }
-)
+
+
+def commands(page: Path) -> Iterator[str]:
+    """Lines inside fences that call kitae."""
+    fenced = False
+    for line in page.read_text().splitlines():
+        if line.startswith("```"):
+            fenced = not fenced
+        elif fenced and line.strip().startswith("kitae "):
+            yield line.strip()
+
+
+COMMANDS = sorted({line for page in PAGES for line in commands(page)})
 
 
 @pytest.mark.parametrize("line", COMMANDS)
