@@ -83,6 +83,25 @@ def test_train_draws_a_bar_on_a_terminal(home: Path) -> None:
     assert b"ETA" in seen
 
 
+def test_counting_draws_a_bar_only_while_it_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    import io
+
+    from rich.console import Console
+
+    from kitae import console
+
+    seen = io.StringIO()
+    monkeypatch.setattr(console, "console", Console(file=seen, force_terminal=True, width=80))
+    with console.counting("decoding images") as count:
+        assert seen.getvalue() == ""
+        count(1, 3)
+        assert "decoding images" in seen.getvalue()
+        count(3, 3)
+        length = len(seen.getvalue())
+        console.say("epoch 1")
+        assert "decoding" not in seen.getvalue()[length:]
+
+
 def test_a_second_run_needs_a_word_and_resume_returns_the_finished_one(home: Path, run: Path) -> None:
     error = kitae(home, "train", "fashion-mini", "--out", "run", *TINY, code=2).stderr
     assert "--resume or --overwrite" in error

@@ -91,9 +91,21 @@ def counting(what: str) -> Iterator[Any]:
     """A progress callback `(done, total)` for one long job, such as decoding images."""
     if console.is_terminal:
         columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=console, transient=True) as bar:
-            job = bar.add_task(what, total=None)
-            yield lambda done, total: bar.update(job, completed=done, total=total)
+        bar = Progress(*columns, console=console, transient=True)
+        job = bar.add_task(what, total=None)
+
+        def drawn(done: int, total: int) -> None:
+            # Shown from the first count to the last: beside training's own bar an idle one would only pulse.
+            bar.update(job, completed=done, total=total)
+            if done < total:
+                bar.start()
+            else:
+                bar.stop()
+
+        try:
+            yield drawn
+        finally:
+            bar.stop()
         return
     started = last = time.monotonic()
 
