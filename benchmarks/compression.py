@@ -78,6 +78,7 @@ def _section(name: str, facts: dict[str, Any]) -> str:
             f"{100 * row['accuracy']:.2f} % | {row['drop']:+.2f}{_interval(row['drop_interval'], 2)} |"
         )
     lines.append("")
+    lines += [f"Left out: {item['name']} ({item['why']})." for item in facts.get("left_out", ())]
     test, budget = facts["test"], facts["spec"]["max_drop"]
     if test is None:
         lines.append(f"Nothing met the budget: the closest, {facts['winner']['name']}, {facts['why_not']}.")

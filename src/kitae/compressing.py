@@ -416,6 +416,7 @@ def _write(
         "within_budget": outcome.within_budget,
         "why_not": outcome.why_not,
         "stopped": outcome.stopped,
+        "left_out": [{"name": name, "why": why} for name, why in outcome.left_out],
         "baseline": rows[0],
         "winner": winner,
         "smaller": rows[0]["bytes"] / winner["bytes"],

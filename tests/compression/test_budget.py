@@ -20,7 +20,7 @@ from kitae.compression.prune import Shape
 from kitae.compression.spec import CompressSpec
 from kitae.deployment.onnx import Card, serialize, to_onnx
 from kitae.deployment.verify import torch_reference, verify_float, verify_integer
-from kitae.errors import CompressionError
+from kitae.errors import CompressionError, ExportError
 from kitae.evaluation import intervals
 from kitae.models.build import count_macs, count_parameters
 from kitae.preprocess import PreprocessRules
@@ -263,6 +263,24 @@ def test_every_precision_of_one_network(
     assert {row["calibration"] for row in outcome.rows if "static" in row["name"]} <= {"minmax", "average"}
     if outcome.winner.precision == "int8-qat":
         assert not torch.equal(outcome.model.conv1.weight, trained.conv1.weight)
+
+
+def test_a_file_that_fails_its_verification_is_left_out_and_named(
+    trained: nn.Module, tools: Tools, train: Data, selection: Data, tmp_path: Path
+) -> None:
+    def refuses(content: bytes) -> None:
+        if b"int8-qat" in content:
+            raise ExportError("the INT8 graph does not run here as its integers say")
+
+    lines: list[str] = []
+    picky = replace(tools, verify_integer=refuses, say=lines.append)
+    fields: dict[str, Any] = {"prune": "none", "qat_epochs": 1, "calibration": ("minmax",)}
+    outcome, _ = run(trained, picky, train, selection, tmp_path / "1", quantize=("none", "static", "qat"), **fields)
+    assert [row["name"] for row in outcome.rows] == ["original fp32", "original int8-static"]
+    assert outcome.left_out == (("original int8-qat", "the INT8 graph does not run here as its integers say"),)
+    assert any(line.startswith("original int8-qat is left out: ") for line in lines)
+    with pytest.raises(ExportError, match="as its integers say"):  # nothing asked for can be had
+        run(trained, picky, train, selection, tmp_path / "2", quantize=("none", "qat"), **fields)
 
 
 def test_the_controls_stand_beside_the_winner(

@@ -27,7 +27,7 @@ from kitae.compression.distill import as_teacher
 from kitae.compression.prune import Batches, Shape
 from kitae.compression.qat import Simulated
 from kitae.compression.spec import CompressSpec
-from kitae.errors import CompressionError
+from kitae.errors import CompressionError, ExportError
 
 if TYPE_CHECKING:
     import onnx
@@ -169,6 +169,7 @@ class Outcome:
         model: the winner's network, in PyTorch (for `int8-qat` with the weights learnt there).
         filters: first convolution of the original [O, C, h, w], and what of it the winner kept (bool).
         stopped: why larger ratios were not tried; empty if all were.
+        left_out: candidates that could not be had (a file that failed its verification), and why.
     """
 
     candidates: tuple[Candidate, ...]
@@ -182,6 +183,7 @@ class Outcome:
     model: nn.Module
     filters: tuple[NDArray[np.float32], NDArray[np.bool_]] | None
     stopped: str = ""
+    left_out: tuple[tuple[str, str], ...] = ()
 
     @property
     def baseline(self) -> Candidate:
@@ -249,7 +251,7 @@ def search(
         reached.append(_prune(reached, ratio, spec, tools, input_shape))
         found = bench.candidates(reached[-1])
         candidates += found
-        best = min(candidate.row["drop"] for candidate in found)
+        best = min((candidate.row["drop"] for candidate in found), default=0.0)
         if spec.abandon and best > _hopeless(spec):
             stopped = f"ratios above {ratio:g} were not tried: this one loses {best:.2f} points"
             break
@@ -273,6 +275,7 @@ def search(
         model=bench.learnt.get(winner.name, stage.model),
         filters=_filters(model, stage),
         stopped=stopped,
+        left_out=tuple(bench.left_out),
     )
 
 
@@ -326,6 +329,7 @@ class _Bench:
         self.labels = selection.labels
         self.shown = selection.first(1)
         self.original: NDArray[np.int64] | None = None  # classes that the float original predicts
+        self.left_out: list[tuple[str, str]] = []  # candidates that could not be had, and why
         self.learnt: dict[str, nn.Module] = {}  # candidate -> the network with the weights of QAT
 
     def candidates(
@@ -338,21 +342,34 @@ class _Bench:
         found = [plain] if always_float or "none" in wanted else []
         if self.spec.abandon and stage.ratio > 0 and not label and plain.row["drop"] > _hopeless(self.spec):
             return found or [plain]  # rounding will not bring back what pruning lost
+        failures = []
         for precision in wanted:
-            if precision == "dynamic":
-                made = quantize.dynamic(graph, target=self.spec.target)
-                quantize.check_integers(made, graph, target=self.spec.target)
-                found.append(self._file(stage, precision, made, label=label))
-            elif precision == "static":
-                found.append(self._static(stage, precision, graph, label))
-            elif precision == "qat":
-                self.tools.say(
-                    f"{label}{_percent(stage.ratio)}: quantization-aware training, {self.spec.qat_epochs} epochs"
-                )
-                learnt = replace(stage, model=_aware(stage, self.spec, self.tools, self.input_shape))
-                found.append(self._static(learnt, precision, self.tools.to_graph(learnt.model), label))
-                self.learnt[found[-1].name] = learnt.model
+            if precision == "none":
+                continue
+            try:
+                found.append(self._quantized(stage, precision, graph, label))
+            except (CompressionError, ExportError) as error:  # this file cannot be had; others may
+                name = _name(stage, precision, label)
+                self.tools.say(f"{name} is left out: {error}")
+                self.left_out.append((name, str(error)))
+                failures.append(error)
+        if stage.ratio == 0 and not label and failures and len(failures) == len([p for p in wanted if p != "none"]):
+            raise failures[0]  # the network itself cannot be quantized as asked
         return found
+
+    def _quantized(self, stage: _Stage, precision: str, graph: onnx.ModelProto, label: str) -> Candidate:
+        """The network in 8 bits, as a verified file."""
+        if precision == "dynamic":
+            made = quantize.dynamic(graph, target=self.spec.target)
+            quantize.check_integers(made, graph, target=self.spec.target)
+            return self._file(stage, precision, made, label=label)
+        if precision == "static":
+            return self._static(stage, precision, graph, label)
+        self.tools.say(f"{_name(stage, precision, label)}: quantization-aware training, {self.spec.qat_epochs} epochs")
+        learnt = replace(stage, model=_aware(stage, self.spec, self.tools, self.input_shape))
+        candidate = self._static(learnt, precision, self.tools.to_graph(learnt.model), label)
+        self.learnt[candidate.name] = learnt.model
+        return candidate
 
     def sensitivity(self, model: nn.Module) -> list[quantize.Sensitivity]:
         """What quantizing each layer alone does, on the first validation images."""
@@ -381,7 +398,7 @@ class _Bench:
     ) -> Candidate:  # fmt: skip
         """Verify and write one file, and describe it."""
         pruned = self.spec.prune if stage.ratio > 0 else "none"
-        name = f"{label}{stage.title or _percent(stage.ratio)} {NAMES[precision]}"
+        name = _name(stage, precision, label)
         notes = {"prune": pruned, "ratio": stage.ratio, "calibration": method or None}
         content = self.tools.to_file(graph, NAMES[precision], notes)
         if precision == "none":
@@ -417,6 +434,10 @@ class _Bench:
 
 _SENSITIVITY_IMAGES = 512
 _EQUAL = 1.01
+
+
+def _name(stage: _Stage, precision: str, label: str) -> str:
+    return f"{label}{stage.title or _percent(stage.ratio)} {NAMES[precision]}"
 
 
 def _percent(ratio: float) -> str:
