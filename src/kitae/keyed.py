@@ -17,6 +17,7 @@ All arguments broadcast against each other as NumPy arrays do.
 
 from __future__ import annotations
 
+import zlib
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ SLOT_MIX = 8  # 8 to 15: the switch, lambda and box of MixUp and CutMix
 SLOT_BOOTSTRAP = 16  # resampling in evaluation
 SLOT_MODEL = 24  # the seed of torch's generator for initial weights
 SLOT_STEP = 25  # the seed of torch's generator at each step
-SLOT_OPS = 64  # op k of a pipeline owns slots SLOT_OPS + k * SLOTS_PER_OP and up
+SLOT_OPS = 64  # ops of an augmentation pipeline: from here up, see `op_slot`
 SLOTS_PER_OP = 64
 
 # As uint64 scalars the same lines run on Python-side scalars, NumPy arrays, and in Numba without a float sneaking in.
@@ -60,6 +61,15 @@ def philox(c0: Any, c1: Any, c2: Any, c3: Any, k0: Any, k1: Any) -> tuple[Any, A
         k0 = (k0 + _W0) & _MASK
         k1 = (k1 + _W1) & _MASK
     return c0, c1, c2, c3
+
+
+def op_slot(name: str, occurrence: int = 0) -> int:
+    """The first of the SLOTS_PER_OP slots of an op: of its name, and of how many of that name stand before it.
+
+    Not of its place in the pipeline, so that adding or removing another op leaves its decisions as they were: two
+    variants of a study differ in the op that they differ in, and in nothing else.
+    """
+    return SLOT_OPS + (zlib.crc32(f"{name} {occurrence}".encode()) >> 7) * SLOTS_PER_OP
 
 
 def _uint64(value: ArrayLike, name: str, limit: int) -> NDArray[np.uint64]:

@@ -91,14 +91,15 @@ def test_the_ops_of_each_policy() -> None:
 
 @dataclass
 class Stream:
-    """The keyed numbers of one sample for the first op of a pipeline."""
+    """The keyed numbers of one sample for the only op of its name in a pipeline."""
 
+    name: str
     seed: int
     epoch: int
     index: int
 
     def __call__(self, slot: int) -> list[float]:
-        return [float(u) for u in keyed.uniforms(self.seed, self.epoch, self.index, keyed.SLOT_OPS + slot)]
+        return [float(u) for u in keyed.uniforms(self.seed, self.epoch, self.index, keyed.op_slot(self.name) + slot)]
 
 
 def signed(magnitude: float, is_signed: bool, u: float) -> float:
@@ -212,7 +213,7 @@ def replay(
     stages = [images] + [aug.replay(images, cut(program, k + 1)) for k in range(program.codes.shape[1])]
     np.testing.assert_array_equal(aug(images, epoch=epoch, index=index), stages[-1])
     for i in range(count):
-        subs = drawn(Stream(seed, epoch, int(index[i])))
+        subs = drawn(Stream(name, seed, epoch, int(index[i])))
         assert len(subs) == len(stages) - 1
         words = aug.explain(epoch=epoch, index=int(index[i]), size=size, channels=channels)
         moving = [sub for sub in subs if sub is not None and sub[0] != "Identity"]
@@ -333,7 +334,7 @@ def test_augmix(size: tuple[int, int], severity: int, depth: int, interpolation:
             codes[:, first + 1 + link : first + 1 + deepest] = o.NOP
             stages[chain, link] = aug.replay(images, Program(codes, args))
     for i in range(count):
-        m, chains = draw_augmix(Stream(seed, epoch, int(index[i])), *size, severity, depth)
+        m, chains = draw_augmix(Stream("augmix", seed, epoch, int(index[i])), *size, severity, depth)
         assert abs(program.args[i, 0, 0] - m) < 1e-12
         mix: NDArray[np.float32] = np.float32(m) * images[i].astype(np.float32)
         for chain, (weight, subs) in enumerate(chains):

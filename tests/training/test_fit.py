@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -306,6 +308,18 @@ def test_out_of_memory_says_what_to_do(toy: dict[str, Any], error: BaseException
     with pytest.raises(TrainingError, match=r"out of memory at train\.batch_size 16: halve it") as caught:
         fit(Full(), spec=spec(batch_size=16), **toy)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="where a program inherits its parent's peak")
+def test_peak_memory_is_of_this_program_not_of_the_one_that_started_it() -> None:
+    hoard = np.ones(3 * 10**9, np.uint8)
+    code = (
+        "import torch; from kitae.training.fit import _peak_memory; import resource; "
+        "print(_peak_memory(torch.device('cpu')), 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    own, inherited = map(int, subprocess.check_output([sys.executable, "-c", code]).split())
+    assert own < len(hoard) <= inherited
+    assert own > 5 * 10**7
 
 
 def test_another_error_of_torch_is_not_about_memory(toy: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -237,9 +238,19 @@ class Pipeline:
             numbers.append(np.array(op.numbers(site), np.float64))
             offsets.append(offsets[-1] + op.length)
             sizes.append(op.result(h, w))
-        slots = tuple(keyed.SLOT_OPS + k * keyed.SLOTS_PER_OP for k in range(len(ops)))
+        slots: list[int] = []
+        before: Counter[str] = Counter()
+        for op in ops:
+            name = type(op).__qualname__ if isinstance(op, CustomOp) else op.name
+            slot = keyed.op_slot(name, before[name])
+            before[name] += 1
+            while slot in slots:  # two names with the same checksum
+                slot += keyed.SLOTS_PER_OP
+            slots.append(slot)
         mixing = np.array(mix_numbers(mix), np.float64) if mix is not None and mix.active else None
-        return cls(tuple(ops), channels, height, width, tuple(sizes), tuple(offsets), tuple(numbers), slots, mixing)
+        return cls(
+            tuple(ops), channels, height, width, tuple(sizes), tuple(offsets), tuple(numbers), tuple(slots), mixing
+        )
 
     @classmethod
     def bare(cls, channels: int, size: tuple[int, int], new: tuple[int, int], mixing: bool) -> Pipeline:

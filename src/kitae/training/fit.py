@@ -481,9 +481,15 @@ def _finite(value: float) -> float | None:
 
 
 def _peak_memory(device: torch.device) -> int:
-    """Bytes: of the GPU in this epoch, or of this process since it began (ru_maxrss is in KiB, on macOS in bytes)."""
+    """Bytes: of the GPU in this epoch, or of this process since it began."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    try:
+        # Linux hands ru_maxrss down to the programs that a process starts; VmHWM begins anew.
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        pass  # not Linux; ru_maxrss is in KiB, on macOS in bytes
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
