@@ -212,6 +212,36 @@ def test_compress_takes_several_precisions_and_other_options_after_them() -> Non
     assert bound.arguments["set_"] == ["controls=[random]", "seed=1"]
 
 
+def test_a_disk_that_refuses_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    import errno
+
+    from kitae import cli
+
+    def fails(number: int) -> None:
+        def app(**options: object) -> None:
+            raise OSError(number, os.strerror(number), "runs/a.onnx")
+
+        monkeypatch.setattr(cli, "app", app)
+
+    fails(errno.ENOSPC)
+    with pytest.raises(SystemExit, match="2"):
+        cli.main()
+    assert capsys.readouterr().err.strip() == "error: runs/a.onnx: No space left on device"
+    fails(errno.EBADF)  # which no disk does: a mistake of ours, and shown whole
+    with pytest.raises(OSError, match="Bad file"):
+        cli.main()
+
+
+def test_a_missing_extra_is_named(home: Path) -> None:
+    code = (
+        "import sys\nsys.modules['torch'] = None\nsys.argv = ['kitae', 'train', 'fashion-mini', '--out', 'none']\n"
+        "from kitae.cli import main\nmain()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=home)
+    assert done.returncode == 2
+    assert done.stderr.strip() == "error: torch is not installed: pip install 'kitae[train]'"
+
+
 def test_study_plan_and_list(home: Path) -> None:
     assert "mixing" in kitae(home, "study").stdout
     out = kitae(home, "study", "mixing", "--tiny", "--plan", "--set", "data.source=fashion-mini").stdout

@@ -5,6 +5,7 @@ Everything heavy is imported inside the verb that needs it, so `kitae --help` lo
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -37,6 +38,15 @@ Sets = Annotated[
     list[str] | None,
     Parameter(name="--set", consume_multiple=True, negative=(), help="Override fields: a.b=value c=value ..."),
 ]
+# What a command may miss, and the disk may refuse, without anything being wrong with the program.
+_EXTRAS = {
+    **dict.fromkeys(("torch", "torchvision", "numba", "scipy", "statsmodels", "pandas", "torchmetrics", "safetensors",
+                     "pyarrow", "matplotlib", "jinja2"), "train"),
+    **dict.fromkeys(("onnx", "onnxscript", "torch_pruning", "torchao"), "compress"),
+    "onnxruntime": "runtime", "timm": "models", "optuna": "search", "ray": "cluster", "tensorboard": "track",
+}  # fmt: skip
+_USER_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOTDIR)
+
 _Tta = Literal["none", "flip", "shift", "scale", "full"]
 
 
@@ -52,12 +62,23 @@ def main() -> None:
         if type(problem).__name__ == "TrainingInterruptedError":
             sys.exit(143 if "SIGTERM" in str(problem) else 130)
         sys.exit(2)
-    except KeyboardInterrupt:
-        console.error("interrupted")
-        sys.exit(130)
+    except ModuleNotFoundError as problem:
+        extra = _EXTRAS.get((problem.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        console.error(f"{problem.name} is not installed: pip install 'kitae[{extra}]'")
+        sys.exit(2)
     except BrokenPipeError:  # `kitae ... | head`: the reader has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as problem:
+        if problem.errno not in _USER_ERRORS:
+            raise
+        console.error(f"{problem.filename or 'a file'}: {problem.strerror}")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        console.error("interrupted")
+        sys.exit(130)
 
 
 @app.command
@@ -303,8 +324,10 @@ def compress(
         "max_drop": max_drop, "max_latency_ms": max_latency_ms, "max_bytes": max_bytes, "prune": prune,
         "ratios": ratios, "finetune_epochs": finetune_epochs, "quantize": quantize or None, "target": target,
     }  # fmt: skip
-    options = {name: value for name, value in given.items() if value is not None}
     spec = override(CompressSpec(), set_ or [])
+    said = {word.partition("=")[0] for word in set_ or ()}
+    given |= {name: getattr(spec, name) for name in ("max_drop", "abandon") if name in said}  # said, if by --set
+    options = {name: value for name, value in given.items() if value is not None}
     result = run_compression(run, out, spec=spec, overwrite=overwrite, say=console.say, **options)
     _print_compression(result)
 
@@ -323,7 +346,9 @@ def _print_compression(result: Any) -> None:
     head = ["candidate", "bytes", "ms an image", "faster", "validation accuracy (95 % interval)"]
     console.table("", head, rows)
     facts = result.facts
-    console.say(f"{facts['smaller']:.1f} x smaller and {facts['faster']:.1f} x faster than the 32-bit ONNX model")
+    packed = " when packed" if facts["size"] == "packed_bytes" else ""
+    times = f"{facts['smaller']:.1f} x smaller{packed} and {facts['faster']:.1f} x faster"
+    console.say(f"{times} than the 32-bit ONNX model")
     if result.test is not None:
         before, after = result.test["baseline"], result.test["winner"]
         low, high = result.test["drop_interval"]
@@ -332,6 +357,9 @@ def _print_compression(result: Any) -> None:
             f"{console.percent(after['accuracy'], after['accuracy_interval'])} after: "
             f"{result.test['drop']:.2f} points lost (95 % interval {low:.2f} to {high:.2f})"
         )
+        if not result.test["within_budget"]:
+            budget = facts["spec"]["max_drop"]
+            console.say(f"on test that is more than the budget of {budget:g}; it was within it on validation")
     console.say(f"{result.model_file} runs with: kitae predict {result.model_file} IMAGES")
 
 

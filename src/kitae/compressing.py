@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -26,15 +27,16 @@ from torch import Tensor, nn
 
 import kitae
 from kitae import keyed
-from kitae.compression.budget import Images, Outcome, Tools, judge, search
+from kitae.compression.budget import Images, Outcome, Tools, judge, search, size_field
 from kitae.compression.prune import Shape, reshape
 from kitae.compression.quantize import FEWEST_IMAGES
 from kitae.compression.spec import CompressSpec
 from kitae.deployment.onnx import Card, Exported, serialize, to_onnx
 from kitae.deployment.onnx import export as write_onnx
 from kitae.deployment.verify import torch_reference, verify_float, verify_integer
-from kitae.errors import CompressionError
+from kitae.errors import CompressionError, DataError
 from kitae.evaluation import intervals, latency
+from kitae.evaluation.calibration import fit_temperature
 from kitae.files import write_atomically, write_json
 from kitae.models.build import build, count_macs, count_parameters, rebuild
 from kitae.pipeline import Setup
@@ -133,9 +135,18 @@ def export(run: Run | str | Path, path: str | Path | None = None) -> Exported:
     """
     run = run if isinstance(run, Run) else Run.open(run)
     model = _network(run)
-    images = _rows(Setup.of(run), "val").first(_VERIFY_IMAGES)
-    file = Path(path) if path is not None else run.path.with_name(f"{run.path.name}.onnx")
+    try:
+        images = _rows(Setup.of(run), "val").first(_VERIFY_IMAGES)
+    except DataError:  # the data has moved; made-up pictures verify a file too
+        images = None
+    file = Path(path) if path is not None else _beside(run.path, ".onnx")
     return write_onnx(model, file, card(run), images)
+
+
+def _beside(folder: Path, suffix: str) -> Path:
+    """A neighbour of a folder under its name, also of `.`."""
+    whole = folder.resolve()
+    return whole.with_name(f"{whole.name}{suffix}")
 
 
 def card(run: Run) -> Card:
@@ -181,7 +192,9 @@ def compress(
     run.load_model()  # says what is wrong with a run that has no best model
     run.require_finished()
     spec = _spec(spec, options)
-    folder = Path(out) if out is not None else run.path.with_name(f"{run.path.name}-small")
+    folder = Path(out) if out is not None else _beside(run.path, "-small")
+    if not os.access(run.path, os.W_OK):
+        raise CompressionError(f"{run.path}: is read-only, and an opening of test is counted there; copy the run")
     _take(folder, overwrite)
     say = say or (lambda line: None)
     world = distributed.join(run.recipe.train.device)
@@ -193,7 +206,8 @@ def compress(
     if len(train) < FEWEST_IMAGES:
         raise CompressionError(f"{run.path}: {len(train)} training images are too few to calibrate with")
     about = card(run)
-    tools = _tools(run, spec, setup, about, train, validation, folder, world, say)
+    calibrated = _Calibrated(run, setup, about, model)
+    tools = _tools(run, spec, setup, calibrated, train, validation, folder, world, say)
     try:
         outcome = search(
             model,
@@ -214,7 +228,8 @@ def compress(
         say("opening test for the original and the winner")
         rows = setup.splits.open_test(lambda: run.count_test_opening(f"compress, {outcome.winner.name}"))
         test = judge(outcome, Images(setup.image_set(rows).gather, rows), tools, spec)
-    result = _write(folder, run, spec, outcome, test, {"train": len(train), "val": len(validation)})
+    counts = {"train": len(train), "val": len(validation)}
+    result = _write(folder, run, spec, outcome, test, counts, calibrated(outcome.model).temperature)
     if not outcome.within_budget:
         raise CompressionError(
             f"{folder}: no candidate is within the budget; the closest, {outcome.winner.name}, {outcome.why_not}; "
@@ -250,10 +265,31 @@ def _take(folder: Path, overwrite: bool) -> None:
         )
     if (folder / "compression.json").exists() and not overwrite:
         raise CompressionError(f"{folder}: holds a compression already; add --overwrite, or choose another --out")
-    for name in _FILES:
-        (folder / name).unlink(missing_ok=True)
-    for name in ("candidates", "figures"):
-        shutil.rmtree(folder / name, ignore_errors=True)
+    shutil.rmtree(folder / "candidates", ignore_errors=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".tmp").touch()  # the search takes long: better to know now
+        (folder / ".tmp").unlink()
+    except OSError as error:
+        raise CompressionError(f"{folder}: cannot be used as --out ({error.strerror})") from error
+
+
+class _Calibrated:
+    """What a network's file says about itself: fine-tuning moves the logits, so each has a temperature of its own."""
+
+    def __init__(self, run: Run, setup: Setup, about: Card, original: nn.Module) -> None:
+        self.run, self.setup, self.about = run, setup, about
+        self._known: dict[int, tuple[nn.Module, Card]] = {id(original): (original, about)}  # holds them, so ids stay
+
+    def __call__(self, model: nn.Module) -> Card:
+        if id(model) not in self._known:
+            about = self.about
+            if self.run.recipe.evaluate.temperature:
+                validation = self.setup.image_set(self.setup.splits.val)
+                logits, labels = self.run.logits(validation, model, tta="none")
+                about = about.but(temperature=fit_temperature(logits, labels))
+            self._known[id(model)] = (model, about)
+        return self._known[id(model)][1]
 
 
 def _network(run: Run) -> nn.Module:
@@ -341,30 +377,33 @@ def _tools(
     run: Run,
     spec: CompressSpec,
     setup: Setup,
-    about: Card,
+    calibrated: _Calibrated,
     train: Images,
     validation: Images,
     folder: Path,
     world: World,
     say: Say,
 ) -> Tools:
+    about = calibrated.about
     mean, std = (torch.tensor(value, device=world.device).reshape(1, -1, 1, 1) for value in (about.mean, about.std))
     images = validation.first(_VERIFY_IMAGES)
     training = run.recipe.train
 
     def batches() -> Iterable[tuple[Tensor, Tensor]]:
-        some = Images(train.gather, train.rows[:_STATISTICS_IMAGES], 128)
+        count = min(len(train), _STATISTICS_IMAGES)
+        # Whole batches: one of few images would weigh as much in BatchNorm's statistics as one of many.
+        some = Images(train.gather, train.rows[: count - count % 128 or count], 128)
         for pixels, labels in some.batches():
             values = torch.from_numpy(pixels).to(world.device).float() / 255.0
             yield (values - mean) / std, torch.from_numpy(labels).to(world.device)
 
     def verify(content: bytes, model: nn.Module) -> object:
-        reference = partial(torch_reference, model, about.mean, about.std, about.temperature)
+        reference = partial(torch_reference, model, about.mean, about.std, calibrated(model).temperature)
         return verify_float(content, reference(), images, partial(reference, double=True))
 
-    def to_file(graph: Any, precision: str, notes: Mapping[str, Any]) -> bytes:
+    def to_file(graph: Any, precision: str, notes: Mapping[str, Any], model: nn.Module) -> bytes:
         target = "any" if precision == "fp32" else spec.target
-        return serialize(graph, about.but(precision=precision, target=target, notes=notes))
+        return serialize(graph, calibrated(model).but(precision=precision, target=target, notes=notes))
 
     def recover(model: nn.Module, *, epochs: int, **options: Any) -> nn.Module:
         return setup.recover(model, epochs=epochs, watcher=_Epochs(say, epochs), **options)
@@ -379,7 +418,7 @@ def _tools(
         recover=recover,
         fresh=lambda: _fresh(run.recipe, run.classes, run.rules),
         batches=batches,
-        to_graph=lambda model: to_onnx(model, about),
+        to_graph=lambda model: to_onnx(model, calibrated(model)),
         to_file=to_file,
         verify_float=verify,
         verify_integer=lambda content: verify_integer(content, images),
@@ -390,7 +429,7 @@ def _tools(
             "parameters": count_parameters(model),
             "macs": count_macs(model, about.rules.channels, about.rules.image_size),
         },
-        steps_per_epoch=epoch_steps(len(train), training.batch_size, world.size),
+        steps_per_epoch=-(-epoch_steps(len(train), training.batch_size, world.size) // training.accumulate),
         fingerprint=hashlib.sha256(run.best.read_bytes() + setup.store.fingerprint.encode()
                                    + run.recipe.fingerprint.encode()).hexdigest(),
         scratch=scratch,
@@ -401,10 +440,12 @@ def _tools(
 
 
 def _write(
-    folder: Path, run: Run, spec: CompressSpec, outcome: Outcome, test: dict[str, Any] | None, counts: dict[str, int]
-) -> CompressionResult:
+    folder: Path, run: Run, spec: CompressSpec, outcome: Outcome, test: dict[str, Any] | None, counts: dict[str, int],
+    temperature: float,
+) -> CompressionResult:  # fmt: skip
     rows = outcome.rows
     winner = next(row for row in rows if row["winner"])
+    size = size_field(spec)
     facts = {
         "format": _FORMAT,
         "kitae": kitae.__version__,
@@ -419,19 +460,24 @@ def _write(
         "left_out": [{"name": name, "why": why} for name, why in outcome.left_out],
         "baseline": rows[0],
         "winner": winner,
-        "smaller": rows[0]["bytes"] / winner["bytes"],
+        "size": size,
+        "smaller": rows[0][size] / winner[size],
         "faster": winner["speedup"],
         "test": test,
         "latency": {name: value for name, value in outcome.latency.items() if name != "candidates"},
         "candidates": rows,
         "sensitivity": [vars(item) for item in outcome.sensitivity],
     }
+    for old in _FILES:  # of an earlier compression: now that there is a new one
+        (folder / old).unlink(missing_ok=True)
+    shutil.rmtree(folder / "figures", ignore_errors=True)
     name = "model.onnx" if outcome.within_budget else "closest.onnx"
     write_atomically(folder / name, outcome.winner.path.read_bytes())
     write_parquet(_table(rows), folder / "front.parquet")
     save_weights(outcome.model.state_dict(), folder / "model.safetensors")
     write_json(folder / "model.json", {
-        **run.facts(), "recipe": run.recipe.model_dump(mode="json"), "shape": outcome.shape.to_dict(),
+        **run.facts(), "temperature": temperature, "recipe": run.recipe.model_dump(mode="json"),
+        "shape": outcome.shape.to_dict(),
     })  # fmt: skip
     _draw(folder / "figures", spec, outcome, rows)
     shutil.rmtree(folder / "candidates", ignore_errors=True)

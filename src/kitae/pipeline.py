@@ -278,26 +278,30 @@ class Setup:
 
     def recover(
         self, model: nn.Module, *, epochs: int, after_step: Callable[[nn.Module], None] | None = None,
-        teacher: nn.Module | None = None, watcher: Watcher | None = None,
+        teacher: nn.Module | None = None, keep: Literal["best", "last"] = "best", watcher: Watcher | None = None,
     ) -> nn.Module:  # fmt: skip
         """Fine-tune a compressed model through the same loop, at a tenth of the recipe's rate down a cosine.
 
         Args:
             after_step: holds pruning masks. `teacher`: the unpruned model to learn from as well.
+            keep: the best epoch's weights, or the last one's where the network changed on the way.
         """
         spec = self.recipe.train
+        optimizer: dict[str, Any] = {"lr": spec.optimizer.lr * 0.1}
+        if not any(isinstance(module, nn.Linear | nn.Conv2d) for module in model.modules()):
+            optimizer["layer_decay"] = None  # a traced graph (simulated quantization) has no layers to tell apart
         tuned = spec.model_copy(
             update={
                 "epochs": epochs,
                 "early_stopping": None,
                 "ema": None,
-                "optimizer": spec.optimizer.model_copy(update={"lr": spec.optimizer.lr * 0.1}),
+                "optimizer": spec.optimizer.model_copy(update=optimizer),
                 "schedule": spec.schedule.model_copy(update={"name": "cosine", "warmup_epochs": 0.0, "final": 0.0}),
             }
         )
         world = World(0, 1, next(model.parameters()).device)
         guide = None if teacher is None else Teacher(copy.deepcopy(teacher).eval().requires_grad_(False))
-        self.fit(model, tuned, world, after_step=after_step, teacher=guide, watcher=watcher)
+        self.fit(model, tuned, world, after_step=after_step, teacher=guide, keep=keep, watcher=watcher)
         return model
 
 

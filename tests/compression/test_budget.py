@@ -44,8 +44,11 @@ class Loop:
         epochs: int,
         after_step: Callable[[nn.Module], None] | None = None,
         teacher: nn.Module | None = None,
+        keep: str = "best",
     ) -> nn.Module:
-        self.calls.append({"epochs": epochs, "after_step": after_step, "teacher": teacher, "kind": type(model)})
+        self.calls.append(
+            {"epochs": epochs, "after_step": after_step, "teacher": teacher, "kind": type(model), "keep": keep}
+        )
         return fit(model, self.train, epochs, lr=0.02, after_step=after_step, teacher=teacher)
 
 
@@ -104,7 +107,7 @@ def tools(train: Data, selection: Data) -> Tools:
         fresh=fresh,
         batches=train.batches(),
         to_graph=to_graph,
-        to_file=lambda graph, precision, notes: serialize(graph, CARD.but(precision=precision, notes=notes)),
+        to_file=lambda graph, precision, notes, model: serialize(graph, CARD.but(precision=precision, notes=notes)),
         verify_float=lambda content, model: verify_float(
             content, torch_reference(model, MEAN, STD), selection.images[:64]
         ),
@@ -240,6 +243,18 @@ def test_unstructured_pruning_holds_its_zeros_into_the_file(
     assert len(tools.recover.calls) == (4 if gradual else 2)  # type: ignore[attr-defined]
 
 
+def test_unstructured_pruning_is_small_when_packed(
+    trained: nn.Module, tools: Tools, train: Data, selection: Data, tmp_path: Path
+) -> None:
+    """The files of all ratios are equally large; the most zeros make the smallest one, once it is packed."""
+    outcome, _ = run(
+        trained, tools, train, selection, tmp_path, prune="unstructured", ratios=(0.3, 0.6), quantize=("none",),
+        max_drop=100.0,
+    )  # fmt: skip
+    assert outcome.winner.ratio == 0.6
+    assert outcome.winner.name in outcome.front
+
+
 def test_a_loop_that_forgets_the_masks_is_noticed(
     trained: nn.Module, tools: Tools, train: Data, selection: Data, tmp_path: Path
 ) -> None:
@@ -286,10 +301,20 @@ def test_a_file_that_fails_its_verification_is_left_out_and_named(
 def test_the_controls_stand_beside_the_winner(
     trained: nn.Module, tools: Tools, train: Data, selection: Data, tmp_path: Path
 ) -> None:
+    measured: list[dict[str, Any]] = []
+
+    def slower_every_time(calls: Mapping[str, Callable[[], object]], reference: str) -> dict[str, Any]:
+        measured.append(counted_latency(calls, reference))
+        for found in measured[-1]["candidates"].values():
+            found["seconds"] *= len(measured)
+        return measured[-1]
+
+    lent = replace(tools, measure=slower_every_time)
     outcome, _ = run(
-        trained, tools, train, selection, tmp_path, quantize=("static",), ratios=(0.5,), max_drop=100.0,
+        trained, lent, train, selection, tmp_path, quantize=("static",), ratios=(0.5,), max_drop=100.0,
         controls=("random", "scratch"),
     )  # fmt: skip
+    assert outcome.winner.row["latency_ms"] == 2  # as it was chosen, not as it was measured again with the controls
     names = [candidate.name for candidate in outcome.candidates]
     assert names == ["original fp32", "original int8-static", "50 % int8-static", "random, 50 % int8-static",
                      "from scratch, 50 % int8-static"]  # fmt: skip
@@ -406,7 +431,7 @@ def test_the_front_holds_what_nothing_beats() -> None:
         candidate("beaten", 0.8, 60, 10),
         candidate("control", 1.0, 1, 1, control=True),
     ]
-    assert budget._front(found) == ("best", "small", "fast")
+    assert budget._front(found, CompressSpec()) == ("best", "small", "fast")
 
 
 @pytest.mark.parametrize(

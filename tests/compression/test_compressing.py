@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from kitae.compressing import CompressionResult, compress, export
 from kitae.compression.prune import count
 from kitae.errors import CompressionError, TrainingError
+from kitae.evaluation.calibration import fit_temperature
 from kitae.pipeline import train
 from kitae.recipe import Recipe
 from kitae.run import Run
@@ -93,6 +95,50 @@ def test_a_folder_is_not_overwritten_unasked(finished: Run, tmp_path: Path) -> N
     with pytest.raises(CompressionError, match=r"notes\.txt"):
         compress(finished, out, overwrite=True, **small())
     assert (out / "notes.txt").exists()
+
+
+def test_what_was_there_is_kept_until_there_is_something_new(finished: Run, tmp_path: Path) -> None:
+    out = tmp_path / "small"
+    compress(finished, out, **small(prune="none"))
+    before = {file.name: file.read_bytes() for file in out.iterdir() if file.is_file()}
+    with pytest.raises(CompressionError, match="no layer 'nowhere'"):
+        compress(finished, out, overwrite=True, **small(skip=("nowhere",)))
+    assert {file.name: file.read_bytes() for file in out.iterdir() if file.is_file()} == before
+    assert CompressionResult.open(out).model_file.is_file()
+
+
+def test_a_compressed_file_is_calibrated_anew(finished: Run, tmp_path: Path) -> None:
+    result = compress(finished, tmp_path / "small", **small(ratios=(0.5,), quantize=("none",)))
+    assert result.winner["ratio"] == 0.5
+    store = finished.open_store()
+    rows = finished.splits(store).val
+    images, labels = np.array(store.images[rows]), np.array(store.labels[rows])
+    probabilities = Model(result.model_file).predict(images).probabilities.astype(np.float64)
+    again = fit_temperature(np.log(np.maximum(probabilities, 1e-12)).astype(np.float32), labels)
+    assert again == pytest.approx(1.0, abs=0.02)  # nothing is left to calibrate
+    temperature = Model(result.model_file).metadata["temperature"]
+    assert temperature != finished.facts()["temperature"]
+    assert json.loads((result.path / "model.json").read_text())["temperature"] == temperature
+
+
+def test_layer_decay_does_not_stop_quantization_aware_training(finished: Run, tmp_path: Path) -> None:
+    recipe = finished.recipe.override("train.optimizer.layer_decay=0.8", "data.limit=400", "train.epochs=1")
+    run = train(recipe, tmp_path / "run")
+    result = compress(run, tmp_path / "small", **small(prune="none", quantize=("none", "qat"), qat_epochs=1))
+    assert [row["precision"] for row in result.rows] == ["fp32", "int8-qat"]
+
+
+def test_a_run_called_by_a_dot(finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(finished.path, tmp_path / "mine")
+    monkeypatch.chdir(tmp_path / "mine")
+    assert export(".").path == tmp_path / "mine.onnx"
+
+
+def test_export_needs_no_data(finished: Run, tmp_path: Path) -> None:
+    shutil.copytree(finished.path, tmp_path / "moved")
+    recipe = finished.recipe.override("data.source=folder:/nowhere/any/more")
+    recipe.save(tmp_path / "moved" / "recipe.yaml")
+    assert Model(export(tmp_path / "moved").path).classes == finished.classes
 
 
 def test_an_impossible_budget_is_one_line_and_does_not_open_test(finished: Run, tmp_path: Path) -> None:

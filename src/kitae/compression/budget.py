@@ -15,19 +15,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
+import kitae
 from kitae.compression import prune, quantize
 from kitae.compression.distill import as_teacher
 from kitae.compression.prune import Batches, Shape
 from kitae.compression.qat import Simulated
 from kitae.compression.spec import CompressSpec
 from kitae.errors import CompressionError, ExportError
+from kitae.files import write_atomically
 
 if TYPE_CHECKING:
     import onnx
@@ -46,6 +48,7 @@ class Recover(Protocol):
         epochs: int,
         after_step: Callable[[nn.Module], None] | None = None,
         teacher: nn.Module | None = None,
+        keep: Literal["best", "last"] = "best",
     ) -> nn.Module: ...
 
 
@@ -98,7 +101,7 @@ class Tools:
         fresh: builds the unpruned network with initial weights.
         batches: normalised *training* images [n, C, H, W] and labels, on the model's device, without augmentation.
         to_graph: exports a network in float32.
-        to_file: a graph's content as a file; takes the precision and notes for its metadata.
+        to_file: a graph's content as a file; takes the precision and notes for its metadata, and the network.
         verify_float: raises ExportError unless a float file computes what the network computes.
         verify_integer: raises ExportError unless an INT8 file runs here as its integers say.
         compare: (before, after, labels) predicted classes -> {difference, interval, ...}, paired.
@@ -107,7 +110,7 @@ class Tools:
         describe: a network's `parameters` and `macs`.
         scratch: trains a network from its initial weights as the run's recipe says; for the controls.
         small: untrained networks by their names, the fastest first; for the control of that name.
-        steps_per_epoch: optimizer steps.
+        steps_per_epoch: optimizer steps (not batches, where gradients are accumulated).
         fingerprint: identifies the original weights and data; part of the keys of `stages`.
     """
 
@@ -115,7 +118,7 @@ class Tools:
     fresh: Callable[[], nn.Module]
     batches: Batches
     to_graph: Callable[[nn.Module], onnx.ModelProto]
-    to_file: Callable[[onnx.ModelProto, str, Mapping[str, Any]], bytes]
+    to_file: Callable[[onnx.ModelProto, str, Mapping[str, Any], nn.Module], bytes]
     verify_float: Callable[[bytes, nn.Module], object]
     verify_integer: Callable[[bytes], object]
     compare: Callable[[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]], Mapping[str, Any]]
@@ -259,8 +262,9 @@ def search(
     winner, why_not = _choose(candidates, spec)
     if spec.controls and winner.ratio > 0:
         candidates += _controls(winner, reached, spec, tools, bench)
-        candidates, latency = _timed(candidates, spec, tools, bench.shown)
-        winner = next(candidate for candidate in candidates if candidate.name == winner.name)
+        # The others keep the times by which the winner was chosen.
+        again, _ = _timed(candidates, spec, tools, bench.shown)
+        candidates = [new if new.control else old for old, new in zip(candidates, again, strict=True)]
     quantizes = any(precision != "none" for precision in spec.quantize)
     stage = next(stage for stage in reached if stage.ratio == winner.ratio)
     return Outcome(
@@ -268,7 +272,7 @@ def search(
         winner=winner,
         within_budget=not why_not,
         why_not=why_not,
-        front=_front(candidates),
+        front=_front(candidates, spec),
         latency=latency,
         sensitivity=tuple(bench.sensitivity(model)) if spec.sensitivity and quantizes else (),
         shape=stage.shape,
@@ -302,6 +306,11 @@ def judge(outcome: Outcome, test: Images, tools: Tools, spec: CompressSpec) -> d
         "count": len(labels),
         "within_budget": drop["drop"] <= spec.max_drop,
     }
+
+
+def size_field(spec: CompressSpec) -> str:
+    """The column by which small is judged: a file keeps the zeros of unstructured pruning until it is packed."""
+    return "packed_bytes" if spec.prune == "unstructured" else "bytes"
 
 
 # What follows is private.
@@ -400,7 +409,7 @@ class _Bench:
         pruned = self.spec.prune if stage.ratio > 0 else "none"
         name = _name(stage, precision, label)
         notes = {"prune": pruned, "ratio": stage.ratio, "calibration": method or None}
-        content = self.tools.to_file(graph, NAMES[precision], notes)
+        content = self.tools.to_file(graph, NAMES[precision], notes, stage.model)
         if precision == "none":
             self.tools.verify_float(content, stage.model)
         else:
@@ -410,7 +419,7 @@ class _Bench:
         self.original = predicted if self.original is None else self.original
         counts = prune.count(stage.model)
         path = self.folder / f"{name.replace(' ', '-').replace('%', '').replace(',', '')}.onnx"
-        path.write_bytes(content)
+        write_atomically(path, content)
         row = {
             "name": name,
             "prune": pruned,
@@ -467,9 +476,13 @@ def _prune(
     return stage
 
 
+_STAGE_FORMAT = 2  # goes up when the same settings begin to give other networks
+
+
 def _key(spec: CompressSpec, tools: Tools, ratios: Sequence[float]) -> str:
     matters = ("prune", "importance", "scope", "skip", "round_to", "gradual", "finetune_epochs", "distill", "seed")
     facts = {name: getattr(spec, name) for name in matters} | {"ratios": list(ratios), "from": tools.fingerprint}
+    facts |= {"format": _STAGE_FORMAT, "kitae": kitae.__version__}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -515,9 +528,9 @@ def _mask(before: _Stage, ratio: float, spec: CompressSpec, tools: Tools, teache
             ratio, rising * tools.steps_per_epoch, every=max(1, tools.steps_per_epoch // 10), scope=spec.scope,
             skip=spec.skip, initial=before.ratio,
         )  # fmt: skip
-        model = tools.recover(model, epochs=rising, after_step=gradual, teacher=teacher)
+        # The last epoch, not the best: the best is likely the first, before anything was pruned.
+        model = tools.recover(model, epochs=rising, after_step=gradual, teacher=teacher, keep="last")
         epochs -= rising
-    # The loop may hand back its best epoch, from before the end of the rise; the full ratio is set here in any case.
     masks = prune.magnitude_masks(model, ratio, scope=spec.scope, skip=spec.skip)
     prune.apply_masks(model, masks)
     prune.reestimate_batchnorm(model, tools.batches)
@@ -656,19 +669,20 @@ def _choose(candidates: Sequence[Candidate], spec: CompressSpec) -> tuple[Candid
     within = [candidate for candidate in free if not excess(candidate)]
     if within:
         # Files that differ by a few names in their metadata are equally small; among them the most accurate wins.
-        smallest = min(candidate.row["bytes"] for candidate in within)
-        equal = [candidate for candidate in within if candidate.row["bytes"] <= _EQUAL * smallest]
+        size = size_field(spec)
+        smallest = min(candidate.row[size] for candidate in within)
+        equal = [candidate for candidate in within if candidate.row[size] <= _EQUAL * smallest]
         return min(equal, key=lambda candidate: (candidate.row["drop"], candidate.row["loss"])), ""
     closest = min(free, key=lambda candidate: sum(share for share, _ in excess(candidate)))
     return closest, " and ".join(words for _, words in excess(closest))
 
 
-def _front(candidates: Sequence[Candidate]) -> tuple[str, ...]:
+def _front(candidates: Sequence[Candidate], spec: CompressSpec) -> tuple[str, ...]:
     """Names of those that no other beats: not less accurate, not larger, not slower, and better in one."""
 
     def merits(candidate: Candidate) -> tuple[float, float, float]:
         row = candidate.row
-        return (-row["accuracy"], row["bytes"], row["latency_ms"])
+        return (-row["accuracy"], row[size_field(spec)], row["latency_ms"])
 
     free = [candidate for candidate in candidates if not candidate.control]
     return tuple(

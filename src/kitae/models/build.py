@@ -293,7 +293,8 @@ def _groups(model: nn.Module) -> list[list[str]]:
 
     visit(model, "", 0)
     if len(groups) > 1:
-        groups[1][:0] = groups.pop(0)
+        root = groups.pop(0)
+        groups[0][:0] = root
     return [group for group in groups if group]
 
 

@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -114,6 +114,7 @@ def fit(
     layers: Sequence[Sequence[str]] = (),
     teacher: Teacher | None = None,
     after_step: Callable[[nn.Module], None] | None = None,
+    keep: Literal["best", "last"] = "best",
     watcher: Watcher | None = None,
     write_rows: Callable[[Sequence[Mapping[str, Any]]], None] | None = None,
     rows: Sequence[dict[str, Any]] = (),
@@ -128,6 +129,7 @@ def fit(
         model: on `world.device`.
         validate: from a model in eval mode to at least `val_loss` and `val_accuracy`. Every process calls it.
         precision: already resolved.
+        keep: which weights `model` ends with; a file of `best` weights is the best epoch's in any case.
         class_weights: float32 [K], multiplies the loss of each class.
         layers: parameter names from stem to classifier, for `optimizer.layer_decay`.
         after_step: called with the model after every optimizer step (pruning holds its masks with it).
@@ -347,7 +349,7 @@ def fit(
             f"{spec.select} was never finite, so there is no best model: lower train.optimizer.lr or set "
             "train.clip_norm"
         )
-    model.load_state_dict(best_state)
+    model.load_state_dict(best_state if keep == "best" else judged.state_dict())
     model.eval()
     return FitResult(at.epoch, at.best_epoch + 1, at.best, stopped_early, at.skipped, rows)
 
