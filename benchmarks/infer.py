@@ -79,8 +79,29 @@ def network(options: argparse.Namespace) -> tuple[nn.Module, Card, str]:
     return model.eval(), about, f"{options.model}, untrained"
 
 
+def samples(about: Card, run: Path | None, count: int = 256) -> tuple[np.ndarray, np.ndarray, str]:
+    """Images to answer, others to calibrate with, each uint8 [count, C, H, W], and what they are."""
+    if run is None:
+        both, source = common.images(about.rules.image_size, 2 * count)
+        both = np.ascontiguousarray(both[:, : about.rules.channels])
+        return both[:count], both[count:], f"{source}; the second half to calibrate with"
+    from kitae.pipeline import Setup
+    from kitae.run import Run
+
+    setup = Setup.of(Run.open(run))
+    shown, seen = (
+        setup.image_set(rows[:count]).gather(rows[:count])[0] for rows in (setup.splits.val, setup.splits.train)
+    )
+    return shown, seen, "validation images of the run; training images to calibrate with"
+
+
 def contestants(
-    model: nn.Module, about: Card, pictures: np.ndarray, options: argparse.Namespace, folder: Path
+    model: nn.Module,
+    about: Card,
+    pictures: np.ndarray,
+    calibration: np.ndarray,
+    options: argparse.Namespace,
+    folder: Path,
 ) -> tuple[dict[str, Contestant], dict[str, str]]:
     """Those that run here, and why the others do not."""
     found: dict[str, Contestant] = {}
@@ -121,7 +142,7 @@ def contestants(
 
     graph = to_onnx(model, about)
     float_file = ours("kitae fp32", graph, about)
-    ranges = quantize.calibrate(graph, pictures)
+    ranges = quantize.calibrate(graph, calibration)
     targets = ("any", "vnni") if has_vnni() else ("any",)
     for target in targets:
         made = quantize.static(graph, ranges, target=target)
@@ -136,7 +157,7 @@ def contestants(
     else:
         smaller = prune.remove_channels(model, about.input_shape, options.ratio, round_to=8).model
         cut = to_onnx(smaller, about)
-        made = quantize.static(cut, quantize.calibrate(cut, pictures), target=targets[-1])
+        made = quantize.static(cut, quantize.calibrate(cut, calibration), target=targets[-1])
         ours(
             f"kitae {100 * options.ratio:g} % pruned, int8", made,
             about.but(precision="int8-static", target=targets[-1]), "not fine-tuned: its answers mean nothing",
@@ -202,16 +223,14 @@ def main() -> None:
     options = parser.parse_args()
     options.model = options.model or ("resnet8" if options.quick else "resnet18")
     rounds = options.rounds or (6 if options.quick else 60)
-    standard = not options.quick and options.model == "resnet18" and options.size == 32
+    standard = not options.quick and options.model == "resnet18" and options.size == 32 and options.run is None
     out = options.out or (common.RESULTS if standard else common.SCRATCH) / "infer.json"
     torch.set_num_threads(options.threads)
 
     model, about, what = network(options)
-    pictures, source = common.images(about.rules.image_size, 256)
-    if about.rules.channels == 1:
-        pictures = np.ascontiguousarray(pictures[:, :1])
+    pictures, calibration, source = samples(about, options.run)
     with tempfile.TemporaryDirectory(prefix="kitae.") as folder:
-        found, absent = contestants(model, about, pictures, options, Path(folder))
+        found, absent = contestants(model, about, pictures, calibration, options, Path(folder))
         answers = agreement(found, pictures)
         batches = {}
         for size in options.batch or [1, 32]:

@@ -94,6 +94,18 @@ def test_pixels_are_prepared_as_in_training(path: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(model.predict((tmp_path / "turned.jpg").read_bytes()).probabilities, expected)
 
 
+def test_dynamic_files_take_one_image_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their activations are scaled by the batch: with more at a time an answer would depend on the neighbours."""
+    file = tmp_path / "dynamic.onnx"
+    file.write_bytes(serialize(colour_graph(), CARD.but(precision="int8-dynamic")))
+    model = Model(file)
+    sizes: list[int] = []
+    inner = model.run
+    monkeypatch.setattr(model, "run", lambda batch: (sizes.append(len(batch)), inner(batch))[1])
+    assert len(model.predict([picture((200, 0, 0))] * 3).names) == 3
+    assert sizes == [1, 1, 1]
+
+
 def test_the_batch_size_does_not_matter(path: Path) -> None:
     images = np.random.default_rng(1).integers(0, 256, (11, 3, 8, 8), np.uint8)
     model = Model(path, threads=1)

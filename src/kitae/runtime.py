@@ -124,7 +124,8 @@ class Model:
             images: one image or several, each a path, the encoded bytes, a Pillow image, or a uint8 array [H, W] or
                 [H, W, C] of any size; all are oriented, converted and resized as in training. Or one uint8 array
                 [N, C, H, W] that is already at the model's size.
-            batch_size: images per call of the graph. Memory grows with it; the results do not depend on it.
+            batch_size: images per call of the graph. Memory grows with it; the results do not depend on it (files of
+                precision int8-dynamic scale their activations by the batch, so they always take one image at a time).
 
         Raises:
             DataError: an image cannot be read; the message names it.
@@ -132,6 +133,8 @@ class Model:
         """
         if batch_size < 1:
             raise ExportError(f"batch_size must be at least 1, not {batch_size}")
+        if self.metadata["precision"] == "int8-dynamic":
+            batch_size = 1
         if isinstance(images, np.ndarray) and images.ndim == 4:
             batches = self._slices(images, batch_size)
         else:

@@ -296,7 +296,10 @@ def judge(outcome: Outcome, test: Images, tools: Tools, spec: CompressSpec) -> d
     if len(test) == 0:
         raise CompressionError("there are no test images")
     labels = test.labels
-    before, after = (_predict(item.path.read_bytes(), test) for item in (outcome.baseline, outcome.winner))
+    before, after = (
+        _predict(item.path.read_bytes(), _as_served(test, item.precision))
+        for item in (outcome.baseline, outcome.winner)
+    )
     sides = [_accuracy(predicted.argmax(axis=1), labels, tools) for predicted in (before, after)]
     drop = _drop(before.argmax(axis=1), after.argmax(axis=1), labels, tools)
     return {
@@ -414,7 +417,7 @@ class _Bench:
             self.tools.verify_float(content, stage.model)
         else:
             self.tools.verify_integer(content)
-        outputs = _predict(content, self.selection) if outputs is None else outputs
+        outputs = _predict(content, _as_served(self.selection, NAMES[precision])) if outputs is None else outputs
         predicted = outputs.argmax(axis=1).astype(np.int64)
         self.original = predicted if self.original is None else self.original
         counts = prune.count(stage.model)
@@ -711,6 +714,11 @@ def _filters(model: nn.Module, stage: _Stage) -> tuple[NDArray[np.float32], NDAr
                     kept = (now != 0).cpu().numpy()
             return values, kept
     return None
+
+
+def _as_served(images: Images, precision: str) -> Images:
+    """Dynamic ranges are those of a batch; the runtime gives such a file one image at a time, and so is it judged."""
+    return replace(images, batch_size=1) if precision == NAMES["dynamic"] else images
 
 
 def _predict(content: bytes, images: Images) -> NDArray[np.float32]:
