@@ -83,6 +83,14 @@ def after_step(run: FakeRun, folder: Path, *, ratio: float = 0.0) -> dict[str, A
     return {"accuracy": run.evaluation()["test"]["accuracy"] - ratio / 10, "nested": {"bytes": 100 * (1 - ratio)}}
 
 
+def step_that_dies(run: FakeRun, folder: Path, *, ratio: float = 0.0) -> dict[str, Any]:
+    with (folder.parent / f"steps-{ratio}").open("a") as file:
+        file.write(".")
+    if ratio:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return {"accuracy": 0.5}
+
+
 class FakeSearchRun(FakeRun):
     def evaluation(self) -> dict[str, Any]:
         return {"val": {"accuracy": search_quality(self.recipe)}}

@@ -170,12 +170,48 @@ def test_a_study_that_was_changed_is_refused(tmp_path: Path) -> None:
     assert len(list((folder / "runs").glob("*.json"))) == 6
 
 
+CLAIM = {"says": "mixing helps", "effect": "mixing", "between": [1, 3]}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "how"),
+    [
+        ({}, {"late": CLAIM}, r"claims\.late was added after the study was begun"),
+        ({"mix": CLAIM}, {}, r"claims\.mix was taken out"),
+        ({"mix": CLAIM}, {"mix": {**CLAIM, "between": [1, 2]}}, r"claims\.mix was changed"),
+    ],
+)
+def test_claims_are_those_written_before_the_first_run(
+    tmp_path: Path, before: dict[str, Any], after: dict[str, Any], how: str
+) -> None:
+    folder = tmp_path / "s"
+    run(folder, make(claims=before))
+    with pytest.raises(TrainingError, match=how) as caught:
+        run(folder, make(claims=after))
+    assert "\n" not in str(caught.value)
+    assert [row["name"] for row in run(folder, make(claims=before)).claims] == list(before)
+
+
 def test_overwrite_deletes_nothing_that_no_study_wrote(tmp_path: Path) -> None:
     (tmp_path / "s").mkdir()
     (tmp_path / "s" / "thesis.tex").write_text("precious")
     with pytest.raises(TrainingError, match=r"holds thesis\.tex and no study"):
         run(tmp_path / "s", overwrite=True)
     assert (tmp_path / "s" / "thesis.tex").read_text() == "precious"
+
+
+@pytest.mark.parametrize("wrong", [{"set": {"train.epoch": 3}}, {"base": "no-such-recipe"}])
+def test_overwrite_deletes_nothing_before_the_new_plan_stands(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    folder = tmp_path / "s"
+    run(folder)
+    before = files(folder)
+    with pytest.raises(RecipeError):
+        run(folder, make(**wrong), overwrite=True)
+    (folder / "thesis.tex").write_text("precious")
+    with pytest.raises(TrainingError, match=r"holds thesis\.tex which no study wrote"):
+        run(folder, make(seeds=[0]), overwrite=True)
+    assert files(folder) == before
+    assert len(list((folder / "runs").glob("*.json"))) == 9
 
 
 def test_a_changed_base_recipe_is_refused(tmp_path: Path) -> None:
@@ -246,6 +282,45 @@ def test_a_worker_that_keeps_dying_is_a_failed_run(tmp_path: Path) -> None:
 
 def dies(recipe: Recipe, out: Path, *, resume: bool) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_that_dies_takes_no_finished_run_along(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    step = "tests.experiments.fake_train:step_that_dies"
+    spec = make(
+        design="sweep", factors={"ratio": {f"after.{step}.ratio": [0.0, 0.5, 0.7]}}, after={step: {}}, seeds=[0],
+        metric=f"{step}.accuracy", also=[],
+    )  # fmt: skip
+    result = run(folder, spec, executor=LocalProcesses(retries=1), threads=1)
+    assert list(result.runs["status"]) == ["done", "failed", "failed"]
+    assert "its process ended with status -9" in result.runs["error"][1]
+    assert list(StudyResult.open(folder).runs["status"]) == ["done", "failed", "failed"]
+    assert (folder / "runs" / "steps-0.0").read_text() == "."  # and is not done again by the next process
+
+
+def test_a_run_that_is_done_elsewhere_replaces_what_failed_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "s"
+    monkeypatch.setenv("FAKE_FAIL", "seed1")
+    run(folder)
+    monkeypatch.delenv("FAKE_FAIL")
+    record = sorted(folder.glob("runs/*seed2*.json"))[0]
+    record.write_text(record.read_text()[:40])
+
+    class Elsewhere(Inline):  # a machine without a shared disk: only the outcome comes back
+        def outcomes(self, units: Any) -> Any:
+            there = [
+                {**unit, "folder": str(tmp_path / "there" / Path(unit["folder"]).name),
+                 "jobs": [{**job, "outcome": str(tmp_path / "there" / Path(job["outcome"]).name)}
+                          for job in unit["jobs"]]}
+                for unit in units
+            ]  # fmt: skip
+            yield from super().outcomes(there)
+
+    assert len(run(folder, executor=Elsewhere()).failed) == 0
+    (folder / "runs.parquet").unlink()
+    assert len(StudyResult.open(folder).failed) == 0
 
 
 _DRIVER = """

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from kitae.errors import require
-from kitae.experiments.worker import INTERRUPTED, execute
+from kitae.experiments.worker import INTERRUPTED, execute, read_outcome
 
 _STOP_SECONDS = 60.0  # a run that is told to stop saves within a step and the writing of its checkpoint
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
@@ -187,12 +187,13 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _lost(unit: Unit, why: str) -> list[Outcome]:
-    """Failed outcomes for the jobs of a unit that have none of their own."""
+    """Failed outcomes for the jobs of a unit that had not written down their own."""
     found = []
     for job in unit["jobs"]:
-        outcome = {
+        own = read_outcome(Path(job["outcome"]), job["fingerprint"])
+        lost = {
             "fingerprint": job["fingerprint"], "status": "failed", "error": why, "numbers": {}, "epochs": [],
             "correct": None, "machine": {},
         }  # fmt: skip
-        found.append(outcome)
+        found.append(own if own is not None and own["status"] == "done" else lost)
     return found

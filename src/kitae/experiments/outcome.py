@@ -66,7 +66,17 @@ def known(name: str, steps: Collection[str] = ()) -> bool:
     split, _, rest = name.partition(".")
     if split in ("test", "val"):
         return rest in EVALUATION or rest.startswith("per_class.")
-    return name in OF_RUN or (split in steps and bool(rest))
+    return name in OF_RUN or step_of(name, steps) is not None
+
+
+def step_of(name: str, steps: Collection[str]) -> str | None:
+    """The step whose number or setting this is, as `prune.accuracy`; a step of one's own may have dots in its name.
+
+    >>> step_of("my.module:function.score", ["my.module:function"])
+    'my.module:function'
+    """
+    fitting = [step for step in steps if name.startswith(f"{step}.") and len(name) > len(step) + 1]
+    return max(fitting, key=len, default=None)
 
 
 def numbers(evaluation: Mapping[str, Any], epochs: Sequence[Mapping[str, Any]]) -> dict[str, float]:

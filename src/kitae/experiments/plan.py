@@ -14,7 +14,7 @@ import yaml
 from kitae.console import rough_duration
 from kitae.errors import RecipeError
 from kitae.experiments.design import Design, expand
-from kitae.experiments.outcome import metric
+from kitae.experiments.outcome import metric, step_of
 from kitae.experiments.spec import StudySpec
 from kitae.experiments.stats import ASSUMED_NOISE, POWER, seeds_for, smallest_effect
 from kitae.experiments.tables import alias_text
@@ -220,10 +220,10 @@ def resolve(
     edits: dict[str, Any] = {}
     for name, value in {**spec.set, **overrides}.items():
         if name.startswith("after."):
-            _, step, setting = [*name.split(".", 2), "", ""][:3]
-            if step not in after or not setting:
+            step = step_of(name.removeprefix("after."), after)
+            if step is None:
                 raise RecipeError(f"{where}: {name}: is written after.STEP.SETTING, with STEP under after")
-            after[step][setting] = value
+            after[step][name.removeprefix(f"after.{step}.")] = value
         elif name.startswith(_OPS) and not name.removeprefix(_OPS).split(".")[0].isdigit():
             edits[name] = value
         else:

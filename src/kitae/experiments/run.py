@@ -45,6 +45,7 @@ from kitae.experiments.plan import Job, Plan, make_plan
 from kitae.experiments.spec import StudySpec
 from kitae.experiments.stats import Analysis, analyse, judge, wording
 from kitae.experiments.tables import result_text
+from kitae.experiments.worker import read_outcome
 from kitae.files import write_atomically, write_json
 
 FORMAT = 1
@@ -98,7 +99,7 @@ def study(
         workers: runs at a time on this machine.
         threads: of each run; None shares the cores out. Written down: a study keeps its number of threads.
         executor: where runs happen, instead of `workers` local processes.
-        overwrite: delete the study in `out` first.
+        overwrite: replace the study in `out`, once the new one is planned.
         figures: draw them at the end.
         report: gets the plan, and a line for each run as it ends.
         train: the function that trains, as module:function. None is `kitae.pipeline.train`, or where the study asks
@@ -111,9 +112,7 @@ def study(
     asked = _spec(spec, overrides, tiny)
     folder = Path("runs") / f"study-{asked.name}" if out is None else Path(out)
     with _locked(folder):
-        if overwrite:
-            _delete(folder)
-        plan, when = _written_plan(folder, asked, workers, _threads(threads, workers), measure)
+        plan, when = _written_plan(folder, asked, workers, _threads(threads, workers), measure, overwrite)
         say = report or (lambda _: None)
         say(plan.text())
         outcomes = _outcomes(folder, plan)
@@ -128,8 +127,7 @@ def study(
         units = [_unit(folder, [job for job in unit if not _done(outcomes, job)], train) for unit in missing]
         for count, outcome in enumerate(place.outcomes(units), start=1):
             job = by_fingerprint[outcome["fingerprint"]]
-            outcomes[job.fingerprint] = outcome
-            _keep(folder, job, outcome)
+            outcomes[job.fingerprint] = outcome = _kept(folder, job, outcome)
             left = (time.monotonic() - began) / count * (todo - count)
             say(f"[{count}/{todo}] {job.variant}, seed {job.seed}: {_headline(plan.spec, outcome)}"
                 + (f"; about {rough_duration(left)} left" if count < todo else ""))  # fmt: skip
@@ -377,24 +375,30 @@ def _delete(folder: Path) -> None:
         shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
 
 
-def _written_plan(folder: Path, spec: StudySpec, workers: int, threads: int, measure: str | None) -> tuple[Plan, str]:
-    """The plan as it was written down before the first run; written now where there is none."""
-    content = _read(folder)
+def _written_plan(
+    folder: Path, spec: StudySpec, workers: int, threads: int, measure: str | None, overwrite: bool
+) -> tuple[Plan, str]:
+    """The plan as it was written down before the first run; written now where there is none, or one to replace."""
+    content = None if overwrite else _read(folder)
     if content is None:
-        strangers = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+        known = _WRITTEN if (folder / "study.yaml").is_file() else ()
+        names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+        strangers = [name for name in names if name not in known]
         if strangers:
-            raise TrainingError(f"{folder}: holds {strangers[0]} and no study; choose another --out")
+            whose = "which no study wrote" if known else "and no study"
+            raise TrainingError(f"{folder}: holds {strangers[0]} {whose}; choose another --out")
         plan = make_plan(
             spec, workers=workers, threads=threads, measure=None if measure is None else _function(measure)
         )
+        _delete(folder)  # not before the new plan stands: a mistake in it must not cost the old study
         when = datetime.now(UTC).isoformat(timespec="seconds")
         write_atomically(folder / "study.yaml", _study_yaml(plan, when).encode())
         return plan, when
     changed = _difference(content["study"], spec.dump())
     if changed:
         raise TrainingError(
-            f"{folder}: holds another study ({changed}); choose another --out, or --overwrite. A study keeps the seeds "
-            "and the metric it was begun with"
+            f"{folder}: holds another study ({changed}); choose another --out, or --overwrite. A study keeps the "
+            "seeds, the metric and the claims it was begun with"
         )
     plan = make_plan(spec, workers=workers, threads=content["threads"], precision=content["precision"])
     for job, row in zip(plan.jobs, content["runs"], strict=True):
@@ -448,6 +452,11 @@ def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     for name in now:
         if name not in ("about", "claims", "tiny") and before.get(name) != now[name]:
             return f"{name} was {str(before.get(name))[:80]}, is {str(now[name])[:80]}"
+    claimed, claims = before.get("claims") or {}, now["claims"]
+    for name in dict.fromkeys((*claimed, *claims)):
+        if claimed.get(name) != claims.get(name):
+            how = "changed" if name in claimed and name in claims else "added" if name in claims else "taken out"
+            return f"claims.{name} was {how} after the study was begun"
     return ""
 
 
@@ -477,21 +486,24 @@ def _outcomes(folder: Path, plan: Plan) -> dict[str, dict[str, Any]]:
     """Fingerprint -> outcome, of the runs that have one. A damaged file counts as no run."""
     found = {}
     for job in plan.jobs:
-        file = folder / "runs" / f"{job.name}.json"
-        try:
-            outcome = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        if isinstance(outcome, dict) and outcome.get("fingerprint") == job.fingerprint and "numbers" in outcome:
+        outcome = read_outcome(folder / "runs" / f"{job.name}.json", job.fingerprint)
+        if outcome is not None:
             found[job.fingerprint] = outcome
     return found
 
 
-def _keep(folder: Path, job: Job, outcome: Mapping[str, Any]) -> None:
-    """A run that happened on another machine, or that was lost, has no file here yet."""
+def _kept(folder: Path, job: Job, outcome: dict[str, Any]) -> dict[str, Any]:
+    """Write an outcome down where its worker could not (another machine, a lost process), and what stands there now.
+
+    A run that is done stays done: only a failure gives way.
+    """
     file = folder / "runs" / f"{job.name}.json"
-    if not file.is_file() or outcome["status"] == "failed":
+    before = read_outcome(file, job.fingerprint)
+    if before is not None and before["status"] == "done":
+        return before
+    if before != outcome:
         write_json(file, outcome)
+    return outcome
 
 
 def _done(outcomes: Mapping[str, Mapping[str, Any]], job: Job) -> bool:

@@ -28,7 +28,7 @@ import yaml
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from kitae.errors import RecipeError
-from kitae.experiments.outcome import EVALUATION, OF_RUN, known
+from kitae.experiments.outcome import EVALUATION, OF_RUN, known, step_of
 from kitae.recipe import explain, parse_yaml, read_text
 from kitae.spec import Spec
 
@@ -218,8 +218,10 @@ class StudySpec(Spec):
             for field in fields:
                 if field in ("train.seed", "seed"):
                     raise ValueError(f"{group}.{field}: a study's seeds stand under seeds")
-                if field.startswith("after.") and field.split(".")[1] not in self.after:
-                    raise ValueError(f"{group}.{field}: there is no such step under after ({_list(self.after)})")
+                if field.startswith("after.") and step_of(field.removeprefix("after."), self.after) is None:
+                    raise ValueError(
+                        f"{group}.{field}: is written after.STEP.SETTING; steps under after: {_list(self.after)}"
+                    )
         if "train.early_stopping" in self.set:
             raise ValueError("set.train.early_stopping: early stopping is off in studies, so that every run is as long")
         for (a, left), (b, right) in itertools.combinations(self.factors.items(), 2):

@@ -54,6 +54,10 @@ def execute(unit: Mapping[str, Any]) -> list[dict[str, Any]]:
             return [_write(job, _failure(job, error)) for job in unit["jobs"]]
         outcomes = []
         for job in unit["jobs"]:
+            before = read_outcome(Path(job["outcome"]), job["fingerprint"])
+            if before is not None and before["status"] == "done":  # by a process that was killed at a later job
+                outcomes.append(before)
+                continue
             try:
                 extra: dict[str, float] = {}
                 for step, settings in job["after"].items():
@@ -107,6 +111,16 @@ def _failure(job: Mapping[str, Any], error: Exception) -> dict[str, Any]:
         "fingerprint": job["fingerprint"], "status": "failed", "error": " ".join(text.split()), "numbers": {},
         "epochs": [], "correct": None, "machine": {},
     }  # fmt: skip
+
+
+def read_outcome(file: Path, fingerprint: str) -> dict[str, Any] | None:
+    """The outcome that a file holds of this run; None where there is none, or a damaged one, or one of another run."""
+    try:
+        outcome = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    whole = isinstance(outcome, dict) and outcome.get("fingerprint") == fingerprint
+    return outcome if whole and {"status", "numbers"} <= outcome.keys() else None
 
 
 def _write(job: Mapping[str, Any], outcome: dict[str, Any]) -> dict[str, Any]:
