@@ -457,6 +457,16 @@ def test_ops_are_switched_by_their_names() -> None:
         edit_ops([{"rotate": {}}, {"rotate": {}}], {"augment.train.rotate": None})
 
 
+def test_early_stopping_is_off_whatever_the_base_and_the_variants_say() -> None:
+    base = Recipe.load("fashion-mini").override("train.early_stopping.patience=3")
+    recipe, _ = resolve(base, make(), {"train.epochs": 2}, "here")
+    assert recipe.train.early_stopping is None
+    whole = {**base.train.model_dump(mode="json"), "epochs": 4}
+    recipe, _ = resolve(base, make(), {"train": whole}, "here")
+    assert recipe.train.epochs == 4
+    assert recipe.train.early_stopping is None
+
+
 def test_a_study_is_not_begun_in_a_file(tmp_path: Path) -> None:
     (tmp_path / "f").write_text("x")
     with pytest.raises(KitaeError, match="cannot be used as --out"):

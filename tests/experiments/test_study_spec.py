@@ -45,6 +45,25 @@ def study(**fields: Any) -> dict[str, Any]:
         ({"design": "compare", "factors": {}, "variants": VARIANTS, "reference": "c"}, "reference: 'c' is none"),
         ({"set": {"train.seed": 3}}, r"set\.train\.seed: a study's seeds stand under seeds"),
         ({"set": {"train.early_stopping": {}}}, r"set\.train\.early_stopping: early stopping is off"),
+        ({"set": {"train.early_stopping.patience": 3}}, r"set\.train\.early_stopping\.patience: early stopping is off"),
+        ({"factors": {"x": {"train.early_stopping": [None, {}]}}}, r"factors\.x\.train\.early_stopping: early stopping"),
+        (
+            {"design": "compare", "factors": {}, "variants": {"a": {}, "b": {"train.early_stopping": {}}}},
+            r"variants\.b\.train\.early_stopping: early stopping is off",
+        ),
+        (
+            {"design": "compare", "factors": {}, "variants": {"a": {}, "b": {"augment.mix": {}}},
+             "set": {"augment.mix.prob": 0.5}},
+            r"set\.augment\.mix\.prob: is a part of augment\.mix, which variants\.b sets.*; write it under variants",
+        ),
+        (
+            {"factors": {"x": {"augment.train": [[], [{"rotate": {}}]]}}, "set": {"augment.train.horizontal_flip": {}}},
+            r"set\.augment\.train\.horizontal_flip: is a part of augment\.train, which factors\.x sets",
+        ),
+        (
+            {"factors": {"x": {"augment.train.rotate": [None, {}]}}, "set": {"augment.train.rotate.degrees": 5}},
+            r"set\.augment\.train\.rotate\.degrees: is a part of augment\.train\.rotate, which factors\.x sets",
+        ),
         ({"factors": {"x": {"after.prune.ratio": [0, 1]}}}, r"factors\.x\.after\.prune\.ratio: is written .* none"),
         ({"metric": "test.acuracy"}, r"metric: no run has a number 'test\.acuracy'; valid: .*accuracy"),
         ({"also": ["speed"]}, "also: no run has a number 'speed'"),
@@ -60,6 +79,19 @@ def test_a_mistake_is_one_line_that_names_the_field(fields: dict[str, Any], mess
     with pytest.raises(RecipeError, match=message) as caught:
         StudySpec.parse(study(**fields))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("varied", ["augment.train", "augment.train.rotate", "augment.train.rotate.degrees"])
+def test_variants_may_replace_or_edit_what_set_gave(varied: str) -> None:
+    StudySpec.parse(
+        study(factors={"x": {varied: [None, 3]}}, set={"augment.train": [{"rotate": {}}], "train.ema": 0.9})
+    )
+
+
+@pytest.mark.parametrize("assignment", ["augment.mix.prob=0.5", "augment.mix.mixup_alpha=0.2"])
+def test_an_override_does_not_turn_the_reference_into_another(assignment: str) -> None:
+    with pytest.raises(RecipeError, match=r"mixing\.yaml: set\.augment\.mix\..* which variants\.mixup sets"):
+        StudySpec.load("mixing", assignment)
 
 
 def test_a_mistake_in_a_file_has_its_line(tmp_path: Path) -> None:

@@ -216,7 +216,7 @@ def resolve(
         RecipeError: a field or value is wrong; the line begins with `where`.
     """
     after: dict[str, dict[str, Any]] = {step: dict(settings) for step, settings in spec.after.items()}
-    plain: dict[str, Any] = {"train.early_stopping": None}
+    plain: dict[str, Any] = {}
     edits: dict[str, Any] = {}
     for name, value in {**spec.set, **overrides}.items():
         if name.startswith("after."):
@@ -236,7 +236,7 @@ def resolve(
             recipe = recipe.override(f"augment.train={_yaml(ops)}")
     except RecipeError as error:
         raise RecipeError(f"{where}: {str(error).removeprefix('--set: ').removeprefix('--set ')}") from error
-    return recipe, after
+    return _train(recipe, early_stopping=None), after  # last, whatever base and overrides say
 
 
 def edit_ops(ops: Sequence[Mapping[str, Any]], edits: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -45,7 +45,6 @@ TINY: dict[str, Any] = {
     "train.epochs": 1,
     "train.batch_size": 32,
     "train.precision": "fp32",
-    "train.schedule.warmup_epochs": 0,
     "model.width": 4,
 }
 
@@ -210,20 +209,29 @@ class StudySpec(Spec):
             raise ValueError(f"contrasts: not in design {self.design}, whose effects are averages over all its runs")
 
     def _check_fields(self) -> None:
-        """Seeds belong to `seeds`, and two factors may not set the same field."""
-        groups: dict[str, list[str]] = {"set": list(self.set)}
-        groups |= {f"variants.{name}": list(fields) for name, fields in self.variants.items()}
-        groups |= {f"factors.{name}": list(levels) for name, levels in self.factors.items()}
-        for group, fields in groups.items():
+        """Seeds belong to `seeds`, two factors may not set the same field, nor `set` a part of what is varied."""
+        varied = {f"variants.{name}": list(fields) for name, fields in self.variants.items()}
+        varied |= {f"factors.{name}": list(levels) for name, levels in self.factors.items()}
+        for group, fields in {"set": list(self.set), **varied}.items():
             for field in fields:
                 if field in ("train.seed", "seed"):
                     raise ValueError(f"{group}.{field}: a study's seeds stand under seeds")
+                if field == "train.early_stopping" or field.startswith("train.early_stopping."):
+                    raise ValueError(
+                        f"{group}.{field}: early stopping is off in studies, so that every run is as long; leave it out"
+                    )
                 if field.startswith("after.") and step_of(field.removeprefix("after."), self.after) is None:
                     raise ValueError(
                         f"{group}.{field}: is written after.STEP.SETTING; steps under after: {_list(self.after)}"
                     )
-        if "train.early_stopping" in self.set:
-            raise ValueError("set.train.early_stopping: early stopping is off in studies, so that every run is as long")
+        for group, fields in varied.items():
+            for shared, field in itertools.product(self.set, fields):
+                # It would reach the variants that leave the field alone, and of an op's list even those that do not.
+                if shared.startswith(f"{field}."):
+                    raise ValueError(
+                        f"set.{shared}: is a part of {field}, which {group} sets, so it would change some variants and "
+                        f"not others; write it under {group.partition('.')[0]}"
+                    )
         for (a, left), (b, right) in itertools.combinations(self.factors.items(), 2):
             for x, y in itertools.product(left, right):
                 if x == y or x.startswith(f"{y}.") or y.startswith(f"{x}."):
