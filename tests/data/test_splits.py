@@ -102,6 +102,23 @@ def test_the_seed_decides() -> None:
     assert one.val.tolist() != other.val.tolist()
 
 
+@pytest.mark.parametrize("groups", [None, np.arange(600) // 3])
+def test_another_val_seed_validates_with_others_and_tests_with_the_same(groups: Any) -> None:
+    data = fake(np.repeat([0, 1, 2], 200), groups=groups)
+    before, same, other = (make_splits(data, spec(val_seed=seed)) for seed in (None, 0, 1))
+    assert np.array_equal(before.val, same.val)
+    assert np.array_equal(before.train, same.train)
+    assert np.array_equal(test_rows(before), test_rows(other))
+    assert len(np.intersect1d(before.val, other.val)) < len(before.val) / 2
+    assert not np.intersect1d(other.val, np.concatenate([other.train, test_rows(other)])).size
+
+
+def test_recipes_without_a_val_seed_are_what_they_were_before_there_was_one() -> None:
+    assert "val_seed" not in spec().model_dump(mode="json")
+    assert spec(val_seed=3).model_dump(mode="json")["val_seed"] == 3
+    assert DataSpec.model_validate(spec(val_seed=3).model_dump(mode="json")) == spec(val_seed=3)
+
+
 def test_the_choice_is_not_a_run_of_rows_and_val_is_independent_of_test() -> None:
     """The images just above the threshold for test are no more likely than others to be validation."""
     labels = np.zeros(20_000, np.int64)

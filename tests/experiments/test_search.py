@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 pytest.importorskip("optuna")
 
+from kitae.data.spec import DataSpec
+from kitae.data.splits import make_splits
+from kitae.data.store import open_store
 from kitae.errors import RecipeError, TrainingError
 from kitae.experiments.executors import Inline
 from kitae.experiments.search import FRESH_SEED, PRESETS, SUBSET, apply, search
@@ -21,8 +26,9 @@ FAKE = {
 }
 
 
-def run(folder: Path, **options: Any) -> Any:
-    return search("fashion-mini", folder, "train.epochs=9", **{"executor": Inline(), "arms": 24, **FAKE, **options})
+def run(folder: Path, *overrides: str, **options: Any) -> Any:
+    options = {"executor": Inline(), "arms": 24, **FAKE, **options}
+    return search("fashion-mini", folder, "train.epochs=9", *overrides, **options)
 
 
 def test_presets_are_the_first_arms_and_rungs_are_thirds(tmp_path: Path) -> None:
@@ -43,12 +49,31 @@ def test_a_search_that_finds_something_wins_on_fresh_seeds(tmp_path: Path, monke
     assert result.verdict.startswith("The search won: +")
     assert any("rotate" in op for op in result.winner.augment.train)
     assert result.rematch.spec.seeds == tuple(range(FRESH_SEED, FRESH_SEED + 5))
-    fresh = result.rematch.spec.base["data"]["split_seed"]
-    assert fresh == Recipe.load("fashion-mini").data.split_seed + 1
+    asked, fresh = Recipe.load("fashion-mini").data, DataSpec.model_validate(result.rematch.spec.base["data"])
+    store = open_store(asked)
+    first, second = make_splits(store, asked), make_splits(store, fresh)
+    assert first.open_test(lambda: None).tolist() == second.open_test(lambda: None).tolist()
+    assert len(set(first.val) & set(second.val)) < len(first.val) / 2
+    assert result.winner.data == asked
+    assert "same ones" not in result.verdict
     assert Recipe.load(tmp_path / "s" / "winner.yaml") == result.winner
     content = json.loads((tmp_path / "s" / "search.json").read_text())
     assert content["verdict"] == result.verdict
     assert "The search won" in result.table()
+
+
+def test_a_source_with_its_own_validation_images_is_judged_by_them_and_the_verdict_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_ROTATION", "0.05")
+    for split, name, number in itertools.product(("train", "val", "test"), ("cat", "dog"), range(3)):
+        file = tmp_path / "images" / split / name / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), color=number).save(file)
+    result = run(tmp_path / "s", f"data.source=folder:{tmp_path / 'images'}", arms=40)
+    assert result.rematch is not None
+    assert "val_seed" not in result.rematch.spec.base["data"]
+    assert "its own validation images, so the same ones judged search and rematch." in result.verdict
 
 
 def test_a_search_that_found_luck_says_so(tmp_path: Path) -> None:
@@ -86,6 +111,9 @@ def test_another_search_in_the_folder_is_refused(tmp_path: Path) -> None:
         run(tmp_path / "s", arms=25)
     with pytest.raises(RecipeError, match="arms: 7 leaves nothing to search"):
         run(tmp_path / "t", arms=7)
+    with pytest.raises(RecipeError, match="rematch_seeds: 1 gives the verdict no interval"):
+        run(tmp_path / "t", rematch_seeds=1)
+    assert not (tmp_path / "t").exists()
 
 
 def test_every_point_of_the_space_is_a_valid_recipe() -> None:

@@ -46,7 +46,7 @@ def study(**fields: Any) -> dict[str, Any]:
         ({"set": {"train.seed": 3}}, r"set\.train\.seed: a study's seeds stand under seeds"),
         ({"set": {"train.early_stopping": {}}}, r"set\.train\.early_stopping: early stopping is off"),
         ({"set": {"train.early_stopping.patience": 3}}, r"set\.train\.early_stopping\.patience: early stopping is off"),
-        ({"factors": {"x": {"train.early_stopping": [None, {}]}}}, r"factors\.x\.train\.early_stopping: early stopping"),
+        ({"factors": {"x": {"train.early_stopping": [None, {}]}}}, r"factors\.x\.train\.early_stopping: early"),
         (
             {"design": "compare", "factors": {}, "variants": {"a": {}, "b": {"train.early_stopping": {}}}},
             r"variants\.b\.train\.early_stopping: early stopping is off",

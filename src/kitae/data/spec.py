@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from kitae.spec import Spec
 
@@ -25,6 +25,8 @@ class DataSpec(Spec):
         val_fraction: share of each class of train held out for validation, where the source has no validation split.
         test_fraction: share of each class held out as test first, where the source has no test split.
         split_seed: keys the splits and `limit`; apart from `train.seed` so that seeds of a study share their splits.
+        val_seed: keys the validation split alone, so that other images validate while the same ones test; null is
+            `split_seed`. Without effect where the source has a validation split.
         limit: keep so many training images (after the split), classes in proportion; null keeps all.
         image_size: images become squares of so many pixels; null takes the source's size if all its images share one.
         channels: 1 or 3; null takes 1 where every image is grey, else 3.
@@ -40,6 +42,7 @@ class DataSpec(Spec):
     val_fraction: float = Field(0.1, gt=0, lt=1)
     test_fraction: float = Field(0.2, gt=0, lt=1)
     split_seed: int = Field(0, ge=0, lt=2**32)
+    val_seed: int | None = Field(None, ge=0, lt=2**32)
     limit: int | None = Field(None, ge=1)
     image_size: int | None = Field(None, ge=4, le=2048)
     channels: Literal[1, 3] | None = None
@@ -50,3 +53,8 @@ class DataSpec(Spec):
     image_column: str = "image"
     label_column: str = "label"
     cache: str | None = None
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `val_seed` where it is null: recipes that do not use it keep the fingerprints they had without it."""
+        return {name: value for name, value in handler(self).items() if name != "val_seed" or value is not None}

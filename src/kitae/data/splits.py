@@ -1,8 +1,9 @@
 """Which images train, which validate, and which are kept for the test at the end.
 
 The source's own validation and test splits are used where it has them; what is missing is held out from train, class
-by class. The choice is keyed by (`split_seed`, the image's key), so it is the same everywhere, and adding files to a
-folder moves few of the others. Images of one group never lie on two sides.
+by class. The choice is keyed by (`split_seed`, the image's key), that of validation by `val_seed` where it is given, so
+it is the same everywhere, and adding files to a folder moves few of the others. Images of one group never lie on two
+sides.
 
 Test rows are not an attribute: `Splits.open_test(counter)` gives them and calls the counter first, so that every
 opening is counted. Until then `Splits.guard`, handed to an `ImageSet`, lets no test image be gathered.
@@ -139,7 +140,7 @@ def divide(store: Labelled, spec: DataSpec) -> tuple[Rows, Rows, Rows, int]:
 
     Args:
         store: its `labels`, `classes`, `splits`, `keys` and `groups` matter here.
-        spec: `val_fraction`, `test_fraction`, `split_seed` and `limit`.
+        spec: `val_fraction`, `test_fraction`, `split_seed`, `val_seed` and `limit`.
 
     Raises:
         DataError: fewer than two classes, a class without a training image, a split that would be empty, a group on
@@ -154,10 +155,11 @@ def divide(store: Labelled, spec: DataSpec) -> tuple[Rows, Rows, Rows, int]:
     _check_classes(labels[parts[TRAIN]], classes)
     _check_groups(store, codes)
     splitter = _Splitter(store, labels, spec.split_seed)
-    for code, fraction in ((TEST, spec.test_fraction), (VAL, spec.val_fraction)):
+    validation = splitter if spec.val_seed is None else _Splitter(store, labels, spec.val_seed)
+    for code, fraction, by in ((TEST, spec.test_fraction, splitter), (VAL, spec.val_fraction, validation)):
         if not len(parts[code]):
             leave = 2 if code == TEST and not len(parts[VAL]) else 1  # validation wants an image of its own, too
-            parts[TRAIN], parts[code] = splitter.hold_out(parts[TRAIN], fraction, code, leave)
+            parts[TRAIN], parts[code] = by.hold_out(parts[TRAIN], fraction, code, leave)
         if not len(parts[code]):
             raise DataError(
                 f"{len(labels)} images are too few: no {SPLIT_NAMES[code]} image can be held out; "

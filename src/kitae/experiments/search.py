@@ -8,7 +8,8 @@
     judge       validation accuracy. Test is never opened by an arm.
     rematch     the best of many arms looks better than it is, since it was chosen for looking good. So the winner and
                 the best preset are trained again on fresh seeds and a fresh validation split, as a study of two
-                variants, and that study says whether the search has won.
+                variants, and that study says whether the search has won. The test images stay the same. Where the
+                source has its own validation split there is no other, and the verdict says so.
 
 A search folder holds search.yaml (written first), arms/ (a folder a run), search.json, winner.yaml and rematch/, which
 is a study folder. A search that was killed is gone on with: proposals are a function of the seed and of the results so
@@ -23,8 +24,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
+from kitae.data.base import VAL
+from kitae.data.store import open_store
 from kitae.errors import RecipeError, TrainingError, require
 from kitae.experiments.executors import Executor, LocalProcesses
 from kitae.experiments.run import MEASURE, TRAIN_WITHOUT_TEST, StudyResult, _function, _locked, _threads, study
@@ -229,7 +233,7 @@ def search(
         recipe: with the data, model and length to search for; `overrides` as in `Recipe.override`.
         out: the search folder; one that holds the same search is gone on with.
         arms: settings to try, the presets included.
-        rematch_seeds: seeds of the rematch, FRESH_SEED and up.
+        rematch_seeds: seeds of the rematch, FRESH_SEED and up; two or more.
         workers, threads, executor, report, train, measure: as in `study`.
         seed: of the proposals.
 
@@ -240,6 +244,8 @@ def search(
     say = report or (lambda _: None)
     if arms < len(PRESETS) + 1:
         raise RecipeError(f"arms: {arms} leaves nothing to search: {len(PRESETS)} presets come first")
+    if rematch_seeds < 2:
+        raise RecipeError(f"rematch_seeds: {rematch_seeds} gives the verdict no interval; two or more, such as 5")
     base = (recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)).override(*overrides)
     folder = Path(out)
     threads = _threads(threads, workers)
@@ -392,15 +398,20 @@ def _judge(
     if best.preset:
         verdict = f"The search did not win: no searched setting reached the preset {preset.name!r}. Use the preset."
         return SearchResult(folder, tuple(arms), best, preset, None, verdict, preset.recipe)
-    # The searched setting was chosen because it did well on these validation images; others are fairer to it.
+    # The searched setting was chosen because it did well on these validation images; others are fairer. The test images
+    # must stay the same: another split_seed would let those of the winner's recipe judge here.
+    data = preset.recipe.data
+    own_validation = bool((np.asarray(open_store(data).splits) == VAL).any())
+    before = data.split_seed if data.val_seed is None else data.val_seed
     base = preset.recipe.model_copy(
-        update={"data": preset.recipe.data.model_copy(update={"split_seed": preset.recipe.data.split_seed + 1})}
+        update={"data": data if own_validation else data.model_copy(update={"val_seed": (before + 1) % 2**32})}
     )
+    images = "the source's own validation images" if own_validation else "a fresh validation split"
     other = best.recipe
     spec = StudySpec.parse(
         {
             "name": "rematch",
-            "about": "The searched setting against the best preset, on fresh seeds and a fresh validation split.",
+            "about": f"The searched setting against the best preset, on fresh seeds and {images}.",
             "base": base.model_dump(mode="json"),
             "design": "compare",
             "variants": {
@@ -435,4 +446,6 @@ def _judge(
             "Use the preset."
         )
         winner = preset.recipe
+    if own_validation:
+        verdict += " The source has its own validation images, so the same ones judged search and rematch."
     return SearchResult(folder, tuple(arms), best, preset, rematch, verdict, winner)
