@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from kitae import keyed
+from kitae.data.store import open_store
 from kitae.errors import TrainingError
 from kitae.recipe import Recipe
 
@@ -69,6 +70,15 @@ def train(recipe: Recipe, out: Path, *, resume: bool) -> FakeRun:
     with (out / "trained").open("a") as file:  # how often the run came to its end
         file.write(".")
     return FakeRun(out, recipe)
+
+
+class RunOnImages(FakeRun):
+    def environment(self) -> dict[str, Any]:
+        return {"store": open_store(self.recipe.data).fingerprint}
+
+
+def train_on_images(recipe: Recipe, out: Path, *, resume: bool) -> FakeRun:
+    return RunOnImages(out, train(recipe, out, resume=resume).recipe)
 
 
 def measure(recipe: Recipe) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
 import signal
 import subprocess
@@ -13,6 +15,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
+from PIL import Image
 
 from kitae.errors import KitaeError, RecipeError, TrainingError
 from kitae.experiments import after
@@ -222,6 +225,29 @@ def test_a_changed_base_recipe_is_refused(tmp_path: Path) -> None:
     base.write_text("name: base\ntrain: {batch_size: 64}\n")
     with pytest.raises(TrainingError, match="the recipe of 'none' has changed"):
         run(tmp_path / "s", spec)
+
+
+def test_a_study_is_not_gone_on_with_on_other_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, images = tmp_path / "s", tmp_path / "images"
+    for name, number in itertools.product(("cat", "dog"), range(4)):
+        (images / name).mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), color=number).save(images / name / f"{number}.png")
+    spec = make(set={"data.source": f"folder:{images}", "data.cache": str(tmp_path / "cache")})
+    options = {"train": "tests.experiments.fake_train:train_on_images"}
+    monkeypatch.setenv("FAKE_FAIL", "seed2")
+    run(folder, spec, **options)
+    monkeypatch.delenv("FAKE_FAIL")
+    Image.new("L", (8, 8), color=200).save(images / "cat" / "4.png")
+    with pytest.raises(
+        TrainingError, match=r"the images of folder:.* have changed since 'none', seed 0, was"
+    ) as caught:
+        run(folder, spec, **options)
+    assert "\n" not in str(caught.value)
+    records = {file: json.loads(file.read_text()) for file in folder.glob("runs/*.json")}
+    for file, outcome in records.items():  # as studies from before have them
+        file.write_text(json.dumps({name: value for name, value in outcome.items() if name != "store"}))
+    assert len(run(folder, spec, **options).failed) == 0
+    assert len(run(folder, spec, **options).failed) == 0  # all are done: there is nothing to add
 
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:

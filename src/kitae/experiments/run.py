@@ -37,6 +37,8 @@ import yaml
 
 from kitae import __version__
 from kitae.console import rough_duration
+from kitae.data.spec import DataSpec
+from kitae.data.store import open_store
 from kitae.errors import KitaeError, RecipeError, TrainingError
 from kitae.experiments.design import Design, expand
 from kitae.experiments.executors import Executor, LocalProcesses
@@ -120,6 +122,8 @@ def study(
         if missing and len(missing) < len(plan.units):
             say(f"going on: {len(plan.units) - len(missing)} of {len(plan.units)} runs are done already (begun {when})")
         place = executor or LocalProcesses(workers)
+        if missing:
+            _check_images(folder, plan, outcomes)
         by_fingerprint = {job.fingerprint: job for job in plan.jobs}
         todo = sum(not _done(outcomes, job) for unit in missing for job in unit)
         began = time.monotonic()
@@ -490,6 +494,23 @@ def _outcomes(folder: Path, plan: Plan) -> dict[str, dict[str, Any]]:
         if outcome is not None:
             found[job.fingerprint] = outcome
     return found
+
+
+def _check_images(folder: Path, plan: Plan, outcomes: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse to add runs on other images to those that are done; outcomes from before `store` was kept pass."""
+    now: dict[DataSpec, str] = {}
+    for job in plan.jobs:
+        then = outcomes[job.fingerprint].get("store") if _done(outcomes, job) else None
+        if then is None:
+            continue
+        data = job.recipe.data
+        if data not in now:
+            now[data] = open_store(data).fingerprint
+        if then != now[data]:
+            raise TrainingError(
+                f"{folder}: the images of {data.source} have changed since {job.variant!r}, seed {job.seed}, was "
+                "trained on them; choose another --out, or --overwrite"
+            )
 
 
 def _kept(folder: Path, job: Job, outcome: dict[str, Any]) -> dict[str, Any]:

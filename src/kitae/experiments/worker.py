@@ -39,7 +39,8 @@ def execute(unit: Mapping[str, Any]) -> list[dict[str, Any]]:
 
     Returns:
         One outcome a job: {"fingerprint", "status": "done" | "failed", "error", "numbers", "epochs", "correct",
-        "machine"}. A failure is an outcome; only being interrupted raises.
+        "machine"}, and of a run that is done the "store" (fingerprint of its images). A failure is an outcome; only
+        being interrupted raises.
     """
     folder = Path(unit["folder"])
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -84,6 +85,7 @@ def _summary(run: Any) -> dict[str, Any]:
         "epochs": curves(epochs),
         "correct": _correct(run),
         "machine": {name: environment[name] for name in kept if name in environment},
+        "store": environment.get("store"),
     }
 
 
