@@ -437,7 +437,7 @@ def _ray(address: str | None, threads: int | None) -> Any:
         return None
     from kitae.experiments.executors import RayCluster
 
-    return RayCluster(None if address == "local" else address, threads=threads or 1)
+    return RayCluster(None if address == "local" else address, threads=threads)
 
 
 @study_app.command

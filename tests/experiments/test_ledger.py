@@ -23,7 +23,7 @@ CLAIMS = {
     "a": {"says": "mixing +1 to +3 points", "effect": "mixing", "between": [1, 3]},
     "b": {"says": "smoothing +5 | points", "effect": "smoothing", "between": [5, None]},
     "c": {"says": "averaging +1 to +2 points", "effect": "ema", "between": [1, 2]},
-    "d": {"says": "averaging costs no time", "effect": "ema", "metric": "epoch_seconds", "within": 0.05},
+    "d": {"says": "averaging costs no time", "effect": "ema", "metric": "epoch_seconds", "within": 0.05, "ratio": True},
 }
 
 

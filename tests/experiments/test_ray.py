@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 
+from kitae import cli
+from kitae.experiments import executors
 from kitae.experiments.executors import RayCluster
 from kitae.experiments.run import study
 from tests.experiments.test_run import FAKE, ROOT, files, make, run
 
 ray = pytest.importorskip("ray")
 
-pytestmark = pytest.mark.slow
+slow = pytest.mark.slow
 
 
 @pytest.fixture
@@ -29,6 +31,14 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Any:
     ray.shutdown()
 
 
+@pytest.mark.parametrize(("given", "processors"), [(None, 3), (2, 2)])
+def test_a_run_asks_for_as_many_processors_as_its_recipe_says_threads(given: int | None, processors: int) -> None:
+    cluster = cli._ray("local", given)
+    assert isinstance(cluster, RayCluster)
+    assert executors._threads({"recipe": {"train": {"threads": 3}}}, cluster.threads) == processors
+
+
+@slow
 def test_the_same_study_on_a_cluster(tmp_path: Path, cluster: Any) -> None:
     spec = make(seeds=[0, 1])
     run(tmp_path / "inline", spec, threads=1)
@@ -36,6 +46,7 @@ def test_the_same_study_on_a_cluster(tmp_path: Path, cluster: Any) -> None:
     assert files(tmp_path / "ray") == files(tmp_path / "inline")
 
 
+@slow
 def test_a_killed_worker_is_tried_again(tmp_path: Path, cluster: Any) -> None:
     spec = make(seeds=[0, 1])
     run(tmp_path / "inline", spec, threads=1)
@@ -55,6 +66,7 @@ def test_a_killed_worker_is_tried_again(tmp_path: Path, cluster: Any) -> None:
     assert files(tmp_path / "ray") == files(tmp_path / "inline")
 
 
+@slow
 def test_a_run_that_keeps_losing_its_worker_is_reported(tmp_path: Path, cluster: Any) -> None:
     spec = make(seeds=[0], factors={"smoothing": {"train.label_smoothing": [0.0, 0.1]}})
     result = study(

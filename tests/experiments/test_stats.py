@@ -203,6 +203,7 @@ def test_factorial_finds_main_effects_and_the_interaction() -> None:
     effects = analyse(runs(made, truth, 1e-6, np.random.default_rng(11)), made, METRIC).effects
     assert {e.name: round(e.estimate, 3) for e in effects} == {"f0": 2.0, "f1": 1.0, "f0 x f1": 1.0}
     assert [e.kind for e in effects] == ["main", "main", "interaction"]
+    assert tuple(e.name for e in effects) == made.effects
 
 
 def test_factorial_with_three_levels_compares_each_with_the_first() -> None:
@@ -214,6 +215,7 @@ def test_factorial_with_three_levels_compares_each_with_the_first() -> None:
     assert estimates == {
         "limit=20": 1.0, "limit=40": 3.0, "ema": 0.5, "limit=20 x ema": 0.0, "limit=40 x ema": 0.0,
     }  # fmt: skip
+    assert tuple(e.name for e in effects) == made.effects
 
 
 def test_one_seed_gives_estimates_without_intervals_where_nothing_is_left_over() -> None:
@@ -261,6 +263,16 @@ def test_times_and_bytes_are_compared_as_ratios() -> None:
     assert effect.ratio
     assert effect.estimate == pytest.approx(0.4)
     assert wording(effect, 3).startswith("v1: helps, x 0.40")
+
+
+def test_a_rate_is_compared_as_a_ratio_and_more_is_better() -> None:
+    made = design("compare", 1)
+    rows = [(v, s, rate * (1 + 0.01 * s)) for s in SEEDS for v, rate in (("v0", 1000.0), ("v1", 1500.0))]
+    table = pd.DataFrame(rows, columns=["variant", "seed", "images_per_second"])
+    (effect,) = analyse(table, made, "images_per_second").effects
+    assert effect.ratio
+    assert effect.estimate == pytest.approx(1.5)
+    assert wording(effect, 3).startswith("v1: helps, x 1.50")
 
 
 def test_the_smallest_effect_is_found_in_80_of_100_studies() -> None:

@@ -71,6 +71,18 @@ def study(**fields: Any) -> dict[str, Any]:
         ({"claims": {"c": {"says": "x", "effect": "s", "between": [2, 1]}}}, r"claims\.c: between: 2 is above 1"),
         ({"claims": {"c": {"says": "x", "effect": "s", "between": [-1, 1]}}}, r"claims\.c: between must lie"),
         ({"claims": {"c": {"sayz": "x", "says": "x", "effect": "s"}}}, r"field .sayz. in claims\.c; valid: says"),
+        (
+            {"claims": {"c": {"says": "x", "effect": "s", "within": 1, "metric": "speed"}}},
+            r"claims\.c\.metric: no run has a number 'speed'",
+        ),
+        (
+            {"claims": {"c": {"says": "x", "effect": "s", "within": 1, "metric": "images_per_second"}}},
+            r"claims\.c\.ratio: images_per_second is compared as variant / reference; set ratio: true",
+        ),
+        (
+            {"claims": {"c": {"says": "x", "effect": "s", "within": 1, "ratio": True}}},
+            r"claims\.c\.ratio: test\.accuracy is compared as a difference; set ratio: false",
+        ),
         ({"name": "a/b"}, "study: name: "),
         ({"base": None}, "study: base"),
     ],

@@ -86,6 +86,28 @@ class Design:
         """Effects are averages over the other factors, estimated by least squares."""
         return self.kind in ("factorial", "screening")
 
+    def main_effects(self, factor: str) -> tuple[str, ...]:
+        """What the effects of a factor's levels after the first are called."""
+        labels = self.factors[factor]
+        return (factor,) if len(labels) == 2 else tuple(f"{factor}={label}" for label in labels[1:])
+
+    @property
+    def effects(self) -> tuple[str, ...]:
+        """The names of all effects, in the order in which `stats.analyse` gives them."""
+        if not self.regression:
+            return tuple(contrast.name for contrast in self.contrasts)
+        names = [name for factor in self.factors for name in self.main_effects(factor)]
+        if self.kind == "factorial":
+            for a, b in itertools.combinations(self.factors, 2):
+                pairs = itertools.product(self.main_effects(a), self.main_effects(b))
+                names += [interaction(first, second) for first, second in pairs]
+        return tuple(names)
+
+
+def interaction(first: str, second: str) -> str:
+    """What the interaction of two main effects is called."""
+    return f"{first} x {second}"
+
 
 def expand(spec: StudySpec) -> Design:
     """The design of a study.
@@ -103,10 +125,9 @@ def expand(spec: StudySpec) -> Design:
             f"{spec.name}: {len(names)} variants x {len(spec.seeds)} seeds are more than {MAX_RUNS} runs; "
             "design: screening needs far fewer"
         )
-    effects = {contrast.name for contrast in design.contrasts} | set(design.factors if design.regression else ())
     for claim, stated in spec.claims.items():
-        if stated.effect not in effects:
-            raise RecipeError(f"claims.{claim}.effect: {stated.effect!r} is none of {', '.join(sorted(effects))}")
+        if stated.effect not in design.effects:
+            raise RecipeError(f"claims.{claim}.effect: {stated.effect!r} is none of {', '.join(design.effects)}")
     return design
 
 

@@ -55,9 +55,10 @@ def metric(name: str) -> Metric:
         return Metric(name, 100.0, "points", better, False)
     if last.endswith("bytes"):
         return Metric(name, 1.0 / 2**20, "MiB", better, True)
+    if last.endswith("per_second"):
+        return Metric(name, 1.0, "images/s", 1, True)
     if "seconds" in last:
-        rate = last.endswith("per_second")
-        return Metric(name, 1.0, "images/s" if rate else "s", 1 if rate else -1, True)
+        return Metric(name, 1.0, "s", -1, True)
     return Metric(name, 1.0, "", better, False)
 
 

@@ -28,7 +28,7 @@ import yaml
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from kitae.errors import RecipeError
-from kitae.experiments.outcome import EVALUATION, OF_RUN, known, step_of
+from kitae.experiments.outcome import EVALUATION, OF_RUN, known, metric, step_of
 from kitae.recipe import explain, parse_yaml, read_text
 from kitae.spec import Spec
 
@@ -164,13 +164,20 @@ class StudySpec(Spec):
         if self.foldover and self.design != "screening":
             raise ValueError(f"foldover: belongs to design: screening, not {self.design}")
         self._check_fields()
-        for field, names in (("metric", (self.metric,)), ("also", self.also)):
-            for name in names:
-                if not known(name, self.after):
-                    raise ValueError(
-                        f"{field}: no run has a number {name!r}; valid: test. or val. and {', '.join(EVALUATION)}, "
-                        f"per_class.CLASS.accuracy; {', '.join(OF_RUN)}; STEP.NAME of a step under after"
-                    )
+        named = [("metric", self.metric), *(("also", name) for name in self.also)]
+        named += [(f"claims.{name}.metric", claim.metric) for name, claim in self.claims.items() if claim.metric]
+        for field, number in named:
+            if not known(number, self.after):
+                raise ValueError(
+                    f"{field}: no run has a number {number!r}; valid: test. or val. and {', '.join(EVALUATION)}, "
+                    f"per_class.CLASS.accuracy; {', '.join(OF_RUN)}; STEP.NAME of a step under after"
+                )
+        for name, claim in self.claims.items():
+            number = claim.metric or self.metric
+            ratio = metric(number).ratio
+            if claim.ratio != ratio:
+                way = "as variant / reference" if ratio else "as a difference"
+                raise ValueError(f"claims.{name}.ratio: {number} is compared {way}; set ratio: {str(ratio).lower()}")
         return self
 
     def _check_compare(self) -> None:

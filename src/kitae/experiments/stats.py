@@ -18,7 +18,7 @@ import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -26,10 +26,8 @@ import statsmodels.api as sm
 from numpy.typing import NDArray
 from scipy import optimize, special, stats
 
+from kitae.experiments.design import Design, interaction
 from kitae.experiments.outcome import Metric, metric
-
-if TYPE_CHECKING:
-    from kitae.experiments.design import Design
 
 CONFIDENCE = 0.95
 POWER = 0.80
@@ -247,15 +245,14 @@ def _regression(fit: _Blocks, design: Design) -> tuple[list[_Raw], tuple[float, 
     for factor, names in design.factors.items():
         at = np.array([levels[v][factor] for v in fit.variants], dtype=np.int64)
         coded[factor] = [
-            (factor if len(names) == 2 else f"{factor}={names[level]}", (at == level) - 1.0 / len(names))
-            for level in range(1, len(names))
+            (name, (at == level) - 1.0 / len(names)) for level, name in enumerate(design.main_effects(factor), start=1)
         ]
         columns += [(name, "main", column) for name, column in coded[factor]]
     if design.kind == "factorial":
         for a, b in itertools.combinations(design.factors, 2):
             half = 0.5 if len(design.factors[a]) == len(design.factors[b]) == 2 else 1.0
             for (first, left), (second, right) in itertools.product(coded[a], coded[b]):
-                columns.append((f"{first} x {second}", "interaction", left * right / half))
+                columns.append((interaction(first, second), "interaction", left * right / half))
     if not len(fit.y):
         return [_Raw(name, kind, _NO, _NO, 0, 0) for name, kind, _ in columns], (_NO, 0)
     x = np.column_stack([np.ones(len(fit.y)), *(column for _, _, column in columns), fit.block])
