@@ -91,6 +91,13 @@ CROWDED: dict[str, Callable[[Path], Path]] = {
     "pareto of near points": lambda p: f.draw_pareto(
         [{**POINTS[0], "bytes": 1e6 + i} for i in range(3)], p, winner="x"
     ),
+    "pareto with controls": lambda p: f.draw_pareto(
+        [*POINTS, {**POINTS[0], "bytes": 1.5e6, "control": True}],
+        p,
+        budget=0.85,
+        winner=POINTS[2]["name"],
+        baseline="?",
+    ),
     "pareto over decades": lambda p: f.draw_pareto([{**POINTS[0], "bytes": 10.0**i} for i in range(2, 11)], p),
     "latency of 8": lambda p: f.draw_latency([{"name": n, "milliseconds": 1e-3} for n in LONG[:8]], p, control=1.0),
     "small learning rates": lambda p: f.draw_training_curves(
@@ -241,6 +248,24 @@ def test_missing_numbers_are_left_out_not_drawn_as_zero(tmp_path: Path) -> None:
     full = pixels(f.draw_training_curves(rows, tmp_path / "a.png"))
     less = pixels(f.draw_training_curves(without, tmp_path / "b.png"))
     assert less.shape[0] < full.shape[0]  # the panel of losses is gone
+
+
+def test_a_control_is_no_part_of_the_front(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It could not have been chosen, however good it is."""
+    from matplotlib.axes import Axes
+
+    fronts: list[list[float]] = []
+    step = Axes.step
+
+    def note(ax: Any, x: Any, *rest: Any, **more: Any) -> Any:
+        fronts.append(list(x))
+        return step(ax, x, *rest, **more)
+
+    monkeypatch.setattr(Axes, "step", note)
+    better = {"name": "small net", "bytes": 0.5e6, "accuracy": 0.99, "latency_ms": 1.0, "control": True}
+    f.draw_pareto(POINTS, tmp_path / "a.png")
+    f.draw_pareto([*POINTS, better], tmp_path / "b.png")
+    assert fronts[0] == fronts[1] == [point["bytes"] for point in POINTS]
 
 
 def test_grid_shows_the_pixels_it_was_given(tmp_path: Path) -> None:

@@ -9,12 +9,14 @@ import re
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet
 import pytest
 
+from kitae.compressing import compress
 from kitae.errors import KitaeError
+from kitae.pipeline import train
+from kitae.recipe import Recipe
 from kitae.reporting import page as p
 from kitae.reporting.figures import draw_stochastic_depth
 from kitae.run import Run
@@ -177,7 +179,7 @@ def test_damaged_files_are_named(make_run: Callable[..., Run], tmp_path: Path) -
     (folder / "compression.json").write_text("[" * 100_000)
     with pytest.raises(KitaeError, match=r"compression\.json.*damaged"):
         p.report(folder)
-    (folder / "compression.json").write_text("{}")
+    folder = _compression(tmp_path / "whole")
     (folder / "front.png").write_bytes(b"<svg onload=alert(1)>")
     with pytest.raises(KitaeError, match=r"front\.png.*not a PNG"):
         p.report(folder)
@@ -261,37 +263,140 @@ def test_unfinished_study_says_so(tmp_path: Path) -> None:
     assert "not finished" in reader.words
 
 
-def _compression(folder: Path) -> Path:
+MEASURED = Path(__file__).parents[2] / "benchmarks" / "results" / "compression"
+
+
+def _compression(folder: Path, name: str = "demo", **changes: Any) -> Path:
+    """A folder with the compression.json of a real compression, as `kitae compress` wrote it, but for `changes`."""
     folder.mkdir()
-    models = [
-        {"name": HOSTILE[i], "bytes": 44.7e6 / 4**i, "accuracy": 0.94 - 0.01 * i, "accuracy_interval": [0.9, 0.95],
-         "latency_ms": 18.0 / 3**i, "parameters": 545_098}
-        for i in range(3)
-    ]  # fmt: skip
-    facts = {
-        "name": "<b>small</b>",
-        "original": {**models[0], "split": "test"},
-        "winner": {**models[1], "split": "test"},
-        "budget": {"accuracy": 0.925},
-        "sensitivity": [{"layer": HOSTILE[0], "accuracy": 0.9123}],
-        "latency": {"control": {"value": 1.003}},
-        "unheard_of": {"a": [1, 2]},
-    }
-    (folder / "compression.json").write_text(json.dumps(facts))
-    pyarrow.parquet.write_table(pa.Table.from_pylist(models), folder / "front.parquet")
+    facts = json.loads((MEASURED / f"{name}.json").read_text())
+    facts.pop("note")  # only the kept results have one
+    (folder / "compression.json").write_text(json.dumps({**facts, **changes}))
     return folder
 
 
+def assert_told(words: str, *told: str) -> None:
+    for one in told:
+        assert one in words, one
+
+
+def _rows_of(text: str, heading: str) -> list[list[str]]:
+    """Cells of the first table under a heading, without markup."""
+    section = text.split(f"<h2>{heading}</h2>")[1].split("</section>")[0]
+    rows = re.findall(r"<tr>(.*?)</tr>", section.split("</table>")[0])
+    return [[re.sub(r"<.*?>", "", cell) for cell in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row)] for row in rows]
+
+
 def test_compression(tmp_path: Path) -> None:
+    """The numbers of `make demo`: within the budget on validation, past it on test, which the page must not hide."""
     folder = _compression(tmp_path / "small")
     text, reader = read(p.report(folder))
     assert_self_contained(text, reader)
-    assert "<script>alert" not in text
-    numbers = ["93.00 %", "-1.00 points", "11.2 MB", "4.0× smaller, from 44.7 MB", "6 ms", "3.0× faster", "545,098"]
-    for told in (*HOSTILE, *numbers, "91.23 %", "control.value", "1.003", "Unheard of", "1, 2", "<b>small</b>"):
-        assert told in reader.words, told
+    words = reader.words
+    warnings = re.findall(r'<p class="warn">(.*?)</p>', text)
+    assert warnings == [
+        "65 % int8-static is within the budget on validation, but on test it loses 1.10 points, more than the budget "
+        "of 1."
+    ]
+    cards = re.findall(r"<li[^>]*><span>(.*?)</span><b>(.*?)</b>(?:<span>(.*?)</span>)?</li>", text)
+    assert cards == [
+        ("Smaller", "27.2×", "60.8 kB, from 1.66 MB"),
+        ("Faster", "2.08×", "0.0827 ms an image, from 0.170 ms"),
+        ("Test accuracy", "90.10 %", "88.09 to 91.80, original 91.20 %"),
+        ("Points lost on test", "1.10", "-0.31 to 2.58, below 0 is a gain"),
+    ]
+    result = {row[0]: row[1:] for row in _rows_of(text, "Result")}
+    assert result["Name"] == ["original fp32", "65 % int8-static", ""]
+    assert result[""] == ["Original", "Winner", "Change"]
+    assert result["Accuracy on test"] == [
+        "91.20 % 89.28 to 92.80", "90.10 % 88.09 to 91.80", "1.10 points lost -0.31 to 2.58"
+    ]  # fmt: skip
+    assert result["Accuracy on validation"][1:] == ["92.83 % 90.49 to 94.64", "0.50 points lost -0.94 to 2.02"]
+    assert result["File"] == ["1.66 MB 1,655,732 bytes", "60.8 kB 60,780 bytes", "27.2× smaller"]
+    assert result["Latency of one image"] == [
+        "0.170 ms 0.170 to 0.173", "0.0827 ms 0.0815 to 0.0831", "2.08× faster 2.05 to 2.11"
+    ]  # fmt: skip
+    assert result["Parameters"] == ["412,656", "51,206", "8.06× fewer"]
+    candidates = {row[0]: row[1:] for row in _rows_of(text, "Candidates")}
+    assert len(candidates) == 1 + 10
+    assert candidates["65 % int8-static winner, front"] == [
+        "92.83 % 90.49 to 94.64", "0.50 -0.94 to 2.02", "60.8 kB", "0.0827 ms 0.0815 to 0.0831", "2.08× 2.05 to 2.11"
+    ]  # fmt: skip
+    assert candidates["20 % fp32"][1] == "-0.17 -1.52 to 1.15"
+    assert_told(words, "at most 1 point of accuracy lost", "Test (1,000 images) was opened once", "(600 images)")
+    assert_told(words, "in each of 50 rounds", "0.996× (0.990 to 1.003): differences below 1.0 %")
+    assert _rows_of(text, "Sensitive layers")[1] == ["network.stem.0.weight", "0.00053", "0.00 %", "92.77 %"]
+    assert_told(words, "AMD EPYC, 2 cores, with VNNI, on 2026-11-24, by Kitae 0.1.0", "finetune_epochs")
+    assert "Left out" not in words
+    assert "not tried" not in words
     assert pixels(folder / "figures" / "pareto.png").any()  # drawn, since there was no picture of the front
     assert sum(tag == "img" for tag, _ in reader.tags) == 1
+
+
+def test_compression_that_kept_its_budget_has_no_warning(tmp_path: Path) -> None:
+    text, reader = read(p.report(_compression(tmp_path / "small", "quick-structured")))
+    assert 'class="warn"' not in text
+    assert_told(reader.words, "15.4×", "7.71×", "89.56 %", "0.60", "0.21 to 1.00", "0.05 points gained -0.83 to 0.93")
+    assert "below 0 is a gain" not in text.split("</ul>")[0]  # the interval of what was lost has no gain in it
+
+
+def test_compression_in_which_nothing_met_the_budget(tmp_path: Path) -> None:
+    """No test, no winner: the closest, why it is not one, and validation named as such."""
+    folder = _compression(
+        tmp_path / "small", within_budget=False, test=None, why_not="has 60,780 bytes, not 1,000", faster=0.5
+    )
+    text, reader = read(p.report(folder))
+    words = reader.words
+    assert re.findall(r'<p class="warn">(.*?)</p>', text) == [
+        "No candidate is within the budget. The closest, 65 % int8-static, has 60,780 bytes, not 1,000; it is kept as "
+        "closest.onnx."
+    ]
+    assert_told(words, "Validation accuracy", "92.83 %", "Points lost on validation", "0.50", "Test was not opened")
+    assert_told(words, "65 % int8-static, the closest to the budget", "65 % int8-static closest, front", "the star is")
+    assert_told(words, "Slower", "2.00×")
+    assert "Test accuracy" not in words
+    assert "Accuracy on test" not in words
+    assert "Winner" not in words
+
+
+def test_what_a_compression_did_not_get(tmp_path: Path) -> None:
+    """Left-out candidates, ratios not tried, controls, zeros that shrink a file only when packed, and news."""
+    facts = json.loads((MEASURED / "demo.json").read_text())
+    control = {**facts["candidates"][-2], "name": "random, 65 % fp32", "control": True, "front": False}
+    sparse = {**facts["winner"], "nonzero": 20_000}
+    folder = _compression(
+        tmp_path / "small", left_out=[{"name": "50 % int8-qat", "why": "the file <b>computes</b> something else"}],
+        stopped="ratios above 0.65 were not tried: this one loses 4.00 points", size="packed_bytes", winner=sparse,
+        candidates=[*facts["candidates"], control], unheard_of={"a": [1, 2]}, news=3,
+    )  # fmt: skip
+    text, reader = read(p.report(folder))
+    assert_told(reader.words, "Ratios above 0.65 were not tried: this one loses 4.00 points.", "50 % int8-qat")
+    assert_told(reader.words, "the file <b>computes</b> something else", "random, 65 % fp32 control", "cannot win")
+    assert_told(reader.words, "45.4 kB when packed, from 1.53 MB", "Parameters that are not 0", "20.6× fewer")
+    assert_told(reader.words, "Unheard of", "1, 2", "news")
+    assert _rows_of(text, "Candidates")[0][3] == "Packed"
+    assert _rows_of(text, "Candidates")[1][3] == "1.53 MB"
+
+
+def test_strings_of_a_compression_are_escaped(tmp_path: Path) -> None:
+    facts = json.loads((MEASURED / "demo.json").read_text())
+    winner = {**facts["winner"], "name": HOSTILE[0]}
+    folder = _compression(
+        tmp_path / "small", run=HOSTILE[1], recipe=HOSTILE[2], winner=winner, candidates=[facts["baseline"], winner],
+        sensitivity=[{"layer": "<i>layer</i>", "divergence": None, "flips": 0.0, "accuracy": None}],
+    )  # fmt: skip
+    text, reader = read(p.report(folder))
+    assert_self_contained(text, reader)
+    assert "<script>alert" not in text
+    assert "<i>" not in text
+    assert_told(reader.words, *HOSTILE, "<i>layer</i>")
+
+
+@pytest.mark.parametrize("name", ["spec", "baseline", "winner", "candidates"])
+def test_a_compression_that_is_none_is_refused(name: str, tmp_path: Path) -> None:
+    """A page made of what is not there looks like a result."""
+    with pytest.raises(KitaeError, match=rf"compression\.json: has no `{name}`"):
+        p.report(_compression(tmp_path / "small", **{name: None}))
 
 
 def test_a_picture_of_the_front_is_left_alone(tmp_path: Path) -> None:
@@ -300,3 +405,31 @@ def test_a_picture_of_the_front_is_left_alone(tmp_path: Path) -> None:
     p.report(folder)
     assert [file.name for file in (folder / "figures").iterdir()] == ["pareto-front.png"]
     assert (folder / "figures" / "pareto-front.png").read_bytes() == drawn
+
+
+def test_the_page_of_what_compress_writes(tmp_path: Path) -> None:
+    """Writer and page agree today, not only on the results that were kept."""
+    recipe = Recipe.load("fashion-mini").override(
+        "data.limit=300", "model.name=resnet8", "model.width=4", "train.epochs=1", "train.precision=fp32",
+        "train.threads=1",
+    )  # fmt: skip
+    run = train(recipe, tmp_path / "tiny")
+    result = compress(
+        run, tmp_path / "small", ratios=(0.25,), finetune_epochs=1, max_drop=100.0, calibration=("minmax",), threads=1
+    )
+    text, reader = read(p.report(result.path))
+    assert_self_contained(text, reader)
+    assert re.findall("<h2>(.*?)</h2>", text) == [
+        "Result",
+        "Pictures",
+        "Candidates",
+        "Sensitive layers",
+        "Settings and machine",
+    ]  # fmt: skip  (nothing in the file that the page does not know)
+    assert result.test is not None
+    winner, test = result.winner, result.test
+    assert_told(reader.words, winner["name"], f"{winner['bytes']:,} bytes", f"{100 * test['winner']['accuracy']:.2f} %")
+    assert_told(reader.words, "Test (1,000 images) was opened once", *(f"{row['drop']:z.2f}" for row in result.rows))
+    assert not re.search("<b>–</b>", text)  # every card has its number
+    assert all(cell != "–" for row in _rows_of(text, "Candidates") for cell in row)
+    assert sum(tag == "img" for tag, _ in reader.tags) == 4

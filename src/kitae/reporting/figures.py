@@ -747,6 +747,7 @@ def draw_pareto(
 
     Args:
         points: {name, bytes, accuracy} and, where measured, latency_ms; the front is computed from bytes and accuracy.
+            Those with a true `control` cannot be chosen: they are diamonds, and no part of the front.
         budget: the lowest accuracy allowed.
         winner, baseline: a `name` of `points`.
     """
@@ -756,11 +757,12 @@ def draw_pareto(
     there = np.isfinite(size) & np.isfinite(accuracy) & (size > 0)
     if not there.any():
         raise ValueError("no point with bytes and accuracy")
+    control = np.array([bool(point.get("control")) for point in points])
     names = [str(point.get("name", i)) for i, point in enumerate(points)]
     order = [int(i) for i in np.lexsort((-accuracy, size)) if there[i]]
     front: list[int] = []
     for i in order:
-        if not front or accuracy[i] > accuracy[front[-1]]:
+        if not control[i] and (not front or accuracy[i] > accuracy[front[-1]]):
             front.append(i)
 
     figure = new_figure(height=5.4, title=title)
@@ -771,8 +773,12 @@ def draw_pareto(
     ax.step(size[front], accuracy[front], where="post", color=MUTED, linewidth=1.4, label="front", zorder=2)
     timed = there & np.isfinite(latency)
     if timed.any():
-        dots = ax.scatter(size[timed], accuracy[timed], c=latency[timed], cmap="viridis", s=54, edgecolors=INK,
-                          linewidths=0.6, zorder=3)  # fmt: skip
+        scale = {"vmin": latency[timed].min(), "vmax": latency[timed].max()}  # one for dots and diamonds
+        for some, marker in ((timed & ~control, "o"), (timed & control, "D")):
+            if some.any():
+                dots = ax.scatter(size[some], accuracy[some], c=latency[some], cmap="viridis", s=54, marker=marker,
+                                  edgecolors=INK, linewidths=0.6, zorder=3,
+                                  label="control" if marker == "D" else None, **scale)  # fmt: skip
         bar = figure.colorbar(dots, ax=ax, orientation="horizontal", fraction=0.05, aspect=40, pad=0.03)
         bar.set_label("Latency (ms)", fontsize=LABEL, color=INK)
         bar.ax.tick_params(labelsize=LABEL - 1, colors=MUTED, labelcolor=INK)

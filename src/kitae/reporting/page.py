@@ -561,76 +561,324 @@ def _aliases(study: Mapping[str, Any]) -> Details | None:
 # ------------------------------------------------------------------------------------------------------- a compression
 
 
-def compression_page(folder: Path) -> Page:
-    """The page of a compression folder: what was won, the candidates, the pictures, and everything else as tables.
+_COMPRESSION_FACTS = {
+    "format", "kitae", "run", "recipe", "spec", "machine", "images", "within_budget", "why_not", "stopped", "left_out",
+    "baseline", "winner", "size", "smaller", "faster", "test", "latency", "candidates", "sensitivity",
+}  # fmt: skip
+_COMPRESSION_PICTURES = {
+    "pareto": ("Every candidate by size and accuracy", "Accuracy is on validation, on which the choice was made."),
+    "sparsity": ("Accuracy against the share of weights removed", "On validation, before any rounding to 8 bits."),
+    "latency": ("Time of one image, of every candidate", ""),
+    "filters": ("The first layer's filters, and which of them were kept", ""),
+}
+_CLOSEST = {"pareto": (_COMPRESSION_PICTURES["pareto"][0], "On validation. Nothing was within the budget: the star is "
+                       "the closest.")}  # fmt: skip
 
-    Of compression.json, `original` and `winner` are understood: mappings with `name`, `bytes`, `accuracy`,
-    `latency_ms`, `parameters`, `macs` (each optional, NAME_interval beside NAME), measured on test where they say
-    `split: test`.
-    `budget.accuracy` is the lowest accuracy allowed. All that is not understood is shown under its own name.
+
+def compression_page(folder: Path) -> Page:
+    """The page of a compression folder: what was won and lost, every candidate, and how it was measured.
+
+    compression.json is read as `kitae.compressing` writes it. What a later version adds to it is shown under its own
+    name; a file without the parts that every compression has is refused, for a page without numbers would look like
+    a result.
+
+    Raises:
+        KitaeError: the file is damaged, or was not written by `kitae compress`.
     """
-    facts = _mapping(folder / "compression.json")
-    original, winner = _inner(facts, "original"), _inner(facts, "winner")
-    page = Page("Compression", str(facts.get("name") or folder.resolve().name), str(winner.get("name") or ""))
-    page.cards = _compression_cards(original, winner)
-    front = folder / "front.parquet"
-    rows = _parquet(front) if front.is_file() else []
-    if not list((folder / "figures").glob("*pareto*.png")) and any(_drawable(row) for row in rows):
-        draw_pareto(
-            [row for row in rows if _drawable(row)],
-            folder / "figures" / "pareto.png",
-            budget=_number(_inner(facts, "budget").get("accuracy")),
-            winner=str(winner.get("name")),
-            baseline=str(original.get("name")),
-        )
-    page.add("Result", _side_by_side(original, winner))
-    page.add("Pictures", *_pictures(folder))
-    page.add("Candidates", _rows_table(rows) if rows else None)
-    flat = {key: value for key, value in facts.items() if not _nested(value) and key != "name"}
-    page.add("Numbers", Table(["", ""], _pairs(flat)) if flat else None)
-    for key, value in facts.items():
-        if _nested(value) and key not in ("original", "winner"):
+    path = folder / "compression.json"
+    facts = _mapping(path)
+    for name in ("spec", "baseline", "winner"):
+        if not _inner(facts, name):
+            raise KitaeError(f"{path}: has no `{name}`, so it was not written by kitae compress")
+    if not _records(facts.get("candidates")):
+        raise KitaeError(f"{path}: has no `candidates`, so it was not written by kitae compress")
+    winner, rows = _inner(facts, "winner"), facts["candidates"]
+    page = Page("Compression", str(facts.get("run") or folder.resolve().name))
+    page.subtitle = f"{winner.get('name')}{'' if _within(facts) else ', the closest to the budget'}"
+    if facts.get("recipe"):
+        page.subtitle += f", from a run of {facts['recipe']}"
+    page.warnings = _compression_warnings(facts)
+    page.cards = _compression_cards(facts)
+    page.add("Result", Text(_budget(facts)), _side_by_side(facts), Text(_judged_on(facts), "muted"))
+    _draw_missing_front(folder, facts)
+    page.add("Pictures", *_pictures(folder, {**_COMPRESSION_PICTURES, **({} if _within(facts) else _CLOSEST)}))
+    left_out = [[str(item.get("name")), str(item.get("why"))] for item in _listed(facts, "left_out")]
+    page.add(
+        "Candidates",
+        _candidates(facts),
+        Text(_timing(facts), "muted"),
+        Text(f"{str(facts['stopped'])[:1].upper()}{str(facts['stopped'])[1:]}.") if facts.get("stopped") else None,
+        Table(["Left out", "Why"], left_out, "Could not be had:", right=2) if left_out else None,
+        Details("Every number of every candidate", [_rows_table(rows)]),
+    )
+    page.add("Sensitive layers", _sensitive(facts))
+    spec, machine = _inner(facts, "spec"), _inner(facts, "machine")
+    page.add(
+        "Settings and machine",
+        Text(_measured_by(facts)),
+        Details("Budget and settings", [Table(["", ""], _pairs(spec))]),
+        Details("Machine and versions", [Table(["", ""], _pairs(machine))]) if machine else None,
+    )
+    others = {key: value for key, value in facts.items() if key not in _COMPRESSION_FACTS}
+    flat = {key: value for key, value in others.items() if not _nested(value)}
+    page.add("More", Table(["", ""], _pairs(flat)) if flat else None)
+    for key, value in others.items():
+        if _nested(value):
             page.add(key.replace("_", " ").capitalize(), *_tables(value))
     return page
 
 
-def _side_by_side(original: Mapping[str, Any], winner: Mapping[str, Any]) -> Table | None:
-    """Everything that is known of both models, a row a number."""
-    keys = [
-        key
-        for key in dict.fromkeys([*original, *winner])
-        if not key.endswith("_interval") and not _nested(original.get(key)) and not _nested(winner.get(key))
-    ]
-    rows: list[list[Cell]] = [[key.replace("_", " "), _named(original, key), _named(winner, key)] for key in keys]
-    return Table(["", "Original", "Winner"], rows) if original and winner and rows else None
+def _within(facts: Mapping[str, Any]) -> bool:
+    return bool(facts.get("within_budget"))
 
 
-def _compression_cards(original: Mapping[str, Any], winner: Mapping[str, Any]) -> list[Card]:
+def _size_of(facts: Mapping[str, Any]) -> str:
+    """The number by which small was judged: packed, where pruning leaves zeros in the file."""
+    return str(facts.get("size") or "bytes")
+
+
+def _points(value: Any) -> str:
+    known = _number(value)
+    return "–" if known is None else f"{known:.2f} point{'' if f'{abs(known):.2f}' == '1.00' else 's'}"
+
+
+def _compression_warnings(facts: Mapping[str, Any]) -> list[str]:
+    warnings = []
+    if not _within(facts):
+        why = str(facts.get("why_not") or "exceeds it")
+        warnings.append(
+            f"No candidate is within the budget. The closest, {_inner(facts, 'winner').get('name')}, {why}; it is kept "
+            "as closest.onnx."
+        )
+    test = _inner(facts, "test")
+    if test and not test.get("within_budget"):
+        allowed = _number(_inner(facts, "spec").get("max_drop"))
+        budget = "the budget" if allowed is None else f"the budget of {allowed:g}"
+        warnings.append(
+            f"{_inner(facts, 'winner').get('name')} is within the budget on validation, but on test it loses "
+            f"{_points(test.get('drop'))}, more than {budget}."
+        )
+    return warnings
+
+
+def _compression_cards(facts: Mapping[str, Any]) -> list[Card]:
+    before, after, test = _inner(facts, "baseline"), _inner(facts, "winner"), _inner(facts, "test")
+    size = _size_of(facts)
     cards = []
-    for key, label, less in (
-        ("bytes", "Size", "smaller"),
-        ("latency_ms", "Latency", "faster"),
-        ("macs", "Multiply-adds", "fewer"),
-    ):
-        now, before = _number(winner.get(key)), _number(original.get(key))
-        if now is None:
-            continue
-        cell = _named(winner, key)
-        note = f"{before / now:.1f}× {less}, from {_text_of(_named(original, key))}" if before and now > 0 else ""
-        cards.append(Card(label, _text_of(cell), note))
-    now, before = _number(winner.get("accuracy")), _number(original.get("accuracy"))
-    if now is not None:
-        note = between(winner.get("accuracy_interval"), 100, 2)
-        if before is not None:
-            note = f"{100 * (now - before):+.2f} points{f', {note}' if note else ''}"
-        split = winner.get("split")
-        cards.insert(0, Card(f"{str(split).capitalize()} accuracy" if split else "Accuracy", share(now, 2), note))
+    if _number(facts.get("smaller")) is not None:
+        packed = " when packed" if size == "packed_bytes" else ""
+        note = f"{_text_of(_named(after, size))}{packed}, from {_text_of(_named(before, size))}"
+        cards.append(Card(*_times(facts["smaller"], "Smaller", "Larger"), note))
+    if _number(facts.get("faster")) is not None:
+        note = f"{_text_of(_named(after, 'latency_ms'))} an image, from {_text_of(_named(before, 'latency_ms'))}"
+        cards.append(Card(*_times(facts["faster"], "Faster", "Slower"), note))
+    where, measured, original, drop = (
+        ("test", _inner(test, "winner"), _inner(test, "baseline"), test)
+        if test
+        else ("validation", after, before, after)
+    )
+    interval = between(measured.get("accuracy_interval"), 100, 2)
+    note = f"{f'{interval}, ' if interval else ''}original {share(original.get('accuracy'), 2)}"
+    cards.append(Card(f"{where.capitalize()} accuracy", share(measured.get("accuracy"), 2), note))
+    lost = _number(drop.get("drop"))
+    interval = between(drop.get("drop_interval"), 1, 2)
+    note = interval and f"{interval}{', below 0 is a gain' if str(interval).startswith('-') else ''}"
+    cards.append(Card(f"Points lost on {where}", "–" if lost is None else f"{lost:z.2f}", note))
     return cards
+
+
+def _times(ratio: Any, more: str, less: str) -> tuple[str, str]:
+    """A factor above 1, and the word for which way it goes: (`Faster`, `2.1×`)."""
+    known = _number(ratio)
+    if known is None or known <= 0:
+        return more, "–"
+    word, factor = (more, known) if known >= 1 else (less, 1 / known)
+    return word, f"{factor:.2f}×" if factor < 10 else f"{factor:.1f}×"
+
+
+def _budget(facts: Mapping[str, Any]) -> str:
+    """What was asked for, in one sentence, and what came of it."""
+    spec = _inner(facts, "spec")
+    asked = []
+    if (drop := _number(spec.get("max_drop"))) is not None:
+        asked.append(f"at most {drop:g} point{'' if drop == 1 else 's'} of accuracy lost")
+    if (size := _number(spec.get("max_bytes"))) is not None:
+        asked.append(f"at most {size:,.0f} bytes")
+    if (limit := _number(spec.get("max_latency_ms"))) is not None:
+        asked.append(f"at most {limit:g} ms an image")
+    found = "The smallest file within it" if _within(facts) else "Nothing was within it; the closest"
+    return f"The budget: {', '.join(asked) or 'none'}. {found}: {_inner(facts, 'winner').get('name')}."
+
+
+_COMPARED = (
+    ("bytes", "File", "smaller", "larger"),
+    ("packed_bytes", "File, packed", "smaller", "larger"),
+    ("latency_ms", "Latency of one image", "faster", "slower"),
+    ("parameters", "Parameters", "fewer", "more"),
+    ("nonzero", "Parameters that are not 0", "fewer", "more"),
+    ("macs", "Multiply-adds", "fewer", "more"),
+)
+
+
+def _side_by_side(facts: Mapping[str, Any]) -> Table:
+    """The original against the winner, a row a number."""
+    before, after, test = _inner(facts, "baseline"), _inner(facts, "winner"), _inner(facts, "test")
+    rows: list[list[Cell]] = [["Name", str(before.get("name")), str(after.get("name")), ""]]
+    if test:
+        sides = (_named(_inner(test, side), "accuracy") for side in ("baseline", "winner"))
+        rows.append(["Accuracy on test", *sides, _lost(test)])
+    rows.append(["Accuracy on validation", _named(before, "accuracy"), _named(after, "accuracy"), _lost(after)])
+    if _number(after.get("flips")) is not None:
+        rows.append(["Answers changed on validation", "", share(after["flips"], 2), ""])
+    for key, label, less, more in _COMPARED:
+        old, new = _number(before.get(key)), _number(after.get(key))
+        if new is None or (key == "nonzero" and new == after.get("parameters")):
+            continue
+        ratio = old / new if old and new > 0 else None
+        if key == "latency_ms":  # the ratio of the medians is not the median of the ratios
+            ratio = _number(after.get("speedup")) or ratio
+        word, factor = _times(ratio, less, more)
+        change: Cell = "" if ratio is None else f"{factor} {word}"
+        if key == "latency_ms" and ratio is not None and ratio >= 1:
+            change = (str(change), between(after.get("speedup_interval"), 1, 2))
+        rows.append([label, _exactly(before, key), _exactly(after, key), change])
+    return Table(["", "Original", "Winner" if _within(facts) else "Closest", "Change"], rows)
+
+
+def _exactly(row: Mapping[str, Any], key: str) -> Cell:
+    """To the last byte and the last parameter, for two columns are compared."""
+    if key == "latency_ms":
+        return _named(row, key)
+    whole = count(row.get(key), exact=True)
+    return (_text_of(_named(row, key)), f"{whole} bytes") if key.endswith("bytes") else whole
+
+
+def _lost(row: Mapping[str, Any]) -> Cell:
+    """`1.10 points lost`, or gained, with its interval the same way round."""
+    drop, interval = _number(row.get("drop")), row.get("drop_interval")
+    if drop is None:
+        return ""
+    if drop >= 0:
+        return f"{_points(drop)} lost", between(interval, 1, 2)
+    turned = interval[::-1] if isinstance(interval, list) else None
+    return f"{_points(-drop)} gained", between(turned, -1, 2)
+
+
+def _judged_on(facts: Mapping[str, Any]) -> str:
+    images, test = _inner(facts, "images"), _inner(facts, "test")
+    val = _number(images.get("val"))
+    validation = f"validation{'' if val is None else f' ({val:,.0f} images)'}"
+    if test:
+        told = _number(test.get("count"))
+        opened = f"Test{'' if told is None else f' ({told:,.0f} images)'} was opened once, for these two,"
+        return f"{opened} after everything was chosen on {validation}. Intervals are 95 %; of points lost, paired."
+    why = "" if _within(facts) else ", for nothing was within the budget"
+    return (
+        f"Test was not opened{why}. These numbers are from {validation}, on which the choice was made too. Intervals "
+        "are 95 %; of points lost, paired."
+    )
+
+
+def _candidates(facts: Mapping[str, Any]) -> Table:
+    """A line a candidate; the winner, the front and the controls are marked."""
+    size = _size_of(facts)
+    rows: list[list[Cell]] = []
+    for row in facts["candidates"][:_MAX_ROWS]:
+        marks = [("winner" if _within(facts) else "closest") if row.get("winner") else "",
+                 "control" if row.get("control") else "", "front" if row.get("front") else ""]  # fmt: skip
+        speedup, drop = _number(row.get("speedup")), _number(row.get("drop"))
+        rows.append(
+            [
+                (str(row.get("name")), ", ".join(mark for mark in marks if mark)),
+                _named(row, "accuracy"),
+                ("–" if drop is None else f"{drop:z.2f}", between(row.get("drop_interval"), 1, 2)),
+                _named(row, size),
+                _named(row, "latency_ms"),
+                ("–" if speedup is None else f"{speedup:.2f}×", between(row.get("speedup_interval"), 1, 2)),
+            ]
+        )
+    caption = "Accuracy on validation, and points of it lost (below 0 is a gain), with 95 % intervals."
+    if any(row.get("front") for row in facts["candidates"]):
+        caption += " Front: no other is at once as accurate, as small and as fast."
+    if any(row.get("control") for row in facts["candidates"]):
+        caption += " Controls are measured for comparison and cannot win."
+    heads = ["Candidate", "Accuracy", "Points lost", "Packed" if size == "packed_bytes" else "Size", "Latency", "Speed"]
+    return Table(heads, rows, caption)
+
+
+def _timing(facts: Mapping[str, Any]) -> str:
+    latency, control = _inner(facts, "latency"), _inner(_inner(facts, "latency"), "control")
+    threads = _number(_inner(facts, "spec").get("threads"))
+    parts = ["Latency is of one image in ONNX Runtime"]
+    parts.append(f"on {threads:.0f} thread{'' if threads == 1 else 's'}" if threads else "on threads of its own choice")
+    if (rounds := _number(latency.get("rounds"))) is not None:
+        parts.append(f"all candidates in turn in each of {rounds:.0f} rounds")
+    text = ", ".join(parts)
+    text += f"; its intervals cover {latency['covers']}." if latency.get("covers") else "."
+    if (ratio := _number(control.get("ratio"))) is not None:
+        interval = between(control.get("ratio_interval"), 1, 3)
+        text += f" The original timed against itself gives {ratio:.3f}×{f' ({interval})' if interval else ''}"
+        noise = _number(latency.get("noise"))
+        text += "." if noise is None else f": differences below {100 * noise:.1f} % are not to be believed."
+    return text
+
+
+def _sensitive(facts: Mapping[str, Any]) -> Table | None:
+    rows: list[list[Cell]] = [
+        [
+            str(item.get("layer")),
+            decimal(item.get("divergence"), 2, significant=True),
+            share(item.get("flips"), 2),
+            share(item.get("accuracy"), 2),
+        ]
+        for item in _listed(facts, "sensitivity")
+    ]
+    caption = (
+        "Each layer of the original alone in 8 bits, the one that changes the answers most first: divergence of the "
+        "probabilities in nats, answers that change, and accuracy, on the first validation images."
+    )
+    return Table(["Layer", "Divergence", "Answers changed", "Accuracy"], rows[:_MAX_ROWS], caption) if rows else None
+
+
+def _measured_by(facts: Mapping[str, Any]) -> str:
+    machine = _inner(facts, "machine")
+    parts = [str(machine.get("processor") or "unknown processor")]
+    if (cores := _number(machine.get("cores"))) is not None:
+        parts.append(f"{cores:.0f} core{'' if cores == 1 else 's'}")
+    if "vnni" in machine:
+        parts.append("with VNNI" if machine["vnni"] else "without VNNI")
+    when = str(machine.get("when") or "")[:10]
+    version = f", by Kitae {facts['kitae']}" if facts.get("kitae") else ""
+    return f"Measured on {', '.join(parts)}{f', on {when}' if when else ''}{version}."
+
+
+def _draw_missing_front(folder: Path, facts: Mapping[str, Any]) -> None:
+    """The picture of the front, where somebody deleted it."""
+    size = _size_of(facts)
+    rows = [{**row, "bytes": row.get(size)} for row in facts["candidates"]]
+    rows = [row for row in rows if _drawable(row)]
+    if not rows or list((folder / "figures").glob("*pareto*.png")):
+        return
+    accuracy = _number(_inner(facts, "baseline").get("accuracy"))
+    allowed = _number(_inner(facts, "spec").get("max_drop"))
+    draw_pareto(
+        rows,
+        folder / "figures" / "pareto.png",
+        budget=None if accuracy is None or allowed is None else accuracy - allowed / 100,
+        winner=str(_inner(facts, "winner").get("name")),
+        baseline=str(_inner(facts, "baseline").get("name")),
+    )
 
 
 def _drawable(row: Mapping[str, Any]) -> bool:
     size, accuracy = _number(row.get("bytes")), _number(row.get("accuracy"))
     return size is not None and size > 0 and accuracy is not None
+
+
+def _listed(facts: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
+    """Records under a key; none where there are none, or a file is older than the key."""
+    found = facts.get(key)
+    return found if isinstance(found, list) and _records(found) else []
 
 
 def _text_of(cell: Cell) -> str:
@@ -666,10 +914,16 @@ def _figure(pictures: Mapping[str, tuple[str, int, int]], name: str, alt: str, c
     return Figure(*pictures[name], alt, caption) if name in pictures else None
 
 
-def _pictures(folder: Path) -> list[Figure]:
-    """Every PNG of a folder and of its `figures`."""
+def _pictures(folder: Path, known: Mapping[str, tuple[str, str]] | None = None) -> list[Figure]:
+    """Every PNG of a folder and of its `figures`; those of a `known` name first, with their (alt, caption)."""
+    known = known or {}
+    order = list(known)
     files = sorted(folder.glob("*.png")) + sorted((folder / "figures").glob("*.png"))
-    return [Figure(*picture(file), alt=file.stem.replace("-", " ").replace("_", " ")) for file in files[:_MAX_PICTURES]]
+    files.sort(key=lambda file: order.index(file.stem) if file.stem in known else len(order))
+    return [
+        Figure(*picture(file), *known.get(file.stem, (file.stem.replace("-", " ").replace("_", " "), "")))
+        for file in files[:_MAX_PICTURES]
+    ]
 
 
 def _text(path: Path) -> str:
@@ -701,15 +955,6 @@ def _inner(value: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     """A mapping inside a mapping; empty where there is none."""
     found = value.get(key)
     return found if isinstance(found, Mapping) else {}
-
-
-def _parquet(path: Path) -> list[dict[str, Any]]:
-    parquet = require("pyarrow.parquet", "train")
-    try:
-        rows: list[dict[str, Any]] = parquet.read_table(path).slice(0, _MAX_ROWS).to_pylist()
-    except (OSError, ValueError) as error:  # pyarrow's own errors are these
-        raise KitaeError(f"{path}: is damaged (not Parquet)") from error
-    return rows
 
 
 def _or_empty(read: Any) -> dict[str, Any]:
@@ -770,7 +1015,7 @@ def _pairs(value: Mapping[str, Any], prefix: str = "") -> list[list[Cell]]:
     return rows[:_MAX_ROWS]
 
 
-_PROPORTIONS = ("accuracy", "top5", "ece", "sparsity", "share")
+_PROPORTIONS = ("accuracy", "top5", "ece", "sparsity", "share", "flips")
 
 
 def _named(row: Mapping[str, Any], name: str) -> Cell:
@@ -785,10 +1030,12 @@ def _named(row: Mapping[str, Any], name: str) -> Cell:
     if last.endswith("bytes"):
         return size_text(value), ""
     if last.endswith("seconds") and not last.endswith("milliseconds"):
-        return (f"{1e3 * value:.3g} ms", between(interval, 1e3, 2)) if value < 1 else (duration(value), "")
+        return (
+            (f"{three_digits(1e3 * value)} ms", _times_between(interval, 1e3)) if value < 1 else (duration(value), "")
+        )
     if last.endswith(("milliseconds", "_ms")):
-        return f"{value:.3g} ms", between(interval, 1, 2)
-    if last in ("parameters", "nonzeros", "zeros", "macs", "count", "images"):
+        return f"{three_digits(value)} ms", _times_between(interval, 1)
+    if last in ("parameters", "nonzero", "nonzeros", "zeros", "macs", "count", "images"):
         return count(value, exact=value < 1e7), ""
     return words(row.get(name)), between(interval, 1, 3)
 
@@ -826,7 +1073,19 @@ def between(interval: Any, scale: float = 1.0, digits: int = 1) -> str:
     if not isinstance(interval, list | tuple) or len(interval) != 2:
         return ""
     ends = [_number(end) for end in interval]
-    return "" if None in ends else " to ".join(f"{end * scale:.{digits}f}" for end in ends if end is not None)
+    return "" if None in ends else " to ".join(f"{end * scale:z.{digits}f}" for end in ends if end is not None)
+
+
+def three_digits(value: float) -> str:
+    """0.170, 18.0, 1,234: as many digits as a time is worth."""
+    return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:#.3g}".rstrip(".")
+
+
+def _times_between(interval: Any, scale: float) -> str:
+    """An interval of times; decimals fixed in number would make `0.08 to 0.08` of a fast one."""
+    if not between(interval):
+        return ""
+    return " to ".join(three_digits(end * scale) for end in interval)
 
 
 def decimal(value: Any, digits: int, *, significant: bool = False) -> str:
