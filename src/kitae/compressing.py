@@ -495,8 +495,9 @@ def _draw(folder: Path, spec: CompressSpec, outcome: Outcome, rows: list[dict[st
     folder.mkdir(parents=True, exist_ok=True)
     baseline = rows[0]
     figures.draw_pareto(
-        rows, folder / "pareto.png", budget=baseline["accuracy"] - spec.max_drop / 100, winner=outcome.winner.name,
-        baseline=baseline["name"],
+        [{**row, "bytes": row[size_field(spec)]} for row in rows], folder / "pareto.png",
+        budget=baseline["accuracy"] - spec.max_drop / 100,
+        winner=outcome.winner.name if outcome.within_budget else None, baseline=baseline["name"],
     )  # fmt: skip
     curves: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
