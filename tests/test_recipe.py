@@ -97,6 +97,8 @@ def write(path: Path, text: str) -> Path:
         ("name: [x\n", r"r\.yaml:\d: not valid YAML"),
         ("- a\n- b\n", "must be a mapping"),
         ("a: &a [1]\nb: *a\n", "aliases"),
+        ("name: x\ntrain:\n  epochs: 3\n  ema: 0.9\n  epochs: 4\n", r"r\.yaml:5: 'epochs' stands twice; take one out"),
+        ("augment:\n  train:\n    - rotate: {p: 1, 'p': 0.5}\n", r"r\.yaml:3: 'p' stands twice"),
         ("!!python/object/apply:os.system ['true']\n", "not valid YAML"),
     ],
 )

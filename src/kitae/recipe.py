@@ -109,13 +109,17 @@ def read_text(path_or_name: str | Path) -> tuple[str, str]:
 def parse_yaml(text: str, origin: str) -> tuple[dict[str, Any], yaml.Node | None]:
     """A YAML mapping, and its tree for line numbers. Aliases are refused: they can blow up to any size.
 
+    So is a key that stands twice in one mapping, of which YAML would silently take the last.
+
     Raises:
-        RecipeError: not YAML, not a mapping, or with aliases.
+        RecipeError: not YAML, not a mapping, with aliases, or with a key twice.
     """
     try:
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
             raise RecipeError(f"{origin}: YAML aliases (*name) are not allowed")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
+        if twice := _doubled_key(node):
+            raise RecipeError(f"{origin}:{twice.start_mark.line + 1}: {twice.value!r} stands twice; take one out")
         value = yaml.safe_load(text)
     except _YAML_ERRORS as error:
         mark, reason = getattr(error, "problem_mark", None), str(getattr(error, "problem", None) or error)
@@ -126,6 +130,24 @@ def parse_yaml(text: str, origin: str) -> tuple[dict[str, Any], yaml.Node | None
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
         raise RecipeError(f"{origin}: must be a mapping of field names to values")
     return value, node
+
+
+def _doubled_key(node: yaml.Node | None) -> yaml.ScalarNode | None:
+    """The second of two equal keys of a mapping, anywhere in the tree."""
+    waiting = [node]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, yaml.MappingNode):
+            seen: set[str] = set()
+            for key, value in node.value:
+                if isinstance(key, yaml.ScalarNode):
+                    if key.value in seen:
+                        return key
+                    seen.add(key.value)
+                waiting.append(value)
+        elif isinstance(node, yaml.SequenceNode):
+            waiting += node.value
+    return None
 
 
 def parse(cls: type[S], text: str, origin: str) -> S:

@@ -23,6 +23,15 @@ def test_techniques_of_the_strong_recipe() -> None:
     assert explicit["mixed precision"] == {"train.precision": ["fp32", "bf16"]}
 
 
+def test_a_frozen_network_keeps_its_weights() -> None:
+    frozen = Recipe.load("fashion-mini").override(
+        "model={name: torchvision:resnet18, pretrained: true, freeze: backbone}"
+    )
+    assert "pretrained weights" not in techniques(frozen)
+    assert "pretrained weights" in techniques(frozen.override("model.freeze=none"))
+    plan_study(build(frozen, seeds=1), measure=None, threads=1)
+
+
 @pytest.mark.parametrize("name", sorted(shipped()))
 @pytest.mark.parametrize("design", ["one_out", "one_in", "screening"])
 def test_all_on_is_the_recipe_itself(name: str, design: str) -> None:

@@ -139,6 +139,12 @@ def test_absurd_numbers_of_runs_are_refused() -> None:
         expand(spec(design="factorial", factors=factors))
 
 
+def test_more_factors_than_screening_takes_are_refused() -> None:
+    factors = {f"f{k}": {f"x.f{k}": [0, 1]} for k in range(48)}
+    with pytest.raises(RecipeError, match="factors: screening takes at most 47, 48 given"):
+        expand(spec(design="screening", factors=factors))
+
+
 def test_claims_must_be_about_an_effect() -> None:
     claims = {"c": {"says": "helps", "effect": "smothing", "between": [0.5, 1]}}
     with pytest.raises(RecipeError, match=r"claims\.c\.effect: 'smothing' is none of .*smoothing"):

@@ -404,6 +404,49 @@ def test_steps_after_training_share_the_training(tmp_path: Path, monkeypatch: py
     assert result.analyses["prune.nested.bytes"].effects[0].estimate == pytest.approx(0.5)
 
 
+OWN = "tests.experiments.fake_train:after_step"
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        ({"prun": {}}, r"variant 'none': after\.prun: no such step; valid: prune, robustness, or module:function"),
+        ({"no.such:step": {}}, r"after\.no\.such:step: cannot be imported"),
+        ({"tests.experiments.fake_train:nothing": {}}, r"fake_train:nothing: cannot be imported"),
+        ({"prune": {"ration": 0.5}}, r"after\.prune: .*'ration'; settings: ratio, epochs, kind, scope"),
+        ({"prune": {"ratio": 1.5}}, r"after\.prune\.ratio: must be less than 1, not 1\.5"),
+        ({"prune": {"ratio": "half"}}, r"after\.prune\.ratio: must be a valid number, not 'half'"),
+        ({"prune": {"kind": "wild"}}, r"after\.prune\.kind: must be 'unstructured' or 'structured', not 'wild'"),
+        ({"robustness": {"images": 0}}, r"after\.robustness\.images: must be greater than or equal to 1, not 0"),
+        ({OWN: {"epochs": 3}}, rf"after\.{OWN}: .*'epochs'; settings: ratio"),
+    ],
+)
+def test_a_step_that_cannot_work_is_refused_before_anything_is_trained(steps: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message) as caught:
+        make_plan(make(after=steps))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_wrong_level_of_a_step_is_refused_too() -> None:
+    with pytest.raises(RecipeError, match=r"variant 'ratio=7': after\.prune\.ratio: must be less than 1"):
+        make_plan(make(after={"prune": {}}, design="sweep", factors={"ratio": {"after.prune.ratio": [0, 7]}}))
+
+
+def test_a_step_of_ones_own_has_its_numbers_as_metrics(tmp_path: Path) -> None:
+    spec = make(after={OWN: {"ratio": 0.5}}, metric=f"{OWN}.accuracy", also=[f"{OWN}.nested.bytes"], seeds=[0, 1])
+    result = run(tmp_path / "s", spec)
+    assert len(result.failed) == 0
+    assert set(result.analyses) == {f"{OWN}.accuracy", f"{OWN}.nested.bytes"}
+
+
+@pytest.mark.parametrize("threads", [0, -2])
+def test_threads_are_at_least_one(tmp_path: Path, threads: int) -> None:
+    with pytest.raises(RecipeError, match=rf"threads: {threads} must be at least 1"):
+        run(tmp_path / "s", threads=threads)
+    with pytest.raises(RecipeError, match=rf"threads: {threads} must be at least 1"):
+        plan_study(make(), threads=threads)
+
+
 def test_plan_tells_time_noise_and_what_can_be_shown() -> None:
     plan = plan_study(make(noise=0.3), workers=2, threads=1, measure=FAKE["measure"])
     assert plan.seconds == pytest.approx(9 * 3 * 2.0 / 2)

@@ -115,6 +115,31 @@ def test_a_mistake_in_a_file_has_its_line(tmp_path: Path) -> None:
         StudySpec.load(file)
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (
+            "set: [train.epochs=5]",
+            r"mine\.yaml: set: must be a mapping, as {train\.epochs: 5}, not \['train\.epochs=5'\]",
+        ),
+        ("tiny: 3", r"mine\.yaml: tiny: must be a mapping"),
+        ("tiny: {set: train.epochs=5}", r"mine\.yaml: tiny\.set: must be a mapping"),
+        ("name: again", r"mine\.yaml:5: 'name' stands twice"),
+    ],
+)
+@pytest.mark.parametrize("tiny", [False, True])
+def test_a_block_that_is_no_mapping_or_stands_twice_is_one_line(
+    tmp_path: Path, line: str, message: str, tiny: bool
+) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        f"name: mine\nbase: fashion-mini\ndesign: one_in\nfactors: {{x: {{train.ema: [null, .9]}}}}\n{line}\n"
+    )
+    with pytest.raises(RecipeError, match=message) as caught:
+        StudySpec.load(file, "train.epochs=3", tiny=tiny)
+    assert "\n" not in str(caught.value)
+
+
 def test_names_that_yaml_reads_as_truth_values_or_numbers_are_names(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(
@@ -133,6 +158,10 @@ def test_overrides_reach_all_variants_or_the_study_itself(tmp_path: Path) -> Non
     spec = StudySpec.load(file, "train.epochs=3", "study.seeds=[4, 5]", "data.source=parquet:a=b.parquet")
     assert spec.set == {"train.epochs": 3, "data.source": "parquet:a=b.parquet"}
     assert spec.seeds == (4, 5)
+    spec = StudySpec.load(file, "train.epochs=3", "study.set={train.ema: 0.5, train.epochs: 4}")
+    assert spec.set == {"train.ema": 0.5, "train.epochs": 3}
+    with pytest.raises(RecipeError, match=r"study\.set: must be a mapping"):
+        StudySpec.load(file, "study.set=3", "train.epochs=3")
     with pytest.raises(RecipeError, match="an override is written field=value"):
         StudySpec.load(file, "train.epochs")
     with pytest.raises(RecipeError, match="not a YAML value"):

@@ -34,7 +34,8 @@ def techniques(recipe: Recipe) -> dict[str, Fields]:
     switches: Sequence[tuple[str, str, Any, Any]] = (
         ("stochastic depth", "model.stochastic_depth", 0.0, model.stochastic_depth),
         ("dropout", "model.dropout", 0.0, model.dropout),
-        ("pretrained weights", "model.pretrained", False, model.pretrained),
+        # A frozen network cannot do without its weights.
+        ("pretrained weights", "model.pretrained", False, model.pretrained if model.freeze == "none" else False),
         ("weight decay", "train.optimizer.weight_decay", 0.0, train.optimizer.weight_decay),
         ("label smoothing", "train.label_smoothing", 0.0, train.label_smoothing),
         ("averaged weights", "train.ema", None, train.ema),

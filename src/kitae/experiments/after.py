@@ -6,12 +6,17 @@ A step is a function (run, folder, **settings) -> {name: number}, nested as it l
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field, TypeAdapter, ValidationError
 
 from kitae.errors import RecipeError
 from kitae.run import Run
@@ -20,6 +25,7 @@ STEPS: dict[str, str] = {
     "prune": "kitae.experiments.after:prune",
     "robustness": "kitae.experiments.after:robustness",
 }
+FINE_TUNING_EPOCHS = 5  # of `prune`
 
 # Corruption -> what it stands for, and its severities from mild to strong.
 CORRUPTIONS: dict[str, tuple[str, tuple[float, ...]]] = {
@@ -34,12 +40,58 @@ CORRUPTIONS: dict[str, tuple[str, tuple[float, ...]]] = {
 }
 
 
+def function(step: str) -> Callable[..., Any]:
+    """The function of a step.
+
+    Raises:
+        RecipeError: there is none of this name.
+    """
+    module, _, name = STEPS.get(step, step).partition(":")
+    if not name:
+        raise RecipeError(f"after.{step}: no such step; valid: {', '.join(STEPS)}, or module:function of your own")
+    if step not in STEPS and not {"", os.getcwd()} & set(sys.path):
+        sys.path.append(os.getcwd())  # as in the processes that run it, which are started from here
+    try:
+        found: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise RecipeError(f"after.{step}: cannot be imported ({' '.join(str(error).split())})") from error
+    return found
+
+
+def check(step: str, settings: Mapping[str, Any]) -> None:
+    """Refuse what the step would refuse after hours of training; of a step of one's own, the names alone are checked.
+
+    Raises:
+        RecipeError: no such step or setting, or a value that does not fit.
+    """
+    called = function(step)
+    try:
+        inspect.signature(called).bind(None, None, **settings)
+    except TypeError as error:
+        names = [name for name, p in inspect.signature(called).parameters.items() if p.kind is p.KEYWORD_ONLY]
+        raise RecipeError(f"after.{step}: {error}; settings: {', '.join(names) or 'none'}") from error
+    if step not in STEPS:
+        return
+    hints = get_type_hints(called, include_extras=True)
+    for name, value in settings.items():
+        try:
+            TypeAdapter(hints[name]).validate_python(value, strict=True)
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"].replace("Input should be", "must be")
+            raise RecipeError(f"after.{step}.{name}: {reason}, not {value!r}") from error
+
+
+def further_epochs(after: Mapping[str, Mapping[str, Any]]) -> int:
+    """How many epochs of training the steps add to a run."""
+    return int(after["prune"].get("epochs", FINE_TUNING_EPOCHS)) if "prune" in after else 0
+
+
 def prune(
     run: Run,
     folder: Path,
     *,
-    ratio: float = 0.0,
-    epochs: int = 5,
+    ratio: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+    epochs: Annotated[int, Field(ge=0)] = FINE_TUNING_EPOCHS,
     kind: Literal["unstructured", "structured"] = "unstructured",
     scope: Literal["layer", "global"] = "global",
 ) -> dict[str, float]:
@@ -59,8 +111,6 @@ def prune(
     from kitae.pipeline import Setup
     from kitae.training.distributed import join
 
-    if kind not in ("unstructured", "structured"):
-        raise RecipeError(f"after.prune.kind: {kind!r} must be unstructured or structured")
     setup = Setup.of(run)
     model = run.load_model().to(join(run.recipe.train.device).device)
     hold = None
@@ -84,7 +134,7 @@ def prune(
     }
 
 
-def robustness(run: Run, folder: Path, *, images: int = 1000) -> dict[str, float]:
+def robustness(run: Run, folder: Path, *, images: Annotated[int, Field(ge=1)] = 1000) -> dict[str, float]:
     """Accuracy of the run's best model on test images that were made worse, over the severities of `CORRUPTIONS`.
 
     Args:

@@ -178,6 +178,10 @@ def _factorial(spec: StudySpec) -> Design:
 
 def _screening(spec: StudySpec) -> Design:
     labels = _all_labels(spec)
+    if len(labels) > MAX_SCREENING_FACTORS:
+        raise RecipeError(
+            f"factors: screening takes at most {MAX_SCREENING_FACTORS}, {len(labels)} given; leave some out"
+        )
     matrix = plackett_burman(len(labels), foldover=spec.foldover)
     variants = []
     for signs in matrix:

@@ -13,6 +13,7 @@ import yaml
 
 from kitae.console import rough_duration
 from kitae.errors import RecipeError
+from kitae.experiments.after import check
 from kitae.experiments.design import Design, expand
 from kitae.experiments.outcome import metric, step_of
 from kitae.experiments.spec import StudySpec
@@ -234,6 +235,8 @@ def resolve(
         if edits:
             ops = edit_ops([dict(op) for op in recipe.model_dump(mode="json")["augment"]["train"]], edits)
             recipe = recipe.override(f"augment.train={_yaml(ops)}")
+        for step, settings in after.items():
+            check(step, settings)
     except RecipeError as error:
         raise RecipeError(f"{where}: {str(error).removeprefix('--set: ').removeprefix('--set ')}") from error
     return _train(recipe, early_stopping=None), after  # last, whatever base and overrides say

@@ -338,6 +338,8 @@ def _spec(spec: StudySpec | str | Path, overrides: Sequence[str], tiny: bool) ->
 def _threads(threads: int | None, workers: int) -> int:
     if workers < 1:
         raise RecipeError(f"workers: {workers} must be at least 1")
+    if threads is not None and threads < 1:
+        raise RecipeError(f"threads: {threads} must be at least 1; leave it out to share the cores out")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // workers) if threads is None else threads
 

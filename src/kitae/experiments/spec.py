@@ -267,6 +267,10 @@ class StudySpec(Spec):
         except (OSError, UnicodeDecodeError) as error:
             raise RecipeError(f"{path}: cannot read ({error})") from error
         content, node = parse_yaml(text, str(path))
+        for field, block in (("set", content), ("tiny", content), ("tiny.set", content.get("tiny"))):
+            value = block.get(field.rpartition(".")[2]) if isinstance(block, Mapping) else None
+            if value is not None and not isinstance(value, Mapping):
+                raise RecipeError(f"{path}: {field}: must be a mapping, as {{train.epochs: 5}}, not {value!r}")
         base = content.get("base")
         if isinstance(base, str):  # a file, beside the study file or from here: the study then holds it whole
             file = next((place for place in (path.parent / base, Path(base)) if place.is_file()), None)
@@ -322,7 +326,7 @@ def find(source: str | Path) -> Path:
 def with_overrides(content: Mapping[str, Any], overrides: tuple[str, ...]) -> dict[str, Any]:
     """`content` with each `field=value` under `set`, and each `study.field=value` in the study itself."""
     result = dict(content)
-    shared = dict(result.get("set") or {})
+    shared: dict[str, Any] = {}
     for override in overrides:
         field, sign, text = override.partition("=")
         if not sign or not field.strip():
@@ -335,7 +339,11 @@ def with_overrides(content: Mapping[str, Any], overrides: tuple[str, ...]) -> di
             result[field.removeprefix("study.")] = value
         else:
             shared[field.strip()] = value
-    result["set"] = shared
+    if shared:
+        before = result.get("set") or {}
+        if not isinstance(before, Mapping):  # of study.set=...
+            raise RecipeError(f"study.set: must be a mapping, as {{train.epochs: 5}}, not {before!r}")
+        result["set"] = {**before, **shared}
     return result
 
 

@@ -62,9 +62,9 @@ def execute(unit: Mapping[str, Any]) -> list[dict[str, Any]]:
             try:
                 extra: dict[str, float] = {}
                 for step, settings in job["after"].items():
-                    from kitae.experiments.after import STEPS
+                    from kitae.experiments import after
 
-                    extra |= flatten(_function(STEPS.get(step, step))(run, folder, **settings), f"{step}.")
+                    extra |= flatten(after.function(step)(run, folder, **settings), f"{step}.")
                 done = {**common, "numbers": {**common["numbers"], **extra}}
                 outcomes.append(
                     _write(job, {"fingerprint": job["fingerprint"], "status": "done", "error": None, **done})
