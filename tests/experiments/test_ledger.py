@@ -59,6 +59,16 @@ def test_every_run_is_counted_and_the_two_designs_stand_side_by_side(results: Pa
     assert side.count("to") == 2
 
 
+def test_designs_of_unlike_numbers_of_runs_are_not_set_side_by_side(tmp_path: Path) -> None:
+    for design, seeds in (("one_out", [0, 1, 2]), ("screening", [0, 1])):
+        spec = StudySpec.parse(
+            {"name": f"s-{design}", "base": "fashion-mini", "design": design, "factors": FACTORS, "seeds": seeds}
+        )
+        study(spec, tmp_path / design, executor=Inline(), figures=False, **FAKE)
+        publish(tmp_path / design, tmp_path / "results")
+    assert "by screening and one at a time" not in markdown(load(tmp_path / "results"))
+
+
 def test_published_results_need_no_runs_and_are_whole(results: Path) -> None:
     there = sorted(path.name for path in (results / "s-one_out").iterdir())
     assert there == ["effects.json", "effects.parquet", "figures", "runs.parquet", "study.yaml"]

@@ -453,7 +453,7 @@ def test_plan_tells_time_noise_and_what_can_be_shown() -> None:
     text = plan.text()
     assert "runs      9, 3 epochs each, resnet9 on fashion-mini" in text
     assert "about 27 s of training (2.0 s an epoch, 2 at a time, 1 thread each)" in text
-    assert "if runs vary by 0.3 points between seeds, given" in text
+    assert "after Holm's correction, if runs vary by 0.3 points between seeds, given" in text
     assert "To choose a recipe by a study, set metric: val.accuracy" in text
     assert "add seeds" in plan_study(make(seeds=[0]), measure=None).text()
 
@@ -476,6 +476,50 @@ def test_plan_proposes_seeds_for_half_the_claimed_effect() -> None:
     claims = {"mix": {"says": "mixing +1", "effect": "mixing", "between": [1, 2]}}
     text = plan_study(make(claims=claims, noise=0.5), measure=None).text()
     assert "claim     mix: half the claimed effect needs about" in text
+    text = plan_study(make(claims=claims, noise=50), measure=None).text()
+    assert "claim     mix: half the claimed effect needs more than 100 seeds" in text
+    open_ended = {"mix": {"says": "mixing helps", "effect": "mixing", "between": [0, None]}}
+    assert "claim     mix" not in plan_study(make(claims=open_ended, noise=50), measure=None).text()
+
+
+@pytest.mark.parametrize(
+    ("metric", "given", "words"),
+    [
+        ("test.loss", None, "can show  not known; give noise: (how much runs vary between seeds, in test.loss)"),
+        (
+            "epoch_seconds",
+            None,
+            "can show  not known; give noise: (how much runs vary between seeds, relative, 0.02 for",
+        ),
+        ("test.loss", 0.01, "if runs vary by 0.01 test.loss between seeds, given"),
+        ("epoch_seconds", 0.02, "if runs vary by 2 % between seeds, given"),
+        ("gap", None, "if runs vary by 0.5 points between seeds, assumed"),
+    ],
+)
+def test_plan_assumes_no_points_of_what_is_not_in_points(metric: str, given: float | None, words: str) -> None:
+    plan = plan_study(make(metric=metric, noise=given), measure=None)
+    assert words in plan.text()
+    assert (plan.smallest is None) == ("not known" in words)
+
+
+def test_plan_counts_fine_tuning() -> None:
+    fields: dict[str, Any] = {"design": "sweep", "factors": {"ratio": {"after.prune.ratio": [0.0, 0.5]}}, "seeds": [0]}
+    plan = plan_study(make(**fields, after={"prune": {"epochs": 2}}), measure=FAKE["measure"], threads=1)
+    assert plan.seconds == pytest.approx((3 + 2 * 2) * 2.0)
+    plan = plan_study(make(**fields, after={"prune": {}}), measure=FAKE["measure"], threads=1)
+    assert plan.seconds == pytest.approx((3 + 2 * 5) * 2.0)
+
+
+def test_plan_measures_all_images_where_a_variant_has_them() -> None:
+    def measure(recipe: Recipe) -> dict[str, Any]:
+        images = recipe.data.limit or 10_000
+        return {"recipe": recipe, "seconds_per_epoch": images / 1000, "train": images}
+
+    limits = {"limit": {"data.limit": [1000, None]}}
+    plan = make_plan(make(design="sweep", factors=limits, seeds=[0]), measure=measure)
+    assert plan.seconds == pytest.approx(3 * (1 + 10))
+    both = make(design="sweep", factors={"limit": {"data.limit": [1000, 2000]}}, seeds=[0])
+    assert make_plan(both, measure=measure).seconds == pytest.approx(3 * (1 + 2))
 
 
 def test_screening_prints_its_aliases() -> None:

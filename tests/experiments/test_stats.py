@@ -17,6 +17,7 @@ from kitae.experiments.stats import (
     Effect,
     amount,
     analyse,
+    error_factor,
     image_variance,
     judge,
     seeds_for,
@@ -181,7 +182,7 @@ def test_a_variant_that_never_finished_is_said_to_be_unknown() -> None:
     effects = analyse(table[table["variant"] != "v1"], made, METRIC).effects
     assert math.isnan(effects[0].estimate)
     assert not math.isnan(effects[1].low)
-    assert wording(effects[0], 3) == "v1: nothing can be said, its runs failed"
+    assert wording(effects[0], 3) == "v1: nothing can be said, too few of its runs finished"
     nothing = analyse(table.iloc[:0], made, METRIC)
     assert all(math.isnan(effect.estimate) for effect in nothing.effects)
     assert nothing.runs == 0
@@ -281,8 +282,34 @@ def test_the_smallest_effect_is_found_in_80_of_100_studies() -> None:
     assert smallest is not None
     rng = np.random.default_rng(16)
     truth = {"v0": 0.0, "v1": smallest, "v2": 0.0, "v3": 0.0}
-    found = sum(analyse(runs(made, truth, 0.4, rng), made, METRIC).effects[0].p < 0.05 for _ in range(500))
+    found = sum(analyse(runs(made, truth, 0.4, rng), made, METRIC).effects[0].shown for _ in range(500))
     assert 0.75 <= found / 500 <= 0.85
+
+
+@pytest.mark.parametrize("kind", ["compare", "one_out", "screening"])
+def test_what_can_be_shown_allows_for_the_number_of_effects(kind: str) -> None:
+    made = design(kind, 7)
+    smallest, (error, df) = smallest_effect(made, 2, 0.4), error_factor(made, 2)
+    assert smallest is not None
+    critical = scipy_stats.t.isf(0.05 / 7 / 2, df)
+    assert scipy_stats.nct.sf(critical, df, smallest / (0.4 * error)) == pytest.approx(0.8)
+
+
+def test_a_difference_that_the_finished_runs_do_not_determine_is_unknown() -> None:
+    made = design("compare", 2)
+    table = runs(made, {"v0": 0, "v1": 1.0, "v2": 0.5}, 0.2, np.random.default_rng(21))
+    apart = table[(table["variant"] == "v1") == (table["seed"] == 2)]  # v0 and v2 in seeds 0 and 1, v1 in seed 2
+    unknown, known = analyse(apart, made, METRIC).effects
+    assert math.isnan(unknown.estimate)
+    assert math.isnan(unknown.low)
+    assert not unknown.shown
+    assert unknown.pairs == 0
+    assert wording(unknown, 3) == "v1: nothing can be said, too few of its runs finished"
+    assert known.low < known.estimate < known.high
+    assert "2 of 3 seeds" in wording(known, 3)
+    joined = table[~((table["variant"] == "v1") & (table["seed"] != 2))]  # all of them in seed 2
+    assert analyse(joined, made, METRIC).effects[0].pairs == 1
+    assert not math.isnan(analyse(joined, made, METRIC).effects[0].low)
 
 
 def test_more_seeds_see_smaller_effects_and_the_needed_number_is_the_first_that_does() -> None:

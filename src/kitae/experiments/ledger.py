@@ -92,7 +92,7 @@ def _designs(results: Sequence[StudyResult]) -> str:
     rows = []
     for one_out in (result for result in results if result.spec.design == "one_out"):
         for screening in (result for result in results if result.spec.design == "screening"):
-            if set(one_out.spec.factors) != set(screening.spec.factors):
+            if set(one_out.spec.factors) != set(screening.spec.factors) or len(one_out.runs) != len(screening.runs):
                 continue
             left, right = (result.analyses[result.spec.metric].effects for result in (one_out, screening))
             for factor in one_out.spec.factors:

@@ -13,11 +13,11 @@ import yaml
 
 from kitae.console import rough_duration
 from kitae.errors import RecipeError
-from kitae.experiments.after import check
+from kitae.experiments.after import check, further_epochs
 from kitae.experiments.design import Design, expand
 from kitae.experiments.outcome import metric, step_of
 from kitae.experiments.spec import StudySpec
-from kitae.experiments.stats import ASSUMED_NOISE, POWER, seeds_for, smallest_effect
+from kitae.experiments.stats import ASSUMED_NOISE, MOST_SEEDS, POWER, seeds_for, smallest_effect
 from kitae.experiments.tables import alias_text
 from kitae.recipe import Recipe, parse
 
@@ -60,13 +60,14 @@ class Plan:
         jobs: all variants of the first seed, then of the next, so that a study that was stopped is balanced.
         precision: what `auto` became, None where no recipe says auto.
         threads: of each run.
-        seconds_per_epoch, images: time of an epoch of the reference variant and its training images, measured; None if
-            they were not.
-        seconds: of the whole study with `workers` runs at a time; None likewise.
+        seconds_per_epoch, images: time of an epoch and its training images, measured on the reference variant, or on
+            one without data.limit where the reference has one; None if they were not.
+        seconds: of the whole study with `workers` runs at a time, fine-tuning included; None likewise.
         load: programs that were running on this machine when that was measured.
-        noise: standard deviation between runs in the metric's unit, from which `smallest` follows.
+        noise: standard deviation between runs in the metric's unit (relative where it is compared as a ratio), from
+            which `smallest` follows; None where nothing is known of it.
         smallest: the effect that would be shown with 80 % probability.
-        seeds_needed: claim -> seeds with which half the claimed effect would be shown.
+        seeds_needed: claim -> seeds with which half the claimed effect would be shown; None is more than 100.
     """
 
     spec: StudySpec
@@ -78,7 +79,7 @@ class Plan:
     seconds_per_epoch: float | None
     images: int | None
     seconds: float | None
-    noise: float
+    noise: float | None
     smallest: float | None
     seeds_needed: Mapping[str, int | None] = field(default_factory=dict)
     load: float = 0.0
@@ -94,7 +95,9 @@ class Plan:
     def text(self) -> str:
         """The plan for people, a few lines."""
         spec, design = self.spec, self.design
-        unit = metric(spec.metric).unit or spec.metric
+        ratio = metric(spec.metric).ratio
+        unit = "%" if ratio else metric(spec.metric).unit or spec.metric
+        scale = 100.0 if ratio else 1.0
         lines = [f"Study {spec.name}: {spec.design}, {len(design.variants)} variants x {len(spec.seeds)} seeds"]
         if spec.about:
             lines.append(f"  {spec.about}")
@@ -117,16 +120,20 @@ class Plan:
             if self.load > _BUSY:
                 lines.append(f"            measured beside {self.load:.0f} other programs: alone it may be far less")
         source = "given" if spec.noise is not None else "assumed"
-        if self.smallest is None:
+        if self.noise is None:
+            scatter = "relative, 0.02 for 2 %" if ratio else f"in {unit}"
+            lines.append(f"  can show  not known; give noise: (how much runs vary between seeds, {scatter})")
+        elif self.smallest is None:
             lines.append("  can show  nothing: one run of each variant leaves no estimate of the noise; add seeds")
         else:
             lines.append(
-                f"  can show  effects from {self.smallest:.2g} {unit} on ({POWER:.0%} of the time, if runs vary by "
-                f"{self.noise:g} {unit} between seeds, {source})"
+                f"  can show  effects from {self.smallest * scale:.2g} {unit} on ({POWER:.0%} of the time, after "
+                f"Holm's correction, if runs vary by {self.noise * scale:g} {unit} between seeds, {source})"
             )
         for claim, seeds in self.seeds_needed.items():
-            if seeds is not None and seeds > len(spec.seeds):
-                lines.append(f"  claim     {claim}: half the claimed effect needs about {seeds} seeds")
+            if seeds is None or seeds > len(spec.seeds):
+                needed = f"more than {MOST_SEEDS}" if seeds is None else f"about {seeds}"
+                lines.append(f"  claim     {claim}: half the claimed effect needs {needed} seeds")
         if spec.metric.startswith("test."):
             lines.append(
                 "  metric    " + spec.metric + ": a report. To choose a recipe by a study, set metric: val.accuracy"
@@ -171,7 +178,9 @@ def make_plan(
     seconds_per_epoch = images = None
     load = 0.0
     if measure is not None:
-        facts = measure(undecided[0] if undecided and reference.train.precision != "auto" else reference)
+        # One that leaves the precision open, and one on all images, whose number the others' time is a share of.
+        choice = undecided or [recipe for recipe, _ in recipes.values()]
+        facts = measure(min(choice, key=lambda recipe: (recipe.data.limit is not None, recipe is not reference)))
         seconds_per_epoch, images = float(facts["seconds_per_epoch"]), int(facts["train"])
         load = float(facts.get("load", 0.0))
         precision = precision or facts["recipe"].train.precision
@@ -181,19 +190,20 @@ def make_plan(
             for name, (recipe, after) in recipes.items()
         }
     jobs = _jobs(spec, design, recipes)
-    noise = spec.noise if spec.noise is not None else ASSUMED_NOISE
+    noise = spec.noise
+    if noise is None and metric(spec.metric).unit == "points":
+        noise = ASSUMED_NOISE
     plan = Plan(
         spec, design, jobs, precision if undecided else None, threads, workers, seconds_per_epoch, images, None, noise,
-        smallest_effect(design, len(spec.seeds), noise),
-        {name: _seeds_needed(design, claim.between, noise) for name, claim in spec.claims.items()
-         if claim.between is not None and not claim.ratio and claim.metric in (None, spec.metric)},
+        None if noise is None else smallest_effect(design, len(spec.seeds), noise), _seeds_needed(design, noise, spec),
     )  # fmt: skip
     if seconds_per_epoch is None or images is None:
         return plan
-    total = sum(
-        unit[0].recipe.train.epochs * seconds_per_epoch * (unit[0].recipe.data.limit or images) / images
-        for unit in plan.units
-    )
+    total = 0.0
+    for unit in plan.units:
+        recipe = unit[0].recipe
+        epochs = recipe.train.epochs + sum(further_epochs(job.after) for job in unit)
+        total += epochs * seconds_per_epoch * (recipe.data.limit or images) / images
     return replace(plan, seconds=total / max(1, min(workers, len(plan.units))), load=load)
 
 
@@ -301,9 +311,14 @@ def _fingerprint(recipe: Recipe, after: Mapping[str, Mapping[str, Any]]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _seeds_needed(design: Design, between: tuple[float | None, float | None], noise: float) -> int | None:
-    bounds = [abs(bound) for bound in between if bound]
-    return seeds_for(design, min(bounds) / 2, noise) if bounds else None
+def _seeds_needed(design: Design, noise: float | None, spec: StudySpec) -> dict[str, int | None]:
+    """Of the claims about the study's own metric that name a size."""
+    needed: dict[str, int | None] = {}
+    for name, claim in spec.claims.items():
+        sizes = [abs(bound) for bound in claim.between or () if bound]
+        if noise is not None and sizes and not claim.ratio and claim.metric in (None, spec.metric):
+            needed[name] = seeds_for(design, min(sizes) / 2, noise)
+    return needed
 
 
 def _slug(name: str) -> str:

@@ -125,7 +125,8 @@ class StudySpec(Spec):
         after: steps after training whose results are metrics too: {robustness: {...}}, {prune: {...}}.
         cover: what intervals cover: `seeds` (other initial weights and orders, on these test images), or `both` seeds
             and test images (test.accuracy only).
-        noise: the standard deviation between runs that the plan assumes, in the metric's unit; from an earlier study.
+        noise: the standard deviation between runs that the plan assumes, in the metric's unit (relative, 0.02 for 2 %,
+            where it is compared as a ratio); from an earlier study. Null is 0.5 where the unit is points.
         claims: what is claimed, for the ledger.
         tiny: what the tiny twin changes besides `TINY`: any of the keys above (`set` is merged).
     """

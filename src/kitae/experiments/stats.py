@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -31,7 +33,8 @@ from kitae.experiments.outcome import Metric, metric
 
 CONFIDENCE = 0.95
 POWER = 0.80
-ASSUMED_NOISE = 0.5  # points: the standard deviation between runs that a plan assumes where nothing is known
+MOST_SEEDS = 100  # what a plan proposes at most
+ASSUMED_NOISE = 0.5  # points: what a plan assumes of the noise where nothing is known; no guess for other units
 _NO = float("nan")
 
 
@@ -162,15 +165,23 @@ class _Blocks:
         self.mse, self.df = _NO, 0
         if len(y):
             indicator = (variants[:, None] == np.array(self.names, dtype=object)[None, :]).astype(np.float64)
-            self.model = sm.OLS(y, np.concatenate([indicator, self.block], axis=1)).fit()
+            self.model = _least_squares(y, np.concatenate([indicator, self.block], axis=1))
             self.df = int(self.model.df_resid)
             self.mse = float(self.model.mse_resid) if self.df > 0 else _NO
 
+    @cached_property
+    def _row_space(self) -> NDArray[np.float64]:
+        """The projection onto what the runs determine; all of it where no run is missing."""
+        assert self.model is not None
+        return np.asarray(self.model.model.pinv_wexog @ self.model.model.exog, dtype=np.float64)
+
     def difference(self, plus: str, minus: str) -> tuple[float, float]:
-        """Estimate and its variance for noise of variance 1."""
+        """Estimate and its variance for noise of variance 1; NaN where no chain of shared seeds joins the two."""
         weights = np.zeros(len(self.names) + self.block.shape[1])
         weights[self.names.index(plus)], weights[self.names.index(minus)] = 1.0, -1.0
         assert self.model is not None
+        if np.abs(weights @ self._row_space - weights).max() > 1e-8:
+            return _NO, _NO
         return float(weights @ self.model.params), float(weights @ self.model.normalized_cov_params @ weights)
 
     def pairs(self, plus: str, minus: str) -> NDArray[np.float64]:
@@ -178,6 +189,12 @@ class _Blocks:
         of = {(v, s): value for v, s, value in zip(self.variants, self.seeds, self.y, strict=True)}
         both = [seed for seed in self.blocks if (plus, seed) in of and (minus, seed) in of]
         return np.array([of[(plus, seed)] - of[(minus, seed)] for seed in both])
+
+
+def _least_squares(y: NDArray[np.float64], x: NDArray[np.float64]) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # lost runs may leave effects undetermined, which is looked at for each of them
+        return sm.OLS(y, x).fit()
 
 
 @dataclass(frozen=True)
@@ -256,7 +273,7 @@ def _regression(fit: _Blocks, design: Design) -> tuple[list[_Raw], tuple[float, 
     if not len(fit.y):
         return [_Raw(name, kind, _NO, _NO, 0, 0) for name, kind, _ in columns], (_NO, 0)
     x = np.column_stack([np.ones(len(fit.y)), *(column for _, _, column in columns), fit.block])
-    model = sm.OLS(fit.y, x).fit()
+    model = _least_squares(fit.y, x)
     # Replicates tell noise from misfit; with a single seed only the misfit is left.
     left_over = (float(model.mse_resid), int(model.df_resid)) if model.df_resid > 0 else (_NO, 0)
     mse, df = (fit.mse, fit.df) if fit.df else left_over
@@ -368,30 +385,31 @@ def error_factor(design: Design, seeds: int) -> tuple[float, int]:
 
 
 def smallest_effect(design: Design, seeds: int, noise: float) -> float | None:
-    """The effect that would be shown with 80 % probability (one test, 5 %), in the unit of `noise`; None without df.
+    """The effect that would be shown with 80 % probability, in the unit of `noise`; None without df.
 
-    From the noncentral t distribution.
+    From the noncentral t distribution, at 5 % shared out over the design's effects: what Holm's correction asks of an
+    effect that is the only one.
     """
     factor, df = error_factor(design, seeds)
     if df < 1:
         return None
-    return noise * factor * _detectable(df)
+    return noise * factor * _detectable(df, len(design.effects))
 
 
-def _detectable(df: int) -> float:
-    """Effect / standard error at which a two-sided t test of 5 % has 80 % power."""
-    critical = float(stats.t.ppf(0.5 + CONFIDENCE / 2, df))
+def _detectable(df: int, tests: int) -> float:
+    """Effect / standard error at which a two-sided t test of 5 % / `tests` has 80 % power."""
+    critical = float(stats.t.isf((1 - CONFIDENCE) / 2 / tests, df))
 
     def lacking(effect: float) -> float:
         # The far tail is left out: it adds less than 1e-6 at any effect with 80 % power.
         return float(stats.nct.sf(critical, df, effect)) - POWER
 
-    return float(optimize.brentq(lacking, 0.1, 20.0 * critical))
+    return float(optimize.brentq(lacking, 0.1, 3.0 * critical))
 
 
-def seeds_for(design: Design, effect: float, noise: float, most: int = 100) -> int | None:
-    """The fewest seeds with which this effect would be shown with 80 % probability; None beyond `most`."""
-    for seeds in range(2, most + 1):
+def seeds_for(design: Design, effect: float, noise: float) -> int | None:
+    """The fewest seeds with which this effect would be shown with 80 % probability; None beyond `MOST_SEEDS`."""
+    for seeds in range(2, MOST_SEEDS + 1):
         smallest = smallest_effect(design, seeds, noise)
         if smallest is not None and smallest <= effect:
             return seeds
@@ -399,7 +417,7 @@ def seeds_for(design: Design, effect: float, noise: float, most: int = 100) -> i
 
 
 def wording(effect: Effect, seeds: int) -> str:
-    """One honest sentence on an effect.
+    """One honest sentence on an effect in a study of so many seeds; names those that gave a pair where some did not.
 
     >>> wording(Effect("mixing", "test.accuracy", "main", 0.1, -0.4, 0.6, .7, .9, .2, 4, 3), 3)
     'mixing: no difference could be shown with 3 seeds (interval -0.4 to +0.6)'
@@ -407,8 +425,9 @@ def wording(effect: Effect, seeds: int) -> str:
     shown = metric(effect.metric)
     size = amount(effect.estimate, effect)
     if math.isnan(effect.estimate):
-        return f"{effect.name}: nothing can be said, its runs failed"
-    with_seeds = f"{seeds} seed{'s' if seeds != 1 else ''}"
+        return f"{effect.name}: nothing can be said, too few of its runs finished"
+    paired = f"{effect.pairs} of " if effect.kind == "difference" and effect.pairs != seeds else ""
+    with_seeds = f"{paired}{seeds} seed{'s' if seeds != 1 else ''}"
     if math.isnan(effect.low):
         return f"{effect.name}: {size}, without an interval ({with_seeds}); nothing can be concluded"
     interval = f"interval {amount(effect.low, effect, unit=False)} to {amount(effect.high, effect, unit=False)}"
