@@ -434,6 +434,16 @@ def test_the_front_holds_what_nothing_beats() -> None:
     assert budget._front(found, CompressSpec()) == ("best", "small", "fast")
 
 
+def test_among_equally_small_files_speed_decides_and_then_accuracy() -> None:
+    def candidate(name: str, drop: float, milliseconds: float, size: int = 1000) -> budget.Candidate:
+        row = {"drop": drop, "loss": 0.0, "bytes": size, "latency_ms": milliseconds}
+        return budget.Candidate(name, 0.0, "int8", Path(), row, np.zeros(0, np.int64))
+
+    found = [candidate("slow", 0.04, 30), candidate("fast", 0.06, 9.8), candidate("as fast", 0.05, 10),
+             candidate("large", 0.0, 1, 2000), candidate("lossy", 2.0, 1, 10)]  # fmt: skip
+    assert budget._choose(found, CompressSpec(max_drop=1.0))[0].name == "as fast"
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

@@ -446,6 +446,7 @@ class _Bench:
 
 _SENSITIVITY_IMAGES = 512
 _EQUAL = 1.01
+_AS_FAST = 1.1
 
 
 def _name(stage: _Stage, precision: str, label: str) -> str:
@@ -671,11 +672,14 @@ def _choose(candidates: Sequence[Candidate], spec: CompressSpec) -> tuple[Candid
 
     within = [candidate for candidate in free if not excess(candidate)]
     if within:
-        # Files that differ by a few names in their metadata are equally small; among them the most accurate wins.
+        # Files that differ by a few names in their metadata are equally small. Among them speed decides (dynamic INT8 is
+        # as small as static, and may be slower than float), and among equally fast ones accuracy.
         size = size_field(spec)
         smallest = min(candidate.row[size] for candidate in within)
         equal = [candidate for candidate in within if candidate.row[size] <= _EQUAL * smallest]
-        return min(equal, key=lambda candidate: (candidate.row["drop"], candidate.row["loss"])), ""
+        fastest = min(candidate.row["latency_ms"] for candidate in equal)
+        fast = [candidate for candidate in equal if candidate.row["latency_ms"] <= _AS_FAST * fastest]
+        return min(fast, key=lambda candidate: (candidate.row["drop"], candidate.row["loss"])), ""
     closest = min(free, key=lambda candidate: sum(share for share, _ in excess(candidate)))
     return closest, " and ".join(words for _, words in excess(closest))
 
