@@ -672,8 +672,8 @@ def _choose(candidates: Sequence[Candidate], spec: CompressSpec) -> tuple[Candid
 
     within = [candidate for candidate in free if not excess(candidate)]
     if within:
-        # Files that differ by a few names in their metadata are equally small. Among them speed decides (dynamic INT8 is
-        # as small as static, and may be slower than float), and among equally fast ones accuracy.
+        # Files that differ by a few names in their metadata are equally small. Among them speed decides (dynamic INT8
+        # is as small as static, and may be slower than float), and among equally fast ones accuracy.
         size = size_field(spec)
         smallest = min(candidate.row[size] for candidate in within)
         equal = [candidate for candidate in within if candidate.row[size] <= _EQUAL * smallest]
