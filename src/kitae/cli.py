@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, CycloptsError, Parameter
 
 from kitae import __version__, console
-from kitae.errors import KitaeError, RecipeError
+from kitae.errors import KitaeError, RecipeError, missing
 
 app = App(
     name="kitae",
@@ -66,7 +66,7 @@ def main() -> None:
         extra = _EXTRAS.get((problem.name or "").partition(".")[0])
         if extra is None:
             raise
-        console.error(f"{problem.name} is not installed: pip install 'kitae[{extra}]'")
+        console.error(str(missing(str(problem.name), extra)))
         sys.exit(2)
     except BrokenPipeError:  # `kitae ... | head`: the reader has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

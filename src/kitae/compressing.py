@@ -38,7 +38,7 @@ from kitae.errors import CompressionError, DataError
 from kitae.evaluation import intervals, latency
 from kitae.evaluation.calibration import fit_temperature
 from kitae.files import write_atomically, write_json
-from kitae.models.build import build, count_macs, count_parameters, rebuild
+from kitae.models.build import SCALING, build, count_macs, count_parameters, rebuild
 from kitae.pipeline import Setup
 from kitae.preprocess import PreprocessRules
 from kitae.recipe import Recipe
@@ -219,10 +219,8 @@ def compress(
             folder=folder / "candidates",
         )
     except TrainingInterruptedError as error:
-        raise TrainingInterruptedError(
-            f"{str(error).partition(';')[0]} of a fine-tuning; {folder} keeps the ratios that were done: the same "
-            "command goes on from there"
-        ) from error
+        kept = f"{folder} keeps the ratios that were done: the same command goes on from there"
+        raise TrainingInterruptedError(f"{error.where} of a fine-tuning", kept) from error
     test: dict[str, Any] | None = None
     if outcome.within_budget:
         say("opening test for the original and the winner")
@@ -321,8 +319,7 @@ def _rows(setup: Setup, split: str) -> Images:
 
 def _small(run: Run) -> dict[str, Callable[[], nn.Module]]:
     """Networks of the run's own family where it comes in widths, else ResNet-9s, the narrowest first."""
-    scales = ("resnet8", "resnet9", "resnet20", "resnet56")
-    family = run.recipe.model.name if run.recipe.model.name in scales else "resnet9"
+    family = run.recipe.model.name if run.recipe.model.name in SCALING else "resnet9"
 
     def build_width(width: int) -> nn.Module:
         spec = run.recipe.model.model_copy(update={"name": family, "width": width, "stem": "auto"})
@@ -494,10 +491,9 @@ def _table(rows: list[dict[str, Any]]) -> Any:
 def _draw(folder: Path, spec: CompressSpec, outcome: Outcome, rows: list[dict[str, Any]]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     baseline = rows[0]
-    figures.draw_pareto(
-        [{**row, "bytes": row[size_field(spec)]} for row in rows], folder / "pareto.png",
-        budget=baseline["accuracy"] - spec.max_drop / 100,
-        winner=outcome.winner.name if outcome.within_budget else None, baseline=baseline["name"],
+    figures.draw_compression(
+        rows, folder / "pareto.png", baseline=baseline, winner={"name": outcome.winner.name}, max_drop=spec.max_drop,
+        size=size_field(spec), within_budget=outcome.within_budget,
     )  # fmt: skip
     curves: dict[str, list[dict[str, Any]]] = {}
     for row in rows:

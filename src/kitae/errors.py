@@ -50,6 +50,11 @@ class MissingExtraError(KitaeError):
     """A library that one of Kitae's extras installs is missing."""
 
 
+def missing(module: str, extra: str) -> MissingExtraError:
+    """The error that says which extra installs a module."""
+    return MissingExtraError(f"{module} is not installed: pip install 'kitae[{extra}]'")
+
+
 def require(module: str, extra: str) -> ModuleType:
     """Import `module`, or say which extra installs it.
 
@@ -61,4 +66,4 @@ def require(module: str, extra: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is not None and not module.startswith(error.name):
             raise
-        raise MissingExtraError(f"{module} is not installed: pip install 'kitae[{extra}]'") from error
+        raise missing(module, extra) from error

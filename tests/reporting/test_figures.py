@@ -335,3 +335,18 @@ def test_best_epoch_follows_the_recipe(make_run: Callable[..., Run]) -> None:
     assert run.best_epoch() == 5
     run.write_metrics([{"epoch": 1, "val_loss": None}])
     assert run.best_epoch() is None
+
+
+def test_a_compression_without_a_winner_marks_the_closest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[dict[str, Any]] = []
+    monkeypatch.setattr(f, "draw_pareto", lambda points, path, **k: (drawn.append({"points": points, **k}), path)[1])
+    rows = [{"name": "a", "bytes": 9, "packed_bytes": 5, "accuracy": 0.9}, {"name": "b", "bytes": 8, "accuracy": 0.7}]
+    for within in (True, False):
+        f.draw_compression(
+            rows, tmp_path / "a.png", baseline=rows[0], winner=rows[1], max_drop=1.0, size="packed_bytes",
+            within_budget=within,
+        )  # fmt: skip
+    assert [call["called"] for call in drawn] == ["winner", "closest"]
+    assert drawn[0]["points"][0]["bytes"] == 5
+    assert drawn[0]["budget"] == pytest.approx(0.89)
+    assert (drawn[0]["winner"], drawn[0]["baseline"]) == ("b", "a")

@@ -261,10 +261,8 @@ def search(
     candidates, latency = _timed(candidates, spec, tools, bench.shown)
     winner, why_not = _choose(candidates, spec)
     if spec.controls and winner.ratio > 0:
-        candidates += _controls(winner, reached, spec, tools, bench)
-        # The others keep the times by which the winner was chosen.
-        again, _ = _timed(candidates, spec, tools, bench.shown)
-        candidates = [new if new.control else old for old, new in zip(candidates, again, strict=True)]
+        controls = _controls(winner, reached, spec, tools, bench)
+        candidates += _timed([candidates[0], *controls], spec, tools, bench.shown)[0][1:]
     quantizes = any(precision != "none" for precision in spec.quantize)
     stage = next(stage for stage in reached if stage.ratio == winner.ratio)
     return Outcome(
@@ -599,9 +597,7 @@ def _controls(
 _SAME_LATENCY = 1.05
 
 
-def _as_fast(
-    model: nn.Module, spec: CompressSpec, tools: Tools, image: NDArray[np.uint8]
-) -> tuple[str, nn.Module]:  # fmt: skip
+def _as_fast(model: nn.Module, spec: CompressSpec, tools: Tools, image: NDArray[np.uint8]) -> tuple[str, nn.Module]:
     """The largest of the small networks that takes no longer than `model`, both in float32; else the smallest."""
     if not tools.small:
         raise CompressionError("controls: `small` needs small networks to choose from, and none were given")
@@ -613,7 +609,7 @@ def _as_fast(
     found = tools.measure(calls, "")["candidates"]
     fast = [name for name in nets if found[name]["ratio"] <= _SAME_LATENCY]
     title = fast[-1] if fast else next(iter(nets))
-    return title, tools.small[title]()
+    return title, nets[title]
 
 
 def _call(content: bytes, threads: int | None, image: NDArray[np.uint8]) -> Callable[[], object]:

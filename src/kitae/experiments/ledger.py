@@ -116,12 +116,13 @@ def _studies(results: Sequence[StudyResult]) -> str:
         machine = result.settings.get("machine") or {}
         hours = result.settings.get("training_hours")
         noise = result.analyses[result.spec.metric].noise
+        threads = result.settings.get("threads")
         rows.append([
             result.spec.name, result.spec.design, f"{done} of {len(result.runs)}",
             ", ".join(str(seed) for seed in result.spec.seeds), result.spec.metric,
             f"{noise.sd:.2f} ({noise.low:.2f} to {noise.high:.2f})" if noise.df else "-",
             _setting(result.settings),
-            f"{machine.get('processor', '?')}, {result.settings.get('threads')} threads a run",
+            f"{machine.get('processor', '?')}, {threads} thread{'s' * (threads != 1)} a run",
             "-" if hours is None else f"{hours:.1f}",
         ])  # fmt: skip
     head = ["Study", "Design", "Runs finished", "Seeds", "Metric", "Noise (SD)", "Setting", "Machine", "Training hours"]

@@ -83,6 +83,9 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 }
 """Name -> factory(spec, classes=, channels=, image_size=)."""
 
+SCALING = tuple(name for name, make in MODELS.items() if getattr(make, "func", make) in (_cifar_resnet, _resnet9))
+"""The families that come in widths."""
+
 
 def build(spec: ModelSpec, *, classes: int, channels: int, image_size: int) -> nn.Module:
     """The network that `spec` names, in training mode on the CPU.

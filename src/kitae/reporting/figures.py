@@ -741,6 +741,7 @@ def draw_pareto(
     budget: float | None = None,
     winner: str | None = None,
     baseline: str | None = None,
+    called: str = "winner",
     title: str = "Smaller against more accurate",
 ) -> Path:
     """Every candidate by size and accuracy, coloured by latency; the front, the budget and the winner are marked.
@@ -750,6 +751,7 @@ def draw_pareto(
             Those with a true `control` cannot be chosen: they are diamonds, and no part of the front.
         budget: the lowest accuracy allowed.
         winner, baseline: a `name` of `points`.
+        called: what the legend calls the winner.
     """
     size = np.array(finite(point.get("bytes") for point in points))
     accuracy = np.array(finite(point.get("accuracy") for point in points))
@@ -788,7 +790,7 @@ def draw_pareto(
     if rest.any():
         ax.scatter(size[rest], accuracy[rest], c=PAPER, s=54, edgecolors=INK, linewidths=1, zorder=3,
                    label="latency not measured" if timed.any() else None)  # fmt: skip
-    for chosen, marker, colour, what in ((baseline, "s", INK, "original"), (winner, "*", ORANGE, "winner")):
+    for chosen, marker, colour, what in ((baseline, "s", INK, "original"), (winner, "*", ORANGE, called)):
         if chosen is None or chosen not in names or not there[names.index(chosen)]:
             continue
         i = names.index(chosen)
@@ -814,6 +816,34 @@ def draw_pareto(
     _percent_axis(ax, "y")
     legend(ax, columns=2, loc="lower left", markers=0.55)
     return save(figure, path)
+
+
+def draw_compression(
+    rows: Sequence[Row],
+    path: str | Path,
+    *,
+    baseline: Row,
+    winner: Row,
+    max_drop: float | None,
+    size: str = "bytes",
+    within_budget: bool = True,
+) -> Path:
+    """The Pareto picture of a compression's candidates, as compression.json has them.
+
+    Args:
+        max_drop: points of accuracy that the budget allows to be lost.
+        size: the column by which small was judged.
+        within_budget: otherwise `winner` is called the closest.
+    """
+    known = max_drop is not None and baseline.get("accuracy") is not None
+    return draw_pareto(
+        [{**row, "bytes": row.get(size)} for row in rows],
+        path,
+        budget=baseline["accuracy"] - max_drop / 100 if known and max_drop is not None else None,
+        winner=str(winner.get("name")),
+        baseline=str(baseline.get("name")),
+        called="winner" if within_budget else "closest",
+    )
 
 
 def _size_axis(ax: Axes, sizes: NDArray[np.float64]) -> None:

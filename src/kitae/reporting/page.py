@@ -21,7 +21,7 @@ from kitae import __version__
 from kitae.console import duration
 from kitae.errors import KitaeError, require
 from kitae.files import write_atomically
-from kitae.reporting.figures import draw_pareto, draw_run, predictions
+from kitae.reporting.figures import draw_compression, draw_run, predictions
 from kitae.reporting.style import size_text
 from kitae.run import Run
 
@@ -855,23 +855,22 @@ def _measured_by(facts: Mapping[str, Any]) -> str:
 def _draw_missing_front(folder: Path, facts: Mapping[str, Any]) -> None:
     """The picture of the front, where somebody deleted it."""
     size = _size_of(facts)
-    rows = [{**row, "bytes": row.get(size)} for row in facts["candidates"]]
-    rows = [row for row in rows if _drawable(row)]
+    rows = [row for row in facts["candidates"] if _drawable(row, size)]
     if not rows or list((folder / "figures").glob("*pareto*.png")):
         return
-    accuracy = _number(_inner(facts, "baseline").get("accuracy"))
-    allowed = _number(_inner(facts, "spec").get("max_drop"))
-    draw_pareto(
+    draw_compression(
         rows,
         folder / "figures" / "pareto.png",
-        budget=None if accuracy is None or allowed is None else accuracy - allowed / 100,
-        winner=str(_inner(facts, "winner").get("name")),
-        baseline=str(_inner(facts, "baseline").get("name")),
+        baseline=_inner(facts, "baseline"),
+        winner=_inner(facts, "winner"),
+        max_drop=_number(_inner(facts, "spec").get("max_drop")),
+        size=size,
+        within_budget=_within(facts),
     )
 
 
-def _drawable(row: Mapping[str, Any]) -> bool:
-    size, accuracy = _number(row.get("bytes")), _number(row.get("accuracy"))
+def _drawable(row: Mapping[str, Any], column: str) -> bool:
+    size, accuracy = _number(row.get(column)), _number(row.get("accuracy"))
     return size is not None and size > 0 and accuracy is not None
 
 

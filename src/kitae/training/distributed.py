@@ -65,11 +65,17 @@ def all_sum(values: Tensor, world: World) -> Tensor:
     return values
 
 
+def any_of(flags: list[bool], world: World) -> list[bool]:
+    """For each flag whether any process says true; every process gets the same answers."""
+    if world.size == 1:
+        return flags
+    said: list[bool] = (all_sum(torch.tensor(flags, dtype=torch.float32, device=world.device), world) > 0).tolist()
+    return said
+
+
 def any_true(flag: bool, world: World) -> bool:
     """Whether any process says true; every process gets the same answer."""
-    if world.size == 1:
-        return flag
-    return bool(all_sum(torch.tensor(float(flag), device=world.device), world) > 0)
+    return any_of([flag], world)[0]
 
 
 def share_buffers(model: nn.Module, world: World) -> None:

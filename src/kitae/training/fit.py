@@ -98,7 +98,19 @@ class FitResult:
 
 
 class TrainingInterruptedError(TrainingError):
-    """SIGTERM or SIGINT came; the state was saved, if a checkpoint was asked for."""
+    """SIGTERM or SIGINT came; the state was saved, if a checkpoint was asked for.
+
+    Attributes:
+        where: what stopped, and when.
+        kept: what is left of it, and how to go on.
+    """
+
+    def __init__(self, where: str, kept: str) -> None:
+        super().__init__(where, kept)
+        self.where, self.kept = where, kept
+
+    def __str__(self) -> str:
+        return f"{self.where}; {self.kept}"
 
 
 def fit(
@@ -286,16 +298,16 @@ def fit(
                     watcher.on_step(at.epoch, at.step, steps_per_epoch, float(loss.detach()), speed, waited / spent)
                 if at.step % spec.accumulate or at.step == steps_per_epoch:
                     continue  # half-accumulated gradients are in no checkpoint; the end of the epoch saves anyway
-                stop_now = distributed.any_true(interrupted.name is not None, world)
-                due = distributed.any_true(time.monotonic() - last_save > spec.checkpoint_seconds, world)
+                due = time.monotonic() - last_save > spec.checkpoint_seconds
+                stop_now, due = distributed.any_of([interrupted.name is not None, due], world)
                 if stop_now or due:
                     at.loss_sum, at.correct_sum = float(loss_sum), float(correct_sum)
                     save_state()
                     last_save = time.monotonic()
                 if stop_now:
+                    who = interrupted.name or "another process"
                     raise TrainingInterruptedError(
-                        f"stopped by {interrupted.name or 'another process'} in epoch {at.epoch + 1} after step "
-                        f"{at.step}; {saved}"
+                        f"stopped by {who} in epoch {at.epoch + 1} after step {at.step}", saved
                     )
 
             # The epoch is over: validate, keep the best, maybe stop.
@@ -340,9 +352,8 @@ def fit(
             save_state()
             stopped_early = _should_stop(at, spec)
             if distributed.any_true(interrupted.name is not None, world) and at.epoch < spec.epochs:
-                raise TrainingInterruptedError(
-                    f"stopped by {interrupted.name or 'another process'} after epoch {at.epoch}; {saved}"
-                )
+                who = interrupted.name or "another process"
+                raise TrainingInterruptedError(f"stopped by {who} after epoch {at.epoch}", saved)
 
     if at.best is None:
         raise TrainingError(
@@ -452,7 +463,7 @@ def _memory_named(spec: TrainSpec, checkpoint: Path | None) -> Iterator[None]:
     """Out of memory, on a GPU or not, as a line that says what to do."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError) as error:
         known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
         if not known and "not enough memory" not in str(error):  # which torch's allocator for the CPU says
             raise
