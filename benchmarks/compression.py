@@ -19,14 +19,12 @@ import common
 
 from kitae.compressing import CompressionResult
 from kitae.files import write_json
+from kitae.reporting.figures import draw_compression
 
 RESULTS = common.RESULTS / "compression"
 PAGE = common.ROOT / "docs" / "benchmarks" / "compression.md"
 PICTURES = ("pareto", "sparsity", "filters")
-ORDER = (
-    "demo", "quick-structured", "quick-controls", "quick-unstructured", "quick-qat", "strong-int8", "mobilenet_v2",
-    "efficientnet_b0", "convnext_atto",
-)  # fmt: skip
+ORDER = ("demo", "quick-structured", "quick-controls", "strong-int8")  # others follow by name
 HEAD = """# Compression: what it costs and what it brings
 
 Made by `python benchmarks/compression.py` from the folders that `kitae compress` wrote
@@ -45,11 +43,24 @@ def publish(name: str, folder: Path, note: str) -> Path:
     facts = dict(result.facts)
     path = RESULTS / f"{name}.json"
     write_json(path, {"note": note, **facts})
-    for picture in PICTURES:
+    for picture in PICTURES[1:]:
         source = folder / "figures" / f"{picture}.png"
-        if source.is_file():
+        if source.is_file() and facts["spec"]["prune"] != "none":
             shutil.copyfile(source, PAGE.parent / f"compression-{name}-{picture}.png")
     return path
+
+
+def draw(name: str, facts: dict[str, Any]) -> None:
+    """The Pareto picture, from the numbers that are kept."""
+    draw_compression(
+        facts["candidates"],
+        PAGE.parent / f"compression-{name}-pareto.png",
+        baseline=facts["baseline"],
+        winner=facts["winner"],
+        max_drop=facts["spec"]["max_drop"],
+        size=facts.get("size", "bytes"),
+        within_budget=facts["within_budget"],
+    )
 
 
 def _interval(ends: Sequence[float] | None, digits: int) -> str:
@@ -83,22 +94,19 @@ def _section(name: str, facts: dict[str, Any]) -> str:
     if test is None:
         lines.append(f"Nothing met the budget: the closest, {facts['winner']['name']}, {facts['why_not']}.")
     else:
+        accuracy = _interval([100 * end for end in test["winner"]["accuracy_interval"]], 2)
         lines.append(
             f"Test ({test['count']:,} images): {100 * test['baseline']['accuracy']:.2f} % before, "
-            f"{100 * test['winner']['accuracy']:.2f} %{_percent(test['winner']['accuracy_interval'])} after; drop "
+            f"{100 * test['winner']['accuracy']:.2f} %{accuracy} after; drop "
             f"{test['drop']:+.2f}{_interval(test['drop_interval'], 2)} points, budget {budget:g}. The winner is "
             f"{facts['smaller']:.1f} x smaller and {facts['faster']:.1f} x faster."
         )
     lines.append("")
-    for picture in PICTURES[:2]:
+    for picture in PICTURES:
         file = f"compression-{name}-{picture}.png"
         if (PAGE.parent / file).is_file():
             lines += [f"![{picture} of {name}]({file})", ""]
     return "\n".join(lines)
-
-
-def _percent(ends: Sequence[float]) -> str:
-    return f" ({100 * ends[0]:.2f} to {100 * ends[1]:.2f})"
 
 
 def _inference(facts: dict[str, Any]) -> str:
@@ -130,11 +138,16 @@ def _inference(facts: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def text() -> str:
-    """The page, from the committed results."""
+def published() -> dict[str, dict[str, Any]]:
+    """The committed results by name, in the page's order."""
     files = {file.stem: file for file in RESULTS.glob("*.json")}
     names = sorted(files, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
-    parts = [HEAD, *(_section(name, json.loads(files[name].read_text(encoding="utf-8"))) for name in names)]
+    return {name: json.loads(files[name].read_text(encoding="utf-8")) for name in names}
+
+
+def text() -> str:
+    """The page, from the committed results."""
+    parts = [HEAD, *(_section(name, facts) for name, facts in published().items())]
     inference = common.RESULTS / "infer.json"
     if inference.is_file():
         parts.append(_inference(json.loads(inference.read_text(encoding="utf-8"))))
@@ -150,6 +163,8 @@ def main() -> None:
     for item in given.folders:
         name, _, folder = item.partition("=")
         print(publish(name, Path(folder), given.note))
+    for name, facts in published().items():
+        draw(name, facts)
     PAGE.write_text(text(), encoding="utf-8")
     print(PAGE)
 
