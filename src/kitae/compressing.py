@@ -34,7 +34,7 @@ from kitae.compression.spec import CompressSpec
 from kitae.deployment.onnx import Card, Exported, serialize, to_onnx
 from kitae.deployment.onnx import export as write_onnx
 from kitae.deployment.verify import torch_reference, verify_float, verify_integer
-from kitae.errors import CompressionError, DataError
+from kitae.errors import CompressionError, DataError, TrainingError
 from kitae.evaluation import intervals, latency
 from kitae.evaluation.calibration import fit_temperature
 from kitae.files import write_atomically, write_json
@@ -284,7 +284,10 @@ class _Calibrated:
             about = self.about
             if self.run.recipe.evaluate.temperature:
                 validation = self.setup.image_set(self.setup.splits.val)
-                logits, labels = self.run.logits(validation, model, tta="none")
+                try:
+                    logits, labels = self.run.logits(validation, model, tta="none")
+                except TrainingError as error:  # of 8-bit training that diverged: a file that cannot be had
+                    raise CompressionError(str(error)) from error
                 about = about.but(temperature=fit_temperature(logits, labels))
             self._known[id(model)] = (model, about)
         return self._known[id(model)][1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ import pytest
 import torch
 
 from kitae.compressing import CompressionResult, compress, export
+from kitae.compression import budget
 from kitae.compression.prune import count
 from kitae.errors import CompressionError, TrainingError
 from kitae.evaluation.calibration import fit_temperature
@@ -126,6 +128,21 @@ def test_layer_decay_does_not_stop_quantization_aware_training(finished: Run, tm
     run = train(recipe, tmp_path / "run")
     result = compress(run, tmp_path / "small", **small(prune="none", quantize=("none", "qat"), qat_epochs=1))
     assert [row["precision"] for row in result.rows] == ["fp32", "int8-qat"]
+
+
+def test_8_bit_training_that_diverged_is_left_out(
+    finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverged(stage: Any, *_: object) -> Any:
+        model = copy.deepcopy(stage.model)
+        next(model.parameters()).data.fill_(float("nan"))
+        return model
+
+    monkeypatch.setattr(budget, "_aware", diverged)
+    result = compress(finished, tmp_path / "small", **small(prune="none", quantize=("none", "static", "qat")))
+    assert [row["precision"] for row in result.rows] == ["fp32", "int8-static"]
+    assert [item["name"] for item in result.facts["left_out"]] == ["original int8-qat"]
+    assert "not finite" in result.facts["left_out"][0]["why"]
 
 
 def test_a_run_called_by_a_dot(finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
