@@ -24,7 +24,8 @@ def test_every_step(name: str, prune: str, tmp_path: Path) -> None:
         pytest.importorskip("timm")
     recipe = Recipe.load("fashion-mini").override(
         "data.limit=400", f"model.name={name}", "model.width=null", "data.image_size=32", "train.epochs=1",
-        "train.batch_size=64", "train.precision=fp32", "train.threads=2", "train.optimizer.lr=0.02", "augment.train=[]",
+        "train.batch_size=64", "train.precision=fp32", "train.threads=2", "train.optimizer.lr=0.005",
+        "augment.train=[]",
     )  # fmt: skip
     run = train(recipe, tmp_path / "run")
     result = compress(
