@@ -125,7 +125,7 @@ def tools(train: Data, selection: Data) -> Tools:
 def run(
     model: nn.Module, tools: Tools, train: Data, selection: Data, folder: Path, **fields: Any
 ) -> tuple[Outcome, CompressSpec]:
-    spec = CompressSpec(**{"ratios": (0.25, 0.5), "finetune_epochs": 1, "sensitivity": False, **fields})
+    spec = CompressSpec(**{"ratios": (0.25, 0.5), "finetune_epochs": 1, "sensitivity": False, "round_to": 1, **fields})
     outcome = search(
         model,
         spec,
@@ -367,16 +367,18 @@ def test_stages_are_not_trained_twice(
     assert len(tools.recover.calls) == 3 * trainings  # type: ignore[attr-defined]
 
 
-def test_ratios_are_of_the_original_whatever_the_steps(trained: nn.Module, tools: Tools) -> None:
-    spec = CompressSpec(finetune_epochs=0)
+@pytest.mark.parametrize("round_to", [1, 6])
+def test_ratios_are_of_the_original_whatever_the_steps(trained: nn.Module, tools: Tools, round_to: int) -> None:
+    spec = CompressSpec(finetune_epochs=0, round_to=round_to)
 
     def pruned(*ratios: float) -> Any:
         reached = [budget._Stage(0.0, trained, Shape())]
         for ratio in ratios:
-            reached.append(budget._prune(reached, ratio, spec, tools, SHAPE))
+            if (stage := budget._prune(reached, ratio, spec, tools, SHAPE)) is not None:
+                reached.append(stage)
         return reached[-1]
 
-    steps, once = pruned(0.1, 0.2, 0.3, 0.5), pruned(0.5)
+    steps, once = pruned(0.1, 0.2, 0.3, 0.5, 0.6), pruned(0.6)
     assert count_parameters(steps.model) == count_parameters(once.model)
     assert {name: len(k) for name, k in steps.shape.kept.items()} == {
         name: len(k) for name, k in once.shape.kept.items()
@@ -386,6 +388,22 @@ def test_ratios_are_of_the_original_whatever_the_steps(trained: nn.Module, tools
         assert max(kept) < 24
     rebuilt = prune.reshape(TinyNet(), steps.shape)
     rebuilt.load_state_dict(steps.model.state_dict())
+
+
+def test_a_ratio_that_removes_nothing_more_is_left_out(
+    trained: nn.Module, tools: Tools, train: Data, selection: Data, tmp_path: Path
+) -> None:
+    fields = {"ratios": (0.2, 0.5, 0.55), "round_to": 6, "max_drop": 100.0, "quantize": ("none",)}
+    outcome, _ = run(trained, tools, train, selection, tmp_path, controls=("random",), **fields)
+    assert [row["name"] for row in outcome.rows] == [
+        "original fp32", "20 % fp32", "50 % fp32", "random, 50 % fp32"
+    ]  # fmt: skip
+    ((name, why),) = outcome.left_out
+    assert name == "55 %"
+    assert "packs of 6" in why
+    assert "the same network as 50 %" in why
+    assert len(tools.recover.calls) == 4, "two, and two of the control: none for what is left out"  # type: ignore[attr-defined]
+    assert outcome.winner.name == "50 % fp32"
 
 
 def test_nothing_to_choose_or_judge_by(

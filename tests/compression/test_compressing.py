@@ -37,7 +37,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def small(**fields: Any) -> dict[str, Any]:
-    return {"ratios": (0.25,), "finetune_epochs": 1, "max_drop": 100.0, "calibration": ("minmax",), **fields}
+    return {
+        "ratios": (0.25,),
+        "finetune_epochs": 1,
+        "max_drop": 100.0,
+        "calibration": ("minmax",),
+        "round_to": 1,
+        **fields,
+    }
 
 
 def test_the_exported_file_predicts_as_the_run_does(finished: Run, tmp_path: Path) -> None:

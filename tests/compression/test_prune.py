@@ -260,8 +260,11 @@ class TestStructured:
 
     def test_round_to(self, trained: nn.Module) -> None:
         result = remove_channels(trained, SHAPE, 0.4, round_to=6)
-        assert result.model.point.out_channels == 18, "24 would keep 14, and 18 is the next multiple"
-        assert result.model.conv1.out_channels == 7, "12 channels are too few to round"
+        assert result.model.point.out_channels == 12, "24 would keep 14, and 12 is the nearest multiple"
+        assert result.model.conv1.out_channels == 6, "12 would keep 7, and 6 is the nearest multiple"
+        result = remove_channels(trained, SHAPE, 0.4, round_to=16)
+        assert result.model.point.out_channels == 16, "24 are not twice 16, so a multiple of 8"
+        assert result.model.conv1.out_channels == 8, "nor 12 twice 8, so a multiple of 4"
 
     def test_grouped_convolutions_are_left_whole(self) -> None:
         net = nn.Sequential(

@@ -251,7 +251,15 @@ def search(
     stopped = ""
     for ratio in spec.ratios if spec.prune != "none" else ():
         tools.say(f"{spec.prune} pruning, {100 * ratio:g} %: fine-tuning {spec.finetune_epochs} epochs")
-        reached.append(_prune(reached, ratio, spec, tools, input_shape))
+        stage = _prune(reached, ratio, spec, tools, input_shape)
+        if stage is None:
+            bench.leave_out(
+                _percent(ratio),
+                f"rounded to packs of {spec.round_to} channels it is the same network as {_percent(reached[-1].ratio)} "
+                f"(round_to=1 removes single channels)",
+            )
+            continue
+        reached.append(stage)
         found = bench.candidates(reached[-1])
         candidates += found
         best = min((candidate.row["drop"] for candidate in found), default=0.0)
@@ -359,13 +367,16 @@ class _Bench:
             try:
                 found.append(self._quantized(stage, precision, graph, label))
             except (CompressionError, ExportError) as error:  # this file cannot be had; others may
-                name = _name(stage, precision, label)
-                self.tools.say(f"{name} is left out: {error}")
-                self.left_out.append((name, str(error)))
+                self.leave_out(_name(stage, precision, label), str(error))
                 failures.append(error)
         if stage.ratio == 0 and not label and failures and len(failures) == len([p for p in wanted if p != "none"]):
             raise failures[0]  # the network itself cannot be quantized as asked
         return found
+
+    def leave_out(self, name: str, why: str) -> None:
+        """Say, and note for the result, that a candidate could not be had."""
+        self.tools.say(f"{name} is left out: {why}")
+        self.left_out.append((name, why))
 
     def _quantized(self, stage: _Stage, precision: str, graph: onnx.ModelProto, label: str) -> Candidate:
         """The network in 8 bits, as a verified file."""
@@ -457,8 +468,8 @@ def _percent(ratio: float) -> str:
 
 def _prune(
     reached: Sequence[_Stage], ratio: float, spec: CompressSpec, tools: Tools, input_shape: tuple[int, int, int]
-) -> _Stage:
-    """The next network: pruned from the last one to `ratio` of the original, and fine-tuned."""
+) -> _Stage | None:
+    """The next network: pruned from the last one to `ratio` of the original, and fine-tuned; None if it is the same."""
     original, before = reached[0], reached[-1]
     key = _key(spec, tools, [stage.ratio for stage in reached[1:]] + [ratio])
     device = next(original.model.parameters()).device
@@ -469,7 +480,10 @@ def _prune(
         return _Stage(ratio, model.to(device).eval(), shape)
     teacher = as_teacher(original.model) if spec.distill else None
     if spec.prune == "structured":
-        stage = _cut(original, before, ratio, spec, tools, input_shape, teacher)
+        cut = _cut(original, before, ratio, spec, tools, input_shape, teacher)
+        if cut is None:
+            return None
+        stage = cut
     else:
         stage = _mask(before, ratio, spec, tools, teacher)
     stage.model.eval()
@@ -478,7 +492,7 @@ def _prune(
     return stage
 
 
-_STAGE_FORMAT = 2  # goes up when the same settings begin to give other networks
+_STAGE_FORMAT = 3  # goes up when the same settings begin to give other networks
 
 
 def _key(spec: CompressSpec, tools: Tools, ratios: Sequence[float]) -> str:
@@ -491,20 +505,24 @@ def _key(spec: CompressSpec, tools: Tools, ratios: Sequence[float]) -> str:
 def _cut(
     original: _Stage, before: _Stage, ratio: float, spec: CompressSpec, tools: Tools,
     input_shape: tuple[int, int, int], teacher: nn.Module | None,
-) -> _Stage:  # fmt: skip
+) -> _Stage | None:  # fmt: skip
     full, now = prune.prunable_layers(original.model), prune.prunable_layers(before.model)
     ratios: float | dict[str, float] = 1 - (1 - ratio) / (1 - before.ratio)
+    round_to = spec.round_to
     if spec.scope == "layer":
         # From the original's widths, so that rounding does not add up over the stages.
         ratios = {
-            name: max(0.0, 1 - max(1, round((1 - ratio) * _width(full[name]))) / _width(layer))
+            name: max(0.0, 1 - _stay(_width(full[name]), ratio, round_to) / _width(layer))
             for name, layer in now.items()
             if name not in spec.skip
         }
+        round_to = 1
     result = prune.remove_channels(
         before.model, input_shape, ratios, importance=spec.importance, scope=spec.scope, skip=spec.skip,
-        batches=tools.batches, round_to=spec.round_to, seed=spec.seed,
+        batches=tools.batches, round_to=round_to, seed=spec.seed,
     )  # fmt: skip
+    if not result.removed:
+        return None
     kept = dict(before.shape.kept)
     for name, positions in result.shape.kept.items():
         earlier = kept.get(name, tuple(range(_width(full[name]))))
@@ -515,6 +533,10 @@ def _cut(
     if spec.finetune_epochs:
         tuned = tools.recover(result.model, epochs=spec.finetune_epochs, teacher=teacher)
     return _Stage(ratio, tuned, shape)
+
+
+def _stay(width: int, ratio: float, round_to: int) -> int:
+    return prune.whole_packs(max(1, round((1 - ratio) * width)), width, round_to)
 
 
 def _width(layer: nn.Module) -> int:
@@ -576,7 +598,9 @@ def _controls(
         chance = spec.model_copy(update={"importance": "random"})
         chain = [reached[0]]
         for ratio in [s.ratio for s in reached[1:] if s.ratio <= winner.ratio]:
-            chain.append(_prune(chain, ratio, chance, tools, bench.input_shape))
+            same_size = _prune(chain, ratio, chance, tools, bench.input_shape)
+            assert same_size is not None, "how many channels go does not depend on which"
+            chain.append(same_size)
         found += bench.candidates(chain[-1], only=only, label="random, ")
     if {"scratch", "small"} & set(spec.controls) and tools.scratch is None:
         raise CompressionError("controls: `scratch` and `small` need a way to train from scratch, and none was given")

@@ -284,6 +284,14 @@ class Pruned:
     removed: Mapping[str, tuple[int, ...]]
 
 
+def whole_packs(stay: int, width: int, round_to: int) -> int:
+    """How many of a layer's `width` channels to keep where `stay` were asked for: see `remove_channels`, `round_to`."""
+    step = round_to
+    while step > 1 and width < 2 * step:
+        step //= 2
+    return min(width, max(1, math.floor(stay / step + 0.5)) * step)
+
+
 def remove_channels(
     model: nn.Module,
     input_shape: tuple[int, int, int],
@@ -314,8 +322,8 @@ def remove_channels(
             at least a tenth.
         skip: layers that keep all their outputs, and with them those coupled to them.
         batches: for `taylor`: gives normalised images [n, C, H, W] and int64 labels [n] of *training* images.
-        round_to: layers of at least four times so many channels keep a multiple of it (rounded up), which wide vector
-            units like.
+        round_to: layers keep the nearest multiple of it, or of its half, quarter and so on where they have not twice
+            as many channels: engines work on channels in packs, and a pack that is not full costs as a full one does.
         seed: of `random`.
 
     Raises:
@@ -703,8 +711,7 @@ def _channels_to_drop(
     result = []
     for group, number in zip(groups, numbers, strict=True):
         stay = group.width - min(number, _most(group.width))
-        step = round_to if group.width >= 4 * round_to else 1
-        result.append(group.width - min(group.width, math.ceil(stay / step) * step))
+        result.append(group.width - whole_packs(stay, group.width, round_to))
     return result
 
 

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import kitae
+from kitae.deployment.rewrite import simplify
 from kitae.deployment.verify import Parity, probe_images, torch_reference, verify_float
 from kitae.errors import ExportError, require
 from kitae.files import write_atomically
@@ -147,6 +148,7 @@ def to_onnx(network: nn.Module, card: Card) -> onnx.ModelProto:
     assert program is not None
     proto: onnx.ModelProto = program.model_proto
     _strip(proto)
+    simplify(proto)
     return proto
 
 
