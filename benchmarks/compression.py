@@ -71,6 +71,7 @@ def _section(name: str, facts: dict[str, Any]) -> str:
     machine, images, spec = facts["machine"], facts["images"], facts["spec"]
     tuned = f"fine-tuning {spec['finetune_epochs']} epochs a ratio{', distilling' if spec['distill'] else ''}"
     place = f"{machine['processor']}, {spec['threads'] or machine['cores']} thread(s)"
+    packed = " when packed" if facts.get("size") == "packed_bytes" else ""
     lines = [
         f"## {name}",
         "",
@@ -99,7 +100,7 @@ def _section(name: str, facts: dict[str, Any]) -> str:
             f"Test ({test['count']:,} images): {100 * test['baseline']['accuracy']:.2f} % before, "
             f"{100 * test['winner']['accuracy']:.2f} %{accuracy} after; drop "
             f"{test['drop']:+.2f}{_interval(test['drop_interval'], 2)} points, budget {budget:g}. The winner is "
-            f"{facts['smaller']:.1f} x smaller and {facts['faster']:.1f} x faster."
+            f"{facts['smaller']:.1f} x smaller{packed} and {facts['faster']:.1f} x faster."
         )
     lines.append("")
     for picture in PICTURES:

@@ -742,6 +742,7 @@ def draw_pareto(
     winner: str | None = None,
     baseline: str | None = None,
     called: str = "winner",
+    size_label: str = "Size of the file",
     title: str = "Smaller against more accurate",
 ) -> Path:
     """Every candidate by size and accuracy, coloured by latency; the front, the budget and the winner are marked.
@@ -768,7 +769,7 @@ def draw_pareto(
             front.append(i)
 
     figure = new_figure(height=5.4, title=title)
-    ax = dress(figure.subplots(), xlabel="Size of the file", ylabel="Accuracy (%)", grid="both")
+    ax = dress(figure.subplots(), xlabel=size_label, ylabel="Accuracy (%)", grid="both")
     if budget is not None:
         ax.axhline(budget, color=VERMILLION, linewidth=1.4, linestyle=(0, (4, 3)), label=f"budget {100 * budget:.2f} %")
         ax.axhspan(-1, budget, color=VERMILLION, alpha=0.06, linewidth=0)
@@ -843,6 +844,7 @@ def draw_compression(
         winner=str(winner.get("name")),
         baseline=str(baseline.get("name")),
         called="winner" if within_budget else "closest",
+        size_label="Size of the file, packed" if size == "packed_bytes" else "Size of the file",
     )
 
 
