@@ -239,6 +239,50 @@ assert not {"torch", "numba", "scipy"} & set(sys.modules), set(sys.modules)
     run(code)
 
 
+FORK = """
+import os, threading, time
+import numpy as np
+from kitae.augment import Augment, cpu, jit
+
+aug = Augment(["horizontal_flip", "invert"], mean=0.5, std=0.5)
+images, index = np.zeros((2, 3, 8, 8), np.uint8), np.arange(2)
+expected = np.array(aug(images, epoch=0, index=index))
+held, done = threading.Event(), threading.Event()
+
+
+def busy():
+    locks = [owner._lock for owner in cpu._locked] + [jit._lock]
+    assert len(locks) >= 3
+    for lock in locks:
+        lock.acquire()
+    held.set()
+    done.wait()
+
+
+threading.Thread(target=busy, daemon=True).start()
+assert held.wait(60)
+child = os.fork()
+if child == 0:
+    again = aug(images, epoch=0, index=index)
+    fresh = Augment(["solarize"])(images, epoch=0, index=index)  # compiles, or loads
+    os._exit(0 if np.array_equal(again, expected) and fresh.shape == images.shape else 1)
+for _ in range(600):
+    pid, status = os.waitpid(child, os.WNOHANG)
+    if pid:
+        break
+    time.sleep(0.1)
+else:
+    os.kill(child, 9)
+    raise SystemExit("the child waits for a thread that it does not have")
+assert os.waitstatus_to_exitcode(status) == 0
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_fork_while_other_threads_augment() -> None:
+    run(FORK)
+
+
 COMPILE = """
 import numpy as np
 from kitae.augment import Augment, jit

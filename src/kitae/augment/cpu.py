@@ -16,6 +16,7 @@ import queue
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -158,11 +159,16 @@ def _address(array: NDArray[Any]) -> int:
 
 
 _crew = _Crew()
+_locked: weakref.WeakSet[Recycler | Executor] = weakref.WeakSet()  # what has a `_lock`
 
 
 def _after_fork() -> None:
+    """Threads do not survive a fork, and a lock that one of them held would never be given back."""
     global _crew
-    _crew = _Crew()  # threads do not survive a fork
+    _crew = _Crew()
+    for owner in list(_locked):
+        owner._lock = threading.Lock()
+    jit.renew_lock()
 
 
 if hasattr(os, "register_at_fork"):
@@ -188,6 +194,7 @@ class Recycler:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        _locked.add(self)
         self._arrays: dict[tuple[int, Any], list[NDArray[Any]]] = {}
         self._idle = self._references([np.empty(1)], 0)
 
@@ -299,6 +306,7 @@ class Executor:
         self._scratch_bytes = driver.scratch_bytes(p.steps, self._image_bytes, _work_bytes(p, self._codes))
         self._ready = 0  # 1: plans compiled, 2: all
         self._lock = threading.Lock()
+        _locked.add(self)
         self._recycler = Recycler()
         c = np.zeros(driver.CONTEXT, np.int64)
         c[driver.STRIDE] = p.channels * p.height * p.width

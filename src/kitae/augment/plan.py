@@ -51,6 +51,7 @@ from kitae.augment.ops import (
 )
 from kitae.augment.spec import MixSpec
 from kitae.errors import AugmentError
+from kitae.files import write_atomically
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +86,7 @@ class Program:
             arrays["mix"] = self.mix
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **arrays)
-        Path(path).write_bytes(buffer.getvalue())
+        write_atomically(Path(path), buffer.getvalue())
 
     @classmethod
     def load(cls, path: str | Path) -> Program:
