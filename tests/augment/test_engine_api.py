@@ -245,7 +245,7 @@ import numpy as np
 from kitae.augment import Augment, cpu, jit
 
 aug = Augment(["horizontal_flip", "invert"], mean=0.5, std=0.5)
-images, index = np.zeros((2, 3, 8, 8), np.uint8), np.arange(2)
+images, index = np.zeros((64, 3, 32, 32), np.uint8), np.arange(64)  # large enough for memory that is used again
 expected = np.array(aug(images, epoch=0, index=index))
 held, done = threading.Event(), threading.Event()
 

@@ -163,12 +163,6 @@ def renew_lock() -> None:
     _lock = threading.RLock()
 
 
-def renew_lock() -> None:
-    """For a process that was just forked: a thread that is not in it may have held the lock."""
-    global _lock
-    _lock = threading.RLock()
-
-
 def native(function: Callable[..., Any], signature: Any) -> Any:
     """The compiled function, with `.address` and `.ctypes`. Compiled or loaded on the first call, kept from then on."""
     if not isinstance(function, FunctionType):
