@@ -17,7 +17,7 @@ import kitae.runtime
 from kitae.deployment.onnx import Card, serialize
 from kitae.errors import DataError, ExportError, KitaeError
 from kitae.preprocess import PreprocessRules, decode
-from kitae.runtime import Model, content_hash, has_vnni, read_metadata
+from kitae.runtime import Model, content_hash, has_vnni, metadata_checksum, read_metadata
 
 CARD = Card(("red", "green", "blue"), PreprocessRules(8, 3, "crop"), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
@@ -189,20 +189,52 @@ def test_a_newer_format_is_refused(path: Path) -> None:
         read_metadata(proto.SerializeToString())
 
 
+def stamped(metadata: dict[str, object]) -> bytes:
+    proto = colour_graph()
+    helper.set_model_props(proto, {"kitae": json.dumps(metadata)})
+    return proto.SerializeToString()
+
+
+def as_written(**changes: object) -> dict[str, object]:
+    """What a file says of itself, with changes and no checksum: as older files were written."""
+    metadata = CARD.to_metadata(content_hash(colour_graph().SerializeToString())) | changes
+    return {key: value for key, value in metadata.items() if key != "checksum"}
+
+
+def test_metadata_has_a_checksum_of_its_own(path: Path) -> None:
+    metadata = read_metadata(path.read_bytes())
+    assert metadata["checksum"] == metadata_checksum(metadata)
+    for change in ({"classes": ["red", "grean", "blue"]}, {"checksum": None}, {"temperature": 2.0}):
+        with pytest.raises(ExportError, match="hash differs"):
+            read_metadata(stamped(metadata | change))
+
+
+def test_files_from_before_the_checksum_are_read(tmp_path: Path) -> None:
+    file = tmp_path / "model.onnx"
+    old = as_written()
+    del old["precision"]
+    file.write_bytes(stamped(old))
+    assert Model(file).predict(picture((255, 0, 0))).names == ["red"]
+
+
 def test_unusable_metadata_and_graphs(tmp_path: Path) -> None:
     file = tmp_path / "model.onnx"
     proto = colour_graph()
     for change, message in (
         ({"preprocess": {"image_size": 8, "colour": "yes"}}, "colour"),
+        ({"preprocess": {"image_size": 9}}, r"takes images \[3, 8, 8\], its metadata says \[3, 9, 9\]"),
+        ({"preprocess": {"image_size": 8, "channels": 1}}, r"takes images \[3, 8, 8\], its metadata says \[1, 8, 8\]"),
         ({"classes": []}, "no classes"),
         ({"classes": None}, "cannot be used"),
+        ({"classes": "rgb"}, "not a list of names"),
+        ({"classes": ["red", "green", 3]}, "not a list of names"),
+        ({"classes": ["red", "green"]}, "gives 3 probabilities, its metadata names 2 classes"),
+        ({"classes": ["red", "green", "blue", "grey"]}, "gives 3 probabilities, its metadata names 4 classes"),
     ):
-        metadata = CARD.to_metadata(content_hash(proto.SerializeToString())) | change
-        stamped = colour_graph()
-        helper.set_model_props(stamped, {"kitae": json.dumps(metadata)})
-        file.write_bytes(stamped.SerializeToString())
-        with pytest.raises(ExportError, match=message):
+        file.write_bytes(stamped(as_written(**change)))
+        with pytest.raises(ExportError, match=message) as error:
             Model(file)
+        assert "\n" not in str(error.value)
     proto.graph.node[2].op_type = "NoSuchOp"
     file.write_bytes(serialize(proto, CARD))
     with pytest.raises(ExportError, match="cannot load it"):

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, CycloptsError, Parameter
 
 from kitae import __version__, console
-from kitae.errors import KitaeError, RecipeError, missing
+from kitae.errors import CompressionError, KitaeError, RecipeError, missing
 
 app = App(
     name="kitae",
@@ -224,6 +224,11 @@ def predict(
         raise RecipeError("--top: must be at least 1")
     if out is not None and out.suffix not in (".csv", ".parquet"):
         raise RecipeError(f"--out {out}: must end in .csv or .parquet")
+    if (model / "compression.json").is_file():
+        from kitae.compressing import CompressionResult
+
+        inner = CompressionResult.open(model).model_file
+        raise CompressionError(f"{model}: is a compression folder; its model is a file: kitae predict {inner} IMAGES")
     files = list_images(images)
     if model.suffix == ".onnx":
         from kitae.runtime import Model
@@ -317,18 +322,19 @@ def compress(
         Replace the compression in --out; fine-tuned stages that still fit are used again.
     """
     from kitae.compressing import compress as run_compression
-    from kitae.compression.spec import CompressSpec
+    from kitae.compressing import resolve_spec
     from kitae.recipe import override
 
     given = {
         "max_drop": max_drop, "max_latency_ms": max_latency_ms, "max_bytes": max_bytes, "prune": prune,
         "ratios": ratios, "finetune_epochs": finetune_epochs, "quantize": quantize or None, "target": target,
     }  # fmt: skip
-    spec = override(CompressSpec(), set_ or [])
-    said = {word.partition("=")[0] for word in set_ or ()}
-    given |= {name: getattr(spec, name) for name in ("max_drop", "abandon") if name in said}  # said, if by --set
     options = {name: value for name, value in given.items() if value is not None}
-    result = run_compression(run, out, spec=spec, overwrite=overwrite, say=console.say, **options)
+    if "max_drop" in {word.partition("=")[0].strip() for word in set_ or ()}:
+        options["abandon"] = True  # a budget is a budget, also one by --set
+    # The flags first: what --set says may only make sense beside them (gradual=true beside --prune unstructured).
+    spec = override(resolve_spec(None, options), set_ or [])
+    result = run_compression(run, out, spec=spec, overwrite=overwrite, say=console.say)
     _print_compression(result)
 
 
@@ -428,8 +434,15 @@ def study(
             spec, out, *assignments, tiny=tiny, workers=workers, threads=threads, overwrite=overwrite,
             executor=_ray(ray, threads), report=console.say,
         )  # fmt: skip
-        console.say(result.table())
-        console.say(f"everything is in {result.path}")
+        _told(result)
+
+
+def _told(result: Any) -> None:
+    """Print a study's result; exits with 1 where there is none, since every run failed."""
+    console.say(result.table())
+    console.say(f"everything is in {result.path}")
+    if len(result.failed) == len(result.runs):
+        sys.exit(1)
 
 
 def _ray(address: str | None, threads: int | None) -> Any:
@@ -478,9 +491,7 @@ def ablate(
     if plan:
         console.say(plan_study(spec, workers=workers, threads=threads).text())
         return
-    result = run_study(spec, out, workers=workers, threads=threads, report=console.say)
-    console.say(result.table())
-    console.say(f"everything is in {result.path}")
+    _told(run_study(spec, out, workers=workers, threads=threads, report=console.say))
 
 
 @app.command

@@ -8,15 +8,18 @@ A compression folder holds
     model.json, model.safetensors   what rebuilds the winner in PyTorch: the run's network, its shape, its weights
     stages/            fine-tuned networks, so that another budget does not train them again
     figures/           pictures
+    .lock              held while a search writes here
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,7 +37,7 @@ from kitae.compression.spec import CompressSpec
 from kitae.deployment.onnx import Card, Exported, serialize, to_onnx
 from kitae.deployment.onnx import export as write_onnx
 from kitae.deployment.verify import torch_reference, verify_float, verify_integer
-from kitae.errors import CompressionError, DataError, TrainingError
+from kitae.errors import CompressionError, DataError, KitaeError, TrainingError, TrainingInterruptedError
 from kitae.evaluation import intervals, latency
 from kitae.evaluation.calibration import fit_temperature
 from kitae.files import write_atomically, write_json
@@ -48,16 +51,19 @@ from kitae.runtime import has_vnni
 from kitae.training import distributed
 from kitae.training.checkpoint import load_weights, save_weights
 from kitae.training.distributed import World
-from kitae.training.fit import TrainingInterruptedError, epoch_steps
+from kitae.training.fit import epoch_steps
 
 Say = Callable[[str], None]
 
 _FILES = ("compression.json", "front.parquet", "model.onnx", "closest.onnx", "model.json", "model.safetensors",
-          "report.html")  # fmt: skip
-_FOLDERS = ("stages", "candidates", "figures")
+          "report.html", ".lock")  # fmt: skip
+_CANDIDATES = "candidates"
+_FOLDERS = ("stages", _CANDIDATES, "figures")
+_NEW = ".new.tmp"  # a result that is not whole yet
 _STATISTICS_IMAGES = 2048  # training images that BatchNorm, importances and simulated quantizers see
 _VERIFY_IMAGES = 256
 _FORMAT = 1
+_FACTS = {"within_budget", "candidates", "winner", "test"}  # of compression.json; what the properties below read
 
 
 @dataclass(frozen=True)
@@ -82,11 +88,7 @@ class CompressionResult:
         file = Path(path) / "compression.json"
         if not file.is_file():
             raise CompressionError(f"{path}: no compression there (it has no compression.json)")
-        try:
-            facts = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise CompressionError(f"{file}: is damaged (not JSON)") from error
-        return cls(Path(path), facts)
+        return cls(Path(path), _read_json(file, _FACTS))
 
     @property
     def model_file(self) -> Path:
@@ -114,13 +116,45 @@ class CompressionResult:
         return None if self.facts["test"] is None else dict(self.facts["test"])
 
     def load_model(self) -> nn.Module:
-        """The winner's network in PyTorch (before any rounding to 8 bits), in eval mode on the CPU."""
-        facts = json.loads((self.path / "model.json").read_text(encoding="utf-8"))
-        recipe = Recipe.model_validate(facts["recipe"])
-        model = reshape(_fresh(recipe, facts["classes"], PreprocessRules.from_dict(facts["preprocess"])),
-                        Shape.from_dict(facts["shape"]))  # fmt: skip
-        model.load_state_dict(load_weights(self.path / "model.safetensors")[0])
+        """The winner's network in PyTorch (before any rounding to 8 bits), in eval mode on the CPU.
+
+        Raises:
+            CompressionError: a file of the folder is missing or damaged; the message names it.
+        """
+        file = self.path / "model.json"
+        facts = _read_json(file, {"recipe", "classes", "preprocess", "shape"})
+        try:
+            recipe = Recipe.model_validate(facts["recipe"])
+            rules = PreprocessRules.from_dict(facts["preprocess"])
+            model = reshape(_fresh(recipe, facts["classes"], rules), Shape.from_dict(facts["shape"]))
+        except (KitaeError, ValueError, TypeError) as error:
+            raise CompressionError(f"{file}: is damaged ({_line(error)})") from error
+        file = self.path / "model.safetensors"
+        try:
+            model.load_state_dict(load_weights(file)[0])
+        except TrainingError as error:  # it names the file
+            raise CompressionError(str(error)) from error
+        except RuntimeError as error:
+            raise CompressionError(f"{file}: its weights are not those of the network in model.json") from error
         return model.eval()
+
+
+def _read_json(file: Path, keys: set[str]) -> dict[str, Any]:
+    """The JSON object of a file, which holds these keys at least."""
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CompressionError(f"{file}: cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise CompressionError(f"{file}: is damaged (not JSON)") from error
+    lacking = sorted(keys - value.keys()) if isinstance(value, dict) else sorted(keys)
+    if lacking:
+        raise CompressionError(f"{file}: is damaged (it has no {lacking[0]})")
+    return dict(value)
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def export(run: Run | str | Path, path: str | Path | None = None) -> Exported:
@@ -191,12 +225,15 @@ def compress(
     run = run if isinstance(run, Run) else Run.open(run)
     run.load_model()  # says what is wrong with a run that has no best model
     run.require_finished()
-    spec = _spec(spec, options)
+    spec = resolve_spec(spec, options)
     folder = Path(out) if out is not None else _beside(run.path, "-small")
     if not os.access(run.path, os.W_OK):
         raise CompressionError(f"{run.path}: is read-only, and an opening of test is counted there; copy the run")
-    _take(folder, overwrite)
-    say = say or (lambda line: None)
+    with _taken(folder, overwrite):
+        return _compress(run, folder, spec, say or (lambda line: None))
+
+
+def _compress(run: Run, folder: Path, spec: CompressSpec, say: Say) -> CompressionResult:
     world = distributed.join(run.recipe.train.device)
     if run.recipe.train.threads is not None:
         torch.set_num_threads(run.recipe.train.threads)
@@ -216,7 +253,7 @@ def compress(
             input_shape=about.input_shape,
             calibration=train.first(spec.calibration_images),
             selection=validation,
-            folder=folder / "candidates",
+            folder=folder / _CANDIDATES,
         )
     except TrainingInterruptedError as error:
         kept = f"{folder} keeps the ratios that were done: the same command goes on from there"
@@ -236,7 +273,12 @@ def compress(
     return result
 
 
-def _spec(spec: CompressSpec | None, options: Mapping[str, Any]) -> CompressSpec:
+def resolve_spec(spec: CompressSpec | None, options: Mapping[str, Any]) -> CompressSpec:
+    """A spec with fields replaced, as `compress` takes them.
+
+    Raises:
+        CompressionError: a field, or two that do not go together, in one line.
+    """
     from pydantic import ValidationError
 
     if "ratios" in options and not {"max_drop", "abandon"} & options.keys():
@@ -249,8 +291,30 @@ def _spec(spec: CompressSpec | None, options: Mapping[str, Any]) -> CompressSpec
         raise CompressionError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from error
 
 
-def _take(folder: Path, overwrite: bool) -> None:
-    """Make the folder, or take one that an earlier compression left; never one with anything else in it."""
+@contextmanager
+def _taken(folder: Path, overwrite: bool) -> Iterator[None]:
+    """Make the folder, or take one that an earlier compression left, and hold it against other processes."""
+    _require_ours(folder, overwrite)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)  # the search takes long: better to know now
+    except OSError as error:
+        raise CompressionError(f"{folder}: cannot be used as --out ({error.strerror})") from error
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise CompressionError(f"{folder}: another process is compressing into it; choose another --out") from error
+        _require_ours(folder, overwrite)  # again: another process may have finished one in between
+        for left in (_CANDIDATES, _NEW):  # by one that was stopped
+            shutil.rmtree(folder / left, ignore_errors=True)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _require_ours(folder: Path, overwrite: bool) -> None:
+    """Never a folder with anything in it that no compression wrote."""
     if folder.exists() and not folder.is_dir():
         raise CompressionError(f"{folder}: is a file, not a folder")
     strangers = [] if not folder.exists() else sorted(
@@ -263,13 +327,6 @@ def _take(folder: Path, overwrite: bool) -> None:
         )
     if (folder / "compression.json").exists() and not overwrite:
         raise CompressionError(f"{folder}: holds a compression already; add --overwrite, or choose another --out")
-    shutil.rmtree(folder / "candidates", ignore_errors=True)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".tmp").touch()  # the search takes long: better to know now
-        (folder / ".tmp").unlink()
-    except OSError as error:
-        raise CompressionError(f"{folder}: cannot be used as --out ({error.strerror})") from error
 
 
 class _Calibrated:
@@ -366,8 +423,11 @@ class _Stages:
         file = self.folder / f"{key}.safetensors"
         if not file.is_file():
             return None
-        weights, metadata = load_weights(file)
-        return weights, Shape.from_dict(metadata)
+        try:
+            weights, metadata = load_weights(file)
+            return weights, Shape.from_dict(metadata)
+        except (TrainingError, CompressionError):  # damaged: trained again, and written anew
+            return None
 
     def save(self, key: str, weights: dict[str, Tensor], shape: Shape) -> None:
         save_weights(weights, self.folder / f"{key}.safetensors", shape.to_dict())
@@ -468,20 +528,29 @@ def _write(
         "candidates": rows,
         "sensitivity": [vars(item) for item in outcome.sensitivity],
     }
-    for old in _FILES:  # of an earlier compression: now that there is a new one
-        (folder / old).unlink(missing_ok=True)
-    shutil.rmtree(folder / "figures", ignore_errors=True)
     name = "model.onnx" if outcome.within_budget else "closest.onnx"
-    write_atomically(folder / name, outcome.winner.path.read_bytes())
-    write_parquet(_table(rows), folder / "front.parquet")
-    save_weights(outcome.model.state_dict(), folder / "model.safetensors")
-    write_json(folder / "model.json", {
-        **run.facts(), "temperature": temperature, "recipe": run.recipe.model_dump(mode="json"),
-        "shape": outcome.shape.to_dict(),
-    })  # fmt: skip
-    _draw(folder / "figures", spec, outcome, rows)
-    shutil.rmtree(folder / "candidates", ignore_errors=True)
-    write_json(folder / "compression.json", facts)  # last: its presence says that the folder is whole
+    new = folder / _NEW
+    try:
+        write_atomically(new / name, outcome.winner.path.read_bytes())
+        write_parquet(_table(rows), new / "front.parquet")
+        save_weights(outcome.model.state_dict(), new / "model.safetensors")
+        write_json(new / "model.json", {
+            **run.facts(), "temperature": temperature, "recipe": run.recipe.model_dump(mode="json"),
+            "shape": outcome.shape.to_dict(),
+        })  # fmt: skip
+        _draw(new / "figures", spec, outcome, rows)
+        write_json(new / "compression.json", facts)
+        # Nothing is left that could run out of space: what an earlier compression left goes, and this takes its place.
+        for old in (*_FILES, "figures"):
+            if (folder / old).is_dir():
+                shutil.rmtree(folder / old, ignore_errors=True)
+            elif old != ".lock":
+                (folder / old).unlink(missing_ok=True)
+        for entry in sorted(new.iterdir(), key=lambda entry: entry.name == "compression.json"):
+            os.replace(entry, folder / entry.name)  # that one last: its presence says that the folder is whole
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+    shutil.rmtree(folder / _CANDIDATES, ignore_errors=True)
     return CompressionResult(folder, facts)
 
 

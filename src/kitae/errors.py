@@ -5,6 +5,7 @@ KitaeError                a user can cause it; one line: what, where, the cure. 
 ├── DataError             a source, image, label or split: names the file
 ├── AugmentError          wrong image batch or op parameters
 ├── TrainingError         the loop, its checkpoints, the run folder
+│   └── TrainingInterruptedError   a signal came; what was done is kept
 ├── CompressionError      pruning, quantization, an impossible budget
 ├── ExportError           an exported file: writing, verifying or reading it
 └── MissingExtraError     a library that an extra installs is not there
@@ -36,6 +37,22 @@ class AugmentError(KitaeError):
 
 class TrainingError(KitaeError):
     """Training cannot start or go on."""
+
+
+class TrainingInterruptedError(TrainingError):
+    """SIGTERM or SIGINT came; the state was saved, if a checkpoint was asked for.
+
+    Attributes:
+        where: what stopped, and when.
+        kept: what is left of it, and how to go on.
+    """
+
+    def __init__(self, where: str, kept: str) -> None:
+        super().__init__(where, kept)
+        self.where, self.kept = where, kept
+
+    def __str__(self) -> str:
+        return f"{self.where}; {self.kept}"
 
 
 class CompressionError(KitaeError):

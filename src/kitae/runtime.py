@@ -7,8 +7,8 @@
     print(predictions.names, predictions.probabilities.max(axis=1))
 
 An exported file is one ONNX model whose metadata holds, under the key `kitae`, a JSON object: the class names, the
-decode-and-resize rules of training, and a SHA-256 of everything in the file but the metadata, so that a file that was
-cut short or damaged on its way is refused before a prediction is made with it.
+decode-and-resize rules of training, a SHA-256 of everything in the file but the metadata, and one of the metadata, so
+that a file that was cut short or damaged on its way is refused before a prediction is made with it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import json
 import os
 import platform
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -82,7 +82,7 @@ class Model:
         self.path = Path(path)
         self.metadata: dict[str, Any] = read_metadata(content, name)
         try:
-            self.classes: tuple[str, ...] = tuple(str(item) for item in self.metadata["classes"])
+            self.classes: tuple[str, ...] = _class_names(self.metadata["classes"])
             self.rules = PreprocessRules.from_dict(self.metadata["preprocess"])
         except (KeyError, TypeError, DataError) as error:
             raise ExportError(f"{name}: its metadata cannot be used ({error}); export the run again") from error
@@ -111,6 +111,23 @@ class Model:
         signature = [(item.name, item.type) for item in (*self.session.get_inputs(), *self.session.get_outputs())]
         if signature != [(INPUT, "tensor(uint8)"), (OUTPUT, "tensor(float)")]:
             raise ExportError(f"{name}: its input and output are not those of a kitae model: {signature}")
+        self._require_fit(name)
+
+    def _require_fit(self, name: str) -> None:
+        """Metadata of another graph would fail in the middle of a prediction, or name the wrong classes."""
+        taken, given = self.session.get_inputs()[0].shape, self.session.get_outputs()[0].shape
+        # A size that the graph leaves open is a name or None there.
+        wanted = self.input_shape
+        if len(taken) != 4 or any(isinstance(n, int) and n != m for n, m in zip(taken[1:], wanted, strict=True)):
+            raise ExportError(
+                f"{name}: its graph takes images {list(taken[1:])}, its metadata says {list(wanted)}; "
+                f"export the run again"
+            )
+        if len(given) == 2 and isinstance(given[1], int) and given[1] != len(self.classes):
+            raise ExportError(
+                f"{name}: its graph gives {given[1]} probabilities, its metadata names {len(self.classes)} classes; "
+                f"export the run again"
+            )
 
     @cached_property
     def input_shape(self) -> tuple[int, int, int]:
@@ -133,7 +150,7 @@ class Model:
         """
         if batch_size < 1:
             raise ExportError(f"batch_size must be at least 1, not {batch_size}")
-        if self.metadata["precision"] == "int8-dynamic":
+        if self.metadata.get("precision") == "int8-dynamic":
             batch_size = 1
         if isinstance(images, np.ndarray) and images.ndim == 4:
             batches = self._slices(images, batch_size)
@@ -169,7 +186,7 @@ class Model:
 
 
 def read_metadata(content: bytes, name: str = "model.onnx") -> dict[str, Any]:
-    """The JSON object that an exported file carries, after its hash was checked.
+    """The JSON object that an exported file carries, after its hashes were checked.
 
     Args:
         content: the whole file.
@@ -192,11 +209,12 @@ def read_metadata(content: bytes, name: str = "model.onnx") -> dict[str, Any]:
         metadata = json.loads(properties[METADATA_KEY])
         version = int(metadata["format"])
         recorded = str(metadata["sha256"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise ExportError(f"{name}: its kitae metadata is damaged; export or copy it again") from error
     if version > FORMAT_VERSION:
         raise ExportError(f"{name}: format {version} is newer than this kitae's ({FORMAT_VERSION}): upgrade kitae")
-    if recorded != digest:
+    intact = metadata.get("checksum", "") in ("", metadata_checksum(metadata))  # older files have none
+    if recorded != digest or not intact:
         raise ExportError(
             f"{name}: damaged, or changed after it was exported (its hash differs); export or copy it again"
         )
@@ -206,6 +224,12 @@ def read_metadata(content: bytes, name: str = "model.onnx") -> dict[str, Any]:
 def content_hash(content: bytes) -> str:
     """SHA-256, in hexadecimal, over an ONNX file's content without its metadata properties."""
     return _scan(content)[0]
+
+
+def metadata_checksum(metadata: Mapping[str, Any]) -> str:
+    """SHA-256, in hexadecimal, over the metadata's own JSON without the key `checksum`."""
+    rest = {key: value for key, value in metadata.items() if key != "checksum"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def has_vnni() -> bool | None:
@@ -224,6 +248,12 @@ def has_vnni() -> bool | None:
             flags = set(line.split(":", 1)[-1].split())
             return bool(flags & {"avx512_vnni", "avx512vnni", "avx_vnni", "avx_vnni_int8"})
     return None
+
+
+def _class_names(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise TypeError("classes is not a list of names")
+    return tuple(value)
 
 
 def _read(path: Path) -> bytes:

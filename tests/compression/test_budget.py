@@ -20,7 +20,7 @@ from kitae.compression.prune import Shape
 from kitae.compression.spec import CompressSpec
 from kitae.deployment.onnx import Card, serialize, to_onnx
 from kitae.deployment.verify import torch_reference, verify_float, verify_integer
-from kitae.errors import CompressionError, ExportError
+from kitae.errors import CompressionError, ExportError, TrainingError, TrainingInterruptedError
 from kitae.evaluation import intervals
 from kitae.models.build import count_macs, count_parameters
 from kitae.preprocess import PreprocessRules
@@ -243,6 +243,30 @@ def test_unstructured_pruning_holds_its_zeros_into_the_file(
     assert len(tools.recover.calls) == (4 if gradual else 2)  # type: ignore[attr-defined]
 
 
+def test_gradual_pruning_never_revives_an_earlier_ratios_zeros(
+    trained: nn.Module, tools: Tools, train: Data, selection: Data, tmp_path: Path
+) -> None:
+    revived: list[int] = []
+
+    def watched(model: nn.Module, *, epochs: int, after_step: Any, **_: Any) -> nn.Module:
+        before = {name: layer.weight == 0 for name, layer in prune.prunable_layers(model).items()}
+
+        def both(model: nn.Module) -> None:
+            after_step(model)
+            now = prune.prunable_layers(model)
+            revived.append(sum(int((now[name].weight[zero] != 0).sum()) for name, zero in before.items()))
+
+        return fit(model, train, epochs, after_step=both)
+
+    slow = replace(tools, recover=watched, steps_per_epoch=40)  # rises at the fourth step, and not before
+    run(
+        trained, slow, train, selection, tmp_path, prune="unstructured", gradual=True, finetune_epochs=2,
+        max_drop=100.0, quantize=("none",), distill=False,
+    )  # fmt: skip
+    assert revived
+    assert not any(revived)
+
+
 def test_unstructured_pruning_is_small_when_packed(
     trained: nn.Module, tools: Tools, train: Data, selection: Data, tmp_path: Path
 ) -> None:
@@ -298,6 +322,99 @@ def test_a_file_that_fails_its_verification_is_left_out_and_named(
         run(trained, picky, train, selection, tmp_path / "2", quantize=("none", "qat"), **fields)
 
 
+def test_a_float_file_that_fails_its_check_is_left_out_but_for_the_original(
+    trained: nn.Module, tools: Tools, train: Data, selection: Data, tmp_path: Path
+) -> None:
+    def failing_at(count: int) -> Callable[[bytes, nn.Module], None]:
+        checked: list[bytes] = []
+
+        def refuses(content: bytes, _: nn.Module) -> None:
+            checked.append(content)
+            if len(checked) == count:
+                raise ExportError("the file does not compute what the network computes")
+
+        return refuses
+
+    fields: dict[str, Any] = {"finetune_epochs": 0, "max_drop": 100.0, "calibration": ("minmax",)}
+    lent = replace(tools, verify_float=failing_at(2))
+    outcome, _ = run(trained, lent, train, selection, tmp_path / "1", **fields)
+    assert [row["name"] for row in outcome.rows] == [
+        "original fp32", "original int8-static", "50 % fp32", "50 % int8-static"
+    ]  # fmt: skip
+    assert outcome.left_out == (("25 %", "the file does not compute what the network computes"),)
+    with pytest.raises(ExportError, match="does not compute"):
+        run(trained, replace(tools, verify_float=failing_at(1)), train, selection, tmp_path / "2", **fields)
+    control = replace(tools, verify_float=failing_at(3))
+    fields |= {"ratios": (0.5,), "quantize": ("none",), "controls": ("scratch",)}
+    outcome, _ = run(trained, control, train, selection, tmp_path / "3", **fields)
+    assert outcome.winner.name == "50 % fp32"
+    assert [name for name, _ in outcome.left_out] == ["from scratch, 50 %"]
+
+
+def breaking(tools: Tools, problem: Exception, *, at: int) -> Tools:
+    """Tools whose training fails at a call."""
+    calls: list[int] = []
+
+    def recover(model: nn.Module, *, epochs: int, **options: Any) -> nn.Module:
+        calls.append(epochs)
+        if len(calls) == at:
+            raise problem
+        return model
+
+    return replace(tools, recover=recover)
+
+
+def test_a_fine_tuning_that_diverges_ends_the_ratios_and_not_the_search(
+    trained: nn.Module, tools: Tools, train: Data, selection: Data, tmp_path: Path
+) -> None:
+    fields: dict[str, Any] = {"ratios": (0.25, 0.5, 0.75), "quantize": ("none",), "max_drop": 100.0}
+    diverged = breaking(tools, TrainingError("val_loss was never finite"), at=2)
+    outcome, _ = run(trained, diverged, train, selection, tmp_path / "1", **fields)
+    assert [row["name"] for row in outcome.rows] == ["original fp32", "25 % fp32"]
+    assert outcome.left_out == (("50 %", "val_loss was never finite"),)
+    assert outcome.stopped == "ratios above 0.5 were not tried: the fine-tuning of this one failed"
+    assert outcome.winner.name == "25 % fp32"
+    stopped = breaking(tools, TrainingInterruptedError("stopped by SIGTERM", "nothing is kept"), at=2)
+    with pytest.raises(TrainingInterruptedError):
+        run(trained, stopped, train, selection, tmp_path / "2", **fields)
+
+
+def test_8_bit_training_that_diverges_is_left_out_and_one_that_is_stopped_stops(
+    trained: nn.Module, tools: Tools, train: Data, selection: Data, tmp_path: Path
+) -> None:
+    fields: dict[str, Any] = {"prune": "none", "quantize": ("none", "static", "qat"), "calibration": ("minmax",)}
+    diverged = breaking(tools, TrainingError("val_loss was never finite"), at=1)
+    outcome, _ = run(trained, diverged, train, selection, tmp_path / "1", **fields)
+    assert outcome.left_out == (("original int8-qat", "val_loss was never finite"),)
+    stopped = breaking(tools, TrainingInterruptedError("stopped by SIGTERM", "nothing is kept"), at=1)
+    with pytest.raises(TrainingInterruptedError):
+        run(trained, stopped, train, selection, tmp_path / "2", **fields)
+
+
+def test_a_control_that_diverges_leaves_the_winner(
+    trained: nn.Module, tools: Tools, train: Data, selection: Data, tmp_path: Path
+) -> None:
+    def diverges(_: nn.Module) -> nn.Module:
+        raise TrainingError("val_loss was never finite")
+
+    fields: dict[str, Any] = {"quantize": ("none",), "ratios": (0.5,), "max_drop": 100.0, "finetune_epochs": 0}
+    lent = replace(tools, scratch=diverges)
+    outcome, _ = run(trained, lent, train, selection, tmp_path, controls=("random", "scratch"), **fields)
+    assert [row["name"] for row in outcome.rows] == ["original fp32", "50 % fp32", "random, 50 % fp32"]
+    assert outcome.left_out == (("control scratch", "val_loss was never finite"),)
+
+
+def test_controls_that_are_skipped_are_spoken_of(
+    trained: nn.Module, tools: Tools, train: Data, selection: Data, tmp_path: Path
+) -> None:
+    lines: list[str] = []
+    fields: dict[str, Any] = {"quantize": ("none",), "ratios": (0.9,), "importance": "random", "finetune_epochs": 0}
+    lent = replace(tools, say=lines.append)
+    outcome, _ = run(trained, lent, train, selection, tmp_path, max_drop=0.0, controls=("scratch",), **fields)
+    assert outcome.winner.ratio == 0
+    assert sum("controls are skipped" in line for line in lines) == 1
+
+
 def test_the_controls_stand_beside_the_winner(
     trained: nn.Module, tools: Tools, train: Data, selection: Data, tmp_path: Path
 ) -> None:
@@ -335,13 +452,25 @@ def test_a_small_net_of_the_winners_latency_stands_beside_it(
         return report
 
     nets = {f"width {width}": partial(TinyNet, width=width) for width in (4, 6, 8)}
-    lent = replace(tools, small=nets, measure=timed)
+    exported: list[nn.Module] = []
+    trainings: list[tuple[nn.Module, bool]] = []  # a network, and whether a tool had seen it before it was trained
+
+    def noted(model: nn.Module) -> Any:
+        exported.append(model)
+        return to_graph(model)
+
+    def scratch(model: nn.Module) -> nn.Module:
+        trainings.append((model, any(model is seen for seen in exported)))
+        return fit(model, train, 2)
+
+    lent = replace(tools, small=nets, measure=timed, to_graph=noted, scratch=scratch)
     fields: dict[str, Any] = {"quantize": ("static",), "ratios": (0.5,), "max_drop": 100.0, "controls": ("small",)}
     outcome, _ = run(trained, lent, train, selection, tmp_path / "1", **fields)
     last = outcome.rows[-1]
     assert last["name"] == "small net, width 6 int8-static"
     assert last["control"]
     assert last["parameters"] == count_parameters(TinyNet(width=6))
+    assert [seen for _, seen in trainings] == [False], "its file would have the temperature of the untrained network"
     only_slow = replace(lent, small={"width 8": nets["width 8"]})
     outcome, _ = run(trained, only_slow, train, selection, tmp_path / "2", **fields)
     assert outcome.rows[-1]["name"] == "small net, width 8 int8-static"
@@ -470,6 +599,7 @@ def test_among_equally_small_files_speed_decides_and_then_accuracy() -> None:
         ({"gradual": True}, "unstructured"),
         ({"gradual": True, "prune": "unstructured", "finetune_epochs": 1}, "at least 2"),
         ({"controls": ("random",), "prune": "none"}, "structured"),
+        ({"controls": ("random",), "scope": "global"}, "scope: layer"),
         ({"max_drop": -1}, "max_drop"),
         ({"quantize": ()}, "quantize"),
         ({"unknown": 1}, "unknown"),

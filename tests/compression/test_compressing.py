@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import fcntl
 import json
 import os
 import shutil
@@ -15,16 +15,16 @@ import pyarrow.parquet
 import pytest
 import torch
 
+from kitae import cli, compressing
 from kitae.compressing import CompressionResult, compress, export
-from kitae.compression import budget
-from kitae.compression.prune import count
-from kitae.errors import CompressionError, TrainingError
+from kitae.compression.prune import Shape, count
+from kitae.compression.spec import CompressSpec
+from kitae.errors import CompressionError, RecipeError, TrainingError, TrainingInterruptedError
 from kitae.evaluation.calibration import fit_temperature
-from kitae.pipeline import train
+from kitae.pipeline import Setup, train
 from kitae.recipe import Recipe
 from kitae.run import Run
 from kitae.runtime import Model
-from kitae.training.fit import TrainingInterruptedError
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,8 @@ def test_the_compression_folder(finished: Run, tmp_path: Path) -> None:
     result = compress(finished, tmp_path / "small", say=lines.append, **small())
     assert finished.test_openings == openings + 1
     assert {entry.name for entry in result.path.iterdir()} == {
-        "compression.json", "front.parquet", "model.onnx", "model.json", "model.safetensors", "stages", "figures"
+        "compression.json", "front.parquet", "model.onnx", "model.json", "model.safetensors", "stages", "figures",
+        ".lock",
     }  # fmt: skip
     assert {entry.name for entry in (result.path / "figures").iterdir()} == {
         "pareto.png", "sparsity.png", "latency.png", "filters.png"
@@ -116,6 +117,113 @@ def test_what_was_there_is_kept_until_there_is_something_new(finished: Run, tmp_
     assert CompressionResult.open(out).model_file.is_file()
 
 
+def test_an_error_while_drawing_loses_nothing(finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def contents() -> dict[str, bytes]:
+        return {str(file.relative_to(out)): file.read_bytes() for file in out.rglob("*") if file.is_file()}
+
+    out = tmp_path / "small"
+    compress(finished, out, **small(prune="none", sensitivity=False))
+    (out / "report.html").write_text("of the first")
+    before = contents()
+
+    def fails(*_: object, **__: object) -> None:
+        raise CompressionError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(compressing.figures, "draw_latency", fails)
+        with pytest.raises(CompressionError, match="no space left"):
+            compress(finished, out, overwrite=True, **small(prune="none", quantize=("none",), max_bytes=10))
+    kept = {name: content for name, content in contents().items() if not name.startswith("candidates/")}
+    assert kept == before
+    with pytest.raises(CompressionError, match="bytes, not 10"):
+        compress(finished, out, overwrite=True, **small(prune="none", quantize=("none",), max_bytes=10))
+    assert {entry.name for entry in out.iterdir()} == {
+        "compression.json", "front.parquet", "closest.onnx", "model.json", "model.safetensors", "figures", ".lock"
+    }  # fmt: skip
+
+
+def test_two_processes_do_not_share_a_folder(finished: Run, tmp_path: Path) -> None:
+    out = tmp_path / "small"
+    (out / "candidates").mkdir(parents=True)
+    lock = os.open(out / ".lock", os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(CompressionError, match="another process is compressing into it; choose another --out"):
+            compress(finished, out, **small(prune="none"))
+        assert (out / "candidates").is_dir()
+    finally:
+        os.close(lock)
+    with compressing._taken(out, overwrite=False), pytest.raises(CompressionError, match="another process"):
+        compress(finished, out, **small(prune="none"))
+    with compressing._taken(out, overwrite=False):
+        pass
+
+
+def test_damaged_folders_are_named_in_one_line(finished: Run, tmp_path: Path) -> None:
+    def refused(file: str, call: Any, message: str) -> None:
+        with pytest.raises(CompressionError, match=message) as error:
+            call()
+        assert file in str(error.value)
+        assert "\n" not in str(error.value)
+
+    out = tmp_path / "small"
+    result = compress(finished, out, **small(prune="none", quantize=("none",)))
+    for content in ("[]", "{}", "3", "{", "[" * 100_000, '{"within_budget": true}'):
+        (out / "compression.json").write_text(content)
+        refused("compression.json", lambda: CompressionResult.open(out), "is damaged")
+    whole = json.loads((out / "model.json").read_text())
+    for facts in ([], {**whole, "recipe": 3}, {**whole, "shape": {}}, {**whole, "preprocess": None}):
+        (out / "model.json").write_text(json.dumps(facts))
+        refused("model.json", result.load_model, "is damaged")
+    fewer = {**whole, "classes": whole["classes"][:3]}
+    (out / "model.json").write_text(json.dumps(fewer))
+    refused("model.safetensors", result.load_model, "not those of the network")
+    (out / "model.json").unlink()
+    refused("model.json", result.load_model, "cannot be read")
+    (out / "model.json").write_text(json.dumps(whole))
+    (out / "model.safetensors").write_bytes(b"half")
+    refused("model.safetensors", result.load_model, "not a whole checkpoint")
+
+
+def test_a_damaged_stage_is_trained_again(tmp_path: Path) -> None:
+    stages = compressing._Stages(tmp_path)
+    stages.save("whole", {"weight": torch.ones(2)}, Shape())
+    assert stages.load("whole") is not None
+    (tmp_path / "half.safetensors").write_bytes((tmp_path / "whole.safetensors").read_bytes()[:20])
+    assert stages.load("half") is None
+
+
+def given_to_compress(monkeypatch: pytest.MonkeyPatch, words: str) -> CompressSpec:
+    """The spec that the command line makes of its words."""
+    seen: list[CompressSpec] = []
+    monkeypatch.setattr(compressing, "compress", lambda run, out, *, spec, **_: seen.append(spec))
+    monkeypatch.setattr(cli, "_print_compression", lambda result: None)
+    command, bound, _ = cli.app.parse_args(words.split(), exit_on_error=False, print_error=False)
+    command(*bound.args, **bound.kwargs)
+    return seen[0]
+
+
+def test_settings_are_checked_beside_the_flags(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = given_to_compress(monkeypatch, "compress run --prune unstructured --set gradual=true seed=3")
+    assert (spec.prune, spec.gradual, spec.seed, spec.abandon) == ("unstructured", True, 3, True)
+    spec = given_to_compress(monkeypatch, "compress run --ratios .1 .2 --quantize none static")
+    assert (spec.ratios, spec.quantize, spec.abandon) == ((0.1, 0.2), ("none", "static"), False)
+    assert given_to_compress(monkeypatch, "compress run --ratios .1 --set max_drop=2").abandon
+    assert not given_to_compress(monkeypatch, "compress run --ratios .1 --set max_drop=2 abandon=false").abandon
+    assert given_to_compress(monkeypatch, "compress run --ratios .1 --max-drop 2").abandon
+    with pytest.raises(RecipeError, match="controls go with prune"):
+        given_to_compress(monkeypatch, "compress run --prune none --set controls=[random]")
+    with pytest.raises(CompressionError, match="max_drop"):
+        given_to_compress(monkeypatch, "compress run --max-drop -1")
+
+
+def test_predict_points_from_a_compression_folder_to_its_model(tmp_path: Path) -> None:
+    facts = {"within_budget": False, "candidates": [], "winner": {}, "test": None}
+    (tmp_path / "compression.json").write_text(json.dumps(facts))
+    with pytest.raises(CompressionError, match=r"is a compression folder; .* kitae predict .*/closest\.onnx IMAGES"):
+        cli.predict(tmp_path, [tmp_path])
+
+
 def test_a_compressed_file_is_calibrated_anew(finished: Run, tmp_path: Path) -> None:
     result = compress(finished, tmp_path / "small", **small(ratios=(0.5,), quantize=("none",)))
     assert result.winner["ratio"] == 0.5
@@ -137,19 +245,22 @@ def test_layer_decay_does_not_stop_quantization_aware_training(finished: Run, tm
     assert [row["precision"] for row in result.rows] == ["fp32", "int8-qat"]
 
 
+@pytest.mark.parametrize(("noticed", "why"), [(True, "never finite"), (False, "not finite")])
 def test_8_bit_training_that_diverged_is_left_out(
-    finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, noticed: bool, why: str
 ) -> None:
-    def diverged(stage: Any, *_: object) -> Any:
-        model = copy.deepcopy(stage.model)
-        next(model.parameters()).data.fill_(float("nan"))
+    def diverges(_: Setup, model: torch.nn.Module, **__: object) -> torch.nn.Module:
+        if noticed:
+            raise TrainingError("val_loss was never finite, so there is no best model")
+        for parameter in model.parameters():
+            parameter.data.fill_(float("nan"))
         return model
 
-    monkeypatch.setattr(budget, "_aware", diverged)
+    monkeypatch.setattr(Setup, "recover", diverges)
     result = compress(finished, tmp_path / "small", **small(prune="none", quantize=("none", "static", "qat")))
     assert [row["precision"] for row in result.rows] == ["fp32", "int8-static"]
     assert [item["name"] for item in result.facts["left_out"]] == ["original int8-qat"]
-    assert "not finite" in result.facts["left_out"][0]["why"]
+    assert why in result.facts["left_out"][0]["why"]
 
 
 def test_a_run_called_by_a_dot(finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

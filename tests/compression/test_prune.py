@@ -134,6 +134,20 @@ class TestUnstructured:
             assert all(bool((later[name] >= earlier[name]).all()) for name in earlier)
         assert zeros[-1] == sum(round(0.6 * layer.weights) for layer in count(trained).layers)
 
+    def test_gradual_pruning_holds_what_was_dropped_before(self, trained: nn.Module, train: Data) -> None:
+        masks = magnitude_masks(trained, 0.3)
+        apply_masks(trained, masks)
+        gradual = Gradual(0.6, 24, every=8, initial=0.3, masks=masks)
+        revived: list[int] = []
+
+        def after_step(model: nn.Module) -> None:
+            gradual(model)
+            layers = prune.prunable_layers(model)
+            revived.append(sum(int((layers[name].weight[~mask] != 0).sum()) for name, mask in masks.items()))  # type: ignore[index]
+
+        fit(trained, train, 2, after_step=after_step)
+        assert not any(revived)
+
     @pytest.mark.parametrize(
         ("ratios", "options", "message"),
         [

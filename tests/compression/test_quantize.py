@@ -147,6 +147,12 @@ class TestCalibration:
             narrower += bool(high - low < 0.98 * (widest[name][1] - widest[name][0]))
         assert (narrower > 0) == (method != "minmax")
 
+    @pytest.mark.parametrize("method", METHODS)
+    def test_a_graph_without_inner_shapes(self, graph: onnx.ModelProto, train: Data, method) -> None:
+        expected = calibrate(graph, train.images[:32], method)
+        del graph.graph.value_info[:]
+        assert calibrate(graph, train.images[:32], method) == expected
+
     def test_percentile_is_that_of_the_values(self, graph: onnx.ModelProto, train: Data) -> None:
         first = next(n for n in graph.graph.node if n.op_type == "Conv").input[0]
         low, high = calibrate(graph, train.images, "percentile", percentile=98)[first]

@@ -13,7 +13,7 @@ import kitae
 from kitae.deployment.onnx import Card, export, serialize, to_onnx
 from kitae.deployment.verify import probe_images, torch_reference
 from kitae.errors import ExportError
-from kitae.runtime import Model, content_hash
+from kitae.runtime import Model, content_hash, metadata_checksum
 
 
 def test_the_file_predicts_what_the_network_predicts(network: nn.Module, card: Card, tmp_path: Path) -> None:
@@ -56,6 +56,7 @@ def test_metadata(network: nn.Module, card: Card, tmp_path: Path) -> None:
         "recipe": "tiny",
         "notes": {"ratio": 0.5},
         "sha256": content_hash(path.read_bytes()),
+        "checksum": metadata_checksum(metadata),
     }
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from kitae.errors import KitaeError
 from kitae.experiments.executors import Inline
-from kitae.experiments.ledger import load, markdown, publish
+from kitae.experiments.ledger import _setting, load, markdown, publish
 from kitae.experiments.run import study
 from kitae.experiments.spec import StudySpec
 from tests.experiments.test_run import FAKE
@@ -43,7 +43,7 @@ def test_claims_have_verdicts_settings_and_intervals(results: Path) -> None:
     text = markdown(load(results))
     rows = {line.split(" | ")[0].removeprefix("| "): line for line in text.splitlines() if line.startswith("| ")}
     assert "**confirmed**" in rows["mixing +1 to +3 points"]
-    assert "1,000 images, resnet9, width 16, 15 epochs, bf16, 3 seeds" in rows["mixing +1 to +3 points"]
+    assert "1,000 images of fashion-mini, resnet9, width 16, 15 epochs, bf16, 3 seeds" in rows["mixing +1 to +3 points"]
     assert "**refuted** (smaller than claimed)" in text  # smoothing, whose text holds a bar
     assert "smoothing +5 \\| points" in text
     assert "**refuted** (no such effect)" in rows["averaging +1 to +2 points"]
@@ -67,6 +67,43 @@ def test_designs_of_unlike_numbers_of_runs_are_not_set_side_by_side(tmp_path: Pa
         study(spec, tmp_path / design, executor=Inline(), figures=False, **FAKE)
         publish(tmp_path / design, tmp_path / "results")
     assert "by screening and one at a time" not in markdown(load(tmp_path / "results"))
+
+
+def test_every_pair_of_designs_is_listed_and_no_width_divides_by_zero(tmp_path: Path) -> None:
+    for name, design in (("a", "one_out"), ("b", "screening"), ("c", "screening")):
+        spec = StudySpec.parse(
+            {"name": name, "base": "fashion-mini", "design": design, "factors": FACTORS, "seeds": [0, 1],
+             "metric": "peak_memory_bytes", "also": []}
+        )  # fmt: skip
+        study(spec, tmp_path / name, executor=Inline(), figures=False, **FAKE)
+        publish(tmp_path / name, tmp_path / "results")
+    text = markdown(load(tmp_path / "results"))
+    assert "`a` and `b`, peak_memory_bytes:" in text
+    assert "`a` and `c`, peak_memory_bytes:" in text
+    assert "| mixing | x 1.00 (x 1.00 to x 1.00) | x 1.00 (x 1.00 to x 1.00) | - |" in text
+
+
+def test_another_study_of_the_same_name_is_not_published_over(results: Path, tmp_path: Path) -> None:
+    publish(tmp_path / "one_out", results)
+    spec = StudySpec.parse({"name": "s-one_out", "base": "fashion-mini", "design": "one_in", "factors": FACTORS})
+    study(spec, tmp_path / "other", executor=Inline(), figures=False, **FAKE)
+    before = (results / "s-one_out" / "effects.json").read_bytes()
+    with pytest.raises(KitaeError, match=r"holds another study of this name .*another name") as caught:
+        publish(tmp_path / "other", results)
+    assert "\n" not in str(caught.value)
+    assert (results / "s-one_out" / "effects.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("parquet:data/cifar10.parquet", "cifar10"), ("folder:/home/me/photos", "photos"), ("cifar10:/data", "cifar10"),
+        ("fashion-mini", "fashion-mini"), ("folder:.", "folder"),
+    ],
+)  # fmt: skip
+def test_a_setting_names_its_images(source: str, name: str) -> None:
+    settings = {"source": source, "images": 5000, "model": "resnet9", "epochs": 3, "precision": "fp32"}
+    assert _setting(settings) == f"5,000 images of {name}, resnet9, 3 epochs, fp32"
 
 
 def test_published_results_need_no_runs_and_are_whole(results: Path) -> None:

@@ -69,6 +69,7 @@ def test_a_study_that_asks_for_no_number_of_test_never_opens_it(tmp_path: Path) 
     result = study(spec, tmp_path / "s", workers=2, threads=1)
     assert len(result.failed) == 0, result.failed["error"].tolist()
     assert not any(name.startswith("test.") for name in result.runs)
+    assert result.runs["best_epoch"].isin([1, 2, 3]).all()
     assert not list((tmp_path / "s").glob("runs/*/test_openings.jsonl"))
 
 

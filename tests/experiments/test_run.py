@@ -17,6 +17,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from kitae import cli
 from kitae.errors import KitaeError, RecipeError, TrainingError
 from kitae.experiments import after
 from kitae.experiments.executors import Inline, LocalProcesses
@@ -285,6 +286,72 @@ def test_an_unfinished_study_can_be_looked_at(tmp_path: Path) -> None:
     opened = StudyResult.open(folder)
     assert list(opened.runs["status"]) == ["done"] * 4 + ["missing"] * 5
     assert "4 of 9 runs finished" in opened.table()
+
+
+def test_a_study_killed_between_its_tables_can_be_looked_at(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    result = run(folder)
+    (folder / "effects.json").unlink()
+    opened = StudyResult.open(folder)
+    assert opened.table() == result.table()
+    assert opened.data() == result.data()
+
+
+def test_a_number_that_no_finished_run_has_is_said_to_be_missing(tmp_path: Path) -> None:
+    result = run(tmp_path / "s", make(metric="test.top5", also=[]))
+    assert len(result.failed) == 0
+    assert result.sentences[0] == "smoothing: nothing can be said, no finished run has a number test.top5"
+    assert "no finished run has a number test.top5" in result.table()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"metric": "prune.acc"}, r"fake, metric: prune gives no number 'acc'; .*valid: accuracy, sparsity"),
+        ({"also": ["robustness.mean"]}, r"fake, also: robustness gives no number 'mean'; .*valid: mean_accuracy"),
+        (
+            {"claims": {"c": {"says": "x", "effect": "mixing", "within": 1, "metric": "robustness.blurr_accuracy"}}},
+            r"fake, claims\.c\.metric: .* did you mean robustness\.blur_accuracy\?",
+        ),
+    ],
+)
+def test_a_number_that_a_step_does_not_give_shows_before_anything_is_trained(
+    fields: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(RecipeError, match=message) as caught:
+        make_plan(make(after={"prune": {}, "robustness": {}}, **fields))
+    assert "\n" not in str(caught.value)
+    make_plan(make(after={"prune": {}}, metric="prune.accuracy", also=["prune.compressed_bytes"]))
+
+
+@pytest.mark.parametrize(("failing", "status"), [("seed", 1), ("seed1", None)])
+def test_a_study_of_which_nothing_is_left_exits_with_1(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    failing: str,
+    status: int | None,
+) -> None:
+    monkeypatch.setenv("FAKE_FAIL", failing)
+    result = run(tmp_path / "s", make(seeds=[0, 1]))
+    monkeypatch.setattr("kitae.experiments.run.study", lambda *_, **__: result)
+    for command in (lambda: cli.study("fake"), lambda: cli.ablate("fashion-mini")):
+        if status is None:
+            command()
+        else:
+            with pytest.raises(SystemExit) as caught:
+                command()
+            assert caught.value.code == status
+        assert "runs did not finish" in capsys.readouterr().out
+
+
+def test_the_plan_promises_equal_weights_and_power_only_where_they_are() -> None:
+    text = plan_study(make(), measure=None).text()
+    assert "the same initial weights as long as no variant changes the network" in text
+    assert "(80% of the time" in text  # three variants: too few to test whose noise is larger
+    factors = {**STUDY["factors"], "ema": {"train.ema": [None, 0.9]}}
+    assert "(70 to 80% of the time" in plan_study(make(factors=factors), measure=None).text()
+    assert "(80% of the time" in plan_study(make(design="screening", factors=factors), measure=None).text()
 
 
 def test_processes_give_the_same_files_as_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

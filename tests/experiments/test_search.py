@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,8 @@ def test_presets_are_the_first_arms_and_rungs_are_thirds(tmp_path: Path) -> None
     assert {tuple(epochs for epochs, _ in arm.rungs) for arm in result.arms} <= {(1,), (1, 3), (1, 3, 9)}
     complete = [arm for arm in result.arms if arm.state == "complete"]
     assert result.best in complete
-    assert 0 < len(complete) < 12  # halving leaves few to the full length
+    assert all(arm.state == "complete" for arm in result.arms if arm.preset)
+    assert 0 < sum(not arm.preset for arm in complete) < 9  # halving leaves few to the full length
     assert all(arm.recipe.train.seed == 0 for arm in result.arms)
 
 
@@ -81,6 +83,61 @@ def test_a_search_that_found_luck_says_so(tmp_path: Path) -> None:
     assert result.verdict.startswith("The search did not win: ")
     assert result.winner.augment == result.preset.recipe.augment
     assert result.preset.name in result.verdict
+
+
+def test_the_opponent_is_the_preset_that_is_best_at_the_full_length(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_ROTATION", "0.08")
+    monkeypatch.setenv("FAKE_LATE", "yes")
+    result = run(tmp_path / "s", arms=40)
+    assert result.preset.name == "auto_augment"
+    assert result.rematch is not None
+    assert "auto_augment" in result.rematch.spec.base["augment"]["train"][-1]
+
+
+@pytest.mark.parametrize(
+    ("failing", "verdict"),
+    [
+        ("seed 1000 1001", r"The search won: \+.* in the rematch on 3 of 5 fresh seeds, interval"),
+        (
+            "seed 1000 1001 1002 1003",
+            r"The rematch could not be decided: 8 of its 10 runs failed \(out of memory\)\. Use the preset",
+        ),
+    ],
+)
+def test_runs_of_the_rematch_that_failed_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str, verdict: str
+) -> None:
+    monkeypatch.setenv("FAKE_ROTATION", "0.05")
+    monkeypatch.setenv("FAKE_FAIL_RUNS", failing)
+    result = run(tmp_path / "s", arms=40)
+    assert re.match(verdict, result.verdict)
+    assert "nan" not in result.verdict
+    assert ("rotate" in str(result.winner.augment)) == result.verdict.startswith("The search won")
+
+
+def test_a_search_whose_presets_all_failed_is_an_error_and_says_why_each_did(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_FAIL_RUNS", "without rotation")
+    lines: list[str] = []
+    with pytest.raises(TrainingError, match="every preset failed") as caught:
+        run(tmp_path / "s", arms=40, report=lines.append)
+    assert "\n" not in str(caught.value)
+    assert "own: failed at 1 epochs: out of memory" in lines
+
+
+@pytest.mark.parametrize("rotation", ["0", "0.05"])
+def test_the_winner_keeps_no_setting_of_the_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rotation: str
+) -> None:
+    monkeypatch.setenv("FAKE_ROTATION", rotation)
+    result = run(tmp_path / "s", "train.early_stopping.patience=3", arms=40)
+    for winner in (result.winner, Recipe.load(tmp_path / "s" / "winner.yaml")):
+        assert winner.train.precision == "auto"
+        assert winner.train.threads is None
+        assert winner.train.early_stopping is not None
 
 
 def test_a_search_that_was_cut_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,6 +83,17 @@ def study(**fields: Any) -> dict[str, Any]:
             {"claims": {"c": {"says": "x", "effect": "s", "within": 1, "ratio": True}}},
             r"claims\.c\.ratio: test\.accuracy is compared as a difference; set ratio: false",
         ),
+        ({"seeds": 3}, r"study: seeds: is a list, such as \[0, 1, 2\], not 3"),
+        *(
+            ({"factors": {"x": {f"data.{field}": [1, 2]}}}, rf"factors\.x\.data\.{field}: all variants .* same split")
+            for field in ("source", "split_seed", "val_seed", "val_fraction", "test_fraction")
+        ),
+        (
+            {"design": "compare", "factors": {}, "variants": {"a": {}, "b": {"data": {"split_seed": 3}}}},
+            r"variants\.b\.data: all variants .*; name the fields of data one by one",
+        ),
+        ({"cover": "both", "design": "factorial"}, "cover: both is for .*, not for design factorial; use cover: seeds"),
+        ({"cover": "both", "metric": "val.accuracy"}, r"cover: both is for .*, not for metric val\.accuracy"),
         ({"name": "a/b"}, "study: name: "),
         ({"base": None}, "study: base"),
     ],

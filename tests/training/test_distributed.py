@@ -16,10 +16,11 @@ import pytest
 import torch
 from torch import nn
 
+from kitae.errors import TrainingInterruptedError
 from kitae.training import distributed
 from kitae.training.checkpoint import load_weights, save_weights
 from kitae.training.distributed import World, gather_rows
-from kitae.training.fit import TrainingInterruptedError, fit
+from kitae.training.fit import fit
 from kitae.training.spec import TrainSpec
 from tests.training.toy_world import WORLD, ToyAugment, ToyData, ToyValidate, toy_net
 

@@ -15,10 +15,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kitae.errors import DataError, TrainingError
+from kitae.errors import DataError, TrainingError, TrainingInterruptedError
 from kitae.training.checkpoint import load_weights
 from kitae.training.distributed import World
-from kitae.training.fit import Teacher, TrainingInterruptedError, fit
+from kitae.training.fit import Teacher, fit
 from kitae.training.spec import EarlyStoppingSpec, OptimizerSpec, ScheduleSpec, TrainSpec
 from tests.training.toy_world import ToyData, toy_net
 

@@ -28,7 +28,7 @@ from kitae.compression.distill import as_teacher
 from kitae.compression.prune import Batches, Shape
 from kitae.compression.qat import Simulated
 from kitae.compression.spec import CompressSpec
-from kitae.errors import CompressionError, ExportError
+from kitae.errors import CompressionError, ExportError, TrainingError, TrainingInterruptedError
 from kitae.files import write_atomically
 
 if TYPE_CHECKING:
@@ -251,7 +251,14 @@ def search(
     stopped = ""
     for ratio in spec.ratios if spec.prune != "none" else ():
         tools.say(f"{spec.prune} pruning, {100 * ratio:g} %: fine-tuning {spec.finetune_epochs} epochs")
-        stage = _prune(reached, ratio, spec, tools, input_shape)
+        try:
+            stage = _prune(reached, ratio, spec, tools, input_shape)
+        except TrainingInterruptedError:
+            raise
+        except TrainingError as error:  # what was reached so far is still worth having
+            bench.leave_out(_percent(ratio), str(error))
+            stopped = f"ratios above {ratio:g} were not tried: the fine-tuning of this one failed"
+            break
         if stage is None:
             bench.leave_out(
                 _percent(ratio),
@@ -268,7 +275,9 @@ def search(
             break
     candidates, latency = _timed(candidates, spec, tools, bench.shown)
     winner, why_not = _choose(candidates, spec)
-    if spec.controls and winner.ratio > 0:
+    if spec.controls and winner.ratio == 0:
+        tools.say("the controls are skipped: they are of the winner's ratio, and the winner is not pruned")
+    elif spec.controls:
         controls = _controls(winner, reached, spec, tools, bench)
         candidates += _timed([candidates[0], *controls], spec, tools, bench.shown)[0][1:]
     quantizes = any(precision != "none" for precision in spec.quantize)
@@ -355,8 +364,14 @@ class _Bench:
     ) -> list[Candidate]:
         """One network as files, one for each precision that is asked for; `label` makes them controls."""
         wanted = [p for p in NAMES if p in self.spec.quantize and only in (None, NAMES[p])]
-        graph = self.tools.to_graph(stage.model)
-        plain = self._file(stage, "none", graph, label=label)
+        try:
+            graph = self.tools.to_graph(stage.model)
+            plain = self._file(stage, "none", graph, label=label)
+        except (CompressionError, ExportError) as error:
+            if stage.ratio == 0 and not label:
+                raise  # without the original there is nothing to compare with
+            self.leave_out(f"{label}{stage.title or _percent(stage.ratio)}", str(error))
+            return []
         found = [plain] if always_float or "none" in wanted else []
         if self.spec.abandon and stage.ratio > 0 and not label and plain.row["drop"] > _hopeless(self.spec):
             return found or [plain]  # rounding will not bring back what pruning lost
@@ -492,7 +507,7 @@ def _prune(
     return stage
 
 
-_STAGE_FORMAT = 3  # goes up when the same settings begin to give other networks
+_STAGE_FORMAT = 4  # goes up when the same settings begin to give other networks
 
 
 def _key(spec: CompressSpec, tools: Tools, ratios: Sequence[float]) -> str:
@@ -551,6 +566,7 @@ def _mask(before: _Stage, ratio: float, spec: CompressSpec, tools: Tools, teache
         gradual = prune.Gradual(
             ratio, rising * tools.steps_per_epoch, every=max(1, tools.steps_per_epoch // 10), scope=spec.scope,
             skip=spec.skip, initial=before.ratio,
+            masks=prune.magnitude_masks(model, before.ratio, scope=spec.scope, skip=spec.skip),
         )  # fmt: skip
         # The last epoch, not the best: the best is likely the first, before anything was pruned.
         model = tools.recover(model, epochs=rising, after_step=gradual, teacher=teacher, keep="last")
@@ -581,7 +597,12 @@ def _aware(stage: _Stage, spec: CompressSpec, tools: Tools, input_shape: tuple[i
                     weight.masked_fill_(gone[name], 0.0)
 
     teacher = as_teacher(stage.model) if spec.distill else None
-    tuned = tools.recover(simulated, epochs=spec.qat_epochs, after_step=hold, teacher=teacher)
+    try:
+        tuned = tools.recover(simulated, epochs=spec.qat_epochs, after_step=hold, teacher=teacher)
+    except TrainingInterruptedError:
+        raise
+    except TrainingError as error:  # one file that cannot be had; others may
+        raise CompressionError(str(error)) from error
     assert isinstance(tuned, Simulated)
     return tuned.weights_into(stage.model).eval()
 
@@ -590,10 +611,12 @@ def _controls(
     winner: Candidate, reached: Sequence[_Stage], spec: CompressSpec, tools: Tools, bench: _Bench
 ) -> list[Candidate]:
     """Files of the winner's ratio and precision that did not get there by pruning well."""
-    found = []
+    if {"scratch", "small"} & set(spec.controls) and tools.scratch is None:
+        raise CompressionError("controls: `scratch` and `small` need a way to train from scratch, and none was given")
     only = winner.precision
     stage = next(stage for stage in reached if stage.ratio == winner.ratio)
-    if "random" in spec.controls:
+
+    def random() -> list[Candidate]:
         tools.say(f"control: random pruning, {_percent(winner.ratio)}")
         chance = spec.model_copy(update={"importance": "random"})
         chain = [reached[0]]
@@ -601,20 +624,31 @@ def _controls(
             same_size = _prune(chain, ratio, chance, tools, bench.input_shape)
             assert same_size is not None, "how many channels go does not depend on which"
             chain.append(same_size)
-        found += bench.candidates(chain[-1], only=only, label="random, ")
-    if {"scratch", "small"} & set(spec.controls) and tools.scratch is None:
-        raise CompressionError("controls: `scratch` and `small` need a way to train from scratch, and none was given")
-    if "scratch" in spec.controls:
+        return bench.candidates(chain[-1], only=only, label="random, ")
+
+    def scratch() -> list[Candidate]:
         assert tools.scratch is not None
         tools.say(f"control: the pruned shape from scratch, {_percent(winner.ratio)}")
         trained = tools.scratch(prune.reshape(tools.fresh(), stage.shape)).eval()
-        found += bench.candidates(replace(stage, model=trained), only=only, label="from scratch, ")
-    if "small" in spec.controls:
+        return bench.candidates(replace(stage, model=trained), only=only, label="from scratch, ")
+
+    def small() -> list[Candidate]:
         assert tools.scratch is not None
-        title, small = _as_fast(stage.model, spec, tools, bench.shown)
+        title, net = _as_fast(stage.model, spec, tools, bench.shown)
         tools.say(f"control: {title} from scratch, which takes the same time")
-        other = _Stage(0.0, tools.scratch(small).eval(), Shape(), title)
-        found += bench.candidates(other, only=only, label="small net, ")
+        other = _Stage(0.0, tools.scratch(net).eval(), Shape(), title)
+        return bench.candidates(other, only=only, label="small net, ")
+
+    found = []
+    for name, measured in (("random", random), ("scratch", scratch), ("small", small)):
+        if name not in spec.controls:
+            continue
+        try:
+            found += measured()
+        except TrainingInterruptedError:
+            raise
+        except TrainingError as error:  # the winner stands without it
+            bench.leave_out(f"control {name}", str(error))
     return found
 
 
@@ -633,7 +667,8 @@ def _as_fast(model: nn.Module, spec: CompressSpec, tools: Tools, image: NDArray[
     found = tools.measure(calls, "")["candidates"]
     fast = [name for name in nets if found[name]["ratio"] <= _SAME_LATENCY]
     title = fast[-1] if fast else next(iter(nets))
-    return title, nets[title]
+    # A new one: what the tools know of a network (its temperature) they know by the object, and those are untrained.
+    return title, tools.small[title]()
 
 
 def _call(content: bytes, threads: int | None, image: NDArray[np.uint8]) -> Callable[[], object]:

@@ -189,6 +189,7 @@ class Gradual:
         every: steps between two rises.
         scope, skip: as `magnitude_masks`.
         initial: share dropped already.
+        masks: what was dropped already, held from the first step on: momentum would revive it before the first rise.
     """
 
     def __init__(
@@ -200,13 +201,14 @@ class Gradual:
         scope: Scope = "layer",
         skip: Sequence[str] = (),
         initial: float = 0.0,
+        masks: Masks | None = None,
     ) -> None:
         if steps < 1 or every < 1:
             raise CompressionError(f"gradual pruning needs at least one step, not {steps} and every {every}")
         self.ratio, self.steps, self.every, self.scope, self.skip = ratio, steps, every, scope, tuple(skip)
         self.initial = initial
         self.step = 0
-        self.masks: Masks = {}
+        self.masks: Masks = dict(masks or {})
 
     def __call__(self, model: nn.Module) -> None:
         self.step += 1

@@ -230,7 +230,8 @@ def _histograms(
     """Counts of each tensor's values in equal bins between its extremes: int64 [tensors, bins]."""
     probe = type(proto)()
     probe.CopyFrom(proto)
-    infos = {info.name: info for info in (*proto.graph.value_info, *proto.graph.output)}
+    inferred = _prepared(proto)[0].graph  # a graph that was read from a file may come without inner shapes
+    infos = {info.name: info for info in (*inferred.value_info, *inferred.output, *inferred.input)}
     present = {info.name for info in proto.graph.output}
     probe.graph.output.extend(infos[name] for name in tensors if name not in present)
     session = _session(probe)

@@ -78,4 +78,8 @@ class CompressSpec(Spec):
             raise ValueError("gradual pruning happens during fine-tuning: finetune_epochs must be at least 2")
         if self.controls and self.prune != "structured":
             raise ValueError("controls go with prune: structured")
+        if "random" in self.controls and self.scope == "global":
+            raise ValueError(
+                "controls: random goes with scope: layer (ranked together, random channels make another size)"
+            )
         return self

@@ -31,7 +31,7 @@ from kitae.deployment.verify import Parity, probe_images, torch_reference, verif
 from kitae.errors import ExportError, require
 from kitae.files import write_atomically
 from kitae.preprocess import PreprocessRules
-from kitae.runtime import FORMAT_VERSION, INPUT, METADATA_KEY, OUTPUT, content_hash
+from kitae.runtime import FORMAT_VERSION, INPUT, METADATA_KEY, OUTPUT, content_hash, metadata_checksum
 
 if TYPE_CHECKING:
     import onnx
@@ -84,13 +84,14 @@ class Card:
         """The JSON object of the file's metadata."""
         card = asdict(self)
         card.pop("rules")
-        return {
+        metadata = {
             "format": FORMAT_VERSION,
             "kitae": kitae.__version__,
             **{name: list(value) if isinstance(value, tuple) else value for name, value in card.items()},
             "preprocess": self.rules.to_dict(),
             "sha256": sha256,
         }
+        return {**metadata, "checksum": metadata_checksum(metadata)}
 
 
 class Classifier(nn.Module):

@@ -6,6 +6,7 @@ A step is a function (run, folder, **settings) -> {name: number}, nested as it l
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import inspect
 import os
@@ -37,6 +38,17 @@ CORRUPTIONS: dict[str, tuple[str, tuple[float, ...]]] = {
     "noise": ("noise", (0.02, 0.05, 0.1)),  # standard deviation, of pixels in [0, 1]
     "blur": ("noise", (0.5, 0.8, 1.2)),  # standard deviation in pixels of a 32-pixel image
     "occlusion": ("occlusion", (0.2, 0.35, 0.5)),  # side of a grey square as a share of the image's
+}
+
+
+# Function -> the numbers that it returns.
+RESULTS: dict[str, tuple[str, ...]] = {
+    STEPS["prune"]: ("accuracy", "sparsity", "parameters", "compressed_bytes"),
+    STEPS["robustness"]: (
+        "mean_accuracy",
+        *(f"{name}_accuracy" for name in CORRUPTIONS),
+        *(f"{kind}_accuracy" for kind in dict.fromkeys(kind for kind, _ in CORRUPTIONS.values())),
+    ),
 }
 
 
@@ -79,6 +91,20 @@ def check(step: str, settings: Mapping[str, Any]) -> None:
         except ValidationError as error:
             reason = error.errors()[0]["msg"].replace("Input should be", "must be")
             raise RecipeError(f"after.{step}.{name}: {reason}, not {value!r}") from error
+
+
+def check_number(step: str, number: str) -> None:
+    """Refuse a number that a step of ours does not return; what one of one's own returns is not known before it runs.
+
+    Raises:
+        RecipeError: `STEP.NUMBER` will not be there.
+    """
+    names = RESULTS.get(STEPS.get(step, ""))
+    if names is None or number in names:
+        return
+    close = difflib.get_close_matches(number, names, 1)
+    hint = f"did you mean {step}.{close[0]}? " if close else ""
+    raise RecipeError(f"{step} gives no number {number!r}; {hint}valid: {', '.join(names)}")
 
 
 def further_epochs(after: Mapping[str, Mapping[str, Any]]) -> int:

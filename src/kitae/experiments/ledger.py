@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from kitae.errors import KitaeError
-from kitae.experiments.run import StudyResult
+from kitae.experiments.run import StudyResult, difference
 from kitae.experiments.stats import Effect, amount
 from kitae.files import write_atomically
 
@@ -30,12 +30,16 @@ def publish(study: str | Path, results: str | Path) -> Path:
         The result's folder, `results`/NAME.
 
     Raises:
-        KitaeError: the study is not finished.
+        KitaeError: the study is not finished, or another one of its name is published there.
     """
     folder, result = Path(study), StudyResult.open(study)
     if not (folder / "effects.json").is_file():
         raise KitaeError(f"{folder}: the study is not finished; start it again with the same command")
     place = Path(results) / result.spec.name
+    if (place / "study.yaml").is_file():
+        changed = difference(StudyResult.open(place).spec.dump(), result.spec.dump())
+        if changed:
+            raise KitaeError(f"{place}: holds another study of this name ({changed}); give one of them another name")
     for name in _KEPT:
         write_atomically(place / name, (folder / name).read_bytes())
     if (folder / "figures").is_dir():
@@ -55,9 +59,10 @@ def markdown(results: Sequence[StudyResult]) -> str:
         "Made by `python -m kitae.experiments.ledger` from `studies/results`; do not edit. Claims, metric, epochs and "
         "seeds were written down before the first run. Effects are differences between runs of the same seed, with "
         "95 % intervals over seeds on the same test images; an effect is *shown* after Holm's correction over all "
-        "effects of its study. A claim is **confirmed** where an effect in its direction is shown and the interval "
-        "reaches the claimed size, **refuted** where the whole interval falls short of it, and **not shown** where the "
-        "runs do not decide. All of it holds for the setting beside it, and may be different on other data.",
+        "effects of its study on the same metric. A claim is **confirmed** where an effect in its direction is shown "
+        "and the interval reaches the claimed size, **refuted** where the whole interval falls short of it, and **not "
+        "shown** where the runs do not decide. All of it holds for the setting beside it, and may be different on "
+        "other data.",
         _claims(results),
     ]
     comparison = _designs(results)
@@ -88,25 +93,27 @@ def _claims(results: Sequence[StudyResult]) -> str:
 
 
 def _designs(results: Sequence[StudyResult]) -> str:
-    """Pairs of a one_out and a screening study with the same factors and number of runs."""
-    rows = []
+    """A table for each pair of a one_out and a screening study with the same factors, metric and number of runs."""
+    tables = []
     for one_out in (result for result in results if result.spec.design == "one_out"):
         for screening in (result for result in results if result.spec.design == "screening"):
             if set(one_out.spec.factors) != set(screening.spec.factors) or len(one_out.runs) != len(screening.runs):
                 continue
+            if one_out.spec.metric != screening.spec.metric:
+                continue
+            rows = []
             left, right = (result.analyses[result.spec.metric].effects for result in (one_out, screening))
             for factor in one_out.spec.factors:
                 a = next(effect for effect in left if effect.name == factor)
                 b = next(effect for effect in right if effect.name == factor)
                 rows.append([
                     factor, f"{_measured(a)} ({_interval(a)})", f"{_measured(b)} ({_interval(b)})",
-                    f"{(b.high - b.low) / (a.high - a.low):.2f}",
+                    f"{(b.high - b.low) / (a.high - a.low):.2f}" if a.high > a.low and b.high >= b.low else "-",
                 ])  # fmt: skip
-            runs = f"{len(one_out.runs)} runs", f"{len(screening.runs)} runs"
-            return _table(
-                ["Technique", f"One-out, {runs[0]}", f"Screening, {runs[1]}", "Width, screening / one-out"], rows
-            )
-    return ""
+            runs = f"{len(one_out.runs)} runs"
+            table = _table(["Technique", f"One-out, {runs}", f"Screening, {runs}", "Width, screening / one-out"], rows)
+            tables.append(f"`{one_out.spec.name}` and `{screening.spec.name}`, {one_out.spec.metric}:\n\n{table}")
+    return "\n\n".join(tables)
 
 
 def _studies(results: Sequence[StudyResult]) -> str:
@@ -133,12 +140,18 @@ def _setting(settings: Mapping[str, Any], seeds: int | None = None) -> str:
     width = f", width {settings['width']}" if settings.get("width") else ""
     images = settings.get("images")
     parts = [
-        f"{images:,} images" if images else str(settings.get("source")),
+        f"{images:,} images of {_data(settings)}" if images else _data(settings),
         f"{settings.get('model')}{width}",
         f"{settings.get('epochs')} epochs",
         str(settings.get("precision")),
     ]
     return ", ".join(parts + ([f"{seeds} seeds"] if seeds else []))
+
+
+def _data(settings: Mapping[str, Any]) -> str:
+    """The plain name of a source: `parquet:data/cifar10.parquet` and `cifar10:/data` are cifar10."""
+    kind, _, path = str(settings.get("source")).partition(":")
+    return (Path(path).stem if kind == "parquet" else Path(path).name if kind == "folder" else kind) or kind
 
 
 def _measured(effect: Effect | None) -> str:

@@ -45,7 +45,7 @@ from kitae.experiments.executors import Executor, LocalProcesses
 from kitae.experiments.outcome import metric
 from kitae.experiments.plan import Job, Plan, make_plan
 from kitae.experiments.spec import StudySpec
-from kitae.experiments.stats import Analysis, analyse, judge, wording
+from kitae.experiments.stats import Analysis, Effect, analyse, judge, wording
 from kitae.experiments.tables import result_text
 from kitae.experiments.worker import read_outcome
 from kitae.files import write_atomically, write_json
@@ -163,7 +163,7 @@ class StudyResult:
 
     @classmethod
     def open(cls, path: str | Path) -> StudyResult:
-        """A study folder, finished or not; also one of which only study.yaml and runs.parquet were kept.
+        """A study folder, finished or not; also one of which the runs themselves were not kept.
 
         Raises:
             TrainingError: no study there.
@@ -173,7 +173,8 @@ class StudyResult:
         if content is None:
             raise TrainingError(f"{folder}: no study there (it has no study.yaml)")
         spec = StudySpec.parse(content["study"], str(folder / "study.yaml"))
-        if (folder / "runs.parquet").is_file():
+        # effects.json is written last: without it, the table may be of another start, and the runs are there.
+        if (folder / "runs.parquet").is_file() and (folder / "effects.json").is_file():
             return cls(
                 folder, spec, pd.read_parquet(folder / "runs.parquet"), _json(folder / "effects.json")["settings"]
             )
@@ -206,7 +207,7 @@ class StudyResult:
         for analysis in self.analyses.values():
             for effect in analysis.effects:
                 row = asdict(effect)
-                rows.append({**row, "shown": effect.shown, "words": wording(effect, len(self.spec.seeds))})
+                rows.append({**row, "shown": effect.shown, "words": self._words(effect)})
         return pd.DataFrame(rows)
 
     @property
@@ -217,7 +218,13 @@ class StudyResult:
     @property
     def sentences(self) -> list[str]:
         """What the study shows of its metric, one honest sentence an effect."""
-        return [wording(effect, len(self.spec.seeds)) for effect in self.analyses[self.spec.metric].effects]
+        return [self._words(effect) for effect in self.analyses[self.spec.metric].effects]
+
+    def _words(self, effect: Effect) -> str:
+        finished = self.runs[self.runs["status"] == "done"]
+        if len(finished) and (effect.metric not in finished or not finished[effect.metric].notna().any()):
+            return f"{effect.name}: nothing can be said, no finished run has a number {effect.metric}"
+        return wording(effect, len(self.spec.seeds))
 
     @property
     def claims(self) -> list[dict[str, Any]]:
@@ -400,7 +407,7 @@ def _written_plan(
         when = datetime.now(UTC).isoformat(timespec="seconds")
         write_atomically(folder / "study.yaml", _study_yaml(plan, when).encode())
         return plan, when
-    changed = _difference(content["study"], spec.dump())
+    changed = difference(content["study"], spec.dump())
     if changed:
         raise TrainingError(
             f"{folder}: holds another study ({changed}); choose another --out, or --overwrite. A study keeps the "
@@ -453,7 +460,7 @@ def _read(folder: Path) -> dict[str, Any] | None:
     raise TrainingError(f"{file}: is damaged, or from another version of Kitae")
 
 
-def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """The first field in which two studies differ; what is only said about them may differ."""
     for name in now:
         if name not in ("about", "claims", "tiny") and before.get(name) != now[name]:

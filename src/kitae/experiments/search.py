@@ -4,7 +4,8 @@
                 augmentation are the first arms, so the search starts from what everybody would try.
     halving     every arm is trained for a few epochs; only arms among the best third of their rung are trained anew for
                 three times as long, up to the recipe's own length (successive halving, Jamieson and Talwalkar 2016,
-                as Optuna's asynchronous pruner does it). Each rung is a complete run with its own schedule.
+                as Optuna's asynchronous pruner does it). Each rung is a complete run with its own schedule. Presets
+                are never cut, so that the best of them is the best at the full length, not the first that was tried.
     judge       validation accuracy. Test is never opened by an arm.
     rematch     the best of many arms looks better than it is, since it was chosen for looking good. So the winner and
                 the best preset are trained again on fresh seeds and a fresh validation split, as a study of two
@@ -19,8 +20,9 @@ far, and runs that are done are not run again.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -167,10 +169,11 @@ class SearchResult:
     Attributes:
         path: the search folder.
         arms: all settings tried, in order.
-        best, preset: the best arm, and the best among the presets.
+        best, preset: the best arm that did not fail, and the best among the presets.
         rematch: the study of the two on fresh seeds; None where the best arm is a preset.
         verdict: one honest sentence.
-        winner: the recipe to use: the searched one only where the rematch showed it better.
+        winner: the recipe to use: the searched one only where the rematch showed it better. Precision, threads and
+            early stopping are as they were asked for, not as this machine decided them for the search.
     """
 
     path: Path
@@ -246,13 +249,16 @@ def search(
         raise RecipeError(f"arms: {arms} leaves nothing to search: {len(PRESETS)} presets come first")
     if rematch_seeds < 2:
         raise RecipeError(f"rematch_seeds: {rematch_seeds} gives the verdict no interval; two or more, such as 5")
-    base = (recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)).override(*overrides)
+    asked = (recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)).override(*overrides)
     folder = Path(out)
     threads = _threads(threads, workers)
     with _locked(folder):
-        base, image_size = _written(folder, base, arms, workers, threads, seed, rematch_seeds, measure)
+        base, image_size = _written(folder, asked, arms, workers, threads, seed, rematch_seeds, measure)
         rungs = _rungs(base.train.epochs)
-        say(f"search: {arms} arms, rungs of {', '.join(str(r) for r in rungs)} epochs, judged by validation accuracy")
+        say(
+            f"search: {arms} arms, rungs of {', '.join(str(r) for r in rungs)} epochs, judged by validation accuracy; "
+            f"the {len(PRESETS)} presets go through all of them"
+        )
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         space = optuna.create_study(
             direction="maximize",
@@ -263,11 +269,17 @@ def search(
             space.enqueue_trial(point)
         place = executor or LocalProcesses(workers)
         tried = _climb(space, optuna, base, image_size, rungs, arms, workers, folder, place, train, say)
-    best = max(tried, key=lambda arm: arm.standing)
-    preset = max((arm for arm in tried if arm.preset), key=lambda arm: arm.standing)
-    if not best.rungs:
+    whole = [arm for arm in tried if arm.state != "failed"]
+    if not whole:
         raise TrainingError(f"{folder}: every arm failed; see the logs in {folder / 'arms'}")
+    if not any(arm.preset for arm in whole):
+        raise TrainingError(
+            f"{folder}: every preset failed, so there is nothing to compare with; see the logs in {folder / 'arms'}"
+        )
+    best = max(whole, key=lambda arm: arm.standing)
+    preset = max((arm for arm in whole if arm.preset), key=lambda arm: arm.standing)
     result = _judge(folder, tried, best, preset, rematch_seeds, workers, threads, executor, report, train)
+    result = replace(result, winner=_as_asked(result.winner, asked))
     write_json(folder / "search.json", result.data())
     result.winner.save(folder / "winner.yaml")
     draw_search(result.data(), folder / "figures" / "search.png")
@@ -284,6 +296,13 @@ def _shortened(recipe: Recipe, epochs: int, full: int) -> Recipe:
     warm_up = recipe.train.schedule.warmup_epochs * epochs / full
     schedule = recipe.train.schedule.model_copy(update={"warmup_epochs": warm_up})
     train = recipe.train.model_copy(update={"epochs": epochs, "schedule": schedule, "early_stopping": None})
+    return recipe.model_copy(update={"train": train})
+
+
+def _as_asked(recipe: Recipe, asked: Recipe) -> Recipe:
+    """The recipe without what was decided for the search on this machine: it may be trained on another one."""
+    settings = ("precision", "threads", "early_stopping")
+    train = recipe.train.model_copy(update={name: getattr(asked.train, name) for name in settings})
     return recipe.model_copy(update={"train": train})
 
 
@@ -306,7 +325,7 @@ def _climb(
         tasks = [_shortened(recipe, rungs[len(reached)], base.train.epochs) for _, _, recipe, reached in batch]
         values = _accuracies(folder, tasks, place, train)
         live = []
-        for (trial, point, recipe, reached), task, value in zip(batch, tasks, values, strict=True):
+        for (trial, point, recipe, reached), task, (value, error) in zip(batch, tasks, values, strict=True):
             name = names[trial.number] if trial.number < len(names) else f"searched {trial.number}"
             state = ""
             if value is None:
@@ -318,11 +337,14 @@ def _climb(
                 if len(reached) == len(rungs):
                     space.tell(trial, value)
                     state = "complete"
-                elif trial.should_prune():
+                # The pruner is asked about presets too: it then knows their values when it judges later arms.
+                elif trial.should_prune() and trial.number >= len(names):
                     space.tell(trial, state=optuna.trial.TrialState.PRUNED)
                     state = "pruned"
-            shown = "failed" if value is None else f"{100 * value:.1f} %"
-            say(f"{name}: {shown} after {task.train.epochs} epochs" + (f", {state}" if state else ", goes on"))
+            if value is None:
+                say(f"{name}: failed at {task.train.epochs} epochs: {error}")
+            else:
+                say(f"{name}: {100 * value:.1f} % after {task.train.epochs} epochs, {state or 'goes on'}")
             if state:
                 done.append(Arm(trial.number, name, point, recipe, tuple(reached), state))
             else:
@@ -331,9 +353,11 @@ def _climb(
     return sorted(done, key=lambda arm: arm.number)
 
 
-def _accuracies(folder: Path, recipes: Sequence[Recipe], place: Executor, train: str) -> list[float | None]:
-    """Best validation accuracy of each recipe's run; runs that are done are only read."""
-    found: dict[str, float | None] = {}
+def _accuracies(
+    folder: Path, recipes: Sequence[Recipe], place: Executor, train: str
+) -> list[tuple[float | None, str | None]]:
+    """Best validation accuracy of each recipe's run, or why there is none; runs that are done are only read."""
+    found: dict[str, tuple[float | None, str | None]] = {}
     units: dict[str, dict[str, Any]] = {}
     for recipe in recipes:
         key = recipe.fingerprint
@@ -341,7 +365,7 @@ def _accuracies(folder: Path, recipes: Sequence[Recipe], place: Executor, train:
         try:
             outcome = json.loads(file.read_text(encoding="utf-8"))
             if outcome["status"] == "done":
-                found[key] = outcome["numbers"]["val.accuracy"]
+                found[key] = outcome["numbers"]["val.accuracy"], None
                 continue
         except (OSError, ValueError, KeyError):
             pass
@@ -350,10 +374,12 @@ def _accuracies(folder: Path, recipes: Sequence[Recipe], place: Executor, train:
             "jobs": [{"fingerprint": key, "outcome": str(file), "after": {}}],
         }  # fmt: skip
     for outcome in place.outcomes(list(units.values())):
-        failed = outcome["status"] != "done"
-        found[outcome["fingerprint"]] = None if failed else outcome["numbers"]["val.accuracy"]
+        done = outcome["status"] == "done"
+        value = outcome["numbers"].get("val.accuracy") if done else None
+        why = outcome["error"] or "it has no val.accuracy"
+        found[outcome["fingerprint"]] = (value, None if value is not None else str(why))
         write_json(Path(units[outcome["fingerprint"]]["jobs"][0]["outcome"]), outcome)
-    return [found.get(recipe.fingerprint) for recipe in recipes]
+    return [found.get(recipe.fingerprint, (None, "it did not come back")) for recipe in recipes]
 
 
 def _written(
@@ -433,19 +459,28 @@ def _judge(
         measure=None,
     )  # fmt: skip
     effect = rematch.analyses["val.accuracy"].effects[0]
-    measured = f"{amount(effect.estimate, effect)} over the preset {preset.name!r}"
-    interval = f"interval {amount(effect.low, effect, unit=False)} to {amount(effect.high, effect, unit=False)}"
-    seen = f"in the rematch on {seeds} fresh seeds, {interval}"
-    if effect.shown and effect.estimate > 0:
-        verdict, winner = f"The search won: {measured} {seen}.", best.recipe
-    elif effect.shown:
-        verdict, winner = f"The search did not win: {measured} {seen}. Use the preset.", preset.recipe
-    else:
+    failed = rematch.failed
+    winner = preset.recipe
+    if math.isnan(effect.low):
+        error = next((str(text) for text in failed["error"] if text), "no run gave a val.accuracy")
         verdict = (
-            f"The search did not win: no difference to the preset {preset.name!r} could be shown {seen}. "
-            "Use the preset."
+            f"The rematch could not be decided: {len(failed)} of its {len(rematch.runs)} runs failed ({error}). "
+            "Use the preset, or start the search again to try them once more."
         )
-        winner = preset.recipe
+    else:
+        measured = f"{amount(effect.estimate, effect)} over the preset {preset.name!r}"
+        interval = f"interval {amount(effect.low, effect, unit=False)} to {amount(effect.high, effect, unit=False)}"
+        paired = f"{effect.pairs} of " if effect.pairs != seeds else ""
+        seen = f"in the rematch on {paired}{seeds} fresh seeds, {interval}"
+        if effect.shown and effect.estimate > 0:
+            verdict, winner = f"The search won: {measured} {seen}.", best.recipe
+        elif effect.shown:
+            verdict = f"The search did not win: {measured} {seen}. Use the preset."
+        else:
+            verdict = (
+                f"The search did not win: no difference to the preset {preset.name!r} could be shown {seen}. "
+                "Use the preset."
+            )
     if own_validation:
         verdict += " The source has its own validation images, so the same ones judged search and rematch."
     return SearchResult(folder, tuple(arms), best, preset, rematch, verdict, winner)

@@ -36,6 +36,8 @@ DesignName = Literal["compare", "sweep", "one_out", "one_in", "factorial", "scre
 SHIPPED = Path(__file__).resolve().parent.parent / "studies"
 MAX_RUNS = 2000
 MAX_FILE_BYTES = 1 << 20
+# Fields that decide which images train, validate and test: with other ones in another variant, no runs are pairs.
+SPLIT = ("data.source", "data.split_seed", "data.val_seed", "data.val_fraction", "data.test_fraction")
 
 # What turns a shipped study into its tiny twin: the same design in seconds, with no download. It proves that the file
 # runs; its numbers mean nothing.
@@ -58,6 +60,12 @@ def _key(value: Any) -> Any:
 
 def _named(value: Any) -> Any:
     return {_key(k): v for k, v in value.items()} if isinstance(value, Mapping) else value
+
+
+def _seeds(value: Any) -> Any:
+    if isinstance(value, int) and not isinstance(value, bool):
+        raise ValueError(f"is a list, such as {list(range(value)) if 0 < value <= 20 else [0, 1, 2]}, not {value}")
+    return value
 
 
 Fields = dict[str, Any]
@@ -124,7 +132,7 @@ class StudySpec(Spec):
         foldover: for `screening`: add the mirrored runs, which clears main effects of two-factor interactions.
         after: steps after training whose results are metrics too: {robustness: {...}}, {prune: {...}}.
         cover: what intervals cover: `seeds` (other initial weights and orders, on these test images), or `both` seeds
-            and test images (test.accuracy only).
+            and test images (with metric test.accuracy, in compare, sweep, one_out and one_in).
         noise: the standard deviation between runs that the plan assumes, in the metric's unit (relative, 0.02 for 2 %,
             where it is compared as a ratio); from an earlier study. Null is 0.5 where the unit is points.
         claims: what is claimed, for the ledger.
@@ -142,7 +150,7 @@ class StudySpec(Spec):
     contrasts: dict[Name, tuple[Annotated[str, BeforeValidator(_key)], Annotated[str, BeforeValidator(_key)]]] = Field(
         default_factory=dict
     )
-    seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] = (0, 1, 2)
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], BeforeValidator(_seeds)] = (0, 1, 2)
     metric: str = "test.accuracy"
     also: tuple[str, ...] = ("val.accuracy", "gap", "epoch_seconds", "peak_memory_bytes")
     foldover: bool = False
@@ -164,6 +172,11 @@ class StudySpec(Spec):
             self._check_factors()
         if self.foldover and self.design != "screening":
             raise ValueError(f"foldover: belongs to design: screening, not {self.design}")
+        if self.cover == "both" and (self.metric != "test.accuracy" or self.design in ("factorial", "screening")):
+            at = f"design {self.design}" if self.metric == "test.accuracy" else f"metric {self.metric}"
+            raise ValueError(
+                f"cover: both is for test.accuracy in compare, sweep, one_out, one_in, not for {at}; use cover: seeds"
+            )
         self._check_fields()
         named = [("metric", self.metric), *(("also", name) for name in self.also)]
         named += [(f"claims.{name}.metric", claim.metric) for name, claim in self.claims.items() if claim.metric]
@@ -233,6 +246,12 @@ class StudySpec(Spec):
                         f"{group}.{field}: is written after.STEP.SETTING; steps under after: {_list(self.after)}"
                     )
         for group, fields in varied.items():
+            for field in fields:
+                if field in SPLIT or field == "data":
+                    raise ValueError(
+                        f"{group}.{field}: all variants of a study have the same images and the same split; "
+                        + ("name the fields of data one by one" if field == "data" else "write it under set")
+                    )
             for shared, field in itertools.product(self.set, fields):
                 # It would reach the variants that leave the field alone, and of an op's list even those that do not.
                 if shared.startswith(f"{field}."):

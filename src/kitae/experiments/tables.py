@@ -37,7 +37,9 @@ def result_text(result: StudyResult) -> str:
         parts += ["", alias_text(result.design)]
     parts += ["", *result.sentences]
     if any(effect.uneven for effect in main.effects):
-        parts.append("* scatters much more than the other variants, so its interval is from its own pairs alone")
+        parts.append(
+            "* it, or what it is compared with, scatters more than the others, so its interval is from its pairs alone"
+        )
     others = [analysis for name, analysis in analyses.items() if name != spec.metric]
     for analysis in others:
         told = [effect for effect in analysis.effects if effect.shown]

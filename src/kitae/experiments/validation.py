@@ -45,7 +45,9 @@ def train(recipe: Recipe, out: Path, *, resume: bool) -> Run:
             fingerprint=recipe.fingerprint,
         )
         logits, labels = run.logits(setup.image_set(setup.splits.val))
-        run.write_evaluation({"val": evaluate(logits, labels, setup.store.classes)})
+        run.write_evaluation(
+            {"val": evaluate(logits, labels, setup.store.classes), "best_epoch": run.best_epoch()},
+        )
         return run
     finally:
         run.close()

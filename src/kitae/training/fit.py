@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kitae import keyed
-from kitae.errors import DataError, TrainingError
+from kitae.errors import DataError, TrainingError, TrainingInterruptedError
 from kitae.training import distributed
 from kitae.training.checkpoint import Progress, load_checkpoint, load_weights, save_checkpoint, save_weights
 from kitae.training.distributed import World
@@ -95,22 +95,6 @@ class FitResult:
     stopped_early: bool
     skipped_steps: int
     rows: list[dict[str, Any]] = field(default_factory=list)
-
-
-class TrainingInterruptedError(TrainingError):
-    """SIGTERM or SIGINT came; the state was saved, if a checkpoint was asked for.
-
-    Attributes:
-        where: what stopped, and when.
-        kept: what is left of it, and how to go on.
-    """
-
-    def __init__(self, where: str, kept: str) -> None:
-        super().__init__(where, kept)
-        self.where, self.kept = where, kept
-
-    def __str__(self) -> str:
-        return f"{self.where}; {self.kept}"
 
 
 def fit(
