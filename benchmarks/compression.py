@@ -101,6 +101,7 @@ def _section(name: str, facts: dict[str, Any]) -> str:
             f"{100 * test['winner']['accuracy']:.2f} %{accuracy} after; drop "
             f"{test['drop']:+.2f}{_interval(test['drop_interval'], 2)} points, budget {budget:g}. The winner is "
             f"{facts['smaller']:.1f} x smaller{packed} and {facts['faster']:.1f} x faster."
+            + ("" if test["within_budget"] else " On test it is over the budget, which it kept on validation.")
         )
     lines.append("")
     for picture in PICTURES:
