@@ -591,6 +591,19 @@ def test_among_equally_small_files_speed_decides_and_then_accuracy() -> None:
     assert budget._choose(found, CompressSpec(max_drop=1.0))[0].name == "as fast"
 
 
+def test_who_wants_to_be_sure_gets_what_chance_cannot_undo() -> None:
+    def candidate(name: str, drop: float, high: float, size: int) -> budget.Candidate:
+        row = {"drop": drop, "drop_interval": [drop - 1, high], "loss": 0.0, "bytes": size, "latency_ms": 1.0}
+        return budget.Candidate(name, 0.0, "int8", Path(), row, np.zeros(0, np.int64))
+
+    found = [candidate("sure", 0.1, 0.9, 1000), candidate("lucky", 0.2, 1.2, 500)]
+    assert budget._choose(found, CompressSpec(max_drop=1.0))[0].name == "lucky"
+    assert budget._choose(found, CompressSpec(max_drop=1.0, sure=True))[0].name == "sure"
+    closest, why = budget._choose(found, CompressSpec(max_drop=0.5, sure=True))
+    assert closest.name == "sure"
+    assert why == "may lose 0.90 points, not 0.5"
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

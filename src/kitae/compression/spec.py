@@ -17,6 +17,8 @@ class CompressSpec(Spec):
 
     Attributes:
         max_drop: points of accuracy (percent) that may be lost.
+        sure: count the upper end of the drop's 95 % interval, not the drop. The one that lost least by chance is chosen
+            more often than it should be, and with few validation images chance is large.
         max_latency_ms: median time of one image, on this machine, in ONNX Runtime.
         max_bytes: size of the exported file.
         prune: `structured` removes channels, `unstructured` sets weights to zero (smaller when packed, not faster).
@@ -44,6 +46,7 @@ class CompressSpec(Spec):
     """
 
     max_drop: float = Field(1.0, ge=0, le=100)
+    sure: bool = False
     max_latency_ms: float | None = Field(None, gt=0)
     max_bytes: int | None = Field(None, gt=0)
     prune: Literal["structured", "unstructured", "none"] = "structured"
