@@ -250,7 +250,8 @@ def _build(
             }
             _write(temporary / _MANIFEST, json.dumps(manifest, indent=1).encode())
             _flush_folder(temporary)
-            shutil.rmtree(final, ignore_errors=True)  # a store that `_load` refused
+            if final.exists() and _load(final) is None:  # without locks, a sound one may have come meanwhile
+                shutil.rmtree(final, ignore_errors=True)
             try:
                 temporary.rename(final)
             except OSError:
