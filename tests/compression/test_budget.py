@@ -591,6 +591,24 @@ def test_among_equally_small_files_speed_decides_and_then_accuracy() -> None:
     assert budget._choose(found, CompressSpec(max_drop=1.0))[0].name == "as fast"
 
 
+def test_the_graph_of_8_bit_training_is_compared_with_its_network(
+    trained: nn.Module, tools: Tools, train: Data, selection: Data, tmp_path: Path
+) -> None:
+    checked: list[nn.Module] = []
+
+    def verify(content: bytes, model: nn.Module) -> None:
+        if checked:  # the first is the original
+            raise ExportError("another network")
+        checked.append(model)
+
+    outcome, _ = run(
+        trained, replace(tools, verify_float=verify), train, selection, tmp_path, prune="none",
+        quantize=("none", "static", "qat"), qat_epochs=1, max_drop=100.0,
+    )  # fmt: skip
+    assert [row["name"] for row in outcome.rows] == ["original fp32", "original int8-static"]
+    assert outcome.left_out == (("original int8-qat", "another network"),)
+
+
 def test_who_wants_to_be_sure_gets_what_chance_cannot_undo() -> None:
     def candidate(name: str, drop: float, high: float, size: int) -> budget.Candidate:
         row = {"drop": drop, "drop_interval": [drop - 1, high], "loss": 0.0, "bytes": size, "latency_ms": 1.0}

@@ -403,7 +403,10 @@ class _Bench:
             return self._static(stage, precision, graph, label)
         self.tools.say(f"{_name(stage, precision, label)}: quantization-aware training, {self.spec.qat_epochs} epochs")
         learnt = replace(stage, model=_aware(stage, self.spec, self.tools, self.input_shape))
-        candidate = self._static(learnt, precision, self.tools.to_graph(learnt.model), label)
+        aware = self.tools.to_graph(learnt.model)
+        # Its integers are compared with this graph, so the graph itself is first compared with the network.
+        self.tools.verify_float(self.tools.to_file(aware, NAMES["none"], {}, learnt.model), learnt.model)
+        candidate = self._static(learnt, precision, aware, label)
         self.learnt[candidate.name] = learnt.model
         return candidate
 
