@@ -13,7 +13,6 @@ A compression folder holds
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -37,10 +36,10 @@ from kitae.compression.spec import CompressSpec
 from kitae.deployment.onnx import Card, Exported, serialize, to_onnx
 from kitae.deployment.onnx import export as write_onnx
 from kitae.deployment.verify import torch_reference, verify_float, verify_integer
-from kitae.errors import CompressionError, DataError, KitaeError, TrainingError, TrainingInterruptedError
+from kitae.errors import CompressionError, DataError, KitaeError, TrainingError, TrainingInterruptedError, one_line
 from kitae.evaluation import intervals, latency
 from kitae.evaluation.calibration import fit_temperature
-from kitae.files import write_atomically, write_json
+from kitae.files import LOCK, lock_folder, write_atomically, write_json
 from kitae.models.build import SCALING, build, count_macs, count_parameters, rebuild
 from kitae.pipeline import Setup
 from kitae.preprocess import PreprocessRules
@@ -56,7 +55,7 @@ from kitae.training.fit import epoch_steps
 Say = Callable[[str], None]
 
 _FILES = ("compression.json", "front.parquet", "model.onnx", "closest.onnx", "model.json", "model.safetensors",
-          "report.html", ".lock")  # fmt: skip
+          "report.html")  # fmt: skip
 _CANDIDATES = "candidates"
 _FOLDERS = ("stages", _CANDIDATES, "figures")
 _NEW = ".new.tmp"  # a result that is not whole yet
@@ -128,7 +127,7 @@ class CompressionResult:
             rules = PreprocessRules.from_dict(facts["preprocess"])
             model = reshape(_fresh(recipe, facts["classes"], rules), Shape.from_dict(facts["shape"]))
         except (KitaeError, ValueError, TypeError) as error:
-            raise CompressionError(f"{file}: is damaged ({_line(error)})") from error
+            raise CompressionError(f"{file}: is damaged ({one_line(error)})") from error
         file = self.path / "model.safetensors"
         try:
             model.load_state_dict(load_weights(file)[0])
@@ -151,10 +150,6 @@ def _read_json(file: Path, keys: set[str]) -> dict[str, Any]:
     if lacking:
         raise CompressionError(f"{file}: is damaged (it has no {lacking[0]})")
     return dict(value)
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]
 
 
 def export(run: Run | str | Path, path: str | Path | None = None) -> Exported:
@@ -295,16 +290,9 @@ def resolve_spec(spec: CompressSpec | None, options: Mapping[str, Any]) -> Compr
 def _taken(folder: Path, overwrite: bool) -> Iterator[None]:
     """Make the folder, or take one that an earlier compression left, and hold it against other processes."""
     _require_ours(folder, overwrite)
+    busy = "another process is compressing into it; choose another --out"
+    lock = lock_folder(folder, CompressionError, busy)  # the search takes long: better to know now
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)  # the search takes long: better to know now
-    except OSError as error:
-        raise CompressionError(f"{folder}: cannot be used as --out ({error.strerror})") from error
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise CompressionError(f"{folder}: another process is compressing into it; choose another --out") from error
         _require_ours(folder, overwrite)  # again: another process may have finished one in between
         for left in (_CANDIDATES, _NEW):  # by one that was stopped
             shutil.rmtree(folder / left, ignore_errors=True)
@@ -318,7 +306,7 @@ def _require_ours(folder: Path, overwrite: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise CompressionError(f"{folder}: is a file, not a folder")
     strangers = [] if not folder.exists() else sorted(
-        entry.name for entry in folder.iterdir() if entry.name not in (*_FILES, *_FOLDERS)
+        entry.name for entry in folder.iterdir() if entry.name not in (*_FILES, *_FOLDERS, LOCK)
         and not entry.name.endswith(".tmp")
     )  # fmt: skip
     if strangers:
@@ -541,11 +529,9 @@ def _write(
         _draw(new / "figures", spec, outcome, rows)
         write_json(new / "compression.json", facts)
         # Nothing is left that could run out of space: what an earlier compression left goes, and this takes its place.
-        for old in (*_FILES, "figures"):
-            if (folder / old).is_dir():
-                shutil.rmtree(folder / old, ignore_errors=True)
-            elif old != ".lock":
-                (folder / old).unlink(missing_ok=True)
+        shutil.rmtree(folder / "figures", ignore_errors=True)
+        for old in _FILES:
+            (folder / old).unlink(missing_ok=True)
         for entry in sorted(new.iterdir(), key=lambda entry: entry.name == "compression.json"):
             os.replace(entry, folder / entry.name)  # that one last: its presence says that the folder is whole
     finally:

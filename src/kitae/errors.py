@@ -67,6 +67,11 @@ class MissingExtraError(KitaeError):
     """A library that one of Kitae's extras installs is missing."""
 
 
+def one_line(error: BaseException, limit: int = 200) -> str:
+    """What an error of another library says, on one line of at most `limit` characters; else its name."""
+    return " ".join(str(error).split())[:limit] or type(error).__name__
+
+
 def missing(module: str, extra: str) -> MissingExtraError:
     """The error that says which extra installs a module."""
     return MissingExtraError(f"{module} is not installed: pip install 'kitae[{extra}]'")

@@ -1,4 +1,4 @@
-"""Writing files so that a reader never sees half of one."""
+"""Writing files so that a reader never sees half of one, and folders that one process at a time writes to."""
 
 from __future__ import annotations
 
@@ -9,6 +9,34 @@ from pathlib import Path
 from typing import Any
 
 from kitae.errors import KitaeError
+
+LOCK = ".lock"
+"""The file of a folder that is locked; it stays."""
+
+
+def lock_folder(folder: Path, error: type[KitaeError], busy: str) -> int:
+    """Make a folder and lock it for this process, until the descriptor is closed or the process ends.
+
+    Args:
+        error: of which kind the errors are.
+        busy: what is said where another process holds the lock.
+
+    Returns:
+        The descriptor that holds the lock.
+    """
+    import fcntl  # not on Windows, where what only writes files runs too
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as problem:
+        raise error(f"{folder}: cannot be used as --out ({problem.strerror})") from problem
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as problem:
+        os.close(lock)
+        raise error(f"{folder}: {busy}") from problem
+    return lock
 
 
 def write_atomically(path: Path, content: bytes) -> None:

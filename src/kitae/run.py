@@ -16,7 +16,6 @@ figures/, report.html pictures
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import platform
@@ -30,7 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from kitae.errors import DataError, KitaeError, RecipeError, TrainingError
-from kitae.files import write_atomically, write_json
+from kitae.files import LOCK, lock_folder, write_atomically, write_json
 from kitae.preprocess import ImageLike, PreprocessRules
 from kitae.recipe import Recipe
 
@@ -49,7 +48,7 @@ Tta = Literal["none", "flip", "shift", "scale", "full"]
 
 _FORMAT = 1
 _CREATED = ("recipe.yaml", "environment.json", "model.json", "splits.npz", "metrics.jsonl", "best.safetensors",
-            "evaluation.json", "predictions.parquet", "test_openings.jsonl", "report.html", ".lock")  # fmt: skip
+            "evaluation.json", "predictions.parquet", "test_openings.jsonl", "report.html", LOCK)  # fmt: skip
 _FOLDERS = ("last", "figures", "tensorboard")
 
 
@@ -92,19 +91,9 @@ class Run:
         Raises:
             TrainingError: the folder holds something else or a run of another recipe, or another process writes to it.
         """
-        folder = Path(path)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise TrainingError(f"{folder}: cannot be used as --out ({error.strerror})") from error
-        run = cls(folder, recipe)
-        run._lock = lock
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            run.close()
-            raise TrainingError(f"{folder}: another process is training into it; choose another --out") from error
+        run = cls(Path(path), recipe)
+        busy = "another process is training into it; choose another --out"
+        run._lock = lock_folder(run.path, TrainingError, busy)
         try:
             run._take(resume=resume, overwrite=overwrite)
         except BaseException:

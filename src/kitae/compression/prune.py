@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kitae.errors import CompressionError, require
+from kitae.errors import CompressionError, one_line, require
 from kitae.keyed import uniform
 
 Scope = Literal["layer", "global"]
@@ -608,7 +608,7 @@ def _groups(
             )
             found = [_Group(graph, group, names) for group in graph.get_all_groups()]
     except Exception as error:
-        raise CompressionError(f"the network's layers cannot be untangled for pruning ({_line(error)})") from error
+        raise CompressionError(f"the network's layers cannot be untangled for pruning ({one_line(error)})") from error
     kept = []
     for group in found:
         named = [name for name in group.outputs if name in ratios]
@@ -725,13 +725,9 @@ def _run_once(model: nn.Module, input_shape: tuple[int, int, int]) -> None:
             model(torch.zeros(2, *input_shape, device=next(model.parameters()).device))
     except Exception as error:
         raise CompressionError(
-            f"the network does not run with channels removed ({_line(error)}): it cuts or reshapes channels in its own "
-            f"code; prune it unstructured, or skip those layers"
+            f"the network does not run with channels removed ({one_line(error)}): it cuts or reshapes channels in its "
+            f"own code; prune it unstructured, or skip those layers"
         ) from error
     finally:
         for module, mode in modes:
             module.training = mode
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

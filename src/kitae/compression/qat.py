@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from kitae.compression.prune import Batches
 from kitae.compression.quantize import Target
-from kitae.errors import CompressionError, require
+from kitae.errors import CompressionError, one_line, require
 
 _WEIGHTED = ("aten.conv2d.default", "aten.conv1d.default", "aten.linear.default")
 _SUMS = ("aten.add.Tensor", "aten.add_.Tensor", "aten.mul.Tensor", "aten.mul_.Tensor")
@@ -60,9 +60,8 @@ class Simulated(nn.Module):
             except CompressionError:
                 raise
             except Exception as error:
-                reason = " ".join(str(error).split())[:200]
                 raise CompressionError(
-                    f"the network cannot be traced for quantization-aware training: {reason}"
+                    f"the network cannot be traced for quantization-aware training: {one_line(error)}"
                 ) from error
         self.train(model.training)
 

@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from kitae.compression.distill import Distance, distance
-from kitae.errors import CompressionError, require
+from kitae.errors import CompressionError, one_line, require
 
 if TYPE_CHECKING:
     import onnx
@@ -370,7 +370,7 @@ def static(
         try:
             quantizer.quantize_model()
         except Exception as error:
-            raise CompressionError(f"onnxruntime cannot quantize this graph: {_line(error)}") from error
+            raise CompressionError(f"onnxruntime cannot quantize this graph: {one_line(error, 300)}") from error
         quantizer.model.topological_sort()
         quantized: onnx.ModelProto = quantizer.model.model
     return _compact(_tidied(quantized))
@@ -401,7 +401,7 @@ def dynamic(
                 reduce_range=target == "any", weight_type=quantization.QuantType.QInt8,
             )  # fmt: skip
         except Exception as error:
-            raise CompressionError(f"onnxruntime cannot quantize this graph: {_line(error)}") from error
+            raise CompressionError(f"onnxruntime cannot quantize this graph: {one_line(error, 300)}") from error
         quantized: onnx.ModelProto = onnx_module.load(result)
     return _tidied(quantized)
 
@@ -505,7 +505,7 @@ def open_session(content: bytes, threads: int | None = None) -> onnxruntime.Infe
             content, options, providers=["CPUExecutionProvider"]
         )
     except Exception as error:
-        raise CompressionError(f"onnxruntime cannot run this graph: {_line(error)}") from error
+        raise CompressionError(f"onnxruntime cannot run this graph: {one_line(error, 300)}") from error
     return session
 
 
@@ -735,10 +735,6 @@ def _input(proto: onnx.ModelProto) -> str:
 def _chunks(images: NDArray[np.uint8], size: int) -> Iterator[NDArray[np.uint8]]:
     for start in range(0, len(images), size):
         yield np.ascontiguousarray(images[start : start + size])
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 @contextmanager

@@ -16,7 +16,6 @@ recipe's fingerprint, a run that was cut goes on from its checkpoint, and the ta
 from __future__ import annotations
 
 import base64
-import fcntl
 import importlib
 import json
 import math
@@ -48,14 +47,14 @@ from kitae.experiments.spec import StudySpec
 from kitae.experiments.stats import Analysis, Effect, analyse, judge, wording
 from kitae.experiments.tables import result_text
 from kitae.experiments.worker import read_outcome
-from kitae.files import write_atomically, write_json
+from kitae.files import lock_folder, write_atomically, write_json
 
 FORMAT = 1
 TRAIN = "kitae.pipeline:train"
 TRAIN_WITHOUT_TEST = "kitae.experiments.validation:train"
 MEASURE = "kitae.pipeline:plan"
 _CURVES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "train_clean_accuracy")
-_WRITTEN = ("study.yaml", "runs", "runs.parquet", "effects.parquet", "effects.json", "figures", "report.html", ".lock")
+_WRITTEN = ("study.yaml", "runs", "runs.parquet", "effects.parquet", "effects.json", "figures", "report.html")
 
 Report = Callable[[str], None]
 
@@ -363,16 +362,9 @@ def _function(reference: str) -> Callable[..., Any]:
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """The study folder, made if need be, for this process alone."""
+    lock = lock_folder(folder, TrainingError, "another process is running this study")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise TrainingError(f"{folder}: cannot be used as --out ({error.strerror})") from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
-    except BlockingIOError as error:
-        raise TrainingError(f"{folder}: another process is running this study") from error
     finally:
         os.close(lock)
 
@@ -383,8 +375,6 @@ def _delete(folder: Path) -> None:
         return
     for name in _WRITTEN:
         target = folder / name
-        if name == ".lock":
-            continue
         shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
 
 
