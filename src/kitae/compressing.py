@@ -50,7 +50,7 @@ from kitae.runtime import has_vnni
 from kitae.training import distributed
 from kitae.training.checkpoint import load_weights, save_weights
 from kitae.training.distributed import World
-from kitae.training.fit import epoch_steps
+from kitae.training.fit import Teacher, epoch_steps
 
 Say = Callable[[str], None]
 
@@ -456,10 +456,12 @@ def _tools(
     def recover(model: nn.Module, *, epochs: int, **options: Any) -> nn.Module:
         return setup.recover(model, epochs=epochs, watcher=_Epochs(say, epochs), **options)
 
-    def scratch(model: nn.Module) -> nn.Module:
+    def scratch(model: nn.Module, more: int, teacher: nn.Module | None) -> nn.Module:
+        longer = training.model_copy(update={"epochs": training.epochs + more})
         layout = torch.channels_last if training.channels_last else torch.contiguous_format
         model = model.to(device=world.device, memory_format=layout)  # type: ignore[call-overload]
-        setup.fit(model, training, world, watcher=_Epochs(say, training.epochs))
+        guide = None if teacher is None else Teacher(teacher)
+        setup.fit(model, longer, world, watcher=_Epochs(say, longer.epochs), teacher=guide)
         return model
 
     return Tools(

@@ -118,7 +118,7 @@ def tools(train: Data, selection: Data) -> Tools:
         describe=lambda model: {"parameters": count_parameters(model), "macs": count_macs(model, 3, SHAPE[1])},
         steps_per_epoch=12,
         fingerprint="tiny",
-        scratch=lambda model: fit(model, train, 2),
+        scratch=lambda model, more, teacher: fit(model, train, 2),
     )
 
 
@@ -394,7 +394,7 @@ def test_8_bit_training_that_diverges_is_left_out_and_one_that_is_stopped_stops(
 def test_a_control_that_diverges_leaves_the_winner(
     trained: nn.Module, tools: Tools, train: Data, selection: Data, tmp_path: Path
 ) -> None:
-    def diverges(_: nn.Module) -> nn.Module:
+    def diverges(*_: object) -> nn.Module:
         raise TrainingError("val_loss was never finite")
 
     fields: dict[str, Any] = {"quantize": ("none",), "ratios": (0.5,), "max_drop": 100.0, "finetune_epochs": 0}
@@ -453,14 +453,14 @@ def test_a_small_net_of_the_winners_latency_stands_beside_it(
 
     nets = {f"width {width}": partial(TinyNet, width=width) for width in (4, 6, 8)}
     exported: list[nn.Module] = []
-    trainings: list[tuple[nn.Module, bool]] = []  # a network, and whether a tool had seen it before it was trained
+    trainings: list[tuple[bool, int, bool]] = []  # whether a tool had seen the network before, more epochs, a teacher
 
     def noted(model: nn.Module) -> Any:
         exported.append(model)
         return to_graph(model)
 
-    def scratch(model: nn.Module) -> nn.Module:
-        trainings.append((model, any(model is seen for seen in exported)))
+    def scratch(model: nn.Module, more: int, teacher: nn.Module | None) -> nn.Module:
+        trainings.append((any(model is seen for seen in exported), more, teacher is not None))
         return fit(model, train, 2)
 
     lent = replace(tools, small=nets, measure=timed, to_graph=noted, scratch=scratch)
@@ -470,7 +470,8 @@ def test_a_small_net_of_the_winners_latency_stands_beside_it(
     assert last["name"] == "small net, width 6 int8-static"
     assert last["control"]
     assert last["parameters"] == count_parameters(TinyNet(width=6))
-    assert [seen for _, seen in trainings] == [False], "its file would have the temperature of the untrained network"
+    assert not trainings[0][0], "its file would have the temperature of the untrained network"
+    assert trainings == [(False, 1, True)], "one epoch of fine-tuning at one ratio, from the original, as the winner"
     only_slow = replace(lent, small={"width 8": nets["width 8"]})
     outcome, _ = run(trained, only_slow, train, selection, tmp_path / "2", **fields)
     assert outcome.rows[-1]["name"] == "small net, width 8 int8-static"

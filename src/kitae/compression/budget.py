@@ -108,7 +108,8 @@ class Tools:
         interval: (right, count) -> interval of a proportion.
         measure: ({name: call}, reference) -> {control: {ratio, ...}, candidates: {name: {seconds, ratio, ...}}}.
         describe: a network's `parameters` and `macs`.
-        scratch: trains a network from its initial weights as the run's recipe says; for the controls.
+        scratch: (network, more, teacher) trains from initial weights as the run's recipe says, `more` epochs longer,
+            learning from a teacher as well where there is one; for the controls.
         small: untrained networks by their names, the fastest first; for the control of that name.
         steps_per_epoch: optimizer steps (not batches, where gradients are accumulated).
         fingerprint: identifies the original weights and data; part of the keys of `stages`.
@@ -127,7 +128,7 @@ class Tools:
     describe: Callable[[nn.Module], Mapping[str, int]]
     steps_per_epoch: int
     fingerprint: str = ""
-    scratch: Callable[[nn.Module], nn.Module] | None = None
+    scratch: Callable[[nn.Module, int, nn.Module | None], nn.Module] | None = None
     small: Mapping[str, Callable[[], nn.Module]] | None = None
     stages: Stages | None = None
     say: Callable[[str], None] = lambda line: None
@@ -618,12 +619,16 @@ def _controls(
         raise CompressionError("controls: `scratch` and `small` need a way to train from scratch, and none was given")
     only = winner.precision
     stage = next(stage for stage in reached if stage.ratio == winner.ratio)
+    before = [s.ratio for s in reached[1:] if s.ratio <= winner.ratio]
+    # A network that was trained for less would lose by that alone.
+    more = spec.finetune_epochs * len(before)
+    teacher = as_teacher(reached[0].model) if spec.distill else None
 
     def random() -> list[Candidate]:
         tools.say(f"control: random pruning, {_percent(winner.ratio)}")
         chance = spec.model_copy(update={"importance": "random"})
         chain = [reached[0]]
-        for ratio in [s.ratio for s in reached[1:] if s.ratio <= winner.ratio]:
+        for ratio in before:
             same_size = _prune(chain, ratio, chance, tools, bench.input_shape)
             assert same_size is not None, "how many channels go does not depend on which"
             chain.append(same_size)
@@ -632,14 +637,14 @@ def _controls(
     def scratch() -> list[Candidate]:
         assert tools.scratch is not None
         tools.say(f"control: the pruned shape from scratch, {_percent(winner.ratio)}")
-        trained = tools.scratch(prune.reshape(tools.fresh(), stage.shape)).eval()
+        trained = tools.scratch(prune.reshape(tools.fresh(), stage.shape), more, teacher).eval()
         return bench.candidates(replace(stage, model=trained), only=only, label="from scratch, ")
 
     def small() -> list[Candidate]:
         assert tools.scratch is not None
         title, net = _as_fast(stage.model, spec, tools, bench.shown)
         tools.say(f"control: {title} from scratch, which takes the same time")
-        other = _Stage(0.0, tools.scratch(net).eval(), Shape(), title)
+        other = _Stage(0.0, tools.scratch(net, more, teacher).eval(), Shape(), title)
         return bench.candidates(other, only=only, label="small net, ")
 
     found = []

@@ -39,7 +39,8 @@ class CompressSpec(Spec):
         calibration_images: training images for it.
         abandon: stop trying larger ratios once one is hopeless (its drop is past twice the budget and a point).
         controls: what else could be had for the winner's time, measured beside it: `random` pruning, the pruned shape
-            trained from `scratch`, and a `small` net of the same latency trained from scratch.
+            trained from `scratch`, and a `small` net of the same latency trained from scratch, both for as many epochs
+            as the winner had in all, with the same teacher.
         sensitivity: also quantize each layer alone, and list the layers by the harm.
         threads: of latency measurements; null leaves ONNX Runtime's own choice.
         seed: of random pruning.
