@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 from torch import nn
 
 from kitae.compression.quantize import (
@@ -183,11 +184,12 @@ class TestStatic:
     ) -> None:
         ranges = calibrate(graph, train.images)
         quantized = static(graph, ranges, target=target, per_channel=per_channel)
-        if per_channel:
-            integers = check_integers(quantized, graph, target=target, ranges=ranges)
-            assert integers.weights == len(weighted_nodes(graph)) == 6
-            assert integers.activations > 6
-            assert integers.worst <= 0.501
+        integers = check_integers(quantized, graph, target=target, ranges=ranges)
+        assert integers.weights == len(weighted_nodes(graph)) == 6
+        assert integers.activations > 6
+        assert integers.widened == 0
+        assert integers.worst <= 0.501
+        assert_bit_for_bit(quantized, graph, target, per_channel)
         assert integer_share(quantized) > 0.99
         held = [numpy_helper.to_array(i) for i in quantized.graph.initializer if i.data_type == TensorProto.INT8]
         assert max(np.abs(values.astype(int)).max() for values in held) == (127 if target == "vnni" else 64)
@@ -223,6 +225,24 @@ class TestStatic:
         (cast,) = [node for node in quantized.graph.node if node.op_type == "Cast"]
         (scaled,) = [node for node in quantized.graph.node if node.op_type == "Mul"]
         assert scaled.input[0] == cast.output[0]
+
+    def test_one_scale_a_tensor_is_checked_as_well(self, graph: onnx.ModelProto, train: Data) -> None:
+        """The negative controls: an integer that moved, and a scale by the smallest step that a float can make."""
+        ranges = calibrate(graph, train.images)
+        name = "network.point.weight"
+        quantized = static(graph, ranges, per_channel=False)
+        _edit(quantized, f"{name}_quantized", lambda scale: np.nextafter(scale, np.float32(1)))
+        with pytest.raises(CompressionError, match=r"scales of network\.point\.weight"):
+            check_integers(quantized, graph, target="any", ranges=ranges)
+        with pytest.raises(AssertionError):
+            assert_bit_for_bit(quantized, graph, "any", per_channel=False)
+        quantized = static(graph, ranges, per_channel=False)
+        (item,) = [i for i in quantized.graph.initializer if i.name == f"{name}_quantized"]
+        values = numpy_helper.to_array(item).copy()
+        values[3, 4] += 1
+        item.CopyFrom(numpy_helper.from_array(values, item.name))
+        with pytest.raises(CompressionError, match=r"integers of network\.point\.weight"):
+            check_integers(quantized, graph, target="any")
 
     def test_shuffled_scales_are_caught(self, graph: onnx.ModelProto, train: Data, selection: Data) -> None:
         """The negative control: right integers under another channel's scale."""
@@ -315,6 +335,27 @@ class TestDynamic:
         floats = probabilities(graph, selection.images).argmax(1)
         assert (probabilities(quantized, selection.images).argmax(1) == floats).mean() > 0.98
 
+    @pytest.mark.parametrize("target", ["any", "vnni"])
+    @pytest.mark.parametrize("per_channel", [True, False])
+    def test_its_weights_are_what_the_arithmetic_says(self, graph: onnx.ModelProto, target, per_channel) -> None:
+        quantized = dynamic(graph, target=target, per_channel=per_channel)
+        assert check_integers(quantized, graph, target=target).weights == 6
+        held = {item.name: numpy_helper.to_array(item) for item in quantized.graph.initializer}
+        found = 0
+        for name, values, axis in weights_of(graph):
+            stem = name
+            if f"{name}_Transposed_quantized" in held:  # a Gemm has become a MatMul, whose channels are columns
+                stem, values, axis = f"{name}_Transposed", values.T, 1
+            # ConvInteger takes one scale for the whole weight, whatever was asked.
+            channels = axis if per_channel and values.ndim == 2 else None
+            scales = symmetric_scales(values, channels, target)
+            np.testing.assert_array_equal(held[f"{stem}_scale"], scales, strict=True)
+            np.testing.assert_array_equal(
+                held[f"{stem}_quantized"], quantize_symmetric(values, scales, channels), strict=True
+            )
+            found += 1
+        assert found == 6
+
     def test_linear_only(self, graph: onnx.ModelProto) -> None:
         quantized = dynamic(graph, linear_only=True)
         assert check_integers(quantized, graph, target="any").weights == 1
@@ -341,3 +382,34 @@ def _edit(proto: onnx.ModelProto, weight: str, change: Any) -> None:
     (item,) = [i for i in proto.graph.initializer if i.name == restorer.input[1]]
     values: NDArray[np.float32] = numpy_helper.to_array(item).copy()
     item.CopyFrom(numpy_helper.from_array(np.asarray(change(values), np.float32), item.name))
+
+
+def weights_of(graph: onnx.ModelProto) -> list[tuple[str, NDArray[np.float32], int]]:
+    """Name, values and channel axis of each weight that a float graph's convolutions and linear layers use."""
+    held = {item.name: numpy_helper.to_array(item) for item in graph.graph.initializer}
+    nodes = [node for node in graph.graph.node if node.name in weighted_nodes(graph)]
+    assert {node.op_type for node in nodes} == {"Conv", "Gemm"}
+    assert all(a.i == 1 for node in nodes for a in node.attribute if a.name == "transB")
+    return [(node.input[1], held[node.input[1]], 0) for node in nodes]
+
+
+def assert_bit_for_bit(quantized: onnx.ModelProto, graph: onnx.ModelProto, target: Any, per_channel: bool) -> None:
+    """Every weight as the reference arithmetic makes it, and as ONNX's own definition of DequantizeLinear reads it."""
+    held = {item.name: numpy_helper.to_array(item) for item in quantized.graph.initializer}
+    for name, values, axis in weights_of(graph):
+        (restorer,) = [
+            n for n in quantized.graph.node if n.op_type == "DequantizeLinear" and n.input[0] == f"{name}_quantized"
+        ]
+        integers, scales, zero_points = (held[part] for part in restorer.input)
+        channels = axis if per_channel else None
+        expected = symmetric_scales(values, channels, target)
+        # The number of scales too: one a channel, or exactly one.
+        np.testing.assert_array_equal(scales, expected, strict=True)
+        np.testing.assert_array_equal(zero_points, np.zeros(expected.shape, np.int8), strict=True)
+        np.testing.assert_array_equal(integers, quantize_symmetric(values, expected, channels), strict=True)
+        result = helper.make_tensor_value_info(restorer.output[0], TensorProto.FLOAT, values.shape)
+        constants = [numpy_helper.from_array(held[part], part) for part in restorer.input]
+        alone = helper.make_graph([restorer], "restorer", [], [result], constants)
+        model = helper.make_model(alone, opset_imports=list(quantized.opset_import), ir_version=quantized.ir_version)
+        (restored,) = ReferenceEvaluator(model).run(None, {})
+        np.testing.assert_array_equal(restored, dequantize_symmetric(integers, scales, channels), strict=True)
