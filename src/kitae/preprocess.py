@@ -39,7 +39,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from kitae.errors import DataError
+from kitae.errors import DataError, one_line
 
 with contextlib.suppress(ImportError):  # Pillow reads AVIF from 11.3 on
     from PIL import AvifImagePlugin  # noqa: F401
@@ -294,8 +294,7 @@ def _naming(name: str, source: bytes | str | Path) -> Iterator[None]:
     except UnidentifiedImageError as error:
         raise DataError(f"{name}: {_not_an_image(source)}") from error
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{name}: cannot be decoded ({reason[:200]})") from error
+        raise DataError(f"{name}: cannot be decoded ({one_line(error)})") from error
 
 
 def _not_an_image(source: bytes | str | Path) -> str:

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kitae.errors import DataError, ExportError, require
+from kitae.errors import DataError, ExportError, one_line, require
 from kitae.preprocess import ImageLike, PreprocessRules, load, one_or_several
 
 if TYPE_CHECKING:
@@ -106,8 +106,7 @@ class Model:
                 content, options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:
-            reason = " ".join(str(error).split())[:200]
-            raise ExportError(f"{name}: onnxruntime {ort.__version__} cannot load it ({reason})") from error
+            raise ExportError(f"{name}: onnxruntime {ort.__version__} cannot load it ({one_line(error)})") from error
         signature = [(item.name, item.type) for item in (*self.session.get_inputs(), *self.session.get_outputs())]
         if signature != [(INPUT, "tensor(uint8)"), (OUTPUT, "tensor(float)")]:
             raise ExportError(f"{name}: its input and output are not those of a kitae model: {signature}")

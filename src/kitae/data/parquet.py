@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kitae.data.base import SPLIT_ALIASES, TRAIN, Item, Source, Table, name_key
-from kitae.errors import DataError, require
+from kitae.errors import DataError, one_line, require
 
 _IMAGE_COLUMNS = ("image", "img")
 _LABEL_COLUMNS = ("label", "labels", "fine_label")
@@ -67,9 +67,9 @@ class ParquetSource(Source):
         try:
             return self._pq.ParquetFile(path, memory_map=True, pre_buffer=False, buffer_size=1 << 20)
         except self._pa.ArrowInvalid as error:
-            raise DataError(f"{path}: not a Parquet file, or a broken one ({_first_line(error)})") from error
+            raise DataError(f"{path}: not a Parquet file, or a broken one ({one_line(error)})") from error
         except OSError as error:
-            raise DataError(f"{path}: {_first_line(error)}") from error
+            raise DataError(f"{path}: {one_line(error)}") from error
 
     def _column(self, path: Path, schema: Any, which: str) -> str:
         wanted = self._wanted[which]
@@ -110,7 +110,7 @@ class ParquetSource(Source):
                 for batch in file.iter_batches(batch_size=rows, columns=[leaf]):
                     yield self._values(batch.column(0), in_struct)
             except (self._pa.ArrowException, OSError) as error:
-                raise DataError(f"{path}: broken Parquet file ({_first_line(error)})") from error
+                raise DataError(f"{path}: broken Parquet file ({one_line(error)})") from error
 
     def read(self, index: int) -> Item:
         for path in self._files:
@@ -159,7 +159,7 @@ class ParquetSource(Source):
         try:
             table = file.read(columns=[label, *optional, *([nested_path] if nested_path else [])])
         except (self._pa.ArrowException, OSError) as error:
-            raise DataError(f"{path}: broken Parquet file ({_first_line(error)})") from error
+            raise DataError(f"{path}: broken Parquet file ({one_line(error)})") from error
         count = table.num_rows
         columns["label"] += table.column(label).to_pylist()
         for name in ("class_name", "group"):
@@ -255,8 +255,3 @@ def _metadata_classes(schema: Any, label: str) -> tuple[str, ...] | None:
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         return None
     return tuple(names)
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from kitae.errors import ExportError, require
+from kitae.errors import ExportError, one_line, require
 from kitae.keyed import uniform
 from kitae.runtime import INPUT, OUTPUT
 
@@ -122,8 +122,7 @@ def open_session(
             source, options, providers=["CPUExecutionProvider"]
         )
     except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ExportError(f"onnxruntime {ort.__version__} cannot load the graph: {reason}") from error
+        raise ExportError(f"onnxruntime {ort.__version__} cannot load the graph: {one_line(error, 300)}") from error
     return session
 
 
@@ -192,7 +191,7 @@ def check_graph(proto: onnx.ModelProto) -> None:
     try:
         onnx_module.checker.check_model(proto, full_check=True)
     except Exception as error:
-        raise ExportError(f"the graph is not valid ONNX: {' '.join(str(error).split())[:300]}") from error
+        raise ExportError(f"the graph is not valid ONNX: {one_line(error, 300)}") from error
 
 
 def compare(
