@@ -1,0 +1,234 @@
+"""`kitae compress` and `kitae predict FILE.onnx`, as a user meets them: each in a process of its own."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pyarrow.parquet
+import pytest
+from onnx import TensorProto, helper
+from PIL import Image
+
+from kitae.pipeline import train
+from kitae.recipe import Recipe
+from kitae.run import Run
+from kitae.runtime import Model
+from tests.images import picture, write_folder
+
+CLASSES = 3
+FAST = ["--set", "calibration=[minmax]", "sensitivity=false", "round_to=8", "threads=1"]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def run(home: Path) -> Path:
+    """A small network that knows three colours, from a folder of photographs of mixed sizes and modes."""
+    photos = write_folder(home / "photos", train=40, classes=CLASSES)
+    recipe = Recipe.load("fashion-mini").override(
+        f"data.source=folder:{photos}", f"data.cache={home / 'cache'}", "data.limit=null", "data.image_size=16",
+        "model.name=resnet8", "model.width=16", "train.epochs=2", "train.batch_size=16", "train.precision=fp32",
+        "train.threads=1",
+    )  # fmt: skip
+    return train(recipe, home / "run").path
+
+
+def kitae(home: Path, *words: object, code: int = 0) -> subprocess.CompletedProcess[str]:
+    # Wide enough that no cell of a table is folded.
+    environment = {**os.environ, "COLUMNS": "160", "KITAE_CACHE": str(home / "cache")}
+    result = subprocess.run(
+        [sys.executable, "-m", "kitae", *map(str, words)],
+        capture_output=True, text=True, cwd=home, env=environment, timeout=300,
+    )  # fmt: skip
+    assert result.returncode == code, result.stdout + result.stderr
+    return result
+
+
+def refused(home: Path, *words: object) -> str:
+    """The one line that a command which cannot be done says."""
+    result = kitae(home, *words, code=2)
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith("error: ")
+    return line.removeprefix("error: ")
+
+
+def cells(table: str) -> list[list[str]]:
+    """The rows of a printed table, below its head."""
+    return [[cell.strip() for cell in line.split("│")[1:-1]] for line in table.splitlines() if line.startswith("│")]
+
+
+@pytest.fixture(scope="module")
+def printed(home: Path, run: Path) -> str:
+    """What a compression with pruning and 8-bit integers prints; its folder is `run-small`."""
+    return kitae(
+        home, "compress", "run", "--max-drop", 100, "--ratios", 0.5, "--finetune-epochs", 1,
+        "--quantize", "none", "static", *FAST,
+    ).stdout  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model(home: Path, printed: str) -> Path:
+    return home / "run-small" / "model.onnx"
+
+
+def test_the_files_are_whole(home: Path, run: Path, model: Path) -> None:
+    folder = model.parent
+    assert {entry.name for entry in folder.iterdir()} == {
+        "compression.json", "front.parquet", "model.onnx", "model.json", "model.safetensors", "stages", "figures",
+        ".lock",
+    }  # fmt: skip
+    for figure in ("pareto", "sparsity", "latency", "filters"):
+        assert (folder / "figures" / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
+    facts = json.loads((folder / "compression.json").read_text())
+    front = pyarrow.parquet.read_table(folder / "front.parquet").to_pylist()
+    assert [row["name"] for row in front] == [row["name"] for row in facts["candidates"]] == [
+        "original fp32", "original int8-static", "50 % fp32", "50 % int8-static"
+    ]  # fmt: skip
+    winner = facts["winner"]
+    assert winner["name"] == "50 % int8-static"
+    assert winner["bytes"] == model.stat().st_size == min(row["bytes"] for row in front)
+    assert winner["parameters"] < 0.5 * facts["baseline"]["parameters"]
+    metadata = Model(model).metadata
+    assert (metadata["precision"], metadata["target"]) == ("int8-static", "any")
+    assert facts["test"]["within_budget"]
+    assert Run.open(run).test_openings == 2  # by the training and by the compression
+
+
+def test_the_table_says_what_was_measured(home: Path, printed: str, model: Path) -> None:
+    facts = json.loads((model.parent / "compression.json").read_text())
+    head = next(line for line in printed.splitlines() if line.startswith("┃"))
+    assert [cell.strip() for cell in head.split("┃")[1:-1]] == [
+        "candidate", "bytes", "ms an image", "faster", "validation accuracy (95 % interval)"
+    ]  # fmt: skip
+    rows = cells(printed)
+    assert len(rows) == len(facts["candidates"]) == 4
+    for (name, size, milliseconds, faster, accuracy), row in zip(rows, facts["candidates"], strict=True):
+        assert name == ("* " if row["winner"] else "") + row["name"]
+        assert size.endswith(" kB")
+        assert float(size.removesuffix(" kB")) == pytest.approx(row["bytes"] / 1000, abs=0.051)
+        assert float(milliseconds) == pytest.approx(row["latency_ms"], abs=0.00051)
+        assert float(faster.removesuffix(" x")) == pytest.approx(row["speedup"], abs=0.0051)
+        found = re.fullmatch(r"([\d.]+) % \(([\d.]+) to ([\d.]+)\)", accuracy)
+        assert found is not None
+        expected = [row["accuracy"], *row["accuracy_interval"]]
+        assert [float(share) for share in found.groups()] == pytest.approx([100 * x for x in expected], abs=0.051)
+    assert [name for name, *_ in rows if name.startswith("* ")] == ["* 50 % int8-static"]
+    assert f"{facts['smaller']:.1f} x smaller" in printed
+    assert f"points lost (95 % interval {facts['test']['drop_interval'][0]:.2f}" in printed
+
+
+def test_the_command_that_it_names_predicts(home: Path, printed: str, model: Path) -> None:
+    (command,) = re.findall(r" runs with: (kitae predict .+ IMAGES)$", printed, re.MULTILINE)
+    file = Path(command.removeprefix("kitae predict ").removesuffix(" IMAGES"))
+    assert file == model
+    shown = cells(kitae(home, "predict", file, "photos", "--out", "all.csv").stdout)
+    with (home / "all.csv").open(newline="") as stream:
+        head, *rows = csv.reader(stream)
+    assert head == ["image", "class", *(f"class {k}" for k in range(CLASSES))]
+    assert len(rows) == len(shown) == 40 * CLASSES
+    own = Model(model).predict([home / name for name, *_ in rows])
+    assert [row[1] for row in rows] == own.names
+    np.testing.assert_allclose([[float(x) for x in row[2:]] for row in rows], own.probabilities, atol=1e-6)
+    assert [row[:2] for row in shown] == [row[:2] for row in rows]
+    assert np.mean([Path(name).parent.name == said for name, said, *_ in rows]) > 0.8
+
+
+def test_a_finished_folder_needs_a_word(home: Path, run: Path, model: Path) -> None:
+    before = model.read_bytes()
+    line = refused(home, "compress", "run", "--prune", "none")
+    assert line == f"{home / 'run-small'}: holds a compression already; add --overwrite, or choose another --out"
+    assert model.read_bytes() == before
+
+
+def test_an_impossible_budget_keeps_the_closest(home: Path, run: Path) -> None:
+    openings = Run.open(run).test_openings
+    line = refused(
+        home, "compress", "run", "--out", "tight", "--prune", "none", "--quantize", "static", "--max-bytes", 1000, *FAST
+    )
+    size = (home / "tight" / "closest.onnx").stat().st_size
+    assert line == (
+        f"tight: no candidate is within the budget; the closest, original int8-static, has {size:,} bytes, not 1,000; "
+        f"it is kept as closest.onnx"
+    )
+    assert not (home / "tight" / "model.onnx").exists()
+    assert Run.open(run).test_openings == openings
+    line = refused(home, "predict", "tight", "photos")
+    assert line == "tight: is a compression folder; its model is a file: kitae predict tight/closest.onnx IMAGES"
+    assert len(cells(kitae(home, "predict", "tight/closest.onnx", "photos/class 0").stdout)) == 40
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        ("best.safetensors", "half: has no best.safetensors: no epoch has been validated yet"),
+        ("evaluation.json", "half: is not finished, so its test stays closed; go on with --resume"),
+    ],
+)
+def test_a_run_that_is_not_whole(home: Path, run: Path, missing: str, message: str) -> None:
+    shutil.rmtree(home / "half", ignore_errors=True)
+    shutil.copytree(run, home / "half")
+    (home / "half" / missing).unlink()
+    assert refused(home, "compress", "half") == message
+    assert not (home / "half-small").exists()
+
+
+def write_foreign(file: Path) -> None:
+    """A sound ONNX file of somebody else."""
+    taken, given = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 2]) for name in "xy")
+    onnx.save(
+        helper.make_model(helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [taken], [given])), file
+    )
+
+
+def test_files_that_are_no_model_of_ours(home: Path, model: Path) -> None:
+    whole = model.read_bytes()
+    (home / "cut.onnx").write_bytes(whole[: len(whole) // 2])
+    line = refused(home, "predict", "cut.onnx", "photos")
+    assert line == "cut.onnx: cut short or damaged, or not an ONNX file; export or copy it again"
+    changed = bytearray(whole)
+    changed[len(whole) // 2] ^= 1
+    (home / "changed.onnx").write_bytes(changed)
+    assert refused(home, "predict", "changed.onnx", "photos").startswith("changed.onnx: damaged, or changed after")
+    write_foreign(home / "foreign.onnx")
+    line = refused(home, "predict", "foreign.onnx", "photos")
+    assert line == "foreign.onnx: an ONNX file, but not one that kitae wrote (it carries no kitae metadata)"
+    shutil.copy(home / "photos" / "class 0" / "0.jpg", home / "photo.onnx")
+    assert refused(home, "predict", "photo.onnx", "photos") == "photo.onnx: not an ONNX file"
+    assert refused(home, "predict", "absent.onnx", "photos") == "absent.onnx: no such file"
+
+
+def test_images_of_any_size_and_mode(home: Path, model: Path) -> None:
+    """They are prepared as in training; what has no rule is one line that names the file."""
+    folder = home / "any"
+    folder.mkdir()
+    colour = picture(1, 7, (50, 90), CLASSES)
+    image = Image.fromarray(colour)
+    image.resize((7, 300)).save(folder / "1-narrow.png")
+    image.resize((1, 1)).save(folder / "2-pixel.png")
+    image.convert("L").save(folder / "3-grey.png")
+    image.convert("1").save(folder / "4-bits.png")
+    image.convert("CMYK").save(folder / "5-cmyk.jpg")
+    image.convert("P").save(folder / "6-palette.gif")
+    Image.fromarray(np.dstack([colour, colour[:, :, 0]])).save(folder / "7-alpha.png")
+    Image.fromarray(colour[:, :, 0].astype(np.uint16) * 256).save(folder / "8-deep.png")
+    files = sorted(folder.iterdir())
+    rows = cells(kitae(home, "predict", model, "any").stdout)
+    assert [row[0] for row in rows] == [f"any/{file.name}" for file in files]
+    assert [row[1] for row in rows] == Model(model).predict(files).names
+    Image.fromarray(colour[:, :, 0].astype(np.float32)).save(folder / "9-float.tif")
+    line = refused(home, "predict", model, "any")
+    assert line == "any/9-float.tif: 32-bit float pixels have no fixed range, save the image with 8 or 16 bits"
+    (folder / "9-float.tif").write_bytes((folder / "1-narrow.png").read_bytes()[:300])
+    assert refused(home, "predict", model, "any").startswith("any/9-float.tif: cannot be decoded (")
