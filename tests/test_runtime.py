@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
 import venv
@@ -296,12 +297,35 @@ def test_prediction_imports_nothing_heavy(path: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_runtime_extra_is_enough(path: Path, tmp_path: Path) -> None:
-    """A virtual environment with `kitae[runtime]` and nothing else predicts."""
-    picture((255, 0, 0)).save(tmp_path / "red.png")
+    """In a virtual environment with `kitae[runtime]` and nothing else, the module and the command predict."""
+    red, blue = tmp_path / "red.png", tmp_path / "blue.jpg"
+    picture((255, 0, 0)).save(red)
+    picture((0, 0, 255), (17, 90)).save(blue)
     root = Path(__file__).resolve().parents[1]
     venv.create(tmp_path / "env", with_pip=True)
-    python = tmp_path / "env" / "bin" / "python"
+    python, kitae = (tmp_path / "env" / "bin" / name for name in ("python", "kitae"))
     subprocess.run([python, "-m", "pip", "install", "-q", f"{root}[runtime]"], check=True, timeout=500)
-    without = subprocess.run([python, "-c", "import torch"], capture_output=True, timeout=60)
-    assert without.returncode != 0
-    subprocess.run([python, "-c", LIGHT.replace('"pydantic", ', ""), str(path), str(tmp_path / "red.png")], check=True)
+    alone = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}  # not what the tests import
+
+    def run(*words: object) -> subprocess.CompletedProcess[str]:
+        command = [str(word) for word in words]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, env=alone, cwd=tmp_path)
+
+    for absent in ("torch", "numba", "onnx", "pyarrow", "scipy"):
+        assert f"No module named '{absent}'" in run(python, "-c", f"import {absent}").stderr
+    done = run(python, "-c", LIGHT.replace('"pydantic", ', ""), path, red)
+    assert done.returncode == 0, done.stderr
+
+    done = run(kitae, "predict", path, red, blue, "--out", "all.csv")
+    assert (done.returncode, done.stderr) == (0, "")
+    rows = [line.split("│")[1:3] for line in done.stdout.splitlines() if line.startswith("│")]
+    assert [row[1].strip() for row in rows if row[1].strip()] == ["red", "blue"]
+    shares = [[float(x) for x in line.split(",")[2:]] for line in (tmp_path / "all.csv").read_text().splitlines()[1:]]
+    np.testing.assert_allclose(shares, Model(path).predict([red, blue]).probabilities, atol=1e-5)
+
+    done = run(kitae, "train", "fashion-mini")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.strip() == "error: torch is not installed: pip install 'kitae[train]'"
+    done = run(kitae, "predict", path, red, "--out", "all.parquet")
+    assert done.returncode == 2
+    assert done.stderr.strip() == "error: pyarrow is not installed: pip install 'kitae[train]'"
