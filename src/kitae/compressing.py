@@ -35,7 +35,7 @@ from kitae.compression.quantize import FEWEST_IMAGES
 from kitae.compression.spec import CompressSpec
 from kitae.deployment.onnx import Card, Exported, serialize, to_onnx
 from kitae.deployment.onnx import export as write_onnx
-from kitae.deployment.verify import torch_reference, verify_float, verify_integer
+from kitae.deployment.verify import Parity, torch_reference, verify_float, verify_integer
 from kitae.errors import CompressionError, DataError, KitaeError, TrainingError, TrainingInterruptedError, one_line
 from kitae.evaluation import intervals, latency
 from kitae.evaluation.calibration import fit_temperature
@@ -407,18 +407,19 @@ class _Stages:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def load(self, key: str) -> tuple[dict[str, Tensor], Shape] | None:
+    def load(self, key: str) -> tuple[dict[str, Tensor], Shape, float | None] | None:
         file = self.folder / f"{key}.safetensors"
         if not file.is_file():
             return None
         try:
             weights, metadata = load_weights(file)
-            return weights, Shape.from_dict(metadata)
-        except (TrainingError, CompressionError):  # damaged: trained again, and written anew
+            return weights, Shape.from_dict(metadata["shape"]), metadata["masked_error"]
+        except (TrainingError, CompressionError, KeyError):  # damaged: trained again, and written anew
             return None
 
-    def save(self, key: str, weights: dict[str, Tensor], shape: Shape) -> None:
-        save_weights(weights, self.folder / f"{key}.safetensors", shape.to_dict())
+    def save(self, key: str, weights: dict[str, Tensor], shape: Shape, masked_error: float | None) -> None:
+        facts = {"shape": shape.to_dict(), "masked_error": masked_error}
+        save_weights(weights, self.folder / f"{key}.safetensors", facts)
 
 
 def _tools(
@@ -445,7 +446,7 @@ def _tools(
             values = torch.from_numpy(pixels).to(world.device).float() / 255.0
             yield (values - mean) / std, torch.from_numpy(labels).to(world.device)
 
-    def verify(content: bytes, model: nn.Module) -> object:
+    def verify(content: bytes, model: nn.Module) -> Parity:
         reference = partial(torch_reference, model, about.mean, about.std, calibrated(model).temperature)
         return verify_float(content, reference(), images, partial(reference, double=True))
 

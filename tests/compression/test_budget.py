@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from pydantic import ValidationError
@@ -16,10 +17,10 @@ from torch import Tensor, nn
 
 from kitae.compression import budget, prune
 from kitae.compression.budget import Images, Outcome, Tools, judge, search
-from kitae.compression.prune import Shape
+from kitae.compression.prune import Shape, prunable_layers
 from kitae.compression.spec import CompressSpec
 from kitae.deployment.onnx import Card, serialize, to_onnx
-from kitae.deployment.verify import torch_reference, verify_float, verify_integer
+from kitae.deployment.verify import Parity, torch_reference, verify_float, verify_integer
 from kitae.errors import CompressionError, ExportError, TrainingError, TrainingInterruptedError
 from kitae.evaluation import intervals
 from kitae.models.build import count_macs, count_parameters
@@ -56,13 +57,19 @@ class Memory:
     """Stages kept in memory, as JSON where the real ones are files."""
 
     def __init__(self) -> None:
-        self.held: dict[str, tuple[dict[str, Tensor], str]] = {}
+        self.held: dict[str, tuple[dict[str, Tensor], str, float | None]] = {}
 
-    def load(self, key: str) -> tuple[dict[str, Tensor], Shape] | None:
-        return (self.held[key][0], Shape.from_dict(json.loads(self.held[key][1]))) if key in self.held else None
+    def load(self, key: str) -> tuple[dict[str, Tensor], Shape, float | None] | None:
+        if key not in self.held:
+            return None
+        weights, shape, error = self.held[key]
+        return weights, Shape.from_dict(json.loads(shape)), error
 
-    def save(self, key: str, weights: dict[str, Tensor], shape: Shape) -> None:
-        self.held[key] = (copy.deepcopy(weights), json.dumps(shape.to_dict()))
+    def save(self, key: str, weights: dict[str, Tensor], shape: Shape, masked_error: float | None) -> None:
+        self.held[key] = (copy.deepcopy(weights), json.dumps(shape.to_dict()), masked_error)
+
+
+SAME = Parity(images=1, max_error=0.0, flips=0, clear_flips=0, batch_sizes=(1,))
 
 
 def images(data: Data) -> Images:
@@ -232,7 +239,6 @@ def test_unstructured_pruning_holds_its_zeros_into_the_file(
         assert row["sparsity"] * row["parameters"] == pytest.approx(ratio * weights, abs=6)
         assert row["bytes"] == pytest.approx(rows["original fp32"]["bytes"], abs=60)
         assert row["packed_bytes"] < rows["original fp32"]["packed_bytes"]
-    import onnx
     from onnx import numpy_helper
 
     for name in ("50 % fp32", "50 % int8-static"):
@@ -300,16 +306,82 @@ def test_every_precision_of_one_network(
     assert names == [f"original {precision}" for precision in ("fp32", "int8-dynamic", "int8-static", "int8-qat")]
     assert all(row["accuracy"] > 0.9 for row in outcome.rows)
     assert {row["calibration"] for row in outcome.rows if "static" in row["name"]} <= {"minmax", "average"}
-    if outcome.winner.precision == "int8-qat":
-        assert not torch.equal(outcome.model.conv1.weight, trained.conv1.weight)
+    assert all(row["parity_error"] < 1e-3 and row["parity_flips"] == 0 for row in outcome.rows[:1])
+    assert all(0 <= row["parity_flips"] <= 0.05 for row in outcome.rows)
+    assert all(row["masked_error"] is None for row in outcome.rows), "no channel was removed"
+
+
+def test_the_network_beside_a_winner_of_8_bit_training_has_the_weights_learnt_there(
+    trained: nn.Module, tools: Tools, train: Data, selection: Data, tmp_path: Path
+) -> None:
+    outcome, _ = run(
+        trained, tools, train, selection, tmp_path, prune="none", quantize=("qat",), qat_epochs=1, max_drop=100.0,
+        calibration=("minmax",),
+    )  # fmt: skip
+    assert outcome.winner.precision == "int8-qat"
+    assert not torch.equal(outcome.model.conv1.weight, trained.conv1.weight)
+
+
+def test_layers_may_lose_a_share_of_their_own(
+    trained: nn.Module, tools: Tools, train: Data, selection: Data, tmp_path: Path
+) -> None:
+    fields: dict[str, Any] = {
+        "quantize": ("none",), "finetune_epochs": 0, "max_drop": 100.0, "layer_ratios": {"conv1": 0.75, "conv2": 0.0}
+    }  # fmt: skip
+    lent = replace(tools, stages=Memory())
+    outcome, _ = run(trained, lent, train, selection, tmp_path / "1", **fields)
+    widths = {name: len(kept) for name, kept in outcome.shape.kept.items()}
+    assert widths == {"conv1": 3, "point": 12}, "the stream that conv2 is part of stays whole; the rest loses half"
+    errors = [row["masked_error"] for row in outcome.rows]
+    assert errors[0] is None
+    assert all(error is not None and error < 1e-5 for error in errors[1:])
+    again, _ = run(trained, lent, train, selection, tmp_path / "2", **fields)
+    assert [row["masked_error"] for row in again.rows] == errors, "kept with the stage"
+    other, _ = run(trained, lent, train, selection, tmp_path / "3", **(fields | {"layer_ratios": {}}))
+    assert len(other.shape.kept["conv1"]) == 6, "another network: not the stage of other ratios"
+    fields |= {"prune": "unstructured", "ratios": (0.5,)}
+    loose, _ = run(trained, tools, train, selection, tmp_path / "4", **fields)
+    zeros = {name: float((layer.weight == 0).float().mean()) for name, layer in prunable_layers(loose.model).items()}
+    assert zeros["conv1"] == pytest.approx(0.75, abs=0.01)
+    assert zeros["conv2"] == 0
+    assert zeros["point"] == pytest.approx(0.5, abs=0.01)
+    fields["layer_ratios"] = {"nowhere": 0.5}
+    with pytest.raises(CompressionError, match="layer_ratios: there is no layer 'nowhere'"):
+        run(trained, tools, train, selection, tmp_path / "5", **fields)
+
+
+def test_a_network_that_does_not_equal_the_masked_original_is_never_a_file(
+    trained: nn.Module, tools: Tools, train: Data, selection: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prune, "masked_original", lambda model, removed, inputs: copy.deepcopy(model))
+    with pytest.raises(CompressionError, match="something else than with zeros in their place"):
+        run(trained, tools, train, selection, tmp_path, ratios=(0.5,), finetune_epochs=0)
+
+
+def test_one_scale_a_weight(trained: nn.Module, tools: Tools, train: Data, selection: Data, tmp_path: Path) -> None:
+    fields: dict[str, Any] = {"prune": "none", "quantize": ("static",), "calibration": ("minmax",), "max_drop": 100.0}
+    scales = {}
+    for per_channel in (True, False):
+        outcome, _ = run(
+            trained, tools, train, selection, tmp_path / str(per_channel), per_channel=per_channel, sensitivity=True,
+            **fields,
+        )  # fmt: skip
+        assert outcome.sensitivity
+        held = onnx.load(outcome.winner.path).graph
+        users = [node.input[1] for node in held.node if node.op_type == "DequantizeLinear"]
+        sizes = {item.name: int(np.prod(item.dims)) for item in held.initializer}
+        scales[per_channel] = max(sizes.get(name, 1) for name in users)
+    assert scales[True] > 1
+    assert scales[False] == 1
 
 
 def test_a_file_that_fails_its_verification_is_left_out_and_named(
     trained: nn.Module, tools: Tools, train: Data, selection: Data, tmp_path: Path
 ) -> None:
-    def refuses(content: bytes) -> None:
+    def refuses(content: bytes) -> Parity:
         if b"int8-qat" in content:
             raise ExportError("the INT8 graph does not run here as its integers say")
+        return SAME
 
     lines: list[str] = []
     picky = replace(tools, verify_integer=refuses, say=lines.append)
@@ -325,13 +397,14 @@ def test_a_file_that_fails_its_verification_is_left_out_and_named(
 def test_a_float_file_that_fails_its_check_is_left_out_but_for_the_original(
     trained: nn.Module, tools: Tools, train: Data, selection: Data, tmp_path: Path
 ) -> None:
-    def failing_at(count: int) -> Callable[[bytes, nn.Module], None]:
+    def failing_at(count: int) -> Callable[[bytes, nn.Module], Parity]:
         checked: list[bytes] = []
 
-        def refuses(content: bytes, _: nn.Module) -> None:
+        def refuses(content: bytes, _: nn.Module) -> Parity:
             checked.append(content)
             if len(checked) == count:
                 raise ExportError("the file does not compute what the network computes")
+            return SAME
 
         return refuses
 
@@ -597,10 +670,11 @@ def test_the_graph_of_8_bit_training_is_compared_with_its_network(
 ) -> None:
     checked: list[nn.Module] = []
 
-    def verify(content: bytes, model: nn.Module) -> None:
+    def verify(content: bytes, model: nn.Module) -> Parity:
         if checked:  # the first is the original
             raise ExportError("another network")
         checked.append(model)
+        return SAME
 
     outcome, _ = run(
         trained, replace(tools, verify_float=verify), train, selection, tmp_path, prune="none",

@@ -3,6 +3,8 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -169,6 +171,23 @@ class TestUnstructured:
             apply_masks(TinyNet(), magnitude_masks(TinyNet(width=8), {"conv1": 0.5}))
 
 
+class Gated(nn.Module):
+    """A convolution, a LayerNorm over its channels, and a gate that is a half at zero; `mixes` adds the channels' mean
+    in the network's own code."""
+
+    def __init__(self, mixes: bool = False) -> None:
+        super().__init__()
+        self.stem, self.norm, self.mixes = nn.Conv2d(3, 12, 3, padding=1), nn.LayerNorm(12), mixes
+        self.wide, self.head = nn.Linear(12, 20), nn.Linear(20, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.stem(x).mean(dim=(2, 3)))
+        if self.mixes:
+            x = x / x.abs().mean(dim=1, keepdim=True)
+        outputs: Tensor = self.head(self.wide(x).sigmoid())
+        return outputs
+
+
 IMPORTANCES = ["magnitude", "group", "taylor", "random"]
 
 
@@ -189,6 +208,41 @@ class TestStructured:
             expected = masked_original(trained, result.removed)(images)
             torch.testing.assert_close(result.model(images), expected, rtol=1e-4, atol=1e-5)
             assert not torch.allclose(trained(images), expected, atol=1e-2), "the removed channels did something"
+
+    def test_norms_gates_and_inputs_that_are_not_read(self) -> None:
+        """A LayerNorm over the channels, and an activation that does not map zero to zero."""
+        torch.manual_seed(0)
+        net = Gated().eval()
+        net.norm.weight.data.uniform_(0.5, 2)
+        net.norm.bias.data.normal_()
+        result = remove_channels(net, SHAPE, 0.4)
+        assert {"stem", "norm", "wide"} <= set(result.removed)
+        assert result.removed_inputs["head"] == result.removed["wide"]
+        assert result.masked_error < 1e-5
+        images = torch.randn(4, *SHAPE)
+        with torch.no_grad():
+            masked = masked_original(net, result.removed, result.removed_inputs)(images)
+            torch.testing.assert_close(result.model(images), masked, rtol=1e-4, atol=1e-5)
+            # What the comparison would say without either.
+            assert not torch.allclose(masked_original(net, result.removed)(images), masked, atol=1e-3)
+
+    def test_channels_that_are_mixed_where_no_layer_shows_it(self) -> None:
+        torch.manual_seed(0)
+        with pytest.raises(CompressionError, match="something else than with zeros in their place"):
+            remove_channels(Gated(mixes=True).eval(), SHAPE, 0.4)
+
+    def test_a_channel_cut_out_of_the_wrong_place_is_refused(
+        self, trained: nn.Module, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        honest = prune._Group.prune
+
+        def another(self: Any, channels: list[int]) -> Iterator[tuple[str, bool, int, list[int]]]:
+            for name, output, width, positions in honest(self, channels):
+                yield name, output, width, [(i + 1) % width for i in positions]
+
+        monkeypatch.setattr(prune._Group, "prune", another)
+        with pytest.raises(CompressionError, match="something else than with zeros in their place"):
+            remove_channels(trained, SHAPE, 0.4)
 
     def test_a_wrong_channel_would_be_noticed(self, trained: nn.Module, train: Data) -> None:
         result = remove_channels(trained, SHAPE, 0.4)

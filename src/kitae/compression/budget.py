@@ -55,9 +55,21 @@ class Recover(Protocol):
 class Stages(Protocol):
     """Keeps fine-tuned networks between calls, so that another budget, or a restart, does not train them again."""
 
-    def load(self, key: str) -> tuple[dict[str, torch.Tensor], Shape] | None: ...
+    def load(self, key: str) -> tuple[dict[str, torch.Tensor], Shape, float | None] | None: ...
 
-    def save(self, key: str, weights: dict[str, torch.Tensor], shape: Shape) -> None: ...
+    def save(self, key: str, weights: dict[str, torch.Tensor], shape: Shape, masked_error: float | None) -> None: ...
+
+
+class Agreement(Protocol):
+    """How far a file is from what it must compute."""
+
+    @property
+    def max_error(self) -> float:
+        """Largest difference of a probability."""
+
+    @property
+    def flip_share(self) -> float:
+        """Share of the images whose most probable class differs, in [0, 1]."""
 
 
 @dataclass(frozen=True)
@@ -120,8 +132,8 @@ class Tools:
     batches: Batches
     to_graph: Callable[[nn.Module], onnx.ModelProto]
     to_file: Callable[[onnx.ModelProto, str, Mapping[str, Any], nn.Module], bytes]
-    verify_float: Callable[[bytes, nn.Module], object]
-    verify_integer: Callable[[bytes], object]
+    verify_float: Callable[[bytes, nn.Module], Agreement]
+    verify_integer: Callable[[bytes], Agreement]
     compare: Callable[[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]], Mapping[str, Any]]
     interval: Callable[[int, int], tuple[float, float] | None]
     measure: Callable[[Mapping[str, Callable[[], object]], str], Mapping[str, Any]]
@@ -197,7 +209,10 @@ class Outcome:
     @property
     def rows(self) -> list[dict[str, Any]]:
         """A line a candidate: name, prune, ratio, precision, parameters, nonzero, sparsity, macs, bytes, packed_bytes,
-        accuracy, accuracy_interval, drop, drop_interval (points), latency_ms, speedup, ..., and flags."""
+        accuracy, accuracy_interval, drop, drop_interval (points), flips (classes that differ from the original's),
+        parity_error and parity_flips (the file against what it must compute: the network in PyTorch, or for 8 bits its
+        integers in float arithmetic), masked_error (the network when its last channels went, against zeros in their
+        place; null where none went), latency_ms, speedup, ..., and flags."""
         return [
             {
                 **candidate.row,
@@ -211,12 +226,13 @@ class Outcome:
 
 @dataclass(frozen=True)
 class _Stage:
-    """A network at one ratio; `title` is another network's name."""
+    """A network at one ratio; `title` is another network's name, `masked_error` as in `Pruned`."""
 
     ratio: float
     model: nn.Module
     shape: Shape
     title: str = ""
+    masked_error: float | None = None
 
 
 def search(
@@ -397,7 +413,7 @@ class _Bench:
     def _quantized(self, stage: _Stage, precision: str, graph: onnx.ModelProto, label: str) -> Candidate:
         """The network in 8 bits, as a verified file."""
         if precision == "dynamic":
-            made = quantize.dynamic(graph, target=self.spec.target)
+            made = quantize.dynamic(graph, target=self.spec.target, per_channel=self.spec.per_channel)
             quantize.check_integers(made, graph, target=self.spec.target)
             return self._file(stage, precision, made, label=label)
         if precision == "static":
@@ -417,7 +433,10 @@ class _Bench:
         graph = self.tools.to_graph(model)
         ranges = quantize.calibrate(graph, self.calibration, self.spec.calibration[0])
         images = self.selection.first(_SENSITIVITY_IMAGES)
-        return quantize.sensitivity(graph, ranges, images, self.labels[: len(images)], target=self.spec.target)
+        return quantize.sensitivity(
+            graph, ranges, images, self.labels[: len(images)], target=self.spec.target,
+            per_channel=self.spec.per_channel,
+        )  # fmt: skip
 
     def _static(self, stage: _Stage, precision: str, graph: onnx.ModelProto, label: str) -> Candidate:
         """With each way of choosing ranges; the one with the best accuracy on validation is kept."""
@@ -425,7 +444,7 @@ class _Bench:
         tried = []
         for method in self.spec.calibration:
             ranges = quantize.calibrate(graph, self.calibration, method)
-            made = quantize.static(graph, ranges, target=target)
+            made = quantize.static(graph, ranges, target=target, per_channel=self.spec.per_channel)
             quantize.check_integers(made, graph, target=target, ranges=ranges)
             outputs = _predict(made.SerializeToString(), self.selection)
             tried.append((_right(outputs, self.labels), -_loss(outputs, self.labels), made, method, outputs))
@@ -441,10 +460,9 @@ class _Bench:
         name = _name(stage, precision, label)
         notes = {"prune": pruned, "ratio": stage.ratio, "calibration": method or None}
         content = self.tools.to_file(graph, NAMES[precision], notes, stage.model)
-        if precision == "none":
-            self.tools.verify_float(content, stage.model)
-        else:
-            self.tools.verify_integer(content)
+        parity = (
+            self.tools.verify_float(content, stage.model) if precision == "none" else self.tools.verify_integer(content)
+        )
         outputs = _predict(content, _as_served(self.selection, NAMES[precision])) if outputs is None else outputs
         predicted = outputs.argmax(axis=1).astype(np.int64)
         self.original = predicted if self.original is None else self.original
@@ -467,6 +485,9 @@ class _Bench:
             "loss": _loss(outputs, self.labels),
             **_drop(self.original, predicted, self.labels, self.tools),
             "flips": float((predicted != self.original).mean()),
+            "parity_error": parity.max_error,
+            "parity_flips": parity.flip_share,
+            "masked_error": stage.masked_error,
         }
         self.tools.say(f"{name}: {len(content):,} bytes, {row['drop']:+.2f} points lost on validation")
         return Candidate(name, stage.ratio, NAMES[precision], path, row, predicted, bool(label))
@@ -493,10 +514,10 @@ def _prune(
     key = _key(spec, tools, [stage.ratio for stage in reached[1:]] + [ratio])
     device = next(original.model.parameters()).device
     if tools.stages is not None and (kept := tools.stages.load(key)) is not None:
-        weights, shape = kept
+        weights, shape, error = kept
         model = prune.reshape(tools.fresh(), shape)
         model.load_state_dict(weights)
-        return _Stage(ratio, model.to(device).eval(), shape)
+        return _Stage(ratio, model.to(device).eval(), shape, masked_error=error)
     teacher = as_teacher(original.model) if spec.distill else None
     if spec.prune == "structured":
         cut = _cut(original, before, ratio, spec, tools, input_shape, teacher)
@@ -507,15 +528,17 @@ def _prune(
         stage = _mask(before, ratio, spec, tools, teacher)
     stage.model.eval()
     if tools.stages is not None:
-        tools.stages.save(key, {name: t.detach().cpu() for name, t in stage.model.state_dict().items()}, stage.shape)
+        weights = {name: tensor.detach().cpu() for name, tensor in stage.model.state_dict().items()}
+        tools.stages.save(key, weights, stage.shape, stage.masked_error)
     return stage
 
 
-_STAGE_FORMAT = 4  # goes up when the same settings begin to give other networks
+_STAGE_FORMAT = 5  # goes up when the same settings begin to give other networks
 
 
 def _key(spec: CompressSpec, tools: Tools, ratios: Sequence[float]) -> str:
-    matters = ("prune", "importance", "scope", "skip", "round_to", "gradual", "finetune_epochs", "distill", "seed")
+    matters = ("prune", "importance", "scope", "skip", "layer_ratios", "round_to", "gradual", "finetune_epochs",
+               "distill", "seed")  # fmt: skip
     facts = {name: getattr(spec, name) for name in matters} | {"ratios": list(ratios), "from": tools.fingerprint}
     facts |= {"format": _STAGE_FORMAT, "kitae": kitae.__version__}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
@@ -530,10 +553,10 @@ def _cut(
     round_to = spec.round_to
     if spec.scope == "layer":
         # From the original's widths, so that rounding does not add up over the stages.
+        # Those that were named come first: of coupled layers the first one counts.
         ratios = {
-            name: max(0.0, 1 - _stay(_width(full[name]), ratio, round_to) / _width(layer))
-            for name, layer in now.items()
-            if name not in spec.skip
+            name: max(0.0, 1 - _stay(_width(full[name]), share, round_to) / _width(now[name]))
+            for name, share in _by_layer(original.model, ratio, spec).items()
         }
         round_to = 1
     result = prune.remove_channels(
@@ -551,7 +574,19 @@ def _cut(
     tuned = result.model
     if spec.finetune_epochs:
         tuned = tools.recover(result.model, epochs=spec.finetune_epochs, teacher=teacher)
-    return _Stage(ratio, tuned, shape)
+    return _Stage(ratio, tuned, shape, masked_error=result.masked_error)
+
+
+def _by_layer(model: nn.Module, ratio: float, spec: CompressSpec) -> dict[str, float]:
+    """What each layer is to lose: its own ratio where it was given one, and `ratio`."""
+    layers = prune.prunable_layers(model)
+    for name in spec.layer_ratios:
+        if name not in layers:
+            raise CompressionError(f"layer_ratios: there is no layer {name!r}; there are {', '.join(layers)}")
+    return {
+        **spec.layer_ratios,
+        **{name: ratio for name in layers if name not in spec.layer_ratios and name not in spec.skip},
+    }
 
 
 def _stay(width: int, ratio: float, round_to: int) -> int:
@@ -575,7 +610,8 @@ def _mask(before: _Stage, ratio: float, spec: CompressSpec, tools: Tools, teache
         # The last epoch, not the best: the best is likely the first, before anything was pruned.
         model = tools.recover(model, epochs=rising, after_step=gradual, teacher=teacher, keep="last")
         epochs -= rising
-    masks = prune.magnitude_masks(model, ratio, scope=spec.scope, skip=spec.skip)
+    shares = _by_layer(model, ratio, spec) if spec.scope == "layer" else ratio
+    masks = prune.magnitude_masks(model, shares, scope=spec.scope, skip=spec.skip)
     prune.apply_masks(model, masks)
     prune.reestimate_batchnorm(model, tools.batches)
     if epochs:

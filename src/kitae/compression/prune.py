@@ -279,11 +279,15 @@ class Pruned:
         model: the smaller network, in the mode of the original.
         shape: rebuilds it.
         removed: for every layer and norm, the original indices of the output channels that are gone.
+        removed_inputs: the same of every layer's inputs.
+        masked_error: largest difference of an output from `masked_original`'s, as a share of the largest output.
     """
 
     model: nn.Module
     shape: Shape
     removed: Mapping[str, tuple[int, ...]]
+    removed_inputs: Mapping[str, tuple[int, ...]]
+    masked_error: float
 
 
 def whole_packs(stay: int, width: int, round_to: int) -> int:
@@ -309,13 +313,14 @@ def remove_channels(
     """Cut the least important channels out of a copy of a network.
 
     Coupled layers (a residual stream, a norm and its convolution) lose the same channels. The ratio is of channels:
-    parameters and multiply-adds fall by about 1 - (1 - ratio)^2.
+    parameters and multiply-adds fall by about 1 - (1 - ratio)^2. The smaller network must compute what
+    `masked_original` computes, or it is not given out.
 
     Args:
         model: not changed. Any mode, any device.
         input_shape: (C, H, W) of an image.
         ratios: share of the channels to remove, in [0, 1): one for all layers, or by layer name (others stay whole; of
-            coupled layers that are named, the first one's counts).
+            coupled layers the one that is named first counts).
         importance: `magnitude` is the L1 norm of the filters that make a channel (Li et al. 2017); `group` the squared
             L2 norm over all weights of all coupled layers that touch it (Fang et al. 2023); `taylor` the squared change
             of the loss if it were zero, to first order, averaged over batches and over the coupled layers
@@ -323,13 +328,15 @@ def remove_channels(
         scope: `layer` removes the ratio from every layer; `global` ranks all channels together and leaves each layer
             at least a tenth.
         skip: layers that keep all their outputs, and with them those coupled to them.
-        batches: for `taylor`: gives normalised images [n, C, H, W] and int64 labels [n] of *training* images.
+        batches: for `taylor`, and to compare with the masked original (on noise without): gives normalised images
+            [n, C, H, W] and int64 labels [n] of *training* images.
         round_to: layers keep the nearest multiple of it, or of its half, quarter and so on where they have not twice
             as many channels: engines work on channels in packs, and a pack that is not full costs as a full one does.
         seed: of `random`.
 
     Raises:
-        CompressionError: wrong ratios or names, or the network's layers cannot be untangled.
+        CompressionError: wrong ratios or names, the network's layers cannot be untangled, or without the channels it
+            computes something else than with zeros in their place.
     """
     chosen = _ratios(model, ratios, skip)
     total = _one_ratio(ratios) if scope == "global" else None
@@ -340,16 +347,16 @@ def remove_channels(
     groups = _groups(smaller, input_shape, chosen, set(skip))
     scores = _scores(smaller, groups, importance, batches, seed)
     numbers = _channels_to_drop(groups, scores, total, round_to)
-    removed: dict[str, list[int]] = {}
-    survivors: dict[str, list[int]] = {}
+    gone: dict[bool, dict[str, list[int]]] = {True: {}, False: {}}  # outputs, inputs
+    survivors: dict[tuple[bool, str], list[int]] = {}
     for group, score, number in zip(groups, scores, numbers, strict=True):
         if number == 0:
             continue
-        for name, width, positions in group.prune(score.argsort(stable=True)[:number].tolist()):
-            left = survivors.setdefault(name, list(range(width)))
-            gone = {left[i] for i in positions}
-            removed.setdefault(name, []).extend(gone)
-            survivors[name] = [i for i in left if i not in gone]
+        for name, output, width, positions in group.prune(score.argsort(stable=True)[:number].tolist()):
+            left = survivors.setdefault((output, name), list(range(width)))
+            these = {left[i] for i in positions}
+            gone[output].setdefault(name, []).extend(these)
+            survivors[output, name] = [i for i in left if i not in these]
     smaller.zero_grad(set_to_none=True)
     flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     for name, parameter in smaller.named_parameters():
@@ -357,11 +364,23 @@ def remove_channels(
     for module, original in zip(smaller.modules(), model.modules(), strict=True):
         module.training = original.training
     layers = prunable_layers(model)
-    kept = {name: tuple(left) for name, left in survivors.items() if name in layers}
-    _run_once(smaller, input_shape)
-    return Pruned(
-        smaller, difference(model, smaller, kept), {name: tuple(sorted(gone)) for name, gone in removed.items()}
-    )
+    kept = {name: tuple(left) for (output, name), left in survivors.items() if output and name in layers}
+    removed, inputs = ({name: tuple(sorted(these)) for name, these in gone[side].items()} for side in (True, False))
+    images = _some_images(model, input_shape, batches)
+    try:
+        error = _distance(masked_original(model, removed, inputs), smaller, images)
+    except Exception as failure:
+        raise CompressionError(
+            f"the network does not run with channels removed ({one_line(failure)}): it cuts or reshapes channels in "
+            f"its own code; prune it unstructured, or skip those layers"
+        ) from failure
+    if not error <= _MASKED_ERROR:
+        raise CompressionError(
+            f"without the removed channels the network computes something else than with zeros in their place (an "
+            f"output is off by {error:.1g} of the largest): it mixes channels in its own code; prune it unstructured, "
+            f"or skip those layers"
+        )
+    return Pruned(smaller, difference(model, smaller, kept), removed, inputs, error)
 
 
 def reshape(fresh: nn.Module, shape: Shape) -> nn.Module:
@@ -409,12 +428,14 @@ def difference(original: nn.Module, smaller: nn.Module, kept: Mapping[str, tuple
     return Shape(tensors, attributes, kept)
 
 
-def masked_original(model: nn.Module, removed: Mapping[str, Sequence[int]]) -> nn.Module:
-    """A copy of the unpruned network in which the removed channels are zeros: in eval mode it must compute what the
-    smaller network computes, wherever every activation maps zero to zero and no norm mixes channels.
+def masked_original(
+    model: nn.Module, removed: Mapping[str, Sequence[int]], removed_inputs: Mapping[str, Sequence[int]] | None = None
+) -> nn.Module:
+    """A copy of the unpruned network in which the removed channels are zeros, and nobody reads them: in eval mode it
+    must compute what the smaller network computes. A LayerNorm measures the channels that are left.
 
     Args:
-        removed: as in `Pruned`.
+        removed, removed_inputs: as in `Pruned`. Without the inputs it holds where every activation maps zero to zero.
     """
     masked = copy.deepcopy(model)
     modules = dict(masked.named_modules())
@@ -422,6 +443,12 @@ def masked_original(model: nn.Module, removed: Mapping[str, Sequence[int]]) -> n
         for name, channels in removed.items():
             for tensor in modules[name].parameters(recurse=False):
                 tensor[list(channels)] = 0.0
+            if isinstance(modules[name], nn.LayerNorm):
+                _leave_out(modules[name], channels)
+        for name, channels in (removed_inputs or {}).items():
+            weight = _weight(modules[name])
+            axis = 0 if isinstance(modules[name], nn.modules.conv._ConvTransposeNd) else 1
+            weight.index_fill_(axis, torch.tensor(channels, device=weight.device), 0.0)
     return masked
 
 
@@ -470,6 +497,9 @@ def reestimate_batchnorm(model: nn.Module, batches: Batches) -> int:
 _ATTRIBUTES = ("in_channels", "out_channels", "groups", "in_features", "out_features", "num_features",
                "num_channels", "num_parameters", "normalized_shape")  # fmt: skip
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm)
+
+_MASKED_ERROR = 1e-3
+"""Rounding in another order moves an output by about 1e-6 of the largest; a wrong channel by more than a tenth."""
 
 
 def _weight(module: nn.Module) -> Tensor:
@@ -584,13 +614,17 @@ class _Group:
         """Convolutions and linear layers whose outputs are in the group, the root first."""
         return [m.name for m in self.members if m.output and isinstance(m.module, _WEIGHTED)]
 
-    def prune(self, channels: list[int]) -> Iterator[tuple[str, int, list[int]]]:
-        """Remove channels, after naming each layer's outputs that go: (name, outputs now, their positions)."""
+    def prune(self, channels: list[int]) -> Iterator[tuple[str, bool, int, list[int]]]:
+        """Remove channels, after naming what of each layer goes: (name, outputs or inputs, how many it has now, their
+        positions)."""
         group = self._graph.get_pruning_group(self._root, self._function, sorted(channels))
         for item in group.items:
             module = item.dep.target.module
-            if isinstance(module, _WEIGHTED + _NORMS) and self._graph.is_out_channel_pruning_fn(item.dep.handler):
-                yield self._names[module], int(self._graph.get_out_channels(module)), [int(i) for i in item.idxs]
+            if not isinstance(module, _WEIGHTED + _NORMS):
+                continue
+            output = bool(self._graph.is_out_channel_pruning_fn(item.dep.handler))
+            width = self._graph.get_out_channels(module) if output else self._graph.get_in_channels(module)
+            yield self._names[module], output, int(width), [int(i) for i in item.idxs]
         group.prune()
 
 
@@ -611,7 +645,7 @@ def _groups(
         raise CompressionError(f"the network's layers cannot be untangled for pruning ({one_line(error)})") from error
     kept = []
     for group in found:
-        named = [name for name in group.outputs if name in ratios]
+        named = sorted((name for name in group.outputs if name in ratios), key=list(ratios).index)
         if group.tangled or not named or skip & set(group.outputs):
             continue
         group.ratio = ratios[named[0]]
@@ -717,17 +751,43 @@ def _channels_to_drop(
     return result
 
 
-def _run_once(model: nn.Module, input_shape: tuple[int, int, int]) -> None:
+def _leave_out(norm: nn.Module, channels: Sequence[int]) -> None:
+    """Let a LayerNorm measure and scale the other channels only, and give zeros for these."""
+    weight = _weight(norm)
+    kept = torch.tensor([i for i in range(len(weight)) if i not in set(channels)], device=weight.device)
+    axis = 1 if type(norm).__name__.endswith("2d") else -1  # those of torchvision and timm that take [N, C, H, W]
+    smaller = copy.deepcopy(norm)
+    for name, parameter in norm.named_parameters(recurse=False):
+        setattr(smaller, name, nn.Parameter(parameter.detach()[kept]))
+    smaller.normalized_shape = (len(kept),)  # type: ignore[assignment]
+
+    def only_kept(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return torch.zeros_like(output).index_copy_(axis, kept, smaller(inputs[0].index_select(axis, kept)))
+
+    norm.register_forward_hook(only_kept)
+
+
+def _some_images(model: nn.Module, input_shape: tuple[int, int, int], batches: Batches | None) -> Tensor:
+    """A few normalised images [n, C, H, W] to compare networks on."""
+    for images, _ in batches() if batches is not None else ():
+        return images[:8]
+    noise = 2.0 * uniform(0, 0, np.arange(4 * math.prod(input_shape)), 1).reshape(4, *input_shape) - 1.0
+    return torch.from_numpy(noise).to(next(model.parameters()).device, torch.float32)
+
+
+def _distance(original: nn.Module, smaller: nn.Module, images: Tensor) -> float:
+    """Largest difference of an output in eval mode, as a share of the original's largest."""
+    with torch.no_grad():
+        expected, got = (_outputs(model, images) for model in (original, smaller))
+    return float((got - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
+
+
+def _outputs(model: nn.Module, images: Tensor) -> Tensor:
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        with torch.no_grad():
-            model(torch.zeros(2, *input_shape, device=next(model.parameters()).device))
-    except Exception as error:
-        raise CompressionError(
-            f"the network does not run with channels removed ({one_line(error)}): it cuts or reshapes channels in its "
-            f"own code; prune it unstructured, or skip those layers"
-        ) from error
+        outputs: Tensor = model(images)
+        return outputs
     finally:
         for module, mode in modes:
             module.training = mode

@@ -536,6 +536,7 @@ def sensitivity(
     labels: NDArray[np.int64] | None = None,
     *,
     target: Target = "any",
+    per_channel: bool = True,
     batch_size: int = 64,
 ) -> list[Sensitivity]:
     """Quantize each layer alone and see how far the outputs move; the most sensitive first.
@@ -543,12 +544,14 @@ def sensitivity(
     Args:
         images: uint8 [N, C, H, W], selection (validation) images.
         labels: int64 [N].
+        target, per_channel: as `static`.
     """
     expected = probabilities(proto, images, batch_size)
     names = {n.name: n.input[1] for n in proto.graph.node if n.op_type in _WEIGHTED}
     found = []
     for node in weighted_nodes(proto):
-        got = probabilities(static(proto, ranges, target=target, only=[node]), images, batch_size)
+        alone = static(proto, ranges, target=target, only=[node], per_channel=per_channel)
+        got = probabilities(alone, images, batch_size)
         moved: Distance = distance(expected, got)
         accuracy = None if labels is None else float((got.argmax(axis=1) == labels).mean())
         found.append(Sensitivity(names[node], moved.divergence, moved.flips, accuracy))

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from kitae.spec import Spec
 
 Ratio = Annotated[float, Field(gt=0, lt=1)]
+LayerRatio = Annotated[float, Field(ge=0, lt=1)]
 Precision = Literal["none", "dynamic", "static", "qat"]
 
 
@@ -26,6 +27,8 @@ class CompressSpec(Spec):
         importance: what is removed first (structured): see `kitae.compression.prune.remove_channels`.
         scope: every layer loses the ratio, or all are ranked together.
         skip: layers left whole.
+        layer_ratios: layers by name that lose a share of their own, at every ratio (`scope: layer`); of coupled layers
+            the first one that is named here counts.
         round_to: layers keep the nearest multiple of so many channels (small layers of its half, quarter, ...). 16 is
             what ONNX Runtime packs them by: with fewer, INT8 convolutions fall back to a slow kernel, and with another
             number they work on channels that are not there.
@@ -34,6 +37,7 @@ class CompressSpec(Spec):
         distill: fine-tuning learns from the unpruned model as well.
         quantize: which precisions to try at each ratio; `none` is 32-bit float.
         qat_epochs: of quantization-aware training.
+        per_channel: each output channel of a weight has a scale of its own; false: one for the whole weight.
         target: `any` is safe on every CPU, `vnni` a little finer and only safe on CPUs with VNNI.
         calibration: how ranges are chosen; the best on validation is taken.
         calibration_images: training images for it.
@@ -55,12 +59,14 @@ class CompressSpec(Spec):
     importance: Literal["magnitude", "group", "taylor", "random"] = "group"
     scope: Literal["layer", "global"] = "layer"
     skip: tuple[str, ...] = ()
+    layer_ratios: dict[str, LayerRatio] = Field(default_factory=dict)
     round_to: int = Field(16, ge=1, le=64)
     gradual: bool = False
     finetune_epochs: int = Field(5, ge=0)
     distill: bool = True
     quantize: tuple[Precision, ...] = Field(("none", "static"), min_length=1)
     qat_epochs: int = Field(2, ge=1)
+    per_channel: bool = True
     target: Literal["any", "vnni"] = "any"
     calibration: tuple[Literal["minmax", "average", "percentile", "entropy"], ...] = Field(
         ("minmax", "percentile"), min_length=1
@@ -76,6 +82,12 @@ class CompressSpec(Spec):
     def _fits_together(self) -> CompressSpec:
         if list(self.ratios) != sorted(set(self.ratios)):
             raise ValueError(f"ratios must rise, not {', '.join(f'{ratio:g}' for ratio in self.ratios)}")
+        if twice := sorted(set(self.layer_ratios) & set(self.skip)):
+            raise ValueError(f"layer_ratios: {twice[0]} is in skip as well")
+        if self.layer_ratios and (self.scope == "global" or self.gradual):
+            raise ValueError("layer_ratios go with scope: layer, and not with gradual")
+        if not self.per_channel and "qat" in self.quantize:
+            raise ValueError("per_channel: false does not go with quantize: qat, which trains with a scale a channel")
         if self.gradual and self.prune != "unstructured":
             raise ValueError("gradual goes with prune: unstructured")
         if self.gradual and self.finetune_epochs < 2:
