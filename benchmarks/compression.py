@@ -91,6 +91,7 @@ def _section(name: str, facts: dict[str, Any]) -> str:
         )
     lines.append("")
     lines += [f"Left out: {item['name']} ({item['why']})." for item in facts.get("left_out", ())]
+    lines += _verified(facts["candidates"])
     test, budget = facts["test"], facts["spec"]["max_drop"]
     if test is None:
         lines.append(f"Nothing met the budget: the closest, {facts['winner']['name']}, {facts['why_not']}.")
@@ -109,6 +110,22 @@ def _section(name: str, facts: dict[str, Any]) -> str:
         if (PAGE.parent / file).is_file():
             lines += [f"![{picture} of {name}]({file})", ""]
     return "\n".join(lines)
+
+
+def _verified(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """How far the files are from what they must compute, where that was recorded."""
+    rows = [row for row in rows if "parity_error" in row]
+    if not rows:
+        return []
+    floats = [row["parity_error"] for row in rows if row["precision"] == "fp32"]
+    flips = [row["parity_flips"] for row in rows if row["precision"] != "fp32"]
+    masked = [row["masked_error"] for row in rows if row["masked_error"] is not None]
+    said = f"Largest difference of a probability between a float file and its network in PyTorch: {max(floats):.0e}."
+    if flips:
+        said += f" INT8 files in integer and in float arithmetic give {100 * max(flips):.1f} % other classes at most."
+    if masked:
+        said += f" Largest difference from the masked original: {max(masked):.0e} of the largest logit."
+    return [said, ""]
 
 
 def _inference(facts: dict[str, Any]) -> str:
