@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import json
 import subprocess
 import sys
@@ -99,6 +99,66 @@ def test_memory_runs(tmp_path: Path) -> None:
         assert 0 < runs[0]["start"] <= runs[0]["build"]
         assert runs[0]["train"] > 0
     assert set(found["growth_percent"]) == {"build", "train"}
+
+
+def test_cold_start_runs(tmp_path: Path) -> None:
+    printed = run("cold_start.py", "--quick", "--out", tmp_path / "cold_start.json")
+    found = json.loads((tmp_path / "cold_start.json").read_text())
+    assert found["quick"]
+    assert found["machine"]["processor"]
+    assert found["machine"]["versions"]["onnxruntime"]
+    assert set(found["seconds"]) == {"python", "load", "load (control)", "predict"}
+    for entry in (*found["seconds"].values(), found["control_ratio"]):
+        assert entry["n"] == len(entry["values"]) == 2
+        assert 0 < entry["min"] <= entry["median"] <= entry["max"]
+    assert found["model"]["bytes"] > 10_000
+    assert found["model"]["precision"] == "fp32"
+    assert found["ok"] == (found["beyond_load"]["median"] < 1.0)
+    assert f"{found['beyond_load']['median']:.3f} s" in printed
+
+
+def test_cold_start_is_what_the_command_adds_within_a_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    cold_start = module(monkeypatch, "cold_start")
+    said = cold_start.summary(
+        {"python": [0.1] * 3, "load": [1.0, 5.0, 2.0], "load (control)": [2.0, 5.0, 2.0], "predict": [1.5, 5.25, 3.0]}
+    )
+    assert said["beyond_load"]["values"] == [0.5, 0.25, 1.0]
+    assert said["beyond_load"]["median"] == 0.5
+    assert said["control_ratio"]["median"] == 1.0
+    names = list("abcd")
+    orders: list[str] = []
+    found = cold_start.measure({name: [name] for name in names}, 6, lambda command: orders.append(command[0]))
+    assert {name: len(values) for name, values in found.items()} == dict.fromkeys(names, 6)
+    rounds = ["".join(orders[at : at + 4]) for at in range(0, len(orders), 4)]
+    assert len(rounds) == 7  # the first is not counted
+    assert len(set(rounds)) > 2
+    assert all(sorted(order) == names for order in rounds)
+    with pytest.raises(SystemExit, match="no luck"):
+        cold_start.finish([sys.executable, "-c", "raise SystemExit('no luck')"])
+
+
+def test_infer_runs(tmp_path: Path) -> None:
+    run("infer.py", "--quick", "--batch", "1", "--threads", "1", "--out", tmp_path / "infer.json")
+    found = json.loads((tmp_path / "infer.json").read_text())
+    assert found["quick"]
+    assert found["machine"]["engines"]["onnxruntime"]
+    expected = {"torch eager", "torch.compile", "onnxruntime fp32", "kitae fp32", "kitae int8, any", "kitae int8, vnni",
+                "kitae 50 % pruned, int8", "openvino fp32", "openvino bf16", "openvino int8"}  # fmt: skip
+    there, absent = set(found["contestants"]), found["absent"]
+    assert there | set(absent) == expected
+    assert not there & set(absent)
+    assert {"torch eager", "onnxruntime fp32", "kitae fp32", "kitae int8, any", "kitae 50 % pruned, int8"} <= there
+    assert all(absent.values())
+    if importlib.util.find_spec("openvino") is None:
+        assert "peers.sh openvino" in absent["openvino fp32"]
+    for name in ("onnxruntime fp32", "kitae fp32"):
+        assert found["contestants"][name]["largest_difference"] < 1e-4
+        assert found["contestants"][name]["same_class_share"] > 0.99
+    sizes = {name: found["contestants"][name]["bytes"] for name in there}
+    assert sizes["kitae int8, any"] < 0.4 * sizes["kitae fp32"]
+    assert sizes["kitae 50 % pruned, int8"] < sizes["kitae int8, any"]
+    (timed,) = found["batches"].values()
+    assert timed["reference"] == found["reference"] == "onnxruntime fp32"
 
 
 def test_ratios_are_taken_within_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
