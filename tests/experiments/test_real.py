@@ -10,9 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from kitae.data.splits import make_splits
+from kitae.data.store import open_store
+from kitae.experiments.plan import make_plan
 from kitae.experiments.run import StudyResult, study
 from kitae.experiments.spec import StudySpec
+from kitae.pipeline import Setup
+from kitae.training.distributed import World
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,6 +48,45 @@ def accuracies(result: StudyResult) -> list[float]:
     columns = [name for name in result.runs if name.startswith(("test.", "val.", "train_loss", "val_loss", "gap"))]
     assert {"test.accuracy", "val.accuracy", "gap"} <= set(columns)
     return [float(value) for name in columns for value in result.runs[name]]
+
+
+def test_variants_begin_with_the_same_weights_where_shapes_allow() -> None:
+    spec = StudySpec.parse(
+        {
+            "name": "networks",
+            "base": "fashion-mini",
+            "set": {"model.name": "resnet20", "model.width": 8},
+            "design": "compare",
+            "variants": {
+                "plain": {},
+                "stochastic depth": {"model.stochastic_depth": 0.3},
+                "dropout": {"model.dropout": 0.3},
+                "deeper": {"model.name": "resnet56"},
+                "wider": {"model.width": 16},
+                "averaged": {"train.ema": 0.9},
+            },
+            "seeds": [0, 1],
+        }
+    )
+    plan = make_plan(spec, threads=1, precision="fp32")
+    store = open_store(plan.jobs[0].recipe.data)
+    splits = make_splits(store, plan.jobs[0].recipe.data)
+    world = World(0, 1, torch.device("cpu"))
+    begun = {
+        (job.variant, job.seed): Setup(job.recipe, store, splits).initial_model(world).state_dict() for job in plan.jobs
+    }
+    for seed in spec.seeds:
+        plain = begun["plain", seed]
+        for variant in ("stochastic depth", "dropout", "deeper", "averaged"):
+            other = begun[variant, seed]
+            alike = [name for name in plain if plain[name].shape == other[name].shape]
+            drawn = [name for name in alike if plain[name].numel() > 1 and plain[name].min() != plain[name].max()]
+            assert len(drawn) == 1 + 9 * 2 + 2 + 2  # stem, blocks, shortcuts, classifier
+            assert [name for name in drawn if not torch.equal(plain[name], other[name])] == []
+        # Of the classifier's twice as many inputs torch makes a range that is smaller; the numbers in it are the same.
+        wider = begun["wider", seed]["classifier.bias"]
+        torch.testing.assert_close(wider, plain["classifier.bias"] / 2**0.5)
+    assert not torch.equal(begun["plain", 0]["stem.0.weight"], begun["plain", 1]["stem.0.weight"])
 
 
 @pytest.mark.slow

@@ -174,6 +174,33 @@ def test_a_study_that_was_changed_is_refused(tmp_path: Path) -> None:
     assert len(list((folder / "runs").glob("*.json"))) == 6
 
 
+def test_a_study_is_not_gone_on_with_by_a_version_whose_runs_are_others(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    run(folder)
+    before = files(folder)
+    written = (folder / "study.yaml").read_text()
+    assert "numerics: 2\n" in written
+    (folder / "study.yaml").write_text(written.replace("numerics: 2\n", ""))  # as the first version wrote it
+    run(folder)  # nothing is missing: its tables can be made anew
+    assert files(folder) == before
+    sorted(folder.glob("runs/*.json"))[0].unlink()
+    with pytest.raises(TrainingError, match="gives a run other initial weights") as caught:
+        run(folder)
+    assert "\n" not in str(caught.value)
+    assert len(run(folder, overwrite=True).failed) == 0
+    assert files(folder) == before
+
+
+def test_threads_that_a_study_keeps_are_told(tmp_path: Path) -> None:
+    lines: list[str] = []
+    run(tmp_path / "s", threads=1, report=lines.append)
+    run(tmp_path / "s", threads=1, report=lines.append)
+    run(tmp_path / "s", report=lines.append)
+    assert not any("is not used" in line for line in lines)
+    run(tmp_path / "s", threads=2, report=lines.append)
+    assert lines[-1] == "threads: 2 is not used; the study was begun with 1 and keeps them"
+
+
 CLAIM = {"says": "mixing helps", "effect": "mixing", "between": [1, 3]}
 
 
@@ -347,7 +374,7 @@ def test_a_study_of_which_nothing_is_left_exits_with_1(
 
 def test_the_plan_promises_equal_weights_and_power_only_where_they_are() -> None:
     text = plan_study(make(), measure=None).text()
-    assert "the same initial weights as long as no variant changes the network" in text
+    assert "the same initial weights in all layers of the same name and shape" in text
     assert "(80% of the time" in text  # three variants: too few to test whose noise is larger
     factors = {**STUDY["factors"], "ema": {"train.ema": [None, 0.9]}}
     assert "(70 to 80% of the time" in plan_study(make(factors=factors), measure=None).text()

@@ -173,6 +173,14 @@ def test_another_search_in_the_folder_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "t").exists()
 
 
+def test_a_search_is_not_gone_on_with_by_a_version_whose_runs_are_others(tmp_path: Path) -> None:
+    run(tmp_path / "s", arms=8)
+    file = tmp_path / "s" / "search.yaml"
+    file.write_text(file.read_text().replace("numerics: 2\n", ""))
+    with pytest.raises(TrainingError, match="gives a run other initial weights"):
+        run(tmp_path / "s", arms=8)
+
+
 def test_every_point_of_the_space_is_a_valid_recipe() -> None:
     import optuna
 

@@ -147,8 +147,8 @@ class Plan:
         else:
             lines.append(f"  metric    {spec.metric}")
         lines.append(
-            "  seeds are paired: same split and order across variants, and the same initial weights as long as no "
-            "variant changes the network; no early stopping"
+            "  seeds are paired: same split and order across variants, and the same initial weights in all layers of "
+            "the same name and shape; no early stopping"
         )
         if design.aliases:
             lines += ["", alias_text(design)]

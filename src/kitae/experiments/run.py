@@ -50,6 +50,8 @@ from kitae.experiments.worker import read_outcome
 from kitae.files import lock_folder, write_atomically, write_json
 
 FORMAT = 1
+# Goes up when the same recipe and seed begin to give another run. 2: initial weights are keyed by parameter names.
+NUMERICS = 2
 TRAIN = "kitae.pipeline:train"
 TRAIN_WITHOUT_TEST = "kitae.experiments.validation:train"
 MEASURE = "kitae.pipeline:plan"
@@ -116,12 +118,15 @@ def study(
         plan, when = _written_plan(folder, asked, workers, _threads(threads, workers), measure, overwrite)
         say = report or (lambda _: None)
         say(plan.text())
+        if threads not in (None, plan.threads):
+            say(f"threads: {threads} is not used; the study was begun with {plan.threads} and keeps them")
         outcomes = _outcomes(folder, plan)
         missing = [unit for unit in plan.units if any(not _done(outcomes, job) for job in unit)]
         if missing and len(missing) < len(plan.units):
             say(f"going on: {len(plan.units) - len(missing)} of {len(plan.units)} runs are done already (begun {when})")
         place = executor or LocalProcesses(workers)
         if missing:
+            check_numerics(folder, _read(folder) or {})
             _check_images(folder, plan, outcomes)
         by_fingerprint = {job.fingerprint: job for job in plan.jobs}
         todo = sum(not _done(outcomes, job) for unit in missing for job in unit)
@@ -418,6 +423,7 @@ def _study_yaml(plan: Plan, when: str) -> str:
         "format": FORMAT,
         "written": when,
         "kitae": __version__,
+        "numerics": NUMERICS,
         "threads": plan.threads,
         "precision": plan.precision,
         "plan": {
@@ -493,6 +499,22 @@ def _outcomes(folder: Path, plan: Plan) -> dict[str, dict[str, Any]]:
         if outcome is not None:
             found[job.fingerprint] = outcome
     return found
+
+
+def check_numerics(folder: Path, written: Mapping[str, Any]) -> None:
+    """Refuse to add runs to those of a version whose runs of the same recipe and seed are others.
+
+    Args:
+        written: what was written down before the first run.
+
+    Raises:
+        TrainingError: it was another version's.
+    """
+    if written.get("numerics", 1) != NUMERICS:
+        raise TrainingError(
+            f"{folder}: was begun by a version of Kitae that gives a run other initial weights, so its runs and new "
+            "ones cannot be compared; choose another --out, or --overwrite"
+        )
 
 
 def _check_images(folder: Path, plan: Plan, outcomes: Mapping[str, Mapping[str, Any]]) -> None:

@@ -33,7 +33,17 @@ from kitae.data.base import VAL
 from kitae.data.store import open_store
 from kitae.errors import RecipeError, TrainingError, require
 from kitae.experiments.executors import Executor, LocalProcesses
-from kitae.experiments.run import MEASURE, TRAIN_WITHOUT_TEST, StudyResult, _function, _locked, _threads, study
+from kitae.experiments.run import (
+    MEASURE,
+    NUMERICS,
+    TRAIN_WITHOUT_TEST,
+    StudyResult,
+    _function,
+    _locked,
+    _threads,
+    check_numerics,
+    study,
+)
 from kitae.experiments.spec import StudySpec
 from kitae.experiments.stats import amount
 from kitae.files import write_atomically, write_json
@@ -400,6 +410,7 @@ def _written(
         for name, value in asked.items():
             if before.get(name) != value:
                 raise TrainingError(f"{folder}: holds another search ({name} differs); choose another --out")
+        check_numerics(folder, content)
         return base, int(image_size)
     facts = _function(measure)(base)
     train = base.train.model_copy(
@@ -411,7 +422,7 @@ def _written(
     )
     base = base.model_copy(update={"train": train})
     image_size = int(facts["image"][1])
-    content = {"asked": asked, "base": base.model_dump(mode="json"), "image_size": image_size}
+    content = {"numerics": NUMERICS, "asked": asked, "base": base.model_dump(mode="json"), "image_size": image_size}
     note = "# Written before the first arm. Do not change: the search is gone on with only as it was begun.\n"
     write_atomically(file, (note + yaml.safe_dump(content, sort_keys=False, allow_unicode=True)).encode())
     return base, image_size

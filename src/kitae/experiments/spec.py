@@ -123,8 +123,9 @@ class StudySpec(Spec):
         variants: for `compare`: name: {field: value}.
         reference: for `compare`: what the others are compared with; the first variant if not given.
         contrasts: further pairs of variants to compare, name: [this, minus that].
-        seeds: one run of every variant for each. A seed fixes initial weights, order of samples and augmentation, so
-            runs of the same seed are compared in pairs. The split is keyed by data.split_seed and so always the same.
+        seeds: one run of every variant for each. A seed fixes the initial weights of each layer by its name, order of
+            samples and augmentation, so runs of the same seed are compared in pairs. The split is keyed by
+            data.split_seed and so always the same.
         metric: what is compared: a number of evaluation.json (test.accuracy, val.accuracy, test.balanced_accuracy,
             test.loss, ...) or of the run (gap, epoch_seconds, peak_memory_bytes), see `kitae.experiments.outcome`.
             The default reports on test. A study that is to choose a recipe must use val.accuracy.

@@ -4,7 +4,8 @@
     rebuild(spec, weights, ...)                            the same net with given weights: no download, no pickle
     count_parameters, count_macs, layer_groups, classifier_names    what other stages ask about any net
 
-Fresh weights are drawn from torch's global generator on the CPU and from nothing else: seed it, and they are the same.
+Fresh weights are a function of one number drawn from torch's global generator on the CPU and of the parameters' names:
+seed it, and networks share the values of every parameter of the same name, shape and distribution (see `initial`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from kitae.errors import MissingExtraError, RecipeError, require
+from kitae.models.initial import keyed_by_name
 from kitae.models.layers import DropoutLinear
 from kitae.models.resnet import BasicBlock, Bottleneck, ResNet, ResNet9, WideResNet
 from kitae.models.simple import SimpleCNN
@@ -101,25 +103,10 @@ def build(spec: ModelSpec, *, classes: int, channels: int, image_size: int) -> n
         RecipeError: unknown name, an option that the net does not have, weights that are missing or do not fit.
         MissingExtraError: timm is not installed.
     """
-    if classes < 2 or channels not in (1, 3) or image_size < 4:
-        raise RecipeError(
-            f"model: needs at least 2 classes, 1 or 3 channels and 4 pixels, not {classes}, {channels} and {image_size}"
-        )
-    sizes = {"classes": classes, "channels": channels, "image_size": image_size}
-    library, _, name = spec.name.rpartition(":")
-    if library == "timm":
-        model = _build_timm(name, spec, **sizes)
-    elif library == "torchvision":
-        model = _build_torchvision(name, spec, **sizes)
-    elif spec.name in MODELS:
-        if spec.pretrained is True:
-            raise RecipeError(
-                f"model.pretrained: there are no published weights of {spec.name}; give the path of a .safetensors "
-                "file, or take a timm: net"
-            )
-        model = MODELS[spec.name](spec, **sizes)
-    else:
-        raise RecipeError(f"model.name: {_unknown(spec.name, MODELS)}, timm:NAME, torchvision:NAME")
+    sizes = _sizes(classes, channels, image_size)
+    fresh = spec.model_copy(update={"pretrained": False})
+    model = keyed_by_name(lambda: _construct(spec, **sizes), outline=lambda: _construct(fresh, **sizes))
+    _probe(model, spec, **sizes)
     if isinstance(spec.pretrained, str):
         _load_file(model, Path(spec.pretrained), classes)
     if spec.freeze == "backbone":
@@ -138,8 +125,10 @@ def rebuild(
         RecipeError: as `build`; or the weights are not of this net (the first few differences are named).
     """
     plain = spec.model_copy(update={"pretrained": False, "freeze": "none"})
+    sizes = _sizes(classes, channels, image_size)
     with torch.random.fork_rng(devices=[]):
-        model = build(plain, classes=classes, channels=channels, image_size=image_size)
+        model = _construct(plain, **sizes)
+    _probe(model, spec, **sizes)
     problems = _differences(model.state_dict(), weights)
     if problems:
         raise RecipeError(f"model: the weights are not those of {spec.name}: {_some(problems)}")
@@ -221,6 +210,30 @@ def layer_groups(model: nn.Module) -> list[list[str]]:
 
 
 # What follows is private.
+
+
+def _sizes(classes: int, channels: int, image_size: int) -> dict[str, int]:
+    if classes < 2 or channels not in (1, 3) or image_size < 4:
+        raise RecipeError(
+            f"model: needs at least 2 classes, 1 or 3 channels and 4 pixels, not {classes}, {channels} and {image_size}"
+        )
+    return {"classes": classes, "channels": channels, "image_size": image_size}
+
+
+def _construct(spec: ModelSpec, **sizes: int) -> nn.Module:
+    library, _, name = spec.name.rpartition(":")
+    if library == "timm":
+        return _build_timm(name, spec, **sizes)
+    if library == "torchvision":
+        return _build_torchvision(name, spec, **sizes)
+    if spec.name not in MODELS:
+        raise RecipeError(f"model.name: {_unknown(spec.name, MODELS)}, timm:NAME, torchvision:NAME")
+    if spec.pretrained is True:
+        raise RecipeError(
+            f"model.pretrained: there are no published weights of {spec.name}; give the path of a .safetensors "
+            "file, or take a timm: net"
+        )
+    return MODELS[spec.name](spec, **sizes)
 
 
 def _timm() -> Any:
@@ -383,10 +396,9 @@ def _build_timm(name: str, spec: ModelSpec, *, classes: int, channels: int, imag
         options["drop_path_rate"] = spec.stochastic_depth
     if spec.pretrained is True:
         options |= {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": _timm_weights(name, config)}}
-    model = _construct(spec, image_size, lambda: timm.create_model(name, **options))
+    model = _made(spec, image_size, lambda: timm.create_model(name, **options))
     _set_rates(model, "drop_prob", spec, [m for m in model.modules() if type(m).__name__ == "DropPath"])
     _set_dropout(model, spec)
-    _probe(model, spec, classes, channels, image_size)
     return model
 
 
@@ -426,12 +438,11 @@ def _build_torchvision(name: str, spec: ModelSpec, *, classes: int, channels: in
         options["input_size"] = (image_size, image_size)
     if spec.stochastic_depth > 0:
         options["stochastic_depth_prob"] = spec.stochastic_depth
-    model = _construct(spec, image_size, lambda: models.get_model(name, weights=None, **options))
+    model = _made(spec, image_size, lambda: models.get_model(name, weights=None, **options))
     _set_rates(model, "p", spec, [m for m in model.modules() if type(m).__name__ == "StochasticDepth"])
     _set_dropout(model, spec)
     if channels == 1:
         _one_channel(model)
-    _probe(model, spec, classes, channels, image_size)
     return model
 
 
@@ -443,7 +454,7 @@ def _same_in_timm(name: str) -> str:
     return ""
 
 
-def _construct(spec: ModelSpec, image_size: int, make: Callable[[], nn.Module]) -> nn.Module:
+def _made(spec: ModelSpec, image_size: int, make: Callable[[], nn.Module]) -> nn.Module:
     try:
         return make()
     except TypeError as error:
@@ -495,6 +506,8 @@ def _one_channel(model: nn.Module) -> None:
 
 
 def _probe(model: nn.Module, spec: ModelSpec, classes: int, channels: int, image_size: int) -> None:
+    if ":" not in spec.name:
+        return  # Kitae's own run on every image
     images = torch.zeros(1, channels, image_size, image_size, device=_device(model), dtype=_dtype(model))
     try:
         with _evaluating(model), torch.no_grad():
