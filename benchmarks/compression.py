@@ -24,7 +24,7 @@ from kitae.reporting.figures import draw_compression
 RESULTS = common.RESULTS / "compression"
 PAGE = common.ROOT / "docs" / "benchmarks" / "compression.md"
 PICTURES = ("pareto", "sparsity", "filters")
-ORDER = ("demo", "quick-structured", "quick-controls", "strong-int8")  # others follow by name
+ORDER = ("demo", "sure", "quick-structured", "quick-controls", "strong-int8")  # others follow by name
 HEAD = """# Compression: what it costs and what it brings
 
 Made by `python benchmarks/compression.py` from the folders that `kitae compress` wrote
