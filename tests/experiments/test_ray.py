@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -12,8 +15,10 @@ import pytest
 
 from kitae import cli
 from kitae.experiments import executors
-from kitae.experiments.executors import RayCluster
-from kitae.experiments.run import study
+from kitae.experiments.executors import LocalProcesses, RayCluster
+from kitae.experiments.run import StudyResult, study
+from kitae.experiments.spec import StudySpec
+from kitae.training.checkpoint import load_weights
 from tests.experiments.test_run import FAKE, ROOT, files, make, run
 
 ray = pytest.importorskip("ray")
@@ -77,6 +82,71 @@ def test_a_run_that_keeps_losing_its_worker_is_reported(tmp_path: Path, cluster:
     assert "its Ray worker was lost" in result.runs["error"][0]
 
 
+@slow
+def test_real_training_on_a_cluster_that_loses_a_worker_gives_the_same_bits(tmp_path: Path, cluster: Any) -> None:
+    spec = StudySpec.parse(REAL)
+    here, there = tmp_path / "local", tmp_path / "ray"
+    local = study(spec, here, executor=LocalProcesses(2, threads=1), threads=1, figures=False)
+    killed: list[str] = []
+    watching = threading.Thread(target=_kill_a_worker_in_the_middle_of_training, args=(there, killed), daemon=True)
+    watching.start()
+    remote = study(spec, there, executor=RayCluster(threads=1), threads=1, figures=False)
+    watching.join()
+    assert len(local.failed) == len(remote.failed) == 0, [*local.failed["error"], *remote.failed["error"]]
+    assert len(killed) == 1, "no worker was found in the middle of training"
+    assert len(_weights(here)) == 4
+    assert _weights(there) == _weights(here)
+    assert _metrics(remote) == _metrics(local)
+
+
+REAL: dict[str, Any] = {
+    "name": "real",
+    "base": "fashion-mini",
+    "set": {
+        "data.limit": 400, "train.epochs": 1, "train.batch_size": 10, "train.precision": "fp32", "model.width": 4,
+        "train.checkpoint_seconds": 0.01,
+    },
+    "design": "compare",
+    "variants": {"plain": {}, "stochastic depth": {"model.stochastic_depth": 0.3}},
+    "seeds": [0, 1],
+}  # fmt: skip
+
+
+def _kill_a_worker_in_the_middle_of_training(folder: Path, killed: list[str]) -> None:
+    """Once a run has a checkpoint, and before its epoch is over, end the Ray worker that waits for it."""
+    while not (folder / "effects.json").exists():
+        for checkpoint in folder.glob("runs/*/last/checkpoint.safetensors"):
+            run = checkpoint.parents[1]
+            worker = _ray_worker_of(run.name)
+            in_its_only_epoch = load_weights(checkpoint)[1]["progress"]["epoch"] == 0
+            if worker is not None and in_its_only_epoch:
+                os.kill(worker, signal.SIGKILL)
+                killed.append(run.name)
+                return
+        time.sleep(0.02)
+
+
+def _weights(folder: Path) -> dict[str, str]:
+    """Run -> hash of its best weights."""
+    files = folder.glob("runs/*/best.safetensors")
+    return {file.parent.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def _metrics(result: StudyResult) -> dict[str, Any]:
+    """Every number of every run and epoch, to the last bit, but what was measured of the machine."""
+    numbers = result.runs.drop(columns=["epochs", "epoch_seconds", "images_per_second", "peak_memory_bytes"])
+    curves = [
+        [{name: value for name, value in row.items() if name not in MACHINE} for row in json.loads(run)]
+        for run in result.runs["epochs"]
+    ]
+    return {"numbers": numbers.to_json(double_precision=15), "bits": [
+        value.hex() for name in numbers for value in numbers[name] if isinstance(value, float)
+    ], "curves": curves}  # fmt: skip
+
+
+MACHINE = ("seconds", "images_per_second", "peak_memory_bytes", "data_share")
+
+
 def kills_its_ray_worker(recipe: Any, out: Path, *, resume: bool) -> None:
     os.kill(os.getppid(), signal.SIGKILL)
     time.sleep(30)
@@ -86,19 +156,25 @@ def _a_ray_worker() -> int:
     """A Ray worker of this process's cluster that waits for a training process."""
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
-        for entry in Path("/proc").iterdir():
-            try:
-                if b"kitae.experiments.worker" in (entry / "cmdline").read_bytes():
-                    worker = _parent(int(entry.name))
-                    if (
-                        b"ray::" in Path(f"/proc/{worker}/cmdline").read_bytes()
-                        and _parent(_parent(worker)) == os.getpid()
-                    ):
-                        return worker
-            except (OSError, ValueError, IndexError):
-                continue
+        worker = _ray_worker_of()
+        if worker is not None:
+            return worker
         time.sleep(0.05)
     raise AssertionError("no Ray worker was found at work")
+
+
+def _ray_worker_of(run: str | None = None) -> int | None:
+    """The Ray worker of this process's cluster that waits for the training process of this run, or of any."""
+    for entry in Path("/proc").iterdir():
+        try:
+            training = b"kitae.experiments.worker" in (entry / "cmdline").read_bytes()
+            if training and run in (None, (entry / "fd" / "1").readlink().stem):
+                worker = _parent(int(entry.name))
+                if b"ray::" in Path(f"/proc/{worker}/cmdline").read_bytes() and _parent(_parent(worker)) == os.getpid():
+                    return worker
+        except (OSError, ValueError, IndexError):
+            continue
+    return None
 
 
 def _parent(process: int) -> int:
