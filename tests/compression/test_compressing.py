@@ -187,8 +187,10 @@ def test_damaged_folders_are_named_in_one_line(finished: Run, tmp_path: Path) ->
 
 def test_a_damaged_stage_is_trained_again(tmp_path: Path) -> None:
     stages = compressing._Stages(tmp_path)
-    stages.save("whole", {"weight": torch.ones(2)}, Shape())
-    assert stages.load("whole") is not None
+    stages.save("whole", {"weight": torch.ones(2)}, Shape(kept={"conv": (0, 2)}), 2e-7)
+    held = stages.load("whole")
+    assert held is not None
+    assert held[1:] == (Shape(kept={"conv": (0, 2)}), 2e-7)
     (tmp_path / "half.safetensors").write_bytes((tmp_path / "whole.safetensors").read_bytes()[:20])
     assert stages.load("half") is None
 
