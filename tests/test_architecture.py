@@ -15,7 +15,7 @@ STAGES = {"data", "augment", "models", "training", "evaluation", "compression", 
 # Each room may import the rooms to its left, and itself.
 ORDER = [
     {"errors"},
-    {"spec", "files", "keyed", "console"},
+    {"spec", "files", "keyed", "console", "modes"},
     {"preprocess"},
     {"runtime"},
     STAGES,

@@ -69,6 +69,8 @@ class Memory:
         self.held[key] = (copy.deepcopy(weights), json.dumps(shape.to_dict()), masked_error)
 
 
+DIVERGED = TrainingError("val_loss was never finite")
+STOPPED = TrainingInterruptedError("stopped by SIGTERM", "nothing is kept")
 SAME = Parity(images=1, max_error=0.0, flips=0, clear_flips=0, batch_sizes=(1,))
 
 
@@ -441,34 +443,32 @@ def test_a_fine_tuning_that_diverges_ends_the_ratios_and_not_the_search(
     trained: nn.Module, tools: Tools, train: Data, selection: Data, tmp_path: Path
 ) -> None:
     fields: dict[str, Any] = {"ratios": (0.25, 0.5, 0.75), "quantize": ("none",), "max_drop": 100.0}
-    diverged = breaking(tools, TrainingError("val_loss was never finite"), at=2)
+    diverged = breaking(tools, DIVERGED, at=2)
     outcome, _ = run(trained, diverged, train, selection, tmp_path / "1", **fields)
     assert [row["name"] for row in outcome.rows] == ["original fp32", "25 % fp32"]
     assert outcome.left_out == (("50 %", "val_loss was never finite"),)
     assert outcome.stopped == "ratios above 0.5 were not tried: the fine-tuning of this one failed"
     assert outcome.winner.name == "25 % fp32"
-    stopped = breaking(tools, TrainingInterruptedError("stopped by SIGTERM", "nothing is kept"), at=2)
     with pytest.raises(TrainingInterruptedError):
-        run(trained, stopped, train, selection, tmp_path / "2", **fields)
+        run(trained, breaking(tools, STOPPED, at=2), train, selection, tmp_path / "2", **fields)
 
 
 def test_8_bit_training_that_diverges_is_left_out_and_one_that_is_stopped_stops(
     trained: nn.Module, tools: Tools, train: Data, selection: Data, tmp_path: Path
 ) -> None:
     fields: dict[str, Any] = {"prune": "none", "quantize": ("none", "static", "qat"), "calibration": ("minmax",)}
-    diverged = breaking(tools, TrainingError("val_loss was never finite"), at=1)
+    diverged = breaking(tools, DIVERGED, at=1)
     outcome, _ = run(trained, diverged, train, selection, tmp_path / "1", **fields)
     assert outcome.left_out == (("original int8-qat", "val_loss was never finite"),)
-    stopped = breaking(tools, TrainingInterruptedError("stopped by SIGTERM", "nothing is kept"), at=1)
     with pytest.raises(TrainingInterruptedError):
-        run(trained, stopped, train, selection, tmp_path / "2", **fields)
+        run(trained, breaking(tools, STOPPED, at=1), train, selection, tmp_path / "2", **fields)
 
 
 def test_a_control_that_diverges_leaves_the_winner(
     trained: nn.Module, tools: Tools, train: Data, selection: Data, tmp_path: Path
 ) -> None:
     def diverges(*_: object) -> nn.Module:
-        raise TrainingError("val_loss was never finite")
+        raise DIVERGED
 
     fields: dict[str, Any] = {"quantize": ("none",), "ratios": (0.5,), "max_drop": 100.0, "finetune_epochs": 0}
     lent = replace(tools, scratch=diverges)

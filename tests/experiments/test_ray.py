@@ -19,6 +19,7 @@ from kitae.experiments.executors import LocalProcesses, RayCluster
 from kitae.experiments.run import StudyResult, study
 from kitae.experiments.spec import StudySpec
 from kitae.training.checkpoint import load_weights
+from tests.experiments.test_real import CONTENT
 from tests.experiments.test_run import FAKE, ROOT, files, make, run
 
 ray = pytest.importorskip("ray")
@@ -100,16 +101,11 @@ def test_real_training_on_a_cluster_that_loses_a_worker_gives_the_same_bits(tmp_
 
 
 REAL: dict[str, Any] = {
-    "name": "real",
-    "base": "fashion-mini",
-    "set": {
-        "data.limit": 400, "train.epochs": 1, "train.batch_size": 10, "train.precision": "fp32", "model.width": 4,
-        "train.checkpoint_seconds": 0.01,
-    },
-    "design": "compare",
+    **CONTENT,
+    "set": {**CONTENT["set"], "train.epochs": 1, "train.batch_size": 10, "train.checkpoint_seconds": 0.01},
     "variants": {"plain": {}, "stochastic depth": {"model.stochastic_depth": 0.3}},
-    "seeds": [0, 1],
-}  # fmt: skip
+    "cover": "seeds",
+}
 
 
 def _kill_a_worker_in_the_middle_of_training(folder: Path, killed: list[str]) -> None:

@@ -580,9 +580,7 @@ def _cut(
 def _by_layer(model: nn.Module, ratio: float, spec: CompressSpec) -> dict[str, float]:
     """What each layer is to lose: its own ratio where it was given one, and `ratio`."""
     layers = prune.prunable_layers(model)
-    for name in spec.layer_ratios:
-        if name not in layers:
-            raise CompressionError(f"layer_ratios: there is no layer {name!r}; there are {', '.join(layers)}")
+    prune.require_layers(layers, spec.layer_ratios, "layer_ratios")
     return {
         **spec.layer_ratios,
         **{name: ratio for name in layers if name not in spec.layer_ratios and name not in spec.skip},

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from kitae.errors import CompressionError, one_line, require
 from kitae.keyed import uniform
+from kitae.modes import evaluating
 
 Scope = Literal["layer", "global"]
 Importance = Literal["magnitude", "group", "taylor", "random"]
@@ -83,6 +84,17 @@ class Counts:
 def prunable_layers(model: nn.Module) -> dict[str, nn.Module]:
     """Convolutions and linear layers by name."""
     return {name: module for name, module in model.named_modules() if isinstance(module, _WEIGHTED)}
+
+
+def require_layers(layers: Mapping[str, nn.Module], names: Iterable[str], field: str = "") -> None:
+    """Raise CompressionError for the first of `names` that is no prunable layer; `field` says where it was named."""
+    for name in names:
+        if name not in layers:
+            some = ", ".join(list(layers)[:8])
+            raise CompressionError(
+                f"{field}{': ' * bool(field)}there is no layer {name!r} to prune; there are {some}"
+                f"{', ...' * (len(layers) > 8)}"
+            )
 
 
 def count(model: nn.Module) -> Counts:
@@ -469,24 +481,20 @@ def reestimate_batchnorm(model: nn.Module, batches: Batches) -> int:
     norms = [norm for norm in norms if norm.track_running_stats and norm.running_mean is not None]
     if not norms:
         return 0
-    modes = [(module, module.training) for module in model.modules()]
     momenta = [norm.momentum for norm in norms]
-    model.eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a plain average over all batches
-        norm.training = True
     seen = 0
     try:
-        with torch.no_grad():
+        with evaluating(model), torch.no_grad():
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum = None  # a plain average over all batches
+                norm.training = True
             for images, _ in batches():
                 model(images)
                 seen += 1
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
-        for module, mode in modes:
-            module.training = mode
     if seen == 0:
         raise CompressionError("there are no training images to re-estimate BatchNorm from")
     return len(norms)
@@ -526,12 +534,7 @@ def _effective(model: nn.Module) -> Iterator[Tensor]:
 def _ratios(model: nn.Module, ratios: float | Mapping[str, float], skip: Sequence[str]) -> dict[str, float]:
     layers = prunable_layers(model)
     named = dict.fromkeys(layers, float(ratios)) if isinstance(ratios, float | int) else dict(ratios)
-    for name in (*named, *skip):
-        if name not in layers:
-            some = ", ".join(list(layers)[:8])
-            raise CompressionError(
-                f"there is no layer {name!r} to prune; there are {some}{', ...' * (len(layers) > 8)}"
-            )
+    require_layers(layers, (*named, *skip))
     for name, ratio in named.items():
         if not 0 <= ratio < 1:
             raise CompressionError(f"a pruning ratio must be in [0, 1), not {ratio} ({name})")
@@ -777,17 +780,6 @@ def _some_images(model: nn.Module, input_shape: tuple[int, int, int], batches: B
 
 def _distance(original: nn.Module, smaller: nn.Module, images: Tensor) -> float:
     """Largest difference of an output in eval mode, as a share of the original's largest."""
-    with torch.no_grad():
-        expected, got = (_outputs(model, images) for model in (original, smaller))
+    with evaluating(original), evaluating(smaller), torch.no_grad():
+        expected, got = original(images), smaller(images)
     return float((got - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
-
-
-def _outputs(model: nn.Module, images: Tensor) -> Tensor:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        outputs: Tensor = model(images)
-        return outputs
-    finally:
-        for module, mode in modes:
-            module.training = mode

@@ -19,6 +19,7 @@ from torch import nn
 
 from kitae.errors import ExportError, one_line, require
 from kitae.keyed import uniform
+from kitae.modes import evaluating
 from kitae.runtime import INPUT, OUTPUT
 
 if TYPE_CHECKING:
@@ -154,16 +155,11 @@ def torch_reference(
     spread = torch.tensor(tuple(std), dtype=dtype, device=device).reshape(1, -1, 1, 1)
 
     def probabilities(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        was_training = network.training
-        network.eval()
-        try:
-            with torch.no_grad():
-                pixels = torch.from_numpy(np.ascontiguousarray(images)).to(device, dtype) / 255.0
-                logits = network((pixels - centre) / spread).to(dtype)
-                result: NDArray[np.float32] = torch.softmax(logits / temperature, dim=1).float().cpu().numpy()
-                return result
-        finally:
-            network.train(was_training)
+        with evaluating(network), torch.no_grad():
+            pixels = torch.from_numpy(np.ascontiguousarray(images)).to(device, dtype) / 255.0
+            logits = network((pixels - centre) / spread).to(dtype)
+            result: NDArray[np.float32] = torch.softmax(logits / temperature, dim=1).float().cpu().numpy()
+        return result
 
     return probabilities
 

@@ -6,8 +6,7 @@ predict_logits is the only function here that runs a network; the rest is arithm
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from kitae.errors import DataError
 from kitae.evaluation import intervals
 from kitae.evaluation.calibration import calibration_error, check_logits, log_probabilities, probabilities
+from kitae.modes import evaluating
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -78,7 +78,7 @@ def predict_logits(
     convert = _Normalize(model, mean, std, target)
     outputs: list[Tensor] = []
     truths: list[NDArray[np.int64]] = []
-    with _evaluating(model), torch.no_grad(), torch.autocast(target.type, dtype, enabled=dtype is not None):
+    with evaluating(model), torch.no_grad(), torch.autocast(target.type, dtype, enabled=dtype is not None):
         for start in range(0, index.size, batch_size):
             images, labels = gather(index[start : start + batch_size])
             if views is None:
@@ -123,17 +123,6 @@ class _Normalize:
         if self.std is not None:
             batch.div_(self.std)
         return batch.to(self.dtype)
-
-
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def evaluate(

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -26,6 +26,7 @@ from kitae.models.layers import DropoutLinear
 from kitae.models.resnet import BasicBlock, Bottleneck, ResNet, ResNet9, WideResNet
 from kitae.models.simple import SimpleCNN
 from kitae.models.spec import ModelSpec
+from kitae.modes import evaluating
 
 SMALL_STEM_UP_TO = 64
 """Images of so many pixels or fewer meet the small stem where `stem: auto`."""
@@ -173,7 +174,7 @@ def count_macs(model: nn.Module, channels: int, image_size: int) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
     counter = FlopCounterMode(display=False)
-    with _evaluating(model), torch.no_grad(), counter:
+    with evaluating(model), torch.no_grad(), counter:
         model(torch.zeros(1, channels, image_size, image_size, device=_device(model), dtype=_dtype(model)))
     return int(counter.get_total_flops()) // 2
 
@@ -268,17 +269,6 @@ def _device(model: nn.Module) -> torch.device:
 
 def _dtype(model: nn.Module) -> torch.dtype:
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-
-
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def _inside(parameter: str, modules: Sequence[str]) -> bool:
@@ -510,7 +500,7 @@ def _probe(model: nn.Module, spec: ModelSpec, classes: int, channels: int, image
         return  # Kitae's own run on every image
     images = torch.zeros(1, channels, image_size, image_size, device=_device(model), dtype=_dtype(model))
     try:
-        with _evaluating(model), torch.no_grad():
+        with evaluating(model), torch.no_grad():
             logits = model(images)
     except (AssertionError, ValueError, RuntimeError, IndexError) as error:
         raise RecipeError(
