@@ -501,11 +501,14 @@ def _outcomes(folder: Path, plan: Plan) -> dict[str, dict[str, Any]]:
     return found
 
 
-def check_numerics(folder: Path, written: Mapping[str, Any]) -> None:
+def check_numerics(
+    folder: Path, written: Mapping[str, Any], cure: str = "choose another --out, or --overwrite"
+) -> None:
     """Refuse to add runs to those of a version whose runs of the same recipe and seed are others.
 
     Args:
         written: what was written down before the first run.
+        cure: what can be done.
 
     Raises:
         TrainingError: it was another version's.
@@ -513,7 +516,7 @@ def check_numerics(folder: Path, written: Mapping[str, Any]) -> None:
     if written.get("numerics", 1) != NUMERICS:
         raise TrainingError(
             f"{folder}: was begun by a version of Kitae that gives a run other initial weights, so its runs and new "
-            "ones cannot be compared; choose another --out, or --overwrite"
+            f"ones cannot be compared; {cure}"
         )
 
 

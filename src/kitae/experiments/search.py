@@ -410,7 +410,7 @@ def _written(
         for name, value in asked.items():
             if before.get(name) != value:
                 raise TrainingError(f"{folder}: holds another search ({name} differs); choose another --out")
-        check_numerics(folder, content)
+        check_numerics(folder, content, cure="choose another --out")
         return base, int(image_size)
     facts = _function(measure)(base)
     train = base.train.model_copy(
