@@ -65,6 +65,7 @@ def main(out: str, place: str, count: int, *fields: str) -> None:
         def write(path: Path, content: bytes) -> None:
             if path.name == "checkpoint.safetensors" and reached():
                 if place == "write":
+                    path.parent.mkdir(parents=True, exist_ok=True)  # as the real writer does, before its first byte
                     path.with_name(f".{path.name}.half.tmp").write_bytes(content[: len(content) // 2])
                     die()
                 os.replace = (lambda *_: die()) if place == "replace" else (lambda *a: (replace(*a), die()))  # type: ignore[assignment]

@@ -184,7 +184,7 @@ class TestStatic:
     ) -> None:
         ranges = calibrate(graph, train.images)
         quantized = static(graph, ranges, target=target, per_channel=per_channel)
-        integers = check_integers(quantized, graph, target=target, ranges=ranges)
+        integers = check_integers(quantized, graph, target=target, ranges=ranges, per_channel=per_channel)
         assert integers.weights == len(weighted_nodes(graph)) == 6
         assert integers.activations > 6
         assert integers.widened == 0
@@ -233,7 +233,7 @@ class TestStatic:
         quantized = static(graph, ranges, per_channel=False)
         _edit(quantized, f"{name}_quantized", lambda scale: np.nextafter(scale, np.float32(1)))
         with pytest.raises(CompressionError, match=r"scales of network\.point\.weight"):
-            check_integers(quantized, graph, target="any", ranges=ranges)
+            check_integers(quantized, graph, target="any", ranges=ranges, per_channel=False)
         with pytest.raises(AssertionError):
             assert_bit_for_bit(quantized, graph, "any", per_channel=False)
         quantized = static(graph, ranges, per_channel=False)
@@ -242,6 +242,49 @@ class TestStatic:
         values[3, 4] += 1
         item.CopyFrom(numpy_helper.from_array(values, item.name))
         with pytest.raises(CompressionError, match=r"integers of network\.point\.weight"):
+            check_integers(quantized, graph, target="any", per_channel=False)
+
+    def test_one_scale_where_one_a_channel_was_asked_is_caught(self, graph: onnx.ModelProto, train: Data) -> None:
+        ranges = calibrate(graph, train.images)
+        for made in (True, False):
+            quantized = static(graph, ranges, per_channel=made)
+            with pytest.raises(CompressionError, match="scales of"):
+                check_integers(quantized, graph, target="any", per_channel=not made)
+
+    def test_scales_along_another_axis_are_caught(self, graph: onnx.ModelProto, train: Data) -> None:
+        """The negative control: a square weight, whose scales would fit its rows and its columns."""
+        quantized = static(graph, calibrate(graph, train.images))
+        name = "network.conv2.weight_quantized"
+        (shape,) = [list(i.dims) for i in quantized.graph.initializer if i.name == name]
+        assert shape[0] == shape[1]
+        (restorer,) = [n for n in quantized.graph.node if n.op_type == "DequantizeLinear" and n.input[0] == name]
+        (axis,) = [a for a in restorer.attribute if a.name == "axis"]
+        assert axis.i == 0
+        axis.i = 1
+        with pytest.raises(CompressionError, match=r"network\.conv2\.weight run along axis 1, not 0"):
+            check_integers(quantized, graph, target="any")
+
+    def test_a_changed_bias_is_caught(self, graph: onnx.ModelProto, train: Data) -> None:
+        """The negative controls: an integer of 32 bits that moved, its scale, and a bias in float."""
+        quantized = static(graph, calibrate(graph, train.images))
+        assert check_integers(quantized, graph, target="any").biases == 6
+        held = {item.name: item for item in quantized.graph.initializer}
+        restorers = {n.output[0]: n for n in quantized.graph.node if n.op_type == "DequantizeLinear"}
+        (node,) = [n for n in quantized.graph.node if n.op_type == "Gemm"]
+        integers, scales, _ = (held[part] for part in restorers[node.input[2]].input)
+        before = copy.deepcopy(integers)
+        integers.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(integers) + np.int32(1), integers.name))
+        with pytest.raises(CompressionError, match=r"integers of .*bias"):
+            check_integers(quantized, graph, target="any")
+        integers.CopyFrom(before)
+        scales.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(scales) * np.float32(2), scales.name))
+        with pytest.raises(CompressionError, match=r"scales of .*bias"):
+            check_integers(quantized, graph, target="any")
+        quantized = dynamic(graph)
+        assert check_integers(quantized, graph, target="any").biases == 0
+        (item,) = [i for i in quantized.graph.initializer if i.name == node_bias(graph)]
+        item.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(item) * np.float32(2), item.name))
+        with pytest.raises(CompressionError, match=r"bias .* is not the original's"):
             check_integers(quantized, graph, target="any")
 
     def test_shuffled_scales_are_caught(self, graph: onnx.ModelProto, train: Data, selection: Data) -> None:
@@ -297,6 +340,11 @@ class TestStatic:
         assert check_integers(quantized, proto, target="any", ranges=ranges).widened == 1
         difference = np.abs(probabilities(quantized, train.images) - probabilities(proto, train.images))
         assert difference.mean() < 0.02
+        with torch.no_grad():
+            trained.point.weight[:] *= 1e-9  # and so does the one scale of a whole weight, by its largest bias
+        whole = to_onnx(trained, CARD)
+        coarse = static(whole, ranges, per_channel=False)
+        assert check_integers(coarse, whole, target="any", ranges=ranges, per_channel=False).widened == 1
         _edit(quantized, "network.point.weight_quantized", lambda scales: scales * np.float32(2))
         with pytest.raises(CompressionError, match="scales of"):
             check_integers(quantized, proto, target="any", ranges=ranges)
@@ -339,7 +387,7 @@ class TestDynamic:
     @pytest.mark.parametrize("per_channel", [True, False])
     def test_its_weights_are_what_the_arithmetic_says(self, graph: onnx.ModelProto, target, per_channel) -> None:
         quantized = dynamic(graph, target=target, per_channel=per_channel)
-        assert check_integers(quantized, graph, target=target).weights == 6
+        assert check_integers(quantized, graph, target=target, per_channel=per_channel).weights == 6
         held = {item.name: numpy_helper.to_array(item) for item in quantized.graph.initializer}
         found = 0
         for name, values, axis in weights_of(graph):
@@ -413,3 +461,9 @@ def assert_bit_for_bit(quantized: onnx.ModelProto, graph: onnx.ModelProto, targe
         model = helper.make_model(alone, opset_imports=list(quantized.opset_import), ir_version=quantized.ir_version)
         (restored,) = ReferenceEvaluator(model).run(None, {})
         np.testing.assert_array_equal(restored, dequantize_symmetric(integers, scales, channels), strict=True)
+
+
+def node_bias(graph: onnx.ModelProto) -> str:
+    """The name of the classifier's bias."""
+    (node,) = [node for node in graph.graph.node if node.op_type == "Gemm"]
+    return str(node.input[2])

@@ -414,7 +414,7 @@ class _Bench:
         """The network in 8 bits, as a verified file."""
         if precision == "dynamic":
             made = quantize.dynamic(graph, target=self.spec.target, per_channel=self.spec.per_channel)
-            quantize.check_integers(made, graph, target=self.spec.target)
+            quantize.check_integers(made, graph, target=self.spec.target, per_channel=self.spec.per_channel)
             return self._file(stage, precision, made, label=label)
         if precision == "static":
             return self._static(stage, precision, graph, label)
@@ -445,7 +445,9 @@ class _Bench:
         for method in self.spec.calibration:
             ranges = quantize.calibrate(graph, self.calibration, method)
             made = quantize.static(graph, ranges, target=target, per_channel=self.spec.per_channel)
-            quantize.check_integers(made, graph, target=target, ranges=ranges)
+            quantize.check_integers(
+                made, graph, target=target, ranges=ranges, per_channel=self.spec.per_channel
+            )  # fmt: skip
             outputs = _predict(made.SerializeToString(), self.selection)
             tried.append((_right(outputs, self.labels), -_loss(outputs, self.labels), made, method, outputs))
         _, _, made, method, outputs = max(tried, key=lambda item: item[:2])

@@ -382,6 +382,7 @@ def dynamic(
     """Quantize weights now and activations batch by batch. Needs no images; convolutions get slower, not faster.
 
     Args:
+        per_channel: one scale an output channel for linear layers; a convolution's operator takes one for all.
         linear_only: leave convolutions in float, as torch's dynamic quantization does.
 
     Raises:
@@ -421,72 +422,72 @@ class Integers:
     """What `check_integers` found equal to the reference.
 
     Attributes:
-        weights: quantized weight tensors.
+        weights: quantized weight tensors, by the nodes that use them.
+        biases: quantized biases.
         activations: quantized activations.
-        widened: channels whose scale was widened so that their bias fits 32 bits.
+        widened: scales of weights that were widened so that a bias fits 32 bits.
         worst: largest |weight - dequantized| as a share of its scale; at most one half.
     """
 
     weights: int
+    biases: int
     activations: int
     widened: int
     worst: float
 
 
 def check_integers(
-    proto: onnx.ModelProto, original: onnx.ModelProto, *, target: Target, ranges: Ranges | None = None
-) -> Integers:
+    proto: onnx.ModelProto, original: onnx.ModelProto, *, target: Target, ranges: Ranges | None = None,
+    per_channel: bool = True,
+) -> Integers:  # fmt: skip
     """Read integers, scales and zero points back from a quantized graph and compare them with this module's arithmetic.
 
-    Every int8 weight, its scales and zero points, and (with `ranges`) the scale and zero point of every activation must
-    be equal bit for bit. One exception is checked on its own terms: where a bias would not fit 32 bits, the scale of
-    its channel may be just as much wider as that needs.
+    Every int8 weight and int32 bias, their scales, zero points and axes, and (with `ranges`) the scale and zero point
+    of every activation must be equal bit for bit; a bias that stays float must be the original's. One exception is
+    checked on its own terms: where a bias would not fit 32 bits, the scale of its weights may be just as much wider as
+    that needs.
+
+    Args:
+        proto: as `static` or `dynamic` gives.
+        original: the float graph it was made from.
+        target, per_channel: as they were given to `static` or `dynamic`.
+        ranges: as they were given to `static`.
 
     Raises:
         CompressionError: names the first tensor that differs.
     """
-    numpy_helper = require("onnx.numpy_helper", "compress")
-    held = {item.name: numpy_helper.to_array(item) for item in proto.graph.initializer}
-    reference = {item.name: numpy_helper.to_array(item) for item in original.graph.initializer}
-    users = _weight_users(original)
-    restorers = {
-        node.input[0].removesuffix("_quantized"): node.input[1:3]
-        for node in proto.graph.node
-        if node.op_type == "DequantizeLinear"
-    }
-    weights = widened = 0
+    held, reference = _constants(proto), _constants(original)
+    read = _restored if any(node.op_type == "DequantizeLinear" for node in proto.graph.node) else _named
+    weights = biases = widened = 0
     worst = 0.0
-    for name, user in users.items():
-        values, axis, stem = reference.get(name), user.axis, name
-        if values is None:
+    for node in original.graph.node:
+        if node.op_type not in _WEIGHTED or node.input[1] not in reference:
             continue
-        if f"{name}_Transposed_quantized" in held:  # the dynamic quantizer turns Gemm into MatMul
-            values, axis, stem = values.T, 1, f"{name}_Transposed"
-        if f"{stem}_quantized" not in held:
+        name, values = node.input[1], reference[node.input[1]]
+        layer = read(proto, held, node)
+        if layer is None:
             continue
-        integers = held[f"{stem}_quantized"]
-        scales, zero_points = (held[part] for part in restorers.get(stem, (f"{stem}_scale", f"{stem}_zero_point")))
-        channels = axis if scales.size > 1 else None
-        expected = symmetric_scales(values, channels, target)
-        wider = scales != expected
-        if np.any(wider):
-            needed = _scales_for_bias(user, proto, held, reference[user.bias] if user.bias else None, expected)
-            if needed is None or not np.array_equal(scales, needed):
+        if layer.transposed:
+            values = values.T
+        axis = layer.axis if per_channel and layer.can_have_channels else None
+        expected = symmetric_scales(values, axis, target)
+        bias = reference[node.input[2]] if len(node.input) > 2 and node.input[2] else None
+        if not np.array_equal(layer.weight.scales, expected):
+            needed = _scales_for_bias(expected, layer.input_scale, bias)
+            if needed is None or not np.array_equal(layer.weight.scales, needed):
                 raise CompressionError(f"the scales of {name} are not those of its weights")
-            widened += int(np.sum(wider))
-        if np.any(zero_points):
-            raise CompressionError(f"the zero point of {name} is not zero")
-        if not np.array_equal(integers, quantize_symmetric(values, scales, channels)):
-            raise CompressionError(f"the integers of {name} are not its quantized weights")
-        error = np.abs(values - dequantize_symmetric(integers, scales, channels))
-        worst = max(worst, float((error / _along(scales, values.ndim, channels)).max(initial=0.0)))
+            widened += int(np.sum(needed != expected))
+        _check_tensor(layer.weight, name, quantize_symmetric(values, layer.weight.scales, axis), axis)
+        error = np.abs(values - dequantize_symmetric(layer.weight.integers, layer.weight.scales, axis))
+        worst = max(worst, float((error / _along(layer.weight.scales, values.ndim, axis)).max(initial=0.0)))
         weights += 1
+        biases += _check_bias(layer, bias, node.input[2] if bias is not None else "")
     if weights == 0:
         raise CompressionError("the graph holds no quantized weights")
     if worst > 0.5 + 1e-3:
         raise CompressionError(f"a weight is {worst:.2f} scales from its integer; it must be within a half")
     activations = 0 if ranges is None else _check_activations(proto, original, ranges, held)
-    return Integers(weights, activations, widened, worst)
+    return Integers(weights, biases, activations, widened, worst)
 
 
 def open_session(content: bytes, threads: int | None = None) -> onnxruntime.InferenceSession:
@@ -569,38 +570,130 @@ def probabilities(proto: onnx.ModelProto, images: NDArray[np.uint8], batch_size:
 
 
 @dataclass(frozen=True)
-class _User:
-    """The node that a weight belongs to."""
+class _Tensor:
+    """A quantized tensor as a graph holds it.
 
-    node: str
-    axis: int
-    bias: str | None
-
-
-def _weight_users(proto: onnx.ModelProto) -> dict[str, _User]:
-    users = {}
-    for node in proto.graph.node:
-        if node.op_type in _WEIGHTED:
-            transposed = any(a.name == "transB" and a.i for a in node.attribute)
-            axis = 0 if node.op_type == "Conv" or (node.op_type == "Gemm" and transposed) else 1
-            bias = node.input[2] if len(node.input) > 2 and node.input[2] else None
-            users[node.input[1]] = _User(node.name, axis, bias)
-    return users
-
-
-def _scales_for_bias(
-    user: _User, proto: onnx.ModelProto, held: Mapping[str, NDArray[Any]], bias: NDArray[Any] | None, scales: Float
-) -> Float | None:
-    """The scales of weights that let each channel's bias, in steps of input scale times weight scale, fit 32 bits.
-
-    What ONNX Runtime does where the weights of a channel are nearly zero and its bias is not.
+    Attributes:
+        axis: along which `scales` runs in the graph; it says nothing where there is one scale.
     """
-    if bias is None:
+
+    integers: NDArray[Any]
+    scales: NDArray[Any]
+    zero_points: NDArray[Any]
+    axis: int
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A node with weights as a quantized graph holds it.
+
+    Attributes:
+        axis: of the weight's output channels.
+        can_have_channels: False where the operator takes one scale for the whole weight.
+        transposed: the weight is held transposed.
+        bias: quantized, or as the graph holds it in float, or None.
+        input_scale: of the activation it takes; None where that is measured batch by batch.
+    """
+
+    weight: _Tensor
+    axis: int
+    bias: _Tensor | NDArray[Any] | None = None
+    input_scale: NDArray[Any] | None = None
+    can_have_channels: bool = True
+    transposed: bool = False
+
+
+def _constants(proto: onnx.ModelProto) -> dict[str, NDArray[Any]]:
+    numpy_helper = require("onnx.numpy_helper", "compress")
+    return {item.name: numpy_helper.to_array(item) for item in proto.graph.initializer}
+
+
+def _channel_axis(node: onnx.NodeProto) -> int:
+    """Which axis of a float graph's weight holds the output channels."""
+    transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
+    return 0 if node.op_type == "Conv" or (node.op_type == "Gemm" and transposed) else 1
+
+
+def _restored(proto: onnx.ModelProto, held: Mapping[str, NDArray[Any]], node: onnx.NodeProto) -> _Layer | None:
+    """A node's weight and bias from the DequantizeLinear nodes before it; None where its weight is float."""
+    restorers = {made.output[0]: made for made in proto.graph.node if made.op_type == "DequantizeLinear"}
+    (now,) = [made for made in proto.graph.node if made.name == node.name]
+
+    def tensor(name: str) -> _Tensor | None:
+        restorer = restorers.get(name)
+        if restorer is None or restorer.input[0] not in held:
+            return None
+        integers, scales, zero_points = (held[part] for part in restorer.input)
+        given = [attribute.i for attribute in restorer.attribute if attribute.name == "axis"]
+        axis = (given[0] if given else 1) % max(1, integers.ndim)  # 1 is what the operator takes where none is given
+        return _Tensor(integers, scales, zero_points, axis)
+
+    weight = tensor(now.input[1])
+    if weight is None:
         return None
-    makers = {output: node for node in proto.graph.node for output in node.output}
-    (node,) = [n for n in proto.graph.node if n.name == user.node]
-    step = held[makers[node.input[0]].input[1]].astype(np.float64) * scales.astype(np.float64)
-    least = 1.0001 * (2.0 * np.abs(bias.astype(np.float32))) / (2.0 * (2**31 - 1))
+    bias: _Tensor | NDArray[Any] | None = None
+    if len(now.input) > 2 and now.input[2]:
+        bias = tensor(now.input[2]) or held[now.input[2]]
+    before = restorers.get(now.input[0])
+    return _Layer(weight, _channel_axis(node), bias, None if before is None else held[before.input[1]])
+
+
+def _named(proto: onnx.ModelProto, held: Mapping[str, NDArray[Any]], node: onnx.NodeProto) -> _Layer | None:
+    """A node's weight in a dynamically quantized graph, by the names that the quantizer gives; None where it is float.
+
+    Its biases stay float and keep their names.
+    """
+    bias = held.get(node.input[2]) if len(node.input) > 2 and node.input[2] else None
+    for stem, transposed in ((node.input[1], False), (f"{node.input[1]}_Transposed", True)):  # a Gemm becomes a MatMul
+        if f"{stem}_quantized" in held:
+            parts = (held[f"{stem}_{part}"] for part in ("quantized", "scale", "zero_point"))
+            integers, scales, zero_points = parts
+            axis = 1 if transposed else _channel_axis(node)
+            weight = _Tensor(integers, scales, zero_points, axis)
+            # ConvInteger takes one scale for the whole weight.
+            return _Layer(weight, axis, bias, None, can_have_channels=node.op_type != "Conv", transposed=transposed)
+    return None
+
+
+def _check_tensor(found: _Tensor, name: str, integers: NDArray[Any], axis: int | None) -> None:
+    if np.any(found.zero_points):
+        raise CompressionError(f"the zero point of {name} is not zero")
+    if found.integers.dtype != integers.dtype or not np.array_equal(found.integers, integers):
+        raise CompressionError(f"the integers of {name} are not its quantized values")
+    if found.scales.size > 1 and found.axis != axis:
+        raise CompressionError(f"the scales of {name} run along axis {found.axis}, not {axis}")
+
+
+def _check_bias(layer: _Layer, bias: NDArray[Any] | None, name: str) -> int:
+    """A bias in 32 bits is round(bias / (input scale * weight scale)), one in float the original; 1 if in 32 bits."""
+    if bias is None:
+        return 0
+    if not isinstance(layer.bias, _Tensor):
+        if layer.bias is None or not np.array_equal(layer.bias, bias):
+            raise CompressionError(f"the bias {name} is not the original's")
+        return 0
+    scales = np.asarray(layer.input_scale * layer.weight.scales, np.float32)
+    if not np.array_equal(layer.bias.scales.ravel(), scales.ravel()):
+        raise CompressionError(f"the scales of {name} are not those of its input times those of its weights")
+    steps = np.round(bias.astype(np.float64) / scales.astype(np.float64))
+    limits = np.iinfo(np.int32)
+    _check_tensor(layer.bias, name, np.clip(steps, limits.min, limits.max).astype(np.int32), 0)
+    return 1
+
+
+def _scales_for_bias(scales: Float, input_scale: NDArray[Any] | None, bias: NDArray[Any] | None) -> Float | None:
+    """The scales of weights that let the bias, in steps of input scale times weight scale, fit 32 bits.
+
+    What ONNX Runtime does where the weights of a channel (or all, where they share one scale) are nearly zero and the
+    bias is not.
+    """
+    if bias is None or input_scale is None:
+        return None
+    largest = np.abs(bias.astype(np.float32))
+    if scales.ndim == 0:  # that one is reckoned in double precision there, those of channels in single
+        largest = np.asarray(largest.max(initial=0.0), np.float64)
+    step = input_scale.astype(np.float64) * scales.astype(np.float64)
+    least = (1.0001 * (2.0 * largest)).astype(np.float64) / (2.0 * (2**31 - 1))
     return np.asarray(np.where(step < least, scales.astype(np.float64) * (least / step), scales), np.float32)
 
 
