@@ -277,17 +277,19 @@ class Setup:
         )
 
     def recover(
-        self, model: nn.Module, *, epochs: int, after_step: Callable[[nn.Module], None] | None = None,
-        teacher: nn.Module | None = None, keep: Literal["best", "last"] = "best", watcher: Watcher | None = None,
+        self, model: nn.Module, *, epochs: int, rate: float = 0.1,
+        after_step: Callable[[nn.Module], None] | None = None, teacher: nn.Module | None = None,
+        keep: Literal["best", "last"] = "best", watcher: Watcher | None = None,
     ) -> nn.Module:  # fmt: skip
-        """Fine-tune a compressed model through the same loop, at a tenth of the recipe's rate down a cosine.
+        """Fine-tune a compressed model through the same loop, down a cosine, without warm-up, averaging or stopping.
 
         Args:
+            rate: it begins with this share of the recipe's learning rate.
             after_step: holds pruning masks. `teacher`: the unpruned model to learn from as well.
             keep: the best epoch's weights, or the last one's where the network changed on the way.
         """
         spec = self.recipe.train
-        optimizer: dict[str, Any] = {"lr": spec.optimizer.lr * 0.1}
+        optimizer: dict[str, Any] = {"lr": spec.optimizer.lr * rate}
         if not any(isinstance(module, nn.Linear | nn.Conv2d) for module in model.modules()):
             optimizer["layer_decay"] = None  # a traced graph (simulated quantization) has no layers to tell apart
         tuned = spec.model_copy(

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from kitae.compression import budget, prune
 from kitae.compression.budget import Images, Outcome, Tools, judge, search
 from kitae.compression.prune import Shape, prunable_layers
+from kitae.compression.qat import Simulated
 from kitae.compression.spec import CompressSpec
 from kitae.deployment.onnx import Card, serialize, to_onnx
 from kitae.deployment.verify import Parity, torch_reference, verify_float, verify_integer
@@ -43,13 +44,17 @@ class Loop:
         model: nn.Module,
         *,
         epochs: int,
+        rate: float,
         after_step: Callable[[nn.Module], None] | None = None,
         teacher: nn.Module | None = None,
         keep: str = "best",
     ) -> nn.Module:
         self.calls.append(
-            {"epochs": epochs, "after_step": after_step, "teacher": teacher, "kind": type(model), "keep": keep}
-        )
+            {
+                "epochs": epochs, "rate": rate, "after_step": after_step, "teacher": teacher, "kind": type(model),
+                "keep": keep,
+            }
+        )  # fmt: skip
         return fit(model, self.train, epochs, lr=0.02, after_step=after_step, teacher=teacher)
 
 
@@ -290,7 +295,7 @@ def test_unstructured_pruning_is_small_when_packed(
 def test_a_loop_that_forgets_the_masks_is_noticed(
     trained: nn.Module, tools: Tools, train: Data, selection: Data, tmp_path: Path
 ) -> None:
-    def forgetful(model: nn.Module, *, epochs: int, after_step: Any = None, teacher: Any = None) -> nn.Module:
+    def forgetful(model: nn.Module, *, epochs: int, **options: Any) -> nn.Module:
         return fit(model, train, epochs)
 
     with pytest.raises(CompressionError, match="revived pruned weights"):
@@ -322,6 +327,19 @@ def test_the_network_beside_a_winner_of_8_bit_training_has_the_weights_learnt_th
     )  # fmt: skip
     assert outcome.winner.precision == "int8-qat"
     assert not torch.equal(outcome.model.conv1.weight, trained.conv1.weight)
+
+
+def test_rates_of_fine_tuning_and_of_8_bit_training(
+    trained: nn.Module, tools: Tools, train: Data, selection: Data, tmp_path: Path
+) -> None:
+    fields: dict[str, Any] = {"ratios": (0.5,), "quantize": ("qat",), "max_drop": 100.0, "calibration": ("minmax",)}
+    lent = replace(tools, stages=Memory())
+    run(trained, lent, train, selection, tmp_path / "1", **fields)
+    rates = [(call["kind"] is Simulated, call["rate"]) for call in lent.recover.calls]  # type: ignore[attr-defined]
+    assert sorted(rates) == [(False, 0.1), (True, 0.01), (True, 0.01)]
+    run(trained, lent, train, selection, tmp_path / "2", **fields, finetune_rate=0.2, qat_rate=0.5)
+    again = [call["rate"] for call in lent.recover.calls[3:]]  # type: ignore[attr-defined]
+    assert sorted(again) == [0.2, 0.5, 0.5], "a network that was fine-tuned at another rate is not taken for this one"
 
 
 def test_layers_may_lose_a_share_of_their_own(

@@ -25,6 +25,7 @@ from kitae.pipeline import Setup, train
 from kitae.recipe import Recipe
 from kitae.run import Run
 from kitae.runtime import Model
+from kitae.training.spec import TrainSpec
 
 
 @pytest.fixture(scope="module")
@@ -245,6 +246,22 @@ def test_layer_decay_does_not_stop_quantization_aware_training(finished: Run, tm
     run = train(recipe, tmp_path / "run")
     result = compress(run, tmp_path / "small", **small(prune="none", quantize=("none", "qat"), qat_epochs=1))
     assert [row["precision"] for row in result.rows] == ["fp32", "int8-qat"]
+
+
+def test_fine_tuning_begins_with_a_share_of_the_recipes_rate(
+    finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[tuple[float, str, float]] = []
+    whole = Setup.fit
+
+    def noted(self: Setup, model: torch.nn.Module, spec: TrainSpec, *rest: Any, **options: Any) -> Any:
+        begun.append((spec.optimizer.lr, spec.schedule.name, spec.schedule.warmup_epochs))
+        return whole(self, model, spec, *rest, **options)
+
+    monkeypatch.setattr(Setup, "fit", noted)
+    fields = {"finetune_rate": 0.2, "qat_rate": 0.05, "quantize": ("qat",), "qat_epochs": 1, "sensitivity": False}
+    compress(finished, tmp_path / "small", **small(**fields))
+    assert sorted(begun) == [(0.1 * rate, "cosine", 0.0) for rate in (0.05, 0.05, 0.2)]
 
 
 @pytest.mark.parametrize(("noticed", "why"), [(True, "never finite"), (False, "not finite")])

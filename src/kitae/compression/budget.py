@@ -46,6 +46,7 @@ class Recover(Protocol):
         model: nn.Module,
         *,
         epochs: int,
+        rate: float,
         after_step: Callable[[nn.Module], None] | None = None,
         teacher: nn.Module | None = None,
         keep: Literal["best", "last"] = "best",
@@ -109,7 +110,7 @@ class Tools:
     """What the other rooms lend to the search.
 
     Attributes:
-        recover: fine-tunes through the training loop.
+        recover: fine-tunes through the training loop; `rate` is the share of the recipe's learning rate it begins with.
         fresh: builds the unpruned network with initial weights.
         batches: normalised *training* images [n, C, H, W] and labels, on the model's device, without augmentation.
         to_graph: exports a network in float32.
@@ -540,7 +541,7 @@ _STAGE_FORMAT = 5  # goes up when the same settings begin to give other networks
 
 def _key(spec: CompressSpec, tools: Tools, ratios: Sequence[float]) -> str:
     matters = ("prune", "importance", "scope", "skip", "layer_ratios", "round_to", "gradual", "finetune_epochs",
-               "distill", "seed")  # fmt: skip
+               "finetune_rate", "distill", "seed")  # fmt: skip
     facts = {name: getattr(spec, name) for name in matters} | {"ratios": list(ratios), "from": tools.fingerprint}
     facts |= {"format": _STAGE_FORMAT, "kitae": kitae.__version__}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
@@ -575,7 +576,7 @@ def _cut(
     prune.reestimate_batchnorm(result.model, tools.batches)
     tuned = result.model
     if spec.finetune_epochs:
-        tuned = tools.recover(result.model, epochs=spec.finetune_epochs, teacher=teacher)
+        tuned = tools.recover(result.model, epochs=spec.finetune_epochs, rate=spec.finetune_rate, teacher=teacher)
     return _Stage(ratio, tuned, shape, masked_error=result.masked_error)
 
 
@@ -608,14 +609,18 @@ def _mask(before: _Stage, ratio: float, spec: CompressSpec, tools: Tools, teache
             masks=prune.magnitude_masks(model, before.ratio, scope=spec.scope, skip=spec.skip),
         )  # fmt: skip
         # The last epoch, not the best: the best is likely the first, before anything was pruned.
-        model = tools.recover(model, epochs=rising, after_step=gradual, teacher=teacher, keep="last")
+        model = tools.recover(
+            model, epochs=rising, rate=spec.finetune_rate, after_step=gradual, teacher=teacher, keep="last"
+        )
         epochs -= rising
     shares = _by_layer(model, ratio, spec) if spec.scope == "layer" else ratio
     masks = prune.magnitude_masks(model, shares, scope=spec.scope, skip=spec.skip)
     prune.apply_masks(model, masks)
     prune.reestimate_batchnorm(model, tools.batches)
     if epochs:
-        model = tools.recover(model, epochs=epochs, after_step=prune.enforce(masks), teacher=teacher)
+        model = tools.recover(
+            model, epochs=epochs, rate=spec.finetune_rate, after_step=prune.enforce(masks), teacher=teacher
+        )
     zeros = sum(int((~mask).sum()) for mask in masks.values())
     if prune.count(model).zeros < zeros:
         raise CompressionError("fine-tuning revived pruned weights: its loop did not call after_step at every step")
@@ -638,7 +643,7 @@ def _aware(stage: _Stage, spec: CompressSpec, tools: Tools, input_shape: tuple[i
 
     teacher = as_teacher(stage.model) if spec.distill else None
     try:
-        tuned = tools.recover(simulated, epochs=spec.qat_epochs, after_step=hold, teacher=teacher)
+        tuned = tools.recover(simulated, epochs=spec.qat_epochs, rate=spec.qat_rate, after_step=hold, teacher=teacher)
     except TrainingInterruptedError:
         raise
     except TrainingError as error:  # one file that cannot be had; others may

@@ -34,9 +34,12 @@ class CompressSpec(Spec):
             number they work on channels that are not there.
         gradual: unstructured pruning rises along a cubic over the first two thirds of the fine-tuning.
         finetune_epochs: after each ratio, through the run's own training loop.
+        finetune_rate: the share of the recipe's learning rate that fine-tuning begins with; it falls along a cosine.
         distill: fine-tuning learns from the unpruned model as well.
         quantize: which precisions to try at each ratio; `none` is 32-bit float.
         qat_epochs: of quantization-aware training.
+        qat_rate: as finetune_rate, of quantization-aware training: what has been learnt is to be kept, and only the
+            rounding to be made room for.
         per_channel: each output channel of a weight has a scale of its own; false: one for the whole weight.
         target: `any` is safe on every CPU, `vnni` a little finer and only safe on CPUs with VNNI.
         calibration: how ranges are chosen; the best on validation is taken.
@@ -63,9 +66,11 @@ class CompressSpec(Spec):
     round_to: int = Field(16, ge=1, le=64)
     gradual: bool = False
     finetune_epochs: int = Field(5, ge=0)
+    finetune_rate: float = Field(0.1, gt=0, le=1)
     distill: bool = True
     quantize: tuple[Precision, ...] = Field(("none", "static"), min_length=1)
     qat_epochs: int = Field(2, ge=1)
+    qat_rate: float = Field(0.01, gt=0, le=1)
     per_channel: bool = True
     target: Literal["any", "vnni"] = "any"
     calibration: tuple[Literal["minmax", "average", "percentile", "entropy"], ...] = Field(
