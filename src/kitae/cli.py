@@ -462,9 +462,13 @@ def ablate(
     design: Literal["one_out", "one_in", "screening"] = "one_out",
     seeds: int = 3,
     only: Annotated[list[str] | None, Parameter(consume_multiple=True, negative=())] = None,
+    metric: str = "test.accuracy",
+    foldover: Annotated[bool, Parameter(negative=())] = False,
     plan: Annotated[bool, Parameter(negative=())] = False,
     workers: int = 1,
     threads: int | None = None,
+    ray: str | None = None,
+    overwrite: Annotated[bool, Parameter(negative=())] = False,
 ) -> None:
     """Build and run the ablation of any recipe: what does each technique that it uses bring?
 
@@ -480,18 +484,35 @@ def ablate(
         How many.
     only
         Names of the techniques to look at.
+    metric
+        Judged by: test.accuracy, val.accuracy, test.balanced_accuracy, ...; as in a study file.
+    foldover
+        With screening: twice the runs, and pairs of techniques no longer disturb the averages.
     plan
         Print the plan and stop.
+    workers
+        Runs at a time on this machine.
+    threads
+        Threads of each run; default shares the cores out.
+    ray
+        Address of a Ray cluster to run on instead, or `local`.
+    overwrite
+        Replace the study in --out.
     """
     from kitae.experiments.ablate import build
     from kitae.experiments.run import plan_study
     from kitae.experiments.run import study as run_study
 
-    spec = build(recipe, *(set_ or ()), design=design, seeds=seeds, only=only or ())
+    spec = build(recipe, *(set_ or ()), design=design, seeds=seeds, only=only or (), metric=metric, foldover=foldover)
     if plan:
         console.say(plan_study(spec, workers=workers, threads=threads).text())
         return
-    _told(run_study(spec, out, workers=workers, threads=threads, report=console.say))
+    _told(
+        run_study(
+            spec, out, workers=workers, threads=threads, overwrite=overwrite, executor=_ray(ray, threads),
+            report=console.say,
+        )
+    )  # fmt: skip
 
 
 @app.command
@@ -505,6 +526,8 @@ def search(
     rematch_seeds: int = 5,
     workers: int = 1,
     threads: int | None = None,
+    ray: str | None = None,
+    overwrite: Annotated[bool, Parameter(negative=())] = False,
 ) -> None:
     """Search augmentation, mixing and smoothing for your own data; presets first, a fair rematch at the end.
 
@@ -520,12 +543,20 @@ def search(
         Settings to try, the presets included.
     rematch_seeds
         Fresh seeds of the rematch between the winner and the best preset.
+    workers
+        Runs at a time on this machine.
+    threads
+        Threads of each run; default shares the cores out.
+    ray
+        Address of a Ray cluster to run on instead, or `local`.
+    overwrite
+        Replace the search in --out.
     """
     from kitae.experiments.search import search as run_search
 
     result = run_search(
         recipe, out, f"data.source={json.dumps(data)}", *(set_ or ()), arms=arms, rematch_seeds=rematch_seeds,
-        workers=workers, threads=threads, report=console.say,
+        workers=workers, threads=threads, executor=_ray(ray, threads), overwrite=overwrite, report=console.say,
     )  # fmt: skip
     console.say(result.table())
     console.say(f"the winner's recipe is {out / 'winner.yaml'}")

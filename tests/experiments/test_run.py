@@ -372,6 +372,35 @@ def test_a_study_of_which_nothing_is_left_exits_with_1(
         assert "runs did not finish" in capsys.readouterr().out
 
 
+def test_an_ablation_from_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[tuple[Any, Any, dict[str, Any]]] = []
+
+    def noted(spec: StudySpec, out: Path, **options: Any) -> StudyResult:
+        asked.append((spec, out, options))
+        return run(tmp_path / "s", make(seeds=[0, 1]))
+
+    monkeypatch.setattr("kitae.experiments.run.study", noted)
+    cli.ablate(
+        "fashion-mini", out=tmp_path / "s", design="screening", metric="val.accuracy", foldover=True, seeds=2,
+        workers=2, threads=1, overwrite=True,
+    )  # fmt: skip
+    ((spec, out, options),) = asked
+    assert (spec.metric, spec.foldover, spec.seeds, out) == ("val.accuracy", True, (0, 1), tmp_path / "s")
+    assert {name: options[name] for name in ("workers", "threads", "overwrite")} == {
+        "workers": 2, "threads": 1, "overwrite": True,
+    }  # fmt: skip
+    capsys.readouterr()
+
+
+def test_settings_name_every_precision_of_a_study(tmp_path: Path) -> None:
+    assert run(tmp_path / "one", make()).settings["precision"] == "bf16", "what auto became"
+    variants = {"fp32": {"train.precision": "fp32"}, "bf16": {"train.precision": "bf16"}}
+    spec = make(design="compare", factors={}, variants=variants, reference="fp32")
+    assert run(tmp_path / "two", spec).settings["precision"] == "fp32 and bf16"
+
+
 def test_the_plan_promises_equal_weights_and_power_only_where_they_are() -> None:
     text = plan_study(make(), measure=None).text()
     assert "the same initial weights in all layers of the same name and shape" in text

@@ -164,7 +164,7 @@ def test_a_search_that_was_cut_ends_the_same(tmp_path: Path, monkeypatch: pytest
 
 def test_another_search_in_the_folder_is_refused(tmp_path: Path) -> None:
     run(tmp_path / "s")
-    with pytest.raises(TrainingError, match="holds another search \\(arms differs\\)"):
+    with pytest.raises(TrainingError, match=r"holds another search \(arms differs\).* or --overwrite$"):
         run(tmp_path / "s", arms=25)
     with pytest.raises(RecipeError, match="arms: 7 leaves nothing to search"):
         run(tmp_path / "t", arms=7)
@@ -173,11 +173,33 @@ def test_another_search_in_the_folder_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "t").exists()
 
 
+def test_another_search_takes_the_folder_only_when_asked_to(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    run(folder)
+    (folder / "arms" / "old.json").write_text("{}")
+    with pytest.raises(RecipeError, match="epochs"):
+        run(folder, "train.epochs=-1", overwrite=True)
+    assert (folder / "arms" / "old.json").is_file(), "a mistake costs nothing"
+    assert len(run(folder, arms=10, overwrite=True).arms) == 10
+    assert not (folder / "arms" / "old.json").exists()
+    (folder / "mine.txt").write_text("notes")
+    with pytest.raises(TrainingError, match=r"holds mine\.txt which no search wrote; choose another --out"):
+        run(folder, overwrite=True)
+    assert (folder / "search.json").is_file()
+    strange = tmp_path / "t"
+    strange.mkdir()
+    (strange / "photo.jpg").write_bytes(b"")
+    with pytest.raises(TrainingError, match=r"holds photo\.jpg and no search; choose another --out"):
+        run(strange)
+
+
 def test_a_search_is_not_gone_on_with_by_a_version_whose_runs_are_others(tmp_path: Path) -> None:
     run(tmp_path / "s", arms=8)
     file = tmp_path / "s" / "search.yaml"
     file.write_text(file.read_text().replace("numerics: 2\n", ""))
-    with pytest.raises(TrainingError, match=r"gives a run other initial weights.*; choose another --out$"):
+    with pytest.raises(
+        TrainingError, match=r"gives a run other initial weights.*; choose another --out, or --overwrite$"
+    ):
         run(tmp_path / "s", arms=8)
 
 

@@ -374,11 +374,30 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(lock)
 
 
-def _delete(folder: Path) -> None:
-    """Remove a study, and nothing that a study did not write."""
-    if not (folder / "study.yaml").is_file():
+def check_owned(folder: Path, begun: str, written: Sequence[str], what: str) -> None:
+    """Refuse a folder that holds what no study (or search) wrote.
+
+    Args:
+        begun: the file that is written first; without it nothing else in the folder is ours.
+        written: the names of all that may be.
+        what: study or search.
+
+    Raises:
+        TrainingError: names what is in the way.
+    """
+    known = written if (folder / begun).is_file() else ()
+    names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+    strangers = [name for name in names if name not in known]
+    if strangers:
+        whose = f"which no {what} wrote" if known else f"and no {what}"
+        raise TrainingError(f"{folder}: holds {strangers[0]} {whose}; choose another --out")
+
+
+def remove_owned(folder: Path, begun: str, written: Sequence[str]) -> None:
+    """Remove a study (or search), and nothing that it did not write; arguments as of `check_owned`."""
+    if not (folder / begun).is_file():
         return
-    for name in _WRITTEN:
+    for name in written:
         target = folder / name
         shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
 
@@ -389,16 +408,13 @@ def _written_plan(
     """The plan as it was written down before the first run; written now where there is none, or one to replace."""
     content = None if overwrite else _read(folder)
     if content is None:
-        known = _WRITTEN if (folder / "study.yaml").is_file() else ()
-        names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
-        strangers = [name for name in names if name not in known]
-        if strangers:
-            whose = "which no study wrote" if known else "and no study"
-            raise TrainingError(f"{folder}: holds {strangers[0]} {whose}; choose another --out")
+        check_owned(folder, "study.yaml", _WRITTEN, "study")
         plan = make_plan(
             spec, workers=workers, threads=threads, measure=None if measure is None else _function(measure)
         )
-        _delete(folder)  # not before the new plan stands: a mistake in it must not cost the old study
+        remove_owned(
+            folder, "study.yaml", _WRITTEN
+        )  # not before the new plan stands: a mistake in it must not cost the old study
         when = datetime.now(UTC).isoformat(timespec="seconds")
         write_atomically(folder / "study.yaml", _study_yaml(plan, when).encode())
         return plan, when
@@ -501,14 +517,11 @@ def _outcomes(folder: Path, plan: Plan) -> dict[str, dict[str, Any]]:
     return found
 
 
-def check_numerics(
-    folder: Path, written: Mapping[str, Any], cure: str = "choose another --out, or --overwrite"
-) -> None:
+def check_numerics(folder: Path, written: Mapping[str, Any]) -> None:
     """Refuse to add runs to those of a version whose runs of the same recipe and seed are others.
 
     Args:
         written: what was written down before the first run.
-        cure: what can be done.
 
     Raises:
         TrainingError: it was another version's.
@@ -516,7 +529,7 @@ def check_numerics(
     if written.get("numerics", 1) != NUMERICS:
         raise TrainingError(
             f"{folder}: was begun by a version of Kitae that gives a run other initial weights, so its runs and new "
-            f"ones cannot be compared; {cure}"
+            "ones cannot be compared; choose another --out, or --overwrite"
         )
 
 
@@ -593,6 +606,7 @@ def _frame(jobs: Sequence[Job], outcomes: Mapping[str, Mapping[str, Any]]) -> pd
 def _settings(plan: Plan, outcomes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Under what conditions the effects were measured, for the ledger."""
     recipe = next(job.recipe for job in plan.jobs if job.variant == plan.design.reference)
+    precisions = dict.fromkeys(job.recipe.train.precision for job in plan.jobs)  # what a study varies is all named
     ordered = [outcomes[job.fingerprint] for job in plan.jobs if job.fingerprint in outcomes]
     seconds = [
         outcome["numbers"]["epoch_seconds"] * len(outcome["epochs"])
@@ -607,7 +621,7 @@ def _settings(plan: Plan, outcomes: Mapping[str, Mapping[str, Any]]) -> dict[str
         "width": recipe.model.width,
         "epochs": recipe.train.epochs,
         "batch_size": recipe.train.batch_size,
-        "precision": plan.precision or recipe.train.precision,
+        "precision": " and ".join(precisions),
         "threads": plan.threads,
         "machine": ordered[0]["machine"] if ordered else {},
         "training_hours": sum(seconds) / 3600 if seconds else None,

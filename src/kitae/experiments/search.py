@@ -42,6 +42,8 @@ from kitae.experiments.run import (
     _locked,
     _threads,
     check_numerics,
+    check_owned,
+    remove_owned,
     study,
 )
 from kitae.experiments.spec import StudySpec
@@ -51,6 +53,7 @@ from kitae.recipe import Recipe
 from kitae.reporting.effects import draw_search
 
 REDUCTION = 3
+_WRITTEN = ("search.yaml", "arms", "rematch", "search.json", "winner.yaml", "figures", "report.html")
 FRESH_SEED = 1000  # seeds of the rematch begin here; arms use the recipe's own seed
 
 Parameters = dict[str, Any]
@@ -236,6 +239,7 @@ def search(
     threads: int | None = None,
     executor: Executor | None = None,
     seed: int = 0,
+    overwrite: bool = False,
     report: Callable[[str], None] | None = None,
     train: str = TRAIN_WITHOUT_TEST,
     measure: str = MEASURE,
@@ -249,6 +253,7 @@ def search(
         rematch_seeds: seeds of the rematch, FRESH_SEED and up; two or more.
         workers, threads, executor, report, train, measure: as in `study`.
         seed: of the proposals.
+        overwrite: replace the search in `out`, once the new one is measured.
 
     Raises:
         KitaeError: anything the user can mend, in one line.
@@ -263,7 +268,7 @@ def search(
     folder = Path(out)
     threads = _threads(threads, workers)
     with _locked(folder):
-        base, image_size = _written(folder, asked, arms, workers, threads, seed, rematch_seeds, measure)
+        base, image_size = _written(folder, asked, arms, workers, threads, seed, rematch_seeds, measure, overwrite)
         rungs = _rungs(base.train.epochs)
         say(
             f"search: {arms} arms, rungs of {', '.join(str(r) for r in rungs)} epochs, judged by validation accuracy; "
@@ -393,15 +398,16 @@ def _accuracies(
 
 
 def _written(
-    folder: Path, base: Recipe, arms: int, workers: int, threads: int, seed: int, rematch_seeds: int, measure: str
-) -> tuple[Recipe, int]:
+    folder: Path, base: Recipe, arms: int, workers: int, threads: int, seed: int, rematch_seeds: int, measure: str,
+    overwrite: bool,
+) -> tuple[Recipe, int]:  # fmt: skip
     """The base recipe with precision and threads decided, as written down when the search was begun."""
     asked = {
         "arms": arms, "workers": workers, "seed": seed, "rematch_seeds": rematch_seeds,
         "recipe": base.model_dump(mode="json"),
     }  # fmt: skip
     file = folder / "search.yaml"
-    if file.is_file():
+    if file.is_file() and not overwrite:
         try:
             content = yaml.safe_load(file.read_text(encoding="utf-8"))
             before, base, image_size = content["asked"], Recipe.model_validate(content["base"]), content["image_size"]
@@ -409,9 +415,12 @@ def _written(
             raise TrainingError(f"{file}: is damaged") from error
         for name, value in asked.items():
             if before.get(name) != value:
-                raise TrainingError(f"{folder}: holds another search ({name} differs); choose another --out")
-        check_numerics(folder, content, cure="choose another --out")
+                raise TrainingError(
+                    f"{folder}: holds another search ({name} differs); choose another --out, or --overwrite"
+                )
+        check_numerics(folder, content)
         return base, int(image_size)
+    check_owned(folder, "search.yaml", _WRITTEN, "search")
     facts = _function(measure)(base)
     train = base.train.model_copy(
         update={
@@ -424,6 +433,7 @@ def _written(
     image_size = int(facts["image"][1])
     content = {"numerics": NUMERICS, "asked": asked, "base": base.model_dump(mode="json"), "image_size": image_size}
     note = "# Written before the first arm. Do not change: the search is gone on with only as it was begun.\n"
+    remove_owned(folder, "search.yaml", _WRITTEN)  # not before the new one is measured
     write_atomically(file, (note + yaml.safe_dump(content, sort_keys=False, allow_unicode=True)).encode())
     return base, image_size
 
