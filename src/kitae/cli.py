@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, CycloptsError, Parameter
 
 from kitae import __version__, console
-from kitae.errors import CompressionError, KitaeError, RecipeError, missing
+from kitae.errors import BudgetError, CompressionError, KitaeError, RecipeError, missing
 
 app = App(
     name="kitae",
@@ -321,8 +321,8 @@ def compress(
     overwrite
         Replace the compression in --out; fine-tuned stages that still fit are used again.
     """
+    from kitae.compressing import CompressionResult, resolve_spec
     from kitae.compressing import compress as run_compression
-    from kitae.compressing import resolve_spec
     from kitae.recipe import override
 
     given = {
@@ -334,11 +334,16 @@ def compress(
         options["abandon"] = True  # a budget is a budget, also one by --set
     # The flags first: what --set says may only make sense beside them (gradual=true beside --prune unstructured).
     spec = override(resolve_spec(None, options), set_ or [])
-    result = run_compression(run, out, spec=spec, overwrite=overwrite, say=console.say)
+    try:
+        result = run_compression(run, out, spec=spec, overwrite=overwrite, say=console.say)
+    except BudgetError as problem:
+        _print_candidates(CompressionResult.open(problem.folder))
+        raise
     _print_compression(result)
 
 
-def _print_compression(result: Any) -> None:
+def _print_candidates(result: Any) -> None:
+    """A line a candidate; the winner, or the one closest to the budget, has a star."""
     rows = [
         [
             ("* " if row["winner"] else "") + row["name"],
@@ -351,6 +356,10 @@ def _print_compression(result: Any) -> None:
     ]
     head = ["candidate", "bytes", "ms an image", "faster", "validation accuracy (95 % interval)"]
     console.table("", head, rows)
+
+
+def _print_compression(result: Any) -> None:
+    _print_candidates(result)
     facts = result.facts
     packed = " when packed" if facts["size"] == "packed_bytes" else ""
     times = f"{facts['smaller']:.1f} x smaller{packed} and {facts['faster']:.1f} x faster"

@@ -36,7 +36,15 @@ from kitae.compression.spec import CompressSpec
 from kitae.deployment.onnx import Card, Exported, serialize, to_onnx
 from kitae.deployment.onnx import export as write_onnx
 from kitae.deployment.verify import Parity, torch_reference, verify_float, verify_integer
-from kitae.errors import CompressionError, DataError, KitaeError, TrainingError, TrainingInterruptedError, one_line
+from kitae.errors import (
+    BudgetError,
+    CompressionError,
+    DataError,
+    KitaeError,
+    TrainingError,
+    TrainingInterruptedError,
+    one_line,
+)
 from kitae.evaluation import intervals, latency
 from kitae.evaluation.calibration import fit_temperature
 from kitae.files import LOCK, lock_folder, write_atomically, write_json
@@ -212,8 +220,8 @@ def compress(
         say: gets a line of progress.
 
     Raises:
-        CompressionError: nothing met the budget (the folder holds the closest, and the message says how close), or the
-            network cannot be compressed as asked.
+        BudgetError: nothing met the budget; the folder holds the closest, and the message says how close.
+        CompressionError: the network cannot be compressed as asked.
         TrainingError: the run has no best model yet; or a signal came (the ratios that were done are kept).
         ExportError: a file does not compute what it should.
     """
@@ -261,10 +269,7 @@ def _compress(run: Run, folder: Path, spec: CompressSpec, say: Say) -> Compressi
     counts = {"train": len(train), "val": len(validation)}
     result = _write(folder, run, spec, outcome, test, counts, calibrated(outcome.model).temperature)
     if not outcome.within_budget:
-        raise CompressionError(
-            f"{folder}: no candidate is within the budget; the closest, {outcome.winner.name}, {outcome.why_not}; "
-            f"it is kept as closest.onnx"
-        )
+        raise BudgetError(folder, f"{outcome.winner.name}, {outcome.why_not}")
     return result
 
 

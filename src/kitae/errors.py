@@ -6,7 +6,8 @@ KitaeError                a user can cause it; one line: what, where, the cure. 
 ├── AugmentError          wrong image batch or op parameters
 ├── TrainingError         the loop, its checkpoints, the run folder
 │   └── TrainingInterruptedError   a signal came; what was done is kept
-├── CompressionError      pruning, quantization, an impossible budget
+├── CompressionError      pruning, quantization
+│   └── BudgetError           nothing met the budget; the closest is kept
 ├── ExportError           an exported file: writing, verifying or reading it
 └── MissingExtraError     a library that an extra installs is not there
 
@@ -16,6 +17,7 @@ Anything else is a bug in Kitae and shows its traceback.
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from types import ModuleType
 
 
@@ -57,6 +59,24 @@ class TrainingInterruptedError(TrainingError):
 
 class CompressionError(KitaeError):
     """A model cannot be compressed as asked."""
+
+
+class BudgetError(CompressionError):
+    """Nothing met the budget.
+
+    Attributes:
+        folder: the compression folder, with every candidate's figures and the closest one's file.
+        closest: which that is, and what it exceeds.
+    """
+
+    def __init__(self, folder: Path, closest: str) -> None:
+        super().__init__(folder, closest)
+        self.folder, self.closest = folder, closest
+
+    def __str__(self) -> str:
+        return (
+            f"{self.folder}: no candidate is within the budget; the closest, {self.closest}; it is kept as closest.onnx"
+        )
 
 
 class ExportError(KitaeError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import pickle
 import shutil
 import signal
 from pathlib import Path
@@ -19,7 +20,7 @@ from kitae import cli, compressing
 from kitae.compressing import CompressionResult, compress, export
 from kitae.compression.prune import Shape, count
 from kitae.compression.spec import CompressSpec
-from kitae.errors import CompressionError, RecipeError, TrainingError, TrainingInterruptedError
+from kitae.errors import BudgetError, CompressionError, RecipeError, TrainingError, TrainingInterruptedError
 from kitae.evaluation.calibration import fit_temperature
 from kitae.pipeline import Setup, train
 from kitae.recipe import Recipe
@@ -297,9 +298,11 @@ def test_export_needs_no_data(finished: Run, tmp_path: Path) -> None:
 
 def test_an_impossible_budget_is_one_line_and_does_not_open_test(finished: Run, tmp_path: Path) -> None:
     openings = finished.test_openings
-    with pytest.raises(CompressionError, match=r"the closest, original int8-static, has .* bytes, not 1,000") as error:
+    with pytest.raises(BudgetError, match=r"the closest, original int8-static, has .* bytes, not 1,000") as error:
         compress(finished, tmp_path / "small", **small(prune="none", max_bytes=1000))
     assert "\n" not in str(error.value)
+    assert error.value.folder == tmp_path / "small"
+    assert pickle.loads(pickle.dumps(error.value)).closest == error.value.closest  # it may come from a worker
     assert finished.test_openings == openings
     result = CompressionResult.open(tmp_path / "small")
     assert not result.within_budget
