@@ -283,7 +283,7 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
 
     class Again(Inline):
         def outcomes(self, units: Any) -> Any:
-            with pytest.raises(TrainingError, match="another process is running this study"):
+            with pytest.raises(TrainingError, match="another process is at work in this folder"):
                 run(folder)
             yield from super().outcomes(units)
 

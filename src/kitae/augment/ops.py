@@ -218,7 +218,7 @@ def _check_factor(value: Amount, name: str) -> Amount:
     return _check_pair(value, name, 0.0)
 
 
-def _check_fill(value: Fill) -> Fill:
+def check_fill(value: Fill) -> Fill:
     if value is not None and not all(0 <= v <= 255 for v in fills(value)):
         raise ValueError(f"fill must be levels in [0, 255] or null, not {value}")
     return value
@@ -302,7 +302,7 @@ class RandomCrop(Op):
     mode: Literal["zero", "reflect", "edge"] = "zero"
     fill: float | tuple[float, float, float] = 0.0
 
-    _fill = field_validator("fill")(_check_fill)
+    _fill = field_validator("fill")(check_fill)
 
     def borders(self) -> tuple[int, int, int, int]:
         """Padding at the left, top, right and bottom."""
@@ -421,7 +421,7 @@ class Rotate(Op):
     interpolation: Interpolation = "nearest"
     fill: Fill = 0.0
 
-    _fill = field_validator("fill")(_check_fill)
+    _fill = field_validator("fill")(check_fill)
 
     @field_validator("degrees")
     @classmethod
@@ -462,7 +462,7 @@ class Affine(Op):
     interpolation: Interpolation = "nearest"
     fill: Fill = 0.0
 
-    _fill = field_validator("fill")(_check_fill)
+    _fill = field_validator("fill")(check_fill)
 
     @field_validator("degrees")
     @classmethod
@@ -529,7 +529,7 @@ class Perspective(Op):
     interpolation: Interpolation = "bilinear"
     fill: Fill = 0.0
 
-    _fill = field_validator("fill")(_check_fill)
+    _fill = field_validator("fill")(check_fill)
 
     def numbers(self, site: Site) -> list[float]:
         if site.height < 2 or site.width < 2:

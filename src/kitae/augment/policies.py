@@ -45,8 +45,8 @@ from kitae.augment.ops import (
     Interpolation,
     Op,
     Site,
-    _check_fill,
     below,
+    check_fill,
     draw,
     fills,
     unit,
@@ -199,7 +199,7 @@ class _Policy(Op):
     interpolation: Interpolation = "nearest"
     fill: Fill = None
 
-    _fill = field_validator("fill")(_check_fill)
+    _fill = field_validator("fill")(check_fill)
 
     def _warp(self) -> list[float]:
         return [AFFINE_NEAREST + (self.interpolation == "bilinear"), *fills(self.fill)]

@@ -21,7 +21,7 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, Protocol
 
-from kitae.errors import require
+from kitae.errors import RecipeError, require
 from kitae.experiments.worker import INTERRUPTED, execute, read_outcome
 
 _STOP_SECONDS = 60.0  # a run that is told to stop saves within a step and the writing of its checkpoint
@@ -125,6 +125,20 @@ class RayCluster:
         finally:
             for reference in of:
                 ray.cancel(reference, force=True)
+
+
+def threads_each(threads: int | None, workers: int) -> int:
+    """How many threads each of so many runs at a time has, where none were given: the cores, shared out.
+
+    Raises:
+        RecipeError: a number below one.
+    """
+    if workers < 1:
+        raise RecipeError(f"workers: {workers} must be at least 1")
+    if threads is not None and threads < 1:
+        raise RecipeError(f"threads: {threads} must be at least 1; leave it out to share the cores out")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // workers) if threads is None else threads
 
 
 def _threads(unit: Unit, given: int | None) -> int:

@@ -16,14 +16,10 @@ recipe's fingerprint, a run that was cut goes on from its checkpoint, and the ta
 from __future__ import annotations
 
 import base64
-import importlib
 import json
 import math
-import os
-import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -40,18 +36,17 @@ from kitae.data.spec import DataSpec
 from kitae.data.store import open_store
 from kitae.errors import KitaeError, RecipeError, TrainingError
 from kitae.experiments.design import Design, expand
-from kitae.experiments.executors import Executor, LocalProcesses
+from kitae.experiments.executors import Executor, LocalProcesses, threads_each
+from kitae.experiments.folder import NUMERICS, check_numerics, check_owned, locked, remove_owned
 from kitae.experiments.outcome import metric
 from kitae.experiments.plan import Job, Plan, make_plan
 from kitae.experiments.spec import StudySpec
 from kitae.experiments.stats import Analysis, Effect, analyse, judge, wording
 from kitae.experiments.tables import result_text
-from kitae.experiments.worker import read_outcome
-from kitae.files import lock_folder, write_atomically, write_json
+from kitae.experiments.worker import function, read_outcome
+from kitae.files import write_atomically, write_json
 
 FORMAT = 1
-# Goes up when the same recipe and seed begin to give another run. 2: initial weights are keyed by parameter names.
-NUMERICS = 2
 TRAIN = "kitae.pipeline:train"
 TRAIN_WITHOUT_TEST = "kitae.experiments.validation:train"
 MEASURE = "kitae.pipeline:plan"
@@ -73,8 +68,8 @@ def plan_study(
         measure: a function that times a few steps (see `kitae.pipeline.plan`); None for no estimate of time.
     """
     return make_plan(
-        _spec(spec, overrides, tiny), workers=workers, threads=_threads(threads, workers),
-        measure=None if measure is None else _function(measure),
+        _spec(spec, overrides, tiny), workers=workers, threads=threads_each(threads, workers),
+        measure=None if measure is None else function(measure),
     )  # fmt: skip
 
 
@@ -114,8 +109,8 @@ def study(
     """
     asked = _spec(spec, overrides, tiny)
     folder = Path("runs") / f"study-{asked.name}" if out is None else Path(out)
-    with _locked(folder):
-        plan, when = _written_plan(folder, asked, workers, _threads(threads, workers), measure, overwrite)
+    with locked(folder):
+        plan, when = _written_plan(folder, asked, workers, threads_each(threads, workers), measure, overwrite)
         say = report or (lambda _: None)
         say(plan.text())
         if threads not in (None, plan.threads):
@@ -346,60 +341,7 @@ def _spec(spec: StudySpec | str | Path, overrides: Sequence[str], tiny: bool) ->
     return StudySpec.load(spec, *overrides, tiny=tiny)
 
 
-def _threads(threads: int | None, workers: int) -> int:
-    if workers < 1:
-        raise RecipeError(f"workers: {workers} must be at least 1")
-    if threads is not None and threads < 1:
-        raise RecipeError(f"threads: {threads} must be at least 1; leave it out to share the cores out")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // workers) if threads is None else threads
-
-
-def _function(reference: str) -> Callable[..., Any]:
-    module, _, name = reference.partition(":")
-    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    return function
-
-
 # ---- the folder -----------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """The study folder, made if need be, for this process alone."""
-    lock = lock_folder(folder, TrainingError, "another process is running this study")
-    try:
-        yield
-    finally:
-        os.close(lock)
-
-
-def check_owned(folder: Path, begun: str, written: Sequence[str], what: str) -> None:
-    """Refuse a folder that holds what no study (or search) wrote.
-
-    Args:
-        begun: the file that is written first; without it nothing else in the folder is ours.
-        written: the names of all that may be.
-        what: study or search.
-
-    Raises:
-        TrainingError: names what is in the way.
-    """
-    known = written if (folder / begun).is_file() else ()
-    names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
-    strangers = [name for name in names if name not in known]
-    if strangers:
-        whose = f"which no {what} wrote" if known else f"and no {what}"
-        raise TrainingError(f"{folder}: holds {strangers[0]} {whose}; choose another --out")
-
-
-def remove_owned(folder: Path, begun: str, written: Sequence[str]) -> None:
-    """Remove a study (or search), and nothing that it did not write; arguments as of `check_owned`."""
-    if not (folder / begun).is_file():
-        return
-    for name in written:
-        target = folder / name
-        shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
 
 
 def _written_plan(
@@ -409,9 +351,7 @@ def _written_plan(
     content = None if overwrite else _read(folder)
     if content is None:
         check_owned(folder, "study.yaml", _WRITTEN, "study")
-        plan = make_plan(
-            spec, workers=workers, threads=threads, measure=None if measure is None else _function(measure)
-        )
+        plan = make_plan(spec, workers=workers, threads=threads, measure=None if measure is None else function(measure))
         remove_owned(
             folder, "study.yaml", _WRITTEN
         )  # not before the new plan stands: a mistake in it must not cost the old study
@@ -515,22 +455,6 @@ def _outcomes(folder: Path, plan: Plan) -> dict[str, dict[str, Any]]:
         if outcome is not None:
             found[job.fingerprint] = outcome
     return found
-
-
-def check_numerics(folder: Path, written: Mapping[str, Any]) -> None:
-    """Refuse to add runs to those of a version whose runs of the same recipe and seed are others.
-
-    Args:
-        written: what was written down before the first run.
-
-    Raises:
-        TrainingError: it was another version's.
-    """
-    if written.get("numerics", 1) != NUMERICS:
-        raise TrainingError(
-            f"{folder}: was begun by a version of Kitae that gives a run other initial weights, so its runs and new "
-            "ones cannot be compared; choose another --out, or --overwrite"
-        )
 
 
 def _check_images(folder: Path, plan: Plan, outcomes: Mapping[str, Mapping[str, Any]]) -> None:

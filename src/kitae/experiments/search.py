@@ -32,22 +32,17 @@ import yaml
 from kitae.data.base import VAL
 from kitae.data.store import open_store
 from kitae.errors import RecipeError, TrainingError, require
-from kitae.experiments.executors import Executor, LocalProcesses
+from kitae.experiments.executors import Executor, LocalProcesses, threads_each
+from kitae.experiments.folder import NUMERICS, check_numerics, check_owned, locked, remove_owned
 from kitae.experiments.run import (
     MEASURE,
-    NUMERICS,
     TRAIN_WITHOUT_TEST,
     StudyResult,
-    _function,
-    _locked,
-    _threads,
-    check_numerics,
-    check_owned,
-    remove_owned,
     study,
 )
 from kitae.experiments.spec import StudySpec
 from kitae.experiments.stats import amount
+from kitae.experiments.worker import function
 from kitae.files import write_atomically, write_json
 from kitae.recipe import Recipe
 from kitae.reporting.effects import draw_search
@@ -266,8 +261,8 @@ def search(
         raise RecipeError(f"rematch_seeds: {rematch_seeds} gives the verdict no interval; two or more, such as 5")
     asked = (recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)).override(*overrides)
     folder = Path(out)
-    threads = _threads(threads, workers)
-    with _locked(folder):
+    threads = threads_each(threads, workers)
+    with locked(folder):
         base, image_size = _written(folder, asked, arms, workers, threads, seed, rematch_seeds, measure, overwrite)
         rungs = _rungs(base.train.epochs)
         say(
@@ -421,7 +416,7 @@ def _written(
         check_numerics(folder, content)
         return base, int(image_size)
     check_owned(folder, "search.yaml", _WRITTEN, "search")
-    facts = _function(measure)(base)
+    facts = function(measure)(base)
     train = base.train.model_copy(
         update={
             "precision": facts["recipe"].train.precision,

@@ -47,7 +47,7 @@ def execute(unit: Mapping[str, Any]) -> list[dict[str, Any]]:
     with _alone(folder.with_name(f".{folder.name}.lock")):
         try:
             recipe = Recipe.model_validate(unit["recipe"])
-            run = _function(unit["train"])(recipe, out=folder, resume=True)
+            run = function(unit["train"])(recipe, out=folder, resume=True)
             common: dict[str, Any] = _summary(run)
         except Exception as error:
             if _is_interruption(error):
@@ -130,10 +130,11 @@ def _write(job: Mapping[str, Any], outcome: dict[str, Any]) -> dict[str, Any]:
     return outcome
 
 
-def _function(reference: str) -> Callable[..., Any]:
+def function(reference: str) -> Callable[..., Any]:
+    """The function that `module:function` names."""
     module, _, name = reference.partition(":")
-    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    return function
+    named: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return named
 
 
 def _is_interruption(error: Exception) -> bool:
