@@ -421,9 +421,9 @@ def study(
     tiny
         The study's tiny twin: does the file run? Its numbers mean nothing.
     workers
-        Runs at a time on this machine.
+        Runs at a time.
     threads
-        Threads of each run; default shares the cores out.
+        Threads of each run; default shares this machine's cores out.
     ray
         Address of a Ray cluster to run on instead, or `local`.
     overwrite
@@ -441,7 +441,7 @@ def study(
     else:
         result = run_study(
             spec, out, *assignments, tiny=tiny, workers=workers, threads=threads, overwrite=overwrite,
-            executor=_ray(ray, threads), report=console.say,
+            executor=_ray(ray), report=console.say,
         )  # fmt: skip
         _told(result)
 
@@ -454,12 +454,12 @@ def _told(result: Any) -> None:
         sys.exit(1)
 
 
-def _ray(address: str | None, threads: int | None) -> Any:
+def _ray(address: str | None) -> Any:
     if address is None:
         return None
     from kitae.experiments.executors import RayCluster
 
-    return RayCluster(None if address == "local" else address, threads=threads)
+    return RayCluster(None if address == "local" else address)
 
 
 @study_app.command
@@ -500,9 +500,9 @@ def ablate(
     plan
         Print the plan and stop.
     workers
-        Runs at a time on this machine.
+        Runs at a time.
     threads
-        Threads of each run; default shares the cores out.
+        Threads of each run; default shares this machine's cores out.
     ray
         Address of a Ray cluster to run on instead, or `local`.
     overwrite
@@ -518,7 +518,7 @@ def ablate(
         return
     _told(
         run_study(
-            spec, out, workers=workers, threads=threads, overwrite=overwrite, executor=_ray(ray, threads),
+            spec, out, workers=workers, threads=threads, overwrite=overwrite, executor=_ray(ray),
             report=console.say,
         )
     )  # fmt: skip
@@ -553,11 +553,11 @@ def search(
     rematch_seeds
         Fresh seeds of the rematch between the winner and the best preset.
     workers
-        Runs at a time on this machine.
+        Runs at a time.
     threads
-        Threads of each run; default shares the cores out.
+        Threads of each run; default shares this machine's cores out.
     ray
-        Address of a Ray cluster to run on instead, or `local`.
+        Address of a Ray cluster to run on, or `local`; say how many --workers and --threads it has room for.
     overwrite
         Replace the search in --out.
     """
@@ -565,7 +565,7 @@ def search(
 
     result = run_search(
         recipe, out, f"data.source={json.dumps(data)}", *(set_ or ()), arms=arms, rematch_seeds=rematch_seeds,
-        workers=workers, threads=threads, executor=_ray(ray, threads), overwrite=overwrite, report=console.say,
+        workers=workers, threads=threads, executor=_ray(ray), overwrite=overwrite, report=console.say,
     )  # fmt: skip
     console.say(result.table())
     console.say(f"the winner's recipe is {out / 'winner.yaml'}")

@@ -59,6 +59,20 @@ def percent(share: float, interval: Any = None) -> str:
     return f"{100 * share:.1f} % ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})"
 
 
+def decimals(error: float, otherwise: int = 3) -> int:
+    """How many decimals show two significant digits of an error of this size, 0 to 8.
+
+    Args:
+        otherwise: where the error is not known, or zero.
+
+    >>> decimals(0.00034), decimals(0.3), decimals(40.0)
+    (5, 2, 0)
+    """
+    if not (math.isfinite(error) and error > 0):
+        return otherwise
+    return min(8, max(0, 1 - math.floor(math.log10(error))))
+
+
 def duration(seconds: float) -> str:
     """`42 s`, `3 min 05 s`, `2 h 10 min`."""
     whole = round(seconds)

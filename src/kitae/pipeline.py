@@ -86,7 +86,7 @@ def train(
             run.recipe.train,
             world,
             watcher=watcher,
-            write_rows=_recorder(run),
+            write_rows=recorder(run),
             rows=run.metrics(),
             checkpoint=run.checkpoint,
             best=run.best,
@@ -110,6 +110,26 @@ def finish(run: Run, setup: Setup, model: nn.Module) -> None:
     from kitae.reporting.figures import draw_run
 
     store, splits, classes = setup.store, setup.splits, setup.store.classes
+    chosen = validated(run, setup, model)
+    temperature = chosen["temperature"]
+    test = splits.open_test(lambda: run.count_test_opening("end of training"))
+    test_logits, test_labels = run.logits(setup.image_set(test), model)
+    run.write_predictions(
+        predictions_table([store.names[row] for row in test], test_labels, test_logits, classes, temperature)
+    )
+    results = {"test": evaluate(test_logits, test_labels, classes, temperature), **chosen}
+    run.write_evaluation(results)  # before the pictures: a disk that is full by then must not cost the result
+    worst = mistakes(test_logits, test_labels, 12, temperature)
+    draw_run(run, results, [(np.array(store.images[test[mistake.position]]), mistake) for mistake in worst])
+
+
+def validated(run: Run, setup: Setup, model: nn.Module) -> dict[str, Any]:
+    """What validation images say about the best weights, after calibration on them; the facts that predicting needs.
+
+    Returns:
+        `val`, `temperature`, `precision`, `tta`, `best_epoch`, as evaluation.json has them.
+    """
+    splits, classes = setup.splits, setup.store.classes
     val_logits, val_labels = run.logits(setup.image_set(splits.val), model)
     temperature = 1.0
     if run.recipe.evaluate.temperature:
@@ -118,22 +138,13 @@ def finish(run: Run, setup: Setup, model: nn.Module) -> None:
         logits = val_logits if single else run.logits(setup.image_set(splits.val), model, tta="none")[0]
         temperature = fit_temperature(logits, val_labels)
     run.write_facts({**setup.facts(model), "temperature": temperature})
-    test = splits.open_test(lambda: run.count_test_opening("end of training"))
-    test_logits, test_labels = run.logits(setup.image_set(test), model)
-    run.write_predictions(
-        predictions_table([store.names[row] for row in test], test_labels, test_logits, classes, temperature)
-    )
-    results = {
-        "test": evaluate(test_logits, test_labels, classes, temperature),
+    return {
         "val": evaluate(val_logits, val_labels, classes, temperature),
         "temperature": temperature,
         "precision": run.recipe.train.precision,
         "tta": run.recipe.evaluate.tta,
         "best_epoch": run.best_epoch(),
     }
-    run.write_evaluation(results)  # before the pictures: a disk that is full by then must not cost the result
-    worst = mistakes(test_logits, test_labels, 12, temperature)
-    draw_run(run, results, [(np.array(store.images[test[mistake.position]]), mistake) for mistake in worst])
 
 
 @dataclass(frozen=True)
@@ -358,7 +369,7 @@ def plan(recipe: Recipe, progress: Progress | None = None, steps: int = 6) -> di
     }
 
 
-def _recorder(run: Run) -> Callable[[Sequence[Mapping[str, Any]]], None]:
+def recorder(run: Run) -> Callable[[Sequence[Mapping[str, Any]]], None]:
     """Writes the lines of metrics after each epoch, for TensorBoard too where the recipe says so."""
     if not run.recipe.train.tensorboard:
         return run.write_metrics

@@ -128,5 +128,13 @@ def search_train(recipe: Recipe, out: Path, *, resume: bool) -> FakeRun:
     return FakeSearchRun(out, train(recipe, out, resume=resume).recipe)
 
 
+class SearchRunOnImages(FakeSearchRun, RunOnImages):
+    pass
+
+
+def search_on_images(recipe: Recipe, out: Path, *, resume: bool) -> FakeRun:
+    return SearchRunOnImages(out, search_train(recipe, out, resume=resume).recipe)
+
+
 def search_measure(recipe: Recipe) -> dict[str, Any]:
     return {**measure(recipe), "image": (3, 32, 32)}

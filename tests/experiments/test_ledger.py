@@ -69,6 +69,16 @@ def test_designs_of_unlike_numbers_of_runs_are_not_set_side_by_side(tmp_path: Pa
     assert "by screening and one at a time" not in markdown(load(tmp_path / "results"))
 
 
+def test_techniques_of_other_strengths_are_not_set_side_by_side(tmp_path: Path) -> None:
+    other = {**FACTORS, "smoothing": {"train.label_smoothing": [0.0, 0.2]}}
+    assert other != FACTORS
+    for design, factors in (("one_out", FACTORS), ("screening", other)):
+        spec = StudySpec.parse({"name": f"s-{design}", "base": "fashion-mini", "design": design, "factors": factors})
+        study(spec, tmp_path / design, executor=Inline(), figures=False, **FAKE)
+        publish(tmp_path / design, tmp_path / "results")
+    assert "by screening and one at a time" not in markdown(load(tmp_path / "results"))
+
+
 def test_every_pair_of_designs_is_listed_and_no_width_divides_by_zero(tmp_path: Path) -> None:
     for name, design in (("a", "one_out"), ("b", "screening"), ("c", "screening")):
         spec = StudySpec.parse(

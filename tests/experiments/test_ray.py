@@ -37,18 +37,16 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Any:
     ray.shutdown()
 
 
-@pytest.mark.parametrize(("given", "processors"), [(None, 3), (2, 2)])
-def test_a_run_asks_for_as_many_processors_as_its_recipe_says_threads(given: int | None, processors: int) -> None:
-    cluster = cli._ray("local", given)
-    assert isinstance(cluster, RayCluster)
-    assert executors._threads({"recipe": {"train": {"threads": 3}}}, cluster.threads) == processors
+def test_a_run_asks_for_as_many_processors_as_its_recipe_says_threads() -> None:
+    assert isinstance(cli._ray("local"), RayCluster)
+    assert executors._threads({"recipe": {"train": {"threads": 3}}}) == 3
 
 
 @slow
 def test_the_same_study_on_a_cluster(tmp_path: Path, cluster: Any) -> None:
     spec = make(seeds=[0, 1])
     run(tmp_path / "inline", spec, threads=1)
-    study(spec, tmp_path / "ray", executor=RayCluster(threads=1), threads=1, **FAKE)
+    study(spec, tmp_path / "ray", executor=RayCluster(), threads=1, **FAKE)
     assert files(tmp_path / "ray") == files(tmp_path / "inline")
 
 
@@ -76,7 +74,7 @@ def test_a_killed_worker_is_tried_again(tmp_path: Path, cluster: Any) -> None:
 def test_a_run_that_keeps_losing_its_worker_is_reported(tmp_path: Path, cluster: Any) -> None:
     spec = make(seeds=[0], factors={"smoothing": {"train.label_smoothing": [0.0, 0.1]}})
     result = study(
-        spec, tmp_path / "ray", executor=RayCluster(threads=1, retries=0), threads=1,
+        spec, tmp_path / "ray", executor=RayCluster(retries=0), threads=1,
         **{**FAKE, "train": "tests.experiments.test_ray:kills_its_ray_worker"},
     )  # fmt: skip
     assert list(result.runs["status"]) == ["failed", "failed"]
@@ -87,11 +85,11 @@ def test_a_run_that_keeps_losing_its_worker_is_reported(tmp_path: Path, cluster:
 def test_real_training_on_a_cluster_that_loses_a_worker_gives_the_same_bits(tmp_path: Path, cluster: Any) -> None:
     spec = StudySpec.parse(REAL)
     here, there = tmp_path / "local", tmp_path / "ray"
-    local = study(spec, here, executor=LocalProcesses(2, threads=1), threads=1, figures=False)
+    local = study(spec, here, executor=LocalProcesses(2), threads=1, figures=False)
     killed: list[str] = []
     watching = threading.Thread(target=_kill_a_worker_in_the_middle_of_training, args=(there, killed), daemon=True)
     watching.start()
-    remote = study(spec, there, executor=RayCluster(threads=1), threads=1, figures=False)
+    remote = study(spec, there, executor=RayCluster(), threads=1, figures=False)
     watching.join()
     assert len(local.failed) == len(remote.failed) == 0, [*local.failed["error"], *remote.failed["error"]]
     assert len(killed) == 1, "no worker was found in the middle of training"

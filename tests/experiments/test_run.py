@@ -198,7 +198,18 @@ def test_threads_that_a_study_keeps_are_told(tmp_path: Path) -> None:
     run(tmp_path / "s", report=lines.append)
     assert not any("is not used" in line for line in lines)
     run(tmp_path / "s", threads=2, report=lines.append)
-    assert lines[-1] == "threads: 2 is not used; the study was begun with 1 and keeps them"
+    assert "threads: 2 is not used; the study's runs have 1, from its beginning or its recipes" in lines
+
+
+def test_threads_that_the_recipes_ask_for_are_the_ones_told(tmp_path: Path) -> None:
+    lines: list[str] = []
+    result = run(tmp_path / "s", make(set={"train.threads": 3}, seeds=[0, 1]), threads=16, report=lines.append)
+    assert "3 threads each" in lines[0]
+    assert "threads: 16 is not used; the study's runs have 3, from its beginning or its recipes" in lines
+    assert result.settings["threads"] == 3
+    both = make(design="compare", factors={}, variants={"1": {"train.threads": 1}, "2": {"train.threads": 2}})
+    assert run(tmp_path / "t", both).settings["threads"] == [1, 2]
+    assert "1 or 2 threads each" in plan_study(both, measure=FAKE["measure"]).text()
 
 
 CLAIM = {"says": "mixing helps", "effect": "mixing", "between": [1, 3]}
@@ -243,6 +254,31 @@ def test_overwrite_deletes_nothing_before_the_new_plan_stands(tmp_path: Path, wr
         run(folder, make(seeds=[0]), overwrite=True)
     assert files(folder) == before
     assert len(list((folder / "runs").glob("*.json"))) == 9
+
+
+def test_an_overwriting_that_was_cut_can_be_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "s"
+    run(folder)
+
+    def cut(path: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("kitae.experiments.folder.shutil.rmtree", cut)
+        with pytest.raises(KeyboardInterrupt):
+            run(folder, make(seeds=[0, 1]), overwrite=True)
+    assert len(run(folder, make(seeds=[0, 1]), overwrite=True).runs) == 6
+
+
+def test_what_differs_is_named_to_the_last_field(tmp_path: Path) -> None:
+    base = Recipe.load("fashion-mini").model_dump(mode="json")
+    run(tmp_path / "s", make(base=base))
+    base["train"]["epochs"] = 77
+    with pytest.raises(TrainingError, match=r"holds another study \(base\.train\.epochs was \d+, is 77\)"):
+        run(tmp_path / "s", make(base=base))
+    with pytest.raises(TrainingError, match=r"\(set\.train\.batch_size was not there when it was begun\)"):
+        run(tmp_path / "s", make(base=Recipe.load("fashion-mini").model_dump(mode="json"),
+                                 set={"train.epochs": 3, "train.batch_size": 8}))  # fmt: skip
 
 
 def test_a_changed_base_recipe_is_refused(tmp_path: Path) -> None:
@@ -414,7 +450,7 @@ def test_processes_give_the_same_files_as_this_process(tmp_path: Path, monkeypat
     spec = make(seeds=[0, 1])
     run(tmp_path / "inline", spec, threads=1)
     monkeypatch.setenv("FAKE_DIE_ONCE", str(tmp_path))
-    run(tmp_path / "local", spec, threads=1, executor=LocalProcesses(workers=2, threads=1))
+    run(tmp_path / "local", spec, threads=1, executor=LocalProcesses(workers=2))
     assert (tmp_path / "died").exists()  # one worker was killed by a signal, and its run tried again
     assert files(tmp_path / "inline") == files(tmp_path / "local")
 
@@ -525,6 +561,10 @@ def test_steps_after_training_share_the_training(tmp_path: Path, monkeypatch: py
     assert effect.name == "ratio=0.5"
     assert effect.estimate == pytest.approx(-5.0)
     assert result.analyses["prune.nested.bytes"].effects[0].estimate == pytest.approx(0.5)
+    assert result.settings["training_hours"] * 3600 == pytest.approx(3 * 3 * 0.5), "a training shared is one training"
+    lines: list[str] = []
+    run(tmp_path / "s", spec, report=lines.append)
+    assert any(line.startswith("going on: 6 of 9 runs are done already") for line in lines)
 
 
 OWN = "tests.experiments.fake_train:after_step"

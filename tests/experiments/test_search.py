@@ -162,9 +162,60 @@ def test_a_search_that_was_cut_ends_the_same(tmp_path: Path, monkeypatch: pytest
     assert {len(path.read_text()) for path in (tmp_path / "cut" / "arms").glob("*/trained")} == {1}
 
 
+def test_the_folder_is_taken_until_the_rematch_is_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_ROTATION", "0.05")
+    refused: list[bool] = []
+
+    def also_here(line: str) -> None:
+        if line.startswith("Study rematch"):
+            with pytest.raises(TrainingError, match="another process is at work in this folder"):
+                run(tmp_path / "s", overwrite=True)
+            refused.append(True)
+
+    run(tmp_path / "s", arms=40, report=also_here)
+    assert refused == [True]
+
+
+def test_an_arm_that_failed_and_is_tried_again_may_change_the_pair(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_ROTATION", "0.05")
+    whole = run(tmp_path / "whole", arms=40)
+    monkeypatch.setenv("FAKE_FAIL", whole.preset.recipe.fingerprint)
+    first = run(tmp_path / "s", arms=40)
+    assert first.preset.name != whole.preset.name
+    monkeypatch.delenv("FAKE_FAIL")
+    second = run(tmp_path / "s", arms=40)
+    assert second.preset.name == whole.preset.name
+    assert second.rematch.path != first.rematch.path
+    assert first.rematch.path.is_dir()
+
+
+def test_threads_that_a_search_keeps_are_told_and_are_those_of_the_rematch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_ROTATION", "0.05")
+    run(tmp_path / "s", arms=40, threads=1)
+    lines: list[str] = []
+    result = run(tmp_path / "s", arms=40, threads=2, report=lines.append)
+    assert "threads: 2 is not used; the search's runs have 1, from its beginning or its recipe" in lines
+    assert result.rematch.settings["threads"] == 1
+
+
+def test_a_search_is_not_gone_on_with_on_other_images(tmp_path: Path) -> None:
+    images = {"train": "tests.experiments.fake_train:search_on_images"}
+    run(tmp_path / "s", arms=8, **images)
+    for file in (tmp_path / "s" / "arms").glob("*.json"):
+        content = json.loads(file.read_text())
+        assert content["store"]
+        file.write_text(json.dumps({**content, "store": "of other images"}))
+    with pytest.raises(TrainingError, match=r"the images of fashion-mini have changed .* or --overwrite$"):
+        run(tmp_path / "s", arms=8, **images)
+
+
 def test_another_search_in_the_folder_is_refused(tmp_path: Path) -> None:
     run(tmp_path / "s")
-    with pytest.raises(TrainingError, match=r"holds another search \(arms differs\).* or --overwrite$"):
+    with pytest.raises(TrainingError, match=r"holds another search \(arms was 24, is 25\).* or --overwrite$"):
         run(tmp_path / "s", arms=25)
     with pytest.raises(RecipeError, match="arms: 7 leaves nothing to search"):
         run(tmp_path / "t", arms=7)

@@ -407,8 +407,9 @@ def effect(
     name: str = "mixing",
     metric: str = METRIC,
     ratio: bool = False,
+    error: float = 0.2,
 ) -> Effect:
-    return Effect(name, metric, "difference", estimate, low, high, p_holm / 2, p_holm, 0.2, 4, 3, ratio)
+    return Effect(name, metric, "difference", estimate, low, high, p_holm / 2, p_holm, error, 4, 3, ratio)
 
 
 @pytest.mark.parametrize(
@@ -422,7 +423,16 @@ def effect(
             "mixing: +0.6 points (interval +0.1 to +1.1, 3 seeds), not certain once the number of comparisons is "
             "corrected for (Holm p = 0.12)",
         ),
-        (effect(-0.1, -0.2, -0.05, metric="test.loss"), "mixing: helps, -0.100 (interval -0.200 to -0.050, 3 seeds)"),
+        (effect(-0.1, -0.2, -0.05, metric="test.loss"), "mixing: helps, -0.10 (interval -0.20 to -0.05, 3 seeds)"),
+        (
+            effect(-0.0004, -0.0005, -0.0003, metric="test.brier", error=0.00004),
+            "mixing: helps, -0.000400 (interval -0.000500 to -0.000300, 3 seeds)",
+        ),
+        (effect(3.0, 2.0, 4.0, metric="best_epoch"), "mixing: differs, +3.00 (interval +2.00 to +4.00, 3 seeds)"),
+        (
+            effect(-5000.0, -5500.0, -4500.0, metric="prune.parameters", error=200.0),
+            "mixing: helps, -5000 (interval -5500 to -4500, 3 seeds)",
+        ),
         (effect(0.03, -0.02, 0.08, 0.5), "mixing: no difference could be shown with 3 seeds (interval -0.02 to +0.08)"),
     ],
 )  # fmt: skip

@@ -50,6 +50,7 @@ def study(variants: int = 3) -> dict[str, Any]:
         ],
         "curves": {name: curve([0.3, 0.5, 0.6 + 0.01 * k]) for k, name in enumerate(names)},
         "factors": {"images": [str(100 * 4**k) for k in range(variants)]},
+        "numeric": ["images"],
         "levels": {name: {"images": k} for k, name in enumerate(names)},
     }
 
@@ -103,7 +104,7 @@ def test_response_needs_a_factor_of_numbers(tmp_path: Path) -> None:
     data = study(4)
     assert numeric_factor(data) == "images"
     assert pixels(draw_response(data, tmp_path / "r.png")).shape[1] == 960
-    data["factors"] = {"images": ["off", "on"]}
+    data["numeric"] = []  # levels without a short name are called 0, 1, 2, ...
     assert numeric_factor(data) is None
     with pytest.raises(ValueError, match="no factor"):
         draw_response(data, tmp_path / "r.png")
@@ -113,7 +114,7 @@ def test_a_study_draws_what_it_has(tmp_path: Path) -> None:
     assert set(draw_study(study(), tmp_path)) == {"effects", "curves", "response"}
     data = study()
     data["curves"] = {name: {"epoch": []} for name in data["curves"]}
-    data["factors"] = {}
+    data["factors"], data["numeric"] = {}, []
     data["analyses"]["test.accuracy"]["effects"] = [effect("b", None, None)]
     assert draw_study(data, tmp_path / "empty") == {}
 

@@ -60,16 +60,14 @@ class LocalProcesses:
         retries: how often a run whose process was killed (out of memory, a signal) is tried again.
     """
 
-    def __init__(self, workers: int = 1, threads: int | None = None, retries: int = 2) -> None:
-        self.workers, self.threads, self.retries = workers, threads, retries
+    def __init__(self, workers: int = 1, retries: int = 2) -> None:
+        self.workers, self.retries = workers, retries
 
     def outcomes(self, units: Sequence[Unit]) -> Iterator[Outcome]:
         """See `Executor`."""
         stop = threading.Event()
         with ThreadPoolExecutor(self.workers) as pool:
-            waiting = {
-                pool.submit(run_in_process, unit, _threads(unit, self.threads), self.retries, stop) for unit in units
-            }
+            waiting = {pool.submit(run_in_process, unit, self.retries, stop) for unit in units}
             try:
                 while waiting:
                     done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
@@ -89,15 +87,12 @@ class RayCluster:
 
     Args:
         address: of the cluster; None starts or joins a local one, as `ray.init` does.
-        threads: processors of each run; None takes what its recipe says.
         gpus: graphics processors of each run.
         retries: how often the run of a lost worker is tried again, on whichever machine is left.
     """
 
-    def __init__(
-        self, address: str | None = None, threads: int | None = None, gpus: float = 0, retries: int = 2
-    ) -> None:
-        self.address, self.threads, self.gpus, self.retries = address, threads, gpus, retries
+    def __init__(self, address: str | None = None, gpus: float = 0, retries: int = 2) -> None:
+        self.address, self.gpus, self.retries = address, gpus, retries
 
     def outcomes(self, units: Sequence[Unit]) -> Iterator[Outcome]:
         """See `Executor`."""
@@ -111,8 +106,7 @@ class RayCluster:
         remote = ray.remote(**options)(run_in_process)
         of = {}
         for unit in units:
-            threads = _threads(unit, self.threads)
-            of[remote.options(num_cpus=threads).remote(dict(unit), threads, self.retries)] = unit
+            of[remote.options(num_cpus=_threads(unit)).remote(dict(unit), self.retries)] = unit
         try:
             while of:
                 (ready, *_), _ = ray.wait(list(of), num_returns=1)
@@ -141,11 +135,12 @@ def threads_each(threads: int | None, workers: int) -> int:
     return max(1, cores // workers) if threads is None else threads
 
 
-def _threads(unit: Unit, given: int | None) -> int:
-    return int(given or unit["recipe"]["train"]["threads"] or 1)
+def _threads(unit: Unit) -> int:
+    """What the run's recipe says: it is written down before the first run, and bits hang on it."""
+    return int(unit["recipe"]["train"]["threads"] or 1)
 
 
-def run_in_process(unit: Unit, threads: int, retries: int, stop: threading.Event | None = None) -> list[Outcome]:
+def run_in_process(unit: Unit, retries: int, stop: threading.Event | None = None) -> list[Outcome]:
     """Run a unit in a process of its own and wait for it.
 
     Its output goes to a log beside the run folder. A process that was killed is tried again up to `retries` times; when
@@ -153,7 +148,7 @@ def run_in_process(unit: Unit, threads: int, retries: int, stop: threading.Event
     """
     folder = Path(unit["folder"])
     folder.parent.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, **dict.fromkeys(_THREAD_VARIABLES, str(threads))}
+    environment = {**os.environ, **dict.fromkeys(_THREAD_VARIABLES, str(_threads(unit)))}
     status = 0
     for _ in range(retries + 1):
         if stop is not None and stop.is_set():

@@ -49,7 +49,8 @@ def remove_owned(folder: Path, begun: str, written: Sequence[str]) -> None:
     """Remove a study (or search), and nothing that it did not write; arguments as of `check_owned`."""
     if not (folder / begun).is_file():
         return
-    for name in written:
+    # The file that says whose folder it is goes last: if this is cut, the next start can finish it.
+    for name in (*(name for name in written if name != begun), begun):
         target = folder / name
         shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
 
@@ -68,3 +69,15 @@ def check_numerics(folder: Path, written: Mapping[str, Any]) -> None:
             f"{folder}: was begun by a version of Kitae that gives a run other initial weights, so its runs and new "
             "ones cannot be compared; choose another --out, or --overwrite"
         )
+
+
+def first_difference(before: Any, now: Any, path: str) -> str:
+    """Where two nested values first differ, and how: `base.train.epochs was 10, is 77`; empty where they are equal."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        for name in dict.fromkeys((*now, *before)):
+            if name not in before or name not in now:
+                return f"{path}.{name} was {'not there' if name not in before else 'there'} when it was begun"
+            if found := first_difference(before[name], now[name], f"{path}.{name}"):
+                return found
+        return ""
+    return "" if before == now else f"{path} was {str(before)[:80]}, is {str(now)[:80]}"

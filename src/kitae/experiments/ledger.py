@@ -10,6 +10,7 @@ every result is counted, finished or not.
 from __future__ import annotations
 
 import argparse
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 
 from kitae.errors import KitaeError
 from kitae.experiments.run import StudyResult, difference
-from kitae.experiments.stats import Effect, amount
+from kitae.experiments.stats import Effect, amount, interval
 from kitae.files import write_atomically
 
 _KEPT = ("study.yaml", "runs.parquet", "effects.parquet", "effects.json")
@@ -58,11 +59,11 @@ def markdown(results: Sequence[StudyResult]) -> str:
         "# The ledger",
         "Made by `python -m kitae.experiments.ledger` from `studies/results`; do not edit. Claims, metric, epochs and "
         "seeds were written down before the first run. Effects are differences between runs of the same seed, with "
-        "95 % intervals over seeds on the same test images; an effect is *shown* after Holm's correction over all "
-        "effects of its study on the same metric. A claim is **confirmed** where an effect in its direction is shown "
-        "and the interval reaches the claimed size, **refuted** where the whole interval falls short of it, and **not "
-        "shown** where the runs do not decide. All of it holds for the setting beside it, and may be different on "
-        "other data.",
+        "95 % intervals over seeds on the same test images (and over test images where it says so); an effect is "
+        "*shown* after Holm's correction over all effects of its study on the same metric. A claim is **confirmed** "
+        "where an effect in its direction is shown and the interval reaches the claimed size, **refuted** where the "
+        "whole interval falls short of it, and **not shown** where the runs do not decide. All of it holds for the "
+        "setting beside it, and may be different on other data.",
         _claims(results),
     ]
     comparison = _designs(results)
@@ -82,8 +83,7 @@ def _claims(results: Sequence[StudyResult]) -> str:
     rows = []
     for result in results:
         for claim in result.claims:
-            effects = result.analyses[claim["metric"]].effects if claim["metric"] in result.analyses else ()
-            effect = next((one for one in effects if one.name == claim["effect"]), None)
+            effect = result.effect(claim["metric"], claim["effect"])
             remark = f" ({claim['remark']})" if claim["remark"] else ""
             rows.append([
                 claim["says"], _measured(effect), _interval(effect), _setting(result.settings, len(result.spec.seeds)),
@@ -93,13 +93,14 @@ def _claims(results: Sequence[StudyResult]) -> str:
 
 
 def _designs(results: Sequence[StudyResult]) -> str:
-    """A table for each pair of a one_out and a screening study with the same factors, metric and number of runs."""
+    """A table for each pair of a one_out and a screening study of the same techniques, recipe, metric and runs."""
     tables = []
     for one_out in (result for result in results if result.spec.design == "one_out"):
         for screening in (result for result in results if result.spec.design == "screening"):
-            if set(one_out.spec.factors) != set(screening.spec.factors) or len(one_out.runs) != len(screening.runs):
+            same = ("factors", "base", "set", "metric")
+            if any(one_out.spec.dump()[name] != screening.spec.dump()[name] for name in same):
                 continue
-            if one_out.spec.metric != screening.spec.metric:
+            if len(one_out.runs) != len(screening.runs):
                 continue
             rows = []
             left, right = (result.analyses[result.spec.metric].effects for result in (one_out, screening))
@@ -123,13 +124,14 @@ def _studies(results: Sequence[StudyResult]) -> str:
         machine = result.settings.get("machine") or {}
         hours = result.settings.get("training_hours")
         noise = result.analyses[result.spec.metric].noise
-        threads = result.settings.get("threads")
+        given = result.settings.get("threads")
+        threads = " or ".join(str(number) for number in given) if isinstance(given, list) else str(given)
         rows.append([
             result.spec.name, result.spec.design, f"{done} of {len(result.runs)}",
             ", ".join(str(seed) for seed in result.spec.seeds), result.spec.metric,
             f"{noise.sd:.2f} ({noise.low:.2f} to {noise.high:.2f})" if noise.df else "-",
             _setting(result.settings),
-            f"{machine.get('processor', '?')}, {threads} thread{'s' * (threads != 1)} a run",
+            f"{machine.get('processor', '?')}, {threads} thread{'s' * (threads != '1')} a run",
             "-" if hours is None else f"{hours:.1f}",
         ])  # fmt: skip
     head = ["Study", "Design", "Runs finished", "Seeds", "Metric", "Noise (SD)", "Setting", "Machine", "Training hours"]
@@ -159,9 +161,9 @@ def _measured(effect: Effect | None) -> str:
 
 
 def _interval(effect: Effect | None) -> str:
-    if effect is None or effect.low != effect.low:
+    if effect is None or math.isnan(effect.low):
         return "-"
-    return f"{amount(effect.low, effect, unit=False)} to {amount(effect.high, effect, unit=False)}"
+    return interval(effect) + (f", {effect.covers}" if effect.covers != "seeds" else "")
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -25,7 +25,8 @@ EVALUATION = ("accuracy", "top5", "balanced_accuracy", "loss", "brier", "ece")
 OF_RUN = ("gap", "train_loss", "val_loss", "best_epoch", "epoch_seconds", "images_per_second", "peak_memory_bytes")
 _LEFT_OUT = ("intervals", "confusion", "classes_absent", "count")  # of evaluation.json: no results
 _POINTS = ("accuracy", "top5", "ece", "gap", "sparsity")
-_LOWER_IS_BETTER = ("loss", "ece", "brier", "gap", "seconds", "bytes")
+_LOWER_IS_BETTER = ("loss", "ece", "brier", "gap", "seconds", "bytes", "parameters")
+_HIGHER_IS_BETTER = ("accuracy", "top5", "precision", "recall", "f1", "per_second")
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Metric:
         name: as a study file writes it.
         scale: shown value / stored value (accuracies are stored as proportions and shown as points, 0 to 100).
         unit: after the number.
-        better: +1 where more is better, -1 where less is.
+        better: +1 where more is better, -1 where less is, 0 where neither is known to be.
         ratio: compared as variant / reference; a difference of seconds says little across machines.
     """
 
@@ -50,7 +51,8 @@ class Metric:
 def metric(name: str) -> Metric:
     """How the number called `name` is shown and compared."""
     last = name.rpartition(".")[2]
-    better = -1 if any(word in last for word in _LOWER_IS_BETTER) else 1
+    lower, higher = (any(word in last for word in words) for words in (_LOWER_IS_BETTER, _HIGHER_IS_BETTER))
+    better = -1 if lower and not higher else 1 if higher and not lower else 0
     if any(word in last for word in _POINTS):
         return Metric(name, 100.0, "points", better, False)
     if last.endswith("bytes"):
@@ -87,7 +89,7 @@ def numbers(evaluation: Mapping[str, Any], epochs: Sequence[Mapping[str, Any]]) 
         evaluation: as evaluation.json: {"test": {"accuracy": 0.9, ...}, "val": {...}}.
         epochs: as metrics.jsonl, one mapping an epoch.
     """
-    found = flatten(evaluation)
+    found = flatten(evaluation, leave_out=_LEFT_OUT)
     if epochs:
         last = epochs[-1]
         for name in ("train_loss", "val_loss"):
@@ -106,14 +108,18 @@ def numbers(evaluation: Mapping[str, Any], epochs: Sequence[Mapping[str, Any]]) 
     return found
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """Numbers of a nested mapping by their dotted paths; lists, texts and NaN are left out."""
+def flatten(tree: Mapping[str, Any], prefix: str = "", leave_out: Collection[str] = ()) -> dict[str, float]:
+    """Numbers of a nested mapping by their dotted paths; lists, texts and NaN are left out.
+
+    Args:
+        leave_out: names that are no results; a class may be called so, below `per_class`.
+    """
     found: dict[str, float] = {}
     for key, value in tree.items():
-        if key in _LEFT_OUT:
+        if key in leave_out and not prefix.endswith("per_class."):
             continue
         if isinstance(value, Mapping):
-            found |= flatten(value, f"{prefix}{key}.")
+            found |= flatten(value, f"{prefix}{key}.", leave_out)
         else:
             _keep(found, f"{prefix}{key}", value)
     return found

@@ -59,7 +59,7 @@ class Plan:
     Attributes:
         jobs: all variants of the first seed, then of the next, so that a study that was stopped is balanced.
         precision: what `auto` became, None where no recipe says auto.
-        threads: of each run.
+        threads: of each run whose recipe leaves them open.
         seconds_per_epoch, images: time of an epoch and its training images, measured on the reference variant, or on
             one without data.limit where the reference has one; None if they were not.
         seconds: of the whole study with `workers` runs at a time, fine-tuning included; None likewise.
@@ -93,6 +93,11 @@ class Plan:
         return list(groups.values())
 
     @property
+    def run_threads(self) -> tuple[int, ...]:
+        """How many threads the runs have: one number, or several where recipes of the study ask for others."""
+        return tuple(sorted({job.recipe.train.threads or self.threads for job in self.jobs}))
+
+    @property
     def _often(self) -> str:
         # The test for uneven noise, which regressions do not have, costs differences between many variants some power.
         tested = not self.design.regression and len(self.design.variants) > 3
@@ -118,10 +123,11 @@ class Plan:
         if self.seconds is None:
             lines.append("  time      not measured")
         else:
+            threads = " or ".join(str(number) for number in self.run_threads)
             lines.append(
                 f"  time      about {rough_duration(self.seconds)} of training "
                 f"({rough_duration(self.seconds_per_epoch or 0)} an epoch, {self.workers} at a time, "
-                f"{self.threads} thread{'s' * (self.threads != 1)} each)"
+                f"{threads} thread{'s' * (threads != '1')} each)"
             )
             if self.load > _BUSY:
                 lines.append(f"            measured beside {self.load:.0f} other programs: alone it may be far less")

@@ -37,7 +37,7 @@ from kitae.data.store import open_store
 from kitae.errors import KitaeError, RecipeError, TrainingError
 from kitae.experiments.design import Design, expand
 from kitae.experiments.executors import Executor, LocalProcesses, threads_each
-from kitae.experiments.folder import NUMERICS, check_numerics, check_owned, locked, remove_owned
+from kitae.experiments.folder import NUMERICS, check_numerics, check_owned, first_difference, locked, remove_owned
 from kitae.experiments.outcome import metric
 from kitae.experiments.plan import Job, Plan, make_plan
 from kitae.experiments.spec import StudySpec
@@ -113,18 +113,19 @@ def study(
         plan, when = _written_plan(folder, asked, workers, threads_each(threads, workers), measure, overwrite)
         say = report or (lambda _: None)
         say(plan.text())
-        if threads not in (None, plan.threads):
-            say(f"threads: {threads} is not used; the study was begun with {plan.threads} and keeps them")
+        if threads is not None and plan.run_threads != (threads,):
+            kept = " and ".join(str(number) for number in plan.run_threads)
+            say(f"threads: {threads} is not used; the study's runs have {kept}, from its beginning or its recipes")
         outcomes = _outcomes(folder, plan)
         missing = [unit for unit in plan.units if any(not _done(outcomes, job) for job in unit)]
-        if missing and len(missing) < len(plan.units):
-            say(f"going on: {len(plan.units) - len(missing)} of {len(plan.units)} runs are done already (begun {when})")
+        todo = sum(not _done(outcomes, job) for job in plan.jobs)
+        if 0 < todo < len(plan.jobs):
+            say(f"going on: {len(plan.jobs) - todo} of {len(plan.jobs)} runs are done already (begun {when})")
         place = executor or LocalProcesses(workers)
         if missing:
             check_numerics(folder, _read(folder) or {})
             _check_images(folder, plan, outcomes)
         by_fingerprint = {job.fingerprint: job for job in plan.jobs}
-        todo = sum(not _done(outcomes, job) for unit in missing for job in unit)
         began = time.monotonic()
         train = train or (TRAIN if _asks_for_test(asked) else TRAIN_WITHOUT_TEST)
         units = [_unit(folder, [job for job in unit if not _done(outcomes, job)], train) for unit in missing]
@@ -152,7 +153,7 @@ class StudyResult:
         spec: the study.
         runs: a row a planned run: variant, seed, status (done, failed, missing), error, run, fingerprint, every number,
             `epochs` (JSON: the curves), `correct` (which test images it got right, packed).
-        settings: base, model, images, epochs, precision, threads, machine, hours.
+        settings: base, model, images, epochs, precision, threads (of a run; a list where runs differ), machine, hours.
     """
 
     path: Path
@@ -219,6 +220,11 @@ class StudyResult:
         """What the study shows of its metric, one honest sentence an effect."""
         return [self._words(effect) for effect in self.analyses[self.spec.metric].effects]
 
+    def effect(self, metric: str, name: str) -> Effect | None:
+        """The effect of this name on a metric, or None where it was not measured."""
+        analysis = self.analyses.get(metric)
+        return next((e for e in analysis.effects if e.name == name), None) if analysis else None
+
     def _words(self, effect: Effect) -> str:
         finished = self.runs[self.runs["status"] == "done"]
         if len(finished) and (effect.metric not in finished or not finished[effect.metric].notna().any()):
@@ -230,8 +236,7 @@ class StudyResult:
         """Each claim with its effect and verdict: name, says, effect, metric, estimate, low, high, verdict, remark."""
         rows = []
         for name, claim in self.spec.claims.items():
-            analysis = self.analyses.get(claim.metric or self.spec.metric)
-            effect = next((e for e in analysis.effects if e.name == claim.effect), None) if analysis else None
+            effect = self.effect(claim.metric or self.spec.metric, claim.effect)
             row: dict[str, Any] = {"name": name, "says": claim.says, "effect": claim.effect}
             row["metric"] = claim.metric or self.spec.metric
             if effect is None:
@@ -271,6 +276,7 @@ class StudyResult:
                 "curves": self._curves(done),
                 "levels": {v.name: dict(v.levels) for v in self.design.variants},
                 "factors": {name: list(labels) for name, labels in self.design.factors.items()},
+                "numeric": [name for name in self.design.factors if _is_numeric(self.spec, name)],
                 "aliases": {
                     name: [[a, b, c] for (a, b), c in row.items()] for name, row in self.design.aliases.items()
                 },
@@ -352,9 +358,7 @@ def _written_plan(
     if content is None:
         check_owned(folder, "study.yaml", _WRITTEN, "study")
         plan = make_plan(spec, workers=workers, threads=threads, measure=None if measure is None else function(measure))
-        remove_owned(
-            folder, "study.yaml", _WRITTEN
-        )  # not before the new plan stands: a mistake in it must not cost the old study
+        remove_owned(folder, "study.yaml", _WRITTEN)  # not before the new plan stands: a mistake must not cost the old
         when = datetime.now(UTC).isoformat(timespec="seconds")
         write_atomically(folder / "study.yaml", _study_yaml(plan, when).encode())
         return plan, when
@@ -416,7 +420,7 @@ def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """The first field in which two studies differ; what is only said about them may differ."""
     for name in now:
         if name not in ("about", "claims", "tiny") and before.get(name) != now[name]:
-            return f"{name} was {str(before.get(name))[:80]}, is {str(now[name])[:80]}"
+            return first_difference(before.get(name), now[name], name)
     claimed, claims = before.get("claims") or {}, now["claims"]
     for name in dict.fromkeys((*claimed, *claims)):
         if claimed.get(name) != claims.get(name):
@@ -532,11 +536,11 @@ def _settings(plan: Plan, outcomes: Mapping[str, Mapping[str, Any]]) -> dict[str
     recipe = next(job.recipe for job in plan.jobs if job.variant == plan.design.reference)
     precisions = dict.fromkeys(job.recipe.train.precision for job in plan.jobs)  # what a study varies is all named
     ordered = [outcomes[job.fingerprint] for job in plan.jobs if job.fingerprint in outcomes]
-    seconds = [
-        outcome["numbers"]["epoch_seconds"] * len(outcome["epochs"])
-        for outcome in ordered
-        if "epoch_seconds" in outcome["numbers"]
-    ]
+    seconds = []
+    for unit in plan.units:  # runs that share a training count it once
+        timed = [outcomes[job.fingerprint] for job in unit if _done(outcomes, job)]
+        if timed and "epoch_seconds" in timed[0]["numbers"]:
+            seconds.append(timed[0]["numbers"]["epoch_seconds"] * len(timed[0]["epochs"]))
     return {
         "base": recipe.name,
         "source": recipe.data.source,
@@ -546,10 +550,16 @@ def _settings(plan: Plan, outcomes: Mapping[str, Mapping[str, Any]]) -> dict[str
         "epochs": recipe.train.epochs,
         "batch_size": recipe.train.batch_size,
         "precision": " and ".join(precisions),
-        "threads": plan.threads,
+        "threads": plan.run_threads[0] if len(plan.run_threads) == 1 else list(plan.run_threads),
         "machine": ordered[0]["machine"] if ordered else {},
         "training_hours": sum(seconds) / 3600 if seconds else None,
     }
+
+
+def _is_numeric(spec: StudySpec, factor: str) -> bool:
+    """Whether a factor's levels are numbers, and not only called by numbers because they have no short names."""
+    values = next(iter(spec.factors[factor].values()))
+    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
 
 
 def _analysis(analysis: Analysis) -> dict[str, Any]:

@@ -19,6 +19,7 @@ far, and runs that are done are not run again.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +34,7 @@ from kitae.data.base import VAL
 from kitae.data.store import open_store
 from kitae.errors import RecipeError, TrainingError, require
 from kitae.experiments.executors import Executor, LocalProcesses, threads_each
-from kitae.experiments.folder import NUMERICS, check_numerics, check_owned, locked, remove_owned
+from kitae.experiments.folder import NUMERICS, check_numerics, check_owned, first_difference, locked, remove_owned
 from kitae.experiments.run import (
     MEASURE,
     TRAIN_WITHOUT_TEST,
@@ -42,7 +43,7 @@ from kitae.experiments.run import (
 )
 from kitae.experiments.spec import StudySpec
 from kitae.experiments.stats import amount
-from kitae.experiments.worker import function
+from kitae.experiments.worker import function, read_outcome
 from kitae.files import write_atomically, write_json
 from kitae.recipe import Recipe
 from kitae.reporting.effects import draw_search
@@ -261,9 +262,14 @@ def search(
         raise RecipeError(f"rematch_seeds: {rematch_seeds} gives the verdict no interval; two or more, such as 5")
     asked = (recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)).override(*overrides)
     folder = Path(out)
-    threads = threads_each(threads, workers)
     with locked(folder):
-        base, image_size = _written(folder, asked, arms, workers, threads, seed, rematch_seeds, measure, overwrite)
+        base, image_size = _written(
+            folder, asked, arms, workers, threads_each(threads, workers), seed, rematch_seeds, measure, overwrite
+        )
+        kept = base.train.threads
+        if threads not in (None, kept):
+            say(f"threads: {threads} is not used; the search's runs have {kept}, from its beginning or its recipe")
+        _check_images(folder, base)
         rungs = _rungs(base.train.epochs)
         say(
             f"search: {arms} arms, rungs of {', '.join(str(r) for r in rungs)} epochs, judged by validation accuracy; "
@@ -279,21 +285,21 @@ def search(
             space.enqueue_trial(point)
         place = executor or LocalProcesses(workers)
         tried = _climb(space, optuna, base, image_size, rungs, arms, workers, folder, place, train, say)
-    whole = [arm for arm in tried if arm.state != "failed"]
-    if not whole:
-        raise TrainingError(f"{folder}: every arm failed; see the logs in {folder / 'arms'}")
-    if not any(arm.preset for arm in whole):
-        raise TrainingError(
-            f"{folder}: every preset failed, so there is nothing to compare with; see the logs in {folder / 'arms'}"
-        )
-    best = max(whole, key=lambda arm: arm.standing)
-    preset = max((arm for arm in whole if arm.preset), key=lambda arm: arm.standing)
-    result = _judge(folder, tried, best, preset, rematch_seeds, workers, threads, executor, report, train)
-    result = replace(result, winner=_as_asked(result.winner, asked))
-    write_json(folder / "search.json", result.data())
-    result.winner.save(folder / "winner.yaml")
-    draw_search(result.data(), folder / "figures" / "search.png")
-    return result
+        whole = [arm for arm in tried if arm.state != "failed"]
+        if not whole:
+            raise TrainingError(f"{folder}: every arm failed; see the logs in {folder / 'arms'}")
+        if not any(arm.preset for arm in whole):
+            raise TrainingError(
+                f"{folder}: every preset failed, so there is nothing to compare with; see the logs in {folder / 'arms'}"
+            )
+        best = max(whole, key=lambda arm: arm.standing)
+        preset = max((arm for arm in whole if arm.preset), key=lambda arm: arm.standing)
+        result = _judge(folder, tried, best, preset, rematch_seeds, workers, kept, executor, report, train)
+        result = replace(result, winner=_as_asked(result.winner, asked))
+        write_json(folder / "search.json", result.data())
+        result.winner.save(folder / "winner.yaml")
+        draw_search(result.data(), folder / "figures" / "search.png")
+        return result
 
 
 def _rungs(epochs: int) -> list[int]:
@@ -372,13 +378,10 @@ def _accuracies(
     for recipe in recipes:
         key = recipe.fingerprint
         file = (folder / "arms" / f"{key}.json").resolve()
-        try:
-            outcome = json.loads(file.read_text(encoding="utf-8"))
-            if outcome["status"] == "done":
-                found[key] = outcome["numbers"]["val.accuracy"], None
-                continue
-        except (OSError, ValueError, KeyError):
-            pass
+        before = read_outcome(file, key)
+        if before is not None and before["status"] == "done" and "val.accuracy" in before["numbers"]:
+            found[key] = before["numbers"]["val.accuracy"], None
+            continue
         units[key] = {
             "train": train, "recipe": recipe.model_dump(mode="json"), "folder": str(file.with_suffix("")),
             "jobs": [{"fingerprint": key, "outcome": str(file), "after": {}}],
@@ -390,6 +393,17 @@ def _accuracies(
         found[outcome["fingerprint"]] = (value, None if value is not None else str(why))
         write_json(Path(units[outcome["fingerprint"]]["jobs"][0]["outcome"]), outcome)
     return [found.get(recipe.fingerprint, (None, "it did not come back")) for recipe in recipes]
+
+
+def _check_images(folder: Path, base: Recipe) -> None:
+    """Refuse to rank arms on other images beside those that are done."""
+    done = [read_outcome(file, file.stem) for file in (folder / "arms").glob("*.json")]
+    stores = {outcome["store"] for outcome in done if outcome is not None and outcome.get("store") is not None}
+    if stores and stores != {open_store(base.data).fingerprint}:
+        raise TrainingError(
+            f"{folder}: the images of {base.data.source} have changed since the search was begun; choose another "
+            "--out, or --overwrite"
+        )
 
 
 def _written(
@@ -410,9 +424,8 @@ def _written(
             raise TrainingError(f"{file}: is damaged") from error
         for name, value in asked.items():
             if before.get(name) != value:
-                raise TrainingError(
-                    f"{folder}: holds another search ({name} differs); choose another --out, or --overwrite"
-                )
+                what = first_difference(before.get(name), value, name)
+                raise TrainingError(f"{folder}: holds another search ({what}); choose another --out, or --overwrite")
         check_numerics(folder, content)
         return base, int(image_size)
     check_owned(folder, "search.yaml", _WRITTEN, "search")
@@ -434,7 +447,7 @@ def _written(
 
 
 def _judge(
-    folder: Path, arms: Sequence[Arm], best: Arm, preset: Arm, seeds: int, workers: int, threads: int,
+    folder: Path, arms: Sequence[Arm], best: Arm, preset: Arm, seeds: int, workers: int, threads: int | None,
     executor: Executor | None, report: Callable[[str], None] | None, train: str,
 ) -> SearchResult:  # fmt: skip
     if best.preset:
@@ -470,9 +483,11 @@ def _judge(
         },
         "rematch",
     )
+    # Another pair (an arm that failed before may have changed it) has a folder of its own.
+    pair = hashlib.sha256(json.dumps(spec.dump(), sort_keys=True).encode()).hexdigest()[:8]
     rematch = study(
-        spec, folder / "rematch", workers=workers, threads=threads, executor=executor, report=report, train=train,
-        measure=None,
+        spec, folder / "rematch" / pair, workers=workers, threads=threads, executor=executor, report=report,
+        train=train, measure=None,
     )  # fmt: skip
     effect = rematch.analyses["val.accuracy"].effects[0]
     failed = rematch.failed

@@ -31,6 +31,7 @@ import statsmodels.api as sm
 from numpy.typing import NDArray
 from scipy import optimize, special, stats
 
+from kitae.console import decimals
 from kitae.errors import KitaeError
 from kitae.experiments.design import Design, interaction
 from kitae.experiments.outcome import Metric, metric
@@ -468,27 +469,35 @@ def wording(effect: Effect, seeds: int) -> str:
     with_seeds = f"{paired}{seeds} seed{'s' if seeds != 1 else ''}"
     if math.isnan(effect.low):
         return f"{effect.name}: {size}, without an interval ({with_seeds}); nothing can be concluded"
-    interval = f"interval {amount(effect.low, effect, unit=False)} to {amount(effect.high, effect, unit=False)}"
+    span = f"interval {interval(effect)}"
     if effect.shown:
         good = (effect.estimate > effect.neutral) == (shown.better > 0)
-        return f"{effect.name}: {'helps' if good else 'hurts'}, {size} ({interval}, {with_seeds})"
+        verb = "differs" if not shown.better else "helps" if good else "hurts"
+        return f"{effect.name}: {verb}, {size} ({span}, {with_seeds})"
     if effect.low > effect.neutral or effect.high < effect.neutral:
         return (
-            f"{effect.name}: {size} ({interval}, {with_seeds}), not certain once the number of comparisons is "
+            f"{effect.name}: {size} ({span}, {with_seeds}), not certain once the number of comparisons is "
             f"corrected for (Holm p = {effect.p_holm:.2f})"
         )
-    return f"{effect.name}: no difference could be shown with {with_seeds} ({interval})"
+    return f"{effect.name}: no difference could be shown with {with_seeds} ({span})"
 
 
 def amount(value: float, effect: Effect, *, unit: bool = True) -> str:
-    """A number of an effect as text: `+0.8 points`, `x 0.62`, `+0.012`."""
+    """A number of an effect as text: `+0.8 points`, `x 0.62`, `+0.012`; decimals as its error leaves them meaning."""
     if math.isnan(value):
         return "-"
     shown = metric(effect.metric)
     if effect.ratio:
         return f"x {value:.2f}"
-    digits = 1 if shown.scale == 100.0 and abs(value) >= 0.095 else 2 if shown.scale == 100.0 else 3
+    digits = (1 if abs(value) >= 0.095 else 2) if shown.scale == 100.0 else decimals(effect.standard_error)
     return f"{value:+.{digits}f}{f' {shown.unit}' if unit and shown.unit else ''}"
+
+
+def interval(effect: Effect) -> str:
+    """The ends of an effect's interval as text: `-0.4 to +0.6`, or `no interval`."""
+    if math.isnan(effect.low):
+        return "no interval"
+    return f"{amount(effect.low, effect, unit=False)} to {amount(effect.high, effect, unit=False)}"
 
 
 Verdict = Literal["confirmed", "not shown", "refuted"]

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
 
+from kitae.console import decimals
 from kitae.experiments.outcome import metric
-from kitae.experiments.stats import Effect, Noise, amount
+from kitae.experiments.stats import Effect, Noise, amount, interval
 
 if TYPE_CHECKING:
     from kitae.experiments.design import Design
@@ -21,7 +22,7 @@ def result_text(result: StudyResult) -> str:
     spec, analyses = result.spec, result.analyses
     main = analyses[spec.metric]
     finished = int((result.runs["status"] == "done").sum())
-    covers = main.effects[0].covers if main.effects else "seeds"
+    covers = next((effect.covers for effect in main.effects if not math.isnan(effect.low)), "seeds")
     unit = f" in {main.metric.unit}" if main.metric.unit else ""
     parts = [
         f"{spec.name}: {spec.design}, {len(result.design.variants)} variants x {len(spec.seeds)} seeds, "
@@ -44,7 +45,7 @@ def result_text(result: StudyResult) -> str:
     for analysis in others:
         told = [effect for effect in analysis.effects if effect.shown]
         if told:
-            words = ", ".join(f"{e.name} {amount(e.estimate, e)} ({_interval(e)})" for e in told)
+            words = ", ".join(f"{e.name} {amount(e.estimate, e)} ({interval(e)})" for e in told)
             parts.append(f"{analysis.metric.name}: {words}")
         else:
             parts.append(f"{analysis.metric.name}: no difference shown")
@@ -73,7 +74,10 @@ def _variants_text(result: StudyResult) -> str:
 def _mean(mean: float | None, sd: float | None, name: str) -> str:
     if mean is None:
         return "-"
-    digits = 2 if metric(name).scale == 100.0 else 0 if mean >= 100 else 2 if mean >= 1 else 3
+    if metric(name).scale == 100.0:
+        digits = 2
+    else:  # as many as the scatter leaves meaning, and without one as many as the mean is worth
+        digits = decimals(math.nan if sd is None else sd, otherwise=0 if mean >= 100 else 2 if mean >= 1 else 3)
     return f"{mean:.{digits}f}" + (f" +-{sd:.{digits}f}" if sd is not None and not math.isnan(sd) else "")
 
 
@@ -83,7 +87,7 @@ def effects_text(effects: Sequence[Effect]) -> str:
     for effect in effects:
         p = "-" if math.isnan(effect.p_holm) else f"{effect.p_holm:.3f}" if effect.p_holm >= 0.001 else "<0.001"
         mark = "*" if effect.uneven else ""
-        rows.append([effect.name + mark, amount(effect.estimate, effect), _interval(effect), p, str(effect.pairs)])
+        rows.append([effect.name + mark, amount(effect.estimate, effect), interval(effect), p, str(effect.pairs)])
     return columns(["effect", "estimate", "95 % interval", "p", "n"], rows)
 
 
@@ -95,12 +99,14 @@ def noise_text(noise: Noise, name: str) -> str:
     unit = " %" if shown.ratio else unit
     if not noise.df:
         return "noise: not known; more seeds are needed"
-    own = "" if math.isnan(noise.reference_mean) else f"; {noise.reference}: {noise.reference_mean:.2f}"
+    digits = 2 if shown.ratio or shown.scale == 100.0 else decimals(noise.sd, otherwise=2)
+    own = "" if math.isnan(noise.reference_mean) else f"; {noise.reference}: {noise.reference_mean:.{digits}f}"
     if own and not math.isnan(noise.reference_sd):
-        own += f" +-{noise.reference_sd:.2f} over seeds"
+        own += f" +-{noise.reference_sd:.{digits}f} over seeds"
     how = "" if noise.source == "replicates" else ", from what the fit left over (one seed)"
     return (
-        f"noise between runs: {noise.sd * scale:.2f}{unit} ({noise.low * scale:.2f} to {noise.high * scale:.2f}, "
+        f"noise between runs: {noise.sd * scale:.{digits}f}{unit} "
+        f"({noise.low * scale:.{digits}f} to {noise.high * scale:.{digits}f}, "
         f"{noise.df} degrees of freedom{how}){own}"
     )
 
@@ -109,18 +115,11 @@ def claims_text(result: StudyResult) -> str:
     """Claims beside what was measured."""
     rows = []
     for row in result.claims:
-        effects = result.analyses[row["metric"]].effects if row["metric"] in result.analyses else ()
-        effect = next((e for e in effects if e.name == row["effect"]), None)
-        size = "-" if effect is None else f"{amount(effect.estimate, effect)} ({_interval(effect)})"
+        effect = result.effect(row["metric"], row["effect"])
+        size = "-" if effect is None else f"{amount(effect.estimate, effect)} ({interval(effect)})"
         remark = f" ({row['remark']})" if row["remark"] else ""
         rows.append([row["says"], size, row["verdict"] + remark])
     return columns(["claim", "measured", "verdict"], rows)
-
-
-def _interval(effect: Effect) -> str:
-    if math.isnan(effect.low):
-        return "no interval"
-    return f"{amount(effect.low, effect, unit=False)} to {amount(effect.high, effect, unit=False)}"
 
 
 def columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

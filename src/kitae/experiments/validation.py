@@ -9,15 +9,14 @@ from kitae.run import Run
 
 
 def train(recipe: Recipe, out: Path, *, resume: bool) -> Run:
-    """Train and select as `kitae.pipeline.train` does, then evaluate on validation alone.
+    """Train, select and calibrate as `kitae.pipeline.train` does, then evaluate on validation alone.
 
     The run's evaluation.json has `val` and no `test`, and its count of test openings is 0. One process;
     `train.precision` must be resolved.
     """
     import torch
 
-    from kitae.evaluation.evaluate import evaluate
-    from kitae.pipeline import Setup
+    from kitae.pipeline import Setup, recorder, validated
     from kitae.training.allocator import keep_freed_memory
     from kitae.training.distributed import join
 
@@ -37,17 +36,14 @@ def train(recipe: Recipe, out: Path, *, resume: bool) -> Run:
             model,
             recipe.train,
             world,
-            write_rows=run.write_metrics,
+            write_rows=recorder(run),
             rows=run.metrics(),
             checkpoint=run.checkpoint,
             best=run.best,
             resume=resume,
             fingerprint=recipe.fingerprint,
         )
-        logits, labels = run.logits(setup.image_set(setup.splits.val))
-        run.write_evaluation(
-            {"val": evaluate(logits, labels, setup.store.classes), "best_epoch": run.best_epoch()},
-        )
+        run.write_evaluation(validated(run, setup, model))
         return run
     finally:
         run.close()

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from kitae.errors import KitaeError
+from kitae.errors import KitaeError, TrainingInterruptedError
 from kitae.experiments.outcome import curves, flatten, numbers
 from kitae.files import write_json
 from kitae.recipe import Recipe
@@ -49,9 +49,9 @@ def execute(unit: Mapping[str, Any]) -> list[dict[str, Any]]:
             recipe = Recipe.model_validate(unit["recipe"])
             run = function(unit["train"])(recipe, out=folder, resume=True)
             common: dict[str, Any] = _summary(run)
+        except TrainingInterruptedError:
+            raise
         except Exception as error:
-            if _is_interruption(error):
-                raise
             return [_write(job, _failure(job, error)) for job in unit["jobs"]]
         outcomes = []
         for job in unit["jobs"]:
@@ -69,9 +69,9 @@ def execute(unit: Mapping[str, Any]) -> list[dict[str, Any]]:
                 outcomes.append(
                     _write(job, {"fingerprint": job["fingerprint"], "status": "done", "error": None, **done})
                 )
+            except TrainingInterruptedError:
+                raise
             except Exception as error:
-                if _is_interruption(error):
-                    raise
                 outcomes.append(_write(job, _failure(job, error)))
         return outcomes
 
@@ -137,11 +137,6 @@ def function(reference: str) -> Callable[..., Any]:
     return named
 
 
-def _is_interruption(error: Exception) -> bool:
-    loop = sys.modules.get("kitae.training.fit")  # not imported: where it is not loaded, it has raised nothing
-    return loop is not None and isinstance(error, loop.TrainingInterruptedError)
-
-
 @contextlib.contextmanager
 def _alone(lock: Path) -> Iterator[None]:
     """Wait until no other process works on this run: one whose study was killed may still be saving."""
@@ -175,9 +170,7 @@ def main() -> int:
     _stop_when_orphaned()
     try:
         execute(json.loads(line))
-    except Exception as error:
-        if not _is_interruption(error):
-            raise
+    except TrainingInterruptedError:
         return INTERRUPTED
     return 0
 

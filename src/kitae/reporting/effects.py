@@ -8,8 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from kitae.console import decimals
 from kitae.reporting.style import (
     BLUE,
     DPI,
@@ -34,9 +35,6 @@ from kitae.reporting.style import (
     save,
     wrap,
 )
-
-if TYPE_CHECKING:
-    pass
 
 _MOST_ROWS = 40
 _ROW = 0.34  # inches
@@ -66,8 +64,8 @@ def draw_study(data: Mapping[str, Any], folder: Path) -> dict[str, Path]:
 def draw_effects(analysis: Mapping[str, Any], metric: str, path: str | Path, *, title: str = "Effects") -> Path:
     """A forest plot: every effect with its 95 % interval, and the noise between two runs as a band.
 
-    An effect that is shown after Holm's correction is filled, blue where it helps and red where it hurts; what is not
-    shown is grey and hollow.
+    An effect that is shown after Holm's correction is filled, blue where it helps, red where it hurts, and black where
+    neither more nor less is better; what is not shown is grey and hollow.
 
     Args:
         analysis: of one metric, as in effects.json: unit, better, noise, effects.
@@ -77,6 +75,7 @@ def draw_effects(analysis: Mapping[str, Any], metric: str, path: str | Path, *, 
     unit = str(analysis.get("unit") or "")
     ratio = any(effect.get("ratio") for effect in effects)
     neutral = 1.0 if ratio else 0.0
+    better = int(analysis["better"])
     height = 1.75 + _ROW * max(1, len(effects))
     figure = new_figure(height=height, title=title, layout=None)
     below, above = 0.95, 0.55
@@ -104,17 +103,15 @@ def draw_effects(analysis: Mapping[str, Any], metric: str, path: str | Path, *, 
         if estimate is None:
             ax.text(neutral, row, " not known", va="center", fontsize=SMALL, color=MUTED)
             continue
-        helps = (estimate > neutral) == (int(analysis.get("better") or 1) > 0)
-        colour = MUTED if not effect.get("shown") else BLUE if helps else VERMILLION
+        helps = (estimate > neutral) == (better > 0)
+        colour = MUTED if not effect.get("shown") else INK if not better else BLUE if helps else VERMILLION
         if least is not None and most is not None:
             ax.plot([least, most], [row, row], color=colour, linewidth=2.2, solid_capstyle="butt", zorder=2)
         face = colour if effect.get("shown") else PAPER
         ax.plot([estimate], [row], "o", color=colour, markerfacecolor=face, markersize=7, markeredgewidth=1.6, zorder=3)
         place = height - above - (row + 0.5) * (height - below - above) / len(effects)
-        figure.text(
-            1 - (_RIGHT - 0.12) / WIDTH, place / height,
-            _numbers(estimate, least, most, ratio), va="center", fontsize=SMALL, color=INK,
-        )  # fmt: skip
+        numbers = _numbers(estimate, least, most, ratio, 2 if unit == "points" else _decimals(effect))
+        figure.text(1 - (_RIGHT - 0.12) / WIDTH, place / height, numbers, va="center", fontsize=SMALL, color=INK)
     ax.set_yticks(range(len(effects)), names, fontsize=SMALL)
     ax.set_ylim(len(effects) - 0.5, -0.5)
     ax.tick_params(axis="y", length=0)
@@ -163,9 +160,9 @@ def draw_curves(data: Mapping[str, Any], path: str | Path) -> Path:
 
 def numeric_factor(data: Mapping[str, Any]) -> str | None:
     """The factor of a study whose levels are three or more different numbers, if there is one."""
-    for factor, names in data["factors"].items():
-        values = [_finite(name) for name in names]
-        if len(names) >= 3 and None not in values and len(set(values)) == len(values):
+    for factor in data["numeric"]:
+        values = [_finite(name) for name in data["factors"][factor]]
+        if len(values) >= 3 and None not in values and len(set(values)) == len(values):
             return str(factor)
     return None
 
@@ -268,12 +265,17 @@ def _known(effects: Sequence[Mapping[str, Any]]) -> bool:
     return any(_finite(effect.get("estimate")) is not None for effect in effects)
 
 
-def _numbers(estimate: float, low: float | None, high: float | None, ratio: bool) -> str:
+def _decimals(effect: Mapping[str, Any]) -> int:
+    error = _finite(effect.get("standard_error"))
+    return decimals(math.nan if error is None else error)
+
+
+def _numbers(estimate: float, low: float | None, high: float | None, ratio: bool, digits: int) -> str:
     def text(value: float) -> str:
         if ratio:
             return f"{value:.2f}"
-        value = 0.0 if abs(value) < 0.005 else value  # no -0.00
-        return f"{value:+.2f}" if abs(value) < 9.995 else f"{value:+.1f}"
+        value = 0.0 if abs(value) < 0.5 * 10**-digits else value  # no -0.00
+        return f"{value:+.{digits if abs(value) < 9.995 else min(digits, 1)}f}"
 
     head = f"×{text(estimate)}" if ratio else text(estimate)
     return head if low is None or high is None else f"{head}  ({text(low)} to {text(high)})"

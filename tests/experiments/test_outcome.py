@@ -1,0 +1,36 @@
+"""What numbers a study keeps of a run, and which way each of them is better."""
+
+from __future__ import annotations
+
+import pytest
+
+from kitae.experiments.outcome import flatten, metric, numbers
+
+SPLIT = {
+    "accuracy": 0.9, "accuracy_interval": [0.8, 1.0], "count": 9, "confusion": [[1]], "classes_absent": [],
+    "per_class": {"count": {"accuracy": 0.5, "count": 3}, "cat": {"accuracy": None, "count": 0}},
+}  # fmt: skip
+
+
+def test_numbers_of_an_evaluation_leave_out_what_is_no_result() -> None:
+    found = numbers({"test": SPLIT, "temperature": 1.5}, [])
+    assert found == {"test.accuracy": 0.9, "test.per_class.count.accuracy": 0.5, "temperature": 1.5}
+
+
+def test_a_step_of_ones_own_may_call_its_numbers_anything() -> None:
+    assert flatten({"count": 3, "deep": {"confusion": 0.5}}, "my:step.") == {
+        "my:step.count": 3.0, "my:step.deep.confusion": 0.5,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "better"),
+    [
+        ("test.accuracy", 1), ("val.loss", -1), ("test.ece", -1), ("gap", -1), ("images_per_second", 1),
+        ("epoch_seconds", -1), ("peak_memory_bytes", -1), ("test.per_class.cat.accuracy", 1),
+        ("robustness.rotation_accuracy", 1), ("prune.parameters", -1), ("prune.sparsity", 0), ("best_epoch", 0),
+        ("my.module:step.widgets", 0),
+    ],
+)  # fmt: skip
+def test_which_way_a_number_is_better(name: str, better: int) -> None:
+    assert metric(name).better == better
