@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from kitae.reporting.effects import (
+    _decimals,
+    _numbers,
     draw_curves,
     draw_effects,
     draw_response,
@@ -83,8 +85,17 @@ def test_helping_and_hurting_have_their_colours(tmp_path: Path) -> None:
     assert share(blue, up) > 100 > share(red, up)
     less_is_better = analysis(effect("a", 1.0, 0.5, shown=True), better=-1)
     assert share(red, less_is_better) > 100 > share(blue, less_is_better)
+    neither = analysis(effect("a", 1.0, 0.5, shown=True), better=0)
+    assert share(blue, neither) == share(red, neither) == 0
     unsure = analysis(effect("a", 1.0, 0.5))
     assert share(blue, unsure) == share(red, unsure) == 0
+
+
+def test_small_numbers_have_room_for_their_decimals(tmp_path: Path) -> None:
+    small = effect("a", -0.00034, 0.00012, standard_error=0.00005)
+    assert _numbers(small, _decimals(small)) == "-0.000340  (-0.000460 to -0.000220)"
+    image = pixels(draw_effects(analysis(small, unit=""), "val.brier", tmp_path / "e.png"))
+    assert image[:, -6:, :3].min() > 250, "nothing is cut at the right edge"
 
 
 @pytest.mark.parametrize("variants", [1, 3, 12])

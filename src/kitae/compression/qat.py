@@ -46,7 +46,8 @@ class Simulated(nn.Module):
 
     def __init__(self, model: nn.Module, input_shape: tuple[int, int, int], target: Target = "any") -> None:
         super().__init__()
-        flow = require("torchao.quantization.pt2e.quantize_pt2e", "compress")
+        with _quiet():
+            flow = require("torchao.quantization.pt2e.quantize_pt2e", "compress")
         # Traced in eval mode: stochastic depth is the identity there, and dropout and BatchNorm can be switched back.
         source = copy.deepcopy(model).eval()
         device = next(source.parameters()).device

@@ -33,12 +33,13 @@ from kitae.reporting.style import (
     new_figure,
     number,
     save,
+    text_width,
     wrap,
 )
 
 _MOST_ROWS = 40
 _ROW = 0.34  # inches
-_LEFT, _RIGHT = 1.85, 1.75  # inches beside the axes of a forest plot, for names and numbers
+_LEFT, _RIGHT = 1.85, 1.75  # inches beside the axes of a forest plot, for names and (at least) numbers
 
 
 def draw_study(data: Mapping[str, Any], folder: Path) -> dict[str, Path]:
@@ -79,8 +80,10 @@ def draw_effects(analysis: Mapping[str, Any], metric: str, path: str | Path, *, 
     height = 1.75 + _ROW * max(1, len(effects))
     figure = new_figure(height=height, title=title, layout=None)
     below, above = 0.95, 0.55
+    texts = [_numbers(effect, 2 if unit == "points" else _decimals(effect)) for effect in effects]
+    right = max(_RIGHT, max((text_width(text, SMALL) for text in texts), default=0.0) / DPI + 0.24)
     ax = figure.add_axes((
-        _LEFT / WIDTH, below / height, (WIDTH - _LEFT - _RIGHT) / WIDTH, (height - below - above) / height,
+        _LEFT / WIDTH, below / height, (WIDTH - _LEFT - right) / WIDTH, (height - below - above) / height,
     ))  # fmt: skip
     what = f"{metric}: ratio to the reference" if ratio else f"Effect on {metric}{f' ({unit})' if unit else ''}"
     dress(ax, grid="x")
@@ -110,14 +113,13 @@ def draw_effects(analysis: Mapping[str, Any], metric: str, path: str | Path, *, 
         face = colour if effect.get("shown") else PAPER
         ax.plot([estimate], [row], "o", color=colour, markerfacecolor=face, markersize=7, markeredgewidth=1.6, zorder=3)
         place = height - above - (row + 0.5) * (height - below - above) / len(effects)
-        numbers = _numbers(estimate, least, most, ratio, 2 if unit == "points" else _decimals(effect))
-        figure.text(1 - (_RIGHT - 0.12) / WIDTH, place / height, numbers, va="center", fontsize=SMALL, color=INK)
+        figure.text(1 - (right - 0.12) / WIDTH, place / height, texts[row], va="center", fontsize=SMALL, color=INK)
     ax.set_yticks(range(len(effects)), names, fontsize=SMALL)
     ax.set_ylim(len(effects) - 0.5, -0.5)
     ax.tick_params(axis="y", length=0)
     ax.xaxis.set_major_formatter(number)
     ax.margins(x=0.08)
-    ax.locator_params(axis="x", nbins=5)
+    ax.locator_params(axis="x", nbins=5 if right == _RIGHT else 3)  # long numbers have long ticks
     return save(figure, path)
 
 
@@ -270,13 +272,19 @@ def _decimals(effect: Mapping[str, Any]) -> int:
     return decimals(math.nan if error is None else error)
 
 
-def _numbers(estimate: float, low: float | None, high: float | None, ratio: bool, digits: int) -> str:
+def _numbers(effect: Mapping[str, Any], digits: int) -> str:
+    """An effect's estimate and interval in figures; empty where it is not known."""
+    ratio = bool(effect.get("ratio"))
+    estimate, low, high = (_finite(effect.get(key)) for key in ("estimate", "low", "high"))
+
     def text(value: float) -> str:
         if ratio:
             return f"{value:.2f}"
         value = 0.0 if abs(value) < 0.5 * 10**-digits else value  # no -0.00
         return f"{value:+.{digits if abs(value) < 9.995 else min(digits, 1)}f}"
 
+    if estimate is None:
+        return ""
     head = f"×{text(estimate)}" if ratio else text(estimate)
     return head if low is None or high is None else f"{head}  ({text(low)} to {text(high)})"
 
