@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -48,6 +50,26 @@ def table(title: str, columns: list[str], rows: list[list[str]], right: int = 1)
 
 def _escape(text: str) -> str:
     return text.replace("[", "\\[")
+
+
+@contextmanager
+def quiet(*names: str) -> Iterator[None]:
+    """Nothing of other libraries' loggers below an error, and no warning: what they advise says nothing to a user.
+
+    Args:
+        names: of the loggers; none is the root logger.
+    """
+    loggers = [logging.getLogger(name) for name in names or (None,)]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def percent(share: float, interval: Any = None) -> str:

@@ -10,10 +10,6 @@ nothing else, and run equally fast.
 from __future__ import annotations
 
 import copy
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -21,6 +17,7 @@ from torch import Tensor, nn
 
 from kitae.compression.prune import Batches
 from kitae.compression.quantize import Target
+from kitae.console import quiet
 from kitae.errors import CompressionError, one_line, require
 
 _WEIGHTED = ("aten.conv2d.default", "aten.conv1d.default", "aten.linear.default")
@@ -46,13 +43,13 @@ class Simulated(nn.Module):
 
     def __init__(self, model: nn.Module, input_shape: tuple[int, int, int], target: Target = "any") -> None:
         super().__init__()
-        with _quiet():
+        with quiet("torch", "torchao"):
             flow = require("torchao.quantization.pt2e.quantize_pt2e", "compress")
         # Traced in eval mode: stochastic depth is the identity there, and dropout and BatchNorm can be switched back.
         source = copy.deepcopy(model).eval()
         device = next(source.parameters()).device
         example = torch.randn(2, *input_shape, device=device)
-        with _quiet():
+        with quiet("torch", "torchao"):
             try:
                 program = torch.export.export(
                     source, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=True
@@ -76,7 +73,7 @@ class Simulated(nn.Module):
         """Switch BatchNorm, dropout and the quantizers' observers; an exported graph does not do that by itself."""
         tools = require("torchao.quantization.pt2e", "compress")
         self.training = mode
-        with _quiet():
+        with quiet("torch", "torchao"):
             if mode:
                 tools.move_exported_model_to_train(self.graph)
                 self.graph.apply(tools.enable_observer)
@@ -203,18 +200,3 @@ def _end_of_chain(node: torch.fx.Node) -> torch.fx.Node:
         if len(users) == 1 and str(users[0].target) in kinds:
             node = users[0]
     return node
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    loggers = [logging.getLogger(name) for name in ("torch", "torchao")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -17,11 +17,8 @@ On CPUs without VNNI, sums of two products of 8 bits saturate at 16 bits. With t
 
 from __future__ import annotations
 
-import logging
 import tempfile
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -30,6 +27,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from kitae.compression.distill import Distance, distance
+from kitae.console import quiet
 from kitae.errors import CompressionError, one_line, require
 
 if TYPE_CHECKING:
@@ -348,7 +346,7 @@ def static(
     body = [name for name in body if name not in set(exclude)]
     if not body:
         raise CompressionError("there is nothing to quantize in this graph")
-    with _quiet():
+    with quiet():
         quantization = require("onnxruntime.quantization", "compress")
         calibration = require("onnxruntime.quantization.calibrate", "compress")
         quantizer = require("onnxruntime.quantization.qdq_quantizer", "compress").QDQQuantizer(
@@ -393,7 +391,7 @@ def dynamic(
     quantization = require("onnxruntime.quantization", "compress")
     operators = ["MatMul", "Gemm"] if linear_only else ["Conv", "MatMul", "Gemm"]
     onnx_module = require("onnx", "compress")
-    with _quiet(), tempfile.TemporaryDirectory(prefix="kitae.") as folder:
+    with quiet(), tempfile.TemporaryDirectory(prefix="kitae.") as folder:
         source, result = Path(folder, "float.onnx"), Path(folder, "dynamic.onnx")
         onnx_module.save(work, source)
         try:
@@ -831,17 +829,3 @@ def _input(proto: onnx.ModelProto) -> str:
 def _chunks(images: NDArray[np.uint8], size: int) -> Iterator[NDArray[np.uint8]]:
     for start in range(0, len(images), size):
         yield np.ascontiguousarray(images[start : start + size])
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """The quantizer advises on the root logger; nothing in it is for a user."""
-    logger = logging.getLogger()
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

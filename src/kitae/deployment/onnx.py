@@ -10,11 +10,8 @@ from __future__ import annotations
 
 import copy
 import json
-import logging
 import re
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -26,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import kitae
+from kitae.console import quiet
 from kitae.deployment.rewrite import simplify
 from kitae.deployment.verify import Parity, probe_images, torch_reference, verify_float
 from kitae.errors import ExportError, require
@@ -127,7 +125,7 @@ def to_onnx(network: nn.Module, card: Card) -> onnx.ModelProto:
     require("onnxscript", "compress")
     classifier = Classifier(copy.deepcopy(network).to("cpu", torch.float32), card).eval()
     example = torch.zeros((2, *card.input_shape), dtype=torch.uint8)  # two: a batch of one would be taken as fixed
-    with torch.no_grad(), _quiet():
+    with torch.no_grad(), quiet("torch.onnx", "onnxscript", "onnx_ir", "torch.export"):
         try:
             shape = classifier(example).shape
             if shape != (2, len(card.classes)):
@@ -238,19 +236,3 @@ def _culprit(error: BaseException) -> str:
             return f"the operation {found.group(1)} has no ONNX counterpart here"
     lines = [line.strip() for line in chain[-1].splitlines() if line.strip()]
     return lines[0][:300] if lines else type(error).__name__
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter's progress lines and deprecation warnings say nothing to a user."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
