@@ -268,3 +268,24 @@ def test_export_and_predict_without_the_run(home: Path, run: Path) -> None:
         assert [float(x) for x in one.split(",")[2:]] == pytest.approx(
             [float(x) for x in other.split(",")[2:]], abs=1e-4
         )
+
+
+def test_names_beyond_the_basic_plane_reach_the_data(home: Path) -> None:
+    write_folder(home / "\U00020bb7野", train=4, classes=2)
+    assert "8 images" in kitae(home, "data", "prepare", "folder:\U00020bb7野", "--set", "data.image_size=32").stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("show", "augment", "fashion-mini", "--out", "taken"), "taken: File exists"),
+        (("show", "augment", "fashion-mini", "--set", "data.image_size=4"), "at least 8 x 8"),
+        (("report", "x" * 300), "File name too long"),
+    ],
+)
+def test_mistakes_with_files_and_sizes_are_one_line(home: Path, words: tuple[str, ...], said: str) -> None:
+    (home / "taken").write_text("")
+    error = kitae(home, *words, code=2).stderr
+    assert said in error
+    assert len([line for line in error.splitlines() if line.startswith("error: ")]) == 1
+    assert "Traceback" not in error

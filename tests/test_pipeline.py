@@ -299,16 +299,42 @@ def test_folder_with_a_run_needs_a_word(tmp_path: Path) -> None:
         Run.create(tmp_path, Recipe())
     with pytest.raises(TrainingError, match=r"another recipe \(train\.epochs was 10, is 3\)"):
         Run.create(tmp_path, Recipe().override("train.epochs=3"), resume=True)
+    with pytest.raises(TrainingError, match="--resume and --overwrite exclude each other"):
+        Run.create(tmp_path, Recipe(), resume=True, overwrite=True)
+    assert Run.open(tmp_path).recipe.train.epochs == 10
     changed = Run.create(tmp_path, Recipe().override("train.epochs=3"), overwrite=True)
     assert Run.open(tmp_path).recipe.train.epochs == 3
     changed.close()
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("[random_crop, horizontal_flip]", "[random_crop, vertical_flip]"),
+        ("[random_crop]", "[random_crop, equalize]"),
+        ("[equalize]", "[]"),
+    ],
+)
+def test_ops_without_parameters_are_a_part_of_the_recipe(tmp_path: Path, before: str, after: str) -> None:
+    Run.create(tmp_path, Recipe().override(f"augment.train={before}")).close()
+    Run.create(tmp_path, Recipe().override(f"augment.train={before}"), resume=True).close()
+    with pytest.raises(TrainingError, match=r"another recipe \(augment\.train"):
+        Run.create(tmp_path, Recipe().override(f"augment.train={after}"), resume=True)
 
 
 def test_overwrite_deletes_nothing_that_no_run_wrote(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(TrainingError, match=r"holds files that no run wrote \(thesis\.tex\)"):
         Run.create(tmp_path, Recipe(), overwrite=True)
+    assert [file.name for file in tmp_path.iterdir()] == ["thesis.tex"], "nor leaves anything there"
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_strange_file_is_in_no_resumed_runs_way(tmp_path: Path) -> None:
+    Run.create(tmp_path, Recipe()).close()
+    (tmp_path / "nohup.out").write_text("epoch 1/10")
+    Run.create(tmp_path, Recipe(), resume=True).close()
+    assert (tmp_path / "nohup.out").exists()
 
 
 def test_a_resolved_precision_is_no_other_recipe(tmp_path: Path) -> None:
@@ -410,6 +436,35 @@ def test_overwrite_gives_the_old_run_back_if_the_new_one_cannot_start(tmp_path: 
     train(tiny("train.epochs=1", "train.seed=5"), tmp_path / "run", overwrite=True)
     assert old.best.read_bytes() != before
     assert not (tmp_path / "run" / ".replaced.tmp").exists()
+
+
+def test_overwriting_twice_costs_no_run_that_was_trained(tmp_path: Path, cache: Path) -> None:
+    train(tiny("train.epochs=1"), tmp_path / "run")
+    before = (tmp_path / "run" / "best.safetensors").read_bytes()
+    Run.create(tmp_path / "run", tiny("train.seed=5"), overwrite=True).close()  # killed before its first epoch ended
+    assert not (tmp_path / "run" / "best.safetensors").exists()
+    with pytest.raises(KitaeError):
+        train(tiny("data.source=folder:nowhere"), tmp_path / "run", overwrite=True)
+    old = Run.open(tmp_path / "run")
+    assert old.finished
+    assert old.best.read_bytes() == before
+
+
+def test_names_that_are_not_utf8_cost_no_result(tmp_path: Path, cache: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name in ("cat", os.fsdecode(b"caf\xe9")):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(12):
+            pixels = rng.integers(0, 256, (32, 32, 3), np.uint8)
+            file = os.fsdecode(b"\xe9%d.png" % i)
+            Image.fromarray(pixels).save(str(tmp_path / "photos" / name / file), format="PNG")
+    recipe = tiny(
+        "train.epochs=1", "train.batch_size=8", "data.limit=null", f"data.source=folder:{tmp_path / 'photos'}"
+    )
+    run = train(recipe, tmp_path / "run")
+    assert set(run.predictions()["label"].to_pylist()) == {"cat", "caf\ufffd"}
+    assert all("\ufffd" in name for name in run.predictions()["name"].to_pylist())
+    assert run.test_openings == 1
 
 
 def test_test_stays_closed_until_the_run_has_ended(tmp_path: Path, cache: Path, run: Run) -> None:

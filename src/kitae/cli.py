@@ -45,7 +45,10 @@ _EXTRAS = {
     **dict.fromkeys(("onnx", "onnxscript", "torch_pruning", "torchao"), "compress"),
     "onnxruntime": "runtime", "timm": "models", "optuna": "search", "ray": "cluster", "tensorboard": "track",
 }  # fmt: skip
-_USER_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOTDIR)
+_USER_ERRORS = (
+    errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOTDIR, errno.EISDIR,
+    errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP,
+)  # fmt: skip
 
 _Tta = Literal["none", "flip", "shift", "scale", "full"]
 
@@ -225,9 +228,8 @@ def predict(
     if out is not None and out.suffix not in (".csv", ".parquet"):
         raise RecipeError(f"--out {out}: must end in .csv or .parquet")
     if (model / "compression.json").is_file():
-        from kitae.compressing import CompressionResult
-
-        inner = CompressionResult.open(model).model_file
+        # Not by CompressionResult: this must work where PyTorch is not installed.
+        inner = next((file for file in (model / "model.onnx", model / "closest.onnx") if file.is_file()), model)
         raise CompressionError(f"{model}: is a compression folder; its model is a file: kitae predict {inner} IMAGES")
     files = list_images(images)
     if model.suffix == ".onnx":
@@ -255,20 +257,21 @@ def _write_predictions(out: Path, files: list[Path], result: Any) -> None:
         import csv
         import io
 
-        from kitae.files import write_atomically
+        from kitae.files import printable, write_atomically
 
         text = io.StringIO()
         writer = csv.writer(text)
         writer.writerow(["image", "class", *result.classes])
         for file, name, shares in zip(files, names, result.probabilities, strict=True):
             writer.writerow([str(file), name, *(f"{share:.6f}" for share in shares)])
-        write_atomically(out, text.getvalue().encode())
+        write_atomically(out, printable(text.getvalue()).encode())
         return
     from kitae.errors import require
+    from kitae.files import printable
     from kitae.run import write_parquet
 
     table = require("pyarrow", "train").table(
-        {"image": [str(file) for file in files], "class": names, "probabilities": result.probabilities.tolist()}
+        {"image": [printable(file) for file in files], "class": names, "probabilities": result.probabilities.tolist()}
     )
     write_parquet(table, out)
 
@@ -330,8 +333,11 @@ def compress(
         "ratios": ratios, "finetune_epochs": finetune_epochs, "quantize": quantize or None, "target": target,
     }  # fmt: skip
     options = {name: value for name, value in given.items() if value is not None}
-    if "max_drop" in {word.partition("=")[0].strip() for word in set_ or ()}:
+    also = {word.partition("=")[0].strip() for word in set_ or ()}
+    if "max_drop" in also:
         options["abandon"] = True  # a budget is a budget, also one by --set
+    elif "ratios" in also and max_drop is None:
+        options["abandon"] = False  # and the whole curve the whole curve
     # The flags first: what --set says may only make sense beside them (gradual=true beside --prune unstructured).
     spec = override(resolve_spec(None, options), set_ or [])
     try:
@@ -564,8 +570,9 @@ def search(
     from kitae.experiments.search import search as run_search
 
     result = run_search(
-        recipe, out, f"data.source={json.dumps(data)}", *(set_ or ()), arms=arms, rematch_seeds=rematch_seeds,
-        workers=workers, threads=threads, executor=_ray(ray), overwrite=overwrite, report=console.say,
+        recipe, out, f"data.source={json.dumps(data, ensure_ascii=False)}", *(set_ or ()), arms=arms,
+        rematch_seeds=rematch_seeds, workers=workers, threads=threads, executor=_ray(ray), overwrite=overwrite,
+        report=console.say,
     )  # fmt: skip
     console.say(result.table())
     console.say(f"the winner's recipe is {out / 'winner.yaml'}")
@@ -661,7 +668,7 @@ def prepare(source: str, *, set_: Sets = None) -> None:
 def _data_spec(source: str, assignments: list[str] | None) -> Any:
     from kitae.recipe import Recipe
 
-    recipe = Recipe().override(f"data.source={json.dumps(source)}", *(assignments or ()))
+    recipe = Recipe().override(f"data.source={json.dumps(source, ensure_ascii=False)}", *(assignments or ()))
     return recipe.data
 
 

@@ -281,7 +281,8 @@ def resolve_spec(spec: CompressSpec | None, options: Mapping[str, Any]) -> Compr
     """
     from pydantic import ValidationError
 
-    if "ratios" in options and not {"max_drop", "abandon"} & options.keys():
+    told = options.keys() | (spec.model_fields_set if spec else set())
+    if "ratios" in options and not {"max_drop", "abandon"} & told:
         options = {**options, "abandon": False}  # who names ratios but no budget wants the whole curve
     try:
         return CompressSpec.model_validate({**(spec.model_dump() if spec else {}), **options})

@@ -21,35 +21,36 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
+
+from kitae.files import printable
 
 _PLAIN_SECONDS = 30.0  # between two lines inside a long epoch, where no bar can be drawn
 
-console = Console(highlight=False, soft_wrap=True)
-errors = Console(stderr=True, highlight=False, soft_wrap=True)
+console = Console(highlight=False, soft_wrap=True, emoji=False)
+errors = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 
 def say(text: str) -> None:
     """Print text as it is; nothing in it is taken for markup, since it may hold file and class names."""
-    console.print(text, markup=False)
+    console.print(printable(text), markup=False)
 
 
 def error(text: str) -> None:
     """Print one line of error to stderr."""
-    errors.print(f"error: {' '.join(text.split())}", markup=False, style="red" if errors.is_terminal else None)
+    errors.print(
+        f"error: {' '.join(printable(text).split())}", markup=False, style="red" if errors.is_terminal else None
+    )
 
 
 def table(title: str, columns: list[str], rows: list[list[str]], right: int = 1) -> None:
     """Print a table; columns from number `right` on are aligned right."""
     view = Table(title=title or None, title_justify="left", header_style="bold")
     for place, name in enumerate(columns):
-        view.add_column(name, justify="right" if place >= right else "left", overflow="fold")
+        view.add_column(Text(printable(name)), justify="right" if place >= right else "left", overflow="fold")
     for row in rows:
-        view.add_row(*(_escape(cell) for cell in row))
+        view.add_row(*(Text(printable(cell)) for cell in row))  # no markup: cells hold file and class names
     console.print(view)
-
-
-def _escape(text: str) -> str:
-    return text.replace("[", "\\[")
 
 
 @contextmanager

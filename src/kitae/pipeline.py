@@ -33,7 +33,7 @@ from kitae.run import Run, default_folder
 from kitae.training import distributed, precision
 from kitae.training.allocator import keep_freed_memory
 from kitae.training.distributed import World
-from kitae.training.fit import FitResult, Teacher, Watcher, epoch_steps, fit
+from kitae.training.fit import FitResult, Keep, Teacher, Watcher, epoch_steps, fit, memory_named
 from kitae.training.optim import build_optimizer
 from kitae.training.spec import TrainSpec
 
@@ -290,14 +290,15 @@ class Setup:
     def recover(
         self, model: nn.Module, *, epochs: int, rate: float = 0.1,
         after_step: Callable[[nn.Module], None] | None = None, teacher: nn.Module | None = None,
-        keep: Literal["best", "last"] = "best", watcher: Watcher | None = None,
+        keep: Keep = "best", watcher: Watcher | None = None,
     ) -> nn.Module:  # fmt: skip
         """Fine-tune a compressed model through the same loop, down a cosine, without warm-up, averaging or stopping.
 
         Args:
             rate: it begins with this share of the recipe's learning rate.
             after_step: holds pruning masks. `teacher`: the unpruned model to learn from as well.
-            keep: the best epoch's weights, or the last one's where the network changed on the way.
+            keep: the best epoch's weights, or the last one's where the network changed on the way, or the start's where
+                no epoch is better.
         """
         spec = self.recipe.train
         optimizer: dict[str, Any] = {"lr": spec.optimizer.lr * rate}
@@ -414,5 +415,8 @@ def _with_precision(recipe: Recipe, setup: Setup, model: nn.Module, world: World
     index = setup.images.order(spec.seed, 0)[: spec.batch_size]
     batch, labels = setup.images.gather(index)
     inputs, targets = setup.augment(spec.seed)(torch.from_numpy(batch), torch.from_numpy(labels), epoch=0, index=index)
-    chosen = precision.resolve("auto", model, inputs.to(world.device), targets.to(world.device), device=world.device)
+    with memory_named(spec):
+        chosen = precision.resolve(
+            "auto", model, inputs.to(world.device), targets.to(world.device), device=world.device
+        )
     return recipe.model_copy(update={"train": spec.model_copy(update={"precision": chosen})})

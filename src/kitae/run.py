@@ -91,7 +91,11 @@ class Run:
         Raises:
             TrainingError: the folder holds something else or a run of another recipe, or another process writes to it.
         """
+        if resume and overwrite:
+            raise TrainingError("--resume and --overwrite exclude each other: go on with the run, or replace it")
         run = cls(Path(path), recipe)
+        if run.path.is_dir():
+            run._check_strangers(resume=resume)  # before the lock, which would be left in a folder that is not ours
         busy = "another process is training into it; choose another --out"
         run._lock = lock_folder(run.path, TrainingError, busy)
         try:
@@ -101,21 +105,31 @@ class Run:
             raise
         return run
 
-    def _take(self, *, resume: bool, overwrite: bool) -> None:
+    def _check_strangers(self, *, resume: bool) -> None:
         strangers = sorted(
             entry.name
             for entry in self.path.iterdir()
             if entry.name not in (*_CREATED, *_FOLDERS) and not entry.name.endswith(".tmp")
         )
-        if strangers:
+        # Beside a run that is gone on with they are in nobody's way.
+        if strangers and not (resume and (self.path / "recipe.yaml").exists()):
             raise TrainingError(f"{self.path}: holds files that no run wrote ({strangers[0]}); choose another --out")
+
+    def _take(self, *, resume: bool, overwrite: bool) -> None:
+        self._check_strangers(resume=resume)
         if overwrite and (self.path / "recipe.yaml").exists():
-            # Only moved aside: it comes back if the new run fails before its first epoch has ended.
-            shutil.rmtree(self._aside, ignore_errors=True)
-            self._aside.mkdir()
+            # Only moved aside: it comes back if the new run fails before its first epoch has ended. Where one is aside
+            # already, the run in the folder has not come so far, and it is the one that goes.
+            waits = (self._aside / "recipe.yaml").exists()
+            if not waits:
+                shutil.rmtree(self._aside, ignore_errors=True)
+                self._aside.mkdir()
             for name in (*_FOLDERS, *_CREATED[:-1]):
-                if (self.path / name).exists():
-                    (self.path / name).rename(self._aside / name)
+                old = self.path / name
+                if old.exists() and not waits:
+                    old.rename(self._aside / name)
+                elif old.exists():
+                    shutil.rmtree(old) if old.is_dir() else old.unlink()
         if not (self.path / "recipe.yaml").exists():
             self._new = True
             self.recipe.save(self.path / "recipe.yaml")
@@ -435,7 +449,8 @@ class Run:
 
         Args:
             images: one image or several, each a path, encoded bytes, a Pillow image or a uint8 array [H, W] or
-                [H, W, C] of any size; or one uint8 array [N, C, H, W] at the model's size.
+                [H, W, C] of any size; or one uint8 array [N, C, H, W] at the model's size. (A large JPEG as a Pillow
+                image is decoded whole, where training, and a path or bytes here, read it scaled down.)
 
         Raises:
             DataError: an image cannot be read, or an array has another shape or dtype.
@@ -488,11 +503,11 @@ def differences(saved: Recipe, asked: Recipe) -> list[str]:
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     items: Iterable[tuple[Any, Any]]
-    if isinstance(value, dict):
+    if isinstance(value, dict) and value:
         items = value.items()
-    elif isinstance(value, list):
+    elif isinstance(value, list) and value:
         items = enumerate(value)
-    else:
+    else:  # an empty one too: an op without parameters is {name: {}}
         return {prefix[:-1]: value}
     return {name: leaf for key, inner in items for name, leaf in _flat(inner, f"{prefix}{key}.").items()}
 

@@ -138,8 +138,9 @@ class Model:
 
         Args:
             images: one image or several, each a path, the encoded bytes, a Pillow image, or a uint8 array [H, W] or
-                [H, W, C] of any size; all are oriented, converted and resized as in training. Or one uint8 array
-                [N, C, H, W] that is already at the model's size.
+                [H, W, C] of any size; all are oriented, converted and resized as in training (of a large JPEG, a
+                path or bytes to the bit; a Pillow image is decoded whole, where training reads it scaled down). Or one
+                uint8 array [N, C, H, W] that is already at the model's size.
             batch_size: images per call of the graph. Memory grows with it; the results do not depend on it (files of
                 precision int8-dynamic scale their activations by the batch, so they always take one image at a time).
 

@@ -329,6 +329,21 @@ def test_the_network_beside_a_winner_of_8_bit_training_has_the_weights_learnt_th
     assert not torch.equal(outcome.model.conv1.weight, trained.conv1.weight)
 
 
+def test_a_drop_as_large_as_the_budget_is_within_it() -> None:
+    drop = 100 * (0.907 - 0.9)  # as it comes out of two accuracies
+    assert drop > 0.7
+    assert budget._within(drop, CompressSpec(max_drop=0.7))
+    assert not budget._within(0.71, CompressSpec(max_drop=0.7))
+
+
+def test_the_order_of_layer_ratios_is_a_part_of_a_stages_key(tools: Tools) -> None:
+    keys = {
+        budget._key(CompressSpec(layer_ratios=ratios), tools, (0.5,))
+        for ratios in ({"a": 0.1, "b": 0.5}, {"b": 0.5, "a": 0.1})
+    }
+    assert len(keys) == 2, "of coupled layers the first one named counts"
+
+
 def test_rates_of_fine_tuning_and_of_8_bit_training(
     trained: nn.Module, tools: Tools, train: Data, selection: Data, tmp_path: Path
 ) -> None:
@@ -336,7 +351,9 @@ def test_rates_of_fine_tuning_and_of_8_bit_training(
     lent = replace(tools, stages=Memory())
     run(trained, lent, train, selection, tmp_path / "1", **fields)
     rates = [(call["kind"] is Simulated, call["rate"]) for call in lent.recover.calls]  # type: ignore[attr-defined]
-    assert sorted(rates) == [(False, 0.1), (True, 0.01), (True, 0.01)]
+    assert sorted(rates) == [(False, 0.1), (True, 0.1), (True, 0.1)]
+    kept = {(call["kind"] is Simulated, call["keep"]) for call in lent.recover.calls}  # type: ignore[attr-defined]
+    assert kept == {(False, "best"), (True, "best or start")}
     run(trained, lent, train, selection, tmp_path / "2", **fields, finetune_rate=0.2, qat_rate=0.5)
     again = [call["rate"] for call in lent.recover.calls[3:]]  # type: ignore[attr-defined]
     assert sorted(again) == [0.2, 0.5, 0.5], "a network that was fine-tuned at another rate is not taken for this one"

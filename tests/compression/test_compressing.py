@@ -355,3 +355,19 @@ def test_a_run_without_a_best_model(finished: Run, tmp_path: Path) -> None:
     for call in (compress, export):
         with pytest.raises(TrainingError, match=r"best\.safetensors"):
             call(copy, tmp_path / "out")  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("spec", "options", "abandons"),
+    [
+        (None, {"ratios": (0.1, 0.3)}, False),
+        (None, {"ratios": (0.1, 0.3), "max_drop": 1.0}, True),
+        (CompressSpec(max_drop=2.0), {"ratios": (0.1, 0.3)}, True),
+        (CompressSpec(prune="unstructured"), {"ratios": (0.1, 0.3)}, False),
+        (None, {}, True),
+    ],
+)
+def test_who_names_ratios_and_no_budget_gets_the_whole_curve(
+    spec: CompressSpec | None, options: dict[str, Any], abandons: bool
+) -> None:
+    assert compressing.resolve_spec(spec, options).abandon is abandons

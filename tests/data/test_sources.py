@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
@@ -174,6 +175,19 @@ def test_wrong_folders_are_explained(
         (root / folder).mkdir(parents=True, exist_ok=True)
     with pytest.raises(DataError, match=words):
         folder_source(root)
+
+
+def test_a_split_whose_images_would_be_passed_over_is_refused(make_folder: Maker) -> None:
+    root = make_folder("train/a", "train/b", "test/a", "test/b")
+    (root / "test" / "7.png").write_bytes((next((root / "test" / "a").glob("*.png"))).read_bytes())
+    with pytest.raises(DataError, match=r"test has images outside class folders \(7\.png\)"):
+        folder_source(root)
+    shutil.rmtree(root / "test")
+    (root / "test").mkdir()
+    with pytest.raises(DataError, match="test has no images; fill it, or take it away"):
+        folder_source(root)
+    (root / "test").rmdir()
+    assert folder_source(root).classes == ("a", "b")
 
 
 def test_images_without_class_folders_are_explained(tmp_path: Path) -> None:

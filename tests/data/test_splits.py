@@ -189,6 +189,15 @@ def test_a_class_in_one_group_stays_in_train() -> None:
     assert share(labels, splits.train)[1] == 10
 
 
+@pytest.mark.parametrize("count", [4, 5, 6])
+def test_a_few_large_groups_are_split_all_the_same(count: int) -> None:
+    """No whole group is near to 10 % or 20 % of the images: the nearest is taken."""
+    labels = np.tile([0, 1], 50 * count)
+    splits = make_splits(fake(labels, groups=np.repeat(np.arange(count), 100)), spec())
+    assert (len(splits.val), len(test_rows(splits))) == (100, 100)
+    assert len(splits.train) == 100 * (count - 2)
+
+
 def test_a_group_on_two_sides_of_the_sources_splits_is_an_error() -> None:
     with pytest.raises(DataError, match=r"1\.png \(train\) and 3\.png \(test\) are of one group"):
         make_splits(fake([0, 1, 0, 1], [TRAIN, TRAIN, TEST, TEST], groups=[1, 2, 3, 2]), spec())

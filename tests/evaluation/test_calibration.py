@@ -53,6 +53,9 @@ def test_the_temperature_is_a_minimum_and_never_changes_a_prediction(seed: int, 
         return float(-log_probabilities(logits, temperature)[np.arange(count), labels].mean())
 
     temperature = fit_temperature(logits, labels)
+    if (logits.argmax(axis=1) == labels).all():  # there is no minimum: see below
+        assert temperature == 1
+        return
     assert 0.05 <= temperature <= 20.0001
     best = loss(temperature)
     for other in (0.05, 0.5, 1.0, 2.0, 20.0, temperature * 0.99, temperature * 1.01):
@@ -62,9 +65,9 @@ def test_the_temperature_is_a_minimum_and_never_changes_a_prediction(seed: int, 
     assert (scaled.argmax(axis=1) == logits.argmax(axis=1)).all()
 
 
-def test_the_ends_of_the_temperatures_range() -> None:
+def test_without_a_mistake_nothing_is_learnt_of_confidence_and_without_a_hit_all_is_equal() -> None:
     perfect = np.eye(3, dtype=np.float32)
-    assert fit_temperature(perfect, np.arange(3)) == pytest.approx(0.05)
+    assert fit_temperature(perfect, np.arange(3)) == 1.0
     assert fit_temperature(perfect, (np.arange(3) + 1) % 3) == pytest.approx(20)
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from kitae.augment import Augment
 from kitae.augment import functional as f
+from kitae.errors import DataError
 from kitae.reporting import gallery
 from tests.images import picture
 from tests.reporting.conftest import HOSTILE, pixels
@@ -172,5 +173,5 @@ def test_first_of_each_class_is_shown() -> None:
     ],
 )
 def test_wrong_input_is_named(batch: Any, labels: list[int], message: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(DataError, match=message):
         gallery.draw_gallery(batch, labels, CLASSES, tmp_path)

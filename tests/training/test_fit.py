@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import signal
 import subprocess
@@ -267,6 +268,36 @@ def test_accumulation_equals_the_larger_batch_where_no_layer_mixes_samples(toy: 
     fit(large, spec=spec(batch_size=32, schedule=constant, optimizer=OptimizerSpec(lr=0.01)), **toy)
     fit(small, spec=spec(batch_size=16, accumulate=2, schedule=constant, optimizer=OptimizerSpec(lr=0.01)), **toy)
     for a, b in zip(large.parameters(), small.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_the_start_is_kept_where_no_epoch_is_better(toy: dict[str, Any]) -> None:
+    learnt = toy_net()
+    result = fit(learnt, spec=spec(), keep="best or start", **toy)
+    assert result.best_epoch > 0
+    again, before = copy.deepcopy(learnt), {k: v.clone() for k, v in learnt.state_dict().items()}
+    ruinous, watcher = spec(optimizer=OptimizerSpec(lr=5.0)), KillAt(-1)
+    result = fit(again, spec=ruinous, keep="best or start", watcher=watcher, **toy)
+    assert result.best_epoch == 0
+    assert same(before, again.state_dict())
+    assert watcher.notes == ["no epoch was better than the start, which is kept"]
+    assert fit(copy.deepcopy(learnt), spec=ruinous, **toy).best_epoch > 0
+
+
+@pytest.mark.parametrize(("batch", "steps"), [(48, 2), (28, 3), (64, 1)])
+def test_every_sample_of_an_update_weighs_the_same_where_its_last_batch_is_short(
+    toy: dict[str, Any], batch: int, steps: int
+) -> None:
+    def plain() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Flatten(), nn.Linear(192, 2))
+
+    toy["data"] = ToyData(64)
+    whole, parts = plain(), plain()
+    common = {"schedule": ScheduleSpec(name="constant"), "optimizer": OptimizerSpec(lr=0.01)}
+    fit(whole, spec=spec(batch_size=64, **common), **toy)
+    fit(parts, spec=spec(batch_size=batch, accumulate=steps, **common), **toy)
+    for a, b in zip(whole.parameters(), parts.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -40,6 +41,26 @@ class OverflowsInBf16(nn.Module):
 
 def test_what_does_not_stay_finite_is_never_chosen() -> None:
     assert precision.resolve("auto", OverflowsInBf16(), *BATCH, device=CPU) == "fp32"
+
+
+class TooLarge(nn.Module):
+    """Memory suffices under autocast only, or not at all."""
+
+    def __init__(self, always: bool) -> None:
+        super().__init__()
+        self.linear, self.always = nn.Linear(192, 2), always
+
+    def forward(self, images: Tensor) -> Tensor:
+        out: Tensor = self.linear(images.flatten(1))
+        if self.always or out.dtype == torch.float32:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return out
+
+
+def test_a_precision_for_which_memory_does_not_suffice_is_not_chosen() -> None:
+    assert precision.resolve("auto", TooLarge(always=False), *BATCH, device=CPU) == "bf16"
+    with pytest.raises(torch.OutOfMemoryError):
+        precision.resolve("auto", TooLarge(always=True), *BATCH, device=CPU)
 
 
 def test_measuring_changes_neither_model_nor_generator() -> None:

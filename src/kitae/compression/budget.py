@@ -49,7 +49,7 @@ class Recover(Protocol):
         rate: float,
         after_step: Callable[[nn.Module], None] | None = None,
         teacher: nn.Module | None = None,
-        keep: Literal["best", "last"] = "best",
+        keep: Literal["best", "last", "best or start"] = "best",
     ) -> nn.Module: ...
 
 
@@ -340,8 +340,13 @@ def judge(outcome: Outcome, test: Images, tools: Tools, spec: CompressSpec) -> d
         "winner": {"name": outcome.winner.name, **sides[1]},
         **drop,
         "count": len(labels),
-        "within_budget": drop["drop"] <= spec.max_drop,
+        "within_budget": _within(drop["drop"], spec),
     }
+
+
+def _within(drop: float, spec: CompressSpec) -> bool:
+    """Whether so many points may be lost; 0.7 of them are 0.7000000000000001 in floats."""
+    return drop <= spec.max_drop + 1e-9
 
 
 def size_field(spec: CompressSpec) -> str:
@@ -543,6 +548,7 @@ def _key(spec: CompressSpec, tools: Tools, ratios: Sequence[float]) -> str:
     matters = ("prune", "importance", "scope", "skip", "layer_ratios", "round_to", "gradual", "finetune_epochs",
                "finetune_rate", "distill", "seed")  # fmt: skip
     facts = {name: getattr(spec, name) for name in matters} | {"ratios": list(ratios), "from": tools.fingerprint}
+    facts["layer_ratios"] = list(spec.layer_ratios.items())  # in their order: of coupled layers the first counts
     facts |= {"format": _STAGE_FORMAT, "kitae": kitae.__version__}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -643,7 +649,11 @@ def _aware(stage: _Stage, spec: CompressSpec, tools: Tools, input_shape: tuple[i
 
     teacher = as_teacher(stage.model) if spec.distill else None
     try:
-        tuned = tools.recover(simulated, epochs=spec.qat_epochs, rate=spec.qat_rate, after_step=hold, teacher=teacher)
+        # Before its first step it computes what the static file does: a training that only spoils it is thrown away.
+        tuned = tools.recover(
+            simulated, epochs=spec.qat_epochs, rate=spec.qat_rate, after_step=hold, teacher=teacher,
+            keep="best or start",
+        )  # fmt: skip
     except TrainingInterruptedError:
         raise
     except TrainingError as error:  # one file that cannot be had; others may
@@ -765,7 +775,7 @@ def _choose(candidates: Sequence[Candidate], spec: CompressSpec) -> tuple[Candid
         row = candidate.row
         found = []
         drop = row["drop_interval"][1] if spec.sure else row["drop"]
-        if drop > spec.max_drop + 1e-9:
+        if not _within(drop, spec):
             share = (drop - spec.max_drop) / max(spec.max_drop, 1.0)
             verb = "may lose" if spec.sure else "loses"
             found.append((share, f"{verb} {drop:.2f} points, not {spec.max_drop:g}"))

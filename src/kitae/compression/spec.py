@@ -38,8 +38,8 @@ class CompressSpec(Spec):
         distill: fine-tuning learns from the unpruned model as well.
         quantize: which precisions to try at each ratio; `none` is 32-bit float.
         qat_epochs: of quantization-aware training.
-        qat_rate: as finetune_rate, of quantization-aware training: what has been learnt is to be kept, and only the
-            rounding to be made room for.
+        qat_rate: as finetune_rate, of quantization-aware training; where no epoch is better than the start, that is
+            kept.
         per_channel: each output channel of a weight has a scale of its own; false: one for the whole weight.
         target: `any` is safe on every CPU, `vnni` a little finer and only safe on CPUs with VNNI.
         calibration: how ranges are chosen; the best on validation is taken.
@@ -70,7 +70,7 @@ class CompressSpec(Spec):
     distill: bool = True
     quantize: tuple[Precision, ...] = Field(("none", "static"), min_length=1)
     qat_epochs: int = Field(2, ge=1)
-    qat_rate: float = Field(0.01, gt=0, le=1)
+    qat_rate: float = Field(0.1, gt=0, le=1)
     per_channel: bool = True
     target: Literal["any", "vnni"] = "any"
     calibration: tuple[Literal["minmax", "average", "percentile", "entropy"], ...] = Field(

@@ -69,12 +69,13 @@ class FolderSource(Source):
     """`ROOT/CLASS/**/IMAGE`, or `ROOT/{train,val,test}/CLASS/**/IMAGE`.
 
     The second layout is taken where every sub-folder has a split's name (train, training; val, valid, validation, dev;
-    test, testing) and one is train. Hidden files and folders are passed over, and files without an image's extension.
+    test, testing) and one is train; images there belong into class folders. Hidden files and folders are passed over,
+    and files without an image's extension.
     Images below a folder `group=NAME` (inside a class) belong to group NAME, in all classes and splits.
     """
 
     def __init__(self, root: str | Path, name: str = "") -> None:
-        """Lists the files. Raises DataError: no such folder, no class folders, a class folder without images."""
+        """Lists the files. Raises DataError: no such folder, no class folders, a class or a split without images."""
         super().__init__(name or f"folder:{root}")
         self.root = Path(root).expanduser()
         if not self.root.is_dir():
@@ -104,6 +105,8 @@ class FolderSource(Source):
                 f"{self.name}: no class folders in {parts[0][1]}; expected is one folder of images per class"
             )
         for code, part in parts:
+            if part != self.root:
+                _check_part(part, self.name)
             for folder in _subfolders(part):
                 if folder.name not in names:
                     raise DataError(f"{self.name}: class {folder.name!r} of {part.name} is not in train")
@@ -145,6 +148,18 @@ class FolderSource(Source):
 
     def read(self, index: int) -> Item:
         return self._files[index]
+
+
+def _check_part(part: Path, name: str) -> None:
+    """Refuse a split whose images would be passed over: another one would be made from train in its place."""
+    loose = [file for file in _image_files(part) if file.parent == part]
+    if loose:
+        raise DataError(
+            f"{name}: {part.name} has images outside class folders ({loose[0].name}); expected is one folder of images "
+            f"per class, as in train"
+        )
+    if not _image_files(part):
+        raise DataError(f"{name}: {part.name} has no images; fill it, or take it away to have one held out of train")
 
 
 def _subfolders(folder: Path) -> list[Path]:

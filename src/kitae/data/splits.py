@@ -198,7 +198,10 @@ class _Splitter:
     def _choose_groups(
         self, groups: NDArray[np.int64], labels: NDArray[np.int64], wanted: NDArray[np.int64], code: int, leave: int
     ) -> NDArray[np.bool_]:
-        """Whole groups, in keyed order, each taken if it brings the held-out class counts nearer to the wanted ones."""
+        """Whole groups, in keyed order, each taken if it brings the held-out class counts nearer to the wanted ones.
+
+        Where no group does, the one nearest to them, if training images of its classes are left.
+        """
         names, member = np.unique(groups, return_inverse=True)
         by_group = np.argsort(member, kind="stable")
         ends = np.cumsum(np.bincount(member))
@@ -214,6 +217,14 @@ class _Splitter:
                 chosen[group] = True
                 missing[classes] -= counts
                 left[classes] -= counts
+        if not chosen.any() and wanted.any():
+            # A few large groups: the one that goes past what is wanted by least, rather than none.
+            table = np.zeros((len(names), len(wanted)))
+            np.add.at(table, (member, labels), 1)
+            far = ((missing - table) ** 2).sum(axis=1)
+            far[((left - table < leave) & (table > 0)).any(axis=1)] = np.inf
+            if np.isfinite(far.min()):
+                chosen[far.argmin()] = True
         return chosen[member]
 
     def limit(self, rows: Rows, limit: int, classes: int) -> Rows:

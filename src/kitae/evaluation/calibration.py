@@ -68,8 +68,9 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
     """The temperature that minimises the mean negative log likelihood of `labels`, in [0.05, 20]; fit on validation.
 
     Dividing logits by one positive number never changes which is largest, so accuracy stays as it is. The loss is
-    convex in 1 / temperature, so the minimum found is the only one. A validation set without a mistake has none (ever
-    sharper is ever better): there, and on one no better than chance, an end of the range comes back.
+    convex in 1 / temperature, so the minimum found is the only one. A validation set without a mistake has none: ever
+    sharper would be ever better, and one wrong image ruinous later. There nothing is learnt of confidence, and 1 comes
+    back. On one no better than chance the upper end of the range does.
 
     Args:
         logits: float [N, K].
@@ -83,6 +84,8 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
     values, truth = check_logits(logits, labels)
     exact = values.astype(np.float64)
     rows = np.arange(len(truth))
+    if (values.argmax(axis=1) == truth).all():
+        return 1.0
 
     def loss(log_temperature: float) -> float:
         return float(-log_probabilities(exact, float(np.exp(log_temperature)))[rows, truth].mean())

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from kitae.errors import DataError
 from kitae.evaluation import intervals
 from kitae.evaluation.calibration import calibration_error, check_logits, log_probabilities, probabilities
+from kitae.files import printable
 from kitae.modes import evaluating
 
 if TYPE_CHECKING:
@@ -263,11 +264,12 @@ def predictions_table(
         )
     predicted = values.argmax(axis=1)
     chances = probabilities(values, temperature)
+    classes = [printable(name) for name in classes]
     words = np.asarray(classes, dtype=object)
     flat = pa.array(chances.astype(np.float32).reshape(-1), pa.float32())
     table = pa.table(
         {
-            "name": pa.array([str(name) for name in names], pa.string()),
+            "name": pa.array([printable(name) for name in names], pa.string()),
             "label": pa.array(words[truth] if labels is not None else [None] * len(values), pa.string()),
             "predicted": pa.array(words[predicted], pa.string()),
             "confidence": pa.array(chances[np.arange(len(values)), predicted].astype(np.float32), pa.float32()),

@@ -19,6 +19,7 @@ from kitae.augment import functional as f
 from kitae.augment import ops as o
 from kitae.augment.engine import Augment
 from kitae.augment.plan import Program
+from kitae.errors import DataError
 from kitae.reporting.figures import image_grid
 
 Pictures = NDArray[np.uint8]  # [N, C, H, W]
@@ -48,17 +49,17 @@ def draw_gallery(
         The files: geometry, colour, noise, mixup, cutmix, policies, augmix, epochs.
 
     Raises:
-        ValueError: images or labels of another shape, type or range.
+        DataError: images or labels of another shape, type or range.
         KitaeError: a file cannot be written.
     """
     batch = np.asarray(images)
     if batch.dtype != np.uint8 or batch.ndim != 4 or batch.shape[1] not in (1, 3) or min(batch.shape[2:]) < 8:
-        raise ValueError(f"images must be uint8 [N, C, H, W] of at least 8 x 8, not {batch.dtype} {list(batch.shape)}")
+        raise DataError(f"images must be uint8 [N, C, H, W] of at least 8 x 8, not {batch.dtype} {list(batch.shape)}")
     numbers = [int(label) for label in labels]
     if len(batch) < 2 or len(numbers) != len(batch):
-        raise ValueError(f"a gallery needs at least 2 images and as many labels, not {len(batch)} and {len(numbers)}")
+        raise DataError(f"a gallery needs at least 2 images and as many labels, not {len(batch)} and {len(numbers)}")
     if not all(0 <= label < len(classes) for label in numbers):
-        raise ValueError(f"labels must be in [0, {len(classes)}), not {min(numbers)} to {max(numbers)}")
+        raise DataError(f"labels must be in [0, {len(classes)}), not {min(numbers)} to {max(numbers)}")
     chosen = _of_many_classes(numbers)
     batch = np.ascontiguousarray(batch[chosen])
     names = [str(classes[numbers[i]]) for i in chosen]

@@ -35,7 +35,7 @@ from kitae.training.checkpoint import Progress, load_checkpoint, load_weights, s
 from kitae.training.distributed import World
 from kitae.training.losses import distillation_loss, soft_cross_entropy, target_accuracy
 from kitae.training.optim import AveragedWeights, build_optimizer, set_learning_rate
-from kitae.training.precision import Precision, autocast
+from kitae.training.precision import Precision, autocast, is_out_of_memory
 from kitae.training.schedule import rate_factor
 from kitae.training.spec import TrainSpec
 
@@ -85,9 +85,12 @@ class Teacher:
     temperature: float = 4.0
 
 
+Keep = Literal["best", "last", "best or start"]
+
+
 @dataclass(frozen=True)
 class FitResult:
-    """How a training ended; the model holds the best weights by then."""
+    """How a training ended; the model holds the weights to keep by then. `best_epoch` 0 is the start."""
 
     epochs: int
     best_epoch: int
@@ -110,7 +113,7 @@ def fit(
     layers: Sequence[Sequence[str]] = (),
     teacher: Teacher | None = None,
     after_step: Callable[[nn.Module], None] | None = None,
-    keep: Literal["best", "last"] = "best",
+    keep: Keep = "best",
     watcher: Watcher | None = None,
     write_rows: Callable[[Sequence[Mapping[str, Any]]], None] | None = None,
     rows: Sequence[dict[str, Any]] = (),
@@ -125,7 +128,8 @@ def fit(
         model: on `world.device`.
         validate: from a model in eval mode to at least `val_loss` and `val_accuracy`. Every process calls it.
         precision: already resolved.
-        keep: which weights `model` ends with; a file of `best` weights is the best epoch's in any case.
+        keep: which weights `model` ends with: the best epoch's, the last one's, or the best epoch's if it is better
+            than the start. A file of `best` weights is the best epoch's in any case.
         class_weights: float32 [K], multiplies the loss of each class.
         layers: parameter names from stem to classifier, for `optimizer.layer_decay`.
         after_step: called with the model after every optimizer step (pruning holds its masks with it).
@@ -196,7 +200,12 @@ def fit(
     buffers_before = [buffer.clone() for buffer in floating_buffers]
 
     stopped_early = _should_stop(at, spec)
-    with _SignalFlag() as interrupted, _memory_named(spec, checkpoint):
+    if keep == "best or start" and at.epoch == at.step == 0:
+        judged.eval()
+        start = float(validate(judged)[spec.select])
+        if np.isfinite(start):
+            at.best, at.best_epoch = start, -1
+    with _SignalFlag() as interrupted, memory_named(spec, checkpoint):
         while at.epoch < spec.epochs and not stopped_early:
             model.train()
             if device.type == "cuda":
@@ -210,14 +219,14 @@ def fit(
 
             while at.step < steps_per_epoch:
                 asked = time.perf_counter()
-                images, targets, total = next(batches)
+                images, targets = next(batches)
                 waited += time.perf_counter() - asked
 
                 # Forward and loss. BatchNorm's statistics are kept aside: a skipped step must leave no trace.
                 if floating_buffers:
                     torch._foreach_copy_(buffers_before, floating_buffers)
-                group = min(spec.accumulate, steps_per_epoch - at.step // spec.accumulate * spec.accumulate)
-                share = len(images) * world.size / (total * group)  # so that every sample of the update weighs the same
+                # So that every sample of the update weighs the same, those of a short last batch too.
+                share = len(images) * world.size / _update_images(len(order), spec, at.step, steps_per_epoch, world)
                 number = at.epoch * steps_per_epoch + at.step
                 with _torch_seeded(keyed.derive_seed(seed, world.rank, number, keyed.SLOT_STEP), device):
                     with autocast(precision, device):
@@ -344,7 +353,9 @@ def fit(
             f"{spec.select} was never finite, so there is no best model: lower train.optimizer.lr or set "
             "train.clip_norm"
         )
-    model.load_state_dict(best_state if keep == "best" else judged.state_dict())
+    if watcher and world.is_main and at.best_epoch < 0:
+        watcher.note("no epoch was better than the start, which is kept")
+    model.load_state_dict(judged.state_dict() if keep == "last" else best_state)
     model.eval()
     return FitResult(at.epoch, at.best_epoch + 1, at.best, stopped_early, at.skipped, rows)
 
@@ -370,6 +381,14 @@ def epoch_steps(samples: int, batch_size: int, processes: int) -> int:
     return samples // batch_size + (rest >= 2)
 
 
+def _update_images(samples: int, spec: TrainSpec, step: int, steps: int, world: World) -> int:
+    """Images, of all processes, in the update that a step of the epoch belongs to."""
+    first = step // spec.accumulate * spec.accumulate
+    end = min((first + spec.accumulate) * spec.batch_size, steps * spec.batch_size, samples)
+    count = end - first * spec.batch_size
+    return count - count % (2 * world.size) if world.size > 1 else count  # as the last batch is cut for them
+
+
 def _batches(
     order: NDArray[np.int64],
     data: TrainData,
@@ -378,14 +397,14 @@ def _batches(
     at: Progress,
     world: World,
     steps: int,
-) -> Iterator[tuple[Tensor, Tensor, int]]:
-    """This process's augmented batches from `at.step` on, each with the size of the whole batch over all processes.
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """This process's augmented batches from `at.step` on.
 
     Every process takes an even block of the same order, so pairs that are mixed stay together.
     """
     epoch, first = at.epoch, at.step
 
-    def make(step: int) -> tuple[Tensor, Tensor, int]:
+    def make(step: int) -> tuple[Tensor, Tensor]:
         index = order[step * spec.batch_size : (step + 1) * spec.batch_size]
         if world.size > 1:
             index = index[: len(index) - len(index) % (2 * world.size)]
@@ -396,7 +415,7 @@ def _batches(
             images = images.pin_memory().to(world.device, non_blocking=True)
             labels = labels.pin_memory().to(world.device, non_blocking=True)
         images, targets = augment(images, labels, epoch=epoch, index=index)
-        return images.to(world.device, non_blocking=True), targets.to(world.device, non_blocking=True), total
+        return images.to(world.device, non_blocking=True), targets.to(world.device, non_blocking=True)
 
     if world.device.type == "cpu":  # augmentation and the step share the cores, so a thread of its own gains nothing
         yield from map(make, range(first, steps))
@@ -443,13 +462,12 @@ def _torch_seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _memory_named(spec: TrainSpec, checkpoint: Path | None) -> Iterator[None]:
+def memory_named(spec: TrainSpec, checkpoint: Path | None = None) -> Iterator[None]:
     """Out of memory, on a GPU or not, as a line that says what to do."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
-        if not known and "not enough memory" not in str(error):  # which torch's allocator for the CPU says
+        if not is_out_of_memory(error):
             raise
         raise TrainingError(
             f"out of memory at train.batch_size {spec.batch_size}{_kept(checkpoint)}: halve it and double "

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kitae.errors import RecipeError
+from kitae.errors import RecipeError, one_line
 from kitae.training.spec import OptimizerSpec
 
 # The ones that step without a closure on dense gradients, by the name a recipe uses.
@@ -74,7 +74,10 @@ def build_optimizer(
         )  # torch refuses Nesterov without momentum; without it there is none to look ahead
     if "fused" in accepted:
         arguments["fused"] = True
-    return kind(parameter_groups(model, spec, layers), **arguments)
+    try:
+        return kind(parameter_groups(model, spec, layers), **arguments)
+    except ValueError as error:  # what the optimizer itself asks of its arguments
+        raise RecipeError(f"train.optimizer: {spec.name}: {one_line(error)}") from error
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

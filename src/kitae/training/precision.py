@@ -17,6 +17,12 @@ Precision = Literal["fp32", "bf16", "fp16"]
 _DTYPE = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory did not suffice, on a GPU or not."""
+    known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    return known or "not enough memory" in str(error)  # which torch's allocator for the CPU says
+
+
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
     """The context of a forward pass: nothing for fp32, torch.autocast for the others."""
     if precision == "fp32":
@@ -36,27 +42,50 @@ def measure(
 ) -> dict[Precision, float]:
     """Median seconds of a forward and backward pass in each precision that stays finite, on a copy of the model.
 
+    A precision for which memory does not suffice is left out; where it suffices for none, that error is raised.
+
     Args:
         images: float32 [N, C, H, W] on `device`.
         targets: float32 [N, K] on `device`.
     """
     seconds: dict[Precision, float] = {}
+    too_large: Exception | None = None
+    fitted = False
     for precision in candidates(device):
-        trial = copy.deepcopy(model).train()
-        times: list[float] = []
-        finite = True
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(0)
-            for _ in range(steps + 1):
-                start = time.perf_counter()
-                with autocast(precision, device):
-                    loss = soft_cross_entropy(trial(images), targets)
-                loss.backward()  # type: ignore[no-untyped-call]
-                finite = finite and bool(torch.isfinite(loss))  # waits for the GPU too
-                times.append(time.perf_counter() - start)
-        if finite:
-            seconds[precision] = sorted(times[1:])[steps // 2]
+        try:
+            time_of_pass = _seconds(precision, model, images, targets, device, steps)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            too_large = error
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+            continue
+        fitted = True
+        if time_of_pass is not None:
+            seconds[precision] = time_of_pass
+    if too_large is not None and not fitted:
+        raise too_large
     return seconds
+
+
+def _seconds(
+    precision: Precision, model: nn.Module, images: Tensor, targets: Tensor, device: torch.device, steps: int
+) -> float | None:
+    """Median seconds of a pass on a copy of the model; None where a loss was not finite."""
+    trial = copy.deepcopy(model).train()
+    times: list[float] = []
+    finite = True
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(0)
+        for _ in range(steps + 1):
+            start = time.perf_counter()
+            with autocast(precision, device):
+                loss = soft_cross_entropy(trial(images), targets)
+            loss.backward()  # type: ignore[no-untyped-call]
+            finite = finite and bool(torch.isfinite(loss))  # waits for the GPU too
+            times.append(time.perf_counter() - start)
+    return sorted(times[1:])[steps // 2] if finite else None
 
 
 def resolve(

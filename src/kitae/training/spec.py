@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from kitae.spec import Spec
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 Metric = Literal["val_accuracy", "val_loss"]
 
@@ -23,7 +25,7 @@ class OptimizerSpec(Spec):
     momentum: float = Field(0.9, ge=0, lt=1)
     nesterov: bool = True
     weight_decay: float = Field(5.0e-4, ge=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     eps: float = Field(1e-8, gt=0)
     layer_decay: float | None = Field(None, gt=0, le=1)  # learning rate times this for each stage below the classifier
 
