@@ -379,6 +379,7 @@ def fetch(download: Download, folder: Path, alternative: str, progress: Progress
     """
     target = folder / download.name
     if target.is_file() and target.stat().st_size == download.size:
+        _check(target, download)  # it may have been put there by hand
         return target
     temporary = folder / f".{download.name}-{uuid.uuid4().hex}.tmp"
     by_hand = (
