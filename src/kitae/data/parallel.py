@@ -12,16 +12,23 @@ from kitae.data.base import Item, Source
 
 T = TypeVar("T")
 
+_RESULT_BYTES = 512 << 20
+
 
 def each_image(
-    source: Source, work: Callable[[int, Item], T], threads: int | None = None
+    source: Source, work: Callable[[int, Item], T], threads: int | None = None, result_bytes: int = 0
 ) -> Generator[list[T], None, None]:
     """`work(row, item)` for every image, block by block in the source's order; few blocks are in memory at once.
 
     An exception of `work` stops everything; so does closing the iterator.
+
+    Args:
+        result_bytes: of what `work` returns for an image. Results that wait for their turn take about 512 MB at most,
+            or two images a thread.
     """
     count = threads or processors()
     pool = ThreadPoolExecutor(count, thread_name_prefix="kitae-decode")
+    most = max(1, _RESULT_BYTES // ((2 * count + 1) * result_bytes)) if result_bytes else None
 
     def run(start: int, items: list[Item]) -> list[T]:
         return [work(row, item) for row, item in enumerate(items, start)]
@@ -29,11 +36,13 @@ def each_image(
     waiting: deque[Future[list[T]]] = deque()
     try:
         start = 0
-        for items in source.blocks():
-            waiting.append(pool.submit(run, start, items))
-            start += len(items)
-            if len(waiting) > 2 * count:
-                yield waiting.popleft().result()
+        for block in source.blocks():
+            for first in range(0, len(block), most or len(block)):
+                items = block[first : first + (most or len(block))]
+                waiting.append(pool.submit(run, start, items))
+                start += len(items)
+                if len(waiting) > 2 * count:
+                    yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
     finally:

@@ -287,7 +287,10 @@ def _write_images(
             return error
 
     row = 0
-    with (folder / "images.u8").open("wb") as file, closing(each_image(source, work, threads)) as blocks:
+    with (
+        (folder / "images.u8").open("wb") as file,
+        closing(each_image(source, work, threads, rules.channels * rules.image_size**2)) as blocks,
+    ):
         for results in blocks:
             for result in results:
                 if isinstance(result, DataError):
