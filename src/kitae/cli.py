@@ -257,21 +257,24 @@ def _write_predictions(out: Path, files: list[Path], result: Any) -> None:
         import csv
         import io
 
-        from kitae.files import printable, write_atomically
+        from kitae.files import write_atomically
 
         text = io.StringIO()
         writer = csv.writer(text)
         writer.writerow(["image", "class", *result.classes])
         for file, name, shares in zip(files, names, result.probabilities, strict=True):
             writer.writerow([str(file), name, *(f"{share:.6f}" for share in shares)])
-        write_atomically(out, printable(text.getvalue()).encode())
+        write_atomically(out, console.printable(text.getvalue()).encode())
         return
     from kitae.errors import require
-    from kitae.files import printable
     from kitae.run import write_parquet
 
     table = require("pyarrow", "train").table(
-        {"image": [printable(file) for file in files], "class": names, "probabilities": result.probabilities.tolist()}
+        {
+            "image": [console.printable(file) for file in files],
+            "class": names,
+            "probabilities": result.probabilities.tolist(),
+        }
     )
     write_parquet(table, out)
 

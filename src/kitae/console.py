@@ -23,12 +23,15 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from kitae.files import printable
-
 _PLAIN_SECONDS = 30.0  # between two lines inside a long epoch, where no bar can be drawn
 
 console = Console(highlight=False, soft_wrap=True, emoji=False)
 errors = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+
+
+def printable(name: object) -> str:
+    """A file or folder name as text that can be encoded: bytes of it that are not UTF-8 become U+FFFD."""
+    return str(name).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def say(text: str) -> None:

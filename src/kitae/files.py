@@ -66,11 +66,6 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
-def printable(name: object) -> str:
-    """A file or folder name as text that can be encoded: bytes of it that are not UTF-8 become U+FFFD."""
-    return str(name).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-
-
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

@@ -224,6 +224,7 @@ def test_settings_are_checked_beside_the_flags(monkeypatch: pytest.MonkeyPatch) 
 def test_predict_points_from_a_compression_folder_to_its_model(tmp_path: Path) -> None:
     facts = {"within_budget": False, "candidates": [], "winner": {}, "test": None}
     (tmp_path / "compression.json").write_text(json.dumps(facts))
+    (tmp_path / "closest.onnx").touch()
     with pytest.raises(CompressionError, match=r"is a compression folder; .* kitae predict .*/closest\.onnx IMAGES"):
         cli.predict(tmp_path, [tmp_path])
 

@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
+from kitae.console import printable
 from kitae.errors import DataError
 from kitae.evaluation import intervals
 from kitae.evaluation.calibration import calibration_error, check_logits, log_probabilities, probabilities
-from kitae.files import printable
 from kitae.modes import evaluating
 
 if TYPE_CHECKING:
