@@ -64,7 +64,7 @@ def test_a_killed_worker_is_tried_again(tmp_path: Path, cluster: Any) -> None:
                     killed.append(_a_ray_worker())
                     os.kill(killed[0], signal.SIGKILL)
 
-    result = study(spec, tmp_path / "ray", executor=Kills(threads=1), threads=1, **FAKE)
+    result = study(spec, tmp_path / "ray", executor=Kills(), threads=1, **FAKE)
     assert killed
     assert len(result.failed) == 0
     assert files(tmp_path / "ray") == files(tmp_path / "inline")
