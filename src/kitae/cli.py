@@ -50,6 +50,17 @@ _USER_ERRORS = (
     errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP,
 )  # fmt: skip
 
+# Of every command that runs studies.
+_Workers = Annotated[int, Parameter(help="Runs at a time.")]
+_Threads = Annotated[int | None, Parameter(help="Threads of each run; default shares this machine's cores out.")]
+_Ray = Annotated[
+    str | None,
+    Parameter(
+        help="Address of a Ray cluster to run on instead, or `local`; a search also wants the --workers and --threads "
+        "that it has room for."
+    ),
+]
+
 _Tta = Literal["none", "flip", "shift", "scale", "full"]
 
 
@@ -412,9 +423,9 @@ def study(
     set_: Sets = None,
     plan: Annotated[bool, Parameter(negative=())] = False,
     tiny: Annotated[bool, Parameter(negative=())] = False,
-    workers: int = 1,
-    threads: int | None = None,
-    ray: str | None = None,
+    workers: _Workers = 1,
+    threads: _Threads = None,
+    ray: _Ray = None,
     overwrite: Annotated[bool, Parameter(negative=())] = False,
 ) -> None:
     """Run a study, or go on with it, and print what it shows.
@@ -429,12 +440,6 @@ def study(
         Print runs, estimated time and the smallest effect that the seeds can show, and stop.
     tiny
         The study's tiny twin: does the file run? Its numbers mean nothing.
-    workers
-        Runs at a time.
-    threads
-        Threads of each run; default shares this machine's cores out.
-    ray
-        Address of a Ray cluster to run on instead, or `local`.
     overwrite
         Replace the study in --out.
     """
@@ -483,9 +488,9 @@ def ablate(
     metric: str = "test.accuracy",
     foldover: Annotated[bool, Parameter(negative=())] = False,
     plan: Annotated[bool, Parameter(negative=())] = False,
-    workers: int = 1,
-    threads: int | None = None,
-    ray: str | None = None,
+    workers: _Workers = 1,
+    threads: _Threads = None,
+    ray: _Ray = None,
     overwrite: Annotated[bool, Parameter(negative=())] = False,
 ) -> None:
     """Build and run the ablation of any recipe: what does each technique that it uses bring?
@@ -508,12 +513,6 @@ def ablate(
         With screening: twice the runs, and pairs of techniques no longer disturb the averages.
     plan
         Print the plan and stop.
-    workers
-        Runs at a time.
-    threads
-        Threads of each run; default shares this machine's cores out.
-    ray
-        Address of a Ray cluster to run on instead, or `local`.
     overwrite
         Replace the study in --out.
     """
@@ -542,9 +541,9 @@ def search(
     set_: Sets = None,
     arms: int = 30,
     rematch_seeds: int = 5,
-    workers: int = 1,
-    threads: int | None = None,
-    ray: str | None = None,
+    workers: _Workers = 1,
+    threads: _Threads = None,
+    ray: _Ray = None,
     overwrite: Annotated[bool, Parameter(negative=())] = False,
 ) -> None:
     """Search augmentation, mixing and smoothing for your own data; presets first, a fair rematch at the end.
@@ -561,12 +560,6 @@ def search(
         Settings to try, the presets included.
     rematch_seeds
         Fresh seeds of the rematch between the winner and the best preset.
-    workers
-        Runs at a time.
-    threads
-        Threads of each run; default shares this machine's cores out.
-    ray
-        Address of a Ray cluster to run on, or `local`; say how many --workers and --threads it has room for.
     overwrite
         Replace the search in --out.
     """

@@ -105,8 +105,7 @@ class FolderSource(Source):
                 f"{self.name}: no class folders in {parts[0][1]}; expected is one folder of images per class"
             )
         for code, part in parts:
-            if part != self.root:
-                _check_part(part, self.name)
+            before = len(self._files)
             for folder in _subfolders(part):
                 if folder.name not in names:
                     raise DataError(f"{self.name}: class {folder.name!r} of {part.name} is not in train")
@@ -116,6 +115,8 @@ class FolderSource(Source):
                 self._files += images
                 self._labels += [names.index(folder.name)] * len(images)
                 self._splits += [code] * len(images)
+            if part != self.root:
+                _check_part(part, self.name, empty=len(self._files) == before)
         return tuple(names)
 
     def files(self) -> list[Path]:
@@ -150,15 +151,15 @@ class FolderSource(Source):
         return self._files[index]
 
 
-def _check_part(part: Path, name: str) -> None:
+def _check_part(part: Path, name: str, *, empty: bool) -> None:
     """Refuse a split whose images would be passed over: another one would be made from train in its place."""
-    loose = [file for file in _image_files(part) if file.parent == part]
+    loose = sorted(entry.name for entry in part.iterdir() if _is_image(entry.name) and entry.is_file())
     if loose:
         raise DataError(
-            f"{name}: {part.name} has images outside class folders ({loose[0].name}); expected is one folder of images "
+            f"{name}: {part.name} has images outside class folders ({loose[0]}); expected is one folder of images "
             f"per class, as in train"
         )
-    if not _image_files(part):
+    if empty:
         raise DataError(f"{name}: {part.name} has no images; fill it, or take it away to have one held out of train")
 
 
@@ -169,6 +170,10 @@ def _subfolders(folder: Path) -> list[Path]:
         raise DataError(f"{folder}: {error.strerror}") from error
 
 
+def _is_image(name: str) -> bool:
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS
+
+
 def _image_files(folder: Path) -> list[Path]:
     def fail(error: OSError) -> None:
         raise DataError(f"{error.filename}: {error.strerror}") from error
@@ -176,11 +181,7 @@ def _image_files(folder: Path) -> list[Path]:
     found: list[Path] = []
     for parent, folders, files in os.walk(folder, onerror=fail):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [
-            Path(parent, name)
-            for name in files
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS
-        ]
+        found += [Path(parent, name) for name in files if _is_image(name)]
     return sorted(found, key=lambda path: path.as_posix())
 
 

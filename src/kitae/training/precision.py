@@ -48,25 +48,20 @@ def measure(
         images: float32 [N, C, H, W] on `device`.
         targets: float32 [N, K] on `device`.
     """
-    seconds: dict[Precision, float] = {}
+    found: dict[Precision, float | None] = {}
     too_large: Exception | None = None
-    fitted = False
     for precision in candidates(device):
         try:
-            time_of_pass = _seconds(precision, model, images, targets, device, steps)
+            found[precision] = _seconds(precision, model, images, targets, device, steps)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
             too_large = error
             if device.type == "cuda":
                 torch.cuda.empty_cache()
-            continue
-        fitted = True
-        if time_of_pass is not None:
-            seconds[precision] = time_of_pass
-    if too_large is not None and not fitted:
+    if too_large is not None and not found:
         raise too_large
-    return seconds
+    return {precision: seconds for precision, seconds in found.items() if seconds is not None}
 
 
 def _seconds(
