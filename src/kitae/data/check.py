@@ -358,17 +358,18 @@ def _near_duplicates(
     hashes: NDArray[np.uint64], thumbs: NDArray[np.uint8]
 ) -> tuple[list[tuple[int, int, float]], bool]:
     """Pairs (i, j, similarity) with i < j, most similar first; and whether the search was cut short."""
-    pixels = thumbs.reshape(len(thumbs), -1).astype(np.float32)
-    kept = np.flatnonzero(pixels.std(axis=1) >= _FLAT)
+    thumbs = thumbs.reshape(len(thumbs), -1)
+    spread = np.concatenate([thumbs[part].std(axis=1, dtype=np.float32) for part in _blocks(len(thumbs))])
+    kept = np.flatnonzero(spread >= _FLAT)
     if len(kept) < 2:
         return [], False
-    vectors = _whitened(pixels[kept])
+    vectors = _whitened(thumbs[kept])
     hashes = hashes[kept]
     found: dict[tuple[int, int], float] = {}
     candidates, truncated = 0, False
     for one, other in _candidates(hashes):
         candidates += len(one)
-        similarity = np.einsum("ij,ij->i", vectors[one], vectors[other])
+        similarity = np.einsum("ij,ij->i", vectors[one].astype(np.float32), vectors[other].astype(np.float32))
         for k in np.flatnonzero(similarity >= SIMILARITY):
             found[int(kept[one[k]]), int(kept[other[k]])] = float(min(similarity[k], 1.0))
         if candidates > _MAX_CANDIDATES or len(found) > _MAX_PAIRS:
@@ -377,18 +378,37 @@ def _near_duplicates(
     return sorted(((i, j, s) for (i, j), s in found.items()), key=lambda pair: (-pair[2], pair)), truncated
 
 
-def _whitened(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Unit vectors: contrast-normalised thumbnails, whitened by their own second moments."""
-    pixels = pixels - pixels.mean(axis=1, keepdims=True)
-    pixels /= pixels.std(axis=1, keepdims=True)
-    moments = (pixels.T @ pixels).astype(np.float64) / len(pixels)
-    variance, axes = np.linalg.eigh(moments)
+def _blocks(n: int, size: int = 1 << 14) -> Iterator[slice]:
+    return (slice(start, start + size) for start in range(0, n, size))
+
+
+def _whitened(thumbs: NDArray[np.uint8]) -> NDArray[np.float16]:
+    """Unit vectors [n, d]: contrast-normalised thumbnails uint8 [n, d], whitened by their own second moments.
+
+    In blocks and in half precision, since a data set may have millions of images; a cosine is off by 0.001 at most.
+    """
+    n, d = thumbs.shape
+
+    def normalised(part: slice) -> NDArray[np.float32]:
+        pixels = thumbs[part].astype(np.float32)
+        pixels -= pixels.mean(axis=1, keepdims=True)
+        pixels /= pixels.std(axis=1, keepdims=True)
+        return pixels
+
+    moments = np.zeros((d, d))
+    for part in _blocks(n):
+        pixels = normalised(part)
+        moments += pixels.T @ pixels
+    variance, axes = np.linalg.eigh(moments / n)
     # With few images the moments say little about the directions in which none of them lies: shrink to the mean.
-    trust = 4 * len(pixels) / (4 * len(pixels) + pixels.shape[1])
+    trust = 4 * n / (4 * n + d)
     variance = trust * np.maximum(variance, 0) + (1 - trust + _RIDGE) * variance.mean()
-    scale = axes / np.sqrt(variance)
-    vectors = pixels @ scale.astype(np.float32)
-    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+    scale = (axes / np.sqrt(variance)).astype(np.float32)
+    vectors = np.empty((n, d), np.float16)
+    for part in _blocks(n):
+        turned = normalised(part) @ scale
+        vectors[part] = turned / np.linalg.norm(turned, axis=1, keepdims=True)
+    return vectors
 
 
 def _candidates(
