@@ -142,6 +142,9 @@ def test_data_prepare_and_check(home: Path) -> None:
     assert "class 3" in out
     assert (home / "report" / "check.json").exists()
     assert (home / "report" / "contact-sheet.png").exists()
+    photos = write_folder(home / "photos with a broken one", train=12, classes=2)
+    (photos / "class 0" / "0.jpg").write_bytes(b"no image")
+    assert "unreadable images: 1" in kitae(home, "data", "check", f"folder:{photos}", code=1).stdout
 
 
 def test_recipe_lists_and_prints(home: Path) -> None:
@@ -163,6 +166,8 @@ def test_recipe_lists_and_prints(home: Path) -> None:
         (["predict", "nowhere", "x.png"], "x.png"),
         (["data", "check", "folder:nowhere"], "nowhere"),
         (["recipe", "nope"], "no recipe 'nope'"),
+        (["train", "--resume", "runs/typo"], "and runs/typo is none (it has no recipe.yaml)"),
+        (["train", "fashion-mini", "--set", "augment.train.cutout.size=4"], "augment.train has no cutout"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(home: Path, words: list[str], message: str) -> None:
@@ -186,7 +191,7 @@ def test_sigterm_exits_143_and_the_run_goes_on(home: Path) -> None:
     process.terminate()
     _, error = process.communicate(timeout=120)
     assert process.returncode == 143, error
-    assert "--resume" in error
+    assert error.rstrip().endswith("go on with: kitae train --resume stopped"), error
     assert (home / "stopped" / "last" / "checkpoint.safetensors").exists()
 
 

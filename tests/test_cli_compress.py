@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -18,6 +19,8 @@ import pytest
 from onnx import TensorProto, helper
 from PIL import Image
 
+import kitae.runtime
+from kitae import cli, console
 from kitae.pipeline import train
 from kitae.recipe import Recipe
 from kitae.run import Run
@@ -110,7 +113,7 @@ def test_the_table_says_what_was_measured(home: Path, printed: str, model: Path)
     facts = json.loads((model.parent / "compression.json").read_text())
     head = next(line for line in printed.splitlines() if line.startswith("┃"))
     assert [cell.strip() for cell in head.split("┃")[1:-1]] == [
-        "candidate", "bytes", "ms an image", "faster", "validation accuracy (95 % interval)"
+        "candidate", "bytes", "ms", "faster", "accuracy (95 %)"
     ]  # fmt: skip
     rows = cells(printed)
     assert len(rows) == len(facts["candidates"]) == 4
@@ -127,6 +130,48 @@ def test_the_table_says_what_was_measured(home: Path, printed: str, model: Path)
     assert [name for name, *_ in rows if name.startswith("* ")] == ["* 50 % int8-static"]
     assert f"{facts['smaller']:.1f} x smaller" in printed
     assert f"points lost (95 % interval {facts['test']['drop_interval'][0]:.2f}" in printed
+
+
+@pytest.mark.parametrize("size", ["bytes", "packed_bytes"])
+def test_the_table_fits_80_columns_and_shows_what_decided(
+    size: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console.console, "width", 80)
+    names = ("original fp32", "original int8-dynamic", "original int8-static", "50 % int8-static")
+    row = {"bytes": 44_700_000, "packed_bytes": 11_300_000, "latency_ms": 12.345, "speedup": 1.0, "accuracy": 0.9345,
+           "accuracy_interval": [0.928, 0.941], "winner": False}  # fmt: skip
+    rows = [{**row, "name": name, "winner": name == names[-1]} for name in names]
+    cli._print_candidates(SimpleNamespace(facts={"size": size}, rows=rows))
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    table = [line for line in lines if line.startswith("│")]
+    assert len(table) == len(names)  # nothing is folded
+    assert all("93.5 % (92.8 to 94.1)" in line or "93.4 % (92.8 to 94.1)" in line for line in table)
+    assert all(("11.3 MB" if size == "packed_bytes" else "44.7 MB") in line for line in table)
+
+
+def test_a_winner_that_gains_or_is_slower_is_told_so(capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"name": "original int8-dynamic", "bytes": 10, "latency_ms": 2.0, "speedup": 0.8, "accuracy": 0.9,
+           "winner": True}  # fmt: skip
+    side = {"accuracy": 0.9, "accuracy_interval": [0.8, 0.95]}
+    test = {"baseline": side, "winner": side, "drop": -0.88, "drop_interval": [-1.2, -0.57], "within_budget": True}
+    facts = {"size": "bytes", "smaller": 3.9, "faster": 0.8}
+    cli._print_compression(SimpleNamespace(facts=facts, rows=[row], test=test, model_file="model.onnx"))
+    printed = capsys.readouterr().out
+    assert "3.9 x smaller and 1.2 x slower than the 32-bit ONNX model" in printed
+    assert "after: 0.88 points gained (95 % interval 0.57 to 1.20)" in printed
+
+
+def test_a_file_for_vnni_on_another_cpu_is_one_line(
+    home: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metadata = {**Model(model).metadata, "target": "vnni"}
+    monkeypatch.setattr(kitae.runtime, "read_metadata", lambda *_: metadata)
+    monkeypatch.setattr(kitae.runtime, "has_vnni", lambda: False)
+    cli.predict(model, [home / "photos" / "class 0"])
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "VNNI" in line]
+    assert line.startswith("note: ")
+    assert ".py:" not in line
 
 
 def test_the_command_that_it_names_predicts(home: Path, printed: str, model: Path) -> None:
@@ -235,3 +280,8 @@ def test_images_of_any_size_and_mode(home: Path, model: Path) -> None:
     assert line == "any/9-float.tif: 32-bit float pixels have no fixed range, save the image with 8 or 16 bits"
     (folder / "9-float.tif").write_bytes((folder / "1-narrow.png").read_bytes()[:300])
     assert refused(home, "predict", model, "any").startswith("any/9-float.tif: cannot be decoded (")
+    result = kitae(home, "predict", model, "any", "--on-corrupt", "skip", "--out", "skipped.csv")
+    assert cells(result.stdout) == rows
+    assert "1 left out, since they cannot be read:\n  any/9-float.tif: cannot be decoded (" in result.stdout
+    with (home / "skipped.csv").open(newline="") as stream:
+        assert [row[0] for row in csv.reader(stream)][1:] == [f"any/{file.name}" for file in files]

@@ -17,7 +17,7 @@ from PIL import Image
 
 from kitae.data.splits import Splits, TestClosedError
 from kitae.errors import DataError, KitaeError, RecipeError, TrainingError
-from kitae.pipeline import Setup, plan, train
+from kitae.pipeline import Setup, plan, train, train_without_test
 from kitae.recipe import Recipe, shipped
 from kitae.run import Run
 from kitae.training.checkpoint import load_weights
@@ -203,7 +203,42 @@ def test_every_shipped_recipe_runs_tiny(name: str, tmp_path: Path, cache: Path, 
 
 @pytest.mark.parametrize("balance", ["sampler", "loss"])
 def test_imbalance_rules_reach_the_loop(balance: str, tmp_path: Path, cache: Path) -> None:
-    assert train(tiny("train.epochs=1", f"data.balance={balance}"), tmp_path / "run").finished
+    photos = write_folder(tmp_path / "photos", train=30)
+    for file in sorted((photos / "class 0").iterdir())[8:]:
+        file.unlink()
+    fields = (f"data.source=folder:{photos}", "data.limit=null", "data.image_size=16", "train.epochs=1",
+              "train.batch_size=16")  # fmt: skip
+    run = train(tiny(*fields, f"data.balance={balance}"), tmp_path / "run")
+    plain = train(tiny(*fields), tmp_path / "plain")
+    assert run.finished
+    # Another order of the same images, or other weights in the loss: the loop was told.
+    assert run.metrics()[0]["train_loss"] != plain.metrics()[0]["train_loss"]
+
+
+def test_ops_that_change_the_size_are_told_and_refused_where_the_network_cannot_take_it(
+    tmp_path: Path, cache: Path
+) -> None:
+    ops = ["augment.train=[{random_crop: {size: 24}}]", "train.epochs=1"]
+    facts = plan(tiny(*ops))
+    assert any("24 x 24 pixels; validation, test" in line for line in facts["notes"]), facts["notes"]
+    with pytest.raises(RecipeError, match=r"augment.train gives images of 24 x 24 pixels, which simple_cnn .* 28 x 28"):
+        train(tiny("model.name=simple_cnn", "model.width=null", *ops), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    noted = plan(tiny("train.schedule.name=one_cycle", "train.schedule.warmup_epochs=2"))["notes"]
+    assert noted == ["train.schedule.warmup_epochs has no effect with one_cycle"]
+
+
+def test_the_default_folder_is_numbered_for_new_runs_only(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = tiny("train.epochs=1")
+    first = train(recipe)
+    assert first.path.name == recipe.name
+    assert train(recipe).path.name == f"{recipe.name}-2"
+    assert train(recipe, overwrite=True).path.name == recipe.name
+    assert train(recipe, resume=True).path.name == recipe.name
+    assert sorted(entry.name for entry in Path("runs").iterdir()) == [recipe.name, f"{recipe.name}-2"]
 
 
 def test_test_time_augmentation_changes_the_result_not_the_shape(run: Run) -> None:
@@ -529,3 +564,22 @@ def test_batch_larger_than_the_data_is_named(tmp_path: Path, cache: Path) -> Non
 def test_unknown_model_lists_names(tmp_path: Path, cache: Path) -> None:
     with pytest.raises(RecipeError, match=r"resnet81.*resnet8"):
         train(tiny("model.name=resnet81", "model.width=null"), tmp_path / "run")
+
+
+def test_validation_has_the_same_numbers_with_and_without_test(tmp_path: Path) -> None:
+    recipe = Recipe.load("fashion-mini").override(
+        "data.limit=200", "model.width=4", "train.epochs=1", "train.batch_size=50", "train.precision=fp32",
+        "train.threads=1",
+    )  # fmt: skip
+    whole = train(recipe, tmp_path / "whole")
+    without = train_without_test(recipe, tmp_path / "without", resume=True)
+    expected = whole.evaluation()
+    assert expected["temperature"] != 1
+    expected.pop("test")
+    found = without.evaluation()
+    assert {name: found[name] for name in ("val", "temperature", "precision", "tta", "best_epoch")} == {
+        name: expected[name] for name in ("val", "temperature", "precision", "tta", "best_epoch")
+    }
+    assert "test" not in found
+    assert without.test_openings == 0
+    assert without.facts()["temperature"] == expected["temperature"]

@@ -55,6 +55,20 @@ def test_override_reaches_into_lists_and_opens_null_sections() -> None:
     assert "padding: 3" in changed.to_yaml()
 
 
+def test_override_names_an_op_by_itself() -> None:
+    recipe = Recipe.load("fashion-mini")
+    ops = [next(iter(op)) for op in recipe.augment.train]
+    assert "random_crop" in ops
+    assert "cutout" not in ops
+    changed = recipe.override("augment.train.random_crop.padding=3", "augment.train.cutout={size: 8}")
+    assert [next(iter(op)) for op in changed.augment.train] == [*ops, "cutout"]
+    assert "padding: 3" in changed.to_yaml()
+    without = changed.override("augment.train.random_crop=null", "augment.train.cutout.size=6")
+    assert [next(iter(op)) for op in without.augment.train] == [*(op for op in ops if op != "random_crop"), "cutout"]
+    assert "size: 6" in without.to_yaml()
+    assert without.override("augment.train.rotate=null") == without
+
+
 @pytest.mark.parametrize(
     ("assignment", "message"),
     [
@@ -68,6 +82,11 @@ def test_override_reaches_into_lists_and_opens_null_sections() -> None:
         ("data.resize=stretch", r"data\.resize: should be 'crop', 'squash' or 'pad'"),
         ("train.optimizer.lr=nan", r"train\.optimizer\.lr"),
         ("augment.train.9={}", "the list has places 0 to"),
+        (
+            "augment.train.horizontal_flap=null",
+            "horizontal_flap: unknown op 'horizontal_flap', did you mean horizontal_f",
+        ),
+        ("augment.train.cutout.size=4", "augment.train.cutout.size: the recipe's augment.train has no cutout"),
         ("train.epochs=[", "not valid YAML"),
         ("name=2024-13-45", "not valid YAML"),
     ],

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, CycloptsError, Parameter
 
 from kitae import __version__, console
-from kitae.errors import BudgetError, CompressionError, KitaeError, RecipeError, missing
+from kitae.errors import BudgetError, CompressionError, DataError, KitaeError, RecipeError, missing
 
 app = App(
     name="kitae",
@@ -112,11 +112,11 @@ def train(
     recipe
         A shipped recipe's name, a .yaml file, or with --resume the run folder itself.
     out
-        The run folder; default runs/NAME.
+        The run folder; default runs/NAME, or with a number where that exists.
     resume
         Go on with the unfinished run.
     overwrite
-        Replace the run in --out.
+        Replace the run in --out, or in runs/NAME.
     dry_run
         Print the resolved recipe, the model's size, steps and an estimate of time, and stop.
     """
@@ -126,7 +126,8 @@ def train(
     if resume and out is None and (folder / "recipe.yaml").is_file():
         out, recipe = folder, str(folder / "recipe.yaml")
     if resume and out is None:
-        raise RecipeError("--resume needs the run folder: kitae train --resume RUN")
+        given = f", and {recipe} is none (it has no recipe.yaml)" if len(folder.parts) > 1 else ""
+        raise RecipeError(f"--resume needs the run folder{given}: kitae train --resume RUN")
     asked = Recipe.load(recipe).override(*(set_ or ()))
     with console.counting("decoding images") as progress:
         if dry_run:
@@ -156,6 +157,7 @@ def _print_plan(recipe: Any, progress: Any) -> None:
             ["images", f"{facts['train']:,} train, {facts['val']:,} val, {facts['test']:,} test (not opened)"],
             ["classes", str(facts["classes"])],
             ["image", f"{channels} x {height} x {width}"],
+            *(["note", line] for line in facts["notes"]),
             ["model", f"{facts['parameters']:,} parameters, {facts['macs'] / 1e6:,.1f} M multiply-adds an image"],
             ["steps", f"{facts['steps_per_epoch']:,} an epoch, {facts['recipe'].train.epochs} epochs"],
             ["precision", facts["recipe"].train.precision],
@@ -218,6 +220,7 @@ def predict(
     *,
     out: Path | None = None,
     top: int = 3,
+    on_corrupt: Literal["error", "skip"] = "error",
 ) -> None:
     """Classify image files or folders with a run or an exported model.
 
@@ -231,6 +234,8 @@ def predict(
         Also write every probability to this .csv or .parquet file.
     top
         How many classes to show for an image.
+    on_corrupt
+        An image that cannot be read is an error, or is named at the end and left out (skip).
     """
     from kitae.data.sources import list_images
 
@@ -242,28 +247,67 @@ def predict(
         # Not by CompressionResult: this must work where PyTorch is not installed.
         inner = next((file for file in (model / "model.onnx", model / "closest.onnx") if file.is_file()), model)
         raise CompressionError(f"{model}: is a compression folder; its model is a file: kitae predict {inner} IMAGES")
-    files = list_images(images)
     if model.suffix == ".onnx":
+        import warnings
+
         from kitae.runtime import Model
 
-        result = Model(model).predict(files)
+        with warnings.catch_warnings(record=True) as noted:
+            warnings.simplefilter("always", UserWarning)
+            trained: Any = Model(model)
+        for warning in noted:
+            console.say(f"note: {warning.message}")
     else:
         from kitae.run import Run
 
-        result = Run.open(model).predict(files)
+        trained = Run.open(model)
+    files, probabilities, broken = _classified(trained, list_images(images), skip=on_corrupt == "skip")
+    classes = trained.classes
     rows = []
-    for file, shares in zip(files, result.probabilities, strict=True):
+    for file, shares in zip(files, probabilities, strict=True):
         best = shares.argsort()[::-1][:top]
-        names = (f"{result.classes[k]} {100 * shares[k]:.1f} %" for k in best)
-        rows.append([str(file), result.classes[best[0]], "  ".join(names)])
-    console.table("", ["image", "class", f"best {min(top, len(result.classes))}"], rows, right=9)
+        names = (f"{classes[k]} {100 * shares[k]:.1f} %" for k in best)
+        rows.append([str(file), classes[best[0]], "  ".join(names)])
+    if rows or not broken:
+        console.table("", ["image", "class", f"best {min(top, len(classes))}"], rows, right=9)
     if out is not None:
-        _write_predictions(out, files, result)
+        _write_predictions(out, files, probabilities, classes)
         console.say(f"written to {out}")
+    if broken:
+        console.say(f"{len(broken)} left out, since they cannot be read:")
+        for line in broken:
+            console.say(f"  {line}")
 
 
-def _write_predictions(out: Path, files: list[Path], result: Any) -> None:
-    names = [result.classes[label] for label in result.labels]
+_PREDICTED_AT_ONCE = 256
+
+
+def _classified(model: Any, files: list[Path], *, skip: bool) -> tuple[list[Path], list[Any], list[str]]:
+    """The files that could be read, their probabilities, and what was wrong with the others."""
+    read: list[Path] = []
+    probabilities: list[Any] = []
+    broken: list[str] = []
+    with console.counting("classifying images") as progress:
+        for start in range(0, len(files), _PREDICTED_AT_ONCE):
+            some = files[start : start + _PREDICTED_AT_ONCE]
+            try:
+                probabilities += list(model.predict(some).probabilities)
+                read += some
+            except DataError:
+                if not skip:
+                    raise
+                for file in some:  # one of them is broken, and which it is only its own call tells
+                    try:
+                        probabilities += list(model.predict([file]).probabilities)
+                        read.append(file)
+                    except DataError as error:
+                        broken.append(str(error))
+            progress(min(start + _PREDICTED_AT_ONCE, len(files)), len(files))
+    return read, probabilities, broken
+
+
+def _write_predictions(out: Path, files: list[Path], probabilities: list[Any], classes: tuple[str, ...]) -> None:
+    names = [classes[shares.argmax()] for shares in probabilities]
     if out.suffix == ".csv":
         import csv
         import io
@@ -272,8 +316,8 @@ def _write_predictions(out: Path, files: list[Path], result: Any) -> None:
 
         text = io.StringIO()
         writer = csv.writer(text)
-        writer.writerow(["image", "class", *result.classes])
-        for file, name, shares in zip(files, names, result.probabilities, strict=True):
+        writer.writerow(["image", "class", *classes])
+        for file, name, shares in zip(files, names, probabilities, strict=True):
             writer.writerow([str(file), name, *(f"{share:.6f}" for share in shares)])
         write_atomically(out, console.printable(text.getvalue()).encode())
         return
@@ -284,7 +328,7 @@ def _write_predictions(out: Path, files: list[Path], result: Any) -> None:
         {
             "image": [console.printable(file) for file in files],
             "class": names,
-            "probabilities": result.probabilities.tolist(),
+            "probabilities": [shares.tolist() for shares in probabilities],
         }
     )
     write_parquet(table, out)
@@ -364,34 +408,36 @@ def compress(
 
 def _print_candidates(result: Any) -> None:
     """A line a candidate; the winner, or the one closest to the budget, has a star."""
+    size = result.facts["size"]  # that by which the winner was chosen
     rows = [
         [
             ("* " if row["winner"] else "") + row["name"],
-            console.size(row["bytes"]),
+            console.size(row[size]),
             f"{row['latency_ms']:.3f}",
             f"{row['speedup']:.2f} x",
             console.percent(row["accuracy"], row.get("accuracy_interval")),
         ]
         for row in result.rows
     ]
-    head = ["candidate", "bytes", "ms an image", "faster", "validation accuracy (95 % interval)"]
+    head = ["candidate", "packed" if size == "packed_bytes" else "bytes", "ms", "faster", "accuracy (95 %)"]
     console.table("", head, rows)
+    console.say("ms: of one image, in ONNX Runtime here; accuracy: on validation, with its interval")
 
 
 def _print_compression(result: Any) -> None:
     _print_candidates(result)
     facts = result.facts
     packed = " when packed" if facts["size"] == "packed_bytes" else ""
-    times = f"{facts['smaller']:.1f} x smaller{packed} and {facts['faster']:.1f} x faster"
-    console.say(f"{times} than the 32-bit ONNX model")
+    smaller, small = console.change(facts["smaller"], "smaller", "larger")
+    faster, fast = console.change(facts["faster"], "faster", "slower")
+    console.say(f"{smaller:.1f} x {small}{packed} and {faster:.1f} x {fast} than the 32-bit ONNX model")
     if result.test is not None:
         before, after = result.test["baseline"], result.test["winner"]
-        low, high = result.test["drop_interval"]
-        console.say(
-            f"test accuracy {console.percent(before['accuracy'])} before, "
-            f"{console.percent(after['accuracy'], after['accuracy_interval'])} after: "
-            f"{result.test['drop']:.2f} points lost (95 % interval {low:.2f} to {high:.2f})"
-        )
+        points, lost, interval = console.lost(result.test["drop"], result.test["drop_interval"])
+        chance = "" if interval is None else f" (95 % interval {interval[0]:.2f} to {interval[1]:.2f})"
+        now = console.percent(after["accuracy"], after["accuracy_interval"])
+        was = console.percent(before["accuracy"])
+        console.say(f"test accuracy {was} before, {now} after: {points:.2f} points {lost}{chance}")
         if not result.test["within_budget"]:
             budget = facts["spec"]["max_drop"]
             console.say(f"on test that is more than the budget of {budget:g}; it was within it on validation")
@@ -618,6 +664,8 @@ def augment(data: str = "fashion-mini", *, out: Path = Path("gallery"), set_: Se
 def check(source: str, *, out: Path | None = None, set_: Sets = None) -> None:
     """Report broken images, class counts, sizes, duplicates and label conflicts of a source.
 
+    Exits with 1 where something is unreadable, leaked across splits, in conflict, or in the way of training.
+
     Parameters
     ----------
     source
@@ -637,6 +685,8 @@ def check(source: str, *, out: Path | None = None, set_: Sets = None) -> None:
 
         write_json(out / "check.json", report.to_dict())
         console.say(f"full report in {out}")
+    if not report.ok:
+        sys.exit(1)
 
 
 @data_app.command

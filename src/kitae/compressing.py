@@ -48,14 +48,13 @@ from kitae.errors import (
 from kitae.evaluation import intervals, latency
 from kitae.evaluation.calibration import fit_temperature
 from kitae.files import LOCK, lock_folder, write_atomically, write_json
-from kitae.models.build import SCALING, build, count_macs, count_parameters, rebuild
-from kitae.pipeline import Setup
+from kitae.models.build import SCALING, build, count_macs, count_parameters
+from kitae.pipeline import Setup, begin
 from kitae.preprocess import PreprocessRules
 from kitae.recipe import Recipe
 from kitae.reporting import figures
 from kitae.run import Run, machine, write_parquet
 from kitae.runtime import has_vnni
-from kitae.training import distributed
 from kitae.training.checkpoint import load_weights, save_weights
 from kitae.training.distributed import World
 from kitae.training.fit import Teacher, epoch_steps
@@ -67,7 +66,6 @@ _FILES = ("compression.json", "front.parquet", "model.onnx", "closest.onnx", "mo
 _CANDIDATES = "candidates"
 _FOLDERS = ("stages", _CANDIDATES, "figures")
 _NEW = ".new.tmp"  # a result that is not whole yet
-_STATISTICS_IMAGES = 2048  # training images that BatchNorm, importances and simulated quantizers see
 _VERIFY_IMAGES = 256
 _FORMAT = 1
 _FACTS = {"within_budget", "candidates", "winner", "test"}  # of compression.json; what the properties below read
@@ -171,7 +169,7 @@ def export(run: Run | str | Path, path: str | Path | None = None) -> Exported:
         ExportError: the network cannot be exported, or the file does not compute what it computes.
     """
     run = run if isinstance(run, Run) else Run.open(run)
-    model = _network(run)
+    model = run.load_model()
     try:
         images = _rows(Setup.of(run), "val").first(_VERIFY_IMAGES)
     except DataError:  # the data has moved; made-up pictures verify a file too
@@ -237,14 +235,18 @@ def compress(
 
 
 def _compress(run: Run, folder: Path, spec: CompressSpec, say: Say) -> CompressionResult:
-    world = distributed.join(run.recipe.train.device)
-    if run.recipe.train.threads is not None:
-        torch.set_num_threads(run.recipe.train.threads)
-    model = _network(run).to(world.device)
+    world = begin(run.recipe.train)
+    if spec.target == "vnni" and has_vnni() is False:
+        say("note: target vnni, and this CPU has no VNNI: its integer sums can saturate, so accuracies of 8-bit files "
+            "may be too low; target any is safe here")  # fmt: skip
+    model = run.load_model(free=True).to(world.device)
     setup = Setup.of(run)
     train, validation = _rows(setup, "train"), _rows(setup, "val")
-    if len(train) < FEWEST_IMAGES:
-        raise CompressionError(f"{run.path}: {len(train)} training images are too few to calibrate with")
+    if len(train) < FEWEST_IMAGES and {"static", "qat"} & set(spec.quantize):
+        raise CompressionError(
+            f"{run.path}: {len(train)} training images are too few to calibrate with, at least {FEWEST_IMAGES} are "
+            "needed; --quantize none or dynamic needs none"
+        )
     about = card(run)
     calibrated = _Calibrated(run, setup, about, model)
     tools = _tools(run, spec, setup, calibrated, train, validation, folder, world, say)
@@ -344,17 +346,6 @@ class _Calibrated:
         return self._known[id(model)][1]
 
 
-def _network(run: Run) -> nn.Module:
-    """The run's best weights, every layer free to be fine-tuned."""
-    run.load_model()  # says what is wrong with a run that has no best model
-    rules = run.rules
-    plain = run.recipe.model.model_copy(update={"freeze": "none"})
-    weights = load_weights(run.best)[0]
-    return rebuild(
-        plain, weights, classes=len(run.classes), channels=rules.channels, image_size=rules.image_size
-    ).eval()
-
-
 def _fresh(recipe: Recipe, classes: Iterable[str], rules: PreprocessRules) -> nn.Module:
     """The run's network with initial weights, a pure function of its seed."""
     plain = recipe.model.model_copy(update={"pretrained": False, "freeze": "none"})
@@ -365,9 +356,7 @@ def _fresh(recipe: Recipe, classes: Iterable[str], rules: PreprocessRules) -> nn
 
 def _rows(setup: Setup, split: str) -> Images:
     """Training images in a keyed order (so that the first few are a sample), or validation images in their own."""
-    rows = setup.splits.train if split == "train" else setup.splits.val
-    if split == "train":
-        rows = rows[keyed.permutation(setup.recipe.data.split_seed, 2, len(rows), keyed.SLOT_SPLIT)]
+    rows = setup.shuffled_train if split == "train" else setup.splits.val
     return Images(setup.image_set(rows).gather, rows)
 
 
@@ -440,17 +429,8 @@ def _tools(
     say: Say,
 ) -> Tools:
     about = calibrated.about
-    mean, std = (torch.tensor(value, device=world.device).reshape(1, -1, 1, 1) for value in (about.mean, about.std))
     images = validation.first(_VERIFY_IMAGES)
     training = run.recipe.train
-
-    def batches() -> Iterable[tuple[Tensor, Tensor]]:
-        count = min(len(train), _STATISTICS_IMAGES)
-        # Whole batches: one of few images would weigh as much in BatchNorm's statistics as one of many.
-        some = Images(train.gather, train.rows[: count - count % 128 or count], 128)
-        for pixels, labels in some.batches():
-            values = torch.from_numpy(pixels).to(world.device).float() / 255.0
-            yield (values - mean) / std, torch.from_numpy(labels).to(world.device)
 
     def verify(content: bytes, model: nn.Module) -> Parity:
         reference = partial(torch_reference, model, about.mean, about.std, calibrated(model).temperature)
@@ -474,8 +454,8 @@ def _tools(
     return Tools(
         recover=recover,
         fresh=lambda: _fresh(run.recipe, run.classes, run.rules),
-        batches=batches,
-        to_graph=lambda model: to_onnx(model, calibrated(model)),
+        batches=partial(setup.clean_batches, world.device),
+        to_graph=lambda model, calibrate=True: to_onnx(model, calibrated(model) if calibrate else about),
         to_file=to_file,
         verify_float=verify,
         verify_integer=lambda content: verify_integer(content, images),
@@ -573,8 +553,8 @@ def _draw(folder: Path, spec: CompressSpec, outcome: Outcome, rows: list[dict[st
     if curves:
         figures.draw_sparsity(curves, folder / "sparsity.png", baseline=baseline["accuracy"])
     figures.draw_latency(
-        [{"name": row["name"], "milliseconds": row["latency_ms"], "milliseconds_interval": row["latency_ms_interval"]}
-         for row in rows],
+        [{"name": row["name"], "milliseconds": row["latency_ms"], "milliseconds_interval": row["latency_ms_interval"],
+          "speedup": row["speedup"]} for row in rows],
         folder / "latency.png", control=outcome.latency["control"]["ratio"],
     )  # fmt: skip
     if outcome.filters is not None:

@@ -7,7 +7,7 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -97,6 +97,27 @@ def decimals(error: float, otherwise: int = 3) -> int:
     if not (math.isfinite(error) and error > 0):
         return otherwise
     return min(8, max(0, 1 - math.floor(math.log10(error))))
+
+
+def change(ratio: float, more: str, less: str) -> tuple[float, str]:
+    """A factor above 1, and the word for which way it goes.
+
+    >>> change(3.9, "smaller", "larger"), change(0.8, "faster", "slower")
+    ((3.9, 'smaller'), (1.25, 'slower'))
+    """
+    return (ratio, more) if ratio >= 1 else (1 / ratio, less)
+
+
+def lost(drop: float, interval: Sequence[float] | None) -> tuple[float, str, tuple[float, float] | None]:
+    """Points of accuracy, `lost` or `gained`, and their interval the same way round.
+
+    >>> lost(-0.88, (-1.2, -0.57))
+    (0.88, 'gained', (0.57, 1.2))
+    """
+    known = None if interval is None or None in interval else (float(interval[0]), float(interval[1]))
+    if drop >= 0:
+        return drop, "lost", known
+    return -drop, "gained", None if known is None else (-known[1], -known[0])
 
 
 def duration(seconds: float) -> str:

@@ -33,9 +33,11 @@ def lock_folder(folder: Path, error: type[KitaeError], busy: str) -> int:
         raise error(f"{folder}: cannot be used as --out ({problem.strerror})") from problem
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as problem:
+    except BlockingIOError as problem:
         os.close(lock)
         raise error(f"{folder}: {busy}") from problem
+    except OSError:  # a file system without locks, as some network disks are: nobody else can be told from nobody
+        pass
     return lock
 
 

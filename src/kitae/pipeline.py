@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,10 +24,11 @@ from kitae.augment import Augment
 from kitae.data.loader import ImageSet
 from kitae.data.splits import Splits
 from kitae.data.store import Store
-from kitae.errors import RecipeError, TrainingError, require
+from kitae.errors import RecipeError, TrainingError, TrainingInterruptedError, require
 from kitae.evaluation.calibration import fit_temperature
 from kitae.evaluation.evaluate import evaluate, mistakes, predict_logits, predictions_table
 from kitae.models.build import build, count_macs, count_parameters, layer_groups, normalization
+from kitae.modes import evaluating
 from kitae.recipe import Recipe
 from kitae.run import Run, default_folder
 from kitae.training import distributed, precision
@@ -40,6 +41,7 @@ from kitae.training.spec import TrainSpec
 Progress = Callable[[int, int], None]
 
 _CLEAN_IMAGES = 1000  # training images, without augmentation, for the train-validation gap
+_STATISTICS_IMAGES, _STATISTICS_BATCH = 2048, 128  # of `clean_batches`
 
 
 def train(
@@ -50,26 +52,35 @@ def train(
     overwrite: bool = False,
     watcher: Watcher | None = None,
     progress: Progress | None = None,
+    test: bool = True,
 ) -> Run:
     """Train, select and evaluate a classifier as a recipe says; everything lands in a run folder.
 
     Args:
-        out: the run folder; None is runs/NAME, numbered.
+        out: the run folder; None is runs/NAME, with a number where that exists and neither `resume` nor `overwrite`
+            means it.
         resume: go on with the unfinished run in `out`; a finished one is returned as it is.
         overwrite: replace the run in `out`.
         watcher: shows progress of training. `progress(done, total)` shows the decoding of images.
+        test: False leaves test closed: evaluation.json has `val` and no `test`, and no opening is counted.
 
     Raises:
         KitaeError: anything the user can mend, in one line.
     """
     world = begin(recipe.train)
-    folder = distributed.from_main(default_folder(recipe) if out is None else Path(out), world)
+    if out is None:
+        folder = distributed.from_main(default_folder(recipe, new=not (resume or overwrite)), world)
+    else:
+        folder = distributed.from_main(Path(out), world)
     run = _open_run(recipe, folder, resume, overwrite, world)
     try:
         if run.finished:
             return run
         setup = Setup.of(run, progress)
         model = setup.initial_model(world)
+        if world.is_main and watcher is not None:
+            for line in setup.notes(model):
+                watcher.note(line)
         if world.is_main:
             if resume and watcher is not None:
                 for line in run.machine_changes(world.size):
@@ -93,16 +104,25 @@ def train(
             resume=resume,
             fingerprint=run.recipe.fingerprint,
         )
-        if world.is_main:
+        if world.is_main and test:
             finish(run, setup, model)
+        elif world.is_main:
+            run.write_evaluation(validated(run, setup, model))
         distributed.barrier(world)
         return run
-    except BaseException:
+    except BaseException as error:
         if world.is_main:
             run.discard_unless_trained()
+        if isinstance(error, TrainingInterruptedError) and run.checkpoint.is_file():
+            raise TrainingInterruptedError(error.where, f"go on with: kitae train --resume {run.path}") from error
         raise
     finally:
         run.close()
+
+
+def train_without_test(recipe: Recipe, out: Path, *, resume: bool) -> Run:
+    """`train` with test left closed, by a name that a unit of work can carry."""
+    return train(recipe, out, resume=resume, test=False)
 
 
 def finish(run: Run, setup: Setup, model: nn.Module) -> None:
@@ -188,6 +208,27 @@ class Setup:
             raise RecipeError(f"data.normalize: mean and std need {channels} values, one a channel")
         return given.mean, given.std
 
+    @cached_property
+    def shuffled_train(self) -> NDArray[np.int64]:
+        """Training rows in a keyed order, so that the first few are a sample."""
+        rows = self.splits.train
+        return rows[keyed.permutation(self.recipe.data.split_seed, 2, len(rows), keyed.SLOT_SPLIT)]
+
+    def clean_batches(self, device: torch.device) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Some training images as the network takes them, without augmentation: [n, C, H, W] and labels int64 [n].
+
+        For what is measured rather than learnt: BatchNorm's statistics, importances, ranges of activations.
+        """
+        mean, std = (torch.tensor(value, device=device).reshape(1, -1, 1, 1) for value in self.normalization)
+        count = min(len(self.shuffled_train), _STATISTICS_IMAGES)
+        # Whole batches: one of few images would weigh as much in BatchNorm's statistics as one of many.
+        rows = self.shuffled_train[: count - count % _STATISTICS_BATCH or count]
+        images = self.image_set(rows)
+        for start in range(0, len(rows), _STATISTICS_BATCH):
+            pixels, labels = images.gather(rows[start : start + _STATISTICS_BATCH])
+            values = torch.from_numpy(pixels).to(device).float() / 255.0
+            yield (values - mean) / std, torch.from_numpy(labels).to(device)
+
     def initial_model(self, world: World) -> nn.Module:
         """The network with its initial weights, a pure function of the seed, on the device."""
         seed = keyed.derive_seed(self.recipe.train.seed, 0, 0, keyed.SLOT_MODEL)
@@ -201,6 +242,30 @@ class Setup:
             )
         layout = torch.channels_last if self.recipe.train.channels_last else torch.contiguous_format
         return model.to(device=world.device, memory_format=layout)  # type: ignore[call-overload,no-any-return]
+
+    def notes(self, model: nn.Module) -> list[str]:
+        """What a recipe says without effect, or with one that its author may not have in mind.
+
+        Raises:
+            RecipeError: the ops make images of a size that the network cannot take.
+        """
+        schedule = self.recipe.train.schedule
+        notes = [f"train.schedule.{field} has no effect with {schedule.name}" for field in schedule.unused]
+        channels, height, width = self.store.images.shape[1:]
+        seen = self.augment(self.recipe.train.seed).pipeline(channels, height, width).sizes[-1]
+        if seen != (height, width):
+            shown = f"augment.train gives images of {seen[0]} x {seen[1]} pixels"
+            parameter = next(model.parameters())
+            try:
+                with evaluating(model), torch.no_grad():
+                    model(torch.zeros(1, channels, *seen, device=parameter.device))
+            except RuntimeError as error:
+                raise RecipeError(
+                    f"{shown}, which {self.recipe.model.name} for images of {height} x {width} (data.image_size) "
+                    "cannot take; give the ops that size"
+                ) from error
+            notes.append(f"{shown}; validation, test and an exported model have {height} x {width} (data.image_size)")
+        return notes
 
     def facts(self, model: nn.Module) -> dict[str, Any]:
         """What model.json says, before calibration."""
@@ -324,7 +389,8 @@ def plan(recipe: Recipe, progress: Progress | None = None, steps: int = 6) -> di
 
     Returns:
         `recipe` (precision resolved), `parameters`, `macs`, `train`, `val`, `test` (images), `classes`,
-        `steps_per_epoch`, `seconds_per_epoch`, `seconds` (estimates), `load` (how many programs were running on this
+        `steps_per_epoch`, `seconds_per_epoch`, `seconds` (estimates), `notes` (what the recipe says without effect),
+        `load` (how many programs were running on this
         machine before: threads that wait for a core make an estimate many times too long).
     """
     from kitae.data.splits import make_splits
@@ -335,7 +401,7 @@ def plan(recipe: Recipe, progress: Progress | None = None, steps: int = 6) -> di
     store = open_store(recipe.data, progress=progress)
     setup = Setup(recipe, store, make_splits(store, recipe.data))
     model = setup.initial_model(world)
-    facts = setup.facts(model)
+    facts, notes = setup.facts(model), setup.notes(model)
     steps_per_epoch = epoch_steps(len(setup.images), recipe.train.batch_size, world.size)
     build_optimizer(model, recipe.train.optimizer)  # says what is wrong with its name
     recipe = _with_precision(recipe, setup, model, world)
@@ -367,6 +433,7 @@ def plan(recipe: Recipe, progress: Progress | None = None, steps: int = 6) -> di
         "seconds_per_epoch": epoch,
         "seconds": epoch * spec.epochs,
         "load": load,
+        "notes": notes,
     }
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import typing
 from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
@@ -16,9 +17,9 @@ from typing import Any, Self, TypeVar
 import yaml
 from pydantic import BaseModel, Field, ValidationError
 
-from kitae.augment.spec import AugmentSpec
+from kitae.augment.spec import OPS, AugmentSpec, make_op
 from kitae.data.spec import DataSpec
-from kitae.errors import RecipeError
+from kitae.errors import AugmentError, RecipeError
 from kitae.evaluation.spec import EvaluateSpec
 from kitae.files import write_atomically
 from kitae.models.spec import ModelSpec
@@ -26,6 +27,9 @@ from kitae.spec import Spec
 from kitae.training.spec import TrainSpec
 
 S = TypeVar("S", bound=Spec)
+
+OPS_BY_NAME = "augment.train."
+"""Before an op's name in an override; before a number it is the op at that place."""
 
 # PyYAML lets what its constructors meet in impossible dates and odd tags through.
 _YAML_ERRORS = (yaml.YAMLError, RecursionError, ValueError, KeyError, AttributeError)
@@ -54,6 +58,9 @@ class Recipe(Spec):
 
     def override(self, *assignments: str) -> Self:
         """A copy with fields replaced, each given as `a.b=value`; the value is YAML, so numbers, lists and null work.
+
+        An op of the pipeline is a field by its name: `augment.train.cutout={size: 8}` puts it in or replaces it,
+        `augment.train.cutout.size=8` changes a parameter, `augment.train.cutout=null` leaves it out.
 
         Raises:
             RecipeError: an assignment without `=`, an unknown field, or a value that does not fit.
@@ -174,11 +181,41 @@ def override(spec: S, assignments: tuple[str, ...] | list[str]) -> S:
             value = yaml.safe_load(text)
         except _YAML_ERRORS as error:
             raise RecipeError(f"--set {assignment}: the value is not valid YAML") from error
-        _assign(tree, field.strip(), value, type(spec))
+        field = field.strip()
+        # A place in the list goes the way of all fields.
+        if isinstance(spec, Recipe) and field.startswith(OPS_BY_NAME) and not field.split(".")[2].isdigit():
+            _set_op(tree["augment"]["train"], field, value)
+        else:
+            _assign(tree, field, value, type(spec))
     try:
         return type(spec).model_validate(tree)
     except ValidationError as error:
         raise RecipeError(explain(error, type(spec), "--set", None)) from error
+
+
+def _set_op(ops: list[dict[str, Any]], field: str, value: Any) -> None:
+    """Set an op by its name: augment.train.OP (null: left out) or augment.train.OP.PARAMETER."""
+    op, _, parameter = field.removeprefix(OPS_BY_NAME).partition(".")
+    if op not in OPS:
+        try:
+            make_op(op)
+        except AugmentError as error:
+            raise RecipeError(f"--set: {field}: {error}") from error
+    places = [place for place, entry in enumerate(ops) if op in entry]
+    if len(places) > 1:
+        raise RecipeError(
+            f"--set: {field}: {op} stands {len(places)} times in augment.train; use its place, {OPS_BY_NAME}{places[0]}"
+        )
+    if parameter:
+        if not places:
+            raise RecipeError(f"--set: {field}: the recipe's augment.train has no {op}")
+        ops[places[0]][op] = {**(ops[places[0]][op] or {}), parameter: value}
+    elif value is None:
+        ops[:] = [entry for entry in ops if op not in entry]
+    elif places:
+        ops[places[0]] = {op: value}
+    else:
+        ops.append({op: value})
 
 
 def _assign(tree: Any, field: str, value: Any, cls: type[BaseModel]) -> None:
@@ -228,7 +265,9 @@ def _unknown(path: list[str], cls: type[BaseModel], where: str) -> str:
         owner, prefix = inner, [*prefix, part]
     name = path[len(prefix)]
     if name in owner.model_fields:  # a field that has no fields of its own
-        return f"{where}: {'.'.join([*prefix, name])} is a single value and has no field {path[-1]!r}"
+        several = typing.get_origin(owner.model_fields[name].annotation) in (tuple, list)
+        what = "a list" if several else "a single value"
+        return f"{where}: {'.'.join([*prefix, name])} is {what} and has no field {path[-1]!r}"
     valid = list(owner.model_fields)
     near = get_close_matches(name, valid, n=1)
     hint = f" (did you mean {near[0]}?)" if near else ""

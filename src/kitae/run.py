@@ -356,20 +356,23 @@ class Run:
         """How an image is prepared for this model."""
         return PreprocessRules.from_dict(self.facts()["preprocess"])
 
-    def build_model(self) -> nn.Module:
-        """The network with its initial weights."""
+    def build_model(self, *, free: bool = False) -> nn.Module:
+        """The network with its initial weights; `free`: every layer can be trained, whatever the recipe froze."""
         from kitae.models.build import build
 
         rules = self.rules
         return build(
-            self.recipe.model.model_copy(update={"pretrained": False}),
+            self.recipe.model.model_copy(update={"pretrained": False, **({"freeze": "none"} if free else {})}),
             classes=len(self.classes),
             channels=rules.channels,
             image_size=rules.image_size,
         )
 
-    def load_model(self) -> nn.Module:
+    def load_model(self, *, free: bool = False) -> nn.Module:
         """The network with its best weights, in eval mode on the CPU.
+
+        Args:
+            free: every layer can be trained, whatever the recipe froze: what was pruned has to be fine-tuned.
 
         Raises:
             TrainingError: there is no best model yet, or its file is damaged.
@@ -378,7 +381,7 @@ class Run:
 
         if not self.best.is_file():
             raise TrainingError(f"{self.path}: has no best.safetensors: no epoch has been validated yet")
-        model = self.build_model()
+        model = self.build_model(free=free)
         try:
             model.load_state_dict(load_weights(self.best)[0])
         except RuntimeError as error:
@@ -553,9 +556,11 @@ def _processor() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def default_folder(recipe: Recipe) -> Path:
-    """runs/NAME, or runs/NAME-2 and so on where that exists."""
+def default_folder(recipe: Recipe, *, new: bool = True) -> Path:
+    """runs/NAME; for a new run runs/NAME-2 and so on where that exists."""
     base = Path("runs") / "".join(c if c.isalnum() or c in "-_." else "-" for c in recipe.name)
+    if not new:
+        return base
     candidates = [base, *(base.with_name(f"{base.name}-{number}") for number in range(2, 10_000))]
     for folder in candidates:
         if not folder.exists():

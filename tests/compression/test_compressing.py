@@ -332,6 +332,16 @@ def test_a_signal_keeps_the_ratios_that_were_done(finished: Run, tmp_path: Path)
     assert [row["accuracy"] for row in result.rows] == [row["accuracy"] for row in whole.rows]
 
 
+def test_a_signal_in_the_last_epoch_stops_the_search(finished: Run, tmp_path: Path) -> None:
+    def say(line: str) -> None:
+        if line.startswith("  epoch 1/1"):  # told when the only epoch is over
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    fields = {**small(quantize=("none",)), "ratios": (0.25, 0.5)}
+    with pytest.raises(TrainingInterruptedError, match="SIGTERM after epoch 1 of a fine-tuning"):
+        compress(finished, tmp_path / "cut", say=say, **fields)
+
+
 def test_what_is_wrong_is_said(finished: Run, tmp_path: Path) -> None:
     with pytest.raises(CompressionError, match=r"ratios.*less than 1"):
         compress(finished, tmp_path / "a", ratios=(1.5,))

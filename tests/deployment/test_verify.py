@@ -8,9 +8,11 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from torch import nn
 
+from kitae.compression.quantize import dynamic
 from kitae.deployment.onnx import Card, serialize, to_onnx
 from kitae.deployment.verify import (
     Comparison,
+    _without_integer_operators,
     check_graph,
     compare,
     open_session,
@@ -127,6 +129,23 @@ def test_integer_kernels_that_disagree_with_the_graph_are_caught(
     )
     with pytest.raises(ExportError, match="integer kernels"):
         verify_integer(content, images)
+
+
+def test_a_dynamic_file_is_compared_with_its_integers_in_float(
+    network: nn.Module, card: Card, images: NDArray[np.uint8]
+) -> None:
+    made = dynamic(to_onnx(network, card))
+    assert {"ConvInteger", "MatMulInteger"} <= {node.op_type for node in made.graph.node}
+    content = serialize(made, card)
+    plain = _without_integer_operators(made)
+    assert plain is not None
+    left = {node.op_type for node in onnx.load_model_from_string(plain).graph.node}
+    assert not {"ConvInteger", "MatMulInteger"} & left
+    parity = verify_integer(content, images)
+    assert parity.batch_sizes == (1,)
+    assert parity.max_error < 1e-5  # the ranges of a batch of 32 would be others: some 0.003
+    assert parity.flips == 0
+    assert _without_integer_operators(to_onnx(network, card)) is None
 
 
 def test_rounding_that_pytorch_has_too_is_no_mistake_but_a_wrong_weight_is(

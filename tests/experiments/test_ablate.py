@@ -78,3 +78,13 @@ def test_an_op_that_stands_twice_stays_on() -> None:
     )
     assert "rotate" not in techniques(recipe)
     assert "horizontal_flip" in techniques(recipe)
+    assert build(recipe).about.endswith("Not looked at, for they stand there twice: rotate.")
+    assert "twice" not in build(Recipe.load("fashion-mini")).about
+
+
+def test_a_warm_up_that_has_no_effect_does_not_wake_up_in_the_run_without_its_schedule() -> None:
+    recipe = Recipe.load("fashion-mini").override("train.schedule.warmup_epochs=2")
+    assert recipe.train.schedule.name == "one_cycle"
+    assert techniques(recipe)["one cycle schedule"] == {
+        "train.schedule.name": ["constant", "one_cycle"], "train.schedule.warmup_epochs": [0.0, 2.0],
+    }  # fmt: skip

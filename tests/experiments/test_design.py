@@ -57,9 +57,10 @@ def test_twelve_runs_are_the_design_that_plackett_and_burman_published() -> None
 
 def test_four_factors_in_eight_runs_are_clear_of_interactions() -> None:
     assert not any(alias_table(plackett_burman(4), tuple("abcd")).values())
+    assert len(plackett_burman(4, foldover=True)) == 8  # its own mirror image: folding would run everything twice
 
 
-@pytest.mark.parametrize("factors", [3, 5, 7, 11, 14])
+@pytest.mark.parametrize("factors", [n for n in range(3, 48) if n != 4])
 def test_foldover_clears_main_effects_of_interactions(factors: int) -> None:
     names = tuple(str(k) for k in range(factors))
     assert any(alias_table(plackett_burman(factors), names).values())

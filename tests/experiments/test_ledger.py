@@ -46,7 +46,7 @@ def test_claims_have_verdicts_settings_and_intervals(results: Path) -> None:
     assert "1,000 images of fashion-mini, resnet9, width 16, 15 epochs, bf16, 3 seeds" in rows["mixing +1 to +3 points"]
     assert "**refuted** (smaller than claimed)" in text  # smoothing, whose text holds a bar
     assert "smoothing +5 \\| points" in text
-    assert "**refuted** (no such effect)" in rows["averaging +1 to +2 points"]
+    assert "**refuted** (not of that size)" in rows["averaging +1 to +2 points"]
     assert "x 1.00" in rows["averaging costs no time"]
     assert "**confirmed**" in rows["averaging costs no time"]
 

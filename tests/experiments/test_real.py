@@ -9,15 +9,19 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from kitae.compression import prune
 from kitae.data.splits import make_splits
 from kitae.data.store import open_store
+from kitae.experiments import after
 from kitae.experiments.plan import make_plan
 from kitae.experiments.run import StudyResult, study
 from kitae.experiments.spec import StudySpec
-from kitae.pipeline import Setup
+from kitae.pipeline import Setup, train
+from kitae.recipe import Recipe
 from kitae.training.distributed import World
 
 ROOT = Path(__file__).parents[2]
@@ -48,6 +52,31 @@ def accuracies(result: StudyResult) -> list[float]:
     columns = [name for name in result.runs if name.startswith(("test.", "val.", "train_loss", "val_loss", "gap"))]
     assert {"test.accuracy", "val.accuracy", "gap"} <= set(columns)
     return [float(value) for name in columns for value in result.runs[name]]
+
+
+def test_pruning_after_a_run_is_as_the_compression_prunes(tmp_path: Path) -> None:
+    recipe = Recipe.load("fashion-mini").override(
+        "data.limit=400", "train.epochs=1", "train.batch_size=20", "train.precision=fp32", "model.width=4",
+        "train.threads=1",
+    )  # fmt: skip
+    trained = train(recipe, tmp_path / "run")
+    untuned = after.prune(trained, tmp_path, ratio=0.5, epochs=0)  # no fine-tuning is no error
+    assert untuned["sparsity"] > 0.3
+    tuned = after.prune(trained, tmp_path, ratio=0.5, epochs=1)
+    assert {"accuracy", "val_accuracy"} <= tuned.keys()
+    assert tuned["val_accuracy"] != untuned["val_accuracy"]
+    # BatchNorm is estimated anew: what a network without it would answer is another.
+    model = trained.load_model(free=True)
+    prune.apply_masks(model, prune.magnitude_masks(model, 0.5, scope="global"))
+    setup = Setup.of(trained)
+    logits, labels = trained.logits(setup.image_set(setup.splits.val), model)
+    prune.reestimate_batchnorm(model, lambda: setup.clean_batches(torch.device("cpu")))
+    again, _ = trained.logits(setup.image_set(setup.splits.val), model)
+    assert not np.array_equal(logits, again)
+    assert untuned["val_accuracy"] == float((again.argmax(axis=1) == labels).mean())
+    frozen = train(recipe.override("model.freeze=backbone"), tmp_path / "frozen")
+    assert not all(p.requires_grad for p in frozen.load_model().parameters())
+    assert all(p.requires_grad for p in frozen.load_model(free=True).parameters())
 
 
 def test_variants_begin_with_the_same_weights_where_shapes_allow() -> None:

@@ -13,6 +13,7 @@ from PIL import Image
 
 pytest.importorskip("optuna")
 
+from kitae.console import rough_duration
 from kitae.data.spec import DataSpec
 from kitae.data.splits import make_splits
 from kitae.data.store import open_store
@@ -20,6 +21,7 @@ from kitae.errors import RecipeError, TrainingError
 from kitae.experiments.executors import Inline
 from kitae.experiments.search import FRESH_SEED, PRESETS, SUBSET, apply, search
 from kitae.recipe import Recipe
+from tests.experiments import fake_train
 
 FAKE = {
     "train": "tests.experiments.fake_train:search_train",
@@ -190,6 +192,20 @@ def test_an_arm_that_failed_and_is_tried_again_may_change_the_pair(
     assert second.preset.name == whole.preset.name
     assert second.rematch.path != first.rematch.path
     assert first.rematch.path.is_dir()
+
+
+def test_the_time_of_a_search_is_told_before_it_starts_and_again_when_it_goes_on(tmp_path: Path) -> None:
+    lines: list[str] = []
+    run(tmp_path / "s", report=lines.append)
+    presets = len(PRESETS) * (1 + 3 + 9)
+    others = (24 - len(PRESETS)) * (1 + 3 / 3 + 9 / 9)
+    seconds = fake_train.search_measure(Recipe.load("fashion-mini"))["seconds_per_epoch"]
+    arms, alone, rematch = (rough_duration(seconds * n) for n in (presets + others, presets, 2 * 5 * 9))
+    told = f"about {arms} of training for the arms ({alone} for the presets), then {rematch} for the rematch"
+    assert lines[1] == told
+    again: list[str] = []
+    run(tmp_path / "s", report=again.append)
+    assert again[1] == told
 
 
 def test_threads_that_a_search_keeps_are_told_and_are_those_of_the_rematch(

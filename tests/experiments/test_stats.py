@@ -11,7 +11,7 @@ import pytest
 from scipy import stats as scipy_stats
 from statsmodels.stats.multitest import multipletests
 
-from kitae.errors import KitaeError
+from kitae.errors import KitaeError, RecipeError
 from kitae.experiments.design import Design, expand
 from kitae.experiments.spec import StudySpec
 from kitae.experiments.stats import (
@@ -22,6 +22,7 @@ from kitae.experiments.stats import (
     image_variance,
     judge,
     seeds_for,
+    seeds_within,
     smallest_effect,
     wording,
 )
@@ -81,7 +82,7 @@ def test_intervals_cover_the_true_effect_in_95_of_100_studies(kind: str) -> None
     wanted = true_effects(made, truth)
     rng = np.random.default_rng(1)
     covered = total = 0
-    for _ in range(SIMULATIONS if kind in ("compare", "screening") else 300):
+    for _ in range(SIMULATIONS if kind in ("compare", "screening", "factorial") else 300):
         for effect in analyse(runs(made, truth, 0.4, rng), made, METRIC).effects:
             covered += effect.low <= wanted.get(effect.name, 0.0) <= effect.high
             total += 1
@@ -123,7 +124,8 @@ def test_screening_is_narrower_than_one_out_at_the_same_number_of_runs() -> None
             effects = analyse(runs(made, truth, 0.4, rng), made, METRIC).effects
             widths[made.kind] += [e.high - e.low for e in effects if not e.uneven]
     ratio = np.mean(widths["screening"]) / np.mean(widths["one_out"])
-    assert ratio == pytest.approx(0.5, abs=0.03)  # four times as many runs inform each difference
+    # Four times as many runs inform each difference, and one-out has to allow for a reference of its own noise.
+    assert ratio == pytest.approx(0.445, abs=0.03)
 
 
 def test_two_variants_give_the_paired_t_test() -> None:
@@ -260,25 +262,93 @@ def test_a_variant_that_scatters_gets_its_interval_from_its_own_pairs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "times", "covers", "false_winners"), [(5, 3, 0.84, 0.10), (5, 5, 0.87, 0.09), (11, 5, 0.87, 0.075)]
+    ("kind", "count", "who", "times", "covers", "false_winners"),
+    [
+        ("compare", 5, "v1", 3, 0.85, 0.055),
+        ("compare", 5, "v1", 5, 0.87, 0.055),
+        ("compare", 5, "v0", 1.5, 0.93, 0.05),
+        ("compare", 5, "v0", 3, 0.92, 0.05),
+        ("compare", 11, "v0", 3, 0.92, 0.05),
+        ("screening", 7, "none", 5, 0.92, 0.045),
+    ],
 )
-def test_a_noisy_variant_is_covered_and_wins_as_seldom_as_the_docs_say(
-    count: int, times: int, covers: float, false_winners: float
+def test_where_one_variant_is_noisy_effects_are_covered_and_win_as_seldom_as_the_docs_say(
+    kind: str, count: int, who: str, times: float, covers: float, false_winners: float
 ) -> None:
-    made = design("compare", count)
+    made = design(kind, count)
     truth = additive(made, [0.0] * count)
     rng = np.random.default_rng(22)
-    covered = false = 0
+    covered = total = false = 0
     for _ in range(400):
         table = runs(made, truth, 0.4, rng)
-        noisy = table["variant"] == "v1"
+        noisy = table["variant"] == who
+        assert noisy.any()
         table.loc[noisy, METRIC] += rng.normal(0, 0.004 * math.sqrt(times**2 - 1), noisy.sum())
         effects = analyse(table, made, METRIC).effects
-        covered += effects[0].low <= 0 <= effects[0].high
+        judged = effects[:1] if who == "v1" else effects
+        covered += sum(effect.low <= 0 <= effect.high for effect in judged)
+        total += len(judged)
         false += any(effect.shown for effect in effects)
-    # Of 8,000 studies: 88, 91 and 92 of 100 covered, and 6, 6 and 4 false winners. The rest is chance.
-    assert covered / 400 >= covers
-    assert false / 400 <= false_winners
+    # What 4,000 studies gave (benchmarks/results/coverage.json), less what 400 may be off by chance.
+    assert covered / total >= covers - 0.02
+    assert false / 400 <= false_winners + 0.025
+
+
+def test_a_noisy_reference_does_not_hide_behind_its_neighbours() -> None:
+    made = design("compare", 5)
+    rng = np.random.default_rng(24)
+    table = runs(made, additive(made, [0.0] * 5), 0.05, rng)
+    noisy = table["variant"] == "v0"
+    table.loc[noisy, METRIC] += np.array([-0.02, 0.0, 0.02])
+    analysis = analyse(table, made, METRIC)
+    # The others' mean differs from it by some 2 points over seeds, which the pooled noise would halve.
+    assert all(effect.standard_error > 1.0 for effect in analysis.effects)
+    assert all(2 <= effect.df < 2.2 for effect in analysis.effects)
+    assert analysis.noise.df == 10
+    # A difference of two others has nothing to do with it.
+    between = design_with_contrast()
+    effect = analyse(table, between, METRIC).effects[-1]
+    assert effect.name == "v1 over v2"
+    assert effect.standard_error < 0.1
+    assert effect.df == 8
+    # Without one run of the reference its noise is told from the two seeds that are left.
+    lost = table.drop(table[noisy & (table["seed"] == 0)].index)
+    assert all(effect.standard_error > 0.5 and effect.df < 1.2 for effect in analyse(lost, made, METRIC).effects)
+
+
+def design_with_contrast() -> Design:
+    variants = {f"v{k}": {"train.label_smoothing": 0.01 * k} for k in range(6)}
+    spec = {"name": "s", "base": "x", "design": "compare", "variants": variants,
+            "contrasts": {"v1 over v2": ["v1", "v2"]}}  # fmt: skip
+    return expand(StudySpec.parse(spec))
+
+
+def test_a_pair_that_is_compared_twice_counts_once() -> None:
+    variants: dict[str, Any] = {"flips": {"train.label_smoothing": 0.1}, "none": None}
+    fields: dict[str, Any] = {"name": "s", "base": "x", "design": "compare", "variants": variants}
+    plain = expand(StudySpec.parse(fields))
+    mirrored = expand(StudySpec.parse({**fields, "contrasts": {"flips over none": ["flips", "none"]}}))
+    table = runs(plain, {"flips": 0.0, "none": -1.0}, 0.4, np.random.default_rng(25))
+    (alone,) = analyse(table, plain, METRIC).effects
+    twice = analyse(table, mirrored, METRIC).effects
+    assert [effect.p_holm for effect in twice] == [alone.p_holm, alone.p_holm]
+    assert smallest_effect(mirrored, 3, 0.4) == smallest_effect(plain, 3, 0.4)
+    with pytest.raises(RecipeError, match=r"contrasts.same: compares 'none' with itself"):
+        expand(StudySpec.parse({**fields, "contrasts": {"same": ["none", "none"]}}))
+
+
+def test_seeds_that_an_equivalence_needs() -> None:
+    made = design("compare", 1)
+    needed = seeds_within(made, 0.5, 0.5)
+    assert needed is not None
+    rng = np.random.default_rng(26)
+    inside = []
+    for _ in range(400):
+        table = runs(made, {"v0": 0.0, "v1": 0.0}, 0.5, rng, seeds=tuple(range(needed)))
+        (effect,) = analyse(table, made, METRIC).effects
+        inside.append(effect.low >= -0.5 and effect.high <= 0.5)
+    assert 0.72 <= np.mean(inside) <= 0.92
+    assert seeds_within(made, 0.01, 0.5) is None
 
 
 @pytest.mark.parametrize("kind", ["compare", "one_out", "screening", "factorial"])
@@ -324,14 +394,15 @@ def test_a_rate_is_compared_as_a_ratio_and_more_is_better() -> None:
     assert wording(effect, 3).startswith("v1: helps, x 1.50")
 
 
-def test_the_smallest_effect_is_found_in_80_of_100_studies() -> None:
-    made = design("compare", 3)
+@pytest.mark.parametrize(("count", "often"), [(1, 0.80), (3, 0.70)])
+def test_the_smallest_effect_is_found_as_often_as_the_plan_says(count: int, often: float) -> None:
+    made = design("compare", count)
     smallest = smallest_effect(made, 3, 0.4)
     assert smallest is not None
     rng = np.random.default_rng(16)
-    truth = {"v0": 0.0, "v1": smallest, "v2": 0.0, "v3": 0.0}
+    truth = {variant.name: smallest if variant.name == "v1" else 0.0 for variant in made.variants}
     found = sum(analyse(runs(made, truth, 0.4, rng), made, METRIC).effects[0].shown for _ in range(500))
-    assert 0.75 <= found / 500 <= 0.85
+    assert abs(found / 500 - often) <= 0.06
 
 
 @pytest.mark.parametrize("kind", ["compare", "one_out", "screening"])
@@ -447,7 +518,7 @@ def test_the_sentence_says_no_more_than_the_interval(given: Effect, sentence: st
         (effect(0.8, 0.3, 1.3), (1, 2), None, "confirmed", "at the low end"),
         (effect(5.0, 4.0, 6.0), (1, 2), None, "confirmed", "larger than claimed"),
         (effect(0.4, 0.1, 0.7), (1, 2), None, "refuted", "smaller than claimed"),
-        (effect(0.1, -0.4, 0.6, 0.9), (1, 2), None, "refuted", "no such effect"),
+        (effect(0.1, -0.4, 0.6, 0.9), (1, 2), None, "refuted", "not of that size"),
         (effect(-0.8, -1.3, -0.3), (1, 2), None, "refuted", "the opposite"),
         (effect(0.9, -0.1, 1.9, 0.08), (1, 2), None, "not shown", ""),
         (effect(-0.8, -1.3, -0.3), (None, 0), None, "confirmed", ""),

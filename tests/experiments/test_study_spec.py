@@ -163,6 +163,35 @@ def test_names_that_yaml_reads_as_truth_values_or_numbers_are_names(tmp_path: Pa
     assert spec.contrasts == {"more": ("on", "0.5")}
 
 
+def test_numbers_are_names_of_contrasts_and_claims_too_and_a_bare_variant_changes_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "name: mine\nbase: fashion-mini\ndesign: compare\nvariants:\n  none:\n  0.5: {train.ema: 0.5}\n"
+        "contrasts: {1: [0.5, none]}\nclaims: {2: {says: more, effect: 0.5, between: [0, 1]}}\n"
+    )
+    spec = StudySpec.load(file)
+    assert spec.variants == {"none": {}, "0.5": {"train.ema": 0.5}}
+    assert (list(spec.contrasts), list(spec.claims)) == (["1"], ["2"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "factors: {train.label_smoothing: [0, 0.1]}",
+            r"factors: train.label_smoothing: a factor has a name and fields, such as "
+            r"`label_smoothing: {train.label_smoothing: \[0, 0.1\]}`",
+        ),
+        ("factors: {x: {train.ema: [null, .9]}}\nalso: gap", r"also: is a list, such as \[gap\]"),
+    ],
+)
+def test_what_people_write_at_first_is_answered_with_an_example(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"name: mine\nbase: fashion-mini\ndesign: one_in\n{text}\n")
+    with pytest.raises(RecipeError, match=message):
+        StudySpec.load(file)
+
+
 def test_overrides_reach_all_variants_or_the_study_itself(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("name: mine\nbase: fashion-mini\ndesign: one_in\nfactors: {x: {train.ema: [null, .9]}}\n")

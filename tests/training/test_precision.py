@@ -17,10 +17,13 @@ def test_given_precision_is_kept() -> None:
     assert precision.resolve("bf16", toy_net(), *BATCH, device=CPU) == "bf16"
 
 
-def test_auto_takes_the_fastest(monkeypatch: object) -> None:
+def test_auto_takes_the_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = precision.measure(toy_net(), *BATCH, device=CPU)
     assert set(seconds) == {"fp32", "bf16"}
     assert all(value > 0 for value in seconds.values())
+    for fastest, other in (("fp32", "bf16"), ("bf16", "fp32")):
+        monkeypatch.setattr(precision, "measure", lambda *_, f=fastest, o=other, **__: {f: 1.0, o: 2.0})
+        assert precision.resolve("auto", toy_net(), *BATCH, device=CPU) == fastest
 
 
 def test_never_fp16_on_a_cpu() -> None:

@@ -6,6 +6,7 @@ import itertools
 import math
 
 import pytest
+from pydantic import ValidationError
 
 from kitae.training.schedule import rate_factor
 from kitae.training.spec import ScheduleSpec
@@ -49,6 +50,21 @@ def test_step_multiplies_by_gamma_at_each_milestone() -> None:
     values = rates(name="step", milestones=(0.5, 0.75), gamma=0.1)
     assert (values[99], values[100], values[149]) == pytest.approx((1.0, 0.1, 0.1))
     assert values[150] == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize(
+    ("milestones", "message"),
+    [([30, 60], "fractions of the run.*epoch 30 of 90 is 0.33"), ([-1, 0.5], "fractions"), ([0.9, 0.3], "must rise")],
+)
+def test_milestones_are_fractions_that_rise(milestones: list[float], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        ScheduleSpec(name="step", milestones=milestones)
+
+
+def test_fields_that_a_schedule_has_no_use_for_are_named() -> None:
+    assert ScheduleSpec(name="one_cycle", warmup_epochs=2, final=0.1).unused == ("warmup_epochs",)
+    assert ScheduleSpec(name="constant", final=0.1, gamma=0.2, warmup_epochs=1).unused == ("final", "gamma")
+    assert ScheduleSpec(name="cosine", warmup_epochs=2, final=0.1).unused == ()
 
 
 def test_constant() -> None:

@@ -108,7 +108,8 @@ def _first(error: ValidationError, op: type[Op]) -> str:
 
 
 class MixSpec(Spec):
-    """MixUp and CutMix within pairs of neighbours.
+    """MixUp and CutMix within pairs of neighbours. Both are on unless one is switched off:
+    `{mixup_alpha: 0.2, cutmix_alpha: 0}` is MixUp alone.
 
     Attributes:
         mixup_alpha: lambda ~ Beta(alpha, alpha) of MixUp; 0 switches MixUp off.

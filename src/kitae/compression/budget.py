@@ -61,6 +61,12 @@ class Stages(Protocol):
     def save(self, key: str, weights: dict[str, torch.Tensor], shape: Shape, masked_error: float | None) -> None: ...
 
 
+class ToGraph(Protocol):
+    """Exports a network in float32, calibrated on validation unless its answers do not matter."""
+
+    def __call__(self, model: nn.Module, *, calibrate: bool = True) -> onnx.ModelProto: ...
+
+
 class Agreement(Protocol):
     """How far a file is from what it must compute."""
 
@@ -113,7 +119,7 @@ class Tools:
         recover: fine-tunes through the training loop; `rate` is the share of the recipe's learning rate it begins with.
         fresh: builds the unpruned network with initial weights.
         batches: normalised *training* images [n, C, H, W] and labels, on the model's device, without augmentation.
-        to_graph: exports a network in float32.
+        to_graph: exports a network in float32; `calibrate=False` for one that is only timed.
         to_file: a graph's content as a file; takes the precision and notes for its metadata, and the network.
         verify_float: raises ExportError unless a float file computes what the network computes.
         verify_integer: raises ExportError unless an INT8 file runs here as its integers say.
@@ -131,7 +137,7 @@ class Tools:
     recover: Recover
     fresh: Callable[[], nn.Module]
     batches: Batches
-    to_graph: Callable[[nn.Module], onnx.ModelProto]
+    to_graph: ToGraph
     to_file: Callable[[onnx.ModelProto, str, Mapping[str, Any], nn.Module], bytes]
     verify_float: Callable[[bytes, nn.Module], Agreement]
     verify_integer: Callable[[bytes], Agreement]
@@ -227,11 +233,15 @@ class Outcome:
 
 @dataclass(frozen=True)
 class _Stage:
-    """A network at one ratio; `title` is another network's name, `masked_error` as in `Pruned`."""
+    """A network at one ratio; `title` is another network's name, `masked_error` as in `Pruned`.
+
+    `key` identifies its weights among all that this run's settings could give.
+    """
 
     ratio: float
     model: nn.Module
     shape: Shape
+    key: str
     title: str = ""
     masked_error: float | None = None
 
@@ -261,10 +271,14 @@ def search(
     """
     if len(selection) == 0:
         raise CompressionError("there are no validation images to choose by")
+    if {"scratch", "small"} & set(spec.controls) and tools.scratch is None:
+        raise CompressionError("controls: `scratch` and `small` need a way to train from scratch, and none was given")
+    if "small" in spec.controls and not tools.small:
+        raise CompressionError("controls: `small` needs small networks to choose from, and none were given")
     folder.mkdir(parents=True, exist_ok=True)
     bench = _Bench(spec, tools, input_shape, calibration, selection, folder)
     tools.say("exporting the original")
-    reached = [_Stage(0.0, model, Shape())]
+    reached = [_Stage(0.0, model, Shape(), _key(spec, tools, []))]
     candidates = bench.candidates(reached[0], always_float=True)
     stopped = ""
     for ratio in spec.ratios if spec.prune != "none" else ():
@@ -273,9 +287,12 @@ def search(
             stage = _prune(reached, ratio, spec, tools, input_shape)
         except TrainingInterruptedError:
             raise
-        except TrainingError as error:  # what was reached so far is still worth having
+        except (TrainingError, CompressionError) as error:  # what was reached so far is still worth having
+            if isinstance(error, CompressionError) and len(reached) == 1:
+                raise  # it cannot be pruned as asked
             bench.leave_out(_percent(ratio), str(error))
-            stopped = f"ratios above {ratio:g} were not tried: the fine-tuning of this one failed"
+            what = "pruning" if isinstance(error, CompressionError) else "fine-tuning"
+            stopped = f"ratios above {ratio:g} were not tried: the {what} of this one failed"
             break
         if stage is None:
             bench.leave_out(
@@ -298,16 +315,15 @@ def search(
     elif spec.controls:
         controls = _controls(winner, reached, spec, tools, bench)
         candidates += _timed([candidates[0], *controls], spec, tools, bench.shown)[0][1:]
-    quantizes = any(precision != "none" for precision in spec.quantize)
     stage = next(stage for stage in reached if stage.ratio == winner.ratio)
     return Outcome(
         candidates=tuple(candidates),
         winner=winner,
         within_budget=not why_not,
         why_not=why_not,
-        front=_front(candidates, spec),
+        front=_front(candidates, spec, float(latency.get("noise", 0.0))),
         latency=latency,
-        sensitivity=tuple(bench.sensitivity(model)) if spec.sensitivity and quantizes else (),
+        sensitivity=bench.sensitivity(model) if spec.sensitivity and {"static", "qat"} & set(spec.quantize) else (),
         shape=stage.shape,
         model=bench.learnt.get(winner.name, stage.model),
         filters=_filters(model, stage),
@@ -425,24 +441,32 @@ class _Bench:
         if precision == "static":
             return self._static(stage, precision, graph, label)
         self.tools.say(f"{_name(stage, precision, label)}: quantization-aware training, {self.spec.qat_epochs} epochs")
-        learnt = replace(stage, model=_aware(stage, self.spec, self.tools, self.input_shape))
-        aware = self.tools.to_graph(learnt.model)
+        spec = self.spec
+        key = _key(spec, self.tools, [], of=stage.key, qat=[spec.qat_epochs, spec.qat_rate, spec.target])
+        aware = partial(_aware, stage, spec, self.tools, self.input_shape)
+        learnt = replace(stage, model=_once(self.tools, key, stage.model, aware), key=key)
+        graph = self.tools.to_graph(learnt.model)
         # Its integers are compared with this graph, so the graph itself is first compared with the network.
-        self.tools.verify_float(self.tools.to_file(aware, NAMES["none"], {}, learnt.model), learnt.model)
-        candidate = self._static(learnt, precision, aware, label)
+        self.tools.verify_float(self.tools.to_file(graph, NAMES["none"], {}, learnt.model), learnt.model)
+        candidate = self._static(learnt, precision, graph, label)
         self.learnt[candidate.name] = learnt.model
         return candidate
 
-    def sensitivity(self, model: nn.Module) -> list[quantize.Sensitivity]:
+    def sensitivity(self, model: nn.Module) -> tuple[quantize.Sensitivity, ...]:
         """What quantizing each layer alone does, on the first validation images."""
         self.tools.say("quantizing each layer alone")
-        graph = self.tools.to_graph(model)
-        ranges = quantize.calibrate(graph, self.calibration, self.spec.calibration[0])
         images = self.selection.first(_SENSITIVITY_IMAGES)
-        return quantize.sensitivity(
-            graph, ranges, images, self.labels[: len(images)], target=self.spec.target,
-            per_channel=self.spec.per_channel,
-        )  # fmt: skip
+        try:
+            graph = self.tools.to_graph(model)
+            ranges = quantize.calibrate(graph, self.calibration, self.spec.calibration[0])
+            found = quantize.sensitivity(
+                graph, ranges, images, self.labels[: len(images)], target=self.spec.target,
+                per_channel=self.spec.per_channel,
+            )  # fmt: skip
+        except CompressionError as error:  # all that was asked for is there; this list only explains it
+            self.leave_out("the sensitivity of the layers", str(error))
+            return ()
+        return tuple(found)
 
     def _static(self, stage: _Stage, precision: str, graph: onnx.ModelProto, label: str) -> Candidate:
         """With each way of choosing ranges; the one with the best accuracy on validation is kept."""
@@ -525,7 +549,7 @@ def _prune(
         weights, shape, error = kept
         model = prune.reshape(tools.fresh(), shape)
         model.load_state_dict(weights)
-        return _Stage(ratio, model.to(device).eval(), shape, masked_error=error)
+        return _Stage(ratio, model.to(device).eval(), shape, key, masked_error=error)
     teacher = as_teacher(original.model) if spec.distill else None
     if spec.prune == "structured":
         cut = _cut(original, before, ratio, spec, tools, input_shape, teacher)
@@ -536,20 +560,35 @@ def _prune(
         stage = _mask(before, ratio, spec, tools, teacher)
     stage.model.eval()
     if tools.stages is not None:
-        weights = {name: tensor.detach().cpu() for name, tensor in stage.model.state_dict().items()}
-        tools.stages.save(key, weights, stage.shape, stage.masked_error)
-    return stage
+        tools.stages.save(key, _on_cpu(stage.model), stage.shape, stage.masked_error)
+    return replace(stage, key=key)
+
+
+def _once(tools: Tools, key: str, like: nn.Module, train: Callable[[], nn.Module]) -> nn.Module:
+    """What `train` gives, or gave before: its weights, in a network like this one."""
+    if tools.stages is not None and (kept := tools.stages.load(key)) is not None:
+        model = copy.deepcopy(like)
+        model.load_state_dict(kept[0])
+        return model.eval()
+    model = train()
+    if tools.stages is not None:
+        tools.stages.save(key, _on_cpu(model), Shape(), None)
+    return model
+
+
+def _on_cpu(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
 
 
 _STAGE_FORMAT = 5  # goes up when the same settings begin to give other networks
 
 
-def _key(spec: CompressSpec, tools: Tools, ratios: Sequence[float]) -> str:
+def _key(spec: CompressSpec, tools: Tools, ratios: Sequence[float], **more: Any) -> str:
     matters = ("prune", "importance", "scope", "skip", "layer_ratios", "round_to", "gradual", "finetune_epochs",
                "finetune_rate", "distill", "seed")  # fmt: skip
     facts = {name: getattr(spec, name) for name in matters} | {"ratios": list(ratios), "from": tools.fingerprint}
     facts["layer_ratios"] = list(spec.layer_ratios.items())  # in their order: of coupled layers the first counts
-    facts |= {"format": _STAGE_FORMAT, "kitae": kitae.__version__}
+    facts |= {"format": _STAGE_FORMAT, "kitae": kitae.__version__, **more}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -583,7 +622,7 @@ def _cut(
     tuned = result.model
     if spec.finetune_epochs:
         tuned = tools.recover(result.model, epochs=spec.finetune_epochs, rate=spec.finetune_rate, teacher=teacher)
-    return _Stage(ratio, tuned, shape, masked_error=result.masked_error)
+    return _Stage(ratio, tuned, shape, "", masked_error=result.masked_error)
 
 
 def _by_layer(model: nn.Module, ratio: float, spec: CompressSpec) -> dict[str, float]:
@@ -630,7 +669,7 @@ def _mask(before: _Stage, ratio: float, spec: CompressSpec, tools: Tools, teache
     zeros = sum(int((~mask).sum()) for mask in masks.values())
     if prune.count(model).zeros < zeros:
         raise CompressionError("fine-tuning revived pruned weights: its loop did not call after_step at every step")
-    return _Stage(ratio, model, Shape())
+    return _Stage(ratio, model, Shape(), "")
 
 
 def _aware(stage: _Stage, spec: CompressSpec, tools: Tools, input_shape: tuple[int, int, int]) -> nn.Module:
@@ -666,14 +705,17 @@ def _controls(
     winner: Candidate, reached: Sequence[_Stage], spec: CompressSpec, tools: Tools, bench: _Bench
 ) -> list[Candidate]:
     """Files of the winner's ratio and precision that did not get there by pruning well."""
-    if {"scratch", "small"} & set(spec.controls) and tools.scratch is None:
-        raise CompressionError("controls: `scratch` and `small` need a way to train from scratch, and none was given")
     only = winner.precision
     stage = next(stage for stage in reached if stage.ratio == winner.ratio)
     before = [s.ratio for s in reached[1:] if s.ratio <= winner.ratio]
     # A network that was trained for less would lose by that alone.
     more = spec.finetune_epochs * len(before)
     teacher = as_teacher(reached[0].model) if spec.distill else None
+    device = next(reached[0].model.parameters()).device
+
+    def from_scratch(net: nn.Module, key: str) -> nn.Module:
+        assert tools.scratch is not None
+        return _once(tools, key, net.to(device), partial(tools.scratch, net, more, teacher)).eval()
 
     def random() -> list[Candidate]:
         tools.say(f"control: random pruning, {_percent(winner.ratio)}")
@@ -686,16 +728,16 @@ def _controls(
         return bench.candidates(chain[-1], only=only, label="random, ")
 
     def scratch() -> list[Candidate]:
-        assert tools.scratch is not None
         tools.say(f"control: the pruned shape from scratch, {_percent(winner.ratio)}")
-        trained = tools.scratch(prune.reshape(tools.fresh(), stage.shape), more, teacher).eval()
-        return bench.candidates(replace(stage, model=trained), only=only, label="from scratch, ")
+        key = _key(spec, tools, [], of=stage.key, scratch=more)
+        trained = from_scratch(prune.reshape(tools.fresh(), stage.shape), key)
+        return bench.candidates(replace(stage, model=trained, key=key), only=only, label="from scratch, ")
 
     def small() -> list[Candidate]:
-        assert tools.scratch is not None
         title, net = _as_fast(stage.model, spec, tools, bench.shown)
         tools.say(f"control: {title} from scratch, which takes the same time")
-        other = _Stage(0.0, tools.scratch(net, more, teacher).eval(), Shape(), title)
+        key = _key(spec, tools, [], small=title, scratch=more)
+        other = _Stage(0.0, from_scratch(net, key), Shape(), key, title)
         return bench.candidates(other, only=only, label="small net, ")
 
     found = []
@@ -706,7 +748,7 @@ def _controls(
             found += measured()
         except TrainingInterruptedError:
             raise
-        except TrainingError as error:  # the winner stands without it
+        except (TrainingError, CompressionError, ExportError) as error:  # the winner stands without it
             bench.leave_out(f"control {name}", str(error))
     return found
 
@@ -716,18 +758,16 @@ _SAME_LATENCY = 1.05
 
 def _as_fast(model: nn.Module, spec: CompressSpec, tools: Tools, image: NDArray[np.uint8]) -> tuple[str, nn.Module]:
     """The largest of the small networks that takes no longer than `model`, both in float32; else the smallest."""
-    if not tools.small:
-        raise CompressionError("controls: `small` needs small networks to choose from, and none were given")
-    nets = {name: build() for name, build in tools.small.items()}
+    assert tools.small
+    nets = {name: build().eval() for name, build in tools.small.items()}
     calls = {
-        name: _call(tools.to_graph(net.eval()).SerializeToString(), spec.threads, image)
+        name: _call(tools.to_graph(net, calibrate=False).SerializeToString(), spec.threads, image)
         for name, net in {"": model, **nets}.items()
     }
     found = tools.measure(calls, "")["candidates"]
     fast = [name for name in nets if found[name]["ratio"] <= _SAME_LATENCY]
     title = fast[-1] if fast else next(iter(nets))
-    # A new one: what the tools know of a network (its temperature) they know by the object, and those are untrained.
-    return title, tools.small[title]()
+    return title, nets[title]
 
 
 def _call(content: bytes, threads: int | None, image: NDArray[np.uint8]) -> Callable[[], object]:
@@ -738,12 +778,18 @@ def _call(content: bytes, threads: int | None, image: NDArray[np.uint8]) -> Call
 def _timed(
     candidates: Sequence[Candidate], spec: CompressSpec, tools: Tools, image: NDArray[np.uint8]
 ) -> tuple[list[Candidate], dict[str, Any]]:
-    """Measure one image's latency of all candidates, interleaved, the original as reference."""
+    """Measure one image's latency of all candidates, interleaved, the original as reference.
+
+    Where the original was timed before, times are brought to that earlier clock: the machine may have been slower or
+    faster since, and two clocks in one column cannot be compared.
+    """
     tools.say(f"measuring the latency of {len(candidates)} files")
     calls: dict[str, Callable[[], object]] = {}
     for candidate in candidates:
         calls[candidate.name] = _call(candidate.path.read_bytes(), spec.threads, image)
     report = dict(tools.measure(calls, candidates[0].name))
+    now = 1e3 * report["candidates"][candidates[0].name]["seconds"]
+    clock = candidates[0].row.get("latency_ms", now) / now
     timed = []
     for candidate in candidates:
         found = report["candidates"][candidate.name]
@@ -753,8 +799,8 @@ def _timed(
                 candidate,
                 row={
                     **candidate.row,
-                    "latency_ms": 1e3 * found["seconds"],
-                    "latency_ms_interval": _scaled(found.get("seconds_interval"), 1e3),
+                    "latency_ms": 1e3 * found["seconds"] * clock,
+                    "latency_ms_interval": _scaled(found.get("seconds_interval"), 1e3 * clock),
                     "speedup": 1 / found["ratio"],
                     "speedup_interval": None if inverse is None else [1 / inverse[1], 1 / inverse[0]],
                 },
@@ -768,8 +814,13 @@ def _scaled(interval: Sequence[float] | None, factor: float) -> list[float] | No
 
 
 def _choose(candidates: Sequence[Candidate], spec: CompressSpec) -> tuple[Candidate, str]:
-    """The smallest within the budget and '', or the closest and what it exceeds."""
-    free = [candidate for candidate in candidates if not candidate.control]
+    """The smallest within the budget and '', or the closest and what it exceeds.
+
+    Only what was asked for can win: not the original, unless there is nothing else, nor a file of another precision.
+    """
+    asked = {NAMES[precision] for precision in spec.quantize}
+    original = candidates[0]
+    free = [c for c in candidates if c is not original and not c.control and c.precision in asked] or [original]
 
     def excess(candidate: Candidate) -> list[tuple[float, str]]:
         row = candidate.row
@@ -800,22 +851,30 @@ def _choose(candidates: Sequence[Candidate], spec: CompressSpec) -> tuple[Candid
     return closest, " and ".join(words for _, words in excess(closest))
 
 
-def _front(candidates: Sequence[Candidate], spec: CompressSpec) -> tuple[str, ...]:
-    """Names of those that no other beats: not less accurate, not larger, not slower, and better in one."""
+def _front(candidates: Sequence[Candidate], spec: CompressSpec, noise: float) -> tuple[str, ...]:
+    """Names of those that no other beats: not less accurate, not larger, not slower, and better in one.
+
+    Args:
+        noise: how far two timings of one file lie apart by chance, as a share; such differences count as none, and
+            neither do those of a few names in a file.
+    """
+    margins = (1.0, _EQUAL, 1.0 + noise)
 
     def merits(candidate: Candidate) -> tuple[float, float, float]:
         row = candidate.row
-        return (-row["accuracy"], row[size_field(spec)], row["latency_ms"])
+        return (1.0 - row["accuracy"], row[size_field(spec)], row["latency_ms"])
 
-    free = [candidate for candidate in candidates if not candidate.control]
-    return tuple(
-        one.name
-        for one in free
-        if not any(
-            merits(other) != merits(one) and all(a <= b for a, b in zip(merits(other), merits(one), strict=True))
-            for other in free
-        )
-    )
+    def beats(one: Candidate, other: Candidate) -> bool:
+        pairs = list(zip(merits(one), merits(other), margins, strict=True))
+        return all(a <= b * m for a, b, m in pairs) and any(a * m < b for a, b, m in pairs)
+
+    kept: list[Candidate] = []
+    # The best are kept one by one: with margins `beats` may go round in a circle, which would leave nothing.
+    for candidate in sorted((c for c in candidates if not c.control), key=merits):
+        if not any(beats(one, candidate) for one in kept):
+            kept = [one for one in kept if not beats(candidate, one)] + [candidate]
+    names = {one.name for one in kept}
+    return tuple(candidate.name for candidate in candidates if candidate.name in names)
 
 
 def _filters(model: nn.Module, stage: _Stage) -> tuple[NDArray[np.float32], NDArray[np.bool_]] | None:

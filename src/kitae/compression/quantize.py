@@ -281,7 +281,8 @@ def _least_divergence(counts: NDArray[np.int64], low: float, high: float, _: flo
     zero = int(np.clip(round(-low / width), 0, _BINS))  # the bin where zero lies
     reach = max(zero, _BINS - zero)
     best, chosen = np.inf, (low, high)
-    for half in range(max(_LEVELS // 2, reach // 16), reach + 1, max(1, reach // 128)):
+    # The whole range too, whether or not the steps end there.
+    for half in (*range(max(_LEVELS // 2, reach // 16), reach, max(1, reach // 128)), reach):
         first, last = max(0, zero - half), min(_BINS, zero + half)
         if last - first < _LEVELS // 2:
             continue

@@ -18,15 +18,21 @@ from kitae.recipe import Recipe
 Fields = dict[str, list[Any]]
 
 
+def twice(recipe: Recipe) -> list[str]:
+    """The ops that stand more than once in a recipe: they cannot be named, so they stay on."""
+    counts = Counter(next(iter(op)) for op in recipe.augment.train)
+    return [name for name, count in counts.items() if count > 1]
+
+
 def techniques(recipe: Recipe) -> dict[str, Fields]:
     """The techniques that a recipe uses: name -> {field: [off, on]}, in the order in which data passes them."""
     found: dict[str, Fields] = {}
     if recipe.data.balance != "none":
         found["balance"] = {"data.balance": ["none", recipe.data.balance]}
-    names = [next(iter(op)) for op in recipe.augment.train]
-    counts = Counter(names)
-    for name, op in zip(names, recipe.augment.train, strict=True):
-        if counts[name] == 1:  # an op that stands there twice cannot be named; it stays on
+    passed_over = twice(recipe)
+    for op in recipe.augment.train:
+        name = next(iter(op))
+        if name not in passed_over:
             found[name] = {f"augment.train.{name}": [None, dict(op[name])]}
     if recipe.augment.mix is not None and recipe.augment.mix.active:
         found["mixing"] = {"augment.mix": [None, recipe.augment.mix.model_dump(mode="json")]}
@@ -44,9 +50,10 @@ def techniques(recipe: Recipe) -> dict[str, Fields]:
     )
     found |= {name: {field: [off, on]} for name, field, off, on in switches if on != off}
     if train.schedule.name != "constant":
-        found[f"{train.schedule.name} schedule".replace("_", " ")] = {
-            "train.schedule.name": ["constant", train.schedule.name]
-        }
+        fields: Fields = {"train.schedule.name": ["constant", train.schedule.name]}
+        if "warmup_epochs" in train.schedule.unused:  # it would wake up in the run without
+            fields["train.schedule.warmup_epochs"] = [0.0, train.schedule.warmup_epochs]
+        found[f"{train.schedule.name} schedule".replace("_", " ")] = fields
     if train.schedule.warmup_epochs and train.schedule.name != "one_cycle":
         found["warm-up"] = {"train.schedule.warmup_epochs": [0.0, train.schedule.warmup_epochs]}
     if train.precision not in ("fp32", "auto"):  # auto is decided once for a study and then the same in all its runs
@@ -85,11 +92,13 @@ def build(
     factors = {name: fields for name, fields in found.items() if not only or name in only}
     if not factors:
         raise RecipeError(f"{base.name}: uses no technique that could be left out")
+    passed_over = [] if only else twice(base)
+    also = f" Not looked at, for they stand there twice: {', '.join(passed_over)}." if passed_over else ""
     slug = "".join(c if c.isalnum() or c in "-_." else "-" for c in base.name).strip("-_.") or "recipe"
     return StudySpec.parse(
         {
             "name": f"{slug}-{design.replace('_', '-')}",
-            "about": f"What each technique of {base.name} contributes.",
+            "about": f"What each technique of {base.name} contributes.{also}",
             "base": base.model_dump(mode="json"),
             "design": design,
             "factors": factors,

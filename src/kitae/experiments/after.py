@@ -12,6 +12,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
@@ -43,7 +44,7 @@ CORRUPTIONS: dict[str, tuple[str, tuple[float, ...]]] = {
 
 # Function -> the numbers that it returns.
 RESULTS: dict[str, tuple[str, ...]] = {
-    STEPS["prune"]: ("accuracy", "sparsity", "parameters", "compressed_bytes"),
+    STEPS["prune"]: ("accuracy", "val_accuracy", "sparsity", "parameters", "compressed_bytes"),
     STEPS["robustness"]: (
         "mean_accuracy",
         *(f"{name}_accuracy" for name in CORRUPTIONS),
@@ -127,18 +128,21 @@ def prune(
 
     Args:
         ratio: share of the weights (unstructured) or channels (structured) that goes, in [0, 1).
-        epochs: of fine-tuning, at a tenth of the recipe's learning rate down a cosine.
+        epochs: of fine-tuning, at a tenth of the recipe's learning rate down a cosine; BatchNorm's statistics are
+            estimated anew before it. 0 is none.
         scope: rank weights within each `layer`, or all of them together (`global`).
 
     Returns:
-        accuracy (test), sparsity (zero weights as a share of the parameters left), parameters, compressed_bytes.
+        accuracy (test), val_accuracy, sparsity (zero weights as a share of the parameters left), parameters,
+        compressed_bytes.
     """
     from kitae.compression import prune as pruning
     from kitae.pipeline import Setup
     from kitae.training.distributed import join
 
     setup = Setup.of(run)
-    model = run.load_model().to(join(run.recipe.train.device).device)
+    model = run.load_model(free=True).to(join(run.recipe.train.device).device)
+    batches = partial(setup.clean_batches, next(model.parameters()).device)
     hold = None
     if ratio and kind == "unstructured":
         masks = pruning.magnitude_masks(model, ratio, scope=scope)
@@ -148,12 +152,20 @@ def prune(
         rules = setup.store.rules
         shape = (rules.channels, rules.image_size, rules.image_size)
         model = pruning.remove_channels(model, shape, ratio, scope=scope).model
-    model = setup.recover(model, epochs=epochs, after_step=hold)
+    if ratio:
+        pruning.reestimate_batchnorm(model, batches)
+    if epochs:
+        model = setup.recover(model, epochs=epochs, after_step=hold)
     counts = pruning.count(model)
-    rows = setup.splits.open_test(lambda: run.count_test_opening(f"study, pruned by {ratio:g}"))
-    logits, labels = run.logits(setup.image_set(rows), model.cpu())
+    model = model.cpu()
+
+    def accuracy(rows: NDArray[np.int64]) -> float:
+        logits, labels = run.logits(setup.image_set(rows), model)
+        return float((logits.argmax(axis=1) == labels).mean())
+
     return {
-        "accuracy": float((logits.argmax(axis=1) == labels).mean()),
+        "val_accuracy": accuracy(setup.splits.val),
+        "accuracy": accuracy(setup.splits.open_test(lambda: run.count_test_opening(f"study, pruned by {ratio:g}"))),
         "sparsity": counts.sparsity,
         "parameters": float(counts.nonzero),
         "compressed_bytes": float(pruning.compressed_bytes(model)),

@@ -92,6 +92,11 @@ class Design:
         return (factor,) if len(labels) == 2 else tuple(f"{factor}={label}" for label in labels[1:])
 
     @property
+    def comparisons(self) -> int:
+        """How many effects are tested; a pair that is compared twice counts once."""
+        return len(self.effects) if self.regression else len({frozenset((c.plus, c.minus)) for c in self.contrasts})
+
+    @property
     def effects(self) -> tuple[str, ...]:
         """The names of all effects, in the order in which `stats.analyse` gives them."""
         if not self.regression:
@@ -220,6 +225,8 @@ def _extra(spec: StudySpec, variants: tuple[Variant, ...] | list[Variant]) -> tu
                 raise RecipeError(f"contrasts.{contrast}: {name!r} is none of the variants {', '.join(names)}")
         if contrast in names or contrast in spec.factors:
             raise RecipeError(f"contrasts.{contrast}: is the name of an effect already")
+        if pair[0] == pair[1]:
+            raise RecipeError(f"contrasts.{contrast}: compares {pair[0]!r} with itself")
     return tuple(Contrast(contrast, plus, minus) for contrast, (plus, minus) in spec.contrasts.items())
 
 
@@ -263,7 +270,8 @@ def plackett_burman(factors: int, *, foldover: bool = False) -> NDArray[np.int8]
 
     N is the next multiple of four above `factors`; twice that with `foldover`. The first row is all off, columns are
     balanced and orthogonal. Where there is a choice of columns, the one with the least aliasing between main effects
-    and two-factor interactions is taken (four factors in eight runs have none).
+    and two-factor interactions is taken (four factors in eight runs have none, and are their own mirror image: folding
+    adds nothing to them).
 
     Raises:
         ValueError: not 1 to 47 factors.
@@ -280,7 +288,7 @@ def plackett_burman(factors: int, *, foldover: bool = False) -> NDArray[np.int8]
     else:
         chosen = list(range(factors))
     design = columns[:, chosen]
-    return np.concatenate([design, -design]) if foldover else design
+    return np.concatenate([design, -design]) if foldover and _aliasing(design) else design
 
 
 def _aliasing(design: NDArray[np.int8]) -> float:

@@ -21,7 +21,7 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, Protocol
 
-from kitae.errors import RecipeError, require
+from kitae.errors import RecipeError, one_line, require
 from kitae.experiments.worker import INTERRUPTED, execute, read_outcome
 
 _STOP_SECONDS = 60.0  # a run that is told to stop saves within a step and the writing of its checkpoint
@@ -54,9 +54,8 @@ class LocalProcesses:
     """A queue over processes of this machine.
 
     Args:
-        workers: runs at a time.
-        threads: of each run; None takes what its recipe says, as the study wrote down. Workers x threads should not
-            exceed the cores.
+        workers: runs at a time. Each has the threads that its recipe says, as the study wrote down; workers x threads
+            should not exceed the cores.
         retries: how often a run whose process was killed (out of memory, a signal) is tried again.
     """
 
@@ -103,16 +102,26 @@ class RayCluster:
         options: dict[str, Any] = {"num_gpus": self.gpus, "max_retries": self.retries}
         if path:
             options["runtime_env"] = {"env_vars": {"PYTHONPATH": path}}
+        most = max((_threads(unit) for unit in units), default=1)
+        largest = int(max((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=0))
+        if most > largest:  # Ray would wait for such a machine for ever
+            raise RecipeError(
+                f"threads: {most} for each run, and no machine of the cluster has more than {largest} cores"
+            )
         remote = ray.remote(**options)(run_in_process)
         of = {}
         for unit in units:
-            of[remote.options(num_cpus=_threads(unit)).remote(dict(unit), self.retries)] = unit
+            # Relative paths of a recipe mean this process's folder, which the machines have at the same place.
+            sent = {**unit, "started_in": os.getcwd()}
+            of[remote.options(num_cpus=_threads(unit)).remote(sent, self.retries)] = unit
         try:
             while of:
                 (ready, *_), _ = ray.wait(list(of), num_returns=1)
                 unit = of.pop(ready)
                 try:
                     yield from ray.get(ready)
+                except ray.exceptions.RayTaskError as error:  # the worker is well; what it was told to do failed
+                    yield from _lost(unit, f"on its Ray worker: {one_line(error.cause)}")
                 except ray.exceptions.RayError as error:
                     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
                     yield from _lost(unit, f"its Ray worker was lost {self.retries + 1} times ({first})")
@@ -149,6 +158,8 @@ def run_in_process(unit: Unit, retries: int, stop: threading.Event | None = None
     folder = Path(unit["folder"])
     folder.parent.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, **dict.fromkeys(_THREAD_VARIABLES, str(_threads(unit)))}
+    started_in = unit.get("started_in")
+    started_in = started_in if started_in is not None and Path(started_in).is_dir() else None
     status = 0
     for _ in range(retries + 1):
         if stop is not None and stop.is_set():
@@ -157,6 +168,7 @@ def run_in_process(unit: Unit, retries: int, stop: threading.Event | None = None
             process = subprocess.Popen(
                 [sys.executable, "-m", "kitae.experiments.worker"],
                 stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True,
+                cwd=started_in,
             )  # fmt: skip
             try:
                 status = _wait(process, unit, stop)

@@ -53,6 +53,15 @@ def load(results: str | Path) -> list[StudyResult]:
     return [StudyResult.open(file.parent) for file in sorted(Path(results).glob("*/study.yaml"))]
 
 
+def renew(results: Sequence[StudyResult]) -> None:
+    """Effects and pictures of published results made anew from their runs, for statistics that have changed since."""
+    from kitae.reporting.effects import draw_study
+
+    for result in results:
+        result.write()
+        draw_study(result.data(), result.path / "figures")
+
+
 def markdown(results: Sequence[StudyResult]) -> str:
     """The ledger as a page: claims and verdicts, screening beside one-out, and every study that was run."""
     parts = [
@@ -62,8 +71,9 @@ def markdown(results: Sequence[StudyResult]) -> str:
         "95 % intervals over seeds on the same test images (and over test images where it says so); an effect is "
         "*shown* after Holm's correction over all effects of its study on the same metric. A claim is **confirmed** "
         "where an effect in its direction is shown and the interval reaches the claimed size, **refuted** where the "
-        "whole interval falls short of it, and **not shown** where the runs do not decide. All of it holds for the "
-        "setting beside it, and may be different on other data.",
+        "whole interval falls short of it (of one claim at a time, without Holm's correction), and **not shown** where "
+        "the runs do not decide. An interval with a * is from its own pairs alone: that variant scatters more than the "
+        "others. All of it holds for the setting beside it, and may be different on other data.",
         _claims(results),
     ]
     comparison = _designs(results)
@@ -71,8 +81,9 @@ def markdown(results: Sequence[StudyResult]) -> str:
         parts += [
             "## The same techniques by screening and one at a time",
             "Different quantities: one-out is what a technique adds to all the others, screening what it adds on "
-            "average over the presence and absence of the others. At the same number of runs the intervals of "
-            "screening are narrower, since every run informs every effect.",
+            "average over the presence and absence of the others. Every run of a screening informs every effect, which "
+            "halves the intervals where all runs scatter alike; runs that lack half of the techniques may scatter "
+            "more.",
             comparison,
         ]
     parts += ["## Every study that was run", _studies(results)]
@@ -163,7 +174,8 @@ def _measured(effect: Effect | None) -> str:
 def _interval(effect: Effect | None) -> str:
     if effect is None or math.isnan(effect.low):
         return "-"
-    return interval(effect) + (f", {effect.covers}" if effect.covers != "seeds" else "")
+    mark = " *" if effect.uneven else ""  # as in a study's own table
+    return interval(effect) + mark + (f", {effect.covers}" if effect.covers != "seeds" else "")
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -173,16 +185,20 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def main() -> None:
-    """`python -m kitae.experiments.ledger RESULTS [--out FILE] [--publish STUDY ...]`."""
+    """`python -m kitae.experiments.ledger RESULTS [--out FILE] [--publish STUDY ...] [--renew]`."""
     parser = argparse.ArgumentParser(description="Make the ledger from committed results.")
     parser.add_argument("results", type=Path, help="folder of results, such as studies/results")
     parser.add_argument("--out", type=Path, help="the page to write; printed if not given")
     parser.add_argument("--publish", type=Path, nargs="*", default=[], help="finished study folders to copy in first")
+    parser.add_argument("--renew", action="store_true", help="make effects and pictures anew from the runs first")
     given = parser.parse_args()
     try:
         for study in given.publish:
             publish(study, given.results)
-        text = markdown(load(given.results))
+        found = load(given.results)
+        if given.renew:
+            renew(found)
+        text = markdown(found)
         if given.out is None:
             print(text)
         else:

@@ -48,7 +48,7 @@ from kitae.files import write_atomically, write_json
 
 FORMAT = 1
 TRAIN = "kitae.pipeline:train"
-TRAIN_WITHOUT_TEST = "kitae.experiments.validation:train"
+TRAIN_WITHOUT_TEST = "kitae.pipeline:train_without_test"
 MEASURE = "kitae.pipeline:plan"
 _CURVES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "train_clean_accuracy")
 _WRITTEN = ("study.yaml", "runs", "runs.parquet", "effects.parquet", "effects.json", "figures", "report.html")
@@ -216,6 +216,13 @@ class StudyResult:
         return self.runs.loc[self.runs["status"] != "done", ["variant", "seed", "status", "error"]]
 
     @property
+    def numberless(self) -> pd.DataFrame:
+        """The runs that finished without a finite number of the study's metric: variant, seed."""
+        done, name = self.runs["status"] == "done", self.spec.metric
+        has = self.runs[name].notna() if name in self.runs else done & False
+        return self.runs.loc[done & ~has, ["variant", "seed"]]
+
+    @property
     def sentences(self) -> list[str]:
         """What the study shows of its metric, one honest sentence an effect."""
         return [self._words(effect) for effect in self.analyses[self.spec.metric].effects]
@@ -229,7 +236,7 @@ class StudyResult:
         finished = self.runs[self.runs["status"] == "done"]
         if len(finished) and (effect.metric not in finished or not finished[effect.metric].notna().any()):
             return f"{effect.name}: nothing can be said, no finished run has a number {effect.metric}"
-        return wording(effect, len(self.spec.seeds))
+        return wording(effect, len(self.spec.seeds), len(self.runs))
 
     @property
     def claims(self) -> list[dict[str, Any]]:

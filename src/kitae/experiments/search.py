@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from kitae.console import rough_duration
 from kitae.data.base import VAL
 from kitae.data.store import open_store
 from kitae.errors import RecipeError, TrainingError, require
@@ -263,7 +264,7 @@ def search(
     asked = (recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)).override(*overrides)
     folder = Path(out)
     with locked(folder):
-        base, image_size = _written(
+        base, image_size, seconds = _written(
             folder, asked, arms, workers, threads_each(threads, workers), seed, rematch_seeds, measure, overwrite
         )
         kept = base.train.threads
@@ -275,6 +276,8 @@ def search(
             f"search: {arms} arms, rungs of {', '.join(str(r) for r in rungs)} epochs, judged by validation accuracy; "
             f"the {len(PRESETS)} presets go through all of them"
         )
+        if seconds is not None:
+            say(_time(seconds, rungs, arms, rematch_seeds, workers))
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         space = optuna.create_study(
             direction="maximize",
@@ -409,8 +412,9 @@ def _check_images(folder: Path, base: Recipe) -> None:
 def _written(
     folder: Path, base: Recipe, arms: int, workers: int, threads: int, seed: int, rematch_seeds: int, measure: str,
     overwrite: bool,
-) -> tuple[Recipe, int]:  # fmt: skip
-    """The base recipe with precision and threads decided, as written down when the search was begun."""
+) -> tuple[Recipe, int, float | None]:  # fmt: skip
+    """The base recipe with precision and threads decided, the size of its images and the seconds of an epoch, as
+    written down when the search was begun."""
     asked = {
         "arms": arms, "workers": workers, "seed": seed, "rematch_seeds": rematch_seeds,
         "recipe": base.model_dump(mode="json"),
@@ -427,7 +431,7 @@ def _written(
                 what = first_difference(before.get(name), value, name)
                 raise TrainingError(f"{folder}: holds another search ({what}); choose another --out, or --overwrite")
         check_numerics(folder, content)
-        return base, int(image_size)
+        return base, int(image_size), content.get("seconds_per_epoch")
     check_owned(folder, "search.yaml", _WRITTEN, "search")
     facts = function(measure)(base)
     train = base.train.model_copy(
@@ -438,12 +442,24 @@ def _written(
         }
     )
     base = base.model_copy(update={"train": train})
-    image_size = int(facts["image"][1])
-    content = {"numerics": NUMERICS, "asked": asked, "base": base.model_dump(mode="json"), "image_size": image_size}
+    image_size, seconds = int(facts["image"][1]), float(facts["seconds_per_epoch"])
+    content = {
+        "numerics": NUMERICS, "asked": asked, "base": base.model_dump(mode="json"), "image_size": image_size,
+        "seconds_per_epoch": round(seconds, 3),
+    }  # fmt: skip
     note = "# Written before the first arm. Do not change: the search is gone on with only as it was begun.\n"
     remove_owned(folder, "search.yaml", _WRITTEN)  # not before the new one is measured
     write_atomically(file, (note + yaml.safe_dump(content, sort_keys=False, allow_unicode=True)).encode())
-    return base, image_size
+    return base, image_size, seconds
+
+
+def _time(seconds_per_epoch: float, rungs: Sequence[int], arms: int, rematch_seeds: int, workers: int) -> str:
+    """How long the search will take, if each rung keeps its share of the arms that are no presets."""
+    presets = len(PRESETS) * sum(rungs)
+    others = (arms - len(PRESETS)) * sum(epochs / REDUCTION**k for k, epochs in enumerate(rungs))
+    rematch = 2 * rematch_seeds * rungs[-1]
+    parts = [rough_duration(seconds_per_epoch * epochs / workers) for epochs in (presets + others, presets, rematch)]
+    return f"about {parts[0]} of training for the arms ({parts[1]} for the presets), then {parts[2]} for the rematch"
 
 
 def _judge(

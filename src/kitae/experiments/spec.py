@@ -62,6 +62,27 @@ def _named(value: Any) -> Any:
     return {_key(k): v for k, v in value.items()} if isinstance(value, Mapping) else value
 
 
+def _variants(value: Any) -> Any:
+    """A bare `none:` is a variant that changes nothing."""
+    named = _named(value)
+    return {k: {} if v is None else v for k, v in named.items()} if isinstance(named, Mapping) else named
+
+
+def _factors(value: Any) -> Any:
+    named = _named(value)
+    for name, levels in named.items() if isinstance(named, Mapping) else ():
+        if isinstance(levels, list):
+            example = f"{str(name).rpartition('.')[2]}: {{{name}: {levels}}}"
+            raise ValueError(f"{name}: a factor has a name and fields, such as `{example}`")
+    return named
+
+
+def _several(value: Any) -> Any:
+    if isinstance(value, str):
+        raise ValueError(f"is a list, such as [{value}]")
+    return value
+
+
 def _seeds(value: Any) -> Any:
     if isinstance(value, int) and not isinstance(value, bool):
         raise ValueError(f"is a list, such as {list(range(value)) if 0 < value <= 20 else [0, 1, 2]}, not {value}")
@@ -145,20 +166,26 @@ class StudySpec(Spec):
     base: str | dict[str, Any]
     set: Fields = Field(default_factory=dict)
     design: DesignName
-    factors: Annotated[dict[Name, Levels], BeforeValidator(_named)] = Field(default_factory=dict)
-    variants: Annotated[dict[Name, Fields], BeforeValidator(_named)] = Field(default_factory=dict)
+    factors: Annotated[dict[Name, Levels], BeforeValidator(_factors)] = Field(default_factory=dict)
+    variants: Annotated[dict[Name, Fields], BeforeValidator(_variants)] = Field(default_factory=dict)
     reference: Annotated[str | None, BeforeValidator(_key)] = None
-    contrasts: dict[Name, tuple[Annotated[str, BeforeValidator(_key)], Annotated[str, BeforeValidator(_key)]]] = Field(
-        default_factory=dict
-    )
+    contrasts: Annotated[
+        dict[Name, tuple[Annotated[str, BeforeValidator(_key)], Annotated[str, BeforeValidator(_key)]]],
+        BeforeValidator(_named),
+    ] = Field(default_factory=dict)
     seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], BeforeValidator(_seeds)] = (0, 1, 2)
     metric: str = "test.accuracy"
-    also: tuple[str, ...] = ("val.accuracy", "gap", "epoch_seconds", "peak_memory_bytes")
+    also: Annotated[tuple[str, ...], BeforeValidator(_several)] = (
+        "val.accuracy",
+        "gap",
+        "epoch_seconds",
+        "peak_memory_bytes",
+    )
     foldover: bool = False
     after: dict[str, dict[str, Any]] = Field(default_factory=dict)
     cover: Literal["seeds", "both"] = "seeds"
     noise: float | None = Field(None, gt=0)
-    claims: dict[Name, ClaimSpec] = Field(default_factory=dict)
+    claims: Annotated[dict[Name, ClaimSpec], BeforeValidator(_named)] = Field(default_factory=dict)
     tiny: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")

@@ -1,15 +1,18 @@
 """Effects with intervals from a table of runs.
 
 The model is value = variant + seed + noise: runs of one seed share initial weights, order of samples and random
-numbers, so the seed is a block and differences are taken inside it. The noise is pooled over all variants, which gives
-its estimate (V - 1)(S - 1) degrees of freedom instead of the S - 1 of a single pair.
+numbers, so the seed is a block and differences are taken inside it. The noise is pooled over variants, which gives its
+estimate up to (V - 1)(S - 1) degrees of freedom instead of the S - 1 of a single pair.
 
 An interval is Student's t, 95 %, for one effect at a time. Whether an effect is *shown* is decided after Holm's
 correction ("A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 6, 1979) over
 all effects of the metric, so that a study of techniques that do nothing names a winner in at most 1 of 20 studies.
 
-All of this takes the noise to be equally large in all variants. In differences of variants (not in factorial and
-screening) each variant's noise is tested against the others'; see `_scattering`.
+Noise is not equally large in all variants: a reference without any technique often scatters more. So the reference,
+which is in every difference from it, has a noise of its own, estimated apart from the others' (`_Apart`); each of the
+others is tested against the rest (`_scattering`); and in factorial and screening, where every run informs every effect,
+the degrees of freedom are those that uneven noise leaves (`_even_degrees`). How far that holds is simulated in
+benchmarks/coverage.py and told in docs/studies.md.
 
 By default an interval covers the seeds: what would change with other initial weights and orders, on these test images.
 `image_variance` adds what would change with other test images.
@@ -20,7 +23,7 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -153,7 +156,9 @@ def analyse(
         raw, left_over = _differences(fit, design), (_NO, 0)
     if correct and not design.regression and not ratio and name == "test.accuracy":
         raw = [_with_images(effect, design, seeds, correct) for effect in raw]
-    effects = _holm([_finish(effect, name, ratio, fit.negligible) for effect in raw])
+    # A pair that is compared twice, under two names or the other way round, is one comparison.
+    of = [frozenset((effect.plus, effect.minus)) if effect.plus else effect.name for effect in raw]
+    effects = _holm([_finish(effect, name, ratio, fit.negligible) for effect in raw], of)
     return Analysis(shown, tuple(effects), _noise(fit, left_over, design, values, variants), len(table))
 
 
@@ -184,6 +189,11 @@ class _Blocks:
         """The projection onto what the runs determine; all of it where no run is missing."""
         assert self.model is not None
         return np.asarray(self.model.model.pinv_wexog @ self.model.model.exog, dtype=np.float64)
+
+    @property
+    def connected(self) -> bool:
+        """Every difference of two variants is determined."""
+        return all(not math.isnan(self.difference(name, self.names[0])[0]) for name in self.names[1:])
 
     def difference(self, plus: str, minus: str) -> tuple[float, float]:
         """Estimate and its variance for noise of variance 1; NaN where no chain of shared seeds joins the two."""
@@ -223,18 +233,58 @@ class _Raw:
     uneven: bool = False
 
 
+class _Apart:
+    """The noise of differences where the reference has one of its own.
+
+    With reference r and m other variants, whose noise is pooled: the variance of (r - mean of the others) over seeds
+    estimates s_r^2 + s_o^2 / m with S - 1 degrees of freedom, and independently the others' residual mean square s_o^2
+    with (m - 1)(S - 1). Their sum, the second times (1 - 1 / m), is s_r^2 + s_o^2; degrees of freedom after Welch and
+    Satterthwaite (Biometrics Bulletin 2, 1946). Two variants give the paired t test.
+    """
+
+    def __init__(self, fit: _Blocks, reference: str) -> None:
+        self.fit, self.reference = fit, reference
+        others = fit.variants != reference
+        self.calm = calm = _Blocks(fit.y[others], fit.variants[others], fit.seeds[others])
+        self.known = False
+        own = {s: y for s, y, other in zip(fit.seeds.tolist(), fit.y, others, strict=True) if not other}
+        shared = [s for s in calm.blocks if s in own]
+        if calm.model is None or calm.df < 1 or len(shared) < 2 or not calm.connected:
+            return
+        self.known = True
+        m = len(calm.names)
+        level = dict(zip(calm.blocks, (0.0, *calm.model.params[m:]), strict=True))
+        apart = np.array([own[s] - level[s] for s in shared])
+        self.a, self.own_df = float(apart.var(ddof=1)), len(shared) - 1
+        self.b = (1 - 1 / m) * calm.mse
+
+    def noise(self, plus: str, minus: str) -> tuple[float, float]:
+        """Mean square of the two variants' noise, and its degrees of freedom."""
+        if not self.known:
+            return self.fit.mse, self.fit.df
+        if self.reference not in (plus, minus):
+            return self.calm.mse, self.calm.df
+        total = self.a + self.b
+        if total <= 0:
+            return 0.0, self.own_df
+        df = total**2 / (self.a**2 / self.own_df + self.b**2 / self.calm.df)
+        return total / 2, df
+
+
 def _differences(fit: _Blocks, design: Design) -> list[_Raw]:
     found = []
-    scattering = _scattering(fit)
+    apart = _Apart(fit, design.reference)
+    scattering = _scattering(fit) - {design.reference} if apart.known else _scattering(fit)
     for contrast in design.contrasts:
         if contrast.plus not in fit.names or contrast.minus not in fit.names:
             found.append(_Raw(contrast.name, "difference", _NO, _NO, 0, 0))
             continue
         estimate, unit = fit.difference(contrast.plus, contrast.minus)
         pairs = fit.pairs(contrast.plus, contrast.minus)
+        mse, df = apart.noise(contrast.plus, contrast.minus)
         raw = _Raw(
-            contrast.name, "difference", estimate, math.sqrt(fit.mse * unit) if fit.df else _NO, fit.df, len(pairs),
-            contrast.plus, contrast.minus,
+            contrast.name, "difference", estimate, math.sqrt(mse * unit) if df else _NO, df, len(pairs), contrast.plus,
+            contrast.minus,
         )  # fmt: skip
         found.append(_own_interval(raw, pairs) if {raw.plus, raw.minus} & scattering else raw)
     return found
@@ -298,7 +348,7 @@ def _regression(fit: _Blocks, design: Design) -> tuple[list[_Raw], tuple[float, 
     model = _least_squares(fit.y, x)
     # Replicates tell noise from misfit; with a single seed only the misfit is left.
     left_over = (float(model.mse_resid), int(model.df_resid)) if model.df_resid > 0 else (_NO, 0)
-    mse, df = (fit.mse, fit.df) if fit.df else left_over
+    mse, df = (fit.mse, _even_degrees(fit)) if fit.df else left_over
     determined = int(np.linalg.matrix_rank(x)) == x.shape[1]
     found = []
     for number, (name, kind, _) in enumerate(columns, start=1):
@@ -309,6 +359,27 @@ def _regression(fit: _Blocks, design: Design) -> tuple[list[_Raw], tuple[float, 
         else:
             found.append(_Raw(name, kind, _NO, _NO, 0, len(fit.y)))
     return found, left_over
+
+
+def _even_degrees(fit: _Blocks) -> float:
+    """Degrees of freedom of the pooled noise where variants may scatter unevenly.
+
+    In a complete design every variant has the same weight in every main effect, so the pooled mean square estimates
+    the right variance whatever each variant's own is; only how well it does so depends on that. After Satterthwaite:
+    (S - 1) (sum of s^2)^2 / sum of s^4 over the variants' own variances, between S - 1 (one variant has all the noise)
+    and (V - 1)(S - 1).
+    """
+    count = len(fit.names)
+    if count < 3 or fit.model is None:
+        return fit.df
+    least = len(fit.blocks) - 1
+    squares = np.asarray(fit.model.resid, dtype=np.float64) ** 2
+    own = np.array([squares[fit.variants == v].sum() / max(1, int((fit.variants == v).sum()) - 1) for v in fit.names])
+    # A residual holds (1 - 2 / V) of the variant's own noise and a V-th of all the noise.
+    own = np.maximum((own - fit.mse / count) / (1 - 2 / count), 0.0)
+    if not own.any() or fit.mse <= 0:
+        return fit.df
+    return float(min(max(least * own.sum() ** 2 / (own**2).sum(), min(least, fit.df)), fit.df))
 
 
 def _half(error: float, df: float) -> float:
@@ -339,18 +410,21 @@ def _finish(raw: _Raw, name: str, ratio: bool, negligible: float) -> Effect:
     )  # fmt: skip
 
 
-def _holm(effects: list[Effect]) -> list[Effect]:
-    """Holm's correction over the effects that were tested.
+def _holm(effects: list[Effect], of: Sequence[object]) -> list[Effect]:
+    """Holm's correction over the comparisons that were tested; effects `of` one comparison count once.
 
     As statsmodels' multipletests(method="holm") gives it (tested), which collects garbage at every call: seconds in a
     process that holds torch.
     """
-    tested = sorted((effect.p, index) for index, effect in enumerate(effects) if not math.isnan(effect.p))
-    highest = 0.0
-    for rank, (p, index) in enumerate(tested):
-        highest = max(highest, min(1.0, p * (len(tested) - rank)))
-        effects[index] = replace(effects[index], p_holm=highest)
-    return effects
+    p_of = {what: effect.p for what, effect in zip(of, effects, strict=True) if not math.isnan(effect.p)}
+    highest, corrected = 0.0, {}
+    for rank, what in enumerate(sorted(p_of, key=lambda what: p_of[what])):
+        highest = max(highest, min(1.0, p_of[what] * (len(p_of) - rank)))
+        corrected[what] = highest
+    return [
+        effect if math.isnan(effect.p) else replace(effect, p_holm=corrected[what])
+        for what, effect in zip(of, effects, strict=True)
+    ]
 
 
 def _noise(
@@ -408,10 +482,12 @@ def _with_images(raw: _Raw, design: Design, seeds: NDArray[Any], correct: Mappin
     return replace(raw, error=math.sqrt(total), df=df, covers="seeds and test images")
 
 
-def error_factor(design: Design, seeds: int) -> tuple[float, int]:
+def error_factor(design: Design, seeds: int) -> tuple[float, float]:
     """Standard error of a design's main effects for noise of 1, and degrees of freedom, when every run finishes."""
     count = len(design.variants)
-    df = (count - 1) * (seeds - 1)
+    df: float = (count - 1) * (seeds - 1)
+    if design.regression and seeds > 1 and count > 2:
+        df /= 1 + 2 / (seeds - 1)  # as `_even_degrees` where the noise is even after all: own variances vary by chance
     if design.kind == "screening" or (design.regression and all(len(v) == 2 for v in design.factors.values())):
         if seeds == 1:  # the misfit stands in for the noise
             interactions = math.comb(len(design.factors), 2) if design.kind == "factorial" else 0
@@ -420,6 +496,9 @@ def error_factor(design: Design, seeds: int) -> tuple[float, int]:
     if design.regression:  # more than two levels: the rarest decides
         most = max(len(levels) for levels in design.factors.values())
         return math.sqrt(2.0 * most / (count * seeds)), df
+    others = count - 1
+    if others > 1 and seeds > 1:  # as `_Apart` where the noise is even after all
+        df = 4.0 / ((1 + 1 / others) ** 2 / (seeds - 1) + (1 - 1 / others) ** 2 / ((others - 1) * (seeds - 1)))
     return math.sqrt(2.0 / seeds), df
 
 
@@ -432,10 +511,10 @@ def smallest_effect(design: Design, seeds: int, noise: float) -> float | None:
     factor, df = error_factor(design, seeds)
     if df < 1:
         return None
-    return noise * factor * _detectable(df, len(design.effects))
+    return noise * factor * _detectable(df, design.comparisons)
 
 
-def _detectable(df: int, tests: int) -> float:
+def _detectable(df: float, tests: int) -> float:
     """Effect / standard error at which a two-sided t test of 5 % / `tests` has 80 % power."""
     critical = float(stats.t.isf((1 - CONFIDENCE) / 2 / tests, df))
 
@@ -455,8 +534,24 @@ def seeds_for(design: Design, effect: float, noise: float) -> int | None:
     return None
 
 
-def wording(effect: Effect, seeds: int) -> str:
-    """One honest sentence on an effect in a study of so many seeds; names those that gave a pair where some did not.
+def seeds_within(design: Design, within: float, noise: float) -> int | None:
+    """The fewest seeds with which the interval of no effect lies inside +-`within` in about 80 % of studies.
+
+    The interval's half width and the estimate's own scatter (1.28 standard errors cover it in 80 %) must fit in.
+    """
+    scatter = float(stats.norm.isf((1 - POWER) / 2))
+    for seeds in range(2, MOST_SEEDS + 1):
+        factor, df = error_factor(design, seeds)
+        if df >= 1 and _half(noise * factor, df) + scatter * noise * factor <= within:
+            return seeds
+    return None
+
+
+def wording(effect: Effect, seeds: int, runs: int | None = None) -> str:
+    """One honest sentence on an effect in a study of so many seeds; names what gave no number where some did not.
+
+    Args:
+        runs: of the whole study, all of which inform a main effect.
 
     >>> wording(Effect("mixing", "test.accuracy", "main", 0.1, -0.4, 0.6, .7, .9, .2, 4, 3), 3)
     'mixing: no difference could be shown with 3 seeds (interval -0.4 to +0.6)'
@@ -467,6 +562,8 @@ def wording(effect: Effect, seeds: int) -> str:
         return f"{effect.name}: nothing can be said, too few of its runs finished"
     paired = f"{effect.pairs} of " if effect.kind == "difference" and effect.pairs != seeds else ""
     with_seeds = f"{paired}{seeds} seed{'s' if seeds != 1 else ''}"
+    if effect.kind != "difference" and runs is not None and effect.pairs != runs:
+        with_seeds = f"{effect.pairs} of {runs} runs"
     if math.isnan(effect.low):
         return f"{effect.name}: {size}, without an interval ({with_seeds}); nothing can be concluded"
     span = f"interval {interval(effect)}"
@@ -539,11 +636,12 @@ def judge(
     if not beyond(reach, least):
         opposite = effect.shown and not beyond(effect.estimate, none)
         shown = effect.shown and beyond(effect.estimate, none)
-        return "refuted", "the opposite" if opposite else "smaller than claimed" if shown else "no such effect"
+        return "refuted", "the opposite" if opposite else "smaller than claimed" if shown else "not of that size"
     if effect.shown and beyond(effect.estimate, none):
         if most is not None and beyond(short, most) and short != most:
             return "confirmed", "larger than claimed"
         if not beyond(effect.estimate, least):
             return "confirmed", "at the low end"
         return "confirmed", ""
-    return "not shown", ""
+    clear = effect.low > none or effect.high < none
+    return "not shown", "not certain after Holm's correction" if clear and not effect.shown else ""

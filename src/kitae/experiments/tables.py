@@ -27,7 +27,8 @@ def result_text(result: StudyResult) -> str:
     parts = [
         f"{spec.name}: {spec.design}, {len(result.design.variants)} variants x {len(spec.seeds)} seeds, "
         f"{finished} of {len(result.runs)} runs finished",
-        f"{spec.metric}{unit}; 95 % intervals, covering {covers}; p after Holm over {len(main.effects)} effects",
+        f"{spec.metric}{unit}; 95 % intervals, covering {covers}; "
+        f"p after Holm over {result.design.comparisons} effects",
         "",
         _variants_text(result),
         "",
@@ -57,6 +58,10 @@ def result_text(result: StudyResult) -> str:
             f"  {row['variant']}, seed {row['seed']}: {row['status']}{': ' + row['error'] if row['error'] else ''}"
             for row in result.failed.to_dict("records")
         ]
+    if len(result.numberless):
+        which = [f"{row['variant']}, seed {row['seed']}" for row in result.numberless.to_dict("records")]
+        parts += ["", f"{len(which)} runs finished without a finite {spec.metric}, so its effects are of the others:"]
+        parts += [f"  {run}" for run in which]
     return "\n".join(parts)
 
 
@@ -92,7 +97,7 @@ def effects_text(effects: Sequence[Effect]) -> str:
 
 
 def noise_text(noise: Noise, name: str) -> str:
-    """What difference two runs show that differ in nothing but the seed."""
+    """How much one run scatters; two that differ in nothing but the seed lie about 1.4 times as far apart."""
     shown = metric(name)
     unit = f" {shown.unit}" if shown.unit and not shown.ratio else ""
     scale = 100.0 if shown.ratio else 1.0

@@ -63,7 +63,7 @@ def draw_study(data: Mapping[str, Any], folder: Path) -> dict[str, Path]:
 
 
 def draw_effects(analysis: Mapping[str, Any], metric: str, path: str | Path, *, title: str = "Effects") -> Path:
-    """A forest plot: every effect with its 95 % interval, and the noise between two runs as a band.
+    """A forest plot: every effect with its 95 % interval, and the noise of a run (one standard deviation) as a band.
 
     An effect that is shown after Holm's correction is filled, blue where it helps, red where it hurts, and black where
     neither more nor less is better; what is not shown is grey and hollow.

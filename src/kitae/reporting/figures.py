@@ -8,7 +8,7 @@ A wrong argument is the caller's bug and raises ValueError; a file that cannot b
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -582,9 +582,9 @@ def draw_precision(rows: Sequence[Row], path: str | Path, *, title: str = "Preci
     if not rows:
         raise ValueError("no row to draw")
     panels = [
-        ("Time per epoch (s)", "seconds", "seconds_interval", BLUE, lambda v: f"{v:.3g} s"),
-        ("Peak memory", "peak_memory_bytes", "peak_memory_interval", GREEN, size_text),
-        ("Accuracy (%)", "accuracy", "accuracy_interval", VERMILLION, lambda v: f"{100 * v:.1f} %"),
+        ("Time per epoch (s)", "seconds", "seconds_interval", BLUE, lambda v, _: f"{v:.3g} s"),
+        ("Peak memory", "peak_memory_bytes", "peak_memory_interval", GREEN, lambda v, _: size_text(v)),
+        ("Accuracy (%)", "accuracy", "accuracy_interval", VERMILLION, lambda v, _: f"{100 * v:.1f} %"),
     ]
     shown = [panel for panel in panels if np.isfinite(finite(row.get(panel[1]) for row in rows)).any()]
     if not shown:
@@ -611,12 +611,13 @@ def _bars(
     key: str,
     interval: str,
     colour: str,
-    say: Any,
+    say: Callable[[float, Row], str],
     *,
     dots: bool = False,
     colours: Sequence[str] | None = None,
 ) -> None:
-    """Horizontal bars (or dots, whose axis need not start at 0) with intervals, the value written at the right."""
+    """Horizontal bars (or dots, whose axis need not start at 0) with intervals, what `say` makes of value and row
+    written at the right."""
     values = np.array(finite(row.get(key) for row in rows))
     low, high = _intervals([("", row) for row in rows], values, interval)
     y = np.arange(len(rows))
@@ -631,7 +632,7 @@ def _bars(
     reach = [(values - low)[known], (high - values)[known]]
     ax.errorbar(values[known], y[known], xerr=reach, fmt="none", ecolor=INK, elinewidth=1.2, capsize=3)
     for i, value in enumerate(values):
-        text = say(value) if math.isfinite(value) else "not measured"
+        text = say(value, rows[i]) if math.isfinite(value) else "not measured"
         ax.text(
             ends[i] + span * 0.02 + (0 if math.isfinite(value) else start),
             i,
@@ -875,20 +876,20 @@ def draw_latency(
     control: float | None = None,
     title: str = "Latency on this machine",
 ) -> Path:
-    """Median milliseconds of each model, with its interval, and how many times faster than the first row.
+    """Median milliseconds of each model, with its interval, and how many times faster than the first one it is.
 
     Args:
-        rows: {name, milliseconds} and, where known, milliseconds_interval ([low, high]); the first is the reference.
+        rows: {name, milliseconds} and, where known, milliseconds_interval ([low, high]) and speedup against the first
+            row (as it was measured, in turns; the medians' own ratio may differ from it).
         control: ratio of two timings of one and the same model (A/A), told below the bars.
     """
     if not rows:
         raise ValueError("no row to draw")
     names = labels([row.get("name", i) for i, row in enumerate(rows)], 1.8 * DPI, LABEL - 1)
-    reference = finite([rows[0].get("milliseconds")])[0]
 
-    def say(value: float) -> str:
-        ratio = reference / value if value > 0 else math.nan
-        return f"{value:.3g} ms" + (f"  ({ratio:.1f}×)" if math.isfinite(ratio) and value != reference else "")
+    def say(value: float, row: Row) -> str:
+        ratio = finite([row.get("speedup")])[0]
+        return f"{value:.3g} ms" + (f"  ({ratio:.1f}×)" if math.isfinite(ratio) and row is not rows[0] else "")
 
     xlabel = "Milliseconds, less is better"
     if control is not None:

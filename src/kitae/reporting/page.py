@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from kitae import __version__
-from kitae.console import duration
+from kitae.console import change, duration, lost
 from kitae.errors import KitaeError, require
 from kitae.files import write_atomically
 from kitae.reporting.figures import draw_compression, draw_run, predictions
@@ -692,7 +692,7 @@ def _times(ratio: Any, more: str, less: str) -> tuple[str, str]:
     known = _number(ratio)
     if known is None or known <= 0:
         return more, "–"
-    word, factor = (more, known) if known >= 1 else (less, 1 / known)
+    factor, word = change(known, more, less)
     return word, f"{factor:.2f}×" if factor < 10 else f"{factor:.1f}×"
 
 
@@ -738,10 +738,10 @@ def _side_by_side(facts: Mapping[str, Any]) -> Table:
         if key == "latency_ms":  # the ratio of the medians is not the median of the ratios
             ratio = _number(after.get("speedup")) or ratio
         word, factor = _times(ratio, less, more)
-        change: Cell = "" if ratio is None else f"{factor} {word}"
+        changed: Cell = "" if ratio is None else f"{factor} {word}"
         if key == "latency_ms" and ratio is not None and ratio >= 1:
-            change = (str(change), between(after.get("speedup_interval"), 1, 2))
-        rows.append([label, _exactly(before, key), _exactly(after, key), change])
+            changed = (str(changed), between(after.get("speedup_interval"), 1, 2))
+        rows.append([label, _exactly(before, key), _exactly(after, key), changed])
     return Table(["", "Original", "Winner" if _within(facts) else "Closest", "Change"], rows)
 
 
@@ -758,10 +758,8 @@ def _lost(row: Mapping[str, Any]) -> Cell:
     drop, interval = _number(row.get("drop")), row.get("drop_interval")
     if drop is None:
         return ""
-    if drop >= 0:
-        return f"{_points(drop)} lost", between(interval, 1, 2)
-    turned = interval[::-1] if isinstance(interval, list) else None
-    return f"{_points(-drop)} gained", between(turned, -1, 2)
+    points, word, turned = lost(drop, interval if between(interval) else None)
+    return f"{_points(points)} {word}", between(turned, 1, 2)
 
 
 def _judged_on(facts: Mapping[str, Any]) -> str:
@@ -813,6 +811,8 @@ def _timing(facts: Mapping[str, Any]) -> str:
     parts.append(f"on {threads:.0f} thread{'' if threads == 1 else 's'}" if threads else "on threads of its own choice")
     if (rounds := _number(latency.get("rounds"))) is not None:
         parts.append(f"all candidates in turn in each of {rounds:.0f} rounds")
+    if any(row.get("control") for row in facts["candidates"]):
+        parts.append("the controls afterwards, beside the original again, whose time then sets the clock")
     text = ", ".join(parts)
     text += f"; its intervals cover {latency['covers']}." if latency.get("covers") else "."
     if (ratio := _number(control.get("ratio"))) is not None:

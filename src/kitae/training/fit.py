@@ -244,7 +244,8 @@ def fit(
                 if (at.step + 1) % spec.accumulate == 0 or at.step + 1 == steps_per_epoch:
                     scaler.unscale_(optimizer)
                     norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
-                    if precision != "fp16":  # the scaler looks at gradients itself, and its first overflows are normal
+                    # fp16's scaler looks at gradients itself, and overflows are normal while it seeks its scale.
+                    if precision != "fp16" or scaler.get_scale() < 1:
                         healthy = healthy and bool(torch.isfinite(norm))
                     if distributed.any_true(not healthy, world):
                         healthy = False
@@ -344,7 +345,10 @@ def fit(
                 write_rows(rows)
             save_state()
             stopped_early = _should_stop(at, spec)
-            if distributed.any_true(interrupted.name is not None, world) and at.epoch < spec.epochs:
+            # After the last epoch of a run nothing is left to stop. A fine-tuning is one of many, and whoever began
+            # them has to hear of it.
+            more = at.epoch < spec.epochs or checkpoint is None
+            if distributed.any_true(interrupted.name is not None, world) and more:
                 who = interrupted.name or "another process"
                 raise TrainingInterruptedError(f"stopped by {who} after epoch {at.epoch}", saved)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from kitae.spec import Spec
 
@@ -33,7 +33,8 @@ class OptimizerSpec(Spec):
 class ScheduleSpec(Spec):
     """The learning rate over the run, set at every step.
 
-    Warm-up is linear, and takes half of the run at most.
+    Warm-up is linear, and takes half of the run at most. A field reaches the schedules below that name it; the others
+    pass over it, so that a study can change the name alone.
 
     cosine: warm-up over `warmup_epochs`, then half a cosine down to `final` times the peak (Loshchilov 2017).
     one_cycle: linear up over `peak_at` of the run, linear down to `final` times the peak (Smith 2018).
@@ -47,6 +48,28 @@ class ScheduleSpec(Spec):
     peak_at: float = Field(0.25, gt=0, lt=1)
     milestones: tuple[float, ...] = (0.5, 0.75)
     gamma: float = Field(0.1, gt=0, le=1)
+
+    @field_validator("milestones")
+    @classmethod
+    def _fractions(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if not all(0 < milestone < 1 for milestone in value):
+            raise ValueError(f"are fractions of the run, between 0 and 1 (epoch 30 of 90 is 0.33), not {list(value)}")
+        if list(value) != sorted(set(value)):
+            raise ValueError(f"must rise, not {list(value)}")
+        return value
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """The fields that say something which this schedule has no use for."""
+        users = {
+            "warmup_epochs": ("cosine", "step", "constant"), "final": ("cosine", "one_cycle"),
+            "peak_at": ("one_cycle",), "milestones": ("step",), "gamma": ("step",),
+        }  # fmt: skip
+        plain = ScheduleSpec()
+        return tuple(
+            field for field, names in users.items()
+            if self.name not in names and getattr(self, field) != getattr(plain, field)
+        )  # fmt: skip
 
 
 class EarlyStoppingSpec(Spec):
