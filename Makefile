@@ -20,8 +20,9 @@ demo: setup
 	$(BIN)/kitae report runs/demo
 	@echo "Open runs/demo/report.html"
 
+# A file of tests to a process, a thread each: threads of several processes on the same cores wait for each other.
 test: setup
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check .
