@@ -258,3 +258,15 @@ def test_generated_images_repeat(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_page_of_compression_is_that_of_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
     compression = module(monkeypatch, "compression")
     assert compression.PAGE.read_text(encoding="utf-8") == compression.text()
+
+
+def test_simulated_studies_run(tmp_path: Path) -> None:
+    printed = run("simulated_studies.py", "--quick", "--out", tmp_path)
+    assert "compare 5 effects, 3 seeds, even: covers" in printed
+    rows = json.loads((tmp_path / "simulated_studies.json").read_text())["rows"]
+    assert all(0 <= row["covered"] <= 1 and 0 <= row["false_winners"] <= 1 and row["half_width"] > 0 for row in rows)
+    assert {row["noisy"] for row in rows} == {None, "the reference", "one variant"}
+    # No benchmark may be called like a library: its folder comes first where Python looks.
+    for script in BENCHMARKS.glob("*.py"):
+        found = importlib.util.find_spec(script.stem)
+        assert found is None or found.origin == str(script), script.name

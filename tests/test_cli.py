@@ -138,7 +138,7 @@ def test_predict_files_and_folders_and_write_tables(home: Path, run: Path) -> No
 def test_data_prepare_and_check(home: Path) -> None:
     source = write_parquet(home / "d.parquet", train=3, test=1)
     assert "40 images of 3 x 32 x 32, 10 classes" in kitae(home, "data", "prepare", f"parquet:{source}").stdout
-    out = kitae(home, "data", "check", f"parquet:{source}", "--out", "report").stdout
+    out = kitae(home, "data", "check", f"parquet:{source}", "--out", "report", code=1).stdout  # its pictures are alike
     assert "class 3" in out
     assert (home / "report" / "check.json").exists()
     assert (home / "report" / "contact-sheet.png").exists()
@@ -267,7 +267,9 @@ def test_export_and_predict_without_the_run(home: Path, run: Path) -> None:
     write_folder(home / "more", train=1, classes=2)
     by_run = kitae(home, "predict", "run", "more", "--out", "a.csv")
     by_file = kitae(home, "predict", "m.onnx", "more", "--out", "b.csv")
-    assert by_run.stdout.splitlines()[3:6] == by_file.stdout.splitlines()[3:6]
+    tables = [[line for line in by.stdout.splitlines() if line.startswith("│")] for by in (by_run, by_file)]
+    assert tables[0] == tables[1]
+    assert tables[0]
     a, b = ((home / f"{name}.csv").read_text().splitlines() for name in "ab")
     for one, other in zip(a[1:], b[1:], strict=True):
         assert [float(x) for x in one.split(",")[2:]] == pytest.approx(

@@ -19,8 +19,7 @@ import pytest
 from onnx import TensorProto, helper
 from PIL import Image
 
-import kitae.runtime
-from kitae import cli, console
+from kitae import cli, console, runtime
 from kitae.pipeline import train
 from kitae.recipe import Recipe
 from kitae.run import Run
@@ -166,8 +165,8 @@ def test_a_file_for_vnni_on_another_cpu_is_one_line(
     home: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     metadata = {**Model(model).metadata, "target": "vnni"}
-    monkeypatch.setattr(kitae.runtime, "read_metadata", lambda *_: metadata)
-    monkeypatch.setattr(kitae.runtime, "has_vnni", lambda: False)
+    monkeypatch.setattr(runtime, "read_metadata", lambda *_: metadata)
+    monkeypatch.setattr(runtime, "has_vnni", lambda: False)
     cli.predict(model, [home / "photos" / "class 0"])
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "VNNI" in line]
     assert line.startswith("note: ")

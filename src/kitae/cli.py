@@ -247,6 +247,7 @@ def predict(
         # Not by CompressionResult: this must work where PyTorch is not installed.
         inner = next((file for file in (model / "model.onnx", model / "closest.onnx") if file.is_file()), model)
         raise CompressionError(f"{model}: is a compression folder; its model is a file: kitae predict {inner} IMAGES")
+    wanted = list_images(images)
     if model.suffix == ".onnx":
         import warnings
 
@@ -261,7 +262,7 @@ def predict(
         from kitae.run import Run
 
         trained = Run.open(model)
-    files, probabilities, broken = _classified(trained, list_images(images), skip=on_corrupt == "skip")
+    files, probabilities, broken = _classified(trained, wanted, skip=on_corrupt == "skip")
     classes = trained.classes
     rows = []
     for file, shares in zip(files, probabilities, strict=True):
@@ -421,7 +422,7 @@ def _print_candidates(result: Any) -> None:
     ]
     head = ["candidate", "packed" if size == "packed_bytes" else "bytes", "ms", "faster", "accuracy (95 %)"]
     console.table("", head, rows)
-    console.say("ms: of one image, in ONNX Runtime here; accuracy: on validation, with its interval")
+    console.say("ms: of one image in ONNX Runtime, here; accuracy: on validation (interval)")
 
 
 def _print_compression(result: Any) -> None:

@@ -78,8 +78,8 @@ def train(
             return run
         setup = Setup.of(run, progress)
         model = setup.initial_model(world)
-        if world.is_main and watcher is not None:
-            for line in setup.notes(model):
+        for line in setup.notes(model):
+            if world.is_main and watcher is not None:
                 watcher.note(line)
         if world.is_main:
             if resume and watcher is not None:

@@ -225,7 +225,7 @@ def test_hopeless_ratios_are_abandoned(
     outcome, _ = run(trained, tools, train, selection, tmp_path, **fields)
     assert {candidate.ratio for candidate in outcome.candidates} == {0.0, 0.8}
     assert "ratios above 0.8 were not tried" in outcome.stopped
-    assert outcome.winner.ratio == 0.0
+    assert (outcome.winner.ratio, outcome.within_budget) == (0.8, False)
     everything, _ = run(trained, tools, train, selection, tmp_path, **fields, abandon=False)
     assert {candidate.ratio for candidate in everything.candidates} == {0.0, *ratios}
     assert everything.stopped == ""

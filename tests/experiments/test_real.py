@@ -74,9 +74,10 @@ def test_pruning_after_a_run_is_as_the_compression_prunes(tmp_path: Path) -> Non
     again, _ = trained.logits(setup.image_set(setup.splits.val), model)
     assert not np.array_equal(logits, again)
     assert untuned["val_accuracy"] == float((again.argmax(axis=1) == labels).mean())
-    frozen = train(recipe.override("model.freeze=backbone"), tmp_path / "frozen")
-    assert not all(p.requires_grad for p in frozen.load_model().parameters())
-    assert all(p.requires_grad for p in frozen.load_model(free=True).parameters())
+    frozen = trained.recipe.model.model_copy(update={"freeze": "backbone"})  # as after a start from pretrained weights
+    trained.recipe = trained.recipe.model_copy(update={"model": frozen})
+    assert not all(p.requires_grad for p in trained.load_model().parameters())
+    assert all(p.requires_grad for p in trained.load_model(free=True).parameters())
 
 
 def test_variants_begin_with_the_same_weights_where_shapes_allow() -> None:

@@ -241,7 +241,7 @@ class _Stage:
     ratio: float
     model: nn.Module
     shape: Shape
-    key: str
+    key: str = ""
     title: str = ""
     masked_error: float | None = None
 
@@ -622,7 +622,7 @@ def _cut(
     tuned = result.model
     if spec.finetune_epochs:
         tuned = tools.recover(result.model, epochs=spec.finetune_epochs, rate=spec.finetune_rate, teacher=teacher)
-    return _Stage(ratio, tuned, shape, "", masked_error=result.masked_error)
+    return _Stage(ratio, tuned, shape, masked_error=result.masked_error)
 
 
 def _by_layer(model: nn.Module, ratio: float, spec: CompressSpec) -> dict[str, float]:
@@ -669,7 +669,7 @@ def _mask(before: _Stage, ratio: float, spec: CompressSpec, tools: Tools, teache
     zeros = sum(int((~mask).sum()) for mask in masks.values())
     if prune.count(model).zeros < zeros:
         raise CompressionError("fine-tuning revived pruned weights: its loop did not call after_step at every step")
-    return _Stage(ratio, model, Shape(), "")
+    return _Stage(ratio, model, Shape())
 
 
 def _aware(stage: _Stage, spec: CompressSpec, tools: Tools, input_shape: tuple[int, int, int]) -> nn.Module:

@@ -98,7 +98,7 @@ class Plan:
 
     @property
     def _often(self) -> str:
-        # What stays after uneven noise was allowed for; simulated by benchmarks/coverage.py.
+        # What stays after uneven noise was allowed for; simulated by benchmarks/simulated_studies.py.
         return f"{POWER:.0%}" if len(self.design.variants) == 2 else "65 to 80 %"
 
     def text(self) -> str:

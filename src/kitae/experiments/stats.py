@@ -12,7 +12,7 @@ Noise is not equally large in all variants: a reference without any technique of
 which is in every difference from it, has a noise of its own, estimated apart from the others' (`_Apart`); each of the
 others is tested against the rest (`_scattering`); and in factorial and screening, where every run informs every effect,
 the degrees of freedom are those that uneven noise leaves (`_even_degrees`). How far that holds is simulated in
-benchmarks/coverage.py and told in docs/studies.md.
+benchmarks/simulated_studies.py and told in docs/studies.md.
 
 By default an interval covers the seeds: what would change with other initial weights and orders, on these test images.
 `image_variance` adds what would change with other test images.

@@ -1,7 +1,9 @@
 """Do the studies' statistics keep what they promise? Simulated studies whose effects are known, also with uneven noise.
 
-    python benchmarks/coverage.py                        # results/coverage.json; a few minutes on one core
-    python benchmarks/coverage.py --quick --out FOLDER   # a handful of studies: does it run
+    python benchmarks/simulated_studies.py                        # some ten minutes on one core
+    python benchmarks/simulated_studies.py --quick --out FOLDER   # a handful of studies: does it run
+
+It writes results/simulated_studies.json.
 
 Each row is a design, a number of seeds, and whose runs scatter how many times as much as the others'. It says how often
 the 95 % interval of an effect of zero covers zero (of the noisy variant, or of all effects where the reference or a run
@@ -85,7 +87,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a handful of studies")
     parser.add_argument("--studies", type=int, default=4000, help="simulated studies a case")
-    parser.add_argument("--out", type=Path, default=common.RESULTS, help="folder for coverage.json")
+    parser.add_argument("--out", type=Path, default=common.RESULTS, help="folder for simulated_studies.json")
     given = parser.parse_args()
     studies = 5 if given.quick else given.studies
     rows = []
@@ -107,7 +109,7 @@ def main() -> None:
             if "planned_effect" in row:
                 line += f"; {row['planned_effect']:.2f} sd are shown in {100 * row['planned_effect_shown']:.0f} %"
             print(line, flush=True)
-    common.save(given.out / "coverage.json", {"hardware": common.hardware(), "noise": NOISE, "rows": rows})
+    common.save(given.out / "simulated_studies.json", {"hardware": common.hardware(), "noise": NOISE, "rows": rows})
 
 
 if __name__ == "__main__":
