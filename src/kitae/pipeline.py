@@ -68,10 +68,8 @@ def train(
         KitaeError: anything the user can mend, in one line.
     """
     world = begin(recipe.train)
-    if out is None:
-        folder = distributed.from_main(default_folder(recipe, new=not (resume or overwrite)), world)
-    else:
-        folder = distributed.from_main(Path(out), world)
+    folder = default_folder(recipe, new=not (resume or overwrite)) if out is None else Path(out)
+    folder = distributed.from_main(folder, world)
     run = _open_run(recipe, folder, resume, overwrite, world)
     try:
         if run.finished:

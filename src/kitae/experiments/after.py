@@ -108,6 +108,11 @@ def check_number(step: str, number: str) -> None:
     raise RecipeError(f"{step} gives no number {number!r}; {hint}valid: {', '.join(names)}")
 
 
+def of_test(name: str) -> bool:
+    """Whether a number is measured on test images; of steps of one's own that is not known."""
+    return name.startswith(("test.", "robustness.")) or name == "prune.accuracy"
+
+
 def further_epochs(after: Mapping[str, Mapping[str, Any]]) -> int:
     """How many epochs of training the steps add to a run."""
     return int(after["prune"].get("epochs", FINE_TUNING_EPOCHS)) if "prune" in after else 0

@@ -82,11 +82,6 @@ def step_of(name: str, steps: Collection[str]) -> str | None:
     return max(fitting, key=len, default=None)
 
 
-def of_test(name: str) -> bool:
-    """Whether a number is measured on test images; of steps of one's own that is not known."""
-    return name.startswith(("test.", "robustness.")) or name == "prune.accuracy"
-
-
 def numbers(evaluation: Mapping[str, Any], epochs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """The finite numbers of a run by their names; see the top of the file.
 

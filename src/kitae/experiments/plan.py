@@ -13,9 +13,9 @@ import yaml
 
 from kitae.console import rough_duration
 from kitae.errors import RecipeError
-from kitae.experiments.after import check, check_number, further_epochs
+from kitae.experiments.after import check, check_number, further_epochs, of_test
 from kitae.experiments.design import Design, expand
-from kitae.experiments.outcome import metric, of_test, step_of
+from kitae.experiments.outcome import metric, step_of
 from kitae.experiments.spec import StudySpec
 from kitae.experiments.stats import ASSUMED_NOISE, MOST_SEEDS, POWER, seeds_for, seeds_within, smallest_effect
 from kitae.experiments.tables import alias_text

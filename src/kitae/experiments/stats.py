@@ -264,11 +264,9 @@ class _Apart:
             return self.fit.mse, self.fit.df
         if self.reference not in (plus, minus):
             return self.calm.mse, self.calm.df
-        total = self.a + self.b
-        if total <= 0:
+        if self.a + self.b <= 0:
             return 0.0, self.own_df
-        df = total**2 / (self.a**2 / self.own_df + self.b**2 / self.calm.df)
-        return total / 2, df
+        return (self.a + self.b) / 2, _welch((self.a, self.own_df), (self.b, self.calm.df))
 
 
 def _differences(fit: _Blocks, design: Design) -> list[_Raw]:
@@ -382,6 +380,11 @@ def _even_degrees(fit: _Blocks) -> float:
     return float(min(max(least * own.sum() ** 2 / (own**2).sum(), min(least, fit.df)), fit.df))
 
 
+def _welch(*parts: tuple[float, float]) -> float:
+    """Degrees of freedom of a sum of independent variances, each (variance, its own degrees of freedom)."""
+    return sum(variance for variance, _ in parts) ** 2 / sum(variance**2 / df for variance, df in parts)
+
+
 def _half(error: float, df: float) -> float:
     """Half of the 95 % interval of an estimate with this standard error."""
     return float(special.stdtrit(df, 0.5 + CONFIDENCE / 2)) * error
@@ -478,7 +481,7 @@ def _with_images(raw: _Raw, design: Design, seeds: NDArray[Any], correct: Mappin
     total = raw.error**2 + extra
     if total <= 0:
         return replace(raw, covers="seeds and test images")
-    df = total**2 / (raw.error**4 / raw.df + extra**2 / (plus.shape[1] - 1))
+    df = _welch((raw.error**2, raw.df), (extra, plus.shape[1] - 1))
     return replace(raw, error=math.sqrt(total), df=df, covers="seeds and test images")
 
 
@@ -498,7 +501,7 @@ def error_factor(design: Design, seeds: int) -> tuple[float, float]:
         return math.sqrt(2.0 * most / (count * seeds)), df
     others = count - 1
     if others > 1 and seeds > 1:  # as `_Apart` where the noise is even after all
-        df = 4.0 / ((1 + 1 / others) ** 2 / (seeds - 1) + (1 - 1 / others) ** 2 / ((others - 1) * (seeds - 1)))
+        df = _welch((1 + 1 / others, seeds - 1), (1 - 1 / others, (others - 1) * (seeds - 1)))
     return math.sqrt(2.0 / seeds), df
 
 
