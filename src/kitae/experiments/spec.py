@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -29,7 +30,8 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from kitae.errors import RecipeError
 from kitae.experiments.outcome import EVALUATION, OF_RUN, known, metric, step_of
-from kitae.recipe import explain, parse_yaml, read_text
+from kitae.experiments.techniques import techniques
+from kitae.recipe import Recipe, explain, parse_yaml, read_text
 from kitae.spec import Spec
 
 DesignName = Literal["compare", "sweep", "one_out", "one_in", "factorial", "screening"]
@@ -140,7 +142,8 @@ class StudySpec(Spec):
         set: overrides shared by all variants.
         design: how factors or variants become runs, see `kitae.experiments.design`.
         factors: name: {field: [level, level, ...]}; two levels (off, on) except in a sweep or factorial. All fields of
-            a factor move together.
+            a factor move together. In a file, `recipe` stands for every technique that the base uses, and a list of
+            names for some of them (`kitae study ablate RECIPE --plan` lists them): so a study of a recipe follows it.
         variants: for `compare`: name: {field: value}.
         reference: for `compare`: what the others are compared with; the first variant if not given.
         contrasts: further pairs of variants to compare, name: [this, minus that].
@@ -265,7 +268,8 @@ class StudySpec(Spec):
             for field in fields:
                 if field in ("train.seed", "seed"):
                     raise ValueError(f"{group}.{field}: a study's seeds stand under seeds")
-                if field == "train.early_stopping" or field.startswith("train.early_stopping."):
+                early = field == "train.early_stopping" or field.startswith("train.early_stopping.")
+                if early and not (group == "set" and self.set[field] is None):
                     raise ValueError(
                         f"{group}.{field}: early stopping is off in studies, so that every run is as long; leave it out"
                     )
@@ -326,7 +330,11 @@ class StudySpec(Spec):
                 content["base"] = parse_yaml(*read_text(file))[0]
         if tiny:
             content = shrink(content)
-        return cls.parse(with_overrides(content, overrides), str(path), None if tiny or overrides else node)
+        content = with_overrides(content, overrides)
+        named = content.get("factors") == "recipe" or isinstance(content.get("factors"), list)
+        if named:
+            content["factors"] = _of_recipe(content, str(path))
+        return cls.parse(content, str(path), None if tiny or overrides or named else node)
 
     @classmethod
     def parse(cls, content: Mapping[str, Any], where: str = "study", node: yaml.Node | None = None) -> StudySpec:
@@ -403,6 +411,21 @@ def shrink(content: Mapping[str, Any]) -> dict[str, Any]:
     result = {**changed, "set": shared, "name": f"{content.get('name')}-tiny", "claims": {}}
     result.pop("tiny", None)
     return result
+
+
+def _of_recipe(content: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The factors of a file that takes them from its base recipe: all its techniques, or those of the given names."""
+    base = content.get("base")
+    recipe = Recipe.load(base) if isinstance(base, str) else Recipe.model_validate(base or {})
+    shared = {field: value for field, value in (content.get("set") or {}).items() if not field.startswith("after.")}
+    found = techniques(recipe.override(*(f"{field}={json.dumps(value)}" for field, value in shared.items())))
+    wanted = list(found) if content["factors"] == "recipe" else content["factors"]
+    for name in wanted:
+        if name not in found:
+            raise RecipeError(
+                f"{where}: factors: the recipe does not use {name!r}; it uses {', '.join(found) or 'none'}"
+            )
+    return {name: found[name] for name in wanted}
 
 
 def _known(field: str, name: str | None, valid: Mapping[str, Any]) -> None:
