@@ -74,7 +74,7 @@ def test_metrics_have_a_line_an_epoch_with_the_promised_fields(run: Run) -> None
         "images_per_second", "seconds", "data_share", "peak_memory_bytes",
     }  # fmt: skip
     assert all(promised <= row.keys() for row in rows)
-    assert rows[-1]["step"] == 2 * 7
+    assert rows[-1]["step"] == 2 * 6  # 200 images: 6 batches of 32, and the rest is dropped
 
 
 def test_evaluation_file_is_as_promised(run: Run) -> None:
@@ -224,8 +224,17 @@ def test_ops_that_change_the_size_are_told_and_refused_where_the_network_cannot_
     with pytest.raises(RecipeError, match=r"augment.train gives images of 24 x 24 pixels, which simple_cnn .* 28 x 28"):
         train(tiny("model.name=simple_cnn", "model.width=null", *ops), tmp_path / "run")
     assert not (tmp_path / "run").exists()
-    noted = plan(tiny("train.schedule.name=one_cycle", "train.schedule.warmup_epochs=2"))["notes"]
+
+
+def test_notes_name_what_has_no_effect_or_an_unexpected_one(cache: Path) -> None:
+    noted = plan(tiny("train.schedule.name=one_cycle", "train.schedule.warmup_epochs=2", "train.batch_size=16"))[
+        "notes"
+    ]
     assert noted == ["train.schedule.warmup_epochs has no effect with one_cycle"]
+    (few,) = plan(tiny("train.batch_size=100"))["notes"]
+    assert few.startswith("train.batch_size: 100 of 200 images makes 2 update(s) an epoch")
+    (rate,) = plan(tiny("train.optimizer.name=adamw", "train.optimizer.lr=0.4", "train.batch_size=16"))["notes"]
+    assert rate.startswith("train.optimizer.lr: 0.4 is far from what adamw usually takes")
 
 
 def test_the_default_folder_is_numbered_for_new_runs_only(
@@ -241,16 +250,19 @@ def test_the_default_folder_is_numbered_for_new_runs_only(
     assert sorted(entry.name for entry in Path("runs").iterdir()) == [recipe.name, f"{recipe.name}-2"]
 
 
-def test_test_time_augmentation_changes_the_result_not_the_shape(run: Run) -> None:
-    plain, flipped = run.evaluate("val"), run.evaluate("val", tta="flip")
-    assert plain["count"] == flipped["count"]
-    assert plain["loss"] != flipped["loss"]
-
-
-def test_the_temperature_is_of_what_is_exported(run: Run, tmp_path: Path) -> None:
+def test_what_is_reported_with_test_time_augmentation_is_what_predict_gives(run: Run, tmp_path: Path) -> None:
     averaged = train(tiny("train.ema=0.9", "evaluate.tta=flip"), tmp_path / "run")
-    assert averaged.facts()["temperature"] == run.facts()["temperature"]
+    assert averaged.facts()["temperature"] == run.facts()["temperature"]  # fitted on single views
     assert averaged.evaluation()["val"]["loss"] != run.evaluation()["val"]["loss"]
+    store = averaged.open_store()
+    rows = averaged.splits(store).val
+    predictions, table = averaged.predict(np.array(store.images[rows])), averaged.evaluation()["val"]
+    labels = store.labels[rows]
+    assert np.mean(predictions.labels == labels) == pytest.approx(table["accuracy"])
+    chances = predictions.probabilities[np.arange(len(rows)), labels].astype(np.float64)
+    assert -np.log(chances).mean() == pytest.approx(table["loss"], abs=1e-5)
+    single = averaged.predict(np.array(store.images[rows]), tta="none")
+    assert not np.array_equal(single.probabilities, predictions.probabilities)
 
 
 def test_one_image_is_an_image(run: Run, tmp_path: Path) -> None:
@@ -282,7 +294,7 @@ def test_given_normalisation_is_used(tmp_path: Path, cache: Path) -> None:
 
 @pytest.mark.parametrize(
     ("field", "message"),
-    [("train.batch_size=4000", "more than the"), ("train.optimizer.name=adamv", "did you mean adam")],
+    [("train.batch_size=7", "multiple of 2"), ("train.optimizer.name=adamv", "did you mean adam")],
 )
 def test_plan_finds_what_training_would_refuse(field: str, message: str, cache: Path) -> None:
     with pytest.raises(KitaeError, match=message):
@@ -303,7 +315,7 @@ def test_plan_resolves_and_writes_nothing(tmp_path: Path, cache: Path, monkeypat
     monkeypatch.chdir(tmp_path)
     facts = plan(tiny("train.precision=auto"))
     assert facts["recipe"].train.precision in ("fp32", "bf16")
-    assert facts["steps_per_epoch"] == 7
+    assert facts["steps_per_epoch"] == 6
     assert facts["seconds"] > 0
     assert list(tmp_path.iterdir()) == []
 
@@ -512,32 +524,28 @@ def test_test_stays_closed_until_the_run_has_ended(tmp_path: Path, cache: Path, 
     assert unfinished.evaluate("val")["count"] == 600
 
 
-def test_resume_validates_in_the_precision_that_auto_chose(
-    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from kitae.training import precision
+def test_an_epoch_s_score_is_the_final_evaluation_s_of_the_same_weights(tmp_path: Path, cache: Path) -> None:
+    made = train(tiny("train.precision=bf16", "evaluate.temperature=false"), tmp_path / "run")
+    row, final = made.metrics()[made.best_epoch() - 1], made.evaluation()  # type: ignore[operator]
+    assert (final["precision"], final["train_precision"]) == ("fp32", "bf16")
+    assert row["val_accuracy"] == final["val"]["accuracy"]
+    assert row["val_loss"] == pytest.approx(final["val"]["loss"], rel=1e-6)
 
-    monkeypatch.setattr(precision, "resolve", lambda *a, **k: "bf16")
-    recipe = tiny("train.precision=auto", "train.checkpoint_seconds=0.000001")
-    whole = train(recipe, tmp_path / "whole")
 
-    class Die:
-        left = 9
-
-        def on_step(self, *_: object) -> None:
-            self.left -= 1
-            if self.left == 0:
-                raise ConnectionError
-
-        def on_epoch(self, row: Any) -> None: ...
-
-        def note(self, text: str) -> None: ...
-
-    with pytest.raises(ConnectionError):
-        train(recipe, tmp_path / "run", watcher=Die())
-    resumed = train(recipe, tmp_path / "run", resume=True)
-    for a, b in zip(whole.metrics(), resumed.metrics(), strict=True):
-        assert (a["val_loss"], a["val_accuracy"]) == (b["val_loss"], b["val_accuracy"])
+def test_auto_follows_the_data_and_is_written_down(tmp_path: Path, cache: Path) -> None:
+    for name, counts in (("even", (24, 20)), ("uneven", (48, 12))):
+        for label, count in zip("ab", counts, strict=True):
+            (tmp_path / name / label).mkdir(parents=True)
+            for number in range(count):
+                level = np.full((16, 16), 3 * number + (label == "b"), np.uint8)
+                Image.fromarray(level).save(tmp_path / name / label / f"{number}.png")
+        made = train(
+            tiny(f"data.source=folder:{tmp_path / name}", "data.limit=null", "data.image_size=16", "train.epochs=1",
+                 "train.batch_size=8", "train.early_stopping={patience: 5}"), tmp_path / f"run-{name}",
+        )  # fmt: skip
+        expected = "val_balanced_accuracy" if name == "uneven" else "val_accuracy"
+        saved = Run.open(made.path).recipe.train
+        assert (saved.select, saved.early_stopping.metric) == (expected, expected)  # type: ignore[union-attr]
 
 
 def test_a_device_that_is_not_there(tmp_path: Path, cache: Path) -> None:
@@ -556,9 +564,10 @@ def test_outputs_that_are_not_finite_are_shown_and_no_traceback(
         train(tiny("train.optimizer.lr=1e30", "train.epochs=1"), tmp_path / "run", watcher=view)
 
 
-def test_batch_larger_than_the_data_is_named(tmp_path: Path, cache: Path) -> None:
-    with pytest.raises(DataError, match=r"train\.batch_size: 4096 is more than the 200 training images"):
-        train(tiny("train.batch_size=4096"), tmp_path / "run")
+def test_a_batch_larger_than_the_data_shrinks_and_is_noted(tmp_path: Path, cache: Path) -> None:
+    recipe = tiny("train.batch_size=4096")
+    assert any("train.batch_size: 4096 of 200 images" in note for note in plan(recipe)["notes"])
+    assert train(recipe, tmp_path / "run").metrics()[-1]["step"] == recipe.train.epochs
 
 
 def test_unknown_model_lists_names(tmp_path: Path, cache: Path) -> None:

@@ -26,7 +26,7 @@ from kitae.data.splits import Splits
 from kitae.data.store import Store
 from kitae.errors import RecipeError, TrainingError, TrainingInterruptedError, require
 from kitae.evaluation.calibration import fit_temperature
-from kitae.evaluation.evaluate import evaluate, mistakes, predict_logits, predictions_table
+from kitae.evaluation.evaluate import evaluate, label_scores, mistakes, predict_logits, predictions_table
 from kitae.models.build import build, count_macs, count_parameters, layer_groups, normalization
 from kitae.modes import evaluating
 from kitae.recipe import Recipe
@@ -34,12 +34,14 @@ from kitae.run import Run, default_folder
 from kitae.training import distributed, precision
 from kitae.training.allocator import keep_freed_memory
 from kitae.training.distributed import World
-from kitae.training.fit import FitResult, Keep, Teacher, Watcher, epoch_steps, fit, memory_named
+from kitae.training.fit import FitResult, Keep, Teacher, Watcher, epoch_shape, fit
 from kitae.training.optim import build_optimizer
 from kitae.training.spec import TrainSpec
 
 Progress = Callable[[int, int], None]
 
+_FEW_UPDATES = 8  # in an epoch
+_UNEVEN = 3  # where the largest class has more than so many times the images of the smallest, accuracy misleads
 _CLEAN_IMAGES = 1000  # training images, without augmentation, for the train-validation gap
 _STATISTICS_IMAGES, _STATISTICS_BATCH = 2048, 128  # of `clean_batches`
 
@@ -87,7 +89,7 @@ def train(
                 {"store": setup.store.fingerprint, "processes": world.size, "device": str(world.device)}
             )
             run.write_facts(setup.facts(model))
-            run.resolve(_with_precision(run.recipe, setup, model, world))
+            run.resolve(_resolved(run.recipe, setup, model, world))
         distributed.barrier(world)
         run.recipe = Run.open(run.path).recipe
         setup.fit(
@@ -145,21 +147,21 @@ def validated(run: Run, setup: Setup, model: nn.Module) -> dict[str, Any]:
     """What validation images say about the best weights, after calibration on them; the facts that predicting needs.
 
     Returns:
-        `val`, `temperature`, `precision`, `tta`, `best_epoch`, as evaluation.json has them.
+        `val`, `temperature`, `precision` (of this evaluation), `train_precision`, `tta`, `best_epoch`, as
+        evaluation.json has them.
     """
-    splits, classes = setup.splits, setup.store.classes
-    val_logits, val_labels = run.logits(setup.image_set(splits.val), model)
-    temperature = 1.0
-    if run.recipe.evaluate.temperature:
-        # Of single views, as `predict` and the exported file have them, whatever this evaluation averages over.
-        single = run.recipe.evaluate.tta == "none"
-        logits = val_logits if single else run.logits(setup.image_set(splits.val), model, tta="none")[0]
-        temperature = fit_temperature(logits, val_labels)
+    images = setup.image_set(setup.splits.val)
+    logits, labels = run.logits(images, model, tta="none")
+    # Of single views: with test-time augmentation each view is divided by it before they are averaged.
+    temperature = fit_temperature(logits, labels) if run.recipe.evaluate.temperature else 1.0
     run.write_facts({**setup.facts(model), "temperature": temperature})
+    if run.recipe.evaluate.tta != "none":
+        logits, labels = run.logits(images, model)
     return {
-        "val": evaluate(val_logits, val_labels, classes, temperature),
+        "val": evaluate(logits, labels, setup.store.classes, temperature),
         "temperature": temperature,
-        "precision": run.recipe.train.precision,
+        "precision": "fp32",
+        "train_precision": run.recipe.train.precision,
         "tta": run.recipe.evaluate.tta,
         "best_epoch": run.best_epoch(),
     }
@@ -249,6 +251,19 @@ class Setup:
         """
         schedule = self.recipe.train.schedule
         notes = [f"train.schedule.{field} has no effect with {schedule.name}" for field in schedule.unused]
+        if unusual := self.recipe.train.optimizer.unusual:
+            notes.append(unusual)
+        if self.recipe.model.pretrained and self.recipe.data.normalize == "train":
+            notes.append(
+                f"data.normalize: train, but the weights of {self.recipe.model.name} expect their own normalisation: "
+                "set it to pretrained"
+            )
+        shape = epoch_shape(len(self.images), self.recipe.train, 1)
+        if shape.updates < _FEW_UPDATES:
+            notes.append(
+                f"train.batch_size: {self.recipe.train.batch_size} of {len(self.images)} images makes {shape.updates} "
+                f"update(s) an epoch, which teach little; set it to {max(2, len(self.images) // 32 * 2)} or less"
+            )
         channels, height, width = self.store.images.shape[1:]
         seen = self.augment(self.recipe.train.seed).pipeline(channels, height, width).sizes[-1]
         if seen != (height, width):
@@ -295,8 +310,12 @@ class Setup:
             channels_last=self.recipe.train.channels_last,
         )
 
-    def validator(self, world: World, numbers: precision.Precision) -> Callable[[nn.Module], dict[str, float]]:
-        """Accuracy and cross-entropy on validation, and accuracy on a fixed clean part of train; never test."""
+    def validator(self, world: World) -> Callable[[nn.Module], dict[str, float]]:
+        """Scores on validation, and accuracy on a fixed clean part of train; never test.
+
+        In float32 whatever the training's precision, as the final evaluation, predictions and exported files are: of
+        the same weights, an epoch's score and the final one are the same number.
+        """
         mean, std = self.normalization
         train_rows = np.sort(self.splits.train)
         shuffled = keyed.permutation(self.recipe.data.split_seed, 1, len(train_rows), keyed.SLOT_SPLIT)
@@ -317,34 +336,29 @@ class Setup:
                     std=std,
                     batch_size=self.recipe.evaluate.batch_size,
                     device=world.device,
-                    precision=numbers,
                 )
             except TrainingError:  # outputs that are not finite: no score, so never the best epoch
                 local = np.full((len(mine), len(self.store.classes)), np.nan, np.float32)
-            logits = torch.from_numpy(distributed.gather_rows(local, mine, len(rows), world))
-            loss = nn.functional.cross_entropy(logits[:count], labels[:count])
-            right = (logits.argmax(dim=1) == labels).double()
-            finite = bool(torch.isfinite(loss))
-            return {
-                "val_loss": float(loss),
-                "val_accuracy": float(right[:count].mean()) if finite else float("nan"),
-                "train_clean_accuracy": float(right[count:].mean()) if finite else float("nan"),
-            }
+            logits = distributed.gather_rows(local, mine, len(rows), world)
+            loss = float(nn.functional.cross_entropy(torch.from_numpy(logits[:count]), labels[:count]))
+            predicted = logits.argmax(axis=1)
+            scores = {"val_loss": loss, **label_scores(predicted[:count], labels[:count].numpy())}
+            scores["train_clean_accuracy"] = float((predicted[count:] == labels[count:].numpy()).mean())
+            return scores if np.isfinite(loss) else {**dict.fromkeys(scores, float("nan")), "val_loss": loss}
 
         return validate
 
     def fit(self, model: nn.Module, spec: TrainSpec, world: World, **options: Any) -> FitResult:
         """Run the loop on this data; `options` are those of `training.fit.fit`."""
         channels, height, width = self.store.images.shape[1:]
-        numbers: precision.Precision = "fp32" if spec.precision == "auto" else spec.precision
         return fit(
             model,
             spec=spec,
             data=self.images,
             augment=self.augment(spec.seed).prepare(channels, height, width),
-            validate=self.validator(world, numbers),
+            validate=self.validator(world),
             world=world,
-            precision=numbers,
+            precision="fp32" if spec.precision == "auto" else spec.precision,
             class_weights=self.images.class_weights() if self.recipe.data.balance == "loss" else None,
             layers=layer_groups(model) if spec.optimizer.layer_decay is not None else (),
             **options,
@@ -400,9 +414,9 @@ def plan(recipe: Recipe, progress: Progress | None = None, steps: int = 6) -> di
     setup = Setup(recipe, store, make_splits(store, recipe.data))
     model = setup.initial_model(world)
     facts, notes = setup.facts(model), setup.notes(model)
-    steps_per_epoch = epoch_steps(len(setup.images), recipe.train.batch_size, world.size)
+    steps_per_epoch = epoch_shape(len(setup.images), recipe.train, world.size).steps
     build_optimizer(model, recipe.train.optimizer)  # says what is wrong with its name
-    recipe = _with_precision(recipe, setup, model, world)
+    recipe = _resolved(recipe, setup, model, world)
     images, spec = setup.images, recipe.train
     augment = setup.augment(spec.seed)
     order = images.order(spec.seed, 0)
@@ -472,16 +486,18 @@ def _open_run(recipe: Recipe, folder: Path, resume: bool, overwrite: bool, world
     return Run.open(folder)
 
 
-def _with_precision(recipe: Recipe, setup: Setup, model: nn.Module, world: World) -> Recipe:
-    """The recipe with `precision: auto` measured. A resumed run's recipe has no `auto` left, so it keeps its choice."""
+def _resolved(recipe: Recipe, setup: Setup, model: nn.Module, world: World) -> Recipe:
+    """The recipe with every `auto` of training decided, by rules that need no measurement: the same on every start."""
     spec = recipe.train
-    if spec.precision != "auto":
-        return recipe
-    index = setup.images.order(spec.seed, 0)[: spec.batch_size]
-    batch, labels = setup.images.gather(index)
-    inputs, targets = setup.augment(spec.seed)(torch.from_numpy(batch), torch.from_numpy(labels), epoch=0, index=index)
-    with memory_named(spec):
-        chosen = precision.resolve(
-            "auto", model, inputs.to(world.device), targets.to(world.device), device=world.device
-        )
-    return recipe.model_copy(update={"train": spec.model_copy(update={"precision": chosen})})
+    decided: dict[str, Any] = {}
+    if spec.precision == "auto":
+        rules = setup.store.rules
+        decided["precision"] = precision.choose(model, rules.channels, rules.image_size, world.device)
+    if spec.select == "auto":
+        counts = setup.images.counts()
+        uneven = counts.max() > _UNEVEN * counts[counts > 0].min()
+        decided["select"] = "val_balanced_accuracy" if uneven else "val_accuracy"
+    if spec.early_stopping is not None and spec.early_stopping.metric == "auto":
+        metric = decided.get("select", spec.select)
+        decided["early_stopping"] = spec.early_stopping.model_copy(update={"metric": metric})
+    return recipe.model_copy(update={"train": spec.model_copy(update=decided)})

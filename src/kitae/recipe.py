@@ -33,6 +33,7 @@ OPS_BY_NAME = "augment.train."
 
 # PyYAML lets what its constructors meet in impossible dates and odd tags through.
 _YAML_ERRORS = (yaml.YAMLError, RecursionError, ValueError, KeyError, AttributeError)
+_OPTIMIZER = "train.optimizer.name"
 _MAX_BYTES = 1 << 20  # a recipe is a page of text; anything larger is a mistake or an attack
 
 
@@ -60,7 +61,8 @@ class Recipe(Spec):
         """A copy with fields replaced, each given as `a.b=value`; the value is YAML, so numbers, lists and null work.
 
         An op of the pipeline is a field by its name: `augment.train.cutout={size: 8}` puts it in or replaces it,
-        `augment.train.cutout.size=8` changes a parameter, `augment.train.cutout=null` leaves it out.
+        `augment.train.cutout.size=8` changes a parameter, `augment.train.cutout=null` leaves it out. Another
+        `train.optimizer.name` brings its own usual learning rate and weight decay, unless these are given too.
 
         Raises:
             RecipeError: an assignment without `=`, an unknown field, or a value that does not fit.
@@ -173,7 +175,7 @@ def parse(cls: type[S], text: str, origin: str) -> S:
 def override(spec: S, assignments: tuple[str, ...] | list[str]) -> S:
     """A copy of any spec with fields replaced, each given as `a.b=value`. See `Recipe.override`."""
     tree = spec.model_dump(mode="json")
-    for assignment in assignments:
+    for assignment in sorted(assignments, key=lambda text: not text.startswith(_OPTIMIZER)):
         field, equals, text = assignment.partition("=")
         if not equals:
             raise RecipeError(f"--set {assignment}: must be FIELD=VALUE, for example train.epochs=30")
@@ -186,6 +188,8 @@ def override(spec: S, assignments: tuple[str, ...] | list[str]) -> S:
         if isinstance(spec, Recipe) and field.startswith(OPS_BY_NAME) and not field.split(".")[2].isdigit():
             _set_op(tree["augment"]["train"], field, value)
         else:
+            if isinstance(spec, Recipe) and field == _OPTIMIZER and value != spec.train.optimizer.name:
+                del tree["train"]["optimizer"]["lr"], tree["train"]["optimizer"]["weight_decay"]
             _assign(tree, field, value, type(spec))
     try:
         return type(spec).model_validate(tree)

@@ -32,6 +32,7 @@ from kitae.errors import DataError, KitaeError, RecipeError, TrainingError
 from kitae.files import LOCK, lock_folder, write_atomically, write_json
 from kitae.preprocess import ImageLike, PreprocessRules
 from kitae.recipe import Recipe
+from kitae.training.spec import merit
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from kitae.data.loader import ImageSet
     from kitae.data.splits import Splits
     from kitae.data.store import Store
-    from kitae.evaluation.evaluate import View
+    from kitae.evaluation.evaluate import Gather, View
     from kitae.runtime import Predictions
 
 Tta = Literal["none", "flip", "shift", "scale", "full"]
@@ -224,11 +225,10 @@ class Run:
         return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
 
     def best_epoch(self) -> int | None:
-        """The epoch (from 1) whose weights are kept, the first of equals; None before one has a finite score."""
-        select = self.recipe.train.select
-        sign = 1 if select == "val_loss" else -1
-        scored = [(sign * row[select], row["epoch"]) for row in self.metrics() if row.get(select) is not None]
-        return min(scored)[1] if scored else None
+        """The epoch (from 1) whose weights are kept; None before one has a finite score."""
+        select = self.recipe.train.selection
+        scored = [(merit(row, select), row["epoch"]) for row in self.metrics()]
+        return max(((value, epoch) for value, epoch in scored if value is not None), default=(None, None))[1]
 
     def write_metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Replace metrics.jsonl."""
@@ -397,6 +397,11 @@ class Run:
             model: on any device; None is the run's best.
             tta: test-time augmentation, see EvaluateSpec; None is the recipe's.
         """
+        return self._logits(images.gather, images.rows, model, tta)
+
+    def _logits(
+        self, gather: Gather, rows: NDArray[np.int64], model: nn.Module | None, tta: Tta | None
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         from kitae.evaluation.evaluate import predict_logits
 
         kind = self.recipe.evaluate.tta if tta is None else tta
@@ -409,14 +414,14 @@ class Run:
         model = self.load_model() if model is None else model
         return predict_logits(
             model,
-            images.gather,
-            images.rows,
+            gather,
+            rows,
             mean=facts["mean"],
             std=facts["std"],
             batch_size=self.recipe.evaluate.batch_size,
             device=next(model.parameters()).device,
-            precision="fp32",
             views=view,
+            temperature=facts["temperature"],
         )
 
     def evaluate(self, split: str = "test", tta: Tta | None = None) -> dict[str, Any]:
@@ -433,8 +438,7 @@ class Run:
 
         if split not in ("train", "val", "test"):
             raise RecipeError(f"split: {split!r} must be train, val or test")
-        if tta not in (None, "none", "flip", "shift", "scale", "full"):
-            raise RecipeError(f"tta: {tta!r} must be none, flip, shift, scale or full")
+        _check_tta(tta)
         if split == "test":
             self.require_finished()
         model, store = self.load_model(), self.open_store()
@@ -447,10 +451,13 @@ class Run:
         logits, labels = self.logits(images, model, tta)
         return evaluate(logits, labels, self.classes, self.facts()["temperature"])
 
-    def predict(self, images: NDArray[np.uint8] | ImageLike | Iterable[ImageLike]) -> Predictions:
-        """Classify images with the best model, each as it is: test-time augmentation is for `evaluate` only.
+    def predict(
+        self, images: NDArray[np.uint8] | ImageLike | Iterable[ImageLike], *, tta: Tta | None = None
+    ) -> Predictions:
+        """Classify images with the best model, as the evaluation did: same precision, temperature and views.
 
         Args:
+            tta: test-time augmentation, see EvaluateSpec; None is the recipe's.
             images: one image or several, each a path, encoded bytes, a Pillow image or a uint8 array [H, W] or
                 [H, W, C] of any size; or one uint8 array [N, C, H, W] at the model's size. (A large JPEG as a Pillow
                 image is decoded whole, where training, and a path or bytes here, read it scaled down.)
@@ -461,11 +468,11 @@ class Run:
         import numpy as np
 
         from kitae.evaluation.calibration import probabilities
-        from kitae.evaluation.evaluate import predict_logits
         from kitae.preprocess import load, one_or_several
         from kitae.runtime import Predictions
 
-        rules, facts = self.rules, self.facts()
+        _check_tta(tta)
+        rules = self.rules
         shape = (rules.channels, rules.image_size, rules.image_size)
         if not (isinstance(images, np.ndarray) and images.ndim == 4):
             images = one_or_several(images)
@@ -482,25 +489,23 @@ class Run:
         def gather(rows: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
             return np.stack([load(images[row], rules, f"image {row}") for row in rows]), np.zeros(len(rows), np.int64)
 
-        logits, _ = predict_logits(
-            self.load_model(),
-            gather,
-            np.arange(len(images)),
-            mean=facts["mean"],
-            std=facts["std"],
-            batch_size=self.recipe.evaluate.batch_size,
-        )
-        shares = probabilities(logits, facts["temperature"]).astype(np.float32)
+        logits, _ = self._logits(gather, np.arange(len(images)), None, tta)
+        shares = probabilities(logits, self.facts()["temperature"]).astype(np.float32)
         return Predictions(logits.argmax(axis=1), shares, self.classes)
 
 
+def _check_tta(tta: str | None) -> None:
+    if tta not in (None, "none", "flip", "shift", "scale", "full"):
+        raise RecipeError(f"tta: {tta!r} must be none, flip, shift, scale or full")
+
+
 def differences(saved: Recipe, asked: Recipe) -> list[str]:
-    """The fields in which a recipe differs from a run's own, where `auto` differs from nothing."""
+    """The fields in which a recipe differs from a run's own, where `auto` agrees with anything."""
     before, now = _flat(saved.model_dump(mode="json")), _flat(asked.model_dump(mode="json"))
     return [
         f"{field} was {before.get(field)}, is {now.get(field)}"
         for field in sorted(before.keys() | now.keys())
-        if before.get(field) != now.get(field) and not (field == "train.precision" and now[field] == "auto")
+        if before.get(field) != now.get(field) and now.get(field) != "auto"
     ]
 
 

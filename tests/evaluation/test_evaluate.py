@@ -17,7 +17,7 @@ from torchmetrics.functional.classification import multiclass_accuracy
 
 from kitae.errors import DataError, TrainingError
 from kitae.evaluation.calibration import expected_calibration_error, probabilities
-from kitae.evaluation.evaluate import evaluate, mistakes, predict_logits, predictions_table
+from kitae.evaluation.evaluate import evaluate, label_scores, mistakes, predict_logits, predictions_table
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
@@ -92,14 +92,26 @@ def test_modes_come_back_after_an_error() -> None:
     assert all(module.training for module in model.modules())
 
 
-def test_lower_precision_is_close_and_comes_back_as_float32() -> None:
-    exact, _ = predict_logits(Net(), Images(), np.arange(50), mean=MEAN, std=STD)
-    rough, _ = predict_logits(Net(), Images(), np.arange(50), mean=MEAN, std=STD, precision="bf16")
-    assert rough.dtype == np.float32
-    assert not np.array_equal(exact, rough)
-    np.testing.assert_allclose(exact, rough, atol=0.05)
-    with pytest.raises(ValueError, match="fp32, bf16, fp16"):
-        predict_logits(Net(), Images(), np.arange(5), precision="int8")
+def test_views_are_averaged_after_calibration() -> None:
+    logits, _ = predict_logits(Net(), Images(), np.arange(20), mean=MEAN, std=STD)
+    mirrored = Images()
+    other, _ = predict_logits(
+        Net(), lambda rows: (mirrored(rows)[0][..., ::-1], mirrored(rows)[1]), np.arange(20), mean=MEAN, std=STD
+    )
+    both, _ = predict_logits(
+        Net(), Images(), np.arange(20), mean=MEAN, std=STD, temperature=2.5,
+        views=lambda images: [images, images[..., ::-1]],
+    )  # fmt: skip
+    expected = (probabilities(logits, 2.5) + probabilities(other, 2.5)) / 2
+    np.testing.assert_allclose(probabilities(both, 2.5), expected, atol=1e-6)
+
+
+def test_scores_of_labels_agree_with_scikit_learn_s_definitions() -> None:
+    labels, predicted = np.array([0, 0, 0, 0, 1, 1, 3]), np.array([0, 0, 0, 1, 1, 2, 3])
+    scores = label_scores(predicted, labels)
+    assert scores["val_accuracy"] == pytest.approx(5 / 7)
+    assert scores["val_balanced_accuracy"] == pytest.approx((3 / 4 + 1 / 2 + 1) / 3)
+    assert scores["val_macro_f1"] == pytest.approx((6 / 7 + 1 / 2 + 0 + 1) / 4)  # class 2 is only predicted
 
 
 def test_a_model_in_double_and_in_channels_last() -> None:

@@ -179,12 +179,12 @@ def test_a_study_is_not_gone_on_with_by_a_version_whose_runs_are_others(tmp_path
     run(folder)
     before = files(folder)
     written = (folder / "study.yaml").read_text()
-    assert "numerics: 2\n" in written
-    (folder / "study.yaml").write_text(written.replace("numerics: 2\n", ""))  # as the first version wrote it
+    assert "numerics: 3\n" in written
+    (folder / "study.yaml").write_text(written.replace("numerics: 3\n", ""))  # as the first version wrote it
     run(folder)  # nothing is missing: its tables can be made anew
     assert files(folder) == before
     sorted(folder.glob("runs/*.json"))[0].unlink()
-    with pytest.raises(TrainingError, match="gives a run other initial weights") as caught:
+    with pytest.raises(TrainingError, match="trains the same recipe otherwise") as caught:
         run(folder)
     assert "\n" not in str(caught.value)
     assert len(run(folder, overwrite=True).failed) == 0

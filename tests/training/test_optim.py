@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from kitae.errors import RecipeError
+from kitae.recipe import Recipe
 from kitae.training.optim import OPTIMIZERS, AveragedWeights, build_optimizer, parameter_groups, set_learning_rate
 from kitae.training.spec import OptimizerSpec
 
@@ -85,3 +86,37 @@ def test_average_is_not_held_back_by_initial_weights() -> None:
     for update in range(100):
         average.update(model, update)
     assert abs(average.model.weight - model.weight).item() < 1
+
+
+def test_an_optimizer_s_name_brings_its_usual_rate_and_decay() -> None:
+    assert (OptimizerSpec(name="adamw").lr, OptimizerSpec(name="adamw").weight_decay) == (1e-3, 0.05)
+    assert OptimizerSpec(name="adamw", lr=0.01).lr == 0.01
+    base = Recipe().override("train.optimizer.lr=0.3")
+    other = base.override("train.optimizer.name=adamw").train.optimizer
+    assert (other.lr, other.weight_decay) == (1e-3, 0.05)
+    given = base.override("train.optimizer.lr=0.002", "train.optimizer.name=adamw").train.optimizer
+    assert (given.lr, given.weight_decay) == (0.002, 0.05)
+    assert base.override("train.optimizer.name=sgd") == base
+
+
+def test_tokens_and_positions_do_not_decay() -> None:
+    class Vit(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.pos_embed = nn.Parameter(torch.zeros(1, 4, 8))
+            self.special = nn.Parameter(torch.zeros(1, 4, 8))
+            self.attn = nn.Module()
+            self.attn.relative_position_bias_table = nn.Parameter(torch.zeros(9, 2))
+            self.head = nn.Linear(8, 2)
+
+        def no_weight_decay(self) -> set[str]:
+            return {"special"}
+
+    model = Vit()
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    decayed = {
+        names[id(p)]: group["weight_decay"] > 0
+        for group in parameter_groups(model, OptimizerSpec())
+        for p in group["params"]
+    }
+    assert [name for name, on in decayed.items() if on] == ["head.weight"]

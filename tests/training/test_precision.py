@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,17 +15,29 @@ CPU = torch.device("cpu")
 BATCH = torch.rand(8, 3, 8, 8), nn.functional.one_hot(torch.arange(8) % 2, 2).float()
 
 
-def test_given_precision_is_kept() -> None:
-    assert precision.resolve("bf16", toy_net(), *BATCH, device=CPU) == "bf16"
+def test_auto_is_a_rule_and_no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    grouped = nn.Sequential(nn.Conv2d(3, 12, 3), nn.Conv2d(12, 12, 3, groups=12), nn.Flatten(), nn.LazyLinear(2))
+    grouped(torch.rand(1, 3, 8, 8))
+    monkeypatch.setattr(precision, "measure", None)
+    monkeypatch.setattr(precision.time, "perf_counter", None)
+    for native in (True, False):
+        monkeypatch.setattr(precision, "native_bf16", lambda native=native: native)
+        assert precision.choose(toy_net(), 3, 8, CPU) == ("bf16" if native else "fp32")
+        assert precision.choose(grouped, 3, 8, CPU) == "fp32"
+    for capability, expected in (((6, 1), "fp32"), ((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16")):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, c=capability: c)
+        assert precision.choose(toy_net(), 3, 8, torch.device("cuda")) == expected
 
 
-def test_auto_takes_the_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
-    seconds = precision.measure(toy_net(), *BATCH, device=CPU)
-    assert set(seconds) == {"fp32", "bf16"}
-    assert all(value > 0 for value in seconds.values())
-    for fastest, other in (("fp32", "bf16"), ("bf16", "fp32")):
-        monkeypatch.setattr(precision, "measure", lambda *_, f=fastest, o=other, **__: {f: 1.0, o: 2.0})
-        assert precision.resolve("auto", toy_net(), *BATCH, device=CPU) == fastest
+def test_what_a_cpu_says_of_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for text, native in (
+        ("flags\t\t: fpu avx512f avx512_bf16\n", True),
+        ("flags\t\t: fpu avx512f avx512_vnni\n", False),
+        ("Features\t: fp asimd bf16\n", True),
+    ):
+        (tmp_path / "cpuinfo").write_text(text)
+        monkeypatch.setattr(precision, "Path", lambda _: tmp_path / "cpuinfo")
+        assert precision.native_bf16() is native
 
 
 def test_never_fp16_on_a_cpu() -> None:
@@ -42,8 +56,8 @@ class OverflowsInBf16(nn.Module):
         return out * float("inf") if out.dtype == torch.bfloat16 else out
 
 
-def test_what_does_not_stay_finite_is_never_chosen() -> None:
-    assert precision.resolve("auto", OverflowsInBf16(), *BATCH, device=CPU) == "fp32"
+def test_what_does_not_stay_finite_is_left_out() -> None:
+    assert set(precision.measure(OverflowsInBf16(), *BATCH, device=CPU)) == {"fp32"}
 
 
 class TooLarge(nn.Module):
@@ -60,10 +74,10 @@ class TooLarge(nn.Module):
         return out
 
 
-def test_a_precision_for_which_memory_does_not_suffice_is_not_chosen() -> None:
-    assert precision.resolve("auto", TooLarge(always=False), *BATCH, device=CPU) == "bf16"
+def test_a_precision_for_which_memory_does_not_suffice_is_left_out() -> None:
+    assert set(precision.measure(TooLarge(always=False), *BATCH, device=CPU)) == {"bf16"}
     with pytest.raises(torch.OutOfMemoryError):
-        precision.resolve("auto", TooLarge(always=True), *BATCH, device=CPU)
+        precision.measure(TooLarge(always=True), *BATCH, device=CPU)
 
 
 def test_measuring_changes_neither_model_nor_generator() -> None:

@@ -31,8 +31,6 @@ Gather = Callable[[NDArray[np.int64]], tuple[NDArray[np.uint8], NDArray[np.int64
 View = Callable[[NDArray[np.uint8]], Iterable[NDArray[np.uint8]]]
 """images uint8 [b, C, H, W] -> their views, each uint8 [b, C, H, W]."""
 
-_AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-
 
 def predict_logits(
     model: nn.Module,
@@ -43,13 +41,13 @@ def predict_logits(
     std: Sequence[float] | None = None,
     batch_size: int = 256,
     device: str | torch.device = "cpu",
-    precision: str = "fp32",
     views: View | None = None,
+    temperature: float = 1.0,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Logits of the images at `rows`, each exactly once and in their order.
 
-    The model runs in eval mode without gradients, and every module gets its mode back afterwards. It must already be on
+    The model runs in float32, in eval mode without gradients, and every module gets its mode back afterwards. It must already be on
     `device`. Pixels become (pixel / 255 - mean) / std in the model's own dtype. No random number is drawn.
 
     Args:
@@ -57,9 +55,10 @@ def predict_logits(
         rows: int [N], what `gather` understands.
         mean, std: one number a channel; None leaves pixels in [0, 1].
         batch_size: images per forward pass; changes results by rounding only.
-        precision: fp32, bf16 or fp16 (autocast); the logits come back as float32.
-        views: test-time augmentation. Probabilities are averaged over the views, and the log of the mean comes back in
-            place of logits, so that whatever follows need not know.
+        views: test-time augmentation. The calibrated probabilities, softmax(logits / temperature), are averaged over
+            the views, and temperature times the log of the mean comes back in place of logits: whatever follows divides
+            by the temperature as it always does.
+        temperature: of the calibration; without views it has no effect here.
         progress: called with the number of images after each batch.
 
     Returns:
@@ -72,21 +71,19 @@ def predict_logits(
     index = np.asarray(rows, dtype=np.int64)
     if index.size == 0:
         raise DataError("there are no images to predict; the split is empty")
-    if precision not in _AUTOCAST:
-        raise ValueError(f"precision must be one of {', '.join(_AUTOCAST)}, not {precision!r}")
-    dtype = _AUTOCAST[precision]
     target = torch.device(device)
     convert = _Normalize(model, mean, std, target)
     outputs: list[Tensor] = []
     truths: list[NDArray[np.int64]] = []
-    with evaluating(model), torch.no_grad(), torch.autocast(target.type, dtype, enabled=dtype is not None):
+    with evaluating(model), torch.no_grad():
         for start in range(0, index.size, batch_size):
             images, labels = gather(index[start : start + batch_size])
             if views is None:
                 outputs.append(model(convert(images)).float())
             else:
-                logs = torch.stack([F.log_softmax(model(convert(view)).float(), dim=1) for view in views(images)])
-                outputs.append(logs.logsumexp(dim=0) - float(np.log(len(logs))))
+                each = [model(convert(view)).float() / temperature for view in views(images)]
+                logs = torch.stack([F.log_softmax(logits, dim=1) for logits in each])
+                outputs.append(temperature * (logs.logsumexp(dim=0) - float(np.log(len(logs)))))
             truths.append(np.asarray(labels, dtype=np.int64))
             if progress is not None:
                 progress(len(images))
@@ -124,6 +121,28 @@ class _Normalize:
         if self.std is not None:
             batch.div_(self.std)
         return batch.to(self.dtype)
+
+
+def label_scores(predicted: NDArray[np.int64], labels: NDArray[np.int64]) -> dict[str, float]:
+    """What the predicted labels alone say: accuracy, and two means over classes that weigh every class the same.
+
+    Args:
+        predicted, labels: int [N].
+
+    Returns:
+        val_accuracy; val_balanced_accuracy (mean recall of the classes that `labels` has); val_macro_f1 (mean F1 of the
+        classes that either has, as scikit-learn's `f1_score(average="macro")`).
+    """
+    classes = int(max(predicted.max(), labels.max())) + 1
+    right = np.bincount(labels[predicted == labels], minlength=classes)
+    true, taken = np.bincount(labels, minlength=classes), np.bincount(predicted, minlength=classes)
+    seen = true > 0
+    f1 = 2 * right[true + taken > 0] / (true + taken)[true + taken > 0]
+    return {
+        "val_accuracy": float(right.sum() / len(labels)),
+        "val_balanced_accuracy": float((right[seen] / true[seen]).mean()),
+        "val_macro_f1": float(f1.mean()),
+    }
 
 
 def evaluate(

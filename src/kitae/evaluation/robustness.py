@@ -34,7 +34,6 @@ def accuracy_under(
     std: Sequence[float] | None = None,
     batch_size: int = 256,
     device: str | torch.device = "cpu",
-    precision: str = "fp32",
     progress: Callable[[str, int], None] | None = None,
 ) -> dict[str, Any]:
     """Accuracy clean, and under each corruption at each severity (1, 2, ... in the order given).
@@ -71,7 +70,7 @@ def accuracy_under(
             return worse, labels
 
         logits, labels = predict_logits(
-            model, corrupted, rows, mean=mean, std=std, batch_size=batch_size, device=device, precision=precision
+            model, corrupted, rows, mean=mean, std=std, batch_size=batch_size, device=device
         )
         return logits.argmax(axis=1), labels
 

@@ -15,7 +15,7 @@ class EvaluateSpec(Spec):
     Attributes:
         batch_size: images per forward pass.
         tta: test-time augmentation, averaged in probability space: `flip` (2 views), `shift` (5), `scale` (3), `full`.
-            Of `kitae evaluate` and the run's own evaluation; predictions and exported files see an image once.
+            Of evaluation and prediction with the run; an exported file sees an image once.
         temperature: fit a temperature on validation (of single views) and report calibrated probabilities.
     """
 

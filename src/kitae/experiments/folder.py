@@ -13,7 +13,8 @@ from kitae.errors import TrainingError
 from kitae.files import lock_folder
 
 # Goes up when the same recipe and seed begin to give another run. 2: initial weights are keyed by parameter names.
-NUMERICS = 2
+# 3: an epoch drops its short last batch, ties of epochs go to the lower loss, mixing draws one lambda per batch.
+NUMERICS = 3
 
 
 @contextmanager
@@ -66,8 +67,8 @@ def check_numerics(folder: Path, written: Mapping[str, Any]) -> None:
     """
     if written.get("numerics", 1) != NUMERICS:
         raise TrainingError(
-            f"{folder}: was begun by a version of Kitae that gives a run other initial weights, so its runs and new "
-            "ones cannot be compared; choose another --out, or --overwrite"
+            f"{folder}: was started by a version of Kitae that trains the same recipe otherwise, so its runs and new ones "
+            "cannot be compared; choose another --out, or --overwrite"
         )
 
 

@@ -22,6 +22,9 @@ from kitae.files import write_atomically
 
 _KEY = "kitae"
 
+# Goes up when the same recipe and seed begin to train otherwise. 1 trained on a short last batch, with a full step.
+LOOP = 2
+
 
 def save_weights(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, Any] | None = None) -> None:
     """Write tensors as safetensors, atomically; equal tensors and metadata give equal bytes."""
@@ -55,8 +58,9 @@ class Progress:
         updates: optimizer steps made so far.
         loss_sum, correct_sum, seen: running sums of the current epoch.
         skipped: steps skipped because loss or gradient was not finite.
-        best, best_epoch: the best value of the selection metric, and its epoch; None before the first validation.
-        stop_value, stop_epoch: the same for early stopping's metric, which may be another.
+        best, best_epoch: the `merit` of the best epoch so far, and its number from 0; None before the first validation,
+            -1 for the start.
+        stop_value, stop_epoch: the best of early stopping's metric (larger is better), and its epoch.
         seconds: wall time of the current epoch so far.
         scaler: state of the fp16 gradient scaler.
     """
@@ -68,7 +72,7 @@ class Progress:
     correct_sum: float = 0.0
     seen: int = 0
     skipped: int = 0
-    best: float | None = None
+    best: tuple[float, float] | None = None
     best_epoch: int = -1
     stop_value: float | None = None
     stop_epoch: int = -1
@@ -101,6 +105,7 @@ def save_checkpoint(
         "progress": vars(progress),
         "optimizer": scalars,
         "fingerprint": fingerprint,
+        "loop": LOOP,
         "threads": threads,
         "torch": torch.__version__,
     }
@@ -122,9 +127,14 @@ def load_checkpoint(
         Progress, and differences that may cost bit-exactness (thread count, torch version), a line each.
 
     Raises:
-        TrainingError: the file is damaged, or belongs to another recipe.
+        TrainingError: the file is damaged, or belongs to another recipe or to an earlier training loop.
     """
     tensors, metadata = load_weights(path)
+    if metadata.get("loop", 1) != LOOP:
+        raise TrainingError(
+            f"{path}: was written by a version of Kitae whose training loop takes other steps (it kept the short last "
+            "batch of an epoch), so it cannot be resumed; train again with --overwrite"
+        )
     if metadata.get("fingerprint") != fingerprint:
         raise TrainingError(
             f"{path}: is the checkpoint of another recipe; resume with the run's own recipe.yaml, or train into a new "
@@ -149,7 +159,9 @@ def load_checkpoint(
     for name, now in (("threads", threads), ("torch", torch.__version__)):
         if metadata[name] != now:
             warnings.append(f"{name} was {metadata[name]}, is {now}: the result may differ in the last bits")
-    return Progress(**metadata["progress"]), warnings
+    progress = Progress(**metadata["progress"])
+    progress.best = None if progress.best is None else tuple(progress.best)  # a list in JSON
+    return progress, warnings
 
 
 def _load_module(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str, path: Path) -> None:

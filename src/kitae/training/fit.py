@@ -37,7 +37,7 @@ from kitae.training.losses import distillation_loss, soft_cross_entropy, target_
 from kitae.training.optim import AveragedWeights, build_optimizer, set_learning_rate
 from kitae.training.precision import Precision, autocast, is_out_of_memory
 from kitae.training.schedule import rate_factor
-from kitae.training.spec import TrainSpec
+from kitae.training.spec import TrainSpec, merit
 
 
 class TrainData(Protocol):
@@ -140,13 +140,13 @@ def fit(
         fingerprint: what a checkpoint must carry to be resumed here.
 
     Raises:
-        DataError: fewer images than a batch.
+        DataError: the processes cannot share a batch, or there are fewer than two images for each.
         TrainingError: too many steps were not finite; a checkpoint is damaged or another recipe's.
         TrainingInterruptedError: after SIGTERM or SIGINT, once the state is saved (where there is a `checkpoint`).
     """
     device, seed = world.device, spec.seed
-    steps_per_epoch = epoch_steps(len(data), spec.batch_size, world.size)
-    updates_per_epoch = -(-steps_per_epoch // spec.accumulate)
+    shape = epoch_shape(len(data), spec, world.size)
+    steps_per_epoch = shape.steps
     threads = torch.get_num_threads()
 
     optimizer = build_optimizer(model, spec.optimizer, layers)
@@ -202,9 +202,7 @@ def fit(
     stopped_early = _should_stop(at, spec)
     if keep == "best or start" and at.epoch == at.step == 0:
         judged.eval()
-        start = float(validate(judged)[spec.select])
-        if np.isfinite(start):
-            at.best, at.best_epoch = start, -1
+        at.best = merit(validate(judged), spec.selection)
     with _SignalFlag() as interrupted, memory_named(spec, checkpoint):
         while at.epoch < spec.epochs and not stopped_early:
             model.train()
@@ -215,7 +213,7 @@ def fit(
             started, last_save, waited = time.perf_counter() - at.seconds, time.monotonic(), 0.0
             resumed_seen, resumed_seconds = at.seen, at.seconds
             order = data.order(seed, at.epoch)
-            batches = _batches(order, data, augment, spec, at, world, steps_per_epoch)
+            batches = _batches(order, data, augment, shape, at, world)
 
             while at.step < steps_per_epoch:
                 asked = time.perf_counter()
@@ -225,8 +223,6 @@ def fit(
                 # Forward and loss. BatchNorm's statistics are kept aside: a skipped step must leave no trace.
                 if floating_buffers:
                     torch._foreach_copy_(buffers_before, floating_buffers)
-                # So that every sample of the update weighs the same, those of a short last batch too.
-                share = len(images) * world.size / _update_images(len(order), spec, at.step, steps_per_epoch, world)
                 number = at.epoch * steps_per_epoch + at.step
                 with _torch_seeded(keyed.derive_seed(seed, world.rank, number, keyed.SLOT_STEP), device):
                     with autocast(precision, device):
@@ -237,11 +233,11 @@ def fit(
                                 taught = teacher.model(images)
                             lesson = distillation_loss(logits, taught, teacher.temperature)
                             loss = (1 - teacher.weight) * loss + teacher.weight * lesson
-                    scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
+                    scaler.scale(loss / shape.accumulate).backward()  # type: ignore[no-untyped-call]
 
                 # Step, schedule, average.
                 healthy = bool(torch.isfinite(loss.detach()))
-                if (at.step + 1) % spec.accumulate == 0 or at.step + 1 == steps_per_epoch:
+                if (at.step + 1) % shape.accumulate == 0:
                     scaler.unscale_(optimizer)
                     norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
                     # fp16's scaler looks at gradients itself, and overflows are normal while it seeks its scale.
@@ -253,7 +249,7 @@ def fit(
                         if spec.clip_norm is not None:
                             nn.utils.clip_grads_with_norm_(model.parameters(), spec.clip_norm, norm)
                         factor = rate_factor(
-                            at.updates, spec=spec.schedule, steps_per_epoch=updates_per_epoch, epochs=spec.epochs
+                            at.updates, spec=spec.schedule, steps_per_epoch=shape.updates, epochs=spec.epochs
                         )
                         set_learning_rate(optimizer, spec.optimizer.lr * factor)
                         scaler.step(optimizer)
@@ -290,7 +286,7 @@ def fit(
                     spent = max(at.seconds - resumed_seconds, 1e-9)
                     speed = (at.seen - resumed_seen) * world.size / spent
                     watcher.on_step(at.epoch, at.step, steps_per_epoch, float(loss.detach()), speed, waited / spent)
-                if at.step % spec.accumulate or at.step == steps_per_epoch:
+                if at.step % shape.accumulate or at.step == steps_per_epoch:
                     continue  # half-accumulated gradients are in no checkpoint; the end of the epoch saves anyway
                 due = time.monotonic() - last_save > spec.checkpoint_seconds
                 stop_now, due = distributed.any_of([interrupted.name is not None, due], world)
@@ -331,14 +327,18 @@ def fit(
             rows.append(row)
             if watcher and world.is_main:
                 watcher.on_epoch(row)
-            if _better(scores[spec.select], at.best, spec.select):
-                at.best, at.best_epoch = scores[spec.select], at.epoch
+            value = merit(scores, spec.selection)
+            if value is not None and (at.best is None or value >= at.best):  # of equals, the later epoch
+                at.best, at.best_epoch = value, at.epoch
                 best_state = {name: tensor.detach().clone() for name, tensor in judged.state_dict().items()}
                 if best is not None and world.is_main:
                     save_weights(best_state, best)
-            stop = spec.early_stopping
-            if stop is not None and _better(scores[stop.metric], at.stop_value, stop.metric, stop.min_delta):
-                at.stop_value, at.stop_epoch = scores[stop.metric], at.epoch
+            if spec.early_stopping is not None:
+                metric = spec.selection if spec.early_stopping.metric == "auto" else spec.early_stopping.metric
+                value = merit(scores, metric)
+                wanted = -np.inf if at.stop_value is None else at.stop_value + spec.early_stopping.min_delta
+                if value is not None and value[0] > wanted:
+                    at.stop_value, at.stop_epoch = value[0], at.epoch
             at.epoch, at.step, at.seen = at.epoch + 1, 0, 0
             at.loss_sum = at.correct_sum = at.seconds = 0.0
             if write_rows is not None and world.is_main:
@@ -354,66 +354,79 @@ def fit(
 
     if at.best is None:
         raise TrainingError(
-            f"{spec.select} was never finite, so there is no best model: lower train.optimizer.lr or set "
+            f"{spec.selection} was never finite, so there is no best model: lower train.optimizer.lr or set "
             "train.clip_norm"
         )
     if watcher and world.is_main and at.best_epoch < 0:
         watcher.note("no epoch was better than the start, which is kept")
     model.load_state_dict(judged.state_dict() if keep == "last" else best_state)
     model.eval()
-    return FitResult(at.epoch, at.best_epoch + 1, at.best, stopped_early, at.skipped, rows)
+    best_score = -at.best[0] if spec.selection == "val_loss" else at.best[0]
+    return FitResult(at.epoch, at.best_epoch + 1, best_score, stopped_early, at.skipped, rows)
 
 
-def epoch_steps(samples: int, batch_size: int, processes: int) -> int:
-    """Batches in an epoch. The last one may be short, but never a single image, which BatchNorm cannot train on.
+@dataclass(frozen=True)
+class EpochShape:
+    """How an epoch is cut: every update sees `batch_size * accumulate` samples, never fewer.
+
+    Attributes:
+        batch_size: samples in a batch, over all processes.
+        accumulate: batches in an update.
+        steps: batches in an epoch, a multiple of `accumulate`.
+    """
+
+    batch_size: int
+    accumulate: int
+    steps: int
+
+    @property
+    def updates(self) -> int:
+        """Optimizer steps in an epoch."""
+        return self.steps // self.accumulate
+
+
+def epoch_shape(samples: int, spec: TrainSpec, processes: int) -> EpochShape:
+    """Cut an epoch into full updates and drop the rest.
+
+    A short batch would move the weights as far as a full one, on the word of a few samples, and BatchNorm would
+    normalise by those few. The keyed order changes with every epoch, so no sample is left out for good. A set smaller
+    than a batch shrinks the batch, and one with fewer batches than `accumulate` shrinks that.
 
     Raises:
-        DataError: fewer images than a batch, or a batch that the processes cannot share.
+        DataError: a batch that the processes cannot share, or fewer samples than two per process.
     """
-    if samples < batch_size:
+    even = 2 * processes  # mixing pairs neighbours
+    if spec.batch_size % even:
         raise DataError(
-            f"train.batch_size: {batch_size} is more than the {samples} training images: set it to at most "
-            f"{max(2, samples // 2 * 2)}"
+            f"train.batch_size: {spec.batch_size} must be a multiple of {even} for {processes} "
+            f"{'processes' if processes > 1 else 'process'}"
         )
-    if batch_size % (2 * processes):
-        raise DataError(
-            f"train.batch_size: {batch_size} must be a multiple of {2 * processes} for {processes} processes"
-        )
-    rest = samples % batch_size
-    if processes > 1:
-        rest -= rest % (2 * processes)
-    return samples // batch_size + (rest >= 2)
-
-
-def _update_images(samples: int, spec: TrainSpec, step: int, steps: int, world: World) -> int:
-    """Images, of all processes, in the update that a step of the epoch belongs to."""
-    first = step // spec.accumulate * spec.accumulate
-    end = min((first + spec.accumulate) * spec.batch_size, steps * spec.batch_size, samples)
-    count = end - first * spec.batch_size
-    return count - count % (2 * world.size) if world.size > 1 else count  # as the last batch is cut for them
+    if samples < even:
+        raise DataError(f"data: {samples} training images are too few for {processes} process(es); {even} are needed")
+    batch_size = min(spec.batch_size, samples - samples % even)
+    batches = samples // batch_size
+    accumulate = min(spec.accumulate, batches)
+    return EpochShape(batch_size, accumulate, batches - batches % accumulate)
 
 
 def _batches(
     order: NDArray[np.int64],
     data: TrainData,
     augment: Augmenter,
-    spec: TrainSpec,
+    shape: EpochShape,
     at: Progress,
     world: World,
-    steps: int,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """This process's augmented batches from `at.step` on.
 
     Every process takes an even block of the same order, so pairs that are mixed stay together.
     """
-    epoch, first = at.epoch, at.step
+    epoch, first, steps = at.epoch, at.step, shape.steps
 
     def make(step: int) -> tuple[Tensor, Tensor]:
-        index = order[step * spec.batch_size : (step + 1) * spec.batch_size]
-        if world.size > 1:
-            index = index[: len(index) - len(index) % (2 * world.size)]
-        total = len(index)
-        index = index[total * world.rank // world.size : total * (world.rank + 1) // world.size]
+        own = shape.batch_size // world.size
+        start = step * shape.batch_size + own * world.rank
+        index = order[start : start + own]
         images, labels = (torch.from_numpy(array) for array in data.gather(index))
         if world.device.type == "cuda":
             images = images.pin_memory().to(world.device, non_blocking=True)
@@ -481,14 +494,6 @@ def memory_named(spec: TrainSpec, checkpoint: Path | None = None) -> Iterator[No
 
 def _kept(checkpoint: Path | None) -> str:
     return "; the last good checkpoint is kept" if checkpoint is not None and checkpoint.exists() else ""
-
-
-def _better(value: float, than: float | None, metric: str, by: float = 0.0) -> bool:
-    if not np.isfinite(value):
-        return False
-    if than is None:
-        return True
-    return value > than + by if metric == "val_accuracy" else value < than - by
 
 
 def _should_stop(at: Progress, spec: TrainSpec) -> bool:

@@ -6,7 +6,7 @@ import copy
 import inspect
 from collections.abc import Sequence
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,10 @@ from torch import Tensor, nn
 from kitae.errors import RecipeError, one_line
 from kitae.training.spec import OptimizerSpec
 
+_UNDECAYED = {
+    "pos_embed", "pos_embedding", "position_embedding", "cls_token", "class_token", "dist_token", "reg_token",
+    "relative_position_bias_table",
+}  # fmt: skip
 # The ones that step without a closure on dense gradients, by the name a recipe uses.
 _UNSUITABLE = {"lbfgs", "sparseadam", "optimizer", "muon"}
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
@@ -28,6 +32,9 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Trainable parameters as torch.optim groups: no weight decay on norms, biases and other 1-d parameters.
 
+    Nor on position embeddings, class tokens and relative position tables, which have no size to hold down: those that
+    a network names itself (timm's `no_weight_decay`) and those with the usual names.
+
     Args:
         layers: parameter names from the stem to the classifier, needed for `layer_decay`: the group that lies d
             places below the classifier learns at layer_decay ** d times the rate (Clark et al. 2020, ELECTRA).
@@ -36,11 +43,13 @@ def parameter_groups(
         Groups with `params`, `weight_decay` and `scale`, what the learning rate is multiplied by.
     """
     depth = {name: len(layers) - 1 - place for place, names in enumerate(layers) for name in names}
+    named: set[str] = set(cast(Any, model).no_weight_decay()) if hasattr(model, "no_weight_decay") else set()
     groups: dict[tuple[float, bool], list[Tensor]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             scale = 1.0 if spec.layer_decay is None else spec.layer_decay ** depth.get(name, 0)
-            groups.setdefault((scale, parameter.ndim > 1), []).append(parameter)
+            decayed = parameter.ndim > 1 and name not in named and name.rpartition(".")[2] not in _UNDECAYED
+            groups.setdefault((scale, decayed), []).append(parameter)
     if not groups:
         raise RecipeError("model.freeze leaves nothing to train")
     return [

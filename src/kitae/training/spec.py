@@ -2,22 +2,48 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from kitae.spec import Spec
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
-Metric = Literal["val_accuracy", "val_loss"]
+Metric = Literal["val_accuracy", "val_balanced_accuracy", "val_macro_f1", "val_loss"]
+MetricChoice = Literal["auto", "val_accuracy", "val_balanced_accuracy", "val_macro_f1", "val_loss"]
+
+
+def merit(scores: Mapping[str, float | None], metric: str) -> tuple[float, float] | None:
+    """What a best epoch or model is chosen by: larger is better; None where the metric is not a finite number.
+
+    The metric first, then the lower validation loss. Accuracy on a small validation set is coarse, and ties are common.
+    Of epochs that are equal in both, the later one is taken, so compare with `>=`.
+
+    Args:
+        scores: validation metrics of an epoch, among them `metric` and `val_loss`.
+    """
+    value, loss = scores.get(metric), scores.get("val_loss")
+    if value is None or not math.isfinite(value):
+        return None
+    loss = loss if loss is not None and math.isfinite(loss) else math.inf
+    return (-value if metric == "val_loss" else value), -loss
+
+
+# Name -> learning rate and weight decay where a recipe leaves them out.
+_USUAL = {"sgd": (0.1, 5.0e-4), "adamw": (1.0e-3, 0.05)}
+_USUAL_OTHERS = (1.0e-3, 0.0)
 
 
 class OptimizerSpec(Spec):
     """An optimizer of torch.optim by its name in lower case, and its arguments.
 
     `momentum` and `nesterov` reach those that have them (sgd, rmsprop), `betas` and `eps` those that have them (adamw,
-    adam, nadam, ...). Weight decay is not applied to norms, biases and other one-dimensional parameters.
+    adam, nadam, ...). Weight decay is not applied to norms, biases and other one-dimensional parameters, nor to
+    position embeddings and class tokens. Where `lr` or `weight_decay` is left out, it follows the name: 0.1 and 5e-4
+    for sgd, 1e-3 and 0.05 for adamw, 1e-3 and 0 for others.
     """
 
     name: str = "sgd"
@@ -28,6 +54,22 @@ class OptimizerSpec(Spec):
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     eps: float = Field(1e-8, gt=0)
     layer_decay: float | None = Field(None, gt=0, le=1)  # learning rate times this for each stage below the classifier
+
+    @model_validator(mode="before")
+    @classmethod
+    def _follow_the_name(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping) or not isinstance(name := value.get("name"), str):
+            return value
+        lr, decay = _USUAL.get(name.lower(), _USUAL_OTHERS)
+        return {"lr": lr, "weight_decay": decay, **value}
+
+    @property
+    def unusual(self) -> str | None:
+        """What to know of a learning rate far from those that this optimizer usually takes; None where it is near."""
+        usual, _ = _USUAL.get(self.name.lower(), _USUAL_OTHERS)
+        if usual / 30 <= self.lr <= usual * 30:
+            return None
+        return f"train.optimizer.lr: {self.lr:g} is far from what {self.name} usually takes (about {usual:g})"
 
 
 class ScheduleSpec(Spec):
@@ -73,9 +115,9 @@ class ScheduleSpec(Spec):
 
 
 class EarlyStoppingSpec(Spec):
-    """Stop when `metric` has not improved by more than `min_delta` for `patience` epochs."""
+    """Stop when `metric` has not improved by more than `min_delta` for `patience` epochs. `auto` is `train.select`."""
 
-    metric: Metric = "val_accuracy"
+    metric: MetricChoice = "auto"
     patience: int = Field(20, ge=1)
     min_delta: float = Field(0.0, ge=0)
 
@@ -84,12 +126,15 @@ class TrainSpec(Spec):
     """The training loop.
 
     Attributes:
-        batch_size: even, since mixing pairs neighbours; per process times processes under torchrun.
+        batch_size: even, since mixing pairs neighbours; of all processes together. The rest of an epoch that does not
+            fill an update is dropped (the order changes every epoch); a smaller training set shrinks the batch.
         accumulate: optimizer steps once every so many batches.
         label_smoothing: eps; target 1 - eps + eps/K on the true class, eps/K elsewhere (as torch does).
-        precision: `auto` measures what the hardware has and takes the fastest that stays finite.
+        precision: `auto` follows a rule of hardware and network, see `training.precision.choose`.
         ema: decay per step of the averaged weights, which are then the ones validated, kept and exported.
-        select: what makes an epoch the best one.
+        select: what makes an epoch the best one; ties go to the lower validation loss, then the later epoch. `auto` is
+            `val_balanced_accuracy` where the largest class has more than three times the images of the smallest, else
+            `val_accuracy`.
         clip_norm: the gradient's norm is cut to this.
         compile: torch.compile; pays on a GPU, and on a CPU for long runs.
         threads: torch's CPU threads; null leaves torch's own choice. Bit-exact resume needs the same number.
@@ -107,7 +152,7 @@ class TrainSpec(Spec):
     precision: Literal["fp32", "bf16", "fp16", "auto"] = "auto"
     ema: float | None = Field(None, gt=0, lt=1)
     early_stopping: EarlyStoppingSpec | None = None
-    select: Metric = "val_accuracy"
+    select: MetricChoice = "auto"
     clip_norm: float | None = Field(None, gt=0)
     channels_last: bool = True
     compile: bool = False
@@ -117,3 +162,8 @@ class TrainSpec(Spec):
     tensorboard: bool = False
     nan_limit: int = Field(20, ge=1)
     seed: int = Field(0, ge=0, lt=2**32)
+
+    @property
+    def selection(self) -> Metric:
+        """The metric that chooses the best epoch; accuracy where nobody has decided what `auto` is."""
+        return "val_accuracy" if self.select == "auto" else self.select
