@@ -28,7 +28,7 @@ from kitae.files import write_json
 from kitae.pipeline import Setup, begin
 from kitae.recipe import Recipe
 from kitae.run import Run, machine
-from kitae.training.fit import fit
+from kitae.training.fit import Source, fit
 
 JITTER = (0.2, 0.2, 0.2, 0.1)
 
@@ -89,10 +89,7 @@ def main() -> None:
                 ours = setup.augment(seed).prepare(*setup.store.images.shape[1:])
                 augment = ours if arm == "kitae" else Torchvision(mean, std, len(setup.store.classes), seed)
                 start = time.perf_counter()
-                fit(
-                    model, spec=chosen.train, data=setup.images, augment=augment, world=world, precision="bf16",
-                    validate=setup.validator(world, "bf16"),
-                )  # fmt: skip
+                fit(model, chosen.train, Source(setup.images, augment, setup.validator(world)), world, "bf16")
                 trained.append((seed, arm, model, time.perf_counter() - start))
                 print(f"seed {seed}  {arm:12}  {trained[-1][3]:.0f} s", flush=True)
         run.write_facts(setup.facts(trained[0][2]))

@@ -13,7 +13,7 @@ from kitae.errors import TrainingError
 from kitae.evaluation import latency
 from kitae.pipeline import Progress, Setup, begin
 from kitae.recipe import Recipe
-from kitae.training import precision
+from kitae.training.measure import step_seconds
 
 
 def bench(recipe: Recipe, progress: Progress | None = None, repeats: int = 15) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def bench(recipe: Recipe, progress: Progress | None = None, repeats: int = 15) -
     )
     inputs, targets = augment(images, labels, epoch=0, index=index)
     model = setup.initial_model(world)
-    steps = precision.measure(model, inputs.to(world.device), targets.to(world.device), device=world.device, steps=5)
+    steps = step_seconds(model, recipe.train, inputs.to(world.device), targets.to(world.device), world, steps=5)
     milliseconds = {name: 1000 * timed.median(name) for name in ("copy", "gather", "augment")}
     if not steps:
         raise TrainingError("no precision gives a finite loss on the first batch: look at data.normalize")

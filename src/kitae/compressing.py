@@ -55,9 +55,11 @@ from kitae.recipe import Recipe
 from kitae.reporting import figures
 from kitae.run import Run, machine, write_parquet
 from kitae.runtime import has_vnni
+from kitae.training.batches import epoch_shape
 from kitae.training.checkpoint import load_weights, save_weights
 from kitae.training.distributed import World
-from kitae.training.fit import Teacher, epoch_steps
+from kitae.training.fit import Tuning
+from kitae.training.learner import Teacher
 
 Say = Callable[[str], None]
 
@@ -448,7 +450,7 @@ def _tools(
         layout = torch.channels_last if training.channels_last else torch.contiguous_format
         model = model.to(device=world.device, memory_format=layout)  # type: ignore[call-overload]
         guide = None if teacher is None else Teacher(teacher)
-        setup.fit(model, longer, world, watcher=_Epochs(say, longer.epochs), teacher=guide)
+        setup.fit(model, longer, world, watcher=_Epochs(say, longer.epochs), tuning=Tuning(guide))
         return model
 
     return Tools(
@@ -466,7 +468,7 @@ def _tools(
             "parameters": count_parameters(model),
             "macs": count_macs(model, about.rules.channels, about.rules.image_size),
         },
-        steps_per_epoch=-(-epoch_steps(len(train), training.batch_size, world.size) // training.accumulate),
+        steps_per_epoch=epoch_shape(len(train), training, world.size).updates,
         fingerprint=hashlib.sha256(run.best.read_bytes() + setup.store.fingerprint.encode()
                                    + run.recipe.fingerprint.encode()).hexdigest(),
         scratch=scratch,

@@ -33,8 +33,12 @@ from kitae.recipe import Recipe
 from kitae.run import Run, default_folder
 from kitae.training import distributed, precision
 from kitae.training.allocator import keep_freed_memory
+from kitae.training.batches import epoch_shape
 from kitae.training.distributed import World
-from kitae.training.fit import FitResult, Keep, Teacher, Watcher, epoch_shape, fit
+from kitae.training.fit import FitResult, Keep, Record, Source, Tuning, Watcher, fit
+from kitae.training.guards import memory_named
+from kitae.training.learner import Teacher
+from kitae.training.measure import step_seconds
 from kitae.training.optim import build_optimizer
 from kitae.training.spec import TrainSpec
 
@@ -89,7 +93,7 @@ def train(
                 {"store": setup.store.fingerprint, "processes": world.size, "device": str(world.device)}
             )
             run.write_facts(setup.facts(model))
-            run.resolve(_resolved(run.recipe, setup, model, world))
+            run.resolve(_resolved(run.recipe, setup, world))
         distributed.barrier(world)
         run.recipe = Run.open(run.path).recipe
         setup.fit(
@@ -97,12 +101,14 @@ def train(
             run.recipe.train,
             world,
             watcher=watcher,
-            write_rows=recorder(run),
-            rows=run.metrics(),
-            checkpoint=run.checkpoint,
-            best=run.best,
-            resume=resume,
-            fingerprint=run.recipe.fingerprint,
+            record=Record(
+                run.checkpoint,
+                run.best,
+                recorder(run),
+                run.metrics(),
+                resume=resume,
+                fingerprint=run.recipe.fingerprint,
+            ),
         )
         if world.is_main and test:
             finish(run, setup, model)
@@ -351,18 +357,14 @@ class Setup:
     def fit(self, model: nn.Module, spec: TrainSpec, world: World, **options: Any) -> FitResult:
         """Run the loop on this data; `options` are those of `training.fit.fit`."""
         channels, height, width = self.store.images.shape[1:]
-        return fit(
-            model,
-            spec=spec,
+        source = Source(
             data=self.images,
             augment=self.augment(spec.seed).prepare(channels, height, width),
             validate=self.validator(world),
-            world=world,
-            precision="fp32" if spec.precision == "auto" else spec.precision,
             class_weights=self.images.class_weights() if self.recipe.data.balance == "loss" else None,
             layers=layer_groups(model) if spec.optimizer.layer_decay is not None else (),
-            **options,
         )
+        return fit(model, spec, source, world, "fp32" if spec.precision == "auto" else spec.precision, **options)
 
     def recover(
         self, model: nn.Module, *, epochs: int, rate: float = 0.1,
@@ -392,7 +394,7 @@ class Setup:
         )
         world = World(0, 1, next(model.parameters()).device)
         guide = None if teacher is None else Teacher(copy.deepcopy(teacher).eval().requires_grad_(False))
-        self.fit(model, tuned, world, after_step=after_step, teacher=guide, keep=keep, watcher=watcher)
+        self.fit(model, tuned, world, tuning=Tuning(guide, after_step, keep), watcher=watcher)
         return model
 
 
@@ -414,24 +416,26 @@ def plan(recipe: Recipe, progress: Progress | None = None, steps: int = 6) -> di
     setup = Setup(recipe, store, make_splits(store, recipe.data))
     model = setup.initial_model(world)
     facts, notes = setup.facts(model), setup.notes(model)
-    steps_per_epoch = epoch_shape(len(setup.images), recipe.train, world.size).steps
+    shape = epoch_shape(len(setup.images), recipe.train, world.size)
     build_optimizer(model, recipe.train.optimizer)  # says what is wrong with its name
-    recipe = _resolved(recipe, setup, model, world)
+    recipe = _resolved(recipe, setup, world)
     images, spec = setup.images, recipe.train
     augment = setup.augment(spec.seed)
-    order = images.order(spec.seed, 0)
-    times: list[float] = []
-    for step in range(steps):
-        begun = time.perf_counter()
-        index = order[step * spec.batch_size % max(1, len(order) - spec.batch_size) :][: spec.batch_size]
-        batch, labels = images.gather(index)
-        inputs, targets = augment(torch.from_numpy(batch), torch.from_numpy(labels), epoch=0, index=index)
-        with precision.autocast(spec.precision if spec.precision != "auto" else "fp32", world.device):
-            loss = nn.functional.cross_entropy(model(inputs.to(world.device)).float(), targets.to(world.device))
-        loss.backward()  # type: ignore[no-untyped-call]
-        loss.item()
-        times.append(time.perf_counter() - begun)
-    epoch = float(np.median(times[1:])) * steps_per_epoch
+    index = images.order(spec.seed, 0)[: shape.batch_size]
+
+    def batch() -> tuple[torch.Tensor, torch.Tensor]:
+        pixels, labels = (torch.from_numpy(array) for array in images.gather(index))
+        inputs, targets = augment(pixels, labels, epoch=0, index=index)
+        return inputs.to(world.device), targets.to(world.device)
+
+    inputs, targets = batch()
+    begun = time.perf_counter()
+    batch()
+    seconds = time.perf_counter() - begun
+    chosen: precision.Precision = "fp32" if spec.precision == "auto" else spec.precision
+    with memory_named(spec):
+        taken = step_seconds(model, spec, inputs, targets, world, precisions=(chosen,), steps=steps)
+    epoch = (seconds + taken.get(chosen, float("nan"))) * shape.steps
     return {
         "recipe": recipe,
         "parameters": facts["parameters"],
@@ -441,7 +445,7 @@ def plan(recipe: Recipe, progress: Progress | None = None, steps: int = 6) -> di
         "test": setup.splits.test_count,
         "classes": len(store.classes),
         "image": (store.rules.channels, store.rules.image_size, store.rules.image_size),
-        "steps_per_epoch": steps_per_epoch,
+        "steps_per_epoch": shape.steps,
         "seconds_per_epoch": epoch,
         "seconds": epoch * spec.epochs,
         "load": load,
@@ -486,13 +490,12 @@ def _open_run(recipe: Recipe, folder: Path, resume: bool, overwrite: bool, world
     return Run.open(folder)
 
 
-def _resolved(recipe: Recipe, setup: Setup, model: nn.Module, world: World) -> Recipe:
+def _resolved(recipe: Recipe, setup: Setup, world: World) -> Recipe:
     """The recipe with every `auto` of training decided, by rules that need no measurement: the same on every start."""
     spec = recipe.train
     decided: dict[str, Any] = {}
     if spec.precision == "auto":
-        rules = setup.store.rules
-        decided["precision"] = precision.choose(model, rules.channels, rules.image_size, world.device)
+        decided["precision"] = precision.choose(world.device)
     if spec.select == "auto":
         counts = setup.images.counts()
         uneven = counts.max() > _UNEVEN * counts[counts > 0].min()

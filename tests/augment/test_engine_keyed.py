@@ -84,7 +84,7 @@ def test_op_positions_have_their_own_numbers() -> None:
 
 def test_mixing_does_not_depend_on_batch_size() -> None:
     targets = np.arange(COUNT) % 10
-    aug = Augment(STANDARD, seed=9, mix={"mixup_alpha": 0.4, "prob": 0.9}, num_classes=10, **NORMAL)
+    aug = Augment(STANDARD, seed=9, mix={"per": "sample", "mixup_alpha": 0.4, "prob": 0.9}, num_classes=10, **NORMAL)
     images, mixed = aug(IMAGES, targets, epoch=4, index=INDEX)
     for size in (2, 6, 14):
         for start in range(0, COUNT - size, size):
@@ -97,7 +97,7 @@ def test_mixing_does_not_depend_on_batch_size() -> None:
 @pytest.mark.parametrize("executor", ["cpu", "torch"])
 def test_replay(executor: str) -> None:
     targets = np.arange(COUNT) % 10
-    aug = Augment(STANDARD, seed=9, mix={}, num_classes=10, executor=executor, **NORMAL)
+    aug = Augment(STANDARD, seed=9, mix={"per": "sample"}, num_classes=10, executor=executor, **NORMAL)
     images, mixed = aug(IMAGES, targets, epoch=4, index=INDEX)
     program = aug.plan(epoch=4, index=INDEX, size=(32, 32))
     again, again_mixed = aug.replay(IMAGES, program, targets)
@@ -112,7 +112,7 @@ def test_global_generators_are_untouched() -> None:
         lambda image: image + np.random.randint(3) + random.randrange(3),
     ]
     x = torch.from_numpy(IMAGES)
-    aug = Augment(ops, mix={}, num_classes=10, **NORMAL)
+    aug = Augment(ops, mix={"per": "sample"}, num_classes=10, **NORMAL)
     torch.manual_seed(1)
     random.seed(1)
     np.random.seed(1)
@@ -137,7 +137,7 @@ class Rows(torch.utils.data.Dataset):
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_data_loader_workers_give_the_same_samples(workers: int) -> None:
-    aug = Augment(STANDARD, seed=9, mix={}, num_classes=10, **NORMAL)
+    aug = Augment(STANDARD, seed=9, mix={"per": "sample"}, num_classes=10, **NORMAL)
     collate = aug.collate()
     loader = torch.utils.data.DataLoader(
         Rows(), batch_size=8, num_workers=workers, persistent_workers=workers > 0, collate_fn=collate

@@ -16,7 +16,7 @@ from .test_engine_executors import pictures
 
 
 def drawn(count: int = 20_000, size: tuple[int, int] = (32, 32), **spec: float) -> np.ndarray:
-    mix = Augment([], mix=spec).plan(epoch=0, index=np.arange(count), size=size).mix
+    mix = Augment([], mix={"per": "sample", **spec}).plan(epoch=0, index=np.arange(count), size=size).mix
     assert mix is not None
     return mix
 
@@ -58,12 +58,15 @@ def test_cutmix_boxes() -> None:
     alpha=st.sampled_from([0.0, 0.3, 1.0]),
     prob=st.floats(0, 1),
     executor=st.sampled_from(["cpu", "torch"]),
+    per=st.sampled_from(["batch", "sample"]),
 )
-def test_labels_sum_to_one_and_say_what_the_pixels_show(count: int, alpha: float, prob: float, executor: str) -> None:
+def test_labels_sum_to_one_and_say_what_the_pixels_show(
+    count: int, alpha: float, prob: float, executor: str, per: str
+) -> None:
     """Images of one level each: what a result holds of its partner can be counted."""
     levels = np.arange(count) * 20 + 10
     x = np.broadcast_to(levels[:, None, None, None], (count, 3, 20, 24)).astype(np.uint8)
-    mix = {"mixup_alpha": alpha, "cutmix_alpha": 1.0, "prob": prob}
+    mix = {"per": per, "mixup_alpha": alpha, "cutmix_alpha": 1.0, "prob": prob}
     aug = Augment([], seed=count, mix=mix, num_classes=count, mean=0.0, std=1.0, executor=executor)
     images, targets = aug(x, np.arange(count), epoch=0, index=np.arange(count))
     np.testing.assert_allclose(targets.sum(1), 1.0, atol=1e-6)
@@ -109,3 +112,47 @@ def test_functional_mixing(executor: str) -> None:
     np.testing.assert_array_equal(images[2][:, :2], x[2][:, :2])
     np.testing.assert_allclose(mixed[2], [0, 0, 1 - 100 / 320, 100 / 320, 0])
     np.testing.assert_array_equal(f.mixup(x, None, 1.0, executor=executor), x)
+
+
+def batches(steps: int, epoch: int = 0, **spec: float) -> np.ndarray:
+    """The mixing of so many batches of 4: one row a batch, once it is certain that its samples share it."""
+    aug, rows = Augment([], seed=3, mix=spec), []
+    for step in range(steps):
+        mix = aug.plan(epoch=epoch, index=np.arange(4) + 4 * step, size=(32, 32), step=step).mix
+        assert mix is not None
+        assert (mix == mix[0]).all()
+        rows.append(mix[0])
+    return np.array(rows)
+
+
+def test_a_batch_draws_one_mixing_keyed_by_epoch_and_step() -> None:
+    drawn = batches(1500, mixup_alpha=0.4, prob=0.8, switch_prob=0.25)
+    for kind, share in ((0, 0.2), (1, 0.6), (2, 0.2)):
+        assert abs((drawn[:, 0] == kind).mean() - share) < 0.05
+    assert stats.kstest(drawn[drawn[:, 0] == 1, 1], "beta", (0.4, 0.4)).pvalue > 1e-4
+    assert (batches(20) == batches(20)).all()
+    assert (batches(20) != batches(20, epoch=1)).any(axis=1).all()
+    assert len(np.unique(batches(20, cutmix_alpha=0.0)[:, 1])) == 20
+
+
+@pytest.mark.parametrize("executor", ["cpu", "torch"])
+@pytest.mark.parametrize("parts", [1, 2, 3])
+def test_a_batch_s_mixing_does_not_depend_on_who_shares_it(parts: int, executor: str) -> None:
+    x, labels, index = pictures(12, 3, 16, 20), np.arange(12) % 5, np.arange(12) * 7
+    aug = Augment(["horizontal_flip"], mix={}, num_classes=5, mean=0.5, std=0.2, executor=executor)
+    for step in range(4):
+        whole = aug(x, labels, epoch=2, index=index, step=step)
+        shared = [
+            aug(a, b, epoch=2, index=c, step=step)
+            for a, b, c in zip(*(np.split(v, parts) for v in (x, labels, index)), strict=True)
+        ]
+        np.testing.assert_array_equal(whole[0], np.concatenate([part[0] for part in shared]))
+        np.testing.assert_array_equal(whole[1], np.concatenate([part[1] for part in shared]))
+
+
+def test_without_a_step_a_batch_is_keyed_by_its_first_index() -> None:
+    x, labels, index = pictures(6, 3, 8, 8), np.arange(6) % 3, np.arange(6) + 40
+    aug = Augment([], mix={}, num_classes=3)
+    alone, named = (aug(x, labels, epoch=0, index=index, step=step)[0] for step in (None, 40))
+    np.testing.assert_array_equal(alone, named)
+    assert aug.explain(epoch=0, index=40, step=7) != aug.explain(epoch=0, index=40, step=8)

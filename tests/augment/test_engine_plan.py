@@ -55,13 +55,19 @@ def plan(
     seed=st.integers(0, 2**64 - 1),
     epoch=st.integers(0, 2**32 - 1),
     start=st.integers(0, 2**63 - 9),
+    per=st.sampled_from(["batch", "sample"]),
 )
-def test_compiled_plan_has_the_bits_of_the_plain_one(pipeline: list, seed: int, epoch: int, start: int) -> None:
-    aug = Augment(pipeline, seed=seed, mean=0.5, std=0.2, mix=MixSpec(mixup_alpha=0.4, cutmix_alpha=2.0, prob=0.8))
+def test_compiled_plan_has_the_bits_of_the_plain_one(
+    pipeline: list, seed: int, epoch: int, start: int, per: str
+) -> None:
+    aug = Augment(
+        pipeline, seed=seed, mean=0.5, std=0.2, mix=MixSpec(per=per, mixup_alpha=0.4, cutmix_alpha=2.0, prob=0.8)
+    )
     index = start + np.arange(8)
-    compiled = aug.plan(epoch=epoch, index=index, size=(32, 48))
+    step = start // 3
+    compiled = aug.plan(epoch=epoch, index=index, size=(32, 48), step=step)
     for row, i in enumerate(index.tolist()):
-        plain = plan_sample(aug.pipeline(3, 32, 48), seed, epoch, i)
+        plain = plan_sample(aug.pipeline(3, 32, 48), seed, epoch, i, step)
         np.testing.assert_array_equal(compiled.codes[row], plain.codes[0])
         np.testing.assert_array_equal(compiled.args[row], plain.args[0])
         assert compiled.mix is not None

@@ -301,7 +301,7 @@ def test_probabilities(name: str, share: float) -> None:
 
 
 def test_lambda_and_box() -> None:
-    alphas = {"mixup_alpha": 0.3, "cutmix_alpha": 0.7, "prob": 0.8, "switch_prob": 0.25}
+    alphas = {"per": "sample", "mixup_alpha": 0.3, "cutmix_alpha": 0.7, "prob": 0.8, "switch_prob": 0.25}
     mix = plan([], (90, 120), mix=alphas).mix
     assert mix is not None
     kind = mix[:, 0].astype(int)
@@ -368,11 +368,11 @@ def test_neighbours_have_nothing_in_common(name: str) -> None:
 
 
 def test_mixing_and_ops_have_nothing_in_common() -> None:
-    program = plan({"hue": {"amount": 0.5}}, mix={"cutmix_alpha": 0.0})
+    program = plan({"hue": {"amount": 0.5}}, mix={"per": "sample", "cutmix_alpha": 0.0})
     assert program.mix is not None
     lam, turn = program.mix[:, 1], program.args[:, 0, 0]
     independent(lam, turn, "lambda and hue")
     independent(lam[0::2], lam[1::2], "lambda of partners")
-    other = plan([], mix={"cutmix_alpha": 0.0}, epoch=4).mix
+    other = plan([], mix={"per": "sample", "cutmix_alpha": 0.0}, epoch=4).mix
     assert other is not None
     independent(lam, other[:, 1], "lambda of the next epoch")

@@ -215,13 +215,14 @@ def test_an_odd_last_sample_stays(executor: str) -> None:
 
 @pytest.mark.parametrize("name", ["rgb 32", "rgb 33x47", "grey 33x47"])
 @pytest.mark.parametrize("kind", ["mixup", "cutmix", "both"])
-def test_mixing_of_normalised_batches(kind: str, name: str, executor: Any) -> None:
+@pytest.mark.parametrize("per", ["batch", "sample"])
+def test_mixing_of_normalised_batches(per: str, kind: str, name: str, executor: Any) -> None:
     """The whole call: drawn lambda and box of each sample, torchvision's arithmetic on its normalised floats."""
     images = batch(name)
     n, c, h, w = images.shape
     mean, std = colour(c)
     alphas = {"mixup": (1.0, 0.0), "cutmix": (0.0, 1.0), "both": (0.4, 1.0)}[kind]
-    mix = {"mixup_alpha": alphas[0], "cutmix_alpha": alphas[1], "prob": 0.9}
+    mix = {"mixup_alpha": alphas[0], "cutmix_alpha": alphas[1], "prob": 0.9, "per": per}
     aug = Augment([], seed=8, mean=mean, std=std, mix=mix, num_classes=CLASSES, executor=executor)
     labels = labels_of(n)
     index = np.arange(n) * 3

@@ -20,9 +20,8 @@ from kitae.errors import TrainingInterruptedError
 from kitae.training import distributed
 from kitae.training.checkpoint import load_weights, save_weights
 from kitae.training.distributed import World, gather_rows
-from kitae.training.fit import fit
 from kitae.training.spec import TrainSpec
-from tests.training.toy_world import WORLD, ToyAugment, ToyData, ToyValidate, toy_net
+from tests.training.toy_world import WORLD, ToyAugment, ToyData, ToyValidate, fit, toy_net
 
 
 def linear() -> nn.Module:

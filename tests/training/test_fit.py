@@ -17,11 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from kitae.errors import DataError, TrainingError, TrainingInterruptedError
+from kitae.training.batches import epoch_shape
 from kitae.training.checkpoint import load_weights, save_weights
 from kitae.training.distributed import World
-from kitae.training.fit import Teacher, epoch_shape, fit
+from kitae.training.learner import Teacher
 from kitae.training.spec import EarlyStoppingSpec, OptimizerSpec, ScheduleSpec, TrainSpec
-from tests.training.toy_world import ToyData, toy_net
+from tests.training.toy_world import ToyData, fit, toy_net
 
 
 def spec(**fields: Any) -> TrainSpec:

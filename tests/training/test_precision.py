@@ -8,25 +8,49 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from kitae.errors import TrainingError
 from kitae.training import precision
+from kitae.training.distributed import World
+from kitae.training.measure import step_seconds
+from kitae.training.spec import TrainSpec
 from tests.training.toy_world import toy_net
 
 CPU = torch.device("cpu")
+WORLD = World(0, 1, CPU)
 BATCH = torch.rand(8, 3, 8, 8), nn.functional.one_hot(torch.arange(8) % 2, 2).float()
 
 
-def test_auto_is_a_rule_and_no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    grouped = nn.Sequential(nn.Conv2d(3, 12, 3), nn.Conv2d(12, 12, 3, groups=12), nn.Flatten(), nn.LazyLinear(2))
-    grouped(torch.rand(1, 3, 8, 8))
-    monkeypatch.setattr(precision, "measure", None)
-    monkeypatch.setattr(precision.time, "perf_counter", None)
+def seconds(model: nn.Module) -> dict[precision.Precision, float]:
+    return step_seconds(model, TrainSpec(batch_size=8), *BATCH, WORLD)
+
+
+def test_auto_is_a_rule_of_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
     for native in (True, False):
         monkeypatch.setattr(precision, "native_bf16", lambda native=native: native)
-        assert precision.choose(toy_net(), 3, 8, CPU) == ("bf16" if native else "fp32")
-        assert precision.choose(grouped, 3, 8, CPU) == "fp32"
+        assert precision.choose(CPU) == ("bf16" if native else "fp32")
     for capability, expected in (((6, 1), "fp32"), ((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16")):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, c=capability: c)
-        assert precision.choose(toy_net(), 3, 8, torch.device("cuda")) == expected
+        assert precision.choose(torch.device("cuda")) == expected
+
+
+def test_depthwise_convolutions_stay_in_float32_on_a_cpu() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 8, 3, groups=2))
+    seen: list[torch.dtype] = []
+    for layer in net:
+        layer.register_forward_hook(lambda m, i, out: seen.append(out.dtype))
+    handles = precision.float_depthwise(net, "bf16", CPU)
+    with precision.autocast("bf16", CPU):
+        net(torch.rand(1, 3, 8, 8))
+        assert torch.is_autocast_enabled("cpu")
+        with pytest.raises(RuntimeError):
+            net(torch.rand(1, 8, 2, 2))
+        assert torch.is_autocast_enabled("cpu")  # also after an error inside
+    assert seen == [torch.bfloat16, torch.float32, torch.bfloat16]
+    for handle in handles:
+        handle.remove()
+    with precision.autocast("bf16", CPU):
+        net(torch.rand(1, 3, 8, 8))
+    assert seen[3:] == [torch.bfloat16] * 3
 
 
 def test_what_a_cpu_says_of_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,7 +81,7 @@ class OverflowsInBf16(nn.Module):
 
 
 def test_what_does_not_stay_finite_is_left_out() -> None:
-    assert set(precision.measure(OverflowsInBf16(), *BATCH, device=CPU)) == {"fp32"}
+    assert set(seconds(OverflowsInBf16())) == {"fp32"}
 
 
 class TooLarge(nn.Module):
@@ -75,15 +99,15 @@ class TooLarge(nn.Module):
 
 
 def test_a_precision_for_which_memory_does_not_suffice_is_left_out() -> None:
-    assert set(precision.measure(TooLarge(always=False), *BATCH, device=CPU)) == {"bf16"}
-    with pytest.raises(torch.OutOfMemoryError):
-        precision.measure(TooLarge(always=True), *BATCH, device=CPU)
+    assert set(seconds(TooLarge(always=False))) == {"bf16"}
+    with pytest.raises(TrainingError, match="out of memory"):
+        seconds(TooLarge(always=True))
 
 
 def test_measuring_changes_neither_model_nor_generator() -> None:
     model = toy_net()
     before, state = torch.get_rng_state(), {k: v.clone() for k, v in model.state_dict().items()}
-    precision.measure(model, *BATCH, device=CPU)
+    assert set(seconds(model)) == {"fp32", "bf16"}
     assert torch.equal(before, torch.get_rng_state())
     assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())

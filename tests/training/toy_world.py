@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,7 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kitae import keyed
+from kitae.training import fit as loop
 from kitae.training.distributed import World
+from kitae.training.fit import FitResult, Record, Source, Tuning
+from kitae.training.spec import TrainSpec
 
 WORLD = World(0, 1, torch.device("cpu"))
 
@@ -40,7 +44,7 @@ class ToyAugment:
     """Keyed brightness: enough to notice a sample that is augmented under the wrong epoch or index."""
 
     def __call__(
-        self, images: Tensor, targets: Tensor, *, epoch: int, index: NDArray[np.int64]
+        self, images: Tensor, targets: Tensor, *, epoch: int, index: NDArray[np.int64], step: int
     ) -> tuple[Tensor, Tensor]:
         shift = torch.from_numpy(keyed.uniform(3, epoch, index, keyed.SLOT_OPS)).float()
         return images.float() / 255 - 0.5 + 0.2 * shift[:, None, None, None], nn.functional.one_hot(targets, 2).float()
@@ -71,3 +75,16 @@ class ToyValidate:
             "val_loss": float(nn.functional.cross_entropy(logits, labels)),
             "val_accuracy": float((logits.argmax(1) == labels).float().mean()),
         }
+
+
+def fit(
+    model: nn.Module, *, spec: TrainSpec, world: World, precision: Any, watcher: Any = None, **parts: Any
+) -> FitResult:
+    """The loop, with the fields of its records as plain arguments."""
+
+    def take(kind: Any) -> Any:
+        return kind(**{field.name: parts.pop(field.name) for field in fields(kind) if field.name in parts})
+
+    source, tuning, record = take(Source), take(Tuning), take(Record)
+    assert not parts, parts
+    return loop.fit(model, spec, source, world, precision, tuning=tuning, record=record, watcher=watcher)

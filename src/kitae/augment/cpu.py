@@ -322,7 +322,7 @@ class Executor:
         c[driver.OUT_STRIDE] = _DTYPES[dtype].itemsize * p.channels * h * w
         c[driver.SCRATCH_BYTES] = self._scratch_bytes
         if p.mixing is not None:
-            c[driver.MIXING] = _address(p.mixing)
+            c[driver.MIXING], c[driver.MIX_SHARED] = _address(p.mixing), p.mixes_batch
         if GAUSSIAN_NOISE in self._codes:
             c[driver.QUANTILES] = _address(quantiles())
         self._context = c
@@ -362,8 +362,8 @@ class Executor:
         else:
             context[driver.EPOCH] = _address(epoch)
 
-    def plan(self, epoch: int | NDArray[np.int64], index: NDArray[np.int64]) -> Program:
-        """The program of each sample."""
+    def plan(self, epoch: int | NDArray[np.int64], index: NDArray[np.int64], step: int = 0) -> Program:
+        """The program of each sample; `step` keys the mixing of a whole batch."""
         if self._ready < 1:
             self.prepare(plan_only=True)
         p = self.pipeline
@@ -373,7 +373,7 @@ class Executor:
             None if p.mixing is None else np.zeros((len(index), 6)),
         )
         context = self._context.copy()
-        context[driver.INDEX] = _address(index)
+        context[driver.INDEX], context[driver.MIX_STEP] = _address(index), step
         self._set_epoch(context, epoch)
         context[driver.CODES_AT], context[driver.ARGS_AT] = _address(program.codes), _address(program.args)
         context[driver.MIX_AT] = 0 if program.mix is None else _address(program.mix)
@@ -389,6 +389,7 @@ class Executor:
         targets: NDArray[Any] | None = None,
         classes: int = 0,
         program: Program | None = None,
+        step: int = 0,
     ) -> tuple[NDArray[Any], NDArray[np.float32] | None]:
         """Run on contiguous images, with keys or with a given program: the result and mixed targets.
 
@@ -414,7 +415,7 @@ class Executor:
             context[driver.MIXING] = 0 if program.mix is None else 1
             context[driver.MIX_AT] = 0 if program.mix is None else _address(program.mix)
         elif index is not None and epoch is not None:
-            context[driver.INDEX] = _address(index)
+            context[driver.INDEX], context[driver.MIX_STEP] = _address(index), step
             self._set_epoch(context, epoch)
         self._go(context, count, self.threads or default_threads())
         return out, mixed

@@ -263,7 +263,7 @@ class Augment:
 
     # Calls -------------------------------------------------------------------------------------------------------
 
-    def __call__(self, images: Any, targets: Any = None, *, epoch: Any, index: Any) -> Any:
+    def __call__(self, images: Any, targets: Any = None, *, epoch: Any, index: Any, step: int | None = None) -> Any:
         """Augment a batch.
 
         Args:
@@ -271,6 +271,8 @@ class Augment:
             targets: int64 [N] labels, or float32 [N, K].
             epoch: integer in [0, 2**32), or one a sample.
             index: int64 [N] in [0, 2**63).
+            step: number of the batch in its epoch, in [0, 2**63): keys what the whole batch draws together (mixing
+                with `per: batch`), so give parts of one batch the same. None is the batch's first index.
 
         Returns:
             images [N, C, H', W'], of the kind given (NumPy or torch, same device); with targets, (images, targets)
@@ -281,7 +283,7 @@ class Augment:
         """
         batch = as_batch(images, self.layout)
         epochs, rows = _keys(epoch, index, batch.shape[0])
-        return self._apply(batch, targets, epochs, rows, None)
+        return self._apply(batch, targets, epochs, rows, None, _step(step, rows))
 
     def replay(self, images: Any, program: Program, targets: Any = None) -> Any:
         """Execute a given program (of `plan`) on a batch: as a call, without drawing anything."""
@@ -307,6 +309,7 @@ class Augment:
         epochs: int | NDArray[np.int64] | None,
         rows: NDArray[np.int64] | None,
         program: Program | None,
+        step: int = 0,
     ) -> Any:
         tensor = batch if is_torch(batch) else None
         labels, classes = self._targets(targets, batch.shape[0])
@@ -317,10 +320,11 @@ class Augment:
         if self.executor == "cpu" and not on_cpu:
             raise AugmentError("executor cpu needs images on the CPU")
         if self.executor == "torch" or not on_cpu:
-            out, mixed = self._by_torch(batch, tensor, pipeline, labels, classes, epochs, rows, program)
+            out, mixed = self._by_torch(batch, tensor, pipeline, labels, classes, epochs, rows, program, step)
         else:
             array = batch if tensor is None else tensor.numpy()
-            out, mixed = self._by_cpu(np.ascontiguousarray(array), pipeline, labels, classes, epochs, rows, program)
+            array = np.ascontiguousarray(array)
+            out, mixed = self._by_cpu(array, pipeline, labels, classes, epochs, rows, program, step)
             out = self._wrap(out, tensor is not None)
         if mixed is None:
             return out
@@ -332,9 +336,9 @@ class Augment:
         return out, mixed
 
     def _by_cpu(self, array: Any, pipeline: Pipeline, labels: Any, classes: int, epochs: Any, rows: Any,
-                program: Program | None) -> tuple[Any, Any]:  # fmt: skip
+                program: Program | None, step: int) -> tuple[Any, Any]:  # fmt: skip
         if not pipeline.custom:
-            return self._executor(pipeline, 0, True)(array, epochs, rows, labels, classes, program)  # type: ignore[no-any-return]
+            return self._executor(pipeline, 0, True)(array, epochs, rows, labels, classes, program, step)  # type: ignore[no-any-return]
         import torch
 
         segments = pipeline.segments()
@@ -343,7 +347,7 @@ class Augment:
             last = position == len(segments) - 1
             if isinstance(part, Pipeline):
                 run = self._executor(part, position, last)
-                array, mixed = run(array, epochs, rows, labels if last else None, classes)
+                array, mixed = run(array, epochs, rows, labels if last else None, classes, step=step)
             else:
                 if position == 0 and self.layout == "nhwc":
                     array = np.ascontiguousarray(array.transpose(0, 3, 1, 2))
@@ -352,7 +356,7 @@ class Augment:
         return array, mixed
 
     def _by_torch(self, batch: Any, tensor: Any, pipeline: Pipeline, labels: Any, classes: int, epochs: Any, rows: Any,
-                  program: Program | None) -> tuple[Any, Any]:  # fmt: skip
+                  program: Program | None, step: int) -> tuple[Any, Any]:  # fmt: skip
         import torch
 
         from kitae.augment import batched
@@ -364,7 +368,9 @@ class Augment:
         segments = pipeline.segments()
         for position, part in enumerate(segments):
             if isinstance(part, Pipeline):
-                steps = program or self._executor(part, position, position == len(segments) - 1).plan(epochs, rows)
+                steps = program or self._executor(part, position, position == len(segments) - 1).plan(
+                    epochs, rows, step
+                )
                 x, erased = batched.run_steps(x, steps)
                 mix = steps.mix
             else:
@@ -431,20 +437,34 @@ class Augment:
 
     # Looking ahead -----------------------------------------------------------------------------------------------
 
-    def plan(self, *, epoch: Any, index: Any, size: tuple[int, int], channels: int = 3) -> Program:
-        """The program of each sample, for images of `size` (height, width). Ops of your own show as one step."""
+    def plan(
+        self, *, epoch: Any, index: Any, size: tuple[int, int], channels: int = 3, step: int | None = None
+    ) -> Program:
+        """The program of each sample, for images of `size` (height, width); `step` as in a call.
+
+        Ops of your own show as one step.
+        """
         rows = _integers(index, "index", 2**63)
         epochs, rows = _keys(epoch, rows, len(rows))
         pipeline = self.pipeline(channels, *size)
         from kitae.augment.cpu import Executor
 
-        return Executor(pipeline, seed=self.seed, scale=[1.0], shift=[0.0], dtype="uint8").plan(epochs, rows)
+        return Executor(pipeline, seed=self.seed, scale=[1.0], shift=[0.0], dtype="uint8").plan(
+            epochs, rows, _step(step, rows)
+        )
 
-    def explain(self, *, epoch: int, index: int, size: tuple[int, int] = (224, 224), channels: int = 3) -> list[str]:
-        """What will happen to one sample, step by step, in words. size: height and width of the image."""
+    def explain(
+        self, *, epoch: int, index: int, size: tuple[int, int] = (224, 224), channels: int = 3, step: int | None = None
+    ) -> list[str]:
+        """What will happen to one sample, step by step, in words.
+
+        Args:
+            size: height and width of the image.
+            step: the batch that it comes in, as in a call.
+        """
         _, rows = _keys(int(epoch), np.array([index]), 1)
         pipeline = self.pipeline(channels, *size)
-        program = plan_sample(pipeline, self.seed, int(epoch), int(rows[0]))
+        program = plan_sample(pipeline, self.seed, int(epoch), int(rows[0]), _step(step, rows))
         names = {pipeline.offsets[k]: repr(pipeline.ops[k]) for k in pipeline.custom}
         return program.describe(0, names)
 
@@ -559,6 +579,12 @@ def _keys(epoch: Any, index: Any, count: int) -> tuple[int | NDArray[np.int64], 
     if epochs.shape != (count,):
         raise AugmentError(f"epoch must be an integer or one a sample, [{count}], not {list(epochs.shape)}")
     return epochs, rows
+
+
+def _step(step: int | None, rows: NDArray[np.int64]) -> int:
+    if step is None:
+        return int(rows[0]) if len(rows) else 0
+    return int(_integers(step, "step", 2**63))
 
 
 def _integers(value: Any, name: str, limit: int) -> NDArray[np.int64]:

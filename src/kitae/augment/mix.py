@@ -1,8 +1,10 @@
 """MixUp and CutMix: what is drawn for each sample, and how targets mix.
 
 Sample i mixes with its partner, positions 2k and 2k + 1 of the batch: lambda of its own image (or its own pixels
-outside the box), the rest of the partner's, which is augmented by its own key. Each sample of a pair draws its own
-kind, lambda and box. An odd last sample stays as it is.
+outside the box), the rest of the partner's, which is augmented by its own key. An odd last sample stays as it is.
+
+Kind, lambda and box are drawn once for a batch, keyed by (seed, epoch, step), or for each sample, keyed by (seed,
+epoch, index): see `MixSpec.per`. Neither depends on how many processes share the batch.
 
 MixUp: Zhang et al., "mixup: Beyond empirical risk minimization" (2017). CutMix: Yun et al. (2019): sides
 floor(side * sqrt(1 - lambda)), centre uniform, clipped at the border; lambda becomes the share of pixels kept.
@@ -33,7 +35,7 @@ def mix_numbers(spec: MixSpec) -> list[float]:
 
 
 def plan_mix(key: Any, numbers: Any, out: Any, height: Any, width: Any) -> None:
-    """Kind, lambda and box of one sample. The key's first slot is SLOT_MIX."""
+    """Kind, lambda and box of one sample or batch. The key's first slot is SLOT_MIX."""
     out[0] = 0.0
     out[1] = 1.0
     out[2] = 0.0

@@ -191,6 +191,7 @@ class Pipeline:
         numbers: what each op's plan reads, float64.
         slots: first slot of each op.
         mixing: what `plan_mix` reads, or None.
+        mixes_batch: whether one mixing is drawn for a whole batch.
     """
 
     ops: tuple[Op, ...]
@@ -202,6 +203,7 @@ class Pipeline:
     numbers: tuple[NDArray[np.float64], ...]
     slots: tuple[int, ...]
     mixing: NDArray[np.float64] | None
+    mixes_batch: bool = False
 
     @property
     def steps(self) -> int:
@@ -250,8 +252,9 @@ class Pipeline:
             slots.append(slot)
         mixing = np.array(mix_numbers(mix), np.float64) if mix is not None and mix.active else None
         return cls(
-            tuple(ops), channels, height, width, tuple(sizes), tuple(offsets), tuple(numbers), tuple(slots), mixing
-        )
+            tuple(ops), channels, height, width, tuple(sizes), tuple(offsets), tuple(numbers), tuple(slots), mixing,
+            mixing is not None and mix is not None and mix.per == "batch",
+        )  # fmt: skip
 
     @classmethod
     def bare(cls, channels: int, size: tuple[int, int], new: tuple[int, int], mixing: bool) -> Pipeline:
@@ -279,6 +282,7 @@ class Pipeline:
                     self.numbers[start:k],
                     self.slots[start:k],
                     mixing,
+                    self.mixes_batch,
                 )
                 out.append(part)
             if k < len(self.ops):
@@ -295,8 +299,12 @@ def sample_key(seed: int, epoch: int, index: int, slot: int) -> list[np.uint64]:
     return [np.uint64(v) for v in (index & low, index >> 32, epoch, slot, seed & low, seed >> 32)]
 
 
-def plan_sample(pipeline: Pipeline, seed: int, epoch: int, index: int) -> Program:
-    """The program of one sample, in plain Python: the reference of the compiled plan, bit for bit."""
+def plan_sample(pipeline: Pipeline, seed: int, epoch: int, index: int, step: int | None = None) -> Program:
+    """The program of one sample, in plain Python: the reference of the compiled plan, bit for bit.
+
+    Args:
+        step: keys the mixing of a whole batch; None is the index, as of a batch that starts with this sample.
+    """
     codes = np.zeros((1, pipeline.steps), np.int64)
     args = np.zeros((1, pipeline.steps, ARGS), np.float64)
     for k, op in enumerate(pipeline.ops):
@@ -306,6 +314,6 @@ def plan_sample(pipeline: Pipeline, seed: int, epoch: int, index: int) -> Progra
     mix = None
     if pipeline.mixing is not None:
         mix = np.zeros((1, MIX))
-        key = sample_key(seed, epoch, index, keyed.SLOT_MIX)
+        key = sample_key(seed, epoch, index if step is None or not pipeline.mixes_batch else step, keyed.SLOT_MIX)
         plan_mix(key, pipeline.mixing, mix[0], *pipeline.sizes[-1])
     return Program(codes, args, mix)

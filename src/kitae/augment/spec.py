@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
@@ -112,12 +112,16 @@ class MixSpec(Spec):
     `{mixup_alpha: 0.2, cutmix_alpha: 0}` is MixUp alone.
 
     Attributes:
+        per: `batch` draws once for a whole batch whether it is mixed, which of the two, lambda and box, as torchvision
+            and timm do; it suits short trainings. `sample` draws them for each sample, which is more varied, and wants
+            longer training.
         mixup_alpha: lambda ~ Beta(alpha, alpha) of MixUp; 0 switches MixUp off.
         cutmix_alpha: the same for CutMix.
-        prob: share of samples that are mixed at all.
+        prob: share of batches (or samples) that are mixed at all.
         switch_prob: share of CutMix where both are on.
     """
 
+    per: Literal["batch", "sample"] = "batch"
     mixup_alpha: float = Field(1.0, ge=0, le=1000)
     cutmix_alpha: float = Field(1.0, ge=0, le=1000)
     prob: float = Field(1.0, ge=0, le=1)

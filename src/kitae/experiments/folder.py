@@ -67,8 +67,8 @@ def check_numerics(folder: Path, written: Mapping[str, Any]) -> None:
     """
     if written.get("numerics", 1) != NUMERICS:
         raise TrainingError(
-            f"{folder}: was started by a version of Kitae that trains the same recipe otherwise, so its runs and new ones "
-            "cannot be compared; choose another --out, or --overwrite"
+            f"{folder}: was started by a version of Kitae that trains the same recipe otherwise, so its runs and new "
+            "ones cannot be compared; choose another --out, or --overwrite"
         )
 
 

@@ -72,6 +72,7 @@ COUNTER = 36  # address of the shared counter
 RUN_AT = 39  # address of `run`
 SCRATCH_BYTES = 40  # that a thread needs
 SAME_EPOCH = 41  # of all samples, where EPOCH is 0
+MIX_SHARED, MIX_STEP = 42, 43  # 1: one mixing for the whole batch, keyed by this instead of the index
 QUANTILES = 37  # address of the table of normal quantiles
 STREAMING = 38  # 1: write results past the caches
 NEXT = 56  # the counter itself, on a cache line of its own
@@ -117,8 +118,14 @@ def plan_one(context: Any, key: Any, n: Any, codes: Any, args: Any) -> None:
 
 
 def plan_pair(context: Any, key: Any, n: Any, out: Any) -> None:
-    """Mixing of sample n."""
-    set_key(context, key, n)
+    """Mixing of sample n, or of its batch."""
+    if context[MIX_SHARED] != 0:
+        set_key(context, key, 0)
+        step = np.uint64(context[MIX_STEP])
+        key[0] = step & np.uint64(0xFFFFFFFF)
+        key[1] = step >> np.uint64(32)
+    else:
+        set_key(context, key, n)
     key[3] = as_u64(context[KEYS])[context[OPS]]
     plan_mix(key, as_f64(context[MIXING]), out, context[LAST_HEIGHT], context[LAST_WIDTH])
 

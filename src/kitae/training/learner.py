@@ -1,0 +1,176 @@
+"""One training step: forward, loss, backward, and at the end of an update the optimizer, the average and the scaler."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from kitae import keyed
+from kitae.training import distributed
+from kitae.training.batches import EpochShape
+from kitae.training.checkpoint import Progress
+from kitae.training.distributed import World
+from kitae.training.losses import distillation_loss, soft_cross_entropy, target_accuracy
+from kitae.training.optim import AveragedWeights, build_optimizer, set_learning_rate
+from kitae.training.precision import Precision, autocast, float_depthwise
+from kitae.training.schedule import rate_factor
+from kitae.training.spec import TrainSpec
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """Learn from another model as well: loss = (1 - weight) * loss + weight * distillation (Hinton et al. 2015)."""
+
+    model: nn.Module
+    weight: float = 0.5
+    temperature: float = 4.0
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a step gives: mean loss of the batch, target mass on the predicted classes (a sum), and whether it counted.
+
+    A step that was not finite is skipped, and leaves no trace in weights, averages or BatchNorm's statistics.
+    """
+
+    loss: Tensor
+    correct: Tensor
+    healthy: bool
+
+
+class Learner:
+    """A network in training: the network and all that a step changes with it. Steps are made inside `with learner:`.
+
+    Attributes:
+        model: the network whose parameters are trained.
+        average: its averaged weights, or None.
+        judged: whose weights are validated, kept and exported: the average where there is one.
+        optimizer, scaler: of torch; the scaler is idle except in fp16.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        spec: TrainSpec,
+        shape: EpochShape,
+        world: World,
+        precision: Precision,
+        *,
+        layers: Sequence[Sequence[str]] = (),
+        class_weights: NDArray[np.float32] | None = None,
+        teacher: Teacher | None = None,
+        after_step: Callable[[nn.Module], None] | None = None,
+    ) -> None:
+        self.model, self.spec, self.shape, self.world, self.precision = model, spec, shape, world, precision
+        self.optimizer = build_optimizer(model, spec.optimizer, layers)
+        self.average = AveragedWeights(model, spec.ema) if spec.ema is not None else None
+        self.judged = self.average.model if self.average else model
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=precision == "fp16")
+        self._weight = None if class_weights is None else torch.from_numpy(class_weights).to(world.device)
+        self._teacher, self._after_step = teacher, after_step
+        self._forward: Callable[[Tensor], Tensor] = model
+        self._parallel: nn.parallel.DistributedDataParallel | None = None
+
+    def __enter__(self) -> Learner:
+        """Set up DDP, torch.compile and the precision, once the weights are those to train from."""
+        device = self.world.device
+        self._hooks = float_depthwise(self.model, self.precision, device)
+        if self.world.size > 1:
+            ids = [device.index] if device.type == "cuda" else None
+            self._forward = self._parallel = nn.parallel.DistributedDataParallel(self.model, device_ids=ids)
+        if self.spec.compile:
+            self._forward = torch.compile(self._forward)
+        self._buffers = [buffer for buffer in self.model.buffers() if buffer.is_floating_point()]
+        self._buffers_before = [buffer.clone() for buffer in self._buffers]
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def step(self, images: Tensor, targets: Tensor, at: Progress) -> Step:
+        """Learn from this process's part of a batch, number `at.step` of epoch `at.epoch`.
+
+        At the end of an update `at.updates` goes up; nothing else of `at` changes.
+
+        Args:
+            images: float [b, C, H, W]; targets: float32 [b, K]; both on the device.
+        """
+        if self._buffers:  # kept aside: a skipped step must leave no trace in BatchNorm's statistics
+            torch._foreach_copy_(self._buffers_before, self._buffers)
+        last = (at.step + 1) % self.shape.accumulate == 0
+        number = at.epoch * self.shape.steps + at.step
+        seed = keyed.derive_seed(self.spec.seed, self.world.rank, number, keyed.SLOT_STEP)
+        with _torch_seeded(seed, self.world.device), self._synced(last):
+            with autocast(self.precision, self.world.device):
+                logits = self._forward(images)
+                loss = self._loss(images, logits, targets)
+            self.scaler.scale(loss / self.shape.accumulate).backward()  # type: ignore[no-untyped-call]
+        healthy = bool(torch.isfinite(loss.detach()))
+        if last:
+            healthy = self._update(healthy, at)
+        elif distributed.any_true(not healthy, self.world):
+            healthy = False
+            self.optimizer.zero_grad(set_to_none=True)
+        if not healthy and self._buffers:
+            torch._foreach_copy_(self._buffers, self._buffers_before)
+        correct = target_accuracy(logits.detach(), targets).double().sum()
+        return Step(loss.detach(), correct, healthy)
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the last update, before any scale of a layer."""
+        group = self.optimizer.param_groups[-1]
+        return float(group["lr"] / group["scale"])
+
+    def _loss(self, images: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
+        loss = soft_cross_entropy(logits, targets, smoothing=self.spec.label_smoothing, weight=self._weight)
+        if self._teacher is None:
+            return loss
+        with torch.no_grad():
+            taught = self._teacher.model(images)
+        lesson = distillation_loss(logits, taught, self._teacher.temperature)
+        return (1 - self._teacher.weight) * loss + self._teacher.weight * lesson
+
+    def _update(self, healthy: bool, at: Progress) -> bool:
+        """The optimizer's step, unless a loss or gradient of any process is not finite."""
+        spec = self.spec
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        # fp16's scaler looks at gradients itself, and overflows are normal while it seeks its scale.
+        if self.precision != "fp16" or self.scaler.get_scale() < 1:
+            healthy = healthy and bool(torch.isfinite(norm))
+        healthy = not distributed.any_true(not healthy, self.world)
+        if healthy:
+            if spec.clip_norm is not None:
+                nn.utils.clip_grads_with_norm_(self.model.parameters(), spec.clip_norm, norm)
+            factor = rate_factor(at.updates, spec=spec.schedule, steps_per_epoch=self.shape.updates, epochs=spec.epochs)
+            set_learning_rate(self.optimizer, spec.optimizer.lr * factor)
+            self.scaler.step(self.optimizer)
+            if self._after_step is not None:
+                self._after_step(self.model)
+            if self.average is not None:
+                self.average.update(self.model, at.updates)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        at.updates += 1
+        return healthy
+
+    def _synced(self, last: bool) -> contextlib.AbstractContextManager[Any]:
+        """Processes exchange gradients once an update, at its last batch."""
+        return contextlib.nullcontext() if last or self._parallel is None else self._parallel.no_sync()
+
+
+@contextlib.contextmanager
+def _torch_seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """torch's generator at this seed, and as it was afterwards."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield

@@ -1,0 +1,57 @@
+"""What a training step costs, measured with the loop's own step."""
+
+from __future__ import annotations
+
+import copy
+import time
+
+from torch import Tensor, nn
+
+from kitae.errors import TrainingError
+from kitae.training.batches import EpochShape
+from kitae.training.checkpoint import Progress
+from kitae.training.distributed import World
+from kitae.training.learner import Learner
+from kitae.training.precision import Precision, candidates, is_out_of_memory
+from kitae.training.spec import TrainSpec
+
+
+def step_seconds(
+    model: nn.Module, spec: TrainSpec, images: Tensor, targets: Tensor, world: World, *,
+    precisions: tuple[Precision, ...] | None = None, steps: int = 3,
+) -> dict[Precision, float]:  # fmt: skip
+    """Median seconds of a training step in each precision that stays finite, on copies of the model.
+
+    The precisions take turns, so that a busy moment of the machine hits all of them. The first step of each builds what
+    the later ones use, and does not count. A precision for which memory does not suffice is left out.
+
+    Args:
+        images: float32 [N, C, H, W]; targets: float32 [N, K]; both on the device.
+        precisions: those to try; None is all that the device can train in.
+
+    Raises:
+        TrainingError: memory suffices for none.
+    """
+    shape = EpochShape(len(images), 1, steps + 1)
+    left = dict.fromkeys(precisions or candidates(world.device))
+    times: dict[Precision, list[float]] = {name: [] for name in left}
+    learners = {name: Learner(copy.deepcopy(model).train(), spec, shape, world, name) for name in left}
+    for step in range(steps + 1):
+        for name in tuple(left):
+            try:
+                with learners[name] as learner:
+                    start = time.perf_counter()
+                    healthy = learner.step(images, targets, Progress(step=step)).healthy  # waits for a GPU too
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                healthy = False
+                if len(left) == 1 and not any(times.values()):
+                    raise TrainingError(
+                        f"out of memory at train.batch_size {len(images)} in {name}: use a smaller one"
+                    ) from error
+            if not healthy and name != "fp16":  # fp16 overflows while it seeks its scale
+                del left[name], learners[name]
+            elif step:
+                times[name].append(time.perf_counter() - start)
+    return {name: sorted(taken)[len(taken) // 2] for name, taken in times.items() if taken and name in left}
