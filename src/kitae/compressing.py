@@ -445,8 +445,8 @@ def _tools(
     def recover(model: nn.Module, *, epochs: int, **options: Any) -> nn.Module:
         return setup.recover(model, epochs=epochs, watcher=_Epochs(say, epochs), **options)
 
-    def scratch(model: nn.Module, more: int, teacher: nn.Module | None) -> nn.Module:
-        longer = training.model_copy(update={"epochs": training.epochs + more})
+    def scratch(model: nn.Module, more: int, teacher: nn.Module | None, seed: int) -> nn.Module:
+        longer = training.model_copy(update={"epochs": training.epochs + more, "seed": seed})
         layout = torch.channels_last if training.channels_last else torch.contiguous_format
         model = model.to(device=world.device, memory_format=layout)  # type: ignore[call-overload]
         guide = None if teacher is None else Teacher(teacher)
@@ -496,6 +496,7 @@ def _write(
         "within_budget": outcome.within_budget,
         "why_not": outcome.why_not,
         "stopped": outcome.stopped,
+        "sure": outcome.sure,
         "left_out": [{"name": name, "why": why} for name, why in outcome.left_out],
         "baseline": rows[0],
         "winner": winner,

@@ -32,6 +32,7 @@ SLOT_MIX = 8  # 8 to 15: the switch, lambda and box of MixUp and CutMix
 SLOT_BOOTSTRAP = 16  # resampling in evaluation
 SLOT_MODEL = 24  # the seed of torch's generator for initial weights
 SLOT_STEP = 25  # the seed of torch's generator at each step
+SLOT_TUNING = 26  # the seed of a fine-tuning in a study
 SLOT_OPS = 64  # ops of an augmentation pipeline: from here up, see `op_slot`
 SLOTS_PER_OP = 64
 

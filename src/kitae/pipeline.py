@@ -367,13 +367,14 @@ class Setup:
         return fit(model, spec, source, world, "fp32" if spec.precision == "auto" else spec.precision, **options)
 
     def recover(
-        self, model: nn.Module, *, epochs: int, rate: float = 0.1,
+        self, model: nn.Module, *, epochs: int, seed: int, rate: float = 0.1,
         after_step: Callable[[nn.Module], None] | None = None, teacher: nn.Module | None = None,
         keep: Keep = "best", watcher: Watcher | None = None,
     ) -> nn.Module:  # fmt: skip
         """Fine-tune a compressed model through the same loop, down a cosine, without warm-up, averaging or stopping.
 
         Args:
+            seed: keys order, augmentation and dropout: another one than the training's, whose epochs it would repeat.
             rate: it begins with this share of the recipe's learning rate.
             after_step: holds pruning masks. `teacher`: the unpruned model to learn from as well.
             keep: the best epoch's weights, or the last one's where the network changed on the way, or the start's where
@@ -386,6 +387,7 @@ class Setup:
         tuned = spec.model_copy(
             update={
                 "epochs": epochs,
+                "seed": seed,
                 "early_stopping": None,
                 "ema": None,
                 "optimizer": spec.optimizer.model_copy(update=optimizer),

@@ -132,14 +132,24 @@ def tools(train: Data, selection: Data) -> Tools:
         describe=lambda model: {"parameters": count_parameters(model), "macs": count_macs(model, 3, SHAPE[1])},
         steps_per_epoch=12,
         fingerprint="tiny",
-        scratch=lambda model, more, teacher: fit(model, train, 2),
+        scratch=lambda model, more, teacher, seed: fit(model, train, 2),
     )
 
 
 def run(
     model: nn.Module, tools: Tools, train: Data, selection: Data, folder: Path, **fields: Any
 ) -> tuple[Outcome, CompressSpec]:
-    spec = CompressSpec(**{"ratios": (0.25, 0.5), "finetune_epochs": 1, "sensitivity": False, "round_to": 1, **fields})
+    spec = CompressSpec(
+        **{
+            "ratios": (0.25, 0.5),
+            "finetune_epochs": 1,
+            "sensitivity": False,
+            "round_to": 1,
+            "sure": False,
+            "controls": (),
+            **fields,
+        }
+    )
     outcome = search(
         model,
         spec,

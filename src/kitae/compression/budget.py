@@ -47,6 +47,7 @@ class Recover(Protocol):
         *,
         epochs: int,
         rate: float,
+        seed: int,
         after_step: Callable[[nn.Module], None] | None = None,
         teacher: nn.Module | None = None,
         keep: Literal["best", "last", "best or start"] = "best",
@@ -116,7 +117,8 @@ class Tools:
     """What the other rooms lend to the search.
 
     Attributes:
-        recover: fine-tunes through the training loop; `rate` is the share of the recipe's learning rate it begins with.
+        recover: fine-tunes through the training loop; `rate` is the share of the recipe's learning rate it begins with,
+            `seed` keys its order, augmentation and dropout, and differs from stage to stage.
         fresh: builds the unpruned network with initial weights.
         batches: normalised *training* images [n, C, H, W] and labels, on the model's device, without augmentation.
         to_graph: exports a network in float32; `calibrate=False` for one that is only timed.
@@ -127,8 +129,8 @@ class Tools:
         interval: (right, count) -> interval of a proportion.
         measure: ({name: call}, reference) -> {control: {ratio, ...}, candidates: {name: {seconds, ratio, ...}}}.
         describe: a network's `parameters` and `macs`.
-        scratch: (network, more, teacher) trains from initial weights as the run's recipe says, `more` epochs longer,
-            learning from a teacher as well where there is one; for the controls.
+        scratch: (network, more, teacher, seed) trains from initial weights as the run's recipe says, `more` epochs
+            longer, learning from a teacher as well where there is one; for the controls.
         small: untrained networks by their names, the fastest first; for the control of that name.
         steps_per_epoch: optimizer steps (not batches, where gradients are accumulated).
         fingerprint: identifies the original weights and data; part of the keys of `stages`.
@@ -147,7 +149,7 @@ class Tools:
     describe: Callable[[nn.Module], Mapping[str, int]]
     steps_per_epoch: int
     fingerprint: str = ""
-    scratch: Callable[[nn.Module, int, nn.Module | None], nn.Module] | None = None
+    scratch: Callable[[nn.Module, int, nn.Module | None, int], nn.Module] | None = None
     small: Mapping[str, Callable[[], nn.Module]] | None = None
     stages: Stages | None = None
     say: Callable[[str], None] = lambda line: None
@@ -192,6 +194,7 @@ class Outcome:
         model: the winner's network, in PyTorch (for `int8-qat` with the weights learnt there).
         filters: first convolution of the original [O, C, h, w], and what of it the winner kept (bool).
         stopped: why larger ratios were not tried; empty if all were.
+        sure: whether the upper end of each drop's interval was counted, see `CompressSpec.sure`.
         left_out: candidates that could not be had (a file that failed its verification), and why.
     """
 
@@ -206,6 +209,7 @@ class Outcome:
     model: nn.Module
     filters: tuple[NDArray[np.float32], NDArray[np.bool_]] | None
     stopped: str = ""
+    sure: bool = False
     left_out: tuple[tuple[str, str], ...] = ()
 
     @property
@@ -275,6 +279,12 @@ def search(
         raise CompressionError("controls: `scratch` and `small` need a way to train from scratch, and none was given")
     if "small" in spec.controls and not tools.small:
         raise CompressionError("controls: `small` needs small networks to choose from, and none were given")
+    if spec.sure and _least_shown(len(selection)) > spec.max_drop:
+        tools.say(
+            f"note: {len(selection)} validation images cannot show that a drop is within {spec.max_drop:g} points, so "
+            "the measured drop counts, which may be luck; more validation images (data.val_fraction) would help"
+        )
+        spec = spec.model_copy(update={"sure": False})
     folder.mkdir(parents=True, exist_ok=True)
     bench = _Bench(spec, tools, input_shape, calibration, selection, folder)
     tools.say("exporting the original")
@@ -310,9 +320,9 @@ def search(
             break
     candidates, latency = _timed(candidates, spec, tools, bench.shown)
     winner, why_not = _choose(candidates, spec)
-    if spec.controls and winner.ratio == 0:
+    if spec.controls and winner.ratio == 0 and spec.prune != "none":
         tools.say("the controls are skipped: they are of the winner's ratio, and the winner is not pruned")
-    elif spec.controls:
+    elif spec.controls and winner.ratio > 0:
         controls = _controls(winner, reached, spec, tools, bench)
         candidates += _timed([candidates[0], *controls], spec, tools, bench.shown)[0][1:]
     stage = next(stage for stage in reached if stage.ratio == winner.ratio)
@@ -329,6 +339,7 @@ def search(
         filters=_filters(model, stage),
         stopped=stopped,
         left_out=tuple(bench.left_out),
+        sure=spec.sure,
     )
 
 
@@ -358,6 +369,11 @@ def judge(outcome: Outcome, test: Images, tools: Tools, spec: CompressSpec) -> d
         "count": len(labels),
         "within_budget": _within(drop["drop"], spec),
     }
+
+
+def _least_shown(count: int) -> float:
+    """The smallest upper end that the interval of a drop can have, in points: of a file that loses no image at all."""
+    return 100 * 1.96**2 / (count + 1.96**2)
 
 
 def _within(drop: float, spec: CompressSpec) -> bool:
@@ -443,7 +459,7 @@ class _Bench:
         self.tools.say(f"{_name(stage, precision, label)}: quantization-aware training, {self.spec.qat_epochs} epochs")
         spec = self.spec
         key = _key(spec, self.tools, [], of=stage.key, qat=[spec.qat_epochs, spec.qat_rate, spec.target])
-        aware = partial(_aware, stage, spec, self.tools, self.input_shape)
+        aware = partial(_aware, stage, spec, self.tools, self.input_shape, _seed(key))
         learnt = replace(stage, model=_once(self.tools, key, stage.model, aware), key=key)
         graph = self.tools.to_graph(learnt.model)
         # Its integers are compared with this graph, so the graph itself is first compared with the network.
@@ -552,12 +568,12 @@ def _prune(
         return _Stage(ratio, model.to(device).eval(), shape, key, masked_error=error)
     teacher = as_teacher(original.model) if spec.distill else None
     if spec.prune == "structured":
-        cut = _cut(original, before, ratio, spec, tools, input_shape, teacher)
+        cut = _cut(original, before, ratio, spec, tools, input_shape, teacher, _seed(key))
         if cut is None:
             return None
         stage = cut
     else:
-        stage = _mask(before, ratio, spec, tools, teacher)
+        stage = _mask(before, ratio, spec, tools, teacher, key)
     stage.model.eval()
     if tools.stages is not None:
         tools.stages.save(key, _on_cpu(stage.model), stage.shape, stage.masked_error)
@@ -580,7 +596,12 @@ def _on_cpu(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
 
 
-_STAGE_FORMAT = 5  # goes up when the same settings begin to give other networks
+_STAGE_FORMAT = 6  # goes up when the same settings begin to give other networks
+
+
+def _seed(key: str, part: str = "") -> int:
+    """The seed of a stage's training: no two stages, nor the run itself, see the same epochs of augmentation."""
+    return int(hashlib.sha256(f"{key} {part}".encode()).hexdigest()[:8], 16)
 
 
 def _key(spec: CompressSpec, tools: Tools, ratios: Sequence[float], **more: Any) -> str:
@@ -594,7 +615,7 @@ def _key(spec: CompressSpec, tools: Tools, ratios: Sequence[float], **more: Any)
 
 def _cut(
     original: _Stage, before: _Stage, ratio: float, spec: CompressSpec, tools: Tools,
-    input_shape: tuple[int, int, int], teacher: nn.Module | None,
+    input_shape: tuple[int, int, int], teacher: nn.Module | None, seed: int,
 ) -> _Stage | None:  # fmt: skip
     full, now = prune.prunable_layers(original.model), prune.prunable_layers(before.model)
     ratios: float | dict[str, float] = 1 - (1 - ratio) / (1 - before.ratio)
@@ -621,7 +642,9 @@ def _cut(
     prune.reestimate_batchnorm(result.model, tools.batches)
     tuned = result.model
     if spec.finetune_epochs:
-        tuned = tools.recover(result.model, epochs=spec.finetune_epochs, rate=spec.finetune_rate, teacher=teacher)
+        tuned = tools.recover(
+            result.model, epochs=spec.finetune_epochs, rate=spec.finetune_rate, seed=seed, teacher=teacher
+        )
     return _Stage(ratio, tuned, shape, masked_error=result.masked_error)
 
 
@@ -643,7 +666,9 @@ def _width(layer: nn.Module) -> int:
     return int(layer.out_channels if hasattr(layer, "out_channels") else layer.out_features)  # type: ignore[arg-type]
 
 
-def _mask(before: _Stage, ratio: float, spec: CompressSpec, tools: Tools, teacher: nn.Module | None) -> _Stage:
+def _mask(
+    before: _Stage, ratio: float, spec: CompressSpec, tools: Tools, teacher: nn.Module | None, key: str
+) -> _Stage:
     model = copy.deepcopy(before.model)
     epochs = spec.finetune_epochs
     if spec.gradual:
@@ -655,8 +680,9 @@ def _mask(before: _Stage, ratio: float, spec: CompressSpec, tools: Tools, teache
         )  # fmt: skip
         # The last epoch, not the best: the best is likely the first, before anything was pruned.
         model = tools.recover(
-            model, epochs=rising, rate=spec.finetune_rate, after_step=gradual, teacher=teacher, keep="last"
-        )
+            model, epochs=rising, rate=spec.finetune_rate, seed=_seed(key, "rising"), after_step=gradual,
+            teacher=teacher, keep="last",
+        )  # fmt: skip
         epochs -= rising
     shares = _by_layer(model, ratio, spec) if spec.scope == "layer" else ratio
     masks = prune.magnitude_masks(model, shares, scope=spec.scope, skip=spec.skip)
@@ -664,15 +690,16 @@ def _mask(before: _Stage, ratio: float, spec: CompressSpec, tools: Tools, teache
     prune.reestimate_batchnorm(model, tools.batches)
     if epochs:
         model = tools.recover(
-            model, epochs=epochs, rate=spec.finetune_rate, after_step=prune.enforce(masks), teacher=teacher
-        )
+            model, epochs=epochs, rate=spec.finetune_rate, seed=_seed(key), after_step=prune.enforce(masks),
+            teacher=teacher,
+        )  # fmt: skip
     zeros = sum(int((~mask).sum()) for mask in masks.values())
     if prune.count(model).zeros < zeros:
         raise CompressionError("fine-tuning revived pruned weights: its loop did not call after_step at every step")
     return _Stage(ratio, model, Shape())
 
 
-def _aware(stage: _Stage, spec: CompressSpec, tools: Tools, input_shape: tuple[int, int, int]) -> nn.Module:
+def _aware(stage: _Stage, spec: CompressSpec, tools: Tools, input_shape: tuple[int, int, int], seed: int) -> nn.Module:
     """The network after quantization-aware training; zeros of unstructured pruning stay zero."""
     simulated = Simulated(stage.model, input_shape, spec.target).observe(tools.batches)
     hold = None
@@ -690,7 +717,7 @@ def _aware(stage: _Stage, spec: CompressSpec, tools: Tools, input_shape: tuple[i
     try:
         # Before its first step it computes what the static file does: a training that only spoils it is thrown away.
         tuned = tools.recover(
-            simulated, epochs=spec.qat_epochs, rate=spec.qat_rate, after_step=hold, teacher=teacher,
+            simulated, epochs=spec.qat_epochs, rate=spec.qat_rate, seed=seed, after_step=hold, teacher=teacher,
             keep="best or start",
         )  # fmt: skip
     except TrainingInterruptedError:
@@ -715,7 +742,18 @@ def _controls(
 
     def from_scratch(net: nn.Module, key: str) -> nn.Module:
         assert tools.scratch is not None
-        return _once(tools, key, net.to(device), partial(tools.scratch, net, more, teacher)).eval()
+        return _once(tools, key, net.to(device), partial(tools.scratch, net, more, teacher, _seed(key))).eval()
+
+    def original() -> list[Candidate]:
+        tools.say(f"control: the original, trained for the winner's {more} further epochs")
+        key = _key(spec, tools, [], original=more)
+
+        def train() -> nn.Module:
+            model = copy.deepcopy(reached[0].model)
+            return tools.recover(model, epochs=more, rate=spec.finetune_rate, seed=_seed(key), teacher=teacher)
+
+        longer = _once(tools, key, reached[0].model, train) if more else reached[0].model
+        return bench.candidates(_Stage(0.0, longer, Shape(), key), only=only, label="trained on, ")
 
     def random() -> list[Candidate]:
         tools.say(f"control: random pruning, {_percent(winner.ratio)}")
@@ -741,9 +779,10 @@ def _controls(
         return bench.candidates(other, only=only, label="small net, ")
 
     found = []
-    for name, measured in (("random", random), ("scratch", scratch), ("small", small)):
-        if name not in spec.controls:
-            continue
+    kinds = {"original": original, "random": random, "scratch": scratch, "small": small}
+    # A gain of a pruned network may be one of its further epochs: the original with as many is always looked at.
+    for name in dict.fromkeys(("original", *spec.controls)):
+        measured = kinds[name]
         try:
             found += measured()
         except TrainingInterruptedError:
@@ -846,7 +885,7 @@ def _choose(candidates: Sequence[Candidate], spec: CompressSpec) -> tuple[Candid
         equal = [candidate for candidate in within if candidate.row[size] <= _EQUAL * smallest]
         fastest = min(candidate.row["latency_ms"] for candidate in equal)
         fast = [candidate for candidate in equal if candidate.row["latency_ms"] <= _AS_FAST * fastest]
-        return min(fast, key=lambda candidate: (candidate.row["drop"], candidate.row["loss"])), ""
+        return min(fast, key=lambda c: (c.row["drop"], c.row["loss"], c.row[size])), ""
     closest = min(free, key=lambda candidate: sum(share for share, _ in excess(candidate)))
     return closest, " and ".join(words for _, words in excess(closest))
 

@@ -48,7 +48,8 @@ def predict_logits(
     """Logits of the images at `rows`, each exactly once and in their order.
 
     The model runs in float32, in eval mode without gradients, and every module gets its mode back afterwards. It must
-    already be on `device`. Pixels become (pixel / 255 - mean) / std in the model's own dtype. No random number is drawn.
+    already be on `device`. Pixels become (pixel / 255 - mean) / std in the model's own dtype. No random number is
+    drawn.
 
     Args:
         gather: fetches a batch.

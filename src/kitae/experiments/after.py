@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, TypeAdapter, ValidationError
 
+from kitae import keyed
 from kitae.errors import RecipeError
 from kitae.run import Run
 
@@ -160,7 +161,9 @@ def prune(
     if ratio:
         pruning.reestimate_batchnorm(model, batches)
     if epochs:
-        model = setup.recover(model, epochs=epochs, after_step=hold)
+        # The same for every ratio, so that they differ in nothing else, and another one than the training's.
+        seed = keyed.derive_seed(run.recipe.train.seed, 0, 0, keyed.SLOT_TUNING) & 0xFFFFFFFF
+        model = setup.recover(model, epochs=epochs, seed=seed, after_step=hold)
     counts = pruning.count(model)
     model = model.cpu()
 
@@ -186,7 +189,6 @@ def robustness(run: Run, folder: Path, *, images: Annotated[int, Field(ge=1)] = 
     Returns:
         mean_accuracy, KIND_accuracy (viewpoint, light, noise, occlusion) and NAME_accuracy of each corruption.
     """
-    from kitae import keyed
     from kitae.evaluation.robustness import accuracy_under
     from kitae.pipeline import Setup
 
