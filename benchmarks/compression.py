@@ -17,8 +17,8 @@ from typing import Any
 
 import common
 
-from kitae.compressing import CompressionResult
 from kitae.files import write_json
+from kitae.pipelines.compress import CompressionResult
 from kitae.reporting.figures import draw_compression
 
 RESULTS = common.RESULTS / "compression"

@@ -60,7 +60,7 @@ class Contestant:
 def network(options: argparse.Namespace) -> tuple[nn.Module, Card, str]:
     """The network, what its files say, and what it is."""
     if options.run is not None:
-        from kitae.compressing import card
+        from kitae.pipelines.compress import card
         from kitae.run import Run
 
         run = Run.open(options.run)
@@ -85,7 +85,7 @@ def samples(about: Card, run: Path | None, count: int = 256) -> tuple[np.ndarray
         both, source = common.images(about.rules.image_size, 2 * count)
         both = np.ascontiguousarray(both[:, : about.rules.channels])
         return both[:count], both[count:], f"{source}; the second half to calibrate with"
-    from kitae.pipeline import Setup
+    from kitae.pipelines.setup import Setup
     from kitae.run import Run
 
     setup = Setup.of(Run.open(run))

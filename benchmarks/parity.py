@@ -25,7 +25,7 @@ from torchvision.transforms import v2
 
 from kitae import keyed
 from kitae.files import write_json
-from kitae.pipeline import Setup, begin
+from kitae.pipelines.setup import Setup, begin
 from kitae.recipe import Recipe
 from kitae.run import Run, machine
 from kitae.training.fit import Source, fit

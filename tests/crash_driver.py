@@ -18,7 +18,7 @@ import torch
 
 from kitae import files
 from kitae.evaluation import evaluate
-from kitae.pipeline import train
+from kitae.pipelines.train import train
 from kitae.recipe import Recipe
 from kitae.training import checkpoint, losses
 

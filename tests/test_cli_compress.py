@@ -20,7 +20,7 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 from kitae import cli, console, runtime
-from kitae.pipeline import train
+from kitae.pipelines.train import train
 from kitae.recipe import Recipe
 from kitae.run import Run
 from kitae.runtime import Model

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from kitae import augment as augment
     from kitae import keyed as keyed
     from kitae import runtime as runtime
-    from kitae.compressing import compress as compress
-    from kitae.compressing import export as export
     from kitae.errors import KitaeError as KitaeError
     from kitae.experiments.run import study as study
-    from kitae.pipeline import train as train
+    from kitae.pipelines.compress import compress as compress
+    from kitae.pipelines.compress import export as export
+    from kitae.pipelines.train import train as train
     from kitae.recipe import Recipe as Recipe
     from kitae.run import Run as Run
 
@@ -32,12 +32,12 @@ _PUBLIC: dict[str, tuple[str, str | None]] = {
     "Recipe": ("kitae.recipe", "Recipe"),
     "Run": ("kitae.run", "Run"),
     "augment": ("kitae.augment", None),
-    "compress": ("kitae.compressing", "compress"),
-    "export": ("kitae.compressing", "export"),
+    "compress": ("kitae.pipelines.compress", "compress"),
+    "export": ("kitae.pipelines.compress", "export"),
     "keyed": ("kitae.keyed", None),
     "runtime": ("kitae.runtime", None),
     "study": ("kitae.experiments.run", "study"),
-    "train": ("kitae.pipeline", "train"),
+    "train": ("kitae.pipelines.train", "train"),
 }
 
 __all__ = ["__version__", *_PUBLIC]

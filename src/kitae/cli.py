@@ -133,7 +133,7 @@ def train(
         if dry_run:
             _print_plan(asked, progress)
             return
-        from kitae.pipeline import train as run_training
+        from kitae.pipelines.train import train as run_training
 
         with console.TrainingView(asked.train.epochs) as view:
             run = run_training(asked, out=out, resume=resume, overwrite=overwrite, watcher=view, progress=progress)
@@ -145,9 +145,9 @@ def train(
 
 
 def _print_plan(recipe: Any, progress: Any) -> None:
-    from kitae.pipeline import plan
+    from kitae.pipelines.estimate import estimate
 
-    facts = plan(recipe, progress)
+    facts = estimate(recipe, progress)
     console.say(facts["recipe"].to_yaml())
     channels, height, width = facts["image"]
     whole, epoch = console.duration(facts["seconds"]), console.duration(facts["seconds_per_epoch"])
@@ -383,8 +383,8 @@ def compress(
     overwrite
         Replace the compression in --out; fine-tuned stages that still fit are used again.
     """
-    from kitae.compressing import CompressionResult, resolve_spec
-    from kitae.compressing import compress as run_compression
+    from kitae.pipelines.compress import CompressionResult, resolve_spec
+    from kitae.pipelines.compress import compress as run_compression
     from kitae.recipe import override
 
     given = {
@@ -456,7 +456,7 @@ def export(run: Path, *, out: Path | None = None) -> None:
     out
         The file; default RUN.onnx.
     """
-    from kitae.compressing import export as run_export
+    from kitae.pipelines.compress import export as run_export
 
     written = run_export(run, out)
     console.say(f"{written.path}: {console.size(written.path.stat().st_size)}, verified against PyTorch")
@@ -728,7 +728,7 @@ def bench(recipe: str = "fashion-mini", *, set_: Sets = None) -> None:
     recipe
         A shipped recipe's name or a .yaml file.
     """
-    from kitae.benching import bench as run_bench
+    from kitae.pipelines.bench import bench as run_bench
     from kitae.recipe import Recipe
 
     with console.counting("decoding images") as progress:

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kitae.compressing import compress
-from kitae.pipeline import train
+from kitae.pipelines.compress import compress
+from kitae.pipelines.train import train
 from kitae.recipe import Recipe
 from kitae.runtime import Model
 

@@ -20,7 +20,8 @@ from kitae.experiments import after
 from kitae.experiments.plan import make_plan
 from kitae.experiments.run import StudyResult, study
 from kitae.experiments.spec import StudySpec
-from kitae.pipeline import Setup, train
+from kitae.pipelines.setup import Setup
+from kitae.pipelines.train import train
 from kitae.recipe import Recipe
 from kitae.training.distributed import World
 

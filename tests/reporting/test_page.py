@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from kitae.compressing import compress
 from kitae.errors import KitaeError
-from kitae.pipeline import train
+from kitae.pipelines.compress import compress
+from kitae.pipelines.train import train
 from kitae.recipe import Recipe
 from kitae.reporting import page as p
 from kitae.reporting.figures import draw_stochastic_depth

@@ -48,8 +48,9 @@ class CompressSpec(Spec):
         abandon: stop trying larger ratios once one is hopeless (its drop is past twice the budget and a point).
         controls: what else could be had for the winner's time, measured beside it: `random` pruning, the pruned shape
             trained from `scratch`, and a `small` net of the same latency trained from scratch, both for as many epochs
-            as the winner had in all, with the same teacher. The `original` with the winner's further epochs and the same
-            teacher is always one of them, so that a gain by training is not taken for one by pruning; none: [].
+            as the winner had in all, with the same teacher. The `original`, trained for the winner's further epochs
+            with the same teacher, is always among them: a gain by training must not look like one by pruning. An empty
+            list measures no control.
         sensitivity: also quantize each layer alone, and list the layers by the harm.
         threads: of latency measurements; null leaves ONNX Runtime's own choice.
         seed: of random pruning.

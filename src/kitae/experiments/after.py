@@ -143,7 +143,7 @@ def prune(
         compressed_bytes.
     """
     from kitae.compression import prune as pruning
-    from kitae.pipeline import Setup
+    from kitae.pipelines.setup import Setup
     from kitae.training.distributed import join
 
     setup = Setup.of(run)
@@ -190,7 +190,7 @@ def robustness(run: Run, folder: Path, *, images: Annotated[int, Field(ge=1)] = 
         mean_accuracy, KIND_accuracy (viewpoint, light, noise, occlusion) and NAME_accuracy of each corruption.
     """
     from kitae.evaluation.robustness import accuracy_under
-    from kitae.pipeline import Setup
+    from kitae.pipelines.setup import Setup
 
     setup = Setup.of(run)
     rows = setup.splits.open_test(lambda: run.count_test_opening("study, robustness"))

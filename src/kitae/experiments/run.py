@@ -47,9 +47,9 @@ from kitae.experiments.worker import function, read_outcome
 from kitae.files import write_atomically, write_json
 
 FORMAT = 1
-TRAIN = "kitae.pipeline:train"
-TRAIN_WITHOUT_TEST = "kitae.pipeline:train_without_test"
-MEASURE = "kitae.pipeline:plan"
+TRAIN = "kitae.pipelines.train:train"
+TRAIN_WITHOUT_TEST = "kitae.pipelines.train:train_without_test"
+MEASURE = "kitae.pipelines.estimate:estimate"
 _CURVES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "train_clean_accuracy")
 _WRITTEN = ("study.yaml", "runs", "runs.parquet", "effects.parquet", "effects.json", "figures", "report.html")
 
@@ -65,7 +65,7 @@ def plan_study(
     Args:
         spec: a study, a file, or the name of a shipped one; `overrides` and `tiny` as in `StudySpec.load`.
         workers, threads: as in `study`.
-        measure: a function that times a few steps (see `kitae.pipeline.plan`); None for no estimate of time.
+        measure: a function that times a few steps (see `kitae.pipelines.estimate`); None for no estimate of time.
     """
     return make_plan(
         _spec(spec, overrides, tiny), workers=workers, threads=threads_each(threads, workers),
@@ -100,8 +100,8 @@ def study(
         overwrite: replace the study in `out`, once the new one is planned.
         figures: draw them at the end.
         report: gets the plan, and a line for each run as it ends.
-        train: the function that trains, as module:function. None is `kitae.pipeline.train`, or where the study asks
-            for no number of test, the one that never opens it.
+        train: the function that trains, as module:function. None is `kitae.pipelines.train.train`, or the one that
+            never opens test where the study asks for no number of test.
         measure: as in `plan_study`; needed once where a recipe says `precision: auto`.
 
     Raises:

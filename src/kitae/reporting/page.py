@@ -578,9 +578,9 @@ _CLOSEST = {"pareto": (_COMPRESSION_PICTURES["pareto"][0], "On validation. Nothi
 def compression_page(folder: Path) -> Page:
     """The page of a compression folder: what was won and lost, every candidate, and how it was measured.
 
-    compression.json is read as `kitae.compressing` writes it. What a later version adds to it is shown under its own
-    name; a file without the parts that every compression has is refused, for a page without numbers would look like
-    a result.
+    compression.json is read as `kitae.pipelines.compress` writes it. What a later version adds to it is shown under
+    its own name; a file without the parts that every compression has is refused, for a page without numbers would
+    look like a result.
 
     Raises:
         KitaeError: the file is damaged, or was not written by `kitae compress`.

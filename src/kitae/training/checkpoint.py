@@ -160,7 +160,9 @@ def load_checkpoint(
         if metadata[name] != now:
             warnings.append(f"{name} was {metadata[name]}, is {now}: the result may differ in the last bits")
     progress = Progress(**metadata["progress"])
-    progress.best = None if progress.best is None else tuple(progress.best)  # a list in JSON
+    if progress.best is not None:  # a list in JSON
+        score, loss = progress.best
+        progress.best = (score, loss)
     return progress, warnings
 
 

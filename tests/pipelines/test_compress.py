@@ -17,12 +17,13 @@ import pytest
 import torch
 
 from kitae import cli, compressing
-from kitae.compressing import CompressionResult, compress, export
 from kitae.compression.prune import Shape, count
 from kitae.compression.spec import CompressSpec
 from kitae.errors import BudgetError, CompressionError, RecipeError, TrainingError, TrainingInterruptedError
 from kitae.evaluation.calibration import fit_temperature
-from kitae.pipeline import Setup, train
+from kitae.pipelines.compress import CompressionResult, compress, export
+from kitae.pipelines.setup import Setup
+from kitae.pipelines.train import train
 from kitae.recipe import Recipe
 from kitae.run import Run
 from kitae.runtime import Model

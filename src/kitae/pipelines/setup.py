@@ -1,17 +1,11 @@
-"""train(recipe): the stages wired in order.
-
-Stages never import each other; what one needs of another is handed over here.
-"""
+"""A recipe's data, network, augmentation and validation, as the loop takes them."""
 
 from __future__ import annotations
 
 import copy
-import os
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -24,25 +18,22 @@ from kitae.augment import Augment
 from kitae.data.loader import ImageSet
 from kitae.data.splits import Splits
 from kitae.data.store import Store
-from kitae.errors import RecipeError, TrainingError, TrainingInterruptedError, require
-from kitae.evaluation.calibration import fit_temperature
-from kitae.evaluation.evaluate import evaluate, label_scores, mistakes, predict_logits, predictions_table
+from kitae.errors import RecipeError, TrainingError
+from kitae.evaluation.evaluate import label_scores, predict_logits
 from kitae.models.build import build, count_macs, count_parameters, layer_groups, normalization
 from kitae.modes import evaluating
 from kitae.recipe import Recipe
-from kitae.run import Run, default_folder
+from kitae.run import Run
 from kitae.training import distributed, precision
 from kitae.training.allocator import keep_freed_memory
 from kitae.training.batches import epoch_shape
 from kitae.training.distributed import World
-from kitae.training.fit import FitResult, Keep, Record, Source, Tuning, Watcher, fit
-from kitae.training.guards import memory_named
+from kitae.training.fit import FitResult, Keep, Source, Tuning, Watcher, fit
 from kitae.training.learner import Teacher
-from kitae.training.measure import step_seconds
-from kitae.training.optim import build_optimizer
 from kitae.training.spec import TrainSpec
 
 Progress = Callable[[int, int], None]
+"""(done, total), called while images are decoded."""
 
 _FEW_UPDATES = 8  # in an epoch
 _UNEVEN = 3  # where the largest class has more than so many times the images of the smallest, accuracy misleads
@@ -50,127 +41,12 @@ _CLEAN_IMAGES = 1000  # training images, without augmentation, for the train-val
 _STATISTICS_IMAGES, _STATISTICS_BATCH = 2048, 128  # of `clean_batches`
 
 
-def train(
-    recipe: Recipe,
-    out: str | Path | None = None,
-    *,
-    resume: bool = False,
-    overwrite: bool = False,
-    watcher: Watcher | None = None,
-    progress: Progress | None = None,
-    test: bool = True,
-) -> Run:
-    """Train, select and evaluate a classifier as a recipe says; everything lands in a run folder.
-
-    Args:
-        out: the run folder; None is runs/NAME, with a number where that exists and neither `resume` nor `overwrite`
-            means it.
-        resume: go on with the unfinished run in `out`; a finished one is returned as it is.
-        overwrite: replace the run in `out`.
-        watcher: shows progress of training. `progress(done, total)` shows the decoding of images.
-        test: False leaves test closed: evaluation.json has `val` and no `test`, and no opening is counted.
-
-    Raises:
-        KitaeError: anything the user can mend, in one line.
-    """
-    world = begin(recipe.train)
-    folder = default_folder(recipe, new=not (resume or overwrite)) if out is None else Path(out)
-    folder = distributed.from_main(folder, world)
-    run = _open_run(recipe, folder, resume, overwrite, world)
-    try:
-        if run.finished:
-            return run
-        setup = Setup.of(run, progress)
-        model = setup.initial_model(world)
-        for line in setup.notes(model):
-            if world.is_main and watcher is not None:
-                watcher.note(line)
-        if world.is_main:
-            if resume and watcher is not None:
-                for line in run.machine_changes(world.size):
-                    watcher.note(line)
-            run.write_environment(
-                {"store": setup.store.fingerprint, "processes": world.size, "device": str(world.device)}
-            )
-            run.write_facts(setup.facts(model))
-            run.resolve(_resolved(run.recipe, setup, world))
-        distributed.barrier(world)
-        run.recipe = Run.open(run.path).recipe
-        setup.fit(
-            model,
-            run.recipe.train,
-            world,
-            watcher=watcher,
-            record=Record(
-                run.checkpoint,
-                run.best,
-                recorder(run),
-                run.metrics(),
-                resume=resume,
-                fingerprint=run.recipe.fingerprint,
-            ),
-        )
-        if world.is_main and test:
-            finish(run, setup, model)
-        elif world.is_main:
-            run.write_evaluation(validated(run, setup, model))
-        distributed.barrier(world)
-        return run
-    except BaseException as error:
-        if world.is_main:
-            run.discard_unless_trained()
-        if isinstance(error, TrainingInterruptedError) and run.checkpoint.is_file():
-            raise TrainingInterruptedError(error.where, f"go on with: kitae train --resume {run.path}") from error
-        raise
-    finally:
-        run.close()
-
-
-def train_without_test(recipe: Recipe, out: Path, *, resume: bool) -> Run:
-    """`train` with test left closed, by a name that a unit of work can carry."""
-    return train(recipe, out, resume=resume, test=False)
-
-
-def finish(run: Run, setup: Setup, model: nn.Module) -> None:
-    """Calibrate on validation, open test once, and write down everything that is known about the best weights."""
-    from kitae.reporting.figures import draw_run
-
-    store, splits, classes = setup.store, setup.splits, setup.store.classes
-    chosen = validated(run, setup, model)
-    temperature = chosen["temperature"]
-    test = splits.open_test(lambda: run.count_test_opening("end of training"))
-    test_logits, test_labels = run.logits(setup.image_set(test), model)
-    run.write_predictions(
-        predictions_table([store.names[row] for row in test], test_labels, test_logits, classes, temperature)
-    )
-    results = {"test": evaluate(test_logits, test_labels, classes, temperature), **chosen}
-    run.write_evaluation(results)  # before the pictures: a disk that is full by then must not cost the result
-    worst = mistakes(test_logits, test_labels, 12, temperature)
-    draw_run(run, results, [(np.array(store.images[test[mistake.position]]), mistake) for mistake in worst])
-
-
-def validated(run: Run, setup: Setup, model: nn.Module) -> dict[str, Any]:
-    """What validation images say about the best weights, after calibration on them; the facts that predicting needs.
-
-    Returns:
-        `val`, `temperature`, `precision` (of this evaluation), `train_precision`, `tta`, `best_epoch`, as
-        evaluation.json has them.
-    """
-    images = setup.image_set(setup.splits.val)
-    logits, labels = run.logits(images, model, tta="none")
-    # Of single views: with test-time augmentation each view is divided by it before they are averaged.
-    temperature = fit_temperature(logits, labels) if run.recipe.evaluate.temperature else 1.0
-    run.write_facts({**setup.facts(model), "temperature": temperature})
-    if run.recipe.evaluate.tta != "none":
-        logits, labels = run.logits(images, model)
-    return {
-        "val": evaluate(logits, labels, setup.store.classes, temperature),
-        "temperature": temperature,
-        "precision": "fp32",
-        "train_precision": run.recipe.train.precision,
-        "tta": run.recipe.evaluate.tta,
-        "best_epoch": run.best_epoch(),
-    }
+def begin(spec: TrainSpec) -> World:
+    """Settings of the process, and its place among others."""
+    keep_freed_memory()
+    if spec.threads is not None:
+        torch.set_num_threads(spec.threads)
+    return distributed.join(spec.device)
 
 
 @dataclass(frozen=True)
@@ -400,99 +276,7 @@ class Setup:
         return model
 
 
-def plan(recipe: Recipe, progress: Progress | None = None, steps: int = 6) -> dict[str, Any]:
-    """What `train` would do, measured on a few steps that are thrown away; writes nothing but the decoded store.
-
-    Returns:
-        `recipe` (precision resolved), `parameters`, `macs`, `train`, `val`, `test` (images), `classes`,
-        `steps_per_epoch`, `seconds_per_epoch`, `seconds` (estimates), `notes` (what the recipe says without effect),
-        `load` (how many programs were running on this
-        machine before: threads that wait for a core make an estimate many times too long).
-    """
-    from kitae.data.splits import make_splits
-    from kitae.data.store import open_store
-
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    world = begin(recipe.train)
-    store = open_store(recipe.data, progress=progress)
-    setup = Setup(recipe, store, make_splits(store, recipe.data))
-    model = setup.initial_model(world)
-    facts, notes = setup.facts(model), setup.notes(model)
-    shape = epoch_shape(len(setup.images), recipe.train, world.size)
-    build_optimizer(model, recipe.train.optimizer)  # says what is wrong with its name
-    recipe = _resolved(recipe, setup, world)
-    images, spec = setup.images, recipe.train
-    augment = setup.augment(spec.seed)
-    index = images.order(spec.seed, 0)[: shape.batch_size]
-
-    def batch() -> tuple[torch.Tensor, torch.Tensor]:
-        pixels, labels = (torch.from_numpy(array) for array in images.gather(index))
-        inputs, targets = augment(pixels, labels, epoch=0, index=index)
-        return inputs.to(world.device), targets.to(world.device)
-
-    inputs, targets = batch()
-    begun = time.perf_counter()
-    batch()
-    seconds = time.perf_counter() - begun
-    chosen: precision.Precision = "fp32" if spec.precision == "auto" else spec.precision
-    with memory_named(spec):
-        taken = step_seconds(model, spec, inputs, targets, world, precisions=(chosen,), steps=steps)
-    epoch = (seconds + taken.get(chosen, float("nan"))) * shape.steps
-    return {
-        "recipe": recipe,
-        "parameters": facts["parameters"],
-        "macs": facts["macs"],
-        "train": len(images),
-        "val": len(setup.splits.val),
-        "test": setup.splits.test_count,
-        "classes": len(store.classes),
-        "image": (store.rules.channels, store.rules.image_size, store.rules.image_size),
-        "steps_per_epoch": shape.steps,
-        "seconds_per_epoch": epoch,
-        "seconds": epoch * spec.epochs,
-        "load": load,
-        "notes": notes,
-    }
-
-
-def recorder(run: Run) -> Callable[[Sequence[Mapping[str, Any]]], None]:
-    """Writes the lines of metrics after each epoch, for TensorBoard too where the recipe says so."""
-    if not run.recipe.train.tensorboard:
-        return run.write_metrics
-    require("tensorboard", "track")
-    from torch.utils.tensorboard import SummaryWriter
-
-    def record(rows: Sequence[Mapping[str, Any]]) -> None:
-        run.write_metrics(rows)
-        last = rows[-1]
-        # A resumed epoch replaces what was written of it before the run was stopped.
-        with SummaryWriter(str(run.tensorboard), purge_step=last["epoch"]) as board:
-            for name, value in last.items():
-                if name != "epoch" and value is not None:
-                    board.add_scalar(name, value, last["epoch"])
-
-    return record
-
-
-def begin(spec: TrainSpec) -> World:
-    """Settings of the process, and its place among others."""
-    keep_freed_memory()
-    if spec.threads is not None:
-        torch.set_num_threads(spec.threads)
-    return distributed.join(spec.device)
-
-
-def _open_run(recipe: Recipe, folder: Path, resume: bool, overwrite: bool, world: World) -> Run:
-    """Only the main process creates and locks the folder; the others read it once it is there."""
-    if world.is_main:
-        run = Run.create(folder, recipe, resume=resume, overwrite=overwrite)
-        distributed.barrier(world)
-        return run
-    distributed.barrier(world)
-    return Run.open(folder)
-
-
-def _resolved(recipe: Recipe, setup: Setup, world: World) -> Recipe:
+def resolved(recipe: Recipe, setup: Setup, world: World) -> Recipe:
     """The recipe with every `auto` of training decided, by rules that need no measurement: the same on every start."""
     spec = recipe.train
     decided: dict[str, Any] = {}

@@ -15,8 +15,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from kitae.compression import budget, prune
-from kitae.compression.budget import Images, Outcome, Tools, judge, search
+from kitae.compression import prune
 from kitae.compression.prune import Shape, prunable_layers
 from kitae.compression.qat import Simulated
 from kitae.compression.spec import CompressSpec
@@ -25,6 +24,8 @@ from kitae.deployment.verify import Parity, torch_reference, verify_float, verif
 from kitae.errors import CompressionError, ExportError, TrainingError, TrainingInterruptedError
 from kitae.evaluation import intervals
 from kitae.models.build import count_macs, count_parameters
+from kitae.pipelines import budget
+from kitae.pipelines.budget import Images, Outcome, Tools, judge, search
 from kitae.preprocess import PreprocessRules
 from kitae.runtime import Model
 from tests.compression.tiny_world import MEAN, SHAPE, STD, Data, TinyNet, fit

@@ -11,7 +11,7 @@ from kitae.data.splits import make_splits
 from kitae.data.store import open_store
 from kitae.errors import TrainingError
 from kitae.evaluation import latency
-from kitae.pipeline import Progress, Setup, begin
+from kitae.pipelines.setup import Progress, Setup, begin
 from kitae.recipe import Recipe
 from kitae.training.measure import step_seconds
 

@@ -29,7 +29,6 @@ from torch import Tensor, nn
 
 import kitae
 from kitae import keyed
-from kitae.compression.budget import Images, Outcome, Tools, judge, search, size_field
 from kitae.compression.prune import Shape, reshape
 from kitae.compression.quantize import FEWEST_IMAGES
 from kitae.compression.spec import CompressSpec
@@ -49,7 +48,8 @@ from kitae.evaluation import intervals, latency
 from kitae.evaluation.calibration import fit_temperature
 from kitae.files import LOCK, lock_folder, write_atomically, write_json
 from kitae.models.build import SCALING, build, count_macs, count_parameters
-from kitae.pipeline import Setup, begin
+from kitae.pipelines.budget import Images, Outcome, Tools, judge, search, size_field
+from kitae.pipelines.setup import Setup, begin
 from kitae.preprocess import PreprocessRules
 from kitae.recipe import Recipe
 from kitae.reporting import figures

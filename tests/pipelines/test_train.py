@@ -17,7 +17,9 @@ from PIL import Image
 
 from kitae.data.splits import Splits, TestClosedError
 from kitae.errors import DataError, KitaeError, RecipeError, TrainingError
-from kitae.pipeline import Setup, plan, train, train_without_test
+from kitae.pipelines.estimate import estimate
+from kitae.pipelines.setup import Setup
+from kitae.pipelines.train import train, train_without_test
 from kitae.recipe import Recipe, shipped
 from kitae.run import Run
 from kitae.training.checkpoint import load_weights
@@ -219,7 +221,7 @@ def test_ops_that_change_the_size_are_told_and_refused_where_the_network_cannot_
     tmp_path: Path, cache: Path
 ) -> None:
     ops = ["augment.train=[{random_crop: {size: 24}}]", "train.epochs=1"]
-    facts = plan(tiny(*ops))
+    facts = estimate(tiny(*ops))
     assert any("24 x 24 pixels; validation, test" in line for line in facts["notes"]), facts["notes"]
     with pytest.raises(RecipeError, match=r"augment.train gives images of 24 x 24 pixels, which simple_cnn .* 28 x 28"):
         train(tiny("model.name=simple_cnn", "model.width=null", *ops), tmp_path / "run")
@@ -227,13 +229,13 @@ def test_ops_that_change_the_size_are_told_and_refused_where_the_network_cannot_
 
 
 def test_notes_name_what_has_no_effect_or_an_unexpected_one(cache: Path) -> None:
-    noted = plan(tiny("train.schedule.name=one_cycle", "train.schedule.warmup_epochs=2", "train.batch_size=16"))[
+    noted = estimate(tiny("train.schedule.name=one_cycle", "train.schedule.warmup_epochs=2", "train.batch_size=16"))[
         "notes"
     ]
     assert noted == ["train.schedule.warmup_epochs has no effect with one_cycle"]
-    (few,) = plan(tiny("train.batch_size=100"))["notes"]
+    (few,) = estimate(tiny("train.batch_size=100"))["notes"]
     assert few.startswith("train.batch_size: 100 of 200 images makes 2 update(s) an epoch")
-    (rate,) = plan(tiny("train.optimizer.name=adamw", "train.optimizer.lr=0.4", "train.batch_size=16"))["notes"]
+    (rate,) = estimate(tiny("train.optimizer.name=adamw", "train.optimizer.lr=0.4", "train.batch_size=16"))["notes"]
     assert rate.startswith("train.optimizer.lr: 0.4 is far from what adamw usually takes")
 
 
@@ -298,7 +300,7 @@ def test_given_normalisation_is_used(tmp_path: Path, cache: Path) -> None:
 )
 def test_plan_finds_what_training_would_refuse(field: str, message: str, cache: Path) -> None:
     with pytest.raises(KitaeError, match=message):
-        plan(tiny(field))
+        estimate(tiny(field))
 
 
 def test_another_machine_is_told_at_resume(run: Run, tmp_path: Path) -> None:
@@ -313,7 +315,7 @@ def test_another_machine_is_told_at_resume(run: Run, tmp_path: Path) -> None:
 
 def test_plan_resolves_and_writes_nothing(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    facts = plan(tiny("train.precision=auto"))
+    facts = estimate(tiny("train.precision=auto"))
     assert facts["recipe"].train.precision in ("fp32", "bf16")
     assert facts["steps_per_epoch"] == 6
     assert facts["seconds"] > 0
@@ -566,7 +568,7 @@ def test_outputs_that_are_not_finite_are_shown_and_no_traceback(
 
 def test_a_batch_larger_than_the_data_shrinks_and_is_noted(tmp_path: Path, cache: Path) -> None:
     recipe = tiny("train.batch_size=4096")
-    assert any("train.batch_size: 4096 of 200 images" in note for note in plan(recipe)["notes"])
+    assert any("train.batch_size: 4096 of 200 images" in note for note in estimate(recipe)["notes"])
     assert train(recipe, tmp_path / "run").metrics()[-1]["step"] == recipe.train.epochs
 
 

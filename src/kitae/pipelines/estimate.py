@@ -1,0 +1,71 @@
+"""estimate(recipe): what training would do and take, from a few steps that are thrown away."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import torch
+
+from kitae.data.splits import make_splits
+from kitae.data.store import open_store
+from kitae.pipelines.setup import Progress, Setup, begin, resolved
+from kitae.recipe import Recipe
+from kitae.training import precision
+from kitae.training.batches import epoch_shape
+from kitae.training.guards import memory_named
+from kitae.training.measure import step_seconds
+from kitae.training.optim import build_optimizer
+
+
+def estimate(recipe: Recipe, progress: Progress | None = None, steps: int = 6) -> dict[str, Any]:
+    """What `train` would do, measured on a few steps that are thrown away; writes nothing but the decoded store.
+
+    Returns:
+        `recipe` (precision resolved), `parameters`, `macs`, `train`, `val`, `test` (images), `classes`,
+        `steps_per_epoch`, `seconds_per_epoch`, `seconds` (estimates), `notes` (what the recipe says without effect),
+        `load` (how many programs were running on this
+        machine before: threads that wait for a core make an estimate many times too long).
+    """
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    world = begin(recipe.train)
+    store = open_store(recipe.data, progress=progress)
+    setup = Setup(recipe, store, make_splits(store, recipe.data))
+    model = setup.initial_model(world)
+    facts, notes = setup.facts(model), setup.notes(model)
+    shape = epoch_shape(len(setup.images), recipe.train, world.size)
+    build_optimizer(model, recipe.train.optimizer)  # says what is wrong with its name
+    recipe = resolved(recipe, setup, world)
+    images, spec = setup.images, recipe.train
+    augment = setup.augment(spec.seed)
+    index = images.order(spec.seed, 0)[: shape.batch_size]
+
+    def batch() -> tuple[torch.Tensor, torch.Tensor]:
+        pixels, labels = (torch.from_numpy(array) for array in images.gather(index))
+        inputs, targets = augment(pixels, labels, epoch=0, index=index)
+        return inputs.to(world.device), targets.to(world.device)
+
+    inputs, targets = batch()
+    begun = time.perf_counter()
+    batch()
+    seconds = time.perf_counter() - begun
+    chosen: precision.Precision = "fp32" if spec.precision == "auto" else spec.precision
+    with memory_named(spec):
+        taken = step_seconds(model, spec, inputs, targets, world, precisions=(chosen,), steps=steps)
+    epoch = (seconds + taken.get(chosen, float("nan"))) * shape.steps
+    return {
+        "recipe": recipe,
+        "parameters": facts["parameters"],
+        "macs": facts["macs"],
+        "train": len(images),
+        "val": len(setup.splits.val),
+        "test": setup.splits.test_count,
+        "classes": len(store.classes),
+        "image": (store.rules.channels, store.rules.image_size, store.rules.image_size),
+        "steps_per_epoch": shape.steps,
+        "seconds_per_epoch": epoch,
+        "seconds": epoch * spec.epochs,
+        "load": load,
+        "notes": notes,
+    }
