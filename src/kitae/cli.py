@@ -29,10 +29,12 @@ study_app = App(
     help="Measure what techniques bring, with paired seeds and intervals.",
     help_format="plaintext",
 )
+bench_app = App(name="bench", help="Measure what a recipe costs on this machine.", help_format="plaintext")
 show_app = App(name="show", help="Draw what something does, as PNG files.", help_format="plaintext")
 app.command(data_app)
 app.command(study_app)
 app.command(show_app)
+app.command(bench_app)
 
 Sets = Annotated[
     list[str] | None,
@@ -40,7 +42,7 @@ Sets = Annotated[
 ]
 # What a command may miss, and the disk may refuse, without anything being wrong with the program.
 _EXTRAS = {
-    **dict.fromkeys(("torch", "torchvision", "numba", "scipy", "statsmodels", "pandas", "torchmetrics", "safetensors",
+    **dict.fromkeys(("torch", "torchvision", "numba", "scipy", "statsmodels", "pandas", "safetensors",
                      "pyarrow", "matplotlib", "jinja2"), "train"),
     **dict.fromkeys(("onnx", "onnxscript", "torch_pruning", "torchao"), "compress"),
     "onnxruntime": "runtime", "timm": "models", "optuna": "search", "ray": "cluster", "tensorboard": "track",
@@ -719,7 +721,36 @@ def _data_spec(source: str, assignments: list[str] | None) -> Any:
     return recipe.data
 
 
-@app.command
+@bench_app.command(name="precision")
+def bench_precision(recipe: str = "fashion-mini", *, set_: Sets = None) -> None:
+    """Time a training step of a recipe in every precision of this machine, and show which one `auto` takes.
+
+    Parameters
+    ----------
+    recipe
+        A shipped recipe's name or a .yaml file.
+    """
+    from kitae.pipelines.bench import bench_precision as run_bench
+    from kitae.recipe import Recipe
+
+    with console.counting("decoding images") as progress:
+        facts = run_bench(Recipe.load(recipe).override(*(set_ or ())), progress)
+    rows = []
+    for name, row in facts["precisions"].items():
+        low, high = row["interval"] or (float("nan"),) * 2
+        rows.append(
+            [name + (" (auto)" if name == facts["chosen"] else ""), f"{1000 * row['seconds']:.1f}",
+             f"{facts['batch_size'] / row['seconds']:,.0f}", f"{row['ratio']:.2f} ({low:.2f} to {high:.2f})"]
+        )  # fmt: skip
+    title = f"a step of {facts['batch_size']} images, {facts['device']}, {facts['threads']} threads"
+    console.table(title, ["precision", "ms", "images/s", "time, fp32 = 1 (95 %)"], rows)
+    if facts["behind"] is None:
+        console.say(f"auto takes {facts['chosen']}, which was not finite here: set train.precision={facts['fastest']}")
+    else:
+        console.say(f"auto takes {facts['chosen']}: {facts['behind']:.2f} times the time of the fastest")
+
+
+@bench_app.default
 def bench(recipe: str = "fashion-mini", *, set_: Sets = None) -> None:
     """Time reading, augmenting and learning from one batch of a recipe on this machine.
 
