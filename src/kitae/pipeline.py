@@ -26,7 +26,14 @@ from kitae.data.splits import Splits
 from kitae.data.store import Store
 from kitae.errors import RecipeError, TrainingError, TrainingInterruptedError, require
 from kitae.evaluation.calibration import fit_temperature
-from kitae.evaluation.evaluate import evaluate, label_scores, mistakes, predict_logits, predictions_table
+from kitae.evaluation.evaluate import (
+    evaluate,
+    evaluate_test,
+    label_scores,
+    mistakes,
+    predict_logits,
+    predictions_table,
+)
 from kitae.models.build import build, count_macs, count_parameters, layer_groups, normalization
 from kitae.modes import evaluating
 from kitae.recipe import Recipe
@@ -143,7 +150,8 @@ def finish(run: Run, setup: Setup, model: nn.Module) -> None:
     run.write_predictions(
         predictions_table([store.names[row] for row in test], test_labels, test_logits, classes, temperature)
     )
-    results = {"test": evaluate(test_logits, test_labels, classes, temperature), **chosen}
+    copies = splits.copies(store.twins, test)
+    results = {"test": evaluate_test(test_logits, test_labels, classes, temperature, copies), **chosen}
     run.write_evaluation(results)  # before the pictures: a disk that is full by then must not cost the result
     worst = mistakes(test_logits, test_labels, 12, temperature)
     draw_run(run, results, [(np.array(store.images[test[mistake.position]]), mistake) for mistake in worst])
@@ -153,8 +161,8 @@ def validated(run: Run, setup: Setup, model: nn.Module) -> dict[str, Any]:
     """What validation images say about the best weights, after calibration on them; the facts that predicting needs.
 
     Returns:
-        `val`, `temperature`, `precision` (of this evaluation), `train_precision`, `tta`, `best_epoch`, as
-        evaluation.json has them.
+        `val`, `temperature`, `precision` (of this evaluation), `train_precision`, `tta`, `best_epoch`, `duplicates`
+        (see `Splits.duplicates`), as evaluation.json has them.
     """
     images = setup.image_set(setup.splits.val)
     logits, labels = run.logits(images, model, tta="none")
@@ -170,6 +178,7 @@ def validated(run: Run, setup: Setup, model: nn.Module) -> dict[str, Any]:
         "train_precision": run.recipe.train.precision,
         "tta": run.recipe.evaluate.tta,
         "best_epoch": run.best_epoch(),
+        "duplicates": setup.splits.duplicates(setup.store.twins),
     }
 
 
@@ -264,6 +273,7 @@ class Setup:
                 f"data.normalize: train, but the weights of {self.recipe.model.name} expect their own normalisation: "
                 "set it to pretrained"
             )
+        notes += self._duplicate_notes()
         shape = epoch_shape(len(self.images), self.recipe.train, 1)
         if shape.updates < _FEW_UPDATES:
             notes.append(
@@ -284,6 +294,25 @@ class Setup:
                     "cannot take; give the ops that size"
                 ) from error
             notes.append(f"{shown}; validation, test and an exported model have {height} x {width} (data.image_size)")
+        return notes
+
+    def _duplicate_notes(self) -> list[str]:
+        """What is to be known of images with the same pixels."""
+        found = self.splits.duplicates(self.store.twins)
+        if not found["images"]:
+            return []
+        kept = "" if found["val"] or found["test"] else "; equal images are in one split"
+        notes = [f"data: {found['images']} images are exact duplicates ({found['groups']} different ones){kept}"]
+        if found["val"]:
+            notes.append(
+                f"data: {found['val']} of {len(self.splits.val)} validation images, in a split of the source's own, "
+                "are also training images"
+            )
+        if found["test"]:
+            notes.append(
+                f"data: {found['test']} of {self.splits.test_count} test images, in a split of the source's own, are "
+                "also training or validation images; evaluation.json has the test accuracy with and without them"
+            )
         return notes
 
     def facts(self, model: nn.Module) -> dict[str, Any]:

@@ -69,6 +69,19 @@ def test_a_folder_becomes_a_store(make_folder: Maker, cache: Path) -> None:
     assert leftovers(cache) == []
 
 
+def test_equal_images_are_known(make_folder: Maker) -> None:
+    root = make_folder("cats", "dogs")
+    shutil.copy(root / "cats" / "003.png", root / "dogs" / "x.png")
+    Image.open(root / "cats" / "003.png").save(root / "dogs" / "y.bmp")
+    (root / "cats" / "000.png").write_bytes(b"broken")
+    store = open_store(DataSpec(source=f"folder:{root}", on_corrupt="skip"))
+    names = list(store.names)
+    same = [row for row, name in enumerate(names) if name in ("cats/003.png", "dogs/x.png", "dogs/y.bmp")]
+    expected = [same[0] if row in same else row for row in range(len(names))]
+    assert store.twins.tolist() == expected
+    assert store.hashes.shape == (13, 16)
+
+
 def test_it_is_built_once(make_folder: Maker, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = DataSpec(source=f"folder:{make_folder('cats', 'dogs')}")
     first = open_store(spec)

@@ -17,7 +17,6 @@ rotated or carries a large overlay mostly is not.
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -32,6 +31,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from kitae import keyed
 from kitae.data.base import SPLIT_NAMES, TEST, TRAIN, VAL, Item, Progress, Source, Table
+from kitae.data.duplicates import HASH_BYTES, first_alike, pixel_hash
 from kitae.data.parallel import each_image
 from kitae.data.sources import open_source
 from kitae.data.spec import DataSpec
@@ -232,7 +232,7 @@ def check(
 class _Look:
     """One image, as seen by a thread."""
 
-    pixels: bytes  # hash of size and RGB pixels
+    pixels: bytes  # hash of RGB pixels and size
     grey: NDArray[np.uint8]  # [32, 32]
     size: tuple[int, int]
     mode: str
@@ -242,10 +242,10 @@ class _Look:
 def _look(item: Item, name: str, tile: bool) -> _Look:
     image, mode = flattened(item, name)
     colour = image.convert("RGB")
-    digest = hashlib.blake2b(repr(image.size).encode(), digest_size=16)
-    digest.update(colour.tobytes())
     grey = np.asarray(image.convert("L").resize((32, 32), Image.Resampling.BILINEAR))
-    return _Look(digest.digest(), grey, image.size, mode, _tile(colour) if tile else None)
+    return _Look(
+        pixel_hash(colour.tobytes(), repr(image.size)), grey, image.size, mode, _tile(colour) if tile else None
+    )
 
 
 def _tile(image: Image.Image) -> Image.Image:
@@ -302,6 +302,7 @@ def _report(
     rows = np.array(facts.rows, dtype=np.int64)
     problems: list[str] = []
     codes = np.asarray(table.splits)[rows].copy()
+    alike = first_alike(np.frombuffer(b"".join(facts.pixels), np.uint8).reshape(-1, HASH_BYTES))
     try:
         readable = Table(
             table.classes,
@@ -311,7 +312,7 @@ def _report(
             table.keys[rows],
             None if table.groups is None else table.groups[rows],
         )
-        train, val, test, _ = divide(readable, spec.model_copy(update={"limit": None}))
+        train, val, test, _ = divide(readable, spec.model_copy(update={"limit": None}), alike)
         for code, part in ((TRAIN, train), (VAL, val), (TEST, test)):
             codes[part] = code
     except KitaeError as error:
@@ -321,11 +322,11 @@ def _report(
     def ref(position: int) -> ImageRef:
         return ImageRef(table.names[int(rows[position])], table.classes[labels[position]], SPLIT_NAMES[codes[position]])
 
-    groups: dict[bytes, list[int]] = {}
-    for position, pixels in enumerate(facts.pixels):
-        groups.setdefault(pixels, []).append(position)
+    groups: dict[int, list[int]] = {}
+    for position, one in enumerate(alike.tolist()):
+        groups.setdefault(one, []).append(position)
     exact = [Duplicates(tuple(map(ref, group)), 1.0) for group in groups.values() if len(group) > 1]
-    first = np.array([group[0] for group in groups.values()], dtype=np.int64)
+    first = np.array(list(groups), dtype=np.int64)
     near: list[tuple[int, int, float]] = []
     truncated = False
     if len(first):

@@ -5,6 +5,7 @@ asked for (size, channels, resize, on_corrupt):
 
     images.u8     uint8 [M, C, H, W]
     labels.i64, splits.u8, keys.i64, groups.i64   one number an image (see `base.Table`)
+    hashes.u8      uint8 [M, 16], of each image's pixels: equal images are equal here
     names.utf8, names.i64    names, and where each begins
     manifest.json            classes, rules, skipped images, and the size of every file; written last
 
@@ -27,6 +28,7 @@ import uuid
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -35,13 +37,14 @@ from numpy.typing import NDArray
 
 from kitae.data.base import Item, Progress, Source
 from kitae.data.cache import cache_folder, is_locked, lock, storage_errors
+from kitae.data.duplicates import HASH_BYTES, first_alike, pixel_hash
 from kitae.data.parallel import each_image
 from kitae.data.sources import open_source
 from kitae.data.spec import DataSpec
 from kitae.errors import DataError
 from kitae.preprocess import VERSION, PreprocessRules, decode, from_array, is_grey_mode, probe
 
-_FORMAT = 1
+_FORMAT = 2
 _MANIFEST = "manifest.json"
 _SKIP_HINT = "(data.on_corrupt=skip leaves such images out)"
 
@@ -82,6 +85,7 @@ class Store:
         keys: int64 [M], identifies an image for the splits.
         groups: int64 [M], or None.
         names: M names.
+        hashes: uint8 [M, 16], of each image's pixels.
         rules: how an image was prepared; a new one must be prepared the same way.
         fingerprint: hash of the content (pixels, labels, splits, keys, groups, classes): equal for equal data, wherever
             the files lie.
@@ -96,6 +100,7 @@ class Store:
     keys: NDArray[np.int64]
     groups: NDArray[np.int64] | None
     names: Sequence[str]
+    hashes: NDArray[np.uint8]
     rules: PreprocessRules
     fingerprint: str
     skipped: tuple[tuple[str, str], ...]
@@ -103,6 +108,11 @@ class Store:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @cached_property
+    def twins(self) -> NDArray[np.int64]:
+        """For each image the first row with the same pixels, which may be its own: int64 [M]."""
+        return first_alike(self.hashes)
 
 
 def open_store(spec: DataSpec, progress: Progress | None = None) -> Store:
@@ -182,6 +192,7 @@ def _load(folder: Path) -> Store | None:
                 _map(folder / "names.utf8", np.uint8, (manifest["files"]["names.utf8"],)),
                 _map(folder / "names.i64", np.int64, (count + 1,)),
             ),
+            hashes=_map(folder / "hashes.u8", np.uint8, (count, HASH_BYTES)),
             rules=rules,
             fingerprint=manifest["fingerprint"],
             skipped=tuple((name, why) for name, why in manifest["skipped"]),
@@ -218,7 +229,7 @@ def _build(
     try:
         temporary.mkdir()
         with storage_errors(final.parent, needed):
-            kept, skipped, digest = _write_images(source, rules, request, temporary, threads, progress)
+            kept, skipped, hashes, digest = _write_images(source, rules, request, temporary, threads, progress)
             arrays: dict[str, NDArray[Any]] = {
                 "labels.i64": table.labels,
                 "splits.u8": table.splits,
@@ -230,6 +241,7 @@ def _build(
             for name, data in contents.items():
                 digest.update(name.encode() + data)
             digest.update(json.dumps([table.classes, rules.to_dict()]).encode())
+            contents["hashes.u8"] = hashes  # not part of the fingerprint: they follow from the pixels
             names = [table.names[int(i)].encode("utf-8", "surrogateescape") for i in np.flatnonzero(kept)]
             contents["names.utf8"] = b"".join(names)
             contents["names.i64"] = np.cumsum([0, *map(len, names)], dtype=np.int64).tobytes()
@@ -269,20 +281,26 @@ def _write_images(
     folder: Path,
     threads: int | None,
     progress: Progress | None,
-) -> tuple[NDArray[np.bool_], list[tuple[str, str]], Any]:
-    """Decode everything in order into images.u8. Returns which images were kept, those skipped, and a running hash."""
+) -> tuple[NDArray[np.bool_], list[tuple[str, str]], bytes, Any]:
+    """Decode everything in order into images.u8.
+
+    Returns:
+        Which images were kept, those skipped, the hashes of the kept ones one after the other, and a running hash.
+    """
     table = source.table
     total = len(source)
     kept = np.zeros(total, dtype=np.bool_)
     skipped: list[tuple[str, str]] = []
+    hashes = bytearray()
     digest = hashlib.blake2b(digest_size=16)
 
-    def work(row: int, item: Item) -> bytes | DataError:
+    def work(row: int, item: Item) -> tuple[bytes, bytes] | DataError:
         if row >= total:
             raise DataError(f"{source.name}: has more images than its {total} labels")
         name = table.names[row]
         try:
-            return _decoded(item, rules, name)
+            pixels = _decoded(item, rules, name)
+            return pixels, pixel_hash(pixels)
         except DataError as error:
             return error
 
@@ -299,8 +317,10 @@ def _write_images(
                     skipped.append((table.names[row], str(result)))
                 else:
                     kept[row] = True
-                    digest.update(result)
-                    file.write(result)
+                    pixels, pixels_hash = result
+                    hashes += pixels_hash
+                    digest.update(pixels)
+                    file.write(pixels)
                 row += 1
             if progress is not None:
                 progress(row, total)
@@ -310,7 +330,7 @@ def _write_images(
         raise DataError(f"{source.name}: has {row} images but {total} labels")
     if len(skipped) == total:
         raise DataError(f"{source.name}: none of its {total} images can be read; the first: {skipped[0][1]}")
-    return kept, skipped, digest
+    return kept, skipped, bytes(hashes), digest
 
 
 def _decoded(item: Item, rules: PreprocessRules, name: str) -> bytes:
