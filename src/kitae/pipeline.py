@@ -274,6 +274,8 @@ class Setup:
                 "set it to pretrained"
             )
         notes += self._duplicate_notes()
+        if self.recipe.data.depth == "auto" and self.store.rules.depth != 16:
+            notes.append(f"data.depth: images of more than 8 bits are read as {self.store.rules.depth} bits")
         shape = epoch_shape(len(self.images), self.recipe.train, 1)
         if shape.updates < _FEW_UPDATES:
             notes.append(

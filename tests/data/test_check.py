@@ -164,6 +164,20 @@ def test_label_conflicts(tmp_path: Path, distinct: list[bytes]) -> None:
     assert [image.label for image in report.label_conflicts[0].images] == ["0", "1"]
 
 
+def test_the_depth_of_16_bit_images_is_found(tmp_path: Path) -> None:
+    ramp = np.arange(64, dtype=np.uint16).reshape(8, 8)
+    images = [encoded(Image.fromarray(ramp + number)) for number in range(10)]  # all black by their high bytes
+    images.append(encoded(Image.fromarray(ramp + 3000)))
+    report = report_of(tmp_path, images, [0, 1] * 5 + [0])
+    assert (report.highest, report.depth) == (3063, 12)
+    assert not report.exact
+    assert report.to_dict()["depth"] == 12
+    assert any("3,063" in line and "12 bits" in line for line in report.lines())
+    given = check(DataSpec(source=f"parquet:{tmp_path / 'x.parquet'}", depth=10))
+    assert any("levels above are white" in line for line in given.lines())
+    assert report_of(tmp_path, [encode(np.zeros((4, 4), np.uint8))] * 2, [0, 1]).depth is None
+
+
 def test_unreadable_images_are_named(make_folder: Callable[..., Path]) -> None:
     root = make_folder("cats", "dogs", count=12)
     (root / "cats" / "003.png").write_bytes(b"no image")
