@@ -30,8 +30,8 @@ class DataSpec(Spec):
         limit: keep so many training images (after the split), classes in proportion; null keeps all.
         image_size: images become squares of so many pixels; null takes the source's size if all its images share one.
         channels: 1 or 3; null takes 1 where every image is grey, else 3.
-        depth: significant bits of images of more than 8 bits a channel. `auto` takes what the highest level of the whole
-            set needs: 8 under 256, 10 under 1024, 12 under 4096, else 16.
+        depth: significant bits of images of more than 8 bits a channel. `auto` takes what the highest level of the
+            whole set needs: 8 under 256, 10 under 1024, 12 under 4096, else 16.
         resize: `crop` (shorter side to size, centre crop), `squash` (ignore the aspect), `pad` (longer side to size).
         normalize: `train` (statistics of the training images), `pretrained` (the pretrained net's own), or given.
         balance: `sampler` draws every class equally often, `loss` weighs classes inversely to their frequency.
