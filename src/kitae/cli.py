@@ -173,6 +173,7 @@ def _print_result(run: Any) -> None:
     test, val = evaluation["test"], evaluation["val"]
     rows = [
         ["test accuracy", console.percent(test["accuracy"], test["accuracy_interval"])],
+        *_without_duplicates(test),
         ["validation accuracy", console.percent(val["accuracy"], val["accuracy_interval"])],
         ["balanced test accuracy", console.percent(test["balanced_accuracy"])],
         ["test loss", f"{test['loss']:.4f}"],
@@ -183,6 +184,15 @@ def _print_result(run: Any) -> None:
     ]
     console.table("", ["", "value (95 % interval)"], rows)
     console.say(f"everything is in {run.path}")
+
+
+def _without_duplicates(test: dict[str, Any]) -> list[list[str]]:
+    """A row for the test accuracy without images that are also training or validation images, where there are any."""
+    others = test.get("without_duplicates")
+    if others is None:
+        return []
+    accuracy = "-" if others["accuracy"] is None else console.percent(others["accuracy"], others["accuracy_interval"])
+    return [[f"without duplicates ({others['count']:,} images)", accuracy]]
 
 
 @app.command
@@ -211,6 +221,8 @@ def evaluate(run: Path, *, split: Literal["train", "val", "test"] = "test", tta:
         f"{split} accuracy {console.percent(result['accuracy'], result['accuracy_interval'])}  "
         f"loss {result['loss']:.4f}  calibration error {console.percent(result['ece'])}"
     )
+    for name, accuracy in _without_duplicates(result):
+        console.say(f"{split} accuracy {name} {accuracy}")
     if split == "test":
         console.say(f"test of this run was opened {opened.test_openings} time(s)")
 

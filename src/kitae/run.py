@@ -434,7 +434,7 @@ class Run:
             The same fields as a split in evaluation.json.
         """
         from kitae.data.loader import ImageSet
-        from kitae.evaluation.evaluate import evaluate
+        from kitae.evaluation.evaluate import evaluate, evaluate_test
 
         if split not in ("train", "val", "test"):
             raise RecipeError(f"split: {split!r} must be train, val or test")
@@ -449,6 +449,9 @@ class Run:
             rows = splits.train if split == "train" else splits.val
         images = ImageSet(store.images, rows, store.labels, store.classes, guard=splits.guard)
         logits, labels = self.logits(images, model, tta)
+        if split == "test":
+            copies = splits.copies(store.twins, rows)
+            return evaluate_test(logits, labels, self.classes, self.facts()["temperature"], copies)
         return evaluate(logits, labels, self.classes, self.facts()["temperature"])
 
     def predict(

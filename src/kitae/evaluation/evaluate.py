@@ -244,6 +244,39 @@ def _f1_interval(
     return None if interval is None else (max(0.0, interval[0]), min(1.0, interval[1]))
 
 
+def evaluate_test(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    classes: Sequence[str],
+    temperature: float,
+    copies: NDArray[np.bool_],
+) -> dict[str, Any]:
+    """`evaluate` of test images, and the accuracy without those that are no test.
+
+    Args:
+        copies: bool [N], the images whose pixels are also those of a training or validation image.
+
+    Returns:
+        As `evaluate`. Where there are copies also `without_duplicates`: count, accuracy and accuracy_interval of the
+        other images (null where there are none).
+
+    Raises:
+        As `evaluate`.
+    """
+    result = evaluate(logits, labels, classes, temperature)
+    if copies.any():
+        values, truth = check_logits(logits, labels)
+        right = (values.argmax(axis=1) == truth)[~copies]
+        count, hits = len(right), int(right.sum())
+        interval = intervals.wilson(hits, count)
+        result["without_duplicates"] = {
+            "count": count,
+            "accuracy": hits / count if count else None,
+            "accuracy_interval": None if interval is None else list(interval),
+        }
+    return result
+
+
 def _at_least_0(interval: intervals.Interval | None) -> intervals.Interval | None:
     return None if interval is None else (max(0.0, interval[0]), max(0.0, interval[1]))
 
