@@ -175,7 +175,7 @@ def test_other_test_images_change_neither_weights_nor_choices(tmp_path: Path, ca
 
 @pytest.mark.parametrize("threads", [1, 4])
 def test_augmented_samples_do_not_depend_on_threads_or_batch(tmp_path: Path, cache: Path, threads: int) -> None:
-    recipe = tiny("augment.mix={mixup_alpha: 1.0, cutmix_alpha: 1.0}")
+    recipe = tiny("augment.mix={mixup_alpha: 1.0, cutmix_alpha: 1.0, per: sample}")
     setup = Setup.of(Run.create(tmp_path / "run", recipe))
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
