@@ -737,7 +737,7 @@ def test_ops_are_switched_by_their_names() -> None:
     assert ops({"augment.train": [], "augment.train.cutout": {"size": 8}}) == [{"cutout": {"size": 8}}]
     with pytest.raises(RecipeError, match=r"here: augment\.train\.rotate\.degrees: the recipe's augment\.train has no"):
         ops({"augment.train.rotate.degrees": 3})
-    with pytest.raises(RecipeError, match="stands 2 times"):
+    with pytest.raises(RecipeError, match="has 2 ops"):
         ops({"augment.train": [{"rotate": {}}, {"rotate": {}}], "augment.train.rotate": None})
 
 

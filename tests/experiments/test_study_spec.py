@@ -135,7 +135,7 @@ def test_a_mistake_in_a_file_has_its_line(tmp_path: Path) -> None:
         ),
         ("tiny: 3", r"mine\.yaml: tiny: must be a mapping"),
         ("tiny: {set: train.epochs=5}", r"mine\.yaml: tiny\.set: must be a mapping"),
-        ("name: again", r"mine\.yaml:5: 'name' stands twice"),
+        ("name: again", r"mine\.yaml:5: 'name' is listed twice"),
     ],
 )
 @pytest.mark.parametrize("tiny", [False, True])
