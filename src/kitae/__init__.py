@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from kitae.compressing import compress as compress
     from kitae.compressing import export as export
     from kitae.errors import KitaeError as KitaeError
-    from kitae.experiments.run import study as study
+    from kitae.experiments.study import study as study
     from kitae.pipeline import train as train
     from kitae.recipe import Recipe as Recipe
     from kitae.run import Run as Run
@@ -36,7 +36,7 @@ _PUBLIC: dict[str, tuple[str, str | None]] = {
     "export": ("kitae.compressing", "export"),
     "keyed": ("kitae.keyed", None),
     "runtime": ("kitae.runtime", None),
-    "study": ("kitae.experiments.run", "study"),
+    "study": ("kitae.experiments.study", "study"),
     "train": ("kitae.pipeline", "train"),
 }
 
