@@ -504,9 +504,9 @@ def study(
     overwrite
         Replace the study in --out.
     """
-    from kitae.experiments.run import plan_study
-    from kitae.experiments.run import study as run_study
-    from kitae.experiments.spec import shipped
+    from kitae.experiments.study import plan_study
+    from kitae.experiments.study import study as run_study
+    from kitae.experiments.study_spec import shipped
 
     assignments = set_ or []
     if spec is None:
@@ -578,8 +578,8 @@ def ablate(
         Replace the study in --out.
     """
     from kitae.experiments.ablate import build
-    from kitae.experiments.run import plan_study
-    from kitae.experiments.run import study as run_study
+    from kitae.experiments.study import plan_study
+    from kitae.experiments.study import study as run_study
 
     spec = build(recipe, *(set_ or ()), design=design, seeds=seeds, only=only or (), metric=metric, foldover=foldover)
     if plan:

@@ -16,7 +16,9 @@ Anything else is a bug in Kitae and shows its traceback.
 
 from __future__ import annotations
 
+import difflib
 import importlib
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 
@@ -90,6 +92,12 @@ class MissingExtraError(KitaeError):
 def one_line(error: BaseException, limit: int = 200) -> str:
     """The message of another library's error on one line of at most `limit` characters, or the error's name."""
     return " ".join(str(error).split())[:limit] or type(error).__name__
+
+
+def did_you_mean(name: str, valid: Iterable[str]) -> str:
+    """A hint for a mistyped name, ` (did you mean epochs?)`; empty where no valid name is close."""
+    close = difflib.get_close_matches(name, list(valid), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
 
 
 def missing(module: str, extra: str) -> MissingExtraError:
