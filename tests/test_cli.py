@@ -51,6 +51,31 @@ def test_help_lists_the_verbs_and_loads_nothing_heavy(home: Path) -> None:
     assert result.stdout.splitlines()[-1] == "[]"
 
 
+def test_groups_come_in_the_order_of_use_and_every_verb_has_an_example(home: Path) -> None:
+    text = kitae(home, "--help").stdout
+    places = [
+        text.index(word) for word in ("Start", "train", "predict", "Ship", "compress", "Data", "Research", "study")
+    ]
+    assert places == sorted(places)
+    for words in (["predict"], ["compress"], ["data", "check"], ["search"], ["recipe"]):
+        assert f"Example: kitae {' '.join(words)} " in kitae(home, *words, "--help").stdout.replace("\n", " ")
+
+
+def test_kitae_alone_says_how_to_start(home: Path) -> None:
+    assert kitae(home).stdout.startswith("kitae train fashion-mini")
+
+
+@pytest.mark.parametrize(("word", "ours"), [("fit", "train"), ("val", "evaluate"), ("trian", "train")])
+def test_verbs_of_other_tools_and_misspelt_ones_name_ours(home: Path, word: str, ours: str) -> None:
+    error = kitae(home, word, code=2).stderr
+    assert ours in error
+    assert error.count("\n") == 1
+
+
+def test_studies_are_listed_with_what_they_measure(home: Path) -> None:
+    assert "MixUp" in kitae(home, "study").stdout
+
+
 def test_train_prints_accuracy_with_its_interval_in_plain_lines(home: Path) -> None:
     out = kitae(home, "train", "fashion-mini", "--out", "plain", *TINY).stdout
     assert "\x1b" not in out
