@@ -110,7 +110,7 @@ class FakeSearchRun(FakeRun):
 
 
 def search_quality(recipe: Recipe) -> float:
-    """An op of the policy `subset` helps by FAKE_SUBSET; everything else is noise, keyed by what a search varies, and by the seed."""
+    """An op of the policy `subset` helps by FAKE_SUBSET; the rest is noise of what a search varies and the seed."""
     names = {name for op in recipe.augment.train for name in op}
     mix = recipe.augment.mix
     varied = (recipe.augment.train, mix and (mix.mixup_alpha, mix.cutmix_alpha, mix.prob), recipe.train.label_smoothing)
