@@ -55,7 +55,7 @@ def test_every_run_is_counted_and_the_two_designs_stand_side_by_side(results: Pa
     text = markdown(load(results))
     assert "| s-one_out | one_out | 12 of 12 | 0, 1, 2 | test.accuracy |" in text
     assert "| s-screening | screening | 12 of 12 |" in text
-    side = next(line for line in text.splitlines() if line.startswith("| mixing | +"))
+    side = next(line for line in text.splitlines() if line.startswith("| mixing | **+"))
     assert side.count("to") == 2
 
 
