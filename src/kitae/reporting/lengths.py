@@ -26,7 +26,7 @@ def draw_lengths(curves: Sequence[Mapping[str, Any]], path: str | Path, *, title
     ratios = [1.0 + 0.5 * (len(found) - 1) for found in lengths]
     axes = figure.subplots(1, len(widths), sharey=True, squeeze=False, width_ratios=ratios)[0]
     for ax, width, found in zip(axes, widths, lengths, strict=True):
-        dress(ax, xlabel="Epochs", heading="" if len(widths) == 1 else f"width {width}", grid="y")
+        dress(ax, xlabel="Epochs" if len(widths) == 1 else f"Epochs, width {width}")
         ax.axhline(0.0, color=INK, linewidth=1.0, zorder=1)
         ax.set_xscale("log")
         for place, curve in enumerate(curves):
