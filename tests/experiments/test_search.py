@@ -290,6 +290,20 @@ def test_a_version_that_trains_differently_does_not_resume_a_search(tmp_path: Pa
         run(tmp_path / "s", arms=8)
 
 
+@pytest.mark.parametrize(
+    ("size", "crop", "policy"),
+    [
+        (28, {"random_crop": {"padding": 3}}, "cifar10"), (95, {"random_crop": {"padding": 11}}, "cifar10"),
+        (96, {"random_resized_crop": {}}, "imagenet"), (224, {"random_resized_crop": {}}, "imagenet"),
+    ],
+)  # fmt: skip
+def test_the_search_space_follows_the_size_of_the_images(size: int, crop: dict[str, Any], policy: str) -> None:
+    base = Recipe.load("fashion-mini")
+    flip, auto = {"horizontal_flip": {}}, {"auto_augment": {"policy": policy}}
+    assert list(apply(base, PRESETS["auto_augment"], size).augment.train) == [crop, flip, auto]
+    assert apply(base, PRESETS["own"], size) == base
+
+
 def test_every_point_of_the_space_is_a_valid_recipe() -> None:
     import optuna
 
