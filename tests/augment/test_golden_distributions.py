@@ -17,7 +17,7 @@ from torchvision.transforms import v2
 from kitae import keyed
 from kitae.augment import Augment
 from kitae.augment import ops as o
-from kitae.augment import policies as p
+from kitae.augment.ops import policies as p
 from kitae.augment.plan import Program
 
 COUNT = 30_000

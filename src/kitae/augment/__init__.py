@@ -13,11 +13,11 @@ _HOMES = {
     "Augment": "engine",
     "CustomOp": "ops",
     "Op": "ops",
-    "Draw": "plan",
+    "Draw": "draw",
     "Program": "plan",
     "AugmentSpec": "spec",
     "MixSpec": "spec",
-    "OPS": "spec",
+    "OPS": "ops",
     "functional": "",
     "tta": "",
 }

@@ -51,9 +51,12 @@ def _names(code: CodeType) -> set[str]:
 
 
 def _fingerprint(function: FunctionType, seen: set[FunctionType]) -> bytes:
-    """What the machine code depends on: code, constants, and the same of every function and global it names."""
+    """What the machine code depends on: code, constants, and the same of every function and global it names.
+
+    The module counts too: the file of machine code imports it when it is loaded.
+    """
     seen.add(function)
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(f"{function.__module__}.{function.__qualname__}".encode())
 
     def feed(code: CodeType) -> None:
         for part in (code.co_code, code.co_names, code.co_varnames, code.co_cellvars, code.co_freevars):

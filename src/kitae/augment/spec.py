@@ -8,67 +8,11 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
-from kitae.augment.ops import (
-    Affine,
-    Autocontrast,
-    Brightness,
-    ColorJitter,
-    Contrast,
-    Cutout,
-    Equalize,
-    GaussianBlur,
-    GaussianNoise,
-    Grayscale,
-    HorizontalFlip,
-    Hue,
-    Invert,
-    Op,
-    Perspective,
-    Posterize,
-    RandomCrop,
-    RandomErasing,
-    RandomResizedCrop,
-    Rotate,
-    SaltAndPepper,
-    Saturation,
-    Sharpness,
-    Solarize,
-    VerticalFlip,
-)
-from kitae.augment.policies import AugMix, AutoAugment, RandAugment, TrivialAugmentWide
+from kitae.augment.ops import OPS, Op
 from kitae.errors import AugmentError
 from kitae.spec import Spec
 
-OPS: dict[str, type[Op]] = {
-    "horizontal_flip": HorizontalFlip,
-    "vertical_flip": VerticalFlip,
-    "rotate": Rotate,
-    "random_crop": RandomCrop,
-    "random_resized_crop": RandomResizedCrop,
-    "affine": Affine,
-    "perspective": Perspective,
-    "color_jitter": ColorJitter,
-    "brightness": Brightness,
-    "contrast": Contrast,
-    "saturation": Saturation,
-    "hue": Hue,
-    "grayscale": Grayscale,
-    "gaussian_blur": GaussianBlur,
-    "gaussian_noise": GaussianNoise,
-    "salt_and_pepper": SaltAndPepper,
-    "posterize": Posterize,
-    "solarize": Solarize,
-    "autocontrast": Autocontrast,
-    "equalize": Equalize,
-    "invert": Invert,
-    "sharpness": Sharpness,
-    "random_erasing": RandomErasing,
-    "cutout": Cutout,
-    "auto_augment": AutoAugment,
-    "rand_augment": RandAugment,
-    "trivial_augment_wide": TrivialAugmentWide,
-    "augmix": AugMix,
-}
+__all__ = ["OPS", "AugmentSpec", "MixSpec", "make_op"]
 
 
 def make_op(entry: Any) -> Op:

@@ -33,7 +33,7 @@ from kitae.augment.kernels.link import (
     stream_line,
     stream_mixed,
 )
-from kitae.augment.ops import MOST_BOXES
+from kitae.augment.ops.base import MOST_BOXES
 
 SECOND, MIX_FIRST, MIX_SECOND, SCALE, SHIFT, STREAM, INFO = 32, 64, 72, 80, 83, 86, 96
 BOXES = MOST_BOXES
