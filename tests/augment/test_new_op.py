@@ -34,19 +34,19 @@ class Threshold(Op):
     def ranges(self, site: Site) -> Sequence[Range]:
         return (pair(self.level),)
 '''
-KERNEL = '''
+KERNEL = """
 
 def threshold(src: Any, dst: Any, work: Any, args: Any, channels: Any, height: Any, width: Any) -> Any:
     for i in range(channels * height * width):
         dst[i] = src[i] if np.float64(src[i]) >= args[0] else np.uint8(0)
     return 0
-'''
-TWIN = '''
+"""
+TWIN = """
 
 def threshold(x: Tensor, a: Numbers) -> Tensor:
     return torch.where(x.double() >= torch.from_numpy(a.host(0)).view(-1, 1, 1, 1), x, torch.zeros_like(x))
-'''
-CHECK = '''
+"""
+CHECK = """
 import sys
 from pathlib import Path
 import numpy as np
@@ -57,11 +57,12 @@ from kitae.recipe import Recipe
 from kitae.reporting import gallery
 
 assert "| `threshold` | level: [10, 200], p: 0.5 | Levels below a threshold become 0 |" in rows()
-recipe = Recipe.load("fashion-mini").override("augment.train.threshold.p=1.0")
+recipe = Recipe.load("fashion-mini").override("augment.train=[{threshold: {p: 1.0}}]")
 assert any(op.name == "threshold" for op in recipe.augment.ops())
 images = np.random.default_rng(0).integers(0, 256, (6, 3, 16, 16), np.uint8)
 index = np.arange(6)
-by = {e: kt.augment.Augment([{"threshold": {"p": 1.0}}], executor=e)(images, epoch=0, index=index) for e in ("cpu", "torch")}
+op = {"threshold": {"p": 1.0}}
+by = {e: kt.augment.Augment([op], executor=e)(images, epoch=0, index=index) for e in ("cpu", "torch")}
 np.testing.assert_array_equal(by["cpu"], by["torch"])
 assert (by["cpu"] != images).any()
 np.testing.assert_array_equal(functional.threshold(images, 100.0), np.where(images >= 100, images, 0))
@@ -70,7 +71,7 @@ titles = []
 gallery.image_grid = lambda rows, names, *_, **__: titles.extend(names)
 gallery.draw_ops(images, "abcdef", "x.png", "colour")
 assert "Threshold" in titles
-'''
+"""
 
 
 def test_a_new_op_is_a_class_a_kernel_and_a_twin(tmp_path: Path) -> None:
@@ -94,7 +95,7 @@ def test_every_row_has_a_kernel_a_twin_and_words(step) -> None:
     if "." in step.run:
         assert step.kernel is not None
         assert (step.twin is None) == (step.code in alone)
-    assert all(step.lines([0.5] * 12))
+    assert all(step.lines([1.0, 0.1, 2.0, -0.1, 1.0, 3.0] * 2))
 
 
 def test_generated_functions_have_signatures_and_docstrings() -> None:

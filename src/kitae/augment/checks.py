@@ -113,14 +113,14 @@ def as_keys(epoch: Any, index: Any, count: int) -> tuple[int | NDArray[np.int64]
     """The epoch, one or int64 [count], and the index, int64 [count]."""
     rows = integers(index, "index", 2**63)
     if rows.ndim != 1 or len(rows) != count:
-        raise AugmentError(f"index must be one integer a sample, [{count}], not {list(rows.shape)}")
+        raise AugmentError(f"index must be one integer per sample, [{count}], not {list(rows.shape)}")
     if type(epoch) is int and 0 <= epoch < 2**32:
         return epoch, rows
     epochs = integers(epoch, "epoch", 2**32)
     if epochs.ndim == 0:
         return int(epochs), rows
     if epochs.shape != (count,):
-        raise AugmentError(f"epoch must be an integer or one a sample, [{count}], not {list(epochs.shape)}")
+        raise AugmentError(f"epoch must be an integer or one per sample, [{count}], not {list(epochs.shape)}")
     return epochs, rows
 
 

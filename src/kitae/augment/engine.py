@@ -19,7 +19,7 @@ from kitae.augment.checks import (
     integers,
     is_torch,
     scale_and_shift,
-)  # fmt: skip
+)
 from kitae.augment.draw import Draw
 from kitae.augment.mix import mixed_targets
 from kitae.augment.ops import CustomOp, Op, TransformOp
@@ -43,28 +43,25 @@ class Augment:
 
     As a DataLoader's `collate_fn`, where the data set yields (image uint8 [C, H, W], label, index):
 
-        loader = DataLoader(data, batch_size=128, num_workers=4, persistent_workers=True,
-        collate_fn=aug.collate(epoch=0))
+        loader = DataLoader(data, batch_size=128, num_workers=4, persistent_workers=True, collate_fn=aug.collate())
 
-    `collate` says how the epoch reaches workers that outlive it.
+    See `Collate` for how the epoch reaches workers that live longer than it.
 
     Args:
         ops: objects of `kitae.augment.ops`, names, or mappings as in a recipe; a torchvision transform (or any function
-            on a uint8 [C, H, W] tensor) may stand among them.
+            on a uint8 [C, H, W] tensor) may be among them.
         seed: in [0, 2**64).
-        mean, std: per channel, of pixel values in [0, 1]; both or neither. With them the result is (x / 255 - mean) /
-        std,
-            else uint8. Erasing without a value then writes 0 after normalisation, the mean colour; in uint8 it writes
-            0.
+        mean, std: per channel, of pixel values in [0, 1]; both or neither. With them the result is
+            (x / 255 - mean) / std, and erasing without a value writes 0 after normalisation, which is the mean colour.
+            Without them the result is uint8, and erasing writes 0.
         mix: a `MixSpec` or its mapping: MixUp and CutMix within the pairs (0, 1), (2, 3), ... of the batch. In uint8
-        the
-            result is rounded to the nearest level, halves up.
+            the result is rounded to the nearest level, halves up.
         num_classes: width of the targets that are made of integer labels.
         threads: of the CPU executor; by default the CPUs this process may use, and 1 in a DataLoader worker.
         executor: `cpu` (compiled kernels), `torch` (batched torch ops, any device), `auto`: torch for tensors that are
             not on the CPU, cpu for the rest.
         dtype: float32 or bfloat16 of normalised images. bfloat16 needs torch tensors.
-        channels_last: the result [N, C, H, W] lies in memory as [N, H, W, C] (torch.channels_last).
+        channels_last: the result [N, C, H, W] is stored as [N, H, W, C] (torch.channels_last).
         layout: of the images given: `nchw`, or `nhwc` for [N, H, W, C]. The result is [N, C, H, W] always.
 
     Raises:
@@ -174,7 +171,7 @@ class Augment:
         Args:
             images: uint8 [N, C, H, W] (or [N, H, W, C], see `layout`), C 1 or 3; NumPy or torch. Never changed.
             targets: int64 [N] labels, or float32 [N, K].
-            epoch: integer in [0, 2**32), or one a sample.
+            epoch: integer in [0, 2**32), or one per sample.
             index: int64 [N] in [0, 2**63).
             step: number of the batch in its epoch, in [0, 2**63): keys what the whole batch draws together (mixing
                 with `per: batch`), so give parts of one batch the same. None is the batch's first index.
@@ -191,7 +188,7 @@ class Augment:
         return self._apply(batch, targets, epochs, rows, None, as_step(step, rows))
 
     def replay(self, images: Any, program: Program, targets: Any = None) -> Any:
-        """Execute a given program (of `plan`) on a batch: as a call, without drawing anything."""
+        """Run a program made by `plan` on a batch. Returns what a call returns; nothing is drawn."""
         batch = as_batch(images, self.layout)
         if any(isinstance(op, CustomOp) for op in self.ops):
             raise AugmentError("a pipeline with ops of your own cannot be replayed: their draws are not in the program")
@@ -327,7 +324,7 @@ class Augment:
 
         Args:
             size: height and width of the image.
-            step: the batch that it comes in, as in a call.
+            step: number of its batch, as in a call.
         """
         _, rows = as_keys(int(epoch), np.array([index]), 1)
         pipeline = self.pipeline(channels, *size)
@@ -346,7 +343,7 @@ class Collate:
     The data set yields (image uint8 [C, H, W], label, index), or (image, index); NumPy or torch. The result is (images,
     targets) or images, torch. With `num_classes` targets are float32 [N, K], else the labels as int64 [N].
 
-    The epoch lives in shared memory, so that workers that outlive an epoch (`persistent_workers=True`) see it change.
+    The epoch lives in shared memory, so that persistent workers see it change.
     Set it before each pass over the loader:
 
         collate = aug.collate()
@@ -355,8 +352,7 @@ class Collate:
             collate.epoch = epoch
             for images, targets in loader: ...
 
-    Samples do not depend on the number of workers. Mixing pairs the neighbours of a batch as the sampler hands them
-    out.
+    Samples do not depend on the number of workers. Mixing pairs neighbours in the sampler's order.
     """
 
     def __init__(self, augment: Augment, epoch: int) -> None:

@@ -1,8 +1,8 @@
 """One op with given parameters: what the plans do, without the randomness.
 
 Images are uint8 [N, C, H, W], NumPy or torch; the result is a new batch of the same kind. A parameter is a number, or
-one number a sample. `executor` is `cpu`, `torch`, or `auto` (torch for tensors that are not on the CPU). Names, ranges
-and directions are torchvision's `transforms.v2.functional`, unless said otherwise.
+one number per sample. `executor` is `cpu`, `torch`, or `auto` (torch for tensors that are not on the CPU). Names,
+ranges and directions are torchvision's `transforms.v2.functional`, unless stated otherwise.
 """
 
 from __future__ import annotations
@@ -19,18 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from kitae.augment.checks import as_batch, is_torch, scale_and_shift
 from kitae.augment.mix import mix_targets
 from kitae.augment.ops import OPS, STEPS, Site, Step
-from kitae.augment.ops.base import (
-    AFFINE_NEAREST,
-    ARGS,
-    CROP,
-    ERASE,
-    GAUSSIAN_BLUR,
-    MODES,
-    NOP,
-    PERSPECTIVE_NEAREST,
-    RESIZED_CROP,
-    Argument,
-)  # fmt: skip
+from kitae.augment.ops import base as o
 from kitae.augment.ops.geometry import RandomCrop, write_affine
 from kitae.augment.ops.noise import GaussianBlur
 from kitae.augment.plan import Pipeline, Program
@@ -65,7 +54,7 @@ def _run(
         raise AugmentError(f"executor must be one of auto, cpu, torch, not {executor!r}")
     batch = as_batch(images, "nchw")
     n, c, h, w = batch.shape
-    args = np.zeros((n, 1, ARGS))
+    args = np.zeros((n, 1, o.ARGS))
     for column, values in columns.items():
         args[:, 0, column] = values
     program = Program(np.full((n, 1), code, np.int64), args, mix)
@@ -100,7 +89,7 @@ def _numbers(
     try:
         array = np.broadcast_to(array.astype(np.float64), (count,))
     except (ValueError, TypeError):
-        raise AugmentError(f"{name} must be a number or one a sample, [{count}], not {value!r}") from None
+        raise AugmentError(f"{name} must be a number or one per sample, [{count}], not {value!r}") from None
     if count and not (np.isfinite(array).all() and array.min() >= low and array.max() <= high):
         bounds = f"in [{low:g}, {high:g}]" if math.isfinite(low) or math.isfinite(high) else "finite"
         raise AugmentError(f"{name} must be {bounds}, not {value!r}")
@@ -123,7 +112,7 @@ def _fill_columns(fill: Fill, at: int, channels: int) -> dict[int, ArrayLike]:
     if len(values) == 1:
         values *= 3
     if len(values) not in (channels, 3) or not all(0 <= v <= 255 for v in values):
-        raise AugmentError(f"fill must be a level or one a channel in [0, 255], or None, not {fill!r}")
+        raise AugmentError(f"fill must be a level or one per channel in [0, 255], or None, not {fill!r}")
     return {at + c: values[min(c, len(values) - 1)] for c in range(3)}
 
 
@@ -138,7 +127,7 @@ def _warp(interpolation: str, nearest: int) -> int:
     return nearest + (interpolation == "bilinear")
 
 
-# Generated: a function for each row that says what it takes -----------------------------------------------------------
+# Generated: a function for each row with `takes` ----------------------------------------------------------------------
 
 
 def _key(key: ArrayLike, count: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -147,7 +136,7 @@ def _key(key: ArrayLike, count: int) -> tuple[NDArray[np.float64], NDArray[np.fl
     return (words >> np.uint64(32)).astype(np.float64), (words & np.uint64(0xFFFFFFFF)).astype(np.float64)
 
 
-def _function(step: Step, takes: Sequence[Argument]) -> Callable[..., Any]:
+def _function(step: Step, takes: Sequence[o.Argument]) -> Callable[..., Any]:
     """The function of a step, with the signature (images, its arguments, *, executor)."""
     parameters = [inspect.Parameter("images", inspect.Parameter.POSITIONAL_OR_KEYWORD)]
     for argument in takes:
@@ -213,8 +202,8 @@ def crop(
     op.numbers(Site(c, h, w))
     t = _whole(top, "top", n, 0, h + top_pad + bottom_pad - height) - top_pad
     s = _whole(left, "left", n, 0, w + left_pad + right_pad - width) - left_pad
-    columns: dict[int, ArrayLike] = {0: t, 1: s, 2: height, 3: width, 4: MODES.index(mode)}
-    return _run(images, CROP, {**columns, **_fill_columns(fill, 5, c)}, executor, (height, width))
+    columns: dict[int, ArrayLike] = {0: t, 1: s, 2: height, 3: width, 4: o.MODES.index(mode)}
+    return _run(images, o.CROP, {**columns, **_fill_columns(fill, 5, c)}, executor, (height, width))
 
 
 def resized_crop(
@@ -236,50 +225,13 @@ def resized_crop(
     t, s = _whole(top, "top", n, 0, h), _whole(left, "left", n, 0, w)
     if (t + rows > h).any() or (s + columns > w).any():
         raise AugmentError(f"the window must lie inside the image, {h} x {w}")
-    return _run(images, RESIZED_CROP, {0: t, 1: s, 2: rows, 3: columns, 4: new[0], 5: new[1]}, executor, new)
+    return _run(images, o.RESIZED_CROP, {0: t, 1: s, 2: rows, 3: columns, 4: new[0], 5: new[1]}, executor, new)
 
 
 def resize(images: Any, size: int | tuple[int, int], *, executor: Executor = "auto") -> Any:
     """Resize to `size` (height, width), bilinear with antialias."""
     _, _, h, w = _count(images)
     return resized_crop(images, 0, 0, h, w, size, executor=executor)
-
-
-def _affine(
-    images: Any,
-    angle: NDArray[np.float64],
-    tx: ArrayLike,
-    ty: ArrayLike,
-    scale: ArrayLike,
-    sx: ArrayLike,
-    sy: ArrayLike,
-    interpolation: str,
-    fill: Fill,
-    center: tuple[float, float] | None,
-    executor: str,
-) -> Any:
-    n, c, h, w = _count(images)
-    code = _warp(interpolation, AFFINE_NEAREST)
-    cx, cy = (0.0, 0.0) if center is None else (center[0] - 0.5 * w, center[1] - 0.5 * h)
-    tx, ty = _numbers(tx, "translate_x", n), _numbers(ty, "translate_y", n)
-    scale = _numbers(scale, "scale", n, 1e-6)
-    sx, sy = _numbers(sx, "shear_x", n, -89.9, 89.9), _numbers(sy, "shear_y", n, -89.9, 89.9)
-    matrix = np.zeros((n, 6))
-    for i in range(n):
-        write_affine(
-            matrix[i],
-            0,
-            math.radians(angle[i]),
-            tx[i],
-            ty[i],
-            scale[i],
-            math.radians(sx[i]),
-            math.radians(sy[i]),
-            cx,
-            cy,
-        )
-    columns: dict[int, ArrayLike] = {j: matrix[:, j] for j in range(6)}
-    return _run(images, code, {**columns, **_fill_columns(fill, 6, c)}, executor)
 
 
 def rotate(
@@ -292,10 +244,8 @@ def rotate(
     executor: Executor = "auto",
 ) -> Any:
     """Turn counter-clockwise by `degrees`. center: (x, y) from the upper left corner; None is the middle."""
-    n = _count(images)[0]
-    return _affine(
-        images, -_numbers(degrees, "degrees", n), 0.0, 0.0, 1.0, 0.0, 0.0, interpolation, fill, center, executor
-    )
+    turned = -_numbers(degrees, "degrees", _count(images)[0])
+    return affine(images, turned, interpolation=interpolation, fill=fill, center=center, executor=executor)
 
 
 def affine(
@@ -312,21 +262,20 @@ def affine(
     *,
     executor: Executor = "auto",
 ) -> Any:
-    """Shear, scale and turn (clockwise, degrees), then shift (pixels)."""
-    n = _count(images)[0]
-    return _affine(
-        images,
-        _numbers(degrees, "degrees", n),
-        translate_x,
-        translate_y,
-        scale,
-        shear_x,
-        shear_y,
-        interpolation,
-        fill,
-        center,
-        executor,
-    )
+    """Shear, scale and turn (clockwise, degrees), then shift (pixels). center: as in `rotate`."""
+    n, c, h, w = _count(images)
+    code = _warp(interpolation, o.AFFINE_NEAREST)
+    cx, cy = (0.0, 0.0) if center is None else (center[0] - 0.5 * w, center[1] - 0.5 * h)
+    angle = _numbers(degrees, "degrees", n)
+    tx, ty = _numbers(translate_x, "translate_x", n), _numbers(translate_y, "translate_y", n)
+    factor = _numbers(scale, "scale", n, 1e-6)
+    sx, sy = _numbers(shear_x, "shear_x", n, -89.9, 89.9), _numbers(shear_y, "shear_y", n, -89.9, 89.9)
+    matrix = np.zeros((n, 6))
+    for i in range(n):
+        turn, x, y = math.radians(angle[i]), math.radians(sx[i]), math.radians(sy[i])
+        write_affine(matrix[i], 0, turn, tx[i], ty[i], factor[i], x, y, cx, cy)
+    columns: dict[int, ArrayLike] = {j: matrix[:, j] for j in range(6)}
+    return _run(images, code, {**columns, **_fill_columns(fill, 6, c)}, executor)
 
 
 def perspective_coefficients(startpoints: ArrayLike, endpoints: ArrayLike) -> NDArray[np.float64]:
@@ -361,7 +310,7 @@ def perspective(
     *,
     executor: Executor = "auto",
 ) -> Any:
-    """Move startpoints to endpoints (four corners (x, y), or four a sample); or the eight `coefficients` of the
+    """Move startpoints to endpoints (four corners (x, y), or four per sample); or the eight `coefficients` of the
     inverse."""
     n, c, _, _ = _count(images)
     if (coefficients is None) == (startpoints is None or endpoints is None):
@@ -372,7 +321,7 @@ def perspective(
     if not np.isfinite(table).all():
         raise AugmentError("coefficients must be finite")
     columns: dict[int, ArrayLike] = {j: table[:, j] for j in range(8)}
-    return _run(images, _warp(interpolation, PERSPECTIVE_NEAREST), {**columns, **_fill_columns(fill, 8, c)}, executor)
+    return _run(images, _warp(interpolation, o.PERSPECTIVE_NEAREST), {**columns, **_fill_columns(fill, 8, c)}, executor)
 
 
 def gaussian_blur(
@@ -385,7 +334,7 @@ def gaussian_blur(
     (kx, _, _), (ky, _, _), *_ = op.ranges(Site(c, h, w))
     sx = 0.15 * kx + 0.35 if sigma is None else _numbers(sigma, "sigma", n, 1e-6)
     sy = 0.15 * ky + 0.35 if sigma is None else sx
-    return _run(images, GAUSSIAN_BLUR, {0: kx, 1: ky, 2: sx, 3: sy}, executor)
+    return _run(images, o.GAUSSIAN_BLUR, {0: kx, 1: ky, 2: sx, 3: sy}, executor)
 
 
 def erase(
@@ -405,18 +354,18 @@ def erase(
     if (t + rows > h).any() or (s + columns > w).any():
         raise AugmentError(f"the rectangle must lie inside the image, {h} x {w}")
     if value is None:
-        raise AugmentError("value must be a level or one a channel")
-    return _run(images, ERASE, {0: t, 1: s, 2: rows, 3: columns, **_fill_columns(value, 4, c)}, executor)
+        raise AugmentError("value must be a level or one per channel")
+    return _run(images, o.ERASE, {0: t, 1: s, 2: rows, 3: columns, **_fill_columns(value, 4, c)}, executor)
 
 
 def normalize(images: Any, mean: Any, std: Any, *, executor: Executor = "auto") -> Any:
     """(level / 255 - mean) / std as float32."""
     scale, shift = scale_and_shift(mean, std)
-    return _run(images, NOP, {}, executor, normal=(tuple(scale), tuple(shift)))
+    return _run(images, o.NOP, {}, executor, normal=(tuple(scale), tuple(shift)))
 
 
 def _mixed(images: Any, targets: Any, mix: NDArray[np.float64], executor: str) -> Any:
-    out = _run(images, NOP, {}, executor, mix=mix)
+    out = _run(images, o.NOP, {}, executor, mix=mix)
     if targets is None:
         return out
     rows = targets.detach().cpu().numpy() if is_torch(targets) else np.asarray(targets)
@@ -440,7 +389,7 @@ def mixup(images: Any, targets: Any, lam: ArrayLike, *, executor: Executor = "au
 
 
 def cutmix(images: Any, targets: Any, box: ArrayLike, *, executor: Executor = "auto") -> Any:
-    """Each image shows its partner inside `box` (x1, y1, x2, y2; one, or one a sample); targets by the kept area."""
+    """Each image shows its partner inside `box` (x1, y1, x2, y2; one, or one per sample); targets by the kept area."""
     n, _, h, w = _count(images)
     table = np.broadcast_to(np.asarray(box, np.float64), (n, 4))
     x1, y1, x2, y2 = table.T

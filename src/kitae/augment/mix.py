@@ -22,7 +22,7 @@ from kitae.augment.ops.base import below, draw, unit
 from kitae.augment.ops.policies import beta_quantile, beta_table
 from kitae.augment.spec import MixSpec
 
-MIX = 6  # numbers a sample: kind (0 none, 1 MixUp, 2 CutMix), lambda, x1, y1, x2, y2
+MIX = 6  # numbers per sample: kind (0 none, 1 MixUp, 2 CutMix), lambda, x1, y1, x2, y2
 MIXUP, CUTMIX = 1, 2
 
 

@@ -1,7 +1,7 @@
 """The plan: keyed randomness becomes, for each sample, a small program of op codes with numbers.
 
 A program is plain arrays. It can be printed (`describe`), saved, loaded and executed again (`Augment.replay`), by
-either executor. `Pipeline` says what a list of ops means for images of one size; `plan_sample` is the plain reference.
+either executor. `Pipeline` is a list of ops prepared for images of one size; `plan_sample` is the plain reference.
 """
 
 from __future__ import annotations
@@ -207,7 +207,7 @@ def plan_sample(pipeline: Pipeline, seed: int, epoch: int, index: int, step: int
     """The program of one sample, in plain Python: the reference of the compiled plan, bit for bit.
 
     Args:
-        step: keys the mixing of a whole batch; None is the index, as of a batch that starts with this sample.
+        step: keys the mixing of a whole batch; by default the index, as in a batch that starts with this sample.
     """
     codes = np.zeros((1, pipeline.steps), np.int64)
     args = np.zeros((1, pipeline.steps, ARGS), np.float64)

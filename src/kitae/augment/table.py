@@ -1,6 +1,6 @@
 """The table of ops in the docs, generated from the classes.
 
-    python -m kitae.augment.table docs/augmentation.md    # rewrite it between its two marks
+python -m kitae.augment.table docs/augmentation.md    # rewrite it between its two marks
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Galleries: what each augmentation does to images of your own, drawn by the very code that trains.
+"""Galleries: what each augmentation does to images of your own, drawn by the code that training uses.
 
 Each picture is one PNG. Captions say what was drawn for the image above them. Nothing here is random beyond the keyed
 draws, so the same images and seed give the same pictures.
@@ -108,8 +108,8 @@ def _op_row(images: Pictures, op: Op, site: Site, seed: int) -> Row:
 
 def _title(op: Op) -> str:
     """An op and what differs from its defaults."""
-    told = {k: v for k, v in op.model_dump(exclude_defaults=True).items() if k not in ("p", "value")}
-    words = op.name.capitalize() + (": " + ", ".join(f"{k} {_number(v)}" for k, v in told.items()) if told else "")
+    given = {k: v for k, v in op.model_dump(exclude_defaults=True).items() if k not in ("p", "value")}
+    words = op.name.capitalize() + (": " + ", ".join(f"{k} {_number(v)}" for k, v in given.items()) if given else "")
     return words.replace("_", " ")
 
 

@@ -1,4 +1,4 @@
-"""The few words that kernels need beyond Python: typed pointers from addresses, calls by address, atomics, bits."""
+"""What kernels need beyond Python: typed pointers from addresses, calls by address, bits."""
 
 # numba and llvmlite have no stubs.
 # mypy: disable-error-code="untyped-decorator,import-untyped"
@@ -25,15 +25,10 @@ PLAN = types.void(u64, f64, i64, f64, types.int64, types.int64)
 # What writes results: (source, partner's source or 0, info, target, partner's target, work, channels, height, width)
 # -> 0
 FINISH = types.int64(u8, u8, f64, types.int64, types.int64, types.int64, types.int64, types.int64, types.int64)
-# The driver: (context, scratch) -> 0
-RUN = types.int64(types.int64, types.int64)
-# Sharing it among threads, see `kernels.crew`: (mailbox, context, scratch, most helpers) and (mailbox, scratch, its
-# bytes)
-LEAD = types.int64(types.int64, types.int64, types.int64, types.int64)
-CLOSE = types.int64(types.int64)
-SERVE = types.int64(types.int64, types.int64, types.int64)
+# The driver: (context, scratch, first sample, one past the last) -> 0
+RUN = types.int64(types.int64, types.int64, types.int64, types.int64)
 
-# Features are asked of the machine itself, so a build for another one (NUMBA_CPU_NAME) does without.
+# Features are those of this machine, so a build for another one (NUMBA_CPU_NAME) uses none of them.
 _NATIVE = config.CPU_NAME is None and config.CPU_FEATURES is None
 _FEATURES = binding.get_host_cpu_features() if _NATIVE else {}
 HAS_VBMI = bool(_FEATURES.get("avx512vbmi") and _FEATURES.get("avx512bw"))
@@ -82,12 +77,6 @@ def _call(count: int) -> Any:
 
 
 @intrinsic
-def call2(typingctx: Any, address: Any, a: Any, b: Any) -> Any:
-    """Call the function at an address with two int64."""
-    return types.int64(*[types.int64] * 3), _call(2)
-
-
-@intrinsic
 def call6(typingctx: Any, address: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any) -> Any:
     """Call the function at an address with six int64."""
     return types.int64(*[types.int64] * 7), _call(6)
@@ -103,65 +92,6 @@ def call7(typingctx: Any, address: Any, a: Any, b: Any, c: Any, d: Any, e: Any, 
 def call9(typingctx: Any, address: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any, h: Any, i: Any) -> Any:
     """Call the function at an address with nine int64."""
     return types.int64(*[types.int64] * 10), _call(9)
-
-
-def _word(builder: Any, address: Any) -> Any:
-    return builder.inttoptr(address, ir.IntType(64).as_pointer())
-
-
-@intrinsic
-def fetch_add(typingctx: Any, address: Any, amount: Any) -> Any:
-    """Atomically add to the int64 at an address; what it was before."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.atomic_rmw("add", _word(builder, args[0]), args[1], "acq_rel")
-
-    return types.int64(types.int64, types.int64), codegen
-
-
-@intrinsic
-def exchange(typingctx: Any, address: Any, old: Any, new: Any) -> Any:
-    """Atomically put `new` where `old` is; whether it was."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pair = builder.cmpxchg(_word(builder, args[0]), args[1], args[2], "acq_rel", "acquire")
-        return builder.extract_value(pair, 1)
-
-    return types.boolean(types.int64, types.int64, types.int64), codegen
-
-
-@intrinsic
-def fetch(typingctx: Any, address: Any) -> Any:
-    """The int64 at an address, which another thread may write."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.load_atomic(_word(builder, args[0]), "acquire", 8)
-
-    return types.int64(types.int64), codegen
-
-
-@intrinsic
-def put(typingctx: Any, address: Any, value: Any) -> Any:
-    """Write the int64 at an address, which another thread may read."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        builder.store_atomic(args[1], _word(builder, args[0]), "release", 8)
-        return ir.Constant(ir.IntType(64), 0)
-
-    return types.int64(types.int64, types.int64), codegen
-
-
-@intrinsic
-def rest(typingctx: Any) -> Any:
-    """A breath while waiting for another thread."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        if "x86" in binding.get_process_triple():
-            function = ir.FunctionType(ir.VoidType(), [])
-            builder.call(cgutils.get_or_insert_function(builder.module, function, "llvm.x86.sse2.pause"), [])
-        return ir.Constant(ir.IntType(64), 0)
-
-    return types.int64(), codegen
 
 
 @intrinsic
@@ -331,7 +261,7 @@ def stream_line(typingctx: Any, source: Any, target: Any) -> Any:
 
 @intrinsic
 def fence(typingctx: Any) -> Any:
-    """Everything written so far, past the caches too, is seen by whoever is told of it after this."""
+    """Make everything written so far, past the caches too, visible to other threads."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         builder.fence("seq_cst")

@@ -34,7 +34,7 @@ from kitae.augment.ops.base import (
     pair,
     span,
     unit,
-)  # fmt: skip
+)
 
 _FACTOR = (Argument("factor"),)
 

@@ -40,7 +40,7 @@ from kitae.augment.ops.base import (
     rounded,
     span,
     unit,
-)  # fmt: skip
+)
 from kitae.errors import AugmentError
 
 Border = Annotated[int, Field(ge=0, le=2**15)]

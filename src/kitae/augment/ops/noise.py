@@ -36,7 +36,7 @@ from kitae.augment.ops.base import (
     rounded,
     unit,
     within,
-)  # fmt: skip
+)
 from kitae.errors import AugmentError
 
 Kernel = Annotated[int, Field(ge=1, le=63)]

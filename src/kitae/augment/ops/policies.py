@@ -49,7 +49,7 @@ from kitae.augment.ops.base import (
     draw,
     fills,
     unit,
-)  # fmt: skip
+)
 from kitae.augment.ops.color import (
     Autocontrast,
     Brightness,
@@ -60,7 +60,7 @@ from kitae.augment.ops.color import (
     Saturation,
     Sharpness,
     Solarize,
-)  # fmt: skip
+)
 from kitae.augment.ops.geometry import AFFINE_STEPS, write_affine
 
 IDENTITY, SHEAR_X, SHEAR_Y, TRANSLATE_X, TRANSLATE_Y, ROTATE, BRIGHTER, COLOR, CONTRASTED, SHARPER = range(10)

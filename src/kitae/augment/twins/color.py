@@ -39,7 +39,7 @@ def grayscale(x: Tensor, a: Numbers) -> Tensor:
 
 
 def hue(x: Tensor, a: Numbers) -> Tensor:
-    """The integers of the compiled kernel, which says what they are."""
+    """The same integers as the compiled kernel, where they are explained."""
     if x.shape[1] == 1:
         return x
     i = x.to(torch.int32) << 5
