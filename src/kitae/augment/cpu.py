@@ -1,31 +1,32 @@
-"""The CPU executor: compiled kernels, run by the calling thread and by those of a pool, without Python's lock.
+"""The CPU executor: compiled kernels, run by a few plain threads that hold no lock.
 
-A call fills one array of addresses and sizes, the context, and each thread calls `kernels.run.run` on blocks of
-samples. There are no worker processes, and no threading layer of numba's, which aborts when two Python threads enter
-it. The memory of a result is used again once nobody refers to it, since touching fresh pages would take longer than
-augmenting.
+A call fills one array of addresses and sizes, the context, and lets each thread run `kernels.run.run` on it. There are
+no worker processes and no threading layer; the memory of a result is used again once nobody refers to it, since
+touching fresh pages would take longer than augmenting.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import math
 import os
+import queue
 import sys
 import threading
+import time
 import weakref
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kitae.augment import jit
-from kitae.augment.kernels import noise
+from kitae.augment.kernels import crew, noise
 from kitae.augment.kernels import run as driver
-from kitae.augment.kernels.link import FINISH, OP, PLAN, RUN
+from kitae.augment.kernels.link import CLOSE, FINISH, LEAD, OP, PLAN, RUN, SERVE
 from kitae.augment.kernels.write import FINISHERS
 from kitae.augment.ops import STEPS
 from kitae.augment.ops.base import CODES, GAUSSIAN_NOISE, NOP, RESIZED_CROP
@@ -33,18 +34,78 @@ from kitae.augment.plan import Pipeline, Program
 from kitae.keyed import SLOT_MIX, normal_quantile
 
 
+class _Crew:
+    """Threads that help with calls: their own, as a numba threading layer aborts when two Python threads enter it."""
+
+    def __init__(self) -> None:
+        self._busy = threading.Lock()  # one call at a time has helpers
+        self._inbox: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._sleepers = threading.Lock()
+        self._asleep = 0
+        self._count = 0
+        self._memory = np.zeros(crew.MAILBOX + 64, np.uint8)
+        self._mailbox = _address(self._memory) + (-_address(self._memory) & 63)
+
+    def _serve(self) -> None:
+        serve = jit.native(crew.serve, SERVE).ctypes
+        size = 0
+        while True:
+            needed = serve(self._mailbox, _address(_scratch(size)), size)
+            if needed:
+                size = needed
+                continue
+            with self._sleepers:
+                self._asleep += 1
+            self._inbox.get()
+
+    def _start(self, helpers: int) -> None:
+        while self._count < helpers:
+            threading.Thread(target=self._serve, name="kitae-augment", daemon=True).start()
+            self._count += 1
+
+    def run(self, context: int, scratch: int, threads: int) -> None:
+        """Do the work of a context in this thread and, if they come in time, in up to threads - 1 others."""
+        if threads <= 1 or not self._busy.acquire(blocking=False):
+            jit.native(driver.run, RUN).ctypes(context, scratch)
+            return
+        try:
+            helpers = threads - 1
+            self._start(helpers)
+            if self._asleep:
+                with self._sleepers:
+                    woken = min(self._asleep, helpers)
+                    self._asleep -= woken
+                for _ in range(woken):
+                    self._inbox.put(None)
+            close = jit.native(crew.close, CLOSE).ctypes
+            try:
+                inside = jit.native(crew.lead, LEAD).ctypes(self._mailbox, context, scratch, helpers)
+                while inside:  # a helper that the system took off its core needs a while
+                    time.sleep(20e-6)
+                    inside = close(self._mailbox)
+            except BaseException:  # an interrupt; helpers still write to memory that must stay
+                while True:
+                    with contextlib.suppress(KeyboardInterrupt):
+                        while close(self._mailbox):
+                            pass
+                        break
+                raise
+        finally:
+            self._busy.release()
+
+
 def _address(array: NDArray[Any]) -> int:
     return array.__array_interface__["data"][0]  # type: ignore[no-any-return]
 
 
-_pool: ThreadPoolExecutor | None = None  # threads that help with calls; made when first needed
+_crew = _Crew()
 _locked: weakref.WeakSet[Recycler | Executor] = weakref.WeakSet()  # what has a `_lock`
 
 
 def _after_fork() -> None:
     """Threads do not survive a fork, and a lock that one of them held would never be released."""
-    global _pool
-    _pool = None
+    global _crew
+    _crew = _Crew()
     for owner in list(_locked):
         owner._lock = threading.Lock()
     jit.renew_lock()
@@ -63,19 +124,6 @@ def default_threads() -> int:
     """The CPUs this process may use; 1 inside a DataLoader worker."""
     torch = sys.modules.get("torch")
     return 1 if torch is not None and torch.utils.data.get_worker_info() is not None else _cpus()
-
-
-def _share(work: Callable[[], None], threads: int) -> None:
-    """Call `work` here and in up to threads - 1 other threads; those that have not started by then are cancelled."""
-    global _pool
-    if threads > 1 and _pool is None:
-        _pool = ThreadPoolExecutor(64, "kitae-augment")
-    helpers = [_pool.submit(work) for _ in range(threads - 1)] if _pool is not None else []
-    try:
-        work()
-    finally:
-        for helper in helpers:
-            helper.cancel() or helper.result()
 
 
 class Recycler:
@@ -212,6 +260,7 @@ class Executor:
         c[driver.TABLE], c[driver.FLAGS] = _address(self._table), _address(self._flags)
         c[driver.SCALES], c[driver.IMAGE_BYTES] = _address(self._scales), self._image_bytes
         c[driver.OUT_STRIDE] = _DTYPES[dtype].itemsize * p.channels * h * w
+        c[driver.SCRATCH_BYTES] = self._scratch_bytes
         if p.mixing is not None:
             c[driver.MIXING], c[driver.MIX_SHARED] = _address(p.mixing), p.mixes_batch
         if GAUSSIAN_NOISE in self._codes:
@@ -222,7 +271,7 @@ class Executor:
         """Compile, or load, what this pipeline needs."""
         with self._lock:
             if self._ready == 0:
-                jit.native(driver.run, RUN)
+                self._context[driver.RUN_AT] = jit.native(driver.run, RUN).address
                 self._plans[:] = [jit.native(op.plan, PLAN).address for op in self.pipeline.ops]
                 self._ready = 1
             if self._ready == 1 and not plan_only:
@@ -234,27 +283,17 @@ class Executor:
                 self._context[driver.FINISH_AT] = jit.native(finish, FINISH).address
                 self._ready = 2
 
-    def _go(self, context: NDArray[np.int64], count: int, threads: int, *arrays: Any) -> None:
-        """Run all samples, in blocks that the threads take in turn.
-
-        `arrays` are what the context points to: a thread that is still at work keeps them alive.
-        """
+    def _go(self, context: NDArray[np.int64], count: int, threads: int) -> None:
+        if count == 0:
+            return
+        at = _address(context)
+        context[driver.COUNT], context[driver.COUNTER] = count, at + 8 * driver.NEXT
         p = self.pipeline
-        # Blocks of some 48 KB of pixels, so that taking one costs little, and enough of them for an even share.
-        block = max(49152 // (p.channels * p.height * p.width), count // (8 * threads), 1) if threads > 1 else count
-        block += block % 2
-        context[driver.COUNT] = count
-        starts = itertools.count(0, max(block, 1))
-        run = jit.native(driver.run, RUN).ctypes
-
-        def work(keep: Any = arrays) -> None:
-            scratch = _address(_scratch(self._scratch_bytes))
-            for start in starts:
-                if start >= count:
-                    return
-                run(_address(context), scratch, start, min(start + block, count))
-
-        _share(work, min(threads, -(-count // max(block, 1))))
+        # Blocks of some 16 KB of pixels, but enough blocks for the threads to share the work evenly.
+        block = min(max(16384 // (p.channels * p.height * p.width), 1), max(count // (8 * threads), 1))
+        block = (block + 1) & ~1
+        context[driver.BLOCK] = block
+        _crew.run(at, _address(_scratch(self._scratch_bytes)), min(threads, -(-count // block)))
 
     @staticmethod
     def _set_epoch(context: NDArray[np.int64], epoch: int | NDArray[np.int64]) -> None:
@@ -279,7 +318,7 @@ class Executor:
         context[driver.CODES_AT], context[driver.ARGS_AT] = _address(program.codes), _address(program.args)
         context[driver.MIX_AT] = 0 if program.mix is None else _address(program.mix)
         context[driver.WRITE_PROGRAM] = 1
-        self._go(context, len(index), 1, program, index, epoch)
+        self._go(context, len(index), 1)
         return program
 
     def __call__(
@@ -318,5 +357,5 @@ class Executor:
         elif index is not None and epoch is not None:
             context[driver.INDEX], context[driver.MIX_STEP] = _address(index), step
             self._set_epoch(context, epoch)
-        self._go(context, count, self.threads or default_threads(), images, out, epoch, index, targets, mixed, program)
+        self._go(context, count, self.threads or default_threads())
         return out, mixed

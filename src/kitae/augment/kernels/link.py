@@ -1,4 +1,4 @@
-"""What kernels need beyond Python: typed pointers from addresses, calls by address, bits."""
+"""What kernels need beyond Python: typed pointers from addresses, calls by address, atomics, bits."""
 
 # numba and llvmlite have no stubs.
 # mypy: disable-error-code="untyped-decorator,import-untyped"
@@ -25,8 +25,13 @@ PLAN = types.void(u64, f64, i64, f64, types.int64, types.int64)
 # What writes results: (source, partner's source or 0, info, target, partner's target, work, channels, height, width)
 # -> 0
 FINISH = types.int64(u8, u8, f64, types.int64, types.int64, types.int64, types.int64, types.int64, types.int64)
-# The driver: (context, scratch, first sample, one past the last) -> 0
-RUN = types.int64(types.int64, types.int64, types.int64, types.int64)
+# The driver: (context, scratch) -> 0
+RUN = types.int64(types.int64, types.int64)
+# Sharing it among threads, see `kernels.crew`: (mailbox, context, scratch, most helpers) and (mailbox, scratch, its
+# bytes)
+LEAD = types.int64(types.int64, types.int64, types.int64, types.int64)
+CLOSE = types.int64(types.int64)
+SERVE = types.int64(types.int64, types.int64, types.int64)
 
 # Features are those of this machine, so a build for another one (NUMBA_CPU_NAME) uses none of them.
 _NATIVE = config.CPU_NAME is None and config.CPU_FEATURES is None
@@ -77,6 +82,12 @@ def _call(count: int) -> Any:
 
 
 @intrinsic
+def call2(typingctx: Any, address: Any, a: Any, b: Any) -> Any:
+    """Call the function at an address with two int64."""
+    return types.int64(*[types.int64] * 3), _call(2)
+
+
+@intrinsic
 def call6(typingctx: Any, address: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any) -> Any:
     """Call the function at an address with six int64."""
     return types.int64(*[types.int64] * 7), _call(6)
@@ -92,6 +103,65 @@ def call7(typingctx: Any, address: Any, a: Any, b: Any, c: Any, d: Any, e: Any, 
 def call9(typingctx: Any, address: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any, h: Any, i: Any) -> Any:
     """Call the function at an address with nine int64."""
     return types.int64(*[types.int64] * 10), _call(9)
+
+
+def _word(builder: Any, address: Any) -> Any:
+    return builder.inttoptr(address, ir.IntType(64).as_pointer())
+
+
+@intrinsic
+def fetch_add(typingctx: Any, address: Any, amount: Any) -> Any:
+    """Atomically add to the int64 at an address; what it was before."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.atomic_rmw("add", _word(builder, args[0]), args[1], "acq_rel")
+
+    return types.int64(types.int64, types.int64), codegen
+
+
+@intrinsic
+def exchange(typingctx: Any, address: Any, old: Any, new: Any) -> Any:
+    """Atomically put `new` where `old` is; whether it was."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pair = builder.cmpxchg(_word(builder, args[0]), args[1], args[2], "acq_rel", "acquire")
+        return builder.extract_value(pair, 1)
+
+    return types.boolean(types.int64, types.int64, types.int64), codegen
+
+
+@intrinsic
+def fetch(typingctx: Any, address: Any) -> Any:
+    """The int64 at an address, which another thread may write."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.load_atomic(_word(builder, args[0]), "acquire", 8)
+
+    return types.int64(types.int64), codegen
+
+
+@intrinsic
+def put(typingctx: Any, address: Any, value: Any) -> Any:
+    """Write the int64 at an address, which another thread may read."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.store_atomic(args[1], _word(builder, args[0]), "release", 8)
+        return ir.Constant(ir.IntType(64), 0)
+
+    return types.int64(types.int64, types.int64), codegen
+
+
+@intrinsic
+def rest(typingctx: Any) -> Any:
+    """Pause for a moment while waiting for another thread."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        if "x86" in binding.get_process_triple():
+            function = ir.FunctionType(ir.VoidType(), [])
+            builder.call(cgutils.get_or_insert_function(builder.module, function, "llvm.x86.sse2.pause"), [])
+        return ir.Constant(ir.IntType(64), 0)
+
+    return types.int64(), codegen
 
 
 @intrinsic
@@ -129,7 +199,6 @@ def _binary(kind: Any, name: str) -> Any:
 
 
 add_i32 = _binary(types.int32, "add")
-sub_i32 = _binary(types.int32, "sub")
 mul_i32 = _binary(types.int32, "mul")
 sar_i32 = _binary(types.int32, "ashr")
 add_u32 = _binary(types.uint32, "add")

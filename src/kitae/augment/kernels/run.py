@@ -1,7 +1,7 @@
-"""The driver: samples outside, steps inside. A call works on a block of samples; all it needs is in `context`.
+"""The driver: samples outside, steps inside. One call per thread and batch; all it needs is in `context`.
 
 For each sample (each pair, where images mix) it plans every op of the pipeline, runs the steps on two buffers that stay
-in the core's cache, and writes the result.
+in the core's cache, and writes the result. Threads share one atomic counter and take blocks of samples from it.
 """
 
 # numba types these, not mypy.
@@ -23,6 +23,7 @@ from kitae.augment.kernels.link import (
     call7,
     call9,
     fence,
+    fetch_add,
 )
 from kitae.augment.kernels.write import BOXES, MIX_FIRST, MIX_SECOND, SCALE, SECOND, STREAM
 from kitae.augment.mix import MIX, plan_mix
@@ -42,6 +43,7 @@ from kitae.augment.ops.base import (
 
 # The context: int64, addresses and sizes.
 COUNT = 0  # samples
+BLOCK = 1  # samples taken at a time, even
 IMAGES = 2  # uint8, one after the other
 STRIDE = 3  # bytes from image to image
 CHANNELS, HEIGHT, WIDTH = 4, 5, 6  # of the input
@@ -65,10 +67,14 @@ MIXING = 29  # address of the numbers of mixing, or 0
 SCALES = 30  # float64 [6]: scale and shift per channel
 TARGETS, TARGETS_KIND, CLASSES, OUT_TARGETS = 31, 32, 33, 34  # kind: 0 none, 1 int64 labels, 2 float32 rows
 IMAGE_BYTES = 35  # of a buffer
+COUNTER = 36  # address of the shared counter
+RUN_AT = 39  # address of `run`
+SCRATCH_BYTES = 40  # that a thread needs
 SAME_EPOCH = 41  # of all samples, where EPOCH is 0
 MIX_SHARED, MIX_STEP = 42, 43  # 1: one mixing for the whole batch, keyed by this instead of the index
 QUANTILES = 37  # address of the table of normal quantiles
 STREAMING = 38  # 1: write results past the caches
+NEXT = 56  # the counter itself, on a cache line of its own
 CONTEXT = 64
 
 # Layout of a thread's scratch memory, in bytes from its start.
@@ -234,10 +240,11 @@ def write_targets(context: Any, n: Any, share: Any, other: Any) -> None:
                 out[k] = mine[k] * own + theirs[k] * rest
 
 
-def run(context_at: Any, scratch: Any, start: Any, stop: Any) -> Any:
-    """Work on samples `start` to `stop`; `start` is even where images mix."""
+def run(context_at: Any, scratch: Any) -> Any:
+    """Take samples and work on them until there are none."""
     context = as_i64(context_at)
     count = context[COUNT]
+    block = context[BLOCK]
     channels = context[CHANNELS]
     last_height = context[LAST_HEIGHT]
     last_width = context[LAST_WIDTH]
@@ -252,38 +259,42 @@ def run(context_at: Any, scratch: Any, start: Any, stop: Any) -> Any:
     for i in range(6):
         info[SCALE + i] = scales[i]
     info[STREAM] = context[STREAMING]
-    n = start
-    while n < stop:
-        if context[WRITE_PROGRAM] != 0:
-            plan_one(context, key, n, as_i64(context[CODES_AT] + 8 * n * steps),
-                     as_f64(context[ARGS_AT] + 8 * ARGS * n * steps))  # fmt: skip
-            if context[MIXING] != 0:
-                plan_pair(context, key, n, as_f64(context[MIX_AT] + 8 * MIX * n))
-            n += 1
-            continue
-        pair = context[MIXING] != 0 and n + 1 < count
-        first = augment_one(context, scratch, n, 0, info)
-        if not pair:
-            call9(context[FINISH_AT], first, 0, scratch + INFO_AT, out + n * stride, 0, work, channels, last_height,
-                  last_width)  # fmt: skip
+    while True:
+        start = fetch_add(context[COUNTER], block)
+        if start >= count:
+            fence()
+            return 0
+        n = start
+        stop = min(start + block, count)
+        while n < stop:
+            if context[WRITE_PROGRAM] != 0:
+                plan_one(context, key, n, as_i64(context[CODES_AT] + 8 * n * steps),
+                         as_f64(context[ARGS_AT] + 8 * ARGS * n * steps))  # fmt: skip
+                if context[MIXING] != 0:
+                    plan_pair(context, key, n, as_f64(context[MIX_AT] + 8 * MIX * n))
+                n += 1
+                continue
+            pair = context[MIXING] != 0 and n + 1 < count
+            first = augment_one(context, scratch, n, 0, info)
+            if not pair:
+                call9(context[FINISH_AT], first, 0, scratch + INFO_AT, out + n * stride, 0, work, channels, last_height,
+                      last_width)  # fmt: skip
+                if context[TARGETS_KIND] != 0:
+                    write_targets(context, n, 1.0, n)
+                n += 1
+                continue
+            second = augment_one(context, scratch, n + 1, 1, as_f64(scratch + INFO_AT + 8 * SECOND))
+            if context[MIX_AT] != 0:
+                given = as_f64(context[MIX_AT] + 8 * MIX * n)
+                for i in range(MIX):
+                    info[MIX_FIRST + i] = given[i]
+                    info[MIX_SECOND + i] = given[MIX + i]
+            else:
+                plan_pair(context, key, n, as_f64(scratch + INFO_AT + 8 * MIX_FIRST))
+                plan_pair(context, key, n + 1, as_f64(scratch + INFO_AT + 8 * MIX_SECOND))
+            call9(context[FINISH_AT], first, second, scratch + INFO_AT, out + n * stride, out + (n + 1) * stride, work,
+                  channels, last_height, last_width)  # fmt: skip
             if context[TARGETS_KIND] != 0:
-                write_targets(context, n, 1.0, n)
-            n += 1
-            continue
-        second = augment_one(context, scratch, n + 1, 1, as_f64(scratch + INFO_AT + 8 * SECOND))
-        if context[MIX_AT] != 0:
-            given = as_f64(context[MIX_AT] + 8 * MIX * n)
-            for i in range(MIX):
-                info[MIX_FIRST + i] = given[i]
-                info[MIX_SECOND + i] = given[MIX + i]
-        else:
-            plan_pair(context, key, n, as_f64(scratch + INFO_AT + 8 * MIX_FIRST))
-            plan_pair(context, key, n + 1, as_f64(scratch + INFO_AT + 8 * MIX_SECOND))
-        call9(context[FINISH_AT], first, second, scratch + INFO_AT, out + n * stride, out + (n + 1) * stride, work,
-              channels, last_height, last_width)  # fmt: skip
-        if context[TARGETS_KIND] != 0:
-            write_targets(context, n, info[MIX_FIRST + 1], n + 1)
-            write_targets(context, n + 1, info[MIX_SECOND + 1], n)
-        n += 2
-    fence()
-    return 0
+                write_targets(context, n, info[MIX_FIRST + 1], n + 1)
+                write_targets(context, n + 1, info[MIX_SECOND + 1], n)
+            n += 2

@@ -347,8 +347,7 @@ def perspective_bilinear(src: Any, dst: Any, work: Any, args: Any, channels: Any
     return warp(1, True, src, dst, work, args, channels, height, width)
 
 
-# Resizing
-# ---------------------------------------------------------------------------------------------------------------
+# Resizing -------------------------------------------------------------------------------------------------------------
 
 
 def triangle_taps(size: Any, new: Any) -> Any:
