@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import pty
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -287,8 +288,16 @@ def test_study_plan_and_list(home: Path) -> None:
 def test_report_is_one_page(home: Path, run: Path) -> None:
     kitae(home, "report", "run")
     page = (run / "report.html").read_text()
-    assert "data:image/png" in page
-    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert "data:image/" in page
+    assert "<svg" in page
+    assert "http" not in page.replace("http-equiv", "")
+
+
+def test_report_compares_runs(home: Path, run: Path) -> None:
+    shutil.copytree(run, home / "other")
+    kitae(home, "report", "run", "other", "--out", "both.html")
+    assert "Comparison" in (home / "both.html").read_text()
+    assert "--out" in kitae(home, "report", "run", "--out", "one.html", code=2).stderr
 
 
 def test_export_and_predict_without_the_run(home: Path, run: Path) -> None:

@@ -272,16 +272,26 @@ def _write_predictions(out: Path, files: list[Path], probabilities: list[Any], c
 
 
 @app.command(group=START, sort_key=4)
-def report(folder: Path) -> None:
-    """Make one self-contained HTML page of a run, study or compression.
+def report(
+    folders: Annotated[list[Path], Parameter(consume_multiple=True, negative=())], *, out: Path | None = None
+) -> None:
+    """Make one self-contained HTML page of a run, study or compression, or compare several runs.
 
     Example: kitae report runs/mine
 
     Parameters
     ----------
-    folder
-        What `kitae train`, `study` or `compress` wrote.
+    folders
+        Folders that `kitae train`, `study` or `compress` wrote; two or more runs are compared.
+    out
+        The page of a comparison; default comparison.html beside the first run.
     """
-    from kitae.reporting.page import report as make_report
+    from kitae.reporting import page
 
-    console.say(f"written to {make_report(folder)}")
+    if len(folders) == 1:
+        if out is not None:
+            raise RecipeError(f"--out {out}: is for a comparison of several runs; the page of one lies in its folder")
+        written = page.report(folders[0])
+    else:
+        written = page.compare(folders, out)
+    console.say(f"written to {written}")

@@ -120,6 +120,22 @@ def open_store(spec: DataSpec, progress: Progress | None = None) -> Store:
     return prepare(open_source(spec, progress), spec, progress=progress)
 
 
+def find_store(fingerprint: str, cache: str | Path | None = None) -> Store | None:
+    """The store with this content if it was built before; reads nothing of its source and builds nothing.
+
+    Args:
+        fingerprint: as `Store.fingerprint`.
+        cache: the cache folder, `data.cache` of a recipe.
+    """
+    root = cache_folder(None if cache is None else str(cache)) / "stores"
+    for manifest in sorted(root.glob(f"*/{_MANIFEST}")):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            found = json.loads(manifest.read_bytes())["fingerprint"] == fingerprint
+            if found and (store := _load(manifest.parent)) is not None:
+                return store
+    return None
+
+
 def prepare(
     source: Source,
     rules: PreprocessRules | DataSpec,
