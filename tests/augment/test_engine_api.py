@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from kitae.augment import functional as f
-from kitae.augment import tta
+from kitae.augment import jit, tta
 from kitae.augment.engine import Augment
 from kitae.augment.ops import CustomOp, RandomCrop
 from kitae.augment.spec import OPS, AugmentSpec, MixSpec, make_op
@@ -299,6 +299,17 @@ def test_compiled_once_a_machine(tmp_path) -> None:
     second = run(COMPILE, NUMBA_CACHE_DIR=str(tmp_path))
     assert int(second.stdout) == 0
     assert second.stderr == ""
+
+
+def test_machine_code_of_a_moved_function_is_not_found() -> None:
+    """Its file imports the module that the function was compiled in, which may be gone."""
+
+    def function(x: int) -> int:
+        return x
+
+    before = jit._fingerprint(function, set())
+    function.__module__ = "kitae.elsewhere"
+    assert jit._fingerprint(function, set()) != before
 
 
 def test_works_where_nothing_can_be_kept(tmp_path) -> None:

@@ -15,7 +15,7 @@ BEGIN, END = "<!-- ops: begin -->\n", "<!-- ops: end -->\n"
 
 def rows() -> str:
     """The table, in Markdown: each op, its parameters with their defaults, and the first sentence of its docstring."""
-    lines = ["| op | parameters | |", "|---|---|---|"]
+    lines = ["| op | parameters and defaults | what it does |", "|---|---|---|"]
     return "\n".join([*lines, *map(_row, OPS.values())]) + "\n"
 
 
