@@ -114,7 +114,7 @@ def apply(recipe: Recipe, point: Mapping[str, Any], image_size: int) -> Recipe:
     """A recipe with the augmentation, mixing and smoothing of a point of the search space.
 
     Args:
-        image_size: pixels; the random crop pads an eighth of it.
+        image_size: pixels of the shorter side; the random crop pads an eighth of it.
     """
     if point["policy"] == "own" and point == PRESETS["own"]:
         return recipe
@@ -442,7 +442,7 @@ def _written(
         }
     )
     base = base.model_copy(update={"train": train})
-    image_size, seconds = int(facts["image"][1]), float(facts["seconds_per_epoch"])
+    image_size, seconds = min(facts["image"][1:]), float(facts["seconds_per_epoch"])
     content = {
         "numerics": NUMERICS, "asked": asked, "base": base.model_dump(mode="json"), "image_size": image_size,
         "seconds_per_epoch": round(seconds, 3),
