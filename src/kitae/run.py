@@ -271,8 +271,12 @@ class Run:
     @property
     def test_openings(self) -> int:
         """How often the test images of this run were looked at."""
+        return len(self.openings())
+
+    def openings(self) -> list[dict[str, str]]:
+        """Each opening of test, the first one first: `when` and `why`."""
         file = self.path / "test_openings.jsonl"
-        return len(file.read_text().splitlines()) if file.is_file() else 0
+        return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
 
     def count_test_opening(self, why: str) -> None:
         """Note that test is about to be opened."""

@@ -23,6 +23,7 @@ Pixels are written with `write`, not through a mapping, so that a full disk is a
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -120,6 +121,22 @@ def open_store(spec: DataSpec, progress: Progress | None = None, rules: Preproce
     """
     source = open_source(spec, progress)
     return prepare(source, rules or spec, on_corrupt=spec.on_corrupt, cache=spec.cache, progress=progress)
+
+
+def find_store(fingerprint: str, cache: str | Path | None = None) -> Store | None:
+    """The store with this content if it was built before; reads nothing of its source and builds nothing.
+
+    Args:
+        fingerprint: as `Store.fingerprint`.
+        cache: the cache folder, `data.cache` of a recipe.
+    """
+    root = cache_folder(None if cache is None else str(cache)) / "stores"
+    for manifest in sorted(root.glob(f"*/{MANIFEST}")):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            found = json.loads(manifest.read_bytes())["fingerprint"] == fingerprint
+            if found and (store := _load(manifest.parent)) is not None:
+                return store
+    return None
 
 
 def prepare(
