@@ -60,8 +60,9 @@ def prepare(source: str, *, set_: Sets = None) -> None:
     for name, why in store.skipped:
         console.say(f"skipped: {name}: {why}")
     count, *shape = store.images.shape
+    kept = "" if store.rules.store_size is None else f", kept whole up to {store.rules.store_size} pixels"
     console.say(
-        f"{count:,} images of {' x '.join(map(str, shape))}, "
+        f"{count:,} images of {' x '.join(map(str, shape))}{kept}, "
         f"{len(store.classes)} classes, {console.size(store.images.nbytes)}"
     )
 
