@@ -20,7 +20,7 @@ from kitae import keyed
 from kitae.augment import jit
 from kitae.augment.kernels.link import RUN, as_f64, as_i64, as_u8, as_u64
 from kitae.augment.kernels.warp import resized_crop
-from kitae.augment.ops import RandomResizedCrop
+from kitae.augment.ops.geometry import RandomResizedCrop
 
 # Another one than the op's own, which a second crop later in the pipeline has.
 SLOT = keyed.op_slot("random_resized_crop of whole pictures")

@@ -16,7 +16,7 @@ from torch import nn
 from kitae import keyed
 from kitae.augment import Augment
 from kitae.augment.fetch import PictureCrop
-from kitae.augment.ops import RandomResizedCrop
+from kitae.augment.ops.geometry import RandomResizedCrop
 from kitae.data.loader import ImageSet
 from kitae.data.pictures import Pictures
 from kitae.data.splits import Splits
