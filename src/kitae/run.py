@@ -268,6 +268,11 @@ class Run:
         """Replace environment.json: the machine, the versions, and the given facts."""
         write_json(self.path / "environment.json", {**machine(), **facts})
 
+    def weights_source(self) -> str | None:
+        """Where the pretrained weights that the run began with were from; None where it began without, or not yet."""
+        file = self.path / "environment.json"
+        return self.environment().get("weights") if file.is_file() else None
+
     @property
     def test_openings(self) -> int:
         """How often the test images of this run were looked at."""
@@ -499,13 +504,16 @@ def _check_tta(tta: str | None) -> None:
         raise RecipeError(f"tta: {tta!r} must be none, flip, shift, scale or full")
 
 
+_FILLED_IN = "model.pretrained_sha256"  # by the run
+
+
 def differences(saved: Recipe, asked: Recipe) -> list[str]:
-    """The fields in which a recipe differs from a run's own, where `auto` agrees with anything."""
+    """The fields in which a recipe differs from a run's own, where `auto` and what a run fills in agree with all."""
     before, now = _flat(saved.model_dump(mode="json")), _flat(asked.model_dump(mode="json"))
     return [
         f"{field} was {before.get(field)}, is {now.get(field)}"
         for field in sorted(before.keys() | now.keys())
-        if before.get(field) != now.get(field) and now.get(field) != "auto"
+        if before.get(field) != now.get(field) and now.get(field) != "auto" and (field != _FILLED_IN or field in now)
     ]
 
 

@@ -45,7 +45,7 @@ def bench(recipe: Recipe, progress: Progress | None = None, repeats: int = 15) -
         repeats=repeats,
     )
     inputs, targets = augment(images, labels, epoch=0, index=index)
-    model = setup.initial_model(world)
+    model = setup.initial_model(world, pretrained=False)
     steps = step_seconds(model, recipe.train, inputs.to(world.device), targets.to(world.device), world, steps=5)
     milliseconds = {name: 1000 * timed.median(name) for name in ("copy", "gather", "augment")}
     if not steps:

@@ -32,7 +32,7 @@ def estimate(recipe: Recipe, progress: Progress | None = None, steps: int = 6) -
     world = begin(recipe.train)
     store = open_store(recipe.data, progress=progress)
     setup = Setup(recipe, store, make_splits(store, recipe.data))
-    model = setup.initial_model(world)
+    model = setup.initial_model(world, pretrained=False)
     facts, notes = setup.facts(model), setup.notes(model)
     shape = epoch_shape(len(setup.images), recipe.train, world.size)
     build_optimizer(model, recipe.train.optimizer)  # says what is wrong with its name

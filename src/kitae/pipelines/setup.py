@@ -21,6 +21,7 @@ from kitae.data.store import Store
 from kitae.errors import RecipeError, TrainingError
 from kitae.evaluation.evaluate import label_scores, predict_logits
 from kitae.models.build import build, count_macs, count_parameters, layer_groups, normalization
+from kitae.models.weights import Weights, load
 from kitae.modes import evaluating
 from kitae.recipe import Recipe
 from kitae.run import Run
@@ -111,16 +112,27 @@ class Setup:
             values = torch.from_numpy(pixels).to(device).float() / 255.0
             yield (values - mean) / std, torch.from_numpy(labels).to(device)
 
-    def initial_model(self, world: World) -> nn.Module:
-        """The network with its initial weights, a pure function of the seed, on the device."""
+    @cached_property
+    def weights(self) -> Weights | None:
+        """The pretrained weights that the recipe asks for."""
+        return load(self.recipe.model) if self.recipe.model.pretrained else None
+
+    def initial_model(self, world: World, *, pretrained: bool = True) -> nn.Module:
+        """The network with its initial weights, a pure function of the seed, on the device.
+
+        Args:
+            pretrained: False leaves pretrained weights out, where other weights follow or values do not matter.
+        """
+        spec = self.recipe.model if pretrained else self.recipe.model.model_copy(update={"pretrained": False})
         seed = keyed.derive_seed(self.recipe.train.seed, 0, 0, keyed.SLOT_MODEL)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = build(
-                self.recipe.model,
+                spec,
                 classes=len(self.store.classes),
                 channels=self.store.rules.channels,
                 image_size=self.store.rules.image_size,
+                weights=self.weights if pretrained else None,
             )
         layout = torch.channels_last if self.recipe.train.channels_last else torch.contiguous_format
         return model.to(device=world.device, memory_format=layout)  # type: ignore[call-overload,no-any-return]
@@ -276,8 +288,12 @@ class Setup:
         return model
 
 
-def resolved(recipe: Recipe, setup: Setup, world: World) -> Recipe:
-    """The recipe with every `auto` of training decided, by rules that need no measurement: the same on every start."""
+def resolved(recipe: Recipe, setup: Setup, world: World, weights: Weights | None = None) -> Recipe:
+    """The recipe with every `auto` of training decided, by rules that need no measurement: the same on every start.
+
+    Args:
+        weights: the pretrained ones that were loaded, which the recipe then names.
+    """
     spec = recipe.train
     decided: dict[str, Any] = {}
     if spec.precision == "auto":
@@ -289,4 +305,7 @@ def resolved(recipe: Recipe, setup: Setup, world: World) -> Recipe:
     if spec.early_stopping is not None and spec.early_stopping.metric == "auto":
         metric = decided.get("select", spec.select)
         decided["early_stopping"] = spec.early_stopping.model_copy(update={"metric": metric})
-    return recipe.model_copy(update={"train": spec.model_copy(update=decided)})
+    model = recipe.model
+    if weights is not None:
+        model = model.model_copy(update={"pretrained_sha256": weights.sha256})
+    return recipe.model_copy(update={"model": model, "train": spec.model_copy(update=decided)})

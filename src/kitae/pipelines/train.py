@@ -51,7 +51,9 @@ def train(
         if run.finished:
             return run
         setup = Setup.of(run, progress)
-        model = setup.initial_model(world)
+        # A checkpoint holds every weight: the pretrained ones are not needed to resume from it.
+        begun = resume and run.checkpoint.is_file()
+        model = setup.initial_model(world, pretrained=not begun)
         for line in setup.notes(model):
             if world.is_main and watcher is not None:
                 watcher.note(line)
@@ -59,11 +61,17 @@ def train(
             if resume and watcher is not None:
                 for line in run.machine_changes(world.size):
                     watcher.note(line)
+            weights = None if begun else setup.weights
             run.write_environment(
-                {"store": setup.store.fingerprint, "processes": world.size, "device": str(world.device)}
+                {
+                    "store": setup.store.fingerprint,
+                    "processes": world.size,
+                    "device": str(world.device),
+                    "weights": weights.source if weights else run.weights_source(),
+                }
             )
             run.write_facts(setup.facts(model))
-            run.resolve(resolved(run.recipe, setup, world))
+            run.resolve(resolved(run.recipe, setup, world, weights))
         distributed.barrier(world)
         run.recipe = Run.open(run.path).recipe
         setup.fit(
