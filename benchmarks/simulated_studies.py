@@ -23,8 +23,9 @@ import numpy as np
 import pandas as pd
 
 from kitae.experiments.design import Design, expand
-from kitae.experiments.spec import StudySpec
-from kitae.experiments.stats import analyse, smallest_effect
+from kitae.experiments.power import smallest_effect
+from kitae.experiments.stats import analyse
+from kitae.experiments.study_spec import StudySpec
 
 METRIC = "test.accuracy"
 NOISE = 0.5  # points

@@ -201,6 +201,12 @@ def test_bench_shows_where_a_step_spends_its_time(home: Path) -> None:
     assert "forward and backward, fp32" in out
 
 
+def test_bench_precision_shows_what_auto_takes(home: Path) -> None:
+    out = kitae(home, "bench", "precision", "fashion-mini", *TINY).stdout
+    assert "(auto)" in out
+    assert "fp32" in out
+
+
 def test_show_augment_draws_pictures(home: Path) -> None:
     kitae(home, "show", "augment", "fashion-mini", "--out", "gallery")
     assert len(list((home / "gallery").glob("*.png"))) >= 6

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import subprocess
 import sys
 import warnings
@@ -18,7 +19,7 @@ from PIL import Image
 
 from kitae import preprocess
 from kitae.errors import DataError
-from kitae.preprocess import PreprocessRules, decode, flattened, from_array, prepare, probe
+from kitae.preprocess import PreprocessRules, decode, depth_of, flattened, from_array, load, prepare, probe
 
 RGB16 = PreprocessRules(16, 3)
 GREY16 = PreprocessRules(16, 1)
@@ -124,18 +125,77 @@ def test_16_bit_keeps_the_high_byte() -> None:
     assert (decode(pgm, GREY16)[0] == deep >> 8).all()
 
 
-def test_16_bit_colour_png() -> None:
-    deep = np.dstack([np.full((16, 16), value) for value in (0x1234, 0xABCD, 0xFF00)]).astype(">u2")
-    rows = b"".join(b"\0" + row.tobytes() for row in deep)
-    data = b"\x89PNG\r\n\x1a\n" + b"".join(
-        len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
-        for kind, body in (
-            (b"IHDR", (16).to_bytes(4, "big") * 2 + bytes([16, 2, 0, 0, 0])),
-            (b"IDAT", zlib.compress(rows)),
-            (b"IEND", b""),
-        )
+def png16(levels: NDArray[np.uint16]) -> bytes:
+    """16-bit colour, with alpha where there are 4 channels: Pillow writes none."""
+    height, width, channels = levels.shape
+    rows = b"".join(b"\0" + row.tobytes() for row in levels.astype(">u2"))
+    header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([16, 2 if channels == 3 else 6, 0, 0, 0])
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big") for kind, body in chunks
     )
-    assert (decode(data, RGB16)[:, 0, 0] == [0x12, 0xAB, 0xFF]).all()
+
+
+def tiff16(levels: NDArray[np.uint16], order: str) -> bytes:
+    """Uncompressed 16-bit colour in either byte order."""
+    height, width, channels = levels.shape
+    body = levels.astype(f"{order}u2").tobytes()
+    tags = [(256, width), (257, height), (259, 1), (262, 2), (273, 8), (277, channels), (278, height), (279, len(body))]
+    entries = [struct.pack(f"{order}HHII", tag, 4, 1, value) for tag, value in tags]
+    start = 8 + len(body)
+    depths = struct.pack(f"{order}HHII", 258, 3, channels, start + 2 + 12 * (len(tags) + 1) + 4)
+    entries.insert(2, depths)
+    return (
+        (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}I", start) + body
+        + struct.pack(f"{order}H", len(entries)) + b"".join(entries) + struct.pack(f"{order}I", 0)
+        + struct.pack(f"{order}{channels}H", *[16] * channels)
+    )  # fmt: skip
+
+
+def test_16_bit_colour_png() -> None:
+    deep = np.dstack([np.full((16, 16), value) for value in (0x1234, 0xABCD, 0xFF00)]).astype(np.uint16)
+    assert (decode(png16(deep), RGB16)[:, 0, 0] == [0x12, 0xAB, 0xFF]).all()
+
+
+@pytest.mark.parametrize("depth", [8, 10, 12, 16])
+def test_fewer_bits_than_16_are_read_from_where_they_are(depth: int) -> None:
+    rng = np.random.default_rng(depth)
+    colour = rng.integers(0, 1 << depth, (16, 16, 3)).astype(np.uint16)
+    colour[0, 0, 0] = (1 << depth) - 1
+    expected = chw(colour >> depth - 8)
+    rules = PreprocessRules(16, 3, depth=depth)  # type: ignore[arg-type]
+    grey = PreprocessRules(16, 1, depth=depth)  # type: ignore[arg-type]
+    levels: list[int] = []
+    for data in (png16(colour), tiff16(colour, "<"), tiff16(colour, ">")):
+        assert (decode(data, rules, on_level=levels.append) == expected).all()
+    for kind in ("PNG", "TIFF"):
+        data = encoded(Image.fromarray(colour[..., 0]), kind)
+        assert (decode(data, grey, on_level=levels.append)[0] == expected[0]).all()
+    assert (from_array(colour, rules, levels.append) == expected).all()
+    assert (load(colour, rules) == expected).all()
+    assert levels == [(1 << depth) - 1] * 6
+    assert depth_of((1 << depth) - 1) == depth
+    assert depth_of(1 << depth) > depth or depth == 16
+    with_alpha = np.dstack([colour, np.full((16, 16), 65535, np.uint16)])
+    assert (decode(png16(with_alpha), rules) == expected).all()
+    assert np.abs(np.asarray(flattened(png16(colour)).image).transpose(2, 0, 1).astype(int) - expected).max() == 0
+    assert flattened(png16(colour)).highest == (1 << depth) - 1
+
+
+def test_levels_above_the_depth_are_white_and_8_bits_do_not_care() -> None:
+    deep = np.full((16, 16), 5000, np.uint16)
+    assert (from_array(deep, PreprocessRules(16, 1, depth=12)) == 255).all()
+    assert (from_array(scene(), PreprocessRules(16, 3, depth=10)) == chw(scene())).all()
+    assert flattened(encoded(scene())).highest is None
+
+
+def test_a_turned_image_of_12_bits_is_turned_back() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    levels = (np.arange(256, dtype=np.uint16) * 16).reshape(16, 16)
+    for kind in ("PNG", "TIFF"):
+        data = encoded(Image.fromarray(levels), kind, exif=exif)
+        assert (decode(data, PreprocessRules(16, 1, depth=12))[0] == (levels >> 4)[::-1, ::-1]).all()
 
 
 def test_one_bit_is_black_and_white() -> None:
@@ -392,18 +452,21 @@ def test_grey_modes(mode: str, grey: bool) -> None:
 
 
 def test_flattened_keeps_size_and_colour() -> None:
-    image, mode = flattened(encoded(np.dstack([scene(20, 30), np.zeros((20, 30), np.uint8)])))
-    assert (image.size, image.mode, mode) == ((30, 20), "RGB", "RGBA")
-    assert np.asarray(image).min() == 255
-    image, mode = flattened(scene()[..., 0])
-    assert (image.mode, mode) == ("L", "L")
-    assert flattened(encoded(Image.fromarray(np.zeros((4, 4), np.uint16))))[0].mode == "L"
+    flat = flattened(encoded(np.dstack([scene(20, 30), np.zeros((20, 30), np.uint8)])))
+    assert (flat.image.size, flat.image.mode, flat.mode) == ((30, 20), "RGB", "RGBA")
+    assert np.asarray(flat.image).min() == 255
+    flat = flattened(scene()[..., 0])
+    assert (flat.image.mode, flat.mode) == ("L", "L")
+    assert flattened(encoded(Image.fromarray(np.zeros((4, 4), np.uint16)))).image.mode == "L"
 
 
 def test_rules_travel_as_a_mapping() -> None:
     rules = PreprocessRules(32, 1, "pad")
     assert rules.to_dict() == {"image_size": 32, "channels": 1, "resize": "pad", "version": 1}
     assert PreprocessRules.from_dict(rules.to_dict()) == rules
+    deep = PreprocessRules(32, 1, "pad", depth=12)
+    assert deep.to_dict() == {"image_size": 32, "channels": 1, "resize": "pad", "depth": 12, "version": 2}
+    assert PreprocessRules.from_dict(deep.to_dict()) == deep
 
 
 @pytest.mark.parametrize(
@@ -414,7 +477,9 @@ def test_rules_travel_as_a_mapping() -> None:
         ({"image_size": True}, "image_size"),
         ({"image_size": 32, "channels": 2}, "channels must be 1 or 3"),
         ({"image_size": 32, "resize": "stretch"}, "crop, squash or pad"),
-        ({"image_size": 32, "version": 2}, "version 2 are unknown"),
+        ({"image_size": 32, "version": 3}, "version 3 are unknown"),
+        ({"image_size": 32, "version": 2, "depth": 9}, "depth must be 8, 10, 12 or 16"),
+        ({"image_size": 32, "version": 1, "depth": 12}, "unknown preprocessing rule 'depth'"),
         ({"image_size": 32, "mean": 1}, "unknown preprocessing rule 'mean'"),
         ({"channels": 3}, "lack image_size"),
     ],

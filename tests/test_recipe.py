@@ -81,7 +81,7 @@ def test_override_names_an_op_by_itself() -> None:
         ("train.epochs.x=1", "epochs is a single value and has no field 'x'"),
         ("data.resize=stretch", r"data\.resize: should be 'crop', 'squash' or 'pad'"),
         ("train.optimizer.lr=nan", r"train\.optimizer\.lr"),
-        ("augment.train.9={}", "the list has places 0 to"),
+        ("augment.train.9={}", "the list has positions 0 to"),
         (
             "augment.train.horizontal_flap=null",
             "horizontal_flap: unknown op 'horizontal_flap', did you mean horizontal_f",
@@ -116,8 +116,8 @@ def write(path: Path, text: str) -> Path:
         ("name: [x\n", r"r\.yaml:\d: not valid YAML"),
         ("- a\n- b\n", "must be a mapping"),
         ("a: &a [1]\nb: *a\n", "aliases"),
-        ("name: x\ntrain:\n  epochs: 3\n  ema: 0.9\n  epochs: 4\n", r"r\.yaml:5: 'epochs' stands twice; take one out"),
-        ("augment:\n  train:\n    - rotate: {p: 1, 'p': 0.5}\n", r"r\.yaml:3: 'p' stands twice"),
+        ("name: x\ntrain:\n  epochs: 3\n  ema: 0.9\n  epochs: 4\n", r"r\.yaml:5: 'epochs' is listed twice"),
+        ("augment:\n  train:\n    - rotate: {p: 1, 'p': 0.5}\n", r"r\.yaml:3: 'p' is listed twice"),
         ("!!python/object/apply:os.system ['true']\n", "not valid YAML"),
     ],
 )

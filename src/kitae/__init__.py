@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from kitae import keyed as keyed
     from kitae import runtime as runtime
     from kitae.errors import KitaeError as KitaeError
-    from kitae.experiments.run import study as study
+    from kitae.experiments.study import study as study
     from kitae.pipelines.compress import compress as compress
     from kitae.pipelines.compress import export as export
     from kitae.pipelines.train import train as train
@@ -36,7 +36,7 @@ _PUBLIC: dict[str, tuple[str, str | None]] = {
     "export": ("kitae.pipelines.compress", "export"),
     "keyed": ("kitae.keyed", None),
     "runtime": ("kitae.runtime", None),
-    "study": ("kitae.experiments.run", "study"),
+    "study": ("kitae.experiments.study", "study"),
     "train": ("kitae.pipelines.train", "train"),
 }
 

@@ -29,10 +29,12 @@ study_app = App(
     help="Measure what techniques bring, with paired seeds and intervals.",
     help_format="plaintext",
 )
+bench_app = App(name="bench", help="Measure what a recipe costs on this machine.", help_format="plaintext")
 show_app = App(name="show", help="Draw what something does, as PNG files.", help_format="plaintext")
 app.command(data_app)
 app.command(study_app)
 app.command(show_app)
+app.command(bench_app)
 
 Sets = Annotated[
     list[str] | None,
@@ -40,7 +42,7 @@ Sets = Annotated[
 ]
 # What a command may miss, and the disk may refuse, without anything being wrong with the program.
 _EXTRAS = {
-    **dict.fromkeys(("torch", "torchvision", "numba", "scipy", "statsmodels", "pandas", "torchmetrics", "safetensors",
+    **dict.fromkeys(("torch", "torchvision", "numba", "scipy", "statsmodels", "pandas", "safetensors",
                      "pyarrow", "matplotlib", "jinja2"), "train"),
     **dict.fromkeys(("onnx", "onnxscript", "torch_pruning", "torchao"), "compress"),
     "onnxruntime": "runtime", "timm": "models", "optuna": "search", "ray": "cluster", "tensorboard": "track",
@@ -171,6 +173,7 @@ def _print_result(run: Any) -> None:
     test, val = evaluation["test"], evaluation["val"]
     rows = [
         ["test accuracy", console.percent(test["accuracy"], test["accuracy_interval"])],
+        *_without_duplicates(test),
         ["validation accuracy", console.percent(val["accuracy"], val["accuracy_interval"])],
         ["balanced test accuracy", console.percent(test["balanced_accuracy"])],
         ["test loss", f"{test['loss']:.4f}"],
@@ -181,6 +184,15 @@ def _print_result(run: Any) -> None:
     ]
     console.table("", ["", "value (95 % interval)"], rows)
     console.say(f"everything is in {run.path}")
+
+
+def _without_duplicates(test: dict[str, Any]) -> list[list[str]]:
+    """A row for the test accuracy without images that are also training or validation images, where there are any."""
+    others = test.get("without_duplicates")
+    if others is None:
+        return []
+    accuracy = "-" if others["accuracy"] is None else console.percent(others["accuracy"], others["accuracy_interval"])
+    return [[f"without duplicates ({others['count']:,} images)", accuracy]]
 
 
 @app.command
@@ -209,6 +221,8 @@ def evaluate(run: Path, *, split: Literal["train", "val", "test"] = "test", tta:
         f"{split} accuracy {console.percent(result['accuracy'], result['accuracy_interval'])}  "
         f"loss {result['loss']:.4f}  calibration error {console.percent(result['ece'])}"
     )
+    for name, accuracy in _without_duplicates(result):
+        console.say(f"{split} accuracy {name} {accuracy}")
     if split == "test":
         console.say(f"test of this run was opened {opened.test_openings} time(s)")
 
@@ -490,9 +504,9 @@ def study(
     overwrite
         Replace the study in --out.
     """
-    from kitae.experiments.run import plan_study
-    from kitae.experiments.run import study as run_study
-    from kitae.experiments.spec import shipped
+    from kitae.experiments.study import plan_study
+    from kitae.experiments.study import study as run_study
+    from kitae.experiments.study_spec import shipped
 
     assignments = set_ or []
     if spec is None:
@@ -564,8 +578,8 @@ def ablate(
         Replace the study in --out.
     """
     from kitae.experiments.ablate import build
-    from kitae.experiments.run import plan_study
-    from kitae.experiments.run import study as run_study
+    from kitae.experiments.study import plan_study
+    from kitae.experiments.study import study as run_study
 
     spec = build(recipe, *(set_ or ()), design=design, seeds=seeds, only=only or (), metric=metric, foldover=foldover)
     if plan:
@@ -719,7 +733,36 @@ def _data_spec(source: str, assignments: list[str] | None) -> Any:
     return recipe.data
 
 
-@app.command
+@bench_app.command(name="precision")
+def bench_precision(recipe: str = "fashion-mini", *, set_: Sets = None) -> None:
+    """Time a training step of a recipe in every precision of this machine, and show which one `auto` takes.
+
+    Parameters
+    ----------
+    recipe
+        A shipped recipe's name or a .yaml file.
+    """
+    from kitae.pipelines.bench import bench_precision as run_bench
+    from kitae.recipe import Recipe
+
+    with console.counting("decoding images") as progress:
+        facts = run_bench(Recipe.load(recipe).override(*(set_ or ())), progress)
+    rows = []
+    for name, row in facts["precisions"].items():
+        low, high = row["interval"] or (float("nan"),) * 2
+        rows.append(
+            [name + (" (auto)" if name == facts["chosen"] else ""), f"{1000 * row['seconds']:.1f}",
+             f"{facts['batch_size'] / row['seconds']:,.0f}", f"{row['ratio']:.2f} ({low:.2f} to {high:.2f})"]
+        )  # fmt: skip
+    title = f"a step of {facts['batch_size']} images, {facts['device']}, {facts['threads']} threads"
+    console.table(title, ["precision", "ms", "images/s", "time, fp32 = 1 (95 %)"], rows)
+    if facts["behind"] is None:
+        console.say(f"auto takes {facts['chosen']}, which was not finite here: set train.precision={facts['fastest']}")
+    else:
+        console.say(f"auto takes {facts['chosen']}: {facts['behind']:.2f} times the time of the fastest")
+
+
+@bench_app.default
 def bench(recipe: str = "fashion-mini", *, set_: Sets = None) -> None:
     """Time reading, augmenting and learning from one batch of a recipe on this machine.
 

@@ -1,4 +1,4 @@
-"""What a terminal shows while something runs: bars where it is one, plain lines where it is not."""
+"""Terminal output: progress bars on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-_PLAIN_SECONDS = 30.0  # between two lines inside a long epoch, where no bar can be drawn
+_PLAIN_SECONDS = 30.0  # between two lines inside a long epoch where there is no bar
 
 console = Console(highlight=False, soft_wrap=True, emoji=False)
 errors = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 
 def printable(name: object) -> str:
-    """A file or folder name as text that can be encoded: bytes of it that are not UTF-8 become U+FFFD."""
+    """A file or folder name as text that can be encoded; bytes that are not UTF-8 become U+FFFD."""
     return str(name).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def say(text: str) -> None:
-    """Print text as it is; nothing in it is taken for markup, since it may hold file and class names."""
+    """Print text without interpreting markup, since it may contain file and class names."""
     console.print(printable(text), markup=False)
 
 
@@ -47,21 +47,21 @@ def error(text: str) -> None:
 
 
 def table(title: str, columns: list[str], rows: list[list[str]], right: int = 1) -> None:
-    """Print a table; columns from number `right` on are aligned right."""
+    """Print a table; columns from number `right` on are right-aligned."""
     view = Table(title=title or None, title_justify="left", header_style="bold")
     for place, name in enumerate(columns):
         view.add_column(Text(printable(name)), justify="right" if place >= right else "left", overflow="fold")
     for row in rows:
-        view.add_row(*(Text(printable(cell)) for cell in row))  # no markup: cells hold file and class names
+        view.add_row(*(Text(printable(cell)) for cell in row))  # no markup: cells contain file and class names
     console.print(view)
 
 
 @contextmanager
 def quiet(*names: str) -> Iterator[None]:
-    """Nothing of other libraries' loggers below an error, and no warning: what they advise says nothing to a user.
+    """Silence warnings, and other libraries' log messages below an error: users cannot act on them.
 
     Args:
-        names: of the loggers; none is the root logger.
+        names: the loggers to silence; without names, the root logger.
     """
     loggers = [logging.getLogger(name) for name in names or (None,)]
     levels = [logger.level for logger in loggers]
@@ -77,7 +77,7 @@ def quiet(*names: str) -> Iterator[None]:
 
 
 def percent(share: float, interval: Any = None) -> str:
-    """A proportion in per cent, with its interval if given: `91.4 % (90.6 to 92.1)`."""
+    """A proportion as a percentage, with its interval if given: `91.4 % (90.6 to 92.1)`."""
     if share is None or math.isnan(share):
         return "-"
     if interval is None:
@@ -86,10 +86,10 @@ def percent(share: float, interval: Any = None) -> str:
 
 
 def decimals(error: float, otherwise: int = 3) -> int:
-    """How many decimals show two significant digits of an error of this size, 0 to 8.
+    """The number of decimals that show two significant digits of an error of this size, 0 to 8.
 
     Args:
-        otherwise: where the error is not known, or zero.
+        otherwise: returned where the error is unknown or zero.
 
     >>> decimals(0.00034), decimals(0.3), decimals(40.0)
     (5, 2, 0)
@@ -100,7 +100,7 @@ def decimals(error: float, otherwise: int = 3) -> int:
 
 
 def change(ratio: float, more: str, less: str) -> tuple[float, str]:
-    """A factor above 1, and the word for which way it goes.
+    """A factor of at least 1, and the word for its direction.
 
     >>> change(3.9, "smaller", "larger"), change(0.8, "faster", "slower")
     ((3.9, 'smaller'), (1.25, 'slower'))
@@ -109,7 +109,7 @@ def change(ratio: float, more: str, less: str) -> tuple[float, str]:
 
 
 def lost(drop: float, interval: Sequence[float] | None) -> tuple[float, str, tuple[float, float] | None]:
-    """Points of accuracy, `lost` or `gained`, and their interval the same way round.
+    """Points of accuracy, `lost` or `gained`, and their interval with the same sign.
 
     >>> lost(-0.88, (-1.2, -0.57))
     (0.88, 'gained', (0.57, 1.2))
@@ -131,7 +131,7 @@ def duration(seconds: float) -> str:
 
 
 def rough_duration(seconds: float) -> str:
-    """Of an estimate: `2.7 s`, `42 s`, `12 min`, `2 h 10 min`."""
+    """A rounded duration, for estimates: `2.7 s`, `42 s`, `12 min`, `2 h 10 min`."""
     if seconds < 90:
         return f"{round(seconds)} s" if seconds >= 10 else f"{seconds:.1f} s"
     minutes = round(seconds / 60)
@@ -139,7 +139,7 @@ def rough_duration(seconds: float) -> str:
 
 
 def size(count: float) -> str:
-    """Bytes for people: `512 B`, `17.3 kB`, `11.2 MB`."""
+    """A file size: `512 B`, `17.3 kB`, `11.2 MB`."""
     for unit in ("B", "kB", "MB"):
         if count < 1000:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
@@ -149,14 +149,14 @@ def size(count: float) -> str:
 
 @contextmanager
 def counting(what: str) -> Iterator[Any]:
-    """A progress callback `(done, total)` for one long job, such as decoding images."""
+    """A progress callback `(done, total)` for a long job, such as decoding images."""
     if console.is_terminal:
         columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         bar = Progress(*columns, console=console, transient=True)
         job = bar.add_task(what, total=None)
 
         def drawn(done: int, total: int) -> None:
-            # Shown from the first count to the last: beside training's own bar an idle one would only pulse.
+            # Shown only while counting: beside training's own bar an idle one would pulse.
             bar.update(job, completed=done, total=total)
             if done < total:
                 bar.start()
@@ -181,7 +181,7 @@ def counting(what: str) -> Iterator[Any]:
 
 
 class TrainingView:
-    """Shows training: a bar an epoch on a terminal, a line an epoch otherwise. A `Watcher` of the loop."""
+    """Shows training: a progress bar on a terminal, and a line per epoch. A `Watcher` of the loop."""
 
     def __init__(self, epochs: int) -> None:
         self.epochs = epochs
@@ -212,7 +212,7 @@ class TrainingView:
     ) -> None:
         if self._first_epoch is None:
             self._first_epoch = epoch
-        facts = f"loss {loss:.3f}  {images_per_second:,.0f} images/s  waiting {100 * data_share:.1f} %"
+        facts = f"loss {loss:.3f}  {images_per_second:,.0f} images/s  data wait {100 * data_share:.1f} %"
         if self._bar:
             self._bar.update(
                 self._job, description=f"epoch {epoch + 1}/{self.epochs}", completed=epoch * steps + step,
@@ -230,7 +230,7 @@ class TrainingView:
             f"epoch {row['epoch']:>3}/{self.epochs}  "
             f"train loss {_number(row['train_loss'])}  val loss {_number(row['val_loss'])}  "
             f"val accuracy {_percent(row['val_accuracy'])}  {row['images_per_second']:,.0f} images/s  "
-            f"waiting {100 * row['data_share']:.1f} %"
+            f"data wait {100 * row['data_share']:.1f} %"
             + (f"  skipped {row['skipped_steps']}" if row["skipped_steps"] else "")
         )
         sys.stdout.flush()

@@ -1,28 +1,30 @@
-"""What can go wrong, and how it is said.
+"""The errors that Kitae raises.
 
-KitaeError                a user can cause it; one line: what, where, the cure. The command line exits with 2.
+KitaeError                caused by the user; one line says what, where, and the cure. The command line exits with 2.
 ├── RecipeError           a recipe, study file or override: names the field and the valid names or range
 ├── DataError             a source, image, label or split: names the file
 ├── AugmentError          wrong image batch or op parameters
 ├── TrainingError         the loop, its checkpoints, the run folder
-│   └── TrainingInterruptedError   a signal came; what was done is kept
+│   └── TrainingInterruptedError   a signal arrived; the work so far is kept
 ├── CompressionError      pruning, quantization
 │   └── BudgetError           nothing met the budget; the closest is kept
-├── ExportError           an exported file: writing, verifying or reading it
-└── MissingExtraError     a library that an extra installs is not there
+├── ExportError           writing, verifying or reading an exported file
+└── MissingExtraError     a library that an extra would install is missing
 
 Anything else is a bug in Kitae and shows its traceback.
 """
 
 from __future__ import annotations
 
+import difflib
 import importlib
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 
 
 class KitaeError(Exception):
-    """A mistake that the user can mend; its text is one line."""
+    """An error that the user can correct; its message is one line."""
 
 
 class RecipeError(KitaeError):
@@ -38,15 +40,15 @@ class AugmentError(KitaeError):
 
 
 class TrainingError(KitaeError):
-    """Training cannot start or go on."""
+    """Training cannot start or continue."""
 
 
 class TrainingInterruptedError(TrainingError):
-    """SIGTERM or SIGINT came; the state was saved, if a checkpoint was asked for.
+    """SIGTERM or SIGINT arrived; the state was saved if there is a checkpoint.
 
     Attributes:
         where: what stopped, and when.
-        kept: what is left of it, and how to go on.
+        kept: what was kept, and how to resume.
     """
 
     def __init__(self, where: str, kept: str) -> None:
@@ -65,8 +67,8 @@ class BudgetError(CompressionError):
     """Nothing met the budget.
 
     Attributes:
-        folder: the compression folder, with every candidate's figures and the closest one's file.
-        closest: which that is, and what it exceeds.
+        folder: the compression folder, with the figures of every candidate and the file of the closest one.
+        closest: the name of the closest candidate, and the limits that it exceeds.
     """
 
     def __init__(self, folder: Path, closest: str) -> None:
@@ -88,17 +90,23 @@ class MissingExtraError(KitaeError):
 
 
 def one_line(error: BaseException, limit: int = 200) -> str:
-    """What an error of another library says, on one line of at most `limit` characters; else its name."""
+    """The message of another library's error on one line of at most `limit` characters, or the error's name."""
     return " ".join(str(error).split())[:limit] or type(error).__name__
 
 
+def did_you_mean(name: str, valid: Iterable[str]) -> str:
+    """A hint for a mistyped name, ` (did you mean epochs?)`; empty where no valid name is close."""
+    close = difflib.get_close_matches(name, list(valid), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
 def missing(module: str, extra: str) -> MissingExtraError:
-    """The error that says which extra installs a module."""
+    """An error that names the extra which installs a module."""
     return MissingExtraError(f"{module} is not installed: pip install 'kitae[{extra}]'")
 
 
 def require(module: str, extra: str) -> ModuleType:
-    """Import `module`, or say which extra installs it.
+    """Import `module`, or raise an error that names the extra which installs it.
 
     Raises:
         MissingExtraError: the module is not installed.

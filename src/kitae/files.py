@@ -1,4 +1,4 @@
-"""Writing files so that a reader never sees half of one, and folders that one process at a time writes to."""
+"""Atomic writes, and folders that one process at a time may write to."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from kitae.errors import KitaeError
 
 LOCK = ".lock"
-"""The file of a folder that is locked; it stays."""
+"""The lock file of a folder; it is never removed."""
 
 
 def cache_folder(given: str | None = None) -> Path:
@@ -26,13 +26,13 @@ def lock_folder(folder: Path, error: type[KitaeError], busy: str) -> int:
     """Make a folder and lock it for this process, until the descriptor is closed or the process ends.
 
     Args:
-        error: of which kind the errors are.
-        busy: what is said where another process holds the lock.
+        error: the type of error to raise.
+        busy: the message where another process holds the lock.
 
     Returns:
         The descriptor that holds the lock.
     """
-    import fcntl  # not on Windows, where what only writes files runs too
+    import fcntl  # not on Windows, where modules that only write files must still import
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -44,13 +44,13 @@ def lock_folder(folder: Path, error: type[KitaeError], busy: str) -> int:
     except BlockingIOError as problem:
         os.close(lock)
         raise error(f"{folder}: {busy}") from problem
-    except OSError:  # a file system without locks, as some network disks are: nobody else can be told from nobody
+    except OSError:  # a file system without locks, such as some network disks
         pass
     return lock
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Replace `path` by a file with this content, or leave what was there; folders are made as needed.
+    """Replace `path` by a file with this content, or leave it unchanged. Creates parent folders.
 
     Raises:
         KitaeError: the disk is full, or writing is not allowed.

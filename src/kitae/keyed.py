@@ -1,8 +1,8 @@
 """Keyed randomness: every random number is a pure function of (seed, epoch, index, slot).
 
-There is no generator and no state. Ask twice and the answer is the same; ask in any order, on any machine, in NumPy
-or inside a Numba kernel, and the bits are the same. So a sample's augmentation cannot depend on the batch it came in,
-the worker that made it, or whether the run was resumed.
+There is no generator and no state. The same arguments give the same bits in any order, on any machine, in NumPy or in a
+Numba kernel. So the augmentation of a sample does not depend on its batch, on the worker that made it, or on whether
+the run was resumed.
 
 The hash is Philox4x32-10 (Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC11): a
 counter of 128 bits, here (index low, index high, epoch, slot), is scrambled under a key of 64 bits, here the seed,
@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-# Slots: one number a decision, so that no two decisions share a random number.
+# Slots: one number per decision, so that no two decisions share a random number.
 SLOT_ORDER = 1  # the order of samples in an epoch
 SLOT_SPLIT = 2  # which samples go to validation and test
 SLOT_LIMIT = 3  # which samples `data.limit` keeps
@@ -32,11 +32,11 @@ SLOT_MIX = 8  # 8 to 15: the switch, lambda and box of MixUp and CutMix
 SLOT_BOOTSTRAP = 16  # resampling in evaluation
 SLOT_MODEL = 24  # the seed of torch's generator for initial weights
 SLOT_STEP = 25  # the seed of torch's generator at each step
-SLOT_TUNING = 26  # the seed of a fine-tuning in a study
+SLOT_TUNING = 26  # the seed of fine-tuning in a study
 SLOT_OPS = 64  # ops of an augmentation pipeline: from here up, see `op_slot`
 SLOTS_PER_OP = 64
 
-# As uint64 scalars the same lines run on Python-side scalars, NumPy arrays, and in Numba without a float sneaking in.
+# As uint64 scalars, the same lines run on scalars, on NumPy arrays and in Numba, and never become floats.
 _MASK = np.uint64(0xFFFFFFFF)
 _SHIFT = np.uint64(32)
 _M0 = np.uint64(0xD2511F53)
@@ -65,10 +65,10 @@ def philox(c0: Any, c1: Any, c2: Any, c3: Any, k0: Any, k1: Any) -> tuple[Any, A
 
 
 def op_slot(name: str, occurrence: int = 0) -> int:
-    """The first of the SLOTS_PER_OP slots of an op: of its name, and of how many of that name stand before it.
+    """The first of the SLOTS_PER_OP slots of an op, from its name and the number of ops of that name before it.
 
-    Not of its place in the pipeline, so that adding or removing another op leaves its decisions as they were: two
-    variants of a study differ in the op that they differ in, and in nothing else.
+    It does not depend on the op's position in the pipeline, so adding or removing another op leaves its decisions as
+    they were: two variants of a study differ only in the op that was changed.
     """
     return SLOT_OPS + (zlib.crc32(f"{name} {occurrence}".encode()) >> 7) * SLOTS_PER_OP
 

@@ -1,7 +1,7 @@
-"""The recipe: everything that decides a run, in one frozen, validated value.
+"""The recipe: everything that determines a run, in one frozen, validated value.
 
-It only composes what the stages define in their own `spec.py`. A recipe is loaded from a YAML file or a shipped name,
-changed by `override`, and saved to YAML that loads to an equal recipe.
+It composes the specs that the stages define in their own `spec.py`. A recipe is loaded from a YAML file or by the name
+of a shipped one, changed by `override`, and saved as YAML that loads to an equal recipe.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from kitae.training.spec import TrainSpec
 S = TypeVar("S", bound=Spec)
 
 OPS_BY_NAME = "augment.train."
-"""Before an op's name in an override; before a number it is the op at that place."""
+"""Prefix of an op in an override, by its name or by its position in the list."""
 
-# PyYAML lets what its constructors meet in impossible dates and odd tags through.
+# PyYAML lets errors of its constructors through, such as those of impossible dates and odd tags.
 _YAML_ERRORS = (yaml.YAMLError, RecursionError, ValueError, KeyError, AttributeError)
 _OPTIMIZER = "train.optimizer.name"
 _MAX_BYTES = 1 << 20  # a recipe is a page of text; anything larger is a mistake or an attack
@@ -60,9 +60,9 @@ class Recipe(Spec):
     def override(self, *assignments: str) -> Self:
         """A copy with fields replaced, each given as `a.b=value`; the value is YAML, so numbers, lists and null work.
 
-        An op of the pipeline is a field by its name: `augment.train.cutout={size: 8}` puts it in or replaces it,
-        `augment.train.cutout.size=8` changes a parameter, `augment.train.cutout=null` leaves it out. Another
-        `train.optimizer.name` brings its own usual learning rate and weight decay, unless these are given too.
+        An op of the pipeline is a field by its name: `augment.train.cutout={size: 8}` adds or replaces it,
+        `augment.train.cutout.size=8` changes a parameter, `augment.train.cutout=null` removes it. A new
+        `train.optimizer.name` also sets that optimizer's usual learning rate and weight decay, unless they are given.
 
         Raises:
             RecipeError: an assignment without `=`, an unknown field, or a value that does not fit.
@@ -79,13 +79,13 @@ class Recipe(Spec):
 
     @property
     def fingerprint(self) -> str:
-        """Names what the recipe says, 16 hex digits; equal recipes have equal fingerprints."""
+        """A hash of the recipe, 16 hex digits; equal recipes have equal fingerprints."""
         text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def shipped() -> dict[str, str]:
-    """The recipes that come with the package: name to text."""
+    """The shipped recipes: name to YAML text."""
     folder = resources.files("kitae") / "recipes"
     return {
         entry.name.removesuffix(".yaml"): entry.read_text(encoding="utf-8")
@@ -95,7 +95,7 @@ def shipped() -> dict[str, str]:
 
 
 def read_text(path_or_name: str | Path) -> tuple[str, str]:
-    """Text of a YAML file or a shipped recipe, and what to call it in messages."""
+    """The text of a YAML file or a shipped recipe, and its name for messages."""
     path = Path(path_or_name)
     if path.suffix not in {".yaml", ".yml"} and not path.is_file():
         recipes = shipped()
@@ -118,7 +118,7 @@ def read_text(path_or_name: str | Path) -> tuple[str, str]:
 def parse_yaml(text: str, origin: str) -> tuple[dict[str, Any], yaml.Node | None]:
     """A YAML mapping, and its tree for line numbers. Aliases are refused: they can blow up to any size.
 
-    So is a key that stands twice in one mapping, of which YAML would silently take the last.
+    So is a key that is listed twice in one mapping, of which YAML would silently take the last.
 
     Raises:
         RecipeError: not YAML, not a mapping, with aliases, or with a key twice.
@@ -128,7 +128,7 @@ def parse_yaml(text: str, origin: str) -> tuple[dict[str, Any], yaml.Node | None
             raise RecipeError(f"{origin}: YAML aliases (*name) are not allowed")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         if twice := _doubled_key(node):
-            raise RecipeError(f"{origin}:{twice.start_mark.line + 1}: {twice.value!r} stands twice; take one out")
+            raise RecipeError(f"{origin}:{twice.start_mark.line + 1}: {twice.value!r} is listed twice; remove one")
         value = yaml.safe_load(text)
     except _YAML_ERRORS as error:
         mark, reason = getattr(error, "problem_mark", None), str(getattr(error, "problem", None) or error)
@@ -184,7 +184,7 @@ def override(spec: S, assignments: tuple[str, ...] | list[str]) -> S:
         except _YAML_ERRORS as error:
             raise RecipeError(f"--set {assignment}: the value is not valid YAML") from error
         field = field.strip()
-        # A place in the list goes the way of all fields.
+        # A position in the list is an ordinary field.
         if isinstance(spec, Recipe) and field.startswith(OPS_BY_NAME) and not field.split(".")[2].isdigit():
             _set_op(tree["augment"]["train"], field, value)
         else:
@@ -198,7 +198,7 @@ def override(spec: S, assignments: tuple[str, ...] | list[str]) -> S:
 
 
 def _set_op(ops: list[dict[str, Any]], field: str, value: Any) -> None:
-    """Set an op by its name: augment.train.OP (null: left out) or augment.train.OP.PARAMETER."""
+    """Set an op by its name: augment.train.OP (null removes it) or augment.train.OP.PARAMETER."""
     op, _, parameter = field.removeprefix(OPS_BY_NAME).partition(".")
     if op not in OPS:
         try:
@@ -208,7 +208,7 @@ def _set_op(ops: list[dict[str, Any]], field: str, value: Any) -> None:
     places = [place for place, entry in enumerate(ops) if op in entry]
     if len(places) > 1:
         raise RecipeError(
-            f"--set: {field}: {op} stands {len(places)} times in augment.train; use its place, {OPS_BY_NAME}{places[0]}"
+            f"--set: {field}: augment.train has {len(places)} ops {op}; use a position, as in {OPS_BY_NAME}{places[0]}"
         )
     if parameter:
         if not places:
@@ -236,7 +236,7 @@ def _assign(tree: Any, field: str, value: Any, cls: type[BaseModel]) -> None:
         at = inside
     if isinstance(at, list):
         if not last.isdigit() or int(last) >= len(at):
-            raise RecipeError(f"--set: {field}: the list has places 0 to {len(at) - 1}")
+            raise RecipeError(f"--set: {field}: the list has positions 0 to {len(at) - 1}")
         at[int(last)] = value
     else:
         at[last] = value  # an unknown name is found by the validation that follows

@@ -276,8 +276,12 @@ class Run:
     @property
     def test_openings(self) -> int:
         """How often the test images of this run were looked at."""
+        return len(self.openings())
+
+    def openings(self) -> list[dict[str, str]]:
+        """Each opening of test, the first one first: `when` and `why`."""
         file = self.path / "test_openings.jsonl"
-        return len(file.read_text().splitlines()) if file.is_file() else 0
+        return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
 
     def count_test_opening(self, why: str) -> None:
         """Note that test is about to be opened."""
@@ -439,7 +443,7 @@ class Run:
             The same fields as a split in evaluation.json.
         """
         from kitae.data.loader import ImageSet
-        from kitae.evaluation.evaluate import evaluate
+        from kitae.evaluation.evaluate import evaluate, evaluate_test
 
         if split not in ("train", "val", "test"):
             raise RecipeError(f"split: {split!r} must be train, val or test")
@@ -454,6 +458,9 @@ class Run:
             rows = splits.train if split == "train" else splits.val
         images = ImageSet(store.images, rows, store.labels, store.classes, guard=splits.guard)
         logits, labels = self.logits(images, model, tta)
+        if split == "test":
+            copies = splits.copies(store.twins, rows)
+            return evaluate_test(logits, labels, self.classes, self.facts()["temperature"], copies)
         return evaluate(logits, labels, self.classes, self.facts()["temperature"])
 
     def predict(

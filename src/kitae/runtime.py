@@ -175,7 +175,7 @@ class Model:
         output: NDArray[np.float32] = self.session.run([OUTPUT], {INPUT: np.ascontiguousarray(batch)})[0]
         return output
 
-    def _slices(self, images: NDArray[np.uint8], batch_size: int) -> Iterator[NDArray[np.uint8]]:
+    def _slices(self, images: NDArray[Any], batch_size: int) -> Iterator[NDArray[np.uint8]]:
         for start in range(0, max(len(images), 1), batch_size):
             yield images[start : start + batch_size]
 

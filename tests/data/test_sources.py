@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import shutil
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from kitae.data.base import TEST, TRAIN, VAL, Table
 from kitae.data.sources import FolderSource, list_images, open_source
@@ -61,6 +63,21 @@ def test_fashion_mini_is_small_and_its_licence_travels_with_it() -> None:
     assert "MIT License" in notice
 
 
+def test_photos_mini_is_whole_photographs_and_its_licence_travels_with_it() -> None:
+    assets = resources.files("kitae.data") / "assets"
+    with resources.as_file(assets / "photos-mini.parquet") as path:
+        assert path.stat().st_size < 5_000_000
+    source = open_source(DataSpec(source="photos-mini"))
+    assert source.classes == ("cardboard", "glass", "metal", "paper", "plastic", "trash")
+    assert np.bincount(source.labels).tolist() == [100] * 6
+    assert np.bincount(source.splits).tolist() == [480, 0, 120]
+    with Image.open(io.BytesIO(next(iter(next(iter(source.blocks())))))) as image:
+        assert sorted(image.size) == [160, 213]
+    notice = (assets / "photos-mini.LICENSE").read_text()
+    assert "Copyright (c) 2017 Gary Thung" in notice
+    assert "MIT License" in notice
+
+
 # Names
 
 
@@ -69,7 +86,7 @@ def test_fashion_mini_is_small_and_its_licence_travels_with_it() -> None:
     [
         ("fasion-mini", "did you mean fashion-mini"),
         ("cifar", "did you mean cifar10"),
-        ("imagenet", "the sources are fashion-mini, folder:PATH, parquet:PATH, cifar10"),
+        ("imagenet", "the sources are fashion-mini, photos-mini, folder:PATH, parquet:PATH, cifar10"),
         ("", "the sources are"),
         ("folder", "needs a path: folder:PATH"),
         ("folder:", "needs a path: folder:PATH"),

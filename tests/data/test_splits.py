@@ -30,11 +30,17 @@ class Fake:
     groups: np.ndarray | None
     classes: tuple[str, ...]
     names: list[str]
+    twins: np.ndarray
     fingerprint: str = "f"
 
 
 def fake(
-    labels: Any, splits: Any = None, groups: Any = None, keys: Any = None, classes: tuple[str, ...] | None = None
+    labels: Any,
+    splits: Any = None,
+    groups: Any = None,
+    keys: Any = None,
+    classes: tuple[str, ...] | None = None,
+    twins: Any = None,
 ) -> Any:
     labels = np.asarray(labels)
     count = len(labels)
@@ -45,6 +51,7 @@ def fake(
         None if groups is None else np.asarray(groups),
         classes or tuple(f"class {i}" for i in range(int(labels.max()) + 1)),
         [f"{i}.png" for i in range(count)],
+        np.arange(count) if twins is None else np.asarray(twins),
     )
 
 
@@ -201,6 +208,109 @@ def test_a_few_large_groups_are_split_all_the_same(count: int) -> None:
 def test_a_group_on_two_sides_of_the_sources_splits_is_an_error() -> None:
     with pytest.raises(DataError, match=r"1\.png \(train\) and 3\.png \(test\) are of one group"):
         make_splits(fake([0, 1, 0, 1], [TRAIN, TRAIN, TEST, TEST], groups=[1, 2, 3, 2]), spec())
+
+
+# Equal images
+
+
+def sides(parts: tuple[np.ndarray, np.ndarray, np.ndarray, int], count: int) -> np.ndarray:
+    codes = np.full(count, -1)
+    for code, rows in zip((TRAIN, VAL, TEST), parts, strict=False):
+        codes[rows] = code
+    return codes
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_equal_images_share_a_split_and_no_other_image_moves(data: st.DataObject) -> None:
+    count = data.draw(st.integers(40, 200))
+    rng = np.random.default_rng(data.draw(st.integers(0, 1000)))
+    labels = rng.integers(0, 3, count)
+    own = np.zeros(count, np.uint8)
+    for code, kept in ((VAL, data.draw(st.booleans())), (TEST, data.draw(st.booleans()))):
+        if kept:
+            own[rng.choice(count, count // 6, replace=False)] = code
+    twins = np.arange(count)
+    for _ in range(data.draw(st.integers(0, 20))):
+        one, other = rng.integers(0, count, 2)
+        twins[twins == twins[other]] = twins[one]
+    _, first, member = np.unique(twins, return_index=True, return_inverse=True)
+    twins = first[member]
+    images = fake(labels, own)
+    before, after = (sides(divide(images, spec(), found), count) for found in (None, twins))
+    alone = np.bincount(twins, minlength=count)[twins] == 1
+    assert (before == after)[alone].all()
+    assert (after == own)[own != TRAIN].all()
+    free = own == TRAIN
+    for unit in np.unique(twins):
+        assert len(set(after[free & (twins == unit)].tolist())) <= 1
+    assert np.array_equal(np.unique(after), np.unique(before))
+
+
+def test_without_equal_images_nothing_moves() -> None:
+    labels = np.tile([0, 1, 2], 100)
+    for groups in (None, np.arange(300) // 4):
+        plain, told = (divide(fake(labels, groups=groups), spec(limit=50), t) for t in (None, np.arange(300)))
+        assert all(np.array_equal(one, other) for one, other in zip(plain, told, strict=True))
+
+
+def test_shares_stay_where_every_image_comes_twice() -> None:
+    labels = np.tile(np.repeat([0, 1], 200), 2)
+    train, val, test, _ = divide(fake(labels), spec(), np.tile(np.arange(400), 2))
+    assert not np.intersect1d(train % 400, test % 400).size
+    assert not np.intersect1d(train % 400, val % 400).size
+    assert abs(len(test) - 160) < 40
+    assert abs(len(val) - 64) < 30
+
+
+def test_equal_images_of_two_groups_bring_the_groups_together() -> None:
+    labels, groups = np.tile([0, 1], 60), np.arange(120) // 4
+    plain = sides(divide(fake(labels, groups=groups), spec()), 120)
+    train, test = (int(np.flatnonzero(plain == code)[0]) for code in (TRAIN, TEST))
+    twins = np.arange(120)
+    twins[max(train, test)] = min(train, test)
+    after = sides(divide(fake(labels, groups=groups), spec(), twins), 120)
+    assert after[train] == after[test]
+    assert all(len(set(after[groups == group].tolist())) == 1 for group in range(30))
+    others = (groups != groups[train]) & (groups != groups[test])
+    assert (after == plain)[others].all()
+
+
+def test_no_class_loses_its_last_training_image_to_its_twin() -> None:
+    labels = np.r_[np.zeros(40, np.int64), np.ones(4, np.int64)]
+    twins = np.r_[np.arange(40), np.full(4, 40)]
+    for seed in range(10):
+        train, _, _, _ = divide(fake(labels), spec(split_seed=seed), twins)
+        assert np.bincount(labels[train], minlength=2)[1] == 4
+
+
+def test_limit_takes_the_same_others() -> None:
+    labels = np.tile([0, 1, 2], 100)
+    twins = np.arange(300)
+    plain = divide(fake(labels), spec(limit=90))
+    val, left = int(plain[1][0]), int(np.setdiff1d(np.arange(300), np.concatenate(plain[:3]))[0])
+    for one, other in ((val, int(plain[0][0])), (val, left)):
+        found = twins.copy()
+        found[max(one, other)] = min(one, other)
+        train, _, _, unused = divide(fake(labels), spec(limit=90), found)
+        assert len(train) == 90
+        assert len(np.setdiff1d(plain[0], [*train, one, other])) == 0
+        assert abs(unused - plain[3]) <= 1
+
+
+def test_copies_across_the_sources_own_splits_are_counted() -> None:
+    labels = np.tile([0, 1], 50)
+    own = np.repeat([TRAIN, VAL, TEST], [60, 20, 20])
+    twins = np.arange(100)
+    # Two of a training image, two of a validation image, one of another test image.
+    twins[[85, 86, 90, 91, 95]] = [5, 5, 65, 65, 94]
+    twins[70] = 7
+    splits = make_splits(fake(labels, own, twins=twins), spec())
+    assert splits.duplicates(twins) == {"images": 10, "groups": 4, "val": 1, "test": 4}
+    rows = test_rows(splits)
+    assert rows[splits.copies(twins, rows)].tolist() == [85, 86, 90, 91]
+    alone = np.arange(100)
+    assert splits.duplicates(alone) == {"images": 0, "groups": 0, "val": 0, "test": 0}
 
 
 # limit

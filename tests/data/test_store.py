@@ -69,6 +69,19 @@ def test_a_folder_becomes_a_store(make_folder: Maker, cache: Path) -> None:
     assert leftovers(cache) == []
 
 
+def test_equal_images_are_known(make_folder: Maker) -> None:
+    root = make_folder("cats", "dogs")
+    shutil.copy(root / "cats" / "003.png", root / "dogs" / "x.png")
+    Image.open(root / "cats" / "003.png").save(root / "dogs" / "y.bmp")
+    (root / "cats" / "000.png").write_bytes(b"broken")
+    store = open_store(DataSpec(source=f"folder:{root}", on_corrupt="skip"))
+    names = list(store.names)
+    same = [row for row, name in enumerate(names) if name in ("cats/003.png", "dogs/x.png", "dogs/y.bmp")]
+    expected = [same[0] if row in same else row for row in range(len(names))]
+    assert store.twins.tolist() == expected
+    assert store.hashes.shape == (13, 16)
+
+
 def test_it_is_built_once(make_folder: Maker, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = DataSpec(source=f"folder:{make_folder('cats', 'dogs')}")
     first = open_store(spec)
@@ -136,6 +149,48 @@ def test_a_common_size_that_is_not_square_asks_for_a_size(tmp_path: Path) -> Non
     pq.write_table(pa.table(table), tmp_path / "x.parquet")
     with pytest.raises(DataError, match=r"images are 30 x 20, not square: set data\.image_size"):
         open_store(DataSpec(source=f"parquet:{tmp_path}/x.parquet"))
+
+
+# Depth
+
+
+def deep_folder(root: Path, *highest: int) -> Path:
+    """16-bit images of two classes, with these highest levels."""
+    for number, level in enumerate(highest):
+        folder = root / f"class {number % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        levels = np.linspace(0, level, 64).astype(np.uint16).reshape(8, 8)
+        Image.fromarray(levels).save(folder / f"{number}.png")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("highest", "depth"), [((200, 90), 8), ((200, 1000), 10), ((4000, 1000, 200), 12), ((4096, 100), 16)]
+)
+def test_all_images_of_a_set_have_one_depth(tmp_path: Path, highest: tuple[int, ...], depth: int) -> None:
+    root = deep_folder(tmp_path / "deep", *highest)
+    store = open_store(DataSpec(source=f"folder:{root}"))
+    assert store.rules.depth == depth
+    by_name = dict(zip(store.names, store.images, strict=True))
+    for number, level in enumerate(highest):
+        assert by_name[f"class {number % 2}/{number}.png"].max() == level >> depth - 8
+    assert open_store(DataSpec(source=f"folder:{root}")).path == store.path
+    assert PreprocessRules.from_dict(store.rules.to_dict()) == store.rules
+
+
+def test_a_given_depth_is_taken(tmp_path: Path, cache: Path) -> None:
+    root = deep_folder(tmp_path / "deep", 4000, 100)
+    assert open_store(DataSpec(source=f"folder:{root}", depth=16)).images.max() == 4000 >> 8
+    assert open_store(DataSpec(source=f"folder:{root}", depth=8)).images.max() == 255
+    assert open_store(DataSpec(source=f"folder:{root}")).rules.depth == 12
+    assert len(stores(cache)) == 3
+
+
+def test_images_of_8_bits_have_the_rules_and_fingerprint_they_always_had(make_folder: Maker) -> None:
+    store = open_store(DataSpec(source=f"folder:{make_folder('cats', 'dogs')}"))
+    assert store.rules.to_dict() == {"image_size": 16, "channels": 3, "resize": "crop", "version": 1}
+    assert store.fingerprint == "3883ac872f8d0d163b68899d90194876"
+    assert "depth" not in DataSpec().model_dump(mode="json")
 
 
 # What it depends on
@@ -532,7 +587,9 @@ def test_an_open_store_takes_no_memory(tmp_path: Path) -> None:
     count = (64 << 20) // len(row)
     (big / "images.u8").write_bytes(row * count)
     manifest = json.loads((big / "manifest.json").read_text())
-    for name, item in (("labels.i64", 8), ("keys.i64", 8), ("splits.u8", 1), ("names.i64", 8)):
+    for name, item in (
+            ("labels.i64", 8), ("keys.i64", 8), ("splits.u8", 1), ("names.i64", 8), ("hashes.u8", 16)
+        ):  # fmt: skip
         os.truncate(big / name, item * (count + (name == "names.i64")))
         manifest["files"][name] = (big / name).stat().st_size
     manifest["files"]["images.u8"] = (big / "images.u8").stat().st_size

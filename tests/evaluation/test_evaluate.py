@@ -13,10 +13,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torchmetrics.functional.classification import multiclass_accuracy
+from torchmetrics.functional.classification import multiclass_accuracy, multiclass_f1_score, multiclass_precision
 
 from kitae.errors import DataError, TrainingError
-from kitae.evaluation.calibration import expected_calibration_error, probabilities
+from kitae.evaluation.calibration import calibration_error, probabilities
 from kitae.evaluation.evaluate import evaluate, label_scores, mistakes, predict_logits, predictions_table
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
@@ -222,7 +222,14 @@ def test_numbers_of_torchmetrics() -> None:
     assert result["top5"] == pytest.approx(float(multiclass_accuracy(x, y, 8, top_k=5, average="micro")))
     assert result["top5_interval"][0] < result["top5"] < result["top5_interval"][1]
     assert result["loss"] == pytest.approx(float(nn.functional.cross_entropy(x / 1.7, y)), rel=1e-6)
-    assert result["ece"] == pytest.approx(expected_calibration_error(logits, labels, 1.7))
+    chances = probabilities(logits, 1.7)[np.arange(500), logits.argmax(axis=1)]
+    assert result["ece"] == calibration_error(chances, logits.argmax(axis=1) == labels)[0]
+    assert result["macro_f1"] == pytest.approx(float(multiclass_f1_score(x, y, 8, average="macro")))
+    assert result["macro_f1_interval"][0] < result["macro_f1"] < result["macro_f1_interval"][1]
+    per_class = list(result["per_class"].values())
+    assert [row["f1"] for row in per_class] == pytest.approx(multiclass_f1_score(x, y, 8, average=None).tolist())
+    precisions = multiclass_precision(x, y, 8, average=None).tolist()
+    assert [row["precision"] for row in per_class] == pytest.approx(precisions)
     assert result["temperature"] == 1.7
 
 
@@ -238,7 +245,8 @@ def test_a_class_without_images_is_named_and_left_out() -> None:
     result = evaluate(one_hot_logits([0, 0, 2, 1], 3), np.array([0, 0, 2, 2]), CLASSES)
     assert result["classes_absent"] == ["bee"]
     assert result["balanced_accuracy"] == pytest.approx((1 + 0.5) / 2)
-    assert result["per_class"]["bee"] == {"accuracy": None, "accuracy_interval": None, "count": 0}
+    nothing = {"accuracy": None, "accuracy_interval": None, "precision": 0.0, "f1": 0.0, "count": 0}
+    assert result["per_class"]["bee"] == nothing, "one image was taken for it"
 
 
 def test_the_result_is_json_down_to_one_image() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from kitae.errors import RecipeError
 from kitae.experiments.design import alias_table, expand, hadamard, plackett_burman
-from kitae.experiments.spec import StudySpec
+from kitae.experiments.study_spec import StudySpec
 
 FACTORS: dict[str, Any] = {
     "smoothing": {"train.label_smoothing": [0.0, 0.1]},

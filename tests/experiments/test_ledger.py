@@ -10,9 +10,9 @@ import pytest
 from kitae.errors import KitaeError
 from kitae.experiments.executors import Inline
 from kitae.experiments.ledger import _setting, load, markdown, publish
-from kitae.experiments.run import study
-from kitae.experiments.spec import StudySpec
-from tests.experiments.test_run import FAKE
+from kitae.experiments.study import study
+from kitae.experiments.study_spec import StudySpec
+from tests.experiments.test_study import FAKE
 
 FACTORS: dict[str, Any] = {
     "smoothing": {"train.label_smoothing": [0.0, 0.1]},

@@ -13,7 +13,7 @@ import yaml
 from PIL import Image
 
 from kitae import cli
-from kitae.experiments.run import StudyResult
+from kitae.experiments.result import StudyResult
 from kitae.recipe import Recipe
 from tests.images import picture
 

@@ -16,11 +16,12 @@ import pytest
 from kitae import cli
 from kitae.experiments import executors
 from kitae.experiments.executors import LocalProcesses, RayCluster
-from kitae.experiments.run import StudyResult, study
-from kitae.experiments.spec import StudySpec
+from kitae.experiments.result import StudyResult
+from kitae.experiments.study import study
+from kitae.experiments.study_spec import StudySpec
 from kitae.training.checkpoint import load_weights
 from tests.experiments.test_real import CONTENT
-from tests.experiments.test_run import FAKE, ROOT, files, make, run
+from tests.experiments.test_study import FAKE, PATH, ROOT, files, make, run
 
 ray = pytest.importorskip("ray")
 
@@ -29,7 +30,7 @@ slow = pytest.mark.slow
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PYTHONPATH", PATH)
     monkeypatch.setenv("FAKE_STEP_SECONDS", "0.2")  # Ray's workers have the variables of its start
     monkeypatch.chdir(ROOT)
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)

@@ -18,12 +18,14 @@ from kitae.data.splits import make_splits
 from kitae.data.store import open_store
 from kitae.experiments import after
 from kitae.experiments.plan import make_plan
-from kitae.experiments.run import StudyResult, study
-from kitae.experiments.spec import StudySpec
+from kitae.experiments.result import StudyResult
+from kitae.experiments.study import study
+from kitae.experiments.study_spec import StudySpec
 from kitae.pipelines.setup import Setup
 from kitae.pipelines.train import train
 from kitae.recipe import Recipe
 from kitae.training.distributed import World
+from tests.experiments.test_study import PATH
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,8 +44,8 @@ CONTENT: dict[str, Any] = {
 
 _DRIVER = """
 import sys
-from kitae.experiments.run import study
-from kitae.experiments.spec import StudySpec
+from kitae.experiments.study import study
+from kitae.experiments.study_spec import StudySpec
 from tests.experiments.test_real import CONTENT
 study(StudySpec.parse(CONTENT), sys.argv[1], workers=2, threads=1)
 """
@@ -126,7 +128,7 @@ def test_killed_in_the_middle_of_training_and_gone_on_with(tmp_path: Path) -> No
     assert len(whole.failed) == 0
     assert whole.analyses["test.accuracy"].effects[0].covers == "seeds and test images"
     folder = tmp_path / "cut"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": PATH}
     driver = subprocess.Popen([sys.executable, "-c", _DRIVER, str(folder)], cwd=ROOT, env=environment)
     while not any(folder.glob("runs/*/last/checkpoint.safetensors")):
         assert driver.poll() is None

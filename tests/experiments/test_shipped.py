@@ -8,8 +8,9 @@ import pytest
 
 from kitae.experiments.executors import Inline
 from kitae.experiments.plan import make_plan
-from kitae.experiments.run import StudyResult, study
-from kitae.experiments.spec import SHIPPED, StudySpec, shipped
+from kitae.experiments.result import StudyResult
+from kitae.experiments.study import study
+from kitae.experiments.study_spec import SHIPPED, StudySpec, shipped
 
 
 @pytest.mark.parametrize("name", shipped())

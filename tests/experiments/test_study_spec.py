@@ -9,7 +9,7 @@ import pytest
 
 from kitae.errors import RecipeError
 from kitae.experiments.design import expand
-from kitae.experiments.spec import StudySpec, find, shipped, shrink
+from kitae.experiments.study_spec import StudySpec, find, shipped, shrink
 
 SMOOTHING: dict[str, Any] = {"smoothing": {"train.label_smoothing": [0.0, 0.1]}}
 EMA: dict[str, Any] = {"ema": {"train.ema": [None, 0.99]}}
@@ -26,15 +26,15 @@ def study(**fields: Any) -> dict[str, Any]:
         ({"desing": "sweep"}, r"unknown field 'desing' \(did you mean design\?\)"),
         ({"design": "sweeep"}, r"study: design: .*'compare', 'sweep'"),
         ({"seeds": []}, "seeds: at least one"),
-        ({"seeds": [1, 1]}, "seeds: .* names a seed twice"),
+        ({"seeds": [1, 1]}, "seeds: .* lists a seed twice"),
         ({"seeds": [-1]}, r"seeds\.0: .*greater than or equal to 0"),
         ({"factors": {}}, "factors: design one_in needs at least one"),
         ({"factors": {"x": {}}}, r"factors\.x: names no field"),
         ({"factors": {"x": {"train.ema": [0.9]}}}, r"factors\.x\.train\.ema: at least two levels are needed, 1 given"),
         ({"factors": {"x": {"train.ema": [0.9, 0.8, 0.7]}}}, r"factors\.x\.train\.ema: .*takes two levels .*, 3"),
-        ({"factors": {"x": {"a.b": [1, 2], "a.c": [1, 2, 3]}}}, r"factors\.x: its fields move together"),
-        ({"factors": {"x": {"a.b": [1, 2]}, "y": {"a.b": [3, 4]}}}, r"factors\.y\.a\.b: factors\.x sets a\.b already"),
-        ({"factors": {"x": {"a.b": [1, 2]}, "y": {"a.b.c": [3, 4]}}}, r"factors\.y\.a\.b\.c: factors\.x sets a\.b"),
+        ({"factors": {"x": {"a.b": [1, 2], "a.c": [1, 2, 3]}}}, r"factors\.x: its fields change"),
+        ({"factors": {"x": {"a.b": [1, 2]}, "y": {"a.b": [3, 4]}}}, r"factors\.y\.a\.b: factors\.x already sets a\.b"),
+        ({"factors": {"x": {"a.b": [1, 2]}, "y": {"a.b.c": [3, 4]}}}, r"factors\.y\.a\.b\.c: factors\.x already"),
         ({"design": "sweep", "factors": {**SMOOTHING, **EMA}}, "factors: a sweep has one factor, 2 given"),
         ({"design": "screening"}, "factors: screening needs two or more"),
         ({"variants": VARIANTS}, "variants: belongs to design: compare"),
@@ -43,7 +43,7 @@ def study(**fields: Any) -> dict[str, Any]:
         ({"design": "compare"}, "factors: design compare takes variants"),
         ({"design": "compare", "factors": {}, "variants": {"a": {}}}, "variants: a comparison needs at least two"),
         ({"design": "compare", "factors": {}, "variants": VARIANTS, "reference": "c"}, "reference: 'c' is none"),
-        ({"set": {"train.seed": 3}}, r"set\.train\.seed: a study's seeds stand under seeds"),
+        ({"set": {"train.seed": 3}}, r"set\.train\.seed: list a study's seeds"),
         ({"set": {"train.early_stopping": {}}}, r"set\.train\.early_stopping: early stopping is off"),
         ({"set": {"train.early_stopping.patience": 3}}, r"set\.train\.early_stopping\.patience: early stopping is off"),
         ({"factors": {"x": {"train.early_stopping": [None, {}]}}}, r"factors\.x\.train\.early_stopping: early"),
@@ -54,7 +54,7 @@ def study(**fields: Any) -> dict[str, Any]:
         (
             {"design": "compare", "factors": {}, "variants": {"a": {}, "b": {"augment.mix": {}}},
              "set": {"augment.mix.prob": 0.5}},
-            r"set\.augment\.mix\.prob: is a part of augment\.mix, which variants\.b sets.*; write it under variants",
+            r"set\.augment\.mix\.prob: is a part of augment\.mix, which variants\.b sets.*; move it to variants",
         ),
         (
             {"factors": {"x": {"augment.train": [[], [{"rotate": {}}]]}}, "set": {"augment.train.horizontal_flip": {}}},
@@ -64,7 +64,7 @@ def study(**fields: Any) -> dict[str, Any]:
             {"factors": {"x": {"augment.train.rotate": [None, {}]}}, "set": {"augment.train.rotate.degrees": 5}},
             r"set\.augment\.train\.rotate\.degrees: is a part of augment\.train\.rotate, which factors\.x sets",
         ),
-        ({"factors": {"x": {"after.prune.ratio": [0, 1]}}}, r"factors\.x\.after\.prune\.ratio: is written .* none"),
+        ({"factors": {"x": {"after.prune.ratio": [0, 1]}}}, r"factors\.x\.after\.prune\.ratio: must be .* none"),
         ({"metric": "test.acuracy"}, r"metric: no run has a number 'test\.acuracy'; valid: .*accuracy"),
         ({"also": ["speed"]}, "also: no run has a number 'speed'"),
         ({"claims": {"c": {"says": "x", "effect": "smoothing"}}}, r"claims\.c: give either between"),
@@ -135,7 +135,7 @@ def test_a_mistake_in_a_file_has_its_line(tmp_path: Path) -> None:
         ),
         ("tiny: 3", r"mine\.yaml: tiny: must be a mapping"),
         ("tiny: {set: train.epochs=5}", r"mine\.yaml: tiny\.set: must be a mapping"),
-        ("name: again", r"mine\.yaml:5: 'name' stands twice"),
+        ("name: again", r"mine\.yaml:5: 'name' is listed twice"),
     ],
 )
 @pytest.mark.parametrize("tiny", [False, True])
@@ -202,7 +202,7 @@ def test_overrides_reach_all_variants_or_the_study_itself(tmp_path: Path) -> Non
     assert spec.set == {"train.ema": 0.5, "train.epochs": 3}
     with pytest.raises(RecipeError, match=r"study\.set: must be a mapping"):
         StudySpec.load(file, "study.set=3", "train.epochs=3")
-    with pytest.raises(RecipeError, match="an override is written field=value"):
+    with pytest.raises(RecipeError, match="must be field=value"):
         StudySpec.load(file, "train.epochs")
     with pytest.raises(RecipeError, match="not a YAML value"):
         StudySpec.load(file, "train.epochs=[1")

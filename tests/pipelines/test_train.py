@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -101,6 +103,33 @@ def test_best_weights_are_those_that_were_validated(run: Run) -> None:
     assert run.evaluate("val")["accuracy"] == pytest.approx(max(row["val_accuracy"] for row in rows), abs=0.01)
 
 
+def test_equal_images_are_counted_and_test_is_given_without_them(tmp_path: Path, cache: Path) -> None:
+    table = pq.read_table(write_parquet(tmp_path / "x.parquet")).to_pylist()
+    table[-1]["image"] = table[0]["image"]  # a test image that is a training image
+    table[1]["image"] = table[2]["image"]
+    pq.write_table(pa.Table.from_pylist(table), tmp_path / "x.parquet")
+    recipe = tiny(f"data.source=parquet:{tmp_path / 'x.parquet'}", "data.limit=null", "train.epochs=1")
+    notes = estimate(recipe)["notes"]
+    assert any("4 images are exact duplicates" in note for note in notes)
+    assert any("1 of 50 test images" in note for note in notes)
+    run = train(recipe, tmp_path / "run")
+    evaluation = run.evaluation()
+    assert evaluation["duplicates"] == {"images": 4, "groups": 2, "val": 0, "test": 1}
+    rows = run.predictions().to_pylist()
+    right = [row["label"] == row["predicted"] for row in rows if row["name"] != f"x.parquet:{len(table) - 1}"]
+    without = evaluation["test"]["without_duplicates"]
+    assert (without["count"], without["accuracy"]) == (49, np.mean(right))
+    assert without["accuracy_interval"][0] <= without["accuracy"] <= without["accuracy_interval"][1]
+    assert run.evaluate("test")["without_duplicates"] == without
+    assert "without_duplicates" not in run.evaluate("val")
+
+
+def test_without_equal_images_nothing_is_said_of_them(run: Run, cache: Path) -> None:
+    assert run.evaluation()["duplicates"] == {"images": 0, "groups": 0, "val": 0, "test": 0}
+    assert "without_duplicates" not in run.evaluation()["test"]
+    assert not any("duplicate" in note for note in estimate(tiny())["notes"])
+
+
 def test_opening_test_again_is_counted(tmp_path: Path, cache: Path) -> None:
     again = train(tiny("train.epochs=1"), tmp_path / "run")
     first = again.evaluation()["test"]["accuracy"]
@@ -146,7 +175,7 @@ def test_other_test_images_change_neither_weights_nor_choices(tmp_path: Path, ca
 
 @pytest.mark.parametrize("threads", [1, 4])
 def test_augmented_samples_do_not_depend_on_threads_or_batch(tmp_path: Path, cache: Path, threads: int) -> None:
-    recipe = tiny("augment.mix={mixup_alpha: 1.0, cutmix_alpha: 1.0}")
+    recipe = tiny("augment.mix={mixup_alpha: 1.0, cutmix_alpha: 1.0, per: sample}")
     setup = Setup.of(Run.create(tmp_path / "run", recipe))
     before = torch.get_num_threads()
     torch.set_num_threads(threads)

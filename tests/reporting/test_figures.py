@@ -14,6 +14,7 @@ import pytest
 from kitae.errors import KitaeError
 from kitae.reporting import figures as f
 from kitae.reporting import style
+from kitae.reporting.figures import compression
 from kitae.run import Run
 from tests.reporting.conftest import HOSTILE, epochs, measured, pixels
 
@@ -339,7 +340,9 @@ def test_best_epoch_follows_the_recipe(make_run: Callable[..., Run]) -> None:
 
 def test_a_compression_without_a_winner_marks_the_closest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[dict[str, Any]] = []
-    monkeypatch.setattr(f, "draw_pareto", lambda points, path, **k: (drawn.append({"points": points, **k}), path)[1])
+    monkeypatch.setattr(
+        compression, "draw_pareto", lambda points, path, **k: (drawn.append({"points": points, **k}), path)[1]
+    )
     rows = [{"name": "a", "bytes": 9, "packed_bytes": 5, "accuracy": 0.9}, {"name": "b", "bytes": 8, "accuracy": 0.7}]
     for within in (True, False):
         f.draw_compression(

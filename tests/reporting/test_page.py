@@ -19,6 +19,7 @@ from kitae.pipelines.train import train
 from kitae.recipe import Recipe
 from kitae.reporting import page as p
 from kitae.reporting.figures import draw_stochastic_depth
+from kitae.reporting.values import words
 from kitae.run import Run
 from tests.reporting.conftest import HOSTILE, epochs, pixels
 
@@ -201,7 +202,7 @@ def test_folder_without_permission(make_run: Callable[..., Run]) -> None:
     [(None, "–"), (float("nan"), "–"), (True, "yes"), (0.123456789, "0.12346"), ([1, "a"], "1, a"), (3, "3")],
 )
 def test_values_as_words(value: object, text: str) -> None:
-    assert p.words(value) == text
+    assert words(value) == text
 
 
 def _study(folder: Path, *, finished: bool = True) -> Path:
@@ -373,7 +374,7 @@ def test_what_a_compression_did_not_get(tmp_path: Path) -> None:
     assert_told(reader.words, "Ratios above 0.65 were not tried: this one loses 4.00 points.", "50 % int8-qat")
     assert_told(reader.words, "the file <b>computes</b> something else", "random, 65 % fp32 control", "cannot win")
     assert_told(reader.words, "45.4 kB when packed, from 1.53 MB", "Parameters that are not 0", "20.6× fewer")
-    assert_told(reader.words, "Unheard of", "1, 2", "news")
+    assert_told(reader.words, "unheard_of.a", "1, 2", "news")
     assert _rows_of(text, "Candidates")[0][3] == "Packed"
     assert _rows_of(text, "Candidates")[1][3] == "1.53 MB"
 
@@ -395,7 +396,7 @@ def test_strings_of_a_compression_are_escaped(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["spec", "baseline", "winner", "candidates"])
 def test_a_compression_that_is_none_is_refused(name: str, tmp_path: Path) -> None:
     """A page made of what is not there looks like a result."""
-    with pytest.raises(KitaeError, match=rf"compression\.json: has no `{name}`"):
+    with pytest.raises(KitaeError, match=rf"compression\.json.*{name}"):
         p.report(_compression(tmp_path / "small", **{name: None}))
 
 

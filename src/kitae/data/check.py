@@ -17,7 +17,6 @@ rotated or carries a large overlay mostly is not.
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -32,12 +31,13 @@ from PIL import Image, ImageDraw, ImageFont
 
 from kitae import keyed
 from kitae.data.base import SPLIT_NAMES, TEST, TRAIN, VAL, Item, Progress, Source, Table
+from kitae.data.duplicates import HASH_BYTES, first_alike, pixel_hash
 from kitae.data.parallel import each_image
 from kitae.data.sources import open_source
 from kitae.data.spec import DataSpec
 from kitae.data.splits import divide
 from kitae.errors import DataError, KitaeError
-from kitae.preprocess import flattened
+from kitae.preprocess import depth_of, flattened
 
 HAMMING = 7
 SIMILARITY = 0.8  # cosine after whitening: above are re-encoded, resized and recoloured copies, below distinct images
@@ -90,6 +90,8 @@ class CheckReport:
         unreadable: (name, reason).
         sizes, modes: "WIDTH x HEIGHT" or Pillow mode as stored -> number of images.
         exact: groups of images with the same pixels.
+        highest: level of the images of more than 8 bits a channel; None where there are none.
+        depth: bits of these that are read (data.depth); None where there are none.
         near: pairs that are nearly the same; of an exact group only the first member takes part.
         problems: what keeps the data from being split and trained on, one line each.
         truncated: near duplicates were so many that the search was cut short.
@@ -105,6 +107,8 @@ class CheckReport:
     near: tuple[Duplicates, ...]
     problems: tuple[str, ...]
     truncated: bool = False
+    highest: int | None = None
+    depth: int | None = None
 
     @cached_property
     def across_splits(self) -> tuple[Duplicates, ...]:
@@ -143,6 +147,8 @@ class CheckReport:
             "unreadable": [{"name": name, "reason": reason} for name, reason in self.unreadable],
             "sizes": self.sizes,
             "modes": self.modes,
+            "highest_level": self.highest,
+            "depth": self.depth,
             "exact_duplicates": plain(self.exact),
             "near_duplicates": plain(self.near),
             "near_duplicates_truncated": self.truncated,
@@ -161,6 +167,9 @@ class CheckReport:
             top = [f"{key}: {n:,}" for key, n in list(histogram.items())[:examples]]
             more = f", and {len(histogram) - examples} more" if len(histogram) > examples else ""
             out.append(f"  {title}: {', '.join(top)}{more}")
+        if self.highest is not None and self.depth is not None:
+            white = ", levels above are white" if self.highest >= 1 << self.depth else ""
+            out.append(f"  depth: the highest level is {self.highest:,}, read as {self.depth} bits (data.depth){white}")
         findings: list[tuple[str, list[str]]] = [
             ("unreadable images", [reason for _, reason in self.unreadable]),
             ("groups of exact duplicates", [_listed(d) for d in self.exact]),
@@ -203,7 +212,7 @@ def check(
     source = open_source(source) if isinstance(source, DataSpec) else source
     table = source.table
     shown = _sheet_rows(table) if sheet is not None else {}
-    facts = _Facts([], [], [], [], [], [], {})
+    facts = _Facts([], [], [], [], [], [], [], {})
     unreadable: list[tuple[str, str]] = []
 
     def work(row: int, item: Item) -> _Look | DataError:
@@ -232,20 +241,20 @@ def check(
 class _Look:
     """One image, as seen by a thread."""
 
-    pixels: bytes  # hash of size and RGB pixels
+    pixels: bytes  # hash of RGB pixels, size and highest level
     grey: NDArray[np.uint8]  # [32, 32]
     size: tuple[int, int]
     mode: str
+    highest: int | None
     tile: Image.Image | None
 
 
 def _look(item: Item, name: str, tile: bool) -> _Look:
-    image, mode = flattened(item, name)
-    colour = image.convert("RGB")
-    digest = hashlib.blake2b(repr(image.size).encode(), digest_size=16)
-    digest.update(colour.tobytes())
+    flat = flattened(item, name)
+    image, colour = flat.image, flat.image.convert("RGB")
     grey = np.asarray(image.convert("L").resize((32, 32), Image.Resampling.BILINEAR))
-    return _Look(digest.digest(), grey, image.size, mode, _tile(colour) if tile else None)
+    pixels = pixel_hash(colour.tobytes(), repr((image.size, flat.highest)))
+    return _Look(pixels, grey, image.size, flat.mode, flat.highest, _tile(colour) if tile else None)
 
 
 def _tile(image: Image.Image) -> Image.Image:
@@ -267,6 +276,7 @@ class _Facts:
     thumbs: list[NDArray[np.uint8]]
     sizes: list[tuple[int, int]]
     modes: list[str]
+    levels: list[int]
     tiles: dict[int, Image.Image]
 
     def add(self, looks: dict[int, _Look]) -> None:
@@ -281,6 +291,7 @@ class _Facts:
         )
         self.sizes.extend(look.size for look in looks.values())
         self.modes.extend(look.mode for look in looks.values())
+        self.levels.extend(look.highest for look in looks.values() if look.highest is not None)
         self.tiles.update({row: look.tile for row, look in looks.items() if look.tile is not None})
 
 
@@ -302,6 +313,7 @@ def _report(
     rows = np.array(facts.rows, dtype=np.int64)
     problems: list[str] = []
     codes = np.asarray(table.splits)[rows].copy()
+    alike = first_alike(np.frombuffer(b"".join(facts.pixels), np.uint8).reshape(-1, HASH_BYTES))
     try:
         readable = Table(
             table.classes,
@@ -311,7 +323,7 @@ def _report(
             table.keys[rows],
             None if table.groups is None else table.groups[rows],
         )
-        train, val, test, _ = divide(readable, spec.model_copy(update={"limit": None}))
+        train, val, test, _ = divide(readable, spec.model_copy(update={"limit": None}), alike)
         for code, part in ((TRAIN, train), (VAL, val), (TEST, test)):
             codes[part] = code
     except KitaeError as error:
@@ -321,11 +333,11 @@ def _report(
     def ref(position: int) -> ImageRef:
         return ImageRef(table.names[int(rows[position])], table.classes[labels[position]], SPLIT_NAMES[codes[position]])
 
-    groups: dict[bytes, list[int]] = {}
-    for position, pixels in enumerate(facts.pixels):
-        groups.setdefault(pixels, []).append(position)
+    groups: dict[int, list[int]] = {}
+    for position, one in enumerate(alike.tolist()):
+        groups.setdefault(one, []).append(position)
     exact = [Duplicates(tuple(map(ref, group)), 1.0) for group in groups.values() if len(group) > 1]
-    first = np.array([group[0] for group in groups.values()], dtype=np.int64)
+    first = np.array(list(groups), dtype=np.int64)
     near: list[tuple[int, int, float]] = []
     truncated = False
     if len(first):
@@ -339,6 +351,8 @@ def _report(
         }
         for code in (TRAIN, VAL, TEST)
     }
+    highest = max(facts.levels, default=None)
+    depth = None if highest is None else depth_of(highest) if spec.depth == "auto" else spec.depth
     report = CheckReport(
         source=name,
         images=len(rows),
@@ -350,6 +364,8 @@ def _report(
         near=tuple(Duplicates((ref(int(first[i])), ref(int(first[j]))), s) for i, j, s in near),
         problems=tuple(problems),
         truncated=truncated,
+        highest=highest,
+        depth=depth,
     )
     return report, set(rows[codes == TRAIN].tolist())
 

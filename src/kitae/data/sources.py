@@ -1,6 +1,7 @@
 """Data sources by name, and folders of images.
 
     fashion-mini        7,000 images of clothing in 10 classes, embedded in the package
+    photos-mini         600 photographs of waste in 6 classes, embedded in the package
     folder:PATH         one folder a class, or train, val and test folders of those
     parquet:PATH        a Parquet file or a folder of them
     cifar10, cifar100   their binary archives
@@ -198,12 +199,15 @@ def _suggestion(source: str) -> str:
     return (f"did you mean {close[0]}? " if close else "") + f"the sources are {listed}"
 
 
-def _fashion_mini(spec: DataSpec, path: str, progress: Progress | None) -> Source:
-    from kitae.data.parquet import ParquetSource
+def _embedded(name: str) -> Callable[[DataSpec, str, Progress | None], Source]:
+    def make(spec: DataSpec, path: str, progress: Progress | None) -> Source:
+        from kitae.data.parquet import ParquetSource
 
-    if path:
-        raise DataError(f"data.source {spec.source!r}: fashion-mini is embedded and takes no path")
-    return ParquetSource(Path(__file__).parent / "assets" / "fashion-mini.parquet", name="fashion-mini")
+        if path:
+            raise DataError(f"data.source {spec.source!r}: {name} is embedded and takes no path")
+        return ParquetSource(Path(__file__).parent / "assets" / f"{name}.parquet", name=name)
+
+    return make
 
 
 def _folder(spec: DataSpec, path: str, progress: Progress | None) -> Source:
@@ -234,7 +238,8 @@ def _path(spec: DataSpec, path: str) -> Path:
 
 
 SOURCES: dict[str, Callable[[DataSpec, str, Progress | None], Source]] = {
-    "fashion-mini": _fashion_mini,
+    "fashion-mini": _embedded("fashion-mini"),
+    "photos-mini": _embedded("photos-mini"),
     "folder": _folder,
     "parquet": _parquet,
     "cifar10": _archive("cifar10"),

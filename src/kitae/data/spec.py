@@ -20,8 +20,8 @@ class DataSpec(Spec):
     """Where images come from and how they are prepared and split.
 
     Attributes:
-        source: `fashion-mini`, `folder:PATH`, `parquet:PATH`, `cifar10`, `cifar100`, `fashion-mnist`, `mnist`; a name
-            may be followed by `:PATH`, the folder that already holds its files.
+        source: `fashion-mini`, `photos-mini`, `folder:PATH`, `parquet:PATH`, `cifar10`, `cifar100`, `fashion-mnist` or
+            `mnist`. The last four may be followed by `:PATH`, the folder that already holds their files.
         val_fraction: share of each class of train held out for validation, where the source has no validation split.
         test_fraction: share of each class held out as test first, where the source has no test split.
         split_seed: keys the splits and `limit`; apart from `train.seed` so that seeds of a study share their splits.
@@ -30,6 +30,8 @@ class DataSpec(Spec):
         limit: keep so many training images (after the split), classes in proportion; null keeps all.
         image_size: images become squares of so many pixels; null takes the source's size if all its images share one.
         channels: 1 or 3; null takes 1 where every image is grey, else 3.
+        depth: significant bits of images of more than 8 bits a channel. `auto` takes what the highest level of the
+            whole set needs: 8 under 256, 10 under 1024, 12 under 4096, else 16.
         resize: `crop` (shorter side to size, centre crop), `squash` (ignore the aspect), `pad` (longer side to size).
         normalize: `train` (statistics of the training images), `pretrained` (the pretrained net's own), or given.
         balance: `sampler` draws every class equally often, `loss` weighs classes inversely to their frequency.
@@ -46,6 +48,7 @@ class DataSpec(Spec):
     limit: int | None = Field(None, ge=1)
     image_size: int | None = Field(None, ge=4, le=2048)
     channels: Literal[1, 3] | None = None
+    depth: Literal["auto", 8, 10, 12, 16] = "auto"
     resize: Literal["crop", "squash", "pad"] = "crop"
     normalize: Literal["train", "pretrained"] | Normalization = "train"
     balance: Literal["none", "sampler", "loss"] = "none"
@@ -56,5 +59,8 @@ class DataSpec(Spec):
 
     @model_serializer(mode="wrap")
     def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without `val_seed` where it is null: recipes that do not use it keep the fingerprints they had without it."""
-        return {name: value for name, value in handler(self).items() if name != "val_seed" or value is not None}
+        """Without newer fields at their defaults: recipes that do not use them keep the fingerprints they had."""
+        return {name: value for name, value in handler(self).items() if (name, value) not in _NEWER}
+
+
+_NEWER = (("val_seed", None), ("depth", "auto"))  # fields that recipes of older versions do not have

@@ -3,7 +3,7 @@
 The source's own validation and test splits are used where it has them; what is missing is held out from train, class
 by class. The choice is keyed by (`split_seed`, the image's key), that of validation by `val_seed` where it is given, so
 it is the same everywhere, and adding files to a folder moves few of the others. Images of one group never lie on two
-sides.
+sides, and neither do images with the same pixels, unless the source's own splits separate them.
 
 Test rows are not an attribute: `Splits.open_test(counter)` gives them and calls the counter first, so that every
 opening is counted. Until then `Splits.guard`, handed to an `ImageSet`, lets no test image be gathered.
@@ -73,6 +73,36 @@ class Splits:
             if (self._test[place] == rows).any():
                 raise TestClosedError("a test image was asked for before the test was opened")
 
+    def copies(self, twins: NDArray[np.int64], rows: Rows) -> NDArray[np.bool_]:
+        """Which of some test rows have the pixels of a training or validation image.
+
+        Args:
+            twins: int64 [M], see `Store.twins`.
+
+        Returns:
+            bool [len(rows)].
+        """
+        return np.isin(twins[rows], twins[np.concatenate([self.train, self.val])])
+
+    def duplicates(self, twins: NDArray[np.int64]) -> dict[str, int]:
+        """How many images of the store have the pixels of another one, for evaluation.json.
+
+        Args:
+            twins: int64 [M], see `Store.twins`.
+
+        Returns:
+            `images` that are in a `groups` of equal ones; `val`: validation images with the pixels of a training image;
+            `test`: test images with the pixels of a training or validation image.
+        """
+        counts = np.bincount(twins, minlength=1)
+        counts = counts[counts > 1]
+        return {
+            "images": int(counts.sum()),
+            "groups": len(counts),
+            "val": int(np.isin(twins[self.val], twins[self.train]).sum()),
+            "test": int(self.copies(twins, self._test).sum()),
+        }
+
     def save(self, path: str | Path) -> None:
         """Write to an .npz file, atomically; no pickle in it.
 
@@ -128,19 +158,22 @@ class Labelled(Protocol):
 
 def make_splits(store: Store, spec: DataSpec) -> Splits:
     """Split a store. Arguments and errors as `divide`."""
-    train, val, test, unused = divide(store, spec)
+    train, val, test, unused = divide(store, spec, store.twins)
     return Splits(train, val, store.fingerprint, test, unused)
 
 
-def divide(store: Labelled, spec: DataSpec) -> tuple[Rows, Rows, Rows, int]:
+def divide(store: Labelled, spec: DataSpec, twins: NDArray[np.int64] | None = None) -> tuple[Rows, Rows, Rows, int]:
     """Rows to train, validate and test with, and how many training rows `limit` leaves out.
 
     Of each class with n images in train, round(n * fraction) are held out, at least one where n allows it and never
     all. First test (where the source has none), then validation from what remains, then `limit` from what remains.
+    Images with the same pixels that the draw has put on several sides then move to one of them, which leaves all other
+    images where they are.
 
     Args:
         store: its `labels`, `classes`, `splits`, `keys` and `groups` matter here.
         spec: `val_fraction`, `test_fraction`, `split_seed`, `val_seed` and `limit`.
+        twins: for each image the first row with the same pixels; None where that is not known.
 
     Raises:
         DataError: fewer than two classes, a class without a training image, a split that would be empty, a group on
@@ -165,9 +198,72 @@ def divide(store: Labelled, spec: DataSpec) -> tuple[Rows, Rows, Rows, int]:
                 f"{len(labels)} images are too few: no {SPLIT_NAMES[code]} image can be held out; "
                 f"each class needs 3 images or more (in different groups, where there are groups)"
             )
+    drawn = parts[TRAIN]
+    if twins is not None:
+        parts = _united(parts, store, twins)
     _check_classes(labels[parts[TRAIN]], classes)
-    train = parts[TRAIN] if spec.limit is None else splitter.limit(parts[TRAIN], spec.limit, len(classes))
+    train = parts[TRAIN] if spec.limit is None else splitter.limit(parts[TRAIN], drawn, spec.limit, len(classes))
     return train, parts[VAL], parts[TEST], len(parts[TRAIN]) - len(train)
+
+
+def _united(parts: dict[int, Rows], store: Labelled, twins: NDArray[np.int64]) -> dict[int, Rows]:
+    """The splits with equal images on one side: what was held out of train, or left there, follows one of them.
+
+    A set of equal images goes where the one with the lowest key is, so that held-out shares stay what they were, also
+    where most images come twice. With groups, all images of the groups that share an image go together. The source's
+    own validation and test images stay where they are.
+    """
+    codes = np.full(len(twins), -1, np.int64)
+    for code, rows in parts.items():
+        codes[rows] = code
+    movable = np.flatnonzero(np.asarray(store.splits) == TRAIN)
+    units = _components(twins[movable], None if store.groups is None else np.asarray(store.groups)[movable])
+    first = np.full(len(movable), 3, np.int64)
+    last = np.full(len(movable), -1, np.int64)
+    np.minimum.at(first, units, codes[movable])
+    np.maximum.at(last, units, codes[movable])
+    torn = np.flatnonzero((first < last)[units])
+    if not torn.size:
+        return parts
+    labels, keys = np.asarray(store.labels), np.asarray(store.keys)
+    in_train = np.bincount(labels[parts[TRAIN]], minlength=len(store.classes))
+    sizes = np.bincount(codes[codes >= 0], minlength=3)
+    torn = torn[np.lexsort((keys[movable[torn]], units[torn]))]
+    sets = np.split(movable[torn], np.flatnonzero(np.diff(units[torn])) + 1)
+    for rows in sorted(sets, key=lambda rows: int(keys[rows[0]])):  # each by key, so the lowest comes first
+        sides = codes[rows]
+        leaving = np.bincount(labels[rows[sides == TRAIN]], minlength=len(in_train))
+        moving = np.bincount(sides, minlength=3)
+        target = int(sides[0])
+        if target != TRAIN and ((leaving > 0) & (leaving == in_train)).any():
+            target = TRAIN  # a class would lose its last training images
+        emptied = [code for code in (VAL, TEST) if code != target and 0 < moving[code] == sizes[code]]
+        if emptied and not ((leaving > 0) & (leaving == in_train)).any():
+            target = emptied[0]
+        codes[rows] = target
+        sizes -= moving
+        sizes[target] += len(rows)
+        in_train -= leaving
+        if target == TRAIN:
+            in_train += np.bincount(labels[rows], minlength=len(in_train))
+    return {code: np.flatnonzero(codes == code).astype(np.int64) for code in parts}
+
+
+def _components(twins: NDArray[np.int64], groups: NDArray[np.int64] | None) -> NDArray[np.int64]:
+    """Numbers in [0, n): equal for images that are equal, or of one group, or linked by a chain of these."""
+    _, first, unit = np.unique(twins, return_index=True, return_inverse=True)
+    unit = first[unit]
+    if groups is None:
+        return unit
+    links = [np.unique(values, return_inverse=True)[1] for values in (twins, groups)]
+    while True:
+        before = unit
+        for link in links:
+            lowest = np.full(int(link.max()) + 1, len(unit), np.int64)
+            np.minimum.at(lowest, link, unit)
+            unit = lowest[link]
+        if np.array_equal(unit, before):
+            return unit
 
 
 class _Splitter:
@@ -227,21 +323,30 @@ class _Splitter:
                 chosen[far.argmin()] = True
         return chosen[member]
 
-    def limit(self, rows: Rows, limit: int, classes: int) -> Rows:
-        """`limit` of the rows, classes in proportion, each at least once; a larger limit contains a smaller one's."""
+    def limit(self, rows: Rows, drawn: Rows, limit: int, classes: int) -> Rows:
+        """`limit` of the rows, classes in proportion, each at least once; a larger limit contains a smaller one's.
+
+        Args:
+            drawn: the rows before equal images were united, in whose order they are taken: the few that have moved
+                must not change which of the others are taken.
+        """
         if limit > len(rows):
             raise DataError(
                 f"data.limit {limit} is larger than the {len(rows)} training images that remain after the split"
             )
         if limit < classes:
             raise DataError(f"data.limit {limit} is smaller than the number of classes, {classes}")
-        labels = self._labels[rows]
-        order = self._shuffled(self._keys[rows], keyed.SLOT_LIMIT, 0)
+        labels = self._labels[drawn]
+        order = self._shuffled(self._keys[drawn], keyed.SLOT_LIMIT, 0)
         # Deal the classes out in proportion: image r of the n of its class takes its turn at (r + 1/2) / n. The first
         # image of every class comes before all others.
         rank = _rank_in_class(labels, order)
         turn = np.where(rank == 0, 0.0, (rank + 0.5) / np.bincount(labels)[labels])
-        return np.sort(rows[np.lexsort((labels, turn))[:limit]])
+        dealt = drawn[np.lexsort((labels, turn))]
+        dealt = np.concatenate([dealt[np.isin(dealt, rows)], np.setdiff1d(rows, drawn)])
+        first = np.sort(np.unique(self._labels[dealt], return_index=True)[1])
+        dealt = np.concatenate([dealt[first], np.delete(dealt, first)])
+        return np.sort(dealt[:limit])
 
 
 def _rank_in_class(labels: NDArray[np.int64], order: Rows) -> NDArray[np.int64]:

@@ -1,10 +1,11 @@
 """The decoded store: every image decoded once, resized, and kept as one memory-mapped uint8 array [M, C, H, W].
 
 A store is a folder in the cache, named by a hash of what the files are (path, size, modification time) and of what was
-asked for (size, channels, resize, on_corrupt):
+asked for (size, channels, resize, depth, on_corrupt):
 
     images.u8     uint8 [M, C, H, W]
     labels.i64, splits.u8, keys.i64, groups.i64   one number an image (see `base.Table`)
+    hashes.u8      uint8 [M, 16], of each image's pixels: equal images are equal here
     names.utf8, names.i64    names, and where each begins
     manifest.json            classes, rules, skipped images, and the size of every file; written last
 
@@ -26,7 +27,8 @@ import shutil
 import uuid
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -35,13 +37,14 @@ from numpy.typing import NDArray
 
 from kitae.data.base import Item, Progress, Source
 from kitae.data.cache import cache_folder, is_locked, lock, storage_errors
+from kitae.data.duplicates import HASH_BYTES, first_alike, pixel_hash
 from kitae.data.parallel import each_image
 from kitae.data.sources import open_source
 from kitae.data.spec import DataSpec
 from kitae.errors import DataError
-from kitae.preprocess import VERSION, PreprocessRules, decode, from_array, is_grey_mode, probe
+from kitae.preprocess import VERSION, OnLevel, PreprocessRules, decode, depth_of, from_array, is_grey_mode, probe
 
-_FORMAT = 1
+_FORMAT = 2
 _MANIFEST = "manifest.json"
 _SKIP_HINT = "(data.on_corrupt=skip leaves such images out)"
 
@@ -82,6 +85,7 @@ class Store:
         keys: int64 [M], identifies an image for the splits.
         groups: int64 [M], or None.
         names: M names.
+        hashes: uint8 [M, 16], of each image's pixels.
         rules: how an image was prepared; a new one must be prepared the same way.
         fingerprint: hash of the content (pixels, labels, splits, keys, groups, classes): equal for equal data, wherever
             the files lie.
@@ -96,6 +100,7 @@ class Store:
     keys: NDArray[np.int64]
     groups: NDArray[np.int64] | None
     names: Sequence[str]
+    hashes: NDArray[np.uint8]
     rules: PreprocessRules
     fingerprint: str
     skipped: tuple[tuple[str, str], ...]
@@ -103,6 +108,11 @@ class Store:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @cached_property
+    def twins(self) -> NDArray[np.int64]:
+        """For each image the first row with the same pixels, which may be its own: int64 [M]."""
+        return first_alike(self.hashes)
 
 
 def open_store(spec: DataSpec, progress: Progress | None = None) -> Store:
@@ -136,6 +146,7 @@ def prepare(
         "image_size": rules.image_size,
         "channels": rules.channels,
         "resize": rules.resize,
+        "depth": rules.depth,
         "version": VERSION,
         "on_corrupt": on_corrupt or (spec.on_corrupt if spec else "error"),
     }
@@ -182,6 +193,7 @@ def _load(folder: Path) -> Store | None:
                 _map(folder / "names.utf8", np.uint8, (manifest["files"]["names.utf8"],)),
                 _map(folder / "names.i64", np.int64, (count + 1,)),
             ),
+            hashes=_map(folder / "hashes.u8", np.uint8, (count, HASH_BYTES)),
             rules=rules,
             fingerprint=manifest["fingerprint"],
             skipped=tuple((name, why) for name, why in manifest["skipped"]),
@@ -218,7 +230,12 @@ def _build(
     try:
         temporary.mkdir()
         with storage_errors(final.parent, needed):
-            kept, skipped, digest = _write_images(source, rules, request, temporary, threads, progress)
+            written = _write_images(source, rules, request, temporary, threads, progress)
+            if request["depth"] == "auto" and written.highest is not None and depth_of(written.highest) != rules.depth:
+                # One depth for all is known only now. Few sets have such images, so most are read once.
+                rules = replace(rules, depth=depth_of(written.highest))
+                written = _write_images(source, rules, request, temporary, threads, progress)
+            kept, digest = written.kept, written.digest
             arrays: dict[str, NDArray[Any]] = {
                 "labels.i64": table.labels,
                 "splits.u8": table.splits,
@@ -230,6 +247,7 @@ def _build(
             for name, data in contents.items():
                 digest.update(name.encode() + data)
             digest.update(json.dumps([table.classes, rules.to_dict()]).encode())
+            contents["hashes.u8"] = written.hashes  # not part of the fingerprint: they follow from the pixels
             names = [table.names[int(i)].encode("utf-8", "surrogateescape") for i in np.flatnonzero(kept)]
             contents["names.utf8"] = b"".join(names)
             contents["names.i64"] = np.cumsum([0, *map(len, names)], dtype=np.int64).tobytes()
@@ -244,7 +262,7 @@ def _build(
                 "rules": rules.to_dict(),
                 "classes": table.classes,
                 "count": len(names),
-                "skipped": skipped,
+                "skipped": written.skipped,
                 "fingerprint": digest.hexdigest(),
                 "files": {path.name: path.stat().st_size for path in sorted(temporary.iterdir())},
             }
@@ -262,6 +280,25 @@ def _build(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@dataclass(frozen=True)
+class _Written:
+    """What is known after all images were decoded into images.u8.
+
+    Attributes:
+        kept: bool [N], which images were readable.
+        skipped: (name, reason) of the others.
+        hashes: of the kept ones' pixels, one after the other.
+        highest: level of all images of more than 8 bits; None where there are none.
+        digest: a running hash of all pixels.
+    """
+
+    kept: NDArray[np.bool_]
+    skipped: list[tuple[str, str]]
+    hashes: bytes
+    highest: int | None
+    digest: Any
+
+
 def _write_images(
     source: Source,
     rules: PreprocessRules,
@@ -269,20 +306,24 @@ def _write_images(
     folder: Path,
     threads: int | None,
     progress: Progress | None,
-) -> tuple[NDArray[np.bool_], list[tuple[str, str]], Any]:
-    """Decode everything in order into images.u8. Returns which images were kept, those skipped, and a running hash."""
+) -> _Written:
+    """Decode everything in order into images.u8."""
     table = source.table
     total = len(source)
     kept = np.zeros(total, dtype=np.bool_)
     skipped: list[tuple[str, str]] = []
+    hashes = bytearray()
+    levels: list[int] = []
     digest = hashlib.blake2b(digest_size=16)
 
-    def work(row: int, item: Item) -> bytes | DataError:
+    def work(row: int, item: Item) -> tuple[bytes, bytes, list[int]] | DataError:
         if row >= total:
             raise DataError(f"{source.name}: has more images than its {total} labels")
         name = table.names[row]
         try:
-            return _decoded(item, rules, name)
+            own: list[int] = []
+            pixels = _decoded(item, rules, name, own.append)
+            return pixels, pixel_hash(pixels), own
         except DataError as error:
             return error
 
@@ -299,8 +340,11 @@ def _write_images(
                     skipped.append((table.names[row], str(result)))
                 else:
                     kept[row] = True
-                    digest.update(result)
-                    file.write(result)
+                    pixels, pixels_hash, own = result
+                    hashes += pixels_hash
+                    levels = [max(levels + own)] if own else levels
+                    digest.update(pixels)
+                    file.write(pixels)
                 row += 1
             if progress is not None:
                 progress(row, total)
@@ -310,11 +354,13 @@ def _write_images(
         raise DataError(f"{source.name}: has {row} images but {total} labels")
     if len(skipped) == total:
         raise DataError(f"{source.name}: none of its {total} images can be read; the first: {skipped[0][1]}")
-    return kept, skipped, digest
+    return _Written(kept, skipped, bytes(hashes), levels[0] if levels else None, digest)
 
 
-def _decoded(item: Item, rules: PreprocessRules, name: str) -> bytes:
-    return (from_array(item, rules) if isinstance(item, np.ndarray) else decode(item, rules, name)).tobytes()
+def _decoded(item: Item, rules: PreprocessRules, name: str, on_level: OnLevel) -> bytes:
+    if isinstance(item, np.ndarray):
+        return from_array(item, rules, on_level).tobytes()
+    return decode(item, rules, name, on_level).tobytes()
 
 
 def _resolve(source: Source, request: dict[str, Any], threads: int | None) -> PreprocessRules:
@@ -336,7 +382,8 @@ def _resolve(source: Source, request: dict[str, Any], threads: int | None) -> Pr
         if size is None:
             size = _common_size(source, sizes)
         channels = channels or (1 if grey else 3)
-    return PreprocessRules(size, channels, request["resize"])
+    depth = request["depth"]
+    return PreprocessRules(size, channels, request["resize"], 16 if depth == "auto" else depth)
 
 
 def _header(row: int, item: Item) -> tuple[tuple[int, int], bool] | None:

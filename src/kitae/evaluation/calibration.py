@@ -1,4 +1,4 @@
-"""Do probabilities mean what they say? Expected calibration error, and one temperature that mends most of it.
+"""Do probabilities mean what they say? Expected calibration error, and a single temperature that corrects most of it.
 
 Guo, Pleiss, Sun and Weinberger, "On calibration of modern neural networks", 2017.
 """
@@ -68,9 +68,9 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
     """The temperature that minimises the mean negative log likelihood of `labels`, in [0.05, 20]; fit on validation.
 
     Dividing logits by one positive number never changes which is largest, so accuracy stays as it is. The loss is
-    convex in 1 / temperature, so the minimum found is the only one. A validation set without a mistake has none: ever
-    sharper would be ever better, and one wrong image ruinous later. There nothing is learnt of confidence, and 1 comes
-    back. On one no better than chance the upper end of the range does.
+    convex in 1 / temperature, so its minimum is unique. A validation set without a mistake has no minimum: sharper is
+    always better there, and one wrong image would cost dearly later, so 1 is returned. On a set where the model is no
+    better than chance, the upper end of the range is returned.
 
     Args:
         logits: float [N, K].
@@ -96,29 +96,33 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
     return float(np.exp(min(candidates, key=loss)))
 
 
-def _bin(confidence: NDArray[np.float64], bins: int = BINS) -> NDArray[np.int64]:
-    return np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
+def bin_of(confidence: NDArray[np.float64]) -> NDArray[np.int64]:
+    """The bin of each confidence, int64 in [0, BINS): bin b holds (b / BINS, (b + 1) / BINS]."""
+    return np.clip(np.ceil(confidence * BINS).astype(np.int64) - 1, 0, BINS - 1)
 
 
-def _error(index: NDArray[np.int64], gap: NDArray[np.float64], bins: int = BINS) -> float:
-    return float(np.abs(np.bincount(index, gap, bins)).sum() / len(index))
+def _error(index: NDArray[np.int64], gap: NDArray[np.float64]) -> float:
+    return float(np.abs(np.bincount(index, gap, BINS)).sum() / len(index))
 
 
 def calibration_error(
     confidence: NDArray[np.float64], correct: NDArray[np.bool_], *, seed: int = 0, replicates: int = 1000
 ) -> tuple[float, intervals.Interval | None]:
-    """Expected calibration error of predictions and its 95 % interval: see `expected_calibration_error`.
+    """Expected calibration error of predictions, and its 95 % interval (None where N < 2).
 
-    The interval is the basic bootstrap, and begins at 0 where even a perfectly calibrated model would score as high on
+    The error is the mean over predictions of |accuracy - confidence| of their bin, in [0, 1], with 15 bins of equal
+    width over (0, 1] (Guo et al. 2017, equation 3). It is biased upwards on few images: noise in a bin never cancels.
+
+    The interval is the basic bootstrap. It starts at 0 where even a perfectly calibrated model would score as high on
     these confidences in more than 2.5 % of samples (consistency resampling, Broecker and Smith 2007): the error is
-    never negative, and near 0 no bootstrap knows how much of it is noise. On 300 to 5,000 simulated images it held the
-    truth in 89 to 98 % of trials (tests/evaluation/test_calibration.py).
+    never negative, and near 0 no bootstrap knows how much of it is noise. On 300 to 5,000 simulated images it covered
+    the true value in 89 to 98 % of trials (tests/evaluation/test_calibration.py).
 
     Args:
         confidence: float64 [N], the probability of each predicted class.
         correct: bool [N].
     """
-    index, gap = _bin(confidence), confidence - correct
+    index, gap = bin_of(confidence), confidence - correct
     estimate = _error(index, gap)
     interval = intervals.bootstrap(
         lambda rows: _error(index[rows], gap[rows]), len(gap), estimate=estimate, seed=seed, replicates=replicates
@@ -133,44 +137,3 @@ def calibration_error(
     )
     is_noise = estimate <= np.quantile(chance, (1 + intervals.LEVEL) / 2)
     return estimate, (0.0 if is_noise else max(0.0, interval[0]), min(1.0, interval[1]))
-
-
-def expected_calibration_error(
-    logits: ArrayLike, labels: ArrayLike, temperature: float = 1.0, bins: int = BINS
-) -> float:
-    """Mean over predictions of |accuracy - confidence| of their bin, in [0, 1] (Guo et al. 2017, equation 3).
-
-    Confidence is the probability of the predicted class; `bins` bins of equal width over (0, 1]. The estimate leans
-    upwards on few images, since noise in a bin never cancels.
-
-    Raises:
-        DataError, TrainingError: as `check_logits`.
-    """
-    values, truth = check_logits(logits, labels)
-    predicted = values.argmax(axis=1)
-    confidence = probabilities(values, temperature)[np.arange(len(truth)), predicted]
-    return _error(_bin(confidence, bins), confidence - (predicted == truth), bins)
-
-
-def reliability(
-    logits: ArrayLike, labels: ArrayLike, temperature: float = 1.0, bins: int = BINS
-) -> list[dict[str, float | int | None]]:
-    """The bins of a reliability diagram: low, high, count, confidence and accuracy (null where a bin is empty)."""
-    values, truth = check_logits(logits, labels)
-    predicted = values.argmax(axis=1)
-    confidence = probabilities(values, temperature)[np.arange(len(truth)), predicted]
-    index = _bin(confidence, bins)
-    rows: list[dict[str, float | int | None]] = []
-    for i in range(bins):
-        inside = index == i
-        count = int(inside.sum())
-        rows.append(
-            {
-                "low": i / bins,
-                "high": (i + 1) / bins,
-                "count": count,
-                "confidence": float(confidence[inside].mean()) if count else None,
-                "accuracy": float((predicted == truth)[inside].mean()) if count else None,
-            }
-        )
-    return rows

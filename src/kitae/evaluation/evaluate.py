@@ -135,14 +135,13 @@ def label_scores(predicted: NDArray[np.int64], labels: NDArray[np.int64]) -> dic
         classes that either has, as scikit-learn's `f1_score(average="macro")`).
     """
     classes = int(max(predicted.max(), labels.max())) + 1
-    right = np.bincount(labels[predicted == labels], minlength=classes)
-    true, taken = np.bincount(labels, minlength=classes), np.bincount(predicted, minlength=classes)
+    confusion = np.bincount(labels * classes + predicted, minlength=classes * classes).reshape(classes, classes)
+    right, true = confusion.diagonal(), confusion.sum(axis=1)
     seen = true > 0
-    f1 = 2 * right[true + taken > 0] / (true + taken)[true + taken > 0]
     return {
         "val_accuracy": float(right.sum() / len(labels)),
         "val_balanced_accuracy": float((right[seen] / true[seen]).mean()),
-        "val_macro_f1": float(f1.mean()),
+        "val_macro_f1": float(np.nanmean(_f1(confusion))),
     }
 
 
@@ -159,17 +158,16 @@ def evaluate(
         seed: keys the bootstrap.
 
     Returns:
-        count; accuracy; top5 (K > 5); balanced_accuracy (mean over the classes present); loss (mean negative log
-        likelihood, nats); brier (sum over classes of squared error, in [0, 2]); ece (15 bins); each with NAME_interval;
-        temperature; per_class {name: accuracy, accuracy_interval, count} (null where a class has no image);
+        count; accuracy; top5 (K > 5); balanced_accuracy (mean recall of the classes present); macro_f1 (mean F1 of the
+        classes present or predicted); loss (mean negative log likelihood, nats); brier (sum over classes of squared
+        error, in [0, 2]); ece (15 bins); each with NAME_interval; temperature; per_class {name: accuracy (its recall),
+        accuracy_interval, precision, f1, count} (null where there is nothing to divide by);
         classes_absent; confusion (rows true, columns predicted); intervals (the method of each, and what they cover).
 
     Raises:
         DataError: shapes, labels or names do not fit, or there is no image.
         TrainingError: a logit is not finite.
     """
-    from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix
-
     values, truth = check_logits(logits, labels)
     count, K = values.shape
     if len(classes) != K or len(set(classes)) != K:
@@ -178,8 +176,7 @@ def evaluate(
     logs = log_probabilities(values, temperature)
     chances = np.exp(logs)
     rows = np.arange(count)
-    targets = torch.from_numpy(truth)
-    confusion = multiclass_confusion_matrix(torch.from_numpy(predicted), targets, K).numpy()
+    confusion = np.bincount(truth * K + predicted, minlength=K * K).reshape(K, K)
     right, totals = confusion.diagonal(), confusion.sum(axis=1)
     present = totals > 0
     losses = -logs[rows, truth]
@@ -198,27 +195,85 @@ def evaluate(
     hits = int(right.sum())
     add("accuracy", hits / count, intervals.wilson(hits, count), "Wilson")
     if K > 5:
-        top5 = multiclass_accuracy(torch.from_numpy(values), targets, K, top_k=5, average="micro")
-        hits5 = round(float(top5) * count)
+        best5 = np.argpartition(-values, 4, axis=1)[:, :5]
+        hits5 = int((best5 == truth[:, None]).any(axis=1).sum())
         add("top5", hits5 / count, intervals.wilson(hits5, count), "Wilson")
     balanced = float((right[present] / totals[present]).mean())
     add("balanced_accuracy", balanced, intervals.balanced(right, totals), "normal, independent classes")
+    f1 = _f1(confusion)
+    add("macro_f1", float(np.nanmean(f1)), _f1_interval(predicted, truth, K, float(np.nanmean(f1)), seed), "bootstrap")
     add("loss", float(losses.mean()), _at_least_0(intervals.normal_mean(losses)), "normal")
     add("brier", float(briers.mean()), _at_least_0(intervals.normal_mean(briers)), "normal")
     ece, spread = calibration_error(chances[rows, predicted], predicted == truth, seed=seed)
     add("ece", ece, spread, "basic bootstrap of 1000 samples of images, from 0 where it could be noise")
     result["temperature"] = float(temperature)
     result["per_class"] = {}
-    for name, hit, total in zip(classes, right.tolist(), totals.tolist(), strict=True):
+    taken = confusion.sum(axis=0)
+    for k, name in enumerate(classes):
+        hit, total = int(right[k]), int(totals[k])
         interval = intervals.wilson(hit, total)
         result["per_class"][name] = {
             "accuracy": hit / total if total else None,
             "accuracy_interval": None if interval is None else list(interval),
+            "precision": hit / int(taken[k]) if taken[k] else None,
+            "f1": None if np.isnan(f1[k]) else float(f1[k]),
             "count": total,
         }
     result["classes_absent"] = [name for name, here in zip(classes, present, strict=True) if not here]
     result["confusion"] = confusion.tolist()
     result["intervals"] = methods
+    return result
+
+
+def _f1(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
+    """F1 of each class, float64 [K]: the harmonic mean of precision and recall; NaN where a class is in neither."""
+    marginals = confusion.sum(axis=0) + confusion.sum(axis=1)
+    return 2 * confusion.diagonal() / np.where(marginals > 0, marginals, np.nan)
+
+
+def _f1_interval(
+    predicted: NDArray[np.int64], truth: NDArray[np.int64], classes: int, estimate: float, seed: int
+) -> intervals.Interval | None:
+    pairs = truth * classes + predicted
+
+    def macro(rows: NDArray[np.int64]) -> float:
+        confusion = np.bincount(pairs[rows], minlength=classes * classes).reshape(classes, classes)
+        return float(np.nanmean(_f1(confusion)))
+
+    interval = intervals.bootstrap(macro, len(truth), estimate=estimate, seed=seed)
+    return None if interval is None else (max(0.0, interval[0]), min(1.0, interval[1]))
+
+
+def evaluate_test(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    classes: Sequence[str],
+    temperature: float,
+    copies: NDArray[np.bool_],
+) -> dict[str, Any]:
+    """`evaluate` of test images, and the accuracy without those that are no test.
+
+    Args:
+        copies: bool [N], the images whose pixels are also those of a training or validation image.
+
+    Returns:
+        As `evaluate`. Where there are copies also `without_duplicates`: count, accuracy and accuracy_interval of the
+        other images (null where there are none).
+
+    Raises:
+        As `evaluate`.
+    """
+    result = evaluate(logits, labels, classes, temperature)
+    if copies.any():
+        values, truth = check_logits(logits, labels)
+        right = (values.argmax(axis=1) == truth)[~copies]
+        count, hits = len(right), int(right.sum())
+        interval = intervals.wilson(hits, count)
+        result["without_duplicates"] = {
+            "count": count,
+            "accuracy": hits / count if count else None,
+            "accuracy_interval": None if interval is None else list(interval),
+        }
     return result
 
 

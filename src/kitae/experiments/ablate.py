@@ -1,4 +1,4 @@
-"""The ablation of any recipe: the study that takes each of its techniques away."""
+"""The ablation of any recipe: the study that removes each of its techniques."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from kitae.errors import RecipeError
-from kitae.experiments.spec import StudySpec
-from kitae.experiments.techniques import Fields, techniques, twice
+from kitae.experiments.study_spec import StudySpec
+from kitae.experiments.techniques import Fields, repeated, techniques
 from kitae.recipe import Recipe
 
 
@@ -25,9 +25,9 @@ def build(
 
     Args:
         recipe: a recipe, file or shipped name; `overrides` as in `Recipe.override`.
-        design: what `one_out`, `one_in` and `screening` ask is at the top of `kitae.experiments.design`.
+        design: see `kitae.experiments.design`.
         seeds: how many (0, 1, ...), or which.
-        only: names of `techniques` to look at; the others stay on. Empty is all.
+        only: names of `techniques` to measure; the others stay on. Empty is all.
         metric, foldover: as in a study file.
 
     Raises:
@@ -41,8 +41,8 @@ def build(
     factors = {name: fields for name, fields in found.items() if not only or name in only}
     if not factors:
         raise RecipeError(f"{base.name}: uses no technique that could be left out")
-    passed_over = [] if only else twice(base)
-    also = f" Not looked at, for they stand there twice: {', '.join(passed_over)}." if passed_over else ""
+    skipped = [] if only else repeated(base)
+    also = f" Not measured, since the recipe lists them more than once: {', '.join(skipped)}." if skipped else ""
     slug = "".join(c if c.isalnum() or c in "-_." else "-" for c in base.name).strip("-_.") or "recipe"
     return StudySpec.parse(
         {

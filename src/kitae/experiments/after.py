@@ -1,12 +1,11 @@
 """Steps that follow a training run inside a study, by their names under `after`.
 
-A step is a function (run, folder, **settings) -> {name: number}, nested as it likes, whose numbers become the metrics
-`STEP.NAME`. A step of your own is named as `module:function`.
+A step is a function (run, folder, **settings) -> {name: number}, possibly nested, whose numbers become the metrics
+`STEP.NAME`. A step of your own is given as `module:function`.
 """
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import os
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 from pydantic import Field, TypeAdapter, ValidationError
 
 from kitae import keyed
-from kitae.errors import RecipeError
+from kitae.errors import RecipeError, did_you_mean
 from kitae.run import Run
 
 STEPS: dict[str, str] = {
@@ -30,7 +29,7 @@ STEPS: dict[str, str] = {
 }
 FINE_TUNING_EPOCHS = 5  # of `prune`
 
-# Corruption -> what it stands for, and its severities from mild to strong.
+# Corruption -> what it imitates, and its severities from mild to strong.
 CORRUPTIONS: dict[str, tuple[str, tuple[float, ...]]] = {
     "rotation": ("viewpoint", (10.0, 20.0, 30.0)),  # degrees
     "zoom": ("viewpoint", (0.85, 0.7, 0.55)),  # scale
@@ -43,7 +42,7 @@ CORRUPTIONS: dict[str, tuple[str, tuple[float, ...]]] = {
 }
 
 
-# Function -> the numbers that it returns.
+# Function -> the numbers it returns.
 RESULTS: dict[str, tuple[str, ...]] = {
     STEPS["prune"]: ("accuracy", "val_accuracy", "sparsity", "parameters", "compressed_bytes"),
     STEPS["robustness"]: (
@@ -64,7 +63,7 @@ def function(step: str) -> Callable[..., Any]:
     if not name:
         raise RecipeError(f"after.{step}: no such step; valid: {', '.join(STEPS)}, or module:function of your own")
     if step not in STEPS and not {"", os.getcwd()} & set(sys.path):
-        sys.path.append(os.getcwd())  # as in the processes that run it, which are started from here
+        sys.path.append(os.getcwd())  # as in the processes that run it, which start in this folder
     try:
         found: Callable[..., Any] = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
@@ -73,7 +72,7 @@ def function(step: str) -> Callable[..., Any]:
 
 
 def check(step: str, settings: Mapping[str, Any]) -> None:
-    """Refuse what the step would refuse after hours of training; of a step of one's own, the names alone are checked.
+    """Refuse before training what the step would refuse after it; of your own steps, only the names are checked.
 
     Raises:
         RecipeError: no such step or setting, or a value that does not fit.
@@ -96,26 +95,24 @@ def check(step: str, settings: Mapping[str, Any]) -> None:
 
 
 def check_number(step: str, number: str) -> None:
-    """Refuse a number that a step of ours does not return; what one of one's own returns is not known before it runs.
+    """Refuse a number that a built-in step does not return; what your own steps return is known only after a run.
 
     Raises:
-        RecipeError: `STEP.NUMBER` will not be there.
+        RecipeError: `STEP.NUMBER` will not exist.
     """
     names = RESULTS.get(STEPS.get(step, ""))
     if names is None or number in names:
         return
-    close = difflib.get_close_matches(number, names, 1)
-    hint = f"did you mean {step}.{close[0]}? " if close else ""
-    raise RecipeError(f"{step} gives no number {number!r}; {hint}valid: {', '.join(names)}")
+    raise RecipeError(f"{step} gives no number {number!r}{did_you_mean(number, names)}; valid: {', '.join(names)}")
 
 
 def of_test(name: str) -> bool:
-    """Whether a number is measured on test images; of steps of one's own that is not known."""
+    """Whether a number is measured on test images; of your own steps that is not known."""
     return name.startswith(("test.", "robustness.")) or name == "prune.accuracy"
 
 
 def further_epochs(after: Mapping[str, Mapping[str, Any]]) -> int:
-    """How many epochs of training the steps add to a run."""
+    """Epochs of training that the steps add to a run."""
     return int(after["prune"].get("epochs", FINE_TUNING_EPOCHS)) if "prune" in after else 0
 
 
@@ -130,16 +127,16 @@ def prune(
 ) -> dict[str, float]:
     """Prune the run's best model, fine-tune it, and measure it on test.
 
-    Ratio 0 is fine-tuned too: it is the control that had the same further epochs.
+    Ratio 0 is fine-tuned too: it is the control with the same further epochs.
 
     Args:
-        ratio: share of the weights (unstructured) or channels (structured) that goes, in [0, 1).
-        epochs: of fine-tuning, at a tenth of the recipe's learning rate down a cosine; BatchNorm's statistics are
-            estimated anew before it. 0 is none.
+        ratio: share of the weights (unstructured) or channels (structured) that is removed, in [0, 1).
+        epochs: of fine-tuning, from a tenth of the recipe's learning rate down a cosine; BatchNorm's statistics are
+            re-estimated before it. 0 is none.
         scope: rank weights within each `layer`, or all of them together (`global`).
 
     Returns:
-        accuracy (test), val_accuracy, sparsity (zero weights as a share of the parameters left), parameters,
+        accuracy (test), val_accuracy, sparsity (zero weights as a share of the remaining parameters), parameters,
         compressed_bytes.
     """
     from kitae.compression import prune as pruning
@@ -161,7 +158,7 @@ def prune(
     if ratio:
         pruning.reestimate_batchnorm(model, batches)
     if epochs:
-        # The same for every ratio, so that they differ in nothing else, and another one than the training's.
+        # The same for every ratio, so that they differ only in it, but not the seed of the training.
         seed = keyed.derive_seed(run.recipe.train.seed, 0, 0, keyed.SLOT_TUNING) & 0xFFFFFFFF
         model = setup.recover(model, epochs=epochs, seed=seed, after_step=hold)
     counts = pruning.count(model)
@@ -181,10 +178,10 @@ def prune(
 
 
 def robustness(run: Run, folder: Path, *, images: Annotated[int, Field(ge=1)] = 1000) -> dict[str, float]:
-    """Accuracy of the run's best model on test images that were made worse, over the severities of `CORRUPTIONS`.
+    """Accuracy of the run's best model on corrupted test images, averaged over the severities of `CORRUPTIONS`.
 
     Args:
-        images: so many test images, the same for every run of the same split.
+        images: how many test images, the same for every run of the same split.
 
     Returns:
         mean_accuracy, KIND_accuracy (viewpoint, light, noise, occlusion) and NAME_accuracy of each corruption.
@@ -217,7 +214,7 @@ def robustness(run: Run, folder: Path, *, images: Annotated[int, Field(ge=1)] = 
 
 
 def _corruption(name: str, severity: float) -> Callable[[NDArray[np.uint8], NDArray[np.int64]], NDArray[np.uint8]]:
-    """uint8 [n, C, H, W] and their rows (which key the noise) -> the same images, worse."""
+    """uint8 [n, C, H, W] and their rows (which key the noise) -> the corrupted images."""
 
     def corrupt(images: NDArray[np.uint8], rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         from kitae.augment import functional

@@ -10,12 +10,12 @@
                 factorial
 
 `one_out`, `one_in` and the last two answer different questions: what X adds to everything else, what X does alone, and
-what X does on average over the presence and absence of the others. Where techniques interact the three differ.
+what X does on average over the presence and absence of the others. If techniques interact, the three differ.
 
 Screening (Plackett and Burman, "The design of optimum multifactorial experiments", Biometrika 33, 1946): k factors in N
 runs, N the next multiple of four above k, columns of a Hadamard matrix, so that every run informs every effect. The
 price is in the alias table: each effect is measured together with a part of other factors' two-factor interactions.
-`foldover` adds the mirrored runs and removes that.
+`foldover` adds the mirrored runs, which removes that.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kitae.errors import RecipeError
-from kitae.experiments.spec import MAX_RUNS, StudySpec
+from kitae.experiments.study_spec import MAX_RUNS, StudySpec
 
 MAX_SCREENING_FACTORS = 47
-_COLUMN_CHOICES = 500  # so many choices of columns are tried for the one with the least aliasing
+_COLUMN_CHOICES = 500  # the most choices of columns that are searched for the least aliasing
 
 
 @dataclass(frozen=True)
@@ -87,13 +87,13 @@ class Design:
         return self.kind in ("factorial", "screening")
 
     def main_effects(self, factor: str) -> tuple[str, ...]:
-        """What the effects of a factor's levels after the first are called."""
+        """The names of the effects of a factor's levels after the first."""
         labels = self.factors[factor]
         return (factor,) if len(labels) == 2 else tuple(f"{factor}={label}" for label in labels[1:])
 
     @property
     def comparisons(self) -> int:
-        """How many effects are tested; a pair that is compared twice counts once."""
+        """The number of effects that are tested; a pair that is compared twice counts once."""
         return len(self.effects) if self.regression else len({frozenset((c.plus, c.minus)) for c in self.contrasts})
 
     @property
@@ -110,7 +110,7 @@ class Design:
 
 
 def interaction(first: str, second: str) -> str:
-    """What the interaction of two main effects is called."""
+    """The name of the interaction of two main effects."""
     return f"{first} x {second}"
 
 
@@ -118,7 +118,7 @@ def expand(spec: StudySpec) -> Design:
     """The design of a study.
 
     Raises:
-        RecipeError: more runs than anyone could want, or names that clash.
+        RecipeError: more than MAX_RUNS runs, or names that clash.
     """
     design = _BUILDERS[spec.design](spec)
     names = [variant.name for variant in design.variants]
@@ -184,9 +184,7 @@ def _factorial(spec: StudySpec) -> Design:
 def _screening(spec: StudySpec) -> Design:
     labels = _all_labels(spec)
     if len(labels) > MAX_SCREENING_FACTORS:
-        raise RecipeError(
-            f"factors: screening takes at most {MAX_SCREENING_FACTORS}, {len(labels)} given; leave some out"
-        )
+        raise RecipeError(f"factors: screening takes at most {MAX_SCREENING_FACTORS}, {len(labels)} given; remove some")
     matrix = plackett_burman(len(labels), foldover=spec.foldover)
     variants = []
     for signs in matrix:
@@ -224,7 +222,7 @@ def _extra(spec: StudySpec, variants: tuple[Variant, ...] | list[Variant]) -> tu
             if name not in names:
                 raise RecipeError(f"contrasts.{contrast}: {name!r} is none of the variants {', '.join(names)}")
         if contrast in names or contrast in spec.factors:
-            raise RecipeError(f"contrasts.{contrast}: is the name of an effect already")
+            raise RecipeError(f"contrasts.{contrast}: is already the name of an effect")
         if pair[0] == pair[1]:
             raise RecipeError(f"contrasts.{contrast}: compares {pair[0]!r} with itself")
     return tuple(Contrast(contrast, plus, minus) for contrast, (plus, minus) in spec.contrasts.items())
@@ -236,7 +234,7 @@ def _at(spec: StudySpec, levels: Mapping[str, int]) -> dict[str, Any]:
 
 
 def _labels(spec: StudySpec, factor: str) -> tuple[str, ...]:
-    """What a factor's levels are called: their values where those are short, else off/on or numbers."""
+    """The names of a factor's levels: their values if those are short, else off/on or numbers."""
     values = next(iter(spec.factors[factor].values()))
     if spec.design in ("one_out", "one_in", "screening"):
         return ("off", "on")
@@ -259,7 +257,7 @@ def _short(value: Any) -> str | None:
 
 
 def _combination(labels: Mapping[str, tuple[str, ...]], levels: Mapping[str, int]) -> str:
-    """`mixing + smoothing` where factors are switches, `limit=1000, augment=on` where they are not."""
+    """`mixing + smoothing` if factors are switches, else `limit=1000, augment=on`."""
     if all(names == ("off", "on") for names in labels.values()):
         return " + ".join(factor for factor, level in levels.items() if level) or "none"
     return ", ".join(f"{factor}={labels[factor][level]}" for factor, level in levels.items())
@@ -269,9 +267,9 @@ def plackett_burman(factors: int, *, foldover: bool = False) -> NDArray[np.int8]
     """A two-level screening design: int8 [N, factors] of -1 (off) and +1 (on).
 
     N is the next multiple of four above `factors`; twice that with `foldover`. The first row is all off, columns are
-    balanced and orthogonal. Where there is a choice of columns, the one with the least aliasing between main effects
-    and two-factor interactions is taken (four factors in eight runs have none, and are their own mirror image: folding
-    adds nothing to them).
+    balanced and orthogonal. If there is a choice of columns, it is the one with the least aliasing between main effects
+    and two-factor interactions (four factors in eight runs have none, and are their own mirror image, so folding adds
+    nothing to them).
 
     Raises:
         ValueError: not 1 to 47 factors.
@@ -297,15 +295,15 @@ def _aliasing(design: NDArray[np.int8]) -> float:
     pairs = [x[:, i] * x[:, j] for i, j in itertools.combinations(range(x.shape[1]), 2)]
     if not pairs:
         return 0.0
-    # Rounded, so that the first of equally good choices wins whatever the last bit of a sum is.
+    # Rounded, so that the first of equally good choices wins regardless of the last bit of a sum.
     return round(float(((x.T @ np.stack(pairs, axis=1) / len(x)) ** 2).sum()), 6)
 
 
 def alias_table(design: NDArray[np.int8], names: tuple[str, ...]) -> dict[str, dict[tuple[str, str], float]]:
-    """What each main effect is confused with: factor -> {(a, b): coefficient}.
+    """What each main effect is confounded with: factor -> {(a, b): coefficient}.
 
     The effect estimated for a factor is its own plus the sum of coefficient x interaction of a and b, where the
-    interaction is half the difference between a's effect with b on and with b off. Coefficients of 0 are left out.
+    interaction is half the difference between a's effect with b on and with b off. Coefficients of 0 are omitted.
     """
     x = design.astype(np.float64)
     table: dict[str, dict[tuple[str, str], float]] = {}
@@ -323,10 +321,10 @@ def hadamard(order: int) -> NDArray[np.int8]:
     """A Hadamard matrix: int8 [order, order] of -1 and +1 with orthogonal rows.
 
     By Sylvester's doubling and Paley's two constructions ("On orthogonal matrices", J. Math. Phys. 12, 1933) over
-    prime fields, which reach every multiple of four up to 48.
+    prime fields, which give every multiple of four up to 48.
 
     Raises:
-        ValueError: none of the constructions reaches this order.
+        ValueError: none of the constructions gives this order.
     """
     if order == 1:
         return np.ones((1, 1), dtype=np.int8)

@@ -4,8 +4,7 @@
     LocalProcesses  a queue over processes of this machine, each with a fixed number of threads
     RayCluster      the same worker on the machines of a Ray cluster
 
-All three do the same work by the same code, so with the same number of threads on the same kind of processor they give
-the same bits.
+All three run the same code, so with the same number of threads on the same kind of processor they give the same bits.
 """
 
 from __future__ import annotations
@@ -22,9 +21,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from kitae.errors import RecipeError, one_line, require
-from kitae.experiments.worker import INTERRUPTED, execute, read_outcome
+from kitae.experiments.worker import INTERRUPTED, execute, failure, read_outcome
 
-_STOP_SECONDS = 60.0  # a run that is told to stop saves within a step and the writing of its checkpoint
+_STOP_SECONDS = 60.0  # a run that is asked to stop finishes a step and writes a checkpoint
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 Unit = Mapping[str, Any]
@@ -35,9 +34,9 @@ class Executor(Protocol):
     """Runs units and yields their outcomes as they come."""
 
     def outcomes(self, units: Sequence[Unit]) -> Iterator[Outcome]:
-        """Run every unit (see `worker.execute`); a run that cannot be finished is a `failed` outcome.
+        """Run every unit (see `worker.execute`); a run that cannot finish is a `failed` outcome.
 
-        An iterator that is closed early stops its runs, which save their state first.
+        Closing the iterator early stops its runs, which save their state first.
         """
 
 
@@ -54,9 +53,8 @@ class LocalProcesses:
     """A queue over processes of this machine.
 
     Args:
-        workers: runs at a time. Each has the threads that its recipe says, as the study wrote down; workers x threads
-            should not exceed the cores.
-        retries: how often a run whose process was killed (out of memory, a signal) is tried again.
+        workers: runs at a time. Each has its recipe's number of threads; workers x threads should not exceed the cores.
+        retries: how often a run is repeated if its process was killed (out of memory, a signal).
     """
 
     def __init__(self, workers: int = 1, retries: int = 2) -> None:
@@ -79,15 +77,15 @@ class LocalProcesses:
 
 
 class RayCluster:
-    """The machines of a Ray cluster, each with Kitae and the data installed at the same paths.
+    """The machines of a Ray cluster, each with Kitae and the data at the same paths.
 
-    Results come back through Ray; run folders stay where they were made, which is one place where the study folder
-    lies on a shared disk.
+    Results come back through Ray. Run folders stay on the machine that made them, unless the study folder is on a
+    shared disk.
 
     Args:
         address: of the cluster; None starts or joins a local one, as `ray.init` does.
-        gpus: graphics processors of each run.
-        retries: how often the run of a lost worker is tried again, on whichever machine is left.
+        gpus: GPUs of each run.
+        retries: how often the run of a lost worker is repeated, on any machine that is left.
     """
 
     def __init__(self, address: str | None = None, gpus: float = 0, retries: int = 2) -> None:
@@ -104,14 +102,14 @@ class RayCluster:
             options["runtime_env"] = {"env_vars": {"PYTHONPATH": path}}
         most = max((_threads(unit) for unit in units), default=1)
         largest = int(max((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=0))
-        if most > largest:  # Ray would wait for such a machine for ever
+        if most > largest:  # Ray would wait for such a machine forever
             raise RecipeError(
                 f"threads: {most} for each run, and no machine of the cluster has more than {largest} cores"
             )
         remote = ray.remote(**options)(run_in_process)
         of = {}
         for unit in units:
-            # Relative paths of a recipe mean this process's folder, which the machines have at the same place.
+            # Relative paths in a recipe start from this process's folder, which is at the same place on all machines.
             sent = {**unit, "started_in": os.getcwd()}
             of[remote.options(num_cpus=_threads(unit)).remote(sent, self.retries)] = unit
         try:
@@ -120,7 +118,7 @@ class RayCluster:
                 unit = of.pop(ready)
                 try:
                     yield from ray.get(ready)
-                except ray.exceptions.RayTaskError as error:  # the worker is well; what it was told to do failed
+                except ray.exceptions.RayTaskError as error:  # the worker is well; its task failed
                     yield from _lost(unit, f"on its Ray worker: {one_line(error.cause)}")
                 except ray.exceptions.RayError as error:
                     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -131,7 +129,7 @@ class RayCluster:
 
 
 def threads_each(threads: int | None, workers: int) -> int:
-    """How many threads each of so many runs at a time has, where none were given: the cores, shared out.
+    """The number of threads of each run: as given, or else the cores divided by the number of workers.
 
     Raises:
         RecipeError: a number below one.
@@ -139,21 +137,21 @@ def threads_each(threads: int | None, workers: int) -> int:
     if workers < 1:
         raise RecipeError(f"workers: {workers} must be at least 1")
     if threads is not None and threads < 1:
-        raise RecipeError(f"threads: {threads} must be at least 1; leave it out to share the cores out")
+        raise RecipeError(f"threads: {threads} must be at least 1; leave it out to divide the cores")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // workers) if threads is None else threads
 
 
 def _threads(unit: Unit) -> int:
-    """What the run's recipe says: it is written down before the first run, and bits hang on it."""
+    """The threads of the run's recipe; they are written down before the first run, since results depend on them."""
     return int(unit["recipe"]["train"]["threads"] or 1)
 
 
 def run_in_process(unit: Unit, retries: int, stop: threading.Event | None = None) -> list[Outcome]:
     """Run a unit in a process of its own and wait for it.
 
-    Its output goes to a log beside the run folder. A process that was killed is tried again up to `retries` times; when
-    `stop` is set the process is asked to save and stop, and nothing is returned.
+    Its output goes to a log beside the run folder. A process that was killed is started again up to `retries` times.
+    When `stop` is set, the process is asked to save and stop, and nothing is returned.
     """
     folder = Path(unit["folder"])
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -179,7 +177,7 @@ def run_in_process(unit: Unit, retries: int, stop: threading.Event | None = None
         if status == 0:
             return [json.loads(Path(job["outcome"]).read_text(encoding="utf-8")) for job in unit["jobs"]]
         if status > 0 and status != INTERRUPTED:
-            break  # it said no by itself, and would again
+            break  # it failed by itself, and would again
     return _lost(unit, f"its process ended with status {status}; see {folder.name}.log")
 
 
@@ -208,13 +206,9 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _lost(unit: Unit, why: str) -> list[Outcome]:
-    """Failed outcomes for the jobs of a unit that had not written down their own."""
-    found = []
-    for job in unit["jobs"]:
-        own = read_outcome(Path(job["outcome"]), job["fingerprint"])
-        lost = {
-            "fingerprint": job["fingerprint"], "status": "failed", "error": why, "numbers": {}, "epochs": [],
-            "correct": None, "machine": {},
-        }  # fmt: skip
-        found.append(own if own is not None and own["status"] == "done" else lost)
-    return found
+    """Failed outcomes for the jobs of a unit that have not written a finished one themselves."""
+    own = {job["fingerprint"]: read_outcome(Path(job["outcome"]), job["fingerprint"]) for job in unit["jobs"]}
+    return [
+        outcome if outcome is not None and outcome["status"] == "done" else failure(fingerprint, why)
+        for fingerprint, outcome in own.items()
+    ]

@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from kitae.errors import KitaeError
-from kitae.experiments.run import StudyResult, difference
-from kitae.experiments.stats import Effect, amount, interval
+from kitae.experiments.folder import study_difference
+from kitae.experiments.result import StudyResult
+from kitae.experiments.stats import Effect
+from kitae.experiments.wording import amount, interval
 from kitae.files import write_atomically
 
 _KEPT = ("study.yaml", "runs.parquet", "effects.parquet", "effects.json")
@@ -38,7 +40,7 @@ def publish(study: str | Path, results: str | Path) -> Path:
         raise KitaeError(f"{folder}: the study is not finished; start it again with the same command")
     place = Path(results) / result.spec.name
     if (place / "study.yaml").is_file():
-        changed = difference(StudyResult.open(place).spec.dump(), result.spec.dump())
+        changed = study_difference(StudyResult.open(place).spec.dump(), result.spec.dump())
         if changed:
             raise KitaeError(f"{place}: holds another study of this name ({changed}); give one of them another name")
     for name in _KEPT:

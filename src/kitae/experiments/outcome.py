@@ -1,12 +1,12 @@
-"""What a study keeps of a run: its numbers and its curves, and what the numbers' names mean.
+"""What a study keeps of a run: its numbers and curves, and what the numbers' names mean.
 
 Names of numbers (a study's `metric` and `also`):
 
     test.accuracy, val.accuracy, val.loss, test.per_class.cat.accuracy, ...   a number of evaluation.json, by its path
-    gap                  accuracy on clean training images minus validation accuracy, last epoch
-    train_loss, val_loss last epoch; under mixing or smoothing train_loss is not plain cross-entropy
+    gap                  accuracy on clean training images minus validation accuracy, in the last epoch
+    train_loss, val_loss in the last epoch; with mixing or smoothing, train_loss is not plain cross-entropy
     best_epoch           the epoch whose weights were kept
-    epoch_seconds        median time of an epoch, the first left out where there are more
+    epoch_seconds        median time of an epoch, without the first if there are more
     images_per_second    median over epochs
     peak_memory_bytes    highest over epochs
     STEP.NAME            what a step under `after` returns: robustness.blur, prune.accuracy, ...
@@ -34,11 +34,11 @@ class Metric:
     """How a number is shown.
 
     Attributes:
-        name: as a study file writes it.
+        name: as in a study file.
         scale: shown value / stored value (accuracies are stored as proportions and shown as points, 0 to 100).
         unit: after the number.
-        better: +1 where more is better, -1 where less is, 0 where neither is known to be.
-        ratio: compared as variant / reference; a difference of seconds says little across machines.
+        better: +1 if more is better, -1 if less is, 0 if neither is known to be.
+        ratio: compared as variant / reference, since a difference of seconds says little about other machines.
     """
 
     name: str
@@ -73,7 +73,7 @@ def known(name: str, steps: Collection[str] = ()) -> bool:
 
 
 def step_of(name: str, steps: Collection[str]) -> str | None:
-    """The step whose number or setting this is, as `prune.accuracy`; a step of one's own may have dots in its name.
+    """The step whose number or setting this is, as `prune.accuracy`; your own steps may have dots in their names.
 
     >>> step_of("my.module:function.score", ["my.module:function"])
     'my.module:function'
@@ -87,7 +87,7 @@ def numbers(evaluation: Mapping[str, Any], epochs: Sequence[Mapping[str, Any]]) 
 
     Args:
         evaluation: as evaluation.json: {"test": {"accuracy": 0.9, ...}, "val": {...}}.
-        epochs: as metrics.jsonl, one mapping an epoch.
+        epochs: as metrics.jsonl, one mapping per epoch.
     """
     found = flatten(evaluation, leave_out=_LEFT_OUT)
     if epochs:
@@ -95,7 +95,7 @@ def numbers(evaluation: Mapping[str, Any], epochs: Sequence[Mapping[str, Any]]) 
         for name in ("train_loss", "val_loss"):
             _keep(found, name, last.get(name))
         clean, val = last.get("train_clean_accuracy"), last.get("val_accuracy")
-        if clean is not None and val is not None:  # null where outputs were not finite
+        if clean is not None and val is not None:  # null if outputs were not finite
             _keep(found, "gap", clean - val)
         timed = epochs[1:] or epochs  # the first epoch compiles kernels and reads from disk
         for name, key in (("epoch_seconds", "seconds"), ("images_per_second", "images_per_second")):
@@ -109,10 +109,10 @@ def numbers(evaluation: Mapping[str, Any], epochs: Sequence[Mapping[str, Any]]) 
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "", leave_out: Collection[str] = ()) -> dict[str, float]:
-    """Numbers of a nested mapping by their dotted paths; lists, texts and NaN are left out.
+    """Numbers of a nested mapping by their dotted paths, without lists, text and NaN.
 
     Args:
-        leave_out: names that are no results; a class may be called so, below `per_class`.
+        leave_out: names that are no results; below `per_class` they are names of classes.
     """
     found: dict[str, float] = {}
     for key, value in tree.items():

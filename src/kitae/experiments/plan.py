@@ -16,14 +16,14 @@ from kitae.errors import RecipeError
 from kitae.experiments.after import check, check_number, further_epochs, of_test
 from kitae.experiments.design import Design, expand
 from kitae.experiments.outcome import metric, step_of
-from kitae.experiments.spec import StudySpec
-from kitae.experiments.stats import ASSUMED_NOISE, MOST_SEEDS, POWER, seeds_for, seeds_within, smallest_effect
-from kitae.experiments.tables import alias_text
+from kitae.experiments.power import ASSUMED_NOISE, MOST_SEEDS, POWER, seeds_for, seeds_within, smallest_effect
+from kitae.experiments.study_spec import StudySpec
+from kitae.experiments.wording import aliases_text
 from kitae.recipe import OPS_BY_NAME, Recipe, parse
 
 Measure = Callable[[Recipe], Mapping[str, Any]]
 
-_BUSY = 0.8  # programs; each takes a core from the measurement
+_BUSY = 0.8  # programs; each takes a core away from the measurement
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,10 @@ class Job:
 
     Attributes:
         variant, seed: which.
-        recipe: resolved, with the seed, no early stopping, and the study's precision and threads.
-        after: step -> settings, done after training.
+        recipe: resolved, with the seed, without early stopping, and with the study's precision and threads.
+        after: step -> settings, run after training.
         name: of its folder and files under runs/.
-        folder: of the training run; jobs that differ only in `after` share it.
+        folder: of the training run, shared by jobs that differ only in `after`.
     """
 
     variant: str
@@ -47,7 +47,7 @@ class Job:
 
     @property
     def fingerprint(self) -> str:
-        """Names what the run does; a finished run is recognised by it."""
+        """Identifies what the run does; a finished run is recognised by it."""
         return _fingerprint(self.recipe, self.after)
 
 
@@ -57,14 +57,14 @@ class Plan:
 
     Attributes:
         jobs: all variants of the first seed, then of the next, so that a study that was stopped is balanced.
-        precision: what `auto` became, None where no recipe says auto.
+        precision: what `auto` became; None if no recipe says auto.
         threads: of each run whose recipe leaves them open.
         seconds_per_epoch, images: time of an epoch and its training images, measured on the reference variant, or on
-            one without data.limit where the reference has one; None if they were not.
+            one without data.limit if the reference has one; None if they were not measured.
         seconds: of the whole study with `workers` runs at a time, fine-tuning included; None likewise.
-        load: programs that were running on this machine when that was measured.
-        noise: standard deviation between runs in the metric's unit (relative where it is compared as a ratio), from
-            which `smallest` follows; None where nothing is known of it.
+        load: programs that were running on this machine during the measurement.
+        noise: standard deviation between runs in the metric's unit (relative if it is compared as a ratio), from which
+            `smallest` follows; None if nothing is known about it.
         smallest: the effect that would be shown with 80 % probability.
         seeds_needed: claim -> seeds with which half the claimed effect would be shown; None is more than 100.
     """
@@ -93,73 +93,69 @@ class Plan:
 
     @property
     def run_threads(self) -> tuple[int, ...]:
-        """How many threads the runs have: one number, or several where recipes of the study ask for others."""
+        """The threads of the runs: one number, or several if recipes of the study ask for different ones."""
         return tuple(sorted({job.recipe.train.threads or self.threads for job in self.jobs}))
-
-    @property
-    def _often(self) -> str:
-        # What stays after uneven noise was allowed for; simulated by benchmarks/simulated_studies.py.
-        return f"{POWER:.0%}" if len(self.design.variants) == 2 else "65 to 80 %"
 
     def text(self) -> str:
         """The plan for people, a few lines."""
         spec, design = self.spec, self.design
-        ratio = metric(spec.metric).ratio
-        unit = "%" if ratio else metric(spec.metric).unit or spec.metric
-        scale = 100.0 if ratio else 1.0
-        lines = [f"Study {spec.name}: {spec.design}, {len(design.variants)} variants x {len(spec.seeds)} seeds"]
-        if spec.about:
-            lines.append(f"  {spec.about}")
-        trained = len(self.units)
+        trained, first = len(self.units), self.jobs[0].recipe
         shared = f" ({trained} trainings, shared)" if trained < len(self.jobs) else ""
-        first = self.jobs[0].recipe
-        epochs = sorted({job.recipe.train.epochs for job in self.jobs})
-        lines.append(
-            f"  runs      {len(self.jobs)}{shared}, {' or '.join(str(e) for e in epochs)} epochs each, "
-            f"{first.model.name} on {first.data.source}"
-        )
+        epochs = " or ".join(str(e) for e in sorted({job.recipe.train.epochs for job in self.jobs}))
+        validation = "prune.val_accuracy" if step_of(spec.metric, ["prune"]) else "val.accuracy"
+        on_test = f": a report on test. To choose a recipe by a study, set metric: {validation}"
+        return "\n".join([
+            f"Study {spec.name}: {spec.design}, {len(design.variants)} variants x {len(spec.seeds)} seeds",
+            *([f"  {spec.about}"] if spec.about else []),
+            f"  runs      {len(self.jobs)}{shared}, {epochs} epochs each, {first.model.name} on {first.data.source}",
+            *self._time_lines(),
+            self._power_line(),
+            *self._claim_lines(),
+            f"  metric    {spec.metric}{on_test if of_test(spec.metric) else ''}",
+            "  seeds are paired: same split and order across variants, and the same initial weights in all layers of "
+            "the same name and shape; no early stopping",
+            *(["", aliases_text(design)] if design.aliases else []),
+        ])  # fmt: skip
+
+    def _time_lines(self) -> list[str]:
         if self.seconds is None:
-            lines.append("  time      not measured")
-        else:
-            threads = " or ".join(str(number) for number in self.run_threads)
-            lines.append(
-                f"  time      about {rough_duration(self.seconds)} of training "
-                f"({rough_duration(self.seconds_per_epoch or 0)} an epoch, {self.workers} at a time, "
-                f"{threads} thread{'s' * (threads != '1')} each)"
-            )
-            if self.load > _BUSY:
-                lines.append(f"            measured beside {self.load:.0f} other programs: alone it may be far less")
-        source = "given" if spec.noise is not None else "assumed"
+            return ["  time      not measured"]
+        threads = " or ".join(str(number) for number in self.run_threads)
+        lines = [
+            f"  time      about {rough_duration(self.seconds)} of training "
+            f"({rough_duration(self.seconds_per_epoch or 0)} an epoch, {self.workers} at a time, "
+            f"{threads} thread{'s' * (threads != '1')} each)"
+        ]
+        if self.load > _BUSY:
+            lines.append(f"            measured beside {self.load:.0f} other programs: alone it may be far less")
+        return lines
+
+    def _power_line(self) -> str:
+        shown = metric(self.spec.metric)
+        unit = "%" if shown.ratio else shown.unit or self.spec.metric
+        scale = 100.0 if shown.ratio else 1.0
         if self.noise is None:
-            scatter = "relative, 0.02 for 2 %" if ratio else f"in {unit}"
-            lines.append(f"  can show  not known; give noise: (how much runs vary between seeds, {scatter})")
-        elif self.smallest is None:
-            lines.append("  can show  nothing: one run of each variant leaves no estimate of the noise; add seeds")
-        else:
-            lines.append(
-                f"  can show  effects from {self.smallest * scale:.2g} {unit} on ({self._often} of the time, after "
-                f"Holm's correction, if runs vary by {self.noise * scale:g} {unit} between seeds, {source})"
-            )
+            scatter = "relative, 0.02 for 2 %" if shown.ratio else f"in {unit}"
+            return f"  can show  not known; give noise: (how much runs vary between seeds, {scatter})"
+        if self.smallest is None:
+            return "  can show  nothing: one run of each variant leaves no estimate of the noise; add seeds"
+        # The power that remains once uneven noise is allowed for, simulated by benchmarks/simulated_studies.py.
+        often = f"{POWER:.0%}" if len(self.design.variants) == 2 else "65 to 80 %"
+        source = "given" if self.spec.noise is not None else "assumed"
+        return (
+            f"  can show  effects from {self.smallest * scale:.2g} {unit} ({often} of the time, after Holm's "
+            f"correction, if runs vary by {self.noise * scale:g} {unit} between seeds, {source})"
+        )
+
+    def _claim_lines(self) -> list[str]:
+        lines = []
         for claim, seeds in self.seeds_needed.items():
-            if seeds is None or seeds > len(spec.seeds):
+            if seeds is None or seeds > len(self.spec.seeds):
                 needed = f"more than {MOST_SEEDS}" if seeds is None else f"about {seeds}"
-                within = spec.claims[claim].within
+                within = self.spec.claims[claim].within
                 what = "half the claimed effect" if within is None else f"an interval inside +-{within:g}"
                 lines.append(f"  claim     {claim}: {what} needs {needed} seeds")
-        if of_test(spec.metric):
-            instead = "prune.val_accuracy" if step_of(spec.metric, ["prune"]) else "val.accuracy"
-            lines.append(
-                f"  metric    {spec.metric}: a report on test. To choose a recipe by a study, set metric: {instead}"
-            )
-        else:
-            lines.append(f"  metric    {spec.metric}")
-        lines.append(
-            "  seeds are paired: same split and order across variants, and the same initial weights in all layers of "
-            "the same name and shape; no early stopping"
-        )
-        if design.aliases:
-            lines += ["", alias_text(design)]
-        return "\n".join(lines)
+        return lines
 
 
 def make_plan(
@@ -170,12 +166,12 @@ def make_plan(
     precision: str | None = None,
     measure: Measure | None = None,
 ) -> Plan:
-    """Resolve every run of a study; all that is wrong with its recipes shows here, before anything is trained.
+    """Resolve every run of a study. Anything wrong with its recipes is found here, before training starts.
 
     Args:
         workers: runs at a time, for the estimate of time.
-        threads: of each run, where the recipe leaves it open.
-        precision: what `precision: auto` means in this study, where that is decided already.
+        threads: of each run, if the recipe leaves it open.
+        precision: what `precision: auto` means in this study, if that is already decided.
         measure: recipe -> {"recipe": with precision resolved, "seconds_per_epoch", "train": images}, on a few steps.
 
     Raises:
@@ -183,8 +179,7 @@ def make_plan(
     """
     design = expand(spec)
     base = load_base(spec)
-    claimed = ((f"claims.{name}.metric", claim.metric) for name, claim in spec.claims.items() if claim.metric)
-    for where, number in (("metric", spec.metric), *(("also", name) for name in spec.also), *claimed):
+    for where, number in spec.wanted:
         step = step_of(number, spec.after)
         if step is not None:
             try:
@@ -202,7 +197,7 @@ def make_plan(
     seconds_per_epoch = images = None
     load = 0.0
     if measure is not None:
-        # One that leaves the precision open, and one on all images, whose number the others' time is a share of.
+        # Prefer a recipe with the precision open, and one on all images: the others' time is a share of its time.
         choice = undecided or [recipe for recipe, _ in recipes.values()]
         facts = measure(min(choice, key=lambda recipe: (recipe.data.limit is not None, recipe is not reference)))
         seconds_per_epoch, images = float(facts["seconds_per_epoch"]), int(facts["train"])
@@ -257,21 +252,21 @@ def resolve(
         if name.startswith("after."):
             step = step_of(name.removeprefix("after."), after)
             if step is None:
-                raise RecipeError(f"{where}: {name}: is written after.STEP.SETTING, with STEP under after")
+                raise RecipeError(f"{where}: {name}: must be after.STEP.SETTING, with STEP under after")
             after[step][name.removeprefix(f"after.{step}.")] = value
         elif name.startswith(OPS_BY_NAME):
             ops[name] = value
         else:
             plain[name] = value
     try:
-        # A later field may be inside an earlier one (augment.mix, then augment.mix.prob), so order is kept; a whole
-        # pipeline comes before what is changed in it.
+        # The order is kept, since a field may be inside an earlier one (augment.mix, then augment.mix.prob). A whole
+        # pipeline comes before changes to its ops.
         recipe = base.override(*(f"{name}={_yaml(value)}" for name, value in {**plain, **ops}.items()))
         for step, settings in after.items():
             check(step, settings)
     except RecipeError as error:
         raise RecipeError(f"{where}: {str(error).removeprefix('--set: ').removeprefix('--set ')}") from error
-    return _train(recipe, early_stopping=None), after  # last, whatever base and overrides say
+    return _train(recipe, early_stopping=None), after  # last, whatever base and overrides set
 
 
 def _jobs(
@@ -279,10 +274,10 @@ def _jobs(
 ) -> tuple[Job, ...]:
     seen: dict[str, str] = {}
     for name, (recipe, after) in recipes.items():
-        twin = seen.setdefault(_fingerprint(recipe, after), name)
-        if twin != name:
+        same = seen.setdefault(_fingerprint(recipe, after), name)
+        if same != name:
             raise RecipeError(
-                f"{spec.name}: variants {twin!r} and {name!r} are the same recipe, so nothing is compared"
+                f"{spec.name}: variants {same!r} and {name!r} are the same recipe, so nothing is compared"
             )
     jobs = []
     folders: dict[str, str] = {}  # jobs of the same training share the folder of the first of them

@@ -1,20 +1,21 @@
-"""Policy search: which augmentation, mixing and smoothing suit *these* data?
+"""Policy search: which augmentation, mixing and label smoothing suit *these* data?
 
     arms        Optuna proposes settings (TPE, Bergstra et al. 2011). The published presets and the recipe's own
                 augmentation are the first arms, so the search starts from what everybody would try.
-    halving     every arm is trained for a few epochs; only arms among the best third of their rung are trained anew for
-                three times as long, up to the recipe's own length (successive halving, Jamieson and Talwalkar 2016,
-                as Optuna's asynchronous pruner does it). Each rung is a complete run with its own schedule. Presets
-                are never cut, so that the best of them is the best at the full length, not the first that was tried.
-    judge       validation accuracy. Test is never opened by an arm.
+    halving     every arm is trained for a few epochs. Only arms among the best third of their rung are trained again
+                for three times as long, up to the recipe's own length (successive halving, Jamieson and Talwalkar 2016,
+                as in Optuna's asynchronous pruner). Each rung is a complete run with its own schedule. Presets are
+                never cut, so that the best of them is the best at the full length, not the first that was tried.
+    judge       validation accuracy, or balanced accuracy on imbalanced data; ties go to the lower validation loss, then
+                the later arm. No arm ever opens the test set.
     rematch     the best of many arms looks better than it is, since it was chosen for looking good. So the winner and
                 the best preset are trained again on fresh seeds and a fresh validation split, as a study of two
-                variants, and that study says whether the search has won. The test images stay the same. Where the
-                source has its own validation split there is no other, and the verdict says so.
+                variants, and that study says whether the search has won. The test images stay the same. If the source
+                has its own validation split there is no fresh one, and the verdict says so.
 
-A search folder holds search.yaml (written first), arms/ (a folder a run), search.json, winner.yaml and rematch/, which
-is a study folder. A search that was killed is gone on with: proposals are a function of the seed and of the results so
-far, and runs that are done are not run again.
+A search folder holds search.yaml (written first), arms/ (a folder per run), search.json, winner.yaml and rematch/,
+which holds a study folder. A search that was killed can be resumed: proposals are a function of the seed and of the
+results so far, and finished runs are not run again.
 """
 
 from __future__ import annotations
@@ -35,114 +36,34 @@ from kitae.data.base import VAL
 from kitae.data.store import open_store
 from kitae.errors import RecipeError, TrainingError, require
 from kitae.experiments.executors import Executor, LocalProcesses, threads_each
-from kitae.experiments.folder import NUMERICS, check_numerics, check_owned, first_difference, locked, remove_owned
-from kitae.experiments.run import (
-    MEASURE,
-    TRAIN_WITHOUT_TEST,
-    StudyResult,
-    study,
+from kitae.experiments.folder import (
+    ANOTHER_OUT,
+    NUMERICS,
+    check_images,
+    check_numerics,
+    check_owned,
+    first_difference,
+    locked,
+    remove_owned,
 )
-from kitae.experiments.spec import StudySpec
-from kitae.experiments.stats import amount
+from kitae.experiments.result import StudyResult
+from kitae.experiments.space import PRESETS, Parameters, apply, suggest
+from kitae.experiments.study import MEASURE, TRAIN_WITHOUT_TEST, study
+from kitae.experiments.study_spec import StudySpec
+from kitae.experiments.wording import amount, columns, interval
 from kitae.experiments.worker import function, read_outcome
 from kitae.files import write_atomically, write_json
 from kitae.recipe import Recipe
 from kitae.reporting.effects import draw_search
+from kitae.training.spec import merit
 
 REDUCTION = 3
-_WRITTEN = ("search.yaml", "arms", "rematch", "search.json", "winner.yaml", "figures", "report.html")
-FRESH_SEED = 1000  # seeds of the rematch begin here; arms use the recipe's own seed
+FRESH_SEED = 1000  # the first seed of the rematch; arms use the recipe's own seed
+_FIRST = "search.yaml"
+_OWNED = (_FIRST, "arms", "rematch", "search.json", "winner.yaml", "figures", "report.html")
 
-Parameters = dict[str, Any]
-
-# The presets, as points of the search space. `own` is the recipe's augmentation as it is.
-_WEAK: Parameters = {
-    "policy": "none", "crop": True, "flip": True, "erasing": 0.0, "mix": "none", "smoothing": 0.0,
-}  # fmt: skip
-PRESETS: dict[str, Parameters] = {
-    "own": {**_WEAK, "policy": "own", "crop": False, "flip": False},
-    "none": {**_WEAK, "crop": False, "flip": False},
-    "flip and crop": _WEAK,
-    "rand_augment": {**_WEAK, "policy": "rand_augment", "num_ops": 2, "magnitude": 9},
-    "trivial_augment_wide": {**_WEAK, "policy": "trivial_augment_wide"},
-    "auto_augment": {**_WEAK, "policy": "auto_augment"},
-    "mixup and cutmix": {
-        **_WEAK, "mix": "both", "mixup_alpha": 1.0, "cutmix_alpha": 1.0, "mix_prob": 1.0, "smoothing": 0.1,
-    },
-}  # fmt: skip
-POLICIES = ("own", "none", "rand_augment", "trivial_augment_wide", "auto_augment", "subset")
-# Ops of the policy `subset`: each is in or out, and all share one strength in [0, 1].
-SUBSET: dict[str, Callable[[float], Mapping[str, Any]]] = {
-    "rotate": lambda strength: {"degrees": round(30 * strength, 2)},
-    "affine": lambda s: {
-        "translate": [round(0.15 * s, 3)] * 2,
-        "scale": [round(1 - 0.2 * s, 3), round(1 + 0.2 * s, 3)],
-    },
-    "color_jitter": lambda s: {name: round(0.5 * s, 3) for name in ("brightness", "contrast", "saturation")},
-    "gaussian_blur": lambda s: {"sigma": [0.1, round(0.1 + 1.5 * s, 3)], "p": 0.3},
-    "sharpness": lambda s: {"factor": round(1 + 2 * s, 3)},
-    "grayscale": lambda s: {"p": round(0.2 * s, 3)},
-    "gaussian_noise": lambda s: {"sigma": round(0.1 * s, 4), "p": 0.5},
-}
-
-
-def suggest(trial: Any) -> Parameters:
-    """A point of the search space from an Optuna trial (anything with its suggest_* methods)."""
-    found: Parameters = {"policy": trial.suggest_categorical("policy", POLICIES)}
-    if found["policy"] == "rand_augment":
-        found["num_ops"] = trial.suggest_int("num_ops", 1, 4)
-        found["magnitude"] = trial.suggest_int("magnitude", 1, 20)
-    if found["policy"] == "subset":
-        found["strength"] = trial.suggest_float("strength", 0.1, 1.0)
-        for op in SUBSET:
-            found[op] = trial.suggest_categorical(op, (True, False))
-    found["crop"] = trial.suggest_categorical("crop", (True, False))
-    found["flip"] = trial.suggest_categorical("flip", (True, False))
-    found["erasing"] = trial.suggest_float("erasing", 0.0, 0.5)
-    found["mix"] = trial.suggest_categorical("mix", ("none", "mixup", "cutmix", "both"))
-    if found["mix"] in ("mixup", "both"):
-        found["mixup_alpha"] = trial.suggest_float("mixup_alpha", 0.1, 2.0, log=True)
-    if found["mix"] in ("cutmix", "both"):
-        found["cutmix_alpha"] = trial.suggest_float("cutmix_alpha", 0.1, 2.0, log=True)
-    if found["mix"] != "none":
-        found["mix_prob"] = trial.suggest_float("mix_prob", 0.2, 1.0)
-    found["smoothing"] = trial.suggest_float("smoothing", 0.0, 0.2)
-    return found
-
-
-def apply(recipe: Recipe, point: Mapping[str, Any], image_size: int) -> Recipe:
-    """A recipe with the augmentation, mixing and smoothing of a point of the search space.
-
-    Args:
-        image_size: pixels; the random crop pads an eighth of it.
-    """
-    if point["policy"] == "own" and point == PRESETS["own"]:
-        return recipe
-    ops: list[dict[str, Any]] = [dict(op) for op in recipe.augment.train] if point["policy"] == "own" else []
-    present = {name for op in ops for name in op}
-    if point["crop"] and not present & {"random_crop", "random_resized_crop"}:
-        ops.append({"random_crop": {"padding": max(1, image_size // 8)}})
-    if point["flip"] and "horizontal_flip" not in present:
-        ops.append({"horizontal_flip": {}})
-    if point["policy"] == "rand_augment":
-        ops.append({"rand_augment": {"num_ops": point["num_ops"], "magnitude": point["magnitude"]}})
-    elif point["policy"] == "subset":
-        ops += [{op: dict(make(point["strength"]))} for op, make in SUBSET.items() if point[op]]
-    elif point["policy"] in ("trivial_augment_wide", "auto_augment"):
-        ops.append({point["policy"]: {"policy": "cifar10"} if point["policy"] == "auto_augment" else {}})
-    if point["erasing"] >= 0.01 and "random_erasing" not in present:
-        ops.append({"random_erasing": {"p": round(point["erasing"], 3)}})
-    mix = None
-    if point["mix"] != "none":
-        mix = {
-            "mixup_alpha": round(point.get("mixup_alpha", 0.0), 3),
-            "cutmix_alpha": round(point.get("cutmix_alpha", 0.0), 3),
-            "prob": round(point["mix_prob"], 3),
-        }
-    tree = recipe.model_dump(mode="json")
-    tree["augment"] = {"train": ops, "mix": mix}
-    tree["train"]["label_smoothing"] = round(point["smoothing"], 3)
-    return Recipe.model_validate(tree)
+Rung = tuple[int, float, float | None]
+"""Epochs, validation score (by the search's metric) and validation loss of an arm's run."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +72,7 @@ class Arm:
 
     Attributes:
         name: of the preset, or `searched NUMBER`.
-        rungs: (epochs, validation accuracy) of each rung it reached.
+        rungs: of each length that it was trained to.
         state: `complete` (trained to the full length), `pruned`, or `failed`.
     """
 
@@ -159,7 +80,7 @@ class Arm:
     name: str
     point: Parameters
     recipe: Recipe
-    rungs: tuple[tuple[int, float], ...]
+    rungs: tuple[Rung, ...]
     state: str
 
     @property
@@ -167,9 +88,13 @@ class Arm:
         return self.name in PRESETS
 
     @property
-    def standing(self) -> tuple[int, float]:
-        """Sorts arms: first by the rung reached, then by the accuracy there."""
-        return (len(self.rungs), self.rungs[-1][1]) if self.rungs else (0, 0.0)
+    def standing(self) -> tuple[float, ...]:
+        """Sorts arms: by the rung reached, then by the score there, its validation loss, and the order of trying."""
+        if not self.rungs:
+            return (0.0,)
+        _, score, loss = self.rungs[-1]
+        merits = merit({"val_accuracy": score, "val_loss": loss}, "val_accuracy") or (-math.inf, -math.inf)
+        return (float(len(self.rungs)), *merits, float(self.number))
 
 
 @dataclass(frozen=True)
@@ -179,15 +104,17 @@ class SearchResult:
     Attributes:
         path: the search folder.
         arms: all settings tried, in order.
+        metric: what judged them: val.accuracy or val.balanced_accuracy.
         best, preset: the best arm that did not fail, and the best among the presets.
-        rematch: the study of the two on fresh seeds; None where the best arm is a preset.
-        verdict: one honest sentence.
-        winner: the recipe to use: the searched one only where the rematch showed it better. Precision, threads and
-            early stopping are as they were asked for, not as this machine decided them for the search.
+        rematch: the study of the two on fresh seeds; None if the best arm is a preset.
+        verdict: the outcome in one sentence.
+        winner: the recipe to use: the searched one only if the rematch showed it to be better. Precision, threads and
+            early stopping are as asked for, not as decided for the search on this machine.
     """
 
     path: Path
     arms: tuple[Arm, ...]
+    metric: str
     best: Arm
     preset: Arm
     rematch: StudyResult | None
@@ -198,6 +125,7 @@ class SearchResult:
         """What search.json holds; plain values."""
         return {
             "format": 1,
+            "metric": self.metric,
             "arms": [
                 {"number": a.number, "name": a.name, "preset": a.preset, "state": a.state, "point": a.point,
                  "rungs": [list(rung) for rung in a.rungs]}
@@ -211,8 +139,6 @@ class SearchResult:
 
     def table(self) -> str:
         """The best arms as text, and the verdict."""
-        from kitae.experiments.tables import columns
-
         rows = [
             [
                 arm.name,
@@ -223,7 +149,44 @@ class SearchResult:
             ]
             for arm in sorted(self.arms, key=lambda arm: arm.standing, reverse=True)[:12]
         ]
-        return columns(["arm", "epochs", "val.accuracy", "state", "ops"], rows) + f"\n\n{self.verdict}"
+        return columns(["arm", "epochs", self.metric, "state", "ops"], rows) + f"\n\n{self.verdict}"
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """A search as written down when it was started.
+
+    Attributes:
+        base: the recipe, with precision, threads and selection decided.
+        image_size: pixels of the shorter side.
+        seconds: of an epoch.
+    """
+
+    folder: Path
+    base: Recipe
+    image_size: int
+    seconds: float | None
+
+    @property
+    def metric(self) -> str:
+        """What judges the arms."""
+        balanced = self.base.train.selection == "val_balanced_accuracy"
+        return "val.balanced_accuracy" if balanced else "val.accuracy"
+
+    @property
+    def rungs(self) -> list[int]:
+        """Epochs of each rung: the full length, a third, a ninth; equal rungs are one."""
+        return sorted({max(1, round(self.base.train.epochs / REDUCTION**k)) for k in range(3)})
+
+    def time(self, arms: int, rematch_seeds: int, workers: int) -> str:
+        """How long the search will take, if each rung keeps its share of the arms that are no presets."""
+        presets = len(PRESETS) * sum(self.rungs)
+        others = (arms - len(PRESETS)) * sum(epochs / REDUCTION**k for k, epochs in enumerate(self.rungs))
+        epochs = (presets + others, presets, 2 * rematch_seeds * self.rungs[-1])
+        parts = [rough_duration((self.seconds or 0.0) * count / workers) for count in epochs]
+        return (
+            f"about {parts[0]} of training for the arms ({parts[1]} for the presets), then {parts[2]} for the rematch"
+        )
 
 
 def search(
@@ -241,11 +204,11 @@ def search(
     train: str = TRAIN_WITHOUT_TEST,
     measure: str = MEASURE,
 ) -> SearchResult:
-    """Search augmentation, mixing and smoothing for a recipe's data.
+    """Search augmentation, mixing and label smoothing for a recipe's data.
 
     Args:
         recipe: with the data, model and length to search for; `overrides` as in `Recipe.override`.
-        out: the search folder; one that holds the same search is gone on with.
+        out: the search folder; if it holds the same search, that is resumed.
         arms: settings to try, the presets included.
         rematch_seeds: seeds of the rematch, FRESH_SEED and up; two or more.
         workers, threads, executor, report, train, measure: as in `study`.
@@ -253,7 +216,7 @@ def search(
         overwrite: replace the search in `out`, once the new one is measured.
 
     Raises:
-        KitaeError: anything the user can mend, in one line.
+        KitaeError: anything the user can correct, in one line.
     """
     optuna = require("optuna", "search")
     say = report or (lambda _: None)
@@ -264,20 +227,21 @@ def search(
     asked = (recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)).override(*overrides)
     folder = Path(out)
     with locked(folder):
-        base, image_size, seconds = _written(
-            folder, asked, arms, workers, threads_each(threads, workers), seed, rematch_seeds, measure, overwrite
-        )
-        kept = base.train.threads
+        setting = _written(
+            folder, asked, threads_each(threads, workers), measure, overwrite,
+            {"arms": arms, "workers": workers, "seed": seed, "rematch_seeds": rematch_seeds},
+        )  # fmt: skip
+        kept = setting.base.train.threads
         if threads not in (None, kept):
-            say(f"threads: {threads} is not used; the search's runs have {kept}, from its beginning or its recipe")
-        _check_images(folder, base)
-        rungs = _rungs(base.train.epochs)
+            say(f"threads: {threads} is not used; this search's runs have {kept}, from its first start or its recipe")
+        finished = [read_outcome(file, file.stem) for file in (folder / "arms").glob("*.json")]
+        check_images(folder, ((asked.data, outcome.get("store")) for outcome in finished if outcome is not None))
         say(
-            f"search: {arms} arms, rungs of {', '.join(str(r) for r in rungs)} epochs, judged by validation accuracy; "
-            f"the {len(PRESETS)} presets go through all of them"
+            f"search: {arms} arms, rungs of {', '.join(str(r) for r in setting.rungs)} epochs, judged by "
+            f"{setting.metric}; the {len(PRESETS)} presets are trained on all of them"
         )
-        if seconds is not None:
-            say(_time(seconds, rungs, arms, rematch_seeds, workers))
+        if setting.seconds is not None:
+            say(setting.time(arms, rematch_seeds, workers))
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         space = optuna.create_study(
             direction="maximize",
@@ -286,28 +250,29 @@ def search(
         )
         for point in PRESETS.values():
             space.enqueue_trial(point)
-        place = executor or LocalProcesses(workers)
-        tried = _climb(space, optuna, base, image_size, rungs, arms, workers, folder, place, train, say)
+        tried = _climb(space, optuna, setting, arms, workers, executor or LocalProcesses(workers), train, say)
         whole = [arm for arm in tried if arm.state != "failed"]
-        if not whole:
-            raise TrainingError(f"{folder}: every arm failed; see the logs in {folder / 'arms'}")
-        if not any(arm.preset for arm in whole):
-            raise TrainingError(
-                f"{folder}: every preset failed, so there is nothing to compare with; see the logs in {folder / 'arms'}"
-            )
-        best = max(whole, key=lambda arm: arm.standing)
-        preset = max((arm for arm in whole if arm.preset), key=lambda arm: arm.standing)
-        result = _judge(folder, tried, best, preset, rematch_seeds, workers, kept, executor, report, train)
-        result = replace(result, winner=_as_asked(result.winner, asked))
+        presets = [arm for arm in whole if arm.preset]
+        if not presets:
+            which = "preset failed, so there is nothing to compare with" if whole else "arm failed"
+            raise TrainingError(f"{folder}: every {which}; see the logs in {folder / 'arms'}")
+        best, preset = (max(among, key=lambda arm: arm.standing) for among in (whole, presets))
+        rematch, winner = None, preset
+        verdict = f"The search did not win: no searched setting reached the preset {preset.name!r}. Use the preset."
+        if not best.preset:
+            rematch = study(
+                *_rematch(setting, best, preset, rematch_seeds), workers=workers, threads=kept,
+                executor=executor, report=report, train=train, measure=None,
+            )  # fmt: skip
+            verdict, won = _verdict(rematch, setting.metric, preset, rematch_seeds)
+            winner = best if won else preset
+        result = SearchResult(
+            folder, tuple(tried), setting.metric, best, preset, rematch, verdict, _as_asked(winner.recipe, asked)
+        )
         write_json(folder / "search.json", result.data())
         result.winner.save(folder / "winner.yaml")
         draw_search(result.data(), folder / "figures" / "search.png")
         return result
-
-
-def _rungs(epochs: int) -> list[int]:
-    """Epochs of each rung: the full length, a third, a ninth; rungs that would be equal are one."""
-    return sorted({max(1, round(epochs / REDUCTION**k)) for k in range(3)})
 
 
 def _shortened(recipe: Recipe, epochs: int, full: int) -> Recipe:
@@ -320,214 +285,191 @@ def _shortened(recipe: Recipe, epochs: int, full: int) -> Recipe:
 
 def _as_asked(recipe: Recipe, asked: Recipe) -> Recipe:
     """The recipe without what was decided for the search on this machine: it may be trained on another one."""
-    settings = ("precision", "threads", "early_stopping")
+    settings = ("precision", "threads", "early_stopping", "select")
     train = recipe.train.model_copy(update={name: getattr(asked.train, name) for name in settings})
     return recipe.model_copy(update={"train": train})
 
 
 def _climb(
-    space: Any, optuna: Any, base: Recipe, image_size: int, rungs: Sequence[int], arms: int, workers: int,
-    folder: Path, place: Executor, train: str, say: Callable[[str], None],
+    space: Any, optuna: Any, setting: _Setting, arms: int, workers: int, place: Executor, train: str,
+    say: Callable[[str], None],
 ) -> list[Arm]:  # fmt: skip
-    """Ask, train, tell: in rounds of up to `workers` runs, arms that were promoted before new ones."""
-    names = list(PRESETS)
-    live: list[tuple[Any, Parameters, Recipe, list[tuple[int, float]]]] = []
-    done: list[Arm] = []
+    """Ask, train, tell: in rounds of up to `workers` runs, promoted arms before new ones."""
+    names, rungs, full = list(PRESETS), setting.rungs, setting.base.train.epochs
+    live: list[tuple[Any, Arm]] = []
+    finished: list[Arm] = []
     asked = 0
     while live or asked < arms:
         while len(live) < workers and asked < arms:
             trial = space.ask()
-            point = suggest(trial)
-            live.append((trial, point, apply(base, point, image_size), []))
+            point, number = suggest(trial), trial.number
+            name = names[number] if number < len(names) else f"searched {number}"
+            live.append((trial, Arm(number, name, point, apply(setting.base, point, setting.image_size), (), "")))
             asked += 1
         batch, waiting = live[:workers], live[workers:]
-        tasks = [_shortened(recipe, rungs[len(reached)], base.train.epochs) for _, _, recipe, reached in batch]
-        values = _accuracies(folder, tasks, place, train)
+        tasks = [_shortened(arm.recipe, rungs[len(arm.rungs)], full) for _, arm in batch]
         live = []
-        for (trial, point, recipe, reached), task, (value, error) in zip(batch, tasks, values, strict=True):
-            name = names[trial.number] if trial.number < len(names) else f"searched {trial.number}"
-            state = ""
-            if value is None:
+        for (trial, arm), task, (scores, error) in zip(
+            batch, tasks, _scores(setting, tasks, place, train), strict=True
+        ):
+            epochs = task.train.epochs
+            if scores is None:
                 space.tell(trial, state=optuna.trial.TrialState.FAIL)
-                state = "failed"
+                arm = replace(arm, state="failed")
+                say(f"{arm.name}: failed at {epochs} epochs: {error}")
             else:
-                reached.append((task.train.epochs, value))
-                trial.report(value, REDUCTION ** (len(reached) - 1))
-                if len(reached) == len(rungs):
-                    space.tell(trial, value)
-                    state = "complete"
-                # The pruner is asked about presets too: it then knows their values when it judges later arms.
-                elif trial.should_prune() and trial.number >= len(names):
+                arm = replace(arm, rungs=(*arm.rungs, (epochs, *scores)))
+                trial.report(scores[0], REDUCTION ** (len(arm.rungs) - 1))
+                if len(arm.rungs) == len(rungs):
+                    space.tell(trial, scores[0])
+                    arm = replace(arm, state="complete")
+                # The pruner is asked about presets too, so that it knows their values when it judges later arms.
+                elif trial.should_prune() and not arm.preset:
                     space.tell(trial, state=optuna.trial.TrialState.PRUNED)
-                    state = "pruned"
-            if value is None:
-                say(f"{name}: failed at {task.train.epochs} epochs: {error}")
+                    arm = replace(arm, state="pruned")
+                say(f"{arm.name}: {100 * scores[0]:.1f} % after {epochs} epochs, {arm.state or 'continues'}")
+            if arm.state:
+                finished.append(arm)
             else:
-                say(f"{name}: {100 * value:.1f} % after {task.train.epochs} epochs, {state or 'goes on'}")
-            if state:
-                done.append(Arm(trial.number, name, point, recipe, tuple(reached), state))
-            else:
-                live.append((trial, point, recipe, reached))
+                live.append((trial, arm))
         live += waiting
-    return sorted(done, key=lambda arm: arm.number)
+    return sorted(finished, key=lambda arm: arm.number)
 
 
-def _accuracies(
-    folder: Path, recipes: Sequence[Recipe], place: Executor, train: str
-) -> list[tuple[float | None, str | None]]:
-    """Best validation accuracy of each recipe's run, or why there is none; runs that are done are only read."""
-    found: dict[str, tuple[float | None, str | None]] = {}
+def _scores(
+    setting: _Setting, recipes: Sequence[Recipe], place: Executor, train: str
+) -> list[tuple[tuple[float, float | None] | None, str | None]]:
+    """Validation score and loss of each recipe's run, or why there is none; finished runs are only read."""
+    outcomes: dict[str, Mapping[str, Any]] = {}
     units: dict[str, dict[str, Any]] = {}
     for recipe in recipes:
         key = recipe.fingerprint
-        file = (folder / "arms" / f"{key}.json").resolve()
+        file = (setting.folder / "arms" / f"{key}.json").resolve()
         before = read_outcome(file, key)
-        if before is not None and before["status"] == "done" and "val.accuracy" in before["numbers"]:
-            found[key] = before["numbers"]["val.accuracy"], None
+        if before is not None and before["status"] == "done" and setting.metric in before["numbers"]:
+            outcomes[key] = before
             continue
         units[key] = {
             "train": train, "recipe": recipe.model_dump(mode="json"), "folder": str(file.with_suffix("")),
             "jobs": [{"fingerprint": key, "outcome": str(file), "after": {}}],
         }  # fmt: skip
-    for outcome in place.outcomes(list(units.values())):
-        done = outcome["status"] == "done"
-        value = outcome["numbers"].get("val.accuracy") if done else None
-        why = outcome["error"] or "it has no val.accuracy"
-        found[outcome["fingerprint"]] = (value, None if value is not None else str(why))
-        write_json(Path(units[outcome["fingerprint"]]["jobs"][0]["outcome"]), outcome)
-    return [found.get(recipe.fingerprint, (None, "it did not come back")) for recipe in recipes]
-
-
-def _check_images(folder: Path, base: Recipe) -> None:
-    """Refuse to rank arms on other images beside those that are done."""
-    done = [read_outcome(file, file.stem) for file in (folder / "arms").glob("*.json")]
-    stores = {outcome["store"] for outcome in done if outcome is not None and outcome.get("store") is not None}
-    if stores and stores != {open_store(base.data).fingerprint}:
-        raise TrainingError(
-            f"{folder}: the images of {base.data.source} have changed since the search was begun; choose another "
-            "--out, or --overwrite"
-        )
+    for new in place.outcomes(list(units.values())):
+        outcomes[new["fingerprint"]] = new
+        write_json(Path(units[new["fingerprint"]]["jobs"][0]["outcome"]), new)
+    found: list[tuple[tuple[float, float | None] | None, str | None]] = []
+    for recipe in recipes:
+        outcome = outcomes.get(recipe.fingerprint, {"status": "failed", "error": "it did not come back"})
+        numbers = outcome["numbers"] if outcome["status"] == "done" else {}
+        if setting.metric in numbers:
+            found.append(((numbers[setting.metric], numbers.get("val.loss")), None))
+        else:
+            found.append((None, outcome["error"] or f"it has no {setting.metric}"))
+    return found
 
 
 def _written(
-    folder: Path, base: Recipe, arms: int, workers: int, threads: int, seed: int, rematch_seeds: int, measure: str,
-    overwrite: bool,
-) -> tuple[Recipe, int, float | None]:  # fmt: skip
-    """The base recipe with precision and threads decided, the size of its images and the seconds of an epoch, as
-    written down when the search was begun."""
-    asked = {
-        "arms": arms, "workers": workers, "seed": seed, "rematch_seeds": rematch_seeds,
-        "recipe": base.model_dump(mode="json"),
-    }  # fmt: skip
-    file = folder / "search.yaml"
+    folder: Path, base: Recipe, threads: int, measure: str, overwrite: bool, settings: Mapping[str, Any]
+) -> _Setting:
+    """The search as it was started, or else as it is started now, and written down."""
+    asked = {**settings, "recipe": base.model_dump(mode="json")}
+    file = folder / _FIRST
     if file.is_file() and not overwrite:
         try:
             content = yaml.safe_load(file.read_text(encoding="utf-8"))
             before, base, image_size = content["asked"], Recipe.model_validate(content["base"]), content["image_size"]
         except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
-            raise TrainingError(f"{file}: is damaged") from error
+            raise TrainingError(f"{file}: is damaged; --overwrite starts again") from error
         for name, value in asked.items():
             if before.get(name) != value:
                 what = first_difference(before.get(name), value, name)
-                raise TrainingError(f"{folder}: holds another search ({what}); choose another --out, or --overwrite")
+                raise TrainingError(f"{folder}: holds another search ({what}); {ANOTHER_OUT}")
         check_numerics(folder, content)
-        return base, int(image_size), content.get("seconds_per_epoch")
-    check_owned(folder, "search.yaml", _WRITTEN, "search")
+        return _Setting(folder, base, int(image_size), content.get("seconds_per_epoch"))
+    check_owned(folder, _FIRST, _OWNED, "search")
     facts = function(measure)(base)
+    decided = facts["recipe"].train
     train = base.train.model_copy(
         update={
-            "precision": facts["recipe"].train.precision,
-            "threads": base.train.threads or threads,
+            "precision": decided.precision, "select": decided.select, "threads": base.train.threads or threads,
             "early_stopping": None,
         }
-    )
+    )  # fmt: skip
     base = base.model_copy(update={"train": train})
-    image_size, seconds = int(facts["image"][1]), float(facts["seconds_per_epoch"])
+    setting = _Setting(folder, base, min(facts["image"][1:]), round(float(facts["seconds_per_epoch"]), 3))
     content = {
-        "numerics": NUMERICS, "asked": asked, "base": base.model_dump(mode="json"), "image_size": image_size,
-        "seconds_per_epoch": round(seconds, 3),
+        "numerics": NUMERICS, "asked": asked, "base": base.model_dump(mode="json"), "image_size": setting.image_size,
+        "seconds_per_epoch": setting.seconds,
     }  # fmt: skip
-    note = "# Written before the first arm. Do not change: the search is gone on with only as it was begun.\n"
-    remove_owned(folder, "search.yaml", _WRITTEN)  # not before the new one is measured
+    note = "# Written before the first arm. Do not edit: a search is resumed with the settings it was started with.\n"
+    remove_owned(folder, _FIRST, _OWNED)  # only now: a mistake in the new search must not cost the old one
     write_atomically(file, (note + yaml.safe_dump(content, sort_keys=False, allow_unicode=True)).encode())
-    return base, image_size, seconds
+    return setting
 
 
-def _time(seconds_per_epoch: float, rungs: Sequence[int], arms: int, rematch_seeds: int, workers: int) -> str:
-    """How long the search will take, if each rung keeps its share of the arms that are no presets."""
-    presets = len(PRESETS) * sum(rungs)
-    others = (arms - len(PRESETS)) * sum(epochs / REDUCTION**k for k, epochs in enumerate(rungs))
-    rematch = 2 * rematch_seeds * rungs[-1]
-    parts = [rough_duration(seconds_per_epoch * epochs / workers) for epochs in (presets + others, presets, rematch)]
-    return f"about {parts[0]} of training for the arms ({parts[1]} for the presets), then {parts[2]} for the rematch"
+def _has_own_validation(recipe: Recipe) -> bool:
+    return bool((np.asarray(open_store(recipe.data).splits) == VAL).any())
 
 
-def _judge(
-    folder: Path, arms: Sequence[Arm], best: Arm, preset: Arm, seeds: int, workers: int, threads: int | None,
-    executor: Executor | None, report: Callable[[str], None] | None, train: str,
-) -> SearchResult:  # fmt: skip
-    if best.preset:
-        verdict = f"The search did not win: no searched setting reached the preset {preset.name!r}. Use the preset."
-        return SearchResult(folder, tuple(arms), best, preset, None, verdict, preset.recipe)
-    # The searched setting was chosen because it did well on these validation images; others are fairer. The test images
-    # must stay the same: another split_seed would let those of the winner's recipe judge here.
-    data = preset.recipe.data
-    own_validation = bool((np.asarray(open_store(data).splits) == VAL).any())
-    before = data.split_seed if data.val_seed is None else data.val_seed
-    base = preset.recipe.model_copy(
-        update={"data": data if own_validation else data.model_copy(update={"val_seed": (before + 1) % 2**32})}
-    )
-    images = "the source's own validation images" if own_validation else "a fresh validation split"
-    other = best.recipe
+def _rematch(setting: _Setting, best: Arm, preset: Arm, seeds: int) -> tuple[StudySpec, Path]:
+    """The study of the best arm against the best preset, and its folder.
+
+    The best arm was chosen because it did well on these validation images, so others are fairer. The test images must
+    stay the same: with another split_seed, images of the recipe's own test set would judge here.
+    """
+    data, other = preset.recipe.data, best.recipe.model_dump(mode="json")
+    own = _has_own_validation(preset.recipe)
+    if not own:
+        before = data.split_seed if data.val_seed is None else data.val_seed
+        data = data.model_copy(update={"val_seed": (before + 1) % 2**32})
+    images = "the source's own validation images" if own else "a fresh validation split"
     spec = StudySpec.parse(
         {
             "name": "rematch",
             "about": f"The searched setting against the best preset, on fresh seeds and {images}.",
-            "base": base.model_dump(mode="json"),
+            "base": preset.recipe.model_copy(update={"data": data}).model_dump(mode="json"),
             "design": "compare",
             "variants": {
                 "preset": {},
                 "searched": {
-                    "augment.train": other.model_dump(mode="json")["augment"]["train"],
-                    "augment.mix": other.model_dump(mode="json")["augment"]["mix"],
-                    "train.label_smoothing": other.train.label_smoothing,
+                    "augment.train": other["augment"]["train"],
+                    "augment.mix": other["augment"]["mix"],
+                    "train.label_smoothing": other["train"]["label_smoothing"],
                 },
             },
             "seeds": list(range(FRESH_SEED, FRESH_SEED + seeds)),
-            "metric": "val.accuracy",
+            "metric": setting.metric,
             "also": ["gap"],
         },
         "rematch",
     )
-    # Another pair (an arm that failed before may have changed it) has a folder of its own.
+    # A different pair (an arm that failed before may have changed it) has a different folder.
     pair = hashlib.sha256(json.dumps(spec.dump(), sort_keys=True).encode()).hexdigest()[:8]
-    rematch = study(
-        spec, folder / "rematch" / pair, workers=workers, threads=threads, executor=executor, report=report,
-        train=train, measure=None,
-    )  # fmt: skip
-    effect = rematch.analyses["val.accuracy"].effects[0]
-    failed = rematch.failed
-    winner = preset.recipe
+    return spec, setting.folder / "rematch" / pair
+
+
+def _verdict(rematch: StudyResult, metric: str, preset: Arm, seeds: int) -> tuple[str, bool]:
+    """What the rematch says, and whether the searched setting won."""
+    effect, failed, won = rematch.analyses[metric].effects[0], rematch.failed, False
     if math.isnan(effect.low):
-        error = next((str(text) for text in failed["error"] if text), "no run gave a val.accuracy")
+        error = next((str(text) for text in failed["error"] if text), f"no run gave a {metric}")
         verdict = (
             f"The rematch could not be decided: {len(failed)} of its {len(rematch.runs)} runs failed ({error}). "
-            "Use the preset, or start the search again to try them once more."
+            "Use the preset, or start the search again to retry them."
         )
     else:
-        measured = f"{amount(effect.estimate, effect)} over the preset {preset.name!r}"
-        interval = f"interval {amount(effect.low, effect, unit=False)} to {amount(effect.high, effect, unit=False)}"
+        size = f"{amount(effect.estimate, effect)} over the preset {preset.name!r}"
         paired = f"{effect.pairs} of " if effect.pairs != seeds else ""
-        seen = f"in the rematch on {paired}{seeds} fresh seeds, {interval}"
-        if effect.shown and effect.estimate > 0:
-            verdict, winner = f"The search won: {measured} {seen}.", best.recipe
+        where = f"in the rematch on {paired}{seeds} fresh seeds, interval {interval(effect)}"
+        won = effect.shown and effect.estimate > 0
+        if won:
+            verdict = f"The search won: {size} {where}."
         elif effect.shown:
-            verdict = f"The search did not win: {measured} {seen}. Use the preset."
+            verdict = f"The search did not win: {size} {where}. Use the preset."
         else:
             verdict = (
-                f"The search did not win: no difference to the preset {preset.name!r} could be shown {seen}. "
+                f"The search did not win: no difference to the preset {preset.name!r} could be shown {where}. "
                 "Use the preset."
             )
-    if own_validation:
-        verdict += " The source has its own validation images, so the same ones judged search and rematch."
-    return SearchResult(folder, tuple(arms), best, preset, rematch, verdict, winner)
+    if _has_own_validation(preset.recipe):
+        verdict += " The source has its own validation images, so the same images judged search and rematch."
+    return verdict, won

@@ -1,7 +1,7 @@
-"""The techniques that a recipe uses: what could have been left out of it.
+"""The techniques that a recipe uses, and how each is switched off.
 
-Switching one off leaves the rest as it is: an op leaves the pipeline, mixing and averaging stop, a schedule becomes
-constant, mixed precision becomes fp32.
+Switching one off leaves the rest unchanged: an op is removed from the pipeline, mixing and averaging are disabled, a
+schedule becomes constant, mixed precision becomes fp32.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from kitae.recipe import Recipe
 Fields = dict[str, list[Any]]
 
 
-def twice(recipe: Recipe) -> list[str]:
-    """The ops that stand more than once in a recipe: they cannot be named, so they stay on."""
+def repeated(recipe: Recipe) -> list[str]:
+    """The ops that a recipe lists more than once: their names are ambiguous, so they stay on."""
     counts = Counter(next(iter(op)) for op in recipe.augment.train)
     return [name for name, count in counts.items() if count > 1]
 
 
 def techniques(recipe: Recipe) -> dict[str, Fields]:
-    """The techniques that a recipe uses: name -> {field: [off, on]}, in the order in which data passes them."""
+    """The techniques that a recipe uses: name -> {field: [off, on]}, in the order in which data reaches them."""
     found: dict[str, Fields] = {}
     if recipe.data.balance != "none":
         found["balance"] = {"data.balance": ["none", recipe.data.balance]}
-    passed_over = twice(recipe)
+    skipped = repeated(recipe)
     for op in recipe.augment.train:
         name = next(iter(op))
-        if name not in passed_over:
+        if name not in skipped:
             found[name] = {f"augment.train.{name}": [None, dict(op[name])]}
     if recipe.augment.mix is not None and recipe.augment.mix.active:
         found["mixing"] = {"augment.mix": [None, recipe.augment.mix.model_dump(mode="json")]}
@@ -48,12 +48,12 @@ def techniques(recipe: Recipe) -> dict[str, Fields]:
     found |= {name: {field: [off, on]} for name, field, off, on in switches if on != off}
     if train.schedule.name != "constant":
         fields: Fields = {"train.schedule.name": ["constant", train.schedule.name]}
-        if "warmup_epochs" in train.schedule.unused:  # it would wake up in the run without
+        if "warmup_epochs" in train.schedule.unused:  # otherwise it would take effect without the schedule
             fields["train.schedule.warmup_epochs"] = [0.0, train.schedule.warmup_epochs]
         found[f"{train.schedule.name} schedule".replace("_", " ")] = fields
     if train.schedule.warmup_epochs and train.schedule.name != "one_cycle":
         found["warm-up"] = {"train.schedule.warmup_epochs": [0.0, train.schedule.warmup_epochs]}
-    if train.precision not in ("fp32", "auto"):  # auto is decided once for a study and then the same in all its runs
+    if train.precision not in ("fp32", "auto"):  # auto is decided once, and is then the same in all runs of a study
         found["mixed precision"] = {"train.precision": ["fp32", train.precision]}
     if recipe.evaluate.tta != "none":
         found["test-time augmentation"] = {"evaluate.tta": ["none", recipe.evaluate.tta]}

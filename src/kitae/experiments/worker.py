@@ -1,14 +1,12 @@
 """One training run of a study, in a process of its own: `python -m kitae.experiments.worker`, the unit on stdin.
 
-A process a run, so that its peak memory is its own, its threads are what was asked for, and a crash takes nothing else
-along. The process watches its stdin: when whoever started it is gone, it saves and stops too.
+Each run has its own process, so that its peak memory is its own, its threads are as asked for, and a crash does not
+affect other runs. The process watches its stdin: if the process that started it is gone, it saves and stops.
 """
 
 from __future__ import annotations
 
 import base64
-import contextlib
-import fcntl
 import importlib
 import json
 import os
@@ -17,34 +15,37 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from kitae.errors import KitaeError, TrainingInterruptedError
 from kitae.experiments.outcome import curves, flatten, numbers
 from kitae.files import write_json
 from kitae.recipe import Recipe
 
-INTERRUPTED = 75  # exit status: stopped by a signal, the state is saved, trying again goes on from there
-_GRACE_SECONDS = 60.0  # an orphan that has not saved by then is ended
+INTERRUPTED = 75  # exit status: stopped by a signal with its state saved; it can be resumed
+_GRACE_SECONDS = 60.0  # an orphan that has not saved by then exits anyway
 
 
 def execute(unit: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Train a recipe and take what the study keeps of it.
+    """Train a recipe and collect what the study keeps of it.
 
     Args:
         unit: `train` (module:function), `recipe`, `folder`, and `jobs`, a list of {fingerprint, outcome, after}: each
             a set of steps after training, whose result is written to its `outcome` file.
 
     Returns:
-        One outcome a job: {"fingerprint", "status": "done" | "failed", "error", "numbers", "epochs", "correct",
-        "machine"}, and of a run that is done the "store" (fingerprint of its images). A failure is an outcome; only
-        being interrupted raises.
+        One outcome per job: {"fingerprint", "status": "done" | "failed", "error", "numbers", "epochs", "correct",
+        "machine"}, and for a finished run the "store" (fingerprint of its images). A failure is an outcome; only an
+        interruption raises.
     """
     folder = Path(unit["folder"])
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(folder.with_name(f".{folder.name}.lock")):
+    # A run whose study was killed may still be saving.
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
         try:
             recipe = Recipe.model_validate(unit["recipe"])
             run = function(unit["train"])(recipe, out=folder, resume=True)
@@ -52,11 +53,12 @@ def execute(unit: Mapping[str, Any]) -> list[dict[str, Any]]:
         except TrainingInterruptedError:
             raise
         except Exception as error:
-            return [_write(job, _failure(job, error)) for job in unit["jobs"]]
+            text = _explain(error)
+            return [_write(job, failure(job["fingerprint"], text)) for job in unit["jobs"]]
         outcomes = []
         for job in unit["jobs"]:
             before = read_outcome(Path(job["outcome"]), job["fingerprint"])
-            if before is not None and before["status"] == "done":  # by a process that was killed at a later job
+            if before is not None and before["status"] == "done":  # by a process that was killed in a later job
                 outcomes.append(before)
                 continue
             try:
@@ -72,7 +74,7 @@ def execute(unit: Mapping[str, Any]) -> list[dict[str, Any]]:
             except TrainingInterruptedError:
                 raise
             except Exception as error:
-                outcomes.append(_write(job, _failure(job, error)))
+                outcomes.append(_write(job, failure(job["fingerprint"], _explain(error))))
         return outcomes
 
 
@@ -90,7 +92,7 @@ def _summary(run: Any) -> dict[str, Any]:
 
 
 def _correct(run: Any) -> str | None:
-    """Which test images the run got right, as base64 of packed bits; the study widens its intervals with it."""
+    """Which test images the run got right, as base64 of packed bits, for intervals that cover test images."""
     if not hasattr(run, "predictions") or "test" not in run.evaluation():
         return None
     import numpy as np
@@ -104,19 +106,23 @@ def _correct(run: Any) -> str | None:
     return f"{len(right)}:{base64.b64encode(np.packbits(right).tobytes()).decode()}"
 
 
-def _failure(job: Mapping[str, Any], error: Exception) -> dict[str, Any]:
-    text = str(error)
-    if not isinstance(error, KitaeError):  # a bug, whose traceback goes to the run's log
-        text = f"{type(error).__name__}: {error}"
-        traceback.print_exception(error)
+def failure(fingerprint: str, why: str) -> dict[str, Any]:
+    """The outcome of a run that failed."""
     return {
-        "fingerprint": job["fingerprint"], "status": "failed", "error": " ".join(text.split()), "numbers": {},
-        "epochs": [], "correct": None, "machine": {},
+        "fingerprint": fingerprint, "status": "failed", "error": " ".join(why.split()), "numbers": {}, "epochs": [],
+        "correct": None, "machine": {},
     }  # fmt: skip
 
 
+def _explain(error: Exception) -> str:
+    if isinstance(error, KitaeError):
+        return str(error)
+    traceback.print_exception(error)  # a bug; its traceback goes to the run's log
+    return f"{type(error).__name__}: {error}"
+
+
 def read_outcome(file: Path, fingerprint: str) -> dict[str, Any] | None:
-    """The outcome that a file holds of this run; None where there is none, or a damaged one, or one of another run."""
+    """The outcome of this run in a file; None if there is none, or it is damaged, or of another run."""
     try:
         outcome = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -137,17 +143,6 @@ def function(reference: str) -> Callable[..., Any]:
     return named
 
 
-@contextlib.contextmanager
-def _alone(lock: Path) -> Iterator[None]:
-    """Wait until no other process works on this run: one whose study was killed may still be saving."""
-    handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
-
-
 def _stop_when_orphaned() -> None:
     def watch() -> None:
         while os.read(0, 4096):
@@ -160,7 +155,7 @@ def _stop_when_orphaned() -> None:
 
 
 def main() -> int:
-    """Read a unit from stdin, one line of JSON, and work it off."""
+    """Read a unit from stdin, one line of JSON, and run it."""
     line = bytearray()
     while not line.endswith(b"\n"):
         piece = os.read(0, 1)  # not sys.stdin, whose buffer would be locked by the watching thread at exit

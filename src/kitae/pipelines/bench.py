@@ -1,19 +1,30 @@
-"""bench(recipe): where the time of a training step goes on this machine, before training anything."""
+"""What a recipe costs on this machine, before training anything.
+
+bench(recipe)            where the time of a training step goes
+bench_precision(recipe)  how long a step takes in each precision, and what `precision: auto` chooses
+"""
 
 from __future__ import annotations
 
+import statistics
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from kitae.augment import Augment
 from kitae.data.splits import make_splits
 from kitae.data.store import open_store
 from kitae.errors import TrainingError
-from kitae.evaluation import latency
+from kitae.evaluation import intervals, latency
 from kitae.pipelines.setup import Progress, Setup, begin
 from kitae.recipe import Recipe
-from kitae.training.measure import step_seconds
+from kitae.training import precision
+from kitae.training.distributed import World
+from kitae.training.measure import step_seconds, step_times
 
 
 def bench(recipe: Recipe, progress: Progress | None = None, repeats: int = 15) -> dict[str, Any]:
@@ -25,15 +36,11 @@ def bench(recipe: Recipe, progress: Progress | None = None, repeats: int = 15) -
         ratio here; `step_milliseconds` of forward and backward in each precision that stays finite; `share`, the part
         of the fastest step that augmentation takes.
     """
-    world = begin(recipe.train)
-    store = open_store(recipe.data, progress=progress)
-    setup = Setup(recipe, store, make_splits(store, recipe.data))
-    channels, height, width = store.images.shape[1:]
+    batch = _FirstBatch.of(recipe, progress)
+    setup, index, images, labels = batch.setup, batch.index, batch.images, batch.labels
     mean, std = setup.normalization
     copy = Augment([], mean=mean, std=std, threads=torch.get_num_threads(), channels_last=recipe.train.channels_last)
-    augment = setup.augment(recipe.train.seed).prepare(channels, height, width)
-    index = setup.images.order(recipe.train.seed, 0)[: recipe.train.batch_size]
-    images, labels = map(torch.from_numpy, setup.images.gather(index))
+    augment = batch.augment
 
     timed = latency.measure(
         {
@@ -44,12 +51,12 @@ def bench(recipe: Recipe, progress: Progress | None = None, repeats: int = 15) -
         reference="copy",
         repeats=repeats,
     )
-    inputs, targets = augment(images, labels, epoch=0, index=index)
-    model = setup.initial_model(world, pretrained=False)
-    steps = step_seconds(model, recipe.train, inputs.to(world.device), targets.to(world.device), world, steps=5)
+    steps = step_seconds(
+        setup.initial_model(batch.world, pretrained=False), recipe.train, *batch.augmented(), batch.world, steps=5
+    )
     milliseconds = {name: 1000 * timed.median(name) for name in ("copy", "gather", "augment")}
     if not steps:
-        raise TrainingError("no precision gives a finite loss on the first batch: look at data.normalize")
+        raise TrainingError(_NOT_FINITE)
     fastest = min(steps.values())
     return {
         "batch_size": len(index),
@@ -59,3 +66,75 @@ def bench(recipe: Recipe, progress: Progress | None = None, repeats: int = 15) -
         "step_milliseconds": {name: 1000 * seconds for name, seconds in steps.items()},
         "share": milliseconds["augment"] / (milliseconds["augment"] + 1000 * fastest),
     }
+
+
+def bench_precision(recipe: Recipe, progress: Progress | None = None, steps: int = 15) -> dict[str, Any]:
+    """Time training steps of one batch in every precision that this machine has, interleaved.
+
+    Args:
+        steps: timed steps of each precision; at least 6, or there are no intervals.
+
+    Returns:
+        `batch_size`, `threads`, `device`; `chosen`, what `precision: auto` stands for here; `fastest`; `behind`, the
+        time of the chosen one over the fastest's (1.0 where it is the fastest); `precisions`: name -> `seconds` (median
+        of a step), `ratio` to fp32 within a round (below 1 is faster) and its `interval` (95 %, order statistics).
+
+    Raises:
+        TrainingError: no precision gives a finite loss, or memory suffices for none.
+    """
+    batch = _FirstBatch.of(recipe, progress)
+    model = batch.setup.initial_model(batch.world, pretrained=False)
+    times = step_times(model, recipe.train, *batch.augmented(), batch.world, steps=steps)
+    if not times:
+        raise TrainingError(_NOT_FINITE)
+    medians = {name: statistics.median(taken) for name, taken in times.items()}
+    reference = np.array(times.get("fp32") or next(iter(times.values())))
+    rows = {}
+    for name, taken in times.items():
+        ratios = np.array(taken) / reference
+        rows[name] = {
+            "seconds": medians[name], "ratio": float(np.median(ratios)), "interval": intervals.median(ratios),
+        }  # fmt: skip
+    chosen = precision.choose(batch.world.device)
+    return {
+        "batch_size": len(batch.index),
+        "threads": torch.get_num_threads(),
+        "device": str(batch.world.device),
+        "chosen": chosen,
+        "fastest": min(medians, key=lambda name: medians[name]),
+        "behind": medians[chosen] / min(medians.values()) if chosen in medians else None,
+        "precisions": rows,
+    }
+
+
+_NOT_FINITE = "no precision gives a finite loss on the first batch: look at data.normalize"
+
+
+@dataclass(frozen=True)
+class _FirstBatch:
+    """The first batch of a recipe's first epoch, and what the loop would do with it."""
+
+    setup: Setup
+    world: World
+    index: NDArray[np.int64]
+    images: Tensor
+    labels: Tensor
+
+    @classmethod
+    def of(cls, recipe: Recipe, progress: Progress | None) -> _FirstBatch:
+        world = begin(recipe.train)
+        store = open_store(recipe.data, progress=progress)
+        setup = Setup(recipe, store, make_splits(store, recipe.data))
+        index = setup.images.order(recipe.train.seed, 0)[: recipe.train.batch_size]
+        images, labels = map(torch.from_numpy, setup.images.gather(index))
+        return cls(setup, world, index, images, labels)
+
+    @property
+    def augment(self) -> Augment:
+        channels, height, width = self.setup.store.images.shape[1:]
+        return self.setup.augment(self.setup.recipe.train.seed).prepare(channels, height, width)
+
+    def augmented(self) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of the network, on the device."""
+        inputs, targets = self.augment(self.images, self.labels, epoch=0, index=self.index)
+        return inputs.to(self.world.device), targets.to(self.world.device)

@@ -152,6 +152,9 @@ class Setup:
                 f"data.normalize: train, but the weights of {self.recipe.model.name} expect their own normalisation: "
                 "set it to pretrained"
             )
+        notes += self._duplicate_notes()
+        if self.recipe.data.depth == "auto" and self.store.rules.depth != 16:
+            notes.append(f"data.depth: images of more than 8 bits are read as {self.store.rules.depth} bits")
         shape = epoch_shape(len(self.images), self.recipe.train, 1)
         if shape.updates < _FEW_UPDATES:
             notes.append(
@@ -172,6 +175,25 @@ class Setup:
                     "cannot take; give the ops that size"
                 ) from error
             notes.append(f"{shown}; validation, test and an exported model have {height} x {width} (data.image_size)")
+        return notes
+
+    def _duplicate_notes(self) -> list[str]:
+        """What is to be known of images with the same pixels."""
+        found = self.splits.duplicates(self.store.twins)
+        if not found["images"]:
+            return []
+        kept = "" if found["val"] or found["test"] else "; equal images are in one split"
+        notes = [f"data: {found['images']} images are exact duplicates ({found['groups']} different ones){kept}"]
+        if found["val"]:
+            notes.append(
+                f"data: {found['val']} of {len(self.splits.val)} validation images, in a split of the source's own, "
+                "are also training images"
+            )
+        if found["test"]:
+            notes.append(
+                f"data: {found['test']} of {self.splits.test_count} test images, in a split of the source's own, are "
+                "also training or validation images; evaluation.json has the test accuracy with and without them"
+            )
         return notes
 
     def facts(self, model: nn.Module) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from torch import nn
 
 from kitae.errors import TrainingInterruptedError, require
 from kitae.evaluation.calibration import fit_temperature
-from kitae.evaluation.evaluate import evaluate, mistakes, predictions_table
+from kitae.evaluation.evaluate import evaluate, evaluate_test, mistakes, predictions_table
 from kitae.pipelines.setup import Progress, Setup, begin, resolved
 from kitae.recipe import Recipe
 from kitae.run import Run, default_folder
@@ -121,7 +121,8 @@ def finish(run: Run, setup: Setup, model: nn.Module) -> None:
     run.write_predictions(
         predictions_table([store.names[row] for row in test], test_labels, test_logits, classes, temperature)
     )
-    results = {"test": evaluate(test_logits, test_labels, classes, temperature), **chosen}
+    copies = splits.copies(store.twins, test)
+    results = {"test": evaluate_test(test_logits, test_labels, classes, temperature, copies), **chosen}
     run.write_evaluation(results)  # before the pictures: a disk that is full by then must not cost the result
     worst = mistakes(test_logits, test_labels, 12, temperature)
     draw_run(run, results, [(np.array(store.images[test[mistake.position]]), mistake) for mistake in worst])
@@ -131,8 +132,8 @@ def validated(run: Run, setup: Setup, model: nn.Module) -> dict[str, Any]:
     """What validation images say about the best weights, after calibration on them; the facts that predicting needs.
 
     Returns:
-        `val`, `temperature`, `precision` (of this evaluation), `train_precision`, `tta`, `best_epoch`, as
-        evaluation.json has them.
+        `val`, `temperature`, `precision` (of this evaluation), `train_precision`, `tta`, `best_epoch`, `duplicates`
+        (see `Splits.duplicates`), as evaluation.json has them.
     """
     images = setup.image_set(setup.splits.val)
     logits, labels = run.logits(images, model, tta="none")
@@ -148,6 +149,7 @@ def validated(run: Run, setup: Setup, model: nn.Module) -> dict[str, Any]:
         "train_precision": run.recipe.train.precision,
         "tta": run.recipe.evaluate.tta,
         "best_epoch": run.best_epoch(),
+        "duplicates": setup.splits.duplicates(setup.store.twins),
     }
 
 

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import functools
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from kitae.errors import require
 from kitae.files import write_atomically
@@ -23,6 +26,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.font_manager import FontProperties
     from matplotlib.ft2font import FT2Font
+
+Row = Mapping[str, Any]
+Image = NDArray[np.uint8]
 
 DPI = 150
 WIDTH = 6.4  # inches

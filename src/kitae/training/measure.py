@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import statistics
 import time
 
 from torch import Tensor, nn
@@ -20,10 +21,20 @@ def step_seconds(
     model: nn.Module, spec: TrainSpec, images: Tensor, targets: Tensor, world: World, *,
     precisions: tuple[Precision, ...] | None = None, steps: int = 3,
 ) -> dict[Precision, float]:  # fmt: skip
-    """Median seconds of a training step in each precision that stays finite, on copies of the model.
+    """Median seconds of a training step in each precision; arguments and errors as of `step_times`."""
+    times = step_times(model, spec, images, targets, world, precisions=precisions, steps=steps)
+    return {name: statistics.median(taken) for name, taken in times.items()}
 
-    The precisions take turns, so that a busy moment of the machine hits all of them. The first step of each builds what
-    the later ones use, and does not count. A precision for which memory does not suffice is left out.
+
+def step_times(
+    model: nn.Module, spec: TrainSpec, images: Tensor, targets: Tensor, world: World, *,
+    precisions: tuple[Precision, ...] | None = None, steps: int = 3,
+) -> dict[Precision, list[float]]:  # fmt: skip
+    """Seconds of `steps` training steps in each precision that stays finite, on copies of the model.
+
+    The precisions take turns, so that a busy moment of the machine hits all of them: step i of one runs beside step
+    i of the others. The first step of each builds what the later ones use, and does not count. A precision for which
+    memory does not suffice is left out.
 
     Args:
         images: float32 [N, C, H, W]; targets: float32 [N, K]; both on the device.
@@ -42,6 +53,7 @@ def step_seconds(
                 with learners[name] as learner:
                     start = time.perf_counter()
                     healthy = learner.step(images, targets, Progress(step=step)).healthy  # waits for a GPU too
+                    taken = time.perf_counter() - start
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -53,5 +65,5 @@ def step_seconds(
             if not healthy and name != "fp16":  # fp16 overflows while it seeks its scale
                 del left[name], learners[name]
             elif step:
-                times[name].append(time.perf_counter() - start)
-    return {name: sorted(taken)[len(taken) // 2] for name, taken in times.items() if taken and name in left}
+                times[name].append(taken)
+    return {name: taken for name, taken in times.items() if taken and name in left}

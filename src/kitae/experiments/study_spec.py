@@ -1,4 +1,4 @@
-"""What a study file may say.
+"""What a study file can contain.
 
     name: mine
     base: fashion-mini            # a recipe, by name or path
@@ -9,16 +9,15 @@
       mixing:    {augment.mix.prob: [0.0, 1.0]}
     seeds: [0, 1, 2]
 
-A field is a recipe's field, as `--set` takes it. Two kinds of field go further:
+A field is a recipe field, as `--set` takes it. Two kinds of field are special:
 
-    augment.train.OP      one op of the pipeline by its name: null leaves it out, a mapping gives its parameters. So
-                          factors can switch ops of one list independently; an op that the base lacks is appended.
-    after.STEP.NAME       a setting of a step that follows training (see `after`), such as after.prune.ratio.
+    augment.train.OP      one op of the pipeline, by name: null removes it, a mapping sets its parameters. Factors can
+                          so switch ops of one list independently; an op that the base lacks is appended.
+    after.STEP.NAME       a setting of a step that runs after training (see `after`), such as after.prune.ratio.
 """
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import json
 from collections.abc import Mapping
@@ -28,7 +27,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from kitae.errors import RecipeError
+from kitae.errors import RecipeError, did_you_mean
 from kitae.experiments.outcome import EVALUATION, OF_RUN, known, metric, step_of
 from kitae.experiments.techniques import techniques
 from kitae.recipe import Recipe, explain, parse_yaml, read_text
@@ -38,10 +37,10 @@ DesignName = Literal["compare", "sweep", "one_out", "one_in", "factorial", "scre
 SHIPPED = Path(__file__).resolve().parent.parent / "studies"
 MAX_RUNS = 2000
 MAX_FILE_BYTES = 1 << 20
-# Fields that decide which images train, validate and test: with other ones in another variant, no runs are pairs.
+# Fields that decide which images train, validate and test. If variants differed in one, their runs would not be pairs.
 SPLIT = ("data.source", "data.split_seed", "data.val_seed", "data.val_fraction", "data.test_fraction")
 
-# What turns a shipped study into its tiny twin: the same design in seconds, with no download. It proves that the file
+# What turns a study into its tiny version: the same design in seconds, without a download. It checks that the file
 # runs; its numbers mean nothing.
 TINY: dict[str, Any] = {
     "data.source": "fashion-mini",
@@ -53,15 +52,15 @@ TINY: dict[str, Any] = {
 }
 
 
-def _key(value: Any) -> Any:
-    """YAML 1.1 reads a bare `on` or `off` as a truth value and `0.1` as a number; as names they are meant literally."""
+def _name(value: Any) -> Any:
+    """YAML 1.1 reads a bare `on` or `off` as a boolean and `0.1` as a number; as names they are taken literally."""
     if isinstance(value, bool):
         return "on" if value else "off"
     return str(value) if isinstance(value, int | float) else value
 
 
 def _named(value: Any) -> Any:
-    return {_key(k): v for k, v in value.items()} if isinstance(value, Mapping) else value
+    return {_name(k): v for k, v in value.items()} if isinstance(value, Mapping) else value
 
 
 def _variants(value: Any) -> Any:
@@ -79,13 +78,13 @@ def _factors(value: Any) -> Any:
     return named
 
 
-def _several(value: Any) -> Any:
+def _list_of_names(value: Any) -> Any:
     if isinstance(value, str):
         raise ValueError(f"is a list, such as [{value}]")
     return value
 
 
-def _seeds(value: Any) -> Any:
+def _list_of_seeds(value: Any) -> Any:
     if isinstance(value, int) and not isinstance(value, bool):
         raise ValueError(f"is a list, such as {list(range(value)) if 0 < value <= 20 else [0, 1, 2]}, not {value}")
     return value
@@ -94,23 +93,24 @@ def _seeds(value: Any) -> Any:
 Fields = dict[str, Any]
 Levels = dict[str, list[Any]]
 Name = Annotated[str, Field(min_length=1, max_length=60, pattern=r"^[^\x00-\x1f]+$")]
+Reference = Annotated[str, BeforeValidator(_name)]
 
 
 class ClaimSpec(Spec):
-    """What is claimed of one effect, written down before the first run.
+    """What is claimed about one effect, written down before the first run.
 
     Attributes:
         says: the claim in words.
-        effect: the effect it is about, by its name in the study's table.
+        effect: the effect's name in the study's table.
         between: the claimed size, `[low, high]` in the metric's unit (points for accuracies); null leaves a side open.
             With `ratio`, the claimed factor.
-        within: instead of `between`, the claim of no difference beyond plus or minus so much.
-        metric: where it is not the study's own.
-        ratio: the effect is variant / reference, not variant - reference (time, memory, bytes).
+        within: instead of `between`: the claim of no difference larger than this, either way.
+        metric: if it is not the study's own.
+        ratio: the effect is variant / reference instead of variant - reference (time, memory, bytes).
     """
 
     says: str
-    effect: Annotated[str, BeforeValidator(_key)]
+    effect: Reference
     between: tuple[float | None, float | None] | None = None
     within: float | None = Field(None, gt=0)
     metric: str | None = None
@@ -137,31 +137,31 @@ class StudySpec(Spec):
 
     Attributes:
         name: names the study's folder and its tables.
-        about: what the study asks, one sentence.
-        base: a recipe by name or path (looked for beside the study file first), or a whole recipe.
+        about: what the study asks, in one sentence.
+        base: a recipe by name or path (first looked up beside the study file), or a whole recipe.
         set: overrides shared by all variants.
         design: how factors or variants become runs, see `kitae.experiments.design`.
         factors: name: {field: [level, level, ...]}; two levels (off, on) except in a sweep or factorial. All fields of
-            a factor move together. In a file, `recipe` stands for every technique that the base uses, and a list of
-            names for some of them (`kitae study ablate RECIPE --plan` lists them): so a study of a recipe follows it.
+            a factor change together. In a file, `recipe` means every technique that the base recipe uses, and a list
+            of names some of them (`kitae study ablate RECIPE --plan` lists them).
         variants: for `compare`: name: {field: value}.
-        reference: for `compare`: what the others are compared with; the first variant if not given.
+        reference: for `compare`: what the others are compared with; by default the first variant.
         contrasts: further pairs of variants to compare, name: [this, minus that].
-        seeds: one run of every variant for each. A seed fixes the initial weights of each layer by its name, order of
-            samples and augmentation, so runs of the same seed are compared in pairs. The split is keyed by
-            data.split_seed and so always the same.
+        seeds: one run of every variant for each. A seed fixes the initial weights of each layer by its name, the order
+            of samples and the augmentation, so runs of the same seed are compared in pairs. The split depends on
+            data.split_seed and is the same in all runs.
         metric: what is compared: a number of evaluation.json (test.accuracy, val.accuracy, test.balanced_accuracy,
             test.loss, ...) or of the run (gap, epoch_seconds, peak_memory_bytes), see `kitae.experiments.outcome`.
-            The default reports on test. A study that is to choose a recipe must use val.accuracy.
+            The default reports on test. To choose a recipe by a study, use val.accuracy.
         also: further metrics in the table, each corrected for its own number of comparisons.
-        foldover: for `screening`: add the mirrored runs, which clears main effects of two-factor interactions.
+        foldover: for `screening`: add the mirrored runs, which frees main effects from two-factor interactions.
         after: steps after training whose results are metrics too: {robustness: {...}}, {prune: {...}}.
         cover: what intervals cover: `seeds` (other initial weights and orders, on these test images), or `both` seeds
             and test images (with metric test.accuracy, in compare, sweep, one_out and one_in).
         noise: the standard deviation between runs that the plan assumes, in the metric's unit (relative, 0.02 for 2 %,
-            where it is compared as a ratio); from an earlier study. Null is 0.5 where the unit is points.
+            if it is compared as a ratio); from an earlier study. Null means 0.5 if the unit is points.
         claims: what is claimed, for the ledger.
-        tiny: what the tiny twin changes besides `TINY`: any of the keys above (`set` is merged).
+        tiny: what the tiny version changes besides `TINY`: any of the keys above (`set` is merged).
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)
@@ -171,19 +171,13 @@ class StudySpec(Spec):
     design: DesignName
     factors: Annotated[dict[Name, Levels], BeforeValidator(_factors)] = Field(default_factory=dict)
     variants: Annotated[dict[Name, Fields], BeforeValidator(_variants)] = Field(default_factory=dict)
-    reference: Annotated[str | None, BeforeValidator(_key)] = None
-    contrasts: Annotated[
-        dict[Name, tuple[Annotated[str, BeforeValidator(_key)], Annotated[str, BeforeValidator(_key)]]],
-        BeforeValidator(_named),
-    ] = Field(default_factory=dict)
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], BeforeValidator(_seeds)] = (0, 1, 2)
+    reference: Annotated[str | None, BeforeValidator(_name)] = None
+    contrasts: Annotated[dict[Name, tuple[Reference, Reference]], BeforeValidator(_named)] = Field(default_factory=dict)
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], BeforeValidator(_list_of_seeds)] = (0, 1, 2)
     metric: str = "test.accuracy"
-    also: Annotated[tuple[str, ...], BeforeValidator(_several)] = (
-        "val.accuracy",
-        "gap",
-        "epoch_seconds",
-        "peak_memory_bytes",
-    )
+    also: Annotated[tuple[str, ...], BeforeValidator(_list_of_names)] = (
+        "val.accuracy", "gap", "epoch_seconds", "peak_memory_bytes",
+    )  # fmt: skip
     foldover: bool = False
     after: dict[str, dict[str, Any]] = Field(default_factory=dict)
     cover: Literal["seeds", "both"] = "seeds"
@@ -191,14 +185,20 @@ class StudySpec(Spec):
     claims: Annotated[dict[Name, ClaimSpec], BeforeValidator(_named)] = Field(default_factory=dict)
     tiny: dict[str, Any] = Field(default_factory=dict)
 
+    @property
+    def wanted(self) -> tuple[tuple[str, str], ...]:
+        """(field, metric) of every metric that the study asks for, its own first."""
+        claims = ((f"claims.{name}.metric", claim.metric) for name, claim in self.claims.items() if claim.metric)
+        return (("metric", self.metric), *(("also", name) for name in self.also), *claims)
+
     @model_validator(mode="after")
     def _consistent(self) -> StudySpec:
         if not self.seeds:
-            raise ValueError("seeds: at least one is needed, three or more for an interval worth reading")
+            raise ValueError("seeds: at least one is needed, three or more for a useful interval")
         if len(set_of(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds: {list(self.seeds)} names a seed twice")
+            raise ValueError(f"seeds: {list(self.seeds)} lists a seed twice")
         if self.design == "compare":
-            self._check_compare()
+            self._check_variants()
         else:
             self._check_factors()
         if self.foldover and self.design != "screening":
@@ -209,9 +209,7 @@ class StudySpec(Spec):
                 f"cover: both is for test.accuracy in compare, sweep, one_out, one_in, not for {at}; use cover: seeds"
             )
         self._check_fields()
-        named = [("metric", self.metric), *(("also", name) for name in self.also)]
-        named += [(f"claims.{name}.metric", claim.metric) for name, claim in self.claims.items() if claim.metric]
-        for field, number in named:
+        for field, number in self.wanted:
             if not known(number, self.after):
                 raise ValueError(
                     f"{field}: no run has a number {number!r}; valid: test. or val. and {', '.join(EVALUATION)}, "
@@ -221,16 +219,17 @@ class StudySpec(Spec):
             number = claim.metric or self.metric
             ratio = metric(number).ratio
             if claim.ratio != ratio:
-                way = "as variant / reference" if ratio else "as a difference"
-                raise ValueError(f"claims.{name}.ratio: {number} is compared {way}; set ratio: {str(ratio).lower()}")
+                how = "as variant / reference" if ratio else "as a difference"
+                raise ValueError(f"claims.{name}.ratio: {number} is compared {how}; set ratio: {str(ratio).lower()}")
         return self
 
-    def _check_compare(self) -> None:
+    def _check_variants(self) -> None:
         if self.factors:
             raise ValueError("factors: design compare takes variants: {name: {field: value}} instead")
         if len(self.variants) < 2:
             raise ValueError("variants: a comparison needs at least two, name: {field: value}")
-        _known("reference", self.reference, self.variants)
+        if self.reference is not None and self.reference not in self.variants:
+            raise ValueError(f"reference: {self.reference!r} is none of {', '.join(self.variants)}")
 
     def _check_factors(self) -> None:
         if self.variants:
@@ -246,13 +245,14 @@ class StudySpec(Spec):
                 raise ValueError(f"factors.{name}: names no field")
             counts = {field: len(values) for field, values in levels.items()}
             if len(set_of(counts.values())) > 1:
-                raise ValueError(f"factors.{name}: its fields move together and need equally many levels, not {counts}")
-            count = next(iter(counts.values()))
+                raise ValueError(f"factors.{name}: its fields change together and need equally many levels: {counts}")
+            field, count = next(iter(counts.items()))
             if count < 2:
-                raise ValueError(f"factors.{name}.{next(iter(counts))}: at least two levels are needed, {count} given")
+                raise ValueError(f"factors.{name}.{field}: at least two levels are needed, {count} given")
             if self.design in ("one_out", "one_in", "screening") and count != 2:
-                field = f"factors.{name}.{next(iter(counts))}"
-                raise ValueError(f"{field}: design {self.design} takes two levels [off, on], {count} given")
+                raise ValueError(
+                    f"factors.{name}.{field}: design {self.design} takes two levels [off, on], {count} given"
+                )
         if self.design == "sweep" and len(self.factors) != 1:
             raise ValueError(f"factors: a sweep has one factor, {len(self.factors)} given; for several use factorial")
         if self.design == "screening" and len(self.factors) < (3 if self.foldover else 2):
@@ -261,42 +261,40 @@ class StudySpec(Spec):
             raise ValueError(f"contrasts: not in design {self.design}, whose effects are averages over all its runs")
 
     def _check_fields(self) -> None:
-        """Seeds belong to `seeds`, two factors may not set the same field, nor `set` a part of what is varied."""
+        """Seeds belong under `seeds`, two factors cannot set the same field, nor `set` a part of what is varied."""
         varied = {f"variants.{name}": list(fields) for name, fields in self.variants.items()}
         varied |= {f"factors.{name}": list(levels) for name, levels in self.factors.items()}
         for group, fields in {"set": list(self.set), **varied}.items():
             for field in fields:
                 if field in ("train.seed", "seed"):
-                    raise ValueError(f"{group}.{field}: a study's seeds stand under seeds")
+                    raise ValueError(f"{group}.{field}: list a study's seeds under seeds")
                 early = field == "train.early_stopping" or field.startswith("train.early_stopping.")
                 if early and not (group == "set" and self.set[field] is None):
                     raise ValueError(
-                        f"{group}.{field}: early stopping is off in studies, so that every run is as long; leave it out"
+                        f"{group}.{field}: early stopping is off in studies, so that all runs are equally long; "
+                        "remove it"
                     )
                 if field.startswith("after.") and step_of(field.removeprefix("after."), self.after) is None:
-                    raise ValueError(
-                        f"{group}.{field}: is written after.STEP.SETTING; steps under after: {_list(self.after)}"
-                    )
+                    steps = ", ".join(self.after) or "none"
+                    raise ValueError(f"{group}.{field}: must be after.STEP.SETTING; steps under after: {steps}")
         for group, fields in varied.items():
             for field in fields:
                 if field in SPLIT or field == "data":
                     raise ValueError(
                         f"{group}.{field}: all variants of a study have the same images and the same split; "
-                        + ("name the fields of data one by one" if field == "data" else "write it under set")
+                        + ("name the fields of data one by one" if field == "data" else "move it to set")
                     )
             for shared, field in itertools.product(self.set, fields):
-                # It would reach the variants that leave the field alone, and of an op's list even those that do not.
+                # It would change the variants that leave the field alone, or in a list of ops only the others.
                 if shared.startswith(f"{field}."):
                     raise ValueError(
-                        f"set.{shared}: is a part of {field}, which {group} sets, so it would change some variants and "
-                        f"not others; write it under {group.partition('.')[0]}"
+                        f"set.{shared}: is a part of {field}, which {group} sets, so it would change only some "
+                        f"variants; move it to {group.partition('.')[0]}"
                     )
         for (a, left), (b, right) in itertools.combinations(self.factors.items(), 2):
             for x, y in itertools.product(left, right):
                 if x == y or x.startswith(f"{y}.") or y.startswith(f"{x}."):
-                    raise ValueError(
-                        f"factors.{b}.{y}: factors.{a} sets {x} already; two factors need fields of their own"
-                    )
+                    raise ValueError(f"factors.{b}.{y}: factors.{a} already sets {x}; each factor needs its own fields")
 
     @classmethod
     def load(cls, source: str | Path, *overrides: str, tiny: bool = False) -> StudySpec:
@@ -304,9 +302,9 @@ class StudySpec(Spec):
 
         Args:
             source: a path, or a name of `shipped()`.
-            overrides: `field=value`, a recipe's field for all variants (as under `set`), or a field of the study
-                itself with `study.` before it: `study.seeds=[0, 1]`.
-            tiny: the tiny twin of the study.
+            overrides: `field=value`, a recipe field for all variants (as under `set`), or with `study.` before it a
+                field of the study itself: `study.seeds=[0, 1]`.
+            tiny: the tiny version of the study.
 
         Raises:
             RecipeError: the file is missing or wrong; one line that names the field.
@@ -324,21 +322,19 @@ class StudySpec(Spec):
             if value is not None and not isinstance(value, Mapping):
                 raise RecipeError(f"{path}: {field}: must be a mapping, as {{train.epochs: 5}}, not {value!r}")
         base = content.get("base")
-        if isinstance(base, str):  # a file, beside the study file or from here: the study then holds it whole
+        if isinstance(base, str):  # a file is included whole, so that the study no longer depends on it
             file = next((place for place in (path.parent / base, Path(base)) if place.is_file()), None)
             if file is not None:
                 content["base"] = parse_yaml(*read_text(file))[0]
-        if tiny:
-            content = shrink(content)
-        content = with_overrides(content, overrides)
-        named = content.get("factors") == "recipe" or isinstance(content.get("factors"), list)
-        if named:
-            content["factors"] = _of_recipe(content, str(path))
-        return cls.parse(content, str(path), None if tiny or overrides or named else node)
+        content = with_overrides(shrink(content) if tiny else content, overrides)
+        from_recipe = content.get("factors") == "recipe" or isinstance(content.get("factors"), list)
+        if from_recipe:
+            content["factors"] = _factors_of_base(content, str(path))
+        return cls.parse(content, str(path), None if tiny or overrides or from_recipe else node)
 
     @classmethod
     def parse(cls, content: Mapping[str, Any], where: str = "study", node: yaml.Node | None = None) -> StudySpec:
-        """Validate a mapping; errors become one line that starts with `where`.
+        """Validate a mapping; an error is one line that starts with `where`.
 
         Raises:
             RecipeError: a field is unknown, missing or wrong.
@@ -349,16 +345,16 @@ class StudySpec(Spec):
             first = error.errors()[0]
             if first["type"] == "extra_forbidden" and first["loc"][0] == "claims":
                 *path, field = (str(part) for part in first["loc"])
-                valid = _list(ClaimSpec.model_fields)
+                valid = ", ".join(ClaimSpec.model_fields)
                 raise RecipeError(f"{where}: unknown field {field!r} in {'.'.join(path)}; valid: {valid}") from error
             raise RecipeError(explain(error, cls, where, node)) from error
 
     def dump(self) -> dict[str, Any]:
-        """Plain values, defaults included, from which `parse` makes the same study."""
+        """Plain values, defaults included, from which `parse` makes an equal study."""
         return self.model_dump(mode="json")
 
 
-set_of = set  # `set` is a field above, and inside the class the field would be meant
+set_of = set  # inside the class, `set` is a field
 
 
 def shipped() -> list[str]:
@@ -367,16 +363,19 @@ def shipped() -> list[str]:
 
 
 def find(source: str | Path) -> Path:
-    """The study file of a path or of a shipped study's name."""
-    path = Path(source)
+    """The study file of a path or of a shipped study's name.
+
+    Raises:
+        RecipeError: there is none.
+    """
+    path, named = Path(source), SHIPPED / f"{source}.yaml"
     if path.is_file():
         return path
-    named = SHIPPED / f"{source}.yaml"
     if "/" not in str(source) and named.is_file():
         return named
-    close = difflib.get_close_matches(str(source), shipped(), 1)
-    hint = f"did you mean {close[0]}?" if close else f"shipped studies: {', '.join(shipped())}"
-    raise RecipeError(f"{source}: no such study file; {hint}")
+    names = shipped()
+    hint = did_you_mean(str(source), names)
+    raise RecipeError(f"{source}: no such study file{hint}; shipped studies: {', '.join(names)}")
 
 
 def with_overrides(content: Mapping[str, Any], overrides: tuple[str, ...]) -> dict[str, Any]:
@@ -386,7 +385,7 @@ def with_overrides(content: Mapping[str, Any], overrides: tuple[str, ...]) -> di
     for override in overrides:
         field, sign, text = override.partition("=")
         if not sign or not field.strip():
-            raise RecipeError(f"{override!r}: an override is written field=value")
+            raise RecipeError(f"{override!r}: an override must be field=value")
         try:
             value = yaml.safe_load(text)
         except yaml.YAMLError as error:
@@ -404,16 +403,15 @@ def with_overrides(content: Mapping[str, Any], overrides: tuple[str, ...]) -> di
 
 
 def shrink(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The tiny twin of a study file's content: `TINY` and its own `tiny` block over it, two seeds."""
+    """The tiny version of a study file's content: `TINY` and its own `tiny` block applied, two seeds, no claims."""
     own = dict(content.get("tiny") or {})
     shared = {**(content.get("set") or {}), **TINY, **(own.pop("set", None) or {})}
-    changed = {**content, "seeds": [0, 1], **own}
-    result = {**changed, "set": shared, "name": f"{content.get('name')}-tiny", "claims": {}}
+    result = {**content, "seeds": [0, 1], **own, "set": shared, "name": f"{content.get('name')}-tiny", "claims": {}}
     result.pop("tiny", None)
     return result
 
 
-def _of_recipe(content: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _factors_of_base(content: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The factors of a file that takes them from its base recipe: all its techniques, or those of the given names."""
     base = content.get("base")
     recipe = Recipe.load(base) if isinstance(base, str) else Recipe.model_validate(base or {})
@@ -426,12 +424,3 @@ def _of_recipe(content: Mapping[str, Any], where: str) -> dict[str, Any]:
                 f"{where}: factors: the recipe does not use {name!r}; it uses {', '.join(found) or 'none'}"
             )
     return {name: found[name] for name in wanted}
-
-
-def _known(field: str, name: str | None, valid: Mapping[str, Any]) -> None:
-    if name is not None and name not in valid:
-        raise ValueError(f"{field}: {name!r} is none of {_list(valid)}")
-
-
-def _list(names: Mapping[str, Any]) -> str:
-    return ", ".join(names) or "none"

@@ -1,0 +1,371 @@
+"""The result of a study: a table of its runs, its effects, and what they say of the claims."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from kitae.errors import KitaeError, TrainingError
+from kitae.experiments.claims import judge
+from kitae.experiments.design import Design, expand
+from kitae.experiments.folder import COLUMNS, FORMAT, STUDY, Outcome, done, read_outcomes, read_study
+from kitae.experiments.outcome import metric
+from kitae.experiments.plan import Job, Plan, make_plan
+from kitae.experiments.stats import Analysis, Effect, analyse
+from kitae.experiments.study_spec import StudySpec
+from kitae.experiments.wording import (
+    aliases_text,
+    amount,
+    claims_table,
+    effects_table,
+    interval,
+    metric_line,
+    noise_line,
+    runs_lines,
+    sentence,
+    variants_table,
+)
+from kitae.files import write_atomically, write_json
+
+_CURVES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "train_clean_accuracy")
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """A study's runs and what they show.
+
+    Attributes:
+        path: the study folder.
+        spec: the study.
+        runs: a row per planned run: variant, seed, status (done, failed, missing), error, run, fingerprint, every
+            number, `epochs` (JSON: the curves), `correct` (which test images it got right, packed), `machine` (JSON),
+            `store` (fingerprint of its images).
+        settings: base, model, images, epochs, precision, threads (of a run; a list if runs differ), machine, hours.
+        added: seeds that were added after the study was started: {seeds, when, finished: runs that were done by then}.
+    """
+
+    path: Path
+    spec: StudySpec
+    runs: pd.DataFrame
+    settings: Mapping[str, Any]
+    added: Sequence[Mapping[str, Any]] = ()
+
+    @classmethod
+    def of(
+        cls, path: Path, plan: Plan, outcomes: Mapping[str, Outcome], added: Sequence[Mapping[str, Any]]
+    ) -> StudyResult:
+        """The result of the runs so far; `outcomes` by fingerprint."""
+        return cls(path, plan.spec, _table(plan.jobs, outcomes), _settings(plan, outcomes), added)
+
+    @classmethod
+    def open(cls, path: str | Path) -> StudyResult:
+        """A study folder, finished or not, with or without its run folders.
+
+        Raises:
+            TrainingError: no study there.
+        """
+        folder = Path(path)
+        content = read_study(folder)
+        if content is None:
+            raise TrainingError(f"{folder}: no study there (it has no {STUDY})")
+        spec, added = StudySpec.parse(content["study"], str(folder / STUDY)), content.get("added") or ()
+        # effects.json is written last. Without it the table may be incomplete, and the runs have to be collected.
+        if (folder / "runs.parquet").is_file() and (folder / "effects.json").is_file():
+            try:
+                settings = json.loads((folder / "effects.json").read_text(encoding="utf-8"))["settings"]
+            except (OSError, ValueError, KeyError) as error:
+                raise KitaeError(
+                    f"{folder / 'effects.json'}: cannot be read; remove it, and resume the study"
+                ) from error
+            return cls(folder, spec, pd.read_parquet(folder / "runs.parquet"), settings, added)
+        plan = make_plan(spec, threads=content["threads"], precision=content["precision"])
+        plan = replace(plan, images=content["plan"]["images"])
+        return cls.of(folder, plan, read_outcomes(folder, plan), added)
+
+    @cached_property
+    def design(self) -> Design:
+        """What was run and what is estimated."""
+        return expand(self.spec)
+
+    @cached_property
+    def finished(self) -> pd.DataFrame:
+        """The rows of `runs` that are done."""
+        return self.runs[self.runs["status"] == "done"]
+
+    @cached_property
+    def analyses(self) -> dict[str, Analysis]:
+        """Metric -> its effects and noise: the study's own first, then those of `also` and of the claims."""
+        correct = self._correct() if self.spec.cover == "both" else None
+        return {
+            name: analyse(self.finished, self.design, name, correct)
+            for name in dict.fromkeys(number for _, number in self.spec.wanted)
+            if name == self.spec.metric or (name in self.finished and self.finished[name].notna().any())
+        }
+
+    @property
+    def effects(self) -> pd.DataFrame:
+        """A row per effect and metric; columns as the fields of `stats.Effect`, and a sentence."""
+        return pd.DataFrame(
+            [
+                {**asdict(effect), "shown": effect.shown, "words": self._sentence(effect)}
+                for analysis in self.analyses.values()
+                for effect in analysis.effects
+            ]
+        )
+
+    @property
+    def failed(self) -> pd.DataFrame:
+        """The runs that did not finish: variant, seed, status, error."""
+        return self.runs.loc[self.runs["status"] != "done", ["variant", "seed", "status", "error"]]
+
+    @property
+    def numberless(self) -> pd.DataFrame:
+        """The runs that finished without a finite number of the study's metric: variant, seed."""
+        name = self.spec.metric
+        rows = self.finished[self.finished[name].isna()] if name in self.finished else self.finished
+        return rows[["variant", "seed"]]
+
+    @property
+    def sentences(self) -> list[str]:
+        """What the study shows about its metric, one sentence per effect."""
+        return [self._sentence(effect) for effect in self.analyses[self.spec.metric].effects]
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader has to know of how the study was run."""
+        return [
+            f"Seeds {', '.join(str(seed) for seed in row['seeds'])} were added on {str(row['when'])[:10]}, after "
+            f"{row['finished']} runs had finished: the number of seeds was raised after a first look at the data."
+            for row in self.added
+        ]
+
+    def effect(self, metric: str, name: str) -> Effect | None:
+        """The effect of this name on a metric, or None if it was not measured."""
+        analysis = self.analyses.get(metric)
+        return next((e for e in analysis.effects if e.name == name), None) if analysis else None
+
+    def _sentence(self, effect: Effect) -> str:
+        has = effect.metric in self.finished and self.finished[effect.metric].notna().any()
+        if len(self.finished) and not has:
+            return f"{effect.name}: nothing can be said, no finished run has a number {effect.metric}"
+        return sentence(effect, len(self.spec.seeds), len(self.runs))
+
+    @property
+    def claims(self) -> list[dict[str, Any]]:
+        """Each claim with its effect and verdict: name, says, effect, metric, estimate, low, high, verdict, remark."""
+        rows = []
+        for name, claim in self.spec.claims.items():
+            about = claim.metric or self.spec.metric
+            effect = self.effect(about, claim.effect)
+            verdict, remark = ("not shown", "not measured")
+            if effect is not None:
+                verdict, remark = judge(effect, claim.between, claim.within)
+            rows.append({
+                "name": name, "says": claim.says, "effect": claim.effect, "metric": about,
+                "estimate": effect and effect.estimate, "low": effect and effect.low, "high": effect and effect.high,
+                "ratio": claim.ratio if effect is None else effect.ratio, "verdict": verdict, "remark": remark,
+            })  # fmt: skip
+        return rows
+
+    def table(self) -> str:
+        """The result as text: variants, effects, noise, sentences, claims, and the runs that failed."""
+        spec, main = self.spec, self.analyses[self.spec.metric]
+        covers = next((effect.covers for effect in main.effects if not math.isnan(effect.low)), "seeds")
+        unit = f" in {main.metric.unit}" if main.metric.unit else ""
+        parts = [
+            f"{spec.name}: {spec.design}, {len(self.design.variants)} variants x {len(spec.seeds)} seeds, "
+            f"{len(self.finished)} of {len(self.runs)} runs finished",
+            f"{spec.metric}{unit}; 95 % intervals, covering {covers}; "
+            f"p after Holm over {self.design.comparisons} effects",
+            *self.notes,
+            "",
+            variants_table(self._variants(), list(self.analyses)),
+            "",
+            effects_table(main.effects),
+            noise_line(main.noise, spec.metric),
+            *(["", aliases_text(self.design)] if self.design.aliases else []),
+            "",
+            *self.sentences,
+        ]
+        if any(effect.uneven for effect in main.effects):
+            parts.append(
+                "* it, or its reference, scatters more than the others, so its interval is from their pairs alone"
+            )
+        parts += [metric_line(name, one.effects) for name, one in self.analyses.items() if name != spec.metric]
+        if self.spec.claims:
+            claims = [(row, self.effect(row["metric"], row["effect"])) for row in self.claims]
+            parts += ["", claims_table(claims)]
+        parts += runs_lines(self.failed, "did not finish and are in no number above:")
+        without = f"finished without a finite {spec.metric}, so its effects are of the others:"
+        return "\n".join(parts + runs_lines(self.numberless, without))
+
+    def data(self) -> dict[str, Any]:
+        """What effects.json holds; plain values."""
+        content: dict[str, Any] = _plain(
+            {
+                "format": FORMAT,
+                "name": self.spec.name,
+                "about": self.spec.about,
+                "design": self.spec.design,
+                "metric": self.spec.metric,
+                "cover": self.spec.cover,
+                "seeds": list(self.spec.seeds),
+                "added": [dict(row) for row in self.added],
+                "settings": dict(self.settings),
+                "runs": {
+                    "planned": len(self.runs), "finished": len(self.finished),
+                    "failed": self.failed.to_dict(orient="records"),
+                },
+                "analyses": {name: _analysis(analysis) for name, analysis in self.analyses.items()},
+                "sentences": [*self.sentences, *self.notes],
+                "claims": self.claims,
+                "variants": self._variants(),
+                "curves": self._curves(),
+                "levels": {v.name: dict(v.levels) for v in self.design.variants},
+                "factors": {name: list(labels) for name, labels in self.design.factors.items()},
+                "numeric": [name for name in self.design.factors if _is_numeric(self.spec, name)],
+                "aliases": {
+                    name: [[a, b, c] for (a, b), c in row.items()] for name, row in self.design.aliases.items()
+                },
+            }
+        )  # fmt: skip
+        return content
+
+    def write(self) -> None:
+        """Write runs.parquet, effects.parquet and effects.json; the same runs give the same bytes."""
+        for frame, name in ((self.runs, "runs.parquet"), (self.effects, "effects.parquet")):
+            buffer = io.BytesIO()
+            frame.to_parquet(buffer, index=False)
+            write_atomically(self.path / name, buffer.getvalue())
+        write_json(self.path / "effects.json", self.data())
+
+    def _variants(self) -> list[dict[str, Any]]:
+        rows = []
+        for variant in self.design.variants:
+            own = self.finished[self.finished["variant"] == variant.name]
+            numbers: dict[str, Any] = {}
+            for name in self.analyses:
+                values = own[name].dropna().to_numpy(np.float64) * metric(name).scale if name in own else np.empty(0)
+                numbers[name] = {
+                    "mean": float(values.mean()) if len(values) else None,
+                    "sd": float(values.std(ddof=1)) if len(values) > 1 else None,
+                    "values": values.tolist(),
+                }
+            rows.append(
+                {"name": variant.name, "runs": len(own), "overrides": dict(variant.overrides), "numbers": numbers}
+            )
+        return rows
+
+    def _curves(self) -> dict[str, dict[str, Any]]:
+        """Variant -> column -> mean and range over seeds, an entry per epoch."""
+        curves: dict[str, dict[str, Any]] = {}
+        for variant in self.design.variants:
+            texts = self.finished.loc[self.finished["variant"] == variant.name, "epochs"]
+            runs = [json.loads(text) for text in texts]
+            length = min((len(run) for run in runs), default=0)
+            found: dict[str, Any] = {"epoch": [row["epoch"] for row in runs[0][:length]] if runs else []}
+            for column in _CURVES:
+                if runs and all(column in row for run in runs for row in run[:length]):
+                    values = np.array([[row[column] for row in run[:length]] for run in runs])
+                    found[column] = {
+                        "mean": values.mean(axis=0).tolist(),
+                        "low": values.min(axis=0).tolist(),
+                        "high": values.max(axis=0).tolist(),
+                    }
+            curves[variant.name] = found
+        return curves
+
+    def _correct(self) -> dict[tuple[str, int], Any]:
+        found = {}
+        for variant, seed, text in zip(self.runs["variant"], self.runs["seed"], self.runs["correct"], strict=True):
+            if isinstance(text, str):
+                count, _, packed = text.partition(":")
+                bits = np.unpackbits(np.frombuffer(base64.b64decode(packed), np.uint8), count=int(count))
+                found[(str(variant), int(seed))] = bits.astype(bool)
+        return found
+
+
+def _table(jobs: Sequence[Job], outcomes: Mapping[str, Outcome]) -> pd.DataFrame:
+    """A row per planned run, in the plan's order."""
+    names = sorted({name for outcome in outcomes.values() for name in outcome["numbers"]})
+    missing: Outcome = {"status": "missing", "error": None, "numbers": {}, "epochs": [], "correct": None}
+    rows = []
+    for job in jobs:
+        outcome = outcomes.get(job.fingerprint, missing)
+        rows.append({
+            "variant": job.variant, "seed": job.seed, "status": outcome["status"], "error": outcome["error"],
+            "run": job.name, "fingerprint": job.fingerprint,
+            **{name: outcome["numbers"].get(name) for name in names},
+            "epochs": json.dumps(outcome["epochs"]), "correct": outcome["correct"],
+            "machine": json.dumps(outcome.get("machine") or {}), "store": outcome.get("store"),
+        })  # fmt: skip
+    texts = dict.fromkeys((name for name in COLUMNS if name != "seed"), "object")
+    return pd.DataFrame(rows).astype(texts | dict.fromkeys(names, "float64"))
+
+
+def _settings(plan: Plan, outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
+    """The conditions under which the effects were measured, for the ledger."""
+    recipe = next(job.recipe for job in plan.jobs if job.variant == plan.design.reference)
+    precisions = dict.fromkeys(job.recipe.train.precision for job in plan.jobs)  # several if the study varies it
+    ordered = [outcomes[job.fingerprint] for job in plan.jobs if job.fingerprint in outcomes]
+    seconds = []
+    for unit in plan.units:  # runs that share a training count it once
+        timed = [outcomes[job.fingerprint] for job in unit if done(outcomes, job)]
+        if timed and "epoch_seconds" in timed[0]["numbers"]:
+            seconds.append(timed[0]["numbers"]["epoch_seconds"] * len(timed[0]["epochs"]))
+    return {
+        "base": recipe.name,
+        "source": recipe.data.source,
+        "images": recipe.data.limit or plan.images,
+        "model": recipe.model.name,
+        "width": recipe.model.width,
+        "epochs": recipe.train.epochs,
+        "batch_size": recipe.train.batch_size,
+        "precision": " and ".join(precisions),
+        "threads": plan.run_threads[0] if len(plan.run_threads) == 1 else list(plan.run_threads),
+        "machine": ordered[0]["machine"] if ordered else {},
+        "training_hours": sum(seconds) / 3600 if seconds else None,
+    }
+
+
+def _is_numeric(spec: StudySpec, factor: str) -> bool:
+    """Whether a factor's levels are numbers, rather than numbered because they have no short names."""
+    values = next(iter(spec.factors[factor].values()))
+    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+
+
+def _analysis(analysis: Analysis) -> dict[str, Any]:
+    return {
+        "unit": analysis.metric.unit,
+        "better": analysis.metric.better,
+        "runs": analysis.runs,
+        "noise": asdict(analysis.noise),
+        "effects": [
+            {
+                **asdict(effect), "shown": effect.shown, "neutral": effect.neutral,
+                "text": {"estimate": amount(effect.estimate, effect), "interval": interval(effect)},
+            }
+            for effect in analysis.effects
+        ],
+    }  # fmt: skip
+
+
+def _plain(value: Any) -> Any:
+    """Values that JSON has: NaN becomes null, NumPy numbers become Python's."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,208 @@
+"""study(spec): write the plan down, run what is missing, and analyse it.
+
+The files of a study folder, and how a study is resumed, are described in `kitae.experiments.folder`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from kitae.console import rough_duration
+from kitae.errors import RecipeError, TrainingError
+from kitae.experiments.executors import Executor, LocalProcesses, threads_each
+from kitae.experiments.folder import (
+    ANOTHER_OUT,
+    STUDY,
+    STUDY_FILES,
+    Outcome,
+    check_images,
+    check_numerics,
+    check_owned,
+    done,
+    keep_outcome,
+    locked,
+    read_outcomes,
+    read_study,
+    remove_owned,
+    study_difference,
+    write_study,
+)
+from kitae.experiments.outcome import metric
+from kitae.experiments.plan import Job, Plan, make_plan
+from kitae.experiments.result import StudyResult
+from kitae.experiments.study_spec import StudySpec, with_overrides
+from kitae.experiments.worker import function
+
+TRAIN = "kitae.pipelines.train:train"
+TRAIN_WITHOUT_TEST = "kitae.pipelines.train:train_without_test"
+MEASURE = "kitae.pipelines.estimate:estimate"
+
+Report = Callable[[str], None]
+
+
+def plan_study(
+    spec: StudySpec | str | Path, *overrides: str, tiny: bool = False, workers: int = 1, threads: int | None = None,
+    measure: str | None = MEASURE,
+) -> Plan:  # fmt: skip
+    """What `study` would do; writes nothing but the decoded images.
+
+    Args:
+        spec: a study, a file, or the name of a shipped one; `overrides` and `tiny` as in `StudySpec.load`.
+        workers, threads: as in `study`.
+        measure: the function that times a few steps, as module:function; None skips the estimate of time.
+    """
+    return _plan(_spec(spec, overrides, tiny), workers, threads_each(threads, workers), measure)
+
+
+def study(
+    spec: StudySpec | str | Path,
+    out: str | Path | None = None,
+    *overrides: str,
+    tiny: bool = False,
+    workers: int = 1,
+    threads: int | None = None,
+    executor: Executor | None = None,
+    overwrite: bool = False,
+    figures: bool = True,
+    report: Report | None = None,
+    train: str | None = None,
+    measure: str | None = MEASURE,
+) -> StudyResult:
+    """Run a study, or resume it, and analyse it.
+
+    Args:
+        spec: a study, a file, or the name of a shipped one.
+        out: the study folder; None is runs/study-NAME. If it holds the same study, that is resumed.
+        overrides: `field=value` for all variants, `study.field=value` for the study itself.
+        tiny: run the tiny version, to check that the file works. Its numbers mean nothing.
+        workers: runs at a time on this machine.
+        threads: of each run; None divides the cores. A study keeps the number of threads it was started with.
+        executor: where runs happen, instead of `workers` local processes.
+        overwrite: replace the study in `out`, once the new one is planned.
+        figures: draw them at the end.
+        report: receives the plan, and a line for each run as it ends.
+        train: the function that trains, as module:function. None is `TRAIN`, or if the study asks for no number of
+            test, `TRAIN_WITHOUT_TEST`.
+        measure: as in `plan_study`; needed once if a recipe says `precision: auto`.
+
+    Raises:
+        KitaeError: anything the user can correct, in one line. A run that fails is no error; it is in the result.
+    """
+    asked = _spec(spec, overrides, tiny)
+    folder = Path("runs") / f"study-{asked.name}" if out is None else Path(out)
+    say = report or (lambda _: None)
+    with locked(folder):
+        plan, content = _written_plan(folder, asked, workers, threads_each(threads, workers), measure, overwrite)
+        say(plan.text())
+        if threads is not None and plan.run_threads != (threads,):
+            kept = " and ".join(str(number) for number in plan.run_threads)
+            say(f"threads: {threads} is not used; this study's runs have {kept}, from its first start or its recipes")
+        outcomes = read_outcomes(folder, plan)
+        todo = [job for job in plan.jobs if not done(outcomes, job)]
+        if 0 < len(todo) < len(plan.jobs):
+            finished = len(plan.jobs) - len(todo)
+            say(f"resuming: {finished} of {len(plan.jobs)} runs are done (started {content['written']})")
+        if todo:
+            check_numerics(folder, content)
+            check_images(
+                folder,
+                ((job.recipe.data, outcomes[job.fingerprint].get("store")) for job in plan.jobs if done(outcomes, job)),
+            )
+            (folder / "effects.json").unlink(missing_ok=True)  # of the runs before; its table stays, for resuming
+            train = train or (TRAIN if _needs_test(asked) else TRAIN_WITHOUT_TEST)
+            _run(folder, plan, outcomes, todo, train, executor or LocalProcesses(workers), say)
+        result = StudyResult.of(folder, plan, outcomes, content.get("added") or ())
+        result.write()
+        if figures:
+            from kitae.reporting.effects import draw_study
+
+            draw_study(result.data(), folder / "figures")
+        return result
+
+
+def _run(
+    folder: Path, plan: Plan, outcomes: dict[str, Outcome], todo: Sequence[Job], train: str, place: Executor,
+    say: Report,
+) -> None:  # fmt: skip
+    """Run the missing jobs and add their outcomes."""
+    jobs = {job.fingerprint: job for job in todo}
+    missing = [[job for job in unit if job.fingerprint in jobs] for unit in plan.units]
+    units = [_unit(folder, unit, train) for unit in missing if unit]
+    started = time.monotonic()
+    for count, outcome in enumerate(place.outcomes(units), start=1):
+        job = jobs[outcome["fingerprint"]]
+        outcomes[job.fingerprint] = outcome = keep_outcome(folder, job, outcome)
+        left = (time.monotonic() - started) / count * (len(todo) - count)
+        say(f"[{count}/{len(todo)}] {job.variant}, seed {job.seed}: {_headline(plan.spec, outcome)}"
+            + (f"; about {rough_duration(left)} left" if count < len(todo) else ""))  # fmt: skip
+
+
+def _spec(spec: StudySpec | str | Path, overrides: Sequence[str], tiny: bool) -> StudySpec:
+    if not isinstance(spec, StudySpec):
+        return StudySpec.load(spec, *overrides, tiny=tiny)
+    if tiny:
+        raise RecipeError("tiny: needs a study file or name, not a loaded study")
+    return StudySpec.parse(with_overrides(spec.dump(), tuple(overrides))) if overrides else spec
+
+
+def _plan(spec: StudySpec, workers: int, threads: int, measure: str | None) -> Plan:
+    return make_plan(spec, workers=workers, threads=threads, measure=None if measure is None else function(measure))
+
+
+def _written_plan(
+    folder: Path, spec: StudySpec, workers: int, threads: int, measure: str | None, overwrite: bool
+) -> tuple[Plan, dict[str, Any]]:
+    """The plan as written down before the first run, and what study.yaml says; written now if there is none."""
+    content = None if overwrite else read_study(folder)
+    if content is None:
+        check_owned(folder, STUDY, STUDY_FILES, "study")
+        plan = _plan(spec, workers, threads, measure)
+        remove_owned(folder, STUDY, STUDY_FILES)  # only now: a mistake in the new study must not cost the old one
+        return plan, write_study(folder, plan, datetime.now(UTC).isoformat(timespec="seconds"))
+    changed = study_difference(content["study"], spec.dump())
+    if changed:
+        raise TrainingError(
+            f"{folder}: holds another study ({changed}); {ANOTHER_OUT}. A study can only be resumed with the settings "
+            "it was started with"
+        )
+    plan = make_plan(spec, workers=workers, threads=content["threads"], precision=content["precision"])
+    for job, row in zip(plan.jobs, content["runs"], strict=True):
+        if job.fingerprint != row["fingerprint"]:
+            raise TrainingError(
+                f"{folder}: the recipe of {job.variant!r} has changed since the study was started; {ANOTHER_OUT}"
+            )
+    return replace(plan, images=content["plan"]["images"]), content
+
+
+def _needs_test(spec: StudySpec) -> bool:
+    return bool(spec.after) or any(number.startswith("test.") for _, number in spec.wanted)
+
+
+def _unit(folder: Path, jobs: Sequence[Job], train: str) -> dict[str, Any]:
+    runs = (folder / "runs").resolve()
+    return {
+        "train": train,
+        "recipe": jobs[0].recipe.model_dump(mode="json"),
+        "folder": str(runs / jobs[0].folder),
+        "jobs": [
+            {
+                "fingerprint": job.fingerprint,
+                "outcome": str(runs / f"{job.name}.json"),
+                "after": {step: dict(settings) for step, settings in job.after.items()},
+            }
+            for job in jobs
+        ],
+    }
+
+
+def _headline(spec: StudySpec, outcome: Mapping[str, Any]) -> str:
+    if outcome["status"] != "done":
+        return f"FAILED: {outcome['error']}"
+    shown = metric(spec.metric)
+    value = outcome["numbers"].get(spec.metric)
+    return f"no {spec.metric}" if value is None else f"{value * shown.scale:.4g} {shown.unit}".strip()

@@ -1,0 +1,213 @@
+"""What the page of a compression says: what was won and lost, every candidate, and how it was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kitae.reporting.figures import draw_compression
+from kitae.reporting.pictures import read_pictures
+from kitae.reporting.results import Candidate, CompressionRecord
+from kitae.reporting.values import (
+    UNKNOWN,
+    Cell,
+    between,
+    count,
+    milliseconds,
+    points,
+    points_lost,
+    share,
+    size,
+    times,
+    times_between,
+)
+
+_PICTURES = {
+    "pareto": ("Every candidate by size and accuracy", "Accuracy is on validation, on which the choice was made."),
+    "sparsity": ("Accuracy against the share of weights removed", "On validation, before any rounding to 8 bits."),
+    "latency": ("Time of one image, of every candidate", ""),
+    "filters": ("The first layer's filters, and which of them were kept", ""),
+}
+_CLOSEST = "On validation. Nothing was within the budget: the star is the closest."
+
+
+def content(record: CompressionRecord, folder: Path) -> dict[str, Any]:
+    """What compression.html names; draws the picture of the front where somebody deleted it."""
+    _draw_missing_front(record, folder)
+    captions = dict(_PICTURES) if record.within_budget else {**_PICTURES, "pareto": (_PICTURES["pareto"][0], _CLOSEST)}
+    subtitle = record.winner.name + ("" if record.within_budget else ", the closest to the budget")
+    return {
+        "over": "Compression",
+        "title": record.run or folder.resolve().name,
+        "subtitle": subtitle + (f", from a run of {record.recipe}" if record.recipe else ""),
+        "warnings": _warnings(record),
+        "it": record,
+        "budget": _budget(record),
+        "compared": _side_by_side(record),
+        "judged_on": _judged_on(record),
+        "pictures": read_pictures(folder, tuple(_PICTURES)),
+        "captions": captions,
+        "marks": lambda row: _marks(record, row),
+        "candidates_caption": _candidates_caption(record),
+        "everything": [row.model_dump() for row in record.candidates],
+        "timing": _timing(record),
+        "measured_by": _measured_by(record),
+        "settings": record.spec.model_dump(),
+        "more": record.model_extra or {},
+    }
+
+
+def _warnings(record: CompressionRecord) -> list[str]:
+    warnings = []
+    name = record.winner.name
+    if not record.within_budget:
+        why = record.why_not or "exceeds it"
+        warnings.append(f"No candidate is within the budget. The closest, {name}, {why}; it is kept as closest.onnx.")
+    if record.test and not record.test.within_budget:
+        allowed = record.spec.max_drop
+        budget = "the budget" if allowed is None else f"the budget of {allowed:g}"
+        warnings.append(
+            f"{name} is within the budget on validation, but on test it loses {points(record.test.drop)}, more than "
+            f"{budget}."
+        )
+    return warnings
+
+
+def _budget(record: CompressionRecord) -> str:
+    """What was asked for, in one sentence, and what came of it."""
+    spec, asked = record.spec, []
+    if spec.max_drop is not None:
+        asked.append(f"at most {spec.max_drop:g} point{'' if spec.max_drop == 1 else 's'} of accuracy lost")
+    if spec.max_bytes is not None:
+        asked.append(f"at most {spec.max_bytes:,.0f} bytes")
+    if spec.max_latency_ms is not None:
+        asked.append(f"at most {spec.max_latency_ms:g} ms an image")
+    found = "The smallest file within it" if record.within_budget else "Nothing was within it; the closest"
+    return f"The budget: {', '.join(asked) or 'none'}. {found}: {record.winner.name}."
+
+
+_COMPARED = (
+    ("bytes", "File", "smaller", "larger"),
+    ("packed_bytes", "File, packed", "smaller", "larger"),
+    ("latency_ms", "Latency of one image", "faster", "slower"),
+    ("parameters", "Parameters", "fewer", "more"),
+    ("nonzero", "Parameters that are not 0", "fewer", "more"),
+    ("macs", "Multiply-adds", "fewer", "more"),
+)
+
+
+def _side_by_side(record: CompressionRecord) -> list[tuple[str, list[Cell]]]:
+    """The original against the winner, a row a number."""
+    before, after, test = record.baseline, record.winner, record.test
+    rows: list[tuple[str, list[Cell]]] = [("Name", [(before.name, ""), (after.name, ""), ("", "")])]
+    if test:
+        lost = points_lost(test.drop, test.drop_interval)
+        rows.append(("Accuracy on test", [_accuracy(test.baseline), _accuracy(test.winner), lost]))
+    lost = points_lost(after.drop, after.drop_interval)
+    rows.append(("Accuracy on validation", [_accuracy(before), _accuracy(after), lost]))
+    if after.flips is not None:
+        rows.append(("Answers changed on validation", [("", ""), (share(after.flips, 2), ""), ("", "")]))
+    for key, label, less, more in _COMPARED:
+        old, new = getattr(before, key), getattr(after, key)
+        if new is None or (key == "nonzero" and new == after.parameters):
+            continue
+        ratio = old / new if old and new > 0 else None
+        if key == "latency_ms":  # the ratio of the medians is not the median of the ratios
+            ratio = after.speedup or ratio
+        word, factor = times(ratio, less, more)
+        timed = key == "latency_ms" and ratio is not None and ratio >= 1
+        changed = ("" if ratio is None else f"{factor} {word}",
+                   between(after.speedup_interval, 1, 2) if timed else "")  # fmt: skip
+        rows.append((label, [_exactly(before, key), _exactly(after, key), changed]))
+    return rows
+
+
+def _accuracy(row: Candidate) -> Cell:
+    return share(row.accuracy, 2), between(row.accuracy_interval, 100, 2)
+
+
+def _exactly(row: Candidate, key: str) -> Cell:
+    """To the last byte and the last parameter, for two columns are compared."""
+    value = getattr(row, key)
+    if value is None:
+        return UNKNOWN, ""
+    if key == "latency_ms":
+        return milliseconds(value), times_between(row.latency_ms_interval)
+    return (size(value), f"{count(value)} bytes") if key.endswith("bytes") else (count(value), "")
+
+
+def _judged_on(record: CompressionRecord) -> str:
+    val = record.images.get("val")
+    validation = f"validation{'' if val is None else f' ({val:,} images)'}"
+    if record.test:
+        told = record.test.count
+        opened = f"Test{'' if told is None else f' ({told:,} images)'} was opened once, for these two,"
+        return f"{opened} after everything was chosen on {validation}. Intervals are 95 %; of points lost, paired."
+    why = "" if record.within_budget else ", for nothing was within the budget"
+    return (
+        f"Test was not opened{why}. These numbers are from {validation}, on which the choice was made too. Intervals "
+        "are 95 %; of points lost, paired."
+    )
+
+
+def _marks(record: CompressionRecord, row: Candidate) -> str:
+    """What a candidate is, after its name."""
+    marks = [("winner" if record.within_budget else "closest") if row.winner else "", "control" if row.control else "",
+             "front" if row.front else ""]  # fmt: skip
+    return ", ".join(mark for mark in marks if mark)
+
+
+def _candidates_caption(record: CompressionRecord) -> str:
+    caption = "Accuracy on validation, and points of it lost (below 0 is a gain), with 95 % intervals."
+    if any(row.front for row in record.candidates):
+        caption += " Front: no other is at once as accurate, as small and as fast."
+    if any(row.control for row in record.candidates):
+        caption += " Controls are measured for comparison and cannot win."
+    return caption
+
+
+def _timing(record: CompressionRecord) -> str:
+    latency, control, threads = record.latency, record.latency.control, record.spec.threads
+    parts = ["Latency is of one image in ONNX Runtime"]
+    parts.append(f"on {threads} thread{'' if threads == 1 else 's'}" if threads else "on threads of its own choice")
+    if latency.rounds is not None:
+        parts.append(f"all candidates in turn in each of {latency.rounds:.0f} rounds")
+    if any(row.control for row in record.candidates):
+        parts.append("the controls afterwards, beside the original again, whose time then sets the clock")
+    text = ", ".join(parts)
+    text += f"; its intervals cover {latency.covers}." if latency.covers else "."
+    if control.ratio is not None:
+        interval = between(control.ratio_interval, 1, 3)
+        text += f" The original timed against itself gives {control.ratio:.3f}×{f' ({interval})' if interval else ''}"
+        noise = latency.noise
+        text += "." if noise is None else f": differences below {100 * noise:.1f} % are not to be believed."
+    return text
+
+
+def _measured_by(record: CompressionRecord) -> str:
+    machine: Mapping[str, Any] = record.machine
+    parts = [str(machine.get("processor") or "unknown processor")]
+    if isinstance(cores := machine.get("cores"), int):
+        parts.append(f"{cores} core{'' if cores == 1 else 's'}")
+    if "vnni" in machine:
+        parts.append("with VNNI" if machine["vnni"] else "without VNNI")
+    when = str(machine.get("when") or "")[:10]
+    version = f", by Kitae {record.kitae}" if record.kitae else ""
+    return f"Measured on {', '.join(parts)}{f', on {when}' if when else ''}{version}."
+
+
+def _draw_missing_front(record: CompressionRecord, folder: Path) -> None:
+    """The picture of the front, where somebody deleted it."""
+    rows = [row for row in record.candidates if row.accuracy is not None and (getattr(row, record.size) or 0) > 0]
+    if not rows or list((folder / "figures").glob("*pareto*.png")):
+        return
+    draw_compression(
+        [row.model_dump() for row in rows],
+        folder / "figures" / "pareto.png",
+        baseline=record.baseline.model_dump(),
+        winner=record.winner.model_dump(),
+        max_drop=record.spec.max_drop,
+        size=record.size,
+        within_budget=record.within_budget,
+    )

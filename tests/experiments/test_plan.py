@@ -1,0 +1,186 @@
+"""Plans: what will run, how long it takes, and every mistake found before anything is trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kitae.errors import RecipeError
+from kitae.experiments.executors import threads_each
+from kitae.experiments.plan import make_plan, resolve
+from kitae.experiments.study import plan_study
+from kitae.recipe import Recipe
+from tests.experiments import fake_train
+from tests.experiments.test_study import FAKE, STUDY, make, run
+
+OWN = "tests.experiments.fake_train:after_step"
+MEASURE = FAKE["measure"]
+RATIO = {"ratio": {"after.prune.ratio": [0.0, 0.5]}}
+
+
+def test_runs_of_a_seed_differ_only_in_the_variant() -> None:
+    plan = make_plan(make(), threads=2)
+    base = Recipe.load("fashion-mini")
+    for job in plan.jobs:
+        assert job.recipe.train.seed == job.seed
+        assert job.recipe.data == base.data
+        assert job.recipe.train.early_stopping is None
+        assert job.recipe.train.threads == 2
+    assert [job.seed for job in plan.jobs] == [0] * 3 + [1] * 3 + [2] * 3  # stopped anywhere, it is nearly balanced
+
+
+def test_time_noise_and_what_can_be_shown() -> None:
+    plan = plan_study(make(noise=0.3), workers=2, threads=1, measure=MEASURE)
+    assert plan.seconds == pytest.approx(9 * 3 * 2.0 / 2)
+    text = plan.text()
+    assert f"{plan.smallest:.2g} points" in text
+    assert "0.3 points" in text
+    assert "val.accuracy" in text, "a study on test is told what to choose a recipe by"
+    assert plan_study(make(seeds=[0]), measure=None).smallest is None
+
+
+def test_a_busy_machine_is_mentioned() -> None:
+    def measure(load: float) -> Any:
+        return lambda recipe: {"recipe": recipe, "seconds_per_epoch": 2.0, "train": 100, "load": load}
+
+    assert "beside 3 other programs" in make_plan(make(), measure=measure(3.2)).text()
+    assert "other programs" not in make_plan(make(), measure=measure(0.1)).text()
+
+
+@pytest.mark.parametrize(
+    ("fields", "epochs"),
+    [
+        ({"factors": {"limit": {"data.limit": [1000, 4000]}}}, 3 * (1 + 4)),
+        ({"factors": {"limit": {"data.limit": [1000, None]}}}, 3 * (1 + 10)),
+        (
+            {"factors": {"ratio": {"after.prune.ratio": [0.0, 0.5]}}, "after": {"prune": {"epochs": 2}}},
+            10 * (3 + 2 * 2),
+        ),
+        ({"factors": {"ratio": {"after.prune.ratio": [0.0, 0.5]}}, "after": {"prune": {}}}, 10 * (3 + 2 * 5)),
+    ],
+)
+def test_time_follows_the_images_and_the_fine_tuning(fields: dict[str, Any], epochs: float) -> None:
+    def measure(recipe: Recipe) -> dict[str, Any]:
+        images = recipe.data.limit or 10_000
+        return {"recipe": recipe, "seconds_per_epoch": images / 1000, "train": images}
+
+    plan = make_plan(make(design="sweep", seeds=[0], **fields), measure=measure)
+    assert plan.seconds == pytest.approx(epochs)
+
+
+@pytest.mark.parametrize(
+    ("claim", "noise", "needed"),
+    [
+        ({"between": [1, 2]}, 0.5, range(4, 100)),
+        ({"between": [1, 2]}, 50, [None]),
+        ({"within": 0.5}, 0.5, range(4, 100)),
+        ({"between": [0, None]}, 50, ["not listed"]),
+    ],
+)
+def test_seeds_for_half_the_claimed_effect(claim: dict[str, Any], noise: float, needed: Any) -> None:
+    plan = plan_study(make(claims={"c": {"says": "x", "effect": "mixing", **claim}}, noise=noise), measure=None)
+    assert plan.seeds_needed.get("c", "not listed") in needed
+    assert ("claim     c" in plan.text()) == ("c" in plan.seeds_needed)
+
+
+@pytest.mark.parametrize(
+    ("metric", "given", "words"),
+    [
+        ("test.loss", None, "in test.loss"), ("epoch_seconds", None, "relative"), ("test.loss", 0.01, "0.01 test.loss"),
+        ("epoch_seconds", 0.02, "2 %"), ("gap", None, "0.5 points"),
+    ],
+)  # fmt: skip
+def test_noise_is_assumed_only_of_metrics_in_points(metric: str, given: float | None, words: str) -> None:
+    plan = plan_study(make(metric=metric, noise=given), measure=None)
+    assert words in plan.text()
+    assert (plan.smallest is None) == (given is None and metric != "gap")
+
+
+def test_screening_prints_its_aliases() -> None:
+    factors = {**STUDY["factors"], "ema": {"train.ema": [None, 0.9]}}
+    assert "smoothing x mixing" in plan_study(make(design="screening", factors=factors), measure=None).text()
+    folded = plan_study(make(design="screening", factors=factors, foldover=True), measure=None).text()
+    assert "smoothing x mixing" not in folded
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"set": {"train.epoch": 3}}, ["'none'", "epochs"]),
+        ({"set": {"train.epochs": -3}}, ["'none'", "train.epochs"]),
+        ({"base": "no-such-recipe"}, ["no-such-recipe"]),
+        ({"factors": {"x": {"train.label_smoothing": [0.05, 0.05]}}}, ["'none'", "'only x'"]),
+        ({"factors": {"x": {"augment.train.rotat": [None, {}]}}}, ["rotat", "rotate"]),
+        ({"after": {"prun": {}}}, ["after.prun", "prune, robustness"]),
+        ({"after": {"no.such:step": {}}}, ["after.no.such:step"]),
+        ({"after": {"tests.experiments.fake_train:nothing": {}}}, ["fake_train:nothing"]),
+        ({"after": {"prune": {"ration": 0.5}}}, ["after.prune", "'ration'", "ratio, epochs, kind, scope"]),
+        ({"after": {"prune": {"ratio": 1.5}}}, ["after.prune.ratio", "less than 1", "1.5"]),
+        ({"after": {"prune": {"ratio": "half"}}}, ["after.prune.ratio", "'half'"]),
+        ({"after": {"prune": {"kind": "wild"}}}, ["after.prune.kind", "'unstructured' or 'structured'"]),
+        ({"after": {"robustness": {"images": 0}}}, ["after.robustness.images", "not 0"]),
+        ({"after": {OWN: {"epochs": 3}}}, [OWN, "'epochs'", "ratio"]),
+        (
+            {"after": {"prune": {}}, "design": "sweep", "factors": {"ratio": {"after.prune.ratio": [0, 7]}}},
+            ["'ratio=7'", "after.prune.ratio"],
+        ),
+        ({"after": {"prune": {}}, "metric": "prune.acc"}, ["metric", "'acc'", "val_accuracy"]),
+        ({"after": {"robustness": {}}, "also": ["robustness.mean"]}, ["also", "'mean'", "mean_accuracy"]),
+        (
+            {"after": {"robustness": {}},
+             "claims": {"c": {"says": "x", "effect": "mixing", "within": 1, "metric": "robustness.blurr_accuracy"}}},
+            ["claims.c.metric", "did you mean blur_accuracy"],
+        ),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_line_before_anything_is_trained(
+    tmp_path: Path, fields: dict[str, Any], named: list[str]
+) -> None:
+    with pytest.raises(RecipeError) as caught:
+        run(tmp_path / "s", make(**fields))
+    assert all(name in str(caught.value) for name in named), str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "s" / "study.yaml").exists()
+
+
+@pytest.mark.parametrize("threads", [0, -2])
+def test_threads_are_at_least_one(threads: int) -> None:
+    with pytest.raises(RecipeError, match=rf"threads: {threads} "):
+        threads_each(threads, 1)
+
+
+def test_precision_auto_is_resolved_once_for_all_runs() -> None:
+    assert {job.recipe.train.precision for job in plan_study(make(), measure=None).jobs} == {"auto"}
+    plan = make_plan(make(), measure=fake_train.measure)
+    assert {job.recipe.train.precision for job in plan.jobs} == {"bf16"}
+
+
+def test_ops_are_switched_by_their_names() -> None:
+    base = Recipe.load("fashion-mini")  # random_crop, horizontal_flip, random_erasing
+
+    def ops(overrides: dict[str, Any]) -> list[dict[str, Any]]:
+        recipe, _ = resolve(base, make(), overrides, "here")
+        return [dict(op) for op in recipe.augment.train]
+
+    assert [next(iter(op)) for op in ops({"augment.train.horizontal_flip": None})] == ["random_crop", "random_erasing"]
+    changed = ops({"augment.train.random_erasing": {"p": 0.5}, "augment.train.rotate": {"degrees": 15}})
+    assert changed[2:] == [{"random_erasing": {"p": 0.5}}, {"rotate": {"degrees": 15}}]
+    assert ops({"augment.train.random_erasing.p": 0.75})[2] == {"random_erasing": {"p": 0.75}}
+    assert ops({"augment.train": [], "augment.train.cutout": {"size": 8}}) == [{"cutout": {"size": 8}}]
+    for wrong in (
+        {"augment.train.rotate.degrees": 3},
+        {"augment.train": [{"rotate": {}}, {"rotate": {}}], "augment.train.rotate": None},
+    ):
+        with pytest.raises(RecipeError, match=r"^here: augment\.train\.rotate"):
+            ops(wrong)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_early_stopping_is_off_whatever_the_base_and_the_variants_say(whole: bool) -> None:
+    base = Recipe.load("fashion-mini").override("train.early_stopping.patience=3")
+    train = {"train": {**base.train.model_dump(mode="json"), "epochs": 4}}
+    recipe, _ = resolve(base, make(), train if whole else {"train.epochs": 4}, "here")
+    assert recipe.train.epochs == 4
+    assert recipe.train.early_stopping is None

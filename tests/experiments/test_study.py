@@ -1,0 +1,534 @@
+"""Studies as a whole, on a stand-in for training: written down first, resumable, nothing dropped silently."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+from PIL import Image
+
+from kitae import cli
+from kitae.errors import KitaeError, RecipeError, TrainingError
+from kitae.experiments import after
+from kitae.experiments.executors import Inline, LocalProcesses
+from kitae.experiments.result import StudyResult
+from kitae.experiments.study import plan_study, study
+from kitae.experiments.study_spec import StudySpec
+from kitae.recipe import Recipe
+from tests.experiments import fake_train
+
+ROOT = Path(__file__).parents[2]
+PATH = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])  # of the Kitae under test
+FAKE = {"train": "tests.experiments.fake_train:train", "measure": "tests.experiments.fake_train:measure"}
+STUDY: dict[str, Any] = {
+    "name": "fake",
+    "base": "fashion-mini",
+    "set": {"train.epochs": 3},
+    "design": "one_in",
+    "factors": {
+        "smoothing": {"train.label_smoothing": [0.0, 0.1]},
+        "mixing": {"augment.mix": [None, {"mixup_alpha": 1.0}]},
+    },
+    "seeds": [0, 1, 2],
+}
+CLAIM = {"says": "mixing helps", "effect": "mixing", "between": [1, 3]}
+
+
+@pytest.fixture(autouse=True)
+def _workers_find_the_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", PATH)
+
+
+def make(**fields: Any) -> StudySpec:
+    return StudySpec.parse({**STUDY, **fields})
+
+
+def run(folder: Path, spec: StudySpec | None = None, **options: Any) -> StudyResult:
+    return study(spec or make(), folder, **{"executor": Inline(), "figures": False, **FAKE, **options})
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in ("runs.parquet", "effects.parquet", "effects.json")}
+
+
+def trained(folder: Path) -> dict[str, int]:
+    """Run -> how often it was trained to its end."""
+    return {path.parent.name: len(path.read_text()) for path in folder.glob("runs/*/trained")}
+
+
+class Stops(Inline):
+    """Is interrupted after some units."""
+
+    def __init__(self, units: int) -> None:
+        self.units = units
+
+    def outcomes(self, units: Any) -> Any:
+        yield from super().outcomes(units[: self.units])
+        raise KeyboardInterrupt
+
+
+def cut(folder: Path, units: int, spec: StudySpec | None = None, **options: Any) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, spec, executor=Stops(units), **options)
+
+
+def refused(folder: Path, spec: StudySpec | None = None, *named: str, **options: Any) -> None:
+    """Starting this study is refused in one line that has these words, and leaves the folder as it was."""
+    before = {path: path.read_bytes() for path in folder.glob("*") if path.is_file()}
+    with pytest.raises(TrainingError) as caught:
+        run(folder, spec, **options)
+    text = str(caught.value)
+    assert all(name in text for name in (str(folder), *named)), text
+    assert "\n" not in text
+    assert {path: path.read_bytes() for path in folder.glob("*") if path.is_file()} == before
+
+
+def test_a_study_measures_what_is_there(tmp_path: Path) -> None:
+    lines: list[str] = []
+    result = run(tmp_path / "s", report=lines.append)
+    assert list(result.runs["status"]) == ["done"] * 9
+    effects = result.effects[result.effects["metric"] == "test.accuracy"].set_index("name")
+    for name in ("smoothing", "mixing"):
+        assert effects.loc[name, "low"] < 2.0 < effects.loc[name, "high"]
+        assert effects.loc[name, "words"].startswith(f"{name}: helps")
+    assert len(lines) == 1 + 9
+    assert lines[1].startswith("[1/9] none, seed 0: 7")
+    assert set(result.analyses) == {"test.accuracy", "val.accuracy", "gap", "epoch_seconds", "peak_memory_bytes"}
+    assert pd.read_parquet(tmp_path / "s" / "runs.parquet").shape[0] == 9
+    curve = result.data()["curves"]["none"]
+    assert curve["epoch"] == [1, 2, 3]
+    assert curve["val_accuracy"]["low"][2] <= curve["val_accuracy"]["mean"][2] <= curve["val_accuracy"]["high"][2]
+
+
+def test_everything_is_written_down_before_the_first_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    original = fake_train.measure
+
+    def counted(recipe: Recipe) -> Any:
+        calls.append(recipe.train.precision)
+        return original(recipe)
+
+    monkeypatch.setattr(fake_train, "measure", counted)
+    cut(tmp_path / "s", 0)
+    content = yaml.safe_load((tmp_path / "s" / "study.yaml").read_text())
+    assert content["study"]["metric"] == "test.accuracy"
+    assert content["study"]["seeds"] == [0, 1, 2]
+    assert content["study"]["set"] == {"train.epochs": 3}
+    assert content["precision"] == "bf16"
+    assert content["plan"]["smallest_effect"] > 0
+    assert len({row["fingerprint"] for row in content["runs"]}) == 9
+    run(tmp_path / "s")
+    assert calls == ["auto"], "precision: auto is decided once"
+
+
+def test_finished_runs_are_not_run_again(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    first = run(folder)
+    before = files(folder)
+    assert run(folder).sentences == first.sentences
+    assert files(folder) == before
+    assert set(trained(folder).values()) == {1}
+
+
+def test_a_run_whose_record_is_damaged_is_run_again(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    run(folder)
+    before = files(folder)
+    record = sorted(folder.glob("runs/*.json"))[0]
+    record.write_text(record.read_text()[:40])
+    (folder / "runs.parquet").unlink()
+    run(folder)
+    assert files(folder) == before
+    assert trained(folder)[record.stem] == 2
+
+
+@pytest.mark.parametrize("units", [0, 4, 8])
+def test_a_published_study_without_its_runs_can_be_resumed(tmp_path: Path, units: int) -> None:
+    folder = tmp_path / "s"
+    images = {"train": "tests.experiments.fake_train:train_on_images"}
+    spec = make(cover="both")
+    run(tmp_path / "whole", spec, **images)
+    if units:
+        cut(folder, units, spec, **images)
+        StudyResult.open(folder).write()
+    else:
+        run(folder, spec, **images)
+    shutil.rmtree(folder / "runs")
+    result = run(folder, spec, **images)
+    assert files(folder) == files(tmp_path / "whole")
+    assert len(trained(folder)) == (9 - units if units else 0), "only missing runs are trained"
+    assert result.runs["store"].nunique() == 1
+    assert json.loads(result.runs["machine"][8]) == {"processor": "fake"}
+
+
+def test_a_published_study_is_resumed_only_on_its_images(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    images = {"train": "tests.experiments.fake_train:train_on_images"}
+    cut(folder, 4, **images)
+    opened = StudyResult.open(folder)
+    opened.write()
+    shutil.rmtree(folder / "runs")
+    table = pd.read_parquet(folder / "runs.parquet")
+    table.loc[table["status"] == "done", "store"] = "of other images"
+    table.to_parquet(folder / "runs.parquet", index=False)
+    refused(folder, None, "images of fashion-mini", "--overwrite", **images)
+
+
+def test_a_failed_run_is_reported_and_repeated_next_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "s"
+    monkeypatch.setenv("FAKE_FAIL", "only-mixing-seed1")
+    result = run(folder)
+    assert result.failed.to_dict("records") == [
+        {"variant": "only mixing", "seed": 1, "status": "failed", "error": "the loss was not finite"}
+    ]
+    text = result.table()
+    assert "8 of 9 runs finished" in text
+    assert "only mixing, seed 1: failed: the loss was not finite" in text
+    effects = result.effects[result.effects["metric"] == "test.accuracy"].set_index("name")
+    assert effects.loc["mixing", "pairs"] == 2
+    assert effects.loc["smoothing", "pairs"] == 3
+    monkeypatch.delenv("FAKE_FAIL")
+    again = run(folder)
+    assert len(again.failed) == 0
+    assert "only mixing, seed 1" not in again.table()
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "named"),
+    [
+        ({}, {"seeds": [0, 1]}, "seeds"),
+        ({}, {"metric": "val.accuracy"}, "metric was test.accuracy"),
+        ({}, {"claims": {"late": CLAIM}}, "claims.late was added"),
+        ({"claims": {"mix": CLAIM}}, {"claims": {}}, "claims.mix was removed"),
+        ({"claims": {"mix": CLAIM}}, {"claims": {"mix": {**CLAIM, "between": [1, 2]}}}, "claims.mix was changed"),
+        ({"base": {"train": {"epochs": 7}}}, {"base": {"train": {"epochs": 77}}}, "base.train.epochs was 7, is 77"),
+        ({}, {"set": {"train.epochs": 3, "train.batch_size": 8}}, "set.train.batch_size was missing"),
+    ],
+)
+def test_a_study_is_resumed_only_with_the_settings_it_was_started_with(
+    tmp_path: Path, before: dict[str, Any], now: dict[str, Any], named: str
+) -> None:
+    folder = tmp_path / "s"
+    cut(folder, 0, make(**before))
+    refused(folder, make(**{**before, **now}), named, "--overwrite")
+    cut(folder, 0, make(**before, about="a better description"))
+    cut(folder, 1, make(**{**before, **now}), overwrite=True)
+    assert len(list((folder / "runs").glob("*.json"))) == 1
+
+
+def test_a_changed_base_recipe_is_refused(tmp_path: Path) -> None:
+    base = tmp_path / "base.yaml"
+    base.write_text("name: base\n")
+    cut(tmp_path / "s", 0, make(base=str(base)))
+    base.write_text("name: base\ntrain: {batch_size: 64}\n")
+    refused(tmp_path / "s", make(base=str(base)), "'none'")
+
+
+def test_a_version_that_trains_differently_adds_no_runs(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    run(folder)
+    before = files(folder)
+    written = (folder / "study.yaml").read_text()
+    assert "numerics: 3\n" in written
+    (folder / "study.yaml").write_text(written.replace("numerics: 3\n", ""))  # as the first version wrote it
+    run(folder)  # nothing is missing: its tables can be made again
+    assert files(folder) == before
+    shutil.rmtree(folder / "runs")
+    (folder / "runs.parquet").unlink()
+    refused(folder, None, "--overwrite")
+    assert len(run(folder, overwrite=True).failed) == 0
+    assert files(folder) == before
+
+
+def test_a_study_keeps_its_threads_and_says_so(tmp_path: Path) -> None:
+    lines: list[str] = []
+
+    def told() -> list[str]:
+        return [line for line in lines if line.startswith("threads: ")]
+
+    run(tmp_path / "s", threads=1, report=lines.append)
+    run(tmp_path / "s", report=lines.append)
+    assert not told()
+    run(tmp_path / "s", threads=2, report=lines.append)
+    assert "2 is not used" in told()[0]
+    result = run(tmp_path / "t", make(set={"train.threads": 3}, seeds=[0, 1]), threads=16, report=lines.append)
+    assert "runs have 3" in told()[1]
+    assert result.settings["threads"] == 3
+    both = make(design="compare", factors={}, variants={"1": {"train.threads": 1}, "2": {"train.threads": 2}})
+    assert run(tmp_path / "u", both).settings["threads"] == [1, 2]
+    assert "1 or 2 threads" in plan_study(both, measure=FAKE["measure"]).text()
+
+
+@pytest.mark.parametrize("wrong", [{"set": {"train.epoch": 3}}, {"base": "no-such-recipe"}])
+def test_overwrite_removes_nothing_before_the_new_plan_is_made(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    folder = tmp_path / "s"
+    run(folder, make(seeds=[0]))
+    before = files(folder)
+    with pytest.raises(RecipeError):
+        run(folder, make(**wrong), overwrite=True)
+    (folder / "thesis.tex").write_text("precious")
+    refused(folder, make(seeds=[1]), "thesis.tex", overwrite=True)
+    (folder / "study.yaml").unlink()
+    refused(folder, None, "holds effects.json and no study", overwrite=True)
+    assert files(folder) == before
+    assert len(list((folder / "runs").glob("*.json"))) == 3
+
+
+def test_an_interrupted_overwrite_can_be_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "s"
+    run(folder)
+
+    def interrupt(path: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("kitae.experiments.folder.shutil.rmtree", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(folder, make(seeds=[5, 6]), overwrite=True)
+    assert len(run(folder, make(seeds=[5, 6]), overwrite=True).runs) == 6
+
+
+def test_a_study_is_not_resumed_on_other_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, images = tmp_path / "s", tmp_path / "images"
+    for name, number in itertools.product(("cat", "dog"), range(4)):
+        (images / name).mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), color=number).save(images / name / f"{number}.png")
+    spec = make(set={"data.source": f"folder:{images}", "data.cache": str(tmp_path / "cache")})
+    options = {"train": "tests.experiments.fake_train:train_on_images"}
+    monkeypatch.setenv("FAKE_FAIL", "seed2")
+    run(folder, spec, **options)
+    monkeypatch.delenv("FAKE_FAIL")
+    Image.new("L", (8, 8), color=200).save(images / "cat" / "4.png")
+    refused(folder, spec, "images of folder:", **options)
+    for file in folder.glob("runs/*.json"):  # as old versions wrote them
+        outcome = json.loads(file.read_text())
+        file.write_text(json.dumps({name: value for name, value in outcome.items() if name != "store"}))
+    assert len(run(folder, spec, **options).failed) == 0
+    assert len(run(folder, spec, **options).failed) == 0  # all are done: there is nothing to add
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+
+    class Again(Inline):
+        def outcomes(self, units: Any) -> Any:
+            refused(folder, None, "another process")
+            yield from super().outcomes(units)
+
+    run(folder, executor=Again())
+
+
+def test_an_opened_study_is_the_one_that_was_run(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    result = run(folder)
+    for missing in (None, "effects.json"):  # killed between the two tables
+        if missing:
+            (folder / missing).unlink()
+        opened = StudyResult.open(folder)
+        assert opened.table() == result.table()
+        assert opened.data() == result.data()
+    with pytest.raises(TrainingError, match=r"study\.yaml"):
+        StudyResult.open(tmp_path)
+
+
+def test_an_unfinished_study_can_be_opened(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    cut(folder, 4)
+    opened = StudyResult.open(folder)
+    assert list(opened.runs["status"]) == ["done"] * 4 + ["missing"] * 5
+    assert "4 of 9 runs finished" in opened.table()
+
+
+def test_a_number_that_no_finished_run_has_is_reported(tmp_path: Path) -> None:
+    result = run(tmp_path / "s", make(metric="test.top5", also=[]))
+    assert len(result.failed) == 0
+    assert len(result.numberless) == 9
+    assert "nothing can be said" in result.sentences[0]
+    assert "test.top5" in result.sentences[0]
+
+
+@pytest.mark.parametrize(("failing", "status"), [("seed", 1), ("seed1", None)])
+def test_a_study_whose_runs_all_failed_exits_with_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], failing: str,
+    status: int | None,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("FAKE_FAIL", failing)
+    result = run(tmp_path / "s", make(seeds=[0, 1]))
+    monkeypatch.setattr("kitae.experiments.study.study", lambda *_, **__: result)
+    for command in (lambda: cli.study("fake"), lambda: cli.ablate("fashion-mini")):
+        if status is None:
+            command()
+        else:
+            with pytest.raises(SystemExit) as caught:
+                command()
+            assert caught.value.code == status
+        assert "runs did not finish" in capsys.readouterr().out
+
+
+def test_an_ablation_from_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[tuple[Any, Any, dict[str, Any]]] = []
+
+    def noted(spec: StudySpec, out: Path, **options: Any) -> StudyResult:
+        asked.append((spec, out, options))
+        return run(tmp_path / "s", make(seeds=[0, 1]))
+
+    monkeypatch.setattr("kitae.experiments.study.study", noted)
+    cli.ablate(
+        "fashion-mini", out=tmp_path / "s", design="screening", metric="val.accuracy", foldover=True, seeds=2,
+        workers=2, threads=1, overwrite=True,
+    )  # fmt: skip
+    ((spec, out, options),) = asked
+    assert (spec.metric, spec.foldover, spec.seeds, out) == ("val.accuracy", True, (0, 1), tmp_path / "s")
+    assert {name: options[name] for name in ("workers", "threads", "overwrite")} == {
+        "workers": 2, "threads": 1, "overwrite": True,
+    }  # fmt: skip
+    capsys.readouterr()
+
+
+def test_settings_name_every_precision_of_a_study(tmp_path: Path) -> None:
+    assert run(tmp_path / "one", make(seeds=[0])).settings["precision"] == "bf16", "what auto became"
+    variants = {"fp32": {"train.precision": "fp32"}, "bf16": {"train.precision": "bf16"}}
+    spec = make(design="compare", factors={}, variants=variants, reference="fp32", seeds=[0])
+    assert run(tmp_path / "two", spec).settings["precision"] == "fp32 and bf16"
+
+
+def test_processes_give_the_same_files_as_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = make(seeds=[0, 1])
+    run(tmp_path / "inline", spec, threads=1)
+    monkeypatch.setenv("FAKE_DIE_ONCE", str(tmp_path))
+    run(tmp_path / "local", spec, threads=1, executor=LocalProcesses(workers=2))
+    assert (tmp_path / "died").exists()  # one worker was killed by a signal, and its run repeated
+    assert files(tmp_path / "inline") == files(tmp_path / "local")
+
+
+def dies(recipe: Recipe, out: Path, *, resume: bool) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_keeps_dying_is_a_failed_run(tmp_path: Path) -> None:
+    spec = make(seeds=[0], factors={"smoothing": STUDY["factors"]["smoothing"]})
+    result = run(
+        tmp_path / "s", spec, executor=LocalProcesses(retries=1), train="tests.experiments.test_study:dies", threads=1
+    )
+    assert list(result.runs["status"]) == ["failed", "failed"]
+    assert "status -9" in result.runs["error"][0]
+    assert "nothing can be said" in result.table()
+
+
+def test_a_process_that_dies_loses_no_finished_run(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    step = "tests.experiments.fake_train:step_that_dies"
+    spec = make(
+        design="sweep", factors={"ratio": {f"after.{step}.ratio": [0.0, 0.5, 0.7]}}, after={step: {}}, seeds=[0],
+        metric=f"{step}.accuracy", also=[],
+    )  # fmt: skip
+    result = run(folder, spec, executor=LocalProcesses(retries=1), threads=1)
+    assert list(result.runs["status"]) == ["done", "failed", "failed"]
+    assert "status -9" in result.runs["error"][1]
+    assert list(StudyResult.open(folder).runs["status"]) == ["done", "failed", "failed"]
+    assert (folder / "runs" / "steps-0.0").read_text() == "."  # and the next process does not repeat it
+
+
+def test_a_run_finished_elsewhere_replaces_a_failure_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "s"
+    monkeypatch.setenv("FAKE_FAIL", "seed1")
+    run(folder)
+    monkeypatch.delenv("FAKE_FAIL")
+
+    class Elsewhere(Inline):  # a machine without a shared disk: only the outcome comes back
+        def outcomes(self, units: Any) -> Any:
+            there = [
+                {**unit, "folder": str(tmp_path / "there" / Path(unit["folder"]).name),
+                 "jobs": [{**job, "outcome": str(tmp_path / "there" / Path(job["outcome"]).name)}
+                          for job in unit["jobs"]]}
+                for unit in units
+            ]  # fmt: skip
+            yield from super().outcomes(there)
+
+    assert len(run(folder, executor=Elsewhere()).failed) == 0
+    (folder / "runs.parquet").unlink()
+    assert len(StudyResult.open(folder).failed) == 0
+
+
+_DRIVER = """
+import sys
+from kitae.experiments.executors import LocalProcesses
+from kitae.experiments.study import study
+from tests.experiments.test_study import FAKE, make
+study(make(seeds=[0, 1]), sys.argv[1], executor=LocalProcesses(workers=2), threads=1, figures=False, **FAKE)
+"""
+
+
+def test_killed_at_any_moment_and_resumed_it_ends_with_the_same_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tmp_path / "whole", make(seeds=[0, 1]), threads=1)
+    monkeypatch.setenv("FAKE_STEP_SECONDS", "0.1")
+    folder = tmp_path / "cut"
+
+    def written() -> bool:
+        return (folder / "study.yaml").is_file()
+
+    def in_the_middle_of_a_run() -> bool:
+        return any(0 < path.stat().st_size < fake_train.STEPS for path in folder.glob("runs/*/steps"))
+
+    def between_runs() -> bool:
+        return len(list(folder.glob("runs/*.json"))) >= 3
+
+    for moment in (written, in_the_middle_of_a_run, between_runs):
+        driver = subprocess.Popen([sys.executable, "-c", _DRIVER, str(folder)], cwd=ROOT, start_new_session=True)
+        while not moment():
+            assert driver.poll() is None, f"the study ended before {moment.__name__}"
+            time.sleep(0.01)
+        driver.kill()
+        driver.wait()
+        assert not (folder / "effects.json").exists()
+    subprocess.run([sys.executable, "-c", _DRIVER, str(folder)], cwd=ROOT, check=True)
+    assert files(folder) == files(tmp_path / "whole")
+    assert {len(path.read_text()) for path in folder.glob("runs/*/steps")} == {fake_train.STEPS}
+
+
+def test_steps_after_training_share_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(after.STEPS, "prune", "tests.experiments.fake_train:after_step")
+    spec = make(
+        design="sweep", factors={"ratio": {"after.prune.ratio": [0.0, 0.5, 0.9]}}, after={"prune": {}},
+        metric="prune.accuracy", also=["prune.nested.bytes", "test.accuracy"],
+    )  # fmt: skip
+    result = run(tmp_path / "s", spec)
+    assert len(trained(tmp_path / "s")) == 3
+    assert list(result.runs["status"]) == ["done", "done", "failed"] * 3
+    effect = result.analyses["prune.accuracy"].effects[0]
+    assert effect.name == "ratio=0.5"
+    assert effect.estimate == pytest.approx(-5.0)
+    assert result.analyses["prune.nested.bytes"].effects[0].estimate == pytest.approx(0.5)
+    assert result.settings["training_hours"] * 3600 == pytest.approx(3 * 3 * 0.5), "a training shared is one training"
+    lines: list[str] = []
+    run(tmp_path / "s", spec, report=lines.append)
+    assert "6 of 9 runs are done" in lines[1]
+
+
+def test_your_own_step_has_its_numbers_as_metrics(tmp_path: Path) -> None:
+    own = "tests.experiments.fake_train:after_step"
+    spec = make(after={own: {"ratio": 0.5}}, metric=f"{own}.accuracy", also=[f"{own}.nested.bytes"], seeds=[0, 1])
+    result = run(tmp_path / "s", spec)
+    assert len(result.failed) == 0
+    assert set(result.analyses) == {f"{own}.accuracy", f"{own}.nested.bytes"}
+
+
+def test_a_file_is_no_study_folder(tmp_path: Path) -> None:
+    (tmp_path / "f").write_text("x")
+    with pytest.raises(KitaeError, match="--out"):
+        run(tmp_path / "f")

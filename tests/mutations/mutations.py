@@ -1,0 +1,62 @@
+"""Seeded mistakes, each of which some test must notice: (file, text, replacement, tests that should fail).
+
+The text occurs exactly once in the file. `make check-slow` applies them one by one to a copy of the package.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Mutation(NamedTuple):
+    """One mistake: `text` of src/kitae/`file` becomes `replacement`, and one of `tests` (pytest arguments) fails."""
+
+    file: str
+    text: str
+    replacement: str
+    tests: str
+
+
+FIT = "tests/training/test_fit.py"
+MIX = "tests/augment/test_engine_mix.py"
+
+MUTATIONS = [
+    # The loop
+    Mutation("training/fit.py", "value >= at.best)", "value > at.best)", f"{FIT} -k ties"),
+    Mutation("training/spec.py", "if metric == \"val_loss\" else value), -loss", "if metric == \"val_loss\" else value), loss", f"{FIT} -k ties"),
+    Mutation("training/fit.py", "at.epoch, at.step, at.seen = at.epoch + 1, 0, 0", "at.epoch, at.step, at.seen = at.epoch + 1, 0, at.seen", f"{FIT} -k 'resume or learns or two_runs'"),
+    Mutation("training/batches.py", "batches = samples // batch_size", "batches = -(-samples // batch_size)", f"{FIT} -k 'full_batches or rest'"),
+    Mutation("training/batches.py", "min(spec.batch_size, samples - samples % even)", "spec.batch_size", f"{FIT} tests/pipelines/test_train.py -k 'full_batches or shrinks'"),
+    Mutation("training/batches.py", "start = step * shape.batch_size + own * world.rank", "start = step * own", f"{FIT} tests/training/test_distributed.py"),
+    Mutation("training/batches.py", "index=index, step=step)", "index=index, step=0)", f"{FIT} {MIX} tests/pipelines/test_train.py -k 'step or mixing'"),
+    Mutation("training/learner.py", "number = at.epoch * self.shape.steps + at.step", "number = at.step", f"{FIT} -k 'seeded or dropout or every_step'"),
+    Mutation("training/learner.py", "torch._foreach_copy_(self._buffers, self._buffers_before)", "pass", f"{FIT} -k trace"),
+    Mutation("training/learner.py", "loss / self.shape.accumulate", "loss", f"{FIT} -k accumulation"),
+    Mutation("training/learner.py", "nn.utils.clip_grads_with_norm_(self.model.parameters(), spec.clip_norm, norm)", "pass", f"{FIT} -k clip"),
+    Mutation("training/learner.py", "self._after_step(self.model)", "pass", f"{FIT} -k masks"),
+    Mutation("training/learner.py", "(1 - self._teacher.weight) * loss + self._teacher.weight * lesson", "loss", f"{FIT} -k teacher"),
+    Mutation("training/checkpoint.py", "if metadata.get(\"loop\", 1) != LOOP:", "if False:", f"{FIT} -k earlier_loop"),
+    Mutation("training/checkpoint.py", "if metadata.get(\"fingerprint\") != fingerprint:", "if False:", f"{FIT} -k same_recipe"),
+    Mutation("training/schedule.py", "return (step + 1) / (warmup + 1)", "return step / (warmup + 1)", "tests/training/test_schedule.py"),
+    Mutation("training/schedule.py", "(total - step) / (total - peak + 1)", "(total - step) / (total - peak)", "tests/training/test_schedule.py"),
+    Mutation("training/optim.py", "decayed = parameter.ndim > 1 and", "decayed =", "tests/training/test_optim.py"),
+    Mutation("training/optim.py", "decay = min(self.decay, (1 + updates) / (10 + updates))", "decay = self.decay", "tests/training/test_optim.py"),
+    Mutation("training/losses.py", "* temperature**2", "", "tests/training/test_losses.py tests/compression"),
+    Mutation("training/losses.py", "label_smoothing=smoothing", "label_smoothing=0.0", "tests/training/test_losses.py"),
+    Mutation("training/precision.py", "bool(flags & {\"avx512_bf16\", \"amx_bf16\", \"bf16\"})", "True", "tests/training/test_precision.py"),
+    # Keyed randomness
+    Mutation("keyed.py", "for _ in range(10):", "for _ in range(9):", "tests/test_keyed.py"),
+    Mutation("keyed.py", "philox(i & _MASK, i >> _SHIFT, e, s,", "philox(i & _MASK, i & _MASK, e, s,", "tests/test_keyed.py"),
+    Mutation("keyed.py", "f\"{name} {occurrence}\"", "f\"{name}\"", "tests/test_keyed.py tests/augment/test_engine_keyed.py"),
+    Mutation("keyed.py", "+ 0.5) * TWO_POW_MINUS_32)", ") * TWO_POW_MINUS_32)", "tests/test_keyed.py"),
+    # Mixing
+    Mutation("augment/mix.py", "out[1] = 1.0 - (x2 - x1) * (y2 - y1) / (height * width)", "out[1] = share", MIX),
+    Mutation("augment/mix.py", "partner = np.arange(pairs) ^ 1", "partner = np.arange(pairs)", MIX),
+    Mutation("augment/mix.py", "side = math.sqrt(1.0 - share)", "side = 1.0 - share", f"{MIX} tests/augment/test_golden_distributions.py"),
+    # Evaluation and statistics
+    Mutation("evaluation/evaluate.py", "np.bincount(truth * K + predicted, minlength=K * K)", "np.bincount(predicted * K + truth, minlength=K * K)", "tests/evaluation/test_evaluate.py"),
+    Mutation("evaluation/evaluate.py", "model(convert(view)).float() / temperature for view", "model(convert(view)).float() for view", "tests/evaluation/test_evaluate.py tests/pipelines/test_train.py -k 'view or tta or averaged'"),
+    Mutation("evaluation/intervals.py", "z * z / (4 * count * count)", "0", "tests/evaluation/test_intervals.py"),
+    Mutation("evaluation/intervals.py", "float(2 * estimate - high)", "float(low)", "tests/evaluation/test_intervals.py tests/evaluation/test_calibration.py"),
+    Mutation("evaluation/intervals.py", "if 2 * tail > 1 - level:", "if tail > 1 - level:", "tests/evaluation/test_intervals.py"),
+]  # fmt: skip

@@ -1,0 +1,37 @@
+"""Every seeded mistake is noticed by the tests that guard its place."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.mutations.mutations import MUTATIONS, Mutation
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda m: f"{m.file}:{m.text[:32]}")
+def test_the_text_to_mutate_occurs_once(mutation: Mutation) -> None:
+    assert (ROOT / "src" / "kitae" / mutation.file).read_text().count(mutation.text) == 1
+
+
+def test_there_are_enough() -> None:
+    assert len(MUTATIONS) >= 40
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda m: f"{m.file}:{m.text[:32]}")
+def test_a_mutation_is_caught(mutation: Mutation, tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    file = tmp_path / "src" / "kitae" / mutation.file
+    file.write_text(file.read_text().replace(mutation.text, mutation.replacement))
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *shlex.split(mutation.tests)]
+    env = {**os.environ, "PYTHONPATH": str(tmp_path / "src"), "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=500)
+    assert result.returncode == 1, result.stdout[-2000:]  # 1: a test failed; 5: none ran

@@ -1,0 +1,100 @@
+"""Folders are read and validated once; what is damaged is named by file and field."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kitae.errors import KitaeError
+from kitae.reporting.results import CompressionRecord, Effect, RunRecord, Split, StudyRecord
+from kitae.run import Run
+from tests.reporting.conftest import measured
+
+MEASURED = Path(__file__).parent / "compressions"
+
+
+def test_a_run_is_read_as_far_as_it_is(make_run: Callable[..., Run]) -> None:
+    begun, done = RunRecord.open(make_run("a", done=False, rows=0)), RunRecord.open(make_run("b"))
+    assert (begun.finished, begun.epochs, begun.openings, begun.predicted, begun.gap) == (False, (), (), None, None)
+    assert done.finished
+    assert done.evaluation.test is not None
+    assert done.evaluation.test.accuracy == pytest.approx(80 / 90)
+    assert done.openings[0].why == "end of training"
+    assert done.predicted is not None
+    assert len(done.predicted.names) == 90
+    assert done.gap == pytest.approx(0.1)
+
+
+def test_mistakes_are_the_most_confident_first(make_run: Callable[..., Run]) -> None:
+    found = RunRecord.open(make_run()).predicted
+    assert found is not None
+    worst = found.mistakes(5)
+    assert not found.correct[worst].any()
+    assert (np.diff(found.confidence[worst]) <= 0).all()
+    assert found.confidence[worst[0]] == found.confidence[~found.correct].max()
+
+
+def test_confidence_before_the_temperature_is_that_of_the_logits(make_run: Callable[..., Run]) -> None:
+    found = RunRecord.open(make_run()).predicted
+    assert found is not None
+    np.testing.assert_allclose(found.uncalibrated(1.0), found.confidence, atol=1e-6)
+    assert (found.uncalibrated(2.0) >= found.confidence - 1e-9).all()
+
+
+def test_confused_pairs_are_counted() -> None:
+    split = Split.model_validate(measured(("a", "b", "c")))
+    (pair,) = split.confused(5)
+    assert (pair.true, pair.predicted, pair.count, pair.share) == ("a", "b", 10, pytest.approx(1 / 3))
+    assert Split.model_validate({**measured(("a", "b")), "confusion": [[1]]}).confused(5) == []
+
+
+def test_numbers_that_are_not_finite_are_unknown() -> None:
+    effect = Effect.model_validate({"name": "a", "estimate": float("nan"), "low": float("-inf"), "high": None})
+    assert (effect.estimate, effect.low, effect.high) == (None, None, None)
+    assert Split.model_validate({"accuracy": 0.5, "accuracy_interval": [None, 0.9]}).accuracy_interval is None
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"winner": None}, "winner"),
+        ({"candidates": []}, "candidates"),
+        ({"candidates": [{"name": "a", "accuracy": "high"}]}, "candidates.0.accuracy"),
+        ({"spec": [1]}, "spec"),
+    ],
+)
+def test_a_damaged_field_is_named(change: dict[str, Any], field: str, tmp_path: Path) -> None:
+    facts = json.loads((MEASURED / "demo.json").read_text())
+    (tmp_path / "compression.json").write_text(json.dumps({**facts, **change}))
+    with pytest.raises(KitaeError) as caught:
+        CompressionRecord.open(tmp_path)
+    assert str(caught.value).startswith(f"{tmp_path / 'compression.json'}: is damaged ({field}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_damaged_runs_are_named(make_run: Callable[..., Run]) -> None:
+    run = make_run()
+    (run.path / "predictions.parquet").write_bytes(b"PAR1 no")
+    with pytest.raises(KitaeError, match=r"predictions\.parquet: is damaged"):
+        RunRecord.open(run)
+    run = make_run("other")
+    (run.path / "evaluation.json").write_text('{"test": {"accuracy": [1]}}')
+    with pytest.raises(KitaeError, match=r"evaluation\.json.*test\.accuracy"):
+        RunRecord.open(run)
+
+
+def test_every_published_result_is_valid() -> None:
+    root = Path(__file__).parents[2]
+    studies = sorted((root / "studies" / "results").glob("*/effects.json"))
+    assert studies
+    for file in studies:
+        record = StudyRecord.open(file.parent)
+        assert record is not None
+        assert record.main.effects
+    for file in (root / "benchmarks" / "results" / "compression").glob("*.json"):
+        assert CompressionRecord.model_validate(json.loads(file.read_text())).candidates
