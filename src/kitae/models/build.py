@@ -179,6 +179,13 @@ def classifier_names(model: nn.Module) -> tuple[str, ...]:
     return names
 
 
+def linear_classifier(model: nn.Module) -> nn.Linear | None:
+    """The layer that turns features [N, D] into logits, where it is one linear layer with a bias."""
+    names = classifier_names(model)
+    layer = model.get_submodule(names[0])
+    return layer if len(names) == 1 and isinstance(layer, nn.Linear) and layer.bias is not None else None
+
+
 def layer_groups(model: nn.Module) -> list[list[str]]:
     """Parameter names in groups from the stem to the classifier: each parameter once, the classifier alone in the last.
 

@@ -20,7 +20,14 @@ from kitae.data.splits import Splits
 from kitae.data.store import Store
 from kitae.errors import RecipeError, TrainingError
 from kitae.evaluation.evaluate import label_scores, predict_logits
-from kitae.models.build import build, count_macs, count_parameters, layer_groups, normalization
+from kitae.models.build import (
+    build,
+    count_macs,
+    count_parameters,
+    layer_groups,
+    linear_classifier,
+    normalization,
+)
 from kitae.models.weights import Weights, load
 from kitae.modes import evaluating
 from kitae.recipe import Recipe
@@ -31,14 +38,15 @@ from kitae.training.batches import epoch_shape
 from kitae.training.distributed import World
 from kitae.training.fit import FitResult, Keep, Source, Tuning, Watcher, fit
 from kitae.training.learner import Teacher
-from kitae.training.spec import TrainSpec
+from kitae.training.spec import ProbeSpec, TrainSpec
 
 Progress = Callable[[int, int], None]
 """(done, total), called while images are decoded."""
 
-_FEW_UPDATES = 8  # in an epoch
+_FEW_UPDATES = 10  # in an epoch
 _UNEVEN = 3  # where the largest class has more than so many times the images of the smallest, accuracy misleads
 _CLEAN_IMAGES = 1000  # training images, without augmentation, for the train-validation gap
+_FEW_CLEAN = 50  # fine-tuning takes half as many as validation has, or this: it is short, and its images are large
 _STATISTICS_IMAGES, _STATISTICS_BATCH = 2048, 128  # of `clean_batches`
 
 
@@ -211,13 +219,13 @@ class Setup:
             "macs": count_macs(model, rules.channels, rules.image_size),
         }
 
-    def augment(self, seed: int) -> Augment:
-        """The recipe's augmentation, from uint8 images to what the network takes."""
+    def augment(self, seed: int, *, mix: bool = True) -> Augment:
+        """The recipe's augmentation, from uint8 images to what the network takes; `mix` False leaves mixing out."""
         mean, std = self.normalization
         spec = self.recipe.augment
         return Augment(
             spec.train,
-            mix=spec.mix,
+            mix=spec.mix if mix else None,
             seed=seed,
             mean=mean,
             std=std,
@@ -235,7 +243,10 @@ class Setup:
         mean, std = self.normalization
         train_rows = np.sort(self.splits.train)
         shuffled = keyed.permutation(self.recipe.data.split_seed, 1, len(train_rows), keyed.SLOT_SPLIT)
-        clean = np.sort(train_rows[shuffled[:_CLEAN_IMAGES]])
+        most = _CLEAN_IMAGES
+        if self.recipe.model.pretrained:
+            most = min(most, max(_FEW_CLEAN, len(self.splits.val) // 2))
+        clean = np.sort(train_rows[shuffled[:most]])
         rows = np.concatenate([self.splits.val, clean])
         mine = np.arange(world.rank, len(rows), world.size)
         images = self.image_set(rows)
@@ -310,14 +321,28 @@ class Setup:
         return model
 
 
-def resolved(recipe: Recipe, setup: Setup, world: World, weights: Weights | None = None) -> Recipe:
+def resolved(recipe: Recipe, setup: Setup, world: World, model: nn.Module, weights: Weights | None = None) -> Recipe:
     """The recipe with every `auto` of training decided, by rules that need no measurement: the same on every start.
 
     Args:
         weights: the pretrained ones that were loaded, which the recipe then names.
+
+    Raises:
+        RecipeError: a probe, but the network's classifier is not linear; nothing that would be learnt.
     """
     spec = recipe.train
     decided: dict[str, Any] = {}
+    linear = linear_classifier(model) is not None
+    if spec.probe == "auto":
+        if recipe.model.pretrained:
+            decided["probe"] = ProbeSpec() if linear else None
+        if spec.epochs == 0 and not decided.get("probe"):
+            raise RecipeError(
+                f"train.epochs: 0 trains nothing, and a probe needs pretrained weights and a net with a "
+                f"linear classifier, which {recipe.model.name} is not; set it to 1 or more"
+            )
+    elif spec.probe is not None and not linear:
+        raise RecipeError(f"train.probe: the classifier of {recipe.model.name} is not one linear layer; set it to null")
     if spec.precision == "auto":
         decided["precision"] = precision.choose(world.device)
     if spec.select == "auto":
@@ -327,7 +352,7 @@ def resolved(recipe: Recipe, setup: Setup, world: World, weights: Weights | None
     if spec.early_stopping is not None and spec.early_stopping.metric == "auto":
         metric = decided.get("select", spec.select)
         decided["early_stopping"] = spec.early_stopping.model_copy(update={"metric": metric})
-    model = recipe.model
+    update: dict[str, Any] = {"train": spec.model_copy(update=decided)}
     if weights is not None:
-        model = model.model_copy(update={"pretrained_sha256": weights.sha256})
-    return recipe.model_copy(update={"model": model, "train": spec.model_copy(update=decided)})
+        update["model"] = recipe.model.model_copy(update={"pretrained_sha256": weights.sha256})
+    return recipe.model_copy(update=update)
