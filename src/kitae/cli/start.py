@@ -101,7 +101,7 @@ def _print_result(run: Any) -> None:
         ["balanced test accuracy", console.percent(test["balanced_accuracy"])],
         ["test loss", f"{test['loss']:.4f}"],
         ["calibration error", console.percent(test["ece"])],
-        ["best epoch", f"{evaluation['best_epoch']} of {len(metrics)}"],
+        ["best epoch", f"{evaluation['best_epoch']} of {metrics[-1]['epoch']}"],
         ["training time", console.duration(sum(row["seconds"] for row in metrics))],
         ["test opened", f"{evaluation['test_openings']} time(s)"],
     ]
