@@ -21,8 +21,8 @@ class CsvSource(Source):
     """Rows of a CSV file with a header: a path and a label each, and optionally a split and a group.
 
     The columns are found by their names, in any case: `path` (file, filename, image), `label` (class, category,
-    target), `split` (train, val, test and their usual spellings) and `group`. Relative paths start at the CSV file. Labels are
-    class names, numbers too.
+    target), `split` (train, val, test and their usual spellings) and `group`. Relative paths start at the CSV file.
+    Labels are class names, even if they are numbers.
     """
 
     def __init__(self, path: str | Path, name: str = "") -> None:
