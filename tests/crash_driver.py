@@ -50,7 +50,7 @@ def main(out: str, place: str, count: int, *fields: str) -> None:
                 die()
             return inner(*arguments)
 
-        sys.modules["kitae.training.fit"].target_accuracy = counted  # type: ignore[attr-defined]
+        sys.modules["kitae.training.learner"].target_accuracy = counted  # type: ignore[attr-defined]
     elif place == "validate":
         normalize = evaluate._Normalize.__call__
 

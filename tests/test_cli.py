@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import pty
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -49,6 +50,30 @@ def test_help_lists_the_verbs_and_loads_nothing_heavy(home: Path) -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.splitlines()[-1] == "[]"
+
+
+def test_groups_come_in_the_order_of_use_and_every_verb_has_an_example(home: Path) -> None:
+    text = kitae(home, "--help").stdout
+    order = ("─ Start", "│ train", "│ predict", "─ Ship", "─ Data", "─ Research", "│ study")
+    places = [text.index(word) for word in order]
+    assert places == sorted(places)
+    for words in (["predict"], ["compress"], ["data", "check"], ["search"], ["recipe"]):
+        assert f"Example: kitae {' '.join(words)} " in kitae(home, *words, "--help").stdout.replace("\n", " ")
+
+
+def test_kitae_alone_says_how_to_start(home: Path) -> None:
+    assert kitae(home).stdout.startswith("kitae train fashion-mini")
+
+
+@pytest.mark.parametrize(("word", "ours"), [("fit", "train"), ("val", "evaluate"), ("trian", "train")])
+def test_verbs_of_other_tools_and_misspelt_ones_name_ours(home: Path, word: str, ours: str) -> None:
+    error = kitae(home, word, code=2).stderr
+    assert ours in error
+    assert error.count("\n") == 1
+
+
+def test_studies_are_listed_with_what_they_measure(home: Path) -> None:
+    assert "MixUp" in kitae(home, "study").stdout
 
 
 def test_train_prints_accuracy_with_its_interval_in_plain_lines(home: Path) -> None:
@@ -263,8 +288,16 @@ def test_study_plan_and_list(home: Path) -> None:
 def test_report_is_one_page(home: Path, run: Path) -> None:
     kitae(home, "report", "run")
     page = (run / "report.html").read_text()
-    assert "data:image/png" in page
-    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert "data:image/" in page
+    assert "<svg" in page
+    assert "http" not in page.replace("http-equiv", "")
+
+
+def test_report_compares_runs(home: Path, run: Path) -> None:
+    shutil.copytree(run, home / "other")
+    kitae(home, "report", "run", "other", "--out", "both.html")
+    assert "Comparison" in (home / "both.html").read_text()
+    assert "--out" in kitae(home, "report", "run", "--out", "one.html", code=2).stderr
 
 
 def test_export_and_predict_without_the_run(home: Path, run: Path) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import json
 import struct
 import subprocess
 import sys
 import warnings
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +21,19 @@ from PIL import Image
 
 from kitae import preprocess
 from kitae.errors import DataError
-from kitae.preprocess import PreprocessRules, decode, depth_of, flattened, from_array, load, prepare, probe
+from kitae.preprocess import (
+    Hooks,
+    PreprocessRules,
+    decode,
+    depth_of,
+    flattened,
+    from_array,
+    load,
+    picture,
+    prepare,
+    probe,
+    view,
+)
 
 RGB16 = PreprocessRules(16, 3)
 GREY16 = PreprocessRules(16, 1)
@@ -157,6 +171,14 @@ def test_16_bit_colour_png() -> None:
     assert (decode(png16(deep), RGB16)[:, 0, 0] == [0x12, 0xAB, 0xFF]).all()
 
 
+class Levels(Hooks):
+    def __init__(self) -> None:
+        self.levels: list[int] = []
+
+    def on_level(self, highest: int) -> None:
+        self.levels.append(highest)
+
+
 @pytest.mark.parametrize("depth", [8, 10, 12, 16])
 def test_fewer_bits_than_16_are_read_from_where_they_are(depth: int) -> None:
     rng = np.random.default_rng(depth)
@@ -165,15 +187,15 @@ def test_fewer_bits_than_16_are_read_from_where_they_are(depth: int) -> None:
     expected = chw(colour >> depth - 8)
     rules = PreprocessRules(16, 3, depth=depth)  # type: ignore[arg-type]
     grey = PreprocessRules(16, 1, depth=depth)  # type: ignore[arg-type]
-    levels: list[int] = []
+    seen = Levels()
     for data in (png16(colour), tiff16(colour, "<"), tiff16(colour, ">")):
-        assert (decode(data, rules, on_level=levels.append) == expected).all()
+        assert (picture(data, rules, hooks=seen) == expected).all()
     for kind in ("PNG", "TIFF"):
         data = encoded(Image.fromarray(colour[..., 0]), kind)
-        assert (decode(data, grey, on_level=levels.append)[0] == expected[0]).all()
-    assert (from_array(colour, rules, levels.append) == expected).all()
+        assert (picture(data, grey, hooks=seen)[0] == expected[0]).all()
+    assert (picture(colour, rules, hooks=seen) == expected).all()
     assert (load(colour, rules) == expected).all()
-    assert levels == [(1 << depth) - 1] * 6
+    assert seen.levels == [(1 << depth) - 1] * 6
     assert depth_of((1 << depth) - 1) == depth
     assert depth_of(1 << depth) > depth or depth == 16
     with_alpha = np.dstack([colour, np.full((16, 16), 65535, np.uint16)])
@@ -329,6 +351,74 @@ def test_any_size_becomes_the_asked_one(height: int, width: int, size: int, resi
     assert resize == "pad" or (out == 77).all()
 
 
+@pytest.mark.parametrize("resize", ["crop", "squash", "pad"])
+def test_a_rectangle_is_filled_like_a_square(resize: str) -> None:
+    pixels = np.zeros((60, 60, 3), np.uint8)
+    pixels[20:40] = 200
+    out = decode(encoded(pixels), PreprocessRules((20, 60), 3, resize))  # type: ignore[arg-type]
+    assert out.shape == (3, 20, 60)
+    if resize == "crop":
+        assert (out == 200).all()
+    else:
+        assert (out[:, 8:12, 25:35] == 200).all()
+        assert (out[:, :6] == 0).all()
+        assert (resize == "pad") == (out[:, 8:12, :19].max() == 0)
+    turned = decode(encoded(pixels.transpose(1, 0, 2)), PreprocessRules((60, 20), 3, resize))  # type: ignore[arg-type]
+    assert np.abs(turned.astype(int) - out.transpose(0, 2, 1)).max() <= 1
+
+
+# Whole pictures
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "size", "store", "kept"),
+    [
+        (300, 400, 32, 64, (64, 85)),
+        (400, 300, 32, 64, (85, 64)),
+        (50, 400, 32, 64, (50, 400)),  # smaller than asked on one side: not enlarged, not reduced
+        (300, 400, (32, 64), 64, (96, 128)),
+        (300, 400, 32, 32, (32, 43)),
+    ],
+)
+def test_a_whole_picture_just_covers_what_was_asked(
+    height: int, width: int, size: Any, store: int, kept: tuple[int, int]
+) -> None:
+    rules = PreprocessRules(size, 3, store_size=store)
+    pixels = picture(encoded(scene(height, width)), rules)
+    assert pixels.shape[1:] == kept
+    assert (view(pixels, rules) == decode(encoded(scene(height, width)), rules)).all()
+    assert view(pixels, rules).shape == rules.shape
+    assert view(pixels, rules).flags.c_contiguous
+
+
+@pytest.mark.parametrize("resize", ["crop", "squash", "pad"])
+def test_a_view_of_a_picture_is_the_picture_resized(resize: str) -> None:
+    """Channel by channel, which is what Pillow does too."""
+    rules = PreprocessRules(24, 3, resize, store_size=48)  # type: ignore[arg-type]
+    at_once = PreprocessRules(24, 3, resize)  # type: ignore[arg-type]
+    for size in ((40, 60), (48, 48), (24, 24), (10, 90)):
+        assert (decode(encoded(scene(*size)), rules) == decode(encoded(scene(*size)), at_once)).all()
+        assert (from_array(scene(*size), rules) == from_array(scene(*size), at_once)).all()
+        assert (prepare(Image.fromarray(scene(*size)), rules) == from_array(scene(*size), rules)).all()
+
+
+def test_hooks_hear_the_upright_size_before_the_pixels() -> None:
+    class Size(Hooks):
+        def on_size(self, height: int, width: int) -> None:
+            raise KeyError(height, width)
+
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for source in (
+        encoded(Image.fromarray(scene(20, 30)), "JPEG", exif=exif),
+        scene(30, 20),
+        encoded(scene(30, 20))[:-30],
+    ):
+        with pytest.raises(KeyError) as caught:
+            picture(source, RGB16, hooks=Size())
+        assert caught.value.args == (30, 20)
+
+
 # Arrays
 
 
@@ -437,7 +527,7 @@ def test_bombs_are_refused_before_a_pixel_is_decoded(monkeypatch: pytest.MonkeyP
 
 
 def test_probe_reads_size_and_mode_only() -> None:
-    assert probe(encoded(scene(20, 30))) == ((30, 20), "RGB")
+    assert probe(encoded(scene(20, 30))) == ((20, 30), "RGB")
     assert probe(jpeg()[:700]) == ((64, 64), "RGB")
     assert probe(encoded(scene()[..., 0]))[1] == "L"
     with pytest.raises(DataError, match="a: not an image"):
@@ -465,8 +555,14 @@ def test_rules_travel_as_a_mapping() -> None:
     assert rules.to_dict() == {"image_size": 32, "channels": 1, "resize": "pad", "version": 1}
     assert PreprocessRules.from_dict(rules.to_dict()) == rules
     deep = PreprocessRules(32, 1, "pad", depth=12)
-    assert deep.to_dict() == {"image_size": 32, "channels": 1, "resize": "pad", "depth": 12, "version": 2}
-    assert PreprocessRules.from_dict(deep.to_dict()) == deep
+    assert deep.to_dict() == {
+        "image_size": 32, "channels": 1, "resize": "pad", "depth": 12, "store_size": None, "version": 2,
+    }  # fmt: skip
+    whole = PreprocessRules((48, 64), 3, store_size=96)
+    assert json.loads(json.dumps(whole.to_dict()))["image_size"] == [48, 64]
+    for rules in (deep, whole, PreprocessRules(32, 3, store_size=32), PreprocessRules((32, 48))):
+        assert PreprocessRules.from_dict(json.loads(json.dumps(rules.to_dict()))) == rules
+    assert PreprocessRules((32, 32)) == PreprocessRules(32)
 
 
 @pytest.mark.parametrize(
@@ -477,6 +573,10 @@ def test_rules_travel_as_a_mapping() -> None:
         ({"image_size": True}, "image_size"),
         ({"image_size": 32, "channels": 2}, "channels must be 1 or 3"),
         ({"image_size": 32, "resize": "stretch"}, "crop, squash or pad"),
+        ({"image_size": [32, 0], "version": 2}, "image_size"),
+        ({"image_size": [32, 32, 3], "version": 2}, "image_size"),
+        ({"image_size": 32, "version": 2, "store_size": 31}, "store_size must be"),
+        ({"image_size": 32, "version": 2, "store_size": 64.0}, "store_size must be"),
         ({"image_size": 32, "version": 3}, "version 3 are unknown"),
         ({"image_size": 32, "version": 2, "depth": 9}, "depth must be 8, 10, 12 or 16"),
         ({"image_size": 32, "version": 1, "depth": 12}, "unknown preprocessing rule 'depth'"),

@@ -11,17 +11,22 @@ NumPy and Pillow only, so that the runtime of an exported model runs the very sa
                 are white; 1 bit becomes 0 and 255; float pixels have no fixed range and are refused
     alpha       composited on white, also where it hides in a palette or a transparent colour
     colour      palette, CMYK and YCbCr become RGB (embedded colour profiles are not applied); grey is ITU-R BT.601 luma
-    resize      bilinear with antialiasing: `crop` takes the largest centred square, `squash` ignores the aspect,
-                `pad` fits the longer side and centres the image on black; an image of the right size is left untouched
+    store       with `store_size`, the whole picture is first reduced to that size, as a store keeps it (Lanczos: it
+                loses the least sharpness, and what follows reduces again); a smaller picture stays as it is
+    resize      bilinear with antialiasing: `crop` takes the largest centred window of the target's shape, `squash`
+                ignores the aspect, `pad` fits the image into the target and centres it on black; an image of the right
+                size is left untouched
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -49,9 +54,11 @@ with contextlib.suppress(ImportError):  # Pillow reads AVIF from 11.3 on
 
 Resize = Literal["crop", "squash", "pad"]
 Depth = Literal[8, 10, 12, 16]
-OnLevel = Callable[[int], None]
+Size: TypeAlias = "int | tuple[int, int]"
+"""Pixels of a square, or (height, width)."""
 
 DEPTHS: tuple[Depth, ...] = (8, 10, 12, 16)
+_MAX_SIDE = 16384
 VERSION = 2  # the newest; rules that version 1 could say are written as version 1
 _FIELDS_OF_1 = ("image_size", "channels", "resize")
 MAX_PIXELS = 178_956_970  # where Pillow itself refuses; phones of 200 megapixels deliver 12 or 50 unless told otherwise
@@ -92,50 +99,81 @@ _OTHER_BYTE = {
     f"{mode};16{order}": f"{mode};16{other}" for mode in ("RGB", "RGBA") for order, other in _OTHER_ORDER.items()
 }
 _GREY_MODES = ("1", "L", "LA", "La", "I")
-_DRAFT_GAP = 2  # a JPEG keeps at least so many times the target's side before the antialiased resize
+_TURNED = (5, 6, 7, 8)  # orientations that exchange height and width
+_DRAFT_GAP = 2  # a JPEG keeps at least so many times the target's side before it is resized
+_DECODE_BYTES = 12  # that a decoded pixel takes at most, with copies: RGBA, an upright one, one on white
+_PROGRESSIVE_BYTES = 6  # of a progressive JPEG, a pixel of its full size: libjpeg keeps all coefficients
 
 
 @dataclass(frozen=True)
 class PreprocessRules:
-    """How an image becomes uint8 [channels, image_size, image_size]; travels in the metadata of an exported model.
+    """How an image becomes uint8 [channels, height, width]; travels in the metadata of an exported model.
 
     Attributes:
+        image_size: pixels of a square, or (height, width).
+        channels: 1 or 3.
+        resize: `crop`, `squash` or `pad`, see above.
         depth: significant bits of images of more than 8 bits a channel; 16 keeps their high byte.
+        store_size: the whole picture is first reduced until it only just covers the target enlarged to a short side of
+            so many pixels; None resizes at once.
 
     Raises:
         DataError: a value is outside its range.
     """
 
-    image_size: int
+    image_size: Size
     channels: Literal[1, 3] = 3
     resize: Resize = "crop"
     depth: Depth = 16
+    store_size: int | None = None
 
     def __post_init__(self) -> None:
-        if (
-            isinstance(self.image_size, bool)
-            or not isinstance(self.image_size, int)
-            or not 1 <= self.image_size <= 16384
-        ):
-            raise DataError(f"image_size must be an integer in [1, 16384], not {self.image_size!r}")
+        size = self.image_size
+        sides = tuple(size) if isinstance(size, list | tuple) else (size, size)
+        if len(sides) != 2 or not all(map(_is_side, sides)):
+            raise DataError(f"image_size must be an integer in [1, {_MAX_SIDE}] or two of these, not {size!r}")
+        object.__setattr__(self, "image_size", sides[0] if sides[0] == sides[1] else sides)
         if self.channels not in (1, 3):
             raise DataError(f"channels must be 1 or 3, not {self.channels!r}")
         if self.resize not in ("crop", "squash", "pad"):
             raise DataError(f"resize must be crop, squash or pad, not {self.resize!r}")
         if self.depth not in DEPTHS or isinstance(self.depth, bool):
             raise DataError(f"depth must be 8, 10, 12 or 16, not {self.depth!r}")
+        if self.store_size is not None and not (_is_side(self.store_size) and self.store_size >= min(self.size)):
+            raise DataError(
+                f"store_size must be an integer in [{min(self.size)} (of image_size), {_MAX_SIDE}], "
+                f"not {self.store_size!r}"
+            )
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width)."""
+        return sides(self.image_size)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width)."""
+        return (self.channels, *self.size)
+
+    @property
+    def cover(self) -> tuple[float, float]:
+        """(height, width) that a picture must cover before the final resize."""
+        height, width = self.size
+        factor = 1.0 if self.store_size is None else self.store_size / min(height, width)
+        return height * factor, width * factor
 
     @property
     def version(self) -> int:
         """The oldest version of the rules that says the same."""
-        plain = PreprocessRules(self.image_size, self.channels, self.resize)
-        return 1 if self == plain else VERSION
+        return 1 if (self.depth, self.store_size) == (16, None) and isinstance(self.image_size, int) else VERSION
 
     def to_dict(self) -> dict[str, Any]:
         """A plain mapping for JSON."""
         mapping = asdict(self)
         if self.version == 1:
             mapping = {name: mapping[name] for name in _FIELDS_OF_1}
+        elif not isinstance(self.image_size, int):
+            mapping["image_size"] = list(self.image_size)
         return {**mapping, "version": self.version}
 
     @classmethod
@@ -157,21 +195,41 @@ class PreprocessRules:
         return cls(**mapping)
 
 
+def sides(size: Size) -> tuple[int, int]:
+    """(height, width) of an image size."""
+    return (size, size) if isinstance(size, int) else size
+
+
+def _is_side(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _MAX_SIDE
+
+
 def depth_of(highest: int) -> Depth:
     """The bits of images whose highest level this is: 8, 10, 12 or 16."""
     return next(depth for depth in DEPTHS if highest < 1 << depth or depth == 16)
 
 
-def decode(
-    source: bytes | str | Path, rules: PreprocessRules, name: str = "", on_level: OnLevel | None = None
-) -> NDArray[np.uint8]:
+class Hooks:
+    """What the builder of a store is told while an image is read; here nothing happens."""
+
+    def on_size(self, height: int, width: int) -> None:
+        """Its own size, upright, before a pixel is decoded. What this raises ends the reading."""
+
+    def on_level(self, highest: int) -> None:
+        """The highest level of an image of more than 8 bits."""
+
+    def room(self, size: int) -> AbstractContextManager[None]:
+        """Entered while about `size` bytes are needed to decode it."""
+        return contextlib.nullcontext()
+
+
+def decode(source: bytes | str | Path, rules: PreprocessRules, name: str = "") -> NDArray[np.uint8]:
     """Decode and prepare one image.
 
     Args:
         source: the encoded bytes, or the path of a file.
-        rules: size, channels, resize and depth.
+        rules: size, channels, resize, depth and store size.
         name: what errors call the image; by default the path.
-        on_level: called with the highest level of an image of more than 8 bits.
 
     Returns:
         uint8 [C, H, W], C-contiguous.
@@ -179,17 +237,68 @@ def decode(
     Raises:
         DataError: the file cannot be opened, is no image, is truncated or too large; the message starts with the name.
     """
+    return view(picture(source, rules, name), rules)
+
+
+def picture(
+    source: bytes | str | Path | NDArray[Any], rules: PreprocessRules, name: str = "", hooks: Hooks | None = None
+) -> NDArray[np.uint8]:
+    """An image as a store keeps it: the whole one with `store_size`, else at the size of `image_size`.
+
+    Args:
+        source: the encoded bytes, the path of a file, or an array as of `from_array`.
+        rules, name: as of `decode`.
+        hooks: told what is found on the way.
+
+    Returns:
+        uint8 [C, h, w], C-contiguous; `view` makes [C, H, W] of it.
+
+    Raises:
+        DataError: as `decode` and `from_array`.
+    """
+    hooks = hooks or Hooks()
+    if isinstance(source, np.ndarray):
+        image = _from_array(source, rules.depth, hooks)
+        hooks.on_size(image.height, image.width)
+        return _reduced(_flatten(image, rules.depth), rules)
     name = name or _default_name(source)
-    with _open(source, name) as image, _naming(name, source):
-        image.draft(None, (_DRAFT_GAP * rules.image_size, _DRAFT_GAP * rules.image_size))
-        low = _low_bytes(image, source)
-        return _fitted(_flatten(image, rules.depth, low, on_level), rules)
+    with _open(source, name) as opened:
+        width, height = opened.size
+        hooks.on_size(*_upright_size(opened))
+        with _naming(name, source):
+            side = math.ceil(_DRAFT_GAP * max(rules.cover))
+            opened.draft(None, (side, side))
+        needed = _DECODE_BYTES * opened.width * opened.height
+        if opened.info.get("progressive"):
+            needed += _PROGRESSIVE_BYTES * width * height
+        with hooks.room(needed), _naming(name, source):
+            return _reduced(_flatten(opened, rules.depth, _low_bytes(opened, source), hooks), rules)
+
+
+def view(pixels: NDArray[np.uint8], rules: PreprocessRules) -> NDArray[np.uint8]:
+    """What a network sees of a picture that a store keeps: uint8 [C, h, w] to [C, H, W], C-contiguous."""
+    channels, height, width = pixels.shape
+    if (height, width) == rules.size:
+        return np.ascontiguousarray(pixels)
+    pixels = np.ascontiguousarray(pixels)
+    out = np.empty((channels, *rules.size), np.uint8)
+    for channel in range(channels):
+        band = Image.frombuffer("L", (width, height), pixels[channel], "raw", "L", 0, 1)
+        out[channel] = np.asarray(_resized(band, rules))
+    return out
 
 
 def probe(source: bytes | str | Path, name: str = "") -> tuple[tuple[int, int], str]:
-    """Stored (width, height) and Pillow mode of an image, from its header: no pixel is decoded. Raises as `decode`."""
+    """(height, width) and Pillow mode of an image, from its header: no pixel is decoded. Raises as `decode`."""
     with _open(source, name or _default_name(source)) as image:
-        return image.size, image.mode
+        return _upright_size(image), image.mode
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    """(height, width) once the orientation is applied; of a PNG that says it only after its pixels, as it is stored."""
+    width, height = image.size
+    known = image.format != "PNG" or "exif" in image.info
+    return (width, height) if known and _orientation(image) in _TURNED else (height, width)
 
 
 @dataclass(frozen=True)
@@ -209,19 +318,26 @@ class Flat:
 
 def flattened(source: bytes | str | Path | NDArray[Any], name: str = "") -> Flat:
     """An image for looking at (checks, contact sheets); what a model sees comes from `decode`. Raises as `decode`."""
-    levels: list[int] = []
+    seen = _Level()
     if isinstance(source, np.ndarray):
-        image = _from_array(source, None, levels.append)
-        mode = "I;16" if levels else image.mode
+        image = _from_array(source, None, seen)
+        mode = image.mode if seen.highest is None else "I;16"
         image = _flatten(image)
     else:
         name = name or _default_name(source)
         with _open(source, name) as opened, _naming(name, source):
             mode = opened.mode
             low = _low_bytes(opened, source)
-            image = _flatten(opened, None, low, levels.append)
+            image = _flatten(opened, None, low, seen)
     image = image if image.mode == "L" else image.convert("L" if is_grey_mode(image.mode) else "RGB")
-    return Flat(image, mode, levels[0] if levels else None)
+    return Flat(image, mode, seen.highest)
+
+
+class _Level(Hooks):
+    highest: int | None = None
+
+    def on_level(self, highest: int) -> None:
+        self.highest = highest
 
 
 def is_grey_mode(mode: str) -> bool:
@@ -236,22 +352,30 @@ def prepare(image: Image.Image, rules: PreprocessRules) -> NDArray[np.uint8]:
         DataError: the pixels are of a kind without a rule (32-bit float).
         Exception: what Pillow raises on a broken file; `decode` turns it into a DataError.
     """
-    return _fitted(_flatten(image, rules.depth), rules)
+    return view(_reduced(_flatten(image, rules.depth), rules), rules)
 
 
-def _fitted(image: Image.Image, rules: PreprocessRules) -> NDArray[np.uint8]:
+def _reduced(image: Image.Image, rules: PreprocessRules) -> NDArray[np.uint8]:
+    """A flat image as a store keeps it."""
     image = image.convert("L" if rules.channels == 1 else "RGB")  # a copy or the same object; never changes its input
-    pixels = np.asarray(_resized(image, rules))
+    if rules.store_size is None:
+        image = _resized(image, rules)
+    else:
+        tall, wide = rules.cover
+        factor = max(tall / image.height, wide / image.width)
+        if factor < 1:
+            size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
+            image = image.resize(size, Image.Resampling.LANCZOS)
+    pixels = np.asarray(image)
     return np.ascontiguousarray(pixels[None] if rules.channels == 1 else pixels.transpose(2, 0, 1))
 
 
-def from_array(array: NDArray[Any], rules: PreprocessRules, on_level: OnLevel | None = None) -> NDArray[np.uint8]:
+def from_array(array: NDArray[Any], rules: PreprocessRules) -> NDArray[np.uint8]:
     """Prepare pixels that are already decoded.
 
     Args:
         array: uint8, uint16 or bool; [H, W], or [H, W, C] with C = 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGBA).
-        rules: size, channels, resize and depth.
-        on_level: called with the highest level of uint16.
+        rules: as of `decode`.
 
     Returns:
         uint8 [C, H, W], C-contiguous.
@@ -259,10 +383,10 @@ def from_array(array: NDArray[Any], rules: PreprocessRules, on_level: OnLevel | 
     Raises:
         DataError: another dtype or shape.
     """
-    return prepare(_from_array(array, rules.depth, on_level), rules)
+    return prepare(_from_array(array, rules.depth), rules)
 
 
-def _from_array(array: NDArray[Any], depth: Depth | None, on_level: OnLevel | None = None) -> Image.Image:
+def _from_array(array: NDArray[Any], depth: Depth | None, hooks: Hooks | None = None) -> Image.Image:
     array = np.asarray(array)
     if array.dtype == np.bool_:
         array = array.astype(np.uint8) * np.uint8(255)
@@ -273,7 +397,7 @@ def _from_array(array: NDArray[Any], depth: Depth | None, on_level: OnLevel | No
     if array.ndim not in (2, 3) or 0 in array.shape or (array.ndim == 3 and array.shape[2] not in (2, 3, 4)):
         raise DataError(f"an image array must be [H, W] or [H, W, 1 to 4], not {list(array.shape)}")
     if array.dtype == np.uint16:
-        array = _eight_bits(array, depth, on_level)
+        array = _eight_bits(array, depth, hooks)
     return Image.fromarray(np.ascontiguousarray(array))
 
 
@@ -314,7 +438,7 @@ def load(image: ImageLike, rules: PreprocessRules, name: str = "image") -> NDArr
         if isinstance(image, np.ndarray):
             if image.dtype not in (np.uint8, np.uint16):
                 raise DataError(f"an array must be uint8 with values 0 to 255, or uint16, not {image.dtype}")
-            ready = image.dtype == np.uint8 and image.shape == (rules.channels, rules.image_size, rules.image_size)
+            ready = image.dtype == np.uint8 and image.shape == rules.shape
             return (
                 np.ascontiguousarray(image) if ready and image.shape[2] not in (2, 3, 4) else from_array(image, rules)
             )
@@ -398,7 +522,7 @@ def _flatten(
     image: Image.Image,
     depth: Depth | None = None,
     low: NDArray[np.uint8] | None = None,
-    on_level: OnLevel | None = None,
+    hooks: Hooks | None = None,
 ) -> Image.Image:
     """8 bits a channel, no alpha, and upright.
 
@@ -407,57 +531,57 @@ def _flatten(
         low: see `_low_bytes`.
     """
     image.load()  # before the orientation is asked for: Pillow turns a TIFF by itself while loading
-    turn = _turn(image)
+    turn = _TRANSPOSE.get(_orientation(image))
     if image.mode == "F":
         raise DataError("32-bit float pixels have no fixed range, save the image with 8 or 16 bits")
     if image.mode == "I" or image.mode.startswith("I;16"):
         levels = np.clip(np.asarray(image), 0, 65535).astype(np.uint16)
-        image = Image.fromarray(_eight_bits(levels, depth, on_level))
+        image = Image.fromarray(_eight_bits(levels, depth, hooks))
     elif low is not None:
         levels = (np.asarray(image).astype(np.uint16) << np.uint16(8)) | low
-        image = Image.fromarray(_eight_bits(levels, depth, on_level))
+        image = Image.fromarray(_eight_bits(levels, depth, hooks))
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, (255, 255, 255, 255)), rgba)
     return image if turn is None else image.transpose(turn)
 
 
-def _turn(image: Image.Image) -> Image.Transpose | None:
-    """What makes an image upright; None where it is."""
+def _orientation(image: Image.Image) -> int:
+    """EXIF's number, 1 where the image is upright or does not say."""
     try:
         orientation = image.getexif().get(_ORIENTATION)
     except Exception:  # a broken EXIF block in a sound image: it has no orientation to apply
-        return None
-    return _TRANSPOSE.get(orientation) if isinstance(orientation, int) else None
+        return 1
+    return orientation if isinstance(orientation, int) else 1
 
 
-def _eight_bits(levels: NDArray[np.uint16], depth: Depth | None, on_level: OnLevel | None) -> NDArray[np.uint8]:
+def _eight_bits(levels: NDArray[np.uint16], depth: Depth | None, hooks: Hooks | None) -> NDArray[np.uint8]:
     """The highest 8 of `depth` bits, of [H, W] or [H, W, C]. Alpha (C = 2 or 4) always has 16 bits."""
     alpha = levels.ndim == 3 and levels.shape[2] in (2, 4)
     colour = levels[..., :-1] if alpha else levels
     highest = int(colour.max())
-    if on_level is not None:
-        on_level(highest)
+    if hooks is not None:
+        hooks.on_level(highest)
     out = np.minimum(colour >> ((depth or depth_of(highest)) - 8), 255).astype(np.uint8)
     return np.concatenate([out, (levels[..., -1:] >> 8).astype(np.uint8)], axis=2) if alpha else out
 
 
 def _resized(image: Image.Image, rules: PreprocessRules) -> Image.Image:
-    size = rules.image_size
+    tall, wide = rules.size
     width, height = image.size
-    if (width, height) == (size, size):
+    if (width, height) == (wide, tall):
         return image
     bilinear = Image.Resampling.BILINEAR
     if rules.resize == "squash":
-        return image.resize((size, size), bilinear)
+        return image.resize((wide, tall), bilinear)
+    flatter = width * tall >= height * wide  # than the target
     if rules.resize == "crop":
-        side = min(width, height)
-        left, top = (width - side) / 2, (height - side) / 2
-        return image.resize((size, size), bilinear, box=(left, top, left + side, top + side))
-    longer = max(width, height)
-    fitted = (max(1, round(width * size / longer)), max(1, round(height * size / longer)))
+        across, down = (height * wide / tall, height) if flatter else (width, width * tall / wide)
+        left, top = (width - across) / 2, (height - down) / 2
+        return image.resize((wide, tall), bilinear, box=(left, top, left + across, top + down))
+    fitted = (wide, max(1, round(height * wide / width))) if flatter else (max(1, round(width * tall / height)), tall)
     if fitted != (width, height):
         image = image.resize(fitted, bilinear)
-    canvas = Image.new(image.mode, (size, size))
-    canvas.paste(image, ((size - fitted[0]) // 2, (size - fitted[1]) // 2))
+    canvas = Image.new(image.mode, (wide, tall))
+    canvas.paste(image, ((wide - fitted[0]) // 2, (tall - fitted[1]) // 2))
     return canvas

@@ -328,10 +328,14 @@ class Run:
     # ---- the data, as this run sees it ------------------------------------------------------------------------------
 
     def open_store(self, progress: Callable[[int, int], None] | None = None) -> Store:
-        """The decoded images of the run's source."""
+        """The decoded images of the run's source, prepared as the run's own images were."""
         from kitae.data.store import open_store
 
-        return open_store(self.recipe.data, progress=progress)
+        store = open_store(self.recipe.data, progress=progress)
+        if (self.path / "model.json").is_file() and store.rules != self.rules:
+            # Of a version that found other rules for the same recipe.
+            store = open_store(self.recipe.data, progress=progress, rules=self.rules)
+        return store
 
     def splits(self, store: Store) -> Splits:
         """The run's splits: made and written down the first time, read back afterwards.
@@ -493,7 +497,7 @@ class Run:
 
         _check_tta(tta)
         rules = self.rules
-        shape = (rules.channels, rules.image_size, rules.image_size)
+        shape = rules.shape
         if not (isinstance(images, np.ndarray) and images.ndim == 4):
             images = one_or_several(images)
         elif images.dtype != np.uint8 or images.shape[1:] != shape:

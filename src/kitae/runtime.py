@@ -131,7 +131,7 @@ class Model:
     @cached_property
     def input_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of the images that the graph takes."""
-        return (self.rules.channels, self.rules.image_size, self.rules.image_size)
+        return self.rules.shape
 
     def predict(self, images: ImageLike | Iterable[ImageLike], batch_size: int = 32) -> Predictions:
         """Classify images.

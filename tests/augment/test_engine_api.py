@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from kitae.augment import functional as f
-from kitae.augment import tta
+from kitae.augment import jit, tta
 from kitae.augment.engine import Augment
 from kitae.augment.ops import CustomOp, RandomCrop
 from kitae.augment.spec import OPS, AugmentSpec, MixSpec, make_op
@@ -81,12 +81,12 @@ def test_wrong_images_are_named() -> None:
     refuse(r"with 1 or 3 channels, not \[6, 16, 16, 3\]", aug, X.transpose(0, 2, 3, 1), epoch=0, index=ROWS)
     refuse("no pixels", aug, X[:, :, :0], epoch=0, index=ROWS)
     refuse("NumPy array or a torch tensor, not list", aug, X.tolist(), epoch=0, index=ROWS)
-    refuse(r"one integer a sample, \[6\], not \[5\]", aug, X, epoch=0, index=ROWS[:5])
+    refuse(r"one integer per sample, \[6\], not \[5\]", aug, X, epoch=0, index=ROWS[:5])
     refuse("index must be integer, not float64", aug, X, epoch=0, index=ROWS * 1.0)
     refuse(r"index must be in \[0, 9223372036854775808\)", aug, X, epoch=0, index=ROWS - 1)
     refuse("epoch must be in", aug, X, epoch=-1, index=ROWS)
     refuse("epoch must be in", aug, X, epoch=2**32, index=ROWS)
-    refuse("epoch must be an integer or one a sample", aug, X, epoch=[1, 2], index=ROWS)
+    refuse("epoch must be an integer or one per sample", aug, X, epoch=[1, 2], index=ROWS)
     refuse("larger than the padded image", Augment([{"random_crop": {"size": 20}}]), X, epoch=0, index=ROWS)
     refuse("reflected padding", Augment([{"random_crop": {"padding": 16, "mode": "reflect"}}]), X, epoch=0, index=ROWS)
     refuse("needs an image larger", Augment([{"gaussian_blur": {"kernel_size": 33}}]), X, epoch=0, index=ROWS)
@@ -129,7 +129,7 @@ def test_wrong_functional_parameters_are_named() -> None:
     refuse("factor must be", f.brightness, X, -0.1)
     refuse("factor must be", f.contrast, X, float("nan"))
     refuse(r"factor must be in \[-0.5, 0.5\]", f.hue, X, 0.6)
-    refuse(r"factor must be a number or one a sample, \[6\]", f.brightness, X, [1.0, 2.0])
+    refuse(r"factor must be a number or one per sample, \[6\]", f.brightness, X, [1.0, 2.0])
     refuse("bits must be whole", f.posterize, X, 2.5)
     refuse("bits must be in", f.posterize, X, 9)
     refuse("interpolation must be", f.rotate, X, 10, "cubic")
@@ -299,6 +299,17 @@ def test_compiled_once_a_machine(tmp_path) -> None:
     second = run(COMPILE, NUMBA_CACHE_DIR=str(tmp_path))
     assert int(second.stdout) == 0
     assert second.stderr == ""
+
+
+def test_machine_code_of_a_moved_function_is_not_found() -> None:
+    """Its file imports the module that the function was compiled in, which may be gone."""
+
+    def function(x: int) -> int:
+        return x
+
+    before = jit._fingerprint(function, set())
+    function.__module__ = "kitae.elsewhere"
+    assert jit._fingerprint(function, set()) != before
 
 
 def test_works_where_nothing_can_be_kept(tmp_path) -> None:

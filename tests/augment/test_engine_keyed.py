@@ -73,15 +73,6 @@ def test_seed_epoch_and_index_all_matter(whole: dict[str, np.ndarray]) -> None:
         assert (out != whole["standard"]).any(axis=(1, 2, 3)).mean() > 0.95
 
 
-def test_op_positions_have_their_own_numbers() -> None:
-    """Adding an op behind others leaves the others' draws alone."""
-    index = np.arange(200)
-    one = Augment(["horizontal_flip", {"rotate": {}}]).plan(epoch=0, index=index, size=(8, 8))
-    two = Augment(["horizontal_flip", {"rotate": {}}, "invert"]).plan(epoch=0, index=index, size=(8, 8))
-    np.testing.assert_array_equal(one.codes, two.codes[:, :2])
-    np.testing.assert_array_equal(one.args, two.args[:, :2])
-
-
 def test_mixing_does_not_depend_on_batch_size() -> None:
     targets = np.arange(COUNT) % 10
     aug = Augment(STANDARD, seed=9, mix={"per": "sample", "mixup_alpha": 0.4, "prob": 0.9}, num_classes=10, **NORMAL)

@@ -29,16 +29,6 @@ def test_every_op_replays_its_own_plan(name: str) -> None:
     np.testing.assert_array_equal(augment.replay(images, program), augment(images, epoch=0, index=INDEX))
 
 
-def test_mixing_replays_its_own_plan() -> None:
-    augment = Augment(["horizontal_flip"], mix={}, num_classes=4, mean=0.5, std=0.5)
-    images = np.random.default_rng(0).integers(0, 256, (8, 3, 32, 32), np.uint8)
-    program = augment.plan(epoch=0, index=INDEX, **SIZE)
-    again, targets = augment.replay(images, program, INDEX % 4)
-    expected, mixed = augment(images, INDEX % 4, epoch=0, index=INDEX)
-    np.testing.assert_array_equal(again, expected)
-    np.testing.assert_array_equal(targets, mixed)
-
-
 @pytest.mark.parametrize(
     ("planned", "size", "replayed"),
     [

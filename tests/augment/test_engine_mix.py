@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from kitae.augment import functional as f
 from kitae.augment.engine import Augment
 from kitae.augment.spec import MixSpec
 
@@ -36,20 +35,6 @@ def test_mixup_lambda_is_beta(alpha: float) -> None:
     share = drawn(mixup_alpha=alpha, cutmix_alpha=0)[:, 1]
     assert stats.kstest(share, "beta", (alpha, alpha)).pvalue > 1e-4
     assert abs(np.corrcoef(share[:-1], share[1:])[0, 1]) < 0.03
-
-
-def test_cutmix_boxes() -> None:
-    mix = drawn(mixup_alpha=0, cutmix_alpha=1.0, size=(40, 60))
-    x1, y1, x2, y2 = mix[:, 2:].T
-    assert (x1 >= 0).all()
-    assert (y1 >= 0).all()
-    assert (x2 <= 60).all()
-    assert (y2 <= 40).all()
-    np.testing.assert_allclose(mix[:, 1], 1 - (x2 - x1) * (y2 - y1) / 2400)
-    inner = (x1 > 0) & (x2 < 60) & (y1 > 0) & (y2 < 40)  # not clipped: both sides follow one lambda
-    assert np.abs((x2 - x1)[inner] / 60 - (y2 - y1)[inner] / 40).max() < 0.06
-    small = (x2 - x1 < 6) & inner  # centres are uniform where the box is small
-    assert stats.kstest((x1 + x2)[small] / 2, "uniform", (0, 60)).pvalue > 1e-3
 
 
 @settings(max_examples=20, deadline=None)
@@ -96,22 +81,6 @@ def test_partner_is_augmented_by_its_own_key() -> None:
         images, targets = mixed(x, np.array([0, 1]), epoch=epoch, index=np.array([10, 11]))
         np.testing.assert_allclose(images[0], targets[0, 0] * a + targets[0, 1] * b, atol=1e-6)
         np.testing.assert_allclose(images[1], targets[1, 1] * b + targets[1, 0] * a, atol=1e-6)
-
-
-@pytest.mark.parametrize("executor", ["cpu", "torch"])
-def test_functional_mixing(executor: str) -> None:
-    x = pictures(5, 3, 16, 20)
-    targets = np.eye(5, dtype=np.float32)
-    images, mixed = f.mixup(x, targets, 0.25, executor=executor)
-    expected = np.floor(0.25 * x[0] + 0.75 * x[1] + 0.5)
-    np.testing.assert_array_equal(images[0], expected)
-    np.testing.assert_allclose(mixed[0], [0.25, 0.75, 0, 0, 0])
-    np.testing.assert_array_equal(images[4], x[4])
-    images, mixed = f.cutmix(x, targets, (3, 2, 13, 12), executor=executor)
-    np.testing.assert_array_equal(images[2][:, 2:12, 3:13], x[3][:, 2:12, 3:13])
-    np.testing.assert_array_equal(images[2][:, :2], x[2][:, :2])
-    np.testing.assert_allclose(mixed[2], [0, 0, 1 - 100 / 320, 100 / 320, 0])
-    np.testing.assert_array_equal(f.mixup(x, None, 1.0, executor=executor), x)
 
 
 def batches(steps: int, epoch: int = 0, **spec: float) -> np.ndarray:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,8 +15,8 @@ from scipy.special import betaincinv
 
 from kitae import keyed
 from kitae.augment import ops as o
-from kitae.augment import policies as p
 from kitae.augment.engine import Augment
+from kitae.augment.ops import policies as p
 from kitae.augment.plan import Program, plan_sample
 from kitae.augment.spec import OPS, MixSpec, make_op
 
@@ -79,7 +83,7 @@ def test_compiled_plan_has_the_bits_of_the_plain_one(
 def test_an_op_writes_only_the_codes_it_declares(name: str) -> None:
     op = make_op({name: BUSY.get(name, {})})
     found = set(np.unique(plan([op], 2000, mean=0.5, std=0.2).codes).tolist())
-    assert found <= {o.NOP, o.ERASE_AFTER, o.CHAIN_BEGIN, *op.codes}
+    assert found <= {o.NOP, *(step.code for step in op.writes)}
     assert found - {o.NOP}
 
 
@@ -93,15 +97,6 @@ def test_probability_zero_and_one() -> None:
 
 def chi_square(counts: np.ndarray, expected: np.ndarray | None = None) -> float:
     return float(stats.chisquare(counts, expected).pvalue)
-
-
-def test_flip_is_fair_and_independent_of_neighbours() -> None:
-    flips = np.stack([plan(["horizontal_flip"], epoch=e).codes[:, 0] for e in (0, 1)]) != 0
-    assert chi_square(np.bincount(flips[0])) > 1e-4
-    for a, b in ((flips[0, :-1], flips[0, 1:]), (flips[0], flips[1])):  # the next index, the next epoch
-        assert chi_square(np.bincount(2 * a + b, minlength=4)) > 1e-4
-    two = plan(["horizontal_flip", "vertical_flip"]).codes != 0  # the next slot
-    assert chi_square(np.bincount(2 * two[:, 0] + two[:, 1], minlength=4)) > 1e-4
 
 
 def test_crop_places_are_uniform() -> None:
@@ -155,16 +150,6 @@ def test_resized_crop_falls_back_to_the_centre() -> None:
     np.testing.assert_array_equal(args[:, :4], np.tile([39.0, 0.0, 22.0, 20.0], (50, 1)))
 
 
-def test_erasing_area_and_ratio() -> None:
-    program = plan([{"random_erasing": {"p": 0.5}}], size=(200, 200), mean=0.5, std=0.2)
-    on = program.codes[:, 0] == o.ERASE_AFTER
-    assert abs(on.mean() - 0.5) < 0.02
-    top, left, h, w = program.args[on, 0, :4].T
-    assert ((top + h <= 200) & (left + w <= 200) & (h < 200) & (w < 200)).all()
-    assert stats.kstest(h * w / 200**2, "uniform", (0.02, 0.31)).pvalue > 1e-4
-    assert abs(np.log(h / w).mean() - (np.log(3.3) + np.log(0.3)) / 2) < 0.03
-
-
 def test_erasing_that_is_followed_by_an_op_writes_the_mean_colour_in_place() -> None:
     program = plan([{"random_erasing": {"p": 1}}, "invert"], 50, mean=(0.2, 0.4, 0.6), std=0.2)
     assert set(program.codes[:, 0]) <= {o.ERASE, o.NOP}
@@ -173,49 +158,6 @@ def test_erasing_that_is_followed_by_an_op_writes_the_mean_colour_in_place() -> 
     assert set(np.unique(both.codes)) <= {o.ERASE_AFTER, o.NOP}
     assert (plan([{"cutout": {"value": 7}}], 10, mean=0.5, std=0.2).codes == o.ERASE).all()
     assert (plan([{"cutout": {}}], 10).args[:, 0, 4:7] == 0).all()  # uint8: black
-
-
-def test_auto_augment_frequencies() -> None:
-    for policy in ("cifar10", "imagenet", "svhn"):
-        program = plan([{"auto_augment": {"policy": policy}}])
-        ops = dict.fromkeys(p.POLICY_OPS, 0.0)
-        for sub in p.table(policy):
-            for name, probability, _ in sub:
-                ops[name] += probability / 25 * SAMPLES
-        merged = {
-            o.AFFINE_NEAREST: sum(ops[n] for n in ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")),
-            o.BRIGHTNESS: ops["brightness"], o.SATURATION: ops["color"], o.CONTRAST: ops["contrast"],
-            o.SHARPNESS: ops["sharpness"], o.POSTERIZE: ops["posterize"], o.SOLARIZE: ops["solarize"],
-            o.AUTOCONTRAST: ops["autocontrast"], o.EQUALIZE: ops["equalize"], o.INVERT: ops["invert"],
-        }  # fmt: skip
-        for code, expected in merged.items():
-            found = (program.codes == code).sum()
-            assert abs(found - expected) < 5 * np.sqrt(expected + 1), (policy, code)
-
-
-def test_rand_augment_draws_with_replacement_at_one_magnitude() -> None:
-    program = plan([{"rand_augment": {"num_ops": 2, "magnitude": 9}}])
-    assert (
-        chi_square(np.bincount(np.searchsorted(np.unique(program.codes), program.codes[:, 0]))) < 1e-4
-    )  # 5 warps, 1 nop
-    kinds = (program.codes == o.AFFINE_NEAREST).mean(0)
-    assert np.allclose(kinds, 5 / 14, atol=0.02)
-    factors = program.args[..., 0][program.codes == o.BRIGHTNESS]
-    assert set(np.round(factors, 6)) == {round(1 + 0.27, 6), round(1 - 0.27, 6)}
-    assert abs((factors > 1).mean() - 0.5) < 0.05
-    assert set(program.args[..., 0][program.codes == o.POSTERIZE]) == {7.0}
-
-
-def test_trivial_augment_uses_all_bins() -> None:
-    program = plan([{"trivial_augment_wide": {}}], 40_000)
-    for code, count in ((o.SOLARIZE, 31), (o.BRIGHTNESS, 61)):
-        values, counts = np.unique(program.args[..., 0][program.codes == code], return_counts=True)
-        assert len(values) == count  # signs double all magnitudes but zero
-        expected = np.full(count, 1.0)
-        if code == o.BRIGHTNESS:
-            expected[:] = 0.5
-            expected[values == 1.0] = 1.0
-        assert chi_square(counts, expected / expected.sum() * counts.sum()) > 1e-4
 
 
 def test_augmix_weights() -> None:
@@ -245,8 +187,8 @@ def test_program_is_printable_savable_and_loadable(tmp_path) -> None:
         [{"random_crop": {"padding": 4}}, {"rotate": {}}, {"random_erasing": {"p": 1}}], mean=0.5, std=0.2, mix={}
     )
     words = aug.explain(epoch=3, index=17, size=(32, 32))
-    assert words[0].startswith("crop 32 x 32 at (")
-    assert words[1].startswith("affine [")
+    assert words[0].startswith("crop 32 x 32, at (")
+    assert words[1].startswith("turn ")
     assert "zero after normalisation" in words[2]
     assert "its partner, lambda" in words[3]
     program = aug.plan(epoch=3, index=[17, 18], size=(32, 32))
@@ -255,13 +197,6 @@ def test_program_is_printable_savable_and_loadable(tmp_path) -> None:
     again = Program.load(tmp_path / "program.npz")
     for a, b in ((program.codes, again.codes), (program.args, again.args), (program.mix, again.mix)):
         np.testing.assert_array_equal(a, b)
-
-
-def test_every_step_has_words() -> None:
-    for name in OPS:
-        program = plan([{name: BUSY.get(name, {})}], 50, mean=0.5, std=0.2)
-        for row in range(50):
-            assert all(isinstance(line, str) and line for line in program.describe(row))
 
 
 def test_an_op_draws_the_same_whatever_stands_around_it() -> None:
@@ -273,6 +208,22 @@ def test_an_op_draws_the_same_whatever_stands_around_it() -> None:
     twice = plan(["horizontal_flip", "horizontal_flip"], 64)
     assert (twice.codes[:, 0] == without.codes[:, 0]).all()
     assert 16 < (twice.codes[:, 0] == twice.codes[:, 1]).sum() < 48
+
+
+def test_golden_plans() -> None:
+    """The plan of every op under a fixed key, by its hash: a change here changes every run ever made.
+
+    Numbers are rounded to six digits, since sines and logarithms differ in the last bit between platforms.
+    """
+    file = Path(__file__).with_name("golden_plans.json")
+    found = {}
+    for pipeline in PIPELINES:
+        program = plan(pipeline, 64, mean=0.5, std=0.2, mix={"per": "sample", "mixup_alpha": 0.4})
+        digest = hashlib.sha256(program.codes.tobytes())
+        for numbers in (program.args, program.mix):
+            digest.update(np.char.mod("%.6g", numbers).tobytes())
+        found[names(pipeline)] = digest.hexdigest()[:16]
+    assert found == json.loads(file.read_text()), f"write them to {file.name} where the change is meant: {found}"
 
 
 def test_reference_plans_are_pinned() -> None:

@@ -12,12 +12,10 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 from scipy.special import betaincinv
-from torchvision.transforms import v2
 
 from kitae import keyed
 from kitae.augment import Augment
 from kitae.augment import ops as o
-from kitae.augment import policies as p
 from kitae.augment.plan import Program
 
 COUNT = 30_000
@@ -56,129 +54,6 @@ def independent(a: NDArray[Any], b: NDArray[Any], what: str) -> None:
     else:
         pvalue = stats.spearmanr(a, b).pvalue
     assert pvalue > UNLIKELY, f"{what}: p = {pvalue:.2g}"
-
-
-# Which op a policy chose, from a step: five warps share one code and differ in their matrices.
-
-
-def chosen(program: Program, step: int, height: int, width: int) -> tuple[NDArray[Any], NDArray[Any]]:
-    """For each sample the index of its op in `POLICY_OPS` (0 where the step does nothing), and its magnitude."""
-    codes, args = program.codes[:, step], program.args[:, step]
-    simple = {o.BRIGHTNESS: p.BRIGHTER, o.SATURATION: p.COLOR, o.CONTRAST: p.CONTRASTED, o.SHARPNESS: p.SHARPER,
-              o.POSTERIZE: p.POSTERIZED, o.SOLARIZE: p.SOLARIZED, o.AUTOCONTRAST: p.AUTOCONTRASTED,
-              o.EQUALIZE: p.EQUALIZED, o.INVERT: p.INVERTED}  # fmt: skip
-    op, magnitude = np.zeros(len(codes), int), np.zeros(len(codes))
-    for code, name in simple.items():
-        on = codes == code
-        op[on] = name
-        magnitude[on] = args[on, 0] - (1.0 if p.BRIGHTER <= name <= p.SHARPER else 0.0)
-    warp = codes == o.AFFINE_NEAREST
-    a, b, c, d, _, f = args[:, :6].T
-    # An output pixel's colour comes from x + slope * y under a shear about the corner, from x - t under a shift by t.
-    for name, on, value in (
-        (p.ROTATE, (b != 0) & (d != 0), -np.degrees(np.arctan2(d, a))),
-        (p.SHEAR_X, (b != 0) & (d == 0), b),
-        (p.SHEAR_Y, (b == 0) & (d != 0), d),
-        (p.TRANSLATE_X, (b == 0) & (d == 0) & (c != 0), -c),
-        (p.TRANSLATE_Y, (b == 0) & (d == 0) & (c == 0) & (f != 0), -f),
-    ):
-        op[warp & on], magnitude[warp & on] = name, value[warp & on]
-    still = warp & (op == 0)  # a warp of magnitude 0: which one cannot be told
-    op[still] = -1
-    return op, magnitude
-
-
-@pytest.mark.parametrize("policy", ["cifar10", "imagenet", "svhn"])
-def test_auto_augment_sub_policies_and_signs(policy: str) -> None:
-    """Each combination (op or none, op or none) of the two steps, and each signed magnitude, as the table says."""
-    size = (331, 331)  # where a translation's bins are whole pixels apart
-    program = plan({"auto_augment": {"policy": policy}}, size)
-    first, amount = chosen(program, 0, *size)
-    second, _ = chosen(program, 1, *size)
-    expected: dict[tuple[int, int], float] = {}
-    for (op1, p1, m1), (op2, p2, m2) in v2.AutoAugment(v2.AutoAugmentPolicy(policy))._policies:
-        a, b = (v2_index(op1, m1), v2_index(op2, m2))
-        for x, share in ((a, p1), (0, 1 - p1)):
-            for y, other in ((b, p2), (0, 1 - p2)):
-                expected[x, y] = expected.get((x, y), 0.0) + share * other / 25
-    pairs = list(expected)
-    counts = np.array([((first == x) & (second == y)).sum() for x, y in pairs])
-    assert counts.sum() == COUNT
-    fits(counts, [expected[pair] for pair in pairs])
-    signed = (first >= p.SHEAR_X) & (first <= p.SIGNED) & (np.abs(amount) > 1e-9)
-    if signed.any():
-        fits(np.bincount((amount[signed] > 0).astype(int), minlength=2))
-
-
-def v2_index(name: str, level: int | None) -> int:
-    names = ["Identity", "ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", "Brightness", "Color", "Contrast",
-             "Sharpness", "Posterize", "Solarize", "AutoContrast", "Equalize", "Invert"]  # fmt: skip
-    at = names.index(name)
-    return -1 if level == 0 and p.SHEAR_X <= at <= p.ROTATE else at
-
-
-def test_rand_augment_ops_signs_and_order() -> None:
-    program = plan({"rand_augment": {"num_ops": 3, "magnitude": 9}})
-    drawn = [chosen(program, step, 32, 48) for step in range(3)]
-    for op, amount in drawn:
-        fits(np.bincount(op, minlength=p.INVERTED))  # the fourteen, identity among them, no invert
-        for name in range(p.SHEAR_X, p.SIGNED + 1):
-            values = amount[op == name]
-            assert len(np.unique(np.abs(values).round(9))) == 1
-            fits(np.bincount((values > 0).astype(int)))
-    for a, b in ((0, 1), (1, 2), (0, 2)):
-        independent(drawn[a][0], drawn[b][0], f"ops of steps {a} and {b}")
-
-
-def test_trivial_augment_ops_bins_and_signs() -> None:
-    """The op uniform among 14; its magnitude uniform among 31 bins, the same for both signs."""
-    size = (97, 97)
-    program = plan({"trivial_augment_wide": {}}, size)
-    op, amount = chosen(program, 0, *size)
-    # A still warp is one of five at bin 0, a translation also where its bin is below one pixel.
-    still = 5 / 14 / 31
-    shares = np.full(p.INVERTED, 1 / 14)
-    shares[p.SHEAR_X : p.ROTATE + 1] -= 1 / 14 / 31
-    fits(np.append(np.bincount(op[op >= 0], minlength=p.INVERTED), (op < 0).sum()), np.append(shares, still))
-    for name in range(p.SHEAR_X, p.SOLARIZED + 1):
-        bins = p.magnitudes("wide", name, 31, *size)
-        signs = (1, -1) if name <= p.SIGNED else (1,)
-        exact = (
-            255.0 * bins if name == p.SOLARIZED else np.trunc(bins) if name in (p.TRANSLATE_X, p.TRANSLATE_Y) else bins
-        )
-        levels, weights = np.unique(np.round(np.concatenate([s * exact for s in signs]), 6), return_counts=True)
-        if p.SHEAR_X <= name <= p.ROTATE:
-            levels, weights = levels[levels != 0], weights[levels != 0]
-        values = np.round(amount[op == name], 6)
-        counts = np.array([np.isclose(values, level, atol=2e-6).sum() for level in levels])
-        assert counts.sum() == len(values), f"{p.POLICY_OPS[name]}: magnitudes outside the table"
-        fits(counts, weights)
-
-
-def test_augmix_ops_depths_and_bins() -> None:
-    program = plan({"augmix": {"severity": 4}}, (331, 331))
-    program = Program(np.where(program.codes == o.AFFINE_BILINEAR, o.AFFINE_NEAREST, program.codes), program.args)
-    depths = []
-    for chain in range(3):
-        links = program.codes[:, 2 + 5 * chain : 5 + 5 * chain]
-        depth = (links != o.NOP).sum(1)
-        assert ((links != o.NOP).cumprod(1).sum(1) == depth).all()  # no gap
-        fits(np.bincount(depth, minlength=4), [0, 1, 1, 1])
-        depths.append(depth)
-        op, amount = chosen(program, 2 + 5 * chain, 331, 331)
-        shares = np.full(p.INVERTED, 1 / 13)  # neither identity nor invert
-        shares[0] = 0
-        shares[p.SHEAR_X : p.ROTATE + 1] *= 3 / 4  # one bin in four is 0
-        fits(np.append(np.bincount(op[op >= 0], minlength=p.INVERTED), (op < 0).sum()), np.append(shares, 5 / 13 / 4))
-        turns = np.round(np.abs(amount[op == p.ROTATE]), 4)
-        fits(np.unique(turns, return_counts=True)[1])
-        bits = amount[op == p.POSTERIZED]
-        values, counts = np.unique(bits, return_counts=True)
-        table, weights = np.unique(p.magnitudes("augmix", p.POSTERIZED, 10, 331, 331)[:4], return_counts=True)
-        np.testing.assert_array_equal(values, table)
-        fits(counts, weights)
-    for a, b in ((0, 1), (1, 2), (0, 2)):
-        independent(depths[a], depths[b], f"depths of chains {a} and {b}")
 
 
 def test_rotation_and_affine() -> None:

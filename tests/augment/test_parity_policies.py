@@ -22,7 +22,7 @@ from torchvision.transforms.functional import _get_inverse_affine_matrix
 from kitae import keyed
 from kitae.augment import Augment
 from kitae.augment import ops as o
-from kitae.augment import policies as p
+from kitae.augment.ops import policies as p
 from kitae.augment.plan import Program
 from tests.augment.parity import EXECUTORS, Batch, affine_points, batch, check, check_nearest, photo
 from tests.augment.parity import one_thread as one_thread

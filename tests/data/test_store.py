@@ -11,8 +11,10 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +24,18 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from kitae.data import build as build_module
 from kitae.data import cache as cache_module
 from kitae.data import store as store_module
 from kitae.data.cache import cache_folder
+from kitae.data.loader import ImageSet
+from kitae.data.pictures import Pictures
 from kitae.data.sources import open_source
 from kitae.data.spec import DataSpec
 from kitae.data.store import Names, Store, open_store, prepare
 from kitae.errors import DataError
 from kitae.preprocess import PreprocessRules, decode
+from kitae.preprocess import picture as picture_of
 from tests.images import encode, picture, write_folder, write_parquet
 
 Maker = Callable[..., Path]
@@ -85,7 +91,7 @@ def test_equal_images_are_known(make_folder: Maker) -> None:
 def test_it_is_built_once(make_folder: Maker, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = DataSpec(source=f"folder:{make_folder('cats', 'dogs')}")
     first = open_store(spec)
-    monkeypatch.setattr(store_module, "_build", None)
+    monkeypatch.setattr(store_module, "build", None)
     second = open_store(spec)
     assert second.fingerprint == first.fingerprint
     assert (second.images == first.images).all()
@@ -144,11 +150,197 @@ def test_mixed_sizes_ask_for_a_size(tmp_path: Path) -> None:
         assert open_store(DataSpec(source=f"folder:{root}", image_size=20, resize=resize)).rules.resize == resize
 
 
-def test_a_common_size_that_is_not_square_asks_for_a_size(tmp_path: Path) -> None:
+def test_a_common_size_that_is_not_square_is_the_network_s(tmp_path: Path) -> None:
     table = {"image": [encode(picture(i, 0, (20, 30))) for i in range(2)], "label": [0, 1]}
     pq.write_table(pa.table(table), tmp_path / "x.parquet")
-    with pytest.raises(DataError, match=r"images are 30 x 20, not square: set data\.image_size"):
-        open_store(DataSpec(source=f"parquet:{tmp_path}/x.parquet"))
+    store = open_store(DataSpec(source=f"parquet:{tmp_path}/x.parquet"))
+    assert store.rules.size == (20, 30)
+    assert isinstance(store.images, np.ndarray)
+    assert (store.images[1] == picture(1, 0, (20, 30)).transpose(2, 0, 1)).all()
+
+
+# Whole pictures
+
+
+def large_folder(root: Path) -> Path:
+    """Landscape and portrait photographs, with EXIF orientation, grey and alpha among them, and a small one."""
+    rng = np.random.default_rng(0)
+    for number in range(12):
+        folder = root / f"class {number % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        size = ((90, 160), (150, 100), (40, 30), (200, 200))[number % 4]
+        image = Image.fromarray(rng.integers(0, 256, (size[0] // 4, size[1] // 4, 3), np.uint8)).resize(size[::-1])
+        exif = Image.Exif()
+        exif[0x0112] = 6 if number == 3 else 1
+        if number == 4:
+            image.putalpha(200)
+            image.save(folder / f"{number}.png")
+        elif number == 5:
+            image.convert("L").save(folder / f"{number}.jpg")
+        else:
+            image.save(folder / f"{number}.jpg", exif=exif, quality=95)
+    return root
+
+
+def test_whole_pictures_are_kept(tmp_path: Path) -> None:
+    root = large_folder(tmp_path / "photos")
+    store = open_store(DataSpec(source=f"folder:{root}", image_size=32))
+    assert store.rules == PreprocessRules(32, 3, store_size=72)
+    pictures = store.images
+    assert isinstance(pictures, Pictures)
+    assert pictures.shape == (12, 3, 32, 32)
+    assert pictures.dtype == np.uint8
+    sizes = dict(zip(store.names, zip(pictures.heights.tolist(), pictures.widths.tolist(), strict=True), strict=True))
+    assert sizes["class 0/0.jpg"] == (72, 128)  # 90 x 160
+    assert sizes["class 1/1.jpg"] == (108, 72)  # 150 x 100
+    assert sizes["class 0/2.jpg"] == (40, 30)  # never enlarged
+    assert sizes["class 1/3.jpg"] == (72, 72)
+    for row, name in enumerate(store.names):
+        whole = picture_of(root / name, store.rules)
+        assert (pictures.whole(row) == whole).all()
+        assert (pictures[row] == decode(root / name, store.rules)).all()
+        assert (pictures.sums[row] == [whole.sum((1, 2)), np.square(whole, dtype=np.int64).sum((1, 2))]).all()
+    assert (pictures[[3, 0]] == np.stack([pictures[3], pictures[0]])).all()
+    assert (pictures[2:4] == pictures[np.array([2, 3])]).all()
+    assert pictures[np.zeros(0, np.int64)].shape == (0, 3, 32, 32)
+    assert pictures.nbytes == sum(3 * height * width for height, width in sizes.values())
+    assert open_store(DataSpec(source=f"folder:{root}", image_size=32)).path == store.path
+
+
+def test_the_size_of_whole_pictures_can_be_given(tmp_path: Path) -> None:
+    root = large_folder(tmp_path / "photos")
+    spec = DataSpec(source=f"folder:{root}", image_size=32, store_size=40)
+    store = open_store(spec)
+    assert isinstance(store.images, Pictures)
+    assert min(store.images.heights[0], store.images.widths[0]) == 40
+    wide = open_store(spec.model_copy(update={"image_size": (32, 64), "store_size": 32}))
+    assert wide.rules == PreprocessRules((32, 64), 3, store_size=32)
+    assert isinstance(wide.images, Pictures)
+    assert wide.images.shape[1:] == (3, 32, 64)
+    assert (wide.images.heights[0], wide.images.widths[0]) == (36, 64)
+    with pytest.raises(ValueError, match="store_size: must be at least image_size"):
+        DataSpec(image_size=32, store_size=31)
+
+
+def test_tiny_pictures_and_those_of_the_network_s_size_are_one_array(tmp_path: Path) -> None:
+    def store_of(*sizes: tuple[int, int], **fields: Any) -> Store:
+        table = {"image": [encode(picture(0, i, size)) for i, size in enumerate(sizes)], "label": [0, 1] * len(sizes)}
+        table["label"] = table["label"][: len(sizes)]
+        pq.write_table(pa.table(table), tmp_path / "x.parquet")
+        return open_store(DataSpec(source=f"parquet:{tmp_path}/x.parquet", **fields))
+
+    assert isinstance(store_of((80, 80), (80, 80), image_size=80).images, np.ndarray)
+    assert isinstance(store_of((80, 96), (80, 96)).images, np.ndarray)
+    assert isinstance(store_of((64, 40), (20, 64), image_size=32).images, np.ndarray)
+    assert isinstance(store_of((64, 40), (80, 80), image_size=80).images, np.ndarray)
+    # One larger picture, the last one: whole pictures for all.
+    store = store_of(*[(32, 32)] * 300, (65, 32), image_size=32)
+    assert isinstance(store.images, Pictures)
+    assert (store.images[0] == picture(0, 0, (32, 32)).transpose(2, 0, 1)).all()
+
+
+def test_fixed_rules_leave_nothing_to_find_out(tmp_path: Path) -> None:
+    source = open_source(DataSpec(source=f"folder:{large_folder(tmp_path / 'photos')}"))
+    old = prepare(source, PreprocessRules(32, 3))
+    assert isinstance(old.images, np.ndarray)
+    assert old.rules.version == 1
+    new = prepare(source, PreprocessRules(32, 3, store_size=72))
+    assert isinstance(new.images, Pictures)
+    assert new.fingerprint == open_store(DataSpec(source=source.name, image_size=32)).fingerprint
+
+
+def test_equal_pictures_of_one_size_only_are_equal(tmp_path: Path) -> None:
+    flat = [np.full(size, 9, np.uint8) for size in ((70, 80), (80, 70), (70, 80))]
+    pq.write_table(pa.table({"image": [encode(image) for image in flat], "label": [0, 1, 0]}), tmp_path / "x.parquet")
+    store = open_store(DataSpec(source=f"parquet:{tmp_path}/x.parquet", image_size=32))
+    assert store.twins.tolist() == [0, 1, 0]
+
+
+def test_statistics_are_those_of_all_pixels(tmp_path: Path) -> None:
+    store = open_store(DataSpec(source=f"folder:{large_folder(tmp_path / 'photos')}", image_size=32))
+    assert isinstance(store.images, Pictures)
+    rows = np.array([1, 4, 5, 7])
+    mean, std = ImageSet(store.images, rows, store.labels, store.classes).statistics()
+    pixels = np.concatenate([store.images.whole(row).reshape(3, -1) for row in rows], axis=1) / 255
+    assert np.allclose(mean, pixels.mean(1))
+    assert np.allclose(std, pixels.std(1))
+
+
+def laplacian_energy(images: np.ndarray) -> float:
+    p = images.astype(np.float64).mean(axis=1)
+    edges = 4 * p[:, 1:-1, 1:-1] - p[:, :-2, 1:-1] - p[:, 2:, 1:-1] - p[:, 1:-1, :-2] - p[:, 1:-1, 2:]
+    return float(np.square(edges).mean())
+
+
+def test_what_an_evaluation_sees_is_as_sharp_as_from_the_files() -> None:
+    rows = np.arange(0, 600, 6)
+    for size in (40, 56, 64):
+        store = open_store(DataSpec(source="photos-mini", image_size=size))
+        assert isinstance(store.images, Pictures)
+        assert min(store.images.heights.min(), store.images.widths.min()) < 160  # reduced
+        at_once = prepare(open_source(DataSpec(source="photos-mini")), PreprocessRules(size, 3))
+        ratio = laplacian_energy(store.images[rows]) / laplacian_energy(np.array(at_once.images[rows]))
+        assert 0.9 < ratio < 1.1
+
+
+@pytest.mark.parametrize("damage", ["cut pixels", "cut sizes", "no sums"])
+def test_damaged_whole_pictures_are_built_anew(tmp_path: Path, cache: Path, damage: str) -> None:
+    spec = DataSpec(source=f"folder:{large_folder(tmp_path / 'photos')}", image_size=32)
+    store = open_store(spec)
+    expected = store.images[:]
+    if damage == "no sums":
+        (store.path / "sums.i64").unlink()
+    else:
+        os.truncate(store.path / ("images.u8" if damage == "cut pixels" else "sizes.i64"), 100)
+    assert (open_store(spec).images[:] == expected).all()
+    assert leftovers(cache) == []
+
+
+def test_broken_pictures_are_named_or_left_out_as_ever(tmp_path: Path, cache: Path) -> None:
+    root = large_folder(tmp_path / "photos")
+    (root / "class 0" / "z.jpg").write_bytes((root / "class 0" / "0.jpg").read_bytes()[:-300])
+    spec = DataSpec(source=f"folder:{root}", image_size=32)
+    with pytest.raises(DataError, match=r"class 0/z\.jpg: cannot be decoded"):
+        open_store(spec)
+    assert stores(cache) == leftovers(cache) == []
+    store = open_store(spec.model_copy(update={"on_corrupt": "skip"}))
+    assert [name for name, _ in store.skipped] == ["class 0/z.jpg"]
+    assert len(store.images) == len(store) == 12
+
+
+def test_large_images_take_turns() -> None:
+    room, inside, most = build_module._Room(100), 0, 0
+    lock = threading.Lock()
+
+    def enter(size: int) -> None:
+        nonlocal inside, most
+        with room.taken(size):
+            with lock:
+                inside += size
+                most = max(most, inside)
+            time.sleep(0.01)
+            with lock:
+                inside -= size
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(enter, [40, 30, 60, 100, 10, 50] * 4))
+        assert 60 <= most <= 100
+        list(pool.map(enter, [500, 20]))  # larger than all there is: alone
+    assert most == 500
+
+
+def test_memory_for_decoding_is_asked_for_before_it_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    taken = build_module._Room.taken
+
+    def spied(self: Any, size: int) -> Any:
+        asked.append(size)
+        return taken(self, size)
+
+    monkeypatch.setattr(build_module._Room, "taken", spied)
+    open_store(DataSpec(source=f"folder:{large_folder(tmp_path / 'photos')}", image_size=16))
+    assert 12 * 100 * 100 in asked  # a JPEG of 200 x 200, read at half its size
+    assert min(asked) == 12 * 40 * 30
 
 
 # Depth
@@ -343,7 +535,7 @@ def test_a_damaged_store_is_built_anew(make_folder: Maker, cache: Path, damage: 
 CHILD = """
 import sys, time
 from pathlib import Path
-from kitae.data import store
+from kitae.data import build, store
 from kitae.data.spec import DataSpec
 
 source, stage = sys.argv[1:3]
@@ -353,7 +545,7 @@ def stop():
     time.sleep(120)
 
 progress = None
-write, rename = store._write, Path.rename
+write, rename = build._write, Path.rename
 if stage == "images":
     progress = lambda done, total: stop()
 elif stage == "manifest":
@@ -362,7 +554,7 @@ elif stage == "manifest":
             path.write_bytes(data[:50])
             stop()
         write(path, data)
-    store._write = cut
+    build._write = cut
 elif stage == "rename":
     Path.rename = lambda self, target: stop()
 elif stage == "no locks":

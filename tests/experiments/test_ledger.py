@@ -27,16 +27,18 @@ CLAIMS = {
 }
 
 
+def published(folder: Path, name: str, design: str, figures: bool = False, **fields: Any) -> Path:
+    """Run a study on the stand-in and publish it; returns the folder of results."""
+    spec = StudySpec.parse({"name": name, "base": "fashion-mini", "design": design, "factors": FACTORS, **fields})
+    study(spec, folder / name, executor=Inline(), figures=figures, **FAKE)
+    return publish(folder / name, folder / "results").parent
+
+
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
-    for design in ("one_out", "screening"):
-        spec = StudySpec.parse(
-            {"name": f"s-{design}", "base": "fashion-mini", "set": {"train.precision": "bf16"}, "design": design,
-             "factors": FACTORS, "claims": CLAIMS if design == "one_out" else {}, "seeds": [0, 1, 2]}
-        )  # fmt: skip
-        study(spec, tmp_path / design, executor=Inline(), figures=design == "one_out", **FAKE)
-        publish(tmp_path / design, tmp_path / "results")
-    return tmp_path / "results"
+    shared: dict[str, Any] = {"set": {"train.precision": "bf16"}}
+    published(tmp_path, "s-one_out", "one_out", figures=True, claims=CLAIMS, **shared)
+    return published(tmp_path, "s-screening", "screening", **shared)
 
 
 def test_claims_have_verdicts_settings_and_intervals(results: Path) -> None:
@@ -55,53 +57,39 @@ def test_every_run_is_counted_and_the_two_designs_stand_side_by_side(results: Pa
     text = markdown(load(results))
     assert "| s-one_out | one_out | 12 of 12 | 0, 1, 2 | test.accuracy |" in text
     assert "| s-screening | screening | 12 of 12 |" in text
-    side = next(line for line in text.splitlines() if line.startswith("| mixing | +"))
+    side = next(line for line in text.splitlines() if line.startswith("| mixing | **+"))
     assert side.count("to") == 2
 
 
-def test_designs_of_unlike_numbers_of_runs_are_not_set_side_by_side(tmp_path: Path) -> None:
-    for design, seeds in (("one_out", [0, 1, 2]), ("screening", [0, 1])):
-        spec = StudySpec.parse(
-            {"name": f"s-{design}", "base": "fashion-mini", "design": design, "factors": FACTORS, "seeds": seeds}
-        )
-        study(spec, tmp_path / design, executor=Inline(), figures=False, **FAKE)
-        publish(tmp_path / design, tmp_path / "results")
-    assert "by screening and one at a time" not in markdown(load(tmp_path / "results"))
-
-
-def test_techniques_of_other_strengths_are_not_set_side_by_side(tmp_path: Path) -> None:
-    other = {**FACTORS, "smoothing": {"train.label_smoothing": [0.0, 0.2]}}
-    assert other != FACTORS
-    for design, factors in (("one_out", FACTORS), ("screening", other)):
-        spec = StudySpec.parse({"name": f"s-{design}", "base": "fashion-mini", "design": design, "factors": factors})
-        study(spec, tmp_path / design, executor=Inline(), figures=False, **FAKE)
-        publish(tmp_path / design, tmp_path / "results")
-    assert "by screening and one at a time" not in markdown(load(tmp_path / "results"))
+@pytest.mark.parametrize(
+    "other", [{"seeds": [0, 1]}, {"factors": {**FACTORS, "smoothing": {"train.label_smoothing": [0.0, 0.2]}}}]
+)
+def test_only_the_same_techniques_with_as_many_runs_are_set_side_by_side(tmp_path: Path, other: dict[str, Any]) -> None:
+    published(tmp_path, "s-one_out", "one_out")
+    assert "one at a time" not in markdown(load(published(tmp_path, "s-screening", "screening", **other)))
 
 
 def test_every_pair_of_designs_is_listed_and_no_width_divides_by_zero(tmp_path: Path) -> None:
     for name, design in (("a", "one_out"), ("b", "screening"), ("c", "screening")):
-        spec = StudySpec.parse(
-            {"name": name, "base": "fashion-mini", "design": design, "factors": FACTORS, "seeds": [0, 1],
-             "metric": "peak_memory_bytes", "also": []}
-        )  # fmt: skip
-        study(spec, tmp_path / name, executor=Inline(), figures=False, **FAKE)
-        publish(tmp_path / name, tmp_path / "results")
-    text = markdown(load(tmp_path / "results"))
+        found = published(tmp_path, name, design, seeds=[0, 1], metric="peak_memory_bytes", also=[])
+    text = markdown(load(found))
     assert "`a` and `b`, peak_memory_bytes:" in text
     assert "`a` and `c`, peak_memory_bytes:" in text
     assert "| mixing | x 1.00 (x 1.00 to x 1.00) | x 1.00 (x 1.00 to x 1.00) | - |" in text
 
 
-def test_another_study_of_the_same_name_is_not_published_over(results: Path, tmp_path: Path) -> None:
-    publish(tmp_path / "one_out", results)
-    spec = StudySpec.parse({"name": "s-one_out", "base": "fashion-mini", "design": "one_in", "factors": FACTORS})
-    study(spec, tmp_path / "other", executor=Inline(), figures=False, **FAKE)
-    before = (results / "s-one_out" / "effects.json").read_bytes()
-    with pytest.raises(KitaeError, match=r"holds another study of this name .*another name") as caught:
-        publish(tmp_path / "other", results)
-    assert "\n" not in str(caught.value)
-    assert (results / "s-one_out" / "effects.json").read_bytes() == before
+def test_a_study_is_published_again_only_with_more_seeds(tmp_path: Path) -> None:
+    found = published(tmp_path, "s", "one_in", seeds=[0, 1])
+    published(tmp_path, "s", "one_in", seeds=[0, 1, 2])
+    assert "| s | one_in | 12 of 12 | 0, 1; added later: 2 |" in markdown(load(found))
+    before = (found / "s" / "effects.json").read_bytes()
+    for place, other in (("other", {"design": "one_out"}), ("fewer", {"design": "one_in", "seeds": [0]})):
+        spec = StudySpec.parse({"name": "s", "base": "fashion-mini", "factors": FACTORS, **other})
+        study(spec, tmp_path / place, executor=Inline(), figures=False, **FAKE)
+        with pytest.raises(KitaeError, match=r"holds another study of this name") as caught:
+            publish(tmp_path / place, found)
+        assert "\n" not in str(caught.value)
+    assert (found / "s" / "effects.json").read_bytes() == before
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,9 @@ def test_time_noise_and_what_can_be_shown() -> None:
     assert f"{plan.smallest:.2g} points" in text
     assert "0.3 points" in text
     assert "val.accuracy" in text, "a study on test is told what to choose a recipe by"
+    assert "65 to 80 %" in text  # some power goes into a reference with its own noise
+    one = {"smoothing": STUDY["factors"]["smoothing"]}
+    assert "80% of the time" in plan_study(make(factors=one), measure=None).text()  # a pair: Student's t test
     assert plan_study(make(seeds=[0]), measure=None).smallest is None
 
 
@@ -66,7 +69,8 @@ def test_time_follows_the_images_and_the_fine_tuning(fields: dict[str, Any], epo
         images = recipe.data.limit or 10_000
         return {"recipe": recipe, "seconds_per_epoch": images / 1000, "train": images}
 
-    plan = make_plan(make(design="sweep", seeds=[0], **fields), measure=measure)
+    also = ["prune.compressed_bytes"] if "after" in fields else []
+    plan = make_plan(make(design="sweep", seeds=[0], also=also, **fields), measure=measure)
     assert plan.seconds == pytest.approx(epochs)
 
 

@@ -56,11 +56,13 @@ def test_ties_go_to_the_lower_loss_then_the_later_arm() -> None:
         return Arm(number, f"searched {number}", {}, recipe, rungs, "complete")
 
     ranked = [
-        arm(9), arm(0, (1, 0.9, 0.1)), arm(1, (1, 0.5, 1.0), (3, 0.7, 0.2)), arm(2, (1, 0.5, 1.0), (3, 0.8, None)),
-        arm(3, (1, 0.5, 1.0), (3, 0.8, 0.6)), arm(4, (1, 0.5, 1.0), (3, 0.8, 0.5)),
+        arm(9), arm(0, (1, 0.9, 0.1)), arm(1, (1, 0.5, 1.0), (3, 0.7, 0.2)), arm(7, (1, 0.5, 1.0), (3, 0.8, None)),
+        arm(6, (1, 0.5, 1.0), (3, 0.8, 0.6)), arm(4, (1, 0.5, 1.0), (3, 0.8, 0.5)),
         arm(5, (1, 0.5, 1.0), (3, 0.8, 0.5)),
     ]  # fmt: skip
-    assert sorted([*ranked[3:], *ranked[:3]], key=lambda arm: arm.standing) == ranked
+    backwards = ranked[::-1]
+    assert sorted(backwards, key=lambda arm: arm.standing) == ranked
+    assert max(backwards, key=lambda arm: arm.standing).number == 5
 
 
 def test_imbalanced_data_are_judged_by_balanced_accuracy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,6 +290,20 @@ def test_a_version_that_trains_differently_does_not_resume_a_search(tmp_path: Pa
     file.write_text(file.read_text().replace("numerics: 3\n", ""))
     with pytest.raises(TrainingError, match=r"version of Kitae.*--overwrite$"):
         run(tmp_path / "s", arms=8)
+
+
+@pytest.mark.parametrize(
+    ("size", "crop", "policy"),
+    [
+        (28, {"random_crop": {"padding": 3}}, "cifar10"), (95, {"random_crop": {"padding": 11}}, "cifar10"),
+        (96, {"random_resized_crop": {}}, "imagenet"), (224, {"random_resized_crop": {}}, "imagenet"),
+    ],
+)  # fmt: skip
+def test_the_search_space_follows_the_size_of_the_images(size: int, crop: dict[str, Any], policy: str) -> None:
+    base = Recipe.load("fashion-mini")
+    flip, auto = {"horizontal_flip": {}}, {"auto_augment": {"policy": policy}}
+    assert list(apply(base, PRESETS["auto_augment"], size).augment.train) == [crop, flip, auto]
+    assert apply(base, PRESETS["own"], size) == base
 
 
 def test_every_point_of_the_space_is_a_valid_recipe() -> None:

@@ -207,7 +207,7 @@ def test_a_failed_run_is_reported_and_repeated_next_time(tmp_path: Path, monkeyp
 @pytest.mark.parametrize(
     ("before", "now", "named"),
     [
-        ({}, {"seeds": [0, 1]}, "seeds"),
+        ({}, {"seeds": [0, 1, 3]}, "seeds: 2"),
         ({}, {"metric": "val.accuracy"}, "metric was test.accuracy"),
         ({}, {"claims": {"late": CLAIM}}, "claims.late was added"),
         ({"claims": {"mix": CLAIM}}, {"claims": {}}, "claims.mix was removed"),
@@ -227,6 +227,38 @@ def test_a_study_is_resumed_only_with_the_settings_it_was_started_with(
     assert len(list((folder / "runs").glob("*.json"))) == 1
 
 
+def test_seeds_can_be_added_and_the_result_says_so(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    run(folder)
+    whole = run(tmp_path / "whole", make(seeds=[0, 1, 2, 3, 4]))
+    more = make(seeds=[4, 0, 3, 1, 2])
+
+    def interrupt(line: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):  # right after study.yaml was written
+        run(folder, more, report=interrupt)
+    content = yaml.safe_load((folder / "study.yaml").read_text())
+    (added,) = content["added"]
+    assert (added["seeds"], added["finished"]) == ([4, 3], 9)
+    assert added["when"] >= content["written"]
+    assert content["plan"]["runs"] == 9, "the plan is the one before the first run"
+    assert [row["seed"] for row in content["runs"]] == [0] * 3 + [1] * 3 + [2] * 3 + [4] * 3 + [3] * 3
+    assert list(StudyResult.open(folder).runs["status"]) == ["done"] * 9 + ["missing"] * 6
+    refused(folder, None, "seeds", "4, 3", "study.seeds=[0, 1, 2, 4, 3]")
+    refused(folder, make(seeds=[0, 1, 2, 3, 4, 5], metric="val.accuracy"), "metric")
+    result = run(folder, make(seeds=[0, 1, 2, 3, 4]))
+    assert set(trained(folder).values()) == {1}
+    assert len(yaml.safe_load((folder / "study.yaml").read_text())["added"]) == 1
+    for mine, other in zip(
+        result.analyses["test.accuracy"].effects, whole.analyses["test.accuracy"].effects, strict=True
+    ):
+        assert (mine.estimate, mine.low, mine.high) == pytest.approx((other.estimate, other.low, other.high))
+    for text in (result.table(), StudyResult.open(folder).table(), *result.data()["sentences"][-1:]):
+        assert "after a first look" in text
+    assert "after a first look" not in whole.table()
+
+
 def test_a_changed_base_recipe_is_refused(tmp_path: Path) -> None:
     base = tmp_path / "base.yaml"
     base.write_text("name: base\n")
@@ -244,6 +276,7 @@ def test_a_version_that_trains_differently_adds_no_runs(tmp_path: Path) -> None:
     (folder / "study.yaml").write_text(written.replace("numerics: 3\n", ""))  # as the first version wrote it
     run(folder)  # nothing is missing: its tables can be made again
     assert files(folder) == before
+    refused(folder, make(seeds=[0, 1, 2, 3]), "--overwrite")
     shutil.rmtree(folder / "runs")
     (folder / "runs.parquet").unlink()
     refused(folder, None, "--overwrite")

@@ -20,14 +20,15 @@ MEASURED = Path(__file__).parent / "compressions"
 
 def test_a_run_is_read_as_far_as_it_is(make_run: Callable[..., Run]) -> None:
     begun, done = RunRecord.open(make_run("a", done=False, rows=0)), RunRecord.open(make_run("b"))
-    assert (begun.finished, begun.epochs, begun.openings, begun.predicted, begun.gap) == (False, (), (), None, None)
+    assert (begun.finished, begun.epochs, begun.openings, begun.predicted, begun.best) == (False, (), (), None, None)
     assert done.finished
     assert done.evaluation.test is not None
     assert done.evaluation.test.accuracy == pytest.approx(80 / 90)
     assert done.openings[0].why == "end of training"
     assert done.predicted is not None
     assert len(done.predicted.names) == 90
-    assert done.gap == pytest.approx(0.1)
+    assert done.best is not None
+    assert done.best.epoch == 4
 
 
 def test_mistakes_are_the_most_confident_first(make_run: Callable[..., Run]) -> None:

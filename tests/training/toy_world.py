@@ -35,7 +35,7 @@ class ToyData:
     def order(self, seed: int, epoch: int) -> NDArray[np.int64]:
         return keyed.permutation(seed, epoch, len(self))
 
-    def gather(self, index: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    def gather(self, index: NDArray[np.int64], *, seed: int, epoch: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         self.asked.append(index)
         return self.images[index], self.labels[index]
 

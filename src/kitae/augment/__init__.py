@@ -1,7 +1,8 @@
 """Augmentation: every op per sample on a whole uint8 batch, keyed, one definition for CPU and GPU.
 
-Reading order: `ops` and `policies` (what each op is), `spec` (names, and what a recipe may say), `plan` (programs),
-`mix`, `engine` (`Augment`), then the executors `cpu` (with `kernels/`) and `batched`, `functional`, `tta`.
+Reading order: `ops/base` (what an op is) and its neighbours (the ops), `spec` (what a recipe may contain), `plan`
+(programs), `mix`, `engine` (`Augment`), then the executors `cpu` (with `kernels/`) and `batched` (with `twins/`),
+`functional`, `tta`.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ _HOMES = {
     "Augment": "engine",
     "CustomOp": "ops",
     "Op": "ops",
-    "Draw": "plan",
+    "Draw": "draw",
     "Program": "plan",
     "AugmentSpec": "spec",
     "MixSpec": "spec",
-    "OPS": "spec",
+    "OPS": "ops",
     "functional": "",
     "tta": "",
 }

@@ -1,7 +1,7 @@
 """The CPU executor: compiled kernels, run by a few plain threads that hold no lock.
 
 A call fills one array of addresses and sizes, the context, and lets each thread run `kernels.run.run` on it. There are
-no worker processes and no threading layer; memory of results is used again once nobody refers to it any more, since
+no worker processes and no threading layer; the memory of a result is used again once nobody refers to it, since
 touching fresh pages would take longer than augmenting.
 """
 
@@ -24,74 +24,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kitae.augment import jit
-from kitae.augment.kernels import color, crew, filter, move, noise, warp
+from kitae.augment.kernels import crew, noise
 from kitae.augment.kernels import run as driver
 from kitae.augment.kernels.link import CLOSE, FINISH, LEAD, OP, PLAN, RUN, SERVE
 from kitae.augment.kernels.write import FINISHERS
-from kitae.augment.ops import (
-    AFFINE_BILINEAR,
-    AFFINE_NEAREST,
-    AUGMIX_BEGIN,
-    AUGMIX_END,
-    AUTOCONTRAST,
-    BRIGHTNESS,
-    CHAIN_END,
-    CODES,
-    CONTRAST,
-    CROP,
-    EQUALIZE,
-    ERASE,
-    GAUSSIAN_BLUR,
-    GAUSSIAN_NOISE,
-    GRAYSCALE,
-    HFLIP,
-    HUE,
-    INVERT,
-    NOP,
-    PERSPECTIVE_BILINEAR,
-    PERSPECTIVE_NEAREST,
-    POSTERIZE,
-    RESIZED_CROP,
-    SALT_AND_PEPPER,
-    SATURATION,
-    SHARPNESS,
-    SOLARIZE,
-    VFLIP,
-)
+from kitae.augment.ops import STEPS
+from kitae.augment.ops.base import CODES, GAUSSIAN_NOISE, NOP, RESIZED_CROP
 from kitae.augment.plan import Pipeline, Program
 from kitae.keyed import SLOT_MIX, normal_quantile
-
-# Code -> kernel, and whether it may run in place. Loops on one buffer do not vectorise (source and target overlap), so
-# only what touches a part of the image does.
-KERNELS: dict[int, tuple[Any, bool]] = {
-    NOP: (move.planar, False),
-    CROP: (move.crop, False),
-    HFLIP: (move.hflip, False),
-    VFLIP: (move.vflip, False),
-    ERASE: (move.erase, True),
-    BRIGHTNESS: (color.brightness, False),
-    CONTRAST: (color.contrast, False),
-    SATURATION: (color.saturation, False),
-    HUE: (color.hue, False),
-    GRAYSCALE: (color.grayscale, False),
-    INVERT: (color.invert, False),
-    POSTERIZE: (color.posterize, False),
-    SOLARIZE: (color.solarize, False),
-    AFFINE_NEAREST: (warp.affine_nearest, False),
-    AFFINE_BILINEAR: (warp.affine_bilinear, False),
-    PERSPECTIVE_NEAREST: (warp.perspective_nearest, False),
-    PERSPECTIVE_BILINEAR: (warp.perspective_bilinear, False),
-    RESIZED_CROP: (warp.resized_crop, False),
-    AUTOCONTRAST: (filter.autocontrast, False),
-    EQUALIZE: (filter.equalize, False),
-    SHARPNESS: (filter.sharpness, False),
-    GAUSSIAN_BLUR: (filter.gaussian_blur, False),
-    GAUSSIAN_NOISE: (noise.gaussian_noise, False),
-    SALT_AND_PEPPER: (noise.salt_and_pepper, False),
-    AUGMIX_BEGIN: (filter.augmix_begin, False),
-    CHAIN_END: (filter.chain_end, False),
-    AUGMIX_END: (filter.augmix_end, False),
-}
 
 
 class _Crew:
@@ -140,7 +80,7 @@ class _Crew:
             close = jit.native(crew.close, CLOSE).ctypes
             try:
                 inside = jit.native(crew.lead, LEAD).ctypes(self._mailbox, context, scratch, helpers)
-                while inside:  # a helper that the system took off its core comes back in its own time
+                while inside:  # a helper that the system took off its core needs a while
                     time.sleep(20e-6)
                     inside = close(self._mailbox)
             except BaseException:  # an interrupt; helpers still write to memory that must stay
@@ -163,7 +103,7 @@ _locked: weakref.WeakSet[Recycler | Executor] = weakref.WeakSet()  # what has a 
 
 
 def _after_fork() -> None:
-    """Threads do not survive a fork, and a lock that one of them held would never be given back."""
+    """Threads do not survive a fork, and a lock that one of them held would never be released."""
     global _crew
     _crew = _Crew()
     for owner in list(_locked):
@@ -187,7 +127,7 @@ def default_threads() -> int:
 
 
 class Recycler:
-    """Arrays that are handed out again when nobody else refers to them."""
+    """Arrays whose memory is reused once nobody else refers to them."""
 
     KEEP = 4  # of one size
     SMALL = 1 << 16  # bytes; below, the allocator is as good
@@ -248,10 +188,10 @@ def quantiles() -> NDArray[np.int16]:
 
 
 def _work_bytes(pipeline: Pipeline, codes: set[int]) -> int:
-    """The work area of the hungriest kernel at the largest size."""
+    """Bytes of work area that the largest need of any kernel takes at the largest size."""
     side = max(max(size) for size in pipeline.sizes) + 64
     lines = 64 * side + 128 * 1024
-    need = lines + 5 * max((h + 64) * (w + 64) for h, w in pipeline.sizes)  # a padded image of a word a pixel
+    need = lines + 5 * max((h + 64) * (w + 64) for h, w in pipeline.sizes)  # a padded image, one word per pixel
     if RESIZED_CROP in codes:
         for (h, w), (nh, nw) in itertools.pairwise(pipeline.sizes):
             # Weights of so many taps both ways, and planes transposed between the two passes.
@@ -290,7 +230,7 @@ class Executor:
     ) -> None:
         self.pipeline, self.threads, self.dtype, self.channels_last = pipeline, threads, dtype, channels_last
         p = pipeline
-        self._codes = {c for op in p.ops for c in op.codes} if codes is None else codes
+        self._codes = {step.code for op in p.ops for step in op.writes} if codes is None else codes
         self._codes = self._codes - {NOP} | ({NOP} if interleaved else set())
         self._numbers = np.array([_address(n) for n in p.numbers], np.int64)
         self._plans = np.zeros(len(p.ops), np.int64)
@@ -335,10 +275,10 @@ class Executor:
                 self._plans[:] = [jit.native(op.plan, PLAN).address for op in self.pipeline.ops]
                 self._ready = 1
             if self._ready == 1 and not plan_only:
-                for code in sorted(self._codes):
-                    if code in KERNELS:
-                        kernel, self._flags[code] = KERNELS[code]
-                        self._table[code] = jit.native(kernel, OP).address
+                for step in (STEPS[code] for code in sorted(self._codes)):
+                    if step.kernel is not None:
+                        self._table[step.code] = jit.native(step.kernel, OP).address
+                        self._flags[step.code] = step.in_place
                 finish = FINISHERS[self.dtype, self.channels_last]
                 self._context[driver.FINISH_AT] = jit.native(finish, FINISH).address
                 self._ready = 2

@@ -2,125 +2,30 @@
 
 from __future__ import annotations
 
-import random
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ConfigDict
 
-from kitae.augment.ops import (
-    ARGS,
-    AUGMIX_BEGIN,
-    CHAIN_BEGIN,
-    CODES,
-    CROP,
-    ERASE,
-    ERASE_AFTER,
-    GAUSSIAN_BLUR,
-    NOP,
-    RESIZED_CROP,
-    CustomOp,
-    Op,
+from kitae.augment.checks import (
+    Layout,
+    as_batch,
+    as_colour,
+    as_keys,
+    as_labels,
+    as_step,
+    check_program,
+    integers,
+    is_torch,
+    scale_and_shift,
 )
-from kitae.augment.plan import Draw, Pipeline, Program, plan_sample
+from kitae.augment.draw import Draw
+from kitae.augment.mix import mixed_targets
+from kitae.augment.ops import CustomOp, Op, TransformOp
+from kitae.augment.plan import Pipeline, Program, plan_sample
 from kitae.augment.spec import MixSpec, make_op
 from kitae.errors import AugmentError
-
-Layout = Literal["nchw", "nhwc"]
-
-
-def is_torch(value: Any) -> bool:
-    """Whether a value is a torch tensor, without importing torch."""
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(value, torch.Tensor)
-
-
-def as_batch(images: Any, layout: Layout) -> Any:
-    """A checked batch of images: uint8, four dimensions, 1 or 3 channels.
-
-    Raises:
-        AugmentError: it is something else.
-    """
-    if not (isinstance(images, np.ndarray) or is_torch(images)):
-        raise AugmentError(f"images must be a NumPy array or a torch tensor, not {type(images).__name__}")
-    if images.dtype != (np.uint8 if isinstance(images, np.ndarray) else sys.modules["torch"].uint8):
-        raise AugmentError(f"images must be uint8, not {str(images.dtype).removeprefix('torch.')}")
-    form = "[N, C, H, W]" if layout == "nchw" else "[N, H, W, C]"
-    shape = list(images.shape)
-    if len(shape) != 4:
-        raise AugmentError(f"images must be {form}, not {shape}")
-    if shape[1 if layout == "nchw" else 3] not in (1, 3):
-        raise AugmentError(f"images must be {form} with 1 or 3 channels, not {shape}")
-    if 0 in shape[1:]:
-        raise AugmentError(f"images have no pixels: {shape}")
-    return images.detach() if is_torch(images) else images
-
-
-def scale_and_shift(mean: Any, std: Any) -> tuple[list[float], list[float]]:
-    """Per channel, so that level * scale + shift is (level / 255 - mean) / std."""
-    m, s = _colour(mean, "mean"), _colour(std, "std")
-    assert m is not None
-    assert s is not None
-    if len(m) != len(s):
-        m, s = (v * 3 if len(v) == 1 else v for v in (m, s))
-    return [1.0 / (255.0 * b) for b in s], [-a / b for a, b in zip(m, s, strict=True)]
-
-
-def _colour(values: Any, name: str) -> tuple[float, ...] | None:
-    if values is None:
-        return None
-    out = tuple(float(v) for v in np.atleast_1d(np.asarray(values, np.float64)))
-    if len(out) not in (1, 3) or not all(np.isfinite(out)):
-        raise AugmentError(f"{name} must be 1 or 3 finite numbers in units of [0, 1], not {values}")
-    if name == "std" and min(out) <= 0:
-        raise AugmentError(f"std must be above 0, not {values}")
-    return out
-
-
-def _checked(program: Program, pipeline: Pipeline) -> Program:
-    """The program as the kernels read it, which follow its numbers without looking.
-
-    Raises:
-        AugmentError: it does not come from this pipeline at this size.
-    """
-    codes = np.ascontiguousarray(program.codes, np.int64)
-    args = np.ascontiguousarray(program.args, np.float64)
-    mix = None if program.mix is None else np.ascontiguousarray(program.mix, np.float64)
-    bad = (mix is None) != (pipeline.mixing is None)
-    for k, op in enumerate(pipeline.ops):
-        at, end = pipeline.offsets[k], pipeline.offsets[k + 1]
-        known = {NOP, *op.codes, *((ERASE_AFTER,) if op.erases else ())}
-        known |= {CHAIN_BEGIN} if AUGMIX_BEGIN in op.codes else set()
-        c, a = codes[:, at:end], args[:, at:end]
-        (h, w), (nh, nw) = pipeline.sizes[k], pipeline.sizes[k + 1]
-        inside = (a[..., :4] >= 0).all(-1) & (a[..., 0] + a[..., 2] <= h) & (a[..., 1] + a[..., 3] <= w)
-        reach = (a[..., 0] > -h) & (a[..., 1] > -w) & (a[..., 0] + nh < 2 * h) & (a[..., 1] + nw < 2 * w)
-        crops = (
-            np.isfinite(a[..., :5]).all(-1)
-            & (a[..., 2] == nh)
-            & (a[..., 3] == nw)
-            & np.isin(a[..., 4], (0, 1, 2))
-            & ((a[..., 4] != 1) | reach)
-        )
-        sizes = (a[..., 2] >= 1) & (a[..., 3] >= 1) & (a[..., 4] == nh) & (a[..., 5] == nw)
-        kernel = a[..., :2]
-        blurs = ((kernel % 2 == 1) & (kernel <= 63) & (kernel // 2 < [w, h])).all(-1)
-        wrong = ~np.isin(c, list(known)) | (np.isin(c, (ERASE, ERASE_AFTER)) & ~inside) | ((c == CROP) & ~crops)
-        wrong |= ((c == RESIZED_CROP) & ~(inside & sizes)) | ((c == GAUSSIAN_BLUR) & ~blurs)
-        bad = bad or bool(wrong.any())
-    if mix is not None:
-        h, w = pipeline.sizes[-1]
-        bad = bad or mix.shape != (len(codes), 6) or not np.isfinite(mix).all()
-        if not bad:
-            kind, x1, y1, x2, y2 = mix[:, 0], *mix[:, 2:].T
-            boxes = (x1 >= 0) & (x1 <= x2) & (x2 <= w) & (y1 >= 0) & (y1 <= y2) & (y2 <= h)
-            bad = not (np.isin(kind, (0, 1, 2)) & boxes).all()
-    if bad:
-        raise AugmentError("the program was not made by this pipeline for images of this size")
-    return Program(codes, args, mix)
 
 
 class Augment:
@@ -138,28 +43,25 @@ class Augment:
 
     As a DataLoader's `collate_fn`, where the data set yields (image uint8 [C, H, W], label, index):
 
-        loader = DataLoader(data, batch_size=128, num_workers=4, persistent_workers=True,
-        collate_fn=aug.collate(epoch=0))
+        loader = DataLoader(data, batch_size=128, num_workers=4, persistent_workers=True, collate_fn=aug.collate())
 
-    `collate` says how the epoch reaches workers that outlive it.
+    See `Collate` for how the epoch reaches workers that live longer than it.
 
     Args:
         ops: objects of `kitae.augment.ops`, names, or mappings as in a recipe; a torchvision transform (or any function
-            on a uint8 [C, H, W] tensor) may stand among them.
+            on a uint8 [C, H, W] tensor) may be among them.
         seed: in [0, 2**64).
-        mean, std: per channel, of pixel values in [0, 1]; both or neither. With them the result is (x / 255 - mean) /
-        std,
-            else uint8. Erasing without a value then writes 0 after normalisation, the mean colour; in uint8 it writes
-            0.
+        mean, std: per channel, of pixel values in [0, 1]; both or neither. With them the result is
+            (x / 255 - mean) / std, and erasing without a value writes 0 after normalisation, which is the mean colour.
+            Without them the result is uint8, and erasing writes 0.
         mix: a `MixSpec` or its mapping: MixUp and CutMix within the pairs (0, 1), (2, 3), ... of the batch. In uint8
-        the
-            result is rounded to the nearest level, halves up.
+            the result is rounded to the nearest level, halves up.
         num_classes: width of the targets that are made of integer labels.
         threads: of the CPU executor; by default the CPUs this process may use, and 1 in a DataLoader worker.
         executor: `cpu` (compiled kernels), `torch` (batched torch ops, any device), `auto`: torch for tensors that are
             not on the CPU, cpu for the rest.
         dtype: float32 or bfloat16 of normalised images. bfloat16 needs torch tensors.
-        channels_last: the result [N, C, H, W] lies in memory as [N, H, W, C] (torch.channels_last).
+        channels_last: the result [N, C, H, W] is stored as [N, H, W, C] (torch.channels_last).
         layout: of the images given: `nchw`, or `nhwc` for [N, H, W, C]. The result is [N, C, H, W] always.
 
     Raises:
@@ -187,7 +89,7 @@ class Augment:
         if not isinstance(seed, int | np.integer) or not 0 <= int(seed) < 2**64:
             raise AugmentError(f"seed must be an integer in [0, 2**64), not {seed!r}")
         self.seed = int(seed)
-        self.mean, self.std = _colour(mean, "mean"), _colour(std, "std")
+        self.mean, self.std = as_colour(mean, "mean"), as_colour(std, "std")
         if (self.mean is None) != (self.std is None):
             raise AugmentError("mean and std come together: give both, or neither for uint8 results")
         if isinstance(mix, Mapping):
@@ -269,7 +171,7 @@ class Augment:
         Args:
             images: uint8 [N, C, H, W] (or [N, H, W, C], see `layout`), C 1 or 3; NumPy or torch. Never changed.
             targets: int64 [N] labels, or float32 [N, K].
-            epoch: integer in [0, 2**32), or one a sample.
+            epoch: integer in [0, 2**32), or one per sample.
             index: int64 [N] in [0, 2**63).
             step: number of the batch in its epoch, in [0, 2**63): keys what the whole batch draws together (mixing
                 with `per: batch`), so give parts of one batch the same. None is the batch's first index.
@@ -282,20 +184,15 @@ class Augment:
             AugmentError: wrong type, shape, channels, or lengths.
         """
         batch = as_batch(images, self.layout)
-        epochs, rows = _keys(epoch, index, batch.shape[0])
-        return self._apply(batch, targets, epochs, rows, None, _step(step, rows))
+        epochs, rows = as_keys(epoch, index, batch.shape[0])
+        return self._apply(batch, targets, epochs, rows, None, as_step(step, rows))
 
     def replay(self, images: Any, program: Program, targets: Any = None) -> Any:
-        """Execute a given program (of `plan`) on a batch: as a call, without drawing anything."""
+        """Run a program made by `plan` on a batch. Returns what a call returns; nothing is drawn."""
         batch = as_batch(images, self.layout)
-        steps = self.pipeline(*self._size(batch)).steps
-        if program.codes.shape != (len(batch), steps) or program.args.shape != (len(batch), steps, ARGS):
-            raise AugmentError(f"the program is for {program.codes.shape} (samples, steps), not {(len(batch), steps)}")
-        if program.codes.size and (program.codes.min() < 0 or program.codes.max() >= CODES):
-            raise AugmentError("the program has op codes that this version does not know")
         if any(isinstance(op, CustomOp) for op in self.ops):
             raise AugmentError("a pipeline with ops of your own cannot be replayed: their draws are not in the program")
-        program = _checked(program, self.pipeline(*self._size(batch)))
+        program = check_program(program, self.pipeline(*self._size(batch)), len(batch))
         return self._apply(batch, targets, None, None, program)
 
     def _size(self, batch: Any) -> tuple[int, int, int]:
@@ -312,7 +209,7 @@ class Augment:
         step: int = 0,
     ) -> Any:
         tensor = batch if is_torch(batch) else None
-        labels, classes = self._targets(targets, batch.shape[0])
+        labels, classes = as_labels(targets, batch.shape[0], self.num_classes)
         pipeline = self.pipeline(*self._size(batch))
         if pipeline.mixing is not None and labels is None:
             raise AugmentError("mix needs targets: aug(images, targets, ...)")
@@ -383,25 +280,12 @@ class Augment:
             if self.dtype == "bfloat16":
                 raise AugmentError("dtype bfloat16 needs torch tensors; NumPy has no such type")
             out = out.numpy()
-        return out, batched.mixed_targets(labels, classes, mix)
+        return out, mixed_targets(labels, classes, mix)
 
     def _custom(self, pipeline: Pipeline, part: tuple[int, CustomOp], x: Any, epochs: Any, rows: Any) -> Any:
         """Run a user's op on a tensor."""
-        import torch
-
         k, op = part
-        h, w = pipeline.sizes[k]
-        drawn = op.draw(Draw(self.seed, epochs, rows, pipeline.slots[k]), h, w)
-        parameters = {
-            name: torch.from_numpy(value).to(x.device) if isinstance(value, np.ndarray) else value
-            for name, value in drawn.items()
-        }
-        out = op.apply(x, **parameters)
-        shape = (len(x), pipeline.channels, *pipeline.sizes[k + 1])
-        if not is_torch(out) or out.dtype != torch.uint8 or tuple(out.shape) != shape:
-            got = f"{out.dtype} {list(out.shape)}" if is_torch(out) else type(out).__name__
-            raise AugmentError(f"{op.name}: apply must return uint8 {list(shape)}, not {got}")
-        return out
+        return op.run(x, Draw(self.seed, epochs, rows, pipeline.slots[k]), pipeline.sizes[k + 1])
 
     def _wrap(self, out: NDArray[Any], torch_out: bool) -> Any:
         if not torch_out:
@@ -415,26 +299,6 @@ class Augment:
             result = result.view(torch.bfloat16)
         return result.permute(0, 3, 1, 2) if self.channels_last else result
 
-    def _targets(self, targets: Any, count: int) -> tuple[NDArray[Any] | None, int]:
-        if targets is None:
-            return None, 0
-        array = targets.detach().cpu().numpy() if is_torch(targets) else np.asarray(targets)
-        if array.ndim not in (1, 2) or len(array) != count:
-            raise AugmentError(f"targets must be [N] or [N, K] with N = {count}, not {list(array.shape)}")
-        if array.ndim == 2:
-            if array.dtype.kind != "f":
-                raise AugmentError(f"targets [N, K] must be float32, not {array.dtype}")
-            if self.num_classes is not None and array.shape[1] != self.num_classes:
-                raise AugmentError(f"targets have {array.shape[1]} classes, num_classes is {self.num_classes}")
-            return np.ascontiguousarray(array, np.float32), array.shape[1]
-        if array.size and array.dtype.kind not in "iu":
-            raise AugmentError(f"targets [N] must be integer labels, not {array.dtype}")
-        if self.num_classes is None:
-            raise AugmentError("integer targets need num_classes; or give float32 [N, K]")
-        if count and not (int(array.min()) >= 0 and int(array.max()) < self.num_classes):
-            raise AugmentError(f"targets must be in [0, {self.num_classes}), not {array.min()} to {array.max()}")
-        return np.ascontiguousarray(array, np.int64), self.num_classes
-
     # Looking ahead -----------------------------------------------------------------------------------------------
 
     def plan(
@@ -444,13 +308,13 @@ class Augment:
 
         Ops of your own show as one step.
         """
-        rows = _integers(index, "index", 2**63)
-        epochs, rows = _keys(epoch, rows, len(rows))
+        rows = integers(index, "index", 2**63)
+        epochs, rows = as_keys(epoch, rows, len(rows))
         pipeline = self.pipeline(channels, *size)
         from kitae.augment.cpu import Executor
 
         return Executor(pipeline, seed=self.seed, scale=[1.0], shift=[0.0], dtype="uint8").plan(
-            epochs, rows, _step(step, rows)
+            epochs, rows, as_step(step, rows)
         )
 
     def explain(
@@ -460,11 +324,11 @@ class Augment:
 
         Args:
             size: height and width of the image.
-            step: the batch that it comes in, as in a call.
+            step: number of its batch, as in a call.
         """
-        _, rows = _keys(int(epoch), np.array([index]), 1)
+        _, rows = as_keys(int(epoch), np.array([index]), 1)
         pipeline = self.pipeline(channels, *size)
-        program = plan_sample(pipeline, self.seed, int(epoch), int(rows[0]), _step(step, rows))
+        program = plan_sample(pipeline, self.seed, int(epoch), int(rows[0]), as_step(step, rows))
         names = {pipeline.offsets[k]: repr(pipeline.ops[k]) for k in pipeline.custom}
         return program.describe(0, names)
 
@@ -479,7 +343,7 @@ class Collate:
     The data set yields (image uint8 [C, H, W], label, index), or (image, index); NumPy or torch. The result is (images,
     targets) or images, torch. With `num_classes` targets are float32 [N, K], else the labels as int64 [N].
 
-    The epoch lives in shared memory, so that workers that outlive an epoch (`persistent_workers=True`) see it change.
+    The epoch lives in shared memory, so that persistent workers see it change.
     Set it before each pass over the loader:
 
         collate = aug.collate()
@@ -488,8 +352,7 @@ class Collate:
             collate.epoch = epoch
             for images, targets in loader: ...
 
-    Samples do not depend on the number of workers. Mixing pairs the neighbours of a batch as the sampler hands them
-    out.
+    Samples do not depend on the number of workers. Mixing pairs neighbours in the sampler's order.
     """
 
     def __init__(self, augment: Augment, epoch: int) -> None:
@@ -507,7 +370,7 @@ class Collate:
 
     @epoch.setter
     def epoch(self, value: int) -> None:
-        self._epoch[0] = int(_integers(value, "epoch", 2**32))
+        self._epoch[0] = int(integers(value, "epoch", 2**32))
 
     def __call__(self, samples: Sequence[Sequence[Any]]) -> Any:
         import torch
@@ -522,85 +385,6 @@ class Collate:
         if labels.ndim == 1 and self.augment.num_classes is None:
             return self.augment(images, epoch=self.epoch, index=index), labels.to(torch.int64)
         return self.augment(images, labels, epoch=self.epoch, index=index)
-
-
-class TransformOp(CustomOp):
-    """A torchvision transform, or any function on one uint8 [C, H, W] tensor, as an op: one sample at a time.
-
-    Its randomness comes from the generators of torch, Python and NumPy, seeded for each sample from its key and put
-    back as they were afterwards. At its own speed.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
-
-    name: ClassVar[str] = "transform"
-    transform: Any
-
-    def __repr__(self) -> str:
-        return f"transform {self.transform!r}"
-
-    def draw(self, key: Draw, height: int, width: int) -> dict[str, Any]:
-        return {"seeds": key.seeds(0)}
-
-    def apply(self, images: Any, **parameters: Any) -> Any:
-        import torch
-
-        devices = [images.device] if images.is_cuda else []
-        python, legacy = random.getstate(), np.random.get_state()
-        out = []
-        with torch.random.fork_rng(devices=devices):
-            try:
-                for image, seed in zip(images, parameters["seeds"].tolist(), strict=True):
-                    torch.default_generator.manual_seed(seed)
-                    for device in devices:
-                        torch.cuda.default_generators[device.index or 0].manual_seed(seed)
-                    random.seed(seed)
-                    np.random.seed(seed & 0xFFFFFFFF)
-                    out.append(self.transform(image))
-            finally:
-                random.setstate(python)
-                np.random.set_state(legacy)
-        if not out:
-            return images
-        if not all(is_torch(image) and image.shape == out[0].shape for image in out):
-            raise AugmentError(f"{self!r} must return tensors of one shape")
-        return torch.stack(out)
-
-
-def _keys(epoch: Any, index: Any, count: int) -> tuple[int | NDArray[np.int64], NDArray[np.int64]]:
-    rows = _integers(index, "index", 2**63)
-    if rows.ndim != 1 or len(rows) != count:
-        raise AugmentError(f"index must be one integer a sample, [{count}], not {list(rows.shape)}")
-    if type(epoch) is int and 0 <= epoch < 2**32:
-        return epoch, rows
-    epochs = _integers(epoch, "epoch", 2**32)
-    if epochs.ndim == 0:
-        return int(epochs), rows
-    if epochs.shape != (count,):
-        raise AugmentError(f"epoch must be an integer or one a sample, [{count}], not {list(epochs.shape)}")
-    return epochs, rows
-
-
-def _step(step: int | None, rows: NDArray[np.int64]) -> int:
-    if step is None:
-        return int(rows[0]) if len(rows) else 0
-    return int(_integers(step, "step", 2**63))
-
-
-def _integers(value: Any, name: str, limit: int) -> NDArray[np.int64]:
-    array = value.detach().cpu().numpy() if is_torch(value) else np.asarray(value)
-    if array.size == 0 and array.ndim == 1:
-        return np.zeros(0, np.int64)
-    if array.dtype.kind not in "iu":
-        raise AugmentError(f"{name} must be integer, not {array.dtype}")
-    # Seen as unsigned, a negative number is too large: one pass tells both.
-    if array.dtype == np.int64:
-        largest = np.maximum.reduce(array.view(np.uint64), axis=None)
-    else:
-        largest = max(int(array.max()), -int(array.min()) << 64)
-    if int(largest) >= limit:
-        raise AugmentError(f"{name} must be in [0, {limit}), not {array.min()} to {array.max()}")
-    return np.asarray(array, np.int64, order="C")
 
 
 def _op(entry: Any) -> Op:

@@ -1,22 +1,29 @@
 """One op with given parameters: what the plans do, without the randomness.
 
 Images are uint8 [N, C, H, W], NumPy or torch; the result is a new batch of the same kind. A parameter is a number, or
-one number a sample. `executor` is `cpu`, `torch`, or `auto` (torch for tensors that are not on the CPU). Names, ranges
-and directions are torchvision's `transforms.v2.functional`, unless said otherwise.
+one number per sample. `executor` is `cpu`, `torch`, or `auto` (torch for tensors that are not on the CPU). Names,
+ranges and directions are torchvision's `transforms.v2.functional`, unless stated otherwise.
 """
 
 from __future__ import annotations
 
 import functools
+import inspect
 import math
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from kitae.augment import ops as o
-from kitae.augment.engine import as_batch, is_torch
+from kitae.augment.checks import as_batch, is_torch, scale_and_shift
+from kitae.augment.mix import mix_targets
+from kitae.augment.ops import OPS, STEPS, Site, Step
+from kitae.augment.ops import base as o
+from kitae.augment.ops.geometry import RandomCrop, write_affine
+from kitae.augment.ops.noise import GaussianBlur
 from kitae.augment.plan import Pipeline, Program
+from kitae.augment.spec import make_op
 from kitae.errors import AugmentError
 
 Executor = Literal["auto", "cpu", "torch"]
@@ -82,7 +89,7 @@ def _numbers(
     try:
         array = np.broadcast_to(array.astype(np.float64), (count,))
     except (ValueError, TypeError):
-        raise AugmentError(f"{name} must be a number or one a sample, [{count}], not {value!r}") from None
+        raise AugmentError(f"{name} must be a number or one per sample, [{count}], not {value!r}") from None
     if count and not (np.isfinite(array).all() and array.min() >= low and array.max() <= high):
         bounds = f"in [{low:g}, {high:g}]" if math.isfinite(low) or math.isfinite(high) else "finite"
         raise AugmentError(f"{name} must be {bounds}, not {value!r}")
@@ -105,7 +112,7 @@ def _fill_columns(fill: Fill, at: int, channels: int) -> dict[int, ArrayLike]:
     if len(values) == 1:
         values *= 3
     if len(values) not in (channels, 3) or not all(0 <= v <= 255 for v in values):
-        raise AugmentError(f"fill must be a level or one a channel in [0, 255], or None, not {fill!r}")
+        raise AugmentError(f"fill must be a level or one per channel in [0, 255], or None, not {fill!r}")
     return {at + c: values[min(c, len(values) - 1)] for c in range(3)}
 
 
@@ -120,14 +127,58 @@ def _warp(interpolation: str, nearest: int) -> int:
     return nearest + (interpolation == "bilinear")
 
 
-def horizontal_flip(images: Any, *, executor: Executor = "auto") -> Any:
-    """Mirror left and right."""
-    return _run(images, o.HFLIP, {}, executor)
+# Generated: a function for each row with `takes` ----------------------------------------------------------------------
 
 
-def vertical_flip(images: Any, *, executor: Executor = "auto") -> Any:
-    """Mirror top and bottom."""
-    return _run(images, o.VFLIP, {}, executor)
+def _key(key: ArrayLike, count: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The two words of a 64-bit key, one or one per sample."""
+    words = np.broadcast_to(np.asarray(key, np.uint64), (count,))
+    return (words >> np.uint64(32)).astype(np.float64), (words & np.uint64(0xFFFFFFFF)).astype(np.float64)
+
+
+def _function(step: Step, takes: Sequence[o.Argument]) -> Callable[..., Any]:
+    """The function of a step, with the signature (images, its arguments, *, executor)."""
+    parameters = [inspect.Parameter("images", inspect.Parameter.POSITIONAL_OR_KEYWORD)]
+    for argument in takes:
+        default = inspect.Parameter.empty if argument.default is None else argument.default
+        parameters.append(inspect.Parameter(argument.name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default))
+    parameters.append(inspect.Parameter("executor", inspect.Parameter.KEYWORD_ONLY, default="auto"))
+    signature = inspect.Signature(parameters)
+
+    def function(*args: Any, **kwargs: Any) -> Any:
+        given = signature.bind(*args, **kwargs)
+        given.apply_defaults()
+        images, count = given.arguments["images"], _count(given.arguments["images"])[0]
+        columns: dict[int, ArrayLike] = {}
+        for argument in takes:
+            value = given.arguments[argument.name]
+            if argument.name == "key":
+                columns[argument.at], columns[argument.at + 1] = _key(value, count)
+            else:
+                check = _whole if argument.whole else _numbers
+                columns[argument.at] = check(value, argument.name, count, argument.low, argument.high)
+        return _run(images, step.code, columns, given.arguments["executor"])
+
+    function.__name__ = function.__qualname__ = step.name
+    function.__signature__ = signature  # type: ignore[attr-defined]
+    function.__doc__ = next((op.__doc__ for op in OPS.values() if op.writes[0] is step), None)
+    return function
+
+
+_GENERATED = {s.name: _function(s, s.takes) for s in STEPS.values() if s.takes is not None}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _GENERATED:
+        return _GENERATED[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*_GENERATED, *(name for name in globals() if not name.startswith("_"))])
+
+
+# Written by hand: what takes windows, matrices or points --------------------------------------------------------------
 
 
 def crop(
@@ -145,19 +196,14 @@ def crop(
     """Cut height x width at (top, left) of the image padded on all sides (or left/right, top/bottom, or left, top,
     right, bottom). mode: zero (the level `fill`), reflect, edge."""
     n, c, h, w = _count(images)
-    op = _made(o.RandomCrop, size=(height, width), padding=padding, mode=mode)
+    op = make_op({RandomCrop.name: {"size": (height, width), "padding": padding, "mode": mode}})
+    assert isinstance(op, RandomCrop)
     left_pad, top_pad, right_pad, bottom_pad = op.borders()
-    op.numbers(o.Site(c, h, w))
+    op.numbers(Site(c, h, w))
     t = _whole(top, "top", n, 0, h + top_pad + bottom_pad - height) - top_pad
     s = _whole(left, "left", n, 0, w + left_pad + right_pad - width) - left_pad
     columns: dict[int, ArrayLike] = {0: t, 1: s, 2: height, 3: width, 4: o.MODES.index(mode)}
     return _run(images, o.CROP, {**columns, **_fill_columns(fill, 5, c)}, executor, (height, width))
-
-
-def _made(kind: Any, **parameters: Any) -> Any:
-    from kitae.augment.spec import make_op
-
-    return make_op({kind.name: parameters})
 
 
 def resized_crop(
@@ -188,43 +234,6 @@ def resize(images: Any, size: int | tuple[int, int], *, executor: Executor = "au
     return resized_crop(images, 0, 0, h, w, size, executor=executor)
 
 
-def _affine(
-    images: Any,
-    angle: NDArray[np.float64],
-    tx: ArrayLike,
-    ty: ArrayLike,
-    scale: ArrayLike,
-    sx: ArrayLike,
-    sy: ArrayLike,
-    interpolation: str,
-    fill: Fill,
-    center: tuple[float, float] | None,
-    executor: str,
-) -> Any:
-    n, c, h, w = _count(images)
-    code = _warp(interpolation, o.AFFINE_NEAREST)
-    cx, cy = (0.0, 0.0) if center is None else (center[0] - 0.5 * w, center[1] - 0.5 * h)
-    tx, ty = _numbers(tx, "translate_x", n), _numbers(ty, "translate_y", n)
-    scale = _numbers(scale, "scale", n, 1e-6)
-    sx, sy = _numbers(sx, "shear_x", n, -89.9, 89.9), _numbers(sy, "shear_y", n, -89.9, 89.9)
-    matrix = np.zeros((n, 6))
-    for i in range(n):
-        o.write_affine(
-            matrix[i],
-            0,
-            math.radians(angle[i]),
-            tx[i],
-            ty[i],
-            scale[i],
-            math.radians(sx[i]),
-            math.radians(sy[i]),
-            cx,
-            cy,
-        )
-    columns: dict[int, ArrayLike] = {j: matrix[:, j] for j in range(6)}
-    return _run(images, code, {**columns, **_fill_columns(fill, 6, c)}, executor)
-
-
 def rotate(
     images: Any,
     degrees: ArrayLike,
@@ -235,10 +244,8 @@ def rotate(
     executor: Executor = "auto",
 ) -> Any:
     """Turn counter-clockwise by `degrees`. center: (x, y) from the upper left corner; None is the middle."""
-    n = _count(images)[0]
-    return _affine(
-        images, -_numbers(degrees, "degrees", n), 0.0, 0.0, 1.0, 0.0, 0.0, interpolation, fill, center, executor
-    )
+    turned = -_numbers(degrees, "degrees", _count(images)[0])
+    return affine(images, turned, interpolation=interpolation, fill=fill, center=center, executor=executor)
 
 
 def affine(
@@ -255,21 +262,20 @@ def affine(
     *,
     executor: Executor = "auto",
 ) -> Any:
-    """Shear, scale and turn (clockwise, degrees), then shift (pixels)."""
-    n = _count(images)[0]
-    return _affine(
-        images,
-        _numbers(degrees, "degrees", n),
-        translate_x,
-        translate_y,
-        scale,
-        shear_x,
-        shear_y,
-        interpolation,
-        fill,
-        center,
-        executor,
-    )
+    """Shear, scale and turn (clockwise, degrees), then shift (pixels). center: as in `rotate`."""
+    n, c, h, w = _count(images)
+    code = _warp(interpolation, o.AFFINE_NEAREST)
+    cx, cy = (0.0, 0.0) if center is None else (center[0] - 0.5 * w, center[1] - 0.5 * h)
+    angle = _numbers(degrees, "degrees", n)
+    tx, ty = _numbers(translate_x, "translate_x", n), _numbers(translate_y, "translate_y", n)
+    factor = _numbers(scale, "scale", n, 1e-6)
+    sx, sy = _numbers(shear_x, "shear_x", n, -89.9, 89.9), _numbers(shear_y, "shear_y", n, -89.9, 89.9)
+    matrix = np.zeros((n, 6))
+    for i in range(n):
+        turn, x, y = math.radians(angle[i]), math.radians(sx[i]), math.radians(sy[i])
+        write_affine(matrix[i], 0, turn, tx[i], ty[i], factor[i], x, y, cx, cy)
+    columns: dict[int, ArrayLike] = {j: matrix[:, j] for j in range(6)}
+    return _run(images, code, {**columns, **_fill_columns(fill, 6, c)}, executor)
 
 
 def perspective_coefficients(startpoints: ArrayLike, endpoints: ArrayLike) -> NDArray[np.float64]:
@@ -304,7 +310,7 @@ def perspective(
     *,
     executor: Executor = "auto",
 ) -> Any:
-    """Move startpoints to endpoints (four corners (x, y), or four a sample); or the eight `coefficients` of the
+    """Move startpoints to endpoints (four corners (x, y), or four per sample); or the eight `coefficients` of the
     inverse."""
     n, c, _, _ = _count(images)
     if (coefficients is None) == (startpoints is None or endpoints is None):
@@ -318,97 +324,17 @@ def perspective(
     return _run(images, _warp(interpolation, o.PERSPECTIVE_NEAREST), {**columns, **_fill_columns(fill, 8, c)}, executor)
 
 
-def brightness(images: Any, factor: ArrayLike, *, executor: Executor = "auto") -> Any:
-    """Times a factor of at least 0."""
-    return _run(images, o.BRIGHTNESS, {0: _numbers(factor, "factor", _count(images)[0], 0.0)}, executor)
-
-
-def contrast(images: Any, factor: ArrayLike, *, executor: Executor = "auto") -> Any:
-    """Away from the mean grey by a factor of at least 0."""
-    return _run(images, o.CONTRAST, {0: _numbers(factor, "factor", _count(images)[0], 0.0)}, executor)
-
-
-def saturation(images: Any, factor: ArrayLike, *, executor: Executor = "auto") -> Any:
-    """Away from grey by a factor of at least 0."""
-    return _run(images, o.SATURATION, {0: _numbers(factor, "factor", _count(images)[0], 0.0)}, executor)
-
-
-def hue(images: Any, factor: ArrayLike, *, executor: Executor = "auto") -> Any:
-    """Turn the hue by a part of the circle in [-0.5, 0.5]."""
-    return _run(images, o.HUE, {0: _numbers(factor, "factor", _count(images)[0], -0.5, 0.5)}, executor)
-
-
-def sharpness(images: Any, factor: ArrayLike, *, executor: Executor = "auto") -> Any:
-    """0 smooths, 1 keeps, 2 sharpens."""
-    return _run(images, o.SHARPNESS, {0: _numbers(factor, "factor", _count(images)[0], 0.0)}, executor)
-
-
-def grayscale(images: Any, *, executor: Executor = "auto") -> Any:
-    """All channels become grey."""
-    return _run(images, o.GRAYSCALE, {}, executor)
-
-
-def invert(images: Any, *, executor: Executor = "auto") -> Any:
-    """255 - level."""
-    return _run(images, o.INVERT, {}, executor)
-
-
-def posterize(images: Any, bits: ArrayLike, *, executor: Executor = "auto") -> Any:
-    """Keep the upper 0 to 8 bits."""
-    return _run(images, o.POSTERIZE, {0: _whole(bits, "bits", _count(images)[0], 0, 8)}, executor)
-
-
-def solarize(images: Any, threshold: ArrayLike, *, executor: Executor = "auto") -> Any:
-    """Invert levels at or above the threshold."""
-    return _run(images, o.SOLARIZE, {0: _numbers(threshold, "threshold", _count(images)[0], 0, 256)}, executor)
-
-
-def autocontrast(images: Any, *, executor: Executor = "auto") -> Any:
-    """Stretch each channel to the full range."""
-    return _run(images, o.AUTOCONTRAST, {}, executor)
-
-
-def equalize(images: Any, *, executor: Executor = "auto") -> Any:
-    """Flatten each channel's histogram."""
-    return _run(images, o.EQUALIZE, {}, executor)
-
-
 def gaussian_blur(
     images: Any, kernel_size: int | tuple[int, int], sigma: ArrayLike | None = None, *, executor: Executor = "auto"
 ) -> Any:
     """Convolve with a Gaussian; kernel_size: a number or (width, height), odd; sigma: pixels, by default 0.15 k +
     0.35."""
     n, c, h, w = _count(images)
-    op = _made(o.GaussianBlur, kernel_size=kernel_size)
-    _, kx, ky, _, _ = op.numbers(o.Site(c, h, w))
+    op = make_op({GaussianBlur.name: {"kernel_size": kernel_size}})
+    (kx, _, _), (ky, _, _), *_ = op.ranges(Site(c, h, w))
     sx = 0.15 * kx + 0.35 if sigma is None else _numbers(sigma, "sigma", n, 1e-6)
     sy = 0.15 * ky + 0.35 if sigma is None else sx
     return _run(images, o.GAUSSIAN_BLUR, {0: kx, 1: ky, 2: sx, 3: sy}, executor)
-
-
-def _key(key: ArrayLike, count: int) -> dict[int, ArrayLike]:
-    words = np.broadcast_to(np.asarray(key, np.uint64), (count,))
-    low = np.uint64(0xFFFFFFFF)
-    return {0: (words >> np.uint64(32)).astype(np.float64), 1: (words & low).astype(np.float64)}
-
-
-def gaussian_noise(
-    images: Any, sigma: ArrayLike, mean: ArrayLike = 0.0, key: ArrayLike = 0, *, executor: Executor = "auto"
-) -> Any:
-    """Add normal noise (mean, sigma of the range [0, 1]); the same key gives the same noise."""
-    n = _count(images)[0]
-    columns: dict[int, ArrayLike] = {2: _numbers(mean, "mean", n, -1, 1), 3: _numbers(sigma, "sigma", n, 0, 10)}
-    return _run(images, o.GAUSSIAN_NOISE, {**_key(key, n), **columns}, executor)
-
-
-def salt_and_pepper(
-    images: Any, amount: ArrayLike, salt: ArrayLike = 0.5, key: ArrayLike = 0, *, executor: Executor = "auto"
-) -> Any:
-    """Set a share `amount` of the pixels to white (a share `salt` of them) or black; the same key hits the same
-    pixels."""
-    n = _count(images)[0]
-    columns: dict[int, ArrayLike] = {2: _numbers(amount, "amount", n, 0, 1), 3: _numbers(salt, "salt", n, 0, 1)}
-    return _run(images, o.SALT_AND_PEPPER, {**_key(key, n), **columns}, executor)
 
 
 def erase(
@@ -428,21 +354,17 @@ def erase(
     if (t + rows > h).any() or (s + columns > w).any():
         raise AugmentError(f"the rectangle must lie inside the image, {h} x {w}")
     if value is None:
-        raise AugmentError("value must be a level or one a channel")
+        raise AugmentError("value must be a level or one per channel")
     return _run(images, o.ERASE, {0: t, 1: s, 2: rows, 3: columns, **_fill_columns(value, 4, c)}, executor)
 
 
 def normalize(images: Any, mean: Any, std: Any, *, executor: Executor = "auto") -> Any:
     """(level / 255 - mean) / std as float32."""
-    from kitae.augment.engine import scale_and_shift
-
     scale, shift = scale_and_shift(mean, std)
     return _run(images, o.NOP, {}, executor, normal=(tuple(scale), tuple(shift)))
 
 
 def _mixed(images: Any, targets: Any, mix: NDArray[np.float64], executor: str) -> Any:
-    from kitae.augment.mix import mix_targets
-
     out = _run(images, o.NOP, {}, executor, mix=mix)
     if targets is None:
         return out
@@ -467,7 +389,7 @@ def mixup(images: Any, targets: Any, lam: ArrayLike, *, executor: Executor = "au
 
 
 def cutmix(images: Any, targets: Any, box: ArrayLike, *, executor: Executor = "auto") -> Any:
-    """Each image shows its partner inside `box` (x1, y1, x2, y2; one, or one a sample); targets by the kept area."""
+    """Each image shows its partner inside `box` (x1, y1, x2, y2; one, or one per sample); targets by the kept area."""
     n, _, h, w = _count(images)
     table = np.broadcast_to(np.asarray(box, np.float64), (n, 4))
     x1, y1, x2, y2 = table.T

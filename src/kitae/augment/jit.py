@@ -2,8 +2,8 @@
 
 `native(function, signature)` compiles a function on pointers and integers to a C callback and returns its address.
 Plain Python functions that it calls are compiled with it, so the sources stay free of decorators, and the plans in
-`ops` run uncompiled as they stand. The machine code is kept on disk under a fingerprint of everything it was made
-from; a second process loads it. The first compilation says so in one line on stderr.
+`ops` also run uncompiled. The machine code is cached on disk under a fingerprint of everything it depends on, and later
+processes load it. The first compilation prints one line to stderr.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ OPTIONS = {
     "error_model": "numpy",
 }  # a float division by zero is IEEE, not an exception, so loops vectorise
 
-compiled = 0  # how many functions this process compiled itself
+compiled = 0  # how many functions this process compiled
 _said = False
 _lock = threading.RLock()
 _helpers: dict[FunctionType, Any] = {}
@@ -51,9 +51,12 @@ def _names(code: CodeType) -> set[str]:
 
 
 def _fingerprint(function: FunctionType, seen: set[FunctionType]) -> bytes:
-    """What the machine code depends on: code, constants, and the same of every function and global it names."""
+    """What the machine code depends on: code, constants, and the same of every function and global it names.
+
+    The module counts too: the file of machine code imports it when it is loaded.
+    """
     seen.add(function)
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(f"{function.__module__}.{function.__qualname__}".encode())
 
     def feed(code: CodeType) -> None:
         for part in (code.co_code, code.co_names, code.co_varnames, code.co_cellvars, code.co_freevars):
@@ -93,8 +96,8 @@ def _helper(function: FunctionType) -> Any:
 
 
 def cache_folder() -> Path | None:
-    """Where machine code is kept: NUMBA_CACHE_DIR, else beside this file, else the user's cache folder; None if
-    nowhere."""
+    """Where machine code is cached: NUMBA_CACHE_DIR, else beside this file, else the user's cache folder; None if none
+    can be written."""
     global _folder
     if _folder is None:
         home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
@@ -158,7 +161,7 @@ class _Native(CFunc):
 
 
 def renew_lock() -> None:
-    """For a process that was just forked: a thread that is not in it may have held the lock."""
+    """For a process that was just forked: a thread of its parent may have held the lock."""
     global _lock
     _lock = threading.RLock()
 

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kitae.augment.ops import below, draw, unit
-from kitae.augment.policies import beta_quantile, beta_table
+from kitae.augment.ops.base import below, draw, unit
+from kitae.augment.ops.policies import beta_quantile, beta_table
 from kitae.augment.spec import MixSpec
 
-MIX = 6  # numbers a sample: kind (0 none, 1 MixUp, 2 CutMix), lambda, x1, y1, x2, y2
+MIX = 6  # numbers per sample: kind (0 none, 1 MixUp, 2 CutMix), lambda, x1, y1, x2, y2
 MIXUP, CUTMIX = 1, 2
 
 
@@ -76,3 +76,13 @@ def mix_targets(targets: NDArray[np.float32], mix: NDArray[np.float64]) -> NDArr
     rest = (1.0 - mix[:pairs, 1:2]).astype(np.float32)
     out[:pairs] = targets[:pairs] * share + targets[partner] * rest
     return out
+
+
+def mixed_targets(
+    targets: NDArray[Any] | None, classes: int, mix: NDArray[np.float64] | None
+) -> NDArray[np.float32] | None:
+    """Targets of a batch (int64 [N] or float32 [N, K]) as distributions, mixed: float32 [N, K]."""
+    if targets is None:
+        return None
+    rows = np.eye(classes, dtype=np.float32)[targets] if targets.ndim == 1 else targets
+    return rows.copy() if mix is None else mix_targets(rows, mix)

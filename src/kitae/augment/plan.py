@@ -1,7 +1,7 @@
 """The plan: keyed randomness becomes, for each sample, a small program of op codes with numbers.
 
 A program is plain arrays. It can be printed (`describe`), saved, loaded and executed again (`Augment.replay`), by
-either executor. `Pipeline` says what a list of ops means for images of one size; `plan_sample` is the plain reference.
+either executor. `Pipeline` is a list of ops prepared for images of one size; `plan_sample` is the plain reference.
 """
 
 from __future__ import annotations
@@ -19,36 +19,8 @@ from numpy.typing import NDArray
 
 from kitae import keyed
 from kitae.augment.mix import MIX, mix_numbers, plan_mix
-from kitae.augment.ops import (
-    AFFINE_BILINEAR,
-    AFFINE_NEAREST,
-    ARGS,
-    AUGMIX_BEGIN,
-    BRIGHTNESS,
-    CHAIN_END,
-    CODE_NAMES,
-    CONTRAST,
-    CROP,
-    ERASE,
-    ERASE_AFTER,
-    GAUSSIAN_BLUR,
-    GAUSSIAN_NOISE,
-    HUE,
-    MODES,
-    MOST_BOXES,
-    NOP,
-    PERSPECTIVE_BILINEAR,
-    PERSPECTIVE_NEAREST,
-    POSTERIZE,
-    RESIZED_CROP,
-    SALT_AND_PEPPER,
-    SATURATION,
-    SHARPNESS,
-    SOLARIZE,
-    CustomOp,
-    Op,
-    Site,
-)
+from kitae.augment.ops import STEPS, CustomOp, Op, Site
+from kitae.augment.ops.base import ARGS, MOST_BOXES, NOP
 from kitae.augment.spec import MixSpec
 from kitae.errors import AugmentError
 from kitae.files import write_atomically
@@ -69,10 +41,10 @@ class Program:
     mix: NDArray[np.float64] | None = None
 
     def describe(self, row: int, names: Mapping[int, str] | None = None) -> list[str]:
-        """The steps of one sample in words; `names` says what users' ops at given steps are called."""
+        """The steps of one sample in words; `names` are the names of users' ops by step."""
         out = [
-            (names or {}).get(step) or describe_step(int(code), self.args[row, step])
-            for step, code in enumerate(self.codes[row])
+            (names or {}).get(step) or ", ".join(STEPS[code].lines(self.args[row, step].tolist()))
+            for step, code in enumerate(self.codes[row].tolist())
             if code != NOP
         ]
         if self.mix is not None:
@@ -102,42 +74,6 @@ class Program:
             raise AugmentError(f"{path}: not a saved program ({error})") from error
 
 
-def describe_step(code: int, args: NDArray[np.float64]) -> str:
-    """One step in words."""
-    a = args.tolist()
-    name = CODE_NAMES[code]
-    if code == CROP:
-        return f"crop {a[2]:.0f} x {a[3]:.0f} at ({a[0]:.0f}, {a[1]:.0f}), outside {MODES[int(a[4])]}"
-    if code in (AFFINE_NEAREST, AFFINE_BILINEAR):
-        kind = "bilinear" if code == AFFINE_BILINEAR else "nearest"
-        return f"affine [{a[0]:.4g} {a[1]:.4g} {a[2]:.4g}; {a[3]:.4g} {a[4]:.4g} {a[5]:.4g}] (output to input), {kind}"
-    if code in (PERSPECTIVE_NEAREST, PERSPECTIVE_BILINEAR):
-        kind = "bilinear" if code == PERSPECTIVE_BILINEAR else "nearest"
-        return f"perspective [{' '.join(f'{v:.4g}' for v in a[:8])}], {kind}"
-    if code == RESIZED_CROP:
-        return f"crop {a[2]:.0f} x {a[3]:.0f} at ({a[0]:.0f}, {a[1]:.0f}), resized to {a[4]:.0f} x {a[5]:.0f}"
-    if code in (BRIGHTNESS, CONTRAST, SATURATION, SHARPNESS):
-        return f"{name} times {a[0]:.4f}"
-    if code == HUE:
-        return f"hue turned by {a[0]:+.4f} of a circle"
-    if code == POSTERIZE:
-        return f"posterize to {a[0]:.0f} bits"
-    if code == SOLARIZE:
-        return f"solarize from level {a[0]:.4g}"
-    if code == GAUSSIAN_BLUR:
-        return f"gaussian_blur {a[0]:.0f} x {a[1]:.0f}, sigma {a[2]:.4f}"
-    if code == GAUSSIAN_NOISE:
-        return f"gaussian_noise sigma {a[3]:.4f}, mean {a[2]:.4f}"
-    if code == SALT_AND_PEPPER:
-        return f"salt_and_pepper on {a[2]:.2%} of the pixels"
-    if code in (ERASE, ERASE_AFTER):
-        what = "zero after normalisation" if code == ERASE_AFTER else f"levels ({a[4]:.0f}, {a[5]:.0f}, {a[6]:.0f})"
-        return f"erase {a[2]:.0f} x {a[3]:.0f} at ({a[0]:.0f}, {a[1]:.0f}): {what}"
-    if code in (AUGMIX_BEGIN, CHAIN_END):
-        return f"{name}: weight {a[0]:.4f}" + (" of the original" if code == AUGMIX_BEGIN else "")
-    return name
-
-
 def describe_mix(mix: NDArray[np.float64]) -> list[str]:
     """Mixing in words; empty where the sample does not mix."""
     kind, share, x1, y1, x2, y2 = mix.tolist()
@@ -145,38 +81,6 @@ def describe_mix(mix: NDArray[np.float64]) -> list[str]:
         return []
     box = f", box rows {y1:.0f} to {y2:.0f}, columns {x1:.0f} to {x2:.0f}" if kind == 2 else ""
     return [f"{'mixup' if kind == 1 else 'cutmix'} with its partner, lambda {share:.4f}{box}"]
-
-
-class Draw:
-    """Keyed randomness for a user's op: one value a sample, by slot.
-
-    The same slot gives the same number; slots 0 to 63 are this op's own.
-    """
-
-    def __init__(self, seed: int, epoch: int | NDArray[np.int64], index: NDArray[np.int64], first: int) -> None:
-        self.seed, self.epoch, self.index, self._first = seed, epoch, index, first
-
-    def _slot(self, slot: int) -> int:
-        if not 0 <= slot < keyed.SLOTS_PER_OP:
-            raise AugmentError(f"slot must be in [0, {keyed.SLOTS_PER_OP}), not {slot}")
-        return self._first + slot
-
-    def uniform(self, slot: int, low: float = 0.0, high: float = 1.0) -> NDArray[np.float64]:
-        """float64 [N] in [low, high)."""
-        return low + (high - low) * keyed.uniform(self.seed, self.epoch, self.index, self._slot(slot))
-
-    def integers(self, slot: int, low: int, high: int) -> NDArray[np.int64]:
-        """int64 [N] in [low, high)."""
-        return low + keyed.integers(self.seed, self.epoch, self.index, self._slot(slot), high=high - low)
-
-    def normal(self, slot: int) -> NDArray[np.float64]:
-        """float64 [N], standard normal."""
-        return keyed.normals(self.seed, self.epoch, self.index, self._slot(slot))[..., 0]
-
-    def seeds(self, slot: int) -> NDArray[np.int64]:
-        """int64 [N] in [0, 2**63), for a generator of the op's own."""
-        keys = keyed.sort_keys(self.seed, self.epoch, self.index, self._slot(slot))
-        return (keys >> np.uint64(1)).astype(np.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -303,7 +207,7 @@ def plan_sample(pipeline: Pipeline, seed: int, epoch: int, index: int, step: int
     """The program of one sample, in plain Python: the reference of the compiled plan, bit for bit.
 
     Args:
-        step: keys the mixing of a whole batch; None is the index, as of a batch that starts with this sample.
+        step: keys the mixing of a whole batch; by default the index, as in a batch that starts with this sample.
     """
     codes = np.zeros((1, pipeline.steps), np.int64)
     args = np.zeros((1, pipeline.steps, ARGS), np.float64)

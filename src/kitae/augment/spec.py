@@ -1,4 +1,4 @@
-"""What `augment:` in a recipe may say. Names and parameters are checked here, without torch or numba."""
+"""What `augment:` in a recipe may contain. Names and parameters are checked here, without torch or numba."""
 
 from __future__ import annotations
 
@@ -8,74 +8,18 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
-from kitae.augment.ops import (
-    Affine,
-    Autocontrast,
-    Brightness,
-    ColorJitter,
-    Contrast,
-    Cutout,
-    Equalize,
-    GaussianBlur,
-    GaussianNoise,
-    Grayscale,
-    HorizontalFlip,
-    Hue,
-    Invert,
-    Op,
-    Perspective,
-    Posterize,
-    RandomCrop,
-    RandomErasing,
-    RandomResizedCrop,
-    Rotate,
-    SaltAndPepper,
-    Saturation,
-    Sharpness,
-    Solarize,
-    VerticalFlip,
-)
-from kitae.augment.policies import AugMix, AutoAugment, RandAugment, TrivialAugmentWide
+from kitae.augment.ops import OPS, Op
 from kitae.errors import AugmentError
 from kitae.spec import Spec
 
-OPS: dict[str, type[Op]] = {
-    "horizontal_flip": HorizontalFlip,
-    "vertical_flip": VerticalFlip,
-    "rotate": Rotate,
-    "random_crop": RandomCrop,
-    "random_resized_crop": RandomResizedCrop,
-    "affine": Affine,
-    "perspective": Perspective,
-    "color_jitter": ColorJitter,
-    "brightness": Brightness,
-    "contrast": Contrast,
-    "saturation": Saturation,
-    "hue": Hue,
-    "grayscale": Grayscale,
-    "gaussian_blur": GaussianBlur,
-    "gaussian_noise": GaussianNoise,
-    "salt_and_pepper": SaltAndPepper,
-    "posterize": Posterize,
-    "solarize": Solarize,
-    "autocontrast": Autocontrast,
-    "equalize": Equalize,
-    "invert": Invert,
-    "sharpness": Sharpness,
-    "random_erasing": RandomErasing,
-    "cutout": Cutout,
-    "auto_augment": AutoAugment,
-    "rand_augment": RandAugment,
-    "trivial_augment_wide": TrivialAugmentWide,
-    "augmix": AugMix,
-}
+__all__ = ["OPS", "AugmentSpec", "MixSpec", "make_op"]
 
 
 def make_op(entry: Any) -> Op:
-    """An op from what a recipe says of it: `name`, or `{name: {parameter: value}}`. An op is returned as it is.
+    """An op from its entry in a recipe: `name`, or `{name: {parameter: value}}`. An op is returned unchanged.
 
     Raises:
-        AugmentError: an unknown op or parameter, or a value out of range; one line that says what is valid.
+        AugmentError: an unknown op or parameter, or a value out of range; one line that names what is valid.
     """
     if isinstance(entry, Op):
         return entry
@@ -113,7 +57,7 @@ class MixSpec(Spec):
 
     Attributes:
         per: `batch` draws once for a whole batch whether it is mixed, which of the two, lambda and box, as torchvision
-            and timm do; it suits short trainings. `sample` draws them for each sample, which is more varied, and wants
+            and timm do; it suits short trainings. `sample` draws them for each sample, which is more varied and needs
             longer training.
         mixup_alpha: lambda ~ Beta(alpha, alpha) of MixUp; 0 switches MixUp off.
         cutmix_alpha: the same for CutMix.

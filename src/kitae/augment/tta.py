@@ -19,7 +19,7 @@ Kind = Literal["none", "flip", "shift", "scale", "full"]
 
 
 def count(kind: Kind) -> int:
-    """How many views a kind has."""
+    """The number of views of a kind."""
     if kind not in get_args(Kind):
         raise AugmentError(f"unknown test-time augmentation {kind!r}; valid: {', '.join(get_args(Kind))}")
     return {"none": 1, "flip": 2, "shift": 5, "scale": 3, "full": 14}[kind]

@@ -14,6 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kitae import keyed
+from kitae.data.pictures import Pictures
+
+Crop = Callable[[NDArray[np.int64], NDArray[np.int64], int, int], NDArray[np.uint8]]
+"""rows int64 [b], indices int64 [b], seed, epoch -> images uint8 [b, C, H, W]."""
 
 REPEAT_SHIFT = 32  # index = store row + (repeat << 32)
 _ROW_MASK = (1 << REPEAT_SHIFT) - 1
@@ -25,20 +29,23 @@ class ImageSet:
     """The images of one split.
 
     Attributes:
-        images: uint8 [M, C, H, W], the whole store.
+        images: uint8 [M, C, H, W], or whole pictures: of the whole store.
         rows: int64 [n], the rows of the store that belong to the set, each once.
         labels: int64 [M], of the whole store.
         classes: K names.
         balance: `sampler` makes `order` draw every class equally often.
+        crop: reads training images from whole pictures: from rows of the store, indices, seed and epoch to uint8
+            [b, C, H, W]; None takes what an evaluation sees.
         guard: called with the rows before they are gathered, and raises where one is closed (see `Splits.guard`).
     """
 
-    images: NDArray[np.uint8]
+    images: NDArray[np.uint8] | Pictures
     rows: NDArray[np.int64]
     labels: NDArray[np.int64]
     classes: tuple[str, ...]
     balance: Literal["none", "sampler", "loss"] = "none"
     guard: Callable[[NDArray[np.int64]], None] | None = None
+    crop: Crop | None = None
 
     def __post_init__(self) -> None:
         rows = np.asarray(self.rows, dtype=np.int64)
@@ -79,11 +86,14 @@ class ImageSet:
             parts += [(rows + repeats).ravel(), shuffled[:part] + (whole << REPEAT_SHIFT)]
         return np.concatenate(parts)
 
-    def gather(self, index: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    def gather(
+        self, index: NDArray[np.int64], *, seed: int = 0, epoch: int | None = None
+    ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """Images and labels of some indices, in their order.
 
         Args:
-            index: int64 [b], as `order` gives them, or any rows of the store; the repeat bits are ignored.
+            index: int64 [b], as `order` gives them, or any rows of the store; only `crop` looks at the repeat bits.
+            seed, epoch: key what `crop` takes of whole pictures; without an epoch images are those of an evaluation.
 
         Returns:
             uint8 [b, C, H, W], C-contiguous and writable, a copy; int64 [b].
@@ -95,7 +105,12 @@ class ImageSet:
         rows = np.asarray(index, dtype=np.int64) & _ROW_MASK
         if self.guard is not None:
             self.guard(rows)
-        return np.take(self.images.view(np.ndarray), rows, axis=0), np.asarray(self.labels[rows], dtype=np.int64)
+        labels = np.asarray(self.labels[rows], dtype=np.int64)
+        if not isinstance(self.images, Pictures):
+            return np.take(self.images.view(np.ndarray), rows, axis=0), labels
+        if self.crop is None or epoch is None:
+            return self.images[rows], labels
+        return self.crop(rows, np.asarray(index, dtype=np.int64), seed, epoch), labels
 
     def class_weights(self) -> NDArray[np.float32]:
         """Weights of the classes for `balance="loss"`: float32 [K].
@@ -113,9 +128,14 @@ class ImageSet:
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and (population) standard deviation of pixel / 255, per channel, over the set.
 
-        From exact integer counts of the 256 values, read in chunks. A channel that never varies has deviation 1, so
-        that dividing by it is harmless.
+        From exact integer counts of the 256 values, read in chunks; of whole pictures from the sums that the store has.
+        A channel that never varies has deviation 1, so that dividing by it is harmless.
         """
+        if isinstance(self.images, Pictures):
+            pictures, rows = self.images, self.rows
+            n = int((pictures.heights[rows] * pictures.widths[rows]).sum())
+            sums = pictures.sums[rows].sum(axis=0)
+            return _moments([(n, int(first), int(second)) for first, second in zip(*sums, strict=True)])
         channels = self.images.shape[1]
         histogram = np.zeros((channels, 256), dtype=np.int64)
         step = max(1, _CHUNK_BYTES // max(1, self.images[0].size))
@@ -125,11 +145,15 @@ class ImageSet:
             for channel in range(channels):
                 histogram[channel] += np.bincount(block[:, channel].ravel(), minlength=256)
         value = np.arange(256, dtype=np.int64)
-        means, deviations = [], []
-        for counts in histogram:
-            n, first, second = int(counts.sum()), int((counts * value).sum()), int((counts * value * value).sum())
-            # Python integers: exact however many pixels there are
-            variance = (n * second - first * first) / (n * n) if n else 0.0
-            means.append(first / n / 255 if n else 0.0)
-            deviations.append(variance**0.5 / 255 if variance else 1.0)
-        return tuple(means), tuple(deviations)
+        return _moments([(int(c.sum()), int((c * value).sum()), int((c * value * value).sum())) for c in histogram])
+
+
+def _moments(sums: list[tuple[int, int, int]]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of level / 255, from the number of levels, their sum, and the sum of their squares."""
+    means, deviations = [], []
+    for n, first, second in sums:
+        # Python integers: exact however many pixels there are
+        variance = (n * second - first * first) / (n * n) if n else 0.0
+        means.append(first / n / 255 if n else 0.0)
+        deviations.append(variance**0.5 / 255 if variance else 1.0)
+    return tuple(means), tuple(deviations)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from kitae.spec import Spec
+
+Side = Annotated[int, Field(ge=4, le=2048)]
 
 
 class Normalization(Spec):
@@ -28,7 +30,12 @@ class DataSpec(Spec):
         val_seed: keys the validation split alone, so that other images validate while the same ones test; null is
             `split_seed`. Without effect where the source has a validation split.
         limit: keep so many training images (after the split), classes in proportion; null keeps all.
-        image_size: images become squares of so many pixels; null takes the source's size if all its images share one.
+        image_size: pixels of the square that the network sees, or [height, width]; null takes the images' own size if
+            all share one.
+        store_size: whole pictures are kept in the store until their short side has so many pixels (of an image_size
+            that is no square: until they cover it enlarged to that short side); null is 9/4 of image_size, which keeps
+            random crops and evaluation as sharp as from the files. Without effect where all images are tiny or have
+            image_size already.
         channels: 1 or 3; null takes 1 where every image is grey, else 3.
         depth: significant bits of images of more than 8 bits a channel. `auto` takes what the highest level of the
             whole set needs: 8 under 256, 10 under 1024, 12 under 4096, else 16.
@@ -46,7 +53,8 @@ class DataSpec(Spec):
     split_seed: int = Field(0, ge=0, lt=2**32)
     val_seed: int | None = Field(None, ge=0, lt=2**32)
     limit: int | None = Field(None, ge=1)
-    image_size: int | None = Field(None, ge=4, le=2048)
+    image_size: Side | tuple[Side, Side] | None = None
+    store_size: int | None = Field(None, ge=4, le=16384)
     channels: Literal[1, 3] | None = None
     depth: Literal["auto", 8, 10, 12, 16] = "auto"
     resize: Literal["crop", "squash", "pad"] = "crop"
@@ -57,10 +65,22 @@ class DataSpec(Spec):
     label_column: str = "label"
     cache: str | None = None
 
+    @model_validator(mode="after")
+    def _store_covers_the_image(self) -> Self:
+        size = self.image_size
+        short = min(size) if isinstance(size, tuple) else size
+        if self.store_size is not None and short is not None and self.store_size < short:
+            raise ValueError(f"store_size: must be at least image_size ({short}), not {self.store_size}")
+        return self
+
     @model_serializer(mode="wrap")
     def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Without newer fields at their defaults: recipes that do not use them keep the fingerprints they had."""
         return {name: value for name, value in handler(self).items() if (name, value) not in _NEWER}
 
 
-_NEWER = (("val_seed", None), ("depth", "auto"))  # fields that recipes of older versions do not have
+_NEWER = (
+    ("val_seed", None),
+    ("depth", "auto"),
+    ("store_size", None),
+)  # fields that recipes of older versions do not have

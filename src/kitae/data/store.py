@@ -1,13 +1,18 @@
-"""The decoded store: every image decoded once, resized, and kept as one memory-mapped uint8 array [M, C, H, W].
+"""The decoded store: every image decoded once and memory-mapped.
 
 A store is a folder in the cache, named by a hash of what the files are (path, size, modification time) and of what was
-asked for (size, channels, resize, depth, on_corrupt):
+asked for (size, channels, resize, depth, store size, on_corrupt):
 
-    images.u8     uint8 [M, C, H, W]
+    images.u8      uint8, all pixels
     labels.i64, splits.u8, keys.i64, groups.i64   one number an image (see `base.Table`)
     hashes.u8      uint8 [M, 16], of each image's pixels: equal images are equal here
-    names.utf8, names.i64    names, and where each begins
-    manifest.json            classes, rules, skipped images, and the size of every file; written last
+    names.utf8, names.i64     names, and where each begins
+    sizes.i64, sums.i64       of whole pictures: int64 [M, 2] height and width, and see `Pictures.sums`
+    manifest.json             classes, rules, skipped images, and the size of every file; written last
+
+Whole pictures are kept, each at its own aspect ratio and up to `data.store_size`, so that a random crop sees all of
+them and sharply. Only where every image is tiny or has the network's size already, images.u8 is one array at the
+network's size, [M, C, H, W].
 
 It is built in a temporary folder beside, by one process at a time, flushed to disk and then renamed. So it is there
 complete or not at all: a kill leaves a temporary folder that nobody reads and the next build removes. Opening checks
@@ -19,15 +24,11 @@ Pixels are written with `write`, not through a mapping, so that a full disk is a
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
-import os
 import shutil
-import uuid
 from collections.abc import Sequence
-from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -35,18 +36,15 @@ from typing import Any, Literal, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from kitae.data.base import Item, Progress, Source
+from kitae.data.base import Progress, Source
+from kitae.data.build import FORMAT, MANIFEST, PIXELS, build
 from kitae.data.cache import cache_folder, is_locked, lock, storage_errors
-from kitae.data.duplicates import HASH_BYTES, first_alike, pixel_hash
-from kitae.data.parallel import each_image
+from kitae.data.duplicates import HASH_BYTES, first_alike
+from kitae.data.pictures import Pictures
 from kitae.data.sources import open_source
 from kitae.data.spec import DataSpec
 from kitae.errors import DataError
-from kitae.preprocess import VERSION, OnLevel, PreprocessRules, decode, depth_of, from_array, is_grey_mode, probe
-
-_FORMAT = 2
-_MANIFEST = "manifest.json"
-_SKIP_HINT = "(data.on_corrupt=skip leaves such images out)"
+from kitae.preprocess import VERSION, PreprocessRules
 
 
 class Names(Sequence[str]):
@@ -78,7 +76,7 @@ class Store:
     """M decoded images and what is known about each.
 
     Attributes:
-        images: uint8 [M, C, H, W], memory-mapped read-only.
+        images: uint8 [M, C, H, W], memory-mapped read-only; or whole pictures, which give the same by indexing.
         labels: int64 [M].
         classes: K names.
         splits: uint8 [M], the source's own: 0 train, 1 val, 2 test.
@@ -93,7 +91,7 @@ class Store:
         path: the store's folder.
     """
 
-    images: NDArray[np.uint8]
+    images: NDArray[np.uint8] | Pictures
     labels: NDArray[np.int64]
     classes: tuple[str, ...]
     splits: NDArray[np.uint8]
@@ -115,9 +113,30 @@ class Store:
         return first_alike(self.hashes)
 
 
-def open_store(spec: DataSpec, progress: Progress | None = None) -> Store:
-    """The store of a data spec: opened where it exists, else built. Raises as `open_source` and `prepare`."""
-    return prepare(open_source(spec, progress), spec, progress=progress)
+def open_store(spec: DataSpec, progress: Progress | None = None, rules: PreprocessRules | None = None) -> Store:
+    """The store of a data spec: opened where it exists, else built. Raises as `open_source` and `prepare`.
+
+    Args:
+        rules: how images are prepared, in place of what the spec says.
+    """
+    source = open_source(spec, progress)
+    return prepare(source, rules or spec, on_corrupt=spec.on_corrupt, cache=spec.cache, progress=progress)
+
+
+def find_store(fingerprint: str, cache: str | Path | None = None) -> Store | None:
+    """The store with this content if it was built before; reads nothing of its source and builds nothing.
+
+    Args:
+        fingerprint: as `Store.fingerprint`.
+        cache: the cache folder, `data.cache` of a recipe.
+    """
+    root = cache_folder(None if cache is None else str(cache)) / "stores"
+    for manifest in sorted(root.glob(f"*/{MANIFEST}")):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            found = json.loads(manifest.read_bytes())["fingerprint"] == fingerprint
+            if found and (store := _load(manifest.parent)) is not None:
+                return store
+    return None
 
 
 def prepare(
@@ -147,12 +166,14 @@ def prepare(
         "channels": rules.channels,
         "resize": rules.resize,
         "depth": rules.depth,
+        "store_size": rules.store_size,
+        "fixed": spec is None,
         "version": VERSION,
         "on_corrupt": on_corrupt or (spec.on_corrupt if spec else "error"),
     }
     root = cache_folder(str(cache) if cache is not None else spec.cache if spec else None) / "stores"
     fingerprint = source.fingerprint()
-    key = hashlib.blake2b(json.dumps([_FORMAT, fingerprint, request]).encode(), digest_size=10).hexdigest()
+    key = hashlib.blake2b(json.dumps([FORMAT, fingerprint, request]).encode(), digest_size=10).hexdigest()
     final = root / key
     if (store := _load(final)) is not None:
         return store
@@ -162,7 +183,7 @@ def prepare(
             if (store := _load(final)) is not None:  # someone else built it while this process waited
                 return store
             _sweep(root, key if held else None)
-            _build(source, request, fingerprint, final, progress, threads)
+            build(source, request, fingerprint, final, lambda path: _load(path) is not None, progress, threads)
     if (store := _load(final)) is None:
         raise DataError(f"{final}: the store was changed while it was opened, try again")
     return store
@@ -174,16 +195,15 @@ def prepare(
 def _load(folder: Path) -> Store | None:
     """The store, or None where there is none that can be trusted."""
     try:
-        manifest = json.loads((folder / _MANIFEST).read_bytes())
-        if manifest["format"] != _FORMAT:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+        if manifest["format"] != FORMAT:
             return None
         if any((folder / name).stat().st_size != size for name, size in manifest["files"].items()):
             return None
         rules = PreprocessRules.from_dict(manifest["rules"])
         count = int(manifest["count"])
-        shape = (count, rules.channels, rules.image_size, rules.image_size)
         return Store(
-            images=_map(folder / "images.u8", np.uint8, shape),
+            images=_images(folder, count, rules),
             labels=_map(folder / "labels.i64", np.int64, (count,)),
             classes=tuple(manifest["classes"]),
             splits=_map(folder / "splits.u8", np.uint8, (count,)),
@@ -205,208 +225,24 @@ def _load(folder: Path) -> Store | None:
         return None
 
 
+def _images(folder: Path, count: int, rules: PreprocessRules) -> NDArray[np.uint8] | Pictures:
+    if rules.store_size is None:
+        images: NDArray[np.uint8] = _map(folder / PIXELS, np.uint8, (count, *rules.shape))
+        return images
+    heights, widths = np.array(_map(folder / "sizes.i64", np.int64, (count, 2))).T
+    starts = np.concatenate([[0], np.cumsum(rules.channels * heights * widths)])
+    return Pictures(
+        pixels=_map(folder / PIXELS, np.uint8, (int(starts[-1]),)),
+        starts=starts,
+        heights=np.ascontiguousarray(heights),
+        widths=np.ascontiguousarray(widths),
+        sums=_map(folder / "sums.i64", np.int64, (count, 2, rules.channels)),
+        rules=rules,
+    )
+
+
 def _map(path: Path, dtype: type, shape: tuple[int, ...]) -> Any:
     return np.memmap(path, dtype=dtype, mode="r", shape=shape)
-
-
-# Building
-
-
-def _build(
-    source: Source,
-    request: dict[str, Any],
-    fingerprint: str,
-    final: Path,
-    progress: Progress | None,
-    threads: int | None,
-) -> None:
-    table = source.table
-    rules = _resolve(source, request, threads)
-    needed = rules.channels * rules.image_size**2 * len(source)
-    with storage_errors(final.parent, needed):
-        if shutil.disk_usage(final.parent).free < needed:  # better now than after minutes of decoding
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    temporary = final.with_name(f".{final.name}-{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        temporary.mkdir()
-        with storage_errors(final.parent, needed):
-            written = _write_images(source, rules, request, temporary, threads, progress)
-            if request["depth"] == "auto" and written.highest is not None and depth_of(written.highest) != rules.depth:
-                # One depth for all is known only now. Few sets have such images, so most are read once.
-                rules = replace(rules, depth=depth_of(written.highest))
-                written = _write_images(source, rules, request, temporary, threads, progress)
-            kept, digest = written.kept, written.digest
-            arrays: dict[str, NDArray[Any]] = {
-                "labels.i64": table.labels,
-                "splits.u8": table.splits,
-                "keys.i64": table.keys,
-            }
-            if table.groups is not None:
-                arrays["groups.i64"] = table.groups
-            contents = {name: np.ascontiguousarray(array[kept]).tobytes() for name, array in arrays.items()}
-            for name, data in contents.items():
-                digest.update(name.encode() + data)
-            digest.update(json.dumps([table.classes, rules.to_dict()]).encode())
-            contents["hashes.u8"] = written.hashes  # not part of the fingerprint: they follow from the pixels
-            names = [table.names[int(i)].encode("utf-8", "surrogateescape") for i in np.flatnonzero(kept)]
-            contents["names.utf8"] = b"".join(names)
-            contents["names.i64"] = np.cumsum([0, *map(len, names)], dtype=np.int64).tobytes()
-            for name, data in contents.items():
-                _write(temporary / name, data)
-            if source.fingerprint() != fingerprint:
-                raise DataError(f"{source.name}: files changed while they were read, try again")
-            manifest = {
-                "format": _FORMAT,
-                "source": source.name,
-                "request": request,
-                "rules": rules.to_dict(),
-                "classes": table.classes,
-                "count": len(names),
-                "skipped": written.skipped,
-                "fingerprint": digest.hexdigest(),
-                "files": {path.name: path.stat().st_size for path in sorted(temporary.iterdir())},
-            }
-            _write(temporary / _MANIFEST, json.dumps(manifest, indent=1).encode())
-            _flush_folder(temporary)
-            if final.exists() and _load(final) is None:  # without locks, a sound one may have come meanwhile
-                shutil.rmtree(final, ignore_errors=True)
-            try:
-                temporary.rename(final)
-            except OSError:
-                if _load(final) is None:  # without locks, another process may have been first: its store will do
-                    raise
-            _flush_folder(final.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-@dataclass(frozen=True)
-class _Written:
-    """What is known after all images were decoded into images.u8.
-
-    Attributes:
-        kept: bool [N], which images were readable.
-        skipped: (name, reason) of the others.
-        hashes: of the kept ones' pixels, one after the other.
-        highest: level of all images of more than 8 bits; None where there are none.
-        digest: a running hash of all pixels.
-    """
-
-    kept: NDArray[np.bool_]
-    skipped: list[tuple[str, str]]
-    hashes: bytes
-    highest: int | None
-    digest: Any
-
-
-def _write_images(
-    source: Source,
-    rules: PreprocessRules,
-    request: dict[str, Any],
-    folder: Path,
-    threads: int | None,
-    progress: Progress | None,
-) -> _Written:
-    """Decode everything in order into images.u8."""
-    table = source.table
-    total = len(source)
-    kept = np.zeros(total, dtype=np.bool_)
-    skipped: list[tuple[str, str]] = []
-    hashes = bytearray()
-    levels: list[int] = []
-    digest = hashlib.blake2b(digest_size=16)
-
-    def work(row: int, item: Item) -> tuple[bytes, bytes, list[int]] | DataError:
-        if row >= total:
-            raise DataError(f"{source.name}: has more images than its {total} labels")
-        name = table.names[row]
-        try:
-            own: list[int] = []
-            pixels = _decoded(item, rules, name, own.append)
-            return pixels, pixel_hash(pixels), own
-        except DataError as error:
-            return error
-
-    row = 0
-    with (
-        (folder / "images.u8").open("wb") as file,
-        closing(each_image(source, work, threads, rules.channels * rules.image_size**2)) as blocks,
-    ):
-        for results in blocks:
-            for result in results:
-                if isinstance(result, DataError):
-                    if request["on_corrupt"] == "error":
-                        raise DataError(f"{result} {_SKIP_HINT}") from result
-                    skipped.append((table.names[row], str(result)))
-                else:
-                    kept[row] = True
-                    pixels, pixels_hash, own = result
-                    hashes += pixels_hash
-                    levels = [max(levels + own)] if own else levels
-                    digest.update(pixels)
-                    file.write(pixels)
-                row += 1
-            if progress is not None:
-                progress(row, total)
-        file.flush()
-        os.fsync(file.fileno())
-    if row != total:
-        raise DataError(f"{source.name}: has {row} images but {total} labels")
-    if len(skipped) == total:
-        raise DataError(f"{source.name}: none of its {total} images can be read; the first: {skipped[0][1]}")
-    return _Written(kept, skipped, bytes(hashes), levels[0] if levels else None, digest)
-
-
-def _decoded(item: Item, rules: PreprocessRules, name: str, on_level: OnLevel) -> bytes:
-    if isinstance(item, np.ndarray):
-        return from_array(item, rules, on_level).tobytes()
-    return decode(item, rules, name, on_level).tobytes()
-
-
-def _resolve(source: Source, request: dict[str, Any], threads: int | None) -> PreprocessRules:
-    """Fill in a null image_size or channels from the images' headers."""
-    size, channels = request["image_size"], request["channels"]
-    if size is None or channels is None:
-        sizes: dict[tuple[int, int], str] = {}
-        grey = True
-        row = 0
-        with closing(each_image(source, _header, threads)) as blocks:
-            for facts in blocks:
-                for fact in facts:
-                    if fact is not None:
-                        sizes.setdefault(fact[0], source.names[row])
-                        grey = grey and fact[1]
-                    row += 1
-                if (size is not None or len(sizes) > 1) and (channels is not None or not grey):
-                    break
-        if size is None:
-            size = _common_size(source, sizes)
-        channels = channels or (1 if grey else 3)
-    depth = request["depth"]
-    return PreprocessRules(size, channels, request["resize"], 16 if depth == "auto" else depth)
-
-
-def _header(row: int, item: Item) -> tuple[tuple[int, int], bool] | None:
-    """(width, height) and whether it is grey; None where it cannot be read, which decoding will report by name."""
-    if isinstance(item, np.ndarray):
-        return (item.shape[1], item.shape[0]), item.ndim == 2 or item.shape[2] < 3
-    try:
-        size, mode = probe(item)
-    except DataError:
-        return None
-    return size, is_grey_mode(mode)
-
-
-def _common_size(source: Source, sizes: dict[tuple[int, int], str]) -> int:
-    shown = [f"{width} x {height} ({name})" for (width, height), name in sizes.items()]
-    if not shown:
-        raise DataError(f"{source.name}: none of its {len(source)} images can be read; `kitae data check` names them")
-    if len(shown) > 1:
-        raise DataError(f"{source.name}: images differ in size, {shown[0]} and {shown[1]}: set data.image_size")
-    width, height = next(iter(sizes))
-    if width != height:
-        raise DataError(f"{source.name}: images are {width} x {height}, not square: set data.image_size")
-    return width
 
 
 def _sweep(root: Path, own_key: str | None) -> None:
@@ -419,19 +255,3 @@ def _sweep(root: Path, own_key: str | None) -> None:
         key = folder.name[1:].partition("-")[0]
         if key == own_key or not is_locked(root / f"{key}.lock"):
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _write(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _flush_folder(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # some systems cannot open a folder
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

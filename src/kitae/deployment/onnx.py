@@ -76,7 +76,7 @@ class Card:
     @property
     def input_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of the graph's input."""
-        return (self.rules.channels, self.rules.image_size, self.rules.image_size)
+        return self.rules.shape
 
     def to_metadata(self, sha256: str) -> dict[str, Any]:
         """The JSON object of the file's metadata."""

@@ -152,8 +152,7 @@ def prune(
         pruning.apply_masks(model, masks)
         hold = pruning.enforce(masks)
     elif ratio:
-        rules = setup.store.rules
-        shape = (rules.channels, rules.image_size, rules.image_size)
+        shape = setup.store.rules.shape
         model = pruning.remove_channels(model, shape, ratio, scope=scope).model
     if ratio:
         pruning.reestimate_batchnorm(model, batches)

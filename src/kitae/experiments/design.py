@@ -151,24 +151,16 @@ def _sweep(spec: StudySpec) -> Design:
     return Design("sweep", variants, variants[0].name, _against(spec, variants, variants[0].name), {factor: labels})
 
 
-def _one_out(spec: StudySpec) -> Design:
-    everything = dict.fromkeys(spec.factors, 1)
-    variants = [Variant("all", _at(spec, everything), everything)]
-    for factor in spec.factors:
-        levels = {**everything, factor: 0}
-        variants.append(Variant(f"without {factor}", _at(spec, levels), levels))
-    effects = tuple(Contrast(factor, "all", f"without {factor}") for factor in spec.factors)
-    return Design("one_out", tuple(variants), "all", effects + _extra(spec, variants), _all_labels(spec))
-
-
-def _one_in(spec: StudySpec) -> Design:
-    nothing = dict.fromkeys(spec.factors, 0)
-    variants = [Variant("none", _at(spec, nothing), nothing)]
-    for factor in spec.factors:
-        levels = {**nothing, factor: 1}
-        variants.append(Variant(f"only {factor}", _at(spec, levels), levels))
-    effects = tuple(Contrast(factor, f"only {factor}", "none") for factor in spec.factors)
-    return Design("one_in", tuple(variants), "none", effects + _extra(spec, variants), _all_labels(spec))
+def _one_at_a_time(spec: StudySpec) -> Design:
+    """All on, and each off; or all off, and each on."""
+    out = spec.design == "one_out"
+    base, start = ("all", 1) if out else ("none", 0)
+    names = {factor: f"{'without' if out else 'only'} {factor}" for factor in spec.factors}
+    levels = {base: dict.fromkeys(spec.factors, start)}
+    levels |= {name: {**levels[base], factor: 1 - start} for factor, name in names.items()}
+    variants = tuple(Variant(name, _at(spec, at), at) for name, at in levels.items())
+    effects = tuple(Contrast(factor, *((base, name) if out else (name, base))) for factor, name in names.items())
+    return Design(spec.design, variants, base, effects + _extra(spec, variants), _all_labels(spec))
 
 
 def _factorial(spec: StudySpec) -> Design:
@@ -202,8 +194,8 @@ def _screening(spec: StudySpec) -> Design:
 _BUILDERS = {
     "compare": _compare,
     "sweep": _sweep,
-    "one_out": _one_out,
-    "one_in": _one_in,
+    "one_out": _one_at_a_time,
+    "one_in": _one_at_a_time,
     "factorial": _factorial,
     "screening": _screening,
 }
@@ -215,7 +207,7 @@ def _against(spec: StudySpec, variants: tuple[Variant, ...], reference: str) -> 
     return effects + _extra(spec, variants)
 
 
-def _extra(spec: StudySpec, variants: tuple[Variant, ...] | list[Variant]) -> tuple[Contrast, ...]:
+def _extra(spec: StudySpec, variants: tuple[Variant, ...]) -> tuple[Contrast, ...]:
     names = [variant.name for variant in variants]
     for contrast, pair in spec.contrasts.items():
         for name in pair:
@@ -349,13 +341,12 @@ def hadamard(order: int) -> NDArray[np.int8]:
 
 
 def _jacobsthal(q: int) -> NDArray[np.int8]:
-    """Q[i, j] = 1 where j - i is a square modulo the prime q, -1 where not, 0 on the diagonal."""
-    character: NDArray[np.int8] = np.full(q, -1, dtype=np.int8)
-    character[[(i * i) % q for i in range(1, q)]] = 1
-    character[0] = 0
+    """Q[i, j] = 1 if j - i is a square modulo the prime q, -1 if not, 0 on the diagonal."""
+    squares = {i * i % q for i in range(1, q)}
+    character = np.array([0, *(1 if i in squares else -1 for i in range(1, q))], dtype=np.int8)
     index = np.arange(q)
-    matrix: NDArray[np.int8] = character[(index[None, :] - index[:, None]) % q]
-    return matrix
+    found: NDArray[np.int8] = character[(index[None, :] - index[:, None]) % q]
+    return found
 
 
 def _is_prime(n: int) -> bool:

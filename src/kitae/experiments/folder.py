@@ -21,6 +21,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -170,11 +171,11 @@ def read_study(folder: Path) -> dict[str, Any] | None:
     raise TrainingError(f"{file}: is damaged, or from another version of Kitae")
 
 
-def write_study(folder: Path, plan: Plan, when: str) -> dict[str, Any]:
+def write_study(folder: Path, plan: Plan) -> dict[str, Any]:
     """Write study.yaml, before the first run; returns what it says."""
     content = {
         "format": FORMAT,
-        "written": when,
+        "written": _now(),
         "kitae": __version__,
         "numerics": NUMERICS,
         "threads": plan.threads,
@@ -188,6 +189,31 @@ def write_study(folder: Path, plan: Plan, when: str) -> dict[str, Any]:
     }  # fmt: skip
     _write(folder, content)
     return content
+
+
+def add_seeds(
+    folder: Path, content: Mapping[str, Any], plan: Plan, seeds: Sequence[int], finished: int
+) -> dict[str, Any]:
+    """Write into study.yaml, before their first run, that seeds were added; returns what it says now.
+
+    The section `plan` stays as it was before the first run.
+
+    Args:
+        content: of study.yaml so far.
+        plan: with the seeds.
+        finished: runs that were done by now, so that a reader knows how much was seen when the number was raised.
+    """
+    (folder / "effects.json").unlink(missing_ok=True)  # of fewer seeds than study.yaml is going to have
+    added = {"seeds": list(seeds), "when": _now(), "finished": finished}
+    content = {
+        **content, "study": plan.spec.dump(), "runs": _rows(plan), "added": [*content.get("added", ()), added],
+    }  # fmt: skip
+    _write(folder, content)
+    return content
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _rows(plan: Plan) -> list[dict[str, Any]]:

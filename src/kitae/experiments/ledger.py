@@ -1,10 +1,10 @@
-"""The ledger: what is claimed of each technique, what we measured, and the verdict. Made from committed results alone.
+"""The ledger: what is claimed about each technique, what we measured, and the verdict; made from committed results.
 
     python -m kitae.experiments.ledger studies/results --out docs/ledger.md
 
-A result is a study folder without its runs: study.yaml, runs.parquet, effects.parquet, effects.json and the pictures
-(`publish` makes one). Claims stand in the study files, so they were written down before the first run; every run of
-every result is counted, finished or not.
+A result is a study folder without its run folders: study.yaml, runs.parquet, effects.parquet, effects.json and the
+pictures (`publish` makes one). Claims are part of the study files, so they were written down before the first run.
+Every run of every result is counted, finished or not.
 """
 
 from __future__ import annotations
@@ -18,31 +18,49 @@ from typing import Any
 
 from kitae.errors import KitaeError
 from kitae.experiments.folder import study_difference
+from kitae.experiments.regimes import TECHNIQUES, advice, curves
 from kitae.experiments.result import StudyResult
 from kitae.experiments.stats import Effect
 from kitae.experiments.wording import amount, interval
 from kitae.files import write_atomically
 
+REGIMES = ("ledger-small", "ledger-large-16-epochs", "ledger-trained")
+"""The studies set side by side: few images and a short training, more images, few images trained to the end."""
+
 _KEPT = ("study.yaml", "runs.parquet", "effects.parquet", "effects.json")
+_FIGURE = "images/ledger-when.png"  # beside the page
+
+_HOW_TO_READ = (
+    "Made by `python -m kitae.experiments.ledger` from `studies/results`; do not edit. Claims, metric, epochs and "
+    "seeds were written down before the first run. Effects are differences between runs of the same seed, with 95 % "
+    "intervals over seeds on the same test images (or also over test images, if it says so); an effect is *shown* "
+    "after Holm's correction over all effects of its study on the same metric. A claim is **confirmed** if an effect "
+    "in its direction is shown and the interval reaches the claimed size, **refuted** if the whole interval falls "
+    "short of it (for one claim at a time, without Holm's correction), and **not shown** if the runs do not decide. An "
+    "interval with a * is from its own pairs alone: that variant scatters more than the others. Everything holds for "
+    "the setting beside it, and may be different on other data."
+)
 
 
 def publish(study: str | Path, results: str | Path) -> Path:
-    """Copy of a study what the ledger needs and a reader wants to check: everything but the run folders.
+    """Copy what the ledger needs of a study, and what a reader wants to check: everything but the run folders.
 
     Returns:
         The result's folder, `results`/NAME.
 
     Raises:
-        KitaeError: the study is not finished, or another one of its name is published there.
+        KitaeError: the study is not finished, or another one with its name is already published.
     """
     folder, result = Path(study), StudyResult.open(study)
     if not (folder / "effects.json").is_file():
-        raise KitaeError(f"{folder}: the study is not finished; start it again with the same command")
+        raise KitaeError(f"{folder}: the study is not finished; resume it with the same command")
     place = Path(results) / result.spec.name
     if (place / "study.yaml").is_file():
-        changed = study_difference(StudyResult.open(place).spec.dump(), result.spec.dump())
-        if changed:
-            raise KitaeError(f"{place}: holds another study of this name ({changed}); give one of them another name")
+        before, now = StudyResult.open(place).spec.dump(), result.spec.dump()
+        changed = study_difference({**before, "seeds": now["seeds"]}, now)
+        if changed or not set(before["seeds"]) <= set(now["seeds"]):
+            what = changed or "with more seeds"
+            raise KitaeError(f"{place}: holds another study of this name ({what}); give one of them another name")
     for name in _KEPT:
         write_atomically(place / name, (folder / name).read_bytes())
     if (folder / "figures").is_dir():
@@ -51,12 +69,12 @@ def publish(study: str | Path, results: str | Path) -> Path:
 
 
 def load(results: str | Path) -> list[StudyResult]:
-    """All results of a folder, by name."""
+    """All results in a folder, by name."""
     return [StudyResult.open(file.parent) for file in sorted(Path(results).glob("*/study.yaml"))]
 
 
 def renew(results: Sequence[StudyResult]) -> None:
-    """Effects and pictures of published results made anew from their runs, for statistics that have changed since."""
+    """Make effects and pictures of published results again from their runs, for statistics that have changed since."""
     from kitae.reporting.effects import draw_study
 
     for result in results:
@@ -64,32 +82,66 @@ def renew(results: Sequence[StudyResult]) -> None:
         draw_study(result.data(), result.path / "figures")
 
 
+def draw(results: Sequence[StudyResult], page: Path) -> Path | None:
+    """Draw effects against epochs, beside the page; None if nothing was measured with several lengths of training."""
+    from kitae.reporting.lengths import draw_lengths
+
+    found = curves(results)
+    if not found:
+        return None
+    title = "When does it help? Effect of each technique against the length of training"
+    return draw_lengths([curve.data() for curve in found], page.parent / _FIGURE, title=title)
+
+
 def markdown(results: Sequence[StudyResult]) -> str:
-    """The ledger as a page: claims and verdicts, screening beside one-out, and every study that was run."""
-    parts = [
-        "# The ledger",
-        "Made by `python -m kitae.experiments.ledger` from `studies/results`; do not edit. Claims, metric, epochs and "
-        "seeds were written down before the first run. Effects are differences between runs of the same seed, with "
-        "95 % intervals over seeds on the same test images (and over test images where it says so); an effect is "
-        "*shown* after Holm's correction over all effects of its study on the same metric. A claim is **confirmed** "
-        "where an effect in its direction is shown and the interval reaches the claimed size, **refuted** where the "
-        "whole interval falls short of it (of one claim at a time, without Holm's correction), and **not shown** where "
-        "the runs do not decide. An interval with a * is from its own pairs alone: that variant scatters more than the "
-        "others. All of it holds for the setting beside it, and may be different on other data.",
-        _claims(results),
-    ]
-    comparison = _designs(results)
-    if comparison:
-        parts += [
-            "## The same techniques by screening and one at a time",
-            "Different quantities: one-out is what a technique adds to all the others, screening what it adds on "
-            "average over the presence and absence of the others. Every run of a screening informs every effect, which "
-            "halves the intervals where all runs scatter alike; runs that lack half of the techniques may scatter "
-            "more.",
-            comparison,
+    """The ledger as a page: advice, regimes side by side, claims and verdicts, and every study that was run."""
+    sections = (
+        ("", "\n".join(f"- {sentence}" for sentence in advice(results))),
+        ("Regimes side by side", _regimes(results)),
+        ("When does a technique help?", _when(results)),
+        ("Claims and verdicts", f"{_HOW_TO_READ}\n\n{_claims(results)}"),
+        ("The same techniques by screening and one at a time", _designs(results)),
+        ("Every study that was run", _studies(results)),
+    )
+    parts = [f"## {heading}\n\n{text}" if heading else text for heading, text in sections if text]
+    return "\n\n".join(["# The ledger", *parts]) + "\n"
+
+
+def _regimes(results: Sequence[StudyResult]) -> str:
+    found = [result for name in REGIMES for result in results if result.spec.name == name]
+    if len(found) < 2:
+        return ""
+    rows = []
+    for name, words in TECHNIQUES.items():
+        effects = [result.effect(result.spec.metric, name) for result in found]
+        if any(effects):
+            rows.append([words, *(_measured(effect, span=True) for effect in effects)])
+    heads = [f"{r.settings['images']:,} images, {r.settings['epochs']} epochs" for r in found]
+    same = "" if len({r.spec.metric for r in found}) > 1 else f", {found[0].spec.metric}"
+    text = (
+        f"Each technique added to flip and crop (flip and crop: added to nothing){same}. **Bold**: shown after Holm's "
+        f"correction. Settings and noise of {', '.join(f'`{r.spec.name}`' for r in found)} are below."
+    )
+    return f"{text}\n\n{_table(['Technique', *heads], rows)}"
+
+
+def _when(results: Sequence[StudyResult]) -> str:
+    found = curves(results)
+    if not found:
+        return ""
+    rows = [
+        [
+            curve.data()["name"], str(point.epochs), str(point.width or "-"), _measured(point.effect, span=True),
+            str(point.effect.pairs), point.study,
         ]
-    parts += ["## Every study that was run", _studies(results)]
-    return "\n\n".join(parts) + "\n"
+        for curve in found
+        for point in curve.points
+    ]  # fmt: skip
+    head = ["Technique", "Epochs", "Width", "Effect", "Pairs", "Study"]
+    return (
+        f"![effect of each technique against epochs, a panel per width]({_FIGURE})\n\nThe same comparison with shorter "
+        f"and longer trainings, everything else equal:\n\n{_table(head, rows)}"
+    )
 
 
 def _claims(results: Sequence[StudyResult]) -> str:
@@ -115,40 +167,50 @@ def _designs(results: Sequence[StudyResult]) -> str:
                 continue
             if len(one_out.runs) != len(screening.runs):
                 continue
-            rows = []
-            left, right = (result.analyses[result.spec.metric].effects for result in (one_out, screening))
+            metric, rows = one_out.spec.metric, []
             for factor in one_out.spec.factors:
-                a = next(effect for effect in left if effect.name == factor)
-                b = next(effect for effect in right if effect.name == factor)
-                rows.append([
-                    factor, f"{_measured(a)} ({_interval(a)})", f"{_measured(b)} ({_interval(b)})",
-                    f"{(b.high - b.low) / (a.high - a.low):.2f}" if a.high > a.low and b.high >= b.low else "-",
-                ])  # fmt: skip
+                a, b = one_out.effect(metric, factor), screening.effect(metric, factor)
+                assert a is not None
+                assert b is not None
+                width = f"{(b.high - b.low) / (a.high - a.low):.2f}" if a.high > a.low and b.high >= b.low else "-"
+                rows.append([factor, _measured(a, span=True), _measured(b, span=True), width])
             runs = f"{len(one_out.runs)} runs"
             table = _table(["Technique", f"One-out, {runs}", f"Screening, {runs}", "Width, screening / one-out"], rows)
-            tables.append(f"`{one_out.spec.name}` and `{screening.spec.name}`, {one_out.spec.metric}:\n\n{table}")
-    return "\n\n".join(tables)
+            tables.append(f"`{one_out.spec.name}` and `{screening.spec.name}`, {metric}:\n\n{table}")
+    if not tables:
+        return ""
+    return "\n\n".join([
+        "Different quantities: one-out is what a technique adds to all the others, screening what it adds on average "
+        "over the presence and absence of the others. Every run of a screening informs every effect, which halves the "
+        "intervals if all runs scatter alike; runs that lack half of the techniques may scatter more.",
+        *tables,
+    ])  # fmt: skip
 
 
 def _studies(results: Sequence[StudyResult]) -> str:
     rows = []
     for result in results:
-        done = int((result.runs["status"] == "done").sum())
         machine = result.settings.get("machine") or {}
         hours = result.settings.get("training_hours")
         noise = result.analyses[result.spec.metric].noise
         given = result.settings.get("threads")
         threads = " or ".join(str(number) for number in given) if isinstance(given, list) else str(given)
         rows.append([
-            result.spec.name, result.spec.design, f"{done} of {len(result.runs)}",
-            ", ".join(str(seed) for seed in result.spec.seeds), result.spec.metric,
-            f"{noise.sd:.2f} ({noise.low:.2f} to {noise.high:.2f})" if noise.df else "-",
+            result.spec.name, result.spec.design, f"{len(result.finished)} of {len(result.runs)}", _seeds(result),
+            result.spec.metric, f"{noise.sd:.2f} ({noise.low:.2f} to {noise.high:.2f})" if noise.df else "-",
             _setting(result.settings),
             f"{machine.get('processor', '?')}, {threads} thread{'s' * (threads != '1')} a run",
             "-" if hours is None else f"{hours:.1f}",
         ])  # fmt: skip
     head = ["Study", "Design", "Runs finished", "Seeds", "Metric", "Noise (SD)", "Setting", "Machine", "Training hours"]
     return _table(head, rows)
+
+
+def _seeds(result: StudyResult) -> str:
+    """The seeds, and apart from them those that were added after the first runs."""
+    added = [seed for row in result.added for seed in row["seeds"]]
+    first = ", ".join(str(seed) for seed in result.spec.seeds if seed not in added)
+    return first + (f"; added later: {', '.join(str(seed) for seed in added)}" if added else "")
 
 
 def _setting(settings: Mapping[str, Any], seeds: int | None = None) -> str:
@@ -169,8 +231,12 @@ def _data(settings: Mapping[str, Any]) -> str:
     return (Path(path).stem if kind == "parquet" else Path(path).name if kind == "folder" else kind) or kind
 
 
-def _measured(effect: Effect | None) -> str:
-    return "not measured" if effect is None else amount(effect.estimate, effect)
+def _measured(effect: Effect | None, *, span: bool = False) -> str:
+    """The size of an effect; with its interval, and bold if it is shown, where there is no column for these."""
+    if effect is None:
+        return "-" if span else "not measured"
+    size = amount(effect.estimate, effect)
+    return size if not span else f"{f'**{size}**' if effect.shown else size} ({_interval(effect)})"
 
 
 def _interval(effect: Effect | None) -> str:
@@ -190,9 +256,9 @@ def main() -> None:
     """`python -m kitae.experiments.ledger RESULTS [--out FILE] [--publish STUDY ...] [--renew]`."""
     parser = argparse.ArgumentParser(description="Make the ledger from committed results.")
     parser.add_argument("results", type=Path, help="folder of results, such as studies/results")
-    parser.add_argument("--out", type=Path, help="the page to write; printed if not given")
+    parser.add_argument("--out", type=Path, help="the page to write, with its figure beside it; printed if not given")
     parser.add_argument("--publish", type=Path, nargs="*", default=[], help="finished study folders to copy in first")
-    parser.add_argument("--renew", action="store_true", help="make effects and pictures anew from the runs first")
+    parser.add_argument("--renew", action="store_true", help="make effects and pictures again from the runs first")
     given = parser.parse_args()
     try:
         for study in given.publish:
@@ -204,6 +270,7 @@ def main() -> None:
         if given.out is None:
             print(text)
         else:
+            draw(found, given.out)
             write_atomically(given.out, text.encode())
     except KitaeError as error:
         parser.exit(2, f"error: {error}\n")

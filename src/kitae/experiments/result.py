@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from kitae.errors import KitaeError, TrainingError
+from kitae.experiments import wording
 from kitae.experiments.claims import judge
 from kitae.experiments.design import Design, expand
 from kitae.experiments.folder import COLUMNS, FORMAT, STUDY, Outcome, done, read_outcomes, read_study
@@ -23,18 +24,6 @@ from kitae.experiments.outcome import metric
 from kitae.experiments.plan import Job, Plan, make_plan
 from kitae.experiments.stats import Analysis, Effect, analyse
 from kitae.experiments.study_spec import StudySpec
-from kitae.experiments.wording import (
-    aliases_text,
-    amount,
-    claims_table,
-    effects_table,
-    interval,
-    metric_line,
-    noise_line,
-    runs_lines,
-    sentence,
-    variants_table,
-)
 from kitae.files import write_atomically, write_json
 
 _CURVES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "train_clean_accuracy")
@@ -158,7 +147,7 @@ class StudyResult:
         has = effect.metric in self.finished and self.finished[effect.metric].notna().any()
         if len(self.finished) and not has:
             return f"{effect.name}: nothing can be said, no finished run has a number {effect.metric}"
-        return sentence(effect, len(self.spec.seeds), len(self.runs))
+        return wording.sentence(effect, len(self.spec.seeds), len(self.runs))
 
     @property
     def claims(self) -> list[dict[str, Any]]:
@@ -189,11 +178,11 @@ class StudyResult:
             f"p after Holm over {self.design.comparisons} effects",
             *self.notes,
             "",
-            variants_table(self._variants(), list(self.analyses)),
+            wording.variants_table(self._variants(), list(self.analyses)),
             "",
-            effects_table(main.effects),
-            noise_line(main.noise, spec.metric),
-            *(["", aliases_text(self.design)] if self.design.aliases else []),
+            wording.effects_table(main.effects),
+            wording.noise_line(main.noise, spec.metric),
+            *(["", wording.aliases_text(self.design)] if self.design.aliases else []),
             "",
             *self.sentences,
         ]
@@ -201,13 +190,13 @@ class StudyResult:
             parts.append(
                 "* it, or its reference, scatters more than the others, so its interval is from their pairs alone"
             )
-        parts += [metric_line(name, one.effects) for name, one in self.analyses.items() if name != spec.metric]
+        parts += [wording.metric_line(name, one.effects) for name, one in self.analyses.items() if name != spec.metric]
         if self.spec.claims:
             claims = [(row, self.effect(row["metric"], row["effect"])) for row in self.claims]
-            parts += ["", claims_table(claims)]
-        parts += runs_lines(self.failed, "did not finish and are in no number above:")
+            parts += ["", wording.claims_table(claims)]
+        parts += wording.runs_lines(self.failed, "did not finish and are in no number above:")
         without = f"finished without a finite {spec.metric}, so its effects are of the others:"
-        return "\n".join(parts + runs_lines(self.numberless, without))
+        return "\n".join(parts + wording.runs_lines(self.numberless, without))
 
     def data(self) -> dict[str, Any]:
         """What effects.json holds; plain values."""
@@ -353,7 +342,7 @@ def _analysis(analysis: Analysis) -> dict[str, Any]:
         "effects": [
             {
                 **asdict(effect), "shown": effect.shown, "neutral": effect.neutral,
-                "text": {"estimate": amount(effect.estimate, effect), "interval": interval(effect)},
+                "text": {"estimate": wording.amount(effect.estimate, effect), "interval": wording.interval(effect)},
             }
             for effect in analysis.effects
         ],

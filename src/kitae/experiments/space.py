@@ -9,6 +9,8 @@ from kitae.recipe import Recipe
 
 Parameters = dict[str, Any]
 
+LARGE = 96  # pixels; from here on images are augmented as the field augments ImageNet's, below as CIFAR-10's
+
 # The presets, as points of the search space. `own` is the recipe's own augmentation.
 _WEAK: Parameters = {
     "policy": "none", "crop": True, "flip": True, "erasing": 0.0, "mix": "none", "smoothing": 0.0,
@@ -68,22 +70,27 @@ def apply(recipe: Recipe, point: Mapping[str, Any], image_size: int) -> Recipe:
     """A recipe with the augmentation, mixing and smoothing of a point of the search space.
 
     Args:
-        image_size: pixels; the random crop pads an eighth of it.
+        image_size: pixels of the shorter side. Small images get a random crop, padded by an eighth of their size, and
+            AutoAugment's policy for CIFAR-10; from `LARGE` pixels on, a random resized crop and the policy for
+            ImageNet.
     """
     if point["policy"] == "own" and point == PRESETS["own"]:
         return recipe
     ops: list[dict[str, Any]] = [dict(op) for op in recipe.augment.train] if point["policy"] == "own" else []
-    present = {name for op in ops for name in op}
+    present, large = {name for op in ops for name in op}, image_size >= LARGE
     if point["crop"] and not present & {"random_crop", "random_resized_crop"}:
-        ops.append({"random_crop": {"padding": max(1, image_size // 8)}})
+        small = {"random_crop": {"padding": max(1, image_size // 8)}}
+        ops.append({"random_resized_crop": {}} if large else small)
     if point["flip"] and "horizontal_flip" not in present:
         ops.append({"horizontal_flip": {}})
     if point["policy"] == "rand_augment":
         ops.append({"rand_augment": {"num_ops": point["num_ops"], "magnitude": point["magnitude"]}})
     elif point["policy"] == "subset":
         ops += [{op: dict(make(point["strength"]))} for op, make in SUBSET.items() if point[op]]
-    elif point["policy"] in ("trivial_augment_wide", "auto_augment"):
-        ops.append({point["policy"]: {"policy": "cifar10"} if point["policy"] == "auto_augment" else {}})
+    elif point["policy"] == "trivial_augment_wide":
+        ops.append({"trivial_augment_wide": {}})
+    elif point["policy"] == "auto_augment":
+        ops.append({"auto_augment": {"policy": "imagenet" if large else "cifar10"}})
     if point["erasing"] >= 0.01 and "random_erasing" not in present:
         ops.append({"random_erasing": {"p": round(point["erasing"], 3)}})
     mix = None

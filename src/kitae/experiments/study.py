@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from kitae.experiments.folder import (
     STUDY,
     STUDY_FILES,
     Outcome,
+    add_seeds,
     check_images,
     check_numerics,
     check_owned,
@@ -77,7 +77,8 @@ def study(
 
     Args:
         spec: a study, a file, or the name of a shipped one.
-        out: the study folder; None is runs/study-NAME. If it holds the same study, that is resumed.
+        out: the study folder; None is runs/study-NAME. If it holds the same study, that is resumed; further seeds are
+            added to it, which study.yaml and the result then say.
         overrides: `field=value` for all variants, `study.field=value` for the study itself.
         tiny: run the tiny version, to check that the file works. Its numbers mean nothing.
         workers: runs at a time on this machine.
@@ -163,20 +164,34 @@ def _written_plan(
         check_owned(folder, STUDY, STUDY_FILES, "study")
         plan = _plan(spec, workers, threads, measure)
         remove_owned(folder, STUDY, STUDY_FILES)  # only now: a mistake in the new study must not cost the old one
-        return plan, write_study(folder, plan, datetime.now(UTC).isoformat(timespec="seconds"))
-    changed = study_difference(content["study"], spec.dump())
+        return plan, write_study(folder, plan)
+    before = content["study"]["seeds"]
+    removed = [str(seed) for seed in before if seed not in spec.seeds]
+    added = [seed for seed in spec.seeds if seed not in before]
+    changed = study_difference({**content["study"], "seeds": list(spec.seeds)}, spec.dump())
     if changed:
         raise TrainingError(
             f"{folder}: holds another study ({changed}); {ANOTHER_OUT}. A study can only be resumed with the settings "
-            "it was started with"
+            "it was started with, and more seeds"
         )
+    if removed:
+        raise TrainingError(
+            f"{folder}: seeds: {', '.join(removed)} cannot be removed from a study that was started with them; set "
+            f"study.seeds={[*before, *added]}, or {ANOTHER_OUT}"
+        )
+    spec = spec.model_copy(update={"seeds": (*before, *added)})
     plan = make_plan(spec, workers=workers, threads=content["threads"], precision=content["precision"])
-    for job, row in zip(plan.jobs, content["runs"], strict=True):
+    plan = replace(plan, images=content["plan"]["images"])
+    for job, row in zip(plan.jobs, content["runs"], strict=not added):  # jobs of added seeds come last
         if job.fingerprint != row["fingerprint"]:
             raise TrainingError(
                 f"{folder}: the recipe of {job.variant!r} has changed since the study was started; {ANOTHER_OUT}"
             )
-    return replace(plan, images=content["plan"]["images"]), content
+    if added:
+        check_numerics(folder, content)
+        outcomes = read_outcomes(folder, plan)
+        content = add_seeds(folder, content, plan, added, sum(done(outcomes, job) for job in plan.jobs))
+    return plan, content
 
 
 def _needs_test(spec: StudySpec) -> bool:

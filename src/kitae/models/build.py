@@ -26,6 +26,7 @@ from kitae.models.simple import SimpleCNN
 from kitae.models.spec import ModelSpec
 from kitae.models.weights import Weights, load
 from kitae.modes import evaluating
+from kitae.preprocess import Size, sides
 
 SMALL_STEM_UP_TO = 64
 """Images of so many pixels or fewer meet the small stem where `stem: auto`."""
@@ -33,36 +34,36 @@ SMALL_STEM_UP_TO = 64
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def _stem_is_small(spec: ModelSpec, image_size: int) -> bool:
-    return spec.stem == "small" or (spec.stem == "auto" and image_size <= SMALL_STEM_UP_TO)
+def _stem_is_small(spec: ModelSpec, image_size: Size) -> bool:
+    return spec.stem == "small" or (spec.stem == "auto" and max(sides(image_size)) <= SMALL_STEM_UP_TO)
 
 
-def _simple_cnn(spec: ModelSpec, *, classes: int, channels: int, image_size: int) -> nn.Module:
+def _simple_cnn(spec: ModelSpec, *, classes: int, channels: int, image_size: Size) -> nn.Module:
     _refuse(spec, "width", "stem", "stochastic_depth")
     return SimpleCNN(classes=classes, channels=channels, image_size=image_size, dropout=spec.dropout)
 
 
-def _cifar_resnet(blocks: int, spec: ModelSpec, **sizes: int) -> nn.Module:
+def _cifar_resnet(blocks: int, spec: ModelSpec, **sizes: Any) -> nn.Module:
     return ResNet(BasicBlock, (blocks,) * 3, spec.width or 16, **_residual(spec, **sizes))
 
 
-def _resnet9(spec: ModelSpec, **sizes: int) -> nn.Module:
+def _resnet9(spec: ModelSpec, **sizes: Any) -> nn.Module:
     return ResNet9(spec.width or 64, **_residual(spec, **sizes))
 
 
 def _resnet(
-    block: type[BasicBlock] | type[Bottleneck], depths: Sequence[int], spec: ModelSpec, **sizes: int
+    block: type[BasicBlock] | type[Bottleneck], depths: Sequence[int], spec: ModelSpec, **sizes: Any
 ) -> nn.Module:
     _refuse(spec, "width")
     return ResNet(block, depths, 64, **_residual(spec, **sizes))
 
 
-def _wide_resnet(depth: int, widen: int, spec: ModelSpec, **sizes: int) -> nn.Module:
+def _wide_resnet(depth: int, widen: int, spec: ModelSpec, **sizes: Any) -> nn.Module:
     _refuse(spec, "width")
     return WideResNet(depth, widen, **_residual(spec, **sizes))
 
 
-def _residual(spec: ModelSpec, *, classes: int, channels: int, image_size: int) -> dict[str, Any]:
+def _residual(spec: ModelSpec, *, classes: int, channels: int, image_size: Size) -> dict[str, Any]:
     return {
         "classes": classes,
         "channels": channels,
@@ -90,13 +91,16 @@ SCALING = tuple(name for name, make in MODELS.items() if getattr(make, "func", m
 
 
 def build(
-    spec: ModelSpec, *, classes: int, channels: int, image_size: int, weights: Weights | None = None
+    spec: ModelSpec, *, classes: int, channels: int, image_size: Size, weights: Weights | None = None
 ) -> nn.Module:
     """The network that `spec` names, in training mode on the CPU.
 
-    Maps float [N, channels, image_size, image_size] to logits float [N, classes]. For a library's net, stochastic depth
-    follows the library's own schedule over the blocks, the one dropout is that before the classifier, and one input
-    channel sums the first convolution's weights over the three.
+    Maps float [N, channels, height, width] to logits float [N, classes]. For a library's net, stochastic depth follows
+    the library's own schedule over the blocks, the one dropout is that before the classifier, and one input channel
+    sums the first convolution's weights over the three.
+
+    Args:
+        image_size: pixels of a square, or (height, width).
 
     With pretrained weights, a classifier for other classes than theirs starts at zero: a random one would pull at the
     features before it has learnt anything.
@@ -155,7 +159,7 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def count_macs(model: nn.Module, channels: int, image_size: int) -> int:
+def count_macs(model: nn.Module, channels: int, image_size: Size) -> int:
     """Multiply-adds of one forward pass of one image: convolutions, linear layers and attention, as they are executed.
 
     Half of what torch's own counter gives, which counts a multiply-add as two operations. Element-wise work,
@@ -165,7 +169,7 @@ def count_macs(model: nn.Module, channels: int, image_size: int) -> int:
 
     counter = FlopCounterMode(display=False)
     with evaluating(model), torch.no_grad(), counter:
-        model(torch.zeros(1, channels, image_size, image_size, device=_device(model), dtype=_dtype(model)))
+        model(torch.zeros(1, channels, *sides(image_size), device=_device(model), dtype=_dtype(model)))
     return int(counter.get_total_flops()) // 2
 
 
@@ -210,8 +214,8 @@ def layer_groups(model: nn.Module) -> list[list[str]]:
 # What follows is private.
 
 
-def _sizes(classes: int, channels: int, image_size: int) -> dict[str, int]:
-    if classes < 2 or channels not in (1, 3) or image_size < 4:
+def _sizes(classes: int, channels: int, image_size: Size) -> dict[str, Any]:
+    if classes < 2 or channels not in (1, 3) or min(sides(image_size)) < 4:
         raise RecipeError(
             f"model: needs at least 2 classes, 1 or 3 channels and 4 pixels, not {classes}, {channels} and {image_size}"
         )
@@ -240,7 +244,7 @@ def _check_name(spec: ModelSpec) -> None:
         raise RecipeError(f"model.name: {_unknown(spec.name, MODELS)}, timm:NAME, torchvision:NAME")
 
 
-def _construct(spec: ModelSpec, weights: Weights | None = None, **sizes: int) -> nn.Module:
+def _construct(spec: ModelSpec, weights: Weights | None = None, **sizes: Any) -> nn.Module:
     library, _, name = spec.name.rpartition(":")
     if library == "timm":
         return _build_timm(name, spec, weights, **sizes)
@@ -389,7 +393,7 @@ def _zero_fresh_classifier(model: nn.Module, weights: Weights) -> None:
 
 
 def _build_timm(
-    name: str, spec: ModelSpec, weights: Weights | None, *, classes: int, channels: int, image_size: int
+    name: str, spec: ModelSpec, weights: Weights | None, *, classes: int, channels: int, image_size: Size
 ) -> nn.Module:
     timm = _timm()
     _refuse(spec, "width", "stem")
@@ -407,16 +411,18 @@ def _build_timm(
     return model
 
 
-def _build_torchvision(name: str, spec: ModelSpec, *, classes: int, channels: int, image_size: int) -> nn.Module:
+def _build_torchvision(name: str, spec: ModelSpec, *, classes: int, channels: int, image_size: Size) -> nn.Module:
     models = require("torchvision.models", "train")
     _refuse(spec, "width", "stem")
     options: dict[str, Any] = {"num_classes": classes}
     if name in ("googlenet", "inception_v3"):
         options |= {"aux_logits": False, "init_weights": True}
     if name.startswith("vit_"):
+        if not isinstance(image_size, int):
+            raise RecipeError(f"model.name: torchvision's {name} takes squares: give data.image_size one number")
         options["image_size"] = image_size
     if name.startswith("maxvit"):
-        options["input_size"] = (image_size, image_size)
+        options["input_size"] = sides(image_size)
     if spec.stochastic_depth > 0:
         options["stochastic_depth_prob"] = spec.stochastic_depth
     model = _made(spec, image_size, lambda: models.get_model(name, weights=None, **options))
@@ -435,7 +441,7 @@ def _same_in_timm(name: str) -> str:
     return ""
 
 
-def _made(spec: ModelSpec, image_size: int, make: Callable[[], nn.Module]) -> nn.Module:
+def _made(spec: ModelSpec, image_size: Size, make: Callable[[], nn.Module]) -> nn.Module:
     try:
         return make()
     except TypeError as error:
@@ -443,8 +449,9 @@ def _made(spec: ModelSpec, image_size: int, make: Callable[[], nn.Module]) -> nn
             raise RecipeError(f"model.stochastic_depth: {spec.name} has none; set it to 0") from error
         raise
     except (AssertionError, ValueError, RuntimeError) as error:
+        height, width = sides(image_size)
         raise RecipeError(
-            f"model.name: {spec.name} cannot be built for {image_size} pixels: {_first_line(error)}"
+            f"model.name: {spec.name} cannot be built for {height} x {width} pixels: {_first_line(error)}"
         ) from error
 
 
@@ -486,14 +493,15 @@ def _one_channel(model: nn.Module) -> None:
             return
 
 
-def _probe(model: nn.Module, spec: ModelSpec, classes: int, channels: int, image_size: int) -> None:
-    images = torch.zeros(1, channels, image_size, image_size, device=_device(model), dtype=_dtype(model))
+def _probe(model: nn.Module, spec: ModelSpec, classes: int, channels: int, image_size: Size) -> None:
+    height, width = sides(image_size)
+    images = torch.zeros(1, channels, height, width, device=_device(model), dtype=_dtype(model))
     try:
         with evaluating(model), torch.no_grad():
             logits = model(images)
     except (AssertionError, ValueError, RuntimeError, IndexError) as error:
         raise RecipeError(
-            f"model.name: {spec.name} does not run on {image_size}x{image_size} images with {channels} channels: "
+            f"model.name: {spec.name} does not run on {height}x{width} images with {channels} channels: "
             f"{_first_line(error)}"
         ) from error
     if not isinstance(logits, Tensor) or tuple(logits.shape) != (1, classes):

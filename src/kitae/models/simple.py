@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from kitae.models.layers import classifier
+from kitae.preprocess import Size, sides
 
 
 class SimpleCNN(nn.Module):
@@ -16,17 +17,18 @@ class SimpleCNN(nn.Module):
     Weights start from torch's defaults.
     """
 
-    def __init__(self, *, classes: int, channels: int, image_size: int, dropout: float = 0.0) -> None:
+    def __init__(self, *, classes: int, channels: int, image_size: Size, dropout: float = 0.0) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels, 32, 3, padding=1)
         self.conv2 = nn.Conv2d(32, 64, 3, padding=1)
         self.pool = nn.MaxPool2d(2)
         self.relu = nn.ReLU()
-        self.fc1 = nn.Linear(64 * (image_size // 4) ** 2, 128)
+        height, width = sides(image_size)
+        self.fc1 = nn.Linear(64 * (height // 4) * (width // 4), 128)
         self.classifier = classifier(128, classes, dropout)
 
     def forward(self, images: Tensor) -> Tensor:
-        """float [N, channels, image_size, image_size] -> logits float [N, classes]."""
+        """float [N, channels, height, width] -> logits float [N, classes]."""
         x = self.pool(self.relu(self.conv1(images)))
         x = self.pool(self.relu(self.conv2(x)))
         x = self.relu(self.fc1(x.flatten(1)))

@@ -45,7 +45,7 @@ def bench(recipe: Recipe, progress: Progress | None = None, repeats: int = 15) -
     timed = latency.measure(
         {
             "copy": lambda: copy(images, epoch=0, index=index),
-            "gather": lambda: setup.images.gather(index),
+            "gather": lambda: setup.images.gather(index, seed=recipe.train.seed, epoch=0),
             "augment": lambda: augment(images, labels, epoch=0, index=index),
         },
         reference="copy",
@@ -126,13 +126,12 @@ class _FirstBatch:
         store = open_store(recipe.data, progress=progress)
         setup = Setup(recipe, store, make_splits(store, recipe.data))
         index = setup.images.order(recipe.train.seed, 0)[: recipe.train.batch_size]
-        images, labels = map(torch.from_numpy, setup.images.gather(index))
+        images, labels = map(torch.from_numpy, setup.images.gather(index, seed=recipe.train.seed, epoch=0))
         return cls(setup, world, index, images, labels)
 
     @property
     def augment(self) -> Augment:
-        channels, height, width = self.setup.store.images.shape[1:]
-        return self.setup.augment(self.setup.recipe.train.seed).prepare(channels, height, width)
+        return self.setup.augment(self.setup.recipe.train.seed).prepare(*self.setup.drawn)
 
     def augmented(self) -> tuple[Tensor, Tensor]:
         """Inputs and targets of the network, on the device."""

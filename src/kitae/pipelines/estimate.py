@@ -43,7 +43,7 @@ def estimate(recipe: Recipe, progress: Progress | None = None, steps: int = 6) -
     index = images.order(spec.seed, 0)[: shape.batch_size]
 
     def batch() -> tuple[torch.Tensor, torch.Tensor]:
-        pixels, labels = (torch.from_numpy(array) for array in images.gather(index))
+        pixels, labels = (torch.from_numpy(array) for array in images.gather(index, seed=spec.seed, epoch=0))
         inputs, targets = augment(pixels, labels, epoch=0, index=index)
         return inputs.to(world.device), targets.to(world.device)
 
@@ -66,7 +66,7 @@ def estimate(recipe: Recipe, progress: Progress | None = None, steps: int = 6) -
         "val": len(setup.splits.val),
         "test": setup.splits.test_count,
         "classes": len(store.classes),
-        "image": (store.rules.channels, store.rules.image_size, store.rules.image_size),
+        "image": store.rules.shape,
         "steps_per_epoch": shape.steps,
         "seconds_per_epoch": epoch,
         "seconds": epoch * spec.epochs + passes * step / 3,

@@ -160,13 +160,13 @@ class _Reader:
         return torch.from_numpy(features)
 
     def _augmented(self, number: int, rows: NDArray[np.int64]) -> Tensor:
-        images = self._setup.image_set(rows)
+        images, seed, epoch = self._setup.drawn_set(rows), self._run.recipe.train.seed, _VIEWS_FROM + number
 
         def batch(index: NDArray[np.int64]) -> Tensor:
-            pixels, labels = images.gather(index)
+            pixels, labels = images.gather(index, seed=seed, epoch=epoch)
             inputs, _ = self._augment(
                 torch.from_numpy(pixels).to(self._device), torch.from_numpy(labels).to(self._device),
-                epoch=_VIEWS_FROM + number, index=index,
+                epoch=epoch, index=index,
             )  # fmt: skip
             return cast(Tensor, inputs)
 

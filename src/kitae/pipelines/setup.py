@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -15,7 +15,10 @@ from torch import nn
 
 from kitae import keyed
 from kitae.augment import Augment
+from kitae.augment.fetch import PictureCrop
+from kitae.augment.ops.geometry import RandomResizedCrop
 from kitae.data.loader import ImageSet
+from kitae.data.pictures import Pictures
 from kitae.data.splits import Splits
 from kitae.data.store import Store
 from kitae.errors import RecipeError, TrainingError
@@ -75,7 +78,32 @@ class Setup:
     @cached_property
     def images(self) -> ImageSet:
         """The training images as the loop draws them."""
-        return self.image_set(self.splits.train, self.recipe.data.balance)
+        return self.drawn_set(self.splits.train, self.recipe.data.balance)
+
+    def drawn_set(self, rows: NDArray[np.int64], balance: Literal["none", "sampler", "loss"] = "none") -> ImageSet:
+        """Some rows of the store as training draws them: with an epoch, cut out of whole pictures by `crop`."""
+        return replace(self.image_set(rows, balance), crop=self.crop)
+
+    @cached_property
+    def crop(self) -> PictureCrop | None:
+        """What cuts training images out of whole pictures: the recipe's first op, where that is a random crop."""
+        pictures, ops = self.store.images, self.recipe.augment.ops()
+        if not isinstance(pictures, Pictures) or not ops or not isinstance(ops[0], RandomResizedCrop):
+            return None
+        return PictureCrop(
+            ops[0],
+            pictures.pixels,
+            pictures.starts,
+            pictures.heights,
+            pictures.widths,
+            pictures.rules.shape,
+            torch.get_num_threads(),
+        )
+
+    @property
+    def drawn(self) -> tuple[int, int, int]:
+        """(C, H, W) of training images as they are drawn, before `augment`."""
+        return self.store.rules.shape if self.crop is None else self.crop.shape
 
     def image_set(self, rows: NDArray[np.int64], balance: Literal["none", "sampler", "loss"] = "none") -> ImageSet:
         """Some rows of the store; a test image among them raises until the test has been opened."""
@@ -169,8 +197,8 @@ class Setup:
                 f"train.batch_size: {self.recipe.train.batch_size} of {len(self.images)} images makes {shape.updates} "
                 f"update(s) an epoch, which teach little; set it to {max(2, len(self.images) // 32 * 2)} or less"
             )
-        channels, height, width = self.store.images.shape[1:]
-        seen = self.augment(self.recipe.train.seed).pipeline(channels, height, width).sizes[-1]
+        channels, height, width = self.store.rules.shape
+        seen = self.augment(self.recipe.train.seed).pipeline(*self.drawn).sizes[-1]
         if seen != (height, width):
             shown = f"augment.train gives images of {seen[0]} x {seen[1]} pixels"
             parameter = next(model.parameters())
@@ -220,11 +248,15 @@ class Setup:
         }
 
     def augment(self, seed: int, *, mix: bool = True) -> Augment:
-        """The recipe's augmentation, from uint8 images to what the network takes; `mix` False leaves mixing out."""
+        """The recipe's augmentation, from uint8 images as they are drawn to what the network takes.
+
+        Args:
+            mix: False leaves mixing out.
+        """
         mean, std = self.normalization
         spec = self.recipe.augment
         return Augment(
-            spec.train,
+            spec.train if self.crop is None else spec.train[1:],
             mix=spec.mix if mix else None,
             seed=seed,
             mean=mean,
@@ -277,10 +309,9 @@ class Setup:
 
     def fit(self, model: nn.Module, spec: TrainSpec, world: World, **options: Any) -> FitResult:
         """Run the loop on this data; `options` are those of `training.fit.fit`."""
-        channels, height, width = self.store.images.shape[1:]
         source = Source(
             data=self.images,
-            augment=self.augment(spec.seed).prepare(channels, height, width),
+            augment=self.augment(spec.seed).prepare(*self.drawn),
             validate=self.validator(world),
             class_weights=self.images.class_weights() if self.recipe.data.balance == "loss" else None,
             layers=layer_groups(model) if spec.optimizer.layer_decay is not None else (),

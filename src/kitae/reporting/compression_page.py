@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kitae.reporting.figures import draw_compression
-from kitae.reporting.pictures import read_pictures
+from kitae.reporting import compression_charts
 from kitae.reporting.results import Candidate, CompressionRecord
 from kitae.reporting.values import (
     UNKNOWN,
@@ -23,32 +24,38 @@ from kitae.reporting.values import (
     times_between,
 )
 
-_PICTURES = {
-    "pareto": ("Every candidate by size and accuracy", "Accuracy is on validation, on which the choice was made."),
-    "sparsity": ("Accuracy against the share of weights removed", "On validation, before any rounding to 8 bits."),
-    "latency": ("Time of one image, of every candidate", ""),
-    "filters": ("The first layer's filters, and which of them were kept", ""),
+_PRECISIONS = {
+    "fp32": "float32",
+    "int8-static": "INT8",
+    "int8-qat": "INT8 by quantization-aware training",
+    "int8-dynamic": "INT8 weights",
 }
-_CLOSEST = "On validation. Nothing was within the budget: the star is the closest."
+_CONTROLS = {"trained on": "trained further", "random": "pruned at random", "from scratch": "trained from scratch"}
 
 
 def content(record: CompressionRecord, folder: Path) -> dict[str, Any]:
-    """What compression.html names; draws the picture of the front where somebody deleted it."""
-    _draw_missing_front(record, folder)
-    captions = dict(_PICTURES) if record.within_budget else {**_PICTURES, "pareto": (_PICTURES["pareto"][0], _CLOSEST)}
-    subtitle = record.winner.name + ("" if record.within_budget else ", the closest to the budget")
+    """The variables of compression.html."""
+    name = partial(label, record)
+    file = folder / ("model.onnx" if record.within_budget else "closest.onnx")
     return {
         "over": "Compression",
         "title": record.run or folder.resolve().name,
-        "subtitle": subtitle + (f", from a run of {record.recipe}" if record.recipe else ""),
+        "subtitle": f"A run of {record.recipe}" if record.recipe else "",
         "warnings": _warnings(record),
+        "answer": answer(record),
+        "commands": _commands(record, file),
         "it": record,
+        "label": name,
+        "file": file,
+        "python": _python(file),
         "budget": _budget(record),
         "compared": _side_by_side(record),
         "judged_on": _judged_on(record),
-        "pictures": read_pictures(folder, tuple(_PICTURES)),
-        "captions": captions,
-        "marks": lambda row: _marks(record, row),
+        "front": compression_charts.front(record, name),
+        "sparsity": compression_charts.sparsity(record, _curves(record)),
+        "latency": compression_charts.latencies(record, name),
+        "filters": (folder / "figures" / "filters.png").is_file(),
+        "marks": partial(_marks, record),
         "candidates_caption": _candidates_caption(record),
         "everything": [row.model_dump() for row in record.candidates],
         "timing": _timing(record),
@@ -58,9 +65,71 @@ def content(record: CompressionRecord, folder: Path) -> dict[str, Any]:
     }
 
 
+def label(record: CompressionRecord, row: Candidate) -> str:
+    """A candidate in words: `65 % pruned, INT8`, `not pruned, float32`."""
+    precision = _PRECISIONS.get(row.precision, row.precision)
+    if not precision:
+        return row.name
+    if row.name == record.baseline.name:
+        return f"original, {precision}"
+    pruned = "not pruned" if not row.ratio else f"{100 * row.ratio:g} % pruned"
+    if not row.control:
+        return f"{pruned}, {precision}"
+    kind, _, rest = row.name.partition(", ")
+    if kind == "small net":
+        return f"{rest.removesuffix(row.precision).strip()}, {precision}"
+    if kind == "random" and row.ratio:
+        return f"{100 * row.ratio:g} % pruned at random, {precision}"
+    if kind == "trained on":
+        return f"original {_CONTROLS[kind]}, {precision}"
+    return f"{pruned}, {_CONTROLS.get(kind, kind)}, {precision}"
+
+
+def answer(record: CompressionRecord) -> list[str]:
+    """What was won and lost, and which file has it."""
+    won = []
+    for ratio, more, less in ((record.smaller, "smaller", "larger"), (record.faster, "faster", "slower")):
+        if ratio is not None:
+            word, factor = times(ratio, more, less)
+            won.append(f"{factor} {word}")
+    where, drop = ("test", record.test) if record.test else ("validation", record.winner)
+    points_, interval = points_lost(drop.drop, drop.drop_interval)
+    cost = f"{points_} on {where}{f' ({interval})' if interval else ''}" if points_ else ""
+    first = f"{' and '.join(won)}, {cost}." if won and cost else f"{' and '.join(won) or cost}."
+    size_ = getattr(record.winner, record.size)
+    second = (
+        f"{'The winner' if record.within_budget else 'The closest to the budget'} is {label(record, record.winner)}"
+    )
+    return [first, f"{second}: {size(size_)}. {_budget(record)}"]
+
+
+def _commands(record: CompressionRecord, file: Path) -> list[tuple[str, str]]:
+    found = [("Classify images with it, without PyTorch", f"kitae predict {shlex.quote(str(file))} IMAGES")]
+    run = shlex.quote(record.run)
+    if not record.within_budget:
+        found.append(("Look again with a wider budget", f"kitae compress {run} --max-drop 2 --overwrite"))
+    return found
+
+
+def _python(file: Path) -> str:
+    """Three lines that use the file."""
+    return f'from kitae.runtime import Model\nmodel = Model({str(file)!r})\nprint(model.predict(["photo.jpg"]).names)'
+
+
+def _curves(record: CompressionRecord) -> list[tuple[str, list[tuple[float, Candidate]]]]:
+    """Share of parameters removed and candidate, in float32: what was chosen from, then each control."""
+    total = record.baseline.parameters
+    curves: dict[str, list[tuple[float, Candidate]]] = {}
+    for row in record.candidates:
+        if row.precision == "fp32" and row.nonzero is not None and total:
+            name = label(record, row) if row.control else "pruned"
+            curves.setdefault(name, []).append((1 - row.nonzero / total, row))
+    return list(curves.items())
+
+
 def _warnings(record: CompressionRecord) -> list[str]:
     warnings = []
-    name = record.winner.name
+    name = label(record, record.winner)
     if not record.within_budget:
         why = record.why_not or "exceeds it"
         warnings.append(f"No candidate is within the budget. The closest, {name}, {why}; it is kept as closest.onnx.")
@@ -75,7 +144,7 @@ def _warnings(record: CompressionRecord) -> list[str]:
 
 
 def _budget(record: CompressionRecord) -> str:
-    """What was asked for, in one sentence, and what came of it."""
+    """What was asked for, in one sentence."""
     spec, asked = record.spec, []
     if spec.max_drop is not None:
         asked.append(f"at most {spec.max_drop:g} point{'' if spec.max_drop == 1 else 's'} of accuracy lost")
@@ -83,8 +152,7 @@ def _budget(record: CompressionRecord) -> str:
         asked.append(f"at most {spec.max_bytes:,.0f} bytes")
     if spec.max_latency_ms is not None:
         asked.append(f"at most {spec.max_latency_ms:g} ms an image")
-    found = "The smallest file within it" if record.within_budget else "Nothing was within it; the closest"
-    return f"The budget: {', '.join(asked) or 'none'}. {found}: {record.winner.name}."
+    return f"The budget: {', '.join(asked) or 'none'}."
 
 
 _COMPARED = (
@@ -100,7 +168,9 @@ _COMPARED = (
 def _side_by_side(record: CompressionRecord) -> list[tuple[str, list[Cell]]]:
     """The original against the winner, a row a number."""
     before, after, test = record.baseline, record.winner, record.test
-    rows: list[tuple[str, list[Cell]]] = [("Name", [(before.name, ""), (after.name, ""), ("", "")])]
+    rows: list[tuple[str, list[Cell]]] = [
+        ("Candidate", [(label(record, before), ""), (label(record, after), ""), ("", "")])
+    ]
     if test:
         lost = points_lost(test.drop, test.drop_interval)
         rows.append(("Accuracy on test", [_accuracy(test.baseline), _accuracy(test.winner), lost]))
@@ -108,7 +178,7 @@ def _side_by_side(record: CompressionRecord) -> list[tuple[str, list[Cell]]]:
     rows.append(("Accuracy on validation", [_accuracy(before), _accuracy(after), lost]))
     if after.flips is not None:
         rows.append(("Answers changed on validation", [("", ""), (share(after.flips, 2), ""), ("", "")]))
-    for key, label, less, more in _COMPARED:
+    for key, what, less, more in _COMPARED:
         old, new = getattr(before, key), getattr(after, key)
         if new is None or (key == "nonzero" and new == after.parameters):
             continue
@@ -119,7 +189,7 @@ def _side_by_side(record: CompressionRecord) -> list[tuple[str, list[Cell]]]:
         timed = key == "latency_ms" and ratio is not None and ratio >= 1
         changed = ("" if ratio is None else f"{factor} {word}",
                    between(after.speedup_interval, 1, 2) if timed else "")  # fmt: skip
-        rows.append((label, [_exactly(before, key), _exactly(after, key), changed]))
+        rows.append((what, [_exactly(before, key), _exactly(after, key), changed]))
     return rows
 
 
@@ -141,8 +211,8 @@ def _judged_on(record: CompressionRecord) -> str:
     val = record.images.get("val")
     validation = f"validation{'' if val is None else f' ({val:,} images)'}"
     if record.test:
-        told = record.test.count
-        opened = f"Test{'' if told is None else f' ({told:,} images)'} was opened once, for these two,"
+        images = record.test.count
+        opened = f"Test{'' if images is None else f' ({images:,} images)'} was opened once, for these two,"
         return f"{opened} after everything was chosen on {validation}. Intervals are 95 %; of points lost, paired."
     why = "" if record.within_budget else ", for nothing was within the budget"
     return (
@@ -181,7 +251,7 @@ def _timing(record: CompressionRecord) -> str:
         interval = between(control.ratio_interval, 1, 3)
         text += f" The original timed against itself gives {control.ratio:.3f}×{f' ({interval})' if interval else ''}"
         noise = latency.noise
-        text += "." if noise is None else f": differences below {100 * noise:.1f} % are not to be believed."
+        text += "." if noise is None else f": differences below {100 * noise:.1f} % are within the noise."
     return text
 
 
@@ -195,19 +265,3 @@ def _measured_by(record: CompressionRecord) -> str:
     when = str(machine.get("when") or "")[:10]
     version = f", by Kitae {record.kitae}" if record.kitae else ""
     return f"Measured on {', '.join(parts)}{f', on {when}' if when else ''}{version}."
-
-
-def _draw_missing_front(record: CompressionRecord, folder: Path) -> None:
-    """The picture of the front, where somebody deleted it."""
-    rows = [row for row in record.candidates if row.accuracy is not None and (getattr(row, record.size) or 0) > 0]
-    if not rows or list((folder / "figures").glob("*pareto*.png")):
-        return
-    draw_compression(
-        [row.model_dump() for row in rows],
-        folder / "figures" / "pareto.png",
-        baseline=record.baseline.model_dump(),
-        winner=record.winner.model_dump(),
-        max_drop=record.spec.max_drop,
-        size=record.size,
-        within_budget=record.within_budget,
-    )

@@ -1,4 +1,4 @@
-"""Galleries: what each augmentation does to images of your own, drawn by the very code that trains.
+"""Galleries: what each augmentation does to images of your own, drawn by the code that training uses.
 
 Each picture is one PNG. Captions say what was drawn for the image above them. Nothing here is random beyond the keyed
 draws, so the same images and seed give the same pictures.
@@ -6,8 +6,6 @@ draws, so the same images and seed give the same pictures.
 
 from __future__ import annotations
 
-import functools
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kitae.augment import functional as f
-from kitae.augment import ops as o
 from kitae.augment.engine import Augment
+from kitae.augment.ops import OPS, STEPS, Op, Site
+from kitae.augment.ops.base import CHAIN_BEGIN, CHAIN_END, NOP
 from kitae.augment.plan import Program
 from kitae.errors import DataError
 from kitae.reporting.figures import image_grid
@@ -26,7 +25,8 @@ Pictures = NDArray[np.uint8]  # [N, C, H, W]
 Lines = tuple[str, ...]  # below an image, up to two
 Row = tuple[str, Pictures, list[Lines]]
 
-SHOWN = 5  # images a row
+PAGES = {"geometry": "Geometry", "colour": "Colour", "noise": "Blur, noise and covering"}  # that show single ops
+SHOWN = 5  # images in a row
 LAMBDAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 ALPHAS = (0.5, 1.0, 2.0)
 EPOCHS = 16
@@ -66,9 +66,7 @@ def draw_gallery(
     where = Path(folder)
     where.mkdir(parents=True, exist_ok=True)
     return [
-        draw_geometry(batch, names, where / "geometry.png", seed),
-        draw_colour(batch, names, where / "colour.png", seed),
-        draw_noise(batch, names, where / "noise.png", seed),
+        *(draw_ops(batch, names, where / f"{page}.png", page, seed) for page in PAGES),
         draw_mixup(batch, names, where / "mixup.png"),
         draw_cutmix(batch, names, where / "cutmix.png", seed),
         draw_policies(batch, names, where / "policies.png", seed),
@@ -87,86 +85,38 @@ def _of_many_classes(labels: Sequence[int]) -> list[int]:
 # Single ops -----------------------------------------------------------------------------------------------------------
 
 
-def draw_geometry(images: Pictures, names: Sequence[str], path: str | Path, seed: int = 0) -> Path:
-    """Ops that move pixels: flip, rotation, crop, affine, perspective, random resized crop."""
-    drawn = functools.partial(_drawn, images, seed)
-    border = _border(images)
-    rows: list[Row] = [
-        ("Original", images, [(name,) for name in names]),
-        ("Horizontal flip", f.horizontal_flip(images), []),
-        ("Rotation by 30° (counter-clockwise)", f.rotate(images, 30.0), []),
-        drawn(f"Random crop, padding {border}", "random_crop", padding=border),
-        drawn(f"Random crop, padding {border}, reflected", "random_crop", padding=border, mode="reflect"),
-        drawn("Affine: up to 15°, shift 10 %, scale 0.9 to 1.1", "affine", degrees=15, translate=(0.1, 0.1),
-              scale=(0.9, 1.1)),
-        drawn("Perspective, distortion 0.5", "perspective", distortion_scale=0.5, p=1.0),
-        drawn("Random resized crop, 8 to 100 % of the area", "random_resized_crop"),
-    ]  # fmt: skip
-    return _draw_rows(rows, path, "Geometry")
-
-
-def draw_colour(images: Pictures, names: Sequence[str], path: str | Path, seed: int = 0) -> Path:
-    """Ops that change colours: jitter and its parts, grey, and the tables."""
-    title = "Colour jitter: brightness, contrast, saturation 0.5, hue 0.2"
-    jitter = _drawn(images, seed, title, "color_jitter", brightness=0.5, contrast=0.5, saturation=0.5, hue=0.2)
-    factors, turns = np.linspace(0.5, 1.5, len(images)), np.linspace(-0.2, 0.2, len(images))
-    wide = 2 * factors - 1
-    rows: list[Row] = [
-        ("Original", images, [(name,) for name in names]),
-        (title, jitter[1], []),
-        ("Brightness", f.brightness(images, factors), [(f"times {v:.2f}",) for v in factors]),
-        ("Contrast", f.contrast(images, factors), [(f"times {v:.2f}",) for v in factors]),
-    ]
-    if images.shape[1] == 3:
-        rows += [
-            ("Saturation", f.saturation(images, wide), [(f"times {v:.2f}",) for v in wide]),
-            ("Hue", f.hue(images, turns), [(f"{v:+.2f} of a turn",) for v in turns]),
-            ("Grayscale", f.grayscale(images), []),
-        ]
-    rows += [
-        ("Autocontrast", f.autocontrast(images), []),
-        ("Equalize", f.equalize(images), []),
-        ("Invert", f.invert(images), []),
-        ("Posterize, 3 bits", f.posterize(images, 3), []),
-        ("Solarize from level 128", f.solarize(images, 128), []),
-    ]
-    return _draw_rows(rows, path, "Colour")
-
-
-def draw_noise(images: Pictures, names: Sequence[str], path: str | Path, seed: int = 0) -> Path:
-    """Blur, sharpness, noise, and what covers a part of the image."""
-    drawn = functools.partial(_drawn, images, seed)
-    square, mean = min(images.shape[2:]) // 2, _mean(images)
-    factors = np.linspace(0.0, 4.0, len(images))
-    rows: list[Row] = [
-        ("Original", images, [(name,) for name in names]),
-        drawn("Gaussian blur, kernel 5, sigma 0.1 to 2", "gaussian_blur", kernel_size=5, sigma=(0.1, 2.0)),
-        ("Sharpness (0 smooths, 1 keeps)", f.sharpness(images, factors), [(f"factor {v:.1f}",) for v in factors]),
-        drawn("Gaussian noise, sigma 0.02 to 0.2", "gaussian_noise", sigma=(0.02, 0.2)),
-        drawn("Salt and pepper on 1 to 10 % of the pixels", "salt_and_pepper", amount=(0.01, 0.1)),
-        drawn("Random erasing, 2 to 33 % of the area, to the mean colour", "random_erasing", p=1.0, value=mean),
-        drawn(f"Cutout of {square} pixels, to the mean colour", "cutout", size=square, value=mean),
-    ]
-    return _draw_rows(rows, path, "Blur, noise and covering")
-
-
-def _border(images: Pictures) -> int:
-    """A padding that shows: 4 pixels at 32, an eighth of the side above."""
-    return max(4, int(min(images.shape[2:])) // 8)
-
-
-def _mean(images: Pictures) -> float | tuple[float, ...]:
-    """The mean colour in levels: what erasing shows a net, which sees 0 after normalisation."""
+def draw_ops(images: Pictures, names: Sequence[str], path: str | Path, page: str, seed: int = 0) -> Path:
+    """Every op of a page of the gallery (`Op.page`), one per row, with the parameters of its `example`."""
     levels = [float(np.rint(v)) for v in images.mean((0, 2, 3))]
-    return levels[0] if len(levels) == 1 else tuple(levels)
+    mean = (levels[0], levels[-2] if len(levels) == 3 else levels[0], levels[-1])
+    site = Site(images.shape[1], images.shape[2], images.shape[3], mean=mean)
+    rows: list[Row] = [("Original", images, [(name,) for name in names])]
+    rows += [_op_row(images, op.example(site), site, seed) for op in OPS.values() if op.page == page]
+    return _draw_rows(rows, path, PAGES[page])
 
 
-def _drawn(images: Pictures, seed: int, title: str, name: str, **parameters: Any) -> Row:
-    """A row of an op with its own draws, each image by its own key."""
-    aug = Augment([{name: parameters}], seed=seed)
-    index = np.arange(len(images))
+def _op_row(images: Pictures, op: Op, site: Site, seed: int) -> Row:
+    """An op on each image, by its own keyed draws; where one number is drawn, evenly spaced over its range instead."""
+    aug, index = Augment([op], seed=seed), np.arange(len(images))
     program = aug.plan(epoch=0, index=index, size=images.shape[2:], channels=images.shape[1])
-    return title, aug(images, epoch=0, index=index), [_words(program, i) for i in range(len(images))]
+    for at, (low, high, word) in enumerate(op.ranges(site)):
+        if word == 1 and low < high:
+            program.args[:, 0, at] = np.linspace(low, high, len(images))
+    lines = [_words(program, i) or ("as it is",) for i in range(len(images))]
+    return _title(op), aug.replay(images, program), lines
+
+
+def _title(op: Op) -> str:
+    """An op and what differs from its defaults."""
+    given = {k: v for k, v in op.model_dump(exclude_defaults=True).items() if k not in ("p", "value")}
+    words = op.name.capitalize() + (": " + ", ".join(f"{k} {_number(v)}" for k, v in given.items()) if given else "")
+    return words.replace("_", " ")
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"{value[0]:g}" if len(set(value)) == 1 else " to ".join(f"{v:g}" for v in value)
+    return f"{value:g}" if isinstance(value, int | float) else str(value)
 
 
 def _draw_rows(rows: Sequence[Row], path: str | Path, title: str) -> Path:
@@ -175,57 +125,10 @@ def _draw_rows(rows: Sequence[Row], path: str | Path, title: str) -> Path:
     return image_grid(pictures, [row[0] for row in rows], None, path, captions=captions, title=title)
 
 
-# Steps in a word or two -----------------------------------------------------------------------------------------------
-
-
-_WORDS = {  # code: its numbers in words
-    o.RESIZED_CROP: "{3:.0f} x {2:.0f} pixels",
-    o.HFLIP: "flip",
-    o.BRIGHTNESS: "brightness {0:.2f}",
-    o.CONTRAST: "contrast {0:.2f}",
-    o.SATURATION: "colour {0:.2f}",
-    o.SHARPNESS: "sharpness {0:.2f}",
-    o.HUE: "hue {0:+.2f}",
-    o.POSTERIZE: "posterize {0:.0f} bits",
-    o.SOLARIZE: "solarize {0:.0f}",
-    o.GAUSSIAN_BLUR: "sigma {2:.2f}",
-    o.GAUSSIAN_NOISE: "sigma {3:.2f}",
-    o.SALT_AND_PEPPER: "{2:.1%} hit",
-    o.ERASE: "{3:.0f} x {2:.0f} pixels",
-}
-
-
 def _words(program: Program, row: int) -> Lines:
-    """What a program does to one sample: a few short lines, mostly one a step."""
-    lines: list[str] = []
-    for code, a in zip(program.codes[row].tolist(), program.args[row].tolist(), strict=True):
-        if code in (o.AFFINE_NEAREST, o.AFFINE_BILINEAR):
-            lines += _motion(a)
-        elif code == o.CROP:
-            lines.append(_moved(-a[1], -a[0]) or "not moved")
-        elif code not in (o.NOP, o.PERSPECTIVE_NEAREST, o.PERSPECTIVE_BILINEAR):
-            lines.append(_WORDS.get(code, o.CODE_NAMES[code]).format(*a))
-    return tuple(lines)
-
-
-def _moved(right: float, down: float) -> str:
-    """A shift in words; empty where it is less than half a pixel."""
-    sides = ((round(right), "right", "left"), (round(down), "down", "up"))
-    return ", ".join(f"{plus if by > 0 else minus} {abs(by)}" for by, plus, minus in sides if by)
-
-
-def _motion(a: Sequence[float]) -> Lines:
-    """A warp in words, from its inverse matrix about the centre: a policy's shear, or angle, scale and shift."""
-    m0, m1, m2, m3, m4, m5 = a[:6]
-    if m0 == m4 == 1.0 and (m1 == 0.0) != (m3 == 0.0):
-        return (f"shear x {m1:+.2f}" if m3 == 0.0 else f"shear y {m3:+.2f}",)
-    det = m0 * m4 - m1 * m3
-    angle, scale = -math.degrees(math.atan2(m1, m0)), 1.0 / math.sqrt(det)  # counter-clockwise
-    shift = _moved((m1 * m5 - m4 * m2) / det, (m3 * m2 - m0 * m5) / det)  # where the centre goes
-    turn = f"turn {angle:+.0f}°" if abs(angle) >= 0.5 else ""
-    size = f"scale {scale:.2f}" if abs(scale - 1.0) >= 0.005 else ""
-    first = f"{angle:+.0f}°, {size}" if turn and size else turn or size
-    return tuple(line for line in (first, shift) if line) or ("not moved",)
+    """What a program does to one sample: a few short lines, mostly one per step."""
+    steps = zip(program.codes[row].tolist(), program.args[row].tolist(), strict=True)
+    return tuple(line for code, args in steps if code != NOP for line in STEPS[code].lines(args))
 
 
 # Mixing ---------------------------------------------------------------------------------------------------------------
@@ -299,8 +202,8 @@ def draw_augmix(images: Pictures, names: Sequence[str], path: str | Path, seed: 
     index = np.arange(len(images))
     size = images.shape[2:]
     program = aug.plan(epoch=0, index=index, size=size, channels=images.shape[1])
-    ends = np.flatnonzero((program.codes == o.CHAIN_END).all(0))
-    begins = np.flatnonzero((program.codes == o.CHAIN_BEGIN).all(0))
+    ends = np.flatnonzero((program.codes == CHAIN_END).all(0))
+    begins = np.flatnonzero((program.codes == CHAIN_BEGIN).all(0))
     columns = [images]
     for end in ends:  # a chain alone: all weight to it
         args = program.args.copy()
@@ -315,8 +218,8 @@ def draw_augmix(images: Pictures, names: Sequence[str], path: str | Path, seed: 
         lines: list[Lines] = [(weights[0],)]
         for weight, begin, end in zip(weights[1:], begins, ends, strict=True):
             chain = Program(program.codes[:, begin + 1 : end], program.args[:, begin + 1 : end])
-            told = [_name(line) for line in _words(chain, i)]
-            lines.append((f"{weight}: {told[0]}", ", ".join(told[1:])))
+            first, *rest = (_name(line) for line in _words(chain, i))
+            lines.append((f"{weight}: {first}", ", ".join(rest)))
         captions.append([*lines, ("their mean",)])
     heads = ["original", *(f"chain {k + 1}" for k in range(len(ends))), "AugMix"]
     return image_grid(rows, list(names), heads, path, captions=captions, title="AugMix: chains of ops and their mean")
@@ -332,10 +235,10 @@ def draw_epochs(images: Pictures, names: Sequence[str], path: str | Path, seed: 
     """One sample over 16 epochs of a standard recipe: crop, flip, jitter, erasing."""
     jitter = {"brightness": 0.2, "contrast": 0.2, "saturation": 0.2, "hue": 0.1}
     ops: list[Mapping[str, Any]] = [
-        {"random_crop": {"padding": _border(images), "mode": "reflect"}},
+        {"random_crop": {"padding": max(4, min(images.shape[2:]) // 8), "mode": "reflect"}},
         {"horizontal_flip": {}},
         {"color_jitter": jitter},
-        {"random_erasing": {"p": 0.25, "value": _mean(images[:1])}},
+        {"random_erasing": {"p": 0.25, "value": float(np.rint(images[0].mean()))}},
     ]
     many = np.ascontiguousarray(np.repeat(images[:1], EPOCHS, 0))
     out = Augment(ops, seed=seed)(many, epoch=np.arange(EPOCHS), index=np.zeros(EPOCHS, np.int64))

@@ -1,54 +1,58 @@
-"""The report: one HTML file of a run, a study or a compression.
+"""The report: one HTML file of a run, a study or a compression, or of several runs side by side.
 
-Everything is inside the file (style, pictures as data URIs), so it works offline, can be mailed, and asks nothing of
-anybody. Pages are templates over validated records: every string that came from data is escaped, and a
-Content-Security-Policy forbids what should have slipped through.
+Everything is inside the file (style, charts, photographs), so it works offline and can be mailed. Pages are templates
+over validated records: every string that came from data is escaped, and a Content-Security-Policy allows no request, no
+script but the page's own (by its hash), and no picture but data in it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from kitae import __version__
 from kitae.errors import KitaeError, require
 from kitae.files import write_atomically
-from kitae.reporting import compression_page, run_page, study_page, values
+from kitae.reporting import comparison_page, compression_page, run_page, study_page, values
 from kitae.reporting.results import CompressionRecord, RunRecord, StudyRecord
 from kitae.run import Run
 
 _FILTERS = ("share", "between", "decimal", "significant", "milliseconds", "times_between", "count", "large", "size",
             "seconds", "times", "amount", "probability", "plural", "words", "leaves", "records", "signed")  # fmt: skip
+_MARK = b'<meta name="generator" content="kitae '
 
 
 def report(target: Run | str | Path) -> Path:
     """Write report.html into the folder of a run, a study or a compression.
 
-    A run that is still training gives a page of what is known by now, which says so.
+    An unfinished run gives a page of what is known so far.
 
     Args:
-        target: a Run, or a folder; its files tell what it is.
+        target: a Run, or a folder; its kind is detected from its files.
 
     Returns:
         The path of the page.
 
     Raises:
-        KitaeError: nothing of ours there, a damaged file, or no permission to write.
+        KitaeError: not a folder of Kitae, a damaged file, or no permission to write.
     """
     if isinstance(target, Run):
-        html = render("run.html", run_page.content(RunRecord.open(target), target))
-        return _write(html, target.report)
+        return _write(render("run.html", run_page.content(RunRecord.open(target), target)), target.report)
     folder = Path(target)
     if not folder.is_dir():
         raise KitaeError(f"{folder}: no such folder; give the folder of a run, a study or a compression")
+    file = folder / "report.html"
     if (folder / "compression.json").is_file():
-        record = CompressionRecord.open(folder)
-        return _write(render("compression.html", compression_page.content(record, folder)), folder / "report.html")
+        return _write(
+            render("compression.html", compression_page.content(CompressionRecord.open(folder), folder)), file
+        )
     if (folder / "study.yaml").is_file():
-        html = render("study.html", study_page.content(StudyRecord.open(folder), folder))
-        return _write(html, folder / "report.html")
+        return _write(render("study.html", study_page.content(StudyRecord.open(folder), folder)), file)
     if (folder / "recipe.yaml").is_file():
         return report(Run.open(folder))
     raise KitaeError(
@@ -56,11 +60,35 @@ def report(target: Run | str | Path) -> Path:
     )
 
 
+def compare(targets: Sequence[Run | str | Path], out: str | Path | None = None) -> Path:
+    """Write one page that compares several runs.
+
+    Args:
+        targets: two or more runs, or their folders.
+        out: the page; None is comparison.html beside the folder of the first run.
+
+    Raises:
+        KitaeError: fewer than two runs, the same one twice, something that is no run, or a file of this name that Kitae
+            did not write.
+    """
+    runs = [target if isinstance(target, Run) else Run.open(target) for target in targets]
+    paths = [run.path.resolve() for run in runs]
+    if len(runs) < 2:
+        raise KitaeError(f"a comparison needs two runs or more, not {len(runs)}")
+    if len(set(paths)) < len(paths):
+        raise KitaeError(f"{runs[-1].path}: is listed twice; give each run once")
+    file = Path(out) if out is not None else paths[0].with_name("comparison.html")
+    if file.exists() and _MARK not in file.read_bytes()[:4096]:
+        raise KitaeError(f"{file}: is not a page of Kitae, so it is left alone; give --out another name")
+    return _write(render("comparison.html", comparison_page.content([RunRecord.open(run) for run in runs])), file)
+
+
 def render(template: str, content: Mapping[str, Any]) -> str:
     """The HTML of a page.
 
     Args:
-        content: what the template names; `over` (the kind of page), `title`, `subtitle` and `warnings` on every page.
+        content: what the template names; on every page `over` (the kind of page), `title`, `subtitle`, `warnings`,
+            `answer` (the conclusion, in paragraphs) and `commands` ((what for, the command)).
     """
     jinja2 = require("jinja2", "train")
     environment = jinja2.Environment(
@@ -72,9 +100,22 @@ def render(template: str, content: Mapping[str, Any]) -> str:
     )
     environment.filters |= {name: getattr(values, name) for name in _FILTERS}
     environment.globals["amounts"] = values.amounts
+    script = resources.files("kitae.reporting").joinpath("templates/page.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     when = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    text: str = environment.get_template(template).render(version=__version__, when=when, **content)
+    text: str = environment.get_template(template).render(
+        version=__version__, when=when, script=_Script(script), script_hash=f"sha256-{digest}", **content
+    )
     return text
+
+
+class _Script(str):
+    """The page's own script, which no data is part of."""
+
+    __slots__ = ()
+
+    def __html__(self) -> str:
+        return str(self)
 
 
 def _write(html: str, path: Path) -> Path:

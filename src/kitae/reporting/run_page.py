@@ -1,14 +1,19 @@
-"""What the page of a run says, finished or not."""
+"""What the page of a run says, finished or not: a conclusion from measured facts, what to do next, and the evidence."""
 
 from __future__ import annotations
 
-import statistics
+import math
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from kitae.reporting.figures import draw_run
-from kitae.reporting.pictures import read_picture
-from kitae.reporting.results import RunRecord, Split
-from kitae.reporting.values import UNKNOWN, Cell, between, count, finite
+from kitae.errors import KitaeError
+from kitae.reporting import charts
+from kitae.reporting.results import CompressionRecord, Epoch, RunRecord, Split
+from kitae.reporting.samples import Photo, Samples
+from kitae.reporting.values import UNKNOWN, Cell, between, count, finite, share
 from kitae.run import Run
 
 _HEADLINES = (
@@ -19,32 +24,58 @@ _HEADLINES = (
     ("brier", "Brier score", 1, ""),
     ("ece", "Expected calibration error", 100, " %"),
 )
-_MOST_MISTAKES, _MOST_CONFUSED = 20, 10
+_MOST_MISTAKES, _MOST_CONFUSED, _PICTURED, _PER_PAIR = 12, 10, 4, 4
+MAX_EPOCHS = 400  # rows of the table
+_CLEAN_IMAGES = 1000  # on which accuracy without augmentation is taken after each epoch
+_Z = 1.96
+_OVERFIT = 0.05  # a gap that is surely larger asks for regularisation
+
+Command = tuple[str, str]
+"""What a command is for, and the command."""
 
 
 def content(record: RunRecord, run: Run) -> dict[str, Any]:
-    """What run.html names; draws the run's figures."""
-    evaluation = run.evaluation() if run.finished else {}
-    pictures = {name: read_picture(path) for name, path in draw_run(run, evaluation).items()}
-    splits = [(label, split) for label, split in (("Test", record.evaluation.test), ("Validation",
-              record.evaluation.val)) if split]  # fmt: skip
-    speeds = [row.images_per_second for row in record.epochs if row.images_per_second is not None]
+    """The variables of run.html."""
+    samples = Samples.find(record, run) if record.epochs else None
+    split = record.evaluation.measured
+    pairs = split.confused(_MOST_CONFUSED)
     found = record.predicted
+    counts = samples.counts() if samples else None
+    splits = [("Test", record.evaluation.test), ("Validation", record.evaluation.val)]
+    headline = [(name, one) for name, one in splits if one is not None]
     return {
         "over": "Training run",
         "title": record.recipe.name,
         "subtitle": f"{record.recipe.model.name} on {record.recipe.data.source}",
-        "warnings": [] if record.finished else [_unfinished(record)],
+        "warnings": [],
+        "answer": answer(record),
+        "commands": commands(record),
         "run": record,
-        "best": next((row for row in record.epochs if row.epoch == record.best_epoch), None),
-        "total_seconds": sum(row.seconds or 0.0 for row in record.epochs),
-        "speed": statistics.median_high(speeds) if speeds else None,
-        "splits": splits,
-        "headline": _headline([split for _, split in splits]),
+        "where": "test" if record.evaluation.test else "validation",
+        "best": record.best,
+        "total_seconds": sum((row.seconds or 0.0) + (row.validation_seconds or 0.0) for row in record.epochs),
+        "openings": openings(record),
+        "splits": headline,
+        "headline": _headline([one for _, one in headline]),
         "headline_caption": _settings(record),
-        "pictures": pictures,
+        "counts": None if counts is None else charts.class_counts(record.facts.classes, counts),
+        "count_names": list(counts or ()),
+        "class_photos": samples.of_classes() if samples else [],
+        "seen": _seen(samples),
+        "quality": samples.quality() if samples else None,
+        "curves": charts.curves(record.epochs, record.best_epoch) if record.epochs else None,
         "curve_caption": _curve_caption(record),
-        "confused": record.evaluation.measured.confused(_MOST_CONFUSED),
+        "epoch_rows": record.epochs[-MAX_EPOCHS:],
+        "time": _time(record.epochs),
+        "recalls": charts.recalls(split) if split.per_class else None,
+        "class_rows": split.scores(),
+        "confusion": charts.confusion(split, "test" if record.evaluation.test else "validation"),
+        "confused": pairs,
+        "pair_photos": [] if samples is None else [
+            (pair, photos) for pair in pairs[:_PICTURED]
+            if (photos := samples.confused(pair.true, pair.predicted, _PER_PAIR))
+        ],
+        "mistake_photos": samples.mistakes(_MOST_MISTAKES) if samples else [],
         "mistakes": [] if found is None else [
             {
                 "name": found.names[i],
@@ -54,14 +85,120 @@ def content(record: RunRecord, run: Run) -> dict[str, Any]:
             }
             for i in found.mistakes(_MOST_MISTAKES)
         ],
-        "mistakes_caption": "" if found is None else
-            f"{int((~found.correct).sum())} mistakes in {len(found.names)} images",
+        "wrong": 0 if found is None else int((~found.correct).sum()),
+        "calibration": None if found is None else charts.reliability(found, record.evaluation.temperature),
+        "calibration_rows": _calibration(record),
+        "files": files(record),
     }  # fmt: skip
 
 
+# ---------------------------------------------------------------------------------------------------------- conclusion
+
+
+def answer(record: RunRecord) -> list[str]:
+    """The conclusion: how good, where it is weak, whether it has learnt too little or too much."""
+    if not record.finished:
+        return [_unfinished(record)]
+    split = record.evaluation.measured
+    where = "on test" if record.evaluation.test else "on validation (test was not opened)"
+    interval = between(split.accuracy_interval, 100)
+    first = f"{share(split.accuracy)} {where}{f' ({interval})' if interval else ''}."
+    return [" ".join(part for part in (first, _weak(split)) if part), *filter(None, (_gap(record), _copies(record)))]
+
+
 def _unfinished(record: RunRecord) -> str:
-    done = f"{len(record.epochs)} of {record.recipe.train.epochs} epochs are done"
-    return f"This run is not finished: {done}. It was not tested; numbers below are from validation."
+    done = f"This run is not finished: {len(record.epochs)} of {record.recipe.train.epochs} epochs are done."
+    best = record.best
+    if best is None or best.val_accuracy is None:
+        return done
+    return f"{done} The best so far is {share(best.val_accuracy)} on validation, in epoch {best.epoch}."
+
+
+def _weak(split: Split) -> str:
+    """The weakest class and what it is taken for, if it is surely weaker than the whole."""
+    rows = [row for row in split.scores() if row.recall is not None and row.interval is not None]
+    if not rows or split.accuracy is None:
+        return ""
+    largest = max(rows, key=lambda row: row.count)
+    always = largest.count / max(sum(row.count for row in rows), 1)
+    if split.accuracy_interval is not None and split.accuracy_interval[0] <= always:
+        return f"That is not surely better than always answering {largest.name} ({share(always)})."
+    row = min(rows, key=lambda row: row.recall or 0.0)
+    if row.interval is None or row.interval[1] >= split.accuracy:
+        return "No class is surely weaker than the others."
+    taken = next((pair for pair in split.confused(len(rows) ** 2) if pair.true == row.name), None)
+    text = f"{row.name} is the weak class: {share(row.recall, 0)}"
+    if taken is not None:
+        text += f", {100 * taken.share:.0f} of 100 taken for {taken.predicted}"
+    return f"{text}."
+
+
+def _gap(record: RunRecord) -> str:
+    """The gap between train and validation at the epoch whose weights are kept, and what it suggests."""
+    best, val = record.best, record.evaluation.val
+    if best is None or best.train_clean_accuracy is None or best.val_accuracy is None or val is None or not val.count:
+        return ""
+    gap = best.train_clean_accuracy - best.val_accuracy
+    error = _Z * math.sqrt(
+        sum(p * (1 - p) / n for p, n in ((best.train_clean_accuracy, _CLEAN_IMAGES), (best.val_accuracy, val.count)))
+    )
+    points = f"{abs(100 * gap):.1f} point{'' if f'{abs(100 * gap):.1f}' == '1.0' else 's'}"
+    last = record.epochs[-1].epoch == best.epoch
+    if gap - error > _OVERFIT:
+        return (
+            f"Training accuracy is {points} above validation: the network overfits. More images, stronger augmentation "
+            "or a smaller network may help."
+        )
+    if gap - error > 0:
+        text = f"The gap between train and validation is {points}"
+    else:
+        text = f"Train and validation differ by no more than chance ({points})"
+    ends = ", and the last epoch was the best" if last else ""
+    return f"{text}{ends}: a larger network or longer training may help."
+
+
+def _copies(record: RunRecord) -> str:
+    """What the copies of training images among the test images are worth."""
+    test = record.evaluation.test
+    others = None if test is None else test.without_duplicates
+    if others is None or others.accuracy is None or test is None or test.count is None or others.count is None:
+        return ""
+    many = test.count - others.count
+    return (
+        f"{many:,} test image{' is' if many == 1 else 's are'} also in train or validation; without "
+        f"{'it' if many == 1 else 'them'} it is {share(others.accuracy)} ({between(others.accuracy_interval, 100)})."
+    )
+
+
+def commands(record: RunRecord) -> list[Command]:
+    """What to do next."""
+    folder = shlex.quote(str(record.path))
+    if not record.finished:
+        return [("Resume training", f"kitae train --resume {folder}")]
+    longer = 2 * record.recipe.train.epochs
+    recipe = shlex.quote(str(record.path / "recipe.yaml"))
+    found = [
+        ("Classify new images", f"kitae predict {folder} IMAGES"),
+        ("Make it small and fast", f"kitae compress {folder}"),
+        ("Train twice as long", f"kitae train {recipe} --set train.epochs={longer}"),
+    ]
+    if not record.recipe.data.source.startswith(("cifar", "fashion", "mnist")):
+        source = shlex.quote(record.recipe.data.source)
+        found.append(("Look for broken images, duplicates and label conflicts", f"kitae data check {source}"))
+    return found
+
+
+def openings(record: RunRecord) -> str:
+    """How often test was opened, and why: a quiet line."""
+    if not record.openings:
+        return "Test has not been opened: no choice and no number here comes from it."
+    why = [f"{one.why or 'unknown'}{f' ({one.when[:10]})' if one.when else ''}" for one in record.openings]
+    if len(why) == 1:
+        return f"Test was opened once: {why[0]}."
+    return f"Test was opened {len(why)} times: {'; '.join(why)}."
+
+
+# ------------------------------------------------------------------------------------------------------------- details
 
 
 def _headline(splits: list[Split]) -> list[tuple[str, list[Cell]]]:
@@ -81,17 +218,91 @@ def _headline(splits: list[Split]) -> list[tuple[str, list[Cell]]]:
 def _settings(record: RunRecord) -> str:
     """What the intervals cover, and with which settings the numbers were taken."""
     evaluation = record.evaluation
-    told = [] if evaluation.temperature is None else [f"temperature {evaluation.temperature:.3f}"]
-    told += [f"{name} {value}" for name in ("precision", "tta") if (value := getattr(evaluation, name)) not in
-             (None, "none")]  # fmt: skip
+    settings = [] if evaluation.temperature is None else [f"temperature {evaluation.temperature:.3f}"]
+    settings += [f"measured in {evaluation.precision}"] if evaluation.precision else []
+    settings += [f"trained in {evaluation.train_precision}"] if evaluation.train_precision else []
+    settings += [f"test-time augmentation {evaluation.tta}"] if evaluation.tta not in (None, "none") else []
     covers = f" cover {evaluation.measured.covers}" if evaluation.measured.covers else ""
-    return f"95 % intervals{'; '.join([covers, ', '.join(told)] if told else [covers])}."
+    return f"95 % intervals{'; '.join([covers, ', '.join(settings)] if settings else [covers])}."
 
 
 def _curve_caption(record: RunRecord) -> str:
     parts = []
     if record.recipe.augment.train or record.recipe.augment.mix:
-        parts.append("Training accuracy is on augmented images, so it may lie below validation.")
-    if (gap := record.gap) is not None:
-        parts.append(f"Train-validation gap at the end: {100 * gap:+.1f} points.")
+        parts.append("Training loss and accuracy are on augmented images, so they may lie below validation.")
+    if any(row.train_clean_accuracy is not None for row in record.epochs):
+        parts.append(f"Clean: up to {_CLEAN_IMAGES:,} training images without augmentation.")
     return " ".join(parts)
+
+
+def _seen(samples: Samples | None) -> list[tuple[str, list[Photo]]]:
+    if samples is None:
+        return []
+    try:
+        return samples.seen()
+    except KitaeError:  # ops of one's own that are not known here
+        return []
+
+
+def _time(rows: Sequence[Epoch]) -> Any:
+    """The parts of the time, where they are known."""
+    timed = [row for row in rows if row.seconds is not None]
+    if not timed:
+        return None
+    waited = sum((row.seconds or 0.0) * (row.data_share or 0.0) for row in timed)
+    steps = sum(row.seconds or 0.0 for row in timed) - waited
+    validation = sum(row.validation_seconds or 0.0 for row in timed)
+    parts = [("training steps", steps), ("data: reading and augmenting", waited), ("validation", validation)]
+    parts = [part for part in parts if part[1] > 0]
+    return charts.time_spent(parts) if parts else None
+
+
+def _calibration(record: RunRecord) -> list[tuple[str, str]]:
+    """Expected calibration error before and after the temperature."""
+    found, temperature = record.predicted, record.evaluation.temperature
+    if found is None or temperature is None:
+        return []
+    return [
+        ("before", share(charts.gap(found.uncalibrated(temperature), found.correct), 2)),
+        (f"after (temperature {temperature:.3f}, fitted on validation)",
+         share(charts.gap(found.confidence, found.correct), 2)),
+    ]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of the model: what it is, where, its bytes, and milliseconds of one image where that was measured."""
+
+    what: str
+    path: str
+    size: float | None
+    latency: float | None = None
+    note: str = ""
+
+
+def files(record: RunRecord) -> list[File]:
+    """The weights, and the exported and compressed files beside the run."""
+    folder = record.path.resolve()
+    found = [File("PyTorch weights", "best.safetensors", _bytes(folder / "best.safetensors"))]
+    exported = folder.with_name(f"{folder.name}.onnx")
+    found.append(File("exported", exported.name, _bytes(exported)))
+    small = folder.with_name(f"{folder.name}-small")
+    try:
+        record_ = CompressionRecord.open(small)
+    except KitaeError:
+        return [one for one in found if one.size is not None]
+    if record_.run == folder.name:
+        machine = str(record_.machine.get("processor") or "")
+        note = f"measured by kitae compress{f' on {machine}' if machine else ''}"
+        name = "model.onnx" if record_.within_budget else "closest.onnx"
+        before, after = record_.baseline, record_.winner
+        found.append(File("ONNX, float32", "", before.bytes, before.latency_ms, note))
+        found.append(File("compressed", f"{small.name}/{name}", after.bytes, after.latency_ms, note))
+    return [one for one in found if one.size is not None]
+
+
+def _bytes(path: Path) -> float | None:
+    try:
+        return float(path.stat().st_size)
+    except OSError:
+        return None

@@ -1,18 +1,45 @@
-"""What the page of a study says."""
+"""What the page of a study says: what its effects are in words, three sentences of conclusion, and where they hold."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from kitae.errors import KitaeError
-from kitae.reporting.pictures import read_pictures
-from kitae.reporting.results import Analysis, StudyRecord
-from kitae.reporting.values import between
+from kitae.reporting import study_charts
+from kitae.reporting.results import Analysis, Effect, StudyRecord
+from kitae.reporting.values import between, finite, words
+
+_METRICS = {
+    "test.accuracy": "accuracy on test",
+    "val.accuracy": "accuracy on validation",
+    "test.balanced_accuracy": "balanced accuracy on test",
+    "test.loss": "loss on test",
+    "test.ece": "calibration error on test",
+    "gap": "gap between train and validation",
+    "epoch_seconds": "time of an epoch",
+    "images_per_second": "images per second",
+    "peak_memory_bytes": "peak memory",
+}
+_PARTS = {
+    "random_crop": "random crops",
+    "horizontal_flip": "flips",
+    "vertical_flip": "vertical flips",
+    "color_jitter": "colour jitter",
+    "random_erasing": "random erasing",
+    "auto_augment": "AutoAugment",
+    "rand_augment": "RandAugment",
+    "trivial_augment_wide": "TrivialAugment",
+    "augmix": "AugMix",
+    "random_resized_crop": "random resized crops",
+    "cutout": "Cutout",
+}
 
 
 def content(record: StudyRecord | None, folder: Path) -> dict[str, Any]:
-    """What study.html names.
+    """The variables of study.html.
 
     Args:
         record: None where the study has no result yet.
@@ -21,22 +48,224 @@ def content(record: StudyRecord | None, folder: Path) -> dict[str, Any]:
         asked = (folder / "study.yaml").read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise KitaeError(f"{folder / 'study.yaml'}: cannot be read ({error})") from error
-    warnings = []
+    common: dict[str, Any] = {"over": "Study", "study": record, "asked": asked, "commands": []}
     if record is None:
-        warnings.append("This study is not finished: its effects have not been worked out yet.")
-    elif record.runs.failed:
+        waiting = "This study is not finished: its effects have not been worked out yet."
+        return {**common, "title": folder.resolve().name, "subtitle": "", "warnings": [waiting], "answer": []}
+    label = partial(effect_label, record)
+    variants = {variant.name: variant_label(variant.name, variant.overrides) for variant in record.variants}
+    chosen = study_charts.chosen_variants(record)
+    warnings = []
+    if record.runs.failed:
         failed, planned = len(record.runs.failed), record.runs.planned
         warnings.append(f"{failed} of {planned} runs did not finish; they are in no number below.")
     return {
-        "over": "Study",
-        "title": folder.resolve().name if record is None else record.name,
-        "subtitle": "" if record is None else record.about,
+        **common,
+        "title": record.name,
+        "subtitle": record.about,
         "warnings": warnings,
-        "study": record,
-        "asked": asked,
+        "answer": answer(record),
+        "forest": _forest(record, record.metric, record.main, "effects-chart"),
+        "forests": [
+            (metric_label(name), _forest(record, name, one, f"effects-chart-{place}"), one)
+            for place, (name, one) in enumerate(record.analyses.items()) if name != record.metric
+        ],
         "noise": noise,
-        "pictures": read_pictures(folder),
-    }
+        "label": label,
+        "variant_label": variants,
+        "metric_label": metric_label,
+        "verdict": verdict,
+        "curves": study_charts.curves(record, chosen, lambda name: variants.get(name, name)) if chosen else None,
+        "response": study_charts.response(record),
+    }  # fmt: skip
+
+
+def _forest(record: StudyRecord, name: str, analysis: Analysis, place: str) -> Any:
+    what = metric_label(name) + ("" if analysis.ratio or not analysis.unit else f", {analysis.unit}")
+    return study_charts.forest(
+        analysis, ranked(analysis), partial(effect_label, record), partial(verdict, analysis), what, place
+    )
+
+
+# --------------------------------------------------------------------------------------------------------------- words
+
+
+def metric_label(name: str) -> str:
+    """A metric in words."""
+    return _METRICS.get(name) or name.replace("_", " ").replace(".", " ")
+
+
+def effect_label(record: StudyRecord, effect: Effect) -> str:
+    """What was changed: of a variant by its overrides, of a factor or contrast by its name."""
+    variant = next((one for one in record.variants if one.name == effect.name), None)
+    if variant is not None and record.design in ("compare", "sweep"):
+        return variant_label(variant.name, variant.overrides)
+    return effect.name.replace("_", " ")
+
+
+def variant_label(name: str, overrides: Mapping[str, Any]) -> str:
+    """A variant in words: `without augmentation`, `with MixUp`; its own name where its changes are many.
+
+    >>> variant_label("none", {"augment.train": []})
+    'without augmentation'
+    """
+    if len(overrides) != 1:
+        return name.replace("_", " ")
+    ((field, value),) = overrides.items()
+    last = field.rpartition(".")[2]
+    if field == "augment.train":
+        return name.replace("_", " ") if value else "without augmentation"
+    if field == "augment.mix":
+        return _mixing(value)
+    if field.startswith("augment.train."):
+        part = _PARTS.get(last, last.replace("_", " "))
+        return f"without {part}" if value is None else f"with {part}"
+    known: dict[str, Callable[[Any], str]] = {
+        "train.label_smoothing": lambda v: f"with label smoothing {v:g}" if v else "without label smoothing",
+        "train.schedule.name": lambda v: f"with a {str(v).replace('_', ' ')} learning rate" if v == "constant"
+        else f"with a {str(v).replace('_', ' ')} schedule",
+        "train.ema": lambda v: "without averaged weights" if v is None else f"with averaged weights ({v:g})",
+        "train.precision": lambda v: f"in {v}",
+        "model.stochastic_depth": lambda v: f"with stochastic depth {v:g}" if v else "without stochastic depth",
+        "data.limit": lambda v: f"with {v:,} images",
+        "train.epochs": lambda v: f"with {v:,} epochs",
+    }  # fmt: skip
+    try:
+        return known[field](value) if field in known else f"with {field} {words(value)}"
+    except (TypeError, ValueError):
+        return name
+
+
+def _mixing(value: Any) -> str:
+    if not isinstance(value, Mapping) or finite(value.get("prob", 1.0)) == 0:
+        return "without mixing"
+    alphas = (("MixUp", value.get("mixup_alpha", 0)), ("CutMix", value.get("cutmix_alpha", 0)))
+    parts = [part for part, alpha in alphas if finite(alpha)]
+    return f"with {' and '.join(parts)}" if parts else "without mixing"
+
+
+def verdict(analysis: Analysis, effect: Effect) -> str:
+    """What an effect is: `5.2 points worse (3.9 to 6.5)`, `0.44 times (0.34 to 0.57)`, `not shown (-0.7 to +1.9)`."""
+    if effect.estimate is None:
+        return "not known"
+    low, high = effect.low, effect.high
+    if effect.ratio:
+        ends = "" if low is None or high is None else f" ({low:.2f} to {high:.2f})"
+        return f"{effect.estimate:.2f} times{ends}" if effect.shown else f"not shown{ends}"
+    digits = 1 if analysis.unit == "points" or max(abs(effect.estimate), abs(high or 0)) >= 10 else 3
+    if not effect.shown:
+        ends = "" if low is None or high is None else f" ({low:+.{digits}f} to {high:+.{digits}f})"
+        apart = low is not None and high is not None and not low <= 0 <= high
+        return f"{_size(analysis, effect, digits, sure=False)}{ends}" if apart else f"not shown{ends}"
+    return _size(analysis, effect, digits)
+
+
+def _size(analysis: Analysis, effect: Effect, digits: int, sure: bool = True) -> str:
+    assert effect.estimate is not None
+    value, low, high = effect.estimate, effect.low, effect.high
+    if value < 0:
+        value, low, high = -value, None if high is None else -high, None if low is None else -low
+    unit = f" {analysis.unit}" if analysis.unit else ""
+    better = (effect.estimate > 0) == (analysis.better > 0)
+    word = "" if not analysis.better else " better" if better else " worse"
+    if not analysis.better:
+        word = " more" if effect.estimate > 0 else " less"
+    ends = "" if low is None or high is None else f" ({low:.{digits}f} to {high:.{digits}f})"
+    return f"{value:.{digits}f}{unit}{word}{ends}" if sure else f"{value:.{digits}f}{word}, not certain"
+
+
+def ranked(analysis: Analysis) -> list[Effect]:
+    """Effects, the best first; what is not known last."""
+    sign = analysis.better or 1
+    return sorted(analysis.effects, key=lambda e: (e.estimate is None, -sign * (e.estimate or 0.0)))
+
+
+def answer(record: StudyRecord) -> list[str]:
+    """Three sentences: what is shown, what is not, and where it holds."""
+    analysis = record.main
+    known = [effect for effect in ranked(analysis) if effect.estimate is not None]
+    if not known:
+        return [f"Nothing can be said about {metric_label(record.metric)}: too few runs have it."]
+    return [text for text in (_shown(record, known), _not_shown(record, known), regime(record)) if text]
+
+
+def _shown(record: StudyRecord, known: Sequence[Effect]) -> str:
+    analysis = record.main
+    shown = [effect for effect in known if effect.shown]
+    base = _base(record)
+    if not shown and len(known) == 1:
+        return f"{effect_label(record, known[0])}: no difference could be shown on {metric_label(record.metric)}{base}."
+    if not shown:
+        return (
+            f"No change of {len(known)} made a difference that could be shown on {metric_label(record.metric)}{base}."
+        )
+    phrases = [f"{effect_label(record, effect)}: {verdict(analysis, effect)}" for effect in shown]
+    good = [e for e in shown if (e.estimate or 0) != e.neutral and
+            ((e.estimate or 0) > e.neutral) == (analysis.better > 0)]  # fmt: skip
+    if not analysis.better:
+        text = f"{len(shown)} of {len(known)} comparisons {_show(shown)} a difference; the largest is {phrases[0]}"
+    elif len(good) == len(shown):
+        text = f"{len(shown)} of {len(known)} comparisons {_show(shown)} a gain, most of all {phrases[0]}"
+    elif not good:
+        text = (
+            f"{len(shown)} of {len(known)} comparisons {_show(shown)} a loss and none a gain; most of all {phrases[-1]}"
+        )
+    else:
+        lost = shown[len(good) :]
+        text = (
+            f"{len(good)} of {len(known)} comparisons {_show(good)} a gain, most of all {phrases[0]}; {len(lost)} "
+            f"{_show(lost)} a loss, most of all {phrases[-1]}"
+        )
+    return f"{text}{base}."
+
+
+def _show(effects: Sequence[Effect]) -> str:
+    return "shows" if len(effects) == 1 else "show"
+
+
+def _base(record: StudyRecord) -> str:
+    found, unit = record.main.noise, record.main.unit
+    if found.reference is None or found.reference_mean is None:
+        return ""
+    names = {variant.name: variant_label(variant.name, variant.overrides) for variant in record.variants}
+    number = f"{found.reference_mean:.1f} %" if unit == "points" else f"{found.reference_mean:.4g} {unit}".strip()
+    return f" (reference: {names.get(found.reference, found.reference)}, {number})"
+
+
+def _not_shown(record: StudyRecord, known: Sequence[Effect]) -> str:
+    unclear = [effect for effect in known if not effect.shown]
+    widths = [(e.high - e.low) / 2 for e in known if e.low is not None and e.high is not None and not e.ratio]
+    seeds = len(record.seeds)
+    blind = ""
+    if widths and record.main.unit == "points":
+        blind = f" Differences below about {sorted(widths)[len(widths) // 2]:.1f} points cannot be seen with {seeds} " \
+                f"seed{'' if seeds == 1 else 's'}."  # fmt: skip
+    if not unclear:
+        return f"Every comparison gave a clear answer.{blind}"
+    if len(known) == 1:
+        return blind.strip()
+    names = [effect_label(record, effect) for effect in unclear]
+    listed = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    return f"Not decided: {listed}.{blind}"
+
+
+def regime(record: StudyRecord) -> str:
+    """Under which conditions all this was measured."""
+    found, parts = record.settings, []
+    if isinstance(found.get("images"), int):
+        parts.append(f"{found['images']:,} training images of {found.get('source')}")
+    if found.get("model"):
+        width = f" of width {found['width']}" if found.get("width") else ""
+        parts.append(f"{found['model']}{width}")
+    if isinstance(found.get("epochs"), int):
+        parts.append(f"{found['epochs']} epochs")
+    if found.get("batch_size"):
+        parts.append(f"batches of {found['batch_size']}")
+    if found.get("precision"):
+        parts.append(str(found["precision"]))
+    if record.seeds:
+        parts.append(f"{len(record.seeds)} seed{'' if len(record.seeds) == 1 else 's'}")
+    return f"This holds for {', '.join(parts)}; other data or longer training may give other results." if parts else ""
 
 
 def noise(analysis: Analysis) -> str:

@@ -203,7 +203,7 @@ def leaves(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Cell]]
 
 
 def records(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[Cell]]]:
-    """Records as columns and rows of cells; NAME_interval stands beside NAME, and empty columns are left out."""
+    """Records as columns and rows of cells; NAME_interval is put beside NAME, and empty columns are left out."""
     names = list(dict.fromkeys(str(key) for row in rows for key in row))
     names = [
         name

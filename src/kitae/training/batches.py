@@ -28,8 +28,8 @@ class TrainData(Protocol):
     def order(self, seed: int, epoch: int) -> NDArray[np.int64]:
         """The epoch's samples as keyed indices, int64 [len]."""
 
-    def gather(self, index: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        """Images uint8 [B, C, H, W] and labels int64 [B] of these indices."""
+    def gather(self, index: NDArray[np.int64], *, seed: int, epoch: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """Images uint8 [B, C, H, W] and labels int64 [B] of these indices, as `seed` and `epoch` draw them."""
 
 
 class Augmenter(Protocol):
@@ -106,7 +106,7 @@ def augmented_batches(
         own = shape.batch_size // world.size
         start = step * shape.batch_size + own * world.rank
         index = order[start : start + own]
-        images, labels = (torch.from_numpy(array) for array in data.gather(index))
+        images, labels = (torch.from_numpy(array) for array in data.gather(index, seed=seed, epoch=epoch))
         if world.device.type == "cuda":
             images = images.pin_memory().to(world.device, non_blocking=True)
             labels = labels.pin_memory().to(world.device, non_blocking=True)

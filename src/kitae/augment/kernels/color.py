@@ -28,9 +28,7 @@ from kitae.augment.kernels.move import copy_bytes
 TOP = np.float32(255.0)
 ZERO = np.float32(0.0)
 RED, GREEN, BLUE = np.float32(0.2989), np.float32(0.587), np.float32(0.114)
-TWO, FOUR, SIX = np.float32(2.0), np.float32(4.0), np.float32(6.0)
-ONE, THREE, FIVE = np.float32(1.0), np.float32(3.0), np.float32(5.0)
-SPREAD = np.float32(255.999 / 255.0)  # torchvision's float to uint8: [0, 1] times 255.999, truncated
+ONE = np.float32(1.0)
 
 
 def level(x: Any) -> Any:

@@ -22,11 +22,11 @@ CONTEXT_AT = 72
 MOST = 80  # helpers at a time
 MAILBOX = 128  # bytes
 OPEN = 1 << 40
-PATIENCE = 1500  # breaths; some tens of microseconds
+PATIENCE = 1500  # pauses; some tens of microseconds
 
 
 def lead(mailbox: Any, context: Any, scratch: Any, most: Any) -> Any:
-    """Work with up to `most` helpers: how many are still inside after a while of waiting."""
+    """Work with up to `most` helpers: returns how many are still inside after a while."""
     put(mailbox + CONTEXT_AT, context)
     put(mailbox + MOST, most)
     fetch_add(mailbox + JOB, 1)
@@ -37,7 +37,7 @@ def lead(mailbox: Any, context: Any, scratch: Any, most: Any) -> Any:
 
 
 def close(mailbox: Any) -> Any:
-    """Wait a while for the helpers inside; how many there still are."""
+    """Wait a while for the helpers inside; returns how many are left."""
     inside = fetch(mailbox + STATE)
     breaths = 0
     while inside > 0 and breaths < PATIENCE:
@@ -48,7 +48,7 @@ def close(mailbox: Any) -> Any:
 
 
 def serve(mailbox: Any, scratch: Any, size: Any) -> Any:
-    """Help with jobs until none comes for a while: 0, or the bytes of scratch that the last one asked for in vain."""
+    """Help with jobs until none comes for a while: 0, or the bytes of scratch memory that the last one lacked."""
     breaths = 0
     last = 0
     while breaths < PATIENCE:

@@ -100,7 +100,7 @@ def blur_across(band: Any, first: Any, count: Any, size: Any, weights: Any, dst:
 
 
 def gaussian_blur(src: Any, dst: Any, work: Any, args: Any, channels: Any, height: Any, width: Any) -> Any:
-    """Down, then across, on bands of rows in one run each; what the runs get wrong at the ends of rows is put right."""
+    """Down, then across, on bands of rows in one run each; the ends of rows, wrong after a run, are computed again."""
     size_x = np.int64(args[0])
     size_y = np.int64(args[1])
     reach_x = size_x // 2
@@ -161,7 +161,7 @@ def sharpness(src: Any, dst: Any, work: Any, args: Any, channels: Any, height: A
         for x in range(width):
             dst[plane + x] = src[plane + x]
             dst[end + x] = src[end + x]
-        # The inner rows in one run, borders included, which are then put back.
+        # The inner rows in one run, borders included, which are restored afterwards.
         # Without its first and last pixel: they are border, and their neighbours may lie outside the batch.
         for i in range(plane + width + 1, end - 1):
             s = add_u16(

@@ -1,4 +1,4 @@
-"""The few words that kernels need beyond Python: typed pointers from addresses, calls by address, atomics, bits."""
+"""What kernels need beyond Python: typed pointers from addresses, calls by address, atomics, bits."""
 
 # numba and llvmlite have no stubs.
 # mypy: disable-error-code="untyped-decorator,import-untyped"
@@ -33,7 +33,7 @@ LEAD = types.int64(types.int64, types.int64, types.int64, types.int64)
 CLOSE = types.int64(types.int64)
 SERVE = types.int64(types.int64, types.int64, types.int64)
 
-# Features are asked of the machine itself, so a build for another one (NUMBA_CPU_NAME) does without.
+# Features are those of this machine, so a build for another one (NUMBA_CPU_NAME) uses none of them.
 _NATIVE = config.CPU_NAME is None and config.CPU_FEATURES is None
 _FEATURES = binding.get_host_cpu_features() if _NATIVE else {}
 HAS_VBMI = bool(_FEATURES.get("avx512vbmi") and _FEATURES.get("avx512bw"))
@@ -153,7 +153,7 @@ def put(typingctx: Any, address: Any, value: Any) -> Any:
 
 @intrinsic
 def rest(typingctx: Any) -> Any:
-    """A breath while waiting for another thread."""
+    """Pause for a moment while waiting for another thread."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         if "x86" in binding.get_process_triple():
@@ -199,7 +199,6 @@ def _binary(kind: Any, name: str) -> Any:
 
 
 add_i32 = _binary(types.int32, "add")
-sub_i32 = _binary(types.int32, "sub")
 mul_i32 = _binary(types.int32, "mul")
 sar_i32 = _binary(types.int32, "ashr")
 add_u32 = _binary(types.uint32, "add")
@@ -331,7 +330,7 @@ def stream_line(typingctx: Any, source: Any, target: Any) -> Any:
 
 @intrinsic
 def fence(typingctx: Any) -> Any:
-    """Everything written so far, past the caches too, is seen by whoever is told of it after this."""
+    """Make everything written so far, past the caches too, visible to other threads."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         builder.fence("seq_cst")

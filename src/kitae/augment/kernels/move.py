@@ -75,7 +75,7 @@ def planar(src: Any, dst: Any, work: Any, args: Any, channels: Any, height: Any,
     return 0
 
 
-def hflip(src: Any, dst: Any, work: Any, args: Any, channels: Any, height: Any, width: Any) -> Any:
+def horizontal_flip(src: Any, dst: Any, work: Any, args: Any, channels: Any, height: Any, width: Any) -> Any:
     source = address_of(src)
     target = address_of(dst)
     for row in range(channels * height):
@@ -83,7 +83,7 @@ def hflip(src: Any, dst: Any, work: Any, args: Any, channels: Any, height: Any, 
     return 0
 
 
-def vflip(src: Any, dst: Any, work: Any, args: Any, channels: Any, height: Any, width: Any) -> Any:
+def vertical_flip(src: Any, dst: Any, work: Any, args: Any, channels: Any, height: Any, width: Any) -> Any:
     source = address_of(src)
     target = address_of(dst)
     for c in range(channels):

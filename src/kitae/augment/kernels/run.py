@@ -1,4 +1,4 @@
-"""The driver: samples outside, steps inside. One call a thread and batch; everything it needs is in `context`.
+"""The driver: samples outside, steps inside. One call per thread and batch; all it needs is in `context`.
 
 For each sample (each pair, where images mix) it plans every op of the pipeline, runs the steps on two buffers that stay
 in the core's cache, and writes the result. Threads share one atomic counter and take blocks of samples from it.
@@ -27,13 +27,12 @@ from kitae.augment.kernels.link import (
 )
 from kitae.augment.kernels.write import BOXES, MIX_FIRST, MIX_SECOND, SCALE, SECOND, STREAM
 from kitae.augment.mix import MIX, plan_mix
-from kitae.augment.ops import (
+from kitae.augment.ops.base import (
     ARGS,
     AUGMIX_BEGIN,
     AUGMIX_END,
     CHAIN_BEGIN,
     CHAIN_END,
-    CODES,
     CROP,
     ERASE_AFTER,
     GAUSSIAN_NOISE,
@@ -65,7 +64,7 @@ TABLE, FLAGS = 24, 25  # int64 [CODES]: address of the op; 1 where it may run in
 FINISH_AT = 26  # address of what writes
 OUT, OUT_STRIDE = 27, 28
 MIXING = 29  # address of the numbers of mixing, or 0
-SCALES = 30  # float64 [6]: scale and shift a channel
+SCALES = 30  # float64 [6]: scale and shift per channel
 TARGETS, TARGETS_KIND, CLASSES, OUT_TARGETS = 31, 32, 33, 34  # kind: 0 none, 1 int64 labels, 2 float32 rows
 IMAGE_BYTES = 35  # of a buffer
 COUNTER = 36  # address of the shared counter
@@ -78,7 +77,7 @@ STREAMING = 38  # 1: write results past the caches
 NEXT = 56  # the counter itself, on a cache line of its own
 CONTEXT = 64
 
-# Scratch of a thread, in bytes from its start.
+# Layout of a thread's scratch memory, in bytes from its start.
 KEY_AT = 0  # uint64 [6]
 INFO_AT = 64  # float64 [INFO]
 PROGRAM_AT = 1024  # codes, then args
@@ -299,6 +298,3 @@ def run(context_at: Any, scratch: Any) -> Any:
                 write_targets(context, n, info[MIX_FIRST + 1], n + 1)
                 write_targets(context, n + 1, info[MIX_SECOND + 1], n)
             n += 2
-
-
-assert CODES <= 64

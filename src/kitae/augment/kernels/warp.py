@@ -136,7 +136,7 @@ def pad_image(
 ) -> Any:
     """The image with a border: one pixel left and above, two right and below, of the fill colour or black.
 
-    Three channels are woven into one 32-bit word a pixel, so that one load fetches all of them.
+    Three channels are packed into one 32-bit word per pixel, so that one load fetches all of them.
     """
     stride = width + 3
     if channels == 1:
@@ -347,8 +347,7 @@ def perspective_bilinear(src: Any, dst: Any, work: Any, args: Any, channels: Any
     return warp(1, True, src, dst, work, args, channels, height, width)
 
 
-# Resizing
-# ---------------------------------------------------------------------------------------------------------------
+# Resizing -------------------------------------------------------------------------------------------------------------
 
 
 def triangle_taps(size: Any, new: Any) -> Any:
@@ -359,7 +358,7 @@ def triangle_taps(size: Any, new: Any) -> Any:
 
 
 def triangle_weights(size: Any, new: Any, taps: Any, starts: Any, weights: Any, scratch: Any) -> Any:
-    """Antialiased bilinear weights as integers times 2**precision, `taps` a pixel (zeros after its own), and the
+    """Antialiased bilinear weights as integers times 2**precision, `taps` per pixel (padded with zeros), and the
     precision.
 
     A triangle as wide as an output pixel, at least two input pixels, about the output pixel's centre.

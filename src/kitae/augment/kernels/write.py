@@ -3,7 +3,7 @@
 Images are written in bands of rows that stay in the innermost cache. Where the whole result is larger than the caches
 (`info[STREAM]`), planar float32 is written past them, which saves reading each line before overwriting it.
 
-`info` is what is known of one sample, or of a pair that mixes:
+`info` describes one sample, or a pair that mixes:
     0       boxes erased in the first image, then 4 numbers each (top, left, height, width), at most 7
     32      the same of the second
     64, 72  mixing of the first and of the second: kind (0 none, 1 MixUp, 2 CutMix), lambda, x1, y1, x2, y2
@@ -33,11 +33,11 @@ from kitae.augment.kernels.link import (
     stream_line,
     stream_mixed,
 )
-from kitae.augment.ops import MOST_BOXES
+from kitae.augment.ops.base import MOST_BOXES
 
 SECOND, MIX_FIRST, MIX_SECOND, SCALE, SHIFT, STREAM, INFO = 32, 64, 72, 80, 83, 86, 96
 BOXES = MOST_BOXES
-BAND = 1024  # values of a channel in a band
+BAND = 1024  # values per channel in a band
 HALF = np.float32(0.5)
 NOTHING = np.float32(0.0)
 
@@ -166,7 +166,7 @@ def straight(src: Any, other: Any, info: Any, mix: Any, target: Any, first: Any,
              size: Any) -> Any:  # fmt: skip
     """Values first .. of each channel to planar float32 in one run, where nothing is erased and no box begins.
 
-    mix: where the mixing of this image stands in `info`, or 0.
+    mix: the index of this image's mixing in `info`, or 0.
     """
     source = address_of(src)
     theirs = address_of(other)

@@ -11,7 +11,7 @@
 | autocontrast, equalize, invert, identity | | | |
 
 Shear pivots at the top left corner with slope = magnitude, translation truncates to whole pixels, a sign is negative
-with probability 1/2. Warps are nearest without a fill colour (black) unless told otherwise.
+with probability 1/2. By default warps are nearest and without a fill colour (black).
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, field_validator, model_validator
 
-from kitae.augment.ops import (
-    AFFINE_BILINEAR,
+from kitae.augment.ops.base import (
     AFFINE_NEAREST,
     ARGS,
     AUGMIX_BEGIN,
@@ -41,17 +40,28 @@ from kitae.augment.ops import (
     SATURATION,
     SHARPNESS,
     SOLARIZE,
-    Fill,
+    FillLevels,
     Interpolation,
     Op,
     Site,
+    Step,
     below,
-    check_fill,
     draw,
     fills,
     unit,
-    write_affine,
 )
+from kitae.augment.ops.color import (
+    Autocontrast,
+    Brightness,
+    Contrast,
+    Equalize,
+    Invert,
+    Posterize,
+    Saturation,
+    Sharpness,
+    Solarize,
+)
+from kitae.augment.ops.geometry import AFFINE_STEPS, write_affine
 
 IDENTITY, SHEAR_X, SHEAR_Y, TRANSLATE_X, TRANSLATE_Y, ROTATE, BRIGHTER, COLOR, CONTRASTED, SHARPER = range(10)
 POSTERIZED, SOLARIZED, AUTOCONTRASTED, EQUALIZED, INVERTED = range(10, 15)
@@ -192,14 +202,13 @@ def write_policy_op(op: Any, magnitude: Any, codes: Any, args: Any, step: Any, h
 
 
 class _Policy(Op):
-    codes: ClassVar[tuple[int, ...]] = (
-        AFFINE_NEAREST, AFFINE_BILINEAR, BRIGHTNESS, SATURATION, CONTRAST, SHARPNESS, POSTERIZE, SOLARIZE, AUTOCONTRAST,
-        EQUALIZE, INVERT,
+    page = "policies"
+    writes: ClassVar[tuple[Step, ...]] = (
+        *AFFINE_STEPS, *Brightness.writes, *Saturation.writes, *Contrast.writes, *Sharpness.writes, *Posterize.writes,
+        *Solarize.writes, *Autocontrast.writes, *Equalize.writes, *Invert.writes,
     )  # fmt: skip
     interpolation: Interpolation = "nearest"
-    fill: Fill = None
-
-    _fill = field_validator("fill")(check_fill)
+    fill: FillLevels = None
 
     def _warp(self) -> list[float]:
         return [AFFINE_NEAREST + (self.interpolation == "bilinear"), *fills(self.fill)]
@@ -211,9 +220,12 @@ class AutoAugment(_Policy):
     Cubuk et al., "AutoAugment: Learning augmentation policies from data" (2018). policy: cifar10, imagenet or svhn.
     """
 
-    name: ClassVar[str] = "auto_augment"
-    steps: ClassVar[int] = 2
+    name = "auto_augment"
     policy: Literal["cifar10", "imagenet", "svhn"] = "imagenet"
+
+    @property
+    def length(self) -> int:
+        return 2
 
     def numbers(self, site: Site) -> list[float]:
         out = self._warp()
@@ -249,7 +261,7 @@ class RandAugment(_Policy):
     magnitude: an index into `num_magnitude_bins` steps from none to the table's largest.
     """
 
-    name: ClassVar[str] = "rand_augment"
+    name = "rand_augment"
     num_ops: int = Field(2, ge=0, le=16)
     magnitude: int = Field(9, ge=0)
     num_magnitude_bins: int = Field(31, ge=2, le=1000)
@@ -291,7 +303,7 @@ class TrivialAugmentWide(_Policy):
     Müller and Hutter, "TrivialAugment: Tuning-free yet state-of-the-art data augmentation" (2021).
     """
 
-    name: ClassVar[str] = "trivial_augment_wide"
+    name = "trivial_augment_wide"
     num_magnitude_bins: int = Field(31, ge=2, le=1000)
 
     def numbers(self, site: Site) -> list[float]:
@@ -360,8 +372,14 @@ class AugMix(_Policy):
     `chain_depth` ops (-1: 1 to 3, uniform) at a magnitude uniform among the first `severity` of ten.
     """
 
-    name: ClassVar[str] = "augmix"
-    codes: ClassVar[tuple[int, ...]] = (*_Policy.codes, AUGMIX_BEGIN, CHAIN_END, AUGMIX_END)
+    name = "augmix"
+    writes = (
+        *_Policy.writes,
+        Step(AUGMIX_BEGIN, "filter.augmix_begin", "augmix, weight of the original {0:.2f}"),
+        Step(CHAIN_BEGIN, "chain_begin", "chain"),
+        Step(CHAIN_END, "filter.chain_end", "end of chain, weight {0:.2f}"),
+        Step(AUGMIX_END, "filter.augmix_end", "end of augmix"),
+    )
     severity: int = Field(3, ge=1, le=10)
     mixture_width: int = Field(3, ge=1, le=8)
     chain_depth: int = Field(-1, ge=-1, le=5)

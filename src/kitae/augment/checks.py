@@ -1,0 +1,174 @@
+"""What a caller gives, checked: images, keys, targets, colours, programs."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kitae.augment.ops.base import ARGS, CROP, ERASE, ERASE_AFTER, GAUSSIAN_BLUR, NOP, RESIZED_CROP
+from kitae.augment.plan import Pipeline, Program
+from kitae.errors import AugmentError
+
+Layout = Literal["nchw", "nhwc"]
+
+
+def is_torch(value: Any) -> bool:
+    """Whether a value is a torch tensor, without importing torch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+def as_batch(images: Any, layout: Layout) -> Any:
+    """A checked batch of images: uint8, four dimensions, 1 or 3 channels.
+
+    Raises:
+        AugmentError: it is something else.
+    """
+    if not (isinstance(images, np.ndarray) or is_torch(images)):
+        raise AugmentError(f"images must be a NumPy array or a torch tensor, not {type(images).__name__}")
+    if images.dtype != (np.uint8 if isinstance(images, np.ndarray) else sys.modules["torch"].uint8):
+        raise AugmentError(f"images must be uint8, not {str(images.dtype).removeprefix('torch.')}")
+    form = "[N, C, H, W]" if layout == "nchw" else "[N, H, W, C]"
+    shape = list(images.shape)
+    if len(shape) != 4:
+        raise AugmentError(f"images must be {form}, not {shape}")
+    if shape[1 if layout == "nchw" else 3] not in (1, 3):
+        raise AugmentError(f"images must be {form} with 1 or 3 channels, not {shape}")
+    if 0 in shape[1:]:
+        raise AugmentError(f"images have no pixels: {shape}")
+    return images.detach() if is_torch(images) else images
+
+
+def scale_and_shift(mean: Any, std: Any) -> tuple[list[float], list[float]]:
+    """Per channel, so that level * scale + shift is (level / 255 - mean) / std."""
+    m, s = as_colour(mean, "mean"), as_colour(std, "std")
+    assert m is not None
+    assert s is not None
+    if len(m) != len(s):
+        m, s = (v * 3 if len(v) == 1 else v for v in (m, s))
+    return [1.0 / (255.0 * b) for b in s], [-a / b for a, b in zip(m, s, strict=True)]
+
+
+def as_colour(values: Any, name: str) -> tuple[float, ...] | None:
+    """A mean or std: 1 or 3 finite numbers, a std above 0."""
+    if values is None:
+        return None
+    out = tuple(float(v) for v in np.atleast_1d(np.asarray(values, np.float64)))
+    if len(out) not in (1, 3) or not all(np.isfinite(out)):
+        raise AugmentError(f"{name} must be 1 or 3 finite numbers in units of [0, 1], not {values}")
+    if name == "std" and min(out) <= 0:
+        raise AugmentError(f"std must be above 0, not {values}")
+    return out
+
+
+def check_program(program: Program, pipeline: Pipeline, count: int) -> Program:
+    """The program as contiguous arrays, safe for the kernels, which do not check its numbers.
+
+    Raises:
+        AugmentError: it does not come from this pipeline at this size, or has other than `count` samples.
+    """
+    shape = (count, pipeline.steps)
+    if program.codes.shape != shape or program.args.shape != (*shape, ARGS):
+        raise AugmentError(f"the program is for {program.codes.shape} (samples, steps), not {shape}")
+    codes = np.ascontiguousarray(program.codes, np.int64)
+    args = np.ascontiguousarray(program.args, np.float64)
+    mix = None if program.mix is None else np.ascontiguousarray(program.mix, np.float64)
+    bad = (mix is None) != (pipeline.mixing is None)
+    for k, op in enumerate(pipeline.ops):
+        at, end = pipeline.offsets[k], pipeline.offsets[k + 1]
+        known = [NOP, *(step.code for step in op.writes)]
+        c, a = codes[:, at:end], args[:, at:end]
+        (h, w), (nh, nw) = pipeline.sizes[k], pipeline.sizes[k + 1]
+        inside = (a[..., :4] >= 0).all(-1) & (a[..., 0] + a[..., 2] <= h) & (a[..., 1] + a[..., 3] <= w)
+        reach = (a[..., 0] > -h) & (a[..., 1] > -w) & (a[..., 0] + nh < 2 * h) & (a[..., 1] + nw < 2 * w)
+        crops = (
+            np.isfinite(a[..., :5]).all(-1)
+            & (a[..., 2] == nh)
+            & (a[..., 3] == nw)
+            & np.isin(a[..., 4], (0, 1, 2))
+            & ((a[..., 4] != 1) | reach)
+        )
+        sizes = (a[..., 2] >= 1) & (a[..., 3] >= 1) & (a[..., 4] == nh) & (a[..., 5] == nw)
+        kernel = a[..., :2]
+        blurs = ((kernel % 2 == 1) & (kernel <= 63) & (kernel // 2 < [w, h])).all(-1)
+        wrong = ~np.isin(c, known) | (np.isin(c, (ERASE, ERASE_AFTER)) & ~inside) | ((c == CROP) & ~crops)
+        wrong |= ((c == RESIZED_CROP) & ~(inside & sizes)) | ((c == GAUSSIAN_BLUR) & ~blurs)
+        bad = bad or bool(wrong.any())
+    if mix is not None:
+        h, w = pipeline.sizes[-1]
+        bad = bad or mix.shape != (len(codes), 6) or not np.isfinite(mix).all()
+        if not bad:
+            kind, x1, y1, x2, y2 = mix[:, 0], *mix[:, 2:].T
+            boxes = (x1 >= 0) & (x1 <= x2) & (x2 <= w) & (y1 >= 0) & (y1 <= y2) & (y2 <= h)
+            bad = not (np.isin(kind, (0, 1, 2)) & boxes).all()
+    if bad:
+        raise AugmentError("the program was not made by this pipeline for images of this size")
+    return Program(codes, args, mix)
+
+
+def as_keys(epoch: Any, index: Any, count: int) -> tuple[int | NDArray[np.int64], NDArray[np.int64]]:
+    """The epoch, one or int64 [count], and the index, int64 [count]."""
+    rows = integers(index, "index", 2**63)
+    if rows.ndim != 1 or len(rows) != count:
+        raise AugmentError(f"index must be one integer per sample, [{count}], not {list(rows.shape)}")
+    if type(epoch) is int and 0 <= epoch < 2**32:
+        return epoch, rows
+    epochs = integers(epoch, "epoch", 2**32)
+    if epochs.ndim == 0:
+        return int(epochs), rows
+    if epochs.shape != (count,):
+        raise AugmentError(f"epoch must be an integer or one per sample, [{count}], not {list(epochs.shape)}")
+    return epochs, rows
+
+
+def as_step(step: int | None, rows: NDArray[np.int64]) -> int:
+    """What keys a batch as a whole: its step, or its first index where that is None."""
+    if step is None:
+        return int(rows[0]) if len(rows) else 0
+    return int(integers(step, "step", 2**63))
+
+
+def integers(value: Any, name: str, limit: int) -> NDArray[np.int64]:
+    """Integers in [0, limit) as int64."""
+    array = value.detach().cpu().numpy() if is_torch(value) else np.asarray(value)
+    if array.size == 0 and array.ndim == 1:
+        return np.zeros(0, np.int64)
+    if array.dtype.kind not in "iu":
+        raise AugmentError(f"{name} must be integer, not {array.dtype}")
+    # Seen as unsigned, a negative number is too large: one pass tells both.
+    if array.dtype == np.int64:
+        largest = np.maximum.reduce(array.view(np.uint64), axis=None)
+    else:
+        largest = max(int(array.max()), -int(array.min()) << 64)
+    if int(largest) >= limit:
+        raise AugmentError(f"{name} must be in [0, {limit}), not {array.min()} to {array.max()}")
+    return np.asarray(array, np.int64, order="C")
+
+
+def as_labels(targets: Any, count: int, num_classes: int | None) -> tuple[NDArray[Any] | None, int]:
+    """Targets as int64 [N] or float32 [N, K], and K; (None, 0) where there are none.
+
+    Raises:
+        AugmentError: wrong type, length or classes.
+    """
+    if targets is None:
+        return None, 0
+    array = targets.detach().cpu().numpy() if is_torch(targets) else np.asarray(targets)
+    if array.ndim not in (1, 2) or len(array) != count:
+        raise AugmentError(f"targets must be [N] or [N, K] with N = {count}, not {list(array.shape)}")
+    if array.ndim == 2:
+        if array.dtype.kind != "f":
+            raise AugmentError(f"targets [N, K] must be float32, not {array.dtype}")
+        if num_classes is not None and array.shape[1] != num_classes:
+            raise AugmentError(f"targets have {array.shape[1]} classes, num_classes is {num_classes}")
+        return np.ascontiguousarray(array, np.float32), array.shape[1]
+    if array.size and array.dtype.kind not in "iu":
+        raise AugmentError(f"targets [N] must be integer labels, not {array.dtype}")
+    if num_classes is None:
+        raise AugmentError("integer targets need num_classes; or give float32 [N, K]")
+    if count and not (int(array.min()) >= 0 and int(array.max()) < num_classes):
+        raise AugmentError(f"targets must be in [0, {num_classes}), not {array.min()} to {array.max()}")
+    return np.ascontiguousarray(array, np.int64), num_classes

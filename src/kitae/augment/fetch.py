@@ -1,0 +1,145 @@
+"""Random resized crops read straight from a store of whole pictures.
+
+The op sees each picture at its own size and aspect ratio, as torchvision's RandomResizedCrop sees a decoded file, and
+its window is resized in one step. The draw and the kernel are those of the op; only the source of the pixels differs.
+"""
+
+# numba types the kernel, not mypy.
+# mypy: disable-error-code="operator,arg-type"
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kitae import keyed
+from kitae.augment import jit
+from kitae.augment.kernels.link import RUN, as_f64, as_i64, as_u8, as_u64
+from kitae.augment.kernels.warp import resized_crop
+from kitae.augment.ops.geometry import RandomResizedCrop
+
+# Another one than the op's own, which a second crop later in the pipeline has.
+SLOT = keyed.op_slot("random_resized_crop of whole pictures")
+
+plan_crop = RandomResizedCrop.plan
+
+# The context of a call: int64, addresses and sizes.
+FIRST, LAST = 0, 1  # samples of this thread
+PIXELS, STARTS, HEIGHTS, WIDTHS, CHANNELS = 2, 3, 4, 5, 6
+ROWS, INDEX, EPOCH, SEED_LOW, SEED_HIGH, SLOT_AT = 7, 8, 9, 10, 11, 12
+NUMBERS, OUT, STRIDE = 13, 14, 15
+CONTEXT = 16
+
+# Scratch of a thread, in bytes: the key, the step, the work area of the kernel.
+STEP_AT, WORK_AT = 64, 512
+
+
+def crop_samples(context_at: Any, scratch: Any) -> Any:
+    """Plan and cut samples FIRST to LAST."""
+    c = as_i64(context_at)
+    key = as_u64(scratch)
+    codes = as_i64(scratch + STEP_AT)
+    args = as_f64(scratch + STEP_AT + 8)
+    starts = as_i64(c[STARTS])
+    heights = as_i64(c[HEIGHTS])
+    widths = as_i64(c[WIDTHS])
+    rows = as_i64(c[ROWS])
+    index = as_u64(c[INDEX])
+    key[2] = np.uint64(c[EPOCH])
+    key[3] = np.uint64(c[SLOT_AT])
+    key[4] = np.uint64(c[SEED_LOW])
+    key[5] = np.uint64(c[SEED_HIGH])
+    for n in range(c[FIRST], c[LAST]):
+        key[0] = index[n] & np.uint64(0xFFFFFFFF)
+        key[1] = index[n] >> np.uint64(32)
+        row = rows[n]
+        height = heights[row]
+        width = widths[row]
+        plan_crop(key, as_f64(c[NUMBERS]), codes, args, height, width)
+        source = as_u8(c[PIXELS] + starts[row])
+        target = as_u8(c[OUT] + n * c[STRIDE])
+        resized_crop(source, target, scratch + WORK_AT, args, c[CHANNELS], height, width)
+    return 0
+
+
+class PictureCrop:
+    """Cuts a keyed window out of each picture and resizes it, bilinear with antialias.
+
+    Args:
+        op: what to draw.
+        pixels: uint8, one picture after the other, each [C, h, w].
+        starts: int64 [M + 1], where each begins.
+        heights, widths: int64 [M].
+        shape: (C, H, W) of what the network sees: the result's, unless the op has a size of its own.
+        threads: by which a call is shared.
+    """
+
+    def __init__(
+        self,
+        op: RandomResizedCrop,
+        pixels: NDArray[np.uint8],
+        starts: NDArray[np.int64],
+        heights: NDArray[np.int64],
+        widths: NDArray[np.int64],
+        shape: tuple[int, int, int],
+        threads: int,
+    ) -> None:
+        channels, height, width = shape
+        self.shape = (channels, *op.result(height, width))
+        self._threads = threads
+        self._numbers = np.array([*self.shape[1:], *op.scale, *op.ratio], np.float64)
+        self._kept: Sequence[NDArray[Any]] = (pixels, starts, heights, widths)  # their memory is read by address
+        self._work_bytes = _work_bytes(int(heights.max()), int(widths.max()), *self.shape[1:])
+        c = np.zeros(CONTEXT, np.int64)
+        c[[PIXELS, STARTS, HEIGHTS, WIDTHS]] = [array.ctypes.data for array in self._kept]
+        c[CHANNELS], c[STRIDE] = channels, int(np.prod(self.shape))
+        c[NUMBERS], c[SLOT_AT] = self._numbers.ctypes.data, SLOT
+        self._context = c
+
+    def __call__(self, rows: NDArray[np.int64], index: NDArray[np.int64], seed: int, epoch: int) -> NDArray[np.uint8]:
+        """Training images, a pure function of (seed, epoch, index) and the pictures.
+
+        Args:
+            rows: int64 [b], which pictures.
+            index: int64 [b], what keys each.
+
+        Returns:
+            uint8 [b, C, H, W].
+        """
+        rows, index = (np.ascontiguousarray(array, np.int64) for array in (rows, index))
+        out = np.empty((len(rows), *self.shape), np.uint8)
+        context = self._context.copy()
+        context[[ROWS, INDEX, OUT]] = [array.ctypes.data for array in (rows, index, out)]
+        context[[EPOCH, SEED_LOW, SEED_HIGH]] = epoch, seed & 0xFFFFFFFF, seed >> 32
+        run = jit.native(crop_samples, RUN).ctypes  # without the interpreter lock
+
+        def work(part: NDArray[np.int64]) -> None:
+            own = context.copy()
+            own[[FIRST, LAST]] = part
+            scratch = np.empty(self._work_bytes + WORK_AT + 64, np.uint8)
+            at = scratch.ctypes.data
+            run(own.ctypes.data, at + -at % 64)
+
+        threads = min(self._threads, len(rows))
+        if threads < 2:
+            work(np.array([0, len(rows)]))
+        else:
+            # More parts than threads: pictures differ in size, and the cores in what else they do.
+            ends = np.linspace(0, len(rows), min(4 * threads, len(rows)) + 1).astype(np.int64)
+            with ThreadPoolExecutor(threads, thread_name_prefix="kitae-crop") as pool:
+                list(pool.map(work, np.stack([ends[:-1], ends[1:]], axis=1)))
+        return out
+
+
+def _work_bytes(height: int, width: int, new_height: int, new_width: int) -> int:
+    """Bytes of work area for the largest windows: weights, and planes transposed between the two passes."""
+    across = 2 * -(-max(width, new_width) // new_width) + 1
+    down = 2 * -(-max(height, new_height) // new_height) + 1
+    tall, wide = height + 16, new_width + 16
+    lines = 64 * (max(height, width, new_height, new_width) + 64) + 4 * (max(new_height, new_width) + max(tall, wide))
+    weights = 8 * max(new_width * across, new_height * down)
+    return lines + weights + (width + across + new_width) * tall + 3 * (height + down) * wide + (64 << 10)

@@ -1,0 +1,111 @@
+"""Ops that users write in torch, and torchvision transforms as ops."""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pydantic import ConfigDict
+
+from kitae.augment.draw import Draw
+from kitae.augment.ops.base import CUSTOM, Op, Site, Step
+from kitae.errors import AugmentError
+
+if TYPE_CHECKING:
+    import torch
+
+
+class CustomOp(Op):
+    """The base of an op of your own: two methods, and it runs on both executors.
+
+        class Pixelate(CustomOp):
+            p: float = 0.3
+
+            def draw(self, key, height, width):
+                return {"on": key.uniform(0) < self.p, "block": key.integers(1, 2, 9)}
+
+            def apply(self, images, on, block):
+                ...  # torch uint8 [N, C, H, W] in and out, on the executor's device
+
+    `draw` gets a `Draw`: keyed uniforms, integers and normals, one per sample, by slot (0 to 63). It returns arrays
+    whose first dimension is N. `apply` gets the images (a fresh tensor that it may change) and those arrays, and
+    returns uint8 images of `result`'s size. It must not use other randomness, and what it does to a sample must not
+    depend on the others.
+    """
+
+    name = "custom"
+    writes = (Step(CUSTOM, "custom"),)
+
+    def numbers(self, site: Site) -> list[float]:
+        return [1.0, CUSTOM, 0]
+
+    def draw(self, key: Draw, height: int, width: int) -> dict[str, Any]:
+        """Keyed parameters of each sample: arrays with first dimension N."""
+        return {}
+
+    def apply(self, images: torch.Tensor, **parameters: Any) -> torch.Tensor:
+        """The images, uint8 [N, C, H, W], changed."""
+        raise NotImplementedError
+
+    def run(self, images: torch.Tensor, key: Draw, size: tuple[int, int]) -> torch.Tensor:
+        """Draw and apply: uint8 [N, C, H, W] in, uint8 [N, C, *size] out.
+
+        Raises:
+            AugmentError: `apply` returned something else.
+        """
+        import torch
+
+        parameters = {
+            name: torch.from_numpy(value).to(images.device) if isinstance(value, np.ndarray) else value
+            for name, value in self.draw(key, *images.shape[2:]).items()
+        }
+        shape = (*images.shape[:2], *size)
+        out = self.apply(images, **parameters)
+        if not isinstance(out, torch.Tensor) or out.dtype != torch.uint8 or tuple(out.shape) != shape:
+            got = f"{out.dtype} {list(out.shape)}" if isinstance(out, torch.Tensor) else type(out).__name__
+            raise AugmentError(f"{self.name}: apply must return uint8 {list(shape)}, not {got}")
+        return out
+
+
+class TransformOp(CustomOp):
+    """A torchvision transform, or any function on one uint8 [C, H, W] tensor, as an op. It runs sample by sample.
+
+    Its randomness comes from the generators of torch, Python and NumPy, which are seeded for each sample from its key
+    and restored afterwards.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    name = "transform"
+    transform: Any
+
+    def __repr__(self) -> str:
+        return f"transform {self.transform!r}"
+
+    def draw(self, key: Draw, height: int, width: int) -> dict[str, Any]:
+        return {"seeds": key.seeds(0)}
+
+    def apply(self, images: torch.Tensor, **parameters: Any) -> torch.Tensor:
+        import torch
+
+        devices = [images.device] if images.is_cuda else []
+        python, legacy = random.getstate(), np.random.get_state()
+        out = []
+        with torch.random.fork_rng(devices=devices):
+            try:
+                for image, seed in zip(images, parameters["seeds"].tolist(), strict=True):
+                    torch.default_generator.manual_seed(seed)
+                    for device in devices:
+                        torch.cuda.default_generators[device.index or 0].manual_seed(seed)
+                    random.seed(seed)
+                    np.random.seed(seed & 0xFFFFFFFF)
+                    out.append(self.transform(image))
+            finally:
+                random.setstate(python)
+                np.random.set_state(legacy)
+        if not out:
+            return images
+        if not all(isinstance(image, torch.Tensor) and image.shape == out[0].shape for image in out):
+            raise AugmentError(f"{self!r} must return tensors of one shape")
+        return torch.stack(out)

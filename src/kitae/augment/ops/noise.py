@@ -1,0 +1,234 @@
+"""Blur, noise, and ops that cover a part of the image."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Annotated, Any, Self
+
+import numpy as np
+from pydantic import Field, field_validator
+
+from kitae.augment.ops.base import (
+    ERASE,
+    ERASE_AFTER,
+    GAUSSIAN_BLUR,
+    GAUSSIAN_NOISE,
+    RAW_WORDS,
+    SALT_AND_PEPPER,
+    Amount,
+    Argument,
+    FillLevels,
+    Lines,
+    Op,
+    Probability,
+    Range,
+    Ratio,
+    Share,
+    Site,
+    Size,
+    Step,
+    below,
+    between,
+    draw,
+    fills,
+    pair,
+    rounded,
+    unit,
+    within,
+)
+from kitae.errors import AugmentError
+
+Kernel = Annotated[int, Field(ge=1, le=63)]
+
+
+class GaussianBlur(Op):
+    """Convolves with a Gaussian, mirrored at the border, rounded. torchvision GaussianBlur.
+
+    kernel_size: odd pixels (a number or width, height). sigma: pixels; a number, or a pair to draw from.
+    """
+
+    name = "gaussian_blur"
+    page = "noise"
+    writes = (Step(GAUSSIAN_BLUR, "filter.gaussian_blur", "blur sigma {2:.2f}"),)
+    kernel_size: Kernel | tuple[Kernel, Kernel] = 3
+    sigma: Annotated[Amount, within(1e-6)] = (0.1, 2.0)
+    p: Probability = 1.0
+
+    @field_validator("kernel_size")
+    @classmethod
+    def _odd(cls, value: Any) -> Any:
+        if any(k % 2 == 0 for k in (value if isinstance(value, tuple) else (value,))):
+            raise ValueError(f"kernel_size must be odd, not {value}")
+        return value
+
+    def ranges(self, site: Site) -> Sequence[Range]:
+        kx, ky = self.kernel_size if isinstance(self.kernel_size, tuple) else (self.kernel_size, self.kernel_size)
+        if kx // 2 >= site.width or ky // 2 >= site.height:
+            raise AugmentError(
+                f"gaussian_blur: a kernel of {kx} x {ky} needs an image larger than {site.width} x {site.height}"
+            )
+        return pair(kx), pair(ky), pair(self.sigma), pair(self.sigma)
+
+    @classmethod
+    def example(cls, site: Site) -> Self:
+        return cls(kernel_size=5)
+
+
+class GaussianNoise(Op):
+    """Adds normal noise to every value, noise truncated to whole levels, the sum clamped. torchvision GaussianNoise.
+
+    mean, sigma: of the range [0, 1] (sigma a number, or a pair to draw from). Noise comes from a table of the normal
+    quantile function at 65,536 points, addressed by a hash of the sample's key and the pixel's place.
+    """
+
+    name = "gaussian_noise"
+    page = "noise"
+    writes = (
+        Step(
+            GAUSSIAN_NOISE,
+            "noise.gaussian_noise",
+            "noise sigma {3:.2f}",
+            (Argument("sigma", 3, high=10.0), Argument("mean", 2, -1.0, 1.0, 0.0), Argument("key", default=0)),
+        ),
+    )
+    mean: float = Field(0.0, ge=-1, le=1)
+    sigma: Annotated[Amount, within(0.0, 10.0)] = 0.1
+    p: Probability = 1.0
+
+    def ranges(self, site: Site) -> Sequence[Range]:
+        return *RAW_WORDS, pair(self.mean), pair(self.sigma)
+
+    @classmethod
+    def example(cls, site: Site) -> Self:
+        return cls(sigma=(0.02, 0.2))
+
+
+class SaltAndPepper(Op):
+    """Sets a share of the pixels to white (salt) or black (pepper), all channels alike.
+
+    amount: probability of a pixel to be hit; a number, or a pair to draw from. salt: probability of white among them.
+    """
+
+    name = "salt_and_pepper"
+    page = "noise"
+    writes = (
+        Step(
+            SALT_AND_PEPPER,
+            "noise.salt_and_pepper",
+            "{2:.1%} hit",
+            (Argument("amount", 2, high=1.0), Argument("salt", 3, 0.0, 1.0, 0.5), Argument("key", default=0)),
+        ),
+    )
+    amount: Annotated[Amount, within(0.0, 1.0)] = 0.02
+    salt: Probability = 0.5
+    p: Probability = 1.0
+
+    def ranges(self, site: Site) -> Sequence[Range]:
+        return *RAW_WORDS, pair(self.amount), pair(self.salt)
+
+    @classmethod
+    def example(cls, site: Site) -> Self:
+        return cls(amount=(0.01, 0.1))
+
+
+def write_erase(codes: Any, args: Any, top: Any, left: Any, height: Any, width: Any, numbers: Any, at: int) -> None:
+    """An erasing step: after normalisation where numbers[at] is positive, else with the three levels that follow."""
+    codes[0] = ERASE_AFTER if numbers[at] > 0 else ERASE
+    args[0] = top
+    args[1] = left
+    args[2] = height
+    args[3] = width
+    args[4] = numbers[at + 1]
+    args[5] = numbers[at + 2]
+    args[6] = numbers[at + 3]
+
+
+def _box(a: Sequence[float]) -> Lines:
+    return f"erase {a[2]:.0f} x {a[3]:.0f}", f"at ({a[0]:.0f}, {a[1]:.0f})"
+
+
+def _box_after(a: Sequence[float]) -> Lines:
+    return *_box(a), "zero after normalisation"
+
+
+class _Erasing(Op):
+    page = "noise"
+    erases = True
+    writes = (Step(ERASE, "move.erase", _box, in_place=True), Step(ERASE_AFTER, "erase_after", _box_after))
+    value: FillLevels = None
+
+    def _colour(self, site: Site) -> list[float]:
+        if self.value is None:
+            return [site.last, *(float(round(v)) for v in site.mean)]
+        return [0.0, *fills(self.value)]
+
+
+class RandomErasing(_Erasing):
+    """Erases a rectangle. Zhong et al., "Random erasing data augmentation" (2017); torchvision RandomErasing.
+
+    Ten tries: area uniform in `scale` (share of the image), aspect ratio (height / width) log-uniform in `ratio`, place
+    uniform, smaller than the image both ways; where none fits, nothing is erased.
+
+    value: levels to write (0 to 255); null writes 0 *after* normalisation, which is the mean colour. Where other ops
+        follow, null writes the mean colour in place; where the output is uint8, it writes 0.
+    """
+
+    name = "random_erasing"
+    p: Probability = 0.5
+    scale: Share = (0.02, 0.33)
+    ratio: Ratio = (0.3, 3.3)
+
+    def numbers(self, site: Site) -> list[float]:
+        return [self.p, *self.scale, *(math.log(r) for r in self.ratio), *self._colour(site)]
+
+    @staticmethod
+    def plan(key: Any, numbers: Any, codes: Any, args: Any, height: Any, width: Any) -> None:
+        p0, _, _, _ = draw(key, 0)
+        if unit(p0) < numbers[0]:
+            for attempt in range(1, 11):
+                w0, w1, w2, w3 = draw(key, attempt)
+                area = height * width * between(w0, numbers[1], numbers[2])
+                ratio = math.exp(between(w1, numbers[3], numbers[4]))
+                h = rounded(math.sqrt(area * ratio))
+                w = rounded(math.sqrt(area / ratio))
+                if h < height and w < width:
+                    top = below(w2, height - h + 1)
+                    left = below(w3, width - w + 1)
+                    write_erase(codes, args, top, left, h, w, numbers, 5)
+                    return
+
+    @classmethod
+    def example(cls, site: Site) -> Self:
+        return cls(p=1.0, value=site.mean)
+
+
+class Cutout(_Erasing):
+    """Erases a square of `size` pixels about a uniform centre, clipped. DeVries and Taylor, "Cutout" (2017).
+
+    value: as in random_erasing.
+    """
+
+    name = "cutout"
+    size: Size = 16
+    p: Probability = 1.0
+
+    def numbers(self, site: Site) -> list[float]:
+        return [self.p, self.size, *self._colour(site)]
+
+    @staticmethod
+    def plan(key: Any, numbers: Any, codes: Any, args: Any, height: Any, width: Any) -> None:
+        w0, w1, w2, _ = draw(key, 0)
+        if unit(w0) < numbers[0]:
+            side = np.int64(numbers[1])
+            top = below(w1, height) - side // 2
+            left = below(w2, width) - side // 2
+            bottom = min(top + side, height)
+            right = min(left + side, width)
+            top = max(top, 0)
+            left = max(left, 0)
+            write_erase(codes, args, top, left, bottom - top, right - left, numbers, 2)
+
+    @classmethod
+    def example(cls, site: Site) -> Self:
+        return cls(size=min(site.height, site.width) // 2, value=site.mean)

@@ -1,0 +1,60 @@
+"""Twins of `kernels.noise`."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from kitae.augment.twins.numbers import Numbers
+from kitae.keyed import normal_quantile
+
+Tensor = torch.Tensor
+QUANTILE_STEP = 1.0 / 4096.0
+_tables: dict[torch.device, Tensor] = {}
+
+
+def _scramble(place: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """`kernels.noise.scramble` on int64 that hold 32-bit words."""
+    mask = 0xFFFFFFFF
+
+    def times(x: Tensor, factor: int) -> Tensor:
+        return (x * (factor & 0xFFFF) + ((x * (factor >> 16) & 0xFFFF) << 16)) & mask
+
+    x = (times(place, 0x9E3779B9) + low) & mask
+    x = x ^ (x >> 16)
+    x = times(x, 0x7FEB352D)
+    x = x ^ (x >> 15)
+    x = (x + high) & mask
+    x = times(x, 0x846CA68B)
+    return x ^ (x >> 16)
+
+
+def gaussian_noise(x: Tensor, a: Numbers) -> Tensor:
+    n = len(x)
+    size = x[0].numel()
+    place = torch.arange((size + 1) // 2, device=x.device).view(1, -1)
+    word = _scramble(place, a.integer(1).view(-1, 1), a.integer(0).view(-1, 1))
+    half = torch.stack((word & 0xFFFF, word >> 16), 2).view(n, -1)[:, :size]
+    table = _tables.get(x.device)
+    if table is None:
+        points = (np.arange(32768) + 32768.5) / 65536.0
+        table = torch.from_numpy(np.rint(normal_quantile(points) / QUANTILE_STEP).astype(np.float32)).to(x.device)
+        _tables[x.device] = table
+    z = table[half & 0x7FFF] * QUANTILE_STEP
+    z = torch.where(half > 0x7FFF, -z, z)
+    noise = a.float32(a.host(2) * 255.0, 2) + z * a.float32(a.host(3) * 255.0, 2)
+    return (x.reshape(n, -1).to(torch.int32) + noise.to(torch.int32)).clamp_(0, 255).to(torch.uint8).view_as(x)
+
+
+def salt_and_pepper(x: Tensor, a: Numbers) -> Tensor:
+    h, w = x.shape[2:]
+    place = torch.arange(h * w, device=x.device).view(1, 1, h, w)
+    word = _scramble(place, a.integer(1), a.integer(0)) >> 1
+    amount, salt = a.host(2), a.host(3)
+
+    def threshold(p: NDArray[np.float64]) -> Tensor:
+        return torch.from_numpy((p * 2147483648.0).astype(np.int64)).to(x.device).view(-1, 1, 1, 1)
+
+    spot = (word < threshold(amount * salt)).to(torch.uint8) * 255
+    return torch.where(word < threshold(amount), spot, x)

@@ -1,0 +1,86 @@
+"""The command line: parses, calls the public function, prints.
+
+Everything heavy is imported inside the verb that needs it, so `kitae --help` loads neither torch nor numba.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+
+from cyclopts import CycloptsError
+
+from kitae import console
+from kitae.cli.app import app
+from kitae.cli.data import check, prepare
+from kitae.cli.research import ablate, augment, bench, bench_precision, recipe, search, study
+from kitae.cli.ship import compress, export
+from kitae.cli.start import evaluate, predict, report, train
+from kitae.errors import KitaeError, missing
+
+__all__ = [
+    "ablate", "app", "augment", "bench", "bench_precision", "check", "compress", "evaluate", "export", "main",
+    "predict", "prepare", "recipe", "report", "search", "study", "train",
+]  # fmt: skip
+
+# The extra that installs a library which a command needs.
+_EXTRAS = {
+    **dict.fromkeys(("torch", "torchvision", "numba", "scipy", "statsmodels", "pandas", "safetensors", "pyarrow",
+                     "matplotlib", "jinja2"), "train"),
+    **dict.fromkeys(("onnx", "onnxscript", "torch_pruning", "torchao"), "compress"),
+    "onnxruntime": "runtime", "timm": "models", "optuna": "search", "ray": "cluster", "tensorboard": "track",
+}  # fmt: skip
+# Errors of the file system that are no bug of this program.
+_USER_ERRORS = (
+    errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOTDIR, errno.EISDIR,
+    errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP,
+)  # fmt: skip
+# What other trainers call our verbs.
+_HABITS = {
+    "fit": "train", "finetune": "train", "fine-tune": "train", "val": "evaluate", "validate": "evaluate",
+    "test": "evaluate", "eval": "evaluate", "infer": "predict", "classify": "predict", "prune": "compress",
+    "quantize": "compress", "benchmark": "bench", "ablate": "study ablate", "check": "data check",
+}  # fmt: skip
+_FIRST_STEPS = """\
+kitae train fashion-mini         train a first classifier, on images that come with the package
+kitae predict runs/NAME IMAGES   classify images with it
+kitae --help                     everything else"""
+
+
+def main() -> None:
+    """Entry point. Exit codes: 0 done, 2 an error of the user in one line, 130 or 143 stopped by a signal."""
+    words = sys.argv[1:]
+    if not words:
+        console.say(_FIRST_STEPS)
+        return
+    if words[0] in _HABITS:
+        console.error(f"there is no command {words[0]!r}: use kitae {_HABITS[words[0]]}")
+        sys.exit(2)
+    try:
+        app(exit_on_error=False, print_error=False)
+    except CycloptsError as problem:
+        console.error(str(problem))
+        sys.exit(2)
+    except KitaeError as problem:
+        console.error(str(problem))
+        if type(problem).__name__ == "TrainingInterruptedError":
+            sys.exit(143 if "SIGTERM" in str(problem) else 130)
+        sys.exit(2)
+    except ModuleNotFoundError as problem:
+        extra = _EXTRAS.get((problem.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        console.error(str(missing(str(problem.name), extra)))
+        sys.exit(2)
+    except BrokenPipeError:  # `kitae ... | head`: the reader has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as problem:
+        if problem.errno not in _USER_ERRORS:
+            raise
+        console.error(f"{problem.filename or 'a file'}: {problem.strerror}")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        console.error("interrupted")
+        sys.exit(130)

@@ -1,0 +1,52 @@
+"""The command `kitae` and its groups; the verbs register themselves here when their modules are imported."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from cyclopts import App, Group, Parameter
+
+from kitae import __version__
+
+START = Group("Start", sort_key=1)
+SHIP = Group("Ship", sort_key=2)
+DATA = Group("Data", sort_key=3)
+RESEARCH = Group("Research", sort_key=4)
+
+app = App(
+    name="kitae",
+    version=__version__,
+    help="From a folder of images to a small, fast, trusted classifier.",
+    help_format="plaintext",
+)
+data_app = App(
+    name="data", help="Check a data source, or decode it ahead of time.", help_format="plaintext", group=DATA
+)
+study_app = App(
+    name="study",
+    help="Measure what techniques contribute, with paired seeds and intervals.",
+    help_format="plaintext",
+    group=RESEARCH,
+    sort_key=1,
+)
+bench_app = App(
+    name="bench",
+    help="Measure what a recipe costs on this machine.",
+    help_format="plaintext",
+    group=RESEARCH,
+    sort_key=3,
+)
+show_app = App(
+    name="show",
+    help="Draw what something does, as PNG files.",
+    help_format="plaintext",
+    group=RESEARCH,
+    sort_key=4,
+)
+for inner in (data_app, study_app, bench_app, show_app):
+    app.command(inner)
+
+Sets = Annotated[
+    list[str] | None,
+    Parameter(name="--set", consume_multiple=True, negative=(), help="Override fields: a.b=value c=value ..."),
+]

@@ -1,0 +1,318 @@
+"""Studies, searches, benchmarks, pictures, recipes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from kitae import console
+from kitae.cli.app import RESEARCH, Sets, app, bench_app, show_app, study_app
+from kitae.cli.data import data_spec
+from kitae.cli.page import Open, write_page
+
+# Of every command that runs studies.
+_Workers = Annotated[int, Parameter(help="Runs at a time.")]
+_Threads = Annotated[int | None, Parameter(help="Threads of each run; default shares this machine's cores out.")]
+_Ray = Annotated[
+    str | None,
+    Parameter(
+        help="Address of a Ray cluster to run on instead, or `local`; a search also wants the --workers and --threads "
+        "that it has room for."
+    ),
+]
+
+
+@study_app.default
+def study(
+    spec: str | None = None,
+    *,
+    out: Path | None = None,
+    set_: Sets = None,
+    plan: Annotated[bool, Parameter(negative=())] = False,
+    tiny: Annotated[bool, Parameter(negative=())] = False,
+    workers: _Workers = 1,
+    threads: _Threads = None,
+    ray: _Ray = None,
+    overwrite: Annotated[bool, Parameter(negative=())] = False,
+    open_: Open = False,
+) -> None:
+    """Run or resume a study, and print what it shows.
+
+    Example: kitae study mixing --plan
+
+    Parameters
+    ----------
+    spec
+        A study file or a shipped study's name; without it the shipped ones are listed.
+    out
+        The study folder; default runs/study-NAME. An interrupted study is resumed.
+    plan
+        Print runs, estimated time and the smallest effect that the seeds can show, and stop.
+    tiny
+        Run the study's tiny version, to see whether the file works; its numbers mean nothing.
+    overwrite
+        Replace the study in --out.
+    """
+    from kitae.experiments.study import plan_study
+    from kitae.experiments.study import study as run_study
+    from kitae.experiments.study_spec import StudySpec, shipped
+
+    assignments = set_ or []
+    if spec is None:
+        rows = [[name, StudySpec.load(name).about] for name in shipped()]
+        console.table("", ["study", "what it measures"], rows, right=9)
+    elif plan:
+        console.say(plan_study(spec, *assignments, tiny=tiny, workers=workers, threads=threads).text())
+    else:
+        result = run_study(
+            spec, out, *assignments, tiny=tiny, workers=workers, threads=threads, overwrite=overwrite,
+            executor=_ray(ray), report=console.say,
+        )  # fmt: skip
+        _show_result(result, open_)
+
+
+def _show_result(result: Any, browser: bool) -> None:
+    """Print a study's result; exit with 1 where every run failed."""
+    console.say(result.table())
+    console.say(f"everything is in {result.path}")
+    write_page(result.path, browser=browser)
+    if len(result.failed) == len(result.runs):
+        sys.exit(1)
+
+
+def _ray(address: str | None) -> Any:
+    if address is None:
+        return None
+    from kitae.experiments.executors import RayCluster
+
+    return RayCluster(None if address == "local" else address)
+
+
+@study_app.command
+def ablate(
+    recipe: str,
+    *,
+    out: Path | None = None,
+    set_: Sets = None,
+    design: Literal["one_out", "one_in", "screening"] = "one_out",
+    seeds: int = 3,
+    only: Annotated[list[str] | None, Parameter(consume_multiple=True, negative=())] = None,
+    metric: str = "test.accuracy",
+    foldover: Annotated[bool, Parameter(negative=())] = False,
+    plan: Annotated[bool, Parameter(negative=())] = False,
+    workers: _Workers = 1,
+    threads: _Threads = None,
+    ray: _Ray = None,
+    overwrite: Annotated[bool, Parameter(negative=())] = False,
+    open_: Open = False,
+) -> None:
+    """Build and run the ablation of any recipe: what does each of its techniques contribute?
+
+    Example: kitae study ablate fashion-mini --seeds 5
+
+    Parameters
+    ----------
+    recipe
+        A shipped recipe's name or a .yaml file.
+    out
+        The study folder; default runs/study-NAME.
+    design
+        one_out removes each technique, one_in adds each alone, screening averages over the others.
+    seeds
+        Number of seeds.
+    only
+        Names of the techniques to vary.
+    metric
+        The number to compare: test.accuracy, val.accuracy, test.balanced_accuracy, ...; as in a study file.
+    foldover
+        With screening: twice the runs, so that interactions of two techniques do not bias the averages.
+    plan
+        Print the plan and stop.
+    overwrite
+        Replace the study in --out.
+    """
+    from kitae.experiments.ablate import build
+    from kitae.experiments.study import plan_study
+    from kitae.experiments.study import study as run_study
+
+    spec = build(recipe, *(set_ or ()), design=design, seeds=seeds, only=only or (), metric=metric, foldover=foldover)
+    if plan:
+        console.say(plan_study(spec, workers=workers, threads=threads).text())
+        return
+    _show_result(
+        run_study(
+            spec, out, workers=workers, threads=threads, overwrite=overwrite, executor=_ray(ray),
+            report=console.say,
+        ),
+        open_,
+    )  # fmt: skip
+
+
+@app.command(group=RESEARCH, sort_key=2)
+def search(
+    data: str,
+    *,
+    recipe: str = "fashion-mini",
+    out: Path = Path("runs/search"),
+    set_: Sets = None,
+    arms: int = 30,
+    rematch_seeds: int = 5,
+    workers: _Workers = 1,
+    threads: _Threads = None,
+    ray: _Ray = None,
+    overwrite: Annotated[bool, Parameter(negative=())] = False,
+) -> None:
+    """Search augmentation, mixing and smoothing for your own data; presets first, a fair rematch at the end.
+
+    Example: kitae search folder:photos
+
+    Parameters
+    ----------
+    data
+        A source, as data.source of a recipe.
+    recipe
+        The recipe whose model and length are used.
+    out
+        The search folder; an interrupted search is resumed.
+    arms
+        Number of settings to try, including the presets.
+    rematch_seeds
+        Number of new seeds for the rematch between the winner and the best preset.
+    overwrite
+        Replace the search in --out.
+    """
+    from kitae.experiments.search import search as run_search
+
+    result = run_search(
+        recipe, out, f"data.source={json.dumps(data, ensure_ascii=False)}", *(set_ or ()), arms=arms,
+        rematch_seeds=rematch_seeds, workers=workers, threads=threads, executor=_ray(ray), overwrite=overwrite,
+        report=console.say,
+    )  # fmt: skip
+    console.say(result.table())
+    console.say(f"the winner's recipe is {out / 'winner.yaml'}")
+
+
+@show_app.command
+def augment(data: str = "fashion-mini", *, out: Path = Path("gallery"), set_: Sets = None, seed: int = 0) -> None:
+    """Draw every augmentation on your own training images.
+
+    Example: kitae show augment folder:photos
+
+    Parameters
+    ----------
+    data
+        A source, as data.source of a recipe.
+    out
+        The folder for the pictures.
+    """
+    import numpy as np
+
+    from kitae.data.splits import make_splits
+    from kitae.data.store import open_store
+    from kitae.reporting.gallery import draw_gallery
+
+    spec = data_spec(data, set_)
+    with console.counting("decoding images") as progress:
+        store = open_store(spec, progress=progress)
+    train = make_splits(store, spec).train
+    rows = np.concatenate([train[store.labels[train] == label][:8] for label in range(len(store.classes))])
+    for file in draw_gallery(store.images[rows], store.labels[rows], store.classes, out, seed):
+        console.say(str(file))
+
+
+@bench_app.command(name="precision")
+def bench_precision(recipe: str = "fashion-mini", *, set_: Sets = None) -> None:
+    """Time a training step of a recipe in every precision of this machine, and show which one `auto` takes.
+
+    Example: kitae bench precision cifar10-quick
+
+    Parameters
+    ----------
+    recipe
+        A shipped recipe's name or a .yaml file.
+    """
+    from kitae.pipelines.bench import bench_precision as run_bench
+    from kitae.recipe import Recipe
+
+    with console.counting("decoding images") as progress:
+        facts = run_bench(Recipe.load(recipe).override(*(set_ or ())), progress)
+    rows = []
+    for name, row in facts["precisions"].items():
+        low, high = row["interval"] or (float("nan"),) * 2
+        rows.append(
+            [name + (" (auto)" if name == facts["chosen"] else ""), f"{1000 * row['seconds']:.1f}",
+             f"{facts['batch_size'] / row['seconds']:,.0f}", f"{row['ratio']:.2f} ({low:.2f} to {high:.2f})"]
+        )  # fmt: skip
+    title = f"a step of {facts['batch_size']} images, {facts['device']}, {facts['threads']} threads"
+    console.table(title, ["precision", "ms", "images/s", "time, fp32 = 1 (95 %)"], rows)
+    if facts["behind"] is None:
+        console.say(f"auto takes {facts['chosen']}, which was not finite here: set train.precision={facts['fastest']}")
+    else:
+        console.say(f"auto takes {facts['chosen']}: {facts['behind']:.2f} times the time of the fastest")
+
+
+@bench_app.default
+def bench(recipe: str = "fashion-mini", *, set_: Sets = None) -> None:
+    """Time reading, augmenting and learning from one batch of a recipe on this machine.
+
+    Example: kitae bench cifar10-quick
+
+    Parameters
+    ----------
+    recipe
+        A shipped recipe's name or a .yaml file.
+    """
+    from kitae.pipelines.bench import bench as run_bench
+    from kitae.recipe import Recipe
+
+    with console.counting("decoding images") as progress:
+        facts = run_bench(Recipe.load(recipe).override(*(set_ or ())), progress)
+    count, copy = facts["batch_size"], facts["milliseconds"]["copy"]
+    words = {"copy": "plain copy to float (the limit)", "gather": "reading the batch", "augment": "augmenting it"}
+    rows = [
+        [words[name], f"{time:.2f}", f"{1000 * count / time:,.0f}", f"{copy / time:.2f}"]
+        for name, time in facts["milliseconds"].items()
+    ]
+    rows += [
+        [f"forward and backward, {name}", f"{time:.1f}", f"{1000 * count / time:,.0f}", ""]
+        for name, time in facts["step_milliseconds"].items()
+    ]
+    title = f"a batch of {count}, {facts['threads']} threads"
+    console.table(title, ["", "ms", "images/s", "speed of the limit"], rows)
+    console.say(
+        f"augmentation takes {100 * facts['share']:.1f} % of a step; a copy against itself measured "
+        f"{facts['control']:.2f} (1.00 on a quiet machine)"
+    )
+
+
+@app.command(group=RESEARCH, sort_key=5)
+def recipe(
+    name: str | None = None, *, set_: Sets = None, schema: Annotated[bool, Parameter(negative=())] = False
+) -> None:
+    """List the shipped recipes, print one, or print the JSON schema of all recipes.
+
+    Example: kitae recipe fashion-mini
+
+    Parameters
+    ----------
+    name
+        A shipped recipe or a .yaml file; without it the shipped ones are listed.
+    schema
+        Print the JSON schema.
+    """
+    from kitae.recipe import Recipe, read_text, shipped
+
+    if schema:
+        sys.stdout.write(json.dumps(Recipe.model_json_schema(), indent=2) + "\n")
+    elif name is None:
+        rows = [[key, text.splitlines()[0].removeprefix("# ")] for key, text in shipped().items()]
+        console.table("", ["recipe", "what it does"], rows, right=9)
+    elif set_:
+        sys.stdout.write(Recipe.load(name).override(*set_).to_yaml())
+    else:
+        Recipe.load(name)  # an invalid file is an error, not a page of text
+        sys.stdout.write(read_text(name)[0])

@@ -1,0 +1,145 @@
+"""Compress and export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from kitae import console
+from kitae.cli.app import SHIP, Sets, app
+from kitae.cli.page import Open, write_page
+from kitae.errors import BudgetError
+
+
+@app.command(group=SHIP, sort_key=1)
+def compress(
+    run: Path,
+    *,
+    out: Path | None = None,
+    max_drop: float | None = None,
+    max_latency_ms: float | None = None,
+    max_bytes: int | None = None,
+    prune: Literal["structured", "unstructured", "none"] | None = None,
+    ratios: Annotated[list[float] | None, Parameter(consume_multiple=True, negative=())] = None,
+    finetune_epochs: int | None = None,
+    # Not `| None`: where None is possible, cyclopts reads the word "none" as it and takes no further word.
+    quantize: Annotated[
+        tuple[Literal["none", "dynamic", "static", "qat"], ...], Parameter(consume_multiple=True, negative=())
+    ] = (),
+    target: Literal["any", "vnni"] | None = None,
+    set_: Sets = None,
+    overwrite: Annotated[bool, Parameter(negative=())] = False,
+    open_: Open = False,
+) -> None:
+    """Find the smallest model within an accuracy budget: prune, fine-tune, quantize, export, measure, verify.
+
+    Example: kitae compress runs/mine --max-drop 1.0
+
+    Parameters
+    ----------
+    run
+        A finished run folder.
+    out
+        The compression folder; default RUN-small.
+    max_drop
+        Points of accuracy (per cent) that may be lost; default 1.
+    max_latency_ms
+        Median time of one image on this machine, in ONNX Runtime.
+    max_bytes
+        Size of the exported file.
+    prune
+        structured removes channels, unstructured sets weights to zero.
+    ratios
+        Shares to remove, rising.
+    finetune_epochs
+        Epochs after each ratio; default 5.
+    quantize
+        Precisions to try at each ratio.
+    target
+        any is safe on every CPU; vnni needs its instructions.
+    set_
+        Any other field of CompressSpec: importance=taylor controls=[random, scratch] ...
+    overwrite
+        Replace the compression in --out; fine-tuned stages that still fit are used again.
+    """
+    from kitae.pipelines.compress import CompressionResult, resolve_spec
+    from kitae.pipelines.compress import compress as run_compression
+    from kitae.recipe import override
+
+    given = {
+        "max_drop": max_drop, "max_latency_ms": max_latency_ms, "max_bytes": max_bytes, "prune": prune,
+        "ratios": ratios, "finetune_epochs": finetune_epochs, "quantize": quantize or None, "target": target,
+    }  # fmt: skip
+    options = {name: value for name, value in given.items() if value is not None}
+    also = {word.partition("=")[0].strip() for word in set_ or ()}
+    if "max_drop" in also:
+        options["abandon"] = True  # a budget is a budget, also one by --set
+    elif "ratios" in also and max_drop is None:
+        options["abandon"] = False  # and the whole curve the whole curve
+    # The flags first: what --set says may only make sense beside them (gradual=true beside --prune unstructured).
+    spec = override(resolve_spec(None, options), set_ or [])
+    try:
+        result = run_compression(run, out, spec=spec, overwrite=overwrite, say=console.say)
+    except BudgetError as problem:
+        _print_candidates(CompressionResult.open(problem.folder))
+        raise
+    _print_compression(result)
+    write_page(result.path, f"kitae predict {result.model_file} IMAGES", browser=open_)
+
+
+def _print_candidates(result: Any) -> None:
+    """A line a candidate; the winner, or the one closest to the budget, has a star."""
+    size = result.facts["size"]  # that by which the winner was chosen
+    rows = [
+        [
+            ("* " if row["winner"] else "") + row["name"],
+            console.size(row[size]),
+            f"{row['latency_ms']:.3f}",
+            f"{row['speedup']:.2f} x",
+            console.percent(row["accuracy"], row.get("accuracy_interval")),
+        ]
+        for row in result.rows
+    ]
+    head = ["candidate", "packed" if size == "packed_bytes" else "bytes", "ms", "faster", "accuracy (95 %)"]
+    console.table("", head, rows)
+    console.say("ms: of one image in ONNX Runtime, here; accuracy: on validation (interval)")
+
+
+def _print_compression(result: Any) -> None:
+    _print_candidates(result)
+    facts = result.facts
+    packed = " when packed" if facts["size"] == "packed_bytes" else ""
+    smaller, small = console.change(facts["smaller"], "smaller", "larger")
+    faster, fast = console.change(facts["faster"], "faster", "slower")
+    console.say(f"{smaller:.1f} x {small}{packed} and {faster:.1f} x {fast} than the 32-bit ONNX model")
+    if result.test is not None:
+        before, after = result.test["baseline"], result.test["winner"]
+        points, lost, interval = console.lost(result.test["drop"], result.test["drop_interval"])
+        chance = "" if interval is None else f" (95 % interval {interval[0]:.2f} to {interval[1]:.2f})"
+        now = console.percent(after["accuracy"], after["accuracy_interval"])
+        was = console.percent(before["accuracy"])
+        console.say(f"test accuracy {was} before, {now} after: {points:.2f} points {lost}{chance}")
+        if not result.test["within_budget"]:
+            budget = facts["spec"]["max_drop"]
+            console.say(f"on test that is more than the budget of {budget:g}; it was within it on validation")
+
+
+@app.command(group=SHIP, sort_key=2)
+def export(run: Path, *, out: Path | None = None) -> None:
+    """Write a run's best model as one verified ONNX file, preprocessing rules inside.
+
+    Example: kitae export runs/mine --out mine.onnx
+
+    Parameters
+    ----------
+    run
+        A run folder.
+    out
+        The file; default RUN.onnx.
+    """
+    from kitae.pipelines.compress import export as run_export
+
+    written = run_export(run, out)
+    console.say(f"{written.path}: {console.size(written.path.stat().st_size)}, verified against PyTorch")

@@ -1,0 +1,307 @@
+"""Train, predict, report."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from kitae import console
+from kitae.cli.app import START, Sets, app
+from kitae.cli.page import Open, show, write_page
+from kitae.errors import CompressionError, DataError, RecipeError
+
+_Tta = Literal["none", "flip", "shift", "scale", "full"]
+
+
+@app.command(group=START, sort_key=1)
+def train(
+    recipe: str,
+    *,
+    out: Path | None = None,
+    set_: Sets = None,
+    resume: Annotated[bool, Parameter(negative=())] = False,
+    overwrite: Annotated[bool, Parameter(negative=())] = False,
+    dry_run: Annotated[bool, Parameter(negative=())] = False,
+    open_: Open = False,
+) -> None:
+    """Train, select and evaluate a classifier.
+
+    Parameters
+    ----------
+    recipe
+        A shipped recipe's name, a .yaml file, or with --resume the run folder itself.
+    out
+        The run folder; default runs/NAME, or with a number where that exists.
+    resume
+        Resume the unfinished run.
+    overwrite
+        Replace the run in --out, or in runs/NAME.
+    dry_run
+        Print the resolved recipe, the model's size, steps and an estimate of time, and stop.
+    """
+    from kitae.recipe import Recipe
+
+    folder = Path(recipe)
+    if resume and out is None and (folder / "recipe.yaml").is_file():
+        out, recipe = folder, str(folder / "recipe.yaml")
+    if resume and out is None:
+        given = f", and {recipe} is none (it has no recipe.yaml)" if len(folder.parts) > 1 else ""
+        raise RecipeError(f"--resume needs the run folder{given}: kitae train --resume RUN")
+    asked = Recipe.load(recipe).override(*(set_ or ()))
+    with console.counting("decoding images") as progress:
+        if dry_run:
+            _print_plan(asked, progress)
+            return
+        from kitae.pipelines.train import train as run_training
+
+        with console.TrainingView(asked.train.epochs) as view:
+            run = run_training(asked, out=out, resume=resume, overwrite=overwrite, watcher=view, progress=progress)
+    from kitae.training import distributed
+
+    distributed.leave()
+    if int(os.environ.get("RANK", "0")) == 0:
+        _print_result(run)
+        write_page(
+            run.path, f"kitae predict {run.path} IMAGES", f"kitae compress {run.path} --max-drop 1.0", browser=open_
+        )
+
+
+def _print_plan(recipe: Any, progress: Any) -> None:
+    from kitae.pipelines.estimate import estimate
+
+    facts = estimate(recipe, progress)
+    console.say(facts["recipe"].to_yaml())
+    channels, height, width = facts["image"]
+    whole, epoch = console.duration(facts["seconds"]), console.duration(facts["seconds_per_epoch"])
+    console.table(
+        "", ["", "value"],
+        [
+            ["images", f"{facts['train']:,} train, {facts['val']:,} val, {facts['test']:,} test (not opened)"],
+            ["classes", str(facts["classes"])],
+            ["image", f"{channels} x {height} x {width}"],
+            *(["note", line] for line in facts["notes"]),
+            ["model", f"{facts['parameters']:,} parameters, {facts['macs'] / 1e6:,.1f} M multiply-adds an image"],
+            ["steps", f"{facts['steps_per_epoch']:,} an epoch, {facts['recipe'].train.epochs} epochs"],
+            ["precision", facts["recipe"].train.precision],
+            ["estimated time", f"{whole} ({epoch} an epoch)"],
+        ],
+    )  # fmt: skip
+
+
+def _print_result(run: Any) -> None:
+    evaluation, metrics = run.evaluation(), run.metrics()
+    test, val = evaluation["test"], evaluation["val"]
+    rows = [
+        ["test accuracy", console.percent(test["accuracy"], test["accuracy_interval"])],
+        *_without_duplicates(test),
+        ["validation accuracy", console.percent(val["accuracy"], val["accuracy_interval"])],
+        ["balanced test accuracy", console.percent(test["balanced_accuracy"])],
+        ["test loss", f"{test['loss']:.4f}"],
+        ["calibration error", console.percent(test["ece"])],
+        ["best epoch", f"{evaluation['best_epoch']} of {metrics[-1]['epoch']}"],
+        ["training time", console.duration(sum(row["seconds"] for row in metrics))],
+        ["test opened", f"{evaluation['test_openings']} time(s)"],
+    ]
+    console.table("", ["", "value (95 % interval)"], rows)
+    console.say(f"everything is in {run.path}")
+
+
+def _without_duplicates(test: dict[str, Any]) -> list[list[str]]:
+    """A row for the test accuracy without images that are also training or validation images, where there are any."""
+    others = test.get("without_duplicates")
+    if others is None:
+        return []
+    accuracy = "-" if others["accuracy"] is None else console.percent(others["accuracy"], others["accuracy_interval"])
+    return [[f"without duplicates ({others['count']:,} images)", accuracy]]
+
+
+@app.command(group=START, sort_key=3)
+def evaluate(run: Path, *, split: Literal["train", "val", "test"] = "test", tta: _Tta | None = None) -> None:
+    """Measure a run's best model again; opening test is counted in the run folder.
+
+    Example: kitae evaluate runs/mine --split val
+
+    Parameters
+    ----------
+    run
+        A run folder.
+    split
+        Which images.
+    tta
+        Test-time augmentation, averaged in probability space; default is the recipe's.
+    """
+    from kitae.run import Run
+
+    opened = Run.open(run)
+    result = opened.evaluate(split, tta)
+    rows = [
+        [name, console.percent(entry["accuracy"], entry["accuracy_interval"]), str(entry["count"])]
+        for name, entry in result["per_class"].items()
+    ]
+    console.table(f"{split}: accuracy of each class", ["class", "accuracy (95 % interval)", "images"], rows)
+    console.say(
+        f"{split} accuracy {console.percent(result['accuracy'], result['accuracy_interval'])}  "
+        f"loss {result['loss']:.4f}  calibration error {console.percent(result['ece'])}"
+    )
+    for name, accuracy in _without_duplicates(result):
+        console.say(f"{split} accuracy {name} {accuracy}")
+    if split == "test":
+        console.say(f"test of this run was opened {opened.test_openings} time(s)")
+
+
+@app.command(group=START, sort_key=2)
+def predict(
+    model: Path,
+    images: Annotated[list[Path], Parameter(consume_multiple=True, negative=())],
+    *,
+    out: Path | None = None,
+    top: int = 3,
+    on_corrupt: Literal["error", "skip"] = "error",
+) -> None:
+    """Classify image files or folders with a run or an exported model.
+
+    Example: kitae predict runs/mine photos/ --out predictions.csv
+
+    Parameters
+    ----------
+    model
+        A run folder, or a .onnx file that `kitae export` or `kitae compress` wrote.
+    images
+        Files and folders.
+    out
+        Also write every probability to this .csv or .parquet file.
+    top
+        How many classes to show for an image.
+    on_corrupt
+        What to do with an unreadable image: stop, or skip it and list it at the end.
+    """
+    from kitae.data.sources import list_images
+
+    if top < 1:
+        raise RecipeError("--top: must be at least 1")
+    if out is not None and out.suffix not in (".csv", ".parquet"):
+        raise RecipeError(f"--out {out}: must end in .csv or .parquet")
+    if (model / "compression.json").is_file():
+        # Not by CompressionResult: this must work where PyTorch is not installed.
+        inner = next((file for file in (model / "model.onnx", model / "closest.onnx") if file.is_file()), model)
+        raise CompressionError(f"{model}: is a compression folder; its model is a file: kitae predict {inner} IMAGES")
+    wanted = list_images(images)
+    if model.suffix == ".onnx":
+        import warnings
+
+        from kitae.runtime import Model
+
+        with warnings.catch_warnings(record=True) as noted:
+            warnings.simplefilter("always", UserWarning)
+            trained: Any = Model(model)
+        for warning in noted:
+            console.say(f"note: {warning.message}")
+    else:
+        from kitae.run import Run
+
+        trained = Run.open(model)
+    files, probabilities, broken = _classified(trained, wanted, skip=on_corrupt == "skip")
+    classes = trained.classes
+    rows = []
+    for file, shares in zip(files, probabilities, strict=True):
+        best = shares.argsort()[::-1][:top]
+        names = (f"{classes[k]} {100 * shares[k]:.1f} %" for k in best)
+        rows.append([str(file), classes[best[0]], "  ".join(names)])
+    if rows or not broken:
+        console.table("", ["image", "class", f"best {min(top, len(classes))}"], rows, right=9)
+    if out is not None:
+        _write_predictions(out, files, probabilities, classes)
+        console.say(f"written to {out}")
+    if broken:
+        console.say(f"{len(broken)} skipped, since they cannot be read:")
+        for line in broken:
+            console.say(f"  {line}")
+
+
+_PREDICTED_AT_ONCE = 256
+
+
+def _classified(model: Any, files: list[Path], *, skip: bool) -> tuple[list[Path], list[Any], list[str]]:
+    """The files that could be read, their probabilities, and what was wrong with the others."""
+    read: list[Path] = []
+    probabilities: list[Any] = []
+    broken: list[str] = []
+    with console.counting("classifying images") as progress:
+        for start in range(0, len(files), _PREDICTED_AT_ONCE):
+            some = files[start : start + _PREDICTED_AT_ONCE]
+            try:
+                probabilities += list(model.predict(some).probabilities)
+                read += some
+            except DataError:
+                if not skip:
+                    raise
+                for file in some:  # find the broken one: only its own call tells
+                    try:
+                        probabilities += list(model.predict([file]).probabilities)
+                        read.append(file)
+                    except DataError as error:
+                        broken.append(str(error))
+            progress(min(start + _PREDICTED_AT_ONCE, len(files)), len(files))
+    return read, probabilities, broken
+
+
+def _write_predictions(out: Path, files: list[Path], probabilities: list[Any], classes: tuple[str, ...]) -> None:
+    names = [classes[shares.argmax()] for shares in probabilities]
+    if out.suffix == ".csv":
+        import csv
+        import io
+
+        from kitae.files import write_atomically
+
+        text = io.StringIO()
+        writer = csv.writer(text)
+        writer.writerow(["image", "class", *classes])
+        for file, name, shares in zip(files, names, probabilities, strict=True):
+            writer.writerow([str(file), name, *(f"{share:.6f}" for share in shares)])
+        write_atomically(out, console.printable(text.getvalue()).encode())
+        return
+    from kitae.errors import require
+    from kitae.run import write_parquet
+
+    table = require("pyarrow", "train").table(
+        {
+            "image": [console.printable(file) for file in files],
+            "class": names,
+            "probabilities": [shares.tolist() for shares in probabilities],
+        }
+    )
+    write_parquet(table, out)
+
+
+@app.command(group=START, sort_key=4)
+def report(
+    folders: Annotated[list[Path], Parameter(consume_multiple=True, negative=())],
+    *,
+    out: Path | None = None,
+    open_: Open = False,
+) -> None:
+    """Make one self-contained HTML page of a run, study or compression, or compare several runs.
+
+    Example: kitae report runs/mine
+
+    Parameters
+    ----------
+    folders
+        Folders that `kitae train`, `study` or `compress` wrote; two or more runs are compared.
+    out
+        The page of a comparison; default comparison.html beside the first run.
+    """
+    from kitae.reporting import page
+
+    if len(folders) == 1:
+        if out is not None:
+            raise RecipeError(f"--out {out}: is for a comparison of several runs; the page of one lies in its folder")
+        written = page.report(folders[0])
+    else:
+        written = page.compare(folders, out)
+    console.say(f"page: {written}")
+    if open_:
+        show(written)

@@ -1,0 +1,337 @@
+"""What pages draw of a run: curves, classes, confusion, calibration, time. Every function gives one SVG element."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kitae.console import duration
+from kitae.reporting.bins import confidence_bins, wilson_intervals
+from kitae.reporting.results import Epoch, Predicted, Split
+from kitae.reporting.svg import (
+    LINE,
+    WIDTH,
+    Chart,
+    Plot,
+    Row,
+    Scale,
+    Svg,
+    legend,
+    rows_chart,
+    spread,
+    text_width,
+    ticks,
+)
+from kitae.reporting.values import between, large, share
+
+MAX_ROWS = 15  # of a chart; a table beside it has them all
+MAX_CONFUSION = 200  # classes
+_LEFT, _RIGHT = 46.0, 118.0  # beside curves: ticks, and final values
+_BINS = 15
+
+
+def per_cent(value: float) -> str:
+    """A proportion as a tick."""
+    return f"{100 * value:.6g} %"
+
+
+def interval_mark(
+    value: float, low: float | None, high: float | None, look: str, about: str = "", hollow: bool = False
+) -> Callable[[Chart, Scale, float], None]:
+    """What draws a dot and its interval in a row."""
+
+    def draw(chart: Chart, scale: Scale, y: float) -> None:
+        if low is not None and high is not None:
+            chart.line(scale(low), y, scale(high), y, f"w {look}")
+        chart.circle(scale(value), y, 5, "e " + look if hollow else f"f{look[1:]}" if look[0] == "s" else look, about)
+
+    return draw
+
+
+# ----------------------------------------------------------------------------------------------------------- training
+
+
+def curves(rows: Sequence[Epoch], best: int | None) -> Svg:
+    """Loss, accuracy and learning rate over the epochs; final values at the lines, the best epoch dashed."""
+    panels = [
+        ("Loss", (("train_loss", "train", 1), ("val_loss", "validation", 2)), "{:.3g}".format),
+        (
+            "Accuracy",
+            (("train_clean_accuracy", "clean", 1), ("train_accuracy", "train", 3),
+             ("val_accuracy", "validation", 2)),
+            share,
+        ),
+        ("Learning rate", (("learning_rate", "", 3),), "{:.2g}".format),
+    ]  # fmt: skip
+    known = [
+        (name, [line for line in lines if any(getattr(row, line[0]) is not None for row in rows)], form)
+        for name, lines, form in panels
+    ]
+    known = [panel for panel in known if panel[1]]
+    heights = [66.0 if name == "Learning rate" else 130.0 for name, _, _ in known]
+    last, chosen = rows[-1], next((row for row in rows if row.epoch == best), None)
+    summary = f"{len(rows)} epochs."
+    if chosen is not None and chosen.val_accuracy is not None:
+        summary += f" Best epoch {best}: {share(chosen.val_accuracy)} on validation."
+    if last.train_loss is not None and last.val_loss is not None:
+        summary += f" Loss at the end: {last.train_loss:.3g} in training, {last.val_loss:.3g} on validation."
+    chart = Chart("curves", "Training curves", summary, sum(heights) + 44 * len(known) + 34)
+    top, xs = 24.0, [float(row.epoch) for row in rows]
+    span = (min(xs), max(xs)) if len(set(xs)) > 1 else (xs[0] - 1, xs[0] + 1)
+    for place, ((name, lines, form), height) in enumerate(zip(known, heights, strict=True)):
+        series = [([getattr(row, key) for row in rows], label, look) for key, label, look in lines]
+        known_ = [[value for value in values if value is not None] for values, _, _ in series]
+        late = [value for values in known_ for value in values[len(values) // 4 :]]  # early ones may be cut
+        low, high, cut = robust([value for values in known_ for value in values], late)
+        if name == "Learning rate":
+            low = min(low, 0.0)
+        x = Scale(*span, _LEFT, WIDTH - _RIGHT)
+        plot = Plot(chart, x, Scale(low, high, top + height, top))
+        is_last = place == len(known) - 1
+        chart.text(_LEFT, top - 8, name + cut, "h")
+        note = "Epoch" + (f" (dashed: the best, {best})" if chosen is not None else "")
+        plot.axes(
+            note if is_last else "", "{:g}".format, per_cent if name == "Accuracy" else "{:.3g}".format,
+            x_ticks=[tick for tick in x.ticks(5) if tick == round(tick)],
+        )  # fmt: skip
+        if chosen is not None:
+            chart.line(x(chosen.epoch), top, x(chosen.epoch), top + height, "d")
+        for values, _, look in series:
+            plot.line(xs, values, f"s{look}")
+            if len(rows) <= 30:
+                for at, value in zip(xs, values, strict=True):
+                    if value is not None:
+                        chart.circle(x(at), plot.y(value), 2.4, f"f{look}")
+        ends = [(value, label, look) for values, label, look in series if (value := values[-1]) is not None]
+        places = spread([plot.y(value) + 4 for value, _, _ in ends], LINE - 2, top + 6, top + height + 6)
+        for (value, label, look), y in zip(ends, places, strict=True):
+            chart.text(WIDTH - _RIGHT + 8, y, f"{form(value)} {label}".strip(), f"c{look}", width=_RIGHT - 8)
+        top += height + 44
+    return chart.svg()
+
+
+def robust(values: Sequence[float], keep: Sequence[float] = ()) -> tuple[float, float, str]:
+    """Ends of an axis that a few values cannot stretch (Tukey's fences, four times the quartiles' distance).
+
+    Args:
+        keep: of the values, those that are inside whatever they are.
+
+    Returns:
+        low, high, and a note where something is cut off.
+    """
+    array = np.asarray(values, float)
+    low, high = float(array.min()), float(array.max())
+    first, third = np.quantile(array, [0.25, 0.75])
+    reach = 4 * float(third - first)
+    cut = ""
+    if len(array) >= 8 and reach > 0:
+        top, bottom = max([float(third + reach), *keep]), min([float(first - reach), *keep])
+        if high > top:
+            cut, high = f" (up to {high:.3g}, cut off)", top
+        if low < bottom:
+            cut, low = f" (from {low:.3g}, cut off)", bottom
+    room = 0.06 * (high - low) or abs(high) * 0.1 or 0.1
+    return (max(0.0, low - room) if low >= 0 else low - room), high + room, cut
+
+
+def time_spent(parts: Sequence[tuple[str, float]]) -> Svg:
+    """One bar of the seconds that each part took, and a line for each."""
+    total = sum(seconds for _, seconds in parts)
+    summary = ", ".join(f"{name} {share(seconds / total)}" for name, seconds in parts)
+    chart = Chart("time", "Where the time went", f"{duration(total)}: {summary}.", 52 + LINE * len(parts))
+    x = 10.0
+    for place, (name, seconds) in enumerate(parts):
+        width = (WIDTH - 20) * seconds / total
+        chart.rect(x, 6, width, 24, f"f{place + 1}", f"{name}: {share(seconds / total)}")
+        x += width
+    y = 50.0
+    for place, (name, seconds) in enumerate(parts):
+        chart.rect(10, y - 10, 11, 11, f"f{place + 1}")
+        chart.text(28, y, name, "l")
+        exact = f"{seconds:.1f} s" if seconds < 60 else duration(seconds)
+        chart.text(WIDTH - 10, y, f"{exact}, {share(seconds / total)}", "v", anchor="end")
+        y += LINE + 2
+    chart.height = y - 4
+    return chart.svg()
+
+
+def class_counts(names: Sequence[str], counts: Mapping[str, Sequence[int]]) -> Svg:
+    """Images of each class, split by split; of many classes those with the fewest and the most."""
+    totals = [sum(of) for of in zip(*counts.values(), strict=True)]
+    order = sorted(range(len(names)), key=lambda k: -totals[k])
+    if len(order) > MAX_ROWS:
+        order = [*order[:5], *order[5 - MAX_ROWS :]]
+    most = max(max(totals), 1)
+
+    def bar(parts: Sequence[int]) -> Callable[[Chart, Scale, float], None]:
+        def draw(chart: Chart, scale: Scale, y: float) -> None:
+            x = scale(0)
+            for place, (split, part) in enumerate(zip(counts, parts, strict=True)):
+                width = scale(part) - scale(0)
+                chart.rect(x, y - 5, width, 9, f"f{place + 1}", f"{split}: {part:,}")
+                x += width
+
+        return draw
+
+    rows = []
+    for k in order:
+        parts = [of[k] for of in counts.values()]
+        rows.append(Row(names[k], " + ".join(f"{part:,}" for part in parts), bar(parts)))
+    summary = "; ".join(f"{names[k]}: {totals[k]:,}" for k in order)
+    return rows_chart("counts", "Images of each class", summary, rows, 0, most, lambda v: f"{v:,.0f}",
+                      items=[(f"f{k + 1}", name) for k, name in enumerate(counts)])  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------------------- evaluation
+
+
+def recalls(split: Split) -> Svg:
+    """Recall of each class with its interval, the lowest first, beside the accuracy of all images."""
+    known = [(name, row) for name, row in split.per_class.items() if row.accuracy is not None]
+    known.sort(key=lambda item: (item[1].accuracy or 0.0, item[0]))
+    shown = known[:MAX_ROWS]
+    rows = []
+    for name, row in shown:
+        low, high = row.accuracy_interval or (None, None)
+        value = row.accuracy or 0.0
+        rows.append(Row(name, share(value), interval_mark(value, low, high, "s1"), f"{row.count:,} images",
+                        f"({between(row.accuracy_interval, 100, 0)})" if row.accuracy_interval else ""))  # fmt: skip
+    least = min((row.accuracy_interval or (row.accuracy or 0.0,))[0] for _, row in shown)
+    whole = split.accuracy
+
+    def before(chart: Chart, scale: Scale, top: float, bottom: float) -> None:
+        if whole is not None:
+            chart.line(scale(whole), top, scale(whole), bottom, "d")
+
+    label = "Recall, 95 % interval" + (f"; dashed: all images, {share(whole)}" if whole is not None else "")
+    summary = "; ".join(f"{name}: {share(row.accuracy)}" for name, row in shown)
+    low = math.floor(10 * least) / 10
+    return rows_chart("recalls", "Recall of each class", summary, rows, min(low, 0.9), 1.0, per_cent, label=label,
+                      before=before)  # fmt: skip
+
+
+def confusion(split: Split, name: str) -> Svg | None:
+    """Who is taken for whom: colour is the share of the true class (row)."""
+    counts, names = split.counts, split.classes
+    if counts is None or len(names) > MAX_CONFUSION:
+        return None
+    k = len(names)
+    totals = counts.sum(axis=1, keepdims=True)
+    shares = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
+    size = 11.0 if k <= 14 else 9.0
+    named = k <= 40
+    room = min(max(text_width(one, size) for one in names) + 8, 104.0) if named else 30.0
+    cell = (WIDTH - room - 14) / k
+    below = room if named else 24.0
+    worst = "; ".join(f"{p.true} as {p.predicted} {share(p.share)}" for p in split.confused(5)) or "no mistakes"
+    summary = f"Rows are true classes, columns predicted ones, on {name}. Most frequent: {worst}."
+    chart = Chart("confusion", "Confusion matrix", summary, 22 + cell * k + below + 20)
+    left, top = room + 10, 22.0
+    chart.text(left, 14, "Predicted", "t")
+    chart.text(left - 6, 14, "True", "t", anchor="end")
+    chart.rect(left, top, cell * k, cell * k, "frame")
+    for i, j in np.argwhere(counts > 0).tolist():
+        value = float(shares[i, j])
+        strength = math.sqrt(value)  # so that rare mistakes are seen
+        look = "hit" if i == j else "miss"
+        about = f"{names[i]} as {names[j]}: {counts[i, j]:,} ({share(value)})"
+        x, y = left + cell * j, top + cell * i
+        chart.add(f'<g fill-opacity="{0.08 + 0.62 * strength:.2f}">')
+        chart.rect(x + 0.5, y + 0.5, cell - 1 if cell > 4 else cell, cell - 1 if cell > 4 else cell, look, about)
+        chart.add("</g>")
+        if k <= 14:
+            text = f"{100 * value:.0f}" if value >= 0.005 else "<1"
+            chart.text(x + cell / 2, y + cell / 2 + 4, text, "in", anchor="middle", size=min(11.0, cell * 0.42))
+    every = 1 if named else max(1, k // 10)
+    for i, one in enumerate(names):
+        if i % every:
+            continue
+        label = one if named else str(i)
+        middle = cell * (i + 0.5)
+        chart.text(left - 6, top + middle + size / 3, label, "l", anchor="end", width=room - 4, size=size)
+        chart.text(left + middle + size / 3, top + cell * k + 8, label, "l", anchor="end", width=room - 4, turn=-90,
+                   size=size)  # fmt: skip
+    return chart.svg()
+
+
+def gap(confidence: NDArray[np.float64], correct: NDArray[np.bool_]) -> float:
+    """Expected calibration error: mean distance of accuracy and confidence over equal bins (Guo et al. 2017)."""
+    _, mean, accuracy, count = confidence_bins(confidence, correct, np.linspace(0, 1, _BINS + 1))
+    return float(np.abs((mean - accuracy) * count).sum() / count.sum())
+
+
+def reliability(found: Predicted, temperature: float | None) -> Svg:
+    """Accuracy against confidence in bins of equal width, before and after the temperature (Guo et al. 2017)."""
+    edges = np.linspace(0, 1, _BINS + 1)
+    _, mean, accuracy, count = confidence_bins(found.confidence, found.correct, edges)
+    there = count > 0
+    low, high = wilson_intervals(accuracy[there], count[there])
+    before = found.uncalibrated(temperature) if temperature is not None and abs(temperature - 1) > 1e-3 else None
+    apart = share(gap(found.confidence, found.correct), 2)
+    summary = f"After the temperature, confidence and accuracy differ by {apart} on average."
+    chart = Chart("calibration", "Calibration", summary, 372)
+    y = legend(chart, _LEFT, 16, [("f1", "after the temperature, 95 %"), *([("f2", "before")] if before is not None
+               else [])], WIDTH)  # fmt: skip
+    plot = Plot(chart, Scale(0, 1, _LEFT, WIDTH - 14), Scale(0, 1, 260, y))
+    plot.axes("", None, per_cent, y_ticks=(0, 0.25, 0.5, 0.75, 1), grid="y")
+    chart.line(plot.x(0), plot.y(0), plot.x(1), plot.y(1), "d")
+    if before is not None:
+        _, was, hits, many = confidence_bins(before, found.correct, edges)
+        known = many > 0
+        plot.line(was[known].tolist(), hits[known].tolist(), "s2")
+        for a, b in zip(was[known], hits[known], strict=True):
+            chart.circle(plot.x(a), plot.y(b), 3, "f2")
+    for a, b, least, most, many_ in zip(mean[there], accuracy[there], low, high, count[there], strict=True):
+        chart.line(plot.x(a), plot.y(least), plot.x(a), plot.y(most), "w s1")
+        chart.circle(plot.x(a), plot.y(b), 4, "f1", f"confidence {share(a)}, accuracy {share(b)}, {many_:,} images")
+    bars = Plot(chart, plot.x, Scale(0, float(count.max()), 336, 286))
+    bars.axes("Confidence; below: how many images have it", per_cent, large, x_ticks=(0, 0.25, 0.5, 0.75, 1),
+              y_ticks=(0, int(count.max())))  # fmt: skip
+    for place, number in enumerate(count.tolist()):
+        x = bars.x(place / _BINS)
+        if number:
+            chart.rect(x + 1, bars.y(number), bars.x((place + 1) / _BINS) - x - 2, 336 - bars.y(number), "n")
+    return chart.svg()
+
+
+# -------------------------------------------------------------------------------------------------------- several runs
+
+
+def accuracies(rows: Sequence[tuple[str, float, tuple[float, float] | None]], split: str) -> Svg:
+    """The accuracy of several runs with their intervals."""
+    drawn = [
+        Row(name, share(value), interval_mark(value, *_two(ends), f"s{place % 6 + 1}"))
+        for place, (name, value, ends) in enumerate(rows)
+    ]
+    ends = [end for _, value, interval in rows for end in (value, *(interval or ()))]
+    low, high, _ = robust(ends)
+    summary = "; ".join(f"{name}: {share(value)}" for name, value, _ in rows)
+    return rows_chart("accuracies", f"Accuracy on {split}", summary, drawn, low, min(high, 1.0), per_cent,
+                      label=f"Accuracy on {split}, 95 % interval")  # fmt: skip
+
+
+def _two(ends: tuple[float, float] | None) -> tuple[float | None, float | None]:
+    return ends or (None, None)
+
+
+def compared_curves(runs: Sequence[tuple[str, Sequence[Epoch]]]) -> Svg | None:
+    """Validation accuracy of several runs over their epochs."""
+    known = [(name, [(row.epoch, row.val_accuracy) for row in rows]) for name, rows in runs]
+    values = [value for _, points in known for _, value in points if value is not None]
+    epochs = [epoch for _, points in known for epoch, _ in points]
+    if not values:
+        return None
+    summary = "; ".join(f"{name} ends at {share(points[-1][1])}" for name, points in known if points)
+    chart = Chart("curves", "Validation accuracy over the epochs", summary, 300)
+    top = legend(chart, _LEFT, 14, [(f"f{k % 6 + 1}", name) for k, (name, _) in enumerate(known)]) + 4
+    low, high, _ = robust(values)
+    span = (min(epochs), max(epochs)) if min(epochs) < max(epochs) else (min(epochs) - 1, max(epochs) + 1)
+    chart.height = top + 200 + 40
+    plot = Plot(chart, Scale(*span, _LEFT, WIDTH - 14), Scale(low, min(high, 1.0), top + 200, top))
+    plot.axes("Epoch", "{:g}".format, per_cent, x_ticks=[tick for tick in ticks(*span, 6) if tick == round(tick)])
+    for place, (_, points) in enumerate(known):
+        plot.line([float(epoch) for epoch, _ in points], [value for _, value in points], f"s{place % 6 + 1}")
+    return chart.svg()

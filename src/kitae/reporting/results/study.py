@@ -1,0 +1,149 @@
+"""What a study has found, as effects.json holds it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from kitae.reporting.results.fields import Number, Record, as_record, read_json
+
+
+class Effect(Record):
+    """One effect, in the unit of its metric, or a factor where `ratio`."""
+
+    name: str
+    kind: str = "difference"
+    estimate: Number = None
+    low: Number = None
+    high: Number = None
+    p_holm: Number = None
+    pairs: int | None = None
+    ratio: bool = False
+    shown: bool = False
+    uneven: bool = False
+    covers: str = "seeds"
+
+    @property
+    def neutral(self) -> float:
+        return 1.0 if self.ratio else 0.0
+
+
+class Noise(Record):
+    """How much runs that differ in nothing but the seed scatter."""
+
+    sd: Number = None
+    low: Number = None
+    high: Number = None
+    df: Number = None
+    reference: str | None = None
+    reference_mean: Number = None
+    reference_sd: Number = None
+
+
+class Analysis(Record):
+    """Effects on one metric."""
+
+    unit: str = ""
+    better: int = 0
+    noise: Noise = Noise()
+    effects: tuple[Effect, ...] = ()
+
+    @property
+    def ratio(self) -> bool:
+        return any(effect.ratio for effect in self.effects)
+
+    @property
+    def covers(self) -> str:
+        """What the intervals cover."""
+        return next((effect.covers for effect in self.effects), "seeds")
+
+
+class Claim(Record):
+    """A claim recorded before the first run, and its verdict."""
+
+    says: str
+    estimate: Number = None
+    low: Number = None
+    high: Number = None
+    ratio: bool = False
+    verdict: str = ""
+    remark: str = ""
+
+
+class VariantNumber(Record):
+    """One metric of one variant over its seeds."""
+
+    mean: Number = None
+    sd: Number = None
+    values: tuple[Number, ...] = ()
+
+
+class Variant(Record):
+    """What was run."""
+
+    name: str
+    runs: int
+    overrides: dict[str, Any] = Field(default_factory=dict)
+    numbers: dict[str, VariantNumber] = Field(default_factory=dict)
+
+
+class Band(Record):
+    """Mean and range over seeds, a value an epoch."""
+
+    mean: tuple[Number, ...] = ()
+    low: tuple[Number, ...] = ()
+    high: tuple[Number, ...] = ()
+
+
+class Curve(Record):
+    """The curves of one variant."""
+
+    epoch: tuple[Number, ...] = ()
+    val_accuracy: Band | None = None
+    train_loss: Band | None = None
+
+
+class StudyRuns(Record):
+    """How many runs were planned and finished, and what became of the others."""
+
+    planned: int = 0
+    finished: int = 0
+    failed: tuple[dict[str, Any], ...] = ()
+
+
+class StudyRecord(Record):
+    """effects.json."""
+
+    name: str
+    about: str = ""
+    design: str = ""
+    metric: str
+    seeds: tuple[int, ...] = ()
+    settings: dict[str, Any] = Field(default_factory=dict)
+    runs: StudyRuns = StudyRuns()
+    analyses: dict[str, Analysis] = Field(default_factory=dict)
+    sentences: tuple[str, ...] = ()
+    claims: tuple[Claim, ...] = ()
+    variants: tuple[Variant, ...] = ()
+    curves: dict[str, Curve] = Field(default_factory=dict)
+    levels: dict[str, dict[str, int]] = Field(default_factory=dict)
+    factors: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    numeric: tuple[str, ...] = ()
+    aliases: dict[str, tuple[tuple[str, str, float], ...]] = Field(default_factory=dict)
+
+    @classmethod
+    def open(cls, folder: Path) -> StudyRecord | None:
+        """A study's results; None where they have not been worked out yet.
+
+        Raises:
+            KitaeError: the file is damaged.
+        """
+        file = folder / "effects.json"
+        return as_record(cls, read_json(file), file) if file.is_file() else None
+
+    @property
+    def main(self) -> Analysis:
+        """Of the metric that the study was made for."""
+        return self.analyses.get(self.metric) or Analysis()

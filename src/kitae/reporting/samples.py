@@ -1,0 +1,249 @@
+"""Pictures of a run's images, and what the images themselves say: counts, duplicates, what the network really saw.
+
+All of it is read from the decoded store that the run was trained on, if it is still in the cache: a page never decodes
+or downloads anything. Test images are shown only where the run has opened its test and written its predictions; nothing
+is measured on them here.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kitae.errors import KitaeError
+from kitae.reporting.results import RunRecord
+from kitae.reporting.values import share
+from kitae.run import Run
+
+if TYPE_CHECKING:
+    from kitae.data.splits import Splits
+    from kitae.data.store import Store
+
+Image = NDArray[np.uint8]
+
+SIDE = 112  # pixels of the longer side of a picture in a page
+CLASSES_SHOWN, PER_CLASS = 12, 6
+SEEN, EPOCHS_SEEN = 6, 3
+_EXAMPLES = 5
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A picture in a page.
+
+    Attributes:
+        source: a data URI. width, height: as it is shown, in CSS pixels.
+        sharp: it was enlarged, and its pixels are to be seen.
+        alt: what it is, for those who do not see it. lines: below it.
+    """
+
+    source: str
+    width: int
+    height: int
+    sharp: bool
+    alt: str
+    lines: tuple[str, ...] = ()
+
+
+def photo(image: Image, alt: str, lines: Sequence[str] = ()) -> Photo:
+    """A picture of uint8 [C, H, W], C = 1 or 3: small ones as they are (PNG), larger ones reduced (JPEG)."""
+    from PIL import Image as Pillow
+
+    array = np.ascontiguousarray(image[0] if image.shape[0] == 1 else image.transpose(1, 2, 0))
+    picture = Pillow.fromarray(array)
+    small = max(picture.size) <= SIDE // 2
+    buffer = io.BytesIO()
+    if small:
+        picture.save(buffer, "PNG", optimize=True)
+        factor = SIDE / max(picture.size)
+        size = round(picture.width * factor), round(picture.height * factor)
+    else:
+        picture.thumbnail((SIDE, SIDE), Pillow.Resampling.LANCZOS)
+        picture.save(buffer, "JPEG", quality=85)
+        size = picture.size
+    kind = "png" if small else "jpeg"
+    source = f"data:image/{kind};base64," + base64.b64encode(buffer.getvalue()).decode()
+    return Photo(source, size[0], size[1], small, alt, tuple(lines))
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What the images themselves say of the data.
+
+    Attributes:
+        skipped: (name, reason) of images that could not be read.
+        groups: sets of images with the same pixels. images: how many images are in them.
+        across: of the sets, those that lie in more than one split. conflicts: those with more than one class.
+        examples: names of the images of some conflicts, else of some sets.
+    """
+
+    skipped: tuple[tuple[str, str], ...]
+    groups: int
+    images: int
+    across: int
+    conflicts: int
+    examples: tuple[tuple[str, ...], ...]
+
+
+class Samples:
+    """The images of a run."""
+
+    def __init__(self, record: RunRecord, store: Store, splits: Splits) -> None:
+        self.record, self.store, self.splits = record, store, splits
+
+    @classmethod
+    def find(cls, record: RunRecord, run: Run) -> Samples | None:
+        """The images that a run was trained on; None where they are not in the cache any more."""
+        from kitae.data.store import find_store
+
+        store = find_store(str(record.environment.get("store")), record.recipe.data.cache)
+        if store is None or tuple(store.classes) != record.facts.classes:
+            return None
+        try:
+            return cls(record, store, run.splits(store))
+        except KitaeError:
+            return None
+
+    @cached_property
+    def test(self) -> NDArray[np.int64]:
+        """Rows of test, which the run opened before; none where it did not."""
+        if self.record.predicted is None or not self.record.openings:
+            return np.empty(0, np.int64)
+        rows = self.splits.open_test(lambda: None)  # counted when it was opened; here its pictures are only shown
+        return rows if len(rows) == len(self.record.predicted.names) else np.empty(0, np.int64)
+
+    def counts(self) -> dict[str, list[int]]:
+        """Images of each class, split by split."""
+        parts = {"train": self.splits.train, "validation": self.splits.val}
+        labels, k = np.asarray(self.store.labels), len(self.store.classes)
+        found = {name: np.bincount(labels[rows], minlength=k).tolist() for name, rows in parts.items()}
+        test = self.record.evaluation.test
+        if test is not None and len(test.per_class) == k:
+            found["test"] = [row.count for row in test.per_class.values()]
+        return found
+
+    def of_classes(self) -> list[tuple[str, list[Photo]]]:
+        """A few training images of each class; of many classes, of some."""
+        labels = np.asarray(self.store.labels)[self.splits.train]
+        names = self.store.classes
+        chosen: list[int] = np.linspace(0, len(names) - 1, min(CLASSES_SHOWN, len(names))).astype(int).tolist()
+        rows = {k: self.splits.train[labels == k][:PER_CLASS] for k in chosen}
+        return [(names[k], [photo(self._pixels(row), f"training image of {names[k]}") for row in of.tolist()])
+                for k, of in rows.items()]  # fmt: skip
+
+    def seen(self) -> list[tuple[str, list[Photo]]]:
+        """Some training images as they are stored, and as the network saw them in some epochs: redrawn by their keys.
+
+        Returns:
+            (heading, pictures): the stored ones, then an epoch each.
+        """
+        from kitae.augment import Augment
+        from kitae.data.loader import ImageSet
+        from kitae.training.batches import epoch_shape
+
+        recipe, store = self.record.recipe, self.store
+        facts = self.record.facts
+        if facts.mean is None or facts.std is None:
+            return []
+        images = ImageSet(store.images, self.splits.train, store.labels, store.classes, recipe.data.balance)
+        shape = epoch_shape(len(images), recipe.train, int(self.record.environment.get("processes") or 1))
+        aug = Augment(
+            recipe.augment.train, mix=recipe.augment.mix, seed=recipe.train.seed, mean=facts.mean, std=facts.std,
+            num_classes=len(store.classes), threads=1,
+        )  # fmt: skip
+        mean, std = (np.asarray(values, np.float32)[:, None, None] for values in (facts.mean, facts.std))
+        names = store.classes
+        orders = [images.order(recipe.train.seed, epoch)[: shape.steps * shape.batch_size]
+                  for epoch in range(min(EPOCHS_SEEN, recipe.train.epochs))]  # fmt: skip
+        chosen = orders[0][: shape.batch_size]
+        for order in orders[1:]:  # what fills no batch is left out, others in each epoch
+            chosen = chosen[np.isin(chosen, order)]
+        chosen = chosen[:SEEN]
+        columns = [("as stored", [photo(self._pixels(row), f"a training image of {names[store.labels[row]]}",
+                    [names[store.labels[row]]]) for row in self._rows(chosen)])]  # fmt: skip
+        for epoch, order in enumerate(orders):
+            place = {int(index): at for at, index in enumerate(order)}
+            found: list[Photo] = []
+            batches: dict[int, tuple[Any, Any]] = {}
+            for index in chosen.tolist():
+                step, inside = divmod(place[index], shape.batch_size)
+                if step not in batches:
+                    rows = order[step * shape.batch_size : (step + 1) * shape.batch_size]
+                    pixels, labels = images.gather(rows)
+                    batches[step] = aug(pixels, labels, epoch=epoch, index=rows, step=step)
+                values, targets = batches[step]
+                shown = np.clip(np.rint((values[inside] * std + mean) * 255), 0, 255).astype(np.uint8)
+                label = _mixture(targets[inside], names)
+                found.append(photo(shown, f"as seen in epoch {epoch + 1}: {', '.join(label)}", label))
+            columns.append((f"epoch {epoch + 1}", found))
+        return columns
+
+    def mistakes(self, most: int) -> list[Photo]:
+        """The test images that the network was surest about and got wrong."""
+        found = self.record.predicted
+        if found is None or not len(self.test):
+            return []
+        return [self._predicted(place) for place in found.mistakes(most)]
+
+    def confused(self, true: str, predicted: str, most: int) -> list[Photo]:
+        """Test images of one class that were taken for another, the surest first."""
+        found, names = self.record.predicted, self.record.facts.classes
+        if found is None or not len(self.test):
+            return []
+        pair = np.flatnonzero((found.label == names.index(true)) & (found.predicted == names.index(predicted)))
+        order = pair[np.argsort(-found.confidence[pair], kind="stable")][:most]
+        return [self._predicted(place) for place in order.tolist()]
+
+    def quality(self) -> Quality:
+        """Unreadable and identical images, and those of them that have two classes or lie in two splits."""
+        store = self.store
+        side = np.full(len(store), -1)
+        for number, rows in enumerate((self.splits.train, self.splits.val, self.test)):
+            side[rows] = number
+        groups: dict[int, list[int]] = {}
+        for row in np.flatnonzero(side >= 0).tolist():
+            groups.setdefault(int(store.twins[row]), []).append(row)
+        alike = [rows for rows in groups.values() if len(rows) > 1]
+        conflicts = [rows for rows in alike if len({int(store.labels[row]) for row in rows}) > 1]
+        examples = (conflicts or alike)[:_EXAMPLES]
+        return Quality(
+            store.skipped,
+            len(alike),
+            sum(map(len, alike)),
+            sum(len(set(side[rows].tolist())) > 1 for rows in alike),
+            len(conflicts),
+            tuple(
+                tuple(f"{store.names[row]} ({store.classes[store.labels[row]]})" for row in rows) for rows in examples
+            ),
+        )
+
+    def _predicted(self, place: int) -> Photo:
+        found, names = self.record.predicted, self.record.facts.classes
+        assert found is not None
+        true, taken = names[found.label[place]], names[found.predicted[place]]
+        sure = share(float(found.confidence[place]), 0)
+        alt = f"{found.names[place]}: {true}, taken for {taken} with {sure}"
+        return photo(self._pixels(int(self.test[place])), alt, [f"{taken}, {sure}", f"is {true}"])
+
+    def _pixels(self, row: int) -> Image:
+        """uint8 [C, H, W] of an image."""
+        return np.array(self.store.images[row])
+
+    @staticmethod
+    def _rows(index: NDArray[np.int64]) -> list[int]:
+        """Store rows of keyed indices, which may count repeats in their upper bits."""
+        rows: list[int] = (index & ((1 << 32) - 1)).tolist()
+        return rows
+
+
+def _mixture(target: NDArray[np.float32], names: Sequence[str]) -> list[str]:
+    """The label that a picture was given, in words: `Shirt`, or `60 % Shirt` and `40 % Coat`."""
+    order = [int(k) for k in np.argsort(-target, kind="stable")[:2] if target[k] > 0.004]
+    return [names[k] if target[k] > 0.996 else f"{share(float(target[k]), 0)} {names[k]}" for k in order]

@@ -1,0 +1,157 @@
+"""What the page of a study draws: the forest plot, curves, and the response to a number. Each gives one SVG element."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from kitae.reporting.charts import interval_mark, per_cent, robust
+from kitae.reporting.results import Analysis, Effect, StudyRecord
+from kitae.reporting.svg import SERIES, WIDTH, Chart, Plot, Row, Scale, Svg, legend, rows_chart
+from kitae.reporting.values import significant
+
+_LEFT = 46.0
+MOST_EFFECTS = 40
+
+
+def forest(
+    analysis: Analysis, effects: Sequence[Effect], label: Callable[[Effect], str], verdict: Callable[[Effect], str],
+    what: str, name: str,
+) -> Svg | None:  # fmt: skip
+    """Every effect with its 95 % interval, in the order given, and the noise of one run as a band.
+
+    An effect that is shown after Holm's correction is filled, in one colour where it helps and another where it hurts;
+    what is not shown is hollow.
+    """
+    known = [effect for effect in effects if effect.estimate is not None][:MOST_EFFECTS]
+    if not known:
+        return None
+    ratio, neutral = known[0].ratio, known[0].neutral
+    rows = []
+    for effect in known:
+        value = effect.estimate or 0.0
+        helps = (value > neutral) == (analysis.better > 0)
+        look = "neutral" if not effect.shown or not analysis.better else "good" if helps else "bad"
+        mark = interval_mark(value, effect.low, effect.high, look, verdict(effect), hollow=not effect.shown)
+        value_, _, span = verdict(effect).partition(" (")
+        rows.append(Row(label(effect), value_, mark, span=f"({span}" if span else ""))
+    ends = [end for e in known for end in (e.estimate, e.low, e.high) if end is not None and (end > 0 or not ratio)]
+    low, high, cut = robust([*ends, neutral])
+    sd = analysis.noise.sd
+
+    def before(chart: Chart, scale: Scale, top: float, bottom: float) -> None:
+        if sd is not None:
+            least, most = (math.exp(-sd), math.exp(sd)) if ratio else (-sd, sd)
+            chart.rect(scale(least), top, scale(most) - scale(least), bottom - top, "pale")
+
+    if ratio:
+        low, high = max(min(*ends, neutral) * 0.9, 1e-6), max(*ends, neutral) * 1.1
+    summary = "; ".join(f"{label(effect)}: {verdict(effect)}" for effect in known)
+    return rows_chart(
+        name, f"Effects on {what}", summary,
+        rows, low, high, ("× {:g}" if ratio else "{:+g}").format, label=f"{what}{cut}", neutral=neutral, log=ratio,
+        before=before,
+    )  # fmt: skip
+
+
+def curves(record: StudyRecord, chosen: Sequence[str], label: Callable[[str], str]) -> Svg | None:
+    """Validation accuracy and training loss over the epochs: a line a variant, a band from lowest to highest seed."""
+    panels = [("Validation accuracy", "val_accuracy", per_cent), ("Training loss", "train_loss", "{:.3g}".format)]
+    panels = [p for p in panels if any(getattr(record.curves[name], p[1]) for name in chosen)]
+    if not panels:
+        return None
+    summary = f"{len(chosen)} variants over {max(len(record.curves[name].epoch) for name in chosen)} epochs."
+    chart = Chart("curves", "Curves, mean and range over seeds", summary, 0)
+    top = legend(chart, 10, 14, [(f"f{k + 1}", label(name)) for k, name in enumerate(chosen)]) + 16
+    for name, column, form in panels:
+        bands = [getattr(record.curves[one], column) for one in chosen]
+        epochs = [value for one in chosen for value in record.curves[one].epoch if value is not None]
+        values = [v for band in bands if band for v in (*band.mean, *band.low, *band.high) if v is not None]
+        late = [v for band in bands if band for row in (band.mean, band.low, band.high) for v in row[len(row) // 4 :]
+                if v is not None]  # fmt: skip
+        low, high, cut = robust(values, late)
+        x = Scale(min(epochs), max(epochs), _LEFT, WIDTH - 14)
+        plot = Plot(chart, x, Scale(low, min(high, 1.0) if form is per_cent else high, top + 150, top))
+        chart.text(_LEFT, top - 8, name + cut, "h")
+        last = column == panels[-1][1]
+        plot.axes("Epoch" if last else "", "{:g}".format, form, x_ticks=[t for t in x.ticks(6) if t == round(t)])
+        for place, (one, band) in enumerate(zip(chosen, bands, strict=True)):
+            if band is None:
+                continue
+            at = [value for value in record.curves[one].epoch if value is not None]
+            plot.band(at, band.low, band.high, f"b{place % SERIES + 1}")
+            plot.line(at, band.mean, f"s{place % SERIES + 1}")
+        top += 150 + 52
+    chart.height = top - 8
+    return chart.svg()
+
+
+def response(record: StudyRecord) -> Svg | None:
+    """The metric over a factor whose levels are three or more numbers; every run is a point, the line is their mean."""
+    factor = _numeric(record)
+    if factor is None:
+        return None
+    groups: dict[str, list[tuple[float, list[float]]]] = {}
+    for variant in record.variants:
+        levels = record.levels.get(variant.name, {})
+        found = variant.numbers.get(record.metric)
+        if factor not in levels or found is None:
+            continue
+        x = float(record.factors[factor][levels[factor]])
+        rest = [f"{name} {record.factors[name][level]}" for name, level in levels.items() if name != factor]
+        values = [value for value in found.values if value is not None]
+        if values:
+            groups.setdefault(", ".join(rest), []).append((x, values))
+    every = [value for points in groups.values() for _, values in points for value in values]
+    if not every:
+        return None
+    places = sorted({x for points in groups.values() for x, _ in points})
+    log = places[0] > 0 and places[-1] / places[0] >= 8
+    unit = f" ({record.main.unit})" if record.main.unit else ""
+    summary = "; ".join(
+        f"{name + ' ' if name else ''}{x:g}: {significant(sum(v) / len(v), 4)}"
+        for name, points in groups.items() for x, v in sorted(points)
+    )  # fmt: skip
+    chart = Chart("response", f"{record.metric} over {factor}", summary, 0)
+    top = 24.0
+    if any(groups):
+        top = legend(chart, 10, 14, [(f"f{k % SERIES + 1}", name) for k, name in enumerate(groups)]) + 14
+    chart.text(_LEFT, top - 8, f"{record.metric}{unit}", "h")
+    low, high, _ = robust(every)
+    plot = Plot(chart, Scale(places[0], places[-1], _LEFT, WIDTH - 14, log), Scale(low, high, top + 200, top))
+    plot.axes(factor, "{:g}".format, "{:g}".format, x_ticks=places if len(places) <= 8 else None)
+    for place, points in enumerate(groups.values()):
+        look = place % SERIES + 1
+        points.sort()
+        plot.line([x for x, _ in points], [sum(v) / len(v) for _, v in points], f"s{look}")
+        for x, values in points:
+            for value in values:
+                chart.circle(plot.x(x), plot.y(value), 3, f"f{look}")
+    chart.height = top + 200 + 42
+    return chart.svg()
+
+
+def _numeric(record: StudyRecord) -> str | None:
+    """The factor whose levels are three or more different numbers, if there is one."""
+    for factor in record.numeric:
+        try:
+            values = [float(name) for name in record.factors.get(factor, ())]
+        except ValueError:
+            continue
+        if len(values) >= 3 and len(set(values)) == len(values) and all(map(math.isfinite, values)):
+            return factor
+    return None
+
+
+def chosen_variants(record: StudyRecord, most: int = SERIES) -> list[str]:
+    """The reference, and of the other variants those with the largest effects, in the study's order."""
+    names = [name for name, curve in record.curves.items() if curve.epoch]
+    reference, base = record.main.noise.reference, record.main.noise.reference_mean
+    sizes = {}
+    for variant in record.variants:
+        found = variant.numbers.get(record.metric)
+        known = found is not None and found.mean is not None and base is not None
+        sizes[variant.name] = abs(found.mean - base) if known and found and found.mean is not None and base else 0.0
+    others = sorted((name for name in names if name != reference), key=lambda name: -sizes.get(name, 0.0))
+    kept = {reference, *others[: most - 1]}
+    return [name for name in names if name in kept]

@@ -1,0 +1,348 @@
+"""Charts as inline SVG: real text, colours from CSS variables, title and description for screen readers.
+
+A chart is drawn for 360 units of width, about a phone's, and scales with its column; text stays text, so it can be
+selected, zoomed, searched and shown in any script that the reader's machine has a font for. The font is not known here,
+so widths of text are estimated: a wide character (East Asian) is one em, others about 0.6.
+
+Every text is escaped. Classes that the style sheet knows:
+
+    text     t (a tick or a note), l (a label), v (a value), h (a heading)
+    lines    g (grid), a (axis), d (dashed), w (an interval), s1 to s6 (series)
+    areas    f1 to f6 (series), b1 to b6 (a pale band), e (an empty mark), n (neutral)
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from html import escape
+
+WIDTH = 360.0
+SIZE = 12.0  # of text
+LINE = 16.0
+SERIES = 6
+
+Point = tuple[float, float]
+Form = Callable[[float], str]
+
+
+class Svg(str):
+    """An element that templates put into the page as it is: every text in it is escaped already."""
+
+    __slots__ = ()
+
+    def __html__(self) -> str:
+        return str(self)
+
+
+def text_width(text: str, size: float = SIZE) -> float:
+    """The width of a text, estimated for a wide sans-serif."""
+    return size * sum(map(_ems, text))
+
+
+def _ems(character: str) -> float:
+    if unicodedata.combining(character):
+        return 0.0
+    if unicodedata.east_asian_width(character) in "WF":
+        return 1.0
+    if character in " .,:;'|!ijlftr()[]-":
+        return 0.38
+    if character in "mwMW%@&<>+=~×":
+        return 0.9
+    return 0.7 if character.isupper() else 0.62
+
+
+def fit(text: object, width: float, size: float = SIZE) -> str:
+    """`text` in one line of at most `width`, its middle left out where it is longer; control characters are spaces."""
+    line = " ".join("".join(" " if unicodedata.category(c)[0] in "CZ" else c for c in str(text)).split())
+    if text_width(line, size) <= width:
+        return line
+    keep = len(line)
+    while keep > 1 and text_width(short := _elided(line, keep), size) > width:
+        keep -= 1
+    return short if keep > 1 else "…"
+
+
+def _elided(line: str, keep: int) -> str:
+    tail = keep // 3
+    return line[: keep - tail].rstrip() + "…" + (line[-tail:].lstrip() if tail else "")
+
+
+def ticks(low: float, high: float, most: int = 6) -> list[float]:
+    """Round numbers from `low` to `high`, at most so many: multiples of 1, 2, 2.5 or 5 times a power of ten."""
+    if not high > low:
+        return [low]
+    power = 10.0 ** (math.floor(math.log10(high - low)) - 2)
+    for step in (power * scale * factor for scale in (1, 10, 100, 1000) for factor in (1, 2, 2.5, 5)):
+        first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+        if last - first < most:
+            return [k * step for k in range(first, last + 1)]
+    raise AssertionError("a step of ten times the range leaves two numbers at most")
+
+
+def log_ticks(low: float, high: float, most: int = 6) -> list[float]:
+    """Round numbers of a logarithmic axis."""
+    found: list[float] = []
+    for steps in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8)):
+        found = [s * 10.0**e for e in range(-12, 16) for s in steps if low <= s * 10.0**e <= high]
+        if len(found) >= 3:
+            break
+    if len(found) < 2:
+        found = sorted({float(f"{low * (high / low) ** share:.2g}") for share in (0.15, 0.85)})
+    return found[:: -(-len(found) // most)]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """From values to places."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    log: bool = False
+
+    def __call__(self, value: float) -> float:
+        value = min(max(value, self.low), self.high)
+        if self.high <= self.low:
+            return (self.start + self.end) / 2
+        if self.log:
+            share = math.log(value / self.low) / math.log(self.high / self.low)
+        else:
+            share = (value - self.low) / (self.high - self.low)
+        return self.start + share * (self.end - self.start)
+
+    def ticks(self, most: int = 6) -> list[float]:
+        return log_ticks(self.low, self.high, most) if self.log else ticks(self.low, self.high, most)
+
+
+def spread(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Places at least `gap` apart and inside [low, high], each as near as may be to where it was."""
+    order = sorted(range(len(places)), key=lambda i: places[i])
+    moved = [min(max(places[i], low), high) for i in order]
+    for k in range(1, len(moved)):
+        moved[k] = max(moved[k], moved[k - 1] + gap)
+    if moved and moved[-1] > high:
+        moved[-1] = high
+        for k in range(len(moved) - 2, -1, -1):
+            moved[k] = min(moved[k], moved[k + 1] - gap)
+    result = [0.0] * len(places)
+    for i, place in zip(order, moved, strict=True):
+        result[i] = place
+    return result
+
+
+@dataclass
+class Chart:
+    """An SVG being drawn; y grows downwards.
+
+    Attributes:
+        name: unique on the page, of letters, digits and dashes: the ids of title and description are made of it.
+        title, description: what a screen reader says: what the chart is, and what it shows.
+    """
+
+    name: str
+    title: str
+    description: str
+    height: float
+    parts: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[a-z0-9-]+", self.name):
+            raise ValueError(f"{self.name!r} cannot be an id")
+
+    def add(self, part: str) -> None:
+        """Append markup in which every text is escaped already."""
+        self.parts.append(part)
+
+    def line(self, x1: float, y1: float, x2: float, y2: float, look: str) -> None:
+        self.add(f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="{look}"/>')
+
+    def rect(self, x: float, y: float, width: float, height: float, look: str, about: str = "") -> None:
+        self._mark(f'rect x="{x:.1f}" y="{y:.1f}" width="{max(width, 0):.1f}" height="{height:.1f}" class="{look}"',
+                   about)  # fmt: skip
+
+    def circle(self, x: float, y: float, radius: float, look: str, about: str = "") -> None:
+        self._mark(f'circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}" class="{look}"', about)
+
+    def path(self, points: Iterable[Point], look: str, about: str = "", close: bool = False) -> None:
+        """A line through points."""
+        steps = " ".join(f"{x:.1f} {y:.1f}" for x, y in points)
+        if steps:
+            self._mark(f'path d="M{steps}{"Z" if close else ""}" class="{look}"', about)
+
+    def diamond(self, x: float, y: float, radius: float, look: str, about: str = "") -> None:
+        self.path([(x, y - radius), (x + radius, y), (x, y + radius), (x - radius, y)], look, about, close=True)
+
+    def star(self, x: float, y: float, radius: float, look: str, about: str = "") -> None:
+        turns = [(math.pi * k / 5, radius if k % 2 == 0 else radius * 0.45) for k in range(10)]
+        self.path([(x + r * math.sin(a), y - r * math.cos(a)) for a, r in turns], look, about, close=True)
+
+    def text(
+        self, x: float, y: float, text: object, look: str = "t", *, anchor: str = "start", width: float | None = None,
+        turn: float | None = None, size: float = SIZE,
+    ) -> None:  # fmt: skip
+        """One line; its baseline is at y. Of one that is longer than `width` the whole is shown on hovering."""
+        shown = str(text) if width is None else fit(text, width, size)
+        place = f'x="{x:.1f}" y="{y:.1f}"'
+        if turn is not None:
+            place += f' transform="rotate({turn:g} {x:.1f} {y:.1f})"'
+        if anchor != "start":
+            place += f' text-anchor="{anchor}"'
+        if size != SIZE:
+            place += f' font-size="{size:g}"'
+        whole = f"<title>{escape(str(text))}</title>" if shown != str(text) else ""
+        self.add(f'<text {place} class="{look}">{whole}{escape(shown)}</text>')
+
+    def _mark(self, tag: str, about: str) -> None:
+        name = tag.split(" ", 1)[0]
+        self.add(f"<{tag}><title>{escape(about)}</title></{name}>" if about else f"<{tag}/>")
+
+    def svg(self) -> Svg:
+        """The element."""
+        head = (
+            f'<svg role="img" class="chart" viewBox="0 0 {WIDTH:g} {self.height:g}"'
+            f' aria-labelledby="{self.name}-t {self.name}-d">'
+            f'<title id="{self.name}-t">{escape(self.title)}</title>'
+            f'<desc id="{self.name}-d">{escape(self.description)}</desc>'
+        )
+        return Svg(head + "".join(self.parts) + "</svg>")
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A frame with two axes inside a chart."""
+
+    chart: Chart
+    x: Scale
+    y: Scale
+
+    def axes(
+        self, x_label: str = "", x_form: Form | None = None, y_form: Form = "{:g}".format, *,
+        x_ticks: Sequence[float] | None = None, y_ticks: Sequence[float] | None = None, grid: str = "y",
+    ) -> None:  # fmt: skip
+        """Grid, ticks and labels; without `x_form` the horizontal axis has no ticks."""
+        chart, (left, right), (bottom, top) = self.chart, (self.x.start, self.x.end), (self.y.start, self.y.end)
+        for value in y_ticks if y_ticks is not None else self.y.ticks(max(3, int((bottom - top) / 26))):
+            place = self.y(value)
+            chart.line(left, place, right, place, "g" if "y" in grid else "a")
+            chart.text(left - 6, place + 4, y_form(value), anchor="end")
+        chart.line(left, bottom, right, bottom, "a")
+        if x_form is not None:
+            last = -math.inf
+            for value in x_ticks if x_ticks is not None else self.x.ticks(6):
+                place, label = self.x(value), x_form(value)
+                half = text_width(label) / 2
+                if place - half < last:
+                    continue
+                last = place + half + 6
+                if "x" in grid:
+                    chart.line(place, top, place, bottom, "g")
+                chart.line(place, bottom, place, bottom + 4, "a")
+                chart.text(place, bottom + LINE, label, anchor="middle")
+        if x_label:
+            chart.text((left + right) / 2, bottom + 2 * LINE + 2, x_label, anchor="middle", width=right - left + 60)
+
+    def line(self, xs: Sequence[float | None], ys: Sequence[float | None], look: str) -> None:
+        """A line, broken where a value is not known."""
+        for run in _runs(xs, ys):
+            self.chart.path([(self.x(a), self.y(b)) for a, b in run] * (2 if len(run) == 1 else 1), look)
+
+    def band(self, xs: Sequence[float], low: Sequence[float | None], high: Sequence[float | None], look: str) -> None:
+        """The area between two lines."""
+        known = [(x, a, b) for x, a, b in zip(xs, low, high, strict=False) if a is not None and b is not None]
+        there = [(self.x(x), self.y(a)) for x, a, _ in known]
+        back = [(self.x(x), self.y(b)) for x, _, b in reversed(known)]
+        if len(known) > 1:
+            self.chart.path([*there, *back], look, close=True)
+
+
+def _runs(xs: Sequence[float | None], ys: Sequence[float | None]) -> list[list[Point]]:
+    runs: list[list[Point]] = [[]]
+    for x, y in zip(xs, ys, strict=False):
+        if x is None or y is None:
+            runs.append([])
+        else:
+            runs[-1].append((x, y))
+    return [run for run in runs if run]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of `rows_chart`: a label and a value above what is drawn.
+
+    Attributes:
+        draw: gets the chart, the scale and the y of the row's middle.
+        about: a note after the label, span: one after the value; both quieter.
+    """
+
+    label: str
+    value: str
+    draw: Callable[[Chart, Scale, float], None]
+    about: str = ""
+    span: str = ""
+
+
+ROW = 38.0
+
+
+def rows_chart(
+    name: str, title: str, description: str, rows: Sequence[Row], low: float, high: float,
+    form: Form, *, label: str = "", neutral: float | None = None, log: bool = False,
+    before: Callable[[Chart, Scale, float, float], None] | None = None, x_ticks: Sequence[float] | None = None,
+    items: Sequence[tuple[str, str]] = (),
+) -> Svg:  # fmt: skip
+    """Rows on one horizontal axis, each with its text above it, so that long labels need no room beside the marks.
+
+    Args:
+        form: a tick's text. label: of the axis.
+        neutral: where a vertical line is drawn.
+        before: draws behind the rows; gets the top and bottom of the axis.
+        items: of a legend above.
+    """
+    chart = Chart(name, title, description, 0)
+    top = legend(chart, 10, 14, items) if items else 6.0
+    bottom = top + ROW * len(rows)
+    chart.height = bottom + (2 * LINE + 8 if label else LINE + 6)
+    scale = Scale(low, high, 10, WIDTH - 10, log)
+    if before is not None:
+        before(chart, scale, top, bottom)
+    plot = Plot(chart, scale, Scale(0, 1, bottom, top))
+    plot.axes(label, form, y_ticks=(), grid="x", x_ticks=x_ticks)
+    if neutral is not None:
+        chart.line(scale(neutral), top, scale(neutral), bottom, "a")
+    for place, row in enumerate(rows):
+        y = top + ROW * place
+        taken, span = text_width(row.value, SIZE * 1.08), row.span  # bold is wider
+        if span and taken + text_width(span + row.label) + 16 > WIDTH - 20:
+            span = ""  # rather than cut the label
+        room = WIDTH - 28 - taken - (text_width(span) + 4 if span else 0)
+        shown = fit(row.label, room)
+        whole = f"<title>{escape(row.label)}</title>" if shown != row.label else ""
+        about = (
+            f'<tspan class="t"> {escape(row.about)}</tspan>'
+            if row.about and text_width(shown + row.about) + 6 <= room
+            else ""
+        )
+        chart.add(f'<text x="10.0" y="{y + 15:.1f}" class="l">{whole}{escape(shown)}{about}</text>')
+        more = f'<tspan class="t"> {escape(span)}</tspan>' if span else ""
+        chart.add(f'<text x="{WIDTH - 10:.1f}" y="{y + 15:.1f}" text-anchor="end"><tspan class="v">{escape(row.value)}'
+                  f"</tspan>{more}</text>")  # fmt: skip
+        row.draw(chart, scale, y + 27)
+    return chart.svg()
+
+
+def legend(chart: Chart, x: float, y: float, items: Sequence[tuple[str, str]], width: float = WIDTH) -> float:
+    """Squares with their names in lines of at most `width`; returns the y below."""
+    start = x
+    for look, name in items:
+        needed = 14 + text_width(name) + 14
+        if x > start and x + needed > width:
+            x, y = start, y + LINE
+        chart.rect(x, y - 9, 10, 10, look)
+        chart.text(x + 14, y, name, "t", width=width - x - 14)
+        x += needed
+    return y + LINE

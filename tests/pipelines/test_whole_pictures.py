@@ -1,0 +1,151 @@
+"""Photographs from file to exported model: whole in the store, cropped in training, seen alike everywhere else."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from kitae.data.pictures import Pictures
+from kitae.data.sources import open_source
+from kitae.pipelines.bench import bench
+from kitae.pipelines.estimate import estimate
+from kitae.pipelines.setup import Setup
+from kitae.pipelines.train import train
+from kitae.recipe import Recipe
+from kitae.run import Run
+from tests.test_resume import assert_same, go, outcome
+
+FIELDS = (
+    "data.source=photos-mini", "data.image_size=[24, 32]", "data.limit=120", "model.name=resnet8", "model.width=8",
+    "train.epochs=2", "train.batch_size=32", "train.precision=fp32", "train.threads=2",
+    "augment.train=[{random_resized_crop: {scale: [0.3, 1]}}, {horizontal_flip: {}}]",
+)  # fmt: skip
+
+
+def recipe(*fields: str) -> Recipe:
+    return Recipe.load("fashion-mini").override(*FIELDS, *fields)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as context:
+        context.setenv("KITAE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return train(recipe(), tmp_path_factory.mktemp("runs") / "run")
+
+
+def test_training_sees_crops_of_whole_pictures_and_evaluation_the_centre(tmp_path: Path) -> None:
+    setup = Setup.of(Run.create(tmp_path / "run", recipe()))
+    assert isinstance(setup.store.images, Pictures)
+    assert setup.store.images.shape == (600, 3, 24, 32)
+    assert setup.drawn == (3, 24, 32)
+    assert [op.name for op in setup.augment(0).ops] == ["horizontal_flip"]
+    rows = setup.splits.train[:20]
+    seen, labels = setup.images.gather(rows, seed=1, epoch=2)
+    assert (labels == setup.store.labels[rows]).all()
+    assert (seen == setup.images.gather(rows, seed=1, epoch=2)[0]).all()
+    for other in (
+        setup.images.gather(rows, seed=1, epoch=3)[0],
+        setup.images.gather(rows, seed=2, epoch=2)[0],
+        setup.images.gather(rows)[0],
+    ):
+        assert (seen != other).any(axis=(1, 2, 3)).all()
+    assert (setup.images.gather(rows)[0] == setup.store.images[rows]).all()
+    assert (setup.image_set(rows).gather(rows, seed=1, epoch=2)[0] == setup.store.images[rows]).all()
+
+
+def test_a_crop_that_is_not_first_or_has_a_size_of_its_own(tmp_path: Path) -> None:
+    later = recipe("augment.train=[{horizontal_flip: {}}, {random_resized_crop: {size: 20}}]", "data.image_size=24")
+    setup = Setup.of(Run.create(tmp_path / "later", later))
+    assert (setup.crop, setup.drawn) == (None, (3, 24, 24))
+    assert len(setup.augment(0).ops) == 2
+    own = recipe("augment.train=[{random_resized_crop: {size: 20}}]", "data.image_size=24")
+    setup = Setup.of(Run.create(tmp_path / "own", own))
+    assert setup.drawn == (3, 20, 20)
+    assert setup.images.gather(setup.splits.train[:3], seed=0, epoch=0)[0].shape == (3, 3, 20, 20)
+
+
+def test_predictions_of_files_are_those_of_the_evaluation(run: Run, tmp_path: Path) -> None:
+    rows = run.predictions().to_pylist()[:40]
+    source = open_source(run.recipe.data)
+    names = list(source.names)
+    encoded = [source.read(names.index(row["name"])) for row in rows]
+    expected = np.array([row["probabilities"] for row in rows], np.float32)
+    np.testing.assert_allclose(run.predict(encoded).probabilities, expected, atol=1e-6)
+    (tmp_path / "one.jpg").write_bytes(encoded[0])  # type: ignore[arg-type]
+    np.testing.assert_allclose(run.predict(tmp_path / "one.jpg").probabilities[0], expected[0], atol=1e-6)
+
+
+def test_an_exported_file_prepares_pictures_in_the_same_two_steps(run: Run, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    import kitae as kt
+    from kitae.runtime import Model
+
+    kt.export(run, tmp_path / "model.onnx")
+    model = Model(tmp_path / "model.onnx")
+    assert model.input_shape == (3, 24, 32)
+    assert model.rules == run.rules
+    assert (model.rules.store_size, model.rules.version) == (54, 2)
+    images = pq.read_table(open_source(run.recipe.data).files()[0]).column("image").to_pylist()[:20]
+    encoded = [image["bytes"] if isinstance(image, dict) else image for image in images]
+    np.testing.assert_allclose(model.predict(encoded).probabilities, run.predict(encoded).probabilities, atol=1e-4)
+    ready = np.zeros((2, 3, 24, 32), np.uint8)
+    np.testing.assert_allclose(model.predict(ready).probabilities, run.predict(ready).probabilities, atol=1e-4)
+
+
+def test_a_killed_training_on_crops_resumes_bit_exactly(tmp_path: Path) -> None:
+    fields = (*FIELDS, "train.threads=1", "train.checkpoint_seconds=0.000001")
+    assert go(tmp_path / "whole", "never", 1, *fields) == 0
+    assert go(tmp_path / "killed", "step", 2, *fields) == -signal.SIGKILL
+    assert go(tmp_path / "killed", "step", 2, *fields) == -signal.SIGKILL
+    assert go(tmp_path / "killed", "never", 1, *fields) == 0
+    assert_same(outcome(tmp_path / "killed"), outcome(tmp_path / "whole"))
+
+
+def test_a_run_keeps_the_rules_it_was_trained_with(run: Run, tmp_path: Path) -> None:
+    """As runs of older versions have them, that resized photographs at once."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in ("recipe.yaml", "model.json"):
+        (folder / name).write_bytes((run.path / name).read_bytes())
+    facts = json.loads((folder / "model.json").read_text())
+    assert Run.open(folder).open_store().rules == run.rules
+    facts["preprocess"] = {"image_size": 32, "channels": 3, "resize": "crop", "version": 1}
+    (folder / "model.json").write_text(json.dumps(facts))
+    store = Run.open(folder).open_store()
+    assert store.rules.version == 1
+    assert isinstance(store.images, np.ndarray)
+
+
+def test_estimates_and_benchmarks_draw_as_training_does() -> None:
+    assert estimate(recipe())["image"] == (3, 24, 32)
+    assert bench(recipe(), repeats=6)["batch_size"] == 32
+
+
+def test_portrait_and_landscape_grey_and_large_in_one_folder(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for label in ("a", "b"):
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        (tmp_path / "photos" / label / "notes.pdf").write_bytes(b"%PDF-1.4")
+        for number, size in enumerate(((90, 70), (70, 90), (300, 80), (9, 400), (12, 10))):
+            pixels = rng.integers(0, 256, (*size, 3), np.uint8)
+            image = Image.fromarray(pixels if number % 2 else pixels[..., 0])
+            image.save(tmp_path / "photos" / label / f"{number}.png")
+    made = train(
+        recipe(
+            f"data.source=folder:{tmp_path / 'photos'}", "data.limit=null", "data.image_size=24", "train.batch_size=4"
+        ),
+        tmp_path / "run",
+    )
+    assert made.evaluation()["test"]["count"] == 2

@@ -1,0 +1,183 @@
+"""What pages conclude follows from the numbers, and only as far as the numbers go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kitae.reporting import compression_page, run_page, study_page
+from kitae.reporting.results import Analysis, Candidate, CompressionRecord, Effect, RunRecord, StudyRecord
+from kitae.run import Run
+
+CLASSES = ("cat", "dog", "owl")
+
+
+def record(make_run: Callable[..., Run], confusion: list[list[int]], **changes: Any) -> RunRecord:
+    """A run with this confusion matrix on test."""
+    from kitae.evaluation import intervals
+
+    run = make_run(classes=CLASSES)
+    counts = [sum(row) for row in confusion]
+    right, total = sum(row[k] for k, row in enumerate(confusion)), sum(counts)
+    per_class = {
+        name: {"accuracy": confusion[k][k] / counts[k], "count": counts[k],
+               "accuracy_interval": intervals.wilson(confusion[k][k], counts[k])}
+        for k, name in enumerate(CLASSES)
+    }  # fmt: skip
+    split = {"count": total, "accuracy": right / total, "accuracy_interval": intervals.wilson(right, total),
+             "per_class": per_class, "confusion": confusion}  # fmt: skip
+    run.write_evaluation({"test": split, "val": split, **changes})
+    return RunRecord.open(run)
+
+
+def test_the_weak_class_is_named_where_it_is_surely_weak(make_run: Callable[..., Run]) -> None:
+    weak = record(make_run, [[60, 38, 2], [2, 96, 2], [3, 2, 95]])
+    first = run_page.answer(weak)[0]
+    assert first.startswith("83.7 % on test (")
+    assert "cat is the weak class: 60 %, 38 of 100 taken for dog." in first
+
+
+def test_no_class_is_called_weak_by_chance(make_run: Callable[..., Run]) -> None:
+    even = record(make_run, [[9, 1, 0], [0, 8, 2], [1, 0, 9]])
+    assert "No class is surely weaker than the others." in run_page.answer(even)[0]
+
+
+def test_an_accuracy_that_one_class_alone_would_have_is_called_so(make_run: Callable[..., Run]) -> None:
+    lazy = record(make_run, [[80, 0, 0], [10, 0, 0], [10, 0, 0]])
+    assert "not surely better than always answering cat (80.0 %)" in run_page.answer(lazy)[0]
+
+
+@pytest.mark.parametrize(("train", "val", "told"), [(0.99, 0.80, "overfits"), (0.81, 0.80, "no more than chance")])
+def test_the_gap_is_told_as_far_as_it_is_sure(
+    train: float, val: float, told: str, make_run: Callable[..., Run]
+) -> None:
+    found = record(make_run, [[90, 5, 5], [5, 90, 5], [5, 5, 90]])
+    run = Run.open(found.path)
+    run.write_metrics([{**row, "train_clean_accuracy": train, "val_accuracy": val} for row in run.metrics()])
+    assert told in run_page.answer(RunRecord.open(run))[1]
+
+
+def test_copies_in_test_are_told(make_run: Callable[..., Run]) -> None:
+    found = record(make_run, [[90, 5, 5], [5, 90, 5], [5, 5, 90]])
+    assert len(run_page.answer(found)) == 2
+    others = {"count": 290, "accuracy": 0.8, "accuracy_interval": [0.7, 0.9]}
+    test = found.evaluation.test
+    assert test is not None
+    both = found.evaluation.model_copy(update={"test": type(test).model_validate(
+        {**test.model_dump(), "without_duplicates": others})})  # fmt: skip
+    assert (
+        "10 test images are also in train or validation; without them it is 80.0 %"
+        in run_page.answer(found.model_copy(update={"evaluation": both}))[2]
+    )
+
+
+def test_commands_quote_what_a_shell_would_take_apart(make_run: Callable[..., Run]) -> None:
+    found = RunRecord.open(make_run("my run; rm x"))
+    lines = [line for _, line in run_page.commands(found)]
+    assert any(line.startswith("kitae compress '") and line.endswith("my run; rm x'") for line in lines)
+    assert any("train.epochs=18" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "told"),
+    [
+        ("none", {"augment.train": []}, "without augmentation"),
+        ("a", {"augment.train.random_crop": None}, "without random crops"),
+        ("a", {"augment.train.auto_augment": {"policy": "cifar10"}}, "with AutoAugment"),
+        ("a", {"augment.mix": {"mixup_alpha": 1.0, "cutmix_alpha": 0.0}}, "with MixUp"),
+        ("a", {"augment.mix": {"mixup_alpha": 1.0, "cutmix_alpha": 1.0}}, "with MixUp and CutMix"),
+        ("a", {"augment.mix": None}, "without mixing"),
+        ("a", {"train.label_smoothing": 0.1}, "with label smoothing 0.1"),
+        ("a", {"train.schedule.name": "constant"}, "with a constant learning rate"),
+        ("a", {"train.precision": "bf16"}, "in bf16"),
+        ("a", {"data.limit": 5000}, "with 5,000 images"),
+        ("a", {"train.ema": "<b>"}, "a"),  # not what it should be
+        ("a", {"train.clip_norm": 1.0}, "with train.clip_norm 1"),
+        ("my_own", {"train.epochs": 3, "data.limit": 9}, "my own"),
+        ("my_own", {"augment.train": [{"horizontal_flip": {}}]}, "my own"),
+        ("reference", {}, "reference"),
+    ],
+)
+def test_variants_in_words(name: str, overrides: dict[str, Any], told: str) -> None:
+    assert study_page.variant_label(name, overrides) == told
+
+
+def effect(estimate: float | None, half: float = 1.0, **more: Any) -> Effect:
+    ends = {} if estimate is None else {"low": estimate - half, "high": estimate + half}
+    return Effect.model_validate({"name": "none", "estimate": estimate, "shown": True, **ends, **more})
+
+
+@pytest.mark.parametrize(
+    ("better", "one", "told"),
+    [
+        (1, effect(-5.17, 1.3), "5.2 points worse (3.9 to 6.5)"),
+        (1, effect(2.0), "2.0 points better (1.0 to 3.0)"),
+        (-1, effect(2.0), "2.0 points worse (1.0 to 3.0)"),
+        (0, effect(2.0), "2.0 points more (1.0 to 3.0)"),
+        (1, effect(0.5, shown=False), "not shown (-0.5 to +1.5)"),
+        (1, effect(-3.0, shown=False), "3.0 worse, not certain (-4.0 to -2.0)"),
+        (1, effect(None), "not known"),
+    ],
+)
+def test_verdicts_in_words(better: int, one: Effect, told: str) -> None:
+    assert study_page.verdict(Analysis(unit="points", better=better), one) == told
+
+
+def test_a_factor_is_told_as_one() -> None:
+    one = Effect(name="bf16", estimate=0.44, low=0.34, high=0.57, ratio=True, shown=True)
+    assert study_page.verdict(Analysis(unit="s", better=-1), one) == "0.44 times (0.34 to 0.57)"
+
+
+def study(*effects: Effect) -> StudyRecord:
+    return StudyRecord(
+        name="s", metric="test.accuracy", design="compare", seeds=(0, 1, 2),
+        settings={"images": 5000, "source": "cifar10", "model": "resnet9", "width": 16, "epochs": 24},
+        analyses={"test.accuracy": Analysis(unit="points", better=1, effects=effects)},
+    )  # fmt: skip
+
+
+def test_a_study_concludes_in_three_sentences() -> None:
+    good, bad, open_ = effect(2.0, name="a"), effect(-4.0, name="b"), effect(0.1, name="c", shown=False)
+    shown, unclear, where = study_page.answer(study(good, bad, open_))
+    assert shown.startswith("1 of 3 comparisons shows a gain, most of all a: 2.0 points better")
+    assert "1 shows a loss, most of all b: 4.0 points worse" in shown
+    assert unclear == "Not decided: c. Differences below about 1.0 points cannot be seen with 3 seeds."
+    assert where.startswith("This holds for 5,000 training images of cifar10, resnet9 of width 16, 24 epochs, 3 seeds;")
+    assert study_page.answer(study(bad))[0].startswith("1 of 1 comparisons shows a loss and none a gain")
+    assert study_page.answer(study(open_))[0].startswith("c: no difference could be shown")
+    assert "too few runs" in study_page.answer(study())[0]
+
+
+def test_effects_are_ranked_best_first() -> None:
+    effects = (effect(-4.0, name="b"), effect(None, name="d"), effect(2.0, name="a"))
+    assert [one.name for one in study_page.ranked(Analysis(better=1, effects=effects))] == ["a", "b", "d"]
+    assert [one.name for one in study_page.ranked(Analysis(better=-1, effects=effects))] == ["b", "a", "d"]
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ({"name": "original fp32", "precision": "fp32"}, "original, float32"),
+        ({"name": "original int8-static", "precision": "int8-static"}, "not pruned, INT8"),
+        ({"name": "65 % int8-static", "precision": "int8-static", "ratio": 0.65}, "65 % pruned, INT8"),
+        ({"name": "12.5 % int8-dynamic", "precision": "int8-dynamic", "ratio": 0.125}, "12.5 % pruned, INT8 weights"),
+        ({"name": "random, 50 % fp32", "precision": "fp32", "ratio": 0.5, "control": True},
+         "50 % pruned at random, float32"),
+        ({"name": "from scratch, 60 % int8-static", "precision": "int8-static", "ratio": 0.6, "control": True},
+         "60 % pruned, trained from scratch, INT8"),
+        ({"name": "trained on, original fp32", "precision": "fp32", "ratio": 0.0, "control": True},
+         "original trained further, float32"),
+        ({"name": "small net, resnet9 of width 12 int8-static", "precision": "int8-static", "ratio": 0.0,
+          "control": True}, "resnet9 of width 12, INT8"),
+        ({"name": "something new"}, "something new"),
+    ],
+)  # fmt: skip
+def test_candidates_in_words(row: dict[str, Any], told: str) -> None:
+    published = Path(__file__).parent / "compressions" / "demo.json"
+    import json
+
+    whole = CompressionRecord.model_validate(json.loads(published.read_text()))
+    assert compression_page.label(whole, Candidate.model_validate(row)) == told

@@ -1,0 +1,139 @@
+"""Pictures in a page are those of the run: what is stored, what the network saw, what it got wrong."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from kitae.data.store import find_store
+from kitae.pipelines.setup import Setup
+from kitae.pipelines.train import train
+from kitae.recipe import Recipe
+from kitae.reporting.results import RunRecord
+from kitae.reporting.samples import Photo, Samples, photo
+from kitae.run import Run
+from kitae.training.batches import augmented_batches, epoch_shape
+from kitae.training.distributed import World
+
+
+def decoded(picture: Photo) -> NDArray[np.uint8]:
+    content = base64.b64decode(picture.source.split(",", 1)[1])
+    with Image.open(io.BytesIO(content)) as image:
+        return np.asarray(image)
+
+
+@pytest.fixture(scope="module", params=["plain", "mixed"])
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    recipe = Recipe.load("fashion-mini").override(
+        "data.limit=90", "model.name=resnet8", "model.width=4", "train.epochs=2", "train.precision=fp32",
+        "train.threads=1", "train.batch_size=40",
+        *(["augment.mix={mixup_alpha: 1.0, cutmix_alpha: 1.0, prob: 1.0}"] if request.param == "mixed" else []),
+    )  # fmt: skip
+    return train(recipe, tmp_path_factory.mktemp("samples") / "run")
+
+
+@pytest.fixture
+def samples(run: Run) -> Samples:
+    found = Samples.find(RunRecord.open(run), run)
+    assert found is not None
+    return found
+
+
+def test_what_the_network_saw_is_what_it_was_fed(run: Run, samples: Samples) -> None:
+    """Pixel by pixel, against the batches that the loop makes."""
+    setup = Setup.of(run)
+    mean, std = (np.asarray(v, np.float32)[:, None, None] for v in setup.normalization)
+    columns = dict(samples.seen())
+    assert list(columns) == ["as stored", "epoch 1", "epoch 2"]
+    shape = epoch_shape(len(setup.images), run.recipe.train)
+    channels, height, width = setup.store.images.shape[1:]
+    augment = setup.augment(run.recipe.train.seed).prepare(channels, height, width)
+    for epoch in (0, 1):
+        batches = augmented_batches(
+            setup.images, augment, shape, World(0, 1, torch.device("cpu")), seed=run.recipe.train.seed, epoch=epoch,
+            first=0,
+        )  # fmt: skip
+        fed = np.concatenate([images.numpy() for images, _ in batches])
+        fed = np.clip(np.rint((fed * std + mean) * 255), 0, 255).astype(np.uint8)[:, 0]
+        assert len(columns[f"epoch {epoch + 1}"]) == len(columns["as stored"]) > 2
+        for picture in columns[f"epoch {epoch + 1}"]:
+            assert (fed == decoded(picture)).all(axis=(1, 2)).any()
+
+
+def test_stored_pictures_are_training_images(samples: Samples) -> None:
+    train_images = np.asarray(samples.store.images)[samples.splits.train][:, 0]
+    for name, pictures in samples.of_classes():
+        labels = np.asarray(samples.store.labels)[samples.splits.train]
+        own = train_images[labels == samples.store.classes.index(name)]
+        assert pictures
+        for picture in pictures:
+            assert (own == decoded(picture)).all(axis=(1, 2)).any()
+
+
+def test_mistakes_are_the_images_that_were_got_wrong(run: Run, samples: Samples) -> None:
+    found = samples.record.predicted
+    assert found is not None
+    pictures = samples.mistakes(5)
+    for place, picture in zip(found.mistakes(5), pictures, strict=True):
+        row = list(samples.store.names).index(found.names[place])
+        np.testing.assert_array_equal(decoded(picture), np.asarray(samples.store.images[row][0]))
+        assert samples.record.facts.classes[found.label[place]] in picture.lines[1]
+    pair = samples.record.evaluation.measured.confused(1)[0]
+    assert len(samples.confused(pair.true, pair.predicted, 3)) == min(3, pair.count)
+
+
+def test_no_test_picture_where_test_was_not_opened(run: Run) -> None:
+    closed = RunRecord.open(run).model_copy(update={"openings": (), "predicted": None})
+    found = Samples.find(closed, run)
+    assert found is not None
+    assert found.mistakes(5) == []
+    assert len(found.test) == 0
+
+
+def test_counts_are_those_of_the_splits(samples: Samples) -> None:
+    counts = samples.counts()
+    assert {name: sum(parts) for name, parts in counts.items()} == {
+        "train": 90, "validation": len(samples.splits.val), "test": 1000
+    }  # fmt: skip
+
+
+def test_a_store_is_found_by_content_or_not_at_all(run: Run, tmp_path: Path) -> None:
+    store = run.open_store()
+    found = find_store(store.fingerprint)
+    assert found is not None
+    assert found.fingerprint == store.fingerprint
+    np.testing.assert_array_equal(found.images[:5], store.images[:5])
+    assert find_store("0" * 32) is None
+    assert find_store(store.fingerprint, tmp_path) is None
+
+
+def test_duplicates_and_conflicts_are_counted(samples: Samples) -> None:
+    assert samples.quality().groups == 0
+    images = np.array(samples.store.images)
+    a, b = samples.splits.train[:2]
+    c = samples.splits.val[0]
+    images[b] = images[c] = images[a]
+    labels = np.array(samples.store.labels)
+    labels[b] = labels[a]
+    labels[c] = (labels[a] + 1) % 10
+    store = type(samples.store)(**{**vars(samples.store), "images": images, "labels": labels})
+    found = Samples(samples.record, store, samples.splits).quality()
+    assert (found.groups, found.images, found.across, found.conflicts) == (1, 3, 1, 1)
+    assert len(found.examples[0]) == 3
+
+
+@pytest.mark.parametrize(("size", "kind"), [((1, 28, 28), "png"), ((3, 300, 200), "jpeg")])
+def test_pictures_are_small(size: tuple[int, int, int], kind: str) -> None:
+    image = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
+    picture = photo(image, 'a "quoted" <alt>')
+    assert picture.source.startswith(f"data:image/{kind};base64,")
+    assert max(picture.width, picture.height) == 112
+    assert picture.sharp == (kind == "png")
+    assert len(picture.source) < 30_000

@@ -1,0 +1,131 @@
+"""Charts: round ticks, text that fits and is escaped, colours that can be read."""
+
+from __future__ import annotations
+
+import re
+from importlib import resources
+
+import pytest
+
+from kitae.reporting import svg
+from kitae.reporting.charts import robust
+from kitae.reporting.svg import Chart, Plot, Row, Scale
+from tests.reporting.conftest import HOSTILE
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "most", "found"),
+    [
+        (0, 1, 6, [0, 0.2, 0.4, 0.6, 0.8, 1]),
+        (0.17, 0.83, 5, [0.2, 0.4, 0.6, 0.8]),
+        (-18.1, 7.7, 6, [-15, -10, -5, 0, 5]),
+        (1, 4, 6, [1, 2, 3, 4]),
+        (3, 3, 6, [3]),
+    ],
+)
+def test_ticks_are_round(low: float, high: float, most: int, found: list[float]) -> None:
+    assert svg.ticks(low, high, most) == pytest.approx(found)
+
+
+@pytest.mark.parametrize("high", [1e-9, 0.3, 7.0, 123.0, 5e8])
+@pytest.mark.parametrize("most", [2, 3, 6])
+def test_there_are_never_too_many_ticks(high: float, most: int) -> None:
+    for low in (-high, 0.0, 0.9 * high):
+        found = svg.ticks(low, high, most)
+        assert len(found) <= most
+        assert all(low - 1e-9 * high <= value <= high * (1 + 1e-9) for value in found)
+
+
+def test_log_ticks_are_few_and_inside() -> None:
+    for low, high in ((3e4, 2e6), (1e5, 1.2e5), (10, 1e10)):
+        found = svg.log_ticks(low, high)
+        assert 2 <= len(found) <= 6
+        assert all(low <= value <= high for value in found)
+
+
+def test_a_scale_holds_what_is_outside_at_its_ends() -> None:
+    scale = Scale(1, 100, 0, 200, log=True)
+    assert [scale(value) for value in (0.5, 1, 10, 100, 1e6)] == pytest.approx([0, 0, 100, 200, 200])
+    assert Scale(3, 3, 0, 10)(3) == 5
+
+
+def test_labels_are_spread_and_stay_inside() -> None:
+    assert svg.spread([10, 11, 90], 10, 0, 100) == [10, 20, 90]
+    assert svg.spread([99, 98], 10, 0, 100) == [100, 90]
+    assert svg.spread([], 10, 0, 100) == []
+
+
+@pytest.mark.parametrize("text", ["", "one", "word " * 60, "x" * 500, "a\nb\tc\x00d", "猫" * 60, "\u202e x"])
+def test_text_fits_its_width(text: str) -> None:
+    line = svg.fit(text, 120)
+    assert svg.text_width(line) <= 120
+    assert not re.search(r"[\x00-\x1f\u202e]", line)
+
+
+def test_wide_characters_are_wide() -> None:
+    assert svg.text_width("猫猫猫") == 3 * svg.SIZE
+    assert svg.text_width("iii") < svg.text_width("mmm")
+
+
+def test_every_text_is_escaped() -> None:
+    for name in HOSTILE:
+        chart = Chart("name", name, name, 100)
+        chart.text(0, 10, name, width=1000)
+        chart.text(0, 10, name * 20, width=50)
+        chart.circle(1, 1, 1, "f1", name)
+        row = Row(name, name, lambda chart, scale, y: None, name, name)
+        drawn = chart.svg() + svg.rows_chart("rows", name, name, [row], 0, 1, "{:g}".format, label=name)
+        assert not re.search(r"<(?!/?(svg|title|desc|text|tspan|circle|line)\b)", drawn)
+        assert "onload" not in drawn
+
+
+def test_a_line_is_broken_where_a_value_is_missing() -> None:
+    chart = Chart("line", "a", "b", 100)
+    Plot(chart, Scale(0, 4, 0, 40), Scale(0, 1, 100, 0)).line([0, 1, 2, 3, 4], [0, 0.5, None, 0.5, 1], "s1")
+    assert [len(re.findall(r"-?[\d.]+ -?[\d.]+", path)) for path in re.findall(r'd="M(.*?)"', chart.svg())] == [2, 2]
+
+
+def test_an_axis_is_not_stretched_by_an_early_value() -> None:
+    values = [500.0, *[1.0 + 0.01 * k for k in range(40)]]
+    low, high, note = robust(values, values[10:])
+    assert (low, high) == pytest.approx((0.9, 2.2), abs=1.0)
+    assert "500" in note
+    assert robust([1.0, 2.0]) == (pytest.approx(0.94), pytest.approx(2.06), "")
+    _, high, note = robust(values, values)  # what has to be inside is
+    assert high > 500
+    assert note == ""
+
+
+def _luminance(colour: str) -> float:
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    r, g, b = (p / 12.92 if p <= 0.03928 else ((p + 0.055) / 1.055) ** 2.4 for p in parts)
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b
+
+
+def _contrast(one: str, other: str) -> float:
+    a, b = sorted((_luminance(one), _luminance(other)))
+    return (b + 0.05) / (a + 0.05)
+
+
+def _mixed(colour: str, paper: str, opacity: float) -> str:
+    pairs = [(int(colour[i : i + 2], 16), int(paper[i : i + 2], 16)) for i in (1, 3, 5)]
+    return "#" + "".join(f"{round(opacity * a + (1 - opacity) * b):02x}" for a, b in pairs)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_can_be_read_in_both_schemes(scheme: str) -> None:
+    """WCAG's 4.5 for text, 3 for marks; axe cannot see into charts."""
+    css = resources.files("kitae.reporting").joinpath("templates/style.css").read_text()
+    blocks = re.findall(r":root \{(.*?)\}", css, re.DOTALL)[: 1 if scheme == "light" else 2]
+    colours = {name: value for block in blocks for name, value in re.findall(r"--([\w-]+): (#\w{6})", block)}
+    card = colours["card"]
+    for name in ("ink", "muted", "accent", "s1", "s2", "s3", "good", "bad"):
+        assert _contrast(colours[name], card) >= 4.5, name
+    for name in ("s4", "s5", "s6", "hit", "miss"):
+        assert _contrast(colours[name], card) >= (3 if name[0] == "s" else 2.5), name
+    assert _contrast(colours["warn"], colours["warn-soft"]) >= 4.5
+    assert _contrast(colours["muted"], colours["soft"]) >= 4.5
+    for name in ("hit", "miss"):  # numbers in the cells of the confusion matrix
+        for strength in (0.0, 0.3, 0.6, 0.9, 1.0):
+            cell = _mixed(colours[name], card, 0.08 + 0.62 * strength)
+            assert _contrast(colours["ink"], cell) >= 4.5, (name, strength)
