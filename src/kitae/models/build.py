@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -106,7 +106,8 @@ def build(
     features before it has learnt anything.
 
     With `spec.freeze == "backbone"` only the classifier has `requires_grad`, and everything below it stays in eval mode
-    (BatchNorm keeps its pretrained statistics) whatever `model.train()` says.
+    (BatchNorm keeps its pretrained statistics) whatever `model.train()` says. With `statistics` all has, and only the
+    BatchNorms stay in eval mode.
 
     Args:
         weights: what `weights.load(spec)` gives, where the caller has it already.
@@ -127,6 +128,8 @@ def build(
         _zero_fresh_classifier(model, weights)
     if spec.freeze == "backbone":
         _freeze_backbone(model)
+    elif spec.freeze == "statistics":
+        _freeze_statistics(model)
     return model
 
 
@@ -325,6 +328,16 @@ def _freeze_backbone(model: nn.Module) -> None:
     for head in heads:
         active |= {name for name, _ in model.named_modules() if _inside(name, [head])}
         active |= {name for name, _ in _dropouts_beside(model, head)}
+    _train_only(model, active)
+
+
+def _freeze_statistics(model: nn.Module) -> None:
+    norms = nn.modules.batchnorm._NormBase
+    _train_only(model, {name for name, module in model.named_modules() if not isinstance(module, norms)})
+
+
+def _train_only(model: nn.Module, active: Collection[str]) -> None:
+    """Let `model.train()` put the modules of these names in training mode and leave the others in eval mode."""
     kind = type(model)
 
     def train(self: nn.Module, mode: bool = True) -> nn.Module:

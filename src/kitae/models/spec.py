@@ -22,7 +22,8 @@ class ModelSpec(Spec):
         pretrained: true takes published weights (from an installed package, or from timm's hub), a path takes a local
             .safetensors file. The classifier for other classes than theirs starts at zero.
         pretrained_sha256: which weights these are; a run fills it in, and other ones are refused.
-        freeze: `backbone` trains the classifier only; `none` trains all.
+        freeze: `backbone` trains the classifier only; `statistics` trains all weights, and keeps the pretrained means
+            and variances of BatchNorm, which small batches would spoil; `none` trains all.
         stem: `small` is 3x3 stride 1 without max-pool, `large` 7x7 stride 2 with; `auto` is small up to 64 pixels.
     """
 
@@ -32,7 +33,7 @@ class ModelSpec(Spec):
     dropout: float = Field(0.0, ge=0, lt=1)
     pretrained: bool | str = False
     pretrained_sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
-    freeze: Literal["none", "backbone"] = "none"
+    freeze: Literal["none", "statistics", "backbone"] = "none"
     stem: Literal["auto", "small", "large"] = "auto"
 
     @model_serializer(mode="wrap")
@@ -42,6 +43,9 @@ class ModelSpec(Spec):
 
     @model_validator(mode="after")
     def _frozen_is_pretrained(self) -> ModelSpec:
-        if self.freeze == "backbone" and not self.pretrained:
-            raise ValueError("freeze: backbone needs pretrained weights, or it would stay random; set pretrained")
+        if self.freeze != "none" and not self.pretrained:
+            raise ValueError(
+                f"freeze: {self.freeze} needs pretrained weights, or what is frozen would stay as it was made; set "
+                "pretrained"
+            )
         return self
