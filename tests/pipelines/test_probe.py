@@ -71,7 +71,7 @@ def test_training_begins_with_its_head_and_worse_is_not_kept(weights: str, tmp_p
     assert torch.equal(published, load_file(weights)["stem.0.weight"])
 
     gentle = train(recipe(weights, "train.optimizer.lr=0.00001", "model.freeze=statistics"), tmp_path / "gentle")
-    assert gentle.metrics()[1]["train_loss"] < 1.5 * before["train_loss"], "not from a random head"
+    assert gentle.metrics()[1]["train_loss"] < 2.0, "a random head has 2.3, the logarithm of 10, or more"
 
 
 def test_the_head_that_is_written_is_the_one_that_was_fitted(
@@ -87,7 +87,7 @@ def test_the_head_that_is_written_is_the_one_that_was_fitted(
     monkeypatch.setattr(pipeline, "fit_head", fit_head)
     run = train(recipe(weights, "train.epochs=0"), tmp_path / "run")
     features, head = fitted[0]
-    assert features.shape == (2, 150, 64)
+    assert features.shape == (2, 150, 32)
     setup = Setup.of(run)
     rows = np.sort(setup.splits.train)
     logits, labels = run.logits(setup.image_set(rows))
@@ -176,7 +176,7 @@ def test_a_recipe_repeats_only_with_the_same_weights(weights: str, tmp_path: Pat
 def test_where_there_is_nothing_to_probe(weights: str, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"train\.epochs: 0"):
         train(Recipe.load("fashion-mini").override(*TINY, "train.probe=auto", "train.epochs=0"), tmp_path / "run")
-    with pytest.raises(RecipeError, match=r"train\.epochs"):
+    with pytest.raises(RecipeError, match="epochs: 0 trains nothing"):
         recipe(weights, "train.probe=null", "train.epochs=0")
     without = train(recipe(weights, "train.probe=null"), tmp_path / "without")
     assert [row["epoch"] for row in without.metrics()] == [1]

@@ -95,6 +95,27 @@ def test_every_update_has_as_many_samples(
     assert (shape.batch_size, shape.accumulate, shape.steps) == expected
 
 
+@pytest.mark.parametrize(("steps", "passes"), [(3, 1), (4, 1), (6, 2), (11, 3)])
+def test_an_epoch_may_be_part_of_a_pass_or_several(toy: dict[str, Any], steps: int, passes: int) -> None:
+    result = fit(toy_net(), spec=spec(epochs=2, epoch_steps=steps), **toy)
+    data = toy["data"]
+    assert [row["step"] for row in result.rows] == [steps, 2 * steps]
+    orders = [data.order(0, number)[:64].reshape(4, 16) for number in range(2 * passes)]
+    for epoch in range(2):
+        expected = np.concatenate(orders[epoch * passes : (epoch + 1) * passes])[:steps]
+        assert (np.stack(data.asked[epoch * steps : (epoch + 1) * steps]) == expected).all()
+
+
+def test_epochs_of_several_passes_resume_bit_exactly(toy: dict[str, Any], tmp_path: Path) -> None:
+    whole, model = toy_net(), toy_net()
+    fit(whole, spec=spec(epochs=2, epoch_steps=6), **toy)
+    files = {"checkpoint": tmp_path / "last", "best": tmp_path / "best"}
+    with pytest.raises(DiesHereError):
+        fit(toy_net(), spec=spec(epochs=2, epoch_steps=6, checkpoint_seconds=1e-9), watcher=KillAt(11), **files, **toy)
+    fit(model, spec=spec(epochs=2, epoch_steps=6, checkpoint_seconds=1e-9), resume=True, **files, **toy)
+    assert same(whole.state_dict(), model.state_dict())
+
+
 def test_a_rest_of_two_moves_nothing(toy: dict[str, Any]) -> None:
     """The weights after an epoch are those of the full batches alone, on the same samples."""
     whole, rest = toy_net(), toy_net()
@@ -342,6 +363,50 @@ def test_the_start_is_kept_where_no_epoch_is_better(toy: dict[str, Any]) -> None
     assert same(before, again.state_dict())
     assert watcher.notes == ["no epoch was better than the start, which is kept"]
     assert fit(copy.deepcopy(learnt), spec=ruinous, **toy).best_epoch > 0
+
+
+def test_the_start_has_a_line_of_metrics_and_its_weights_are_kept(toy: dict[str, Any], tmp_path: Path) -> None:
+    learnt, written = toy_net(), list[list[dict[str, Any]]]()
+    fit(learnt, spec=spec(), **toy)
+    model = copy.deepcopy(learnt)
+    files = {"checkpoint": tmp_path / "last", "best": tmp_path / "best", "write_rows": written.append}
+    start = {"keep": "best or start", "start_row": {"train_loss": 0.5}}
+    ruinous = spec(optimizer=OptimizerSpec(lr=5.0))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(DiesHereError):
+        fit(learnt, spec=ruinous, watcher=KillAt(2), **start, **files, **toy)
+    assert [row["epoch"] for row in written[-1]] == [0]
+    assert written[-1][0]["train_loss"] == 0.5
+    assert same(before, load_weights(tmp_path / "best")[0]), "a complete model, before any step"
+    calls = toy["validate"].calls
+    result = fit(model, spec=ruinous, resume=True, rows=written[-1], **start, **files, **toy)
+    assert [row["epoch"] for row in result.rows] == [0, 1, 2, 3]
+    assert toy["validate"].calls == calls + 3, "the start is not judged again"
+    assert result.best_epoch == 0
+    assert same(before, model.state_dict())
+
+
+def test_no_epochs_at_all_leave_the_start(toy: dict[str, Any]) -> None:
+    model = toy_net()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    result = fit(model, spec=spec(epochs=0, probe={}), keep="best or start", start_row={}, **toy)
+    assert (result.epochs, result.best_epoch, len(result.rows)) == (0, 0, 1)
+    assert same(before, model.state_dict())
+
+
+def test_it_stops_between_epochs_when_it_is_asked_to(toy: dict[str, Any], tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    def stop(epochs: int) -> bool:
+        asked.append(epochs)
+        return epochs == 2
+
+    stopped, planned = toy_net(), toy_net()
+    result = fit(stopped, spec=spec(epochs=5), stop=stop, **toy)
+    assert asked == [1, 2]
+    assert (result.epochs, result.stopped_early) == (2, True)
+    fit(planned, spec=spec(epochs=5, stop_after=2), **toy)
+    assert same(stopped.state_dict(), planned.state_dict()), "the schedule is that of all five"
 
 
 class Signal(KillAt):

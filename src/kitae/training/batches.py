@@ -52,16 +52,23 @@ class EpochShape:
         batch_size: samples in a batch, over all processes.
         accumulate: batches in an update.
         steps: batches in an epoch, a multiple of `accumulate`.
+        pass_steps: batches in one pass through the samples, also a multiple; each pass has an order of its own.
     """
 
     batch_size: int
     accumulate: int
     steps: int
+    pass_steps: int
 
     @property
     def updates(self) -> int:
         """Optimizer steps in an epoch."""
         return self.steps // self.accumulate
+
+    @property
+    def passes(self) -> int:
+        """Passes through the samples that an epoch begins."""
+        return -(-self.steps // self.pass_steps)
 
 
 def epoch_shape(samples: int, spec: TrainSpec, processes: int = 1) -> EpochShape:
@@ -70,7 +77,7 @@ def epoch_shape(samples: int, spec: TrainSpec, processes: int = 1) -> EpochShape
     A short batch would move the weights as far as a full one, on the evidence of a few samples, and BatchNorm would
     normalise by those few. The keyed order changes with every epoch, so no sample is left out for good. A set smaller
     than a batch shrinks the batch, and one with fewer batches than `accumulate` shrinks that. With `epoch_steps` an
-    epoch ends earlier.
+    epoch is a part of a pass through the samples, or several.
 
     Raises:
         DataError: a batch that the processes cannot share, or fewer than two samples for each.
@@ -86,10 +93,9 @@ def epoch_shape(samples: int, spec: TrainSpec, processes: int = 1) -> EpochShape
     batch_size = min(spec.batch_size, samples - samples % even)
     batches = samples // batch_size
     accumulate = min(spec.accumulate, batches)
-    updates = batches // accumulate
-    if spec.epoch_steps is not None:
-        updates = min(updates, spec.epoch_steps)
-    return EpochShape(batch_size, accumulate, updates * accumulate)
+    per_pass = batches - batches % accumulate
+    steps = per_pass if spec.epoch_steps is None else spec.epoch_steps * accumulate
+    return EpochShape(batch_size, accumulate, steps, min(per_pass, steps))
 
 
 def augmented_batches(
@@ -100,17 +106,22 @@ def augmented_batches(
     Every process takes an even block of the same order, so pairs that are mixed stay together. On a GPU, copying and
     augmentation run ahead on a stream of their own.
     """
-    order = data.order(seed, epoch)
+    orders: dict[int, NDArray[np.int64]] = {}
 
-    def make(step: int) -> tuple[Tensor, Tensor]:
+    def make(number: int) -> tuple[Tensor, Tensor]:
+        drawn, step = divmod(number, shape.pass_steps)
+        drawn += epoch * shape.passes  # the pass through the samples: what order and augmentation are keyed by
+        if drawn not in orders:
+            orders.clear()
+            orders[drawn] = data.order(seed, drawn)
         own = shape.batch_size // world.size
         start = step * shape.batch_size + own * world.rank
-        index = order[start : start + own]
-        images, labels = (torch.from_numpy(array) for array in data.gather(index, seed=seed, epoch=epoch))
+        index = orders[drawn][start : start + own]
+        images, labels = (torch.from_numpy(array) for array in data.gather(index, seed=seed, epoch=drawn))
         if world.device.type == "cuda":
             images = images.pin_memory().to(world.device, non_blocking=True)
             labels = labels.pin_memory().to(world.device, non_blocking=True)
-        images, targets = augment(images, labels, epoch=epoch, index=index, step=step)
+        images, targets = augment(images, labels, epoch=drawn, index=index, step=step)
         return images.to(world.device, non_blocking=True), targets.to(world.device, non_blocking=True)
 
     steps = range(first, shape.steps)

@@ -43,7 +43,7 @@ def step_times(
     Raises:
         TrainingError: memory suffices for none.
     """
-    shape = EpochShape(len(images), 1, steps + 1)
+    shape = EpochShape(len(images), 1, steps + 1, steps + 1)
     left = dict.fromkeys(precisions or candidates(world.device))
     times: dict[Precision, list[float]] = {name: [] for name in left}
     learners = {name: Learner(copy.deepcopy(model).train(), spec, shape, world, name) for name in left}

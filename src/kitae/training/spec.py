@@ -147,8 +147,8 @@ class TrainSpec(Spec):
 
     Attributes:
         epochs: 0 trains nothing beyond the probe.
-        epoch_steps: optimizer steps in an epoch at most; null goes through all training images. The order changes every
-            epoch, so shorter epochs see other images.
+        epoch_steps: optimizer steps in an epoch, which is then a part of a pass through the training images or several;
+            null is one pass. Every pass has an order of its own, so short epochs see other images.
         stop_after: end after so many epochs of the schedule: what a run does whose minutes are over.
         batch_size: even, since mixing pairs neighbours; of all processes together. The rest of an epoch that does not
             fill an update is dropped (the order changes every epoch); a smaller training set shrinks the batch.
