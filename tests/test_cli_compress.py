@@ -96,7 +96,7 @@ def test_the_files_are_whole(home: Path, run: Path, model: Path) -> None:
     facts = json.loads((folder / "compression.json").read_text())
     front = pyarrow.parquet.read_table(folder / "front.parquet").to_pylist()
     assert [row["name"] for row in front] == [row["name"] for row in facts["candidates"]] == [
-        "original fp32", "original int8-static", "50 % fp32", "50 % int8-static"
+        "original fp32", "original int8-static", "50 % fp32", "50 % int8-static", "trained further, original int8-static"
     ]  # fmt: skip
     winner = facts["winner"]
     assert winner["name"] == "50 % int8-static"
@@ -115,7 +115,7 @@ def test_the_table_says_what_was_measured(home: Path, printed: str, model: Path)
         "candidate", "bytes", "ms", "faster", "accuracy (95 %)"
     ]  # fmt: skip
     rows = cells(printed)
-    assert len(rows) == len(facts["candidates"]) == 4
+    assert len(rows) == len(facts["candidates"]) == 5
     for (name, size, milliseconds, faster, accuracy), row in zip(rows, facts["candidates"], strict=True):
         assert name == ("* " if row["winner"] else "") + row["name"]
         assert size.endswith(" kB")

@@ -28,6 +28,7 @@ from kitae.pipelines import budget
 from kitae.pipelines.budget import Images, Outcome, Tools, judge, search
 from kitae.preprocess import PreprocessRules
 from kitae.runtime import Model
+from tests.compression.conftest import _one_thread, _trained, selection, train, trained  # noqa: F401
 from tests.compression.tiny_world import MEAN, SHAPE, STD, Data, TinyNet, fit
 
 CARD = Card(("a", "b", "c", "d"), PreprocessRules(SHAPE[1]), MEAN, STD)
@@ -46,6 +47,7 @@ class Loop:
         *,
         epochs: int,
         rate: float,
+        seed: int,
         after_step: Callable[[nn.Module], None] | None = None,
         teacher: nn.Module | None = None,
         keep: str = "best",
@@ -53,7 +55,7 @@ class Loop:
         self.calls.append(
             {
                 "epochs": epochs, "rate": rate, "after_step": after_step, "teacher": teacher, "kind": type(model),
-                "keep": keep,
+                "keep": keep, "seed": seed,
             }
         )  # fmt: skip
         return fit(model, self.train, epochs, lr=0.02, after_step=after_step, teacher=teacher)
@@ -584,7 +586,7 @@ def test_8_bit_trainings_and_controls_are_not_trained_twice(
 ) -> None:
     trainings: list[int] = []
 
-    def scratch(model: nn.Module, more: int, teacher: nn.Module | None) -> nn.Module:
+    def scratch(model: nn.Module, more: int, teacher: nn.Module | None, seed: int) -> nn.Module:
         trainings.append(more)
         return fit(model, train, 2)
 
@@ -626,15 +628,16 @@ def test_the_controls_stand_beside_the_winner(
     )  # fmt: skip
     assert outcome.winner.row["latency_ms"] == 2  # as it was chosen, not as it was measured again with the controls
     # The machine had become twice as slow: the controls take what they would have taken beside the winner.
-    assert [row["latency_ms"] for row in outcome.rows if row["control"]] == [2, 2]
-    assert [row["latency_ms_interval"] for row in outcome.rows if row["control"]] == [[1.5, 2.5], [1.5, 2.5]]
+    assert [row["latency_ms"] for row in outcome.rows if row["control"]] == [2, 2, 2]
+    assert [row["latency_ms_interval"] for row in outcome.rows if row["control"]] == 3 * [[1.5, 2.5]]
     names = [candidate.name for candidate in outcome.candidates]
-    assert names == ["original fp32", "original int8-static", "50 % int8-static", "random, 50 % int8-static",
-                     "from scratch, 50 % int8-static"]  # fmt: skip
+    assert names == ["original fp32", "original int8-static", "50 % int8-static",
+                     "trained further, original int8-static", "random, 50 % int8-static", "from scratch, 50 % int8-static"]  # fmt: skip
     controls = [row for row in outcome.rows if row["control"]]
-    assert len(controls) == 2
+    assert len(controls) == 3
     assert not any(row["front"] or row["winner"] for row in controls)
-    assert {row["parameters"] for row in controls} == {outcome.winner.row["parameters"]}
+    assert {row["parameters"] for row in controls[1:]} == {outcome.winner.row["parameters"]}
+    assert controls[0]["parameters"] == outcome.baseline.row["parameters"]
 
 
 def test_a_small_net_of_the_winners_latency_stands_beside_it(
@@ -656,7 +659,7 @@ def test_a_small_net_of_the_winners_latency_stands_beside_it(
             exported.append(model)
         return to_graph(model)
 
-    def scratch(model: nn.Module, more: int, teacher: nn.Module | None) -> nn.Module:
+    def scratch(model: nn.Module, more: int, teacher: nn.Module | None, seed: int) -> nn.Module:
         trainings.append((any(model is seen for seen in exported), more, teacher is not None))
         return fit(model, train, 2)
 
@@ -723,13 +726,14 @@ def test_a_ratio_that_removes_nothing_more_is_left_out(
     fields = {"ratios": (0.2, 0.5, 0.55), "round_to": 6, "max_drop": 100.0, "quantize": ("none",)}
     outcome, _ = run(trained, tools, train, selection, tmp_path, controls=("random",), **fields)
     assert [row["name"] for row in outcome.rows] == [
-        "original fp32", "20 % fp32", "50 % fp32", "random, 50 % fp32"
+        "original fp32", "20 % fp32", "50 % fp32", "trained further, original fp32",
+        "random, 50 % fp32",
     ]  # fmt: skip
     ((name, why),) = outcome.left_out
     assert name == "55 %"
     assert "packs of 6" in why
     assert "the same network as 50 %" in why
-    assert len(tools.recover.calls) == 4, "two, and two of the control: none for what is left out"  # type: ignore[attr-defined]
+    assert len(tools.recover.calls) == 5, "two, and two and one of the controls: none for what is left out"  # type: ignore[attr-defined]
     assert outcome.winner.name == "50 % fp32"
 
 
@@ -791,7 +795,20 @@ def test_among_equally_small_files_speed_decides_and_then_accuracy() -> None:
     found = [candidate("original", 0.0, 50, 4000),
              candidate("slow", 0.04, 30), candidate("fast", 0.06, 9.8), candidate("as fast", 0.05, 10),
              candidate("large", 0.0, 1, 2000), candidate("lossy", 2.0, 1, 10)]  # fmt: skip
-    assert budget._choose(found, CompressSpec(max_drop=1.0))[0].name == "as fast"
+    assert budget._choose(found, CompressSpec(max_drop=1.0, sure=False))[0].name == "as fast"
+
+
+def test_ties_go_to_the_lower_validation_loss() -> None:
+    def candidate(name: str, drop: float, loss: float, size: int) -> budget.Candidate:
+        row = {"drop": drop, "loss": loss, "bytes": size, "latency_ms": 1.0}
+        return budget.Candidate(name, 0.0, "int8-static", Path(), row, np.zeros(0, np.int64))
+
+    original = candidate("original", 0.0, 0.3, 4000)
+    equals = [candidate("first", 0.5, 0.4, 1000), candidate("better", 0.5, 0.2, 1001), candidate("last", 0.5, 0.3, 999)]
+    spec = CompressSpec(max_drop=1.0, sure=False)
+    assert budget._choose([original, *equals], spec)[0].name == "better"
+    nothing = CompressSpec(max_drop=0.25, sure=False)
+    assert budget._choose([original, *equals], nothing)[0].name == "better", "the closest too"
 
 
 def test_the_graph_of_8_bit_training_is_compared_with_its_network(
@@ -823,7 +840,7 @@ def test_who_wants_to_be_sure_gets_what_chance_cannot_undo() -> None:
         candidate("sure", 0.1, 0.9, 1000),
         candidate("lucky", 0.2, 1.2, 500),
     ]
-    assert budget._choose(found, CompressSpec(max_drop=1.0))[0].name == "lucky"
+    assert budget._choose(found, CompressSpec(max_drop=1.0, sure=False))[0].name == "lucky"
     assert budget._choose(found, CompressSpec(max_drop=1.0, sure=True))[0].name == "sure"
     closest, why = budget._choose(found, CompressSpec(max_drop=0.5, sure=True))
     assert closest.name == "sure"

@@ -745,6 +745,8 @@ def _controls(
         return _once(tools, key, net.to(device), partial(tools.scratch, net, more, teacher, _seed(key))).eval()
 
     def original() -> list[Candidate]:
+        if more == 0:
+            return []  # the original as it is, which is in the table already
         tools.say(f"control: the original, trained for the winner's {more} further epochs")
         key = _key(spec, tools, [], original=more)
 
@@ -752,8 +754,8 @@ def _controls(
             model = copy.deepcopy(reached[0].model)
             return tools.recover(model, epochs=more, rate=spec.finetune_rate, seed=_seed(key), teacher=teacher)
 
-        longer = _once(tools, key, reached[0].model, train) if more else reached[0].model
-        return bench.candidates(_Stage(0.0, longer, Shape(), key), only=only, label="trained on, ")
+        longer = _once(tools, key, reached[0].model, train)
+        return bench.candidates(_Stage(0.0, longer, Shape(), key), only=only, label="trained further, ")
 
     def random() -> list[Candidate]:
         tools.say(f"control: random pruning, {_percent(winner.ratio)}")
@@ -886,7 +888,7 @@ def _choose(candidates: Sequence[Candidate], spec: CompressSpec) -> tuple[Candid
         fastest = min(candidate.row["latency_ms"] for candidate in equal)
         fast = [candidate for candidate in equal if candidate.row["latency_ms"] <= _AS_FAST * fastest]
         return min(fast, key=lambda c: (c.row["drop"], c.row["loss"], c.row[size])), ""
-    closest = min(free, key=lambda candidate: sum(share for share, _ in excess(candidate)))
+    closest = min(free, key=lambda c: (sum(share for share, _ in excess(c)), c.row["drop"], c.row["loss"]))
     return closest, " and ".join(words for _, words in excess(closest))
 
 
