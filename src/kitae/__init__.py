@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from kitae.errors import KitaeError as KitaeError
     from kitae.experiments.run import study as study
     from kitae.pipelines.compress import compress as compress
-    from kitae.pipelines.compress import export as export
+    from kitae.pipelines.export import export as export
     from kitae.pipelines.train import train as train
     from kitae.recipe import Recipe as Recipe
     from kitae.run import Run as Run
@@ -33,7 +33,7 @@ _PUBLIC: dict[str, tuple[str, str | None]] = {
     "Run": ("kitae.run", "Run"),
     "augment": ("kitae.augment", None),
     "compress": ("kitae.pipelines.compress", "compress"),
-    "export": ("kitae.pipelines.compress", "export"),
+    "export": ("kitae.pipelines.export", "export"),
     "keyed": ("kitae.keyed", None),
     "runtime": ("kitae.runtime", None),
     "study": ("kitae.experiments.run", "study"),

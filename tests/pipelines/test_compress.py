@@ -1,4 +1,4 @@
-"""The whole road on a real, tiny run: train, export, compress, and use what comes out."""
+"""Every step on a real, tiny run: train, export, compress, and use the result."""
 
 from __future__ import annotations
 
@@ -20,30 +20,20 @@ import torch
 from torch import nn
 
 from kitae import cli
-from kitae.compression.prune import Shape, count
+from kitae.compression.counting import count
 from kitae.compression.spec import CompressSpec
 from kitae.errors import BudgetError, CompressionError, RecipeError, TrainingError, TrainingInterruptedError
 from kitae.evaluation.calibration import fit_temperature
 from kitae.evaluation.intervals import paired_difference
 from kitae.pipelines import compress as compressing
-from kitae.pipelines.compress import CompressionResult, compress, export
+from kitae.pipelines.compress import CompressionResult, compress
+from kitae.pipelines.export import export
 from kitae.pipelines.setup import Setup
 from kitae.pipelines.train import train
-from kitae.recipe import Recipe
 from kitae.run import Run
 from kitae.runtime import Model
 from kitae.training.checkpoint import Progress
 from kitae.training.learner import Learner, Step
-from kitae.training.spec import TrainSpec
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    recipe = Recipe.load("fashion-mini").override(
-        "data.limit=600", "model.name=resnet8", "model.width=8", "model.stochastic_depth=0.2", "train.epochs=2",
-        "train.precision=fp32", "train.threads=1", "train.optimizer.lr=0.1",
-    )  # fmt: skip
-    return train(recipe, tmp_path_factory.mktemp("runs") / "tiny")
 
 
 def small(**fields: Any) -> dict[str, Any]:
@@ -163,9 +153,9 @@ def test_two_processes_do_not_share_a_folder(finished: Run, tmp_path: Path) -> N
         assert (out / "candidates").is_dir()
     finally:
         os.close(lock)
-    with compressing._taken(out, overwrite=False), pytest.raises(CompressionError, match="another process"):
+    with compressing._locked(out, overwrite=False), pytest.raises(CompressionError, match="another process"):
         compress(finished, out, **small(prune="none"))
-    with compressing._taken(out, overwrite=False):
+    with compressing._locked(out, overwrite=False):
         pass
 
 
@@ -195,16 +185,6 @@ def test_damaged_folders_are_named_in_one_line(finished: Run, tmp_path: Path) ->
     refused("model.safetensors", result.load_model, "not a whole checkpoint")
 
 
-def test_a_damaged_stage_is_trained_again(tmp_path: Path) -> None:
-    stages = compressing._Stages(tmp_path)
-    stages.save("whole", {"weight": torch.ones(2)}, Shape(kept={"conv": (0, 2)}), 2e-7)
-    held = stages.load("whole")
-    assert held is not None
-    assert held[1:] == (Shape(kept={"conv": (0, 2)}), 2e-7)
-    (tmp_path / "half.safetensors").write_bytes((tmp_path / "whole.safetensors").read_bytes()[:20])
-    assert stages.load("half") is None
-
-
 def given_to_compress(monkeypatch: pytest.MonkeyPatch, words: str) -> CompressSpec:
     """The spec that the command line makes of its words."""
     seen: list[CompressSpec] = []
@@ -223,18 +203,10 @@ def test_settings_are_checked_beside_the_flags(monkeypatch: pytest.MonkeyPatch) 
     assert given_to_compress(monkeypatch, "compress run --ratios .1 --set max_drop=2").abandon
     assert not given_to_compress(monkeypatch, "compress run --ratios .1 --set max_drop=2 abandon=false").abandon
     assert given_to_compress(monkeypatch, "compress run --ratios .1 --max-drop 2").abandon
-    with pytest.raises(RecipeError, match="controls .* go with prune"):
+    with pytest.raises(RecipeError, match=r"controls .* go with prune"):
         given_to_compress(monkeypatch, "compress run --prune none --set controls=[random]")
     with pytest.raises(CompressionError, match="max_drop"):
         given_to_compress(monkeypatch, "compress run --max-drop -1")
-
-
-def test_predict_points_from_a_compression_folder_to_its_model(tmp_path: Path) -> None:
-    facts = {"within_budget": False, "candidates": [], "winner": {}, "test": None}
-    (tmp_path / "compression.json").write_text(json.dumps(facts))
-    (tmp_path / "closest.onnx").touch()
-    with pytest.raises(CompressionError, match=r"is a compression folder; .* kitae predict .*/closest\.onnx IMAGES"):
-        cli.predict(tmp_path, [tmp_path])
 
 
 def test_a_compressed_file_is_calibrated_anew(finished: Run, tmp_path: Path) -> None:
@@ -256,23 +228,6 @@ def test_layer_decay_does_not_stop_quantization_aware_training(finished: Run, tm
     run = train(recipe, tmp_path / "run")
     result = compress(run, tmp_path / "small", **small(prune="none", quantize=("none", "qat"), qat_epochs=1))
     assert [row["precision"] for row in result.rows] == ["fp32", "int8-qat"]
-
-
-def test_fine_tuning_begins_with_a_share_of_the_recipes_rate(
-    finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    begun: list[tuple[float, str, float]] = []
-    whole = Setup.fit
-
-    def noted(self: Setup, model: torch.nn.Module, spec: TrainSpec, *rest: Any, **options: Any) -> Any:
-        begun.append((spec.optimizer.lr, spec.schedule.name, spec.schedule.warmup_epochs))
-        return whole(self, model, spec, *rest, **options)
-
-    monkeypatch.setattr(Setup, "fit", noted)
-    fields = {"finetune_rate": 0.2, "qat_rate": 0.05, "quantize": ("qat",), "qat_epochs": 1, "sensitivity": False,
-              "controls": ()}  # fmt: skip
-    compress(finished, tmp_path / "small", **small(**fields))
-    assert sorted(begun) == [(0.1 * rate, "cosine", 0.0) for rate in (0.05, 0.05, 0.2)]
 
 
 @pytest.mark.parametrize(("noticed", "why"), [(True, "never finite"), (False, "not finite")])
@@ -331,7 +286,7 @@ def test_a_signal_keeps_the_ratios_that_were_done(finished: Run, tmp_path: Path)
             os.kill(os.getpid(), signal.SIGTERM)  # in the middle of the second ratio
 
     fields = {**small(quantize=("none",), finetune_epochs=2, controls=()), "ratios": (0.25, 0.5)}
-    with pytest.raises(TrainingInterruptedError, match="SIGTERM after epoch 1 of a fine-tuning; .*cut keeps"):
+    with pytest.raises(TrainingInterruptedError, match=r"SIGTERM after epoch 1 of a fine-tuning; .*cut keeps"):
         compress(finished, tmp_path / "cut", say=say, **fields)
     assert len(list((tmp_path / "cut" / "stages").iterdir())) == 1
     lines.clear()
