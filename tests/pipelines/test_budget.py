@@ -471,8 +471,9 @@ def test_what_comes_last_does_not_cost_what_was_found(
 
 
 def test_nothing_is_trained_twice(
-    find: Finder, trainings: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    find: Finder, clock: Clock, trainings: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    clock.ratios = {f"resnet8 of width {width}": 2.0 for width in (6, 8, 12, 16, 20, 24, 32, 48, 64)}
     fits: list[tuple[int, float, int, bool]] = []  # epochs, learning rate, seed, whether there is a teacher
     honest = Setup.fit
 
@@ -488,7 +489,7 @@ def test_nothing_is_trained_twice(
     first = find(**fields)
     assert first.winner.name == "50 % int8-qat"
     assert names(first)[-3:] == [
-        "trained further, original int8-qat", "from scratch, 50 % int8-qat", "small net, resnet8 of width 64 int8-qat"
+        "trained further, original int8-qat", "from scratch, 50 % int8-qat", "small net, resnet8 of width 4 int8-qat"
     ]  # fmt: skip
     # The 8-bit trainings are of the original, the pruned network and the three controls.
     tuned = [(call["kind"] == "Simulated", call["rate"], call.get("keep", "best")) for call in trainings]
