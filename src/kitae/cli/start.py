@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,56 +18,23 @@ _Tta = Literal["none", "flip", "shift", "scale", "full"]
 
 @app.command(group=START, sort_key=1)
 def train(
-    data: str,
+    recipe: str,
     *,
     out: Path | None = None,
-    minutes: float | None = None,
-    model: str | None = None,
-    epochs: int | None = None,
-    batch_size: int | None = None,
-    image_size: int | None = None,
-    lr: float | None = None,
-    seed: int | None = None,
-    device: Literal["auto", "cpu", "cuda"] | None = None,
-    recipe: str | None = None,
     set_: Sets = None,
     resume: Annotated[bool, Parameter(negative=())] = False,
     overwrite: Annotated[bool, Parameter(negative=())] = False,
     dry_run: Annotated[bool, Parameter(negative=())] = False,
     open_: Open = False,
 ) -> None:
-    """Train, select and evaluate a classifier, on your own images or by a recipe.
-
-    For data the recipe is planned: pretrained weights where they are within reach, sizes and rates by the number of
-    images. The plan is printed, and lies in the run folder as recipe.yaml.
-
-    Example: kitae train photos/ --minutes 5
+    """Train, select and evaluate a classifier.
 
     Parameters
     ----------
-    data
-        A folder with one folder per class, a .parquet or .csv file, a data source, a recipe (a shipped name or a .yaml
-        file), or with --resume a run folder.
-    out
-        The run folder; default runs/NAME, with a number where that exists.
-    minutes
-        What training may take, about; the plan's default on a CPU is 10.
-    model
-        The network, as model.name of a recipe.
-    epochs
-        Times that the training images are seen.
-    batch_size
-        Images in an update.
-    image_size
-        Pixels of the square that the network sees.
-    lr
-        The peak learning rate.
-    seed
-        Of initial weights, order and augmentation.
-    device
-        Where to train.
     recipe
-        Train the data by this recipe instead of a plan.
+        A shipped recipe's name, a .yaml file, or with --resume the run folder itself.
+    out
+        The run folder; default runs/NAME, or with a number where that exists.
     resume
         Resume the unfinished run.
     overwrite
@@ -76,18 +42,15 @@ def train(
     dry_run
         Print the resolved recipe, the model's size, steps and an estimate of time, and stop.
     """
-    folder = Path(data)
+    from kitae.recipe import Recipe
+
+    folder = Path(recipe)
     if resume and out is None and (folder / "recipe.yaml").is_file():
-        out, data = folder, str(folder / "recipe.yaml")
+        out, recipe = folder, str(folder / "recipe.yaml")
     if resume and out is None:
-        given = f", and {data} is none (it has no recipe.yaml)" if len(folder.parts) > 1 else ""
+        given = f", and {recipe} is none (it has no recipe.yaml)" if len(folder.parts) > 1 else ""
         raise RecipeError(f"--resume needs the run folder{given}: kitae train --resume RUN")
-    options = {
-        "model.name": model, "train.epochs": epochs, "train.batch_size": batch_size, "data.image_size": image_size,
-        "train.optimizer.lr": lr, "train.seed": seed, "train.device": device,
-    }  # fmt: skip
-    sets = [f"{field}={value}" for field, value in options.items() if value is not None]
-    asked = _asked(data, recipe, minutes).override(*sets, *(set_ or ()))
+    asked = Recipe.load(recipe).override(*(set_ or ()))
     with console.counting("decoding images") as progress:
         if dry_run:
             _print_plan(asked, progress)
@@ -104,23 +67,6 @@ def train(
         write_page(
             run.path, f"kitae predict {run.path} IMAGES", f"kitae compress {run.path} --max-drop 1.0", browser=open_
         )
-
-
-def _asked(data: str, recipe: str | None, minutes: float | None) -> Any:
-    """The recipe to train by: the one that `data` names, the plan for it, or `recipe` with its source."""
-    from kitae.recipe import Recipe
-
-    if Path(data).suffix in (".yaml", ".yml") and recipe is None and minutes is None:
-        return Recipe.load(data)  # without torch, which planning needs
-    from kitae.pipelines.plan import is_data, look, recipe_for
-
-    if recipe is None:
-        return recipe_for(data, minutes=minutes, say=console.say)
-    if not is_data(data):
-        raise RecipeError(f"--recipe {recipe}: is for data, and {data} is a recipe itself")
-    if minutes is not None:
-        raise RecipeError("--minutes: is for a plan; of --recipe set train.epochs")
-    return Recipe.load(recipe).override(f"data.source={json.dumps(look(data).source, ensure_ascii=False)}")
 
 
 def _print_plan(recipe: Any, progress: Any) -> None:

@@ -12,7 +12,6 @@ from torch import nn
 from kitae.errors import TrainingInterruptedError, require
 from kitae.evaluation.calibration import fit_temperature
 from kitae.evaluation.evaluate import evaluate, evaluate_test, mistakes, predictions_table
-from kitae.pipelines.plan import recipe_for
 from kitae.pipelines.probe import probe
 from kitae.pipelines.setup import Progress, Setup, begin, resolved
 from kitae.recipe import Recipe
@@ -24,10 +23,9 @@ from kitae.training.spec import ProbeSpec
 
 
 def train(
-    recipe: Recipe | str | Path,
+    recipe: Recipe,
     out: str | Path | None = None,
     *,
-    minutes: float | None = None,
     resume: bool = False,
     overwrite: bool = False,
     watcher: Watcher | None = None,
@@ -37,9 +35,6 @@ def train(
     """Train, select and evaluate a classifier as a recipe says; everything lands in a run folder.
 
     Args:
-        recipe: a recipe, or the name or file of one; or data (a folder, a .parquet or .csv file, a data.source), whose
-            recipe is planned, see `pipelines.plan`.
-        minutes: what a planned training may take, about.
         out: the run folder; None is runs/NAME, with a number where that exists and neither `resume` nor `overwrite`
             means it.
         resume: go on with the unfinished run in `out`; a finished one is returned as it is.
@@ -50,8 +45,6 @@ def train(
     Raises:
         KitaeError: anything the user can mend, in one line.
     """
-    if not isinstance(recipe, Recipe):
-        recipe = recipe_for(recipe, minutes=minutes, say=None if watcher is None else watcher.note)
     world = begin(recipe.train)
     folder = default_folder(recipe, new=not (resume or overwrite)) if out is None else Path(out)
     folder = distributed.from_main(folder, world)
