@@ -3,7 +3,8 @@
     python crash_driver.py OUT PLACE COUNT FIELD=VALUE...
 
 PLACE is where it dies, at the COUNT-th time it comes there: `step` (inside an epoch), `write` (a checkpoint's bytes are
-half written), `replace` (written, not yet renamed), `renamed` (just renamed), `validate` (inside validation), `never`.
+half written), `replace` (written, not yet renamed), `renamed` (just renamed), `validate` (inside validation),
+`features` (of the probe, a file of them has just been written), `never`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 
 from kitae import files
 from kitae.evaluation import evaluate
+from kitae.pipelines import probe
 from kitae.pipelines.train import train
 from kitae.recipe import Recipe
 from kitae.training import checkpoint, losses
@@ -58,6 +60,15 @@ def main(out: str, place: str, count: int, *fields: str) -> None:
             return normalize(self, images)
 
         evaluate._Normalize.__call__ = normalized  # type: ignore[method-assign]
+    elif place == "features":
+        save = probe.save_weights
+
+        def saved(*arguments: Any) -> None:
+            save(*arguments)
+            if reached():
+                die()
+
+        probe.save_weights = saved  # type: ignore[attr-defined]
     elif place in ("write", "replace", "renamed"):
         whole = files.write_atomically
         replace = os.replace

@@ -24,6 +24,7 @@ ORDER = [
     {"reporting"},
     {"pipelines"},
     {"experiments"},
+    {"loading"},
     {"cli"},
     {"__main__"},
 ]

@@ -174,7 +174,7 @@ def test_a_file_for_vnni_on_another_cpu_is_one_line(
 
 
 def test_the_command_that_it_names_predicts(home: Path, printed: str, model: Path) -> None:
-    (command,) = re.findall(r" runs with: (kitae predict .+ IMAGES)$", printed, re.MULTILINE)
+    (command,) = re.findall(r"^next: (kitae predict .+ IMAGES)$", printed, re.MULTILINE)
     file = Path(command.removeprefix("kitae predict ").removesuffix(" IMAGES"))
     assert file == model
     shown = cells(kitae(home, "predict", file, "photos", "--out", "all.csv").stdout)

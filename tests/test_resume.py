@@ -12,7 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from kitae.models.build import build
+from kitae.models.spec import ModelSpec
 from kitae.run import Run
 from kitae.training.checkpoint import load_weights
 
@@ -63,6 +66,23 @@ def test_three_kills_in_one_run(untouched: dict[str, Any], tmp_path: Path) -> No
         assert go(out, place, count) == -signal.SIGKILL
     assert go(out) == 0
     assert_same(outcome(out), untouched)
+
+
+def test_kills_in_the_probe_and_in_fine_tuning(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    model = build(ModelSpec(name="resnet8", width=8), classes=5, channels=1, image_size=28)
+    save_file(dict(model.state_dict()), tmp_path / "w.safetensors")
+    fields = (
+        f"model.pretrained={tmp_path / 'w.safetensors'}", "train.probe={views: 1, folds: 3}", "train.epochs=1",
+        "train.optimizer.lr=0.001", "train.epoch_steps=4",
+    )  # fmt: skip
+    assert go(tmp_path / "whole", "never", 1, *fields) == 0
+    out = tmp_path / "run"
+    for place, count in (("features", 1), ("features", 2), ("validate", 1), ("write", 1), ("step", 3)):
+        assert go(out, place, count, *fields) == -signal.SIGKILL, place
+    assert go(out, "never", 1, *fields) == 0
+    assert [row["epoch"] for row in Run.open(out).metrics()] == [0, 1]
+    assert_same(outcome(out), outcome(tmp_path / "whole"))
 
 
 @pytest.mark.slow

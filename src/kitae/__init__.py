@@ -16,12 +16,16 @@ if TYPE_CHECKING:
     from kitae import augment as augment
     from kitae import keyed as keyed
     from kitae import runtime as runtime
+    from kitae.data.check import check as check
     from kitae.errors import KitaeError as KitaeError
+    from kitae.experiments.search import search as search
     from kitae.experiments.study import study as study
+    from kitae.loading import load as load
     from kitae.pipelines.compress import compress as compress
     from kitae.pipelines.compress import export as export
     from kitae.pipelines.train import train as train
     from kitae.recipe import Recipe as Recipe
+    from kitae.reporting.page import report as report
     from kitae.run import Run as Run
 
 __version__ = "0.1.0"
@@ -32,10 +36,14 @@ _PUBLIC: dict[str, tuple[str, str | None]] = {
     "Recipe": ("kitae.recipe", "Recipe"),
     "Run": ("kitae.run", "Run"),
     "augment": ("kitae.augment", None),
+    "check": ("kitae.data.check", "check"),
     "compress": ("kitae.pipelines.compress", "compress"),
     "export": ("kitae.pipelines.compress", "export"),
     "keyed": ("kitae.keyed", None),
+    "load": ("kitae.loading", "load"),
+    "report": ("kitae.reporting.page", "report"),
     "runtime": ("kitae.runtime", None),
+    "search": ("kitae.experiments.search", "search"),
     "study": ("kitae.experiments.study", "study"),
     "train": ("kitae.pipelines.train", "train"),
 }

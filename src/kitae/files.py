@@ -14,6 +14,14 @@ LOCK = ".lock"
 """The lock file of a folder; it is never removed."""
 
 
+def cache_folder(given: str | None = None) -> Path:
+    """`given` (data.cache), else $KITAE_CACHE, else $XDG_CACHE_HOME/kitae, else ~/.cache/kitae. Not created."""
+    if chosen := given or os.environ.get("KITAE_CACHE"):
+        return Path(chosen).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "kitae"
+
+
 def lock_folder(folder: Path, error: type[KitaeError], busy: str) -> int:
     """Make a folder and lock it for this process, until the descriptor is closed or the process ends.
 

@@ -30,6 +30,7 @@ SLOT_LIMIT = 3  # which samples `data.limit` keeps
 SLOT_SAMPLER = 4  # which samples a balancing sampler repeats
 SLOT_MIX = 8  # 8 to 15: the switch, lambda and box of MixUp and CutMix
 SLOT_BOOTSTRAP = 16  # resampling in evaluation
+SLOT_FOLDS = 17  # which fold of a cross-validation an image belongs to
 SLOT_MODEL = 24  # the seed of torch's generator for initial weights
 SLOT_STEP = 25  # the seed of torch's generator at each step
 SLOT_TUNING = 26  # the seed of fine-tuning in a study

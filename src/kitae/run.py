@@ -4,7 +4,8 @@ recipe.yaml           the recipe with `auto` resolved
 environment.json      hardware, versions, threads
 model.json            what rebuilds the network and prepares an image: classes, size, normalisation, temperature
 splits.npz            store rows of train, val and test
-metrics.jsonl         a line an epoch
+metrics.jsonl         a line per epoch; epoch 0 is the probe
+features/             what the frozen network made of the training images, until the run is finished
 best.safetensors      weights of the best epoch
 last/checkpoint.safetensors   the whole state, to resume from
 evaluation.json       validation and test, at the end
@@ -50,7 +51,7 @@ Tta = Literal["none", "flip", "shift", "scale", "full"]
 _FORMAT = 1
 _CREATED = ("recipe.yaml", "environment.json", "model.json", "splits.npz", "metrics.jsonl", "best.safetensors",
             "evaluation.json", "predictions.parquet", "test_openings.jsonl", "report.html", LOCK)  # fmt: skip
-_FOLDERS = ("last", "figures", "tensorboard")
+_FOLDERS = ("last", "features", "figures", "tensorboard")
 
 
 class Run:
@@ -149,8 +150,9 @@ class Run:
         self.recipe = saved
 
     def discard_unless_trained(self) -> None:
-        """Remove a folder that this object made, if no step was kept in it: a start that failed leaves no litter."""
-        if not self._new or self.checkpoint.exists() or self.best.exists() or self.metrics():
+        """Remove a folder that this object made, if nothing learnt is in it: a start that failed leaves no litter."""
+        learnt = any(path.exists() for path in (self.features, self.checkpoint, self.best))
+        if not self._new or learnt or self.metrics():
             return
         for name in (*_FOLDERS, *_CREATED):
             target = self.path / name
@@ -187,6 +189,11 @@ class Run:
     def best(self) -> Path:
         """Where the best weights are kept."""
         return self.path / "best.safetensors"
+
+    @property
+    def features(self) -> Path:
+        """The folder of features that the probe has computed so far."""
+        return self.path / "features"
 
     @property
     def figures(self) -> Path:
@@ -247,6 +254,7 @@ class Run:
     def write_evaluation(self, evaluation: Mapping[str, Any]) -> None:
         """Replace evaluation.json; its count of test openings is added here."""
         write_json(self.path / "evaluation.json", {**evaluation, "test_openings": self.test_openings})
+        shutil.rmtree(self.features, ignore_errors=True)
 
     def environment(self) -> dict[str, Any]:
         """environment.json."""
@@ -267,6 +275,11 @@ class Run:
     def write_environment(self, facts: Mapping[str, Any]) -> None:
         """Replace environment.json: the machine, the versions, and the given facts."""
         write_json(self.path / "environment.json", {**machine(), **facts})
+
+    def weights_source(self) -> str | None:
+        """Where the pretrained weights that the run began with were from; None where it began without, or not yet."""
+        file = self.path / "environment.json"
+        return self.environment().get("weights") if file.is_file() else None
 
     @property
     def test_openings(self) -> int:
@@ -510,13 +523,19 @@ def _check_tta(tta: str | None) -> None:
         raise RecipeError(f"tta: {tta!r} must be none, flip, shift, scale or full")
 
 
+_FILLED_IN = ("model.pretrained_sha256", "train.probe", "train.stop_after")  # by the run, where nobody asked for it
+
+
 def differences(saved: Recipe, asked: Recipe) -> list[str]:
-    """The fields in which a recipe differs from a run's own, where `auto` agrees with anything."""
+    """The fields in which a recipe differs from a run's own, where `auto` and what a run fills in agree with all."""
     before, now = _flat(saved.model_dump(mode="json")), _flat(asked.model_dump(mode="json"))
+    open_ = tuple(field for field in _FILLED_IN if not any(f"{name}.".startswith(f"{field}.") for name in now))
     return [
         f"{field} was {before.get(field)}, is {now.get(field)}"
         for field in sorted(before.keys() | now.keys())
-        if before.get(field) != now.get(field) and now.get(field) != "auto"
+        if before.get(field) != now.get(field)
+        and now.get(field) != "auto"
+        and not any(f"{field}.".startswith(f"{name}.") for name in open_)
     ]
 
 

@@ -10,11 +10,12 @@ from PIL import Image
 
 from kitae.experiments.executors import Inline
 from kitae.experiments.ledger import draw, load, markdown, publish
-from kitae.experiments.regimes import MOST_SENTENCES, advice, curves
+from kitae.experiments.regimes import MOST_SENTENCES, Point, advice, curves
 from kitae.experiments.result import StudyResult
 from kitae.experiments.study import study
 from kitae.experiments.study_spec import StudySpec
 from tests.experiments.test_study import FAKE
+from tests.experiments.test_wording import effect
 
 VARIANTS: dict[str, Any] = {
     "flip and crop": {},
@@ -65,6 +66,12 @@ def test_advice_follows_the_lengths_at_which_effects_are_shown(results: list[Stu
     assert "12 to 200 epochs" in always
     assert short.startswith("With 25 epochs or fewer, leave MixUp and CutMix off: -")
     assert long.startswith("From 100 epochs on, use MixUp and CutMix: +")
+
+
+def test_an_effect_that_is_not_shown_supports_no_advice() -> None:
+    for estimate, p, words in ((-0.5, 0.04, "hurts"), (-0.5, 0.2, ""), (0.5, 0.04, "helps"), (0.5, 0.2, "")):
+        point = Point("s", 10, 16, effect(estimate, estimate - 1, estimate + 1, p))
+        assert (point.helps, point.hurts) == (words == "helps", words == "hurts")
 
 
 def test_no_advice_where_the_intervals_support_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

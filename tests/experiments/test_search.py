@@ -56,11 +56,13 @@ def test_ties_go_to_the_lower_loss_then_the_later_arm() -> None:
         return Arm(number, f"searched {number}", {}, recipe, rungs, "complete")
 
     ranked = [
-        arm(9), arm(0, (1, 0.9, 0.1)), arm(1, (1, 0.5, 1.0), (3, 0.7, 0.2)), arm(2, (1, 0.5, 1.0), (3, 0.8, None)),
-        arm(3, (1, 0.5, 1.0), (3, 0.8, 0.6)), arm(4, (1, 0.5, 1.0), (3, 0.8, 0.5)),
+        arm(9), arm(0, (1, 0.9, 0.1)), arm(1, (1, 0.5, 1.0), (3, 0.7, 0.2)), arm(7, (1, 0.5, 1.0), (3, 0.8, None)),
+        arm(6, (1, 0.5, 1.0), (3, 0.8, 0.6)), arm(4, (1, 0.5, 1.0), (3, 0.8, 0.5)),
         arm(5, (1, 0.5, 1.0), (3, 0.8, 0.5)),
     ]  # fmt: skip
-    assert sorted([*ranked[3:], *ranked[:3]], key=lambda arm: arm.standing) == ranked
+    backwards = ranked[::-1]
+    assert sorted(backwards, key=lambda arm: arm.standing) == ranked
+    assert max(backwards, key=lambda arm: arm.standing).number == 5
 
 
 def test_imbalanced_data_are_judged_by_balanced_accuracy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

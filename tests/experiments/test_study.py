@@ -232,7 +232,12 @@ def test_seeds_can_be_added_and_the_result_says_so(tmp_path: Path) -> None:
     run(folder)
     whole = run(tmp_path / "whole", make(seeds=[0, 1, 2, 3, 4]))
     more = make(seeds=[4, 0, 3, 1, 2])
-    cut(folder, 0, more)
+
+    def interrupt(line: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):  # right after study.yaml was written
+        run(folder, more, report=interrupt)
     content = yaml.safe_load((folder / "study.yaml").read_text())
     (added,) = content["added"]
     assert (added["seeds"], added["finished"]) == ([4, 3], 9)
@@ -271,6 +276,7 @@ def test_a_version_that_trains_differently_adds_no_runs(tmp_path: Path) -> None:
     (folder / "study.yaml").write_text(written.replace("numerics: 3\n", ""))  # as the first version wrote it
     run(folder)  # nothing is missing: its tables can be made again
     assert files(folder) == before
+    refused(folder, make(seeds=[0, 1, 2, 3]), "--overwrite")
     shutil.rmtree(folder / "runs")
     (folder / "runs.parquet").unlink()
     refused(folder, None, "--overwrite")

@@ -456,6 +456,7 @@ def test_damaged_files_are_named(tmp_path: Path, run: Run) -> None:
     (copy / "model.json").write_text("{")
     with pytest.raises(TrainingError, match=r"model\.json: is damaged"):
         Run.open(copy).facts()
+    (copy / "model.json").write_bytes((run.path / "model.json").read_bytes())
     (copy / "splits.npz").write_bytes(b"PK")
     with pytest.raises(DataError, match=r"splits\.npz"):
         Setup.of(Run.open(copy))

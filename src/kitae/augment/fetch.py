@@ -9,6 +9,7 @@ its window is resized in one step. The draw and the kernel are those of the op; 
 
 from __future__ import annotations
 
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from kitae import keyed
 from kitae.augment import jit
+from kitae.augment.cpu import Recycler
 from kitae.augment.kernels.link import RUN, as_f64, as_i64, as_u8, as_u64
 from kitae.augment.kernels.warp import resized_crop
 from kitae.augment.ops import Op
@@ -122,7 +124,11 @@ class PictureCrop:
         self._numbers = np.array([*self.shape[1:], *op.scale, *op.ratio], np.float64)
         # Kept, as their memory is read by address.
         self._arrays = (pictures.pixels, pictures.starts, pictures.heights, pictures.widths)
-        self._work_bytes = _work_bytes(int(pictures.heights.max()), int(pictures.widths.max()), *self.shape[1:])
+        work = _work_bytes(int(pictures.heights.max()), int(pictures.widths.max()), *self.shape[1:])
+        self._scratch_bytes = WORK_AT + work + 64
+        # Fresh memory would take nearly as long as the crops: the system clears it.
+        self._scratch: deque[NDArray[np.uint8]] = deque(maxlen=threads)
+        self._recycler = Recycler()
         c = np.zeros(CONTEXT, np.int64)
         c[[PIXELS, STARTS, HEIGHTS, WIDTHS]] = [array.ctypes.data for array in self._arrays]
         c[CHANNELS], c[STRIDE] = channels, int(np.prod(self.shape))
@@ -140,7 +146,7 @@ class PictureCrop:
             uint8 [b, C, H, W].
         """
         rows, index = (np.ascontiguousarray(array, np.int64) for array in (rows, index))
-        out = np.empty((len(rows), *self.shape), np.uint8)
+        out = self._recycler.take((len(rows), *self.shape), np.uint8)
         context = self._context.copy()
         context[[ROWS, INDEX, OUT]] = [array.ctypes.data for array in (rows, index, out)]
         context[[EPOCH, SEED_LOW, SEED_HIGH]] = epoch, seed & 0xFFFFFFFF, seed >> 32
@@ -149,9 +155,10 @@ class PictureCrop:
         def work(part: NDArray[np.int64]) -> None:
             own = context.copy()
             own[[FIRST, LAST]] = part
-            scratch = np.empty(self._work_bytes + WORK_AT + 64, np.uint8)
+            scratch = self._scratch.pop() if self._scratch else np.empty(self._scratch_bytes, np.uint8)
             at = scratch.ctypes.data
             run(own.ctypes.data, at + -at % 64)
+            self._scratch.append(scratch)
 
         threads = min(self._threads, len(rows))
         if threads < 2:

@@ -12,6 +12,7 @@ from cyclopts import Parameter
 from kitae import console
 from kitae.cli.app import RESEARCH, Sets, app, bench_app, show_app, study_app
 from kitae.cli.data import data_spec
+from kitae.cli.page import Open, write_page
 
 # Of every command that runs studies.
 _Workers = Annotated[int, Parameter(help="Runs at a time.")]
@@ -37,6 +38,7 @@ def study(
     threads: _Threads = None,
     ray: _Ray = None,
     overwrite: Annotated[bool, Parameter(negative=())] = False,
+    open_: Open = False,
 ) -> None:
     """Run or resume a study, and print what it shows.
 
@@ -70,13 +72,14 @@ def study(
             spec, out, *assignments, tiny=tiny, workers=workers, threads=threads, overwrite=overwrite,
             executor=_ray(ray), report=console.say,
         )  # fmt: skip
-        _show_result(result)
+        _show_result(result, open_)
 
 
-def _show_result(result: Any) -> None:
+def _show_result(result: Any, browser: bool) -> None:
     """Print a study's result; exit with 1 where every run failed."""
     console.say(result.table())
     console.say(f"everything is in {result.path}")
+    write_page(result.path, browser=browser)
     if len(result.failed) == len(result.runs):
         sys.exit(1)
 
@@ -105,6 +108,7 @@ def ablate(
     threads: _Threads = None,
     ray: _Ray = None,
     overwrite: Annotated[bool, Parameter(negative=())] = False,
+    open_: Open = False,
 ) -> None:
     """Build and run the ablation of any recipe: what does each of its techniques contribute?
 
@@ -143,7 +147,8 @@ def ablate(
         run_study(
             spec, out, workers=workers, threads=threads, overwrite=overwrite, executor=_ray(ray),
             report=console.say,
-        )
+        ),
+        open_,
     )  # fmt: skip
 
 

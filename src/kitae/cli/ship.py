@@ -9,6 +9,7 @@ from cyclopts import Parameter
 
 from kitae import console
 from kitae.cli.app import SHIP, Sets, app
+from kitae.cli.page import Open, write_page
 from kitae.errors import BudgetError
 
 
@@ -30,6 +31,7 @@ def compress(
     target: Literal["any", "vnni"] | None = None,
     set_: Sets = None,
     overwrite: Annotated[bool, Parameter(negative=())] = False,
+    open_: Open = False,
 ) -> None:
     """Find the smallest model within an accuracy budget: prune, fine-tune, quantize, export, measure, verify.
 
@@ -84,6 +86,7 @@ def compress(
         _print_candidates(CompressionResult.open(problem.folder))
         raise
     _print_compression(result)
+    write_page(result.path, f"kitae predict {result.model_file} IMAGES", browser=open_)
 
 
 def _print_candidates(result: Any) -> None:
@@ -121,7 +124,6 @@ def _print_compression(result: Any) -> None:
         if not result.test["within_budget"]:
             budget = facts["spec"]["max_drop"]
             console.say(f"on test that is more than the budget of {budget:g}; it was within it on validation")
-    console.say(f"{result.model_file} runs with: kitae predict {result.model_file} IMAGES")
 
 
 @app.command(group=SHIP, sort_key=2)

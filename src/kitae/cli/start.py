@@ -10,6 +10,7 @@ from cyclopts import Parameter
 
 from kitae import console
 from kitae.cli.app import START, Sets, app
+from kitae.cli.page import Open, show, write_page
 from kitae.errors import CompressionError, DataError, RecipeError
 
 _Tta = Literal["none", "flip", "shift", "scale", "full"]
@@ -24,6 +25,7 @@ def train(
     resume: Annotated[bool, Parameter(negative=())] = False,
     overwrite: Annotated[bool, Parameter(negative=())] = False,
     dry_run: Annotated[bool, Parameter(negative=())] = False,
+    open_: Open = False,
 ) -> None:
     """Train, select and evaluate a classifier.
 
@@ -62,6 +64,9 @@ def train(
     distributed.leave()
     if int(os.environ.get("RANK", "0")) == 0:
         _print_result(run)
+        write_page(
+            run.path, f"kitae predict {run.path} IMAGES", f"kitae compress {run.path} --max-drop 1.0", browser=open_
+        )
 
 
 def _print_plan(recipe: Any, progress: Any) -> None:
@@ -96,7 +101,7 @@ def _print_result(run: Any) -> None:
         ["balanced test accuracy", console.percent(test["balanced_accuracy"])],
         ["test loss", f"{test['loss']:.4f}"],
         ["calibration error", console.percent(test["ece"])],
-        ["best epoch", f"{evaluation['best_epoch']} of {len(metrics)}"],
+        ["best epoch", f"{evaluation['best_epoch']} of {metrics[-1]['epoch']}"],
         ["training time", console.duration(sum(row["seconds"] for row in metrics))],
         ["test opened", f"{evaluation['test_openings']} time(s)"],
     ]
@@ -273,7 +278,10 @@ def _write_predictions(out: Path, files: list[Path], probabilities: list[Any], c
 
 @app.command(group=START, sort_key=4)
 def report(
-    folders: Annotated[list[Path], Parameter(consume_multiple=True, negative=())], *, out: Path | None = None
+    folders: Annotated[list[Path], Parameter(consume_multiple=True, negative=())],
+    *,
+    out: Path | None = None,
+    open_: Open = False,
 ) -> None:
     """Make one self-contained HTML page of a run, study or compression, or compare several runs.
 
@@ -294,4 +302,6 @@ def report(
         written = page.report(folders[0])
     else:
         written = page.compare(folders, out)
-    console.say(f"written to {written}")
+    console.say(f"page: {written}")
+    if open_:
+        show(written)

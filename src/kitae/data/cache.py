@@ -1,15 +1,15 @@
-"""The user's cache folder, a lock in it, and one line for what can go wrong when writing there."""
+"""A lock in the cache folder, and one line for what can go wrong when writing there."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
 from kitae.errors import DataError
+from kitae.files import cache_folder as cache_folder
 
 try:
     import fcntl
@@ -19,14 +19,6 @@ except ImportError:  # Windows: two processes may both build; the first to finis
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 _CURE = "set data.cache or KITAE_CACHE to a folder"
-
-
-def cache_folder(given: str | None = None) -> Path:
-    """`given` (data.cache), else $KITAE_CACHE, else $XDG_CACHE_HOME/kitae, else ~/.cache/kitae. Not created."""
-    if chosen := given or os.environ.get("KITAE_CACHE"):
-        return Path(chosen).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "kitae"
 
 
 @contextlib.contextmanager

@@ -2,8 +2,9 @@
 
     fashion-mini        7,000 images of clothing in 10 classes, embedded in the package
     photos-mini         600 photographs of waste in 6 classes, embedded in the package
-    folder:PATH         one folder a class, or train, val and test folders of those
+    folder:PATH         one folder per class, or train, val and test folders of those
     parquet:PATH        a Parquet file or a folder of them
+    csv:PATH            a CSV file of paths and labels
     cifar10, cifar100   their binary archives
     fashion-mnist, mnist
 
@@ -191,13 +192,38 @@ def _group(name: str) -> str:
     return "/".join(part for part in name.split("/")[:-1] if part.startswith(GROUP_PREFIX))
 
 
+def source_of(path: str | Path) -> str:
+    """The data.source of a folder, a Parquet file (or a folder of them) or a CSV file, found by what it is.
+
+    Raises:
+        DataError: there is no such file or folder, or it is none of these.
+    """
+    given = Path(path).expanduser()
+    if given.is_dir():
+        flat = any(entry.suffix == ".parquet" for entry in given.iterdir())
+        return f"parquet:{path}" if flat else f"folder:{path}"
+    if not given.exists():
+        raise DataError(f"{path}: no such file or folder")
+    kinds = {".parquet": "parquet", ".csv": "csv"}
+    if given.suffix.lower() not in kinds:
+        raise DataError(
+            f"{path}: not a data source; give a folder with one folder per class, a .parquet or a .csv file"
+        )
+    return f"{kinds[given.suffix.lower()]}:{path}"
+
+
 def _suggestion(source: str) -> str:
-    if source and Path(source).expanduser().exists():
-        kind = "parquet" if source.endswith(".parquet") else "folder"
-        return f"did you mean {kind}:{source}?"
+    try:
+        if source:
+            return f"did you mean {source_of(source)}?"
+    except DataError:
+        pass
     close = difflib.get_close_matches(source.partition(":")[0].lower(), SOURCES, n=1)
-    listed = ", ".join(f"{name}:PATH" if name in ("folder", "parquet") else name for name in SOURCES)
+    listed = ", ".join(f"{name}:PATH" if name in _WITH_PATH else name for name in SOURCES)
     return (f"did you mean {close[0]}? " if close else "") + f"the sources are {listed}"
+
+
+_WITH_PATH = ("folder", "parquet", "csv")
 
 
 def _embedded(name: str) -> Callable[[DataSpec, str, Progress | None], Source]:
@@ -223,6 +249,12 @@ def _parquet(spec: DataSpec, path: str, progress: Progress | None) -> Source:
     )
 
 
+def _csv(spec: DataSpec, path: str, progress: Progress | None) -> Source:
+    from kitae.data.csv_source import CsvSource
+
+    return CsvSource(_path(spec, path), name=spec.source)
+
+
 def _archive(name: str) -> Callable[[DataSpec, str, Progress | None], Source]:
     def make(spec: DataSpec, path: str, progress: Progress | None) -> Source:
         from kitae.data import archives
@@ -243,6 +275,7 @@ SOURCES: dict[str, Callable[[DataSpec, str, Progress | None], Source]] = {
     "photos-mini": _embedded("photos-mini"),
     "folder": _folder,
     "parquet": _parquet,
+    "csv": _csv,
     "cifar10": _archive("cifar10"),
     "cifar100": _archive("cifar100"),
     "fashion-mnist": _archive("fashion-mnist"),

@@ -22,8 +22,9 @@ class DataSpec(Spec):
     """Where images come from and how they are prepared and split.
 
     Attributes:
-        source: `fashion-mini`, `photos-mini`, `folder:PATH`, `parquet:PATH`, `cifar10`, `cifar100`, `fashion-mnist` or
-            `mnist`. The last four may be followed by `:PATH`, the folder that already holds their files.
+        source: `fashion-mini`, `photos-mini`, `folder:PATH`, `parquet:PATH`, `csv:PATH`, `cifar10`, `cifar100`,
+            `fashion-mnist` or `mnist`. The last four may be followed by `:PATH`, the folder that already holds their
+            files.
         val_fraction: share of each class of train held out for validation, where the source has no validation split.
         test_fraction: share of each class held out as test first, where the source has no test split.
         split_seed: keys the splits and `limit`; apart from `train.seed` so that seeds of a study share their splits.

@@ -1,7 +1,6 @@
 """From a name to a network: Kitae's own nets by name, every other one as `timm:NAME` or `torchvision:NAME`.
 
     build(spec, classes=10, channels=3, image_size=32)     a fresh or pretrained net
-    rebuild(spec, weights, ...)                            the same net with given weights: no download, no pickle
     count_parameters, count_macs, layer_groups, classifier_names    what other stages ask about any net
 
 Fresh weights are a function of one number drawn from torch's global generator on the CPU and of the parameters' names:
@@ -12,9 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -26,6 +24,7 @@ from kitae.models.layers import DropoutLinear
 from kitae.models.resnet import BasicBlock, Bottleneck, ResNet, ResNet9, WideResNet
 from kitae.models.simple import SimpleCNN
 from kitae.models.spec import ModelSpec
+from kitae.models.weights import Weights, load
 from kitae.modes import evaluating
 from kitae.preprocess import Size, sides
 
@@ -91,7 +90,9 @@ SCALING = tuple(name for name, make in MODELS.items() if getattr(make, "func", m
 """The families that come in widths."""
 
 
-def build(spec: ModelSpec, *, classes: int, channels: int, image_size: Size) -> nn.Module:
+def build(
+    spec: ModelSpec, *, classes: int, channels: int, image_size: Size, weights: Weights | None = None
+) -> nn.Module:
     """The network that `spec` names, in training mode on the CPU.
 
     Maps float [N, channels, height, width] to logits float [N, classes]. For a library's net, stochastic depth follows
@@ -101,45 +102,34 @@ def build(spec: ModelSpec, *, classes: int, channels: int, image_size: Size) -> 
     Args:
         image_size: pixels of a square, or (height, width).
 
+    With pretrained weights, a classifier for other classes than theirs starts at zero: a random one would pull at the
+    features before it has learnt anything.
+
     With `spec.freeze == "backbone"` only the classifier has `requires_grad`, and everything below it stays in eval mode
-    (BatchNorm keeps its pretrained statistics) whatever `model.train()` says.
+    (BatchNorm keeps its pretrained statistics) whatever `model.train()` says. With `statistics` all has, and only the
+    BatchNorms stay in eval mode.
+
+    Args:
+        weights: what `weights.load(spec)` gives, where the caller has it already.
 
     Raises:
         RecipeError: unknown name, an option that the net does not have, weights that are missing or do not fit.
         MissingExtraError: timm is not installed.
     """
     sizes = _sizes(classes, channels, image_size)
-    fresh = spec.model_copy(update={"pretrained": False})
-    model = keyed_by_name(lambda: _construct(spec, **sizes), outline=lambda: _construct(fresh, **sizes))
+    _check_name(spec)
+    if spec.pretrained and weights is None:
+        weights = load(spec)
+    model = keyed_by_name(lambda: _construct(spec, weights, **sizes), outline=lambda: _construct(spec, None, **sizes))
     _probe(model, spec, **sizes)
-    if isinstance(spec.pretrained, str):
-        _load_file(model, Path(spec.pretrained), classes)
+    if weights is not None:
+        if isinstance(spec.pretrained, str):
+            _fill(model, weights, classes)
+        _zero_fresh_classifier(model, weights)
     if spec.freeze == "backbone":
         _freeze_backbone(model)
-    return model
-
-
-def rebuild(
-    spec: ModelSpec, weights: Mapping[str, Tensor], *, classes: int, channels: int, image_size: Size
-) -> nn.Module:
-    """The net of `spec` with `weights` (its whole state dict) in it.
-
-    Nothing is downloaded, and torch's generator is left as it was. Layers are frozen as `spec` says.
-
-    Raises:
-        RecipeError: as `build`; or the weights are not of this net (the first few differences are named).
-    """
-    plain = spec.model_copy(update={"pretrained": False, "freeze": "none"})
-    sizes = _sizes(classes, channels, image_size)
-    with torch.random.fork_rng(devices=[]):
-        model = _construct(plain, **sizes)
-    _probe(model, spec, **sizes)
-    problems = _differences(model.state_dict(), weights)
-    if problems:
-        raise RecipeError(f"model: the weights are not those of {spec.name}: {_some(problems)}")
-    model.load_state_dict(dict(weights))
-    if spec.freeze == "backbone":
-        _freeze_backbone(model)
+    elif spec.freeze == "statistics":
+        _freeze_statistics(model)
     return model
 
 
@@ -196,6 +186,13 @@ def classifier_names(model: nn.Module) -> tuple[str, ...]:
     return names
 
 
+def linear_classifier(model: nn.Module) -> nn.Linear | None:
+    """The layer that turns features [N, D] into logits, where it is one linear layer with a bias."""
+    names = classifier_names(model)
+    layer = model.get_submodule(names[0])
+    return layer if len(names) == 1 and isinstance(layer, nn.Linear) and layer.bias is not None else None
+
+
 def layer_groups(model: nn.Module) -> list[list[str]]:
     """Parameter names in groups from the stem to the classifier: each parameter once, the classifier alone in the last.
 
@@ -225,19 +222,34 @@ def _sizes(classes: int, channels: int, image_size: Size) -> dict[str, Any]:
     return {"classes": classes, "channels": channels, "image_size": image_size}
 
 
-def _construct(spec: ModelSpec, **sizes: Any) -> nn.Module:
+def _check_name(spec: ModelSpec) -> None:
+    """Before weights are looked for: a name that no library has, or that has none."""
     library, _, name = spec.name.rpartition(":")
     if library == "timm":
-        return _build_timm(name, spec, **sizes)
+        if not _timm().is_model(name):
+            raise RecipeError(f"model.name: {_unknown(name, _timm().list_models(), 'timm net')}: timm.list_models()")
+    elif library == "torchvision":
+        models = require("torchvision.models", "train")
+        names = models.list_models(module=models)
+        if name not in names:
+            raise RecipeError(
+                f"model.name: {_unknown(name, names, 'torchvision net')}: torchvision.models.list_models()"
+            )
+        if spec.pretrained is True:
+            raise RecipeError(
+                "model.pretrained: torchvision publishes its weights as pickles, which Kitae does not read; timm has "
+                f"many of them as safetensors{_same_in_timm(name)}, or give the path of a .safetensors file"
+            )
+    elif spec.name not in MODELS:
+        raise RecipeError(f"model.name: {_unknown(spec.name, MODELS)}, timm:NAME, torchvision:NAME")
+
+
+def _construct(spec: ModelSpec, weights: Weights | None = None, **sizes: Any) -> nn.Module:
+    library, _, name = spec.name.rpartition(":")
+    if library == "timm":
+        return _build_timm(name, spec, weights, **sizes)
     if library == "torchvision":
         return _build_torchvision(name, spec, **sizes)
-    if spec.name not in MODELS:
-        raise RecipeError(f"model.name: {_unknown(spec.name, MODELS)}, timm:NAME, torchvision:NAME")
-    if spec.pretrained is True:
-        raise RecipeError(
-            f"model.pretrained: there are no published weights of {spec.name}; give the path of a .safetensors "
-            "file, or take a timm: net"
-        )
     return MODELS[spec.name](spec, **sizes)
 
 
@@ -316,6 +328,16 @@ def _freeze_backbone(model: nn.Module) -> None:
     for head in heads:
         active |= {name for name, _ in model.named_modules() if _inside(name, [head])}
         active |= {name for name, _ in _dropouts_beside(model, head)}
+    _train_only(model, active)
+
+
+def _freeze_statistics(model: nn.Module) -> None:
+    norms = nn.modules.batchnorm._NormBase
+    _train_only(model, {name for name, module in model.named_modules() if not isinstance(module, norms)})
+
+
+def _train_only(model: nn.Module, active: Collection[str]) -> None:
+    """Let `model.train()` put the modules of these names in training mode and leave the others in eval mode."""
     kind = type(model)
 
     def train(self: nn.Module, mode: bool = True) -> nn.Module:
@@ -329,23 +351,7 @@ def _freeze_backbone(model: nn.Module) -> None:
     model.train()
 
 
-# Weights from a file
-
-
-def _read_file(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if path.suffix != ".safetensors":
-        raise RecipeError(
-            f"model.pretrained: {path} must be a .safetensors file; Kitae reads no pickle (.pt, .pth, .bin)"
-        )
-    if not path.is_file():
-        raise RecipeError(f"model.pretrained: there is no file {path}")
-    try:
-        return dict(load_file(path))
-    except (SafetensorError, OSError) as error:
-        raise RecipeError(f"model.pretrained: {path} cannot be read: {_first_line(error)}") from error
+# Weights
 
 
 def _differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
@@ -358,71 +364,56 @@ def _differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) ->
     ]
 
 
-def _load_file(model: nn.Module, path: Path, classes: int) -> None:
-    weights = _read_file(path)
+def _fill(model: nn.Module, weights: Weights, classes: int) -> None:
     heads = classifier_names(model)
     expected = model.state_dict()
+    tensors = dict(weights.tensors)
     for name, tensor in expected.items():
         # Another number of classes: the classifier starts fresh, everything else must fit.
-        other = weights.get(name, tensor)
+        other = tensors.get(name, tensor)
         is_head = _inside(name, heads) and other.ndim == tensor.ndim > 0 and other.shape[1:] == tensor.shape[1:]
         if is_head and tensor.shape[0] == classes != other.shape[0]:
-            weights[name] = tensor
-    problems = _differences(expected, weights)
+            tensors[name] = tensor
+    problems = _differences(expected, tensors)
     if problems:
-        raise RecipeError(f"model.pretrained: {path} does not fit {type(model).__name__}: {_some(problems)}")
-    model.load_state_dict(weights)
+        raise RecipeError(f"model.pretrained: {weights.source} does not fit {type(model).__name__}: {_some(problems)}")
+    model.load_state_dict(tensors)
+
+
+@torch.no_grad()
+def _zero_fresh_classifier(model: nn.Module, weights: Weights) -> None:
+    for name in classifier_names(model):
+        for key, parameter in model.get_submodule(name).named_parameters(prefix=name):
+            given = weights.tensors.get(key)
+            if given is None or given.shape != parameter.shape:
+                parameter.zero_()
 
 
 # Libraries
 
 
-def _build_timm(name: str, spec: ModelSpec, *, classes: int, channels: int, image_size: Size) -> nn.Module:
+def _build_timm(
+    name: str, spec: ModelSpec, weights: Weights | None, *, classes: int, channels: int, image_size: Size
+) -> nn.Module:
     timm = _timm()
     _refuse(spec, "width", "stem")
-    if not timm.is_model(name):
-        raise RecipeError(f"model.name: {_unknown(name, timm.list_models(), 'timm net')}: timm.list_models()")
     config = timm.get_pretrained_cfg(name, allow_unregistered=True)
     options: dict[str, Any] = {"num_classes": classes, "in_chans": channels}
     if config is not None and config.fixed_input_size:
         options["img_size"] = image_size
     if spec.stochastic_depth > 0:
         options["drop_path_rate"] = spec.stochastic_depth
-    if spec.pretrained is True:
-        options |= {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": _timm_weights(name, config)}}
+    if weights is not None and spec.pretrained is True:  # timm fits the channels, and leaves another classifier out
+        options |= {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": dict(weights.tensors)}}
     model = _made(spec, image_size, lambda: timm.create_model(name, **options))
     _set_rates(model, "drop_prob", spec, [m for m in model.modules() if type(m).__name__ == "DropPath"])
     _set_dropout(model, spec)
     return model
 
 
-def _timm_weights(name: str, config: Any) -> dict[str, Tensor]:
-    if config is None or not config.hf_hub_id or config.custom_load:
-        raise RecipeError(
-            f"model.pretrained: timm has no safetensors weights of {name}; take a tag of timm.list_pretrained()"
-        )
-    hub = require("huggingface_hub", "models")
-    try:
-        path = hub.hf_hub_download(config.hf_hub_id, "model.safetensors")
-    except Exception as error:  # every kind of network trouble, from three libraries
-        raise RecipeError(
-            f"model.pretrained: the weights of timm:{name} could not be fetched ({type(error).__name__}); connect to "
-            "the network, or give the path of a local .safetensors file"
-        ) from error
-    return _read_file(Path(path))
-
-
 def _build_torchvision(name: str, spec: ModelSpec, *, classes: int, channels: int, image_size: Size) -> nn.Module:
     models = require("torchvision.models", "train")
     _refuse(spec, "width", "stem")
-    names = models.list_models(module=models)
-    if name not in names:
-        raise RecipeError(f"model.name: {_unknown(name, names, 'torchvision net')}: torchvision.models.list_models()")
-    if spec.pretrained is True:
-        raise RecipeError(
-            "model.pretrained: torchvision publishes its weights as pickles, which Kitae does not read; timm has many "
-            f"of them as safetensors{_same_in_timm(name)}, or give the path of a .safetensors file"
-        )
     options: dict[str, Any] = {"num_classes": classes}
     if name in ("googlenet", "inception_v3"):
         options |= {"aux_logits": False, "init_weights": True}

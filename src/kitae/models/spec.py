@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from kitae.spec import Spec
+
+_NEWER = (("pretrained_sha256", None),)  # fields that recipes of older versions do not have
 
 
 class ModelSpec(Spec):
@@ -17,8 +19,11 @@ class ModelSpec(Spec):
         width: channels of the first stage, for the families that scale (resnet8/9/20/56); null is the family's own.
         stochastic_depth: drop probability of the last residual block (linear from 0 at the first).
         dropout: before the classifier.
-        pretrained: true takes the library's weights (network), a path takes a local .safetensors file.
-        freeze: `backbone` trains the classifier only; `none` trains all.
+        pretrained: true takes published weights (from an installed package, or from timm's hub), a path takes a local
+            .safetensors file. The classifier for other classes than theirs starts at zero.
+        pretrained_sha256: which weights these are; a run fills it in, and other ones are refused.
+        freeze: `backbone` trains the classifier only; `statistics` trains all weights, and keeps the pretrained means
+            and variances of BatchNorm, which small batches would spoil; `none` trains all.
         stem: `small` is 3x3 stride 1 without max-pool, `large` 7x7 stride 2 with; `auto` is small up to 64 pixels.
     """
 
@@ -27,11 +32,20 @@ class ModelSpec(Spec):
     stochastic_depth: float = Field(0.0, ge=0, lt=1)
     dropout: float = Field(0.0, ge=0, lt=1)
     pretrained: bool | str = False
-    freeze: Literal["none", "backbone"] = "none"
+    pretrained_sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+    freeze: Literal["none", "statistics", "backbone"] = "none"
     stem: Literal["auto", "small", "large"] = "auto"
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without newer fields at their defaults: recipes that do not use them keep the fingerprints they had."""
+        return {name: value for name, value in handler(self).items() if (name, value) not in _NEWER}
 
     @model_validator(mode="after")
     def _frozen_is_pretrained(self) -> ModelSpec:
-        if self.freeze == "backbone" and not self.pretrained:
-            raise ValueError("freeze: backbone needs pretrained weights, or it would stay random; set pretrained")
+        if self.freeze != "none" and not self.pretrained:
+            raise ValueError(
+                f"freeze: {self.freeze} needs pretrained weights, or what is frozen would stay as it was made; set "
+                "pretrained"
+            )
         return self

@@ -51,7 +51,9 @@ def bench(recipe: Recipe, progress: Progress | None = None, repeats: int = 15) -
         reference="copy",
         repeats=repeats,
     )
-    steps = step_seconds(setup.initial_model(batch.world), recipe.train, *batch.augmented(), batch.world, steps=5)
+    steps = step_seconds(
+        setup.initial_model(batch.world, pretrained=False), recipe.train, *batch.augmented(), batch.world, steps=5
+    )
     milliseconds = {name: 1000 * timed.median(name) for name in ("copy", "gather", "augment")}
     if not steps:
         raise TrainingError(_NOT_FINITE)
@@ -81,7 +83,7 @@ def bench_precision(recipe: Recipe, progress: Progress | None = None, steps: int
         TrainingError: no precision gives a finite loss, or memory suffices for none.
     """
     batch = _FirstBatch.of(recipe, progress)
-    model = batch.setup.initial_model(batch.world)
+    model = batch.setup.initial_model(batch.world, pretrained=False)
     times = step_times(model, recipe.train, *batch.augmented(), batch.world, steps=steps)
     if not times:
         raise TrainingError(_NOT_FINITE)

@@ -17,6 +17,7 @@ from kitae.training.batches import epoch_shape
 from kitae.training.guards import memory_named
 from kitae.training.measure import step_seconds
 from kitae.training.optim import build_optimizer
+from kitae.training.spec import ProbeSpec
 
 
 def estimate(recipe: Recipe, progress: Progress | None = None, steps: int = 6) -> dict[str, Any]:
@@ -32,11 +33,11 @@ def estimate(recipe: Recipe, progress: Progress | None = None, steps: int = 6) -
     world = begin(recipe.train)
     store = open_store(recipe.data, progress=progress)
     setup = Setup(recipe, store, make_splits(store, recipe.data))
-    model = setup.initial_model(world)
+    model = setup.initial_model(world, pretrained=False)
     facts, notes = setup.facts(model), setup.notes(model)
     shape = epoch_shape(len(setup.images), recipe.train, world.size)
     build_optimizer(model, recipe.train.optimizer)  # says what is wrong with its name
-    recipe = resolved(recipe, setup, world)
+    recipe = resolved(recipe, setup, world, model)
     images, spec = setup.images, recipe.train
     augment = setup.augment(spec.seed)
     index = images.order(spec.seed, 0)[: shape.batch_size]
@@ -53,7 +54,10 @@ def estimate(recipe: Recipe, progress: Progress | None = None, steps: int = 6) -
     chosen: precision.Precision = "fp32" if spec.precision == "auto" else spec.precision
     with memory_named(spec):
         taken = step_seconds(model, spec, inputs, targets, world, precisions=(chosen,), steps=steps)
-    epoch = (seconds + taken.get(chosen, float("nan"))) * shape.steps
+    step = taken.get(chosen, float("nan"))
+    epoch = (seconds + step) * shape.steps
+    # A step is about three forward passes.
+    passes = 0 if not isinstance(spec.probe, ProbeSpec) else (spec.probe.views + 1) * len(images) / shape.batch_size
     return {
         "recipe": recipe,
         "parameters": facts["parameters"],
@@ -65,7 +69,7 @@ def estimate(recipe: Recipe, progress: Progress | None = None, steps: int = 6) -
         "image": store.rules.shape,
         "steps_per_epoch": shape.steps,
         "seconds_per_epoch": epoch,
-        "seconds": epoch * spec.epochs,
+        "seconds": epoch * spec.epochs + passes * step / 3,
         "load": load,
         "notes": notes,
     }

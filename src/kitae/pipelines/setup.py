@@ -22,7 +22,15 @@ from kitae.data.splits import Splits
 from kitae.data.store import Store
 from kitae.errors import RecipeError, TrainingError
 from kitae.evaluation.evaluate import label_scores, predict_logits
-from kitae.models.build import build, count_macs, count_parameters, layer_groups, normalization
+from kitae.models.build import (
+    build,
+    count_macs,
+    count_parameters,
+    layer_groups,
+    linear_classifier,
+    normalization,
+)
+from kitae.models.weights import Weights, load
 from kitae.modes import evaluating
 from kitae.recipe import Recipe
 from kitae.run import Run
@@ -32,14 +40,15 @@ from kitae.training.batches import epoch_shape
 from kitae.training.distributed import World
 from kitae.training.fit import FitResult, Keep, Source, Tuning, Watcher, fit
 from kitae.training.learner import Teacher
-from kitae.training.spec import TrainSpec
+from kitae.training.spec import ProbeSpec, TrainSpec
 
 Progress = Callable[[int, int], None]
 """(done, total), called while images are decoded."""
 
-_FEW_UPDATES = 8  # in an epoch
+_FEW_UPDATES = 10  # in an epoch
 _UNEVEN = 3  # where the largest class has more than so many times the images of the smallest, accuracy misleads
 _CLEAN_IMAGES = 1000  # training images, without augmentation, for the train-validation gap
+_FEW_CLEAN = 50  # fine-tuning takes half as many as validation has, or this: it is short, and its images are large
 _STATISTICS_IMAGES, _STATISTICS_BATCH = 2048, 128  # of `clean_batches`
 
 
@@ -68,7 +77,11 @@ class Setup:
     @cached_property
     def images(self) -> ImageSet:
         """The training images as the loop draws them."""
-        return replace(self.image_set(self.splits.train, self.recipe.data.balance), crop=self.crop)
+        return self.drawn_set(self.splits.train, self.recipe.data.balance)
+
+    def drawn_set(self, rows: NDArray[np.int64], balance: Literal["none", "sampler", "loss"] = "none") -> ImageSet:
+        """Some rows of the store as training draws them: with an epoch, cut out of whole pictures by `crop`."""
+        return replace(self.image_set(rows, balance), crop=self.crop)
 
     @cached_property
     def _drawing(self) -> tuple[PictureCrop | None, tuple[Op, ...]]:
@@ -127,16 +140,27 @@ class Setup:
             values = torch.from_numpy(pixels).to(device).float() / 255.0
             yield (values - mean) / std, torch.from_numpy(labels).to(device)
 
-    def initial_model(self, world: World) -> nn.Module:
-        """The network with its initial weights, a pure function of the seed, on the device."""
+    @cached_property
+    def weights(self) -> Weights | None:
+        """The pretrained weights that the recipe asks for."""
+        return load(self.recipe.model) if self.recipe.model.pretrained else None
+
+    def initial_model(self, world: World, *, pretrained: bool = True) -> nn.Module:
+        """The network with its initial weights, a pure function of the seed, on the device.
+
+        Args:
+            pretrained: False leaves pretrained weights out, where other weights follow or values do not matter.
+        """
+        spec = self.recipe.model if pretrained else self.recipe.model.model_copy(update={"pretrained": False})
         seed = keyed.derive_seed(self.recipe.train.seed, 0, 0, keyed.SLOT_MODEL)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = build(
-                self.recipe.model,
+                spec,
                 classes=len(self.store.classes),
                 channels=self.store.rules.channels,
                 image_size=self.store.rules.image_size,
+                weights=self.weights if pretrained else None,
             )
         layout = torch.channels_last if self.recipe.train.channels_last else torch.contiguous_format
         return model.to(device=world.device, memory_format=layout)  # type: ignore[call-overload,no-any-return]
@@ -215,13 +239,17 @@ class Setup:
             "macs": count_macs(model, rules.channels, rules.image_size),
         }
 
-    def augment(self, seed: int) -> Augment:
-        """The recipe's augmentation, from uint8 images as they are drawn to what the network takes."""
+    def augment(self, seed: int, *, mix: bool = True) -> Augment:
+        """The recipe's augmentation, from uint8 images as they are drawn to what the network takes.
+
+        Args:
+            mix: False leaves mixing out.
+        """
         mean, std = self.normalization
         spec = self.recipe.augment
         return Augment(
             self._drawing[1],
-            mix=spec.mix,
+            mix=spec.mix if mix else None,
             seed=seed,
             mean=mean,
             std=std,
@@ -239,7 +267,10 @@ class Setup:
         mean, std = self.normalization
         train_rows = np.sort(self.splits.train)
         shuffled = keyed.permutation(self.recipe.data.split_seed, 1, len(train_rows), keyed.SLOT_SPLIT)
-        clean = np.sort(train_rows[shuffled[:_CLEAN_IMAGES]])
+        most = _CLEAN_IMAGES
+        if self.recipe.model.pretrained:
+            most = min(most, max(_FEW_CLEAN, len(self.splits.val) // 2))
+        clean = np.sort(train_rows[shuffled[:most]])
         rows = np.concatenate([self.splits.val, clean])
         mine = np.arange(world.rank, len(rows), world.size)
         images = self.image_set(rows)
@@ -313,10 +344,28 @@ class Setup:
         return model
 
 
-def resolved(recipe: Recipe, setup: Setup, world: World) -> Recipe:
-    """The recipe with every `auto` of training decided, by rules that need no measurement: the same on every start."""
+def resolved(recipe: Recipe, setup: Setup, world: World, model: nn.Module, weights: Weights | None = None) -> Recipe:
+    """The recipe with every `auto` of training decided, by rules that need no measurement: the same on every start.
+
+    Args:
+        weights: the pretrained ones that were loaded, which the recipe then names.
+
+    Raises:
+        RecipeError: a probe, but the network's classifier is not linear; nothing that would be learnt.
+    """
     spec = recipe.train
     decided: dict[str, Any] = {}
+    linear = linear_classifier(model) is not None
+    if spec.probe == "auto":
+        if recipe.model.pretrained:
+            decided["probe"] = ProbeSpec() if linear else None
+        if spec.epochs == 0 and not decided.get("probe"):
+            raise RecipeError(
+                f"train.epochs: 0 trains nothing, and a probe needs pretrained weights and a net with a "
+                f"linear classifier, which {recipe.model.name} is not; set it to 1 or more"
+            )
+    elif spec.probe is not None and not linear:
+        raise RecipeError(f"train.probe: the classifier of {recipe.model.name} is not one linear layer; set it to null")
     if spec.precision == "auto":
         decided["precision"] = precision.choose(world.device)
     if spec.select == "auto":
@@ -326,4 +375,7 @@ def resolved(recipe: Recipe, setup: Setup, world: World) -> Recipe:
     if spec.early_stopping is not None and spec.early_stopping.metric == "auto":
         metric = decided.get("select", spec.select)
         decided["early_stopping"] = spec.early_stopping.model_copy(update={"metric": metric})
-    return recipe.model_copy(update={"train": spec.model_copy(update=decided)})
+    update: dict[str, Any] = {"train": spec.model_copy(update=decided)}
+    if weights is not None:
+        update["model"] = recipe.model.model_copy(update={"pretrained_sha256": weights.sha256})
+    return recipe.model_copy(update=update)

@@ -12,12 +12,14 @@ from torch import nn
 from kitae.errors import TrainingInterruptedError, require
 from kitae.evaluation.calibration import fit_temperature
 from kitae.evaluation.evaluate import evaluate, evaluate_test, mistakes, predictions_table
+from kitae.pipelines.probe import probe
 from kitae.pipelines.setup import Progress, Setup, begin, resolved
 from kitae.recipe import Recipe
 from kitae.run import Run, default_folder
 from kitae.training import distributed
 from kitae.training.distributed import World
-from kitae.training.fit import Record, Watcher
+from kitae.training.fit import Record, Tuning, Watcher
+from kitae.training.spec import ProbeSpec
 
 
 def train(
@@ -51,7 +53,9 @@ def train(
         if run.finished:
             return run
         setup = Setup.of(run, progress)
-        model = setup.initial_model(world)
+        # A checkpoint holds every weight: the pretrained ones are not needed to resume from it.
+        begun = resume and run.checkpoint.is_file()
+        model = setup.initial_model(world, pretrained=not begun)
         for line in setup.notes(model):
             if world.is_main and watcher is not None:
                 watcher.note(line)
@@ -59,17 +63,28 @@ def train(
             if resume and watcher is not None:
                 for line in run.machine_changes(world.size):
                     watcher.note(line)
+            weights = None if begun else setup.weights
             run.write_environment(
-                {"store": setup.store.fingerprint, "processes": world.size, "device": str(world.device)}
+                {
+                    "store": setup.store.fingerprint,
+                    "processes": world.size,
+                    "device": str(world.device),
+                    "weights": weights.source if weights else run.weights_source(),
+                }
             )
             run.write_facts(setup.facts(model))
-            run.resolve(resolved(run.recipe, setup, world))
+            run.resolve(resolved(run.recipe, setup, world, model, weights))
         distributed.barrier(world)
         run.recipe = Run.open(run.path).recipe
+        tuning = None
+        if isinstance(run.recipe.train.probe, ProbeSpec):
+            made = {} if begun else probe(run, setup, model, world, watcher)
+            tuning = Tuning(keep="best or start", start_row=made)
         setup.fit(
             model,
             run.recipe.train,
             world,
+            tuning=tuning,
             watcher=watcher,
             record=Record(
                 run.checkpoint,
@@ -89,7 +104,8 @@ def train(
     except BaseException as error:
         if world.is_main:
             run.discard_unless_trained()
-        if isinstance(error, TrainingInterruptedError) and run.checkpoint.is_file():
+        kept = run.checkpoint.is_file() or run.features.is_dir()
+        if isinstance(error, TrainingInterruptedError) and kept:
             raise TrainingInterruptedError(error.where, f"go on with: kitae train --resume {run.path}") from error
         raise
     finally:

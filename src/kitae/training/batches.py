@@ -69,7 +69,8 @@ def epoch_shape(samples: int, spec: TrainSpec, processes: int = 1) -> EpochShape
 
     A short batch would move the weights as far as a full one, on the evidence of a few samples, and BatchNorm would
     normalise by those few. The keyed order changes with every epoch, so no sample is left out for good. A set smaller
-    than a batch shrinks the batch, and one with fewer batches than `accumulate` shrinks that.
+    than a batch shrinks the batch, and one with fewer batches than `accumulate` shrinks that. With `epoch_steps` an
+    epoch ends earlier.
 
     Raises:
         DataError: a batch that the processes cannot share, or fewer than two samples for each.
@@ -85,7 +86,10 @@ def epoch_shape(samples: int, spec: TrainSpec, processes: int = 1) -> EpochShape
     batch_size = min(spec.batch_size, samples - samples % even)
     batches = samples // batch_size
     accumulate = min(spec.accumulate, batches)
-    return EpochShape(batch_size, accumulate, batches - batches % accumulate)
+    updates = batches // accumulate
+    if spec.epoch_steps is not None:
+        updates = min(updates, spec.epoch_steps)
+    return EpochShape(batch_size, accumulate, updates * accumulate)
 
 
 def augmented_batches(

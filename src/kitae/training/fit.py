@@ -80,12 +80,17 @@ class Tuning:
         teacher: a model to learn from as well.
         after_step: called with the model after every optimizer step (pruning holds its masks with it).
         keep: which weights the model ends with: the best epoch's, the last one's, or the best epoch's if it is at least
-            as good as the start. A file of `best` weights is the best epoch's in any case.
+            as good as the start. A file of `best` weights is the best epoch's in any case, or the start's.
+        start_row: with "best or start", what the line of metrics of epoch 0 says beside the scores of the start; None
+            writes no such line.
+        stop: asked after each epoch, with the number of epochs made; True ends the training there.
     """
 
     teacher: Teacher | None = None
     after_step: Callable[[nn.Module], None] | None = None
     keep: Keep = "best"
+    start_row: Mapping[str, Any] | None = None
+    stop: Callable[[int], bool] | None = None
 
 
 @dataclass(frozen=True)
@@ -153,14 +158,21 @@ def fit(
     judged = learner.judged
     at = _resumed(learner, record, watcher) if record.resume else Progress()
     best_state = _kept_state(judged, at, record)
-    rows = list(record.rows)[: at.epoch]
+    rows = [row for row in record.rows if row["epoch"] <= at.epoch] if at != Progress() else []
 
-    if tuning.keep == "best or start" and at.epoch == at.step == 0:
+    if tuning.keep == "best or start" and at == Progress():
         judged.eval()
-        at.best = merit(source.validate(judged), spec.selection)
+        began = time.perf_counter()
+        scores = _scores(source, judged)
+        at.best = merit(scores, spec.selection)
+        if tuning.start_row is not None:
+            row = {"epoch": 0, "step": 0, **tuning.start_row, **_judged_row(scores, began, world, at)}
+            rows.append({**row, "learning_rate": 0.0})
+            _keep_epoch(rows, best_state if at.best is not None else None, record, world, watcher)
+            _save(learner, at, None, record)
     stopped_early = _should_stop(at, spec)
     with SignalFlag() as interrupted, memory_named(spec, record.checkpoint), learner:
-        while at.epoch < spec.epochs and not stopped_early:
+        while at.epoch < spec.last_epoch and not stopped_early:
             model.train()
             meter = _Meter(at, world)
             batches = augmented_batches(
@@ -199,36 +211,23 @@ def fit(
             distributed.share_buffers(judged, world)  # each process's BatchNorm has seen its own images only
             trained = meter.row()
             began = time.perf_counter()
-            scores = {name: float(value) for name, value in source.validate(judged).items()}
-            row = {
-                "epoch": at.epoch + 1,
-                "step": at.updates,
-                **trained,
-                **{name: _finite(value) for name, value in scores.items()},
-                "learning_rate": learner.learning_rate,
-                "validation_seconds": time.perf_counter() - began,
-                "peak_memory_bytes": _peak_memory(world.device),
-                "skipped_steps": at.skipped,
-            }
-            rows.append(row)
-            if watcher:
-                watcher.on_epoch(row)
-            value = merit(scores, spec.selection)
+            scores = _scores(source, judged)
+            row = {"epoch": at.epoch + 1, "step": at.updates, **trained, **_judged_row(scores, began, world, at)}
+            rows.append({**row, "learning_rate": learner.learning_rate})
+            value, better = merit(scores, spec.selection), False
             if value is not None and (at.best is None or value >= at.best):  # of equals, the later epoch
-                at.best, at.best_epoch = value, at.epoch
+                at.best, at.best_epoch, better = value, at.epoch, True
                 best_state = {name: tensor.detach().clone() for name, tensor in judged.state_dict().items()}
-                if record.best is not None and world.is_main:
-                    save_weights(best_state, record.best)
             _note_stop_value(at, scores, spec)
             at.epoch, at.step, at.seen = at.epoch + 1, 0, 0
             at.loss_sum = at.correct_sum = at.seconds = 0.0
-            if record.write_rows is not None and world.is_main:
-                record.write_rows(rows)
+            _keep_epoch(rows, best_state if better else None, record, world, watcher)
             _save(learner, at, None, record)
-            stopped_early = _should_stop(at, spec)
+            over = tuning.stop is not None and at.epoch < spec.last_epoch and tuning.stop(at.epoch)
+            stopped_early = _should_stop(at, spec) or distributed.any_true(over, world)
             # After the last epoch of a run nothing is left to stop. A fine-tuning is one of many, and whoever started
             # them has to hear of it.
-            more = at.epoch < spec.epochs or record.checkpoint is None
+            more = (at.epoch < spec.last_epoch and not stopped_early) or record.checkpoint is None
             if distributed.any_true(interrupted.name is not None, world) and more:
                 raise _interruption(interrupted, f"after epoch {at.epoch}", record)
 
@@ -315,6 +314,35 @@ class _Meter:
             "seconds": self.at.seconds,
             "data_share": self.data_share,
         }
+
+
+def _scores(source: Source, judged: nn.Module) -> dict[str, float]:
+    return {name: float(value) for name, value in source.validate(judged).items()}
+
+
+def _judged_row(scores: Mapping[str, float], began: float, world: World, at: Progress) -> dict[str, Any]:
+    """What validation adds to an epoch's line of metrics."""
+    return {
+        **{name: _finite(value) for name, value in scores.items()},
+        "validation_seconds": time.perf_counter() - began,
+        "peak_memory_bytes": _peak_memory(world.device),
+        "skipped_steps": at.skipped,
+    }
+
+
+def _keep_epoch(
+    rows: Sequence[Mapping[str, Any]], best: Mapping[str, Tensor] | None, record: Record, world: World,
+    watcher: Watcher | None,
+) -> None:  # fmt: skip
+    """Show the last line of metrics, and write it and the weights, where they are the best ones so far."""
+    if watcher:
+        watcher.on_epoch(rows[-1])
+    if not world.is_main:
+        return
+    if best is not None and record.best is not None:
+        save_weights(best, record.best)
+    if record.write_rows is not None:
+        record.write_rows(rows)
 
 
 def _save(learner: Learner, at: Progress, meter: _Meter | None, record: Record) -> None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from kitae.spec import Spec
 
@@ -31,6 +31,9 @@ def merit(scores: Mapping[str, float | None], metric: str) -> tuple[float, float
     loss = loss if loss is not None and math.isfinite(loss) else math.inf
     return (-value if metric == "val_loss" else value), -loss
 
+
+# Fields that recipes of older versions do not have.
+_NEWER = (("epoch_steps", None), ("stop_after", None), ("probe", "auto"))
 
 # Name -> learning rate and weight decay where a recipe leaves them out.
 _USUAL = {"sgd": (0.1, 5.0e-4), "adamw": (1.0e-3, 0.05)}
@@ -122,10 +125,31 @@ class EarlyStoppingSpec(Spec):
     min_delta: float = Field(0.0, ge=0)
 
 
+class ProbeSpec(Spec):
+    """A linear head on the features of the frozen network, fitted before training: epoch 0.
+
+    It is a multinomial logistic regression, see `training.probe`; the strength of its penalty is chosen by
+    cross-validation inside train. Training starts from it, and is kept only where it is at least as good on validation.
+
+    Attributes:
+        views: augmented views of each training image that it learns from, beside the image itself.
+        folds: parts of the cross-validation.
+        limit: training images that it learns from at most.
+    """
+
+    views: int = Field(0, ge=0, le=100)
+    folds: int = Field(5, ge=2, le=20)
+    limit: int = Field(20_000, ge=2)
+
+
 class TrainSpec(Spec):
     """The training loop.
 
     Attributes:
+        epochs: 0 trains nothing beyond the probe.
+        epoch_steps: optimizer steps in an epoch at most; null goes through all training images. The order changes every
+            epoch, so shorter epochs see other images.
+        stop_after: end after so many epochs of the schedule: what a run does whose minutes are over.
         batch_size: even, since mixing pairs neighbours; of all processes together. The rest of an epoch that does not
             fill an update is dropped (the order changes every epoch); a smaller training set shrinks the batch.
         accumulate: optimizer steps once every so many batches.
@@ -141,9 +165,12 @@ class TrainSpec(Spec):
         checkpoint_seconds: also save inside an epoch when so long has passed since the last save.
         tensorboard: also write every epoch's metrics for TensorBoard, into the run folder (extra `track`).
         nan_limit: skipped steps (not finite) in a run after which it stops.
+        probe: `auto` fits a probe where weights are pretrained and the classifier is linear; null fits none.
     """
 
-    epochs: int = Field(10, ge=1)
+    epochs: int = Field(10, ge=0)
+    epoch_steps: int | None = Field(None, ge=1)
+    stop_after: int | None = Field(None, ge=0)
     batch_size: int = Field(128, ge=2, multiple_of=2)
     accumulate: int = Field(1, ge=1)
     optimizer: OptimizerSpec = OptimizerSpec()
@@ -162,6 +189,23 @@ class TrainSpec(Spec):
     tensorboard: bool = False
     nan_limit: int = Field(20, ge=1)
     seed: int = Field(0, ge=0, lt=2**32)
+    probe: Literal["auto"] | ProbeSpec | None = "auto"
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without newer fields at their defaults: recipes that do not use them keep the fingerprints they had."""
+        return {name: value for name, value in handler(self).items() if (name, value) not in _NEWER}
+
+    @model_validator(mode="after")
+    def _learns(self) -> TrainSpec:
+        if self.epochs == 0 and self.probe is None:
+            raise ValueError("epochs: 0 trains nothing where probe is null; set epochs to 1 or more")
+        return self
+
+    @property
+    def last_epoch(self) -> int:
+        """Epochs that are made: all of the schedule, or fewer."""
+        return self.epochs if self.stop_after is None else min(self.stop_after, self.epochs)
 
     @property
     def selection(self) -> Metric:

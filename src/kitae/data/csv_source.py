@@ -1,0 +1,96 @@
+"""A CSV file of paths and labels."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kitae.data.base import SPLIT_ALIASES, TRAIN, Item, Source, Table, name_key
+from kitae.errors import DataError
+
+_PATHS = ("path", "file", "filename", "image", "image_path", "filepath")
+_LABELS = ("label", "class", "class_name", "category", "target")
+_BLOCK = 32  # images handed to a worker at once
+
+
+class CsvSource(Source):
+    """Rows of a CSV file with a header: a path and a label each, and optionally a split and a group.
+
+    The columns are found by their names, in any case: `path` (file, filename, image), `label` (class, category,
+    target), `split` (train, val, test and their usual spellings) and `group`. Relative paths start at the CSV file.
+    Labels are class names, even if they are numbers.
+    """
+
+    def __init__(self, path: str | Path, name: str = "") -> None:
+        """Reads the rows. Raises DataError: no such file, a column or an image file is missing, an unknown split."""
+        super().__init__(name or f"csv:{path}")
+        self.path = Path(path).expanduser()
+        try:
+            text = self.path.read_text(encoding="utf-8-sig")
+        except OSError as error:
+            raise DataError(f"{self.name}: cannot be read ({error.strerror})") from error
+        except UnicodeDecodeError as error:
+            raise DataError(f"{self.name}: not UTF-8 text; save it as UTF-8") from error
+        rows = csv.DictReader(text.splitlines(), skipinitialspace=True)
+        header = [column for column in rows.fieldnames or () if column]
+        self._path, self._label = self._column(header, _PATHS), self._column(header, _LABELS)
+        known = {column.lower(): column for column in header}
+        self._split, self._group = known.get("split"), known.get("group")
+        self._rows = list(rows)
+        self._files = [self._file(number, row) for number, row in enumerate(self._rows, 2)]
+
+    def _column(self, header: list[str], names: tuple[str, ...]) -> str:
+        found = [column for name in names for column in header if column.lower() == name]
+        if not found:
+            raise DataError(
+                f"{self.name}: has no column {names[0]!r} (its columns are {', '.join(header) or 'none'}); the first "
+                "line names the columns path and label"
+            )
+        return found[0]
+
+    def _file(self, number: int, row: dict[str, Any]) -> Path:
+        written = (row[self._path] or "").strip()
+        if not written or not (row[self._label] or "").strip():
+            raise DataError(f"{self.name}: line {number} lacks its path or its label")
+        path = self.path.parent / Path(written).expanduser()
+        if not path.is_file():
+            raise DataError(f"{self.name}: line {number}: there is no file {path}; correct the path or remove the line")
+        return path
+
+    def files(self) -> list[Path]:
+        return [self.path, *self._files]
+
+    def load_table(self) -> Table:
+        labels = [row[self._label].strip() for row in self._rows]
+        classes = tuple(sorted(set(labels)))
+        place = {name: number for number, name in enumerate(classes)}
+        names = [row[self._path].strip() for row in self._rows]
+        return Table(
+            classes=classes,
+            labels=np.array([place[label] for label in labels], dtype=np.int64),
+            splits=np.array([self._code(number, row) for number, row in enumerate(self._rows, 2)], dtype=np.uint8),
+            names=names,
+            keys=np.array([name_key(name) for name in names], dtype=np.int64),
+            groups=None
+            if self._group is None
+            else np.unique([row[self._group] or "" for row in self._rows], return_inverse=True)[1].astype(np.int64),
+        )
+
+    def _code(self, number: int, row: dict[str, Any]) -> int:
+        written = "" if self._split is None else (row[self._split] or "").strip().lower()
+        if not written:
+            return TRAIN
+        if written not in SPLIT_ALIASES:
+            raise DataError(f"{self.name}: line {number}: split {written!r} must be train, val or test")
+        return SPLIT_ALIASES[written]
+
+    def blocks(self) -> Iterator[list[Item]]:
+        for start in range(0, len(self._files), _BLOCK):
+            yield list(self._files[start : start + _BLOCK])
+
+    def read(self, index: int) -> Item:
+        return self._files[index]

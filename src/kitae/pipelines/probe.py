@@ -1,0 +1,199 @@
+"""The probe: a linear head on the features of the pretrained network, which training then starts from.
+
+Features are computed once: the training images as evaluation sees them, and a few augmented views of each. They are
+kept in the run folder, a few hundred images to a file, so that a run that was killed computes only what is missing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from kitae.errors import TrainingInterruptedError
+from kitae.evaluation.evaluate import predict_logits
+from kitae.models.build import linear_classifier
+from kitae.modes import evaluating
+from kitae.pipelines.setup import Setup
+from kitae.run import Run
+from kitae.training import distributed, precision
+from kitae.training.checkpoint import load_weights, save_weights
+from kitae.training.distributed import World
+from kitae.training.fit import Watcher
+from kitae.training.guards import SignalFlag, memory_named
+from kitae.training.precision import Precision
+from kitae.training.probe import Head, fit_head
+from kitae.training.spec import ProbeSpec
+
+_SHARD = 256  # images to a file
+_BATCH = 32
+_VIEWS_FROM = 1 << 31  # the epochs of augmentation that views are drawn from: no training comes so far
+
+
+def probe(run: Run, setup: Setup, model: nn.Module, world: World, watcher: Watcher | None = None) -> dict[str, Any]:
+    """Fit a head on the features of `model` and put it into the model.
+
+    The main process does it, and the others get its head.
+
+    Returns:
+        What epoch 0's line of metrics says of it.
+
+    Raises:
+        TrainingInterruptedError: after SIGTERM or SIGINT; the features so far are kept.
+    """
+    spec = cast(ProbeSpec, run.recipe.train.probe)
+    layer = cast(nn.Linear, linear_classifier(model))
+    facts: dict[str, Any] = {}
+    found: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
+    if world.is_main:
+        begun = time.perf_counter()
+        rows = np.sort(setup.shuffled_train[: spec.limit])
+        with SignalFlag() as interrupted, memory_named(run.recipe.train):
+            reader = _Reader(run, setup, model, world.device, interrupted)
+            features = torch.stack([reader.view(number, rows) for number in range(spec.views + 1)])
+            read = time.perf_counter() - begun
+            head = _fitted(features, setup, rows, spec)
+        seconds = time.perf_counter() - begun
+        found = head.weight.numpy(), head.bias.numpy()
+        facts = {
+            "train_loss": head.train_loss,
+            "train_accuracy": head.train_accuracy,
+            "images_per_second": len(rows) * (spec.views + 1) / read,
+            "seconds": seconds,
+            "data_share": reader.waited / seconds,
+        }
+        if watcher is not None:
+            watcher.note(
+                f"probe: a linear head on the features of {len(rows):,} images"
+                + (f" and {spec.views} augmented view(s) of each" if spec.views else "")
+                + f", strength {head.strength:.2g}, {seconds:.0f} s"
+            )
+    weight, bias = distributed.from_main(found, world)
+    with torch.no_grad():
+        layer.weight.copy_(torch.from_numpy(weight))
+        layer.bias.copy_(torch.from_numpy(bias))
+    return facts
+
+
+def _fitted(features: Tensor, setup: Setup, rows: NDArray[np.int64], spec: ProbeSpec) -> Head:
+    store = setup.store
+    return fit_head(
+        features,
+        store.labels[rows],
+        len(store.classes),
+        keys=store.keys[rows],
+        groups=None if store.groups is None else store.groups[rows],
+        weights=None if setup.recipe.data.balance == "none" else setup.images.class_weights(),
+        folds=spec.folds,
+        seed=setup.recipe.data.split_seed,
+    )
+
+
+class Features(nn.Module):
+    """A network up to its classifier: images float [N, C, H, W] to features float32 [N, D]."""
+
+    def __init__(self, model: nn.Module, chosen: Precision, device: torch.device) -> None:
+        super().__init__()
+        self.model, self._precision, self._device = model, chosen, device
+        self._layer = (cast(nn.Linear, linear_classifier(model)),)  # in a tuple: it is no part of this one's own
+
+    def forward(self, images: Tensor) -> Tensor:
+        seen: list[Tensor] = []
+        handles = precision.float_depthwise(self.model, self._precision, self._device)
+        handles.append(self._layer[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])))
+        try:
+            with precision.autocast(self._precision, self._device):
+                self.model(images)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return seen[0].float()
+
+
+class _Reader:
+    """Computes features, or reads those that are in the run folder."""
+
+    def __init__(self, run: Run, setup: Setup, model: nn.Module, device: torch.device, interrupted: SignalFlag) -> None:
+        chosen = run.recipe.train.precision
+        self._run, self._setup, self._device, self._interrupted = run, setup, device, interrupted
+        self._network = Features(model, "fp32" if chosen == "auto" else chosen, device)
+        self._augment = setup.augment(run.recipe.train.seed, mix=False)
+        self._key = _key(run, setup)
+        self.waited = 0.0
+
+    def view(self, number: int, rows: NDArray[np.int64]) -> Tensor:
+        """Features of one view of some images: float32 [n, D]; view 0 is the images as evaluation sees them."""
+        return torch.cat([self._shard(number, place, part) for place, part in enumerate(_parts(rows, _SHARD))])
+
+    def _shard(self, number: int, place: int, rows: NDArray[np.int64]) -> Tensor:
+        path = self._run.features / f"view-{number}-{place:05d}.safetensors"
+        if (kept := self._kept(path)) is not None:
+            return kept
+        if self._interrupted.name is not None:
+            raise TrainingInterruptedError(
+                f"stopped by {self._interrupted.name} in the probe", "its features are saved: continue with --resume"
+            )
+        computed = self._evaluated(rows) if number == 0 else self._augmented(number, rows)
+        save_weights({"features": computed}, path, {"key": self._key})
+        return computed
+
+    def _kept(self, path: Path) -> Tensor | None:
+        if not path.is_file():
+            return None
+        tensors, facts = load_weights(path)
+        return tensors["features"] if facts.get("key") == self._key else None
+
+    def _evaluated(self, rows: NDArray[np.int64]) -> Tensor:
+        mean, std = self._setup.normalization
+        images = self._setup.image_set(rows)
+        features, _ = predict_logits(
+            self._network, self._timed(images.gather), rows, mean=mean, std=std, batch_size=_BATCH, device=self._device
+        )
+        return torch.from_numpy(features)
+
+    def _augmented(self, number: int, rows: NDArray[np.int64]) -> Tensor:
+        images, seed, epoch = self._setup.drawn_set(rows), self._run.recipe.train.seed, _VIEWS_FROM + number
+
+        def batch(index: NDArray[np.int64]) -> Tensor:
+            pixels, labels = images.gather(index, seed=seed, epoch=epoch)
+            inputs, _ = self._augment(
+                torch.from_numpy(pixels).to(self._device), torch.from_numpy(labels).to(self._device),
+                epoch=epoch, index=index,
+            )  # fmt: skip
+            return cast(Tensor, inputs)
+
+        made = self._timed(batch)
+        with evaluating(self._network), torch.no_grad():
+            return torch.cat([self._network(made(index)).cpu() for index in _parts(rows, _BATCH)])
+
+    def _timed(self, call: Callable[[NDArray[np.int64]], Any]) -> Callable[[NDArray[np.int64]], Any]:
+        def timed(index: NDArray[np.int64]) -> Any:
+            asked = time.perf_counter()
+            made = call(index)
+            self.waited += time.perf_counter() - asked
+            return made
+
+        return timed
+
+
+def _parts(rows: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:
+    return (rows[start : start + size] for start in range(0, len(rows), size))
+
+
+def _key(run: Run, setup: Setup) -> str:
+    """Names all that features depend on, so that none of another recipe or machine is taken for this one's."""
+    recipe = run.recipe
+    spec = recipe.train
+    said = [
+        recipe.model_dump(mode="json", include={"data", "augment", "model"}), spec.precision, spec.seed,
+        spec.channels_last, setup.splits.fingerprint, torch.__version__, torch.get_num_threads(),
+    ]  # fmt: skip
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,236 @@
+"""A linear head on the features of a frozen network: multinomial logistic regression, its strength cross-validated.
+
+The loss is the mean cross-entropy plus strength / 2 times the squared weights, on standardised features, without a
+penalty on the biases: what scikit-learn's LogisticRegression minimises with C = 1 / (strength * samples). The problem
+is convex, so the result depends on neither seed nor order.
+
+It is solved by L-BFGS in the principal axes of the features, each scaled by about the curvature that loss and penalty
+have along it, so that some tens of steps suffice where plain coordinates take thousands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kitae import keyed
+
+STRENGTHS = tuple(float(value) for value in 10.0 ** np.arange(1.0, -6.01, -0.5))
+"""From the strongest down; the search begins at `_FIRST` and goes downhill."""
+
+_FIRST = 5
+_STEPS = 300  # of L-BFGS at most; some tens are usual
+_GRADIENT, _ROUGH_GRADIENT = 1e-5, 1e-4  # where it stops; the loss of what is left out is settled before the solution
+
+
+@dataclass(frozen=True)
+class Head:
+    """A linear classifier of raw features, and how it was found.
+
+    Attributes:
+        weight: float32 [K, D]; bias: float32 [K].
+        strength: of the penalty.
+        losses: strength -> mean cross-entropy of the images left out, for each strength that was tried.
+        train_loss, train_accuracy: of the features that it was fitted on, each image once.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    strength: float
+    losses: dict[float, float]
+    train_loss: float
+    train_accuracy: float
+
+
+def fit_head(
+    features: Tensor,
+    labels: NDArray[np.int64],
+    classes: int,
+    *,
+    keys: NDArray[np.int64],
+    groups: NDArray[np.int64] | None = None,
+    weights: NDArray[np.float32] | None = None,
+    strengths: Sequence[float] = STRENGTHS,
+    folds: int = 5,
+    seed: int = 0,
+) -> Head:
+    """Fit a head, with the strength that predicts best what was left out.
+
+    Args:
+        features: float32 [V, n, D]: V views of n images, the first one without augmentation. All views of an image
+            share its weight; the images left out are judged by their first view.
+        labels: int64 [n] in [0, classes).
+        keys: int64 [n], identify the images: they and `seed` decide the folds.
+        groups: int64 [n]; images of one group are left out together.
+        weights: float32 [K], of the classes in the loss.
+        folds: parts of the cross-validation; with one strength there is none.
+    """
+    problem = _Problem(features, labels, classes, weights)
+    losses: dict[float, float] = {}
+    if len(strengths) > 1:
+        losses = _cross_validated(problem, list(strengths), assign_folds(labels, keys, folds, seed, groups))
+    strength = min(losses, key=lambda value: losses[value]) if losses else strengths[0]
+    everything = np.ones(len(labels), dtype=np.bool_)
+    solution = problem.solve(strength, everything, None, _GRADIENT)
+    logits = problem.logits(solution, strength, everything)
+    weight, bias = problem.head(solution, strength)
+    return Head(
+        weight,
+        bias,
+        strength,
+        losses,
+        train_loss=float(torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels))),
+        train_accuracy=float((logits.argmax(dim=1).numpy() == labels).mean()),
+    )
+
+
+def assign_folds(
+    labels: NDArray[np.int64],
+    keys: NDArray[np.int64],
+    folds: int,
+    seed: int,
+    groups: NDArray[np.int64] | None = None,
+) -> NDArray[np.int64]:
+    """A fold for each image, classes in proportion, a group in one fold: int64 [n] in [0, folds)."""
+    order = np.argsort(keyed.sort_keys(seed, 0, keys, keyed.SLOT_FOLDS), kind="stable")
+    fold = np.empty(len(labels), dtype=np.int64)
+    if groups is None:
+        by_class = order[np.argsort(labels[order], kind="stable")]
+        fold[by_class] = np.arange(len(labels)) % folds  # dealt out, on through the classes: no fold gets all the rests
+        return fold
+    names, member = np.unique(groups, return_inverse=True)
+    table = np.zeros((len(names), int(labels.max()) + 1))
+    np.add.at(table, (member, labels), 1)
+    filled = np.zeros((folds, table.shape[1]))
+    share = table.sum(axis=0) / folds
+    first = np.full(len(names), len(labels))
+    np.minimum.at(first, member[order], np.arange(len(labels)))
+    chosen = np.empty(len(names), dtype=np.int64)
+    # The largest first, while there is room everywhere; of equal ones in keyed order.
+    for group in np.lexsort((first, -table.sum(axis=1))):
+        after = filled + table[group]
+        cost = (((after - share) / np.maximum(share, 1)) ** 2).sum(axis=1) - (
+            ((filled - share) / np.maximum(share, 1)) ** 2
+        ).sum(axis=1)
+        chosen[group] = int(cost.argmin())
+        filled[chosen[group]] += table[group]
+    return chosen[member]
+
+
+def _cross_validated(problem: _Problem, strengths: Sequence[float], fold: NDArray[np.int64]) -> dict[float, float]:
+    """Mean loss of what was left out, for the strengths on the way downhill: each losing strength ends a direction."""
+    labels = torch.from_numpy(problem.labels)
+    parts = [fold != part for part in np.unique(fold)]
+
+    def left_out(place: int, near: Sequence[Tensor | None], before: float) -> tuple[float, list[Tensor]]:
+        strength, total, found = strengths[place], 0.0, []
+        for kept, start in zip(parts, near, strict=True):
+            begin = None if start is None else problem.rescaled(start, before, strength)
+            solution = problem.solve(strength, kept, begin, _ROUGH_GRADIENT)
+            losses = torch.nn.functional.cross_entropy(
+                problem.logits(solution, strength, ~kept), labels[torch.from_numpy(~kept)], reduction="none"
+            )
+            total += float((losses * problem.sample_weights[torch.from_numpy(~kept)]).sum())
+            found.append(solution)
+        return total / float(problem.sample_weights.sum()), found
+
+    first = min(_FIRST, len(strengths) - 1)
+    losses: dict[float, float] = {}
+    losses[strengths[first]], begun = left_out(first, [None] * len(parts), 0.0)
+    for step in (1, -1):
+        place, best = first, losses[strengths[first]]
+        near: Sequence[Tensor | None] = begun
+        while 0 <= place + step < len(strengths):
+            value, found = left_out(place + step, near, strengths[place])
+            place, near = place + step, found
+            losses[strengths[place]] = value
+            if value >= best:
+                break
+            best = value
+        if place - step != first:  # it went down this way, so the other way is up
+            break
+    return losses
+
+
+class _Problem:
+    """The features in their principal axes, and the loss there."""
+
+    def __init__(
+        self, features: Tensor, labels: NDArray[np.int64], classes: int, weights: NDArray[np.float32] | None
+    ) -> None:
+        views, count, width = features.shape
+        self.labels, self.classes = labels, classes
+        own = np.ones(count, np.float32) if weights is None else weights[labels]
+        self.sample_weights = torch.from_numpy(own / own.mean())
+        self._mean = features[0].double().mean(dim=0)
+        deviation = features[0].double().std(dim=0, correction=0)
+        # A feature that is the same in all training images says nothing, and would be divided by nearly nothing.
+        floor = 1e-3 * float(deviation.mean()) + 1e-12
+        self._deviation = torch.where(deviation > floor, deviation, torch.inf)
+        standard = (features - self._mean.float()).div_(self._deviation.float()).reshape(views * count, width)
+        values, axes = torch.linalg.eigh((standard.T @ standard).double() / len(standard))
+        kept = values > 1e-7 * values.max().clamp_min(1e-12)
+        self._values, self._axes = values[kept], axes[:, kept]
+        self._views = (standard @ self._axes.float()).reshape(views, count, -1)
+        self._one_hot = torch.nn.functional.one_hot(torch.from_numpy(labels), classes).float()
+        self._curvature = max(1, classes - 1) / classes**2
+
+    def _scale(self, strength: float) -> Tensor:
+        scale: Tensor = (self._curvature * self._values + strength).rsqrt()
+        return scale
+
+    def rescaled(self, solution: Tensor, before: float, strength: float) -> Tensor:
+        """The same head in the coordinates of another strength."""
+        moved: Tensor = solution.clone()
+        moved[:-1] *= (self._scale(before) / self._scale(strength)).unsqueeze(1)
+        return moved
+
+    def logits(self, solution: Tensor, strength: float, images: NDArray[np.bool_]) -> Tensor:
+        """Of the first view of some images: float32 [n, K]."""
+        weight = (self._scale(strength).unsqueeze(1) * solution[:-1]).float()
+        logits: Tensor = self._views[0][torch.from_numpy(images)] @ weight + solution[-1].float()
+        return logits
+
+    def head(self, solution: Tensor, strength: float) -> tuple[Tensor, Tensor]:
+        """Weight [K, D] and bias [K] for raw features."""
+        inner = self._axes @ (self._scale(strength).unsqueeze(1) * solution[:-1])
+        weight = (inner / self._deviation.unsqueeze(1)).T
+        bias = solution[-1] - weight @ self._mean
+        return weight.float().contiguous(), (bias - bias.mean()).float()
+
+    def solve(self, strength: float, images: NDArray[np.bool_], start: Tensor | None, tolerance: float) -> Tensor:
+        """The solution on some images: float64 [r + 1, K], the last row is the bias."""
+        from scipy.optimize import minimize
+
+        kept = torch.from_numpy(images)
+        some = bool(images.all())
+        rows = (self._views if some else self._views[:, kept]).flatten(0, 1)
+        views = self._views.shape[0]
+        target = self._one_hot[kept].repeat(views, 1)
+        sample = self.sample_weights[kept].repeat(views)
+        sample = (sample / sample.sum()).unsqueeze(1)
+        scale = self._scale(strength).unsqueeze(1)
+        shape = (len(self._values) + 1, self.classes)
+
+        def loss(flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+            point = torch.from_numpy(flat).reshape(shape)
+            weight = scale * point[:-1]
+            logs = torch.log_softmax(rows @ weight.float() + point[-1].float(), dim=1)
+            value = -float((target * logs * sample).sum(dtype=torch.float64))
+            residual = (logs.exp() - target) * sample
+            gradient = torch.empty(shape, dtype=torch.float64)
+            gradient[:-1] = scale * ((rows.T @ residual).double() + strength * weight)
+            gradient[-1] = residual.sum(dim=0, dtype=torch.float64)
+            return value + 0.5 * strength * float((weight**2).sum()), gradient.numpy().ravel()
+
+        begin = np.zeros(shape) if start is None else start.numpy()
+        found = minimize(
+            loss, begin.ravel(), jac=True, method="L-BFGS-B",
+            options={"maxiter": _STEPS, "maxcor": 20, "gtol": tolerance, "ftol": 1e-9},
+        )  # fmt: skip
+        return torch.from_numpy(np.asarray(found.x)).reshape(shape)

@@ -1,0 +1,69 @@
+"""A CSV file of paths and labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kitae.data.sources import open_source, source_of
+from kitae.data.spec import DataSpec
+from kitae.data.store import open_store
+from kitae.errors import DataError
+from tests.images import encode
+
+
+def images(folder: Path, count: int = 6) -> list[str]:
+    (folder / "images").mkdir(parents=True)
+    names = [f"images/{number}.png" for number in range(count)]
+    for number, name in enumerate(names):
+        (folder / name).write_bytes(encode(np.full((8, 8, 3), 40 * number, np.uint8)))
+    return names
+
+
+def write(folder: Path, *lines: str) -> DataSpec:
+    (folder / "labels.csv").write_text("\n".join(lines), encoding="utf-8")
+    return DataSpec(source=f"csv:{folder / 'labels.csv'}", cache=str(folder / "cache"))
+
+
+def test_rows_become_images_with_labels_splits_and_groups(tmp_path: Path) -> None:
+    names = images(tmp_path)
+    lines = [f"{name},{'cat' if n % 2 else 'dog'},{'test' if n > 3 else ''},{n // 2}" for n, name in enumerate(names)]
+    source = open_source(write(tmp_path, "Path,Label,split,group", *lines))
+    assert source.classes == ("cat", "dog")
+    assert source.labels.tolist() == [1, 0, 1, 0, 1, 0]
+    assert source.splits.tolist() == [0, 0, 0, 0, 2, 2]
+    assert source.groups is not None
+    assert source.groups.tolist() == [0, 0, 1, 1, 2, 2]
+    store = open_store(DataSpec(source=source.name, cache=str(tmp_path / "cache")))
+    assert [int(np.asarray(store.images[row]).max()) for row in range(3)] == [0, 40, 80]
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        (("file,kind", "images/0.png,a"), "label"),
+        (("path,label", "images/0.png,a", "images/9.png,b"), r"line 3.*9\.png"),
+        (("path,label", "images/0.png,"), "line 2"),
+        (("path,label,split", "images/0.png,a,maybe"), "maybe"),
+        (("",), "path"),
+    ],
+)
+def test_mistakes_name_the_line(tmp_path: Path, lines: tuple[str, ...], words: str) -> None:
+    images(tmp_path)
+    with pytest.raises(DataError, match=words) as caught:
+        open_source(write(tmp_path, *lines)).table  # noqa: B018
+    assert "\n" not in str(caught.value)
+
+
+def test_a_path_is_recognised_by_what_it_is(tmp_path: Path) -> None:
+    write(tmp_path, "path,label")
+    assert source_of(tmp_path / "labels.csv").startswith("csv:")
+    assert source_of(tmp_path).startswith("folder:")
+    (tmp_path / "part.parquet").touch()
+    assert source_of(tmp_path).startswith("parquet:")
+    for wrong in ("missing", "labels.txt"):
+        (tmp_path / "labels.txt").touch()
+        with pytest.raises(DataError, match=wrong):
+            source_of(tmp_path / wrong)

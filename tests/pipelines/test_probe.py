@@ -1,0 +1,182 @@
+"""The probe in a run: epoch 0, its features kept in the folder, and what becomes of it."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from kitae.errors import RecipeError, TrainingInterruptedError
+from kitae.models.build import build
+from kitae.models.spec import ModelSpec
+from kitae.pipelines import probe as pipeline
+from kitae.pipelines.setup import Setup
+from kitae.pipelines.train import train
+from kitae.recipe import Recipe
+from kitae.run import Run
+from kitae.training.checkpoint import load_weights
+from kitae.training.distributed import World
+
+TINY = (
+    "data.limit=150", "model.name=resnet8", "model.width=8", "train.epochs=1", "train.batch_size=32",
+    "train.precision=fp32", "train.threads=1", "train.optimizer.lr=0.001", "train.probe={views: 1, folds: 3}",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
+    torch.manual_seed(1)
+    model = build(ModelSpec(name="resnet8", width=8), classes=7, channels=1, image_size=28)
+    path = tmp_path_factory.mktemp("weights") / "w.safetensors"
+    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, path)
+    return str(path)
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    monkeypatch.setattr(pipeline, "_SHARD", 64)
+    monkeypatch.setenv("KITAE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+def recipe(weights: str, *fields: str) -> Recipe:
+    return Recipe.load("fashion-mini").override(*TINY, f"model.pretrained={weights}", *fields)
+
+
+def test_the_probe_is_epoch_0_and_a_complete_model(weights: str, tmp_path: Path) -> None:
+    run = train(recipe(weights, "train.epochs=0"), tmp_path / "run")
+    (row,) = run.metrics()
+    assert (row["epoch"], row["step"], row["learning_rate"]) == (0, 0, 0.0)
+    assert row["val_accuracy"] > 0.4, "ten classes, features of a random network"
+    assert {"train_loss", "train_accuracy", "seconds", "images_per_second", "data_share"} <= row.keys()
+    assert run.evaluation()["best_epoch"] == 0
+    assert run.evaluation()["test"]["accuracy"] == pytest.approx(row["val_accuracy"], abs=0.15)
+    assert not run.features.exists(), "they are not needed once the run is finished"
+    assert run.recipe.train.probe is not None
+    pixels = np.zeros((1, 1, 28, 28), np.uint8)
+    assert run.predict(pixels).probabilities.shape == (1, 10)
+
+
+def test_training_begins_with_its_head_and_worse_is_not_kept(weights: str, tmp_path: Path) -> None:
+    run = train(recipe(weights, "train.optimizer.lr=30"), tmp_path / "run")
+    before, after = run.metrics()
+    assert after["val_accuracy"] < before["val_accuracy"]
+    assert run.evaluation()["best_epoch"] == 0
+    assert run.evaluate("val")["accuracy"] == pytest.approx(before["val_accuracy"])
+    published = load_weights(run.best)[0]["stem.0.weight"]
+    assert torch.equal(published, load_file(weights)["stem.0.weight"])
+
+    gentle = train(recipe(weights, "train.optimizer.lr=0.00001", "model.freeze=statistics"), tmp_path / "gentle")
+    assert gentle.metrics()[1]["train_loss"] < 1.5 * before["train_loss"], "not from a random head"
+
+
+def test_the_head_that_is_written_is_the_one_that_was_fitted(
+    weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted: list[Any] = []
+    whole = pipeline.fit_head
+
+    def fit_head(features: torch.Tensor, *arguments: Any, **options: Any) -> Any:
+        fitted.append((features, whole(features, *arguments, **options)))
+        return fitted[-1][1]
+
+    monkeypatch.setattr(pipeline, "fit_head", fit_head)
+    run = train(recipe(weights, "train.epochs=0"), tmp_path / "run")
+    features, head = fitted[0]
+    assert features.shape == (2, 150, 64)
+    setup = Setup.of(run)
+    rows = np.sort(setup.splits.train)
+    logits, labels = run.logits(setup.image_set(rows))
+    np.testing.assert_allclose(logits, features[0] @ head.weight.T + head.bias, atol=1e-3)
+    assert (logits.argmax(1) == labels).mean() == pytest.approx(head.train_accuracy)
+    assert not torch.equal(features[0], features[1]), "the second view is augmented"
+
+
+def test_no_test_image_is_read(weights: str, tmp_path: Path) -> None:
+    made = Run.create(tmp_path / "run", recipe(weights))
+    setup = Setup.of(made)
+    model = setup.initial_model(World(0, 1, torch.device("cpu")))
+    pipeline.probe(made, setup, model, World(0, 1, torch.device("cpu")))
+    assert made.test_openings == 0  # and the guard of the splits has not raised
+
+
+def test_features_are_computed_once(weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = train(recipe(weights), tmp_path / "whole")
+    made: list[Path] = []
+    save = pipeline.save_weights
+
+    def stopping(tensors: Any, path: Path, metadata: Any) -> None:
+        save(tensors, path, metadata)
+        made.append(path)
+        if len(made) == 4:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(pipeline, "save_weights", stopping)
+    with pytest.raises(TrainingInterruptedError, match=r"SIGTERM in the probe.*--resume"):
+        train(recipe(weights), tmp_path / "run")
+    assert len(made) == 4
+    run = train(recipe(weights), tmp_path / "run", resume=True)
+    assert len(made) == len(set(made)) == 6  # 150 images in shards of 64, two views
+    weights_of = [load_weights(one.best)[0] for one in (run, whole)]
+    assert all(torch.equal(weights_of[0][name], weights_of[1][name]) for name in weights_of[0])
+    assert [row["val_loss"] for row in run.metrics()] == [row["val_loss"] for row in whole.metrics()]
+
+
+def test_features_of_another_recipe_are_not_taken(weights: str, tmp_path: Path) -> None:
+    setups = []
+    for fields in ((), ("train.seed=1",), ("augment.train=[]",)):
+        run = Run.create(tmp_path / "-".join(fields) / "run", recipe(weights, *fields))
+        setups.append(pipeline._key(run, Setup.of(run)))
+    assert len(set(setups)) == 3
+
+
+def test_a_resumed_run_needs_no_pretrained_weights(weights: str, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.safetensors"
+    copy.write_bytes(Path(weights).read_bytes())
+    asked = recipe(str(copy), "train.epochs=2")
+    folder = tmp_path / "run"
+    whole = train(asked, tmp_path / "whole")
+
+    class Stop:
+        def on_step(self, *facts: Any) -> None: ...
+        def note(self, text: str) -> None: ...
+        def on_epoch(self, row: dict[str, Any]) -> None:
+            if row["epoch"] == 1:
+                signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(TrainingInterruptedError):
+        train(asked, folder, watcher=Stop())
+    saved = Run.open(folder).recipe.model.pretrained_sha256
+    assert saved is not None
+    copy.unlink()
+    run = train(asked, folder, resume=True)
+    assert run.recipe.model.pretrained_sha256 == saved
+    assert run.environment()["weights"] == str(copy)
+    assert [row["epoch"] for row in run.metrics()] == [0, 1, 2]
+    weights_of = [load_weights(one.best)[0] for one in (run, whole)]
+    assert all(torch.equal(weights_of[0][name], weights_of[1][name]) for name in weights_of[0])
+
+
+def test_a_recipe_repeats_only_with_the_same_weights(weights: str, tmp_path: Path) -> None:
+    run = train(recipe(weights, "train.epochs=0"), tmp_path / "run")
+    torch.manual_seed(2)
+    other = build(ModelSpec(name="resnet8", width=8), classes=7, channels=1, image_size=28)
+    save_file(dict(other.state_dict()), tmp_path / "other.safetensors")
+    with pytest.raises(RecipeError, match="are not those of the recipe"):
+        train(run.recipe.override(f"model.pretrained={tmp_path / 'other.safetensors'}"), tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+    again = train(Recipe.load(run.path / "recipe.yaml"), tmp_path / "again")
+    assert again.metrics()[0]["val_loss"] == run.metrics()[0]["val_loss"]
+
+
+def test_where_there_is_nothing_to_probe(weights: str, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"train\.epochs: 0"):
+        train(Recipe.load("fashion-mini").override(*TINY, "train.probe=auto", "train.epochs=0"), tmp_path / "run")
+    with pytest.raises(RecipeError, match=r"train\.epochs"):
+        recipe(weights, "train.probe=null", "train.epochs=0")
+    without = train(recipe(weights, "train.probe=null"), tmp_path / "without")
+    assert [row["epoch"] for row in without.metrics()] == [1]
