@@ -8,7 +8,7 @@ each. Enlarged four times by Lanczos and encoded as JPEG of quality 90 they stan
 
     build      a store of whole pictures and one of squares at the network's size (as versions before had it), built in
                turn, each in a folder of its own
-    speed      random resized crops of scale 0.08 to 1 at 224 px, and the view of an evaluation. Ours read from the store.
+    speed      random resized crops of scale 0.08 to 1 at 224 px, and the view of an evaluation. Ours read the store.
                torchvision's v2 transforms get originals that are decoded already, as uint8 tensors [3, H, W] and as
                Pillow images. One thread each, and all cores: threads of ours, and threads that each take images in turn
                for torchvision. Ratios are taken within a round
