@@ -1,0 +1,72 @@
+"""Pictures of report pages, at two widths, light and dark: docs/images/pages/NAME-WIDTH-SCHEME.png
+
+    python scripts/screenshots.py run=runs/demo compression=runs/demo-small study=studies/results/ledger-small
+
+Needs Chromium (Debian's package `chromium`, or --browser).
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import tempfile
+from pathlib import Path
+
+from PIL import Image
+
+from kitae.reporting.page import compare, report
+
+OUT = Path(__file__).resolve().parents[1] / "docs" / "images" / "pages"
+FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+WIDTHS = {1280: 1600, 390: 1400}  # and how much of the page is shown
+SCHEMES = {"light": 1, "dark": 0}
+
+
+def shoot(browser: str, page: Path, out: Path, width: int, height: int, scheme: str) -> None:
+    with tempfile.TemporaryDirectory() as profile:
+        subprocess.run(
+            [browser, *FLAGS, f"--user-data-dir={profile}", f"--window-size={max(width, 500)},{height}",
+             f"--blink-settings=preferredColorScheme={SCHEMES[scheme]}", f"--screenshot={out}", page.resolve().as_uri()],
+            check=True, capture_output=True, timeout=120,
+        )  # fmt: skip
+    with Image.open(out) as image:  # few colours: a third of the bytes
+        image.convert("RGB").quantize(128).save(out, optimize=True)
+
+
+def narrow(page: Path, folder: Path) -> Path:
+    """A page that shows another in a frame of 390 pixels: Chromium's window is never narrower than 500."""
+    frame = folder / "frame.html"
+    frame.write_text(
+        f'<body style="margin:0"><iframe src="{page.resolve().as_uri()}" width="390" height="1400" style="border:0">'
+        "</iframe></body>"
+    )
+    return frame
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("pages", nargs="+", metavar="NAME=FOLDER[,FOLDER...]")
+    parser.add_argument("--browser", default="chromium")
+    given = parser.parse_args()
+    OUT.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        for pair in given.pages:
+            name, _, folders = pair.partition("=")
+            paths = [Path(folder) for folder in folders.split(",")]
+            page = report(paths[0]) if len(paths) == 1 else compare(paths, Path(scratch) / "comparison.html")
+            for width, height in WIDTHS.items():
+                for scheme in SCHEMES:
+                    out = OUT / f"{name}-{width}-{scheme}.png"
+                    shown = page if width > 500 else narrow(page, Path(scratch))
+                    shoot(given.browser, shown, out, width, height, scheme)
+                    if width < 500:
+                        with Image.open(out) as image:
+                            image.crop((0, 0, width, height)).save(out, optimize=True)
+                    print(out)
+
+
+if __name__ == "__main__":
+    main()
