@@ -38,11 +38,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from kitae.compression import prune, quantize
+from kitae.compression.calibrate import calibrate
+from kitae.compression.channels import remove_channels
+from kitae.compression.quantize import static
 from kitae.deployment.onnx import Card, Classifier, serialize, to_onnx
 from kitae.evaluation.latency import measure
 from kitae.preprocess import PreprocessRules
-from kitae.runtime import Model, has_vnni
+from kitae.runtime import Model, has_vnni, open_session
 
 REFERENCE = "onnxruntime fp32"
 Call = Callable[[np.ndarray], np.ndarray]
@@ -60,7 +62,7 @@ class Contestant:
 def network(options: argparse.Namespace) -> tuple[nn.Module, Card, str]:
     """The network, what its files say, and what it is."""
     if options.run is not None:
-        from kitae.pipelines.compress import card
+        from kitae.pipelines.export import card
         from kitae.run import Run
 
         run = Run.open(options.run)
@@ -130,7 +132,7 @@ def contestants(
         whole, (torch.from_numpy(pictures[:2]),), plain, dynamo=True, external_data=False, verbose=False,
         dynamic_shapes={"images": {0: torch.export.Dim("batch")}}, input_names=["images"],
     )  # fmt: skip
-    session = quantize.open_session(plain.read_bytes(), options.threads)
+    session = open_session(plain.read_bytes(), threads=options.threads)
     found[REFERENCE] = Contestant(lambda batch: session.run(None, {"images": batch})[0], plain.stat().st_size)
 
     def ours(name: str, graph: Any, card: Card, note: str = "") -> Path:
@@ -142,11 +144,10 @@ def contestants(
 
     graph = to_onnx(model, about)
     float_file = ours("kitae fp32", graph, about)
-    ranges = quantize.calibrate(graph, calibration)
+    ranges = calibrate(graph, calibration)
     targets = ("any", "vnni") if has_vnni() else ("any",)
     for target in targets:
-        made = quantize.static(graph, ranges, target=target)
-        quantize.check_integers(made, graph, target=target, ranges=ranges)
+        made = static(graph, ranges, target=target)
         integer_file = ours(f"kitae int8, {target}", made, about.but(precision="int8-static", target=target))
     if "vnni" not in targets:
         absent["kitae int8, vnni"] = "this CPU has no VNNI"
@@ -155,9 +156,9 @@ def contestants(
         loaded = Model(path, threads=options.threads)
         found["kitae compressed"] = Contestant(loaded.run, path.stat().st_size, str(loaded.metadata["notes"]))
     else:
-        smaller = prune.remove_channels(model, about.input_shape, options.ratio, round_to=8).model
+        smaller = remove_channels(model, about.input_shape, options.ratio, round_to=8).model
         cut = to_onnx(smaller, about)
-        made = quantize.static(cut, quantize.calibrate(cut, calibration), target=targets[-1])
+        made = static(cut, calibrate(cut, calibration), target=targets[-1])
         ours(
             f"kitae {100 * options.ratio:g} % pruned, int8", made,
             about.but(precision="int8-static", target=targets[-1]), "not fine-tuned: its answers mean nothing",

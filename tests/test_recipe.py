@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kitae.errors import RecipeError
-from kitae.recipe import Recipe, override, shipped
+from kitae.recipe import Recipe, override, parse, shipped
 
 
 @pytest.mark.parametrize("name", sorted(shipped()))
@@ -180,3 +180,22 @@ def test_yaml_holds_every_default() -> None:
     tree = yaml.safe_load(Recipe().to_yaml())
     assert tree["train"]["schedule"]["name"] == "cosine"
     assert tree["data"]["val_fraction"] == 0.1
+
+
+def test_an_image_size_is_a_side_or_two() -> None:
+    recipe = Recipe().override("data.image_size=[96, 128]", "data.store_size=200")
+    assert recipe.data.image_size == (96, 128)
+    assert parse(Recipe, recipe.to_yaml(), "x.yaml") == recipe
+    assert "store_size" not in Recipe().model_dump(mode="json")["data"]
+    assert Recipe().override("data.image_size=96").fingerprint != recipe.fingerprint
+    for wrong, message in (
+        ("data.image_size=[96]", "data.image_size"),
+        ("data.image_size=[96, 2]", "data.image_size"),
+        ("data.image_size=3", "data.image_size"),
+        ("data.store_size=3", "data.store_size"),
+    ):
+        with pytest.raises(RecipeError, match=message) as caught:
+            Recipe().override(wrong)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(RecipeError, match=r"store_size: must be at least image_size \(96\)"):
+        Recipe().override("data.image_size=[96, 128]", "data.store_size=95")

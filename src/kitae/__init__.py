@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from kitae.experiments.study import study as study
     from kitae.loading import load as load
     from kitae.pipelines.compress import compress as compress
-    from kitae.pipelines.compress import export as export
+    from kitae.pipelines.export import export as export
     from kitae.pipelines.train import train as train
     from kitae.recipe import Recipe as Recipe
     from kitae.reporting.page import report as report
@@ -38,7 +38,7 @@ _PUBLIC: dict[str, tuple[str, str | None]] = {
     "augment": ("kitae.augment", None),
     "check": ("kitae.data.check", "check"),
     "compress": ("kitae.pipelines.compress", "compress"),
-    "export": ("kitae.pipelines.compress", "export"),
+    "export": ("kitae.pipelines.export", "export"),
     "keyed": ("kitae.keyed", None),
     "load": ("kitae.loading", "load"),
     "report": ("kitae.reporting.page", "report"),

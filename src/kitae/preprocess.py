@@ -101,6 +101,8 @@ _OTHER_BYTE = {
 _GREY_MODES = ("1", "L", "LA", "La", "I")
 _TURNED = (5, 6, 7, 8)  # orientations that exchange height and width
 _DRAFT_GAP = 2  # a JPEG keeps at least so many times the target's side before it is resized
+_DRAFTS = ("JPEG", "MPO")  # formats that Pillow reads at reduced scale
+_LITTLE = 1 << 20  # bytes that need no asking
 _DECODE_BYTES = 12  # that a decoded pixel takes at most, with copies: RGBA, an upright one, one on white
 _PROGRESSIVE_BYTES = 6  # of a progressive JPEG, a pixel of its full size: libjpeg keeps all coefficients
 
@@ -219,7 +221,7 @@ class Hooks:
         """The highest level of an image of more than 8 bits."""
 
     def room(self, size: int) -> AbstractContextManager[None]:
-        """Entered while about `size` bytes are needed to decode it."""
+        """Entered while about `size` bytes are needed to decode it; not for small images."""
         return contextlib.nullcontext()
 
 
@@ -266,13 +268,17 @@ def picture(
         width, height = opened.size
         hooks.on_size(*_upright_size(opened))
         with _naming(name, source):
-            side = math.ceil(_DRAFT_GAP * max(rules.cover))
-            opened.draft(None, (side, side))
-        needed = _DECODE_BYTES * opened.width * opened.height
-        if opened.info.get("progressive"):
-            needed += _PROGRESSIVE_BYTES * width * height
-        with hooks.room(needed), _naming(name, source):
-            return _reduced(_flatten(opened, rules.depth, _low_bytes(opened, source), hooks), rules)
+            needed = _DECODE_BYTES * width * height
+            if opened.format in _DRAFTS:
+                side = math.ceil(_DRAFT_GAP * max(rules.cover))
+                opened.draft(None, (side, side))
+                needed = _DECODE_BYTES * opened.width * opened.height
+                if opened.info.get("progressive"):
+                    needed += _PROGRESSIVE_BYTES * width * height
+            if needed < _LITTLE:
+                return _reduced(_flatten(opened, rules.depth, _low_bytes(opened, source), hooks), rules)
+            with hooks.room(needed):
+                return _reduced(_flatten(opened, rules.depth, _low_bytes(opened, source), hooks), rules)
 
 
 def view(pixels: NDArray[np.uint8], rules: PreprocessRules) -> NDArray[np.uint8]:
@@ -297,7 +303,7 @@ def probe(source: bytes | str | Path, name: str = "") -> tuple[tuple[int, int], 
 def _upright_size(image: Image.Image) -> tuple[int, int]:
     """(height, width) once the orientation is applied; of a PNG that says it only after its pixels, as it is stored."""
     width, height = image.size
-    known = image.format != "PNG" or "exif" in image.info
+    known = width != height and (image.format != "PNG" or "exif" in image.info)
     return (width, height) if known and _orientation(image) in _TURNED else (height, width)
 
 

@@ -76,11 +76,11 @@ class Model:
     """
 
     def __init__(self, path: str | os.PathLike[str], threads: int | None = None) -> None:
-        ort = require("onnxruntime", "runtime")
         name = os.fspath(path)
         content = _read(Path(path))
         self.path = Path(path)
-        self.metadata: dict[str, Any] = read_metadata(content, name)
+        self.session = open_session(content, threads=threads, name=name)
+        self.metadata: dict[str, Any] = read_metadata(content, name, self.session)
         try:
             self.classes: tuple[str, ...] = _class_names(self.metadata["classes"])
             self.rules = PreprocessRules.from_dict(self.metadata["preprocess"])
@@ -95,18 +95,6 @@ class Model:
                 UserWarning,
                 stacklevel=2,
             )
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        if threads is not None:
-            if threads < 1:
-                raise ExportError(f"threads must be at least 1, not {threads}")
-            options.intra_op_num_threads = threads
-        try:
-            self.session: onnxruntime.InferenceSession = ort.InferenceSession(
-                content, options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:
-            raise ExportError(f"{name}: onnxruntime {ort.__version__} cannot load it ({one_line(error)})") from error
         signature = [(item.name, item.type) for item in (*self.session.get_inputs(), *self.session.get_outputs())]
         if signature != [(INPUT, "tensor(uint8)"), (OUTPUT, "tensor(float)")]:
             raise ExportError(f"{name}: its input and output are not those of a kitae model: {signature}")
@@ -185,28 +173,63 @@ class Model:
             yield np.stack([load(image, self.rules, f"image {start + k}") for k, image in enumerate(chunk)])
 
 
-def read_metadata(content: bytes, name: str = "model.onnx") -> dict[str, Any]:
+def open_session(
+    source: bytes | Path, *, threads: int | None = None, optimize: bool = True, name: str = "the graph"
+) -> onnxruntime.InferenceSession:
+    """An ONNX file, or its content, in ONNX Runtime on this CPU.
+
+    Args:
+        threads: CPU threads for one call, at least 1; None leaves onnxruntime's own choice.
+        optimize: False runs every node as it is written: an INT8 graph of QuantizeLinear and DequantizeLinear pairs is
+            then computed in float, as quantization-aware training simulates it.
+        name: what errors call it.
+
+    Raises:
+        ExportError: it is no ONNX file, cut short, or onnxruntime cannot run it.
+    """
+    ort = require("onnxruntime", "runtime")
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    if threads is not None:
+        if threads < 1:
+            raise ExportError(f"threads must be at least 1, not {threads}")
+        options.intra_op_num_threads = threads
+    if not optimize:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if isinstance(source, bytes) and not source:
+        raise ExportError(f"{name}: the file is empty")
+    if isinstance(source, bytes) and source[:1] != b"\x08":  # every ONNX file starts with its ir_version
+        raise ExportError(f"{name}: not an ONNX file")
+    try:
+        session: onnxruntime.InferenceSession = ort.InferenceSession(
+            source, options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:
+        if type(error).__name__ == "InvalidProtobuf":
+            raise ExportError(f"{name}: cut short or damaged, or not an ONNX file; export or copy it again") from error
+        raise ExportError(f"{name}: onnxruntime {ort.__version__} cannot load it ({one_line(error, 300)})") from error
+    return session
+
+
+def read_metadata(
+    content: bytes, name: str = "model.onnx", session: onnxruntime.InferenceSession | None = None
+) -> dict[str, Any]:
     """The JSON object that an exported file carries, after its hashes were checked.
 
     Args:
         content: the whole file.
         name: what errors call it.
+        session: the file in ONNX Runtime, if it was opened already.
 
     Raises:
         ExportError: not an ONNX file, not one of ours, cut short, damaged, or of a newer format.
     """
-    if not content:
-        raise ExportError(f"{name}: the file is empty")
-    if content[:1] != b"\x08":  # every ONNX file starts with its ir_version
-        raise ExportError(f"{name}: not an ONNX file")
+    session = open_session(content, name=name) if session is None else session
     try:
-        digest, properties = _scan(content)
-    except _CutShortError as error:
-        raise ExportError(f"{name}: cut short or damaged, or not an ONNX file; export or copy it again") from error
-    if METADATA_KEY not in properties:
-        raise ExportError(f"{name}: an ONNX file, but not one that kitae wrote (it carries no kitae metadata)")
-    try:
-        metadata = json.loads(properties[METADATA_KEY])
+        text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+        if text is None:
+            raise ExportError(f"{name}: an ONNX file, but not one that kitae wrote (it carries no kitae metadata)")
+        metadata = json.loads(text)
         version = int(metadata["format"])
         recorded = str(metadata["sha256"])
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
@@ -214,16 +237,18 @@ def read_metadata(content: bytes, name: str = "model.onnx") -> dict[str, Any]:
     if version > FORMAT_VERSION:
         raise ExportError(f"{name}: format {version} is newer than this kitae's ({FORMAT_VERSION}): upgrade kitae")
     intact = metadata.get("checksum", "") in ("", metadata_checksum(metadata))  # older files have none
-    if recorded != digest or not intact:
+    if recorded != content_hash(content, text) or not intact:
         raise ExportError(
             f"{name}: damaged, or changed after it was exported (its hash differs); export or copy it again"
         )
     return dict(metadata)
 
 
-def content_hash(content: bytes) -> str:
-    """SHA-256, in hexadecimal, over an ONNX file's content without its metadata properties."""
-    return _scan(content)[0]
+def content_hash(content: bytes, metadata: str = "") -> str:
+    """SHA-256, in hexadecimal, over an ONNX file's content without this kitae metadata."""
+    entry = _field(14, _field(1, METADATA_KEY.encode()) + _field(2, metadata.encode()))
+    before, _, after = content.rpartition(entry)
+    return hashlib.sha256(before + after).hexdigest()
 
 
 def metadata_checksum(metadata: Mapping[str, Any]) -> str:
@@ -265,60 +290,13 @@ def _read(path: Path) -> bytes:
         raise ExportError(f"{path}: cannot be read ({error.strerror})") from error
 
 
-# An ONNX file is a protobuf message. Its outermost level is walked here by hand: that finds a file that was cut short
-# and the metadata without the onnx package, which the runtime does without.
-_METADATA_FIELD = 14
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+def _field(number: int, payload: bytes) -> bytes:
+    """A field of bytes as protobuf encodes it; the metadata are field 14 of an ONNX file, with a key (1) and value (2).
 
-
-class _CutShortError(Exception):
-    pass
-
-
-def _scan(content: bytes) -> tuple[str, dict[str, str]]:
-    """SHA-256 of all fields but the metadata properties, and those properties."""
-    digest = hashlib.sha256()
-    properties: dict[str, str] = {}
-    view = memoryview(content)
-    for field, start, value, end in _fields(view):
-        if field == _METADATA_FIELD:
-            entry = {number: bytes(view[first:last]) for number, _, first, last in _fields(view, value, end)}
-            properties[entry.get(1, b"").decode("utf-8", "replace")] = entry.get(2, b"").decode("utf-8", "replace")
-        else:
-            digest.update(view[start:end])
-    return digest.hexdigest(), properties
-
-
-def _fields(view: memoryview, position: int = 0, stop: int | None = None) -> Iterator[tuple[int, int, int, int]]:
-    """(field number, where its tag starts, where its value starts, where it ends) of each field of a message."""
-    stop = len(view) if stop is None else stop
-    while position < stop:
-        start = position
-        tag, position = _varint(view, position, stop)
-        kind = tag & 7
-        value = position
-        if kind == _VARINT:
-            _, position = _varint(view, position, stop)
-        elif kind == _BYTES:
-            length, value = _varint(view, position, stop)
-            position = value + length
-        elif kind in (_FIXED64, _FIXED32):
-            position += 8 if kind == _FIXED64 else 4
-        else:
-            raise _CutShortError
-        if position > stop:
-            raise _CutShortError
-        yield tag >> 3, start, value, position
-
-
-def _varint(view: memoryview, position: int, stop: int) -> tuple[int, int]:
-    result = 0
-    for shift in range(0, 64, 7):
-        if position >= stop:
-            raise _CutShortError
-        byte = view[position]
-        position += 1
-        result |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return result, position
-    raise _CutShortError
+    Encoded here because the runtime does without the onnx package.
+    """
+    length, size = bytearray(), len(payload)
+    while size >= 0x80:
+        length.append(size & 0x7F | 0x80)
+        size >>= 7
+    return bytes([number << 3 | 2, *length, size]) + payload

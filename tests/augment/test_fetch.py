@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 import torch
@@ -9,26 +11,38 @@ from numpy.typing import NDArray
 from torchvision.transforms.v2 import functional as F
 
 from kitae.augment import fetch
-from kitae.augment.fetch import PictureCrop
-from kitae.augment.ops import RandomResizedCrop
+from kitae.augment.fetch import PictureCrop, first_crop
+from kitae.augment.ops.geometry import RandomResizedCrop
 from kitae.augment.plan import sample_key
+from kitae.augment.spec import AugmentSpec
 
 SIZES = [(40, 70), (70, 40), (33, 33), (20, 90), (12, 9), (64, 64), (5, 200)]
 
 
-def pictures(channels: int) -> tuple[list[NDArray[np.uint8]], tuple[NDArray[np.uint8], ...]]:
-    """Whole pictures, and the arrays that a store has of them."""
+@dataclass
+class Store:
+    """Whole pictures as a store keeps them."""
+
+    pixels: NDArray[np.uint8]
+    starts: NDArray[np.int64]
+    heights: NDArray[np.int64]
+    widths: NDArray[np.int64]
+    shape: tuple[int, int, int, int]
+
+
+def pictures(channels: int, size: tuple[int, int] = (32, 32)) -> tuple[list[NDArray[np.uint8]], Store]:
     rng = np.random.default_rng(channels)
     whole = [rng.integers(0, 256, (channels, *size), np.uint8) for size in SIZES]
     starts = np.cumsum([0, *(image.size for image in whole)])
     heights, widths = np.array(SIZES, np.int64).T.copy()
-    return whole, (np.concatenate([image.ravel() for image in whole]), starts, heights, widths)
+    pixels = np.concatenate([image.ravel() for image in whole])
+    return whole, Store(pixels, starts, heights, widths, (len(whole), channels, *size))
 
 
 def crop_of(
     op: RandomResizedCrop, channels: int = 3, size: tuple[int, int] = (32, 32), threads: int = 2
 ) -> PictureCrop:
-    return PictureCrop(op, *pictures(channels)[1], (channels, *size), threads)  # type: ignore[arg-type]
+    return PictureCrop(op, pictures(channels, size)[1], threads)
 
 
 ROWS = np.arange(70) % len(SIZES)
@@ -77,8 +91,21 @@ def test_windows_of_the_whole_picture_are_seen() -> None:
     """Not of a central square: the left and right ends of a wide picture are in some crop."""
     ends = np.zeros((1, 32, 96), np.uint8)
     ends[:, :, :8], ends[:, :, -8:] = 100, 200
-    arrays = (ends.ravel(), np.array([0, ends.size]), np.array([32]), np.array([96]))
-    crop = PictureCrop(RandomResizedCrop(scale=(0.3, 0.3)), *arrays, (1, 16, 16), 1)
+    store = Store(ends.ravel(), np.array([0, ends.size]), np.array([32]), np.array([96]), (1, 1, 16, 16))
+    crop = PictureCrop(RandomResizedCrop(scale=(0.3, 0.3)), store, 1)
     out = crop(np.zeros(50, np.int64), np.arange(50), 0, 0)
     assert (out == 100).any()
     assert (out == 200).any()
+
+
+def test_only_a_first_crop_of_whole_pictures_reads_from_the_store() -> None:
+    store = pictures(3)[1]
+    first = AugmentSpec(train=({"random_resized_crop": {}}, {"horizontal_flip": {}}))
+    crop, ops = first_crop(first, store, 1)
+    assert isinstance(crop, PictureCrop)
+    assert [op.name for op in ops] == ["horizontal_flip"]
+    later = AugmentSpec(train=({"horizontal_flip": {}}, {"random_resized_crop": {}}))
+    for spec, images in ((later, store), (AugmentSpec(), store), (first, np.zeros((2, 3, 8, 8), np.uint8))):
+        crop, ops = first_crop(spec, images, 1)
+        assert crop is None
+        assert len(ops) == len(spec.train)

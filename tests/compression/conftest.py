@@ -3,11 +3,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 
+import onnx
 import pytest
 import torch
 from torch import nn
 
-from tests.compression.tiny_world import Data, TinyNet, fit
+from kitae.deployment.onnx import to_onnx
+from tests.compression.tiny_world import CARD, Data, TinyNet, fit
 
 
 @pytest.fixture(scope="session")
@@ -29,6 +31,16 @@ def _trained(train: Data) -> nn.Module:
 @pytest.fixture
 def trained(_trained: nn.Module) -> nn.Module:
     return copy.deepcopy(_trained)
+
+
+@pytest.fixture(scope="session")
+def _graph(_trained: nn.Module) -> onnx.ModelProto:
+    return to_onnx(_trained, CARD)
+
+
+@pytest.fixture
+def graph(_graph: onnx.ModelProto) -> onnx.ModelProto:
+    return copy.deepcopy(_graph)
 
 
 @pytest.fixture(autouse=True)

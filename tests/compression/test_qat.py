@@ -7,18 +7,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from kitae.compression.calibrate import calibrate
 from kitae.compression.distill import as_teacher, distance
 from kitae.compression.qat import Simulated
-from kitae.compression.quantize import calibrate, check_integers, probabilities, static
-from kitae.deployment.onnx import Card, to_onnx
+from kitae.compression.quantize import probabilities, static
+from kitae.deployment.onnx import to_onnx
 from kitae.deployment.verify import torch_reference
 from kitae.errors import CompressionError
 from kitae.models.build import build
 from kitae.models.spec import ModelSpec
-from kitae.preprocess import PreprocessRules
-from tests.compression.tiny_world import MEAN, SHAPE, STD, Data, accuracy, fit
-
-CARD = Card(("a", "b", "c", "d"), PreprocessRules(SHAPE[1]), MEAN, STD)
+from tests.compression.reference import assert_bit_for_bit
+from tests.compression.tiny_world import CARD, MEAN, SHAPE, STD, Data, accuracy, fit
 
 
 @pytest.fixture(scope="session")
@@ -48,7 +47,7 @@ def test_training_through_the_loop_beats_rounding_afterwards(trained: nn.Module,
         proto = to_onnx(model, CARD)
         ranges = calibrate(proto, train.images, "average")
         graph = static(proto, ranges)
-        check_integers(graph, proto, target="any", ranges=ranges)
+        assert_bit_for_bit(graph, proto, "any", ranges=ranges)
         result = probabilities(graph, selection.images)
         return float((result.argmax(1) == selection.labels).mean()), result
 

@@ -1,4 +1,4 @@
-"""A network and data small enough to train in a test, and a stand-in for the training room's loop."""
+"""A network and data small enough to train in a test, and a plain training loop."""
 
 from __future__ import annotations
 
@@ -9,8 +9,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from kitae.deployment.onnx import Card
+from kitae.models.build import build
+from kitae.models.spec import ModelSpec
+from kitae.preprocess import PreprocessRules
+
 MEAN, STD = (0.45, 0.5, 0.55), (0.25, 0.25, 0.2)
 SHAPE = (3, 12, 12)
+CARD = Card(("a", "b", "c", "d"), PreprocessRules(SHAPE[1]), MEAN, STD)
 
 
 class TinyNet(nn.Module):
@@ -35,6 +41,11 @@ class TinyNet(nn.Module):
         x = torch.relu(self.norm3(self.depthwise(x)))
         logits: Tensor = self.classifier(torch.relu(self.point(x)).mean((2, 3)))
         return logits
+
+
+def kitae_net(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    return build(ModelSpec(name=name), classes=10, channels=3, image_size=32).eval()
 
 
 class Data:
@@ -67,7 +78,7 @@ def fit(
     after_step: Callable[[nn.Module], None] | None = None,
     teacher: nn.Module | None = None,
 ) -> nn.Module:
-    """A stand-in for the training room's loop, with momentum, so that masked weights would come back."""
+    """A plain training loop with momentum, so that masked weights would come back."""
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=lr, momentum=0.9)
     generator = torch.Generator().manual_seed(0)
     images, labels = data.tensors()

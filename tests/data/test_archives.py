@@ -206,12 +206,20 @@ def test_idx_of_a_distribution_is_found_by_itself(tmp_path: Path, monkeypatch: p
     ("file", "content", "words"),
     [
         ("train-images-idx3-ubyte.gz", b"not gzip", "train-images-idx3-ubyte.gz: cannot be read"),
-        ("train-labels-idx1-ubyte.gz", gzip.compress(b"\0\0\x08\x03" + bytes(30)), "not an idx file of bytes with 1"),
-        ("train-labels-idx1-ubyte.gz", gzip.compress(b"\0\0\x08\x01\0\0\0\x14" + bytes(19)), "truncated"),
-        ("train-labels-idx1-ubyte.gz", gzip.compress(b"\0\0\x08\x01\0\0\0\x04" + bytes(4)), "has 20 images.*4 labels"),
+        (
+            "train-labels-idx1-ubyte.gz",
+            gzip.compress(b"\0\0\x08\x03" + bytes(30), mtime=0),
+            "not an idx file of bytes with 1",
+        ),
+        ("train-labels-idx1-ubyte.gz", gzip.compress(b"\0\0\x08\x01\0\0\0\x14" + bytes(19), mtime=0), "truncated"),
+        (
+            "train-labels-idx1-ubyte.gz",
+            gzip.compress(b"\0\0\x08\x01\0\0\0\x04" + bytes(4), mtime=0),
+            "has 20 images.*4 labels",
+        ),
         (
             "t10k-labels-idx1-ubyte.gz",
-            gzip.compress(b"\0\0\x08\x01\0\0\0\x0a" + b"\x0b" * 10),
+            gzip.compress(b"\0\0\x08\x01\0\0\0\x0a" + b"\x0b" * 10, mtime=0),
             "label 11 is out of range",
         ),
     ],

@@ -338,9 +338,14 @@ def test_memory_for_decoding_is_asked_for_before_it_is_taken(tmp_path: Path, mon
         return taken(self, size)
 
     monkeypatch.setattr(build_module._Room, "taken", spied)
-    open_store(DataSpec(source=f"folder:{large_folder(tmp_path / 'photos')}", image_size=16))
-    assert 12 * 100 * 100 in asked  # a JPEG of 200 x 200, read at half its size
-    assert min(asked) == 12 * 40 * 30
+    large = Image.new("RGB", (1000, 800))
+    for number, options in enumerate(({}, {"progressive": True}, {"format": "PNG"})):
+        (tmp_path / "photos" / f"{number}").mkdir(parents=True)
+        large.save(tmp_path / "photos" / f"{number}" / "large", **{"format": "JPEG", **options})
+        (tmp_path / "photos" / f"{number}" / "large").rename(tmp_path / "photos" / f"{number}" / "large.jpg")
+    open_store(DataSpec(source=f"folder:{tmp_path / 'photos'}", image_size=64))
+    # JPEG is read at half its size, progressive JPEG needs all coefficients besides.
+    assert sorted(asked) == [12 * 500 * 400, 12 * 500 * 400 + 6 * 1000 * 800, 12 * 1000 * 800]
 
 
 # Depth

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import copy
+
+import onnx
 import pytest
 import torch
 from torch import Tensor, nn
 
-from kitae.deployment.onnx import Card
+from kitae.deployment.onnx import Card, to_onnx
 from kitae.preprocess import PreprocessRules
 
 
@@ -29,8 +32,8 @@ class TinyNet(nn.Module):
         return self.head(self.dropout(x.mean((2, 3))))
 
 
-@pytest.fixture
-def network() -> nn.Module:
+@pytest.fixture(scope="session")
+def _network() -> nn.Module:
     """A TinyNet whose BatchNorm has seen data and whose outputs are spread."""
     torch.manual_seed(0)
     net = TinyNet()
@@ -43,6 +46,11 @@ def network() -> nn.Module:
 
 
 @pytest.fixture
+def network(_network: nn.Module) -> nn.Module:
+    return copy.deepcopy(_network)
+
+
+@pytest.fixture(scope="session")
 def card() -> Card:
     return Card(
         classes=("a", "b", "c", "d", "e"),
@@ -52,3 +60,14 @@ def card() -> Card:
         temperature=1.7,
         recipe="tiny",
     )
+
+
+@pytest.fixture(scope="session")
+def _proto(_network: nn.Module, card: Card) -> onnx.ModelProto:
+    return to_onnx(_network, card)
+
+
+@pytest.fixture
+def proto(_proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The graph of `network`."""
+    return copy.deepcopy(_proto)

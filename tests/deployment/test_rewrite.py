@@ -5,10 +5,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kitae.compression.quantize import calibrate, static
+from kitae.compression.calibrate import calibrate
+from kitae.compression.quantize import static
 from kitae.deployment.onnx import Card, to_onnx
-from kitae.deployment.verify import open_session, probe_images, session_reference, torch_reference
+from kitae.deployment.verify import probe_images, session_reference, torch_reference
 from kitae.preprocess import PreprocessRules
+from kitae.runtime import open_session
 
 CARD = Card(tuple("abcde"), PreprocessRules(16), (0.5, 0.4, 0.3), (0.2, 0.25, 0.3), temperature=1.7)
 

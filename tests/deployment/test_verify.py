@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 import pytest
@@ -15,7 +17,6 @@ from kitae.deployment.verify import (
     _without_integer_operators,
     check_graph,
     compare,
-    open_session,
     probe_images,
     session_reference,
     torch_reference,
@@ -23,6 +24,7 @@ from kitae.deployment.verify import (
     verify_integer,
 )
 from kitae.errors import ExportError
+from kitae.runtime import open_session
 
 
 @pytest.fixture
@@ -30,8 +32,10 @@ def images(card: Card) -> NDArray[np.uint8]:
     return probe_images(card.input_shape, 40)
 
 
-def test_a_faithful_file_passes(network: nn.Module, card: Card, images: NDArray[np.uint8]) -> None:
-    content = serialize(to_onnx(network, card), card)
+def test_a_faithful_file_passes(
+    network: nn.Module, proto: onnx.ModelProto, card: Card, images: NDArray[np.uint8]
+) -> None:
+    content = serialize(proto, card)
     parity = verify_float(content, torch_reference(network, card.mean, card.std, card.temperature), images)
     assert parity.max_error < 1e-5
     assert parity.flip_share == 0
@@ -49,15 +53,16 @@ def test_a_faithful_file_passes(network: nn.Module, card: Card, images: NDArray[
     ],
 )
 def test_wrong_normalisation_is_caught(
-    network: nn.Module, card: Card, images: NDArray[np.uint8], wrong: dict[str, tuple[float, ...]]
+    network: nn.Module, proto: onnx.ModelProto, card: Card, images: NDArray[np.uint8], wrong: dict[str, Any]
 ) -> None:
-    content = serialize(to_onnx(network, card.but(**wrong)), card)
+    other = card.but(**wrong)
     with pytest.raises(ExportError, match="does not compute what the network computes"):
-        verify_float(content, torch_reference(network, card.mean, card.std, card.temperature), images)
+        verify_float(serialize(proto, card), torch_reference(network, other.mean, other.std, other.temperature), images)
 
 
-def test_one_changed_weight_is_caught(network: nn.Module, card: Card, images: NDArray[np.uint8]) -> None:
-    proto = to_onnx(network, card)
+def test_one_changed_weight_is_caught(
+    network: nn.Module, proto: onnx.ModelProto, card: Card, images: NDArray[np.uint8]
+) -> None:
     (weight,) = [item for item in proto.graph.initializer if item.name.endswith("left.weight")]
     values = numpy_helper.to_array(weight).copy()
     values[3, 2, 1, 1] += 0.5
@@ -93,8 +98,7 @@ def test_outputs_that_are_no_distribution_are_caught(images: NDArray[np.uint8]) 
         compare(nan, nan, images[:0])
 
 
-def test_the_graph_is_checked(network: nn.Module, card: Card) -> None:
-    proto = to_onnx(network, card)
+def test_the_graph_is_checked(proto: onnx.ModelProto) -> None:
     check_graph(proto)
 
     fixed = onnx.ModelProto.FromString(proto.SerializeToString())
@@ -114,10 +118,10 @@ def test_the_graph_is_checked(network: nn.Module, card: Card) -> None:
 
 
 def test_integer_kernels_that_disagree_with_the_graph_are_caught(
-    network: nn.Module, card: Card, images: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+    network: nn.Module, proto: onnx.ModelProto, card: Card, images: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Saturating sums cannot be had on every CPU, so the float side is made to disagree instead."""
-    content = serialize(to_onnx(network, card), card)
+    """Sums do not saturate on every CPU, so the float side is made to disagree instead."""
+    content = serialize(proto, card)
     other = serialize(to_onnx(network, card.but(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))), card)
     assert session_reference(open_session(content))(images).argmax(1).tolist() != (
         session_reference(open_session(other))(images).argmax(1).tolist()
@@ -132,9 +136,9 @@ def test_integer_kernels_that_disagree_with_the_graph_are_caught(
 
 
 def test_a_dynamic_file_is_compared_with_its_integers_in_float(
-    network: nn.Module, card: Card, images: NDArray[np.uint8]
+    proto: onnx.ModelProto, card: Card, images: NDArray[np.uint8]
 ) -> None:
-    made = dynamic(to_onnx(network, card))
+    made = dynamic(proto)
     assert {"ConvInteger", "MatMulInteger"} <= {node.op_type for node in made.graph.node}
     content = serialize(made, card)
     plain = _without_integer_operators(made)
@@ -145,11 +149,11 @@ def test_a_dynamic_file_is_compared_with_its_integers_in_float(
     assert parity.batch_sizes == (1,)
     assert parity.max_error < 1e-5  # the ranges of a batch of 32 would be others: some 0.003
     assert parity.flips == 0
-    assert _without_integer_operators(to_onnx(network, card)) is None
+    assert _without_integer_operators(proto) is None
 
 
 def test_rounding_that_pytorch_has_too_is_no_mistake_but_a_wrong_weight_is(
-    network: nn.Module, card: Card, images: NDArray[np.uint8]
+    network: nn.Module, proto: onnx.ModelProto, card: Card, images: NDArray[np.uint8]
 ) -> None:
     exact = torch_reference(network, card.mean, card.std, card.temperature, double=True)
 
@@ -157,7 +161,6 @@ def test_rounding_that_pytorch_has_too_is_no_mistake_but_a_wrong_weight_is(
         """PyTorch in float32, if the network's activations left it three digits."""
         return np.round(exact(batch), 3)
 
-    proto = to_onnx(network, card)
     with pytest.raises(ExportError, match="does not compute"):
         verify_float(serialize(proto, card), coarse, images)
     assert verify_float(serialize(proto, card), coarse, images, lambda: exact).clear_flips == 0
@@ -172,14 +175,8 @@ def test_rounding_that_pytorch_has_too_is_no_mistake_but_a_wrong_weight_is(
 def test_only_classes_that_were_clear_count_as_changed() -> None:
     expected = np.array([[0.5, 0.45, 0.05], [0.9, 0.05, 0.05], [0.3, 0.3, 0.4]], np.float32)
     got = np.array([[0.45, 0.5, 0.05], [0.05, 0.9, 0.05], [0.3, 0.3, 0.4]], np.float32)
-    parity = Comparison(3, (1,), got, expected, got).parity()
+    parity = Comparison(3, (1,), got, expected).parity()
     assert (parity.flips, parity.clear_flips) == (2, 1)
-
-
-def test_an_unreadable_graph_is_one_line() -> None:
-    with pytest.raises(ExportError, match="cannot load the graph") as error:
-        open_session(b"\x08\x0anonsense")
-    assert "\n" not in str(error.value)
 
 
 def test_the_reference_leaves_the_network_as_it_was(network: nn.Module, card: Card, images: NDArray[np.uint8]) -> None:

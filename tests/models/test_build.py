@@ -27,13 +27,14 @@ from kitae.models.build import (
 )
 from kitae.models.layers import DropoutLinear
 from kitae.models.spec import ModelSpec
+from kitae.preprocess import Size
 
 LIBRARY = ["timm:test_resnet", "timm:test_vit", "torchvision:mobilenet_v3_small", "torchvision:resnet18"]
 SMALL = ["simple_cnn", "resnet8", "resnet9", "timm:test_resnet", "torchvision:resnet18"]
 
 
 def make(
-    name: str, classes: int = 7, channels: int = 3, image_size: int = 32, seed: int = 0, **options: Any
+    name: str, classes: int = 7, channels: int = 3, image_size: Size = 32, seed: int = 0, **options: Any
 ) -> nn.Module:
     torch.manual_seed(seed)
     if name == "resnet9":
@@ -399,3 +400,25 @@ def test_bf16_and_channels_last_stay_that_way_from_stem_to_pool() -> None:
 def test_models_is_a_plain_dictionary_of_factories() -> None:
     assert room.MODELS is MODELS
     assert all(callable(factory) for factory in MODELS.values())
+
+
+# Rectangles
+
+
+@pytest.mark.parametrize("name", [*MODELS, "timm:resnet10t", "timm:vit_tiny_patch16_224", "torchvision:resnet18"])
+def test_images_may_be_rectangles(name: str) -> None:
+    size = (32, 64) if ":" in name or name == "simple_cnn" else (24, 40)
+    if name.startswith("timm:"):
+        pytest.importorskip("timm")
+    model = make(name, image_size=size)
+    with torch.no_grad():
+        assert model.eval()(torch.zeros(2, 3, *size)).shape == (2, 7)
+    square = count_macs(make(name, image_size=64), 3, 64)
+    assert count_macs(model, 3, size) < square
+
+
+def test_a_net_that_takes_squares_only_says_so() -> None:
+    with pytest.raises(RecipeError, match=r"model\.name.*squares.*data\.image_size"):
+        make("torchvision:vit_b_32", image_size=(32, 64))
+    with pytest.raises(RecipeError, match="4 pixels"):
+        make("resnet8", image_size=(3, 64))

@@ -1,10 +1,9 @@
+"""The search on a real, tiny run: real pruning, training, quantization and files; only the clock is a fake."""
+
 from __future__ import annotations
 
 import copy
-import json
-from collections.abc import Callable, Mapping
-from dataclasses import replace
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,408 +11,330 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import numpy_helper
 from pydantic import ValidationError
-from torch import Tensor, nn
+from torch import nn
 
-from kitae.compression import prune
-from kitae.compression.prune import Shape, prunable_layers
-from kitae.compression.qat import Simulated
+from kitae.compression import channels
+from kitae.compression.counting import count, prunable_layers
+from kitae.compression.shape import reshape
 from kitae.compression.spec import CompressSpec
-from kitae.deployment.onnx import Card, serialize, to_onnx
-from kitae.deployment.verify import Parity, torch_reference, verify_float, verify_integer
 from kitae.errors import CompressionError, ExportError, TrainingError, TrainingInterruptedError
-from kitae.evaluation import intervals
-from kitae.models.build import count_macs, count_parameters
-from kitae.pipelines import budget
-from kitae.pipelines.budget import Images, Outcome, Tools, judge, search
-from kitae.preprocess import PreprocessRules
+from kitae.models.build import count_parameters
+from kitae.pipelines import candidates
+from kitae.pipelines.budget import Outcome, choose, front, judge, search, within
+from kitae.pipelines.candidates import Bench, Candidate
+from kitae.pipelines.networks import Networks, fresh_network
+from kitae.pipelines.setup import Setup
+from kitae.run import Run
 from kitae.runtime import Model
-from tests.compression.tiny_world import MEAN, SHAPE, STD, Data, TinyNet, fit
-
-CARD = Card(("a", "b", "c", "d"), PreprocessRules(SHAPE[1]), MEAN, STD)
-
-
-class Loop:
-    """A stand-in for the training room that notes how it was called."""
-
-    def __init__(self, train: Data) -> None:
-        self.train = train
-        self.calls: list[dict[str, Any]] = []
-
-    def __call__(
-        self,
-        model: nn.Module,
-        *,
-        epochs: int,
-        rate: float,
-        after_step: Callable[[nn.Module], None] | None = None,
-        teacher: nn.Module | None = None,
-        keep: str = "best",
-    ) -> nn.Module:
-        self.calls.append(
-            {
-                "epochs": epochs, "rate": rate, "after_step": after_step, "teacher": teacher, "kind": type(model),
-                "keep": keep,
-            }
-        )  # fmt: skip
-        return fit(model, self.train, epochs, lr=0.02, after_step=after_step, teacher=teacher)
-
-
-class Memory:
-    """Stages kept in memory, as JSON where the real ones are files."""
-
-    def __init__(self) -> None:
-        self.held: dict[str, tuple[dict[str, Tensor], str, float | None]] = {}
-
-    def load(self, key: str) -> tuple[dict[str, Tensor], Shape, float | None] | None:
-        if key not in self.held:
-            return None
-        weights, shape, error = self.held[key]
-        return weights, Shape.from_dict(json.loads(shape)), error
-
-    def save(self, key: str, weights: dict[str, Tensor], shape: Shape, masked_error: float | None) -> None:
-        self.held[key] = (copy.deepcopy(weights), json.dumps(shape.to_dict()), masked_error)
-
 
 DIVERGED = TrainingError("val_loss was never finite")
-STOPPED = TrainingInterruptedError("stopped by SIGTERM", "nothing is kept")
-SAME = Parity(images=1, max_error=0.0, flips=0, clear_flips=0, batch_sizes=(1,))
+STOPPED = TrainingInterruptedError("stopped by SIGTERM", "nothing was saved")
+DEFAULTS: dict[str, Any] = {
+    "ratios": (0.25, 0.5), "finetune_epochs": 0, "sensitivity": False, "round_to": 1, "sure": False, "controls": (),
+    "calibration": ("minmax",), "max_drop": 100.0, "qat_epochs": 1,
+}  # fmt: skip
+FLOAT = {"quantize": ("none",), "ratios": (0.5,)}
+
+honest_recover, honest_to_onnx = Setup.recover, candidates.to_onnx
+graphs: dict[bytes, Any] = {}
 
 
-def images(data: Data) -> Images:
-    return Images(lambda rows: (data.images[rows], data.labels[rows]), np.arange(len(data.labels)))
+class Clock:
+    """Reads the precision off a file's name, so that tests do not depend on the machine; every call still runs."""
+
+    def __init__(self) -> None:
+        self.slower = 1.0
+        self.ratios: dict[str, float] = {}
+
+    def measure(self, calls: Mapping[str, Callable[[], object]], *, reference: str, repeats: int) -> Any:
+        for call in calls.values():
+            call()
+        found = {}
+        for name in calls:
+            ratio = self.ratios.get(name, 0.5 if "int8" in name else 1.0)
+            seconds = 0.004 * ratio * self.slower
+            found[name] = {"seconds": seconds, "seconds_interval": [0.75 * seconds, 1.25 * seconds], "ratio": ratio,
+                           "ratio_interval": [0.9 * ratio, 1.1 * ratio]}  # fmt: skip
+        report = {"reference": reference, "control": {"ratio": 1.0}, "candidates": found}
+        return type("Report", (), {"to_dict": lambda _: report})()
 
 
-def counted_latency(calls: Mapping[str, Callable[[], object]], reference: str) -> dict[str, Any]:
-    """A clock that reads the size of the graph, so that tests do not depend on the machine: calls still run."""
-    ratios = {name: 0.5 if "int8" in name else 1.0 for name in calls}
-    for call in calls.values():
-        call()
-    return {
-        "reference": reference,
-        "control": {"ratio": 1.0, "ratio_interval": [0.99, 1.01]},
-        "candidates": {
-            name: {"seconds": 0.004 * r, "seconds_interval": [0.003 * r, 0.005 * r],
-                   "ratio": r, "ratio_interval": [r * 0.9, r * 1.1]}
-            for name, r in ratios.items()
-        },
-    }  # fmt: skip
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(candidates.latency, "measure", clock.measure)
+    return clock
 
 
-GRAPHS: dict[bytes, Any] = {}
+@pytest.fixture(autouse=True)
+def _export_equal_weights_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exporting takes longer than anything else here."""
+
+    def to_onnx(model: nn.Module, card: Any) -> Any:
+        key = b"".join(value.numpy().tobytes() for value in model.state_dict().values()) + repr(card).encode()
+        if key not in graphs:
+            graphs[key] = honest_to_onnx(model, card)
+        return copy.deepcopy(graphs[key])
+
+    monkeypatch.setattr(candidates, "to_onnx", to_onnx)
 
 
-def to_graph(model: nn.Module, *, calibrate: bool = True) -> Any:
-    """`to_onnx`, once for equal weights: exporting takes longer than anything else here."""
-    key = b"".join(value.numpy().tobytes() for value in model.state_dict().values())
-    if key not in GRAPHS:
-        GRAPHS[key] = to_onnx(model, CARD)
-    return copy.deepcopy(GRAPHS[key])
+@pytest.fixture(autouse=True)
+def trainings(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """The options of every fine-tuning."""
+    seen: list[dict[str, Any]] = []
+
+    def recover(self: Setup, model: nn.Module, **options: Any) -> nn.Module:
+        seen.append({"kind": type(model).__name__, **options})
+        return honest_recover(self, model, **options)
+
+    monkeypatch.setattr(Setup, "recover", recover)
+    return seen
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Fine-tuned networks of all tests: each is trained once."""
+    return tmp_path_factory.mktemp("stages")
+
+
+class Finder:
+    """Searches in a run, with the shared networks or, where trainings are counted, with networks of its own."""
+
+    def __init__(self, run: Run, shared: Path, folder: Path) -> None:
+        self.run, self.shared, self.folder = run, shared, folder
+        self.lines: list[str] = []
+
+    def networks(self, *, stages: Path | None = None, **fields: Any) -> Networks:
+        return Networks(self.run, CompressSpec(**{**DEFAULTS, **fields}), stages or self.shared, self.lines.append)
+
+    def __call__(self, *, stages: Path | None = None, **fields: Any) -> Outcome:
+        networks = self.networks(stages=stages, **fields)
+        return search(networks, Bench(networks, self.folder / "candidates"))
 
 
 @pytest.fixture
-def tools(train: Data, selection: Data) -> Tools:
-    def fresh() -> nn.Module:
-        torch.manual_seed(0)
-        return TinyNet()
-
-    return Tools(
-        recover=Loop(train),
-        fresh=fresh,
-        batches=train.batches(),
-        to_graph=to_graph,
-        to_file=lambda graph, precision, notes, model: serialize(graph, CARD.but(precision=precision, notes=notes)),
-        verify_float=lambda content, model: verify_float(
-            content, torch_reference(model, MEAN, STD), selection.images[:64]
-        ),
-        verify_integer=lambda content: verify_integer(content, selection.images[:64]),
-        compare=intervals.paired_difference,
-        interval=intervals.wilson,
-        measure=counted_latency,
-        describe=lambda model: {"parameters": count_parameters(model), "macs": count_macs(model, 3, SHAPE[1])},
-        steps_per_epoch=12,
-        fingerprint="tiny",
-        scratch=lambda model, more, teacher, seed: fit(model, train, 2),
-    )
+def find(finished: Run, shared: Path, tmp_path: Path) -> Iterator[Finder]:
+    threads = torch.get_num_threads()
+    yield Finder(finished, shared, tmp_path)
+    torch.set_num_threads(threads)
 
 
-def run(
-    model: nn.Module, tools: Tools, train: Data, selection: Data, folder: Path, **fields: Any
-) -> tuple[Outcome, CompressSpec]:
-    spec = CompressSpec(
-        **{
-            "ratios": (0.25, 0.5),
-            "finetune_epochs": 1,
-            "sensitivity": False,
-            "round_to": 1,
-            "sure": False,
-            "controls": (),
-            **fields,
-        }
-    )
-    outcome = search(
-        model,
-        spec,
-        tools,
-        input_shape=SHAPE,
-        calibration=train.images[:128],
-        selection=images(selection),
-        folder=folder,
-    )
-    return outcome, spec
+def names(outcome: Outcome) -> list[str]:
+    return [row["name"] for row in outcome.rows]
 
 
-def test_the_smallest_file_within_the_budget_wins(
-    trained: nn.Module, tools: Tools, train: Data, selection: Data, tmp_path: Path
-) -> None:
-    before = copy.deepcopy(trained.state_dict())
-    outcome, spec = run(trained, tools, train, selection, tmp_path, max_drop=5.0, sensitivity=True)
-    assert all(torch.equal(value, before[name]) for name, value in trained.state_dict().items())
-    assert outcome.within_budget
+def failing(monkeypatch: pytest.MonkeyPatch, problem: Exception, *, at: int) -> None:
+    """Make a fine-tuning fail; the others do nothing."""
+    calls: list[int] = []
+
+    def recover(self: Setup, model: nn.Module, **_: Any) -> nn.Module:
+        calls.append(0)
+        if len(calls) == at:
+            raise problem
+        return model
+
+    monkeypatch.setattr(Setup, "recover", recover)
+
+
+def test_the_smallest_file_within_the_budget_wins(find: Finder, finished: Run) -> None:
+    outcome = find(max_drop=60.0, sensitivity=True)
     rows = {row["name"]: row for row in outcome.rows}
     assert list(rows) == [
         "original fp32", "original int8-static", "25 % fp32", "25 % int8-static", "50 % fp32", "50 % int8-static"
     ]  # fmt: skip
     assert outcome.baseline.name == "original fp32"
     assert rows["original fp32"]["drop"] == 0
-    within = [row for row in rows.values() if row["drop"] <= 5.0]
-    assert outcome.winner.row["bytes"] <= 1.01 * min(row["bytes"] for row in within)
+    best = finished.load_model()
+    for name, value in find.networks().original.model.state_dict().items():
+        assert torch.equal(value, best.state_dict()[name]), name
+    assert outcome.within_budget
+    inside = [row for row in rows.values() if row["drop"] <= 60.0]
+    assert outcome.winner.row["bytes"] <= 1.01 * min(row["bytes"] for row in inside)
     assert rows[outcome.winner.name]["winner"]
     for row in rows.values():
         assert row["accuracy_interval"][0] <= row["accuracy"] <= row["accuracy_interval"][1]
         assert row["drop_interval"][0] <= row["drop"] <= row["drop_interval"][1]
-        assert row["bytes"] > 0
-        assert row["packed_bytes"] > 0
+        assert 0 < row["packed_bytes"] <= row["bytes"]
         assert row["speedup"] == pytest.approx(2.0 if "int8" in row["name"] else 1.0)
+        assert row["parity_error"] < (1e-3 if row["precision"] == "fp32" else 1)
     assert rows["50 % fp32"]["macs"] < 0.4 * rows["original fp32"]["macs"]
-    assert rows["50 % fp32"]["parameters"] == count_parameters(prune.reshape(TinyNet(), outcome.shape))
+    small = reshape(fresh_network(finished.recipe, finished.classes, finished.rules), outcome.shape)
+    assert outcome.winner.row["parameters"] == count_parameters(small)
+    small.load_state_dict(outcome.winner.model.state_dict())
     assert outcome.winner.name in outcome.front
-    assert "original fp32" in outcome.front or rows["original fp32"]["accuracy"] <= outcome.winner.row["accuracy"]
-    assert len(outcome.sensitivity) == 6
+    assert len(outcome.sensitivity) == len(prunable_layers(best))
     values, kept = outcome.filters or (np.zeros(0), np.zeros(0))
-    assert values.shape == kept.shape == (12, 3, 3, 3)
-    assert kept.mean() == pytest.approx(len(outcome.shape.kept["stem"]) / 12)
-    assert tools.recover.calls[0]["teacher"] is not None  # type: ignore[attr-defined]
+    assert values.shape == kept.shape == (8, 1, 3, 3)
+    assert kept.mean() == pytest.approx(len(outcome.shape.kept["stem.0"]) / 8)
 
-    test = Data(300, 7)
-    verdict = judge(outcome, images(test), tools, spec)
-    assert verdict["count"] == 300
+    setup = Setup.of(finished)
+    test = setup.image_set(setup.splits.open_test(lambda: None))
+    verdict = judge(outcome, test, CompressSpec())
+    assert verdict["count"] == len(test)
     points = 100 * (verdict["baseline"]["accuracy"] - verdict["winner"]["accuracy"])
     assert verdict["drop"] == pytest.approx(points)
     assert verdict["drop_interval"][0] <= points <= verdict["drop_interval"][1]
-    served = Model(outcome.winner.path).predict(test.images)
-    assert (served.labels == test.labels).mean() == verdict["winner"]["accuracy"]
+    images, labels = test.gather(test.rows)
+    served = Model(outcome.winner.path).predict(images)
+    assert (served.labels == labels).mean() == verdict["winner"]["accuracy"]
+    with pytest.raises(CompressionError, match="no test images"):
+        judge(outcome, setup.image_set(test.rows[:0]), CompressSpec())
 
 
-def test_an_impossible_budget_gives_the_closest(
-    trained: nn.Module, tools: Tools, train: Data, selection: Data, tmp_path: Path
-) -> None:
-    outcome, _ = run(trained, tools, train, selection, tmp_path, max_bytes=100, max_drop=5.0)
-    assert not outcome.within_budget
-    assert "bytes, not 100" in outcome.why_not
-    assert outcome.winner.row["bytes"] == min(row["bytes"] for row in outcome.rows)
-    slow, _ = run(trained, tools, train, selection, tmp_path, max_latency_ms=0.001, prune="none")
+def test_bytes_and_latency_bound_the_choice(find: Finder) -> None:
+    tiny = find(max_bytes=100)
+    assert not tiny.within_budget
+    assert "bytes, not 100" in tiny.why_not
+    assert tiny.winner.row["bytes"] == min(row["bytes"] for row in tiny.rows)
+    slow = find(max_latency_ms=0.001, prune="none")
     assert "takes 2 ms, not 0.001" in slow.why_not
-
-
-def test_latency_and_bytes_bound_the_choice(
-    trained: nn.Module, tools: Tools, train: Data, selection: Data, tmp_path: Path
-) -> None:
-    outcome, _ = run(trained, tools, train, selection, tmp_path, max_latency_ms=2.5, max_drop=100.0, ratios=(0.25,))
-    assert outcome.winner.precision == "int8-static"
-    only_float, _ = run(trained, tools, train, selection, tmp_path, quantize=("none",), ratios=(0.25,), max_drop=100.0)
+    assert find(max_latency_ms=2.5, ratios=(0.25,)).winner.precision == "int8-static"
+    only_float = find(quantize=("none",), ratios=(0.25,), sensitivity=True)
     assert only_float.winner.name == "25 % fp32"
     assert only_float.sensitivity == ()
 
 
-def test_hopeless_ratios_are_abandoned(
-    trained: nn.Module, tools: Tools, train: Data, selection: Data, tmp_path: Path
-) -> None:
-    ratios = (0.8, 0.88)
-    fields: dict[str, Any] = {
-        "ratios": ratios, "importance": "random", "finetune_epochs": 0, "max_drop": 0.5, "quantize": ("none",)
-    }  # fmt: skip
-    outcome, _ = run(trained, tools, train, selection, tmp_path, **fields)
+def test_hopeless_ratios_are_abandoned_and_only_what_was_asked_for_can_win(find: Finder) -> None:
+    fields = {"ratios": (0.8, 0.88), "importance": "random", "max_drop": 0.5, "quantize": ("none",)}
+    outcome = find(**fields)
     assert {candidate.ratio for candidate in outcome.candidates} == {0.0, 0.8}
     assert "ratios above 0.8 were not tried" in outcome.stopped
-    assert (outcome.winner.ratio, outcome.within_budget) == (0.8, False)
-    everything, _ = run(trained, tools, train, selection, tmp_path, **fields, abandon=False)
-    assert {candidate.ratio for candidate in everything.candidates} == {0.0, *ratios}
+    assert (outcome.winner.ratio, outcome.within_budget) == (0.8, False), "the original is not what was asked for"
+    assert "points, not 0.5" in outcome.why_not
+    everything = find(**fields, abandon=False)
+    assert {candidate.ratio for candidate in everything.candidates} == {0.0, 0.8, 0.88}
     assert everything.stopped == ""
+    alone = find(quantize=("none",), prune="none")
+    assert (alone.winner.name, alone.within_budget) == ("original fp32", True), "there is nothing else"
 
 
 @pytest.mark.parametrize("gradual", [False, True])
 def test_unstructured_pruning_holds_its_zeros_into_the_file(
-    trained: nn.Module, tools: Tools, train: Data, selection: Data, tmp_path: Path, gradual: bool
+    find: Finder, finished: Run, trainings: list[dict[str, Any]], tmp_path: Path, gradual: bool
 ) -> None:
-    outcome, _ = run(
-        trained, tools, train, selection, tmp_path, prune="unstructured", gradual=gradual, finetune_epochs=3,
-        max_drop=100.0, quantize=("none", "static"),
-    )  # fmt: skip
+    outcome = find(prune="unstructured", gradual=gradual, finetune_epochs=2, stages=tmp_path / "stages")
     rows = {row["name"]: row for row in outcome.rows}
-    weights = sum(layer.weights for layer in prune.count(trained).layers)
+    layers = count(finished.load_model()).layers
+    weights = sum(layer.weights for layer in layers)
     for ratio in (0.25, 0.5):
         row = rows[f"{100 * ratio:g} % fp32"]
-        assert row["sparsity"] * row["parameters"] == pytest.approx(ratio * weights, abs=6)
+        assert row["sparsity"] * row["parameters"] == pytest.approx(ratio * weights, abs=len(layers))
         assert row["bytes"] == pytest.approx(rows["original fp32"]["bytes"], abs=60)
         assert row["packed_bytes"] < rows["original fp32"]["packed_bytes"]
-    from onnx import numpy_helper
-
+        assert row["masked_error"] is None, "no channel was removed"
     for name in ("50 % fp32", "50 % int8-static"):
         (candidate,) = [c for c in outcome.candidates if c.name == name]
         held = [numpy_helper.to_array(i) for i in onnx.load(candidate.path).graph.initializer]
         zeros = sum(int((values == 0).sum()) for values in held if values.ndim > 1)
-        assert zeros >= round(0.5 * weights) - 6
-    assert len(tools.recover.calls) == (4 if gradual else 2)  # type: ignore[attr-defined]
+        assert zeros >= round(0.5 * weights) - len(layers)
+    assert outcome.winner.ratio == 0.5, "the files are equally large, but more zeros are smaller when packed"
+    assert outcome.winner.name in outcome.front
+    assert [call["epochs"] for call in trainings] == ([1, 1, 1, 1] if gradual else [2, 2])
+    assert len({call["seed"] for call in trainings}) == len(trainings)
 
 
 def test_gradual_pruning_never_revives_an_earlier_ratios_zeros(
-    trained: nn.Module, tools: Tools, train: Data, selection: Data, tmp_path: Path
+    find: Finder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     revived: list[int] = []
 
-    def watched(model: nn.Module, *, epochs: int, after_step: Any, **_: Any) -> nn.Module:
-        before = {name: layer.weight == 0 for name, layer in prune.prunable_layers(model).items()}
+    def watched(self: Setup, model: nn.Module, *, after_step: Any, **options: Any) -> nn.Module:
+        before = {name: layer.weight == 0 for name, layer in prunable_layers(model).items()}
 
         def both(model: nn.Module) -> None:
             after_step(model)
-            now = prune.prunable_layers(model)
+            now = prunable_layers(model)
             revived.append(sum(int((now[name].weight[zero] != 0).sum()) for name, zero in before.items()))
 
-        return fit(model, train, epochs, after_step=both)
+        return honest_recover(self, model, after_step=both, **options)
 
-    slow = replace(tools, recover=watched, steps_per_epoch=40)  # rises at the fourth step, and not before
-    run(
-        trained, slow, train, selection, tmp_path, prune="unstructured", gradual=True, finetune_epochs=2,
-        max_drop=100.0, quantize=("none",), distill=False,
+    monkeypatch.setattr(Setup, "recover", watched)
+    find(
+        prune="unstructured", gradual=True, finetune_epochs=2, quantize=("none",), distill=False,
+        stages=tmp_path / "stages",
     )  # fmt: skip
     assert revived
     assert not any(revived)
 
 
-def test_unstructured_pruning_is_small_when_packed(
-    trained: nn.Module, tools: Tools, train: Data, selection: Data, tmp_path: Path
-) -> None:
-    """The files of all ratios are equally large; the most zeros make the smallest one, once it is packed."""
-    outcome, _ = run(
-        trained, tools, train, selection, tmp_path, prune="unstructured", ratios=(0.3, 0.6), quantize=("none",),
-        max_drop=100.0,
-    )  # fmt: skip
-    assert outcome.winner.ratio == 0.6
-    assert outcome.winner.name in outcome.front
-
-
 def test_a_loop_that_forgets_the_masks_is_noticed(
-    trained: nn.Module, tools: Tools, train: Data, selection: Data, tmp_path: Path
+    find: Finder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def forgetful(model: nn.Module, *, epochs: int, **options: Any) -> nn.Module:
-        return fit(model, train, epochs)
+    def forgetful(self: Setup, model: nn.Module, *, after_step: Any, **options: Any) -> nn.Module:
+        return honest_recover(self, model, **options)
 
+    monkeypatch.setattr(Setup, "recover", forgetful)
     with pytest.raises(CompressionError, match="revived pruned weights"):
-        run(trained, replace(tools, recover=forgetful), train, selection, tmp_path, prune="unstructured")
+        find(prune="unstructured", finetune_epochs=1, stages=tmp_path / "stages")
 
 
-def test_every_precision_of_one_network(
-    trained: nn.Module, tools: Tools, train: Data, selection: Data, tmp_path: Path
-) -> None:
-    outcome, _ = run(
-        trained, tools, train, selection, tmp_path, quantize=("none", "dynamic", "static", "qat"), prune="none",
-        qat_epochs=1, calibration=("minmax", "average"),
+def test_every_precision_of_one_network(find: Finder, finished: Run) -> None:
+    outcome = find(
+        quantize=("none", "dynamic", "static", "qat"), prune="none", calibration=("minmax", "average"),
     )  # fmt: skip
-    names = [candidate.name for candidate in outcome.candidates]
-    assert names == [f"original {precision}" for precision in ("fp32", "int8-dynamic", "int8-static", "int8-qat")]
-    assert all(row["accuracy"] > 0.9 for row in outcome.rows)
-    assert {row["calibration"] for row in outcome.rows if "static" in row["name"]} <= {"minmax", "average"}
-    assert all(row["parity_error"] < 1e-3 and row["parity_flips"] == 0 for row in outcome.rows[:1])
-    assert all(0 <= row["parity_flips"] <= 0.05 for row in outcome.rows)
-    assert all(row["masked_error"] is None for row in outcome.rows), "no channel was removed"
+    assert names(outcome) == [f"original {kind}" for kind in ("fp32", "int8-dynamic", "int8-static", "int8-qat")]
+    rows = outcome.rows
+    assert all(abs(row["drop"]) < 10 for row in rows[:3])
+    assert {row["calibration"] for row in rows[2:]} <= {"minmax", "average"}
+    assert rows[0]["parity_flips"] == 0
+    assert all(0 <= row["parity_flips"] <= 0.05 for row in rows)
+    learnt = outcome.candidates[3].model
+    assert not torch.equal(learnt.stem[0].weight, finished.load_model().stem[0].weight), "weights of the 8-bit training"
+    with torch.no_grad():
+        assert learnt(torch.zeros(1, 1, 28, 28)).shape == (1, 10)
 
 
-def test_the_network_beside_a_winner_of_8_bit_training_has_the_weights_learnt_there(
-    trained: nn.Module, tools: Tools, train: Data, selection: Data, tmp_path: Path
-) -> None:
-    outcome, _ = run(
-        trained, tools, train, selection, tmp_path, prune="none", quantize=("qat",), qat_epochs=1, max_drop=100.0,
-        calibration=("minmax",),
-    )  # fmt: skip
-    assert outcome.winner.precision == "int8-qat"
-    assert not torch.equal(outcome.model.conv1.weight, trained.conv1.weight)
-
-
-def test_a_drop_as_large_as_the_budget_is_within_it() -> None:
-    drop = 100 * (0.907 - 0.9)  # as it comes out of two accuracies
-    assert drop > 0.7
-    assert budget._within(drop, CompressSpec(max_drop=0.7))
-    assert not budget._within(0.71, CompressSpec(max_drop=0.7))
-
-
-def test_the_order_of_layer_ratios_is_a_part_of_a_stages_key(tools: Tools) -> None:
-    keys = {
-        budget._key(CompressSpec(layer_ratios=ratios), tools, (0.5,))
-        for ratios in ({"a": 0.1, "b": 0.5}, {"b": 0.5, "a": 0.1})
-    }
-    assert len(keys) == 2, "of coupled layers the first one named counts"
-
-
-def test_rates_of_fine_tuning_and_of_8_bit_training(
-    trained: nn.Module, tools: Tools, train: Data, selection: Data, tmp_path: Path
-) -> None:
-    fields: dict[str, Any] = {"ratios": (0.5,), "quantize": ("qat",), "max_drop": 100.0, "calibration": ("minmax",)}
-    lent = replace(tools, stages=Memory())
-    run(trained, lent, train, selection, tmp_path / "1", **fields)
-    rates = [(call["kind"] is Simulated, call["rate"]) for call in lent.recover.calls]  # type: ignore[attr-defined]
-    assert sorted(rates) == [(False, 0.1), (True, 0.1), (True, 0.1)]
-    kept = {(call["kind"] is Simulated, call["keep"]) for call in lent.recover.calls}  # type: ignore[attr-defined]
-    assert kept == {(False, "best"), (True, "best or start")}
-    run(trained, lent, train, selection, tmp_path / "2", **fields, finetune_rate=0.2, qat_rate=0.5)
-    again = [call["rate"] for call in lent.recover.calls[3:]]  # type: ignore[attr-defined]
-    assert sorted(again) == [0.2, 0.5, 0.5], "a network that was fine-tuned at another rate is not taken for this one"
-
-
-def test_layers_may_lose_a_share_of_their_own(
-    trained: nn.Module, tools: Tools, train: Data, selection: Data, tmp_path: Path
-) -> None:
-    fields: dict[str, Any] = {
-        "quantize": ("none",), "finetune_epochs": 0, "max_drop": 100.0, "layer_ratios": {"conv1": 0.75, "conv2": 0.0}
-    }  # fmt: skip
-    lent = replace(tools, stages=Memory())
-    outcome, _ = run(trained, lent, train, selection, tmp_path / "1", **fields)
-    widths = {name: len(kept) for name, kept in outcome.shape.kept.items()}
-    assert widths == {"conv1": 3, "point": 12}, "the stream that conv2 is part of stays whole; the rest loses half"
+def test_layers_may_lose_a_share_of_their_own(find: Finder) -> None:
+    layers = list(prunable_layers(find.networks().original.model))
+    inner = next(name for name in layers if name != "stem.0")  # the first convolution of a block: coupled to no other
+    own = {inner: 0.75, "stem.0": 0.0}
+    outcome = find(**FLOAT, layer_ratios=own)
+    assert len(outcome.shape.kept[inner]) == 2
+    assert "stem.0" not in outcome.shape.kept, "it stays whole, and with it the layers it is coupled to"
     errors = [row["masked_error"] for row in outcome.rows]
     assert errors[0] is None
-    assert all(error is not None and error < 1e-5 for error in errors[1:])
-    again, _ = run(trained, lent, train, selection, tmp_path / "2", **fields)
-    assert [row["masked_error"] for row in again.rows] == errors, "kept with the stage"
-    other, _ = run(trained, lent, train, selection, tmp_path / "3", **(fields | {"layer_ratios": {}}))
-    assert len(other.shape.kept["conv1"]) == 6, "another network: not the stage of other ratios"
-    fields |= {"prune": "unstructured", "ratios": (0.5,)}
-    loose, _ = run(trained, tools, train, selection, tmp_path / "4", **fields)
-    zeros = {name: float((layer.weight == 0).float().mean()) for name, layer in prunable_layers(loose.model).items()}
-    assert zeros["conv1"] == pytest.approx(0.75, abs=0.01)
-    assert zeros["conv2"] == 0
-    assert zeros["point"] == pytest.approx(0.5, abs=0.01)
-    fields["layer_ratios"] = {"nowhere": 0.5}
+    assert all(error < 1e-5 for error in errors[1:])
+    assert [row["masked_error"] for row in find(**FLOAT, layer_ratios=own).rows] == errors, "kept with the network"
+    assert len(find(**FLOAT).shape.kept[inner]) == 4, "not the network of other ratios"
+    loose = find(**FLOAT, layer_ratios=own, prune="unstructured")
+    zeros = {name: float((m.weight == 0).float().mean()) for name, m in prunable_layers(loose.winner.model).items()}
+    assert zeros[inner] == pytest.approx(0.75, abs=0.01)
+    assert zeros["stem.0"] == 0
+    assert zeros[layers[-1]] == pytest.approx(0.5, abs=0.01)
     with pytest.raises(CompressionError, match="layer_ratios: there is no layer 'nowhere'"):
-        run(trained, tools, train, selection, tmp_path / "5", **fields)
+        find(**FLOAT, layer_ratios={"nowhere": 0.5})
+
+
+def test_of_coupled_layers_the_first_one_named_counts(find: Finder) -> None:
+    networks = find.networks(**FLOAT, layer_ratios={"stem.0": 0.5})
+    cut = networks.prune([networks.original], 0.5)
+    assert cut is not None
+    coupled = next(
+        name for name, kept in cut.shape.kept.items() if name != "stem.0" and kept == cut.shape.kept["stem.0"]
+    )
+    shares = {"stem.0": 0.25, coupled: 0.75}
+    for order in (shares, dict(reversed(shares.items()))):
+        networks = find.networks(**FLOAT, layer_ratios=order)
+        cut = networks.prune([networks.original], 0.5)
+        assert cut is not None
+        assert len(cut.shape.kept["stem.0"]) == round(8 * (1 - next(iter(order.values()))))
 
 
 def test_a_network_that_does_not_equal_the_masked_original_is_never_a_file(
-    trained: nn.Module, tools: Tools, train: Data, selection: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    find: Finder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prune, "masked_original", lambda model, removed, inputs: copy.deepcopy(model))
+    monkeypatch.setattr(channels, "masked_original", lambda model, removed, inputs: copy.deepcopy(model))
     with pytest.raises(CompressionError, match="something else than with zeros in their place"):
-        run(trained, tools, train, selection, tmp_path, ratios=(0.5,), finetune_epochs=0)
+        find(ratios=(0.5,), stages=tmp_path / "stages")
 
 
-def test_one_scale_a_weight(trained: nn.Module, tools: Tools, train: Data, selection: Data, tmp_path: Path) -> None:
-    fields: dict[str, Any] = {"prune": "none", "quantize": ("static",), "calibration": ("minmax",), "max_drop": 100.0}
+def test_one_scale_per_weight(find: Finder) -> None:
     scales = {}
     for per_channel in (True, False):
-        outcome, _ = run(
-            trained, tools, train, selection, tmp_path / str(per_channel), per_channel=per_channel, sensitivity=True,
-            **fields,
-        )  # fmt: skip
+        outcome = find(prune="none", quantize=("static",), per_channel=per_channel, sensitivity=True)
         assert outcome.sensitivity
         held = onnx.load(outcome.winner.path).graph
         users = [node.input[1] for node in held.node if node.op_type == "DequantizeLinear"]
@@ -423,411 +344,344 @@ def test_one_scale_a_weight(trained: nn.Module, tools: Tools, train: Data, selec
     assert scales[False] == 1
 
 
-def test_a_file_that_fails_its_verification_is_left_out_and_named(
-    trained: nn.Module, tools: Tools, train: Data, selection: Data, tmp_path: Path
+def test_an_integer_file_that_fails_its_verification_is_left_out_and_named(
+    find: Finder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuses(content: bytes) -> Parity:
+    honest = candidates.verify_integer
+
+    def refuses(content: bytes, images: Any) -> Any:
         if b"int8-qat" in content:
             raise ExportError("the INT8 graph does not run here as its integers say")
-        return SAME
+        return honest(content, images)
 
-    lines: list[str] = []
-    picky = replace(tools, verify_integer=refuses, say=lines.append)
-    fields: dict[str, Any] = {"prune": "none", "qat_epochs": 1, "calibration": ("minmax",)}
-    outcome, _ = run(trained, picky, train, selection, tmp_path / "1", quantize=("none", "static", "qat"), **fields)
-    assert [row["name"] for row in outcome.rows] == ["original fp32", "original int8-static"]
+    monkeypatch.setattr(candidates, "verify_integer", refuses)
+    outcome = find(prune="none", quantize=("none", "static", "qat"))
+    assert names(outcome) == ["original fp32", "original int8-static"]
     assert outcome.left_out == (("original int8-qat", "the INT8 graph does not run here as its integers say"),)
-    assert any(line.startswith("original int8-qat is left out: ") for line in lines)
-    with pytest.raises(ExportError, match="as its integers say"):  # nothing asked for can be had
-        run(trained, picky, train, selection, tmp_path / "2", quantize=("none", "qat"), **fields)
+    assert any(line.startswith("original int8-qat is left out: ") for line in find.lines)
+    with pytest.raises(ExportError, match="as its integers say"):  # nothing that was asked for can be made
+        find(prune="none", quantize=("none", "qat"))
 
 
 def test_a_float_file_that_fails_its_check_is_left_out_but_for_the_original(
-    trained: nn.Module, tools: Tools, train: Data, selection: Data, tmp_path: Path
+    find: Finder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def failing_at(count: int) -> Callable[[bytes, nn.Module], Parity]:
-        checked: list[bytes] = []
+    honest = candidates.verify_float
+    checked: list[int] = []
 
-        def refuses(content: bytes, _: nn.Module) -> Parity:
-            checked.append(content)
-            if len(checked) == count:
+    def refuse(at: int) -> None:
+        checked.clear()
+
+        def verify(*arguments: Any) -> Any:
+            checked.append(0)
+            if len(checked) == at:
                 raise ExportError("the file does not compute what the network computes")
-            return SAME
+            return honest(*arguments)
 
-        return refuses
+        monkeypatch.setattr(candidates, "verify_float", verify)
 
-    fields: dict[str, Any] = {"finetune_epochs": 0, "max_drop": 100.0, "calibration": ("minmax",)}
-    lent = replace(tools, verify_float=failing_at(2))
-    outcome, _ = run(trained, lent, train, selection, tmp_path / "1", **fields)
-    assert [row["name"] for row in outcome.rows] == [
-        "original fp32", "original int8-static", "50 % fp32", "50 % int8-static"
-    ]  # fmt: skip
-    assert outcome.left_out == (("25 %", "the file does not compute what the network computes"),)
+    refuse(at=2)
+    outcome = find()
+    assert names(outcome) == ["original fp32", "original int8-static", "50 % fp32", "50 % int8-static"]
+    assert [name for name, _ in outcome.left_out] == ["25 %"]
+    refuse(at=1)
     with pytest.raises(ExportError, match="does not compute"):
-        run(trained, replace(tools, verify_float=failing_at(1)), train, selection, tmp_path / "2", **fields)
-    control = replace(tools, verify_float=failing_at(3))
-    fields |= {"ratios": (0.5,), "quantize": ("none",), "controls": ("scratch",)}
-    outcome, _ = run(trained, control, train, selection, tmp_path / "3", **fields)
+        find()
+    refuse(at=3)
+    outcome = find(**FLOAT, controls=("random",))
     assert outcome.winner.name == "50 % fp32"
-    assert [name for name, _ in outcome.left_out] == ["from scratch, 50 %"]
-
-
-def breaking(tools: Tools, problem: Exception, *, at: int) -> Tools:
-    """Tools whose training fails at a call."""
-    calls: list[int] = []
-
-    def recover(model: nn.Module, *, epochs: int, **options: Any) -> nn.Module:
-        calls.append(epochs)
-        if len(calls) == at:
-            raise problem
-        return model
-
-    return replace(tools, recover=recover)
+    assert [name for name, _ in outcome.left_out] == ["random, 50 %"]
+    refuse(at=2)  # the graph of 8-bit training, which its integers are then compared with
+    outcome = find(prune="none", quantize=("none", "static", "qat"))
+    assert names(outcome) == ["original fp32", "original int8-static"]
+    assert [name for name, _ in outcome.left_out] == ["original int8-qat"]
 
 
 def test_a_fine_tuning_that_diverges_ends_the_ratios_and_not_the_search(
-    trained: nn.Module, tools: Tools, train: Data, selection: Data, tmp_path: Path
+    find: Finder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fields: dict[str, Any] = {"ratios": (0.25, 0.5, 0.75), "quantize": ("none",), "max_drop": 100.0}
-    diverged = breaking(tools, DIVERGED, at=2)
-    outcome, _ = run(trained, diverged, train, selection, tmp_path / "1", **fields)
-    assert [row["name"] for row in outcome.rows] == ["original fp32", "25 % fp32"]
+    fields = {"ratios": (0.25, 0.5, 0.75), "quantize": ("none",), "finetune_epochs": 1}
+    failing(monkeypatch, DIVERGED, at=2)
+    outcome = find(**fields, stages=tmp_path / "1")
+    assert names(outcome) == ["original fp32", "25 % fp32"]
     assert outcome.left_out == (("50 %", "val_loss was never finite"),)
     assert outcome.stopped == "ratios above 0.5 were not tried: the fine-tuning of this one failed"
     assert outcome.winner.name == "25 % fp32"
+    failing(monkeypatch, STOPPED, at=2)
     with pytest.raises(TrainingInterruptedError):
-        run(trained, breaking(tools, STOPPED, at=2), train, selection, tmp_path / "2", **fields)
+        find(**fields, stages=tmp_path / "2")
 
 
-def test_8_bit_training_that_diverges_is_left_out_and_one_that_is_stopped_stops(
-    trained: nn.Module, tools: Tools, train: Data, selection: Data, tmp_path: Path
+def test_8_bit_training_that_is_stopped_stops_the_search(
+    find: Finder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fields: dict[str, Any] = {"prune": "none", "quantize": ("none", "static", "qat"), "calibration": ("minmax",)}
-    diverged = breaking(tools, DIVERGED, at=1)
-    outcome, _ = run(trained, diverged, train, selection, tmp_path / "1", **fields)
-    assert outcome.left_out == (("original int8-qat", "val_loss was never finite"),)
+    failing(monkeypatch, STOPPED, at=1)
     with pytest.raises(TrainingInterruptedError):
-        run(trained, breaking(tools, STOPPED, at=1), train, selection, tmp_path / "2", **fields)
+        find(prune="none", quantize=("none", "static", "qat"), stages=tmp_path / "stages")
 
 
-def test_a_control_that_diverges_leaves_the_winner(
-    trained: nn.Module, tools: Tools, train: Data, selection: Data, tmp_path: Path
-) -> None:
-    def diverges(*_: object) -> nn.Module:
+def test_a_control_that_diverges_leaves_the_winner(find: Finder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def diverges(*_: Any, **__: Any) -> None:
         raise DIVERGED
 
-    fields: dict[str, Any] = {"quantize": ("none",), "ratios": (0.5,), "max_drop": 100.0, "finetune_epochs": 0}
-    lent = replace(tools, scratch=diverges)
-    outcome, _ = run(trained, lent, train, selection, tmp_path, controls=("random", "scratch"), **fields)
-    assert [row["name"] for row in outcome.rows] == ["original fp32", "50 % fp32", "random, 50 % fp32"]
+    monkeypatch.setattr(Setup, "fit", diverges)
+    outcome = find(**FLOAT, controls=("random", "scratch"))
+    assert names(outcome) == ["original fp32", "50 % fp32", "random, 50 % fp32"]
     assert outcome.left_out == (("control scratch", "val_loss was never finite"),)
 
 
-def test_controls_that_are_skipped_are_spoken_of(
-    trained: nn.Module, tools: Tools, train: Data, selection: Data, tmp_path: Path
-) -> None:
-    lines: list[str] = []
-    fields: dict[str, Any] = {"quantize": ("none",), "ratios": (0.9,), "importance": "random", "finetune_epochs": 0}
-    lent = replace(tools, say=lines.append)
-    outcome, _ = run(trained, lent, train, selection, tmp_path, max_drop=0.0, controls=("scratch",), **fields)
-    assert not outcome.within_budget
-    assert outcome.winner.ratio == 0.9  # the closest; the original loses nothing, and is not what was asked for
-    assert not any("controls are skipped" in line for line in lines)
-    fields |= {"quantize": ("static",), "ratios": (0.9,)}
-    outcome, _ = run(trained, lent, train, selection, tmp_path, max_drop=5.0, controls=("scratch",), **fields)
+def test_skipped_controls_are_mentioned(find: Finder) -> None:
+    fields = {"ratios": (0.9,), "importance": "random", "max_drop": 8.0, "controls": ("random",)}
+    outcome = find(**fields, quantize=("static",))
     assert outcome.winner.name == "original int8-static"
-    assert sum("controls are skipped" in line for line in lines) == 1
-
-
-def test_only_what_was_asked_for_can_win(
-    trained: nn.Module, tools: Tools, train: Data, selection: Data, tmp_path: Path
-) -> None:
-    fields: dict[str, Any] = {"ratios": (0.9,), "importance": "random", "finetune_epochs": 0, "abandon": False}
-    outcome, _ = run(trained, tools, train, selection, tmp_path / "1", quantize=("none",), max_drop=0.0, **fields)
-    assert (outcome.winner.name, outcome.within_budget) == ("90 % fp32", False)
-    assert "points, not 0" in outcome.why_not
-    outcome, _ = run(trained, tools, train, selection, tmp_path / "2", quantize=("none",), prune="none")
-    assert (outcome.winner.name, outcome.within_budget) == ("original fp32", True)  # there is nothing else
+    assert sum("controls are skipped" in line for line in find.lines) == 1
+    find.lines.clear()
+    outcome = find(**fields, quantize=("none",))
+    assert outcome.winner.ratio == 0.9
+    assert not any("controls are skipped" in line for line in find.lines)
 
 
 def test_what_comes_last_does_not_cost_what_was_found(
-    trained: nn.Module, tools: Tools, train: Data, selection: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    find: Finder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(*_: Any, **__: Any) -> Any:
         raise CompressionError("an operation cannot be quantized")
 
-    monkeypatch.setattr(budget.quantize, "sensitivity", fails)
-    fields: dict[str, Any] = {"ratios": (0.25, 0.5), "finetune_epochs": 0, "max_drop": 100.0, "sensitivity": True}
-    outcome, _ = run(trained, tools, train, selection, tmp_path / "1", **fields)
+    monkeypatch.setattr(candidates.quantize, "sensitivity", fails)
+    outcome = find(sensitivity=True)
     assert outcome.winner.name == "50 % int8-static"
     assert outcome.sensitivity == ()
     assert outcome.left_out == (("the sensitivity of the layers", "an operation cannot be quantized"),)
 
-    calls: list[float] = []
+    from kitae.pipelines import networks
+
+    honest, calls = networks.remove_channels, [0]
 
     def second(*args: Any, **options: Any) -> Any:
-        calls.append(0.0)
-        return fails() if len(calls) == 2 else remove(*args, **options)
+        calls.append(0)
+        return fails() if len(calls) == 3 else honest(*args, **options)
 
-    remove = budget.prune.remove_channels
-    monkeypatch.setattr(budget.prune, "remove_channels", second)
-    outcome, _ = run(trained, tools, train, selection, tmp_path / "2", quantize=("none",), **fields)
+    monkeypatch.setattr(networks, "remove_channels", second)
+    outcome = find(quantize=("none",), stages=tmp_path / "1")
     assert outcome.winner.name == "25 % fp32"
     assert outcome.stopped == "ratios above 0.5 were not tried: the pruning of this one failed"
-    calls[:] = [0.0]
-    with pytest.raises(CompressionError, match="cannot be quantized"):  # the first: it cannot be done as asked
-        run(trained, tools, train, selection, tmp_path / "3", quantize=("none",), **fields)
+    calls[:] = [0, 0]
+    with pytest.raises(CompressionError, match="cannot be quantized"):  # the first: it cannot be pruned as asked
+        find(quantize=("none",), stages=tmp_path / "2")
 
 
-def test_8_bit_trainings_and_controls_are_not_trained_twice(
-    trained: nn.Module, tools: Tools, train: Data, selection: Data, tmp_path: Path
+def test_nothing_is_trained_twice(
+    find: Finder, clock: Clock, trainings: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainings: list[int] = []
+    clock.ratios = {f"resnet8 of width {width}": 2.0 for width in (6, 8, 12, 16, 20, 24, 32, 48, 64)}
+    fits: list[tuple[int, float, int, bool]] = []  # epochs, learning rate, seed, whether there is a teacher
+    honest = Setup.fit
 
-    def scratch(model: nn.Module, more: int, teacher: nn.Module | None) -> nn.Module:
-        trainings.append(more)
-        return fit(model, train, 2)
+    def fit(self: Setup, model: nn.Module, spec: Any, world: Any, *, tuning: Any, **options: Any) -> Any:
+        fits.append((spec.epochs, spec.optimizer.lr, spec.seed, tuning.teacher is not None))
+        return honest(self, model, spec, world, tuning=tuning, **options)
 
-    nets = {f"width {width}": partial(TinyNet, width=width) for width in (4, 6)}
-    kept = replace(tools, stages=Memory(), scratch=scratch, small=nets)
-    fields: dict[str, Any] = {"quantize": ("none", "qat"), "ratios": (0.5,), "qat_epochs": 1, "max_drop": 100.0,
-                              "calibration": ("minmax",), "controls": ("scratch", "small")}  # fmt: skip
-    loop = tools.recover.calls  # type: ignore[attr-defined]
-    first, _ = run(trained, kept, train, selection, tmp_path / "1", **fields)
+    monkeypatch.setattr(Setup, "fit", fit)
+    fields: dict[str, Any] = {
+        "quantize": ("none", "qat"), "ratios": (0.5,), "finetune_epochs": 1, "controls": ("scratch", "small"),
+        "finetune_rate": 0.2, "qat_rate": 0.05, "stages": tmp_path / "stages",
+    }  # fmt: skip
+    first = find(**fields)
     assert first.winner.name == "50 % int8-qat"
-    before, controls = len(loop), list(trainings)
-    assert len(controls) == 2
-    again, _ = run(trained, kept, train, selection, tmp_path / "2", **fields)
-    assert (len(loop), trainings) == (before, controls)
+    assert names(first)[-3:] == [
+        "trained further, original int8-qat", "from scratch, 50 % int8-qat", "small net, resnet8 of width 4 int8-qat"
+    ]  # fmt: skip
+    # The 8-bit trainings are of the original, the pruned network and the three controls.
+    tuned = [(call["kind"] == "Simulated", call["rate"], call.get("keep", "best")) for call in trainings]
+    assert sorted(tuned) == 2 * [(False, 0.2, "best")] + 5 * [(True, 0.05, "best or start")]
+    # Those from scratch have the recipe's two epochs and the fine-tuning's one.
+    found = sorted((epochs, lr) for epochs, lr, _, _ in fits)
+    assert found == [(1, pytest.approx(0.005))] * 5 + [(1, pytest.approx(0.02))] * 2 + [(3, 0.1)] * 2
+    assert all(teacher for *_, teacher in fits)
+    assert len({seed for _, _, seed, _ in fits}) == len(fits)
+    before = len(fits)
+    again = find(**{**fields, "max_drop": 99.0})
+    assert len(fits) == before
     for a, b in zip(first.candidates, again.candidates, strict=True):
         assert a.path.read_bytes() == b.path.read_bytes(), a.name
-    for a, b in zip(first.model.state_dict().values(), again.model.state_dict().values(), strict=True):
-        assert torch.equal(a, b)
-    run(trained, kept, train, selection, tmp_path / "3", **(fields | {"qat_rate": 0.2}))
-    assert len(loop) > before
+        for x, y in zip(a.model.state_dict().values(), b.model.state_dict().values(), strict=True):
+            assert torch.equal(x, y)
 
 
-def test_the_controls_stand_beside_the_winner(
-    trained: nn.Module, tools: Tools, train: Data, selection: Data, tmp_path: Path
+@pytest.mark.parametrize(
+    ("change", "more"),
+    [
+        ({"max_drop": 50.0}, 0), ({"finetune_rate": 0.2}, 2), ({"importance": "magnitude"}, 2), ({"ratios": (0.5,)}, 1),
+        ({"distill": False}, 2), ({"prune": "unstructured"}, 2),
+    ],
+)  # fmt: skip
+def test_a_network_of_other_settings_is_not_taken_for_this_one(
+    find: Finder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], more: int
 ) -> None:
-    measured: list[dict[str, Any]] = []
-
-    def slower_every_time(calls: Mapping[str, Callable[[], object]], reference: str) -> dict[str, Any]:
-        measured.append(counted_latency(calls, reference))
-        for found in measured[-1]["candidates"].values():
-            found["seconds"] *= len(measured)
-            found["seconds_interval"] = [end * len(measured) for end in found["seconds_interval"]]
-        return measured[-1]
-
-    lent = replace(tools, measure=slower_every_time)
-    outcome, _ = run(
-        trained, lent, train, selection, tmp_path, quantize=("static",), ratios=(0.5,), max_drop=100.0,
-        controls=("random", "scratch"),
-    )  # fmt: skip
-    assert outcome.winner.row["latency_ms"] == 2  # as it was chosen, not as it was measured again with the controls
-    # The machine had become twice as slow: the controls take what they would have taken beside the winner.
-    assert [row["latency_ms"] for row in outcome.rows if row["control"]] == [2, 2]
-    assert [row["latency_ms_interval"] for row in outcome.rows if row["control"]] == [[1.5, 2.5], [1.5, 2.5]]
-    names = [candidate.name for candidate in outcome.candidates]
-    assert names == ["original fp32", "original int8-static", "50 % int8-static", "random, 50 % int8-static",
-                     "from scratch, 50 % int8-static"]  # fmt: skip
-    controls = [row for row in outcome.rows if row["control"]]
-    assert len(controls) == 2
-    assert not any(row["front"] or row["winner"] for row in controls)
-    assert {row["parameters"] for row in controls} == {outcome.winner.row["parameters"]}
+    calls: list[int] = []
+    monkeypatch.setattr(Setup, "recover", lambda self, model, **_: calls.append(0) or model)
+    for number, settings in enumerate(({}, change)):
+        networks = find.networks(stages=tmp_path, **{"finetune_epochs": 1, **settings})
+        reached = [networks.original]
+        for ratio in networks.spec.ratios:
+            found = networks.prune(reached, ratio)
+            assert found is not None
+            reached.append(found)
+        assert len(calls) == (2 + more if number else 2)
 
 
-def test_a_small_net_of_the_winners_latency_stands_beside_it(
-    trained: nn.Module, tools: Tools, train: Data, selection: Data, tmp_path: Path
+def test_networks_of_another_run_are_trained(find: Finder, finished: Run, tmp_path: Path) -> None:
+    other = Run(finished.path, finished.recipe.override("train.optimizer.lr=0.2"))
+    keys = [Networks(run, CompressSpec(), tmp_path, print).original.key for run in (finished, other)]
+    assert keys[0] != keys[1]
+
+
+def test_a_damaged_network_is_trained_again(find: Finder, tmp_path: Path) -> None:
+    networks = find.networks(stages=tmp_path)
+    first = networks.prune([networks.original], 0.5)
+    (file,) = tmp_path.iterdir()
+    whole = file.read_bytes()
+    for damaged in (whole[:20], b"", whole[: len(whole) // 2]):
+        file.write_bytes(damaged)
+        again = networks.prune([networks.original], 0.5)
+        assert first is not None
+        assert again is not None
+        assert again.shape == first.shape
+        assert file.read_bytes() == whole
+
+
+def test_the_controls_are_timed_by_the_clock_of_the_choice(
+    find: Finder, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def timed(calls: Mapping[str, Callable[[], object]], reference: str) -> dict[str, Any]:
-        report = counted_latency(calls, reference)
-        for name, ratio in (("width 4", 0.3), ("width 6", 1.04), ("width 8", 1.3)):
-            if name in report["candidates"]:
-                report["candidates"][name]["ratio"] = ratio
-        return report
+    honest = Networks.prune
 
-    nets = {f"width {width}": partial(TinyNet, width=width) for width in (4, 6, 8)}
-    exported: list[nn.Module] = []  # with a temperature, which the tools remember by the network
-    trainings: list[tuple[bool, int, bool]] = []  # whether a tool had seen the network before, more epochs, a teacher
+    def prune(self: Networks, *arguments: Any, random: bool = False) -> Any:
+        clock.slower = 2.0 if random else 1.0  # the machine becomes slower before the controls are timed
+        return honest(self, *arguments, random=random)
 
-    def noted(model: nn.Module, *, calibrate: bool = True) -> Any:
-        if calibrate:
-            exported.append(model)
-        return to_graph(model)
-
-    def scratch(model: nn.Module, more: int, teacher: nn.Module | None) -> nn.Module:
-        trainings.append((any(model is seen for seen in exported), more, teacher is not None))
-        return fit(model, train, 2)
-
-    lent = replace(tools, small=nets, measure=timed, to_graph=noted, scratch=scratch)
-    fields: dict[str, Any] = {"quantize": ("static",), "ratios": (0.5,), "max_drop": 100.0, "controls": ("small",)}
-    outcome, _ = run(trained, lent, train, selection, tmp_path / "1", **fields)
-    last = outcome.rows[-1]
-    assert last["name"] == "small net, width 6 int8-static"
-    assert last["control"]
-    assert last["parameters"] == count_parameters(TinyNet(width=6))
-    assert not trainings[0][0], "its file would have the temperature of the untrained network"
-    assert trainings == [(False, 1, True)], "one epoch of fine-tuning at one ratio, from the original, as the winner"
-    only_slow = replace(lent, small={"width 8": nets["width 8"]})
-    outcome, _ = run(trained, only_slow, train, selection, tmp_path / "2", **fields)
-    assert outcome.rows[-1]["name"] == "small net, width 8 int8-static"
-    with pytest.raises(CompressionError, match="small networks"):
-        run(trained, tools, train, selection, tmp_path / "3", **fields)
+    monkeypatch.setattr(Networks, "prune", prune)
+    outcome = find(quantize=("static",), ratios=(0.5,), controls=("random",))
+    assert names(outcome) == ["original fp32", "original int8-static", "50 % int8-static", "random, 50 % int8-static"]
+    assert clock.slower == 2.0
+    assert outcome.winner.row["latency_ms"] == 2
+    control = outcome.rows[-1]
+    assert control["latency_ms"] == 2
+    assert control["latency_ms_interval"] == [1.5, 2.5]
+    assert control["control"]
+    assert not control["front"]
+    assert not control["winner"]
+    assert control["parameters"] == outcome.winner.row["parameters"]
 
 
-def test_stages_are_not_trained_twice(
-    trained: nn.Module, tools: Tools, train: Data, selection: Data, tmp_path: Path
-) -> None:
-    kept = replace(tools, stages=Memory())
-    fields: dict[str, Any] = {"quantize": ("none",), "ratios": (0.25,)}
-    first, _ = run(trained, kept, train, selection, tmp_path / "1", max_drop=100.0, **fields)
-    trainings = len(tools.recover.calls)  # type: ignore[attr-defined]
-    again, _ = run(trained, kept, train, selection, tmp_path / "2", max_drop=50.0, **fields)
-    assert len(tools.recover.calls) == trainings  # type: ignore[attr-defined]
-    for a, b in zip(first.candidates, again.candidates, strict=True):
-        assert a.path.read_bytes() == b.path.read_bytes()
-    run(trained, kept, train, selection, tmp_path / "3", **fields, importance="magnitude")
-    assert len(tools.recover.calls) == 2 * trainings  # type: ignore[attr-defined]
-    other = replace(kept, fingerprint="other weights")
-    run(trained, other, train, selection, tmp_path / "4", **fields)
-    assert len(tools.recover.calls) == 3 * trainings  # type: ignore[attr-defined]
+def test_the_small_net_is_the_largest_that_is_as_fast(find: Finder, clock: Clock, finished: Run) -> None:
+    networks = find.networks()
+    bench = Bench(networks, find.folder)
+    clock.ratios = {f"resnet8 of width {width}": ratio for width, ratio in ((4, 0.3), (6, 1.04), (8, 1.3))}
+    clock.ratios |= {f"resnet8 of width {width}": 2.0 for width in (12, 16, 20, 24, 32, 48, 64)}
+    title, net = bench.as_fast(networks.original.model)
+    assert title == "resnet8 of width 6"
+    spec = finished.recipe.model.model_copy(update={"width": 6})
+    fresh = fresh_network(finished.recipe, finished.classes, finished.rules, spec)
+    assert count_parameters(net) == count_parameters(fresh)
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), fresh.parameters(), strict=True))
+    clock.ratios = dict.fromkeys(clock.ratios, 2.0)
+    assert bench.as_fast(networks.original.model)[0] == "resnet8 of width 4"
 
 
 @pytest.mark.parametrize("round_to", [1, 6])
-def test_ratios_are_of_the_original_whatever_the_steps(trained: nn.Module, tools: Tools, round_to: int) -> None:
-    spec = CompressSpec(finetune_epochs=0, round_to=round_to)
-
+def test_ratios_are_of_the_original_whatever_the_steps(find: Finder, finished: Run, round_to: int) -> None:
     def pruned(*ratios: float) -> Any:
-        reached = [budget._Stage(0.0, trained, Shape())]
+        networks = find.networks(round_to=round_to)
+        reached = [networks.original]
         for ratio in ratios:
-            if (stage := budget._prune(reached, ratio, spec, tools, SHAPE)) is not None:
-                reached.append(stage)
+            if (network := networks.prune(reached, ratio)) is not None:
+                reached.append(network)
         return reached[-1]
 
     steps, once = pruned(0.1, 0.2, 0.3, 0.5, 0.6), pruned(0.6)
     assert count_parameters(steps.model) == count_parameters(once.model)
-    assert {name: len(k) for name, k in steps.shape.kept.items()} == {
-        name: len(k) for name, k in once.shape.kept.items()
-    }
+    widths = [{name: len(kept) for name, kept in net.shape.kept.items()} for net in (steps, once)]
+    assert widths[0] == widths[1]
     for kept in steps.shape.kept.values():
         assert list(kept) == sorted(set(kept))
-        assert max(kept) < 24
-    rebuilt = prune.reshape(TinyNet(), steps.shape)
+    rebuilt = reshape(fresh_network(finished.recipe, finished.classes, finished.rules), steps.shape)
     rebuilt.load_state_dict(steps.model.state_dict())
 
 
-def test_a_ratio_that_removes_nothing_more_is_left_out(
-    trained: nn.Module, tools: Tools, train: Data, selection: Data, tmp_path: Path
-) -> None:
-    fields = {"ratios": (0.2, 0.5, 0.55), "round_to": 6, "max_drop": 100.0, "quantize": ("none",)}
-    outcome, _ = run(trained, tools, train, selection, tmp_path, controls=("random",), **fields)
-    assert [row["name"] for row in outcome.rows] == [
-        "original fp32", "20 % fp32", "50 % fp32", "random, 50 % fp32"
-    ]  # fmt: skip
+def test_a_ratio_that_removes_nothing_more_is_left_out(find: Finder) -> None:
+    outcome = find(ratios=(0.5, 0.52), round_to=4, quantize=("none",), controls=("random",))
+    assert names(outcome) == ["original fp32", "50 % fp32", "random, 50 % fp32"]
     ((name, why),) = outcome.left_out
-    assert name == "55 %"
-    assert "packs of 6" in why
+    assert name == "52 %"
+    assert "packs of 4" in why
     assert "the same network as 50 %" in why
-    assert len(tools.recover.calls) == 4, "two, and two of the control: none for what is left out"  # type: ignore[attr-defined]
-    assert outcome.winner.name == "50 % fp32"
 
 
-def test_nothing_to_choose_or_judge_by(
-    trained: nn.Module, tools: Tools, train: Data, selection: Data, tmp_path: Path
-) -> None:
-    nothing = Images(lambda rows: (selection.images[rows], selection.labels[rows]), np.arange(0))
-    with pytest.raises(CompressionError, match="no validation images"):
-        search(
-            trained,
-            CompressSpec(),
-            tools,
-            input_shape=SHAPE,
-            calibration=train.images,
-            selection=nothing,
-            folder=tmp_path,
-        )
-    with pytest.raises(CompressionError, match="at least 16 training images"):
-        search(
-            trained, CompressSpec(prune="none"), tools, input_shape=SHAPE, calibration=train.images[:3],
-            selection=images(selection), folder=tmp_path,
-        )  # fmt: skip
-    outcome, spec = run(trained, tools, train, selection, tmp_path, prune="none", quantize=("none",))
-    with pytest.raises(CompressionError, match="no test images"):
-        judge(outcome, nothing, tools, spec)
-    with pytest.raises(CompressionError, match="from scratch"):
-        run(
-            trained, replace(tools, scratch=None), train, selection, tmp_path, controls=("scratch",), max_drop=100.0,
-            quantize=("none",), finetune_epochs=0,
-        )  # fmt: skip
+def test_too_few_images_to_calibrate_with(find: Finder, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = Setup.shuffled_train.func
+    monkeypatch.setattr(Setup, "shuffled_train", property(lambda self: honest(self)[:15]))
+    with pytest.raises(CompressionError, match="15 training images are too few"):
+        Bench(find.networks(), find.folder)
+    Bench(find.networks(quantize=("none", "dynamic")), find.folder)
 
 
-def test_the_front_holds_what_nothing_beats() -> None:
-    def candidate(
-        name: str, accuracy: float, size: int, milliseconds: float, control: bool = False
-    ) -> budget.Candidate:
-        row = {"accuracy": accuracy, "bytes": size, "latency_ms": milliseconds}
-        return budget.Candidate(name, 0.0, "fp32", Path(), row, np.zeros(0, np.int64), control)
+# The choice among measured files
 
-    found = [
-        candidate("best", 0.9, 100, 10),
-        candidate("small", 0.8, 50, 10),
-        candidate("fast", 0.8, 60, 5),
-        candidate("beaten", 0.8, 60, 10),
-        candidate("control", 1.0, 1, 1, control=True),
-    ]
-    assert budget._front(found, CompressSpec(), 0.0) == ("best", "small", "fast")
-    # One file timed twice, and a worse one that was 3 % faster by chance.
-    found += [candidate("again", 0.9, 100, 10), candidate("lucky", 0.85, 100, 9.7)]
-    assert budget._front(found, CompressSpec(), 0.0) == ("best", "small", "fast", "again", "lucky")
-    assert budget._front(found, CompressSpec(), 0.05) == ("best", "small", "fast", "again")
+
+def made(name: str, **row: Any) -> Candidate:
+    row = {"drop": 0.0, "drop_interval": [0.0, 0.0], "loss": 0.0, "bytes": 1000, "latency_ms": 1.0, **row}
+    control = bool(row.pop("control", False))
+    return Candidate(name, 0.0, "int8-static", Path(), row, np.zeros(0, np.int64), nn.Identity(), control=control)
+
+
+LUCK = CompressSpec(max_drop=1.0, sure=False)
+ORIGINAL = made("original", bytes=4000)
 
 
 def test_among_equally_small_files_speed_decides_and_then_accuracy() -> None:
-    def candidate(name: str, drop: float, milliseconds: float, size: int = 1000) -> budget.Candidate:
-        row = {"drop": drop, "loss": 0.0, "bytes": size, "latency_ms": milliseconds}
-        return budget.Candidate(name, 0.0, "int8-static", Path(), row, np.zeros(0, np.int64))
-
-    found = [candidate("original", 0.0, 50, 4000),
-             candidate("slow", 0.04, 30), candidate("fast", 0.06, 9.8), candidate("as fast", 0.05, 10),
-             candidate("large", 0.0, 1, 2000), candidate("lossy", 2.0, 1, 10)]  # fmt: skip
-    assert budget._choose(found, CompressSpec(max_drop=1.0))[0].name == "as fast"
+    found = [ORIGINAL, made("slow", drop=0.04, latency_ms=30), made("fast", drop=0.06, latency_ms=9.8),
+             made("as fast", drop=0.05, latency_ms=10), made("large", bytes=2000), made("lossy", drop=2.0)]  # fmt: skip
+    assert choose(found, LUCK)[0].name == "as fast"
 
 
-def test_the_graph_of_8_bit_training_is_compared_with_its_network(
-    trained: nn.Module, tools: Tools, train: Data, selection: Data, tmp_path: Path
-) -> None:
-    checked: list[nn.Module] = []
-
-    def verify(content: bytes, model: nn.Module) -> Parity:
-        if checked:  # the first is the original
-            raise ExportError("another network")
-        checked.append(model)
-        return SAME
-
-    outcome, _ = run(
-        trained, replace(tools, verify_float=verify), train, selection, tmp_path, prune="none",
-        quantize=("none", "static", "qat"), qat_epochs=1, max_drop=100.0,
-    )  # fmt: skip
-    assert [row["name"] for row in outcome.rows] == ["original fp32", "original int8-static"]
-    assert outcome.left_out == (("original int8-qat", "another network"),)
+def test_ties_go_to_the_lower_validation_loss() -> None:
+    equals = [made("first", drop=0.5, loss=0.4), made("better", drop=0.5, loss=0.2, bytes=1001),
+              made("last", drop=0.5, loss=0.3, bytes=999)]  # fmt: skip
+    assert choose([ORIGINAL, *equals], LUCK)[0].name == "better"
+    assert choose([ORIGINAL, *equals], CompressSpec(max_drop=0.25, sure=False))[0].name == "better", "the closest too"
 
 
-def test_who_wants_to_be_sure_gets_what_chance_cannot_undo() -> None:
-    def candidate(name: str, drop: float, high: float, size: int) -> budget.Candidate:
-        row = {"drop": drop, "drop_interval": [drop - 1, high], "loss": 0.0, "bytes": size, "latency_ms": 1.0}
-        return budget.Candidate(name, 0.0, "int8-static", Path(), row, np.zeros(0, np.int64))
-
-    found = [
-        candidate("original", 0.0, 0.0, 4000),
-        candidate("sure", 0.1, 0.9, 1000),
-        candidate("lucky", 0.2, 1.2, 500),
-    ]
-    assert budget._choose(found, CompressSpec(max_drop=1.0))[0].name == "lucky"
-    assert budget._choose(found, CompressSpec(max_drop=1.0, sure=True))[0].name == "sure"
-    closest, why = budget._choose(found, CompressSpec(max_drop=0.5, sure=True))
+def test_to_be_sure_is_the_default_and_counts_what_chance_cannot_undo() -> None:
+    found = [ORIGINAL, made("sure", drop=0.1, drop_interval=[-0.9, 0.9]),
+             made("lucky", drop=0.2, drop_interval=[-0.8, 1.2], bytes=500)]  # fmt: skip
+    assert choose(found, LUCK)[0].name == "lucky"
+    assert choose(found, CompressSpec(max_drop=1.0))[0].name == "sure"
+    closest, why = choose(found, CompressSpec(max_drop=0.5))
     assert closest.name == "sure"
     assert why == "may lose 0.90 points, not 0.5"
+
+
+def test_a_drop_as_large_as_the_budget_is_within_it() -> None:
+    drop = 100 * (0.907 - 0.9)  # as computed from two accuracies
+    assert drop > 0.7
+    assert within(drop, CompressSpec(max_drop=0.7))
+    assert not within(0.71, CompressSpec(max_drop=0.7))
+
+
+def test_the_front_holds_what_nothing_beats() -> None:
+    found = [
+        made("best", accuracy=0.9, bytes=100, latency_ms=10),
+        made("small", accuracy=0.8, bytes=50, latency_ms=10),
+        made("fast", accuracy=0.8, bytes=60, latency_ms=5),
+        made("beaten", accuracy=0.8, bytes=60, latency_ms=10),
+        made("control", accuracy=1.0, bytes=1, latency_ms=1, control=True),
+    ]
+    assert front(found, CompressSpec(), 0.0) == ("best", "small", "fast")
+    # One file timed twice, and a worse one that was 3 % faster by chance.
+    found += [made("again", accuracy=0.9, bytes=100, latency_ms=10), made("lucky", accuracy=0.85, bytes=100,
+                                                                          latency_ms=9.7)]  # fmt: skip
+    assert front(found, CompressSpec(), 0.0) == ("best", "small", "fast", "again", "lucky")
+    assert front(found, CompressSpec(), 0.05) == ("best", "small", "fast", "again")
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,10 @@
-"""The whole road on a real, tiny run: train, export, compress, and use what comes out."""
+"""Every step on a real, tiny run: train, export, compress, and use the result."""
 
 from __future__ import annotations
 
+import copy
 import fcntl
+import hashlib
 import json
 import os
 import pickle
@@ -15,28 +17,23 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 import torch
+from torch import nn
 
-from kitae import cli, compressing
-from kitae.compression.prune import Shape, count
+from kitae import cli
+from kitae.compression.counting import count
 from kitae.compression.spec import CompressSpec
 from kitae.errors import BudgetError, CompressionError, RecipeError, TrainingError, TrainingInterruptedError
 from kitae.evaluation.calibration import fit_temperature
-from kitae.pipelines.compress import CompressionResult, compress, export
+from kitae.evaluation.intervals import paired_difference
+from kitae.pipelines import compress as compressing
+from kitae.pipelines.compress import CompressionResult, compress
+from kitae.pipelines.export import export
 from kitae.pipelines.setup import Setup
 from kitae.pipelines.train import train
-from kitae.recipe import Recipe
 from kitae.run import Run
 from kitae.runtime import Model
-from kitae.training.spec import TrainSpec
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    recipe = Recipe.load("fashion-mini").override(
-        "data.limit=600", "model.name=resnet8", "model.width=8", "model.stochastic_depth=0.2", "train.epochs=2",
-        "train.precision=fp32", "train.threads=1", "train.optimizer.lr=0.1",
-    )  # fmt: skip
-    return train(recipe, tmp_path_factory.mktemp("runs") / "tiny")
+from kitae.training.checkpoint import Progress
+from kitae.training.learner import Learner, Step
 
 
 def small(**fields: Any) -> dict[str, Any]:
@@ -156,9 +153,9 @@ def test_two_processes_do_not_share_a_folder(finished: Run, tmp_path: Path) -> N
         assert (out / "candidates").is_dir()
     finally:
         os.close(lock)
-    with compressing._taken(out, overwrite=False), pytest.raises(CompressionError, match="another process"):
+    with compressing._locked(out, overwrite=False), pytest.raises(CompressionError, match="another process"):
         compress(finished, out, **small(prune="none"))
-    with compressing._taken(out, overwrite=False):
+    with compressing._locked(out, overwrite=False):
         pass
 
 
@@ -188,16 +185,6 @@ def test_damaged_folders_are_named_in_one_line(finished: Run, tmp_path: Path) ->
     refused("model.safetensors", result.load_model, "not a whole checkpoint")
 
 
-def test_a_damaged_stage_is_trained_again(tmp_path: Path) -> None:
-    stages = compressing._Stages(tmp_path)
-    stages.save("whole", {"weight": torch.ones(2)}, Shape(kept={"conv": (0, 2)}), 2e-7)
-    held = stages.load("whole")
-    assert held is not None
-    assert held[1:] == (Shape(kept={"conv": (0, 2)}), 2e-7)
-    (tmp_path / "half.safetensors").write_bytes((tmp_path / "whole.safetensors").read_bytes()[:20])
-    assert stages.load("half") is None
-
-
 def given_to_compress(monkeypatch: pytest.MonkeyPatch, words: str) -> CompressSpec:
     """The spec that the command line makes of its words."""
     seen: list[CompressSpec] = []
@@ -216,18 +203,10 @@ def test_settings_are_checked_beside_the_flags(monkeypatch: pytest.MonkeyPatch) 
     assert given_to_compress(monkeypatch, "compress run --ratios .1 --set max_drop=2").abandon
     assert not given_to_compress(monkeypatch, "compress run --ratios .1 --set max_drop=2 abandon=false").abandon
     assert given_to_compress(monkeypatch, "compress run --ratios .1 --max-drop 2").abandon
-    with pytest.raises(RecipeError, match="controls go with prune"):
+    with pytest.raises(RecipeError, match=r"controls .* go with prune"):
         given_to_compress(monkeypatch, "compress run --prune none --set controls=[random]")
     with pytest.raises(CompressionError, match="max_drop"):
         given_to_compress(monkeypatch, "compress run --max-drop -1")
-
-
-def test_predict_points_from_a_compression_folder_to_its_model(tmp_path: Path) -> None:
-    facts = {"within_budget": False, "candidates": [], "winner": {}, "test": None}
-    (tmp_path / "compression.json").write_text(json.dumps(facts))
-    (tmp_path / "closest.onnx").touch()
-    with pytest.raises(CompressionError, match=r"is a compression folder; .* kitae predict .*/closest\.onnx IMAGES"):
-        cli.predict(tmp_path, [tmp_path])
 
 
 def test_a_compressed_file_is_calibrated_anew(finished: Run, tmp_path: Path) -> None:
@@ -249,22 +228,6 @@ def test_layer_decay_does_not_stop_quantization_aware_training(finished: Run, tm
     run = train(recipe, tmp_path / "run")
     result = compress(run, tmp_path / "small", **small(prune="none", quantize=("none", "qat"), qat_epochs=1))
     assert [row["precision"] for row in result.rows] == ["fp32", "int8-qat"]
-
-
-def test_fine_tuning_begins_with_a_share_of_the_recipes_rate(
-    finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    begun: list[tuple[float, str, float]] = []
-    whole = Setup.fit
-
-    def noted(self: Setup, model: torch.nn.Module, spec: TrainSpec, *rest: Any, **options: Any) -> Any:
-        begun.append((spec.optimizer.lr, spec.schedule.name, spec.schedule.warmup_epochs))
-        return whole(self, model, spec, *rest, **options)
-
-    monkeypatch.setattr(Setup, "fit", noted)
-    fields = {"finetune_rate": 0.2, "qat_rate": 0.05, "quantize": ("qat",), "qat_epochs": 1, "sensitivity": False}
-    compress(finished, tmp_path / "small", **small(**fields))
-    assert sorted(begun) == [(0.1 * rate, "cosine", 0.0) for rate in (0.05, 0.05, 0.2)]
 
 
 @pytest.mark.parametrize(("noticed", "why"), [(True, "never finite"), (False, "not finite")])
@@ -322,8 +285,8 @@ def test_a_signal_keeps_the_ratios_that_were_done(finished: Run, tmp_path: Path)
         if line.startswith("  epoch 1/2") and sum(known.startswith("  epoch 1/2") for known in lines) == 2:
             os.kill(os.getpid(), signal.SIGTERM)  # in the middle of the second ratio
 
-    fields = {**small(quantize=("none",), finetune_epochs=2), "ratios": (0.25, 0.5)}
-    with pytest.raises(TrainingInterruptedError, match=r"SIGTERM after epoch 1 of a fine-tuning; .* goes on from"):
+    fields = {**small(quantize=("none",), finetune_epochs=2, controls=()), "ratios": (0.25, 0.5)}
+    with pytest.raises(TrainingInterruptedError, match=r"SIGTERM after epoch 1 of a fine-tuning; .*cut keeps"):
         compress(finished, tmp_path / "cut", say=say, **fields)
     assert len(list((tmp_path / "cut" / "stages").iterdir())) == 1
     lines.clear()
@@ -383,3 +346,82 @@ def test_who_names_ratios_and_no_budget_gets_the_whole_curve(
     spec: CompressSpec | None, options: dict[str, Any], abandons: bool
 ) -> None:
     assert compressing.resolve_spec(spec, options).abandon is abandons
+
+
+def test_no_epoch_of_fine_tuning_repeats_one_of_the_training(
+    finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four ratios of five epochs see 20 epochs of augmentation that differ from each other and from the run's own."""
+    seen: dict[tuple[int, int], str] = {}  # training and epoch -> hash of its first batch
+    learners: list[Learner] = []
+    honest = Learner.step
+
+    def noted(self: Learner, images: torch.Tensor, targets: torch.Tensor, at: Progress) -> Step:
+        if self not in learners:
+            learners.append(self)
+        if at.step == 0:
+            seen[learners.index(self), at.epoch] = hashlib.sha256(images.numpy().tobytes()).hexdigest()
+        return honest(self, images, targets, at)
+
+    monkeypatch.setattr(Learner, "step", noted)
+    recipe = finished.recipe.override("data.limit=60", "train.epochs=5", "model.width=4", "train.batch_size=32")
+    run = train(recipe, tmp_path / "run")
+    fields = {"quantize": ("none",), "finetune_epochs": 5, "sensitivity": False, "controls": ()}
+    compress(run, tmp_path / "small", **{**small(**fields), "ratios": (0.25, 0.3, 0.5, 0.75)})
+    assert sorted(seen) == [(training, epoch) for training in range(5) for epoch in range(5)]
+    assert len(set(seen.values())) == 25
+
+
+def test_the_original_with_equal_further_training_is_a_control(
+    finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainings: list[tuple[int, float, nn.Module, nn.Module | None]] = []
+    honest = Setup.recover
+
+    def noted(self: Setup, model: nn.Module, **options: Any) -> nn.Module:
+        start = copy.deepcopy(model)
+        teacher = options.get("teacher")
+        trainings.append((options["epochs"], options["rate"], start, teacher))
+        return honest(self, model, **options)
+
+    monkeypatch.setattr(Setup, "recover", noted)
+    fields = {**small(quantize=("static",), sensitivity=False), "ratios": (0.25, 0.5)}
+    result = compress(finished, tmp_path / "small", **fields)
+    assert result.winner["name"] == "50 % int8-static"
+    (control,) = [row for row in result.rows if row["control"]]
+    assert control["name"] == "trained further, original int8-static"
+    assert control["parameters"] == result.rows[0]["parameters"]
+    assert not control["winner"]
+    assert not control["front"]
+    epochs, rate, start, teacher = trainings[-1]
+    assert epochs == 2, "one epoch at each of the winner's two ratios"
+    assert rate == trainings[0][1]
+    original = finished.load_model()
+    for network in (start, teacher, trainings[0][3]):
+        assert network is not None
+        for name, value in original.state_dict().items():
+            assert torch.equal(network.state_dict()[name], value), name
+    again = compress(finished, tmp_path / "small", overwrite=True, **fields)
+    assert len(trainings) == 3, "kept with the stages"
+    assert [row["accuracy"] for row in again.rows] == [row["accuracy"] for row in result.rows]
+    none = compress(finished, tmp_path / "small", overwrite=True, **fields, controls=())
+    assert not any(row["control"] for row in none.rows)
+
+
+def test_sure_falls_back_where_validation_is_too_small(finished: Run, tmp_path: Path) -> None:
+    # The rule is the interval's own: that of a file which loses no image of so many.
+    count = len(Setup.of(finished).splits.val)
+    same = np.zeros(count, np.int64)
+    least = -100 * paired_difference(same, same, same)["interval"][0]
+    fields = small(quantize=("none",), prune="none")
+    lines: list[str] = []
+    result = compress(finished, tmp_path / "small", say=lines.append, **{**fields, "max_drop": least - 0.01})
+    (note,) = [line for line in lines if line.startswith("note: ")]
+    assert f"{count} validation images" in note
+    assert "data.val_fraction" in note
+    assert result.facts["spec"]["sure"]
+    assert not result.facts["sure"]
+    lines.clear()
+    result = compress(finished, tmp_path / "wide", say=lines.append, **{**fields, "max_drop": least + 0.01})
+    assert result.facts["sure"]
+    assert not any(line.startswith("note: ") for line in lines)

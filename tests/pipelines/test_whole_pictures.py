@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import signal
 from collections.abc import Iterator
@@ -19,6 +21,8 @@ from kitae.pipelines.estimate import estimate
 from kitae.pipelines.setup import Setup
 from kitae.pipelines.train import train
 from kitae.recipe import Recipe
+from kitae.reporting.results import RunRecord
+from kitae.reporting.samples import Samples
 from kitae.run import Run
 from tests.test_resume import assert_same, go, outcome
 
@@ -126,6 +130,24 @@ def test_a_run_keeps_the_rules_it_was_trained_with(run: Run, tmp_path: Path) -> 
     store = Run.open(folder).open_store()
     assert store.rules.version == 1
     assert isinstance(store.images, np.ndarray)
+
+
+def test_a_report_shows_the_crops_that_were_fed(run: Run) -> None:
+    samples = Samples.find(RunRecord.open(run), run)
+    assert samples is not None
+    setup = Setup.of(run)
+    seed = run.recipe.train.seed
+    mean, std = (np.asarray(values, np.float32)[:, None, None] for values in setup.normalization)
+    index = setup.images.order(seed, 0)
+    pixels, labels = setup.images.gather(index, seed=seed, epoch=0)
+    values, _ = setup.augment(seed)(pixels, labels, epoch=0, index=index)
+    fed = np.clip(np.rint((values * std + mean) * 255), 0, 255).astype(np.uint8)
+    shown = dict(samples.seen())["epoch 1"]
+    assert shown
+    for photo in shown:
+        content = base64.b64decode(photo.source.split(",", 1)[1])
+        pixels = np.asarray(Image.open(io.BytesIO(content))).transpose(2, 0, 1)
+        assert (fed == pixels).all(axis=(1, 2, 3)).any()
 
 
 def test_estimates_and_benchmarks_draw_as_training_does() -> None:

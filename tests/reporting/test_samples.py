@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -116,14 +117,14 @@ def test_a_store_is_found_by_content_or_not_at_all(run: Run, tmp_path: Path) -> 
 
 def test_duplicates_and_conflicts_are_counted(samples: Samples) -> None:
     assert samples.quality().groups == 0
-    images = np.array(samples.store.images)
+    hashes = np.array(samples.store.hashes)
     a, b = samples.splits.train[:2]
     c = samples.splits.val[0]
-    images[b] = images[c] = images[a]
+    hashes[b] = hashes[c] = hashes[a]
     labels = np.array(samples.store.labels)
     labels[b] = labels[a]
     labels[c] = (labels[a] + 1) % 10
-    store = type(samples.store)(**{**vars(samples.store), "images": images, "labels": labels})
+    store = replace(samples.store, hashes=hashes, labels=labels)
     found = Samples(samples.record, store, samples.splits).quality()
     assert (found.groups, found.images, found.across, found.conflicts) == (1, 3, 1, 1)
     assert len(found.examples[0]) == 3

@@ -9,18 +9,21 @@ its window is resized in one step. The draw and the kernel are those of the op; 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kitae import keyed
 from kitae.augment import jit
+from kitae.augment.cpu import Recycler
 from kitae.augment.kernels.link import RUN, as_f64, as_i64, as_u8, as_u64
 from kitae.augment.kernels.warp import resized_crop
+from kitae.augment.ops import Op
 from kitae.augment.ops.geometry import RandomResizedCrop
+from kitae.augment.spec import AugmentSpec
 
 # Another one than the op's own, which a second crop later in the pipeline has.
 SLOT = keyed.op_slot("random_resized_crop of whole pictures")
@@ -66,36 +69,68 @@ def crop_samples(context_at: Any, scratch: Any) -> Any:
     return 0
 
 
+class Pictures(Protocol):
+    """What a store of M whole pictures has."""
+
+    @property
+    def pixels(self) -> NDArray[np.uint8]:
+        """One picture after the other, each [C, h, w]."""
+
+    @property
+    def starts(self) -> NDArray[np.int64]:
+        """Where each begins: int64 [M + 1]."""
+
+    @property
+    def heights(self) -> NDArray[np.int64]:
+        """int64 [M]."""
+
+    @property
+    def widths(self) -> NDArray[np.int64]:
+        """int64 [M]."""
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(M, C, H, W) of what the network sees."""
+
+
+def first_crop(
+    spec: AugmentSpec, images: NDArray[np.uint8] | Pictures, threads: int
+) -> tuple[PictureCrop | None, tuple[Op, ...]]:
+    """What reads training images from a store, and the ops that follow.
+
+    Returns:
+        Where the store has whole pictures and the first op is a random resized crop, that op as a `PictureCrop` and the
+        other ops; else None and all ops.
+    """
+    ops = spec.ops()
+    if isinstance(images, np.ndarray) or not ops or not isinstance(ops[0], RandomResizedCrop):
+        return None, ops
+    return PictureCrop(ops[0], images, threads), ops[1:]
+
+
 class PictureCrop:
     """Cuts a keyed window out of each picture and resizes it, bilinear with antialias.
 
     Args:
-        op: what to draw.
-        pixels: uint8, one picture after the other, each [C, h, w].
-        starts: int64 [M + 1], where each begins.
-        heights, widths: int64 [M].
-        shape: (C, H, W) of what the network sees: the result's, unless the op has a size of its own.
+        op: what to draw; its result has the size of what the network sees, unless it names one.
+        pictures: where to read.
         threads: by which a call is shared.
     """
 
-    def __init__(
-        self,
-        op: RandomResizedCrop,
-        pixels: NDArray[np.uint8],
-        starts: NDArray[np.int64],
-        heights: NDArray[np.int64],
-        widths: NDArray[np.int64],
-        shape: tuple[int, int, int],
-        threads: int,
-    ) -> None:
-        channels, height, width = shape
+    def __init__(self, op: RandomResizedCrop, pictures: Pictures, threads: int) -> None:
+        channels, height, width = pictures.shape[1:]
         self.shape = (channels, *op.result(height, width))
         self._threads = threads
         self._numbers = np.array([*self.shape[1:], *op.scale, *op.ratio], np.float64)
-        self._kept: Sequence[NDArray[Any]] = (pixels, starts, heights, widths)  # their memory is read by address
-        self._work_bytes = _work_bytes(int(heights.max()), int(widths.max()), *self.shape[1:])
+        # Kept, as their memory is read by address.
+        self._arrays = (pictures.pixels, pictures.starts, pictures.heights, pictures.widths)
+        work = _work_bytes(int(pictures.heights.max()), int(pictures.widths.max()), *self.shape[1:])
+        self._scratch_bytes = WORK_AT + work + 64
+        # Fresh memory would take nearly as long as the crops: the system clears it.
+        self._scratch: deque[NDArray[np.uint8]] = deque(maxlen=threads)
+        self._recycler = Recycler()
         c = np.zeros(CONTEXT, np.int64)
-        c[[PIXELS, STARTS, HEIGHTS, WIDTHS]] = [array.ctypes.data for array in self._kept]
+        c[[PIXELS, STARTS, HEIGHTS, WIDTHS]] = [array.ctypes.data for array in self._arrays]
         c[CHANNELS], c[STRIDE] = channels, int(np.prod(self.shape))
         c[NUMBERS], c[SLOT_AT] = self._numbers.ctypes.data, SLOT
         self._context = c
@@ -111,7 +146,7 @@ class PictureCrop:
             uint8 [b, C, H, W].
         """
         rows, index = (np.ascontiguousarray(array, np.int64) for array in (rows, index))
-        out = np.empty((len(rows), *self.shape), np.uint8)
+        out = self._recycler.take((len(rows), *self.shape), np.uint8)
         context = self._context.copy()
         context[[ROWS, INDEX, OUT]] = [array.ctypes.data for array in (rows, index, out)]
         context[[EPOCH, SEED_LOW, SEED_HIGH]] = epoch, seed & 0xFFFFFFFF, seed >> 32
@@ -120,9 +155,10 @@ class PictureCrop:
         def work(part: NDArray[np.int64]) -> None:
             own = context.copy()
             own[[FIRST, LAST]] = part
-            scratch = np.empty(self._work_bytes + WORK_AT + 64, np.uint8)
+            scratch = self._scratch.pop() if self._scratch else np.empty(self._scratch_bytes, np.uint8)
             at = scratch.ctypes.data
             run(own.ctypes.data, at + -at % 64)
+            self._scratch.append(scratch)
 
         threads = min(self._threads, len(rows))
         if threads < 2:

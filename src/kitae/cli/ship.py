@@ -139,7 +139,7 @@ def export(run: Path, *, out: Path | None = None) -> None:
     out
         The file; default RUN.onnx.
     """
-    from kitae.pipelines.compress import export as run_export
+    from kitae.pipelines.export import export as run_export
 
     written = run_export(run, out)
     console.say(f"{written.path}: {console.size(written.path.stat().st_size)}, verified against PyTorch")

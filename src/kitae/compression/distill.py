@@ -1,6 +1,6 @@
-"""Learning from the unpruned network: the teacher, and how far a student is from it.
+"""Distillation from the unpruned network: the teacher, and the distance of a student from it.
 
-The loss itself (Hinton, Vinyals and Dean 2015) belongs to the training loop, which takes a teacher.
+The loss itself (Hinton, Vinyals and Dean 2015) is part of the training loop.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Distance:
-    """How far two classifiers are apart on the same images.
+    """The distance of two classifiers on the same images.
 
     Attributes:
         divergence: mean Kullback-Leibler divergence KL(teacher || student) in nats.
@@ -45,5 +45,5 @@ def distance(teacher: NDArray[np.float32], student: NDArray[np.float32]) -> Dist
 
 
 def as_teacher(model: nn.Module) -> nn.Module:
-    """A copy of a network to learn from: in eval mode, without gradients, untouched by what happens to the original."""
+    """A copy of a network to learn from: in eval mode, without gradients, independent of the original."""
     return copy.deepcopy(model).eval().requires_grad_(False)

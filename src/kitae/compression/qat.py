@@ -1,10 +1,9 @@
-"""Quantization-aware training: the network feels the rounding of its deployment while it is fine-tuned.
+"""Quantization-aware training: the network is fine-tuned with the rounding of its deployment.
 
-PyTorch's own export-based flow (torchao PT2E) puts a simulated quantizer at the places where `quantize.static` will
-put a real one: on what convolutions, linear layers and additions take in, on what they give after BatchNorm and ReLU,
-and on every weight, with BatchNorm folded in as it will be (Jacob et al. 2018). The trained weights then go back into
-the network they came from, which is exported and quantized as any other; so static and QAT differ in weights and in
-nothing else, and run equally fast.
+PyTorch's export-based flow (torchao PT2E) puts a simulated quantizer wherever `quantize.static` will put a real one: on
+the inputs of convolutions, linear layers and additions, on their outputs after BatchNorm and ReLU, and on every weight
+with BatchNorm folded in (Jacob et al. 2018). The trained weights then go back into the network they came from, which is
+exported and quantized as any other. So static and QAT files differ in their weights only, and run equally fast.
 """
 
 from __future__ import annotations
@@ -15,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kitae.compression.prune import Batches
-from kitae.compression.quantize import Target
+from kitae.compression.affine import Target, weight_limit
+from kitae.compression.batchnorm import Batches
 from kitae.console import quiet
 from kitae.errors import CompressionError, one_line, require
 
@@ -29,13 +28,13 @@ _CLAMPS = ("aten.relu.default", "aten.relu_.default", "aten.hardtanh.default", "
 class Simulated(nn.Module):
     """A network with simulated quantizers, which trains and evaluates like any other module.
 
-    In training mode the quantizers follow the ranges they see; in eval mode they hold still. Runs in float32 whatever
-    the autocast around it: rounding to 8 bits is what is to be felt, not rounding to bfloat16.
+    In training mode the quantizers update their ranges; in eval mode the ranges are fixed. Runs in float32 whatever the
+    autocast around it: the rounding to learn is that to 8 bits, not that to bfloat16.
 
     Args:
         model: not changed; it may be in any mode, on any device.
         input_shape: (C, H, W) of an image.
-        target: weights keep to [-64, 64] for `any`, [-127, 127] for `vnni`.
+        target: weights are in [-64, 64] for `any`, in [-127, 127] for `vnni`.
 
     Raises:
         CompressionError: the network cannot be traced, or nothing in it can be quantized.
@@ -83,7 +82,7 @@ class Simulated(nn.Module):
         return self
 
     def observe(self, batches: Batches) -> Simulated:
-        """Let the quantizers see training images before training begins: nothing else is changed.
+        """Set the quantizers' ranges from training images, before training begins; nothing else is changed.
 
         Args:
             batches: gives normalised images and labels.
@@ -112,7 +111,7 @@ class Simulated(nn.Module):
 
 
 def _quantizer(target: Target) -> Any:
-    """Says where simulated quantizers go, and of which kind."""
+    """The places and kinds of the simulated quantizers."""
     base = require("torchao.quantization.pt2e.quantizer", "compress")
     fake = require("torchao.quantization.pt2e.fake_quantize", "compress")
     observer = require("torchao.quantization.pt2e.observer", "compress")
@@ -125,10 +124,10 @@ def _quantizer(target: Target) -> Any:
             observer=observer.MovingAverageMinMaxObserver
         ),
     )
-    limit = 127 if target == "vnni" else 64
+    limit = weight_limit(target)
 
     def weight(axis: int) -> Any:
-        # averaging_constant 1: the range of the weights as they are now, not of a past that training left behind.
+        # averaging_constant 1: the range of the weights as they are now, not an average over earlier steps.
         return base.QuantizationSpec(
             dtype=torch.int8,
             quant_min=-limit,
@@ -141,7 +140,7 @@ def _quantizer(target: Target) -> Any:
         )
 
     class Placement(base.Quantizer):  # type: ignore[misc, name-defined]
-        """Quantizers where `quantize.static` will have them."""
+        """Quantizers where `quantize.static` has them."""
 
         def annotate(self, model: torch.fx.GraphModule) -> torch.fx.GraphModule:
             nodes = [node for node in model.graph.nodes if node.op == "call_function"]
@@ -194,7 +193,7 @@ def _between(nodes: list[torch.fx.Node], weighted: list[torch.fx.Node]) -> set[t
 
 
 def _end_of_chain(node: torch.fx.Node) -> torch.fx.Node:
-    """Where the output of a layer becomes a tensor of its own: after its BatchNorm and its ReLU."""
+    """The node whose output is quantized for a layer: after its BatchNorm and its ReLU."""
     for kinds in (_NORMS, _CLAMPS):
         users = list(node.users)
         if len(users) == 1 and str(users[0].target) in kinds:

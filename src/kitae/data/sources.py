@@ -26,7 +26,7 @@ from kitae.errors import DataError
 from kitae.preprocess import EXTENSIONS
 
 GROUP_PREFIX = "group="
-_BLOCK = 32  # images handed to a worker at once
+_BLOCK, _BLOCKS = 32, 64  # images handed to a worker at once, at most; and at least so many portions of a folder
 
 
 def open_source(spec: DataSpec, progress: Progress | None = None) -> Source:
@@ -146,8 +146,9 @@ class FolderSource(Source):
         )
 
     def blocks(self) -> Iterator[list[Item]]:
-        for start in range(0, len(self._files), _BLOCK):
-            yield list(self._files[start : start + _BLOCK])
+        size = max(1, min(_BLOCK, len(self._files) // _BLOCKS))  # a few large photographs keep all workers busy, too
+        for start in range(0, len(self._files), size):
+            yield list(self._files[start : start + size])
 
     def read(self, index: int) -> Item:
         return self._files[index]

@@ -1,1 +1,1 @@
-"""From a trained network to one file that runs where PyTorch is not installed."""
+"""From a trained network to one file that runs without PyTorch."""

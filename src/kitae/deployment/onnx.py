@@ -2,8 +2,8 @@
 
     images uint8 [N, C, H, W]  ->  (images / 255 - mean) / std  ->  network  ->  softmax(logits / temperature)
 
-The weights lie inside the file, N is free, and the metadata (a JSON object under the key `kitae`) carries the class
-names, the decode-and-resize rules and where the file came from. A file appears only after it was verified.
+The weights are inside the file and N is free. The metadata (a JSON object under the key `kitae`) has the class names,
+the decode-and-resize rules and the origin of the file. A file is written only after it was verified.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ Target = Literal["any", "vnni"]
 
 @dataclass(frozen=True)
 class Card:
-    """What an exported file says about itself, besides its weights.
+    """What an exported file states about itself, besides its weights.
 
     Attributes:
         classes: K class names, in the order of the network's outputs.
         rules: how an image becomes the graph's input.
-        mean, std: per channel, of pixel values scaled to [0, 1]; inside the graph, and repeated here.
+        mean, std: per channel, of pixel values scaled to [0, 1]; also inside the graph.
         temperature: divides the logits before the softmax; fitted on validation.
         precision: `fp32`, or how it was quantized: `int8-static`, `int8-qat`, `int8-dynamic`.
         target: `vnni` only for INT8 files whose sums can saturate on CPUs without VNNI.
@@ -93,12 +93,12 @@ class Card:
 
 
 class Classifier(nn.Module):
-    """A network with the normalisation before it and the calibrated softmax after it; this is what is exported."""
+    """What is exported: a network with the normalisation before it and the calibrated softmax after it."""
 
     def __init__(self, network: nn.Module, card: Card) -> None:
         super().__init__()
         self.network = network
-        # One multiplication and one addition a pixel: (x / 255 - mean) / std = x * scale + shift.
+        # One multiplication and one addition per pixel: (x / 255 - mean) / std = x * scale + shift.
         mean, std = (torch.tensor(value, dtype=torch.float64).reshape(1, -1, 1, 1) for value in (card.mean, card.std))
         self.scale: Tensor
         self.shift: Tensor
@@ -118,8 +118,8 @@ def to_onnx(network: nn.Module, card: Card) -> onnx.ModelProto:
     The network is copied to the CPU, set to eval mode and float32; the original is not touched.
 
     Raises:
-        ExportError: an operation of the network has no ONNX counterpart (it is named), or one that draws random numbers
-            is left in the graph.
+        ExportError: an operation of the network has no ONNX counterpart (it is named), or its outputs have another
+            shape than the card says.
     """
     require("onnx", "compress")
     require("onnxscript", "compress")
@@ -157,7 +157,7 @@ def serialize(proto: onnx.ModelProto, card: Card) -> bytes:
     stamped.CopyFrom(proto)
     del stamped.metadata_props[:]
     try:
-        digest = content_hash(stamped.SerializeToString(deterministic=True))
+        digest = content_hash(bytes(stamped.SerializeToString(deterministic=True)))
         entry = stamped.metadata_props.add()
         entry.key = METADATA_KEY
         entry.value = json.dumps(card.to_metadata(digest), sort_keys=True, allow_nan=False)
@@ -173,7 +173,7 @@ class Exported:
     """A file that was written.
 
     Attributes:
-        path: where it lies.
+        path: the file.
         bytes: its size; there is no second file.
         parity: how far it is from the network.
     """
@@ -184,13 +184,13 @@ class Exported:
 
 
 def export(network: nn.Module, path: str | Path, card: Card, images: NDArray[np.uint8] | None = None) -> Exported:
-    """Export a network in float32, verify the file against it, and only then let it appear.
+    """Export a network in float32, verify the file against it, and only then write it.
 
     Args:
         network: gives logits [N, K] for normalised float images [N, C, H, W]; not changed.
-        path: where to; what was there is kept if anything fails.
+        path: the file; if anything fails, an earlier one is kept.
         card: class names, rules, normalisation, temperature.
-        images: uint8 [N, C, H, W] to verify with, 32 or more; without them pictures are made up.
+        images: uint8 [N, C, H, W] to verify with, 32 or more; without them images are generated.
 
     Raises:
         ExportError: an operation cannot be exported, or the file does not compute what the network computes.
@@ -206,7 +206,7 @@ def export(network: nn.Module, path: str | Path, card: Card, images: NDArray[np.
 
 
 def _strip(proto: onnx.ModelProto) -> None:
-    """Drop stack traces and other traces of the exporting machine: they hold paths, and bytes that tiny nets notice."""
+    """Remove stack traces and other traces of the exporting machine: they hold paths, and enlarge tiny networks."""
     del proto.metadata_props[:]
     proto.doc_string = ""
     graph = proto.graph
@@ -218,7 +218,7 @@ def _strip(proto: onnx.ModelProto) -> None:
 
 
 def _culprit(error: BaseException) -> str:
-    """The operation that could not be exported, or else the last line of what the exporter says."""
+    """The operation that could not be exported, or else the first line of the exporter's error."""
     chain: list[str] = []
     current: BaseException | None = error
     while current is not None and len(chain) < 8:

@@ -1,7 +1,7 @@
-"""An exported graph in the operations that engines run best: the same mathematics in fewer nodes.
+"""Rewrites an exported graph into operations that engines run best: the same mathematics in fewer nodes.
 
-A small network's time is to a good part the handling of nodes, and some of what PyTorch's exporter writes has no
-integer kernel, so that an INT8 graph goes back to float for it:
+Much of a small network's time is overhead per node, and some operations that PyTorch's exporter writes have no integer
+kernel, so an INT8 graph returns to float for them:
 
     ReduceMax or ReduceMean over height and width   ->  MaxPool, GlobalAveragePool: they have integer kernels
     Gemm, then Mul by a number                      ->  the Gemm with its weights and bias multiplied
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def simplify(proto: onnx.ModelProto) -> None:
-    """Rewrite a float graph in place; what does not fit is left as it is.
+    """Rewrite a float graph in place; other operations are left as they are.
 
     Constants keep their names. Results differ from before by the rounding of a product (relative 2^-24) at most.
     """
@@ -48,7 +48,7 @@ def _pool_instead_of_reduce(proto: onnx.ModelProto) -> None:
         del node.attribute[:], node.input[1:]
         if node.op_type == "ReduceMean":
             node.op_type = "GlobalAveragePool"
-        else:  # GlobalMaxPool would say the same, but has no integer kernel
+        else:  # GlobalMaxPool computes the same, but has no integer kernel
             node.op_type = "MaxPool"
             node.attribute.append(onnx_module.helper.make_attribute("kernel_shape", shape[2:]))
 

@@ -1,7 +1,7 @@
-"""Does the file compute what the network computes? Asked before it is kept, and answered with numbers.
+"""Whether a file computes what the network computes, verified before the file is kept.
 
-The reference is the PyTorch network itself, normalised here a second time from its mean and standard deviation, so
-that a mistake in the exported normalisation cannot hide behind itself.
+The reference is the PyTorch network, normalised here independently from its mean and standard deviation, so a mistake
+in the exported normalisation is noticed.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,7 +19,7 @@ from torch import nn
 from kitae.errors import ExportError, one_line, require
 from kitae.keyed import uniform
 from kitae.modes import evaluating
-from kitae.runtime import INPUT, OUTPUT
+from kitae.runtime import INPUT, OUTPUT, open_session
 
 if TYPE_CHECKING:
     import onnx
@@ -32,8 +31,8 @@ BATCH_SIZES = (1, 2, 7, 32)
 # same share of itself; the absolute term covers probabilities that are nearly zero.
 RELATIVE, ABSOLUTE = 5e-3, 1e-5
 
-# A network with huge activations amplifies rounding, PyTorch's own too: a file may err this many times as far from the
-# float64 result as PyTorch in float32 does.
+# A network with huge activations amplifies rounding, in PyTorch too: a file may be this many times as far from the
+# float64 result as PyTorch in float32 is.
 _TIMES_OWN_ROUNDING = 4.0
 
 # A class that changes between two answers of nearly equal probability is rounding; a clear one is a wrong kernel.
@@ -55,7 +54,7 @@ class Parity:
         max_error: largest absolute difference of a probability.
         flips: images whose most probable class differs.
         clear_flips: those of them where the reference puts the two classes 0.1 or more apart.
-        batch_sizes: each was tried.
+        batch_sizes: those tried.
     """
 
     images: int
@@ -72,25 +71,23 @@ class Parity:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Outputs side by side.
+    """Outputs of a candidate and a reference.
 
     Attributes:
         images: how many.
         batch_sizes: those tried.
-        got, expected: float32 [M, K]; the first batches of each size, then the sweep over all images.
-        sweep: float32 [N, K], the candidate's outputs for all images.
+        got, expected: float32 [M, K]; the first batches of each size, then all images.
     """
 
     images: int
     batch_sizes: tuple[int, ...]
     got: NDArray[np.float32]
     expected: NDArray[np.float32]
-    sweep: NDArray[np.float32]
 
     def parity(self) -> Parity:
         """The comparison in a few numbers."""
-        wanted = self.expected[-self.images :]
-        rows, said, true = np.arange(self.images), self.sweep.argmax(axis=1), wanted.argmax(axis=1)
+        wanted, given = self.expected[-self.images :], self.got[-self.images :]
+        rows, said, true = np.arange(self.images), given.argmax(axis=1), wanted.argmax(axis=1)
         apart = wanted[rows, true] - wanted[rows, said]  # 0 where the two agree
         return Parity(
             images=self.images,
@@ -99,32 +96,6 @@ class Comparison:
             clear_flips=int((apart >= _CLEAR_MARGIN).sum()),
             batch_sizes=self.batch_sizes,
         )
-
-
-def open_session(
-    content: bytes | str | Path, *, threads: int | None = None, optimize: bool = True
-) -> onnxruntime.InferenceSession:
-    """An onnxruntime session on the CPU. `optimize=False` runs every node as it is written: an INT8 graph of
-    QuantizeLinear and DequantizeLinear pairs is then computed in float, as quantization-aware training simulates it.
-
-    Raises:
-        ExportError: onnxruntime cannot load the graph.
-    """
-    ort = require("onnxruntime", "runtime")
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    if not optimize:
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    source = content if isinstance(content, bytes) else str(content)
-    try:
-        session: onnxruntime.InferenceSession = ort.InferenceSession(
-            source, options, providers=["CPUExecutionProvider"]
-        )
-    except Exception as error:
-        raise ExportError(f"onnxruntime {ort.__version__} cannot load the graph: {one_line(error, 300)}") from error
-    return session
 
 
 def session_reference(session: onnxruntime.InferenceSession) -> Reference:
@@ -222,20 +193,20 @@ def compare(
         raise ExportError("an output is not finite")
     if float(np.abs(got.sum(axis=1) - 1.0).max()) > 1e-3:
         raise ExportError("an output is not a distribution: its probabilities do not sum to 1")
-    return Comparison(len(images), sizes, got, expected, sweep)
+    return Comparison(len(images), sizes, got, expected)
 
 
 def verify_float(
     content: bytes, reference: Reference, images: NDArray[np.uint8], exact: Callable[[], Reference] | None = None
 ) -> Parity:
-    """Let a float file pass if it computes what the reference computes, at every batch size.
+    """Accept a float file if it computes what the reference computes, at every batch size.
 
     Args:
         content: the file.
         reference: the network in PyTorch, as `torch_reference`.
         images: uint8 [N, C, H, W], real ones where there are some.
-        exact: makes the reference in float64. Asked only where the two differ by more than is usual: how much of that
-            is rounding, which PyTorch has too?
+        exact: makes the reference in float64. It is used only where the two differ by more than is usual, to tell
+            rounding, which PyTorch has too, from a mistake.
 
     Raises:
         ExportError: the graph is unsound, or a probability differs by more than rounding can.
@@ -258,18 +229,18 @@ def verify_float(
 
 
 def verify_integer(content: bytes, images: NDArray[np.uint8], *, floor: float = 0.95) -> Parity:
-    """Let an INT8 file pass if this CPU's integer kernels compute what its scales and integers say.
+    """Accept an INT8 file if this CPU's integer kernels compute what its scales and integers define.
 
     The reference is the same graph run node by node in float: its pairs of QuantizeLinear and DequantizeLinear as they
-    are written, integer operators (of dynamic quantization) as float ones over the same integers. They differ by
-    rounding only, unless integer sums saturate (CPUs without VNNI, a file for `vnni`) or a kernel is wrong. Classes
+    are written, integer operators (of dynamic quantization) as float ones over the same integers. The two differ by
+    rounding only, unless integer sums saturate (a file for `vnni` on a CPU without it) or a kernel is wrong. Classes
     that the reference itself can hardly tell apart (by less than 0.1) do not count. Dynamic ranges are those of a
     batch, so such a file is compared image by image, as the runtime serves it.
 
     Args:
         content: the file.
         images: uint8 [N, C, H, W], real ones where there are some.
-        floor: smallest share of images on which the two must agree in their class, or nearly.
+        floor: smallest share of images on which the two must agree in their class (or nearly, as above).
 
     Raises:
         ExportError: the graph is unsound, or they agree on too few images.
@@ -328,7 +299,7 @@ def _without_integer_operators(proto: onnx.ModelProto) -> bytes | None:
 
 
 def probe_images(shape: tuple[int, int, int], count: int = 64) -> NDArray[np.uint8]:
-    """Pictures to verify with where there are none: keyed blobs of colour under noise, uint8 [count, C, H, W]."""
+    """Images to verify with where there are none: keyed blobs of colour under noise, uint8 [count, C, H, W]."""
     channels, height, width = shape
     cells = uniform(0, 0, np.arange(count * channels * 16), 1).reshape(count, channels, 4, 4)
     rows, columns = (np.arange(size) * 4 // size for size in (height, width))

@@ -139,7 +139,10 @@ def prune(
         accuracy (test), val_accuracy, sparsity (zero weights as a share of the remaining parameters), parameters,
         compressed_bytes.
     """
-    from kitae.compression import prune as pruning
+    from kitae.compression.batchnorm import reestimate_batchnorm
+    from kitae.compression.channels import remove_channels
+    from kitae.compression.counting import compressed_bytes, count
+    from kitae.compression.masks import apply_masks, enforce, magnitude_masks
     from kitae.pipelines.setup import Setup
     from kitae.training.distributed import join
 
@@ -148,19 +151,18 @@ def prune(
     batches = partial(setup.clean_batches, next(model.parameters()).device)
     hold = None
     if ratio and kind == "unstructured":
-        masks = pruning.magnitude_masks(model, ratio, scope=scope)
-        pruning.apply_masks(model, masks)
-        hold = pruning.enforce(masks)
+        masks = magnitude_masks(model, ratio, scope=scope)
+        apply_masks(model, masks)
+        hold = enforce(masks)
     elif ratio:
-        shape = setup.store.rules.shape
-        model = pruning.remove_channels(model, shape, ratio, scope=scope).model
+        model = remove_channels(model, setup.store.rules.shape, ratio, scope=scope).model
     if ratio:
-        pruning.reestimate_batchnorm(model, batches)
+        reestimate_batchnorm(model, batches)
     if epochs:
         # The same for every ratio, so that they differ only in it, but not the seed of the training.
         seed = keyed.derive_seed(run.recipe.train.seed, 0, 0, keyed.SLOT_TUNING) & 0xFFFFFFFF
         model = setup.recover(model, epochs=epochs, seed=seed, after_step=hold)
-    counts = pruning.count(model)
+    counts = count(model)
     model = model.cpu()
 
     def accuracy(rows: NDArray[np.int64]) -> float:
@@ -172,7 +174,7 @@ def prune(
         "accuracy": accuracy(setup.splits.open_test(lambda: run.count_test_opening(f"study, pruned by {ratio:g}"))),
         "sparsity": counts.sparsity,
         "parameters": float(counts.nonzero),
-        "compressed_bytes": float(pruning.compressed_bytes(model)),
+        "compressed_bytes": float(compressed_bytes(model)),
     }
 
 

@@ -1,11 +1,11 @@
-"""compress(run) and export(run): the rooms that shrink a trained network and write it down, wired in order.
+"""compress(run): the smallest model within a budget, in a folder of its own.
 
 A compression folder holds
 
     compression.json   the budget, every number, and the machine they were measured on
-    front.parquet      a line a candidate
+    front.parquet      a line per candidate
     model.onnx         the winner; `closest.onnx` instead where nothing met the budget
-    model.json, model.safetensors   what rebuilds the winner in PyTorch: the run's network, its shape, its weights
+    model.json, model.safetensors   rebuild the winner in PyTorch: the run's network, its shape, its weights
     stages/            fine-tuned networks, so that another budget does not train them again
     figures/           pictures
     .lock              held while a search writes here
@@ -13,64 +13,42 @@ A compression folder holds
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+import pyarrow
+from pydantic import ValidationError
+from torch import nn
 
 import kitae
-from kitae import keyed
-from kitae.compression.prune import Shape, reshape
-from kitae.compression.quantize import FEWEST_IMAGES
+from kitae.compression.shape import Shape, reshape
 from kitae.compression.spec import CompressSpec
-from kitae.deployment.onnx import Card, Exported, serialize, to_onnx
-from kitae.deployment.onnx import export as write_onnx
-from kitae.deployment.verify import Parity, torch_reference, verify_float, verify_integer
-from kitae.errors import (
-    BudgetError,
-    CompressionError,
-    DataError,
-    KitaeError,
-    TrainingError,
-    TrainingInterruptedError,
-    one_line,
-)
-from kitae.evaluation import intervals, latency
-from kitae.evaluation.calibration import fit_temperature
+from kitae.errors import BudgetError, CompressionError, KitaeError, TrainingError, TrainingInterruptedError, one_line
 from kitae.files import LOCK, lock_folder, write_atomically, write_json
-from kitae.models.build import SCALING, build, count_macs, count_parameters
-from kitae.pipelines.budget import Images, Outcome, Tools, judge, search, size_field
-from kitae.pipelines.setup import Setup, begin
+from kitae.pipelines.budget import Outcome, judge, search, size_field
+from kitae.pipelines.candidates import Bench
+from kitae.pipelines.export import beside
+from kitae.pipelines.networks import Networks, Say, fresh_network
 from kitae.preprocess import PreprocessRules
 from kitae.recipe import Recipe
 from kitae.reporting import figures
 from kitae.run import Run, machine, write_parquet
 from kitae.runtime import has_vnni
-from kitae.training.batches import epoch_shape
 from kitae.training.checkpoint import load_weights, save_weights
-from kitae.training.distributed import World
-from kitae.training.fit import Tuning
-from kitae.training.learner import Teacher
-
-Say = Callable[[str], None]
 
 _FILES = ("compression.json", "front.parquet", "model.onnx", "closest.onnx", "model.json", "model.safetensors",
           "report.html")  # fmt: skip
 _CANDIDATES = "candidates"
 _FOLDERS = ("stages", _CANDIDATES, "figures")
-_NEW = ".new.tmp"  # a result that is not whole yet
-_VERIFY_IMAGES = 256
+_NEW = ".new.tmp"  # a result that is not complete yet
 _FORMAT = 1
-_FACTS = {"within_budget", "candidates", "winner", "test"}  # of compression.json; what the properties below read
+_FACTS = {"within_budget", "candidates", "winner", "test"}  # keys of compression.json that are read below
 
 
 @dataclass(frozen=True)
@@ -109,7 +87,7 @@ class CompressionResult:
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """A line a candidate."""
+        """A line per candidate."""
         return list(self.facts["candidates"])
 
     @property
@@ -133,7 +111,7 @@ class CompressionResult:
         try:
             recipe = Recipe.model_validate(facts["recipe"])
             rules = PreprocessRules.from_dict(facts["preprocess"])
-            model = reshape(_fresh(recipe, facts["classes"], rules), Shape.from_dict(facts["shape"]))
+            model = reshape(fresh_network(recipe, facts["classes"], rules), Shape.from_dict(facts["shape"]))
         except (KitaeError, ValueError, TypeError) as error:
             raise CompressionError(f"{file}: is damaged ({one_line(error)})") from error
         file = self.path / "model.safetensors"
@@ -160,45 +138,6 @@ def _read_json(file: Path, keys: set[str]) -> dict[str, Any]:
     return dict(value)
 
 
-def export(run: Run | str | Path, path: str | Path | None = None) -> Exported:
-    """Write a run's best weights as one verified ONNX file.
-
-    Args:
-        path: where to; by default beside the run's folder, under its name.
-
-    Raises:
-        TrainingError: the run has no best model yet.
-        ExportError: the network cannot be exported, or the file does not compute what it computes.
-    """
-    run = run if isinstance(run, Run) else Run.open(run)
-    model = run.load_model()
-    try:
-        images = _rows(Setup.of(run), "val").first(_VERIFY_IMAGES)
-    except DataError:  # the data has moved; made-up pictures verify a file too
-        images = None
-    file = Path(path) if path is not None else _beside(run.path, ".onnx")
-    return write_onnx(model, file, card(run), images)
-
-
-def _beside(folder: Path, suffix: str) -> Path:
-    """A neighbour of a folder under its name, also of `.`."""
-    whole = folder.resolve()
-    return whole.with_name(f"{whole.name}{suffix}")
-
-
-def card(run: Run) -> Card:
-    """What an exported file of this run says about itself."""
-    facts = run.facts()
-    return Card(
-        classes=run.classes,
-        rules=run.rules,
-        mean=tuple(facts["mean"]),
-        std=tuple(facts["std"]),
-        temperature=float(facts["temperature"]),
-        recipe=run.recipe.name,
-    )
-
-
 def compress(
     run: Run | str | Path,
     out: str | Path | None = None,
@@ -212,10 +151,10 @@ def compress(
 
     Args:
         run: a trained run, or its folder.
-        out: the compression folder; by default the run's with `-small` added. A folder whose search was interrupted is
-            gone on with.
-        spec: the budget and where to look. `options` are its fields, and go before (`max_drop=1.0, ratios=(0.3, 0.5)`);
-            with ratios but no max_drop, all of them are measured, hopeless or not.
+        out: the compression folder; by default the run's with `-small` added. A folder whose search was interrupted
+            is continued.
+        spec: the budget and where to look. `options` are its fields, and override it
+            (`max_drop=1.0, ratios=(0.3, 0.5)`); with ratios but no max_drop, all of them are measured, hopeless or not.
         overwrite: replace the compression in `out`; fine-tuned stages that still fit are used again.
         say: gets a line of progress.
 
@@ -226,52 +165,35 @@ def compress(
         ExportError: a file does not compute what it should.
     """
     run = run if isinstance(run, Run) else Run.open(run)
-    run.load_model()  # says what is wrong with a run that has no best model
+    run.load_model()  # raises where a run has no best model
     run.require_finished()
     spec = resolve_spec(spec, options)
-    folder = Path(out) if out is not None else _beside(run.path, "-small")
+    folder = Path(out) if out is not None else beside(run.path, "-small")
     if not os.access(run.path, os.W_OK):
         raise CompressionError(f"{run.path}: is read-only, and an opening of test is counted there; copy the run")
-    with _taken(folder, overwrite):
+    with _locked(folder, overwrite):
         return _compress(run, folder, spec, say or (lambda line: None))
 
 
 def _compress(run: Run, folder: Path, spec: CompressSpec, say: Say) -> CompressionResult:
-    world = begin(run.recipe.train)
     if spec.target == "vnni" and has_vnni() is False:
         say("note: target vnni, and this CPU has no VNNI: its integer sums can saturate, so accuracies of 8-bit files "
             "may be too low; target any is safe here")  # fmt: skip
-    model = run.load_model(free=True).to(world.device)
-    setup = Setup.of(run)
-    train, validation = _rows(setup, "train"), _rows(setup, "val")
-    if len(train) < FEWEST_IMAGES and {"static", "qat"} & set(spec.quantize):
-        raise CompressionError(
-            f"{run.path}: {len(train)} training images are too few to calibrate with, at least {FEWEST_IMAGES} are "
-            "needed; --quantize none or dynamic needs none"
-        )
-    about = card(run)
-    calibrated = _Calibrated(run, setup, about, model)
-    tools = _tools(run, spec, setup, calibrated, train, validation, folder, world, say)
+    networks = Networks(run, spec, folder / "stages", say)
+    bench = Bench(networks, folder / _CANDIDATES)
     try:
-        outcome = search(
-            model,
-            spec,
-            tools,
-            input_shape=about.input_shape,
-            calibration=train.first(spec.calibration_images),
-            selection=validation,
-            folder=folder / _CANDIDATES,
-        )
+        outcome = search(networks, bench)
     except TrainingInterruptedError as error:
-        kept = f"{folder} keeps the ratios that were done: the same command goes on from there"
+        kept = f"{folder} keeps the ratios that were done: repeat the same command to continue"
         raise TrainingInterruptedError(f"{error.where} of a fine-tuning", kept) from error
+    setup = networks.setup
     test: dict[str, Any] | None = None
     if outcome.within_budget:
         say("opening test for the original and the winner")
         rows = setup.splits.open_test(lambda: run.count_test_opening(f"compress, {outcome.winner.name}"))
-        test = judge(outcome, Images(setup.image_set(rows).gather, rows), tools, spec)
-    counts = {"train": len(train), "val": len(validation)}
-    result = _write(folder, run, spec, outcome, test, counts, calibrated(outcome.model).temperature)
+        test = judge(outcome, setup.image_set(rows), spec)
+    counts = {"train": len(setup.splits.train), "val": len(setup.splits.val)}
+    result = _write(folder, run, spec, outcome, test, counts)
     if not outcome.within_budget:
         raise BudgetError(folder, f"{outcome.winner.name}, {outcome.why_not}")
     return result
@@ -283,11 +205,9 @@ def resolve_spec(spec: CompressSpec | None, options: Mapping[str, Any]) -> Compr
     Raises:
         CompressionError: a field, or two that do not go together, in one line.
     """
-    from pydantic import ValidationError
-
-    told = options.keys() | (spec.model_fields_set if spec else set())
-    if "ratios" in options and not {"max_drop", "abandon"} & told:
-        options = {**options, "abandon": False}  # who names ratios but no budget wants the whole curve
+    given = options.keys() | (spec.model_fields_set if spec else set())
+    if "ratios" in options and not {"max_drop", "abandon"} & given:
+        options = {**options, "abandon": False}  # ratios without a budget ask for the whole curve
     try:
         return CompressSpec.model_validate({**(spec.model_dump() if spec else {}), **options})
     except ValidationError as error:
@@ -297,191 +217,36 @@ def resolve_spec(spec: CompressSpec | None, options: Mapping[str, Any]) -> Compr
 
 
 @contextmanager
-def _taken(folder: Path, overwrite: bool) -> Iterator[None]:
-    """Make the folder, or take one that an earlier compression left, and hold it against other processes."""
-    _require_ours(folder, overwrite)
+def _locked(folder: Path, overwrite: bool) -> Iterator[None]:
+    """Make the folder, or reuse one that an earlier compression left, and lock it against other processes."""
+    _check_folder(folder, overwrite)
     busy = "another process is compressing into it; choose another --out"
-    lock = lock_folder(folder, CompressionError, busy)  # the search takes long: better to know now
+    lock = lock_folder(folder, CompressionError, busy)
     try:
-        _require_ours(folder, overwrite)  # again: another process may have finished one in between
-        for left in (_CANDIDATES, _NEW):  # by one that was stopped
+        _check_folder(folder, overwrite)  # again: another process may have finished a compression in between
+        for left in (_CANDIDATES, _NEW):  # by an interrupted search
             shutil.rmtree(folder / left, ignore_errors=True)
         yield
     finally:
         os.close(lock)
 
 
-def _require_ours(folder: Path, overwrite: bool) -> None:
-    """Never a folder with anything in it that no compression wrote."""
+def _check_folder(folder: Path, overwrite: bool) -> None:
+    """Refuse a folder that holds anything but a compression, or a finished one without `overwrite`."""
     if folder.exists() and not folder.is_dir():
         raise CompressionError(f"{folder}: is a file, not a folder")
-    strangers = [] if not folder.exists() else sorted(
-        entry.name for entry in folder.iterdir() if entry.name not in (*_FILES, *_FOLDERS, LOCK)
-        and not entry.name.endswith(".tmp")
-    )  # fmt: skip
-    if strangers:
-        raise CompressionError(
-            f"{folder}: holds files that no compression wrote ({strangers[0]}); choose another --out"
-        )
+    ours = (*_FILES, *_FOLDERS, LOCK)
+    entries = [entry.name for entry in folder.iterdir()] if folder.exists() else []
+    foreign = sorted(name for name in entries if name not in ours and not name.endswith(".tmp"))
+    if foreign:
+        raise CompressionError(f"{folder}: holds files that no compression wrote ({foreign[0]}); choose another --out")
     if (folder / "compression.json").exists() and not overwrite:
         raise CompressionError(f"{folder}: holds a compression already; add --overwrite, or choose another --out")
 
 
-class _Calibrated:
-    """What a network's file says about itself: fine-tuning moves the logits, so each has a temperature of its own."""
-
-    def __init__(self, run: Run, setup: Setup, about: Card, original: nn.Module) -> None:
-        self.run, self.setup, self.about = run, setup, about
-        self._known: dict[int, tuple[nn.Module, Card]] = {id(original): (original, about)}  # holds them, so ids stay
-
-    def __call__(self, model: nn.Module) -> Card:
-        if id(model) not in self._known:
-            about = self.about
-            if self.run.recipe.evaluate.temperature:
-                validation = self.setup.image_set(self.setup.splits.val)
-                try:
-                    logits, labels = self.run.logits(validation, model, tta="none")
-                except TrainingError as error:  # of 8-bit training that diverged: a file that cannot be had
-                    raise CompressionError(str(error)) from error
-                about = about.but(temperature=fit_temperature(logits, labels))
-            self._known[id(model)] = (model, about)
-        return self._known[id(model)][1]
-
-
-def _fresh(recipe: Recipe, classes: Iterable[str], rules: PreprocessRules) -> nn.Module:
-    """The run's network with initial weights, a pure function of its seed."""
-    plain = recipe.model.model_copy(update={"pretrained": False, "freeze": "none"})
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(keyed.derive_seed(recipe.train.seed, 0, 0, keyed.SLOT_MODEL))
-        return build(plain, classes=len(tuple(classes)), channels=rules.channels, image_size=rules.image_size)
-
-
-def _rows(setup: Setup, split: str) -> Images:
-    """Training images in a keyed order (so that the first few are a sample), or validation images in their own."""
-    rows = setup.shuffled_train if split == "train" else setup.splits.val
-    return Images(setup.image_set(rows).gather, rows)
-
-
-def _small(run: Run) -> dict[str, Callable[[], nn.Module]]:
-    """Networks of the run's own family where it comes in widths, else ResNet-9s, the narrowest first."""
-    family = run.recipe.model.name if run.recipe.model.name in SCALING else "resnet9"
-
-    def build_width(width: int) -> nn.Module:
-        spec = run.recipe.model.model_copy(update={"name": family, "width": width, "stem": "auto"})
-        recipe = run.recipe.model_copy(update={"model": spec})
-        return _fresh(recipe, run.classes, run.rules)
-
-    return {
-        f"{family} of width {width}": partial(build_width, width) for width in (4, 6, 8, 12, 16, 20, 24, 32, 48, 64)
-    }
-
-
-class _Epochs:
-    """A line an epoch, for trainings of minutes."""
-
-    def __init__(self, say: Say, epochs: int) -> None:
-        self.say, self.epochs = say, epochs
-
-    def on_step(
-        self, epoch: int, step: int, steps: int, loss: float, images_per_second: float, data_share: float
-    ) -> None:
-        pass
-
-    def on_epoch(self, row: Mapping[str, Any]) -> None:
-        score = row["val_accuracy"]
-        shown = "no score" if score is None else f"{100 * score:.2f} %"
-        self.say(
-            f"  epoch {row['epoch']}/{self.epochs}: {shown} on validation, {row['images_per_second']:,.0f} images/s"
-        )
-
-    def note(self, text: str) -> None:
-        self.say(text)
-
-
-class _Stages:
-    """Fine-tuned networks in the compression folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def load(self, key: str) -> tuple[dict[str, Tensor], Shape, float | None] | None:
-        file = self.folder / f"{key}.safetensors"
-        if not file.is_file():
-            return None
-        try:
-            weights, metadata = load_weights(file)
-            return weights, Shape.from_dict(metadata["shape"]), metadata["masked_error"]
-        except (TrainingError, CompressionError, KeyError):  # damaged: trained again, and written anew
-            return None
-
-    def save(self, key: str, weights: dict[str, Tensor], shape: Shape, masked_error: float | None) -> None:
-        facts = {"shape": shape.to_dict(), "masked_error": masked_error}
-        save_weights(weights, self.folder / f"{key}.safetensors", facts)
-
-
-def _tools(
-    run: Run,
-    spec: CompressSpec,
-    setup: Setup,
-    calibrated: _Calibrated,
-    train: Images,
-    validation: Images,
-    folder: Path,
-    world: World,
-    say: Say,
-) -> Tools:
-    about = calibrated.about
-    images = validation.first(_VERIFY_IMAGES)
-    training = run.recipe.train
-
-    def verify(content: bytes, model: nn.Module) -> Parity:
-        reference = partial(torch_reference, model, about.mean, about.std, calibrated(model).temperature)
-        return verify_float(content, reference(), images, partial(reference, double=True))
-
-    def to_file(graph: Any, precision: str, notes: Mapping[str, Any], model: nn.Module) -> bytes:
-        target = "any" if precision == "fp32" else spec.target
-        return serialize(graph, calibrated(model).but(precision=precision, target=target, notes=notes))
-
-    def recover(model: nn.Module, *, epochs: int, **options: Any) -> nn.Module:
-        return setup.recover(model, epochs=epochs, watcher=_Epochs(say, epochs), **options)
-
-    def scratch(model: nn.Module, more: int, teacher: nn.Module | None, seed: int) -> nn.Module:
-        longer = training.model_copy(update={"epochs": training.epochs + more, "seed": seed})
-        layout = torch.channels_last if training.channels_last else torch.contiguous_format
-        model = model.to(device=world.device, memory_format=layout)  # type: ignore[call-overload]
-        guide = None if teacher is None else Teacher(teacher)
-        setup.fit(model, longer, world, watcher=_Epochs(say, longer.epochs), tuning=Tuning(guide))
-        return model
-
-    return Tools(
-        recover=recover,
-        fresh=lambda: _fresh(run.recipe, run.classes, run.rules),
-        batches=partial(setup.clean_batches, world.device),
-        to_graph=lambda model, calibrate=True: to_onnx(model, calibrated(model) if calibrate else about),
-        to_file=to_file,
-        verify_float=verify,
-        verify_integer=lambda content: verify_integer(content, images),
-        compare=intervals.paired_difference,
-        interval=intervals.wilson,
-        measure=lambda calls, reference: latency.measure(calls, reference=reference, repeats=50).to_dict(),
-        describe=lambda model: {
-            "parameters": count_parameters(model),
-            "macs": count_macs(model, about.rules.channels, about.rules.image_size),
-        },
-        steps_per_epoch=epoch_shape(len(train), training, world.size).updates,
-        fingerprint=hashlib.sha256(run.best.read_bytes() + setup.store.fingerprint.encode()
-                                   + run.recipe.fingerprint.encode()).hexdigest(),
-        scratch=scratch,
-        small=_small(run),
-        stages=_Stages(folder / "stages"),
-        say=say,
-    )  # fmt: skip
-
-
 def _write(
-    folder: Path, run: Run, spec: CompressSpec, outcome: Outcome, test: dict[str, Any] | None, counts: dict[str, int],
-    temperature: float,
-) -> CompressionResult:  # fmt: skip
+    folder: Path, run: Run, spec: CompressSpec, outcome: Outcome, test: dict[str, Any] | None, counts: dict[str, int]
+) -> CompressionResult:
     rows = outcome.rows
     winner = next(row for row in rows if row["winner"])
     size = size_field(spec)
@@ -512,30 +277,24 @@ def _write(
     new = folder / _NEW
     try:
         write_atomically(new / name, outcome.winner.path.read_bytes())
-        write_parquet(_table(rows), new / "front.parquet")
-        save_weights(outcome.model.state_dict(), new / "model.safetensors")
+        write_parquet(pyarrow.Table.from_pylist(rows), new / "front.parquet")
+        save_weights(outcome.winner.model.state_dict(), new / "model.safetensors")
         write_json(new / "model.json", {
-            **run.facts(), "temperature": temperature, "recipe": run.recipe.model_dump(mode="json"),
+            **run.facts(), "temperature": outcome.winner.temperature, "recipe": run.recipe.model_dump(mode="json"),
             "shape": outcome.shape.to_dict(),
         })  # fmt: skip
         _draw(new / "figures", spec, outcome, rows)
         write_json(new / "compression.json", facts)
-        # Nothing is left that could run out of space: what an earlier compression left goes, and this takes its place.
+        # Nothing is left that could run out of space: an earlier compression is removed, and this one takes its place.
         shutil.rmtree(folder / "figures", ignore_errors=True)
         for old in _FILES:
             (folder / old).unlink(missing_ok=True)
         for entry in sorted(new.iterdir(), key=lambda entry: entry.name == "compression.json"):
-            os.replace(entry, folder / entry.name)  # that one last: its presence says that the folder is whole
+            os.replace(entry, folder / entry.name)  # last: its presence means that the folder is complete
     finally:
         shutil.rmtree(new, ignore_errors=True)
     shutil.rmtree(folder / _CANDIDATES, ignore_errors=True)
     return CompressionResult(folder, facts)
-
-
-def _table(rows: list[dict[str, Any]]) -> Any:
-    import pyarrow
-
-    return pyarrow.Table.from_pylist(rows)
 
 
 def _draw(folder: Path, spec: CompressSpec, outcome: Outcome, rows: list[dict[str, Any]]) -> None:

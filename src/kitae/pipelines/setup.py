@@ -15,10 +15,9 @@ from torch import nn
 
 from kitae import keyed
 from kitae.augment import Augment
-from kitae.augment.fetch import PictureCrop
-from kitae.augment.ops.geometry import RandomResizedCrop
+from kitae.augment.fetch import PictureCrop, first_crop
+from kitae.augment.ops import Op
 from kitae.data.loader import ImageSet
-from kitae.data.pictures import Pictures
 from kitae.data.splits import Splits
 from kitae.data.store import Store
 from kitae.errors import RecipeError, TrainingError
@@ -85,20 +84,13 @@ class Setup:
         return replace(self.image_set(rows, balance), crop=self.crop)
 
     @cached_property
+    def _drawing(self) -> tuple[PictureCrop | None, tuple[Op, ...]]:
+        return first_crop(self.recipe.augment, self.store.images, torch.get_num_threads())
+
+    @property
     def crop(self) -> PictureCrop | None:
         """What cuts training images out of whole pictures: the recipe's first op, where that is a random crop."""
-        pictures, ops = self.store.images, self.recipe.augment.ops()
-        if not isinstance(pictures, Pictures) or not ops or not isinstance(ops[0], RandomResizedCrop):
-            return None
-        return PictureCrop(
-            ops[0],
-            pictures.pixels,
-            pictures.starts,
-            pictures.heights,
-            pictures.widths,
-            pictures.rules.shape,
-            torch.get_num_threads(),
-        )
+        return self._drawing[0]
 
     @property
     def drawn(self) -> tuple[int, int, int]:
@@ -256,7 +248,7 @@ class Setup:
         mean, std = self.normalization
         spec = self.recipe.augment
         return Augment(
-            spec.train if self.crop is None else spec.train[1:],
+            self._drawing[1],
             mix=spec.mix if mix else None,
             seed=seed,
             mean=mean,

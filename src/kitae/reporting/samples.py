@@ -145,6 +145,7 @@ class Samples:
             (heading, pictures): the stored ones, then an epoch each.
         """
         from kitae.augment import Augment
+        from kitae.augment.fetch import first_crop
         from kitae.data.loader import ImageSet
         from kitae.training.batches import epoch_shape
 
@@ -152,10 +153,11 @@ class Samples:
         facts = self.record.facts
         if facts.mean is None or facts.std is None:
             return []
-        images = ImageSet(store.images, self.splits.train, store.labels, store.classes, recipe.data.balance)
+        crop, ops = first_crop(recipe.augment, store.images, 1)
+        images = ImageSet(store.images, self.splits.train, store.labels, store.classes, recipe.data.balance, crop=crop)
         shape = epoch_shape(len(images), recipe.train, int(self.record.environment.get("processes") or 1))
         aug = Augment(
-            recipe.augment.train, mix=recipe.augment.mix, seed=recipe.train.seed, mean=facts.mean, std=facts.std,
+            ops, mix=recipe.augment.mix, seed=recipe.train.seed, mean=facts.mean, std=facts.std,
             num_classes=len(store.classes), threads=1,
         )  # fmt: skip
         mean, std = (np.asarray(values, np.float32)[:, None, None] for values in (facts.mean, facts.std))
@@ -176,7 +178,7 @@ class Samples:
                 step, inside = divmod(place[index], shape.batch_size)
                 if step not in batches:
                     rows = order[step * shape.batch_size : (step + 1) * shape.batch_size]
-                    pixels, labels = images.gather(rows)
+                    pixels, labels = images.gather(rows, seed=recipe.train.seed, epoch=epoch)
                     batches[step] = aug(pixels, labels, epoch=epoch, index=rows, step=step)
                 values, targets = batches[step]
                 shown = np.clip(np.rint((values[inside] * std + mean) * 255), 0, 255).astype(np.uint8)

@@ -1,0 +1,329 @@
+"""Structured pruning: whole channels are cut out of every layer that touches them.
+
+Torch-Pruning finds which layers are coupled (Fang et al., "DepGraph", CVPR 2023) and ranks their channels. The result
+is a smaller dense network of the same kind, described by a `Shape`. The classifier's outputs are the classes; none of
+them is removed.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kitae.compression.batchnorm import Batches
+from kitae.compression.counting import WEIGHTED, prunable_layers, weight_of
+from kitae.compression.masks import Scope, global_shares, most, one_ratio, ratios_by_layer
+from kitae.compression.shape import Shape, difference
+from kitae.errors import CompressionError, one_line, require
+from kitae.keyed import uniform
+from kitae.modes import evaluating
+
+Importance = Literal["magnitude", "group", "taylor", "random"]
+
+_NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm)
+
+_MASKED_ERROR = 1e-3
+"""Rounding in another order moves an output by about 1e-6 of the largest; a wrong channel by more than a tenth."""
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """A network whose channels were removed.
+
+    Attributes:
+        model: the smaller network, in the mode of the original.
+        shape: rebuilds it.
+        removed: for every layer and norm, the original indices of the output channels that are gone.
+        removed_inputs: the same of every layer's inputs.
+        masked_error: largest difference of an output from `masked_original`'s, as a share of the largest output.
+    """
+
+    model: nn.Module
+    shape: Shape
+    removed: Mapping[str, tuple[int, ...]]
+    removed_inputs: Mapping[str, tuple[int, ...]]
+    masked_error: float
+
+
+def whole_packs(stay: int, width: int, round_to: int) -> int:
+    """How many of `width` channels to keep where `stay` were asked for; see `round_to` in `remove_channels`."""
+    step = round_to
+    while step > 1 and width < 2 * step:
+        step //= 2
+    return min(width, max(1, math.floor(stay / step + 0.5)) * step)
+
+
+def remove_channels(
+    model: nn.Module,
+    input_shape: tuple[int, int, int],
+    ratios: float | Mapping[str, float],
+    *,
+    importance: Importance = "group",
+    scope: Scope = "layer",
+    skip: Sequence[str] = (),
+    batches: Batches | None = None,
+    round_to: int = 1,
+    seed: int = 0,
+) -> Pruned:
+    """Cut the least important channels out of a copy of a network.
+
+    Coupled layers (a residual stream, a norm and its convolution) lose the same channels. The ratio is of channels:
+    parameters and multiply-adds fall by about 1 - (1 - ratio)^2. The smaller network is compared with
+    `masked_original`, and refused where it computes something else.
+
+    Args:
+        model: not changed. Any mode, any device.
+        input_shape: (C, H, W) of an image.
+        ratios: share of the channels to remove, in [0, 1): one for all layers, or by layer name (others stay whole; of
+            coupled layers the one that is named first counts).
+        importance: `magnitude` is the L1 norm of the filters that make a channel (Li et al. 2017); `group` the squared
+            L2 norm over all weights of all coupled layers that touch it (Fang et al. 2023); `taylor` the change of the
+            loss if it were zero, to first order, averaged over the coupled layers, and its square over batches
+            (Molchanov et al. 2019); `random` is the control.
+        scope: `layer` removes the ratio from every layer; `global` ranks all channels together and leaves each layer
+            at least a tenth.
+        skip: layers that keep all their outputs, and with them those coupled to them.
+        batches: *training* images, for `taylor`, and to compare with the masked original (on noise without).
+        round_to: layers keep the nearest multiple of it, or of its half, quarter and so on where they have fewer than
+            twice as many channels. Engines work on packs of channels, and an incomplete pack costs as much as a full
+            one.
+        seed: of `random`.
+
+    Raises:
+        CompressionError: wrong ratios or names, the layers' coupling cannot be found, or without the channels the
+            network computes something else than with zeros in their place.
+    """
+    chosen = ratios_by_layer(model, ratios, skip)
+    total = one_ratio(ratios) if scope == "global" else None
+    if round_to < 1:
+        raise CompressionError(f"round_to must be at least 1, not {round_to}")
+    smaller = copy.deepcopy(model)
+    smaller.eval().requires_grad_(True)  # the coupling of layers is read off the autograd graph
+    groups = _groups(smaller, input_shape, chosen, set(skip))
+    scores = _scores(smaller, groups, importance, batches, seed)
+    numbers = _channels_to_drop(groups, scores, total, round_to)
+    gone: dict[bool, dict[str, list[int]]] = {True: {}, False: {}}  # outputs, inputs
+    survivors: dict[tuple[bool, str], list[int]] = {}
+    for group, score, number in zip(groups, scores, numbers, strict=True):
+        if number == 0:
+            continue
+        for name, output, width, positions in group.prune(score.argsort(stable=True)[:number].tolist()):
+            left = survivors.setdefault((output, name), list(range(width)))
+            these = {left[i] for i in positions}
+            gone[output].setdefault(name, []).extend(these)
+            survivors[output, name] = [i for i in left if i not in these]
+    smaller.zero_grad(set_to_none=True)
+    flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    for name, parameter in smaller.named_parameters():
+        parameter.requires_grad_(flags[name])
+    for module, original in zip(smaller.modules(), model.modules(), strict=True):
+        module.training = original.training
+    layers = prunable_layers(model)
+    kept = {name: tuple(left) for (output, name), left in survivors.items() if output and name in layers}
+    removed, inputs = ({name: tuple(sorted(these)) for name, these in gone[side].items()} for side in (True, False))
+    images = _some_images(model, input_shape, batches)
+    try:
+        error = _distance(masked_original(model, removed, inputs), smaller, images)
+    except Exception as failure:
+        raise CompressionError(
+            f"the network does not run with channels removed ({one_line(failure)}): it cuts or reshapes channels in "
+            f"its own code; prune it unstructured, or skip those layers"
+        ) from failure
+    if not error <= _MASKED_ERROR:
+        raise CompressionError(
+            f"without the removed channels the network computes something else than with zeros in their place (an "
+            f"output is off by {error:.1g} of the largest): it mixes channels in its own code; prune it unstructured, "
+            f"or skip those layers"
+        )
+    return Pruned(smaller, difference(model, smaller, kept), removed, inputs, error)
+
+
+def masked_original(
+    model: nn.Module, removed: Mapping[str, Sequence[int]], removed_inputs: Mapping[str, Sequence[int]] | None = None
+) -> nn.Module:
+    """A copy of the unpruned network in which the removed channels are zeros and no layer reads them. In eval mode it
+    computes what the smaller network must compute. A LayerNorm normalises over the channels that are left.
+
+    Args:
+        removed, removed_inputs: as in `Pruned`. Without the inputs it holds where every activation maps zero to zero.
+    """
+    masked = copy.deepcopy(model)
+    modules = dict(masked.named_modules())
+    with torch.no_grad():
+        for name, channels in removed.items():
+            for tensor in modules[name].parameters(recurse=False):
+                tensor[list(channels)] = 0.0
+            if isinstance(modules[name], nn.LayerNorm):
+                _leave_out(modules[name], channels)
+        for name, channels in (removed_inputs or {}).items():
+            weight = weight_of(modules[name])
+            axis = 0 if isinstance(modules[name], nn.modules.conv._ConvTransposeNd) else 1
+            weight.index_fill_(axis, torch.tensor(channels, device=weight.device), 0.0)
+    return masked
+
+
+class _Group:
+    """Channels that can only be removed together; `coupled` is Torch-Pruning's group of them."""
+
+    def __init__(self, graph: Any, coupled: Any, names: Mapping[nn.Module, str]) -> None:
+        first = coupled[0].dep
+        self._graph, self._root, self._function, self._names = graph, first.target.module, first.handler, names
+        self.coupled = coupled
+        self.width = int(graph.get_out_channels(self._root))
+        self.ratio = 0.0
+        self.outputs: list[str] = []  # layers whose outputs are in the group, the root first
+        self.filters: list[Any] = []  # their items in `coupled`
+        self.tangled = False
+        taken_in = False
+        for item in coupled.items:
+            module = item.dep.target.module
+            if isinstance(module, nn.GroupNorm | nn.MultiheadAttention | nn.RNNBase):
+                self.tangled = True  # these channels depend on each other in some other way as well
+            if isinstance(module, nn.modules.conv._ConvNd) and 1 < module.groups < module.out_channels:
+                self.tangled = True
+            if not isinstance(module, WEIGHTED + _NORMS):
+                continue
+            if any(root is None for root in item.root_idxs):
+                self.tangled = True
+            elif isinstance(module, WEIGHTED) and self._is_output(item):
+                self.outputs.append(names[module])
+                self.filters.append(item)
+            elif isinstance(module, WEIGHTED):
+                taken_in = True
+        if not taken_in:
+            self.tangled = True  # no layer takes them in: they are the network's own outputs, the classes
+
+    def _is_output(self, item: Any) -> bool:
+        return bool(self._graph.is_out_channel_pruning_fn(item.dep.handler))
+
+    def prune(self, channels: list[int]) -> Iterator[tuple[str, bool, int, list[int]]]:
+        """Remove channels. Before that, gives for each layer: name, outputs or inputs, how many it has now, and which
+        of them are removed."""
+        group = self._graph.get_pruning_group(self._root, self._function, sorted(channels))
+        for item in group.items:
+            module = item.dep.target.module
+            if not isinstance(module, WEIGHTED + _NORMS):
+                continue
+            output = self._is_output(item)
+            width = self._graph.get_out_channels(module) if output else self._graph.get_in_channels(module)
+            yield self._names[module], output, int(width), [int(i) for i in item.idxs]
+        group.prune()
+
+
+def _groups(
+    model: nn.Module, input_shape: tuple[int, int, int], ratios: Mapping[str, float], skip: set[str]
+) -> list[_Group]:
+    tp = require("torch_pruning", "compress")
+    device = next(model.parameters()).device
+    names = {module: name for name, module in model.named_modules()}
+    try:
+        with torch.enable_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            graph = tp.DependencyGraph().build_dependency(
+                model, example_inputs=torch.zeros(2, *input_shape, device=device), verbose=False
+            )
+            found = [_Group(graph, group, names) for group in graph.get_all_groups()]
+    except Exception as error:
+        raise CompressionError(f"the network's layers cannot be untangled for pruning ({one_line(error)})") from error
+    kept = []
+    for group in found:
+        named = sorted((name for name in group.outputs if name in ratios), key=list(ratios).index)
+        if group.tangled or not named or skip & set(group.outputs):
+            continue
+        group.ratio = ratios[named[0]]
+        kept.append(group)
+    if not kept:
+        raise CompressionError(
+            "no layer of this network can lose channels (outputs, skipped and grouped layers cannot)"
+        )
+    return kept
+
+
+def _scores(
+    model: nn.Module, groups: Sequence[_Group], importance: Importance, batches: Batches | None, seed: int
+) -> list[Tensor]:
+    """The importance of each channel of each group: float64 [width], comparable between groups."""
+    if importance == "random":
+        return [torch.from_numpy(uniform(seed, 0, np.arange(group.width), i)) for i, group in enumerate(groups)]
+    kinds = require("torch_pruning", "compress").importance
+    if importance == "taylor":
+        return _loss_changes(model, groups, kinds.GroupTaylorImportance(multivariable=True, normalizer=None), batches)
+    if importance not in ("magnitude", "group"):
+        raise CompressionError(f"importance must be magnitude, group, taylor or random, not {importance!r}")
+    norm = 1 if importance == "magnitude" else 2
+    rank = kinds.GroupMagnitudeImportance(p=norm, group_reduction="sum", normalizer=None)
+    members = [group.filters if importance == "magnitude" else group.coupled for group in groups]
+    raw = [rank(member).double().cpu() for member in members]
+    return [score / score.mean().clamp_min(1e-30) for score in raw]  # wide filters have large norms
+
+
+def _loss_changes(
+    model: nn.Module, groups: Sequence[_Group], rank: Callable[[Any], Tensor], batches: Batches | None
+) -> list[Tensor]:
+    """The mean over batches of each channel's squared change of the loss."""
+    seen = 0
+    sums = [torch.zeros(group.width, dtype=torch.float64) for group in groups]
+    with torch.enable_grad():
+        for images, labels in batches() if batches is not None else ():
+            model.zero_grad(set_to_none=True)
+            nn.functional.cross_entropy(model(images), labels).backward()  # type: ignore[no-untyped-call]
+            for total, group in zip(sums, groups, strict=True):
+                total += rank(group.coupled).double().cpu().square()
+            seen += 1
+    if seen == 0:
+        raise CompressionError("importance taylor needs batches of training images, and there are none")
+    return [total / seen for total in sums]
+
+
+def _channels_to_drop(
+    groups: Sequence[_Group], scores: Sequence[Tensor], total: float | None, round_to: int
+) -> list[int]:
+    if total is None:
+        numbers = [round(group.ratio * group.width) for group in groups]
+    else:
+        shares = global_shares({str(i): score for i, score in enumerate(scores)}, total)
+        numbers = [shares[str(i)] for i in range(len(groups))]
+    result = []
+    for group, number in zip(groups, numbers, strict=True):
+        stay = group.width - min(number, most(group.width))
+        result.append(group.width - whole_packs(stay, group.width, round_to))
+    return result
+
+
+def _leave_out(norm: nn.Module, channels: Sequence[int]) -> None:
+    """Let a LayerNorm normalise the other channels only, and give zeros for these."""
+    weight = weight_of(norm)
+    kept = torch.tensor([i for i in range(len(weight)) if i not in set(channels)], device=weight.device)
+    axis = 1 if type(norm).__name__.endswith("2d") else -1  # those of torchvision and timm that take [N, C, H, W]
+    smaller = copy.deepcopy(norm)
+    for name, parameter in norm.named_parameters(recurse=False):
+        setattr(smaller, name, nn.Parameter(parameter.detach()[kept]))
+    smaller.normalized_shape = (len(kept),)  # type: ignore[assignment]
+
+    def only_kept(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return torch.zeros_like(output).index_copy_(axis, kept, smaller(inputs[0].index_select(axis, kept)))
+
+    norm.register_forward_hook(only_kept)
+
+
+def _some_images(model: nn.Module, input_shape: tuple[int, int, int], batches: Batches | None) -> Tensor:
+    """A few normalised images [n, C, H, W] to compare networks on."""
+    for images, _ in batches() if batches is not None else ():
+        return images[:8]
+    noise = 2.0 * uniform(0, 0, np.arange(4 * math.prod(input_shape)), 1).reshape(4, *input_shape) - 1.0
+    return torch.from_numpy(noise).to(next(model.parameters()).device, torch.float32)
+
+
+def _distance(original: nn.Module, smaller: nn.Module, images: Tensor) -> float:
+    """Largest difference of an output in eval mode, as a share of the original's largest."""
+    with evaluating(original), evaluating(smaller), torch.no_grad():
+        expected, got = original(images), smaller(images)
+    return float((got - expected).abs().max() / expected.abs().max().clamp_min(1e-30))

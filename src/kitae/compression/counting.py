@@ -1,0 +1,120 @@
+"""How many weights a network has, and how many of them are zero."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kitae.errors import CompressionError
+
+WEIGHTED = (nn.modules.conv._ConvNd, nn.Linear)
+
+
+@dataclass(frozen=True)
+class LayerCount:
+    """Weights of one layer: how many, and how many of them are zero."""
+
+    name: str
+    weights: int
+    zeros: int
+
+    @property
+    def sparsity(self) -> float:
+        """Zeros as a share of the layer's weights, in [0, 1]."""
+        return self.zeros / self.weights if self.weights else 0.0
+
+
+@dataclass(frozen=True)
+class Counts:
+    """The parameters of a network.
+
+    Attributes:
+        parameters: all of them, biases and norms included.
+        zeros: zero weights of convolutions and linear layers.
+        layers: each of those layers.
+    """
+
+    parameters: int
+    zeros: int
+    layers: tuple[LayerCount, ...]
+
+    @property
+    def nonzero(self) -> int:
+        """Parameters that are not zero weights."""
+        return self.parameters - self.zeros
+
+    @property
+    def sparsity(self) -> float:
+        """Zero weights as a share of all parameters, in [0, 1]."""
+        return self.zeros / self.parameters if self.parameters else 0.0
+
+
+def prunable_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Convolutions and linear layers by name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, WEIGHTED)}
+
+
+def require_layers(layers: Mapping[str, nn.Module], names: Iterable[str], field: str = "") -> None:
+    """Raise CompressionError for the first of `names` that is no prunable layer; `field` says where it was named."""
+    for name in names:
+        if name not in layers:
+            some = ", ".join(list(layers)[:8])
+            raise CompressionError(
+                f"{field}{': ' * bool(field)}there is no layer {name!r} to prune; there are {some}"
+                f"{', ...' * (len(layers) > 8)}"
+            )
+
+
+def weight_of(module: nn.Module) -> Tensor:
+    """A layer's weight, after masks and parametrizations."""
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
+def width_of(layer: nn.Module) -> int:
+    """Output channels of a convolution or linear layer."""
+    return int(layer.out_channels if hasattr(layer, "out_channels") else layer.out_features)  # type: ignore[arg-type]
+
+
+def count(model: nn.Module) -> Counts:
+    """Count parameters and zero weights, as the forward pass sees them.
+
+    A network under `torch.nn.utils.prune` or a parametrization keeps the unmasked weights in its parameters; what is
+    counted here is the weight after the mask.
+    """
+    total = sum(tensor.numel() for tensor in _effective(model))
+    layers = []
+    for name, module in prunable_layers(model).items():
+        weight = weight_of(module)
+        layers.append(LayerCount(name, weight.numel(), int((weight == 0).sum())))
+    return Counts(total, sum(layer.zeros for layer in layers), tuple(layers))
+
+
+def compressed_bytes(model: nn.Module) -> int:
+    """Bytes of all parameters and buffers after zlib at its best: what zeros are worth on disk or on the wire."""
+    packer = zlib.compressobj(9)
+    size = 0
+    for tensor in (*_effective(model), *model.buffers()):
+        size += len(packer.compress(np.ascontiguousarray(tensor.detach().cpu().numpy()).tobytes()))
+    return size + len(packer.flush())
+
+
+def _effective(model: nn.Module) -> Iterator[Tensor]:
+    """Every parameter once, after masks and parametrizations."""
+    seen: set[int] = set()
+    for name, module in model.named_modules():
+        if ".parametrizations" in f".{name}":
+            continue
+        for leaf, parameter in module.named_parameters(recurse=False):
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield getattr(module, leaf.removesuffix("_orig")) if leaf.endswith("_orig") else parameter
+        if torch.nn.utils.parametrize.is_parametrized(module):
+            for leaf in module.parametrizations:
+                yield getattr(module, leaf)

@@ -1,0 +1,180 @@
+"""Unstructured pruning: masks set the smallest weights to zero (Han et al. 2015).
+
+Shapes stay, so nothing runs faster; the gain is in compressed bytes. `enforce` holds the zeros after every optimizer
+step, since momentum revives them otherwise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from kitae.compression.counting import prunable_layers, require_layers, weight_of
+from kitae.errors import CompressionError
+
+Scope = Literal["layer", "global"]
+Masks = dict[str, Tensor]
+
+KEEP_AT_LEAST = 0.1
+"""Share of a layer that stays whatever the ranking says: a layer without any cuts the network in two."""
+
+
+def magnitude_masks(
+    model: nn.Module, ratios: float | Mapping[str, float], *, scope: Scope = "layer", skip: Sequence[str] = ()
+) -> Masks:
+    """Masks that drop the weights of smallest magnitude (L1).
+
+    Args:
+        ratios: share of the weights to drop, in [0, 1): one for all layers, or by layer name (others stay whole).
+        scope: `layer` drops that share in each layer; `global` ranks the weights of all layers together and leaves
+            each at least a tenth.
+        skip: layers left whole.
+
+    Returns:
+        bool tensors in the weights' shapes by layer name; True stays. Exactly round(ratio * weights) are False, in each
+        layer or, with `global`, in all of them together (unless that tenth prevents it).
+
+    Raises:
+        CompressionError: a layer that does not exist, a ratio outside [0, 1), or ratios by layer with scope `global`.
+    """
+    chosen = ratios_by_layer(model, ratios, skip)
+    layers = prunable_layers(model)
+    magnitudes = {name: weight_of(layers[name]).detach().abs().flatten() for name in chosen}
+    if scope == "layer":
+        drop = {name: round(chosen[name] * values.numel()) for name, values in magnitudes.items()}
+    else:
+        drop = global_shares(magnitudes, one_ratio(ratios))
+    masks: Masks = {}
+    for name, values in magnitudes.items():
+        mask = torch.ones(values.numel(), dtype=torch.bool, device=values.device)
+        mask[values.argsort(stable=True)[: drop[name]]] = False
+        masks[name] = mask.reshape(weight_of(layers[name]).shape)
+    return masks
+
+
+def apply_masks(model: nn.Module, masks: Masks) -> None:
+    """Set the masked weights to zero, in place.
+
+    Raises:
+        CompressionError: a mask is for a layer that the network does not have, or of another shape.
+    """
+    layers = prunable_layers(model)
+    with torch.no_grad():
+        for name, mask in masks.items():
+            if name not in layers:
+                raise CompressionError(f"a mask is for {name}, which this network does not have")
+            weight = weight_of(layers[name])
+            if weight.shape != mask.shape:
+                raise CompressionError(f"the mask of {name} is {list(mask.shape)}, its weight {list(weight.shape)}")
+            weight.masked_fill_(~mask.to(weight.device), 0.0)
+
+
+def enforce(masks: Masks) -> Callable[[nn.Module], None]:
+    """What to call after every optimizer step so that masked weights stay zero."""
+
+    def after_step(model: nn.Module) -> None:
+        apply_masks(model, masks)
+
+    return after_step
+
+
+def cubic(step: int, steps: int, final: float, initial: float = 0.0) -> float:
+    """Sparsity at a step of gradual pruning: final + (initial - final) (1 - step / steps)^3, and `final` after `steps`.
+
+    Zhu and Gupta, "To prune, or not to prune", 2017: fast at first, while the network is redundant.
+    """
+    if steps < 1 or step >= steps:
+        return final
+    return final + (initial - final) * (1.0 - max(step, 0) / steps) ** 3
+
+
+class Gradual:
+    """Called after every optimizer step: raises the sparsity along `cubic` and holds the masks in between.
+
+    Args:
+        ratio: share of the weights dropped at the end.
+        steps: optimizer steps until then.
+        every: steps between two rises.
+        scope, skip: as `magnitude_masks`.
+        initial: share dropped already.
+        masks: what was dropped already, held from the first step on: momentum would revive it before the first rise.
+    """
+
+    def __init__(
+        self,
+        ratio: float,
+        steps: int,
+        *,
+        every: int = 10,
+        scope: Scope = "layer",
+        skip: Sequence[str] = (),
+        initial: float = 0.0,
+        masks: Masks | None = None,
+    ) -> None:
+        if steps < 1 or every < 1:
+            raise CompressionError(f"gradual pruning needs at least one step, not {steps} and every {every}")
+        self.ratio, self.steps, self.every, self.scope, self.skip = ratio, steps, every, scope, tuple(skip)
+        self.initial = initial
+        self.step = 0
+        self.masks: Masks = dict(masks or {})
+
+    def __call__(self, model: nn.Module) -> None:
+        self.step += 1
+        if self.step <= self.steps and (self.step % self.every == 0 or self.step == self.steps):
+            # Weights that are zero already have the smallest magnitude, so what was dropped stays dropped.
+            apply_masks(model, self.masks)
+            ratio = cubic(self.step, self.steps, self.ratio, self.initial)
+            self.masks = magnitude_masks(model, ratio, scope=self.scope, skip=self.skip)
+        apply_masks(model, self.masks)
+
+
+def ratios_by_layer(model: nn.Module, ratios: float | Mapping[str, float], skip: Sequence[str]) -> dict[str, float]:
+    """The ratio of each layer that is pruned.
+
+    Raises:
+        CompressionError: a layer that does not exist, or a ratio outside [0, 1).
+    """
+    layers = prunable_layers(model)
+    named = dict.fromkeys(layers, float(ratios)) if isinstance(ratios, float | int) else dict(ratios)
+    require_layers(layers, (*named, *skip))
+    for name, ratio in named.items():
+        if not 0 <= ratio < 1:
+            raise CompressionError(f"a pruning ratio must be in [0, 1), not {ratio} ({name})")
+    return {name: ratio for name, ratio in named.items() if name not in skip}
+
+
+def one_ratio(ratios: float | Mapping[str, float]) -> float:
+    """The ratio of scope `global`."""
+    if not isinstance(ratios, float | int):
+        raise CompressionError("ratios by layer go with scope layer; scope global takes one ratio")
+    return float(ratios)
+
+
+def most(width: int) -> int:
+    """How many of a layer's weights or channels may go."""
+    return width - max(1, math.ceil(KEEP_AT_LEAST * width))
+
+
+def global_shares(magnitudes: Mapping[str, Tensor], ratio: float) -> dict[str, int]:
+    """How many entries of each vector are among the smallest of all, no vector losing more than it may."""
+    names = list(magnitudes)
+    drop = dict.fromkeys(names, 0)
+    wanted = round(ratio * sum(magnitudes[name].numel() for name in names))
+    free = names
+    while free and wanted > 0:
+        values = torch.cat([magnitudes[name] for name in free])
+        owner = torch.cat([torch.full((magnitudes[name].numel(),), i) for i, name in enumerate(free)])
+        taken = owner[values.cpu().argsort(stable=True)[:wanted]].bincount(minlength=len(free)).tolist()
+        full = [name for name, n in zip(free, taken, strict=True) if n > most(magnitudes[name].numel())]
+        if not full:
+            drop.update(zip(free, taken, strict=True))
+            break
+        for name in full:  # they lose what they may, and the others share the rest
+            drop[name] = most(magnitudes[name].numel())
+            wanted -= drop[name]
+        free = [name for name in free if name not in full]
+    return drop

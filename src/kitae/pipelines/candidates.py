@@ -1,0 +1,342 @@
+"""The candidates of a compression: networks as verified files, and what each file measures.
+
+What is judged is always the exported file, in ONNX Runtime, on this machine: its bytes, its time, its answers.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from kitae.compression import quantize
+from kitae.compression.calibrate import FEWEST_IMAGES, calibrate
+from kitae.compression.counting import count
+from kitae.compression.spec import CompressSpec
+from kitae.data.loader import ImageSet
+from kitae.deployment.onnx import Card, serialize, to_onnx
+from kitae.deployment.verify import Parity, torch_reference, verify_float, verify_integer
+from kitae.errors import CompressionError, ExportError, TrainingError
+from kitae.evaluation import intervals, latency
+from kitae.evaluation.calibration import fit_temperature
+from kitae.files import write_atomically
+from kitae.models.build import count_macs
+from kitae.pipelines.export import VERIFY_IMAGES, card
+from kitae.pipelines.networks import Network, Networks
+from kitae.runtime import open_session
+
+if TYPE_CHECKING:
+    import onnx
+
+NAMES = {"none": "fp32", "dynamic": "int8-dynamic", "static": "int8-static", "qat": "int8-qat"}
+"""A precision in a spec -> in the file's metadata and in the tables."""
+
+_SENSITIVITY_IMAGES = 512
+_BATCH = 64
+_TIMINGS = 50  # of each file
+_SAME_LATENCY = 1.05
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One file and its measurements.
+
+    Attributes:
+        name: ratio and precision, in words.
+        ratio: share of channels or weights removed.
+        precision: one of `NAMES`' values.
+        path: the file.
+        row: its line in the table; see `Outcome.rows`.
+        predicted: int64 [N], classes of the validation images.
+        model: the network in PyTorch; for `int8-qat` with the weights learnt there.
+        temperature: of the file's probabilities.
+        control: measured for comparison; never the winner.
+    """
+
+    name: str
+    ratio: float
+    precision: str
+    path: Path
+    row: dict[str, Any]
+    predicted: NDArray[np.int64]
+    model: nn.Module
+    temperature: float = 1.0
+    control: bool = False
+
+
+class Bench:
+    """Turns networks into files and files into numbers, always with the same images.
+
+    Calibration is on *training* images, every measurement on validation.
+
+    Args:
+        folder: where the files are kept.
+
+    Attributes:
+        left_out: candidates that could not be made, and why.
+    """
+
+    def __init__(self, networks: Networks, folder: Path) -> None:
+        self.networks, self.folder = networks, folder
+        self.run, self.spec, self.say = networks.run, networks.spec, networks.say
+        setup = networks.setup
+        train = setup.shuffled_train[: self.spec.calibration_images]  # in a keyed order: the first few are a sample
+        if len(train) < FEWEST_IMAGES and {"static", "qat"} & set(self.spec.quantize):
+            raise CompressionError(
+                f"{self.run.path}: {len(train)} training images are too few to calibrate with, at least "
+                f"{FEWEST_IMAGES} are needed; --quantize none or dynamic needs none"
+            )
+        self.calibration = setup.image_set(train).gather(train)[0]
+        self.validation = setup.image_set(setup.splits.val)
+        self.labels = labels_of(self.validation)
+        self.images = self.validation.gather(self.validation.rows[:VERIFY_IMAGES])[0]
+        self.left_out: list[tuple[str, str]] = []
+        self._card = card(self.run)
+        self._original: NDArray[np.int64] | None = None  # classes that the float original predicts
+
+    def candidates(
+        self, network: Network, *, always_float: bool = False, only: str | None = None, label: str = ""
+    ) -> list[Candidate]:
+        """One network as files, one for each precision that is asked for.
+
+        Args:
+            always_float: the float file too.
+            only: this precision alone.
+            label: makes them controls.
+        """
+        wanted = [p for p in NAMES if p in self.spec.quantize and only in (None, NAMES[p])]
+        original = network.ratio == 0 and not label
+        try:
+            about = self._calibrated(network.model, original)
+            graph = to_onnx(network.model, about)
+            plain = self._file(network, "none", graph, about, label)
+        except (CompressionError, ExportError) as error:
+            if original:
+                raise  # without the original there is nothing to compare with
+            self.leave_out(f"{label}{network.title or percent(network.ratio)}", str(error))
+            return []
+        found = [plain] if always_float or "none" in wanted else []
+        if self.spec.abandon and network.ratio > 0 and not label and plain.row["drop"] > hopeless(self.spec):
+            return found or [plain]  # rounding will not bring back what pruning lost
+        failures = []
+        for precision in wanted:
+            if precision == "none":
+                continue
+            try:
+                found.append(self._quantized(network, precision, graph, about, label))
+            except (CompressionError, ExportError) as error:  # this file cannot be made; others may
+                self.leave_out(_name(network, precision, label), str(error))
+                failures.append(error)
+        if original and failures and len(failures) == len([p for p in wanted if p != "none"]):
+            raise failures[0]  # the network itself cannot be quantized as asked
+        return found
+
+    def leave_out(self, name: str, why: str) -> None:
+        """Say, and note for the result, that a candidate could not be made."""
+        self.say(f"{name} is left out: {why}")
+        self.left_out.append((name, why))
+
+    def sensitivity(self) -> tuple[quantize.Sensitivity, ...]:
+        """The effect of quantizing each layer of the original alone, on the first validation images."""
+        self.say("quantizing each layer alone")
+        rows = self.validation.rows[:_SENSITIVITY_IMAGES]
+        try:
+            graph = to_onnx(self.networks.original.model, self._card)
+            ranges = calibrate(graph, self.calibration, self.spec.calibration[0])
+            found = quantize.sensitivity(
+                graph, ranges, self.validation.gather(rows)[0], self.labels[: len(rows)], target=self.spec.target,
+                per_channel=self.spec.per_channel,
+            )  # fmt: skip
+        except CompressionError as error:  # the files are there already; this list only explains them
+            self.leave_out("the sensitivity of the layers", str(error))
+            return ()
+        return tuple(found)
+
+    def timed(self, candidates: Sequence[Candidate]) -> tuple[list[Candidate], dict[str, Any]]:
+        """The candidates with one image's latency, measured interleaved with the first as reference, and the report.
+
+        Where the reference was timed before, times are scaled to that earlier measurement: the machine may have become
+        slower or faster since, and two clocks in one column cannot be compared.
+        """
+        self.say(f"measuring the latency of {len(candidates)} files")
+        first = candidates[0]
+        report = self._measure({candidate.name: candidate.path.read_bytes() for candidate in candidates}, first.name)
+        now = 1e3 * report["candidates"][first.name]["seconds"]
+        clock = first.row.get("latency_ms", now) / now
+        timed = []
+        for candidate in candidates:
+            found = report["candidates"][candidate.name]
+            inverse = found["ratio_interval"]
+            times = {
+                "latency_ms": 1e3 * found["seconds"] * clock,
+                "latency_ms_interval": _scaled(found["seconds_interval"], 1e3 * clock),
+                "speedup": 1 / found["ratio"],
+                "speedup_interval": None if inverse is None else [1 / inverse[1], 1 / inverse[0]],
+            }
+            timed.append(replace(candidate, row={**candidate.row, **times}))
+        return timed, report
+
+    def as_fast(self, model: nn.Module) -> tuple[str, nn.Module]:
+        """The largest of the small networks that takes no longer than `model`, both in float32; else the smallest."""
+        nets = self.networks.small()
+        graphs = {name: to_onnx(net, self._card).SerializeToString() for name, net in {"": model, **nets}.items()}
+        found = self._measure(graphs, "")["candidates"]
+        fast = [name for name in nets if found[name]["ratio"] <= _SAME_LATENCY]
+        title = fast[-1] if fast else next(iter(nets))
+        return title, nets[title]
+
+    def _measure(self, contents: Mapping[str, bytes], reference: str) -> dict[str, Any]:
+        calls: dict[str, Callable[[], object]] = {}
+        for name, content in contents.items():
+            session = open_session(content, threads=self.spec.threads)
+            calls[name] = partial(session.run, None, {session.get_inputs()[0].name: self.images[:1]})
+        return latency.measure(calls, reference=reference, repeats=_TIMINGS).to_dict()
+
+    def _calibrated(self, model: nn.Module, original: bool = False) -> Card:
+        """The card of a network's file. Fine-tuning moves the logits, so each has a temperature of its own."""
+        if original or not self.run.recipe.evaluate.temperature:
+            return self._card
+        try:
+            logits, labels = self.run.logits(self.validation, model, tta="none")
+        except TrainingError as error:  # training for 8 bits that diverged: a file that cannot be made
+            raise CompressionError(str(error)) from error
+        return self._card.but(temperature=fit_temperature(logits, labels))
+
+    def _quantized(
+        self, network: Network, precision: str, graph: onnx.ModelProto, about: Card, label: str
+    ) -> Candidate:
+        """The network in 8 bits, as a verified file."""
+        if precision == "dynamic":
+            made = quantize.dynamic(graph, target=self.spec.target, per_channel=self.spec.per_channel)
+            return self._file(network, precision, made, about, label)
+        if precision == "static":
+            return self._static(network, precision, graph, about, label)
+        name = _name(network, precision, label)
+        self.say(f"{name}: quantization-aware training, {self.spec.qat_epochs} epochs")
+        learnt = self.networks.aware(network)
+        about = self._calibrated(learnt.model)
+        graph = to_onnx(learnt.model, about)
+        # Its integers are compared with this graph, so the graph itself is first compared with the network.
+        self._verify_float(serialize(graph, about), learnt.model, about)
+        return self._static(learnt, precision, graph, about, label)
+
+    def _static(self, network: Network, precision: str, graph: onnx.ModelProto, about: Card, label: str) -> Candidate:
+        """With each way of choosing ranges; the one with the best accuracy on validation is kept, then lower loss."""
+        tried = []
+        for method in self.spec.calibration:
+            ranges = calibrate(graph, self.calibration, method)
+            made = quantize.static(graph, ranges, target=self.spec.target, per_channel=self.spec.per_channel)
+            outputs = predict(made.SerializeToString(), self.validation)
+            right = int((outputs.argmax(axis=1) == self.labels).sum())
+            tried.append((right, -_loss(outputs, self.labels), made, method, outputs))
+        _, _, made, method, outputs = max(tried, key=lambda item: item[:2])
+        return self._file(network, precision, made, about, label, method=method, outputs=outputs)
+
+    def _verify_float(self, content: bytes, model: nn.Module, about: Card) -> Parity:
+        reference = partial(torch_reference, model, about.mean, about.std, about.temperature)
+        return verify_float(content, reference(), self.images, partial(reference, double=True))
+
+    def _file(
+        self, network: Network, precision: str, graph: onnx.ModelProto, about: Card, label: str, *, method: str = "",
+        outputs: NDArray[np.float32] | None = None,
+    ) -> Candidate:  # fmt: skip
+        """Verify and write one file, and measure it."""
+        pruned = self.spec.prune if network.ratio > 0 else "none"
+        name = _name(network, precision, label)
+        notes = {"prune": pruned, "ratio": network.ratio, "calibration": method or None}
+        target = "any" if precision == "none" else self.spec.target
+        content = serialize(graph, about.but(precision=NAMES[precision], target=target, notes=notes))
+        if precision == "none":
+            parity = self._verify_float(content, network.model, about)
+        else:
+            parity = verify_integer(content, self.images)
+        if outputs is None:
+            outputs = predict(content, self.validation, NAMES[precision])
+        predicted = outputs.argmax(axis=1).astype(np.int64)
+        self._original = predicted if self._original is None else self._original
+        counts = count(network.model)
+        path = self.folder / f"{name.replace(' ', '-').replace('%', '').replace(',', '')}.onnx"
+        write_atomically(path, content)
+        row = {
+            "name": name,
+            "prune": pruned,
+            "ratio": network.ratio,
+            "precision": NAMES[precision],
+            "calibration": method,
+            "parameters": counts.parameters,
+            "nonzero": counts.nonzero,
+            "sparsity": counts.sparsity,
+            "macs": count_macs(network.model, about.rules.channels, about.rules.image_size),
+            "bytes": len(content),
+            "packed_bytes": len(zlib.compress(content, 9)),
+            **accuracy(predicted, self.labels),
+            "loss": _loss(outputs, self.labels),
+            **drop(self._original, predicted, self.labels),
+            "flips": float((predicted != self._original).mean()),
+            "parity_error": parity.max_error,
+            "parity_flips": parity.flip_share,
+            "masked_error": network.masked_error,
+        }
+        self.say(f"{name}: {len(content):,} bytes, {row['drop']:+.2f} points lost on validation")
+        return Candidate(
+            name, network.ratio, NAMES[precision], path, row, predicted, network.model, about.temperature, bool(label)
+        )
+
+
+def percent(ratio: float) -> str:
+    """A pruned network in words."""
+    return "original" if ratio == 0 else f"{100 * ratio:g} %"
+
+
+def hopeless(spec: CompressSpec) -> float:
+    """Points lost after which no larger ratio, and no coarser precision, is worth the time."""
+    return 2 * spec.max_drop + 1.0
+
+
+def labels_of(images: ImageSet) -> NDArray[np.int64]:
+    """int64 [N]."""
+    return np.asarray(images.labels[images.rows], np.int64)
+
+
+def predict(content: bytes, images: ImageSet, precision: str = "") -> NDArray[np.float32]:
+    """A file's probabilities: float32 [N, K].
+
+    Dynamic ranges are those of a batch. The runtime gives such a file one image at a time, and so is it judged.
+    """
+    session = open_session(content)
+    name, size = session.get_inputs()[0].name, 1 if precision == NAMES["dynamic"] else _BATCH
+    batches = (images.gather(images.rows[start : start + size])[0] for start in range(0, len(images), size))
+    return np.concatenate([session.run(None, {name: batch})[0] for batch in batches])
+
+
+def accuracy(predicted: NDArray[np.int64], labels: NDArray[np.int64]) -> dict[str, Any]:
+    """Share correct, with its interval."""
+    right = int((predicted == labels).sum())
+    interval = intervals.wilson(right, len(labels))
+    return {"accuracy": right / len(labels), "accuracy_interval": None if interval is None else list(interval)}
+
+
+def drop(before: NDArray[np.int64], after: NDArray[np.int64], labels: NDArray[np.int64]) -> dict[str, Any]:
+    """Points of accuracy lost, with the paired interval; positive is worse."""
+    paired = intervals.paired_difference(before, after, labels)
+    low, high = paired["interval"]
+    return {"drop": -100.0 * paired["difference"] + 0.0, "drop_interval": [-100.0 * high, -100.0 * low]}
+
+
+def _name(network: Network, precision: str, label: str) -> str:
+    return f"{label}{network.title or percent(network.ratio)} {NAMES[precision]}"
+
+
+def _loss(outputs: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
+    return float(-np.log(np.maximum(outputs[np.arange(len(labels)), labels].astype(np.float64), 1e-12)).mean())
+
+
+def _scaled(interval: Sequence[float] | None, factor: float) -> list[float] | None:
+    return None if interval is None else [factor * end for end in interval]

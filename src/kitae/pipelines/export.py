@@ -1,0 +1,54 @@
+"""export(run): a trained network as one verified file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kitae.deployment.onnx import Card, Exported
+from kitae.deployment.onnx import export as write_onnx
+from kitae.errors import DataError
+from kitae.pipelines.setup import Setup
+from kitae.run import Run
+
+VERIFY_IMAGES = 256
+
+
+def export(run: Run | str | Path, path: str | Path | None = None) -> Exported:
+    """Write a run's best weights as one verified ONNX file.
+
+    Args:
+        path: where to; by default beside the run's folder, under its name.
+
+    Raises:
+        TrainingError: the run has no best model yet.
+        ExportError: the network cannot be exported, or the file does not compute what it computes.
+    """
+    run = run if isinstance(run, Run) else Run.open(run)
+    model = run.load_model()
+    try:
+        setup = Setup.of(run)
+        rows = setup.splits.val[:VERIFY_IMAGES]
+        images = setup.image_set(rows).gather(rows)[0]
+    except DataError:  # the data has moved; generated pictures verify a file too
+        images = None
+    file = Path(path) if path is not None else beside(run.path, ".onnx")
+    return write_onnx(model, file, card(run), images)
+
+
+def card(run: Run) -> Card:
+    """What an exported file of this run states about itself."""
+    facts = run.facts()
+    return Card(
+        classes=run.classes,
+        rules=run.rules,
+        mean=tuple(facts["mean"]),
+        std=tuple(facts["std"]),
+        temperature=float(facts["temperature"]),
+        recipe=run.recipe.name,
+    )
+
+
+def beside(folder: Path, suffix: str) -> Path:
+    """A neighbour of a folder under its name, also of `.`."""
+    whole = folder.resolve()
+    return whole.with_name(f"{whole.name}{suffix}")

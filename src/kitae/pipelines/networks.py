@@ -1,0 +1,356 @@
+"""The networks of a compression: pruned and fine-tuned, trained for 8 bits, and the controls.
+
+Every training is kept on disk under a key of all that its weights depend on. Another budget, or the same command after
+an interruption, trains nothing twice.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import kitae
+from kitae import keyed
+from kitae.compression.batchnorm import reestimate_batchnorm
+from kitae.compression.channels import remove_channels, whole_packs
+from kitae.compression.counting import count, prunable_layers, require_layers, weight_of, width_of
+from kitae.compression.distill import as_teacher
+from kitae.compression.masks import Gradual, apply_masks, enforce, magnitude_masks
+from kitae.compression.qat import Simulated
+from kitae.compression.shape import UNCHANGED, Shape, difference, reshape
+from kitae.compression.spec import CompressSpec
+from kitae.errors import CompressionError, TrainingError, TrainingInterruptedError
+from kitae.models.build import SCALING, build
+from kitae.models.spec import ModelSpec
+from kitae.pipelines.setup import Setup, begin
+from kitae.preprocess import PreprocessRules
+from kitae.recipe import Recipe
+from kitae.run import Run
+from kitae.training.batches import epoch_shape
+from kitae.training.checkpoint import load_weights, save_weights
+from kitae.training.fit import Tuning
+from kitae.training.learner import Teacher
+
+Say = Callable[[str], None]
+
+_FORMAT = 6  # goes up when the same settings begin to give other networks
+_WIDTHS = (4, 6, 8, 12, 16, 20, 24, 32, 48, 64)  # of the small networks
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network of the search.
+
+    Attributes:
+        ratio: share of channels or weights removed.
+        shape: rebuilds it from the run's network.
+        key: identifies its weights among all that this run's settings could give.
+        title: another network's name.
+        masked_error: as in `Pruned`; None where no channel was removed.
+    """
+
+    ratio: float
+    model: nn.Module
+    shape: Shape
+    key: str = ""
+    title: str = ""
+    masked_error: float | None = None
+
+
+class Networks:
+    """Trains the networks of one compression, through the run's own training loop.
+
+    Args:
+        folder: where fine-tuned networks are kept.
+        say: gets a line of progress.
+
+    Attributes:
+        original: the run's best network; never changed.
+    """
+
+    def __init__(self, run: Run, spec: CompressSpec, folder: Path, say: Say) -> None:
+        self.run, self.spec, self.folder, self.say = run, spec, folder, say
+        self.world = begin(run.recipe.train)
+        self.setup = Setup.of(run)
+        self.device = self.world.device
+        origin = run.best.read_bytes() + self.setup.store.fingerprint.encode() + run.recipe.fingerprint.encode()
+        self._origin = hashlib.sha256(origin).hexdigest()
+        model = run.load_model(free=True).to(self.device)
+        self.original = Network(0.0, model, UNCHANGED, self._key([]))
+        self._teacher = as_teacher(model) if spec.distill else None
+        self._batches = partial(self.setup.clean_batches, self.device)
+        rules = run.rules
+        self.input_shape = rules.shape
+
+    def prune(self, reached: Sequence[Network], ratio: float, *, random: bool = False) -> Network | None:
+        """The next network: pruned from the last of `reached` to `ratio` of the original, and fine-tuned.
+
+        Args:
+            reached: the original and what was pruned from it so far.
+            random: whichever channels, of the same number; for the control.
+
+        Returns:
+            None where rounding to packs of channels makes it the network it comes from.
+
+        Raises:
+            CompressionError: it cannot be pruned as asked.
+            TrainingError: fine-tuning diverged.
+        """
+        spec = self.spec.model_copy(update={"importance": "random"}) if random else self.spec
+        key = self._key([network.ratio for network in reached[1:]] + [ratio], spec)
+        found = self._once(
+            key,
+            lambda shape: reshape(self._fresh(self.run.recipe.model), shape),
+            lambda: self._pruned(reached, ratio, spec, key),
+        )
+        return None if found is None else replace(found, ratio=ratio)
+
+    def _pruned(self, reached: Sequence[Network], ratio: float, spec: CompressSpec, key: str) -> Network | None:
+        if spec.prune == "structured":
+            return self._cut(reached[-1], ratio, spec, _seed(key))
+        return self._masked(reached[-1], ratio, key)
+
+    def aware(self, network: Network) -> Network:
+        """The network after quantization-aware training; zeros of unstructured pruning stay zero.
+
+        Raises:
+            CompressionError: it cannot be traced, or training diverged.
+        """
+        spec = self.spec
+        key = self._key([], of=network.key, qat=[spec.qat_epochs, spec.qat_rate, spec.target])
+
+        def train() -> Network:
+            simulated = Simulated(network.model, self.input_shape, spec.target).observe(self._batches)
+            hold = _hold_zeros(simulated, network.model) if spec.prune == "unstructured" and network.ratio else None
+            teacher = as_teacher(network.model) if spec.distill else None
+            try:
+                # Before its first step it computes what the static file does. Training that only makes it worse is
+                # discarded.
+                tuned = self._recover(
+                    simulated, spec.qat_epochs, spec.qat_rate, _seed(key), after_step=hold, teacher=teacher,
+                    keep="best or start",
+                )  # fmt: skip
+            except TrainingInterruptedError:
+                raise
+            except TrainingError as error:  # one file that cannot be made; others may
+                raise CompressionError(str(error)) from error
+            assert isinstance(tuned, Simulated)
+            return Network(0.0, tuned.weights_into(network.model), UNCHANGED)
+
+        return self._like(network, key, train)
+
+    def further(self, epochs: int) -> Network:
+        """The original, fine-tuned for as many epochs as a pruned network was, with the same teacher."""
+        key = self._key([], original=epochs)
+
+        def train() -> Network:
+            model = copy.deepcopy(self.original.model)
+            tuned = self._recover(model, epochs, self.spec.finetune_rate, _seed(key), teacher=self._teacher)
+            return Network(0.0, tuned, UNCHANGED)
+
+        return self._like(self.original, key, train)
+
+    def from_scratch(self, network: Network, more: int) -> Network:
+        """The shape of a pruned network, trained from initial weights."""
+        fresh = reshape(self._fresh(self.run.recipe.model), network.shape)
+        trained = self._scratch(fresh, more, self._key([], of=network.key, scratch=more))
+        return replace(network, model=trained.model, key=trained.key)
+
+    def small(self) -> dict[str, nn.Module]:
+        """Untrained networks of the run's family where it comes in widths, else ResNet-9s, the narrowest first."""
+        given = self.run.recipe.model
+        family = given.name if given.name in SCALING else "resnet9"
+        return {
+            f"{family} of width {width}": self._fresh(
+                given.model_copy(update={"name": family, "width": width, "stem": "auto"})
+            ).eval()
+            for width in _WIDTHS
+        }
+
+    def small_from_scratch(self, title: str, model: nn.Module, more: int) -> Network:
+        """A small network, trained from initial weights."""
+        return replace(self._scratch(model, more, self._key([], small=title, scratch=more)), title=title)
+
+    def _scratch(self, model: nn.Module, more: int, key: str) -> Network:
+        """Train as the run's recipe says, `more` epochs longer, and with the teacher of fine-tuning."""
+        recipe = self.run.recipe.train
+        layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
+        model = model.to(device=self.device, memory_format=layout)  # type: ignore[call-overload]
+
+        def train() -> Network:
+            longer = recipe.model_copy(update={"epochs": recipe.epochs + more, "seed": _seed(key)})
+            guide = None if self._teacher is None else Teacher(self._teacher)
+            self.setup.fit(model, longer, self.world, watcher=_Epochs(self.say, longer.epochs), tuning=Tuning(guide))
+            return Network(0.0, model, UNCHANGED)
+
+        return self._like(Network(0.0, model, UNCHANGED), key, train)
+
+    def _recover(self, model: nn.Module, epochs: int, rate: float, seed: int, **options: Any) -> nn.Module:
+        watcher = _Epochs(self.say, epochs)
+        return self.setup.recover(model, epochs=epochs, rate=rate, seed=seed, watcher=watcher, **options)
+
+    def _fresh(self, spec: ModelSpec) -> nn.Module:
+        return fresh_network(self.run.recipe, self.run.classes, self.run.rules, spec)
+
+    # ---- what is kept -------------------------------------------------------------------------------------------
+
+    def _key(self, ratios: Sequence[float], spec: CompressSpec | None = None, **more: Any) -> str:
+        spec = spec or self.spec
+        matters = ("prune", "importance", "scope", "skip", "layer_ratios", "round_to", "gradual", "finetune_epochs",
+                   "finetune_rate", "distill", "seed")  # fmt: skip
+        facts = {name: getattr(spec, name) for name in matters} | {"ratios": list(ratios), "from": self._origin}
+        facts["layer_ratios"] = list(spec.layer_ratios.items())  # in their order: of coupled layers the first counts
+        facts |= {"format": _FORMAT, "kitae": kitae.__version__, **more}
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+    def _like(self, network: Network, key: str, train: Callable[[], Network]) -> Network:
+        found = self._once(key, lambda _: copy.deepcopy(network.model), train)
+        assert found is not None
+        return replace(network, model=found.model, key=key)
+
+    def _once(
+        self, key: str, build_for: Callable[[Shape], nn.Module], train: Callable[[], Network | None]
+    ) -> Network | None:
+        """The network of this key: kept by an earlier search, or trained now and kept."""
+        file = self.folder / f"{key}.safetensors"
+        if file.is_file():
+            try:
+                weights, facts = load_weights(file)
+                model = build_for(shape := Shape.from_dict(facts["shape"]))
+                model.load_state_dict(weights)
+                return Network(0.0, model.to(self.device).eval(), shape, key, masked_error=facts["masked_error"])
+            except (TrainingError, CompressionError, KeyError, RuntimeError):
+                pass  # damaged: trained again, and replaced
+        found = train()
+        if found is None:
+            return None
+        found.model.eval()
+        weights = {name: tensor.detach().cpu() for name, tensor in found.model.state_dict().items()}
+        save_weights(weights, file, {"shape": found.shape.to_dict(), "masked_error": found.masked_error})
+        return replace(found, key=key)
+
+    # ---- pruning ------------------------------------------------------------------------------------------------
+
+    def _cut(self, before: Network, ratio: float, spec: CompressSpec, seed: int) -> Network | None:
+        """Remove channels and fine-tune."""
+        original = self.original.model
+        full, now = prunable_layers(original), prunable_layers(before.model)
+        ratios: float | dict[str, float] = 1 - (1 - ratio) / (1 - before.ratio)
+        round_to = spec.round_to
+        if spec.scope == "layer":
+            # From the original's widths, so that rounding does not add up from ratio to ratio.
+            # Layers that were named come first: of coupled layers the first one counts.
+            ratios = {}
+            for name, share in self._by_layer(original, ratio).items():
+                width = width_of(full[name])
+                stay = whole_packs(max(1, round((1 - share) * width)), width, round_to)
+                ratios[name] = max(0.0, 1 - stay / width_of(now[name]))
+            round_to = 1
+        result = remove_channels(
+            before.model, self.input_shape, ratios, importance=spec.importance, scope=spec.scope, skip=spec.skip,
+            batches=self._batches, round_to=round_to, seed=spec.seed,
+        )  # fmt: skip
+        if not result.removed:
+            return None
+        kept = dict(before.shape.kept)
+        for name, positions in result.shape.kept.items():
+            earlier = kept.get(name, tuple(range(width_of(full[name]))))
+            kept[name] = tuple(earlier[i] for i in positions)
+        shape = difference(original, result.model, kept)
+        reestimate_batchnorm(result.model, self._batches)
+        tuned = result.model
+        if spec.finetune_epochs:
+            tuned = self._recover(tuned, spec.finetune_epochs, spec.finetune_rate, seed, teacher=self._teacher)
+        return Network(ratio, tuned, shape, masked_error=result.masked_error)
+
+    def _masked(self, before: Network, ratio: float, key: str) -> Network:
+        """Set weights to zero and fine-tune."""
+        spec = self.spec
+        model, epochs, rate = copy.deepcopy(before.model), spec.finetune_epochs, spec.finetune_rate
+        if spec.gradual:
+            rising = max(1, round(epochs * 2 / 3))
+            steps = epoch_shape(len(self.setup.splits.train), self.run.recipe.train, self.world.size).updates
+            gradual = Gradual(
+                ratio, rising * steps, every=max(1, steps // 10), scope=spec.scope, skip=spec.skip,
+                initial=before.ratio, masks=magnitude_masks(model, before.ratio, scope=spec.scope, skip=spec.skip),
+            )  # fmt: skip
+            # The last epoch, not the best: the best is likely the first, before anything was pruned.
+            model = self._recover(
+                model, rising, rate, _seed(key, "rising"), after_step=gradual, teacher=self._teacher, keep="last"
+            )
+            epochs -= rising
+        shares = self._by_layer(model, ratio) if spec.scope == "layer" else ratio
+        masks = magnitude_masks(model, shares, scope=spec.scope, skip=spec.skip)
+        apply_masks(model, masks)
+        reestimate_batchnorm(model, self._batches)
+        if epochs:
+            hold = enforce(masks)
+            model = self._recover(model, epochs, rate, _seed(key), after_step=hold, teacher=self._teacher)
+        if count(model).zeros < sum(int((~mask).sum()) for mask in masks.values()):
+            raise CompressionError("fine-tuning revived pruned weights: its loop did not call after_step at every step")
+        return Network(ratio, model, UNCHANGED)
+
+    def _by_layer(self, model: nn.Module, ratio: float) -> dict[str, float]:
+        """What each layer is to lose: its own ratio where it has one, and `ratio`."""
+        own, layers = self.spec.layer_ratios, prunable_layers(model)
+        require_layers(layers, own, "layer_ratios")
+        return {**own, **{name: ratio for name in layers if name not in own and name not in self.spec.skip}}
+
+
+def fresh_network(
+    recipe: Recipe, classes: Iterable[str], rules: PreprocessRules, spec: ModelSpec | None = None
+) -> nn.Module:
+    """A run's network, or another one of `spec`, with initial weights that depend on the run's seed only."""
+    plain = (spec or recipe.model).model_copy(update={"pretrained": False, "freeze": "none"})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(keyed.derive_seed(recipe.train.seed, 0, 0, keyed.SLOT_MODEL))
+        return build(plain, classes=len(tuple(classes)), channels=rules.channels, image_size=rules.image_size)
+
+
+def _seed(key: str, part: str = "") -> int:
+    """The seed of a training: no two of them, nor the run itself, see the same epochs of augmentation."""
+    return int(hashlib.sha256(f"{key} {part}".encode()).hexdigest()[:8], 16)
+
+
+def _hold_zeros(simulated: Simulated, model: nn.Module) -> Callable[[nn.Module], None]:
+    """Keeps the zeros of a network in the one that simulates it."""
+    gone = {f"{name}.weight": weight_of(layer) == 0 for name, layer in prunable_layers(model).items()}
+    weights = {name: weight for name, weight in simulated.graph.named_parameters() if name in gone}
+
+    def hold(_: nn.Module) -> None:
+        with torch.no_grad():
+            for name, weight in weights.items():
+                weight.masked_fill_(gone[name], 0.0)
+
+    return hold
+
+
+class _Epochs:
+    """A watcher that says a line per epoch, for trainings of minutes."""
+
+    def __init__(self, say: Say, epochs: int) -> None:
+        self.say, self.epochs = say, epochs
+
+    def on_step(
+        self, epoch: int, step: int, steps: int, loss: float, images_per_second: float, data_share: float
+    ) -> None:
+        pass
+
+    def on_epoch(self, row: Mapping[str, Any]) -> None:
+        score = row["val_accuracy"]
+        shown = "no score" if score is None else f"{100 * score:.2f} %"
+        self.say(
+            f"  epoch {row['epoch']}/{self.epochs}: {shown} on validation, {row['images_per_second']:,.0f} images/s"
+        )
+
+    def note(self, text: str) -> None:
+        self.say(text)

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from kitae.compression import calibrate as module
+from kitae.compression.calibrate import METHODS, calibrate
+from kitae.deployment.onnx import to_onnx
+from kitae.errors import CompressionError
+from tests.compression.tiny_world import CARD, MEAN, STD, Data
+
+
+def test_extremes_are_exact(graph: onnx.ModelProto, train: Data) -> None:
+    """The first convolution takes the normalised image, whose range is known."""
+    ranges = calibrate(graph, train.images[:100], batch_size=16)
+    first = next(n for n in graph.graph.node if n.op_type == "Conv")
+    pixels = train.images[:100].astype(np.float32) / 255
+    normalised = (pixels - np.float32(MEAN).reshape(3, 1, 1)) / np.float32(STD).reshape(3, 1, 1)
+    low, high = ranges[first.input[0]]
+    assert low == pytest.approx(normalised.min(), rel=1e-5)
+    assert high == pytest.approx(normalised.max(), rel=1e-5)
+    assert low.dtype == np.float32
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_stays_inside_the_extremes(graph: onnx.ModelProto, train: Data, method) -> None:
+    widest = calibrate(graph, train.images[:128])
+    ranges = calibrate(graph, train.images[:128], method, percentile=99)
+    assert ranges.keys() == widest.keys()
+    narrower = 0
+    for name, (low, high) in ranges.items():
+        assert widest[name][0] - 1e-5 <= low <= high <= widest[name][1] + 1e-5
+        narrower += bool(high - low < 0.98 * (widest[name][1] - widest[name][0]))
+    assert (narrower > 0) == (method != "minmax")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_graph_without_inner_shapes(graph: onnx.ModelProto, train: Data, method) -> None:
+    expected = calibrate(graph, train.images[:32], method)
+    del graph.graph.value_info[:]
+    assert calibrate(graph, train.images[:32], method) == expected
+
+
+def test_percentile_is_that_of_the_values(graph: onnx.ModelProto, train: Data) -> None:
+    first = next(n for n in graph.graph.node if n.op_type == "Conv").input[0]
+    low, high = calibrate(graph, train.images, "percentile", percentile=98)[first]
+    pixels = (train.images.astype(np.float64) / 255 - np.reshape(MEAN, (3, 1, 1))) / np.reshape(STD, (3, 1, 1))
+    expected = np.percentile(pixels, [1, 99])
+    np.testing.assert_allclose([low, high], expected, atol=0.01)
+
+
+def test_histograms_are_collected_in_chunks_that_fit(
+    graph: onnx.ModelProto, train: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    honest = module._Reader.get_next
+
+    def noted(self: module._Reader) -> Any:
+        feed = honest(self)
+        sizes.extend(len(batch) for batch in (feed or {}).values())
+        return feed
+
+    monkeypatch.setattr(module._Reader, "get_next", noted)
+    images = train.images[:48]
+    whole = calibrate(graph, images, "percentile")
+    assert sizes == [32, 16]
+    monkeypatch.setattr(module, "_MEMORY", 300_000)
+    sizes.clear()
+    small = calibrate(graph, images, "percentile")
+    assert max(sizes) < 16
+    assert sum(sizes) == 48
+    for name, (low, high) in whole.items():  # bins are cut by the first chunk, so ranges agree to a bin
+        np.testing.assert_allclose(small[name], (low, high), atol=float(high - low) / 100)
+
+
+def test_too_few_images(graph: onnx.ModelProto, train: Data) -> None:
+    with pytest.raises(CompressionError, match="at least 16 training images"):
+        calibrate(graph, train.images[:15])
+
+
+def test_wrong_options(graph: onnx.ModelProto, train: Data) -> None:
+    with pytest.raises(CompressionError, match="minmax, average, percentile, entropy"):
+        calibrate(graph, train.images, "guess")  # type: ignore[arg-type]
+    with pytest.raises(CompressionError, match="percentile"):
+        calibrate(graph, train.images, "percentile", percentile=20)
+
+
+def test_activations_that_are_not_finite(trained: nn.Module, train: Data) -> None:
+    with torch.no_grad():
+        trained.conv1.weight[0] = float("inf")
+    with pytest.raises(CompressionError, match="not finite"):
+        calibrate(to_onnx(trained, CARD), train.images[:32])

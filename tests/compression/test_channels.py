@@ -1,0 +1,213 @@
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kitae.compression import channels
+from kitae.compression.batchnorm import reestimate_batchnorm
+from kitae.compression.channels import masked_original, remove_channels
+from kitae.compression.counting import count
+from kitae.errors import CompressionError
+from tests.compression.tiny_world import SHAPE, Data, accuracy
+
+
+class Gated(nn.Module):
+    """A convolution, a LayerNorm over its channels, and a gate that is a half at zero; `mixes` adds the channels' mean
+    in the network's own code."""
+
+    def __init__(self, mixes: bool = False) -> None:
+        super().__init__()
+        self.stem, self.norm, self.mixes = nn.Conv2d(3, 12, 3, padding=1), nn.LayerNorm(12), mixes
+        self.wide, self.head = nn.Linear(12, 20), nn.Linear(20, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.stem(x).mean(dim=(2, 3)))
+        if self.mixes:
+            x = x / x.abs().mean(dim=1, keepdim=True)
+        outputs: Tensor = self.head(self.wide(x).sigmoid())
+        return outputs
+
+
+IMPORTANCES = ["magnitude", "group", "taylor", "random"]
+
+
+@pytest.mark.parametrize("importance", IMPORTANCES)
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_the_smaller_network_equals_the_masked_original(trained: nn.Module, train: Data, importance, scope) -> None:
+    before = copy.deepcopy(trained.state_dict())
+    result = remove_channels(trained, SHAPE, 0.4, importance=importance, scope=scope, batches=train.batches(), seed=3)
+    assert all(torch.equal(value, before[name]) for name, value in trained.state_dict().items())
+    assert count(result.model).parameters < 0.75 * count(trained).parameters
+    images, _ = train.tensors()
+    with torch.no_grad():
+        expected = masked_original(trained, result.removed)(images)
+        torch.testing.assert_close(result.model(images), expected, rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(trained(images), expected, atol=1e-2), "the removed channels did something"
+
+
+def test_norms_gates_and_inputs_that_are_not_read() -> None:
+    """A LayerNorm over the channels, and an activation that does not map zero to zero."""
+    torch.manual_seed(0)
+    net = Gated().eval()
+    net.norm.weight.data.uniform_(0.5, 2)
+    net.norm.bias.data.normal_()
+    result = remove_channels(net, SHAPE, 0.4)
+    assert {"stem", "norm", "wide"} <= set(result.removed)
+    assert result.removed_inputs["head"] == result.removed["wide"]
+    assert result.masked_error < 1e-5
+    images = torch.randn(4, *SHAPE)
+    with torch.no_grad():
+        masked = masked_original(net, result.removed, result.removed_inputs)(images)
+        torch.testing.assert_close(result.model(images), masked, rtol=1e-4, atol=1e-5)
+        # What the comparison would say without either.
+        assert not torch.allclose(masked_original(net, result.removed)(images), masked, atol=1e-3)
+
+
+def test_channels_that_are_mixed_where_no_layer_shows_it() -> None:
+    torch.manual_seed(0)
+    with pytest.raises(CompressionError, match="something else than with zeros in their place"):
+        remove_channels(Gated(mixes=True).eval(), SHAPE, 0.4)
+
+
+def test_a_channel_cut_out_of_the_wrong_place_is_refused(trained: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = channels._Group.prune
+
+    def another(self: Any, channels: list[int]) -> Iterator[tuple[str, bool, int, list[int]]]:
+        for name, output, width, positions in honest(self, channels):
+            yield name, output, width, [(i + 1) % width for i in positions]
+
+    monkeypatch.setattr(channels._Group, "prune", another)
+    with pytest.raises(CompressionError, match="something else than with zeros in their place"):
+        remove_channels(trained, SHAPE, 0.4)
+
+
+def test_a_wrong_channel_would_be_noticed(trained: nn.Module, train: Data) -> None:
+    result = remove_channels(trained, SHAPE, 0.4)
+    shifted = {name: [(i + 1) % 12 for i in gone] for name, gone in result.removed.items() if name != "point"}
+    images, _ = train.tensors()
+    with torch.no_grad():
+        difference = (masked_original(trained, shifted)(images) - result.model(images)).abs().max()
+    assert difference > 0.1
+
+
+def test_ratios_by_layer_and_coupling(trained: nn.Module) -> None:
+    result = remove_channels(trained, SHAPE, {"conv1": 0.5})
+    assert set(result.removed) == {"conv1", "norm1"}
+    assert result.shape.kept["conv1"] == tuple(i for i in range(12) if i not in result.removed["conv1"])
+    assert result.shape.attributes["conv2"] == {"in_channels": 6}
+    coupled = remove_channels(trained, SHAPE, {"stem": 0.25})
+    assert {"stem", "norm", "conv2", "norm2", "depthwise", "norm3"} <= set(coupled.removed)
+    assert coupled.removed["stem"] == coupled.removed["conv2"] == coupled.removed["depthwise"]
+
+
+def test_the_least_important_go(trained: nn.Module) -> None:
+    trained.conv1.weight.data[[2, 7]] *= 1e-3
+    trained.conv2.weight.data[:, [2, 7]] *= 1e-3
+    trained.norm1.weight.data[[2, 7]] *= 1e-3
+    for importance in ("magnitude", "group"):
+        result = remove_channels(trained, SHAPE, {"conv1": 2 / 12}, importance=importance)
+        assert result.removed["conv1"] == (2, 7)
+
+
+def test_taylor_finds_the_channels_that_do_not_matter(trained: nn.Module, train: Data) -> None:
+    """Large weights into a channel that the next layer ignores: magnitude keeps it, the loss does not miss it."""
+    trained.conv1.weight.data[5] *= 10
+    trained.conv2.weight.data[:, 5] = 0
+    taylor = remove_channels(trained, SHAPE, {"conv1": 1 / 12}, importance="taylor", batches=train.batches())
+    assert taylor.removed["conv1"] == (5,)
+    assert remove_channels(trained, SHAPE, {"conv1": 1 / 12}, importance="magnitude").removed["conv1"] != (5,)
+
+
+def test_random_is_worse_than_importance(trained: nn.Module, selection: Data, train: Data) -> None:
+    """The negative control: at the same shape, chance loses more than the criterion does."""
+
+    def after(importance: str, seed: int = 0) -> float:
+        result = remove_channels(
+            trained, SHAPE, {"conv1": 0.5, "point": 0.5}, importance=importance, batches=train.batches(), seed=seed
+        )
+        reestimate_batchnorm(result.model, train.batches())
+        return accuracy(result.model, selection)
+
+    chance = sum(after("random", seed) for seed in range(5)) / 5
+    assert after("taylor") > chance + 0.02
+    assert after("random", 1) == after("random", 1)
+
+
+def test_outputs_and_skipped_layers_stay(trained: nn.Module) -> None:
+    result = remove_channels(trained, SHAPE, 0.5, skip=["conv1"])
+    assert "classifier" not in result.removed
+    assert "conv1" not in result.removed
+    assert result.model.classifier.out_features == 4
+    whole = remove_channels(trained, SHAPE, 0.5, skip=["conv2"])
+    assert "stem" not in whole.removed, "coupled to a skipped layer"
+
+
+def test_no_layer_collapses(trained: nn.Module) -> None:
+    with torch.no_grad():
+        trained.point.weight *= 1e-6
+    for scope in ("layer", "global"):
+        result = remove_channels(trained, SHAPE, 0.95, scope=scope, importance="magnitude")
+        tenth = {"conv1": 2, "point": 3}  # of 12 and 24 channels, rounded up
+        for name, fewest in tenth.items():
+            left = result.model.get_submodule(name).out_channels
+            assert left == fewest if scope == "layer" else left >= fewest
+
+
+def test_round_to(trained: nn.Module) -> None:
+    result = remove_channels(trained, SHAPE, 0.4, round_to=6)
+    assert result.model.point.out_channels == 12, "24 would keep 14, and 12 is the nearest multiple"
+    assert result.model.conv1.out_channels == 6, "12 would keep 7, and 6 is the nearest multiple"
+    result = remove_channels(trained, SHAPE, 0.4, round_to=16)
+    assert result.model.point.out_channels == 16, "24 are not twice 16, so a multiple of 8"
+    assert result.model.conv1.out_channels == 8, "nor 12 twice 8, so a multiple of 4"
+
+
+def test_grouped_convolutions_are_left_whole() -> None:
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=2), nn.ReLU(), nn.Conv2d(8, 6, 1),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4),
+    )  # fmt: skip
+    result = remove_channels(net, SHAPE, 0.5)
+    assert set(result.removed) == {"4"}
+
+
+def test_a_frozen_network_keeps_its_flags_and_mode(trained: nn.Module) -> None:
+    trained.requires_grad_(False)
+    trained.classifier.requires_grad_(True)
+    trained.train()
+    trained.norm1.eval()
+    smaller = remove_channels(trained, SHAPE, 0.5).model
+    assert [n for n, p in smaller.named_parameters() if p.requires_grad] == ["classifier.weight", "classifier.bias"]
+    assert smaller.training
+    assert not smaller.norm1.training
+
+
+def test_what_cannot_be_done_is_said(trained: nn.Module) -> None:
+    with pytest.raises(CompressionError, match="needs batches"):
+        remove_channels(trained, SHAPE, 0.5, importance="taylor")
+    with pytest.raises(CompressionError, match="needs batches"):
+        remove_channels(trained, SHAPE, 0.5, importance="taylor", batches=list)
+    with pytest.raises(CompressionError, match="importance must be"):
+        remove_channels(trained, SHAPE, 0.5, importance="size")  # type: ignore[arg-type]
+    with pytest.raises(CompressionError, match="no layer of this network can lose"):
+        remove_channels(nn.Sequential(nn.Flatten(), nn.Linear(3 * 144, 4)), SHAPE, 0.5)
+
+
+def test_a_network_that_cuts_its_own_channels() -> None:
+    class Cuts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 3)
+            self.next = nn.Conv2d(8, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.conv(x)
+            return self.next(x.reshape(len(x), 8, -1, 1)).mean((2, 3))
+
+    with pytest.raises(CompressionError, match="cuts or reshapes channels in its own code"):
+        remove_channels(Cuts(), SHAPE, 0.5)

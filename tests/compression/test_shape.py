@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from kitae.compression.channels import masked_original, remove_channels
+from kitae.compression.shape import Shape, reshape
+from kitae.errors import CompressionError
+from tests.compression.tiny_world import SHAPE, Data, TinyNet, accuracy, fit, kitae_net
+
+
+@pytest.mark.parametrize("name", ["resnet8", "simple_cnn", "resnet9"])
+def test_rebuilt_from_configuration_and_weights(name: str) -> None:
+    net = kitae_net(name)
+    result = remove_channels(net, (3, 32, 32), 0.5)
+    shape = Shape.from_dict(json.loads(json.dumps(result.shape.to_dict())))
+    assert shape == result.shape
+    rebuilt = reshape(kitae_net(name), shape)
+    rebuilt.load_state_dict(result.model.state_dict())
+    x = torch.randn(4, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(rebuilt(x), result.model(x))
+        masked = masked_original(net, result.removed)(x)
+        torch.testing.assert_close(result.model(x), masked, rtol=1e-3, atol=1e-4)
+    assert rebuilt.classifier.out_features == 10
+    for module in rebuilt.modules():
+        if isinstance(module, nn.Conv2d):
+            assert module.weight.shape[0] == module.out_channels
+            assert module.weight.shape[1] == module.in_channels // module.groups
+
+
+def test_reshaping_a_fresh_network_trains_from_scratch(trained: nn.Module, train: Data) -> None:
+    shape = remove_channels(trained, SHAPE, 0.5).shape
+    torch.manual_seed(5)
+    fresh = reshape(TinyNet(), shape)
+    assert accuracy(fit(fresh, train, 6), train) > 0.6, "chance is 0.25"
+
+
+def test_a_shape_of_another_network() -> None:
+    shape = remove_channels(kitae_net("resnet8"), (3, 32, 32), 0.5).shape
+    with pytest.raises(CompressionError, match="does not fit this network"):
+        reshape(TinyNet(), shape)
+    with pytest.raises(CompressionError, match="damaged"):
+        Shape.from_dict({"tensors": {"a": "b"}})
+    with pytest.raises(CompressionError, match=r"names stem\.forward"):
+        reshape(TinyNet(), Shape(tensors={}, attributes={"stem": {"forward": 1}}, kept={}))

@@ -1,0 +1,17 @@
+from __future__ import annotations
+
+import pytest
+
+from kitae.pipelines.train import train
+from kitae.recipe import Recipe
+from kitae.run import Run
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A small trained run, never changed but for its count of test openings."""
+    recipe = Recipe.load("fashion-mini").override(
+        "data.limit=600", "model.name=resnet8", "model.width=8", "model.stochastic_depth=0.2", "train.epochs=2",
+        "train.batch_size=32", "train.precision=fp32", "train.threads=1", "train.optimizer.lr=0.1",
+    )  # fmt: skip
+    return train(recipe, tmp_path_factory.mktemp("runs") / "tiny")
