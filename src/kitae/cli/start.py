@@ -18,8 +18,17 @@ _Tta = Literal["none", "flip", "shift", "scale", "full"]
 
 @app.command(group=START, sort_key=1)
 def train(
-    recipe: str,
+    data: str,
     *,
+    minutes: float | None = None,
+    model: str | None = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    image_size: int | None = None,
+    lr: float | None = None,
+    seed: int | None = None,
+    device: Literal["auto", "cpu", "cuda"] | None = None,
+    recipe: str | None = None,
     out: Path | None = None,
     set_: Sets = None,
     resume: Annotated[bool, Parameter(negative=())] = False,
@@ -29,10 +38,31 @@ def train(
 ) -> None:
     """Train, select and evaluate a classifier.
 
+    Example: kitae train photos/ --minutes 5
+
     Parameters
     ----------
+    data
+        A folder with one folder per class, a .parquet file, a .csv file of paths and labels, or a source's name: a
+        recipe is planned for it. Or a shipped recipe's name, a .yaml file, or with --resume the run folder itself.
+    minutes
+        Of the whole command. Default for data is what teaches well, within 10 minutes on a CPU.
+    model
+        The network: a name as in model.name, such as resnet18 or timm:resnet50.
+    epochs
+        Passes through the training images; 0 fits only a linear head on a pretrained network.
+    batch_size
+        Images in a training step.
+    image_size
+        Pixels of the square that the network sees.
+    lr
+        The highest learning rate.
+    seed
+        Of all that is random in training.
+    device
+        Where to train.
     recipe
-        A shipped recipe's name, a .yaml file, or with --resume the run folder itself.
+        Train with this shipped recipe or .yaml file on the data, instead of planning one.
     out
         The run folder; default runs/NAME, or with a number where that exists.
     resume
@@ -42,27 +72,39 @@ def train(
     dry_run
         Print the resolved recipe, the model's size, steps and an estimate of time, and stop.
     """
-    from kitae.recipe import Recipe
-
-    folder = Path(recipe)
+    folder = Path(data)
     if resume and out is None and (folder / "recipe.yaml").is_file():
-        out, recipe = folder, str(folder / "recipe.yaml")
+        out, data = folder, str(folder / "recipe.yaml")
     if resume and out is None:
-        given = f", and {recipe} is none (it has no recipe.yaml)" if len(folder.parts) > 1 else ""
+        given = f", and {data} is none (it has no recipe.yaml)" if len(folder.parts) > 1 else ""
         raise RecipeError(f"--resume needs the run folder{given}: kitae train --resume RUN")
-    asked = Recipe.load(recipe).override(*(set_ or ()))
+    from kitae.pipelines.pace import Clock, process_begun
+    from kitae.pipelines.plan import Choices
+    from kitae.pipelines.train import asked
+    from kitae.pipelines.train import train as run_training
+
+    if minutes is not None and minutes <= 0:
+        raise RecipeError(f"--minutes {minutes:g}: must be above 0")
+    choices = Choices(model, epochs, batch_size, image_size, lr, seed, device, tuple(set_ or ()))
+    clock = None if minutes is None else Clock.of(minutes, process_begun())
+    if resume and (out is not None and (out / "recipe.yaml").is_file()):
+        data = str(out / "recipe.yaml")
+    planned, clock, lines = asked(data, clock, choices, recipe)
+    main = int(os.environ.get("RANK", "0")) == 0
+    for line in lines if main else ():
+        console.say(line)
     with console.counting("decoding images") as progress:
         if dry_run:
-            _print_plan(asked, progress)
+            _print_plan(planned, progress)
             return
-        from kitae.pipelines.train import train as run_training
-
-        with console.TrainingView(asked.train.epochs) as view:
-            run = run_training(asked, out=out, resume=resume, overwrite=overwrite, watcher=view, progress=progress)
+        with console.TrainingView(planned.train.epochs) as view:
+            run = run_training(
+                planned, out=out, minutes=clock, resume=resume, overwrite=overwrite, watcher=view, progress=progress
+            )
     from kitae.training import distributed
 
     distributed.leave()
-    if int(os.environ.get("RANK", "0")) == 0:
+    if main:
         _print_result(run)
         write_page(
             run.path, f"kitae predict {run.path} IMAGES", f"kitae compress {run.path} --max-drop 1.0", browser=open_

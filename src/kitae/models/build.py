@@ -107,7 +107,7 @@ def build(
 
     With `spec.freeze == "backbone"` only the classifier has `requires_grad`, and everything below it stays in eval mode
     (BatchNorm keeps its pretrained statistics) whatever `model.train()` says. With `statistics` all has, and only the
-    BatchNorms stay in eval mode.
+    BatchNorms stay in eval mode. The first `spec.freeze_first` layer groups have neither gradients nor training mode.
 
     Args:
         weights: what `weights.load(spec)` gives, where the caller has it already.
@@ -128,8 +128,8 @@ def build(
         _zero_fresh_classifier(model, weights)
     if spec.freeze == "backbone":
         _freeze_backbone(model)
-    elif spec.freeze == "statistics":
-        _freeze_statistics(model)
+    elif spec.freeze == "statistics" or spec.freeze_first:
+        _freeze_part(model, spec)
     return model
 
 
@@ -331,9 +331,21 @@ def _freeze_backbone(model: nn.Module) -> None:
     _train_only(model, active)
 
 
-def _freeze_statistics(model: nn.Module) -> None:
-    norms = nn.modules.batchnorm._NormBase
-    _train_only(model, {name for name, module in model.named_modules() if not isinstance(module, norms)})
+def _freeze_part(model: nn.Module, spec: ModelSpec) -> None:
+    groups = layer_groups(model)
+    if spec.freeze_first >= len(groups):
+        raise RecipeError(
+            f"model.freeze_first: {spec.name} has {len(groups)} layer groups, of which the last one is the classifier; "
+            f"set it to {len(groups) - 1} or less"
+        )
+    frozen = {name for group in groups[: spec.freeze_first] for name in group}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+    held = {name.rpartition(".")[0] for name in frozen}
+    norms = nn.modules.batchnorm._NormBase if spec.freeze == "statistics" else ()
+    _train_only(
+        model, {name for name, module in model.named_modules() if name not in held and not isinstance(module, norms)}
+    )
 
 
 def _train_only(model: nn.Module, active: Collection[str]) -> None:

@@ -8,7 +8,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 
 from kitae.spec import Spec
 
-_NEWER = (("pretrained_sha256", None),)  # fields that recipes of older versions do not have
+_NEWER = (("pretrained_sha256", None), ("freeze_first", 0))  # fields that recipes of older versions do not have
 
 
 class ModelSpec(Spec):
@@ -24,6 +24,7 @@ class ModelSpec(Spec):
         pretrained_sha256: which weights these are; a run fills it in, and other ones are refused.
         freeze: `backbone` trains the classifier only; `statistics` trains all weights, and keeps the pretrained means
             and variances of BatchNorm, which small batches would spoil; `none` trains all.
+        freeze_first: so many of the first layer groups (the stem, then block by block) keep their pretrained weights.
         stem: `small` is 3x3 stride 1 without max-pool, `large` 7x7 stride 2 with; `auto` is small up to 64 pixels.
     """
 
@@ -34,6 +35,7 @@ class ModelSpec(Spec):
     pretrained: bool | str = False
     pretrained_sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
     freeze: Literal["none", "statistics", "backbone"] = "none"
+    freeze_first: int = Field(0, ge=0)
     stem: Literal["auto", "small", "large"] = "auto"
 
     @model_serializer(mode="wrap")
@@ -43,9 +45,10 @@ class ModelSpec(Spec):
 
     @model_validator(mode="after")
     def _frozen_is_pretrained(self) -> ModelSpec:
-        if self.freeze != "none" and not self.pretrained:
-            raise ValueError(
-                f"freeze: {self.freeze} needs pretrained weights, or what is frozen would stay as it was made; set "
-                "pretrained"
-            )
+        for field, value, free in (("freeze", self.freeze, "none"), ("freeze_first", self.freeze_first, 0)):
+            if value != free and not self.pretrained:
+                raise ValueError(
+                    f"{field}: {value} needs pretrained weights, or what is frozen would stay as it was made; set "
+                    "pretrained"
+                )
         return self

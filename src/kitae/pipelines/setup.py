@@ -258,6 +258,14 @@ class Setup:
             channels_last=self.recipe.train.channels_last,
         )
 
+    @property
+    def judged(self) -> int:
+        """Images of a validation, those of the clean part of train among them."""
+        clean = _CLEAN_IMAGES
+        if self.recipe.model.pretrained:
+            clean = min(clean, max(_FEW_CLEAN, len(self.splits.val) // 2))
+        return len(self.splits.val) + min(clean, len(self.splits.train))
+
     def validator(self, world: World) -> Callable[[nn.Module], dict[str, float]]:
         """Scores on validation, and accuracy on a fixed clean part of train; never test.
 
@@ -267,10 +275,7 @@ class Setup:
         mean, std = self.normalization
         train_rows = np.sort(self.splits.train)
         shuffled = keyed.permutation(self.recipe.data.split_seed, 1, len(train_rows), keyed.SLOT_SPLIT)
-        most = _CLEAN_IMAGES
-        if self.recipe.model.pretrained:
-            most = min(most, max(_FEW_CLEAN, len(self.splits.val) // 2))
-        clean = np.sort(train_rows[shuffled[:most]])
+        clean = np.sort(train_rows[shuffled[: self.judged - len(self.splits.val)]])
         rows = np.concatenate([self.splits.val, clean])
         mine = np.arange(world.rank, len(rows), world.size)
         images = self.image_set(rows)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,9 @@ from torch import nn
 from kitae.errors import TrainingInterruptedError, require
 from kitae.evaluation.calibration import fit_temperature
 from kitae.evaluation.evaluate import evaluate, evaluate_test, mistakes, predictions_table
+from kitae.pipelines.argument import understand
+from kitae.pipelines.pace import Clock, Ending, fitted
+from kitae.pipelines.plan import Choices, plan
 from kitae.pipelines.probe import probe
 from kitae.pipelines.setup import Progress, Setup, begin, resolved
 from kitae.recipe import Recipe
@@ -23,28 +29,43 @@ from kitae.training.spec import ProbeSpec
 
 
 def train(
-    recipe: Recipe,
+    recipe: Recipe | str | Path,
     out: str | Path | None = None,
     *,
+    minutes: float | Clock | None = None,
     resume: bool = False,
     overwrite: bool = False,
     watcher: Watcher | None = None,
     progress: Progress | None = None,
     test: bool = True,
+    **choices: Any,
 ) -> Run:
-    """Train, select and evaluate a classifier as a recipe says; everything lands in a run folder.
+    """Train, select and evaluate a classifier; everything lands in a run folder.
+
+        kt.train(kt.Recipe.load("fashion-mini").override("train.epochs=5"))
+        kt.train("photos/", minutes=5)
 
     Args:
+        recipe: a recipe, its name or file; or data, that a recipe is planned for (see `pipelines.plan`): a folder with
+            one folder per class, a Parquet file, a CSV file of paths and labels, or the name of a source.
+        minutes: of the whole call, evaluation included (or a clock that runs already): the epochs are cut to fit, and
+            the run's recipe says how. None takes those of the recipe.
         out: the run folder; None is runs/NAME, with a number where that exists and neither `resume` nor `overwrite`
             means it.
         resume: go on with the unfinished run in `out`; a finished one is returned as it is.
         overwrite: replace the run in `out`.
         watcher: shows progress of training. `progress(done, total)` shows the decoding of images.
         test: False leaves test closed: evaluation.json has `val` and no `test`, and no opening is counted.
+        choices: fields of `pipelines.plan.Choices`, which go before the plan's, or the recipe's: `image_size=160`.
 
     Raises:
         KitaeError: anything the user can mend, in one line.
     """
+    if isinstance(minutes, int | float):
+        minutes = Clock.of(minutes, time.monotonic())
+    recipe, minutes, lines = asked(recipe, minutes, Choices(**choices))
+    for line in lines if watcher is not None else ():
+        watcher.note(line)  # type: ignore[union-attr]
     world = begin(recipe.train)
     folder = default_folder(recipe, new=not (resume or overwrite)) if out is None else Path(out)
     folder = distributed.from_main(folder, world)
@@ -76,11 +97,20 @@ def train(
             run.resolve(resolved(run.recipe, setup, world, model, weights))
         distributed.barrier(world)
         run.recipe = Run.open(run.path).recipe
-        tuning = None
+        tuning = Tuning()
         if isinstance(run.recipe.train.probe, ProbeSpec):
             made = {} if begun else probe(run, setup, model, world, watcher)
             tuning = Tuning(keep="best or start", start_row=made)
-        setup.fit(
+        ending = None
+        if isinstance(minutes, Clock):
+            timed, end = fitted(run.recipe, setup, model, minutes, world)
+            if world.is_main and not begun:
+                run.resolve(timed)
+            distributed.barrier(world)
+            run.recipe = Run.open(run.path).recipe
+            ending = Ending(minutes, end)
+            tuning = replace(tuning, stop=ending)
+        result = setup.fit(
             model,
             run.recipe.train,
             world,
@@ -95,6 +125,17 @@ def train(
                 fingerprint=run.recipe.fingerprint,
             ),
         )
+        if world.is_main and ending is not None and ending.called:
+            run.resolve(
+                run.recipe.model_copy(
+                    update={"train": run.recipe.train.model_copy(update={"stop_after": result.epochs})}
+                )
+            )
+            if watcher is not None:
+                watcher.note(
+                    f"the minutes are over: stopped after epoch {result.epochs} of {run.recipe.train.epochs}; the "
+                    "recipe says so (train.stop_after)"
+                )
         if world.is_main and test:
             finish(run, setup, model)
         elif world.is_main:
@@ -110,6 +151,28 @@ def train(
         raise
     finally:
         run.close()
+
+
+def asked(
+    recipe: Recipe | str | Path, minutes: Clock | None, choices: Choices, on: str | None = None
+) -> tuple[Recipe, Clock | None, tuple[str, ...]]:
+    """What to train: the recipe, the clock to keep, and the reasons of a plan, a line each.
+
+    Args:
+        recipe: as of `train`; with `on` it can only be data.
+        on: a recipe to train on these data in place of a plan.
+    """
+    if not isinstance(recipe, Recipe):
+        kind, what = understand(str(recipe))
+        if on is not None:
+            source = what if kind == "data" else f"{recipe}:"  # a shipped recipe's name, which a source has too
+            recipe = Recipe.load(on).override(f"data.source={json.dumps(source)}")
+            return recipe.override(*choices.assignments()), minutes, ()
+        if kind == "data":
+            planned = plan(what, minutes, choices)
+            return planned.recipe, None if minutes is None else planned.clock, planned.lines
+        recipe = Recipe.load(what)
+    return recipe.override(*choices.assignments()), minutes, ()
 
 
 def train_without_test(recipe: Recipe, out: Path, *, resume: bool) -> Run:

@@ -162,15 +162,23 @@ class Samples:
         )  # fmt: skip
         mean, std = (np.asarray(values, np.float32)[:, None, None] for values in (facts.mean, facts.std))
         names = store.classes
-        orders = [images.order(recipe.train.seed, epoch)[: shape.steps * shape.batch_size]
-                  for epoch in range(min(EPOCHS_SEEN, recipe.train.epochs))]  # fmt: skip
+        # Of each epoch its first pass through the images.
+        orders = {epoch: images.order(recipe.train.seed, epoch * shape.passes)[: shape.pass_steps * shape.batch_size]
+                  for epoch in range(min(EPOCHS_SEEN, recipe.train.last_epoch))}  # fmt: skip
+        if not orders:
+            return []
         chosen = orders[0][: shape.batch_size]
-        for order in orders[1:]:  # what fills no batch is left out, others in each epoch
-            chosen = chosen[np.isin(chosen, order)]
+        for epoch in range(1, len(orders)):  # what a pass leaves out is another part in each epoch
+            common = chosen[np.isin(chosen, orders[epoch])]
+            if not len(common):
+                del orders[epoch]
+            else:
+                chosen = common
         chosen = chosen[:SEEN]
         columns = [("as stored", [photo(self._pixels(row), f"a training image of {names[store.labels[row]]}",
                     [names[store.labels[row]]]) for row in self._rows(chosen)])]  # fmt: skip
-        for epoch, order in enumerate(orders):
+        for epoch, order in orders.items():
+            drawn = epoch * shape.passes
             place = {int(index): at for at, index in enumerate(order)}
             found: list[Photo] = []
             batches: dict[int, tuple[Any, Any]] = {}
@@ -178,8 +186,8 @@ class Samples:
                 step, inside = divmod(place[index], shape.batch_size)
                 if step not in batches:
                     rows = order[step * shape.batch_size : (step + 1) * shape.batch_size]
-                    pixels, labels = images.gather(rows, seed=recipe.train.seed, epoch=epoch)
-                    batches[step] = aug(pixels, labels, epoch=epoch, index=rows, step=step)
+                    pixels, labels = images.gather(rows, seed=recipe.train.seed, epoch=drawn)
+                    batches[step] = aug(pixels, labels, epoch=drawn, index=rows, step=step)
                 values, targets = batches[step]
                 shown = np.clip(np.rint((values[inside] * std + mean) * 255), 0, 255).astype(np.uint8)
                 label = _mixture(targets[inside], names)

@@ -1,0 +1,56 @@
+"""What the argument of `kitae train` is: a recipe, or data that a recipe is planned for."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Literal
+
+from kitae.data.sources import SOURCES, source_of
+from kitae.errors import RecipeError
+from kitae.recipe import shipped
+
+PREFIX = "recipe:"
+"""Before a shipped recipe's name that something else has too."""
+
+
+def understand(argument: str) -> tuple[Literal["recipe", "data"], str]:
+    """What an argument is, and how `Recipe.load` or `data.source` calls it.
+
+    A shipped recipe goes before a source of the same name, which it is for; `NAME:` is the source in any case.
+
+    Raises:
+        RecipeError: it is nothing of these, or both a name and a file or folder here, or a run folder.
+        DataError: a file that is no data source.
+    """
+    path = Path(argument).expanduser()
+    if argument.startswith(PREFIX):
+        return "recipe", argument.removeprefix(PREFIX)
+    if path.suffix.lower() in (".yaml", ".yml"):
+        return "recipe", argument
+    if (path / "recipe.yaml").is_file():
+        raise RecipeError(
+            f"{argument}: is a run folder; continue it with --resume, or repeat it from {path / 'recipe.yaml'}"
+        )
+    here = path.exists()
+    if argument in shipped():
+        if here:
+            raise RecipeError(_both(argument, "shipped recipe", f"{PREFIX}{argument}"))
+        return "recipe", argument
+    if argument.partition(":")[0] in SOURCES:
+        if here:
+            raise RecipeError(_both(argument, "data source", f"{argument}:"))
+        return "data", argument
+    if here:
+        return "data", source_of(argument)
+    near = get_close_matches(argument, [*shipped(), *SOURCES], n=1)
+    raise RecipeError(
+        f"{argument}: no such recipe, file, folder or data source"
+        + (f" (did you mean {near[0]}?)" if near else "")
+        + f"; the recipes are {', '.join(shipped())}"
+    )
+
+
+def _both(argument: str, what: str, name: str) -> str:
+    kind = "folder" if Path(argument).is_dir() else "file"
+    return f"{argument}: is a {what} and a {kind} here; give {name} for the {what}, or ./{argument} for the {kind}"

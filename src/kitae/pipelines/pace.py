@@ -1,0 +1,257 @@
+"""How fast this machine is, and what fits into some minutes: where a clock decides, and is then left out.
+
+A plan measures a few steps and turns minutes into epochs and steps. From there on they are plain numbers of the recipe,
+so the same recipe gives the same weights on a slower machine, only later.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kitae.evaluation.evaluate import predict_logits
+from kitae.models.build import build
+from kitae.models.spec import ModelSpec
+from kitae.modes import evaluating
+from kitae.pipelines.setup import Setup
+from kitae.recipe import Recipe
+from kitae.training import precision
+from kitae.training.batches import epoch_shape
+from kitae.training.distributed import World
+from kitae.training.measure import step_times
+from kitae.training.precision import Precision
+from kitae.training.spec import ProbeSpec, TrainSpec
+
+_IMAGES = 16  # of a measured batch
+_STEPS = 3
+_SHARE = 0.96  # of the minutes that a plan fills; the rest is for what it does not know
+_LATE = 1.05  # of the minutes, where a training is ended early
+_AFTER = 0.8  # times what it took to start
+_JUDGING = 0.2  # of the time of training, that validations may take
+
+SHORT_EPOCH = 25  # steps between two validations at least
+MOST_EPOCHS, FEWEST_EPOCHS = 15, 3
+FEWEST_STEPS = 20  # fewer teach nothing
+
+
+@dataclass(frozen=True)
+class Clock:
+    """The minutes of a command.
+
+    Attributes:
+        seconds: of the whole command.
+        begun: when it began, of `time.monotonic`.
+        starting: seconds that it took to load everything, a measure for what is not timed.
+        most: steps of training at most; None takes as many as the recipe says.
+    """
+
+    seconds: float
+    begun: float
+    starting: float
+    most: int | None = None
+
+    @classmethod
+    def of(cls, minutes: float, begun: float) -> Clock:
+        """So many minutes from `begun` on."""
+        return cls(60 * minutes, begun, time.monotonic() - begun)
+
+    @property
+    def after(self) -> float:
+        """Seconds that figures, files and pages take at the end, by what it took to start."""
+        return _AFTER * self.starting
+
+    @property
+    def left(self) -> float:
+        """Seconds until the end that a plan may fill."""
+        return self.begun + _SHARE * self.seconds - time.monotonic()
+
+    def late(self, more: float) -> bool:
+        """Whether so many seconds more would end too late."""
+        return time.monotonic() + more > self.begun + _LATE * self.seconds
+
+
+def process_begun() -> float:
+    """When this process began, of `time.monotonic`; now where the system does not say."""
+    now = time.monotonic()
+    try:
+        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        return now - (time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK"))
+    except (OSError, ValueError, IndexError, AttributeError):
+        return now
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds that an image takes at some number of pixels.
+
+    Attributes:
+        pixels: height times width.
+        judge: one forward pass as evaluation makes it, in float32.
+        feature: one in the training's precision.
+        step: of a training step.
+    """
+
+    pixels: int
+    judge: float
+    feature: float
+    step: float
+
+    def at(self, pixels: int) -> Pace:
+        """At another size: the time of convolutions follows the number of pixels."""
+        ratio = pixels / self.pixels
+        return Pace(pixels, self.judge * ratio, self.feature * ratio, self.step * ratio)
+
+
+def measured(
+    model: ModelSpec, train: TrainSpec, world: World, *, classes: int, channels: int, size: tuple[int, int]
+) -> Pace:
+    """The pace of a network that is built for it, on random pixels; no weights are loaded."""
+    net = build(model.model_copy(update={"pretrained": False}), classes=classes, channels=channels, image_size=size)
+    layout = torch.channels_last if train.channels_last else torch.contiguous_format
+    return pace_of(net.to(device=world.device, memory_format=layout), train, world, (channels, *size))  # type: ignore[call-overload]
+
+
+def pace_of(
+    model: nn.Module, train: TrainSpec, world: World, shape: tuple[int, int, int], images: int = _IMAGES
+) -> Pace:
+    """The pace of a network on images [C, H, W] of random pixels; the network is left as it was."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (images, *shape), np.uint8)
+    inputs = torch.from_numpy(pixels).to(world.device).float().div(255).sub(0.5).div(0.25)
+    if train.channels_last:
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+    chosen: Precision = precision.choose(world.device) if train.precision == "auto" else train.precision
+    classes = _outputs(model, inputs)
+    targets = nn.functional.one_hot(torch.arange(images, device=world.device) % classes, classes).float()
+    steps = step_times(model, train, inputs, targets, world, precisions=(chosen,), steps=_STEPS).get(chosen, [])
+    step = _typical(steps) / images
+
+    def judge() -> None:
+        predict_logits(
+            model, lambda rows: (pixels[rows], np.zeros(len(rows), np.int64)), np.arange(images), device=world.device
+        )
+
+    def feature() -> None:
+        handles = precision.float_depthwise(model, chosen, world.device)
+        try:
+            with evaluating(model), torch.no_grad(), precision.autocast(chosen, world.device):
+                model(inputs)
+        finally:
+            for handle in handles:
+                handle.remove()
+        if world.device.type == "cuda":
+            torch.cuda.synchronize(world.device)
+
+    times = []
+    for call in (judge, feature):
+        call()
+        taken = []
+        for _ in range(_STEPS):
+            started = time.perf_counter()
+            call()
+            taken.append(time.perf_counter() - started)
+        times.append(_typical(taken) / images)
+    return Pace(shape[1] * shape[2], times[0], times[1], step)
+
+
+def _outputs(model: nn.Module, inputs: torch.Tensor) -> int:
+    with evaluating(model), torch.no_grad():
+        return int(model(inputs[:1]).shape[1])
+
+
+def _typical(seconds: list[float]) -> float:
+    """The mean, not the median: what a busy machine takes now and then, it takes again."""
+    return sum(seconds) / max(len(seconds), 1)
+
+
+def cut(steps: int, per_pass: int, judging: float, step: float) -> tuple[int, int]:
+    """(epochs, steps of each) for about so many steps in all, few enough epochs that validations take little time.
+
+    Args:
+        per_pass: steps of one pass through the training images.
+        judging: seconds of a validation. `step`: seconds of a step.
+    """
+    if steps < FEWEST_STEPS:
+        return 0, 0
+    epochs = round(steps / max(per_pass, SHORT_EPOCH))
+    epochs = min(max(epochs, FEWEST_EPOCHS), MOST_EPOCHS)
+    if judging > 0:
+        epochs = min(epochs, int(_JUDGING * steps * step / judging))
+    epochs = max(1, min(epochs, steps // FEWEST_STEPS))
+    return epochs, steps // epochs
+
+
+def fill(seconds: float, batch_size: int, per_pass: int, judging: float, step: float, most: int) -> tuple[int, int]:
+    """(epochs, steps of each) that fill some seconds with training and its validations, `most` steps at most.
+
+    Args:
+        batch_size: images in a step. `step`: seconds of an image in it.
+    """
+    epochs, each = cut(min(most, int(seconds / (step * batch_size))), per_pass, judging, step * batch_size)
+    if epochs == 0:
+        return 0, 0
+    room = int((seconds - epochs * judging) / (step * batch_size))
+    return cut(min(most, room), per_pass, judging, step * batch_size) if room < epochs * each else (epochs, each)
+
+
+def fitted(recipe: Recipe, setup: Setup, model: nn.Module, clock: Clock, world: World) -> tuple[Recipe, float]:
+    """The recipe with the epochs and steps that fit into what is left of the minutes, and seconds to keep for the end.
+
+    Called once everything before the first step of training is done, so the pace is that of the real network, on real
+    images, in the state that the machine is in.
+    """
+    spec = recipe.train
+    shape = epoch_shape(len(setup.images), spec, world.size)
+    index = setup.images.order(spec.seed, 0)[: shape.batch_size]
+    augment = setup.augment(spec.seed)
+
+    def batch() -> Tensor:
+        pixels, labels = map(torch.from_numpy, setup.images.gather(index, seed=spec.seed, epoch=0))
+        inputs, _ = augment(pixels, labels, epoch=0, index=index)
+        return cast(Tensor, inputs)
+
+    drawn = batch()  # compiles what has to be
+    started = time.perf_counter()
+    batch()
+    drawing = (time.perf_counter() - started) / len(index)
+    pace = pace_of(model, spec, world, (drawn.shape[1], drawn.shape[2], drawn.shape[3]), images=len(index))
+    judge = pace.at(int(np.prod(setup.store.rules.size))).judge
+    judging = judge * setup.judged
+    end = judge * (len(setup.splits.val) + setup.splits.test_count) + clock.after
+    per_pass = shape.pass_steps // shape.accumulate if spec.epoch_steps is None else len(setup.images) // len(index)
+    most = clock.most if clock.most is not None else spec.epochs * shape.updates
+    each = shape.batch_size * shape.accumulate
+    epochs, steps = fill(clock.left - end - judging, each, per_pass, judging, pace.step + drawing, most)
+    if epochs == 0 and not isinstance(spec.probe, ProbeSpec):
+        epochs, steps = 1, FEWEST_STEPS
+    schedule = spec.schedule
+    if spec.epochs:  # a warm-up is a share of the whole
+        warmup = schedule.warmup_epochs * epochs / spec.epochs
+        schedule = schedule.model_copy(update={"warmup_epochs": round(warmup, 4)})
+    update = {"epochs": epochs, "epoch_steps": steps or None, "schedule": schedule}
+    return recipe.model_copy(update={"train": spec.model_copy(update=update)}), end
+
+
+class Ending:
+    """Ends a training between epochs where another one would end too late: a `stop` of `training.fit.Tuning`.
+
+    Attributes:
+        called: whether it has.
+    """
+
+    def __init__(self, clock: Clock, end: float) -> None:
+        self._clock, self._end, self._last = clock, end, time.monotonic()
+        self.called = False
+
+    def __call__(self, epochs: int) -> bool:
+        now = time.monotonic()
+        epoch, self._last = now - self._last, now
+        self.called = self._clock.late(epoch + self._end)
+        return self.called

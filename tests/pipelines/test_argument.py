@@ -1,0 +1,70 @@
+"""What `kitae train ARGUMENT` takes its argument for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kitae.errors import KitaeError
+from kitae.pipelines.argument import understand
+from tests.images import write_folder, write_parquet
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    write_folder(tmp_path / "photos")
+    write_parquet(tmp_path / "d.parquet")
+    (tmp_path / "labels.csv").write_text("path,label\n")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.yaml").write_text("name: x\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("argument", "meant"),
+    [
+        ("fashion-mini", ("recipe", "fashion-mini")),
+        ("recipe:fashion-mini", ("recipe", "fashion-mini")),
+        ("mine.yaml", ("recipe", "mine.yaml")),
+        ("run/recipe.yaml", ("recipe", "run/recipe.yaml")),
+        ("photos", ("data", "folder:photos")),
+        ("./photos/", ("data", "folder:./photos/")),
+        ("d.parquet", ("data", "parquet:d.parquet")),
+        ("labels.csv", ("data", "csv:labels.csv")),
+        ("photos-mini", ("data", "photos-mini")),
+        ("fashion-mini:", ("data", "fashion-mini:")),
+        ("cifar10:somewhere", ("data", "cifar10:somewhere")),
+        ("folder:photos", ("data", "folder:photos")),
+    ],
+)
+def test_it_is_found_out(here: Path, argument: str, meant: tuple[str, str]) -> None:
+    assert understand(argument) == meant
+
+
+@pytest.mark.parametrize("name", ["fashion-mini", "photos-mini"])
+def test_a_name_that_is_two_things_is_an_error_that_names_both(here: Path, name: str) -> None:
+    (here / name).mkdir()
+    with pytest.raises(KitaeError, match=rf"{name}.*folder.*\./{name}") as caught:
+        understand(name)
+    assert "\n" not in str(caught.value)
+    meant = "recipe:fashion-mini" if name == "fashion-mini" else "photos-mini:"
+    assert meant in str(caught.value)
+    assert understand(meant)[0] in ("recipe", "data")
+    assert understand(f"./{name}") == ("data", f"folder:./{name}")
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("fashion-mni", "did you mean fashion-mini"),
+        ("nowhere/", "no such recipe, file, folder"),
+        ("run", "--resume"),
+        ("readme.txt", "readme.txt"),
+    ],
+)
+def test_what_it_is_not(here: Path, argument: str, said: str) -> None:
+    (here / "readme.txt").write_text("")
+    with pytest.raises(KitaeError, match=said):
+        understand(argument)
