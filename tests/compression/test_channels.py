@@ -86,15 +86,6 @@ def test_a_channel_cut_out_of_the_wrong_place_is_refused(trained: nn.Module, mon
         remove_channels(trained, SHAPE, 0.4)
 
 
-def test_a_wrong_channel_would_be_noticed(trained: nn.Module, train: Data) -> None:
-    result = remove_channels(trained, SHAPE, 0.4)
-    shifted = {name: [(i + 1) % 12 for i in gone] for name, gone in result.removed.items() if name != "point"}
-    images, _ = train.tensors()
-    with torch.no_grad():
-        difference = (masked_original(trained, shifted)(images) - result.model(images)).abs().max()
-    assert difference > 0.1
-
-
 def test_ratios_by_layer_and_coupling(trained: nn.Module) -> None:
     result = remove_channels(trained, SHAPE, {"conv1": 0.5})
     assert set(result.removed) == {"conv1", "norm1"}

@@ -29,14 +29,6 @@ def test_the_file_predicts_what_the_network_predicts(network: nn.Module, card: C
     assert len(set(predictions.labels.tolist())) > 1, "the probe pictures must tell classes apart"
 
 
-def test_temperature_is_inside_the_graph(network: nn.Module, card: Card, tmp_path: Path) -> None:
-    images = probe_images(card.input_shape, 32)
-    cold = Model(export(network, tmp_path / "1.onnx", card.but(temperature=1.0), images).path).predict(images)
-    warm = Model(export(network, tmp_path / "2.onnx", card.but(temperature=5.0), images).path).predict(images)
-    assert (cold.labels == warm.labels).all()
-    assert (cold.probabilities.max(1) > warm.probabilities.max(1)).all()
-
-
 def test_metadata(network: nn.Module, card: Card, tmp_path: Path) -> None:
     path = export(network, tmp_path / "model.onnx", card.but(notes={"ratio": 0.5})).path
     proto = onnx.load(path)

@@ -253,7 +253,7 @@ def verify_integer(content: bytes, images: NDArray[np.uint8], *, floor: float = 
     parity = compare(session_reference(open_session(content)), simulated, images, batch_sizes).parity()
     if 1.0 - parity.clear_flips / parity.images < floor:
         raise ExportError(
-            f"the INT8 graph does not run here as its integers say: {parity.clear_flips} of {parity.images} images "
+            f"the INT8 graph does not run here as its integers define: {parity.clear_flips} of {parity.images} images "
             f"change their class between onnxruntime's integer kernels and the same graph in float; on a CPU without "
             f"VNNI use target any"
         )
