@@ -8,10 +8,10 @@ each. Enlarged four times by Lanczos and encoded as JPEG of quality 90 they stan
 
     build      a store of whole pictures and one of squares at the network's size (as versions before had it), built in
                turn, each in a folder of its own
-    speed      random resized crops of scale 0.08 to 1 at 224 px, and the view of an evaluation. Ours read the store.
-               torchvision's v2 transforms get originals that are decoded already, as uint8 tensors [3, H, W] and as
-               Pillow images. One thread each, and all cores: threads of ours, and threads that each take images in turn
-               for torchvision. Ratios are taken within a round
+    speed      random resized crops of scale 0.08 to 1 at 224 px, and the view of an evaluation. Ours read from the
+               store. torchvision's v2 transforms get originals that are decoded already, as uint8 tensors [3, H, W] and
+               as Pillow images. One thread each, and all cores: threads of ours, and threads that each take images in
+               turn for torchvision. Ratios are taken within a round
     sharpness  energy of the Laplacian of the luma, from the store over torchvision's from the originals, of the same
                windows and of evaluation (resize of the shorter side, centre crop); means over photographs
 
@@ -146,7 +146,8 @@ def speed(store: Store, photos: Sequence[bytes], rounds: int, seconds: float, co
     pictures = store.images
     assert isinstance(pictures, Pictures)
     rows = np.array(in_order(store, len(photos)))
-    tensors, images = [], []
+    tensors: list[torch.Tensor] = []
+    images: list[Image.Image] = []
     for encoded in photos:
         with Image.open(io.BytesIO(encoded)) as image:
             images.append(image.convert("RGB"))

@@ -27,11 +27,11 @@ SCHEMES = {"light": 1, "dark": 0}
 
 def shoot(browser: str, page: Path, out: Path, width: int, height: int, scheme: str) -> None:
     with tempfile.TemporaryDirectory() as profile:
-        subprocess.run(
-            [browser, *FLAGS, f"--user-data-dir={profile}", f"--window-size={max(width, 500)},{height}",
-             f"--blink-settings=preferredColorScheme={SCHEMES[scheme]}", f"--screenshot={out}", page.resolve().as_uri()],
-            check=True, capture_output=True, timeout=120,
-        )  # fmt: skip
+        flags = [
+            *FLAGS, f"--user-data-dir={profile}", f"--window-size={max(width, 500)},{height}",
+            f"--blink-settings=preferredColorScheme={SCHEMES[scheme]}", f"--screenshot={out}",
+        ]  # fmt: skip
+        subprocess.run([browser, *flags, page.resolve().as_uri()], check=True, capture_output=True, timeout=120)
     with Image.open(out) as image:  # few colours: a third of the bytes
         image.convert("RGB").quantize(128).save(out, optimize=True)
 

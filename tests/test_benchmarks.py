@@ -270,3 +270,20 @@ def test_simulated_studies_run(tmp_path: Path) -> None:
     for script in BENCHMARKS.glob("*.py"):
         found = importlib.util.find_spec(script.stem)
         assert found is None or found.origin == str(script), script.name
+
+
+def test_store_measures_what_whole_pictures_cost_and_bring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KITAE_DATA", str(tmp_path))  # no photographs there: some are generated
+    run("store.py", "--quick", "--out", tmp_path / "store.json")
+    found = json.loads((tmp_path / "store.json").read_text())
+    assert found["quick"]
+    assert found["machine"]["load_average_after"]
+    for kind in ("originals", "enlarged 4 times"):
+        build = found["build"][kind]
+        assert build["bytes"]["whole"] > build["bytes"]["square"] > 0
+        rates = found["speed"][kind]["random_resized_crop, one thread"]["images_per_second"]
+        assert set(rates) == {"kitae", "torchvision, tensors", "torchvision, Pillow"}
+        assert all(rate["n"] == len(rate["values"]) == 2 for rate in rates.values())
+        views = found["sharpness"][kind]["64"]
+        assert set(views) == {"evaluation", "random_resized_crop 0.08 to 1.0", "random_resized_crop 0.35 to 1.0"}
+        assert all(0.5 < entry["ratio_of_means"] < 2 for entry in views.values())

@@ -253,6 +253,8 @@ def test_a_disk_that_refuses_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys
 
     from kitae import cli
 
+    monkeypatch.setattr(sys, "argv", ["kitae", "export", "runs/a"])
+
     def fails(number: int) -> None:
         def app(**options: object) -> None:
             raise OSError(number, os.strerror(number), "runs/a.onnx")

@@ -20,6 +20,7 @@ from kitae import keyed
 from kitae.augment import jit
 from kitae.augment.cpu import Recycler
 from kitae.augment.kernels.link import RUN, as_f64, as_i64, as_u8, as_u64
+from kitae.augment.kernels.move import copy_bytes
 from kitae.augment.kernels.warp import resized_crop
 from kitae.augment.ops import Op
 from kitae.augment.ops.geometry import RandomResizedCrop
@@ -35,10 +36,11 @@ FIRST, LAST = 0, 1  # samples of this thread
 PIXELS, STARTS, HEIGHTS, WIDTHS, CHANNELS = 2, 3, 4, 5, 6
 ROWS, INDEX, EPOCH, SEED_LOW, SEED_HIGH, SLOT_AT = 7, 8, 9, 10, 11, 12
 NUMBERS, OUT, STRIDE = 13, 14, 15
-CONTEXT = 16
+WORK_AT = 16  # where in the scratch the work area of the kernel begins
+CONTEXT = 17
 
-# Scratch of a thread, in bytes: the key, the step, the work area of the kernel.
-STEP_AT, WORK_AT = 64, 512
+# Scratch of a thread, in bytes: the key, the step, the window, the work area.
+STEP_AT, WINDOW_AT = 64, 512
 
 
 def crop_samples(context_at: Any, scratch: Any) -> Any:
@@ -52,6 +54,9 @@ def crop_samples(context_at: Any, scratch: Any) -> Any:
     widths = as_i64(c[WIDTHS])
     rows = as_i64(c[ROWS])
     index = as_u64(c[INDEX])
+    channels = c[CHANNELS]
+    window = scratch + WINDOW_AT
+    work = scratch + c[WORK_AT]
     key[2] = np.uint64(c[EPOCH])
     key[3] = np.uint64(c[SLOT_AT])
     key[4] = np.uint64(c[SEED_LOW])
@@ -63,9 +68,19 @@ def crop_samples(context_at: Any, scratch: Any) -> Any:
         height = heights[row]
         width = widths[row]
         plan_crop(key, as_f64(c[NUMBERS]), codes, args, height, width)
-        source = as_u8(c[PIXELS] + starts[row])
-        target = as_u8(c[OUT] + n * c[STRIDE])
-        resized_crop(source, target, scratch + WORK_AT, args, c[CHANNELS], height, width)
+        # The window is copied line by line first: the kernel reads it in blocks, which memory is slow to give.
+        tall = np.int64(args[2])
+        wide = np.int64(args[3])
+        source = c[PIXELS] + starts[row] + np.int64(args[0]) * width + np.int64(args[1])
+        target = window
+        for _ in range(channels):
+            for y in range(tall):
+                copy_bytes(source + y * width, target, wide)
+                target += wide
+            source += height * width
+        args[0] = 0.0
+        args[1] = 0.0
+        resized_crop(as_u8(window), as_u8(c[OUT] + n * c[STRIDE]), work, args, channels, tall, wide)
     return 0
 
 
@@ -124,14 +139,16 @@ class PictureCrop:
         self._numbers = np.array([*self.shape[1:], *op.scale, *op.ratio], np.float64)
         # Kept, as their memory is read by address.
         self._arrays = (pictures.pixels, pictures.starts, pictures.heights, pictures.widths)
+        largest = int((pictures.heights * pictures.widths).max())
+        work_at = (WINDOW_AT + channels * largest + 127) & ~63
         work = _work_bytes(int(pictures.heights.max()), int(pictures.widths.max()), *self.shape[1:])
-        self._scratch_bytes = WORK_AT + work + 64
+        self._scratch_bytes = work_at + work + 64
         # Fresh memory would take nearly as long as the crops: the system clears it.
         self._scratch: deque[NDArray[np.uint8]] = deque(maxlen=threads)
         self._recycler = Recycler()
         c = np.zeros(CONTEXT, np.int64)
         c[[PIXELS, STARTS, HEIGHTS, WIDTHS]] = [array.ctypes.data for array in self._arrays]
-        c[CHANNELS], c[STRIDE] = channels, int(np.prod(self.shape))
+        c[CHANNELS], c[STRIDE], c[WORK_AT] = channels, int(np.prod(self.shape)), work_at
         c[NUMBERS], c[SLOT_AT] = self._numbers.ctypes.data, SLOT
         self._context = c
 
@@ -155,7 +172,10 @@ class PictureCrop:
         def work(part: NDArray[np.int64]) -> None:
             own = context.copy()
             own[[FIRST, LAST]] = part
-            scratch = self._scratch.pop() if self._scratch else np.empty(self._scratch_bytes, np.uint8)
+            try:
+                scratch = self._scratch.pop()
+            except IndexError:
+                scratch = np.empty(self._scratch_bytes, np.uint8)
             at = scratch.ctypes.data
             run(own.ctypes.data, at + -at % 64)
             self._scratch.append(scratch)

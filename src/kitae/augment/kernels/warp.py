@@ -353,8 +353,9 @@ def perspective_bilinear(src: Any, dst: Any, work: Any, args: Any, channels: Any
 def triangle_taps(size: Any, new: Any) -> Any:
     """Most taps of one output pixel."""
     scale = size / new
-    support = scale if scale > 1.0 else 1.0
-    return np.int64(np.ceil(support)) * 2 + 1
+    if scale <= 1.0:
+        return 2  # the two input pixels around its centre
+    return np.int64(np.ceil(scale)) * 2 + 1
 
 
 def triangle_weights(size: Any, new: Any, taps: Any, starts: Any, weights: Any, scratch: Any) -> Any:
@@ -402,7 +403,15 @@ def resample_rows(src: Any, src_stride: Any, dst: Any, dst_stride: Any, new: Any
     for i in range(new):
         at = np.int64(starts[i]) * src_stride
         out = i * dst_stride
-        if taps == 3:
+        if taps == 2:
+            w0 = weights[i * 2]
+            w1 = weights[i * 2 + 1]
+            for x in range(length):
+                v = mul_i32(np.int32(src[at + x]), w0)
+                v = add_i32(v, mul_i32(np.int32(src[at + src_stride + x]), w1))
+                v = sar_i32(add_i32(v, half), shift)
+                dst[out + x] = np.uint8(v if v < top else top)
+        elif taps == 3:
             w0 = weights[i * 3]
             w1 = weights[i * 3 + 1]
             w2 = weights[i * 3 + 2]
