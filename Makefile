@@ -17,8 +17,8 @@ $(VENV)/.ready: pyproject.toml
 demo: setup
 	$(BIN)/kitae train fashion-mini --out runs/demo --overwrite
 	$(BIN)/kitae compress runs/demo --max-drop 1.0 --out runs/demo-small --overwrite
-	$(BIN)/kitae report runs/demo
-	@echo "Open runs/demo/report.html"
+	$(BIN)/kitae train photos-mini --minutes 2 --out runs/demo-photos --overwrite
+	@echo "Open runs/demo/report.html, runs/demo-small/report.html and runs/demo-photos/report.html"
 
 # A file of tests to a process, a thread each: threads of several processes on the same cores wait for each other.
 test: setup

@@ -122,3 +122,11 @@ def test_an_unfinished_study_is_not_published(tmp_path: Path) -> None:
         study(spec, tmp_path / "s", executor=Stops(), figures=False, **FAKE)
     with pytest.raises(KitaeError, match="the study is not finished"):
         publish(tmp_path / "s", tmp_path / "results")
+
+
+def test_results_of_an_earlier_loop_are_named_and_give_no_advice(results: Path) -> None:
+    assert "measured again" not in markdown(load(results))
+    file = results / "s-one_out" / "study.yaml"
+    file.write_text(file.read_text().replace("numerics: 3", "numerics: 2"))
+    page = markdown(load(results))
+    assert "**To be measured again:** `s-one_out`." in page

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from kitae.errors import KitaeError
-from kitae.experiments.folder import study_difference
+from kitae.experiments.folder import NUMERICS, read_study, study_difference
 from kitae.experiments.regimes import TECHNIQUES, advice, curves
 from kitae.experiments.result import StudyResult
 from kitae.experiments.stats import Effect
@@ -95,8 +95,10 @@ def draw(results: Sequence[StudyResult], page: Path) -> Path | None:
 
 def markdown(results: Sequence[StudyResult]) -> str:
     """The ledger as a page: advice, regimes side by side, claims and verdicts, and every study that was run."""
+    current = [result for result in results if not outdated(result)]
     sections = (
-        ("", "\n".join(f"- {sentence}" for sentence in advice(results))),
+        ("", "\n".join(f"- {sentence}" for sentence in advice(current))),
+        ("", _outdated([result for result in results if outdated(result)])),
         ("Regimes side by side", _regimes(results)),
         ("When does a technique help?", _when(results)),
         ("Claims and verdicts", f"{_HOW_TO_READ}\n\n{_claims(results)}"),
@@ -105,6 +107,22 @@ def markdown(results: Sequence[StudyResult]) -> str:
     )
     parts = [f"## {heading}\n\n{text}" if heading else text for heading, text in sections if text]
     return "\n\n".join(["# The ledger", *parts]) + "\n"
+
+
+def outdated(result: StudyResult) -> bool:
+    """Whether an earlier version, which trained the same recipes differently, measured this result."""
+    return bool((read_study(result.path) or {}).get("numerics", 1) != NUMERICS)
+
+
+def _outdated(results: Sequence[StudyResult]) -> str:
+    if not results:
+        return ""
+    names = ", ".join(f"`{result.spec.name}`" for result in results)
+    return (
+        f"**To be measured again:** {names}. An earlier training loop measured them, which took a full step for the "
+        "short last batch of every epoch (LOG.md, 2026-11-26). Their effects are biased, by how much is unknown, so no "
+        "advice is drawn from them."
+    )
 
 
 def _regimes(results: Sequence[StudyResult]) -> str:
