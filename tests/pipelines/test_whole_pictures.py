@@ -91,6 +91,10 @@ def test_predictions_of_files_are_those_of_the_evaluation(run: Run, tmp_path: Pa
     np.testing.assert_allclose(run.predict(tmp_path / "one.jpg").probabilities[0], expected[0], atol=1e-6)
 
 
+def test_test_time_augmentation_of_rectangles(run: Run) -> None:
+    assert 0 <= run.evaluate("val", tta="full")["accuracy"] <= 1
+
+
 def test_an_exported_file_prepares_pictures_in_the_same_two_steps(run: Run, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     import kitae as kt

@@ -16,6 +16,7 @@ import os
 import shutil
 import threading
 import uuid
+from array import array
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -77,22 +78,22 @@ def build(
         with storage_errors(final.parent, needed):
             rules, written = _write_images(source, rules, request, temporary, threads, progress)
             kept, digest = written.kept, written.digest
-            arrays: dict[str, NDArray[Any]] = {
+            columns: dict[str, NDArray[Any]] = {
                 "labels.i64": table.labels,
                 "splits.u8": table.splits,
                 "keys.i64": table.keys,
             }
             if table.groups is not None:
-                arrays["groups.i64"] = table.groups
-            contents = {name: np.ascontiguousarray(array[kept]).tobytes() for name, array in arrays.items()}
+                columns["groups.i64"] = table.groups
+            contents = {name: np.ascontiguousarray(column[kept]).tobytes() for name, column in columns.items()}
             if rules.store_size is not None:
-                contents["sizes.i64"] = np.array(written.sizes, np.int64).tobytes()
+                contents["sizes.i64"] = written.sizes.tobytes()
             for name, data in contents.items():
                 digest.update(name.encode() + data)
             digest.update(json.dumps([table.classes, rules.to_dict()]).encode())
             contents["hashes.u8"] = bytes(written.hashes)  # not part of the fingerprint: they follow from the pixels
             if rules.store_size is not None:
-                contents["sums.i64"] = np.array(written.sums, np.int64).tobytes()
+                contents["sums.i64"] = written.sums.tobytes()
             names = [table.names[int(i)].encode("utf-8", "surrogateescape") for i in np.flatnonzero(kept)]
             contents["names.utf8"] = b"".join(names)
             contents["names.i64"] = np.cumsum([0, *map(len, names)], dtype=np.int64).tobytes()
@@ -133,8 +134,7 @@ class _Written:
         kept: bool [N], which images were readable.
         skipped: (name, reason) of the others.
         hashes: of the kept ones' pixels, one after the other.
-        sizes: height and width of each kept one.
-        sums: see `Pictures.sums`; of whole pictures only.
+        sizes: height and width of each kept one. sums: see `Pictures.sums`. Both of whole pictures only.
         highest: level of all images of more than 8 bits; None where there are none.
         digest: a running hash of all pixels.
     """
@@ -142,8 +142,8 @@ class _Written:
     kept: NDArray[np.bool_]
     skipped: list[tuple[str, str]] = field(default_factory=list)
     hashes: bytearray = field(default_factory=bytearray)
-    sizes: list[tuple[int, int]] = field(default_factory=list)
-    sums: list[NDArray[np.int64]] = field(default_factory=list)
+    sizes: array[int] = field(default_factory=lambda: array("q"))
+    sums: array[int] = field(default_factory=lambda: array("q"))
     highest: int | None = None
     digest: Any = field(default_factory=lambda: hashlib.blake2b(digest_size=16))
 
@@ -225,9 +225,9 @@ def _pass(
                 else:
                     written.kept[row] = True
                     written.hashes += result.hash
-                    written.sizes.append((result.pixels.shape[1], result.pixels.shape[2]))
                     if result.sums is not None:
-                        written.sums.append(result.sums)
+                        written.sizes.extend(result.pixels.shape[1:])
+                        written.sums.frombytes(result.sums.tobytes())
                     if result.highest is not None:
                         written.highest = max(result.highest, written.highest or 0)
                     pixels = result.pixels.reshape(-1).data
