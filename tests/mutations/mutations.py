@@ -19,6 +19,9 @@ class Mutation(NamedTuple):
 
 FIT = "tests/training/test_fit.py"
 MIX = "tests/augment/test_engine_mix.py"
+BUDGET = "tests/pipelines/test_budget.py"
+STATS = "tests/experiments/test_stats.py"
+VERIFY = "tests/deployment/test_verify.py"
 
 MUTATIONS = [
     # The loop
@@ -59,4 +62,17 @@ MUTATIONS = [
     Mutation("evaluation/intervals.py", "z * z / (4 * count * count)", "0", "tests/evaluation/test_intervals.py"),
     Mutation("evaluation/intervals.py", "float(2 * estimate - high)", "float(low)", "tests/evaluation/test_intervals.py tests/evaluation/test_calibration.py"),
     Mutation("evaluation/intervals.py", "if 2 * tail > 1 - level:", "if tail > 1 - level:", "tests/evaluation/test_intervals.py"),
+    Mutation("experiments/stats.py", "p_of[what] * (len(p_of) - rank)", "p_of[what] * len(p_of)", f"{STATS} -k 'holm or twice'"),
+    Mutation("experiments/stats.py", "total = self.own.value + self.share.value", "total = 2 * self.share.value", f"{STATS} -k 'reference or paired'"),
+    Mutation("experiments/stats.py", "self.own = _Variance(float(apart.var(ddof=1)), len(shared) - 1)", "self.own = _Variance(float(apart.var(ddof=0)), len(shared))", f"{STATS} -k 'paired or covers or reference'"),
+    # The budget
+    Mutation("pipelines/budget.py", 'lost = row["drop_interval"][1] if spec.sure else row["drop"]', 'lost = row["drop"]', f"{BUDGET} -k sure"),
+    Mutation("pipelines/budget.py", "return lost <= spec.max_drop + 1e-9", "return lost < spec.max_drop", f"{BUDGET} -k budget"),
+    Mutation("pipelines/budget.py", 'key=lambda c: (c.row["drop"], c.row["loss"], c.row[size])', 'key=lambda c: (c.row["drop"], -c.row["loss"], c.row[size])', f"{BUDGET} -k ties"),
+    Mutation("pipelines/networks.py", 'f"{key} {part}".encode()', 'b""', f"{BUDGET} tests/pipelines -k 'epochs or seed or augmentation'"),
+    # The probe and the splits
+    Mutation("training/probe.py", "min(losses, key=lambda value: losses[value]) if losses", "max(losses, key=lambda value: losses[value]) if losses", "tests/training/test_probe.py"),
+    # Export
+    Mutation("deployment/verify.py", "got = np.concatenate([*trials, sweep])", "got = np.concatenate([*(sweep[:size] for size in sizes), sweep])", VERIFY),
+    Mutation("deployment/verify.py", "comparison.got - comparison.expected) - (ABSOLUTE + RELATIVE * comparison.expected)", "comparison.got - comparison.expected) - 1.0", VERIFY),
 ]  # fmt: skip
