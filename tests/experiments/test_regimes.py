@@ -43,7 +43,9 @@ def results(tmp_path: Path) -> list[StudyResult]:
         published(tmp_path, epochs)
     published(tmp_path, 100, "ledger-trained", seeds=[0, 1, 2, 3, 4])
     published(tmp_path, 100, "when-wide", width=32)
-    published(tmp_path, 25, "ledger-small", set={"train.batch_size": 64})  # another comparison
+    published(tmp_path, 100, "a-hundred")  # the same with fewer seeds
+    published(tmp_path, 25, "ledger-small", set={"train.batch_size": 64})  # two other comparisons
+    published(tmp_path, 12, "over-none", reference="none", contrasts={}, seeds=[0, 1, 2, 3, 4])
     return load(tmp_path / "results")
 
 

@@ -255,6 +255,17 @@ def test_a_variant_that_scatters_gets_its_interval_from_its_own_pairs() -> None:
     assert not any(effect.uneven for name, effect in effects.items() if name != "v2")
 
 
+def test_pairs_that_are_close_by_chance_do_not_narrow_an_interval() -> None:
+    made = design("compare", 11)
+    rng = np.random.default_rng(27)
+    table = runs(made, dict.fromkeys((v.name for v in made.variants), 0.0), 0.05, rng, seeds=tuple(range(6)))
+    for seed, shared in enumerate(rng.normal(0, 0.02, 6)):
+        table.loc[table["variant"].isin(["v0", "v2"]) & (table["seed"] == seed), METRIC] += shared
+    v2 = next(effect for effect in analyse(table, made, METRIC).effects if effect.name == "v2")
+    assert not v2.uneven
+    assert v2.high - v2.low > 1.0, "v2 scatters by 2 points, although its pairs with v0 do not"
+
+
 @pytest.mark.parametrize(
     ("kind", "count", "who", "times", "covers", "false_winners"),
     [
@@ -299,6 +310,7 @@ def test_a_noisy_reference_does_not_hide_behind_its_neighbours() -> None:
     assert all(effect.standard_error > 1.0 for effect in analysis.effects)
     assert all(2 <= effect.df < 2.2 for effect in analysis.effects)
     assert analysis.noise.df == 10
+    assert not any(effect.uneven for effect in analysis.effects), "it has its own noise already"
     # A difference of two others has nothing to do with it.
     between = design_with_contrast()
     effect = analyse(table, between, METRIC).effects[-1]

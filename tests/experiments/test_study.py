@@ -381,6 +381,9 @@ def test_an_unfinished_study_can_be_opened(tmp_path: Path) -> None:
     opened = StudyResult.open(folder)
     assert list(opened.runs["status"]) == ["done"] * 4 + ["missing"] * 5
     assert "4 of 9 runs finished" in opened.table()
+    opened.write()  # the tables of this start are not those of the next
+    cut(folder, 1)
+    assert list(StudyResult.open(folder).runs["status"]) == ["done"] * 5 + ["missing"] * 4
 
 
 def test_a_number_that_no_finished_run_has_is_reported(tmp_path: Path) -> None:
