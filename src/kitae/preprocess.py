@@ -5,7 +5,8 @@ NumPy and Pillow only, so that the runtime of an exported model runs the very sa
     format      JPEG, PNG, WebP, BMP, GIF (first frame), TIFF, PNM, JPEG 2000, AVIF; nothing else is even tried
     size        more than MAX_PIXELS is refused before a pixel is decoded
     truncated   is an error, never half an image
-    JPEG        read at 1/2, 1/4 or 1/8 scale where that leaves twice the target on both sides (libjpeg's scaled DCT)
+    JPEG        read at 1/2, 1/4 or 1/8 scale (libjpeg's scaled DCT) where that leaves twice the target on both sides,
+                or one and a half times what a store keeps
     orientation the EXIF orientation is applied, all eight of them
     depth       of 16 bit the high byte, or with fewer significant bits (`depth`) the highest 8 of these, levels above
                 are white; 1 bit becomes 0 and 255; float pixels have no fixed range and are refused
@@ -100,7 +101,9 @@ _OTHER_BYTE = {
 }
 _GREY_MODES = ("1", "L", "LA", "La", "I")
 _TURNED = (5, 6, 7, 8)  # orientations that exchange height and width
-_DRAFT_GAP = 2  # a JPEG keeps at least so many times the target's side before it is resized
+# A JPEG keeps at least so many times the target's side before it is resized: at once, or to what a store keeps. The
+# second was chosen by the sharpness of small crops: with 1.5 they lose 8 % at most, with 1.25 they lost 10 %.
+_DRAFT_GAP, _STORE_DRAFT_GAP = 2, 1.5
 _DRAFTS = ("JPEG", "MPO")  # formats that Pillow reads at reduced scale
 _LITTLE = 1 << 20  # bytes that need no asking
 _DECODE_BYTES = 12  # that a decoded pixel takes at most, with copies: RGBA, an upright one, one on white
@@ -270,7 +273,8 @@ def picture(
         with _naming(name, source):
             needed = _DECODE_BYTES * width * height
             if opened.format in _DRAFTS:
-                side = math.ceil(_DRAFT_GAP * max(rules.cover))
+                gap = _DRAFT_GAP if rules.store_size is None else _STORE_DRAFT_GAP
+                side = math.ceil(gap * max(rules.cover))
                 opened.draft(None, (side, side))
                 needed = _DECODE_BYTES * opened.width * opened.height
                 if opened.info.get("progressive"):

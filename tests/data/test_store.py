@@ -566,7 +566,7 @@ elif stage == "no locks":
     from kitae.data import cache
     cache.fcntl = None
 result = store.open_store(DataSpec(source=source, image_size=16), progress)
-print(result.fingerprint, int(result.images.sum(dtype="uint64")))
+print(result.fingerprint, int(result.images[:].sum(dtype="uint64")))
 """
 
 
@@ -604,14 +604,18 @@ def test_what_a_killed_build_left_is_removed_by_the_next_build_of_anything(make_
     assert leftovers(cache) == []
 
 
-@pytest.mark.parametrize("stage", ["none", "no locks"])
-def test_processes_that_prepare_at_once_all_end_well(make_folder: Maker, cache: Path, stage: str) -> None:
-    source = f"folder:{make_folder('cats', 'dogs', count=150)}"
+@pytest.mark.parametrize("stage", ["none", "no locks", "whole pictures"])
+def test_processes_that_prepare_at_once_all_end_well(
+    make_folder: Maker, tmp_path: Path, cache: Path, stage: str
+) -> None:
+    whole = stage == "whole pictures"
+    source = f"folder:{large_folder(tmp_path / 'l') if whole else make_folder('cats', 'dogs', count=150)}"
     processes = [child(source, stage) for _ in range(3)]
     outputs = {process.communicate()[0] for process in processes}
     assert [process.returncode for process in processes] == [0, 0, 0]
     store = open_store(DataSpec(source=source, image_size=16))
-    assert outputs == {f"{store.fingerprint} {int(store.images.sum(dtype=np.uint64))}\n"}
+    assert isinstance(store.images, Pictures) == whole
+    assert outputs == {f"{store.fingerprint} {int(store.images[:].sum(dtype=np.uint64))}\n"}
     assert stores(cache) == [store.path]
     assert leftovers(cache) == []
 
