@@ -207,6 +207,9 @@ class TrainingView:
         if self._bar:
             self._bar.stop()
 
+    def on_plan(self, epochs: int) -> None:
+        self.epochs = epochs
+
     def on_step(
         self, epoch: int, step: int, steps: int, loss: float, images_per_second: float, data_share: float
     ) -> None:

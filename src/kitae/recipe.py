@@ -79,8 +79,12 @@ class Recipe(Spec):
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the recipe, 16 hex digits; equal recipes have equal fingerprints."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        """A hash of the recipe, 16 hex digits; equal recipes have equal fingerprints.
+
+        `train.recut` is left out: a run writes it on its way, and its checkpoints are its own before and after.
+        """
+        plan = self.model_copy(update={"train": self.train.model_copy(update={"recut": ()})})
+        text = json.dumps(plan.model_dump(mode="json"), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

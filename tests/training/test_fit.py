@@ -49,6 +49,7 @@ class KillAt:
         if self.left == 0:
             raise DiesHereError
 
+    def on_plan(self, epochs: int) -> None: ...
     def on_epoch(self, row: Mapping[str, Any]) -> None: ...
 
     def note(self, text: str) -> None:
@@ -394,19 +395,24 @@ def test_no_epochs_at_all_leave_the_start(toy: dict[str, Any]) -> None:
     assert same(before, model.state_dict())
 
 
-def test_it_stops_between_epochs_when_it_is_asked_to(toy: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("end", [2, 3, 7])
+def test_a_schedule_that_was_recut_on_the_way_is_repeated_by_its_recipe(toy: dict[str, Any], end: int) -> None:
     asked: list[int] = []
 
-    def stop(epochs: int) -> bool:
+    def recut(epochs: int) -> int | None:
         asked.append(epochs)
-        return epochs == 2
+        return end if epochs == 2 else None
 
-    stopped, planned = toy_net(), toy_net()
-    result = fit(stopped, spec=spec(epochs=5), stop=stop, **toy)
-    assert asked == [1, 2]
-    assert (result.epochs, result.stopped_early) == (2, True)
-    fit(planned, spec=spec(epochs=5, stop_after=2), **toy)
-    assert same(stopped.state_dict(), planned.state_dict()), "the schedule is that of all five"
+    changed, planned = toy_net(), toy_net()
+    result = fit(changed, spec=spec(epochs=5), recut=recut, **toy)
+    assert result.epochs == end
+    assert asked == list(range(1, end)) or asked == [1, 2]
+    fit(planned, spec=spec(epochs=5, recut=[[2, end]]), **toy)
+    assert same(changed.state_dict(), planned.state_dict())
+    rates = [row["learning_rate"] for row in result.rows]
+    plain = [row["learning_rate"] for row in fit(toy_net(), spec=spec(epochs=5), **toy).rows]
+    assert rates[:2] == plain[:2]
+    assert rates[-1] == pytest.approx(plain[-1], abs=0.006) or end == 2, "it still ends at the end of the schedule"
 
 
 class Signal(KillAt):

@@ -8,7 +8,7 @@ import math
 import pytest
 from pydantic import ValidationError
 
-from kitae.training.schedule import rate_factor
+from kitae.training.schedule import planned_step, rate_factor
 from kitae.training.spec import ScheduleSpec
 
 EPOCHS, STEPS = 10, 20
@@ -76,3 +76,19 @@ def test_warm_up_takes_half_of_a_short_run_at_most() -> None:
     values = [rate_factor(step, spec=spec, steps_per_epoch=100, epochs=1) for step in range(100)]
     assert max(values) > 0.9
     assert values[-1] < 0.1
+
+
+def test_a_recut_schedule_squeezes_or_stretches_what_is_left() -> None:
+    def steps(epochs: int, *recut: tuple[int, int]) -> list[float]:
+        return [planned_step(s, steps_per_epoch=STEPS, epochs=EPOCHS, recut=recut) for s in range(epochs * STEPS)]
+
+    assert steps(10) == list(range(200))
+    assert all(isinstance(step, int) for step in steps(10)), "bit for bit as without"
+    squeezed = steps(6, (2, 6))
+    assert squeezed[:40] == list(range(40))
+    assert squeezed[40:] == pytest.approx([40 + 2 * s for s in range(80)])
+    stretched = steps(18, (2, 18))
+    assert stretched[40:] == pytest.approx([40 + s / 2 for s in range(320)])
+    twice = steps(8, (2, 6), (4, 8))  # half of the rest in two epochs, the other half in four
+    assert twice[80:] == pytest.approx([120 + s for s in range(80)])
+    assert steps(4, (4, 4)) == list(range(80))

@@ -345,6 +345,8 @@ class _Epochs:
     ) -> None:
         pass
 
+    def on_plan(self, epochs: int) -> None: ...
+
     def on_epoch(self, row: Mapping[str, Any]) -> None:
         score = row["val_accuracy"]
         shown = "no score" if score is None else f"{100 * score:.2f} %"

@@ -6,6 +6,7 @@ so the same recipe gives the same weights on a slower machine, only later.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from dataclasses import dataclass
@@ -22,9 +23,11 @@ from kitae.models.spec import ModelSpec
 from kitae.modes import evaluating
 from kitae.pipelines.setup import Setup
 from kitae.recipe import Recipe
+from kitae.run import Run
 from kitae.training import precision
 from kitae.training.batches import epoch_shape
 from kitae.training.distributed import World
+from kitae.training.fit import Watcher
 from kitae.training.measure import step_times
 from kitae.training.precision import Precision
 from kitae.training.spec import ProbeSpec, TrainSpec
@@ -32,7 +35,7 @@ from kitae.training.spec import ProbeSpec, TrainSpec
 _IMAGES = 16  # of a measured batch
 _STEPS = 3
 _SHARE = 0.96  # of the minutes that a plan fills; the rest is for what it does not know
-_LATE = 1.05  # of the minutes, where a training is ended early
+_EARLY = 0.03  # of the minutes, by which a training may end too late or too early without being recut
 _AFTER = 0.8  # times what it took to start
 _JUDGING = 0.2  # of the time of training, that validations may take
 
@@ -71,10 +74,6 @@ class Clock:
     def left(self) -> float:
         """Seconds until the end that a plan may fill."""
         return self.begun + _SHARE * self.seconds - time.monotonic()
-
-    def late(self, more: float) -> bool:
-        """Whether so many seconds more would end too late."""
-        return time.monotonic() + more > self.begun + _LATE * self.seconds
 
 
 def process_begun() -> float:
@@ -239,19 +238,39 @@ def fitted(recipe: Recipe, setup: Setup, model: nn.Module, clock: Clock, world: 
     return recipe.model_copy(update={"train": spec.model_copy(update=update)}), end
 
 
-class Ending:
-    """Ends a training between epochs where another one would end too late: a `stop` of `training.fit.Tuning`.
+class Recutter:
+    """Squeezes or stretches the rest of a schedule where the machine turns out slower or faster than it was measured.
 
-    Attributes:
-        called: whether it has.
+    It is the `recut` of `training.fit.Tuning`. What it decides is written into the run's recipe, so that the recipe
+    repeats the run, and a resumed run goes on by it.
     """
 
-    def __init__(self, clock: Clock, end: float) -> None:
-        self._clock, self._end, self._last = clock, end, time.monotonic()
-        self.called = False
+    def __init__(self, run: Run, clock: Clock, end: float, watcher: Watcher | None) -> None:
+        """`end`: seconds to keep for what follows the training."""
+        self._run, self._clock, self._end, self._watcher = run, clock, end, watcher
+        self._last = time.monotonic()
 
-    def __call__(self, epochs: int) -> bool:
+    def __call__(self, epochs: int) -> int | None:
+        """Another number of epochs to end with, after so many; None where the plan fits."""
         now = time.monotonic()
         epoch, self._last = now - self._last, now
-        self.called = self._clock.late(epoch + self._end)
-        return self.called
+        spec = self._run.recipe.train
+        planned = spec.last_epoch
+        spare = self._clock.begun + self._clock.seconds - now - self._end - (planned - epochs) * epoch
+        if -_EARLY * self._clock.seconds < spare < _EARLY * self._clock.seconds:
+            return None
+        fitting = epochs + max(0, math.floor((spare + (planned - epochs) * epoch) / epoch))
+        if self._clock.most is not None and spec.epoch_steps:
+            fitting = min(fitting, max(epochs, self._clock.most // spec.epoch_steps))
+        else:
+            fitting = min(fitting, planned)
+        if fitting == planned:
+            return None
+        spec = spec.model_copy(update={"recut": (*spec.recut, (epochs, fitting))})
+        self._run.resolve(self._run.recipe.model_copy(update={"train": spec}))
+        if self._watcher is not None:
+            self._watcher.note(
+                f"this machine is {'slower' if fitting < planned else 'faster'} than it was measured: {fitting} epochs "
+                f"in place of {planned}; the recipe says so (train.recut)"
+            )
+        return fitting

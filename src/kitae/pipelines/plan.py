@@ -41,6 +41,7 @@ _SCRATCH_SIZES = (128, 96, 64)
 _TINY = 64  # pictures without a longer side are no photographs, and small networks take them as they are
 _SAMPLE = 48  # images that are looked at
 _VALIDATION = 150  # images that a choice wants, where they are no more than a fifth
+_JUDGED_AT_ONCE = 32  # large images in large batches leave the processor's cache
 _FEW = 1000  # images, under which one split says little
 _FAR_FROM_SQUARE = 1.7  # of a median picture; nearer to it the whole picture is squeezed into the square
 
@@ -318,7 +319,8 @@ class _Planner:
     def transfer(self, weights: str) -> tuple[Recipe, list[str]]:
         facts = self.facts
         name = self.choices.model or f"timm:{NET}"
-        model = ModelSpec(name=name, pretrained=True, freeze="statistics")
+        first = 6 if name.rpartition(":")[2].removesuffix(".in1k") == NET else 0
+        model = ModelSpec(name=name, pretrained=True, freeze="statistics", freeze_first=first)
         batch = self.batch_size(32)
         sizes = self.sizes(_SIZES)
         measured_at = min(sizes, key=lambda size: abs(size - 128))
@@ -351,6 +353,7 @@ class _Planner:
                 "clip_norm": 1.0,
                 "probe": {"views": 0},
             },
+            "evaluate": {"batch_size": _JUDGED_AT_ONCE},
         }  # fmt: skip
         net = f"{name.rpartition(':')[2].removeprefix('tf_')} pretrained"
         made = self.finished(recipe)

@@ -16,7 +16,7 @@ from kitae.errors import TrainingInterruptedError, require
 from kitae.evaluation.calibration import fit_temperature
 from kitae.evaluation.evaluate import evaluate, evaluate_test, mistakes, predictions_table
 from kitae.pipelines.argument import understand
-from kitae.pipelines.pace import Clock, Ending, fitted
+from kitae.pipelines.pace import Clock, Recutter, fitted
 from kitae.pipelines.plan import Choices, plan
 from kitae.pipelines.probe import probe
 from kitae.pipelines.setup import Progress, Setup, begin, resolved
@@ -101,16 +101,14 @@ def train(
         if isinstance(run.recipe.train.probe, ProbeSpec):
             made = {} if begun else probe(run, setup, model, world, watcher)
             tuning = Tuning(keep="best or start", start_row=made)
-        ending = None
-        if isinstance(minutes, Clock):
+        if minutes is not None:
             timed, end = fitted(run.recipe, setup, model, minutes, world)
             if world.is_main and not begun:
                 run.resolve(timed)
             distributed.barrier(world)
             run.recipe = Run.open(run.path).recipe
-            ending = Ending(minutes, end)
-            tuning = replace(tuning, stop=ending)
-        result = setup.fit(
+            tuning = replace(tuning, recut=Recutter(run, minutes, end, watcher))
+        setup.fit(
             model,
             run.recipe.train,
             world,
@@ -125,17 +123,6 @@ def train(
                 fingerprint=run.recipe.fingerprint,
             ),
         )
-        if world.is_main and ending is not None and ending.called:
-            run.resolve(
-                run.recipe.model_copy(
-                    update={"train": run.recipe.train.model_copy(update={"stop_after": result.epochs})}
-                )
-            )
-            if watcher is not None:
-                watcher.note(
-                    f"the minutes are over: stopped after epoch {result.epochs} of {run.recipe.train.epochs}; the "
-                    "recipe says so (train.stop_after)"
-                )
         if world.is_main and test:
             finish(run, setup, model)
         elif world.is_main:

@@ -39,6 +39,9 @@ from kitae.training.spec import TrainSpec, merit
 class Watcher(Protocol):
     """Somebody who shows how it goes; it cannot change anything."""
 
+    def on_plan(self, epochs: int) -> None:
+        """How many epochs there will be: before the first one, and when their number changes."""
+
     def on_step(
         self, epoch: int, step: int, steps: int, loss: float, images_per_second: float, data_share: float
     ) -> None:
@@ -83,14 +86,15 @@ class Tuning:
             as good as the start. A file of `best` weights is the best epoch's in any case, or the start's.
         start_row: with "best or start", what the line of metrics of epoch 0 says beside the scores of the start; None
             writes no such line.
-        stop: asked after each epoch, with the number of epochs made; True ends the training there.
+        recut: asked by the main process after each epoch, with the number of epochs made; gives another number of
+            epochs to end with, or None.
     """
 
     teacher: Teacher | None = None
     after_step: Callable[[nn.Module], None] | None = None
     keep: Keep = "best"
     start_row: Mapping[str, Any] | None = None
-    stop: Callable[[int], bool] | None = None
+    recut: Callable[[int], int | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -158,6 +162,8 @@ def fit(
     judged = learner.judged
     at = _resumed(learner, record, watcher) if record.resume else Progress()
     best_state = _kept_state(judged, at, record)
+    if watcher:
+        watcher.on_plan(spec.last_epoch)
     rows = [row for row in record.rows if row["epoch"] <= at.epoch] if at != Progress() else []
 
     if tuning.keep == "best or start" and at == Progress():
@@ -223,8 +229,13 @@ def fit(
             at.loss_sum = at.correct_sum = at.seconds = 0.0
             _keep_epoch(rows, best_state if better else None, record, world, watcher)
             _save(learner, at, None, record)
-            over = tuning.stop is not None and at.epoch < spec.last_epoch and tuning.stop(at.epoch)
-            stopped_early = _should_stop(at, spec) or distributed.any_true(over, world)
+            if tuning.recut is not None and at.epoch < spec.last_epoch:
+                end = distributed.from_main(tuning.recut(at.epoch) if world.is_main else None, world)
+                if end is not None:
+                    spec = learner.spec = spec.model_copy(update={"recut": (*spec.recut, (at.epoch, end))})
+                    if watcher:
+                        watcher.on_plan(end)
+            stopped_early = _should_stop(at, spec)
             # After the last epoch of a run nothing is left to stop. A fine-tuning is one of many, and whoever started
             # them has to hear of it.
             more = (at.epoch < spec.last_epoch and not stopped_early) or record.checkpoint is None

@@ -20,7 +20,7 @@ from kitae.training.distributed import World
 from kitae.training.losses import distillation_loss, soft_cross_entropy, target_accuracy
 from kitae.training.optim import AveragedWeights, build_optimizer, set_learning_rate
 from kitae.training.precision import Precision, autocast, float_depthwise
-from kitae.training.schedule import rate_factor
+from kitae.training.schedule import planned_step, rate_factor
 from kitae.training.spec import TrainSpec
 
 
@@ -151,7 +151,9 @@ class Learner:
         if healthy:
             if spec.clip_norm is not None:
                 nn.utils.clip_grads_with_norm_(self.model.parameters(), spec.clip_norm, norm)
-            factor = rate_factor(at.updates, spec=spec.schedule, steps_per_epoch=self.shape.updates, epochs=spec.epochs)
+            per_epoch = self.shape.updates
+            step = planned_step(at.updates, steps_per_epoch=per_epoch, epochs=spec.epochs, recut=spec.recut)
+            factor = rate_factor(step, spec=spec.schedule, steps_per_epoch=per_epoch, epochs=spec.epochs)
             set_learning_rate(self.optimizer, spec.optimizer.lr * factor)
             self.scaler.step(self.optimizer)
             if self._after_step is not None:

@@ -3,15 +3,34 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from kitae.training.spec import ScheduleSpec
 
 
-def rate_factor(step: int, *, spec: ScheduleSpec, steps_per_epoch: int, epochs: int) -> float:
+def planned_step(step: int, *, steps_per_epoch: int, epochs: int, recut: Sequence[tuple[int, int]] = ()) -> float:
+    """Which step of the schedule as it was planned takes the place of this one.
+
+    Args:
+        epochs: as planned.
+        recut: (after, end): after so many epochs, what was left of the plan was spread evenly until the end of others.
+    """
+    reached, at, end = 0.0, 0, epochs  # the planned epoch that is reached at epoch `at`, and the last one at `end`
+    for after, new_end in recut:
+        if step < after * steps_per_epoch:
+            break
+        reached += (after - at) * (epochs - reached) / (end - at)
+        at, end = after, new_end
+    if at == 0:
+        return step
+    return (reached + (step / steps_per_epoch - at) * (epochs - reached) / max(end - at, 1)) * steps_per_epoch
+
+
+def rate_factor(step: float, *, spec: ScheduleSpec, steps_per_epoch: int, epochs: int) -> float:
     """What the peak learning rate is multiplied by at this optimizer step.
 
     Args:
-        step: from 0 to epochs * steps_per_epoch - 1.
+        step: from 0 to epochs * steps_per_epoch - 1; between two of them where a schedule was recut.
 
     Returns:
         A factor in [0, 1]. Warm-up never starts at 0: its first step is one part of the ramp.

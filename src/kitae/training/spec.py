@@ -33,7 +33,7 @@ def merit(scores: Mapping[str, float | None], metric: str) -> tuple[float, float
 
 
 # Fields that recipes of older versions do not have.
-_NEWER = (("epoch_steps", None), ("stop_after", None), ("probe", "auto"))
+_NEWER = (("epoch_steps", None), ("recut", None), ("probe", "auto"))
 
 # Name -> learning rate and weight decay where a recipe leaves them out.
 _USUAL = {"sgd": (0.1, 5.0e-4), "adamw": (1.0e-3, 0.05)}
@@ -149,7 +149,8 @@ class TrainSpec(Spec):
         epochs: 0 trains nothing beyond the probe.
         epoch_steps: optimizer steps in an epoch, which is then a part of a pass through the training images or several;
             null is one pass. Every pass has an order of its own, so short epochs see other images.
-        stop_after: end after so many epochs of the schedule: what a run does whose minutes are over.
+        recut: what a run does whose minutes turn out too short or too long: after so many epochs, the rest of the
+            schedule was squeezed or stretched to end at so many; a pair for each time.
         batch_size: even, since mixing pairs neighbours; of all processes together. The rest of an epoch that does not
             fill an update is dropped (the order changes every epoch); a smaller training set shrinks the batch.
         accumulate: optimizer steps once every so many batches.
@@ -170,7 +171,7 @@ class TrainSpec(Spec):
 
     epochs: int = Field(10, ge=0)
     epoch_steps: int | None = Field(None, ge=1)
-    stop_after: int | None = Field(None, ge=0)
+    recut: tuple[tuple[int, int], ...] = ()
     batch_size: int = Field(128, ge=2, multiple_of=2)
     accumulate: int = Field(1, ge=1)
     optimizer: OptimizerSpec = OptimizerSpec()
@@ -194,18 +195,23 @@ class TrainSpec(Spec):
     @model_serializer(mode="wrap")
     def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Without newer fields at their defaults: recipes that do not use them keep the fingerprints they had."""
-        return {name: value for name, value in handler(self).items() if (name, value) not in _NEWER}
+        return {name: value for name, value in handler(self).items() if (name, value or None) not in _NEWER}
 
     @model_validator(mode="after")
     def _learns(self) -> TrainSpec:
         if self.epochs == 0 and self.probe is None:
             raise ValueError("epochs: 0 trains nothing where probe is null; set epochs to 1 or more")
+        at = 0
+        for after, end in self.recut:
+            if not at < after <= end:
+                raise ValueError(f"recut: [{after}, {end}] must rise from a later epoch than {at}")
+            at = after
         return self
 
     @property
     def last_epoch(self) -> int:
-        """Epochs that are made: all of the schedule, or fewer."""
-        return self.epochs if self.stop_after is None else min(self.stop_after, self.epochs)
+        """Epochs that are made."""
+        return self.recut[-1][1] if self.recut else self.epochs
 
     @property
     def selection(self) -> Metric:
