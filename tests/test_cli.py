@@ -185,7 +185,7 @@ def test_recipe_lists_and_prints(home: Path) -> None:
         (["train", "fashion-mini", "--set", "data.source=folder:nowhere"], "nowhere"),
         (["train", "fashion-mini", "--set", "data.source=imagenet21k"], "imagenet21k"),
         (["train", "fashion-mini", "--resume"], "--resume needs the run folder"),
-        (["train"], "recipe"),
+        (["train"], "data"),
         (["trian"], "trian"),
         (["evaluate", "nowhere"], "no run there"),
         (["predict", "nowhere", "x.png"], "x.png"),

@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from kitae import cli, console, runtime
+from kitae.cli import ship
 from kitae.pipelines.train import train
 from kitae.recipe import Recipe
 from kitae.run import Run
@@ -120,7 +121,7 @@ def test_the_table_fits_80_columns_and_shows_what_decided(
     row = {"bytes": 44_700_000, "packed_bytes": 11_300_000, "latency_ms": 12.345, "speedup": 1.0, "accuracy": 0.9345,
            "accuracy_interval": [0.928, 0.941], "winner": False}  # fmt: skip
     rows = [{**row, "name": name, "winner": name == names[-1]} for name in names]
-    cli._print_candidates(SimpleNamespace(facts={"size": size}, rows=rows))
+    ship._print_candidates(SimpleNamespace(facts={"size": size}, rows=rows))
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
     table = [line for line in lines if line.startswith("│")]
@@ -135,7 +136,7 @@ def test_a_winner_that_gains_or_is_slower_is_told_so(capsys: pytest.CaptureFixtu
     side = {"accuracy": 0.9, "accuracy_interval": [0.8, 0.95]}
     test = {"baseline": side, "winner": side, "drop": -0.88, "drop_interval": [-1.2, -0.57], "within_budget": True}
     facts = {"size": "bytes", "smaller": 3.9, "faster": 0.8}
-    cli._print_compression(SimpleNamespace(facts=facts, rows=[row], test=test, model_file="model.onnx"))
+    ship._print_compression(SimpleNamespace(facts=facts, rows=[row], test=test, model_file="model.onnx"))
     printed = capsys.readouterr().out
     assert "3.9 x smaller and 1.2 x slower than the 32-bit ONNX model" in printed
     assert "after: 0.88 points gained (95 % interval 0.57 to 1.20)" in printed
@@ -229,6 +230,6 @@ def test_images_of_any_size_and_mode(home: Path, model: Path) -> None:
     assert refused(home, "predict", model, "any").startswith("any/9-float.tif: cannot be decoded (")
     result = kitae(home, "predict", model, "any", "--on-corrupt", "skip", "--out", "skipped.csv")
     assert cells(result.stdout) == rows
-    assert "1 left out, since they cannot be read:\n  any/9-float.tif: cannot be decoded (" in result.stdout
+    assert "1 skipped, since they cannot be read:\n  any/9-float.tif: cannot be decoded (" in result.stdout
     with (home / "skipped.csv").open(newline="") as stream:
         assert [row[0] for row in csv.reader(stream)][1:] == [f"any/{file.name}" for file in files]

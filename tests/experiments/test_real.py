@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from kitae.compression import prune
+from kitae.compression.batchnorm import reestimate_batchnorm
+from kitae.compression.masks import apply_masks, magnitude_masks
 from kitae.data.splits import make_splits
 from kitae.data.store import open_store
 from kitae.experiments import after
@@ -70,10 +71,10 @@ def test_pruning_after_a_run_is_as_the_compression_prunes(tmp_path: Path) -> Non
     assert tuned["val_accuracy"] != untuned["val_accuracy"]
     # BatchNorm is estimated anew: what a network without it would answer is another.
     model = trained.load_model(free=True)
-    prune.apply_masks(model, prune.magnitude_masks(model, 0.5, scope="global"))
+    apply_masks(model, magnitude_masks(model, 0.5, scope="global"))
     setup = Setup.of(trained)
     logits, labels = trained.logits(setup.image_set(setup.splits.val), model)
-    prune.reestimate_batchnorm(model, lambda: setup.clean_batches(torch.device("cpu")))
+    reestimate_batchnorm(model, lambda: setup.clean_batches(torch.device("cpu")))
     again, _ = trained.logits(setup.image_set(setup.splits.val), model)
     assert not np.array_equal(logits, again)
     assert untuned["val_accuracy"] == float((again.argmax(axis=1) == labels).mean())

@@ -11,6 +11,7 @@ import pickle
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ import torch
 from torch import nn
 
 from kitae import cli
+from kitae.cli import ship
 from kitae.compression.counting import count
 from kitae.compression.spec import CompressSpec
 from kitae.errors import BudgetError, CompressionError, RecipeError, TrainingError, TrainingInterruptedError
@@ -188,8 +190,14 @@ def test_damaged_folders_are_named_in_one_line(finished: Run, tmp_path: Path) ->
 def given_to_compress(monkeypatch: pytest.MonkeyPatch, words: str) -> CompressSpec:
     """The spec that the command line makes of its words."""
     seen: list[CompressSpec] = []
-    monkeypatch.setattr(compressing, "compress", lambda run, out, *, spec, **_: seen.append(spec))
-    monkeypatch.setattr(cli, "_print_compression", lambda result: None)
+
+    def compress(run: Path, out: Path | None, *, spec: CompressSpec, **_: object) -> SimpleNamespace:
+        seen.append(spec)
+        return SimpleNamespace(path=run, model_file=run / "model.onnx")
+
+    monkeypatch.setattr(compressing, "compress", compress)
+    monkeypatch.setattr(ship, "_print_compression", lambda result: None)
+    monkeypatch.setattr(ship, "write_page", lambda *_, **__: None)
     command, bound, _ = cli.app.parse_args(words.split(), exit_on_error=False, print_error=False)
     command(*bound.args, **bound.kwargs)
     return seen[0]
