@@ -305,7 +305,7 @@ class _Planner:
                 f"classes of {smallest:,} to {largest:,} images: the best epoch is chosen by balanced accuracy"
             )
         if facts.images < _FEW:
-            lines.append(f"one split of {facts.images:,} {facts.noun} says little: --folds 5 tests on all of them")
+            lines.append(f"one split of {facts.images:,} {facts.noun} says little: look at the intervals")
         return lines
 
     def finished(self, recipe: dict[str, Any]) -> Recipe:
