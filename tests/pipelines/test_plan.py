@@ -1,0 +1,225 @@
+"""Recipes that are planned from data: which, why, and what becomes of odd data."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kitae.errors import DataError, RecipeError
+from kitae.pipelines import plan as room
+from kitae.pipelines.pace import Clock, Pace
+from kitae.pipelines.plan import Choices, plan
+from kitae.pipelines.train import train
+from kitae.recipe import Recipe
+from tests.images import picture, write_folder
+
+
+@pytest.fixture(autouse=True)
+def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
+    """A machine of known speed with pretrained weights; what a test changes in it holds."""
+    facts: dict[str, Any] = {"pace": Pace(128 * 128, 1 / 100, 1 / 200, 1 / 60), "weights": "weights-of-test"}
+    monkeypatch.setattr(room, "measured", lambda *_, **__: facts["pace"])
+    monkeypatch.setattr(room, "within_reach", lambda name: facts["weights"])
+    monkeypatch.setenv("KITAE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    return facts
+
+
+def photos(folder: Path, counts: list[int], size: tuple[int, int] = (96, 128), grey: bool = False) -> str:
+    for label, count in enumerate(counts):
+        inside = folder / f"class {label:03d}"
+        inside.mkdir(parents=True)
+        for number in range(count):
+            image = Image.fromarray(picture(label, number, size, len(counts)))
+            (image.convert("L") if grey else image).save(inside / f"{number}.jpg")
+    return f"folder:{folder}"
+
+
+def test_photographs_are_fine_tuned_from_a_probe(tmp_path: Path) -> None:
+    made = plan(photos(tmp_path / "pets", [40, 50]), minutes=5)
+    recipe = made.recipe
+    assert recipe.name == "pets"
+    assert recipe.data.source == f"folder:{tmp_path / 'pets'}"
+    assert (recipe.model.name, recipe.model.pretrained) == ("timm:tf_efficientnet_lite0", True)
+    assert recipe.data.normalize == "pretrained"
+    assert recipe.train.probe is not None
+    assert recipe.train.epochs * (recipe.train.epoch_steps or 0) >= 300
+    first = made.lines[0]
+    assert all(part in first for part in ("90 photos", "2 classes", "efficientnet_lite0 pretrained", "px", "about"))
+    assert any("weights-of-test" in line for line in made.lines)
+    assert any("one split" in line for line in made.lines)
+    assert Recipe.load(_saved(recipe, tmp_path)) == recipe
+
+
+def _saved(recipe: Recipe, folder: Path) -> Path:
+    recipe.save(folder / "planned.yaml")
+    return folder / "planned.yaml"
+
+
+def test_few_minutes_leave_the_probe_and_many_a_larger_picture(tmp_path: Path, world: dict[str, Any]) -> None:
+    source = photos(tmp_path / "d", [60, 60])
+    world["pace"] = Pace(128 * 128, 1 / 2, 1 / 4, 1 / 1)
+    quick = plan(source, minutes=3).recipe
+    assert quick.train.epochs == 0
+    slow = plan(source, minutes=60).recipe
+    assert slow.train.epochs > 0
+    sizes = [plan(source, minutes=minutes).recipe.data.image_size for minutes in (1, 3, 60)]
+    assert sizes == sorted(sizes)  # type: ignore[type-var]
+    assert sizes[0] < sizes[-1]  # type: ignore[operator]
+
+
+def test_the_time_that_is_printed_is_within_the_minutes(tmp_path: Path) -> None:
+    source = photos(tmp_path / "d", [200, 200], size=(32, 40))
+    for minutes in (2, 4):
+        clock = Clock.of(minutes, time.monotonic())
+        made = plan(source, clock)
+        assert made.clock.begun == clock.begun
+        assert f"about {minutes} min" in made.lines[0] or "s" in made.lines[0]
+
+
+def test_without_weights_it_says_so_and_trains_from_scratch(tmp_path: Path, world: dict[str, Any]) -> None:
+    world["weights"] = None
+    made = plan(photos(tmp_path / "d", [40, 50]))
+    assert made.recipe.model.pretrained is False
+    assert made.recipe.model.name == "resnet9"
+    assert made.recipe.train.probe == "auto"
+    (line,) = [line for line in made.lines if "from scratch" in line and "weights" in line]
+    assert "kitae[weights]" in line
+    steps = made.recipe.train.epochs * (made.recipe.train.epoch_steps or 0)
+    assert steps >= 300, "a few hundred steps, however few images there are"
+
+
+def test_tiny_grey_images_are_no_photographs(tmp_path: Path) -> None:
+    made = plan(photos(tmp_path / "d", [40, 50], size=(28, 28), grey=True))
+    assert made.recipe.model.pretrained is False
+    assert made.recipe.data.image_size is None
+    assert any("28 x 28" in line for line in made.lines)
+    assert "90 images" in made.lines[0]
+
+
+def test_every_choice_goes_before_the_plan(tmp_path: Path) -> None:
+    source = photos(tmp_path / "d", [40, 50])
+    chosen = Choices(
+        epochs=3, batch_size=10, image_size=64, lr=0.02, seed=7, device="cpu",
+        set=("data.val_fraction=0.3", "train.label_smoothing=0.2", "augment.train=[]"),
+    )  # fmt: skip
+    recipe = plan(source, choices=chosen).recipe
+    assert recipe.train.epochs == 3
+    assert recipe.train.epoch_steps is None
+    assert (recipe.train.batch_size, recipe.train.optimizer.lr, recipe.train.seed) == (10, 0.02, 7)
+    assert (recipe.data.image_size, recipe.data.val_fraction) == (64, 0.3)
+    assert (recipe.train.device, recipe.train.label_smoothing, recipe.augment.train) == ("cpu", 0.2, ())
+    other = plan(source, choices=Choices(model="resnet18")).recipe.model
+    assert (other.name, other.pretrained) == ("resnet18", False)
+    assert plan(source, choices=Choices(model="timm:resnet18")).recipe.model.pretrained is True
+
+
+def test_few_images_make_small_batches_and_a_validation_set_that_is_worth_it(tmp_path: Path) -> None:
+    few = plan(photos(tmp_path / "few", [20, 20])).recipe
+    many = plan(photos(tmp_path / "many", [800, 800], size=(20, 20))).recipe
+    assert few.train.batch_size < many.train.batch_size <= 32
+    assert few.data.val_fraction == 0.2
+    assert many.data.val_fraction == pytest.approx(0.117)
+
+
+def test_imbalance_is_said(tmp_path: Path) -> None:
+    lines = plan(photos(tmp_path / "d", [60, 10])).lines
+    assert any("10 to 60" in line and "balanced accuracy" in line for line in lines)
+
+
+@pytest.mark.parametrize(("size", "resize"), [((96, 128), "squash"), ((128, 96), "squash"), ((60, 200), "crop")])
+def test_the_whole_picture_is_seen_where_it_is_nearly_square(
+    tmp_path: Path, size: tuple[int, int], resize: str
+) -> None:
+    assert plan(photos(tmp_path / "d", [20, 20], size=size)).recipe.data.resize == resize
+
+
+# Odd data: each trains, or says in one line what to do.
+
+# channels_last: torch 2.14.1 crashes in a convolution of 4 channels at 48 pixels.
+QUICK = Choices(
+    model="resnet8",
+    epochs=1,
+    set=("train.threads=1", "model.width=4", "train.precision=fp32", "train.channels_last=false"),
+)
+
+
+def trained(source: str, tmp_path: Path, choices: Choices = QUICK) -> Any:
+    return train(plan(source, choices=choices).recipe, tmp_path / "run").evaluation()
+
+
+def test_two_classes_of_five_images(tmp_path: Path) -> None:
+    assert trained(photos(tmp_path / "d", [5, 5]), tmp_path)["test"]["count"] == 2
+
+
+def test_400_classes(tmp_path: Path) -> None:
+    source = photos(tmp_path / "d", [4] * 400, size=(16, 16))
+    made = plan(source)
+    assert "1,600" in made.lines[0]
+    assert "400 classes" in made.lines[0]
+    assert len(trained(source, tmp_path)["test"]["per_class"]) == 400
+
+
+def test_grey_only(tmp_path: Path) -> None:
+    run = train(plan(photos(tmp_path / "d", [12, 12], grey=True), choices=QUICK).recipe, tmp_path / "run")
+    assert run.rules.channels == 1
+
+
+def test_portrait_and_landscape_mixed_and_a_stray_pdf(tmp_path: Path) -> None:
+    write_folder(tmp_path / "d")
+    (tmp_path / "d" / "class 0" / "manual.pdf").write_bytes(b"%PDF-1.4\n")
+    (tmp_path / "d" / "notes.txt").write_text("")
+    assert trained(f"folder:{tmp_path / 'd'}", tmp_path)["test"]["count"] > 0
+
+
+@pytest.mark.parametrize("case", ["one image per class", "one class", "no images", "a missing file"])
+def test_what_cannot_be_trained_says_so_in_a_line(tmp_path: Path, case: str) -> None:
+    if case == "one image per class":
+        source, said = photos(tmp_path / "d", [1] * 5), "3 images"
+    elif case == "one class":
+        source, said = photos(tmp_path / "d", [5]), "only one class"
+    elif case == "no images":
+        (tmp_path / "d" / "a").mkdir(parents=True)
+        (tmp_path / "d" / "a" / "x.pdf").write_bytes(b"%PDF")
+        source, said = f"folder:{tmp_path / 'd'}", "no images"
+    else:
+        photos(tmp_path / "d", [3, 3])
+        rows = [f"d/class {label:03d}/{number}.jpg,{label}" for label in range(2) for number in range(4)]
+        (tmp_path / "l.csv").write_text("\n".join(["path,label", *rows]))
+        source, said = f"csv:{tmp_path / 'l.csv'}", r"3\.jpg"
+    with pytest.raises(DataError, match=said) as caught:
+        plan(source)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_name_or_data_and_choices_from_python(tmp_path: Path) -> None:
+    photos(tmp_path / "d", [8, 8])
+    run = train(
+        str(tmp_path / "d"), tmp_path / "run", model="resnet8", epochs=1, set=("train.threads=1", "model.width=4")
+    )
+    assert run.recipe.name == "d"
+    assert len(run.metrics()) == 1
+    with pytest.raises(TypeError, match="epoch_count"):
+        train(str(tmp_path / "d"), tmp_path / "other", epoch_count=1)
+    with pytest.raises(RecipeError, match="unknown field"):
+        plan(f"folder:{tmp_path / 'd'}", choices=Choices(set=("train.epoks=1",)))
+
+
+def test_the_minutes_are_turned_into_steps_of_the_recipe(tmp_path: Path) -> None:
+    source = photos(tmp_path / "d", [30, 30], size=(24, 24))
+    begun = time.monotonic()
+    run = train(
+        source, tmp_path / "run", minutes=0.5, model="resnet8",
+        set=("train.threads=1", "model.width=4", "train.precision=fp32"),
+    )  # fmt: skip
+    spent = time.monotonic() - begun
+    assert spent < 60, "half of it, on a machine that is not busy"
+    assert len(run.metrics()) == run.recipe.train.last_epoch
+    assert np.ptp([row["step"] for row in run.metrics()]) > 0
+    again = train(Recipe.load(run.path / "recipe.yaml"), tmp_path / "again")
+    assert [row["val_loss"] for row in again.metrics()] == [row["val_loss"] for row in run.metrics()]
