@@ -42,6 +42,8 @@ _TINY = 64  # pictures without a longer side are no photographs, and small netwo
 _SAMPLE = 48  # images that are looked at
 _VALIDATION = 150  # images that a choice wants, where they are no more than a fifth
 _JUDGED_AT_ONCE = 32  # large images in large batches leave the processor's cache
+# Fine-tuning first falls below the probe: fewer steps, or smaller pictures, ended worse than it (LOG.md, 2026-11-26).
+_FEWEST_TUNING_STEPS, _SMALLEST_TUNED = 150, 128
 _FEW = 1000  # images, under which one split says little
 _FAR_FROM_SQUARE = 1.7  # of a median picture; nearer to it the whole picture is squeezed into the square
 
@@ -388,7 +390,7 @@ class _Planner:
         facts = self.facts
         per_pass = max(1, facts.train // batch)
         most = most_steps(facts.train, batch, patient=self.patient)
-        wanted = min(most, max(100, 4 * per_pass))
+        wanted = min(most, max(_FEWEST_TUNING_STEPS, 4 * per_pass))
         best: tuple[int, int, int, float] | None = None
         for size in sizes:
             pace = measured.at(size * size)
@@ -398,12 +400,10 @@ class _Planner:
             room = self.clock.left - around
             epochs, steps = fill(max(0.0, room), batch, per_pass, judging, pace.step, most) if room > 0 else (0, 0)
             total = around + epochs * (judging + steps * batch * pace.step)
-            if epochs * steps >= wanted:
+            if epochs * steps >= wanted and (size >= _SMALLEST_TUNED or len(sizes) == 1):
                 return size, epochs, steps, total
             if best is None and room > 0:
                 best = size, 0, 0, around
-            if best is not None and size == sizes[-1] and epochs * steps >= wanted // 2:
-                return size, epochs, steps, total
         if best is None:
             pace = measured.at(sizes[-1] ** 2)
             best = sizes[-1], 0, 0, self.before_training() + facts.train * pace.feature + self.after_training(pace)
