@@ -87,7 +87,7 @@ class Run:
         """Make or take a folder for a run and lock it until `close` or the process ends.
 
         Args:
-            resume: go on with the run that is there, which must be of the same recipe; without one a new run begins.
+            resume: resume the run that is there, which must be of the same recipe; without one a new run starts.
             overwrite: delete the run that is there first. Never deletes anything that a run did not write.
 
         Raises:
@@ -113,7 +113,7 @@ class Run:
             for entry in self.path.iterdir()
             if entry.name not in (*_CREATED, *_FOLDERS) and not entry.name.endswith(".tmp")
         )
-        # Beside a run that is gone on with they are in nobody's way.
+        # Beside a run that is resumed they do no harm.
         if strangers and not (resume and (self.path / "recipe.yaml").exists()):
             raise TrainingError(f"{self.path}: holds files that no run wrote ({strangers[0]}); choose another --out")
 
@@ -219,7 +219,7 @@ class Run:
         """Test stays closed until a run has ended.
 
         Raises:
-            TrainingError: the run can still be gone on with.
+            TrainingError: the run can still be resumed.
         """
         if not self.finished:
             raise TrainingError(f"{self.path}: is not finished, so its test stays closed; go on with --resume")

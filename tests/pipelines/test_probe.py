@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from kitae.errors import RecipeError, TrainingInterruptedError
 from kitae.models.build import build
 from kitae.models.spec import ModelSpec
+from kitae.pipelines import pace
 from kitae.pipelines import probe as pipeline
 from kitae.pipelines.setup import Setup
 from kitae.pipelines.train import train
@@ -181,3 +182,24 @@ def test_where_there_is_nothing_to_probe(weights: str, tmp_path: Path) -> None:
         recipe(weights, "train.probe=null", "train.epochs=0")
     without = train(recipe(weights, "train.probe=null"), tmp_path / "without")
     assert [row["epoch"] for row in without.metrics()] == [1]
+
+
+def test_minutes_do_not_fine_tune_where_the_plan_wants_the_probe_alone(weights: str, tmp_path: Path) -> None:
+    run = train(recipe(weights, "train.epochs=0"), tmp_path / "run", minutes=1)
+    assert run.recipe.train.epochs == 0
+    assert [row["epoch"] for row in run.metrics()] == [0]
+
+
+@pytest.mark.parametrize(("wanted", "left", "made"), [(40, (1, 25), 0), (5, (1, 20), 1), (40, (2, 80), 2)])
+def test_a_few_steps_of_many_are_not_made(
+    weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: int, left: tuple[int, int], made: int
+) -> None:
+    """An epoch of 150 images in batches of 32 has 4 steps: 40 epochs want 160 of them, 5 want 20."""
+    monkeypatch.setattr(pace, "fill", lambda *_: left)
+    asked = recipe(weights, f"train.epochs={wanted}")
+    setup = Setup.of(Run.create(tmp_path / "run", asked))
+    world = World(0, 1, torch.device("cpu"))
+    with_probe = asked.override("train.probe={views: 0}")
+    clock = pace.Clock.of(1, 0.0)
+    timed, _ = pace.fitted(with_probe, setup, setup.initial_model(world), clock, world)
+    assert timed.train.epochs == made

@@ -19,30 +19,17 @@ app = App(
     help="From a folder of images to a small, fast, trusted classifier.",
     help_format="plaintext",
 )
-data_app = App(
-    name="data", help="Check a data source, or decode it ahead of time.", help_format="plaintext", group=DATA
-)
-study_app = App(
-    name="study",
-    help="Measure what techniques contribute, with paired seeds and intervals.",
-    help_format="plaintext",
-    group=RESEARCH,
-    sort_key=1,
-)
-bench_app = App(
-    name="bench",
-    help="Measure what a recipe costs on this machine.",
-    help_format="plaintext",
-    group=RESEARCH,
-    sort_key=3,
-)
-show_app = App(
-    name="show",
-    help="Draw what something does, as PNG files.",
-    help_format="plaintext",
-    group=RESEARCH,
-    sort_key=4,
-)
+
+
+def _part(name: str, about: str, group: Group, sort_key: int | None = None) -> App:
+    """A verb that has verbs of its own."""
+    return App(name=name, help=about, help_format="plaintext", group=group, sort_key=sort_key)
+
+
+data_app = _part("data", "Check a data source, or decode it ahead of time.", DATA)
+study_app = _part("study", "Measure what techniques contribute, with paired seeds and intervals.", RESEARCH, 1)
+bench_app = _part("bench", "Measure what a recipe costs on this machine.", RESEARCH, 3)
+show_app = _part("show", "Draw what something does, as PNG files.", RESEARCH, 4)
 for inner in (data_app, study_app, bench_app, show_app):
     app.command(inner)
 

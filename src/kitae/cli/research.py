@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -224,6 +225,14 @@ def augment(data: str = "fashion-mini", *, out: Path = Path("gallery"), set_: Se
         console.say(str(file))
 
 
+def _benched(run: Callable[..., dict[str, Any]], recipe: str, assignments: list[str] | None) -> dict[str, Any]:
+    """What a benchmark finds of a recipe with these overrides."""
+    from kitae.recipe import Recipe
+
+    with console.counting("decoding images") as progress:
+        return run(Recipe.load(recipe).override(*(assignments or ())), progress)
+
+
 @bench_app.command(name="precision")
 def bench_precision(recipe: str = "fashion-mini", *, set_: Sets = None) -> None:
     """Time a training step of a recipe in every precision of this machine, and show which one `auto` takes.
@@ -236,10 +245,8 @@ def bench_precision(recipe: str = "fashion-mini", *, set_: Sets = None) -> None:
         A shipped recipe's name or a .yaml file.
     """
     from kitae.pipelines.bench import bench_precision as run_bench
-    from kitae.recipe import Recipe
 
-    with console.counting("decoding images") as progress:
-        facts = run_bench(Recipe.load(recipe).override(*(set_ or ())), progress)
+    facts = _benched(run_bench, recipe, set_)
     rows = []
     for name, row in facts["precisions"].items():
         low, high = row["interval"] or (float("nan"),) * 2
@@ -267,10 +274,8 @@ def bench(recipe: str = "fashion-mini", *, set_: Sets = None) -> None:
         A shipped recipe's name or a .yaml file.
     """
     from kitae.pipelines.bench import bench as run_bench
-    from kitae.recipe import Recipe
 
-    with console.counting("decoding images") as progress:
-        facts = run_bench(Recipe.load(recipe).override(*(set_ or ())), progress)
+    facts = _benched(run_bench, recipe, set_)
     count, copy = facts["batch_size"], facts["milliseconds"]["copy"]
     words = {"copy": "plain copy to float (the limit)", "gather": "reading the batch", "augment": "augmenting it"}
     rows = [

@@ -74,17 +74,17 @@ def train(
     """
     folder = Path(data)
     if resume and out is None and (folder / "recipe.yaml").is_file():
-        out, data = folder, str(folder / "recipe.yaml")
+        out = folder
     if resume and out is None:
         given = f", and {data} is none (it has no recipe.yaml)" if len(folder.parts) > 1 else ""
         raise RecipeError(f"--resume needs the run folder{given}: kitae train --resume RUN")
+    if minutes is not None and minutes <= 0:
+        raise RecipeError(f"--minutes {minutes:g}: must be above 0")
     from kitae.pipelines.pace import Clock, process_begun
     from kitae.pipelines.plan import Choices
     from kitae.pipelines.train import asked
     from kitae.pipelines.train import train as run_training
 
-    if minutes is not None and minutes <= 0:
-        raise RecipeError(f"--minutes {minutes:g}: must be above 0")
     choices = Choices(model, epochs, batch_size, image_size, lr, seed, device, tuple(set_ or ()))
     clock = None if minutes is None else Clock.of(minutes, process_begun())
     if resume and (out is not None and (out / "recipe.yaml").is_file()):

@@ -124,7 +124,7 @@ def open_store(spec: DataSpec, progress: Progress | None = None, rules: Preproce
 
 
 def find_store(fingerprint: str, cache: str | Path | None = None) -> Store | None:
-    """The store with this content if it was built before; reads nothing of its source and builds nothing.
+    """The store with this content if it was built before; the source is not read.
 
     Args:
         fingerprint: as `Store.fingerprint`.

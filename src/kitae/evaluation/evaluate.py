@@ -211,10 +211,8 @@ def evaluate(
     taken = confusion.sum(axis=0)
     for k, name in enumerate(classes):
         hit, total = int(right[k]), int(totals[k])
-        interval = intervals.wilson(hit, total)
         result["per_class"][name] = {
-            "accuracy": hit / total if total else None,
-            "accuracy_interval": None if interval is None else list(interval),
+            **intervals.accuracy(hit, total),
             "precision": hit / int(taken[k]) if taken[k] else None,
             "f1": None if np.isnan(f1[k]) else float(f1[k]),
             "count": total,
@@ -267,13 +265,7 @@ def evaluate_test(
     if copies.any():
         values, truth = check_logits(logits, labels)
         right = (values.argmax(axis=1) == truth)[~copies]
-        count, hits = len(right), int(right.sum())
-        interval = intervals.wilson(hits, count)
-        result["without_duplicates"] = {
-            "count": count,
-            "accuracy": hits / count if count else None,
-            "accuracy_interval": None if interval is None else list(interval),
-        }
+        result["without_duplicates"] = {"count": len(right), **intervals.accuracy(int(right.sum()), len(right))}
     return result
 
 

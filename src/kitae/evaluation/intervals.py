@@ -40,6 +40,14 @@ def wilson(successes: int, count: int, level: float = LEVEL) -> Interval | None:
     return (0.0 if successes == 0 else max(0.0, centre - half), 1.0 if successes == count else min(1.0, centre + half))
 
 
+def accuracy(right: int, count: int) -> dict[str, Any]:
+    """`accuracy` and `accuracy_interval` ([low, high], Wilson) of so many images; both None where count is 0."""
+    interval = wilson(right, count)
+    if interval is None:
+        return {"accuracy": None, "accuracy_interval": None}
+    return {"accuracy": right / count, "accuracy_interval": list(interval)}
+
+
 def normal_mean(values: ArrayLike, level: float = LEVEL) -> Interval | None:
     """Normal interval of the mean of `values` [N]: mean -+ z s / sqrt(N). None where N < 2."""
     array = np.asarray(values, dtype=np.float64)

@@ -85,20 +85,14 @@ def accuracy_under(
             results[name].append(
                 {
                     "severity": severity,
-                    **_accuracy(predicted, labels),
+                    **intervals.accuracy(int((predicted == labels).sum()), len(labels)),
                     "difference": difference["difference"],
                     "difference_interval": difference["interval"],
                 }
             )
             accuracies.append(results[name][-1]["accuracy"])
     return {
-        "clean": {"count": len(labels), **_accuracy(clean, labels)},
+        "clean": {"count": len(labels), **intervals.accuracy(int((clean == labels).sum()), len(labels))},
         "corruptions": results,
         "mean_accuracy": float(np.mean(accuracies)) if accuracies else None,
     }
-
-
-def _accuracy(predicted: NDArray[np.int64], labels: NDArray[np.int64]) -> dict[str, Any]:
-    right, count = int((predicted == labels).sum()), len(labels)
-    interval = intervals.wilson(right, count)
-    return {"accuracy": right / count, "accuracy_interval": None if interval is None else list(interval)}

@@ -9,7 +9,7 @@ The construction itself runs as its authors wrote it, with their zeros, truncate
 of torch's generator before each random operation is another. What an operation is for shows at the end, when parameters
 have names: so the network is first built without values, which costs little, and what was learnt there is checked when
 it is built for good. Where the two disagree it is built again by what was seen: once, unless how many numbers are drawn
-hangs on the numbers themselves.
+depends on the numbers themselves.
 """
 
 from __future__ import annotations

@@ -16,8 +16,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kitae.augment import Augment
-from kitae.data.splits import make_splits
-from kitae.data.store import open_store
 from kitae.errors import TrainingError
 from kitae.evaluation import intervals, latency
 from kitae.pipelines.setup import Progress, Setup, begin
@@ -123,8 +121,7 @@ class _FirstBatch:
     @classmethod
     def of(cls, recipe: Recipe, progress: Progress | None) -> _FirstBatch:
         world = begin(recipe.train)
-        store = open_store(recipe.data, progress=progress)
-        setup = Setup(recipe, store, make_splits(store, recipe.data))
+        setup = Setup.without_run(recipe, progress)
         index = setup.images.order(recipe.train.seed, 0)[: recipe.train.batch_size]
         images, labels = map(torch.from_numpy, setup.images.gather(index, seed=recipe.train.seed, epoch=0))
         return cls(setup, world, index, images, labels)

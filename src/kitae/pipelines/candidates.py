@@ -318,9 +318,7 @@ def predict(content: bytes, images: ImageSet, precision: str = "") -> NDArray[np
 
 def accuracy(predicted: NDArray[np.int64], labels: NDArray[np.int64]) -> dict[str, Any]:
     """Share correct, with its interval."""
-    right = int((predicted == labels).sum())
-    interval = intervals.wilson(right, len(labels))
-    return {"accuracy": right / len(labels), "accuracy_interval": None if interval is None else list(interval)}
+    return intervals.accuracy(int((predicted == labels).sum()), len(labels))
 
 
 def drop(before: NDArray[np.int64], after: NDArray[np.int64], labels: NDArray[np.int64]) -> dict[str, Any]:

@@ -6,10 +6,6 @@ import os
 import time
 from typing import Any
 
-import torch
-
-from kitae.data.splits import make_splits
-from kitae.data.store import open_store
 from kitae.pipelines.setup import Progress, Setup, begin, resolved
 from kitae.recipe import Recipe
 from kitae.training import precision
@@ -31,22 +27,15 @@ def estimate(recipe: Recipe, progress: Progress | None = None, steps: int = 6) -
     """
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     world = begin(recipe.train)
-    store = open_store(recipe.data, progress=progress)
-    setup = Setup(recipe, store, make_splits(store, recipe.data))
+    setup = Setup.without_run(recipe, progress)
+    store = setup.store
     model = setup.initial_model(world, pretrained=False)
     facts, notes = setup.facts(model), setup.notes(model)
     shape = epoch_shape(len(setup.images), recipe.train, world.size)
     build_optimizer(model, recipe.train.optimizer)  # says what is wrong with its name
     recipe = resolved(recipe, setup, world, model)
     images, spec = setup.images, recipe.train
-    augment = setup.augment(spec.seed)
-    index = images.order(spec.seed, 0)[: shape.batch_size]
-
-    def batch() -> tuple[torch.Tensor, torch.Tensor]:
-        pixels, labels = (torch.from_numpy(array) for array in images.gather(index, seed=spec.seed, epoch=0))
-        inputs, targets = augment(pixels, labels, epoch=0, index=index)
-        return inputs.to(world.device), targets.to(world.device)
-
+    batch = setup.first_batch(shape.batch_size, world)
     inputs, targets = batch()
     begun = time.perf_counter()
     batch()

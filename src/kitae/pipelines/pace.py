@@ -11,11 +11,10 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from kitae.evaluation.evaluate import predict_logits
 from kitae.models.build import build
@@ -42,6 +41,8 @@ _JUDGING = 0.2  # of the time of training, that validations may take
 SHORT_EPOCH = 25  # steps between two validations at least
 MOST_EPOCHS, FEWEST_EPOCHS = 15, 3
 FEWEST_STEPS = 20  # fewer teach nothing
+# Fine-tuning first falls below its probe, and so few steps ended worse than it (LOG.md, 2026-11-26).
+FEWEST_TUNING_STEPS = 150
 
 
 @dataclass(frozen=True)
@@ -138,13 +139,8 @@ def pace_of(
         )
 
     def feature() -> None:
-        handles = precision.float_depthwise(model, chosen, world.device)
-        try:
-            with evaluating(model), torch.no_grad(), precision.autocast(chosen, world.device):
-                model(inputs)
-        finally:
-            for handle in handles:
-                handle.remove()
+        with evaluating(model), torch.no_grad(), precision.inference(model, chosen, world.device):
+            model(inputs)
         if world.device.type == "cuda":
             torch.cuda.synchronize(world.device)
 
@@ -208,28 +204,23 @@ def fitted(recipe: Recipe, setup: Setup, model: nn.Module, clock: Clock, world: 
     """
     spec = recipe.train
     shape = epoch_shape(len(setup.images), spec, world.size)
-    index = setup.images.order(spec.seed, 0)[: shape.batch_size]
-    augment = setup.augment(spec.seed)
-
-    def batch() -> Tensor:
-        pixels, labels = map(torch.from_numpy, setup.images.gather(index, seed=spec.seed, epoch=0))
-        inputs, _ = augment(pixels, labels, epoch=0, index=index)
-        return cast(Tensor, inputs)
-
-    drawn = batch()  # compiles what has to be
+    batch = setup.first_batch(shape.batch_size, world)
+    drawn, _ = batch()  # compiles what has to be
     started = time.perf_counter()
     batch()
-    drawing = (time.perf_counter() - started) / len(index)
-    pace = pace_of(model, spec, world, (drawn.shape[1], drawn.shape[2], drawn.shape[3]), images=len(index))
+    drawing = (time.perf_counter() - started) / len(drawn)
+    pace = pace_of(model, spec, world, (drawn.shape[1], drawn.shape[2], drawn.shape[3]), images=len(drawn))
     judge = pace.at(int(np.prod(setup.store.rules.size))).judge
     judging = judge * setup.judged
     end = judge * (len(setup.splits.val) + setup.splits.test_count) + clock.after
-    per_pass = shape.pass_steps // shape.accumulate if spec.epoch_steps is None else len(setup.images) // len(index)
+    per_pass = shape.pass_steps // shape.accumulate if spec.epoch_steps is None else len(setup.images) // len(drawn)
     most = clock.most if clock.most is not None else spec.epochs * shape.updates
     each = shape.batch_size * shape.accumulate
     epochs, steps = fill(clock.left - end - judging, each, per_pass, judging, pace.step + drawing, most)
-    if epochs == 0 and not isinstance(spec.probe, ProbeSpec):
-        epochs, steps = 1, FEWEST_STEPS
+    if not isinstance(spec.probe, ProbeSpec):
+        epochs, steps = (epochs, steps) if epochs else (1, FEWEST_STEPS)
+    elif spec.epochs == 0 or epochs * (steps + 1) <= min(most, FEWEST_TUNING_STEPS):
+        epochs, steps = 0, 0  # the plan wants the probe alone, or the minutes leave no more
     schedule = spec.schedule
     if spec.epochs:  # a warm-up is a share of the whole
         warmup = schedule.warmup_epochs * epochs / spec.epochs

@@ -24,7 +24,7 @@ from kitae.data.splits import divide
 from kitae.errors import DataError, MissingExtraError
 from kitae.models.spec import ModelSpec
 from kitae.models.weights import PACKAGES, within_reach
-from kitae.pipelines.pace import FEWEST_STEPS, Clock, Pace, fill, measured
+from kitae.pipelines.pace import FEWEST_STEPS, FEWEST_TUNING_STEPS, Clock, Pace, fill, measured
 from kitae.pipelines.setup import begin
 from kitae.preprocess import PreprocessRules, decode, from_array, is_grey_mode, probe
 from kitae.recipe import Recipe
@@ -42,8 +42,7 @@ _TINY = 64  # pictures without a longer side are no photographs, and small netwo
 _SAMPLE = 48  # images that are looked at
 _VALIDATION = 150  # images that a choice wants, where they are no more than a fifth
 _JUDGED_AT_ONCE = 32  # large images in large batches leave the processor's cache
-# Fine-tuning first falls below the probe: fewer steps, or smaller pictures, ended worse than it (LOG.md, 2026-11-26).
-_FEWEST_TUNING_STEPS, _SMALLEST_TUNED = 150, 128
+_SMALLEST_TUNED = 128  # pixels; fine-tuning of smaller pictures ended worse than its probe (LOG.md, 2026-11-26)
 _FEW = 1000  # images, under which one split says little
 _FAR_FROM_SQUARE = 1.7  # of a median picture; nearer to it the whole picture is squeezed into the square
 
@@ -241,7 +240,6 @@ class _Planner:
     ) -> None:
         self.facts, self.base, self.choices, self.clock, self.world = facts, base, choices, clock, world
         self.patient = patient
-        self.fields: dict[str, Any] = {}
 
     # ---- which kind ----------------------------------------------------------------------------------------------
 
@@ -390,7 +388,7 @@ class _Planner:
         facts = self.facts
         per_pass = max(1, facts.train // batch)
         most = most_steps(facts.train, batch, patient=self.patient)
-        wanted = min(most, max(_FEWEST_TUNING_STEPS, 4 * per_pass))
+        wanted = min(most, max(FEWEST_TUNING_STEPS, 4 * per_pass))
         best: tuple[int, int, int, float] | None = None
         for size in sizes:
             pace = measured.at(size * size)

@@ -107,14 +107,12 @@ class Features(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         seen: list[Tensor] = []
-        handles = precision.float_depthwise(self.model, self._precision, self._device)
-        handles.append(self._layer[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])))
+        handle = self._layer[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
         try:
-            with precision.autocast(self._precision, self._device):
+            with precision.inference(self.model, self._precision, self._device):
                 self.model(images)
         finally:
-            for handle in handles:
-                handle.remove()
+            handle.remove()
         return seen[0].float()
 
 

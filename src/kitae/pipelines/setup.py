@@ -18,8 +18,8 @@ from kitae.augment import Augment
 from kitae.augment.fetch import PictureCrop, first_crop
 from kitae.augment.ops import Op
 from kitae.data.loader import ImageSet
-from kitae.data.splits import Splits
-from kitae.data.store import Store
+from kitae.data.splits import Splits, make_splits
+from kitae.data.store import Store, open_store
 from kitae.errors import RecipeError, TrainingError
 from kitae.evaluation.evaluate import label_scores, predict_logits
 from kitae.models.build import (
@@ -73,6 +73,12 @@ class Setup:
         """Open the store and the splits of a run."""
         store = run.open_store(progress)
         return cls(run.recipe, store, run.splits(store))
+
+    @classmethod
+    def without_run(cls, recipe: Recipe, progress: Progress | None = None) -> Setup:
+        """Open the store of a recipe and split it as a run would; nothing but the decoded store is written."""
+        store = open_store(recipe.data, progress=progress)
+        return cls(recipe, store, make_splits(store, recipe.data))
 
     @cached_property
     def images(self) -> ImageSet:
@@ -257,6 +263,22 @@ class Setup:
             threads=torch.get_num_threads(),
             channels_last=self.recipe.train.channels_last,
         )
+
+    def first_batch(self, count: int, world: World) -> Callable[[], tuple[torch.Tensor, torch.Tensor]]:
+        """What makes the first images of the first epoch, as the network takes them, to measure with.
+
+        Returns:
+            A function of nothing to images float [count, C, H, W] and targets float32 [count, K], on the device.
+        """
+        seed, images = self.recipe.train.seed, self.images
+        augment, index = self.augment(seed), images.order(seed, 0)[:count]
+
+        def make() -> tuple[torch.Tensor, torch.Tensor]:
+            pixels, labels = map(torch.from_numpy, images.gather(index, seed=seed, epoch=0))
+            inputs, targets = augment(pixels, labels, epoch=0, index=index)
+            return inputs.to(world.device), targets.to(world.device)
+
+        return make
 
     @property
     def judged(self) -> int:

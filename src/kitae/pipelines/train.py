@@ -52,14 +52,14 @@ def train(
             the run's recipe says how. None takes those of the recipe.
         out: the run folder; None is runs/NAME, with a number where that exists and neither `resume` nor `overwrite`
             means it.
-        resume: go on with the unfinished run in `out`; a finished one is returned as it is.
+        resume: resume the unfinished run in `out`; a finished one is returned as it is.
         overwrite: replace the run in `out`.
         watcher: shows progress of training. `progress(done, total)` shows the decoding of images.
         test: False leaves test closed: evaluation.json has `val` and no `test`, and no opening is counted.
         choices: fields of `pipelines.plan.Choices`, which go before the plan's, or the recipe's: `image_size=160`.
 
     Raises:
-        KitaeError: anything the user can mend, in one line.
+        KitaeError: anything the user can correct, in one line.
     """
     if isinstance(minutes, int | float):
         minutes = Clock.of(minutes, time.monotonic())

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Literal, cast
 
@@ -74,6 +75,18 @@ def float_depthwise(model: nn.Module, precision: Precision, device: torch.device
             handles.append(module.register_forward_pre_hook(_leave_autocast))
             handles.append(module.register_forward_hook(_enter_autocast, always_call=True))
     return handles
+
+
+@contextmanager
+def inference(model: nn.Module, precision: Precision, device: torch.device) -> Iterator[None]:
+    """Run a network in a precision as training does: autocast, with depthwise convolutions in float32 on a CPU."""
+    handles = float_depthwise(model, precision, device)
+    try:
+        with autocast(precision, device):
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _leave_autocast(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
