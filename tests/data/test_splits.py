@@ -189,11 +189,19 @@ def test_grouped_splits_are_nearly_stratified() -> None:
     assert np.abs(np.array(share(labels, splits.val)) - 0.08 * counts).max() <= 5
 
 
-def test_a_class_in_one_group_stays_in_train() -> None:
+def test_a_class_in_one_group_is_refused_where_a_split_must_be_made() -> None:
     labels = np.repeat([0, 1], [60, 10])
     groups = np.r_[np.arange(60), np.full(10, 99)]
-    splits = make_splits(fake(labels, groups=groups), spec())
-    assert share(labels, splits.train)[1] == 10
+    with pytest.raises(DataError, match=r"data\.groups: class 'class 1' lies in one group"):
+        make_splits(fake(labels, groups=groups), spec())
+    own = np.r_[np.repeat([TRAIN, VAL, TEST], [40, 10, 10]), np.full(10, TRAIN)]
+    assert share(labels, make_splits(fake(labels, own, groups=groups), spec()).train)[1] == 10
+
+
+def test_groups_are_counted_in_each_split() -> None:
+    groups = np.repeat(np.arange(20), 6)
+    splits = make_splits(fake(np.tile([0, 1], 60), groups=groups), spec())
+    assert splits.group_counts(groups) == {"train": 14, "val": 2, "test": 4}
 
 
 @pytest.mark.parametrize("count", [4, 5, 6])
@@ -358,7 +366,8 @@ def test_impossible_limits_are_explained(limit: int, words: str) -> None:
         (fake([0, 1]), "2 images are too few: no test image can be held out"),
         (fake([0, 1, 0, 1]), "4 images are too few: no test image can be held out"),
         (fake([0, 1, 0, 1], [TRAIN, TRAIN, TEST, TEST]), "4 images are too few: no val image can be held out"),
-        (fake([0, 0, 0, 1, 1, 1], groups=[5] * 6), "no test image can be held out.*different groups"),
+        (fake([0, 0, 0, 1, 1, 1], groups=[5] * 6), r"data\.groups: all 6 images are in 1 group"),
+        (fake([0, 0, 0, 1, 1, 1], groups=[5, 6] * 3), r"data\.groups: .*in 2 group\(s\), which train and val and test"),
     ],
 )
 def test_what_cannot_be_split_is_explained(data: Any, words: str) -> None:

@@ -45,6 +45,11 @@ class DataSpec(Spec):
         balance: `sampler` draws every class equally often, `loss` weighs classes inversely to their frequency.
         on_corrupt: an image that cannot be read is an `error`, or is named and left out (`skip`).
         image_column, label_column: names of the Parquet columns.
+        groups: what names the group of an image; images of one group (a patient, a video, a burst) never lie in two
+            splits. A column of the CSV or Parquet file; `parent`, the folder of the file (in a folder of classes, its
+            path below the class); or a regular expression that is searched in the file's path and whose first group
+            names it, such as `(patient\\d+)`. null takes a column `group`, or folders called `group=NAME`, where there
+            are any.
         cache: folder of the decoded stores; null is the user's cache folder.
     """
 
@@ -64,6 +69,7 @@ class DataSpec(Spec):
     on_corrupt: Literal["error", "skip"] = "error"
     image_column: str = "image"
     label_column: str = "label"
+    groups: str | None = Field(None, min_length=1)
     cache: str | None = None
 
     @model_validator(mode="after")
@@ -84,4 +90,5 @@ _NEWER = (
     ("val_seed", None),
     ("depth", "auto"),
     ("store_size", None),
+    ("groups", None),
 )  # fields that recipes of older versions do not have

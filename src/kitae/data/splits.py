@@ -84,6 +84,15 @@ class Splits:
         """
         return np.isin(twins[rows], twins[np.concatenate([self.train, self.val])])
 
+    def group_counts(self, groups: NDArray[np.int64]) -> dict[str, int]:
+        """How many groups there are in each split, for evaluation.json.
+
+        Args:
+            groups: int64 [M], see `Store.groups`.
+        """
+        parts = (("train", self.train), ("val", self.val), ("test", self._test))
+        return {name: len(np.unique(groups[rows])) for name, rows in parts}
+
     def duplicates(self, twins: NDArray[np.int64]) -> dict[str, int]:
         """How many images of the store have the pixels of another one, for evaluation.json.
 
@@ -177,7 +186,8 @@ def divide(store: Labelled, spec: DataSpec, twins: NDArray[np.int64] | None = No
 
     Raises:
         DataError: fewer than two classes, a class without a training image, a split that would be empty, a group on
-            two sides of the source's own splits, a limit below the number of classes or above the images there are.
+            two sides of the source's own splits, fewer groups than splits, a class in one group, a limit below the
+            number of classes or above the images there are.
     """
     labels = np.asarray(store.labels)
     classes = store.classes
@@ -187,6 +197,12 @@ def divide(store: Labelled, spec: DataSpec, twins: NDArray[np.int64] | None = No
     parts = {code: np.flatnonzero(codes == code).astype(np.int64) for code in (TRAIN, VAL, TEST)}
     _check_classes(labels[parts[TRAIN]], classes)
     _check_groups(store, codes)
+    if store.groups is not None and not (len(parts[VAL]) and len(parts[TEST])):
+        made = [SPLIT_NAMES[code] for code in (VAL, TEST) if not len(parts[code])]
+        pool = parts[TRAIN]
+        _check_room(
+            labels[pool], np.asarray(store.groups)[pool], classes, 1 + len(made), f"train and {' and '.join(made)}"
+        )
     splitter = _Splitter(store, labels, spec.split_seed)
     validation = splitter if spec.val_seed is None else _Splitter(store, labels, spec.val_seed)
     for code, fraction, by in ((TEST, spec.test_fraction, splitter), (VAL, spec.val_fraction, validation)):
@@ -364,6 +380,31 @@ def _check_classes(labels: NDArray[np.int64], classes: tuple[str, ...]) -> None:
     if empty.size:
         more = f" (nor have {empty.size - 1} other classes)" if empty.size > 1 else ""
         raise DataError(f"class {classes[empty[0]]!r} has no training image{more}")
+
+
+def _check_room(
+    labels: NDArray[np.int64], groups: NDArray[np.int64], classes: tuple[str, ...], parts: int, what: str
+) -> None:
+    """Refuse groups that cannot be divided into so many parts, or that hold all of a class.
+
+    Args:
+        labels, groups: int64 [n], of the images that are divided.
+    """
+    found = len(np.unique(groups))
+    if found < parts:
+        raise DataError(
+            f"data.groups: all {len(labels)} images are in {found} group(s), which {what} cannot share; "
+            f"{parts} groups or more are needed, or other ones"
+        )
+    pairs = np.unique(np.stack([labels, groups]), axis=1)
+    several = np.bincount(pairs[0], minlength=len(classes))
+    alone = np.flatnonzero((several == 1) & (np.bincount(labels, minlength=len(classes)) >= parts))
+    if alone.size:
+        more = f" (and {alone.size - 1} other classes)" if alone.size > 1 else ""
+        raise DataError(
+            f"data.groups: class {classes[alone[0]]!r}{more} lies in one group, so it cannot be trained and measured; "
+            "add images of another group, or use other groups"
+        )
 
 
 def _check_groups(store: Labelled, codes: NDArray[np.uint8]) -> None:

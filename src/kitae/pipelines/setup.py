@@ -186,7 +186,7 @@ class Setup:
                 f"data.normalize: train, but the weights of {self.recipe.model.name} expect their own normalisation: "
                 "set it to pretrained"
             )
-        notes += self._duplicate_notes()
+        notes += self._group_notes() + self._duplicate_notes()
         if self.recipe.data.depth == "auto" and self.store.rules.depth != 16:
             notes.append(f"data.depth: images of more than 8 bits are read as {self.store.rules.depth} bits")
         shape = epoch_shape(len(self.images), self.recipe.train, 1)
@@ -210,6 +210,17 @@ class Setup:
                 ) from error
             notes.append(f"{shown}; validation, test and an exported model have {height} x {width} (data.image_size)")
         return notes
+
+    def _group_notes(self) -> list[str]:
+        """Which images stay together."""
+        groups = self.store.groups
+        if groups is None:
+            return []
+        rule = self.recipe.data.groups
+        shares = ", ".join(f"{count} {name}" for name, count in self.splits.group_counts(groups).items() if count)
+        return [
+            f"data.groups: {f'{rule}, ' if rule else ''}{len(np.unique(groups))} groups, none in two splits ({shares})"
+        ]
 
     def _duplicate_notes(self) -> list[str]:
         """What is to be known of images with the same pixels."""

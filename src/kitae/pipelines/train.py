@@ -208,6 +208,7 @@ def validated(run: Run, setup: Setup, model: nn.Module) -> dict[str, Any]:
         "tta": run.recipe.evaluate.tta,
         "best_epoch": run.best_epoch(),
         "duplicates": setup.splits.duplicates(setup.store.twins),
+        **({} if setup.store.groups is None else {"groups": setup.splits.group_counts(setup.store.groups)}),
     }
 
 
