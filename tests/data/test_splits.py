@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from kitae.data.base import TEST, TRAIN, VAL, name_key
 from kitae.data.loader import ImageSet
 from kitae.data.spec import DataSpec
-from kitae.data.splits import Splits, TestClosedError, divide, make_splits
+from kitae.data.splits import Splits, TestClosedError, assign_folds, divide, make_splits
 from kitae.data.store import open_store
 from kitae.errors import DataError
 
@@ -216,6 +216,33 @@ def test_a_few_large_groups_are_split_all_the_same(count: int) -> None:
 def test_a_group_on_two_sides_of_the_sources_splits_is_an_error() -> None:
     with pytest.raises(DataError, match=r"1\.png \(train\) and 3\.png \(test\) are of one group"):
         make_splits(fake([0, 1, 0, 1], [TRAIN, TRAIN, TEST, TEST], groups=[1, 2, 3, 2]), spec())
+
+
+# Folds
+
+
+def test_folds_are_stratified_and_keyed() -> None:
+    labels = np.repeat(np.arange(3), [50, 21, 4])
+    keys = np.arange(75) * 7
+    fold = assign_folds(labels, keys, 5, 0)
+    assert np.ptp(np.bincount(fold)) <= 1
+    for label in range(3):
+        assert np.ptp(np.bincount(fold[labels == label], minlength=5)) <= 1
+    order = np.random.default_rng(0).permutation(75)
+    again = assign_folds(labels[order], keys[order], 5, 0)
+    assert (again != fold[order]).mean() < 1e-9
+    assert (assign_folds(labels, keys, 5, 1) != fold).any()
+
+
+def test_a_group_is_in_one_fold() -> None:
+    rng = np.random.default_rng(0)
+    groups = rng.integers(0, 30, 200)
+    labels = (groups % 3).astype(np.int64)
+    fold = assign_folds(labels, np.arange(200), 4, 0, groups)
+    assert all(len(np.unique(fold[groups == group])) == 1 for group in np.unique(groups))
+    for label in range(3):
+        shares = np.bincount(fold[labels == label], minlength=4)
+        assert shares.min() > 0.4 * shares.max()
 
 
 # Equal images

@@ -300,7 +300,7 @@ class Setup:
         return len(self.splits.val) + min(clean, len(self.splits.train))
 
     def validator(self, world: World) -> Callable[[nn.Module], dict[str, float]]:
-        """Scores on validation, and accuracy on a fixed clean part of train; never test.
+        """Scores on validation, where there is one, and accuracy on a fixed clean part of train; never test.
 
         In float32 whatever the training's precision, as the final evaluation, predictions and exported files are: of
         the same weights, an epoch's score and the final one are the same number.
@@ -329,10 +329,13 @@ class Setup:
             except TrainingError:  # outputs that are not finite: no score, so never the best epoch
                 local = np.full((len(mine), len(self.store.classes)), np.nan, np.float32)
             logits = distributed.gather_rows(local, mine, len(rows), world)
+            clean_accuracy = float((logits[count:].argmax(axis=1) == labels[count:].numpy()).mean())
+            if not count:
+                return {"train_clean_accuracy": clean_accuracy if np.isfinite(logits).all() else float("nan")}
             loss = float(nn.functional.cross_entropy(torch.from_numpy(logits[:count]), labels[:count]))
             predicted = logits.argmax(axis=1)
             scores = {"val_loss": loss, **label_scores(predicted[:count], labels[:count].numpy())}
-            scores["train_clean_accuracy"] = float((predicted[count:] == labels[count:].numpy()).mean())
+            scores["train_clean_accuracy"] = clean_accuracy
             return scores if np.isfinite(loss) else {**dict.fromkeys(scores, float("nan")), "val_loss": loss}
 
         return validate
@@ -392,6 +395,10 @@ def resolved(recipe: Recipe, setup: Setup, world: World, model: nn.Module, weigh
         RecipeError: a probe, but the network's classifier is not linear; nothing that would be learnt.
     """
     spec = recipe.train
+    if recipe.data.whole and spec.early_stopping is not None:
+        raise RecipeError(
+            "train.early_stopping: the model on everything (data.folds) has no validation; set it to null"
+        )
     decided: dict[str, Any] = {}
     linear = linear_classifier(model) is not None
     if spec.probe == "auto":
