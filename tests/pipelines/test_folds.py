@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from kitae.models.spec import ModelSpec
 from kitae.pipelines import probe as probe_pipeline
 from kitae.pipelines.compress import compress
 from kitae.pipelines.export import export
+from kitae.pipelines.folds import tunes
 from kitae.pipelines.pace import Clock
 from kitae.pipelines.plan import plan
 from kitae.pipelines.setup import Setup
@@ -27,6 +30,8 @@ from kitae.reporting.page import report
 from kitae.run import Run
 from kitae.training.checkpoint import load_weights
 from tests.images import picture
+
+training = importlib.import_module("kitae.pipelines.train")
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +49,7 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     return Recipe().override(
         f"data.source=folder:{root / 'data'}", f"data.cache={root / 'cache'}", "data.folds=3", "data.groups=parent",
         "data.image_size=24", "data.normalize={mean: [0.5, 0.5, 0.5], std: [0.5, 0.5, 0.5]}", "model.name=resnet8",
-        "model.width=8", f"model.pretrained={root / 'weights.safetensors'}", "train.epochs=1", "train.batch_size=8",
+        "model.width=8", f"model.pretrained={root / 'weights.safetensors'}", "train.epochs=2", "train.batch_size=8",
         "train.threads=1", "train.precision=fp32", "train.optimizer.lr=0.01", "data.val_fraction=0.2",
         "train.channels_last=false",
     )  # fmt: skip
@@ -60,12 +65,20 @@ class Lines:
     def on_step(self, *facts: Any) -> None: ...
     def on_plan(self, epochs: int) -> None: ...
     def on_epoch(self, row: dict[str, Any]) -> None:
-        if self._stop and self.notes and any(note.startswith(self._stop) for note in self.notes):
+        if row["epoch"] == 1 and self._stop and any(note.startswith(self._stop) for note in self.notes):
             self._stop = ""
             signal.raise_signal(signal.SIGTERM)
 
     def note(self, text: str) -> None:
         self.notes.append(text)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _tunes() -> Iterator[None]:
+    """Fine-tuning counts as better than the probe, or the model on everything would have no epochs to test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "tunes", lambda folds: True)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -135,17 +148,29 @@ def test_features_are_computed_once_for_all(asked: Recipe, tmp_path: Path, monke
 @pytest.mark.parametrize("where", ["fold 2", "the model on everything"])
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(asked: Recipe, run: Run, tmp_path: Path, where: str) -> None:
     folder = tmp_path / "run"
-    two = asked.override("train.epochs=2") if where != "fold 2" else asked
     with pytest.raises(TrainingInterruptedError, match=str(folder)) as caught:
-        train(two, folder, watcher=Lines(stop=where))
+        train(asked, folder, watcher=Lines(stop=where))
     assert "folds" not in str(caught.value).split("--resume")[1]
-    watcher = Lines()
-    again = train(two, folder, resume=True, watcher=watcher)
-    whole = run if where == "fold 2" else train(two, tmp_path / "unstopped")
-    for one, other in ((again, whole), *((Run.open(again.fold(k)), Run.open(whole.fold(k))) for k in (1, 2, 3))):
+    again = train(asked, folder, resume=True)
+    for one, other in ((again, run), *((Run.open(again.fold(k)), Run.open(run.fold(k))) for k in (1, 2, 3))):
         weights = [load_weights(made.best)[0] for made in (one, other)]
         assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
-    assert again.evaluation()["out_of_fold"] == whole.evaluation()["out_of_fold"]
+    assert again.evaluation()["out_of_fold"] == run.evaluation()["out_of_fold"]
+
+
+def test_the_folds_decide_whether_to_fine_tune(
+    asked: Recipe, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folds = [Run.open(run.fold(number)) for number in (1, 2, 3)]
+    kept = [fold.best_epoch() for fold in folds]
+    assert tunes(folds) == (sum(epoch > 0 for epoch in kept if epoch is not None) >= 2)
+    monkeypatch.setattr(training, "tunes", lambda folds: False)
+    watcher = Lines()
+    alone = train(asked, tmp_path / "run", watcher=watcher)
+    assert [row["epoch"] for row in alone.metrics()] == [0]
+    assert alone.recipe.train.epochs == 2, "who repeats the recipe lets the folds choose again"
+    assert any("no better than the probe" in note for note in watcher.notes)
+    assert alone.evaluation()["out_of_fold"] == run.evaluation()["out_of_fold"]
 
 
 def test_a_test_split_that_is_given_stays_a_test_split(tmp_path: Path) -> None:
@@ -166,24 +191,21 @@ def test_a_test_split_that_is_given_stays_a_test_split(tmp_path: Path) -> None:
 
 
 def test_minutes_cover_all_folds(asked: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from kitae.pipelines import train as module
-
     clocks: list[Clock] = []
-    whole = module.fitted
+    whole = training.fitted
 
     def fitted(recipe: Recipe, setup: Setup, model: Any, clock: Clock, world: Any) -> Any:
         clocks.append(clock)
         return whole(recipe, setup, model, clock, world)
 
-    monkeypatch.setattr(module, "fitted", fitted)
-    monkeypatch.setattr(module, "tunes", lambda folds: True)
+    monkeypatch.setattr(training, "fitted", fitted)
     run = train(asked, tmp_path / "run", minutes=1)
     ends = [clock.begun + clock.seconds for clock in clocks]
     assert len(clocks) == 4
     assert ends == sorted(ends)
     assert ends[-1] == pytest.approx(min(ends[-1], clocks[0].begun + 60), abs=1.0)
     assert clocks[0].seconds <= 15
-    assert len(run.metrics()) == 2
+    assert len(run.metrics()) == 1 + run.recipe.train.last_epoch
 
 
 def test_a_plan_for_folds(asked: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,5 +221,5 @@ def test_a_plan_for_folds(asked: Recipe, monkeypatch: pytest.MonkeyPatch) -> Non
     assert not any("--folds" in line for line in made.lines)
     alone = plan(asked.data.source, 2)
     assert any("--folds" in line for line in alone.lines)
-    assert "folds" not in alone.recipe.to_yaml()
+    assert alone.recipe.data.folds is None
     assert made.recipe.train.epochs <= alone.recipe.train.epochs
