@@ -206,7 +206,7 @@ class Task:
         batch = min(batch, len(pairs))
         return DataLoader(
             Images(), batch, shuffle=train, drop_last=train, num_workers=common.available_cores(),
-            generator=torch.Generator().manual_seed(seed),
+            persistent_workers=train, generator=torch.Generator().manual_seed(seed),
         )  # fmt: skip
 
 
@@ -332,7 +332,7 @@ def fine_tuned(kind: str, task: Task, clock: Clock, seed: int, *, pretrained: bo
     loader = task.loader("train", training_view(kind, size, task.longest), batch, train=True, seed=seed)
     smoothing = 0.1 if kind == "timm" else 0.0
     done = 0
-    for phase in _phases(kind, net, steps, per_epoch, len(next(iter(loader))[1]), pretrained=pretrained):
+    for phase in _phases(kind, net, steps, per_epoch, loader.batch_size, pretrained=pretrained):
         done += _run_phase(phase, net, loader, nn.CrossEntropyLoss(label_smoothing=smoothing), clock)
     test = task.loader("test", evaluation_view(size, task.longest), 64)
     return {"accuracy": predict(net, test), "size": size, "steps": done, "epochs": round(done / per_epoch, 2)}
