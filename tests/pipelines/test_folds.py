@@ -127,7 +127,9 @@ def test_the_model_on_everything_is_like_any_other(run: Run, tmp_path: Path) -> 
     with pytest.raises(CompressionError, match=r"data\.folds"):
         compress(again, out=tmp_path / "small")
     page = report(run.path).read_text()
-    assert "out-of-fold" in page
+    assert "Out-of-fold accuracy" in page
+    assert "Every fold" in page
+    assert "kitae compress" not in page
     assert not again.features.exists()
 
 

@@ -103,7 +103,10 @@ class OutOfFold:
         classes = setup.store.classes
         temperature = fit_temperature(self.logits, self.labels) if run.recipe.evaluate.temperature else 1.0
         result = evaluate(self.logits, self.labels, classes, temperature)
-        result["intervals"]["covers"] = f"the choice of images; the {len(self.folds)} folds' models are held fixed"
+        covers = f"the choice of images; the {len(self.folds)} folds' models are held fixed"
+        if setup.store.groups is not None:
+            covers += ", and images of one group are taken as independent, which makes the intervals too short"
+        result["intervals"]["covers"] = covers
         return {"out_of_fold": {**result, "folds": self.folds}, "temperature": temperature}
 
     def write_predictions(self, run: Run, setup: Setup, temperature: float) -> None:

@@ -50,9 +50,10 @@ class Shared:
     @classmethod
     def of(cls, run: Run, setup: Setup) -> Shared | None:
         """None where a fold has features of its own: no probe, other images, or another normalisation."""
-        recipe = run.recipe
-        same = recipe.data.limit is None and recipe.data.normalize != "train"
-        return cls(run, setup) if same and isinstance(recipe.train.probe, ProbeSpec) else None
+        data, spec = run.recipe.data, run.recipe.train.probe
+        if not isinstance(spec, ProbeSpec) or len(setup.splits.train) > spec.limit:
+            return None
+        return cls(run, setup) if data.limit is None and data.normalize != "train" else None
 
     def compute(self, model: nn.Module, world: World) -> None:
         """Compute what is missing, so that no fold waits for it. `model`: as it is before any training."""

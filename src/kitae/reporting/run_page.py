@@ -281,9 +281,10 @@ def _calibration(record: RunRecord) -> list[tuple[str, str]]:
     found, temperature = record.predicted, record.evaluation.temperature
     if found is None or temperature is None:
         return []
+    fitted = "validation" if record.evaluation.out_of_fold is None else "out-of-fold images"
     return [
         ("before", share(charts.gap(found.uncalibrated(temperature), found.correct), 2)),
-        (f"after (temperature {temperature:.3f}, fitted on validation)",
+        (f"after (temperature {temperature:.3f}, fitted on {fitted})",
          share(charts.gap(found.confidence, found.correct), 2)),
     ]  # fmt: skip
 

@@ -127,7 +127,7 @@ class Samples:
         """Images of each class, split by split."""
         parts = {"train": self.splits.train, "validation": self.splits.val}
         labels, k = np.asarray(self.store.labels), len(self.store.classes)
-        found = {name: np.bincount(labels[rows], minlength=k).tolist() for name, rows in parts.items()}
+        found = {name: np.bincount(labels[rows], minlength=k).tolist() for name, rows in parts.items() if len(rows)}
         test = self.record.evaluation.test
         if test is not None and len(test.per_class) == k:
             found["test"] = [row.count for row in test.per_class.values()]
