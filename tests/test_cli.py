@@ -95,6 +95,7 @@ def test_folds_end_with_what_all_of_them_say(home: Path) -> None:
     ).stdout  # fmt: skip
     for line in ("2 folds of about", "fold 2 of 2", "out-of-fold accuracy (24 images)", "recall of class 1", "folded"):
         assert line in out
+    assert "kitae compress" not in out
     assert kitae(home, "train", "--resume", "folded").stdout.count("epoch   1") == 0
     assert "class 0" in kitae(home, "predict", "folded", "pets").stdout
 

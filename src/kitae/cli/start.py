@@ -113,9 +113,9 @@ def train(
     distributed.leave()
     if main:
         _print_result(run)
-        write_page(
-            run.path, f"kitae predict {run.path} IMAGES", f"kitae compress {run.path} --max-drop 1.0", browser=open_
-        )
+        # Nothing is left to judge a compression by where everything was trained on.
+        more = f"kitae export {run.path}" if run.recipe.data.whole else f"kitae compress {run.path} --max-drop 1.0"
+        write_page(run.path, f"kitae predict {run.path} IMAGES", more, browser=open_)
 
 
 def _print_plan(recipe: Any, progress: Any) -> None:

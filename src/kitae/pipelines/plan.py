@@ -323,7 +323,7 @@ class _Planner:
                 f"classes of {smallest:,} to {largest:,} images: the best epoch is chosen by balanced accuracy"
             )
         if facts.images < _FEW and facts.folds is None:
-            lines.append(f"one split of {facts.images:,} {facts.noun} says little: --folds 5 measures on every one")
+            lines.append(f"one split of {facts.images:,} {facts.noun} says little: --folds 5 measures on more of them")
         return lines
 
     def finished(self, recipe: dict[str, Any]) -> Recipe:
