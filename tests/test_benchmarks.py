@@ -12,6 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
+
+from tests.images import picture as pixels
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -298,3 +301,57 @@ def test_what_a_gpu_shows_runs_on_a_cpu_too(part: str, tmp_path: Path) -> None:
         assert found["equal"] > 20
     if part == "steps":
         assert set(found["networks"]["resnet9-w8-32"]["seconds"]) >= {"fp32", "bare bf16"}
+
+
+def test_quality_compares_on_the_same_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two sets of a few pictures, in seconds; what was measured already is not measured again."""
+    quality = module(monkeypatch, "quality")
+    monkeypatch.setattr(quality.common, "SCRATCH", tmp_path / "scratch")
+    for name, side in (("tiny", 24), ("photos", 80)):
+        for label in range(2):
+            inside = tmp_path / name / f"class {label}"
+            inside.mkdir(parents=True)
+            for number in range(15):
+                Image.fromarray(pixels(label, number, (side, side), 2)).save(inside / f"{number}.png")
+    arguments = ["--budgets", "0.05", "--seeds", "0", "--out", str(tmp_path / "quality.json")]
+    arguments += ["--contestants", "torchvision-scratch", "--sets", str(tmp_path / "tiny")]
+    assert quality.main([*arguments, f"{tmp_path / 'photos'}:20"]) == 0
+    assert quality.main([*arguments, "--contestants", "kitae-scratch"]) == 0
+    found = json.loads((tmp_path / "quality.json").read_text())
+    assert found["machine"]["contestants"]["torchvision"]
+    assert len(found["rows"]) == 3
+    for row in found["rows"]:
+        assert row["n"] == 6
+        assert row["interval"][0] <= row["accuracy"] <= row["interval"][1]
+        assert row["steps"] >= 1
+        assert row["seconds"] > 0
+        assert row["peak_memory_bytes"] > 50e6
+    assert [line["difference"] is None for line in found["paired"]] == [False, True, True]
+    monkeypatch.setattr(quality, "run", lambda *_: pytest.fail("is there already"))
+    assert quality.main(arguments) == 0
+
+
+def test_quality_splits_class_by_class_and_pairs_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    quality = module(monkeypatch, "quality")
+    labels = [row % 2 for row in range(100)]
+    parts = quality.split_rows(labels, [False] * 100, 0, None)
+    assert {name: len(rows) for name, rows in parts.items()} == {"train": 60, "val": 20, "test": 20}
+    assert sorted(row for rows in parts.values() for row in rows) == list(range(100))
+    assert sum(labels[row] for row in parts["test"]) == 10
+    assert quality.split_rows(labels, [False] * 100, 1, None)["test"] != parts["test"]
+    given = quality.split_rows(labels, [row >= 70 for row in range(100)], 0, 40)
+    assert given["test"] == list(range(70, 100))
+    assert (len(given["train"]), len(given["val"])) == (30, 10)
+    rows = [
+        {"set": "a", "budget": 1.0, "seed": seed, "contestant": name, "accuracy": value, "seconds": 60.0}
+        for name, values in (("kitae", (0.8, 0.9)), ("probe", (0.7, 0.85)), ("timm-scratch", (0.5,)))
+        for seed, value in enumerate(values)
+    ]
+    lines = {line["contestant"]: line for line in quality.paired(rows)}
+    assert lines["probe"]["difference"] == pytest.approx(-0.075)
+    assert lines["probe"]["interval"] == pytest.approx([-0.075 - 0.3177, -0.075 + 0.3177], abs=1e-3)
+    assert lines["kitae"]["difference"] is None
+    assert lines["timm-scratch"]["difference"] is None, "without Kitae from scratch there is nothing to pair"
+    said: list[str] = []
+    quality.show(list(lines.values()), said.append)
+    assert "-7.50" in next(line for line in said if "probe" in line)

@@ -87,6 +87,19 @@ def test_train_prints_accuracy_with_its_interval_in_plain_lines(home: Path) -> N
     assert "everything is in plain" in out
 
 
+def test_folds_end_with_what_all_of_them_say(home: Path) -> None:
+    write_folder(home / "pets", train=12, classes=2)
+    out = kitae(
+        home, "train", "pets", "--folds", 2, "--model", "resnet8", "--epochs", 1, "--image-size", 32, "--out", "folded",
+        "--set", "model.width=4", "train.precision=fp32", "train.channels_last=false",
+    ).stdout  # fmt: skip
+    for line in ("2 folds of about", "fold 2 of 2", "out-of-fold accuracy (24 images)", "recall of class 1", "folded"):
+        assert line in out
+    assert "kitae compress" not in out
+    assert kitae(home, "train", "--resume", "folded").stdout.count("epoch   1") == 0
+    assert "class 0" in kitae(home, "predict", "folded", "pets").stdout
+
+
 def test_train_draws_a_bar_on_a_terminal(home: Path) -> None:
     master, slave = pty.openpty()
     process = subprocess.Popen(
@@ -185,6 +198,7 @@ def test_recipe_lists_and_prints(home: Path) -> None:
         (["train", "fashion-mini", "--set", "data.source=folder:nowhere"], "nowhere"),
         (["train", "fashion-mini", "--set", "data.source=imagenet21k"], "imagenet21k"),
         (["train", "fashion-mini", "--resume"], "--resume needs the run folder"),
+        (["train", "fashion-mini", "--folds", "1"], "--folds 1"),
         (["train"], "data"),
         (["trian"], "trian"),
         (["evaluate", "nowhere"], "no run there"),

@@ -231,8 +231,7 @@ class TrainingView:
         self._last_line = time.monotonic()
         say(
             f"epoch {row['epoch']:>3}/{self.epochs}  "
-            f"train loss {_number(row['train_loss'])}  val loss {_number(row['val_loss'])}  "
-            f"val accuracy {_percent(row['val_accuracy'])}  {row['images_per_second']:,.0f} images/s  "
+            f"train loss {_number(row['train_loss'])}  {_judged(row)}  {row['images_per_second']:,.0f} images/s  "
             f"data wait {100 * row['data_share']:.1f} %"
             + (f"  skipped {row['skipped_steps']}" if row["skipped_steps"] else "")
         )
@@ -240,6 +239,12 @@ class TrainingView:
 
     def note(self, text: str) -> None:
         say(f"note: {text}")
+
+
+def _judged(row: Mapping[str, Any]) -> str:
+    if "val_loss" not in row:  # everything is trained on
+        return f"clean train accuracy {_percent(row['train_clean_accuracy'])}"
+    return f"val loss {_number(row['val_loss'])}  val accuracy {_percent(row['val_accuracy'])}"
 
 
 def _percent(value: float | None) -> str:

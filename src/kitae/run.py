@@ -11,6 +11,7 @@ last/checkpoint.safetensors   the whole state, to resume from
 evaluation.json       validation and test, at the end
 predictions.parquet   every test image with its probabilities
 test_openings.jsonl   a line for each time test was opened, written before it is
+folds/1, ...          a run for each fold, where the recipe has data.folds
 figures/, report.html pictures
 """
 
@@ -51,7 +52,7 @@ Tta = Literal["none", "flip", "shift", "scale", "full"]
 _FORMAT = 1
 _CREATED = ("recipe.yaml", "environment.json", "model.json", "splits.npz", "metrics.jsonl", "best.safetensors",
             "evaluation.json", "predictions.parquet", "test_openings.jsonl", "report.html", LOCK)  # fmt: skip
-_FOLDERS = ("last", "features", "figures", "tensorboard")
+_FOLDERS = ("last", "features", "folds", "figures", "tensorboard")
 
 
 class Run:
@@ -152,6 +153,7 @@ class Run:
     def discard_unless_trained(self) -> None:
         """Remove a folder that this object made, if nothing learnt is in it: a start that failed leaves no litter."""
         learnt = any(path.exists() for path in (self.features, self.checkpoint, self.best))
+        learnt = learnt or any(self.fold(1).parent.glob("*/*"))
         if not self._new or learnt or self.metrics():
             return
         for name in (*_FOLDERS, *_CREATED):
@@ -195,6 +197,10 @@ class Run:
         """The folder of features that the probe has computed so far."""
         return self.path / "features"
 
+    def fold(self, number: int) -> Path:
+        """The folder of the run of a fold, from 1."""
+        return self.path / "folds" / str(number)
+
     @property
     def figures(self) -> Path:
         """The folder of pictures."""
@@ -232,7 +238,12 @@ class Run:
         return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
 
     def best_epoch(self) -> int | None:
-        """The epoch (from 1) whose weights are kept; None before one has a finite score."""
+        """The epoch (from 1) whose weights are kept; None before one has a finite score.
+
+        Of a model on everything, which has no validation, it is the last one.
+        """
+        if self.recipe.data.whole:
+            return max((row["epoch"] for row in self.metrics()), default=None)
         select = self.recipe.train.selection
         scored = [(merit(row, select), row["epoch"]) for row in self.metrics()]
         return max(((value, epoch) for value, epoch in scored if value is not None), default=(None, None))[1]
@@ -464,6 +475,11 @@ class Run:
             self.require_finished()
         model, store = self.load_model(), self.open_store()
         splits = self.splits(store)
+        if not {"train": len(splits.train), "val": len(splits.val), "test": splits.test_count}[split]:
+            raise RecipeError(
+                f"split: {self.path} trained on everything (data.folds) and has no {split} images; evaluation.json has "
+                "what the folds' models said (out_of_fold)"
+            )
         if split == "test":
             rows = splits.open_test(lambda: self.count_test_opening(f"evaluate, tta {tta or self.recipe.evaluate.tta}"))
         else:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from kitae.data.base import TEST, TRAIN, VAL, name_key
 from kitae.data.loader import ImageSet
 from kitae.data.spec import DataSpec
-from kitae.data.splits import Splits, TestClosedError, divide, make_splits
+from kitae.data.splits import Splits, TestClosedError, assign_folds, divide, make_splits
 from kitae.data.store import open_store
 from kitae.errors import DataError
 
@@ -189,11 +189,19 @@ def test_grouped_splits_are_nearly_stratified() -> None:
     assert np.abs(np.array(share(labels, splits.val)) - 0.08 * counts).max() <= 5
 
 
-def test_a_class_in_one_group_stays_in_train() -> None:
+def test_a_class_in_one_group_is_refused_where_a_split_must_be_made() -> None:
     labels = np.repeat([0, 1], [60, 10])
     groups = np.r_[np.arange(60), np.full(10, 99)]
-    splits = make_splits(fake(labels, groups=groups), spec())
-    assert share(labels, splits.train)[1] == 10
+    with pytest.raises(DataError, match=r"data\.groups: class 'class 1' lies in one group"):
+        make_splits(fake(labels, groups=groups), spec())
+    own = np.r_[np.repeat([TRAIN, VAL, TEST], [40, 10, 10]), np.full(10, TRAIN)]
+    assert share(labels, make_splits(fake(labels, own, groups=groups), spec()).train)[1] == 10
+
+
+def test_groups_are_counted_in_each_split() -> None:
+    groups = np.repeat(np.arange(20), 6)
+    splits = make_splits(fake(np.tile([0, 1], 60), groups=groups), spec())
+    assert splits.group_counts(groups) == {"train": 14, "val": 2, "test": 4}
 
 
 @pytest.mark.parametrize("count", [4, 5, 6])
@@ -208,6 +216,104 @@ def test_a_few_large_groups_are_split_all_the_same(count: int) -> None:
 def test_a_group_on_two_sides_of_the_sources_splits_is_an_error() -> None:
     with pytest.raises(DataError, match=r"1\.png \(train\) and 3\.png \(test\) are of one group"):
         make_splits(fake([0, 1, 0, 1], [TRAIN, TRAIN, TEST, TEST], groups=[1, 2, 3, 2]), spec())
+
+
+# Folds
+
+
+def test_folds_are_stratified_and_keyed() -> None:
+    labels = np.repeat(np.arange(3), [50, 21, 4])
+    keys = np.arange(75) * 7
+    fold = assign_folds(labels, keys, 5, 0)
+    assert np.ptp(np.bincount(fold)) <= 1
+    for label in range(3):
+        assert np.ptp(np.bincount(fold[labels == label], minlength=5)) <= 1
+    order = np.random.default_rng(0).permutation(75)
+    again = assign_folds(labels[order], keys[order], 5, 0)
+    assert (again != fold[order]).mean() < 1e-9
+    assert (assign_folds(labels, keys, 5, 1) != fold).any()
+
+
+def test_a_group_is_in_one_fold() -> None:
+    rng = np.random.default_rng(0)
+    groups = rng.integers(0, 30, 200)
+    labels = (groups % 3).astype(np.int64)
+    fold = assign_folds(labels, np.arange(200), 4, 0, groups)
+    assert all(len(np.unique(fold[groups == group])) == 1 for group in np.unique(groups))
+    for label in range(3):
+        shares = np.bincount(fold[labels == label], minlength=4)
+        assert shares.min() > 0.4 * shares.max()
+
+
+def all_folds(data: Any, folds: int, **fields: Any) -> list[Splits]:
+    return [make_splits(data, spec(folds=folds, fold=fold, **fields)) for fold in range(1, folds + 1)]
+
+
+@pytest.mark.parametrize("groups", [None, np.arange(300) // 3])
+def test_every_image_is_in_one_fold_and_all_are_trained_on_in_the_end(groups: Any) -> None:
+    labels = np.repeat([0, 1, 2], 100)
+    given = np.repeat([TRAIN, VAL, TEST, TRAIN], [60, 30, 60, 150])
+    data = fake(labels, given, groups=groups)
+    made = all_folds(data, 4)
+    tested = [test_rows(fold) for fold in made]
+    pool = np.flatnonzero(given != TEST)
+    assert np.sort(np.concatenate(tested)).tolist() == pool.tolist()
+    for fold, test in zip(made, tested, strict=True):
+        together = np.concatenate([fold.train, fold.val, test])
+        assert np.sort(together).tolist() == pool.tolist()
+        assert min(share(labels, fold.train)) > 10
+        if groups is not None:
+            assert not np.isin(groups[test], groups[fold.train]).any()
+            assert not np.isin(groups[fold.val], groups[fold.train]).any()
+    assert np.ptp([len(test) for test in tested]) <= (1 if groups is None else 6)
+    whole = make_splits(data, spec(folds=4))
+    assert (whole.train.tolist(), len(whole.val)) == (pool.tolist(), 0)
+    assert test_rows(whole).tolist() == np.flatnonzero(given == TEST).tolist()
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 9), st.integers(2, 5))
+def test_equal_images_and_groups_together_share_a_fold(seed: int, folds: int) -> None:
+    """The union of the two: a chain of a group, an equal image in another one, and so on, is never torn."""
+    rng = np.random.default_rng(seed)
+    labels, groups, twins = rng.integers(0, 2, 200), rng.integers(0, 80, 200), np.arange(200)
+    for one, other in rng.integers(0, 200, (15, 2)):
+        twins[max(one, other)] = twins[min(one, other)]
+    for first in (groups, None):
+        for fold in all_folds(fake(labels, groups=first, twins=twins), folds, split_seed=seed):
+            side = np.zeros(200, np.int64)
+            side[fold.val], side[test_rows(fold)] = 1, 2
+            for relation in (twins, groups) if first is not None else (twins,):
+                assert all(len(np.unique(side[relation == one])) == 1 for one in np.unique(relation))
+
+
+def test_four_hundred_small_classes_fill_all_folds() -> None:
+    labels, twins = np.repeat(np.arange(400), 4), np.arange(1600)
+    twins[1] = 0
+    sizes = [len(test_rows(fold)) for fold in all_folds(fake(labels, twins=twins), 5)]
+    assert max(sizes) - min(sizes) <= 3
+
+
+@pytest.mark.parametrize(
+    ("data", "folds", "words"),
+    [
+        (fake([0, 0, 0, 1, 1, 1], groups=[1, 1, 2, 1, 2, 2]), 3, r"3 folds of 2 groups of images; set it to 2"),
+        (fake([0, 0, 0, 1, 1, 1]), 7, r"7 folds of 6 images; set it to 6"),
+        (fake([0, 0, 0, 0, 1]), 2, r"class 'class 1' has all its images in one fold.*add images$"),
+        (fake([0] * 8 + [1] * 4, groups=[0, 1, 2, 3] * 2 + [9] * 4), 3, r"class 'class 1' .* of other groups"),
+        (fake([0, 0, 1, 1], [TRAIN, TRAIN, TRAIN, TEST], groups=[1, 2, 3, 3]), 2, "are of one group"),
+    ],
+)
+def test_folds_without_room_are_explained(data: Any, folds: int, words: str) -> None:
+    for fold in (None, 1):
+        with pytest.raises(DataError, match=words):
+            make_splits(data, spec(folds=folds, fold=fold))
+
+
+def test_a_fold_is_one_of_the_folds() -> None:
+    for wrong in ({"fold": 1}, {"folds": 3, "fold": 4}):
+        with pytest.raises(ValueError, match=r"fold: . must be one of the folds"):
+            spec(**wrong)
 
 
 # Equal images
@@ -358,7 +464,8 @@ def test_impossible_limits_are_explained(limit: int, words: str) -> None:
         (fake([0, 1]), "2 images are too few: no test image can be held out"),
         (fake([0, 1, 0, 1]), "4 images are too few: no test image can be held out"),
         (fake([0, 1, 0, 1], [TRAIN, TRAIN, TEST, TEST]), "4 images are too few: no val image can be held out"),
-        (fake([0, 0, 0, 1, 1, 1], groups=[5] * 6), "no test image can be held out.*different groups"),
+        (fake([0, 0, 0, 1, 1, 1], groups=[5] * 6), r"data\.groups: all 6 images are in 1 group"),
+        (fake([0, 0, 0, 1, 1, 1], groups=[5, 6] * 3), r"data\.groups: .*in 2 group\(s\), which train and val and test"),
     ],
 )
 def test_what_cannot_be_split_is_explained(data: Any, words: str) -> None:

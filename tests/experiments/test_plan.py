@@ -115,6 +115,7 @@ def test_screening_prints_its_aliases() -> None:
         ({"set": {"train.epoch": 3}}, ["'none'", "epochs"]),
         ({"set": {"train.epochs": -3}}, ["'none'", "train.epochs"]),
         ({"base": "no-such-recipe"}, ["no-such-recipe"]),
+        ({"set": {"data.folds": 5}}, ["'none'", "data.folds"]),
         ({"factors": {"x": {"train.label_smoothing": [0.05, 0.05]}}}, ["'none'", "'only x'"]),
         ({"factors": {"x": {"augment.train.rotat": [None, {}]}}}, ["rotat", "rotate"]),
         ({"after": {"prun": {}}}, ["after.prun", "prune, robustness"]),

@@ -7,7 +7,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from kitae.training.probe import STRENGTHS, Head, assign_folds, fit_head
+from kitae.data.splits import assign_folds
+from kitae.training.probe import STRENGTHS, Head, fit_head
 
 
 def clouds(
@@ -23,7 +24,8 @@ def clouds(
 
 
 def fitted(features: torch.Tensor, labels: NDArray[np.int64], **options: object) -> Head:
-    return fit_head(features, labels, int(labels.max()) + 1, keys=np.arange(len(labels)), **options)  # type: ignore[arg-type]
+    folds = assign_folds(labels, np.arange(len(labels)), 5, 0)
+    return fit_head(features, labels, int(labels.max()) + 1, folds=folds, **options)  # type: ignore[arg-type]
 
 
 def objective(head: Head, features: torch.Tensor, labels: NDArray[np.int64], strength: float) -> torch.Tensor:
@@ -113,27 +115,3 @@ def test_hardly_any_data(case: str) -> None:
     head = fitted(features, labels)
     assert head.weight.isfinite().all()
     assert head.bias.isfinite().all()
-
-
-def test_folds_are_stratified_and_keyed() -> None:
-    labels = np.repeat(np.arange(3), [50, 21, 4])
-    keys = np.arange(75) * 7
-    fold = assign_folds(labels, keys, 5, 0)
-    assert np.ptp(np.bincount(fold)) <= 1
-    for label in range(3):
-        assert np.ptp(np.bincount(fold[labels == label], minlength=5)) <= 1
-    order = np.random.default_rng(0).permutation(75)
-    again = assign_folds(labels[order], keys[order], 5, 0)
-    assert (again != fold[order]).mean() < 1e-9
-    assert (assign_folds(labels, keys, 5, 1) != fold).any()
-
-
-def test_a_group_is_in_one_fold() -> None:
-    rng = np.random.default_rng(0)
-    groups = rng.integers(0, 30, 200)
-    labels = (groups % 3).astype(np.int64)
-    fold = assign_folds(labels, np.arange(200), 4, 0, groups)
-    assert all(len(np.unique(fold[groups == group])) == 1 for group in np.unique(groups))
-    for label in range(3):
-        shares = np.bincount(fold[labels == label], minlength=4)
-        assert shares.min() > 0.4 * shares.max()

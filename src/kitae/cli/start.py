@@ -13,6 +13,7 @@ from kitae.cli.app import START, Sets, app
 from kitae.cli.page import Open, show, write_page
 from kitae.errors import CompressionError, DataError, RecipeError
 
+_CLASSES = 20  # that are listed; the page has all
 _Tta = Literal["none", "flip", "shift", "scale", "full"]
 
 
@@ -21,6 +22,7 @@ def train(
     data: str,
     *,
     minutes: float | None = None,
+    folds: int | None = None,
     model: str | None = None,
     epochs: int | None = None,
     batch_size: int | None = None,
@@ -47,6 +49,9 @@ def train(
         recipe is planned for it. Or a shipped recipe's name, a .yaml file, or with --resume the run folder itself.
     minutes
         Of the whole command. Default for data is what teaches well, within 10 minutes on a CPU.
+    folds
+        Cross-validate: so many models, each tested on the images that it has not seen, then one on everything. For few
+        images, where one split says little.
     model
         The network: a name as in model.name, such as resnet18 or timm:resnet50.
     epochs
@@ -80,12 +85,14 @@ def train(
         raise RecipeError(f"--resume needs the run folder{given}: kitae train --resume RUN")
     if minutes is not None and minutes <= 0:
         raise RecipeError(f"--minutes {minutes:g}: must be above 0")
+    if folds is not None and not 2 <= folds <= 20:
+        raise RecipeError(f"--folds {folds}: must be 2 to 20")
     from kitae.pipelines.pace import Clock, process_begun
     from kitae.pipelines.plan import Choices
     from kitae.pipelines.train import asked
     from kitae.pipelines.train import train as run_training
 
-    choices = Choices(model, epochs, batch_size, image_size, lr, seed, device, tuple(set_ or ()))
+    choices = Choices(model, epochs, batch_size, image_size, lr, seed, device, folds, tuple(set_ or ()))
     clock = None if minutes is None else Clock.of(minutes, process_begun())
     if resume and (out is not None and (out / "recipe.yaml").is_file()):
         data = str(out / "recipe.yaml")
@@ -106,9 +113,9 @@ def train(
     distributed.leave()
     if main:
         _print_result(run)
-        write_page(
-            run.path, f"kitae predict {run.path} IMAGES", f"kitae compress {run.path} --max-drop 1.0", browser=open_
-        )
+        # Nothing is left to judge a compression by where everything was trained on.
+        more = f"kitae export {run.path}" if run.recipe.data.whole else f"kitae compress {run.path} --max-drop 1.0"
+        write_page(run.path, f"kitae predict {run.path} IMAGES", more, browser=open_)
 
 
 def _print_plan(recipe: Any, progress: Any) -> None:
@@ -135,20 +142,41 @@ def _print_plan(recipe: Any, progress: Any) -> None:
 
 def _print_result(run: Any) -> None:
     evaluation, metrics = run.evaluation(), run.metrics()
-    test, val = evaluation["test"], evaluation["val"]
-    rows = [
-        ["test accuracy", console.percent(test["accuracy"], test["accuracy_interval"])],
-        *_without_duplicates(test),
-        ["validation accuracy", console.percent(val["accuracy"], val["accuracy_interval"])],
-        ["balanced test accuracy", console.percent(test["balanced_accuracy"])],
-        ["test loss", f"{test['loss']:.4f}"],
-        ["calibration error", console.percent(test["ece"])],
-        ["best epoch", f"{evaluation['best_epoch']} of {metrics[-1]['epoch']}"],
+    test, val, folds = (evaluation.get(name) for name in ("test", "val", "out_of_fold"))
+    measured, where = (test, "test") if test else (folds, "out-of-fold")
+    rows = [["test accuracy", console.percent(test["accuracy"], test["accuracy_interval"])]] if test else []
+    rows += _without_duplicates(test) if test else []
+    if folds:
+        rows += _of_folds(folds)
+    if val:
+        rows += [["validation accuracy", console.percent(val["accuracy"], val["accuracy_interval"])]]
+    rows += [
+        [f"balanced {where} accuracy", console.percent(measured["balanced_accuracy"])],
+        [f"{where} loss", f"{measured['loss']:.4f}"],
+        ["calibration error", console.percent(measured["ece"])],
+        ["epoch that is kept" if folds else "best epoch", f"{evaluation['best_epoch']} of {metrics[-1]['epoch']}"],
         ["training time", console.duration(sum(row["seconds"] for row in metrics))],
         ["test opened", f"{evaluation['test_openings']} time(s)"],
     ]
     console.table("", ["", "value (95 % interval)"], rows)
     console.say(f"everything is in {run.path}")
+
+
+def _of_folds(measured: dict[str, Any]) -> list[list[str]]:
+    """Rows of a cross-validation: all images, each by the model that has not seen it, and the classes."""
+    each = [fold["accuracy"] for fold in measured["folds"]]
+    spread = f"{100 * min(each):.1f} to {100 * max(each):.1f} %"
+    return [
+        [
+            f"out-of-fold accuracy ({measured['count']:,} images)",
+            console.percent(measured["accuracy"], measured["accuracy_interval"]),
+        ],
+        [f"of the {len(each)} folds", spread],
+        *(
+            [f"  recall of {name}", console.percent(row["accuracy"], row["accuracy_interval"])]
+            for name, row in list(measured["per_class"].items())[:_CLASSES]
+        ),
+    ]
 
 
 def _without_duplicates(test: dict[str, Any]) -> list[list[str]]:

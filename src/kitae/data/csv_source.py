@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kitae.data.base import SPLIT_ALIASES, TRAIN, Item, Source, Table, name_key
+from kitae.data.groups import PARENT, by_paths, by_values
 from kitae.errors import DataError
 
 _PATHS = ("path", "file", "filename", "image", "image_path", "filepath")
@@ -22,10 +24,11 @@ class CsvSource(Source):
 
     The columns are found by their names, in any case: `path` (file, filename, image), `label` (class, category,
     target), `split` (train, val, test and their usual spellings) and `group`. Relative paths start at the CSV file.
-    Labels are class names, even if they are numbers.
+    Labels are class names, even if they are numbers. `groups` names another column of groups, or a rule for the paths
+    as they are written (see `DataSpec.groups`).
     """
 
-    def __init__(self, path: str | Path, name: str = "") -> None:
+    def __init__(self, path: str | Path, name: str = "", groups: str | None = None) -> None:
         """Reads the rows. Raises DataError: no such file, a column or an image file is missing, an unknown split."""
         super().__init__(name or f"csv:{path}")
         self.path = Path(path).expanduser()
@@ -39,7 +42,8 @@ class CsvSource(Source):
         header = [column for column in rows.fieldnames or () if column]
         self._path, self._label = self._column(header, _PATHS), self._column(header, _LABELS)
         known = {column.lower(): column for column in header}
-        self._split, self._group = known.get("split"), known.get("group")
+        self._split, self._rule = known.get("split"), groups
+        self._group = known.get("group") if groups is None else None if groups == PARENT else known.get(groups.lower())
         self._rows = list(rows)
         self._files = [self._file(number, row) for number, row in enumerate(self._rows, 2)]
 
@@ -64,6 +68,9 @@ class CsvSource(Source):
     def files(self) -> list[Path]:
         return [self.path, *self._files]
 
+    def identity(self) -> dict[str, Any]:
+        return {} if self._rule is None else {"groups": self._rule}
+
     def load_table(self) -> Table:
         labels = [row[self._label].strip() for row in self._rows]
         classes = tuple(sorted(set(labels)))
@@ -75,10 +82,13 @@ class CsvSource(Source):
             splits=np.array([self._code(number, row) for number, row in enumerate(self._rows, 2)], dtype=np.uint8),
             names=names,
             keys=np.array([name_key(name) for name in names], dtype=np.int64),
-            groups=None
-            if self._group is None
-            else np.unique([row[self._group] or "" for row in self._rows], return_inverse=True)[1].astype(np.int64),
+            groups=self._groups(names),
         )
+
+    def _groups(self, names: list[str]) -> NDArray[np.int64] | None:
+        if self._group is not None:
+            return by_values([row[self._group] for row in self._rows], names, self._group)
+        return None if self._rule is None else by_paths([name.replace("\\", "/") for name in names], self._rule)
 
     def _code(self, number: int, row: dict[str, Any]) -> int:
         written = "" if self._split is None else (row[self._split] or "").strip().lower()

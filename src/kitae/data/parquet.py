@@ -5,7 +5,8 @@
     class_name  optional, string: the name of each int label
     split       optional, string: train, val or test (or validation, valid, dev, ...); else the file names tell
                 (`train-00000-of-00004.parquet`, `test/0000.parquet`)
-    group       optional, int or string: equal values stay together in a split
+    group       optional, int or string: equal values stay together in a split (`data.groups` takes another column,
+                or a rule for `path`)
     path        optional, string: names the image in messages and reports
 
 Class names come from the schema's metadata (the hub's ClassLabel, or a JSON list `classes`), else from `class_name`,
@@ -23,7 +24,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kitae.data.base import SPLIT_ALIASES, TRAIN, Item, Source, Table, name_key
+from kitae.data.base import SPLIT_ALIASES, TRAIN, Item, Source, Table
+from kitae.data.groups import PARENT, by_paths, by_values
 from kitae.errors import DataError, one_line, require
 
 _IMAGE_COLUMNS = ("image", "img")
@@ -37,13 +39,19 @@ class ParquetSource(Source):
     """One Parquet file, or all `*.parquet` below a folder in the order of their paths."""
 
     def __init__(
-        self, path: str | Path, name: str = "", image_column: str = "image", label_column: str = "label"
+        self,
+        path: str | Path,
+        name: str = "",
+        image_column: str = "image",
+        label_column: str = "label",
+        groups: str | None = None,
     ) -> None:
         """Finds the files. Raises DataError: no such file, or a folder without Parquet files."""
         super().__init__(name or f"parquet:{path}")
         self._pa = require("pyarrow", "train")
         self._pq = require("pyarrow.parquet", "train")
         self._wanted = {"image_column": image_column, "label_column": label_column}
+        self._rule = groups
         root = Path(path).expanduser()
         if root.is_dir():
             self._files = sorted(
@@ -61,7 +69,7 @@ class ParquetSource(Source):
         return self._files
 
     def identity(self) -> dict[str, Any]:
-        return dict(self._wanted)
+        return {**self._wanted, **({} if self._rule is None else {"groups": self._rule})}
 
     def _open(self, path: Path) -> Any:
         try:
@@ -131,7 +139,9 @@ class ParquetSource(Source):
     # Everything else
 
     def load_table(self) -> Table:
-        columns: dict[str, list[Any]] = {"label": [], "class_name": [], "split": [], "group": [], "name": []}
+        columns: dict[str, list[Any]] = {
+            name: [] for name in ("label", "class_name", "split", "group", "name", "path")
+        }  # fmt: skip
         schema = None
         for path in self._files:
             schema = self._load_file(path, columns)
@@ -144,17 +154,30 @@ class ParquetSource(Source):
             splits=np.array(columns["split"], dtype=np.uint8),
             names=columns["name"],
             keys=np.arange(len(labels), dtype=np.int64),
-            groups=np.array([name_key(str(group)) for group in columns["group"]], dtype=np.int64)
-            if columns["group"]
-            else None,
+            groups=self._groups(columns),
         )
+
+    def _groups(self, columns: dict[str, list[Any]]) -> NDArray[np.int64] | None:
+        if columns["group"]:
+            return by_values(columns["group"], columns["name"], self._rule or "group")
+        if self._rule is None:
+            return None
+        if not any(columns["path"]):
+            raise DataError(f"data.groups: {self._rule!r} is no column, and there is no column path to search in")
+        return by_paths([str(path or "") for path in columns["path"]], self._rule)
+
+    def _group_column(self, names: list[str]) -> str | None:
+        wanted = "group" if self._rule is None else self._rule
+        return wanted if wanted in names and self._rule != PARENT else None
 
     def _load_file(self, path: Path, columns: dict[str, list[Any]]) -> Any:
         file = self._open(path)
         schema = file.schema_arrow
         self._image_field(path, schema)
         label = self._column(path, schema, "label_column")
-        optional = [c for c in ("class_name", "split", "group", "path") if c in schema.names and c != label]
+        group = self._group_column(schema.names)
+        optional = [c for c in ("class_name", "split", "path") if c in schema.names and c != label]
+        optional += [group] if group is not None and group not in (*optional, label) else []
         nested_path = self._nested_path(path, schema) if "path" not in schema.names else None
         try:
             table = file.read(columns=[label, *optional, *([nested_path] if nested_path else [])])
@@ -162,14 +185,14 @@ class ParquetSource(Source):
             raise DataError(f"{path}: broken Parquet file ({one_line(error)})") from error
         count = table.num_rows
         columns["label"] += table.column(label).to_pylist()
-        for name in ("class_name", "group"):
-            if name in optional:
+        for kind, name in (("class_name", "class_name"), ("group", group)):
+            if name in (*optional, *([label] if kind == "group" else [])):
                 values = table.column(name).to_pylist()
                 if None in values:
                     raise DataError(f"{path}: row {values.index(None)} has no {name}")
-                columns[name] += values
-            elif columns[name]:
-                raise DataError(f"{path}: no column {name!r}, which the other files have")
+                columns[kind] += values
+            elif columns[kind]:
+                raise DataError(f"{path}: no column {self._rule or kind!r}, which the other files have")
         columns["split"] += self._splits(
             path, table.column("split").to_pylist() if "split" in optional else None, count
         )
@@ -180,9 +203,10 @@ class ParquetSource(Source):
             given = [
                 None if row is None else row["path"] for row in table.column(nested_path.split(".")[0]).to_pylist()
             ]
+        columns["path"] += given
         columns["name"] += [f"{path.name}:{row}" if value is None else str(value) for row, value in enumerate(given)]
         if len(columns["group"]) not in (0, len(columns["label"])):
-            raise DataError(f"{path}: has a column 'group', which the other files lack")
+            raise DataError(f"{path}: has a column {group!r}, which the other files lack")
         if len(columns["class_name"]) not in (0, len(columns["label"])):
             raise DataError(f"{path}: has a column 'class_name', which the other files lack")
         return schema

@@ -15,12 +15,14 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kitae.data.base import SPLIT_ALIASES, TRAIN, Item, Progress, Source, Table, name_key
+from kitae.data.groups import by_paths
 from kitae.data.spec import DataSpec
 from kitae.errors import DataError
 from kitae.preprocess import EXTENSIONS
@@ -33,15 +35,17 @@ def open_source(spec: DataSpec, progress: Progress | None = None) -> Source:
     """The source that `spec.source` names.
 
     Args:
-        spec: its `source`, `image_column`, `label_column` and `cache` matter here.
+        spec: its `source`, `image_column`, `label_column`, `groups` and `cache` matter here.
         progress: called with (bytes done, bytes in all) while something is downloaded.
 
     Raises:
-        DataError: the name is unknown, the path is missing, or a download fails.
+        DataError: the name is unknown, the path is missing, a download fails, or `groups` names nothing of the source.
     """
     name, _, path = spec.source.partition(":")
     if name not in SOURCES:
         raise DataError(f"unknown data.source {spec.source!r}: {_suggestion(spec.source)}")
+    if spec.groups is not None and name not in _GROUPED:
+        raise DataError(f"data.groups: {name} has neither columns nor folders to take groups from; set it to null")
     return SOURCES[name](spec, path, progress)
 
 
@@ -73,13 +77,15 @@ class FolderSource(Source):
     The second layout is taken where every sub-folder has a split's name (train, training; val, valid, validation, dev;
     test, testing) and one is train; images there belong into class folders. Hidden files and folders are passed over,
     and files without an image's extension.
-    Images below a folder `group=NAME` (inside a class) belong to group NAME, in all classes and splits.
+    Images below a folder `group=NAME` (inside a class) belong to group NAME, in all classes and splits, unless `groups`
+    has another rule (see `DataSpec.groups`).
     """
 
-    def __init__(self, root: str | Path, name: str = "") -> None:
+    def __init__(self, root: str | Path, name: str = "", groups: str | None = None) -> None:
         """Lists the files. Raises DataError: no such folder, no class folders, a class or a split without images."""
         super().__init__(name or f"folder:{root}")
         self.root = Path(root).expanduser()
+        self._rule = groups
         if not self.root.is_dir():
             raise DataError(f"{self.name}: no such folder" if not self.root.exists() else f"{self.name}: not a folder")
         self._files: list[Path] = []
@@ -101,6 +107,7 @@ class FolderSource(Source):
             parts.sort(key=lambda part: (part[0], part[1].name))
         else:
             parts = [(TRAIN, self.root)]
+        self._inside = 1 if parts[0][1] == self.root else 2
         names = sorted({folder.name for code, part in parts if code == TRAIN for folder in _subfolders(part)})
         if not names:
             raise DataError(
@@ -125,11 +132,11 @@ class FolderSource(Source):
         return self._files
 
     def identity(self) -> dict[str, object]:
-        return {"root": str(self.root.absolute()), "classes": self._classes}
+        rule = {} if self._rule is None else {"groups": self._rule}
+        return {"root": str(self.root.absolute()), "classes": self._classes, **rule}
 
     def load_table(self) -> Table:
         names = [path.relative_to(self.root).as_posix() for path in self._files]
-        groups = [_group(name) for name in names]
         keys = np.array([name_key(name) for name in names], dtype=np.int64)
         return Table(
             classes=self._classes,
@@ -137,12 +144,7 @@ class FolderSource(Source):
             splits=np.array(self._splits, dtype=np.uint8),
             names=names,
             keys=keys,
-            # An image outside any group folder is a group of its own.
-            groups=None
-            if not any(groups)
-            else np.array(
-                [name_key(group) if group else key for group, key in zip(groups, keys, strict=True)], dtype=np.int64
-            ),
+            groups=_marked_groups(names, keys) if self._rule is None else by_paths(names, self._rule, self._inside),
         )
 
     def blocks(self) -> Iterator[list[Item]]:
@@ -188,8 +190,12 @@ def _image_files(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: path.as_posix())
 
 
-def _group(name: str) -> str:
-    return "/".join(part for part in name.split("/")[:-1] if part.startswith(GROUP_PREFIX))
+def _marked_groups(names: Sequence[str], keys: NDArray[np.int64]) -> NDArray[np.int64] | None:
+    """Groups by folders called `group=NAME`; an image outside of them is a group of its own."""
+    groups = ["/".join(part for part in name.split("/")[:-1] if part.startswith(GROUP_PREFIX)) for name in names]
+    if not any(groups):
+        return None
+    return np.array([name_key(group) if group else key for group, key in zip(groups, keys, strict=True)], np.int64)
 
 
 def source_of(path: str | Path) -> str:
@@ -224,6 +230,7 @@ def _suggestion(source: str) -> str:
 
 
 _WITH_PATH = ("folder", "parquet", "csv")
+_GROUPED = (*_WITH_PATH, "fashion-mini", "photos-mini")
 
 
 def _embedded(name: str) -> Callable[[DataSpec, str, Progress | None], Source]:
@@ -232,27 +239,31 @@ def _embedded(name: str) -> Callable[[DataSpec, str, Progress | None], Source]:
 
         if path:
             raise DataError(f"data.source {spec.source!r}: {name} is embedded and takes no path")
-        return ParquetSource(Path(__file__).parent / "assets" / f"{name}.parquet", name=name)
+        return ParquetSource(Path(__file__).parent / "assets" / f"{name}.parquet", name=name, groups=spec.groups)
 
     return make
 
 
 def _folder(spec: DataSpec, path: str, progress: Progress | None) -> Source:
-    return FolderSource(_path(spec, path), name=spec.source)
+    return FolderSource(_path(spec, path), name=spec.source, groups=spec.groups)
 
 
 def _parquet(spec: DataSpec, path: str, progress: Progress | None) -> Source:
     from kitae.data.parquet import ParquetSource
 
     return ParquetSource(
-        _path(spec, path), name=spec.source, image_column=spec.image_column, label_column=spec.label_column
+        _path(spec, path),
+        name=spec.source,
+        image_column=spec.image_column,
+        label_column=spec.label_column,
+        groups=spec.groups,
     )
 
 
 def _csv(spec: DataSpec, path: str, progress: Progress | None) -> Source:
     from kitae.data.csv_source import CsvSource
 
-    return CsvSource(_path(spec, path), name=spec.source)
+    return CsvSource(_path(spec, path), name=spec.source, groups=spec.groups)
 
 
 def _archive(name: str) -> Callable[[DataSpec, str, Progress | None], Source]:

@@ -45,6 +45,15 @@ class DataSpec(Spec):
         balance: `sampler` draws every class equally often, `loss` weighs classes inversely to their frequency.
         on_corrupt: an image that cannot be read is an `error`, or is named and left out (`skip`).
         image_column, label_column: names of the Parquet columns.
+        groups: what names the group of an image; images of one group (a patient, a video, a burst) never lie in two
+            splits. A column of the CSV or Parquet file; `parent`, the folder of the file (in a folder of classes, its
+            path below the class); or a regular expression that is searched in the file's path and whose first group
+            names it, such as `(patient\\d+)`. null takes a column `group`, or folders called `group=NAME`, where there
+            are any.
+        folds: cross-validation: so many parts of all images but those of the source's own test split. A run of such a
+            recipe trains a model for each fold and then one on everything; see `pipelines.folds`.
+        fold: the part, from 1, that is the test split; the others train and validate. null is the model on everything,
+            which has no validation split, and only the source's own test split.
         cache: folder of the decoded stores; null is the user's cache folder.
     """
 
@@ -64,7 +73,21 @@ class DataSpec(Spec):
     on_corrupt: Literal["error", "skip"] = "error"
     image_column: str = "image"
     label_column: str = "label"
+    groups: str | None = Field(None, min_length=1)
+    folds: int | None = Field(None, ge=2, le=20)
+    fold: int | None = Field(None, ge=1)
     cache: str | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether everything but a given test split is trained on, and the folds' models measure in its place."""
+        return self.folds is not None and self.fold is None
+
+    @model_validator(mode="after")
+    def _fold_exists(self) -> Self:
+        if self.fold is not None and (self.folds is None or self.fold > self.folds):
+            raise ValueError(f"fold: {self.fold} must be one of the folds (1 to {self.folds or 'data.folds'})")
+        return self
 
     @model_validator(mode="after")
     def _store_covers_the_image(self) -> Self:
@@ -84,4 +107,7 @@ _NEWER = (
     ("val_seed", None),
     ("depth", "auto"),
     ("store_size", None),
+    ("groups", None),
+    ("folds", None),
+    ("fold", None),
 )  # fields that recipes of older versions do not have

@@ -84,6 +84,15 @@ class Splits:
         """
         return np.isin(twins[rows], twins[np.concatenate([self.train, self.val])])
 
+    def group_counts(self, groups: NDArray[np.int64]) -> dict[str, int]:
+        """How many groups there are in each split, for evaluation.json.
+
+        Args:
+            groups: int64 [M], see `Store.groups`.
+        """
+        parts = (("train", self.train), ("val", self.val), ("test", self._test))
+        return {name: len(np.unique(groups[rows])) for name, rows in parts}
+
     def duplicates(self, twins: NDArray[np.int64]) -> dict[str, int]:
         """How many images of the store have the pixels of another one, for evaluation.json.
 
@@ -170,23 +179,35 @@ def divide(store: Labelled, spec: DataSpec, twins: NDArray[np.int64] | None = No
     Images with the same pixels that the draw has put on several sides then move to one of them, which leaves all other
     images where they are.
 
+    With `folds` everything but the source's own test split is one pool. `fold` is the part of it that tests, and
+    validation is held out from the others; without `fold` all of the pool trains, and nothing validates.
+
     Args:
         store: its `labels`, `classes`, `splits`, `keys` and `groups` matter here.
-        spec: `val_fraction`, `test_fraction`, `split_seed`, `val_seed` and `limit`.
+        spec: `val_fraction`, `test_fraction`, `split_seed`, `val_seed`, `limit`, `folds` and `fold`.
         twins: for each image the first row with the same pixels; None where that is not known.
 
     Raises:
         DataError: fewer than two classes, a class without a training image, a split that would be empty, a group on
-            two sides of the source's own splits, a limit below the number of classes or above the images there are.
+            two sides of the source's own splits, fewer groups than splits, a class in one group, a limit below the
+            number of classes or above the images there are.
     """
     labels = np.asarray(store.labels)
     classes = store.classes
     if len(classes) < 2:
         raise DataError(f"there is only one class ({classes[0]!r}), a classifier needs two or more")
+    if spec.folds is not None:
+        return _folded(store, spec, spec.folds, twins)
     codes = np.asarray(store.splits)
     parts = {code: np.flatnonzero(codes == code).astype(np.int64) for code in (TRAIN, VAL, TEST)}
     _check_classes(labels[parts[TRAIN]], classes)
     _check_groups(store, codes)
+    if store.groups is not None and not (len(parts[VAL]) and len(parts[TEST])):
+        made = [SPLIT_NAMES[code] for code in (VAL, TEST) if not len(parts[code])]
+        pool = parts[TRAIN]
+        _check_room(
+            labels[pool], np.asarray(store.groups)[pool], classes, 1 + len(made), f"train and {' and '.join(made)}"
+        )
     splitter = _Splitter(store, labels, spec.split_seed)
     validation = splitter if spec.val_seed is None else _Splitter(store, labels, spec.val_seed)
     for code, fraction, by in ((TEST, spec.test_fraction, splitter), (VAL, spec.val_fraction, validation)):
@@ -204,6 +225,98 @@ def divide(store: Labelled, spec: DataSpec, twins: NDArray[np.int64] | None = No
     _check_classes(labels[parts[TRAIN]], classes)
     train = parts[TRAIN] if spec.limit is None else splitter.limit(parts[TRAIN], drawn, spec.limit, len(classes))
     return train, parts[VAL], parts[TEST], len(parts[TRAIN]) - len(train)
+
+
+def _folded(
+    store: Labelled, spec: DataSpec, folds: int, twins: NDArray[np.int64] | None
+) -> tuple[Rows, Rows, Rows, int]:
+    """`divide` into folds; images that are equal or of one group share a fold and a side of it."""
+    labels, classes = np.asarray(store.labels), store.classes
+    given = np.asarray(store.splits) == TEST
+    _check_groups(store, np.where(given, TEST, TRAIN).astype(np.uint8))
+    pool, test = (np.flatnonzero(side).astype(np.int64) for side in (~given, given))
+    _check_classes(labels[pool], classes)
+    units = together(store, pool, twins)
+    found = len(pool) if units is None else len(np.unique(units))
+    what = "images" if units is None else "groups of images"
+    if found < folds:
+        raise DataError(f"data.folds: {folds} folds of {found} {what}; set it to {found} or less")
+    part = assign_folds(labels[pool], np.asarray(store.keys)[pool], folds, spec.split_seed, units)
+    table = np.bincount(labels[pool] * folds + part, minlength=len(classes) * folds).reshape(-1, folds)
+    whole = np.flatnonzero(table.max(axis=1) == table.sum(axis=1))
+    if whole.size:
+        more = f" (and {whole.size - 1} other classes)" if whole.size > 1 else ""
+        raise DataError(
+            f"data.folds: class {classes[whole[0]]!r}{more} has all its images in one fold, which no other one can "
+            f"learn; add images{'' if store.groups is None else ' of other groups'}"
+        )
+    val = np.empty(0, np.int64)
+    grouping = None
+    if units is not None:
+        grouping = np.full(len(labels), -1, np.int64)
+        grouping[pool] = units
+    train = pool
+    if spec.fold is not None:
+        test = pool[part == spec.fold - 1]
+        seed = spec.split_seed if spec.val_seed is None else spec.val_seed
+        splitter = _Splitter(store, labels, seed, grouping)
+        train, val = splitter.hold_out(pool[part != spec.fold - 1], spec.val_fraction, VAL, 1)
+        if not len(val):
+            raise DataError(f"data.folds: {len(pool)} images are too few: no val image can be held out of {len(train)}")
+    kept = train
+    if spec.limit is not None:
+        kept = _Splitter(store, labels, spec.split_seed, grouping).limit(train, train, spec.limit, len(classes))
+    return kept, val, test, len(train) - len(kept)
+
+
+def together(store: Labelled, rows: Rows, twins: NDArray[np.int64] | None) -> NDArray[np.int64] | None:
+    """Which of some images must stay on one side: int64 [len(rows)], equal for images that are equal, of one group, or
+    linked by a chain of these; None where every image stands alone.
+
+    Args:
+        twins: as of `divide`.
+    """
+    groups = None if store.groups is None else np.asarray(store.groups)[rows]
+    if twins is None:
+        return groups
+    same = twins[rows]
+    if groups is None and len(np.unique(same)) == len(same):
+        return None
+    return _components(same, groups)
+
+
+def assign_folds(
+    labels: NDArray[np.int64],
+    keys: NDArray[np.int64],
+    folds: int,
+    seed: int,
+    groups: NDArray[np.int64] | None = None,
+) -> NDArray[np.int64]:
+    """A fold for each image, classes in proportion, a group in one fold: int64 [n] in [0, folds)."""
+    order = np.argsort(keyed.sort_keys(seed, 0, keys, keyed.SLOT_FOLDS), kind="stable")
+    fold = np.empty(len(labels), dtype=np.int64)
+    if groups is None:
+        by_class = order[np.argsort(labels[order], kind="stable")]
+        fold[by_class] = np.arange(len(labels)) % folds  # dealt out, on through the classes: no fold gets all the rests
+        return fold
+    names, member = np.unique(groups, return_inverse=True)
+    table = np.zeros((len(names), int(labels.max()) + 2))
+    np.add.at(table, (member, labels), 1)
+    table[:, -1] = table.sum(axis=1)  # the images of a fold count as a class does, or the rests would be in one fold
+    filled = np.zeros((folds, table.shape[1]))
+    share = table.sum(axis=0) / folds
+    first = np.full(len(names), len(labels))
+    np.minimum.at(first, member[order], np.arange(len(labels)))
+    chosen = np.empty(len(names), dtype=np.int64)
+    # The largest first, while there is room everywhere; of equal ones in keyed order.
+    for group in np.lexsort((first, -table[:, -1])):
+        after = filled + table[group]
+        cost = (((after - share) / np.maximum(share, 1)) ** 2).sum(axis=1) - (
+            ((filled - share) / np.maximum(share, 1)) ** 2
+        ).sum(axis=1)
+        chosen[group] = int(cost.argmin())
+        filled[chosen[group]] += table[group]
+    return chosen[member]
 
 
 def _united(parts: dict[int, Rows], store: Labelled, twins: NDArray[np.int64]) -> dict[int, Rows]:
@@ -267,10 +380,14 @@ def _components(twins: NDArray[np.int64], groups: NDArray[np.int64] | None) -> N
 
 
 class _Splitter:
-    def __init__(self, store: Labelled, labels: NDArray[np.int64], seed: int) -> None:
+    def __init__(
+        self, store: Labelled, labels: NDArray[np.int64], seed: int, groups: NDArray[np.int64] | None = None
+    ) -> None:
+        """`groups`: int64 [M], in place of the store's own."""
         self._labels = labels
         self._keys = np.asarray(store.keys)
-        self._groups = None if store.groups is None else np.asarray(store.groups)
+        own = None if store.groups is None else np.asarray(store.groups)
+        self._groups = own if groups is None else groups
         self._seed = seed
 
     def _shuffled(self, identity: NDArray[np.int64], slot: int, epoch: int) -> Rows:
@@ -364,6 +481,31 @@ def _check_classes(labels: NDArray[np.int64], classes: tuple[str, ...]) -> None:
     if empty.size:
         more = f" (nor have {empty.size - 1} other classes)" if empty.size > 1 else ""
         raise DataError(f"class {classes[empty[0]]!r} has no training image{more}")
+
+
+def _check_room(
+    labels: NDArray[np.int64], groups: NDArray[np.int64], classes: tuple[str, ...], parts: int, what: str
+) -> None:
+    """Refuse groups that cannot be divided into so many parts, or that hold all of a class.
+
+    Args:
+        labels, groups: int64 [n], of the images that are divided.
+    """
+    found = len(np.unique(groups))
+    if found < parts:
+        raise DataError(
+            f"data.groups: all {len(labels)} images are in {found} group(s), which {what} cannot share; "
+            f"{parts} groups or more are needed, or other ones"
+        )
+    pairs = np.unique(np.stack([labels, groups]), axis=1)
+    several = np.bincount(pairs[0], minlength=len(classes))
+    alone = np.flatnonzero((several == 1) & (np.bincount(labels, minlength=len(classes)) >= parts))
+    if alone.size:
+        more = f" (and {alone.size - 1} other classes)" if alone.size > 1 else ""
+        raise DataError(
+            f"data.groups: class {classes[alone[0]]!r}{more} lies in one group, so it cannot be trained and measured; "
+            "add images of another group, or use other groups"
+        )
 
 
 def _check_groups(store: Labelled, codes: NDArray[np.uint8]) -> None:

@@ -266,6 +266,8 @@ def resolve(
             check(step, settings)
     except RecipeError as error:
         raise RecipeError(f"{where}: {str(error).removeprefix('--set: ').removeprefix('--set ')}") from error
+    if recipe.data.whole:
+        raise RecipeError(f"{where}: data.folds: a study compares runs that have a validation split; set it to null")
     return _train(recipe, early_stopping=None), after  # last, whatever base and overrides set
 
 

@@ -167,6 +167,11 @@ def compress(
     run = run if isinstance(run, Run) else Run.open(run)
     run.load_model()  # raises where a run has no best model
     run.require_finished()
+    if run.recipe.data.whole:
+        raise CompressionError(
+            f"{run.path}: trained on everything (data.folds), so no image is left to judge what compression costs; "
+            "compress a run that was trained without --folds"
+        )
     spec = resolve_spec(spec, options)
     folder = Path(out) if out is not None else beside(run.path, "-small")
     if not os.access(run.path, os.W_OK):

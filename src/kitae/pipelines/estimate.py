@@ -25,6 +25,9 @@ def estimate(recipe: Recipe, progress: Progress | None = None, steps: int = 6) -
         `load` (how many programs were running on this
         machine before: threads that wait for a core make an estimate many times too long).
     """
+    runs = 1 if recipe.data.folds is None or recipe.data.fold is not None else recipe.data.folds + 1
+    if runs > 1:
+        recipe = recipe.override("data.fold=1")
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     world = begin(recipe.train)
     setup = Setup.without_run(recipe, progress)
@@ -47,6 +50,9 @@ def estimate(recipe: Recipe, progress: Progress | None = None, steps: int = 6) -
     epoch = (seconds + step) * shape.steps
     # A step is about three forward passes.
     passes = 0 if not isinstance(spec.probe, ProbeSpec) else (spec.probe.views + 1) * len(images) / shape.batch_size
+    if runs > 1:
+        recipe = recipe.override("data.fold=null")
+        notes.append(f"data.folds: {runs - 1} runs with these images, and one on everything")
     return {
         "recipe": recipe,
         "parameters": facts["parameters"],
@@ -58,7 +64,7 @@ def estimate(recipe: Recipe, progress: Progress | None = None, steps: int = 6) -
         "image": store.rules.shape,
         "steps_per_epoch": shape.steps,
         "seconds_per_epoch": epoch,
-        "seconds": epoch * spec.epochs + passes * step / 3,
+        "seconds": runs * (epoch * spec.epochs + passes * step / 3),
         "load": load,
         "notes": notes,
     }

@@ -27,7 +27,7 @@ def export(run: Run | str | Path, path: str | Path | None = None) -> Exported:
     model = run.load_model()
     try:
         setup = Setup.of(run)
-        rows = setup.splits.val[:VERIFY_IMAGES]
+        rows = (setup.splits.val if len(setup.splits.val) else setup.splits.train)[:VERIFY_IMAGES]
         images = setup.image_set(rows).gather(rows)[0]
     except DataError:  # the data has moved; generated pictures verify a file too
         images = None

@@ -24,6 +24,7 @@ from kitae.data.splits import divide
 from kitae.errors import DataError, MissingExtraError
 from kitae.models.spec import ModelSpec
 from kitae.models.weights import PACKAGES, within_reach
+from kitae.pipelines.folds import split_clock
 from kitae.pipelines.pace import FEWEST_STEPS, FEWEST_TUNING_STEPS, Clock, Pace, fill, measured
 from kitae.pipelines.setup import begin
 from kitae.preprocess import PreprocessRules, decode, from_array, is_grey_mode, probe
@@ -60,6 +61,7 @@ class Facts:
         same: whether all of these are of one size.
         channels: 1 where all of these are grey, else 3.
         seconds: to decode a picture on one core.
+        folds: of a cross-validation, None without; `train`, `val` and `test` are then those of a fold's run.
     """
 
     source: str
@@ -72,6 +74,7 @@ class Facts:
     same: bool
     channels: int
     seconds: float
+    folds: int | None = None
 
     @property
     def images(self) -> int:
@@ -110,6 +113,7 @@ class Choices:
 
     Attributes:
         model: a name as in model.name; `pretrained` follows where weights are within reach.
+        folds: as data.folds.
         set: other fields of the recipe, each `a.b=value`.
     """
 
@@ -120,6 +124,7 @@ class Choices:
     lr: float | None = None
     seed: int | None = None
     device: str | None = None
+    folds: int | None = None
     set: tuple[str, ...] = ()
 
     def assignments(self) -> list[str]:
@@ -127,7 +132,7 @@ class Choices:
         fields = {
             "model.name": self.model, "train.epochs": self.epochs, "train.batch_size": self.batch_size,
             "data.image_size": self.image_size, "train.optimizer.lr": self.lr, "train.seed": self.seed,
-            "train.device": self.device,
+            "train.device": self.device, "data.folds": self.folds,
         }  # fmt: skip
         return [f"{name}={value}" for name, value in fields.items() if value is not None] + list(self.set)
 
@@ -149,12 +154,16 @@ def plan(source: str, minutes: float | Clock | None = None, choices: Choices | N
     choices = choices or Choices()
     base = Recipe(name=_name(source), data=DataSpec(source=source)).override(
         *(f"train.device={choices.device}" for _ in range(choices.device is not None)),
+        *(f"data.folds={choices.folds}" for _ in range(choices.folds is not None)),
         *(entry for entry in choices.set if entry.startswith(("data.", "train.device", "train.threads"))),
     )
+    if base.data.whole:  # planned as the run of a fold, of which there are so many, and one on everything
+        base = base.override("data.fold=1")
     facts, data = look(base.data)
     base = base.model_copy(update={"data": data})
     world = begin(base.train)
-    planner = _Planner(facts, base, choices, clock, world, patient=patient)
+    share = clock if facts.folds is None else split_clock(clock, facts.folds + 1)
+    planner = _Planner(facts, base, choices, share, world, patient=patient)
     weights, why_not = planner.weights()
     recipe, lines = planner.transfer(weights) if weights else planner.scratch(why_not)
     most = most_steps(facts.train, recipe.train.batch_size, patient=True)
@@ -167,7 +176,9 @@ def look(data: DataSpec) -> tuple[Facts, DataSpec]:
     table = source.table
     counts = np.bincount(table.labels, minlength=len(table.classes))
     pool = len(source) - int((table.splits == 2).sum())
-    if not (table.splits == 2).any():
+    if data.folds is not None:
+        pool = round(pool * (1 - 1 / data.folds))
+    elif not (table.splits == 2).any():
         pool = round(pool * (1 - data.test_fraction))
     share = min(0.2, max(0.1, _VALIDATION / max(pool, 1)))
     if data.val_fraction == DataSpec().val_fraction:
@@ -187,6 +198,7 @@ def look(data: DataSpec) -> tuple[Facts, DataSpec]:
             same=len(set(sizes)) == 1,
             channels=data.channels or (1 if grey else 3),
             seconds=seconds,
+            folds=data.folds,
         ),
         data,
     )
@@ -290,7 +302,7 @@ class _Planner:
 
     def said(self, net: str, size: int, seconds: float) -> str:
         classes = len(self.facts.counts)
-        spent = self.clock.starting + seconds
+        spent = (self.clock.starting + seconds) * (1 if self.facts.folds is None else self.facts.folds + 1)
         return (
             f"{self.facts.images:,} {self.facts.noun}, {classes} classes; {net}; {size} px; about "
             f"{console.rough_duration(spent)}"
@@ -298,21 +310,30 @@ class _Planner:
 
     def remarks(self) -> list[str]:
         facts = self.facts
-        lines = [f"split: {facts.train:,} train, {facts.val:,} validation, {facts.test:,} test"]
+        if facts.folds is None:
+            lines = [f"split: {facts.train:,} train, {facts.val:,} validation, {facts.test:,} test"]
+        else:
+            lines = [
+                f"{facts.folds} folds of about {facts.test:,} {facts.noun}, each with {facts.train:,} to train and "
+                f"{facts.val:,} to validate; then a model on everything"
+            ]
         smallest, largest = min(facts.counts), max(facts.counts)
         if largest > 3 * smallest:
             lines.append(
                 f"classes of {smallest:,} to {largest:,} images: the best epoch is chosen by balanced accuracy"
             )
-        if facts.images < _FEW:
-            lines.append(f"one split of {facts.images:,} {facts.noun} says little: look at the intervals")
+        if facts.images < _FEW and facts.folds is None:
+            lines.append(f"one split of {facts.images:,} {facts.noun} says little: --folds 5 measures on more of them")
         return lines
 
     def finished(self, recipe: dict[str, Any]) -> Recipe:
         """The recipe with the user's own choices in it, whatever the plan would have taken."""
         made = Recipe.model_validate({**recipe, "name": self.base.name})
         chosen = replace(self.choices, model=None)  # the plan has it
-        return made.override(*chosen.assignments())
+        made = made.override(*chosen.assignments())
+        if self.facts.folds is None:
+            return made
+        return made.model_copy(update={"data": made.data.model_copy(update={"fold": None})})
 
     # ---- from pretrained weights ---------------------------------------------------------------------------------
 

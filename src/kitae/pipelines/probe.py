@@ -10,6 +10,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from kitae.data.splits import assign_folds, together
 from kitae.errors import TrainingInterruptedError
 from kitae.evaluation.evaluate import predict_logits
 from kitae.models.build import linear_classifier
@@ -38,10 +40,42 @@ _BATCH = 32
 _VIEWS_FROM = 1 << 31  # the epochs of augmentation that views are drawn from: no training comes so far
 
 
-def probe(run: Run, setup: Setup, model: nn.Module, world: World, watcher: Watcher | None = None) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Shared:
+    """A run whose features those of its folds' images are taken from: its folder, and all images of the folds."""
+
+    run: Run
+    setup: Setup
+
+    @classmethod
+    def of(cls, run: Run, setup: Setup) -> Shared | None:
+        """None where a fold has features of its own: no probe, other images, or another normalisation."""
+        data, spec = run.recipe.data, run.recipe.train.probe
+        if not isinstance(spec, ProbeSpec) or len(setup.splits.train) > spec.limit:
+            return None
+        return cls(run, setup) if data.limit is None and data.normalize != "train" else None
+
+    def compute(self, model: nn.Module, world: World) -> None:
+        """Compute what is missing, so that no fold waits for it. `model`: as it is before any training."""
+        spec = cast(ProbeSpec, self.run.recipe.train.probe)
+        if world.is_main:
+            with SignalFlag() as interrupted, memory_named(self.run.recipe.train):
+                reader = _Reader(self.run, self.setup, model, world.device, interrupted)
+                for number in range(spec.views + 1):
+                    reader.view(number, self.setup.splits.train)
+        distributed.barrier(world)
+
+
+def probe(
+    run: Run, setup: Setup, model: nn.Module, world: World, watcher: Watcher | None = None,
+    shared: Shared | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Fit a head on the features of `model` and put it into the model.
 
     The main process does it, and the others get its head.
+
+    Args:
+        shared: whose features are taken.
 
     Returns:
         What epoch 0's line of metrics says of it.
@@ -57,8 +91,11 @@ def probe(run: Run, setup: Setup, model: nn.Module, world: World, watcher: Watch
         begun = time.perf_counter()
         rows = np.sort(setup.shuffled_train[: spec.limit])
         with SignalFlag() as interrupted, memory_named(run.recipe.train):
-            reader = _Reader(run, setup, model, world.device, interrupted)
-            features = torch.stack([reader.view(number, rows) for number in range(spec.views + 1)])
+            source = shared or Shared(run, setup)
+            computed = rows if shared is None else source.setup.splits.train
+            place = torch.from_numpy(np.searchsorted(computed, rows))
+            reader = _Reader(source.run, source.setup, model, world.device, interrupted)
+            features = torch.stack([reader.view(number, computed)[place] for number in range(spec.views + 1)])
             read = time.perf_counter() - begun
             head = _fitted(features, setup, rows, spec)
         seconds = time.perf_counter() - begun
@@ -85,15 +122,13 @@ def probe(run: Run, setup: Setup, model: nn.Module, world: World, watcher: Watch
 
 def _fitted(features: Tensor, setup: Setup, rows: NDArray[np.int64], spec: ProbeSpec) -> Head:
     store = setup.store
+    labels, units = store.labels[rows], together(store, rows, store.twins)
     return fit_head(
         features,
-        store.labels[rows],
+        labels,
         len(store.classes),
-        keys=store.keys[rows],
-        groups=None if store.groups is None else store.groups[rows],
+        folds=assign_folds(labels, store.keys[rows], spec.folds, setup.recipe.data.split_seed, units),
         weights=None if setup.recipe.data.balance == "none" else setup.images.class_weights(),
-        folds=spec.folds,
-        seed=setup.recipe.data.split_seed,
     )
 
 

@@ -192,7 +192,7 @@ class Setup:
                 f"data.normalize: train, but the weights of {self.recipe.model.name} expect their own normalisation: "
                 "set it to pretrained"
             )
-        notes += self._duplicate_notes()
+        notes += self._group_notes() + self._duplicate_notes()
         if self.recipe.data.depth == "auto" and self.store.rules.depth != 16:
             notes.append(f"data.depth: images of more than 8 bits are read as {self.store.rules.depth} bits")
         shape = epoch_shape(len(self.images), self.recipe.train, 1)
@@ -216,6 +216,17 @@ class Setup:
                 ) from error
             notes.append(f"{shown}; validation, test and an exported model have {height} x {width} (data.image_size)")
         return notes
+
+    def _group_notes(self) -> list[str]:
+        """Which images stay together."""
+        groups = self.store.groups
+        if groups is None:
+            return []
+        rule = self.recipe.data.groups
+        shares = ", ".join(f"{count} {name}" for name, count in self.splits.group_counts(groups).items() if count)
+        return [
+            f"data.groups: {f'{rule}, ' if rule else ''}{len(np.unique(groups))} groups, none in two splits ({shares})"
+        ]
 
     def _duplicate_notes(self) -> list[str]:
         """What is to be known of images with the same pixels."""
@@ -295,7 +306,7 @@ class Setup:
         return len(self.splits.val) + min(clean, len(self.splits.train))
 
     def validator(self, world: World) -> Callable[[nn.Module], dict[str, float]]:
-        """Scores on validation, and accuracy on a fixed clean part of train; never test.
+        """Scores on validation, where there is one, and accuracy on a fixed clean part of train; never test.
 
         In float32 whatever the training's precision, as the final evaluation, predictions and exported files are: of
         the same weights, an epoch's score and the final one are the same number.
@@ -324,10 +335,13 @@ class Setup:
             except TrainingError:  # outputs that are not finite: no score, so never the best epoch
                 local = np.full((len(mine), len(self.store.classes)), np.nan, np.float32)
             logits = distributed.gather_rows(local, mine, len(rows), world)
+            clean_accuracy = float((logits[count:].argmax(axis=1) == labels[count:].numpy()).mean())
+            if not count:
+                return {"train_clean_accuracy": clean_accuracy if np.isfinite(logits).all() else float("nan")}
             loss = float(nn.functional.cross_entropy(torch.from_numpy(logits[:count]), labels[:count]))
             predicted = logits.argmax(axis=1)
             scores = {"val_loss": loss, **label_scores(predicted[:count], labels[:count].numpy())}
-            scores["train_clean_accuracy"] = float((predicted[count:] == labels[count:].numpy()).mean())
+            scores["train_clean_accuracy"] = clean_accuracy
             return scores if np.isfinite(loss) else {**dict.fromkeys(scores, float("nan")), "val_loss": loss}
 
         return validate
@@ -387,6 +401,10 @@ def resolved(recipe: Recipe, setup: Setup, world: World, model: nn.Module, weigh
         RecipeError: a probe, but the network's classifier is not linear; nothing that would be learnt.
     """
     spec = recipe.train
+    if recipe.data.whole and spec.early_stopping is not None:
+        raise RecipeError(
+            "train.early_stopping: the model on everything (data.folds) has no validation; set it to null"
+        )
     decided: dict[str, Any] = {}
     linear = linear_classifier(model) is not None
     if spec.probe == "auto":

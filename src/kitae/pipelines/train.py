@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
-from kitae.errors import TrainingInterruptedError, require
+from kitae.errors import RecipeError, TrainingInterruptedError, require
 from kitae.evaluation.calibration import fit_temperature
 from kitae.evaluation.evaluate import evaluate, evaluate_test, mistakes, predictions_table
 from kitae.pipelines.argument import understand
+from kitae.pipelines.folds import OutOfFold, split_clock, train_folds, tunes
 from kitae.pipelines.pace import Clock, Recutter, fitted
 from kitae.pipelines.plan import Choices, plan
-from kitae.pipelines.probe import probe
+from kitae.pipelines.probe import Shared, probe
 from kitae.pipelines.setup import Progress, Setup, begin, resolved
 from kitae.recipe import Recipe
 from kitae.run import Run, default_folder
@@ -26,6 +28,8 @@ from kitae.training import distributed
 from kitae.training.distributed import World
 from kitae.training.fit import Record, Tuning, Watcher
 from kitae.training.spec import ProbeSpec
+
+_MISTAKES = 12  # that are drawn
 
 
 def train(
@@ -56,7 +60,8 @@ def train(
         overwrite: replace the run in `out`.
         watcher: shows progress of training. `progress(done, total)` shows the decoding of images.
         test: False leaves test closed: evaluation.json has `val` and no `test`, and no opening is counted.
-        choices: fields of `pipelines.plan.Choices`, which go before the plan's, or the recipe's: `image_size=160`.
+        choices: fields of `pipelines.plan.Choices`, which go before the plan's, or the recipe's: `image_size=160`, or
+            `folds=5`, which cross-validates and then trains on everything (see `pipelines.folds`).
 
     Raises:
         KitaeError: anything the user can correct, in one line.
@@ -69,7 +74,30 @@ def train(
     world = begin(recipe.train)
     folder = default_folder(recipe, new=not (resume or overwrite)) if out is None else Path(out)
     folder = distributed.from_main(folder, world)
+    if recipe.data.whole and not test:
+        raise RecipeError("data.folds: opens the test of every fold, which is to stay closed here; set it to null")
+    return _train(
+        recipe, folder, world, minutes=minutes, resume=resume, overwrite=overwrite, watcher=watcher, progress=progress,
+        test=test,
+    )  # fmt: skip
+
+
+def _train(
+    recipe: Recipe,
+    folder: Path,
+    world: World,
+    *,
+    minutes: Clock | None,
+    resume: bool,
+    overwrite: bool = False,
+    watcher: Watcher | None = None,
+    progress: Progress | None = None,
+    test: bool = True,
+    shared: Shared | None = None,
+) -> Run:
+    """`train` of one run into its folder. `shared`: of a fold, the run that has its features."""
     run = _open_run(recipe, folder, resume, overwrite, world)
+    folds: list[Run] = []
     try:
         if run.finished:
             return run
@@ -98,10 +126,18 @@ def train(
         distributed.barrier(world)
         run.recipe = Run.open(run.path).recipe
         tuning = Tuning()
+        if run.recipe.data.whole:
+            tuning = Tuning(keep="last")
+            folds = _folds(run, setup, model, world, minutes, watcher)
+            minutes = None if minutes is None else replace(split_clock(minutes, 1), starting=minutes.starting)
         if isinstance(run.recipe.train.probe, ProbeSpec):
-            made = {} if begun else probe(run, setup, model, world, watcher)
-            tuning = Tuning(keep="best or start", start_row=made)
-        if minutes is not None:
+            made = {} if begun else probe(run, setup, model, world, watcher, shared)
+            tuning = replace(tuning, keep="last" if folds else "best or start", start_row=made)
+        # The folds chose with validation, which this model has not; the recipe keeps the epochs, to choose again by.
+        probe_alone = bool(folds) and isinstance(run.recipe.train.probe, ProbeSpec) and not tunes(folds)
+        if probe_alone and run.recipe.train.epochs and watcher is not None:
+            watcher.note("fine-tuning was no better than the probe in most folds, so this model has none")
+        if minutes is not None and not probe_alone:
             timed, end = fitted(run.recipe, setup, model, minutes, world)
             if world.is_main and not begun:
                 run.resolve(timed)
@@ -110,7 +146,7 @@ def train(
             tuning = replace(tuning, recut=Recutter(run, minutes, end, watcher))
         setup.fit(
             model,
-            run.recipe.train,
+            run.recipe.train.model_copy(update={"epochs": 0, "recut": ()}) if probe_alone else run.recipe.train,
             world,
             tuning=tuning,
             watcher=watcher,
@@ -123,8 +159,10 @@ def train(
                 fingerprint=run.recipe.fingerprint,
             ),
         )
-        if world.is_main and test:
-            finish(run, setup, model)
+        if world.is_main and folds:
+            finish_whole(run, setup, model, folds)
+        elif world.is_main and test:
+            finish(run, setup, model, draw=run.recipe.data.fold is None)
         elif world.is_main:
             run.write_evaluation(validated(run, setup, model))
         distributed.barrier(world)
@@ -132,7 +170,7 @@ def train(
     except BaseException as error:
         if world.is_main:
             run.discard_unless_trained()
-        kept = run.checkpoint.is_file() or run.features.is_dir()
+        kept = run.checkpoint.is_file() or run.features.is_dir() or run.fold(1).is_dir()
         if isinstance(error, TrainingInterruptedError) and kept:
             raise TrainingInterruptedError(error.where, f"go on with: kitae train --resume {run.path}") from error
         raise
@@ -167,23 +205,68 @@ def train_without_test(recipe: Recipe, out: Path, *, resume: bool) -> Run:
     return train(recipe, out, resume=resume, test=False)
 
 
-def finish(run: Run, setup: Setup, model: nn.Module) -> None:
+def _folds(
+    run: Run, setup: Setup, model: nn.Module, world: World, minutes: Clock | None, watcher: Watcher | None
+) -> list[Run]:
+    """Train the folds of a run. Their probes share its features."""
+    shared = Shared.of(run, setup)
+    if shared is not None and not run.checkpoint.is_file():
+        shared.compute(model, world)
+
+    def train_fold(recipe: Recipe, folder: Path, clock: Clock | None) -> Run:
+        return _train(recipe, folder, world, minutes=clock, resume=True, watcher=watcher, shared=shared)
+
+    folds = train_folds(run, minutes, train_fold, watcher)
+    if watcher is not None:
+        watcher.note(f"the model on everything: {len(setup.splits.train):,} images")
+    return folds
+
+
+def finish_whole(run: Run, setup: Setup, model: nn.Module, folds: list[Run]) -> None:
+    """Write down what the folds say of the model on everything, and open the source's own test where there is one."""
+    from kitae.reporting.figures import draw_run
+
+    found = OutOfFold.of(folds, setup.store.labels)
+    measured = found.evaluated(run, setup)
+    temperature = measured["temperature"]
+    run.write_facts({**setup.facts(model), "temperature": temperature})
+    results = {**measured, **_settings(run, setup)}
+    if setup.splits.test_count:
+        results, worst = _tested(run, setup, model, results)
+    else:
+        found.write_predictions(run, setup, temperature)
+        worst = found.worst(setup, _MISTAKES, temperature)
+    run.write_evaluation(results)
+    draw_run(run, results, worst)
+
+
+def finish(run: Run, setup: Setup, model: nn.Module, *, draw: bool = True) -> None:
     """Calibrate on validation, open test once, and write down everything that is known about the best weights."""
     from kitae.reporting.figures import draw_run
 
+    results, worst = _tested(run, setup, model, validated(run, setup, model))
+    run.write_evaluation(results)  # before the pictures: a disk that is full by then must not cost the result
+    if draw:
+        draw_run(run, results, worst)
+
+
+def _tested(
+    run: Run, setup: Setup, model: nn.Module, results: dict[str, Any]
+) -> tuple[dict[str, Any], list[tuple[NDArray[np.uint8], Any]]]:
+    """Open test: the results with `test` before them, and images of the most confident mistakes."""
     store, splits, classes = setup.store, setup.splits, setup.store.classes
-    chosen = validated(run, setup, model)
-    temperature = chosen["temperature"]
+    temperature = results["temperature"]
     test = splits.open_test(lambda: run.count_test_opening("end of training"))
     test_logits, test_labels = run.logits(setup.image_set(test), model)
     run.write_predictions(
         predictions_table([store.names[row] for row in test], test_labels, test_logits, classes, temperature)
     )
     copies = splits.copies(store.twins, test)
-    results = {"test": evaluate_test(test_logits, test_labels, classes, temperature, copies), **chosen}
-    run.write_evaluation(results)  # before the pictures: a disk that is full by then must not cost the result
-    worst = mistakes(test_logits, test_labels, 12, temperature)
-    draw_run(run, results, [(np.array(store.images[test[mistake.position]]), mistake) for mistake in worst])
+    worst = mistakes(test_logits, test_labels, _MISTAKES, temperature)
+    return (
+        {"test": evaluate_test(test_logits, test_labels, classes, temperature, copies), **results},
+        [(np.array(store.images[test[mistake.position]]), mistake) for mistake in worst],
+    )
 
 
 def validated(run: Run, setup: Setup, model: nn.Module) -> dict[str, Any]:
@@ -203,11 +286,19 @@ def validated(run: Run, setup: Setup, model: nn.Module) -> dict[str, Any]:
     return {
         "val": evaluate(logits, labels, setup.store.classes, temperature),
         "temperature": temperature,
+        **_settings(run, setup),
+    }
+
+
+def _settings(run: Run, setup: Setup) -> dict[str, Any]:
+    """What evaluation.json says beside the numbers."""
+    return {
         "precision": "fp32",
         "train_precision": run.recipe.train.precision,
         "tta": run.recipe.evaluate.tta,
         "best_epoch": run.best_epoch(),
         "duplicates": setup.splits.duplicates(setup.store.twins),
+        **({} if setup.store.groups is None else {"groups": setup.splits.group_counts(setup.store.groups)}),
     }
 
 

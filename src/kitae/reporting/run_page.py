@@ -41,7 +41,8 @@ def content(record: RunRecord, run: Run) -> dict[str, Any]:
     pairs = split.confused(_MOST_CONFUSED)
     found = record.predicted
     counts = samples.counts() if samples else None
-    splits = [("Test", record.evaluation.test), ("Validation", record.evaluation.val)]
+    evaluation = record.evaluation
+    splits = [("Test", evaluation.test), ("Out of fold", evaluation.out_of_fold), ("Validation", evaluation.val)]
     headline = [(name, one) for name, one in splits if one is not None]
     return {
         "over": "Training run",
@@ -51,7 +52,7 @@ def content(record: RunRecord, run: Run) -> dict[str, Any]:
         "answer": answer(record),
         "commands": commands(record),
         "run": record,
-        "where": "test" if record.evaluation.test else "validation",
+        "where": evaluation.where,
         "best": record.best,
         "total_seconds": sum((row.seconds or 0.0) + (row.validation_seconds or 0.0) for row in record.epochs),
         "openings": openings(record),
@@ -69,7 +70,7 @@ def content(record: RunRecord, run: Run) -> dict[str, Any]:
         "time": _time(record.epochs),
         "recalls": charts.recalls(split) if split.per_class else None,
         "class_rows": split.scores(),
-        "confusion": charts.confusion(split, "test" if record.evaluation.test else "validation"),
+        "confusion": charts.confusion(split, evaluation.where),
         "confused": pairs,
         "pair_photos": [] if samples is None else [
             (pair, photos) for pair in pairs[:_PICTURED]
@@ -100,10 +101,28 @@ def answer(record: RunRecord) -> list[str]:
     if not record.finished:
         return [_unfinished(record)]
     split = record.evaluation.measured
-    where = "on test" if record.evaluation.test else "on validation (test was not opened)"
+    where = f"on {record.evaluation.where}"
+    if record.evaluation.out_of_fold is None and record.evaluation.test is None:
+        where += " (test was not opened)"
     interval = between(split.accuracy_interval, 100)
     first = f"{share(split.accuracy)} {where}{f' ({interval})' if interval else ''}."
-    return [" ".join(part for part in (first, _weak(split)) if part), *filter(None, (_gap(record), _copies(record)))]
+    return [
+        " ".join(part for part in (first, _weak(split)) if part),
+        *filter(None, (_folds(record), _gap(record), _copies(record))),
+    ]
+
+
+def _folds(record: RunRecord) -> str:
+    """What was cross-validated, and what the model at hand was trained on."""
+    split = record.evaluation.out_of_fold
+    if split is None or not split.folds or split.count is None:
+        return ""
+    each = [fold.accuracy for fold in split.folds if fold.accuracy is not None]
+    spread = f", from {share(min(each))} to {share(max(each))}" if each else ""
+    return (
+        f"Cross-validation: each of {split.count:,} images was judged by the one of {len(split.folds)} models that has "
+        f"not seen it (out-of-fold accuracy {share(split.accuracy)}{spread}). This model was trained on all of them."
+    )
 
 
 def _unfinished(record: RunRecord) -> str:
@@ -179,7 +198,7 @@ def commands(record: RunRecord) -> list[Command]:
     recipe = shlex.quote(str(record.path / "recipe.yaml"))
     found = [
         ("Classify new images", f"kitae predict {folder} IMAGES"),
-        ("Make it small and fast", f"kitae compress {folder}"),
+        *([] if record.recipe.data.whole else [("Make it small and fast", f"kitae compress {folder}")]),
         ("Train twice as long", f"kitae train {recipe} --set train.epochs={longer}"),
     ]
     if not record.recipe.data.source.startswith(("cifar", "fashion", "mnist")):
@@ -262,9 +281,10 @@ def _calibration(record: RunRecord) -> list[tuple[str, str]]:
     found, temperature = record.predicted, record.evaluation.temperature
     if found is None or temperature is None:
         return []
+    fitted = "validation" if record.evaluation.out_of_fold is None else "out-of-fold images"
     return [
         ("before", share(charts.gap(found.uncalibrated(temperature), found.correct), 2)),
-        (f"after (temperature {temperature:.3f}, fitted on validation)",
+        (f"after (temperature {temperature:.3f}, fitted on {fitted})",
          share(charts.gap(found.confidence, found.correct), 2)),
     ]  # fmt: skip
 

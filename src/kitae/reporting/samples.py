@@ -113,7 +113,11 @@ class Samples:
 
     @cached_property
     def test(self) -> NDArray[np.int64]:
-        """Rows of test, which the run opened before; none where it did not."""
+        """Rows of the images that were judged: test, which the run opened before, or those of all folds; or none."""
+        judged = self.record.evaluation
+        if judged.test is None and judged.out_of_fold is not None and self.record.predicted is not None:
+            rows = self.splits.train
+            return rows if len(rows) == len(self.record.predicted.names) else np.empty(0, np.int64)
         if self.record.predicted is None or not self.record.openings:
             return np.empty(0, np.int64)
         rows = self.splits.open_test(lambda: None)  # counted when it was opened; here its pictures are only shown
@@ -123,7 +127,7 @@ class Samples:
         """Images of each class, split by split."""
         parts = {"train": self.splits.train, "validation": self.splits.val}
         labels, k = np.asarray(self.store.labels), len(self.store.classes)
-        found = {name: np.bincount(labels[rows], minlength=k).tolist() for name, rows in parts.items()}
+        found = {name: np.bincount(labels[rows], minlength=k).tolist() for name, rows in parts.items() if len(rows)}
         test = self.record.evaluation.test
         if test is not None and len(test.per_class) == k:
             found["test"] = [row.count for row in test.per_class.values()]

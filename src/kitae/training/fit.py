@@ -63,7 +63,8 @@ class Source:
 
     Attributes:
         data, augment: see their protocols.
-        validate: from a model in eval mode to at least `val_loss` and `val_accuracy`. Every process calls it.
+        validate: from a model in eval mode to at least `val_loss` and `val_accuracy`, unless the last weights are kept
+            whatever they score. Every process calls it.
         class_weights: float32 [K], multiplies the loss of each class.
         layers: parameter names from stem to classifier, for `optimizer.layer_decay`.
     """
@@ -82,10 +83,9 @@ class Tuning:
     Attributes:
         teacher: a model to learn from as well.
         after_step: called with the model after every optimizer step (pruning holds its masks with it).
-        keep: which weights the model ends with: the best epoch's, the last one's, or the best epoch's if it is at least
-            as good as the start. A file of `best` weights is the best epoch's in any case, or the start's.
-        start_row: with "best or start", what the line of metrics of epoch 0 says beside the scores of the start; None
-            writes no such line.
+        keep: which weights the model ends with, and are written as `best`: the best epoch's, the last one's (which
+            need no score), or the best epoch's if it is at least as good as the start.
+        start_row: what the line of metrics of epoch 0 says beside the scores of the start; None writes no such line.
         recut: asked by the main process after each epoch, with the number of epochs made; gives another number of
             epochs to end with, or None.
     """
@@ -166,7 +166,8 @@ def fit(
         watcher.on_plan(spec.last_epoch)
     rows = [row for row in record.rows if row["epoch"] <= at.epoch] if at != Progress() else []
 
-    if tuning.keep == "best or start" and at == Progress():
+    last = tuning.keep == "last"
+    if (tuning.keep == "best or start" or tuning.start_row is not None) and at == Progress():
         judged.eval()
         began = time.perf_counter()
         scores = _scores(source, judged)
@@ -174,7 +175,7 @@ def fit(
         if tuning.start_row is not None:
             row = {"epoch": 0, "step": 0, **tuning.start_row, **_judged_row(scores, began, world, at)}
             rows.append({**row, "learning_rate": 0.0})
-            _keep_epoch(rows, best_state if at.best is not None else None, record, world, watcher)
+            _keep_epoch(rows, best_state if last or at.best is not None else None, record, world, watcher)
             _save(learner, at, None, record)
     stopped_early = _should_stop(at, spec)
     with SignalFlag() as interrupted, memory_named(spec, record.checkpoint), learner:
@@ -223,7 +224,7 @@ def fit(
             row = {"epoch": at.epoch + 1, "step": at.updates, **trained, **_judged_row(scores, began, world, at)}
             rows.append({**row, "learning_rate": learner.learning_rate})
             value, better = merit(scores, spec.selection), False
-            if value is not None and (at.best is None or value >= at.best):  # of equals, the later epoch
+            if last or (value is not None and (at.best is None or value >= at.best)):  # of equals, the later epoch
                 at.best, at.best_epoch, better = value, at.epoch, True
                 best_state = {name: tensor.detach().clone() for name, tensor in judged.state_dict().items()}
             _note_stop_value(at, scores, spec)
@@ -244,16 +245,16 @@ def fit(
             if distributed.any_true(interrupted.name is not None, world) and more:
                 raise _interruption(interrupted, f"after epoch {at.epoch}", record)
 
-    if at.best is None:
+    if at.best is None and not last:
         raise TrainingError(
             f"{spec.selection} was never finite, so there is no best model: lower train.optimizer.lr or set "
             "train.clip_norm"
         )
-    if watcher and at.best_epoch < 0:
+    if watcher and at.best_epoch < 0 and not last:
         watcher.note("no epoch was better than the start, which is kept")
-    model.load_state_dict(judged.state_dict() if tuning.keep == "last" else best_state)
+    model.load_state_dict(judged.state_dict() if last else best_state)
     model.eval()
-    best = -at.best[0] if spec.selection == "val_loss" else at.best[0]
+    best = float("nan") if at.best is None else -at.best[0] if spec.selection == "val_loss" else at.best[0]
     return FitResult(at.epoch, at.best_epoch + 1, best, stopped_early, at.skipped, rows)
 
 

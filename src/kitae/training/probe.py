@@ -18,8 +18,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kitae import keyed
-
 STRENGTHS = tuple(float(value) for value in 10.0 ** np.arange(1.0, -6.01, -0.5))
 """From the strongest down; the search begins at `_FIRST` and goes downhill."""
 
@@ -52,12 +50,9 @@ def fit_head(
     labels: NDArray[np.int64],
     classes: int,
     *,
-    keys: NDArray[np.int64],
-    groups: NDArray[np.int64] | None = None,
+    folds: NDArray[np.int64],
     weights: NDArray[np.float32] | None = None,
     strengths: Sequence[float] = STRENGTHS,
-    folds: int = 5,
-    seed: int = 0,
 ) -> Head:
     """Fit a head, with the strength that predicts best what was left out.
 
@@ -65,15 +60,14 @@ def fit_head(
         features: float32 [V, n, D]: V views of n images, the first one without augmentation. All views of an image
             share its weight; the images left out are judged by their first view.
         labels: int64 [n] in [0, classes).
-        keys: int64 [n], identify the images: they and `seed` decide the folds.
-        groups: int64 [n]; images of one group are left out together.
+        folds: int64 [n], the part of the cross-validation that each image is in, see `data.splits.assign_folds`; with
+            one strength there is none.
         weights: float32 [K], of the classes in the loss.
-        folds: parts of the cross-validation; with one strength there is none.
     """
     problem = _Problem(features, labels, classes, weights)
     losses: dict[float, float] = {}
     if len(strengths) > 1:
-        losses = _cross_validated(problem, list(strengths), assign_folds(labels, keys, folds, seed, groups))
+        losses = _cross_validated(problem, list(strengths), folds)
     strength = min(losses, key=lambda value: losses[value]) if losses else strengths[0]
     everything = np.ones(len(labels), dtype=np.bool_)
     solution = problem.solve(strength, everything, None, _GRADIENT)
@@ -87,39 +81,6 @@ def fit_head(
         train_loss=float(torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels))),
         train_accuracy=float((logits.argmax(dim=1).numpy() == labels).mean()),
     )
-
-
-def assign_folds(
-    labels: NDArray[np.int64],
-    keys: NDArray[np.int64],
-    folds: int,
-    seed: int,
-    groups: NDArray[np.int64] | None = None,
-) -> NDArray[np.int64]:
-    """A fold for each image, classes in proportion, a group in one fold: int64 [n] in [0, folds)."""
-    order = np.argsort(keyed.sort_keys(seed, 0, keys, keyed.SLOT_FOLDS), kind="stable")
-    fold = np.empty(len(labels), dtype=np.int64)
-    if groups is None:
-        by_class = order[np.argsort(labels[order], kind="stable")]
-        fold[by_class] = np.arange(len(labels)) % folds  # dealt out, on through the classes: no fold gets all the rests
-        return fold
-    names, member = np.unique(groups, return_inverse=True)
-    table = np.zeros((len(names), int(labels.max()) + 1))
-    np.add.at(table, (member, labels), 1)
-    filled = np.zeros((folds, table.shape[1]))
-    share = table.sum(axis=0) / folds
-    first = np.full(len(names), len(labels))
-    np.minimum.at(first, member[order], np.arange(len(labels)))
-    chosen = np.empty(len(names), dtype=np.int64)
-    # The largest first, while there is room everywhere; of equal ones in keyed order.
-    for group in np.lexsort((first, -table.sum(axis=1))):
-        after = filled + table[group]
-        cost = (((after - share) / np.maximum(share, 1)) ** 2).sum(axis=1) - (
-            ((filled - share) / np.maximum(share, 1)) ** 2
-        ).sum(axis=1)
-        chosen[group] = int(cost.argmin())
-        filled[chosen[group]] += table[group]
-    return chosen[member]
 
 
 def _cross_validated(problem: _Problem, strengths: Sequence[float], fold: NDArray[np.int64]) -> dict[float, float]:

@@ -41,24 +41,25 @@ def draw_run(
     """
     there: dict[str, Path] = {}
     rows = run.metrics()
-    split = "test" if "test" in evaluation else "val"
-    measured = evaluation.get(split, {})
+    split = next((name for name in ("test", "out_of_fold", "val") if name in evaluation), "val")
+    measured, where = evaluation.get(split, {}), split.replace("_", " ")
     if rows:
         there["curves"] = draw_training_curves(rows, run.figures / "curves.png", best_epoch=run.best_epoch())
     if "confusion" in measured:
         file = run.figures / "confusion.png"
         there["confusion"] = draw_confusion(
-            measured["confusion"], run.classes, file, title=f"Confusion matrix, {split}"
+            measured["confusion"], run.classes, file, title=f"Confusion matrix, {where}"
         )
     if measured.get("per_class"):
         file = run.figures / "per-class.png"
-        there["per_class"] = draw_per_class(measured["per_class"], file, title=f"Accuracy by class, {split}")
-    found = read_predictions(run, run.classes) if "test" in evaluation else None
+        there["per_class"] = draw_per_class(measured["per_class"], file, title=f"Accuracy by class, {where}")
+    found = read_predictions(run, run.classes) if split != "val" else None
     if found is not None:
         temperature = float(evaluation.get("temperature", 1.0))
         there["calibration"] = draw_reliability(
             found.confidence, found.correct, run.figures / "calibration.png", ece=measured.get("ece"),
-            before=found.uncalibrated(temperature) if abs(temperature - 1) > 1e-3 else None, title="Calibration, test",
+            before=found.uncalibrated(temperature) if abs(temperature - 1) > 1e-3 else None,
+            title=f"Calibration, {where}",
         )  # fmt: skip
     file = run.figures / "mistakes.png"
     if mistakes:
@@ -69,7 +70,7 @@ def draw_run(
             [names[m.label] for _, m in mistakes],
             [m.confidence for _, m in mistakes],
             file,
-            title="Most confident mistakes, test",
+            title=f"Most confident mistakes, {where}",
         )
     elif file.is_file():
         there["mistakes"] = file

@@ -70,6 +70,16 @@ class Others(Record):
     accuracy_interval: Interval = None
 
 
+class Fold(Record):
+    """A fold of a cross-validation."""
+
+    fold: int
+    count: int
+    accuracy: Number = None
+    best_epoch: int | None = None
+    trained_on: int | None = None
+
+
 class Split(Record):
     """The numbers of one split in evaluation.json; proportions are in [0, 1]."""
 
@@ -89,6 +99,7 @@ class Split(Record):
     per_class: dict[str, ClassScore] = Field(default_factory=dict)
     confusion: tuple[tuple[int, ...], ...] = ()
     without_duplicates: Others | None = None
+    folds: tuple[Fold, ...] = ()
     intervals: dict[str, Any] = Field(default_factory=dict)
 
     @property
@@ -142,6 +153,7 @@ class Evaluation(Record):
     """evaluation.json."""
 
     test: Split | None = None
+    out_of_fold: Split | None = None
     val: Split | None = None
     temperature: Number = None
     precision: str | None = None
@@ -151,8 +163,13 @@ class Evaluation(Record):
 
     @property
     def measured(self) -> Split:
-        """Test where it was opened, else validation, else nothing."""
-        return self.test or self.val or Split()
+        """Test where it was opened, else what the folds' models said, else validation, else nothing."""
+        return self.test or self.out_of_fold or self.val or Split()
+
+    @property
+    def where(self) -> str:
+        """What `measured` was measured on."""
+        return "test" if self.test else "out-of-fold images" if self.out_of_fold else "validation"
 
 
 class Facts(Record):

@@ -1,0 +1,107 @@
+"""data.groups: columns, folders and regular expressions, and what each says where it fits nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from kitae.data.base import Source
+from kitae.data.groups import by_paths
+from kitae.data.sources import open_source
+from kitae.data.spec import DataSpec
+from kitae.errors import DataError
+from kitae.recipe import Recipe
+from tests.images import write_folder
+
+PATHS = ["a/p1/1.png", "a/p1/2.png", "a/p2/1.png", "b/p1/3.png", "b/4.png", "b/5.png"]
+
+
+def sizes(source: Source) -> list[int]:
+    """Images of each group, the smallest first."""
+    assert source.groups is not None
+    return sorted(np.unique(source.groups, return_counts=True)[1].tolist())
+
+
+def folder(root: Path) -> DataSpec:
+    for path in PATHS:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(b"")
+    return DataSpec(source=f"folder:{root}")
+
+
+def listed(root: Path) -> DataSpec:
+    folder(root)
+    lines = [f"{path},{path[0]},{'x' if place < 3 else 'y'}" for place, path in enumerate(PATHS)]
+    (root / "list.csv").write_text("\n".join(["path,label,Day", *lines]))
+    return DataSpec(source=f"csv:{root / 'list.csv'}")
+
+
+def table(root: Path, **more: Sequence[object]) -> DataSpec:
+    columns = {"image": [b"x"] * 6, "label": [0, 0, 0, 1, 1, 1], **more}
+    pyarrow.parquet.write_table(pa.table(columns), root / "d.parquet")
+    return DataSpec(source=f"parquet:{root / 'd.parquet'}")
+
+
+def grouped(spec: DataSpec, rule: str) -> Source:
+    return open_source(spec.model_copy(update={"groups": rule}))
+
+
+def test_a_folder_of_classes(tmp_path: Path) -> None:
+    spec = folder(tmp_path)
+    assert open_source(spec).groups is None
+    assert sizes(grouped(spec, "parent")) == [1, 1, 1, 3], "p1 of both classes is one; an image in no folder is alone"
+    assert sizes(grouped(spec, r"(\d)\.png")) == [1, 1, 1, 1, 2]
+    assert grouped(spec, "parent").fingerprint() != open_source(spec).fingerprint()
+    for rule, words in (("patient", "neither a column"), ("(x", "no regular expression"), ("(p.)/", r"b/4\.png, 2")):
+        with pytest.raises(DataError, match=rf"data\.groups: .*{words}"):
+            grouped(spec, rule).groups  # noqa: B018
+    write_folder(tmp_path / "flat")
+    with pytest.raises(DataError, match="in no subfolder"):
+        grouped(DataSpec(source=f"folder:{tmp_path / 'flat'}"), "parent").groups  # noqa: B018
+
+
+def test_a_folder_with_splits_of_its_own(tmp_path: Path) -> None:
+    for path in ("train/a/p1/1.png", "train/a/p1/2.png", "train/b/3.png", "test/a/p2/4.png"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes(b"")
+    assert sizes(grouped(DataSpec(source=f"folder:{tmp_path}"), "parent")) == [1, 1, 2]
+
+
+def test_a_csv_file(tmp_path: Path) -> None:
+    spec = listed(tmp_path)
+    assert sizes(grouped(spec, "day")) == [3, 3]
+    assert sizes(grouped(spec, "parent")) == [1, 1, 2, 2]
+    assert sizes(grouped(spec, "^(.)")) == [3, 3]
+    (tmp_path / "list.csv").write_text("path,label,day\na/p1/1.png,a,1\nb/4.png,b,\n")
+    with pytest.raises(DataError, match=r"b/4\.png: has no day"):
+        grouped(spec, "day").groups  # noqa: B018
+
+
+def test_a_parquet_file(tmp_path: Path) -> None:
+    spec = table(tmp_path, patient=[1, 1, 2, 2, 3, 3], group=list("aabbab"), path=PATHS)
+    assert sizes(open_source(spec)) == [3, 3]
+    assert sizes(grouped(spec, "patient")) == [2, 2, 2]
+    assert sizes(grouped(spec, "parent")) == [1, 1, 2, 2]
+    with pytest.raises(DataError, match="no column path"):
+        grouped(table(tmp_path), "parent").groups  # noqa: B018
+
+
+def test_sources_without_columns_or_folders_say_so() -> None:
+    with pytest.raises(DataError, match=r"data\.groups: cifar10 has neither"):
+        open_source(DataSpec(source="cifar10", groups="parent"))
+
+
+def test_an_expression_may_name_the_group_anywhere() -> None:
+    groups = by_paths(["x/video12_frame3.jpg", "y/video12_frame9.jpg", "y/video1_frame3.jpg"], r"video(\d+)_")
+    assert groups[0] == groups[1] != groups[2]
+
+
+def test_recipes_without_groups_keep_their_fingerprint() -> None:
+    recipe = Recipe.load("fashion-mini")
+    assert "groups" not in recipe.to_yaml()
+    assert recipe.override("data.groups=parent").fingerprint != recipe.fingerprint

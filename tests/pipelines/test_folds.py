@@ -1,0 +1,227 @@
+"""Cross-validation: every image measured once by a model that has not seen it, and a model on everything."""
+
+from __future__ import annotations
+
+import importlib
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from kitae.errors import CompressionError, RecipeError, TrainingInterruptedError
+from kitae.models.build import build
+from kitae.models.spec import ModelSpec
+from kitae.pipelines import probe as probe_pipeline
+from kitae.pipelines.compress import compress
+from kitae.pipelines.export import export
+from kitae.pipelines.folds import tunes
+from kitae.pipelines.pace import Clock
+from kitae.pipelines.plan import plan
+from kitae.pipelines.setup import Setup
+from kitae.pipelines.train import train, train_without_test
+from kitae.recipe import Recipe
+from kitae.reporting.page import report
+from kitae.run import Run
+from kitae.training.checkpoint import load_weights
+from tests.images import picture
+
+training = importlib.import_module("kitae.pipelines.train")
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    """48 pictures of 2 classes in 12 groups, a tiny network and its weights."""
+    root = tmp_path_factory.mktemp("folds")
+    for label in range(2):
+        for number in range(24):
+            inside = root / "data" / f"class {label}" / f"p{number // 4}"
+            inside.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture(label, number, (24, 24), 2)).save(inside / f"{number}.png")
+    torch.manual_seed(1)
+    model = build(ModelSpec(name="resnet8", width=8), classes=7, channels=3, image_size=24)
+    save_file(dict(model.state_dict()), root / "weights.safetensors")
+    return Recipe().override(
+        f"data.source=folder:{root / 'data'}", f"data.cache={root / 'cache'}", "data.folds=3", "data.groups=parent",
+        "data.image_size=24", "data.normalize={mean: [0.5, 0.5, 0.5], std: [0.5, 0.5, 0.5]}", "model.name=resnet8",
+        "model.width=8", f"model.pretrained={root / 'weights.safetensors'}", "train.epochs=2", "train.batch_size=8",
+        "train.threads=1", "train.precision=fp32", "train.optimizer.lr=0.01", "data.val_fraction=0.2",
+        "train.channels_last=false",
+    )  # fmt: skip
+
+
+class Lines:
+    """A watcher that keeps notes, and stops where it is asked to."""
+
+    def __init__(self, stop: str = "") -> None:
+        self.notes: list[str] = []
+        self._stop = stop
+
+    def on_step(self, *facts: Any) -> None: ...
+    def on_plan(self, epochs: int) -> None: ...
+    def on_epoch(self, row: dict[str, Any]) -> None:
+        if row["epoch"] == 1 and self._stop and any(note.startswith(self._stop) for note in self.notes):
+            self._stop = ""
+            signal.raise_signal(signal.SIGTERM)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _tunes() -> Iterator[None]:
+    """Fine-tuning counts as better than the probe, or the model on everything would have no epochs to test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "tunes", lambda folds: True)
+        yield
+
+
+@pytest.fixture(scope="module")
+def run(asked: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    watcher = Lines()
+    made = train(asked, tmp_path_factory.mktemp("runs") / "whole", watcher=watcher)
+    assert any("data.groups: parent, 6 groups" in note for note in watcher.notes)
+    return made
+
+
+def test_every_image_is_measured_once_by_a_model_that_has_not_seen_it(run: Run) -> None:
+    evaluation = run.evaluation()
+    found = evaluation["out_of_fold"]
+    assert "val" not in evaluation
+    assert "test" not in evaluation
+    assert found["count"] == 48
+    assert found["accuracy_interval"][0] < found["accuracy"] < 1.0 or found["accuracy"] in (0.0, 1.0)
+    assert set(found["per_class"]) == {"class 0", "class 1"}
+    assert [fold["count"] for fold in found["folds"]] == [16, 16, 16]
+    right = sum(fold["count"] * fold["accuracy"] for fold in found["folds"])
+    assert found["accuracy"] == pytest.approx(right / 48)
+    assert run.predictions().num_rows == 48
+    tested: list[int] = []
+    for number in range(1, 4):
+        fold = Run.open(run.fold(number))
+        store = fold.open_store()
+        splits = fold.splits(store)
+        test = splits.open_test(lambda: None)
+        tested += test.tolist()
+        assert store.groups is not None
+        groups = [set(store.groups[rows].tolist()) for rows in (splits.train, splits.val, test)]
+        assert not groups[0] & groups[1] | groups[1] & groups[2] | groups[0] & groups[2]
+    assert sorted(tested) == list(range(48))
+
+
+def test_the_model_on_everything_is_like_any_other(run: Run, tmp_path: Path) -> None:
+    again = Run.open(run.path)
+    assert len(again.splits(again.open_store()).train) == 48
+    images = np.zeros((2, 3, 24, 24), np.uint8)
+    assert again.predict(images).probabilities.shape == (2, 2)
+    assert export(again, tmp_path / "m.onnx").path.is_file()
+    assert again.evaluate("train")["count"] == 48
+    for split in ("val", "test"):
+        with pytest.raises(RecipeError, match="out_of_fold"):
+            again.evaluate(split)
+    with pytest.raises(CompressionError, match=r"data\.folds"):
+        compress(again, out=tmp_path / "small")
+    page = report(run.path).read_text()
+    assert "Out-of-fold accuracy" in page
+    assert "Every fold" in page
+    assert "kitae compress" not in page
+    assert not again.features.exists()
+
+
+def test_features_are_computed_once_for_all(asked: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    whole = probe_pipeline._Reader._evaluated
+
+    def evaluated(self: Any, rows: Any) -> Any:
+        seen.extend(rows.tolist())
+        return whole(self, rows)
+
+    monkeypatch.setattr(probe_pipeline._Reader, "_evaluated", evaluated)
+    run = train(asked.override("train.epochs=0"), tmp_path / "run")
+    assert sorted(seen) == list(range(48))
+    assert [row["epoch"] for row in run.metrics()] == [0]
+
+
+@pytest.mark.parametrize("where", ["fold 2", "the model on everything"])
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(asked: Recipe, run: Run, tmp_path: Path, where: str) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(TrainingInterruptedError, match=str(folder)) as caught:
+        train(asked, folder, watcher=Lines(stop=where))
+    assert "folds" not in str(caught.value).split("--resume")[1]
+    again = train(asked, folder, resume=True)
+    for one, other in ((again, run), *((Run.open(again.fold(k)), Run.open(run.fold(k))) for k in (1, 2, 3))):
+        weights = [load_weights(made.best)[0] for made in (one, other)]
+        assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert again.evaluation()["out_of_fold"] == run.evaluation()["out_of_fold"]
+
+
+def test_the_folds_decide_whether_to_fine_tune(
+    asked: Recipe, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folds = [Run.open(run.fold(number)) for number in (1, 2, 3)]
+    kept = [fold.best_epoch() for fold in folds]
+    assert tunes(folds) == (sum(epoch > 0 for epoch in kept if epoch is not None) >= 2)
+    monkeypatch.setattr(training, "tunes", lambda folds: False)
+    watcher = Lines()
+    alone = train(asked, tmp_path / "run", watcher=watcher)
+    assert [row["epoch"] for row in alone.metrics()] == [0]
+    assert alone.recipe.train.epochs == 2, "who repeats the recipe lets the folds choose again"
+    assert any("no better than the probe" in note for note in watcher.notes)
+    assert alone.evaluation()["out_of_fold"] == run.evaluation()["out_of_fold"]
+
+
+def test_a_test_split_that_is_given_stays_a_test_split(tmp_path: Path) -> None:
+    recipe = Recipe.load("fashion-mini").override(
+        "data.folds=2", "data.limit=100", "model.name=resnet8", "model.width=4", "train.epochs=1",
+        "train.batch_size=32", "train.threads=1", "train.precision=fp32", "train.early_stopping=null",
+    )  # fmt: skip
+    run = train(recipe, tmp_path / "run")
+    evaluation = run.evaluation()
+    assert evaluation["test"]["count"] == 1000
+    assert evaluation["out_of_fold"]["count"] == 6000
+    assert run.test_openings == 1
+    assert all("val_accuracy" not in row for row in run.metrics())
+    with pytest.raises(RecipeError, match="early_stopping"):
+        train(recipe.override("train.early_stopping={}"), tmp_path / "other")
+    with pytest.raises(RecipeError, match=r"data\.folds"):
+        train_without_test(recipe, tmp_path / "third", resume=False)
+
+
+def test_minutes_cover_all_folds(asked: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clocks: list[Clock] = []
+    whole = training.fitted
+
+    def fitted(recipe: Recipe, setup: Setup, model: Any, clock: Clock, world: Any) -> Any:
+        clocks.append(clock)
+        return whole(recipe, setup, model, clock, world)
+
+    monkeypatch.setattr(training, "fitted", fitted)
+    run = train(asked, tmp_path / "run", minutes=1)
+    ends = [clock.begun + clock.seconds for clock in clocks]
+    assert len(clocks) == 4
+    assert ends == sorted(ends)
+    assert ends[-1] == pytest.approx(min(ends[-1], clocks[0].begun + 60), abs=1.0)
+    assert clocks[0].seconds <= 15
+    assert len(run.metrics()) == 1 + run.recipe.train.last_epoch
+
+
+def test_a_plan_for_folds(asked: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    from kitae.pipelines import plan as planner
+    from kitae.pipelines.pace import Pace
+
+    monkeypatch.setattr(planner, "measured", lambda *_, **__: Pace(128 * 128, 1e-3, 1e-3, 1e-3))
+    monkeypatch.setattr(planner, "within_reach", lambda name: "weights-of-test")
+    monkeypatch.setenv("KITAE_CACHE", str(asked.data.cache))
+    made = plan(asked.data.source, 2, planner.Choices(folds=4))
+    assert (made.recipe.data.folds, made.recipe.data.fold) == (4, None)
+    assert any("4 folds" in line for line in made.lines)
+    assert not any("--folds" in line for line in made.lines)
+    alone = plan(asked.data.source, 2)
+    assert any("--folds" in line for line in alone.lines)
+    assert alone.recipe.data.folds is None
+    assert made.recipe.train.epochs <= alone.recipe.train.epochs

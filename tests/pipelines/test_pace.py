@@ -1,0 +1,71 @@
+"""Schedules that the clock changes on the way."""
+
+from __future__ import annotations
+
+import importlib
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kitae.pipelines.pace import Clock
+from kitae.recipe import Recipe
+from kitae.run import Run
+from kitae.training.checkpoint import load_weights
+
+training = importlib.import_module("kitae.pipelines.train")
+
+
+class DiesHereError(Exception):
+    """A kill that saves nothing."""
+
+
+class Watcher:
+    """Dies in one step, given by (epoch, step), both from 0."""
+
+    def __init__(self, at: tuple[int, int] | None = None) -> None:
+        self.at = at
+        self.plans: list[int] = []
+
+    def on_plan(self, epochs: int) -> None:
+        self.plans.append(epochs)
+
+    def on_step(self, epoch: int, step: int, *facts: Any) -> None:
+        if (epoch, step) == self.at:
+            raise DiesHereError
+
+    def on_epoch(self, row: dict[str, Any]) -> None: ...
+    def note(self, text: str) -> None: ...
+
+
+@pytest.mark.parametrize("at", [(1, 1), (3, 2)])
+def test_a_run_that_was_killed_after_a_recut_ends_as_one_that_was_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: tuple[int, int]
+) -> None:
+    """Planned for 2 epochs, the machine is faster, so there are 4: killed in the second, or in the last one."""
+    asked = Recipe.load("fashion-mini").override(
+        "data.limit=200", "model.name=resnet8", "model.width=4", "train.epochs=2", "train.epoch_steps=4",
+        "train.batch_size=16", "train.threads=1", "train.precision=fp32", "train.optimizer.lr=0.05",
+        "train.schedule.name=cosine",
+    )  # fmt: skip
+    monkeypatch.setattr(training, "fitted", lambda recipe, *_: (recipe, 0.0))
+
+    def clock() -> Clock:
+        return Clock(3600, time.monotonic(), 0.0, most=16)
+
+    watcher = Watcher()
+    whole = training.train(asked, tmp_path / "whole", minutes=clock(), watcher=watcher)
+    assert watcher.plans == [2, 4]
+    assert whole.recipe.train.recut == ((1, 4),)
+    with pytest.raises(DiesHereError):
+        training.train(asked, tmp_path / "killed", minutes=clock(), watcher=Watcher(at))
+    saved = Run.open(tmp_path / "killed").recipe
+    again = training.train(saved, tmp_path / "killed", resume=True)
+    assert again.recipe == whole.recipe
+    weights = [load_weights(run.best)[0] for run in (again, whole)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    rows = [[(row["epoch"], row["train_loss"], row["val_loss"]) for row in run.metrics()] for run in (again, whole)]
+    assert rows[0] == rows[1]
+    assert len(rows[0]) == 4
