@@ -26,7 +26,7 @@ import io
 import math
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -296,6 +296,61 @@ def view(pixels: NDArray[np.uint8], rules: PreprocessRules) -> NDArray[np.uint8]
         band = Image.frombuffer("L", (width, height), pixels[channel], "raw", "L", 0, 1)
         out[channel] = np.asarray(_resized(band, rules))
     return out
+
+
+def windowed(
+    source: bytes | str | Path,
+    window: Callable[[int, int], tuple[int, int, int, int]],
+    size: tuple[int, int],
+    channels: int,
+    depth: Depth = 16,
+    name: str = "",
+) -> NDArray[np.uint8]:
+    """One window of an image, resized at once, bilinear with antialiasing; for random crops of encoded images.
+
+    A JPEG is read at reduced scale where that leaves the window twice the target on both sides.
+
+    Args:
+        window: from the image's upright height and width to the window's top, left, height and width in its pixels.
+        size: (height, width) of the result.
+        name: as of `decode`.
+
+    Returns:
+        uint8 [channels, height, width], C-contiguous.
+
+    Raises:
+        DataError: as `decode`.
+    """
+    name = name or _default_name(source)
+    with _open(source, name) as opened, _naming(name, source):
+        height, width = _upright_size(opened)
+        if opened.format not in _DRAFTS:  # a PNG may say only after its pixels how it is turned
+            flat = _flatten(opened, depth, _low_bytes(opened, source))
+            height, width = flat.height, flat.width
+            top, left, tall, wide = window(height, width)
+        else:
+            top, left, tall, wide = window(height, width)
+            scale = _DRAFT_GAP * max(size[0] / tall, size[1] / wide)
+            if scale < 1:
+                asked = (math.ceil(opened.width * scale), math.ceil(opened.height * scale))
+                opened.draft(None, asked)
+            flat = _flatten(opened, depth)
+    flat = flat.convert("L" if channels == 1 else "RGB")
+    down, across = flat.height / height, flat.width / width
+    first, start = math.floor(top * down), math.floor(left * across)
+    last, end = math.ceil((top + tall) * down - 1e-6), math.ceil((left + wide) * across - 1e-6)
+    # Cut first: what lies outside the window has no part in its borders.
+    flat = flat.crop((start, first, min(end, flat.width), min(last, flat.height)))
+    box = (
+        left * across - start,
+        top * down - first,
+        min((left + wide) * across - start, flat.width),
+        min((top + tall) * down - first, flat.height),
+    )
+    if flat.size != (size[1], size[0]) or box != (0, 0, *flat.size):
+        flat = flat.resize((size[1], size[0]), Image.Resampling.BILINEAR, box=box)
+    pixels = np.asarray(flat)
+    return np.ascontiguousarray(pixels[None] if channels == 1 else pixels.transpose(2, 0, 1))
 
 
 def probe(source: bytes | str | Path, name: str = "") -> tuple[tuple[int, int], str]:
