@@ -64,7 +64,7 @@ def test_patterns() -> None:
     assert expand("a-{08..11}.tar") == ["a-08.tar", "a-09.tar", "a-10.tar", "a-11.tar"]
     assert expand("{train,val}-{0..1}.tar") == ["train-0.tar", "train-1.tar", "val-0.tar", "val-1.tar"]
     for wrong in ("a-{0..1.tar", "a-{3..1}.tar", "a-{0..99999999}.tar"):
-        with pytest.raises(DataError, match="data.source"):
+        with pytest.raises(DataError, match=r"data\.source"):
             expand(wrong)
 
 
@@ -75,10 +75,11 @@ def test_globs_and_several_patterns(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "patterns", ["pipe:cat x.tar", "pipe:rm -rf {0..1}", "s3://bucket/x.tar", "gs:x", "", "no/such-{0..3}.tar", "no/*.tar"]
+    "patterns",
+    ["pipe:cat x.tar", "pipe:rm -rf {0..1}", "s3://bucket/x.tar", "gs:x", "", "no/such-{0..3}.tar", "no/*.tar"],
 )
 def test_what_is_not_a_shard_is_refused(patterns: str) -> None:
-    with pytest.raises(DataError, match="data.source"):
+    with pytest.raises(DataError, match=r"data\.source"):
         find_shards(patterns)
 
 
@@ -186,9 +187,7 @@ def test_equal_files_are_twins_and_equal_ends_are_not(tmp_path: Path, cache: str
     assert opened(one(tmp_path, *files), cache).twins.tolist() == [0, 0, 2, 3]
 
 
-def test_a_shard_is_indexed_once_until_it_changes(
-    tmp_path: Path, cache: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_shard_is_indexed_once_until_it_changes(tmp_path: Path, cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
     scanned: list[str] = []
     original = module.scan
     monkeypatch.setattr(module, "scan", lambda path, name: (scanned.append(name), original(path, name))[1])

@@ -62,7 +62,7 @@ def begin(spec: TrainSpec) -> World:
     keep_freed_memory()
     if spec.threads is not None:
         torch.set_num_threads(spec.threads)
-    return distributed.join(spec.device)
+    return distributed.join(spec.device, spec.process_timeout)
 
 
 @dataclass(frozen=True)

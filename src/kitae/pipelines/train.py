@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from kitae.errors import TrainingInterruptedError, require
+from kitae.errors import TrainingError, TrainingInterruptedError, require
 from kitae.evaluation.calibration import fit_temperature
 from kitae.evaluation.evaluate import evaluate, evaluate_test, mistakes, predictions_table
 from kitae.pipelines.argument import understand
@@ -135,6 +135,12 @@ def train(
         kept = run.checkpoint.is_file() or run.features.is_dir()
         if isinstance(error, TrainingInterruptedError) and kept:
             raise TrainingInterruptedError(error.where, f"go on with: kitae train --resume {run.path}") from error
+        if world.size > 1 and distributed.lost_process(error):
+            cure = f"kitae train --resume {run.path}" if kept else "start again"
+            raise TrainingError(
+                f"process {world.rank} of {world.size} lost another one, which died or did not answer in time "
+                f"(train.process_timeout); see its own error, and {cure} under torchrun"
+            ) from error
         raise
     finally:
         run.close()
