@@ -306,13 +306,14 @@ def windowed(
     depth: Depth = 16,
     name: str = "",
 ) -> NDArray[np.uint8]:
-    """One window of an image, resized at once, bilinear with antialiasing; for random crops of encoded images.
+    """One window of an image, to be resized to `size`; for random crops of encoded images.
 
-    A JPEG is read at reduced scale where that leaves the window twice the target on both sides.
+    A JPEG is read at reduced scale where that leaves the window twice the target on both sides, and the window is then
+    rounded to whole pixels of that scale.
 
     Args:
-        window: from the image's upright height and width to the window's top, left, height and width in its pixels.
-        size: (height, width) of the result.
+        window: from the image's upright height and width to the window's top, left, height and width.
+        size: (height, width) that the window will be resized to.
         name: as of `decode`.
 
     Returns:
@@ -323,33 +324,23 @@ def windowed(
     """
     name = name or _default_name(source)
     with _open(source, name) as opened, _naming(name, source):
-        height, width = _upright_size(opened)
-        if opened.format not in _DRAFTS:  # a PNG may say only after its pixels how it is turned
-            flat = _flatten(opened, depth, _low_bytes(opened, source))
-            height, width = flat.height, flat.width
-            top, left, tall, wide = window(height, width)
-        else:
+        if opened.format in _DRAFTS:
+            height, width = _upright_size(opened)
             top, left, tall, wide = window(height, width)
             scale = _DRAFT_GAP * max(size[0] / tall, size[1] / wide)
             if scale < 1:
-                asked = (math.ceil(opened.width * scale), math.ceil(opened.height * scale))
-                opened.draft(None, asked)
+                opened.draft(None, (math.ceil(opened.width * scale), math.ceil(opened.height * scale)))
             flat = _flatten(opened, depth)
-    flat = flat.convert("L" if channels == 1 else "RGB")
+        else:  # a PNG may say only after its pixels how it is turned
+            flat = _flatten(opened, depth, _low_bytes(opened, source))
+            height, width = flat.height, flat.width
+            top, left, tall, wide = window(height, width)
     down, across = flat.height / height, flat.width / width
-    first, start = math.floor(top * down), math.floor(left * across)
-    last, end = math.ceil((top + tall) * down - 1e-6), math.ceil((left + wide) * across - 1e-6)
-    # Cut first: what lies outside the window has no part in its borders.
-    flat = flat.crop((start, first, min(end, flat.width), min(last, flat.height)))
-    box = (
-        left * across - start,
-        top * down - first,
-        min((left + wide) * across - start, flat.width),
-        min((top + tall) * down - first, flat.height),
-    )
-    if flat.size != (size[1], size[0]) or box != (0, 0, *flat.size):
-        flat = flat.resize((size[1], size[0]), Image.Resampling.BILINEAR, box=box)
-    pixels = np.asarray(flat)
+    first, start = round(top * down), round(left * across)
+    flat = flat.crop((start, first, max(start + 1, round((left + wide) * across)),
+                      max(first + 1, round((top + tall) * down))))  # fmt: skip
+    mode = "L" if channels == 1 else "RGB"
+    pixels = np.asarray(flat if flat.mode == mode else flat.convert(mode))
     return np.ascontiguousarray(pixels[None] if channels == 1 else pixels.transpose(2, 0, 1))
 
 

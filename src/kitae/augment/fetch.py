@@ -2,7 +2,7 @@
 
 The op sees each picture at its own size and aspect ratio, as torchvision's RandomResizedCrop sees a decoded file, and
 its window is resized in one step. The draw and the kernel are those of the op; only the source of the pixels differs.
-Of encoded images the draw is the same one, at their own size; Pillow decodes and resizes.
+Of encoded images the draw is the same one, at their own size; Pillow decodes them, and the kernel resizes.
 """
 
 # numba types the kernel, not mypy.
@@ -101,6 +101,21 @@ def plan_window(context_at: Any, scratch: Any) -> Any:
     return 0
 
 
+def resize_window(context_at: Any, scratch: Any) -> Any:
+    """Resize one window that was decoded: uint8 [CHANNELS, HEIGHTS, WIDTHS] at PIXELS to OUT."""
+    c = as_i64(context_at)
+    args = as_f64(scratch)
+    numbers = as_f64(c[NUMBERS])
+    args[0] = 0.0
+    args[1] = 0.0
+    args[2] = c[HEIGHTS]
+    args[3] = c[WIDTHS]
+    args[4] = numbers[0]
+    args[5] = numbers[1]
+    resized_crop(as_u8(c[PIXELS]), as_u8(c[OUT]), scratch + c[WORK_AT], args, c[CHANNELS], c[HEIGHTS], c[WIDTHS])
+    return 0
+
+
 class Pictures(Protocol):
     """What a store of M whole pictures has."""
 
@@ -138,10 +153,12 @@ class Encoded(Protocol):
         rows: NDArray[np.int64],
         size: tuple[int, int],
         window: Callable[[int, int, int], tuple[int, int, int, int]],
+        use: Callable[[int, NDArray[np.uint8]], None],
         threads: int | None = None,
-    ) -> NDArray[np.uint8]:
-        """A window of each of some rows, resized to `size`. `window`: from the place in `rows` and the image's height
-        and width to the window's top, left, height and width."""
+    ) -> None:
+        """Decode a window of each of some rows, sharp enough for `size`, and call `use` with its place and pixels.
+
+        `window` is called with the place, and the image's height and width, for top, left, height and width."""
 
 
 def first_crop(
@@ -242,22 +259,41 @@ class EncodedCrop:
         self.shape = (channels, *op.result(height, width))
         self._images, self._threads = images, threads
         self._numbers = np.array([*self.shape[1:], *op.scale, *op.ratio], np.float64)
+        self._scratch: deque[NDArray[np.uint8]] = deque(maxlen=threads)
+        self._recycler = Recycler()
 
     def __call__(self, rows: NDArray[np.int64], index: NDArray[np.int64], seed: int, epoch: int) -> NDArray[np.uint8]:
         """Training images uint8 [b, C, H, W]. Arguments as of `PictureCrop`."""
-        run = jit.native(plan_window, RUN).ctypes
+        plan, resize = jit.native(plan_window, RUN).ctypes, jit.native(resize_window, RUN).ctypes
+        out = self._recycler.take((len(rows), *self.shape), np.uint8)
         shared = np.zeros(CONTEXT, np.int64)
         shared[[EPOCH, SEED_LOW, SEED_HIGH]] = epoch, seed & 0xFFFFFFFF, seed >> 32
-        shared[[NUMBERS, SLOT_AT]] = self._numbers.ctypes.data, SLOT
+        shared[[NUMBERS, SLOT_AT, CHANNELS, WORK_AT]] = self._numbers.ctypes.data, SLOT, self.shape[0], STEP_AT
 
         def window(place: int, height: int, width: int) -> tuple[int, int, int, int]:
             context, scratch = shared.copy(), np.zeros((STEP_AT + 128) // 8, np.float64)
             context[[INDEX, HEIGHTS, WIDTHS]] = index[place], height, width
-            run(context.ctypes.data, scratch.ctypes.data)
+            plan(context.ctypes.data, scratch.ctypes.data)
             top, left, tall, wide = scratch[STEP_AT // 8 + 1 :][:4].astype(np.int64).tolist()
             return top, left, tall, wide
 
-        return self._images.cut(rows, self.shape[1:], window, self._threads)
+        def use(place: int, pixels: NDArray[np.uint8]) -> None:
+            tall, wide = pixels.shape[1:]
+            context = shared.copy()
+            context[[PIXELS, HEIGHTS, WIDTHS, OUT]] = pixels.ctypes.data, tall, wide, out[place].ctypes.data
+            needed = STEP_AT + _work_bytes(tall, wide, *self.shape[1:]) + 64
+            try:
+                scratch = self._scratch.pop()
+            except IndexError:
+                scratch = np.empty(needed, np.uint8)
+            if scratch.nbytes < needed:
+                scratch = np.empty(needed, np.uint8)
+            at = scratch.ctypes.data
+            resize(context.ctypes.data, at + -at % 64)
+            self._scratch.append(scratch)
+
+        self._images.cut(rows, self.shape[1:], window, use, self._threads)
+        return out
 
 
 def _work_bytes(height: int, width: int, new_height: int, new_width: int) -> int:

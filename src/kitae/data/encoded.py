@@ -2,8 +2,8 @@
 
 Indexing gives what a network sees of them, so that `Store.images` is used alike whatever a store holds:
 
-    encoded[rows]                     uint8 [n, C, H, W], prepared by `preprocess.decode`, the code of serving
-    encoded.cut(rows, size, window)   a window of each, for random crops: decoded and resized in one step
+    encoded[rows]            uint8 [n, C, H, W], prepared by `preprocess.decode`, the code of serving
+    encoded.cut(rows, ...)   a window of each, for random crops
 
 Threads decode, as Pillow works outside the interpreter lock: two threads were as fast as two processes, and pixels need
 not travel between them.
@@ -101,21 +101,30 @@ class Encoded:
         return decode(self.bytes_of(row), self.rules, self.names[row])
 
     def cut(
-        self, rows: NDArray[np.int64], size: tuple[int, int], window: Window, threads: int | None = None
-    ) -> NDArray[np.uint8]:
-        """A window of each image, resized to `size`: uint8 [n, C, height, width]."""
+        self,
+        rows: NDArray[np.int64],
+        size: tuple[int, int],
+        window: Window,
+        use: Callable[[int, NDArray[np.uint8]], None],
+        threads: int | None = None,
+    ) -> None:
+        """Decode a window of each image, in threads.
+
+        Args:
+            size: (height, width) that windows are to be resized to.
+            use: called with the place in `rows` and the window, uint8 [C, h, w].
+        """
         rules = self.rules
-        out = np.empty((len(rows), rules.channels, *size), np.uint8)
 
         def prepare(place: int) -> None:
             row = int(rows[place])
-            out[place] = windowed(
+            pixels = windowed(
                 self.bytes_of(row), lambda height, width: window(place, height, width), size, rules.channels,
                 rules.depth, self.names[row],
             )  # fmt: skip
+            use(place, pixels)
 
         share(len(rows), prepare, threads)
-        return out
 
     def sample(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Up to 2,048 of some rows, keyed, from as few shards as they lie in: what statistics are taken of."""
