@@ -287,3 +287,16 @@ def test_store_measures_what_whole_pictures_cost_and_bring(tmp_path: Path, monke
         views = found["sharpness"][kind]["64"]
         assert set(views) == {"evaluation", "random_resized_crop 0.08 to 1.0", "random_resized_crop 0.35 to 1.0"}
         assert all(0.5 < entry["ratio_of_means"] < 2 for entry in views.values())
+
+
+@pytest.mark.slow
+def test_shards_measures_loaders_and_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KITAE_DATA", str(tmp_path))  # no photographs there: some are generated
+    run("shards.py", "--quick", "--out", tmp_path / "shards.json")
+    found = json.loads((tmp_path / "shards.json").read_text())
+    assert found["quick"]
+    assert found["memory"]["images"] >= 64
+    assert found["memory"]["growth"] > 0
+    assert {"kitae", "torchvision", "decoder", "store"} <= set(found["images_per_second"])
+    assert set(found["missing"]) <= {"webdataset"}
+    assert set(found["kitae_over"]) == set(found["images_per_second"]) - {"kitae"}
