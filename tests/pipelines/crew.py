@@ -59,7 +59,7 @@ def ending(task: str, count: int) -> None:
         nonlocal steps
         steps += 1
         if steps == count and self.world.rank == self.world.size - 1:
-            os.kill(os.getpid(), signal.SIGTERM if task == "stop" else signal.SIGKILL)
+            os.kill(os.getpid(), {"stop": signal.SIGTERM, "die": signal.SIGKILL, "hang": signal.SIGSTOP}[task])
         return original(self, *arguments)
 
     learner.Learner.step = step  # type: ignore[method-assign]
@@ -67,7 +67,7 @@ def ending(task: str, count: int) -> None:
 
 def main() -> None:
     out, task, *rest = Path(sys.argv[1]), *sys.argv[2:]
-    if task in ("stop", "die"):
+    if task in ("stop", "die", "hang"):
         ending(task, int(rest.pop(0)))
     wanted = recipe(*rest)
     try:
@@ -79,7 +79,7 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
     finally:
-        if task != "die":
+        if task not in ("die", "hang"):
             distributed.leave()
 
 

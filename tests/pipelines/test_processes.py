@@ -141,6 +141,17 @@ def test_a_process_that_dies_ends_all_with_a_message(tmp_path: Path, cache: None
     assert "--resume" in done.stderr or "start again" in done.stderr
 
 
+def test_a_process_that_does_not_answer_is_not_waited_for(tmp_path: Path, cache: None) -> None:
+    done = crew(tmp_path, 2, "hang 5", "train.process_timeout=5", check=False)
+    assert done.returncode != 0
+    assert "train.process_timeout" in done.stderr
+
+
+def test_compiled_networks_learn_the_same_in_two_processes(tmp_path: Path, alone: Path) -> None:
+    crew(tmp_path, 2, "train", "train.compile=true")
+    assert_close(scores(tmp_path), scores(alone), 1e-3)
+
+
 def test_two_machines_meet_by_torchrun_s_rendezvous(tmp_path: Path, alone: Path) -> None:
     port = free_port()
     command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
