@@ -355,3 +355,16 @@ def test_quality_splits_class_by_class_and_pairs_seeds(monkeypatch: pytest.Monke
     said: list[str] = []
     quality.show(list(lines.values()), said.append)
     assert "-7.50" in next(line for line in said if "probe" in line)
+
+
+@pytest.mark.slow
+def test_shards_measures_loaders_and_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KITAE_DATA", str(tmp_path))  # no photographs there: some are generated
+    run("shards.py", "--quick", "--out", tmp_path / "shards.json")
+    found = json.loads((tmp_path / "shards.json").read_text())
+    assert found["quick"]
+    assert found["memory"]["images"] >= 64
+    assert found["memory"]["growth"] > 0
+    assert {"kitae", "torchvision", "decoder", "store"} <= set(found["images_per_second"])
+    assert set(found["missing"]) <= {"webdataset"}
+    assert set(found["kitae_over"]) == set(found["images_per_second"]) - {"kitae"}

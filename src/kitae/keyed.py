@@ -28,6 +28,7 @@ SLOT_ORDER = 1  # the order of samples in an epoch
 SLOT_SPLIT = 2  # which samples go to validation and test
 SLOT_LIMIT = 3  # which samples `data.limit` keeps
 SLOT_SAMPLER = 4  # which samples a balancing sampler repeats
+SLOT_BLOCKS = 5  # the order of blocks of images (shards, stretches of a store) in an epoch
 SLOT_MIX = 8  # 8 to 15: the switch, lambda and box of MixUp and CutMix
 SLOT_BOOTSTRAP = 16  # resampling in evaluation
 SLOT_FOLDS = 17  # which fold of a cross-validation an image belongs to

@@ -26,7 +26,7 @@ import io
 import math
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -296,6 +296,52 @@ def view(pixels: NDArray[np.uint8], rules: PreprocessRules) -> NDArray[np.uint8]
         band = Image.frombuffer("L", (width, height), pixels[channel], "raw", "L", 0, 1)
         out[channel] = np.asarray(_resized(band, rules))
     return out
+
+
+def windowed(
+    source: bytes | str | Path,
+    window: Callable[[int, int], tuple[int, int, int, int]],
+    size: tuple[int, int],
+    channels: int,
+    depth: Depth = 16,
+    name: str = "",
+) -> NDArray[np.uint8]:
+    """One window of an image, to be resized to `size`; for random crops of encoded images.
+
+    A JPEG is read at reduced scale where that leaves the window twice the target on both sides, and the window is then
+    rounded to whole pixels of that scale.
+
+    Args:
+        window: from the image's upright height and width to the window's top, left, height and width.
+        size: (height, width) that the window will be resized to.
+        name: as of `decode`.
+
+    Returns:
+        uint8 [channels, height, width], C-contiguous.
+
+    Raises:
+        DataError: as `decode`.
+    """
+    name = name or _default_name(source)
+    with _open(source, name) as opened, _naming(name, source):
+        if opened.format in _DRAFTS:
+            height, width = _upright_size(opened)
+            top, left, tall, wide = window(height, width)
+            scale = _DRAFT_GAP * max(size[0] / tall, size[1] / wide)
+            if scale < 1:
+                opened.draft(None, (math.ceil(opened.width * scale), math.ceil(opened.height * scale)))
+            flat = _flatten(opened, depth)
+        else:  # a PNG may say only after its pixels how it is turned
+            flat = _flatten(opened, depth, _low_bytes(opened, source))
+            height, width = flat.height, flat.width
+            top, left, tall, wide = window(height, width)
+    down, across = flat.height / height, flat.width / width
+    first, start = round(top * down), round(left * across)
+    flat = flat.crop((start, first, max(start + 1, round((left + wide) * across)),
+                      max(first + 1, round((top + tall) * down))))  # fmt: skip
+    mode = "L" if channels == 1 else "RGB"
+    pixels = np.asarray(flat if flat.mode == mode else flat.convert(mode))
+    return np.ascontiguousarray(pixels[None] if channels == 1 else pixels.transpose(2, 0, 1))
 
 
 def probe(source: bytes | str | Path, name: str = "") -> tuple[tuple[int, int], str]:

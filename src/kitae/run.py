@@ -539,7 +539,12 @@ def _check_tta(tta: str | None) -> None:
         raise RecipeError(f"tta: {tta!r} must be none, flip, shift, scale or full")
 
 
-_FILLED_IN = ("model.pretrained_sha256", "train.probe", "train.recut")  # by the run, where nobody asked for it
+_FILLED_IN = (
+    "data.order",
+    "model.pretrained_sha256",
+    "train.probe",
+    "train.recut",
+)  # by the run, where nobody asked for it
 
 
 def differences(saved: Recipe, asked: Recipe) -> list[str]:

@@ -86,7 +86,10 @@ def test_photos_mini_is_whole_photographs_and_its_licence_travels_with_it() -> N
     [
         ("fasion-mini", "did you mean fashion-mini"),
         ("cifar", "did you mean cifar10"),
-        ("imagenet", "the sources are fashion-mini, photos-mini, folder:PATH, parquet:PATH, csv:PATH, cifar10"),
+        (
+            "imagenet",
+            "the sources are fashion-mini, photos-mini, folder:PATH, parquet:PATH, csv:PATH, webdataset:PATH, cifar10",
+        ),
         ("", "the sources are"),
         ("folder", "needs a path: folder:PATH"),
         ("folder:", "needs a path: folder:PATH"),

@@ -1,7 +1,8 @@
-"""Random resized crops read straight from a store of whole pictures.
+"""Random resized crops read straight from a store of whole pictures, or from encoded images in shards.
 
 The op sees each picture at its own size and aspect ratio, as torchvision's RandomResizedCrop sees a decoded file, and
 its window is resized in one step. The draw and the kernel are those of the op; only the source of the pixels differs.
+Of encoded images the draw is the same one, at their own size; Pillow decodes them, and the kernel resizes.
 """
 
 # numba types the kernel, not mypy.
@@ -10,8 +11,9 @@ its window is resized in one step. The draw and the kernel are those of the op; 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,6 +86,36 @@ def crop_samples(context_at: Any, scratch: Any) -> Any:
     return 0
 
 
+def plan_window(context_at: Any, scratch: Any) -> Any:
+    """Plan one sample: its window's top, left, height and width go to the scratch, see `EncodedCrop`."""
+    c = as_i64(context_at)
+    key = as_u64(scratch)
+    index = np.uint64(c[INDEX])
+    key[0] = index & np.uint64(0xFFFFFFFF)
+    key[1] = index >> np.uint64(32)
+    key[2] = np.uint64(c[EPOCH])
+    key[3] = np.uint64(c[SLOT_AT])
+    key[4] = np.uint64(c[SEED_LOW])
+    key[5] = np.uint64(c[SEED_HIGH])
+    plan_crop(key, as_f64(c[NUMBERS]), as_i64(scratch + STEP_AT), as_f64(scratch + STEP_AT + 8), c[HEIGHTS], c[WIDTHS])
+    return 0
+
+
+def resize_window(context_at: Any, scratch: Any) -> Any:
+    """Resize one window that was decoded: uint8 [CHANNELS, HEIGHTS, WIDTHS] at PIXELS to OUT."""
+    c = as_i64(context_at)
+    args = as_f64(scratch)
+    numbers = as_f64(c[NUMBERS])
+    args[0] = 0.0
+    args[1] = 0.0
+    args[2] = c[HEIGHTS]
+    args[3] = c[WIDTHS]
+    args[4] = numbers[0]
+    args[5] = numbers[1]
+    resized_crop(as_u8(c[PIXELS]), as_u8(c[OUT]), scratch + c[WORK_AT], args, c[CHANNELS], c[HEIGHTS], c[WIDTHS])
+    return 0
+
+
 class Pictures(Protocol):
     """What a store of M whole pictures has."""
 
@@ -108,19 +140,41 @@ class Pictures(Protocol):
         """(M, C, H, W) of what the network sees."""
 
 
+@runtime_checkable
+class Encoded(Protocol):
+    """What M encoded images have."""
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(M, C, H, W) of what the network sees."""
+
+    def cut(
+        self,
+        rows: NDArray[np.int64],
+        size: tuple[int, int],
+        window: Callable[[int, int, int], tuple[int, int, int, int]],
+        use: Callable[[int, NDArray[np.uint8]], None],
+        threads: int | None = None,
+    ) -> None:
+        """Decode a window of each of some rows, sharp enough for `size`, and call `use` with its place and pixels.
+
+        `window` is called with the place, and the image's height and width, for top, left, height and width."""
+
+
 def first_crop(
-    spec: AugmentSpec, images: NDArray[np.uint8] | Pictures, threads: int
-) -> tuple[PictureCrop | None, tuple[Op, ...]]:
+    spec: AugmentSpec, images: NDArray[np.uint8] | Pictures | Encoded, threads: int
+) -> tuple[PictureCrop | EncodedCrop | None, tuple[Op, ...]]:
     """What reads training images from a store, and the ops that follow.
 
     Returns:
-        Where the store has whole pictures and the first op is a random resized crop, that op as a `PictureCrop` and the
-        other ops; else None and all ops.
+        Where the store has whole pictures or encoded images and the first op is a random resized crop, that op as a
+        `PictureCrop` or an `EncodedCrop`, and the other ops; else None and all ops.
     """
     ops = spec.ops()
     if isinstance(images, np.ndarray) or not ops or not isinstance(ops[0], RandomResizedCrop):
         return None, ops
-    return PictureCrop(ops[0], images, threads), ops[1:]
+    kind = EncodedCrop if isinstance(images, Encoded) else PictureCrop
+    return kind(ops[0], images, threads), ops[1:]
 
 
 class PictureCrop:
@@ -188,6 +242,57 @@ class PictureCrop:
             ends = np.linspace(0, len(rows), min(4 * threads, len(rows)) + 1).astype(np.int64)
             with ThreadPoolExecutor(threads, thread_name_prefix="kitae-crop") as pool:
                 list(pool.map(work, np.stack([ends[:-1], ends[1:]], axis=1)))
+        return out
+
+
+class EncodedCrop:
+    """Cuts a keyed window out of each encoded image, as it is decoded.
+
+    Args:
+        op: what to draw; its result has the size of what the network sees, unless it names one.
+        images: where to read.
+        threads: by which a call is shared.
+    """
+
+    def __init__(self, op: RandomResizedCrop, images: Encoded, threads: int) -> None:
+        channels, height, width = images.shape[1:]
+        self.shape = (channels, *op.result(height, width))
+        self._images, self._threads = images, threads
+        self._numbers = np.array([*self.shape[1:], *op.scale, *op.ratio], np.float64)
+        self._scratch: deque[NDArray[np.uint8]] = deque(maxlen=threads)
+        self._recycler = Recycler()
+
+    def __call__(self, rows: NDArray[np.int64], index: NDArray[np.int64], seed: int, epoch: int) -> NDArray[np.uint8]:
+        """Training images uint8 [b, C, H, W]. Arguments as of `PictureCrop`."""
+        plan, resize = jit.native(plan_window, RUN).ctypes, jit.native(resize_window, RUN).ctypes
+        out = self._recycler.take((len(rows), *self.shape), np.uint8)
+        shared = np.zeros(CONTEXT, np.int64)
+        shared[[EPOCH, SEED_LOW, SEED_HIGH]] = epoch, seed & 0xFFFFFFFF, seed >> 32
+        shared[[NUMBERS, SLOT_AT, CHANNELS, WORK_AT]] = self._numbers.ctypes.data, SLOT, self.shape[0], STEP_AT
+
+        def window(place: int, height: int, width: int) -> tuple[int, int, int, int]:
+            context, scratch = shared.copy(), np.zeros((STEP_AT + 128) // 8, np.float64)
+            context[[INDEX, HEIGHTS, WIDTHS]] = index[place], height, width
+            plan(context.ctypes.data, scratch.ctypes.data)
+            top, left, tall, wide = scratch[STEP_AT // 8 + 1 :][:4].astype(np.int64).tolist()
+            return top, left, tall, wide
+
+        def use(place: int, pixels: NDArray[np.uint8]) -> None:
+            tall, wide = pixels.shape[1:]
+            context = shared.copy()
+            context[[PIXELS, HEIGHTS, WIDTHS, OUT]] = pixels.ctypes.data, tall, wide, out[place].ctypes.data
+            needed = STEP_AT + _work_bytes(tall, wide, *self.shape[1:]) + 64
+            try:
+                scratch = self._scratch.pop()
+            except IndexError:
+                scratch = np.empty(needed, np.uint8)
+            if scratch.nbytes < needed:
+                scratch = np.empty(needed, np.uint8)
+            at = scratch.ctypes.data
+            resize(context.ctypes.data, at + -at % 64)
+            self._scratch.append(scratch)
+
+        self._images.cut(rows, self.shape[1:], window, use, self._threads)
         return out
 
 

@@ -30,6 +30,7 @@ _EXTRAS = {
                      "matplotlib", "jinja2"), "train"),
     **dict.fromkeys(("onnx", "onnxscript", "torch_pruning", "torchao"), "compress"),
     "onnxruntime": "runtime", "timm": "models", "optuna": "search", "ray": "cluster", "tensorboard": "track",
+    "webdataset": "shards",
 }  # fmt: skip
 # Errors of the file system that are no bug of this program.
 _USER_ERRORS = (

@@ -17,7 +17,7 @@ import shutil
 import threading
 import uuid
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -67,7 +67,7 @@ def build(
         DataError: an unreadable image (named), sizes that differ while `image_size` is null, no room or no permission.
     """
     table = source.table
-    rules = _resolve(source, request, threads)
+    rules = resolve(source, request, threads)
     needed = rules.channels * rules.size[0] * rules.size[1] * len(source) if rules.store_size is None else 0
     with storage_errors(final.parent, needed):
         if shutil.disk_usage(final.parent).free < needed:  # better now than after minutes of decoding
@@ -94,36 +94,52 @@ def build(
             contents["hashes.u8"] = bytes(written.hashes)  # not part of the fingerprint: they follow from the pixels
             if rules.store_size is not None:
                 contents["sums.i64"] = written.sums.tobytes()
-            names = [table.names[int(i)].encode("utf-8", "surrogateescape") for i in np.flatnonzero(kept)]
-            contents["names.utf8"] = b"".join(names)
-            contents["names.i64"] = np.cumsum([0, *map(len, names)], dtype=np.int64).tobytes()
-            for name, data in contents.items():
-                _write(temporary / name, data)
-            if source.fingerprint() != fingerprint:
-                raise DataError(f"{source.name}: files changed while they were read, try again")
+            contents |= name_columns([table.names[int(i)] for i in np.flatnonzero(kept)])
             manifest = {
                 "format": FORMAT,
                 "source": source.name,
                 "request": request,
                 "rules": rules.to_dict(),
                 "classes": table.classes,
-                "count": len(names),
+                "count": int(kept.sum()),
                 "skipped": written.skipped,
                 "fingerprint": digest.hexdigest(),
-                "files": {path.name: path.stat().st_size for path in sorted(temporary.iterdir())},
             }
-            _write(temporary / MANIFEST, json.dumps(manifest, indent=1).encode())
-            _flush_folder(temporary)
-            if final.exists() and not sound(final):  # without locks, a sound one may have come meanwhile
-                shutil.rmtree(final, ignore_errors=True)
-            try:
-                temporary.rename(final)
-            except OSError:
-                if not sound(final):  # without locks, another process may have been first: its store will do
-                    raise
-            _flush_folder(final.parent)
+            if source.fingerprint() != fingerprint:
+                raise DataError(f"{source.name}: files changed while they were read, try again")
+            publish(contents, manifest, temporary, final, sound)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def name_columns(names: Sequence[str]) -> dict[str, bytes]:
+    """The files of a store's names."""
+    encoded = [name.encode("utf-8", "surrogateescape") for name in names]
+    starts = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+    return {"names.utf8": b"".join(encoded), "names.i64": starts.tobytes()}
+
+
+def publish(
+    contents: Mapping[str, bytes],
+    manifest: dict[str, Any],
+    temporary: Path,
+    final: Path,
+    sound: Callable[[Path], bool],
+) -> None:
+    """Write the last files and the manifest of a store, flush them, and give its folder its name."""
+    for name, data in contents.items():
+        _write(temporary / name, data)
+    files = {path.name: path.stat().st_size for path in sorted(temporary.iterdir())}
+    _write(temporary / MANIFEST, json.dumps({**manifest, "files": files}, indent=1).encode())
+    _flush_folder(temporary)
+    if final.exists() and not sound(final):  # without locks, a sound one may have come meanwhile
+        shutil.rmtree(final, ignore_errors=True)
+    try:
+        temporary.rename(final)
+    except OSError:
+        if not sound(final):  # without locks, another process may have been first: its store will do
+            raise
+    _flush_folder(final.parent)
 
 
 @dataclass
@@ -284,7 +300,7 @@ class _Room:
                 self._changed.notify_all()
 
 
-def _resolve(source: Source, request: dict[str, Any], threads: int | None) -> PreprocessRules:
+def resolve(source: Source, request: dict[str, Any], threads: int | None) -> PreprocessRules:
     """Fill in a null image_size or channels from the images' headers."""
     size, channels = request["image_size"], request["channels"]
     if size is None or channels is None:

@@ -1,7 +1,8 @@
 """Images in the order of an epoch: no worker processes, no state, no copy of the data.
 
-The order is keyed by (seed, epoch, row), so it depends on neither batch size nor threads nor a resume, and a slice of
-it is a batch. Pixels come straight out of the memory-mapped store; the operating system's page cache is the only cache.
+The order is keyed by (seed, epoch, row), so it depends on neither threads nor processes nor a resume, and a slice of it
+is a batch. Pixels come straight out of the memory-mapped store, or are decoded from shards; the operating system's page
+cache is the only cache. Data larger than memory are shuffled by blocks, see `order`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kitae import keyed
+from kitae.data.ahead import ReadAhead
+from kitae.data.encoded import Encoded
+from kitae.data.order import Blocks, block_order
 from kitae.data.pictures import Pictures
 
 Crop = Callable[[NDArray[np.int64], NDArray[np.int64], int, int], NDArray[np.uint8]]
@@ -29,23 +33,27 @@ class ImageSet:
     """The images of one split.
 
     Attributes:
-        images: uint8 [M, C, H, W], or whole pictures: of the whole store.
+        images: uint8 [M, C, H, W], or whole pictures, or encoded images: of the whole store.
         rows: int64 [n], the rows of the store that belong to the set, each once.
         labels: int64 [M], of the whole store.
         classes: K names.
         balance: `sampler` makes `order` draw every class equally often.
-        crop: reads training images from whole pictures: from rows of the store, indices, seed and epoch to uint8
-            [b, C, H, W]; None takes what an evaluation sees.
+        blocks: how the images lie, where `order` shuffles by blocks; None shuffles all at once.
+        ahead: reads the next window of `order` into the page cache while one is trained on.
+        crop: reads training images from whole pictures or encoded ones: from rows of the store, indices, seed and epoch
+            to uint8 [b, C, H, W]; None takes what an evaluation sees.
         guard: called with the rows before they are gathered, and raises where one is closed (see `Splits.guard`).
     """
 
-    images: NDArray[np.uint8] | Pictures
+    images: NDArray[np.uint8] | Pictures | Encoded
     rows: NDArray[np.int64]
     labels: NDArray[np.int64]
     classes: tuple[str, ...]
     balance: Literal["none", "sampler", "loss"] = "none"
     guard: Callable[[NDArray[np.int64]], None] | None = None
     crop: Crop | None = None
+    blocks: Blocks | None = None
+    ahead: ReadAhead | None = None
 
     def __post_init__(self) -> None:
         rows = np.asarray(self.rows, dtype=np.int64)
@@ -70,6 +78,12 @@ class ImageSet:
         changes every epoch.
         """
         index = self._balanced(seed, epoch) if self.balance == "sampler" else self.rows
+        if self.blocks is not None:
+            rows = index & _ROW_MASK
+            index, windows = block_order(index, rows, self.blocks, seed, epoch)
+            if self.ahead is not None:
+                self.ahead.begin(index & _ROW_MASK, windows)
+            return index
         return index[np.argsort(keyed.sort_keys(seed, epoch, index, keyed.SLOT_ORDER), kind="stable")]
 
     def _balanced(self, seed: int, epoch: int) -> NDArray[np.int64]:
@@ -106,11 +120,16 @@ class ImageSet:
         if self.guard is not None:
             self.guard(rows)
         labels = np.asarray(self.labels[rows], dtype=np.int64)
-        if not isinstance(self.images, Pictures):
-            return np.take(self.images.view(np.ndarray), rows, axis=0), labels
+        if self.ahead is not None and epoch is not None:
+            self.ahead.reached(rows)
         if self.crop is None or epoch is None:
-            return self.images[rows], labels
+            return self._pixels(rows), labels
         return self.crop(rows, np.asarray(index, dtype=np.int64), seed, epoch), labels
+
+    def _pixels(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        if isinstance(self.images, np.ndarray):
+            return np.take(self.images.view(np.ndarray), rows, axis=0)
+        return self.images[rows]
 
     def class_weights(self) -> NDArray[np.float32]:
         """Weights of the classes for `balance="loss"`: float32 [K].
@@ -128,7 +147,8 @@ class ImageSet:
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and (population) standard deviation of pixel / 255, per channel, over the set.
 
-        From exact integer counts of the 256 values, read in chunks; of whole pictures from the sums that the store has.
+        From exact integer counts of the 256 values, read in chunks; of whole pictures from the sums that the store has;
+        of encoded images from a keyed sample of 2,048.
         A channel that never varies has deviation 1, so that dividing by it is harmless.
         """
         if isinstance(self.images, Pictures):
@@ -138,10 +158,10 @@ class ImageSet:
             return _moments([(n, int(first), int(second)) for first, second in zip(*sums, strict=True)])
         channels = self.images.shape[1]
         histogram = np.zeros((channels, 256), dtype=np.int64)
-        step = max(1, _CHUNK_BYTES // max(1, self.images[0].size))
-        rows = np.sort(self.rows)
+        step = max(1, _CHUNK_BYTES // max(1, int(np.prod(self.images.shape[1:]))))
+        rows = np.sort(self.images.sample(self.rows) if isinstance(self.images, Encoded) else self.rows)
         for start in range(0, len(rows), step):
-            block = np.take(self.images.view(np.ndarray), rows[start : start + step], axis=0)
+            block = self._pixels(rows[start : start + step])
             for channel in range(channels):
                 histogram[channel] += np.bincount(block[:, channel].ravel(), minlength=256)
         value = np.arange(256, dtype=np.int64)

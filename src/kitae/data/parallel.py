@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import TypeVar
 
 from kitae.data.base import Item, Source
@@ -49,7 +51,34 @@ def each_image(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
+def share(count: int, work: Callable[[int], None], threads: int | None = None) -> None:
+    """`work(place)` for every place in [0, count), in threads; for work that leaves the interpreter lock.
+
+    A pool for each call, so that none is left behind at a fork.
+    """
+    threads = min(threads or processors(), count)
+    if threads < 2:
+        for place in range(count):
+            work(place)
+        return
+
+    def part(number: int) -> None:
+        for place in range(number, count, 4 * threads):
+            work(place)
+
+    with ThreadPoolExecutor(threads, thread_name_prefix="kitae-share") as pool:
+        list(pool.map(part, range(4 * threads)))
+
+
 def processors() -> int:
     """Processors that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def memory_bytes() -> int:
+    """Memory that this process may use: of the machine, or of its control group where that is less."""
+    found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 1 << 62
+    with contextlib.suppress(OSError, ValueError):  # no control group, or one without a limit
+        found = min(found, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return found

@@ -9,14 +9,13 @@ one array at the network's size:
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kitae.data.parallel import processors
+from kitae.data.parallel import share
 from kitae.preprocess import PreprocessRules, view
 
 
@@ -69,17 +68,10 @@ class Pictures:
             return view(self.whole(int(index)), self.rules)
         out = np.empty((len(index), *self.rules.shape), np.uint8)
 
-        def prepare(part: NDArray[np.int64]) -> None:
-            for place in part:
-                out[place] = view(self.whole(int(index[place])), self.rules)
+        def prepare(place: int) -> None:
+            out[place] = view(self.whole(int(index[place])), self.rules)
 
-        threads = min(processors(), len(index))
-        if threads < 2:
-            prepare(np.arange(len(index)))
-        else:
-            # Pillow resizes without the interpreter lock. A pool for each call: none is left behind at a fork.
-            with ThreadPoolExecutor(threads, thread_name_prefix="kitae-view") as pool:
-                list(pool.map(prepare, np.array_split(np.arange(len(index)), 4 * threads)))
+        share(len(index), prepare)  # Pillow resizes without the interpreter lock
         return out
 
 

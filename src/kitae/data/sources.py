@@ -5,6 +5,7 @@
     folder:PATH         one folder per class, or train, val and test folders of those
     parquet:PATH        a Parquet file or a folder of them
     csv:PATH            a CSV file of paths and labels
+    webdataset:SHARDS   tar files of samples, here or on the network (see `shards`)
     cifar10, cifar100   their binary archives
     fashion-mnist, mnist
 
@@ -229,8 +230,8 @@ def _suggestion(source: str) -> str:
     return (f"did you mean {close[0]}? " if close else "") + f"the sources are {listed}"
 
 
-_WITH_PATH = ("folder", "parquet", "csv")
-_GROUPED = (*_WITH_PATH, "fashion-mini", "photos-mini")
+_WITH_PATH = ("folder", "parquet", "csv", "webdataset")
+_GROUPED = ("folder", "parquet", "csv", "fashion-mini", "photos-mini")
 
 
 def _embedded(name: str) -> Callable[[DataSpec, str, Progress | None], Source]:
@@ -266,6 +267,12 @@ def _csv(spec: DataSpec, path: str, progress: Progress | None) -> Source:
     return CsvSource(_path(spec, path), name=spec.source, groups=spec.groups)
 
 
+def _shards(spec: DataSpec, path: str, progress: Progress | None) -> Source:
+    from kitae.data.shards import ShardSource
+
+    return ShardSource(spec.source, spec, progress)
+
+
 def _archive(name: str) -> Callable[[DataSpec, str, Progress | None], Source]:
     def make(spec: DataSpec, path: str, progress: Progress | None) -> Source:
         from kitae.data import archives
@@ -287,6 +294,7 @@ SOURCES: dict[str, Callable[[DataSpec, str, Progress | None], Source]] = {
     "folder": _folder,
     "parquet": _parquet,
     "csv": _csv,
+    "webdataset": _shards,
     "cifar10": _archive("cifar10"),
     "cifar100": _archive("cifar100"),
     "fashion-mnist": _archive("fashion-mnist"),

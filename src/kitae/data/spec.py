@@ -23,8 +23,10 @@ class DataSpec(Spec):
 
     Attributes:
         source: `fashion-mini`, `photos-mini`, `folder:PATH`, `parquet:PATH`, `csv:PATH`, `cifar10`, `cifar100`,
-            `fashion-mnist` or `mnist`. The last four may be followed by `:PATH`, the folder that already holds their
-            files.
+            `fashion-mnist`, `mnist` or `webdataset:SHARDS`. Of these, the last five but `webdataset` may be followed by
+            `:PATH`, the folder that already holds their files. SHARDS are tar files, which are read while training and
+            never decoded into a store: paths or http(s) URLs, with `{000..099}`, `{train,val}`, `*` and `::` between
+            several.
         val_fraction: share of each class of train held out for validation, where the source has no validation split.
         test_fraction: share of each class held out as test first, where the source has no test split.
         split_seed: keys the splits and `limit`; apart from `train.seed` so that seeds of a study share their splits.
@@ -44,6 +46,12 @@ class DataSpec(Spec):
         normalize: `train` (statistics of the training images), `pretrained` (the pretrained net's own), or given.
         balance: `sampler` draws every class equally often, `loss` weighs classes inversely to their frequency.
         on_corrupt: an image that cannot be read is an `error`, or is named and left out (`skip`).
+        order: how an epoch is shuffled. `full` draws from all images at once. `blocks` is for data that do not fit in
+            memory: shards, or stretches of the store, come in an order keyed by (seed, epoch), are cut into windows of
+            `shuffle_buffer` images, and each window is shuffled, so that a disk reads long stretches. `auto` is
+            `blocks` for shards and for a store of more than half the memory, else `full`.
+        shuffle_buffer: images of a window, with `blocks`.
+        shard_cache_gb: shards from URLs are kept in the cache folder up to so many GB; those used longest ago go first.
         image_column, label_column: names of the Parquet columns.
         groups: what names the group of an image; images of one group (a patient, a video, a burst) never lie in two
             splits. A column of the CSV or Parquet file; `parent`, the folder of the file (in a folder of classes, its
@@ -71,6 +79,9 @@ class DataSpec(Spec):
     normalize: Literal["train", "pretrained"] | Normalization = "train"
     balance: Literal["none", "sampler", "loss"] = "none"
     on_corrupt: Literal["error", "skip"] = "error"
+    order: Literal["auto", "full", "blocks"] = "auto"
+    shuffle_buffer: int = Field(8192, ge=2)
+    shard_cache_gb: float = Field(50.0, gt=0)
     image_column: str = "image"
     label_column: str = "label"
     groups: str | None = Field(None, min_length=1)
@@ -110,4 +121,7 @@ _NEWER = (
     ("groups", None),
     ("folds", None),
     ("fold", None),
+    ("order", "auto"),
+    ("shuffle_buffer", 8192),
+    ("shard_cache_gb", 50.0),
 )  # fields that recipes of older versions do not have

@@ -8,11 +8,12 @@ asked for (size, channels, resize, depth, store size, on_corrupt):
     hashes.u8      uint8 [M, 16], of each image's pixels: equal images are equal here
     names.utf8, names.i64     names, and where each begins
     sizes.i64, sums.i64       of whole pictures: int64 [M, 2] height and width, and see `Pictures.sums`
+    places.i64                of images in shards, in place of images.u8: int64 [M, 3] shard, offset and size in bytes
     manifest.json             classes, rules, skipped images, and the size of every file; written last
 
 Whole pictures are kept, each at its own aspect ratio and up to `data.store_size`, so that a random crop sees all of
 them and sharply. Only where every image is tiny or has the network's size already, images.u8 is one array at the
-network's size, [M, C, H, W].
+network's size, [M, C, H, W]. Shards are not decoded into a store: it only holds where each image lies in them.
 
 It is built in a temporary folder beside, by one process at a time, flushed to disk and then renamed. So it is there
 complete or not at all: a kill leaves a temporary folder that nobody reads and the next build removes. Opening checks
@@ -31,44 +32,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kitae.data.base import Progress, Source
+from kitae.data.base import Names, Progress, Source
 from kitae.data.build import FORMAT, MANIFEST, PIXELS, build
 from kitae.data.cache import cache_folder, is_locked, lock, storage_errors
 from kitae.data.duplicates import HASH_BYTES, first_alike
+from kitae.data.encoded import Encoded
+from kitae.data.index import index_shards
 from kitae.data.pictures import Pictures
+from kitae.data.remote import ShardCache
+from kitae.data.shards import ShardSource
 from kitae.data.sources import open_source
 from kitae.data.spec import DataSpec
 from kitae.errors import DataError
 from kitae.preprocess import VERSION, PreprocessRules
 
-
-class Names(Sequence[str]):
-    """N names kept on disk, so that they cost no memory however many there are."""
-
-    def __init__(self, text: NDArray[np.uint8], starts: NDArray[np.int64]) -> None:
-        self._text, self._starts = text, starts
-
-    def __len__(self) -> int:
-        return len(self._starts) - 1
-
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        position = index + len(self) if index < 0 else index
-        if not 0 <= position < len(self):
-            raise IndexError(f"name {index} of {len(self)}")
-        return (
-            self._text[self._starts[position] : self._starts[position + 1]].tobytes().decode("utf-8", "surrogateescape")
-        )
+_CACHE_LIMIT = DataSpec().shard_cache_gb * 1e9
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,14 +59,15 @@ class Store:
     """M decoded images and what is known about each.
 
     Attributes:
-        images: uint8 [M, C, H, W], memory-mapped read-only; or whole pictures, which give the same by indexing.
+        images: uint8 [M, C, H, W], memory-mapped read-only; or whole pictures, or encoded images in shards, which give
+            the same by indexing.
         labels: int64 [M].
         classes: K names.
         splits: uint8 [M], the source's own: 0 train, 1 val, 2 test.
         keys: int64 [M], identifies an image for the splits.
         groups: int64 [M], or None.
         names: M names.
-        hashes: uint8 [M, 16], of each image's pixels.
+        hashes: uint8 [M, 16], of each image's pixels; in shards, of its encoded bytes.
         rules: how an image was prepared; a new one must be prepared the same way.
         fingerprint: hash of the content (pixels, labels, splits, keys, groups, classes): equal for equal data, wherever
             the files lie.
@@ -91,7 +75,7 @@ class Store:
         path: the store's folder.
     """
 
-    images: NDArray[np.uint8] | Pictures
+    images: NDArray[np.uint8] | Pictures | Encoded
     labels: NDArray[np.int64]
     classes: tuple[str, ...]
     splits: NDArray[np.uint8]
@@ -175,16 +159,18 @@ def prepare(
     fingerprint = source.fingerprint()
     key = hashlib.blake2b(json.dumps([FORMAT, fingerprint, request]).encode(), digest_size=10).hexdigest()
     final = root / key
-    if (store := _load(final)) is not None:
+    limit = source.cache.limit if isinstance(source, ShardSource) else _CACHE_LIMIT
+    if (store := _load(final, limit)) is not None:
         return store
     with storage_errors(root):
         root.mkdir(parents=True, exist_ok=True)
         with lock(root / f"{key}.lock") as held:
-            if (store := _load(final)) is not None:  # someone else built it while this process waited
+            if (store := _load(final, limit)) is not None:  # someone else built it while this process waited
                 return store
             _sweep(root, key if held else None)
-            build(source, request, fingerprint, final, lambda path: _load(path) is not None, progress, threads)
-    if (store := _load(final)) is None:
+            make = index_shards if isinstance(source, ShardSource) else build
+            make(source, request, fingerprint, final, lambda path: _load(path) is not None, progress, threads)  # type: ignore[arg-type]
+    if (store := _load(final, limit)) is None:
         raise DataError(f"{final}: the store was changed while it was opened, try again")
     return store
 
@@ -192,8 +178,12 @@ def prepare(
 # Opening
 
 
-def _load(folder: Path) -> Store | None:
-    """The store, or None where there is none that can be trusted."""
+def _load(folder: Path, limit: float = _CACHE_LIMIT) -> Store | None:
+    """The store, or None where there is none that can be trusted.
+
+    Args:
+        limit: bytes that shards from URLs may take in the cache folder.
+    """
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
         if manifest["format"] != FORMAT:
@@ -202,17 +192,24 @@ def _load(folder: Path) -> Store | None:
             return None
         rules = PreprocessRules.from_dict(manifest["rules"])
         count = int(manifest["count"])
+        names = Names(
+            _map(folder / "names.utf8", np.uint8, (manifest["files"]["names.utf8"],)),
+            _map(folder / "names.i64", np.int64, (count + 1,)),
+        )
+        if "shards" in manifest:
+            places = _map(folder / "places.i64", np.int64, (count, 3))
+            cache = ShardCache(folder.parents[1] / "shards", limit)
+            images: NDArray[np.uint8] | Pictures | Encoded = Encoded(manifest["shards"], places, names, rules, cache)
+        else:
+            images = _images(folder, count, rules)
         return Store(
-            images=_images(folder, count, rules),
+            images=images,
             labels=_map(folder / "labels.i64", np.int64, (count,)),
             classes=tuple(manifest["classes"]),
             splits=_map(folder / "splits.u8", np.uint8, (count,)),
             keys=_map(folder / "keys.i64", np.int64, (count,)),
             groups=_map(folder / "groups.i64", np.int64, (count,)) if "groups.i64" in manifest["files"] else None,
-            names=Names(
-                _map(folder / "names.utf8", np.uint8, (manifest["files"]["names.utf8"],)),
-                _map(folder / "names.i64", np.int64, (count + 1,)),
-            ),
+            names=names,
             hashes=_map(folder / "hashes.u8", np.uint8, (count, HASH_BYTES)),
             rules=rules,
             fingerprint=manifest["fingerprint"],

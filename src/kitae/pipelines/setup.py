@@ -15,9 +15,13 @@ from torch import nn
 
 from kitae import keyed
 from kitae.augment import Augment
-from kitae.augment.fetch import PictureCrop, first_crop
+from kitae.augment.fetch import EncodedCrop, PictureCrop, first_crop
 from kitae.augment.ops import Op
+from kitae.data.ahead import ReadAhead
+from kitae.data.encoded import Encoded
 from kitae.data.loader import ImageSet
+from kitae.data.order import Blocks, lanes_of
+from kitae.data.parallel import memory_bytes
 from kitae.data.splits import Splits, make_splits
 from kitae.data.store import Store, open_store
 from kitae.errors import RecipeError, TrainingError
@@ -50,6 +54,7 @@ _UNEVEN = 3  # where the largest class has more than so many times the images of
 _CLEAN_IMAGES = 1000  # training images, without augmentation, for the train-validation gap
 _FEW_CLEAN = 50  # fine-tuning takes half as many as validation has, or this: it is short, and its images are large
 _WHITENING_IMAGES = 1024
+_STRETCH_BYTES = 4 << 20  # of a store, that are read one after the other: a seek of a disk takes less time than they do
 _STATISTICS_IMAGES, _STATISTICS_BATCH = 2048, 128  # of `clean_batches`
 
 
@@ -58,7 +63,7 @@ def begin(spec: TrainSpec) -> World:
     keep_freed_memory()
     if spec.threads is not None:
         torch.set_num_threads(spec.threads)
-    return distributed.join(spec.device)
+    return distributed.join(spec.device, spec.process_timeout)
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,11 @@ class Setup:
     def of(cls, run: Run, progress: Progress | None = None) -> Setup:
         """Open the store and the splits of a run."""
         store = run.open_store(progress)
-        return cls(run.recipe, store, run.splits(store))
+        recipe = run.recipe
+        if run.checkpoint.is_file() and recipe.data.order == "auto" and not isinstance(store.images, Encoded):
+            # It began with `full`, else the recipe would say `blocks`; another machine may have less memory.
+            recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"order": "full"})})
+        return cls(recipe, store, run.splits(store))
 
     @classmethod
     def without_run(cls, recipe: Recipe, progress: Progress | None = None) -> Setup:
@@ -88,14 +97,30 @@ class Setup:
 
     def drawn_set(self, rows: NDArray[np.int64], balance: Literal["none", "sampler", "loss"] = "none") -> ImageSet:
         """Some rows of the store as training draws them: with an epoch, cut out of whole pictures by `crop`."""
-        return replace(self.image_set(rows, balance), crop=self.crop)
+        images = self.image_set(rows, balance)
+        ahead = None if self.blocks is None else ReadAhead(self.store.images)
+        return replace(images, crop=self.crop, blocks=self.blocks, ahead=ahead)
 
     @cached_property
-    def _drawing(self) -> tuple[PictureCrop | None, tuple[Op, ...]]:
+    def blocks(self) -> Blocks | None:
+        """How the images lie, where an epoch is shuffled by blocks; None where it is shuffled at once."""
+        images, spec = self.store.images, self.recipe.data
+        if isinstance(images, Encoded):
+            if spec.order == "full":
+                return None
+            batch = self.recipe.train.batch_size
+            return Blocks(images.of, spec.shuffle_buffer, lanes_of(len(images.shards), batch), batch)
+        if spec.order == "full" or (spec.order == "auto" and images.nbytes <= memory_bytes() / 2):
+            return None
+        stretch = max(1, _STRETCH_BYTES * len(images) // images.nbytes)
+        return Blocks(np.arange(len(images)) // stretch, spec.shuffle_buffer)
+
+    @cached_property
+    def _drawing(self) -> tuple[PictureCrop | EncodedCrop | None, tuple[Op, ...]]:
         return first_crop(self.recipe.augment, self.store.images, torch.get_num_threads())
 
     @property
-    def crop(self) -> PictureCrop | None:
+    def crop(self) -> PictureCrop | EncodedCrop | None:
         """What cuts training images out of whole pictures: the recipe's first op, where that is a random crop."""
         return self._drawing[0]
 
@@ -427,6 +452,8 @@ def resolved(recipe: Recipe, setup: Setup, world: World, model: nn.Module, weigh
         metric = decided.get("select", spec.select)
         decided["early_stopping"] = spec.early_stopping.model_copy(update={"metric": metric})
     update: dict[str, Any] = {"train": spec.model_copy(update=decided)}
+    if setup.blocks is not None and recipe.data.order == "auto" and not isinstance(setup.store.images, Encoded):
+        update["data"] = recipe.data.model_copy(update={"order": "blocks"})
     if weights is not None:
         update["model"] = recipe.model.model_copy(update={"pretrained_sha256": weights.sha256})
     return recipe.model_copy(update=update)

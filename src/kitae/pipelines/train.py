@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from kitae.errors import RecipeError, TrainingInterruptedError, require
+from kitae.errors import RecipeError, TrainingError, TrainingInterruptedError, require
 from kitae.evaluation.calibration import fit_temperature
 from kitae.evaluation.evaluate import evaluate, evaluate_test, mistakes, predictions_table
 from kitae.pipelines.argument import understand
@@ -173,6 +173,12 @@ def _train(
         kept = run.checkpoint.is_file() or run.features.is_dir() or run.fold(1).is_dir()
         if isinstance(error, TrainingInterruptedError) and kept:
             raise TrainingInterruptedError(error.where, f"go on with: kitae train --resume {run.path}") from error
+        if world.size > 1 and distributed.lost_process(error):
+            cure = f"kitae train --resume {run.path}" if kept else "start again"
+            raise TrainingError(
+                f"process {world.rank} of {world.size} lost another one, which died or did not answer in time "
+                f"(train.process_timeout); see its own error, and {cure} under torchrun"
+            ) from error
         raise
     finally:
         run.close()

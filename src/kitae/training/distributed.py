@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kitae.errors import TrainingError
+
+# What gloo and nccl say when a peer is gone or late.
+_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting", "gloo", "NCCL")
 
 
 @dataclass(frozen=True)
@@ -28,11 +33,12 @@ class World:
         return self.rank == 0
 
 
-def join(device: str) -> World:
+def join(device: str, timeout: float | None = None) -> World:
     """Join the processes that torchrun started (gloo on CPU, nccl on GPU), or be alone.
 
     Args:
         device: `auto`, `cpu` or `cuda`.
+        timeout: seconds that a process waits for the others before it gives up; None is torch's own.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise TrainingError("train.device: cuda, but torch sees no CUDA device; use auto or cpu")
@@ -42,7 +48,8 @@ def join(device: str) -> World:
     if cuda:
         torch.cuda.set_device(place)
     if size > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if cuda else "gloo")
+        patience = None if timeout is None else timedelta(seconds=timeout)
+        dist.init_process_group("nccl" if cuda else "gloo", timeout=patience)
     return World(rank, size, place)
 
 
@@ -50,6 +57,13 @@ def leave() -> None:
     """Leave the group, if one was joined."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def lost_process(error: BaseException) -> bool:
+    """Whether an error says that another process is gone or does not answer: torch has no one type for it."""
+    if isinstance(error, dist.DistError):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _LOST)
 
 
 def barrier(world: World) -> None:
@@ -83,6 +97,74 @@ def share_buffers(model: nn.Module, world: World) -> None:
     if world.size > 1:
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over all processes, whose gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        whole = values.clone()
+        dist.all_reduce(whole)
+        return whole
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        whole = gradients[0].contiguous()
+        dist.all_reduce(whole)
+        return whole
+
+
+def sync_batchnorm(model: nn.Module, world: World) -> Callable[[], None]:
+    """Let BatchNorm take its statistics over the batches of all processes, in place.
+
+    As torch.nn.SyncBatchNorm does, which needs GPUs; this works with gloo as well, and leaves the modules of the model
+    what they are.
+
+    Returns:
+        Undoes it.
+    """
+    layers = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    if world.size == 1:
+        layers = []
+
+    def synced(layer: nn.modules.batchnorm._BatchNorm) -> Callable[[Tensor], Tensor]:
+        alone = layer.forward
+
+        def forward(images: Tensor) -> Tensor:
+            if not layer.training:
+                return alone(images)
+            values = images.float()
+            others = [0, *range(2, values.dim())]
+            count = values.new_full((1,), values.numel() / values.shape[1])
+            sums = _Sum.apply(torch.cat([values.sum(others), count]))
+            mean, total = sums[:-1] / sums[-1], sums[-1].detach()
+            shape = [1, -1] + [1] * (values.dim() - 2)
+            centred = values - mean.reshape(shape)
+            # In a second sum, of the distances: the mean of squares less the square of the mean loses digits.
+            variance = _Sum.apply((centred * centred).sum(others)) / total
+            if layer.track_running_stats and layer.running_mean is not None and layer.running_var is not None:
+                with torch.no_grad():
+                    assert layer.num_batches_tracked is not None
+                    layer.num_batches_tracked += 1
+                    step = layer.momentum if layer.momentum is not None else 1 / float(layer.num_batches_tracked)
+                    layer.running_mean.lerp_(mean.detach(), step)
+                    layer.running_var.lerp_(variance.detach() * (total / (total - 1).clamp(min=1)), step)
+            out: Tensor = centred * torch.rsqrt(variance + layer.eps).reshape(shape)
+            if layer.affine:
+                out = out * layer.weight.reshape(shape) + layer.bias.reshape(shape)
+            return out.to(images.dtype)
+
+        return forward
+
+    for layer in layers:
+        layer.forward = synced(layer)  # type: ignore[assignment]
+
+    def undo() -> None:
+        for layer in layers:
+            del layer.forward
+
+    return undo
 
 
 def from_main(value: Any, world: World) -> Any:

@@ -87,6 +87,7 @@ class Learner:
         """Set up DDP, torch.compile and the precision, once the weights are those to train from."""
         device = self.world.device
         self._hooks = float_depthwise(self.model, self.precision, device)
+        self._unsync = distributed.sync_batchnorm(self.model, self.world) if self.spec.sync_bn else None
         if self.world.size > 1:
             ids = [device.index] if device.type == "cuda" else None
             self._forward = self._parallel = nn.parallel.DistributedDataParallel(self.model, device_ids=ids)
@@ -101,6 +102,8 @@ class Learner:
     def __exit__(self, *exception: object) -> None:
         for hook in self._hooks:
             hook.remove()
+        if self._unsync is not None:
+            self._unsync()
 
     def step(self, images: Tensor, targets: Tensor, at: Progress) -> Step:
         """Learn from this process's part of a batch, number `at.step` of epoch `at.epoch`.

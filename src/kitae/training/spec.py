@@ -33,7 +33,7 @@ def merit(scores: Mapping[str, float | None], metric: str) -> tuple[float, float
 
 
 # Fields that recipes of older versions do not have.
-_NEWER = (("epoch_steps", None), ("recut", None), ("probe", "auto"))
+_NEWER = (("epoch_steps", None), ("recut", None), ("probe", "auto"), ("sync_bn", None), ("process_timeout", None))
 
 _NEWER_OF_OPTIMIZER = (("other_lr", None), ("norm", False))
 
@@ -177,6 +177,10 @@ class TrainSpec(Spec):
         compile: torch.compile; pays on a GPU, and on a CPU for long runs.
         threads: torch's CPU threads; null leaves torch's own choice. Bit-exact resume needs the same number.
         checkpoint_seconds: also save inside an epoch when so long has passed since the last save.
+        sync_bn: BatchNorm takes its statistics over the batches of all processes; each its own by default.
+        process_timeout: seconds that a process waits for the others before it gives up; longer than the longest step of
+            one of them alone (building the store, the final evaluation). null is torch's own, 30 minutes on CPU and 10
+            on GPU. A process that died is noticed at once in any case.
         tensorboard: also write every epoch's metrics for TensorBoard, into the run folder (extra `track`).
         nan_limit: skipped steps (not finite) in a run after which it stops.
         probe: `auto` fits a probe where weights are pretrained and the classifier is linear; null fits none.
@@ -200,6 +204,8 @@ class TrainSpec(Spec):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = Field(None, ge=1)
     checkpoint_seconds: float = Field(60.0, gt=0)
+    sync_bn: bool = False
+    process_timeout: float | None = Field(None, gt=0)
     tensorboard: bool = False
     nan_limit: int = Field(20, ge=1)
     seed: int = Field(0, ge=0, lt=2**32)

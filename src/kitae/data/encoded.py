@@ -1,0 +1,147 @@
+"""Images that stay encoded in their shards and are decoded each time they are asked for.
+
+Indexing gives what a network sees of them, so that `Store.images` is used alike whatever a store holds:
+
+    encoded[rows]            uint8 [n, C, H, W], prepared by `preprocess.decode`, the code of serving
+    encoded.cut(rows, ...)   a window of each, for random crops
+
+Threads decode, as Pillow works outside the interpreter lock: two threads were as fast as two processes, and pixels need
+not travel between them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kitae.data.order import Blocks, block_order
+from kitae.data.parallel import share
+from kitae.data.remote import ShardCache
+from kitae.errors import DataError
+from kitae.preprocess import PreprocessRules, decode, windowed
+
+Window = Callable[[int, int, int], tuple[int, int, int, int]]
+"""Place in the batch, height and width of the image -> top, left, height and width of its window."""
+
+_SAMPLE = 2048  # images that statistics are taken of
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """M images in shards.
+
+    Attributes:
+        shards: paths and URLs.
+        places: int64 [M, 3], of each image the shard, and offset and size of its bytes there.
+        names: M names.
+        rules: how an image becomes what a network sees.
+        cache: where shards are read from.
+    """
+
+    shards: Sequence[str]
+    places: NDArray[np.int64]
+    names: Sequence[str]
+    rules: PreprocessRules
+    cache: ShardCache
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(M, C, H, W) of what a network sees."""
+        return (len(self), *self.rules.shape)
+
+    @property
+    def dtype(self) -> np.dtype[np.uint8]:
+        """uint8."""
+        return np.dtype(np.uint8)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all images as they are kept: encoded."""
+        return int(self.places[:, 2].sum())
+
+    @property
+    def of(self) -> NDArray[np.int64]:
+        """int64 [M], the shard of each image."""
+        return self.places[:, 0].view(np.ndarray)
+
+    def bytes_of(self, row: int) -> bytes:
+        """One encoded image.
+
+        Raises:
+            DataError: its shard is gone, shorter than it was, or cannot be downloaded.
+        """
+        number, offset, size = self.places[row].tolist()
+        shard = self.shards[number]
+        data = self.cache.read(shard, offset, size)
+        if len(data) != size:
+            raise DataError(f"{shard}: was changed or truncated since it was indexed; start anew with the whole shard")
+        return data
+
+    def __getitem__(self, rows: Any) -> NDArray[np.uint8]:
+        """uint8 [n, C, H, W] of a slice or of integers [n], [C, H, W] of one integer."""
+        index = np.arange(len(self))[rows]
+        if index.ndim == 0:
+            return self._decoded(int(index))
+        out = np.empty((len(index), *self.rules.shape), np.uint8)
+
+        def prepare(place: int) -> None:
+            out[place] = self._decoded(int(index[place]))
+
+        share(len(index), prepare)
+        return out
+
+    def _decoded(self, row: int) -> NDArray[np.uint8]:
+        return decode(self.bytes_of(row), self.rules, self.names[row])
+
+    def cut(
+        self,
+        rows: NDArray[np.int64],
+        size: tuple[int, int],
+        window: Window,
+        use: Callable[[int, NDArray[np.uint8]], None],
+        threads: int | None = None,
+    ) -> None:
+        """Decode a window of each image, in threads.
+
+        Args:
+            size: (height, width) that windows are to be resized to.
+            use: called with the place in `rows` and the window, uint8 [C, h, w].
+        """
+        rules = self.rules
+
+        def prepare(place: int) -> None:
+            row = int(rows[place])
+            pixels = windowed(
+                self.bytes_of(row), lambda height, width: window(place, height, width), size, rules.channels,
+                rules.depth, self.names[row],
+            )  # fmt: skip
+            use(place, pixels)
+
+        share(len(rows), prepare, threads)
+
+    def sample(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Up to 2,048 of some rows, keyed, from as few shards as they lie in: what statistics are taken of."""
+        if len(rows) <= _SAMPLE:
+            return rows
+        order, _ = block_order(rows, rows, Blocks(self.of, 4 * _SAMPLE), 0, 0)
+        return np.sort(order[:_SAMPLE])
+
+    def stretches(self, rows: NDArray[np.int64]) -> list[tuple[str, int, int]]:
+        """(shard, first byte, last byte) of what holds these rows, in reading order."""
+        shard, first, size = self.places[rows].T
+        return [
+            (self.shards[number], int(first[own].min()), int((first + size)[own].max()))
+            for number in np.unique(shard)
+            for own in [shard == number]
+        ]
+
+    def touch(self, file: str, offset: int, size: int) -> None:
+        """Read and forget; a URL's shard is then in the cache folder."""
+        self.cache.read(file, offset, size)

@@ -1,0 +1,146 @@
+"""Shards on this machine: files where they lie, and URLs in a cache folder of bounded size.
+
+A URL is opened by the webdataset library (extra `shards`), copied to a temporary name and renamed, by one process at a
+time. Where the folder is full, the shards that were used longest ago go first. A shard that is being read stays
+readable when its file is removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import re
+import shutil
+import threading
+import uuid
+from collections import OrderedDict
+from pathlib import Path
+
+from kitae.data.cache import lock, storage_errors
+from kitae.errors import DataError, one_line, require
+
+_OPEN = 64  # shards that a process keeps open
+_CHUNK = 1 << 20
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+_URL = re.compile(r"https?://[A-Za-z0-9][A-Za-z0-9._~:/?#\[\]@!$&()*+,;=%-]*")  # no quotes: the library runs a shell
+
+
+def is_url(shard: str) -> bool:
+    """Whether a shard is on the network."""
+    return shard.startswith(("http://", "https://"))
+
+
+class _Open:
+    """A descriptor that is closed once nobody uses it."""
+
+    def __init__(self, path: Path) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        with contextlib.suppress(AttributeError, OSError):
+            os.close(self.descriptor)
+
+
+class ShardCache:
+    """Where shards are read from. `limit`: bytes that shards from URLs take in `folder`."""
+
+    def __init__(self, folder: Path, limit: float) -> None:
+        self.folder, self.limit = folder, limit
+        self._open: OrderedDict[str, _Open] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def read(self, shard: str, offset: int, size: int) -> bytes:
+        """Bytes of a shard, fewer at its end. From any thread.
+
+        Raises:
+            DataError: the file is gone or cannot be read, or the URL cannot be reached.
+        """
+        with self._lock:
+            held = self._open.get(shard)
+            if held is not None:
+                self._open.move_to_end(shard)
+        try:
+            if held is None:
+                held = _Open(self.path(shard))
+                with self._lock:
+                    self._open[shard] = held
+                    while len(self._open) > _OPEN:
+                        self._open.popitem(last=False)
+            return os.pread(held.descriptor, size, offset)
+        except OSError as error:
+            raise DataError(f"{shard}: cannot be read ({error.strerror}); was it moved?") from error
+
+    def path(self, shard: str) -> Path:
+        """The shard's file, downloaded where it has to be.
+
+        Raises:
+            DataError: the URL cannot be reached or is not a safe one, no room or no permission.
+        """
+        if not is_url(shard):
+            return Path(shard).expanduser()
+        if _URL.fullmatch(shard) is None:
+            raise DataError(f"data.source: {shard!r} is not a plain URL; write odd characters as %20 and the like")
+        target = self._target(shard)
+        with storage_errors(target.parent):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with lock(target.with_suffix(".lock")):
+                if not target.exists():
+                    self._download(shard, target)
+                os.utime(target)  # used just now
+            self._make_room(keep=target)
+        return target
+
+    def _target(self, url: str) -> Path:
+        return self.folder / "remote" / f"{hashlib.blake2b(url.encode(), digest_size=10).hexdigest()}.tar"
+
+    def _download(self, url: str, target: Path) -> None:
+        gopen = require("webdataset", "shards").gopen
+        for left in target.parent.glob(f".{target.name}-*.tmp"):  # by a process that was killed: the lock is ours
+            left.unlink(missing_ok=True)
+        temporary = target.with_name(f".{target.name}-{uuid.uuid4().hex[:8]}.tmp")
+        cure = "check the address and the network, or copy the shards here and name the files"
+        try:
+            with temporary.open("wb") as out:
+                try:
+                    with gopen(url, "rb") as stream:
+                        shutil.copyfileobj(stream, out, _CHUNK)
+                except (OSError, ValueError) as error:
+                    if getattr(error, "errno", None) in _DISK:
+                        raise
+                    raise DataError(f"{url}: cannot be downloaded ({_reason(error)}); {cure}") from error
+                out.flush()
+                os.fsync(out.fileno())
+                if not out.tell():
+                    raise DataError(f"{url}: is empty; {cure}")
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _make_room(self, keep: Path) -> None:
+        """Remove the shards that were used longest ago until the rest fits; `keep` stays in any case."""
+        with lock(keep.parent / "room.lock"):
+            held = []
+            for path in keep.parent.glob("*.tar"):
+                with contextlib.suppress(OSError):  # removed by another process
+                    stat = path.stat()
+                    held.append((stat.st_mtime_ns, stat.st_size, path))
+            total = sum(size for _, size, _ in held)
+            for _, size, path in sorted(held):
+                if total <= self.limit:
+                    break
+                if path != keep:
+                    path.unlink(missing_ok=True)
+                    total -= size
+        with self._lock:  # an open file would keep its room
+            for shard in [shard for shard in self._open if is_url(shard) and not self._target(shard).exists()]:
+                del self._open[shard]
+
+
+def _reason(error: Exception) -> str:
+    """In a few words: the library reports its whole command."""
+    if isinstance(error, FileNotFoundError):
+        return "the webdataset library needs the program curl"
+    status = re.search(r"exit (\d+)", str(error))
+    return f"curl ended with status {status[1]}" if status else one_line(error)

@@ -1,0 +1,422 @@
+"""Shards in the layout of the webdataset library: tar files of samples, for data larger than memory or disk.
+
+    webdataset:train-{000..099}.tar                      braces, `*`, and `::` between several patterns
+    webdataset:https://host/set/train-{000..099}.tar     URLs, opened by the webdataset library (extra `shards`)
+
+Files that follow each other and share a name up to its first dot are a sample: an image (`jpg`, `jpeg`, `png`, `webp`,
+`bmp`, `ppm`) and its label, a `cls` file with an integer or a `json` file with a field `label` (an integer or a name).
+Nothing else is opened: no pickle, no command.
+
+A shard, or its folder, that is called after a split (`train-000.tar`, `val/000.tar`) belongs to it. Without such names
+all is train, and validation and test are held out of it.
+
+Tar headers are read once; where each image lies in its shard is kept in the cache, by the shard's path, size and
+modification time. After that any image is one read away.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import io
+import json
+import os
+import re
+import tarfile
+import zipfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kitae.data.base import SPLIT_ALIASES, TRAIN, Item, Names, Progress, Source, Table, name_key
+from kitae.data.cache import cache_folder
+from kitae.data.remote import ShardCache, is_url
+from kitae.data.spec import DataSpec
+from kitae.errors import DataError, KitaeError, one_line
+from kitae.files import write_atomically
+
+IMAGES = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "ppm"})
+LABELS = ("cls", "json")
+_MAX_SHARDS = 100_000
+_MAX_LABEL_BYTES = 1 << 20
+_TAIL = 1024  # bytes at the end of an image that tell nearly all images apart; they lie beside the next header
+_BLOCK_IMAGES = 32
+_INDEX_FORMAT = 1
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+_SKIP_HINT = "(data.on_corrupt=skip leaves such samples out)"
+
+
+def expand(pattern: str) -> list[str]:
+    """What a pattern with braces stands for: `{000..012}` counts with leading zeros, `{a,b}` takes each.
+
+    Raises:
+        DataError: braces that do not close or count down, or too many shards.
+    """
+    done, waiting = [], [pattern]
+    while waiting:
+        text = waiting.pop()
+        found = _BRACES.search(text)
+        if found is None:
+            if "{" in text or "}" in text:
+                raise DataError(f"data.source: {pattern}: braces must be {{000..099}} or {{a,b}}, each closed")
+            done.append(text)
+            continue
+        counted = _RANGE.fullmatch(found[1])
+        if counted:
+            first, last = int(counted[1]), int(counted[2])
+            if not first <= last < first + _MAX_SHARDS:
+                raise DataError(
+                    f"data.source: {pattern}: {{{found[1]}}} must count up, to {_MAX_SHARDS:,} shards at most"
+                )
+            width = len(counted[1]) if len(counted[1]) > 1 else 0
+            choices = [f"{number:0{width}d}" for number in range(first, last + 1)]
+        else:
+            choices = found[1].split(",")
+        if len(done) + len(waiting) + len(choices) > _MAX_SHARDS:
+            raise DataError(f"data.source: {pattern}: stands for more than {_MAX_SHARDS:,} shards")
+        waiting += [text[: found.start()] + choice + text[found.end() :] for choice in reversed(choices)]
+    return done
+
+
+def find_shards(patterns: str) -> list[str]:
+    """Paths and URLs that `webdataset:PATTERNS` stands for, in order.
+
+    Raises:
+        DataError: a path that does not exist, a pattern without files, a scheme other than http and https, a shard that
+            is named twice.
+    """
+    found: list[str] = []
+    for pattern in patterns.split("::"):
+        scheme = pattern.partition(":")[0] if re.match(r"[A-Za-z][\w+.-]+:", pattern) else ""
+        if scheme and not is_url(pattern):
+            why = "starts a program, which Kitae never does" if scheme == "pipe" else f"is of scheme {scheme!r}"
+            raise DataError(f"data.source: {pattern} {why}; give paths or http(s) URLs of tar files")
+        for text in expand(pattern):
+            if is_url(text):
+                found.append(text)
+                continue
+            path = os.path.expanduser(text)
+            files = sorted(glob.glob(path)) if glob.has_magic(path) else [path]
+            missing = next((file for file in files or [path] if not os.path.isfile(file)), None)
+            if missing is not None:
+                raise DataError(f"data.source: {missing}: no such shard; give tar files, as in train-{{000..099}}.tar")
+            found += files
+    if not found or found == [""]:
+        raise DataError("data.source: webdataset: needs shards, as in webdataset:train-{000..099}.tar")
+    twice = next((name for name, count in Counter(found).items() if count > 1), None)
+    if twice is not None:
+        raise DataError(f"data.source: {twice}: the shard is named twice; name it once")
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class ShardIndex:
+    """The n samples of a shard.
+
+    Attributes:
+        offsets, sizes: int64 [n], where the encoded image lies in the tar file.
+        labels: int64 [n], or n names.
+        keys: n keys: the name of the sample's files up to the first dot.
+        hashes: uint8 [n, 16], of each image's size and last bytes.
+        problems: what is wrong with samples that are left out, a line each.
+    """
+
+    offsets: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+    labels: NDArray[Any]
+    keys: list[str]
+    hashes: NDArray[np.uint8]
+    problems: list[str]
+
+    def to_bytes(self) -> bytes:
+        """As an .npz without pickle."""
+        buffer = io.BytesIO()
+        text = json.dumps({"keys": self.keys, "problems": self.problems})
+        np.savez(
+            buffer, offsets=self.offsets, sizes=self.sizes, labels=self.labels, hashes=self.hashes,
+            text=np.frombuffer(text.encode("utf-8", "surrogateescape"), np.uint8),
+        )  # fmt: skip
+        return buffer.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> ShardIndex:
+        """The inverse of `to_bytes`."""
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            text = json.loads(arrays["text"].tobytes().decode("utf-8", "surrogateescape"))
+            return cls(
+                arrays["offsets"], arrays["sizes"], arrays["labels"], text["keys"], arrays["hashes"],
+                text["problems"],
+            )  # fmt: skip
+
+
+def scan(path: Path, name: str) -> ShardIndex:
+    """Read the headers and labels of a tar file.
+
+    Args:
+        name: what errors call it.
+
+    Raises:
+        DataError: not a plain tar file, a truncated one, or without samples.
+    """
+    samples: dict[str, dict[str, tuple[int, int]]] = {}
+    problems: dict[str, str] = {}
+    try:
+        with path.open("rb") as file:
+            if file.read(2) == b"\x1f\x8b":
+                raise DataError(f"{name}: is compressed, so samples cannot be found in it; unpack it (gunzip)")
+            file.seek(0)
+            last = None
+            with tarfile.open(fileobj=file, mode="r:") as tar:
+                for member in tar:
+                    tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps all of them
+                    if not member.isreg() or member.issparse():
+                        continue
+                    key, extension = _split_name(member.name)
+                    if extension not in IMAGES and extension not in LABELS:
+                        continue
+                    if key != last and key in samples:
+                        raise DataError(
+                            f"{name}: the files of {key!r} do not follow each other; sort the names before packing"
+                        )
+                    last = key
+                    parts = samples.setdefault(key, {})
+                    kind = "image" if extension in IMAGES else extension
+                    if kind in parts:
+                        problems[key] = f"{name}/{key}: has two files .{extension} or two images"
+                    parts[kind] = (member.offset_data, member.size)
+                end = tar.offset
+            _check_end(file, end, name)
+            return _indexed(file, name, samples, problems)
+    except tarfile.TarError as error:
+        what = "truncated" if "unexpected end" in str(error) else f"not a tar file ({one_line(error)})"
+        raise DataError(f"{name}: {what}; get or pack the shard again") from error
+    except OSError as error:
+        raise DataError(f"{name}: cannot be read ({error.strerror or error})") from error
+
+
+def _split_name(name: str) -> tuple[str, str]:
+    """Key and extension, as the webdataset library has them: up to the first dot of the last part, and after it."""
+    folder, _, last = name.rpartition("/")
+    stem, _, extension = last.partition(".")
+    return (f"{folder}/{stem}" if folder else stem), extension.lower() if stem else ""
+
+
+def _check_end(file: IO[bytes], end: int, name: str) -> None:
+    """A whole tar file ends with zeros; without them it was cut between two files."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, min(end, size) - 512))
+    if not size or file.read(1024).count(0) < 512 or end > size:
+        raise DataError(f"{name}: truncated (it lacks the end of a tar file); get or pack the shard again")
+
+
+def _indexed(
+    file: IO[bytes], name: str, samples: dict[str, dict[str, tuple[int, int]]], problems: dict[str, str]
+) -> ShardIndex:
+    """Read the labels, and the last bytes of each image."""
+    offsets, sizes, labels, keys, hashes = [], [], [], [], bytearray()
+    for key, parts in samples.items():
+        if key in problems:
+            continue
+        where = f"{name}/{key}"
+        if "image" not in parts:
+            problems[key] = f"{where}: has no image (.{', .'.join(sorted(IMAGES))})"
+            continue
+        label = _label(file, where, parts)
+        if isinstance(label, DataError):
+            problems[key] = str(label)
+            continue
+        offset, size = parts["image"]
+        file.seek(offset + max(0, size - _TAIL))
+        tail = file.read(min(size, _TAIL))
+        hashes += hashlib.blake2b(size.to_bytes(8, "little") + tail, digest_size=16).digest()
+        offsets.append(offset)
+        sizes.append(size)
+        labels.append(label)
+        keys.append(key)
+    if not samples:
+        raise DataError(
+            f"{name}: has no samples; expected are images (.{', .'.join(sorted(IMAGES))}) beside .cls or .json"
+        )
+    if len({type(label) for label in labels}) > 1:
+        raise DataError(f"{name}: some labels are integers and some are names; use one kind")
+    return ShardIndex(
+        np.array(offsets, np.int64), np.array(sizes, np.int64),
+        np.array(labels) if labels else np.empty(0, np.int64), keys,
+        np.frombuffer(bytes(hashes), np.uint8).reshape(-1, 16), list(problems.values()),
+    )  # fmt: skip
+
+
+def _label(file: IO[bytes], where: str, parts: dict[str, tuple[int, int]]) -> int | str | DataError:
+    for kind in LABELS:
+        if kind not in parts:
+            continue
+        offset, size = parts[kind]
+        if size > _MAX_LABEL_BYTES:
+            return DataError(f"{where}.{kind}: {size} bytes are too large for a label")
+        file.seek(offset)
+        text = file.read(size)
+        try:
+            label = int(text) if kind == "cls" else json.loads(text)["label"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            if kind == "json":
+                return DataError(f"{where}.json: must be an object with a field `label`")
+            return DataError(f"{where}.cls: must hold an integer; put names into a .json with a field `label`")
+        if isinstance(label, bool) or not isinstance(label, int | str) or label == "":
+            return DataError(f"{where}.{kind}: the label must be an integer or a name, not {label!r}")
+        if isinstance(label, int) and not 0 <= label < 2**31:
+            return DataError(f"{where}.{kind}: label {label} is out of range; integers start at 0")
+        return label
+    return DataError(f"{where}: has no label; add a .cls (an integer) or a .json with a field `label`")
+
+
+class ShardSource(Source):
+    """Shards of images. The samples are found when they are first asked for."""
+
+    def __init__(self, name: str, spec: DataSpec, progress: Progress | None = None) -> None:
+        """Raises DataError: see `find_shards`."""
+        super().__init__(name)
+        self.shards = find_shards(name.partition(":")[2])
+        self.cache = ShardCache(cache_folder(spec.cache) / "shards", spec.shard_cache_gb * 1e9)
+        self._skip = spec.on_corrupt == "skip"
+        self._progress = progress
+        self._names = _short_names(self.shards)
+
+    def files(self) -> list[Path]:
+        return [Path(shard) for shard in self.shards if not is_url(shard)]
+
+    def identity(self) -> dict[str, Any]:
+        return {"shards": self.shards, "skip": self._skip}
+
+    @cached_property
+    def indexes(self) -> list[ShardIndex]:
+        """Of each shard, from the cache where it was found before."""
+        found = []
+        for number, (shard, name) in enumerate(zip(self.shards, self._names, strict=True)):
+            found.append(self._index(shard, name))
+            if self._progress is not None:
+                self._progress(number + 1, len(self.shards))
+        return found
+
+    def _index(self, shard: str, name: str) -> ShardIndex:
+        about: list[Any] = [_INDEX_FORMAT, name, shard]
+        if not is_url(shard):
+            stat = os.stat(shard)
+            about = [_INDEX_FORMAT, name, os.path.abspath(shard), stat.st_size, stat.st_mtime_ns]
+        key = hashlib.blake2b(json.dumps(about).encode("utf-8", "surrogateescape"), digest_size=10).hexdigest()
+        file = self.cache.folder / "index" / f"{key}.npz"
+        try:
+            return ShardIndex.from_bytes(file.read_bytes())
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            pass  # not there yet, or damaged
+        index = scan(self.cache.path(shard), name)
+        try:
+            write_atomically(file, index.to_bytes())
+        except KitaeError as error:
+            raise DataError(f"{error}: set data.cache or KITAE_CACHE to a folder with room") from error
+        return index
+
+    @cached_property
+    def places(self) -> NDArray[np.int64]:
+        """Shard, offset and size in bytes of each image: int64 [M, 3]."""
+        counts = [len(index.keys) for index in self.indexes]
+        of = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
+        offsets, sizes = (np.concatenate([getattr(i, part) for i in self.indexes]) for part in ("offsets", "sizes"))
+        return np.stack([of, offsets, sizes], axis=1)
+
+    @property
+    def problems(self) -> list[str]:
+        """What is wrong with the samples that were left out."""
+        return [problem for index in self.indexes for problem in index.problems]
+
+    def load_table(self) -> Table:
+        if self.problems and not self._skip:
+            raise DataError(f"{self.problems[0]} {_SKIP_HINT}")
+        classes, labels = _classes(self.indexes, self._names)
+        counts = [len(index.keys) for index in self.indexes]
+        blobs, ends, keys = [], [0], []
+        for name, index in zip(self._names, self.indexes, strict=True):
+            for key in index.keys:
+                full = f"{name}/{key}"
+                blobs.append(full.encode("utf-8", "surrogateescape"))
+                ends.append(ends[-1] + len(blobs[-1]))
+                keys.append(name_key(full))
+        return Table(
+            classes=classes,
+            labels=labels,
+            splits=np.repeat(np.array(_splits(self.shards), np.uint8), counts),
+            names=Names(np.frombuffer(b"".join(blobs), np.uint8), np.array(ends, np.int64)),
+            keys=np.array(keys, np.int64),
+        )
+
+    def read(self, index: int) -> bytes:
+        shard, offset, size = self.places[index].tolist()
+        return self.cache.read(self.shards[shard], offset, size)
+
+    def blocks(self) -> Iterator[list[Item]]:
+        for start in range(0, len(self.places), _BLOCK_IMAGES):
+            yield [self.read(row) for row in range(start, min(start + _BLOCK_IMAGES, len(self.places)))]
+
+
+def hashes_of(source: ShardSource) -> NDArray[np.uint8]:
+    """Of each image's encoded bytes, so that equal files are equal here: uint8 [M, 16].
+
+    Images that differ in size or last bytes are told apart by these; only the others are read.
+    """
+    hashes = np.concatenate([index.hashes for index in source.indexes])
+    words = np.ascontiguousarray(hashes).view("V16").ravel()
+    _, member, counts = np.unique(words, return_inverse=True, return_counts=True)
+    for row in np.flatnonzero(counts[member] > 1):
+        hashes[row] = np.frombuffer(hashlib.blake2b(source.read(int(row)), digest_size=16).digest(), np.uint8)
+    return hashes
+
+
+def _short_names(shards: Sequence[str]) -> list[str]:
+    """What tells the shards apart: their paths below the folder that all of them lie in."""
+    parents = [shard.rpartition("/")[0].split("/") for shard in shards]
+    common = 0
+    while all(len(parent) > common and parent[common] == parents[0][common] for parent in parents):
+        common += 1
+    return ["/".join(shard.split("/")[common:]) for shard in shards]
+
+
+def _splits(shards: Sequence[str]) -> list[int]:
+    """The split of each shard, by its own name or its folder's.
+
+    Raises:
+        DataError: some shards are called after a split and others are not, or none is train.
+    """
+    found: list[int | None] = []
+    for shard in shards:
+        folder, _, file = shard.rpartition("/")
+        words = [*re.split(r"[^A-Za-z]+", file.lower())[:-1], folder.rpartition("/")[2].lower()]
+        found.append(next((SPLIT_ALIASES[word] for word in words if word in SPLIT_ALIASES), None))
+    named = [shard for shard, code in zip(shards, found, strict=True) if code not in (None, TRAIN)]
+    if not named:
+        return [TRAIN] * len(shards)
+    odd = [shard for shard, code in zip(shards, found, strict=True) if code is None]
+    if odd:
+        raise DataError(f"data.source: {named[0]} is named after a split and {odd[0]} is not; name all or none so")
+    if TRAIN not in found:
+        raise DataError(f"data.source: has {named[0]}, but no shards of train; add them, with :: between")
+    return [code for code in found if code is not None]
+
+
+def _classes(indexes: Sequence[ShardIndex], names: Sequence[str]) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+    labels = [index.labels for index in indexes]
+    kinds = {array.dtype.kind: name for array, name in zip(labels, names, strict=True) if len(array)}
+    if not kinds:
+        raise DataError("there are no images")
+    if len(kinds) > 1:
+        first, second = kinds.values()
+        raise DataError(
+            f"labels of {first} and of {second} are of different kinds: integers in one, names in the other"
+        )
+    distinct, ranks = np.unique(np.concatenate([array for array in labels if len(array)]), return_inverse=True)
+    return tuple(str(value) for value in distinct), ranks.astype(np.int64)

@@ -1,0 +1,394 @@
+"""Shards: what is read and what is refused, images and crops, the cache of indexes and of downloads."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import io
+import json
+import os
+import socket
+import tarfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kitae.augment.fetch import EncodedCrop, PictureCrop
+from kitae.augment.ops.geometry import RandomResizedCrop
+from kitae.data import shards as module
+from kitae.data.ahead import ReadAhead, joined
+from kitae.data.base import TEST, TRAIN, VAL
+from kitae.data.encoded import Encoded
+from kitae.data.loader import ImageSet
+from kitae.data.order import Blocks
+from kitae.data.remote import ShardCache
+from kitae.data.shards import expand, find_shards
+from kitae.data.sources import open_source
+from kitae.data.spec import DataSpec
+from kitae.data.store import Store, find_store, open_store
+from kitae.errors import DataError
+from kitae.preprocess import decode, windowed
+from tests.data.shard_files import encoded, image, pack, samples, shards
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> str:
+    return str(tmp_path / "cache")
+
+
+def opened(source: str, cache: str, **fields: Any) -> Store:
+    return open_store(DataSpec(source=source, cache=cache, **{"image_size": 8, "channels": 3, **fields}))
+
+
+def refused(source: str, cache: str, *words: str, **fields: Any) -> None:
+    with pytest.raises(DataError) as caught:
+        opened(source, cache, **fields)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert all(word in message for word in words), message
+
+
+def one(folder: Path, *files: tuple[str, bytes]) -> str:
+    return f"webdataset:{pack(folder / 'set-0.tar', files)}"
+
+
+PNG = encoded(image(0, 0))
+
+
+def test_patterns() -> None:
+    assert expand("a-{08..11}.tar") == ["a-08.tar", "a-09.tar", "a-10.tar", "a-11.tar"]
+    assert expand("{train,val}-{0..1}.tar") == ["train-0.tar", "train-1.tar", "val-0.tar", "val-1.tar"]
+    for wrong in ("a-{0..1.tar", "a-{3..1}.tar", "a-{0..99999999}.tar"):
+        with pytest.raises(DataError, match=r"data\.source"):
+            expand(wrong)
+
+
+def test_globs_and_several_patterns(tmp_path: Path) -> None:
+    shards(tmp_path, 3)
+    found = find_shards(f"{tmp_path}/set-[01].tar::{tmp_path}/set-2.tar")
+    assert [Path(path).name for path in found] == ["set-0.tar", "set-1.tar", "set-2.tar"]
+
+
+@pytest.mark.parametrize(
+    "patterns",
+    ["pipe:cat x.tar", "pipe:rm -rf {0..1}", "s3://bucket/x.tar", "gs:x", "", "no/such-{0..3}.tar", "no/*.tar"],
+)
+def test_what_is_not_a_shard_is_refused(patterns: str) -> None:
+    with pytest.raises(DataError, match=r"data\.source"):
+        find_shards(patterns)
+
+
+def test_a_store_of_shards_gives_what_decoding_gives(tmp_path: Path, cache: str) -> None:
+    store = opened(shards(tmp_path), cache)
+    assert len(store) == 60
+    assert store.classes == ("0", "1")
+    assert np.array_equal(store.labels, np.arange(60) % 2)
+    assert store.names[0] == "set-0.tar/00000"
+    assert store.images.shape == (60, 3, 8, 8)
+    rows = np.array([59, 0, 17])
+    expected = [decode(encoded(image(row, row % 2)), store.rules) for row in rows.tolist()]
+    assert np.array_equal(store.images[rows], np.stack(expected))
+    assert np.array_equal(store.images[17], expected[2])
+    assert not list((Path(cache) / "stores").glob("*/images.u8"))
+    assert find_store(store.fingerprint, cache) is not None
+
+
+def test_labels_in_json_and_other_files_beside_them(tmp_path: Path, cache: str) -> None:
+    files = [
+        ("a/x.png", PNG), ("a/x.JSON", b'{"label": "dog", "more": 1}'), ("a/x.pkl", b"\x80never read"),
+        ("a/y.seg.png", PNG), ("a/y.png", encoded(image(1, 1))), ("a/y.json", b'{"label": "cat"}'),
+    ]  # fmt: skip
+    store = opened(one(tmp_path, *files), cache)
+    assert store.classes == ("cat", "dog")
+    assert store.labels.tolist() == [1, 0]
+    assert list(store.names) == ["set-0.tar/a/x", "set-0.tar/a/y"]
+
+
+def test_names_of_shards_say_their_split(tmp_path: Path, cache: str) -> None:
+    shards(tmp_path, 2, name="train")
+    pack(tmp_path / "val-0.tar", samples(900, 3))
+    pack(tmp_path / "test" / "0.tar", samples(950, 2))
+    source = f"webdataset:{tmp_path}/train-{{0..1}}.tar::{tmp_path}/val-0.tar::{tmp_path}/test/0.tar"
+    assert opened(source, cache).splits.tolist() == [TRAIN] * 30 + [VAL] * 3 + [TEST] * 2
+    odd = pack(tmp_path / "more.tar", samples(990, 2))
+    refused(f"{source}::{odd}", cache, "more.tar", "name all or none")
+    refused(f"webdataset:{tmp_path}/val-0.tar", cache, "no shards of train")
+
+
+def test_a_truncated_shard_is_named(tmp_path: Path, cache: str) -> None:
+    source = shards(tmp_path)
+    path = tmp_path / "set-2.tar"
+    whole = path.read_bytes()
+    with tarfile.open(path) as tar:
+        border = tar.getmembers()[4].offset
+    for cut in (len(whole) // 2, 700, border, 0):
+        path.write_bytes(whole[:cut])
+        refused(source, cache, "set-2.tar", "again")
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ([("x.png", PNG)], ("x", "no label", ".cls")),
+        ([("x.cls", b"1")], ("x", "no image")),
+        ([("x.png", PNG), ("x.cls", b"dog")], ("x.cls", "integer")),
+        ([("x.png", PNG), ("x.cls", b"-1")], ("x.cls", "out of range")),
+        ([("x.png", PNG), ("x.json", b'{"class": 1}')], ("x.json", "label")),
+        ([("x.png", PNG), ("x.json", b"[" * 100_000)], ("x.json", "label")),
+        ([("x.png", PNG), ("x.json", b'{"label": null}')], ("x.json", "label")),
+        ([("x.png", PNG), ("x.jpg", PNG), ("x.cls", b"1")], ("x", "two images")),
+        ([("x.png", PNG), ("y.png", PNG), ("x.cls", b"1")], ("'x'", "follow each other")),
+        ([("readme.txt", b"hello")], ("no samples",)),
+    ],
+)
+def test_samples_that_lack_something_are_named(
+    files: list[tuple[str, bytes]], words: tuple[str, ...], tmp_path: Path, cache: str
+) -> None:
+    refused(one(tmp_path, *files), cache, "set-0.tar", *words)
+
+
+def test_other_files_than_tar(tmp_path: Path, cache: str) -> None:
+    for content, word in ((b"\x1f\x8b compressed", "gunzip"), (b"hello, this is no tar file" * 99, "tar")):
+        path = tmp_path / "set-0.tar"
+        path.write_bytes(content)
+        refused(f"webdataset:{path}", cache, "set-0.tar", word)
+
+
+def test_labels_of_two_kinds(tmp_path: Path, cache: str) -> None:
+    pack(tmp_path / "a.tar", samples(0, 4))
+    pack(tmp_path / "b.tar", [("x.png", PNG), ("x.json", b'{"label": "dog"}')])
+    refused(f"webdataset:{tmp_path}/{{a,b}}.tar", cache, "a.tar", "b.tar", "kinds")
+
+
+def test_unreadable_images_are_an_error_or_left_out(tmp_path: Path, cache: str) -> None:
+    broken = [("bad.png", PNG[:60]), ("bad.cls", b"0"), ("bare.png", PNG)]
+    source = one(tmp_path, *samples(0, 6), *broken)
+    refused(source, cache, "set-0.tar/bare", "on_corrupt")
+    store = opened(source, cache, on_corrupt="skip")
+    assert len(store) == 6
+    assert [name for name, _ in store.skipped] == ["set-0.tar/bare", "set-0.tar/bad"]
+    store = opened(one(tmp_path, *samples(0, 6), *broken[:2]), cache)
+    with pytest.raises(DataError, match=r"set-0\.tar/bad"):
+        store.images[np.array([6])]
+
+
+def test_equal_files_are_twins_and_equal_ends_are_not(tmp_path: Path, cache: str) -> None:
+    other = PNG[:-2000] if len(PNG) > 2000 else PNG
+    assert other  # the tail alone must not decide
+    noise = [np.random.default_rng(seed).bytes(3000) for seed in (0, 1)]
+    files = [("a.png", PNG), ("a.cls", b"0"), ("b.png", PNG), ("b.cls", b"1")]
+    for name, data in zip("cd", noise, strict=True):  # the same size and last bytes
+        files += [(f"{name}.png", data + b"z" * 1024), (f"{name}.cls", b"0")]
+    assert opened(one(tmp_path, *files), cache).twins.tolist() == [0, 0, 2, 3]
+
+
+def test_a_shard_is_indexed_once_until_it_changes(tmp_path: Path, cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    scanned: list[str] = []
+    original = module.scan
+    monkeypatch.setattr(module, "scan", lambda path, name: (scanned.append(name), original(path, name))[1])
+    source = shards(tmp_path, 3)
+    first = opened(source, cache)
+    opened(source, cache, image_size=6)  # another store of the same shards
+    assert len(scanned) == 3
+    pack(tmp_path / "set-1.tar", samples(500, 5))
+    second = opened(source, cache)
+    assert scanned[3:] == ["set-1.tar"]
+    assert len(second) == 35
+    assert first.fingerprint != second.fingerprint
+    for file in (Path(cache) / "shards" / "index").iterdir():
+        file.write_bytes(b"damaged")
+    assert len(open_source(DataSpec(source=source, cache=cache))) == 35
+
+
+def test_a_shard_that_shrinks_under_a_store_is_named(tmp_path: Path, cache: str) -> None:
+    source = shards(tmp_path, 2)
+    store = opened(source, cache)
+    (tmp_path / "set-1.tar").write_bytes(b"")
+    with pytest.raises(DataError, match=r"set-1\.tar"):
+        store.images[np.array([20])]
+
+
+def whole_picture_crop(store: Store, op: RandomResizedCrop) -> tuple[PictureCrop, EncodedCrop]:
+    """Crops of the same images, decoded at their own size in a buffer, and encoded in shards."""
+
+    class Buffer:
+        def __init__(self) -> None:
+            images = store.images
+            assert isinstance(images, Encoded)
+            pixels = [np.asarray(Image.open(io.BytesIO(images.bytes_of(row)))) for row in range(len(store))]
+            planar = [np.ascontiguousarray(p.transpose(2, 0, 1)) for p in pixels]
+            self.pixels = np.concatenate([p.ravel() for p in planar])
+            self.starts = np.cumsum([0, *(p.size for p in planar)])
+            self.heights, self.widths = (np.array([p.shape[k] for p in planar]) for k in (1, 2))
+            self.shape = images.shape
+
+    assert isinstance(store.images, Encoded)
+    return PictureCrop(op, Buffer(), 1), EncodedCrop(op, store.images, 2)
+
+
+def test_random_crops_are_those_of_a_store_of_whole_pictures(tmp_path: Path, cache: str) -> None:
+    store = opened(shards(tmp_path), cache)
+    rows = np.arange(60)
+    index = rows + (np.arange(60) % 2 << 32)
+    for scale in ((0.08, 1.0), (0.5, 0.6)):
+        whole, cut = whole_picture_crop(store, RandomResizedCrop(scale=scale))
+        expected, out = whole(rows, index, 5, 3), cut(rows, index, 5, 3)
+        assert out.shape == (60, 3, 8, 8)
+        assert np.array_equal(out, expected)
+        assert not np.array_equal(out, cut(rows, index, 5, 4))
+        part = cut(rows[20:23], index[20:23], 5, 3)
+        assert np.array_equal(part, out[20:23])
+
+
+def test_a_large_jpeg_is_read_at_reduced_scale_and_looks_the_same() -> None:
+    y, x = np.mgrid[0:400, 0:600]
+    smooth = np.stack([x * 255 // 600, y * 255 // 400, (x + y) % 256 // 2 + 60], axis=-1).astype(np.uint8)
+    asked: list[tuple[int, int]] = []
+
+    def window(height: int, width: int) -> tuple[int, int, int, int]:
+        asked.append((height, width))
+        return 40, 101, 320, 444
+
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for turn in (False, True):
+        buffer = io.BytesIO()
+        Image.fromarray(smooth).save(buffer, "JPEG", quality=95, **({"exif": exif} if turn else {}))
+        upright = np.rot90(smooth, -1) if turn else smooth
+        box = (101, 40, 101 + 444, 40 + 320) if not turn else (40, 101, 40 + 320, 101 + 444)
+        bounds = (40, 101, 320, 444) if not turn else (101, 40, 444, 320)
+        pixels = windowed(buffer.getvalue(), lambda h, w: (window(h, w), bounds)[1], (32, 32), 3)  # noqa: B023
+        assert 2 * 32 <= min(pixels.shape[1:]) <= max(pixels.shape[1:]) <= 444 / 4 + 1
+        out = np.asarray(Image.fromarray(pixels.transpose(1, 2, 0)).resize((32, 32), Image.Resampling.BILINEAR))
+        expected = Image.fromarray(upright).crop(box).resize((32, 32), Image.Resampling.BILINEAR)
+        assert asked[-1] == upright.shape[:2]
+        assert np.abs(out.astype(int) - np.asarray(expected)).mean() < 2.5
+
+
+def test_epochs_of_shards_do_not_depend_on_how_they_are_read(tmp_path: Path, cache: str) -> None:
+    store = opened(shards(tmp_path, 6), cache)
+    assert isinstance(store.images, Encoded)
+    blocks = Blocks(store.images.of, 24, lanes=2, batch=8)
+    plain = ImageSet(store.images, np.arange(90), store.labels, store.classes, blocks=blocks)
+    ahead = ImageSet(
+        store.images, np.arange(90), store.labels, store.classes, blocks=blocks, ahead=ReadAhead(store.images)
+    )
+    order = plain.order(1, 2)
+    assert sorted(order) == list(range(90))
+    assert np.array_equal(order, ahead.order(1, 2))
+    for start in range(0, 90, 9):
+        part = order[start : start + 9]
+        for mine, other in zip(plain.gather(part, epoch=2), ahead.gather(part, epoch=2), strict=True):
+            assert np.array_equal(mine, other)
+
+
+def test_statistics_are_those_of_the_images(tmp_path: Path, cache: str) -> None:
+    store = opened(shards(tmp_path), cache)
+    images = ImageSet(store.images, np.arange(60), store.labels, store.classes)
+    mean, deviation = images.statistics()
+    pixels = store.images[:] / 255
+    np.testing.assert_allclose(mean, pixels.mean(axis=(0, 2, 3)), atol=1e-9)
+    np.testing.assert_allclose(deviation, pixels.std(axis=(0, 2, 3)), atol=1e-9)
+
+
+def test_ranges_that_nearly_touch_are_read_at_once() -> None:
+    first, last = np.array([0, 100, 5 << 20]), np.array([50, 200, (5 << 20) + 9])
+    assert joined(first, last) == [(0, 200), (5 << 20, (5 << 20) + 9)]
+
+
+def test_windows_are_read_before_they_are_used(tmp_path: Path, cache: str) -> None:
+    store = opened(shards(tmp_path), cache)
+    assert isinstance(store.images, Encoded)
+    read: list[str] = []
+
+    class Counting:
+        def stretches(self, rows: Any) -> Any:
+            return store.images.stretches(rows)
+
+        def touch(self, file: str, offset: int, size: int) -> None:
+            read.append(Path(file).name)
+
+    ahead = ReadAhead(store.images)
+    ahead._images = Counting()
+    rows = np.arange(60)
+    ahead.begin(rows, (rows // 15).astype(np.int32))
+    ahead.reached(rows[:4])
+    ahead.reached(rows[4:9])
+    for thread in threading.enumerate():
+        if thread.name == "kitae-ahead":
+            thread.join()
+    assert read == ["set-0.tar", "set-1.tar"]
+
+
+# URLs
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[tuple[str, Path, list[str]]]:
+    """(address, folder that it serves, paths that were asked for)."""
+    folder, asked = tmp_path / "served", []
+    folder.mkdir()
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: Any) -> None:
+            asked.append(self.path)
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", folder, asked
+    server.shutdown()
+    server.server_close()
+
+
+def test_shards_from_urls_are_those_from_files(
+    server: tuple[str, Path, list[str]], cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("webdataset")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    address, folder, asked = server
+    here = opened(shards(folder), cache)
+    there = opened(f"webdataset:{address}/set-{{0..3}}.tar", str(tmp_path / "other"))
+    assert there.fingerprint == here.fingerprint
+    assert np.array_equal(there.images[:], here.images[:])
+    assert len(asked) == 4
+
+
+def test_the_cache_of_urls_is_bounded(
+    server: tuple[str, Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("webdataset")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    address, folder, asked = server
+    shards(folder)
+    size = (folder / "set-0.tar").stat().st_size
+    cache = ShardCache(tmp_path / "bounded", 2.5 * size)
+    for number in (0, 1, 2, 3, 0):
+        url = f"{address}/set-{number}.tar"
+        assert cache.read(url, 0, size) == (folder / f"set-{number}.tar").read_bytes()
+        assert sum(path.stat().st_size for path in (tmp_path / "bounded" / "remote").glob("*.tar")) <= 2.5 * size
+    assert len(asked) == 5
+
+
+def test_urls_that_cannot_be_had(
+    server: tuple[str, Path, list[str]], cache: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("webdataset")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    refused(f"webdataset:{server[0]}/no-such.tar", cache, "no-such.tar", "cannot be downloaded")
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        refused(f"webdataset:http://127.0.0.1:{unused.getsockname()[1]}/a.tar", cache, "cannot be downloaded")
+    refused("webdataset:http://127.0.0.1/a'b.tar", cache, "data.source", "URL")
+    assert not [name for name in os.listdir(Path(cache) / "shards" / "remote") if name.endswith((".tar", ".tmp"))]
+
+
+def test_the_file_of_an_index_has_no_pickle(tmp_path: Path, cache: str) -> None:
+    opened(shards(tmp_path, 1), cache)
+    (file,) = (Path(cache) / "shards" / "index").iterdir()
+    with np.load(file, allow_pickle=False) as arrays:
+        assert json.loads(arrays["text"].tobytes())["keys"][0] == "00000"

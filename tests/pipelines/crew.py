@@ -1,0 +1,87 @@
+"""A process of a training under torchrun: `python -m tests.pipelines.crew OUT TASK FIELD=VALUE ...`
+
+train       trains into OUT/run
+stop N      trains, and gets a SIGTERM after N steps
+die N       trains, and the last process kills itself after N steps
+hash        writes what each process feeds its network in two epochs: OUT/RANK.json, a hash per sample
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from kitae.errors import KitaeError
+from kitae.pipelines.setup import Setup, begin
+from kitae.pipelines.train import train
+from kitae.recipe import Recipe
+from kitae.training import distributed, learner
+from kitae.training.batches import augmented_batches, epoch_shape
+
+# No BatchNorm, whose statistics are each process's own, and nothing else that knows of processes.
+FIELDS = (
+    "data.limit=200", "model={name: simple_cnn}", "train.epochs=2", "train.batch_size=24", "train.precision=fp32",
+    "train.threads=1", "train.optimizer.lr=0.02", "augment.train=[{random_crop: {padding: 2}}, {horizontal_flip: {}}]",
+    "augment.mix={mixup_alpha: 1.0, prob: 0.5}",
+)  # fmt: skip
+
+
+def recipe(*fields: str) -> Recipe:
+    return Recipe.load("fashion-mini").override(*FIELDS, *fields)
+
+
+def feed(out: Path, wanted: Recipe) -> None:
+    world = begin(wanted.train)
+    setup = Setup.without_run(wanted)
+    shape = epoch_shape(len(setup.images), wanted.train, world.size)
+    augment = setup.augment(wanted.train.seed).prepare(*setup.drawn)
+    found = [
+        [
+            hashlib.sha256(a.numpy().tobytes() + b.numpy().tobytes()).hexdigest()[:16]
+            for a, b in zip(*batch, strict=True)
+        ]
+        for epoch in range(2)
+        for batch in augmented_batches(setup.images, augment, shape, world, seed=0, epoch=epoch, first=0)
+    ]
+    (out / f"{world.rank}.json").write_text(json.dumps(found))
+
+
+def ending(task: str, count: int) -> None:
+    """Let the step number `count` of the last process be its last."""
+    original, steps = learner.Learner.step, 0
+
+    def step(self: Any, *arguments: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        if steps == count and self.world.rank == self.world.size - 1:
+            os.kill(os.getpid(), {"stop": signal.SIGTERM, "die": signal.SIGKILL, "hang": signal.SIGSTOP}[task])
+        return original(self, *arguments)
+
+    learner.Learner.step = step  # type: ignore[method-assign]
+
+
+def main() -> None:
+    out, task, *rest = Path(sys.argv[1]), *sys.argv[2:]
+    if task in ("stop", "die", "hang"):
+        ending(task, int(rest.pop(0)))
+    wanted = recipe(*rest)
+    try:
+        if task == "hash":
+            feed(out, wanted)
+        else:
+            train(wanted, out / "run", resume=(out / "run").exists())
+    except KitaeError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(2)
+    finally:
+        if task not in ("die", "hang"):
+            distributed.leave()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""Trainings under torchrun: one, two and three processes do the same, and a process that dies ends all of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kitae.run import Run
+from kitae.training.checkpoint import load_weights
+from tests.data.shard_files import shards
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+SCORES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "train_clean_accuracy")
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def crew(out: Path, processes: int, task: str, *fields: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    out.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
+    command += [f"--master-port={free_port()}", "-m", "tests.pipelines.crew", str(out), *task.split(), *fields]
+    return launch(command, check)
+
+
+def launch(command: list[str], check: bool = True) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
+    assert not check or done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+def fed(out: Path, processes: int, *fields: str) -> list[list[str]]:
+    """Hashes of the samples of each batch, all processes together."""
+    crew(out, processes, "hash", *fields)
+    parts = [json.loads((out / f"{rank}.json").read_text()) for rank in range(processes)]
+    return [[sample for part in parts for sample in part[step]] for step in range(len(parts[0]))]
+
+
+def scores(out: Path) -> list[dict[str, Any]]:
+    return [{name: row[name] for name in SCORES} for row in Run.open(out / "run").metrics()]
+
+
+def assert_close(found: list[dict[str, Any]], expected: list[dict[str, Any]], tolerance: float = 2e-4) -> None:
+    assert len(found) == len(expected)
+    for mine, other in zip(found, expected, strict=True):
+        for name in SCORES:
+            # An image near a border between two classes may go to the other one.
+            assert mine[name] == pytest.approx(other[name], abs=tolerance if "loss" in name else 0.03), name
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    with pytest.MonkeyPatch.context() as context:
+        context.setenv("KITAE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory, cache: None) -> Path:
+    """The run of one process."""
+    out = tmp_path_factory.mktemp("alone")
+    crew(out, 1, "train")
+    return out
+
+
+def test_the_same_batches_for_any_number_of_processes(tmp_path: Path, cache: None) -> None:
+    source = shards(tmp_path / "shards", 6, 20)
+    crops = "augment.train=[{random_resized_crop: {scale: [0.3, 1]}}, {horizontal_flip: {}}]"
+    streamed = (f"data.source={source}", "data.limit=null", "data.image_size=16", "data.shuffle_buffer=32", crops)
+    for kind, fields in (("store", ()), ("shards", streamed)):
+        one, two, three = (fed(tmp_path / f"{kind}-{size}", size, *fields) for size in (1, 2, 3))
+        assert one == two == three
+        assert len({sample for batch in one for sample in batch}) == sum(map(len, one))
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_the_same_losses_and_one_folder_and_one_log(processes: int, tmp_path: Path, alone: Path) -> None:
+    done = crew(tmp_path, processes, "train")
+    assert_close(scores(tmp_path), scores(alone))
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    # Evaluation counts each image once, though the sizes do not divide.
+    mine, other = Run.open(tmp_path / "run"), Run.open(alone / "run")
+    assert len(mine.predictions()) == len(other.predictions()) == 1000
+    assert mine.evaluation()["test_openings"] == 1
+    assert mine.environment()["processes"] == processes
+    assert done.stdout.count("epoch") == 0
+
+
+def test_a_checkpoint_of_two_processes_is_resumed_by_one_or_three(tmp_path: Path, alone: Path) -> None:
+    for processes in (1, 3):
+        out = tmp_path / str(processes)
+        stopped = crew(out, 2, "stop 11", check=False)
+        assert stopped.returncode != 0
+        assert "saved" in stopped.stderr or "resume" in stopped.stderr
+        assert load_weights(out / "run" / "last" / "checkpoint.safetensors")[1]["progress"]["step"] > 0
+        crew(out, processes, "train")
+        assert_close(scores(out), scores(alone))
+
+
+def test_accumulated_batches_are_exchanged_once_an_update(tmp_path: Path, cache: None) -> None:
+    fields = ("train.accumulate=2", "train.batch_size=12")
+    crew(tmp_path / "one", 1, "train", *fields)
+    crew(tmp_path / "two", 2, "train", *fields)
+    assert_close(scores(tmp_path / "two"), scores(tmp_path / "one"))
+
+
+def test_synced_batchnorm_is_that_of_one_process(tmp_path: Path, cache: None) -> None:
+    fields = ("model={name: resnet8, width: 8}", "train.epochs=1")
+    for name, processes, sync in (("one", 1, "true"), ("two", 2, "true"), ("apart", 2, "false")):
+        crew(tmp_path / name, processes, "train", *fields, f"train.sync_bn={sync}")
+    one, two, apart = (scores(tmp_path / name)[0]["train_loss"] for name in ("one", "two", "apart"))
+    assert two == pytest.approx(one, abs=2e-3)
+    assert abs(apart - one) > 5 * abs(two - one)
+    tensors = [load_weights(tmp_path / name / "run" / "best.safetensors")[0] for name in ("one", "two")]
+    for name, tensor in tensors[0].items():
+        assert tensors[1][name].shape == tensor.shape
+        np.testing.assert_allclose(tensors[1][name], tensor, rtol=0.05, atol=0.02, err_msg=name)
+
+
+def test_a_process_that_dies_ends_all_with_a_message(tmp_path: Path, cache: None) -> None:
+    began = time.monotonic()
+    done = crew(tmp_path, 2, "die 5", check=False)
+    assert done.returncode != 0
+    assert time.monotonic() - began < 90  # the imports of two processes on a busy machine, and well under 30 s
+    assert "lost another one" in done.stderr
+    assert "--resume" in done.stderr or "start again" in done.stderr
+
+
+def test_a_process_that_does_not_answer_is_not_waited_for(tmp_path: Path, cache: None) -> None:
+    done = crew(tmp_path, 2, "hang 5", "train.process_timeout=5", check=False)
+    assert done.returncode != 0
+    assert "train.process_timeout" in done.stderr
+
+
+def test_compiled_networks_learn_the_same_in_two_processes(tmp_path: Path, alone: Path) -> None:
+    crew(tmp_path, 2, "train", "train.compile=true")
+    assert_close(scores(tmp_path), scores(alone), 1e-3)
+
+
+def test_two_machines_meet_by_torchrun_s_rendezvous(tmp_path: Path, alone: Path) -> None:
+    port = free_port()
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
+    command += ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=test", "--local-addr=127.0.0.1"]
+    command += ["-m", "tests.pipelines.crew", str(tmp_path), "train"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]), "OMP_NUM_THREADS": "1"}
+    agents = [subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    for agent in agents:
+        _, errors = agent.communicate(timeout=400)
+        assert agent.returncode == 0, errors[-3000:]
+    assert_close(scores(tmp_path), scores(alone))
+    assert Run.open(tmp_path / "run").environment()["processes"] == 2

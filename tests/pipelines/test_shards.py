@@ -1,0 +1,125 @@
+"""Training on shards and on stores larger than memory: the same loop, the same promises."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kitae.data.encoded import Encoded
+from kitae.data.order import Blocks
+from kitae.errors import DataError
+from kitae.pipelines import setup as setups
+from kitae.pipelines.plan import Choices, plan
+from kitae.pipelines.setup import Setup
+from kitae.pipelines.train import train
+from kitae.recipe import Recipe
+from kitae.reporting.results import RunRecord
+from kitae.reporting.samples import Samples
+from kitae.run import Run
+from tests.data.shard_files import pack, samples, shards
+from tests.test_resume import assert_same, go, outcome
+
+CROPS = "augment.train=[{random_resized_crop: {scale: [0.3, 1]}}, {horizontal_flip: {}}]"
+TINY = (
+    "model.name=resnet8", "model.width=8", "train.epochs=1", "train.batch_size=16", "train.precision=fp32",
+    "train.threads=1", "data.image_size=8",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as context:
+        context.setenv("KITAE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return shards(tmp_path_factory.mktemp("shards"), 8, 20)
+
+
+def tiny(*fields: str) -> Recipe:
+    return Recipe.load("fashion-mini").override(*TINY, *fields)
+
+
+@pytest.fixture(scope="module")
+def run(source: str, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    out = tmp_path_factory.mktemp("runs") / "run"
+    return train(tiny(f"data.source={source}", "data.shuffle_buffer=32", CROPS), out)
+
+
+def test_a_run_on_shards_is_a_run(run: Run) -> None:
+    assert 0 <= run.evaluation()["test"]["accuracy"] <= 1
+    assert len(run.predictions()) == 32
+    setup = Setup.of(run)
+    assert isinstance(setup.store.images, Encoded)
+    assert setup.crop is not None
+    assert [op.name for op in setup.augment(0).ops] == ["horizontal_flip"]
+    assert setup.blocks is not None
+    assert setup.blocks.lanes == 4
+    assert setup.blocks.buffer == 32
+    assert Samples.find(RunRecord.open(run), run) is not None
+
+
+@pytest.mark.slow
+def test_a_killed_training_on_shards_resumes_bit_exactly(source: str, tmp_path: Path) -> None:
+    fields = (*TINY[3:], f"data.source={source}", "data.limit=null", "data.shuffle_buffer=32", "train.epochs=2", CROPS)
+    assert go(tmp_path / "whole", "never", 1, *fields) == 0
+    assert go(tmp_path / "cut", "step", 9, *fields) == -signal.SIGKILL
+    assert go(tmp_path / "cut", "never", 1, *fields) == 0
+    assert_same(outcome(tmp_path / "cut"), outcome(tmp_path / "whole"))
+
+
+def test_validation_shards_validate(tmp_path: Path) -> None:
+    train_shards = shards(tmp_path, 2, 20, name="train")
+    pack(tmp_path / "val-0.tar", samples(900, 6))
+    setup = Setup.without_run(tiny(f"data.source={train_shards}::{tmp_path}/val-0.tar"))
+    assert setup.splits.val.tolist() == list(range(40, 46))
+
+
+def test_an_unreadable_image_stops_a_training_with_its_name(tmp_path: Path) -> None:
+    broken = [part for name in ("x", "y") for part in ((f"{name}.png", b"\x89PNG"), (f"{name}.cls", b"1"))]
+    pack(tmp_path / "train-0.tar", [*samples(0, 16), *broken])
+    pack(tmp_path / "val-0.tar", samples(900, 6))
+    pack(tmp_path / "test-0.tar", samples(950, 6))
+    wanted = tiny(
+        f"data.source=webdataset:{tmp_path}/{{train,val,test}}-0.tar",
+        "data.normalize={mean: [0.5, 0.5, 0.5], std: [0.2, 0.2, 0.2]}", "data.channels=3", CROPS,
+    )  # fmt: skip
+    with pytest.raises(DataError, match=r"train-0\.tar/[xy]"):
+        train(wanted, tmp_path / "run")
+
+
+def test_shards_are_planned_for_as_other_data(source: str) -> None:
+    planned = plan(source, None, Choices())
+    assert planned.recipe.data.source == source
+
+
+def test_a_store_larger_than_memory_is_shuffled_by_blocks_and_the_run_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = Recipe.load("fashion-mini").override("data.limit=200", "data.shuffle_buffer=32", *TINY[:-1])
+    assert Setup.without_run(wanted).blocks is None
+    monkeypatch.setattr(setups, "memory_bytes", lambda: 1 << 20)
+    setup = Setup.without_run(wanted)
+    assert isinstance(setup.blocks, Blocks)
+    assert setup.images.ahead is not None
+    assert sorted(setup.images.order(0, 0)) == sorted(setup.splits.train)
+    run = train(wanted, tmp_path / "run")
+    assert Run.open(run.path).recipe.data.order == "blocks"
+    monkeypatch.undo()
+    assert train(wanted, run.path, resume=True).finished  # on a machine with more memory it is the same run
+    full = Setup.without_run(wanted.override("data.order=full"))
+    assert full.blocks is None
+    assert not np.array_equal(full.images.order(0, 0), setup.images.order(0, 0))
+
+
+def test_a_run_that_began_with_a_full_shuffle_goes_on_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = Recipe.load("fashion-mini").override("data.limit=200", *TINY[:-1])
+    run = train(wanted, tmp_path / "run")
+    monkeypatch.setattr(setups, "memory_bytes", lambda: 1 << 20)
+    assert Setup.of(run).blocks is None
