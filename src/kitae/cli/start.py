@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from kitae import console
+from kitae import console, views
 from kitae.cli.app import START, Sets, app
 from kitae.cli.page import Open, show, write_page
 from kitae.errors import CompressionError, DataError, RecipeError
@@ -134,30 +134,8 @@ def _print_plan(recipe: Any, progress: Any) -> None:
 
 
 def _print_result(run: Any) -> None:
-    evaluation, metrics = run.evaluation(), run.metrics()
-    test, val = evaluation["test"], evaluation["val"]
-    rows = [
-        ["test accuracy", console.percent(test["accuracy"], test["accuracy_interval"])],
-        *_without_duplicates(test),
-        ["validation accuracy", console.percent(val["accuracy"], val["accuracy_interval"])],
-        ["balanced test accuracy", console.percent(test["balanced_accuracy"])],
-        ["test loss", f"{test['loss']:.4f}"],
-        ["calibration error", console.percent(test["ece"])],
-        ["best epoch", f"{evaluation['best_epoch']} of {metrics[-1]['epoch']}"],
-        ["training time", console.duration(sum(row["seconds"] for row in metrics))],
-        ["test opened", f"{evaluation['test_openings']} time(s)"],
-    ]
-    console.table("", ["", "value (95 % interval)"], rows)
+    console.table("", ["", "value (95 % interval)"], views.run_rows(run.evaluation(), run.metrics()))
     console.say(f"everything is in {run.path}")
-
-
-def _without_duplicates(test: dict[str, Any]) -> list[list[str]]:
-    """A row for the test accuracy without images that are also training or validation images, where there are any."""
-    others = test.get("without_duplicates")
-    if others is None:
-        return []
-    accuracy = "-" if others["accuracy"] is None else console.percent(others["accuracy"], others["accuracy_interval"])
-    return [[f"without duplicates ({others['count']:,} images)", accuracy]]
 
 
 @app.command(group=START, sort_key=3)
@@ -188,7 +166,7 @@ def evaluate(run: Path, *, split: Literal["train", "val", "test"] = "test", tta:
         f"{split} accuracy {console.percent(result['accuracy'], result['accuracy_interval'])}  "
         f"loss {result['loss']:.4f}  calibration error {console.percent(result['ece'])}"
     )
-    for name, accuracy in _without_duplicates(result):
+    for name, accuracy in views.without_duplicates(result):
         console.say(f"{split} accuracy {name} {accuracy}")
     if split == "test":
         console.say(f"test of this run was opened {opened.test_openings} time(s)")
@@ -220,7 +198,7 @@ def predict(
     on_corrupt
         What to do with an unreadable image: stop, or skip it and list it at the end.
     """
-    from kitae.data.sources import list_images
+    from kitae.preprocess import list_images
 
     if top < 1:
         raise RecipeError("--top: must be at least 1")

@@ -6,13 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from kitae.reporting.figures.evaluation import draw_confusion, draw_per_class, draw_reliability, draw_worst_mistakes
+from kitae.reporting.figures.evaluation import confusion_matrix, draw_per_class, draw_worst_mistakes, reliability
 from kitae.reporting.figures.methods import draw_label_smoothing
-from kitae.reporting.figures.training import draw_training_curves
+from kitae.reporting.figures.training import training_curves
 from kitae.reporting.results import read_predictions
-from kitae.reporting.style import Image
+from kitae.reporting.style import Image, save
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from kitae.run import Run
 
 
@@ -40,26 +42,19 @@ def draw_run(
         The pictures that are there, by what they show: curves, confusion, per_class, calibration, mistakes, smoothing.
     """
     there: dict[str, Path] = {}
-    rows = run.metrics()
     split = "test" if "test" in evaluation else "val"
     measured = evaluation.get(split, {})
-    if rows:
-        there["curves"] = draw_training_curves(rows, run.figures / "curves.png", best_epoch=run.best_epoch())
-    if "confusion" in measured:
-        file = run.figures / "confusion.png"
-        there["confusion"] = draw_confusion(
-            measured["confusion"], run.classes, file, title=f"Confusion matrix, {split}"
-        )
+    figures = {
+        "curves": curves(run),
+        "confusion": confusion(run, evaluation),
+        "calibration": calibration(run, evaluation),
+    }
+    for name, figure in figures.items():
+        if figure is not None:
+            there[name] = save(figure, run.figures / f"{name}.png")
     if measured.get("per_class"):
         file = run.figures / "per-class.png"
         there["per_class"] = draw_per_class(measured["per_class"], file, title=f"Accuracy by class, {split}")
-    found = read_predictions(run, run.classes) if "test" in evaluation else None
-    if found is not None:
-        temperature = float(evaluation.get("temperature", 1.0))
-        there["calibration"] = draw_reliability(
-            found.confidence, found.correct, run.figures / "calibration.png", ece=measured.get("ece"),
-            before=found.uncalibrated(temperature) if abs(temperature - 1) > 1e-3 else None, title="Calibration, test",
-        )  # fmt: skip
     file = run.figures / "mistakes.png"
     if mistakes:
         names = run.classes
@@ -82,3 +77,27 @@ def draw_run(
             names=names if len(names) <= 12 else None,
         )
     return there
+
+
+def curves(run: Run) -> Figure | None:
+    """Loss, accuracy and learning rate over the epochs; None before the first epoch has ended."""
+    rows = run.metrics()
+    return training_curves(rows, best_epoch=run.best_epoch()) if rows else None
+
+
+def confusion(run: Run, evaluation: Mapping[str, Any]) -> Figure | None:
+    """The confusion matrix of test, or of validation where test was not opened; None where nothing was measured."""
+    split = "test" if "test" in evaluation else "val"
+    matrix = evaluation.get(split, {}).get("confusion")
+    return None if matrix is None else confusion_matrix(matrix, run.classes, title=f"Confusion matrix, {split}")
+
+
+def calibration(run: Run, evaluation: Mapping[str, Any]) -> Figure | None:
+    """Accuracy against confidence on test; None where test was not opened, or its predictions were deleted."""
+    found = read_predictions(run, run.classes) if "test" in evaluation else None
+    if found is None:
+        return None
+    temperature = float(evaluation.get("temperature", 1.0))
+    before = found.uncalibrated(temperature) if abs(temperature - 1) > 1e-3 else None
+    ece = evaluation["test"].get("ece")
+    return reliability(found.confidence, found.correct, ece=ece, before=before, title="Calibration, test")
