@@ -164,6 +164,29 @@ def test_label_conflicts(tmp_path: Path, distinct: list[bytes]) -> None:
     assert [image.label for image in report.label_conflicts[0].images] == ["0", "1"]
 
 
+def test_only_alike_with_different_labels_is_no_conflict(mini: Mini) -> None:
+    assert mini.report.doubtful_labels
+    assert not mini.report.label_conflicts
+    assert mini.report.verdict == mini.report.lines()[-1] == "ready"
+    assert mini.report.ok
+
+
+def test_the_verdict_counts_what_is_wrong(tmp_path: Path, distinct: list[bytes]) -> None:
+    report = report_of(tmp_path, [*distinct, b"x", distinct[6]], [0] * 30 + [1] * 32)
+    assert report.verdict == "not ready: 1 unreadable image, 1 label conflict"
+    assert report.lines()[-1] == report.verdict
+    assert any("kitae data fix parquet:" in cure for cure in report.cures)
+    assert report.to_dict()["verdict"] == report.verdict
+
+
+def test_duplicates_across_splits_do_not_fail_the_check(tmp_path: Path, distinct: list[bytes]) -> None:
+    images = [*distinct[:20], distinct[0]]
+    report = report_of(tmp_path, images, [0, 1] * 10 + [0], ["train"] * 10 + ["val"] * 4 + ["test"] * 7)
+    assert report.across_splits
+    assert report.ok
+    assert any("across splits" in cure for cure in report.cures)
+
+
 def test_the_depth_of_16_bit_images_is_found(tmp_path: Path) -> None:
     ramp = np.arange(64, dtype=np.uint16).reshape(8, 8)
     images = [encoded(Image.fromarray(ramp + number)) for number in range(10)]  # all black by their high bytes

@@ -13,14 +13,14 @@ from cyclopts import CycloptsError
 
 from kitae import console
 from kitae.cli.app import app
-from kitae.cli.data import check, prepare
+from kitae.cli.data import check, fix, prepare
 from kitae.cli.research import ablate, augment, bench, bench_precision, recipe, search, study
 from kitae.cli.ship import compress, export
 from kitae.cli.start import evaluate, predict, report, train
 from kitae.errors import KitaeError, missing
 
 __all__ = [
-    "ablate", "app", "augment", "bench", "bench_precision", "check", "compress", "evaluate", "export", "main",
+    "ablate", "app", "augment", "bench", "bench_precision", "check", "compress", "evaluate", "export", "fix", "main",
     "predict", "prepare", "recipe", "report", "search", "study", "train",
 ]  # fmt: skip
 

@@ -26,7 +26,7 @@ def _part(name: str, about: str, group: Group, sort_key: int | None = None) -> A
     return App(name=name, help=about, help_format="plaintext", group=group, sort_key=sort_key)
 
 
-data_app = _part("data", "Check a data source, or decode it ahead of time.", DATA)
+data_app = _part("data", "Check a data source, correct it, or decode it ahead of time.", DATA)
 study_app = _part("study", "Measure what techniques contribute, with paired seeds and intervals.", RESEARCH, 1)
 bench_app = _part("bench", "Measure what a recipe costs on this machine.", RESEARCH, 3)
 show_app = _part("show", "Draw what something does, as PNG files.", RESEARCH, 4)
