@@ -72,6 +72,34 @@ def test_verbs_of_other_tools_and_misspelt_ones_name_ours(home: Path, word: str,
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("words", "ours"),
+    [
+        (["train", "fashion-mini", "--epohcs", "3"], "--epochs"),
+        (["train", "fashion-mini", "--learning-rate", "0.1"], "--lr"),
+        (["train", "fashion-mini", "--imgsz", "64"], "--image-size"),
+        (["train", "fashion-mini", "--weight-decay", "0"], "--set train.optimizer.weight_decay="),
+        (["train", "fashion-mini", "--patience", "3"], "--set train.early_stopping.patience="),
+        (["study", "--epochs", "3"], "--set train.epochs="),
+    ],
+)
+def test_options_of_other_tools_and_misspelt_ones_name_ours(home: Path, words: list[str], ours: str) -> None:
+    error = kitae(home, *words, code=2).stderr
+    assert ours in error
+    assert error.count("\n") == 1
+
+
+def test_shell_completion_is_installed(home: Path) -> None:
+    env = {**os.environ, "HOME": str(home), "SHELL": "/bin/bash"}
+    words = [sys.executable, "-m", "kitae", "--install-completion", "--shell", "bash"]
+    done = subprocess.run(words, env=env, capture_output=True, text=True, check=True)
+    script = Path(done.stdout.splitlines()[0].removeprefix("completion script: "))
+    assert script.is_relative_to(home)
+    assert "kitae" in script.read_text()
+    assert "kitae" in (home / ".bashrc").read_text()
+    kitae(home, "--install-completion", "--shell", "tcsh", code=2)
+
+
 def test_studies_are_listed_with_what_they_measure(home: Path) -> None:
     assert "MixUp" in kitae(home, "study").stdout
 
@@ -163,13 +191,19 @@ def test_predict_files_and_folders_and_write_tables(home: Path, run: Path) -> No
 def test_data_prepare_and_check(home: Path) -> None:
     source = write_parquet(home / "d.parquet", train=3, test=1)
     assert "40 images of 3 x 32 x 32, 10 classes" in kitae(home, "data", "prepare", f"parquet:{source}").stdout
-    out = kitae(home, "data", "check", f"parquet:{source}", "--out", "report", code=1).stdout  # its pictures are alike
+    out = kitae(home, "data", "check", source, "--out", "report", code=1).stdout  # its pictures are alike
+    assert out.splitlines()[-1].startswith("not ready: 8 label conflicts")
     assert "class 3" in out
     assert (home / "report" / "check.json").exists()
     assert (home / "report" / "contact-sheet.png").exists()
     photos = write_folder(home / "photos with a broken one", train=12, classes=2)
     (photos / "class 0" / "0.jpg").write_bytes(b"no image")
-    assert "unreadable images: 1" in kitae(home, "data", "check", f"folder:{photos}", code=1).stdout
+    out = kitae(home, "data", "check", photos, code=1).stdout
+    assert "unreadable images: 1" in out
+    assert out.splitlines()[-1].startswith("not ready: 1 unreadable image")
+    kitae(home, "data", "fix", photos, "--out", "fixed.csv")
+    assert kitae(home, "data", "check", "fixed.csv").stdout.splitlines()[-1] == "ready"
+    kitae(home, "data", "fix", photos, "--out", "fixed.csv", code=2)
 
 
 def test_recipe_lists_and_prints(home: Path) -> None:

@@ -36,13 +36,13 @@ def check(source: str, *, out: Path | None = None, set_: Sets = None) -> None:
     spec = data_spec(source, set_)
     with console.counting("reading images") as progress:
         report = run_check(spec, progress=progress, sheet=None if out is None else out / "contact-sheet.png")
-    for line in report.lines():
-        console.say(line)
     if out is not None:
         from kitae.files import write_json
 
         write_json(out / "check.json", report.to_dict())
         console.say(f"full report in {out}")
+    for line in report.lines():
+        console.say(line)
     if not report.ok:
         sys.exit(1)
 
