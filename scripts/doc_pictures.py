@@ -1,4 +1,4 @@
-"""Draw the pictures of the technique pages that show a definition: docs/images/label-smoothing.png, stochastic-depth.png.
+"""Draw what technique pages define: docs/images/label-smoothing.png and stochastic-depth.png.
 
     python scripts/doc_pictures.py
 

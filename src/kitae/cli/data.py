@@ -95,12 +95,12 @@ def fix(
 def prepare(source: str, *, set_: Sets = None) -> None:
     """Decode a source now, so that training starts at once.
 
-    Example: kitae data prepare folder:photos
+    Example: kitae data prepare photos/
 
     Parameters
     ----------
     source
-        As data.source of a recipe.
+        A folder, a .parquet or a .csv file, or a source as data.source of a recipe.
     """
     from kitae.data.store import open_store
 
@@ -116,12 +116,16 @@ def prepare(source: str, *, set_: Sets = None) -> None:
     )
 
 
+def source_named(given: str) -> str:
+    """The data.source that a user means: a source as it is, or a folder or file by its path."""
+    from kitae.data.sources import SOURCES, source_of
+
+    return source_of(given) if given.partition(":")[0] not in SOURCES and Path(given).exists() else given
+
+
 def data_spec(source: str, assignments: list[str] | None) -> Any:
     """The data section of a recipe with this source and these overrides."""
-    from kitae.data.sources import SOURCES, source_of
     from kitae.recipe import Recipe
 
-    if source.partition(":")[0] not in SOURCES and Path(source).exists():
-        source = source_of(source)
-    recipe = Recipe().override(f"data.source={json.dumps(source, ensure_ascii=False)}", *(assignments or ()))
-    return recipe.data
+    named = json.dumps(source_named(source), ensure_ascii=False)
+    return Recipe().override(f"data.source={named}", *(assignments or ())).data
