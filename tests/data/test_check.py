@@ -87,6 +87,10 @@ def pairs(found: tuple[check_module.Duplicates, ...]) -> list[tuple[str, ...]]:
 def test_sound_data_is_ok(tmp_path: Path, distinct: list[bytes]) -> None:
     report = report_of(tmp_path, distinct, [0, 1, 2] * 20)
     assert report.ok
+    assert check(tmp_path / "x.parquet").to_dict() == {
+        **report.to_dict(),
+        "source": f"parquet:{tmp_path / 'x.parquet'}",
+    }
     assert report.images == 60
     assert report.counts == {
         "train": {"0": 14, "1": 14, "2": 14}, "val": {"0": 2, "1": 2, "2": 2}, "test": {"0": 4, "1": 4, "2": 4},

@@ -116,15 +116,9 @@ def prepare(source: str, *, set_: Sets = None) -> None:
     )
 
 
-def source_named(given: str) -> str:
-    """The data.source that a user means: a source as it is, or a folder or file by its path."""
-    from kitae.data.sources import SOURCES, source_of
-
-    return source_of(given) if given.partition(":")[0] not in SOURCES and Path(given).exists() else given
-
-
 def data_spec(source: str, assignments: list[str] | None) -> Any:
     """The data section of a recipe with this source and these overrides."""
+    from kitae.data.sources import source_named
     from kitae.recipe import Recipe
 
     named = json.dumps(source_named(source), ensure_ascii=False)

@@ -12,7 +12,7 @@ from cyclopts import Parameter
 
 from kitae import console
 from kitae.cli.app import RESEARCH, Sets, app, bench_app, show_app, study_app
-from kitae.cli.data import data_spec, source_named
+from kitae.cli.data import data_spec
 from kitae.cli.page import Open, write_page
 
 # Of every command that runs studies.
@@ -186,6 +186,7 @@ def search(
     overwrite
         Replace the search in --out.
     """
+    from kitae.data.sources import source_named
     from kitae.experiments.search import search as run_search
 
     result = run_search(

@@ -34,7 +34,7 @@ from kitae import keyed
 from kitae.data.base import SPLIT_NAMES, TEST, TRAIN, VAL, Item, Progress, Source, Table
 from kitae.data.duplicates import HASH_BYTES, first_alike, pixel_hash
 from kitae.data.parallel import each_image
-from kitae.data.sources import open_source
+from kitae.data.sources import open_source, source_named
 from kitae.data.spec import DataSpec
 from kitae.data.splits import divide
 from kitae.errors import DataError, KitaeError
@@ -230,7 +230,7 @@ class CheckReport:
 
 
 def check(
-    source: Source | DataSpec,
+    source: Source | DataSpec | str | Path,
     spec: DataSpec | None = None,
     *,
     progress: Progress | None = None,
@@ -240,7 +240,7 @@ def check(
     """Read every image of a source at its own size, and report.
 
     Args:
-        source: a source, or the spec that names one.
+        source: a source, the spec that names one, its name, or the path of a folder, a Parquet or a CSV file.
         spec: how training would split it; by default `source` where that is a spec, else DataSpec's defaults.
         progress: called with (images done, images in all).
         sheet: where to write a contact sheet (PNG) with some training images of every class.
@@ -249,6 +249,8 @@ def check(
     Raises:
         DataError: the source cannot be opened, or the sheet cannot be written. Broken images are reported, not raised.
     """
+    if isinstance(source, str | Path):
+        source = (spec or DataSpec()).model_copy(update={"source": source_named(source)})
     spec = spec or (source if isinstance(source, DataSpec) else DataSpec())
     source = open_source(source) if isinstance(source, DataSpec) else source
     table = source.table

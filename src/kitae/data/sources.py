@@ -174,6 +174,11 @@ def source_of(path: str | Path) -> str:
     return f"{kinds[given.suffix.lower()]}:{path}"
 
 
+def source_named(given: str | Path) -> str:
+    """The data.source that is meant: a source as it is, or a folder or file by its path."""
+    return source_of(given) if str(given).partition(":")[0] not in SOURCES and Path(given).exists() else str(given)
+
+
 def _suggestion(source: str) -> str:
     try:
         if source:

@@ -7,17 +7,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from torch import nn
 
-from kitae.errors import TrainingInterruptedError, require
+from kitae.errors import RecipeError, TrainingInterruptedError, did_you_mean, require
 from kitae.evaluation.calibration import fit_temperature
 from kitae.evaluation.evaluate import evaluate, evaluate_test, mistakes, predictions_table
 from kitae.pipelines.argument import understand
 from kitae.pipelines.pace import Clock, Recutter, fitted
-from kitae.pipelines.plan import Choices, plan
+from kitae.pipelines.plan import ChoiceOptions, Choices, plan
 from kitae.pipelines.probe import probe
 from kitae.pipelines.setup import Progress, Setup, begin, resolved
 from kitae.recipe import Recipe
@@ -38,7 +38,7 @@ def train(
     watcher: Watcher | None = None,
     progress: Progress | None = None,
     test: bool = True,
-    **choices: Any,
+    **choices: Unpack[ChoiceOptions],
 ) -> Run:
     """Train, select and evaluate a classifier; everything lands in a run folder.
 
@@ -61,6 +61,9 @@ def train(
     Raises:
         KitaeError: anything the user can correct, in one line.
     """
+    for unknown in choices.keys() - ChoiceOptions.__annotations__.keys():
+        hint = did_you_mean(unknown, ChoiceOptions.__annotations__)
+        raise RecipeError(f"kt.train has no option {unknown!r}{hint}; set=('field=value',) reaches every recipe field")
     if isinstance(minutes, int | float):
         minutes = Clock.of(minutes, time.monotonic())
     recipe, minutes, lines = asked(recipe, minutes, Choices(**choices))
