@@ -230,8 +230,13 @@ def predict(
         best = shares.argsort()[::-1][:top]
         names = (f"{classes[k]} {100 * shares[k]:.1f} %" for k in best)
         rows.append([str(file), classes[best[0]], "  ".join(names)])
+    shown = rows[:_ROWS_SHOWN] if console.console.is_terminal else rows
     if rows or not broken:
-        console.table("", ["image", "class", f"best {min(top, len(classes))}"], rows, right=9)
+        console.table("", ["image", "class", f"best {min(top, len(classes))}"], shown, right=9)
+    if len(shown) < len(rows):
+        console.say(
+            f"{len(rows) - len(shown):,} more {'are in' if out else 'are written by --out'} {out or 'FILE.csv'}"
+        )
     if out is not None:
         _write_predictions(out, files, probabilities, classes)
         console.say(f"written to {out}")
@@ -242,6 +247,7 @@ def predict(
 
 
 _PREDICTED_AT_ONCE = 256
+_ROWS_SHOWN = 20  # of predictions on a terminal
 
 
 def _classified(model: Any, files: list[Path], *, skip: bool) -> tuple[list[Path], list[Any], list[str]]:

@@ -12,6 +12,7 @@ from typing import Any, Unpack
 import numpy as np
 from torch import nn
 
+from kitae import console
 from kitae.errors import RecipeError, TrainingInterruptedError, did_you_mean, require
 from kitae.evaluation.calibration import fit_temperature
 from kitae.evaluation.evaluate import evaluate, evaluate_test, mistakes, predictions_table
@@ -38,6 +39,7 @@ def train(
     watcher: Watcher | None = None,
     progress: Progress | None = None,
     test: bool = True,
+    show: bool | None = None,
     **choices: Unpack[ChoiceOptions],
 ) -> Run:
     """Train, select and evaluate a classifier; everything lands in a run folder.
@@ -55,6 +57,7 @@ def train(
         resume: resume the unfinished run in `out`; a finished one is returned as it is.
         overwrite: replace the run in `out`.
         watcher: shows progress of training. `progress(done, total)` shows the decoding of images.
+        show: print progress where no `watcher` is given; None does so on a terminal and in a notebook.
         test: False leaves test closed: evaluation.json has `val` and no `test`, and no opening is counted.
         choices: fields of `pipelines.plan.Choices`, which go before the plan's, or the recipe's: `image_size=160`.
 
@@ -64,6 +67,12 @@ def train(
     for unknown in choices.keys() - ChoiceOptions.__annotations__.keys():
         hint = did_you_mean(unknown, ChoiceOptions.__annotations__)
         raise RecipeError(f"kt.train has no option {unknown!r}{hint}; set=('field=value',) reaches every recipe field")
+    if watcher is None and (console.interactive() if show is None else show):
+        with console.counting("decoding images") as counted, console.TrainingView(0) as view:
+            return train(
+                recipe, out, minutes=minutes, resume=resume, overwrite=overwrite, watcher=view,
+                progress=progress or counted, test=test, **choices,
+            )  # fmt: skip
     if isinstance(minutes, int | float):
         minutes = Clock.of(minutes, time.monotonic())
     recipe, minutes, lines = asked(recipe, minutes, Choices(**choices))
