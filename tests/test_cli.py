@@ -115,10 +115,11 @@ def test_train_prints_accuracy_with_its_interval_in_plain_lines(home: Path) -> N
     assert "everything is in plain" in out
 
 
-def test_train_draws_a_bar_on_a_terminal(home: Path) -> None:
+def on_terminal(home: Path, *words: object) -> str:
+    """What a command prints on a terminal."""
     master, slave = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-m", "kitae", "train", "fashion-mini", "--out", "bar", *TINY],
+        [sys.executable, "-m", "kitae", *map(str, words)],
         stdout=slave, stderr=slave, cwd=home, env={**os.environ, "KITAE_CACHE": str(home / "cache"), "TERM": "xterm"},
     )  # fmt: skip
     os.close(slave)
@@ -131,9 +132,23 @@ def test_train_draws_a_bar_on_a_terminal(home: Path) -> None:
         if not part:
             break
         seen += part
-    assert process.wait() == 0
-    assert b"\x1b[" in seen
-    assert b"ETA" in seen
+    os.close(master)
+    assert process.wait() == 0, seen
+    return seen.decode()
+
+
+def test_train_draws_a_bar_on_a_terminal(home: Path) -> None:
+    seen = on_terminal(home, "train", "fashion-mini", "--out", "bar", *TINY)
+    assert "\x1b[" in seen
+    assert "ETA" in seen
+
+
+def test_a_terminal_shows_twenty_predictions(home: Path, run: Path) -> None:
+    photos = write_folder(home / "many", train=9, classes=3)
+    seen = on_terminal(home, "predict", run, photos, "--out", "many.csv")
+    assert "7 more are in many.csv" in seen
+    assert len((home / "many.csv").read_text().splitlines()) == 28
+    assert "more" not in kitae(home, "predict", run, photos).stdout
 
 
 def test_counting_draws_a_bar_only_while_it_counts(monkeypatch: pytest.MonkeyPatch) -> None:
