@@ -87,7 +87,7 @@ class Recipe(Spec):
             ["optimizer", f"{train.optimizer.name}, lr {train.optimizer.lr:g}"],
             ["schedule", train.schedule.name],
         ]
-        return views.block(f"recipe {self.name}", [], [], rows) + views.folded("all fields", self.to_yaml())
+        return views.block(f"recipe {self.name}", [], [], rows, left=2) + views.folded("all fields", self.to_yaml())
 
     def save(self, path: str | Path) -> None:
         """Write the whole recipe, defaults included, as YAML."""

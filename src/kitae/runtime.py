@@ -95,7 +95,7 @@ class Predictions:
         for place, name, sure in zip(range(len(self)), self.names, self.confidence, strict=True):
             image = self.images[place] if self.images else str(place)
             rows.append([image, name, console.percent(float(sure))])
-        return views.block(f"{len(self):,} predictions", [], ["image", "class", "confidence"], rows)
+        return views.block(f"{len(self):,} predictions", [], ["image", "class", "confidence"], rows, left=2)
 
 
 class Model:

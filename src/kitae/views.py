@@ -20,21 +20,25 @@ MAX_ROWS = 20  # of a table in a notebook
 
 
 def block(
-    title: str, lines: Sequence[str] = (), columns: Sequence[str] = (), rows: Iterable[Sequence[str]] = ()
+    title: str,
+    lines: Sequence[str] = (),
+    columns: Sequence[str] = (),
+    rows: Iterable[Sequence[str]] = (),
+    left: int = 1,
 ) -> str:
     """A titled table as HTML, every string escaped.
 
     Args:
-        lines: sentences above the table. columns: heads; the first column names the row, the others are numbers.
+        lines: sentences above the table. columns: heads. left: so many columns hold text, the others numbers.
         rows: of them the first `MAX_ROWS` are shown, and how many there are.
     """
     parts = [f"<div><strong>{_text(title)}</strong>", *(f"<p>{_text(line)}</p>" for line in lines)]
     every = list(rows)
     if every:
-        head = "".join(f"<th{_align(place)}>{_text(name)}</th>" for place, name in enumerate(columns))
+        head = "".join(f"<th{_align(place < left)}>{_text(name)}</th>" for place, name in enumerate(columns))
         parts.append(f"<table>{f'<thead><tr>{head}</tr></thead>' if any(columns) else ''}<tbody>")
         parts += [
-            f"<tr>{''.join(f'<td{_align(place)}>{_text(cell)}</td>' for place, cell in enumerate(row))}</tr>"
+            f"<tr>{''.join(f'<td{_align(place < left)}>{_text(cell)}</td>' for place, cell in enumerate(row))}</tr>"
             for row in every[:MAX_ROWS]
         ]
         parts.append("</tbody></table>")
@@ -52,8 +56,8 @@ def _text(text: object) -> str:
     return html.escape(console.printable(text))
 
 
-def _align(place: int) -> str:
-    return ' style="text-align:right"' if place else ' style="text-align:left"'
+def _align(text: bool) -> str:
+    return f' style="text-align:{"left" if text else "right"}"'
 
 
 def frame(rows: Sequence[Mapping[str, Any]] | Mapping[str, Any]) -> pd.DataFrame:
