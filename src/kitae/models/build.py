@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from kitae.errors import MissingExtraError, RecipeError, require
+from kitae.models.airbench import Airbench
 from kitae.models.initial import keyed_by_name
 from kitae.models.layers import DropoutLinear
 from kitae.models.resnet import BasicBlock, Bottleneck, ResNet, ResNet9, WideResNet
@@ -51,6 +52,11 @@ def _resnet9(spec: ModelSpec, **sizes: Any) -> nn.Module:
     return ResNet9(spec.width or 64, **_residual(spec, **sizes))
 
 
+def _airbench(spec: ModelSpec, *, classes: int, channels: int, image_size: Size) -> nn.Module:
+    _refuse(spec, "stem", "stochastic_depth")
+    return Airbench(spec.width or 64, classes=classes, channels=channels, dropout=spec.dropout)
+
+
 def _resnet(
     block: type[BasicBlock] | type[Bottleneck], depths: Sequence[int], spec: ModelSpec, **sizes: Any
 ) -> nn.Module:
@@ -79,6 +85,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet20": partial(_cifar_resnet, 3),
     "resnet56": partial(_cifar_resnet, 9),
     "resnet9": _resnet9,
+    "airbench": _airbench,
     "resnet18": partial(_resnet, BasicBlock, (2, 2, 2, 2)),
     "resnet34": partial(_resnet, BasicBlock, (3, 4, 6, 3)),
     "resnet50": partial(_resnet, Bottleneck, (3, 4, 6, 3)),
@@ -86,7 +93,9 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 }
 """Name -> factory(spec, classes=, channels=, image_size=)."""
 
-SCALING = tuple(name for name, make in MODELS.items() if getattr(make, "func", make) in (_cifar_resnet, _resnet9))
+SCALING = tuple(
+    name for name, make in MODELS.items() if getattr(make, "func", make) in (_cifar_resnet, _resnet9, _airbench)
+)
 """The families that come in widths."""
 
 
