@@ -54,11 +54,11 @@ class Shell:
         kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH" or "KITAE_BIN" in os.environ}
         self.env = {**kept, "PATH": path, "KITAE_CACHE": str(folder / "cache")}
 
-    def __call__(self, line: str, cwd: Path | None = None) -> str:
+    def __call__(self, line: str, cwd: Path | None = None, codes: tuple[int, ...] = (0,)) -> str:
         done = subprocess.run(
             shlex.split(line), cwd=cwd or self.folder, env=self.env, capture_output=True, text=True, timeout=3600
         )
-        assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+        assert done.returncode in codes, f"{line}\n{done.stdout}\n{done.stderr}"
         return done.stdout
 
 
@@ -113,7 +113,8 @@ def test_the_readme_in_an_empty_environment(tmp_path: Path) -> None:
     assert re.search(r"\d+\.\d % on test \(\d+\.\d to \d+\.\d\)", text)
     run(command(own, "kitae predict"))
     assert (work / "predictions.csv").read_text().startswith("image,class,cardboard,")
-    run(f"{command(own, 'kitae compress')} {SHORTER}")
+    # Trained so shortly, no file may be within the budget: then the closest is kept, and the code is 2.
+    run(f"{command(own, 'kitae compress')} {SHORTER}", codes=(0, 2))
 
     light = environment(tmp_path / "light", clone, command("Install", "pip install -e '.[runtime]'"))
     assert "torch" not in {path.name for path in (tmp_path / "light").rglob("site-packages/*")}
