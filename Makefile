@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 EXTRAS ?= all,dev
 
-.PHONY: setup demo test check check-slow lint types bench clean
+.PHONY: setup demo test check check-slow lint types docs figures bench clean
 
 setup: $(VENV)/.ready
 
@@ -35,6 +35,19 @@ check: lint types test
 
 check-slow: setup
 	$(BIN)/python -m pytest -q -m slow
+
+# Into build/site; a warning is an error.
+docs: setup
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# What the docs show and a command makes from the code and the committed results.
+figures: setup
+	$(BIN)/python scripts/draw_design.py
+	$(BIN)/python scripts/doc_pictures.py
+	$(BIN)/python scripts/recipe_reference.py
+	$(BIN)/python -m kitae.augment.table docs/augmentation.md
+	$(BIN)/python -m kitae.experiments.ledger studies/results --out docs/ledger.md
 
 bench: setup
 	$(BIN)/python benchmarks/augment.py

@@ -15,6 +15,7 @@ import argparse
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -199,15 +200,16 @@ def steps(device: torch.device, tiny: bool) -> dict[str, Any]:
     networks = {"resnet9-w8-32": ("resnet9", 8, 32, 16)} if tiny else NETWORKS
     for label, (name, width, side, count) in networks.items():
         x = torch.randn(count, 3, side, side, device=device).to(memory_format=torch.channels_last)
+        network = (name, width, side, device)
         y = nn.functional.one_hot(torch.arange(count, device=device) % 10, 10).float()
         row: dict[str, Any] = {"batch": count, "seconds": {}, "peak_bytes": {}, "left_out": {}}
         for precision in candidates(device):
-            _measure(row, precision, lambda p=precision: _ours(name, width, side, device, p, False), x, y, tiny)
+            _measure(row, precision, partial(_ours, *network, precision, False), x, y, tiny)
         fast = "bf16" if "bf16" in row["seconds"] else "fp32"
-        _measure(row, f"bare {fast}", lambda: _bare(name, width, side, device, fast), x, y, tiny)
-        _measure(row, f"{fast} again", lambda: _ours(name, width, side, device, fast, False), x, y, tiny)
+        _measure(row, f"bare {fast}", partial(_bare, *network, fast), x, y, tiny)
+        _measure(row, f"{fast} again", partial(_ours, *network, fast, False), x, y, tiny)
         if not tiny:
-            _measure(row, f"{fast} compiled", lambda: _ours(name, width, side, device, fast, True), x, y, tiny)
+            _measure(row, f"{fast} compiled", partial(_ours, *network, fast, True), x, y, tiny)
         seconds = {key: value["median"] for key, value in row["seconds"].items()}
         row["of_the_bare_step"] = seconds[f"bare {fast}"] / min(seconds[fast], seconds[f"{fast} again"])
         rows[label] = row

@@ -16,7 +16,7 @@ STAGES = {"data", "augment", "models", "training", "evaluation", "compression", 
 ORDER = [
     {"errors"},
     {"spec", "files", "keyed", "console", "modes"},
-    {"preprocess"},
+    {"preprocess", "views"},
     {"runtime"},
     STAGES,
     {"recipe"},

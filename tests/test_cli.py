@@ -72,6 +72,34 @@ def test_verbs_of_other_tools_and_misspelt_ones_name_ours(home: Path, word: str,
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("words", "ours"),
+    [
+        (["train", "fashion-mini", "--epohcs", "3"], "--epochs"),
+        (["train", "fashion-mini", "--learning-rate", "0.1"], "--lr"),
+        (["train", "fashion-mini", "--imgsz", "64"], "--image-size"),
+        (["train", "fashion-mini", "--weight-decay", "0"], "--set train.optimizer.weight_decay="),
+        (["train", "fashion-mini", "--patience", "3"], "--set train.early_stopping.patience="),
+        (["study", "--epochs", "3"], "--set train.epochs="),
+    ],
+)
+def test_options_of_other_tools_and_misspelt_ones_name_ours(home: Path, words: list[str], ours: str) -> None:
+    error = kitae(home, *words, code=2).stderr
+    assert ours in error
+    assert error.count("\n") == 1
+
+
+def test_shell_completion_is_installed(home: Path) -> None:
+    env = {**os.environ, "HOME": str(home), "SHELL": "/bin/bash"}
+    words = [sys.executable, "-m", "kitae", "--install-completion", "--shell", "bash"]
+    done = subprocess.run(words, env=env, capture_output=True, text=True, check=True)
+    script = Path(done.stdout.splitlines()[0].removeprefix("completion script: "))
+    assert script.is_relative_to(home)
+    assert "kitae" in script.read_text()
+    assert "kitae" in (home / ".bashrc").read_text()
+    kitae(home, "--install-completion", "--shell", "tcsh", code=2)
+
+
 def test_studies_are_listed_with_what_they_measure(home: Path) -> None:
     assert "MixUp" in kitae(home, "study").stdout
 
@@ -100,10 +128,11 @@ def test_folds_end_with_what_all_of_them_say(home: Path) -> None:
     assert "class 0" in kitae(home, "predict", "folded", "pets").stdout
 
 
-def test_train_draws_a_bar_on_a_terminal(home: Path) -> None:
+def on_terminal(home: Path, *words: object) -> str:
+    """What a command prints on a terminal."""
     master, slave = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-m", "kitae", "train", "fashion-mini", "--out", "bar", *TINY],
+        [sys.executable, "-m", "kitae", *map(str, words)],
         stdout=slave, stderr=slave, cwd=home, env={**os.environ, "KITAE_CACHE": str(home / "cache"), "TERM": "xterm"},
     )  # fmt: skip
     os.close(slave)
@@ -116,9 +145,23 @@ def test_train_draws_a_bar_on_a_terminal(home: Path) -> None:
         if not part:
             break
         seen += part
-    assert process.wait() == 0
-    assert b"\x1b[" in seen
-    assert b"ETA" in seen
+    os.close(master)
+    assert process.wait() == 0, seen
+    return seen.decode()
+
+
+def test_train_draws_a_bar_on_a_terminal(home: Path) -> None:
+    seen = on_terminal(home, "train", "fashion-mini", "--out", "bar", *TINY)
+    assert "\x1b[" in seen
+    assert "ETA" in seen
+
+
+def test_a_terminal_shows_twenty_predictions(home: Path, run: Path) -> None:
+    photos = write_folder(home / "many", train=9, classes=3)
+    seen = on_terminal(home, "predict", run, photos, "--out", "many.csv")
+    assert "7 more are in many.csv" in seen
+    assert len((home / "many.csv").read_text().splitlines()) == 28
+    assert "more" not in kitae(home, "predict", run, photos).stdout
 
 
 def test_counting_draws_a_bar_only_while_it_counts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,13 +219,19 @@ def test_predict_files_and_folders_and_write_tables(home: Path, run: Path) -> No
 def test_data_prepare_and_check(home: Path) -> None:
     source = write_parquet(home / "d.parquet", train=3, test=1)
     assert "40 images of 3 x 32 x 32, 10 classes" in kitae(home, "data", "prepare", f"parquet:{source}").stdout
-    out = kitae(home, "data", "check", f"parquet:{source}", "--out", "report", code=1).stdout  # its pictures are alike
+    out = kitae(home, "data", "check", source, "--out", "report", code=1).stdout  # its pictures are alike
+    assert out.splitlines()[-1].startswith("not ready: 8 label conflicts")
     assert "class 3" in out
     assert (home / "report" / "check.json").exists()
     assert (home / "report" / "contact-sheet.png").exists()
     photos = write_folder(home / "photos with a broken one", train=12, classes=2)
     (photos / "class 0" / "0.jpg").write_bytes(b"no image")
-    assert "unreadable images: 1" in kitae(home, "data", "check", f"folder:{photos}", code=1).stdout
+    out = kitae(home, "data", "check", photos, code=1).stdout
+    assert "unreadable images: 1" in out
+    assert out.splitlines()[-1].startswith("not ready: 1 unreadable image")
+    kitae(home, "data", "fix", photos, "--out", "fixed.csv")
+    assert kitae(home, "data", "check", "fixed.csv").stdout.splitlines()[-1] == "ready"
+    kitae(home, "data", "fix", photos, "--out", "fixed.csv", code=2)
 
 
 def test_recipe_lists_and_prints(home: Path) -> None:

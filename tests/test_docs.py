@@ -1,57 +1,197 @@
-"""Every Python block of the README and the docs runs, every command is one, every local link leads somewhere."""
+"""What the README and the docs show works: Python runs, YAML loads, commands parse, links lead somewhere.
+
+A block that no test runs says why, in a comment above it:
+
+    <!-- not run: it takes minutes -->
+"""
 
 from __future__ import annotations
 
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from kitae.cli import app
+from kitae.experiments.study_spec import StudySpec
+from kitae.recipe import Recipe
+from tests.images import write_folder
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "README.ja.md", *sorted((ROOT / "docs").rglob("*.md"))]
-BLOCKS = [
-    pytest.param(block, id=f"{page.relative_to(ROOT)}:{number}")
-    for page in PAGES
-    for number, block in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.S))
-]
+LANGUAGES = {"python", "yaml", "text", ""}  # text is output, and "" are commands of a shell
+OTHER_COMMANDS = ("pip install ", "make ", "python -m kitae", "python scripts/", "torchrun ")
 
 
-def commands(page: Path) -> Iterator[str]:
-    """Lines inside fences that call kitae."""
-    fenced = False
-    for line in page.read_text().splitlines():
-        if line.startswith("```"):
-            fenced = not fenced
-        elif fenced and line.strip().startswith("kitae "):
-            yield line.strip()
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a page; `why_not` is the reason that it is not run."""
+
+    page: Path
+    line: int
+    language: str
+    text: str
+    why_not: str | None
+
+    @property
+    def param(self) -> object:
+        return pytest.param(self, id=f"{self.page.relative_to(ROOT)}:{self.line}")
 
 
-COMMANDS = sorted({line for page in PAGES for line in commands(page)})
+def blocks(page: Path) -> Iterator[Block]:
+    lines = page.read_text(encoding="utf-8").splitlines()
+    start: int | None = None
+    for number, line in enumerate(lines):
+        if not line.startswith("```"):
+            continue
+        if start is None:
+            start = number
+            continue
+        above = next((one for one in reversed(lines[:start]) if one.strip()), "")
+        found = re.fullmatch(r"<!-- not run: (.+) -->", above)
+        text = "\n".join(lines[start + 1 : number]) + "\n"
+        yield Block(page, start + 1, lines[start][3:].strip(), text, found[1] if found else None)
+        start = None
+
+
+BLOCKS = [block for page in PAGES for block in blocks(page)]
+
+
+def of(language: str) -> list[object]:
+    return [block.param for block in BLOCKS if block.language == language]
+
+
+def commands(block: Block) -> Iterator[str]:
+    return (line.strip() for line in block.text.splitlines() if line.strip() and not line.strip().startswith("#"))
+
+
+COMMANDS = sorted({line for b in BLOCKS if b.language == "" for line in commands(b) if line.startswith("kitae ")})
+
+
+def test_every_block_is_of_a_known_kind() -> None:
+    assert {block.language for block in BLOCKS} <= LANGUAGES
+
+
+@pytest.mark.parametrize("block", of(""))
+def test_a_block_without_a_language_holds_commands(block: Block) -> None:
+    for line in commands(block):
+        assert line.startswith(("kitae ", *OTHER_COMMANDS)), f"{line!r}: mark output as ```text"
 
 
 @pytest.mark.parametrize("line", COMMANDS)
 def test_commands_are_understood(line: str) -> None:
     words = shlex.split(line, comments=True)
     app.parse_args(words[1:], exit_on_error=False, print_error=False)
+    if words[1:2] == ["study"] and "ablate" not in words and "mine.yaml" not in words:
+        StudySpec.load(words[2])
+    assignments = words[words.index("--set") + 1 :] if "--set" in words and words[1] == "train" else []
+    fields = [word for word in assignments if "=" in word and not word.startswith("--")]
+    if fields and not any("pretrained" in field for field in fields):
+        Recipe.load("cifar10-strong").override(*fields)
 
 
-@pytest.mark.parametrize("block", BLOCKS)
-def test_python_blocks_run(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if "mine.yaml" in block or ("runs/" in block and "kt.train" not in block):
-        pytest.skip("needs a study or run that takes minutes; its calls are tested where they belong")
-    monkeypatch.chdir(tmp_path)
-    Image.fromarray(np.zeros((40, 30, 3), np.uint8)).save("photo.jpg")
-    exec(compile(block, "docs", "exec"), {"__name__": "docs"})
+@pytest.mark.parametrize("block", of("yaml"))
+def test_yaml_blocks_load(block: Block) -> None:
+    content = yaml.safe_load(block.text)
+    if content.keys() <= Recipe.model_fields.keys():
+        Recipe.model_validate(content)
+        return
+    # A study, or a part of one.
+    whole = {"name": "docs", "base": "fashion-mini", "design": "sweep", "factors": {"seed": {"train.ema": [None, 0.9]}}}
+    if {"factors", "variants"} & content.keys():
+        whole.pop("factors")
+    if "claims" in content and "factors" not in content:  # each about an effect of the study around it
+        variants = {claim["effect"]: {} for claim in content["claims"].values()}
+        whole |= {"design": "compare", "factors": {}, "variants": {"reference": {}, **variants}}
+    StudySpec.model_validate({**whole, **content})
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the blocks name: photographs, a finished run, an exported file."""
+    import kitae as kt
+
+    folder = tmp_path_factory.mktemp("docs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("KITAE_CACHE", str(folder / "cache"))
+        recipe = Recipe.load("fashion-mini").override(
+            "data.limit=200", "model={name: resnet8, width: 8}", "train.epochs=1", "train.batch_size=32",
+            "train.precision=fp32",
+        )  # fmt: skip
+        run = kt.train(recipe, out="runs/first")
+        kt.export(run, "model.onnx")
+        write_folder(folder / "photos", train=12, classes=3)
+        shutil.copytree(folder / "photos", folder / "new-photos")
+        for name in ("photo.jpg", "cat.jpg", "dog.png"):
+            Image.fromarray(np.zeros((40, 30, 3), np.uint8)).save(name)
+        (folder / "studies").symlink_to(ROOT / "studies")
+    return folder
+
+
+@pytest.mark.parametrize("block", of("python"))
+def test_python_blocks_run(block: Block, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if block.why_not:
+        pytest.skip(block.why_not)
+    shutil.copytree(place, tmp_path / "here", symlinks=True, ignore=shutil.ignore_patterns("cache"))
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("KITAE_CACHE", str(place / "cache"))
+    exec(compile(block.text, f"{block.page.name}:{block.line}", "exec"), {"__name__": "docs"})
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
         if "://" not in target:
             assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("script", ["recipe_reference"])
+def test_pages_made_by_a_script_are_up_to_date(script: str) -> None:
+    """Run the script again if this fails: python scripts/NAME.py"""
+    sys.path.insert(0, str(ROOT / "scripts"))
+    try:
+        module = __import__(script)
+    finally:
+        sys.path.pop(0)
+    assert module.PAGE.read_text(encoding="utf-8") == module.page()
+
+
+def test_pictures_of_definitions_are_up_to_date(tmp_path: Path) -> None:
+    sys.path.insert(0, str(ROOT / "scripts"))
+    try:
+        import doc_pictures  # type: ignore[import-not-found]
+    finally:
+        sys.path.pop(0)
+    for file in doc_pictures.draw(tmp_path):
+        with Image.open(file) as new, Image.open(doc_pictures.IMAGES / file.name) as old:
+            assert new.size == old.size
+            difference = np.abs(np.asarray(new.convert("L"), np.int16) - np.asarray(old.convert("L"), np.int16))
+        assert difference.mean() < 2  # fonts differ a little between versions of matplotlib
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    for page in (ROOT / "docs").rglob("*.md"):
+        assert page.relative_to(ROOT / "docs").as_posix() in text, page
+
+
+@pytest.mark.skipif(find_spec("mkdocs") is None or find_spec("mkdocstrings") is None, reason="needs the extra docs")
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "WARNING  -" not in done.stderr
+    page = (tmp_path / "site" / "api" / "runs.html").read_text(encoding="utf-8")
+    assert "predict" in page
+    assert not re.search(r'(?:src|href)="https?://[^"]*\.(?:js|css|woff2?)"', page)  # nothing is loaded from elsewhere

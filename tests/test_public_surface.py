@@ -6,6 +6,7 @@ import kitae
 
 PUBLIC = [
     "KitaeError",
+    "Plots",
     "Recipe",
     "Run",
     "__version__",

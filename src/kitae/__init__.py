@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from kitae.pipelines.train import train as train
     from kitae.recipe import Recipe as Recipe
     from kitae.reporting.page import report as report
+    from kitae.reporting.plots import Plots as Plots
     from kitae.run import Run as Run
 
 __version__ = "0.1.0"
@@ -33,6 +34,7 @@ __version__ = "0.1.0"
 # Public name -> (module, attribute); None is the module itself. tests/test_public_surface.py holds the same list.
 _PUBLIC: dict[str, tuple[str, str | None]] = {
     "KitaeError": ("kitae.errors", "KitaeError"),
+    "Plots": ("kitae.reporting.plots", "Plots"),
     "Recipe": ("kitae.recipe", "Recipe"),
     "Run": ("kitae.run", "Run"),
     "augment": ("kitae.augment", None),

@@ -29,6 +29,11 @@ console = Console(highlight=False, soft_wrap=True, emoji=False)
 errors = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 
+def interactive() -> bool:
+    """Whether somebody looks at the output: a terminal, or a notebook."""
+    return console.is_terminal or console.is_jupyter
+
+
 def printable(name: object) -> str:
     """A file or folder name as text that can be encoded; bytes that are not UTF-8 become U+FFFD."""
     return str(name).encode("utf-8", "surrogateescape").decode("utf-8", "replace")

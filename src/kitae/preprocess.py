@@ -26,7 +26,7 @@ import io
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -457,15 +457,73 @@ def _from_array(array: NDArray[Any], depth: Depth | None, hooks: Hooks | None = 
     return Image.fromarray(np.ascontiguousarray(array))
 
 
+def is_image(name: str) -> bool:
+    """Whether a file's name is that of an image, and not hidden."""
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The image files of a folder at any depth, sorted; hidden files and folders are passed over.
+
+    Raises:
+        DataError: a folder cannot be read.
+    """
+
+    def fail(error: OSError) -> None:
+        raise DataError(f"{error.filename}: {error.strerror}") from error
+
+    found: list[Path] = []
+    for parent, folders, files in os.walk(folder, onerror=fail):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(parent, name) for name in files if is_image(name)]
+    return sorted(found, key=lambda path: path.as_posix())
+
+
+def list_images(paths: Iterable[str | Path]) -> list[Path]:
+    """Image files for prediction: a file is taken as it is, a folder gives its image files at any depth, sorted.
+
+    Hidden files and folders inside a folder are passed over. A file named twice comes twice.
+
+    Raises:
+        DataError: a path does not exist, or a folder has no image.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            inside = image_files(path)
+            if not inside:
+                raise DataError(f"{path}: no images in this folder")
+            found += inside
+        elif path.exists():
+            found.append(path)
+        else:
+            raise DataError(f"{path}: no such file or folder")
+    return found
+
+
 def one_or_several(images: Any) -> list[Any]:
-    """A list of images from one image (which may itself be iterable, as a path is) or several."""
+    """A list of images from one image (which may itself be iterable, as a path is) or several.
+
+    A path of a folder gives its images, as `list_images` does.
+    """
     if isinstance(images, (str, os.PathLike, bytes, bytearray, memoryview, Image.Image, np.ndarray)):
-        return [images]
-    if isinstance(images, Iterable):
-        return list(images)
-    raise DataError(
-        f"images are paths, bytes, Pillow images or uint8 arrays, one or several, not {type(images).__name__}"
-    )
+        images = [images]
+    elif not isinstance(images, Iterable):
+        raise DataError(
+            f"images are paths, bytes, Pillow images or uint8 arrays, one or several, not {type(images).__name__}"
+        )
+    found: list[Any] = []
+    for image in images:
+        folder = isinstance(image, (str, os.PathLike)) and os.path.isdir(image)
+        found += list_images([image]) if folder else [image]
+    return found
+
+
+def paths_of(images: Sequence[Any]) -> tuple[str, ...]:
+    """The images' paths, if all of them are paths; else nothing."""
+    if all(isinstance(image, (str, os.PathLike)) for image in images):
+        return tuple(os.fspath(image) for image in images)
+    return ()
 
 
 def load(image: ImageLike, rules: PreprocessRules, name: str = "image") -> NDArray[np.uint8]:

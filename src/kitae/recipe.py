@@ -17,6 +17,7 @@ from typing import Any, Self, TypeVar
 import yaml
 from pydantic import BaseModel, Field, ValidationError
 
+from kitae import views
 from kitae.augment.spec import OPS, AugmentSpec, make_op
 from kitae.data.spec import DataSpec
 from kitae.errors import AugmentError, RecipeError
@@ -68,6 +69,25 @@ class Recipe(Spec):
             RecipeError: an assignment without `=`, an unknown field, or a value that does not fit.
         """
         return override(self, assignments)
+
+    def __repr__(self) -> str:
+        train, optimizer = self.train, self.train.optimizer
+        return (
+            f"Recipe({self.name}: {self.model.name} on {self.data.source}, {train.epochs} epochs, "
+            f"batch {train.batch_size}, {optimizer.name} lr {optimizer.lr:g})"
+        )
+
+    def _repr_html_(self) -> str:
+        train = self.train
+        rows = [
+            ["data", self.data.source],
+            ["augmentation", ", ".join(name for op in self.model_dump()["augment"]["train"] for name in op) or "none"],
+            ["model", self.model.name],
+            ["epochs, batch size", f"{train.epochs}, {train.batch_size}"],
+            ["optimizer", f"{train.optimizer.name}, lr {train.optimizer.lr:g}"],
+            ["schedule", train.schedule.name],
+        ]
+        return views.block(f"recipe {self.name}", [], [], rows, left=2) + views.folded("all fields", self.to_yaml())
 
     def save(self, path: str | Path) -> None:
         """Write the whole recipe, defaults included, as YAML."""

@@ -30,6 +30,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from kitae import views
 from kitae.errors import DataError, KitaeError, RecipeError, TrainingError
 from kitae.files import LOCK, lock_folder, write_atomically, write_json
 from kitae.preprocess import ImageLike, PreprocessRules
@@ -38,9 +39,11 @@ from kitae.training.spec import merit
 
 if TYPE_CHECKING:
     import numpy as np
+    import pandas as pd
     from numpy.typing import NDArray
     from torch import nn
 
+    from kitae import Plots
     from kitae.data.loader import ImageSet
     from kitae.data.splits import Splits
     from kitae.data.store import Store
@@ -68,6 +71,23 @@ class Run:
         self.recipe = recipe
         self._lock: int | None = None
         self._new = False
+
+    def __repr__(self) -> str:
+        return views.run_line(self)
+
+    def _repr_html_(self) -> str:
+        return views.run_html(self)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """`metrics()` as a data frame: a row per epoch."""
+        return views.frame(self.metrics())
+
+    @property
+    def plot(self) -> Plots:
+        """Figures: `run.plot.curves()`, `confusion()`, `calibration()`, `mistakes()`."""
+        from kitae import Plots
+
+        return Plots(self)
 
     # ---- the folder -------------------------------------------------------------------------------------------------
 
@@ -498,9 +518,10 @@ class Run:
 
         Args:
             tta: test-time augmentation, see EvaluateSpec; None is the recipe's.
-            images: one image or several, each a path, encoded bytes, a Pillow image or a uint8 array [H, W] or
-                [H, W, C] of any size; or one uint8 array [N, C, H, W] at the model's size. (A large JPEG as a Pillow
-                image is decoded whole, where training, and a path or bytes here, read it scaled down.)
+            images: one image or several, each a path (of a file, or of a folder of images), encoded bytes, a Pillow
+                image or a uint8 array [H, W] or [H, W, C] of any size; or one uint8 array [N, C, H, W] at the model's
+                size. (A large JPEG as a Pillow image is decoded whole, where training, and a path or bytes here, read
+                it scaled down.)
 
         Raises:
             DataError: an image cannot be read, or an array has another shape or dtype.
@@ -508,14 +529,16 @@ class Run:
         import numpy as np
 
         from kitae.evaluation.calibration import probabilities
-        from kitae.preprocess import load, one_or_several
+        from kitae.preprocess import load, one_or_several, paths_of
         from kitae.runtime import Predictions
 
         _check_tta(tta)
         rules = self.rules
         shape = rules.shape
+        paths: tuple[str, ...] = ()
         if not (isinstance(images, np.ndarray) and images.ndim == 4):
             images = one_or_several(images)
+            paths = paths_of(images)
         elif images.dtype != np.uint8 or images.shape[1:] != shape:
             wanted = ", ".join(map(str, shape))
             raise DataError(
@@ -531,7 +554,7 @@ class Run:
 
         logits, _ = self._logits(gather, np.arange(len(images)), None, tta)
         shares = probabilities(logits, self.facts()["temperature"]).astype(np.float32)
-        return Predictions(logits.argmax(axis=1), shares, self.classes)
+        return Predictions(logits.argmax(axis=1), shares, self.classes, paths)
 
 
 def _check_tta(tta: str | None) -> None:

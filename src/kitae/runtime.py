@@ -27,11 +27,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kitae import console, views
 from kitae.errors import DataError, ExportError, one_line, require
-from kitae.preprocess import ImageLike, PreprocessRules, load, one_or_several
+from kitae.preprocess import ImageLike, PreprocessRules, load, one_or_several, paths_of
 
 if TYPE_CHECKING:
     import onnxruntime
+    import pandas as pd
 
 METADATA_KEY = "kitae"
 FORMAT_VERSION = 1
@@ -46,11 +48,13 @@ class Predictions:
         labels: int64 [N], the most probable class, as an index into `classes`.
         probabilities: float32 [N, K], rows sum to 1; calibrated where the run fitted a temperature.
         classes: the K class names.
+        images: the N paths, where every image was given as one; else empty.
     """
 
     labels: NDArray[np.int64]
     probabilities: NDArray[np.float32]
     classes: tuple[str, ...]
+    images: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -59,6 +63,39 @@ class Predictions:
     def names(self) -> list[str]:
         """The most probable class of each image, by name."""
         return [self.classes[label] for label in self.labels]
+
+    @property
+    def confidence(self) -> NDArray[np.float32]:
+        """float32 [N], the probability of the most probable class."""
+        return np.asarray(self.probabilities.max(axis=1, initial=0.0), np.float32)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """A row per image: `image` where its path is known, `class`, `confidence`, and a column per class.
+
+        Raises:
+            MissingError: pandas is not installed.
+        """
+        columns: dict[str, Any] = {"image": list(self.images)} if self.images else {}
+        columns |= {"class": self.names, "confidence": self.confidence}
+        for name, chances in zip(self.classes, self.probabilities.T, strict=True):
+            columns[f"{name} (class)" if name in ("image", "class", "confidence") else name] = chances
+        return views.frame(columns)
+
+    def __repr__(self) -> str:
+        shown = [
+            f"{name} {console.percent(float(sure))}"
+            for name, sure in zip(self.names[:3], self.confidence[:3], strict=True)
+        ]
+        more = ", ..." if len(self) > 3 else ""
+        said = f": {', '.join(shown)}{more}" if shown else ""
+        return f"Predictions({len(self):,} images, {len(self.classes)} classes{said})"
+
+    def _repr_html_(self) -> str:
+        rows: list[list[str]] = []
+        for place, name, sure in zip(range(len(self)), self.names, self.confidence, strict=True):
+            image = self.images[place] if self.images else str(place)
+            rows.append([image, name, console.percent(float(sure))])
+        return views.block(f"{len(self):,} predictions", [], ["image", "class", "confidence"], rows, left=2)
 
 
 class Model:
@@ -125,10 +162,10 @@ class Model:
         """Classify images.
 
         Args:
-            images: one image or several, each a path, the encoded bytes, a Pillow image, or a uint8 array [H, W] or
-                [H, W, C] of any size; all are oriented, converted and resized as in training (of a large JPEG, a
-                path or bytes to the bit; a Pillow image is decoded whole, where training reads it scaled down). Or one
-                uint8 array [N, C, H, W] that is already at the model's size.
+            images: one image or several, each a path (of a file, or of a folder of images), the encoded bytes, a Pillow
+                image, or a uint8 array [H, W] or [H, W, C] of any size; all are oriented, converted and resized as in
+                training (of a large JPEG, a path or bytes to the bit; a Pillow image is decoded whole, where training
+                reads it scaled down). Or one uint8 array [N, C, H, W] that is already at the model's size.
             batch_size: images per call of the graph. Memory grows with it; the results do not depend on it (files of
                 precision int8-dynamic scale their activations by the batch, so they always take one image at a time).
 
@@ -140,13 +177,16 @@ class Model:
             raise ExportError(f"batch_size must be at least 1, not {batch_size}")
         if self.metadata.get("precision") == "int8-dynamic":
             batch_size = 1
+        paths: tuple[str, ...] = ()
         if isinstance(images, np.ndarray) and images.ndim == 4:
             batches = self._slices(images, batch_size)
         else:
-            batches = self._batches(one_or_several(images), batch_size)
+            several = one_or_several(images)
+            paths = paths_of(several)
+            batches = self._batches(several, batch_size)
         parts = [self.run(batch) for batch in batches]
         probabilities = np.concatenate(parts) if parts else np.empty((0, len(self.classes)), np.float32)
-        return Predictions(probabilities.argmax(axis=1).astype(np.int64), probabilities, self.classes)
+        return Predictions(probabilities.argmax(axis=1).astype(np.int64), probabilities, self.classes, paths)
 
     def run(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
         """The graph itself: uint8 [N, C, H, W] at the model's size -> probabilities float32 [N, K]."""

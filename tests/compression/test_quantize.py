@@ -205,7 +205,10 @@ def test_the_layer_that_cannot_bear_it_comes_first(trained: nn.Module, train: Da
         trained.point.weight[0] *= 200
         trained.classifier.weight[:, 0] /= 200
     proto = to_onnx(trained, CARD)
-    found = sensitivity(proto, calibrate(proto, train.images), selection.images, selection.labels)
+    reference, *found = sensitivity(proto, calibrate(proto, train.images), selection.images, selection.labels)
+    assert reference.layer == ""
+    right = probabilities(proto, selection.images).argmax(axis=1) == selection.labels
+    assert reference.accuracy == right.mean()
     assert len(found) == 6
     assert found[0].layer in ("network.point.weight", "network.classifier.weight")
     assert [item.divergence for item in found] == sorted((item.divergence for item in found), reverse=True)

@@ -87,6 +87,10 @@ def pairs(found: tuple[check_module.Duplicates, ...]) -> list[tuple[str, ...]]:
 def test_sound_data_is_ok(tmp_path: Path, distinct: list[bytes]) -> None:
     report = report_of(tmp_path, distinct, [0, 1, 2] * 20)
     assert report.ok
+    assert check(tmp_path / "x.parquet").to_dict() == {
+        **report.to_dict(),
+        "source": f"parquet:{tmp_path / 'x.parquet'}",
+    }
     assert report.images == 60
     assert report.counts == {
         "train": {"0": 14, "1": 14, "2": 14}, "val": {"0": 2, "1": 2, "2": 2}, "test": {"0": 4, "1": 4, "2": 4},
@@ -162,6 +166,29 @@ def test_label_conflicts(tmp_path: Path, distinct: list[bytes]) -> None:
     report = report_of(tmp_path, [*distinct, distinct[6], distinct[7]], [0] * 30 + [1] * 32)
     assert pairs(report.label_conflicts) == [("6", "60"), ("7", "61")]
     assert [image.label for image in report.label_conflicts[0].images] == ["0", "1"]
+
+
+def test_only_alike_with_different_labels_is_no_conflict(mini: Mini) -> None:
+    assert mini.report.doubtful_labels
+    assert not mini.report.label_conflicts
+    assert mini.report.verdict == mini.report.lines()[-1] == "ready"
+    assert mini.report.ok
+
+
+def test_the_verdict_counts_what_is_wrong(tmp_path: Path, distinct: list[bytes]) -> None:
+    report = report_of(tmp_path, [*distinct, b"x", distinct[6]], [0] * 30 + [1] * 32)
+    assert report.verdict == "not ready: 1 unreadable image, 1 label conflict"
+    assert report.lines()[-1] == report.verdict
+    assert any("kitae data fix parquet:" in cure for cure in report.cures)
+    assert report.to_dict()["verdict"] == report.verdict
+
+
+def test_duplicates_across_splits_do_not_fail_the_check(tmp_path: Path, distinct: list[bytes]) -> None:
+    images = [*distinct[:20], distinct[0]]
+    report = report_of(tmp_path, images, [0, 1] * 10 + [0], ["train"] * 10 + ["val"] * 4 + ["test"] * 7)
+    assert report.across_splits
+    assert report.ok
+    assert any("across splits" in cure for cure in report.cures)
 
 
 def test_the_depth_of_16_bit_images_is_found(tmp_path: Path) -> None:

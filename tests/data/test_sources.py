@@ -16,10 +16,10 @@ import pytest
 from PIL import Image
 
 from kitae.data.base import TEST, TRAIN, VAL, Table
-from kitae.data.sources import FolderSource, list_images, open_source
+from kitae.data.sources import FolderSource, open_source
 from kitae.data.spec import DataSpec
 from kitae.errors import DataError
-from kitae.preprocess import PreprocessRules, decode
+from kitae.preprocess import PreprocessRules, decode, list_images
 from tests.images import encode, picture
 
 Maker = Callable[..., Path]

@@ -170,6 +170,10 @@ def test_a_published_study_without_its_runs_can_be_resumed(tmp_path: Path, units
     assert len(trained(folder)) == (9 - units if units else 0), "only missing runs are trained"
     assert result.runs["store"].nunique() == 1
     assert json.loads(result.runs["machine"][8]) == {"processor": "fake"}
+    assert "\n" not in repr(result)
+    assert "runs finished" in repr(result)
+    assert result.to_pandas().equals(result.effects)
+    assert "<table>" in result._repr_html_()
 
 
 def test_a_published_study_is_resumed_only_on_its_images(tmp_path: Path) -> None:

@@ -165,7 +165,10 @@ def test_the_smallest_file_within_the_budget_wins(find: Finder, finished: Run) -
     assert outcome.winner.row["parameters"] == count_parameters(small)
     small.load_state_dict(outcome.winner.model.state_dict())
     assert outcome.winner.name in outcome.front
-    assert len(outcome.sensitivity) == len(prunable_layers(best))
+    reference, *layers = outcome.sensitivity
+    assert (reference.layer, reference.divergence, reference.flips) == ("", 0.0, 0.0)
+    assert reference.accuracy is not None
+    assert len(layers) == len(prunable_layers(best))
     values, kept = outcome.filters or (np.zeros(0), np.zeros(0))
     assert values.shape == kept.shape == (8, 1, 3, 3)
     assert kept.mean() == pytest.approx(len(outcome.shape.kept["stem.0"]) / 8)

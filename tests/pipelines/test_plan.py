@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from kitae import console
 from kitae.errors import DataError, RecipeError
 from kitae.pipelines import plan as room
 from kitae.pipelines.pace import Clock, Pace
-from kitae.pipelines.plan import Choices, plan
+from kitae.pipelines.plan import ChoiceOptions, Choices, plan
 from kitae.pipelines.train import train
 from kitae.recipe import Recipe
 from tests.images import picture, write_folder
@@ -215,3 +217,26 @@ def test_the_minutes_are_turned_into_steps_of_the_recipe(tmp_path: Path) -> None
     assert np.ptp([row["step"] for row in run.metrics()]) > 0
     again = train(Recipe.load(run.path / "recipe.yaml"), tmp_path / "again")
     assert [row["val_loss"] for row in again.metrics()] == [row["val_loss"] for row in run.metrics()]
+
+
+def test_the_options_of_train_are_typed_and_a_wrong_one_is_named(tmp_path: Path) -> None:
+    assert list(ChoiceOptions.__annotations__) == [field.name for field in fields(Choices)]
+    with pytest.raises(RecipeError, match=r"epoch'.*did you mean epochs"):
+        train("fashion-mini", epoch=3)  # type: ignore[call-arg]
+    assert not list(tmp_path.iterdir())
+
+
+def test_progress_is_shown_where_somebody_looks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = Recipe.load("fashion-mini").override(
+        "data.limit=64", "model={name: resnet8, width: 4}", "train.epochs=1", "train.batch_size=32",
+        "train.precision=fp32",
+    )  # fmt: skip
+    train(recipe, tmp_path / "quiet", test=False)
+    assert "epoch" not in capsys.readouterr().out
+    monkeypatch.setattr(console, "interactive", lambda: True)
+    train(recipe, tmp_path / "shown", test=False)
+    assert "epoch   1/1" in capsys.readouterr().out
+    train(recipe, tmp_path / "hidden", test=False, show=False)
+    assert "epoch" not in capsys.readouterr().out

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from kitae.errors import KitaeError
-from kitae.pipelines.compress import compress
+from kitae.pipelines.compress import CompressionResult, compress
 from kitae.pipelines.train import train
 from kitae.recipe import Recipe
 from kitae.reporting import page as p
@@ -419,6 +419,25 @@ def test_a_sensitivity_with_its_reference_shows_it(tmp_path: Path) -> None:
     assert "none: the original" in reader.words
     assert "93.75 %" in reader.words
     assert "was not recorded" not in reader.words
+
+
+def test_a_compression_shows_itself(tmp_path: Path) -> None:
+    found = CompressionResult.open(_compression(tmp_path / "small"))
+    assert "\n" not in repr(found)
+    assert "smaller" in repr(found)
+    assert "original, float32" in found._repr_html_()
+    assert len(found.to_pandas()) == len(found.rows)
+    facts = json.loads((found.path / "compression.json").read_text())
+    (found.path / "compression.json").write_text(json.dumps({**facts, "candidates": []}))
+    assert "damaged" in repr(found)
+
+
+def test_macro_f1_is_among_the_results(make_run: Callable[..., Run]) -> None:
+    run = make_run()
+    split = {**run.evaluation()["test"], "macro_f1": 0.4321, "macro_f1_interval": [0.4, 0.5]}
+    run.write_evaluation({**run.evaluation(), "test": split})
+    _, reader = read(p.report(run))
+    assert_told(reader.words, "Macro F1", "43.21 %")
 
 
 def test_compression_that_kept_its_budget_has_no_warning(tmp_path: Path) -> None:

@@ -9,18 +9,19 @@ import errno
 import os
 import sys
 
-from cyclopts import CycloptsError
+from cyclopts import CycloptsError, UnknownOptionError
 
 from kitae import console
+from kitae.cli import habits
 from kitae.cli.app import app
-from kitae.cli.data import check, prepare
+from kitae.cli.data import check, fix, prepare
 from kitae.cli.research import ablate, augment, bench, bench_precision, recipe, search, study
 from kitae.cli.ship import compress, export
 from kitae.cli.start import evaluate, predict, report, train
 from kitae.errors import KitaeError, missing
 
 __all__ = [
-    "ablate", "app", "augment", "bench", "bench_precision", "check", "compress", "evaluate", "export", "main",
+    "ablate", "app", "augment", "bench", "bench_precision", "check", "compress", "evaluate", "export", "fix", "main",
     "predict", "prepare", "recipe", "report", "search", "study", "train",
 ]  # fmt: skip
 
@@ -37,12 +38,6 @@ _USER_ERRORS = (
     errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOTDIR, errno.EISDIR,
     errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP,
 )  # fmt: skip
-# What other trainers call our verbs.
-_HABITS = {
-    "fit": "train", "finetune": "train", "fine-tune": "train", "val": "evaluate", "validate": "evaluate",
-    "test": "evaluate", "eval": "evaluate", "infer": "predict", "classify": "predict", "prune": "compress",
-    "quantize": "compress", "benchmark": "bench", "ablate": "study ablate", "check": "data check",
-}  # fmt: skip
 _FIRST_STEPS = """\
 kitae train fashion-mini         train a first classifier, on images that come with the package
 kitae predict runs/NAME IMAGES   classify images with it
@@ -55,11 +50,14 @@ def main() -> None:
     if not words:
         console.say(_FIRST_STEPS)
         return
-    if words[0] in _HABITS:
-        console.error(f"there is no command {words[0]!r}: use kitae {_HABITS[words[0]]}")
+    if words[0] in habits.COMMANDS:
+        console.error(f"there is no command {words[0]!r}: use kitae {habits.COMMANDS[words[0]]}")
         sys.exit(2)
     try:
         app(exit_on_error=False, print_error=False)
+    except UnknownOptionError as problem:
+        console.error(habits.hint(problem) or str(problem))
+        sys.exit(2)
     except CycloptsError as problem:
         console.error(str(problem))
         sys.exit(2)

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from cyclopts import Parameter
 
 from kitae import console
 from kitae.cli.app import Sets, data_app
 
+_SHOWN = 20  # images left out that are listed
+
 
 @data_app.command
 def check(source: str, *, out: Path | None = None, set_: Sets = None) -> None:
-    """Report broken images, class counts, sizes, duplicates and label conflicts of a source.
+    """Report broken images, class counts, sizes, duplicates and label conflicts, and end with a verdict.
 
-    Exits with 1 where an image is unreadable, leaked across splits, labelled twice, or keeps training from starting.
+    Exits with 1 where an image is unreadable, copies of one picture have different labels, or training cannot start.
 
-    Example: kitae data check folder:photos
+    Example: kitae data check photos/
 
     Parameters
     ----------
     source
-        As data.source of a recipe: folder:PATH, parquet:PATH, cifar10, ...
+        A folder, a .parquet or a .csv file, or a source as data.source of a recipe: cifar10, ...
     out
         A folder for the full report (check.json) and a contact sheet.
     """
@@ -31,27 +36,71 @@ def check(source: str, *, out: Path | None = None, set_: Sets = None) -> None:
     spec = data_spec(source, set_)
     with console.counting("reading images") as progress:
         report = run_check(spec, progress=progress, sheet=None if out is None else out / "contact-sheet.png")
-    for line in report.lines():
-        console.say(line)
     if out is not None:
         from kitae.files import write_json
 
         write_json(out / "check.json", report.to_dict())
         console.say(f"full report in {out}")
+    for line in report.lines():
+        console.say(line)
     if not report.ok:
         sys.exit(1)
+
+
+@data_app.command
+def fix(
+    source: str,
+    *,
+    out: Path | None = None,
+    set_: Sets = None,
+    overwrite: Annotated[bool, Parameter(negative=())] = False,
+) -> None:
+    """Write the data again without unreadable images, label conflicts and copies; the source is not changed.
+
+    Of copies with one label, one is kept, that of test first. Of copies with several labels, none is.
+
+    Example: kitae data fix photos/ --out photos-fixed.csv
+
+    Parameters
+    ----------
+    source
+        A folder, a .parquet or a .csv file.
+    out
+        The new file: .csv for a folder or a .csv file, .parquet for Parquet; default SOURCE-fixed beside it.
+    overwrite
+        Replace the file in --out.
+    """
+    from kitae.data.check import check as run_check
+    from kitae.data.fix import fix as run_fix
+    from kitae.data.fix import suffix_of
+    from kitae.data.sources import open_source
+
+    spec = data_spec(source, set_)
+    opened = open_source(spec)
+    if out is None:
+        root = Path(spec.source.partition(":")[2] or spec.source)
+        out = root.with_name(f"{root.stem if root.is_file() else root.name}-fixed{suffix_of(opened)}")
+    with console.counting("reading images") as progress:
+        report = run_check(opened, spec, progress=progress)
+    written = run_fix(opened, report, out, overwrite=overwrite)
+    for name, reason in written.left_out[:_SHOWN]:
+        console.say(f"left out: {name}: {reason}")
+    if len(written.left_out) > _SHOWN:
+        console.say(f"and {len(written.left_out) - _SHOWN:,} more")
+    console.say(f"{written.path}: {written.kept:,} images, {len(written.left_out):,} left out")
+    console.say(f"next: kitae train {shlex.quote(str(written.path))}")
 
 
 @data_app.command
 def prepare(source: str, *, set_: Sets = None) -> None:
     """Decode a source now, so that training starts at once.
 
-    Example: kitae data prepare folder:photos
+    Example: kitae data prepare photos/
 
     Parameters
     ----------
     source
-        As data.source of a recipe.
+        A folder, a .parquet or a .csv file, or a source as data.source of a recipe.
     """
     from kitae.data.store import open_store
 
@@ -69,7 +118,8 @@ def prepare(source: str, *, set_: Sets = None) -> None:
 
 def data_spec(source: str, assignments: list[str] | None) -> Any:
     """The data section of a recipe with this source and these overrides."""
+    from kitae.data.sources import source_named
     from kitae.recipe import Recipe
 
-    recipe = Recipe().override(f"data.source={json.dumps(source, ensure_ascii=False)}", *(assignments or ()))
-    return recipe.data
+    named = json.dumps(source_named(source), ensure_ascii=False)
+    return Recipe().override(f"data.source={named}", *(assignments or ())).data

@@ -169,12 +169,12 @@ def search(
 ) -> None:
     """Search augmentation, mixing and smoothing for your own data; presets first, a fair rematch at the end.
 
-    Example: kitae search folder:photos
+    Example: kitae search photos/
 
     Parameters
     ----------
     data
-        A source, as data.source of a recipe.
+        A folder, a .parquet or a .csv file, or a source as data.source of a recipe.
     recipe
         The recipe whose model and length are used.
     out
@@ -186,10 +186,11 @@ def search(
     overwrite
         Replace the search in --out.
     """
+    from kitae.data.sources import source_named
     from kitae.experiments.search import search as run_search
 
     result = run_search(
-        recipe, out, f"data.source={json.dumps(data, ensure_ascii=False)}", *(set_ or ()), arms=arms,
+        recipe, out, f"data.source={json.dumps(source_named(data), ensure_ascii=False)}", *(set_ or ()), arms=arms,
         rematch_seeds=rematch_seeds, workers=workers, threads=threads, executor=_ray(ray), overwrite=overwrite,
         report=console.say,
     )  # fmt: skip
@@ -201,12 +202,12 @@ def search(
 def augment(data: str = "fashion-mini", *, out: Path = Path("gallery"), set_: Sets = None, seed: int = 0) -> None:
     """Draw every augmentation on your own training images.
 
-    Example: kitae show augment folder:photos
+    Example: kitae show augment photos/
 
     Parameters
     ----------
     data
-        A source, as data.source of a recipe.
+        A folder, a .parquet or a .csv file, or a source as data.source of a recipe.
     out
         The folder for the pictures.
     """

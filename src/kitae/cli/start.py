@@ -8,12 +8,11 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from kitae import console
+from kitae import console, views
 from kitae.cli.app import START, Sets, app
 from kitae.cli.page import Open, show, write_page
 from kitae.errors import CompressionError, DataError, RecipeError
 
-_CLASSES = 20  # that are listed; the page has all
 _Tta = Literal["none", "flip", "shift", "scale", "full"]
 
 
@@ -141,51 +140,8 @@ def _print_plan(recipe: Any, progress: Any) -> None:
 
 
 def _print_result(run: Any) -> None:
-    evaluation, metrics = run.evaluation(), run.metrics()
-    test, val, folds = (evaluation.get(name) for name in ("test", "val", "out_of_fold"))
-    measured, where = (test, "test") if test else (folds, "out-of-fold")
-    rows = [["test accuracy", console.percent(test["accuracy"], test["accuracy_interval"])]] if test else []
-    rows += _without_duplicates(test) if test else []
-    if folds:
-        rows += _of_folds(folds)
-    if val:
-        rows += [["validation accuracy", console.percent(val["accuracy"], val["accuracy_interval"])]]
-    rows += [
-        [f"balanced {where} accuracy", console.percent(measured["balanced_accuracy"])],
-        [f"{where} loss", f"{measured['loss']:.4f}"],
-        ["calibration error", console.percent(measured["ece"])],
-        ["epoch that is kept" if folds else "best epoch", f"{evaluation['best_epoch']} of {metrics[-1]['epoch']}"],
-        ["training time", console.duration(sum(row["seconds"] for row in metrics))],
-        ["test opened", f"{evaluation['test_openings']} time(s)"],
-    ]
-    console.table("", ["", "value (95 % interval)"], rows)
+    console.table("", ["", "value (95 % interval)"], views.run_rows(run.evaluation(), run.metrics()))
     console.say(f"everything is in {run.path}")
-
-
-def _of_folds(measured: dict[str, Any]) -> list[list[str]]:
-    """Rows of a cross-validation: all images, each by the model that has not seen it, and the classes."""
-    each = [fold["accuracy"] for fold in measured["folds"]]
-    spread = f"{100 * min(each):.1f} to {100 * max(each):.1f} %"
-    return [
-        [
-            f"out-of-fold accuracy ({measured['count']:,} images)",
-            console.percent(measured["accuracy"], measured["accuracy_interval"]),
-        ],
-        [f"of the {len(each)} folds", spread],
-        *(
-            [f"  recall of {name}", console.percent(row["accuracy"], row["accuracy_interval"])]
-            for name, row in list(measured["per_class"].items())[:_CLASSES]
-        ),
-    ]
-
-
-def _without_duplicates(test: dict[str, Any]) -> list[list[str]]:
-    """A row for the test accuracy without images that are also training or validation images, where there are any."""
-    others = test.get("without_duplicates")
-    if others is None:
-        return []
-    accuracy = "-" if others["accuracy"] is None else console.percent(others["accuracy"], others["accuracy_interval"])
-    return [[f"without duplicates ({others['count']:,} images)", accuracy]]
 
 
 @app.command(group=START, sort_key=3)
@@ -216,7 +172,7 @@ def evaluate(run: Path, *, split: Literal["train", "val", "test"] = "test", tta:
         f"{split} accuracy {console.percent(result['accuracy'], result['accuracy_interval'])}  "
         f"loss {result['loss']:.4f}  calibration error {console.percent(result['ece'])}"
     )
-    for name, accuracy in _without_duplicates(result):
+    for name, accuracy in views.without_duplicates(result):
         console.say(f"{split} accuracy {name} {accuracy}")
     if split == "test":
         console.say(f"test of this run was opened {opened.test_openings} time(s)")
@@ -248,7 +204,7 @@ def predict(
     on_corrupt
         What to do with an unreadable image: stop, or skip it and list it at the end.
     """
-    from kitae.data.sources import list_images
+    from kitae.preprocess import list_images
 
     if top < 1:
         raise RecipeError("--top: must be at least 1")
@@ -280,8 +236,13 @@ def predict(
         best = shares.argsort()[::-1][:top]
         names = (f"{classes[k]} {100 * shares[k]:.1f} %" for k in best)
         rows.append([str(file), classes[best[0]], "  ".join(names)])
+    shown = rows[:_ROWS_SHOWN] if console.console.is_terminal else rows
     if rows or not broken:
-        console.table("", ["image", "class", f"best {min(top, len(classes))}"], rows, right=9)
+        console.table("", ["image", "class", f"best {min(top, len(classes))}"], shown, right=9)
+    if len(shown) < len(rows):
+        console.say(
+            f"{len(rows) - len(shown):,} more {'are in' if out else 'are written by --out'} {out or 'FILE.csv'}"
+        )
     if out is not None:
         _write_predictions(out, files, probabilities, classes)
         console.say(f"written to {out}")
@@ -292,6 +253,7 @@ def predict(
 
 
 _PREDICTED_AT_ONCE = 256
+_ROWS_SHOWN = 20  # of predictions on a terminal
 
 
 def _classified(model: Any, files: list[Path], *, skip: bool) -> tuple[list[Path], list[Any], list[str]]:

@@ -117,7 +117,7 @@ class Sensitivity:
     """What quantizing one layer alone does, on selection images.
 
     Attributes:
-        layer: the name of its weights.
+        layer: the name of its weights; empty for the float network itself.
         divergence: mean Kullback-Leibler divergence from the float network's probabilities, in nats.
         flips: share of the images whose class changes.
         accuracy: share correct, or None without labels.
@@ -139,23 +139,29 @@ def sensitivity(
     per_channel: bool = True,
     batch_size: int = 64,
 ) -> list[Sensitivity]:
-    """Quantize each layer alone and measure how far the outputs move; the most sensitive first.
+    """Quantize each layer alone and measure how far the outputs move.
 
     Args:
         images: uint8 [N, C, H, W], selection (validation) images.
         labels: int64 [N].
         target, per_channel: as `static`.
+
+    Returns:
+        The float network itself, with which the others are compared; then the layers, the most sensitive first.
     """
     expected = probabilities(proto, images, batch_size)
     names = {n.name: n.input[1] for n in proto.graph.node if n.op_type in WEIGHTED}
+
+    def correct(outputs: NDArray[np.float32]) -> float | None:
+        return None if labels is None else float((outputs.argmax(axis=1) == labels).mean())
+
     found = []
     for node in weighted_nodes(proto):
         alone = static(proto, ranges, target=target, only=[node], per_channel=per_channel)
         got = probabilities(alone, images, batch_size)
         moved = distance(expected, got)
-        accuracy = None if labels is None else float((got.argmax(axis=1) == labels).mean())
-        found.append(Sensitivity(names[node], moved.divergence, moved.flips, accuracy))
-    return sorted(found, key=lambda item: -item.divergence)
+        found.append(Sensitivity(names[node], moved.divergence, moved.flips, correct(got)))
+    return [Sensitivity("", 0.0, 0.0, correct(expected)), *sorted(found, key=lambda item: -item.divergence)]
 
 
 def probabilities(proto: onnx.ModelProto, images: NDArray[np.uint8], batch_size: int = 64) -> NDArray[np.float32]:

@@ -15,8 +15,7 @@
 from __future__ import annotations
 
 import difflib
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +25,7 @@ from kitae.data.base import SPLIT_ALIASES, TRAIN, Item, Progress, Source, Table,
 from kitae.data.groups import by_paths
 from kitae.data.spec import DataSpec
 from kitae.errors import DataError
-from kitae.preprocess import EXTENSIONS
+from kitae.preprocess import image_files, is_image
 
 GROUP_PREFIX = "group="
 _BLOCK, _BLOCKS = 32, 64  # images handed to a worker at once, at most; and at least so many portions of a folder
@@ -48,28 +47,6 @@ def open_source(spec: DataSpec, progress: Progress | None = None) -> Source:
     if spec.groups is not None and name not in _GROUPED:
         raise DataError(f"data.groups: {name} has neither columns nor folders to take groups from; set it to null")
     return SOURCES[name](spec, path, progress)
-
-
-def list_images(paths: Iterable[str | Path]) -> list[Path]:
-    """Image files for prediction: a file is taken as it is, a folder gives its image files at any depth, sorted.
-
-    Hidden files and folders inside a folder are passed over. A file named twice comes twice.
-
-    Raises:
-        DataError: a path does not exist, or a folder has no image.
-    """
-    found: list[Path] = []
-    for path in map(Path, paths):
-        if path.is_dir():
-            inside = _image_files(path)
-            if not inside:
-                raise DataError(f"{path}: no images in this folder")
-            found += inside
-        elif path.exists():
-            found.append(path)
-        else:
-            raise DataError(f"{path}: no such file or folder")
-    return found
 
 
 class FolderSource(Source):
@@ -119,7 +96,7 @@ class FolderSource(Source):
             for folder in _subfolders(part):
                 if folder.name not in names:
                     raise DataError(f"{self.name}: class {folder.name!r} of {part.name} is not in train")
-                images = _image_files(folder)
+                images = image_files(folder)
                 if not images and code == TRAIN:
                     raise DataError(f"{self.name}: class {folder.name!r} has no images in {folder}")
                 self._files += images
@@ -159,7 +136,7 @@ class FolderSource(Source):
 
 def _check_part(part: Path, name: str, *, empty: bool) -> None:
     """Refuse a split whose images would be passed over: another one would be made from train in its place."""
-    loose = sorted(entry.name for entry in part.iterdir() if _is_image(entry.name) and entry.is_file())
+    loose = sorted(entry.name for entry in part.iterdir() if is_image(entry.name) and entry.is_file())
     if loose:
         raise DataError(
             f"{name}: {part.name} has images outside class folders ({loose[0]}); expected is one folder of images "
@@ -174,21 +151,6 @@ def _subfolders(folder: Path) -> list[Path]:
         return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "__MACOSX")))
     except OSError as error:
         raise DataError(f"{folder}: {error.strerror}") from error
-
-
-def _is_image(name: str) -> bool:
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS
-
-
-def _image_files(folder: Path) -> list[Path]:
-    def fail(error: OSError) -> None:
-        raise DataError(f"{error.filename}: {error.strerror}") from error
-
-    found: list[Path] = []
-    for parent, folders, files in os.walk(folder, onerror=fail):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(parent, name) for name in files if _is_image(name)]
-    return sorted(found, key=lambda path: path.as_posix())
 
 
 def _marked_groups(names: Sequence[str], keys: NDArray[np.int64]) -> NDArray[np.int64] | None:
@@ -217,6 +179,11 @@ def source_of(path: str | Path) -> str:
             f"{path}: not a data source; give a folder with one folder per class, a .parquet or a .csv file"
         )
     return f"{kinds[given.suffix.lower()]}:{path}"
+
+
+def source_named(given: str | Path) -> str:
+    """The data.source that is meant: a source as it is, or a folder or file by its path."""
+    return source_of(given) if str(given).partition(":")[0] not in SOURCES and Path(given).exists() else str(given)
 
 
 def _suggestion(source: str) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from kitae import views
 from kitae.errors import KitaeError, TrainingError
 from kitae.experiments import wording
 from kitae.experiments.claims import judge
@@ -142,6 +143,24 @@ class StudyResult:
         """The effect of this name on a metric, or None if it was not measured."""
         analysis = self.analyses.get(metric)
         return next((e for e in analysis.effects if e.name == name), None) if analysis else None
+
+    def to_pandas(self) -> pd.DataFrame:
+        """`effects`: a row per effect and metric."""
+        return self.effects
+
+    def __repr__(self) -> str:
+        state = f"{len(self.finished)} of {len(self.runs)} runs finished"
+        return f"StudyResult({self.path}: {self.spec.name}, {self.spec.design}, {state}, {self.spec.metric})"
+
+    def _repr_html_(self) -> str:
+        effects = self.analyses[self.spec.metric].effects
+        rows = [
+            [e.name, wording.amount(e.estimate, e), wording.interval(e), "yes" if e.shown else "no"] for e in effects
+        ]
+        title = f"{self.spec.name}: {len(self.finished)} of {len(self.runs)} runs finished ({self.path})"
+        about = [self.spec.about] if self.spec.about else []
+        columns = [self.spec.metric, "effect", "95 % interval", "shown"]
+        return views.block(title, [*about, *self.notes], columns, rows)
 
     def _sentence(self, effect: Effect) -> str:
         has = effect.metric in self.finished and self.finished[effect.metric].notna().any()

@@ -14,9 +14,9 @@ class Airbench(nn.Module):
     """A whitening convolution, three pairs of 3x3 convolutions, max-pools, and a linear classifier.
 
     Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU", 2024 (arXiv 2404.00498), sections 3.1 to 3.3. The stem is
-    fixed: its 2x2 filters are the directions in which patches of training images vary, each scaled to the same variance,
-    and their negatives; see `whiten`. The other convolutions start as identities on as many channels as they can, with
-    torch's default in the rest. BatchNorm has a shift and no scale. Logits are divided by nine.
+    fixed: its 2x2 filters are the directions in which patches of training images vary, each scaled to the same
+    variance, and their negatives; see `whiten`. The other convolutions start as identities on as many channels as they
+    can, with torch's default in the rest. BatchNorm has a shift and no scale. Logits are divided by nine.
 
     At 32 pixels width 64 costs 118 million multiply-adds forward, 0.71 GFLOP an image in training.
 

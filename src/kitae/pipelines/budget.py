@@ -39,7 +39,7 @@ class Outcome:
         why_not: what the closest one exceeds, in words; empty within the budget.
         front: names of the candidates that no other beats in accuracy, bytes and latency.
         latency: of one image, as `latency.measure` gives it, with the A/A control.
-        sensitivity: the effect of quantizing each layer of the original alone; the most sensitive first.
+        sensitivity: the effect of quantizing each layer of the original alone, see `quantize.sensitivity`.
         shape: rebuilds the winner's network.
         filters: first convolution of the original [O, C, h, w], and what of it the winner kept (bool).
         stopped: why larger ratios were not tried; empty if all were.

@@ -20,13 +20,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow
 from pydantic import ValidationError
 from torch import nn
 
 import kitae
+from kitae import views
 from kitae.compression.shape import Shape, reshape
 from kitae.compression.spec import CompressSpec
 from kitae.errors import BudgetError, CompressionError, KitaeError, TrainingError, TrainingInterruptedError, one_line
@@ -37,10 +38,14 @@ from kitae.pipelines.export import beside
 from kitae.pipelines.networks import Networks, Say, fresh_network
 from kitae.preprocess import PreprocessRules
 from kitae.recipe import Recipe
-from kitae.reporting import figures
+from kitae.reporting import compression_page, figures, values
+from kitae.reporting.results import CompressionRecord
 from kitae.run import Run, machine, write_parquet
 from kitae.runtime import has_vnni
 from kitae.training.checkpoint import load_weights, save_weights
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _FILES = ("compression.json", "front.parquet", "model.onnx", "closest.onnx", "model.json", "model.safetensors",
           "report.html")  # fmt: skip
@@ -99,6 +104,30 @@ class CompressionResult:
     def test(self) -> dict[str, Any] | None:
         """The original and the winner on test, or None where test was not opened."""
         return None if self.facts["test"] is None else dict(self.facts["test"])
+
+    def to_pandas(self) -> pd.DataFrame:
+        """A row per candidate."""
+        return views.frame(self.rows)
+
+    def __repr__(self) -> str:
+        try:
+            found = self._answer()[0]
+        except KitaeError:
+            found = "damaged"
+        return f"CompressionResult({self.path}: {found.removesuffix('.')})"
+
+    def _repr_html_(self) -> str:
+        record = CompressionRecord.open(self.path)
+        rows = [
+            [compression_page.label(record, row), values.share(row.accuracy, 2), values.points(row.drop),
+             values.size(row.bytes), values.milliseconds(row.latency_ms)]
+            for row in record.candidates
+        ]  # fmt: skip
+        columns = ["candidate", "validation accuracy", "lost", "file", "latency"]
+        return views.block(str(self.path), self._answer(), columns, rows)
+
+    def _answer(self) -> list[str]:
+        return compression_page.answer(CompressionRecord.open(self.path))
 
     def load_model(self) -> nn.Module:
         """The winner's network in PyTorch (before any rounding to 8 bits), in eval mode on the CPU.

@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -105,6 +105,19 @@ class Plan:
     recipe: Recipe
     lines: tuple[str, ...]
     clock: Clock
+
+
+class ChoiceOptions(TypedDict, total=False):
+    """The fields of `Choices` as keyword options of `kt.train`."""
+
+    model: str | None
+    epochs: int | None
+    batch_size: int | None
+    image_size: int | None
+    lr: float | None
+    seed: int | None
+    device: str | None
+    set: tuple[str, ...]
 
 
 @dataclass(frozen=True)

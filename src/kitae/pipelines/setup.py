@@ -26,6 +26,7 @@ from kitae.data.splits import Splits, make_splits
 from kitae.data.store import Store, open_store
 from kitae.errors import RecipeError, TrainingError
 from kitae.evaluation.evaluate import label_scores, predict_logits
+from kitae.models.airbench import Airbench
 from kitae.models.build import (
     build,
     count_macs,
@@ -196,7 +197,7 @@ class Setup:
                 image_size=self.store.rules.image_size,
                 weights=self.weights if pretrained else None,
             )
-        if hasattr(model, "whiten"):  # a stem that is made of the training images
+        if isinstance(model, Airbench):  # its stem is made of the training images
             images, _ = next(self.clean_batches(torch.device("cpu"), _WHITENING_IMAGES))
             model.whiten(images)
         layout = torch.channels_last if self.recipe.train.channels_last else torch.contiguous_format

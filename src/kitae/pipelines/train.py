@@ -7,19 +7,20 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from kitae.errors import RecipeError, TrainingError, TrainingInterruptedError, require
+from kitae import console
+from kitae.errors import RecipeError, TrainingError, TrainingInterruptedError, did_you_mean, require
 from kitae.evaluation.calibration import fit_temperature
 from kitae.evaluation.evaluate import evaluate, evaluate_test, mistakes, predictions_table
 from kitae.pipelines.argument import understand
 from kitae.pipelines.folds import OutOfFold, split_clock, train_folds, tunes
 from kitae.pipelines.pace import Clock, Recutter, fitted
-from kitae.pipelines.plan import Choices, plan
+from kitae.pipelines.plan import ChoiceOptions, Choices, plan
 from kitae.pipelines.probe import Shared, probe
 from kitae.pipelines.setup import Progress, Setup, begin, resolved
 from kitae.recipe import Recipe
@@ -42,7 +43,8 @@ def train(
     watcher: Watcher | None = None,
     progress: Progress | None = None,
     test: bool = True,
-    **choices: Any,
+    show: bool | None = None,
+    **choices: Unpack[ChoiceOptions],
 ) -> Run:
     """Train, select and evaluate a classifier; everything lands in a run folder.
 
@@ -59,6 +61,7 @@ def train(
         resume: resume the unfinished run in `out`; a finished one is returned as it is.
         overwrite: replace the run in `out`.
         watcher: shows progress of training. `progress(done, total)` shows the decoding of images.
+        show: print progress where no `watcher` is given; None does so on a terminal and in a notebook.
         test: False leaves test closed: evaluation.json has `val` and no `test`, and no opening is counted.
         choices: fields of `pipelines.plan.Choices`, which go before the plan's, or the recipe's: `image_size=160`, or
             `folds=5`, which cross-validates and then trains on everything (see `pipelines.folds`).
@@ -66,6 +69,15 @@ def train(
     Raises:
         KitaeError: anything the user can correct, in one line.
     """
+    for unknown in choices.keys() - ChoiceOptions.__annotations__.keys():
+        hint = did_you_mean(unknown, ChoiceOptions.__annotations__)
+        raise RecipeError(f"kt.train has no option {unknown!r}{hint}; set=('field=value',) reaches every recipe field")
+    if watcher is None and (console.interactive() if show is None else show):
+        with console.counting("decoding images") as counted, console.TrainingView(0) as view:
+            return train(
+                recipe, out, minutes=minutes, resume=resume, overwrite=overwrite, watcher=view,
+                progress=progress or counted, test=test, **choices,
+            )  # fmt: skip
     if isinstance(minutes, int | float):
         minutes = Clock.of(minutes, time.monotonic())
     recipe, minutes, lines = asked(recipe, minutes, Choices(**choices))

@@ -20,6 +20,7 @@ _HEADLINES = (
     ("accuracy", "Accuracy", 100, " %"),
     ("top5", "Top-5 accuracy", 100, " %"),
     ("balanced_accuracy", "Balanced accuracy", 100, " %"),
+    ("macro_f1", "Macro F1", 100, " %"),
     ("loss", "Loss (negative log-likelihood)", 1, ""),
     ("brier", "Brier score", 1, ""),
     ("ece", "Expected calibration error", 100, " %"),

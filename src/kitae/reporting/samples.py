@@ -206,6 +206,10 @@ class Samples:
             return []
         return [self._predicted(place) for place in found.mistakes(most)]
 
+    def tested(self, place: int) -> Image:
+        """uint8 [C, H, W], the test image at a position of the predictions."""
+        return self._pixels(int(self.test[place]))
+
     def confused(self, true: str, predicted: str, most: int) -> list[Photo]:
         """Test images of one class that were taken for another, the surest first."""
         found, names = self.record.predicted, self.record.facts.classes
@@ -244,7 +248,7 @@ class Samples:
         true, taken = names[found.label[place]], names[found.predicted[place]]
         sure = share(float(found.confidence[place]), 0)
         alt = f"{found.names[place]}: {true}, taken for {taken} with {sure}"
-        return photo(self._pixels(int(self.test[place])), alt, [f"{taken}, {sure}", f"is {true}"])
+        return photo(self.tested(place), alt, [f"{taken}, {sure}", f"is {true}"])
 
     def _pixels(self, row: int) -> Image:
         """uint8 [C, H, W] of an image."""

@@ -61,14 +61,24 @@ _FAMILIES = (
 )
 
 
+@functools.cache
+def _figure_class() -> type[Figure]:
+    """A figure that notebooks show even where pyplot was never imported."""
+    require("matplotlib", "train")
+    from matplotlib.figure import Figure
+
+    class Shown(Figure):
+        def _repr_png_(self) -> bytes:
+            return png(self)
+
+    return Shown
+
+
 def new_figure(
     width: float = WIDTH, height: float = 4.0, title: str = "", *, layout: str | None = "constrained"
 ) -> Figure:
     """An empty white figure of `width` x `height` inches with its title at the upper left."""
-    require("matplotlib", "train")
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=DPI, facecolor=PAPER, layout=layout)  # type: ignore[arg-type]
+    figure = _figure_class()(figsize=(width, height), dpi=DPI, facecolor=PAPER, layout=layout)  # type: ignore[arg-type]
     engine = figure.get_layout_engine()
     if engine is not None:
         engine.set(w_pad=0.06, h_pad=0.09, hspace=0.02)  # type: ignore[call-arg]
@@ -237,12 +247,8 @@ def size_text(value: float, _: object = None) -> str:
 # --------------------------------------------------------------------------------------------------------------- files
 
 
-def save(figure: Figure, path: str | Path) -> Path:
-    """Render `figure` and put the PNG at `path`, whole or not at all.
-
-    Raises:
-        KitaeError: the file cannot be written.
-    """
+def png(figure: Figure) -> bytes:
+    """`figure` as the bytes of a PNG file."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.text import Text
 
@@ -255,8 +261,17 @@ def save(figure: Figure, path: str | Path) -> Path:
     buffer = BytesIO()
     # Without the version string, the same picture has the same bytes.
     canvas.print_png(buffer, metadata={"Software": None})  # type: ignore[no-untyped-call]
+    return buffer.getvalue()
+
+
+def save(figure: Figure, path: str | Path) -> Path:
+    """Render `figure` and put the PNG at `path`, whole or not at all.
+
+    Raises:
+        KitaeError: the file cannot be written.
+    """
     path = Path(path)
-    write_atomically(path, buffer.getvalue())
+    write_atomically(path, png(figure))
     return path
 
 

@@ -29,7 +29,8 @@ def orthogonal(matrix: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     for _ in range(_ROUNDS):
         gram = x @ x.T
         x = _A * x + (_B * gram + _C * gram @ gram) @ x
-    return (x if wide else x.T).to(matrix.dtype)
+    found: Tensor = (x if wide else x.T).to(matrix.dtype)
+    return found
 
 
 class Muon(torch.optim.Optimizer):

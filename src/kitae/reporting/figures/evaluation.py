@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from kitae.reporting.bins import confidence_bins, wilson_intervals
 from kitae.reporting.figures.axes import intervals, percent_axis
-from kitae.reporting.figures.images import image_grid
+from kitae.reporting.figures.images import grid_figure
 from kitae.reporting.style import (
     BLUE,
     DPI,
@@ -37,10 +38,11 @@ from kitae.reporting.style import (
     text_width,
 )
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-def draw_confusion(
-    confusion: ArrayLike, classes: Sequence[str], path: str | Path, *, title: str = "Confusion matrix"
-) -> Path:
+
+def confusion_matrix(confusion: ArrayLike, classes: Sequence[str], *, title: str = "Confusion matrix") -> Figure:
     """Who is taken for whom: colour is the share of the true class (row); cells tell share and count where they fit.
 
     Args:
@@ -109,19 +111,25 @@ def draw_confusion(
                 )
             else:
                 ax.text(j, i, text, ha="center", va="center", fontsize=max(6.0, cell * 24), color=ink)
-    return save(figure, path)
+    return figure
 
 
-def draw_reliability(
+def draw_confusion(
+    confusion: ArrayLike, classes: Sequence[str], path: str | Path, *, title: str = "Confusion matrix"
+) -> Path:
+    """Write `confusion_matrix` to a PNG file."""
+    return save(confusion_matrix(confusion, classes, title=title), path)
+
+
+def reliability(
     confidence: ArrayLike,
     correct: ArrayLike,
-    path: str | Path,
     *,
     before: ArrayLike | None = None,
     ece: float | None = None,
     bins: int = 15,
     title: str = "Calibration",
-) -> Path:
+) -> Figure:
     """Accuracy against confidence in equal-width bins, and how many predictions each bin holds (Guo et al. 2017).
 
     Args:
@@ -177,7 +185,21 @@ def draw_reliability(
         axis.set_major_formatter(FuncFormatter(percent))
     dress(bottom, xlabel="Confidence (%)", ylabel="Images (%)")
     bottom.bar(centre, count / count.sum(), width=0.94 / bins, color=MUTED)
-    return save(figure, path)
+    return figure
+
+
+def draw_reliability(
+    confidence: ArrayLike,
+    correct: ArrayLike,
+    path: str | Path,
+    *,
+    before: ArrayLike | None = None,
+    ece: float | None = None,
+    bins: int = 15,
+    title: str = "Calibration",
+) -> Path:
+    """Write `reliability` to a PNG file."""
+    return save(reliability(confidence, correct, before=before, ece=ece, bins=bins, title=title), path)
 
 
 def draw_per_class(
@@ -219,16 +241,15 @@ def draw_per_class(
     return save(figure, path)
 
 
-def draw_worst_mistakes(
+def worst_mistakes(
     images: Sequence[Image],
     predicted: Sequence[str],
     true: Sequence[str],
     confidence: Sequence[float],
-    path: str | Path,
     *,
     columns: int = 4,
     title: str = "Most confident mistakes",
-) -> Path:
+) -> Figure:
     """Images the model was surest about and wrong, each with what it said, how sure it was, and what is true."""
     if not len(images) == len(predicted) == len(true) == len(confidence) or not len(images):
         raise ValueError("images, predicted, true and confidence must be as many, and at least one")
@@ -239,4 +260,18 @@ def draw_worst_mistakes(
     ]
     rows = [list(images[i : i + columns]) for i in range(0, len(images), columns)]
     lines = [captions[i : i + columns] for i in range(0, len(images), columns)]
-    return image_grid(rows, None, None, path, captions=lines, title=title, columns=columns)
+    return grid_figure(rows, None, None, captions=lines, title=title, columns=columns)
+
+
+def draw_worst_mistakes(
+    images: Sequence[Image],
+    predicted: Sequence[str],
+    true: Sequence[str],
+    confidence: Sequence[float],
+    path: str | Path,
+    *,
+    columns: int = 4,
+    title: str = "Most confident mistakes",
+) -> Path:
+    """Write `worst_mistakes` to a PNG file."""
+    return save(worst_mistakes(images, predicted, true, confidence, columns=columns, title=title), path)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kitae.reporting.style import DPI, INK, LABEL, SMALL, TITLE, WIDTH, Image, fit, new_figure, save, wrap
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def image_grid(
@@ -21,6 +25,19 @@ def image_grid(
     title: str = "",
     columns: int | None = None,
 ) -> Path:
+    """Write `grid_figure` to a PNG file."""
+    return save(grid_figure(rows, row_titles, column_titles, captions=captions, title=title, columns=columns), path)
+
+
+def grid_figure(
+    rows: Sequence[Sequence[Image | None]],
+    row_titles: Sequence[str] | None,
+    column_titles: Sequence[str] | None,
+    *,
+    captions: Sequence[Sequence[str | Sequence[str]]] | None = None,
+    title: str = "",
+    columns: int | None = None,
+) -> Figure:
     """Images in rows, each row under its title, column titles on top; small images are enlarged without blurring.
 
     Args:
@@ -30,7 +47,6 @@ def image_grid(
         columns: cells the width is divided into, at least the longest row (the default).
     Raises:
         ValueError: no image, an image of another shape or type, titles or captions that do not match the rows.
-        KitaeError: the file cannot be written.
     """
     wide = max([len(row) for row in rows] + [columns or 0], default=0)
     if wide == 0 or not any(image is not None for row in rows for image in row):
@@ -87,7 +103,7 @@ def image_grid(
     canvas = np.full((y - 8 + border, width, 3), 255, np.uint8)
     for x, top, picture in placed:
         canvas[top : top + picture.shape[0], x : x + picture.shape[1]] = picture
-    return paste(canvas, path, texts=texts)
+    return _pasted(canvas, texts)
 
 
 def _enlarge(image: Image, cell: int) -> NDArray[np.uint8]:
@@ -129,9 +145,13 @@ def paste(
         page = np.full((y + pixels.shape[0] + border, width, 3), 255, np.uint8)
         page[y : y + pixels.shape[0], border : border + pixels.shape[1]] = pixels
         pixels, texts = page, head
+    return save(_pasted(pixels, texts), path)
+
+
+def _pasted(pixels: NDArray[np.uint8], texts: Sequence[tuple[int, int, str, float, str, str]]) -> Figure:
     height, width = pixels.shape[:2]
     figure = new_figure(width / DPI, height / DPI, layout=None)
     figure.figimage(pixels, 0, 0, origin="upper")
     for x, y, text, size, weight, align in texts:
         figure.text(x / width, 1 - y / height, text, fontsize=size, fontweight=weight, color=INK, ha=align, va="top")
-    return save(figure, path)
+    return figure

@@ -6,13 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from kitae.reporting.figures.evaluation import draw_confusion, draw_per_class, draw_reliability, draw_worst_mistakes
+from kitae.reporting.figures.evaluation import confusion_matrix, draw_per_class, draw_worst_mistakes, reliability
 from kitae.reporting.figures.methods import draw_label_smoothing
-from kitae.reporting.figures.training import draw_training_curves
+from kitae.reporting.figures.training import training_curves
 from kitae.reporting.results import read_predictions
-from kitae.reporting.style import Image
+from kitae.reporting.style import Image, save
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from kitae.run import Run
 
 
@@ -40,27 +42,19 @@ def draw_run(
         The pictures that are there, by what they show: curves, confusion, per_class, calibration, mistakes, smoothing.
     """
     there: dict[str, Path] = {}
-    rows = run.metrics()
-    split = next((name for name in ("test", "out_of_fold", "val") if name in evaluation), "val")
-    measured, where = evaluation.get(split, {}), split.replace("_", " ")
-    if rows:
-        there["curves"] = draw_training_curves(rows, run.figures / "curves.png", best_epoch=run.best_epoch())
-    if "confusion" in measured:
-        file = run.figures / "confusion.png"
-        there["confusion"] = draw_confusion(
-            measured["confusion"], run.classes, file, title=f"Confusion matrix, {where}"
-        )
-    if measured.get("per_class"):
+    split = _measured(evaluation)
+    figures = {
+        "curves": curves(run),
+        "confusion": confusion(run, evaluation),
+        "calibration": calibration(run, evaluation),
+    }
+    for name, figure in figures.items():
+        if figure is not None:
+            there[name] = save(figure, run.figures / f"{name}.png")
+    per_class, where = evaluation.get(split, {}).get("per_class"), split.replace("_", " ")
+    if per_class:
         file = run.figures / "per-class.png"
-        there["per_class"] = draw_per_class(measured["per_class"], file, title=f"Accuracy by class, {where}")
-    found = read_predictions(run, run.classes) if split != "val" else None
-    if found is not None:
-        temperature = float(evaluation.get("temperature", 1.0))
-        there["calibration"] = draw_reliability(
-            found.confidence, found.correct, run.figures / "calibration.png", ece=measured.get("ece"),
-            before=found.uncalibrated(temperature) if abs(temperature - 1) > 1e-3 else None,
-            title=f"Calibration, {where}",
-        )  # fmt: skip
+        there["per_class"] = draw_per_class(per_class, file, title=f"Accuracy by class, {where}")
     file = run.figures / "mistakes.png"
     if mistakes:
         names = run.classes
@@ -83,3 +77,33 @@ def draw_run(
             names=names if len(names) <= 12 else None,
         )
     return there
+
+
+def curves(run: Run) -> Figure | None:
+    """Loss, accuracy and learning rate over the epochs; None before the first epoch has ended."""
+    rows = run.metrics()
+    return training_curves(rows, best_epoch=run.best_epoch()) if rows else None
+
+
+def confusion(run: Run, evaluation: Mapping[str, Any]) -> Figure | None:
+    """The confusion matrix of test, of all folds, or of validation where neither is; None where nothing was measured."""
+    split = _measured(evaluation)
+    matrix, where = evaluation.get(split, {}).get("confusion"), split.replace("_", " ")
+    return None if matrix is None else confusion_matrix(matrix, run.classes, title=f"Confusion matrix, {where}")
+
+
+def calibration(run: Run, evaluation: Mapping[str, Any]) -> Figure | None:
+    """Accuracy against confidence on test or out of fold; None where neither is, or its predictions were deleted."""
+    split = _measured(evaluation)
+    found = read_predictions(run, run.classes) if split != "val" else None
+    if found is None:
+        return None
+    temperature = float(evaluation.get("temperature", 1.0))
+    before = found.uncalibrated(temperature) if abs(temperature - 1) > 1e-3 else None
+    title = f"Calibration, {split.replace('_', ' ')}"
+    return reliability(found.confidence, found.correct, ece=evaluation[split].get("ece"), before=before, title=title)
+
+
+def _measured(evaluation: Mapping[str, Any]) -> str:
+    """The split that figures show."""
+    return next((name for name in ("test", "out_of_fold", "val") if name in evaluation), "val")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -25,10 +26,11 @@ from kitae.reporting.style import (
     save,
 )
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-def draw_training_curves(
-    rows: Sequence[Row], path: str | Path, *, best_epoch: int | None = None, title: str = "Training curves"
-) -> Path:
+
+def training_curves(rows: Sequence[Row], *, best_epoch: int | None = None, title: str = "Training curves") -> Figure:
     """Loss, accuracy and learning rate over the epochs, the best epoch marked.
 
     Args:
@@ -100,4 +102,11 @@ def draw_training_curves(
     if best_epoch is not None:
         note = f"  (dashed: best epoch {best_epoch})"
     last.set_xlabel("Epoch" + note, fontsize=LABEL, color=INK)
-    return save(figure, path)
+    return figure
+
+
+def draw_training_curves(
+    rows: Sequence[Row], path: str | Path, *, best_epoch: int | None = None, title: str = "Training curves"
+) -> Path:
+    """Write `training_curves` to a PNG file."""
+    return save(training_curves(rows, best_epoch=best_epoch, title=title), path)

@@ -90,6 +90,8 @@ class Split(Record):
     top5_interval: Interval = None
     balanced_accuracy: Number = None
     balanced_accuracy_interval: Interval = None
+    macro_f1: Number = None
+    macro_f1_interval: Interval = None
     loss: Number = None
     loss_interval: Interval = None
     brier: Number = None

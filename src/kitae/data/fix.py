@@ -1,0 +1,139 @@
+"""Write a data set again without what a check found: unreadable images, label conflicts, and copies.
+
+Nothing of the source is changed. A folder or a CSV file becomes a CSV file of the images that are kept, a Parquet
+source becomes one Parquet file; `kitae train` takes both.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from kitae.data.base import SPLIT_NAMES, TRAIN, Source
+from kitae.data.check import CheckReport
+from kitae.data.csv_source import CsvSource
+from kitae.data.parquet import ParquetSource
+from kitae.data.sources import FolderSource
+from kitae.errors import DataError, require
+from kitae.files import write_atomically
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """What was written.
+
+    Attributes:
+        path: the new file.
+        kept: number of images in it.
+        left_out: (name, reason) of the others.
+    """
+
+    path: Path
+    kept: int
+    left_out: tuple[tuple[str, str], ...]
+
+
+def suffix_of(source: Source) -> str:
+    """`.csv` or `.parquet`: what `fix` writes for a source.
+
+    Raises:
+        DataError: a published set, which is not ours to change.
+    """
+    if isinstance(source, FolderSource | CsvSource):
+        return ".csv"
+    if isinstance(source, ParquetSource):
+        return ".parquet"
+    raise DataError(f"{source.name}: is a published set; only a folder, a CSV file or a Parquet source can be fixed")
+
+
+def fix(source: Source, report: CheckReport, out: str | Path, *, overwrite: bool = False) -> Fixed:
+    """Write the images of a source that `report` does not exclude.
+
+    Args:
+        report: what `check` found in this source; `report.excluded` is left out.
+        out: the new file, `.csv` for a folder or a CSV file, `.parquet` for a Parquet source.
+        overwrite: replace `out` where it exists.
+
+    Raises:
+        DataError: `out` exists or has another ending, nothing is left to write, or the source cannot be fixed.
+    """
+    path, ending = Path(out), suffix_of(source)
+    if path.suffix.lower() != ending:
+        raise DataError(f"{path}: must end in {ending}, as {source.name} becomes such a file")
+    if path.exists() and not overwrite:
+        raise DataError(f"{path}: exists; add --overwrite, or choose another --out")
+    kept = [row for row in range(len(source)) if row not in report.excluded]
+    if not kept:
+        raise DataError(f"{source.name}: no image is left, so nothing was written")
+    if isinstance(source, ParquetSource):
+        _write_parquet(source, set(kept), path)
+    else:
+        _write_csv(source, kept, path)
+    left_out = tuple((source.names[row], reason) for row, reason in sorted(report.excluded.items()))
+    return Fixed(path, len(kept), left_out)
+
+
+def _write_csv(source: Source, kept: list[int], path: Path) -> None:
+    table = source.table
+    own = bool((np.asarray(table.splits) != TRAIN).any())
+    header = ["path", "label", *(["split"] if own else []), *([] if table.groups is None else ["group"])]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    for row in kept:
+        file = source.read(row)
+        assert isinstance(file, Path)
+        name = os.path.relpath(file.absolute(), path.absolute().parent)
+        if name != name.strip() or any(character in name for character in "\r\n"):
+            raise DataError(f"{file}: its name cannot be written to a CSV file; rename it")
+        cells = [name, table.classes[table.labels[row]]]
+        cells += [SPLIT_NAMES[table.splits[row]]] if own else []
+        cells += [] if table.groups is None else [str(table.groups[row])]
+        writer.writerow(cells)
+    write_atomically(path, text.getvalue().encode("utf-8", "surrogateescape"))
+
+
+def _write_parquet(source: ParquetSource, kept: set[int], path: Path) -> None:
+    pa, pq = require("pyarrow", "train"), require("pyarrow.parquet", "train")
+    table = source.table
+    own = bool((np.asarray(table.splits) != TRAIN).any())
+    columns = {"image": pa.binary(), "label": pa.string(), "path": pa.string()}
+    columns |= {"split": pa.string()} if own else {}
+    columns |= {} if table.groups is None else {"group": pa.int64()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    os.close(handle)
+    try:
+        with pq.ParquetWriter(temporary, pa.schema(columns), compression="none") as writer:
+            for rows, items in _chunks(source):
+                taken = [(row, item) for row, item in zip(rows, items, strict=True) if row in kept]
+                values = {
+                    "image": [item for _, item in taken],
+                    "label": [table.classes[table.labels[row]] for row, _ in taken],
+                    "path": [table.names[row] for row, _ in taken],
+                    "split": [SPLIT_NAMES[table.splits[row]] for row, _ in taken],
+                    "group": [] if table.groups is None else [int(table.groups[row]) for row, _ in taken],
+                }
+                if taken:
+                    arrays = [pa.array(values[name], kind) for name, kind in columns.items()]
+                    writer.write_table(pa.table(arrays, schema=pa.schema(columns)))
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot write ({error.strerror}); what was there before is kept") from error
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def _chunks(source: Source) -> Iterator[tuple[range, list[object]]]:
+    start = 0
+    for items in source.blocks():
+        yield range(start, start + len(items)), list(items)
+        start += len(items)

@@ -1,0 +1,171 @@
+"""How a result shows itself: one line at a prompt, a table in a notebook, a data frame.
+
+Everything here is plain text and HTML, so that it works where matplotlib, pandas and Jinja are not installed.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from kitae import console
+from kitae.errors import KitaeError, require
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MAX_ROWS = 20  # of a table in a notebook
+
+
+def block(
+    title: str,
+    lines: Sequence[str] = (),
+    columns: Sequence[str] = (),
+    rows: Iterable[Sequence[str]] = (),
+    left: int = 1,
+) -> str:
+    """A titled table as HTML, every string escaped.
+
+    Args:
+        lines: sentences above the table. columns: heads. left: so many columns hold text, the others numbers.
+        rows: of them the first `MAX_ROWS` are shown, and how many there are.
+    """
+    parts = [f"<div><strong>{_text(title)}</strong>", *(f"<p>{_text(line)}</p>" for line in lines)]
+    every = list(rows)
+    if every:
+        head = "".join(f"<th{_align(place < left)}>{_text(name)}</th>" for place, name in enumerate(columns))
+        parts.append(f"<table>{f'<thead><tr>{head}</tr></thead>' if any(columns) else ''}<tbody>")
+        parts += [
+            f"<tr>{''.join(f'<td{_align(place < left)}>{_text(cell)}</td>' for place, cell in enumerate(row))}</tr>"
+            for row in every[:MAX_ROWS]
+        ]
+        parts.append("</tbody></table>")
+    if len(every) > MAX_ROWS:
+        parts.append(f"<p>{MAX_ROWS} of {len(every):,} rows; <code>.to_pandas()</code> has them all.</p>")
+    return "".join([*parts, "</div>"])
+
+
+def folded(title: str, text: str) -> str:
+    """Text behind a click, as HTML."""
+    return f"<details><summary>{_text(title)}</summary><pre>{_text(text)}</pre></details>"
+
+
+def _text(text: object) -> str:
+    return html.escape(console.printable(text))
+
+
+def _align(text: bool) -> str:
+    return f' style="text-align:{"left" if text else "right"}"'
+
+
+def frame(rows: Sequence[Mapping[str, Any]] | Mapping[str, Any]) -> pd.DataFrame:
+    """A data frame of rows, or of columns.
+
+    Raises:
+        MissingError: pandas is not installed.
+    """
+    return require("pandas", "train").DataFrame(rows)  # type: ignore[no-any-return]
+
+
+# ---------------------------------------------------------------------------------------------------------------- runs
+
+
+class RunLike(Protocol):
+    """What of a run is shown here."""
+
+    path: Path
+    recipe: Any
+
+    @property
+    def finished(self) -> bool: ...
+    def evaluation(self) -> dict[str, Any]: ...
+    def metrics(self) -> list[dict[str, Any]]: ...
+
+
+def run_line(run: RunLike) -> str:
+    """A run in one line: where it is, what was trained, and how good it is so far."""
+    try:
+        state = _state(run)
+    except (KitaeError, KeyError, TypeError, ValueError):
+        state = "damaged"
+    recipe = run.recipe
+    return console.printable(f"Run({run.path}: {recipe.model.name} on {recipe.data.source}, {state})")
+
+
+def _state(run: RunLike) -> str:
+    if not run.finished:
+        return f"not finished, {len(run.metrics())} of {run.recipe.train.epochs} epochs"
+    evaluation = run.evaluation()
+    split = "test" if "test" in evaluation else "val"
+    return f"{split} accuracy {console.percent(evaluation[split]['accuracy'])}"
+
+
+def run_html(run: RunLike) -> str:
+    """A run's results as a table in HTML."""
+    lines = []
+    try:
+        rows = run_rows(run.evaluation(), run.metrics()) if run.finished else []
+        if not run.finished:
+            lines = [f"{_state(run)}; resume it with: kitae train --resume {run.path}"]
+    except (KitaeError, KeyError, TypeError, ValueError) as error:
+        rows, lines = [], [f"cannot be shown: {error}"]
+    recipe = run.recipe
+    title = f"{recipe.name}: {recipe.model.name} on {recipe.data.source} ({run.path})"
+    return block(title, lines, ["", "value (95 % interval)"], rows)
+
+
+def run_rows(evaluation: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """The results of a finished run: what, and its value."""
+    test, val, folds = (evaluation.get(name) for name in ("test", "val", "out_of_fold"))
+    rows = []
+    if test:
+        rows.append(["test accuracy", console.percent(test["accuracy"], test.get("accuracy_interval"))])
+        rows += without_duplicates(test)
+    if folds:
+        rows += _fold_rows(folds)
+    if val:
+        rows.append(["validation accuracy", console.percent(val["accuracy"], val.get("accuracy_interval"))])
+    measured, where = next(
+        (found, name) for found, name in ((test, "test"), (folds, "out-of-fold"), (val, "validation")) if found
+    )
+    rows += [
+        [f"balanced {where} accuracy", console.percent(measured["balanced_accuracy"])],
+        [f"{where} loss", f"{measured['loss']:.4f}"],
+        ["calibration error", console.percent(measured["ece"])],
+    ]
+    if metrics:
+        best = "epoch that is kept" if folds else "best epoch"
+        rows.append([best, f"{evaluation['best_epoch']} of {metrics[-1]['epoch']}"])
+        rows.append(["training time", console.duration(sum(row["seconds"] for row in metrics))])
+    rows.append(["test opened", f"{evaluation['test_openings']} time(s)"])
+    return rows
+
+
+_CLASSES = 20  # that are listed; the page has all
+
+
+def _fold_rows(measured: Mapping[str, Any]) -> list[list[str]]:
+    """A cross-validation: all images, each by the model that has not seen it, and the classes."""
+    each = [fold["accuracy"] for fold in measured["folds"]]
+    return [
+        [
+            f"out-of-fold accuracy ({measured['count']:,} images)",
+            console.percent(measured["accuracy"], measured["accuracy_interval"]),
+        ],
+        [f"of the {len(each)} folds", f"{100 * min(each):.1f} to {100 * max(each):.1f} %"],
+        *(
+            [f"  recall of {name}", console.percent(row["accuracy"], row["accuracy_interval"])]
+            for name, row in list(measured["per_class"].items())[:_CLASSES]
+        ),
+    ]
+
+
+def without_duplicates(split: Mapping[str, Any]) -> list[list[str]]:
+    """A row for the test accuracy without images that are also training or validation images, where there are any."""
+    others = split.get("without_duplicates")
+    if others is None:
+        return []
+    accuracy = "-" if others["accuracy"] is None else console.percent(others["accuracy"], others["accuracy_interval"])
+    return [[f"without duplicates ({others['count']:,} images)", accuracy]]

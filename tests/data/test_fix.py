@@ -1,0 +1,81 @@
+"""What a check found is left out of the file that `fix` writes, and training takes that file."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from kitae.data.check import check
+from kitae.data.fix import fix
+from kitae.data.sources import open_source
+from kitae.data.spec import DataSpec
+from kitae.errors import DataError
+from tests.data.test_check import encoded, photo, report_of
+
+Maker = Callable[..., Path]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """cats and dogs: an unreadable image, a copy, a JPEG copy, and one picture in both classes."""
+    root = tmp_path / "photos, mine"
+    for place, name in enumerate(("cats", "dogs")):
+        (root / name).mkdir(parents=True)
+        for number in range(15):
+            (root / name / f"{number:02}.png").write_bytes(encoded(photo(15 * place + number)))
+    (root / "cats" / "broken.png").write_bytes(b"no image")
+    (root / "cats" / "copy.png").write_bytes((root / "cats" / "03.png").read_bytes())
+    (root / "dogs" / "again.jpg").write_bytes(encoded(photo(15 + 4), "JPEG", quality=95))
+    (root / "dogs" / "conflict.png").write_bytes((root / "cats" / "05.png").read_bytes())
+    return root
+
+
+def test_a_folder_becomes_a_csv_file(folder: Path, tmp_path: Path) -> None:
+    source = open_source(DataSpec(source=f"folder:{folder}"))
+    report = check(source)
+    assert not report.ok
+    written = fix(source, report, tmp_path / "lists" / "fixed.csv")
+    why = dict(written.left_out)
+    assert why.pop("cats/broken.png") == "unreadable"
+    assert "in conflict" in why.pop("cats/05.png")
+    assert "in conflict" in why.pop("dogs/conflict.png")
+    assert len([name for name in ("cats/03.png", "cats/copy.png") if name in why]) == 1
+    assert len([name for name in ("dogs/04.png", "dogs/again.jpg") if name in why]) == 1
+    assert len(why) == 2
+    assert written.kept == 29
+    again = check(DataSpec(source=f"csv:{written.path}"))
+    assert again.ok
+    assert (again.images, again.excluded) == (29, {})
+    assert list(again.counts["train"]) == ["cats", "dogs"]
+
+
+def test_splits_are_kept_and_the_test_copy_stays(tmp_path: Path) -> None:
+    images = [encoded(photo(number)) for number in range(24)]
+    images[20] = images[2]
+    splits = ["train"] * 16 + ["val"] * 2 + ["test"] * 6
+    report = report_of(tmp_path, images, [0, 1] * 12, splits)
+    source = open_source(DataSpec(source=f"parquet:{tmp_path / 'x.parquet'}"))
+    written = fix(source, report, tmp_path / "fixed.parquet")
+    assert [name for name, _ in written.left_out] == ["2"]
+    again = open_source(DataSpec(source=f"parquet:{written.path}"))
+    assert again.splits.tolist() == [code for row, code in enumerate(source.splits.tolist()) if row != 2]
+    assert again.classes == source.classes
+    assert Image.open(io.BytesIO(again.read(0))).size == (64, 64)  # type: ignore[arg-type]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fixed.parquet", "x.parquet"]
+
+
+def test_what_cannot_be_written_is_refused(folder: Path, tmp_path: Path) -> None:
+    source = open_source(DataSpec(source=f"folder:{folder}"))
+    report = check(source)
+    with pytest.raises(DataError, match=r"fixed\.parquet"):
+        fix(source, report, tmp_path / "fixed.parquet")
+    (tmp_path / "there.csv").write_text("mine")
+    with pytest.raises(DataError, match=r"there\.csv: exists"):
+        fix(source, report, tmp_path / "there.csv")
+    assert (tmp_path / "there.csv").read_text() == "mine"
+    fix(source, report, tmp_path / "there.csv", overwrite=True)
+    assert "path,label" in (tmp_path / "there.csv").read_text()

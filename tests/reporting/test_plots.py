@@ -1,0 +1,59 @@
+"""run.plot gives matplotlib figures, a run shows itself, and nothing of it touches pyplot."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from matplotlib.figure import Figure
+
+from kitae.errors import KitaeError
+from kitae.run import Run
+from tests.reporting.conftest import HOSTILE
+
+
+def test_figures_of_a_run(make_run: Callable[..., Run], tmp_path: Path) -> None:
+    plot = make_run().plot
+    for figure in (plot.curves(), plot.confusion(), plot.calibration()):
+        assert isinstance(figure, Figure)
+        assert figure._repr_png_()[:4] == b"\x89PNG"  # type: ignore[attr-defined]
+        figure.savefig(tmp_path / "figure.png")
+    assert "curves" in repr(plot)
+
+
+def test_what_is_missing_is_named(make_run: Callable[..., Run]) -> None:
+    with pytest.raises(KitaeError, match="no epoch"):
+        make_run("new", rows=0, done=False).plot.curves()
+    with pytest.raises(KitaeError, match=r"evaluation\.json"):
+        make_run("unfinished", done=False).plot.confusion()
+    finished = make_run("without-images")
+    with pytest.raises(KitaeError, match="cache"):
+        finished.plot.mistakes()
+    with pytest.raises(KitaeError, match="most"):
+        finished.plot.mistakes(0)
+    (finished.path / "predictions.parquet").unlink()
+    with pytest.raises(KitaeError, match=r"predictions\.parquet"):
+        finished.plot.calibration()
+
+
+def test_a_run_is_one_line_and_a_table(make_run: Callable[..., Run]) -> None:
+    run = make_run()
+    assert "\n" not in repr(run)
+    assert "test accuracy" in repr(run)
+    assert "test opened" in run._repr_html_()
+    assert len(run.to_pandas()) == 5
+    unfinished = make_run(HOSTILE[1], done=False)
+    assert "5 of 9 epochs" in repr(unfinished)
+    assert "--resume" in unfinished._repr_html_()
+    assert HOSTILE[1] not in unfinished._repr_html_()
+    (run.path / "evaluation.json").write_text("{")
+    assert "damaged" in repr(run)
+    assert "damaged" in run._repr_html_()
+
+
+def test_figures_do_not_import_pyplot() -> None:
+    code = "import sys, kitae.reporting.plots; assert 'matplotlib.pyplot' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

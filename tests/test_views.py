@@ -1,0 +1,50 @@
+"""Results show themselves: one line at a prompt, an escaped table in a notebook, a data frame."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kitae import views
+from kitae.recipe import Recipe
+from kitae.runtime import Predictions
+
+HOSTILE = "<script>alert(1)</script>"
+
+
+def predictions(count: int = 2) -> Predictions:
+    shares = np.tile(np.array([[0.25, 0.75]], np.float32), (count, 1))
+    images = tuple(f"{HOSTILE}-{place}.jpg" for place in range(count))
+    return Predictions(shares.argmax(axis=1), shares, ("cat", HOSTILE), images)
+
+
+def test_a_recipe_is_one_line_and_a_table() -> None:
+    recipe = Recipe.load("fashion-mini").override(f"name='{HOSTILE}'")
+    assert "\n" not in repr(recipe)
+    assert "resnet9" in repr(recipe)
+    assert HOSTILE not in recipe._repr_html_()
+    assert "horizontal_flip" in recipe._repr_html_()
+
+
+def test_predictions_are_one_line_a_table_and_a_frame() -> None:
+    found = predictions()
+    assert "\n" not in repr(found)
+    assert "75.0 %" in repr(found)
+    assert "2 images" in repr(found)
+    assert HOSTILE not in found._repr_html_()
+    table = found.to_pandas()
+    assert list(table.columns) == ["image", "class", "confidence", "cat", HOSTILE]
+    assert table["class"].tolist() == [HOSTILE] * 2
+    assert table["cat"].tolist() == [0.25, 0.25]
+
+
+def test_no_predictions_are_shown_too() -> None:
+    empty = Predictions(np.empty(0, np.int64), np.empty((0, 2), np.float32), ("cat", "class"))
+    assert "0 images" in repr(empty)
+    assert "0 predictions" in empty._repr_html_()
+    assert list(empty.to_pandas().columns) == ["class", "confidence", "cat", "class (class)"]
+
+
+def test_a_long_table_says_how_much_is_missing() -> None:
+    text = predictions(views.MAX_ROWS + 5)._repr_html_()
+    assert text.count("<tr>") == 1 + views.MAX_ROWS
+    assert f"{views.MAX_ROWS} of {views.MAX_ROWS + 5} rows" in text
