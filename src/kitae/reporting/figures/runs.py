@@ -86,7 +86,7 @@ def curves(run: Run) -> Figure | None:
 
 
 def confusion(run: Run, evaluation: Mapping[str, Any]) -> Figure | None:
-    """The confusion matrix of test, of all folds, or of validation where neither is; None where nothing was measured."""
+    """The confusion matrix of test, of all folds, or of validation; None where nothing was measured."""
     split = _measured(evaluation)
     matrix, where = evaluation.get(split, {}).get("confusion"), split.replace("_", " ")
     return None if matrix is None else confusion_matrix(matrix, run.classes, title=f"Confusion matrix, {where}")
