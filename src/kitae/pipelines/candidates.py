@@ -27,7 +27,7 @@ from kitae.errors import CompressionError, ExportError, TrainingError
 from kitae.evaluation import intervals, latency
 from kitae.evaluation.calibration import fit_temperature
 from kitae.files import write_atomically
-from kitae.models.build import count_macs
+from kitae.models.structure import count_macs
 from kitae.pipelines.export import VERIFY_IMAGES, card
 from kitae.pipelines.networks import Network, Networks
 from kitae.runtime import open_session
@@ -140,7 +140,7 @@ class Bench:
 
     def leave_out(self, name: str, why: str) -> None:
         """Say, and note for the result, that a candidate could not be made."""
-        self.say(f"{name} is left out: {why}")
+        self.say(f"skipping {name}: {why}")
         self.left_out.append((name, why))
 
     def sensitivity(self) -> tuple[quantize.Sensitivity, ...]:

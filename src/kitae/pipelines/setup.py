@@ -22,14 +22,8 @@ from kitae.data.splits import Splits, make_splits
 from kitae.data.store import Store, open_store
 from kitae.errors import RecipeError, TrainingError
 from kitae.evaluation.evaluate import label_scores, predict_logits
-from kitae.models.build import (
-    build,
-    count_macs,
-    count_parameters,
-    layer_groups,
-    linear_classifier,
-    normalization,
-)
+from kitae.models.build import build, normalization
+from kitae.models.structure import count_macs, count_parameters, layer_groups, linear_classifier
 from kitae.models.weights import Weights, load
 from kitae.modes import evaluating
 from kitae.recipe import Recipe
