@@ -82,10 +82,7 @@ def test_override_names_an_op_by_itself() -> None:
         ("data.resize=stretch", r"data\.resize: should be 'crop', 'squash' or 'pad'"),
         ("train.optimizer.lr=nan", r"train\.optimizer\.lr"),
         ("augment.train.9={}", "the list has positions 0 to"),
-        (
-            "augment.train.horizontal_flap=null",
-            "horizontal_flap: unknown op 'horizontal_flap', did you mean horizontal_f",
-        ),
+        ("augment.train.horizontal_flap=null", "horizontal_flap.*did you mean horizontal_f"),
         ("augment.train.cutout.size=4", "augment.train.cutout.size: the recipe's augment.train has no cutout"),
         ("train.epochs=[", "not valid YAML"),
         ("name=2024-13-45", "not valid YAML"),

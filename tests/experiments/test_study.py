@@ -313,7 +313,7 @@ def test_overwrite_removes_nothing_before_the_new_plan_is_made(tmp_path: Path, w
     (folder / "thesis.tex").write_text("precious")
     refused(folder, make(seeds=[1]), "thesis.tex", overwrite=True)
     (folder / "study.yaml").unlink()
-    refused(folder, None, "holds effects.json and no study", overwrite=True)
+    refused(folder, None, "effects.json but no study.yaml", overwrite=True)
     assert files(folder) == before
     assert len(list((folder / "runs").glob("*.json"))) == 3
 
@@ -326,7 +326,7 @@ def test_an_interrupted_overwrite_can_be_finished(tmp_path: Path, monkeypatch: p
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("kitae.experiments.folder.shutil.rmtree", interrupt)
+        patch.setattr("kitae.folders.shutil.rmtree", interrupt)
         with pytest.raises(KeyboardInterrupt):
             run(folder, make(seeds=[5, 6]), overwrite=True)
     assert len(run(folder, make(seeds=[5, 6]), overwrite=True).runs) == 6

@@ -363,7 +363,7 @@ def test_folder_in_use_by_another_process(tmp_path: Path) -> None:
     assert process.stdout is not None
     assert process.stdout.readline() == "locked\n"
     try:
-        with pytest.raises(TrainingError, match="another process is training into it"):
+        with pytest.raises(TrainingError, match="another process"):
             Run.create(tmp_path / "r", Recipe(), resume=True)
     finally:
         process.kill()
@@ -377,7 +377,7 @@ def test_folder_with_a_run_needs_a_word(tmp_path: Path) -> None:
         Run.create(tmp_path, Recipe())
     with pytest.raises(TrainingError, match=r"another recipe \(train\.epochs was 10, is 3\)"):
         Run.create(tmp_path, Recipe().override("train.epochs=3"), resume=True)
-    with pytest.raises(TrainingError, match="--resume and --overwrite exclude each other"):
+    with pytest.raises(TrainingError, match="--resume and --overwrite"):
         Run.create(tmp_path, Recipe(), resume=True, overwrite=True)
     assert Run.open(tmp_path).recipe.train.epochs == 10
     changed = Run.create(tmp_path, Recipe().override("train.epochs=3"), overwrite=True)
@@ -402,7 +402,7 @@ def test_ops_without_parameters_are_a_part_of_the_recipe(tmp_path: Path, before:
 
 def test_overwrite_deletes_nothing_that_no_run_wrote(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(TrainingError, match=r"holds files that no run wrote \(thesis\.tex\)"):
+    with pytest.raises(TrainingError, match=r"thesis\.tex"):
         Run.create(tmp_path, Recipe(), overwrite=True)
     assert [file.name for file in tmp_path.iterdir()] == ["thesis.tex"], "nor leaves anything there"
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
@@ -551,7 +551,7 @@ def test_test_stays_closed_until_the_run_has_ended(tmp_path: Path, cache: Path, 
     subprocess.run(["cp", "-r", str(run.path), str(copy)], check=True)
     (copy / "evaluation.json").unlink()
     unfinished = Run.open(copy)
-    with pytest.raises(TrainingError, match="its test stays closed"):
+    with pytest.raises(TrainingError, match="not finished"):
         unfinished.evaluate("test")
     assert unfinished.evaluate("val")["count"] == 600
 

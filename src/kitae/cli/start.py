@@ -12,8 +12,7 @@ from kitae import console
 from kitae.cli.app import START, Sets, app
 from kitae.cli.page import Open, show, write_page
 from kitae.errors import CompressionError, DataError, RecipeError
-
-_Tta = Literal["none", "flip", "shift", "scale", "full"]
+from kitae.evaluation.spec import Tta
 
 
 @app.command(group=START, sort_key=1)
@@ -161,7 +160,7 @@ def _without_duplicates(test: dict[str, Any]) -> list[list[str]]:
 
 
 @app.command(group=START, sort_key=3)
-def evaluate(run: Path, *, split: Literal["train", "val", "test"] = "test", tta: _Tta | None = None) -> None:
+def evaluate(run: Path, *, split: Literal["train", "val", "test"] = "test", tta: Tta | None = None) -> None:
     """Measure a run's best model again; opening test is counted in the run folder.
 
     Example: kitae evaluate runs/mine --split val
@@ -244,7 +243,7 @@ def predict(
     else:
         from kitae.run import Run
 
-        trained = Run.open(model)
+        trained = Run.open(model).predictor()  # loads the weights once
     files, probabilities, broken = _classified(trained, wanted, skip=on_corrupt == "skip")
     classes = trained.classes
     rows = []
@@ -306,7 +305,7 @@ def _write_predictions(out: Path, files: list[Path], probabilities: list[Any], c
         write_atomically(out, console.printable(text.getvalue()).encode())
         return
     from kitae.errors import require
-    from kitae.run import write_parquet
+    from kitae.files import write_parquet
 
     table = require("pyarrow", "train").table(
         {
@@ -340,7 +339,7 @@ def report(
 
     if len(folders) == 1:
         if out is not None:
-            raise RecipeError(f"--out {out}: is for a comparison of several runs; the page of one lies in its folder")
+            raise RecipeError(f"--out {out}: is for a comparison of several runs; the page of one run is in its folder")
         written = page.report(folders[0])
     else:
         written = page.compare(folders, out)

@@ -38,12 +38,13 @@ from numpy.typing import NDArray
 
 from kitae.data.base import Progress, Source
 from kitae.data.build import FORMAT, MANIFEST, PIXELS, build
-from kitae.data.cache import cache_folder, is_locked, lock, storage_errors
+from kitae.data.cache import cache_folder, storage_errors
 from kitae.data.duplicates import HASH_BYTES, first_alike
 from kitae.data.pictures import Pictures
 from kitae.data.sources import open_source
 from kitae.data.spec import DataSpec
 from kitae.errors import DataError
+from kitae.folders import lock
 from kitae.preprocess import VERSION, PreprocessRules
 
 
@@ -179,10 +180,10 @@ def prepare(
         return store
     with storage_errors(root):
         root.mkdir(parents=True, exist_ok=True)
-        with lock(root / f"{key}.lock") as held:
+        with lock(root / f"{key}.lock") as state:
             if (store := _load(final)) is not None:  # someone else built it while this process waited
                 return store
-            _sweep(root, key if held else None)
+            _sweep(root, key if state == "held" else None)
             build(source, request, fingerprint, final, lambda path: _load(path) is not None, progress, threads)
     if (store := _load(final)) is None:
         raise DataError(f"{final}: the store was changed while it was opened, try again")
@@ -253,5 +254,9 @@ def _sweep(root: Path, own_key: str | None) -> None:
     """
     for folder in root.glob(".*.tmp"):
         key = folder.name[1:].partition("-")[0]
-        if key == own_key or not is_locked(root / f"{key}.lock"):
+        if key == own_key:
             shutil.rmtree(folder, ignore_errors=True)
+            continue
+        with contextlib.suppress(OSError), lock(root / f"{key}.lock", wait=False) as state:
+            if state == "held":
+                shutil.rmtree(folder, ignore_errors=True)

@@ -125,7 +125,7 @@ def search(networks: Networks, bench: Bench) -> Outcome:
     candidates, latency = bench.timed(candidates)
     winner, why_not = choose(candidates, spec)
     if spec.controls and winner.ratio == 0 and spec.prune != "none":
-        say("the controls are skipped: they are of the winner's ratio, and the winner is not pruned")
+        say("the controls are skipped: they use the winner's pruning ratio, and the winner is not pruned")
     elif spec.controls and winner.ratio > 0:
         controls = _controls(winner, reached, networks, bench)
         candidates += bench.timed([candidates[0], *controls])[0][1:]
@@ -244,7 +244,7 @@ def _controls(winner: Candidate, reached: Sequence[Network], networks: Networks,
             found += kinds[name]()
         except TrainingInterruptedError:
             raise
-        except (TrainingError, CompressionError, ExportError) as error:  # the winner stands without it
+        except (TrainingError, CompressionError, ExportError) as error:  # the winner does not need it
             bench.leave_out(f"control {name}", str(error))
     return found
 

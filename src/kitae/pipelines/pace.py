@@ -233,7 +233,7 @@ class Recutter:
     """Squeezes or stretches the rest of a schedule where the machine turns out slower or faster than it was measured.
 
     It is the `recut` of `training.fit.Tuning`. What it decides is written into the run's recipe, so that the recipe
-    repeats the run, and a resumed run goes on by it.
+    repeats the run, and a resumed run follows it.
     """
 
     def __init__(self, run: Run, clock: Clock, end: float, watcher: Watcher | None) -> None:

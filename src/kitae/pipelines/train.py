@@ -134,7 +134,7 @@ def train(
             run.discard_unless_trained()
         kept = run.checkpoint.is_file() or run.features.is_dir()
         if isinstance(error, TrainingInterruptedError) and kept:
-            raise TrainingInterruptedError(error.where, f"go on with: kitae train --resume {run.path}") from error
+            raise TrainingInterruptedError(error.where, f"resume with: kitae train --resume {run.path}") from error
         raise
     finally:
         run.close()
