@@ -15,7 +15,7 @@ from kitae.cli.app import Sets, data_app
 def check(source: str, *, out: Path | None = None, set_: Sets = None) -> None:
     """Report broken images, class counts, sizes, duplicates and label conflicts of a source.
 
-    Exits with 1 where an image is unreadable, leaked across splits, labelled twice, or keeps training from starting.
+    Exits with 1 if an image is unreadable, in two splits or labelled twice, or if training could not start.
 
     Example: kitae data check folder:photos
 

@@ -45,7 +45,7 @@ def train(
         A folder with one folder per class, a .parquet file, a .csv file of paths and labels, or a source's name: a
         recipe is planned for it. Or a shipped recipe's name, a .yaml file, or with --resume the run folder itself.
     minutes
-        Of the whole command. Default for data is what teaches well, within 10 minutes on a CPU.
+        Time limit of the whole command. By default the plan chooses, up to 10 minutes on a CPU.
     model
         The network: a name as in model.name, such as resnet18 or timm:resnet50.
     epochs
@@ -57,13 +57,13 @@ def train(
     lr
         The highest learning rate.
     seed
-        Of all that is random in training.
+        Seed of everything random in training.
     device
-        Where to train.
+        Device to train on.
     recipe
         Train with this shipped recipe or .yaml file on the data, instead of planning one.
     out
-        The run folder; default runs/NAME, or with a number where that exists.
+        The run folder; default runs/NAME, with a number added if that exists.
     resume
         Resume the unfinished run.
     overwrite
@@ -170,7 +170,7 @@ def evaluate(run: Path, *, split: Literal["train", "val", "test"] = "test", tta:
     run
         A run folder.
     split
-        Which images.
+        The images to measure on.
     tta
         Test-time augmentation, averaged in probability space; default is the recipe's.
     """

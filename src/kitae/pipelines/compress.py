@@ -137,12 +137,12 @@ def compress(
 
     Args:
         run: a trained run, or its folder.
-        out: the compression folder; by default the run's with `-small` added. A folder whose search was interrupted
-            is continued.
+        out: the compression folder; by default the run's with `-small` added. An interrupted search is
+            resumed.
         spec: the budget and where to look. `options` are its fields, and override it
-            (`max_drop=1.0, ratios=(0.3, 0.5)`); with ratios but no max_drop, all of them are measured, hopeless or not.
+            (`max_drop=1.0, ratios=(0.3, 0.5)`); with ratios but no max_drop, all of them are measured.
         overwrite: replace the compression in `out`; fine-tuned stages that still fit are used again.
-        say: gets a line of progress.
+        say: called with lines of progress.
 
     Raises:
         BudgetError: nothing met the budget; the folder holds the closest, and the message says how close.

@@ -47,7 +47,7 @@ _STATISTICS_IMAGES, _STATISTICS_BATCH = 2048, 128  # of `clean_batches`
 
 
 def begin(spec: TrainSpec) -> World:
-    """Settings of the process, and its place among others."""
+    """Set up this process, and join the others."""
     keep_freed_memory()
     if spec.threads is not None:
         torch.set_num_threads(spec.threads)
@@ -166,7 +166,7 @@ class Setup:
         return model.to(device=world.device, memory_format=layout)  # type: ignore[call-overload,no-any-return]
 
     def notes(self, model: nn.Module) -> list[str]:
-        """What a recipe says without effect, or with one that its author may not have in mind.
+        """Settings of the recipe without effect, or with one that its author may not expect.
 
         Raises:
             RecipeError: the ops make images of a size that the network cannot take.
@@ -206,7 +206,7 @@ class Setup:
         return notes
 
     def _duplicate_notes(self) -> list[str]:
-        """What is to be known of images with the same pixels."""
+        """Notes about images with the same pixels in two splits."""
         found = self.splits.duplicates(self.store.twins)
         if not found["images"]:
             return []
@@ -372,7 +372,7 @@ def resolved(recipe: Recipe, setup: Setup, world: World, model: nn.Module, weigh
         weights: the pretrained ones that were loaded, which the recipe then names.
 
     Raises:
-        RecipeError: a probe, but the network's classifier is not linear; nothing that would be learnt.
+        RecipeError: a probe, but the network's classifier is not linear; or nothing to train.
     """
     spec = recipe.train
     decided: dict[str, Any] = {}
