@@ -167,7 +167,7 @@ def test_every_truncation_is_refused(path: Path, tmp_path: Path) -> None:
         with pytest.raises(ExportError):
             read_metadata(content[:length])
     (tmp_path / "cut.onnx").write_bytes(content[: len(content) // 2])
-    with pytest.raises(ExportError, match=r"cut\.onnx: cut short"):
+    with pytest.raises(ExportError, match=r"cut\.onnx: truncated"):
         Model(tmp_path / "cut.onnx")
 
 
