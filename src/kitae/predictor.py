@@ -68,22 +68,27 @@ class Predictor:
         Raises:
             DataError: an image cannot be read, or an array has another shape or dtype.
         """
-        if not (isinstance(images, np.ndarray) and images.ndim == 4):
-            images = one_or_several(images)
-        elif images.dtype != np.uint8 or images.shape[1:] != self.rules.shape:
-            wanted = ", ".join(map(str, self.rules.shape))
-            raise DataError(
-                f"a batch for this model is uint8 [N, {wanted}], not {images.dtype} {list(images.shape)}; a list of "
-                "single images of any size is resized"
-            )
-        if len(images) == 0:
+        several: list[ImageLike] | NDArray[Any]
+        if isinstance(images, np.ndarray) and images.ndim == 4:
+            several, fetch = images, self._checked(images).__getitem__
+        else:
+            several = one_or_several(images)
+            fetch = partial(self._prepared, several)
+        if len(several) == 0:
             empty = np.empty((0, len(self.classes)), np.float32)
             return Predictions(np.empty(0, np.int64), empty, self.classes)
-
-        def gather(rows: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-            pixels = [load(images[row], self.rules, f"image {row}") for row in rows]
-            return np.stack(pixels), np.zeros(len(rows), np.int64)
-
-        logits, _ = self.logits(gather, np.arange(len(images)))
+        logits, _ = self.logits(lambda rows: (fetch(rows), np.zeros(len(rows), np.int64)), np.arange(len(several)))
         shares = probabilities(logits, self.temperature).astype(np.float32)
         return Predictions(logits.argmax(axis=1), shares, self.classes)
+
+    def _checked(self, batch: NDArray[Any]) -> NDArray[np.uint8]:
+        if batch.dtype != np.uint8 or batch.shape[1:] != self.rules.shape:
+            wanted = ", ".join(map(str, self.rules.shape))
+            raise DataError(
+                f"a batch for this model is uint8 [N, {wanted}], not {batch.dtype} {list(batch.shape)}; a list of "
+                "single images of any size is resized"
+            )
+        return batch
+
+    def _prepared(self, images: list[ImageLike], rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        return np.stack([load(images[row], self.rules, f"image {row}") for row in rows])
