@@ -26,9 +26,8 @@ ROWS = np.arange(6)
 
 
 def refuse(message: str, call, *args, **kwargs) -> None:
-    with pytest.raises(AugmentError, match=message) as caught:
+    with pytest.raises(AugmentError, match=message):
         call(*args, **kwargs)
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

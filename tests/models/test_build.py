@@ -229,9 +229,8 @@ def test_stochastic_depth_of_libraries() -> None:
     ],
 )
 def test_mistakes_in_a_spec_are_named(spec: dict[str, Any], message: str) -> None:
-    with pytest.raises(RecipeError, match=message) as caught:
+    with pytest.raises(RecipeError, match=message):
         build(ModelSpec(**spec), classes=7, channels=3, image_size=32)
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("sizes", [(1, 3, 32), (10, 2, 32), (10, 3, 2)])
