@@ -15,7 +15,6 @@ from safetensors.torch import save_file
 from torch import nn
 
 from kitae.errors import RecipeError
-from kitae.models import build as room
 from kitae.models.build import MODELS, build, normalization
 from kitae.models.layers import DropoutLinear
 from kitae.models.spec import ModelSpec
@@ -323,7 +322,7 @@ def test_freezing_random_weights_is_refused_when_the_recipe_is_read() -> None:
         ModelSpec(name="resnet8", freeze="backbone")
 
 
-# What other rooms rely on
+# What other stages rely on
 
 
 @pytest.mark.parametrize("name", ["simple_cnn", "resnet8", "resnet9"])
@@ -387,11 +386,6 @@ def test_bf16_and_channels_last_stay_that_way_from_stem_to_pool() -> None:
     shapes = [event.input_shapes[0] for event in profile.events() if event.name == "aten::copy_"]
     copies = [shape for shape in shapes if len(shape) == 4 and shape[0] == 6]
     assert copies == [[6, 3, 32, 32]], "the one cast of the input"
-
-
-def test_models_is_a_plain_dictionary_of_factories() -> None:
-    assert room.MODELS is MODELS
-    assert all(callable(factory) for factory in MODELS.values())
 
 
 # Rectangles
