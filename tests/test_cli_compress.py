@@ -100,7 +100,7 @@ def test_the_table_says_what_was_measured(home: Path, printed: str, model: Path)
     for (name, size, milliseconds, faster, accuracy), row in zip(rows, facts["candidates"], strict=True):
         assert name == ("* " if row["winner"] else "") + row["name"]
         assert size.endswith(" kB")
-        assert float(size.removesuffix(" kB")) == pytest.approx(row["bytes"] / 1000, abs=0.051)
+        assert float(size.removesuffix(" kB")) == pytest.approx(row["bytes"] / 1000, rel=0.005)
         assert float(milliseconds) == pytest.approx(row["latency_ms"], abs=0.00051)
         assert float(faster.removesuffix(" x")) == pytest.approx(row["speedup"], abs=0.0051)
         found = re.fullmatch(r"([\d.]+) % \(([\d.]+) to ([\d.]+)\)", accuracy)
