@@ -318,20 +318,6 @@ def test_overwrite_removes_nothing_before_the_new_plan_is_made(tmp_path: Path, w
     assert len(list((folder / "runs").glob("*.json"))) == 3
 
 
-def test_an_interrupted_overwrite_can_be_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "s"
-    run(folder)
-
-    def interrupt(path: Path) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr("kitae.folders.shutil.rmtree", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            run(folder, make(seeds=[5, 6]), overwrite=True)
-    assert len(run(folder, make(seeds=[5, 6]), overwrite=True).runs) == 6
-
-
 def test_a_study_is_not_resumed_on_other_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, images = tmp_path / "s", tmp_path / "images"
     for name, number in itertools.product(("cat", "dog"), range(4)):
