@@ -287,3 +287,14 @@ def test_store_measures_what_whole_pictures_cost_and_bring(tmp_path: Path, monke
         views = found["sharpness"][kind]["64"]
         assert set(views) == {"evaluation", "random_resized_crop 0.08 to 1.0", "random_resized_crop 0.35 to 1.0"}
         assert all(0.5 < entry["ratio_of_means"] < 2 for entry in views.values())
+
+
+@pytest.mark.parametrize("part", ["parity", "augment", "steps", "syncs"])
+def test_what_a_gpu_shows_runs_on_a_cpu_too(part: str, tmp_path: Path) -> None:
+    run("gpu.py", part, "--device", "cpu", "--tiny", "--out", tmp_path)
+    found = json.loads((tmp_path / f"{part}.json").read_text())
+    assert found["machine"]["versions"]
+    if part == "parity":
+        assert found["equal"] > 20
+    if part == "steps":
+        assert set(found["networks"]["resnet9-w8-32"]["seconds"]) >= {"fp32", "bare bf16"}

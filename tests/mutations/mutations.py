@@ -36,7 +36,7 @@ MUTATIONS = [
     Mutation("training/learner.py", "torch._foreach_copy_(self._buffers, self._buffers_before)", "pass", f"{FIT} -k trace"),
     Mutation("training/learner.py", "loss / self.shape.accumulate", "loss", f"{FIT} -k accumulation"),
     Mutation("training/learner.py", "nn.utils.clip_grads_with_norm_(self.model.parameters(), spec.clip_norm, norm)", "pass", "tests/training/test_learner.py"),
-    Mutation("training/learner.py", "self._after_step(self.model)", "pass", f"{FIT} -k masks"),
+    Mutation("training/learner.py", "                self._after_step(self.model)", "                pass", f"{FIT} -k masks"),
     Mutation("training/learner.py", "(1 - self._teacher.weight) * loss + self._teacher.weight * lesson", "loss", f"{FIT} -k teacher"),
     Mutation("training/checkpoint.py", "if metadata.get(\"loop\", 1) != LOOP:", "if False:", f"{FIT} -k earlier_loop"),
     Mutation("training/checkpoint.py", "if metadata.get(\"fingerprint\") != fingerprint:", "if False:", f"{FIT} -k same_recipe"),

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from kitae.errors import RecipeError, did_you_mean, one_line
+from kitae.models.airbench import Airbench
 from kitae.models.freeze import freeze
 from kitae.models.initial import keyed_by_name
 from kitae.models.libraries import build_timm, build_torchvision, check_name, refuse, require_timm
@@ -50,6 +51,11 @@ def _resnet9(spec: ModelSpec, **sizes: Any) -> nn.Module:
     return ResNet9(spec.width or 64, **_residual(spec, **sizes))
 
 
+def _airbench(spec: ModelSpec, *, classes: int, channels: int, image_size: Size) -> nn.Module:
+    refuse(spec, "stem", "stochastic_depth")
+    return Airbench(spec.width or 64, classes=classes, channels=channels, dropout=spec.dropout)
+
+
 def _resnet(
     block: type[BasicBlock] | type[Bottleneck], depths: Sequence[int], spec: ModelSpec, **sizes: Any
 ) -> nn.Module:
@@ -78,6 +84,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet20": partial(_cifar_resnet, 3),
     "resnet56": partial(_cifar_resnet, 9),
     "resnet9": _resnet9,
+    "airbench": _airbench,
     "resnet18": partial(_resnet, BasicBlock, (2, 2, 2, 2)),
     "resnet34": partial(_resnet, BasicBlock, (3, 4, 6, 3)),
     "resnet50": partial(_resnet, Bottleneck, (3, 4, 6, 3)),
@@ -85,7 +92,9 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 }
 """Name -> factory(spec, classes=, channels=, image_size=)."""
 
-SCALING = tuple(name for name, make in MODELS.items() if getattr(make, "func", make) in (_cifar_resnet, _resnet9))
+SCALING = tuple(
+    name for name, make in MODELS.items() if getattr(make, "func", make) in (_cifar_resnet, _resnet9, _airbench)
+)
 """The families that come in widths."""
 
 

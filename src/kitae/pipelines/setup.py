@@ -43,6 +43,7 @@ _FEW_UPDATES = 10  # in an epoch
 _UNEVEN = 3  # where the largest class has more than so many times the images of the smallest, accuracy misleads
 _CLEAN_IMAGES = 1000  # training images, without augmentation, for the train-validation gap
 _FEW_CLEAN = 50  # fine-tuning takes half as many as validation has, or this: it is short, and its images are large
+_WHITENING_IMAGES = 1024
 _STATISTICS_IMAGES, _STATISTICS_BATCH = 2048, 128  # of `clean_batches`
 
 
@@ -125,7 +126,9 @@ class Setup:
         rows = self.splits.train
         return rows[keyed.permutation(self.recipe.data.split_seed, 2, len(rows), keyed.SLOT_SPLIT)]
 
-    def clean_batches(self, device: torch.device) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def clean_batches(
+        self, device: torch.device, size: int = _STATISTICS_BATCH
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Some training images as the network takes them, without augmentation: [n, C, H, W] and labels int64 [n].
 
         For what is measured rather than learnt: BatchNorm's statistics, importances, ranges of activations.
@@ -133,10 +136,10 @@ class Setup:
         mean, std = (torch.tensor(value, device=device).reshape(1, -1, 1, 1) for value in self.normalization)
         count = min(len(self.shuffled_train), _STATISTICS_IMAGES)
         # Whole batches: one of few images would weigh as much in BatchNorm's statistics as one of many.
-        rows = self.shuffled_train[: count - count % _STATISTICS_BATCH or count]
+        rows = self.shuffled_train[: count - count % size or count]
         images = self.image_set(rows)
-        for start in range(0, len(rows), _STATISTICS_BATCH):
-            pixels, labels = images.gather(rows[start : start + _STATISTICS_BATCH])
+        for start in range(0, len(rows), size):
+            pixels, labels = images.gather(rows[start : start + size])
             values = torch.from_numpy(pixels).to(device).float() / 255.0
             yield (values - mean) / std, torch.from_numpy(labels).to(device)
 
@@ -162,6 +165,9 @@ class Setup:
                 image_size=self.store.rules.image_size,
                 weights=self.weights if pretrained else None,
             )
+        if hasattr(model, "whiten"):  # a stem that is made of the training images
+            images, _ = next(self.clean_batches(torch.device("cpu"), _WHITENING_IMAGES))
+            model.whiten(images)
         layout = torch.channels_last if self.recipe.train.channels_last else torch.contiguous_format
         return model.to(device=world.device, memory_format=layout)  # type: ignore[call-overload,no-any-return]
 

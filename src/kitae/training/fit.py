@@ -188,8 +188,10 @@ def fit(
                 with meter.waiting():
                     images, targets = next(batches)
                 step = learner.step(images, targets, at)
-                meter.count(step, len(images))
                 at.step += 1
+                meter.count(step, len(images))
+                if not meter.settled(at.step == shape.steps):
+                    continue
                 if at.skipped >= spec.nan_limit:
                     raise TrainingError(
                         f"train.nan_limit: {at.skipped} steps had a loss or gradient that is not finite (epoch "
@@ -255,16 +257,24 @@ def fit(
     return FitResult(at.epoch, at.best_epoch + 1, best, stopped_early, at.skipped, rows)
 
 
+_READ_EVERY = 25  # steps between two looks at a GPU's counters; each look waits until the GPU is done
+
+
 class _Meter:
-    """Sums and times of an epoch, of this process; `at` is updated with every step."""
+    """Sums and times of an epoch, of this process.
+
+    The sums are on the device, so that counting waits for nothing. `settled` reads them into `at`: after every step on
+    a CPU, now and then on a GPU, whose host runs ahead.
+    """
 
     def __init__(self, at: Progress, world: World) -> None:
         self.at, self.world = at, world
         if world.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(world.device)
-        # On the device, so that counting waits for nothing.
         self.loss_sum = torch.tensor(at.loss_sum, dtype=torch.float64, device=world.device)
         self.correct_sum = torch.tensor(at.correct_sum, dtype=torch.float64, device=world.device)
+        self._counts = torch.tensor([at.seen, at.skipped], dtype=torch.int64, device=world.device)
+        self._unread = 0
         self._started, self._waited, self._last_save = time.perf_counter() - at.seconds, 0.0, time.monotonic()
         self._resumed_seen, self._resumed_seconds = at.seen, at.seconds
 
@@ -277,13 +287,20 @@ class _Meter:
 
     def count(self, step: Step, images: int) -> None:
         """Add a step to the sums, or to the skipped ones."""
-        if step.healthy:
-            self.loss_sum += step.loss.double() * images
-            self.correct_sum += step.correct
-            self.at.seen += images
-        else:
-            self.at.skipped += 1
+        self.loss_sum += torch.where(step.healthy, step.loss.double() * images, 0.0)
+        self.correct_sum += torch.where(step.healthy, step.correct, 0.0)
+        self._counts[0] += step.healthy * images
+        self._counts[1] += ~step.healthy
+        self._unread += 1
+
+    def settled(self, now: bool) -> bool:
+        """Read the counts into `at` if it is time to, or has to be `now`; whether they were read."""
+        if self.world.device.type == "cuda" and not now and self._unread < _READ_EVERY:
+            return False
+        self.at.seen, self.at.skipped = self._counts.tolist()
         self.at.seconds = time.perf_counter() - self._started
+        self._unread = 0
+        return True
 
     @property
     def _spent(self) -> float:

@@ -18,7 +18,7 @@ from kitae.training.batches import EpochShape
 from kitae.training.checkpoint import Progress
 from kitae.training.distributed import World
 from kitae.training.losses import distillation_loss, soft_cross_entropy, target_accuracy
-from kitae.training.optim import AveragedWeights, build_optimizer, set_learning_rate
+from kitae.training.optim import AveragedWeights, build_optimizer, fill_momentum, set_learning_rate
 from kitae.training.precision import Precision, autocast, float_depthwise
 from kitae.training.schedule import planned_step, rate_factor
 from kitae.training.spec import TrainSpec
@@ -37,12 +37,13 @@ class Teacher:
 class Step:
     """What a step gives: mean loss of the batch, target mass on the predicted classes (a sum), and whether it counted.
 
-    A step that was not finite is skipped, and leaves no trace in weights, averages or BatchNorm's statistics.
+    A step that was not finite is skipped, and leaves no trace in weights, averages or BatchNorm's statistics. All three
+    are 0-d tensors on the device: reading one waits for the step.
     """
 
     loss: Tensor
     correct: Tensor
-    healthy: bool
+    healthy: Tensor
 
 
 class Learner:
@@ -53,6 +54,8 @@ class Learner:
         average: its averaged weights, or None.
         judged: whose weights are validated, kept and exported: the average where there is one.
         optimizer, scaler: of torch; the scaler is idle except in fp16.
+        asynchronous: whether a step is skipped on the device, without the host waiting for it. That takes a fused
+            optimizer, and neither fp16 nor accumulation, which decide on the host; on a CPU there is nothing to gain.
     """
 
     def __init__(
@@ -73,6 +76,8 @@ class Learner:
         self.average = AveragedWeights(model, spec.ema) if spec.ema is not None else None
         self.judged = self.average.model if self.average else model
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=precision == "fp16")
+        fused = all(group.get("fused") for group in self.optimizer.param_groups)
+        self.asynchronous = world.device.type == "cuda" and fused and precision != "fp16" and shape.accumulate == 1
         self._weight = None if class_weights is None else torch.from_numpy(class_weights).to(world.device)
         self._teacher, self._after_step = teacher, after_step
         self._forward: Callable[[Tensor], Tensor] = model
@@ -89,6 +94,8 @@ class Learner:
             self._forward = torch.compile(self._forward)
         self._buffers = [buffer for buffer in self.model.buffers() if buffer.is_floating_point()]
         self._buffers_before = [buffer.clone() for buffer in self._buffers]
+        if self.asynchronous:
+            fill_momentum(self.optimizer)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -113,7 +120,16 @@ class Learner:
                 logits = self._forward(images)
                 loss = self._loss(images, logits, targets)
             self.scaler.scale(loss / self.shape.accumulate).backward()  # type: ignore[no-untyped-call]
-        healthy = bool(torch.isfinite(loss.detach()))
+        correct = target_accuracy(logits.detach(), targets).double().sum()
+        healthy = torch.isfinite(loss.detach())
+        if self.asynchronous:
+            healthy = self._update_on_device(healthy, at)
+        else:
+            healthy = torch.tensor(self._decided(bool(healthy), last, at), device=self.world.device)
+        return Step(loss.detach(), correct, healthy)
+
+    def _decided(self, healthy: bool, last: bool, at: Progress) -> bool:
+        """Whether the step counted; the host knows, and makes the update at the last batch of one."""
         if last:
             healthy = self._update(healthy, at)
         elif distributed.any_true(not healthy, self.world):
@@ -121,8 +137,7 @@ class Learner:
             self.optimizer.zero_grad(set_to_none=True)
         if not healthy and self._buffers:
             torch._foreach_copy_(self._buffers, self._buffers_before)
-        correct = target_accuracy(logits.detach(), targets).double().sum()
-        return Step(loss.detach(), correct, healthy)
+        return healthy
 
     @property
     def learning_rate(self) -> float:
@@ -141,20 +156,14 @@ class Learner:
 
     def _update(self, healthy: bool, at: Progress) -> bool:
         """The optimizer's step, unless a loss or gradient of any process is not finite."""
-        spec = self.spec
         self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        norm = self._gradient_norm()
         # fp16's scaler looks at gradients itself, and overflows are normal while it seeks its scale.
         if self.precision != "fp16" or self.scaler.get_scale() < 1:
             healthy = healthy and bool(torch.isfinite(norm))
         healthy = not distributed.any_true(not healthy, self.world)
         if healthy:
-            if spec.clip_norm is not None:
-                nn.utils.clip_grads_with_norm_(self.model.parameters(), spec.clip_norm, norm)
-            per_epoch = self.shape.updates
-            step = planned_step(at.updates, steps_per_epoch=per_epoch, epochs=spec.epochs, recut=spec.recut)
-            factor = rate_factor(step, spec=spec.schedule, steps_per_epoch=per_epoch, epochs=spec.epochs)
-            set_learning_rate(self.optimizer, spec.optimizer.lr * factor)
+            self._prepare(norm, at)
             self.scaler.step(self.optimizer)
             if self._after_step is not None:
                 self._after_step(self.model)
@@ -164,6 +173,37 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         at.updates += 1
         return healthy
+
+    def _update_on_device(self, healthy: Tensor, at: Progress) -> Tensor:
+        """`_update` for a host that runs ahead: the device decides, and a step that does not count changes nothing."""
+        norm = self._gradient_norm()
+        unhealthy = distributed.all_sum((~(healthy & torch.isfinite(norm))).float(), self.world).clamp(max=1)
+        healthy = unhealthy == 0
+        self._prepare(norm, at)
+        # What GradScaler hands over too: a fused optimizer makes no step where this is 1.
+        self.optimizer.found_inf = unhealthy  # type: ignore[attr-defined]
+        self.optimizer.step()
+        for buffer, before in zip(self._buffers, self._buffers_before, strict=True):
+            torch.where(healthy, buffer, before, out=buffer)
+        if self._after_step is not None:
+            self._after_step(self.model)
+        if self.average is not None:
+            self.average.update(self.model, at.updates, healthy)
+        self.optimizer.zero_grad(set_to_none=True)
+        at.updates += 1
+        return healthy
+
+    def _gradient_norm(self) -> Tensor:
+        return nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+
+    def _prepare(self, norm: Tensor, at: Progress) -> None:
+        """Cut the gradients and set the rate of the update."""
+        spec, per_epoch = self.spec, self.shape.updates
+        if spec.clip_norm is not None:
+            nn.utils.clip_grads_with_norm_(self.model.parameters(), spec.clip_norm, norm)
+        step = planned_step(at.updates, steps_per_epoch=per_epoch, epochs=spec.epochs, recut=spec.recut)
+        factor = rate_factor(step, spec=spec.schedule, steps_per_epoch=per_epoch, epochs=spec.epochs)
+        set_learning_rate(self.optimizer, spec.optimizer.lr * factor)
 
     def _synced(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Processes exchange gradients once an update, at its last batch."""

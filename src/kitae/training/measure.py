@@ -52,7 +52,7 @@ def step_times(
             try:
                 with learners[name] as learner:
                     start = time.perf_counter()
-                    healthy = learner.step(images, targets, Progress(step=step)).healthy  # waits for a GPU too
+                    healthy = bool(learner.step(images, targets, Progress(step=step)).healthy)  # waits for a GPU too
                     taken = time.perf_counter() - start
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):

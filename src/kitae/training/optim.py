@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from kitae.errors import RecipeError, one_line
+from kitae.training.muon import Muon
 from kitae.training.spec import OptimizerSpec
 
 _UNDECAYED = {
@@ -24,7 +25,7 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     name.lower(): value
     for name, value in vars(torch.optim).items()
     if inspect.isclass(value) and issubclass(value, torch.optim.Optimizer) and name.lower() not in _UNSUITABLE
-}
+} | {"muon": Muon}
 
 
 def parameter_groups(
@@ -40,22 +41,35 @@ def parameter_groups(
             places below the classifier learns at layer_decay ** d times the rate (Clark et al. 2020, ELECTRA).
 
     Returns:
-        Groups with `params`, `weight_decay` and `scale`, what the learning rate is multiplied by.
+        Groups with `params`, `weight_decay` and `scale`, what the learning rate is multiplied by; for Muon also
+        `orthogonal`.
     """
     depth = {name: len(layers) - 1 - place for place, names in enumerate(layers) for name in names}
+    hidden = _hidden(model) if spec.name.lower() == "muon" else frozenset()
+    other = 1.0 if spec.other_lr is None or spec.name.lower() != "muon" else spec.other_lr / spec.lr
     named: set[str] = set(cast(Any, model).no_weight_decay()) if hasattr(model, "no_weight_decay") else set()
-    groups: dict[tuple[float, bool], list[Tensor]] = {}
+    groups: dict[tuple[float, bool, bool], list[Tensor]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             scale = 1.0 if spec.layer_decay is None else spec.layer_decay ** depth.get(name, 0)
             decayed = parameter.ndim > 1 and name not in named and name.rpartition(".")[2] not in _UNDECAYED
-            groups.setdefault((scale, decayed), []).append(parameter)
+            scale *= 1.0 if name in hidden else other
+            groups.setdefault((scale, decayed, name in hidden), []).append(parameter)
     if not groups:
         raise RecipeError("model.freeze leaves nothing to train")
     return [
-        {"params": parameters, "weight_decay": spec.weight_decay if decayed else 0.0, "scale": scale}
-        for (scale, decayed), parameters in groups.items()
-    ]
+        {
+            "params": parameters, "weight_decay": spec.weight_decay if decayed else 0.0, "scale": scale,
+            **({"orthogonal": matrix} if hidden else {}),
+        }
+        for (scale, decayed, matrix), parameters in groups.items()
+    ]  # fmt: skip
+
+
+def _hidden(model: nn.Module) -> frozenset[str]:
+    """The matrices and filters between the first and the last layer, which Muon is made for."""
+    weights = [name for name, parameter in model.named_parameters() if parameter.ndim > 1]
+    return frozenset(name for name in weights[1:-1] if name.rpartition(".")[2] not in _UNDECAYED)
 
 
 def build_optimizer(
@@ -74,7 +88,7 @@ def build_optimizer(
     accepted = inspect.signature(kind).parameters
     arguments = {
         name: value
-        for name, value in spec.model_dump(exclude={"name", "layer_decay", "weight_decay"}).items()
+        for name, value in spec.model_dump(exclude={"name", "layer_decay", "weight_decay", "other_lr"}).items()
         if name in accepted and isinstance(accepted[name].default, tuple) == isinstance(value, tuple)  # Adafactor's
     }
     if spec.momentum == 0:
@@ -95,6 +109,18 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate * group["scale"]
 
 
+def fill_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Start momentum from zeros: a fused first step that the device skips would leave it uninitialised.
+
+    The first step is the same, since momentum * 0 + gradient is the gradient.
+    """
+    for group in optimizer.param_groups:
+        if isinstance(optimizer, torch.optim.SGD) and group["momentum"] and not group["dampening"]:
+            for parameter in group["params"]:
+                if optimizer.state[parameter].get("momentum_buffer") is None:
+                    optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+
 class AveragedWeights:
     """Exponential moving average of weights and of floating-point buffers (BatchNorm's statistics).
 
@@ -110,11 +136,21 @@ class AveragedWeights:
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
 
     @torch.no_grad()
-    def update(self, model: nn.Module, updates: int) -> None:
-        """Move the averages towards `model`; `updates` is the number of updates made before this one."""
+    def update(self, model: nn.Module, updates: int, healthy: Tensor | None = None) -> None:
+        """Move the averages towards `model`; `updates` is the number of updates made before this one.
+
+        Args:
+            healthy: bool, 0-d, on the device: where it is false, the averages stay.
+        """
         decay = min(self.decay, (1 + updates) / (10 + updates))
         own, other = self.model.state_dict(), model.state_dict()
         floating = [name for name, tensor in own.items() if tensor.is_floating_point()]
-        torch._foreach_lerp_([own[n] for n in floating], [other[n] for n in floating], 1 - decay)
+        averages, values = [own[name] for name in floating], [other[name] for name in floating]
+        if healthy is None:
+            torch._foreach_lerp_(averages, values, 1 - decay)
+        else:  # as lerp computes it where its weight is below a half
+            moves = torch._foreach_sub(values, averages)
+            torch._foreach_mul_(moves, healthy * (1 - decay))
+            torch._foreach_add_(averages, moves)
         for name in own.keys() - set(floating):
             own[name].copy_(other[name])

@@ -35,18 +35,24 @@ def merit(scores: Mapping[str, float | None], metric: str) -> tuple[float, float
 # Fields that recipes of older versions do not have.
 _NEWER = (("epoch_steps", None), ("recut", None), ("probe", "auto"))
 
+_NEWER_OF_OPTIMIZER = (("other_lr", None), ("norm", False))
+
 # Name -> learning rate and weight decay where a recipe leaves them out.
-_USUAL = {"sgd": (0.1, 5.0e-4), "adamw": (1.0e-3, 0.05)}
+_USUAL = {"sgd": (0.1, 5.0e-4), "adamw": (1.0e-3, 0.05), "muon": (0.05, 0.0)}
 _USUAL_OTHERS = (1.0e-3, 0.0)
 
 
 class OptimizerSpec(Spec):
-    """An optimizer of torch.optim by its name in lower case, and its arguments.
+    """An optimizer of torch.optim by its name in lower case, or `muon`, and its arguments.
 
     `momentum` and `nesterov` reach those that have them (sgd, rmsprop), `betas` and `eps` those that have them (adamw,
     adam, nadam, ...). Weight decay is not applied to norms, biases and other one-dimensional parameters, nor to
     position embeddings and class tokens. Where `lr` or `weight_decay` is left out, it follows the name: 0.1 and 5e-4
-    for sgd, 1e-3 and 0.05 for adamw, 1e-3 and 0 for others.
+    for sgd, 1e-3 and 0.05 for adamw, 0.05 and 0 for muon, 1e-3 and 0 for others.
+
+    `muon` is Jordan's orthogonalised momentum (2024) for filters and matrices between the first and the last layer, and
+    SGD with Nesterov momentum for norms, biases and those two layers, at `other_lr` (null: `lr`). `norm` keeps each
+    filter matrix at the norm of its number of rows ** 0.5: for networks that normalise after each convolution.
     """
 
     name: str = "sgd"
@@ -57,6 +63,13 @@ class OptimizerSpec(Spec):
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     eps: float = Field(1e-8, gt=0)
     layer_decay: float | None = Field(None, gt=0, le=1)  # learning rate times this for each stage below the classifier
+    other_lr: float | None = Field(None, gt=0)
+    norm: bool = False
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without newer fields at their defaults: recipes that do not use them keep the fingerprints they had."""
+        return {name: value for name, value in handler(self).items() if (name, value) not in _NEWER_OF_OPTIMIZER}
 
     @model_validator(mode="before")
     @classmethod

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from kitae.augment.ops.base import (
     AFFINE_BILINEAR,
@@ -42,6 +42,7 @@ from kitae.augment.ops.base import (
     unit,
 )
 from kitae.errors import AugmentError
+from kitae.keyed import philox
 
 Border = Annotated[int, Field(ge=0, le=2**15)]
 
@@ -138,12 +139,42 @@ AFFINE_STEPS = (
 
 
 class HorizontalFlip(Op):
-    """Mirrors left and right. torchvision RandomHorizontalFlip."""
+    """Mirrors left and right. torchvision RandomHorizontalFlip.
+
+    alternate: mirror each sample in every other epoch, and draw only in which it begins, so that any two epochs in a
+        row show both views (Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU", 2024, section 3.6). Leave p at
+        0.5 then.
+    """
 
     name = "horizontal_flip"
     page = "geometry"
     writes = (Step(HFLIP, "move.horizontal_flip", takes=()),)
     p: Probability = 0.5
+    alternate: bool = False
+
+    @model_validator(mode="after")
+    def _half(self) -> Self:
+        if self.alternate and self.p != 0.5:
+            raise ValueError(f"p must be 0.5 where flips alternate, not {self.p}")
+        return self
+
+    def numbers(self, site: Site) -> list[float]:
+        return [self.p, float(self.alternate)]
+
+    @classmethod
+    def example(cls, site: Site) -> Self:
+        return cls(p=1.0)
+
+    @staticmethod
+    def plan(key: Any, numbers: Any, codes: Any, args: Any, height: Any, width: Any) -> None:
+        if numbers[1] == 0:
+            w0, _, _, _ = draw(key, 0)
+            if unit(w0) < numbers[0]:
+                codes[0] = HFLIP
+        else:  # the draw of a sample, whatever the epoch, and then the epoch's parity
+            w0, _, _, _ = philox(key[0], key[1], np.uint64(0), key[3], key[4], key[5])
+            if (w0 ^ key[2]) & np.uint64(1) == np.uint64(1):
+                codes[0] = HFLIP
 
 
 class VerticalFlip(Op):
