@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from kitae.files import write_json
-from kitae.run import machine as run_machine
+from kitae.machine import machine as run_machine
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

@@ -25,9 +25,10 @@ from torchvision.transforms import v2
 
 from kitae import keyed
 from kitae.files import write_json
+from kitae.machine import machine
 from kitae.pipelines.setup import Setup, begin
 from kitae.recipe import Recipe
-from kitae.run import Run, machine
+from kitae.run import Run
 from kitae.training.fit import Source, fit
 
 JITTER = (0.2, 0.2, 0.2, 0.1)

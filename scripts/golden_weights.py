@@ -44,7 +44,7 @@ def weights_hash(overrides: tuple[str, ...]) -> str:
 
 def main() -> int:
     """Compare, or write."""
-    from kitae.run import machine
+    from kitae.machine import machine
 
     found = {name: weights_hash(overrides) for name, overrides in RECIPES.items()}
     facts = machine()

@@ -12,14 +12,14 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "kitae"
 STAGES = {"data", "augment", "models", "training", "evaluation", "compression", "deployment"}
 
-# Each room may import the rooms to its left, and itself.
+# Each part may import the parts above it, and itself.
 ORDER = [
     {"errors"},
-    {"spec", "files", "keyed", "console", "modes"},
+    {"spec", "files", "keyed", "console", "modes", "machine", "folders"},
     {"preprocess", "views"},
     {"runtime"},
     STAGES,
-    {"recipe"},
+    {"recipe", "predictor"},
     {"run"},
     {"reporting"},
     {"pipelines"},
@@ -28,8 +28,8 @@ ORDER = [
     {"cli"},
     {"__main__"},
 ]
-LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
-ANYWHERE = {"__init__"}  # the lazy public surface names every room
+LEVEL = {part: level for level, parts in enumerate(ORDER) for part in parts}
+ANYWHERE = {"__init__"}  # the lazy public surface names every part
 
 
 def modules() -> dict[str, Path]:
@@ -39,7 +39,7 @@ def modules() -> dict[str, Path]:
     }
 
 
-def room_of(module: str) -> str:
+def part_of(module: str) -> str:
     parts = module.split(".")
     return parts[1] if len(parts) > 1 else "__init__"
 
@@ -66,21 +66,21 @@ def imports(path: Path, *, type_checking: bool) -> set[str]:
     return found
 
 
-def test_every_room_has_its_place() -> None:
-    rooms = {room_of(name) for name in modules()} - ANYWHERE
-    assert rooms <= LEVEL.keys(), f"rooms without a place in the order: {rooms - LEVEL.keys()}"
+def test_every_part_has_its_place() -> None:
+    parts = {part_of(name) for name in modules()} - ANYWHERE
+    assert parts <= LEVEL.keys(), f"parts without a place in the order: {parts - LEVEL.keys()}"
 
 
 @pytest.mark.parametrize("name", sorted(modules()))
 def test_imports_point_one_way(name: str) -> None:
-    room = room_of(name)
-    if room in ANYWHERE:
+    part = part_of(name)
+    if part in ANYWHERE:
         return
     for target in imports(modules()[name], type_checking=True):
-        other = room_of(target)
+        other = part_of(target)
         if other == "__init__":
             continue
-        assert other == room or LEVEL[other] < LEVEL[room], f"{name} imports {target}"
+        assert other == part or LEVEL[other] < LEVEL[part], f"{name} imports {target}"
 
 
 def test_no_import_cycles() -> None:
@@ -98,6 +98,11 @@ def test_no_import_cycles() -> None:
 
     for name in graph:
         visit(name, [])
+
+
+@pytest.mark.parametrize("name", sorted(modules()))
+def test_no_module_is_longer_than_500_lines(name: str) -> None:
+    assert len(modules()[name].read_text().splitlines()) <= 500, f"{name}: split it by responsibility"
 
 
 def _loaded_after(statement: str) -> set[str]:

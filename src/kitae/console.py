@@ -144,12 +144,11 @@ def rough_duration(seconds: float) -> str:
 
 
 def size(count: float) -> str:
-    """A file size: `512 B`, `17.3 kB`, `11.2 MB`."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"
+    """Bytes in decimal units, three digits: `512 B`, `17.3 kB`, `11.2 MB`."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if abs(count) >= scale * 0.9995:
+            return f"{count / scale:.3g} {unit}" if count / scale < 1000 else f"{count / scale:.0f} {unit}"
+    return f"{count:.0f} B"
 
 
 @contextmanager

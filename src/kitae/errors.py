@@ -24,7 +24,10 @@ from types import ModuleType
 
 
 class KitaeError(Exception):
-    """An error that the user can correct; its message is one line."""
+    """An error that the user can correct; its message is one line, whatever it quotes."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(" ".join(arg.splitlines()) if isinstance(arg, str) else arg for arg in args))
 
 
 class RecipeError(KitaeError):
@@ -53,7 +56,7 @@ class TrainingInterruptedError(TrainingError):
 
     def __init__(self, where: str, kept: str) -> None:
         super().__init__(where, kept)
-        self.where, self.kept = where, kept
+        self.where, self.kept = map(str, self.args)
 
     def __str__(self) -> str:
         return f"{self.where}; {self.kept}"

@@ -1,4 +1,4 @@
-"""Atomic writes, and folders that one process at a time may write to."""
+"""Atomic writes, and the JSON files that Kitae keeps."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from typing import Any
 
 from kitae.errors import KitaeError
 
-LOCK = ".lock"
-"""The lock file of a folder; it is never removed."""
+_MAX_JSON_BYTES = 100_000_000
 
 
 def cache_folder(given: str | None = None) -> Path:
@@ -20,33 +19,6 @@ def cache_folder(given: str | None = None) -> Path:
         return Path(chosen).expanduser()
     base = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "kitae"
-
-
-def lock_folder(folder: Path, error: type[KitaeError], busy: str) -> int:
-    """Make a folder and lock it for this process, until the descriptor is closed or the process ends.
-
-    Args:
-        error: the type of error to raise.
-        busy: the message where another process holds the lock.
-
-    Returns:
-        The descriptor that holds the lock.
-    """
-    import fcntl  # not on Windows, where modules that only write files must still import
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as problem:
-        raise error(f"{folder}: cannot be used as --out ({problem.strerror})") from problem
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as problem:
-        os.close(lock)
-        raise error(f"{folder}: {busy}") from problem
-    except OSError:  # a file system without locks, such as some network disks
-        pass
-    return lock
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -71,9 +43,46 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise KitaeError(f"{path}: cannot write ({error.strerror}); what was there before is kept") from error
 
 
+def read_json(path: Path, *keys: str, error: type[KitaeError] = KitaeError) -> dict[str, Any]:
+    """The JSON object of a file.
+
+    Args:
+        keys: what it must have.
+        error: the type of error to raise.
+
+    Raises:
+        KitaeError: of type `error`: it cannot be read, or is damaged.
+    """
+    try:
+        if path.stat().st_size > _MAX_JSON_BYTES:
+            raise error(f"{path}: larger than {_MAX_JSON_BYTES} bytes, so not ours")
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as problem:
+        raise error(f"{path}: cannot be read ({problem.strerror})") from problem
+    except (ValueError, RecursionError) as problem:
+        raise error(f"{path}: is damaged (not JSON)") from problem
+    if not isinstance(value, dict):
+        raise error(f"{path}: is damaged (not a JSON object)")
+    lacking = [key for key in keys if key not in value]
+    if lacking:
+        raise error(f"{path}: is damaged (it has no {lacking[0]})")
+    return value
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a value as readable JSON, atomically. NaN and infinity are not JSON and raise ValueError."""
     write_atomically(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+def write_parquet(table: Any, path: Path) -> None:
+    """Write a pyarrow Table, atomically."""
+    import io
+
+    import pyarrow.parquet
+
+    buffer = io.BytesIO()
+    pyarrow.parquet.write_table(table, buffer, compression="zstd")
+    write_atomically(path, buffer.getvalue())
 
 
 def _umask() -> int:

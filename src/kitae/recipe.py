@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import typing
-from difflib import get_close_matches
+from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -20,7 +20,7 @@ from pydantic import BaseModel, Field, ValidationError
 from kitae import views
 from kitae.augment.spec import OPS, AugmentSpec, make_op
 from kitae.data.spec import DataSpec
-from kitae.errors import AugmentError, RecipeError
+from kitae.errors import AugmentError, RecipeError, did_you_mean
 from kitae.evaluation.spec import EvaluateSpec
 from kitae.files import write_atomically
 from kitae.models.spec import ModelSpec
@@ -101,11 +101,39 @@ class Recipe(Spec):
     def fingerprint(self) -> str:
         """A hash of the recipe, 16 hex digits; equal recipes have equal fingerprints.
 
-        `train.recut` is left out: a run writes it on its way, and its checkpoints are its own before and after.
+        `train.recut` does not count: a run writes it while training, and its checkpoints stay valid.
         """
         plan = self.model_copy(update={"train": self.train.model_copy(update={"recut": ()})})
         text = json.dumps(plan.model_dump(mode="json"), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+# By the run, where nobody asked for it.
+_FILLED_IN = ("data.order", "model.pretrained_sha256", "train.probe", "train.recut")
+
+
+def differences(saved: Recipe, asked: Recipe) -> list[str]:
+    """The fields in which a recipe differs from a run's own, where `auto` and what a run fills in agree with all."""
+    before, now = _flat(saved.model_dump(mode="json")), _flat(asked.model_dump(mode="json"))
+    open_ = tuple(field for field in _FILLED_IN if not any(f"{name}.".startswith(f"{field}.") for name in now))
+    return [
+        f"{field} was {before.get(field)}, is {now.get(field)}"
+        for field in sorted(before.keys() | now.keys())
+        if before.get(field) != now.get(field)
+        and now.get(field) != "auto"
+        and not any(f"{field}.".startswith(f"{name}.") for name in open_)
+    ]
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    items: Iterable[tuple[Any, Any]]
+    if isinstance(value, dict) and value:
+        items = value.items()
+    elif isinstance(value, list) and value:
+        items = enumerate(value)
+    else:  # an empty one too: an op without parameters is {name: {}}
+        return {prefix[:-1]: value}
+    return {name: leaf for key, inner in items for name, leaf in _flat(inner, f"{prefix}{key}.").items()}
 
 
 def shipped() -> dict[str, str]:
@@ -126,9 +154,9 @@ def read_text(path_or_name: str | Path) -> tuple[str, str]:
         name = str(path_or_name)
         if name in recipes:
             return recipes[name], name
-        near = get_close_matches(name, recipes, n=1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
-        raise RecipeError(f"no recipe {name!r}{hint}: give a .yaml file or one of {', '.join(recipes)}")
+        raise RecipeError(
+            f"no recipe {name!r}{did_you_mean(name, recipes)}: give a .yaml file or one of {', '.join(recipes)}"
+        )
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise RecipeError(f"{path}: larger than {_MAX_BYTES} bytes, so not a recipe")
@@ -297,10 +325,8 @@ def _unknown(path: list[str], cls: type[BaseModel], where: str) -> str:
         what = "a list" if several else "a single value"
         return f"{where}: {'.'.join([*prefix, name])} is {what} and has no field {path[-1]!r}"
     valid = list(owner.model_fields)
-    near = get_close_matches(name, valid, n=1)
-    hint = f" (did you mean {near[0]}?)" if near else ""
     place = f" in {'.'.join(prefix)}" if prefix else ""
-    return f"{where}: unknown field {name!r}{place}{hint}; valid: {', '.join(valid)}"
+    return f"{where}: unknown field {name!r}{place}{did_you_mean(name, valid)}; valid: {', '.join(valid)}"
 
 
 def _section(cls: type[BaseModel], field: str) -> type[BaseModel] | None:

@@ -17,24 +17,21 @@ figures/, report.html pictures
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import platform
 import shutil
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import UTC, datetime
-from functools import partial
-from importlib import metadata
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from kitae import views
 from kitae.errors import DataError, KitaeError, RecipeError, TrainingError
-from kitae.files import LOCK, lock_folder, write_atomically, write_json
+from kitae.evaluation.spec import Tta
+from kitae.files import read_json, write_atomically, write_json, write_parquet
+from kitae.folders import LOCK, Owned
+from kitae.machine import machine, now
 from kitae.preprocess import ImageLike, PreprocessRules
-from kitae.recipe import Recipe
+from kitae.recipe import Recipe, differences
 from kitae.training.spec import merit
 
 if TYPE_CHECKING:
@@ -47,15 +44,15 @@ if TYPE_CHECKING:
     from kitae.data.loader import ImageSet
     from kitae.data.splits import Splits
     from kitae.data.store import Store
-    from kitae.evaluation.evaluate import Gather, View
+    from kitae.predictor import Predictor
     from kitae.runtime import Predictions
 
-Tta = Literal["none", "flip", "shift", "scale", "full"]
-
 _FORMAT = 1
-_CREATED = ("recipe.yaml", "environment.json", "model.json", "splits.npz", "metrics.jsonl", "best.safetensors",
-            "evaluation.json", "predictions.parquet", "test_openings.jsonl", "report.html", LOCK)  # fmt: skip
-_FOLDERS = ("last", "features", "folds", "figures", "tensorboard")
+RUN_FOLDER = Owned("run", (
+    "last", "features", "folds", "figures", "tensorboard", "recipe.yaml", "environment.json", "model.json",
+    "splits.npz", "metrics.jsonl", "best.safetensors", "evaluation.json", "predictions.parquet", "test_openings.jsonl",
+    "report.html",
+), TrainingError)  # fmt: skip
 
 
 class Run:
@@ -69,7 +66,7 @@ class Run:
     def __init__(self, path: Path, recipe: Recipe) -> None:
         self.path = path
         self.recipe = recipe
-        self._lock: int | None = None
+        self._lock = ExitStack()
         self._new = False
 
     def __repr__(self) -> str:
@@ -105,41 +102,29 @@ class Run:
 
     @classmethod
     def create(cls, path: str | Path, recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> Run:
-        """Make or take a folder for a run and lock it until `close` or the process ends.
+        """Make a folder for a run, or use an existing one, and lock it until `close` or the process ends.
 
         Args:
             resume: resume the run that is there, which must be of the same recipe; without one a new run starts.
-            overwrite: delete the run that is there first. Never deletes anything that a run did not write.
+            overwrite: replace the run that is there. Never deletes a file that no run wrote.
 
         Raises:
             TrainingError: the folder holds something else or a run of another recipe, or another process writes to it.
         """
         if resume and overwrite:
-            raise TrainingError("--resume and --overwrite exclude each other: go on with the run, or replace it")
+            raise TrainingError("--resume and --overwrite exclude each other; give one of them")
         run = cls(Path(path), recipe)
-        if run.path.is_dir():
-            run._check_strangers(resume=resume)  # before the lock, which would be left in a folder that is not ours
-        busy = "another process is training into it; choose another --out"
-        run._lock = lock_folder(run.path, TrainingError, busy)
-        try:
-            run._take(resume=resume, overwrite=overwrite)
-        except BaseException:
-            run.close()
-            raise
+        # Before the lock, which would be left in a folder that is not ours. A run that is resumed stays with whatever
+        # lies beside it.
+        if not (resume and (run.path / "recipe.yaml").exists()):
+            RUN_FOLDER.check(run.path)
+        with ExitStack() as stack:
+            stack.enter_context(RUN_FOLDER.locked(run.path))
+            run._begin(resume=resume, overwrite=overwrite)
+            run._lock = stack.pop_all()
         return run
 
-    def _check_strangers(self, *, resume: bool) -> None:
-        strangers = sorted(
-            entry.name
-            for entry in self.path.iterdir()
-            if entry.name not in (*_CREATED, *_FOLDERS) and not entry.name.endswith(".tmp")
-        )
-        # Beside a run that is resumed they do no harm.
-        if strangers and not (resume and (self.path / "recipe.yaml").exists()):
-            raise TrainingError(f"{self.path}: holds files that no run wrote ({strangers[0]}); choose another --out")
-
-    def _take(self, *, resume: bool, overwrite: bool) -> None:
-        self._check_strangers(resume=resume)
+    def _begin(self, *, resume: bool, overwrite: bool) -> None:
         if overwrite and (self.path / "recipe.yaml").exists():
             # Only moved aside: it comes back if the new run fails before its first epoch has ended. Where one is aside
             # already, the run in the folder has not come so far, and it is the one that goes.
@@ -147,7 +132,7 @@ class Run:
             if not waits:
                 shutil.rmtree(self._aside, ignore_errors=True)
                 self._aside.mkdir()
-            for name in (*_FOLDERS, *_CREATED[:-1]):
+            for name in RUN_FOLDER.names:
                 old = self.path / name
                 if old.exists() and not waits:
                     old.rename(self._aside / name)
@@ -165,40 +150,37 @@ class Run:
         changed = differences(saved, self.recipe)
         if changed:
             raise TrainingError(
-                f"{self.path}: is a run of another recipe ({changed[0]}); choose another --out, or go on with its own: "
+                f"{self.path}: is a run of another recipe ({changed[0]}); choose another --out, or resume it with: "
                 f"kitae train --resume {self.path}"
             )
         self.recipe = saved
 
     def discard_unless_trained(self) -> None:
-        """Remove a folder that this object made, if nothing learnt is in it: a start that failed leaves no litter."""
+        """Remove what this object made if no training was saved: a start that failed leaves nothing behind."""
         learnt = any(path.exists() for path in (self.features, self.checkpoint, self.best))
         learnt = learnt or any(self.fold(1).parent.glob("*/*"))
         if not self._new or learnt or self.metrics():
             return
-        for name in (*_FOLDERS, *_CREATED):
-            target = self.path / name
-            shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+        RUN_FOLDER.remove(self.path)
+        (self.path / LOCK).unlink(missing_ok=True)
         if self._aside.is_dir():
             for old in self._aside.iterdir():
                 old.rename(self.path / old.name)
             self._aside.rmdir()
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             self.path.rmdir()
 
     @property
     def _aside(self) -> Path:
-        """Where --overwrite keeps the run that was here until the new one has an epoch."""
+        """Where --overwrite keeps the previous run until the new one has finished an epoch."""
         return self.path / ".replaced.tmp"
 
     def close(self) -> None:
-        """Give the lock back."""
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        """Release the lock."""
+        self._lock.close()
 
     def resolve(self, recipe: Recipe) -> None:
-        """Keep what `auto` was resolved to."""
+        """Save the recipe with `auto` resolved."""
         self.recipe = recipe
         recipe.save(self.path / "recipe.yaml")
 
@@ -237,6 +219,10 @@ class Run:
         return self.path / "report.html"
 
     @property
+    def _cure(self) -> str:
+        return f"resume it with: kitae train --resume {self.path}"
+
+    @property
     def finished(self) -> bool:
         """Whether it was trained and evaluated to the end."""
         return (self.path / "evaluation.json").is_file()
@@ -248,14 +234,13 @@ class Run:
             TrainingError: the run can still be resumed.
         """
         if not self.finished:
-            raise TrainingError(f"{self.path}: is not finished, so its test stays closed; go on with --resume")
+            raise TrainingError(f"{self.path}: is not finished, so its test set stays closed; {self._cure}")
 
     # ---- what was measured ------------------------------------------------------------------------------------------
 
     def metrics(self) -> list[dict[str, Any]]:
-        """A row an epoch, as SPEC's metrics.jsonl; empty before the first epoch has ended."""
-        file = self.path / "metrics.jsonl"
-        return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+        """One row per epoch, from metrics.jsonl; empty before the first epoch has ended."""
+        return self._lines("metrics.jsonl")
 
     def best_epoch(self) -> int | None:
         """The epoch (from 1) whose weights are kept; None before one has a finite score.
@@ -280,7 +265,7 @@ class Run:
         Raises:
             TrainingError: the run is not finished.
         """
-        return self._json("evaluation.json", "the run is not finished; go on with --resume")
+        return self._json("evaluation.json", f"the run is not finished; {self._cure}")
 
     def write_evaluation(self, evaluation: Mapping[str, Any]) -> None:
         """Replace evaluation.json; its count of test openings is added here."""
@@ -289,10 +274,10 @@ class Run:
 
     def environment(self) -> dict[str, Any]:
         """environment.json."""
-        return self._json("environment.json", "the run had not begun")
+        return self._json("environment.json", "the run was never started")
 
     def machine_changes(self, processes: int) -> list[str]:
-        """What is another machine now than when the run was begun, and may change last bits; a line each."""
+        """Differences from the machine that the run was started on, which may change the last bits; a line each."""
         file = self.path / "environment.json"
         if not file.is_file():
             return []
@@ -308,25 +293,24 @@ class Run:
         write_json(self.path / "environment.json", {**machine(), **facts})
 
     def weights_source(self) -> str | None:
-        """Where the pretrained weights that the run began with were from; None where it began without, or not yet."""
+        """Source of the pretrained weights that the run started from; None without, or before it has started."""
         file = self.path / "environment.json"
         return self.environment().get("weights") if file.is_file() else None
 
     @property
     def test_openings(self) -> int:
-        """How often the test images of this run were looked at."""
+        """How often the test set of this run was opened."""
         return len(self.openings())
 
     def openings(self) -> list[dict[str, str]]:
         """Each opening of test, the first one first: `when` and `why`."""
-        file = self.path / "test_openings.jsonl"
-        return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+        return self._lines("test_openings.jsonl")
 
     def count_test_opening(self, why: str) -> None:
         """Note that test is about to be opened."""
         file = self.path / "test_openings.jsonl"
         before = file.read_text() if file.is_file() else ""
-        line = json.dumps({"when": datetime.now(UTC).isoformat(timespec="seconds"), "why": why})
+        line = json.dumps({"when": now(), "why": why})
         write_atomically(file, f"{before}{line}\n".encode())
         if self.finished:
             self.write_evaluation(self.evaluation())
@@ -341,20 +325,23 @@ class Run:
 
         file = self.path / "predictions.parquet"
         if not file.is_file():
-            raise TrainingError(f"{self.path}: has no predictions.parquet; the run is not finished")
+            raise TrainingError(f"{self.path}: has no predictions.parquet: the run is not finished; {self._cure}")
         return pyarrow.parquet.read_table(file)
 
     def _json(self, name: str, why: str) -> dict[str, Any]:
         file = self.path / name
         if not file.is_file():
             raise TrainingError(f"{self.path}: has no {name}: {why}")
+        return read_json(file, error=TrainingError)
+
+    def _lines(self, name: str) -> list[dict[str, Any]]:
+        file = self.path / name
+        if not file.is_file():
+            return []
         try:
-            value = json.loads(file.read_text())
+            return [json.loads(line) for line in file.read_text().splitlines()]
         except ValueError as error:
-            raise TrainingError(f"{file}: is damaged (not JSON)") from error
-        if not isinstance(value, dict):
-            raise TrainingError(f"{file}: is damaged (not a JSON object)")
-        return value
+            raise TrainingError(f"{file}: is damaged (a line is not JSON)") from error
 
     # ---- the data, as this run sees it ------------------------------------------------------------------------------
 
@@ -396,7 +383,7 @@ class Run:
 
     def facts(self) -> dict[str, Any]:
         """model.json: `classes`, `preprocess`, `mean`, `std`, `temperature`, `parameters`, `macs`."""
-        return self._json("model.json", "the run had not begun")
+        return self._json("model.json", "the run was never started")
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -440,41 +427,31 @@ class Run:
             raise TrainingError(f"{self.best}: its weights do not fit the model of recipe.yaml") from error
         return model.eval()
 
+    def predictor(self, model: nn.Module | None = None, tta: Tta | None = None) -> Predictor:
+        """What makes logits and predictions as this run does: its temperature, normalisation and views.
+
+        Args:
+            model: on any device; None is the run's best.
+            tta: test-time augmentation, see EvaluateSpec; None is the recipe's.
+        """
+        from kitae.predictor import Predictor
+
+        return Predictor(
+            self.load_model() if model is None else model,
+            self.facts(),
+            tta=self.recipe.evaluate.tta if tta is None else tta,
+            batch_size=self.recipe.evaluate.batch_size,
+        )
+
     def logits(
         self, images: ImageSet, model: nn.Module | None = None, tta: Tta | None = None
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Logits float32 [N, K] and labels int64 [N] of these images, in the order of their rows.
 
         Args:
-            model: on any device; None is the run's best.
-            tta: test-time augmentation, see EvaluateSpec; None is the recipe's.
+            model, tta: as of `predictor`.
         """
-        return self._logits(images.gather, images.rows, model, tta)
-
-    def _logits(
-        self, gather: Gather, rows: NDArray[np.int64], model: nn.Module | None, tta: Tta | None
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        from kitae.evaluation.evaluate import predict_logits
-
-        kind = self.recipe.evaluate.tta if tta is None else tta
-        facts = self.facts()
-        view: View | None = None
-        if kind != "none":
-            from kitae.augment.tta import views
-
-            view = partial(views, kind=kind)
-        model = self.load_model() if model is None else model
-        return predict_logits(
-            model,
-            gather,
-            rows,
-            mean=facts["mean"],
-            std=facts["std"],
-            batch_size=self.recipe.evaluate.batch_size,
-            device=next(model.parameters()).device,
-            views=view,
-            temperature=facts["temperature"],
-        )
+        return self.predictor(model, tta).logits(images.gather, images.rows)
 
     def evaluate(self, split: str = "test", tta: Tta | None = None) -> dict[str, Any]:
         """Measure the best model on `train`, `val` or `test`; opening test is counted in the run folder.
@@ -490,10 +467,9 @@ class Run:
 
         if split not in ("train", "val", "test"):
             raise RecipeError(f"split: {split!r} must be train, val or test")
-        _check_tta(tta)
         if split == "test":
             self.require_finished()
-        model, store = self.load_model(), self.open_store()
+        predictor, store = self.predictor(tta=tta), self.open_store()
         splits = self.splits(store)
         if not {"train": len(splits.train), "val": len(splits.val), "test": splits.test_count}[split]:
             raise RecipeError(
@@ -501,138 +477,29 @@ class Run:
                 "what the folds' models said (out_of_fold)"
             )
         if split == "test":
-            rows = splits.open_test(lambda: self.count_test_opening(f"evaluate, tta {tta or self.recipe.evaluate.tta}"))
+            rows = splits.open_test(lambda: self.count_test_opening(f"evaluate, tta {predictor.tta}"))
         else:
             rows = splits.train if split == "train" else splits.val
         images = ImageSet(store.images, rows, store.labels, store.classes, guard=splits.guard)
-        logits, labels = self.logits(images, model, tta)
+        logits, labels = predictor.logits(images.gather, images.rows)
         if split == "test":
             copies = splits.copies(store.twins, rows)
-            return evaluate_test(logits, labels, self.classes, self.facts()["temperature"], copies)
-        return evaluate(logits, labels, self.classes, self.facts()["temperature"])
+            return evaluate_test(logits, labels, predictor.classes, predictor.temperature, copies)
+        return evaluate(logits, labels, predictor.classes, predictor.temperature)
 
     def predict(
         self, images: NDArray[np.uint8] | ImageLike | Iterable[ImageLike], *, tta: Tta | None = None
     ) -> Predictions:
-        """Classify images with the best model, as the evaluation did: same precision, temperature and views.
+        """Classify images with the best model, as the evaluation did; see `Predictor.predict`.
 
         Args:
+            images: one image or several: paths, encoded bytes, Pillow images or uint8 arrays.
             tta: test-time augmentation, see EvaluateSpec; None is the recipe's.
-            images: one image or several, each a path (of a file, or of a folder of images), encoded bytes, a Pillow
-                image or a uint8 array [H, W] or [H, W, C] of any size; or one uint8 array [N, C, H, W] at the model's
-                size. (A large JPEG as a Pillow image is decoded whole, where training, and a path or bytes here, read
-                it scaled down.)
 
         Raises:
             DataError: an image cannot be read, or an array has another shape or dtype.
         """
-        import numpy as np
-
-        from kitae.evaluation.calibration import probabilities
-        from kitae.preprocess import load, one_or_several, paths_of
-        from kitae.runtime import Predictions
-
-        _check_tta(tta)
-        rules = self.rules
-        shape = rules.shape
-        paths: tuple[str, ...] = ()
-        if not (isinstance(images, np.ndarray) and images.ndim == 4):
-            images = one_or_several(images)
-            paths = paths_of(images)
-        elif images.dtype != np.uint8 or images.shape[1:] != shape:
-            wanted = ", ".join(map(str, shape))
-            raise DataError(
-                f"a batch for this model is uint8 [N, {wanted}], not {images.dtype} {list(images.shape)}; a list of "
-                "single images of any size is resized"
-            )
-        if len(images) == 0:
-            empty = np.empty((0, len(self.classes)), np.float32)
-            return Predictions(np.empty(0, np.int64), empty, self.classes)
-
-        def gather(rows: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-            return np.stack([load(images[row], rules, f"image {row}") for row in rows]), np.zeros(len(rows), np.int64)
-
-        logits, _ = self._logits(gather, np.arange(len(images)), None, tta)
-        shares = probabilities(logits, self.facts()["temperature"]).astype(np.float32)
-        return Predictions(logits.argmax(axis=1), shares, self.classes, paths)
-
-
-def _check_tta(tta: str | None) -> None:
-    if tta not in (None, "none", "flip", "shift", "scale", "full"):
-        raise RecipeError(f"tta: {tta!r} must be none, flip, shift, scale or full")
-
-
-_FILLED_IN = (
-    "data.order",
-    "model.pretrained_sha256",
-    "train.probe",
-    "train.recut",
-)  # by the run, where nobody asked for it
-
-
-def differences(saved: Recipe, asked: Recipe) -> list[str]:
-    """The fields in which a recipe differs from a run's own, where `auto` and what a run fills in agree with all."""
-    before, now = _flat(saved.model_dump(mode="json")), _flat(asked.model_dump(mode="json"))
-    open_ = tuple(field for field in _FILLED_IN if not any(f"{name}.".startswith(f"{field}.") for name in now))
-    return [
-        f"{field} was {before.get(field)}, is {now.get(field)}"
-        for field in sorted(before.keys() | now.keys())
-        if before.get(field) != now.get(field)
-        and now.get(field) != "auto"
-        and not any(f"{field}.".startswith(f"{name}.") for name in open_)
-    ]
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    items: Iterable[tuple[Any, Any]]
-    if isinstance(value, dict) and value:
-        items = value.items()
-    elif isinstance(value, list) and value:
-        items = enumerate(value)
-    else:  # an empty one too: an op without parameters is {name: {}}
-        return {prefix[:-1]: value}
-    return {name: leaf for key, inner in items for name, leaf in _flat(inner, f"{prefix}{key}.").items()}
-
-
-def write_parquet(table: Any, path: Path) -> None:
-    """Write a pyarrow Table, atomically."""
-    import io
-
-    import pyarrow.parquet
-
-    buffer = io.BytesIO()
-    pyarrow.parquet.write_table(table, buffer, compression="zstd")
-    write_atomically(path, buffer.getvalue())
-
-
-def machine() -> dict[str, Any]:
-    """What a figure depends on: processor, cores, threads, versions, time."""
-    import torch
-
-    versions: dict[str, str | None] = {}
-    for package in ("kitae", "torch", "torchvision", "numpy", "numba", "pillow", "onnxruntime", "timm"):
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = None
-    return {
-        "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "platform": platform.platform(terse=True),
-        "python": sys.version.split()[0],
-        "versions": versions,
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+        return self.predictor(tta=tta).predict(images)
 
 
 def default_folder(recipe: Recipe, *, new: bool = True) -> Path:

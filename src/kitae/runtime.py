@@ -8,7 +8,7 @@
 
 An exported file is one ONNX model whose metadata holds, under the key `kitae`, a JSON object: the class names, the
 decode-and-resize rules of training, a SHA-256 of everything in the file but the metadata, and one of the metadata, so
-that a file that was cut short or damaged on its way is refused before a prediction is made with it.
+that a truncated or damaged file is refused before a prediction is made with it.
 """
 
 from __future__ import annotations
@@ -246,7 +246,7 @@ def open_session(
         )
     except Exception as error:
         if type(error).__name__ == "InvalidProtobuf":
-            raise ExportError(f"{name}: cut short or damaged, or not an ONNX file; export or copy it again") from error
+            raise ExportError(f"{name}: truncated or damaged, or not an ONNX file; export or copy it again") from error
         raise ExportError(f"{name}: onnxruntime {ort.__version__} cannot load it ({one_line(error, 300)})") from error
     return session
 
@@ -298,7 +298,7 @@ def metadata_checksum(metadata: Mapping[str, Any]) -> str:
 
 
 def has_vnni() -> bool | None:
-    """Whether this CPU multiplies 8-bit integers without saturating; None where that cannot be told.
+    """Whether this CPU multiplies 8-bit integers without saturating; None if unknown.
 
     On x86 that is AVX512-VNNI or AVX-VNNI, read from /proc/cpuinfo. ARM's instructions do not saturate.
     """

@@ -131,9 +131,8 @@ def test_what_cannot_be_traced_or_quantized_is_said() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.layer(x.flatten(1)) if x.sum() > 0 else x.flatten(1)[:, :4]
 
-    with pytest.raises(CompressionError, match="cannot be traced") as error:
+    with pytest.raises(CompressionError, match="cannot be traced"):
         Simulated(Branches(), SHAPE)
-    assert "\n" not in str(error.value)
 
 
 def test_distance() -> None:

@@ -53,9 +53,8 @@ def test_rows_become_images_with_labels_splits_and_groups(tmp_path: Path) -> Non
 )
 def test_mistakes_name_the_line(tmp_path: Path, lines: tuple[str, ...], words: str) -> None:
     images(tmp_path)
-    with pytest.raises(DataError, match=words) as caught:
+    with pytest.raises(DataError, match=words):
         open_source(write(tmp_path, *lines)).table  # noqa: B018
-    assert "\n" not in str(caught.value)
 
 
 def test_a_path_is_recognised_by_what_it_is(tmp_path: Path) -> None:

@@ -151,7 +151,6 @@ def test_wrong_tables_are_explained(tmp_path: Path, columns: dict[str, Any], wor
     source = ParquetSource(write(tmp_path / "x.parquet", columns))
     with pytest.raises(DataError, match=words) as caught:
         _ = source.table
-    assert "\n" not in str(caught.value)
     assert "x.parquet" in str(caught.value)
 
 

@@ -544,9 +544,8 @@ def test_bad_files_are_named(tmp_path: Path, damage: str) -> None:
         np.savez(path, train=rows, val=rows, test=rows, fingerprint=np.array("f"), unused=np.array(0))
     else:
         np.savez(path, train=np.zeros(3))
-    with pytest.raises(DataError, match=r"splits\.npz: (no such file|not a splits file)") as caught:
+    with pytest.raises(DataError, match=r"splits\.npz: (no such file|not a splits file)"):
         Splits.load(path)
-    assert "\n" not in str(caught.value)
 
 
 def test_a_failed_save_keeps_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,9 +81,8 @@ def test_an_operation_without_counterpart_is_named(card: Card, tmp_path: Path) -
         def forward(self, x: Tensor) -> Tensor:
             return torch.special.bessel_j0(x).mean((2, 3)).repeat(1, 2)[:, :5]
 
-    with pytest.raises(ExportError, match="bessel_j0") as error:
+    with pytest.raises(ExportError, match="bessel_j0"):
         export(Odd(), tmp_path / "model.onnx", card)
-    assert "\n" not in str(error.value)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -86,9 +86,8 @@ def test_a_study_is_published_again_only_with_more_seeds(tmp_path: Path) -> None
     for place, other in (("other", {"design": "one_out"}), ("fewer", {"design": "one_in", "seeds": [0]})):
         spec = StudySpec.parse({"name": "s", "base": "fashion-mini", "factors": FACTORS, **other})
         study(spec, tmp_path / place, executor=Inline(), figures=False, **FAKE)
-        with pytest.raises(KitaeError, match=r"holds another study of this name") as caught:
+        with pytest.raises(KitaeError, match=r"holds another study of this name"):
             publish(tmp_path / place, found)
-        assert "\n" not in str(caught.value)
     assert (found / "s" / "effects.json").read_bytes() == before
 
 

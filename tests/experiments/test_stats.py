@@ -362,9 +362,8 @@ def test_unlike_test_images_cannot_be_covered() -> None:
     rng = np.random.default_rng(23)
     table = runs(made, {"v0": 0, "v1": 1.0}, 0.2, rng)
     correct = {(v, s): rng.random(500 if v == "v0" else 400) < 0.7 for v in ("v0", "v1") for s in SEEDS}
-    with pytest.raises(KitaeError, match=r"cover: .*400 and 500") as caught:
+    with pytest.raises(KitaeError, match=r"cover: .*400 and 500"):
         analyse(table, made, METRIC, correct)
-    assert "\n" not in str(caught.value)
 
 
 def test_times_and_bytes_are_compared_as_ratios() -> None:

@@ -317,23 +317,9 @@ def test_overwrite_removes_nothing_before_the_new_plan_is_made(tmp_path: Path, w
     (folder / "thesis.tex").write_text("precious")
     refused(folder, make(seeds=[1]), "thesis.tex", overwrite=True)
     (folder / "study.yaml").unlink()
-    refused(folder, None, "holds effects.json and no study", overwrite=True)
+    refused(folder, None, "effects.json but no study.yaml", overwrite=True)
     assert files(folder) == before
     assert len(list((folder / "runs").glob("*.json"))) == 3
-
-
-def test_an_interrupted_overwrite_can_be_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "s"
-    run(folder)
-
-    def interrupt(path: Path) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr("kitae.experiments.folder.shutil.rmtree", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            run(folder, make(seeds=[5, 6]), overwrite=True)
-    assert len(run(folder, make(seeds=[5, 6]), overwrite=True).runs) == 6
 
 
 def test_a_study_is_not_resumed_on_other_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,18 +15,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from kitae.errors import RecipeError
-from kitae.models import build as room
-from kitae.models.build import (
-    MODELS,
-    build,
-    classifier_names,
-    count_macs,
-    count_parameters,
-    layer_groups,
-    normalization,
-)
+from kitae.models.build import MODELS, build, normalization
 from kitae.models.layers import DropoutLinear
 from kitae.models.spec import ModelSpec
+from kitae.models.structure import classifier_names, count_macs, count_parameters, layer_groups
 from kitae.preprocess import Size
 
 LIBRARY = ["timm:test_resnet", "timm:test_vit", "torchvision:mobilenet_v3_small", "torchvision:resnet18"]
@@ -212,10 +204,10 @@ def test_stochastic_depth_of_libraries() -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ({"name": "resnet19"}, r"unknown name 'resnet19'; did you mean .*resnet18"),
-        ({"name": "nonsense"}, r"Valid: simple_cnn, resnet8, .*wide_resnet28_10, timm:NAME, torchvision:NAME"),
-        ({"name": "timm:resnet181"}, r"unknown timm net 'resnet181'; did you mean .*resnet18"),
-        ({"name": "torchvision:resnet19"}, r"did you mean .*resnet18"),
+        ({"name": "resnet19"}, r"model\.name.*'resnet19' \(did you mean resnet"),
+        ({"name": "nonsense"}, r"valid: simple_cnn, resnet8, .*wide_resnet28_10, timm:NAME, torchvision:NAME"),
+        ({"name": "timm:resnet181"}, r"timm net 'resnet181' \(did you mean resnet"),
+        ({"name": "torchvision:resnet19"}, r"did you mean resnet"),
         ({"name": "hub:resnet18"}, r"unknown name 'hub:resnet18'"),
         ({"name": "simple_cnn", "width": 8}, r"model\.width: simple_cnn has none"),
         ({"name": "simple_cnn", "stochastic_depth": 0.1}, r"model\.stochastic_depth: simple_cnn has none"),
@@ -236,9 +228,8 @@ def test_stochastic_depth_of_libraries() -> None:
     ],
 )
 def test_mistakes_in_a_spec_are_named(spec: dict[str, Any], message: str) -> None:
-    with pytest.raises(RecipeError, match=message) as caught:
+    with pytest.raises(RecipeError, match=message):
         build(ModelSpec(**spec), classes=7, channels=3, image_size=32)
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("sizes", [(1, 3, 32), (10, 2, 32), (10, 3, 2)])
@@ -331,7 +322,7 @@ def test_freezing_random_weights_is_refused_when_the_recipe_is_read() -> None:
         ModelSpec(name="resnet8", freeze="backbone")
 
 
-# What other rooms rely on
+# What other stages rely on
 
 
 @pytest.mark.parametrize("name", ["simple_cnn", "resnet8", "resnet9"])
@@ -395,11 +386,6 @@ def test_bf16_and_channels_last_stay_that_way_from_stem_to_pool() -> None:
     shapes = [event.input_shapes[0] for event in profile.events() if event.name == "aten::copy_"]
     copies = [shape for shape in shapes if len(shape) == 4 and shape[0] == 6]
     assert copies == [[6, 3, 32, 32]], "the one cast of the input"
-
-
-def test_models_is_a_plain_dictionary_of_factories() -> None:
-    assert room.MODELS is MODELS
-    assert all(callable(factory) for factory in MODELS.values())
 
 
 # Rectangles

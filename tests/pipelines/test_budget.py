@@ -20,7 +20,7 @@ from kitae.compression.counting import count, prunable_layers
 from kitae.compression.shape import reshape
 from kitae.compression.spec import CompressSpec
 from kitae.errors import CompressionError, ExportError, TrainingError, TrainingInterruptedError
-from kitae.models.build import count_parameters
+from kitae.models.structure import count_parameters
 from kitae.pipelines import candidates
 from kitae.pipelines.budget import Outcome, choose, front, judge, search, within
 from kitae.pipelines.candidates import Bench, Candidate
@@ -361,7 +361,7 @@ def test_an_integer_file_that_fails_its_verification_is_left_out_and_named(
     outcome = find(prune="none", quantize=("none", "static", "qat"))
     assert names(outcome) == ["original fp32", "original int8-static"]
     assert outcome.left_out == (("original int8-qat", "the INT8 graph does not run here as its integers say"),)
-    assert any(line.startswith("original int8-qat is left out: ") for line in find.lines)
+    assert any("original int8-qat: " in line for line in find.lines)
     with pytest.raises(ExportError, match="as its integers say"):  # nothing that was asked for can be made
         find(prune="none", quantize=("none", "qat"))
 

@@ -450,9 +450,8 @@ def test_out_of_memory_says_what_to_do(toy: dict[str, Any], error: BaseException
         def forward(self, x: Tensor) -> Tensor:
             raise error
 
-    with pytest.raises(TrainingError, match=r"out of memory at train\.batch_size 16: halve it") as caught:
+    with pytest.raises(TrainingError, match=r"out of memory at train\.batch_size 16: halve it"):
         fit(Full(), spec=spec(batch_size=16), **toy)
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="where a program inherits its parent's peak")

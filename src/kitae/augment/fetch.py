@@ -23,7 +23,7 @@ from kitae.augment import jit
 from kitae.augment.cpu import Recycler
 from kitae.augment.kernels.link import RUN, as_f64, as_i64, as_u8, as_u64
 from kitae.augment.kernels.move import copy_bytes
-from kitae.augment.kernels.warp import resized_crop
+from kitae.augment.kernels.resize import resized_crop
 from kitae.augment.ops import Op
 from kitae.augment.ops.geometry import RandomResizedCrop
 from kitae.augment.spec import AugmentSpec

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
 from kitae.augment.ops import OPS, Op
-from kitae.errors import AugmentError
+from kitae.errors import AugmentError, did_you_mean
 from kitae.spec import Spec
 
 __all__ = ["OPS", "AugmentSpec", "MixSpec", "make_op"]
@@ -29,9 +28,7 @@ def make_op(entry: Any) -> Op:
         raise AugmentError(f"an op is a name or {{name: {{parameter: value}}}}, not {entry!r}")
     name, parameters = next(iter(entry.items()))
     if name not in OPS:
-        close = difflib.get_close_matches(str(name), OPS, n=1)
-        hint = f", did you mean {close[0]}?" if close else ";"
-        raise AugmentError(f"unknown op {name!r}{hint} valid names: {', '.join(OPS)}")
+        raise AugmentError(f"unknown op {name!r}{did_you_mean(str(name), OPS)}; valid names: {', '.join(OPS)}")
     if parameters is not None and not isinstance(parameters, Mapping):
         raise AugmentError(f"{name}: parameters are a mapping, not {parameters!r}")
     try:

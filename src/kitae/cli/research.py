@@ -54,7 +54,7 @@ def study(
     plan
         Print runs, estimated time and the smallest effect that the seeds can show, and stop.
     tiny
-        Run the study's tiny version, to see whether the file works; its numbers mean nothing.
+        Run the study's tiny version, to check that the file works; its numbers mean nothing.
     overwrite
         Replace the study in --out.
     """
@@ -176,7 +176,7 @@ def search(
     data
         A folder, a .parquet or a .csv file, or a source as data.source of a recipe.
     recipe
-        The recipe whose model and length are used.
+        The recipe that gives the model and the number of epochs.
     out
         The search folder; an interrupted search is resumed.
     arms
@@ -236,7 +236,7 @@ def _benched(run: Callable[..., dict[str, Any]], recipe: str, assignments: list[
 
 @bench_app.command(name="precision")
 def bench_precision(recipe: str = "fashion-mini", *, set_: Sets = None) -> None:
-    """Time a training step of a recipe in every precision of this machine, and show which one `auto` takes.
+    """Time a training step of a recipe in every precision of this machine, and show which one `auto` chooses.
 
     Example: kitae bench precision cifar10-quick
 

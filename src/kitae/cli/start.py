@@ -12,8 +12,7 @@ from kitae import console, views
 from kitae.cli.app import START, Sets, app
 from kitae.cli.page import Open, show, write_page
 from kitae.errors import CompressionError, DataError, RecipeError
-
-_Tta = Literal["none", "flip", "shift", "scale", "full"]
+from kitae.evaluation.spec import Tta
 
 
 @app.command(group=START, sort_key=1)
@@ -47,7 +46,7 @@ def train(
         A folder with one folder per class, a .parquet file, a .csv file of paths and labels, or a source's name: a
         recipe is planned for it. Or a shipped recipe's name, a .yaml file, or with --resume the run folder itself.
     minutes
-        Of the whole command. Default for data is what teaches well, within 10 minutes on a CPU.
+        Time limit of the whole command. By default the plan chooses, up to 10 minutes on a CPU.
     folds
         Cross-validate: so many models, each tested on the images that it has not seen, then one on everything. For few
         images, where one split says little.
@@ -62,13 +61,13 @@ def train(
     lr
         The highest learning rate.
     seed
-        Of all that is random in training.
+        Seed of everything random in training.
     device
-        Where to train.
+        Device to train on.
     recipe
         Train with this shipped recipe or .yaml file on the data, instead of planning one.
     out
-        The run folder; default runs/NAME, or with a number where that exists.
+        The run folder; default runs/NAME, with a number added if that exists.
     resume
         Resume the unfinished run.
     overwrite
@@ -145,7 +144,7 @@ def _print_result(run: Any) -> None:
 
 
 @app.command(group=START, sort_key=3)
-def evaluate(run: Path, *, split: Literal["train", "val", "test"] = "test", tta: _Tta | None = None) -> None:
+def evaluate(run: Path, *, split: Literal["train", "val", "test"] = "test", tta: Tta | None = None) -> None:
     """Measure a run's best model again; opening test is counted in the run folder.
 
     Example: kitae evaluate runs/mine --split val
@@ -155,7 +154,7 @@ def evaluate(run: Path, *, split: Literal["train", "val", "test"] = "test", tta:
     run
         A run folder.
     split
-        Which images.
+        The images to measure on.
     tta
         Test-time augmentation, averaged in probability space; default is the recipe's.
     """
@@ -228,7 +227,7 @@ def predict(
     else:
         from kitae.run import Run
 
-        trained = Run.open(model)
+        trained = Run.open(model).predictor()  # loads the weights once
     files, probabilities, broken = _classified(trained, wanted, skip=on_corrupt == "skip")
     classes = trained.classes
     rows = []
@@ -296,7 +295,7 @@ def _write_predictions(out: Path, files: list[Path], probabilities: list[Any], c
         write_atomically(out, console.printable(text.getvalue()).encode())
         return
     from kitae.errors import require
-    from kitae.run import write_parquet
+    from kitae.files import write_parquet
 
     table = require("pyarrow", "train").table(
         {
@@ -330,7 +329,7 @@ def report(
 
     if len(folders) == 1:
         if out is not None:
-            raise RecipeError(f"--out {out}: is for a comparison of several runs; the page of one lies in its folder")
+            raise RecipeError(f"--out {out}: is for a comparison of several runs; the page of one run is in its folder")
         written = page.report(folders[0])
     else:
         written = page.compare(folders, out)

@@ -232,7 +232,7 @@ def _groups(
             )
             found = [_Group(graph, group, names) for group in graph.get_all_groups()]
     except Exception as error:
-        raise CompressionError(f"the network's layers cannot be untangled for pruning ({one_line(error)})") from error
+        raise CompressionError(f"the network's layers cannot be grouped for pruning ({one_line(error)})") from error
     kept = []
     for group in found:
         named = sorted((name for name in group.outputs if name in ratios), key=list(ratios).index)

@@ -375,7 +375,7 @@ def fetch(download: Download, folder: Path, alternative: str, progress: Progress
         alternative: what `data.source` may say instead once the user has the file.
 
     Raises:
-        DataError: no network, a wrong hash, no room or permission; says where the file can be put by hand.
+        DataError: no network, a wrong hash, a full disk or no permission; says where the file can be put by hand.
     """
     target = folder / download.name
     if target.is_file() and target.stat().st_size == download.size:
@@ -397,7 +397,7 @@ def fetch(download: Download, folder: Path, alternative: str, progress: Progress
                 out.flush()
                 os.fsync(out.fileno())
             if digest != download.sha256:
-                raise DataError(f"{download.name}: the download's SHA-256 is wrong, nothing was kept: {by_hand}")
+                raise DataError(f"{download.name}: the download's SHA-256 is wrong, nothing was saved: {by_hand}")
             temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)

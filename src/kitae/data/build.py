@@ -64,7 +64,7 @@ def build(
         sound: whether the folder of a store can be trusted.
 
     Raises:
-        DataError: an unreadable image (named), sizes that differ while `image_size` is null, no room or no permission.
+        DataError: an unreadable image (named), sizes that differ while `image_size` is null, or the disk is full.
     """
     table = source.table
     rules = resolve(source, request, threads)
@@ -212,12 +212,12 @@ def _pass(
     table = source.table
     total = len(source)
     written = _Written(np.zeros(total, np.bool_))
-    room = _Room(_DECODE_BYTES)
+    memory = _Memory(_DECODE_BYTES)
 
     def work(row: int, item: Item) -> _Decoded | DataError:
         if row >= total:
             raise DataError(f"{source.name}: has more images than its {total} labels")
-        hooks = _Watch(room, rules.size if whole_is_news else None)
+        hooks = _Watch(memory, rules.size if whole_is_news else None)
         try:
             pixels = picture(item, rules, table.names[row], hooks)
         except DataError as error:
@@ -262,10 +262,10 @@ def _pass(
 
 
 class _Watch(Hooks):
-    """Listens while one image is read. `size`: of the network, where a larger image is news."""
+    """The hooks of one image. `size`: of the network, if a larger image is news."""
 
-    def __init__(self, room: _Room, size: tuple[int, int] | None) -> None:
-        self._room, self._size = room, size
+    def __init__(self, memory: _Memory, size: tuple[int, int] | None) -> None:
+        self._memory, self._size = memory, size
         self.highest: int | None = None
 
     def on_size(self, height: int, width: int) -> None:
@@ -275,19 +275,19 @@ class _Watch(Hooks):
     def on_level(self, highest: int) -> None:
         self.highest = highest
 
-    def room(self, size: int) -> contextlib.AbstractContextManager[None]:
-        return self._room.taken(size)
+    def memory(self, size: int) -> contextlib.AbstractContextManager[None]:
+        return self._memory.reserved(size)
 
 
-class _Room:
-    """Memory that threads share: who does not fit in waits; what is larger than all of it is let in alone."""
+class _Memory:
+    """Memory that threads share: a thread waits until its share is free; one that needs more than all runs alone."""
 
     def __init__(self, size: int) -> None:
         self._size, self._free = size, size
         self._changed = threading.Condition()
 
     @contextlib.contextmanager
-    def taken(self, size: int) -> Iterator[None]:
+    def reserved(self, size: int) -> Iterator[None]:
         size = min(size, self._size)
         with self._changed:
             self._changed.wait_for(lambda: self._free >= size)

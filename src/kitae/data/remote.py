@@ -18,8 +18,9 @@ import uuid
 from collections import OrderedDict
 from pathlib import Path
 
-from kitae.data.cache import lock, storage_errors
+from kitae.data.cache import storage_errors
 from kitae.errors import DataError, one_line, require
+from kitae.folders import lock
 
 _OPEN = 64  # shards that a process keeps open
 _CHUNK = 1 << 20

@@ -116,7 +116,7 @@ class Splits:
         """Write to an .npz file, atomically; no pickle in it.
 
         Raises:
-            KitaeError: no room or no permission; a file that was there before stays as it was.
+            KitaeError: a full disk or no permission; a file that was there before stays as it was.
         """
         buffer = io.BytesIO()
         np.savez(

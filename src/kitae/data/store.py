@@ -39,7 +39,7 @@ from numpy.typing import NDArray
 
 from kitae.data.base import Names, Progress, Source
 from kitae.data.build import FORMAT, MANIFEST, PIXELS, build
-from kitae.data.cache import cache_folder, is_locked, lock, storage_errors
+from kitae.data.cache import cache_folder, storage_errors
 from kitae.data.duplicates import HASH_BYTES, first_alike
 from kitae.data.encoded import Encoded
 from kitae.data.index import index_shards
@@ -49,6 +49,7 @@ from kitae.data.shards import ShardSource
 from kitae.data.sources import open_source
 from kitae.data.spec import DataSpec
 from kitae.errors import DataError
+from kitae.folders import lock
 from kitae.preprocess import VERSION, PreprocessRules
 
 _CACHE_LIMIT = DataSpec().shard_cache_gb * 1e9
@@ -164,10 +165,10 @@ def prepare(
         return store
     with storage_errors(root):
         root.mkdir(parents=True, exist_ok=True)
-        with lock(root / f"{key}.lock") as held:
+        with lock(root / f"{key}.lock") as state:
             if (store := _load(final, limit)) is not None:  # someone else built it while this process waited
                 return store
-            _sweep(root, key if held else None)
+            _sweep(root, key if state == "held" else None)
             make = index_shards if isinstance(source, ShardSource) else build
             make(source, request, fingerprint, final, lambda path: _load(path) is not None, progress, threads)  # type: ignore[arg-type]
     if (store := _load(final, limit)) is None:
@@ -250,5 +251,9 @@ def _sweep(root: Path, own_key: str | None) -> None:
     """
     for folder in root.glob(".*.tmp"):
         key = folder.name[1:].partition("-")[0]
-        if key == own_key or not is_locked(root / f"{key}.lock"):
+        if key == own_key:
             shutil.rmtree(folder, ignore_errors=True)
+            continue
+        with contextlib.suppress(OSError), lock(root / f"{key}.lock", wait=False) as state:
+            if state == "held":
+                shutil.rmtree(folder, ignore_errors=True)

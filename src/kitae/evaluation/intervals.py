@@ -7,7 +7,7 @@ another seed would have trained; `kitae study` measures that.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from math import comb, sqrt
+from math import sqrt
 from typing import Any
 
 import numpy as np
@@ -116,16 +116,12 @@ def random_words(seed: int, replicates: int, count: int, stream: int = 0) -> Ite
 def median(values: ArrayLike, level: float = LEVEL) -> Interval | None:
     """Order-statistic interval of the median of `values` [N], free of any distribution; None where N < 6.
 
-    The k-th smallest and k-th largest, k as large as a Binomial(N, 1/2) allows with at least `level` between them.
+    The narrowest pair of the k-th smallest and k-th largest that holds the level (Conover 1999, section 3.2).
     """
-    array = np.sort(np.asarray(values, dtype=np.float64))
-    count, tail, k = array.size, 0.0, 0
-    while k < count // 2:
-        tail += comb(count, k) / 2.0**count
-        if 2 * tail > 1 - level:
-            break
-        k += 1
-    return (float(array[k - 1]), float(array[count - k])) if k else None
+    from scipy.stats import quantile_test
+
+    low, high = quantile_test(np.asarray(values, dtype=np.float64), p=0.5).confidence_interval(level)
+    return None if np.isnan(low) or np.isnan(high) else (float(low), float(high))
 
 
 def paired_difference(before: ArrayLike, after: ArrayLike, labels: ArrayLike, level: float = LEVEL) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from pydantic import Field
 
 from kitae.spec import Spec
 
+Tta = Literal["none", "flip", "shift", "scale", "full"]
+
 
 class EvaluateSpec(Spec):
     """How the trained model is measured.
@@ -20,5 +22,5 @@ class EvaluateSpec(Spec):
     """
 
     batch_size: int = Field(256, ge=1)
-    tta: Literal["none", "flip", "shift", "scale", "full"] = "none"
+    tta: Tta = "none"
     temperature: bool = True

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pydantic import Field, TypeAdapter, ValidationError
 
 from kitae import keyed
-from kitae.errors import RecipeError, did_you_mean
+from kitae.errors import RecipeError, did_you_mean, one_line
 from kitae.run import Run
 
 STEPS: dict[str, str] = {
@@ -67,7 +67,7 @@ def function(step: str) -> Callable[..., Any]:
     try:
         found: Callable[..., Any] = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise RecipeError(f"after.{step}: cannot be imported ({' '.join(str(error).split())})") from error
+        raise RecipeError(f"after.{step}: cannot be imported ({one_line(error)})") from error
     return found
 
 

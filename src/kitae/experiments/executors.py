@@ -22,6 +22,7 @@ from typing import Any, Protocol
 
 from kitae.errors import RecipeError, one_line, require
 from kitae.experiments.worker import INTERRUPTED, execute, failure, read_outcome
+from kitae.files import read_json
 
 _STOP_SECONDS = 60.0  # a run that is asked to stop finishes a step and writes a checkpoint
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
@@ -121,7 +122,7 @@ class RayCluster:
                 except ray.exceptions.RayTaskError as error:  # the worker is well; its task failed
                     yield from _lost(unit, f"on its Ray worker: {one_line(error.cause)}")
                 except ray.exceptions.RayError as error:
-                    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+                    first = one_line(error)
                     yield from _lost(unit, f"its Ray worker was lost {self.retries + 1} times ({first})")
         finally:
             for reference in of:
@@ -137,7 +138,7 @@ def threads_each(threads: int | None, workers: int) -> int:
     if workers < 1:
         raise RecipeError(f"workers: {workers} must be at least 1")
     if threads is not None and threads < 1:
-        raise RecipeError(f"threads: {threads} must be at least 1; leave it out to divide the cores")
+        raise RecipeError(f"threads: {threads} must be at least 1; omit it to divide the cores")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // workers) if threads is None else threads
 
@@ -175,7 +176,7 @@ def run_in_process(unit: Unit, retries: int, stop: threading.Event | None = None
         if stop is not None and stop.is_set():
             return []
         if status == 0:
-            return [json.loads(Path(job["outcome"]).read_text(encoding="utf-8")) for job in unit["jobs"]]
+            return [read_json(Path(job["outcome"])) for job in unit["jobs"]]
         if status > 0 and status != INTERRUPTED:
             break  # it failed by itself, and would again
     return _lost(unit, f"its process ended with status {status}; see {folder.name}.log")

@@ -17,11 +17,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from datetime import UTC, datetime
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,58 +30,26 @@ from kitae.data.store import open_store
 from kitae.errors import TrainingError
 from kitae.experiments.plan import Job, Plan
 from kitae.experiments.worker import read_outcome
-from kitae.files import lock_folder, write_atomically, write_json
+from kitae.files import write_atomically, write_json
+from kitae.folders import Owned
+from kitae.machine import now
 
 FORMAT = 1
 # Goes up when the same recipe and seed give a different run. 2: initial weights are keyed by parameter names.
 # 3: an epoch drops its short last batch, ties of epochs go to the lower loss, mixing draws one lambda per batch.
 NUMERICS = 3
 STUDY = "study.yaml"
-STUDY_FILES = (STUDY, "runs", "runs.parquet", "effects.parquet", "effects.json", "figures", "report.html")
+STUDY_FOLDER = Owned(
+    "study",
+    (STUDY, "runs", "runs.parquet", "effects.parquet", "effects.json", "figures", "report.html"),
+    TrainingError,
+    first=STUDY,
+)
 ANOTHER_OUT = "choose another --out, or --overwrite"
 # The columns of runs.parquet that are no numbers of a run.
 COLUMNS = ("variant", "seed", "status", "error", "run", "fingerprint", "epochs", "correct", "machine", "store")
 
 Outcome = Mapping[str, Any]
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Reserve the folder, which is made if necessary, for this process."""
-    lock = lock_folder(folder, TrainingError, "another process is at work in this folder")
-    try:
-        yield
-    finally:
-        os.close(lock)
-
-
-def check_owned(folder: Path, first: str, owned: Sequence[str], what: str) -> None:
-    """Refuse a folder that holds files which no study (or search) wrote.
-
-    Args:
-        first: the file that is written first; without it nothing else in the folder is ours.
-        owned: the names of all files and folders that may be there.
-        what: study or search.
-
-    Raises:
-        TrainingError: names what is in the way.
-    """
-    known = owned if (folder / first).is_file() else ()
-    names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
-    foreign = [name for name in names if name not in known]
-    if foreign:
-        whose = f"which no {what} wrote" if known else f"and no {what}"
-        raise TrainingError(f"{folder}: holds {foreign[0]} {whose}; choose another --out")
-
-
-def remove_owned(folder: Path, first: str, owned: Sequence[str]) -> None:
-    """Remove a study (or search) and nothing else; arguments as of `check_owned`."""
-    if not (folder / first).is_file():
-        return
-    # The file that says whose folder it is goes last, so that the next start can finish an interrupted removal.
-    for name in (*(name for name in owned if name != first), first):
-        target = folder / name
-        shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
 
 
 def check_numerics(folder: Path, written: Mapping[str, Any]) -> None:
@@ -175,7 +139,7 @@ def write_study(folder: Path, plan: Plan) -> dict[str, Any]:
     """Write study.yaml, before the first run; returns what it says."""
     content = {
         "format": FORMAT,
-        "written": _now(),
+        "written": now(),
         "kitae": __version__,
         "numerics": NUMERICS,
         "threads": plan.threads,
@@ -204,16 +168,12 @@ def add_seeds(
         finished: runs that were done by now, so that a reader knows how much was seen when the number was raised.
     """
     (folder / "effects.json").unlink(missing_ok=True)  # of fewer seeds than study.yaml is going to have
-    added = {"seeds": list(seeds), "when": _now(), "finished": finished}
+    added = {"seeds": list(seeds), "when": now(), "finished": finished}
     content = {
         **content, "study": plan.spec.dump(), "runs": _rows(plan), "added": [*content.get("added", ()), added],
     }  # fmt: skip
     _write(folder, content)
     return content
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _rows(plan: Plan) -> list[dict[str, Any]]:

@@ -25,7 +25,7 @@ from kitae.experiments.outcome import metric
 from kitae.experiments.plan import Job, Plan, make_plan
 from kitae.experiments.stats import Analysis, Effect, analyse
 from kitae.experiments.study_spec import StudySpec
-from kitae.files import write_atomically, write_json
+from kitae.files import read_json, write_atomically, write_json
 
 _CURVES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "train_clean_accuracy")
 
@@ -72,11 +72,9 @@ class StudyResult:
         # effects.json is written last. Without it the table may be incomplete, and the runs have to be collected.
         if (folder / "runs.parquet").is_file() and (folder / "effects.json").is_file():
             try:
-                settings = json.loads((folder / "effects.json").read_text(encoding="utf-8"))["settings"]
-            except (OSError, ValueError, KeyError) as error:
-                raise KitaeError(
-                    f"{folder / 'effects.json'}: cannot be read; remove it, and resume the study"
-                ) from error
+                settings = read_json(folder / "effects.json", "settings")["settings"]
+            except KitaeError as error:
+                raise KitaeError(f"{error}; remove the file, and resume the study") from error
             return cls(folder, spec, pd.read_parquet(folder / "runs.parquet"), settings, added)
         plan = make_plan(spec, threads=content["threads"], precision=content["precision"])
         plan = replace(plan, images=content["plan"]["images"])

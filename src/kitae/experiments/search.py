@@ -41,10 +41,7 @@ from kitae.experiments.folder import (
     NUMERICS,
     check_images,
     check_numerics,
-    check_owned,
     first_difference,
-    locked,
-    remove_owned,
 )
 from kitae.experiments.result import StudyResult
 from kitae.experiments.space import PRESETS, Parameters, apply, suggest
@@ -53,6 +50,7 @@ from kitae.experiments.study_spec import StudySpec
 from kitae.experiments.wording import amount, columns, interval
 from kitae.experiments.worker import function, read_outcome
 from kitae.files import write_atomically, write_json
+from kitae.folders import Owned
 from kitae.recipe import Recipe
 from kitae.reporting.effects import draw_search
 from kitae.training.spec import merit
@@ -60,7 +58,12 @@ from kitae.training.spec import merit
 REDUCTION = 3
 FRESH_SEED = 1000  # the first seed of the rematch; arms use the recipe's own seed
 _FIRST = "search.yaml"
-_OWNED = (_FIRST, "arms", "rematch", "search.json", "winner.yaml", "figures", "report.html")
+SEARCH_FOLDER = Owned(
+    "search",
+    (_FIRST, "arms", "rematch", "search.json", "winner.yaml", "figures", "report.html"),
+    TrainingError,
+    first=_FIRST,
+)
 
 Rung = tuple[int, float, float | None]
 """Epochs, validation score (by the search's metric) and validation loss of an arm's run."""
@@ -221,12 +224,12 @@ def search(
     optuna = require("optuna", "search")
     say = report or (lambda _: None)
     if arms < len(PRESETS) + 1:
-        raise RecipeError(f"arms: {arms} leaves nothing to search: {len(PRESETS)} presets come first")
+        raise RecipeError(f"arms: {arms} leaves nothing to search: the first {len(PRESETS)} arms are presets")
     if rematch_seeds < 2:
-        raise RecipeError(f"rematch_seeds: {rematch_seeds} gives the verdict no interval; two or more, such as 5")
+        raise RecipeError(f"rematch_seeds: {rematch_seeds} gives the verdict no interval; use two or more, such as 5")
     asked = (recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)).override(*overrides)
     folder = Path(out)
-    with locked(folder):
+    with SEARCH_FOLDER.locked(folder):
         setting = _written(
             folder, asked, threads_each(threads, workers), measure, overwrite,
             {"arms": arms, "workers": workers, "seed": seed, "rematch_seeds": rematch_seeds},
@@ -385,7 +388,7 @@ def _written(
                 raise TrainingError(f"{folder}: holds another search ({what}); {ANOTHER_OUT}")
         check_numerics(folder, content)
         return _Setting(folder, base, int(image_size), content.get("seconds_per_epoch"))
-    check_owned(folder, _FIRST, _OWNED, "search")
+    SEARCH_FOLDER.check(folder)
     facts = function(measure)(base)
     decided = facts["recipe"].train
     train = base.train.model_copy(
@@ -401,7 +404,7 @@ def _written(
         "seconds_per_epoch": setting.seconds,
     }  # fmt: skip
     note = "# Written before the first arm. Do not edit: a search is resumed with the settings it was started with.\n"
-    remove_owned(folder, _FIRST, _OWNED)  # only now: a mistake in the new search must not cost the old one
+    SEARCH_FOLDER.remove(folder)  # only now: a mistake in the new search must not cost the old one
     write_atomically(file, (note + yaml.safe_dump(content, sort_keys=False, allow_unicode=True)).encode())
     return setting
 

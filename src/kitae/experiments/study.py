@@ -16,19 +16,15 @@ from kitae.errors import RecipeError, TrainingError
 from kitae.experiments.executors import Executor, LocalProcesses, threads_each
 from kitae.experiments.folder import (
     ANOTHER_OUT,
-    STUDY,
-    STUDY_FILES,
+    STUDY_FOLDER,
     Outcome,
     add_seeds,
     check_images,
     check_numerics,
-    check_owned,
     done,
     keep_outcome,
-    locked,
     read_outcomes,
     read_study,
-    remove_owned,
     study_difference,
     write_study,
 )
@@ -97,7 +93,7 @@ def study(
     asked = _spec(spec, overrides, tiny)
     folder = Path("runs") / f"study-{asked.name}" if out is None else Path(out)
     say = report or (lambda _: None)
-    with locked(folder):
+    with STUDY_FOLDER.locked(folder):
         plan, content = _written_plan(folder, asked, workers, threads_each(threads, workers), measure, overwrite)
         say(plan.text())
         if threads is not None and plan.run_threads != (threads,):
@@ -161,9 +157,9 @@ def _written_plan(
     """The plan as written down before the first run, and what study.yaml says; written now if there is none."""
     content = None if overwrite else read_study(folder)
     if content is None:
-        check_owned(folder, STUDY, STUDY_FILES, "study")
+        STUDY_FOLDER.check(folder)
         plan = _plan(spec, workers, threads, measure)
-        remove_owned(folder, STUDY, STUDY_FILES)  # only now: a mistake in the new study must not cost the old one
+        STUDY_FOLDER.remove(folder)  # only now: a mistake in the new study must not cost the old one
         return plan, write_study(folder, plan)
     before = content["study"]["seeds"]
     removed = [str(seed) for seed in before if seed not in spec.seeds]

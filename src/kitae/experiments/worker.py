@@ -19,11 +19,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from kitae.errors import KitaeError, TrainingInterruptedError
 from kitae.experiments.outcome import curves, flatten, numbers
-from kitae.files import write_json
+from kitae.files import read_json, write_json
+from kitae.folders import lock
 from kitae.recipe import Recipe
 
 INTERRUPTED = 75  # exit status: stopped by a signal with its state saved; it can be resumed
@@ -45,7 +44,7 @@ def execute(unit: Mapping[str, Any]) -> list[dict[str, Any]]:
     folder = Path(unit["folder"])
     folder.parent.mkdir(parents=True, exist_ok=True)
     # A run whose study was killed may still be saving.
-    with FileLock(folder.with_name(f".{folder.name}.lock")):
+    with lock(folder.with_name(f".{folder.name}.lock")):
         try:
             recipe = Recipe.model_validate(unit["recipe"])
             run = function(unit["train"])(recipe, out=folder, resume=True)
@@ -124,11 +123,10 @@ def _explain(error: Exception) -> str:
 def read_outcome(file: Path, fingerprint: str) -> dict[str, Any] | None:
     """The outcome of this run in a file; None if there is none, or it is damaged, or of another run."""
     try:
-        outcome = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        outcome = read_json(file, "fingerprint", "status", "numbers")
+    except KitaeError:
         return None
-    whole = isinstance(outcome, dict) and outcome.get("fingerprint") == fingerprint
-    return outcome if whole and {"status", "numbers"} <= outcome.keys() else None
+    return outcome if outcome["fingerprint"] == fingerprint else None
 
 
 def _write(job: Mapping[str, Any], outcome: dict[str, Any]) -> dict[str, Any]:

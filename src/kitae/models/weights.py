@@ -125,7 +125,7 @@ def load(spec: ModelSpec) -> Weights:
 
 
 def within_reach(name: str) -> str | None:
-    """Where the weights of `timm:NAME` would come from, None where they are out of reach; nothing is loaded."""
+    """Where the weights of `timm:NAME` would come from, None if they cannot be reached; nothing is loaded."""
     package = PACKAGES.get(_architecture(name))
     if package is not None and package.find() is not None:
         return package.distribution
@@ -231,7 +231,7 @@ def _repository(name: str) -> str:
     config: Any = require("timm", "models").get_pretrained_cfg(name, allow_unregistered=True)
     if config is None or not config.hf_hub_id or config.custom_load:
         raise RecipeError(
-            f"model.pretrained: timm has no safetensors weights of {name}; take a tag of timm.list_pretrained()"
+            f"model.pretrained: timm has no safetensors weights of {name}; choose a tag of timm.list_pretrained()"
         )
     return str(config.hf_hub_id)
 
@@ -246,7 +246,7 @@ def _from_hub(name: str) -> Weights:
     path = _in_hub_cache(repository)
     if path is None:
         if not hub_answers():
-            raise RecipeError(f"model.pretrained: the weights of timm:{name} are out of reach; {_cure(name)}")
+            raise RecipeError(f"model.pretrained: the weights of timm:{name} cannot be reached; {_cure(name)}")
         try:
             path = Path(require("huggingface_hub", "models").hf_hub_download(repository, _HUB_FILE))
         except MissingExtraError:

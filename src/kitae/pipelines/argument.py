@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
 
 from kitae.data.sources import SOURCES, source_of
-from kitae.errors import RecipeError
+from kitae.errors import RecipeError, did_you_mean
 from kitae.recipe import shipped
 
 PREFIX = "recipe:"
@@ -30,7 +29,7 @@ def understand(argument: str) -> tuple[Literal["recipe", "data"], str]:
         return "recipe", argument
     if (path / "recipe.yaml").is_file():
         raise RecipeError(
-            f"{argument}: is a run folder; continue it with --resume, or repeat it from {path / 'recipe.yaml'}"
+            f"{argument}: is a run folder; resume it with --resume, or train again from {path / 'recipe.yaml'}"
         )
     here = path.exists()
     if argument in shipped():
@@ -43,11 +42,9 @@ def understand(argument: str) -> tuple[Literal["recipe", "data"], str]:
         return "data", argument
     if here:
         return "data", source_of(argument)
-    near = get_close_matches(argument, [*shipped(), *SOURCES], n=1)
+    near = did_you_mean(argument, [*shipped(), *SOURCES])
     raise RecipeError(
-        f"{argument}: no such recipe, file, folder or data source"
-        + (f" (did you mean {near[0]}?)" if near else "")
-        + f"; the recipes are {', '.join(shipped())}"
+        f"{argument}: no such recipe, file, folder or data source{near}; the recipes are {', '.join(shipped())}"
     )
 
 

@@ -125,7 +125,7 @@ def search(networks: Networks, bench: Bench) -> Outcome:
     candidates, latency = bench.timed(candidates)
     winner, why_not = choose(candidates, spec)
     if spec.controls and winner.ratio == 0 and spec.prune != "none":
-        say("the controls are skipped: they are of the winner's ratio, and the winner is not pruned")
+        say("the controls are skipped: they use the winner's pruning ratio, and the winner is not pruned")
     elif spec.controls and winner.ratio > 0:
         controls = _controls(winner, reached, networks, bench)
         candidates += bench.timed([candidates[0], *controls])[0][1:]
@@ -175,7 +175,7 @@ def judge(outcome: Outcome, test: ImageSet, spec: CompressSpec) -> dict[str, Any
 
 
 def within(lost: float, spec: CompressSpec) -> bool:
-    """Whether so many points may be lost; 0.7 of them are 0.7000000000000001 in floats."""
+    """Whether a drop is within the budget; the tolerance is for floats, where 0.7 is 0.7000000000000001."""
     return lost <= spec.max_drop + 1e-9
 
 
@@ -201,7 +201,7 @@ def _as_sure_as_possible(spec: CompressSpec, count: int, say: Say) -> CompressSp
 
 
 def _controls(winner: Candidate, reached: Sequence[Network], networks: Networks, bench: Bench) -> list[Candidate]:
-    """Files of the winner's precision that show what its pruning was worth.
+    """Controls at the winner's precision, which show what its pruning was worth.
 
     All are trained for as many epochs as the winner: a network that was trained for less would lose by that alone.
     """
@@ -244,7 +244,7 @@ def _controls(winner: Candidate, reached: Sequence[Network], networks: Networks,
             found += kinds[name]()
         except TrainingInterruptedError:
             raise
-        except (TrainingError, CompressionError, ExportError) as error:  # the winner stands without it
+        except (TrainingError, CompressionError, ExportError) as error:  # the winner does not need it
             bench.leave_out(f"control {name}", str(error))
     return found
 
@@ -291,7 +291,7 @@ def front(candidates: Sequence[Candidate], spec: CompressSpec, noise: float) -> 
     """Names of those that no other beats. One beats another if it is better in one respect and no worse in the others.
 
     Args:
-        noise: how far two timings of one file lie apart by chance, as a share; such differences count as none, and
+        noise: relative difference of two timings of one file; smaller differences do not count, and
             neither do those of a few names in a file.
     """
     margins = (1.0, _EQUAL, 1.0 + noise)

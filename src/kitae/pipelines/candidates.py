@@ -27,7 +27,7 @@ from kitae.errors import CompressionError, ExportError, TrainingError
 from kitae.evaluation import intervals, latency
 from kitae.evaluation.calibration import fit_temperature
 from kitae.files import write_atomically
-from kitae.models.build import count_macs
+from kitae.models.structure import count_macs
 from kitae.pipelines.export import VERIFY_IMAGES, card
 from kitae.pipelines.networks import Network, Networks
 from kitae.runtime import open_session
@@ -139,8 +139,8 @@ class Bench:
         return found
 
     def leave_out(self, name: str, why: str) -> None:
-        """Say, and note for the result, that a candidate could not be made."""
-        self.say(f"{name} is left out: {why}")
+        """Report a candidate that could not be made, and record it in the result."""
+        self.say(f"skipping {name}: {why}")
         self.left_out.append((name, why))
 
     def sensitivity(self) -> tuple[quantize.Sensitivity, ...]:
@@ -291,12 +291,12 @@ class Bench:
 
 
 def percent(ratio: float) -> str:
-    """A pruned network in words."""
+    """A pruning ratio as text."""
     return "original" if ratio == 0 else f"{100 * ratio:g} %"
 
 
 def hopeless(spec: CompressSpec) -> float:
-    """Points lost after which no larger ratio, and no coarser precision, is worth the time."""
+    """Points lost beyond which larger ratios and coarser precisions are not tried."""
     return 2 * spec.max_drop + 1.0
 
 
@@ -308,7 +308,7 @@ def labels_of(images: ImageSet) -> NDArray[np.int64]:
 def predict(content: bytes, images: ImageSet, precision: str = "") -> NDArray[np.float32]:
     """A file's probabilities: float32 [N, K].
 
-    Dynamic ranges are those of a batch. The runtime gives such a file one image at a time, and so is it judged.
+    Dynamic ranges are those of a batch. The runtime gives such a file one image at a time, so it is measured that way.
     """
     session = open_session(content)
     name, size = session.get_inputs()[0].name, 1 if precision == NAMES["dynamic"] else _BATCH

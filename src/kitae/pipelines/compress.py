@@ -13,11 +13,9 @@ A compression folder holds
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +29,9 @@ from kitae import views
 from kitae.compression.shape import Shape, reshape
 from kitae.compression.spec import CompressSpec
 from kitae.errors import BudgetError, CompressionError, KitaeError, TrainingError, TrainingInterruptedError, one_line
-from kitae.files import LOCK, lock_folder, write_atomically, write_json
+from kitae.files import read_json, write_atomically, write_json, write_parquet
+from kitae.folders import Owned
+from kitae.machine import machine
 from kitae.pipelines.budget import Outcome, judge, search, size_field
 from kitae.pipelines.candidates import Bench
 from kitae.pipelines.export import beside
@@ -40,7 +40,7 @@ from kitae.preprocess import PreprocessRules
 from kitae.recipe import Recipe
 from kitae.reporting import compression_page, figures, values
 from kitae.reporting.results import CompressionRecord
-from kitae.run import Run, machine, write_parquet
+from kitae.run import Run
 from kitae.runtime import has_vnni
 from kitae.training.checkpoint import load_weights, save_weights
 
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 _FILES = ("compression.json", "front.parquet", "model.onnx", "closest.onnx", "model.json", "model.safetensors",
           "report.html")  # fmt: skip
 _CANDIDATES = "candidates"
-_FOLDERS = ("stages", _CANDIDATES, "figures")
+COMPRESSION = Owned("compression", (*_FILES, "stages", _CANDIDATES, "figures"), CompressionError)
 _NEW = ".new.tmp"  # a result that is not complete yet
 _FORMAT = 1
 _FACTS = {"within_budget", "candidates", "winner", "test"}  # keys of compression.json that are read below
@@ -78,7 +78,7 @@ class CompressionResult:
         file = Path(path) / "compression.json"
         if not file.is_file():
             raise CompressionError(f"{path}: no compression there (it has no compression.json)")
-        return cls(Path(path), _read_json(file, _FACTS))
+        return cls(Path(path), read_json(file, *_FACTS, error=CompressionError))
 
     @property
     def model_file(self) -> Path:
@@ -136,7 +136,7 @@ class CompressionResult:
             CompressionError: a file of the folder is missing or damaged; the message names it.
         """
         file = self.path / "model.json"
-        facts = _read_json(file, {"recipe", "classes", "preprocess", "shape"})
+        facts = read_json(file, "recipe", "classes", "preprocess", "shape", error=CompressionError)
         try:
             recipe = Recipe.model_validate(facts["recipe"])
             rules = PreprocessRules.from_dict(facts["preprocess"])
@@ -153,20 +153,6 @@ class CompressionResult:
         return model.eval()
 
 
-def _read_json(file: Path, keys: set[str]) -> dict[str, Any]:
-    """The JSON object of a file, which holds these keys at least."""
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CompressionError(f"{file}: cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
-        raise CompressionError(f"{file}: is damaged (not JSON)") from error
-    lacking = sorted(keys - value.keys()) if isinstance(value, dict) else sorted(keys)
-    if lacking:
-        raise CompressionError(f"{file}: is damaged (it has no {lacking[0]})")
-    return dict(value)
-
-
 def compress(
     run: Run | str | Path,
     out: str | Path | None = None,
@@ -180,12 +166,12 @@ def compress(
 
     Args:
         run: a trained run, or its folder.
-        out: the compression folder; by default the run's with `-small` added. A folder whose search was interrupted
-            is continued.
+        out: the compression folder; by default the run's with `-small` added. An interrupted search is
+            resumed.
         spec: the budget and where to look. `options` are its fields, and override it
-            (`max_drop=1.0, ratios=(0.3, 0.5)`); with ratios but no max_drop, all of them are measured, hopeless or not.
+            (`max_drop=1.0, ratios=(0.3, 0.5)`); with ratios but no max_drop, all of them are measured.
         overwrite: replace the compression in `out`; fine-tuned stages that still fit are used again.
-        say: gets a line of progress.
+        say: called with lines of progress.
 
     Raises:
         BudgetError: nothing met the budget; the folder holds the closest, and the message says how close.
@@ -205,8 +191,18 @@ def compress(
     folder = Path(out) if out is not None else beside(run.path, "-small")
     if not os.access(run.path, os.W_OK):
         raise CompressionError(f"{run.path}: is read-only, and an opening of test is counted there; copy the run")
-    with _locked(folder, overwrite):
+    _check(folder, overwrite)  # before the lock, which would be left in a folder that is not ours
+    with COMPRESSION.locked(folder):
+        _check(folder, overwrite)  # again: another process may have finished a compression in between
+        for left in (_CANDIDATES, _NEW):  # by an interrupted search
+            shutil.rmtree(folder / left, ignore_errors=True)
         return _compress(run, folder, spec, say or (lambda line: None))
+
+
+def _check(folder: Path, overwrite: bool) -> None:
+    COMPRESSION.check(folder)
+    if (folder / "compression.json").exists() and not overwrite:
+        raise CompressionError(f"{folder}: holds a compression already; add --overwrite, or choose another --out")
 
 
 def _compress(run: Run, folder: Path, spec: CompressSpec, say: Say) -> CompressionResult:
@@ -248,34 +244,6 @@ def resolve_spec(spec: CompressSpec | None, options: Mapping[str, Any]) -> Compr
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "compress"
         raise CompressionError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from error
-
-
-@contextmanager
-def _locked(folder: Path, overwrite: bool) -> Iterator[None]:
-    """Make the folder, or reuse one that an earlier compression left, and lock it against other processes."""
-    _check_folder(folder, overwrite)
-    busy = "another process is compressing into it; choose another --out"
-    lock = lock_folder(folder, CompressionError, busy)
-    try:
-        _check_folder(folder, overwrite)  # again: another process may have finished a compression in between
-        for left in (_CANDIDATES, _NEW):  # by an interrupted search
-            shutil.rmtree(folder / left, ignore_errors=True)
-        yield
-    finally:
-        os.close(lock)
-
-
-def _check_folder(folder: Path, overwrite: bool) -> None:
-    """Refuse a folder that holds anything but a compression, or a finished one without `overwrite`."""
-    if folder.exists() and not folder.is_dir():
-        raise CompressionError(f"{folder}: is a file, not a folder")
-    ours = (*_FILES, *_FOLDERS, LOCK)
-    entries = [entry.name for entry in folder.iterdir()] if folder.exists() else []
-    foreign = sorted(name for name in entries if name not in ours and not name.endswith(".tmp"))
-    if foreign:
-        raise CompressionError(f"{folder}: holds files that no compression wrote ({foreign[0]}); choose another --out")
-    if (folder / "compression.json").exists() and not overwrite:
-        raise CompressionError(f"{folder}: holds a compression already; add --overwrite, or choose another --out")
 
 
 def _write(

@@ -1,7 +1,7 @@
 """The networks of a compression: pruned and fine-tuned, trained for 8 bits, and the controls.
 
-Every training is kept on disk under a key of all that its weights depend on. Another budget, or the same command after
-an interruption, trains nothing twice.
+Every training is saved under a key of everything that its weights depend on, so that another budget, or the same
+command after an interruption, trains nothing twice.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Networks:
 
     Args:
         folder: where fine-tuned networks are kept.
-        say: gets a line of progress.
+        say: called with lines of progress.
 
     Attributes:
         original: the run's best network; never changed.
@@ -335,7 +335,7 @@ def _hold_zeros(simulated: Simulated, model: nn.Module) -> Callable[[nn.Module],
 
 
 class _Epochs:
-    """A watcher that says a line per epoch, for trainings of minutes."""
+    """A watcher that prints one line per epoch."""
 
     def __init__(self, say: Say, epochs: int) -> None:
         self.say, self.epochs = say, epochs

@@ -1,7 +1,7 @@
-"""How fast this machine is, and what fits into some minutes: where a clock decides, and is then left out.
+"""How fast this machine is, and how many epochs fit into some minutes.
 
-A plan measures a few steps and turns minutes into epochs and steps. From there on they are plain numbers of the recipe,
-so the same recipe gives the same weights on a slower machine, only later.
+A plan measures a few steps and turns minutes into epochs and steps. The recipe then holds plain
+numbers, so it gives the same weights on a slower machine, only later.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Clock:
     Attributes:
         seconds: of the whole command.
         begun: when it began, of `time.monotonic`.
-        starting: seconds that it took to load everything, a measure for what is not timed.
+        starting: seconds that loading took; estimates what is not timed.
         most: steps of training at most; None takes as many as the recipe says.
     """
 
@@ -104,7 +104,7 @@ class Pace:
     step: float
 
     def at(self, pixels: int) -> Pace:
-        """At another size: the time of convolutions follows the number of pixels."""
+        """The pace at another size: the time of convolutions is proportional to the pixels."""
         ratio = pixels / self.pixels
         return Pace(pixels, self.judge * ratio, self.feature * ratio, self.step * ratio)
 
@@ -162,7 +162,7 @@ def _outputs(model: nn.Module, inputs: torch.Tensor) -> int:
 
 
 def _typical(seconds: list[float]) -> float:
-    """The mean, not the median: what a busy machine takes now and then, it takes again."""
+    """The mean, not the median: slow steps on a busy machine will happen again."""
     return sum(seconds) / max(len(seconds), 1)
 
 
@@ -197,7 +197,7 @@ def fill(seconds: float, batch_size: int, per_pass: int, judging: float, step: f
 
 
 def fitted(recipe: Recipe, setup: Setup, model: nn.Module, clock: Clock, world: World) -> tuple[Recipe, float]:
-    """The recipe with the epochs and steps that fit into what is left of the minutes, and seconds to keep for the end.
+    """The recipe with the epochs and steps that fit into the minutes left, and seconds to reserve for the end.
 
     Called once everything before the first step of training is done, so the pace is that of the real network, on real
     images, in the state that the machine is in.
@@ -230,19 +230,19 @@ def fitted(recipe: Recipe, setup: Setup, model: nn.Module, clock: Clock, world: 
 
 
 class Recutter:
-    """Squeezes or stretches the rest of a schedule where the machine turns out slower or faster than it was measured.
+    """Shortens or lengthens the rest of a schedule if the machine turns out slower or faster than measured.
 
     It is the `recut` of `training.fit.Tuning`. What it decides is written into the run's recipe, so that the recipe
-    repeats the run, and a resumed run goes on by it.
+    repeats the run, and a resumed run follows it.
     """
 
     def __init__(self, run: Run, clock: Clock, end: float, watcher: Watcher | None) -> None:
-        """`end`: seconds to keep for what follows the training."""
+        """`end`: seconds to reserve for what follows training."""
         self._run, self._clock, self._end, self._watcher = run, clock, end, watcher
         self._last = time.monotonic()
 
     def __call__(self, epochs: int) -> int | None:
-        """Another number of epochs to end with, after so many; None where the plan fits."""
+        """A new last epoch after `epochs` of them; None if the schedule still fits."""
         now = time.monotonic()
         epoch, self._last = now - self._last, now
         spec = self._run.recipe.train

@@ -1,6 +1,6 @@
-"""plan(data): a recipe made from facts: images, classes, sizes, weights within reach, this machine, the minutes.
+"""plan(data): a recipe made from facts: images, classes, sizes, installed weights, this machine, the minutes.
 
-What a clock has to say is said here and becomes plain numbers, so the recipe that comes out is one like any other.
+Times are measured here and become plain numbers, so the result is a recipe like any other.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _FAR_FROM_SQUARE = 1.7  # of a median picture; nearer to it the whole picture is
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of the data before an image is decoded for good.
+    """What is known of the data before the store is built.
 
     Attributes:
         source: as in data.source.
@@ -83,7 +83,7 @@ class Facts:
 
     @property
     def tiny(self) -> bool:
-        """Whether these are no photographs, as far as their size tells."""
+        """Whether the images are too small to be photographs."""
         return self.longest <= _TINY
 
     @property
@@ -125,7 +125,7 @@ class Choices:
     """What the user has chosen; the plan chooses the rest.
 
     Attributes:
-        model: a name as in model.name; `pretrained` follows where weights are within reach.
+        model: a name as in model.name; `pretrained` is set if its weights are installed.
         folds: as data.folds.
         set: other fields of the recipe, each `a.b=value`.
     """
@@ -155,7 +155,7 @@ def plan(source: str, minutes: float | Clock | None = None, choices: Choices | N
 
     Args:
         source: as data.source.
-        minutes: of the whole command, from now on, or a clock that runs already; None takes what teaches well, within
+        minutes: of the whole command, from now on, or a running clock; None chooses, up to
             `DEFAULT_MINUTES`.
 
     Raises:
@@ -218,7 +218,7 @@ def look(data: DataSpec) -> tuple[Facts, DataSpec]:
 
 
 def _sampled(source: Source) -> tuple[list[tuple[int, int]], bool, float]:
-    """(height, width) of some images, whether all are grey, and seconds to decode one. Unreadable ones are passed over:
+    """(height, width) of some images, whether all are grey, and seconds to decode one. Unreadable ones are skipped:
     decoding names them."""
     sizes: list[tuple[int, int]] = []
     grey, started, decoded = True, time.perf_counter(), 0
@@ -269,7 +269,7 @@ class _Planner:
     # ---- which kind ----------------------------------------------------------------------------------------------
 
     def weights(self) -> tuple[str | None, str]:
-        """Where the pretrained weights are from, and if there are none to take, why."""
+        """The source of the pretrained weights, or why there are none."""
         name = self.choices.model or f"timm:{NET}"
         library, _, net = name.rpartition(":")
         if library != "timm":
@@ -340,7 +340,7 @@ class _Planner:
         return lines
 
     def finished(self, recipe: dict[str, Any]) -> Recipe:
-        """The recipe with the user's own choices in it, whatever the plan would have taken."""
+        """The recipe with the user's own choices, which override the plan's."""
         made = Recipe.model_validate({**recipe, "name": self.base.name})
         chosen = replace(self.choices, model=None)  # the plan has it
         made = made.override(*chosen.assignments())
@@ -401,7 +401,7 @@ class _Planner:
         return made, lines
 
     def squeezes(self) -> bool:
-        """Whether the whole picture goes into the square."""
+        """Whether the aspect ratio is ignored so that the whole picture fits the square."""
         height, width = self.facts.side
         return not self.facts.tiny and max(height, width) <= _FAR_FROM_SQUARE * min(height, width)
 
@@ -507,7 +507,7 @@ def _tiny_ops(size: int) -> list[dict[str, Any]]:
 
 
 def most_steps(images: int, batch: int, *, patient: bool) -> int:
-    """Steps after which more of them teach little: fewer where nobody has asked for the minutes."""
+    """Steps after which more improve little: fewer if no minutes were given."""
     per_pass = max(1, images // batch)
     return max(1000, 25 * per_pass) if patient else max(300, 12 * per_pass)
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from kitae.data.splits import assign_folds, together
 from kitae.errors import TrainingInterruptedError
 from kitae.evaluation.evaluate import predict_logits
-from kitae.models.build import linear_classifier
+from kitae.models.structure import linear_classifier
 from kitae.modes import evaluating
 from kitae.pipelines.setup import Setup
 from kitae.run import Run
@@ -172,7 +172,7 @@ class _Reader:
             return kept
         if self._interrupted.name is not None:
             raise TrainingInterruptedError(
-                f"stopped by {self._interrupted.name} in the probe", "its features are saved: continue with --resume"
+                f"stopped by {self._interrupted.name} in the probe", "its features are saved; resume with --resume"
             )
         computed = self._evaluated(rows) if number == 0 else self._augmented(number, rows)
         save_weights({"features": computed}, path, {"key": self._key})

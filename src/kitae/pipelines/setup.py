@@ -27,14 +27,8 @@ from kitae.data.store import Store, open_store
 from kitae.errors import RecipeError, TrainingError
 from kitae.evaluation.evaluate import label_scores, predict_logits
 from kitae.models.airbench import Airbench
-from kitae.models.build import (
-    build,
-    count_macs,
-    count_parameters,
-    layer_groups,
-    linear_classifier,
-    normalization,
-)
+from kitae.models.build import build, normalization
+from kitae.models.structure import count_macs, count_parameters, layer_groups, linear_classifier
 from kitae.models.weights import Weights, load
 from kitae.modes import evaluating
 from kitae.recipe import Recipe
@@ -60,7 +54,7 @@ _STATISTICS_IMAGES, _STATISTICS_BATCH = 2048, 128  # of `clean_batches`
 
 
 def begin(spec: TrainSpec) -> World:
-    """Settings of the process, and its place among others."""
+    """Set up this process, and join the others."""
     keep_freed_memory()
     if spec.threads is not None:
         torch.set_num_threads(spec.threads)
@@ -204,7 +198,7 @@ class Setup:
         return model.to(device=world.device, memory_format=layout)  # type: ignore[call-overload,no-any-return]
 
     def notes(self, model: nn.Module) -> list[str]:
-        """What a recipe says without effect, or with one that its author may not have in mind.
+        """Settings of the recipe without effect, or with one that its author may not expect.
 
         Raises:
             RecipeError: the ops make images of a size that the network cannot take.
@@ -255,7 +249,7 @@ class Setup:
         ]
 
     def _duplicate_notes(self) -> list[str]:
-        """What is to be known of images with the same pixels."""
+        """Notes about images with the same pixels in two splits."""
         found = self.splits.duplicates(self.store.twins)
         if not found["images"]:
             return []
@@ -424,7 +418,7 @@ def resolved(recipe: Recipe, setup: Setup, world: World, model: nn.Module, weigh
         weights: the pretrained ones that were loaded, which the recipe then names.
 
     Raises:
-        RecipeError: a probe, but the network's classifier is not linear; nothing that would be learnt.
+        RecipeError: a probe, but the network's classifier is not linear; or nothing to train.
     """
     spec = recipe.train
     if recipe.data.whole and spec.early_stopping is not None:

@@ -46,13 +46,13 @@ def train(
     show: bool | None = None,
     **choices: Unpack[ChoiceOptions],
 ) -> Run:
-    """Train, select and evaluate a classifier; everything lands in a run folder.
+    """Train, select and evaluate a classifier; everything is written to a run folder.
 
         kt.train(kt.Recipe.load("fashion-mini").override("train.epochs=5"))
         kt.train("photos/", minutes=5)
 
     Args:
-        recipe: a recipe, its name or file; or data, that a recipe is planned for (see `pipelines.plan`): a folder with
+        recipe: a recipe, its name or file; or data, for which a recipe is planned (see `pipelines.plan`): a folder with
             one folder per class, a Parquet file, a CSV file of paths and labels, or the name of a source.
         minutes: of the whole call, evaluation included (or a clock that runs already): the epochs are cut to fit, and
             the run's recipe says how. None takes those of the recipe.
@@ -184,7 +184,7 @@ def _train(
             run.discard_unless_trained()
         kept = run.checkpoint.is_file() or run.features.is_dir() or run.fold(1).is_dir()
         if isinstance(error, TrainingInterruptedError) and kept:
-            raise TrainingInterruptedError(error.where, f"go on with: kitae train --resume {run.path}") from error
+            raise TrainingInterruptedError(error.where, f"resume with: kitae train --resume {run.path}") from error
         if world.size > 1 and distributed.lost_process(error):
             cure = f"kitae train --resume {run.path}" if kept else "start again"
             raise TrainingError(
@@ -219,7 +219,7 @@ def asked(
 
 
 def train_without_test(recipe: Recipe, out: Path, *, resume: bool) -> Run:
-    """`train` with test left closed, by a name that a unit of work can carry."""
+    """`train` without opening test; a function of its own, so that a study can name it."""
     return train(recipe, out, resume=resume, test=False)
 
 
@@ -259,7 +259,7 @@ def finish_whole(run: Run, setup: Setup, model: nn.Module, folds: list[Run]) -> 
 
 
 def finish(run: Run, setup: Setup, model: nn.Module, *, draw: bool = True) -> None:
-    """Calibrate on validation, open test once, and write down everything that is known about the best weights."""
+    """Calibrate on validation, open test once, and save the evaluation of the best weights."""
     from kitae.reporting.figures import draw_run
 
     results, worst = _tested(run, setup, model, validated(run, setup, model))
@@ -288,7 +288,7 @@ def _tested(
 
 
 def validated(run: Run, setup: Setup, model: nn.Module) -> dict[str, Any]:
-    """What validation images say about the best weights, after calibration on them; the facts that predicting needs.
+    """Evaluate the best weights on validation, after calibrating on it, and save what predictions need.
 
     Returns:
         `val`, `temperature`, `precision` (of this evaluation), `train_precision`, `tta`, `best_epoch`, `duplicates`
@@ -340,7 +340,7 @@ def recorder(run: Run) -> Callable[[Sequence[Mapping[str, Any]]], None]:
 
 
 def _open_run(recipe: Recipe, folder: Path, resume: bool, overwrite: bool, world: World) -> Run:
-    """Only the main process creates and locks the folder; the others read it once it is there."""
+    """The main process creates and locks the folder; the others open it afterwards."""
     if world.is_main:
         run = Run.create(folder, recipe, resume=resume, overwrite=overwrite)
         distributed.barrier(world)

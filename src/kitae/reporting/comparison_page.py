@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from kitae.evaluation.intervals import paired_difference
+from kitae.recipe import differences
 from kitae.reporting import charts
 from kitae.reporting.results import RunRecord, Split
 from kitae.reporting.values import between, share, words
-from kitae.run import differences
 
 _MOST_CLASSES = 2000
 _OPS = "augment.train"

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from kitae.console import size
 from kitae.errors import require
 from kitae.files import write_atomically
 
@@ -237,11 +238,8 @@ def number(value: float, _: object = None) -> str:
 
 
 def size_text(value: float, _: object = None) -> str:
-    """Bytes in decimal units, three digits: 44.7 MB."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if abs(value) >= scale * 0.9995:
-            return f"{value / scale:.3g} {unit}" if value / scale < 1000 else f"{value / scale:.0f} {unit}"
-    return f"{value:.0f} B"
+    """Bytes as a tick label."""
+    return size(value)
 
 
 # --------------------------------------------------------------------------------------------------------------- files

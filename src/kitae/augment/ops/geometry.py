@@ -297,7 +297,7 @@ class RandomResizedCrop(Op):
 
     name = "random_resized_crop"
     page = "geometry"
-    writes = (Step(RESIZED_CROP, "warp.resized_crop", _window),)
+    writes = (Step(RESIZED_CROP, "resize.resized_crop", _window),)
     size: Size | tuple[Size, Size] | None = None
     scale: Share = (0.08, 1.0)
     ratio: Ratio = (3.0 / 4.0, 4.0 / 3.0)

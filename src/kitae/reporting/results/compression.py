@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
 
-from kitae.reporting.results.fields import Interval, Number, Record, as_record, read_json
+from kitae.files import read_json
+from kitae.reporting.results.fields import Interval, Number, Record, as_record
 
 
 class Candidate(Record):

@@ -1,8 +1,7 @@
-"""What every record of results has: fields that may be unknown, and one way to read a file."""
+"""What every record of results has: fields that may be unknown."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,8 +10,6 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from kitae.errors import KitaeError
-
-_MAX_JSON_BYTES = 100_000_000
 
 
 def _finite(value: Any) -> Any:
@@ -36,25 +33,6 @@ class Record(BaseModel):
 
 
 Model = TypeVar("Model", bound=BaseModel)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object of a file.
-
-    Raises:
-        KitaeError: it cannot be read, or is damaged.
-    """
-    try:
-        if path.stat().st_size > _MAX_JSON_BYTES:
-            raise KitaeError(f"{path}: larger than {_MAX_JSON_BYTES} bytes, so not ours")
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise KitaeError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
-        raise KitaeError(f"{path}: is damaged (not JSON)") from error
-    if not isinstance(value, dict):
-        raise KitaeError(f"{path}: is damaged (not a JSON object)")
-    return value
 
 
 def as_record(model: type[Model], value: Mapping[str, Any], file: Path) -> Model:

@@ -7,7 +7,8 @@ from typing import Any
 
 from pydantic import Field
 
-from kitae.reporting.results.fields import Number, Record, as_record, read_json
+from kitae.files import read_json
+from kitae.reporting.results.fields import Number, Record, as_record
 
 
 class Effect(Record):

@@ -1,0 +1,104 @@
+"""Folders that Kitae owns: a run, a study, a search, a compression.
+
+One process at a time writes to such a folder. Files that Kitae did not write are never touched: a folder that holds
+any is refused. Names that start with a dot do not count (the lock, temporary files, what file managers leave).
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from kitae.errors import KitaeError
+
+LOCK = ".lock"
+"""The lock file of a folder; it is never removed."""
+
+
+@dataclass(frozen=True)
+class Owned:
+    """One kind of folder.
+
+    Attributes:
+        kind: its name in messages.
+        names: the files and folders that may be in it.
+        error: the type of error to raise.
+        first: the file that is written first and removed last: without it, nothing in the folder counts as ours. None
+            where names are enough.
+    """
+
+    kind: str
+    names: tuple[str, ...]
+    error: type[KitaeError]
+    first: str | None = None
+
+    def check(self, folder: Path) -> None:
+        """Refuse a folder that holds files of others. One that does not exist is fine.
+
+        Raises:
+            KitaeError: of type `error`; it names what is in the way.
+        """
+        if folder.exists() and not folder.is_dir():
+            raise self.error(f"{folder}: is a file, not a folder; choose another --out")
+        ours = self.names if self.first is None or (folder / self.first).is_file() else ()
+        names = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+        foreign = [name for name in names if name not in ours and not name.startswith(".")]
+        if foreign and foreign[0] in self.names:
+            raise self.error(f"{folder}: holds {foreign[0]} but no {self.first}; choose another --out")
+        if foreign:
+            raise self.error(f"{folder}: holds files that no {self.kind} wrote ({foreign[0]}); choose another --out")
+
+    def remove(self, folder: Path) -> None:
+        """Remove what is ours and nothing else; `first` last, so that an interrupted removal can be completed."""
+        for name in sorted(self.names, key=lambda name: name == self.first):
+            target = folder / name
+            shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+
+    @contextmanager
+    def locked(self, folder: Path) -> Iterator[None]:
+        """Make the folder if necessary, and reserve it for this process. The lock ends with the process.
+
+        Raises:
+            KitaeError: of type `error`: another process writes to it, or it cannot be made.
+        """
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / LOCK).touch()
+        except OSError as error:
+            raise self.error(f"{folder}: cannot be used as --out ({error.strerror})") from error
+        with lock(folder / LOCK, wait=False) as state:
+            if state == "busy":
+                raise self.error(f"{folder}: another process is writing to this folder; choose another --out")
+            yield
+
+
+@contextmanager
+def lock(path: Path, *, wait: bool = True) -> Iterator[Literal["held", "busy", "unknown"]]:
+    """An exclusive lock on a file, which is made if necessary; the system frees it when the process ends.
+
+    Yields:
+        held; busy: another process holds it (never with `wait`); unknown: the file system has no locks, as some network
+        disks.
+
+    Raises:
+        OSError: the file cannot be made.
+    """
+    from filelock import FileLock, Timeout  # of the extra `train`; the runtime of an exported file has none
+
+    path.touch()
+    held = FileLock(path, thread_local=False)
+    state: Literal["held", "busy", "unknown"] = "held"
+    try:
+        held.acquire(blocking=wait)
+    except Timeout:
+        state = "busy"
+    except (NotImplementedError, OSError):
+        state = "unknown"
+    try:
+        yield state
+    finally:
+        held.release()

@@ -1,0 +1,150 @@
+"""Networks of timm and torchvision: built by their own code, fitted to the recipe's options."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import nn
+
+from kitae.errors import MissingExtraError, RecipeError, did_you_mean, one_line, require
+from kitae.models.layers import DropoutLinear
+from kitae.models.spec import ModelSpec
+from kitae.models.structure import classifier_names, dropouts_beside
+from kitae.models.weights import Weights
+from kitae.preprocess import Size, sides
+
+
+def require_timm() -> Any:
+    """The module timm.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    return require("timm", "models")
+
+
+def check_name(spec: ModelSpec) -> None:
+    """Refuse a name that the library does not have, before weights are looked for.
+
+    Raises:
+        RecipeError: unknown name, or a torchvision net with torchvision's own weights.
+        MissingExtraError: timm is not installed.
+    """
+    library, _, name = spec.name.rpartition(":")
+    if library == "timm":
+        known, all_names = require_timm().is_model(name), require_timm().list_models()
+        listed = "timm.list_models()"
+    else:
+        models = require("torchvision.models", "train")
+        all_names = models.list_models(module=models)
+        known, listed = name in all_names, "torchvision.models.list_models()"
+    if not known:
+        raise RecipeError(f"model.name: unknown {library} net {name!r}{did_you_mean(name, all_names)}; see {listed}")
+    if library == "torchvision" and spec.pretrained is True:
+        raise RecipeError(
+            "model.pretrained: torchvision publishes its weights as pickles, which Kitae does not read; timm has "
+            f"many of them as safetensors{_same_in_timm(name)}, or give the path of a .safetensors file"
+        )
+
+
+def refuse(spec: ModelSpec, *fields: str) -> None:
+    """Refuse options that a network does not have and the recipe sets."""
+    for field in fields:
+        if getattr(spec, field) != ModelSpec.model_fields[field].default:
+            raise RecipeError(f"model.{field}: {spec.name} has none; remove it")
+
+
+def build_timm(
+    name: str, spec: ModelSpec, weights: Weights | None, *, classes: int, channels: int, image_size: Size
+) -> nn.Module:
+    timm = require_timm()
+    refuse(spec, "width", "stem")
+    config = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    options: dict[str, Any] = {"num_classes": classes, "in_chans": channels}
+    if config is not None and config.fixed_input_size:
+        options["img_size"] = image_size
+    if spec.stochastic_depth > 0:
+        options["drop_path_rate"] = spec.stochastic_depth
+    if weights is not None and spec.pretrained is True:  # timm fits the channels, and leaves another classifier out
+        options |= {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": dict(weights.tensors)}}
+    model = _made(spec, image_size, lambda: timm.create_model(name, **options))
+    _set_rates(model, "drop_prob", spec, [m for m in model.modules() if type(m).__name__ == "DropPath"])
+    _set_dropout(model, spec)
+    return model
+
+
+def build_torchvision(name: str, spec: ModelSpec, *, classes: int, channels: int, image_size: Size) -> nn.Module:
+    models = require("torchvision.models", "train")
+    refuse(spec, "width", "stem")
+    options: dict[str, Any] = {"num_classes": classes}
+    if name in ("googlenet", "inception_v3"):
+        options |= {"aux_logits": False, "init_weights": True}
+    if name.startswith("vit_"):
+        if not isinstance(image_size, int):
+            raise RecipeError(f"model.name: torchvision's {name} takes squares only: set data.image_size to one number")
+        options["image_size"] = image_size
+    if name.startswith("maxvit"):
+        options["input_size"] = sides(image_size)
+    if spec.stochastic_depth > 0:
+        options["stochastic_depth_prob"] = spec.stochastic_depth
+    model = _made(spec, image_size, lambda: models.get_model(name, weights=None, **options))
+    _set_rates(model, "p", spec, [m for m in model.modules() if type(m).__name__ == "StochasticDepth"])
+    _set_dropout(model, spec)
+    if channels == 1:
+        _one_channel(model)
+    return model
+
+
+def _same_in_timm(name: str) -> str:
+    with contextlib.suppress(MissingExtraError):
+        tagged = f"{name}.tv_in1k"
+        if tagged in require_timm().list_pretrained():
+            return f" (model.name: timm:{tagged})"
+    return ""
+
+
+def _made(spec: ModelSpec, image_size: Size, make: Callable[[], nn.Module]) -> nn.Module:
+    try:
+        return make()
+    except TypeError as error:
+        if spec.stochastic_depth > 0:
+            raise RecipeError(f"model.stochastic_depth: {spec.name} has none; set it to 0") from error
+        raise
+    except (AssertionError, ValueError, RuntimeError) as error:
+        height, width = sides(image_size)
+        raise RecipeError(
+            f"model.name: {spec.name} cannot be built for {height} x {width} pixels: {one_line(error)}"
+        ) from error
+
+
+def _set_rates(model: nn.Module, attribute: str, spec: ModelSpec, layers: Sequence[nn.Module]) -> None:
+    if spec.stochastic_depth == 0:
+        for layer in layers:  # some libraries drop by default; the recipe says what happens
+            setattr(layer, attribute, 0.0)
+    elif not any(getattr(layer, attribute) > 0 for layer in layers):
+        raise RecipeError(f"model.stochastic_depth: {spec.name} has none; set it to 0")
+
+
+def _set_dropout(model: nn.Module, spec: ModelSpec) -> None:
+    for name in classifier_names(model):
+        layer = model.get_submodule(name)
+        existing = [module for _, module in dropouts_beside(model, name)]
+        for module in existing:
+            module.p = 0.0
+        if existing:
+            existing[-1].p = spec.dropout
+        elif spec.dropout > 0:
+            if type(layer) is not nn.Linear:
+                raise RecipeError(f"model.dropout: {spec.name} has no linear classifier to put it before; set it to 0")
+            layer.__class__ = DropoutLinear
+            layer.p = spec.dropout  # type: ignore[assignment]
+
+
+def _one_channel(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d) and module.in_channels == 3:
+            module.weight = nn.Parameter(module.weight.detach().sum(dim=1, keepdim=True))
+            module.in_channels = 1
+            return

@@ -1,0 +1,96 @@
+"""Logits and predictions of a run's network: its preprocessing, temperature and test-time augmentation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import Any, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from kitae.errors import DataError, RecipeError
+from kitae.evaluation.calibration import probabilities
+from kitae.evaluation.evaluate import Gather, predict_logits
+from kitae.evaluation.spec import Tta
+from kitae.preprocess import ImageLike, PreprocessRules, load, one_or_several, paths_of
+from kitae.runtime import Predictions
+
+
+class Predictor:
+    """A network with what its predictions depend on.
+
+    Attributes:
+        classes: class names, in the order of the outputs.
+        rules: how an image is prepared.
+        temperature: of the calibration.
+        tta: test-time augmentation, see EvaluateSpec.
+
+    Raises:
+        RecipeError: `tta` has no such kind.
+    """
+
+    def __init__(self, model: nn.Module, facts: Mapping[str, Any], *, tta: Tta, batch_size: int) -> None:
+        """Take a network on any device, and what model.json says of it."""
+        if tta not in get_args(Tta):
+            raise RecipeError(f"tta: {tta!r} must be one of {', '.join(get_args(Tta))}")
+        self._model, self._mean, self._std, self._batch_size = model, facts["mean"], facts["std"], batch_size
+        self.classes: tuple[str, ...] = tuple(facts["classes"])
+        self.rules = PreprocessRules.from_dict(facts["preprocess"])
+        self.temperature: float = facts["temperature"]
+        self.tta = tta
+
+    def logits(self, gather: Gather, rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Logits float32 [N, K] and labels int64 [N] of the images that `gather` fetches, in the order of `rows`."""
+        from kitae.augment.tta import views
+
+        return predict_logits(
+            self._model,
+            gather,
+            rows,
+            mean=self._mean,
+            std=self._std,
+            batch_size=self._batch_size,
+            device=next(self._model.parameters()).device,
+            views=None if self.tta == "none" else partial(views, kind=self.tta),
+            temperature=self.temperature,
+        )
+
+    def predict(self, images: NDArray[np.uint8] | ImageLike | Iterable[ImageLike]) -> Predictions:
+        """Classify images as the evaluation did: same precision, temperature and views.
+
+        Args:
+            images: one image or several, each a path (of a file, or of a folder of images), encoded bytes, a Pillow
+                image or a uint8 array [H, W] or [H, W, C] of any size; or one uint8 array [N, C, H, W] at the model's
+                size. (A large JPEG as a Pillow image is decoded whole, where training, and a path or bytes here, read
+                it scaled down.)
+
+        Raises:
+            DataError: an image cannot be read, or an array has another shape or dtype.
+        """
+        several: list[ImageLike] | NDArray[Any]
+        paths: tuple[str, ...]
+        if isinstance(images, np.ndarray) and images.ndim == 4:
+            several, fetch, paths = images, self._checked(images).__getitem__, ()
+        else:
+            several = one_or_several(images)
+            fetch, paths = partial(self._prepared, several), paths_of(several)
+        if len(several) == 0:
+            empty = np.empty((0, len(self.classes)), np.float32)
+            return Predictions(np.empty(0, np.int64), empty, self.classes)
+        logits, _ = self.logits(lambda rows: (fetch(rows), np.zeros(len(rows), np.int64)), np.arange(len(several)))
+        shares = probabilities(logits, self.temperature).astype(np.float32)
+        return Predictions(logits.argmax(axis=1), shares, self.classes, paths)
+
+    def _checked(self, batch: NDArray[Any]) -> NDArray[np.uint8]:
+        if batch.dtype != np.uint8 or batch.shape[1:] != self.rules.shape:
+            wanted = ", ".join(map(str, self.rules.shape))
+            raise DataError(
+                f"a batch for this model is uint8 [N, {wanted}], not {batch.dtype} {list(batch.shape)}; a list of "
+                "single images of any size is resized"
+            )
+        return batch
+
+    def _prepared(self, images: list[ImageLike], rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        return np.stack([load(images[row], self.rules, f"image {row}") for row in rows])

@@ -1,0 +1,46 @@
+"""From an encoded image to uint8 [C, H, W]: the one preprocessing of training, calibration, evaluation and serving.
+
+NumPy and Pillow only, so that the runtime of an exported model runs the very same code. The rules:
+
+    format      JPEG, PNG, WebP, BMP, GIF (first frame), TIFF, PNM, JPEG 2000, AVIF; nothing else is even tried
+    size        more than MAX_PIXELS is refused before a pixel is decoded
+    truncated   is an error, never half an image
+    JPEG        read at 1/2, 1/4 or 1/8 scale (libjpeg's scaled DCT) where that leaves twice the target on both sides,
+                or one and a half times what a store keeps
+    orientation the EXIF orientation is applied, all eight of them
+    depth       of 16 bit the high byte, or with fewer significant bits (`depth`) the highest 8 of these, levels above
+                are white; 1 bit becomes 0 and 255; float pixels have no fixed range and are refused
+    alpha       composited on white, also where it hides in a palette or a transparent colour
+    colour      palette, CMYK and YCbCr become RGB (embedded colour profiles are not applied); grey is ITU-R BT.601 luma
+    store       with `store_size`, the whole picture is first reduced to that size, as a store keeps it (Lanczos: it
+                loses the least sharpness, and what follows reduces again); a smaller picture stays as it is
+    resize      bilinear with antialiasing: `crop` takes the largest centred window of the target's shape, `squash`
+                ignores the aspect, `pad` fits the image into the target and centres it on black; an image of the right
+                size is left untouched
+"""
+
+from __future__ import annotations
+
+from kitae.preprocess.files import EXTENSIONS, FORMATS, image_files, is_image, list_images
+from kitae.preprocess.pixels import Hooks, is_grey_mode
+from kitae.preprocess.reading import (
+    ImageLike,
+    decode,
+    flattened,
+    from_array,
+    load,
+    one_or_several,
+    paths_of,
+    picture,
+    prepare,
+    probe,
+    view,
+    windowed,
+)  # fmt: skip
+from kitae.preprocess.rules import VERSION, Depth, PreprocessRules, Size, depth_of, sides
+
+__all__ = [
+    "EXTENSIONS", "FORMATS", "VERSION", "Depth", "Hooks", "ImageLike", "PreprocessRules", "Size", "decode", "depth_of",
+    "flattened", "from_array", "image_files", "is_grey_mode", "is_image", "list_images", "load", "one_or_several",
+    "paths_of", "picture", "prepare", "probe", "sides", "view", "windowed",
+]  # fmt: skip

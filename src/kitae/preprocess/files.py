@@ -1,0 +1,199 @@
+"""Opening image files: the formats that are read at all, headers, and errors that name the file."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageFile,
+    Jpeg2KImagePlugin,
+    JpegImagePlugin,
+    PngImagePlugin,
+    PpmImagePlugin,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+    WebPImagePlugin,
+)
+
+from kitae.errors import DataError, one_line
+
+with contextlib.suppress(ImportError):  # Pillow reads AVIF from 11.3 on
+    from PIL import AvifImagePlugin  # noqa: F401
+
+MAX_PIXELS = 178_956_970  # the limit of Pillow itself; a phone with 200 megapixels saves 12 or 50 by default
+
+# An allow-list: Pillow knows 40 formats more, some of which start other programs (EPS) or are parsers of little use.
+_PLUGINS = (
+    JpegImagePlugin.JpegImageFile,
+    PngImagePlugin.PngImageFile,
+    WebPImagePlugin.WebPImageFile,
+    BmpImagePlugin.BmpImageFile,
+    GifImagePlugin.GifImageFile,
+    TiffImagePlugin.TiffImageFile,
+    PpmImagePlugin.PpmImageFile,
+    Jpeg2KImagePlugin.Jpeg2KImageFile,
+)
+FORMATS: tuple[str, ...] = tuple(plugin.format for plugin in _PLUGINS) + (("AVIF",) if "AVIF" in Image.OPEN else ())
+# HEIC is not read, but a photograph: better a clear error than a file silently left out.
+EXTENSIONS = frozenset((
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff",
+    ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".mpo", ".avif", ".heic", ".heif",
+))  # fmt: skip
+
+_EXIF_ORIENTATION = 0x0112
+_TURNED = (5, 6, 7, 8)  # orientations that exchange height and width
+# Pillow keeps one byte of each 16-bit colour value; with the other raw mode of a pair it is the other byte.
+_OTHER_ORDER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
+_OTHER_BYTE = {
+    f"{mode};16{order}": f"{mode};16{other}" for mode in ("RGB", "RGBA") for order, other in _OTHER_ORDER.items()
+}
+
+
+def open_image(source: bytes | str | Path, name: str) -> ImageFile.ImageFile:
+    """Open an image of the allowed formats, header only.
+
+    Raises:
+        DataError: no such file, not an image, or too large.
+    """
+    with naming(name, source):
+        image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
+        width, height = image.size
+        if width * height > MAX_PIXELS:
+            image.close()
+            raise DataError(f"{name}: {width} x {height} pixels are refused, the limit is {MAX_PIXELS:,}")
+        return image
+
+
+@contextlib.contextmanager
+def naming(name: str, source: bytes | str | Path) -> Iterator[None]:
+    """Turn whatever Pillow raises on a bad file (nearly any type of exception) into one line that names the file."""
+    name = "".join(c if c.isprintable() else "?" for c in name)
+    try:
+        yield
+    except DataError as error:
+        if str(error).startswith(name):
+            raise
+        raise DataError(f"{name}: {error}") from error
+    except FileNotFoundError as error:
+        raise DataError(f"{name}: no such file") from error
+    except (PermissionError, IsADirectoryError) as error:
+        raise DataError(f"{name}: {error.strerror}") from error
+    except UnidentifiedImageError as error:
+        raise DataError(f"{name}: {_not_an_image(source)}") from error
+    except Exception as error:
+        raise DataError(f"{name}: cannot be decoded ({one_line(error)})") from error
+
+
+def _not_an_image(source: bytes | str | Path) -> str:
+    if isinstance(source, bytes):
+        head = source[:16]
+    else:
+        with open(source, "rb") as file:
+            head = file.read(16)
+    if not head:
+        return "the file is empty"
+    if head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"hevc", b"mif1", b"heif"):
+        return "HEIC is not read, convert it to JPEG or PNG"
+    return (
+        "not an image, or broken from its first bytes (read are JPEG, PNG, WebP, BMP, GIF, TIFF, PNM, JPEG 2000, AVIF)"
+    )
+
+
+def default_name(source: bytes | str | Path) -> str:
+    """What errors call an image without a name."""
+    return "image" if isinstance(source, bytes) else str(source)
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """(height, width) once the orientation is applied; of a PNG that says it only after its pixels, as it is stored."""
+    width, height = image.size
+    known = width != height and (image.format != "PNG" or "exif" in image.info)
+    return (width, height) if known and orientation(image) in _TURNED else (height, width)
+
+
+def orientation(image: Image.Image) -> int:
+    """EXIF's number, 1 where the image is upright or does not say."""
+    try:
+        number = image.getexif().get(_EXIF_ORIENTATION)
+    except Exception:  # a broken EXIF block in a sound image: it has no orientation to apply
+        return 1
+    return number if isinstance(number, int) else 1
+
+
+def low_bytes(image: ImageFile.ImageFile, source: bytes | str | Path) -> NDArray[np.uint8] | None:
+    """The low bytes of 16-bit colour, of which Pillow keeps the high ones: the file is read a second time.
+
+    None for other images, and for 16-bit colour in a form that Pillow cannot read so (with a transparent colour, grey
+    with alpha, planes): of these only the high bytes are there.
+    """
+    if not any(_raw_mode(tile) in _OTHER_BYTE for tile in image.tile) or "transparency" in image.info:
+        return None
+    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as again:
+        tiles = []
+        for tile in again.tile:
+            other = _OTHER_BYTE.get(_raw_mode(tile))
+            if other is None:
+                return None
+            tiles.append(tile._replace(args=(other, *tile.args[1:]) if isinstance(tile.args, tuple) else other))
+        again.tile = tiles
+        return np.asarray(again)
+
+
+def _raw_mode(tile: Any) -> str:
+    mode = tile.args[0] if isinstance(tile.args, tuple) and tile.args else tile.args
+    return mode if isinstance(mode, str) else ""
+
+
+def is_image(name: str) -> bool:
+    """Whether a file's name is that of an image, and not hidden."""
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The image files of a folder at any depth, sorted; hidden files and folders are passed over.
+
+    Raises:
+        DataError: a folder cannot be read.
+    """
+
+    def fail(error: OSError) -> None:
+        raise DataError(f"{error.filename}: {error.strerror}") from error
+
+    found: list[Path] = []
+    for parent, folders, files in os.walk(folder, onerror=fail):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(parent, name) for name in files if is_image(name)]
+    return sorted(found, key=lambda path: path.as_posix())
+
+
+def list_images(paths: Iterable[str | Path]) -> list[Path]:
+    """Image files for prediction: a file is taken as it is, a folder gives its image files at any depth, sorted.
+
+    Hidden files and folders inside a folder are passed over. A file named twice comes twice.
+
+    Raises:
+        DataError: a path does not exist, or a folder has no image.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            inside = image_files(path)
+            if not inside:
+                raise DataError(f"{path}: no images in this folder")
+            found += inside
+        elif path.exists():
+            found.append(path)
+        else:
+            raise DataError(f"{path}: no such file or folder")
+    return found

@@ -1,0 +1,137 @@
+"""From an opened image to pixels: depth, alpha, orientation, colour, size."""
+
+from __future__ import annotations
+
+import contextlib
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from kitae.errors import DataError
+from kitae.preprocess.files import orientation
+from kitae.preprocess.rules import Depth, PreprocessRules, depth_of
+
+_TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_GREY_MODES = ("1", "L", "LA", "La", "I")
+
+
+class Hooks:
+    """Called while an image is read, by the builder of a store; the defaults do nothing."""
+
+    def on_size(self, height: int, width: int) -> None:
+        """The size of the upright image, before a pixel is decoded. An exception stops the reading."""
+
+    def on_level(self, highest: int) -> None:
+        """The highest level of an image of more than 8 bits."""
+
+    def memory(self, size: int) -> AbstractContextManager[None]:
+        """Entered while about `size` bytes are needed to decode it; not for small images."""
+        return contextlib.nullcontext()
+
+
+def is_grey_mode(mode: str) -> bool:
+    """Whether a Pillow mode holds no colour (1 bit, grey, grey with alpha, 16 and 32 bit)."""
+    return mode in _GREY_MODES or mode.startswith("I;16")
+
+
+def image_of(array: NDArray[Any], depth: Depth | None, hooks: Hooks | None = None) -> Image.Image:
+    """A Pillow image of an array as of `from_array`."""
+    array = np.asarray(array)
+    if array.dtype == np.bool_:
+        array = array.astype(np.uint8) * np.uint8(255)
+    elif array.dtype not in (np.uint8, np.uint16):
+        raise DataError(f"an image array must be uint8, uint16 or bool, not {array.dtype}")
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if array.ndim not in (2, 3) or 0 in array.shape or (array.ndim == 3 and array.shape[2] not in (2, 3, 4)):
+        raise DataError(f"an image array must be [H, W] or [H, W, 1 to 4], not {list(array.shape)}")
+    if array.dtype == np.uint16:
+        array = eight_bits(array, depth, hooks)
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+def flatten(
+    image: Image.Image,
+    depth: Depth | None = None,
+    low: NDArray[np.uint8] | None = None,
+    hooks: Hooks | None = None,
+) -> Image.Image:
+    """8 bits a channel, no alpha, and upright.
+
+    Args:
+        depth: of images of more than 8 bits; None is what the image's own highest level needs.
+        low: see `low_bytes`.
+    """
+    image.load()  # before the orientation is asked for: Pillow turns a TIFF by itself while loading
+    turn = _TRANSPOSE.get(orientation(image))
+    if image.mode == "F":
+        raise DataError("32-bit float pixels have no fixed range, save the image with 8 or 16 bits")
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        levels = np.clip(np.asarray(image), 0, 65535).astype(np.uint16)
+        image = Image.fromarray(eight_bits(levels, depth, hooks))
+    elif low is not None:
+        levels = (np.asarray(image).astype(np.uint16) << np.uint16(8)) | low
+        image = Image.fromarray(eight_bits(levels, depth, hooks))
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, (255, 255, 255, 255)), rgba)
+    return image if turn is None else image.transpose(turn)
+
+
+def eight_bits(levels: NDArray[np.uint16], depth: Depth | None, hooks: Hooks | None) -> NDArray[np.uint8]:
+    """The highest 8 of `depth` bits, of [H, W] or [H, W, C]. Alpha (C = 2 or 4) always has 16 bits."""
+    alpha = levels.ndim == 3 and levels.shape[2] in (2, 4)
+    colour = levels[..., :-1] if alpha else levels
+    highest = int(colour.max())
+    if hooks is not None:
+        hooks.on_level(highest)
+    out = np.minimum(colour >> ((depth or depth_of(highest)) - 8), 255).astype(np.uint8)
+    return np.concatenate([out, (levels[..., -1:] >> 8).astype(np.uint8)], axis=2) if alpha else out
+
+
+def reduced(image: Image.Image, rules: PreprocessRules) -> NDArray[np.uint8]:
+    """A flat image as a store keeps it."""
+    image = image.convert("L" if rules.channels == 1 else "RGB")  # a copy or the same object; never changes its input
+    if rules.store_size is None:
+        image = resized(image, rules)
+    else:
+        tall, wide = rules.cover
+        factor = max(tall / image.height, wide / image.width)
+        if factor < 1:
+            size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
+            image = image.resize(size, Image.Resampling.LANCZOS)
+    pixels = np.asarray(image)
+    return np.ascontiguousarray(pixels[None] if rules.channels == 1 else pixels.transpose(2, 0, 1))
+
+
+def resized(image: Image.Image, rules: PreprocessRules) -> Image.Image:
+    """At the size of `image_size`, cropped, squashed or padded as the rules have it."""
+    tall, wide = rules.size
+    width, height = image.size
+    if (width, height) == (wide, tall):
+        return image
+    bilinear = Image.Resampling.BILINEAR
+    if rules.resize == "squash":
+        return image.resize((wide, tall), bilinear)
+    flatter = width * tall >= height * wide  # than the target
+    if rules.resize == "crop":
+        across, down = (height * wide / tall, height) if flatter else (width, width * tall / wide)
+        left, top = (width - across) / 2, (height - down) / 2
+        return image.resize((wide, tall), bilinear, box=(left, top, left + across, top + down))
+    fitted = (wide, max(1, round(height * wide / width))) if flatter else (max(1, round(width * tall / height)), tall)
+    if fitted != (width, height):
+        image = image.resize(fitted, bilinear)
+    canvas = Image.new(image.mode, (wide, tall))
+    canvas.paste(image, ((wide - fitted[0]) // 2, (tall - fitted[1]) // 2))
+    return canvas

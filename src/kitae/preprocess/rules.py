@@ -1,0 +1,122 @@
+"""How an image becomes uint8 [C, H, W]: the rules that a store, a run and an exported file keep."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, TypeAlias
+
+from kitae.errors import DataError
+
+Resize = Literal["crop", "squash", "pad"]
+Depth = Literal[8, 10, 12, 16]
+Size: TypeAlias = "int | tuple[int, int]"
+"""Pixels of a square, or (height, width)."""
+
+DEPTHS: tuple[Depth, ...] = (8, 10, 12, 16)
+VERSION = 2  # the newest; rules that version 1 could say are written as version 1
+_FIELDS_OF_1 = ("image_size", "channels", "resize")
+_MAX_SIDE = 16384
+
+
+@dataclass(frozen=True)
+class PreprocessRules:
+    """How an image becomes uint8 [channels, height, width]; travels in the metadata of an exported model.
+
+    Attributes:
+        image_size: pixels of a square, or (height, width).
+        channels: 1 or 3.
+        resize: `crop`, `squash` or `pad`, see `kitae.preprocess`.
+        depth: significant bits of images of more than 8 bits a channel; 16 keeps their high byte.
+        store_size: the whole picture is first reduced until it only just covers the target enlarged to a short side of
+            so many pixels; None resizes at once.
+
+    Raises:
+        DataError: a value is outside its range.
+    """
+
+    image_size: Size
+    channels: Literal[1, 3] = 3
+    resize: Resize = "crop"
+    depth: Depth = 16
+    store_size: int | None = None
+
+    def __post_init__(self) -> None:
+        size = self.image_size
+        sides = tuple(size) if isinstance(size, list | tuple) else (size, size)
+        if len(sides) != 2 or not all(map(_is_side, sides)):
+            raise DataError(f"image_size must be an integer in [1, {_MAX_SIDE}] or two of these, not {size!r}")
+        object.__setattr__(self, "image_size", sides[0] if sides[0] == sides[1] else sides)
+        if self.channels not in (1, 3):
+            raise DataError(f"channels must be 1 or 3, not {self.channels!r}")
+        if self.resize not in ("crop", "squash", "pad"):
+            raise DataError(f"resize must be crop, squash or pad, not {self.resize!r}")
+        if self.depth not in DEPTHS or isinstance(self.depth, bool):
+            raise DataError(f"depth must be 8, 10, 12 or 16, not {self.depth!r}")
+        if self.store_size is not None and not (_is_side(self.store_size) and self.store_size >= min(self.size)):
+            raise DataError(
+                f"store_size must be an integer in [{min(self.size)} (of image_size), {_MAX_SIDE}], "
+                f"not {self.store_size!r}"
+            )
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width)."""
+        return sides(self.image_size)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width)."""
+        return (self.channels, *self.size)
+
+    @property
+    def cover(self) -> tuple[float, float]:
+        """(height, width) that a picture must cover before the final resize."""
+        height, width = self.size
+        factor = 1.0 if self.store_size is None else self.store_size / min(height, width)
+        return height * factor, width * factor
+
+    @property
+    def version(self) -> int:
+        """The oldest version of the rules that says the same."""
+        return 1 if (self.depth, self.store_size) == (16, None) and isinstance(self.image_size, int) else VERSION
+
+    def to_dict(self) -> dict[str, Any]:
+        """A plain mapping for JSON."""
+        mapping = asdict(self)
+        if self.version == 1:
+            mapping = {name: mapping[name] for name in _FIELDS_OF_1}
+        elif not isinstance(self.image_size, int):
+            mapping["image_size"] = list(self.image_size)
+        return {**mapping, "version": self.version}
+
+    @classmethod
+    def from_dict(cls, mapping: dict[str, Any]) -> PreprocessRules:
+        """The inverse of `to_dict`.
+
+        Raises:
+            DataError: a key is unknown or missing, or the version is not one that this Kitae knows.
+        """
+        mapping = dict(mapping)
+        version = mapping.pop("version", 1)
+        if version not in range(1, VERSION + 1):
+            raise DataError(f"preprocessing rules version {version!r} are unknown: this Kitae knows 1 to {VERSION}")
+        known = set(_FIELDS_OF_1 if version == 1 else cls.__dataclass_fields__)
+        if unknown := sorted(set(mapping) - known):
+            raise DataError(f"unknown preprocessing rule {unknown[0]!r}: known are {', '.join(sorted(known))}")
+        if "image_size" not in mapping:
+            raise DataError("preprocessing rules lack image_size")
+        return cls(**mapping)
+
+
+def sides(size: Size) -> tuple[int, int]:
+    """(height, width) of an image size."""
+    return (size, size) if isinstance(size, int) else size
+
+
+def _is_side(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _MAX_SIDE
+
+
+def depth_of(highest: int) -> Depth:
+    """The bits of images whose highest level this is: 8, 10, 12 or 16."""
+    return next(depth for depth in DEPTHS if highest < 1 << depth or depth == 16)

@@ -1,0 +1,91 @@
+"""A folder that Kitae owns: one writer at a time, and nothing of others is touched."""
+
+from __future__ import annotations
+
+import multiprocessing
+from pathlib import Path
+
+import filelock
+import pytest
+
+from kitae.errors import TrainingError
+from kitae.folders import LOCK, Owned
+
+OWNED = Owned("study", ("study.yaml", "runs", "table"), TrainingError, first="study.yaml")
+
+
+def filled(folder: Path, *more: str) -> Path:
+    folder.mkdir()
+    for name in ("study.yaml", "table", *more):
+        (folder / name).write_text(name)
+    (folder / "runs").mkdir()
+    return folder
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "runs2"])
+def test_files_of_others_are_named_and_kept(tmp_path: Path, name: str) -> None:
+    folder = filled(tmp_path / "s", name, ".DS_Store")
+    with pytest.raises(TrainingError, match=name):
+        OWNED.check(folder)
+    OWNED.remove(folder)
+    assert sorted(entry.name for entry in folder.iterdir()) == sorted([".DS_Store", name])
+
+
+def test_without_its_first_file_nothing_is_ours(tmp_path: Path) -> None:
+    OWNED.check(tmp_path / "missing")
+    folder = filled(tmp_path / "s", ".DS_Store")
+    OWNED.check(folder)
+    (folder / "study.yaml").unlink()
+    with pytest.raises(TrainingError, match="runs but no study"):
+        OWNED.check(folder)
+    Owned("run", OWNED.names, TrainingError).check(folder)
+
+
+def test_the_first_file_is_removed_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = filled(tmp_path / "s")
+    with monkeypatch.context() as patch:
+        patch.setattr("kitae.folders.shutil.rmtree", lambda path: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            OWNED.remove(folder)
+    OWNED.check(folder)
+    OWNED.remove(folder)
+    assert list(folder.iterdir()) == []
+
+
+def hold(folder: Path, ready: multiprocessing.synchronize.Event) -> None:
+    with OWNED.locked(folder):
+        ready.set()
+        multiprocessing.Event().wait(60)
+
+
+def test_the_lock_ends_with_its_process(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    ready = context.Event()
+    process = context.Process(target=hold, args=(tmp_path, ready))
+    process.start()
+    assert ready.wait(60)
+    with pytest.raises(TrainingError, match="another process"), OWNED.locked(tmp_path):
+        pass
+    process.kill()
+    process.join()
+    with OWNED.locked(tmp_path), pytest.raises(TrainingError, match="another process"), OWNED.locked(tmp_path):
+        pass
+    with OWNED.locked(tmp_path):
+        assert (tmp_path / LOCK).is_file()
+
+
+def test_a_file_system_without_locks_is_used_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def acquire(self: object, **options: object) -> None:
+        raise NotImplementedError
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", acquire)
+    with OWNED.locked(tmp_path):
+        pass
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TrainingError, match="file"):
+        OWNED.check(tmp_path / "file")
+    with pytest.raises(TrainingError, match="cannot be used as --out"), OWNED.locked(tmp_path / "file" / "s"):
+        pass

@@ -1,0 +1,50 @@
+"""One step of the loop."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from kitae.training.batches import epoch_shape
+from kitae.training.checkpoint import Progress
+from kitae.training.learner import Learner
+from kitae.training.spec import TrainSpec
+from tests.training.toy_world import WORLD, toy_net
+
+
+@pytest.mark.parametrize("clip_norm", [None, 0.01, 1e6])
+def test_a_gradient_longer_than_clip_norm_is_cut_to_it(clip_norm: float | None) -> None:
+    """Without momentum and decay, an update is the gradient times the rate."""
+    optimizer = {"name": "sgd", "lr": 0.5, "momentum": 0.0, "nesterov": False, "weight_decay": 0.0}
+    spec = TrainSpec.model_validate({
+        "epochs": 1, "batch_size": 16, "precision": "fp32", "clip_norm": clip_norm, "optimizer": optimizer,
+        "schedule": {"name": "constant", "warmup_epochs": 0},
+    })  # fmt: skip
+    model = toy_net()
+    torch.manual_seed(0)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    with Learner(model, spec, epoch_shape(32, spec), WORLD, "fp32") as learner:
+        learner.step(torch.randn(16, 3, 8, 8), nn.functional.one_hot(torch.arange(16) % 2, 2).float(), Progress())
+        rate = learner.learning_rate
+    moved = torch.stack([(now - then).norm() for now, then in zip(model.parameters(), before, strict=True)]).norm()
+    if clip_norm == 0.01:
+        assert moved.item() == pytest.approx(0.01 * rate, rel=1e-3)
+    else:
+        assert moved.item() > 0.02 * rate, "shorter than the limit: left alone"
+
+
+def test_dropout_is_keyed_by_epoch_and_step() -> None:
+    torch.manual_seed(0)
+    images, targets = torch.randn(16, 3, 8, 8), nn.functional.one_hot(torch.arange(16) % 2, 2).float()
+    spec = TrainSpec(epochs=2, batch_size=16, precision="fp32")
+
+    def loss(epoch: int, step: int) -> float:
+        model = toy_net()
+        with Learner(model, spec, epoch_shape(32, spec), WORLD, "fp32") as learner:
+            return learner.step(images, targets, Progress(epoch=epoch, step=step)).loss.item()
+
+    places = [(0, 0), (0, 1), (1, 0), (1, 1)]
+    losses = [loss(*place) for place in places]
+    assert len(set(losses)) == 4
+    assert [loss(*place) for place in places] == losses
