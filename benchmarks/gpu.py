@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from kitae.training.learner import Learner
 from kitae.training.precision import candidates
 from kitae.training.spec import TrainSpec
 
-Parts = dict[str, Callable[[torch.device, bool], dict[str, Any]]]
+Parts = dict[str, Callable[[torch.device, bool], Iterator[dict[str, Any]]]]
 
 
 def wait(device: torch.device) -> None:
@@ -59,7 +59,7 @@ STANDARD: list[Any] = [
 ]  # fmt: skip
 
 
-def parity(device: torch.device, tiny: bool) -> dict[str, Any]:
+def parity(device: torch.device, tiny: bool) -> Iterator[dict[str, Any]]:
     """Levels between the compiled executor on the CPU and the torch executor on the device, for the same draws."""
     rows = {}
     for side, count in ((32, 16),) if tiny else ((32, 512), (224, 64)):
@@ -71,7 +71,7 @@ def parity(device: torch.device, tiny: bool) -> dict[str, Any]:
             batched = Augment(ops, executor="torch")(there, epoch=3, index=index).cpu().numpy().astype(np.int16)
             gap = np.abs(compiled - batched)
             rows[f"{name} {side}"] = {"most_levels": int(gap.max()), "share_of_values": float((gap > 0).mean())}
-    return {"ops": rows, "equal": sum(row["most_levels"] == 0 for row in rows.values()), "of": len(rows)}
+    yield {"ops": rows, "equal": sum(row["most_levels"] == 0 for row in rows.values()), "of": len(rows)}
 
 
 # Augmentation -----------------------------------------------------------------------------------------------------
@@ -84,7 +84,7 @@ WORKS: dict[str, Callable[[int], list[Any]]] = {
 }
 
 
-def augment(device: torch.device, tiny: bool) -> dict[str, Any]:
+def augment(device: torch.device, tiny: bool) -> Iterator[dict[str, Any]]:
     """Images/s from uint8 images in host memory to normalised float32 on the device."""
     rows: dict[str, Any] = {}
     for side, count in ((32, 16),) if tiny else ((32, 1024), (224, 128)):
@@ -93,7 +93,7 @@ def augment(device: torch.device, tiny: bool) -> dict[str, Any]:
             runs = contestants(ops(side), name, side, torch.from_numpy(batch), device)
             rows[f"{name} {side}"] = {"images": what, "batch": count, **timed(runs, count, device, tiny)}
             print(name, side, {k: round(v["median"]) for k, v in rows[f"{name} {side}"]["images_per_second"].items()})
-    return {"works": rows}
+            yield {"works": rows}
 
 
 def contestants(
@@ -194,7 +194,7 @@ NETWORKS: dict[str, tuple[str, int | None, int, int]] = {
 }
 
 
-def steps(device: torch.device, tiny: bool) -> dict[str, Any]:
+def steps(device: torch.device, tiny: bool) -> Iterator[dict[str, Any]]:
     """Seconds and peak memory of a step of `Learner` in each precision and compiled, and of a bare bf16 loop."""
     rows: dict[str, Any] = {}
     networks = {"resnet9-w8-32": ("resnet9", 8, 32, 16)} if tiny else NETWORKS
@@ -214,7 +214,7 @@ def steps(device: torch.device, tiny: bool) -> dict[str, Any]:
         row["of_the_bare_step"] = seconds[f"bare {fast}"] / min(seconds[fast], seconds[f"{fast} again"])
         rows[label] = row
         print(label, {k: f"{1000 * v:.2f} ms" for k, v in seconds.items()}, f"{row['of_the_bare_step']:.3f} of bare")
-    return {"networks": rows}
+        yield {"networks": rows}
 
 
 def _network(name: str, width: int | None, side: int, device: torch.device) -> nn.Module:
@@ -283,7 +283,7 @@ def _measure(
 # Waits ------------------------------------------------------------------------------------------------------------
 
 
-def syncs(device: torch.device, tiny: bool) -> dict[str, Any]:
+def syncs(device: torch.device, tiny: bool) -> Iterator[dict[str, Any]]:
     """How many times ten training steps make the host wait for the device."""
     step = _ours("resnet9", 8, 32, device, candidates(device)[min(1, len(candidates(device)) - 1)], False)
     x, y = torch.randn(32, 3, 32, 32, device=device), torch.full((32, 10), 0.1, device=device)
@@ -291,7 +291,8 @@ def syncs(device: torch.device, tiny: bool) -> dict[str, Any]:
         step(x, y)
     wait(device)
     if device.type != "cuda":
-        return {"steps": 10, "waits": None, "where": []}
+        yield {"steps": 10, "waits": None, "where": []}
+        return
     torch.cuda.set_sync_debug_mode("warn")
     try:
         with warnings.catch_warnings(record=True) as seen:
@@ -302,7 +303,7 @@ def syncs(device: torch.device, tiny: bool) -> dict[str, Any]:
         torch.cuda.set_sync_debug_mode("default")
     waits = [w for w in seen if "synchroniz" in str(w.message)]
     where = sorted({f"{Path(w.filename).name}:{w.lineno}" for w in waits})
-    return {"steps": 10, "waits": len(waits), "where": where}
+    yield {"steps": 10, "waits": len(waits), "where": where}
 
 
 PARTS: Parts = {"parity": parity, "augment": augment, "steps": steps, "syncs": syncs}
@@ -317,10 +318,9 @@ def main() -> None:
     given = parser.parse_args()
     device = torch.device(given.device)
     began = time.perf_counter()
-    found = PARTS[given.part](device, given.tiny)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    machine = {**hardware(), "device": name}
-    save(given.out / f"{given.part}.json", {"machine": machine, "seconds": time.perf_counter() - began, **found})
+    machine = {**hardware(), "device": torch.cuda.get_device_name(device) if device.type == "cuda" else None}
+    for found in PARTS[given.part](device, given.tiny):  # saved row by row: time on a GPU ends when it ends
+        save(given.out / f"{given.part}.json", {"machine": machine, "seconds": time.perf_counter() - began, **found})
     shown = {key: value for key, value in found.items() if not isinstance(value, dict)}
     print(f"{given.part}: {shown} in {time.perf_counter() - began:.0f} s", flush=True)
 
