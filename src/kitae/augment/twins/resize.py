@@ -2,45 +2,57 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from kitae.augment.twins.numbers import Numbers
 
 Tensor = torch.Tensor
 
+_CHUNK = 1 << 23  # weights that are made at a time: 64 MB in float64
 
-def triangle_weights(size: int, new: int) -> tuple[NDArray[np.float32], int]:
-    """The integer weights of `kernels.resize.triangle_weights` as a dense matrix float32 [new, size], and their
-    precision."""
+
+def _triangle_weights(offset: Tensor, size: Tensor, side: int, new: int) -> tuple[Tensor, Tensor]:
+    """The integer weights of `kernels.resize.triangle_weights`, for windows of images of `side` pixels.
+
+    Args:
+        offset, size: float64 [n, 1, 1], where each window begins, and its pixels.
+
+    Returns:
+        float32 [n, new, side], zero outside of the window, and 2 ** precision, float32 [n, 1, 1, 1].
+    """
     scale = size / new
-    support = max(scale, 1.0)
-    centre = scale * (np.arange(new) + 0.5)
-    begin = np.maximum((centre - support + 0.5).astype(np.int64), 0)
-    end = np.minimum((centre + support + 0.5).astype(np.int64), size)
-    j = np.arange(size)
-    w = np.maximum(1.0 - np.abs((j - centre[:, None] + 0.5) * (1.0 / support)), 0.0)
-    w[(j < begin[:, None]) | (j >= end[:, None])] = 0.0
-    w = (w.astype(np.float32) * (1.0 / w.sum(1, keepdims=True))).astype(np.float64)
-    precision = 0
-    while precision < 22 and int(0.5 + w.max() * (1 << (precision + 1))) < (1 << 15):
-        precision += 1
-    return np.floor(w.astype(np.float32).astype(np.float64) * (1 << precision) + 0.5).astype(np.float32), precision
+    support = scale.clamp(min=1.0)
+    centre = scale * (torch.arange(new, device=size.device, dtype=torch.float64).view(1, -1, 1) + 0.5)
+    begin = (centre - support + 0.5).trunc().clamp(min=0.0)
+    end = torch.minimum((centre + support + 0.5).trunc(), size)
+    j = torch.arange(side, device=size.device, dtype=torch.float64) - offset
+    w = (1.0 - ((j - centre + 0.5) * (1.0 / support)).abs()).clamp(min=0.0)
+    w = torch.where((j >= begin) & (j < end), w, 0.0)
+    w = (w.float().double() * (1.0 / w.sum(2, keepdim=True))).float().double()
+    powers = 2.0 ** torch.arange(1, 23, device=size.device, dtype=torch.float64)
+    fits = (0.5 + w.amax((1, 2)).unsqueeze(1) * powers).trunc() < 2**15  # rises with the power, so counting them does
+    one = 2.0 ** fits.sum(1).double().view(-1, 1, 1)
+    return (w * one + 0.5).floor().float(), one.float().unsqueeze(1)
 
 
 def resized_crop(x: Tensor, a: Numbers) -> Tensor:
-    """Integer weights times levels stay below 2**24, so float32 products and sums are exact, in any order."""
-    n, c = x.shape[:2]
-    new_h, new_w = int(a.args[0, 4]), int(a.args[0, 5])
-    out = torch.empty(n, c, new_h, new_w, dtype=torch.uint8, device=x.device)
-    for i, (top, left, h, w) in enumerate(a.args[:, :4].astype(np.int64).tolist()):
-        v = x[i, :, top : top + h, left : left + w].float()
-        for axis, (size, new) in enumerate(((w, new_w), (h, new_h))):
-            if size != new:
-                weights, precision = triangle_weights(size, new)
-                matrix = torch.from_numpy(weights).to(x.device)
-                v = v @ matrix.T if axis == 0 else matrix @ v
-                v = ((v + float(1 << (precision - 1))) / float(1 << precision)).floor().clamp(0, 255)
-        out[i] = v.to(torch.uint8)
+    """Two products with sparse matrices, kept dense: of all samples at once, whatever their windows.
+
+    Integer weights times levels stay below 2**24, so float32 products and sums are exact, in any order.
+    """
+    n, c, height, width = x.shape
+    new = int(a.args[0, 4]), int(a.args[0, 5])
+    windows = torch.from_numpy(a.args[:, :4]).to(x.device).view(n, 4, 1, 1)
+    out = torch.empty(n, c, *new, dtype=torch.uint8, device=x.device)
+    chunk = max(1, _CHUNK // max(height * new[0], width * new[1]))
+    for start in range(0, n, chunk):
+        top, left, tall, wide = windows[start : start + chunk].unbind(1)
+        weights, one = _triangle_weights(left, wide, width, new[1])
+        v = _levels(x[start : start + chunk].float() @ weights.mT.unsqueeze(1), one)
+        weights, one = _triangle_weights(top, tall, height, new[0])
+        out[start : start + chunk] = _levels(weights.unsqueeze(1) @ v, one).to(torch.uint8)
     return out
+
+
+def _levels(sums: Tensor, one: Tensor) -> Tensor:
+    return ((sums + one / 2) / one).floor().clamp(0, 255)
