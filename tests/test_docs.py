@@ -72,7 +72,8 @@ def of(language: str) -> list[object]:
 
 
 def commands(block: Block) -> Iterator[str]:
-    return (line.strip() for line in block.text.splitlines() if line.strip() and not line.strip().startswith("#"))
+    lines = block.text.replace("\\\n", " ").splitlines()
+    return (line.strip() for line in lines if line.strip() and not line.strip().startswith("#"))
 
 
 COMMANDS = sorted({line for b in BLOCKS if b.language == "" for line in commands(b) if line.startswith("kitae ")})
@@ -102,6 +103,8 @@ def test_commands_are_understood(line: str) -> None:
 
 @pytest.mark.parametrize("block", of("yaml"))
 def test_yaml_blocks_load(block: Block) -> None:
+    if block.why_not:
+        pytest.skip(block.why_not)
     content = yaml.safe_load(block.text)
     if content.keys() <= Recipe.model_fields.keys():
         Recipe.model_validate(content)
