@@ -289,6 +289,12 @@ def test_bench_shows_where_a_step_spends_its_time(home: Path) -> None:
     assert "forward and backward, fp32" in out
 
 
+def test_bench_train_shows_where_a_step_goes(home: Path) -> None:
+    out = kitae(home, "bench", "train", "fashion-mini", *TINY).stdout
+    for part in ("data", "augment", "forward", "backward", "optimizer", "other", "images/s"):
+        assert part in out
+
+
 def test_bench_precision_shows_what_auto_takes(home: Path) -> None:
     out = kitae(home, "bench", "precision", "fashion-mini", *TINY).stdout
     assert "(auto)" in out

@@ -263,6 +263,30 @@ def bench_precision(recipe: str = "fashion-mini", *, set_: Sets = None) -> None:
         console.say(f"auto takes {facts['chosen']}: {facts['behind']:.2f} times the time of the fastest")
 
 
+@bench_app.command(name="train")
+def bench_train(recipe: str = "fashion-mini", *, set_: Sets = None) -> None:
+    """Show where the time of a training step goes: data, augmentation, forward, backward, optimizer, other.
+
+    Example: kitae bench train cifar10-quick
+
+    Parameters
+    ----------
+    recipe
+        A shipped recipe's name or a .yaml file.
+    """
+    from kitae.pipelines.bench import bench_train as run_bench
+
+    facts = _benched(run_bench, recipe, set_)
+    times = facts["milliseconds"]
+    whole = sum(times.values())
+    rows = [[name, f"{time:.2f}", f"{100 * time / whole:.1f} %"] for name, time in times.items()]
+    title = (
+        f"a step of {facts['batch_size']} images, {facts['device']}, {facts['precision']}, {facts['threads']} threads"
+    )
+    console.table(title, ["", "ms", "share"], rows)
+    console.say(f"{1000 * facts['batch_size'] / whole:,.0f} images/s, if nothing overlaps")
+
+
 @bench_app.default
 def bench(recipe: str = "fashion-mini", *, set_: Sets = None) -> None:
     """Time reading, augmenting and learning from one batch of a recipe on this machine.

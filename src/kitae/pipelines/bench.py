@@ -1,12 +1,14 @@
 """What a recipe costs on this machine, before training anything.
 
 bench(recipe)            where the time of a training step goes
+bench_train(recipe)      how long each part of a training step takes, getting and augmenting the images included
 bench_precision(recipe)  how long a step takes in each precision, and what `precision: auto` chooses
 """
 
 from __future__ import annotations
 
 import statistics
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +24,7 @@ from kitae.pipelines.setup import Progress, Setup, begin
 from kitae.recipe import Recipe
 from kitae.training import precision
 from kitae.training.distributed import World
-from kitae.training.measure import step_seconds, step_times
+from kitae.training.measure import step_parts, step_seconds, step_times
 
 
 def bench(recipe: Recipe, progress: Progress | None = None, repeats: int = 15) -> dict[str, Any]:
@@ -63,6 +65,45 @@ def bench(recipe: Recipe, progress: Progress | None = None, repeats: int = 15) -
         "control": timed.control_ratio.value,
         "step_milliseconds": {name: 1000 * seconds for name, seconds in steps.items()},
         "share": milliseconds["augment"] / (milliseconds["augment"] + 1000 * fastest),
+    }
+
+
+def bench_train(recipe: Recipe, progress: Progress | None = None, steps: int = 10) -> dict[str, Any]:
+    """Time the parts of a training step of a recipe, in its own precision.
+
+    Args:
+        steps: timed steps.
+
+    Returns:
+        `batch_size`, `threads`, `device`, `precision`, and `milliseconds`, medians a batch of `data` (reading it),
+        `augment`, `forward`, `backward`, `optimizer` and `other`.
+
+    Raises:
+        TrainingError: no step gives a finite loss.
+    """
+    batch = _FirstBatch.of(recipe, progress)
+    spec, setup, index = recipe.train, batch.setup, batch.index
+    kind = precision.choose(batch.world.device) if spec.precision == "auto" else spec.precision
+    augment = batch.augment
+    taken: dict[str, list[float]] = {"data": [], "augment": []}
+    for step in range(steps + 1):
+        began = time.perf_counter()
+        images, labels = setup.images.gather(index, seed=spec.seed, epoch=0)
+        read = time.perf_counter()
+        augment(torch.from_numpy(images), torch.from_numpy(labels), epoch=0, index=index)
+        if step:  # the first one compiles
+            taken["data"].append(read - began)
+            taken["augment"].append(time.perf_counter() - read)
+    model = setup.initial_model(batch.world, pretrained=False)
+    taken |= step_parts(model, spec, *batch.augmented(), batch.world, kind, steps)
+    if not taken["forward"]:
+        raise TrainingError(_NOT_FINITE)
+    return {
+        "batch_size": len(index),
+        "threads": torch.get_num_threads(),
+        "device": str(batch.world.device),
+        "precision": kind,
+        "milliseconds": {name: 1000 * statistics.median(seconds) for name, seconds in taken.items()},
     }
 
 

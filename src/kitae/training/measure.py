@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import statistics
 import time
+from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from kitae.errors import TrainingError
@@ -67,3 +69,49 @@ def step_times(
             elif step:
                 times[name].append(taken)
     return {name: taken for name, taken in times.items() if taken and name in left}
+
+
+def step_parts(
+    model: nn.Module, spec: TrainSpec, images: Tensor, targets: Tensor, world: World, precision: Precision,
+    steps: int = 10,
+) -> dict[str, list[float]]:  # fmt: skip
+    """Seconds of each part of `steps` training steps, on a copy of the model.
+
+    Returns:
+        `forward` (the network), `backward` (loss, backward pass, gradient norm), `optimizer` (its step), `other` (the
+        rest: schedule, averaged weights, what guards a step). One value a step; they add up to it. On a GPU every part
+        is waited for, so that a step takes longer here than in training.
+    """
+    network = copy.deepcopy(model).train()
+    learner = Learner(network, spec, EpochShape(len(images), 1, steps + 1, steps + 1), world, precision)
+    marks: list[float] = []
+
+    def mark(*_: object) -> None:
+        if world.device.type == "cuda":
+            torch.cuda.synchronize(world.device)
+        marks.append(time.perf_counter())
+
+    handles = [
+        network.register_forward_pre_hook(mark), network.register_forward_hook(mark),
+        learner.optimizer.register_step_pre_hook(mark), learner.optimizer.register_step_post_hook(mark),
+    ]  # fmt: skip
+    parts: dict[str, list[float]] = {"forward": [], "backward": [], "optimizer": [], "other": []}
+    try:
+        with learner:
+            for step in range(steps + 1):
+                marks.clear()
+                mark()
+                learner.step(images, targets, Progress(step=step))
+                mark()
+                if step and len(marks) == 6:  # a step that is skipped has no optimizer step
+                    for name, taken in zip(parts, _parts(marks), strict=True):
+                        parts[name].append(taken)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return parts
+
+
+def _parts(marks: Sequence[float]) -> tuple[float, float, float, float]:
+    start, forward, done, update, updated, end = marks
+    return done - forward, update - done, updated - update, forward - start + end - updated

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kitae.training.precision import native_bf16
+
 # Coefficients of the quintic iteration, chosen for speed at zero: singular values end between about 0.7 and 1.2, which
 # serves as well as 1 (Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024).
 _A, _B, _C = 3.4445, -4.7750, 2.0315
@@ -48,7 +50,7 @@ class Muon(torch.optim.Optimizer):
         weight_decay: decoupled (weights shrink by lr * weight_decay) for orthogonal groups, as in SGD for the others.
         norm: keep each matrix of an orthogonal group at the norm m ** 0.5. Only for weights that a normalisation
             follows, which their scale does not matter to.
-        dtype: what products are computed in; None is bfloat16 where parameters are on a GPU, else float32.
+        dtype: what products are computed in; None is bfloat16 where the device multiplies it natively, else float32.
     """
 
     def __init__(
@@ -56,7 +58,7 @@ class Muon(torch.optim.Optimizer):
         norm: bool = False, dtype: torch.dtype | None = None,
     ) -> None:  # fmt: skip
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "orthogonal": False})
-        self._norm, self._dtype = norm, dtype
+        self._norm, self._dtype, self._native = norm, dtype, native_bf16()
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -94,7 +96,7 @@ class Muon(torch.optim.Optimizer):
         if decay:
             torch._foreach_mul_(parameters, 1 - rate * decay)
         for parameter, update in zip(parameters, updates, strict=True):
-            dtype = self._dtype or (torch.bfloat16 if parameter.is_cuda else torch.float32)
+            dtype = self._dtype or (torch.bfloat16 if parameter.is_cuda or self._native else torch.float32)
             matrix = orthogonal(update.flatten(1), dtype)
             rows, columns = matrix.shape
             if self._norm:

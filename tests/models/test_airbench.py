@@ -1,0 +1,50 @@
+"""The network of the speed records."""
+
+from __future__ import annotations
+
+import torch
+
+from kitae.models.build import build
+from kitae.models.spec import ModelSpec
+from kitae.models.structure import count_macs
+from kitae.pipelines.setup import Setup
+from kitae.recipe import Recipe
+from kitae.training.distributed import World
+
+
+def test_whitened_patches_are_uncorrelated_with_the_same_variance() -> None:
+    torch.manual_seed(0)
+    smooth = torch.nn.functional.avg_pool2d(torch.randn(64, 3, 34, 34), 3, 1) * torch.tensor([1.0, 2.0, 0.5]).view(
+        1, 3, 1, 1
+    )
+    model = build(ModelSpec(name="airbench", width=8), classes=10, channels=3, image_size=32)
+    model.whiten(smooth, eps=0.0)
+    assert not model.stem.weight.requires_grad
+    out = torch.nn.functional.conv2d(smooth, model.stem.weight)
+    flat = out.transpose(0, 1).flatten(1)
+    torch.testing.assert_close(flat[:12], -flat[12:])
+    torch.testing.assert_close(flat[:12] @ flat[:12].T / flat.shape[1], torch.eye(12), atol=1e-3, rtol=1e-3)
+
+
+def test_convolutions_start_as_identities() -> None:
+    model = build(ModelSpec(name="airbench", width=8), classes=10, channels=3, image_size=32)
+    conv = model.blocks[1][4]
+    images = torch.randn(2, 32, 6, 6)
+    torch.testing.assert_close(conv(images), images)
+
+
+def test_it_costs_what_is_said() -> None:
+    model = build(ModelSpec(name="airbench"), classes=10, channels=3, image_size=32)
+    assert round(count_macs(model, 3, 32) / 1e6) == 118
+
+
+def test_a_run_whitens_with_its_own_training_images() -> None:
+    recipe = Recipe.load("fashion-mini").override(
+        "model.name=airbench", "model.width=8", "data.limit=400", "train.device=cpu"
+    )
+    world = World(0, 1, torch.device("cpu"))
+    first, second = (Setup.without_run(recipe).initial_model(world) for _ in range(2))
+    assert torch.equal(first.stem.weight, second.stem.weight)
+    other = Setup.without_run(recipe.override("data.split_seed=9")).initial_model(world)
+    assert not torch.equal(first.stem.weight, other.stem.weight)
+    assert torch.equal(first.classifier.weight, other.classifier.weight)

@@ -1,0 +1,95 @@
+"""Muon: orthogonal updates for what lies between the first and the last layer."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from kitae.training.muon import Muon, orthogonal
+from kitae.training.optim import build_optimizer, set_learning_rate
+from kitae.training.spec import OptimizerSpec
+
+
+def net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6), nn.Flatten(), nn.Linear(6 * 16, 5), nn.Linear(5, 2)
+    )
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (6, 40), (40, 6)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_singular_values_are_near_one(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    torch.manual_seed(1)
+    matrix = torch.randn(shape)
+    found = orthogonal(matrix, dtype)
+    assert found.dtype == torch.float32
+    values = torch.linalg.svdvals(found)
+    assert values.min() > 0.5
+    assert values.max() < 1.3
+    u, _, v = torch.linalg.svd(matrix, full_matrices=False)
+    assert torch.nn.functional.cosine_similarity(found.flatten(), (u @ v).flatten(), dim=0) > 0.95
+
+
+def test_first_and_last_layer_norms_and_biases_are_left_to_sgd() -> None:
+    model = net()
+    optimizer = build_optimizer(model, OptimizerSpec(name="muon", lr=0.2, other_lr=0.05))
+    assert isinstance(optimizer, Muon)
+    set_learning_rate(optimizer, 0.2)
+    rates = {id(p): (g["orthogonal"], g["lr"]) for g in optimizer.param_groups for p in g["params"]}
+    assert rates[id(model[1].weight)] == (True, 0.2)
+    assert rates[id(model[4].weight)] == (True, 0.2)
+    for parameter in (model[0].weight, model[5].weight, model[2].weight, model[1].bias):
+        orthogonal_, rate = rates[id(parameter)]
+        assert not orthogonal_
+        assert rate == pytest.approx(0.05)
+
+
+def test_sgd_groups_move_as_torch_moves_them() -> None:
+    ours, theirs = nn.Linear(3, 2), nn.Linear(3, 2)
+    theirs.load_state_dict(ours.state_dict())
+    mine = Muon(ours.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
+    other = torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.01)
+    for step in range(4):
+        for model, optimizer in ((ours, mine), (theirs, other)):
+            optimizer.zero_grad()
+            model(torch.full((2, 3), 1.0 + step)).square().sum().backward()
+            optimizer.step()
+    torch.testing.assert_close(ours.weight, theirs.weight)
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_an_orthogonal_step_has_the_size_of_the_rate(norm: bool) -> None:
+    torch.manual_seed(2)
+    parameter = nn.Parameter(torch.randn(6, 4, 3, 3))
+    before = parameter.detach().clone()
+    if norm:
+        before *= 6**0.5 / before.norm()
+    optimizer = Muon([{"params": [parameter], "orthogonal": True}], lr=0.1, momentum=0.6, norm=norm)
+    parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    values = torch.linalg.svdvals((parameter.detach() - before).flatten(1))
+    assert values.min() > 0.05
+    assert values.max() < 0.13
+
+
+def test_steps_continue_from_a_saved_state() -> None:
+    def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> None:
+        for step in steps:
+            optimizer.zero_grad()
+            model(torch.full((2, 3, 8, 8), 0.1 * step)).square().sum().backward()
+            optimizer.step()
+
+    straight, broken = net(), net()
+    spec = OptimizerSpec(name="muon", lr=0.1)
+    first = build_optimizer(straight, spec)
+    train(straight, first, range(6))
+    second = build_optimizer(broken, spec)
+    train(broken, second, range(3))
+    again = net()
+    again.load_state_dict(broken.state_dict())
+    third = build_optimizer(again, spec)
+    third.load_state_dict(second.state_dict())
+    train(again, third, range(3, 6))
+    assert all(torch.equal(a, b) for a, b in zip(straight.parameters(), again.parameters(), strict=True))
