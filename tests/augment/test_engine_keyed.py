@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from kitae.augment.engine import Augment
 from kitae.augment.spec import OPS
+from kitae.errors import AugmentError
 
 from .test_engine_executors import pictures
 from .test_engine_plan import BUSY
@@ -151,3 +152,21 @@ def test_threads_of_the_caller_may_share_one_pipeline(whole: dict[str, np.ndarra
     with ThreadPoolExecutor(4) as pool:
         for out in pool.map(lambda _: aug(IMAGES, epoch=4, index=INDEX), range(24)):
             np.testing.assert_array_equal(out, whole["standard"])
+
+
+@pytest.mark.parametrize("executor", ["cpu", "torch"])
+def test_alternating_flips_show_both_views_in_any_two_epochs(executor: str) -> None:
+    augment = Augment([{"horizontal_flip": {"alternate": True}}], seed=5, executor=executor)
+    count = 400
+    images = np.repeat(IMAGES[:1], count, axis=0)
+    epochs = [augment(images, epoch=epoch, index=np.arange(count)) for epoch in range(3)]
+    flipped = [(out != images).any((1, 2, 3)) for out in epochs]
+    assert 150 < flipped[0].sum() < 250
+    assert (flipped[0] ^ flipped[1]).all()
+    assert (flipped[0] == flipped[2]).all()
+    assert np.array_equal(epochs[1][flipped[1]][0], images[0, :, :, ::-1])
+
+
+def test_alternating_flips_have_no_probability() -> None:
+    with pytest.raises(AugmentError, match=r"p must be 0\.5"):
+        Augment([{"horizontal_flip": {"alternate": True, "p": 0.3}}])

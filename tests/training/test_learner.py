@@ -48,3 +48,34 @@ def test_dropout_is_keyed_by_epoch_and_step() -> None:
     losses = [loss(*place) for place in places]
     assert len(set(losses)) == 4
     assert [loss(*place) for place in places] == losses
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+@pytest.mark.parametrize("bad", [(), (0,), (2, 3)])
+def test_a_device_that_decides_skips_what_the_host_would(name: str, bad: tuple[int, ...]) -> None:
+    """Weights, momentum, averages and BatchNorm's statistics are those of a host that waits for every step."""
+    torch.manual_seed(0)
+    batches = [torch.randn(16, 3, 8, 8) for _ in range(5)]
+    for number in bad:
+        batches[number][0] = torch.nan
+    targets = nn.functional.one_hot(torch.arange(16) % 2, 2).float()
+    spec = TrainSpec.model_validate({"batch_size": 16, "ema": 0.9, "optimizer": {"name": name}, "clip_norm": 1.0})
+
+    def train(asynchronous: bool) -> tuple[Learner, list[bool]]:
+        model, at = toy_net(), Progress()
+        learner = Learner(model, spec, epoch_shape(80, spec), WORLD, "fp32")
+        learner.asynchronous = asynchronous
+        counted = []
+        with learner:
+            for images in batches:
+                counted.append(bool(learner.step(images, targets, at).healthy))
+                at.step += 1
+        return learner, counted
+
+    (waits, expected), (ahead, counted) = train(False), train(True)
+    assert counted == expected == [number not in bad for number in range(5)]
+    assert waits.average is not None
+    assert ahead.average is not None
+    for one, other in ((waits.model, ahead.model), (waits.average.model, ahead.average.model)):
+        for key, tensor in one.state_dict().items():
+            torch.testing.assert_close(tensor, other.state_dict()[key], msg=key)
