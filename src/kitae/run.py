@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kitae import views
-from kitae.errors import DataError, KitaeError, RecipeError, TrainingError
+from kitae.errors import DataError, RecipeError, TrainingError
 from kitae.evaluation.spec import Tta
 from kitae.files import read_json, write_atomically, write_json, write_parquet
 from kitae.folders import LOCK, Owned
@@ -473,8 +473,7 @@ class Run:
         splits = self.splits(store)
         if not {"train": len(splits.train), "val": len(splits.val), "test": splits.test_count}[split]:
             raise RecipeError(
-                f"split: {self.path} trained on everything (data.folds) and has no {split} images; evaluation.json has "
-                "what the folds' models said (out_of_fold)"
+                f"split: {self.path} has no {split} images (data.folds); see out_of_fold in evaluation.json"
             )
         if split == "test":
             rows = splits.open_test(lambda: self.count_test_opening(f"evaluate, tta {predictor.tta}"))
@@ -500,15 +499,3 @@ class Run:
             DataError: an image cannot be read, or an array has another shape or dtype.
         """
         return self.predictor(tta=tta).predict(images)
-
-
-def default_folder(recipe: Recipe, *, new: bool = True) -> Path:
-    """runs/NAME; for a new run runs/NAME-2 and so on where that exists."""
-    base = Path("runs") / "".join(c if c.isalnum() or c in "-_." else "-" for c in recipe.name)
-    if not new:
-        return base
-    candidates = [base, *(base.with_name(f"{base.name}-{number}") for number in range(2, 10_000))]
-    for folder in candidates:
-        if not folder.exists():
-            return folder
-    raise KitaeError(f"{base}: too many runs of this name; give --out")

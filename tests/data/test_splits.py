@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kitae.data.base import TEST, TRAIN, VAL, name_key
+from kitae.data.groups import assign_folds
 from kitae.data.loader import ImageSet
 from kitae.data.spec import DataSpec
-from kitae.data.splits import Splits, TestClosedError, assign_folds, divide, make_splits
+from kitae.data.splits import Splits, TestClosedError, divide, make_splits
 from kitae.data.store import open_store
 from kitae.errors import DataError
 

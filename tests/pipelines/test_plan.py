@@ -14,8 +14,9 @@ from PIL import Image
 from kitae import console
 from kitae.errors import DataError, RecipeError
 from kitae.pipelines import plan as room
+from kitae.pipelines.choices import ChoiceOptions, Choices
 from kitae.pipelines.pace import Clock, Pace
-from kitae.pipelines.plan import ChoiceOptions, Choices, plan
+from kitae.pipelines.plan import plan
 from kitae.pipelines.train import train
 from kitae.recipe import Recipe
 from tests.images import picture, write_folder

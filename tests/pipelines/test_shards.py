@@ -13,7 +13,8 @@ from kitae.data.encoded import Encoded
 from kitae.data.order import Blocks
 from kitae.errors import DataError
 from kitae.pipelines import setup as setups
-from kitae.pipelines.plan import Choices, plan
+from kitae.pipelines.choices import Choices
+from kitae.pipelines.plan import plan
 from kitae.pipelines.setup import Setup
 from kitae.pipelines.train import train
 from kitae.recipe import Recipe

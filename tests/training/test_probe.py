@@ -7,7 +7,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from kitae.data.splits import assign_folds
+from kitae.data.groups import assign_folds
 from kitae.training.probe import STRENGTHS, Head, fit_head
 
 

@@ -85,8 +85,8 @@ def train(
         raise RecipeError(f"--minutes {minutes:g}: must be above 0")
     if folds is not None and not 2 <= folds <= 20:
         raise RecipeError(f"--folds {folds}: must be 2 to 20")
+    from kitae.pipelines.choices import Choices
     from kitae.pipelines.pace import Clock, process_begun
-    from kitae.pipelines.plan import Choices
     from kitae.pipelines.train import asked
     from kitae.pipelines.train import train as run_training
 

@@ -1,25 +1,13 @@
 """Look at a data set before training on it: what is broken, unbalanced, doubled, leaked or labelled twice.
 
-Exact duplicates have the same pixels (whatever the file format). Near duplicates are found in two steps:
-
-1. Candidates: images whose 64-bit perceptual hashes differ in at most 7 bits. The hash holds the signs of the lowest
-   8 x 8 DCT coefficients against their median (Zauner, "Implementation and benchmarking of perceptual image hash
-   functions", 2010). If 64 bits differ in at most 7 places, one of their four 16-bit parts differs in at most one
-   (pigeonhole), so equal parts, with up to one bit flipped, find every candidate without comparing all pairs (Norouzi,
-   Punjani and Fleet, "Fast search in Hamming space with multi-index hashing", CVPR 2012).
-2. Confirmation: the cosine of the two 16 x 16 grey thumbnails after whitening by the whole set's second moments.
-   Whitening takes away what all images of the set have in common; without it, any two pairs of trousers on black are
-   "the same".
-
-So copies that were re-encoded, resized, made brighter, darker or grey are found; a copy that was cropped, mirrored,
-rotated or carries a large overlay mostly is not.
+Exact duplicates have the same pixels (whatever the file format); near ones are found by `near`.
 """
 
 from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -33,6 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 from kitae import keyed
 from kitae.data.base import SPLIT_NAMES, TEST, TRAIN, VAL, Item, Progress, Source, Table
 from kitae.data.duplicates import HASH_BYTES, first_alike, pixel_hash
+from kitae.data.near import near_duplicates, perceptual_hashes
 from kitae.data.parallel import each_image
 from kitae.data.sources import open_source, source_named
 from kitae.data.spec import DataSpec
@@ -40,16 +29,10 @@ from kitae.data.splits import divide
 from kitae.errors import DataError, KitaeError
 from kitae.preprocess import depth_of, flattened
 
-HAMMING = 7
-SIMILARITY = 0.8  # cosine after whitening: above are re-encoded, resized and recoloured copies, below distinct images
 # Above, two images are taken for copies of one picture, and different labels for a conflict: on the 600 photographs of
 # photos-mini copies at half the size or JPEG quality 80 reach 0.966 and more, and in fashion-mini no two garments of
 # different classes reach 0.89.
 SAME = 0.95
-_RIDGE = 0.03  # of the mean variance: directions with less than that are mostly noise
-_FLAT = 2.0  # grey levels of standard deviation below which a thumbnail shows nothing to compare
-_MAX_CANDIDATES = 200_000_000
-_MAX_PAIRS = 100_000
 _THUMB = 16
 _SHEET_SIDE = 64
 _SHEET_CLASSES = 100
@@ -328,7 +311,7 @@ class _Facts:
         grey = np.stack([look.grey for look in looks.values()])
         self.rows.extend(looks)
         self.pixels.extend(look.pixels for look in looks.values())
-        self.hashes.append(_perceptual_hashes(grey))
+        self.hashes.append(perceptual_hashes(grey))
         self.thumbs.append(
             (grey.reshape(-1, _THUMB, 2, _THUMB, 2).sum(axis=(2, 4), dtype=np.uint16) >> 2).astype(np.uint8)
         )
@@ -336,17 +319,6 @@ class _Facts:
         self.modes.extend(look.mode for look in looks.values())
         self.levels.extend(look.highest for look in looks.values() if look.highest is not None)
         self.tiles.update({row: look.tile for row, look in looks.items() if look.tile is not None})
-
-
-_FREQUENCIES = np.cos(np.pi * (2 * np.arange(32)[None] + 1) * np.arange(8)[:, None] / 64)  # DCT-II, rows of frequency
-_BITS = np.uint64(1) << np.arange(63, dtype=np.uint64)
-
-
-def _perceptual_hashes(grey: NDArray[np.uint8]) -> NDArray[np.uint64]:
-    """uint8 [n, 32, 32] to uint64 [n]: one bit for each of 63 frequencies (the mean brightness is left out)."""
-    spectra = (_FREQUENCIES @ grey.astype(np.float64) @ _FREQUENCIES.T).reshape(len(grey), -1)[:, 1:]
-    bits = spectra > np.median(spectra, axis=1, keepdims=True)
-    return np.asarray(np.where(bits, _BITS, np.uint64(0)).sum(axis=1, dtype=np.uint64))
 
 
 def _report(
@@ -384,7 +356,7 @@ def _report(
     near: list[tuple[int, int, float]] = []
     truncated = False
     if len(first):
-        near, truncated = _near_duplicates(np.concatenate(facts.hashes)[first], np.concatenate(facts.thumbs)[first])
+        near, truncated = near_duplicates(np.concatenate(facts.hashes)[first], np.concatenate(facts.thumbs)[first])
     excluded = dict.fromkeys(unreadable, "unreadable")
     copies = [[int(first[i]), int(first[j])] for i, j, similarity in near if similarity >= SAME]
     for members in _joined([*(group for group in groups.values() if len(group) > 1), *copies]):
@@ -432,90 +404,6 @@ def _joined(groups: Sequence[Sequence[int]]) -> list[list[int]]:
         whole = set(group).union(*(of[member] for member in group if member in of))
         of |= dict.fromkeys(whole, whole)
     return [sorted(whole) for whole in {id(whole): whole for whole in of.values()}.values()]
-
-
-def _near_duplicates(
-    hashes: NDArray[np.uint64], thumbs: NDArray[np.uint8]
-) -> tuple[list[tuple[int, int, float]], bool]:
-    """Pairs (i, j, similarity) with i < j, most similar first; and whether the search was cut short."""
-    thumbs = thumbs.reshape(len(thumbs), -1)
-    spread = np.concatenate([thumbs[part].std(axis=1, dtype=np.float32) for part in _blocks(len(thumbs))])
-    kept = np.flatnonzero(spread >= _FLAT)
-    if len(kept) < 2:
-        return [], False
-    vectors = _whitened(thumbs[kept])
-    hashes = hashes[kept]
-    found: dict[tuple[int, int], float] = {}
-    candidates, truncated = 0, False
-    for one, other in _candidates(hashes):
-        candidates += len(one)
-        similarity = np.einsum("ij,ij->i", vectors[one].astype(np.float32), vectors[other].astype(np.float32))
-        for k in np.flatnonzero(similarity >= SIMILARITY):
-            found[int(kept[one[k]]), int(kept[other[k]])] = float(min(similarity[k], 1.0))
-        if candidates > _MAX_CANDIDATES or len(found) > _MAX_PAIRS:
-            truncated = True
-            break
-    return sorted(((i, j, s) for (i, j), s in found.items()), key=lambda pair: (-pair[2], pair)), truncated
-
-
-def _blocks(n: int, size: int = 1 << 14) -> Iterator[slice]:
-    return (slice(start, start + size) for start in range(0, n, size))
-
-
-def _whitened(thumbs: NDArray[np.uint8]) -> NDArray[np.float16]:
-    """Unit vectors [n, d]: contrast-normalised thumbnails uint8 [n, d], whitened by their own second moments.
-
-    In blocks and in half precision, since a data set may have millions of images; a cosine is off by 0.001 at most.
-    """
-    n, d = thumbs.shape
-
-    def normalised(part: slice) -> NDArray[np.float32]:
-        pixels = thumbs[part].astype(np.float32)
-        pixels -= pixels.mean(axis=1, keepdims=True)
-        pixels /= pixels.std(axis=1, keepdims=True)
-        return pixels
-
-    moments = np.zeros((d, d))
-    for part in _blocks(n):
-        pixels = normalised(part)
-        moments += pixels.T @ pixels
-    variance, axes = np.linalg.eigh(moments / n)
-    # With few images the moments say little about the directions in which none of them lies: shrink to the mean.
-    trust = 4 * n / (4 * n + d)
-    variance = trust * np.maximum(variance, 0) + (1 - trust + _RIDGE) * variance.mean()
-    scale = (axes / np.sqrt(variance)).astype(np.float32)
-    vectors = np.empty((n, d), np.float16)
-    for part in _blocks(n):
-        turned = normalised(part) @ scale
-        vectors[part] = turned / np.linalg.norm(turned, axis=1, keepdims=True)
-    return vectors
-
-
-def _candidates(
-    hashes: NDArray[np.uint64], chunk: int = 1 << 18
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Pairs i < j of hashes that differ in at most 7 bits, in chunks; a pair may come several times."""
-    parts = np.ascontiguousarray(hashes).view(np.uint16).reshape(-1, 4)
-    ones = np.array([bin(value).count("1") for value in range(1 << 16)], dtype=np.uint8)
-    for part in range(4):
-        values = parts[:, part].astype(np.int64)
-        order = np.argsort(values, kind="stable")
-        ordered = values[order]
-        for flip in (0, *(1 << bit for bit in range(16))):
-            low = np.searchsorted(ordered, values ^ flip, side="left")
-            ends = np.cumsum(np.searchsorted(ordered, values ^ flip, side="right") - low)
-            start = 0
-            while start < len(values):
-                done = int(ends[start - 1]) if start else 0
-                stop = max(start + 1, int(np.searchsorted(ends, done + chunk)))
-                counts = np.diff(ends[start:stop], prepend=done)
-                one = np.repeat(np.arange(start, stop), counts)
-                within = np.arange(len(one)) - np.repeat(np.cumsum(counts) - counts, counts)
-                other = order[low[one] + within]
-                close = (one < other) & (ones[parts[one] ^ parts[other]].sum(axis=1) <= HAMMING)
-                if close.any():
-                    yield one[close], other[close]
-                start = stop
 
 
 def _sheet_rows(table: Table) -> dict[int, int]:

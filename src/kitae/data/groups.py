@@ -1,4 +1,4 @@
-"""Which images belong together, where `data.groups` says so: by a column, by their folders, or by their paths."""
+"""Which images belong together: by `data.groups` (a column, folders, paths), by equal pixels, or in one fold."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from kitae import keyed
 from kitae.data.base import name_key
 from kitae.errors import DataError
 
@@ -62,3 +63,73 @@ def by_paths(paths: Sequence[str], rule: str, inside: int = 0) -> NDArray[np.int
     if missed:
         raise DataError(f"data.groups: {rule!r} names no group in {missed[0]}, {len(missed)} such path(s)")
     return np.array([name_key(str(name)) for name in found], np.int64)
+
+
+def together(
+    groups: NDArray[np.int64] | None, rows: NDArray[np.int64], twins: NDArray[np.int64] | None
+) -> NDArray[np.int64] | None:
+    """Which of some images must stay on one side: int64 [len(rows)], equal for images that are equal, of one group, or
+    linked by a chain of these; None where every image stands alone.
+
+    Args:
+        groups: int64 [N], of all images; rows: those that are asked about.
+        twins: int64 [N], equal for equal images, see `duplicates.first_alike`; None where they do not count.
+    """
+    groups = None if groups is None else np.asarray(groups)[rows]
+    if twins is None:
+        return groups
+    same = twins[rows]
+    if groups is None and len(np.unique(same)) == len(same):
+        return None
+    return components(same, groups)
+
+
+def assign_folds(
+    labels: NDArray[np.int64],
+    keys: NDArray[np.int64],
+    folds: int,
+    seed: int,
+    groups: NDArray[np.int64] | None = None,
+) -> NDArray[np.int64]:
+    """A fold for each image, classes in proportion, a group in one fold: int64 [n] in [0, folds)."""
+    order = np.argsort(keyed.sort_keys(seed, 0, keys, keyed.SLOT_FOLDS), kind="stable")
+    fold = np.empty(len(labels), dtype=np.int64)
+    if groups is None:
+        by_class = order[np.argsort(labels[order], kind="stable")]
+        fold[by_class] = np.arange(len(labels)) % folds  # dealt out, on through the classes: no fold gets all the rests
+        return fold
+    names, member = np.unique(groups, return_inverse=True)
+    table = np.zeros((len(names), int(labels.max()) + 2))
+    np.add.at(table, (member, labels), 1)
+    table[:, -1] = table.sum(axis=1)  # the images of a fold count as a class does, or the rests would be in one fold
+    filled = np.zeros((folds, table.shape[1]))
+    share = table.sum(axis=0) / folds
+    first = np.full(len(names), len(labels))
+    np.minimum.at(first, member[order], np.arange(len(labels)))
+    chosen = np.empty(len(names), dtype=np.int64)
+    # The largest first, while there is room everywhere; of equal ones in keyed order.
+    for group in np.lexsort((first, -table[:, -1])):
+        after = filled + table[group]
+        cost = (((after - share) / np.maximum(share, 1)) ** 2).sum(axis=1) - (
+            ((filled - share) / np.maximum(share, 1)) ** 2
+        ).sum(axis=1)
+        chosen[group] = int(cost.argmin())
+        filled[chosen[group]] += table[group]
+    return chosen[member]
+
+
+def components(twins: NDArray[np.int64], groups: NDArray[np.int64] | None) -> NDArray[np.int64]:
+    """Numbers in [0, n): equal for images that are equal, or of one group, or linked by a chain of these."""
+    _, first, unit = np.unique(twins, return_index=True, return_inverse=True)
+    unit = first[unit]
+    if groups is None:
+        return unit
+    links = [np.unique(values, return_inverse=True)[1] for values in (twins, groups)]
+    while True:
+        before = unit
+        for link in links:
+            lowest = np.full(int(link.max()) + 1, len(unit), np.int64)
+            np.minimum.at(lowest, link, unit)
+            unit = lowest[link]
+        if np.array_equal(unit, before):
+            return unit

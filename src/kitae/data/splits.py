@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from kitae import keyed
 from kitae.data.base import SPLIT_NAMES, TEST, TRAIN, VAL
+from kitae.data.groups import assign_folds, components, together
 from kitae.data.spec import DataSpec
 from kitae.data.store import Store
 from kitae.errors import DataError
@@ -236,7 +237,7 @@ def _folded(
     _check_groups(store, np.where(given, TEST, TRAIN).astype(np.uint8))
     pool, test = (np.flatnonzero(side).astype(np.int64) for side in (~given, given))
     _check_classes(labels[pool], classes)
-    units = together(store, pool, twins)
+    units = together(store.groups, pool, twins)
     found = len(pool) if units is None else len(np.unique(units))
     what = "images" if units is None else "groups of images"
     if found < folds:
@@ -269,56 +270,6 @@ def _folded(
     return kept, val, test, len(train) - len(kept)
 
 
-def together(store: Labelled, rows: Rows, twins: NDArray[np.int64] | None) -> NDArray[np.int64] | None:
-    """Which of some images must stay on one side: int64 [len(rows)], equal for images that are equal, of one group, or
-    linked by a chain of these; None where every image stands alone.
-
-    Args:
-        twins: as of `divide`.
-    """
-    groups = None if store.groups is None else np.asarray(store.groups)[rows]
-    if twins is None:
-        return groups
-    same = twins[rows]
-    if groups is None and len(np.unique(same)) == len(same):
-        return None
-    return _components(same, groups)
-
-
-def assign_folds(
-    labels: NDArray[np.int64],
-    keys: NDArray[np.int64],
-    folds: int,
-    seed: int,
-    groups: NDArray[np.int64] | None = None,
-) -> NDArray[np.int64]:
-    """A fold for each image, classes in proportion, a group in one fold: int64 [n] in [0, folds)."""
-    order = np.argsort(keyed.sort_keys(seed, 0, keys, keyed.SLOT_FOLDS), kind="stable")
-    fold = np.empty(len(labels), dtype=np.int64)
-    if groups is None:
-        by_class = order[np.argsort(labels[order], kind="stable")]
-        fold[by_class] = np.arange(len(labels)) % folds  # dealt out, on through the classes: no fold gets all the rests
-        return fold
-    names, member = np.unique(groups, return_inverse=True)
-    table = np.zeros((len(names), int(labels.max()) + 2))
-    np.add.at(table, (member, labels), 1)
-    table[:, -1] = table.sum(axis=1)  # the images of a fold count as a class does, or the rests would be in one fold
-    filled = np.zeros((folds, table.shape[1]))
-    share = table.sum(axis=0) / folds
-    first = np.full(len(names), len(labels))
-    np.minimum.at(first, member[order], np.arange(len(labels)))
-    chosen = np.empty(len(names), dtype=np.int64)
-    # The largest first, while there is room everywhere; of equal ones in keyed order.
-    for group in np.lexsort((first, -table[:, -1])):
-        after = filled + table[group]
-        cost = (((after - share) / np.maximum(share, 1)) ** 2).sum(axis=1) - (
-            ((filled - share) / np.maximum(share, 1)) ** 2
-        ).sum(axis=1)
-        chosen[group] = int(cost.argmin())
-        filled[chosen[group]] += table[group]
-    return chosen[member]
-
-
 def _united(parts: dict[int, Rows], store: Labelled, twins: NDArray[np.int64]) -> dict[int, Rows]:
     """The splits with equal images on one side: what was held out of train, or left there, follows one of them.
 
@@ -330,7 +281,7 @@ def _united(parts: dict[int, Rows], store: Labelled, twins: NDArray[np.int64]) -
     for code, rows in parts.items():
         codes[rows] = code
     movable = np.flatnonzero(np.asarray(store.splits) == TRAIN)
-    units = _components(twins[movable], None if store.groups is None else np.asarray(store.groups)[movable])
+    units = components(twins[movable], None if store.groups is None else np.asarray(store.groups)[movable])
     first = np.full(len(movable), 3, np.int64)
     last = np.full(len(movable), -1, np.int64)
     np.minimum.at(first, units, codes[movable])
@@ -360,23 +311,6 @@ def _united(parts: dict[int, Rows], store: Labelled, twins: NDArray[np.int64]) -
         if target == TRAIN:
             in_train += np.bincount(labels[rows], minlength=len(in_train))
     return {code: np.flatnonzero(codes == code).astype(np.int64) for code in parts}
-
-
-def _components(twins: NDArray[np.int64], groups: NDArray[np.int64] | None) -> NDArray[np.int64]:
-    """Numbers in [0, n): equal for images that are equal, or of one group, or linked by a chain of these."""
-    _, first, unit = np.unique(twins, return_index=True, return_inverse=True)
-    unit = first[unit]
-    if groups is None:
-        return unit
-    links = [np.unique(values, return_inverse=True)[1] for values in (twins, groups)]
-    while True:
-        before = unit
-        for link in links:
-            lowest = np.full(int(link.max()) + 1, len(unit), np.int64)
-            np.minimum.at(lowest, link, unit)
-            unit = lowest[link]
-        if np.array_equal(unit, before):
-            return unit
 
 
 class _Splitter:

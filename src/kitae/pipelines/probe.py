@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from kitae.data.splits import assign_folds, together
+from kitae.data.groups import assign_folds, together
 from kitae.errors import TrainingInterruptedError
 from kitae.evaluation.evaluate import predict_logits
 from kitae.models.structure import linear_classifier
@@ -122,7 +122,7 @@ def probe(
 
 def _fitted(features: Tensor, setup: Setup, rows: NDArray[np.int64], spec: ProbeSpec) -> Head:
     store = setup.store
-    labels, units = store.labels[rows], together(store, rows, store.twins)
+    labels, units = store.labels[rows], together(store.groups, rows, store.twins)
     return fit_head(
         features,
         labels,

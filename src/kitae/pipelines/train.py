@@ -17,14 +17,16 @@ from kitae import console
 from kitae.errors import RecipeError, TrainingError, TrainingInterruptedError, did_you_mean, require
 from kitae.evaluation.calibration import fit_temperature
 from kitae.evaluation.evaluate import evaluate, evaluate_test, mistakes, predictions_table
+from kitae.folders import default_folder
 from kitae.pipelines.argument import understand
+from kitae.pipelines.choices import ChoiceOptions, Choices
 from kitae.pipelines.folds import OutOfFold, split_clock, train_folds, tunes
 from kitae.pipelines.pace import Clock, Recutter, fitted
-from kitae.pipelines.plan import ChoiceOptions, Choices, plan
+from kitae.pipelines.plan import plan
 from kitae.pipelines.probe import Shared, probe
 from kitae.pipelines.setup import Progress, Setup, begin, resolved
 from kitae.recipe import Recipe
-from kitae.run import Run, default_folder
+from kitae.run import Run
 from kitae.training import distributed
 from kitae.training.distributed import World
 from kitae.training.fit import Record, Tuning, Watcher
@@ -84,7 +86,7 @@ def train(
     for line in lines if watcher is not None else ():
         watcher.note(line)  # type: ignore[union-attr]
     world = begin(recipe.train)
-    folder = default_folder(recipe, new=not (resume or overwrite)) if out is None else Path(out)
+    folder = default_folder(recipe.name, new=not (resume or overwrite)) if out is None else Path(out)
     folder = distributed.from_main(folder, world)
     if recipe.data.whole and not test:
         raise RecipeError("data.folds: opens the test of every fold, which is to stay closed here; set it to null")

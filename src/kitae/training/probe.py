@@ -60,7 +60,7 @@ def fit_head(
         features: float32 [V, n, D]: V views of n images, the first one without augmentation. All views of an image
             share its weight; the images left out are judged by their first view.
         labels: int64 [n] in [0, classes).
-        folds: int64 [n], the part of the cross-validation that each image is in, see `data.splits.assign_folds`; with
+        folds: int64 [n], the part of the cross-validation that each image is in, see `data.groups.assign_folds`; with
             one strength there is none.
         weights: float32 [K], of the classes in the loss.
     """
