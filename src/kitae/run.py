@@ -492,7 +492,6 @@ class Run:
         """Classify images with the best model, as the evaluation did; see `Predictor.predict`.
 
         Args:
-            images: one image or several: paths, encoded bytes, Pillow images or uint8 arrays.
             tta: test-time augmentation, see EvaluateSpec; None is the recipe's.
 
         Raises:

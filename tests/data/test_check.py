@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 
 from kitae.data import check as check_module
+from kitae.data import near
 from kitae.data.base import TEST
 from kitae.data.check import CheckReport, check
 from kitae.data.sources import open_source
@@ -129,7 +130,7 @@ def test_near_duplicates(tmp_path: Path, distinct: list[bytes], change: str) -> 
     }[change]()
     report = report_of(tmp_path, [*distinct, copy, distinct[0]], [0, 1] * 31)
     assert pairs(report.near) == [("5", "60")]
-    assert check_module.SIMILARITY <= report.near[0].similarity <= 1
+    assert near.SIMILARITY <= report.near[0].similarity <= 1
     assert pairs(report.exact) == [("0", "61")]
 
 
@@ -138,7 +139,7 @@ def test_likenesses_on_one_background_are_not_duplicates(mini: Mini) -> None:
     report = mini.report
     assert 10 < len(report.near) < 100
     assert not report.exact
-    assert all(duplicates.similarity >= check_module.SIMILARITY for duplicates in report.near)
+    assert all(duplicates.similarity >= near.SIMILARITY for duplicates in report.near)
 
 
 def test_duplicates_across_splits_are_told_apart(tmp_path: Path, distinct: list[bytes]) -> None:
@@ -314,13 +315,13 @@ def test_candidates_are_all_pairs_within_7_bits(seed: int, count: int, chunk: in
     for _ in range(int(rng.integers(0, 12))):
         hashes = hashes ^ (np.uint64(1) << rng.integers(0, 64, count).astype(np.uint64))
     found = set()
-    for one, other in check_module._candidates(hashes, chunk):
+    for one, other in near._candidates(hashes, chunk):
         found |= set(zip(one.tolist(), other.tolist(), strict=True))
     expected = {
         (i, j)
         for i in range(count)
         for j in range(i + 1, count)
-        if (int(hashes[i]) ^ int(hashes[j])).bit_count() <= check_module.HAMMING
+        if (int(hashes[i]) ^ int(hashes[j])).bit_count() <= near.HAMMING
     }
     assert found == expected
 
@@ -328,7 +329,7 @@ def test_candidates_are_all_pairs_within_7_bits(seed: int, count: int, chunk: in
 def test_the_search_is_cut_short_rather_than_endless(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, distinct: list[bytes]
 ) -> None:
-    monkeypatch.setattr(check_module, "_MAX_PAIRS", 10)
+    monkeypatch.setattr(near, "_MAX_PAIRS", 10)
     images = [encoded(photo(i % 10), "JPEG", quality=50 + i) for i in range(50)]
     report = report_of(tmp_path, [*images, *distinct], [0, 1] * 55)
     assert report.truncated

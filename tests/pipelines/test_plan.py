@@ -204,7 +204,7 @@ def test_a_name_or_data_and_choices_from_python(tmp_path: Path) -> None:
     run = train(str(tmp_path / "d"), tmp_path / "run", model="resnet8", epochs=1, set=QUICK.set)
     assert run.recipe.name == "d"
     assert len(run.metrics()) == 1
-    with pytest.raises(TypeError, match="epoch_count"):
+    with pytest.raises(RecipeError, match="epoch_count"):
         train(str(tmp_path / "d"), tmp_path / "other", epoch_count=1)
     with pytest.raises(RecipeError, match="unknown field"):
         plan(f"folder:{tmp_path / 'd'}", choices=Choices(set=("train.epoks=1",)))
