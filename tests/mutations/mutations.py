@@ -69,7 +69,7 @@ MUTATIONS = [
     Mutation("pipelines/budget.py", 'lost = row["drop_interval"][1] if spec.sure else row["drop"]', 'lost = row["drop"]', f"{BUDGET} -k sure"),
     Mutation("pipelines/budget.py", "return lost <= spec.max_drop + 1e-9", "return lost < spec.max_drop", f"{BUDGET} -k budget"),
     Mutation("pipelines/budget.py", 'key=lambda c: (c.row["drop"], c.row["loss"], c.row[size])', 'key=lambda c: (c.row["drop"], -c.row["loss"], c.row[size])', f"{BUDGET} -k ties"),
-    Mutation("pipelines/networks.py", 'f"{key} {part}".encode()', 'b""', f"{BUDGET} tests/pipelines -k 'epochs or seed or augmentation'"),
+    Mutation("pipelines/networks.py", 'f"{key} {part}".encode()', 'b""', f"{BUDGET} -k holds_its_zeros"),
     # The probe and the splits
     Mutation("training/probe.py", "min(losses, key=lambda value: losses[value]) if losses", "max(losses, key=lambda value: losses[value]) if losses", "tests/training/test_probe.py"),
     # Export
