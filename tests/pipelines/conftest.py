@@ -1,10 +1,20 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 from kitae.pipelines.train import train
 from kitae.recipe import Recipe
 from kitae.run import Run
+
+
+@pytest.fixture(scope="module")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Stores of a module's tests in a cache of their own."""
+    with pytest.MonkeyPatch.context() as context:
+        context.setenv("KITAE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -64,21 +64,14 @@ def assert_close(found: list[dict[str, Any]], expected: list[dict[str, Any]], to
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    with pytest.MonkeyPatch.context() as context:
-        context.setenv("KITAE_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory, cache: None) -> Path:
+def alone(tmp_path_factory: pytest.TempPathFactory, own_cache: None) -> Path:
     """The run of one process."""
     out = tmp_path_factory.mktemp("alone")
     crew(out, 1, "train")
     return out
 
 
-def test_the_same_batches_for_any_number_of_processes(tmp_path: Path, cache: None) -> None:
+def test_the_same_batches_for_any_number_of_processes(tmp_path: Path, own_cache: None) -> None:
     source = shards(tmp_path / "shards", 6, 20)
     crops = "augment.train=[{random_resized_crop: {scale: [0.3, 1]}}, {horizontal_flip: {}}]"
     streamed = (f"data.source={source}", "data.limit=null", "data.image_size=16", "data.shuffle_buffer=32", crops)
@@ -112,14 +105,14 @@ def test_a_checkpoint_of_two_processes_is_resumed_by_one_or_three(tmp_path: Path
         assert_close(scores(out), scores(alone))
 
 
-def test_accumulated_batches_are_exchanged_once_an_update(tmp_path: Path, cache: None) -> None:
+def test_accumulated_batches_are_exchanged_once_an_update(tmp_path: Path, own_cache: None) -> None:
     fields = ("train.accumulate=2", "train.batch_size=12")
     crew(tmp_path / "one", 1, "train", *fields)
     crew(tmp_path / "two", 2, "train", *fields)
     assert_close(scores(tmp_path / "two"), scores(tmp_path / "one"))
 
 
-def test_synced_batchnorm_is_that_of_one_process(tmp_path: Path, cache: None) -> None:
+def test_synced_batchnorm_is_that_of_one_process(tmp_path: Path, own_cache: None) -> None:
     fields = ("model={name: resnet8, width: 8}", "train.epochs=1")
     for name, processes, sync in (("one", 1, "true"), ("two", 2, "true"), ("apart", 2, "false")):
         crew(tmp_path / name, processes, "train", *fields, f"train.sync_bn={sync}")
@@ -132,7 +125,7 @@ def test_synced_batchnorm_is_that_of_one_process(tmp_path: Path, cache: None) ->
         np.testing.assert_allclose(tensors[1][name], tensor, rtol=0.05, atol=0.02, err_msg=name)
 
 
-def test_a_process_that_dies_ends_all_with_a_message(tmp_path: Path, cache: None) -> None:
+def test_a_process_that_dies_ends_all_with_a_message(tmp_path: Path, own_cache: None) -> None:
     began = time.monotonic()
     done = crew(tmp_path, 2, "die 5", check=False)
     assert done.returncode != 0
@@ -141,7 +134,7 @@ def test_a_process_that_dies_ends_all_with_a_message(tmp_path: Path, cache: None
     assert "--resume" in done.stderr or "start again" in done.stderr
 
 
-def test_a_process_that_does_not_answer_is_not_waited_for(tmp_path: Path, cache: None) -> None:
+def test_a_process_that_does_not_answer_is_not_waited_for(tmp_path: Path, own_cache: None) -> None:
     done = crew(tmp_path, 2, "hang 5", "train.process_timeout=5", check=False)
     assert done.returncode != 0
     assert "train.process_timeout" in done.stderr

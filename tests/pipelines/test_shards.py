@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,18 +23,13 @@ from kitae.run import Run
 from tests.data.shard_files import pack, samples, shards
 from tests.test_resume import assert_same, go, outcome
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 CROPS = "augment.train=[{random_resized_crop: {scale: [0.3, 1]}}, {horizontal_flip: {}}]"
 TINY = (
     "model.name=resnet8", "model.width=8", "train.epochs=1", "train.batch_size=16", "train.precision=fp32",
     "train.threads=1", "data.image_size=8",
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as context:
-        context.setenv("KITAE_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import base64
 import io
 import json
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +25,8 @@ from kitae.reporting.samples import Samples
 from kitae.run import Run
 from tests.test_resume import assert_same, go, outcome
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 FIELDS = (
     "data.source=photos-mini", "data.image_size=[24, 32]", "data.limit=120", "model.name=resnet8", "model.width=8",
     "train.epochs=2", "train.batch_size=32", "train.precision=fp32", "train.threads=2",
@@ -35,13 +36,6 @@ FIELDS = (
 
 def recipe(*fields: str) -> Recipe:
     return Recipe.load("fashion-mini").override(*FIELDS, *fields)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as context:
-        context.setenv("KITAE_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,9 @@ Of encoded images the draw is the same one, at their own size; Pillow decodes th
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -177,6 +178,26 @@ def first_crop(
     return kind(ops[0], images, threads), ops[1:]
 
 
+class _Scratch:
+    """Memory that threads work in, kept: fresh memory takes nearly as long as the crops, since the system clears it."""
+
+    def __init__(self, threads: int) -> None:
+        self._free: deque[NDArray[np.uint8]] = deque(maxlen=threads)
+
+    @contextmanager
+    def borrowed(self, size: int) -> Iterator[int]:
+        """The address, a multiple of 64, of memory that this thread has alone; `size` includes 64 bytes to align it."""
+        try:
+            memory = self._free.pop()
+        except IndexError:
+            memory = np.empty(size, np.uint8)
+        if memory.nbytes < size:
+            memory = np.empty(size, np.uint8)
+        at = memory.ctypes.data
+        yield at + -at % 64
+        self._free.append(memory)
+
+
 class PictureCrop:
     """Cuts a keyed window out of each picture and resizes it, bilinear with antialias.
 
@@ -197,8 +218,7 @@ class PictureCrop:
         work_at = (WINDOW_AT + channels * largest + 127) & ~63
         work = _work_bytes(int(pictures.heights.max()), int(pictures.widths.max()), *self.shape[1:])
         self._scratch_bytes = work_at + work + 64
-        # Fresh memory would take nearly as long as the crops: the system clears it.
-        self._scratch: deque[NDArray[np.uint8]] = deque(maxlen=threads)
+        self._scratch = _Scratch(threads)
         self._recycler = Recycler()
         c = np.zeros(CONTEXT, np.int64)
         c[[PIXELS, STARTS, HEIGHTS, WIDTHS]] = [array.ctypes.data for array in self._arrays]
@@ -226,13 +246,8 @@ class PictureCrop:
         def work(part: NDArray[np.int64]) -> None:
             own = context.copy()
             own[[FIRST, LAST]] = part
-            try:
-                scratch = self._scratch.pop()
-            except IndexError:
-                scratch = np.empty(self._scratch_bytes, np.uint8)
-            at = scratch.ctypes.data
-            run(own.ctypes.data, at + -at % 64)
-            self._scratch.append(scratch)
+            with self._scratch.borrowed(self._scratch_bytes) as at:
+                run(own.ctypes.data, at)
 
         threads = min(self._threads, len(rows))
         if threads < 2:
@@ -259,7 +274,7 @@ class EncodedCrop:
         self.shape = (channels, *op.result(height, width))
         self._images, self._threads = images, threads
         self._numbers = np.array([*self.shape[1:], *op.scale, *op.ratio], np.float64)
-        self._scratch: deque[NDArray[np.uint8]] = deque(maxlen=threads)
+        self._scratch = _Scratch(threads)
         self._recycler = Recycler()
 
     def __call__(self, rows: NDArray[np.int64], index: NDArray[np.int64], seed: int, epoch: int) -> NDArray[np.uint8]:
@@ -282,15 +297,8 @@ class EncodedCrop:
             context = shared.copy()
             context[[PIXELS, HEIGHTS, WIDTHS, OUT]] = pixels.ctypes.data, tall, wide, out[place].ctypes.data
             needed = STEP_AT + _work_bytes(tall, wide, *self.shape[1:]) + 64
-            try:
-                scratch = self._scratch.pop()
-            except IndexError:
-                scratch = np.empty(needed, np.uint8)
-            if scratch.nbytes < needed:
-                scratch = np.empty(needed, np.uint8)
-            at = scratch.ctypes.data
-            resize(context.ctypes.data, at + -at % 64)
-            self._scratch.append(scratch)
+            with self._scratch.borrowed(needed) as at:
+                resize(context.ctypes.data, at)
 
         self._images.cut(rows, self.shape[1:], window, use, self._threads)
         return out
