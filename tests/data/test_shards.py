@@ -329,8 +329,10 @@ def test_windows_are_read_before_they_are_used(tmp_path: Path, cache: str) -> No
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[tuple[str, Path, list[str]]]:
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, Path, list[str]]]:
     """(address, folder that it serves, paths that were asked for)."""
+    pytest.importorskip("webdataset")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
     folder, asked = tmp_path / "served", []
     folder.mkdir()
 
@@ -345,11 +347,7 @@ def server(tmp_path: Path) -> Iterator[tuple[str, Path, list[str]]]:
     server.server_close()
 
 
-def test_shards_from_urls_are_those_from_files(
-    server: tuple[str, Path, list[str]], cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("webdataset")
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
+def test_shards_from_urls_are_those_from_files(server: tuple[str, Path, list[str]], cache: str, tmp_path: Path) -> None:
     address, folder, asked = server
     here = opened(shards(folder), cache)
     there = opened(f"webdataset:{address}/set-{{0..3}}.tar", str(tmp_path / "other"))
@@ -358,11 +356,7 @@ def test_shards_from_urls_are_those_from_files(
     assert len(asked) == 4
 
 
-def test_the_cache_of_urls_is_bounded(
-    server: tuple[str, Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("webdataset")
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
+def test_the_cache_of_urls_is_bounded(server: tuple[str, Path, list[str]], tmp_path: Path) -> None:
     address, folder, asked = server
     shards(folder)
     size = (folder / "set-0.tar").stat().st_size
@@ -374,11 +368,7 @@ def test_the_cache_of_urls_is_bounded(
     assert len(asked) == 5
 
 
-def test_urls_that_cannot_be_had(
-    server: tuple[str, Path, list[str]], cache: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("webdataset")
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
+def test_urls_that_cannot_be_had(server: tuple[str, Path, list[str]], cache: str) -> None:
     refused(f"webdataset:{server[0]}/no-such.tar", cache, "no-such.tar", "cannot be downloaded")
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, model_validator
 
-from kitae.spec import Spec
+from kitae.spec import GrowingSpec, Spec
 
 Side = Annotated[int, Field(ge=4, le=2048)]
 
@@ -18,7 +18,7 @@ class Normalization(Spec):
     std: tuple[Annotated[float, Field(gt=0)], ...] = Field(min_length=1, max_length=3)
 
 
-class DataSpec(Spec):
+class DataSpec(GrowingSpec):
     """Where images come from and how they are prepared and split.
 
     Attributes:
@@ -65,6 +65,10 @@ class DataSpec(Spec):
         cache: folder of the decoded stores; null is the user's cache folder.
     """
 
+    newer: ClassVar[frozenset[str]] = frozenset({
+        "val_seed", "depth", "store_size", "groups", "folds", "fold", "order", "shuffle_buffer", "shard_cache_gb",
+    })  # fmt: skip
+
     source: str = "fashion-mini"
     val_fraction: float = Field(0.1, gt=0, lt=1)
     test_fraction: float = Field(0.2, gt=0, lt=1)
@@ -107,21 +111,3 @@ class DataSpec(Spec):
         if self.store_size is not None and short is not None and self.store_size < short:
             raise ValueError(f"store_size: must be at least image_size ({short}), not {self.store_size}")
         return self
-
-    @model_serializer(mode="wrap")
-    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without newer fields at their defaults: recipes that do not use them keep the fingerprints they had."""
-        return {name: value for name, value in handler(self).items() if (name, value) not in _NEWER}
-
-
-_NEWER = (
-    ("val_seed", None),
-    ("depth", "auto"),
-    ("store_size", None),
-    ("groups", None),
-    ("folds", None),
-    ("fold", None),
-    ("order", "auto"),
-    ("shuffle_buffer", 8192),
-    ("shard_cache_gb", 50.0),
-)  # fields that recipes of older versions do not have

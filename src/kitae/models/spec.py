@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, model_validator
 
-from kitae.spec import Spec
-
-_NEWER = (("pretrained_sha256", None), ("freeze_first", 0))  # fields that recipes of older versions do not have
+from kitae.spec import GrowingSpec
 
 
-class ModelSpec(Spec):
+class ModelSpec(GrowingSpec):
     """Which network.
 
     Attributes:
@@ -29,6 +27,8 @@ class ModelSpec(Spec):
         stem: `small` is 3x3 stride 1 without max-pool, `large` 7x7 stride 2 with; `auto` is small up to 64 pixels.
     """
 
+    newer: ClassVar[frozenset[str]] = frozenset({"pretrained_sha256", "freeze_first"})
+
     name: str = "resnet9"
     width: int | None = Field(None, ge=4, le=1024)
     stochastic_depth: float = Field(0.0, ge=0, lt=1)
@@ -38,11 +38,6 @@ class ModelSpec(Spec):
     freeze: Literal["none", "statistics", "backbone"] = "none"
     freeze_first: int = Field(0, ge=0)
     stem: Literal["auto", "small", "large"] = "auto"
-
-    @model_serializer(mode="wrap")
-    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without newer fields at their defaults: recipes that do not use them keep the fingerprints they had."""
-        return {name: value for name, value in handler(self).items() if (name, value) not in _NEWER}
 
     @model_validator(mode="after")
     def _frozen_is_pretrained(self) -> ModelSpec:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from kitae.spec import Spec
+from kitae.spec import GrowingSpec, Spec
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -32,17 +32,12 @@ def merit(scores: Mapping[str, float | None], metric: str) -> tuple[float, float
     return (-value if metric == "val_loss" else value), -loss
 
 
-# Fields that recipes of older versions do not have.
-_NEWER = (("epoch_steps", None), ("recut", None), ("probe", "auto"), ("sync_bn", None), ("process_timeout", None))
-
-_NEWER_OF_OPTIMIZER = (("other_lr", None), ("norm", False))
-
 # Name -> learning rate and weight decay where a recipe leaves them out.
 _USUAL = {"sgd": (0.1, 5.0e-4), "adamw": (1.0e-3, 0.05), "muon": (0.05, 0.0)}
 _USUAL_OTHERS = (1.0e-3, 0.0)
 
 
-class OptimizerSpec(Spec):
+class OptimizerSpec(GrowingSpec):
     """An optimizer of torch.optim by its name in lower case, or `muon`, and its arguments.
 
     `momentum` and `nesterov` reach those that have them (sgd, rmsprop), `betas` and `eps` those that have them (adamw,
@@ -55,6 +50,8 @@ class OptimizerSpec(Spec):
     filter matrix at the norm of its number of rows ** 0.5: for networks that normalise after each convolution.
     """
 
+    newer: ClassVar[frozenset[str]] = frozenset({"other_lr", "norm"})
+
     name: str = "sgd"
     lr: float = Field(0.1, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1)
@@ -65,11 +62,6 @@ class OptimizerSpec(Spec):
     layer_decay: float | None = Field(None, gt=0, le=1)  # learning rate times this for each stage below the classifier
     other_lr: float | None = Field(None, gt=0)
     norm: bool = False
-
-    @model_serializer(mode="wrap")
-    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without newer fields at their defaults: recipes that do not use them keep the fingerprints they had."""
-        return {name: value for name, value in handler(self).items() if (name, value) not in _NEWER_OF_OPTIMIZER}
 
     @model_validator(mode="before")
     @classmethod
@@ -155,7 +147,7 @@ class ProbeSpec(Spec):
     limit: int = Field(20_000, ge=2)
 
 
-class TrainSpec(Spec):
+class TrainSpec(GrowingSpec):
     """The training loop.
 
     Attributes:
@@ -186,6 +178,8 @@ class TrainSpec(Spec):
         probe: `auto` fits a probe where weights are pretrained and the classifier is linear; null fits none.
     """
 
+    newer: ClassVar[frozenset[str]] = frozenset({"epoch_steps", "recut", "probe", "sync_bn", "process_timeout"})
+
     epochs: int = Field(10, ge=0)
     epoch_steps: int | None = Field(None, ge=1)
     recut: tuple[tuple[int, int], ...] = ()
@@ -210,11 +204,6 @@ class TrainSpec(Spec):
     nan_limit: int = Field(20, ge=1)
     seed: int = Field(0, ge=0, lt=2**32)
     probe: Literal["auto"] | ProbeSpec | None = "auto"
-
-    @model_serializer(mode="wrap")
-    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without newer fields at their defaults: recipes that do not use them keep the fingerprints they had."""
-        return {name: value for name, value in handler(self).items() if (name, value or None) not in _NEWER}
 
     @model_validator(mode="after")
     def _learns(self) -> TrainSpec:
