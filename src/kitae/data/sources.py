@@ -14,7 +14,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from numpy.typing import NDArray
 from kitae.data.base import SPLIT_ALIASES, TRAIN, Item, Progress, Source, Table, name_key
 from kitae.data.groups import by_paths
 from kitae.data.spec import DataSpec
-from kitae.errors import DataError
+from kitae.errors import DataError, did_you_mean
 from kitae.preprocess import image_files, is_image
 
 GROUP_PREFIX = "group="
@@ -192,9 +191,8 @@ def _suggestion(source: str) -> str:
             return f"did you mean {source_of(source)}?"
     except DataError:
         pass
-    close = difflib.get_close_matches(source.partition(":")[0].lower(), SOURCES, n=1)
     listed = ", ".join(f"{name}:PATH" if name in _WITH_PATH else name for name in SOURCES)
-    return (f"did you mean {close[0]}? " if close else "") + f"the sources are {listed}"
+    return f"the sources are {listed}{did_you_mean(source.partition(':')[0].lower(), SOURCES)}"
 
 
 _WITH_PATH = ("folder", "parquet", "csv", "webdataset")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from types import MethodType
 
 from torch import nn
 
@@ -53,14 +54,12 @@ def _freeze_part(model: nn.Module, spec: ModelSpec) -> None:
 
 def _train_only(model: nn.Module, active: Collection[str]) -> None:
     """Let `model.train()` put the modules of these names in training mode and leave the others in eval mode."""
-    kind = type(model)
 
     def train(self: nn.Module, mode: bool = True) -> nn.Module:
-        kind.train(self, mode)
+        type(self).train(self, mode)
         for name, module in self.named_modules():
             module.training = mode and name in active
         return self
 
-    # A subclass made on the spot: `train` is the only way in to a module's mode, and weights keep their names.
-    model.__class__ = type(f"Frozen{kind.__name__}", (kind,), {"train": train})
+    model.train = MethodType(train, model)  # type: ignore[method-assign]
     model.train()

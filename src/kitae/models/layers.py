@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -13,6 +14,14 @@ class DropoutLinear(nn.Linear):
     """
 
     p: float = 0.0
+
+    @classmethod
+    def around(cls, layer: nn.Linear, p: float) -> DropoutLinear:
+        """With the weights of an existing layer."""
+        with torch.device("meta"):  # draws no random numbers
+            made = cls(layer.in_features, layer.out_features, bias=layer.bias is not None)
+        made.weight, made.bias, made.p = layer.weight, layer.bias, p
+        return made
 
     def forward(self, input: Tensor) -> Tensor:
         """float [N, ..., in_features] -> float [N, ..., out_features]."""

@@ -138,8 +138,7 @@ def _set_dropout(model: nn.Module, spec: ModelSpec) -> None:
         elif spec.dropout > 0:
             if type(layer) is not nn.Linear:
                 raise RecipeError(f"model.dropout: {spec.name} has no linear classifier to put it before; set it to 0")
-            layer.__class__ = DropoutLinear
-            layer.p = spec.dropout  # type: ignore[assignment]
+            model.set_submodule(name, DropoutLinear.around(layer, spec.dropout))
 
 
 def _one_channel(model: nn.Module) -> None:

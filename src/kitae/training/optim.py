@@ -5,13 +5,12 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Sequence
-from difflib import get_close_matches
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from kitae.errors import RecipeError, one_line
+from kitae.errors import RecipeError, did_you_mean, one_line
 from kitae.training.muon import Muon
 from kitae.training.spec import OptimizerSpec
 
@@ -82,8 +81,7 @@ def build_optimizer(
     """
     kind = OPTIMIZERS.get(spec.name.lower())
     if kind is None:
-        near = get_close_matches(spec.name.lower(), OPTIMIZERS, n=1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
+        hint = did_you_mean(spec.name.lower(), OPTIMIZERS)
         raise RecipeError(f"train.optimizer.name: no optimizer {spec.name!r}{hint}; valid: {', '.join(OPTIMIZERS)}")
     accepted = inspect.signature(kind).parameters
     arguments = {
