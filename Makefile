@@ -46,6 +46,7 @@ figures: setup
 	$(BIN)/python scripts/draw_design.py
 	$(BIN)/python scripts/doc_pictures.py
 	$(BIN)/python scripts/recipe_reference.py
+	$(BIN)/python scripts/benchmark_pages.py
 	$(BIN)/python -m kitae.augment.table docs/augmentation.md
 	$(BIN)/python -m kitae.experiments.ledger studies/results --out docs/ledger.md
 

@@ -3,11 +3,12 @@
     python benchmarks/quality.py --sets trashnet photos-mini trashnet:200 --budgets 1 5 15 --seeds 0 1 2
     python benchmarks/quality.py --sets photos-mini --budgets 0.2 --seeds 0 --contestants kitae probe    does it run?
 
-Sets: `trashnet`, `imagenette-small` and `cifar10` (2,500 training images) of the data folder (KITAE_DATA),
-`photos-mini` and `fashion-mini` of the package, or a folder with one folder per class. `SET:200` keeps 200 images to
-train and validate with. A set's own test split is the test; else a fifth of each class is. A fifth of all (of what is
-not test, a quarter) validates. The lists are drawn for each seed, and written as CSV files that all contestants read.
-Nobody trains on validation images, and nobody opens test before the end.
+Sets: `trashnet`, `imagenette-small` and `cifar10` (2,500 training images; `cifar10-160` enlarges them to 160 px) of
+the data folder (KITAE_DATA), `textile` of the PyPI package conformal-clip-data, `photos-mini` and `fashion-mini` of
+this package, or a folder with one folder per class. `SET:200` keeps 200 images to train and validate with. A set's own
+test split is the test; else a fifth of each class is. A fifth of all (of what is not test, a quarter) validates. The
+lists are drawn for each seed, and written as CSV files that all contestants read. Nobody trains on validation images,
+and nobody opens test before the end.
 
 Contestants, each a process of its own that begins with nothing decoded, and has to end within the minutes:
 
@@ -29,6 +30,7 @@ from __future__ import annotations
 import argparse
 import csv
 import importlib.util
+import io
 import json
 import math
 import os
@@ -48,8 +50,8 @@ import numpy as np
 CONTESTANTS = (
     "kitae", "probe", "torchvision", "fastai", "timm", "kitae-scratch", "torchvision-scratch", "timm-scratch",
 )  # fmt: skip
-SETS = ("trashnet", "imagenette-small", "photos-mini", "fashion-mini", "cifar10")
-MOST = {"cifar10": 2500}  # images to train and validate with
+SETS = ("trashnet", "textile", "imagenette-small", "photos-mini", "fashion-mini", "cifar10", "cifar10-160")
+MOST = {"cifar10": 2500, "cifar10-160": 2500}  # images to train and validate with
 MOST_TEST = 2000
 NET = "tf_efficientnet_lite0"
 SIZES, SCRATCH_SIZES = (224, 192, 160, 128), (128, 96, 64)
@@ -101,15 +103,17 @@ def _share(rng: np.random.Generator, labels: Sequence[int], rows: list[int], sha
 
 def read_set(name: str) -> tuple[list[Any], list[str], list[bool]]:
     """Encoded images or files, names of their classes, and which are the set's own test."""
-    if Path(name).is_dir():
-        files = sorted(path for path in Path(name).glob("*/*") if path.is_file())
+    folder = _textile() if name == "textile" else Path(name)
+    if folder.is_dir():
+        files = sorted(path for path in folder.glob("*/*") if path.is_file())
         return list(files), [file.parent.name for file in files], [False] * len(files)
     import pyarrow.parquet as pq
 
     if name not in SETS:
         raise SystemExit(f"quality.py: --sets {name}: must be a folder or one of {', '.join(SETS)}")
     assets = common.ROOT / "src" / "kitae" / "data" / "assets"
-    path = assets / f"{name}.parquet" if name.endswith("-mini") else common.DATA / f"{name}.parquet"
+    file = f"{name.removesuffix('-160')}.parquet"
+    path = (assets if name.endswith("-mini") else common.DATA) / file
     if not path.is_file():
         raise SystemExit(f"quality.py: --sets {name}: there is no {path} (KITAE_DATA names the folder)")
     table = pq.read_table(path)
@@ -118,6 +122,24 @@ def read_set(name: str) -> tuple[list[Any], list[str], list[bool]]:
     names = table.column("class_name" if "class_name" in table.column_names else "label").to_pylist()
     splits = table.column("split").to_pylist() if "split" in table.column_names else ["train"] * len(images)
     return images, [str(value) for value in names], [split == "test" for split in splits]
+
+
+def _textile() -> Path:
+    """Images of a simulated textile (MIT licence), which a package brings."""
+    found = importlib.util.find_spec("conformal_clip_data")
+    if found is None or found.origin is None:
+        raise SystemExit("quality.py: --sets textile: needs `pip install conformal-clip-data`")
+    return Path(found.origin).parent / "data" / "textile_images" / "simulated"
+
+
+def _enlarged(data: bytes, side: int = 160) -> bytes:
+    """An image as a PNG file of another size."""
+    from PIL import Image
+
+    out = io.BytesIO()
+    with Image.open(io.BytesIO(data)) as image:
+        image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC).save(out, "PNG")
+    return out.getvalue()
 
 
 def write_lists(name: str, seeds: Sequence[int], folder: Path) -> dict[int, Path]:
@@ -138,9 +160,9 @@ def write_lists(name: str, seeds: Sequence[int], folder: Path) -> dict[int, Path
                 if isinstance(images[row], Path):
                     path = images[row].resolve()
                 else:
-                    path = here / f"{row:06d}{_suffix(images[row])}"
+                    path = here / f"{row:06d}{'.png' if base == 'cifar10-160' else _suffix(images[row])}"
                     if not path.is_file():
-                        path.write_bytes(images[row])
+                        path.write_bytes(_enlarged(images[row]) if base == "cifar10-160" else images[row])
                 lines.append([str(path), names[row], split])
         lists[seed] = here / f"{limit or 'all'}-{seed}.csv"
         with lists[seed].open("w", newline="") as file:

@@ -170,6 +170,17 @@ def test_pages_made_by_a_script_are_up_to_date(script: str) -> None:
     assert module.PAGE.read_text(encoding="utf-8") == module.page()
 
 
+def test_pages_of_results_are_up_to_date() -> None:
+    """Run the script again if this fails: python scripts/benchmark_pages.py"""
+    sys.path.insert(0, str(ROOT / "scripts"))
+    try:
+        made = __import__("benchmark_pages").pages()
+    finally:
+        sys.path.pop(0)
+    for page, text in made.items():
+        assert page.read_text(encoding="utf-8") == text, page.name
+
+
 def test_pictures_of_definitions_are_up_to_date(tmp_path: Path) -> None:
     sys.path.insert(0, str(ROOT / "scripts"))
     try:

@@ -1,0 +1,147 @@
+"""Write docs/benchmarks/photographs.md and training.md from the results of benchmarks/quality.py and train.py.
+
+python scripts/benchmark_pages.py
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS, DOCS = ROOT / "benchmarks" / "results", ROOT / "docs" / "benchmarks"
+
+PHOTOGRAPHS = """\
+# Photographs: accuracy in the same minutes
+
+Made by `python benchmarks/quality.py`; the figures are those of `benchmarks/results/quality.json`. All contestants
+read the same images with the same splits, start with nothing decoded, and plan to end within the minutes. Nobody
+opens test before the end. Differences are paired by seed (a seed draws the splits too); below 0, Kitae is better. An
+interval is a 95 % t interval over the seeds, so with two or three of them it is wide.
+
+Machine: {machine}.
+"""
+TRAINING = """\
+# Training speed: the same step in other loops
+
+Made by `python benchmarks/train.py`; the figures are those of `benchmarks/results/train.json`. The same network,
+images, batch and cores; everyone but the tutorial's loop trains in bfloat16 and channels_last. Contestants take turns
+of some steps, so a busy moment hits all of them; ratios are of the same round (median, lowest and highest).
+
+Machine: {machine}.
+"""
+CONTESTANTS = {
+    "kitae": "`kitae train FOLDER --minutes M`",
+    "probe": "logistic regression on features of the same weights (scikit-learn)",
+    "torchvision": "fine-tuning loop in torchvision's style, same weights",
+    "fastai": "fastai's `fine_tune` schedule and head, same weights",
+    "timm": "timm's defaults for fine-tuning, same weights",
+    "kitae-scratch": "`kitae train FOLDER --minutes M --model resnet9`",
+    "torchvision-scratch": "ResNet-18 from scratch, torchvision's style",
+    "timm-scratch": "ResNet-18 from scratch, timm's defaults",
+}
+SETS = {
+    "trashnet": "TrashNet (2,527 photographs, 6 classes)",
+    "textile": "simulated textile (2,000 images, 3 classes)",
+    "imagenette-small": "Imagenette (3,200 photographs, 10 classes of ImageNet)",
+    "cifar10": "CIFAR-10 (2,500 images to train and validate with, 32 px)",
+    "cifar10-160": "the same, enlarged to 160 px",
+    "photos-mini": "photos-mini (600 photographs, 6 classes)",
+    "fashion-mini": "fashion-mini (28 px, grey)",
+}
+
+
+def photographs(found: dict[str, Any]) -> str:
+    """The page on accuracy in the same minutes."""
+    lines = [PHOTOGRAPHS.format(machine=_machine(found["machine"]))]
+    for name in dict.fromkeys(line["set"] for line in found["paired"]):
+        base, _, limit = name.partition(":")
+        lines += [
+            f"## {SETS.get(base, base)}" + (f", {limit} images to train and validate with" if limit else ""), "",
+            "| minutes | contestant | test accuracy | less Kitae, points | seconds taken | seeds |",
+            "|---|---|---|---|---|---|",
+        ]  # fmt: skip
+        rows = [line for line in found["paired"] if line["set"] == name]
+        for line in sorted(rows, key=lambda one: (one["budget"], -one["accuracy"])):
+            lines.append(
+                f"| {line['budget']:g} | {CONTESTANTS[line['contestant']]} | {100 * line['accuracy']:.1f} % | "
+                f"{_difference(line)} | {line['seconds']:.0f} | {line['seeds']} |"
+            )
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _difference(line: dict[str, Any]) -> str:
+    if line["difference"] is None:
+        return ""
+    text = f"{100 * line['difference']:+.1f}"
+    if line["interval"] is None:
+        return text
+    low, high = line["interval"]
+    return f"{text} ({100 * low:+.1f} to {100 * high:+.1f})"
+
+
+LOOPS = {
+    "kitae": "`kt.train`, run folder included",
+    "bare": "the limit: the bare step, one batch of floats in memory",
+    "tutorial": "tutorial loop: DataLoader, float32",
+    "tuned": "tutorial loop with bfloat16, channels_last and workers that stay",
+    "lightning": "Lightning's Trainer, bf16-mixed, channels_last",
+    "timm": "timm's parts, bfloat16, channels_last",
+}
+ROWS = {
+    "resnet9": "ResNet-9 of width 32, 32 px",
+    "resnet18": "ResNet-18, 32 px",
+    "strong": "ResNet-18, 32 px: AutoAugment, mixing, erasing, smoothing, stochastic depth, averaged weights",
+    "efficientnet": "EfficientNet-B0, 224 px",
+    "resnet50": "ResNet-50, 224 px",
+}
+
+
+def training(found: dict[str, Any]) -> str:
+    """The page on training speed."""
+    lines = [TRAINING.format(machine=_machine(found["machine"]))]
+    for name, row in found["rows"].items():
+        lines += [
+            f"## {ROWS.get(name, name)}", "",
+            "| loop | images/s | Kitae is faster by | waits for images | peak memory |", "|---|---|---|---|---|",
+        ]  # fmt: skip
+        rates = row["images_per_second"]
+        for loop, rate in sorted(rates.items(), key=lambda one: -one[1]["median"]):
+            over = row["kitae_over"].get(loop)
+            waits = row["waiting_share"].get(loop)
+            cells = [
+                LOOPS[loop],
+                f"{rate['median']:,.0f} ({rate['min']:,.0f} to {rate['max']:,.0f})",
+                f"{over['median']:.2f} ({over['min']:.2f} to {over['max']:.2f})" if over else "",
+                "" if waits is None else f"{100 * waits:.0f} %",
+                f"{row['peak_memory_bytes'][loop] / 1e9:.1f} GB",
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+        rounds = next(iter(rates.values()))["n"]
+        lines += ["", f"Batch {row['batch']}, {rounds} rounds of {row['steps']} steps."]
+        lines += [f"Left out: {LOOPS[loop]} ({why})." for loop, why in row["left_out"].items()]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _machine(machine: dict[str, Any]) -> str:
+    versions = machine["versions"]
+    return f"{machine['processor']}, {machine['cores_used']} cores, torch {versions['torch']}, {machine['when'][:10]}"
+
+
+def pages() -> dict[Path, str]:
+    """Each page and its text; results that do not exist have none."""
+    found = {}
+    for result, page, write in (("quality", "photographs", photographs), ("train", "training", training)):
+        path = RESULTS / f"{result}.json"
+        if path.is_file():
+            found[DOCS / f"{page}.md"] = write(json.loads(path.read_text()))
+    return found
+
+
+if __name__ == "__main__":
+    for path, text in pages().items():
+        path.write_text(text)
+        print(path.relative_to(ROOT))
