@@ -9,6 +9,7 @@ import subprocess
 import sys
 import warnings
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -314,6 +315,20 @@ def test_squash_ignores_the_aspect() -> None:
     assert (out[:, :, 11:] == 0).all()
 
 
+@pytest.mark.parametrize("resize", ["crop", "squash"])
+def test_a_share_of_the_sides_around_the_centre(resize: str) -> None:
+    pixels = np.zeros((40, 60, 3), np.uint8)
+    pixels[5:35, 15:45] = 200  # three quarters of the crop's sides
+    rules = PreprocessRules(30, 3, resize, crop_pct=0.75)  # type: ignore[arg-type]
+    out = decode(encoded(pixels), rules)
+    across = slice(1, -1) if resize == "crop" else slice(6, 24)
+    assert (out[:, 1:-1, across] == 200).all()
+    assert (out == 200).all() == (resize == "crop")
+    whole = replace(rules, store_size=40)
+    assert (decode(encoded(pixels), whole) == out).all()
+    assert (from_array(pixels[:30, :30], rules) != pixels[:30, :30].transpose(2, 0, 1)).any()  # of the right size too
+
+
 def test_pad_keeps_everything_and_centres_it_on_black() -> None:
     pixels = np.full((40, 100, 3), 200, np.uint8)
     out = decode(encoded(pixels), PreprocessRules(20, 3, "pad"))
@@ -558,7 +573,9 @@ def test_rules_travel_as_a_mapping() -> None:
     }  # fmt: skip
     whole = PreprocessRules((48, 64), 3, store_size=96)
     assert json.loads(json.dumps(whole.to_dict()))["image_size"] == [48, 64]
-    for rules in (deep, whole, PreprocessRules(32, 3, store_size=32), PreprocessRules((32, 48))):
+    assert PreprocessRules(32, crop_pct=0.875).to_dict()["version"] == 3
+    centre = PreprocessRules((32, 48), crop_pct=0.875)
+    for rules in (deep, whole, centre, PreprocessRules(32, 3, store_size=32), PreprocessRules((32, 48))):
         assert PreprocessRules.from_dict(json.loads(json.dumps(rules.to_dict()))) == rules
     assert PreprocessRules((32, 32)) == PreprocessRules(32)
 
@@ -575,7 +592,9 @@ def test_rules_travel_as_a_mapping() -> None:
         ({"image_size": [32, 32, 3], "version": 2}, "image_size"),
         ({"image_size": 32, "version": 2, "store_size": 31}, "store_size must be"),
         ({"image_size": 32, "version": 2, "store_size": 64.0}, "store_size must be"),
-        ({"image_size": 32, "version": 3}, "version 3 are unknown"),
+        ({"image_size": 32, "version": 4}, "version 4 are unknown"),
+        ({"image_size": 32, "version": 3, "crop_pct": 0}, "crop_pct must be above 0"),
+        ({"image_size": 32, "version": 3, "crop_pct": 0.9, "resize": "pad"}, "crop_pct must be 1"),
         ({"image_size": 32, "version": 2, "depth": 9}, "depth must be 8, 10, 12 or 16"),
         ({"image_size": 32, "version": 1, "depth": 12}, "unknown preprocessing rule 'depth'"),
         ({"image_size": 32, "mean": 1}, "unknown preprocessing rule 'mean'"),

@@ -222,6 +222,20 @@ def test_the_size_of_whole_pictures_can_be_given(tmp_path: Path) -> None:
         DataSpec(image_size=32, store_size=31)
 
 
+def test_pictures_of_the_network_s_size_are_kept_whole_for_a_crop(tmp_path: Path) -> None:
+    root = tmp_path / "photos"
+    for label in ("a", "b"):
+        (root / label).mkdir(parents=True)
+        Image.fromarray(picture("ab".index(label), 0, (96, 96), 2)).save(root / label / "0.png")
+    store = open_store(DataSpec(source=f"folder:{root}", image_size=96, crop_pct=0.875))
+    assert isinstance(store.images, Pictures)
+    assert store.images.whole(0).shape == (3, 96, 96)
+    assert (store.images[0] == decode(root / store.names[0], PreprocessRules(96, 3, crop_pct=0.875))).all()
+    assert store.path != open_store(DataSpec(source=f"folder:{root}", image_size=96)).path
+    with pytest.raises(ValueError, match="crop_pct: must be 1"):
+        DataSpec(crop_pct=0.9, resize="pad")
+
+
 def test_tiny_pictures_and_those_of_the_network_s_size_are_one_array(tmp_path: Path) -> None:
     def store_of(*sizes: tuple[int, int], **fields: Any) -> Store:
         table = {"image": [encode(picture(0, i, size)) for i, size in enumerate(sizes)], "label": [0, 1] * len(sizes)}

@@ -135,11 +135,15 @@ def test_imbalance_is_said(tmp_path: Path) -> None:
     assert any("10 to 60" in line and "balanced accuracy" in line for line in lines)
 
 
-@pytest.mark.parametrize(("size", "resize"), [((96, 128), "squash"), ((128, 96), "squash"), ((60, 200), "crop")])
-def test_the_whole_picture_is_seen_where_it_is_nearly_square(
-    tmp_path: Path, size: tuple[int, int], resize: str
-) -> None:
-    assert plan(photos(tmp_path / "d", [20, 20], size=size)).recipe.data.resize == resize
+@pytest.mark.parametrize(
+    ("size", "resize", "crop_pct"),
+    [((96, 128), "squash", 1), ((128, 96), "squash", 1), ((60, 200), "crop", 1), ((100, 96), "crop", 0.875)],
+)
+def test_what_of_a_picture_is_seen(tmp_path: Path, size: tuple[int, int], resize: str, crop_pct: float) -> None:
+    source = photos(tmp_path / "d", [20, 20], size=size)
+    data = plan(source).recipe.data
+    assert (data.resize, data.crop_pct) == (resize, crop_pct)
+    assert plan(source, choices=Choices(set=("data.resize=pad",))).recipe.data.crop_pct == 1
 
 
 # Odd data: each trains, or says in one line what to do.

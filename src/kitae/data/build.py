@@ -59,7 +59,7 @@ def build(
 
     Args:
         request: `image_size`, `channels`, `resize`, `depth` (or `auto`), `store_size`, `fixed` (nothing is left to find
-            out: `store_size` is that of the rules), `on_corrupt`.
+            out: `store_size` is that of the rules), `on_corrupt`, and `crop_pct` where it is not 1.
         fingerprint: of the source when it was asked for; files that change meanwhile are an error.
         sound: whether the folder of a store can be trusted.
 
@@ -217,7 +217,7 @@ def _pass(
     def work(row: int, item: Item) -> _Decoded | DataError:
         if row >= total:
             raise DataError(f"{source.name}: has more images than its {total} labels")
-        hooks = _Watch(memory, rules.size if whole_is_news else None)
+        hooks = _Watch(memory, rules if whole_is_news else None)
         try:
             pixels = picture(item, rules, table.names[row], hooks)
         except DataError as error:
@@ -262,15 +262,17 @@ def _pass(
 
 
 class _Watch(Hooks):
-    """The hooks of one image. `size`: of the network, if a larger image is news."""
+    """The hooks of one image. `rules`: given if it is news that an image has to be kept whole."""
 
-    def __init__(self, memory: _Memory, size: tuple[int, int] | None) -> None:
-        self._memory, self._size = memory, size
+    def __init__(self, memory: _Memory, rules: PreprocessRules | None) -> None:
+        self._memory, self._rules = memory, rules
         self.highest: int | None = None
 
     def on_size(self, height: int, width: int) -> None:
-        if self._size is not None and max(height, width) > TINY and (height, width) != self._size:
-            raise _WholeNeededError
+        if self._rules is not None and max(height, width) > TINY:
+            fits = (height, width) == self._rules.size and self._rules.crop_pct == 1
+            if not fits:
+                raise _WholeNeededError
 
     def on_level(self, highest: int) -> None:
         self.highest = highest
@@ -321,8 +323,9 @@ def resolve(source: Source, request: dict[str, Any], threads: int | None) -> Pre
         channels = channels or (1 if grey else 3)
     depth: Depth = 16 if request["depth"] == "auto" else request["depth"]
     return PreprocessRules(
-        size, channels, request["resize"], depth, request["store_size"] if request["fixed"] else None
-    )
+        size, channels, request["resize"], depth, request["store_size"] if request["fixed"] else None,
+        request.get("crop_pct", 1.0),
+    )  # fmt: skip
 
 
 def _header(row: int, item: Item) -> tuple[tuple[int, int], bool] | None:

@@ -43,6 +43,8 @@ class DataSpec(GrowingSpec):
         depth: significant bits of images of more than 8 bits a channel. `auto` takes what the highest level of the
             whole set needs: 8 under 256, 10 under 1024, 12 under 4096, else 16.
         resize: `crop` (shorter side to size, centre crop), `squash` (ignore the aspect), `pad` (longer side to size).
+        crop_pct: share of the sides, around the centre, that `crop` and `squash` keep; below 1 what is in the middle is
+            seen larger.
         normalize: `train` (statistics of the training images), `pretrained` (the pretrained net's own), or given.
         balance: `sampler` draws every class equally often, `loss` weighs classes inversely to their frequency.
         on_corrupt: an image that cannot be read is an `error`, or is named and left out (`skip`).
@@ -66,7 +68,8 @@ class DataSpec(GrowingSpec):
     """
 
     newer: ClassVar[frozenset[str]] = frozenset({
-        "val_seed", "depth", "store_size", "groups", "folds", "fold", "order", "shuffle_buffer", "shard_cache_gb",
+        "val_seed", "depth", "store_size", "crop_pct", "groups", "folds", "fold", "order", "shuffle_buffer",
+        "shard_cache_gb",
     })  # fmt: skip
 
     source: str = "fashion-mini"
@@ -80,6 +83,7 @@ class DataSpec(GrowingSpec):
     channels: Literal[1, 3] | None = None
     depth: Literal["auto", 8, 10, 12, 16] = "auto"
     resize: Literal["crop", "squash", "pad"] = "crop"
+    crop_pct: float = Field(1.0, gt=0, le=1)
     normalize: Literal["train", "pretrained"] | Normalization = "train"
     balance: Literal["none", "sampler", "loss"] = "none"
     on_corrupt: Literal["error", "skip"] = "error"
@@ -105,9 +109,11 @@ class DataSpec(GrowingSpec):
         return self
 
     @model_validator(mode="after")
-    def _store_covers_the_image(self) -> Self:
+    def _sizes_fit(self) -> Self:
         size = self.image_size
         short = min(size) if isinstance(size, tuple) else size
         if self.store_size is not None and short is not None and self.store_size < short:
             raise ValueError(f"store_size: must be at least image_size ({short}), not {self.store_size}")
+        if self.crop_pct < 1 and self.resize == "pad":
+            raise ValueError("crop_pct: must be 1 with resize: pad, which keeps the whole image")
         return self

@@ -156,6 +156,8 @@ def prepare(
         "version": VERSION,
         "on_corrupt": on_corrupt or (spec.on_corrupt if spec else "error"),
     }
+    if rules.crop_pct != 1:  # stores of before keep their keys
+        request["crop_pct"] = rules.crop_pct
     root = cache_folder(str(cache) if cache is not None else spec.cache if spec else None) / "stores"
     fingerprint = source.fingerprint()
     key = hashlib.blake2b(json.dumps([FORMAT, fingerprint, request]).encode(), digest_size=10).hexdigest()

@@ -46,7 +46,10 @@ _VALIDATION = 150  # images that a choice wants, where they are no more than a f
 _JUDGED_AT_ONCE = 32  # large images in large batches leave the processor's cache
 _SMALLEST_TUNED = 128  # pixels; fine-tuning of smaller pictures ended worse than its probe (LOG.md, 2026-11-26)
 _FEW = 1000  # images, under which one split says little
-_FAR_FROM_SQUARE = 1.7  # of a median picture; nearer to it the whole picture is squeezed into the square
+# Long side to short side of a median picture that is squeezed into the square, since a crop would lose what is at the
+# edges. Of nearly square pictures the centre is seen larger instead, as the weights saw theirs (LOG.md, 2026-11-26).
+_SQUEEZED = (1.15, 1.7)
+_CROP_PCT = 0.875
 
 
 @dataclass(frozen=True)
@@ -325,7 +328,7 @@ class _Planner:
             update={
                 "image_size": size,
                 "normalize": "pretrained",
-                "resize": "squash" if self.squeezes() else self.base.data.resize,
+                **self.framing(pretrained=True),
             }
         )
         recipe = {
@@ -358,10 +361,16 @@ class _Planner:
             lines.append(f"{head}, then {made.train.epochs} epochs of {each} steps, {batch} images each")
         return made, lines
 
-    def squeezes(self) -> bool:
-        """Whether the aspect ratio is ignored so that the whole picture fits the square."""
-        height, width = self.facts.side
-        return not self.facts.tiny and max(height, width) <= _FAR_FROM_SQUARE * min(height, width)
+    def framing(self, *, pretrained: bool) -> dict[str, Any]:
+        """What evaluation sees of a picture, where the user leaves it open: fields of `data`."""
+        given = self.base.data
+        if self.facts.tiny or given.resize != "crop" or given.crop_pct != 1:
+            return {}
+        ratio = max(self.facts.side) / min(self.facts.side)
+        least, most = _SQUEEZED
+        if pretrained and ratio < least:
+            return {"crop_pct": _CROP_PCT}
+        return {"resize": "squash"} if ratio <= most else {}
 
     def sizes(self, usual: Sequence[int]) -> tuple[int, ...]:
         """Sizes to choose from, the largest first: the user's, or those that do not only enlarge."""
@@ -426,9 +435,7 @@ class _Planner:
         if self.choices.epochs is not None:
             epochs, steps = self.choices.epochs, 0
         image_size = None if facts.tiny and facts.same and self.choices.image_size is None else size
-        data = self.base.data.model_copy(
-            update={"image_size": image_size, "resize": "squash" if self.squeezes() else self.base.data.resize}
-        )
+        data = self.base.data.model_copy(update={"image_size": image_size, **self.framing(pretrained=False)})
         recipe = {
             "data": data.model_dump(mode="json"),
             "augment": {"train": _tiny_ops(size) if facts.tiny else _PHOTO_OPS},

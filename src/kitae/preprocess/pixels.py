@@ -119,14 +119,15 @@ def resized(image: Image.Image, rules: PreprocessRules) -> Image.Image:
     """At the size of `image_size`, cropped, squashed or padded as the rules have it."""
     tall, wide = rules.size
     width, height = image.size
-    if (width, height) == (wide, tall):
+    if (width, height) == (wide, tall) and rules.crop_pct == 1:
         return image
     bilinear = Image.Resampling.BILINEAR
-    if rules.resize == "squash":
-        return image.resize((wide, tall), bilinear)
     flatter = width * tall >= height * wide  # than the target
-    if rules.resize == "crop":
-        across, down = (height * wide / tall, height) if flatter else (width, width * tall / wide)
+    if rules.resize != "pad":
+        across, down = float(width), float(height)
+        if rules.resize == "crop":
+            across, down = (height * wide / tall, down) if flatter else (across, width * tall / wide)
+        across, down = rules.crop_pct * across, rules.crop_pct * down
         left, top = (width - across) / 2, (height - down) / 2
         return image.resize((wide, tall), bilinear, box=(left, top, left + across, top + down))
     fitted = (wide, max(1, round(height * wide / width))) if flatter else (max(1, round(width * tall / height)), tall)

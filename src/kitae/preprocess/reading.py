@@ -34,7 +34,7 @@ def decode(source: bytes | str | Path, rules: PreprocessRules, name: str = "") -
 
     Args:
         source: the encoded bytes, or the path of a file.
-        rules: size, channels, resize, depth and store size.
+        rules: size, channels, resize, depth, store size and share of the sides.
         name: what errors call the image; by default the path.
 
     Returns:
@@ -89,7 +89,7 @@ def picture(
 def view(pixels: NDArray[np.uint8], rules: PreprocessRules) -> NDArray[np.uint8]:
     """What a network sees of a picture that a store keeps: uint8 [C, h, w] to [C, H, W], C-contiguous."""
     channels, height, width = pixels.shape
-    if (height, width) == rules.size:
+    if (height, width) == rules.size and (rules.crop_pct == 1 or rules.store_size is None):
         return np.ascontiguousarray(pixels)
     pixels = np.ascontiguousarray(pixels)
     out = np.empty((channels, *rules.size), np.uint8)

@@ -13,8 +13,12 @@ Size: TypeAlias = "int | tuple[int, int]"
 """Pixels of a square, or (height, width)."""
 
 DEPTHS: tuple[Depth, ...] = (8, 10, 12, 16)
-VERSION = 2  # the newest; rules that version 1 could say are written as version 1
-_FIELDS_OF_1 = ("image_size", "channels", "resize")
+VERSION = 3  # the newest; rules are written as the oldest version that can say the same
+_FIELDS = {
+    1: ("image_size", "channels", "resize"),
+    2: ("image_size", "channels", "resize", "depth", "store_size"),
+    3: ("image_size", "channels", "resize", "depth", "store_size", "crop_pct"),
+}
 _MAX_SIDE = 16384
 
 
@@ -29,6 +33,7 @@ class PreprocessRules:
         depth: significant bits of images of more than 8 bits a channel; 16 keeps their high byte.
         store_size: the whole picture is first reduced until it only just covers the target enlarged to a short side of
             so many pixels; None resizes at once.
+        crop_pct: share in (0, 1] of the sides that `crop` and `squash` keep, around the centre.
 
     Raises:
         DataError: a value is outside its range.
@@ -39,6 +44,7 @@ class PreprocessRules:
     resize: Resize = "crop"
     depth: Depth = 16
     store_size: int | None = None
+    crop_pct: float = 1.0
 
     def __post_init__(self) -> None:
         size = self.image_size
@@ -57,6 +63,10 @@ class PreprocessRules:
                 f"store_size must be an integer in [{min(self.size)} (of image_size), {_MAX_SIDE}], "
                 f"not {self.store_size!r}"
             )
+        if isinstance(self.crop_pct, bool) or not 0 < self.crop_pct <= 1:
+            raise DataError(f"crop_pct must be above 0 and at most 1, not {self.crop_pct!r}")
+        if self.crop_pct < 1 and self.resize == "pad":
+            raise DataError("crop_pct must be 1 with resize pad, which keeps the whole image")
 
     @property
     def size(self) -> tuple[int, int]:
@@ -73,19 +83,21 @@ class PreprocessRules:
         """(height, width) that a picture must cover before the final resize."""
         height, width = self.size
         factor = 1.0 if self.store_size is None else self.store_size / min(height, width)
+        factor = max(factor, 1 / self.crop_pct)
         return height * factor, width * factor
 
     @property
     def version(self) -> int:
         """The oldest version of the rules that says the same."""
-        return 1 if (self.depth, self.store_size) == (16, None) and isinstance(self.image_size, int) else VERSION
+        if self.crop_pct != 1:
+            return 3
+        return 1 if (self.depth, self.store_size) == (16, None) and isinstance(self.image_size, int) else 2
 
     def to_dict(self) -> dict[str, Any]:
         """A plain mapping for JSON."""
         mapping = asdict(self)
-        if self.version == 1:
-            mapping = {name: mapping[name] for name in _FIELDS_OF_1}
-        elif not isinstance(self.image_size, int):
+        mapping = {name: mapping[name] for name in _FIELDS[self.version]}
+        if not isinstance(self.image_size, int):
             mapping["image_size"] = list(self.image_size)
         return {**mapping, "version": self.version}
 
@@ -100,7 +112,7 @@ class PreprocessRules:
         version = mapping.pop("version", 1)
         if version not in range(1, VERSION + 1):
             raise DataError(f"preprocessing rules version {version!r} are unknown: this Kitae knows 1 to {VERSION}")
-        known = set(_FIELDS_OF_1 if version == 1 else cls.__dataclass_fields__)
+        known = set(_FIELDS[version])
         if unknown := sorted(set(mapping) - known):
             raise DataError(f"unknown preprocessing rule {unknown[0]!r}: known are {', '.join(sorted(known))}")
         if "image_size" not in mapping:
