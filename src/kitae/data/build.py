@@ -46,100 +46,121 @@ _SKIP_HINT = "(data.on_corrupt=skip leaves such images out)"
 _DECODE_BYTES = 1 << 30  # that all threads decode into at once; a larger image is decoded alone
 
 
-def build(
-    source: Source,
-    request: dict[str, Any],
-    fingerprint: str,
-    final: Path,
-    sound: Callable[[Path], bool],
-    progress: Progress | None,
-    threads: int | None,
-) -> None:
-    """Build the store of a source in a temporary folder, and rename it to `final`.
+@dataclass(frozen=True)
+class Job:
+    """A store to be built.
 
-    Args:
+    Attributes:
+        source: where the images are.
         request: `image_size`, `channels`, `resize`, `depth` (or `auto`), `store_size`, `fixed` (nothing is left to find
             out: `store_size` is that of the rules), `on_corrupt`, and `crop_pct` where it is not 1.
         fingerprint: of the source when it was asked for; files that change meanwhile are an error.
+        final: its folder.
         sound: whether the folder of a store can be trusted.
+        progress: called with (images done, images in all).
+        threads: that decode; None takes one a processor.
+    """
+
+    source: Source
+    request: dict[str, Any]
+    fingerprint: str
+    final: Path
+    sound: Callable[[Path], bool]
+    progress: Progress | None
+    threads: int | None
+
+    @contextlib.contextmanager
+    def folder(self, needed: int = 0) -> Iterator[Path]:
+        """A temporary folder to write into; gone at the end, unless it was published. `needed`: bytes of disk."""
+        temporary = self.final.with_name(f".{self.final.name}-{uuid.uuid4().hex[:8]}.tmp")
+        try:
+            with storage_errors(self.final.parent, needed):
+                if shutil.disk_usage(self.final.parent).free < needed:  # better now than after minutes of decoding
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                temporary.mkdir()
+                yield temporary
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+    def publish(
+        self,
+        temporary: Path,
+        rules: PreprocessRules,
+        kept: NDArray[np.bool_],
+        skipped: Sequence[tuple[str, str]],
+        columns: Mapping[str, NDArray[Any]],
+        digest: Any,
+        beside: Mapping[str, bytes] | None = None,
+        facts: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write the columns, names and manifest of a store, flush them, and give its folder its name.
+
+        Args:
+            kept: bool [N], which of the source's images are in the store. `skipped`: name and reason of the others.
+            columns: of the kept images. `digest`: a hash of their pixels, if there are any, that goes on over these.
+            beside: files that follow from the pixels, so that the fingerprint leaves them out.
+            facts: for the manifest.
+        """
+        contents = {name: np.ascontiguousarray(column).tobytes() for name, column in columns.items()}
+        for name, data in contents.items():
+            digest.update(name.encode() + data)
+        table = self.source.table
+        digest.update(json.dumps([table.classes, rules.to_dict()]).encode())
+        encoded = [table.names[int(row)].encode("utf-8", "surrogateescape") for row in np.flatnonzero(kept)]
+        starts = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+        contents |= {**(beside or {}), "names.utf8": b"".join(encoded), "names.i64": starts.tobytes()}
+        manifest = {
+            "format": FORMAT,
+            "source": self.source.name,
+            "request": self.request,
+            "rules": rules.to_dict(),
+            "classes": table.classes,
+            "count": int(kept.sum()),
+            "skipped": skipped,
+            "fingerprint": digest.hexdigest(),
+            **(facts or {}),
+        }
+        if self.source.fingerprint() != self.fingerprint:
+            raise DataError(f"{self.source.name}: files changed while they were read, try again")
+        for name, data in contents.items():
+            _write(temporary / name, data)
+        files = {path.name: path.stat().st_size for path in sorted(temporary.iterdir())}
+        _write(temporary / MANIFEST, json.dumps({**manifest, "files": files}, indent=1).encode())
+        _flush_folder(temporary)
+        if self.final.exists() and not self.sound(self.final):  # without locks, a sound one may have come meanwhile
+            shutil.rmtree(self.final, ignore_errors=True)
+        try:
+            temporary.rename(self.final)
+        except OSError:
+            if not self.sound(self.final):  # without locks, another process may have been first: its store will do
+                raise
+        _flush_folder(self.final.parent)
+
+
+def build(job: Job) -> None:
+    """Decode the images of a source into a store.
 
     Raises:
         DataError: an unreadable image (named), sizes that differ while `image_size` is null, or the disk is full.
     """
-    table = source.table
-    rules = resolve(source, request, threads)
-    needed = rules.channels * rules.size[0] * rules.size[1] * len(source) if rules.store_size is None else 0
-    with storage_errors(final.parent, needed):
-        if shutil.disk_usage(final.parent).free < needed:  # better now than after minutes of decoding
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    temporary = final.with_name(f".{final.name}-{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        temporary.mkdir()
-        with storage_errors(final.parent, needed):
-            rules, written = _write_images(source, rules, request, temporary, threads, progress)
-            kept, digest = written.kept, written.digest
-            columns: dict[str, NDArray[Any]] = {
-                "labels.i64": table.labels,
-                "splits.u8": table.splits,
-                "keys.i64": table.keys,
-            }
-            if table.groups is not None:
-                columns["groups.i64"] = table.groups
-            contents = {name: np.ascontiguousarray(column[kept]).tobytes() for name, column in columns.items()}
-            if rules.store_size is not None:
-                contents["sizes.i64"] = written.sizes.tobytes()
-            for name, data in contents.items():
-                digest.update(name.encode() + data)
-            digest.update(json.dumps([table.classes, rules.to_dict()]).encode())
-            contents["hashes.u8"] = bytes(written.hashes)  # not part of the fingerprint: they follow from the pixels
-            if rules.store_size is not None:
-                contents["sums.i64"] = written.sums.tobytes()
-            contents |= name_columns([table.names[int(i)] for i in np.flatnonzero(kept)])
-            manifest = {
-                "format": FORMAT,
-                "source": source.name,
-                "request": request,
-                "rules": rules.to_dict(),
-                "classes": table.classes,
-                "count": int(kept.sum()),
-                "skipped": written.skipped,
-                "fingerprint": digest.hexdigest(),
-            }
-            if source.fingerprint() != fingerprint:
-                raise DataError(f"{source.name}: files changed while they were read, try again")
-            publish(contents, manifest, temporary, final, sound)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def name_columns(names: Sequence[str]) -> dict[str, bytes]:
-    """The files of a store's names."""
-    encoded = [name.encode("utf-8", "surrogateescape") for name in names]
-    starts = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
-    return {"names.utf8": b"".join(encoded), "names.i64": starts.tobytes()}
-
-
-def publish(
-    contents: Mapping[str, bytes],
-    manifest: dict[str, Any],
-    temporary: Path,
-    final: Path,
-    sound: Callable[[Path], bool],
-) -> None:
-    """Write the last files and the manifest of a store, flush them, and give its folder its name."""
-    for name, data in contents.items():
-        _write(temporary / name, data)
-    files = {path.name: path.stat().st_size for path in sorted(temporary.iterdir())}
-    _write(temporary / MANIFEST, json.dumps({**manifest, "files": files}, indent=1).encode())
-    _flush_folder(temporary)
-    if final.exists() and not sound(final):  # without locks, a sound one may have come meanwhile
-        shutil.rmtree(final, ignore_errors=True)
-    try:
-        temporary.rename(final)
-    except OSError:
-        if not sound(final):  # without locks, another process may have been first: its store will do
-            raise
-    _flush_folder(final.parent)
+    table = job.source.table
+    rules = resolve(job)
+    needed = rules.channels * rules.size[0] * rules.size[1] * len(job.source) if rules.store_size is None else 0
+    with job.folder(needed) as temporary:
+        rules, written = _write_images(job, rules, temporary)
+        columns: dict[str, NDArray[Any]] = {
+            "labels.i64": table.labels,
+            "splits.u8": table.splits,
+            "keys.i64": table.keys,
+        }
+        if table.groups is not None:
+            columns["groups.i64"] = table.groups
+        columns = {name: column[written.kept] for name, column in columns.items()}
+        beside = {"hashes.u8": bytes(written.hashes)}
+        if rules.store_size is not None:
+            columns["sizes.i64"] = np.array(written.sizes, np.int64)
+            beside["sums.i64"] = written.sums.tobytes()
+        job.publish(temporary, rules, written.kept, written.skipped, columns, written.digest, beside)
 
 
 @dataclass
@@ -178,37 +199,23 @@ class _WholeNeededError(Exception):
     """An image is neither tiny nor at the network's size, so whole pictures are kept."""
 
 
-def _write_images(
-    source: Source,
-    rules: PreprocessRules,
-    request: dict[str, Any],
-    folder: Path,
-    threads: int | None,
-    progress: Progress | None,
-) -> tuple[PreprocessRules, _Written]:
+def _write_images(job: Job, rules: PreprocessRules, folder: Path) -> tuple[PreprocessRules, _Written]:
     """Decode everything in order into one file; the rules with all that was open decided."""
+    request = job.request
     try:
-        written = _pass(source, rules, request, folder, threads, progress, whole_is_news=not request["fixed"])
+        written = _pass(job, rules, folder, whole_is_news=not request["fixed"])
     except _WholeNeededError:
         rules = replace(rules, store_size=request["store_size"] or math.ceil(STORE_FACTOR * min(rules.size)))
-        written = _pass(source, rules, request, folder, threads, progress)
+        written = _pass(job, rules, folder)
     if request["depth"] == "auto" and written.highest is not None and depth_of(written.highest) != rules.depth:
         rules = replace(rules, depth=depth_of(written.highest))
-        written = _pass(source, rules, request, folder, threads, progress)
+        written = _pass(job, rules, folder)
     return rules, written
 
 
-def _pass(
-    source: Source,
-    rules: PreprocessRules,
-    request: dict[str, Any],
-    folder: Path,
-    threads: int | None,
-    progress: Progress | None,
-    *,
-    whole_is_news: bool = False,
-) -> _Written:
+def _pass(job: Job, rules: PreprocessRules, folder: Path, *, whole_is_news: bool = False) -> _Written:
     """Decode everything once. `whole_is_news`: an image that has to be kept whole raises _WholeNeededError."""
+    source = job.source
     table = source.table
     total = len(source)
     written = _Written(np.zeros(total, np.bool_))
@@ -230,12 +237,12 @@ def _pass(
     sides = rules.cover  # of a whole picture one side may be longer
     with (
         (folder / PIXELS).open("wb") as file,
-        closing(each_image(source, work, threads, int(rules.channels * sides[0] * sides[1]))) as blocks,
+        closing(each_image(source, work, job.threads, int(rules.channels * sides[0] * sides[1]))) as blocks,
     ):
         for results in blocks:
             for result in results:
                 if isinstance(result, DataError):
-                    if request["on_corrupt"] == "error":
+                    if job.request["on_corrupt"] == "error":
                         raise DataError(f"{result} {_SKIP_HINT}") from result
                     written.skipped.append((table.names[row], str(result)))
                 else:
@@ -250,8 +257,8 @@ def _pass(
                     written.digest.update(pixels)
                     file.write(pixels)
                 row += 1
-            if progress is not None:
-                progress(row, total)
+            if job.progress is not None:
+                job.progress(row, total)
         file.flush()
         os.fsync(file.fileno())
     if row != total:
@@ -302,14 +309,15 @@ class _Memory:
                 self._changed.notify_all()
 
 
-def resolve(source: Source, request: dict[str, Any], threads: int | None) -> PreprocessRules:
+def resolve(job: Job) -> PreprocessRules:
     """Fill in a null image_size or channels from the images' headers."""
+    source, request = job.source, job.request
     size, channels = request["image_size"], request["channels"]
     if size is None or channels is None:
         sizes: dict[tuple[int, int], str] = {}
         grey = True
         row = 0
-        with closing(each_image(source, _header, threads)) as blocks:
+        with closing(each_image(source, _header, job.threads)) as blocks:
             for facts in blocks:
                 for fact in facts:
                     if fact is not None:

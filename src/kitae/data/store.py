@@ -38,7 +38,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kitae.data.base import Names, Progress, Source
-from kitae.data.build import FORMAT, MANIFEST, PIXELS, build
+from kitae.data.build import FORMAT, MANIFEST, PIXELS, Job, build
 from kitae.data.cache import cache_folder, storage_errors
 from kitae.data.duplicates import HASH_BYTES, first_alike
 from kitae.data.encoded import Encoded
@@ -172,7 +172,7 @@ def prepare(
                 return store
             _sweep(root, key if state == "held" else None)
             make = index_shards if isinstance(source, ShardSource) else build
-            make(source, request, fingerprint, final, lambda path: _load(path) is not None, progress, threads)  # type: ignore[arg-type]
+            make(Job(source, request, fingerprint, final, lambda path: _load(path) is not None, progress, threads))
     if (store := _load(final, limit)) is None:
         raise DataError(f"{final}: the store was changed while it was opened, try again")
     return store
