@@ -37,7 +37,7 @@ from kitae.training import distributed, precision
 from kitae.training.allocator import keep_freed_memory
 from kitae.training.batches import epoch_shape
 from kitae.training.distributed import World
-from kitae.training.fit import FitResult, Keep, Source, Tuning, Watcher, fit
+from kitae.training.fit import FitResult, Selection, Source, Tuning, Watcher, fit
 from kitae.training.learner import Teacher
 from kitae.training.spec import ProbeSpec, TrainSpec
 
@@ -380,7 +380,7 @@ class Setup:
     def recover(
         self, model: nn.Module, *, epochs: int, seed: int, rate: float = 0.1,
         after_step: Callable[[nn.Module], None] | None = None, teacher: nn.Module | None = None,
-        keep: Keep = "best", watcher: Watcher | None = None,
+        keep: Selection = "best", watcher: Watcher | None = None,
     ) -> nn.Module:  # fmt: skip
         """Fine-tune a compressed model through the same loop, down a cosine, without warm-up, averaging or stopping.
 

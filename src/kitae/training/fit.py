@@ -54,7 +54,8 @@ class Watcher(Protocol):
         """Something the user should know."""
 
 
-Keep = Literal["best", "last", "best or start"]
+Selection = Literal["best", "last", "best or start"]
+"""Which weights a training returns; the start counts as an epoch in the last."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class Tuning:
 
     teacher: Teacher | None = None
     after_step: Callable[[nn.Module], None] | None = None
-    keep: Keep = "best"
+    keep: Selection = "best"
     start_row: Mapping[str, Any] | None = None
     recut: Callable[[int], int | None] | None = None
 
