@@ -1,8 +1,8 @@
-"""Draw the house: the rooms of src/kitae, their sizes, and which imports which, as docs/images/design.svg.
+"""Draw the structure: the packages of src/kitae, their sizes, and which imports which, as docs/images/design.svg.
 
     python scripts/draw_design.py [--check]
 
-A room is a folder of src/kitae, or one of the files beside them. Its row is one above the highest room that it imports.
+A package is a folder of src/kitae, or one of the files beside them. Its row is one above the highest package that it imports.
 An arrow that follows from two others is left out. `--check` writes nothing, and fails where the drawing is out of date
 (line counts are rounded to hundreds, so that small changes do not count).
 """
@@ -17,72 +17,74 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "kitae"
 OUT = ROOT / "docs" / "images" / "design.svg"
-BASE = "base"  # the small files that import no room: errors, files, keyed, ...
+BASE = "base"  # the small files that import no package: errors, files, keyed, ...
 WIDTH, BOX, GAP, ROW = 1000, (128, 46), 16, 104
 
 
-def room_of(path: Path) -> str:
+def package_of(path: Path) -> str:
     parts = path.relative_to(SOURCE).parts
     return parts[0] if len(parts) > 1 else parts[0].removesuffix(".py")
 
 
 def graph() -> tuple[dict[str, set[str]], dict[str, int]]:
-    """Room -> rooms it imports, and room -> lines. `__init__` and `__main__` name every room and are left out."""
+    """Package -> packages it imports, and package -> lines. `__init__` and `__main__` name every package and are left out."""
     uses: dict[str, set[str]] = {}
     lines: dict[str, int] = {}
     for path in sorted(SOURCE.rglob("*.py")):
-        room = room_of(path)
-        if room in ("__init__", "__main__"):
+        package = package_of(path)
+        if package in ("__init__", "__main__"):
             continue
         text = path.read_text()
-        lines[room] = lines.get(room, 0) + text.count("\n")
-        found = uses.setdefault(room, set())
+        lines[package] = lines.get(package, 0) + text.count("\n")
+        found = uses.setdefault(package, set())
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "kitae":
                 parts = node.module.split(".")
                 found |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
             elif isinstance(node, ast.Import):
                 found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("kitae.")}
-    uses = {room: {other for other in found if other in uses and other != room} for room, found in uses.items()}
+    uses = {
+        package: {other for other in found if other in uses and other != package} for package, found in uses.items()
+    }
     return _with_base(uses, lines)
 
 
 def _with_base(uses: dict[str, set[str]], lines: dict[str, int]) -> tuple[dict[str, set[str]], dict[str, int]]:
-    """Put the files that import no room, or only such files, into one box."""
-    files = {room for room in uses if (SOURCE / f"{room}.py").is_file()}
-    small = {room for room in files if lines[room] < 400}
+    """Put the files that import no package, or only such files, into one box."""
+    files = {package for package in uses if (SOURCE / f"{package}.py").is_file()}
+    small = {package for package in files if lines[package] < 400}
     base: set[str] = set()
-    while more := {room for room in small - base if uses[room] <= base}:
+    while more := {package for package in small - base if uses[package] <= base}:
         base |= more
-    merged = {room: {BASE if other in base else other for other in found} for room, found in uses.items()}
-    sizes = {room: count for room, count in lines.items() if room not in base}
-    sizes[BASE] = sum(lines[room] for room in base)
-    return {**{room: merged[room] for room in uses if room not in base}, BASE: set()}, sizes
+    merged = {package: {BASE if other in base else other for other in found} for package, found in uses.items()}
+    sizes = {package: count for package, count in lines.items() if package not in base}
+    sizes[BASE] = sum(lines[package] for package in base)
+    return {**{package: merged[package] for package in uses if package not in base}, BASE: set()}, sizes
 
 
 def levels(uses: dict[str, set[str]]) -> dict[str, int]:
-    """Room -> row from the bottom."""
+    """Package -> row from the bottom."""
     found: dict[str, int] = {}
 
-    def level(room: str) -> int:
-        if room not in found:
-            found[room] = 1 + max((level(other) for other in uses[room]), default=-1)
-        return found[room]
+    def level(package: str) -> int:
+        if package not in found:
+            found[package] = 1 + max((level(other) for other in uses[package]), default=-1)
+        return found[package]
 
-    for room in uses:
-        level(room)
+    for package in uses:
+        level(package)
     return found
 
 
 def direct(uses: dict[str, set[str]]) -> dict[str, set[str]]:
     """The arrows that do not follow from two others."""
 
-    def reach(room: str) -> set[str]:
-        return set().union(*({other} | reach(other) for other in uses[room]))
+    def reach(package: str) -> set[str]:
+        return set().union(*({other} | reach(other) for other in uses[package]))
 
     return {
-        room: {other for other in found if not any(other in reach(between) for between in found - {other})}
-        for room, found in uses.items()
+        package: {other for other in found if not any(other in reach(between) for between in found - {other})}
+        for package, found in uses.items()
     }
 
 
@@ -90,38 +92,38 @@ def svg() -> str:
     """The drawing, with colours that follow light and dark."""
     uses, lines = graph()
     row_of = levels(uses)
-    rows = [sorted(room for room in uses if row_of[room] == row) for row in range(max(row_of.values()) + 1)]
+    rows = [sorted(package for package in uses if row_of[package] == row) for row in range(max(row_of.values()) + 1)]
     height = ROW * len(rows) + 20
     place = {}
-    for row, rooms in enumerate(rows):
+    for row, packages in enumerate(rows):
         step = BOX[0] + GAP
-        left = (WIDTH - step * len(rooms) + GAP) / 2
-        for column, room in enumerate(rooms):
-            place[room] = (left + step * column, height - ROW * (row + 1) + 24)
+        left = (WIDTH - step * len(packages) + GAP) / 2
+        for column, package in enumerate(packages):
+            place[package] = (left + step * column, height - ROW * (row + 1) + 24)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" '
         'font-family="system-ui, sans-serif">',
-        "<title>The rooms of src/kitae and their imports</title>",
+        "<title>The packages of src/kitae and their imports</title>",
         "<style>:root{--ink:#222;--box:#eef2f7;--line:#9aa7b8}@media(prefers-color-scheme:dark){:root{--ink:#eee;"
         "--box:#26303c;--line:#66758a}}text{fill:var(--ink);text-anchor:middle;font-size:14px}.small{font-size:11px;"
         "opacity:.75}rect{fill:var(--box);stroke:var(--line)}path{fill:none;stroke:var(--line)}</style>",
         '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
         '<path d="M0 0L8 4L0 8z" style="fill:var(--line);stroke:none"/></marker></defs>',
     ]
-    for room, others in sorted(direct(uses).items()):
+    for package, others in sorted(direct(uses).items()):
         for other in sorted(others):
-            (x, y), (u, v) = place[room], place[other]
+            (x, y), (u, v) = place[package], place[other]
             x, y, u = x + BOX[0] / 2, y + BOX[1], u + BOX[0] / 2
             middle = (y + v) / 2
             parts.append(
                 f'<path d="M{x:.0f} {y:.0f}C{x:.0f} {middle:.0f} {u:.0f} {middle:.0f} {u:.0f} {v:.0f}" '
                 'marker-end="url(#tip)"/>'
             )
-    for room, (x, y) in sorted(place.items()):
-        size = max(100, round(lines[room], -2))
+    for package, (x, y) in sorted(place.items()):
+        size = max(100, round(lines[package], -2))
         parts.append(
             f'<rect x="{x:.0f}" y="{y:.0f}" width="{BOX[0]}" height="{BOX[1]}" rx="6"/>'
-            f'<text x="{x + BOX[0] / 2:.0f}" y="{y + 20:.0f}">{escape(room)}</text>'
+            f'<text x="{x + BOX[0] / 2:.0f}" y="{y + 20:.0f}">{escape(package)}</text>'
             f'<text class="small" x="{x + BOX[0] / 2:.0f}" y="{y + 36:.0f}">{size:,} lines</text>'
         )
     return "\n".join([*parts, "</svg>", ""])

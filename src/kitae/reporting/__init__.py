@@ -1,1 +1,1 @@
-"""Figures (PNG) and the one-file HTML report. Lazy: importing the room imports neither matplotlib nor jinja2."""
+"""Figures (PNG) and the one-file HTML report. Lazy: importing it loads neither matplotlib nor jinja2."""
