@@ -9,13 +9,14 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from kitae import console, views
-from kitae.cli.app import START, Sets, app
+from kitae.cli.app import START, Sets, answering, app
 from kitae.cli.page import Open, show, write_page
 from kitae.errors import CompressionError, DataError, RecipeError
 from kitae.evaluation.spec import Tta
 
 
 @app.command(group=START, sort_key=1)
+@answering
 def train(
     data: str,
     *,
@@ -120,11 +121,12 @@ def _print_plan(recipe: Any, progress: Any) -> None:
     from kitae.pipelines.estimate import estimate
 
     facts = estimate(recipe, progress)
+    console.answer(facts)
     console.say(facts["recipe"].to_yaml())
     channels, height, width = facts["image"]
     whole, epoch = console.duration(facts["seconds"]), console.duration(facts["seconds_per_epoch"])
     console.table(
-        "", ["", "value"],
+        "", ["plan", "value"],
         [
             ["images", f"{facts['train']:,} train, {facts['val']:,} val, {facts['test']:,} test (not opened)"],
             ["classes", str(facts["classes"])],
@@ -139,11 +141,13 @@ def _print_plan(recipe: Any, progress: Any) -> None:
 
 
 def _print_result(run: Any) -> None:
-    console.table("", ["", "value (95 % interval)"], views.run_rows(run.evaluation(), run.metrics()))
+    console.answer({"path": run.path, **run.evaluation()})
+    console.table("", ["result", "value (95 % interval)"], views.run_rows(run.evaluation(), run.metrics()))
     console.say(f"everything is in {run.path}")
 
 
 @app.command(group=START, sort_key=3)
+@answering
 def evaluate(run: Path, *, split: Literal["train", "val", "test"] = "test", tta: Tta | None = None) -> None:
     """Measure a run's best model again; opening test is counted in the run folder.
 
@@ -162,6 +166,7 @@ def evaluate(run: Path, *, split: Literal["train", "val", "test"] = "test", tta:
 
     opened = Run.open(run)
     result = opened.evaluate(split, tta)
+    console.answer({"path": run, "split": split, **result, "test_openings": opened.test_openings})
     rows = [
         [name, console.percent(entry["accuracy"], entry["accuracy_interval"]), str(entry["count"])]
         for name, entry in result["per_class"].items()
@@ -178,6 +183,7 @@ def evaluate(run: Path, *, split: Literal["train", "val", "test"] = "test", tta:
 
 
 @app.command(group=START, sort_key=2)
+@answering
 def predict(
     model: Path,
     images: Annotated[list[Path], Parameter(consume_multiple=True, negative=())],
@@ -230,12 +236,13 @@ def predict(
         trained = Run.open(model).predictor()  # loads the weights once
     files, probabilities, broken = _classified(trained, wanted, skip=on_corrupt == "skip")
     classes = trained.classes
-    rows = []
+    rows, found = [], []
     for file, shares in zip(files, probabilities, strict=True):
-        best = shares.argsort()[::-1][:top]
-        names = (f"{classes[k]} {100 * shares[k]:.1f} %" for k in best)
-        rows.append([str(file), classes[best[0]], "  ".join(names)])
-    shown = rows[:_ROWS_SHOWN] if console.console.is_terminal else rows
+        best = [(classes[k], float(shares[k])) for k in shares.argsort()[::-1][:top]]
+        rows.append([str(file), best[0][0], "  ".join(f"{name} {100 * share:.1f} %" for name, share in best)])
+        found.append({"image": file, "class": best[0][0], "best": [{"class": c, "probability": p} for c, p in best]})
+    console.answer({"predictions": found, "skipped": broken})
+    shown = rows[:_ROWS_SHOWN] if console.interactive() else rows
     if rows or not broken:
         console.table("", ["image", "class", f"best {min(top, len(classes))}"], shown, right=9)
     if len(shown) < len(rows):
