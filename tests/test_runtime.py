@@ -64,6 +64,7 @@ def test_all_kinds_of_images(path: Path, tmp_path: Path) -> None:
     red, green, blue = picture((255, 0, 0)), picture((0, 255, 0)), picture((0, 0, 255))
     red.save(tmp_path / "red.png")
     model = Model(path)
+    assert repr(model).startswith(f"Model({path}: images of 3 x 8 x 8")
     predictions = model.predict([str(tmp_path / "red.png"), tmp_path / "red.png", png(green), blue, np.asarray(green)])
     assert predictions.names == ["red", "red", "green", "blue", "green"]
     assert predictions.labels.dtype == np.int64

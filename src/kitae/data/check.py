@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from kitae import keyed
+from kitae import keyed, views
 from kitae.data.base import SPLIT_NAMES, TEST, TRAIN, VAL, Item, Progress, Source, Table
 from kitae.data.duplicates import HASH_BYTES, first_alike, pixel_hash
 from kitae.data.near import near_duplicates, perceptual_hashes
@@ -145,6 +145,17 @@ class CheckReport:
                 f"{fix} writes the data without unreadable images, conflicts and copies ({len(self.excluded):,})"
             )
         return cures
+
+    def __repr__(self) -> str:
+        classes = len(next(iter(self.counts.values()), {}))
+        return f"CheckReport({self.source}: {self.images:,} images, {classes} classes, {self.verdict})"
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+    def _repr_html_(self) -> str:
+        found, *rest = self.lines()
+        return views.block(found, [line.strip() for line in rest])
 
     def to_dict(self) -> dict[str, Any]:
         """A plain mapping for JSON, with everything."""
