@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import json
 import os
 import pty
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from kitae import cli
 from tests.images import write_folder, write_parquet
 
 TINY = [
@@ -47,10 +49,19 @@ def test_help_lists_the_verbs_and_loads_nothing_heavy(home: Path) -> None:
     code = (
         "import sys\nsys.argv = ['kitae', '--help']\nfrom kitae.cli import main\n"
         "try:\n    main()\nexcept SystemExit:\n    pass\n"
-        "print([name for name in ('torch', 'numba', 'matplotlib', 'pyarrow', 'scipy') if name in sys.modules])"
+        "heavy = ('pydantic', 'torch', 'numba', 'matplotlib', 'pyarrow', 'scipy')\n"
+        "print([name for name in heavy if name in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.splitlines()[-1] == "[]"
+
+
+def test_options_that_repeat_a_type_have_its_values() -> None:
+    from typing import get_args
+
+    from kitae.evaluation.spec import Tta
+
+    assert get_args(get_args(inspect.signature(cli.evaluate).parameters["tta"].annotation)[0]) == get_args(Tta)
 
 
 def test_groups_come_in_the_order_of_use_and_every_verb_has_an_example(home: Path) -> None:

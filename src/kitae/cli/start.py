@@ -12,7 +12,6 @@ from kitae import console, views
 from kitae.cli.app import START, Sets, answering, app
 from kitae.cli.page import Open, show, write_page
 from kitae.errors import CompressionError, DataError, RecipeError
-from kitae.evaluation.spec import Tta
 
 
 @app.command(group=START, sort_key=1)
@@ -86,35 +85,49 @@ def train(
         raise RecipeError(f"--minutes {minutes:g}: must be above 0")
     if folds is not None and not 2 <= folds <= 20:
         raise RecipeError(f"--folds {folds}: must be 2 to 20")
+    with console.TrainingView(0) as view:  # before the imports, which take seconds
+        run = _trained(
+            data, minutes, out=out, resume=resume, overwrite=overwrite, dry_run=dry_run, recipe=recipe, view=view,
+            given=(model, epochs, batch_size, image_size, lr, seed, device, folds, tuple(set_ or ())),
+        )  # fmt: skip
+    if run is not None:
+        _print_result(run)
+        # Nothing is left to judge a compression by where everything was trained on.
+        more = f"kitae export {run.path}" if run.recipe.data.whole else f"kitae compress {run.path} --max-drop 1.0"
+        write_page(run.path, f"kitae predict {run.path} IMAGES", more, browser=open_)
+
+
+def _trained(
+    data: str, minutes: float | None, *, out: Path | None, resume: bool, overwrite: bool, dry_run: bool,
+    recipe: str | None, view: console.TrainingView, given: tuple[Any, ...],
+) -> Any:  # fmt: skip
+    """The run; None after a dry run, and in all processes but the first.
+
+    Args:
+        given: the fields of `Choices`.
+    """
     from kitae.pipelines.choices import Choices
     from kitae.pipelines.pace import Clock, process_begun
     from kitae.pipelines.train import asked
     from kitae.pipelines.train import train as run_training
+    from kitae.training import distributed
 
-    choices = Choices(model, epochs, batch_size, image_size, lr, seed, device, folds, tuple(set_ or ()))
     clock = None if minutes is None else Clock.of(minutes, process_begun())
     if resume and (out is not None and (out / "recipe.yaml").is_file()):
         data = str(out / "recipe.yaml")
-    planned, clock, lines = asked(data, clock, choices, recipe)
+    planned, clock, lines = asked(data, clock, Choices(*given), recipe)
     main = int(os.environ.get("RANK", "0")) == 0
     for line in lines if main else ():
         console.say(line)
     with console.counting("decoding images") as progress:
         if dry_run:
             _print_plan(planned, progress)
-            return
-        with console.TrainingView(planned.train.epochs) as view:
-            run = run_training(
-                planned, out=out, minutes=clock, resume=resume, overwrite=overwrite, watcher=view, progress=progress
-            )
-    from kitae.training import distributed
-
+            return None
+        run = run_training(
+            planned, out=out, minutes=clock, resume=resume, overwrite=overwrite, watcher=view, progress=progress
+        )
     distributed.leave()
-    if main:
-        _print_result(run)
-        # Nothing is left to judge a compression by where everything was trained on.
-        more = f"kitae export {run.path}" if run.recipe.data.whole else f"kitae compress {run.path} --max-drop 1.0"
-        write_page(run.path, f"kitae predict {run.path} IMAGES", more, browser=open_)
+    return run if main else None
 
 
 def _print_plan(recipe: Any, progress: Any) -> None:
@@ -148,7 +161,12 @@ def _print_result(run: Any) -> None:
 
 @app.command(group=START, sort_key=3)
 @answering
-def evaluate(run: Path, *, split: Literal["train", "val", "test"] = "test", tta: Tta | None = None) -> None:
+def evaluate(
+    run: Path,
+    *,
+    split: Literal["train", "val", "test"] = "test",
+    tta: Literal["none", "flip", "shift", "scale", "full"] | None = None,  # the type's module would import pydantic
+) -> None:
     """Measure a run's best model again; opening test is counted in the run folder.
 
     Example: kitae evaluate runs/mine --split val
