@@ -322,7 +322,7 @@ def test_the_runtime_extra_is_enough(path: Path, tmp_path: Path) -> None:
 
     done = run(kitae, "train", "fashion-mini")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.strip() == "error: torch is not installed: pip install 'kitae[train]'"
+    assert done.stderr.strip() == f"error: torch is not installed: pip install '{root}[train]'"
     done = run(kitae, "predict", path, red, "--out", "all.parquet")
     assert done.returncode == 2
-    assert done.stderr.strip() == "error: pyarrow is not installed: pip install 'kitae[train]'"
+    assert done.stderr.strip() == f"error: pyarrow is not installed: pip install '{root}[train]'"
