@@ -196,7 +196,9 @@ class CheckReport:
             if sum(counts.values()):
                 low, high = min(counts, key=lambda c: counts[c]), max(counts, key=lambda c: counts[c])
                 total = sum(counts.values())
-                out.append(f"  {split}: {total:,}, from {counts[low]:,} ({low}) to {counts[high]:,} ({high}) a class")
+                even = counts[low] == counts[high]
+                each = f"{counts[low]:,}" if even else f"from {counts[low]:,} ({low}) to {counts[high]:,} ({high})"
+                out.append(f"  {split}: {total:,}, {each} per class")
         for title, histogram in (("sizes", self.sizes), ("modes", self.modes)):
             top = [f"{key}: {n:,}" for key, n in list(histogram.items())[:examples]]
             more = f", and {len(histogram) - examples} more" if len(histogram) > examples else ""
