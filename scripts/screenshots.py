@@ -1,6 +1,7 @@
 """Pictures of report pages, at two widths, light and dark: docs/images/pages/NAME-WIDTH-SCHEME.png
 
-    python scripts/screenshots.py run=runs/demo compression=runs/demo-small study=studies/results/ledger-small
+    python scripts/screenshots.py run=runs/demo compression=runs/demo-small study=studies/results/ledger-trained
+    python scripts/screenshots.py comparison=runs/demo,runs/plain
 
 Needs Chromium (Debian's package `chromium`, or --browser).
 """

@@ -15,7 +15,8 @@ STAGES = {"data", "augment", "models", "training", "evaluation", "compression", 
 # Each part may import the parts above it, and itself.
 ORDER = [
     {"errors"},
-    {"spec", "files", "keyed", "console", "modes", "machine", "folders"},
+    {"files"},
+    {"spec", "keyed", "console", "modes", "machine", "folders"},
     {"preprocess", "views"},
     {"runtime"},
     STAGES,

@@ -66,7 +66,8 @@ def refused(home: Path, *words: object) -> str:
 
 def cells(table: str) -> list[list[str]]:
     """The rows of a printed table, below its head."""
-    return [[cell.strip() for cell in line.split("│")[1:-1]] for line in table.splitlines() if line.startswith("│")]
+    lines = [line.split("\t") for line in table.splitlines() if "\t" in line]
+    return lines[1:]
 
 
 @pytest.fixture(scope="module")
@@ -85,10 +86,8 @@ def model(home: Path, printed: str) -> Path:
 
 def test_the_table_says_what_was_measured(home: Path, printed: str, model: Path) -> None:
     facts = json.loads((model.parent / "compression.json").read_text())
-    head = next(line for line in printed.splitlines() if line.startswith("┃"))
-    assert [cell.strip() for cell in head.split("┃")[1:-1]] == [
-        "candidate", "bytes", "ms", "faster", "accuracy (95 %)"
-    ]  # fmt: skip
+    head = next(line for line in printed.splitlines() if "\t" in line)
+    assert head.split("\t") == ["candidate", "bytes", "ms", "faster", "accuracy (95 %)"]
     rows = cells(printed)
     assert [row["name"] for row in facts["candidates"]] == [
         "original fp32", "original int8-static", "50 % fp32", "50 % int8-static",
@@ -117,11 +116,12 @@ def test_the_table_fits_80_columns_and_shows_what_decided(
     size: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(console.console, "width", 80)
+    monkeypatch.setattr(console, "interactive", lambda: True)
     names = ("original fp32", "original int8-dynamic", "original int8-static", "50 % int8-static")
     row = {"bytes": 44_700_000, "packed_bytes": 11_300_000, "latency_ms": 12.345, "speedup": 1.0, "accuracy": 0.9345,
            "accuracy_interval": [0.928, 0.941], "winner": False}  # fmt: skip
     rows = [{**row, "name": name, "winner": name == names[-1]} for name in names]
-    ship._print_candidates(SimpleNamespace(facts={"size": size}, rows=rows))
+    ship._print_candidates(SimpleNamespace(path="small", facts={"size": size}, rows=rows))
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
     table = [line for line in lines if line.startswith("│")]
@@ -136,7 +136,7 @@ def test_a_winner_that_gains_or_is_slower_is_told_so(capsys: pytest.CaptureFixtu
     side = {"accuracy": 0.9, "accuracy_interval": [0.8, 0.95]}
     test = {"baseline": side, "winner": side, "drop": -0.88, "drop_interval": [-1.2, -0.57], "within_budget": True}
     facts = {"size": "bytes", "smaller": 3.9, "faster": 0.8}
-    ship._print_compression(SimpleNamespace(facts=facts, rows=[row], test=test, model_file="model.onnx"))
+    ship._print_compression(SimpleNamespace(path="small", facts=facts, rows=[row], test=test, model_file="model.onnx"))
     printed = capsys.readouterr().out
     assert "3.9 x smaller and 1.2 x slower than the 32-bit ONNX model" in printed
     assert "after: 0.88 points gained (95 % interval 0.57 to 1.20)" in printed

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from kitae import console
@@ -23,6 +26,33 @@ def test_names_are_printed_as_they_are(name: str, capsys: pytest.CaptureFixture[
     assert said.out.splitlines()[0] == shown
     assert said.out.count(shown) == 3
     assert said.err == f"error: {shown}\n"
+
+
+def test_tables_are_drawn_for_people_and_tab_separated_for_programs(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("two rows", ["name", "share"], [["a\tb", "1.0 %"], ["  c\nd", "99.0 %"]])
+    console.table(*words)
+    assert capsys.readouterr().out == "two rows\nname\tshare\na b\t1.0 %\nc d\t99.0 %\n"
+    monkeypatch.setattr(console, "interactive", lambda: True)
+    console.table(*words)
+    assert "─" in capsys.readouterr().out
+
+
+def test_with_json_stdout_has_one_document_and_stderr_the_rest(capsys: pytest.CaptureFixture[str]) -> None:
+    value = {"share": np.float32(0.5), "missing": float("nan"), "path": Path("a"), "names": ("野", "\udce9")}
+    console.answer(value)
+    with console.json_only(True):
+        console.say("epoch 1")
+        with console.counting("reading"):
+            console.table("", ["name"], [["a"]])
+        console.answer(value)
+    console.say("after")
+    said = capsys.readouterr()
+    document, _, rest = said.out.rpartition("after")
+    assert json.loads(document) == {"share": 0.5, "missing": None, "path": "a", "names": ["野", "\ufffd"]}
+    assert rest == "\n"
+    assert said.err == "epoch 1\n"
 
 
 def test_decimals_follow_the_error() -> None:

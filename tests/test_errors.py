@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
+import json
 import pickle
 
-from kitae.errors import KitaeError, RecipeError, TrainingInterruptedError
+import pytest
+
+from kitae.errors import KitaeError, RecipeError, TrainingInterruptedError, install
 
 
 def test_a_message_is_one_line_whatever_it_quotes() -> None:
@@ -13,3 +18,27 @@ def test_a_message_is_one_line_whatever_it_quotes() -> None:
     stopped = TrainingInterruptedError("stopped\nin epoch 3", "resume")
     assert str(stopped) == "stopped in epoch 3; resume"
     assert str(pickle.loads(pickle.dumps(stopped))) == str(stopped), "it crosses processes"
+
+
+@pytest.mark.parametrize(
+    ("origin", "pip", "command"),
+    [
+        (None, True, "pip install 'kitae[train]'"),
+        (None, False, "uv pip install 'kitae[train]'"),
+        ({"url": "file:///my%20clone", "dir_info": {"editable": True}}, True, "pip install -e '/my clone[train]'"),
+        ({"url": "file:///clone", "dir_info": {}}, True, "pip install '/clone[train]'"),
+        ({"url": "https://x/k", "vcs_info": {"vcs": "git"}}, True, "pip install 'kitae[train] @ git+https://x/k'"),
+        ({"url": "https://x/k.whl"}, True, "pip install 'kitae[train] @ https://x/k.whl'"),
+    ],
+)
+def test_an_extra_is_installed_as_kitae_was(
+    origin: object, pip: bool, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Installed:
+        def read_text(self, name: str) -> str | None:
+            assert name == "direct_url.json"
+            return None if origin is None else json.dumps(origin)
+
+    monkeypatch.setattr(importlib.metadata, "distribution", lambda _: Installed())
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: pip or None)
+    assert install("train") == command

@@ -64,6 +64,7 @@ def test_all_kinds_of_images(path: Path, tmp_path: Path) -> None:
     red, green, blue = picture((255, 0, 0)), picture((0, 255, 0)), picture((0, 0, 255))
     red.save(tmp_path / "red.png")
     model = Model(path)
+    assert repr(model).startswith(f"Model({path}: images of 3 x 8 x 8")
     predictions = model.predict([str(tmp_path / "red.png"), tmp_path / "red.png", png(green), blue, np.asarray(green)])
     assert predictions.names == ["red", "red", "green", "blue", "green"]
     assert predictions.labels.dtype == np.int64
@@ -315,14 +316,13 @@ def test_the_runtime_extra_is_enough(path: Path, tmp_path: Path) -> None:
 
     done = run(kitae, "predict", path, red, blue, "--out", "all.csv")
     assert (done.returncode, done.stderr) == (0, "")
-    rows = [line.split("│")[1:3] for line in done.stdout.splitlines() if line.startswith("│")]
-    assert [row[1].strip() for row in rows if row[1].strip()] == ["red", "blue"]
+    assert [line.split("\t")[1] for line in done.stdout.splitlines()] == ["class", "red", "blue"]
     shares = [[float(x) for x in line.split(",")[2:]] for line in (tmp_path / "all.csv").read_text().splitlines()[1:]]
     np.testing.assert_allclose(shares, Model(path).predict([red, blue]).probabilities, atol=1e-5)
 
     done = run(kitae, "train", "fashion-mini")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.strip() == "error: torch is not installed: pip install 'kitae[train]'"
+    assert done.stderr.strip() == f"error: torch is not installed: pip install '{root}[train]'"
     done = run(kitae, "predict", path, red, "--out", "all.parquet")
     assert done.returncode == 2
-    assert done.stderr.strip() == "error: pyarrow is not installed: pip install 'kitae[train]'"
+    assert done.stderr.strip() == f"error: pyarrow is not installed: pip install '{root}[train]'"

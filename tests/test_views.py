@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
 from kitae import views
+from kitae.data.check import check
 from kitae.recipe import Recipe
 from kitae.runtime import Predictions
+from tests.images import write_folder
 
 HOSTILE = "<script>alert(1)</script>"
 
@@ -23,6 +27,15 @@ def test_a_recipe_is_one_line_and_a_table() -> None:
     assert "resnet9" in repr(recipe)
     assert HOSTILE not in recipe._repr_html_()
     assert "horizontal_flip" in recipe._repr_html_()
+    assert str(recipe) == recipe.to_yaml()
+
+
+def test_a_check_is_one_line_its_report_and_a_table(tmp_path: Path) -> None:
+    found = check(write_folder(tmp_path / "<b>pets", train=4, classes=2))
+    assert "\n" not in repr(found)
+    assert found.verdict in repr(found)
+    assert str(found).splitlines() == found.lines()
+    assert "<b>" not in found._repr_html_()
 
 
 def test_predictions_are_one_line_a_table_and_a_frame() -> None:

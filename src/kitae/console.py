@@ -1,9 +1,14 @@
-"""Terminal output: progress bars on a terminal, plain lines elsewhere."""
+"""Terminal output: progress bars and drawn tables on a terminal, plain lines and tab-separated values elsewhere.
+
+With `json_only`, standard output is one JSON document (`answer`), and everything else goes to standard error.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
 import math
+import re
 import sys
 import time
 import warnings
@@ -23,10 +28,13 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from kitae.files import plain
+
 _PLAIN_SECONDS = 30.0  # between two lines inside a long epoch where there is no bar
 
 console = Console(highlight=False, soft_wrap=True, emoji=False)
 errors = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+_json = False  # whether only `answer` prints to standard output
 
 
 def interactive() -> bool:
@@ -51,14 +59,53 @@ def error(text: str) -> None:
     )
 
 
+@contextmanager
+def json_only(wanted: bool) -> Iterator[None]:
+    """Where `wanted`, print nothing but `answer` to standard output: lines and bars go to standard error."""
+    global _json
+    before = _json, console.stderr
+    _json, console.stderr = wanted, wanted or console.stderr
+    try:
+        yield
+    finally:
+        _json, console.stderr = before
+
+
+def answer(value: Any) -> None:
+    """Print the result of a command as one JSON document, where `json_only` asks for it; else nothing.
+
+    Args:
+        value: anything that `files.plain` takes; NaN and infinity become null.
+    """
+    if _json:
+        sys.stdout.write(printable(json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False)) + "\n")
+
+
 def table(title: str, columns: list[str], rows: list[list[str]], right: int = 1) -> None:
-    """Print a table; columns from number `right` on are right-aligned."""
+    """Print a table: drawn for somebody who looks at it, else as tab-separated values below the title.
+
+    Nothing is printed under `json_only`, where `answer` has the same values.
+
+    Args:
+        right: columns from this number on are right-aligned.
+    """
+    if _json:
+        return
+    if not interactive():
+        for line in (*([title] if title else []), *map(_separated, [columns, *rows])):
+            console.file.write(printable(line) + "\n")  # rich would write spaces for tabs
+        return
     view = Table(title=title or None, title_justify="left", header_style="bold")
     for place, name in enumerate(columns):
         view.add_column(Text(printable(name)), justify="right" if place >= right else "left", overflow="fold")
     for row in rows:
         view.add_row(*(Text(printable(cell)) for cell in row))  # no markup: cells contain file and class names
     console.print(view)
+
+
+def _separated(cells: Sequence[str]) -> str:
+    """A line of tab-separated values; tabs and line breaks inside a cell become spaces."""
+    return "\t".join(re.sub(r"[\t\r\n]+", " ", cell.strip()) for cell in cells)
 
 
 @contextmanager
@@ -242,7 +289,7 @@ class TrainingView:
         sys.stdout.flush()
 
     def note(self, text: str) -> None:
-        say(f"note: {text}")
+        say(text)
 
 
 def _judged(row: Mapping[str, Any]) -> str:

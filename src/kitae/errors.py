@@ -105,7 +105,31 @@ def did_you_mean(name: str, valid: Iterable[str]) -> str:
 
 def missing(module: str, extra: str) -> MissingExtraError:
     """An error that names the extra which installs a module."""
-    return MissingExtraError(f"{module} is not installed: pip install 'kitae[{extra}]'")
+    return MissingExtraError(f"{module} is not installed: {install(extra)}")
+
+
+def install(extra: str) -> str:
+    """The command that installs one of Kitae's extras the way Kitae itself was installed.
+
+    From a folder or a wheel it names that (PEP 610), and in an environment without pip it is uv's.
+    """
+    import importlib.metadata
+    import importlib.util
+    import json
+    from urllib.parse import unquote, urlsplit
+
+    program = "pip install" if importlib.util.find_spec("pip") else "uv pip install"
+    try:
+        origin = json.loads(importlib.metadata.distribution("kitae").read_text("direct_url.json") or "{}")
+    except (importlib.metadata.PackageNotFoundError, ValueError):
+        origin = {}
+    url = str(origin.get("url", ""))
+    if not url.startswith("file://"):
+        control = origin.get("vcs_info", {}).get("vcs")
+        source = f" @ {f'{control}+' if control else ''}{url}" if url else ""
+        return f"{program} 'kitae[{extra}]{source}'"
+    editable = "-e " if origin.get("dir_info", {}).get("editable") else ""
+    return f"{program} {editable}'{unquote(urlsplit(url).path)}[{extra}]'"
 
 
 def require(module: str, extra: str) -> ModuleType:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +69,21 @@ def read_json(path: Path, *keys: str, error: type[KitaeError] = KitaeError) -> d
     if lacking:
         raise error(f"{path}: is damaged (it has no {lacking[0]})")
     return value
+
+
+def plain(value: Any) -> Any:
+    """Values that JSON has: NaN becomes null, NumPy numbers become Python's, paths text, other objects their fields."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "model_dump"):  # a recipe
+        return plain(value.model_dump(mode="json"))
+    if hasattr(value, "tolist"):  # NumPy's scalars and arrays
+        return plain(value.tolist())
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_json(path: Path, value: Any) -> None:

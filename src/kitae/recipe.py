@@ -77,6 +77,9 @@ class Recipe(Spec):
             f"batch {train.batch_size}, {optimizer.name} lr {optimizer.lr:g})"
         )
 
+    def __str__(self) -> str:
+        return self.to_yaml()
+
     def _repr_html_(self) -> str:
         train = self.train
         rows = [

@@ -137,6 +137,10 @@ class Model:
             raise ExportError(f"{name}: its input and output are not those of a kitae model: {signature}")
         self._require_fit(name)
 
+    def __repr__(self) -> str:
+        shape = " x ".join(str(size) for size in self.rules.shape)
+        return console.printable(f"Model({self.path}: images of {shape}, {len(self.classes)} classes)")
+
     def _require_fit(self, name: str) -> None:
         """Metadata of another graph would fail in the middle of a prediction, or name the wrong classes."""
         taken, given = self.session.get_inputs()[0].shape, self.session.get_outputs()[0].shape

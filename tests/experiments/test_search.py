@@ -19,7 +19,7 @@ from kitae.data.splits import make_splits
 from kitae.data.store import open_store
 from kitae.errors import RecipeError, TrainingError
 from kitae.experiments.executors import Inline
-from kitae.experiments.search import FRESH_SEED, Arm, search
+from kitae.experiments.search import FRESH_SEED, Arm, _recipe_of, search
 from kitae.experiments.space import PRESETS, SUBSET, apply, suggest
 from kitae.recipe import Recipe
 from tests.experiments import fake_train
@@ -317,3 +317,12 @@ def test_every_point_of_the_space_is_a_valid_recipe() -> None:
     assert set(SUBSET) | {"rand_augment", "auto_augment", "trivial_augment_wide", "random_crop"} <= seen
     for point in PRESETS.values():
         apply(base, point, 28)
+
+
+def test_data_are_searched_with_a_shipped_recipe_in_length_and_model(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    found = _recipe_of(photos)
+    assert found.data.source == f"folder:{photos}"
+    assert (found.model, found.train) == (Recipe.load("fashion-mini").model, Recipe.load("fashion-mini").train)
+    assert _recipe_of("cifar10-quick") == Recipe.load("cifar10-quick")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from kitae.reporting import compression_page, run_page, study_page
+from kitae.reporting import comparison_page, compression_page, run_page, study_charts, study_page
 from kitae.reporting.results import Analysis, Candidate, CompressionRecord, Effect, RunRecord, StudyRecord
 from kitae.run import Run
 
@@ -181,3 +181,49 @@ def test_candidates_in_words(row: dict[str, Any], told: str) -> None:
 
     whole = CompressionRecord.model_validate(json.loads(published.read_text()))
     assert compression_page.label(whole, Candidate.model_validate(row)) == told
+
+
+def test_a_study_says_how_to_use_what_helped_and_how_to_decide_the_rest() -> None:
+    overrides: dict[str, dict[str, Any]] = {"a": {"train.label_smoothing": 0.1}, "b": {"augment.train": []}}
+    variants = [{"name": name, "runs": 3, "overrides": given} for name, given in overrides.items()]
+    effects = (effect(2.0, name="a"), effect(-4.0, name="b"), effect(0.1, name="c", shown=False))
+    found = StudyRecord.model_validate({**study(*effects).model_dump(), "variants": variants})
+    use, more = study_page.commands(found, Path("my study"))
+    assert use[1] == "kitae train DATA --set train.label_smoothing=0.1"
+    assert more[1] == "kitae study STUDY --out 'my study' --set 'seeds=[0, 1, 2, 3, 4, 5]'"
+    assert study_page.commands(study(effects[1]), Path("s")) == []
+    assert study_page.commands(None, Path("s"))[0][1] == "kitae study STUDY --out s"
+
+
+def test_every_effect_that_is_shown_is_inside_the_axis() -> None:
+    effects = [effect(13.0, name="far"), *(effect(0.1 * k, name=f"near {k}", half=0.2) for k in range(9))]
+    drawn = study_charts.forest(
+        Analysis(unit="points", better=1, effects=tuple(effects)), effects, lambda one: one.name, lambda _: "", "x", "f"
+    )
+    assert drawn is not None
+    assert "cut off" not in drawn
+    assert "+15" in drawn or "+10" in drawn
+
+
+def test_a_compression_says_what_a_larger_drop_would_buy(tmp_path: Path) -> None:
+    import json
+
+    published = json.loads((Path(__file__).parent / "compressions" / "demo.json").read_text())
+    winner = {**published["winner"], "bytes": 1000, "packed_bytes": 1000, "drop": 0.2}
+    small = {**winner, "name": "smaller", "bytes": 500, "packed_bytes": 500, "drop": 1.31, "drop_interval": [0.1, 2.42]}
+    found = {**published, "run": "r", "within_budget": True, "winner": winner, "candidates": [winner, small]}
+    (tmp_path / "r").mkdir()
+    for sure, budget in ((False, "1.4"), (True, "2.5")):
+        whole = CompressionRecord.model_validate({**found, "sure": sure})
+        _, (about, line) = compression_page.commands(whole, tmp_path / "r-small")
+        assert "500 B" in about
+        assert line == f"kitae compress {tmp_path / 'r'} --overwrite --max-drop {budget}"
+    elsewhere = compression_page.commands(whole, tmp_path / "other")[1][1]
+    assert f"--out {tmp_path / 'other'}" in elsewhere
+
+
+def test_a_comparison_says_how_to_look_at_the_best_run(make_run: Callable[..., Run]) -> None:
+    good, bad = (RunRecord.open(make_run(name)) for name in ("good", "bad"))
+    lines = [line for _, line in comparison_page.commands(["good", "bad"], [good, bad], "validation")]
+    assert lines[0].startswith("kitae report ")
+    assert lines[1].endswith("recipe.yaml --seed 1")

@@ -395,7 +395,7 @@ def test_compression(tmp_path: Path) -> None:
     assert_told(words, "in each of 50 rounds", "0.996× (0.990 to 1.003): differences below 1.0 % are within the noise")
     assert_told(words, "network.stem.0.weight", "original on these images was not recorded")
     assert_told(words, "AMD EPYC, 2 cores, with VNNI, on 2026-11-24, by Kitae 0.1.0", "finetune_epochs")
-    assert_told(words, f"model = Model({str(folder / 'model.onnx')!r})")
+    assert_told(words, f"model = Model({json.dumps(str(folder / 'model.onnx'))})")
     assert "Left out" not in words
     assert "not tried" not in words
     assert "65 % pruned, INT8: 60.8 kB, 92.8 %" in charts(text)["Size against accuracy"]
@@ -511,7 +511,7 @@ def test_comparison(make_run: Callable[..., Run], tmp_path: Path) -> None:
     one, other = make_run("one"), make_run("other <i>", rows=3)
     other.recipe = other.recipe.override("train.epochs=7", "augment.train=[]")
     other.recipe.save(other.path / "recipe.yaml")
-    path = p.compare([one, other.path])
+    path = p.report(one, other.path)
     assert path == tmp_path / "comparison.html"
     text, reader = read(path)
     assert_self_contained(text, reader)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import App, Group, Parameter
 
@@ -68,3 +71,24 @@ Sets = Annotated[
     list[str] | None,
     Parameter(name="--set", consume_multiple=True, negative=(), help="Override fields: a.b=value c=value ..."),
 ]
+
+_Json = Annotated[
+    bool, Parameter(name="--json", negative=(), help="Print the result as JSON, and everything else to stderr.")
+]
+
+
+def answering(verb: Callable[..., None]) -> Callable[..., None]:
+    """Give a verb the option `--json`: what it hands to `console.answer` is then all that it prints to stdout."""
+
+    @functools.wraps(verb)
+    def with_json(*args: Any, json: bool = False, **options: Any) -> None:
+        with console.json_only(json):
+            verb(*args, **options)
+
+    signature = inspect.signature(verb, eval_str=True)
+    option = inspect.Parameter("json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=_Json)
+    with_json.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[*signature.parameters.values(), option]
+    )
+    with_json.__annotations__ = {**verb.__annotations__, "json": _Json}
+    return with_json

@@ -11,12 +11,13 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from kitae import console
-from kitae.cli.app import Sets, data_app
+from kitae.cli.app import Sets, answering, data_app
 
 _SHOWN = 20  # images left out that are listed
 
 
 @data_app.command
+@answering
 def check(source: str, *, out: Path | None = None, set_: Sets = None) -> None:
     """Report broken images, class counts, sizes, duplicates and label conflicts, and end with a verdict.
 
@@ -41,6 +42,7 @@ def check(source: str, *, out: Path | None = None, set_: Sets = None) -> None:
 
         write_json(out / "check.json", report.to_dict())
         console.say(f"full report in {out}")
+    console.answer(report.to_dict())
     for line in report.lines():
         console.say(line)
     if not report.ok:
@@ -48,6 +50,7 @@ def check(source: str, *, out: Path | None = None, set_: Sets = None) -> None:
 
 
 @data_app.command
+@answering
 def fix(
     source: str,
     *,
@@ -83,6 +86,8 @@ def fix(
     with console.counting("reading images") as progress:
         report = run_check(opened, spec, progress=progress)
     written = run_fix(opened, report, out, overwrite=overwrite)
+    left_out = [{"name": name, "reason": reason} for name, reason in written.left_out]
+    console.answer({"path": written.path, "kept": written.kept, "left_out": left_out})
     for name, reason in written.left_out[:_SHOWN]:
         console.say(f"left out: {name}: {reason}")
     if len(written.left_out) > _SHOWN:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from kitae import console
-from kitae.cli.app import RESEARCH, Sets, app, bench_app, show_app, study_app
+from kitae.cli.app import RESEARCH, Sets, answering, app, bench_app, show_app, study_app
 from kitae.cli.data import data_spec
 from kitae.cli.page import Open, write_page
 
@@ -28,6 +28,7 @@ _Ray = Annotated[
 
 
 @study_app.default
+@answering
 def study(
     spec: str | None = None,
     *,
@@ -64,10 +65,9 @@ def study(
 
     assignments = set_ or []
     if spec is None:
-        rows = [[name, StudySpec.load(name).about] for name in shipped()]
-        console.table("", ["study", "what it measures"], rows, right=9)
+        _list("study", {name: StudySpec.load(name).about for name in shipped()}, "what it measures")
     elif plan:
-        console.say(plan_study(spec, *assignments, tiny=tiny, workers=workers, threads=threads).text())
+        _show_plan(plan_study(spec, *assignments, tiny=tiny, workers=workers, threads=threads))
     else:
         result = run_study(
             spec, out, *assignments, tiny=tiny, workers=workers, threads=threads, overwrite=overwrite,
@@ -76,8 +76,20 @@ def study(
         _show_result(result, open_)
 
 
+def _list(what: str, abouts: Mapping[str, str], about: str) -> None:
+    """Print the names of shipped files, each with its sentence."""
+    console.answer([{"name": name, "about": text} for name, text in abouts.items()])
+    console.table("", [what, about], [[name, text] for name, text in abouts.items()], right=9)
+
+
+def _show_plan(plan: Any) -> None:
+    console.answer(plan.data())
+    console.say(plan.text())
+
+
 def _show_result(result: Any, browser: bool) -> None:
     """Print a study's result; exit with 1 where every run failed."""
+    console.answer({"path": result.path, **result.data()})
     console.say(result.table())
     console.say(f"everything is in {result.path}")
     write_page(result.path, browser=browser)
@@ -94,6 +106,7 @@ def _ray(address: str | None) -> Any:
 
 
 @study_app.command
+@answering
 def ablate(
     recipe: str,
     *,
@@ -142,7 +155,7 @@ def ablate(
 
     spec = build(recipe, *(set_ or ()), design=design, seeds=seeds, only=only or (), metric=metric, foldover=foldover)
     if plan:
-        console.say(plan_study(spec, workers=workers, threads=threads).text())
+        _show_plan(plan_study(spec, workers=workers, threads=threads))
         return
     _show_result(
         run_study(
@@ -154,6 +167,7 @@ def ablate(
 
 
 @app.command(group=RESEARCH, sort_key=2)
+@answering
 def search(
     data: str,
     *,
@@ -194,6 +208,7 @@ def search(
         rematch_seeds=rematch_seeds, workers=workers, threads=threads, executor=_ray(ray), overwrite=overwrite,
         report=console.say,
     )  # fmt: skip
+    console.answer({"path": result.path, **result.data()})
     console.say(result.table())
     console.say(f"the winner's recipe is {out / 'winner.yaml'}")
 
@@ -231,10 +246,13 @@ def _benched(run: Callable[..., dict[str, Any]], recipe: str, assignments: list[
     from kitae.recipe import Recipe
 
     with console.counting("decoding images") as progress:
-        return run(Recipe.load(recipe).override(*(assignments or ())), progress)
+        facts = run(Recipe.load(recipe).override(*(assignments or ())), progress)
+    console.answer(facts)
+    return facts
 
 
 @bench_app.command(name="precision")
+@answering
 def bench_precision(recipe: str = "fashion-mini", *, set_: Sets = None) -> None:
     """Time a training step of a recipe in every precision of this machine, and show which one `auto` chooses.
 
@@ -264,6 +282,7 @@ def bench_precision(recipe: str = "fashion-mini", *, set_: Sets = None) -> None:
 
 
 @bench_app.command(name="train")
+@answering
 def bench_train(recipe: str = "fashion-mini", *, set_: Sets = None) -> None:
     """Show where the time of a training step goes: data, augmentation, forward, backward, optimizer, other.
 
@@ -283,11 +302,12 @@ def bench_train(recipe: str = "fashion-mini", *, set_: Sets = None) -> None:
     title = (
         f"a step of {facts['batch_size']} images, {facts['device']}, {facts['precision']}, {facts['threads']} threads"
     )
-    console.table(title, ["", "ms", "share"], rows)
+    console.table(title, ["part", "ms", "share"], rows)
     console.say(f"{1000 * facts['batch_size'] / whole:,.0f} images/s, if nothing overlaps")
 
 
 @bench_app.default
+@answering
 def bench(recipe: str = "fashion-mini", *, set_: Sets = None) -> None:
     """Time reading, augmenting and learning from one batch of a recipe on this machine.
 
@@ -312,7 +332,7 @@ def bench(recipe: str = "fashion-mini", *, set_: Sets = None) -> None:
         for name, time in facts["step_milliseconds"].items()
     ]
     title = f"a batch of {count}, {facts['threads']} threads"
-    console.table(title, ["", "ms", "images/s", "speed of the limit"], rows)
+    console.table(title, ["part", "ms", "images/s", "speed of the limit"], rows)
     console.say(
         f"augmentation takes {100 * facts['share']:.1f} % of a step; a copy against itself measured "
         f"{facts['control']:.2f} (1.00 on a quiet machine)"
@@ -320,6 +340,7 @@ def bench(recipe: str = "fashion-mini", *, set_: Sets = None) -> None:
 
 
 @app.command(group=RESEARCH, sort_key=5)
+@answering
 def recipe(
     name: str | None = None, *, set_: Sets = None, schema: Annotated[bool, Parameter(negative=())] = False
 ) -> None:
@@ -339,10 +360,9 @@ def recipe(
     if schema:
         sys.stdout.write(json.dumps(Recipe.model_json_schema(), indent=2) + "\n")
     elif name is None:
-        rows = [[key, text.splitlines()[0].removeprefix("# ")] for key, text in shipped().items()]
-        console.table("", ["recipe", "what it does"], rows, right=9)
-    elif set_:
-        sys.stdout.write(Recipe.load(name).override(*set_).to_yaml())
+        abouts = {key: text.splitlines()[0].removeprefix("# ") for key, text in shipped().items()}
+        _list("recipe", abouts, "what it does")
     else:
-        Recipe.load(name)  # an invalid file is an error, not a page of text
-        sys.stdout.write(read_text(name)[0])
+        wanted = Recipe.load(name).override(*(set_ or ()))  # an invalid file is an error, not a page of text
+        console.answer(wanted)
+        console.say((wanted.to_yaml() if set_ else read_text(name)[0]).rstrip("\n"))

@@ -8,12 +8,13 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from kitae import console
-from kitae.cli.app import SHIP, Sets, app
+from kitae.cli.app import SHIP, Sets, answering, app
 from kitae.cli.page import Open, write_page
 from kitae.errors import BudgetError
 
 
 @app.command(group=SHIP, sort_key=1)
+@answering
 def compress(
     run: Path,
     *,
@@ -90,7 +91,8 @@ def compress(
 
 
 def _print_candidates(result: Any) -> None:
-    """A line a candidate; the winner, or the one closest to the budget, has a star."""
+    """A row per candidate; the winner, or the one closest to the budget, has a star."""
+    console.answer({"path": result.path, **result.facts})
     size = result.facts["size"]  # that by which the winner was chosen
     rows = [
         [

@@ -9,13 +9,13 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from kitae import console, views
-from kitae.cli.app import START, Sets, app
+from kitae.cli.app import START, Sets, answering, app
 from kitae.cli.page import Open, show, write_page
 from kitae.errors import CompressionError, DataError, RecipeError
-from kitae.evaluation.spec import Tta
 
 
 @app.command(group=START, sort_key=1)
+@answering
 def train(
     data: str,
     *,
@@ -85,46 +85,61 @@ def train(
         raise RecipeError(f"--minutes {minutes:g}: must be above 0")
     if folds is not None and not 2 <= folds <= 20:
         raise RecipeError(f"--folds {folds}: must be 2 to 20")
-    from kitae.pipelines.choices import Choices
-    from kitae.pipelines.pace import Clock, process_begun
-    from kitae.pipelines.train import asked
-    from kitae.pipelines.train import train as run_training
-
-    choices = Choices(model, epochs, batch_size, image_size, lr, seed, device, folds, tuple(set_ or ()))
-    clock = None if minutes is None else Clock.of(minutes, process_begun())
-    if resume and (out is not None and (out / "recipe.yaml").is_file()):
-        data = str(out / "recipe.yaml")
-    planned, clock, lines = asked(data, clock, choices, recipe)
-    main = int(os.environ.get("RANK", "0")) == 0
-    for line in lines if main else ():
-        console.say(line)
-    with console.counting("decoding images") as progress:
-        if dry_run:
-            _print_plan(planned, progress)
-            return
-        with console.TrainingView(planned.train.epochs) as view:
-            run = run_training(
-                planned, out=out, minutes=clock, resume=resume, overwrite=overwrite, watcher=view, progress=progress
-            )
-    from kitae.training import distributed
-
-    distributed.leave()
-    if main:
+    with console.TrainingView(0) as view:  # before the imports, which take seconds
+        run = _trained(
+            data, minutes, out=out, resume=resume, overwrite=overwrite, dry_run=dry_run, recipe=recipe, view=view,
+            given=(model, epochs, batch_size, image_size, lr, seed, device, folds, tuple(set_ or ())),
+        )  # fmt: skip
+    if run is not None:
         _print_result(run)
         # Nothing is left to judge a compression by where everything was trained on.
         more = f"kitae export {run.path}" if run.recipe.data.whole else f"kitae compress {run.path} --max-drop 1.0"
         write_page(run.path, f"kitae predict {run.path} IMAGES", more, browser=open_)
 
 
+def _trained(
+    data: str, minutes: float | None, *, out: Path | None, resume: bool, overwrite: bool, dry_run: bool,
+    recipe: str | None, view: console.TrainingView, given: tuple[Any, ...],
+) -> Any:  # fmt: skip
+    """The run; None after a dry run, and in all processes but the first.
+
+    Args:
+        given: the fields of `Choices`.
+    """
+    from kitae.pipelines.choices import Choices
+    from kitae.pipelines.pace import Clock, process_begun
+    from kitae.pipelines.train import asked
+    from kitae.pipelines.train import train as run_training
+    from kitae.training import distributed
+
+    clock = None if minutes is None else Clock.of(minutes, process_begun())
+    if resume and (out is not None and (out / "recipe.yaml").is_file()):
+        data = str(out / "recipe.yaml")
+    planned, clock, lines = asked(data, clock, Choices(*given), recipe)
+    main = int(os.environ.get("RANK", "0")) == 0
+    for line in lines if main else ():
+        console.say(line)
+    with console.counting("decoding images") as progress:
+        if dry_run:
+            _print_plan(planned, progress)
+            return None
+        run = run_training(
+            planned, out=out, minutes=clock, resume=resume, overwrite=overwrite, watcher=view, progress=progress
+        )
+    distributed.leave()
+    return run if main else None
+
+
 def _print_plan(recipe: Any, progress: Any) -> None:
     from kitae.pipelines.estimate import estimate
 
     facts = estimate(recipe, progress)
+    console.answer(facts)
     console.say(facts["recipe"].to_yaml())
     channels, height, width = facts["image"]
     whole, epoch = console.duration(facts["seconds"]), console.duration(facts["seconds_per_epoch"])
     console.table(
-        "", ["", "value"],
+        "", ["plan", "value"],
         [
             ["images", f"{facts['train']:,} train, {facts['val']:,} val, {facts['test']:,} test (not opened)"],
             ["classes", str(facts["classes"])],
@@ -139,12 +154,19 @@ def _print_plan(recipe: Any, progress: Any) -> None:
 
 
 def _print_result(run: Any) -> None:
-    console.table("", ["", "value (95 % interval)"], views.run_rows(run.evaluation(), run.metrics()))
+    console.answer({"path": run.path, **run.evaluation()})
+    console.table("", ["result", "value (95 % interval)"], views.run_rows(run.evaluation(), run.metrics()))
     console.say(f"everything is in {run.path}")
 
 
 @app.command(group=START, sort_key=3)
-def evaluate(run: Path, *, split: Literal["train", "val", "test"] = "test", tta: Tta | None = None) -> None:
+@answering
+def evaluate(
+    run: Path,
+    *,
+    split: Literal["train", "val", "test"] = "test",
+    tta: Literal["none", "flip", "shift", "scale", "full"] | None = None,  # the type's module would import pydantic
+) -> None:
     """Measure a run's best model again; opening test is counted in the run folder.
 
     Example: kitae evaluate runs/mine --split val
@@ -162,6 +184,7 @@ def evaluate(run: Path, *, split: Literal["train", "val", "test"] = "test", tta:
 
     opened = Run.open(run)
     result = opened.evaluate(split, tta)
+    console.answer({"path": run, "split": split, **result, "test_openings": opened.test_openings})
     rows = [
         [name, console.percent(entry["accuracy"], entry["accuracy_interval"]), str(entry["count"])]
         for name, entry in result["per_class"].items()
@@ -178,6 +201,7 @@ def evaluate(run: Path, *, split: Literal["train", "val", "test"] = "test", tta:
 
 
 @app.command(group=START, sort_key=2)
+@answering
 def predict(
     model: Path,
     images: Annotated[list[Path], Parameter(consume_multiple=True, negative=())],
@@ -230,12 +254,13 @@ def predict(
         trained = Run.open(model).predictor()  # loads the weights once
     files, probabilities, broken = _classified(trained, wanted, skip=on_corrupt == "skip")
     classes = trained.classes
-    rows = []
+    rows, found = [], []
     for file, shares in zip(files, probabilities, strict=True):
-        best = shares.argsort()[::-1][:top]
-        names = (f"{classes[k]} {100 * shares[k]:.1f} %" for k in best)
-        rows.append([str(file), classes[best[0]], "  ".join(names)])
-    shown = rows[:_ROWS_SHOWN] if console.console.is_terminal else rows
+        best = [(classes[k], float(shares[k])) for k in shares.argsort()[::-1][:top]]
+        rows.append([str(file), best[0][0], "  ".join(f"{name} {100 * share:.1f} %" for name, share in best)])
+        found.append({"image": file, "class": best[0][0], "best": [{"class": c, "probability": p} for c, p in best]})
+    console.answer({"predictions": found, "skipped": broken})
+    shown = rows[:_ROWS_SHOWN] if console.interactive() else rows
     if rows or not broken:
         console.table("", ["image", "class", f"best {min(top, len(classes))}"], shown, right=9)
     if len(shown) < len(rows):

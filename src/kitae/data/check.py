@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from kitae import keyed
+from kitae import keyed, views
 from kitae.data.base import SPLIT_NAMES, TEST, TRAIN, VAL, Item, Progress, Source, Table
 from kitae.data.duplicates import HASH_BYTES, first_alike, pixel_hash
 from kitae.data.near import near_duplicates, perceptual_hashes
@@ -146,6 +146,17 @@ class CheckReport:
             )
         return cures
 
+    def __repr__(self) -> str:
+        classes = len(next(iter(self.counts.values()), {}))
+        return f"CheckReport({self.source}: {self.images:,} images, {classes} classes, {self.verdict})"
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+    def _repr_html_(self) -> str:
+        found, *rest = self.lines()
+        return views.block(found, [line.strip() for line in rest])
+
     def to_dict(self) -> dict[str, Any]:
         """A plain mapping for JSON, with everything."""
 
@@ -185,7 +196,9 @@ class CheckReport:
             if sum(counts.values()):
                 low, high = min(counts, key=lambda c: counts[c]), max(counts, key=lambda c: counts[c])
                 total = sum(counts.values())
-                out.append(f"  {split}: {total:,}, from {counts[low]:,} ({low}) to {counts[high]:,} ({high}) a class")
+                even = counts[low] == counts[high]
+                each = f"{counts[low]:,}" if even else f"from {counts[low]:,} ({low}) to {counts[high]:,} ({high})"
+                out.append(f"  {split}: {total:,}, {each} per class")
         for title, histogram in (("sizes", self.sizes), ("modes", self.modes)):
             top = [f"{key}: {n:,}" for key, n in list(histogram.items())[:examples]]
             more = f", and {len(histogram) - examples} more" if len(histogram) > examples else ""

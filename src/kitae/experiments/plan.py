@@ -19,6 +19,7 @@ from kitae.experiments.outcome import metric, step_of
 from kitae.experiments.power import ASSUMED_NOISE, MOST_SEEDS, POWER, seeds_for, seeds_within, smallest_effect
 from kitae.experiments.study_spec import StudySpec
 from kitae.experiments.wording import aliases_text
+from kitae.files import plain
 from kitae.recipe import OPS_BY_NAME, Recipe, parse
 
 Measure = Callable[[Recipe], Mapping[str, Any]]
@@ -95,6 +96,23 @@ class Plan:
     def run_threads(self) -> tuple[int, ...]:
         """The threads of the runs: one number, or several if recipes of the study ask for different ones."""
         return tuple(sorted({job.recipe.train.threads or self.threads for job in self.jobs}))
+
+    def data(self) -> dict[str, Any]:
+        """The plan as plain values, named as the attributes are."""
+        names = ("precision", "workers", "seconds_per_epoch", "images", "seconds", "noise", "smallest", "seeds_needed")
+        content: dict[str, Any] = plain({
+            "study": self.spec.name,
+            "design": self.spec.design,
+            "metric": self.spec.metric,
+            "seeds": self.spec.seeds,
+            "variants": {variant.name: dict(variant.levels) for variant in self.design.variants},
+            "runs": len(self.jobs),
+            "trainings": len(self.units),
+            "epochs": sorted({job.recipe.train.epochs for job in self.jobs}),
+            "threads": list(self.run_threads),
+            **{name: getattr(self, name) for name in names},
+        })  # fmt: skip
+        return content
 
     def text(self) -> str:
         """The plan for people, a few lines."""

@@ -25,7 +25,7 @@ from kitae.experiments.outcome import metric
 from kitae.experiments.plan import Job, Plan, make_plan
 from kitae.experiments.stats import Analysis, Effect, analyse
 from kitae.experiments.study_spec import StudySpec
-from kitae.files import read_json, write_atomically, write_json
+from kitae.files import plain, read_json, write_atomically, write_json
 
 _CURVES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "train_clean_accuracy")
 
@@ -217,7 +217,7 @@ class StudyResult:
 
     def data(self) -> dict[str, Any]:
         """What effects.json holds; plain values."""
-        content: dict[str, Any] = _plain(
+        content: dict[str, Any] = plain(
             {
                 "format": FORMAT,
                 "name": self.spec.name,
@@ -364,14 +364,3 @@ def _analysis(analysis: Analysis) -> dict[str, Any]:
             for effect in analysis.effects
         ],
     }  # fmt: skip
-
-
-def _plain(value: Any) -> Any:
-    """Values that JSON has: NaN becomes null, NumPy numbers become Python's."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value

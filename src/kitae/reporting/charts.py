@@ -85,7 +85,7 @@ def curves(rows: Sequence[Epoch], best: int | None) -> Svg:
         series = [([getattr(row, key) for row in rows], label, look) for key, label, look in lines]
         known_ = [[value for value in values if value is not None] for values, _, _ in series]
         late = [value for values in known_ for value in values[len(values) // 4 :]]  # early ones may be cut
-        low, high, cut = robust([value for values in known_ for value in values], late)
+        low, high, cut = robust([value for values in known_ for value in values], late, form)
         if name == "Learning rate":
             low = min(low, 0.0)
         x = Scale(*span, _LEFT, WIDTH - _RIGHT)
@@ -113,11 +113,14 @@ def curves(rows: Sequence[Epoch], best: int | None) -> Svg:
     return chart.svg()
 
 
-def robust(values: Sequence[float], keep: Sequence[float] = ()) -> tuple[float, float, str]:
+def robust(
+    values: Sequence[float], keep: Sequence[float] = (), form: Callable[[float], str] = "{:.3g}".format
+) -> tuple[float, float, str]:
     """Ends of an axis that a few values cannot stretch (Tukey's fences, four times the quartiles' distance).
 
     Args:
         keep: of the values, those that are inside whatever they are.
+        form: a value as text, for the note.
 
     Returns:
         low, high, and a note where something is cut off.
@@ -130,9 +133,9 @@ def robust(values: Sequence[float], keep: Sequence[float] = ()) -> tuple[float, 
     if len(array) >= 8 and reach > 0:
         top, bottom = max([float(third + reach), *keep]), min([float(first - reach), *keep])
         if high > top:
-            cut, high = f" (up to {high:.3g}, cut off)", top
+            cut, high = f" (up to {form(high)}, cut off)", top
         if low < bottom:
-            cut, low = f" (from {low:.3g}, cut off)", bottom
+            cut, low = f" (from {form(low)}, cut off)", bottom
     room = 0.06 * (high - low) or abs(high) * 0.1 or 0.1
     return (max(0.0, low - room) if low >= 0 else low - room), high + room, cut
 

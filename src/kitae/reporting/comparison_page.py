@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ def content(records: Sequence[RunRecord]) -> dict[str, Any]:
         "warnings": [f"{name} is not finished." for name, record in zip(names, records, strict=True)
                      if not record.finished],
         "answer": answer(names, records, split),
-        "commands": [],
+        "commands": commands(names, records, split),
         "split": split,
         "runs": list(zip(names, records, found, strict=True)),
         "accuracies": charts.accuracies([(name, one.accuracy or 0.0, one.accuracy_interval) for name, one in known],
@@ -64,14 +65,9 @@ def short_names(paths: Sequence[Path]) -> list[str]:
 
 def answer(names: Sequence[str], records: Sequence[RunRecord], split: str) -> list[str]:
     """Which run is the best, and whether that is more than chance."""
-    scored = [
-        (one.accuracy, name, record) for name, record in zip(names, records, strict=True)
-        if (one := record.evaluation.test if split == "test" else record.evaluation.val) is not None
-        and one.accuracy is not None
-    ]  # fmt: skip
+    scored = _scored(names, records, split)
     if len(scored) < 2:
         return ["Fewer than two of these runs are finished, so there is nothing to compare yet."]
-    scored.sort(key=lambda item: -item[0])
     (best, name, winner), (second, other, runner) = scored[:2]
     first = f"{name} is the best: {share(best)} on {split}, {other} has {share(second)}."
     difference = _paired(winner, runner) if split == "test" else None
@@ -87,6 +83,31 @@ def answer(names: Sequence[str], records: Sequence[RunRecord], split: str) -> li
         f"{later} It covers the test images, not the seeds; kitae study covers those. Choosing between runs by their "
         "test accuracy makes that accuracy optimistic."
         if split == "test" else later,
+    ]  # fmt: skip
+
+
+def _scored(names: Sequence[str], records: Sequence[RunRecord], split: str) -> list[tuple[float, str, RunRecord]]:
+    """Accuracy, name and record of the runs that have one, the best first."""
+    found = [
+        (one.accuracy, name, record) for name, record in zip(names, records, strict=True)
+        if (one := record.evaluation.test if split == "test" else record.evaluation.val) is not None
+        and one.accuracy is not None
+    ]  # fmt: skip
+    return sorted(found, key=lambda item: -item[0])
+
+
+def commands(names: Sequence[str], records: Sequence[RunRecord], split: str) -> list[tuple[str, str]]:
+    """What to do next: what a command is for, and the command."""
+    scored = _scored(names, records, split)
+    if len(scored) < 2:
+        return [(f"Resume {name}", f"kitae train --resume {shlex.quote(str(record.path))}")
+                for name, record in zip(names, records, strict=True) if not record.finished]  # fmt: skip
+    _, name, best = scored[0]
+    folder, recipe = shlex.quote(str(best.path)), shlex.quote(str(best.path / "recipe.yaml"))
+    return [
+        (f"Look at the mistakes of {name}", f"kitae report {folder} --open"),
+        (f"Train {name} with another seed, to see how much chance does", f"kitae train {recipe} --seed "
+         f"{best.recipe.train.seed + 1}"),
     ]  # fmt: skip
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import shlex
 from collections.abc import Mapping
 from functools import partial
@@ -43,7 +45,7 @@ def content(record: CompressionRecord, folder: Path) -> dict[str, Any]:
         "subtitle": f"A run of {record.recipe}" if record.recipe else "",
         "warnings": _warnings(record),
         "answer": answer(record),
-        "commands": _commands(record, file),
+        "commands": commands(record, folder),
         "it": record,
         "label": name,
         "file": file,
@@ -103,17 +105,40 @@ def answer(record: CompressionRecord) -> list[str]:
     return [first, f"{second}: {size(size_)}. {_budget(record)}"]
 
 
-def _commands(record: CompressionRecord, file: Path) -> list[tuple[str, str]]:
+def commands(record: CompressionRecord, folder: Path) -> list[tuple[str, str]]:
+    """What to do next: what a command is for, and the command."""
+    file = folder / ("model.onnx" if record.within_budget else "closest.onnx")
     found = [("Classify images with it, without PyTorch", f"kitae predict {shlex.quote(str(file))} IMAGES")]
-    run = shlex.quote(record.run)
+    beside = folder.with_name(record.run)
+    run = shlex.quote(str(beside if beside.is_dir() else record.run))
+    usual = folder.name == f"{record.run}-small"
+    again = f"kitae compress {run}{'' if usual else f' --out {shlex.quote(str(folder))}'} --overwrite --max-drop"
     if not record.within_budget:
-        found.append(("Look again with a wider budget", f"kitae compress {run} --max-drop 2 --overwrite"))
+        found.append(("Look again with a wider budget", f"{again} 2"))
+    elif (smaller := _smaller(record)) is not None:
+        drop, row = smaller
+        budget, bytes_ = math.ceil(10 * drop) / 10, size(getattr(row, record.size))
+        found.append(
+            (f"For a smaller file, allow a larger drop ({label(record, row)}, {bytes_})", f"{again} {budget:g}")
+        )
     return found
+
+
+def _smaller(record: CompressionRecord) -> tuple[float, Candidate] | None:
+    """Of candidates at most three quarters the winner's size the one that costs the least, and the budget it needs."""
+    limit = 0.75 * (getattr(record.winner, record.size) or 0.0)
+    found = []
+    for row in record.candidates:
+        drop = row.drop_interval[1] if record.sure and row.drop_interval else row.drop
+        if not row.control and drop is not None and drop > 0 and (getattr(row, record.size) or limit) < limit:
+            found.append((drop, row))
+    return min(found, key=lambda pair: pair[0], default=None)
 
 
 def _python(file: Path) -> str:
     """Three lines that use the file."""
-    return f'from kitae.runtime import Model\nmodel = Model({str(file)!r})\nprint(model.predict(["photo.jpg"]).names)'
+    path = json.dumps(str(file), ensure_ascii=False)
+    return f'from kitae.runtime import Model\nmodel = Model({path})\nprint(model.predict(["photo.jpg"]).names)'
 
 
 def _curves(record: CompressionRecord) -> list[tuple[str, list[tuple[float, Candidate]]]]:
@@ -187,7 +212,7 @@ def _side_by_side(record: CompressionRecord) -> list[tuple[str, list[Cell]]]:
             ratio = after.speedup or ratio
         word, factor = times(ratio, less, more)
         timed = key == "latency_ms" and ratio is not None and ratio >= 1
-        changed = ("" if ratio is None else f"{factor} {word}",
+        changed = ("" if ratio is None else "the same" if old == new else f"{factor} {word}",
                    between(after.speedup_interval, 1, 2) if timed else "")  # fmt: skip
         rows.append((what, [_exactly(before, key), _exactly(after, key), changed]))
     return rows
@@ -240,7 +265,7 @@ def _candidates_caption(record: CompressionRecord) -> str:
 def _timing(record: CompressionRecord) -> str:
     latency, control, threads = record.latency, record.latency.control, record.spec.threads
     parts = ["Latency is of one image in ONNX Runtime"]
-    parts.append(f"on {threads} thread{'' if threads == 1 else 's'}" if threads else "on threads of its own choice")
+    parts.append(f"on {threads} thread{'' if threads == 1 else 's'}" if threads else "which chooses its threads")
     if latency.rounds is not None:
         parts.append(f"all candidates in turn in each of {latency.rounds:.0f} rounds")
     if any(row.control for row in record.candidates):

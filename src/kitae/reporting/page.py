@@ -27,13 +27,14 @@ _FILTERS = ("share", "between", "decimal", "significant", "milliseconds", "times
 _MARK = b'<meta name="generator" content="kitae '
 
 
-def report(target: Run | str | Path) -> Path:
-    """Write report.html into the folder of a run, a study or a compression.
+def report(target: Run | str | Path, *others: Run | str | Path) -> Path:
+    """Write report.html into the folder of a run, a study or a compression, or compare several runs.
 
     An unfinished run gives a page of what is known so far.
 
     Args:
         target: a Run, or a folder; its kind is detected from its files.
+        others: further runs, for a page that compares them all; see `compare`.
 
     Returns:
         The path of the page.
@@ -41,6 +42,8 @@ def report(target: Run | str | Path) -> Path:
     Raises:
         KitaeError: not a folder of Kitae, a damaged file, or no permission to write.
     """
+    if others:
+        return compare([target, *others])
     if isinstance(target, Run):
         return _write(render("run.html", run_page.content(RunRecord.open(target), target)), target.report)
     folder = Path(target)

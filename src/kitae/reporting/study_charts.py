@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from kitae.reporting.charts import interval_mark, per_cent, robust
 from kitae.reporting.results import Analysis, Effect, StudyRecord
 from kitae.reporting.svg import SERIES, WIDTH, Chart, Plot, Row, Scale, Svg, legend, rows_chart
-from kitae.reporting.values import significant
+from kitae.reporting.values import share, significant
 
 _LEFT = 46.0
 MOST_EFFECTS = 40
@@ -36,7 +36,8 @@ def forest(
         value_, _, span = verdict(effect).partition(" (")
         rows.append(Row(label(effect), value_, mark, span=f"({span}" if span else ""))
     ends = [end for e in known for end in (e.estimate, e.low, e.high) if end is not None and (end > 0 or not ratio)]
-    low, high, cut = robust([*ends, neutral])
+    keep = [end for effect in known if effect.shown for end in (effect.estimate, effect.low, effect.high)]
+    low, high, cut = robust([*ends, neutral], [end for end in keep if end is not None])
     sd = analysis.noise.sd
 
     def before(chart: Chart, scale: Scale, top: float, bottom: float) -> None:
@@ -69,7 +70,7 @@ def curves(record: StudyRecord, chosen: Sequence[str], label: Callable[[str], st
         values = [v for band in bands if band for v in (*band.mean, *band.low, *band.high) if v is not None]
         late = [v for band in bands if band for row in (band.mean, band.low, band.high) for v in row[len(row) // 4 :]
                 if v is not None]  # fmt: skip
-        low, high, cut = robust(values, late)
+        low, high, cut = robust(values, late, share if form is per_cent else form)
         x = Scale(min(epochs), max(epochs), _LEFT, WIDTH - 14)
         plot = Plot(chart, x, Scale(low, min(high, 1.0) if form is per_cent else high, top + 150, top))
         chart.text(_LEFT, top - 8, name + cut, "h")

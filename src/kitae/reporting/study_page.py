@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import Any
 
 from kitae.errors import KitaeError
 from kitae.reporting import study_charts
-from kitae.reporting.results import Analysis, Effect, StudyRecord
+from kitae.reporting.results import Analysis, Effect, StudyRecord, Variant
 from kitae.reporting.values import between, finite, words
 
 _METRICS = {
@@ -48,7 +50,8 @@ def content(record: StudyRecord | None, folder: Path) -> dict[str, Any]:
         asked = (folder / "study.yaml").read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise KitaeError(f"{folder / 'study.yaml'}: cannot be read ({error})") from error
-    common: dict[str, Any] = {"over": "Study", "study": record, "asked": asked, "commands": []}
+    common: dict[str, Any] = {"over": "Study", "study": record, "asked": asked,
+                              "commands": commands(record, folder)}  # fmt: skip
     if record is None:
         waiting = "This study is not finished: its effects have not been worked out yet."
         return {**common, "title": folder.resolve().name, "subtitle": "", "warnings": [waiting], "answer": []}
@@ -221,6 +224,39 @@ def _shown(record: StudyRecord, known: Sequence[Effect]) -> str:
 
 def _show(effects: Sequence[Effect]) -> str:
     return "shows" if len(effects) == 1 else "show"
+
+
+def commands(record: StudyRecord | None, folder: Path) -> list[tuple[str, str]]:
+    """What to do next: what a command is for, and the command; STUDY is the study's file or shipped name."""
+    again = f"kitae study STUDY --out {shlex.quote(str(folder))}"
+    if record is None or record.runs.finished < record.runs.planned:
+        return [("Resume it (STUDY: its file or name)", again)]
+    found = []
+    best = _most_helpful(record)
+    if best is not None:
+        sets = " ".join(
+            shlex.quote(f"{field}={json.dumps(value, ensure_ascii=False)}") for field, value in best.overrides.items()
+        )
+        name = variant_label(best.name, best.overrides)
+        found.append((f"Use on your own images what helped most: {name}", f"kitae train DATA --set {sets}"))
+    if record.seeds and any(not effect.shown for effect in record.main.effects):
+        seeds = [*record.seeds, *(max(record.seeds) + 1 + k for k in range(len(record.seeds)))]
+        found.append(("Add seeds for what is not decided (STUDY: its file or name)",
+                      f"{again} --set {shlex.quote(f'seeds={json.dumps(seeds)}')}"))  # fmt: skip
+    return found
+
+
+def _most_helpful(record: StudyRecord) -> Variant | None:
+    """The variant with the largest gain over the reference that is shown."""
+    if not record.main.better:
+        return None
+    variants = {variant.name: variant for variant in record.variants}
+    helps = [
+        effect for effect in ranked(record.main)
+        if effect.shown and effect.name in variants and effect.estimate is not None
+        and (effect.estimate > effect.neutral) == (record.main.better > 0)
+    ]  # fmt: skip
+    return variants[helps[0].name] if helps else None
 
 
 def _base(record: StudyRecord) -> str:

@@ -7,7 +7,7 @@ adds to a file is ignored, but for a compression, whose page shows it under its 
 
 from kitae.reporting.results.compression import Candidate, CompressionRecord
 from kitae.reporting.results.run import ClassRow, Epoch, Predicted, RunRecord, Split, read_predictions
-from kitae.reporting.results.study import Analysis, Effect, StudyRecord
+from kitae.reporting.results.study import Analysis, Effect, StudyRecord, Variant
 
 __all__ = [
     "Analysis",
@@ -20,5 +20,6 @@ __all__ = [
     "RunRecord",
     "Split",
     "StudyRecord",
+    "Variant",
     "read_predictions",
 ]
