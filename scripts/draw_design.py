@@ -2,9 +2,9 @@
 
     python scripts/draw_design.py [--check]
 
-A package is a folder of src/kitae, or one of the files beside them. Its row is one above the highest package that it imports.
-An arrow that follows from two others is left out. `--check` writes nothing, and fails where the drawing is out of date
-(line counts are rounded to hundreds, so that small changes do not count).
+A package is a folder of src/kitae, or one of the files beside them. Its row is one above the highest package that it
+imports. An arrow that follows from two others is left out. `--check` writes nothing, and fails where the drawing is
+out of date (line counts are rounded to hundreds, so that small changes do not count).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def package_of(path: Path) -> str:
 
 
 def graph() -> tuple[dict[str, set[str]], dict[str, int]]:
-    """Package -> packages it imports, and package -> lines. `__init__` and `__main__` name every package and are left out."""
+    """Imports and lines of each package. `__init__` and `__main__` name every package and are left out."""
     uses: dict[str, set[str]] = {}
     lines: dict[str, int] = {}
     for path in sorted(SOURCE.rglob("*.py")):
