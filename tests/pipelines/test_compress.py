@@ -35,6 +35,9 @@ from kitae.run import Run
 from kitae.runtime import Model
 from kitae.training.checkpoint import Progress
 from kitae.training.learner import Learner, Step
+from tests.pipelines.conftest import drawing
+
+pytestmark = pytest.mark.usefixtures("export_once")
 
 
 def small(**fields: Any) -> dict[str, Any]:
@@ -62,7 +65,8 @@ def test_the_exported_file_predicts_as_the_run_does(finished: Run, tmp_path: Pat
 def test_the_compression_folder(finished: Run, tmp_path: Path) -> None:
     openings = finished.test_openings
     lines: list[str] = []
-    result = compress(finished, tmp_path / "small", say=lines.append, **small())
+    with drawing():
+        result = compress(finished, tmp_path / "small", say=lines.append, **small())
     assert finished.test_openings == openings + 1
     assert {entry.name for entry in result.path.iterdir()} == {
         "compression.json", "front.parquet", "model.onnx", "model.json", "model.safetensors", "stages", "figures",

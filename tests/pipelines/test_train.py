@@ -25,6 +25,7 @@ from kitae.recipe import Recipe, shipped
 from kitae.run import Run
 from kitae.training.checkpoint import load_weights
 from tests.images import encode, picture, write_folder, write_parquet
+from tests.pipelines.conftest import drawing
 
 TINY = (
     "data.limit=200", "model.name=resnet8", "model.width=8", "train.epochs=2", "train.batch_size=32",
@@ -55,7 +56,8 @@ def parquet(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Run:
-    return train(tiny("train.ema=0.9"), tmp_path_factory.mktemp("runs") / "run")
+    with drawing():
+        return train(tiny("train.ema=0.9"), tmp_path_factory.mktemp("runs") / "run")
 
 
 def test_run_folder_holds_everything(run: Run) -> None:
