@@ -48,6 +48,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], P
     return json.loads((folder / "out.json").read_text()), folder
 
 
+@pytest.mark.slow
 def test_results_are_whole(results: tuple[dict[str, Any], Path]) -> None:
     found, _ = results
     assert found["machine"]["processor"]
@@ -70,6 +71,7 @@ def test_results_are_whole(results: tuple[dict[str, Any], Path]) -> None:
         assert said["copy"]["name"] == "copy"
 
 
+@pytest.mark.slow
 def test_who_is_not_there_is_named(results: tuple[dict[str, Any], Path]) -> None:
     found, _ = results
     absent = found["works"][0]["absent"]
@@ -79,6 +81,7 @@ def test_who_is_not_there_is_named(results: tuple[dict[str, Any], Path]) -> None
     assert found["works"][1]["missing"]["torchvision-v2"] == "no such transform"
 
 
+@pytest.mark.slow
 def test_page_is_made_from_the_results(results: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
     found, folder = results
     page = (folder / "docs" / "augment.md").read_text()
@@ -94,6 +97,7 @@ def test_page_is_made_from_the_results(results: tuple[dict[str, Any], Path], tmp
     assert (tmp_path / "augment.md").read_text() == page
 
 
+@pytest.mark.slow
 def test_memory_runs(tmp_path: Path) -> None:
     run("memory.py", "--quick", "--images", "30", "--out", tmp_path / "memory.json")
     found = json.loads((tmp_path / "memory.json").read_text())
@@ -104,6 +108,7 @@ def test_memory_runs(tmp_path: Path) -> None:
     assert set(found["growth_percent"]) == {"build", "train"}
 
 
+@pytest.mark.slow
 def test_cold_start_runs(tmp_path: Path) -> None:
     printed = run("cold_start.py", "--quick", "--out", tmp_path / "cold_start.json")
     found = json.loads((tmp_path / "cold_start.json").read_text())
@@ -140,6 +145,7 @@ def test_cold_start_is_what_the_command_adds_within_a_round(monkeypatch: pytest.
         cold_start.finish([sys.executable, "-c", "raise SystemExit('no luck')"])
 
 
+@pytest.mark.slow
 def test_infer_runs(tmp_path: Path) -> None:
     run("infer.py", "--quick", "--batch", "1", "--threads", "1", "--out", tmp_path / "infer.json")
     found = json.loads((tmp_path / "infer.json").read_text())
@@ -263,6 +269,7 @@ def test_the_page_of_compression_is_that_of_the_results(monkeypatch: pytest.Monk
     assert compression.PAGE.read_text(encoding="utf-8") == compression.text()
 
 
+@pytest.mark.slow
 def test_simulated_studies_run(tmp_path: Path) -> None:
     printed = run("simulated_studies.py", "--quick", "--out", tmp_path)
     assert "compare 5 effects, 3 seeds, even: covers" in printed
@@ -275,6 +282,7 @@ def test_simulated_studies_run(tmp_path: Path) -> None:
         assert found is None or found.origin == str(script), script.name
 
 
+@pytest.mark.slow
 def test_store_measures_what_whole_pictures_cost_and_bring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KITAE_DATA", str(tmp_path))  # no photographs there: some are generated
     run("store.py", "--quick", "--out", tmp_path / "store.json")
@@ -292,6 +300,7 @@ def test_store_measures_what_whole_pictures_cost_and_bring(tmp_path: Path, monke
         assert all(0.5 < entry["ratio_of_means"] < 2 for entry in views.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["parity", "augment", "steps", "syncs"])
 def test_what_a_gpu_shows_runs_on_a_cpu_too(part: str, tmp_path: Path) -> None:
     run("gpu.py", part, "--device", "cpu", "--tiny", "--out", tmp_path)
@@ -303,6 +312,7 @@ def test_what_a_gpu_shows_runs_on_a_cpu_too(part: str, tmp_path: Path) -> None:
         assert set(found["networks"]["resnet9-w8-32"]["seconds"]) >= {"fp32", "bare bf16"}
 
 
+@pytest.mark.slow
 def test_quality_compares_on_the_same_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two sets of a few pictures, in seconds; what was measured already is not measured again."""
     quality = module(monkeypatch, "quality")

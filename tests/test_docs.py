@@ -68,7 +68,9 @@ BLOCKS = [block for page in PAGES for block in blocks(page)]
 
 
 def of(language: str) -> list[object]:
-    return [block.param for block in BLOCKS if block.language == language]
+    """The blocks of a language; what two pages show alike is there once."""
+    found = {(block.text, block.why_not): block for block in reversed(BLOCKS) if block.language == language}
+    return [block.param for block in reversed(found.values())]
 
 
 def commands(block: Block) -> Iterator[str]:
@@ -170,6 +172,7 @@ def test_pages_made_by_a_script_are_up_to_date(script: str) -> None:
     assert module.PAGE.read_text(encoding="utf-8") == module.page()
 
 
+@pytest.mark.slow
 def test_pictures_of_definitions_are_up_to_date(tmp_path: Path) -> None:
     sys.path.insert(0, str(ROOT / "scripts"))
     try:
@@ -189,6 +192,7 @@ def test_every_page_is_in_the_navigation() -> None:
         assert page.relative_to(ROOT / "docs").as_posix() in text, page
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("mkdocs") is None or find_spec("mkdocstrings") is None, reason="needs the extra docs")
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]

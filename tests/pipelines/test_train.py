@@ -200,7 +200,7 @@ def test_augmented_samples_do_not_depend_on_threads_or_batch(tmp_path: Path, cac
 def test_photographs_of_all_kinds_train_and_an_exif_twin_is_classified_alike(tmp_path: Path, cache: Path) -> None:
     folder = write_folder(tmp_path / "photos")
     recipe = Recipe.load("fashion-mini").override(
-        f"data.source=folder:{folder}", "data.image_size=32", "model.name=resnet8", "model.width=8", "train.epochs=6",
+        f"data.source=folder:{folder}", "data.image_size=32", "model.name=resnet8", "model.width=8", "train.epochs=1",
         "train.batch_size=8", "train.precision=fp32", "train.threads=2", "data.val_fraction=0.2",
     )  # fmt: skip
     made = train(recipe, tmp_path / "run")
@@ -216,7 +216,12 @@ def test_photographs_of_all_kinds_train_and_an_exif_twin_is_classified_alike(tmp
     np.testing.assert_allclose(result.probabilities.sum(axis=1), 1, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", sorted(shipped()))
+FAST = ("cifar10-quick", "cifar10-speed", "fashion-mini")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in shipped()]
+)
 def test_every_shipped_recipe_runs_tiny(name: str, tmp_path: Path, cache: Path, parquet: Path) -> None:
     fields = ["train.epochs=1", "train.batch_size=32", "train.threads=2"]
     if name != "fashion-mini":

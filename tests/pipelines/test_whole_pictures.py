@@ -106,6 +106,7 @@ def test_an_exported_file_prepares_pictures_in_the_same_two_steps(run: Run, tmp_
     np.testing.assert_allclose(model.predict(ready).probabilities, run.predict(ready).probabilities, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_killed_training_on_crops_resumes_bit_exactly(tmp_path: Path) -> None:
     fields = (*FIELDS, "train.threads=1", "train.checkpoint_seconds=0.000001")
     assert go(tmp_path / "whole", "never", 1, *fields) == 0
