@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+import warnings
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import NamedTuple
@@ -25,11 +26,12 @@ def kitae(home: Path, *words: object, code: int = 0, columns: int = 80) -> Done:
     """Run a command in the folder `home`, with its cache there, and check its exit code."""
     out, err = io.StringIO(), io.StringIO()
     threads, found = torch.get_num_threads(), 0
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(), redirect_stdout(out), redirect_stderr(err):
         patch.chdir(home)
         patch.setattr(sys, "argv", ["kitae", *map(str, words)])
         patch.setenv("KITAE_CACHE", str(home / "cache"))
         patch.setenv("COLUMNS", str(columns))
+        warnings.filterwarnings("ignore", message="Cyclopts application invoked without tokens")  # as it is meant to be
         try:
             main()
         except SystemExit as leaving:

@@ -212,7 +212,7 @@ def test_a_name_or_data_and_choices_from_python(tmp_path: Path) -> None:
 
 def test_the_minutes_are_turned_into_steps_of_the_recipe(tmp_path: Path) -> None:
     source = photos(tmp_path / "d", [30, 30], size=(24, 24))
-    run = train(source, tmp_path / "run", minutes=0.5, model="resnet8", set=QUICK.set)
+    run = train(source, tmp_path / "run", minutes=0.2, model="resnet8", set=QUICK.set)
     assert len(run.metrics()) == run.recipe.train.last_epoch
     assert np.ptp([row["step"] for row in run.metrics()]) > 0
     again = train(Recipe.load(run.path / "recipe.yaml"), tmp_path / "again")

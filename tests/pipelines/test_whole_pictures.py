@@ -15,6 +15,7 @@ from PIL import Image
 
 from kitae.data.pictures import Pictures
 from kitae.data.sources import open_source
+from kitae.errors import TrainingInterruptedError
 from kitae.pipelines.bench import bench
 from kitae.pipelines.estimate import estimate
 from kitae.pipelines.setup import Setup
@@ -24,6 +25,7 @@ from kitae.reporting.results import RunRecord
 from kitae.reporting.samples import Samples
 from kitae.run import Run
 from tests.test_resume import assert_same, go, outcome
+from tests.watchers import Signal
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -104,6 +106,13 @@ def test_an_exported_file_prepares_pictures_in_the_same_two_steps(run: Run, tmp_
     np.testing.assert_allclose(model.predict(encoded).probabilities, run.predict(encoded).probabilities, atol=1e-4)
     ready = np.zeros((2, 3, 24, 32), np.uint8)
     np.testing.assert_allclose(model.predict(ready).probabilities, run.predict(ready).probabilities, atol=1e-4)
+
+
+def test_a_stopped_training_on_crops_resumes_bit_exactly(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(TrainingInterruptedError):
+        train(recipe(), tmp_path / "run", watcher=Signal(2))
+    train(recipe(), tmp_path / "run", resume=True)
+    assert_same(outcome(tmp_path / "run"), outcome(run.path))
 
 
 @pytest.mark.slow
