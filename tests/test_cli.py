@@ -282,17 +282,6 @@ def test_show_augment_draws_pictures(home: Path) -> None:
     assert len(list((home / "gallery").glob("*.png"))) >= 6
 
 
-def test_compress_takes_several_precisions_and_other_options_after_them() -> None:
-    from kitae.cli import app
-
-    words = "compress run --ratios .1 .2 --quantize none static --prune none --set controls=[random] seed=1 --overwrite"
-    _, bound, _ = app.parse_args(words.split(), exit_on_error=False, print_error=False)
-    assert bound.arguments["quantize"] == ("none", "static")
-    assert bound.arguments["ratios"] == [0.1, 0.2]
-    assert bound.arguments["prune"] == "none"
-    assert bound.arguments["set_"] == ["controls=[random]", "seed=1"]
-
-
 def test_a_disk_that_refuses_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     import errno
 
