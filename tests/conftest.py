@@ -8,7 +8,8 @@ import pytest
 LONGEST = (
     "pipelines/test_budget.py", "pipelines/test_compress.py", "pipelines/test_train.py", "pipelines/test_probe.py",
     "pipelines/test_folds.py", "test_cli.py", "test_cli_compress.py", "test_docs.py", "test_resume.py",
-    "pipelines/test_plan.py", "experiments/test_shipped.py", "experiments/test_search.py", "compression/test_quantize.py",
+    "pipelines/test_plan.py", "experiments/test_shipped.py", "experiments/test_search.py",
+    "compression/test_quantize.py",
 )  # fmt: skip
 
 

@@ -91,18 +91,6 @@ def test_last_write(
     assert count == 0 or a.is_contiguous(memory_format=layout)
 
 
-def test_normalisation_and_the_mean_colour() -> None:
-    x = pictures(6, 3, 16, 16)
-    mean, std = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
-    out = Augment([], mean=mean, std=std)(x, epoch=0, index=np.arange(6))
-    expected = (x / 255.0 - np.reshape(mean, (3, 1, 1))) / np.reshape(std, (3, 1, 1))
-    np.testing.assert_allclose(out, expected, atol=2e-6)
-    erased = Augment([{"cutout": {"size": 6}}], mean=mean, std=std)(x, epoch=0, index=np.arange(6))
-    box = erased != out
-    assert (erased[box] == 0).all()
-    assert box.any()
-
-
 def test_memory_of_a_kept_result_is_not_used_again() -> None:
     aug = Augment(["invert"], mean=0.5, std=0.5)
     x = torch.from_numpy(pictures(64, 3, 32, 32))

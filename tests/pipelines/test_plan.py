@@ -19,7 +19,7 @@ from kitae.pipelines.pace import Clock, Pace
 from kitae.pipelines.plan import plan
 from kitae.pipelines.train import train
 from kitae.recipe import Recipe
-from tests.images import picture, write_folder
+from tests.images import picture
 
 
 @pytest.fixture(autouse=True)
@@ -171,13 +171,6 @@ def test_400_classes(tmp_path: Path) -> None:
 def test_grey_only(tmp_path: Path) -> None:
     run = train(plan(photos(tmp_path / "d", [12, 12], grey=True), choices=QUICK).recipe, tmp_path / "run")
     assert run.rules.channels == 1
-
-
-def test_portrait_and_landscape_mixed_and_a_stray_pdf(tmp_path: Path) -> None:
-    write_folder(tmp_path / "d")
-    (tmp_path / "d" / "class 0" / "manual.pdf").write_bytes(b"%PDF-1.4\n")
-    (tmp_path / "d" / "notes.txt").write_text("")
-    assert trained(f"folder:{tmp_path / 'd'}", tmp_path)["test"]["count"] > 0
 
 
 @pytest.mark.parametrize("case", ["one image per class", "one class", "no images", "a missing file"])
