@@ -29,7 +29,7 @@ from kitae.recipe import Recipe
 from kitae.reporting.page import report
 from kitae.run import Run
 from kitae.training.checkpoint import load_weights
-from tests.images import picture
+from tests.images import picture, write_parquet
 from tests.watchers import Watcher
 
 training = importlib.import_module("kitae.pipelines.train")
@@ -171,14 +171,15 @@ def test_the_folds_decide_whether_to_fine_tune(
 
 
 def test_a_test_split_that_is_given_stays_a_test_split(tmp_path: Path) -> None:
+    source = write_parquet(tmp_path / "d.parquet", train=12, test=3, classes=4, size=16)
     recipe = Recipe.load("fashion-mini").override(
-        "data.folds=2", "data.limit=100", "model.name=resnet8", "model.width=4", "train.epochs=1",
-        "train.batch_size=32", "train.threads=1", "train.precision=fp32", "train.early_stopping=null",
+        f"data.source=parquet:{source}", "data.folds=2", "model.name=resnet8", "model.width=4", "train.epochs=1",
+        "train.batch_size=8", "train.threads=1", "train.precision=fp32", "train.early_stopping=null",
     )  # fmt: skip
     run = train(recipe, tmp_path / "run")
     evaluation = run.evaluation()
-    assert evaluation["test"]["count"] == 1000
-    assert evaluation["out_of_fold"]["count"] == 6000
+    assert evaluation["test"]["count"] == 12
+    assert evaluation["out_of_fold"]["count"] == 48
     assert run.test_openings == 1
     assert all("val_accuracy" not in row for row in run.metrics())
     with pytest.raises(RecipeError, match="early_stopping"):
