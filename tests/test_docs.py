@@ -45,7 +45,9 @@ class Block:
 
     @property
     def param(self) -> object:
-        return pytest.param(self, id=f"{self.page.relative_to(ROOT)}:{self.line}")
+        translated = self.language == "python" and self.page.name == "README.ja.md"
+        marks = [pytest.mark.slow] if translated else []  # it trains as README.md does
+        return pytest.param(self, id=f"{self.page.relative_to(ROOT)}:{self.line}", marks=marks)
 
 
 def blocks(page: Path) -> Iterator[Block]:
