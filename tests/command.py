@@ -12,6 +12,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
+from kitae import console
 from kitae.cli import main
 
 
@@ -30,7 +31,7 @@ def kitae(home: Path, *words: object, code: int = 0, columns: int = 80) -> Done:
         patch.chdir(home)
         patch.setattr(sys, "argv", ["kitae", *map(str, words)])
         patch.setenv("KITAE_CACHE", str(home / "cache"))
-        patch.setenv("COLUMNS", str(columns))
+        patch.setattr(console.console, "width", columns)
         warnings.filterwarnings("ignore", message="Cyclopts application invoked without tokens")  # as it is meant to be
         try:
             main()
