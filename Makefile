@@ -20,9 +20,9 @@ demo: setup
 	$(BIN)/kitae train photos-mini --minutes 2 --out runs/demo-photos --overwrite
 	@echo "Open runs/demo/report.html, runs/demo-small/report.html and runs/demo-photos/report.html"
 
-# A file of tests to a process, a thread each: threads of several processes on the same cores wait for each other.
+# One file per process at a time, one thread each: threads of several processes on the same cores wait for each other.
 test: setup
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: setup
 	$(BIN)/ruff check .

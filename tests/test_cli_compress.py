@@ -1,14 +1,12 @@
-"""`kitae compress` and `kitae predict FILE.onnx`, as a user meets them: each in a process of its own."""
+"""`kitae compress` and `kitae predict FILE.onnx`, as a user meets them."""
 
 from __future__ import annotations
 
 import csv
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,9 +20,12 @@ from kitae.pipelines.train import train
 from kitae.recipe import Recipe
 from kitae.run import Run
 from kitae.runtime import Model
+from tests import command
+from tests.command import refused
 from tests.images import picture, write_folder
 
 CLASSES = 3
+kitae = partial(command.kitae, columns=160)  # wide enough that no cell of a table is folded
 FAST = ["--set", "calibration=[minmax]", "sensitivity=false", "round_to=8", "threads=1"]
 
 
@@ -43,25 +44,6 @@ def run(home: Path) -> Path:
         "train.threads=1",
     )  # fmt: skip
     return train(recipe, home / "run").path
-
-
-def kitae(home: Path, *words: object, code: int = 0) -> subprocess.CompletedProcess[str]:
-    # Wide enough that no cell of a table is folded.
-    environment = {**os.environ, "COLUMNS": "160", "KITAE_CACHE": str(home / "cache")}
-    result = subprocess.run(
-        [sys.executable, "-m", "kitae", *map(str, words)],
-        capture_output=True, text=True, cwd=home, env=environment, timeout=300,
-    )  # fmt: skip
-    assert result.returncode == code, result.stdout + result.stderr
-    return result
-
-
-def refused(home: Path, *words: object) -> str:
-    """The one line that a command which cannot be done says."""
-    result = kitae(home, *words, code=2)
-    (line,) = result.stderr.strip().splitlines()
-    assert line.startswith("error: ")
-    return line.removeprefix("error: ")
 
 
 def cells(table: str) -> list[list[str]]:
@@ -176,17 +158,15 @@ def test_an_impossible_budget_keeps_the_closest(home: Path, run: Path) -> None:
         home, "compress", "run", "--out", "tight", "--prune", "none", "--quantize", "static", "--max-bytes", 1000,
         *FAST, code=2,
     )  # fmt: skip
-    line = result.stderr.strip().removeprefix("error: ")
+    line = result.stderr
     assert [row[0] for row in cells(result.stdout)] == ["original fp32", "* original int8-static"]
     size = (home / "tight" / "closest.onnx").stat().st_size
-    assert line == (
-        f"tight: no candidate is within the budget; the closest, original int8-static, has {size:,} bytes, not 1,000; "
-        f"it is kept as closest.onnx"
-    )
+    assert line.startswith("error: tight: ")
+    assert f"original int8-static, has {size:,} bytes, not 1,000" in line
+    assert "closest.onnx" in line
     assert not (home / "tight" / "model.onnx").exists()
     assert Run.open(run).test_openings == openings
-    line = refused(home, "predict", "tight", "photos")
-    assert line == "tight: is a compression folder; its model is a file: kitae predict tight/closest.onnx IMAGES"
+    assert "kitae predict tight/closest.onnx IMAGES" in refused(home, "predict", "tight", "photos")
     assert len(cells(kitae(home, "predict", "tight/closest.onnx", "photos/class 0").stdout)) == 40
 
 
@@ -224,8 +204,7 @@ def test_images_of_any_size_and_mode(home: Path, model: Path) -> None:
     assert [row[0] for row in rows] == [f"any/{file.name}" for file in files]
     assert [row[1] for row in rows] == Model(model).predict(files).names
     Image.fromarray(colour[:, :, 0].astype(np.float32)).save(folder / "9-float.tif")
-    line = refused(home, "predict", model, "any")
-    assert line == "any/9-float.tif: 32-bit float pixels have no fixed range, save the image with 8 or 16 bits"
+    assert refused(home, "predict", model, "any").startswith("any/9-float.tif: 32-bit float pixels")
     (folder / "9-float.tif").write_bytes((folder / "1-narrow.png").read_bytes()[:300])
     assert refused(home, "predict", model, "any").startswith("any/9-float.tif: cannot be decoded (")
     result = kitae(home, "predict", model, "any", "--on-corrupt", "skip", "--out", "skipped.csv")

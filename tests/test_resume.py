@@ -68,6 +68,7 @@ def test_three_kills_in_one_run(untouched: dict[str, Any], tmp_path: Path) -> No
     assert_same(outcome(out), untouched)
 
 
+@pytest.mark.slow
 def test_kills_in_the_probe_and_in_fine_tuning(tmp_path: Path) -> None:
     torch.manual_seed(1)
     model = build(ModelSpec(name="resnet8", width=8), classes=5, channels=1, image_size=28)

@@ -99,6 +99,13 @@ BATCHES = ("rgb 32", "rgb 33x47", "rgb 224", "grey 28", "grey 33x47")
 SMALL = ("rgb 32", "rgb 33x47", "grey 28")
 
 
+def covering(names: str, *values: Iterable[Any]) -> Any:
+    """Parametrize with each value at least once, instead of with every combination of them."""
+    given = [list(each) for each in values]
+    count = max(map(len, given))
+    return pytest.mark.parametrize(names, [tuple(each[i % len(each)] for each in given) for i in range(count)])
+
+
 def one_by_one(function: Callable[..., torch.Tensor], images: Batch, parameters: Iterable[Any]) -> Batch:
     """torchvision's `function(image, *parameters)` on each image alone."""
     out = [function(torch.from_numpy(image.copy()), *given) for image, given in zip(images, parameters, strict=True)]

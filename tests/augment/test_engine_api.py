@@ -311,6 +311,7 @@ def test_machine_code_of_a_moved_function_is_not_found() -> None:
     assert jit._fingerprint(function, set()) != before
 
 
+@pytest.mark.slow
 def test_works_where_nothing_can_be_kept(tmp_path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("not a folder")

@@ -13,7 +13,7 @@ from kitae.augment.spec import OPS
 
 from .test_engine_plan import BUSY, PIPELINES, names
 
-SIZES = [(3, 32, 32), (1, 32, 32), (3, 33, 47), (1, 17, 19), (3, 70, 40)]
+SIZES = [(1, 17, 19), (3, 70, 40)]  # the parity tests have more
 FLOAT_OPS = {  # may differ by a level between executors
     "contrast", "saturation", "color_jitter", "auto_augment", "rand_augment", "trivial_augment_wide", "augmix",
     "gaussian_blur", "rotate", "affine", "perspective", "random_resized_crop",
@@ -55,11 +55,9 @@ def test_every_op(pipeline: list, shape: tuple[int, int, int]) -> None:
     np.testing.assert_array_equal(x, kept)
 
 
-@pytest.mark.parametrize("count", [0, 1, 2, 13])
+@pytest.mark.parametrize(("count", "channels"), [(0, 3), (1, 3), (2, 1), (13, 3)])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "uint8"])
-@pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(("channels_last", "streaming"), [(False, False), (True, False), (True, True)])
 def test_last_write(
     count: int, dtype: str, channels_last: bool, channels: int, streaming: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -91,18 +89,6 @@ def test_last_write(
     assert ta.dtype == torch.float32
     layout = torch.channels_last if channels_last else torch.contiguous_format
     assert count == 0 or a.is_contiguous(memory_format=layout)
-
-
-def test_normalisation_and_the_mean_colour() -> None:
-    x = pictures(6, 3, 16, 16)
-    mean, std = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
-    out = Augment([], mean=mean, std=std)(x, epoch=0, index=np.arange(6))
-    expected = (x / 255.0 - np.reshape(mean, (3, 1, 1))) / np.reshape(std, (3, 1, 1))
-    np.testing.assert_allclose(out, expected, atol=2e-6)
-    erased = Augment([{"cutout": {"size": 6}}], mean=mean, std=std)(x, epoch=0, index=np.arange(6))
-    box = erased != out
-    assert (erased[box] == 0).all()
-    assert box.any()
 
 
 def test_memory_of_a_kept_result_is_not_used_again() -> None:

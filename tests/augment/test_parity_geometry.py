@@ -21,6 +21,7 @@ from tests.augment.parity import (
     batch,
     check,
     check_nearest,
+    covering,
     one_by_one,
     perspective_points,
     spread,
@@ -56,8 +57,7 @@ def test_flips(name: str, executor: str) -> None:
 
 
 @every
-@pytest.mark.parametrize("mode", ["zero", "reflect", "edge"])
-@pytest.mark.parametrize("padding", [0, 4, (3, 7), (1, 2, 5, 8)])
+@covering("padding, mode", [0, 4, (3, 7), (1, 2, 5, 8), (1, 2, 5, 8)], ["zero", "reflect", "edge"])
 def test_crop(padding: Any, mode: str, name: str, executor: str) -> None:
     images = batch(name)
     n, c, h, w = images.shape
@@ -209,8 +209,7 @@ def check_affine(images: Batch, cases: list[Case], interpolation: str, fill: Any
 
 
 @every
-@pytest.mark.parametrize("fill", FILLS)
-@pytest.mark.parametrize("interpolation", ["nearest", "bilinear"])
+@covering("interpolation, fill", ["nearest", "bilinear"], FILLS)
 def test_affine(interpolation: str, fill: str, name: str, executor: str) -> None:
     images = batch(name)
     if name == "rgb 224":
@@ -223,8 +222,7 @@ def test_affine(interpolation: str, fill: str, name: str, executor: str) -> None
 
 
 @small
-@pytest.mark.parametrize("interpolation", ["nearest", "bilinear"])
-@pytest.mark.parametrize("center", [(0.0, 0.0), (5.0, 9.5), (31.5, -4.0)])
+@covering("center, interpolation", [(0.0, 0.0), (5.0, 9.5), (31.5, -4.0), (31.5, -4.0)], ["nearest", "bilinear"])
 def test_affine_about_a_point(center: tuple[float, float], interpolation: str, name: str, executor: str) -> None:
     images = batch(name)
     cases = affine_case(images.shape[2], images.shape[3], len(images) + 6, 5)[6:]
@@ -261,8 +259,7 @@ def test_one_sided_warps(kind: str, name: str, executor: str) -> None:
 
 
 @every
-@pytest.mark.parametrize("fill", ["none", "zero", "colour"])
-@pytest.mark.parametrize("interpolation", ["nearest", "bilinear"])
+@covering("interpolation, fill", ["nearest", "bilinear"], FILLS)
 def test_rotate(interpolation: str, fill: str, name: str, executor: str) -> None:
     images = batch(name)
     n, c, height, width = images.shape
@@ -313,9 +310,7 @@ def corners(height: int, width: int, count: int, seed: int, distortion: float) -
 
 
 @every
-@pytest.mark.parametrize("fill", FILLS)
-@pytest.mark.parametrize("interpolation", ["nearest", "bilinear"])
-@pytest.mark.parametrize("distortion", [0.2, 0.6])
+@covering("distortion, interpolation, fill", [0.2, 0.2, 0.6, 0.6], ["nearest", "bilinear"], FILLS)
 def test_perspective(distortion: float, interpolation: str, fill: str, name: str, executor: str) -> None:
     check_perspective(batch(name), distortion, interpolation, fill, executor, 23)
 

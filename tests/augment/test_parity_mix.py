@@ -213,8 +213,7 @@ def test_an_odd_last_sample_stays(executor: str) -> None:
         assert (out[0] != images[0]).any()
 
 
-@pytest.mark.parametrize("name", ["rgb 32", "rgb 33x47", "grey 33x47"])
-@pytest.mark.parametrize("kind", ["mixup", "cutmix", "both"])
+@pytest.mark.parametrize(("name", "kind"), [("rgb 32", "mixup"), ("rgb 33x47", "cutmix"), ("grey 33x47", "both")])
 @pytest.mark.parametrize("per", ["batch", "sample"])
 def test_mixing_of_normalised_batches(per: str, kind: str, name: str, executor: Any) -> None:
     """The whole call: drawn lambda and box of each sample, torchvision's arithmetic on its normalised floats."""

@@ -24,7 +24,7 @@ from kitae.augment import Augment
 from kitae.augment import ops as o
 from kitae.augment.ops import policies as p
 from kitae.augment.plan import Program
-from tests.augment.parity import EXECUTORS, Batch, affine_points, batch, check, check_nearest, photo
+from tests.augment.parity import EXECUTORS, Batch, affine_points, batch, check, check_nearest, covering, photo
 from tests.augment.parity import one_thread as one_thread
 
 NAMES = dict(
@@ -51,8 +51,7 @@ def test_auto_augment_tables(policy: str) -> None:
     assert ours == theirs
 
 
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("bins", [2, 10, 31, 50])
+@covering("size, bins", SIZES, [2, 10, 31, 50])
 @pytest.mark.parametrize(
     ("kind", "space"),
     [
@@ -224,23 +223,20 @@ def replay(
             check_sub_op(stages[k][i], stages[k + 1][i], sub, interpolation, level, what)
 
 
-@pytest.mark.parametrize("executor", EXECUTORS)
 @pytest.mark.parametrize("policy", ["cifar10", "imagenet", "svhn"])
-@pytest.mark.parametrize("size", [(32, 32), (33, 47)], ids=str)
+@covering("size, executor", [(32, 32), (33, 47)], EXECUTORS)
 def test_auto_augment(policy: str, size: tuple[int, int], executor: str) -> None:
     replay("auto_augment", {"policy": policy}, lambda d: draw_auto(d, policy, *size), size, 3, executor, 160)
 
 
-@pytest.mark.parametrize("executor", EXECUTORS)
-@pytest.mark.parametrize("size", [(32, 32), (33, 47)], ids=str)
+@covering("size, executor", [(32, 32), (33, 47)], EXECUTORS)
 def test_rand_augment(size: tuple[int, int], executor: str) -> None:
     replay("rand_augment", {}, lambda d: draw_rand(d, 2, 9, 31, *size), size, 3, executor, 160)
     more = {"num_ops": 3, "magnitude": 4, "num_magnitude_bins": 5}
     replay("rand_augment", more, lambda d: draw_rand(d, 3, 4, 5, *size), size, 3, executor, 60)
 
 
-@pytest.mark.parametrize("executor", EXECUTORS)
-@pytest.mark.parametrize("size", [(32, 32), (33, 47)], ids=str)
+@covering("size, executor", [(32, 32), (33, 47)], EXECUTORS)
 def test_trivial_augment_wide(size: tuple[int, int], executor: str) -> None:
     replay("trivial_augment_wide", {}, lambda d: draw_trivial(d, 31, *size), size, 3, executor, 240)
 
@@ -310,8 +306,7 @@ def draw_augmix(
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)
-@pytest.mark.parametrize(("severity", "depth", "interpolation"), [(3, -1, "bilinear"), (10, 2, "nearest")])
-@pytest.mark.parametrize("size", [(32, 32), (33, 47)], ids=str)
+@covering("size, severity, depth, interpolation", [(32, 32), (33, 47)], [3, 10], [-1, 2], ["bilinear", "nearest"])
 def test_augmix(size: tuple[int, int], severity: int, depth: int, interpolation: str, executor: Any) -> None:
     """Each chain op by op, then the weighted mean: float32, truncated, as torchvision's AugMix ends."""
     count, seed, epoch = 60, 9, 4

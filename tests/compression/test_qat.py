@@ -40,6 +40,7 @@ def fragile(net: nn.Module) -> nn.Module:
     return net
 
 
+@pytest.mark.slow
 def test_training_through_the_loop_beats_rounding_afterwards(trained: nn.Module, train: Data, selection: Data) -> None:
     net = fragile(trained)
 

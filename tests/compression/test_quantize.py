@@ -79,7 +79,7 @@ def test_the_comparison_would_notice(graph: onnx.ModelProto, ranges: Ranges) -> 
         assert_bit_for_bit(graph, graph, "any")
 
 
-@pytest.mark.parametrize("name", ["simple_cnn", "resnet8", "resnet9"])
+@pytest.mark.parametrize("name", ["simple_cnn", "resnet8", pytest.param("resnet9", marks=pytest.mark.slow)])
 def test_networks_of_kitae(name: str) -> None:
     torch.manual_seed(0)
     net = build(

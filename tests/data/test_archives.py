@@ -178,9 +178,9 @@ def idx_files(folder: Path, gzipped: bool = True, size: int = 9) -> list[np.ndar
     return arrays
 
 
-@pytest.mark.parametrize("name", ["mnist", "fashion-mnist"])
-@pytest.mark.parametrize("gzipped", [True, False])
-@pytest.mark.parametrize("inner", ["", "raw"])
+@pytest.mark.parametrize(
+    ("name", "gzipped", "inner"), [("mnist", True, ""), ("mnist", False, "raw"), ("fashion-mnist", True, "raw")]
+)
 def test_idx_from_a_folder(tmp_path: Path, name: str, gzipped: bool, inner: str) -> None:
     train, train_labels, test, test_labels = idx_files(tmp_path / "idx" / inner, gzipped)
     source = open_source(DataSpec(source=f"{name}:{tmp_path / 'idx'}"))

@@ -32,8 +32,10 @@ def test_a_frozen_network_keeps_its_weights() -> None:
     plan_study(build(frozen, seeds=1), measure=None, threads=1)
 
 
-@pytest.mark.parametrize("name", sorted(shipped()))
-@pytest.mark.parametrize("design", ["one_out", "one_in", "screening"])
+@pytest.mark.parametrize(
+    ("name", "design"),
+    [*((name, "one_out") for name in shipped()), ("cifar10-strong", "one_in"), ("cifar10-strong", "screening")],
+)
 def test_all_on_is_the_recipe_itself(name: str, design: str) -> None:
     recipe = Recipe.load(name)
     plan = plan_study(build(name, design=design, seeds=1), measure=None, threads=1)  # type: ignore[arg-type]

@@ -498,6 +498,7 @@ study(make(seeds=[0, 1]), sys.argv[1], executor=LocalProcesses(workers=2), threa
 """
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_and_resumed_it_ends_with_the_same_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

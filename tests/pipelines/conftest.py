@@ -1,11 +1,18 @@
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
+import onnx
 import pytest
+from torch import nn
 
+from kitae.pipelines import candidates
 from kitae.pipelines.train import train
 from kitae.recipe import Recipe
+from kitae.reporting import figures
 from kitae.run import Run
 
 
@@ -17,7 +24,29 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="session")
+DRAWN = ("draw_run", "draw_compression", "draw_sparsity", "draw_latency", "draw_filter_masks")
+honest = {name: getattr(figures, name) for name in DRAWN}
+
+
+@pytest.fixture(scope="package", autouse=True)
+def _draw_nothing() -> Iterator[None]:
+    """Drawing takes longer than a tiny training."""
+    with pytest.MonkeyPatch.context() as context:
+        for name in DRAWN:
+            context.setattr(figures, name, lambda *_, **__: {})
+        yield
+
+
+@contextmanager
+def drawing() -> Iterator[None]:
+    """For tests of the figures."""
+    with pytest.MonkeyPatch.context() as context:
+        for name, draw in honest.items():
+            context.setattr(figures, name, draw)
+        yield
+
+
+@pytest.fixture(scope="package")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A small trained run, never changed but for its count of test openings."""
     recipe = Recipe.load("fashion-mini").override(
@@ -25,3 +54,22 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
         "train.batch_size=32", "train.precision=fp32", "train.threads=1", "train.optimizer.lr=0.1",
     )  # fmt: skip
     return train(recipe, tmp_path_factory.mktemp("runs") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def _graphs() -> dict[bytes, onnx.ModelProto]:
+    return {}
+
+
+@pytest.fixture
+def export_once(_graphs: dict[bytes, onnx.ModelProto], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks of equal weights are exported once: that takes longer than anything else here."""
+    export = candidates.to_onnx
+
+    def to_onnx(model: nn.Module, card: Any) -> onnx.ModelProto:
+        key = b"".join(value.numpy().tobytes() for value in model.state_dict().values()) + repr(card).encode()
+        if key not in _graphs:
+            _graphs[key] = export(model, card)
+        return copy.deepcopy(_graphs[key])
+
+    monkeypatch.setattr(candidates, "to_onnx", to_onnx)

@@ -29,6 +29,8 @@ from kitae.pipelines.setup import Setup
 from kitae.run import Run
 from kitae.runtime import Model
 
+pytestmark = pytest.mark.usefixtures("export_once")
+
 DIVERGED = TrainingError("val_loss was never finite")
 STOPPED = TrainingInterruptedError("stopped by SIGTERM", "nothing was saved")
 DEFAULTS: dict[str, Any] = {
@@ -37,8 +39,7 @@ DEFAULTS: dict[str, Any] = {
 }  # fmt: skip
 FLOAT = {"quantize": ("none",), "ratios": (0.5,)}
 
-honest_recover, honest_to_onnx = Setup.recover, candidates.to_onnx
-graphs: dict[bytes, Any] = {}
+honest_recover = Setup.recover
 
 
 class Clock:
@@ -66,19 +67,6 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(candidates.latency, "measure", clock.measure)
     return clock
-
-
-@pytest.fixture(autouse=True)
-def _export_equal_weights_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Exporting takes longer than anything else here."""
-
-    def to_onnx(model: nn.Module, card: Any) -> Any:
-        key = b"".join(value.numpy().tobytes() for value in model.state_dict().values()) + repr(card).encode()
-        if key not in graphs:
-            graphs[key] = honest_to_onnx(model, card)
-        return copy.deepcopy(graphs[key])
-
-    monkeypatch.setattr(candidates, "to_onnx", to_onnx)
 
 
 @pytest.fixture(autouse=True)
@@ -214,11 +202,25 @@ def test_hopeless_ratios_are_abandoned_and_only_what_was_asked_for_can_win(find:
     assert (alone.winner.name, alone.within_budget) == ("original fp32", True), "there is nothing else"
 
 
-@pytest.mark.parametrize("gradual", [False, True])
 def test_unstructured_pruning_holds_its_zeros_into_the_file(
-    find: Finder, finished: Run, trainings: list[dict[str, Any]], tmp_path: Path, gradual: bool
+    find: Finder, finished: Run, trainings: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    outcome = find(prune="unstructured", gradual=gradual, finetune_epochs=2, stages=tmp_path / "stages")
+    noted, revived = Setup.recover, list[int]()
+
+    def recover(self: Setup, model: nn.Module, *, after_step: Any, **options: Any) -> nn.Module:
+        before = {name: layer.weight == 0 for name, layer in prunable_layers(model).items()}
+
+        def both(model: nn.Module) -> None:
+            after_step(model)
+            now = prunable_layers(model)
+            revived.append(sum(int((now[name].weight[zero] != 0).sum()) for name, zero in before.items()))
+
+        return noted(self, model, after_step=both, **options)
+
+    monkeypatch.setattr(Setup, "recover", recover)
+    outcome = find(prune="unstructured", gradual=True, finetune_epochs=2, stages=tmp_path / "stages")
+    assert revived
+    assert not any(revived)
     rows = {row["name"]: row for row in outcome.rows}
     layers = count(finished.load_model()).layers
     weights = sum(layer.weights for layer in layers)
@@ -235,32 +237,8 @@ def test_unstructured_pruning_holds_its_zeros_into_the_file(
         assert zeros >= round(0.5 * weights) - len(layers)
     assert outcome.winner.ratio == 0.5, "the files are equally large, but more zeros are smaller when packed"
     assert outcome.winner.name in outcome.front
-    assert [call["epochs"] for call in trainings] == ([1, 1, 1, 1] if gradual else [2, 2])
+    assert [call["epochs"] for call in trainings] == [1, 1, 1, 1]
     assert len({call["seed"] for call in trainings}) == len(trainings)
-
-
-def test_gradual_pruning_never_revives_an_earlier_ratios_zeros(
-    find: Finder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    revived: list[int] = []
-
-    def watched(self: Setup, model: nn.Module, *, after_step: Any, **options: Any) -> nn.Module:
-        before = {name: layer.weight == 0 for name, layer in prunable_layers(model).items()}
-
-        def both(model: nn.Module) -> None:
-            after_step(model)
-            now = prunable_layers(model)
-            revived.append(sum(int((now[name].weight[zero] != 0).sum()) for name, zero in before.items()))
-
-        return honest_recover(self, model, after_step=both, **options)
-
-    monkeypatch.setattr(Setup, "recover", watched)
-    find(
-        prune="unstructured", gradual=True, finetune_epochs=2, quantize=("none",), distill=False,
-        stages=tmp_path / "stages",
-    )  # fmt: skip
-    assert revived
-    assert not any(revived)
 
 
 def test_a_loop_that_forgets_the_masks_is_noticed(
@@ -473,11 +451,9 @@ def test_what_comes_last_does_not_cost_what_was_found(
         find(quantize=("none",), stages=tmp_path / "2")
 
 
-def test_nothing_is_trained_twice(
-    find: Finder, clock: Clock, trainings: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clock.ratios = {f"resnet8 of width {width}": 2.0 for width in (6, 8, 12, 16, 20, 24, 32, 48, 64)}
-    fits: list[tuple[int, float, int, bool]] = []  # epochs, learning rate, seed, whether there is a teacher
+def counting_fits(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, float, int, bool]]:
+    """Epochs, learning rate, seed and whether there is a teacher, of every training."""
+    fits: list[tuple[int, float, int, bool]] = []
     honest = Setup.fit
 
     def fit(self: Setup, model: nn.Module, spec: Any, world: Any, *, tuning: Any, **options: Any) -> Any:
@@ -485,6 +461,36 @@ def test_nothing_is_trained_twice(
         return honest(self, model, spec, world, tuning=tuning, **options)
 
     monkeypatch.setattr(Setup, "fit", fit)
+    return fits
+
+
+def assert_same_candidates(first: Outcome, again: Outcome) -> None:
+    for a, b in zip(first.candidates, again.candidates, strict=True):
+        assert a.path.read_bytes() == b.path.read_bytes(), a.name
+        for x, y in zip(a.model.state_dict().values(), b.model.state_dict().values(), strict=True):
+            assert torch.equal(x, y)
+
+
+def test_nothing_is_trained_twice(find: Finder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fits = counting_fits(monkeypatch)
+    fields = {**FLOAT, "finetune_epochs": 1, "finetune_rate": 0.2, "controls": ("scratch",), "stages": tmp_path / "s"}
+    first = find(**fields)
+    assert names(first)[-2:] == ["trained further, original fp32", "from scratch, 50 % fp32"]
+    # From scratch with the recipe's two epochs and the fine-tuning's one; the others at 0.2 of its rate.
+    found = sorted((epochs, lr) for epochs, lr, _, _ in fits)
+    assert found == [(1, pytest.approx(0.02))] * 2 + [(3, 0.1)]
+    assert all(teacher for *_, teacher in fits)
+    assert len({seed for _, _, seed, _ in fits}) == len(fits)
+    assert_same_candidates(first, find(**{**fields, "max_drop": 99.0}))
+    assert len(fits) == 3
+
+
+@pytest.mark.slow
+def test_no_8_bit_training_is_done_twice(
+    find: Finder, clock: Clock, trainings: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock.ratios = {f"resnet8 of width {width}": 2.0 for width in (6, 8, 12, 16, 20, 24, 32, 48, 64)}
+    fits = counting_fits(monkeypatch)
     fields: dict[str, Any] = {
         "quantize": ("none", "qat"), "ratios": (0.5,), "finetune_epochs": 1, "controls": ("scratch", "small"),
         "finetune_rate": 0.2, "qat_rate": 0.05, "stages": tmp_path / "stages",
@@ -505,10 +511,7 @@ def test_nothing_is_trained_twice(
     before = len(fits)
     again = find(**{**fields, "max_drop": 99.0})
     assert len(fits) == before
-    for a, b in zip(first.candidates, again.candidates, strict=True):
-        assert a.path.read_bytes() == b.path.read_bytes(), a.name
-        for x, y in zip(a.model.state_dict().values(), b.model.state_dict().values(), strict=True):
-            assert torch.equal(x, y)
+    assert_same_candidates(first, again)
 
 
 @pytest.mark.parametrize(
@@ -576,11 +579,13 @@ def test_the_controls_are_timed_by_the_clock_of_the_choice(
     assert control["parameters"] == outcome.winner.row["parameters"]
 
 
-def test_the_small_net_is_the_largest_that_is_as_fast(find: Finder, clock: Clock, finished: Run) -> None:
+def test_the_small_net_is_the_largest_that_is_as_fast(
+    find: Finder, clock: Clock, finished: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kitae.pipelines.networks._WIDTHS", (4, 6, 8))
     networks = find.networks()
     bench = Bench(networks, find.folder)
     clock.ratios = {f"resnet8 of width {width}": ratio for width, ratio in ((4, 0.3), (6, 1.04), (8, 1.3))}
-    clock.ratios |= {f"resnet8 of width {width}": 2.0 for width in (12, 16, 20, 24, 32, 48, 64)}
     title, net = bench.as_fast(networks.original.model)
     assert title == "resnet8 of width 6"
     spec = finished.recipe.model.model_copy(update={"width": 6})

@@ -35,6 +35,9 @@ from kitae.run import Run
 from kitae.runtime import Model
 from kitae.training.checkpoint import Progress
 from kitae.training.learner import Learner, Step
+from tests.pipelines.conftest import drawing
+
+pytestmark = pytest.mark.usefixtures("export_once")
 
 
 def small(**fields: Any) -> dict[str, Any]:
@@ -44,6 +47,8 @@ def small(**fields: Any) -> dict[str, Any]:
         "max_drop": 100.0,
         "calibration": ("minmax",),
         "round_to": 1,
+        "sensitivity": False,
+        "controls": (),
         **fields,
     }
 
@@ -62,7 +67,8 @@ def test_the_exported_file_predicts_as_the_run_does(finished: Run, tmp_path: Pat
 def test_the_compression_folder(finished: Run, tmp_path: Path) -> None:
     openings = finished.test_openings
     lines: list[str] = []
-    result = compress(finished, tmp_path / "small", say=lines.append, **small())
+    with drawing():
+        result = compress(finished, tmp_path / "small", say=lines.append, **small(sensitivity=True))
     assert finished.test_openings == openings + 1
     assert {entry.name for entry in result.path.iterdir()} == {
         "compression.json", "front.parquet", "model.onnx", "model.json", "model.safetensors", "stages", "figures",
@@ -95,9 +101,17 @@ def test_the_compression_folder(finished: Run, tmp_path: Path) -> None:
     assert logits.shape == (1, 10)
 
 
-def test_a_folder_is_not_overwritten_unasked(finished: Run, tmp_path: Path) -> None:
+def test_a_folder_is_overwritten_only_if_asked_to_and_by_something_new(finished: Run, tmp_path: Path) -> None:
+    def contents() -> dict[str, bytes]:
+        return {file.name: file.read_bytes() for file in out.iterdir() if file.is_file()}
+
     out = tmp_path / "small"
     first = compress(finished, out, **small(prune="none"))
+    before = contents()
+    with pytest.raises(CompressionError, match="no layer 'nowhere'"):
+        compress(finished, out, overwrite=True, **small(skip=("nowhere",)))
+    assert contents() == before
+    assert CompressionResult.open(out).model_file.is_file()
     with pytest.raises(CompressionError, match="--overwrite"):
         compress(finished, out, **small(prune="none"))
     again = compress(finished, out, overwrite=True, **small(prune="none", quantize=("none",)))
@@ -108,22 +122,12 @@ def test_a_folder_is_not_overwritten_unasked(finished: Run, tmp_path: Path) -> N
     assert (out / "notes.txt").exists()
 
 
-def test_what_was_there_is_kept_until_there_is_something_new(finished: Run, tmp_path: Path) -> None:
-    out = tmp_path / "small"
-    compress(finished, out, **small(prune="none"))
-    before = {file.name: file.read_bytes() for file in out.iterdir() if file.is_file()}
-    with pytest.raises(CompressionError, match="no layer 'nowhere'"):
-        compress(finished, out, overwrite=True, **small(skip=("nowhere",)))
-    assert {file.name: file.read_bytes() for file in out.iterdir() if file.is_file()} == before
-    assert CompressionResult.open(out).model_file.is_file()
-
-
 def test_an_error_while_drawing_loses_nothing(finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def contents() -> dict[str, bytes]:
         return {str(file.relative_to(out)): file.read_bytes() for file in out.rglob("*") if file.is_file()}
 
     out = tmp_path / "small"
-    compress(finished, out, **small(prune="none", sensitivity=False))
+    compress(finished, out, **small(prune="none"))
     (out / "report.html").write_text("of the first")
     before = contents()
 
@@ -281,7 +285,7 @@ def test_a_signal_keeps_the_ratios_that_were_done(finished: Run, tmp_path: Path)
         if line.startswith("  epoch 1/2") and sum(known.startswith("  epoch 1/2") for known in lines) == 2:
             os.kill(os.getpid(), signal.SIGTERM)  # in the middle of the second ratio
 
-    fields = {**small(quantize=("none",), finetune_epochs=2, controls=()), "ratios": (0.25, 0.5)}
+    fields = small(quantize=("none",), finetune_epochs=2, ratios=(0.25, 0.5))
     with pytest.raises(TrainingInterruptedError, match=r"SIGTERM after epoch 1 of a fine-tuning; .*cut keeps"):
         compress(finished, tmp_path / "cut", say=say, **fields)
     assert len(list((tmp_path / "cut" / "stages").iterdir())) == 1
@@ -297,7 +301,7 @@ def test_a_signal_in_the_last_epoch_stops_the_search(finished: Run, tmp_path: Pa
         if line.startswith("  epoch 1/1"):  # told when the only epoch is over
             os.kill(os.getpid(), signal.SIGTERM)
 
-    fields = {**small(quantize=("none",)), "ratios": (0.25, 0.5)}
+    fields = small(quantize=("none",), ratios=(0.25, 0.5))
     with pytest.raises(TrainingInterruptedError, match="SIGTERM after epoch 1 of a fine-tuning"):
         compress(finished, tmp_path / "cut", say=say, **fields)
 
@@ -347,7 +351,7 @@ def test_who_names_ratios_and_no_budget_gets_the_whole_curve(
 def test_no_epoch_of_fine_tuning_repeats_one_of_the_training(
     finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Four ratios of five epochs see 20 epochs of augmentation that differ from each other and from the run's own."""
+    """Two ratios of three epochs see 6 epochs of augmentation that differ from each other and from the run's own."""
     seen: dict[tuple[int, int], str] = {}  # training and epoch -> hash of its first batch
     learners: list[Learner] = []
     honest = Learner.step
@@ -360,12 +364,11 @@ def test_no_epoch_of_fine_tuning_repeats_one_of_the_training(
         return honest(self, images, targets, at)
 
     monkeypatch.setattr(Learner, "step", noted)
-    recipe = finished.recipe.override("data.limit=60", "train.epochs=5", "model.width=4", "train.batch_size=32")
+    recipe = finished.recipe.override("data.limit=60", "train.epochs=3", "model.width=4", "train.batch_size=32")
     run = train(recipe, tmp_path / "run")
-    fields = {"quantize": ("none",), "finetune_epochs": 5, "sensitivity": False, "controls": ()}
-    compress(run, tmp_path / "small", **{**small(**fields), "ratios": (0.25, 0.3, 0.5, 0.75)})
-    assert sorted(seen) == [(training, epoch) for training in range(5) for epoch in range(5)]
-    assert len(set(seen.values())) == 25
+    compress(run, tmp_path / "small", **small(quantize=("none",), finetune_epochs=3, ratios=(0.25, 0.5)))
+    assert sorted(seen) == [(training, epoch) for training in range(3) for epoch in range(3)]
+    assert len(set(seen.values())) == 9
 
 
 def test_the_original_with_equal_further_training_is_a_control(
@@ -381,7 +384,7 @@ def test_the_original_with_equal_further_training_is_a_control(
         return honest(self, model, **options)
 
     monkeypatch.setattr(Setup, "recover", noted)
-    fields = {**small(quantize=("static",), sensitivity=False), "ratios": (0.25, 0.5)}
+    fields = small(quantize=("static",), controls=("original",), ratios=(0.25, 0.5))
     result = compress(finished, tmp_path / "small", **fields)
     assert result.winner["name"] == "50 % int8-static"
     (control,) = [row for row in result.rows if row["control"]]
@@ -400,7 +403,7 @@ def test_the_original_with_equal_further_training_is_a_control(
     again = compress(finished, tmp_path / "small", overwrite=True, **fields)
     assert len(trainings) == 3, "kept with the stages"
     assert [row["accuracy"] for row in again.rows] == [row["accuracy"] for row in result.rows]
-    none = compress(finished, tmp_path / "small", overwrite=True, **fields, controls=())
+    none = compress(finished, tmp_path / "small", overwrite=True, **{**fields, "controls": ()})
     assert not any(row["control"] for row in none.rows)
 
 

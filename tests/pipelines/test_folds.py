@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,8 @@ from kitae.recipe import Recipe
 from kitae.reporting.page import report
 from kitae.run import Run
 from kitae.training.checkpoint import load_weights
-from tests.images import picture
+from tests.images import picture, write_parquet
+from tests.watchers import Watcher
 
 training = importlib.import_module("kitae.pipelines.train")
 
@@ -55,22 +56,16 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     )  # fmt: skip
 
 
-class Lines:
-    """A watcher that keeps notes, and stops where it is asked to."""
+class StopIn(Watcher):
+    """Stops after the first epoch of the part that begins with a note."""
 
-    def __init__(self, stop: str = "") -> None:
-        self.notes: list[str] = []
-        self._stop = stop
+    def __init__(self, part: str) -> None:
+        super().__init__()
+        self._part = part
 
-    def on_step(self, *facts: Any) -> None: ...
-    def on_plan(self, epochs: int) -> None: ...
-    def on_epoch(self, row: dict[str, Any]) -> None:
-        if row["epoch"] == 1 and self._stop and any(note.startswith(self._stop) for note in self.notes):
-            self._stop = ""
+    def on_epoch(self, row: Mapping[str, Any]) -> None:
+        if row["epoch"] == 1 and any(note.startswith(self._part) for note in self.notes):
             signal.raise_signal(signal.SIGTERM)
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -83,7 +78,7 @@ def _tunes() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def run(asked: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    watcher = Lines()
+    watcher = Watcher()
     made = train(asked, tmp_path_factory.mktemp("runs") / "whole", watcher=watcher)
     assert any("data.groups: parent, 6 groups" in note for note in watcher.notes)
     return made
@@ -151,7 +146,7 @@ def test_features_are_computed_once_for_all(asked: Recipe, tmp_path: Path, monke
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(asked: Recipe, run: Run, tmp_path: Path, where: str) -> None:
     folder = tmp_path / "run"
     with pytest.raises(TrainingInterruptedError, match=str(folder)) as caught:
-        train(asked, folder, watcher=Lines(stop=where))
+        train(asked, folder, watcher=StopIn(where))
     assert "folds" not in str(caught.value).split("--resume")[1]
     again = train(asked, folder, resume=True)
     for one, other in ((again, run), *((Run.open(again.fold(k)), Run.open(run.fold(k))) for k in (1, 2, 3))):
@@ -167,7 +162,7 @@ def test_the_folds_decide_whether_to_fine_tune(
     kept = [fold.best_epoch() for fold in folds]
     assert tunes(folds) == (sum(epoch > 0 for epoch in kept if epoch is not None) >= 2)
     monkeypatch.setattr(training, "tunes", lambda folds: False)
-    watcher = Lines()
+    watcher = Watcher()
     alone = train(asked, tmp_path / "run", watcher=watcher)
     assert [row["epoch"] for row in alone.metrics()] == [0]
     assert alone.recipe.train.epochs == 2, "who repeats the recipe lets the folds choose again"
@@ -176,14 +171,15 @@ def test_the_folds_decide_whether_to_fine_tune(
 
 
 def test_a_test_split_that_is_given_stays_a_test_split(tmp_path: Path) -> None:
+    source = write_parquet(tmp_path / "d.parquet", train=12, test=3, classes=4, size=16)
     recipe = Recipe.load("fashion-mini").override(
-        "data.folds=2", "data.limit=100", "model.name=resnet8", "model.width=4", "train.epochs=1",
-        "train.batch_size=32", "train.threads=1", "train.precision=fp32", "train.early_stopping=null",
+        f"data.source=parquet:{source}", "data.folds=2", "model.name=resnet8", "model.width=4", "train.epochs=1",
+        "train.batch_size=8", "train.threads=1", "train.precision=fp32", "train.early_stopping=null",
     )  # fmt: skip
     run = train(recipe, tmp_path / "run")
     evaluation = run.evaluation()
-    assert evaluation["test"]["count"] == 1000
-    assert evaluation["out_of_fold"]["count"] == 6000
+    assert evaluation["test"]["count"] == 12
+    assert evaluation["out_of_fold"]["count"] == 48
     assert run.test_openings == 1
     assert all("val_accuracy" not in row for row in run.metrics())
     with pytest.raises(RecipeError, match="early_stopping"):

@@ -22,6 +22,7 @@ from kitae.recipe import Recipe
 from kitae.run import Run
 from kitae.training.checkpoint import load_weights
 from kitae.training.distributed import World
+from tests.watchers import Signal
 
 TINY = (
     "data.limit=150", "model.name=resnet8", "model.width=8", "train.epochs=1", "train.batch_size=32",
@@ -142,16 +143,8 @@ def test_a_resumed_run_needs_no_pretrained_weights(weights: str, tmp_path: Path)
     folder = tmp_path / "run"
     whole = train(asked, tmp_path / "whole")
 
-    class Stop:
-        def on_step(self, *facts: Any) -> None: ...
-        def note(self, text: str) -> None: ...
-        def on_plan(self, epochs: int) -> None: ...
-        def on_epoch(self, row: dict[str, Any]) -> None:
-            if row["epoch"] == 1:
-                signal.raise_signal(signal.SIGTERM)
-
     with pytest.raises(TrainingInterruptedError):
-        train(asked, folder, watcher=Stop())
+        train(asked, folder, watcher=Signal(5))
     saved = Run.open(folder).recipe.model.pretrained_sha256
     assert saved is not None
     copy.unlink()

@@ -15,6 +15,7 @@ from PIL import Image
 
 from kitae.data.pictures import Pictures
 from kitae.data.sources import open_source
+from kitae.errors import TrainingInterruptedError
 from kitae.pipelines.bench import bench
 from kitae.pipelines.estimate import estimate
 from kitae.pipelines.setup import Setup
@@ -24,6 +25,7 @@ from kitae.reporting.results import RunRecord
 from kitae.reporting.samples import Samples
 from kitae.run import Run
 from tests.test_resume import assert_same, go, outcome
+from tests.watchers import Signal
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -106,6 +108,14 @@ def test_an_exported_file_prepares_pictures_in_the_same_two_steps(run: Run, tmp_
     np.testing.assert_allclose(model.predict(ready).probabilities, run.predict(ready).probabilities, atol=1e-4)
 
 
+def test_a_stopped_training_on_crops_resumes_bit_exactly(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(TrainingInterruptedError):
+        train(recipe(), tmp_path / "run", watcher=Signal(2))
+    train(recipe(), tmp_path / "run", resume=True)
+    assert_same(outcome(tmp_path / "run"), outcome(run.path))
+
+
+@pytest.mark.slow
 def test_a_killed_training_on_crops_resumes_bit_exactly(tmp_path: Path) -> None:
     fields = (*FIELDS, "train.threads=1", "train.checkpoint_seconds=0.000001")
     assert go(tmp_path / "whole", "never", 1, *fields) == 0

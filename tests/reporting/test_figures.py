@@ -42,43 +42,26 @@ LATENCY = [
 ]
 LONG = [f"class number {i} with an unreasonably long name" for i in range(100)]
 
-DRAWINGS: dict[str, tuple[Callable[[Path], Path], int]] = {  # how to draw it, and its width in pixels
-    "curves": (lambda p: f.draw_training_curves(epochs(40), p), 960),
-    "curves of one epoch": (lambda p: f.draw_training_curves(epochs(1), p), 960),
-    "confusion": (lambda p: f.draw_confusion(measured(HOSTILE)["confusion"], HOSTILE, p), 960),
-    "reliability": (lambda p: f.draw_reliability(RNG.random(50), RNG.random(50) < 0.5, p, ece=0.1), 960),
-    "per class": (lambda p: f.draw_per_class(measured(HOSTILE)["per_class"], p), 960),
-    "mistakes": (lambda p: f.draw_worst_mistakes(IMAGES, HOSTILE * 2, HOSTILE * 2, [0.9] * 6, p), 960),
-    "smoothing": (lambda p: f.draw_label_smoothing(p, classes=3, names=HOSTILE), 960),
-    "depth": (lambda p: f.draw_stochastic_depth([1, 0.95, 0.9], p, observed=[1, 0.96, 0.88]), 960),
-    "precision": (lambda p: f.draw_precision(PRECISION, p), 960),
-    "sparsity": (lambda p: f.draw_sparsity({HOSTILE[0]: CURVE, "b": CURVE[:1]}, p, baseline=0.9), 960),
-    "masks": (lambda p: f.draw_filter_masks(IMAGES[:, :, :3, :3] > 99, p, weights=RNG.normal(size=(6, 3, 3, 3))), 960),
-    "pareto": (lambda p: f.draw_pareto(POINTS, p, budget=0.85, winner=POINTS[2]["name"], baseline="?"), 960),
-    "latency": (lambda p: f.draw_latency(LATENCY, p, control=1.01), 960),
-    "grid": (lambda p: f.image_grid([IMAGES[:4], [IMAGES[4], None]], HOSTILE[:2], ["a"] * 4, p, title="x"), 960),
+DRAWINGS: dict[str, Callable[[Path], Path]] = {
+    "curves": lambda p: f.draw_training_curves(epochs(40), p),
+    "curves of one epoch": lambda p: f.draw_training_curves(epochs(1), p),
+    "confusion": lambda p: f.draw_confusion(measured(HOSTILE)["confusion"], HOSTILE, p),
+    "reliability": lambda p: f.draw_reliability(RNG.random(50), RNG.random(50) < 0.5, p, ece=0.1),
+    "per class": lambda p: f.draw_per_class(measured(HOSTILE)["per_class"], p),
+    "mistakes": lambda p: f.draw_worst_mistakes(IMAGES, HOSTILE * 2, HOSTILE * 2, [0.9] * 6, p),
+    "smoothing": lambda p: f.draw_label_smoothing(p, classes=3, names=HOSTILE),
+    "depth": lambda p: f.draw_stochastic_depth([1, 0.95, 0.9], p, observed=[1, 0.96, 0.88]),
+    "precision": lambda p: f.draw_precision(PRECISION, p),
+    "sparsity": lambda p: f.draw_sparsity({HOSTILE[0]: CURVE, "b": CURVE[:1]}, p, baseline=0.9),
+    "masks": lambda p: f.draw_filter_masks(IMAGES[:, :, :3, :3] > 99, p, weights=RNG.normal(size=(6, 3, 3, 3))),
+    "pareto": lambda p: f.draw_pareto(POINTS, p, budget=0.85, winner=POINTS[2]["name"], baseline="?"),
+    "latency": lambda p: f.draw_latency(LATENCY, p, control=1.01),
+    "grid": lambda p: f.image_grid([IMAGES[:4], [IMAGES[4], None]], HOSTILE[:2], ["a"] * 4, p, title="x"),
 }
 
 
-@pytest.mark.parametrize("name", DRAWINGS)
-def test_figure_is_whole_sized_and_not_blank(name: str, tmp_path: Path) -> None:
-    draw, width = DRAWINGS[name]
-    path = tmp_path / "made" / "figure.png"
-    assert draw(path) == path
-    picture = pixels(path)
-    assert picture.shape[1] == width
-    assert 100 < picture.shape[0] < 3000
-    assert (picture[0] == 255).all()  # white to the edge
-    inked = (picture < 200).any(axis=2)
-    assert inked.mean() > 0.004
-    # Nothing runs over an edge: the outermost pixels stay white.
-    assert not inked[[0, -1]].any()
-    assert not inked[:, [0, -1]].any()
-    assert [entry.name for entry in path.parent.iterdir()] == ["figure.png"]
-
-
 CROWDED: dict[str, Callable[[Path], Path]] = {
-    **{name: draw for name, (draw, _) in DRAWINGS.items()},
+    **DRAWINGS,
     "confusion of 12": lambda p: f.draw_confusion(np.eye(12, dtype=int) * 12345, LONG[:12], p),
     "confusion of 20": lambda p: f.draw_confusion(np.full((20, 20), 7), LONG[:20], p),
     "confusion of 100": lambda p: f.draw_confusion(np.eye(100, dtype=int), LONG, p),
@@ -109,7 +92,7 @@ CROWDED: dict[str, Callable[[Path], Path]] = {
 
 
 @pytest.mark.parametrize("name", CROWDED)
-def test_text_never_overlaps_nor_leaves_the_figure(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_figure_is_whole_and_no_text_overlaps(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from matplotlib.figure import Figure
     from matplotlib.text import Text
 
@@ -127,8 +110,16 @@ def test_text_never_overlaps_nor_leaves_the_figure(name: str, tmp_path: Path, mo
 
     monkeypatch.setattr(Figure, "draw", forget)
     monkeypatch.setattr(Text, "draw", note)
-    path = CROWDED[name](tmp_path / "figure.png")
-    height, width = pixels(path).shape[:2]
+    path = tmp_path / "made" / "figure.png"
+    assert CROWDED[name](path) == path
+    assert [entry.name for entry in path.parent.iterdir()] == ["figure.png"]
+    picture = pixels(path)
+    height, width = picture.shape[:2]
+    assert name not in DRAWINGS or (width == 960 and height < 3000)
+    inked = (picture < 200).any(axis=2)
+    assert inked.mean() > 0.004
+    assert not inked[[0, -1]].any(), "nothing runs over an edge"
+    assert not inked[:, [0, -1]].any()
     assert boxes
     for words, box in boxes:
         assert box.x0 >= -2, words
@@ -141,7 +132,7 @@ def test_text_never_overlaps_nor_leaves_the_figure(name: str, tmp_path: Path, mo
 
 
 def test_same_data_same_bytes(tmp_path: Path) -> None:
-    draw = DRAWINGS["curves"][0]
+    draw = DRAWINGS["curves"]
     assert draw(tmp_path / "a.png").read_bytes() == draw(tmp_path / "b.png").read_bytes()
 
 
@@ -221,7 +212,7 @@ def test_confusion_shows_where_the_mistakes_are(tmp_path: Path) -> None:
     assert x.mean() > mixed.shape[1] / 2
 
 
-@pytest.mark.parametrize("k", [2, 13, 37, 100, 120])
+@pytest.mark.parametrize("k", [2, 37, 120])
 def test_confusion_of_many_classes_fits(k: int, tmp_path: Path) -> None:
     names = [f"a class with a really long name, number {i}" for i in range(k)]
     picture = pixels(f.draw_confusion(np.eye(k, dtype=int), names, tmp_path / "c.png"))

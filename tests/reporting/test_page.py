@@ -574,7 +574,7 @@ def test_the_page_of_what_compress_writes(trained: Run, tmp_path: Path) -> None:
     """Writer and page agree today, not only on the results that were kept."""
     result = compress(
         trained, tmp_path / "small", ratios=(0.25,), finetune_epochs=1, max_drop=100.0, calibration=("minmax",),
-        threads=1,
+        threads=1, quantize=("none", "static"), controls=(),
     )  # fmt: skip
     text, reader = read(p.report(result.path))
     assert_self_contained(text, reader)

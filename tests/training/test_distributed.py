@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +21,7 @@ from kitae.training.checkpoint import load_weights, save_weights
 from kitae.training.distributed import World, gather_rows
 from kitae.training.spec import TrainSpec
 from tests.training.toy_world import WORLD, ToyAugment, ToyData, ToyValidate, fit, toy_net
+from tests.watchers import Signal
 
 
 def linear() -> nn.Module:
@@ -62,26 +61,10 @@ def learn(world: World, out: Path) -> None:
     np.save(out / f"{world.size}-{world.rank}.npy", np.concatenate(data.asked))
 
 
-class Stop:
-    """Sends this process a SIGTERM after three batches."""
-
-    steps = 0
-
-    def on_step(self, *_: object) -> None:
-        self.steps += 1
-        if self.steps == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    def on_plan(self, epochs: int) -> None: ...
-    def on_epoch(self, row: Any) -> None: ...
-
-    def note(self, text: str) -> None: ...
-
-
 def stop_and_go_on(world: World, out: Path) -> None:
     """A network with BatchNorm and dropout, trained at a stretch and with a stop in the middle of an epoch."""
     spec = TrainSpec.model_validate({"epochs": 2, "batch_size": 16, "optimizer": {"lr": 0.05}})
-    for name, watcher in (("whole", None), ("cut", Stop())):
+    for name, watcher in (("whole", None), ("cut", Signal(3))):
         data, model = ToyData(76), toy_net()
         call: dict[str, Any] = {
             "spec": spec,

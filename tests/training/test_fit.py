@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import signal
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from kitae.training.distributed import World
 from kitae.training.learner import Teacher
 from kitae.training.spec import EarlyStoppingSpec, OptimizerSpec, ScheduleSpec, TrainSpec
 from tests.training.toy_world import ToyData, fit, toy_net
+from tests.watchers import DiesHereError, KillAt, Signal
 
 
 def spec(**fields: Any) -> TrainSpec:
@@ -31,29 +31,6 @@ def spec(**fields: Any) -> TrainSpec:
 
 def same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
-class DiesHereError(Exception):
-    """The process dies here."""
-
-
-class KillAt:
-    """A watcher that dies after so many batches in all."""
-
-    def __init__(self, batches: int) -> None:
-        self.left = batches
-        self.notes: list[str] = []
-
-    def on_step(self, *_: object) -> None:
-        self.left -= 1
-        if self.left == 0:
-            raise DiesHereError
-
-    def on_plan(self, epochs: int) -> None: ...
-    def on_epoch(self, row: Mapping[str, Any]) -> None: ...
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
 
 
 def test_learns_and_returns_the_best_weights(toy: dict[str, Any]) -> None:
@@ -171,8 +148,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("variant", sorted(VARIANTS))
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(("variant", "precision"), [*((name, "fp32") for name in sorted(VARIANTS)), ("ema", "bf16")])
 def test_resume_after_dying_anywhere_is_bit_exact(
     toy: dict[str, Any], tmp_path: Path, variant: str, precision: str
 ) -> None:
@@ -413,15 +389,6 @@ def test_a_schedule_that_was_recut_on_the_way_is_repeated_by_its_recipe(toy: dic
     plain = [row["learning_rate"] for row in fit(toy_net(), spec=spec(epochs=5), **toy).rows]
     assert rates[:2] == plain[:2]
     assert rates[-1] == pytest.approx(plain[-1], abs=0.006) or end == 2, "it still ends at the end of the schedule"
-
-
-class Signal(KillAt):
-    """Sends this process a SIGTERM after so many batches."""
-
-    def on_step(self, *_: object) -> None:
-        self.left -= 1
-        if self.left == 0:
-            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def test_sigterm_saves_and_exits_and_the_run_goes_on(toy: dict[str, Any], tmp_path: Path) -> None:
