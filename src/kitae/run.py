@@ -68,6 +68,7 @@ class Run:
         self.recipe = recipe
         self._lock = ExitStack()
         self._new = False
+        self._parents = [folder for folder in path.absolute().parents if not folder.exists()]  # made with the run
 
     def __repr__(self) -> str:
         return views.run_line(self)
@@ -114,8 +115,7 @@ class Run:
         if resume and overwrite:
             raise TrainingError("--resume and --overwrite exclude each other; give one of them")
         run = cls(Path(path), recipe)
-        # Before the lock, which would be left in a folder that is not ours. A run that is resumed stays with whatever
-        # lies beside it.
+        # Before the lock, which would be left in a folder that is not ours. Other files may lie beside a resumed run.
         if not (resume and (run.path / "recipe.yaml").exists()):
             RUN_FOLDER.check(run.path)
         with ExitStack() as stack:
@@ -158,8 +158,7 @@ class Run:
     def discard_unless_trained(self) -> None:
         """Remove what this object made if no training was saved: a start that failed leaves nothing behind."""
         learnt = any(path.exists() for path in (self.features, self.checkpoint, self.best))
-        learnt = learnt or any(self.fold(1).parent.glob("*/*"))
-        if not self._new or learnt or self.metrics():
+        if not self._new or learnt or self.metrics() or any(self.fold(1).parent.glob("*/*")):
             return
         RUN_FOLDER.remove(self.path)
         (self.path / LOCK).unlink(missing_ok=True)
@@ -168,7 +167,8 @@ class Run:
                 old.rename(self.path / old.name)
             self._aside.rmdir()
         with suppress(OSError):
-            self.path.rmdir()
+            for folder in (self.path, *self._parents):
+                folder.rmdir()
 
     @property
     def _aside(self) -> Path:

@@ -251,7 +251,7 @@ def fit(
             f"{spec.selection} was never finite, so there is no best model: lower train.optimizer.lr or set "
             "train.clip_norm"
         )
-    if watcher and at.best_epoch < 0 and not last:
+    if watcher and at.best_epoch < 0 and spec.last_epoch and not last:
         watcher.note("no epoch was better than the start, which is kept")
     model.load_state_dict(judged.state_dict() if last else best_state)
     model.eval()
