@@ -110,17 +110,24 @@ class Pace:
 
 
 def measured(
-    model: ModelSpec, train: TrainSpec, world: World, *, classes: int, channels: int, size: tuple[int, int]
-) -> Pace:
-    """The pace of a network that is built for it, on random pixels; no weights are loaded."""
+    model: ModelSpec, train: TrainSpec, world: World, *, classes: int, channels: int, size: tuple[int, int],
+    before: Pace | None = None,
+) -> Pace:  # fmt: skip
+    """The pace of a network that is built for it, on random pixels; no weights are loaded.
+
+    Args:
+        before: at another size; its training step is then scaled as the forward pass, and not measured again.
+    """
     net = build(model.model_copy(update={"pretrained": False}), classes=classes, channels=channels, image_size=size)
     layout = torch.channels_last if train.channels_last else torch.contiguous_format
-    return pace_of(net.to(device=world.device, memory_format=layout), train, world, (channels, *size))  # type: ignore[call-overload]
+    net = net.to(device=world.device, memory_format=layout)  # type: ignore[call-overload]
+    return pace_of(net, train, world, (channels, *size), before=before)
 
 
 def pace_of(
-    model: nn.Module, train: TrainSpec, world: World, shape: tuple[int, int, int], images: int = _IMAGES
-) -> Pace:
+    model: nn.Module, train: TrainSpec, world: World, shape: tuple[int, int, int], images: int = _IMAGES,
+    before: Pace | None = None,
+) -> Pace:  # fmt: skip
     """The pace of a network on images [C, H, W] of random pixels; the network is left as it was."""
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (images, *shape), np.uint8)
@@ -128,10 +135,12 @@ def pace_of(
     if train.channels_last:
         inputs = inputs.contiguous(memory_format=torch.channels_last)
     chosen: Precision = precision.choose(world.device) if train.precision == "auto" else train.precision
-    classes = _outputs(model, inputs)
-    targets = nn.functional.one_hot(torch.arange(images, device=world.device) % classes, classes).float()
-    steps = step_times(model, train, inputs, targets, world, precisions=(chosen,), steps=_STEPS).get(chosen, [])
-    step = _typical(steps) / images
+    step = 0.0
+    if before is None:
+        classes = _outputs(model, inputs)
+        targets = nn.functional.one_hot(torch.arange(images, device=world.device) % classes, classes).float()
+        steps = step_times(model, train, inputs, targets, world, precisions=(chosen,), steps=_STEPS).get(chosen, [])
+        step = _typical(steps) / images
 
     def judge() -> None:
         predict_logits(
@@ -153,6 +162,8 @@ def pace_of(
             call()
             taken.append(time.perf_counter() - started)
         times.append(_typical(taken) / images)
+    if before is not None:
+        step = before.step * times[1] / before.feature
     return Pace(shape[1] * shape[2], times[0], times[1], step)
 
 
@@ -219,8 +230,8 @@ def fitted(recipe: Recipe, setup: Setup, model: nn.Module, clock: Clock, world: 
     epochs, steps = fill(clock.left - end - judging, each, per_pass, judging, pace.step + drawing, most)
     if not isinstance(spec.probe, ProbeSpec):
         epochs, steps = (epochs, steps) if epochs else (1, FEWEST_STEPS)
-    elif spec.epochs == 0 or epochs * (steps + 1) <= min(most, FEWEST_TUNING_STEPS):
-        epochs, steps = 0, 0  # the plan wants the probe alone, or the minutes leave no more
+    elif epochs * (steps + 1) <= min(most, FEWEST_TUNING_STEPS):
+        epochs, steps = 0, 0  # the minutes leave the probe alone
     schedule = spec.schedule
     if spec.epochs:  # a warm-up is a share of the whole
         warmup = schedule.warmup_epochs * epochs / spec.epochs

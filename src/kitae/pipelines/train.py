@@ -155,7 +155,8 @@ def _train(
         probe_alone = bool(folds) and isinstance(run.recipe.train.probe, ProbeSpec) and not tunes(folds)
         if probe_alone and run.recipe.train.epochs and watcher is not None:
             watcher.note("fine-tuning was no better than the probe in most folds, so this model has none")
-        if minutes is not None and not probe_alone:
+        probe_alone = probe_alone or (isinstance(run.recipe.train.probe, ProbeSpec) and not run.recipe.train.epochs)
+        if minutes is not None and not probe_alone:  # else there is nothing to fit, and measuring takes seconds
             timed, end = fitted(run.recipe, setup, model, minutes, world)
             if world.is_main and not begun:
                 run.resolve(timed)
