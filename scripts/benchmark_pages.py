@@ -43,10 +43,10 @@ CONTESTANTS = {
 }
 SETS = {
     "trashnet": "TrashNet (2,527 photographs, 6 classes)",
-    "textile": "simulated textile (2,000 images, 3 classes)",
+    "textile": "Simulated textile (2,000 images, 3 classes)",
     "imagenette-small": "Imagenette (3,200 photographs, 10 classes of ImageNet)",
     "cifar10": "CIFAR-10 (2,500 images to train and validate with, 32 px)",
-    "cifar10-160": "the same, enlarged to 160 px",
+    "cifar10-160": "CIFAR-10 (2,500 images to train and validate with), enlarged to 160 px",
     "photos-mini": "photos-mini (600 photographs, 6 classes)",
     "fashion-mini": "fashion-mini (28 px, grey)",
 }
