@@ -285,6 +285,10 @@ def test_mistakes_are_one_line_and_exit_code_2(tmp_path: Path, words: list[str],
     assert left == [tmp_path / "taken"], "nothing is left behind"
 
 
+def test_a_piped_training_says_at_once_that_it_starts(home: Path, run: Path) -> None:
+    assert kitae(home, "train", "--resume", "run").stdout.splitlines()[0].startswith("starting")
+
+
 def test_sigterm_exits_143_and_the_run_goes_on(home: Path) -> None:
     words = ["train", "fashion-mini", "--out", "stopped", *TINY, "train.epochs=40"]
     process = subprocess.Popen(

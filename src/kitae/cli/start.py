@@ -106,6 +106,9 @@ def _trained(
     Args:
         given: the fields of `Choices`.
     """
+    main = int(os.environ.get("RANK", "0")) == 0
+    if main and not dry_run and not console.interactive():  # where no bar shows that the imports, of seconds, go on
+        console.say(f"starting: kitae train {data}")
     from kitae.pipelines.choices import Choices
     from kitae.pipelines.pace import Clock, process_begun
     from kitae.pipelines.train import asked
@@ -116,7 +119,6 @@ def _trained(
     if resume and (out is not None and (out / "recipe.yaml").is_file()):
         data = str(out / "recipe.yaml")
     planned, clock, lines = asked(data, clock, Choices(*given), recipe)
-    main = int(os.environ.get("RANK", "0")) == 0
     for line in lines if main else ():
         console.say(line)
     with console.counting("decoding images") as progress:
