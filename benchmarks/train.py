@@ -250,9 +250,11 @@ def tutorial(row: Row, gate: Gate, *, tuned: bool = False) -> None:
         net = net.to(memory_format=torch.channels_last)
     optimizer = sgd(net)
     criterion = nn.CrossEntropyLoss(label_smoothing=0.1 if row.strong else 0.0)
-    average = torch.optim.swa_utils.AveragedModel(
-        net, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998), use_buffers=True
-    )
+    average = None
+    if row.strong:
+        average = torch.optim.swa_utils.AveragedModel(
+            net, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998), use_buffers=True
+        )
     for images, labels in endless(loader(row)):
         gate.fetched()
         if tuned:
@@ -262,7 +264,7 @@ def tutorial(row: Row, gate: Gate, *, tuned: bool = False) -> None:
             loss = criterion(net(images), labels)
         loss.backward()
         optimizer.step()
-        if row.strong:
+        if average is not None:
             average.update_parameters(net)
         gate.stepped()
 

@@ -64,11 +64,10 @@ class Run:
     """
 
     def __init__(self, path: Path, recipe: Recipe) -> None:
-        self.path = path
-        self.recipe = recipe
+        self.path, self.recipe = path, recipe
         self._lock = ExitStack()
         self._new = False
-        self._parents = [folder for folder in path.absolute().parents if not folder.exists()]  # made with the run
+        self._parents: list[Path] = []  # folders that are made with the run's
 
     def __repr__(self) -> str:
         return views.run_line(self)
@@ -118,6 +117,7 @@ class Run:
         # Before the lock, which would be left in a folder that is not ours. Other files may lie beside a resumed run.
         if not (resume and (run.path / "recipe.yaml").exists()):
             RUN_FOLDER.check(run.path)
+        run._parents = [folder for folder in run.path.absolute().parents if not folder.exists()]
         with ExitStack() as stack:
             stack.enter_context(RUN_FOLDER.locked(run.path))
             run._begin(resume=resume, overwrite=overwrite)

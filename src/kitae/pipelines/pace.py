@@ -232,10 +232,8 @@ def fitted(recipe: Recipe, setup: Setup, model: nn.Module, clock: Clock, world: 
         epochs, steps = (epochs, steps) if epochs else (1, FEWEST_STEPS)
     elif epochs * (steps + 1) <= min(most, FEWEST_TUNING_STEPS):
         epochs, steps = 0, 0  # the minutes leave the probe alone
-    schedule = spec.schedule
-    if spec.epochs:  # a warm-up is a share of the whole
-        warmup = schedule.warmup_epochs * epochs / spec.epochs
-        schedule = schedule.model_copy(update={"warmup_epochs": round(warmup, 4)})
+    warmup = spec.schedule.warmup_epochs * epochs / spec.epochs  # a share of the whole
+    schedule = spec.schedule.model_copy(update={"warmup_epochs": round(warmup, 4)})
     update = {"epochs": epochs, "epoch_steps": steps or None, "schedule": schedule}
     return recipe.model_copy(update={"train": spec.model_copy(update=update)}), end
 

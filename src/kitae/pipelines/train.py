@@ -148,14 +148,14 @@ def _train(
             tuning = Tuning(keep="last")
             folds = _folds(run, setup, model, world, minutes, watcher)
             minutes = None if minutes is None else replace(split_clock(minutes, 1), starting=minutes.starting)
-        if isinstance(run.recipe.train.probe, ProbeSpec):
+        probes = isinstance(run.recipe.train.probe, ProbeSpec)
+        if probes:
             made = {} if begun else probe(run, setup, model, world, watcher, shared)
             tuning = replace(tuning, keep="last" if folds else "best or start", start_row=made)
         # The folds chose with validation, which this model has not; the recipe keeps the epochs, to choose again by.
-        probe_alone = bool(folds) and isinstance(run.recipe.train.probe, ProbeSpec) and not tunes(folds)
+        probe_alone = probes and (not run.recipe.train.epochs or (bool(folds) and not tunes(folds)))
         if probe_alone and run.recipe.train.epochs and watcher is not None:
             watcher.note("fine-tuning was no better than the probe in most folds, so this model has none")
-        probe_alone = probe_alone or (isinstance(run.recipe.train.probe, ProbeSpec) and not run.recipe.train.epochs)
         if minutes is not None and not probe_alone:  # else there is nothing to fit, and measuring takes seconds
             timed, end = fitted(run.recipe, setup, model, minutes, world)
             if world.is_main and not begun:
