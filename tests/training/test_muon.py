@@ -46,6 +46,16 @@ def test_first_and_last_layer_norms_and_biases_are_left_to_sgd() -> None:
         assert rate == pytest.approx(0.05)
 
 
+@pytest.mark.parametrize("name", ["muon", "sgd"])
+def test_biases_can_have_a_rate_of_their_own(name: str) -> None:
+    model = net()
+    optimizer = build_optimizer(model, OptimizerSpec(name=name, lr=0.2, bias_lr=6.4))
+    set_learning_rate(optimizer, 0.1)  # halfway down a schedule
+    rates = {id(p): g["lr"] for g in optimizer.param_groups for p in g["params"]}
+    for key, parameter in model.named_parameters():
+        assert rates[id(parameter)] == pytest.approx(3.2 if key.endswith("bias") else 0.1), key
+
+
 def test_sgd_groups_move_as_torch_moves_them() -> None:
     ours, theirs = nn.Linear(3, 2), nn.Linear(3, 2)
     theirs.load_state_dict(ours.state_dict())

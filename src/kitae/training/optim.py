@@ -52,7 +52,10 @@ def parameter_groups(
         if parameter.requires_grad:
             scale = 1.0 if spec.layer_decay is None else spec.layer_decay ** depth.get(name, 0)
             decayed = parameter.ndim > 1 and name not in named and name.rpartition(".")[2] not in _UNDECAYED
-            scale *= 1.0 if name in hidden else other
+            if spec.bias_lr is not None and name.rpartition(".")[2] == "bias":
+                scale *= spec.bias_lr / spec.lr
+            elif name not in hidden:
+                scale *= other
             groups.setdefault((scale, decayed, name in hidden), []).append(parameter)
     if not groups:
         raise RecipeError("model.freeze leaves nothing to train")
@@ -86,7 +89,9 @@ def build_optimizer(
     accepted = inspect.signature(kind).parameters
     arguments = {
         name: value
-        for name, value in spec.model_dump(exclude={"name", "layer_decay", "weight_decay", "other_lr"}).items()
+        for name, value in spec.model_dump(
+            exclude={"name", "layer_decay", "weight_decay", "other_lr", "bias_lr"}
+        ).items()
         if name in accepted and isinstance(accepted[name].default, tuple) == isinstance(value, tuple)  # Adafactor's
     }
     if spec.momentum == 0:

@@ -48,9 +48,13 @@ class OptimizerSpec(GrowingSpec):
     `muon` is Jordan's orthogonalised momentum (2024) for filters and matrices between the first and the last layer, and
     SGD with Nesterov momentum for norms, biases and those two layers, at `other_lr` (null: `lr`). `norm` keeps each
     filter matrix at the norm of its number of rows ** 0.5: for networks that normalise after each convolution.
+
+    `bias_lr` is the rate of biases, those of norms among them, with any optimizer (null: that of the other weights of
+    their layer). With SGD and short trainings a rate far above the others' pays (Page 2019, "How to train your ResNet",
+    64 times; Jordan 2024).
     """
 
-    newer: ClassVar[frozenset[str]] = frozenset({"other_lr", "norm"})
+    newer: ClassVar[frozenset[str]] = frozenset({"other_lr", "norm", "bias_lr"})
 
     name: str = "sgd"
     lr: float = Field(0.1, gt=0)
@@ -61,6 +65,7 @@ class OptimizerSpec(GrowingSpec):
     eps: float = Field(1e-8, gt=0)
     layer_decay: float | None = Field(None, gt=0, le=1)  # learning rate times this for each stage below the classifier
     other_lr: float | None = Field(None, gt=0)
+    bias_lr: float | None = Field(None, gt=0)
     norm: bool = False
 
     @model_validator(mode="before")
