@@ -16,7 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
+from kitae.data.loader import ImageSet
 from kitae.data.splits import Splits, TestClosedError
 from kitae.errors import DataError, KitaeError, RecipeError, TrainingError
 from kitae.pipelines.estimate import estimate
@@ -25,6 +27,8 @@ from kitae.pipelines.train import train, train_without_test
 from kitae.recipe import Recipe, shipped
 from kitae.run import Run
 from kitae.training.checkpoint import load_weights
+from kitae.training.distributed import World
+from kitae.training.spec import TrainSpec
 from tests.images import encode, picture, write_folder, write_parquet
 from tests.pipelines.conftest import drawing
 
@@ -269,6 +273,50 @@ def test_ops_that_change_the_size_are_told_and_refused_where_the_network_cannot_
     with pytest.raises(RecipeError, match=r"augment.train gives images of 24 x 24 pixels, which simple_cnn .* 28 x 28"):
         train(tiny("model.name=simple_cnn", "model.width=null", *ops), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_validation_is_judged_once_and_says_the_same_as_judged_again(
+    run: Run, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the best epoch said is the final evaluation of validation, as a process that did not train would find it."""
+    written, found = run.evaluation()["val"], run.evaluate("val")
+    assert written["accuracy"] == found["accuracy"]
+    assert written["loss"] == pytest.approx(found["loss"], rel=1e-6)  # another layout in memory rounds otherwise
+    judged: list[int] = []
+    honest = Run.logits
+
+    def logits(self: Run, images: ImageSet, *options: Any, **more: Any) -> Any:
+        judged.append(len(images.rows))
+        return honest(self, images, *options, **more)
+
+    monkeypatch.setattr(Run, "logits", logits)
+    with drawing():
+        again = train(tiny("train.ema=0.9"), tmp_path / "run")
+    assert judged == [again.evaluation()["test"]["count"]], "test alone"
+    assert again.evaluation()["val"] == run.evaluation()["val"]
+    other = Setup.of(again)
+    assert other.judgement(again.load_model()) is None, "another process has judged nothing"
+
+
+def test_a_network_of_one_size_cannot_start_with_smaller_pictures(cache: Path) -> None:
+    setup = Setup.without_run(tiny("train.progressive={start: 0.75, until: 0.5}"))
+    assert not any("progressive" in note for note in setup.notes(setup.initial_model(World(0, 1, torch.device("cpu")))))
+    channels, height, width = setup.store.rules.shape
+    fixed = nn.Sequential(nn.Flatten(), nn.Linear(channels * height * width, 10))
+    with pytest.raises(RecipeError, match=r"train\.progressive: resnet8 for images of 28 x 28 cannot take 20 x 20"):
+        setup.notes(fixed)
+
+
+def test_fine_tuning_scales_every_rate_and_takes_whole_pictures(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rates of biases and of the layers that Muon leaves are absolute, so a share of one is a share of all."""
+    rates = "{name: muon, lr: 0.2, other_lr: 1.0, bias_lr: 4.0}"
+    setup = Setup.without_run(tiny(f"train.optimizer={rates}", "train.progressive={start: 0.75, until: 0.5}"))
+    asked: list[TrainSpec] = []
+    monkeypatch.setattr(Setup, "fit", lambda self, model, spec, world, **options: asked.append(spec))
+    setup.recover(nn.Linear(2, 2), epochs=1, seed=1, rate=0.1)
+    (spec,) = asked
+    assert (spec.optimizer.lr, spec.optimizer.other_lr, spec.optimizer.bias_lr) == pytest.approx((0.02, 0.1, 0.4))
+    assert spec.progressive is None
 
 
 def test_notes_name_what_has_no_effect_or_an_unexpected_one(cache: Path) -> None:

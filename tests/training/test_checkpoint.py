@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import os
 from pathlib import Path
@@ -9,9 +10,17 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from kitae.errors import KitaeError, TrainingError
-from kitae.training.checkpoint import Progress, load_checkpoint, load_weights, save_checkpoint, save_weights
+from kitae.training.checkpoint import (
+    Progress,
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+    save_weights,
+    weights_digest,
+)
 from kitae.training.optim import build_optimizer
 from kitae.training.spec import OptimizerSpec
 from tests.training.toy_world import toy_net
@@ -82,3 +91,12 @@ def test_full_disk_keeps_what_was_there(tmp_path: Path, monkeypatch: pytest.Monk
         checkpoint(tmp_path / "c")
     assert (tmp_path / "c").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["c"]
+
+
+def test_a_digest_is_of_values_and_not_of_their_layout() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    digest = weights_digest(model)
+    assert weights_digest(copy.deepcopy(model).to(memory_format=torch.channels_last)) == digest
+    with torch.no_grad():
+        model[1].running_mean[2] += 1e-6
+    assert weights_digest(model) != digest

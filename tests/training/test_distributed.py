@@ -15,10 +15,10 @@ import torch
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 
-from kitae.errors import TrainingInterruptedError
+from kitae.errors import TrainingError, TrainingInterruptedError
 from kitae.training import distributed
 from kitae.training.checkpoint import load_weights, save_weights
-from kitae.training.distributed import World, gather_rows
+from kitae.training.distributed import World, gather_rows, join
 from kitae.training.spec import TrainSpec
 from tests.training.toy_world import WORLD, ToyAugment, ToyData, ToyValidate, fit, toy_net
 from tests.watchers import Signal
@@ -124,3 +124,12 @@ if __name__ == "__main__":
     learn(here, Path(sys.argv[1]))
     stop_and_go_on(here, Path(sys.argv[1]))
     distributed.leave()
+
+
+def test_more_processes_than_gpus_are_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(TrainingError, match=r"process 1 of this machine has no GPU, torch sees 1; .*--nproc_per_node"):
+        join("auto")

@@ -50,6 +50,24 @@ def test_dropout_is_keyed_by_epoch_and_step() -> None:
     assert [loss(*place) for place in places] == losses
 
 
+def test_small_pictures_come_first() -> None:
+    """They are the batch, shrunk. The size is a function of the update, so that a resumed run takes the same one."""
+    spec = TrainSpec.model_validate({
+        "epochs": 2, "batch_size": 16, "precision": "fp32", "progressive": {"start": 0.5, "until": 0.75},
+    })  # fmt: skip
+    seen: list[torch.Tensor] = []
+    model = toy_net()
+    model.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    images, targets = torch.randn(16, 3, 16, 24), nn.functional.one_hot(torch.arange(16) % 2, 2).float()
+    with Learner(model, spec, epoch_shape(32, spec), WORLD, "fp32") as learner:  # four updates
+        for number in range(4):
+            learner.step(images, targets, Progress(epoch=number // 2, step=number % 2, updates=number))
+    assert [tuple(batch.shape[2:]) for batch in seen] == [(8, 12), (12, 16), (12, 20), (16, 24)]
+    assert seen[-1] is images
+    shrunk = nn.functional.interpolate(images, (8, 12), mode="bilinear", antialias=True)
+    torch.testing.assert_close(seen[0], shrunk)
+
+
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 @pytest.mark.parametrize("bad", [(), (0,), (2, 3)])
 def test_a_device_that_decides_skips_what_the_host_would(name: str, bad: tuple[int, ...]) -> None:

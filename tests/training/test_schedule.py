@@ -8,8 +8,8 @@ import math
 import pytest
 from pydantic import ValidationError
 
-from kitae.training.schedule import planned_step, rate_factor
-from kitae.training.spec import ScheduleSpec
+from kitae.training.schedule import planned_step, progressive_size, rate_factor
+from kitae.training.spec import ProgressiveSpec, ScheduleSpec
 
 EPOCHS, STEPS = 10, 20
 
@@ -91,3 +91,20 @@ def test_a_recut_schedule_squeezes_or_stretches_what_is_left() -> None:
     twice = steps(8, (2, 6), (4, 8))  # half of the rest in two epochs, the other half in four
     assert twice[80:] == pytest.approx([120 + s for s in range(80)])
     assert steps(4, (4, 4)) == list(range(80))
+
+
+def test_pictures_grow_in_steps_of_four_pixels_to_their_full_size() -> None:
+    spec = ProgressiveSpec(start=0.5, until=0.4)
+    sides = [progressive_size((32, 32), step / 100, spec)[0] for step in range(101)]
+    assert sides[0] == 16
+    assert set(sides[:40]) == {16, 20, 24, 28, 32}
+    assert sides == sorted(sides)
+    assert set(sides[40:]) == {32}
+
+
+@pytest.mark.parametrize("size", [(30, 45), (5, 5), (225, 300)])
+def test_the_full_size_is_reached_and_never_passed(size: tuple[int, int]) -> None:
+    spec = ProgressiveSpec(start=0.9, until=0.5)
+    for done in (0.0, 0.25, 0.49):
+        assert all(now <= side for now, side in zip(progressive_size(size, done, spec), size, strict=True))
+    assert progressive_size(size, 0.5, spec) == size

@@ -32,6 +32,16 @@ def count_macs(model: nn.Module, channels: int, image_size: Size) -> int:
     return int(counter.get_total_flops()) // 2
 
 
+def takes(model: nn.Module, shape: tuple[int, int, int]) -> bool:
+    """Whether the network can take images [channels, height, width] of this shape."""
+    try:
+        with evaluating(model), torch.no_grad():
+            model(torch.zeros(1, *shape, device=device_of(model)))
+    except (RuntimeError, AssertionError):  # timm's patch embeddings assert
+        return False
+    return True
+
+
 def classifier_names(model: nn.Module) -> tuple[str, ...]:
     """Names of the module that turns features into logits (a few nets have two): the last linear or convolutional."""
     if hasattr(model, "get_classifier"):  # timm

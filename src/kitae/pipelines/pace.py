@@ -223,7 +223,7 @@ def fitted(recipe: Recipe, setup: Setup, model: nn.Module, clock: Clock, world: 
     pace = pace_of(model, spec, world, (drawn.shape[1], drawn.shape[2], drawn.shape[3]), images=len(drawn))
     judge = pace.at(int(np.prod(setup.store.rules.size))).judge
     judging = judge * setup.judged
-    end = judge * (len(setup.splits.val) + setup.splits.test_count) + clock.after
+    end = judge * setup.splits.test_count + clock.after
     per_pass = shape.pass_steps // shape.accumulate if spec.epoch_steps is None else len(setup.images) // len(drawn)
     most = clock.most if clock.most is not None else spec.epochs * shape.updates
     each = shape.batch_size * shape.accumulate

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -28,18 +28,19 @@ from kitae.errors import RecipeError, TrainingError
 from kitae.evaluation.evaluate import label_scores, predict_logits
 from kitae.models.airbench import Airbench
 from kitae.models.build import build, normalization
-from kitae.models.structure import count_macs, count_parameters, layer_groups, linear_classifier
+from kitae.models.structure import count_macs, count_parameters, layer_groups, linear_classifier, takes
 from kitae.models.weights import Weights, load
-from kitae.modes import evaluating
 from kitae.recipe import Recipe
 from kitae.run import Run
 from kitae.training import distributed, precision
 from kitae.training.allocator import keep_freed_memory
 from kitae.training.batches import epoch_shape
+from kitae.training.checkpoint import weights_digest
 from kitae.training.distributed import World
 from kitae.training.fit import FitResult, Selection, Source, Tuning, Watcher, fit
 from kitae.training.learner import Teacher
-from kitae.training.spec import ProbeSpec, TrainSpec
+from kitae.training.schedule import progressive_size
+from kitae.training.spec import ProbeSpec, TrainSpec, merit
 
 Progress = Callable[[int, int], None]
 """(done, total), called while images are decoded."""
@@ -62,12 +63,22 @@ def begin(spec: TrainSpec) -> World:
 
 
 @dataclass(frozen=True)
+class _Judged:
+    """What some weights said of the validation images."""
+
+    merit: tuple[float, float]
+    weights: str
+    logits: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
 class Setup:
     """Data, normalisation and the functions that the loop is given, all decided by a run's recipe."""
 
     recipe: Recipe
     store: Store
     splits: Splits
+    _best: list[_Judged] = field(default_factory=list, compare=False, repr=False)
 
     @classmethod
     def of(cls, run: Run, progress: Progress | None = None) -> Setup:
@@ -225,16 +236,19 @@ class Setup:
         seen = self.augment(self.recipe.train.seed).pipeline(*self.drawn).sizes[-1]
         if seen != (height, width):
             shown = f"augment.train gives images of {seen[0]} x {seen[1]} pixels"
-            parameter = next(model.parameters())
-            try:
-                with evaluating(model), torch.no_grad():
-                    model(torch.zeros(1, channels, *seen, device=parameter.device))
-            except RuntimeError as error:
+            if not takes(model, (channels, *seen)):
                 raise RecipeError(
                     f"{shown}, which {self.recipe.model.name} for images of {height} x {width} (data.image_size) "
                     "cannot take; give the ops that size"
-                ) from error
+                )
             notes.append(f"{shown}; validation, test and an exported model have {height} x {width} (data.image_size)")
+        if (growing := self.recipe.train.progressive) is not None:
+            first = progressive_size(seen, 0.0, growing)
+            if not takes(model, (channels, *first)):
+                raise RecipeError(
+                    f"train.progressive: {self.recipe.model.name} for images of {height} x {width} cannot take "
+                    f"{first[0]} x {first[1]}; set it to null, or choose a network for any size"
+                )
         return notes
 
     def _group_notes(self) -> list[str]:
@@ -336,25 +350,31 @@ class Setup:
         shuffled = keyed.permutation(self.recipe.data.split_seed, 1, len(train_rows), keyed.SLOT_SPLIT)
         clean = np.sort(train_rows[shuffled[: self.judged - len(self.splits.val)]])
         rows = np.concatenate([self.splits.val, clean])
-        mine = np.arange(world.rank, len(rows), world.size)
         images = self.image_set(rows)
         labels = torch.from_numpy(np.array(self.store.labels[rows]))
         count = len(self.splits.val)
 
-        def validate(model: nn.Module) -> dict[str, float]:
+        def judge(model: nn.Module, some: NDArray[np.int64]) -> NDArray[np.float32]:
+            mine = np.arange(world.rank, len(some), world.size)
+            local = np.empty((0, len(self.store.classes)), np.float32)
             try:
-                local, _ = predict_logits(
-                    model,
-                    images.gather,
-                    rows[mine],
-                    mean=mean,
-                    std=std,
-                    batch_size=self.recipe.evaluate.batch_size,
-                    device=world.device,
-                )
+                if len(mine):
+                    local, _ = predict_logits(
+                        model,
+                        images.gather,
+                        some[mine],
+                        mean=mean,
+                        std=std,
+                        batch_size=self.recipe.evaluate.batch_size,
+                        device=world.device,
+                    )
             except TrainingError:  # outputs that are not finite: no score, so never the best epoch
                 local = np.full((len(mine), len(self.store.classes)), np.nan, np.float32)
-            logits = distributed.gather_rows(local, mine, len(rows), world)
+            return distributed.gather_rows(local, mine, len(some), world)
+
+        def validate(model: nn.Module) -> dict[str, float]:
+            # Apart, so that validation images are in the batches that the final evaluation puts them into.
+            logits = np.concatenate([judge(model, part) for part in (rows[:count], rows[count:]) if len(part)])
             clean_accuracy = float((logits[count:].argmax(axis=1) == labels[count:].numpy()).mean())
             if not count:
                 return {"train_clean_accuracy": clean_accuracy if np.isfinite(logits).all() else float("nan")}
@@ -362,9 +382,21 @@ class Setup:
             predicted = logits.argmax(axis=1)
             scores = {"val_loss": loss, **label_scores(predicted[:count], labels[:count].numpy())}
             scores["train_clean_accuracy"] = clean_accuracy
+            if world.size == 1:  # several processes split the batches otherwise
+                self._remember(model, scores, logits[:count])
             return scores if np.isfinite(loss) else {**dict.fromkeys(scores, float("nan")), "val_loss": loss}
 
         return validate
+
+    def _remember(self, model: nn.Module, scores: Mapping[str, float], logits: NDArray[np.float32]) -> None:
+        found = merit(scores, self.recipe.train.selection)
+        if found is not None and (not self._best or found >= self._best[0].merit):
+            self._best[:] = [_Judged(found, weights_digest(model), logits)]
+
+    def judgement(self, model: nn.Module) -> NDArray[np.float32] | None:
+        """Logits of the validation images, where these weights were the best that this process has validated."""
+        known = bool(self._best) and self._best[0].weights == weights_digest(model)
+        return self._best[0].logits if known else None
 
     def fit(self, model: nn.Module, spec: TrainSpec, world: World, **options: Any) -> FitResult:
         """Run the loop on this data; `options` are those of `training.fit.fit`."""
@@ -392,7 +424,10 @@ class Setup:
                 no epoch is better.
         """
         spec = self.recipe.train
-        optimizer: dict[str, Any] = {"lr": spec.optimizer.lr * rate}
+        rates = ("lr", "other_lr", "bias_lr")
+        optimizer: dict[str, Any] = {
+            name: value * rate for name in rates if (value := getattr(spec.optimizer, name)) is not None
+        }
         if not any(isinstance(module, nn.Linear | nn.Conv2d) for module in model.modules()):
             optimizer["layer_decay"] = None  # a traced graph (simulated quantization) has no layers to tell apart
         tuned = spec.model_copy(
@@ -401,6 +436,7 @@ class Setup:
                 "seed": seed,
                 "early_stopping": None,
                 "ema": None,
+                "progressive": None,
                 "optimizer": spec.optimizer.model_copy(update=optimizer),
                 "schedule": spec.schedule.model_copy(update={"name": "cosine", "warmup_epochs": 0.0, "final": 0.0}),
             }

@@ -316,7 +316,11 @@ def validated(run: Run, setup: Setup, model: nn.Module) -> dict[str, Any]:
         (see `Splits.duplicates`), as evaluation.json has them.
     """
     images = setup.image_set(setup.splits.val)
-    logits, labels = run.logits(images, model, tta="none")
+    known = setup.judgement(model)
+    if known is None:
+        logits, labels = run.logits(images, model, tta="none")
+    else:  # the best epoch's, which were computed as these are
+        logits, labels = known, np.array(setup.store.labels[images.rows])
     # Of single views: with test-time augmentation each view is divided by it before they are averaged.
     temperature = fit_temperature(logits, labels) if run.recipe.evaluate.temperature else 1.0
     run.write_facts({**setup.facts(model), "temperature": temperature})

@@ -6,6 +6,7 @@ JSON under the single metadata key `kitae`, so equal states are equal bytes.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -47,6 +48,15 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise TrainingError(f"{path}: no such file") from error
     except (SafetensorError, KeyError, ValueError, OSError) as error:
         raise TrainingError(f"{path}: not a whole checkpoint of Kitae (truncated or another program's)") from error
+
+
+def weights_digest(model: nn.Module) -> str:
+    """A digest of all parameters and buffers: equal for equal weights, whatever their layout in memory."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 @dataclass

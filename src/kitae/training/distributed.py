@@ -44,7 +44,13 @@ def join(device: str, timeout: float | None = None) -> World:
         raise TrainingError("train.device: cuda, but torch sees no CUDA device; use auto or cpu")
     cuda = torch.cuda.is_available() if device == "auto" else device == "cuda"
     size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-    place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    if cuda and local >= (count := torch.cuda.device_count()):
+        raise TrainingError(
+            f"train.device: process {local} of this machine has no GPU, torch sees {count}; start {count} process(es) "
+            "with --nproc_per_node, or set train.device: cpu"
+        )
+    place = torch.device("cuda", local) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(place)
     if size > 1 and not dist.is_initialized():

@@ -20,7 +20,7 @@ from kitae.training.distributed import World
 from kitae.training.losses import distillation_loss, soft_cross_entropy, target_accuracy
 from kitae.training.optim import AveragedWeights, build_optimizer, fill_momentum, set_learning_rate
 from kitae.training.precision import Precision, autocast, float_depthwise
-from kitae.training.schedule import planned_step, rate_factor
+from kitae.training.schedule import planned_step, progressive_size, rate_factor
 from kitae.training.spec import TrainSpec
 
 
@@ -115,6 +115,7 @@ class Learner:
         """
         if self._buffers:  # kept aside: a skipped step must leave no trace in BatchNorm's statistics
             torch._foreach_copy_(self._buffers_before, self._buffers)
+        images = self._shrunk(images, at)
         last = (at.step + 1) % self.shape.accumulate == 0
         number = at.epoch * self.shape.steps + at.step
         seed = keyed.derive_seed(self.spec.seed, self.world.rank, number, keyed.SLOT_STEP)
@@ -204,9 +205,23 @@ class Learner:
         spec, per_epoch = self.spec, self.shape.updates
         if spec.clip_norm is not None:
             nn.utils.clip_grads_with_norm_(self.model.parameters(), spec.clip_norm, norm)
-        step = planned_step(at.updates, steps_per_epoch=per_epoch, epochs=spec.epochs, recut=spec.recut)
-        factor = rate_factor(step, spec=spec.schedule, steps_per_epoch=per_epoch, epochs=spec.epochs)
+        factor = rate_factor(self._planned(at), spec=spec.schedule, steps_per_epoch=per_epoch, epochs=spec.epochs)
         set_learning_rate(self.optimizer, spec.optimizer.lr * factor)
+
+    def _planned(self, at: Progress) -> float:
+        spec = self.spec
+        return planned_step(at.updates, steps_per_epoch=self.shape.updates, epochs=spec.epochs, recut=spec.recut)
+
+    def _shrunk(self, images: Tensor, at: Progress) -> Tensor:
+        """The pictures at the size that this point of the run learns from."""
+        if self.spec.progressive is None:
+            return images
+        done = self._planned(at) / max(1, self.shape.updates * self.spec.epochs)
+        full = (images.shape[2], images.shape[3])
+        size = progressive_size(full, done, self.spec.progressive)
+        if size == full:
+            return images
+        return nn.functional.interpolate(images, size, mode="bilinear", antialias=True)
 
     def _synced(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Processes exchange gradients once an update, at its last batch."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from kitae.training.spec import ScheduleSpec
+from kitae.training.spec import ProgressiveSpec, ScheduleSpec
+
+_GRAIN = 4  # pixels between two sizes: each new one costs the first step that takes it
 
 
 def planned_step(step: int, *, steps_per_epoch: int, epochs: int, recut: Sequence[tuple[int, int]] = ()) -> float:
@@ -50,3 +52,15 @@ def rate_factor(step: float, *, spec: ScheduleSpec, steps_per_epoch: int, epochs
         return spec.gamma ** sum(step >= milestone * total for milestone in spec.milestones)
     progress = (step - warmup) / max(1.0, total - warmup)
     return spec.final + (1 - spec.final) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def progressive_size(size: tuple[int, int], done: float, spec: ProgressiveSpec) -> tuple[int, int]:
+    """The height and width of the pictures that the network learns from at this point of a run.
+
+    Args:
+        size: height and width at the end.
+        done: the share of the run that is behind, in [0, 1].
+    """
+    share = spec.start + (1 - spec.start) * min(1.0, done / spec.until)
+    height, width = (min(side, max(1, round(side * share / _GRAIN)) * _GRAIN) for side in size)
+    return (height, width) if done < spec.until else size

@@ -135,6 +135,18 @@ class EarlyStoppingSpec(Spec):
     min_delta: float = Field(0.0, ge=0)
 
 
+class ProgressiveSpec(Spec):
+    """Train on smaller pictures first: faster steps while the network learns the coarse (Howard 2018, DAWNBench).
+
+    The side grows linearly from `start` of its size to all of it at `until` of the run, in steps of 4 pixels. Augmented
+    pictures are shrunk by antialiased bilinear interpolation; validation, test and export always see the full size. For
+    networks that take pictures of any size.
+    """
+
+    start: float = Field(0.75, ge=0.25, lt=1)
+    until: float = Field(0.5, gt=0, le=1)
+
+
 class ProbeSpec(Spec):
     """A linear head on the features of the frozen network, fitted before training: epoch 0.
 
@@ -161,6 +173,7 @@ class TrainSpec(GrowingSpec):
             null is one pass. Every pass has an order of its own, so short epochs see other images.
         recut: what a run does whose minutes turn out too short or too long: after so many epochs, the rest of the
             schedule was squeezed or stretched to end at so many; a pair for each time.
+        progressive: smaller pictures at first; null is the full size throughout.
         batch_size: even, since mixing pairs neighbours; of all processes together. The rest of an epoch that does not
             fill an update is dropped (the order changes every epoch); a smaller training set shrinks the batch.
         accumulate: optimizer steps once every so many batches.
@@ -183,7 +196,9 @@ class TrainSpec(GrowingSpec):
         probe: `auto` fits a probe where weights are pretrained and the classifier is linear; null fits none.
     """
 
-    newer: ClassVar[frozenset[str]] = frozenset({"epoch_steps", "recut", "probe", "sync_bn", "process_timeout"})
+    newer: ClassVar[frozenset[str]] = frozenset(
+        {"epoch_steps", "recut", "probe", "progressive", "sync_bn", "process_timeout"}
+    )
 
     epochs: int = Field(10, ge=0)
     epoch_steps: int | None = Field(None, ge=1)
@@ -192,6 +207,7 @@ class TrainSpec(GrowingSpec):
     accumulate: int = Field(1, ge=1)
     optimizer: OptimizerSpec = OptimizerSpec()
     schedule: ScheduleSpec = ScheduleSpec()
+    progressive: ProgressiveSpec | None = None
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     precision: Literal["fp32", "bf16", "fp16", "auto"] = "auto"
     ema: float | None = Field(None, gt=0, lt=1)
