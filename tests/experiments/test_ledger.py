@@ -61,6 +61,19 @@ def test_every_run_is_counted_and_the_two_designs_stand_side_by_side(results: Pa
     assert side.count("to") == 2
 
 
+def test_results_do_not_say_where_the_images_lay(tmp_path: Path) -> None:
+    spec = StudySpec.parse({"name": "s", "base": "fashion-mini", "design": "one_out", "factors": FACTORS})
+    study(spec, tmp_path / "s", executor=Inline(), figures=False, **FAKE)
+    for name in ("study.yaml", "effects.json"):
+        text = (tmp_path / "s" / name).read_text()
+        assert "fashion-mini" in text
+        (tmp_path / "s" / name).write_text(text.replace("fashion-mini", "parquet:/home/ann/data/set.parquet"))
+    place = publish(tmp_path / "s", tmp_path / "results")
+    for name in ("study.yaml", "effects.json"):
+        assert "parquet:set.parquet" in (place / name).read_text()
+        assert "/home/ann" not in (place / name).read_text()
+
+
 @pytest.mark.parametrize(
     "other", [{"seeds": [0, 1]}, {"factors": {**FACTORS, "smoothing": {"train.label_smoothing": [0.0, 0.2]}}}]
 )

@@ -61,8 +61,13 @@ def publish(study: str | Path, results: str | Path) -> Path:
         if changed or not set(before["seeds"]) <= set(now["seeds"]):
             what = changed or "with more seeds"
             raise KitaeError(f"{place}: holds another study of this name ({what}); give one of them another name")
+    kind, _, path = str(result.settings.get("source")).partition(":")
+    whole, short = f"{kind}:{path}".encode(), f"{kind}:{Path(path).name}".encode()
     for name in _KEPT:
-        write_atomically(place / name, (folder / name).read_bytes())
+        content = (folder / name).read_bytes()
+        if path and not name.endswith(".parquet"):  # where the images lay on one machine says nothing to others
+            content = content.replace(whole, short)
+        write_atomically(place / name, content)
     if (folder / "figures").is_dir():
         shutil.copytree(folder / "figures", place / "figures", dirs_exist_ok=True)
     return place
@@ -217,7 +222,7 @@ def _studies(results: Sequence[StudyResult]) -> str:
             result.spec.name, result.spec.design, f"{len(result.finished)} of {len(result.runs)}", _seeds(result),
             result.spec.metric, f"{noise.sd:.2f} ({noise.low:.2f} to {noise.high:.2f})" if noise.df else "-",
             _setting(result.settings),
-            f"{machine.get('processor', '?')}, {threads} thread{'s' * (threads != '1')} a run",
+            machine.get("gpu") or f"{machine.get('processor', '?')}, {threads} thread{'s' * (threads != '1')} a run",
             "-" if hours is None else f"{hours:.1f}",
         ])  # fmt: skip
     head = ["Study", "Design", "Runs finished", "Seeds", "Metric", "Noise (SD)", "Setting", "Machine", "Training hours"]
