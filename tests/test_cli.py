@@ -362,6 +362,15 @@ def test_a_missing_extra_is_named(home: Path) -> None:
     assert done.stderr.strip().endswith("[train]'")
 
 
+@pytest.mark.parametrize(
+    "words",
+    [["train", "missing/"], ["study", "missing.yaml"], ["study", "ablate", "missing.yaml"], ["search", "missing/"]],
+)
+def test_long_commands_say_at_once_that_they_began(home: Path, words: list[str]) -> None:
+    """Before they import or read anything: where output is piped no bar shows it."""
+    assert kitae(home, *words, code=2).stdout == f"starting: kitae {' '.join(words)}\n"
+
+
 def test_study_plan_and_list(home: Path) -> None:
     assert "mixing" in kitae(home, "study").stdout
     out = kitae(home, "study", "mixing", "--tiny", "--plan", "--set", "data.source=fashion-mini").stdout

@@ -52,6 +52,12 @@ def say(text: str) -> None:
     console.print(printable(text), markup=False)
 
 
+def starting(command: str) -> None:
+    """Say what begins before the imports, which take seconds, wherever no bar shows it."""
+    if not interactive():
+        say(f"starting: kitae {command}")
+
+
 def error(text: str) -> None:
     """Print one line of error to stderr."""
     errors.print(

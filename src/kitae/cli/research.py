@@ -59,6 +59,8 @@ def study(
     overwrite
         Replace the study in --out.
     """
+    if spec is not None and not plan:
+        console.starting(f"study {spec}")
     from kitae.experiments.study import plan_study
     from kitae.experiments.study import study as run_study
     from kitae.experiments.study_spec import StudySpec, shipped
@@ -149,6 +151,8 @@ def ablate(
     overwrite
         Replace the study in --out.
     """
+    if not plan:
+        console.starting(f"study ablate {recipe}")
     from kitae.experiments.ablate import build
     from kitae.experiments.study import plan_study
     from kitae.experiments.study import study as run_study
@@ -200,6 +204,7 @@ def search(
     overwrite
         Replace the search in --out.
     """
+    console.starting(f"search {data}")
     from kitae.data.sources import source_named
     from kitae.experiments.search import search as run_search
 

@@ -65,6 +65,7 @@ def compress(
     overwrite
         Replace the compression in --out; fine-tuned stages that still fit are used again.
     """
+    console.starting(f"compress {run}")
     from kitae.pipelines.compress import CompressionResult, resolve_spec
     from kitae.pipelines.compress import compress as run_compression
     from kitae.recipe import override

@@ -107,8 +107,8 @@ def _trained(
         given: the fields of `Choices`.
     """
     main = int(os.environ.get("RANK", "0")) == 0
-    if main and not dry_run and not console.interactive():  # where no bar shows that the imports, of seconds, go on
-        console.say(f"starting: kitae train {data}")
+    if main and not dry_run:
+        console.starting(f"train {data}")
     from kitae.pipelines.choices import Choices
     from kitae.pipelines.pace import Clock, process_begun
     from kitae.pipelines.train import asked
