@@ -1,7 +1,7 @@
 """What a trained run cost and reached, as JSON: python benchmarks/recipe.py RUN [--note TEXT]
 
 FLOPs count a multiply-add as two operations, and forward, gradient of inputs and gradient of weights as three passes:
-6 x MACs x images seen.
+6 x MACs x images seen, each at the size that the network saw (`train.progressive`).
 """
 
 from __future__ import annotations
@@ -11,9 +11,23 @@ import statistics
 from pathlib import Path
 
 from kitae.files import write_json
+from kitae.models.structure import count_macs
 from kitae.run import Run
+from kitae.training.schedule import progressive_size
 
 RESULTS = Path(__file__).parent / "results"
+
+
+def macs_seen(run: Run, updates: int) -> float:
+    """Multiply-adds of a forward pass, a mean over the updates."""
+    full, growing = run.facts()["macs"], run.recipe.train.progressive
+    if growing is None:
+        return float(full)
+    channels, height, width = run.open_store().rules.shape
+    sizes = [progressive_size((height, width), update / updates, growing) for update in range(updates)]
+    network = run.load_model()
+    at = {size: count_macs(network, channels, size) for size in set(sizes)}
+    return statistics.fmean(at[size] for size in sizes)
 
 
 def facts(run: Run, note: str) -> dict[str, object]:
@@ -30,7 +44,7 @@ def facts(run: Run, note: str) -> dict[str, object]:
         "parameters": model["parameters"],
         "macs_an_image": model["macs"],
         "images_seen": images,
-        "training_flops": 6 * model["macs"] * images,
+        "training_flops": round(6 * macs_seen(run, rows[-1]["step"]) * images),
         "training_seconds": sum(row["seconds"] for row in rows),
         "validation_seconds": sum(row["validation_seconds"] for row in rows),
         "images_per_second": {

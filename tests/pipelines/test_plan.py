@@ -71,9 +71,10 @@ def test_few_minutes_leave_the_probe_and_many_a_larger_picture(tmp_path: Path, w
     assert quick.train.epochs == 0
     slow = plan(source, minutes=60).recipe
     assert slow.train.epochs > 0
-    sizes = [plan(source, minutes=minutes).recipe.data.image_size for minutes in (1, 3, 60)]
-    assert sizes == sorted(sizes)  # type: ignore[type-var]
-    assert sizes[0] < sizes[-1]  # type: ignore[operator]
+    sizes = [plan(source, minutes=minutes).recipe.data.image_size for minutes in (1, 3, 60, 120)]
+    assert all(isinstance(size, int) for size in sizes)
+    assert sizes[0] < sizes[1]  # type: ignore[operator]
+    assert sizes[1] * 0.7 <= sizes[2] <= sizes[3]  # type: ignore[operator]  # no tiny pictures for the sake of steps
 
 
 def test_the_time_that_is_printed_is_within_the_minutes(tmp_path: Path) -> None:

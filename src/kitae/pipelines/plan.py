@@ -45,6 +45,9 @@ _SAMPLE = 48  # images that are looked at
 _VALIDATION = 150  # images that a choice wants, where they are no more than a fifth
 _JUDGED_AT_ONCE = 32  # large images in large batches leave the processor's cache
 _SMALLEST_TUNED = 128  # pixels; fine-tuning of smaller pictures ended worse than its probe (LOG.md, 2026-11-26)
+# Of the side at which the probe alone fits. The probe gains more from larger pictures than a few steps from being made.
+_TUNED_SIDE = 0.7
+_TUNED_MARGIN = 1.2  # times the fewest steps: what is measured again before training may find less room
 _FEW = 1000  # images, under which one split says little
 # Long side to short side of a median picture that is squeezed into the square, since a crop would lose what is at the
 # edges. Of nearly square pictures the centre is seen larger instead, as the weights saw theirs (LOG.md, 2026-11-26).
@@ -387,12 +390,12 @@ class _Planner:
     def fitting(self, sizes: Sequence[int], measured: Pace, batch: int) -> tuple[int, int, int, float]:
         """Size, epochs, steps of each, and seconds in all: the largest size that leaves enough steps to fine-tune.
 
-        Where none does, the largest at which the probe alone fits.
+        Where none does that is not much smaller than the probe alone could have, the largest at which the probe fits.
         """
         facts = self.facts
         per_pass = max(1, facts.train // batch)
         most = most_steps(facts.train, batch, patient=self.patient)
-        wanted = min(most, max(FEWEST_TUNING_STEPS, 4 * per_pass))
+        wanted = min(most, max(round(_TUNED_MARGIN * FEWEST_TUNING_STEPS), 4 * per_pass))
         best: tuple[int, int, int, float] | None = None
         for size in sizes:
             pace = measured.at(size * size)
@@ -402,10 +405,11 @@ class _Planner:
             room = self.clock.left - around
             epochs, steps = fill(max(0.0, room), batch, per_pass, judging, pace.step, most) if room > 0 else (0, 0)
             total = around + epochs * (judging + steps * batch * pace.step)
-            if epochs * steps >= wanted and (size >= _SMALLEST_TUNED or len(sizes) == 1):
-                return size, epochs, steps, total
             if best is None and room > 0:
                 best = size, 0, 0, around
+            smallest = _SMALLEST_TUNED if best is None else max(_SMALLEST_TUNED, _TUNED_SIDE * best[0])
+            if epochs * steps >= wanted and (size >= smallest or len(sizes) == 1):
+                return size, epochs, steps, total
         if best is None:
             pace = measured.at(sizes[-1] ** 2)
             around = self.before_training() + facts.train * pace.feature + self.judging(pace)
