@@ -176,7 +176,7 @@ def test_a_base_beside_the_study_file_is_found_from_anywhere(tmp_path: Path) -> 
     (tmp_path / "base.yaml").write_text("name: base\n")
     file = tmp_path / "mine.yaml"
     file.write_text("name: mine\nbase: base.yaml\ndesign: one_in\nfactors: {x: {train.ema: [null, .9]}}\n")
-    assert StudySpec.load(file).base == {"name": "base"}  # whole, so that the study can be gone on with as it was
+    assert StudySpec.load(file).base == {"name": "base"}  # whole, so that the study can be resumed as it was
 
 
 def test_a_missing_study_names_the_nearest() -> None:

@@ -1,4 +1,4 @@
-"""Initial weights hang on seed and name, and on nothing else; how they are distributed is what the authors wrote."""
+"""Initial weights depend on seed and name, and on nothing else; how they are distributed is what the authors wrote."""
 
 from __future__ import annotations
 
