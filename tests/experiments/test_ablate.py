@@ -19,6 +19,10 @@ def test_techniques_of_the_strong_recipe() -> None:
     assert found["label smoothing"] == {"train.label_smoothing": [0.0, 0.1]}
     assert "dropout" not in found
     assert "mixed precision" not in found  # auto is decided once for the whole study
+    short = "train.optimizer.bias_lr=6.4", "train.progressive={start: 0.5, until: 0.4}"
+    quick = techniques(Recipe.load("cifar10-strong").override(*short))
+    assert quick["own rate of biases"] == {"train.optimizer.bias_lr": [None, 6.4]}
+    assert quick["smaller pictures first"] == {"train.progressive": [None, {"start": 0.5, "until": 0.4}]}
     explicit = techniques(Recipe.load("cifar10-strong").override("train.precision=bf16"))
     assert explicit["mixed precision"] == {"train.precision": ["fp32", "bf16"]}
 

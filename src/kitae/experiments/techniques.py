@@ -34,12 +34,15 @@ def techniques(recipe: Recipe) -> dict[str, Fields]:
     if recipe.augment.mix is not None and recipe.augment.mix.active:
         found["mixing"] = {"augment.mix": [None, recipe.augment.mix.model_dump(mode="json")]}
     model, train = recipe.model, recipe.train
+    growing = None if train.progressive is None else train.progressive.model_dump(mode="json")
     switches: Sequence[tuple[str, str, Any, Any]] = (
         ("stochastic depth", "model.stochastic_depth", 0.0, model.stochastic_depth),
         ("dropout", "model.dropout", 0.0, model.dropout),
         # A frozen network cannot do without its weights.
         ("pretrained weights", "model.pretrained", False, model.pretrained if model.freeze == "none" else False),
         ("weight decay", "train.optimizer.weight_decay", 0.0, train.optimizer.weight_decay),
+        ("own rate of biases", "train.optimizer.bias_lr", None, train.optimizer.bias_lr),
+        ("smaller pictures first", "train.progressive", None, growing),
         ("label smoothing", "train.label_smoothing", 0.0, train.label_smoothing),
         ("averaged weights", "train.ema", None, train.ema),
         ("gradient clipping", "train.clip_norm", None, train.clip_norm),
