@@ -201,7 +201,7 @@ class _Problem:
             weight = scale * point[:-1].T
             logs = torch.log_softmax(weight.float() @ columns + point[-1].float().unsqueeze(1), dim=0)
             value = -float((target * logs * sample).sum(dtype=torch.float64))
-            # Denormal numbers are a hundred times slower.
+            # Denormal numbers would make the products many times slower.
             residual = (logs.clamp_min(_SMALLEST).exp() - target) * sample
             gradient = torch.empty(shape, dtype=torch.float64)
             gradient[:-1] = (scale * ((residual @ rows).double() + strength * weight)).T
