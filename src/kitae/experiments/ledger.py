@@ -107,7 +107,7 @@ def markdown(results: Sequence[StudyResult]) -> str:
         ("Regimes side by side", _regimes(results)),
         ("When does a technique help?", _when(results)),
         ("Claims and verdicts", f"{_HOW_TO_READ}\n\n{_claims(results)}"),
-        ("The same techniques by screening and one at a time", _designs(results)),
+        ("What each technique adds to the others", _designs(results)),
         ("Every study that was run", _studies(results)),
     )
     parts = [f"## {heading}\n\n{text}" if heading else text for heading, text in sections if text]
@@ -181,33 +181,46 @@ def _claims(results: Sequence[StudyResult]) -> str:
 
 
 def _designs(results: Sequence[StudyResult]) -> str:
-    """A table for each pair of a one_out and a screening study of the same techniques, recipe, metric and runs."""
-    tables = []
+    """What each technique adds to all the others, and beside it the screenings of the same techniques and setting."""
+    tables: list[str] = []
+    beside = False
     for one_out in (result for result in results if result.spec.design == "one_out"):
-        for screening in (result for result in results if result.spec.design == "screening"):
-            same = ("factors", "base", "set", "metric")
-            if any(one_out.spec.dump()[name] != screening.spec.dump()[name] for name in same):
-                continue
-            if len(one_out.runs) != len(screening.runs):
-                continue
-            metric, rows = one_out.spec.metric, []
-            for factor in one_out.spec.factors:
-                a, b = one_out.effect(metric, factor), screening.effect(metric, factor)
-                assert a is not None
-                assert b is not None
-                width = f"{(b.high - b.low) / (a.high - a.low):.2f}" if a.high > a.low and b.high >= b.low else "-"
-                rows.append([factor, _measured(a, span=True), _measured(b, span=True), width])
-            runs = f"{len(one_out.runs)} runs"
-            table = _table(["Technique", f"One-out, {runs}", f"Screening, {runs}", "Width, screening / one-out"], rows)
-            tables.append(f"`{one_out.spec.name}` and `{screening.spec.name}`, {metric}:\n\n{table}")
+        twins = [result for result in results if _same_question(one_out, result)]
+        beside = beside or bool(twins)
+        tables += [_designs_table(one_out, twin) for twin in twins] or [_designs_table(one_out, None)]
     if not tables:
         return ""
-    return "\n\n".join([
-        "Different quantities: one-out is what a technique adds to all the others, screening what it adds on average "
-        "over the presence and absence of the others. Every run of a screening informs every effect, which halves the "
-        "intervals if all runs scatter alike; runs that lack half of the techniques may scatter more.",
-        *tables,
-    ])  # fmt: skip
+    words = "One-out is what a technique adds to all the others."
+    if beside:
+        words += (
+            " Screening is another quantity, what it adds on average over the presence and absence of the others. "
+            "Every run of a screening informs every effect, which halves the intervals if all runs scatter alike; runs "
+            "that lack half of the techniques may scatter more."
+        )
+    return "\n\n".join([words, *tables])
+
+
+def _same_question(one_out: StudyResult, other: StudyResult) -> bool:
+    ours, theirs = one_out.spec.dump(), other.spec.dump()
+    same = all(ours[name] == theirs[name] for name in ("factors", "base", "set", "metric"))
+    return other.spec.design == "screening" and same and len(one_out.runs) == len(other.runs)
+
+
+def _designs_table(one_out: StudyResult, screening: StudyResult | None) -> str:
+    metric, runs = one_out.spec.metric, f"{len(one_out.runs)} runs"
+    effects = {factor: one_out.effect(metric, factor) for factor in one_out.spec.factors}
+    if screening is None:
+        rows = [[factor, _measured(effect, span=True)] for factor, effect in effects.items()]
+        return f"`{one_out.spec.name}`, {metric}:\n\n{_table(['Technique', f'One-out, {runs}'], rows)}"
+    rows = []
+    for factor, a in effects.items():
+        b = screening.effect(metric, factor)
+        assert a is not None
+        assert b is not None
+        width = f"{(b.high - b.low) / (a.high - a.low):.2f}" if a.high > a.low and b.high >= b.low else "-"
+        rows.append([factor, _measured(a, span=True), _measured(b, span=True), width])
+    table = _table(["Technique", f"One-out, {runs}", f"Screening, {runs}", "Width, screening / one-out"], rows)
+    return f"`{one_out.spec.name}` and `{screening.spec.name}`, {metric}:\n\n{table}"
 
 
 def _studies(results: Sequence[StudyResult]) -> str:
