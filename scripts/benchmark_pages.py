@@ -29,8 +29,8 @@ Made by `python benchmarks/train.py`; the figures are those of `benchmarks/resul
 images, batch and cores; everyone but the tutorial's loop trains in bfloat16 and channels_last. Contestants take turns
 of some steps, so a busy moment hits all of them; ratios are of the same round (median, lowest and highest).
 
-Kitae can pass the bare step, whose loop gives large blocks of memory back to the system at every step and gets them
-again page by page; Kitae's process keeps them.
+Kitae can pass the bare step. Its process keeps large blocks of memory that it has freed, where the bare loop's gives
+them back to the system at every step; what that alone is worth was not measured.
 
 Machine: {machine}.
 """
