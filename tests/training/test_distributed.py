@@ -118,14 +118,6 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     assert all(torch.equal(ends[0][name], end[name]) for end in ends for name in ends[0])
 
 
-if __name__ == "__main__":
-    here = distributed.join("cpu")
-    assert distributed.from_main(f"of {here.rank}", here) == "of 0"
-    learn(here, Path(sys.argv[1]))
-    stop_and_go_on(here, Path(sys.argv[1]))
-    distributed.leave()
-
-
 def test_more_processes_than_gpus_are_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
@@ -133,3 +125,11 @@ def test_more_processes_than_gpus_are_told_in_one_line(monkeypatch: pytest.Monke
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(TrainingError, match=r"process 1 of this machine has no GPU, torch sees 1; .*--nproc_per_node"):
         join("auto")
+
+
+if __name__ == "__main__":
+    here = distributed.join("cpu")
+    assert distributed.from_main(f"of {here.rank}", here) == "of 0"
+    learn(here, Path(sys.argv[1]))
+    stop_and_go_on(here, Path(sys.argv[1]))
+    distributed.leave()

@@ -424,12 +424,10 @@ class Setup:
                 no epoch is better.
         """
         spec = self.recipe.train
-        rates = ("lr", "other_lr", "bias_lr")
-        optimizer: dict[str, Any] = {
-            name: value * rate for name in rates if (value := getattr(spec.optimizer, name)) is not None
-        }
+        optimizer = spec.optimizer.scaled(rate)
         if not any(isinstance(module, nn.Linear | nn.Conv2d) for module in model.modules()):
-            optimizer["layer_decay"] = None  # a traced graph (simulated quantization) has no layers to tell apart
+            # A traced graph (simulated quantization) has no layers to tell apart.
+            optimizer = optimizer.model_copy(update={"layer_decay": None})
         tuned = spec.model_copy(
             update={
                 "epochs": epochs,
@@ -437,7 +435,7 @@ class Setup:
                 "early_stopping": None,
                 "ema": None,
                 "progressive": None,
-                "optimizer": spec.optimizer.model_copy(update=optimizer),
+                "optimizer": optimizer,
                 "schedule": spec.schedule.model_copy(update={"name": "cosine", "warmup_epochs": 0.0, "final": 0.0}),
             }
         )

@@ -61,6 +61,8 @@ def progressive_size(size: tuple[int, int], done: float, spec: ProgressiveSpec) 
         size: height and width at the end.
         done: the share of the run that is behind, in [0, 1].
     """
-    share = spec.start + (1 - spec.start) * min(1.0, done / spec.until)
+    if done >= spec.until:
+        return size
+    share = spec.start + (1 - spec.start) * done / spec.until
     height, width = (min(side, max(1, round(side * share / _GRAIN)) * _GRAIN) for side in size)
-    return (height, width) if done < spec.until else size
+    return height, width

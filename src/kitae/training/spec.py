@@ -76,6 +76,11 @@ class OptimizerSpec(GrowingSpec):
         lr, decay = _USUAL.get(name.lower(), _USUAL_OTHERS)
         return {"lr": lr, "weight_decay": decay, **value}
 
+    def scaled(self, share: float) -> OptimizerSpec:
+        """The same optimizer with this share of every rate: `other_lr` and `bias_lr` are rates of their own."""
+        rates = {name: getattr(self, name) for name in ("lr", "other_lr", "bias_lr")}
+        return self.model_copy(update={name: rate * share for name, rate in rates.items() if rate is not None})
+
     @property
     def unusual(self) -> str | None:
         """What to know of a learning rate far from those that this optimizer usually takes; None where it is near."""
