@@ -3,6 +3,7 @@
     python benchmarks/gpu.py parity       # the torch executor on the device against the compiled one, every op
     python benchmarks/gpu.py augment      # images/s: ours on the device, ours on the CPU, Kornia, torchvision
     python benchmarks/gpu.py steps        # time and memory of a training step in every precision, against a bare loop
+    python benchmarks/gpu.py host         # what a step costs the host, where the images are too small to count
     python benchmarks/gpu.py syncs        # how often a step waits for the device
 
 `--device cpu --tiny` runs the same code with small settings, to see whether it works. Contestants take turns, round by
@@ -12,6 +13,7 @@ round, so that a busy moment hits all of them.
 from __future__ import annotations
 
 import argparse
+import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -224,11 +226,14 @@ def _network(name: str, width: int | None, side: int, device: torch.device) -> n
 
 
 def _ours(
-    name: str, width: int | None, side: int, device: torch.device, precision: Any, compiled: bool
-) -> Callable[[Tensor, Tensor], Any]:
+    name: str, width: int | None, side: int, device: torch.device, precision: Any, compiled: bool,
+    asynchronous: bool | None = None,
+) -> Callable[[Tensor, Tensor], Any]:  # fmt: skip
     spec = TrainSpec(optimizer={"name": "sgd", "lr": 0.01}, compile=compiled)  # type: ignore[arg-type]
     shape = EpochShape(128, 1, 10**6, 10**6)
     learner = Learner(_network(name, width, side, device), spec, shape, World(0, 1, device), precision)
+    if asynchronous is not None:
+        learner.asynchronous = asynchronous
     learner.__enter__()
     at = Progress()
 
@@ -280,6 +285,33 @@ def _measure(
         row["left_out"][label] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
 
 
+# The host ---------------------------------------------------------------------------------------------------------
+
+
+def host(device: torch.device, tiny: bool) -> Iterator[dict[str, Any]]:
+    """Milliseconds of a step on 4 images of 16 px, one torch thread: nearly all of it is spent on starting kernels."""
+    torch.set_num_threads(1)
+    network = ("resnet9", 4, 16, device)
+    x = torch.randn(4, 3, 16, 16, device=device).to(memory_format=torch.channels_last)
+    y = nn.functional.one_hot(torch.arange(4, device=device), 10).float()
+    contestants = {
+        "bare": _bare(*network, "fp32"),
+        "the host decides": _ours(*network, "fp32", False, asynchronous=False),
+        "the device decides": _ours(*network, "fp32", False, asynchronous=True),
+    }
+    taken: dict[str, list[float]] = {name: [] for name in contestants}
+    for number in range(2 if tiny else 15):
+        for name, step in contestants.items():
+            began = time.perf_counter()
+            for _ in range(2 if tiny else 60):
+                step(x, y)
+            wait(device)
+            if number:  # the first round warms up
+                taken[name].append(1000 * (time.perf_counter() - began) / (2 if tiny else 60))
+    over = {name: statistics.median(mine) - statistics.median(taken["bare"]) for name, mine in taken.items()}
+    yield {"milliseconds": {name: spread(mine) for name, mine in taken.items()}, "over_bare": over}
+
+
 # Waits ------------------------------------------------------------------------------------------------------------
 
 
@@ -306,7 +338,7 @@ def syncs(device: torch.device, tiny: bool) -> Iterator[dict[str, Any]]:
     yield {"steps": 10, "waits": len(waits), "where": where}
 
 
-PARTS: Parts = {"parity": parity, "augment": augment, "steps": steps, "syncs": syncs}
+PARTS: Parts = {"parity": parity, "augment": augment, "steps": steps, "host": host, "syncs": syncs}
 
 
 def main() -> None:

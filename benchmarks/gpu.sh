@@ -8,7 +8,7 @@ source=${1:-parquet:cifar10.parquet}
 out=${2:-$here/results/gpu}
 python=${PYTHON:-python3}
 
-for part in parity syncs augment steps; do
+for part in parity syncs host augment steps; do
     "$python" "$here/gpu.py" "$part" --out "$out"
 done
 # The complete pipeline on CIFAR-10. Its page and metrics stay in the run's folder.

@@ -253,7 +253,7 @@ def test_simulated_studies_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", ["parity", "augment", "steps", "syncs"])
+@pytest.mark.parametrize("part", ["parity", "augment", "steps", "host", "syncs"])
 def test_what_a_gpu_shows_runs_on_a_cpu_too(part: str, tmp_path: Path) -> None:
     run("gpu.py", part, "--device", "cpu", "--tiny", "--out", tmp_path)
     found = json.loads((tmp_path / f"{part}.json").read_text())

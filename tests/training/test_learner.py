@@ -50,6 +50,25 @@ def test_dropout_is_keyed_by_epoch_and_step() -> None:
     assert [loss(*place) for place in places] == losses
 
 
+def test_training_leaves_torch_s_generator_as_it_was() -> None:
+    """Whatever is drawn between two steps changes neither."""
+    images, targets = torch.randn(16, 3, 8, 8), nn.functional.one_hot(torch.arange(16) % 2, 2).float()
+    spec = TrainSpec(epochs=2, batch_size=16, precision="fp32")
+
+    def losses(draws: int) -> list[float]:
+        with Learner(toy_net(), spec, epoch_shape(32, spec), WORLD, "fp32") as learner:
+            found = []
+            for step in range(2):
+                torch.rand(draws)
+                found.append(learner.step(images, targets, Progress(step=step)).loss.item())
+            return found
+
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    assert losses(0) == losses(5)
+    torch.testing.assert_close(torch.get_rng_state(), before, rtol=0, atol=0)
+
+
 def test_small_pictures_come_first() -> None:
     """They are the batch, shrunk. The size is a function of the update, so that a resumed run takes the same one."""
     spec = TrainSpec.model_validate({

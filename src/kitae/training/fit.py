@@ -4,9 +4,9 @@
     and after each epoch: validate, keep the best, maybe stop, checkpoint.
 
 Nothing random has state. The order of samples and their augmentation are keyed by (seed, epoch, sample), and torch's
-generator, which dropout and stochastic depth use, is seeded anew at every step from (seed, step, rank) inside a fork.
-So weights + optimizer + position are the whole state of a run, and a run that was killed anywhere and resumed ends
-with the weights of the run that was not.
+generator, which dropout and stochastic depth use, is seeded anew at every step from (seed, step, rank), and is after
+training what it was before. So weights + optimizer + position are the whole state of a run, and a run that was killed
+anywhere and resumed ends with the weights of the run that was not.
 """
 
 from __future__ import annotations
@@ -273,12 +273,16 @@ class _Meter:
         self.at, self.world = at, world
         if world.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(world.device)
-        self.loss_sum = torch.tensor(at.loss_sum, dtype=torch.float64, device=world.device)
-        self.correct_sum = torch.tensor(at.correct_sum, dtype=torch.float64, device=world.device)
-        self._counts = torch.tensor([at.seen, at.skipped], dtype=torch.int64, device=world.device)
+        # Sum of losses, of target mass on the predicted classes, images seen, steps skipped; float64 counts exactly.
+        self._sums = self._on_device([at.loss_sum, at.correct_sum, at.seen, at.skipped])
+        self._skip = self._on_device([0.0, 0.0, 0.0, 1.0])
+        self._images: dict[int, Tensor] = {}
         self._unread = 0
         self._started, self._waited, self._last_save = time.perf_counter() - at.seconds, 0.0, time.monotonic()
         self._resumed_seen, self._resumed_seconds = at.seen, at.seconds
+
+    def _on_device(self, values: list[float]) -> Tensor:
+        return torch.tensor(values, dtype=torch.float64, device=self.world.device)
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -289,17 +293,18 @@ class _Meter:
 
     def count(self, step: Step, images: int) -> None:
         """Add a step to the sums, or to the skipped ones."""
-        self.loss_sum += torch.where(step.healthy, step.loss.double() * images, 0.0)
-        self.correct_sum += torch.where(step.healthy, step.correct, 0.0)
-        self._counts[0] += step.healthy * images
-        self._counts[1] += ~step.healthy
+        if images not in self._images:
+            self._images[images] = self._on_device([float(images), 0.0])
+        seen = self._images[images]
+        sums = torch.stack([step.loss * seen[0], step.correct])
+        self._sums += torch.where(step.healthy, torch.cat([sums, seen]), self._skip)
         self._unread += 1
 
     def settled(self, now: bool) -> bool:
         """Read the counts into `at` if it is time to, or has to be `now`; whether they were read."""
         if self.world.device.type == "cuda" and not now and self._unread < _READ_EVERY:
             return False
-        self.at.seen, self.at.skipped = self._counts.tolist()
+        self.at.seen, self.at.skipped = (int(count) for count in self._sums[2:].tolist())
         self.at.seconds = time.perf_counter() - self._started
         self._unread = 0
         return True
@@ -325,9 +330,7 @@ class _Meter:
 
     def totals(self) -> tuple[float, float, int]:
         """Sums of loss and target mass, and images, of all processes."""
-        seen = torch.tensor(float(self.at.seen), dtype=torch.float64, device=self.world.device)
-        sums = torch.stack([self.loss_sum, self.correct_sum, seen])
-        loss, correct, count = distributed.all_sum(sums, self.world).tolist()
+        loss, correct, count = distributed.all_sum(self._sums[:3].clone(), self.world).tolist()
         return loss, correct, int(count)
 
     def saved(self) -> None:

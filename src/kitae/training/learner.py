@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,12 +95,18 @@ class Learner:
         if self.spec.compile:
             self._forward = torch.compile(self._forward)
         self._buffers = [buffer for buffer in self.model.buffers() if buffer.is_floating_point()]
-        self._buffers_before = [buffer.clone() for buffer in self._buffers]
+        self._flat_before, self._buffers_before = _side_by_side(self._buffers, device)
         if self.asynchronous:
             fill_momentum(self.optimizer)
+        self._generators = [torch.default_generator]
+        if device.type == "cuda":
+            self._generators.append(torch.cuda.default_generators[device.index or 0])
+        self._states_before = [generator.get_state() for generator in self._generators]
         return self
 
     def __exit__(self, *exception: object) -> None:
+        for generator, state in zip(self._generators, self._states_before, strict=True):
+            generator.set_state(state)
         for hook in self._hooks:
             hook.remove()
         if self._unsync is not None:
@@ -119,18 +126,21 @@ class Learner:
         last = (at.step + 1) % self.shape.accumulate == 0
         number = at.epoch * self.shape.steps + at.step
         seed = keyed.derive_seed(self.spec.seed, self.world.rank, number, keyed.SLOT_STEP)
-        with _torch_seeded(seed, self.world.device), self._synced(last):
+        for generator in self._generators:
+            generator.manual_seed(seed)
+        with self._synced(last):
             with autocast(self.precision, self.world.device):
                 logits = self._forward(images)
                 loss = self._loss(images, logits, targets)
-            self.scaler.scale(loss / self.shape.accumulate).backward()  # type: ignore[no-untyped-call]
-        correct = target_accuracy(logits.detach(), targets).double().sum()
-        healthy = torch.isfinite(loss.detach())
+            share = loss if self.shape.accumulate == 1 else loss / self.shape.accumulate
+            self.scaler.scale(share).backward()  # type: ignore[no-untyped-call]
+        loss = loss.detach()
+        correct = target_accuracy(logits.detach(), targets).sum(dtype=torch.float64)
         if self.asynchronous:
-            healthy = self._update_on_device(healthy, at)
+            healthy = self._update_on_device(loss, at)
         else:
-            healthy = torch.tensor(self._decided(bool(healthy), last, at), device=self.world.device)
-        return Step(loss.detach(), correct, healthy)
+            healthy = torch.tensor(self._decided(math.isfinite(loss.item()), last, at), device=self.world.device)
+        return Step(loss, correct, healthy)
 
     def _decided(self, healthy: bool, last: bool, at: Progress) -> bool:
         """Whether the step counted; the host knows, and makes the update at the last batch of one."""
@@ -164,7 +174,7 @@ class Learner:
         norm = self._gradient_norm()
         # fp16's scaler looks at gradients itself, and overflows are normal while it seeks its scale.
         if self.precision != "fp16" or self.scaler.get_scale() < 1:
-            healthy = healthy and bool(torch.isfinite(norm))
+            healthy = healthy and math.isfinite(norm.item())
         healthy = not distributed.any_true(not healthy, self.world)
         if healthy:
             self._prepare(norm, at)
@@ -178,17 +188,23 @@ class Learner:
         at.updates += 1
         return healthy
 
-    def _update_on_device(self, healthy: Tensor, at: Progress) -> Tensor:
-        """`_update` for a host that runs ahead: the device decides, and a step that does not count changes nothing."""
+    def _update_on_device(self, loss: Tensor, at: Progress) -> Tensor:
+        """`_update` for a host that runs ahead: the device decides, and a step that does not count changes nothing.
+
+        The host's time is what limits a GPU on small images, so tensors are handled together and not one by one.
+        """
         norm = self._gradient_norm()
-        unhealthy = distributed.all_sum((~(healthy & torch.isfinite(norm))).float(), self.world).clamp(max=1)
+        # Neither is negative, so the sum is finite where both are.
+        unhealthy = distributed.all_sum((~torch.isfinite(loss + norm)).float(), self.world).clamp(max=1)
         healthy = unhealthy == 0
         self._prepare(norm, at)
         # What GradScaler hands over too: a fused optimizer makes no step where this is 1.
         self.optimizer.found_inf = unhealthy  # type: ignore[attr-defined]
         self.optimizer.step()
-        for buffer, before in zip(self._buffers, self._buffers_before, strict=True):
-            torch.where(healthy, buffer, before, out=buffer)
+        if self._buffers:
+            now = torch.cat([buffer.flatten() for buffer in self._buffers])
+            kept = torch.where(healthy, now, self._flat_before)
+            torch._foreach_copy_(self._buffers, _cut(kept, self._buffers))
         if self._after_step is not None:
             self._after_step(self.model)
         if self.average is not None:
@@ -198,7 +214,9 @@ class Learner:
         return healthy
 
     def _gradient_norm(self) -> Tensor:
-        return nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        return norm
 
     def _prepare(self, norm: Tensor, at: Progress) -> None:
         """Cut the gradients and set the rate of the update."""
@@ -228,9 +246,13 @@ class Learner:
         return contextlib.nullcontext() if last or self._parallel is None else self._parallel.no_sync()
 
 
-@contextlib.contextmanager
-def _torch_seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """torch's generator at this seed, and as it was afterwards."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
+def _side_by_side(tensors: Sequence[Tensor], device: torch.device) -> tuple[Tensor, list[Tensor]]:
+    """Copies that share one flat tensor, and that tensor."""
+    flat = torch.cat([tensor.flatten() for tensor in tensors]) if tensors else torch.empty(0, device=device)
+    return flat, _cut(flat, tensors)
+
+
+def _cut(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """A flat tensor as parts with the shapes of `like`."""
+    parts = torch.split(flat, [tensor.numel() for tensor in like])
+    return [part.view(tensor.shape) for part, tensor in zip(parts, like, strict=True)]

@@ -155,5 +155,6 @@ class AveragedWeights:
             moves = torch._foreach_sub(values, averages)
             torch._foreach_mul_(moves, healthy * (1 - decay))
             torch._foreach_add_(averages, moves)
-        for name in own.keys() - set(floating):
-            own[name].copy_(other[name])
+        counts = [name for name, tensor in own.items() if not tensor.is_floating_point()]
+        if counts:
+            torch._foreach_copy_([own[name] for name in counts], [other[name] for name in counts])
