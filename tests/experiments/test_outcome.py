@@ -17,6 +17,14 @@ def test_numbers_of_an_evaluation_leave_out_what_is_no_result() -> None:
     assert found == {"test.accuracy": 0.9, "test.per_class.count.accuracy": 0.5, "temperature": 1.5}
 
 
+def test_times_of_a_run() -> None:
+    """A median hides what short epochs save, a sum does not."""
+    epochs = [{"epoch": number, "seconds": seconds} for number, seconds in enumerate([9.0, 1.0, 2.0, 4.0, 4.0, 4.0], 1)]
+    found = numbers({}, epochs)
+    assert found["epoch_seconds"] == 4.0
+    assert found["training_seconds"] == 24.0
+
+
 def test_a_step_of_ones_own_may_call_its_numbers_anything() -> None:
     assert flatten({"count": 3, "deep": {"confusion": 0.5}}, "my:step.") == {
         "my:step.count": 3.0, "my:step.deep.confusion": 0.5,
@@ -27,7 +35,7 @@ def test_a_step_of_ones_own_may_call_its_numbers_anything() -> None:
     ("name", "better"),
     [
         ("test.accuracy", 1), ("val.loss", -1), ("test.ece", -1), ("gap", -1), ("images_per_second", 1),
-        ("epoch_seconds", -1), ("peak_memory_bytes", -1), ("test.per_class.cat.accuracy", 1),
+        ("epoch_seconds", -1), ("training_seconds", -1), ("peak_memory_bytes", -1), ("test.per_class.cat.accuracy", 1),
         ("robustness.rotation_accuracy", 1), ("prune.parameters", -1), ("prune.sparsity", 0), ("best_epoch", 0),
         ("my.module:step.widgets", 0),
     ],

@@ -129,7 +129,8 @@ def _weights(folder: Path) -> dict[str, str]:
 
 def _metrics(result: StudyResult) -> dict[str, Any]:
     """Every number of every run and epoch, to the last bit, but what was measured of the machine."""
-    numbers = result.runs.drop(columns=["epochs", "epoch_seconds", "images_per_second", "peak_memory_bytes"])
+    measured = ["epochs", "epoch_seconds", "training_seconds", "images_per_second", "peak_memory_bytes"]
+    numbers = result.runs.drop(columns=measured)
     curves = [
         [{name: value for name, value in row.items() if name not in MACHINE} for row in json.loads(run)]
         for run in result.runs["epochs"]

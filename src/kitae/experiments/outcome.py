@@ -7,6 +7,7 @@ Names of numbers (a study's `metric` and `also`):
     train_loss, val_loss in the last epoch; with mixing or smoothing, train_loss is not plain cross-entropy
     best_epoch           the epoch whose weights were kept
     epoch_seconds        median time of an epoch, without the first if there are more
+    training_seconds     time of all epochs, for runs whose epochs do not all take as long or that may stop early
     images_per_second    median over epochs
     peak_memory_bytes    highest over epochs
     STEP.NAME            what a step under `after` returns: robustness.blur, prune.accuracy, ...
@@ -22,7 +23,10 @@ from typing import Any
 
 # The numbers of one split in evaluation.json; a study's metric is checked against them before anything is trained.
 EVALUATION = ("accuracy", "top5", "balanced_accuracy", "loss", "brier", "ece")
-OF_RUN = ("gap", "train_loss", "val_loss", "best_epoch", "epoch_seconds", "images_per_second", "peak_memory_bytes")
+OF_RUN = (
+    "gap", "train_loss", "val_loss", "best_epoch", "epoch_seconds", "training_seconds", "images_per_second",
+    "peak_memory_bytes",
+)  # fmt: skip
 _LEFT_OUT = ("intervals", "confusion", "classes_absent", "count")  # of evaluation.json: no results
 _POINTS = ("accuracy", "top5", "ece", "gap", "sparsity")
 _LOWER_IS_BETTER = ("loss", "ece", "brier", "gap", "seconds", "bytes", "parameters")
@@ -102,6 +106,9 @@ def numbers(evaluation: Mapping[str, Any], epochs: Sequence[Mapping[str, Any]]) 
             values = [epoch[key] for epoch in timed if epoch.get(key) is not None]
             if values:
                 _keep(found, name, statistics.median(values))
+        seconds = [epoch["seconds"] for epoch in epochs if epoch.get("seconds") is not None]
+        if seconds:
+            _keep(found, "training_seconds", sum(seconds))
         memory = [epoch["peak_memory_bytes"] for epoch in epochs if epoch.get("peak_memory_bytes")]
         if memory:
             _keep(found, "peak_memory_bytes", max(memory))

@@ -400,8 +400,7 @@ class _Planner:
         for size in sizes:
             pace = measured.at(size * size)
             judging = self.judging(pace)
-            around = self.before_training() + facts.train * pace.feature + _head_seconds(facts) + judging
-            around += self.after_training(pace)
+            around = self.around(pace)
             room = self.clock.left - around
             epochs, steps = fill(max(0.0, room), batch, per_pass, judging, pace.step, most) if room > 0 else (0, 0)
             total = around + epochs * (judging + steps * batch * pace.step)
@@ -411,10 +410,13 @@ class _Planner:
             if epochs * steps >= wanted and (size >= smallest or len(sizes) == 1):
                 return size, epochs, steps, total
         if best is None:
-            pace = measured.at(sizes[-1] ** 2)
-            around = self.before_training() + facts.train * pace.feature + self.judging(pace)
-            best = sizes[-1], 0, 0, around + self.after_training(pace)
+            best = sizes[-1], 0, 0, self.around(measured.at(sizes[-1] ** 2))
         return best
+
+    def around(self, pace: Pace) -> float:
+        """Seconds of all but fine-tuning."""
+        probing = self.facts.train * pace.feature + _head_seconds(self.facts) + self.judging(pace)
+        return self.before_training() + probing + self.after_training(pace)
 
     # ---- from scratch --------------------------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ _METRICS = {
     "test.ece": "calibration error on test",
     "gap": "gap between train and validation",
     "epoch_seconds": "time of an epoch",
+    "training_seconds": "time of training",
     "images_per_second": "images per second",
     "peak_memory_bytes": "peak memory",
 }
