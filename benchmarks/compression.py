@@ -19,11 +19,12 @@ import common
 
 from kitae.files import write_json
 from kitae.pipelines.compress import CompressionResult
-from kitae.reporting.figures import draw_compression
+from kitae.reporting import compression_page
+from kitae.reporting.results import CompressionRecord
 
 RESULTS = common.RESULTS / "compression"
 PAGE = common.ROOT / "docs" / "benchmarks" / "compression.md"
-PICTURES = ("pareto", "sparsity", "filters")
+CHARTS = ("front", "sparsity")
 ORDER = ("demo", "sure", "quick-structured", "quick-controls", "strong-int8")  # others follow by name
 HEAD = """# Compression: what it costs and what it brings
 
@@ -38,29 +39,22 @@ Test was opened once, for the original and the winner (`*`). *Packed* is the fil
 
 
 def publish(name: str, folder: Path, note: str) -> Path:
-    """Keep a compression's numbers and pictures; the path of the JSON."""
-    result = CompressionResult.open(folder)
-    facts = dict(result.facts)
+    """Keep a compression's numbers, and the picture of its filters; the path of the JSON."""
+    facts = dict(CompressionResult.open(folder).facts)
     path = RESULTS / f"{name}.json"
     write_json(path, {"note": note, **facts})
-    for picture in PICTURES[1:]:
-        source = folder / "figures" / f"{picture}.png"
-        if source.is_file() and facts["spec"]["prune"] != "none":
-            shutil.copyfile(source, PAGE.parent / f"compression-{name}-{picture}.png")
+    filters = folder / "figures" / "filters.png"
+    if filters.is_file() and facts["spec"]["prune"] != "none":
+        shutil.copyfile(filters, PAGE.parent / f"compression-{name}-filters.png")
     return path
 
 
 def draw(name: str, facts: dict[str, Any]) -> None:
-    """The Pareto picture, from the numbers that are kept."""
-    draw_compression(
-        facts["candidates"],
-        PAGE.parent / f"compression-{name}-pareto.png",
-        baseline=facts["baseline"],
-        winner=facts["winner"],
-        max_drop=facts["spec"]["max_drop"],
-        size=facts.get("size", "bytes"),
-        within_budget=facts["within_budget"],
-    )
+    """The charts of the compression's page, from the numbers that are kept."""
+    content = compression_page.content(CompressionRecord.model_validate(facts), RESULTS)
+    for chart in CHARTS:
+        if content[chart] is not None and (chart != "sparsity" or facts["spec"]["prune"] != "none"):
+            (PAGE.parent / f"compression-{name}-{chart}.svg").write_text(content[chart].file(), encoding="utf-8")
 
 
 def _interval(ends: Sequence[float] | None, digits: int) -> str:
@@ -105,10 +99,10 @@ def _section(name: str, facts: dict[str, Any]) -> str:
             + ("" if test["within_budget"] else " On test it is over the budget, which it kept on validation.")
         )
     lines.append("")
-    for picture in PICTURES:
-        file = f"compression-{name}-{picture}.png"
+    for picture in (*(f"{chart}.svg" for chart in CHARTS), "filters.png"):
+        file = f"compression-{name}-{picture}"
         if (PAGE.parent / file).is_file():
-            lines += [f"![{picture} of {name}]({file})", ""]
+            lines += [f"![{picture.partition('.')[0]} of {name}]({file})", ""]
     return "\n".join(lines)
 
 

@@ -12,7 +12,7 @@ evaluation.json       validation and test, at the end
 predictions.parquet   every test image with its probabilities
 test_openings.jsonl   a line for each time test was opened, written before it is
 folds/1, ...          a run for each fold, where the recipe has data.folds
-figures/, report.html pictures
+report.html, figures/ the page and its charts, by `kitae report`
 """
 
 from __future__ import annotations
@@ -202,11 +202,6 @@ class Run:
     def fold(self, number: int) -> Path:
         """The folder of the run of a fold, from 1."""
         return self.path / "folds" / str(number)
-
-    @property
-    def figures(self) -> Path:
-        """The folder of pictures."""
-        return self.path / "figures"
 
     @property
     def tensorboard(self) -> Path:

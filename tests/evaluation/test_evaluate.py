@@ -17,7 +17,7 @@ from torchmetrics.functional.classification import multiclass_accuracy, multicla
 
 from kitae.errors import DataError, TrainingError
 from kitae.evaluation.calibration import calibration_error, probabilities
-from kitae.evaluation.evaluate import evaluate, label_scores, mistakes, predict_logits, predictions_table
+from kitae.evaluation.evaluate import evaluate, label_scores, predict_logits, predictions_table
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
@@ -278,18 +278,7 @@ def test_names_must_fit() -> None:
         evaluate(logits * np.nan, labels, CLASSES)
 
 
-# mistakes and predictions
-
-
-def test_mistakes_are_the_most_confident_wrong_ones() -> None:
-    chances = np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.01, 0.99], [0.2, 0.8]])
-    labels = np.array([0, 1, 0, 1, 0])
-    found = mistakes(np.log(chances), labels, k=2)
-    assert [(m.position, m.label, m.predicted) for m in found] == [(1, 1, 0), (4, 0, 1)]
-    assert [m.confidence for m in found] == pytest.approx([0.8, 0.8])
-    assert [m.position for m in mistakes(np.log(chances), labels)] == [1, 4, 2]
-    assert mistakes(np.log(chances), labels, k=0) == []
-    assert mistakes(np.log(chances[:1]), labels[:1]) == []
+# predictions
 
 
 def test_predictions_survive_their_file(tmp_path: Path) -> None:

@@ -27,17 +27,17 @@ CLAIMS = {
 }
 
 
-def published(folder: Path, name: str, design: str, figures: bool = False, **fields: Any) -> Path:
+def published(folder: Path, name: str, design: str, **fields: Any) -> Path:
     """Run a study on the stand-in and publish it; returns the folder of results."""
     spec = StudySpec.parse({"name": name, "base": "fashion-mini", "design": design, "factors": FACTORS, **fields})
-    study(spec, folder / name, executor=Inline(), figures=figures, **FAKE)
+    study(spec, folder / name, executor=Inline(), **FAKE)
     return publish(folder / name, folder / "results").parent
 
 
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
     shared: dict[str, Any] = {"set": {"train.precision": "bf16"}}
-    published(tmp_path, "s-one_out", "one_out", figures=True, claims=CLAIMS, **shared)
+    published(tmp_path, "s-one_out", "one_out", claims=CLAIMS, **shared)
     return published(tmp_path, "s-screening", "screening", **shared)
 
 
@@ -63,7 +63,7 @@ def test_every_run_is_counted_and_the_two_designs_stand_side_by_side(results: Pa
 
 def test_results_do_not_say_where_the_images_lay(tmp_path: Path) -> None:
     spec = StudySpec.parse({"name": "s", "base": "fashion-mini", "design": "one_out", "factors": FACTORS})
-    study(spec, tmp_path / "s", executor=Inline(), figures=False, **FAKE)
+    study(spec, tmp_path / "s", executor=Inline(), **FAKE)
     for name in ("study.yaml", "effects.json"):
         text = (tmp_path / "s" / name).read_text()
         assert "fashion-mini" in text
@@ -102,7 +102,7 @@ def test_a_study_is_published_again_only_with_more_seeds(tmp_path: Path) -> None
     before = (found / "s" / "effects.json").read_bytes()
     for place, other in (("other", {"design": "one_out"}), ("fewer", {"design": "one_in", "seeds": [0]})):
         spec = StudySpec.parse({"name": "s", "base": "fashion-mini", "factors": FACTORS, **other})
-        study(spec, tmp_path / place, executor=Inline(), figures=False, **FAKE)
+        study(spec, tmp_path / place, executor=Inline(), **FAKE)
         with pytest.raises(KitaeError, match=r"holds another study of this name"):
             publish(tmp_path / place, found)
     assert (found / "s" / "effects.json").read_bytes() == before
@@ -122,7 +122,7 @@ def test_a_setting_names_its_images(source: str, name: str) -> None:
 
 def test_published_results_need_no_runs_and_are_whole(results: Path) -> None:
     there = sorted(path.name for path in (results / "s-one_out").iterdir())
-    assert there == ["effects.json", "effects.parquet", "figures", "runs.parquet", "study.yaml"]
+    assert there == ["effects.json", "effects.parquet", "runs.parquet", "study.yaml"]
     before = markdown(load(results))
     assert markdown(load(results)) == before
 
@@ -135,7 +135,7 @@ def test_an_unfinished_study_is_not_published(tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        study(spec, tmp_path / "s", executor=Stops(), figures=False, **FAKE)
+        study(spec, tmp_path / "s", executor=Stops(), **FAKE)
     with pytest.raises(KitaeError, match="the study is not finished"):
         publish(tmp_path / "s", tmp_path / "results")
 

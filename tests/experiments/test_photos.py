@@ -78,7 +78,7 @@ def test_it_runs_on_a_folder_of_photographs(home: Path) -> None:
     _check_estimates(result, effects["estimate"].to_dict())
     assert not any(name.startswith("test.") for name in result.runs)
     assert not list(Path("runs/study-mine/runs").glob("*/test_openings.jsonl"))
-    assert (home / "runs/study-mine/figures/effects.png").is_file()
+    assert (home / "runs/study-mine/figures/forest.svg").is_file()
 
 
 def _check_estimates(result: StudyResult, estimates: dict[str, float]) -> None:

@@ -86,11 +86,11 @@ def test_a_run_that_keeps_losing_its_worker_is_reported(tmp_path: Path, cluster:
 def test_real_training_on_a_cluster_that_loses_a_worker_gives_the_same_bits(tmp_path: Path, cluster: Any) -> None:
     spec = StudySpec.parse(REAL)
     here, there = tmp_path / "local", tmp_path / "ray"
-    local = study(spec, here, executor=LocalProcesses(2), threads=1, figures=False)
+    local = study(spec, here, executor=LocalProcesses(2), threads=1)
     killed: list[str] = []
     watching = threading.Thread(target=_kill_a_worker_in_the_middle_of_training, args=(there, killed), daemon=True)
     watching.start()
-    remote = study(spec, there, executor=RayCluster(), threads=1, figures=False)
+    remote = study(spec, there, executor=RayCluster(), threads=1)
     watching.join()
     assert len(local.failed) == len(remote.failed) == 0, [*local.failed["error"], *remote.failed["error"]]
     assert len(killed) == 1, "no worker was found in the middle of training"

@@ -164,4 +164,4 @@ def test_a_search_with_real_training(tmp_path: Path) -> None:
     )  # fmt: skip
     assert "The search" in result.verdict
     assert not list((tmp_path / "s").glob("arms/*/test_openings.jsonl"))
-    assert (tmp_path / "s" / "figures" / "search.png").is_file()
+    assert (tmp_path / "s" / "figures" / "search.svg").is_file()

@@ -33,7 +33,7 @@ def published(folder: Path, epochs: int, name: str | None = None, width: int = 1
         {"name": name, "base": "fashion-mini", "set": settings, "design": "compare", "variants": VARIANTS,
          "contrasts": {"basic over none": ["flip and crop", "none"]}, "also": [], **fields}
     )  # fmt: skip
-    study(spec, folder / name, executor=Inline(), figures=False, **OPTIONS)
+    study(spec, folder / name, executor=Inline(), **OPTIONS)
     return StudyResult.open(publish(folder / name, folder / "results"))
 
 

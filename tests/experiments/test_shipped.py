@@ -11,6 +11,7 @@ from kitae.experiments.plan import make_plan
 from kitae.experiments.result import StudyResult
 from kitae.experiments.study import study
 from kitae.experiments.study_spec import SHIPPED, StudySpec, shipped
+from kitae.reporting.page import report
 
 
 @pytest.mark.parametrize("name", shipped())
@@ -32,14 +33,14 @@ def check(name: str, folder: Path) -> StudyResult:
     result = study(name, folder, tiny=True, executor=Inline(), threads=1)
     assert list(result.runs["status"]) == ["done"] * len(result.runs), result.runs["error"].tolist()
     assert all(effect.low <= effect.estimate <= effect.high for effect in result.analyses[result.spec.metric].effects)
-    assert (folder / "figures" / "effects.png").is_file()
     assert set(result.spec.also) <= set(result.analyses), "a metric that no run has"
     return result
 
 
 def test_a_shipped_study_runs(tmp_path: Path) -> None:
     result = check("label-smoothing", tmp_path)
-    assert (tmp_path / "figures" / "response.png").is_file()
+    assert "Effects on accuracy on test" in report(tmp_path).read_text()
+    assert {file.name for file in (tmp_path / "figures").iterdir()} == {"forest.svg", "curves.svg", "response.svg"}
     assert "test.accuracy in points; 95 % intervals, covering seeds" in result.table()
 
 

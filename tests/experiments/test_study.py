@@ -55,7 +55,7 @@ def make(**fields: Any) -> StudySpec:
 
 
 def run(folder: Path, spec: StudySpec | None = None, **options: Any) -> StudyResult:
-    return study(spec or make(), folder, **{"executor": Inline(), "figures": False, **FAKE, **options})
+    return study(spec or make(), folder, **{"executor": Inline(), **FAKE, **options})
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -494,7 +494,7 @@ import sys
 from kitae.experiments.executors import LocalProcesses
 from kitae.experiments.study import study
 from tests.experiments.test_study import FAKE, make
-study(make(seeds=[0, 1]), sys.argv[1], executor=LocalProcesses(workers=2), threads=1, figures=False, **FAKE)
+study(make(seeds=[0, 1]), sys.argv[1], executor=LocalProcesses(workers=2), threads=1, **FAKE)
 """
 
 

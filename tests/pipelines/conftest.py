@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import onnx
@@ -12,7 +11,6 @@ from torch import nn
 from kitae.pipelines import candidates
 from kitae.pipelines.train import train
 from kitae.recipe import Recipe
-from kitae.reporting import figures
 from kitae.run import Run
 
 
@@ -21,28 +19,6 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Stores of a module's tests in a cache of their own."""
     with pytest.MonkeyPatch.context() as context:
         context.setenv("KITAE_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
-DRAWN = ("draw_run", "draw_compression", "draw_sparsity", "draw_latency", "draw_filter_masks")
-honest = {name: getattr(figures, name) for name in DRAWN}
-
-
-@pytest.fixture(scope="package", autouse=True)
-def _draw_nothing() -> Iterator[None]:
-    """Drawing takes longer than a tiny training."""
-    with pytest.MonkeyPatch.context() as context:
-        for name in DRAWN:
-            context.setattr(figures, name, lambda *_, **__: {})
-        yield
-
-
-@contextmanager
-def drawing() -> Iterator[None]:
-    """For tests of the figures."""
-    with pytest.MonkeyPatch.context() as context:
-        for name, draw in honest.items():
-            context.setattr(figures, name, draw)
         yield
 
 

@@ -30,7 +30,6 @@ from kitae.training.checkpoint import load_weights
 from kitae.training.distributed import World
 from kitae.training.spec import TrainSpec
 from tests.images import encode, picture, write_folder, write_parquet
-from tests.pipelines.conftest import drawing
 
 TINY = (
     "data.limit=200", "model.name=resnet8", "model.width=8", "train.epochs=2", "train.batch_size=32",
@@ -67,19 +66,16 @@ def small(parquet: Path) -> Callable[..., Recipe]:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Run:
-    with drawing():
-        return train(tiny("train.ema=0.9"), tmp_path_factory.mktemp("runs") / "run")
+    return train(tiny("train.ema=0.9"), tmp_path_factory.mktemp("runs") / "run")
 
 
 def test_run_folder_holds_everything(run: Run) -> None:
     names = {entry.name for entry in run.path.iterdir()}
     assert names >= {
         "recipe.yaml", "environment.json", "metrics.jsonl", "best.safetensors", "last", "predictions.parquet",
-        "evaluation.json", "splits.npz", "figures",
+        "evaluation.json", "splits.npz",
     }  # fmt: skip
     assert not [name for name in names if name.endswith(".tmp")]
-    for figure in ("curves.png", "confusion.png"):
-        assert Image.open(run.figures / figure).size[0] > 300
 
 
 def test_metrics_have_a_line_an_epoch_with_the_promised_fields(run: Run) -> None:
@@ -290,8 +286,7 @@ def test_validation_is_judged_once_and_says_the_same_as_judged_again(
         return honest(self, images, *options, **more)
 
     monkeypatch.setattr(Run, "logits", logits)
-    with drawing():
-        again = train(tiny("train.ema=0.9"), tmp_path / "run")
+    again = train(tiny("train.ema=0.9"), tmp_path / "run")
     assert judged == [again.evaluation()["test"]["count"]], "test alone"
     assert again.evaluation()["val"] == run.evaluation()["val"]
     other = Setup.of(again)

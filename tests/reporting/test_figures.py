@@ -6,89 +6,53 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 from kitae.errors import KitaeError
-from kitae.reporting import figures as f
 from kitae.reporting import style
-from kitae.reporting.figures import compression
+from kitae.reporting.figures.evaluation import confusion_matrix, reliability, worst_mistakes
+from kitae.reporting.figures.images import image_grid
+from kitae.reporting.figures.training import training_curves
 from kitae.run import Run
 from tests.reporting.conftest import HOSTILE, epochs, measured, pixels
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (6, 3, 32, 32), dtype=np.uint8)
-POINTS = [
-    {"name": f"{HOSTILE[0]} {i}", "bytes": 1e6 * 2**i, "accuracy": 0.8 + 0.03 * i, "latency_ms": 3.0 * (i + 1)}
-    for i in range(4)
-]
-PRECISION = [
-    {
-        "precision": "fp32",
-        "seconds": 40.0,
-        "peak_memory_bytes": 2e9,
-        "accuracy": 0.91,
-        "accuracy_interval": [0.9, 0.92],
-    },
-    {"precision": "bf16", "seconds": 17.0, "peak_memory_bytes": 1e9, "accuracy": 0.92},
-    {"precision": "fp16", "seconds": None, "peak_memory_bytes": float("nan")},
-]
-CURVE = [{"sparsity": s, "accuracy": 0.9 - s / 9, "accuracy_interval": [0.8 - s / 9, 0.91]} for s in (0, 0.3, 0.5)]
-LATENCY = [
-    {"name": "fp32", "milliseconds": 18.0, "milliseconds_interval": [17.0, 19.0]},
-    {"name": HOSTILE[0] * 5, "milliseconds": 5.0},
-]
 LONG = [f"class number {i} with an unreasonably long name" for i in range(100)]
 
+
+def saved(draw: Callable[..., Figure], *args: Any, **options: Any) -> Callable[[Path], Path]:
+    return lambda path: style.save(draw(*args, **options), path)
+
+
 DRAWINGS: dict[str, Callable[[Path], Path]] = {
-    "curves": lambda p: f.draw_training_curves(epochs(40), p),
-    "curves of one epoch": lambda p: f.draw_training_curves(epochs(1), p),
-    "confusion": lambda p: f.draw_confusion(measured(HOSTILE)["confusion"], HOSTILE, p),
-    "reliability": lambda p: f.draw_reliability(RNG.random(50), RNG.random(50) < 0.5, p, ece=0.1),
-    "per class": lambda p: f.draw_per_class(measured(HOSTILE)["per_class"], p),
-    "mistakes": lambda p: f.draw_worst_mistakes(IMAGES, HOSTILE * 2, HOSTILE * 2, [0.9] * 6, p),
-    "smoothing": lambda p: f.draw_label_smoothing(p, classes=3, names=HOSTILE),
-    "depth": lambda p: f.draw_stochastic_depth([1, 0.95, 0.9], p, observed=[1, 0.96, 0.88]),
-    "precision": lambda p: f.draw_precision(PRECISION, p),
-    "sparsity": lambda p: f.draw_sparsity({HOSTILE[0]: CURVE, "b": CURVE[:1]}, p, baseline=0.9),
-    "masks": lambda p: f.draw_filter_masks(IMAGES[:, :, :3, :3] > 99, p, weights=RNG.normal(size=(6, 3, 3, 3))),
-    "pareto": lambda p: f.draw_pareto(POINTS, p, budget=0.85, winner=POINTS[2]["name"], baseline="?"),
-    "latency": lambda p: f.draw_latency(LATENCY, p, control=1.01),
-    "grid": lambda p: f.image_grid([IMAGES[:4], [IMAGES[4], None]], HOSTILE[:2], ["a"] * 4, p, title="x"),
+    "curves": saved(training_curves, epochs(40)),
+    "curves of one epoch": saved(training_curves, epochs(1)),
+    "confusion": saved(confusion_matrix, measured(HOSTILE)["confusion"], HOSTILE),
+    "reliability": saved(reliability, RNG.random(50), RNG.random(50) < 0.5, ece=0.1),
+    "mistakes": saved(worst_mistakes, IMAGES, HOSTILE * 2, HOSTILE * 2, [0.9] * 6),
+    "grid": lambda p: image_grid([IMAGES[:4], [IMAGES[4], None]], HOSTILE[:2], ["a"] * 4, p, title="x"),
 }
 
 
 CROWDED: dict[str, Callable[[Path], Path]] = {
     **DRAWINGS,
-    "confusion of 12": lambda p: f.draw_confusion(np.eye(12, dtype=int) * 12345, LONG[:12], p),
-    "confusion of 20": lambda p: f.draw_confusion(np.full((20, 20), 7), LONG[:20], p),
-    "confusion of 100": lambda p: f.draw_confusion(np.eye(100, dtype=int), LONG, p),
-    "per class of 100": lambda p: f.draw_per_class({n: {"accuracy": 0.5, "count": 9} for n in LONG}, p),
-    "smoothing of 12": lambda p: f.draw_label_smoothing(p, classes=12, names=LONG[:12]),
-    "smoothing of 100": lambda p: f.draw_label_smoothing(p, classes=100),
-    "depth of 12": lambda p: f.draw_stochastic_depth(np.linspace(1, 0.5, 12).tolist(), p),
-    "depth of 54": lambda p: f.draw_stochastic_depth(np.linspace(1, 0.5, 54).tolist(), p),
-    "sparsity of 6": lambda p: f.draw_sparsity(dict.fromkeys(LONG[:6], CURVE), p, baseline=0.9),
-    "mistakes with long names": lambda p: f.draw_worst_mistakes(IMAGES, LONG[:6], LONG[:6], [1.0] * 6, p),
-    "pareto of near points": lambda p: f.draw_pareto(
-        [{**POINTS[0], "bytes": 1e6 + i} for i in range(3)], p, winner="x"
+    "confusion of 12": saved(confusion_matrix, np.eye(12, dtype=int) * 12345, LONG[:12]),
+    "confusion of 20": saved(confusion_matrix, np.full((20, 20), 7), LONG[:20]),
+    "confusion of 100": saved(confusion_matrix, np.eye(100, dtype=int), LONG),
+    "mistakes with long names": saved(worst_mistakes, IMAGES, LONG[:6], LONG[:6], [1.0] * 6),
+    "small learning rates": saved(
+        training_curves, [{**row, "learning_rate": 1.23456e-5 * row["epoch"]} for row in epochs(300)],
+        title=" ".join(LONG),
     ),
-    "pareto with controls": lambda p: f.draw_pareto(
-        [*POINTS, {**POINTS[0], "bytes": 1.5e6, "control": True}],
-        p,
-        budget=0.85,
-        winner=POINTS[2]["name"],
-        baseline="?",
-    ),
-    "pareto over decades": lambda p: f.draw_pareto([{**POINTS[0], "bytes": 10.0**i} for i in range(2, 11)], p),
-    "latency of 8": lambda p: f.draw_latency([{"name": n, "milliseconds": 1e-3} for n in LONG[:8]], p, control=1.0),
-    "small learning rates": lambda p: f.draw_training_curves(
-        [{**row, "learning_rate": 1.23456e-5 * row["epoch"]} for row in epochs(300)], p, title=" ".join(LONG)
-    ),
-    "grid of 10": lambda p: f.image_grid([[IMAGES[0]] * 10] * 2, LONG[:2], LONG[:10], p, title=" ".join(LONG)),
-}
+    "grid of 10": lambda p: image_grid([[IMAGES[0]] * 10] * 2, LONG[:2], LONG[:10], p, title=" ".join(LONG)),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", CROWDED)
@@ -139,7 +103,7 @@ def test_same_data_same_bytes(tmp_path: Path) -> None:
 def test_figures_leave_pyplot_alone_and_draw_in_threads(tmp_path: Path) -> None:
     before = "matplotlib.pyplot" in sys.modules
     files = [tmp_path / f"{i}.png" for i in range(4)]
-    threads = [threading.Thread(target=f.draw_stochastic_depth, args=([1, 0.9], file)) for file in files]
+    threads = [threading.Thread(target=DRAWINGS["curves of one epoch"], args=(file,)) for file in files]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -151,30 +115,27 @@ def test_figures_leave_pyplot_alone_and_draw_in_threads(tmp_path: Path) -> None:
 def test_failed_write_is_one_line_and_leaves_what_was_there(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("kept")
     with pytest.raises(KitaeError) as caught:
-        f.draw_stochastic_depth([1, 0.9], tmp_path / "file" / "figure.png")
+        DRAWINGS["curves of one epoch"](tmp_path / "file" / "figure.png")
     assert "\n" not in str(caught.value)
     assert "figure.png" in str(caught.value)
     (tmp_path / "taken.png").mkdir()
     with pytest.raises(KitaeError, match=r"taken\.png"):
-        f.draw_stochastic_depth([1, 0.9], tmp_path / "taken.png")
+        DRAWINGS["curves of one epoch"](tmp_path / "taken.png")
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file", "taken.png"]
 
 
 @pytest.mark.parametrize(
     ("bad", "words"),
     [
-        (lambda p: f.draw_training_curves([], p), "no epoch"),
-        (lambda p: f.draw_training_curves([{"epoch": 1}], p), "neither"),
-        (lambda p: f.draw_confusion([[1, 2]], ["a"], p), "confusion is"),
-        (lambda p: f.draw_reliability([0.5], [True, False], p), "confidence is"),
-        (lambda p: f.draw_worst_mistakes(IMAGES, ["a"], ["a"], [1.0], p), "as many"),
-        (lambda p: f.draw_pareto([{"bytes": None, "accuracy": 1}], p), "no point"),
-        (lambda p: f.draw_label_smoothing(p, smoothing=0.0), "smoothing"),
-        (lambda p: f.draw_filter_masks(np.ones((3, 3)), p), "masks must"),
-        (lambda p: f.image_grid([[None]], None, None, p), "no image"),
-        (lambda p: f.image_grid([[IMAGES[0]]], None, ["a", "b"], p), "2 column titles"),
-        (lambda p: f.image_grid([[IMAGES[0].astype(np.float32)]], None, None, p), "must be uint8"),
-        (lambda p: f.image_grid([[IMAGES[0].transpose(1, 2, 0)]], None, None, p), "must be uint8"),
+        (saved(training_curves, []), "no epoch"),
+        (saved(training_curves, [{"epoch": 1}]), "neither"),
+        (saved(confusion_matrix, [[1, 2]], ["a"]), "confusion is"),
+        (saved(reliability, [0.5], [True, False]), "confidence is"),
+        (saved(worst_mistakes, IMAGES, ["a"], ["a"], [1.0]), "as many"),
+        (lambda p: image_grid([[None]], None, None, p), "no image"),
+        (lambda p: image_grid([[IMAGES[0]]], None, ["a", "b"], p), "2 column titles"),
+        (lambda p: image_grid([[IMAGES[0].astype(np.float32)]], None, None, p), "must be uint8"),
+        (lambda p: image_grid([[IMAGES[0].transpose(1, 2, 0)]], None, None, p), "must be uint8"),
     ],
 )
 def test_wrong_data_is_named_and_nothing_written(bad: Callable[[Path], Path], words: str, tmp_path: Path) -> None:
@@ -190,7 +151,7 @@ def _near(picture: Any, colour: str) -> Any:
 
 def test_curves_mark_the_best_epoch_given(tmp_path: Path) -> None:
     def star(best: int) -> float:
-        picture = pixels(f.draw_training_curves(epochs(20), tmp_path / "c.png", best_epoch=best))
+        picture = pixels(saved(training_curves, epochs(20), best_epoch=best)(tmp_path / "c.png"))
         _, columns = np.nonzero(_near(picture[150:], style.INK))  # below the title and the first heading
         dashed = np.bincount(columns, minlength=960)[200:]  # right of the labels of the axes
         return float(dashed.argmax())
@@ -202,8 +163,8 @@ def test_confusion_shows_where_the_mistakes_are(tmp_path: Path) -> None:
     """Orange off the diagonal exactly in the row and column that were confused."""
     right, wrong = np.eye(4, dtype=int) * 10, np.eye(4, dtype=int) * 10
     wrong[0, 0], wrong[0, 3] = 0, 10
-    clean = pixels(f.draw_confusion(right, list("abcd"), tmp_path / "a.png"))
-    mixed = pixels(f.draw_confusion(wrong, list("abcd"), tmp_path / "b.png"))
+    clean = pixels(saved(confusion_matrix, right, list("abcd"))(tmp_path / "a.png"))
+    mixed = pixels(saved(confusion_matrix, wrong, list("abcd"))(tmp_path / "b.png"))
     assert clean.shape == mixed.shape
     orange = (mixed[..., 0].astype(int) - mixed[..., 2]) > 100
     assert not ((clean[..., 0].astype(int) - clean[..., 2]) > 100).any()
@@ -215,66 +176,35 @@ def test_confusion_shows_where_the_mistakes_are(tmp_path: Path) -> None:
 @pytest.mark.parametrize("k", [2, 37, 120])
 def test_confusion_of_many_classes_fits(k: int, tmp_path: Path) -> None:
     names = [f"a class with a really long name, number {i}" for i in range(k)]
-    picture = pixels(f.draw_confusion(np.eye(k, dtype=int), names, tmp_path / "c.png"))
+    picture = pixels(saved(confusion_matrix, np.eye(k, dtype=int), names)(tmp_path / "c.png"))
     assert 900 <= picture.shape[1] <= 2600
     assert not (picture[:, [0, -1]] < 200).any()
     assert not (picture[[0, -1]] < 200).any()
 
 
-def test_intervals_are_drawn_where_they_are_known(tmp_path: Path) -> None:
-    def inked(path: Path, colour: str) -> int:
-        return int(_near(pixels(path), colour).sum())
-
-    row = {"accuracy": 0.7, "count": 90}
-    none = f.draw_per_class({"a": row, "b": row}, tmp_path / "a.png")
-    wide = f.draw_per_class({"a": row, "b": {**row, "accuracy_interval": [0.5, 0.9]}}, tmp_path / "b.png")
-    assert inked(wide, style.SKY) > inked(none, style.SKY) + 500
-    bare = f.draw_latency([{"name": "a", "milliseconds": 9.0}], tmp_path / "c.png")
-    held = f.draw_latency([{"name": "a", "milliseconds": 9.0, "milliseconds_interval": [6, 10]}], tmp_path / "d.png")
-    assert inked(held, style.INK) > inked(bare, style.INK) + 50
-
-
 def test_missing_numbers_are_left_out_not_drawn_as_zero(tmp_path: Path) -> None:
     rows = epochs(6)
     without = [{**row, "val_loss": None, "train_loss": float("inf")} for row in rows]
-    full = pixels(f.draw_training_curves(rows, tmp_path / "a.png"))
-    less = pixels(f.draw_training_curves(without, tmp_path / "b.png"))
+    full = pixels(saved(training_curves, rows)(tmp_path / "a.png"))
+    less = pixels(saved(training_curves, without)(tmp_path / "b.png"))
     assert less.shape[0] < full.shape[0]  # the panel of losses is gone
-
-
-def test_a_control_is_no_part_of_the_front(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It could not have been chosen, however good it is."""
-    from matplotlib.axes import Axes
-
-    fronts: list[list[float]] = []
-    step = Axes.step
-
-    def note(ax: Any, x: Any, *rest: Any, **more: Any) -> Any:
-        fronts.append(list(x))
-        return step(ax, x, *rest, **more)
-
-    monkeypatch.setattr(Axes, "step", note)
-    better = {"name": "small net", "bytes": 0.5e6, "accuracy": 0.99, "latency_ms": 1.0, "control": True}
-    f.draw_pareto(POINTS, tmp_path / "a.png")
-    f.draw_pareto([*POINTS, better], tmp_path / "b.png")
-    assert fronts[0] == fronts[1] == [point["bytes"] for point in POINTS]
 
 
 def test_grid_shows_the_pixels_it_was_given(tmp_path: Path) -> None:
     """A small image is enlarged by a whole factor: every pixel becomes one flat square."""
     image = RNG.integers(0, 256, (3, 8, 8), dtype=np.uint8)
-    picture = pixels(f.image_grid([[image]], None, None, tmp_path / "g.png"))
+    picture = pixels(image_grid([[image]], None, None, tmp_path / "g.png"))
     factor = 300 // 8
     block = picture[12 : 12 + 8 * factor, 12 : 12 + 8 * factor]
     np.testing.assert_array_equal(block, image.transpose(1, 2, 0).repeat(factor, 0).repeat(factor, 1))
-    grey = pixels(f.image_grid([[image[:1]], [image[0]]], None, None, tmp_path / "h.png"))
+    grey = pixels(image_grid([[image[:1]], [image[0]]], None, None, tmp_path / "h.png"))
     assert (grey == grey[..., :1]).all()
 
 
 def test_worst_mistakes_keep_the_confidence_when_the_name_is_long(tmp_path: Path) -> None:
     name = "an extremely long class name " * 4
-    long_ = pixels(f.draw_worst_mistakes(IMAGES[:1], [name], [name], [0.987], tmp_path / "a.png"))
-    other = pixels(f.draw_worst_mistakes(IMAGES[:1], [name], [name], [0.123], tmp_path / "b.png"))
+    long_ = pixels(saved(worst_mistakes, IMAGES[:1], [name], [name], [0.987])(tmp_path / "a.png"))
+    other = pixels(saved(worst_mistakes, IMAGES[:1], [name], [name], [0.123])(tmp_path / "b.png"))
     assert (long_ != other).any()
 
 
@@ -303,23 +233,6 @@ def test_sizes_are_told_in_decimal_units(value: float, text: str) -> None:
     assert style.size_text(value) == text
 
 
-def test_run_is_drawn_as_far_as_it_is(make_run: Callable[..., Run]) -> None:
-    begun, going, done = make_run("a", done=False, rows=0), make_run("b", done=False), make_run("c")
-    assert f.draw_run(begun, {}) == {}
-    assert set(f.draw_run(going, {})) == {"curves"}
-    worst = [(IMAGES[i], _Mistake(0, 1, 0.9)) for i in range(3)]
-    drawn = f.draw_run(done, done.evaluation(), worst)
-    assert set(drawn) == {"curves", "confusion", "per_class", "calibration", "mistakes", "smoothing"}
-    assert all(pixels(path).size and path.parent == done.figures for path in drawn.values())
-    kept = drawn["mistakes"].read_bytes()
-    assert f.draw_run(done, done.evaluation())["mistakes"].read_bytes() == kept
-
-
-class _Mistake:
-    def __init__(self, label: int, predicted: int, confidence: float) -> None:
-        self.label, self.predicted, self.confidence = label, predicted, confidence
-
-
 def test_best_epoch_follows_the_recipe(make_run: Callable[..., Run]) -> None:
     run = make_run(done=False)
     assert run.best_epoch() == 4  # the last epoch has the lower accuracy and the lowest loss
@@ -327,20 +240,3 @@ def test_best_epoch_follows_the_recipe(make_run: Callable[..., Run]) -> None:
     assert run.best_epoch() == 5
     run.write_metrics([{"epoch": 1, "val_loss": None}])
     assert run.best_epoch() is None
-
-
-def test_a_compression_without_a_winner_marks_the_closest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn: list[dict[str, Any]] = []
-    monkeypatch.setattr(
-        compression, "draw_pareto", lambda points, path, **k: (drawn.append({"points": points, **k}), path)[1]
-    )
-    rows = [{"name": "a", "bytes": 9, "packed_bytes": 5, "accuracy": 0.9}, {"name": "b", "bytes": 8, "accuracy": 0.7}]
-    for within in (True, False):
-        f.draw_compression(
-            rows, tmp_path / "a.png", baseline=rows[0], winner=rows[1], max_drop=1.0, size="packed_bytes",
-            within_budget=within,
-        )  # fmt: skip
-    assert [call["called"] for call in drawn] == ["winner", "closest"]
-    assert drawn[0]["points"][0]["bytes"] == 5
-    assert drawn[0]["budget"] == pytest.approx(0.89)
-    assert (drawn[0]["winner"], drawn[0]["baseline"]) == ("b", "a")

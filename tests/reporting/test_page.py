@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
+import io
 import json
 import os
 import re
@@ -13,13 +14,17 @@ from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from kitae.errors import KitaeError
 from kitae.pipelines.compress import CompressionResult, compress
 from kitae.pipelines.train import train
 from kitae.recipe import Recipe
+from kitae.reporting import filters
 from kitae.reporting import page as p
 from kitae.reporting.values import words
 from kitae.run import Run
@@ -188,7 +193,51 @@ def test_nothing_is_left_beside_the_page(make_run: Callable[..., Run]) -> None:
     run = make_run()
     before = {entry.name for entry in run.path.iterdir()}
     p.report(run)
-    assert {entry.name for entry in run.path.iterdir()} - before == {"report.html"}
+    assert {entry.name for entry in run.path.iterdir()} - before == {"report.html", "figures"}
+
+
+def test_charts_are_files_too(make_run: Callable[..., Run], tmp_path: Path) -> None:
+    """SVG files that show the same without the page: with the style that the marks name, on white."""
+    run = make_run("run")
+    p.report(run)
+    p.report(_compression(tmp_path / "small"))
+    for folder, names in (
+        (run.path, {"curves", "time", "recalls", "confusion", "calibration"}),
+        (tmp_path / "small", {"front", "sparsity", "latency"}),
+    ):
+        files = list((folder / "figures").iterdir())
+        assert {file.name for file in files} == {f"{name}.svg" for name in names}
+        for file in files:
+            root = ElementTree.fromstring(file.read_text(encoding="utf-8"))
+            assert root.tag == "{http://www.w3.org/2000/svg}svg"
+            style, paper = root[0], root[1]
+            assert style.tag.endswith("style")
+            assert paper.get("fill") == "#fff"
+            used, known = (set(re.findall(form, style.text or "")) for form in (r"var\((--\w+)\)", r"(--\w+):"))
+            assert used
+            assert used <= known
+
+
+def test_filters_are_on_the_page(tmp_path: Path) -> None:
+    weights = np.random.default_rng(0).normal(size=(70, 4, 3, 3)).astype(np.float32)
+    kept = np.ones(weights.shape, bool)
+    kept[3] = False
+    weights[0, 0] = [[0, 1, -1]] * 3
+    data = filters.picture(weights, kept)
+    with Image.open(io.BytesIO(data)) as image:
+        pixels = np.asarray(image)[6::12, 6::12].astype(int)  # a pixel a weight
+    assert pixels.shape == (6 * (3 + 2) - 2, 12 * (11 + 2) - 2, 3)
+    assert (pixels[:3, 3 * 13 : 3 * 13 + 3] == [0x3A, 0x3F, 0x44]).all(), "what was removed is dark"
+    zero, positive, negative = pixels[0, :3]
+    assert (zero == 255).all(), "nothing is white"
+    assert positive[2] > positive[0] + 20, "positive is blue"
+    assert negative[0] > negative[2] + 20, "negative is red"
+    folder = _compression(tmp_path / "small")
+    (folder / "figures").mkdir()
+    (folder / "figures" / "filters.png").write_bytes(data)
+    text, reader = read(p.report(folder))
+    assert_self_contained(text, reader)
+    assert f"data:image/png;base64,{base64.b64encode(data).decode()}" in text
 
 
 def test_a_large_run_stays_a_page(make_run: Callable[..., Run]) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from kitae.reporting import svg
 from kitae.reporting.charts import robust
+from kitae.reporting.study_charts import arms_chart
 from kitae.reporting.svg import Chart, Plot, Row, Scale
 from tests.reporting.conftest import HOSTILE
 
@@ -115,7 +116,8 @@ def _mixed(colour: str, paper: str, opacity: float) -> str:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_can_be_read_in_both_schemes(scheme: str) -> None:
     """WCAG's 4.5 for text, 3 for marks; axe cannot see into charts."""
-    css = resources.files("kitae.reporting").joinpath("templates/style.css").read_text()
+    folder = resources.files("kitae.reporting").joinpath("templates")
+    css = folder.joinpath("chart.css").read_text() + folder.joinpath("style.css").read_text()
     blocks = re.findall(r":root \{(.*?)\}", css, re.DOTALL)[: 1 if scheme == "light" else 2]
     colours = {name: value for block in blocks for name, value in re.findall(r"--([\w-]+): (#\w{6})", block)}
     card = colours["card"]
@@ -129,3 +131,18 @@ def test_text_can_be_read_in_both_schemes(scheme: str) -> None:
         for strength in (0.0, 0.3, 0.6, 0.9, 1.0):
             cell = _mixed(colours[name], card, 0.08 + 0.62 * strength)
             assert _contrast(colours["ink"], cell) >= 4.5, (name, strength)
+
+
+def test_arms_of_a_search() -> None:
+    """Those that were trained to the end are filled, presets are diamonds, and what was never trained is left out."""
+    arms = [
+        {"number": 0, "preset": True, "rungs": [[3, 0.5], [9, 0.8]]},
+        {"number": 1, "preset": False, "rungs": [[3, 0.4]]},
+        {"number": 2, "preset": False, "rungs": [[3, 0.6], [9, 0.9]]},
+        {"number": 3, "preset": False, "rungs": []},
+    ]
+    svg = arms_chart(arms)
+    assert "3 arms, 2 of them trained for 9 epochs. The best of these is arm 2: 90.0 %." in svg
+    marks = re.findall(r'<(path|circle) [^>]*class="([^"]*)"><title>arm (\d)', svg)
+    assert marks == [("path", "f2", "0"), ("circle", "e s1", "1"), ("circle", "f1", "2")]
+    assert "0 arms" in arms_chart([])

@@ -7,7 +7,6 @@ predict_logits is the only function here that runs a network; the rest is arithm
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -271,30 +270,6 @@ def evaluate_test(
 
 def _at_least_0(interval: intervals.Interval | None) -> intervals.Interval | None:
     return None if interval is None else (max(0.0, interval[0]), max(0.0, interval[1]))
-
-
-@dataclass(frozen=True)
-class Mistake:
-    """A wrong prediction: which position, what it was, what it was taken for, and the probability given to that."""
-
-    position: int
-    label: int
-    predicted: int
-    confidence: float
-
-
-def mistakes(logits: ArrayLike, labels: ArrayLike, k: int = 25, temperature: float = 1.0) -> list[Mistake]:
-    """The `k` (or fewer) wrong predictions that were most confident, most confident first; ties by position.
-
-    Raises:
-        DataError, TrainingError: as `evaluate`.
-    """
-    values, truth = check_logits(logits, labels)
-    predicted = values.argmax(axis=1)
-    confidence = probabilities(values, temperature)[np.arange(len(truth)), predicted]
-    wrong = np.flatnonzero(predicted != truth)
-    worst = wrong[np.argsort(-confidence[wrong], kind="stable")][: max(k, 0)]
-    return [Mistake(int(i), int(truth[i]), int(predicted[i]), float(confidence[i])) for i in worst]
 
 
 def predictions_table(

@@ -7,7 +7,7 @@ A study folder:
     runs.parquet      a row per run: variant, seed, status, all numbers, curves
     effects.parquet   a row per effect and metric
     effects.json      what tables, figures and pages need
-    figures/          pictures, drawn from effects.json
+    report.html, figures/   the page and its charts, by `kitae report`
 
 A study can be killed at any moment and resumed by the same command. Finished runs are recognised by their recipe's
 fingerprint, in `runs/` or in `runs.parquet`, so a published study, which has no `runs/`, can be resumed too.

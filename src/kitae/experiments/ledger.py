@@ -2,8 +2,8 @@
 
     python -m kitae.experiments.ledger studies/results --out docs/ledger.md
 
-A result is a study folder without its run folders: study.yaml, runs.parquet, effects.parquet, effects.json and the
-pictures (`publish` makes one). Claims are part of the study files, so they were written down before the first run.
+A result is study.yaml, runs.parquet, effects.parquet and effects.json of a study folder (`publish` copies them). Claims
+are part of the study files, so they were written down before the first run.
 Every run of every result is counted, finished or not.
 """
 
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -68,8 +67,6 @@ def publish(study: str | Path, results: str | Path) -> Path:
         if path and not name.endswith(".parquet"):  # where the images lay on one machine says nothing to others
             content = content.replace(whole, short)
         write_atomically(place / name, content)
-    if (folder / "figures").is_dir():
-        shutil.copytree(folder / "figures", place / "figures", dirs_exist_ok=True)
     return place
 
 
@@ -79,12 +76,9 @@ def load(results: str | Path) -> list[StudyResult]:
 
 
 def renew(results: Sequence[StudyResult]) -> None:
-    """Make effects and pictures of published results again from their runs, for statistics that have changed since."""
-    from kitae.reporting.effects import draw_study
-
+    """Make the effects of published results again from their runs, for statistics that have changed since."""
     for result in results:
         result.write()
-        draw_study(result.data(), result.path / "figures")
 
 
 def draw(results: Sequence[StudyResult], page: Path) -> Path | None:
@@ -294,7 +288,7 @@ def main() -> None:
     parser.add_argument("results", type=Path, help="folder of results, such as studies/results")
     parser.add_argument("--out", type=Path, help="the page to write, with its figure beside it; printed if not given")
     parser.add_argument("--publish", type=Path, nargs="*", default=[], help="finished study folders to copy in first")
-    parser.add_argument("--renew", action="store_true", help="make effects and pictures again from the runs first")
+    parser.add_argument("--renew", action="store_true", help="make the effects again from the runs first")
     given = parser.parse_args()
     try:
         for study in given.publish:

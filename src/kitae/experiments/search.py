@@ -53,7 +53,7 @@ from kitae.files import write_atomically, write_json
 from kitae.folders import Owned
 from kitae.pipelines.argument import understand
 from kitae.recipe import Recipe
-from kitae.reporting.effects import draw_search
+from kitae.reporting.study_charts import arms_chart
 from kitae.training.spec import merit
 
 REDUCTION = 3
@@ -288,7 +288,7 @@ def search(
         )
         write_json(folder / "search.json", result.data())
         result.winner.save(folder / "winner.yaml")
-        draw_search(result.data(), folder / "figures" / "search.png")
+        write_atomically(folder / "figures" / "search.svg", arms_chart(result.data()["arms"]).file().encode())
         return result
 
 

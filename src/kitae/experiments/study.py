@@ -64,7 +64,6 @@ def study(
     threads: int | None = None,
     executor: Executor | None = None,
     overwrite: bool = False,
-    figures: bool = True,
     report: Report | None = None,
     train: str | None = None,
     measure: str | None = MEASURE,
@@ -81,7 +80,6 @@ def study(
         threads: of each run; None divides the cores. A study keeps the number of threads it was started with.
         executor: where runs happen, instead of `workers` local processes.
         overwrite: replace the study in `out`, once the new one is planned.
-        figures: draw them at the end.
         report: receives the plan, and a line for each run as it ends.
         train: the function that trains, as module:function. None is `TRAIN`, or if the study asks for no number of
             test, `TRAIN_WITHOUT_TEST`.
@@ -115,10 +113,6 @@ def study(
             _run(folder, plan, outcomes, todo, train, executor or LocalProcesses(workers), say)
         result = StudyResult.of(folder, plan, outcomes, content.get("added") or ())
         result.write()
-        if figures:
-            from kitae.reporting.effects import draw_study
-
-            draw_study(result.data(), folder / "figures")
         return result
 
 

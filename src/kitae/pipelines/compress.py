@@ -7,7 +7,7 @@ A compression folder holds
     model.onnx         the winner; `closest.onnx` instead where nothing met the budget
     model.json, model.safetensors   rebuild the winner in PyTorch: the run's network, its shape, its weights
     stages/            fine-tuned networks, so that another budget does not train them again
-    figures/           pictures
+    figures/           the first layer's filters, and the charts of the page
     .lock              held while a search writes here
 """
 
@@ -38,7 +38,7 @@ from kitae.pipelines.export import beside
 from kitae.pipelines.networks import Networks, Say, fresh_network
 from kitae.preprocess import PreprocessRules
 from kitae.recipe import Recipe
-from kitae.reporting import compression_page, figures, values
+from kitae.reporting import compression_page, filters, values
 from kitae.reporting.results import CompressionRecord
 from kitae.run import Run
 from kitae.runtime import has_vnni
@@ -285,7 +285,8 @@ def _write(
             **run.facts(), "temperature": outcome.winner.temperature, "recipe": run.recipe.model_dump(mode="json"),
             "shape": outcome.shape.to_dict(),
         })  # fmt: skip
-        _draw(new / "figures", spec, outcome, rows)
+        if outcome.filters is not None:
+            write_atomically(new / "figures" / "filters.png", filters.picture(*outcome.filters))
         write_json(new / "compression.json", facts)
         # Nothing is left that could run out of space: an earlier compression is removed, and this one takes its place.
         shutil.rmtree(folder / "figures", ignore_errors=True)
@@ -297,30 +298,3 @@ def _write(
         shutil.rmtree(new, ignore_errors=True)
     shutil.rmtree(folder / _CANDIDATES, ignore_errors=True)
     return CompressionResult(folder, facts)
-
-
-def _draw(folder: Path, spec: CompressSpec, outcome: Outcome, rows: list[dict[str, Any]]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    baseline = rows[0]
-    figures.draw_compression(
-        rows, folder / "pareto.png", baseline=baseline, winner={"name": outcome.winner.name}, max_drop=spec.max_drop,
-        size=size_field(spec), within_budget=outcome.within_budget,
-    )  # fmt: skip
-    curves: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        if row["precision"] != "fp32":
-            continue
-        removed = 1 - row["nonzero"] / baseline["parameters"]
-        name = row["name"].split(",")[0] if row["control"] else "pruned"
-        if row["ratio"] > 0 or spec.prune != "none":
-            curves.setdefault(name, []).append({**row, "sparsity": removed})
-    if curves:
-        figures.draw_sparsity(curves, folder / "sparsity.png", baseline=baseline["accuracy"])
-    figures.draw_latency(
-        [{"name": row["name"], "milliseconds": row["latency_ms"], "milliseconds_interval": row["latency_ms_interval"],
-          "speedup": row["speedup"]} for row in rows],
-        folder / "latency.png", control=outcome.latency["control"]["ratio"],
-    )  # fmt: skip
-    if outcome.filters is not None:
-        values, kept = outcome.filters
-        figures.draw_filter_masks(kept, folder / "filters.png", weights=values)

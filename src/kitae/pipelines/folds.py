@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 
 from kitae.data.splits import Splits
 from kitae.evaluation.calibration import fit_temperature
-from kitae.evaluation.evaluate import evaluate, mistakes, predictions_table
+from kitae.evaluation.evaluate import evaluate, predictions_table
 from kitae.pipelines.pace import Clock
 from kitae.pipelines.setup import Setup
 from kitae.recipe import Recipe
 from kitae.run import Run
 from kitae.training.fit import Watcher
 
-_PAGES = 0.2  # of what the end of a run with figures takes: a fold draws none
+_PAGES = 0.2  # of what the end of a run with a page takes: a fold has none
 
 TrainFold = Callable[[Recipe, Path, Clock | None], Run]
 """Trains a recipe into a folder, or resumes it there."""
@@ -114,8 +114,3 @@ class OutOfFold:
         names = [setup.store.names[row] for row in self.rows]
         table = predictions_table(names, self.labels, self.logits, setup.store.classes, temperature)
         run.write_predictions(table)
-
-    def worst(self, setup: Setup, most: int, temperature: float) -> list[tuple[NDArray[np.uint8], Any]]:
-        """Images of the most confident mistakes."""
-        found = mistakes(self.logits, self.labels, most, temperature)
-        return [(np.array(setup.store.images[self.rows[mistake.position]]), mistake) for mistake in found]

@@ -68,7 +68,7 @@ class Clock:
 
     @property
     def after(self) -> float:
-        """Seconds that figures, files and pages take at the end, by what it took to start."""
+        """Seconds that files and pages take at the end, by what it took to start."""
         return _AFTER * self.starting
 
     @property

@@ -11,13 +11,12 @@ from typing import Any, Unpack
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from kitae import console
 from kitae.errors import RecipeError, TrainingError, TrainingInterruptedError, did_you_mean, require
 from kitae.evaluation.calibration import fit_temperature
-from kitae.evaluation.evaluate import evaluate, evaluate_test, mistakes, predictions_table
+from kitae.evaluation.evaluate import evaluate, evaluate_test, predictions_table
 from kitae.folders import default_folder
 from kitae.models.structure import count_parameters
 from kitae.pipelines.argument import understand
@@ -33,8 +32,6 @@ from kitae.training import distributed
 from kitae.training.distributed import World
 from kitae.training.fit import Record, Tuning, Watcher
 from kitae.training.spec import ProbeSpec
-
-_MISTAKES = 12  # that are drawn
 
 
 def train(
@@ -180,10 +177,9 @@ def _train(
         )
         if world.is_main and folds:
             finish_whole(run, setup, model, folds)
-        elif world.is_main and test:
-            finish(run, setup, model, draw=run.recipe.data.fold is None)
         elif world.is_main:
-            run.write_evaluation(validated(run, setup, model))
+            results = validated(run, setup, model)
+            run.write_evaluation(_tested(run, setup, model, results) if test else results)
         distributed.barrier(world)
         return run
     except BaseException as error:
@@ -263,36 +259,20 @@ def _folds(
 
 def finish_whole(run: Run, setup: Setup, model: nn.Module, folds: list[Run]) -> None:
     """Write down what the folds say of the model on everything, and open the source's own test where there is one."""
-    from kitae.reporting.figures import draw_run
-
     found = OutOfFold.of(folds, setup.store.labels)
     measured = found.evaluated(run, setup)
     temperature = measured["temperature"]
     run.write_facts({**setup.facts(model), "temperature": temperature})
     results = {**measured, **_settings(run, setup)}
     if setup.splits.test_count:
-        results, worst = _tested(run, setup, model, results)
+        results = _tested(run, setup, model, results)
     else:
         found.write_predictions(run, setup, temperature)
-        worst = found.worst(setup, _MISTAKES, temperature)
     run.write_evaluation(results)
-    draw_run(run, results, worst)
 
 
-def finish(run: Run, setup: Setup, model: nn.Module, *, draw: bool = True) -> None:
-    """Calibrate on validation, open test once, and save the evaluation of the best weights."""
-    from kitae.reporting.figures import draw_run
-
-    results, worst = _tested(run, setup, model, validated(run, setup, model))
-    run.write_evaluation(results)  # before the pictures: a disk that is full by then must not cost the result
-    if draw:
-        draw_run(run, results, worst)
-
-
-def _tested(
-    run: Run, setup: Setup, model: nn.Module, results: dict[str, Any]
-) -> tuple[dict[str, Any], list[tuple[NDArray[np.uint8], Any]]]:
-    """Open test: the results with `test` before them, and images of the most confident mistakes."""
+def _tested(run: Run, setup: Setup, model: nn.Module, results: dict[str, Any]) -> dict[str, Any]:
+    """Open test: the results with `test` before them."""
     store, splits, classes = setup.store, setup.splits, setup.store.classes
     temperature = results["temperature"]
     test = splits.open_test(lambda: run.count_test_opening("end of training"))
@@ -301,11 +281,7 @@ def _tested(
         predictions_table([store.names[row] for row in test], test_labels, test_logits, classes, temperature)
     )
     copies = splits.copies(store.twins, test)
-    worst = mistakes(test_logits, test_labels, _MISTAKES, temperature)
-    return (
-        {"test": evaluate_test(test_logits, test_labels, classes, temperature, copies), **results},
-        [(np.array(store.images[test[mistake.position]]), mistake) for mistake in worst],
-    )
+    return {"test": evaluate_test(test_logits, test_labels, classes, temperature, copies), **results}
 
 
 def validated(run: Run, setup: Setup, model: nn.Module) -> dict[str, Any]:

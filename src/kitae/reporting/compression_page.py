@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import shlex
@@ -9,6 +10,8 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from kitae.reporting import compression_charts
 from kitae.reporting.results import Candidate, CompressionRecord
@@ -56,7 +59,7 @@ def content(record: CompressionRecord, folder: Path) -> dict[str, Any]:
         "front": compression_charts.front(record, name),
         "sparsity": compression_charts.sparsity(record, _curves(record)),
         "latency": compression_charts.latencies(record, name),
-        "filters": (folder / "figures" / "filters.png").is_file(),
+        "filters": _filters(folder),
         "marks": partial(_marks, record),
         "candidates_caption": _candidates_caption(record),
         "everything": [row.model_dump() for row in record.candidates],
@@ -133,6 +136,20 @@ def _smaller(record: CompressionRecord) -> tuple[float, Candidate] | None:
         if not row.control and drop is not None and drop > 0 and (getattr(row, record.size) or limit) < limit:
             found.append((drop, row))
     return min(found, key=lambda pair: pair[0], default=None)
+
+
+def _filters(folder: Path) -> dict[str, Any] | None:
+    """The picture of the first layer's filters: a URL that holds it, and its size."""
+    file = folder / "figures" / "filters.png"
+    if not file.is_file():
+        return None
+    with Image.open(file) as picture:
+        width, height = picture.size
+    return {
+        "source": f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}",
+        "width": width,
+        "height": height,
+    }
 
 
 def _python(file: Path) -> str:

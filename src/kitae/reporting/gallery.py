@@ -19,7 +19,7 @@ from kitae.augment.ops import OPS, STEPS, Op, Site
 from kitae.augment.ops.base import CHAIN_BEGIN, CHAIN_END, NOP
 from kitae.augment.plan import Program
 from kitae.errors import DataError
-from kitae.reporting.figures import image_grid
+from kitae.reporting.figures.images import image_grid
 
 Pictures = NDArray[np.uint8]  # [N, C, H, W]
 Lines = tuple[str, ...]  # below an image, up to two

@@ -20,6 +20,7 @@ from kitae.errors import KitaeError, require
 from kitae.files import write_atomically
 from kitae.reporting import comparison_page, compression_page, run_page, study_page, values
 from kitae.reporting.results import CompressionRecord, RunRecord, StudyRecord
+from kitae.reporting.svg import Svg
 from kitae.run import Run
 
 _FILTERS = ("share", "between", "decimal", "significant", "milliseconds", "times_between", "count", "large", "size",
@@ -30,7 +31,8 @@ _MARK = b'<meta name="generator" content="kitae '
 def report(target: Run | str | Path, *others: Run | str | Path) -> Path:
     """Write report.html into the folder of a run, a study or a compression, or compare several runs.
 
-    An unfinished run gives a page of what is known so far.
+    An unfinished run gives a page of what is known so far. The charts of the page are also written as SVG files into
+    the folder's `figures/`.
 
     Args:
         target: a Run, or a folder; its kind is detected from its files.
@@ -45,17 +47,14 @@ def report(target: Run | str | Path, *others: Run | str | Path) -> Path:
     if others:
         return compare([target, *others])
     if isinstance(target, Run):
-        return _write(render("run.html", run_page.content(RunRecord.open(target), target)), target.report)
+        return _write("run", run_page.content(RunRecord.open(target), target), target.path)
     folder = Path(target)
     if not folder.is_dir():
         raise KitaeError(f"{folder}: no such folder; give the folder of a run, a study or a compression")
-    file = folder / "report.html"
     if (folder / "compression.json").is_file():
-        return _write(
-            render("compression.html", compression_page.content(CompressionRecord.open(folder), folder)), file
-        )
+        return _write("compression", compression_page.content(CompressionRecord.open(folder), folder), folder)
     if (folder / "study.yaml").is_file():
-        return _write(render("study.html", study_page.content(StudyRecord.open(folder), folder)), file)
+        return _write("study", study_page.content(StudyRecord.open(folder), folder), folder)
     if (folder / "recipe.yaml").is_file():
         return report(Run.open(folder))
     raise KitaeError(
@@ -83,7 +82,9 @@ def compare(targets: Sequence[Run | str | Path], out: str | Path | None = None) 
     file = Path(out) if out is not None else paths[0].with_name("comparison.html")
     if file.exists() and _MARK not in file.read_bytes()[:4096]:
         raise KitaeError(f"{file}: is not a page of Kitae, so it is left alone; give --out another name")
-    return _write(render("comparison.html", comparison_page.content([RunRecord.open(run) for run in runs])), file)
+    html = render("comparison.html", comparison_page.content([RunRecord.open(run) for run in runs]))
+    write_atomically(file, html.encode())
+    return file
 
 
 def render(template: str, content: Mapping[str, Any]) -> str:
@@ -121,6 +122,10 @@ class _Script(str):
         return str(self)
 
 
-def _write(html: str, path: Path) -> Path:
-    write_atomically(path, html.encode())
-    return path
+def _write(kind: str, content: Mapping[str, Any], folder: Path) -> Path:
+    for name, chart in content.items():
+        if isinstance(chart, Svg):
+            write_atomically(folder / "figures" / f"{name}.svg", chart.file().encode())
+    page = folder / "report.html"
+    write_atomically(page, render(f"{kind}.html", content).encode())
+    return page

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from kitae.errors import KitaeError
-from kitae.reporting.figures import runs
-from kitae.reporting.figures.evaluation import worst_mistakes
-from kitae.reporting.results import RunRecord
+from kitae.reporting.figures.evaluation import confusion_matrix, reliability, worst_mistakes
+from kitae.reporting.figures.training import training_curves
+from kitae.reporting.results import RunRecord, read_predictions
 from kitae.reporting.samples import Samples
 
 if TYPE_CHECKING:
@@ -34,7 +35,10 @@ class Plots:
         Raises:
             KitaeError: no epoch has ended yet.
         """
-        return self._drawn(runs.curves(self._run), "no epoch has ended yet")
+        rows = self._run.metrics()
+        if not rows:
+            raise KitaeError(f"{self._run.path}: no epoch has ended yet")
+        return training_curves(rows, best_epoch=self._run.best_epoch())
 
     def confusion(self) -> Figure:
         """Which class is taken for which, on test, or on validation where test was not opened.
@@ -42,7 +46,12 @@ class Plots:
         Raises:
             KitaeError: the run is not finished.
         """
-        return self._drawn(runs.confusion(self._run, self._run.evaluation()), "evaluation.json has no confusion matrix")
+        evaluation = self._run.evaluation()
+        split = _measured(evaluation)
+        matrix = evaluation.get(split, {}).get("confusion")
+        if matrix is None:
+            raise KitaeError(f"{self._run.path}: evaluation.json has no confusion matrix")
+        return confusion_matrix(matrix, self._run.classes, title=f"Confusion matrix, {split.replace('_', ' ')}")
 
     def calibration(self) -> Figure:
         """Accuracy on test against the confidence of the predictions, before and after the temperature.
@@ -50,8 +59,17 @@ class Plots:
         Raises:
             KitaeError: the run is not finished, did not open test, or its predictions.parquet was deleted.
         """
-        missing = "has no predictions on test (predictions.parquet)"
-        return self._drawn(runs.calibration(self._run, self._run.evaluation()), missing)
+        evaluation = self._run.evaluation()
+        split = _measured(evaluation)
+        found = None if split == "val" else read_predictions(self._run, self._run.classes)
+        if found is None:
+            raise KitaeError(f"{self._run.path}: has no predictions on test (predictions.parquet)")
+        temperature = float(evaluation.get("temperature", 1.0))
+        before = found.uncalibrated(temperature) if abs(temperature - 1) > 1e-3 else None
+        title = f"Calibration, {split.replace('_', ' ')}"
+        return reliability(
+            found.confidence, found.correct, ece=evaluation[split].get("ece"), before=before, title=title
+        )
 
     def mistakes(self, most: int = 12) -> Figure:
         """The test images that the model was surest about and got wrong.
@@ -82,7 +100,7 @@ class Plots:
             title="Most confident mistakes, test",
         )
 
-    def _drawn(self, figure: Any, missing: str) -> Figure:
-        if figure is None:
-            raise KitaeError(f"{self._run.path}: {missing}")
-        return figure  # type: ignore[no-any-return]
+
+def _measured(evaluation: Mapping[str, Any]) -> str:
+    """The split that figures show."""
+    return next((name for name in ("test", "out_of_fold", "val") if name in evaluation), "val")

@@ -1,9 +1,10 @@
-"""What the page of a study draws: the forest plot, curves, and the response to a number. Each gives one SVG element."""
+"""What studies and searches draw: forest plot, curves, response to a number, arms. Each gives one SVG element."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from kitae.reporting.charts import interval_mark, per_cent, robust
 from kitae.reporting.results import Analysis, Effect, StudyRecord
@@ -128,6 +129,35 @@ def response(record: StudyRecord) -> Svg | None:
         for x, values in points:
             for value in values:
                 chart.circle(plot.x(x), plot.y(value), 3, f"f{look}")
+    chart.height = top + 200 + 42
+    return chart.svg()
+
+
+def arms_chart(arms: Sequence[Mapping[str, Any]]) -> Svg:
+    """Every arm of a search by validation accuracy at the last rung that it reached, in the order of trying.
+
+    Args:
+        arms: as search.json has them. An arm that was trained to the end is filled; presets are diamonds.
+    """
+    known = [(arm["number"], *arm["rungs"][-1][:2], bool(arm["preset"])) for arm in arms if arm["rungs"]]
+    full = max((epochs for _, epochs, _, _ in known), default=0)
+    whole = [(number, value) for number, epochs, value, _ in known if epochs == full]
+    low, high, _ = robust([value for _, _, value, _ in known] or [0.0], [value for _, value in whole])
+    best = max(whole, key=lambda arm: arm[1], default=None)
+    summary = f"{len(known)} arms, {len(whole)} of them trained for {full} epochs."
+    if best is not None:
+        summary += f" The best of these is arm {best[0]}: {share(best[1])}."
+    chart = Chart("search", "Arms of the search", summary, 0)
+    items = [("f2", "preset"), ("f1", f"searched; filled: {full} epochs, hollow: stopped before")]
+    top = legend(chart, 10, 14, items) + 16
+    last = max((number for number, *_ in known), default=1)
+    plot = Plot(chart, Scale(-0.5, last + 0.5, _LEFT, WIDTH - 14), Scale(low, min(high, 1.0), top + 200, top))
+    plot.axes("Arm", "{:g}".format, per_cent, x_ticks=[tick for tick in plot.x.ticks(6) if tick == round(tick)])
+    for number, epochs, value, preset in known:
+        mark = chart.diamond if preset else chart.circle
+        series = 2 if preset else 1
+        look = f"f{series}" if epochs == full else f"e s{series}"
+        mark(plot.x(number), plot.y(value), 5, look, f"arm {number}: {share(value)} after {epochs} epochs")
     chart.height = top + 200 + 42
     return chart.svg()
 

@@ -19,11 +19,13 @@ import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from html import escape
+from importlib import resources
 
 WIDTH = 360.0
 SIZE = 12.0  # of text
 LINE = 16.0
 SERIES = 6
+_MARGIN = 10.0  # of a file: labels of an axis may reach over the frame
 
 Point = tuple[float, float]
 Form = Callable[[float], str]
@@ -36,6 +38,18 @@ class Svg(str):
 
     def __html__(self) -> str:
         return str(self)
+
+    def file(self) -> str:
+        """The same as an SVG file: with the style that pages have for it, in light colours on white, and a margin."""
+        style = resources.files("kitae.reporting").joinpath("templates/chart.css").read_text(encoding="utf-8")
+        head, _, rest = self.partition(">")
+        height = float(head.split('viewBox="0 0 ')[1].split('"')[0].split()[1])
+        x, y, wide, tall = -_MARGIN, -_MARGIN, WIDTH + 2 * _MARGIN, height + 2 * _MARGIN
+        head = re.sub('viewBox="[^"]*"', f'viewBox="{x:g} {y:g} {wide:g} {tall:g}"', head).replace(
+            "<svg", f'<svg xmlns="http://www.w3.org/2000/svg" width="{2 * wide:g}" font-family="sans-serif"', 1
+        )
+        paper = f'<rect x="{x:g}" y="{y:g}" width="{wide:g}" height="{tall:g}" fill="#fff"/>'
+        return f"{head}><style>{style}</style>{paper}{rest}"
 
 
 def text_width(text: str, size: float = SIZE) -> float:

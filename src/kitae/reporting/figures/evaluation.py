@@ -1,17 +1,14 @@
-"""What a split's numbers look like: confusion, calibration, classes, mistakes."""
+"""What a split's numbers look like: confusion, calibration, mistakes."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from kitae.reporting.bins import confidence_bins, wilson_intervals
-from kitae.reporting.figures.axes import intervals, percent_axis
 from kitae.reporting.figures.images import grid_figure
 from kitae.reporting.style import (
     BLUE,
@@ -21,20 +18,16 @@ from kitae.reporting.style import (
     LABEL,
     MUTED,
     PAPER,
-    SKY,
     SMALL,
     VERMILLION,
     WIDTH,
     Image,
-    Row,
     dress,
-    finite,
     fit,
     labels,
     legend,
     new_figure,
     percent,
-    save,
     text_width,
 )
 
@@ -114,13 +107,6 @@ def confusion_matrix(confusion: ArrayLike, classes: Sequence[str], *, title: str
     return figure
 
 
-def draw_confusion(
-    confusion: ArrayLike, classes: Sequence[str], path: str | Path, *, title: str = "Confusion matrix"
-) -> Path:
-    """Write `confusion_matrix` to a PNG file."""
-    return save(confusion_matrix(confusion, classes, title=title), path)
-
-
 def reliability(
     confidence: ArrayLike,
     correct: ArrayLike,
@@ -188,59 +174,6 @@ def reliability(
     return figure
 
 
-def draw_reliability(
-    confidence: ArrayLike,
-    correct: ArrayLike,
-    path: str | Path,
-    *,
-    before: ArrayLike | None = None,
-    ece: float | None = None,
-    bins: int = 15,
-    title: str = "Calibration",
-) -> Path:
-    """Write `reliability` to a PNG file."""
-    return save(reliability(confidence, correct, before=before, ece=ece, bins=bins, title=title), path)
-
-
-def draw_per_class(
-    per_class: Mapping[str, Row], path: str | Path, *, limit: int = 40, title: str = "Accuracy by class"
-) -> Path:
-    """Accuracy of each class with its interval, lowest first; of more than `limit` classes the lowest ones.
-
-    Args:
-        per_class: class -> {accuracy, accuracy_interval: [low, high], count}, as in evaluation.json.
-    """
-    if not per_class:
-        raise ValueError("no class to draw")
-    ordered = sorted(per_class.items(), key=lambda item: (finite([item[1].get("accuracy")])[0], item[0]))
-    shown = ordered[:limit]
-    if len(shown) < len(ordered):
-        title = f"{title}: the lowest {len(shown)} of {len(ordered)}"
-    accuracy = np.array(finite(row.get("accuracy") for _, row in shown))
-    low, high = intervals(shown, accuracy)
-    names = labels([name for name, _ in shown], 1.6 * DPI, LABEL - 1)
-    row_height = 0.3 if len(shown) <= 20 else 0.24
-
-    figure = new_figure(height=1.2 + row_height * len(shown), title=title)
-    ax = dress(figure.subplots(), xlabel="Accuracy (%), 95 % interval", grid="x")
-    y = np.arange(len(shown))
-    ax.errorbar(accuracy, y, xerr=[accuracy - low, high - accuracy], fmt="none", ecolor=SKY, elinewidth=4)
-    ax.plot(accuracy, y, "o", color=BLUE, markersize=6)
-    total = sum(finite([row.get("count")])[0] for _, row in ordered)
-    mean = (
-        sum(finite([row.get("accuracy")])[0] * finite([row.get("count")])[0] for _, row in ordered) / total
-        if total
-        else math.nan
-    )
-    if math.isfinite(mean):
-        ax.axvline(mean, color=INK, linewidth=1, linestyle=(0, (3, 3)), label=f"all images {100 * mean:.1f} %")
-        legend(ax, loc="lower right")
-    ax.set_yticks(y, names)
-    ax.set_ylim(len(shown) - 0.4, -0.6)
-    percent_axis(ax, "x")
-    return save(figure, path)
-
-
 def worst_mistakes(
     images: Sequence[Image],
     predicted: Sequence[str],
@@ -261,17 +194,3 @@ def worst_mistakes(
     rows = [list(images[i : i + columns]) for i in range(0, len(images), columns)]
     lines = [captions[i : i + columns] for i in range(0, len(images), columns)]
     return grid_figure(rows, None, None, captions=lines, title=title, columns=columns)
-
-
-def draw_worst_mistakes(
-    images: Sequence[Image],
-    predicted: Sequence[str],
-    true: Sequence[str],
-    confidence: Sequence[float],
-    path: str | Path,
-    *,
-    columns: int = 4,
-    title: str = "Most confident mistakes",
-) -> Path:
-    """Write `worst_mistakes` to a PNG file."""
-    return save(worst_mistakes(images, predicted, true, confidence, columns=columns, title=title), path)

@@ -124,30 +124,6 @@ def _enlarge(image: Image, cell: int) -> NDArray[np.uint8]:
     return np.asarray(Pillow.fromarray(array).resize((width, height), Pillow.Resampling.LANCZOS))
 
 
-def paste(
-    pixels: NDArray[np.uint8],
-    path: str | Path,
-    *,
-    texts: Sequence[tuple[int, int, str, float, str, str]] = (),
-    title: str = "",
-    note: str = "",
-) -> Path:
-    """A PNG of these pixels one to one with texts on them; with a title or note, on a page around them."""
-    if title or note:
-        border, y = 12, 12
-        width = max(int(WIDTH * DPI), pixels.shape[1] + 2 * border)
-        head = []
-        for text, size, weight, lines in ((title, TITLE, "bold", 2), (note, SMALL, "normal", 3)):
-            for part in wrap(text, width - 2 * border, size, lines=lines, bold=weight == "bold") if text else ():
-                head.append((border, y, part, size, weight, "left"))
-                y += int(size * DPI / 72 * 1.35)
-            y += 6
-        page = np.full((y + pixels.shape[0] + border, width, 3), 255, np.uint8)
-        page[y : y + pixels.shape[0], border : border + pixels.shape[1]] = pixels
-        pixels, texts = page, head
-    return save(_pasted(pixels, texts), path)
-
-
 def _pasted(pixels: NDArray[np.uint8], texts: Sequence[tuple[int, int, str, float, str, str]]) -> Figure:
     height, width = pixels.shape[:2]
     figure = new_figure(width / DPI, height / DPI, layout=None)

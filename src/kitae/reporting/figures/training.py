@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,7 +22,6 @@ from kitae.reporting.style import (
     new_figure,
     number,
     percent,
-    save,
 )
 
 if TYPE_CHECKING:
@@ -103,10 +101,3 @@ def training_curves(rows: Sequence[Row], *, best_epoch: int | None = None, title
         note = f"  (dashed: best epoch {best_epoch})"
     last.set_xlabel("Epoch" + note, fontsize=LABEL, color=INK)
     return figure
-
-
-def draw_training_curves(
-    rows: Sequence[Row], path: str | Path, *, best_epoch: int | None = None, title: str = "Training curves"
-) -> Path:
-    """Write `training_curves` to a PNG file."""
-    return save(training_curves(rows, best_epoch=best_epoch, title=title), path)
