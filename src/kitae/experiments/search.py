@@ -238,7 +238,10 @@ def search(
     optuna = require("optuna", "search")
     say = report or (lambda _: None)
     if arms < len(PRESETS) + 1:
-        raise RecipeError(f"arms: {arms} leaves nothing to search: the first {len(PRESETS)} arms are presets")
+        raise RecipeError(
+            f"arms: {arms} leaves nothing to search, since the first {len(PRESETS)} are presets; set it to "
+            f"{len(PRESETS) + 1} or more"
+        )
     if rematch_seeds < 2:
         raise RecipeError(f"rematch_seeds: {rematch_seeds} gives the verdict no interval; use two or more, such as 5")
     asked = _recipe_of(recipe).override(*overrides)
