@@ -59,3 +59,11 @@ def test_decimals_follow_the_error() -> None:
     assert [decimals(value) for value in (0.00034, 0.3, 4.0, 40.0, 1e-12)] == [5, 2, 1, 0, 8]
     assert decimals(0.0) == decimals(float("nan")) == 3
     assert decimals(float("inf"), otherwise=1) == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (44.7e6, "44.7 MB"), (999.96e3, "1 MB"), (2.3e9, "2.3 GB")],
+)
+def test_sizes_are_told_in_decimal_units(value: float, text: str) -> None:
+    assert console.size(value) == text

@@ -225,14 +225,6 @@ def test_text_fits_its_width(text: str) -> None:
     assert all(style.text_width(line, 11) <= 120 and "\n" not in line for line in lines)
 
 
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (44.7e6, "44.7 MB"), (999.96e3, "1 MB"), (2.3e9, "2.3 GB")],
-)
-def test_sizes_are_told_in_decimal_units(value: float, text: str) -> None:
-    assert style.size_text(value) == text
-
-
 def test_best_epoch_follows_the_recipe(make_run: Callable[..., Run]) -> None:
     run = make_run(done=False)
     assert run.best_epoch() == 4  # the last epoch has the lower accuracy and the lowest loss

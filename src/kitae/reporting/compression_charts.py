@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from kitae import console
 from kitae.reporting.charts import interval_mark, per_cent
 from kitae.reporting.results import Candidate, CompressionRecord
-from kitae.reporting.style import size_text
 from kitae.reporting.svg import WIDTH, Chart, Plot, Point, Row, Scale, Svg, legend, rows_chart, text_width
 from kitae.reporting.values import milliseconds, share, times_between
 
@@ -33,7 +33,7 @@ def front(record: CompressionRecord, label: Callable[[Candidate], str]) -> Svg |
     room = max(0.12 * (high - low), 0.004)
     on_front = _front(points, record.size)
     called = "winner" if record.within_budget else "closest"
-    summary = "; ".join(f"{label(row)}: {size_text(size)}, {share(row.accuracy)}" for row, size in zip(points, sizes,
+    summary = "; ".join(f"{label(row)}: {console.size(size)}, {share(row.accuracy)}" for row, size in zip(points, sizes,
                      strict=True))  # fmt: skip
     chart = Chart("front", "Size against accuracy", summary, 0)
     items = [("f2", called), ("f1", "candidate")]
@@ -48,7 +48,7 @@ def front(record: CompressionRecord, label: Callable[[Candidate], str]) -> Svg |
     if budget is not None:
         place = plot.y(budget)
         chart.rect(_LEFT, place, _END - _LEFT, bottom - place, "over")
-    plot.axes("Size of the file" + (", packed" if record.size == "packed_bytes" else ""), size_text, per_cent)
+    plot.axes("Size of the file" + (", packed" if record.size == "packed_bytes" else ""), console.size, per_cent)
     if budget is not None:
         chart.line(_LEFT, place, _END, place, "limit")
         chart.text(_END - 4, bottom - 6, f"budget: at least {share(budget)}", "t", anchor="end")
@@ -61,7 +61,7 @@ def front(record: CompressionRecord, label: Callable[[Candidate], str]) -> Svg |
     places = []
     for row, size, value in zip(points, sizes, values, strict=True):
         here, there = plot.x(size), plot.y(value)
-        about = f"{label(row)}: {size_text(size)}, {share(value, 2)}"
+        about = f"{label(row)}: {console.size(size)}, {share(value, 2)}"
         if row.latency_ms is not None:
             about += f", {milliseconds(row.latency_ms)}"
         if row.name == record.winner.name:

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from kitae.console import size
 from kitae.errors import require
 from kitae.files import write_atomically
 
@@ -235,11 +234,6 @@ def percent(value: float, _: object = None) -> str:
 def number(value: float, _: object = None) -> str:
     """A plain number as a tick label, without mathtext."""
     return f"{value:.6g}"
-
-
-def size_text(value: float, _: object = None) -> str:
-    """Bytes as a tick label."""
-    return size(value)
 
 
 # --------------------------------------------------------------------------------------------------------------- files

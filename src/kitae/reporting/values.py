@@ -7,8 +7,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from kitae import console
 from kitae.console import change, duration, lost
-from kitae.reporting.style import size_text
 
 UNKNOWN = "–"
 MAX_ROWS = 2000  # of one table; a page must stay a page
@@ -86,7 +86,7 @@ def large(value: Any) -> str:
 def size(value: Any) -> str:
     """Bytes in decimal units."""
     known = finite(value)
-    return UNKNOWN if known is None else size_text(known)
+    return UNKNOWN if known is None else console.size(known)
 
 
 def seconds(value: Any) -> str:
