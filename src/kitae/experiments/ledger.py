@@ -118,9 +118,8 @@ def _outdated(results: Sequence[StudyResult]) -> str:
         return ""
     names = ", ".join(f"`{result.spec.name}`" for result in results)
     return (
-        f"**To be measured again:** {names}. An earlier training loop measured them, which took a full step for the "
-        "short last batch of every epoch (LOG.md, 2026-11-26). Their effects are biased, by how much is unknown, so no "
-        "advice is drawn from them."
+        f"**To be measured again:** {names}. Measured by an earlier version, which trained the same recipes "
+        "differently (see the changelog), so no advice is drawn from this."
     )
 
 
