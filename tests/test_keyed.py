@@ -91,6 +91,7 @@ def test_golden_values_never_change() -> None:
     assert _digest(keyed.permutation(1, 2, 1000)) == GOLDEN["permutation"]
     assert keyed.permutation(0, 0, 8).tolist() == GOLDEN["short permutation"]
     assert keyed.derive_seed(0, 0, 0, keyed.SLOT_MODEL) == GOLDEN["derived seed"]
+    assert (keyed.op_slot("rotate"), keyed.op_slot("rotate", 1)) == (1839867776, 1445576512), "the second draws anew"
 
 
 GOLDEN = {

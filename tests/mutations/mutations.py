@@ -50,7 +50,7 @@ MUTATIONS = [
     # Keyed randomness
     Mutation("keyed.py", "for _ in range(10):", "for _ in range(9):", "tests/test_keyed.py"),
     Mutation("keyed.py", "philox(i & _MASK, i >> _SHIFT, e, s,", "philox(i & _MASK, i & _MASK, e, s,", "tests/test_keyed.py"),
-    Mutation("keyed.py", "f\"{name} {occurrence}\"", "f\"{name}\"", "tests/test_keyed.py tests/augment/test_engine_keyed.py"),
+    Mutation("keyed.py", "f\"{name} {occurrence}\"", "f\"{name}\"", "tests/test_keyed.py"),
     Mutation("keyed.py", "+ 0.5) * TWO_POW_MINUS_32)", ") * TWO_POW_MINUS_32)", "tests/test_keyed.py"),
     # Mixing
     Mutation("augment/mix.py", "out[1] = 1.0 - (x2 - x1) * (y2 - y1) / (height * width)", "out[1] = share", MIX),
