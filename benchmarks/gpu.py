@@ -300,14 +300,15 @@ def host(device: torch.device, tiny: bool) -> Iterator[dict[str, Any]]:
         "the device decides": _ours(*network, "fp32", False, asynchronous=True),
     }
     taken: dict[str, list[float]] = {name: [] for name in contestants}
-    for number in range(2 if tiny else 15):
+    rounds, steps_each = (2, 2) if tiny else (15, 60)
+    for number in range(rounds):
         for name, step in contestants.items():
             began = time.perf_counter()
-            for _ in range(2 if tiny else 60):
+            for _ in range(steps_each):
                 step(x, y)
             wait(device)
             if number:  # the first round warms up
-                taken[name].append(1000 * (time.perf_counter() - began) / (2 if tiny else 60))
+                taken[name].append(1000 * (time.perf_counter() - began) / steps_each)
     over = {name: statistics.median(mine) - statistics.median(taken["bare"]) for name, mine in taken.items()}
     yield {"milliseconds": {name: spread(mine) for name, mine in taken.items()}, "over_bare": over}
 

@@ -15,6 +15,7 @@ from PIL import Image
 
 from kitae.reporting import compression_charts
 from kitae.reporting.results import Candidate, CompressionRecord
+from kitae.reporting.samples import Photo
 from kitae.reporting.values import (
     UNKNOWN,
     Cell,
@@ -138,18 +139,16 @@ def _smaller(record: CompressionRecord) -> tuple[float, Candidate] | None:
     return min(found, key=lambda pair: pair[0], default=None)
 
 
-def _filters(folder: Path) -> dict[str, Any] | None:
-    """The picture of the first layer's filters: a URL that holds it, and its size."""
+def _filters(folder: Path) -> Photo | None:
+    """The picture of the first layer's filters."""
     file = folder / "figures" / "filters.png"
     if not file.is_file():
         return None
     with Image.open(file) as picture:
         width, height = picture.size
-    return {
-        "source": f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}",
-        "width": width,
-        "height": height,
-    }
+    source = f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}"
+    alt = "The first layer's filters, a tile per input channel; removed weights are dark."
+    return Photo(source, width, height, True, alt)
 
 
 def _python(file: Path) -> str:

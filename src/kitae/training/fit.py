@@ -182,7 +182,7 @@ def fit(
     with SignalFlag() as interrupted, memory_named(spec, record.checkpoint), learner:
         while at.epoch < spec.last_epoch and not stopped_early:
             model.train()
-            meter = _Meter(at, world)
+            meter = _Meter(at, world, shape.batch_size // world.size)
             batches = augmented_batches(
                 source.data, source.augment, shape, world, seed=spec.seed, epoch=at.epoch, first=at.step
             )
@@ -191,7 +191,7 @@ def fit(
                     images, targets = next(batches)
                 step = learner.step(images, targets, at)
                 at.step += 1
-                meter.count(step, len(images))
+                meter.count(step)
                 if not meter.settled(at.step == shape.steps):
                     continue
                 if at.skipped >= spec.nan_limit:
@@ -269,14 +269,15 @@ class _Meter:
     a CPU, now and then on a GPU, whose host runs ahead.
     """
 
-    def __init__(self, at: Progress, world: World) -> None:
+    def __init__(self, at: Progress, world: World, images: int) -> None:
+        """`images`: of this process in every step."""
         self.at, self.world = at, world
         if world.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(world.device)
         # Sum of losses, of target mass on the predicted classes, images seen, steps skipped; float64 counts exactly.
         self._sums = self._on_device([at.loss_sum, at.correct_sum, at.seen, at.skipped])
         self._skip = self._on_device([0.0, 0.0, 0.0, 1.0])
-        self._images: dict[int, Tensor] = {}
+        self._step = self._on_device([images, 0.0])
         self._unread = 0
         self._started, self._waited, self._last_save = time.perf_counter() - at.seconds, 0.0, time.monotonic()
         self._resumed_seen, self._resumed_seconds = at.seen, at.seconds
@@ -291,13 +292,10 @@ class _Meter:
         yield
         self._waited += time.perf_counter() - asked
 
-    def count(self, step: Step, images: int) -> None:
+    def count(self, step: Step) -> None:
         """Add a step to the sums, or to the skipped ones."""
-        if images not in self._images:
-            self._images[images] = self._on_device([float(images), 0.0])
-        seen = self._images[images]
-        sums = torch.stack([step.loss * seen[0], step.correct])
-        self._sums += torch.where(step.healthy, torch.cat([sums, seen]), self._skip)
+        sums = torch.stack([step.loss * self._step[0], step.correct])
+        self._sums += torch.where(step.healthy, torch.cat([sums, self._step]), self._skip)
         self._unread += 1
 
     def settled(self, now: bool) -> bool:
