@@ -38,6 +38,24 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Any:
     ray.shutdown()
 
 
+@pytest.fixture
+def nodes(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A cluster of a head that runs nothing and three machines of one processor, each a raylet of its own."""
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("PYTHONPATH", PATH)
+    monkeypatch.setenv("FAKE_STEP_SECONDS", "0.2")
+    monkeypatch.chdir(ROOT)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    for _ in range(3):
+        cluster.add_node(num_cpus=1)
+    ray.init(address=cluster.address, log_to_driver=False, configure_logging=False)
+    cluster.wait_for_nodes()
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
 def test_a_run_asks_for_as_many_processors_as_its_recipe_says_threads() -> None:
     assert isinstance(cli._ray("local"), RayCluster)
     assert executors._threads({"recipe": {"train": {"threads": 3}}}) == 3
@@ -67,6 +85,30 @@ def test_a_killed_worker_is_tried_again(tmp_path: Path, cluster: Any) -> None:
 
     result = study(spec, tmp_path / "ray", executor=Kills(), threads=1, **FAKE)
     assert killed
+    assert len(result.failed) == 0
+    assert files(tmp_path / "ray") == files(tmp_path / "inline")
+
+
+@slow
+def test_a_machine_lost_in_the_middle_of_a_study(tmp_path: Path, nodes: Any) -> None:
+    """The runs of a lost machine are resumed on the others, and the study is that of one process."""
+    spec = make(seeds=[0, 1, 2])
+    run(tmp_path / "inline", spec, threads=1)
+    machines, lost = set(), []
+
+    class Loses(RayCluster):
+        def outcomes(self, units: Any) -> Any:
+            for outcome in super().outcomes(units):
+                yield outcome
+                if not lost:  # the others are busy now
+                    machines.update(node["NodeID"] for node in ray.nodes() if node["Alive"])
+                    lost.append(next(node for node in nodes.worker_nodes if _at_work_on(node)))
+                    nodes.remove_node(lost[0], allow_graceful=False)
+
+    result = study(spec, tmp_path / "ray", executor=Loses(), threads=1, **FAKE)
+    assert len(machines) == 4
+    assert len(lost) == 1
+    assert len([node for node in ray.nodes() if node["Alive"]]) == 3
     assert len(result.failed) == 0
     assert files(tmp_path / "ray") == files(tmp_path / "inline")
 
@@ -157,6 +199,19 @@ def _a_ray_worker() -> int:
             return worker
         time.sleep(0.05)
     raise AssertionError("no Ray worker was found at work")
+
+
+def _at_work_on(node: Any) -> bool:
+    """Whether a training process runs on this machine of the cluster."""
+    (raylet,) = node.all_processes["raylet"]
+    for entry in Path("/proc").iterdir():
+        try:
+            training = b"kitae.experiments.worker" in (entry / "cmdline").read_bytes()
+            if training and _parent(_parent(int(entry.name))) == raylet.process.pid:
+                return True
+        except (OSError, ValueError, IndexError):  # no process, or it has ended
+            continue
+    return False
 
 
 def _ray_worker_of(run: str | None = None) -> int | None:
