@@ -34,6 +34,7 @@ types: setup
 check: lint types test
 
 check-slow: setup
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[cluster]'
 	$(BIN)/python -m pytest -q -m slow
 
 # Into build/site; a warning is an error.
