@@ -1,4 +1,4 @@
-"""Draw what technique pages define: docs/images/label-smoothing.png and stochastic-depth.png.
+"""Draw what technique pages show: docs/images/label-smoothing.png, stochastic-depth.png and curves.svg.
 
     python scripts/doc_pictures.py
 
@@ -7,6 +7,7 @@ The pictures of augmentation come from `kitae show augment`, those of results fr
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from kitae.models.layers import linear_rates
+from kitae.reporting import charts
+from kitae.reporting.results.run import Epoch
 from kitae.reporting.style import (
     BLUE,
     GRID,
@@ -30,7 +33,9 @@ from kitae.reporting.style import (
     save,
 )  # fmt: skip
 
-IMAGES = Path(__file__).parents[1] / "docs" / "images"
+ROOT = Path(__file__).parents[1]
+IMAGES = ROOT / "docs" / "images"
+RUN = ROOT / "benchmarks" / "results" / "cifar10-strong-18-epochs"  # a cosine with a warm-up
 
 
 def percent_axis(ax: Axes, which: str) -> None:
@@ -97,11 +102,19 @@ def draw_stochastic_depth(path: Path, survival: Sequence[float]) -> Path:
     return save(figure, path)
 
 
+def draw_curves(path: Path, run: Path) -> Path:
+    """Loss, accuracy and learning rate of a published run, as its page shows them."""
+    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    path.write_text(charts.curves([Epoch.model_validate(json.loads(line)) for line in lines], None).file())
+    return path
+
+
 def draw(folder: Path) -> list[Path]:
-    """Both pictures, into a folder."""
+    """The three pictures, into a folder."""
     return [
         draw_label_smoothing(folder / "label-smoothing.png"),
         draw_stochastic_depth(folder / "stochastic-depth.png", [1 - rate for rate in linear_rates(0.2, 27)]),
+        draw_curves(folder / "curves.svg", RUN),
     ]
 
 

@@ -192,7 +192,9 @@ def test_pictures_of_definitions_are_up_to_date(tmp_path: Path) -> None:
         import doc_pictures  # type: ignore[import-not-found]
     finally:
         sys.path.pop(0)
-    for file in doc_pictures.draw(tmp_path):
+    *pictures, curves = doc_pictures.draw(tmp_path)
+    assert curves.read_text() == (doc_pictures.IMAGES / curves.name).read_text()
+    for file in pictures:
         with Image.open(file) as new, Image.open(doc_pictures.IMAGES / file.name) as old:
             assert new.size == old.size
             difference = np.abs(np.asarray(new.convert("L"), np.int16) - np.asarray(old.convert("L"), np.int16))

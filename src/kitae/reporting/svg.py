@@ -34,7 +34,12 @@ Form = Callable[[float], str]
 class Svg(str):
     """An element that templates put into the page as it is: every text in it is escaped already."""
 
-    __slots__ = ()
+    height: float
+
+    def __new__(cls, text: str, height: float) -> Svg:
+        element = super().__new__(cls, text)
+        element.height = height
+        return element
 
     def __html__(self) -> str:
         return str(self)
@@ -43,13 +48,16 @@ class Svg(str):
         """The same as an SVG file: with the style that pages have for it, in light colours on white, and a margin."""
         style = resources.files("kitae.reporting").joinpath("templates/chart.css").read_text(encoding="utf-8")
         head, _, rest = self.partition(">")
-        height = float(head.split('viewBox="0 0 ')[1].split('"')[0].split()[1])
-        x, y, wide, tall = -_MARGIN, -_MARGIN, WIDTH + 2 * _MARGIN, height + 2 * _MARGIN
-        head = re.sub('viewBox="[^"]*"', f'viewBox="{x:g} {y:g} {wide:g} {tall:g}"', head).replace(
+        x, y, wide, tall = -_MARGIN, -_MARGIN, WIDTH + 2 * _MARGIN, self.height + 2 * _MARGIN
+        head = head.replace(_view(0, 0, WIDTH, self.height), _view(x, y, wide, tall)).replace(
             "<svg", f'<svg xmlns="http://www.w3.org/2000/svg" width="{2 * wide:g}" font-family="sans-serif"', 1
         )
         paper = f'<rect x="{x:g}" y="{y:g}" width="{wide:g}" height="{tall:g}" fill="#fff"/>'
         return f"{head}><style>{style}</style>{paper}{rest}"
+
+
+def _view(x: float, y: float, width: float, height: float) -> str:
+    return f'viewBox="{x:g} {y:g} {width:g} {height:g}"'
 
 
 def text_width(text: str, size: float = SIZE) -> float:
@@ -218,12 +226,12 @@ class Chart:
     def svg(self) -> Svg:
         """The element."""
         head = (
-            f'<svg role="img" class="chart" viewBox="0 0 {WIDTH:g} {self.height:g}"'
+            f'<svg role="img" class="chart" {_view(0, 0, WIDTH, self.height)}'
             f' aria-labelledby="{self.name}-t {self.name}-d">'
             f'<title id="{self.name}-t">{escape(self.title)}</title>'
             f'<desc id="{self.name}-d">{escape(self.description)}</desc>'
         )
-        return Svg(head + "".join(self.parts) + "</svg>")
+        return Svg(head + "".join(self.parts) + "</svg>", self.height)
 
 
 @dataclass(frozen=True)
