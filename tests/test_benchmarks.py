@@ -340,3 +340,14 @@ def test_threads_and_processes_take_turns(tmp_path: Path) -> None:
     run("threads.py", "--tiny", "--out", out)
     for row in json.loads(out.read_text())["rows"]:
         assert set(row["over_one"]) == {"two threads", "two processes"}
+
+
+@pytest.mark.slow
+def test_ways_of_waiting_take_turns(tmp_path: Path) -> None:
+    out = tmp_path / "waiting.json"
+    run("waiting.py", "--tiny", "--out", out)
+    rows = json.loads(out.read_text())["rows"]
+    assert [row["beside"] > 0 for row in rows] == [False, True]
+    for row in rows:
+        assert set(row["images_per_second"]) == {"pytorch", "kitae"}
+        assert row["over_pytorch"]["n"] == 2

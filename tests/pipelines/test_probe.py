@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -196,3 +197,19 @@ def test_a_few_steps_of_many_are_not_made(
     clock = pace.Clock.of(1, 0.0)
     timed, _ = pace.fitted(with_probe, setup, setup.initial_model(world), clock, world)
     assert timed.train.epochs == made
+
+
+@pytest.mark.parametrize(("gone", "measured", "made"), [(0, 2, 2), (40, 1, 0)])
+def test_one_slow_measurement_does_not_leave_most_of_the_minutes_unused(
+    weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: float, measured: int, made: int
+) -> None:
+    """At first no step fits, then two epochs do; with 40 of the 60 seconds gone it is not measured again."""
+    plans = iter([(0, 0), (2, 80)])
+    monkeypatch.setattr(pace, "fill", lambda *_: next(plans))
+    asked = recipe(weights, "train.epochs=40").override("train.probe={views: 0}")
+    setup = Setup.of(Run.create(tmp_path / "run", asked))
+    world = World(0, 1, torch.device("cpu"))
+    clock = pace.Clock.of(1, time.monotonic() - gone)
+    timed, _ = pace.fitted(asked, setup, setup.initial_model(world), clock, world)
+    assert timed.train.epochs == made
+    assert len(list(plans)) == 2 - measured

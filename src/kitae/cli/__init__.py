@@ -19,6 +19,7 @@ from kitae.cli.research import ablate, augment, bench, bench_precision, recipe, 
 from kitae.cli.ship import compress, export
 from kitae.cli.start import evaluate, predict, report, train
 from kitae.errors import KitaeError, missing
+from kitae.machine import sleep_while_waiting
 
 __all__ = [
     "ablate", "app", "augment", "bench", "bench_precision", "check", "compress", "evaluate", "export", "fix", "main",
@@ -53,6 +54,7 @@ def main() -> None:
     if words[0] in habits.COMMANDS:
         console.error(f"there is no command {words[0]!r}: use kitae {habits.COMMANDS[words[0]]}")
         sys.exit(2)
+    sleep_while_waiting(os.environ)
     try:
         app(exit_on_error=False, print_error=False)
     except UnknownOptionError as problem:

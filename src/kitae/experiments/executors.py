@@ -23,6 +23,7 @@ from typing import Any, Protocol
 from kitae.errors import RecipeError, one_line, require
 from kitae.experiments.worker import INTERRUPTED, execute, failure, read_outcome
 from kitae.files import read_json
+from kitae.machine import sleep_while_waiting
 
 _STOP_SECONDS = 60.0  # a run that is asked to stop finishes a step and writes a checkpoint
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
@@ -157,6 +158,7 @@ def run_in_process(unit: Unit, retries: int, stop: threading.Event | None = None
     folder = Path(unit["folder"])
     folder.parent.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, **dict.fromkeys(_THREAD_VARIABLES, str(_threads(unit)))}
+    sleep_while_waiting(environment)
     started_in = unit.get("started_in")
     started_in = started_in if started_in is not None and Path(started_in).is_dir() else None
     status = 0

@@ -36,6 +36,8 @@ _STEPS = 3
 _SHARE = 0.96  # of the minutes that a plan fills; the rest is for what it does not know
 _EARLY = 0.03  # of the minutes, by which a training may end too late or too early without being recut
 _AFTER = 0.8  # times what it took to start
+_MUCH = 0.5  # of the minutes: where more are left, one slow measurement does not end the plan
+_AGAIN = 2  # more measurements
 _JUDGING = 0.2  # of the time of training, that validations may take
 
 SHORT_EPOCH = 25  # steps between two validations at least
@@ -220,18 +222,28 @@ def fitted(recipe: Recipe, setup: Setup, model: nn.Module, clock: Clock, world: 
     started = time.perf_counter()
     batch()
     drawing = (time.perf_counter() - started) / len(drawn)
-    pace = pace_of(model, spec, world, (drawn.shape[1], drawn.shape[2], drawn.shape[3]), images=len(drawn))
-    judge = pace.at(int(np.prod(setup.store.rules.size))).judge
-    judging = judge * setup.judged
-    end = judge * setup.splits.test_count + clock.after
     per_pass = shape.pass_steps // shape.accumulate if spec.epoch_steps is None else len(setup.images) // len(drawn)
     most = clock.most if clock.most is not None else spec.epochs * shape.updates
     each = shape.batch_size * shape.accumulate
-    epochs, steps = fill(clock.left - end - judging, each, per_pass, judging, pace.step + drawing, most)
+
+    def plan() -> tuple[int, int, float]:
+        """Epochs, their steps, and the seconds of the end, by the pace of this moment."""
+        pace = pace_of(model, spec, world, (drawn.shape[1], drawn.shape[2], drawn.shape[3]), images=len(drawn))
+        judge = pace.at(int(np.prod(setup.store.rules.size))).judge
+        judging = judge * setup.judged
+        end = judge * setup.splits.test_count + clock.after
+        return *fill(clock.left - end - judging, each, per_pass, judging, pace.step + drawing, most), end
+
+    epochs, steps, end = plan()
     if not isinstance(spec.probe, ProbeSpec):
         epochs, steps = (epochs, steps) if epochs else (1, FEWEST_STEPS)
-    elif epochs * (steps + 1) <= min(most, FEWEST_TUNING_STEPS):
-        epochs, steps = 0, 0  # the minutes leave the probe alone
+    else:
+        fewest = min(most, FEWEST_TUNING_STEPS)
+        for _ in range(_AGAIN):  # a busy moment of the machine must not cost most of the minutes
+            if epochs * (steps + 1) <= fewest and clock.left > _MUCH * clock.seconds:
+                epochs, steps, end = plan()
+        if epochs * (steps + 1) <= fewest:
+            epochs, steps = 0, 0  # the minutes leave the probe alone
     warmup = spec.schedule.warmup_epochs * epochs / spec.epochs  # a share of the whole
     schedule = spec.schedule.model_copy(update={"warmup_epochs": round(warmup, 4)})
     update = {"epochs": epochs, "epoch_steps": steps or None, "schedule": schedule}
