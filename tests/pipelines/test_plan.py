@@ -77,6 +77,30 @@ def test_few_minutes_leave_the_probe_and_many_a_larger_picture(tmp_path: Path, w
     assert sizes[1] * 0.7 <= sizes[2] <= sizes[3]  # type: ignore[operator]  # no tiny pictures for the sake of steps
 
 
+def test_a_slow_measurement_is_repeated_where_it_would_leave_most_of_the_minutes(
+    tmp_path: Path, world: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = photos(tmp_path / "d", [60, 60])
+    usual = plan(source, minutes=3).recipe
+    slow, measured = Pace(128 * 128, 1 / 10, 1 / 20, 1.0), []
+
+    def measure(*_: Any, **__: Any) -> Pace:
+        measured.append(slow if len(measured) < 2 else world["pace"])  # two: at the first size and at the chosen one
+        return measured[-1]
+
+    monkeypatch.setattr(room, "measured", measure)
+    again = plan(source, minutes=3).recipe
+    assert measured[:2] == [slow, slow]
+    assert 2 < len(measured) <= 4
+    assert again.train.epochs > 0
+    assert again == usual
+
+    measured.clear()
+    monkeypatch.setattr(room, "measured", lambda *_, **__: measured.append(slow) or slow)
+    assert plan(source, minutes=3).recipe.train.epochs == 0
+    assert len(measured) <= 6  # a slow machine is believed in the end
+
+
 def test_the_time_that_is_printed_is_within_the_minutes(tmp_path: Path) -> None:
     source = photos(tmp_path / "d", [200, 200], size=(32, 40))
     for minutes in (2, 4):

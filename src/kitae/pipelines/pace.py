@@ -36,8 +36,8 @@ _STEPS = 3
 _SHARE = 0.96  # of the minutes that a plan fills; the rest is for what it does not know
 _EARLY = 0.03  # of the minutes, by which a training may end too late or too early without being recut
 _AFTER = 0.8  # times what it took to start
-_MUCH = 0.5  # of the minutes: where more are left, one slow measurement does not end the plan
-_AGAIN = 2  # more measurements
+UNUSED = 0.5  # of the minutes: a plan that leaves more of them measures again
+MEASURED_AGAIN = 2  # times at most
 _JUDGING = 0.2  # of the time of training, that validations may take
 
 SHORT_EPOCH = 25  # steps between two validations at least
@@ -196,6 +196,21 @@ def cut(steps: int, per_pass: int, judging: float, step: float) -> tuple[int, in
     return epochs, steps // epochs
 
 
+def most_steps(images: int, batch: int, *, patient: bool) -> int:
+    """Steps after which more improve little: fewer if no minutes were given."""
+    per_pass = max(1, images // batch)
+    return max(1000, 25 * per_pass) if patient else max(300, 12 * per_pass)
+
+
+def head_seconds(images: int, classes: int) -> float:
+    """Of the probe's regression: some hundred evaluations of two products each, for all folds and strengths.
+
+    637 took 3.4 s for 2,160 images of 10 classes.
+    """
+    products = 4 * images * min(images, 1280) * classes
+    return 1000 * (5e-4 + products / (2.5e10 if classes < 16 else 5e10))
+
+
 def fill(seconds: float, batch_size: int, per_pass: int, judging: float, step: float, most: int) -> tuple[int, int]:
     """(epochs, steps of each) that fill some seconds with training and its validations, `most` steps at most.
 
@@ -239,8 +254,8 @@ def fitted(recipe: Recipe, setup: Setup, model: nn.Module, clock: Clock, world: 
         epochs, steps = (epochs, steps) if epochs else (1, FEWEST_STEPS)
     else:
         fewest = min(most, FEWEST_TUNING_STEPS)
-        for _ in range(_AGAIN):  # a busy moment of the machine must not cost most of the minutes
-            if epochs * (steps + 1) <= fewest and clock.left > _MUCH * clock.seconds:
+        for _ in range(MEASURED_AGAIN):  # a busy moment of the machine must not cost most of the minutes
+            if epochs * (steps + 1) <= fewest and clock.left > UNUSED * clock.seconds:
                 epochs, steps, end = plan()
         if epochs * (steps + 1) <= fewest:
             epochs, steps = 0, 0  # the minutes leave the probe alone

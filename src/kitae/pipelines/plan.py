@@ -6,29 +6,34 @@ Times are measured here and become plain numbers, so the result is a recipe like
 from __future__ import annotations
 
 import math
-import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from kitae import console, keyed
-from kitae.data.base import Item, Source
+from kitae import console
 from kitae.data.parallel import processors
-from kitae.data.sources import open_source
 from kitae.data.spec import DataSpec
-from kitae.data.splits import divide
-from kitae.errors import DataError, MissingExtraError, install
+from kitae.errors import MissingExtraError, install
 from kitae.models.spec import ModelSpec
 from kitae.models.weights import PACKAGES, within_reach
 from kitae.pipelines.choices import Choices
+from kitae.pipelines.facts import Facts, look
 from kitae.pipelines.folds import split_clock
-from kitae.pipelines.pace import FEWEST_STEPS, FEWEST_TUNING_STEPS, Clock, Pace, fill, measured
+from kitae.pipelines.pace import (
+    FEWEST_STEPS,
+    FEWEST_TUNING_STEPS,
+    MEASURED_AGAIN,
+    UNUSED,
+    Clock,
+    Pace,
+    fill,
+    head_seconds,
+    measured,
+    most_steps,
+)
 from kitae.pipelines.setup import begin
-from kitae.preprocess import PreprocessRules, decode, from_array, is_grey_mode, probe
 from kitae.recipe import Recipe
 from kitae.training.distributed import World
 
@@ -40,9 +45,6 @@ NET = "tf_efficientnet_lite0"
 
 _SIZES = (224, 192, 160, 128, 112, 96)
 _SCRATCH_SIZES = (128, 96, 64)
-_TINY = 64  # pictures without a longer side are no photographs, and small networks take them as they are
-_SAMPLE = 48  # images that are looked at
-_VALIDATION = 150  # images that a choice wants, where they are no more than a fifth
 _JUDGED_AT_ONCE = 32  # large images in large batches leave the processor's cache
 _SMALLEST_TUNED = 128  # pixels; fine-tuning of smaller pictures ended worse than its probe (LOG.md, 2026-11-26)
 # Of the side at which the probe alone fits. The probe gains more from larger pictures than a few steps from being made.
@@ -53,50 +55,6 @@ _FEW = 1000  # images, under which one split says little
 # edges. Of nearly square pictures the centre is seen larger instead, as the weights saw theirs (LOG.md, 2026-11-26).
 _SQUEEZED = (1.15, 1.7)
 _CROP_PCT = 0.875
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What is known of the data before the store is built.
-
-    Attributes:
-        source: as in data.source.
-        counts: images of each class.
-        train, val, test: images of each split.
-        side: (height, width) of a median picture.
-        longest: the longest side of any picture that was looked at.
-        same: whether all of these are of one size.
-        channels: 1 where all of these are grey, else 3.
-        seconds: to decode a picture on one core.
-        folds: of a cross-validation, None without; `train`, `val` and `test` are then those of a fold's run.
-    """
-
-    source: str
-    counts: tuple[int, ...]
-    train: int
-    val: int
-    test: int
-    side: tuple[int, int]
-    longest: int
-    same: bool
-    channels: int
-    seconds: float
-    folds: int | None = None
-
-    @property
-    def images(self) -> int:
-        """All images."""
-        return sum(self.counts)
-
-    @property
-    def tiny(self) -> bool:
-        """Whether the images are too small to be photographs."""
-        return self.longest <= _TINY
-
-    @property
-    def noun(self) -> str:
-        """What to call them."""
-        return "images" if self.tiny else "photos"
 
 
 @dataclass(frozen=True)
@@ -145,74 +103,6 @@ def plan(source: str, minutes: float | Clock | None = None, choices: Choices | N
     recipe, lines = planner.transfer(weights) if weights else planner.scratch(why_not)
     most = most_steps(facts.train, recipe.train.batch_size, patient=True)
     return Plan(recipe, tuple(lines), replace(clock, most=None if choices.epochs is not None else most))
-
-
-def look(data: DataSpec) -> tuple[Facts, DataSpec]:
-    """The facts, and the spec with a validation split of a size that fits them."""
-    source = open_source(data)
-    table = source.table
-    counts = np.bincount(table.labels, minlength=len(table.classes))
-    pool = len(source) - int((table.splits == 2).sum())
-    if data.folds is not None:
-        pool = round(pool * (1 - 1 / data.folds))
-    elif not (table.splits == 2).any():
-        pool = round(pool * (1 - data.test_fraction))
-    share = min(0.2, max(0.1, _VALIDATION / max(pool, 1)))
-    if data.val_fraction == DataSpec().val_fraction:
-        data = data.model_copy(update={"val_fraction": round(share, 3)})
-    train, val, test, _ = divide(source, data)
-    sizes, grey, seconds = _sampled(source)
-    heights, widths = zip(*sizes, strict=True)
-    return (
-        Facts(
-            source=data.source,
-            counts=tuple(int(count) for count in counts),
-            train=len(train),
-            val=len(val),
-            test=len(test),
-            side=(int(statistics.median(heights)), int(statistics.median(widths))),
-            longest=max(*heights, *widths),
-            same=len(set(sizes)) == 1,
-            channels=data.channels or (1 if grey else 3),
-            seconds=seconds,
-            folds=data.folds,
-        ),
-        data,
-    )
-
-
-def _sampled(source: Source) -> tuple[list[tuple[int, int]], bool, float]:
-    """(height, width) of some images, whether all are grey, and seconds to decode one. Unreadable ones are skipped:
-    decoding names them."""
-    sizes: list[tuple[int, int]] = []
-    grey, started, decoded = True, time.perf_counter(), 0
-    rules = PreprocessRules(224, 3, store_size=504)
-    for item in _some(source):
-        try:
-            if isinstance(item, np.ndarray):
-                sizes.append((item.shape[0], item.shape[1]))
-                grey = grey and (item.ndim == 2 or item.shape[2] < 3)
-                from_array(item, rules)
-            else:
-                size, mode = probe(item)
-                sizes.append(size)
-                grey = grey and is_grey_mode(mode)
-                decode(item, rules)
-            decoded += 1
-        except DataError:
-            continue
-    if not sizes:
-        raise DataError(
-            f"{source.name}: none of the images that were looked at can be read; `kitae data check` names them"
-        )
-    return sizes, grey, (time.perf_counter() - started) / max(decoded, 1)
-
-
-def _some(source: Source) -> list[Item]:
-    if len(source.files()) == len(source):  # a file an image: any of them is as near
-        rows = keyed.permutation(0, 0, len(source), keyed.SLOT_LIMIT)[:_SAMPLE]
-        return [source.read(int(row)) for row in rows]
-    return next(iter(source.blocks()))[:_SAMPLE]
 
 
 def _name(source: str) -> str:
@@ -320,13 +210,7 @@ class _Planner:
         first = 6 if name.rpartition(":")[2].removesuffix(".in1k") == NET else 0
         model = ModelSpec(name=name, pretrained=True, freeze="statistics", freeze_first=first)
         batch = self.batch_size(32)
-        sizes = self.sizes(_SIZES)
-        measured_at = min(sizes, key=lambda size: abs(size - 128))
-        pace = self.pace(model, measured_at)
-        size, epochs, steps, seconds = self.fitting(sizes, pace, batch)
-        if size > measured_at:  # larger pictures leave the processor's cache: they take more than their pixels' share
-            pace = self.pace(model, size, pace)
-            size, epochs, steps, seconds = self.fitting([one for one in sizes if one <= size], pace, batch)
+        size, epochs, steps, seconds = self.settled(model, batch)
         if self.choices.epochs is not None:
             epochs, steps = self.choices.epochs, 0
         per_pass = max(1, facts.train // batch)
@@ -366,6 +250,21 @@ class _Planner:
             each = made.train.epoch_steps or per_pass
             lines.append(f"{head}, then {made.train.epochs} epochs of {each} steps, {batch} images each")
         return made, lines
+
+    def settled(self, model: ModelSpec, batch: int) -> tuple[int, int, int, float]:
+        """What `fitting` gives by the pace of this machine, measured again where most of the minutes would be left."""
+        sizes = self.sizes(_SIZES)
+        chosen = min(sizes, key=lambda size: abs(size - 128)), 0, 0, 0.0
+        for _ in range(1 + MEASURED_AGAIN):
+            at = chosen[0]
+            pace = self.pace(model, at)
+            chosen = self.fitting(sizes, pace, batch)
+            if chosen[0] > at:  # larger pictures leave the processor's cache: they take more than their pixels' share
+                pace = self.pace(model, chosen[0], pace)
+                chosen = self.fitting([size for size in sizes if size <= chosen[0]], pace, batch)
+            if chosen[1] or chosen[3] > UNUSED * self.clock.left:
+                break
+        return chosen
 
     def framing(self, *, pretrained: bool) -> dict[str, Any]:
         """What evaluation sees of a picture, where the user leaves it open: fields of `data`."""
@@ -415,7 +314,11 @@ class _Planner:
 
     def around(self, pace: Pace) -> float:
         """Seconds of all but fine-tuning."""
-        probing = self.facts.train * pace.feature + _head_seconds(self.facts) + self.judging(pace)
+        probing = (
+            self.facts.train * pace.feature
+            + head_seconds(self.facts.train, len(self.facts.counts))
+            + self.judging(pace)
+        )
         return self.before_training() + probing + self.after_training(pace)
 
     # ---- from scratch --------------------------------------------------------------------------------------------
@@ -479,16 +382,3 @@ def _tiny_ops(size: int) -> list[dict[str, Any]]:
         {"horizontal_flip": {}},
         {"random_erasing": {"p": 0.25}},
     ]
-
-
-def most_steps(images: int, batch: int, *, patient: bool) -> int:
-    """Steps after which more improve little: fewer if no minutes were given."""
-    per_pass = max(1, images // batch)
-    return max(1000, 25 * per_pass) if patient else max(300, 12 * per_pass)
-
-
-def _head_seconds(facts: Facts) -> float:
-    """Of the regression: some hundred evaluations of two products each, for all folds and strengths (637 in 3.4 s for
-    2,160 images of 10 classes)."""
-    products = 4 * facts.train * min(facts.train, 1280) * len(facts.counts)
-    return 1000 * (5e-4 + products / (2.5e10 if len(facts.counts) < 16 else 5e10))

@@ -1,0 +1,133 @@
+"""What a plan knows of the data before anything is decoded for good: images, classes, splits, sizes, colours, speed."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from kitae import keyed
+from kitae.data.base import Item, Source
+from kitae.data.sources import open_source
+from kitae.data.spec import DataSpec
+from kitae.data.splits import divide
+from kitae.errors import DataError
+from kitae.preprocess import PreprocessRules, decode, from_array, is_grey_mode, probe
+
+_TINY = 64  # pictures without a longer side are no photographs, and small networks take them as they are
+_SAMPLE = 48  # images that are looked at
+_VALIDATION = 150  # images that a choice wants, where they are no more than a fifth
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of the data before the store is built.
+
+    Attributes:
+        source: as in data.source.
+        counts: images of each class.
+        train, val, test: images of each split.
+        side: (height, width) of a median picture.
+        longest: the longest side of any picture that was looked at.
+        same: whether all of these are of one size.
+        channels: 1 where all of these are grey, else 3.
+        seconds: to decode a picture on one core.
+        folds: of a cross-validation, None without; `train`, `val` and `test` are then those of a fold's run.
+    """
+
+    source: str
+    counts: tuple[int, ...]
+    train: int
+    val: int
+    test: int
+    side: tuple[int, int]
+    longest: int
+    same: bool
+    channels: int
+    seconds: float
+    folds: int | None = None
+
+    @property
+    def images(self) -> int:
+        """All images."""
+        return sum(self.counts)
+
+    @property
+    def tiny(self) -> bool:
+        """Whether the images are too small to be photographs."""
+        return self.longest <= _TINY
+
+    @property
+    def noun(self) -> str:
+        """What to call them."""
+        return "images" if self.tiny else "photos"
+
+
+def look(data: DataSpec) -> tuple[Facts, DataSpec]:
+    """The facts, and the spec with a validation split of a size that fits them."""
+    source = open_source(data)
+    table = source.table
+    counts = np.bincount(table.labels, minlength=len(table.classes))
+    pool = len(source) - int((table.splits == 2).sum())
+    if data.folds is not None:
+        pool = round(pool * (1 - 1 / data.folds))
+    elif not (table.splits == 2).any():
+        pool = round(pool * (1 - data.test_fraction))
+    share = min(0.2, max(0.1, _VALIDATION / max(pool, 1)))
+    if data.val_fraction == DataSpec().val_fraction:
+        data = data.model_copy(update={"val_fraction": round(share, 3)})
+    train, val, test, _ = divide(source, data)
+    sizes, grey, seconds = _sampled(source)
+    heights, widths = zip(*sizes, strict=True)
+    return (
+        Facts(
+            source=data.source,
+            counts=tuple(int(count) for count in counts),
+            train=len(train),
+            val=len(val),
+            test=len(test),
+            side=(int(statistics.median(heights)), int(statistics.median(widths))),
+            longest=max(*heights, *widths),
+            same=len(set(sizes)) == 1,
+            channels=data.channels or (1 if grey else 3),
+            seconds=seconds,
+            folds=data.folds,
+        ),
+        data,
+    )
+
+
+def _sampled(source: Source) -> tuple[list[tuple[int, int]], bool, float]:
+    """(height, width) of some images, whether all are grey, and seconds to decode one. Unreadable ones are skipped:
+    decoding names them."""
+    sizes: list[tuple[int, int]] = []
+    grey, started, decoded = True, time.perf_counter(), 0
+    rules = PreprocessRules(224, 3, store_size=504)
+    for item in _some(source):
+        try:
+            if isinstance(item, np.ndarray):
+                sizes.append((item.shape[0], item.shape[1]))
+                grey = grey and (item.ndim == 2 or item.shape[2] < 3)
+                from_array(item, rules)
+            else:
+                size, mode = probe(item)
+                sizes.append(size)
+                grey = grey and is_grey_mode(mode)
+                decode(item, rules)
+            decoded += 1
+        except DataError:
+            continue
+    if not sizes:
+        raise DataError(
+            f"{source.name}: none of the images that were looked at can be read; `kitae data check` names them"
+        )
+    return sizes, grey, (time.perf_counter() - started) / max(decoded, 1)
+
+
+def _some(source: Source) -> list[Item]:
+    if len(source.files()) == len(source):  # a file an image: any of them is as near
+        rows = keyed.permutation(0, 0, len(source), keyed.SLOT_LIMIT)[:_SAMPLE]
+        return [source.read(int(row)) for row in rows]
+    return next(iter(source.blocks()))[:_SAMPLE]
