@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from kitae import cli
+from kitae.cli import research
 from kitae.experiments import executors
 from kitae.experiments.executors import LocalProcesses, RayCluster
 from kitae.experiments.result import StudyResult
@@ -57,7 +57,7 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_a_run_asks_for_as_many_processors_as_its_recipe_says_threads() -> None:
-    assert isinstance(cli._ray("local"), RayCluster)
+    assert isinstance(research._ray("local"), RayCluster)
     assert executors._threads({"recipe": {"train": {"threads": 3}}}) == 3
 
 
