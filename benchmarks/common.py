@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import os
@@ -59,6 +60,20 @@ def keep_to(cores: int) -> None:
     """Let this process, and those that it starts, use only so many processors."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[:cores]))
+
+
+def turns(about: str | None, name: str, rounds: int, seconds: float) -> argparse.Namespace:
+    """The options of a benchmark whose contestants take turns: rounds, seconds of a turn, tiny, results' file."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--seconds", type=float, default=seconds, help="of one turn")
+    parser.add_argument("--tiny", action="store_true", help="small settings: does it run?")
+    parser.add_argument("--out", type=Path, default=None, help=f"default benchmarks/results/{name}.json")
+    given = parser.parse_args()
+    if given.tiny:
+        given.rounds, given.seconds = 2, 0.01
+    given.out = given.out or (SCRATCH if given.tiny else RESULTS) / f"{name}.json"
+    return given
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:

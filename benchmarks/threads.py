@@ -10,12 +10,10 @@ For batches of several sizes, since a hand-over to a thread costs the same for f
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import common
@@ -72,13 +70,8 @@ def other(pipe: Connection) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--seconds", type=float, default=0.15, help="of one turn")
-    parser.add_argument("--tiny", action="store_true", help="small settings: does it run?")
-    parser.add_argument("--out", type=Path, default=None, help="default benchmarks/results/threads.json")
-    given = parser.parse_args()
-    rounds, seconds = (2, 0.01) if given.tiny else (given.rounds, given.seconds)
+    given = common.turns(__doc__, "threads", rounds=9, seconds=0.15)
+    rounds, seconds = given.rounds, given.seconds
     ours, theirs = multiprocessing.get_context("spawn").Pipe()
     process = multiprocessing.get_context("spawn").Process(target=other, args=(theirs,), daemon=True)
     process.start()
@@ -104,9 +97,8 @@ def main() -> None:
                 said = ", ".join(f"{way} {value['median']:.2f}" for way, value in over.items())
                 print(f"{name}, {side} px, batch {batch}: {said}", flush=True)
     ours.send(None)
-    out = given.out or (common.SCRATCH if given.tiny else common.RESULTS) / "threads.json"
-    common.save(out, {"what": __doc__, "machine": common.hardware(2), "rows": rows})
-    print(f"results: {out}")
+    common.save(given.out, {"what": __doc__, "machine": common.hardware(2), "rows": rows})
+    print(f"results: {given.out}")
 
 
 if __name__ == "__main__":

@@ -9,12 +9,10 @@ milliseconds), one with those of `kitae` (its `GOMP_SPINCOUNT`). The one that be
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import common
@@ -79,13 +77,8 @@ def asked(process: subprocess.Popen[str], seconds: float) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--seconds", type=float, default=2.0, help="of one turn")
-    parser.add_argument("--tiny", action="store_true", help="small settings: does it run?")
-    parser.add_argument("--out", type=Path, default=None, help="default benchmarks/results/waiting.json")
-    given = parser.parse_args()
-    rounds, seconds = (2, 0.01) if given.tiny else (given.rounds, given.seconds)
+    given = common.turns(__doc__, "waiting", rounds=9, seconds=2.0)
+    rounds, seconds = given.rounds, given.seconds
     cores = common.available_cores()
     rows: list[dict[str, Any]] = []
     for title, settings in list(NETWORKS.items())[: 1 if given.tiny else None]:
@@ -109,9 +102,8 @@ def main() -> None:
             for process in (*ways.values(), *busy):
                 process.kill()
                 process.wait()
-    out = given.out or (common.SCRATCH if given.tiny else common.RESULTS) / "waiting.json"
-    common.save(out, {"what": __doc__, "machine": common.hardware(cores), "rows": rows})
-    print(f"results: {out}")
+    common.save(given.out, {"what": __doc__, "machine": common.hardware(cores), "rows": rows})
+    print(f"results: {given.out}")
 
 
 if __name__ == "__main__":
