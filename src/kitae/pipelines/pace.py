@@ -9,8 +9,10 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -31,13 +33,15 @@ from kitae.training.measure import step_times
 from kitae.training.precision import Precision
 from kitae.training.spec import ProbeSpec, TrainSpec
 
+_Plan = TypeVar("_Plan")
+
 _IMAGES = 16  # of a measured batch
 _STEPS = 3
 _SHARE = 0.96  # of the minutes that a plan fills; the rest is for what it does not know
 _EARLY = 0.03  # of the minutes, by which a training may end too late or too early without being recut
 _AFTER = 0.8  # times what it took to start
-UNUSED = 0.5  # of the minutes: a plan that leaves more of them measures again
-MEASURED_AGAIN = 2  # times at most
+_UNUSED = 0.5  # of the minutes: a plan that leaves more of them measures again
+_MEASURED_AGAIN = 2  # times at most
 _JUDGING = 0.2  # of the time of training, that validations may take
 
 SHORT_EPOCH = 25  # steps between two validations at least
@@ -224,6 +228,19 @@ def fill(seconds: float, batch_size: int, per_pass: int, judging: float, step: f
     return cut(min(most, room), per_pass, judging, step * batch_size) if room < epochs * each else (epochs, each)
 
 
+def replan(plan: Callable[[], _Plan], unused: Callable[[_Plan], float], clock: Clock) -> _Plan:
+    """What `plan` gives, made again by new measurements while it leaves most of the minutes unused.
+
+    A busy moment of the machine must not cost a command its minutes.
+    """
+    made = plan()
+    for _ in range(_MEASURED_AGAIN):
+        if unused(made) <= _UNUSED * clock.seconds:
+            break
+        made = plan()
+    return made
+
+
 def fitted(recipe: Recipe, setup: Setup, model: nn.Module, clock: Clock, world: World) -> tuple[Recipe, float]:
     """The recipe with the epochs and steps that fit into the minutes left, and seconds to reserve for the end.
 
@@ -242,21 +259,19 @@ def fitted(recipe: Recipe, setup: Setup, model: nn.Module, clock: Clock, world: 
     each = shape.batch_size * shape.accumulate
 
     def plan() -> tuple[int, int, float]:
-        """Epochs, their steps, and the seconds of the end, by the pace of this moment."""
+        """Epochs, steps of each, and the seconds of the end, by the pace of this moment."""
         pace = pace_of(model, spec, world, (drawn.shape[1], drawn.shape[2], drawn.shape[3]), images=len(drawn))
         judge = pace.at(int(np.prod(setup.store.rules.size))).judge
         judging = judge * setup.judged
         end = judge * setup.splits.test_count + clock.after
         return *fill(clock.left - end - judging, each, per_pass, judging, pace.step + drawing, most), end
 
-    epochs, steps, end = plan()
     if not isinstance(spec.probe, ProbeSpec):
+        epochs, steps, end = plan()
         epochs, steps = (epochs, steps) if epochs else (1, FEWEST_STEPS)
     else:
         fewest = min(most, FEWEST_TUNING_STEPS)
-        for _ in range(MEASURED_AGAIN):  # a busy moment of the machine must not cost most of the minutes
-            if epochs * (steps + 1) <= fewest and clock.left > UNUSED * clock.seconds:
-                epochs, steps, end = plan()
+        epochs, steps, end = replan(plan, lambda made: 0 if made[0] * (made[1] + 1) > fewest else clock.left, clock)
         if epochs * (steps + 1) <= fewest:
             epochs, steps = 0, 0  # the minutes leave the probe alone
     warmup = spec.schedule.warmup_epochs * epochs / spec.epochs  # a share of the whole

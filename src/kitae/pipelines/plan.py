@@ -24,14 +24,13 @@ from kitae.pipelines.folds import split_clock
 from kitae.pipelines.pace import (
     FEWEST_STEPS,
     FEWEST_TUNING_STEPS,
-    MEASURED_AGAIN,
-    UNUSED,
     Clock,
     Pace,
     fill,
     head_seconds,
     measured,
     most_steps,
+    replan,
 )
 from kitae.pipelines.setup import begin
 from kitae.recipe import Recipe
@@ -252,19 +251,21 @@ class _Planner:
         return made, lines
 
     def settled(self, model: ModelSpec, batch: int) -> tuple[int, int, int, float]:
-        """What `fitting` gives by the pace of this machine, measured again where most of the minutes would be left."""
+        """What `fitting` gives by the pace of this machine."""
         sizes = self.sizes(_SIZES)
-        chosen = min(sizes, key=lambda size: abs(size - 128)), 0, 0, 0.0
-        for _ in range(1 + MEASURED_AGAIN):
-            at = chosen[0]
+        at = min(sizes, key=lambda size: abs(size - 128))
+
+        def plan() -> tuple[int, int, int, float]:
+            nonlocal at
             pace = self.pace(model, at)
             chosen = self.fitting(sizes, pace, batch)
             if chosen[0] > at:  # larger pictures leave the processor's cache: they take more than their pixels' share
                 pace = self.pace(model, chosen[0], pace)
                 chosen = self.fitting([size for size in sizes if size <= chosen[0]], pace, batch)
-            if chosen[1] or chosen[3] > UNUSED * self.clock.left:
-                break
-        return chosen
+            at = chosen[0]
+            return chosen
+
+        return replan(plan, lambda chosen: 0 if chosen[1] else self.clock.left - chosen[3], self.clock)
 
     def framing(self, *, pretrained: bool) -> dict[str, Any]:
         """What evaluation sees of a picture, where the user leaves it open: fields of `data`."""
