@@ -351,3 +351,17 @@ def test_ways_of_waiting_take_turns(tmp_path: Path) -> None:
     for row in rows:
         assert set(row["images_per_second"]) == {"pytorch", "kitae"}
         assert row["over_pytorch"]["n"] == 2
+
+
+@pytest.mark.slow
+def test_the_record_s_recipe_trains_beside_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    airbench = module(monkeypatch, "airbench")
+    monkeypatch.setattr(airbench, "BATCH", 64)
+    out = tmp_path / "airbench.json"
+    words = ["airbench.py", "fashion-mini", "--limit", "300", "--epochs", "2.5", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", words)
+    airbench.main()
+    (row,) = json.loads(out.read_text())["rows"]
+    assert [point["step"] for point in row["curve"]] == [4, 8, 10]
+    assert row["curve"][-1]["loss"] < row["curve"][0]["loss"]
+    assert 0.1 < row["test_accuracy"] <= 1
