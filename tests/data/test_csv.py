@@ -57,6 +57,13 @@ def test_mistakes_name_the_line(tmp_path: Path, lines: tuple[str, ...], words: s
         open_source(write(tmp_path, *lines)).table  # noqa: B018
 
 
+def test_a_line_ends_where_the_file_says(tmp_path: Path) -> None:
+    """Other programs write captions, in which str.splitlines sees further line ends."""
+    images(tmp_path)
+    spec = write(tmp_path, "path,label,caption", "images/0.png,a,one\u2028two", 'images/1.png,b,"three\nfour"')
+    assert open_source(spec).classes == ("a", "b")
+
+
 def test_a_path_is_recognised_by_what_it_is(tmp_path: Path) -> None:
     write(tmp_path, "path,label")
     assert source_of(tmp_path / "labels.csv").startswith("csv:")

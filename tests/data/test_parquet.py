@@ -126,6 +126,26 @@ def test_classes_in_the_metadata_set_the_range(tmp_path: Path) -> None:
     assert ParquetSource(path).classes == ("0", "1", "2")
 
 
+def test_each_file_numbers_its_classes_in_its_own_order(tmp_path: Path) -> None:
+    def file(name: str, metadata: dict[str, str] | None, labels: tuple[int, ...] = (0, 1, 2, 0, 1, 2)) -> None:
+        write(tmp_path / name, six(labels), metadata)
+
+    file("test.parquet", {"classes": '["dog", "cat", "emu"]'})
+    file("train.parquet", {"classes": '["cat", "dog", "fox"]'})
+    source = ParquetSource(tmp_path)
+    names = [source.classes[label] for label in source.labels]
+    assert names == ["dog", "cat", "emu"] * 2 + ["cat", "dog", "fox"] * 2
+    file("zoo.parquet", None)
+    with pytest.raises(DataError, match=r"test\.parquet and .*train\.parquet .* and .*zoo\.parquet has no names"):
+        _ = ParquetSource(tmp_path).labels
+    file("test.parquet", {"classes": '["cat", "dog", "fox"]'})
+    assert ParquetSource(tmp_path).classes == ("cat", "dog", "fox")  # the file without names follows the others
+    file("test.parquet", {"classes": '["dog", "cat"]'})
+    (tmp_path / "zoo.parquet").unlink()
+    with pytest.raises(DataError, match=r"test\.parquet: label 2 is out of range, its metadata names 2 classes"):
+        _ = ParquetSource(tmp_path).labels
+
+
 @pytest.mark.parametrize(
     ("columns", "words"),
     [

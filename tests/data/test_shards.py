@@ -368,6 +368,24 @@ def test_the_cache_of_urls_is_bounded(server: tuple[str, Path, list[str]], tmp_p
     assert len(asked) == 5
 
 
+def test_a_shard_that_has_changed_is_not_read_by_its_old_index(server: tuple[str, Path, list[str]], cache: str) -> None:
+    address, folder, _ = server
+    shards(folder)
+    url = f"{address}/set-0.tar"
+    before = opened(f"webdataset:{url}", cache)
+    (folder / "set-0.tar").write_bytes((folder / "set-1.tar").read_bytes())
+    remote = Path(cache) / "shards" / "remote"
+    for file in remote.glob("*.tar"):  # as to make room
+        file.unlink()
+    with pytest.raises(DataError, match=r"set-0\.tar: has changed .* remove .*\.sha256"):
+        ShardCache(Path(cache) / "shards", 1e9).read(url, 0, 10)
+    for file in remote.glob("*.sha256"):
+        file.unlink()
+    now = opened(f"webdataset:{url}", cache)
+    assert now.fingerprint != before.fingerprint
+    assert list(now.names) != list(before.names)
+
+
 def test_urls_that_cannot_be_had(server: tuple[str, Path, list[str]], cache: str) -> None:
     refused(f"webdataset:{server[0]}/no-such.tar", cache, "no-such.tar", "cannot be downloaded")
     with socket.socket() as unused:

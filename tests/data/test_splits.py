@@ -383,6 +383,14 @@ def test_equal_images_of_two_groups_bring_the_groups_together() -> None:
     assert (after == plain)[others].all()
 
 
+def test_equal_images_in_every_group_are_refused() -> None:
+    """A black frame of each patient makes one group of all."""
+    labels, groups = np.arange(72) // 6 % 2, np.arange(72) // 6
+    twins = np.where(np.arange(72) % 6 == 0, 0, np.arange(72))
+    with pytest.raises(DataError, match=r"equal images link so many groups that none is left for .*kitae data fix"):
+        divide(fake(labels, groups=groups), spec(), twins)
+
+
 def test_no_class_loses_its_last_training_image_to_its_twin() -> None:
     labels = np.r_[np.zeros(40, np.int64), np.ones(4, np.int64)]
     twins = np.r_[np.arange(40), np.full(4, 40)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,13 +39,16 @@ class CsvSource(Source):
             raise DataError(f"{self.name}: cannot be read ({error.strerror})") from error
         except UnicodeDecodeError as error:
             raise DataError(f"{self.name}: not UTF-8 text; save it as UTF-8") from error
-        rows = csv.DictReader(text.splitlines(), skipinitialspace=True)
-        header = [column for column in rows.fieldnames or () if column]
+        reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
+        try:
+            self._rows = list(reader)
+        except csv.Error as error:
+            raise DataError(f"{self.name}: line {reader.line_num}: not CSV ({error})") from error
+        header = [column for column in reader.fieldnames or () if column]
         self._path, self._label = self._column(header, _PATHS), self._column(header, _LABELS)
         known = {column.lower(): column for column in header}
         self._split, self._rule = known.get("split"), groups
         self._group = known.get("group") if groups is None else None if groups == PARENT else known.get(groups.lower())
-        self._rows = list(rows)
         self._files = [self._file(number, row) for number, row in enumerate(self._rows, 2)]
 
     def _column(self, header: list[str], names: tuple[str, ...]) -> str:

@@ -35,6 +35,10 @@ _BLOCK_ROWS = 128
 _SPLIT_IN_NAME = re.compile(rf"(?:^|[/_.\-])({'|'.join(SPLIT_ALIASES)})(?=[/_.\-]|$)", re.IGNORECASE)
 
 
+_Named = tuple[Path, tuple[str, ...] | None, int]
+"""A file, the names of its classes, and where its rows end among those of all files."""
+
+
 class ParquetSource(Source):
     """One Parquet file, or all `*.parquet` below a folder in the order of their paths."""
 
@@ -142,12 +146,14 @@ class ParquetSource(Source):
         columns: dict[str, list[Any]] = {
             name: [] for name in ("label", "class_name", "split", "group", "name", "path")
         }  # fmt: skip
-        schema = None
+        named = []
         for path in self._files:
             schema = self._load_file(path, columns)
+            known = _metadata_classes(schema, self._column(path, schema, "label_column"))
+            named.append((path, known, len(columns["label"])))
         if not columns["label"]:
             raise DataError("there are no images")
-        classes, labels = self._classes(columns["label"], columns["class_name"], schema, columns["name"])
+        classes, labels = self._classes(columns["label"], columns["class_name"], named, columns["name"])
         return Table(
             classes=classes,
             labels=labels,
@@ -231,7 +237,7 @@ class ParquetSource(Source):
         return [codes[value] or 0 for value in values]
 
     def _classes(
-        self, values: list[Any], class_names: list[str], schema: Any, names: list[str]
+        self, values: list[Any], class_names: list[str], named_by_file: list[_Named], names: list[str]
     ) -> tuple[tuple[str, ...], NDArray[np.int64]]:
         kinds = {type(value) for value in values}
         if type(None) in kinds:
@@ -253,9 +259,8 @@ class ParquetSource(Source):
                 f"{names[int(negative[0])]}: label {labels[negative[0]]} is out of range "
                 f"({negative.size} negative labels; some hub data sets hide the labels of their test split so)"
             )
-        known = _metadata_classes(schema, self._column(self._files[0], schema, "label_column"))
-        if known:
-            return known, labels
+        if any(known for _, known, _ in named_by_file):
+            return _united_classes(named_by_file, labels)
         distinct, ranks = np.unique(labels, return_inverse=True)
         if not class_names:
             return tuple(str(value) for value in distinct), ranks.astype(np.int64)
@@ -264,6 +269,28 @@ class ParquetSource(Source):
             if named.setdefault(value, name) != name:
                 raise DataError(f"{image}: label {value} is called {name!r} here and {named[value]!r} elsewhere")
         return tuple(named[int(value)] for value in distinct), ranks.astype(np.int64)
+
+
+def _united_classes(files: list[_Named], labels: NDArray[np.int64]) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+    """Labels by their names, which each file numbers in its own order. Files without names follow those that agree."""
+    (first, given), *others = [(path, known) for path, known, _ in files if known]
+    other = next((path for path, known in others if known != given), None)
+    if other is None:
+        return given, labels
+    bare = next((path for path, known, _ in files if not known), None)
+    if bare is not None:
+        raise DataError(f"{first} and {other} name their classes differently, and {bare} has no names; add them there")
+    classes = tuple(dict.fromkeys(name for _, known, _ in files for name in known or ()))
+    place = {name: number for number, name in enumerate(classes)}
+    united, start = labels.copy(), 0
+    for path, known, end in files:
+        names = known or given
+        own = labels[start:end]
+        if own.size and own.max() >= len(names):
+            raise DataError(f"{path}: label {own.max()} is out of range, its metadata names {len(names)} classes")
+        united[start:end] = np.array([place[name] for name in names], np.int64)[own]
+        start = end
+    return classes, united
 
 
 def _metadata_classes(schema: Any, label: str) -> tuple[str, ...] | None:

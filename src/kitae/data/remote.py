@@ -2,7 +2,7 @@
 
 A URL is opened by the webdataset library (extra `shards`), copied to a temporary name and renamed, by one process at a
 time. Where the folder is full, the shards that were used longest ago go first. A shard that is being read stays
-readable when its file is removed.
+readable when its file is removed. One that is downloaded again has to be the same as before: its index would not fit.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import errno
 import hashlib
 import os
 import re
-import shutil
 import threading
 import uuid
 from collections import OrderedDict
@@ -20,6 +19,7 @@ from pathlib import Path
 
 from kitae.data.cache import storage_errors
 from kitae.errors import DataError, one_line, require
+from kitae.files import write_atomically
 from kitae.folders import lock
 
 _OPEN = 64  # shards that a process keeps open
@@ -64,7 +64,10 @@ class ShardCache:
                 self._open.move_to_end(shard)
         try:
             if held is None:
-                held = _Open(self.path(shard))
+                try:
+                    held = _Open(self.path(shard))
+                except FileNotFoundError:  # another process made room just now
+                    held = _Open(self.path(shard))
                 with self._lock:
                     self._open[shard] = held
                     while len(self._open) > _OPEN:
@@ -93,6 +96,20 @@ class ShardCache:
             self._make_room(keep=target)
         return target
 
+    def digest(self, url: str) -> str:
+        """SHA-256 of a URL's content when it was downloaded first, 64 hex digits.
+
+        Raises:
+            DataError: see `path`.
+        """
+        target = self._target(url)
+        noted = target.with_suffix(".sha256")
+        with storage_errors(target.parent):
+            if not noted.exists():
+                with self.path(url).open("rb") as file:
+                    write_atomically(noted, hashlib.file_digest(file, "sha256").hexdigest().encode())
+            return noted.read_text()
+
     def _target(self, url: str) -> Path:
         return self.folder / "remote" / f"{hashlib.blake2b(url.encode(), digest_size=10).hexdigest()}.tar"
 
@@ -101,12 +118,15 @@ class ShardCache:
         for left in target.parent.glob(f".{target.name}-*.tmp"):  # by a process that was killed: the lock is ours
             left.unlink(missing_ok=True)
         temporary = target.with_name(f".{target.name}-{uuid.uuid4().hex[:8]}.tmp")
+        noted, content = target.with_suffix(".sha256"), hashlib.sha256()
         cure = "check the address and the network, or copy the shards here and name the files"
         try:
             with temporary.open("wb") as out:
                 try:
                     with gopen(url, "rb") as stream:
-                        shutil.copyfileobj(stream, out, _CHUNK)
+                        while chunk := stream.read(_CHUNK):
+                            out.write(chunk)
+                            content.update(chunk)
                 except (OSError, ValueError) as error:
                     if getattr(error, "errno", None) in _DISK:
                         raise
@@ -115,7 +135,13 @@ class ShardCache:
                 os.fsync(out.fileno())
                 if not out.tell():
                     raise DataError(f"{url}: is empty; {cure}")
+            if noted.exists() and noted.read_text() != content.hexdigest():
+                raise DataError(
+                    f"{url}: has changed since it was downloaded first, so this data set would be another one; remove "
+                    f"{noted} to take it as it is now"
+                )
             temporary.replace(target)
+            write_atomically(noted, content.hexdigest().encode())
         finally:
             temporary.unlink(missing_ok=True)
 

@@ -292,7 +292,10 @@ class ShardSource(Source):
         return [Path(shard) for shard in self.shards if not is_url(shard)]
 
     def identity(self) -> dict[str, Any]:
-        return {"shards": self.shards, "skip": self._skip}
+        about: dict[str, Any] = {"shards": self.shards, "skip": self._skip}
+        if any(map(is_url, self.shards)) and self.indexes:  # which tell of their progress
+            about["sha256"] = [self.cache.digest(shard) for shard in self.shards if is_url(shard)]
+        return about
 
     @cached_property
     def indexes(self) -> list[ShardIndex]:
@@ -305,10 +308,12 @@ class ShardSource(Source):
         return found
 
     def _index(self, shard: str, name: str) -> ShardIndex:
-        about: list[Any] = [_INDEX_FORMAT, name, shard]
-        if not is_url(shard):
+        about: list[Any] = [_INDEX_FORMAT, name]
+        if is_url(shard):
+            about += [shard, self.cache.digest(shard)]
+        else:
             stat = os.stat(shard)
-            about = [_INDEX_FORMAT, name, os.path.abspath(shard), stat.st_size, stat.st_mtime_ns]
+            about += [os.path.abspath(shard), stat.st_size, stat.st_mtime_ns]
         key = hashlib.blake2b(json.dumps(about).encode("utf-8", "surrogateescape"), digest_size=10).hexdigest()
         file = self.cache.folder / "index" / f"{key}.npz"
         try:

@@ -223,6 +223,13 @@ def divide(store: Labelled, spec: DataSpec, twins: NDArray[np.int64] | None = No
     drawn = parts[TRAIN]
     if twins is not None:
         parts = _united(parts, store, twins)
+        for code in (VAL, TEST):
+            if not len(parts[code]):
+                linked = "images" if store.groups is None else "groups"
+                raise DataError(
+                    f"equal images link so many {linked} that none is left for {SPLIT_NAMES[code]}; leave the copies "
+                    "out (kitae data fix writes a list without them)"
+                )
     _check_classes(labels[parts[TRAIN]], classes)
     train = parts[TRAIN] if spec.limit is None else splitter.limit(parts[TRAIN], drawn, spec.limit, len(classes))
     return train, parts[VAL], parts[TEST], len(parts[TRAIN]) - len(train)
