@@ -17,6 +17,7 @@ report.html, figures/ the page and its charts, by `kitae report`
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -28,7 +29,7 @@ from kitae import views
 from kitae.errors import DataError, RecipeError, TrainingError
 from kitae.evaluation.spec import Tta
 from kitae.files import read_json, write_atomically, write_json, write_parquet
-from kitae.folders import LOCK, Owned
+from kitae.folders import LOCK, Owned, lock
 from kitae.machine import machine, now
 from kitae.preprocess import ImageLike, PreprocessRules
 from kitae.recipe import Recipe, differences
@@ -50,9 +51,9 @@ if TYPE_CHECKING:
 _FORMAT = 1
 RUN_FOLDER = Owned("run", (
     "last", "features", "folds", "figures", "tensorboard", "recipe.yaml", "environment.json", "model.json",
-    "splits.npz", "metrics.jsonl", "best.safetensors", "evaluation.json", "predictions.parquet", "test_openings.jsonl",
-    "report.html",
-), TrainingError)  # fmt: skip
+    "splits.npz", "metrics.jsonl", "best.safetensors", "evaluation.json", "predictions.parquet", "test_logits.npy",
+    "test_openings.jsonl", "report.html",
+), TrainingError, first="recipe.yaml")  # fmt: skip
 
 
 class Run:
@@ -125,19 +126,18 @@ class Run:
         return run
 
     def _begin(self, *, resume: bool, overwrite: bool) -> None:
+        if self._aside.is_dir() and not (self._aside / "recipe.yaml").exists():
+            self._bring_back()  # a process was killed while it moved them
         if overwrite and (self.path / "recipe.yaml").exists():
             # Only moved aside: it comes back if the new run fails before its first epoch has ended. Where one is aside
             # already, the run in the folder has not come so far, and it is the one that goes.
-            waits = (self._aside / "recipe.yaml").exists()
-            if not waits:
-                shutil.rmtree(self._aside, ignore_errors=True)
+            if self._aside.is_dir():
+                RUN_FOLDER.remove(self.path)
+            else:
                 self._aside.mkdir()
-            for name in RUN_FOLDER.names:
-                old = self.path / name
-                if old.exists() and not waits:
-                    old.rename(self._aside / name)
-                elif old.exists():
-                    shutil.rmtree(old) if old.is_dir() else old.unlink()
+                for name in sorted(RUN_FOLDER.names, key=lambda name: name == RUN_FOLDER.first):
+                    if (old := self.path / name).exists():
+                        old.rename(self._aside / name)
         if not (self.path / "recipe.yaml").exists():
             self._new = True
             self.recipe.save(self.path / "recipe.yaml")
@@ -163,12 +163,15 @@ class Run:
         RUN_FOLDER.remove(self.path)
         (self.path / LOCK).unlink(missing_ok=True)
         if self._aside.is_dir():
-            for old in self._aside.iterdir():
-                old.rename(self.path / old.name)
-            self._aside.rmdir()
+            self._bring_back()
         with suppress(OSError):
             for folder in (self.path, *self._parents):
                 folder.rmdir()
+
+    def _bring_back(self) -> None:
+        for old in sorted(self._aside.iterdir(), key=lambda old: old.name != RUN_FOLDER.first):
+            old.rename(self.path / old.name)
+        self._aside.rmdir()
 
     @property
     def _aside(self) -> Path:
@@ -252,7 +255,11 @@ class Run:
         """Replace metrics.jsonl."""
         text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
         write_atomically(self.path / "metrics.jsonl", text.encode())
-        shutil.rmtree(self._aside, ignore_errors=True)
+        gone = self._aside.with_name(".discarded.tmp")  # renamed first: what is aside in part is brought back
+        if self._aside.is_dir():
+            shutil.rmtree(gone, ignore_errors=True)
+            self._aside.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
     def evaluation(self) -> dict[str, Any]:
         """evaluation.json.
@@ -302,13 +309,29 @@ class Run:
         return self._lines("test_openings.jsonl")
 
     def count_test_opening(self, why: str) -> None:
-        """Note that test is about to be opened."""
+        """Note that test is about to be opened. Several processes may evaluate one run."""
         file = self.path / "test_openings.jsonl"
-        before = file.read_text() if file.is_file() else ""
         line = json.dumps({"when": now(), "why": why})
-        write_atomically(file, f"{before}{line}\n".encode())
-        if self.finished:
-            self.write_evaluation(self.evaluation())
+        with lock(self.path / ".openings.lock"):
+            before = file.read_text() if file.is_file() else ""
+            write_atomically(file, f"{before}{line}\n".encode())
+            if self.finished:
+                self.write_evaluation(self.evaluation())
+
+    def write_test_logits(self, logits: NDArray[np.float32]) -> None:
+        """Keep a fold's logits float32 [n, K]: probabilities round small ones to 0."""
+        import numpy as np
+
+        buffer = io.BytesIO()
+        np.save(buffer, logits)
+        write_atomically(self.path / "test_logits.npy", buffer.getvalue())
+
+    def test_logits(self) -> NDArray[np.float32]:
+        """The logits of a fold's test images."""
+        import numpy as np
+
+        logits: NDArray[np.float32] = np.load(self.path / "test_logits.npy", allow_pickle=False)
+        return logits
 
     def write_predictions(self, table: Any) -> None:
         """Write a pyarrow Table as predictions.parquet."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -305,11 +307,15 @@ def test_a_network_of_one_size_cannot_start_with_smaller_pictures(cache: Path) -
 def test_fine_tuning_scales_every_rate_and_takes_whole_pictures(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The rates of biases and of the layers that Muon leaves are absolute, so a share of one is a share of all."""
     rates = "{name: muon, lr: 0.2, other_lr: 1.0, bias_lr: 4.0}"
-    setup = Setup.without_run(tiny(f"train.optimizer={rates}", "train.progressive={start: 0.75, until: 0.5}"))
+    setup = Setup.without_run(
+        tiny(f"train.optimizer={rates}", "train.progressive={start: 0.75, until: 0.5}", "train.recut=[[1, 9]]")
+    )
     asked: list[TrainSpec] = []
     monkeypatch.setattr(Setup, "fit", lambda self, model, spec, world, **options: asked.append(spec))
+    assert setup.recipe.train.recut
     setup.recover(nn.Linear(2, 2), epochs=1, seed=1, rate=0.1)
     (spec,) = asked
+    assert spec.last_epoch == 1  # not that of the run, which its minutes had made longer
     assert (spec.optimizer.lr, spec.optimizer.other_lr, spec.optimizer.bias_lr) == pytest.approx((0.02, 0.1, 0.4))
     assert spec.progressive is None
 
@@ -575,6 +581,41 @@ def test_overwriting_twice_costs_no_run_that_was_trained(
     old = Run.open(tmp_path / "run")
     assert old.finished
     assert old.best.read_bytes() == before
+
+
+@pytest.mark.parametrize("moves", [0, 3, 8])
+def test_a_process_that_is_killed_while_it_overwrites_leaves_one_run_or_the_other(
+    moves: int, tmp_path: Path, cache: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(run.path, tmp_path / "run")
+    rename, made = Path.rename, 0
+
+    def dying(self: Path, target: Path) -> Path:
+        nonlocal made
+        if made == moves:
+            raise KeyboardInterrupt
+        made += 1
+        return rename(self, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", dying)
+        with pytest.raises(KeyboardInterrupt):
+            Run.create(tmp_path / "run", tiny("train.seed=5"), overwrite=True)
+    with pytest.raises(KitaeError):
+        train(tiny("data.source=folder:nowhere"), tmp_path / "run", overwrite=True)
+    old = Run.open(tmp_path / "run")
+    assert old.evaluation() == run.evaluation()
+    assert old.best.read_bytes() == run.best.read_bytes()
+    assert [p.name for p in (tmp_path / "run").iterdir() if p.name not in {q.name for q in run.path.iterdir()}] == []
+
+
+def test_openings_of_test_by_several_processes_are_all_counted(tmp_path: Path, run: Run) -> None:
+    shutil.copytree(run.path, tmp_path / "run")
+    code = "import sys; from kitae.run import Run; [Run.open(sys.argv[1]).count_test_opening('x') for _ in range(20)]"
+    crew = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "run")]) for _ in range(3)]
+    assert [process.wait() for process in crew] == [0, 0, 0]
+    opened = Run.open(tmp_path / "run")
+    assert opened.test_openings == run.test_openings + 60 == opened.evaluation()["test_openings"]
 
 
 def test_names_that_are_not_utf8_cost_no_result(tmp_path: Path, cache: Path) -> None:

@@ -82,8 +82,7 @@ class OutOfFold:
         for number, run in enumerate(runs, 1):
             evaluation, splits = run.evaluation(), Splits.load(run.path / "splits.npz")
             rows.append(splits.open_test(lambda: None))  # counted when the fold's run opened it
-            shares = np.array(run.predictions()["probabilities"].to_pylist(), np.float64)
-            logits.append(evaluation["temperature"] * np.log(np.maximum(shares, np.finfo(np.float32).tiny)))
+            logits.append(run.test_logits())
             lines.append(
                 {
                     "fold": number,
@@ -95,7 +94,7 @@ class OutOfFold:
             )
         every = np.concatenate(rows)
         order = np.argsort(every)
-        found = np.concatenate(logits)[order].astype(np.float32)
+        found = np.concatenate(logits)[order]
         return cls(every[order], np.asarray(labels)[every[order]], found, lines)
 
     def evaluated(self, run: Run, setup: Setup) -> dict[str, Any]:
