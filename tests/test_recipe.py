@@ -46,6 +46,17 @@ def test_override_is_typed_and_leaves_the_original_alone() -> None:
     assert changed.fingerprint != recipe.fingerprint
 
 
+def test_another_length_forgets_how_a_run_was_recut() -> None:
+    recipe = Recipe.load("fashion-mini").override("train.epochs=6", "train.recut=[[2, 9]]")
+    assert recipe.train.last_epoch == 9
+    assert recipe.override("train.epochs=30").train.last_epoch == 30
+    assert recipe.override("train.seed=3").train.last_epoch == 9
+    assert recipe.override("train.recut=[[3, 5]]", "train.epochs=6").train.last_epoch == 5
+    for recut in ("[[6, 9]]", "[[2, 1]]", "[[0, 3]]", "[[2, 4], [4, 8]]"):
+        with pytest.raises(RecipeError, match=r"recut: .* before the planned end"):
+            recipe.override(f"train.recut={recut}", "train.epochs=6")
+
+
 def test_override_reaches_into_lists_and_opens_null_sections() -> None:
     recipe = Recipe.load("fashion-mini")
     assert recipe.train.early_stopping is None

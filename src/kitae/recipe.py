@@ -111,6 +111,7 @@ class Recipe(Spec):
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+_LENGTHS = ("train.epochs", "train.epoch_steps", "train.batch_size", "train.accumulate")
 # By the run, where nobody asked for it.
 _FILLED_IN = ("data.order", "model.pretrained_sha256", "train.probe", "train.recut")
 
@@ -230,7 +231,7 @@ def parse(cls: type[S], text: str, origin: str) -> S:
 def override(spec: S, assignments: tuple[str, ...] | list[str]) -> S:
     """A copy of any spec with fields replaced, each given as `a.b=value`. See `Recipe.override`."""
     tree = spec.model_dump(mode="json")
-    for assignment in sorted(assignments, key=lambda text: not text.startswith(_OPTIMIZER)):
+    for assignment in sorted(assignments, key=lambda text: not text.startswith((_OPTIMIZER, *_LENGTHS))):
         field, equals, text = assignment.partition("=")
         if not equals:
             raise RecipeError(f"--set {assignment}: must be FIELD=VALUE, for example train.epochs=30")
@@ -246,6 +247,8 @@ def override(spec: S, assignments: tuple[str, ...] | list[str]) -> S:
             if isinstance(spec, Recipe) and field == _OPTIMIZER and value != spec.train.optimizer.name:
                 del tree["train"]["optimizer"]["lr"], tree["train"]["optimizer"]["weight_decay"]
             _assign(tree, field, value, type(spec))
+            if isinstance(spec, Recipe) and field in _LENGTHS:  # a plan recut by its minutes was of another length
+                tree["train"]["recut"] = []
     try:
         return type(spec).model_validate(tree)
     except ValidationError as error:

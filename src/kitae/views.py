@@ -96,7 +96,7 @@ def run_line(run: RunLike) -> str:
 
 def _state(run: RunLike) -> str:
     if not run.finished:
-        return f"not finished, {len(run.metrics())} of {run.recipe.train.epochs} epochs"
+        return f"not finished, {len(run.metrics())} of {run.recipe.train.last_epoch} epochs"
     evaluation = run.evaluation()
     split = "test" if "test" in evaluation else "val"
     return f"{split} accuracy {console.percent(evaluation[split]['accuracy'])}"

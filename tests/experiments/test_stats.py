@@ -443,3 +443,17 @@ def test_holm_is_as_statsmodels_gives_it(seed: int) -> None:
     expected = multipletests([e.p for e in effects], method="holm")[1]
     assert [e.p_holm for e in effects] == pytest.approx(expected)
     assert [e.shown for e in effects] == [p < 0.05 for p in expected]
+
+
+def test_two_equal_differences_of_accuracy_are_no_proof() -> None:
+    """Accuracies count images, so two pairs differ by the same number of them by chance."""
+    made = design("compare", 1)
+    rows = [("v0", 0, 0.800), ("v1", 0, 0.804), ("v0", 1, 0.810), ("v1", 1, 0.814)]
+    (effect,) = analyse(pd.DataFrame(rows, columns=["variant", "seed", METRIC]), made, METRIC).effects
+    assert effect.estimate == pytest.approx(0.4)
+    assert math.isnan(effect.p)
+    assert math.isnan(effect.low)
+    assert not effect.shown
+    sizes = [(variant, seed, 1000.0 + 10 * (variant == "v1")) for variant, seed, _ in rows]
+    (exact,) = analyse(pd.DataFrame(sizes, columns=["variant", "seed", "file_bytes"]), made, "file_bytes").effects
+    assert exact.p == 0

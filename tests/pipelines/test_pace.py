@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import torch
 
+from kitae.pipelines import pace
 from kitae.pipelines.pace import Clock
 from kitae.recipe import Recipe
 from kitae.run import Run
 from kitae.training.checkpoint import load_weights
+from kitae.training.distributed import World
 
 training = importlib.import_module("kitae.pipelines.train")
 
@@ -38,6 +40,15 @@ class Watcher:
 
     def on_epoch(self, row: dict[str, Any]) -> None: ...
     def note(self, text: str) -> None: ...
+
+
+def test_the_main_process_decides_whether_all_measure_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that measured again alone would wait for the others."""
+    monkeypatch.setattr(pace.distributed, "from_main", lambda value, world: 0.0)
+    made: list[int] = []
+    clock = Clock(60, time.monotonic(), 0.0)
+    pace.replan(lambda: made.append(1), lambda _: 60.0, clock, World(1, 2, torch.device("cpu")))
+    assert made == [1]
 
 
 @pytest.mark.parametrize("at", [(1, 1), (3, 2)])

@@ -12,7 +12,9 @@ import pytest
 from PIL import Image
 
 from kitae import console
+from kitae.data.store import open_store
 from kitae.errors import DataError, RecipeError
+from kitae.pipelines import facts
 from kitae.pipelines import plan as room
 from kitae.pipelines.choices import ChoiceOptions, Choices
 from kitae.pipelines.pace import Clock, Pace
@@ -125,9 +127,21 @@ def test_without_weights_it_says_so_and_trains_from_scratch(tmp_path: Path, worl
 def test_tiny_grey_images_are_no_photographs(tmp_path: Path) -> None:
     made = plan(photos(tmp_path / "d", [40, 50], size=(28, 28), grey=True))
     assert made.recipe.model.pretrained is False
-    assert made.recipe.data.image_size is None
+    assert made.recipe.data.image_size == 28
     assert any("28 x 28" in line for line in made.lines)
     assert "90 images" in made.lines[0]
+
+
+def test_one_odd_picture_among_tiny_ones_that_was_not_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = photos(tmp_path / "d", [60, 60], size=(28, 28), grey=True)
+    Image.fromarray(picture(0, 99, (30, 28), 2)).convert("L").save(tmp_path / "d" / "class 000" / "1x.png")
+    monkeypatch.setattr(facts, "_SAMPLE", 2)
+    made = plan(source)
+    assert open_store(made.recipe.data).images.shape == (121, 1, 28, 28)
+    oblong = plan(photos(tmp_path / "e", [40, 50], size=(20, 30), grey=True))
+    assert oblong.recipe.data.image_size == (20, 30)
 
 
 def test_every_choice_goes_before_the_plan(tmp_path: Path) -> None:

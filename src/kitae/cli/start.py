@@ -148,7 +148,7 @@ def _print_plan(recipe: Any, progress: Any) -> None:
             ["image", f"{channels} x {height} x {width}"],
             *(["note", line] for line in facts["notes"]),
             ["model", f"{facts['parameters']:,} parameters, {facts['macs'] / 1e6:,.1f} M multiply-adds an image"],
-            ["steps", f"{facts['steps_per_epoch']:,} an epoch, {facts['recipe'].train.epochs} epochs"],
+            ["steps", f"{facts['steps_per_epoch']:,} an epoch, {facts['recipe'].train.last_epoch} epochs"],
             ["precision", facts["recipe"].train.precision],
             ["estimated time", f"{whole} ({epoch} an epoch)"],
         ],

@@ -299,7 +299,7 @@ def _shortened(recipe: Recipe, epochs: int, full: int) -> Recipe:
     """The recipe with another length; warm-up keeps its share of the run."""
     warm_up = recipe.train.schedule.warmup_epochs * epochs / full
     schedule = recipe.train.schedule.model_copy(update={"warmup_epochs": warm_up})
-    train = recipe.train.model_copy(update={"epochs": epochs, "schedule": schedule, "early_stopping": None})
+    train = recipe.train.lasting(epochs).model_copy(update={"schedule": schedule, "early_stopping": None})
     return recipe.model_copy(update={"train": train})
 
 

@@ -157,7 +157,8 @@ def analyse(
             raw = [_with_images(effect, seeds, correct) for effect in raw]
     # A pair that is compared twice, under two names or in reverse, is one comparison.
     comparisons = [frozenset((effect.plus, effect.minus)) if effect.plus else effect.name for effect in raw]
-    effects = _holm([_finish(effect, name, ratio, fit.negligible) for effect in raw], comparisons)
+    coarse = shown.unit == "points"
+    effects = _holm([_finish(effect, name, ratio, fit.negligible, coarse) for effect in raw], comparisons)
     own = values[variants == design.reference]
     return Analysis(shown, tuple(effects), _noise(fit.noise, residual, design.reference, own), len(table))
 
@@ -402,13 +403,17 @@ def half_interval(error: float, df: float) -> float:
     return float(special.stdtrit(df, 0.5 + CONFIDENCE / 2)) * error
 
 
-def _finish(raw: _Raw, name: str, ratio: bool, negligible: float) -> Effect:
-    """The interval and p-value of an estimate; back from logarithms if it is a ratio."""
+def _finish(raw: _Raw, name: str, ratio: bool, negligible: float, coarse: bool) -> Effect:
+    """The interval and p-value of an estimate; back from logarithms if it is a ratio.
+
+    Args:
+        coarse: the metric counts images, so two pairs can have the same difference by chance. That is no noise of 0.
+    """
     low = high = p = math.nan
     # Identical runs differ by rounding, which can be many times its own standard error.
     estimate = 0.0 if abs(raw.estimate) < negligible else raw.estimate
     error = 0.0 if raw.error < negligible else raw.error
-    if raw.df > 0 and not math.isnan(error):
+    if raw.df > 0 and not math.isnan(error) and not (coarse and error == 0 and raw.df < 2):
         half = half_interval(error, raw.df)
         low, high = estimate - half, estimate + half
         p = 1.0 if estimate == 0 else 0.0  # of runs without any noise: unmeasured seconds, or a deterministic toy

@@ -64,7 +64,7 @@ def estimate(recipe: Recipe, progress: Progress | None = None, steps: int = 6) -
         "image": store.rules.shape,
         "steps_per_epoch": shape.steps,
         "seconds_per_epoch": epoch,
-        "seconds": runs * (epoch * spec.epochs + passes * step / 3),
+        "seconds": runs * (epoch * spec.last_epoch + passes * step / 3),
         "load": load,
         "notes": notes,
     }

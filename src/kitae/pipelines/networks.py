@@ -187,7 +187,7 @@ class Networks:
         model = model.to(device=self.device, memory_format=layout)  # type: ignore[call-overload]
 
         def train() -> Network:
-            longer = recipe.model_copy(update={"epochs": recipe.epochs + more, "seed": _seed(key)})
+            longer = recipe.lasting(recipe.last_epoch + more).model_copy(update={"seed": _seed(key)})
             guide = None if self._teacher is None else Teacher(self._teacher)
             self.setup.fit(model, longer, self.world, watcher=_Epochs(self.say, longer.epochs), tuning=Tuning(guide))
             return Network(0.0, model, UNCHANGED)

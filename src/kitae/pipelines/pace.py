@@ -25,7 +25,7 @@ from kitae.modes import evaluating
 from kitae.pipelines.setup import Setup
 from kitae.recipe import Recipe
 from kitae.run import Run
-from kitae.training import precision
+from kitae.training import distributed, precision
 from kitae.training.batches import epoch_shape
 from kitae.training.distributed import World
 from kitae.training.fit import Watcher
@@ -228,14 +228,14 @@ def fill(seconds: float, batch_size: int, per_pass: int, judging: float, step: f
     return cut(min(most, room), per_pass, judging, step * batch_size) if room < epochs * each else (epochs, each)
 
 
-def replan(plan: Callable[[], _Plan], unused: Callable[[_Plan], float], clock: Clock) -> _Plan:
+def replan(plan: Callable[[], _Plan], unused: Callable[[_Plan], float], clock: Clock, world: World) -> _Plan:
     """What `plan` gives, made again by new measurements while it leaves most of the minutes unused.
 
-    A busy moment of the machine must not cost a command its minutes.
+    A busy moment of the machine must not cost a command its minutes. The main process decides for all of them.
     """
     made = plan()
     for _ in range(_MEASURED_AGAIN):
-        if unused(made) <= _UNUSED * clock.seconds:
+        if distributed.from_main(unused(made), world) <= _UNUSED * clock.seconds:
             break
         made = plan()
     return made
@@ -271,13 +271,17 @@ def fitted(recipe: Recipe, setup: Setup, model: nn.Module, clock: Clock, world: 
         epochs, steps = (epochs, steps) if epochs else (1, FEWEST_STEPS)
     else:
         fewest = min(most, FEWEST_TUNING_STEPS)
-        epochs, steps, end = replan(plan, lambda made: 0 if made[0] * (made[1] + 1) > fewest else clock.left, clock)
+
+        def unused(made: tuple[int, int, float]) -> float:
+            return 0 if made[0] * (made[1] + 1) > fewest else clock.left
+
+        epochs, steps, end = replan(plan, unused, clock, world)
         if epochs * (steps + 1) <= fewest:
             epochs, steps = 0, 0  # the minutes leave the probe alone
     warmup = spec.schedule.warmup_epochs * epochs / spec.epochs  # a share of the whole
     schedule = spec.schedule.model_copy(update={"warmup_epochs": round(warmup, 4)})
-    update = {"epochs": epochs, "epoch_steps": steps or None, "schedule": schedule}
-    return recipe.model_copy(update={"train": spec.model_copy(update=update)}), end
+    update = {"epoch_steps": steps or None, "schedule": schedule}
+    return recipe.model_copy(update={"train": spec.lasting(epochs).model_copy(update=update)}), end
 
 
 class Recutter:

@@ -265,7 +265,10 @@ class _Planner:
             at = chosen[0]
             return chosen
 
-        return replan(plan, lambda chosen: 0 if chosen[1] else self.clock.left - chosen[3], self.clock)
+        def unused(chosen: tuple[int, int, int, float]) -> float:
+            return 0 if chosen[1] else self.clock.left - chosen[3]
+
+        return replan(plan, unused, self.clock, self.world)
 
     def framing(self, *, pretrained: bool) -> dict[str, Any]:
         """What evaluation sees of a picture, where the user leaves it open: fields of `data`."""
@@ -348,7 +351,8 @@ class _Planner:
         size, epochs, steps, seconds = chosen
         if self.choices.epochs is not None:
             epochs, steps = self.choices.epochs, 0
-        image_size = None if facts.tiny and facts.same and self.choices.image_size is None else size
+        oblong = facts.tiny and facts.same and self.choices.image_size is None and len(set(facts.side)) > 1
+        image_size = facts.side if oblong else size  # not null: only some pictures were looked at
         data = self.base.data.model_copy(update={"image_size": image_size, **self.framing(pretrained=False)})
         recipe = {
             "data": data.model_dump(mode="json"),

@@ -428,9 +428,8 @@ class Setup:
         if not any(isinstance(module, nn.Linear | nn.Conv2d) for module in model.modules()):
             # A traced graph (simulated quantization) has no layers to tell apart.
             optimizer = optimizer.model_copy(update={"layer_decay": None})
-        tuned = spec.model_copy(
+        tuned = spec.lasting(epochs).model_copy(
             update={
-                "epochs": epochs,
                 "seed": seed,
                 "early_stopping": None,
                 "ema": None,

@@ -86,11 +86,16 @@ def train(
         watcher.note(line)  # type: ignore[union-attr]
     world = begin(recipe.train)
     folder = default_folder(recipe.name, new=not (resume or overwrite)) if out is None else Path(out)
-    folder = distributed.from_main(folder, world)
-    if recipe.data.whole and not test:
+    # Each process has planned by its own measurements; all follow the main one.
+    most = None if minutes is None else minutes.most
+    shared: Recipe
+    folder, shared, most = distributed.from_main((folder, recipe, most), world)
+    if minutes is not None:
+        minutes = replace(minutes, most=most)
+    if shared.data.whole and not test:
         raise RecipeError("data.folds: opens the test of every fold, which is to stay closed here; set it to null")
     return _train(
-        recipe, folder, world, minutes=minutes, resume=resume, overwrite=overwrite, watcher=watcher, progress=progress,
+        shared, folder, world, minutes=minutes, resume=resume, overwrite=overwrite, watcher=watcher, progress=progress,
         test=test,
     )  # fmt: skip
 
@@ -162,7 +167,7 @@ def _train(
             tuning = replace(tuning, recut=Recutter(run, minutes, end, watcher))
         setup.fit(
             model,
-            run.recipe.train.model_copy(update={"epochs": 0, "recut": ()}) if probe_alone else run.recipe.train,
+            run.recipe.train.lasting(0) if probe_alone else run.recipe.train,
             world,
             tuning=tuning,
             watcher=watcher,
@@ -277,6 +282,8 @@ def _tested(run: Run, setup: Setup, model: nn.Module, results: dict[str, Any]) -
     temperature = results["temperature"]
     test = splits.open_test(lambda: run.count_test_opening("end of training"))
     test_logits, test_labels = run.logits(setup.image_set(test), model)
+    if run.recipe.data.fold is not None:
+        run.write_test_logits(test_logits)
     run.write_predictions(
         predictions_table([store.names[row] for row in test], test_labels, test_logits, classes, temperature)
     )

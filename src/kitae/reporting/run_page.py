@@ -127,7 +127,7 @@ def _folds(record: RunRecord) -> str:
 
 
 def _unfinished(record: RunRecord) -> str:
-    done = f"This run is not finished: {len(record.epochs)} of {record.recipe.train.epochs} epochs are done."
+    done = f"This run is not finished: {len(record.epochs)} of {record.recipe.train.last_epoch} epochs are done."
     best = record.best
     if best is None or best.val_accuracy is None:
         return done
@@ -195,7 +195,7 @@ def commands(record: RunRecord) -> list[Command]:
     folder = shlex.quote(str(record.path))
     if not record.finished:
         return [("Resume training", f"kitae train --resume {folder}")]
-    longer = 2 * record.recipe.train.epochs
+    longer = 2 * record.recipe.train.last_epoch
     recipe = shlex.quote(str(record.path / "recipe.yaml"))
     found = [
         ("Classify new images", f"kitae predict {folder} IMAGES"),

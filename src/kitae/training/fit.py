@@ -339,8 +339,8 @@ class _Meter:
         """The epoch's part of its line of metrics."""
         loss, correct, seen = self.totals()
         return {
-            "train_loss": _finite(loss / max(seen, 1)),
-            "train_accuracy": correct / max(seen, 1),
+            "train_loss": _finite(loss / seen) if seen else None,  # where every step was skipped
+            "train_accuracy": correct / seen if seen else None,
             "images_per_second": self.images_per_second,
             "seconds": self.at.seconds,
             "data_share": self.data_share,

@@ -235,12 +235,19 @@ class TrainSpec(GrowingSpec):
     def _learns(self) -> TrainSpec:
         if self.epochs == 0 and self.probe is None:
             raise ValueError("epochs: 0 trains nothing where probe is null; set epochs to 1 or more")
-        at = 0
+        at, planned = 0, self.epochs
         for after, end in self.recut:
-            if not at < after <= end:
-                raise ValueError(f"recut: [{after}, {end}] must rise from a later epoch than {at}")
-            at = after
+            if not (at < after < planned and after <= end):
+                raise ValueError(
+                    f"recut: [{after}, {end}] must come after epoch {at} and before the planned end, {planned}, "
+                    "and not end before itself"
+                )
+            at, planned = after, end
         return self
+
+    def lasting(self, epochs: int) -> TrainSpec:
+        """A copy of so many epochs. How a run was recut belongs to the length it was planned with."""
+        return self.model_copy(update={"epochs": epochs, "recut": ()})
 
     @property
     def last_epoch(self) -> int:
