@@ -30,6 +30,7 @@ from rich.text import Text
 
 from kitae.files import plain
 
+_FIRST_STEPS = 5
 _PLAIN_SECONDS = 30.0  # between two lines inside a long epoch where there is no bar
 
 console = Console(highlight=False, soft_wrap=True, emoji=False)
@@ -178,6 +179,11 @@ def lost(drop: float, interval: Sequence[float] | None) -> tuple[float, str, tup
     return -drop, "gained", None if known is None else (-known[1], -known[0])
 
 
+def plural(number: int, what: str) -> str:
+    """`1 image`, `2,000 images`."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def duration(seconds: float) -> str:
     """`42 s`, `3 min 05 s`, `2 h 10 min`."""
     whole = round(seconds)
@@ -281,8 +287,10 @@ class TrainingView:
         elif time.monotonic() - self._last_line > _PLAIN_SECONDS:
             self._last_line = time.monotonic()
             done = (epoch - self._first_epoch) * steps + step
-            left = (time.monotonic() - self._began) / done * (self.epochs * steps - epoch * steps - step)
-            say(f"epoch {epoch + 1}/{self.epochs}  step {step}/{steps}  {facts}  left {duration(left)}")
+            rest = self.epochs * steps - epoch * steps - step
+            # The first steps compile: they say nothing of the others.
+            left = f"  left {duration((time.monotonic() - self._began) / done * rest)}" if done >= _FIRST_STEPS else ""
+            say(f"epoch {epoch + 1}/{self.epochs}  step {step}/{steps}  {facts}{left}")
 
     def on_epoch(self, row: Mapping[str, Any]) -> None:
         self._last_line = time.monotonic()

@@ -15,6 +15,7 @@ from typing import Literal
 
 from kitae.errors import KitaeError
 
+_ASIDE, _DISCARDED = ".replaced.tmp", ".discarded.tmp"
 LOCK = ".lock"
 """The lock file of a folder; it is never removed."""
 
@@ -57,6 +58,41 @@ class Owned:
         for name in sorted(self.names, key=lambda name: name == self.first):
             target = folder / name
             shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+
+    def set_aside(self, folder: Path, *, replace: bool) -> None:
+        """Move what is ours aside, where it waits for `bring_back` or `discard_aside`; only where `first` is known.
+
+        What a killed process has moved only in part is brought back before. Where something waits already, what is in
+        the folder never came so far that the old was discarded, and is removed.
+        """
+        aside = folder / _ASIDE
+        if aside.is_dir() and self.first is not None and not (aside / self.first).exists():
+            self.bring_back(folder)
+        if not replace or self.first is None or not (folder / self.first).exists():
+            return
+        if aside.is_dir():
+            self.remove(folder)
+            return
+        aside.mkdir()
+        for name in sorted(self.names, key=lambda name: name == self.first):
+            if (old := folder / name).exists():
+                old.rename(aside / name)
+
+    def bring_back(self, folder: Path) -> None:
+        """Undo `set_aside`; nothing where nothing waits."""
+        aside = folder / _ASIDE
+        if aside.is_dir():
+            for old in sorted(aside.iterdir(), key=lambda old: old.name != self.first):
+                old.rename(folder / old.name)
+            aside.rmdir()
+
+    def discard_aside(self, folder: Path) -> None:
+        """Remove what waits; renamed first, since what waits only in part is brought back."""
+        aside, gone = folder / _ASIDE, folder / _DISCARDED
+        if aside.is_dir():
+            shutil.rmtree(gone, ignore_errors=True)
+            aside.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
     @contextmanager
     def locked(self, folder: Path) -> Iterator[None]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -231,6 +231,8 @@ def parse(cls: type[S], text: str, origin: str) -> S:
 def override(spec: S, assignments: tuple[str, ...] | list[str]) -> S:
     """A copy of any spec with fields replaced, each given as `a.b=value`. See `Recipe.override`."""
     tree = spec.model_dump(mode="json")
+    if wrong := next((given for given in assignments if not isinstance(given, str)), None):
+        raise RecipeError(f"override takes texts such as 'train.epochs=30', not {wrong!r}")
     for assignment in sorted(assignments, key=lambda text: not text.startswith((_OPTIMIZER, *_LENGTHS))):
         field, equals, text = assignment.partition("=")
         if not equals:
@@ -332,7 +334,27 @@ def _unknown(path: list[str], cls: type[BaseModel], where: str) -> str:
         return f"{where}: {'.'.join([*prefix, name])} is {what} and has no field {path[-1]!r}"
     valid = list(owner.model_fields)
     place = f" in {'.'.join(prefix)}" if prefix else ""
-    return f"{where}: unknown field {name!r}{place}{did_you_mean(name, valid)}; valid: {', '.join(valid)}"
+    whole = field_ending(name) if cls is Recipe and not prefix else None
+    hint = f" (did you mean {whole}?)" if whole else did_you_mean(name, valid)
+    return f"{where}: unknown field {name!r}{place}{hint}; valid: {', '.join(valid)}"
+
+
+# Fields of sections that are null by default.
+_OPTIONAL = ("train.early_stopping.patience", "augment.mix.mixup_alpha", "augment.mix.cutmix_alpha")
+
+
+def field_ending(ending: str) -> str | None:
+    """The field of a recipe whose name ends so, as `train.epochs` for `epochs`, if there is one."""
+    names = (*_field_names(Recipe().model_dump(mode="json")), *_OPTIONAL)
+    return next((name for name in names if f".{name}".endswith(f".{ending}")), None)
+
+
+def _field_names(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from _field_names(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
 
 
 def _section(cls: type[BaseModel], field: str) -> type[BaseModel] | None:

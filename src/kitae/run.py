@@ -101,6 +101,18 @@ class Run:
             raise TrainingError(f"{folder}: no run there (it has no recipe.yaml)")
         return cls(folder, Recipe.load(folder / "recipe.yaml"))
 
+    @staticmethod
+    def check_free(path: str | Path, *, resume: bool = False, overwrite: bool = False) -> None:
+        """Refuse a folder that holds a run, unless it is to be resumed or replaced.
+
+        Raises:
+            TrainingError: it does, or both are asked for.
+        """
+        if resume and overwrite:
+            raise TrainingError("--resume and --overwrite exclude each other; give one of them")
+        if not (resume or overwrite) and (Path(path) / "recipe.yaml").exists():
+            raise TrainingError(f"{path}: holds a run already; add --resume or --overwrite, or choose another --out")
+
     @classmethod
     def create(cls, path: str | Path, recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> Run:
         """Make a folder for a run, or use an existing one, and lock it until `close` or the process ends.
@@ -112,8 +124,6 @@ class Run:
         Raises:
             TrainingError: the folder holds something else or a run of another recipe, or another process writes to it.
         """
-        if resume and overwrite:
-            raise TrainingError("--resume and --overwrite exclude each other; give one of them")
         run = cls(Path(path), recipe)
         # Before the lock, which would be left in a folder that is not ours. Other files may lie beside a resumed run.
         if not (resume and (run.path / "recipe.yaml").exists()):
@@ -126,27 +136,14 @@ class Run:
         return run
 
     def _begin(self, *, resume: bool, overwrite: bool) -> None:
-        if self._aside.is_dir() and not (self._aside / "recipe.yaml").exists():
-            self._bring_back()  # a process was killed while it moved them
-        if overwrite and (self.path / "recipe.yaml").exists():
-            # Only moved aside: it comes back if the new run fails before its first epoch has ended. Where one is aside
-            # already, the run in the folder has not come so far, and it is the one that goes.
-            if self._aside.is_dir():
-                RUN_FOLDER.remove(self.path)
-            else:
-                self._aside.mkdir()
-                for name in sorted(RUN_FOLDER.names, key=lambda name: name == RUN_FOLDER.first):
-                    if (old := self.path / name).exists():
-                        old.rename(self._aside / name)
+        self.check_free(self.path, resume=resume, overwrite=overwrite)
+        # The previous run comes back if the new one fails before its first epoch has ended.
+        RUN_FOLDER.set_aside(self.path, replace=overwrite)
         if not (self.path / "recipe.yaml").exists():
             self._new = True
             self.recipe.save(self.path / "recipe.yaml")
             return
         saved = Recipe.load(self.path / "recipe.yaml")
-        if not resume:
-            raise TrainingError(
-                f"{self.path}: holds a run already; add --resume or --overwrite, or choose another --out"
-            )
         changed = differences(saved, self.recipe)
         if changed:
             raise TrainingError(
@@ -162,21 +159,10 @@ class Run:
             return
         RUN_FOLDER.remove(self.path)
         (self.path / LOCK).unlink(missing_ok=True)
-        if self._aside.is_dir():
-            self._bring_back()
+        RUN_FOLDER.bring_back(self.path)
         with suppress(OSError):
             for folder in (self.path, *self._parents):
                 folder.rmdir()
-
-    def _bring_back(self) -> None:
-        for old in sorted(self._aside.iterdir(), key=lambda old: old.name != RUN_FOLDER.first):
-            old.rename(self.path / old.name)
-        self._aside.rmdir()
-
-    @property
-    def _aside(self) -> Path:
-        """Where --overwrite keeps the previous run until the new one has finished an epoch."""
-        return self.path / ".replaced.tmp"
 
     def close(self) -> None:
         """Release the lock."""
@@ -255,11 +241,7 @@ class Run:
         """Replace metrics.jsonl."""
         text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
         write_atomically(self.path / "metrics.jsonl", text.encode())
-        gone = self._aside.with_name(".discarded.tmp")  # renamed first: what is aside in part is brought back
-        if self._aside.is_dir():
-            shutil.rmtree(gone, ignore_errors=True)
-            self._aside.rename(gone)
-        shutil.rmtree(gone, ignore_errors=True)
+        RUN_FOLDER.discard_aside(self.path)
 
     def evaluation(self) -> dict[str, Any]:
         """evaluation.json.

@@ -88,7 +88,7 @@ class Predictions:
         ]
         more = ", ..." if len(self) > 3 else ""
         said = f": {', '.join(shown)}{more}" if shown else ""
-        return f"Predictions({len(self):,} images, {len(self.classes)} classes{said})"
+        return f"Predictions({console.plural(len(self), 'image')}, {len(self.classes)} classes{said})"
 
     def _repr_html_(self) -> str:
         rows: list[list[str]] = []

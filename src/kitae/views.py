@@ -139,7 +139,7 @@ def run_rows(evaluation: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]
         best = "epoch that is kept" if folds else "best epoch"
         rows.append([best, f"{evaluation['best_epoch']} of {metrics[-1]['epoch']}"])
         rows.append(["training time", console.duration(sum(row["seconds"] for row in metrics))])
-    rows.append(["test opened", f"{evaluation['test_openings']} time(s)"])
+    rows.append(["test opened", console.plural(evaluation["test_openings"], "time")])
     return rows
 
 

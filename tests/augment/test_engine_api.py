@@ -103,6 +103,8 @@ def test_wrong_settings_are_named() -> None:
     refuse("mean and std come together", Augment, [], mean=0.5)
     refuse("std must be above 0", Augment, [], mean=0.5, std=0.0)
     refuse("mean must be 1 or 3 finite", Augment, [], mean=float("nan"), std=1.0)
+    refuse(r"mean is in units of \[0, 1\], not .*: divide it by 255", Augment, [], mean=(123, 116, 103), std=0.2)
+    refuse("ops is a list of ops, not None", Augment, None)
     refuse("seed must be", Augment, [], seed=-1)
     refuse("threads must be", Augment, [], threads=0)
     refuse("executor must be one of", Augment, [], executor="gpu")
@@ -203,6 +205,13 @@ def test_torchvision_transforms() -> None:
     np.testing.assert_array_equal(aug(X[3:5], epoch=0, index=ROWS[3:5]), out[3:5])
     assert not np.array_equal(out, aug(X, epoch=1, index=ROWS))
     assert "RandomPhotometricDistort" in aug.explain(epoch=0, index=0, size=(16, 16))[0]
+
+
+def test_what_is_explained_is_of_the_size_that_was_augmented() -> None:
+    aug = Augment(["random_erasing"], seed=0)
+    assert aug.explain(epoch=0, index=2) == aug.explain(epoch=0, index=2, size=(224, 224))
+    aug(np.zeros((4, 3, 32, 32), np.uint8), epoch=0, index=np.arange(4))
+    assert aug.explain(epoch=0, index=2) == aug.explain(epoch=0, index=2, size=(32, 32))
 
 
 def test_pickled_pipelines_work() -> None:

@@ -219,6 +219,18 @@ def test_unreadable_images_are_named(make_folder: Callable[..., Path]) -> None:
     assert any("cats/003.png: not an image" in line for line in report.lines())
 
 
+def test_files_that_are_passed_over_are_listed(make_folder: Callable[..., Path]) -> None:
+    folder = make_folder("cats", "dogs")
+    inside = next(path for path in sorted(folder.iterdir()) if path.is_dir())
+    (folder / "loose.jpg").write_bytes(b"x")
+    (inside / "notes.pdf").write_bytes(b"x")
+    (inside / ".hidden.jpg").write_bytes(b"x")
+    report = check(f"folder:{folder}")
+    assert list(report.ignored) == [f"{inside.name}/notes.pdf", "loose.jpg"]
+    assert any("ignored" in line for line in report.lines())
+    assert report.to_dict()["ignored"] == list(report.ignored)
+
+
 def test_mixed_photos(tmp_path: Path) -> None:
     report = check(DataSpec(source=f"folder:{write_folder(tmp_path / 'photos')}"))
     assert report.images == 36

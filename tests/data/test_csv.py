@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kitae.data.check import check
+from kitae.data.fix import fix
 from kitae.data.sources import open_source, source_of
 from kitae.data.spec import DataSpec
 from kitae.data.store import open_store
@@ -45,7 +47,11 @@ def test_rows_become_images_with_labels_splits_and_groups(tmp_path: Path) -> Non
     ("lines", "words"),
     [
         (("file,kind", "images/0.png,a"), "label"),
-        (("path,label", "images/0.png,a", "images/9.png,b"), r"line 3.*9\.png"),
+        (
+            ("path,label", "images/0.png,a", "images/9.png,b", "8.png,b"),
+            r"line 3.*9\.png, and 1 more; .*kitae data fix",
+        ),
+        (("path;label", "images/0.png;a"), "separated by ';'"),
         (("path,label", "images/0.png,"), "line 2"),
         (("path,label,split", "images/0.png,a,maybe"), "maybe"),
         (("",), "path"),
@@ -74,3 +80,14 @@ def test_a_path_is_recognised_by_what_it_is(tmp_path: Path) -> None:
         (tmp_path / "labels.txt").touch()
         with pytest.raises(DataError, match=wrong):
             source_of(tmp_path / wrong)
+
+
+def test_missing_files_are_findings_of_a_check_and_left_out_by_a_fix(tmp_path: Path) -> None:
+    names = images(tmp_path)
+    lines = [f"{name},{'ab'[number % 2]}" for number, name in enumerate(names)]
+    spec = write(tmp_path, "path,label", *lines, "images/none.png,a")
+    report = check(spec)
+    assert [name for name, _ in report.unreadable] == ["images/none.png"]
+    fixed = fix(open_source(spec.model_copy(update={"on_corrupt": "skip"})), report, tmp_path / "fixed.csv")
+    assert fixed.kept == 6
+    assert len(open_source(spec.model_copy(update={"source": f"csv:{fixed.path}"})).labels) == 6

@@ -61,6 +61,8 @@ def as_colour(values: Any, name: str) -> tuple[float, ...] | None:
         raise AugmentError(f"{name} must be 1 or 3 finite numbers in units of [0, 1], not {values}")
     if name == "std" and min(out) <= 0:
         raise AugmentError(f"std must be above 0, not {values}")
+    if max(out) > 1:
+        raise AugmentError(f"{name} is in units of [0, 1], not {values}: divide it by 255")
     return out
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -83,12 +83,13 @@ class Augment:
         channels_last: bool = False,
         layout: Layout = "nchw",
     ) -> None:
-        if isinstance(ops, str | Mapping | Op):
+        if isinstance(ops, str | Mapping | Op) or not isinstance(ops, Iterable):
             raise AugmentError(f"ops is a list of ops, not {ops!r}")
         self.ops: tuple[Op, ...] = tuple(_op(entry) for entry in ops)
         if not isinstance(seed, int | np.integer) or not 0 <= int(seed) < 2**64:
             raise AugmentError(f"seed must be an integer in [0, 2**64), not {seed!r}")
         self.seed = int(seed)
+        self._seen = (3, 224, 224)  # channels, height, width of the last batch
         self.mean, self.std = as_colour(mean, "mean"), as_colour(std, "std")
         if (self.mean is None) != (self.std is None):
             raise AugmentError("mean and std come together: give both, or neither for uint8 results")
@@ -210,7 +211,8 @@ class Augment:
     ) -> Any:
         tensor = batch if is_torch(batch) else None
         labels, classes = as_labels(targets, batch.shape[0], self.num_classes)
-        pipeline = self.pipeline(*self._size(batch))
+        self._seen = self._size(batch)
+        pipeline = self.pipeline(*self._seen)
         if pipeline.mixing is not None and labels is None:
             raise AugmentError("mix needs targets: aug(images, targets, ...)")
         on_cpu = tensor is None or tensor.device.type == "cpu"
@@ -317,17 +319,23 @@ class Augment:
             epochs, rows, as_step(step, rows)
         )
 
+    def __repr__(self) -> str:
+        return f"Augment([{', '.join(map(repr, self.ops))}], seed={self.seed})"
+
     def explain(
-        self, *, epoch: int, index: int, size: tuple[int, int] = (224, 224), channels: int = 3, step: int | None = None
-    ) -> list[str]:
-        """What will happen to one sample, step by step, in words.
+        self, *, epoch: int, index: int, size: tuple[int, int] | None = None, channels: int | None = None,
+        step: int | None = None,
+    ) -> list[str]:  # fmt: skip
+        """What happens to one sample, step by step, in words.
 
         Args:
-            size: height and width of the image.
+            size, channels: of the image, height and width first; None takes those of the last batch, or 224 x 224 and 3
+                before there was one.
             step: number of its batch, as in a call.
         """
+        given = (channels or self._seen[0], *(size or self._seen[1:]))
         _, rows = as_keys(int(epoch), np.array([index]), 1)
-        pipeline = self.pipeline(channels, *size)
+        pipeline = self.pipeline(*given)
         program = plan_sample(pipeline, self.seed, int(epoch), int(rows[0]), as_step(step, rows))
         names = {pipeline.offsets[k]: repr(pipeline.ops[k]) for k in pipeline.custom}
         return program.describe(0, names)

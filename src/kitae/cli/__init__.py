@@ -61,7 +61,7 @@ def main() -> None:
         console.error(habits.hint(problem) or str(problem))
         sys.exit(2)
     except CycloptsError as problem:
-        console.error(str(problem))
+        console.error(habits.reworded(problem))
         sys.exit(2)
     except KitaeError as problem:
         console.error(str(problem))

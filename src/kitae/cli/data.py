@@ -67,22 +67,23 @@ def fix(
     Parameters
     ----------
     source
-        A folder, a .parquet or a .csv file.
+        A folder, a .parquet or a .csv file, or a set that comes with the package.
     out
-        The new file: .csv for a folder or a .csv file, .parquet for Parquet; default SOURCE-fixed beside it.
+        The new file: .csv for a folder or a .csv file, else .parquet; default SOURCE-fixed beside it.
     overwrite
         Replace the file in --out.
     """
     from kitae.data.check import check as run_check
+    from kitae.data.fix import check_out, suffix_of
     from kitae.data.fix import fix as run_fix
-    from kitae.data.fix import suffix_of
     from kitae.data.sources import open_source
 
     spec = data_spec(source, set_)
-    opened = open_source(spec)
+    opened = open_source(spec.model_copy(update={"on_corrupt": "skip"}))  # it leaves out what is missing
     if out is None:
         root = Path(spec.source.partition(":")[2] or spec.source)
         out = root.with_name(f"{root.stem if root.is_file() else root.name}-fixed{suffix_of(opened)}")
+    check_out(opened, out, overwrite=overwrite)
     with console.counting("reading images") as progress:
         report = run_check(opened, spec, progress=progress)
     written = run_fix(opened, report, out, overwrite=overwrite)

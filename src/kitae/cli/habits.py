@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any
-
-from cyclopts import UnknownOptionError
+from cyclopts import CycloptsError, MissingArgumentError, UnknownOptionError, UnusedCliTokensError
 
 COMMANDS = {
     "fit": "train", "finetune": "train", "fine-tune": "train", "val": "evaluate", "validate": "evaluate",
@@ -34,28 +31,24 @@ def hint(problem: UnknownOptionError) -> str | None:
     option = f"--{ours.replace('_', '-')}"
     if option in known:
         return f"there is no option {given}: use {option}"
-    field = _field(ours) if "--set" in known else None
+    field = None
+    if "--set" in known:
+        from kitae.recipe import field_ending
+
+        field = field_ending(ours)
     return None if field is None else f"there is no option {given}: use --set {field}=VALUE"
 
 
-def _field(ending: str) -> str | None:
-    """The field of a recipe that ends so, if there is one."""
-    from kitae.recipe import Recipe
-
-    found = [
-        name for name in (*_names(Recipe().model_dump(mode="json")), *_OPTIONAL) if f".{name}".endswith(f".{ending}")
-    ]
-    return found[0] if found else None
-
-
-# Fields of sections that are null by default.
-_OPTIONAL = ("train.early_stopping.patience", "augment.mix.mixup_alpha", "augment.mix.cutmix_alpha")
-
-
-def _names(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    inner: Iterable[tuple[str, Any]] = tree.items()
-    for name, value in inner:
-        if isinstance(value, dict) and value:
-            yield from _names(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"
+def reworded(problem: CycloptsError) -> str:
+    """What the parser found, in one line and in our terms."""
+    command = " ".join(("kitae", *(problem.command_chain or ())))
+    if isinstance(problem, MissingArgumentError) and problem.keyword is None:
+        argument = problem.argument
+        if argument is not None and argument.field_info.is_positional:
+            return f"{argument.name.lstrip('-').upper()} is missing; see {command} --help"
+    if isinstance(problem, UnusedCliTokensError) and problem.unused_tokens:
+        extra = problem.unused_tokens[0]
+        return (
+            f"{extra}: use --set {extra}" if "=" in extra else f"{extra}: one argument too many; see {command} --help"
+        )
+    return str(problem)

@@ -113,7 +113,11 @@ def _trained(
     from kitae.pipelines.pace import Clock, process_begun
     from kitae.pipelines.train import asked
     from kitae.pipelines.train import train as run_training
+    from kitae.run import Run
     from kitae.training import distributed
+
+    if out is not None and not dry_run:
+        Run.check_free(out, resume=resume, overwrite=overwrite)
 
     clock = None if minutes is None else Clock.of(minutes, process_begun())
     if resume and (out is not None and (out / "recipe.yaml").is_file()):
@@ -199,7 +203,7 @@ def evaluate(
     for name, accuracy in views.without_duplicates(result):
         console.say(f"{split} accuracy {name} {accuracy}")
     if split == "test":
-        console.say(f"test of this run was opened {opened.test_openings} time(s)")
+        console.say(f"test of this run was opened {console.plural(opened.test_openings, 'time')}")
 
 
 @app.command(group=START, sort_key=2)

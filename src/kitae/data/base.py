@@ -114,6 +114,10 @@ class Source(ABC):
         """Options that change what is read from the same files."""
         return {}
 
+    def ignored(self) -> list[str]:
+        """Files beside the images that are passed over, though they may be meant as images."""
+        return []
+
     def fingerprint(self) -> str:
         """Hash of every file's path, size and modification time and of the options: 32 hexadecimal digits.
 

@@ -9,7 +9,7 @@ import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,7 @@ class CheckReport:
         excluded: row of the source -> why `data fix` leaves it out: unreadable, in conflict, or a copy.
         problems: what keeps the data from being split and trained on, one line each.
         truncated: near duplicates were so many that the search was cut short.
+        ignored: files that are no images by their names, or lie outside the class folders.
     """
 
     source: str
@@ -99,6 +100,7 @@ class CheckReport:
     truncated: bool = False
     highest: int | None = None
     depth: int | None = None
+    ignored: tuple[str, ...] = ()
 
     @cached_property
     def across_splits(self) -> tuple[Duplicates, ...]:
@@ -187,6 +189,7 @@ class CheckReport:
             "near_duplicates": plain(self.near),
             "near_duplicates_truncated": self.truncated,
             "problems": list(self.problems),
+            "ignored": list(self.ignored),
         }
 
     def lines(self, examples: int = 5) -> list[str]:
@@ -214,6 +217,7 @@ class CheckReport:
             ("copies with different labels", [_listed(d) for d in self.label_conflicts]),
             ("alike, with different labels", [_listed(d) for d in self.doubtful_labels]),
             ("problems", list(self.problems)),
+            *([("ignored: other files, or outside the class folders", list(self.ignored))] if self.ignored else []),
         ]
         for title, found in findings:
             out.append(f"  {title}: {len(found):,}")
@@ -248,7 +252,9 @@ def check(
     if isinstance(source, str | Path):
         source = (spec or DataSpec()).model_copy(update={"source": source_named(source)})
     spec = spec or (source if isinstance(source, DataSpec) else DataSpec())
-    source = open_source(source) if isinstance(source, DataSpec) else source
+    if isinstance(source, DataSpec):
+        lists_files = source.source.startswith("csv:")  # each that is missing is a finding, not the end
+        source = open_source(source.model_copy(update={"on_corrupt": "skip"}) if lists_files else source)
     table = source.table
     shown = _sheet_rows(table) if sheet is not None else {}
     facts = _Facts([], [], [], [], [], [], [], {})
@@ -271,6 +277,7 @@ def check(
             if progress is not None:
                 progress(row, len(table.labels))
     report, train = _report(source.name, table, spec, facts, unreadable)
+    report = replace(report, ignored=tuple(source.ignored()))
     if sheet is not None:
         _write_sheet(Path(sheet), table.classes, {k: c for k, c in shown.items() if k in train}, facts.tiles)
     return report

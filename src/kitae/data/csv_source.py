@@ -29,8 +29,15 @@ class CsvSource(Source):
     as they are written (see `DataSpec.groups`).
     """
 
-    def __init__(self, path: str | Path, name: str = "", groups: str | None = None) -> None:
-        """Reads the rows. Raises DataError: no such file, a column or an image file is missing, an unknown split."""
+    def __init__(self, path: str | Path, name: str = "", groups: str | None = None, *, gaps: bool = False) -> None:
+        """Reads the rows.
+
+        Args:
+            gaps: lets image files be missing; reading one raises then.
+
+        Raises:
+            DataError: no such file, a column or an image file is missing, an unknown split.
+        """
         super().__init__(name or f"csv:{path}")
         self.path = Path(path).expanduser()
         try:
@@ -50,13 +57,22 @@ class CsvSource(Source):
         self._split, self._rule = known.get("split"), groups
         self._group = known.get("group") if groups is None else None if groups == PARENT else known.get(groups.lower())
         self._files = [self._file(number, row) for number, row in enumerate(self._rows, 2)]
+        missing = [] if gaps else [row for row, path in enumerate(self._files) if not path.is_file()]
+        if missing:
+            more = f", and {len(missing) - 1:,} more" if len(missing) > 1 else ""
+            raise DataError(
+                f"{self.name}: line {missing[0] + 2}: there is no file {self._files[missing[0]]}{more}; correct the "
+                "path, or let kitae data fix leave such lines out"
+            )
 
     def _column(self, header: list[str], names: tuple[str, ...]) -> str:
         found = [column for name in names for column in header if column.lower() == name]
         if not found:
+            if len(header) == 1 and (other := next((mark for mark in ";\t" if mark in header[0]), "")):
+                raise DataError(f"{self.name}: its columns are separated by {other!r}; save it with commas")
             raise DataError(
                 f"{self.name}: has no column {names[0]!r} (its columns are {', '.join(header) or 'none'}); the first "
-                "line names the columns path and label"
+                f"line names one of {', '.join(_PATHS)} and one of {', '.join(_LABELS)}"
             )
         return found[0]
 
@@ -64,13 +80,10 @@ class CsvSource(Source):
         written = (row[self._path] or "").strip()
         if not written or not (row[self._label] or "").strip():
             raise DataError(f"{self.name}: line {number} lacks its path or its label")
-        path = self.path.parent / Path(written).expanduser()
-        if not path.is_file():
-            raise DataError(f"{self.name}: line {number}: there is no file {path}; correct the path or remove the line")
-        return path
+        return self.path.parent / Path(written).expanduser()
 
     def files(self) -> list[Path]:
-        return [self.path, *self._files]
+        return [self.path, *(path for path in self._files if path.is_file())]
 
     def identity(self) -> dict[str, Any]:
         return {} if self._rule is None else {"groups": self._rule}

@@ -53,6 +53,15 @@ def suffix_of(source: Source) -> str:
     raise DataError(f"{source.name}: is a published set; only a folder, a CSV file or a Parquet source can be fixed")
 
 
+def check_out(source: Source, out: str | Path, *, overwrite: bool = False) -> None:
+    """Refuse a file that `fix` cannot write. Raises DataError: it exists or has another ending, or see `suffix_of`."""
+    path, ending = Path(out), suffix_of(source)
+    if path.suffix.lower() != ending:
+        raise DataError(f"{path}: must end in {ending}, as {source.name} becomes such a file")
+    if path.exists() and not overwrite:
+        raise DataError(f"{path}: exists; add --overwrite, or choose another --out")
+
+
 def fix(source: Source, report: CheckReport, out: str | Path, *, overwrite: bool = False) -> Fixed:
     """Write the images of a source that `report` does not exclude.
 
@@ -64,11 +73,8 @@ def fix(source: Source, report: CheckReport, out: str | Path, *, overwrite: bool
     Raises:
         DataError: `out` exists or has another ending, nothing is left to write, or the source cannot be fixed.
     """
-    path, ending = Path(out), suffix_of(source)
-    if path.suffix.lower() != ending:
-        raise DataError(f"{path}: must end in {ending}, as {source.name} becomes such a file")
-    if path.exists() and not overwrite:
-        raise DataError(f"{path}: exists; add --overwrite, or choose another --out")
+    check_out(source, out, overwrite=overwrite)
+    path = Path(out)
     kept = [row for row in range(len(source)) if row not in report.excluded]
     if not kept:
         raise DataError(f"{source.name}: no image is left, so nothing was written")

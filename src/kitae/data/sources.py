@@ -14,6 +14,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -41,6 +42,8 @@ def open_source(spec: DataSpec, progress: Progress | None = None) -> Source:
         DataError: the name is unknown, the path is missing, a download fails, or `groups` names nothing of the source.
     """
     name, _, path = spec.source.partition(":")
+    if name not in SOURCES and not Path(spec.source).exists() and ("/" in spec.source or Path(spec.source).suffix):
+        raise DataError(f"{spec.source}: no such file or folder")
     if name not in SOURCES:
         raise DataError(f"unknown data.source {spec.source!r}: {_suggestion(spec.source)}")
     if spec.groups is not None and name not in _GROUPED:
@@ -87,8 +90,11 @@ class FolderSource(Source):
         self._inside = 1 if parts[0][1] == self.root else 2
         names = sorted({folder.name for code, part in parts if code == TRAIN for folder in _subfolders(part)})
         if not names:
+            loose = len(image_files(parts[0][1]))
+            held = f"{loose:,} images, but no class folders" if loose else "no class folders"
             raise DataError(
-                f"{self.name}: no class folders in {parts[0][1]}; expected is one folder of images per class"
+                f"{self.name}: {held} in {parts[0][1]}; expected is one folder of images per class, or a CSV file of "
+                "paths and labels"
             )
         for code, part in parts:
             before = len(self._files)
@@ -97,7 +103,9 @@ class FolderSource(Source):
                     raise DataError(f"{self.name}: class {folder.name!r} of {part.name} is not in train")
                 images = image_files(folder)
                 if not images and code == TRAIN:
-                    raise DataError(f"{self.name}: class {folder.name!r} has no images in {folder}")
+                    raise DataError(
+                        f"{self.name}: class {folder.name!r} has no images in {folder}; add some, or remove the folder"
+                    )
                 self._files += images
                 self._labels += [names.index(folder.name)] * len(images)
                 self._splits += [code] * len(images)
@@ -107,6 +115,15 @@ class FolderSource(Source):
 
     def files(self) -> list[Path]:
         return self._files
+
+    def ignored(self) -> list[str]:
+        taken = set(self._files)
+        found = []
+        for parent, folders, files in os.walk(self.root):
+            folders[:] = [name for name in folders if not name.startswith((".", "__MACOSX"))]
+            paths = (Path(parent, name) for name in files if not name.startswith("."))
+            found += [path.relative_to(self.root).as_posix() for path in paths if path not in taken]
+        return sorted(found)
 
     def identity(self) -> dict[str, object]:
         rule = {} if self._rule is None else {"groups": self._rule}
@@ -229,7 +246,7 @@ def _parquet(spec: DataSpec, path: str, progress: Progress | None) -> Source:
 def _csv(spec: DataSpec, path: str, progress: Progress | None) -> Source:
     from kitae.data.csv_source import CsvSource
 
-    return CsvSource(_path(spec, path), name=spec.source, groups=spec.groups)
+    return CsvSource(_path(spec, path), name=spec.source, groups=spec.groups, gaps=spec.on_corrupt == "skip")
 
 
 def _shards(spec: DataSpec, path: str, progress: Progress | None) -> Source:

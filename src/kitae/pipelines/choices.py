@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypedDict
 
+from kitae.errors import RecipeError
+from kitae.recipe import Recipe
+
 
 class ChoiceOptions(TypedDict, total=False):
     """The fields of `Choices` as keyword options of `kt.train`."""
@@ -40,11 +43,31 @@ class Choices:
     folds: int | None = None
     set: tuple[str, ...] = ()
 
-    def assignments(self) -> list[str]:
-        """As a plain recipe takes them, by `Recipe.override`."""
-        fields = {
-            "model.name": self.model, "train.epochs": self.epochs, "train.batch_size": self.batch_size,
-            "data.image_size": self.image_size, "train.optimizer.lr": self.lr, "train.seed": self.seed,
-            "train.device": self.device, "data.folds": self.folds,
-        }  # fmt: skip
-        return [f"{name}={value}" for name, value in fields.items() if value is not None] + list(self.set)
+    def applied(self, recipe: Recipe) -> Recipe:
+        """The recipe with these choices.
+
+        Raises:
+            RecipeError: one that does not exist or does not fit, by the name of its option.
+        """
+        own = {
+            option: f"{field}={value}"
+            for option, field in _FIELDS.items()
+            if (value := getattr(self, option)) is not None
+        }
+        try:
+            return recipe.override(*own.values(), *self.set)
+        except RecipeError:
+            for option, assignment in own.items():
+                try:
+                    recipe.override(assignment)
+                except RecipeError as error:
+                    field = assignment.partition("=")[0]
+                    raise RecipeError(f"{option}: {str(error).rpartition(f'{field}: ')[2]}") from error
+            raise
+
+
+# The field of a recipe that an option is.
+_FIELDS = {
+    "model": "model.name", "epochs": "train.epochs", "batch_size": "train.batch_size", "image_size": "data.image_size",
+    "lr": "train.optimizer.lr", "seed": "train.seed", "device": "train.device", "folds": "data.folds",
+}  # fmt: skip

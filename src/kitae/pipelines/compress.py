@@ -243,7 +243,9 @@ def resolve_spec(spec: CompressSpec | None, options: Mapping[str, Any]) -> Compr
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "compress"
-        raise CompressionError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from error
+        message = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+        wrong = f", not {first['input']!r}" if isinstance(first["input"], str | int | float) else ""
+        raise CompressionError(f"{where}: {message}{wrong}") from error
 
 
 def _write(

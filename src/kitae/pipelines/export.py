@@ -13,11 +13,11 @@ from kitae.run import Run
 VERIFY_IMAGES = 256
 
 
-def export(run: Run | str | Path, path: str | Path | None = None) -> Exported:
+def export(run: Run | str | Path, out: str | Path | None = None) -> Exported:
     """Write a run's best weights as one verified ONNX file.
 
     Args:
-        path: where to; by default beside the run's folder, under its name.
+        out: where to; by default beside the run's folder, under its name.
 
     Raises:
         TrainingError: the run has no best model yet.
@@ -31,7 +31,7 @@ def export(run: Run | str | Path, path: str | Path | None = None) -> Exported:
         images = setup.image_set(rows).gather(rows)[0]
     except DataError:  # the data has moved; generated pictures verify a file too
         images = None
-    file = Path(path) if path is not None else beside(run.path, ".onnx")
+    file = Path(out) if out is not None else beside(run.path, ".onnx")
     return write_onnx(model, file, card(run), images)
 
 

@@ -86,7 +86,9 @@ def plan(source: str, minutes: float | Clock | None = None, choices: Choices | N
     patient = minutes is not None
     clock = minutes if isinstance(minutes, Clock) else Clock.of(minutes or DEFAULT_MINUTES, time.monotonic())
     choices = choices or Choices()
-    base = Recipe(name=_name(source), data=DataSpec(source=source)).override(
+    bare = Recipe(name=_name(source), data=DataSpec(source=source))
+    choices.applied(bare)  # a wrong one is named before the data are read
+    base = bare.override(
         *(f"train.device={choices.device}" for _ in range(choices.device is not None)),
         *(f"data.folds={choices.folds}" for _ in range(choices.folds is not None)),
         *(entry for entry in choices.set if entry.startswith(("data.", "train.device", "train.threads"))),
@@ -196,7 +198,7 @@ class _Planner:
         """The recipe with the user's own choices, which override the plan's."""
         made = Recipe.model_validate({**recipe, "name": self.base.name})
         chosen = replace(self.choices, model=None)  # the plan has it
-        made = made.override(*chosen.assignments())
+        made = chosen.applied(made)
         if self.facts.folds is None:
             return made
         return made.model_copy(update={"data": made.data.model_copy(update={"fold": None})})
@@ -247,7 +249,8 @@ class _Planner:
             lines.append(f"{head}; the minutes allow no fine-tuning")
         else:
             each = made.train.epoch_steps or per_pass
-            lines.append(f"{head}, then {made.train.epochs} epochs of {each} steps, {batch} images each")
+            epochs_said = console.plural(made.train.epochs, "epoch")
+            lines.append(f"{head}, then {epochs_said} of {each} steps, {batch} images each")
         return made, lines
 
     def settled(self, model: ModelSpec, batch: int) -> tuple[int, int, int, float]:
@@ -371,7 +374,7 @@ class _Planner:
         made = self.finished(recipe)
         lines = [self.said(f"{name} from scratch", size, seconds), *self.remarks(), f"{why}: trains from scratch"]
         each = made.train.epoch_steps or per_pass
-        lines.append(f"{made.train.epochs} epochs of {each} steps, {batch} images each")
+        lines.append(f"{console.plural(made.train.epochs, 'epoch')} of {each} steps, {batch} images each")
         return made, lines
 
 

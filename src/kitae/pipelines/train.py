@@ -79,6 +79,8 @@ def train(
                 recipe, out, minutes=minutes, resume=resume, overwrite=overwrite, watcher=view,
                 progress=progress or counted, test=test, **choices,
             )  # fmt: skip
+    if out is not None:
+        Run.check_free(out, resume=resume, overwrite=overwrite)  # before minutes of planning
     if isinstance(minutes, int | float):
         minutes = Clock.of(minutes, time.monotonic())
     recipe, minutes, lines = asked(recipe, minutes, Choices(**choices))
@@ -218,12 +220,12 @@ def asked(
         if on is not None:
             source = what if kind == "data" else f"{recipe}:"  # a shipped recipe's name, which a source has too
             recipe = Recipe.load(on).override(f"data.source={json.dumps(source)}")
-            return recipe.override(*choices.assignments()), minutes, ()
+            return choices.applied(recipe), minutes, ()
         if kind == "data":
             planned = plan(what, minutes, choices)
             return planned.recipe, None if minutes is None else planned.clock, planned.lines
         recipe = Recipe.load(what)
-    return recipe.override(*choices.assignments()), minutes, ()
+    return choices.applied(recipe), minutes, ()
 
 
 def _header(run: Run, setup: Setup, model: nn.Module, world: World) -> str:
@@ -231,7 +233,7 @@ def _header(run: Run, setup: Setup, model: nn.Module, world: World) -> str:
     recipe, splits = run.recipe, setup.splits
     counts = (("train", len(setup.images)), ("val", len(splits.val)), ("test", splits.test_count))
     images = ", ".join(f"{count:,} {split}" for split, count in counts if count)
-    threads = f", {torch.get_num_threads()} threads" if world.device.type == "cpu" else ""
+    threads = f", {console.plural(torch.get_num_threads(), 'thread')}" if world.device.type == "cpu" else ""
     processes = f", {world.size} processes" if world.size > 1 else ""
     return (
         f"{recipe.model.name} ({count_parameters(model):,} parameters) on {recipe.data.source}: "

@@ -15,7 +15,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from kitae import __version__
+from kitae import __version__, console
 from kitae.errors import KitaeError, require
 from kitae.files import write_atomically
 from kitae.reporting import comparison_page, compression_page, run_page, study_page, values
@@ -24,7 +24,7 @@ from kitae.reporting.svg import Svg
 from kitae.run import Run
 
 _FILTERS = ("share", "between", "decimal", "significant", "milliseconds", "times_between", "count", "large", "size",
-            "seconds", "times", "amount", "probability", "plural", "words", "leaves", "records", "signed")  # fmt: skip
+            "seconds", "times", "amount", "probability", "words", "leaves", "records", "signed")  # fmt: skip
 _MARK = b'<meta name="generator" content="kitae '
 
 
@@ -102,7 +102,7 @@ def render(template: str, content: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {name: getattr(values, name) for name in _FILTERS}
+    environment.filters |= {name: getattr(values, name) for name in _FILTERS} | {"plural": console.plural}
     environment.globals["amounts"] = values.amounts
     script = resources.files("kitae.reporting").joinpath("templates/page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

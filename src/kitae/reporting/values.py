@@ -145,11 +145,6 @@ def signed(value: Any) -> str:
     return UNKNOWN if known is None else f"{known:z.2f}"
 
 
-def plural(number: int, what: str) -> str:
-    """`1 image`, `2,000 images`."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
-
-
 def words(value: Any) -> str:
     """Any value as short text."""
     if value is None:
