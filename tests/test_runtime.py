@@ -222,6 +222,7 @@ def test_unusable_metadata_and_graphs(tmp_path: Path) -> None:
     proto = colour_graph()
     for change, message in (
         ({"preprocess": {"image_size": 8, "colour": "yes"}}, "colour"),
+        ({"preprocess": "abc"}, "its metadata cannot be used"),
         ({"preprocess": {"image_size": 9}}, r"takes images \[3, 8, 8\], its metadata says \[3, 9, 9\]"),
         ({"preprocess": {"image_size": 8, "channels": 1}}, r"takes images \[3, 8, 8\], its metadata says \[1, 8, 8\]"),
         ({"classes": []}, "no classes"),

@@ -121,7 +121,7 @@ class Model:
         try:
             self.classes: tuple[str, ...] = _class_names(self.metadata["classes"])
             self.rules = PreprocessRules.from_dict(self.metadata["preprocess"])
-        except (KeyError, TypeError, DataError) as error:
+        except (KeyError, TypeError, ValueError, DataError) as error:
             raise ExportError(f"{name}: its metadata cannot be used ({error}); export the run again") from error
         if not self.classes:
             raise ExportError(f"{name}: its metadata names no classes; export the run again")

@@ -79,3 +79,12 @@ def test_what_cannot_be_written_is_refused(folder: Path, tmp_path: Path) -> None
     assert (tmp_path / "there.csv").read_text() == "mine"
     fix(source, report, tmp_path / "there.csv", overwrite=True)
     assert "path,label" in (tmp_path / "there.csv").read_text()
+
+
+def test_a_name_that_csv_cannot_hold_is_refused(folder: Path, tmp_path: Path) -> None:
+    """It would be written, and then not be read as UTF-8."""
+    (folder / "cats" / "00.png").rename(folder / "cats" / "\udcff.png")
+    source = open_source(DataSpec(source=f"folder:{folder}"))
+    with pytest.raises(DataError, match="its name cannot be written to a CSV file; rename it"):
+        fix(source, check(source), tmp_path / "fixed.csv")
+    assert not (tmp_path / "fixed.csv").exists()

@@ -96,6 +96,8 @@ def test_every_image_is_measured_once_by_a_model_that_has_not_seen_it(run: Run) 
     right = sum(fold["count"] * fold["accuracy"] for fold in found["folds"])
     assert found["accuracy"] == pytest.approx(right / 48)
     assert run.predictions().num_rows == 48
+    for part in (found, Run.open(run.fold(1)).evaluation()["test"]):
+        assert "images of one group are taken as independent" in part["intervals"]["covers"]
     tested: list[int] = []
     for number in range(1, 4):
         fold = Run.open(run.fold(number))

@@ -97,13 +97,14 @@ def _write_csv(source: Source, kept: list[int], path: Path) -> None:
         file = source.read(row)
         assert isinstance(file, Path)
         name = os.path.relpath(file.absolute(), path.absolute().parent)
-        if name != name.strip() or any(character in name for character in "\r\n"):
+        unicode = name.encode("utf-8", "replace").decode("utf-8") == name
+        if not unicode or name != name.strip() or any(character in name for character in "\r\n"):
             raise DataError(f"{file}: its name cannot be written to a CSV file; rename it")
         cells = [name, table.classes[table.labels[row]]]
         cells += [SPLIT_NAMES[table.splits[row]]] if own else []
         cells += [] if table.groups is None else [str(table.groups[row])]
         writer.writerow(cells)
-    write_atomically(path, text.getvalue().encode("utf-8", "surrogateescape"))
+    write_atomically(path, text.getvalue().encode("utf-8"))
 
 
 def _write_parquet(source: ParquetSource, kept: set[int], path: Path) -> None:

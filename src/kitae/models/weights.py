@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.util
+import io
 import os
 import socket
 import threading
@@ -215,7 +216,7 @@ def _converted(package: Package, path: Path, name: str) -> dict[str, Tensor]:
         raise RecipeError(
             f"model.pretrained: {path} is not the file that {package.distribution} published; install it again"
         )
-    given: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    given: dict[str, Tensor] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     with torch.device("meta"):
         expected: dict[str, Tensor] = timm.create_model(_architecture(name)).state_dict()
     fits = len(given) == len(expected) and all(

@@ -103,8 +103,8 @@ class OutOfFold:
         temperature = fit_temperature(self.logits, self.labels) if run.recipe.evaluate.temperature else 1.0
         result = evaluate(self.logits, self.labels, classes, temperature)
         covers = f"the choice of images; the {len(self.folds)} folds' models are held fixed"
-        if setup.store.groups is not None:
-            covers += ", and images of one group are taken as independent, which makes the intervals too short"
+        if temperature != 1:
+            covers += ", and so is the temperature, which was fitted to these images"
         result["intervals"]["covers"] = covers
         return {"out_of_fold": {**result, "folds": self.folds}, "temperature": temperature}
 

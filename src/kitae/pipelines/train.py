@@ -186,7 +186,7 @@ def _train(
             finish_whole(run, setup, model, folds)
         elif world.is_main:
             results = validated(run, setup, model)
-            run.write_evaluation(_tested(run, setup, model, results) if test else results)
+            _write(run, setup, _tested(run, setup, model, results) if test else results)
         distributed.barrier(world)
         return run
     except BaseException as error:
@@ -275,6 +275,15 @@ def finish_whole(run: Run, setup: Setup, model: nn.Module, folds: list[Run]) -> 
         results = _tested(run, setup, model, results)
     else:
         found.write_predictions(run, setup, temperature)
+    _write(run, setup, results)
+
+
+def _write(run: Run, setup: Setup, results: dict[str, Any]) -> None:
+    """Write evaluation.json, whose intervals say what they leave out."""
+    if setup.store.groups is not None:
+        for part in results.keys() & {"test", "val", "out_of_fold"}:
+            covers = results[part]["intervals"]
+            covers["covers"] += "; images of one group are taken as independent, which makes the intervals too short"
     run.write_evaluation(results)
 
 
