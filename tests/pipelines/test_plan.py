@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from kitae import console
@@ -21,6 +22,8 @@ from kitae.pipelines.pace import Clock, Pace
 from kitae.pipelines.plan import plan
 from kitae.pipelines.train import train
 from kitae.recipe import Recipe
+from kitae.training import distributed
+from kitae.training.distributed import World
 from tests.images import picture
 
 
@@ -124,6 +127,15 @@ def test_without_weights_it_says_so_and_trains_from_scratch(tmp_path: Path, worl
     assert steps >= 300, "a few hundred steps, however few images there are"
 
 
+def test_given_minutes_make_a_training_from_scratch_longer(tmp_path: Path, world: dict[str, Any]) -> None:
+    world["weights"] = None
+    source = photos(tmp_path / "d", [40, 50])
+    usual, patient = plan(source), plan(source, minutes=10)
+    steps = [made.recipe.train.epochs * (made.recipe.train.epoch_steps or 0) for made in (usual, patient)]
+    assert steps[1] > 2 * steps[0]
+    assert patient.clock.most == 3000
+
+
 def test_tiny_grey_images_are_no_photographs(tmp_path: Path) -> None:
     made = plan(photos(tmp_path / "d", [40, 50], size=(28, 28), grey=True))
     assert made.recipe.model.pretrained is False
@@ -167,6 +179,13 @@ def test_few_images_make_small_batches_and_a_validation_set_that_is_worth_it(tmp
     assert few.train.batch_size < many.train.batch_size <= 32
     assert few.data.val_fraction == 0.2
     assert many.data.val_fraction == pytest.approx(0.117)
+
+
+def test_processes_get_even_parts_of_a_planned_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "begin", lambda spec: World(0, 3, torch.device("cpu")))
+    monkeypatch.setattr(distributed, "from_main", lambda value, world: value)
+    assert plan(photos(tmp_path / "d", [10, 12])).recipe.train.batch_size == 6
+    assert plan(photos(tmp_path / "e", [200, 200])).recipe.train.batch_size == 30
 
 
 def test_imbalance_is_said(tmp_path: Path) -> None:

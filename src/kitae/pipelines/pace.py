@@ -117,17 +117,18 @@ class Pace:
 
 def measured(
     model: ModelSpec, train: TrainSpec, world: World, *, classes: int, channels: int, size: tuple[int, int],
-    before: Pace | None = None,
+    before: Pace | None = None, images: int = _IMAGES,
 ) -> Pace:  # fmt: skip
     """The pace of a network that is built for it, on random pixels; no weights are loaded.
 
     Args:
+        images: of a measured batch. A small network on small pictures takes as long for few as for many.
         before: at another size; its training step is then scaled as the forward pass, and not measured again.
     """
     net = build(model.model_copy(update={"pretrained": False}), classes=classes, channels=channels, image_size=size)
     layout = torch.channels_last if train.channels_last else torch.contiguous_format
     net = net.to(device=world.device, memory_format=layout)  # type: ignore[call-overload]
-    return pace_of(net, train, world, (channels, *size), before=before)
+    return pace_of(net, train, world, (channels, *size), images=images, before=before)
 
 
 def pace_of(
@@ -200,10 +201,12 @@ def cut(steps: int, per_pass: int, judging: float, step: float) -> tuple[int, in
     return epochs, steps // epochs
 
 
-def most_steps(images: int, batch: int, *, patient: bool) -> int:
-    """Steps after which more improve little: fewer if no minutes were given."""
+def most_steps(images: int, batch: int, *, patient: bool, pretrained: bool) -> int:
+    """Steps after which more improve little: fewer if no minutes were given, and more from scratch."""
     per_pass = max(1, images // batch)
-    return max(1000, 25 * per_pass) if patient else max(300, 12 * per_pass)
+    if pretrained:
+        return max(1000, 25 * per_pass) if patient else max(300, 12 * per_pass)
+    return max(3000, 100 * per_pass) if patient else max(600, 40 * per_pass)
 
 
 def head_seconds(images: int, classes: int) -> float:

@@ -102,7 +102,7 @@ def plan(source: str, minutes: float | Clock | None = None, choices: Choices | N
     planner = _Planner(facts, base, choices, share, world, patient=patient)
     weights, why_not = planner.weights()
     recipe, lines = planner.transfer(weights) if weights else planner.scratch(why_not)
-    most = most_steps(facts.train, recipe.train.batch_size, patient=True)
+    most = most_steps(facts.train, recipe.train.batch_size, patient=True, pretrained=bool(weights))
     return Plan(recipe, tuple(lines), replace(clock, most=None if choices.epochs is not None else most))
 
 
@@ -144,11 +144,12 @@ class _Planner:
     # ---- what both have ------------------------------------------------------------------------------------------
 
     def batch_size(self, usual: int) -> int:
-        """Smaller for few images, so that a pass makes some steps."""
+        """Smaller for few images, so that a pass makes some steps; each process gets the same even part of it."""
         if self.choices.batch_size is not None:
             return self.choices.batch_size
-        fitting = 2 ** int(math.log2(max(2, self.facts.train / 8)))
-        return min(usual, max(2, int(fitting)))
+        fitting = 1 << int(math.log2(max(2, self.facts.train / 8)))
+        part = 2 * self.world.size
+        return max(part, min(usual, fitting) // part * part)
 
     def before_training(self) -> float:
         """Seconds that starting and decoding take."""
@@ -162,10 +163,10 @@ class _Planner:
         """Seconds of a validation."""
         return (self.facts.val + max(50, self.facts.val // 2)) * pace.judge
 
-    def pace(self, model: ModelSpec, size: int, before: Pace | None = None) -> Pace:
+    def pace(self, model: ModelSpec, size: int, before: Pace | None = None, **batch: int) -> Pace:
         return measured(
             model, self.base.train, self.world, classes=len(self.facts.counts), channels=self.facts.channels,
-            size=(size, size), before=before,
+            size=(size, size), before=before, **batch,
         )  # fmt: skip
 
     def said(self, net: str, size: int, seconds: float) -> str:
@@ -300,7 +301,7 @@ class _Planner:
         """
         facts = self.facts
         per_pass = max(1, facts.train // batch)
-        most = most_steps(facts.train, batch, patient=self.patient)
+        most = most_steps(facts.train, batch, patient=self.patient, pretrained=True)
         wanted = min(most, max(round(_TUNED_MARGIN * FEWEST_TUNING_STEPS), 4 * per_pass))
         best: tuple[int, int, int, float] | None = None
         for size in sizes:
@@ -338,16 +339,18 @@ class _Planner:
             sizes = (self.choices.image_size,)
         name = self.choices.model or "resnet9"
         model = ModelSpec(name=name, width=16 if name == "resnet9" else None)
-        pace = self.pace(model, sizes[-1])
+        pace = self.pace(model, sizes[-1], images=batch)
         per_pass = max(1, facts.train // batch)
+        most = most_steps(facts.train, batch, patient=self.patient, pretrained=False)
+        # For larger pictures. Of equal seconds, 128 px and more steps of 96 px were as good (LOG.md, 2026-11-27).
+        enough = max(600, 40 * per_pass) if self.patient else max(300, 15 * per_pass)
         chosen = sizes[-1], 1, per_pass, 0.0
         for size in sizes:
             at = pace.at(size * size)
             judging = self.judging(at)
             around = self.before_training() + self.after_training(at)
-            most = max(600, 40 * per_pass)
             epochs, steps = fill(max(0.0, self.clock.left - around), batch, per_pass, judging, at.step, most)
-            if epochs * steps >= min(most, max(300, 15 * per_pass)) or size == sizes[-1]:
+            if epochs * steps >= min(most, enough) or size == sizes[-1]:
                 epochs, steps = (epochs, steps) if epochs else (1, FEWEST_STEPS)
                 chosen = size, epochs, steps, around + epochs * (judging + steps * batch * at.step)
                 break
