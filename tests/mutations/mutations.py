@@ -75,4 +75,11 @@ MUTATIONS = [
     # Export
     Mutation("deployment/verify.py", "got = np.concatenate([*trials, sweep])", "got = np.concatenate([*(sweep[:size] for size in sizes), sweep])", VERIFY),
     Mutation("deployment/verify.py", "comparison.got - comparison.expected) - (ABSOLUTE + RELATIVE * comparison.expected)", "comparison.got - comparison.expected) - 1.0", VERIFY),
+    # found by a review on 2026-11-27
+    Mutation("training/spec.py", 'update={"epochs": epochs, "recut": ()}', 'update={"epochs": epochs}', "tests/pipelines/test_train.py -k fine_tuning_scales"),
+    Mutation("folders.py", "for name in sorted(self.names, key=lambda name: name == self.first):\n            if (old", "for name in self.names:\n            if (old", "tests/pipelines/test_train.py -k killed_while_it_overwrites"),
+    Mutation("data/remote.py", "noted.read_text() != content.hexdigest()", "False", "tests/data/test_shards.py -k has_changed"),
+    Mutation("data/parquet.py", "np.array([place[name] for name in names], np.int64)[own]", "own", "tests/data/test_parquet.py -k own_order"),
+    Mutation("pipelines/pace.py", "distributed.from_main(unused(made), world)", "unused(made)", "tests/pipelines/test_pace.py -k main_process"),
+    Mutation("experiments/stats.py", "not (coarse and error == 0 and raw.df < 2)", "True", f"{STATS} -k equal_differences"),
 ]  # fmt: skip

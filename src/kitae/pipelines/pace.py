@@ -122,7 +122,7 @@ def measured(
     """The pace of a network that is built for it, on random pixels; no weights are loaded.
 
     Args:
-        images: of a measured batch. A small network on small pictures takes as long for few as for many.
+        images: of a measured batch.
         before: at another size; its training step is then scaled as the forward pass, and not measured again.
     """
     net = build(model.model_copy(update={"pretrained": False}), classes=classes, channels=channels, image_size=size)

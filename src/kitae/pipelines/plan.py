@@ -44,6 +44,7 @@ NET = "tf_efficientnet_lite0"
 
 _SIZES = (224, 192, 160, 128, 112, 96)
 _SCRATCH_SIZES = (128, 96, 64)
+_MEASURED_TOGETHER = 32  # of a batch of a small network, which takes as long for a few
 _JUDGED_AT_ONCE = 32  # large images in large batches leave the processor's cache
 _SMALLEST_TUNED = 128  # pixels; fine-tuning of smaller pictures ended worse than its probe (LOG.md, 2026-11-26)
 # Of the side at which the probe alone fits. The probe gains more from larger pictures than a few steps from being made.
@@ -339,14 +340,14 @@ class _Planner:
             sizes = (self.choices.image_size,)
         name = self.choices.model or "resnet9"
         model = ModelSpec(name=name, width=16 if name == "resnet9" else None)
-        pace = self.pace(model, sizes[-1], images=batch)
         per_pass = max(1, facts.train // batch)
         most = most_steps(facts.train, batch, patient=self.patient, pretrained=False)
         # For larger pictures. Of equal seconds, 128 px and more steps of 96 px were as good (LOG.md, 2026-11-27).
         enough = max(600, 40 * per_pass) if self.patient else max(300, 15 * per_pass)
         chosen = sizes[-1], 1, per_pass, 0.0
         for size in sizes:
-            at = pace.at(size * size)
+            # Measured at each: small pictures meet another stem, so their pace says nothing of larger ones.
+            at = self.pace(model, size, images=min(batch, _MEASURED_TOGETHER)).at(size * size)
             judging = self.judging(at)
             around = self.before_training() + self.after_training(at)
             epochs, steps = fill(max(0.0, self.clock.left - around), batch, per_pass, judging, at.step, most)
