@@ -269,6 +269,7 @@ def test_recipe_lists_and_prints(home: Path) -> None:
         (["train", "fashion-mini", "--set", "epochs=1"], "did you mean train.epochs?"),
         (["train", "fashion-mini", "--epochs", "-1"], "epochs: should be greater than or equal to 0, not -1"),
         (["data", "check", "no-such/"], "no-such/: no such file or folder"),
+        (["data", "check", "webdatasett:a/b.tar"], "did you mean webdataset?"),
         (["data", "fix", "fashion-mini", "--out", "x.csv"], "x.csv: must end in .parquet"),
         (["evaluate", "nowhere"], "no run there"),
         (["predict", "nowhere", "x.png"], "x.png"),

@@ -17,7 +17,6 @@ report.html, figures/ the page and its charts, by `kitae report`
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -299,21 +298,6 @@ class Run:
             write_atomically(file, f"{before}{line}\n".encode())
             if self.finished:
                 self.write_evaluation(self.evaluation())
-
-    def write_test_logits(self, logits: NDArray[np.float32]) -> None:
-        """Keep a fold's logits float32 [n, K]: probabilities round small ones to 0."""
-        import numpy as np
-
-        buffer = io.BytesIO()
-        np.save(buffer, logits)
-        write_atomically(self.path / "test_logits.npy", buffer.getvalue())
-
-    def test_logits(self) -> NDArray[np.float32]:
-        """The logits of a fold's test images."""
-        import numpy as np
-
-        logits: NDArray[np.float32] = np.load(self.path / "test_logits.npy", allow_pickle=False)
-        return logits
 
     def write_predictions(self, table: Any) -> None:
         """Write a pyarrow Table as predictions.parquet."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import shutil
 import signal
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,13 +15,13 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from kitae.errors import CompressionError, RecipeError, TrainingInterruptedError
+from kitae.errors import CompressionError, RecipeError, TrainingError, TrainingInterruptedError
 from kitae.models.build import build
 from kitae.models.spec import ModelSpec
 from kitae.pipelines import probe as probe_pipeline
 from kitae.pipelines.compress import compress
 from kitae.pipelines.export import export
-from kitae.pipelines.folds import tunes
+from kitae.pipelines.folds import OutOfFold, tunes
 from kitae.pipelines.pace import Clock
 from kitae.pipelines.plan import plan
 from kitae.pipelines.setup import Setup
@@ -109,6 +110,18 @@ def test_every_image_is_measured_once_by_a_model_that_has_not_seen_it(run: Run) 
         groups = [set(store.groups[rows].tolist()) for rows in (splits.train, splits.val, test)]
         assert not groups[0] & groups[1] | groups[1] & groups[2] | groups[0] & groups[2]
     assert sorted(tested) == list(range(48))
+    logits = np.load(run.fold(1) / "test_logits.npy")
+    shares = np.array(Run.open(run.fold(1)).predictions()["probabilities"].to_pylist())
+    assert (logits.argmax(1) == shares.argmax(1)).all()
+
+
+def test_a_fold_without_its_logits_is_named(run: Run, tmp_path: Path) -> None:
+    shutil.copytree(run.path, tmp_path / "run")
+    copy = Run.open(tmp_path / "run")
+    (copy.fold(2) / "test_logits.npy").unlink()
+    folds = [Run.open(copy.fold(number)) for number in (1, 2, 3)]
+    with pytest.raises(TrainingError, match=r"2: test_logits\.npy cannot be read; remove the folder"):
+        OutOfFold.of(folds, copy.open_store().labels)
 
 
 def test_the_model_on_everything_is_like_any_other(run: Run, tmp_path: Path) -> None:

@@ -42,7 +42,8 @@ def open_source(spec: DataSpec, progress: Progress | None = None) -> Source:
         DataError: the name is unknown, the path is missing, a download fails, or `groups` names nothing of the source.
     """
     name, _, path = spec.source.partition(":")
-    if name not in SOURCES and not Path(spec.source).exists() and ("/" in spec.source or Path(spec.source).suffix):
+    looks_like_a_path = ":" not in spec.source and ("/" in spec.source or bool(Path(spec.source).suffix))
+    if looks_like_a_path and not Path(spec.source).exists():
         raise DataError(f"{spec.source}: no such file or folder")
     if name not in SOURCES:
         raise DataError(f"unknown data.source {spec.source!r}: {_suggestion(spec.source)}")

@@ -8,6 +8,7 @@ has, which errs on the careful side.
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -18,14 +19,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kitae.data.splits import Splits
+from kitae.errors import TrainingError
 from kitae.evaluation.calibration import fit_temperature
 from kitae.evaluation.evaluate import evaluate, predictions_table
+from kitae.files import write_atomically
 from kitae.pipelines.pace import Clock
 from kitae.pipelines.setup import Setup
 from kitae.recipe import Recipe
 from kitae.run import Run
 from kitae.training.fit import Watcher
 
+_LOGITS = "test_logits.npy"
 _PAGES = 0.2  # of what the end of a run with a page takes: a fold has none
 
 TrainFold = Callable[[Recipe, Path, Clock | None], Run]
@@ -60,6 +64,21 @@ def tunes(folds: list[Run]) -> bool:
     return sum((fold.best_epoch() or 0) > 0 for fold in folds) > len(folds) / 2
 
 
+def keep_logits(run: Run, logits: NDArray[np.float32]) -> None:
+    """Keep the logits float32 [n, K] of a fold's test images: its probabilities round small ones to 0."""
+    buffer = io.BytesIO()
+    np.save(buffer, logits)
+    write_atomically(run.path / _LOGITS, buffer.getvalue())
+
+
+def _kept_logits(run: Run) -> NDArray[np.float32]:
+    try:
+        logits: NDArray[np.float32] = np.load(run.path / _LOGITS, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise TrainingError(f"{run.path}: {_LOGITS} cannot be read; remove the folder to train it again") from error
+    return logits
+
+
 @dataclass(frozen=True)
 class OutOfFold:
     """What the folds' models say of the images that they have not seen.
@@ -82,7 +101,7 @@ class OutOfFold:
         for number, run in enumerate(runs, 1):
             evaluation, splits = run.evaluation(), Splits.load(run.path / "splits.npz")
             rows.append(splits.open_test(lambda: None))  # counted when the fold's run opened it
-            logits.append(run.test_logits())
+            logits.append(_kept_logits(run))
             lines.append(
                 {
                     "fold": number,

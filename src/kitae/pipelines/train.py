@@ -21,7 +21,7 @@ from kitae.folders import default_folder
 from kitae.models.structure import count_parameters
 from kitae.pipelines.argument import understand
 from kitae.pipelines.choices import ChoiceOptions, Choices
-from kitae.pipelines.folds import OutOfFold, split_clock, train_folds, tunes
+from kitae.pipelines.folds import OutOfFold, keep_logits, split_clock, train_folds, tunes
 from kitae.pipelines.pace import Clock, Recutter, fitted
 from kitae.pipelines.plan import plan
 from kitae.pipelines.probe import Shared, probe
@@ -294,7 +294,7 @@ def _tested(run: Run, setup: Setup, model: nn.Module, results: dict[str, Any]) -
     test = splits.open_test(lambda: run.count_test_opening("end of training"))
     test_logits, test_labels = run.logits(setup.image_set(test), model)
     if run.recipe.data.fold is not None:
-        run.write_test_logits(test_logits)
+        keep_logits(run, test_logits)
     run.write_predictions(
         predictions_table([store.names[row] for row in test], test_labels, test_logits, classes, temperature)
     )
