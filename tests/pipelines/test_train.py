@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -616,6 +617,19 @@ def test_openings_of_test_by_several_processes_are_all_counted(tmp_path: Path, r
     assert [process.wait() for process in crew] == [0, 0, 0]
     opened = Run.open(tmp_path / "run")
     assert opened.test_openings == run.test_openings + 60 == opened.evaluation()["test_openings"]
+
+
+def test_only_the_main_process_refuses_a_folder_that_holds_a_run(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another one may look after the main process has made it."""
+
+    def planning(*_: Any) -> None:
+        raise InterruptedError
+
+    monkeypatch.setattr(importlib.import_module("kitae.pipelines.train"), "asked", planning)
+    for rank, error in (("0", TrainingError), ("1", InterruptedError)):
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(error):
+            train(tiny(), run.path)
 
 
 def test_names_that_are_not_utf8_cost_no_result(tmp_path: Path, cache: Path) -> None:

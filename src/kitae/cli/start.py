@@ -116,9 +116,8 @@ def _trained(
     from kitae.run import Run
     from kitae.training import distributed
 
-    if out is not None and not dry_run:
+    if main and out is not None and not dry_run:
         Run.check_free(out, resume=resume, overwrite=overwrite)
-
     clock = None if minutes is None else Clock.of(minutes, process_begun())
     if resume and (out is not None and (out / "recipe.yaml").is_file()):
         data = str(out / "recipe.yaml")

@@ -79,8 +79,9 @@ def train(
                 recipe, out, minutes=minutes, resume=resume, overwrite=overwrite, watcher=view,
                 progress=progress or counted, test=test, **choices,
             )  # fmt: skip
-    if out is not None:
-        Run.check_free(out, resume=resume, overwrite=overwrite)  # before minutes of planning
+    if out is not None and distributed.is_main():
+        # Before minutes of planning. By then the main process may have made the folder that another one looks into.
+        Run.check_free(out, resume=resume, overwrite=overwrite)
     if isinstance(minutes, int | float):
         minutes = Clock.of(minutes, time.monotonic())
     recipe, minutes, lines = asked(recipe, minutes, Choices(**choices))

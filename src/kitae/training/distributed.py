@@ -33,6 +33,11 @@ class World:
         return self.rank == 0
 
 
+def is_main() -> bool:
+    """Whether this is the first of the processes that torchrun started; known before `join`."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
 def join(device: str, timeout: float | None = None) -> World:
     """Join the processes that torchrun started (gloo on CPU, nccl on GPU), or be alone.
 
