@@ -276,8 +276,9 @@ def test_the_minutes_are_turned_into_steps_of_the_recipe(tmp_path: Path) -> None
 
 def test_the_options_of_train_are_typed_and_a_wrong_one_is_named(tmp_path: Path) -> None:
     assert list(ChoiceOptions.__annotations__) == [field.name for field in fields(Choices)]
-    with pytest.raises(RecipeError, match=r"epoch'.*did you mean epochs"):
-        train("fashion-mini", epoch=3)  # type: ignore[call-arg]
+    for wrong, ours in (("epoch", "did you mean epochs"), ("bs", "use batch_size"), ("ema", "'train.ema=VALUE'")):
+        with pytest.raises(RecipeError, match=f"{wrong}'.*{ours}"):
+            train("fashion-mini", **{wrong: 3})  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
 
 

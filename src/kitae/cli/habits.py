@@ -1,4 +1,4 @@
-"""Commands and options that other tools have, and what they are called here."""
+"""Commands that other tools have, and what they are called here; what is wrong on a command line, in our terms."""
 
 from __future__ import annotations
 
@@ -11,31 +11,19 @@ COMMANDS = {
     "completion": "--install-completion",
 }  # fmt: skip
 
-# An option elsewhere -> an option here, or the last parts of a recipe field.
-_OPTIONS = {
-    "learning_rate": "lr", "lr0": "lr", "batch": "batch_size", "bs": "batch_size", "img": "image_size",
-    "imgsz": "image_size", "img_size": "image_size", "arch": "model", "weights": "model.pretrained", "gpus": "device",
-    "wd": "weight_decay", "opt": "optimizer.name", "optimizer": "optimizer.name", "sched": "schedule.name",
-    "scheduler": "schedule.name", "smoothing": "label_smoothing", "mixup": "mixup_alpha", "cutmix": "cutmix_alpha",
-    "drop": "dropout", "drop_path": "stochastic_depth", "amp": "precision", "workers": "threads", "ema": "train.ema",
-    "patience": "early_stopping.patience", "project": "out", "output": "out", "name": "out",
-}  # fmt: skip
-
 
 def hint(problem: UnknownOptionError) -> str | None:
     """One line that names our option, or the recipe field to set; None where neither is known."""
     given = (problem.token.keyword or problem.token.value).partition("=")[0]
     word = given.lstrip("-").replace("-", "_")
-    ours = _OPTIONS.get(word, word)
+    from kitae.recipe import NAMES_ELSEWHERE, field_ending
+
+    ours = NAMES_ELSEWHERE.get(word, word)
     known = {name for argument in problem.argument_collection for name in argument.names}
     option = f"--{ours.replace('_', '-')}"
     if option in known:
         return f"there is no option {given}: use {option}"
-    field = None
-    if "--set" in known:
-        from kitae.recipe import field_ending
-
-        field = field_ending(ours)
+    field = field_ending(ours) if "--set" in known else None
     return None if field is None else f"there is no option {given}: use --set {field}=VALUE"
 
 

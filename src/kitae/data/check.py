@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from kitae import keyed, views
+from kitae.console import plural
 from kitae.data.base import SPLIT_NAMES, TEST, TRAIN, VAL, Item, Progress, Source, Table
 from kitae.data.duplicates import HASH_BYTES, first_alike, pixel_hash
 from kitae.data.near import near_duplicates, perceptual_hashes
@@ -126,7 +127,7 @@ class CheckReport:
     def verdict(self) -> str:
         """`ready`, or `not ready:` and why."""
         counts = ((len(self.unreadable), "unreadable image"), (len(self.label_conflicts), "label conflict"))
-        why = [f"{count:,} {what}{'' if count == 1 else 's'}" for count, what in counts if count]
+        why = [plural(count, what) for count, what in counts if count]
         return f"not ready: {', '.join([*why, *self.problems])}" if not self.ok else "ready"
 
     @property

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 from rich.cells import cell_len
 
-from kitae.console import decimals
+from kitae.console import decimals, plural
 from kitae.experiments.design import Design
 from kitae.experiments.outcome import metric
 from kitae.experiments.stats import Effect, Noise
@@ -52,7 +52,7 @@ def sentence(effect: Effect, seeds: int, runs: int | None = None) -> str:
     if math.isnan(effect.estimate):
         return f"{effect.name}: nothing can be said, too few of its runs finished"
     paired = f"{effect.pairs} of " if effect.kind == "difference" and effect.pairs != seeds else ""
-    with_seeds = f"{paired}{seeds} seed{'s' if seeds != 1 else ''}"
+    with_seeds = f"{paired}{plural(seeds, 'seed')}"
     if effect.kind != "difference" and runs is not None and effect.pairs != runs:
         with_seeds = f"{effect.pairs} of {runs} runs"
     if math.isnan(effect.low):

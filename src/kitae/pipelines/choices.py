@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypedDict
 
-from kitae.errors import RecipeError
-from kitae.recipe import Recipe
+from kitae.errors import RecipeError, did_you_mean
+from kitae.recipe import NAMES_ELSEWHERE, Recipe, field_ending
 
 
 class ChoiceOptions(TypedDict, total=False):
@@ -21,6 +21,18 @@ class ChoiceOptions(TypedDict, total=False):
     device: str | None
     folds: int | None
     set: tuple[str, ...]
+
+
+def unknown_option(name: str) -> RecipeError:
+    """The error for an option that `kt.train` has not, with what it or the recipe calls that."""
+    known = (*ChoiceOptions.__annotations__, "out", "minutes")
+    ours = NAMES_ELSEWHERE.get(name, name)
+    if ours in known:
+        return RecipeError(f"kt.train has no option {name!r}: use {ours}")
+    if (field := field_ending(ours)) is not None:
+        return RecipeError(f"kt.train has no option {name!r}: use set=('{field}=VALUE',)")
+    hint = did_you_mean(name, known)
+    return RecipeError(f"kt.train has no option {name!r}{hint}; set=('field=value',) reaches every recipe field")
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,13 @@ import torch
 from torch import nn
 
 from kitae import console
-from kitae.errors import RecipeError, TrainingError, TrainingInterruptedError, did_you_mean, require
+from kitae.errors import RecipeError, TrainingError, TrainingInterruptedError, require
 from kitae.evaluation.calibration import fit_temperature
 from kitae.evaluation.evaluate import evaluate, evaluate_test, predictions_table
 from kitae.folders import default_folder
 from kitae.models.structure import count_parameters
 from kitae.pipelines.argument import understand
-from kitae.pipelines.choices import ChoiceOptions, Choices
+from kitae.pipelines.choices import ChoiceOptions, Choices, unknown_option
 from kitae.pipelines.folds import OutOfFold, keep_logits, split_clock, train_folds, tunes
 from kitae.pipelines.pace import Clock, Recutter, fitted
 from kitae.pipelines.plan import plan
@@ -71,8 +71,7 @@ def train(
         KitaeError: anything the user can correct, in one line.
     """
     for unknown in choices.keys() - ChoiceOptions.__annotations__.keys():
-        hint = did_you_mean(unknown, ChoiceOptions.__annotations__)
-        raise RecipeError(f"kt.train has no option {unknown!r}{hint}; set=('field=value',) reaches every recipe field")
+        raise unknown_option(unknown)
     if watcher is None and (console.interactive() if show is None else show):
         with console.counting("decoding images") as counted, console.TrainingView(0) as view:
             return train(

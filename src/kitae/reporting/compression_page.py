@@ -13,6 +13,7 @@ from typing import Any
 
 from PIL import Image
 
+from kitae.console import plural
 from kitae.reporting import compression_charts
 from kitae.reporting.results import Candidate, CompressionRecord
 from kitae.reporting.samples import Photo
@@ -281,7 +282,7 @@ def _candidates_caption(record: CompressionRecord) -> str:
 def _timing(record: CompressionRecord) -> str:
     latency, control, threads = record.latency, record.latency.control, record.spec.threads
     parts = ["Latency is of one image in ONNX Runtime"]
-    parts.append(f"on {threads} thread{'' if threads == 1 else 's'}" if threads else "which chooses its threads")
+    parts.append(f"on {plural(threads, 'thread')}" if threads else "which chooses its threads")
     if latency.rounds is not None:
         parts.append(f"all candidates in turn in each of {latency.rounds:.0f} rounds")
     if any(row.control for row in record.candidates):
@@ -300,7 +301,7 @@ def _measured_by(record: CompressionRecord) -> str:
     machine: Mapping[str, Any] = record.machine
     parts = [str(machine.get("processor") or "unknown processor")]
     if isinstance(cores := machine.get("cores"), int):
-        parts.append(f"{cores} core{'' if cores == 1 else 's'}")
+        parts.append(plural(cores, "core"))
     if "vnni" in machine:
         parts.append("with VNNI" if machine["vnni"] else "without VNNI")
     when = str(machine.get("when") or "")[:10]

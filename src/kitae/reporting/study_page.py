@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from kitae.console import plural
 from kitae.errors import KitaeError
 from kitae.reporting import study_charts
 from kitae.reporting.results import Analysis, Effect, StudyRecord, Variant
@@ -275,8 +276,8 @@ def _not_shown(record: StudyRecord, known: Sequence[Effect]) -> str:
     seeds = len(record.seeds)
     blind = ""
     if widths and record.main.unit == "points":
-        blind = f" Differences below about {sorted(widths)[len(widths) // 2]:.1f} points cannot be seen with {seeds} " \
-                f"seed{'' if seeds == 1 else 's'}."  # fmt: skip
+        blind = f" Differences below about {sorted(widths)[len(widths) // 2]:.1f} points cannot be seen with " \
+                f"{plural(seeds, 'seed')}."  # fmt: skip
     if not unclear:
         return f"Every comparison gave a clear answer.{blind}"
     if len(known) == 1:
@@ -301,7 +302,7 @@ def regime(record: StudyRecord) -> str:
     if found.get("precision"):
         parts.append(str(found["precision"]))
     if record.seeds:
-        parts.append(f"{len(record.seeds)} seed{'' if len(record.seeds) == 1 else 's'}")
+        parts.append(plural(len(record.seeds), "seed"))
     return f"This holds for {', '.join(parts)}; other data or longer training may give other results." if parts else ""
 
 
