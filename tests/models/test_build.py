@@ -130,13 +130,15 @@ def test_with_the_large_stem_it_is_the_net_of_imagenet(name: str, parameters: in
 
 
 def test_the_stem_fits_the_image_unless_told_otherwise() -> None:
-    def stride(image_size: int, stem: str) -> int:
+    def side(image_size: int, stem: str, name: str = "resnet18") -> int:
+        """Of what leaves the stem."""
         with torch.device("meta"):
-            return int(make("resnet18", image_size=image_size, stem=stem).stem[0].stride[0])  # type: ignore[index,union-attr]
+            first = make(name, image_size=image_size, stem=stem).stem
+            return int(first(torch.empty(1, 3, image_size, image_size)).shape[-1])  # type: ignore[operator]
 
-    assert [stride(size, "auto") for size in (28, 64, 65, 224)] == [1, 1, 2, 2]
-    assert stride(224, "small") == 1
-    assert stride(32, "large") == 2
+    assert [side(size, "auto") for size in (28, 64, 65, 224)] == [28, 64, 17, 56]
+    for name in ("resnet18", "resnet9", "wide_resnet28_10"):
+        assert [side(96, stem, name) for stem in ("small", "medium", "large")] == [96, 48, 24]
 
 
 def test_macs_by_hand() -> None:

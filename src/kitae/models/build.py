@@ -20,7 +20,7 @@ from kitae.models.airbench import Airbench
 from kitae.models.freeze import freeze
 from kitae.models.initial import keyed_by_name
 from kitae.models.libraries import build_timm, build_torchvision, check_name, refuse, require_timm
-from kitae.models.resnet import BasicBlock, Bottleneck, ResNet, ResNet9, WideResNet
+from kitae.models.resnet import BasicBlock, Bottleneck, ResNet, ResNet9, Stem, WideResNet
 from kitae.models.simple import SimpleCNN
 from kitae.models.spec import ModelSpec
 from kitae.models.structure import classifier_names, device_of, dtype_of, inside
@@ -34,8 +34,10 @@ SMALL_STEM_UP_TO = 64
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def _stem_is_small(spec: ModelSpec, image_size: Size) -> bool:
-    return spec.stem == "small" or (spec.stem == "auto" and max(sides(image_size)) <= SMALL_STEM_UP_TO)
+def _stem(spec: ModelSpec, image_size: Size) -> Stem:
+    if spec.stem != "auto":
+        return spec.stem
+    return "small" if max(sides(image_size)) <= SMALL_STEM_UP_TO else "large"
 
 
 def _simple_cnn(spec: ModelSpec, *, classes: int, channels: int, image_size: Size) -> nn.Module:
@@ -72,7 +74,7 @@ def _residual(spec: ModelSpec, *, classes: int, channels: int, image_size: Size)
     return {
         "classes": classes,
         "channels": channels,
-        "small_stem": _stem_is_small(spec, image_size),
+        "stem": _stem(spec, image_size),
         "stochastic_depth": spec.stochastic_depth,
         "dropout": spec.dropout,
     }

@@ -2,8 +2,9 @@
 
 All of them share three decisions:
 
-- Small images (the caller decides; 64 pixels and below by default) meet a 3x3 stride-1 stem without max-pool, so that
-  every layer sees the image; larger ones a 7x7 stride-2 stem with a 3x3 stride-2 max-pool.
+- There are three stems: `small` is a 3x3 convolution of stride 1, so that every layer sees a small image at its own
+  size; `medium` is the same with stride 2; `large` is that of ImageNet, a 7x7 convolution of stride 2 and a 3x3
+  max-pool of stride 2.
 - Where a residual branch changes the shape, the shortcut is a 1x1 convolution with BatchNorm (option B of He et al.).
   Their CIFAR nets use option A (subsample, pad channels with zeros), which has no weights but cannot be followed by
   channel pruning, and saves only 1 % of the parameters: ResNet-20 has 272,474 with B and 269,722 with A.
@@ -18,10 +19,13 @@ with dead branches; `stochastic_depth` and warm-up serve the same end.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from torch import Tensor, nn
 
 from kitae.models.layers import classifier, linear_rates, stochastic_depth
+
+Stem = Literal["small", "medium", "large"]
 
 
 def _conv3x3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
@@ -38,13 +42,16 @@ def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
     return nn.Sequential(_conv1x1(inputs, outputs, stride), nn.BatchNorm2d(outputs))
 
 
-def _stem_conv(channels: int, width: int, small: bool) -> nn.Conv2d:
-    return _conv3x3(channels, width) if small else nn.Conv2d(channels, width, 7, stride=2, padding=3, bias=False)
+def _stem_layers(channels: int, width: int, stem: Stem, *between: nn.Module) -> nn.Sequential:
+    """The stem's convolution, what follows it, and the max-pool of the large one."""
+    if stem != "large":
+        return nn.Sequential(_conv3x3(channels, width, 1 if stem == "small" else 2), *between)
+    first = nn.Conv2d(channels, width, 7, stride=2, padding=3, bias=False)
+    return nn.Sequential(first, *between, nn.MaxPool2d(3, stride=2, padding=1))
 
 
-def _stem(channels: int, width: int, small: bool) -> nn.Sequential:
-    layers: list[nn.Module] = [_stem_conv(channels, width, small), nn.BatchNorm2d(width), nn.ReLU()]
-    return nn.Sequential(*layers, *([] if small else [nn.MaxPool2d(3, stride=2, padding=1)]))
+def _stem(channels: int, width: int, stem: Stem) -> nn.Sequential:
+    return _stem_layers(channels, width, stem, nn.BatchNorm2d(width), nn.ReLU())
 
 
 def _initialise(model: nn.Module) -> None:
@@ -111,7 +118,7 @@ class ResNet(nn.Module):
         block: the kind of block.
         depths: blocks in each stage.
         width: channels of the stem and of the first stage; they double from stage to stage.
-        small_stem: 3x3 stride 1 without max-pool instead of 7x7 stride 2 with.
+        stem: see the module.
         stochastic_depth: drop probability of the last block.
         dropout: before the classifier.
     """
@@ -124,13 +131,13 @@ class ResNet(nn.Module):
         *,
         classes: int,
         channels: int,
-        small_stem: bool,
+        stem: Stem,
         stochastic_depth: float = 0.0,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
         rates = iter(linear_rates(stochastic_depth, sum(depths)))
-        self.stem = _stem(channels, width, small_stem)
+        self.stem = _stem(channels, width, stem)
         self.stages = nn.Sequential()
         inputs = width
         for stage, depth in enumerate(depths):
@@ -186,13 +193,13 @@ class ResNet9(nn.Module):
         *,
         classes: int,
         channels: int,
-        small_stem: bool,
+        stem: Stem,
         stochastic_depth: float = 0.0,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
         first, last = linear_rates(stochastic_depth, 2)
-        self.stem = _stem(channels, width, small_stem)
+        self.stem = _stem(channels, width, stem)
         self.layer1 = _ConvNormReLU(width, 2 * width, pool=True)
         self.residual1 = _Residual9(2 * width, first)
         self.layer2 = _ConvNormReLU(2 * width, 4 * width, pool=True)
@@ -248,7 +255,7 @@ class WideResNet(nn.Module):
         *,
         classes: int,
         channels: int,
-        small_stem: bool,
+        stem: Stem,
         stochastic_depth: float = 0.0,
         dropout: float = 0.0,
     ) -> None:
@@ -256,9 +263,7 @@ class WideResNet(nn.Module):
         count = (depth - 4) // 6
         rates = iter(linear_rates(stochastic_depth, 3 * count))
         # No BatchNorm here: the first block begins with one.
-        self.stem = nn.Sequential(
-            _stem_conv(channels, 16, small_stem), *([] if small_stem else [nn.MaxPool2d(3, stride=2, padding=1)])
-        )
+        self.stem = _stem_layers(channels, 16, stem)
         self.stages = nn.Sequential()
         inputs = 16
         for stage in range(3):

@@ -24,7 +24,8 @@ class ModelSpec(GrowingSpec):
         freeze: `backbone` trains the classifier only; `statistics` trains all weights, and keeps the pretrained means
             and variances of BatchNorm, which small batches would spoil; `none` trains all.
         freeze_first: so many of the first layer groups (the stem, then block by block) keep their pretrained weights.
-        stem: `small` is 3x3 stride 1 without max-pool, `large` 7x7 stride 2 with; `auto` is small up to 64 pixels.
+        stem: `small` is a 3x3 convolution of stride 1, `medium` one of stride 2, `large` a 7x7 convolution of stride 2
+            and a max-pool of stride 2; `auto` is small up to 64 pixels and large above.
     """
 
     newer: ClassVar[frozenset[str]] = frozenset({"pretrained_sha256", "freeze_first"})
@@ -37,7 +38,7 @@ class ModelSpec(GrowingSpec):
     pretrained_sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
     freeze: Literal["none", "statistics", "backbone"] = "none"
     freeze_first: int = Field(0, ge=0)
-    stem: Literal["auto", "small", "large"] = "auto"
+    stem: Literal["auto", "small", "medium", "large"] = "auto"
 
     @model_validator(mode="after")
     def _frozen_is_pretrained(self) -> ModelSpec:
