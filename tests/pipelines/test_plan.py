@@ -119,7 +119,7 @@ def test_without_weights_it_says_so_and_trains_from_scratch(tmp_path: Path, worl
     world["weights"] = None
     made = plan(photos(tmp_path / "d", [40, 50]))
     assert made.recipe.model.pretrained is False
-    assert made.recipe.model.name == "resnet9"
+    assert (made.recipe.model.name, made.recipe.model.stem) == ("resnet9", "medium")
     assert made.recipe.train.probe == "auto"
     (line,) = [line for line in made.lines if "from scratch" in line and "weights" in line]
     assert "[weights]'" in line
@@ -139,7 +139,7 @@ def test_given_minutes_make_a_training_from_scratch_longer(tmp_path: Path, world
 def test_tiny_grey_images_are_no_photographs(tmp_path: Path) -> None:
     made = plan(photos(tmp_path / "d", [40, 50], size=(28, 28), grey=True))
     assert made.recipe.model.pretrained is False
-    assert made.recipe.data.image_size == 28
+    assert (made.recipe.data.image_size, made.recipe.model.stem) == (28, "auto")
     assert any("28 x 28" in line for line in made.lines)
     assert "90 images" in made.lines[0]
 

@@ -339,14 +339,18 @@ class _Planner:
         if self.choices.image_size is not None:
             sizes = (self.choices.image_size,)
         name = self.choices.model or "resnet9"
-        model = ModelSpec(name=name, width=16 if name == "resnet9" else None)
+        model = ModelSpec(name=name)
+        if name == "resnet9":
+            # Of equal seconds, the medium stem and fewer steps were better than the large one (LOG.md, 2026-11-27).
+            model = ModelSpec(name=name, width=16, stem="auto" if facts.tiny else "medium")
         per_pass = max(1, facts.train // batch)
         most = most_steps(facts.train, batch, patient=self.patient, pretrained=False)
-        # For larger pictures. Of equal seconds, 128 px and more steps of 96 px were as good (LOG.md, 2026-11-27).
+        # Larger pictures are taken once this many steps fit; in equal seconds, 128 px and 96 px with more steps were
+        # equally good (LOG.md, 2026-11-27).
         enough = max(600, 40 * per_pass) if self.patient else max(300, 15 * per_pass)
         chosen = sizes[-1], 1, per_pass, 0.0
         for size in sizes:
-            # Measured at each: small pictures meet another stem, so their pace says nothing of larger ones.
+            # Measured at each size, since small pictures may meet another stem.
             at = self.pace(model, size, images=min(batch, _MEASURED_TOGETHER)).at(size * size)
             judging = self.judging(at)
             around = self.before_training() + self.after_training(at)
