@@ -2,17 +2,17 @@
 
 All of them share three decisions:
 
-- Small images (the caller decides; 64 pixels and below by default) meet a 3x3 stride-1 stem without max-pool, so that
-  every layer sees the image; larger ones a 7x7 stride-2 stem with a 3x3 stride-2 max-pool.
-- Where a residual branch changes the shape, the shortcut is a 1x1 convolution with BatchNorm (option B of He et al.).
+- Small images (the caller decides; 64 pixels and below by default) use a 3x3 stride-1 stem without max-pool, so that
+  every layer sees the image; larger ones use a 7x7 stride-2 stem with a 3x3 stride-2 max-pool.
+- If a residual branch changes the shape, the shortcut is a 1x1 convolution with BatchNorm (option B of He et al.).
   Their CIFAR nets use option A (subsample, pad channels with zeros), which has no weights but cannot be followed by
   channel pruning, and saves only 1 % of the parameters: ResNet-20 has 272,474 with B and 269,722 with A.
 - The sum is a plain `branch + shortcut`, and no activation works in place: tracing, export, pruning and hooks see the
   values that were computed.
 
 Convolutions start from He normal weights (fan out), BatchNorm from scale 1 and shift 0. The last BatchNorm of a branch
-is *not* started at zero (Goyal et al. 2017): that helps large batches and high rates, whereas here it leaves fresh nets
-with dead branches; `stochastic_depth` and warm-up serve the same end.
+does *not* start at zero (Goyal et al. 2017). That helps with large batches and high rates, but leaves fresh nets with
+dead branches here; `stochastic_depth` and warm-up have the same purpose.
 """
 
 from __future__ import annotations
