@@ -94,9 +94,7 @@ def build_optimizer(
         if name in accepted and isinstance(accepted[name].default, tuple) == isinstance(value, tuple)  # Adafactor's
     }
     if spec.momentum == 0:
-        arguments.pop(
-            "nesterov", None
-        )  # torch refuses Nesterov without momentum
+        arguments.pop("nesterov", None)  # torch refuses Nesterov without momentum
     if "fused" in accepted:
         arguments["fused"] = True
     try:
