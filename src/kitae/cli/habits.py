@@ -1,4 +1,4 @@
-"""Commands and options that other tools have, and what they are called here."""
+"""Commands and options of other tools, and their names in Kitae."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def hint(problem: UnknownOptionError) -> str | None:
 
 
 def reworded(problem: CycloptsError) -> str:
-    """What the parser found, in one line and in our terms."""
+    """The parser's error as one line in Kitae's terms."""
     command = " ".join(("kitae", *(problem.command_chain or ())))
     if isinstance(problem, MissingArgumentError) and problem.keyword is None:
         argument = problem.argument
