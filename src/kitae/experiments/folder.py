@@ -35,7 +35,7 @@ from kitae.folders import Owned
 from kitae.machine import now
 
 FORMAT = 1
-# Goes up when the same recipe and seed give a different run. 2: initial weights are keyed by parameter names.
+# Increased when the same recipe and seed give a different run. 2: initial weights are keyed by parameter names.
 # 3: an epoch drops its short last batch, ties of epochs go to the lower loss, mixing draws one lambda per batch.
 NUMERICS = 3
 STUDY = "study.yaml"
@@ -165,7 +165,7 @@ def add_seeds(
     Args:
         content: of study.yaml so far.
         plan: with the seeds.
-        finished: runs that were done by now, so that a reader knows how much was seen when the number was raised.
+        finished: runs that were done by now, so that a reader knows how many results were known when seeds were added.
     """
     (folder / "effects.json").unlink(missing_ok=True)  # of fewer seeds than study.yaml is going to have
     added = {"seeds": list(seeds), "when": now(), "finished": finished}

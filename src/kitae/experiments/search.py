@@ -1,4 +1,4 @@
-"""Policy search: which augmentation, mixing and label smoothing suit *these* data?
+"""Policy search: find the augmentation, mixing and label smoothing that suit the user's data.
 
     arms        Optuna proposes settings (TPE, Bergstra et al. 2011). The published presets and the recipe's own
                 augmentation are the first arms, so the search starts from what everybody would try.
