@@ -3,7 +3,7 @@
 A study folder:
 
     study.yaml        the study, the plan and every run's recipe fingerprint, written before the first run
-    runs/NAME/        a run folder each; runs/NAME.json is what the study keeps of it, runs/NAME.log its output
+    runs/NAME/        the run folders; runs/NAME.json has what the study keeps of a run, runs/NAME.log its output
     runs.parquet      a row per run: variant, seed, status, all numbers, curves
     effects.parquet   a row per effect and metric
     effects.json      what tables, figures and pages need
@@ -118,7 +118,7 @@ def study_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 def read_study(folder: Path) -> dict[str, Any] | None:
-    """What study.yaml says; None if there is none.
+    """The content of study.yaml; None if there is none.
 
     Raises:
         TrainingError: the file is damaged, or from another version.
