@@ -16,8 +16,8 @@ PHOTOGRAPHS = """\
 # Photographs: accuracy in the same minutes
 
 Made by `python benchmarks/quality.py`; the figures are those of `benchmarks/results/quality.json`. All contestants
-read the same images with the same splits, start with nothing decoded, and plan to end within the minutes. Nobody
-opens test before the end. Differences are paired by seed (a seed draws the splits too); below 0, Kitae is better. An
+read the same images with the same splits, start with nothing decoded, and plan to end within the minutes. Test is
+not used before the end. Differences are paired by seed (a seed draws the splits too); below 0, Kitae is better. An
 interval is a 95 % t interval over the seeds, so with two or three of them it is wide.
 
 Machine: {machine}.
@@ -25,12 +25,12 @@ Machine: {machine}.
 TRAINING = """\
 # Training speed: the same step in other loops
 
-Made by `python benchmarks/train.py`; the figures are those of `benchmarks/results/train.json`. The same network,
-images, batch and cores; everyone but the tutorial's loop trains in bfloat16 and channels_last. Contestants take turns
-of some steps, so a busy moment hits all of them; ratios are of the same round (median, lowest and highest).
+Made by `python benchmarks/train.py`; the figures are those of `benchmarks/results/train.json`. All loops use the same
+network, images, batch and cores; all but the tutorial's loop train in bfloat16 and channels_last. They take turns of a
+few steps, so that other load on the machine affects all of them. Ratios are within a round (median, lowest, highest).
 
-Kitae can pass the bare step. Its process keeps large blocks of memory that it has freed, where the bare loop's gives
-them back to the system at every step; what that alone is worth was not measured.
+Kitae can be faster than the bare step. Its process keeps large freed blocks of memory, while the bare loop returns
+them to the system at every step; the effect of this alone was not measured.
 
 Machine: {machine}.
 """

@@ -39,7 +39,7 @@ _json = False  # whether only `answer` prints to standard output
 
 
 def interactive() -> bool:
-    """Whether somebody looks at the output: a terminal, or a notebook."""
+    """Whether the output is shown to a person: in a terminal or a notebook."""
     return console.is_terminal or console.is_jupyter
 
 
@@ -54,7 +54,7 @@ def say(text: str) -> None:
 
 
 def starting(command: str) -> None:
-    """Say what begins before the imports, which take seconds, wherever no bar shows it."""
+    """Print what is starting, before the imports, which take seconds, unless a progress bar shows it."""
     if not interactive():
         say(f"starting: kitae {command}")
 
@@ -68,7 +68,7 @@ def error(text: str) -> None:
 
 @contextmanager
 def json_only(wanted: bool) -> Iterator[None]:
-    """Where `wanted`, print nothing but `answer` to standard output: lines and bars go to standard error."""
+    """If `wanted`, only print `answer` to standard output; lines and bars go to standard error."""
     global _json
     before = _json, console.stderr
     _json, console.stderr = wanted, wanted or console.stderr
@@ -79,7 +79,7 @@ def json_only(wanted: bool) -> Iterator[None]:
 
 
 def answer(value: Any) -> None:
-    """Print the result of a command as one JSON document, where `json_only` asks for it; else nothing.
+    """Print the result of a command as one JSON document, if `json_only` asks for it.
 
     Args:
         value: anything that `files.plain` takes; NaN and infinity become null.
@@ -89,9 +89,9 @@ def answer(value: Any) -> None:
 
 
 def table(title: str, columns: list[str], rows: list[list[str]], right: int = 1) -> None:
-    """Print a table: drawn for somebody who looks at it, else as tab-separated values below the title.
+    """Print a table: drawn if the output is interactive, else as tab-separated values below the title.
 
-    Nothing is printed under `json_only`, where `answer` has the same values.
+    Nothing is printed under `json_only`, since `answer` has the same values.
 
     Args:
         right: columns from this number on are right-aligned.
@@ -219,7 +219,7 @@ def counting(what: str) -> Iterator[Any]:
         job = bar.add_task(what, total=None)
 
         def drawn(done: int, total: int) -> None:
-            # Shown only while counting: beside training's own bar an idle one would pulse.
+            # Shown only while counting, since an idle bar would pulse next to the training bar.
             bar.update(job, completed=done, total=total)
             if done < total:
                 bar.start()
@@ -288,7 +288,7 @@ class TrainingView:
             self._last_line = time.monotonic()
             done = (epoch - self._first_epoch) * steps + step
             rest = self.epochs * steps - epoch * steps - step
-            # The first steps compile: they say nothing of the others.
+            # The first steps include compilation, so they do not predict the others.
             left = f"  left {duration((time.monotonic() - self._began) / done * rest)}" if done >= _FIRST_STEPS else ""
             say(f"epoch {epoch + 1}/{self.epochs}  step {step}/{steps}  {facts}{left}")
 

@@ -24,7 +24,7 @@ from types import ModuleType
 
 
 class KitaeError(Exception):
-    """An error that the user can correct; its message is one line, whatever it quotes."""
+    """An error that the user can correct; its message is always one line."""
 
     def __init__(self, *args: object) -> None:
         super().__init__(*(" ".join(arg.splitlines()) if isinstance(arg, str) else arg for arg in args))

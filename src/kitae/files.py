@@ -72,7 +72,7 @@ def read_json(path: Path, *keys: str, error: type[KitaeError] = KitaeError) -> d
 
 
 def plain(value: Any) -> Any:
-    """Values that JSON has: NaN becomes null, NumPy numbers become Python's, paths text, other objects their fields."""
+    """A value converted for JSON: NaN to null, NumPy numbers to Python's, paths to text, objects to their fields."""
     if isinstance(value, Mapping):
         return {str(key): plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

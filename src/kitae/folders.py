@@ -1,7 +1,7 @@
 """Folders that Kitae owns: a run, a study, a search, a compression.
 
-One process at a time writes to such a folder. Files that Kitae did not write are never touched: a folder that holds
-any is refused. Names that start with a dot do not count (the lock, temporary files, what file managers leave).
+One process at a time writes to such a folder. Files that Kitae did not write are never touched: a folder that contains
+any is refused. Names that start with a dot are ignored (the lock, temporary files, files of file managers).
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class Owned:
         kind: its name in messages.
         names: the files and folders that may be in it.
         error: the type of error to raise.
-        first: the file that is written first and removed last: without it, nothing in the folder counts as ours. None
-            where names are enough.
+        first: the file that is written first and removed last; without it, no file in the folder counts as Kitae's.
+            None if the names are enough.
     """
 
     kind: str
@@ -60,10 +60,10 @@ class Owned:
             shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
 
     def set_aside(self, folder: Path, *, replace: bool) -> None:
-        """Move what is ours aside, where it waits for `bring_back` or `discard_aside`; only where `first` is known.
+        """Move Kitae's files aside, until `bring_back` or `discard_aside`; requires `first`.
 
-        What a killed process has moved only in part is brought back before. Where something waits already, what is in
-        the folder never came so far that the old was discarded, and is removed.
+        If a killed process moved only some of them, those are brought back first. If there are files aside already,
+        the files in the folder are from an attempt that was not completed, and are removed.
         """
         aside = folder / _ASIDE
         if aside.is_dir() and self.first is not None and not (aside / self.first).exists():
@@ -79,7 +79,7 @@ class Owned:
                 old.rename(aside / name)
 
     def bring_back(self, folder: Path) -> None:
-        """Undo `set_aside`; nothing where nothing waits."""
+        """Undo `set_aside`; does nothing if there are no files aside."""
         aside = folder / _ASIDE
         if aside.is_dir():
             for old in sorted(aside.iterdir(), key=lambda old: old.name != self.first):
@@ -87,7 +87,7 @@ class Owned:
             aside.rmdir()
 
     def discard_aside(self, folder: Path) -> None:
-        """Remove what waits; renamed first, since what waits only in part is brought back."""
+        """Remove the files aside. They are renamed first, since a partial set would be brought back."""
         aside, gone = folder / _ASIDE, folder / _DISCARDED
         if aside.is_dir():
             shutil.rmtree(gone, ignore_errors=True)
@@ -96,7 +96,7 @@ class Owned:
 
     @contextmanager
     def locked(self, folder: Path) -> Iterator[None]:
-        """Make the folder if necessary, and reserve it for this process. The lock ends with the process.
+        """Create the folder if necessary, and lock it for this process. The lock ends with the process.
 
         Raises:
             KitaeError: of type `error`: another process writes to it, or it cannot be made.

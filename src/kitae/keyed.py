@@ -52,7 +52,7 @@ TWO_POW_MINUS_32 = 2.0**-32
 def philox(c0: Any, c1: Any, c2: Any, c3: Any, k0: Any, k1: Any) -> tuple[Any, Any, Any, Any]:
     """Philox4x32-10: the counter (c0, c1, c2, c3) under the key (k0, k1), all uint64 holding 32-bit values.
 
-    Plain arithmetic on uint64, so that `numba.njit(philox)` gives the scalar version of the very same source.
+    Plain arithmetic on uint64, so that `numba.njit(philox)` compiles the scalar version from the same source.
 
     Returns:
         Four uint64 values (or arrays) in [0, 2**32).
@@ -152,7 +152,7 @@ def sort_keys(seed: int, epoch: ArrayLike, index: ArrayLike, slot: ArrayLike) ->
 
 
 def derive_seed(seed: int, epoch: int, index: int, slot: int) -> int:
-    """A seed in [0, 2**63) for a library that wants a generator of its own (torch, at one step)."""
+    """A seed in [0, 2**63) for a library that needs its own generator (torch, at one step)."""
     return int(sort_keys(seed, epoch, index, slot)) >> 1
 
 

@@ -1,4 +1,4 @@
-"""load(path): open whatever Kitae wrote, without saying what it is."""
+"""load(path): open anything that Kitae wrote, and detect its kind."""
 
 from __future__ import annotations
 

@@ -11,18 +11,18 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-# How often a waiting thread looks before it sleeps: some tenths of a millisecond. GNU OpenMP's own is 300,000; with
-# 1,000, small networks seem to lose some percent on a quiet machine (LOG.md, 2026-11-26).
+# How often a waiting thread spins before it sleeps: a few tenths of a millisecond. GNU OpenMP's default is 300,000;
+# with 1,000, small networks seem to lose a few percent on an idle machine (LOG.md, 2026-11-26).
 SPINS = "30000"
 
 
 def sleep_while_waiting(environment: MutableMapping[str, str]) -> None:
-    """Let threads of PyTorch that wait for each other sleep soon, in processes that start with this environment.
+    """Let waiting PyTorch threads sleep soon, in processes that start with this environment.
 
-    By default GNU OpenMP, which PyTorch has on Linux, waits in a loop for some milliseconds. Where other processes want
-    the same cores, each such wait takes a core from the thread that is waited for: beside two other trainings on two
-    cores, a step took 1.5 to 7 times as long. Variables that the user has set are left as they are. The variable is
-    read when PyTorch is loaded.
+    By default GNU OpenMP, which PyTorch uses on Linux, spins for a few milliseconds while it waits. If other processes
+    need the same cores, spinning takes a core from the thread that is waited for: next to two other trainings on two
+    cores, a step took 1.5 to 7 times as long. Variables that the user has set are not changed. The variable is read
+    when PyTorch is loaded.
     """
     if "OMP_WAIT_POLICY" not in environment:
         environment.setdefault("GOMP_SPINCOUNT", SPINS)

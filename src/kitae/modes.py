@@ -1,4 +1,4 @@
-"""A network's mode, put back as it was."""
+"""Temporarily puts a network in eval mode."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a network and all its parts in eval mode, and afterwards each part in the mode that it had."""
+    """Put a network and all its modules in eval mode, and restore the mode of each module afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

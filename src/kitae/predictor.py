@@ -19,7 +19,7 @@ from kitae.runtime import Predictions
 
 
 class Predictor:
-    """A network with what its predictions depend on.
+    """A network with everything that its predictions depend on.
 
     Attributes:
         classes: class names, in the order of the outputs.
@@ -32,7 +32,7 @@ class Predictor:
     """
 
     def __init__(self, model: nn.Module, facts: Mapping[str, Any], *, tta: Tta, batch_size: int) -> None:
-        """Take a network on any device, and what model.json says of it."""
+        """Take a network on any device, and the facts of its model.json."""
         if tta not in get_args(Tta):
             raise RecipeError(f"tta: {tta!r} must be one of {', '.join(get_args(Tta))}")
         self._model, self._mean, self._std, self._batch_size = model, facts["mean"], facts["std"], batch_size

@@ -1,7 +1,7 @@
-"""The recipe: everything that determines a run, in one frozen, validated value.
+"""The recipe: everything that determines a run, in one frozen, validated object.
 
-It composes the specs that the stages define in their own `spec.py`. A recipe is loaded from a YAML file or by the name
-of a shipped one, changed by `override`, and saved as YAML that loads to an equal recipe.
+It combines the specs that the stages define in their own `spec.py`. A recipe is loaded from a YAML file or by the name
+of a shipped one, changed with `override`, and saved as YAML that loads to an equal recipe.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ S = TypeVar("S", bound=Spec)
 OPS_BY_NAME = "augment.train."
 """Prefix of an op in an override, by its name or by its position in the list."""
 
-# PyYAML lets errors of its constructors through, such as those of impossible dates and odd tags.
+# PyYAML does not catch errors of its constructors, such as those of impossible dates and odd tags.
 _YAML_ERRORS = (yaml.YAMLError, RecursionError, ValueError, KeyError, AttributeError)
 _OPTIMIZER = "train.optimizer.name"
 _MAX_BYTES = 1 << 20  # a recipe is a page of text; anything larger is a mistake or an attack
@@ -117,7 +117,7 @@ _FILLED_IN = ("data.order", "model.pretrained_sha256", "train.probe", "train.rec
 
 
 def differences(saved: Recipe, asked: Recipe) -> list[str]:
-    """The fields in which a recipe differs from a run's own, where `auto` and what a run fills in agree with all."""
+    """The fields in which a recipe differs from a run's own; `auto` and fields that a run fills in match any value."""
     before, now = _flat(saved.model_dump(mode="json")), _flat(asked.model_dump(mode="json"))
     open_ = tuple(field for field in _FILLED_IN if not any(f"{name}.".startswith(f"{field}.") for name in now))
     return [
@@ -174,7 +174,7 @@ def read_text(path_or_name: str | Path) -> tuple[str, str]:
 def parse_yaml(text: str, origin: str) -> tuple[dict[str, Any], yaml.Node | None]:
     """A YAML mapping, and its tree for line numbers. Aliases are refused: they can blow up to any size.
 
-    So is a key that is listed twice in one mapping, of which YAML would silently take the last.
+    Duplicate keys in a mapping are refused too, since YAML would silently take the last.
 
     Raises:
         RecipeError: not YAML, not a mapping, with aliases, or with a key twice.
@@ -355,7 +355,7 @@ NAMES_ELSEWHERE = {
 
 
 def field_ending(ending: str) -> str | None:
-    """The field of a recipe whose name ends so, as `train.epochs` for `epochs`, if there is one."""
+    """The field of a recipe with this ending, such as `train.epochs` for `epochs`, if there is one."""
     names = (*_field_names(Recipe().model_dump(mode="json")), *_OPTIONAL)
     return next((name for name in names if f".{name}".endswith(f".{ending}")), None)
 
@@ -369,7 +369,7 @@ def _field_names(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def _section(cls: type[BaseModel], field: str) -> type[BaseModel] | None:
-    """The spec that a field holds, also where it may be null or a plain value as well."""
+    """The spec of a field, even if the field may also be null or a plain value."""
     info = cls.model_fields.get(field)
     if info is None:
         return None

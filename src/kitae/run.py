@@ -1,11 +1,11 @@
-"""The run folder: what training leaves behind, and the only module that knows its file names.
+"""The run folder: the files that training writes. Only this module knows their names.
 
 recipe.yaml           the recipe with `auto` resolved
 environment.json      hardware, versions, threads
-model.json            what rebuilds the network and prepares an image: classes, size, normalisation, temperature
+model.json            to rebuild the network and prepare an image: classes, size, normalisation, temperature
 splits.npz            store rows of train, val and test
 metrics.jsonl         a line per epoch; epoch 0 is the probe
-features/             what the frozen network made of the training images, until the run is finished
+features/             the frozen network's features of the training images, until the run is finished
 best.safetensors      weights of the best epoch
 last/checkpoint.safetensors   the whole state, to resume from
 evaluation.json       validation and test, at the end
@@ -152,7 +152,7 @@ class Run:
         self.recipe = saved
 
     def discard_unless_trained(self) -> None:
-        """Remove what this object made if no training was saved: a start that failed leaves nothing behind."""
+        """Remove the files that this object made if no training was saved, so that a failed start leaves nothing."""
         learnt = any(path.exists() for path in (self.features, self.checkpoint, self.best))
         if not self._new or learnt or self.metrics() or any(self.fold(1).parent.glob("*/*")):
             return
@@ -211,7 +211,7 @@ class Run:
         return (self.path / "evaluation.json").is_file()
 
     def require_finished(self) -> None:
-        """Test stays closed until a run has ended.
+        """Require that the run is finished; test stays closed until then.
 
         Raises:
             TrainingError: the run can still be resumed.
@@ -412,7 +412,7 @@ class Run:
         return model.eval()
 
     def predictor(self, model: nn.Module | None = None, tta: Tta | None = None) -> Predictor:
-        """What makes logits and predictions as this run does: its temperature, normalisation and views.
+        """A predictor with this run's temperature, normalisation and views.
 
         Args:
             model: on any device; None is the run's best.

@@ -1,4 +1,4 @@
-"""Predict from an exported file, with onnxruntime, NumPy and Pillow alone: no PyTorch is imported, now or later.
+"""Predict from an exported file with only onnxruntime, NumPy and Pillow. PyTorch is never imported.
 
     from kitae.runtime import Model
 
@@ -42,7 +42,7 @@ INPUT, OUTPUT = "images", "probabilities"
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a classifier says of N images.
+    """A classifier's predictions for N images.
 
     Attributes:
         labels: int64 [N], the most probable class, as an index into `classes`.

@@ -14,7 +14,7 @@ class Spec(BaseModel):
 
 
 class GrowingSpec(Spec):
-    """A spec whose `newer` fields are left out at their defaults, so that recipes keep the fingerprints they had."""
+    """A spec that omits its `newer` fields at their defaults, so that the fingerprints of old recipes do not change."""
 
     newer: ClassVar[frozenset[str]] = frozenset()
 

@@ -1,4 +1,4 @@
-"""How a result shows itself: one line at a prompt, a table in a notebook, a data frame.
+"""How results are displayed: one line at a prompt, a table in a notebook, a data frame.
 
 Everything here is plain text and HTML, so that it works where matplotlib, pandas and Jinja are not installed.
 """
@@ -73,7 +73,7 @@ def frame(rows: Sequence[Mapping[str, Any]] | Mapping[str, Any]) -> pd.DataFrame
 
 
 class RunLike(Protocol):
-    """What of a run is shown here."""
+    """The parts of a run that are shown here."""
 
     path: Path
     recipe: Any
@@ -147,7 +147,7 @@ _CLASSES = 20  # that are listed; the page has all
 
 
 def _fold_rows(measured: Mapping[str, Any]) -> list[list[str]]:
-    """A cross-validation: all images, each by the model that has not seen it, and the classes."""
+    """The rows of a cross-validation: out-of-fold accuracy over all images, the folds, and the classes."""
     each = [fold["accuracy"] for fold in measured["folds"]]
     return [
         [

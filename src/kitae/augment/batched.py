@@ -1,9 +1,9 @@
-"""The torch executor: the same programs on whole batches, by plain torch operations, on any device. The reference in
-tests.
+"""The torch executor: runs the same programs on whole batches with plain torch operations, on any device. The
+reference in tests.
 
-Steps are aligned (step s of every sample belongs to the same op), so the batch goes through step by step, and at each
-step the samples that share an op code go through together. `twins` has a function for each compiled kernel. Integer
-ops give the same bits as the CPU executor; float ones are written in the same order of single-precision operations.
+Steps are aligned (step s of every sample belongs to the same op), so the batch is processed step by step, and at each
+step the samples with the same op code are processed together. `twins` has a function for each compiled kernel. Integer
+ops give the same bits as the CPU executor; float ones use the same order of single-precision operations.
 """
 
 from __future__ import annotations

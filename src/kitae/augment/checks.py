@@ -1,4 +1,4 @@
-"""What a caller gives, checked: images, keys, targets, colours, programs."""
+"""Checks of a caller's arguments: images, keys, targets, colours, programs."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def as_keys(epoch: Any, index: Any, count: int) -> tuple[int | NDArray[np.int64]
 
 
 def as_step(step: int | None, rows: NDArray[np.int64]) -> int:
-    """What keys a batch as a whole: its step, or its first index where that is None."""
+    """The key of a whole batch: its step, or its first index if the step is None."""
     if step is None:
         return int(rows[0]) if len(rows) else 0
     return int(integers(step, "step", 2**63))
@@ -140,7 +140,7 @@ def integers(value: Any, name: str, limit: int) -> NDArray[np.int64]:
         return np.zeros(0, np.int64)
     if array.dtype.kind not in "iu":
         raise AugmentError(f"{name} must be integer, not {array.dtype}")
-    # Seen as unsigned, a negative number is too large: one pass tells both.
+    # As unsigned integers, negative numbers are too large, so one pass checks both bounds.
     if array.dtype == np.int64:
         largest = np.maximum.reduce(array.view(np.uint64), axis=None)
     else:

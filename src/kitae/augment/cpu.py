@@ -1,8 +1,8 @@
-"""The CPU executor: compiled kernels, run by a few plain threads that hold no lock.
+"""The CPU executor: compiled kernels, run by a few plain threads that do not hold the interpreter lock.
 
-A call fills one array of addresses and sizes, the context, and lets each thread run `kernels.run.run` on it. There are
-no worker processes and no threading layer; the memory of a result is used again once nobody refers to it, since
-touching fresh pages would take longer than augmenting.
+A call fills one array of addresses and sizes, the context, and each thread runs `kernels.run.run` on it. There are no
+worker processes and no threading layer. The memory of a result is reused once nothing refers to it, since touching
+fresh pages would take longer than augmenting.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from kitae.keyed import SLOT_MIX, normal_quantile
 
 
 class _Crew:
-    """Threads that help with calls: their own, as a numba threading layer aborts when two Python threads enter it."""
+    """Threads that help with calls; numba's threading layers would abort when two Python threads enter them."""
 
     def __init__(self) -> None:
         self._busy = threading.Lock()  # one call at a time has helpers
@@ -80,7 +80,7 @@ class _Crew:
             close = jit.native(crew.close, CLOSE).ctypes
             try:
                 inside = jit.native(crew.lead, LEAD).ctypes(self._mailbox, context, scratch, helpers)
-                while inside:  # a helper that the system took off its core needs a while
+                while inside:  # a helper that was preempted needs a while
                     time.sleep(20e-6)
                     inside = close(self._mailbox)
             except BaseException:  # an interrupt; helpers still write to memory that must stay
@@ -163,7 +163,7 @@ class Recycler:
             return base.reshape(shape)
 
 
-# Results larger than this do not stay in the caches anyway, so they are written past them.
+# Larger results do not stay in the caches anyway, so they are written with non-temporal stores.
 STREAM_BYTES = 12 << 20
 
 _local = threading.local()

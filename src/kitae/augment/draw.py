@@ -1,4 +1,4 @@
-"""`Draw`: keyed randomness for an op of your own."""
+"""`Draw`: keyed randomness for custom ops."""
 
 from __future__ import annotations
 

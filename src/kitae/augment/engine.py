@@ -37,9 +37,9 @@ class Augment:
             for images, labels, index in loader:           # uint8 [N, C, H, W], int64 [N], int64 [N]
                 images = aug(images, epoch=epoch, index=index)
 
-    What sample `index` gets in `epoch` depends on (seed, epoch, index) alone: not on the batch it comes in, its place
-    there, threads, workers, processes or device. `index` is any number that names the sample, usually its row in the
-    data set; the global generators of torch, NumPy and Python are neither used nor touched.
+    The result for sample `index` in `epoch` depends only on (seed, epoch, index): not on its batch, its position in
+    the batch, threads, workers, processes or device. `index` is any number that identifies the sample, usually its row
+    in the data set; the global generators of torch, NumPy and Python are not used.
 
     As a DataLoader's `collate_fn`, where the data set yields (image uint8 [C, H, W], label, index):
 
@@ -56,13 +56,13 @@ class Augment:
             Without them the result is uint8, and erasing writes 0.
         mix: a `MixSpec` or its mapping: MixUp and CutMix within the pairs (0, 1), (2, 3), ... of the batch. In uint8
             the result is rounded to the nearest level, halves up.
-        num_classes: width of the targets that are made of integer labels.
-        threads: of the CPU executor; by default the CPUs this process may use, and 1 in a DataLoader worker.
+        num_classes: number of columns of the targets made from integer labels.
+        threads: threads of the CPU executor; by default the CPUs this process may use, and 1 in a DataLoader worker.
         executor: `cpu` (compiled kernels), `torch` (batched torch ops, any device), `auto`: torch for tensors that are
             not on the CPU, cpu for the rest.
         dtype: float32 or bfloat16 of normalised images. bfloat16 needs torch tensors.
         channels_last: the result [N, C, H, W] is stored as [N, H, W, C] (torch.channels_last).
-        layout: of the images given: `nchw`, or `nhwc` for [N, H, W, C]. The result is [N, C, H, W] always.
+        layout: layout of the input: `nchw`, or `nhwc` for [N, H, W, C]. The result is always [N, C, H, W].
 
     Raises:
         AugmentError: an unknown op, a parameter out of range, settings that contradict each other.
@@ -174,8 +174,8 @@ class Augment:
             targets: int64 [N] labels, or float32 [N, K].
             epoch: integer in [0, 2**32), or one per sample.
             index: int64 [N] in [0, 2**63).
-            step: number of the batch in its epoch, in [0, 2**63): keys what the whole batch draws together (mixing
-                with `per: batch`), so give parts of one batch the same. None is the batch's first index.
+            step: number of the batch in its epoch, in [0, 2**63): the key of what is drawn once per batch (mixing with
+                `per: batch`), so pass the same step for all parts of a batch. None is the batch's first index.
 
         Returns:
             images [N, C, H', W'], of the kind given (NumPy or torch, same device); with targets, (images, targets)
@@ -189,7 +189,7 @@ class Augment:
         return self._apply(batch, targets, epochs, rows, None, as_step(step, rows))
 
     def replay(self, images: Any, program: Program, targets: Any = None) -> Any:
-        """Run a program made by `plan` on a batch. Returns what a call returns; nothing is drawn."""
+        """Run a program made by `plan` on a batch, without drawing anything. Returns what a call returns."""
         batch = as_batch(images, self.layout)
         if any(isinstance(op, CustomOp) for op in self.ops):
             raise AugmentError("a pipeline with ops of your own cannot be replayed: their draws are not in the program")

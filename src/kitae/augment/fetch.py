@@ -2,7 +2,7 @@
 
 The op sees each picture at its own size and aspect ratio, as torchvision's RandomResizedCrop sees a decoded file, and
 its window is resized in one step. The draw and the kernel are those of the op; only the source of the pixels differs.
-Of encoded images the draw is the same one, at their own size; Pillow decodes them, and the kernel resizes.
+For encoded images the draw is the same, at their original size; Pillow decodes them, and the kernel resizes.
 """
 
 # numba types the kernel, not mypy.
@@ -29,7 +29,7 @@ from kitae.augment.ops import Op
 from kitae.augment.ops.geometry import RandomResizedCrop
 from kitae.augment.spec import AugmentSpec
 
-# Another one than the op's own, which a second crop later in the pipeline has.
+# Not the op's own slot: a second crop later in the pipeline uses that.
 SLOT = keyed.op_slot("random_resized_crop of whole pictures")
 
 plan_crop = RandomResizedCrop.plan
@@ -71,7 +71,7 @@ def crop_samples(context_at: Any, scratch: Any) -> Any:
         height = heights[row]
         width = widths[row]
         plan_crop(key, as_f64(c[NUMBERS]), codes, args, height, width)
-        # The window is copied line by line first: the kernel reads it in blocks, which memory is slow to give.
+        # The window is copied line by line first, since the kernel's access by blocks is slow on cold memory.
         tall = np.int64(args[2])
         wide = np.int64(args[3])
         source = c[PIXELS] + starts[row] + np.int64(args[0]) * width + np.int64(args[1])
@@ -168,8 +168,8 @@ def first_crop(
     """What reads training images from a store, and the ops that follow.
 
     Returns:
-        Where the store has whole pictures or encoded images and the first op is a random resized crop, that op as a
-        `PictureCrop` or an `EncodedCrop`, and the other ops; else None and all ops.
+        If the store has whole pictures or encoded images and the first op is a random resized crop: that op as a
+        `PictureCrop` or an `EncodedCrop`, and the other ops. Otherwise None and all ops.
     """
     ops = spec.ops()
     if isinstance(images, np.ndarray) or not ops or not isinstance(ops[0], RandomResizedCrop):
@@ -179,14 +179,14 @@ def first_crop(
 
 
 class _Scratch:
-    """Memory that threads work in, kept: fresh memory takes nearly as long as the crops, since the system clears it."""
+    """Reused scratch memory of threads. Fresh memory takes nearly as long as the crops, since the system clears it."""
 
     def __init__(self, threads: int) -> None:
         self._free: deque[NDArray[np.uint8]] = deque(maxlen=threads)
 
     @contextmanager
     def borrowed(self, size: int) -> Iterator[int]:
-        """The address, a multiple of 64, of memory that this thread has alone; `size` includes 64 bytes to align it."""
+        """The 64-byte aligned address of memory for this thread alone; `size` includes 64 bytes for the alignment."""
         try:
             memory = self._free.pop()
         except IndexError:
@@ -253,7 +253,7 @@ class PictureCrop:
         if threads < 2:
             work(np.array([0, len(rows)]))
         else:
-            # More parts than threads: pictures differ in size, and the cores in what else they do.
+            # More parts than threads, since pictures differ in size and cores in their other load.
             ends = np.linspace(0, len(rows), min(4 * threads, len(rows)) + 1).astype(np.int64)
             with ThreadPoolExecutor(threads, thread_name_prefix="kitae-crop") as pool:
                 list(pool.map(work, np.stack([ends[:-1], ends[1:]], axis=1)))

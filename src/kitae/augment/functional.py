@@ -1,4 +1,4 @@
-"""One op with given parameters: what the plans do, without the randomness.
+"""Single ops with given parameters, without randomness.
 
 Images are uint8 [N, C, H, W], NumPy or torch; the result is a new batch of the same kind. A parameter is a number, or
 one number per sample. `executor` is `cpu`, `torch`, or `auto` (torch for tensors that are not on the CPU). Names,

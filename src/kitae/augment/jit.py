@@ -1,4 +1,4 @@
-"""From plain functions to machine code, once per machine.
+"""Compiles plain functions to machine code, once per machine.
 
 `native(function, signature)` compiles a function on pointers and integers to a C callback and returns its address.
 Plain Python functions that it calls are compiled with it, so the sources stay free of decorators, and the plans in

@@ -1,7 +1,7 @@
 """MixUp and CutMix: what is drawn for each sample, and how targets mix.
 
-Sample i mixes with its partner, positions 2k and 2k + 1 of the batch: lambda of its own image (or its own pixels
-outside the box), the rest of the partner's, which is augmented by its own key. An odd last sample stays as it is.
+Positions 2k and 2k + 1 of the batch are partners. The result is lambda times the sample's own image (or its own pixels
+outside the box) and the rest from its partner, which is augmented by its own key. An odd last sample is not mixed.
 
 Kind, lambda and box are drawn once for a batch, keyed by (seed, epoch, step), or for each sample, keyed by (seed,
 epoch, index): see `MixSpec.per`. Neither depends on how many processes share the batch.

@@ -1,7 +1,8 @@
-"""The plan: keyed randomness becomes, for each sample, a small program of op codes with numbers.
+"""The plan: turns keyed randomness into a small program of op codes and numbers for each sample.
 
-A program is plain arrays. It can be printed (`describe`), saved, loaded and executed again (`Augment.replay`), by
-either executor. `Pipeline` is a list of ops prepared for images of one size; `plan_sample` is the plain reference.
+A program consists of plain arrays. It can be printed (`describe`), saved, loaded and executed again
+(`Augment.replay`), by either executor. `Pipeline` is a list of ops prepared for images of one size; `plan_sample` is
+the plain reference.
 """
 
 from __future__ import annotations
@@ -139,7 +140,7 @@ class Pipeline:
         sizes, offsets, numbers = [(height, width)], [0], []
         for k, op in enumerate(ops):
             h, w = sizes[-1]
-            # More boxes than the executors keep for after normalisation are written before it.
+            # Boxes beyond the number that the executors keep for after normalisation are erased before it.
             last = mean is not None and all(later.erases for later in ops[k:]) and len(ops) - k <= MOST_BOXES
             site = Site(channels, h, w, last, (colour[0], colour[1], colour[2]))
             numbers.append(np.array(op.numbers(site), np.float64))
@@ -168,7 +169,7 @@ class Pipeline:
         return cls((), channels, *size, sizes, (1,), (), (), numbers)
 
     def segments(self) -> list[Pipeline | tuple[int, CustomOp]]:
-        """The pipeline cut at users' ops: what runs in one go, and (position, op) in between; mixing in the last."""
+        """The pipeline split at custom ops: pipelines, and (position, op) in between; the last one mixes."""
         out: list[Pipeline | tuple[int, CustomOp]] = []
         start = 0
         for k in [*self.custom, len(self.ops)]:

@@ -1,4 +1,4 @@
-"""The command `kitae` and its groups; the verbs register themselves here when their modules are imported."""
+"""The command `kitae` and its groups; importing the modules of the verbs registers them here."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ app = App(
 
 
 def _part(name: str, about: str, group: Group, sort_key: int | None = None) -> App:
-    """A verb that has verbs of its own."""
+    """A verb with subcommands."""
     return App(name=name, help=about, help_format="plaintext", group=group, sort_key=sort_key)
 
 
@@ -78,7 +78,7 @@ _Json = Annotated[
 
 
 def answering(verb: Callable[..., None]) -> Callable[..., None]:
-    """Give a verb the option `--json`: what it hands to `console.answer` is then all that it prints to stdout."""
+    """Add the option `--json` to a verb: it then only prints to stdout what it passes to `console.answer`."""
 
     @functools.wraps(verb)
     def with_json(*args: Any, json: bool = False, **options: Any) -> None:

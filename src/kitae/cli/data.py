@@ -21,7 +21,7 @@ _SHOWN = 20  # images left out that are listed
 def check(source: str, *, out: Path | None = None, set_: Sets = None) -> None:
     """Report broken images, class counts, sizes, duplicates and label conflicts, and end with a verdict.
 
-    Exits with 1 where an image is unreadable, copies of one picture have different labels, or training cannot start.
+    Exits with 1 if an image is unreadable, copies of one picture have different labels, or training cannot start.
 
     Example: kitae data check photos/
 
@@ -60,7 +60,7 @@ def fix(
 ) -> None:
     """Write the data again without unreadable images, label conflicts and copies; the source is not changed.
 
-    Of copies with one label, one is kept, that of test first. Of copies with several labels, none is.
+    Of copies with the same label, one is kept, preferably in test. Copies with different labels are all left out.
 
     Example: kitae data fix photos/ --out photos-fixed.csv
 

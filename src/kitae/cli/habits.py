@@ -1,4 +1,4 @@
-"""Commands that other tools have, and what they are called here; what is wrong on a command line, in our terms."""
+"""Commands of other tools and their names in Kitae, and errors of the command line in our terms."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def hint(problem: UnknownOptionError) -> str | None:
 
 
 def reworded(problem: CycloptsError) -> str:
-    """What the parser found, in one line and in our terms."""
+    """The parser's error as one line in Kitae's terms."""
     command = " ".join(("kitae", *(problem.command_chain or ())))
     if isinstance(problem, MissingArgumentError) and problem.keyword is None:
         argument = problem.argument

@@ -16,7 +16,7 @@ Open = Annotated[bool, Parameter(name="--open", negative=(), help="Open the page
 def write_page(folder: Path, *commands: str, browser: bool = False) -> None:
     """Write the folder's report.html, and print its path and the commands to run next.
 
-    A page that cannot be written costs no result: the reason is printed as a note.
+    If the page cannot be written, the result is kept and the reason is printed as a note.
     """
     from kitae.reporting.page import report
 

@@ -80,7 +80,7 @@ def compress(
         options["abandon"] = True  # a budget is a budget, also one by --set
     elif "ratios" in also and max_drop is None:
         options["abandon"] = False  # and the whole curve the whole curve
-    # The flags first: what --set says may only make sense beside them (gradual=true beside --prune unstructured).
+    # The flags first: --set may only be valid together with them (gradual=true with --prune unstructured).
     spec = override(resolve_spec(None, options), set_ or [])
     try:
         result = run_compression(run, out, spec=spec, overwrite=overwrite, say=console.say)

@@ -48,8 +48,8 @@ def train(
     minutes
         Time limit of the whole command. By default the plan chooses, up to 10 minutes on a CPU.
     folds
-        Cross-validate: so many models, each tested on the images that it has not seen, then one on everything. For few
-        images, where one split says little.
+        Cross-validate: this many models, each tested on images that it was not trained on, then one on everything. For
+        few images, when a single split is unreliable.
     model
         The network: a name as in model.name, such as resnet18 or timm:resnet50.
     epochs
@@ -92,7 +92,7 @@ def train(
         )  # fmt: skip
     if run is not None:
         _print_result(run)
-        # Nothing is left to judge a compression by where everything was trained on.
+        # A model trained on everything has no images left to judge a compression by.
         more = f"kitae export {run.path}" if run.recipe.data.whole else f"kitae compress {run.path} --max-drop 1.0"
         write_page(run.path, f"kitae predict {run.path} IMAGES", more, browser=open_)
 

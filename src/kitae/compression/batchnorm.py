@@ -17,13 +17,13 @@ Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 def reestimate_batchnorm(model: nn.Module, batches: Batches) -> int:
     """Measure the running statistics of every BatchNorm again, as plain averages over batches of *training* images.
 
-    Pruning shifts what a norm sees; its statistics are worth more accuracy than a first epoch of fine-tuning, and cost
-    a few forward passes. Unlike `torch.optim.swa_utils.update_bn`, dropout and stochastic depth stay off: the
+    Pruning shifts the inputs of norms. New statistics gain more accuracy than a first epoch of fine-tuning, at the cost
+    of a few forward passes. Unlike in `torch.optim.swa_utils.update_bn`, dropout and stochastic depth stay off, so the
     statistics are those of the network that is evaluated.
 
     Args:
         model: changed in place; its mode is kept.
-        batches: n large enough for a variance.
+        batches: with n large enough for a variance.
 
     Returns:
         How many BatchNorms were re-estimated.

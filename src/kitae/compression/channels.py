@@ -31,7 +31,7 @@ Importance = Literal["magnitude", "group", "taylor", "random"]
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm)
 
 _MASKED_ERROR = 1e-3
-"""Rounding in another order moves an output by about 1e-6 of the largest; a wrong channel by more than a tenth."""
+"""Rounding changes an output by about 1e-6 of the largest output; a wrong channel by more than a tenth."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Pruned:
 
 
 def whole_packs(stay: int, width: int, round_to: int) -> int:
-    """How many of `width` channels to keep where `stay` were asked for; see `round_to` in `remove_channels`."""
+    """How many of `width` channels to keep if `stay` were requested; see `round_to` in `remove_channels`."""
     step = round_to
     while step > 1 and width < 2 * step:
         step //= 2
@@ -149,11 +149,11 @@ def remove_channels(
 def masked_original(
     model: nn.Module, removed: Mapping[str, Sequence[int]], removed_inputs: Mapping[str, Sequence[int]] | None = None
 ) -> nn.Module:
-    """A copy of the unpruned network in which the removed channels are zeros and no layer reads them. In eval mode it
-    computes what the smaller network must compute. A LayerNorm normalises over the channels that are left.
+    """A copy of the unpruned network in which the removed channels are zero and not read by any layer. In eval mode its
+    outputs must be those of the smaller network. A LayerNorm normalises over the remaining channels.
 
     Args:
-        removed, removed_inputs: as in `Pruned`. Without the inputs it holds where every activation maps zero to zero.
+        removed, removed_inputs: as in `Pruned`. The inputs may be omitted if every activation maps zero to zero.
     """
     masked = copy.deepcopy(model)
     modules = dict(masked.named_modules())
@@ -205,8 +205,8 @@ class _Group:
         return bool(self._graph.is_out_channel_pruning_fn(item.dep.handler))
 
     def prune(self, channels: list[int]) -> Iterator[tuple[str, bool, int, list[int]]]:
-        """Remove channels. Before that, gives for each layer: name, outputs or inputs, how many it has now, and which
-        of them are removed."""
+        """Remove channels. Before that, yields for each layer: its name, whether they are outputs, how many it has now,
+        and which of them are removed."""
         group = self._graph.get_pruning_group(self._root, self._function, sorted(channels))
         for item in group.items:
             module = item.dep.target.module
@@ -299,7 +299,7 @@ def _channels_to_drop(
 
 
 def _leave_out(norm: nn.Module, channels: Sequence[int]) -> None:
-    """Let a LayerNorm normalise the other channels only, and give zeros for these."""
+    """Let a LayerNorm normalise only the other channels, and output zeros for these."""
     weight = weight_of(norm)
     kept = torch.tensor([i for i in range(len(weight)) if i not in set(channels)], device=weight.device)
     axis = 1 if type(norm).__name__.endswith("2d") else -1  # those of torchvision and timm that take [N, C, H, W]

@@ -60,7 +60,7 @@ def prunable_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def require_layers(layers: Mapping[str, nn.Module], names: Iterable[str], field: str = "") -> None:
-    """Raise CompressionError for the first of `names` that is no prunable layer; `field` says where it was named."""
+    """Raise CompressionError for the first of `names` that is not a prunable layer; `field` is where it was named."""
     for name in names:
         if name not in layers:
             some = ", ".join(list(layers)[:8])
@@ -85,8 +85,8 @@ def width_of(layer: nn.Module) -> int:
 def count(model: nn.Module) -> Counts:
     """Count parameters and zero weights, as the forward pass sees them.
 
-    A network under `torch.nn.utils.prune` or a parametrization keeps the unmasked weights in its parameters; what is
-    counted here is the weight after the mask.
+    With `torch.nn.utils.prune` or a parametrization, a network's parameters are the unmasked weights; this function
+    counts the masked ones.
     """
     total = sum(tensor.numel() for tensor in _effective(model))
     layers = []
@@ -97,7 +97,7 @@ def count(model: nn.Module) -> Counts:
 
 
 def compressed_bytes(model: nn.Module) -> int:
-    """Bytes of all parameters and buffers after zlib at its best: what zeros are worth on disk or on the wire."""
+    """Bytes of all parameters and buffers after zlib at its highest level, which shows how much zeros save."""
     packer = zlib.compressobj(9)
     size = 0
     for tensor in (*_effective(model), *model.buffers()):

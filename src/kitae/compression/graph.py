@@ -1,4 +1,4 @@
-"""Which part of an ONNX graph is quantized, and how the result is written compactly."""
+"""Selects the part of an ONNX graph to quantize, and makes the result compact."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def prepared(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
 
 
 def tidied(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Without the quantizer's traces, and without the shapes of inner tensors, which every reader infers."""
+    """The graph without the quantizer's metadata, and without the shapes of inner tensors, which readers infer."""
     del proto.metadata_props[:]
     del proto.graph.value_info[:]
     for item in (*proto.graph.node, *proto.graph.initializer):
@@ -76,7 +76,7 @@ def tidied(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def compact(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Short names for inner tensors, and one copy of equal constants: worth 5 % of a tiny network's file.
+    """Use short names for inner tensors, and one copy of equal constants, which saves 5 % of a tiny network's file.
 
     Weights and the nodes of the float graph keep their names.
     """

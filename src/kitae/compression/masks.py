@@ -1,7 +1,7 @@
 """Unstructured pruning: masks set the smallest weights to zero (Han et al. 2015).
 
-Shapes stay, so nothing runs faster; the gain is in compressed bytes. `enforce` holds the zeros after every optimizer
-step, since momentum revives them otherwise.
+Shapes do not change, so nothing runs faster; only the compressed size shrinks. `enforce` restores the zeros after every
+optimizer step, since momentum would change them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Scope = Literal["layer", "global"]
 Masks = dict[str, Tensor]
 
 KEEP_AT_LEAST = 0.1
-"""Share of a layer that stays whatever the ranking says: a layer without any cuts the network in two."""
+"""Share of a layer that is always kept, since a layer without weights would cut the network in two."""
 
 
 def magnitude_masks(
@@ -74,7 +74,7 @@ def apply_masks(model: nn.Module, masks: Masks) -> None:
 
 
 def enforce(masks: Masks) -> Callable[[nn.Module], None]:
-    """What to call after every optimizer step so that masked weights stay zero."""
+    """A function to call after every optimizer step so that masked weights stay zero."""
 
     def after_step(model: nn.Module) -> None:
         apply_masks(model, masks)
@@ -101,7 +101,7 @@ class Gradual:
         every: steps between two rises.
         scope, skip: as `magnitude_masks`.
         initial: share dropped already.
-        masks: what was dropped already, held from the first step on: momentum would revive it before the first rise.
+        masks: the weights dropped already, kept at zero from the first step on, before the sparsity first rises.
     """
 
     def __init__(
@@ -155,12 +155,12 @@ def one_ratio(ratios: float | Mapping[str, float]) -> float:
 
 
 def most(width: int) -> int:
-    """How many of a layer's weights or channels may go."""
+    """How many of a layer's weights or channels may be removed."""
     return width - max(1, math.ceil(KEEP_AT_LEAST * width))
 
 
 def global_shares(magnitudes: Mapping[str, Tensor], ratio: float) -> dict[str, int]:
-    """How many entries of each vector are among the smallest of all, no vector losing more than it may."""
+    """How many entries of each vector are among the smallest of all, up to the limit of each vector."""
     names = list(magnitudes)
     drop = dict.fromkeys(names, 0)
     wanted = round(ratio * sum(magnitudes[name].numel() for name in names))

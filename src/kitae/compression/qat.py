@@ -2,8 +2,8 @@
 
 PyTorch's export-based flow (torchao PT2E) puts a simulated quantizer wherever `quantize.static` will put a real one: on
 the inputs of convolutions, linear layers and additions, on their outputs after BatchNorm and ReLU, and on every weight
-with BatchNorm folded in (Jacob et al. 2018). The trained weights then go back into the network they came from, which is
-exported and quantized as any other. So static and QAT files differ in their weights only, and run equally fast.
+with BatchNorm folded in (Jacob et al. 2018). The trained weights are then copied back into the original network, which
+is exported and quantized like any other. So static and QAT files differ only in their weights, and are equally fast.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _CLAMPS = ("aten.relu.default", "aten.relu_.default", "aten.hardtanh.default", "
 class Simulated(nn.Module):
     """A network with simulated quantizers, which trains and evaluates like any other module.
 
-    In training mode the quantizers update their ranges; in eval mode the ranges are fixed. Runs in float32 whatever the
-    autocast around it: the rounding to learn is that to 8 bits, not that to bfloat16.
+    In training mode the quantizers update their ranges; in eval mode the ranges are fixed. Always runs in float32, even
+    under autocast, so that it learns the rounding to 8 bits and not that to bfloat16.
 
     Args:
         model: not changed; it may be in any mode, on any device.

@@ -1,4 +1,4 @@
-"""Three ways to bring a float graph to 8-bit integers, by ONNX Runtime's quantizer.
+"""Three ways to quantize a float graph to 8-bit integers with ONNX Runtime's quantizer.
 
     dynamic   ranges of activations are measured again for every batch: no calibration, but slow on convolutions
     static    ranges of activations are fixed beforehand from *training* images (post-training quantization)
@@ -74,7 +74,7 @@ def static(
             body,
             [],
             sorted(quantizable(work)),
-            # A classifier's scores decide: they are not rounded to 256 steps.
+            # The logits are not rounded to 256 steps, since they decide the class.
             {"OpTypesToExcludeOutputQuantization": ["Gemm"]},
         )
         try:

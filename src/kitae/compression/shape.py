@@ -56,8 +56,8 @@ UNCHANGED = Shape(tensors={}, attributes={}, kept={})
 def reshape(fresh: nn.Module, shape: Shape) -> nn.Module:
     """Shrink a freshly built network to a recorded shape, in place; weights are then loaded into it, or trained.
 
-    Each tensor keeps its first entries, so a freshly drawn network stays freshly drawn: trained from here it is the
-    control that asks whether the weights that survived pruning were worth anything.
+    Each tensor keeps its first entries, so a network with random weights keeps random weights. Trained from scratch, it
+    is the control that shows whether the weights kept by pruning matter.
 
     Raises:
         CompressionError: the shape is not one of this network.

@@ -18,40 +18,39 @@ class CompressSpec(Spec):
 
     Attributes:
         max_drop: points of accuracy (percent) that may be lost.
-        sure: count the upper end of the drop's 95 % interval, not the drop: the candidate that lost least by chance is
-            chosen more often than it should be. Where validation has too few images to show any drop to be within the
-            budget, the drop itself counts, and the result says so.
+        sure: compare the upper end of the drop's 95 % interval with the budget, not the drop, since otherwise a
+            candidate that lost little by chance is chosen too often. If validation has too few images to show that any
+            drop is within the budget, the drop itself is compared, and the result says so.
         max_latency_ms: median time of one image, on this machine, in ONNX Runtime.
         max_bytes: size of the exported file.
         prune: `structured` removes channels, `unstructured` sets weights to zero (smaller when packed, not faster).
         ratios: shares of the channels, or weights, to remove, tried from the smallest up, each from the one before.
         importance: which channels are removed first: see `kitae.compression.channels.remove_channels`.
         scope: every layer loses the ratio, or all are ranked together.
-        skip: layers left whole.
-        layer_ratios: layers by name that lose a share of their own, at every ratio (`scope: layer`); of coupled layers
-            the first one that is named here counts.
-        round_to: layers keep the nearest multiple of so many channels (small layers of its half, quarter, ...). ONNX
-            Runtime packs channels by 16: with fewer, INT8 convolutions use a slow kernel, and an incomplete pack costs
-            as much as a full one.
+        skip: layers that are not pruned.
+        layer_ratios: layers by name with their own ratio, which applies at every ratio (`scope: layer`); of coupled
+            layers the first one named here counts.
+        round_to: layers keep the nearest multiple of this number of channels (small layers of its half, quarter, ...).
+            ONNX Runtime packs channels by 16: with fewer, INT8 convolutions use a slow kernel, and an incomplete pack
+            costs as much as a full one.
         gradual: unstructured pruning rises along a cubic over the first two thirds of the fine-tuning.
         finetune_epochs: after each ratio, through the run's own training loop.
-        finetune_rate: the share of the recipe's learning rate that fine-tuning begins with; it falls along a cosine.
+        finetune_rate: the share of the recipe's learning rate that fine-tuning starts with; it falls along a cosine.
         distill: fine-tuning learns from the unpruned model as well.
         quantize: which precisions to try at each ratio; `none` is 32-bit float.
         qat_epochs: of quantization-aware training.
-        qat_rate: as finetune_rate, of quantization-aware training; if no epoch is better than the start, the start is
-            kept.
-        per_channel: each output channel of a weight has a scale of its own; false: one for the whole weight.
-        target: `any` is safe on every CPU; `vnni` is a little finer, and only safe on CPUs with VNNI.
+        qat_rate: the same for quantization-aware training; if no epoch is better than the start, the start is kept.
+        per_channel: true uses one scale for each output channel of a weight, false one for the whole weight.
+        target: `any` is safe on every CPU; `vnni` is slightly more precise, and only safe on CPUs with VNNI.
         calibration: ways to choose ranges; the best on validation is kept.
         calibration_images: how many training images are used for it.
         abandon: stop trying larger ratios once one is hopeless (its drop exceeds twice the budget plus one point).
-        controls: alternatives of equal training, measured beside the winner: `random` pruning, the pruned shape trained
-            from `scratch`, and a `small` net of the same latency trained from scratch, each for as many epochs as the
-            winner had in all, with the same teacher. The `original`, trained for the winner's further epochs with the
-            same teacher, is always among them: a gain by training must not look like a gain by pruning. An empty list
-            measures no control.
-        sensitivity: also quantize each layer alone, and list the layers by the accuracy that costs.
+        controls: alternatives with the same amount of training as the winner: `random` pruning, the pruned shape
+            trained from `scratch`, and a `small` net of the same latency trained from scratch, each for as many epochs
+            as the winner had in all, with the same teacher. The `original`, trained for the winner's further epochs
+            with the same teacher, is always added, since a gain by training must not look like a gain by pruning. An
+            empty list measures no control.
+        sensitivity: also quantize each layer alone, and list the layers by the accuracy that this costs.
         threads: of latency measurements; null leaves ONNX Runtime's own choice.
         seed: of random pruning.
     """

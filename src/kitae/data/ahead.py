@@ -1,7 +1,7 @@
 """Read the next window of a block-shuffled order into the page cache while one is trained on.
 
-Inside a window images are asked for in random order, which a disk serves slowly. So what a window needs is first read
-from beginning to end. It is only a hint: an error here is left to the reading that needs the bytes.
+Inside a window images are read in random order, which is slow on a disk. So the bytes of a window are first read
+sequentially. This is only a hint: errors are ignored here, and raised by the later read of the same bytes.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from kitae.data.encoded import Encoded
 from kitae.data.pictures import Pictures
 from kitae.errors import KitaeError
 
-_PIECE = 4 << 20  # bytes of one read
-_GAP = 1 << 20  # bytes that are read rather than skipped
+_PIECE = 4 << 20  # bytes per read
+_GAP = 1 << 20  # gaps up to so many bytes are read rather than skipped
 
 
 class Stretches(Protocol):
@@ -57,7 +57,7 @@ class ReadAhead:
         self._pass += 1
 
     def reached(self, rows: NDArray[np.int64]) -> None:
-        """These rows are used now: read their windows and the ones that follow, unless that was done before."""
+        """Called when these rows are used: reads their windows and the next ones, unless they were read before."""
         if self._window is None or self._order is None:
             return
         now = np.unique(self._window[rows]).tolist()
@@ -110,7 +110,7 @@ def _mapped(images: NDArray[np.uint8] | Pictures) -> _Mapped | None:
 
 
 def joined(first: NDArray[np.int64], last: NDArray[np.int64]) -> list[tuple[int, int]]:
-    """Ranges of bytes in rising order, those that nearly touch made one."""
+    """Byte ranges in ascending order, with nearly adjacent ones merged."""
     if not len(first):
         return []
     cuts = np.flatnonzero(first[1:] > last[:-1] + _GAP) + 1

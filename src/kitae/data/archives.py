@@ -1,7 +1,7 @@
 """CIFAR-10, CIFAR-100, MNIST and Fashion-MNIST from their original binary files. No pickle is read.
 
-Files are taken from a given folder, from a folder where a distribution puts them, or from the download folder in the
-cache; else they are downloaded there once: to a temporary name, checked by SHA-256, then renamed.
+Files are looked up in a given folder, in a folder where a Linux distribution puts them, and in the download folder of
+the cache. If they are in none, they are downloaded once: to a temporary name, checked by SHA-256, then renamed.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _TIMEOUT = 30.0  # seconds without a byte
 
 @dataclass(frozen=True)
 class Download:
-    """A file on the network: SHA-256 of its bytes, and their number."""
+    """A file on the network, with its SHA-256 and its size in bytes."""
 
     url: str
     size: int
@@ -138,7 +138,7 @@ _IDX = {
 
 
 def open_archive(name: str, path: str, spec: DataSpec, progress: Progress | None = None) -> Source:
-    """The source `name`, from the folder `path`, or found or downloaded where `path` is empty.
+    """The source `name`, from the folder `path`; if `path` is empty, it is looked up or downloaded.
 
     Raises:
         DataError: the folder or a file in it is missing or wrong, or a download fails.
@@ -316,7 +316,7 @@ def _cifar_folder(source: str, layout: _Cifar, folder: Path | None, downloads: P
 
 
 def _extract(archive: Path, wanted: dict[str, int | None], target: Path) -> None:
-    """Write the wanted members, and nothing else, into `target`, which appears complete or not at all."""
+    """Extract only the wanted members into `target`, atomically."""
     temporary = target.with_name(f".{target.name}-{uuid.uuid4().hex}.tmp")
     with storage_errors(target.parent):
         try:
@@ -369,13 +369,13 @@ def _existing(folder: Path, name: str) -> Path | None:
 
 
 def fetch(download: Download, folder: Path, alternative: str, progress: Progress | None = None) -> Path:
-    """The downloaded file in `folder`; it is there only if its hash was right.
+    """Download a file into `folder` unless it is there; it is only saved if its hash is right.
 
     Args:
-        alternative: what `data.source` may say instead once the user has the file.
+        alternative: the `data.source` to use instead once the user has the file.
 
     Raises:
-        DataError: no network, a wrong hash, a full disk or no permission; says where the file can be put by hand.
+        DataError: no network, a wrong hash, a full disk or no permission; says where to put the file by hand.
     """
     target = folder / download.name
     if target.is_file() and target.stat().st_size == download.size:

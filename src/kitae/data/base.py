@@ -1,4 +1,4 @@
-"""What a data source is: where images come from, before anything is decoded."""
+"""The base class of data sources, which give encoded images and labels."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Progress = Callable[[int, int], None]  # (done, total): images, or bytes while s
 
 TRAIN, VAL, TEST = 0, 1, 2
 SPLIT_NAMES = ("train", "val", "test")
-# What folders, files and split columns call the three, here and on the hubs.
+# The names that folders, files and split columns use for the three splits, here and on the hubs.
 SPLIT_ALIASES = {
     "train": TRAIN, "training": TRAIN,
     "val": VAL, "valid": VAL, "validation": VAL, "dev": VAL,
@@ -30,7 +30,7 @@ SPLIT_ALIASES = {
 
 
 class Names(Sequence[str]):
-    """N names kept on disk, so that they cost no memory however many there are."""
+    """N names kept on disk, so that any number of them needs no memory."""
 
     def __init__(self, text: NDArray[np.uint8], starts: NDArray[np.int64]) -> None:
         self._text, self._starts = text, starts
@@ -89,7 +89,7 @@ class Table:
 
 
 class Source(ABC):
-    """Labelled images somewhere. Opening one is cheap: labels are read when first asked for, pixels when iterated."""
+    """A source of labelled images. Opening it is cheap: labels are read on first use, pixels when iterated."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -104,7 +104,7 @@ class Source(ABC):
 
     @abstractmethod
     def blocks(self) -> Iterator[list[Item]]:
-        """All images in order, in small lists: the frugal way to read everything once."""
+        """All images in order, in small lists: the most efficient way to read everything once."""
 
     @abstractmethod
     def read(self, index: int) -> Item:
@@ -115,7 +115,7 @@ class Source(ABC):
         return {}
 
     def ignored(self) -> list[str]:
-        """Files beside the images that are passed over, though they may be meant as images."""
+        """Ignored files that may have been meant as images."""
         return []
 
     def fingerprint(self) -> str:

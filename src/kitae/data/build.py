@@ -1,8 +1,8 @@
-"""Building a store: every image decoded once, in parallel, complete or not at all.
+"""Building a store: every image is decoded once, in parallel, and the store is published atomically.
 
-Most is done in one pass. Two things are known only once all images were read: the depth of 16-bit images, and that
-whole pictures have to be kept (see `store`). Each makes the builder begin again, the second as soon as the first such
-picture is met.
+Usually one pass is enough. Two things are only known after reading images: the depth of 16-bit images, and whether
+whole pictures have to be kept (see `store`). Either can make the builder start again; the second does so at the first
+such picture.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from kitae.preprocess import Depth, Hooks, PreprocessRules, depth_of, is_grey_mo
 FORMAT = 2
 MANIFEST = "manifest.json"
 PIXELS = "images.u8"
-TINY = 64  # pictures with no longer side are kept at the network's size: there is nothing in them to crop from
-# A whole picture's short side, in sides of the network's, where nothing else is asked for. Random crops of 8 % of the
-# area and more, and evaluation, then are as sharp as from the files within 6 %: see benchmarks/store.py. At exactly 2
-# the resize of an evaluation falls between the pixels everywhere, and is 13 % off.
+TINY = 64  # pictures with no side longer than this are kept at the network's size: they are too small to crop from
+# The default short side of a whole picture, as a multiple of the network's size. Random crops of 8 % of the area and
+# more, and evaluation, are then as sharp as from the files within 6 %: see benchmarks/store.py. At exactly 2, the
+# resize of an evaluation samples between pixels everywhere, and is 13 % off.
 STORE_FACTOR = 9 / 4
 _SKIP_HINT = "(data.on_corrupt=skip leaves such images out)"
-_DECODE_BYTES = 1 << 30  # that all threads decode into at once; a larger image is decoded alone
+_DECODE_BYTES = 1 << 30  # memory limit of all decoding threads together; a larger image is decoded alone
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,13 @@ class Job:
 
     Attributes:
         source: where the images are.
-        request: `image_size`, `channels`, `resize`, `depth` (or `auto`), `store_size`, `fixed` (nothing is left to find
-            out: `store_size` is that of the rules), `on_corrupt`, and `crop_pct` where it is not 1.
-        fingerprint: of the source when it was asked for; files that change meanwhile are an error.
-        final: its folder.
-        sound: whether the folder of a store can be trusted.
+        request: `image_size`, `channels`, `resize`, `depth` (or `auto`), `store_size`, `fixed` (`store_size` is that of
+            the rules, with nothing left to determine), `on_corrupt`, and `crop_pct` if it is not 1.
+        fingerprint: the source's at the time of the request; it is an error if files change during the build.
+        final: the store's folder.
+        sound: checks whether a store's folder is valid.
         progress: called with (images done, images in all).
-        threads: that decode; None takes one a processor.
+        threads: number of decoding threads; None takes one per processor.
     """
 
     source: Source
@@ -71,11 +71,11 @@ class Job:
 
     @contextlib.contextmanager
     def folder(self, needed: int = 0) -> Iterator[Path]:
-        """A temporary folder to write into; gone at the end, unless it was published. `needed`: bytes of disk."""
+        """A temporary folder to write into, removed at the end unless published. `needed`: bytes of disk space."""
         temporary = self.final.with_name(f".{self.final.name}-{uuid.uuid4().hex[:8]}.tmp")
         try:
             with storage_errors(self.final.parent, needed):
-                if shutil.disk_usage(self.final.parent).free < needed:  # better now than after minutes of decoding
+                if shutil.disk_usage(self.final.parent).free < needed:  # fail now, not after minutes of decoding
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 temporary.mkdir()
                 yield temporary
@@ -93,7 +93,7 @@ class Job:
         beside: Mapping[str, bytes] | None = None,
         facts: Mapping[str, Any] | None = None,
     ) -> None:
-        """Write the columns, names and manifest of a store, flush them, and give its folder its name.
+        """Write the columns, names and manifest of a store, flush them, and rename its folder to its final name.
 
         Args:
             kept: bool [N], which of the source's images are in the store. `skipped`: name and reason of the others.
@@ -127,7 +127,7 @@ class Job:
         files = {path.name: path.stat().st_size for path in sorted(temporary.iterdir())}
         _write(temporary / MANIFEST, json.dumps({**manifest, "files": files}, indent=1).encode())
         _flush_folder(temporary)
-        if self.final.exists() and not self.sound(self.final):  # without locks, a sound one may have come meanwhile
+        if self.final.exists() and not self.sound(self.final):  # without locks, another process may have built it
             shutil.rmtree(self.final, ignore_errors=True)
         try:
             temporary.rename(self.final)
@@ -196,11 +196,11 @@ class _Decoded:
 
 
 class _WholeNeededError(Exception):
-    """An image is neither tiny nor at the network's size, so whole pictures are kept."""
+    """An image is neither tiny nor at the network's size, so whole pictures have to be kept."""
 
 
 def _write_images(job: Job, rules: PreprocessRules, folder: Path) -> tuple[PreprocessRules, _Written]:
-    """Decode everything in order into one file; the rules with all that was open decided."""
+    """Decode everything in order into one file. Returns the rules with everything determined."""
     request = job.request
     try:
         written = _pass(job, rules, folder, whole_is_news=not request["fixed"])
@@ -214,7 +214,7 @@ def _write_images(job: Job, rules: PreprocessRules, folder: Path) -> tuple[Prepr
 
 
 def _pass(job: Job, rules: PreprocessRules, folder: Path, *, whole_is_news: bool = False) -> _Written:
-    """Decode everything once. `whole_is_news`: an image that has to be kept whole raises _WholeNeededError."""
+    """Decode everything once. If `whole_is_news`, an image that has to be kept whole raises _WholeNeededError."""
     source = job.source
     table = source.table
     total = len(source)
@@ -269,7 +269,7 @@ def _pass(job: Job, rules: PreprocessRules, folder: Path, *, whole_is_news: bool
 
 
 class _Watch(Hooks):
-    """The hooks of one image. `rules`: given if it is news that an image has to be kept whole."""
+    """The hooks of one image. `rules` are given if an image that has to be kept whole must raise."""
 
     def __init__(self, memory: _Memory, rules: PreprocessRules | None) -> None:
         self._memory, self._rules = memory, rules
@@ -289,7 +289,7 @@ class _Watch(Hooks):
 
 
 class _Memory:
-    """Memory that threads share: a thread waits until its share is free; one that needs more than all runs alone."""
+    """A memory budget of all threads. A thread waits until its share is free; one that needs more runs alone."""
 
     def __init__(self, size: int) -> None:
         self._size, self._free = size, size
@@ -337,7 +337,7 @@ def resolve(job: Job) -> PreprocessRules:
 
 
 def _header(row: int, item: Item) -> tuple[tuple[int, int], bool] | None:
-    """(height, width) and whether it is grey; None where it cannot be read, which decoding will report by name."""
+    """(height, width) and whether it is grey; None if it cannot be read, which decoding will report."""
     if isinstance(item, np.ndarray):
         return (item.shape[0], item.shape[1]), item.ndim == 2 or item.shape[2] < 3
     try:

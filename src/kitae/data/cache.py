@@ -1,4 +1,4 @@
-"""One line for what can go wrong when writing to the cache folder."""
+"""One-line errors for failed writes to the cache folder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _CURE = "set data.cache or KITAE_CACHE to a folder"
 
 @contextlib.contextmanager
 def storage_errors(folder: Path, needed: int = 0) -> Iterator[None]:
-    """Turn an OSError of the body into one line about the cache folder and its cure."""
+    """Turn an OSError of the body into one line that names the cache folder and the remedy."""
     try:
         yield
     except OSError as error:

@@ -1,6 +1,6 @@
-"""Look at a data set before training on it: what is broken, unbalanced, doubled, leaked or labelled twice.
+"""Check a data set before training: broken images, class balance, duplicates, leaks across splits, label conflicts.
 
-Exact duplicates have the same pixels (whatever the file format); near ones are found by `near`.
+Exact duplicates have the same pixels (in any file format); `near` finds near duplicates.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from kitae.data.splits import divide
 from kitae.errors import DataError, KitaeError
 from kitae.preprocess import depth_of, flattened
 
-# Above, two images are taken for copies of one picture, and different labels for a conflict: on the 600 photographs of
-# photos-mini copies at half the size or JPEG quality 80 reach 0.966 and more, and in fashion-mini no two garments of
-# different classes reach 0.89.
+# Above this similarity, two images count as copies of one picture, and different labels as a conflict. On the 600
+# photographs of photos-mini, copies at half the size or JPEG quality 80 reach 0.966 and more; in fashion-mini no two
+# garments of different classes reach 0.89.
 SAME = 0.95
 _THUMB = 16
 _SHEET_SIDE = 64
@@ -83,9 +83,9 @@ class CheckReport:
         depth: bits of these that are read (data.depth); None where there are none.
         near: pairs that are nearly the same; of an exact group only the first member takes part.
         excluded: row of the source -> why `data fix` leaves it out: unreadable, in conflict, or a copy.
-        problems: what keeps the data from being split and trained on, one line each.
-        truncated: near duplicates were so many that the search was cut short.
-        ignored: files that are no images by their names, or lie outside the class folders.
+        problems: why the data cannot be split or trained on, one line each.
+        truncated: whether the search was cut short, as there were too many near duplicates.
+        ignored: files that are not images by their names, or lie outside the class folders.
     """
 
     source: str
@@ -115,12 +115,12 @@ class CheckReport:
 
     @cached_property
     def doubtful_labels(self) -> tuple[Duplicates, ...]:
-        """Images that are only alike, and have different labels: worth a look, no more."""
+        """Images that are similar, but not copies, and have different labels: worth a look."""
         return tuple(d for d in self.near if d.conflicting and d.similarity < SAME)
 
     @property
     def ok(self) -> bool:
-        """Nothing is unreadable, in conflict, or in the way of training."""
+        """Whether there are no unreadable images, no conflicts, and nothing that prevents training."""
         return not (self.unreadable or self.label_conflicts or self.problems)
 
     @property
@@ -132,7 +132,7 @@ class CheckReport:
 
     @property
     def cures(self) -> list[str]:
-        """What to do about it, a line per finding; the findings that need nothing come last."""
+        """What to do about each finding, one line each; findings that need no action come last."""
         fix = f"kitae data fix {shlex.quote(self.source)}"
         cures = []
         if self.unreadable:
@@ -315,7 +315,7 @@ def _tile(image: Image.Image) -> Image.Image:
 
 @dataclass(frozen=True)
 class _Facts:
-    """What is remembered of all readable images: some 300 bytes each."""
+    """What is kept in memory of all readable images: about 300 bytes each."""
 
     rows: list[int]
     pixels: list[bytes]
@@ -382,7 +382,7 @@ def _report(
     copies = [[int(first[i]), int(first[j])] for i, j, similarity in near if similarity >= SAME]
     for members in _joined([*(group for group in groups.values() if len(group) > 1), *copies]):
         conflict = len({int(labels[position]) for position in members}) > 1
-        # The copy that stays is the one of test, then of validation: the test set stays as it is.
+        # The copy in test is kept, else the one in validation, so that the test set does not change.
         stays = None if conflict else min(members, key=lambda position: (-int(codes[position]), position))
         for position in members:
             if position != stays:
@@ -419,7 +419,7 @@ def _report(
 
 
 def _joined(groups: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Groups that share a member, made one; each sorted."""
+    """The groups, with those that share a member merged; each is sorted."""
     of: dict[int, set[int]] = {}
     for group in groups:
         whole = set(group).union(*(of[member] for member in group if member in of))
@@ -428,7 +428,7 @@ def _joined(groups: Sequence[Sequence[int]]) -> list[list[int]]:
 
 
 def _sheet_rows(table: Table) -> dict[int, int]:
-    """Row -> class of images that may be shown: more than needed, as some will turn out to be held out or broken."""
+    """Row -> class of candidates for the sheet: more than needed, as some may be held out or broken."""
     rows: dict[int, int] = {}
     for label in range(min(len(table.classes), _SHEET_CLASSES)):
         mine = np.flatnonzero((table.labels == label) & (table.splits == TRAIN))
@@ -438,7 +438,7 @@ def _sheet_rows(table: Table) -> dict[int, int]:
 
 
 def _write_sheet(path: Path, classes: tuple[str, ...], rows: dict[int, int], tiles: dict[int, Image.Image]) -> None:
-    """One line of thumbnails a class, with its name above. `rows` has training images only."""
+    """One line of thumbnails per class, with its name above. `rows` has training images only."""
     gap, text = 4, 14
     step, height = _SHEET_SIDE + gap, _SHEET_SIDE + gap + text
     shown = sorted(set(rows.values()))

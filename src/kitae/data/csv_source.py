@@ -33,7 +33,7 @@ class CsvSource(Source):
         """Reads the rows.
 
         Args:
-            gaps: lets image files be missing; reading one raises then.
+            gaps: accept missing image files; reading one then raises.
 
         Raises:
             DataError: no such file, a column or an image file is missing, an unknown split.

@@ -15,7 +15,7 @@ def pixel_hash(pixels: bytes | memoryview, about: str = "") -> bytes:
 
     Args:
         pixels: in one fixed order and colour mode.
-        about: what tells images with the same bytes apart, such as their size.
+        about: text that distinguishes images with the same bytes, such as their size.
     """
     digest = hashlib.blake2b(about.encode(), digest_size=HASH_BYTES)
     digest.update(pixels)
@@ -23,7 +23,7 @@ def pixel_hash(pixels: bytes | memoryview, about: str = "") -> bytes:
 
 
 def first_alike(hashes: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """For each image the first one with its hash, which may be itself: uint8 [N, 16] to int64 [N]."""
+    """For each image, the first image with the same hash (possibly itself): uint8 [N, 16] to int64 [N]."""
     if not len(hashes):
         return np.empty(0, np.int64)
     words = np.ascontiguousarray(hashes).view(np.uint64)

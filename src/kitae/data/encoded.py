@@ -1,12 +1,12 @@
-"""Images that stay encoded in their shards and are decoded each time they are asked for.
+"""Images that stay encoded in their shards and are decoded each time they are used.
 
-Indexing gives what a network sees of them, so that `Store.images` is used alike whatever a store holds:
+Indexing gives what the network sees, so `Store.images` is used in the same way for every kind of store:
 
     encoded[rows]            uint8 [n, C, H, W], prepared by `preprocess.decode`, the code of serving
     encoded.cut(rows, ...)   a window of each, for random crops
 
-Threads decode, as Pillow works outside the interpreter lock: two threads were as fast as two processes, and pixels need
-not travel between them.
+Decoding uses threads, since Pillow releases the interpreter lock: two threads were as fast as two processes, and no
+pixels have to be copied between processes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from kitae.preprocess import PreprocessRules, decode, windowed
 Window = Callable[[int, int, int], tuple[int, int, int, int]]
 """Place in the batch, height and width of the image -> top, left, height and width of its window."""
 
-_SAMPLE = 2048  # images that statistics are taken of
+_SAMPLE = 2048  # images that statistics are computed from
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,9 +36,9 @@ class Encoded:
 
     Attributes:
         shards: paths and URLs.
-        places: int64 [M, 3], of each image the shard, and offset and size of its bytes there.
+        places: int64 [M, 3], the shard of each image, and the offset and size of its bytes in the shard.
         names: M names.
-        rules: how an image becomes what a network sees.
+        rules: how an image is prepared for the network.
         cache: where shards are read from.
     """
 
@@ -127,7 +127,7 @@ class Encoded:
         share(len(rows), prepare, threads)
 
     def sample(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Up to 2,048 of some rows, keyed, from as few shards as they lie in: what statistics are taken of."""
+        """Up to 2,048 of the rows, keyed and from as few shards as possible, to compute statistics from."""
         if len(rows) <= _SAMPLE:
             return rows
         order, _ = block_order(rows, rows, Blocks(self.of, 4 * _SAMPLE), 0, 0)

@@ -1,7 +1,7 @@
-"""Write a data set again without what a check found: unreadable images, label conflicts, and copies.
+"""Write a copy of a data set without the unreadable images, label conflicts and copies that a check found.
 
-Nothing of the source is changed. A folder or a CSV file becomes a CSV file of the images that are kept, a Parquet
-source becomes one Parquet file; `kitae train` takes both.
+The source is not changed. A folder or a CSV file becomes a CSV file of the images that are kept, a Parquet source
+becomes one Parquet file; `kitae train` takes both.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def suffix_of(source: Source) -> str:
     """`.csv` or `.parquet`: what `fix` writes for a source.
 
     Raises:
-        DataError: a published set, which is not ours to change.
+        DataError: a published set, which cannot be fixed.
     """
     if isinstance(source, FolderSource | CsvSource):
         return ".csv"

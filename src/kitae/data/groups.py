@@ -1,4 +1,4 @@
-"""Which images belong together: by `data.groups` (a column, folders, paths), by equal pixels, or in one fold."""
+"""Groups of images that belong together: by `data.groups` (a column, folders, paths), equal pixels, or fold."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def by_paths(paths: Sequence[str], rule: str, inside: int = 0) -> NDArray[np.int
 
     Args:
         paths: N, with `/` between their parts.
-        rule: `parent`, or a regular expression whose first group names the group of the path in which it is found.
-        inside: parts of a path that are no part of its folder: the class, and the split before it. An image directly
-            there is a group of its own.
+        rule: `parent`, or a regular expression that is searched in the path and whose first group names the group.
+        inside: number of leading parts of a path that do not count as its folder: the class, and the split before it.
+            An image directly in a class folder is a group of its own.
 
     Raises:
         DataError: a rule that is neither, a path that the expression does not match, or no image in such a folder.
@@ -68,12 +68,12 @@ def by_paths(paths: Sequence[str], rule: str, inside: int = 0) -> NDArray[np.int
 def together(
     groups: NDArray[np.int64] | None, rows: NDArray[np.int64], twins: NDArray[np.int64] | None
 ) -> NDArray[np.int64] | None:
-    """Which of some images must stay on one side: int64 [len(rows)], equal for images that are equal, of one group, or
-    linked by a chain of these; None where every image stands alone.
+    """Which images must stay in one split: int64 [len(rows)], equal for images that are equal, in one group, or linked
+    by a chain of these; None if every image stands alone.
 
     Args:
-        groups: int64 [N], of all images; rows: those that are asked about.
-        twins: int64 [N], equal for equal images, see `duplicates.first_alike`; None where they do not count.
+        groups: int64 [N], of all images. rows: the images in question.
+        twins: int64 [N], equal for equal images, see `duplicates.first_alike`; None to ignore equal images.
     """
     groups = None if groups is None else np.asarray(groups)[rows]
     if twins is None:
@@ -91,12 +91,12 @@ def assign_folds(
     seed: int,
     groups: NDArray[np.int64] | None = None,
 ) -> NDArray[np.int64]:
-    """A fold for each image, classes in proportion, a group in one fold: int64 [n] in [0, folds)."""
+    """A fold for each image, stratified by class, with each group in one fold: int64 [n] in [0, folds)."""
     order = np.argsort(keyed.sort_keys(seed, 0, keys, keyed.SLOT_FOLDS), kind="stable")
     fold = np.empty(len(labels), dtype=np.int64)
     if groups is None:
         by_class = order[np.argsort(labels[order], kind="stable")]
-        fold[by_class] = np.arange(len(labels)) % folds  # dealt out, on through the classes: no fold gets all the rests
+        fold[by_class] = np.arange(len(labels)) % folds  # dealt across classes, so that no fold gets all remainders
         return fold
     names, member = np.unique(groups, return_inverse=True)
     table = np.zeros((len(names), int(labels.max()) + 2))
@@ -107,7 +107,7 @@ def assign_folds(
     first = np.full(len(names), len(labels))
     np.minimum.at(first, member[order], np.arange(len(labels)))
     chosen = np.empty(len(names), dtype=np.int64)
-    # The largest first, while there is room everywhere; of equal ones in keyed order.
+    # The largest first, while every fold has room; equal ones in keyed order.
     for group in np.lexsort((first, -table[:, -1])):
         after = filled + table[group]
         cost = (((after - share) / np.maximum(share, 1)) ** 2).sum(axis=1) - (

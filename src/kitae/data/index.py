@@ -1,4 +1,4 @@
-"""The store of shards: no pixels, only where each image lies and what is known about it."""
+"""The store of shards: no pixels, only the location of each image, its label and so on."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def index_shards(job: Job) -> None:
     """
     source = cast(ShardSource, job.source)
     table = source.table
-    # Images are decoded from their files each time, so nothing is reduced before.
+    # Images are decoded from their files each time, so none are stored at a reduced size.
     rules = replace(resolve(job), store_size=None)
     kept = np.ones(len(table.labels), np.bool_)
     skipped = [(problem.partition(":")[0], problem) for problem in source.problems]

@@ -1,8 +1,8 @@
 """Images in the order of an epoch: no worker processes, no state, no copy of the data.
 
-The order is keyed by (seed, epoch, row), so it depends on neither threads nor processes nor a resume, and a slice of it
-is a batch. Pixels come straight out of the memory-mapped store, or are decoded from shards; the operating system's page
-cache is the only cache. Data larger than memory are shuffled by blocks, see `order`.
+The order is keyed by (seed, epoch, row), so it does not depend on threads, processes or a resume, and a batch is a
+slice of it. Pixels are read from the memory-mapped store, or decoded from shards; the operating system's page cache is
+the only cache. Data larger than memory are shuffled by blocks, see `order`.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ class ImageSet:
     """The images of one split.
 
     Attributes:
-        images: uint8 [M, C, H, W], or whole pictures, or encoded images: of the whole store.
+        images: all images of the store: uint8 [M, C, H, W], or whole pictures, or encoded images.
         rows: int64 [n], the rows of the store that belong to the set, each once.
         labels: int64 [M], of the whole store.
         classes: K names.
         balance: `sampler` makes `order` draw every class equally often.
-        blocks: how the images lie, where `order` shuffles by blocks; None shuffles all at once.
+        blocks: the blocks of images if `order` shuffles by blocks; None shuffles all images at once.
         ahead: reads the next window of `order` into the page cache while one is trained on.
-        crop: reads training images from whole pictures or encoded ones: from rows of the store, indices, seed and epoch
-            to uint8 [b, C, H, W]; None takes what an evaluation sees.
-        guard: called with the rows before they are gathered, and raises where one is closed (see `Splits.guard`).
+        crop: reads training images from whole or encoded pictures: takes rows of the store, indices, seed and epoch,
+            returns uint8 [b, C, H, W]; None reads images as an evaluation sees them.
+        guard: called with the rows before they are gathered; raises for closed test rows (see `Splits.guard`).
     """
 
     images: NDArray[np.uint8] | Pictures | Encoded
@@ -72,10 +72,10 @@ class ImageSet:
     def order(self, seed: int, epoch: int) -> NDArray[np.int64]:
         """Keyed indices of one epoch, shuffled: int64 [n].
 
-        An index is a store row; with `balance="sampler"` the bits from 32 up count how often the row has come before in
-        this epoch, so that each repeat is augmented in its own way. There, every class gets n / K places (the places
-        left over go round the classes with the epoch): a small class comes several times, of a large one a part that
-        changes every epoch.
+        An index is a store row; with `balance="sampler"`, the bits from 32 up count the earlier occurrences of the row
+        in this epoch, so that each repeat is augmented differently. Every class then gets n / K places (the remaining
+        places rotate through the classes from epoch to epoch): images of small classes are repeated, and of large
+        classes a different part is used in every epoch.
         """
         index = self._balanced(seed, epoch) if self.balance == "sampler" else self.rows
         if self.blocks is not None:
@@ -106,15 +106,15 @@ class ImageSet:
         """Images and labels of some indices, in their order.
 
         Args:
-            index: int64 [b], as `order` gives them, or any rows of the store; only `crop` looks at the repeat bits.
-            seed, epoch: key what `crop` takes of whole pictures; without an epoch images are those of an evaluation.
+            index: int64 [b], as `order` gives them, or any rows of the store; only `crop` uses the repeat bits.
+            seed, epoch: the key of the random crops of `crop`; without an epoch, images are read as for an evaluation.
 
         Returns:
             uint8 [b, C, H, W], C-contiguous and writable, a copy; int64 [b].
 
         Raises:
             IndexError: a row beyond the store.
-            TestClosedError: a test row, where the set has `Splits.guard`, before the test was opened.
+            TestClosedError: a test row before the test was opened, if the set has `Splits.guard`.
         """
         rows = np.asarray(index, dtype=np.int64) & _ROW_MASK
         if self.guard is not None:
@@ -147,8 +147,8 @@ class ImageSet:
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and (population) standard deviation of pixel / 255, per channel, over the set.
 
-        From exact integer counts of the 256 values, read in chunks; of whole pictures from the sums that the store has;
-        of encoded images from a keyed sample of 2,048.
+        Computed from exact integer counts of the 256 values, read in chunks; for whole pictures from the sums in the
+        store; for encoded images from a keyed sample of 2,048.
         A channel that never varies has deviation 1, so that dividing by it is harmless.
         """
         if isinstance(self.images, Pictures):

@@ -11,8 +11,8 @@ In two steps:
    Whitening takes away what all images of the set have in common; without it, any two pairs of trousers on black are
    "the same".
 
-So copies that were re-encoded, resized, made brighter, darker or grey are found; a copy that was cropped, mirrored,
-rotated or carries a large overlay mostly is not.
+So the search finds copies that were re-encoded, resized, or made brighter, darker or grey. It misses most copies that
+were cropped, mirrored, rotated or have a large overlay.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def _whitened(thumbs: NDArray[np.uint8]) -> NDArray[np.float16]:
         pixels = normalised(part)
         moments += pixels.T @ pixels
     variance, axes = np.linalg.eigh(moments / n)
-    # With few images the moments say little about the directions in which none of them lies: shrink to the mean.
+    # With few images, the moments are unreliable in directions that the images do not span: shrink towards the mean.
     trust = 4 * n / (4 * n + d)
     variance = trust * np.maximum(variance, 0) + (1 - trust + _RIDGE) * variance.mean()
     scale = (axes / np.sqrt(variance)).astype(np.float32)

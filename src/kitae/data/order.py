@@ -1,12 +1,12 @@
-"""The order of an epoch over data that do not fit in memory: long stretches are read, and small pieces are shuffled.
+"""The order of an epoch over data that do not fit in memory: reads are long and sequential, shuffling is local.
 
-Images lie in blocks (a shard; a stretch of a store). The blocks come in a keyed order; the images of consecutive blocks
-are cut into windows of `buffer` images, and each window is shuffled. So a disk, or a network, reads whole blocks one
-after the other, memory for one window is enough, and yet the order is a pure function of (seed, epoch, blocks, buffer):
-any position of it can be resumed at, by any number of processes.
+Images lie in blocks (a shard; a stretch of a store). The order of blocks is keyed; the images of consecutive blocks
+are cut into windows of `buffer` images, and each window is shuffled. So whole blocks are read one after the other from
+a disk or network, and memory for one window is enough. The order is a pure function of (seed, epoch, blocks, buffer),
+so training can resume at any position, with any number of processes.
 
-With several lanes the blocks are dealt out to them, and a batch takes an equal share of each. Processes that divide the
-lanes among themselves then read different shards, while the batches are the same for any number of processes.
+With several lanes the blocks are distributed over them, and a batch takes an equal share of each. Processes that divide
+the lanes among themselves then read different shards, while the batches are the same for any number of processes.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def block_order(
     windows: list[NDArray[Any]] = []
     used = 0
     for part in np.split(by_lane, np.cumsum(filled)[:-1]):
-        # A last window of a few images would hardly be shuffled, so the rest joins the one before.
+        # A last window of a few images would hardly be shuffled, so they are added to the previous window.
         window = np.minimum(np.arange(len(part)) // window_size, max(len(part) // window_size - 1, 0))
         inside = np.lexsort((shuffle[part], window))
         streams.append(index[part[inside]])
@@ -92,7 +92,7 @@ def block_order(
 
 
 def _interleaved(streams: list[NDArray[Any]], share: int) -> NDArray[Any]:
-    """`share` of each stream in turn, and what is left of the longer ones at the end."""
+    """`share` items of each stream in turn, then the rest of the longer ones."""
     if len(streams) == 1:
         return streams[0]
     turns = min(map(len, streams)) // share

@@ -1,4 +1,4 @@
-"""Work on all images of a source in threads: Pillow decodes outside the interpreter lock, so threads are enough."""
+"""Process all images of a source in threads. Pillow releases the interpreter lock, so threads are enough."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def each_image(
     An exception of `work` stops everything; so does closing the iterator.
 
     Args:
-        result_bytes: of what `work` returns for an image. Results that wait for their turn take about 512 MB at most,
-            or two images a thread.
+        result_bytes: size of the result of `work` for one image. Results waiting for their turn take about 512 MB at
+            most, or two images per thread.
     """
     count = threads or processors()
     pool = ThreadPoolExecutor(count, thread_name_prefix="kitae-decode")
@@ -52,7 +52,7 @@ def each_image(
 
 
 def share(count: int, work: Callable[[int], None], threads: int | None = None) -> None:
-    """`work(place)` for every place in [0, count), in threads; for work that leaves the interpreter lock.
+    """`work(place)` for every place in [0, count), in threads; for work that releases the interpreter lock.
 
     A pool for each call, so that none is left behind at a fork.
     """

@@ -1,6 +1,6 @@
 """Whole pictures of many sizes in one buffer, each at its own aspect ratio.
 
-Indexing gives what a network sees of them, so that `Store.images` is used alike whether a store keeps whole pictures or
+Indexing gives what the network sees, so `Store.images` is used in the same way whether a store keeps whole pictures or
 one array at the network's size:
 
     pictures[rows]      uint8 [n, C, H, W], prepared by `preprocess.view`, the code of serving
@@ -28,7 +28,7 @@ class Pictures:
         starts: int64 [M + 1], where each begins in `pixels`, and where the last one ends.
         heights, widths: int64 [M].
         sums: int64 [M, 2, C], of the levels of each picture, and of their squares.
-        rules: how a picture becomes what a network sees.
+        rules: how a picture is prepared for the network.
     """
 
     pixels: NDArray[np.uint8]

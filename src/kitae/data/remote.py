@@ -1,8 +1,8 @@
-"""Shards on this machine: files where they lie, and URLs in a cache folder of bounded size.
+"""Shards on this machine: local files, and URLs downloaded into a cache folder of bounded size.
 
 A URL is opened by the webdataset library (extra `shards`), copied to a temporary name and renamed, by one process at a
-time. Where the folder is full, the shards that were used longest ago go first. A shard that is being read stays
-readable when its file is removed. One that is downloaded again has to be the same as before: its index would not fit.
+time. If the folder is full, the least recently used shards are removed. A shard that is being read stays readable when
+its file is removed. A shard that is downloaded again must not have changed, or its index would not match.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class ShardCache:
             raise DataError(f"{shard}: cannot be read ({error.strerror}); was it moved?") from error
 
     def path(self, shard: str) -> Path:
-        """The shard's file, downloaded where it has to be.
+        """The shard's file, downloaded if necessary.
 
         Raises:
             DataError: the URL cannot be reached or is not a safe one, no room or no permission.
@@ -146,7 +146,7 @@ class ShardCache:
             temporary.unlink(missing_ok=True)
 
     def _make_room(self, keep: Path) -> None:
-        """Remove the shards that were used longest ago until the rest fits; `keep` stays in any case."""
+        """Remove the least recently used shards until the rest fits; `keep` is never removed."""
         with lock(keep.parent / "room.lock"):
             held = []
             for path in keep.parent.glob("*.tar"):
@@ -166,7 +166,7 @@ class ShardCache:
 
 
 def _reason(error: Exception) -> str:
-    """In a few words: the library reports its whole command."""
+    """The error in a few words, since the library reports its whole command."""
     if isinstance(error, FileNotFoundError):
         return "the webdataset library needs the program curl"
     status = re.search(r"exit (\d+)", str(error))

@@ -7,11 +7,11 @@ Files that follow each other and share a name up to its first dot are a sample: 
 `bmp`, `ppm`) and its label, a `cls` file with an integer or a `json` file with a field `label` (an integer or a name).
 Nothing else is opened: no pickle, no command.
 
-A shard, or its folder, that is called after a split (`train-000.tar`, `val/000.tar`) belongs to it. Without such names
-all is train, and validation and test are held out of it.
+A shard belongs to a split if it or its folder is named after the split (`train-000.tar`, `val/000.tar`). Without such
+names all shards are train, and validation and test are held out of them.
 
-Tar headers are read once; where each image lies in its shard is kept in the cache, by the shard's path, size and
-modification time. After that any image is one read away.
+Tar headers are read once; the positions of images are kept in the cache, keyed by the shard's path, size and
+modification time. After that, any image takes one read.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class ShardIndex:
         labels: int64 [n], or n names.
         keys: n keys: the name of the sample's files up to the first dot.
         hashes: uint8 [n, 16], of each image's size and last bytes.
-        problems: what is wrong with samples that are left out, a line each.
+        problems: why samples are left out, one line each.
     """
 
     offsets: NDArray[np.int64]
@@ -372,7 +372,7 @@ class ShardSource(Source):
 def hashes_of(source: ShardSource) -> NDArray[np.uint8]:
     """Of each image's encoded bytes, so that equal files are equal here: uint8 [M, 16].
 
-    Images that differ in size or last bytes are told apart by these; only the others are read.
+    Images with different sizes or last bytes are known to differ; only the others are read completely.
     """
     hashes = np.concatenate([index.hashes for index in source.indexes])
     words = np.ascontiguousarray(hashes).view("V16").ravel()
@@ -383,7 +383,7 @@ def hashes_of(source: ShardSource) -> NDArray[np.uint8]:
 
 
 def _short_names(shards: Sequence[str]) -> list[str]:
-    """What tells the shards apart: their paths below the folder that all of them lie in."""
+    """The shards' paths relative to their common folder."""
     parents = [shard.rpartition("/")[0].split("/") for shard in shards]
     common = 0
     while all(len(parent) > common and parent[common] == parents[0][common] for parent in parents):

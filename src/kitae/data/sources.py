@@ -9,7 +9,7 @@
     cifar10, cifar100   their binary archives
     fashion-mnist, mnist
 
-`NAME:PATH` reads `cifar10` and the like from the folder PATH, which already holds their files.
+`NAME:PATH` reads `cifar10` and the like from the folder PATH, which already contains their files.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ def open_source(spec: DataSpec, progress: Progress | None = None) -> Source:
 class FolderSource(Source):
     """`ROOT/CLASS/**/IMAGE`, or `ROOT/{train,val,test}/CLASS/**/IMAGE`.
 
-    The second layout is taken where every sub-folder has a split's name (train, training; val, valid, validation, dev;
-    test, testing) and one is train; images there belong into class folders. Hidden files and folders are passed over,
-    and files without an image's extension.
+    The second layout is assumed if every sub-folder has a split's name (train, training; val, valid, validation, dev;
+    test, testing) and one is train; their images must be in class folders. Hidden files and folders are ignored, and so
+    are files without an image's extension.
     Images below a folder `group=NAME` (inside a class) belong to group NAME, in all classes and splits, unless `groups`
     has another rule (see `DataSpec.groups`).
     """
@@ -152,7 +152,7 @@ class FolderSource(Source):
 
 
 def _check_part(part: Path, name: str, *, empty: bool) -> None:
-    """Refuse a split whose images would be passed over: another one would be made from train in its place."""
+    """Refuse a split whose images would be ignored: it would be silently replaced by images held out of train."""
     loose = sorted(entry.name for entry in part.iterdir() if is_image(entry.name) and entry.is_file())
     if loose:
         raise DataError(
@@ -171,7 +171,7 @@ def _subfolders(folder: Path) -> list[Path]:
 
 
 def _marked_groups(names: Sequence[str], keys: NDArray[np.int64]) -> NDArray[np.int64] | None:
-    """Groups by folders called `group=NAME`; an image outside of them is a group of its own."""
+    """Groups by folders called `group=NAME`; any other image is a group of its own."""
     groups = ["/".join(part for part in name.split("/")[:-1] if part.startswith(GROUP_PREFIX)) for name in names]
     if not any(groups):
         return None
@@ -179,7 +179,7 @@ def _marked_groups(names: Sequence[str], keys: NDArray[np.int64]) -> NDArray[np.
 
 
 def source_of(path: str | Path) -> str:
-    """The data.source of a folder, a Parquet file (or a folder of them) or a CSV file, found by what it is.
+    """The data.source of a folder, a Parquet file (or a folder of them) or a CSV file, detected from its type.
 
     Raises:
         DataError: there is no such file or folder, or it is none of these.
@@ -199,7 +199,7 @@ def source_of(path: str | Path) -> str:
 
 
 def source_named(given: str | Path) -> str:
-    """The data.source that is meant: a source as it is, or a folder or file by its path."""
+    """The data.source of an argument: a source is returned as it is, a path becomes the source of that path."""
     return source_of(given) if str(given).partition(":")[0] not in SOURCES and Path(given).exists() else str(given)
 
 

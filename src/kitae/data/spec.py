@@ -1,4 +1,4 @@
-"""What `data:` in a recipe may say."""
+"""The `data:` section of a recipe."""
 
 from __future__ import annotations
 
@@ -23,46 +23,46 @@ class DataSpec(GrowingSpec):
 
     Attributes:
         source: `fashion-mini`, `photos-mini`, `folder:PATH`, `parquet:PATH`, `csv:PATH`, `cifar10`, `cifar100`,
-            `fashion-mnist`, `mnist` or `webdataset:SHARDS`. Of these, the last five but `webdataset` may be followed by
-            `:PATH`, the folder that already holds their files. SHARDS are tar files, which are read while training and
-            never decoded into a store: paths or http(s) URLs, with `{000..099}`, `{train,val}`, `*` and `::` between
-            several.
-        val_fraction: share of each class of train held out for validation, where the source has no validation split.
-        test_fraction: share of each class held out as test first, where the source has no test split.
-        split_seed: keys the splits and `limit`; apart from `train.seed` so that seeds of a study share their splits.
-        val_seed: keys the validation split alone, so that other images validate while the same ones test; null is
-            `split_seed`. Without effect where the source has a validation split.
-        limit: keep so many training images (after the split), classes in proportion; null keeps all.
+            `fashion-mnist`, `mnist` or `webdataset:SHARDS`. `cifar10`, `cifar100`, `fashion-mnist` and `mnist` may be
+            followed by `:PATH`, the folder that already contains their files. SHARDS are tar files, which are read
+            while training and never decoded into a store: paths or http(s) URLs, with `{000..099}`, `{train,val}`,
+            `*`, and `::` between several.
+        val_fraction: share of each class of train held out for validation, if the source has no validation split.
+        test_fraction: share of each class held out as test first, if the source has no test split.
+        split_seed: the key of the splits and `limit`; separate from `train.seed`, so that the seeds of a study share
+            their splits.
+        val_seed: the key of the validation split alone, to change the validation images and keep the test images; null
+            is `split_seed`. Without effect if the source has a validation split.
+        limit: keep this many training images (after the split), classes in proportion; null keeps all.
         image_size: pixels of the square that the network sees, or [height, width]; null takes the images' own size if
             all share one.
-        store_size: whole pictures are kept in the store until their short side has so many pixels (of an image_size
-            that is no square: until they cover it enlarged to that short side); null is 9/4 of image_size, which keeps
-            random crops and evaluation as sharp as from the files. Without effect where all images are tiny or have
-            image_size already.
-        channels: 1 or 3; null takes 1 where every image is grey, else 3.
-        depth: significant bits of images of more than 8 bits a channel. `auto` takes what the highest level of the
+        store_size: the store keeps whole pictures, reduced to a short side of this many pixels (if image_size is not
+            square: until they just cover it enlarged to that short side); null is 9/4 of image_size, which keeps
+            random crops and evaluation as sharp as from the files. Without effect if all images are tiny or already
+            have image_size.
+        channels: 1 or 3; null is 1 if every image is grey, else 3.
+        depth: significant bits of images with more than 8 bits per channel. `auto` takes what the highest level of the
             whole set needs: 8 under 256, 10 under 1024, 12 under 4096, else 16.
         resize: `crop` (shorter side to size, centre crop), `squash` (ignore the aspect), `pad` (longer side to size).
-        crop_pct: share of the sides, around the centre, that `crop` and `squash` keep; below 1 what is in the middle is
-            seen larger.
+        crop_pct: share of the sides, around the centre, that `crop` and `squash` keep; below 1 the centre is enlarged.
         normalize: `train` (statistics of the training images), `pretrained` (the pretrained net's own), or given.
         balance: `sampler` draws every class equally often, `loss` weighs classes inversely to their frequency.
-        on_corrupt: an image that cannot be read is an `error`, or is named and left out (`skip`).
+        on_corrupt: `error` stops at an image that cannot be read, `skip` names it and leaves it out.
         order: how an epoch is shuffled. `full` draws from all images at once. `blocks` is for data that do not fit in
             memory: shards, or stretches of the store, come in an order keyed by (seed, epoch), are cut into windows of
             `shuffle_buffer` images, and each window is shuffled, so that a disk reads long stretches. `auto` is
             `blocks` for shards and for a store of more than half the memory, else `full`.
         shuffle_buffer: images of a window, with `blocks`.
-        shard_cache_gb: shards from URLs are kept in the cache folder up to so many GB; those used longest ago go first.
+        shard_cache_gb: size limit of the cache of shards from URLs; the least recently used are removed first.
         image_column, label_column: names of the Parquet columns.
-        groups: what names the group of an image; images of one group (a patient, a video, a burst) never lie in two
+        groups: how the group of an image is found; images of one group (a patient, a video, a burst) are never in two
             splits. A column of the CSV or Parquet file; `parent`, the folder of the file (in a folder of classes, its
             path below the class); or a regular expression that is searched in the file's path and whose first group
-            names it, such as `(patient\\d+)`. null takes a column `group`, or folders called `group=NAME`, where there
+            names it, such as `(patient\\d+)`. null takes a column `group`, or folders called `group=NAME`, if there
             are any.
-        folds: cross-validation: so many parts of all images but those of the source's own test split. A run of such a
-            recipe trains a model for each fold and then one on everything; see `pipelines.folds`.
-        fold: the part, from 1, that is the test split; the others train and validate. null is the model on everything,
+        folds: number of folds of a cross-validation, over all images except the source's own test split. A run of such
+            a recipe trains a model for each fold and then one on everything; see `pipelines.folds`.
+        fold: the fold, from 1, that is the test split; the others train and validate. null is the model on everything,
             which has no validation split, and only the source's own test split.
         cache: folder of the decoded stores; null is the user's cache folder.
     """
@@ -99,7 +99,7 @@ class DataSpec(GrowingSpec):
 
     @property
     def whole(self) -> bool:
-        """Whether everything but a given test split is trained on, and the folds' models measure in its place."""
+        """Whether all but the source's test split is trained on, with the folds' models to measure the accuracy."""
         return self.folds is not None and self.fold is None
 
     @model_validator(mode="after")

@@ -1,12 +1,12 @@
-"""Which images train, which validate, and which are kept for the test at the end.
+"""The split of images into train, validation and test.
 
-The source's own validation and test splits are used where it has them; what is missing is held out from train, class
-by class. The choice is keyed by (`split_seed`, the image's key), that of validation by `val_seed` where it is given, so
-it is the same everywhere, and adding files to a folder moves few of the others. Images of one group never lie on two
-sides, and neither do images with the same pixels, unless the source's own splits separate them.
+The source's own validation and test splits are used if it has them; missing ones are held out from train, class by
+class. The choice is keyed by (`split_seed`, the image's key), for validation by `val_seed` if given, so it is the same
+everywhere, and adding files to a folder moves few of the others. Images of one group are never in two splits, and
+neither are images with the same pixels, unless the source's own splits separate them.
 
-Test rows are not an attribute: `Splits.open_test(counter)` gives them and calls the counter first, so that every
-opening is counted. Until then `Splits.guard`, handed to an `ImageSet`, lets no test image be gathered.
+Test rows are not an attribute: `Splits.open_test(counter)` returns them and calls the counter first, so that every
+opening is counted. Until then `Splits.guard`, passed to an `ImageSet`, prevents test images from being gathered.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ Rows = NDArray[np.int64]
 
 
 class TestClosedError(RuntimeError):
-    """A test image was asked for before the test was opened: a bug in the caller, and an invalid result prevented."""
+    """A test image was requested before the test was opened: a bug in the caller, which would invalidate the result."""
 
-    __test__ = False  # not a test case, whatever pytest thinks of the name
+    __test__ = False  # not a test case, despite the name
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,11 +58,11 @@ class Splits:
 
     @property
     def test_count(self) -> int:
-        """How many test images there are; looking at the number does not open the test."""
+        """How many test images there are; reading the number does not open the test."""
         return len(self._test)
 
     def open_test(self, counter: Callable[[], None]) -> Rows:
-        """The test rows: int64. `counter` is called first, to write the opening down; if it raises, nothing opens."""
+        """The test rows: int64. `counter` is called first to record the opening; if it raises, test stays closed."""
         counter()
         self._openings.append(None)
         return self._test.copy()
@@ -75,7 +75,7 @@ class Splits:
                 raise TestClosedError("a test image was asked for before the test was opened")
 
     def copies(self, twins: NDArray[np.int64], rows: Rows) -> NDArray[np.bool_]:
-        """Which of some test rows have the pixels of a training or validation image.
+        """Which of these test rows have the same pixels as a training or validation image.
 
         Args:
             twins: int64 [M], see `Store.twins`.
@@ -95,7 +95,7 @@ class Splits:
         return {name: len(np.unique(groups[rows])) for name, rows in parts}
 
     def duplicates(self, twins: NDArray[np.int64]) -> dict[str, int]:
-        """How many images of the store have the pixels of another one, for evaluation.json.
+        """How many images of the store have the same pixels as another one, for evaluation.json.
 
         Args:
             twins: int64 [M], see `Store.twins`.
@@ -150,7 +150,7 @@ class Splits:
 
 
 class Labelled(Protocol):
-    """What splitting needs to know of the images: a Store, a Source or a Table has it."""
+    """What splitting needs to know about the images: implemented by Store, Source and Table."""
 
     @property
     def labels(self) -> NDArray[np.int64]: ...
@@ -173,20 +173,19 @@ def make_splits(store: Store, spec: DataSpec) -> Splits:
 
 
 def divide(store: Labelled, spec: DataSpec, twins: NDArray[np.int64] | None = None) -> tuple[Rows, Rows, Rows, int]:
-    """Rows to train, validate and test with, and how many training rows `limit` leaves out.
+    """The rows of train, validation and test, and how many training rows `limit` leaves out.
 
-    Of each class with n images in train, round(n * fraction) are held out, at least one where n allows it and never
-    all. First test (where the source has none), then validation from what remains, then `limit` from what remains.
-    Images with the same pixels that the draw has put on several sides then move to one of them, which leaves all other
-    images where they are.
+    Of each class with n images in train, round(n * fraction) are held out, at least one if n allows it and never all.
+    First test (if the source has none), then validation from the rest, then `limit` is applied to the rest. Images
+    with the same pixels that were drawn into several splits then move to one of them; all other images stay.
 
-    With `folds` everything but the source's own test split is one pool. `fold` is the part of it that tests, and
-    validation is held out from the others; without `fold` all of the pool trains, and nothing validates.
+    With `folds`, everything except the source's own test split is one pool. `fold` is the part of it used as test, and
+    validation is held out from the others; without `fold` the whole pool is train, and there is no validation.
 
     Args:
         store: its `labels`, `classes`, `splits`, `keys` and `groups` matter here.
         spec: `val_fraction`, `test_fraction`, `split_seed`, `val_seed`, `limit`, `folds` and `fold`.
-        twins: for each image the first row with the same pixels; None where that is not known.
+        twins: for each image the first row with the same pixels; None if unknown.
 
     Raises:
         DataError: fewer than two classes, a class without a training image, a split that would be empty, a group on
@@ -238,7 +237,7 @@ def divide(store: Labelled, spec: DataSpec, twins: NDArray[np.int64] | None = No
 def _folded(
     store: Labelled, spec: DataSpec, folds: int, twins: NDArray[np.int64] | None
 ) -> tuple[Rows, Rows, Rows, int]:
-    """`divide` into folds; images that are equal or of one group share a fold and a side of it."""
+    """`divide` into folds; images that are equal or of one group are in the same fold and split."""
     labels, classes = np.asarray(store.labels), store.classes
     given = np.asarray(store.splits) == TEST
     _check_groups(store, np.where(given, TEST, TRAIN).astype(np.uint8))
@@ -278,11 +277,11 @@ def _folded(
 
 
 def _united(parts: dict[int, Rows], store: Labelled, twins: NDArray[np.int64]) -> dict[int, Rows]:
-    """The splits with equal images on one side: what was held out of train, or left there, follows one of them.
+    """The splits with equal images in one split; only images that were drawn into a split, or left in train, move.
 
-    A set of equal images goes where the one with the lowest key is, so that held-out shares stay what they were, also
-    where most images come twice. With groups, all images of the groups that share an image go together. The source's
-    own validation and test images stay where they are.
+    A set of equal images moves to the split of the one with the lowest key, which keeps the held-out shares even if
+    most images have copies. With groups, all images of groups that share an image move together. The source's own
+    validation and test images stay where they are.
     """
     codes = np.full(len(twins), -1, np.int64)
     for code, rows in parts.items():
@@ -341,7 +340,7 @@ class _Splitter:
         counts = np.bincount(labels)
         wanted = np.floor(counts * fraction + 0.5).astype(np.int64)
         wanted = np.minimum(np.maximum(wanted, 1), np.maximum(counts - leave, 0))
-        # The epoch tells the two decisions apart: else the images just above the test threshold would be validation.
+        # The epoch separates the two draws: otherwise the images just above the test threshold would be validation.
         if self._groups is None:
             order = self._shuffled(self._keys[rows], keyed.SLOT_SPLIT, code)
             chosen = _rank_in_class(labels, order) < wanted[labels]
@@ -352,9 +351,9 @@ class _Splitter:
     def _choose_groups(
         self, groups: NDArray[np.int64], labels: NDArray[np.int64], wanted: NDArray[np.int64], code: int, leave: int
     ) -> NDArray[np.bool_]:
-        """Whole groups, in keyed order, each taken if it brings the held-out class counts nearer to the wanted ones.
+        """Whole groups, in keyed order, each taken if it brings the held-out class counts closer to the target.
 
-        Where no group does, the one nearest to them, if training images of its classes are left.
+        If no group does, the closest one is taken, provided that training images of its classes are left.
         """
         names, member = np.unique(groups, return_inverse=True)
         by_group = np.argsort(member, kind="stable")
@@ -372,7 +371,7 @@ class _Splitter:
                 missing[classes] -= counts
                 left[classes] -= counts
         if not chosen.any() and wanted.any():
-            # A few large groups: the one that goes past what is wanted by least, rather than none.
+            # With a few large groups, take the one that exceeds the target least, rather than none.
             table = np.zeros((len(names), len(wanted)))
             np.add.at(table, (member, labels), 1)
             far = ((missing - table) ** 2).sum(axis=1)
@@ -385,8 +384,8 @@ class _Splitter:
         """`limit` of the rows, classes in proportion, each at least once; a larger limit contains a smaller one's.
 
         Args:
-            drawn: the rows before equal images were united, in whose order they are taken: the few that have moved
-                must not change which of the others are taken.
+            drawn: the rows before equal images were united. Rows are taken in this order, so that the few images that
+                moved do not change which of the others are taken.
         """
         if limit > len(rows):
             raise DataError(
@@ -396,7 +395,7 @@ class _Splitter:
             raise DataError(f"data.limit {limit} is smaller than the number of classes, {classes}")
         labels = self._labels[drawn]
         order = self._shuffled(self._keys[drawn], keyed.SLOT_LIMIT, 0)
-        # Deal the classes out in proportion: image r of the n of its class takes its turn at (r + 1/2) / n. The first
+        # Interleave the classes in proportion: image r of the n of its class has position (r + 1/2) / n. The first
         # image of every class comes before all others.
         rank = _rank_in_class(labels, order)
         turn = np.where(rank == 0, 0.0, (rank + 0.5) / np.bincount(labels)[labels])
@@ -408,7 +407,7 @@ class _Splitter:
 
 
 def _rank_in_class(labels: NDArray[np.int64], order: Rows) -> NDArray[np.int64]:
-    """For each image its place (0, 1, ...) among those of its class, along `order`."""
+    """For each image its position (0, 1, ...) within its class, in `order`."""
     by_class = order[np.argsort(labels[order], kind="stable")]
     counts = np.bincount(labels)
     first = np.cumsum(counts) - counts
@@ -427,7 +426,7 @@ def _check_classes(labels: NDArray[np.int64], classes: tuple[str, ...]) -> None:
 def _check_room(
     labels: NDArray[np.int64], groups: NDArray[np.int64], classes: tuple[str, ...], parts: int, what: str
 ) -> None:
-    """Refuse groups that cannot be divided into so many parts, or that hold all of a class.
+    """Refuse groups that cannot be divided into this many parts, or that contain all images of a class.
 
     Args:
         labels, groups: int64 [n], of the images that are divided.

@@ -1,7 +1,7 @@
 """The decoded store: every image decoded once and memory-mapped.
 
-A store is a folder in the cache, named by a hash of what the files are (path, size, modification time) and of what was
-asked for (size, channels, resize, depth, store size, on_corrupt):
+A store is a folder in the cache, named by a hash of the source files (path, size, modification time) and of the
+settings (size, channels, resize, depth, store size, on_corrupt):
 
     images.u8      uint8, all pixels
     labels.i64, splits.u8, keys.i64, groups.i64   one number an image (see `base.Table`)
@@ -11,13 +11,13 @@ asked for (size, channels, resize, depth, store size, on_corrupt):
     places.i64                of images in shards, in place of images.u8: int64 [M, 3] shard, offset and size in bytes
     manifest.json             classes, rules, skipped images, and the size of every file; written last
 
-Whole pictures are kept, each at its own aspect ratio and up to `data.store_size`, so that a random crop sees all of
-them and sharply. Only where every image is tiny or has the network's size already, images.u8 is one array at the
-network's size, [M, C, H, W]. Shards are not decoded into a store: it only holds where each image lies in them.
+Whole pictures are kept, each at its own aspect ratio and up to `data.store_size`, so that random crops are sharp and
+can use the whole picture. If every image is tiny or already has the network's size, images.u8 is one array at the
+network's size, [M, C, H, W]. Shards are not decoded into a store: it only contains the position of each image.
 
-It is built in a temporary folder beside, by one process at a time, flushed to disk and then renamed. So it is there
-complete or not at all: a kill leaves a temporary folder that nobody reads and the next build removes. Opening checks
-every file's size against the manifest; a store that fails is built anew.
+A store is built in a temporary folder next to it, by one process at a time, flushed to disk and then renamed, so it is
+never incomplete: a killed build leaves a temporary folder, which the next build removes. Opening checks every file's
+size against the manifest; a store that fails the check is rebuilt.
 
 Pixels are written with `write`, not through a mapping, so that a full disk is an error and not a SIGBUS.
 """
@@ -57,11 +57,11 @@ _CACHE_LIMIT = DataSpec().shard_cache_gb * 1e9
 
 @dataclass(frozen=True, eq=False)
 class Store:
-    """M decoded images and what is known about each.
+    """M decoded images, with their labels, names and so on.
 
     Attributes:
-        images: uint8 [M, C, H, W], memory-mapped read-only; or whole pictures, or encoded images in shards, which give
-            the same by indexing.
+        images: uint8 [M, C, H, W], memory-mapped read-only; or whole pictures, or encoded images in shards, which are
+            indexed in the same way.
         labels: int64 [M].
         classes: K names.
         splits: uint8 [M], the source's own: 0 train, 1 val, 2 test.
@@ -69,9 +69,9 @@ class Store:
         groups: int64 [M], or None.
         names: M names.
         hashes: uint8 [M, 16], of each image's pixels; in shards, of its encoded bytes.
-        rules: how an image was prepared; a new one must be prepared the same way.
-        fingerprint: hash of the content (pixels, labels, splits, keys, groups, classes): equal for equal data, wherever
-            the files lie.
+        rules: how an image was prepared; a new one must be prepared in the same way.
+        fingerprint: hash of the content (pixels, labels, splits, keys, groups, classes): equal for equal data,
+            independent of the location of the files.
         skipped: (name, reason) of the images left out because they could not be read.
         path: the store's folder.
     """
@@ -94,15 +94,15 @@ class Store:
 
     @cached_property
     def twins(self) -> NDArray[np.int64]:
-        """For each image the first row with the same pixels, which may be its own: int64 [M]."""
+        """For each image the first row with the same pixels (possibly its own): int64 [M]."""
         return first_alike(self.hashes)
 
 
 def open_store(spec: DataSpec, progress: Progress | None = None, rules: PreprocessRules | None = None) -> Store:
-    """The store of a data spec: opened where it exists, else built. Raises as `open_source` and `prepare`.
+    """The store of a data spec, built if it does not exist. Raises as `open_source` and `prepare`.
 
     Args:
-        rules: how images are prepared, in place of what the spec says.
+        rules: how images are prepared, instead of by the spec.
     """
     source = open_source(spec, progress)
     return prepare(source, rules or spec, on_corrupt=spec.on_corrupt, cache=spec.cache, progress=progress)
@@ -133,11 +133,11 @@ def prepare(
     progress: Progress | None = None,
     threads: int | None = None,
 ) -> Store:
-    """Open the store of a source under some rules; build it first where it does not exist.
+    """Open the store of a source with the given rules; build it first if it does not exist.
 
     Args:
         source: where the images are.
-        rules: fixed rules; or a DataSpec, whose null `image_size` and `channels` are found out from the images.
+        rules: fixed rules; or a DataSpec, whose null `image_size` and `channels` are determined from the images.
         on_corrupt, cache: override the spec's.
         progress: called with (images done, images in all) while building.
         threads: decoding threads; by default one a processor. Pillow decodes outside the interpreter lock.
@@ -182,7 +182,7 @@ def prepare(
 
 
 def _load(folder: Path, limit: float = _CACHE_LIMIT) -> Store | None:
-    """The store, or None where there is none that can be trusted.
+    """The store, or None if there is no valid one.
 
     Args:
         limit: bytes that shards from URLs may take in the cache folder.
@@ -246,7 +246,7 @@ def _map(path: Path, dtype: type, shape: tuple[int, ...]) -> Any:
 
 
 def _sweep(root: Path, own_key: str | None) -> None:
-    """Remove what killed builds left: temporary folders whose lock nobody holds, and those of our own key.
+    """Remove the temporary folders of killed builds: those whose lock nobody holds, and those of our own key.
 
     Args:
         own_key: the key whose lock this process holds; None where the file system has no locks.

@@ -39,7 +39,7 @@ Target = Literal["any", "vnni"]
 
 @dataclass(frozen=True)
 class Card:
-    """What an exported file states about itself, besides its weights.
+    """The metadata of an exported file.
 
     Attributes:
         classes: K class names, in the order of the network's outputs.
@@ -93,7 +93,7 @@ class Card:
 
 
 class Classifier(nn.Module):
-    """What is exported: a network with the normalisation before it and the calibrated softmax after it."""
+    """The exported module: a network with the normalisation before it and the calibrated softmax after it."""
 
     def __init__(self, network: nn.Module, card: Card) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""Rewrites an exported graph into operations that engines run best: the same mathematics in fewer nodes.
+"""Rewrites an exported graph into equivalent operations that engines run faster, with fewer nodes.
 
 Much of a small network's time is overhead per node, and some operations that PyTorch's exporter writes have no integer
-kernel, so an INT8 graph returns to float for them:
+kernel, so an INT8 graph has to convert to float for them:
 
     ReduceMax or ReduceMean over height and width   ->  MaxPool, GlobalAveragePool: they have integer kernels
     Gemm, then Mul by a number                      ->  the Gemm with its weights and bias multiplied

@@ -1,7 +1,7 @@
-"""Whether a file computes what the network computes, verified before the file is kept.
+"""Verifies that a file computes the same as the network, before the file is kept.
 
-The reference is the PyTorch network, normalised here independently from its mean and standard deviation, so a mistake
-in the exported normalisation is noticed.
+The reference is the PyTorch network; its input is normalised here independently from the mean and standard deviation,
+so that a mistake in the exported normalisation is noticed.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 BATCH_SIZES = (1, 2, 7, 32)
 
-# Float arithmetic in another order moves a logit by about 1e-6 of the largest activation. A probability moves by the
-# same share of itself; the absolute term covers probabilities that are nearly zero.
+# A different order of float operations changes a logit by about 1e-6 of the largest activation, and a probability by
+# the same share of itself; the absolute term covers probabilities that are nearly zero.
 RELATIVE, ABSOLUTE = 5e-3, 1e-5
 
 # A network with huge activations amplifies rounding, in PyTorch too: a file may be this many times as far from the

@@ -1,4 +1,4 @@
-"""Do probabilities mean what they say? Expected calibration error, and a single temperature that corrects most of it.
+"""Calibration of probabilities: the expected calibration error, and a temperature that corrects most of it.
 
 Guo, Pleiss, Sun and Weinberger, "On calibration of modern neural networks", 2017.
 """
@@ -67,10 +67,10 @@ def probabilities(logits: ArrayLike, temperature: float = 1.0) -> NDArray[np.flo
 def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
     """The temperature that minimises the mean negative log likelihood of `labels`, in [0.05, 20]; fit on validation.
 
-    Dividing logits by one positive number never changes which is largest, so accuracy stays as it is. The loss is
-    convex in 1 / temperature, so its minimum is unique. A validation set without a mistake has no minimum: sharper is
-    always better there, and one wrong image would cost dearly later, so 1 is returned. On a set where the model is no
-    better than chance, the upper end of the range is returned.
+    Dividing logits by a positive number does not change which is largest, so accuracy does not change. The loss is
+    convex in 1 / temperature, so its minimum is unique. If the validation set has no mistakes, there is no minimum:
+    sharper is always better, but would be costly for a wrong image later, so 1 is returned. If the model is no better
+    than chance, the upper end of the range is returned.
 
     Args:
         logits: float [N, K].

@@ -1,7 +1,7 @@
 """From a model to its numbers: logits of every image once, then metrics with intervals.
 
-predict_logits is the only function here that runs a network; the rest is arithmetic on float32 [N, K] logits and int64
-[N] labels, so that a number can be worked out again from the predictions file.
+Only predict_logits runs a network; the other functions compute metrics from float32 [N, K] logits and int64 [N] labels,
+so every number can be recomputed from the predictions file.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ class _Normalize:
 
 
 def label_scores(predicted: NDArray[np.int64], labels: NDArray[np.int64]) -> dict[str, float]:
-    """What the predicted labels alone say: accuracy, and two means over classes that weigh every class the same.
+    """Metrics of the predicted labels: accuracy, and two means over classes with equal weights.
 
     Args:
         predicted, labels: int [N].
@@ -248,7 +248,7 @@ def evaluate_test(
     temperature: float,
     copies: NDArray[np.bool_],
 ) -> dict[str, Any]:
-    """`evaluate` of test images, and the accuracy without those that are no test.
+    """`evaluate` of test images, and the accuracy without copies of training or validation images.
 
     Args:
         copies: bool [N], the images whose pixels are also those of a training or validation image.

@@ -1,7 +1,7 @@
 """95 % intervals, one method for each kind of number.
 
-All of them hold the trained model fixed and cover the chance in *which test images* were drawn. They say nothing of how
-another seed would have trained; `kitae study` measures that.
+All of them hold the trained model fixed and cover the random choice of *test images*. They do not cover the variation
+between seeds; `kitae study` measures that.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ def normal_mean(values: ArrayLike, level: float = LEVEL) -> Interval | None:
 def balanced(successes: ArrayLike, counts: ArrayLike, level: float = LEVEL) -> Interval | None:
     """Interval of the mean of per-class accuracies from int [K] correct and int [K] images; empty classes are left out.
 
-    Normal, with the variance of independent proportions, each pulled half a success from its ends so that a class
-    without a mistake is not taken for a class without doubt (as Agresti and Coull 1998 do).
+    Normal, with the variance of independent proportions, each moved half a success away from 0 and 1, so that a class
+    without mistakes does not get zero variance (as in Agresti and Coull 1998).
     """
     right, total = np.asarray(successes, dtype=np.float64), np.asarray(counts, dtype=np.float64)
     right, total = right[total > 0], total[total > 0]
@@ -127,9 +127,9 @@ def median(values: ArrayLike, level: float = LEVEL) -> Interval | None:
 def paired_difference(before: ArrayLike, after: ArrayLike, labels: ArrayLike, level: float = LEVEL) -> dict[str, Any]:
     """Accuracy of `after` minus accuracy of `before` on the same images, with an interval.
 
-    Only images on which the two disagree about being right count, so the interval is much narrower than that of either
-    accuracy. It is the score interval of Tango (1998): all differences that a score test would not reject, so it holds
-    its level where few images differ, or none. The p-value is McNemar's exact one.
+    Only images that exactly one of the two gets right count, so the interval is much narrower than that of either
+    accuracy. It is the score interval of Tango (1998): all differences that a score test would not reject, so it keeps
+    its level even if few images differ, or none. The p-value is McNemar's exact one.
 
     Args:
         before, after: int [N] predicted classes.

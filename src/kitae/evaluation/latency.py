@@ -1,8 +1,8 @@
-"""Which is faster, and by how much: several callables timed in turn, in one process, against a control.
+"""Compares the speed of several callables, timed in turn, in one process, with a control.
 
-A time alone says little: clocks change, neighbours wake, caches fill. So every round times each candidate once, in an
-order drawn anew, and what is reported is the ratio to the reference *within* the round. The reference is timed twice a
-round; the ratio of the two (the A/A control) shows how large a difference this machine makes out of nothing.
+A time alone is unreliable: clock rates, other load and caches change. So every round times each candidate once, in a
+new random order, and reports the ratio to the reference *within* the round. The reference is timed twice per round; the
+ratio of the two (the A/A control) shows how large a difference is just noise on this machine.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Latency:
 
     @property
     def noise(self) -> float:
-        """How far the control's interval strays from 1: smaller differences than this are not to be believed."""
+        """How far the control's interval extends from 1; smaller differences than this are noise."""
         ratio = self.control_ratio
         return max(abs(end - 1) for end in (ratio.interval or (ratio.value, ratio.value)))
 

@@ -1,8 +1,8 @@
-"""Accuracy when images get worse: the same test images under corruptions of rising severity.
+"""Accuracy on corrupted images: the same test images under corruptions of rising severity.
 
-What a corruption is comes from outside, as a function; here it is applied to each batch before the model sees it, and
-compared with the clean images pair by pair (Hendrycks and Dietterich 2019, "Benchmarking neural network robustness to
-common corruptions", is where severities and the mean over corruptions come from).
+A corruption is a function given by the caller. It is applied to each batch before the model, and the result is compared
+with the clean images in pairs. Severities and the mean over corruptions are from Hendrycks and Dietterich 2019,
+"Benchmarking neural network robustness to common corruptions".
 """
 
 from __future__ import annotations

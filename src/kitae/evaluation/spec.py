@@ -1,4 +1,4 @@
-"""What `evaluate:` in a recipe may say."""
+"""The `evaluate:` section of a recipe."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class EvaluateSpec(Spec):
     Attributes:
         batch_size: images per forward pass.
         tta: test-time augmentation, averaged in probability space: `flip` (2 views), `shift` (5), `scale` (3), `full`.
-            Of evaluation and prediction with the run; an exported file sees an image once.
+            Used in evaluation and prediction with the run; an exported file uses one view.
         temperature: fit a temperature on validation (of single views) and report calibrated probabilities.
     """
 

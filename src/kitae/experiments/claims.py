@@ -1,4 +1,4 @@
-"""Whether what was measured supports what was claimed."""
+"""Verdicts: whether a measured effect supports a claim."""
 
 from __future__ import annotations
 

@@ -13,9 +13,9 @@
 what X does on average over the presence and absence of the others. If techniques interact, the three differ.
 
 Screening (Plackett and Burman, "The design of optimum multifactorial experiments", Biometrika 33, 1946): k factors in N
-runs, N the next multiple of four above k, columns of a Hadamard matrix, so that every run informs every effect. The
-price is in the alias table: each effect is measured together with a part of other factors' two-factor interactions.
-`foldover` adds the mirrored runs, which removes that.
+runs, N the next multiple of four above k, columns of a Hadamard matrix, so that every run contributes to every effect.
+The price is aliasing: each effect is measured together with parts of other factors' two-factor interactions (see the
+alias table). `foldover` adds the mirrored runs, which removes them.
 """
 
 from __future__ import annotations

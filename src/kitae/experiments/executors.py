@@ -180,7 +180,7 @@ def run_in_process(unit: Unit, retries: int, stop: threading.Event | None = None
         if status == 0:
             return [read_json(Path(job["outcome"])) for job in unit["jobs"]]
         if status > 0 and status != INTERRUPTED:
-            break  # it failed by itself, and would again
+            break  # it failed by itself, and would fail again
     return _lost(unit, f"its process ended with status {status}; see {folder.name}.log")
 
 

@@ -3,7 +3,7 @@
 A study folder:
 
     study.yaml        the study, the plan and every run's recipe fingerprint, written before the first run
-    runs/NAME/        a run folder each; runs/NAME.json is what the study keeps of it, runs/NAME.log its output
+    runs/NAME/        the run folders; runs/NAME.json has what the study keeps of a run, runs/NAME.log its output
     runs.parquet      a row per run: variant, seed, status, all numbers, curves
     effects.parquet   a row per effect and metric
     effects.json      what tables, figures and pages need
@@ -35,7 +35,7 @@ from kitae.folders import Owned
 from kitae.machine import now
 
 FORMAT = 1
-# Goes up when the same recipe and seed give a different run. 2: initial weights are keyed by parameter names.
+# Increased when the same recipe and seed give a different run. 2: initial weights are keyed by parameter names.
 # 3: an epoch drops its short last batch, ties of epochs go to the lower loss, mixing draws one lambda per batch.
 NUMERICS = 3
 STUDY = "study.yaml"
@@ -118,7 +118,7 @@ def study_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 def read_study(folder: Path) -> dict[str, Any] | None:
-    """What study.yaml says; None if there is none.
+    """The content of study.yaml; None if there is none.
 
     Raises:
         TrainingError: the file is damaged, or from another version.
@@ -165,7 +165,7 @@ def add_seeds(
     Args:
         content: of study.yaml so far.
         plan: with the seeds.
-        finished: runs that were done by now, so that a reader knows how much was seen when the number was raised.
+        finished: runs that were done by now, so that a reader knows how many results were known when seeds were added.
     """
     (folder / "effects.json").unlink(missing_ok=True)  # of fewer seeds than study.yaml is going to have
     added = {"seeds": list(seeds), "when": now(), "finished": finished}

@@ -1,4 +1,4 @@
-"""The ledger: what is claimed about each technique, what we measured, and the verdict; made from committed results.
+"""The ledger: claims about each technique, our measurements, and the verdicts; made from committed results.
 
     python -m kitae.experiments.ledger studies/results --out docs/ledger.md
 
@@ -24,7 +24,7 @@ from kitae.experiments.wording import amount, interval
 from kitae.files import write_atomically
 
 REGIMES = ("ledger-small", "ledger-large-16-epochs", "ledger-trained")
-"""The studies set side by side: few images and a short training, more images, few images trained to the end."""
+"""The studies shown side by side: few images and a short training, more images, few images and a long training."""
 
 _KEPT = ("study.yaml", "runs.parquet", "effects.parquet", "effects.json")
 _FIGURE = "images/ledger-when.png"  # beside the page

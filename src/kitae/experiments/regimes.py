@@ -1,4 +1,4 @@
-"""When does a technique help? Effects of published studies by the length of the training, and what follows from them.
+"""When a technique helps: effects in published studies by length of training, and the advice derived from them.
 
 Two studies measure the same effect in two regimes if they compare the same two variants, and differ only in epochs and
 width. Advice is only given if every measured effect behind it is shown after Holm's correction.

@@ -1,4 +1,4 @@
-"""The result of a study: a table of its runs, its effects, and what they say of the claims."""
+"""The result of a study: a table of its runs, its effects, and the verdicts on its claims."""
 
 from __future__ import annotations
 

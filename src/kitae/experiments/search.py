@@ -1,4 +1,4 @@
-"""Policy search: which augmentation, mixing and label smoothing suit *these* data?
+"""Policy search: find the augmentation, mixing and label smoothing that suit the user's data.
 
     arms        Optuna proposes settings (TPE, Bergstra et al. 2011). The published presets and the recipe's own
                 augmentation are the first arms, so the search starts from what everybody would try.
@@ -8,7 +8,7 @@
                 never cut, so that the best of them is the best at the full length, not the first that was tried.
     judge       validation accuracy, or balanced accuracy on imbalanced data; ties go to the lower validation loss, then
                 the later arm. No arm ever opens the test set.
-    rematch     the best of many arms looks better than it is, since it was chosen for looking good. So the winner and
+    rematch     the best of many arms looks better than it is, since it was chosen by its score. So the winner and
                 the best preset are trained again on fresh seeds and a fresh validation split, as a study of two
                 variants, and that study says whether the search has won. The test images stay the same. If the source
                 has its own validation split there is no fresh one, and the verdict says so.
@@ -183,7 +183,7 @@ class _Setting:
         return sorted({max(1, round(self.base.train.epochs / REDUCTION**k)) for k in range(3)})
 
     def time(self, arms: int, rematch_seeds: int, workers: int) -> str:
-        """How long the search will take, if each rung keeps its share of the arms that are no presets."""
+        """How long the search will take, if each rung keeps its share of the arms other than presets."""
         presets = len(PRESETS) * sum(self.rungs)
         others = (arms - len(PRESETS)) * sum(epochs / REDUCTION**k for k, epochs in enumerate(self.rungs))
         epochs = (presets + others, presets, 2 * rematch_seeds * self.rungs[-1])
@@ -296,7 +296,7 @@ def search(
 
 
 def _shortened(recipe: Recipe, epochs: int, full: int) -> Recipe:
-    """The recipe with another length; warm-up keeps its share of the run."""
+    """The recipe with a different number of epochs; warm-up keeps its share of the run."""
     warm_up = recipe.train.schedule.warmup_epochs * epochs / full
     schedule = recipe.train.schedule.model_copy(update={"warmup_epochs": warm_up})
     train = recipe.train.lasting(epochs).model_copy(update={"schedule": schedule, "early_stopping": None})
@@ -304,7 +304,7 @@ def _shortened(recipe: Recipe, epochs: int, full: int) -> Recipe:
 
 
 def _as_asked(recipe: Recipe, asked: Recipe) -> Recipe:
-    """The recipe without what was decided for the search on this machine: it may be trained on another one."""
+    """The recipe without the settings that were resolved for this machine, since it may be trained on another one."""
     settings = ("precision", "threads", "early_stopping", "select")
     train = recipe.train.model_copy(update={name: getattr(asked.train, name) for name in settings})
     return recipe.model_copy(update={"train": train})
@@ -359,7 +359,7 @@ def _climb(
 def _scores(
     setting: _Setting, recipes: Sequence[Recipe], place: Executor, train: str
 ) -> list[tuple[tuple[float, float | None] | None, str | None]]:
-    """Validation score and loss of each recipe's run, or why there is none; finished runs are only read."""
+    """Validation score and loss of each recipe's run, or why there is none; finished runs are not repeated."""
     outcomes: dict[str, Mapping[str, Any]] = {}
     units: dict[str, dict[str, Any]] = {}
     for recipe in recipes:
@@ -390,7 +390,7 @@ def _scores(
 def _written(
     folder: Path, base: Recipe, threads: int, measure: str, overwrite: bool, settings: Mapping[str, Any]
 ) -> _Setting:
-    """The search as it was started, or else as it is started now, and written down."""
+    """The settings that the search was started with; if it is new, the current ones, which are saved."""
     asked = {**settings, "recipe": base.model_dump(mode="json")}
     file = folder / _FIRST
     if file.is_file() and not overwrite:
@@ -468,7 +468,7 @@ def _rematch(setting: _Setting, best: Arm, preset: Arm, seeds: int) -> tuple[Stu
 
 
 def _verdict(rematch: StudyResult, metric: str, preset: Arm, seeds: int) -> tuple[str, bool]:
-    """What the rematch says, and whether the searched setting won."""
+    """The verdict of the rematch in words, and whether the searched setting won."""
     effect, failed, won = rematch.analyses[metric].effects[0], rematch.failed, False
     if math.isnan(effect.low):
         error = next((str(text) for text in failed["error"] if text), f"no run gave a {metric}")

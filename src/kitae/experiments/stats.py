@@ -304,8 +304,8 @@ def _differences(fit: _Blocks, design: Design) -> list[_Raw]:
 def _scattering(fit: _Blocks) -> set[str]:
     """The variants that scatter more than all others together (F test, 1 in 20 if the noise is even).
 
-    A variant that sometimes diverges would otherwise be hidden by its calm neighbours. A stricter test would miss it
-    with three seeds: the tests check what 1 in 20 achieves, and docs/studies.md says what it costs.
+    A variant that sometimes diverges would otherwise be hidden by less noisy variants. A stricter test would miss it
+    with three seeds: the tests check what 1 in 20 achieves, and docs/studies.md describes the price.
     """
     found = set()
     for name in fit.names:

@@ -1,4 +1,4 @@
-"""study(spec): write the plan down, run what is missing, and analyse it.
+"""study(spec): write the plan to a file, run the missing jobs, and analyse the results.
 
 The files of a study folder, and how a study is resumed, are described in `kitae.experiments.folder`.
 """

@@ -47,7 +47,7 @@ class Airbench(nn.Module):
         """Set the stem's filters from training images as the network takes them, float [N, channels, H, W].
 
         Args:
-            eps: added to the variances, so that directions without any are not blown up.
+            eps: added to the variances, so that directions without variance are not amplified.
         """
         side, weight = _STEM_FILTER, self.stem.weight
         patches = images.double().cpu().unfold(2, side, 1).unfold(3, side, 1)  # [N, C, H - 1, W - 1, 2, 2]

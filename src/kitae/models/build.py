@@ -1,9 +1,9 @@
-"""From a name to a network: Kitae's own nets by name, every other one as `timm:NAME` or `torchvision:NAME`.
+"""Builds networks by name: Kitae's own nets, and others as `timm:NAME` or `torchvision:NAME`.
 
     build(spec, classes=10, channels=3, image_size=32)     a fresh or pretrained net
 
-Fresh weights are a function of one number drawn from torch's global generator on the CPU and of the parameters' names:
-seed it, and networks share the values of every parameter of the same name, shape and distribution (see `initial`).
+Fresh weights depend only on one number drawn from torch's global CPU generator and on the parameters' names. With the
+same seed, networks share the values of all parameters of the same name, shape and distribution (see `initial`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from kitae.modes import evaluating
 from kitae.preprocess import Size, sides
 
 SMALL_STEM_UP_TO = 64
-"""Images of so many pixels or fewer meet the small stem where `stem: auto`."""
+"""`stem: auto` uses the small stem for images up to this many pixels."""
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -109,16 +109,16 @@ def build(
     the library's own schedule over the blocks, the one dropout is that before the classifier, and one input channel
     sums the first convolution's weights over the three.
 
-    With pretrained weights, a classifier for other classes than theirs starts at zero: a random one would pull at the
+    With pretrained weights, a classifier for other classes than theirs starts at zero: a random one would change the
     features before it has learnt anything.
 
     With `spec.freeze == "backbone"` only the classifier has `requires_grad`, and everything below it stays in eval mode
-    (BatchNorm keeps its pretrained statistics) whatever `model.train()` says. With `statistics` all has, and only the
-    BatchNorms stay in eval mode. The first `spec.freeze_first` layer groups have neither gradients nor training mode.
+    even after `model.train()`, so that BatchNorm keeps its pretrained statistics. With `statistics` all parameters have
+    it, and only the BatchNorms stay in eval mode. The first `spec.freeze_first` layer groups are frozen in both ways.
 
     Args:
         image_size: pixels of a square, or (height, width).
-        weights: what `weights.load(spec)` gives, where the caller has it already.
+        weights: the result of `weights.load(spec)`, if the caller already has it.
 
     Raises:
         RecipeError: unknown name, an option that the net does not have, weights that are missing or do not fit.
@@ -147,8 +147,8 @@ def build(
 def normalization(spec: ModelSpec, channels: int = 3) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
     """Mean and standard deviation, per channel and of pixels in [0, 1], that the pretrained net of `spec` expects.
 
-    None where the weights are fresh, and for Kitae's own nets, whose file does not say. For one channel, the mean over
-    the three.
+    None for fresh weights, and for Kitae's own nets, whose files do not record it. For one channel, the mean over the
+    three.
     """
     if not spec.pretrained:
         return None

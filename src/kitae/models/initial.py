@@ -1,15 +1,15 @@
 """Initial weights keyed by the names of parameters.
 
-A library draws initial weights from one generator, layer after layer: another head, width or depth shifts all later
-draws, and two networks of one seed share next to nothing. Here every random operation of a network's construction is
-seeded by (seed, name of the parameter it ends up in), so networks of one seed have equal initial values wherever name,
-shape and distribution are the same, whatever else differs between them.
+Libraries draw initial weights from one generator, layer after layer. A different head, width or depth shifts all later
+draws, so two networks with the same seed share almost no values. Here every random operation of a network's
+construction is seeded by (seed, name of the parameter it ends up in), so networks with the same seed have equal initial
+values wherever name, shape and distribution are the same.
 
 The construction itself runs as its authors wrote it, with their zeros, truncated normals and rescalings; only the state
-of torch's generator before each random operation is another. What an operation is for shows at the end, when parameters
-have names: so the network is first built without values, which costs little, and what was learnt there is checked when
-it is built for good. Where the two disagree it is built again by what was seen: once, unless how many numbers are drawn
-depends on the numbers themselves.
+of torch's generator before each random operation is changed. The parameter of an operation is only known at the end,
+when parameters have names. So the network is first built without values, which is cheap, and then with values, which
+checks the result. If the two builds disagree, it is built again with the new assignment: once, unless the number of
+draws depends on the drawn values.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _Purposes = Mapping[int, tuple[str, int]]
-"""Number of a random operation -> the parameter it is for, and how many of this parameter's came before it."""
+"""Number of a random operation -> its parameter, and the number of earlier operations for this parameter."""
 
 _TRIES = 8
 _RANDOM = torch.Tag.nondeterministic_seeded
@@ -37,17 +37,17 @@ _FILLS = frozenset(getattr(torch.ops.aten, name).default for name in ("uniform_"
 def keyed_by_name(construct: Callable[[], nn.Module], outline: Callable[[], nn.Module]) -> nn.Module:
     """The network of `construct`, its random numbers keyed by names under one draw from torch's global generator.
 
-    An operation that ends up in no parameter or buffer is keyed by its number. The global generator has moved by that
-    one draw, whatever the network. Numbers that come from elsewhere (NumPy, a device's own generator) are as they were.
+    An operation that ends up in no parameter or buffer is keyed by its number. The global generator advances by that
+    one draw for any network. Numbers from other generators (NumPy, a device's own) are not changed.
 
     Args:
-        construct: builds the network on the CPU; is called again until it draws what it drew before.
-        outline: builds the same network where its values do not matter: its empty tensors have none. May fail.
+        construct: builds the network on the CPU; called again until its draws are the same as in the call before.
+        outline: builds the same network without values (its empty tensors are on the meta device). May fail.
     """
     seed = int(torch.randint(2**63 - 1, (), device="cpu"))
     with torch.random.fork_rng(devices=[]):
         purposes = _outlined(outline)
-        for _ in range(_TRIES):  # the last one has proper initial weights too, only fewer that others share
+        for _ in range(_TRIES):  # the last one also has proper initial weights, but shares fewer with other networks
             draws = _Draws(seed, purposes)
             with draws:
                 model = construct()
@@ -60,7 +60,7 @@ def keyed_by_name(construct: Callable[[], nn.Module], outline: Callable[[], nn.M
 
 def _outlined(outline: Callable[[], nn.Module]) -> _Purposes:
     draws = _Draws(0, {}, values=False)
-    # A network may ask a tensor for the values it lacks. What is really wrong with it shows when it has them.
+    # A network may read values that these tensors do not have. A real error is raised again by the build with values.
     with contextlib.suppress(Exception), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with draws:
@@ -70,9 +70,9 @@ def _outlined(outline: Callable[[], nn.Module]) -> _Purposes:
 
 
 class _Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Seeds the random operations of a construction, and follows each of them to the tensors that hold its numbers.
+    """Seeds the random operations of a construction, and tracks the tensors that contain their numbers.
 
-    Without `values`, what is made empty is made on the meta device and stays so: no memory, no time.
+    Without `values`, empty tensors are created on the meta device and stay there, which needs no memory or time.
     """
 
     def __init__(self, seed: int, purposes: _Purposes, *, values: bool = True) -> None:
@@ -92,7 +92,7 @@ class _Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not self._values and func is _EMPTY:
             result = func(*args, **{**kwargs, "device": "meta"})
         elif func in _FILLS and args[0].is_meta:
-            result = args[0]  # torch takes long to find out that there is nothing to fill
+            result = args[0]  # skipped, since torch is slow even though there is nothing to fill
         else:
             result = func(*args, **kwargs)
         if drawn:
@@ -123,7 +123,7 @@ class _Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return int.from_bytes(digest) >> 1
 
     def purposes(self, model: nn.Module) -> dict[int, tuple[str, int]]:
-        """What each operation was for; one that is in several tensors belongs to the first of them."""
+        """The parameter of each operation; an operation in several tensors belongs to the first of them."""
         found: dict[int, tuple[str, int]] = {}
         for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
             for occurrence, number in enumerate(sorted(self._drawn(tensor))):

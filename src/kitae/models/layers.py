@@ -10,7 +10,7 @@ from torch import Tensor, nn
 class DropoutLinear(nn.Linear):
     """A linear layer with dropout on its input; its weights have the names and shapes of `nn.Linear`.
 
-    So dropout can be set on any net, Kitae's or a library's, without a change in the names of its weights.
+    So dropout can be added to any net, Kitae's or a library's, without changing the names of its weights.
     """
 
     p: float = 0.0

@@ -1,4 +1,4 @@
-"""Networks of timm and torchvision: built by their own code, fitted to the recipe's options."""
+"""Networks of timm and torchvision: built by their own code, adapted to the recipe's options."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def _made(spec: ModelSpec, image_size: Size, make: Callable[[], nn.Module]) -> n
 
 def _set_rates(model: nn.Module, attribute: str, spec: ModelSpec, layers: Sequence[nn.Module]) -> None:
     if spec.stochastic_depth == 0:
-        for layer in layers:  # some libraries drop by default; the recipe says what happens
+        for layer in layers:  # some libraries have dropout by default; the recipe decides
             setattr(layer, attribute, 0.0)
     elif not any(getattr(layer, attribute) > 0 for layer in layers):
         raise RecipeError(f"model.stochastic_depth: {spec.name} has none; set it to 0")

@@ -5,15 +5,15 @@ All of them share three decisions:
 - There are three stems: `small` is a 3x3 convolution of stride 1, so that every layer sees a small image at its own
   size; `medium` is the same with stride 2; `large` is that of ImageNet, a 7x7 convolution of stride 2 and a 3x3
   max-pool of stride 2.
-- Where a residual branch changes the shape, the shortcut is a 1x1 convolution with BatchNorm (option B of He et al.).
+- If a residual branch changes the shape, the shortcut is a 1x1 convolution with BatchNorm (option B of He et al.).
   Their CIFAR nets use option A (subsample, pad channels with zeros), which has no weights but cannot be followed by
   channel pruning, and saves only 1 % of the parameters: ResNet-20 has 272,474 with B and 269,722 with A.
 - The sum is a plain `branch + shortcut`, and no activation works in place: tracing, export, pruning and hooks see the
   values that were computed.
 
 Convolutions start from He normal weights (fan out), BatchNorm from scale 1 and shift 0. The last BatchNorm of a branch
-is *not* started at zero (Goyal et al. 2017): that helps large batches and high rates, whereas here it leaves fresh nets
-with dead branches; `stochastic_depth` and warm-up serve the same end.
+does *not* start at zero (Goyal et al. 2017). That helps with large batches and high rates, but leaves fresh nets with
+dead branches here; `stochastic_depth` and warm-up have the same purpose.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ from kitae.preprocess import Size, sides
 class SimpleCNN(nn.Module):
     """conv 32, conv 64 (3x3, ReLU, each followed by a 2x2 max-pool), linear 128, linear to the classes.
 
-    545,098 parameters for 3x32x32 images and 10 classes. It has no normalisation and no residual branch, so it is the
-    net on which the arithmetic of pruning and quantization can be followed by hand.
+    545,098 parameters for 3x32x32 images and 10 classes. It has no normalisation and no residual branch, so the
+    arithmetic of pruning and quantization can be checked by hand.
 
     Weights start from torch's defaults.
     """

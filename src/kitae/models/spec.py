@@ -1,4 +1,4 @@
-"""What `model:` in a recipe may say."""
+"""The `model:` section of a recipe."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ class ModelSpec(GrowingSpec):
 
     Attributes:
         name: a name of `kitae.models.build.MODELS`, or `timm:NAME`, or `torchvision:NAME`.
-        width: channels of the first stage, for the families that scale (resnet8/9/20/56, airbench); null is the
+        width: channels of the first stage, for the families that support it (resnet8/9/20/56, airbench); null is the
             family's own.
         stochastic_depth: drop probability of the last residual block (linear from 0 at the first).
         dropout: before the classifier.
         pretrained: true takes published weights (from an installed package, or from timm's hub), a path takes a local
             .safetensors file. The classifier for other classes than theirs starts at zero.
-        pretrained_sha256: which weights these are; a run fills it in, and other ones are refused.
-        freeze: `backbone` trains the classifier only; `statistics` trains all weights, and keeps the pretrained means
-            and variances of BatchNorm, which small batches would spoil; `none` trains all.
-        freeze_first: so many of the first layer groups (the stem, then block by block) keep their pretrained weights.
+        pretrained_sha256: hash of the pretrained weights, filled in by a run; other weights are refused.
+        freeze: `backbone` trains the classifier only; `statistics` trains all weights, but keeps the pretrained means
+            and variances of BatchNorm, since those of small batches are unreliable; `none` trains everything.
+        freeze_first: number of first layer groups (the stem, then block by block) that keep their pretrained weights.
         stem: `small` is a 3x3 convolution of stride 1, `medium` one of stride 2, `large` a 7x7 convolution of stride 2
             and a max-pool of stride 2; `auto` is small up to 64 pixels and large above.
     """

@@ -1,4 +1,4 @@
-"""What other stages ask about any network: its size, its classifier, its layer groups."""
+"""Properties of any network that other stages need: its size, its classifier, its layer groups."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def count_parameters(model: nn.Module) -> int:
 def count_macs(model: nn.Module, channels: int, image_size: Size) -> int:
     """Multiply-adds of one forward pass of one image: convolutions, linear layers and attention, as they are executed.
 
-    Half of what torch's own counter gives, which counts a multiply-add as two operations. Element-wise work,
-    normalisation and pooling are not counted. Training costs about three forward passes, 6 operations a multiply-add.
+    Half of torch's own count, which counts a multiply-add as two operations. Element-wise operations, normalisation and
+    pooling are not counted. Training costs about three forward passes, 6 operations per multiply-add.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -56,7 +56,7 @@ def classifier_names(model: nn.Module) -> tuple[str, ...]:
 
 
 def linear_classifier(model: nn.Module) -> nn.Linear | None:
-    """The layer that turns features [N, D] into logits, where it is one linear layer with a bias."""
+    """The layer that turns features [N, D] into logits, if it is a single linear layer with a bias."""
     names = classifier_names(model)
     layer = model.get_submodule(names[0])
     return layer if len(names) == 1 and isinstance(layer, nn.Linear) and layer.bias is not None else None
@@ -94,12 +94,12 @@ def inside(parameter: str, modules: Sequence[str]) -> bool:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where its parameters are; the CPU if it has none."""
+    """The device of its parameters; the CPU if it has none."""
     return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
 def dtype_of(model: nn.Module) -> torch.dtype:
-    """Of its floating-point parameters; float32 if it has none."""
+    """The dtype of its floating-point parameters; float32 if it has none."""
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 

@@ -1,8 +1,8 @@
-"""Pretrained weights: a local file, a package that carries them, or timm's hub. No pickle is run.
+"""Pretrained weights: a local file, a package that contains them, or timm's hub. No pickle is run.
 
 `model.pretrained: true` takes the first that has the net: an installed package of `PACKAGES` (the same tensors on every
-machine, without network), then the hub's files on this disk, then the hub. `Weights.sha256` names the tensors, so a run
-can say which it began with, and refuse others.
+machine, without network), then the hub's files on this disk, then the hub. `Weights.sha256` identifies the tensors, so
+a run can record the weights it started from, and refuse others.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ _HUB_FILE = "model.safetensors"
 
 @dataclass(frozen=True)
 class Package:
-    """A package from an index that carries the weights of one net as a PyTorch file.
+    """A package from an index that contains the weights of one net as a PyTorch file.
 
     Attributes:
-        distribution, module: what is installed, and what is imported by that name.
-        file: inside the module's folder.
-        file_sha256: of the file's bytes, checked before it is read.
-        sha256: of the tensors, see `Weights.sha256`.
+        distribution, module: the name to install, and the name to import.
+        file: the path inside the module's folder.
+        file_sha256: hash of the file's bytes, checked before it is read.
+        sha256: hash of the tensors, see `Weights.sha256`.
     """
 
     distribution: str
@@ -50,7 +50,7 @@ class Package:
     sha256: str
 
     def find(self) -> Path | None:
-        """The file where the package is installed; nothing of the package is imported."""
+        """The file, if the package is installed; the package is not imported."""
         try:
             found = importlib.util.find_spec(self.module)
         except (ImportError, ValueError):
@@ -74,7 +74,7 @@ PACKAGES = {
 
 @dataclass(frozen=True, eq=False)
 class Weights:
-    """Tensors by their names in the net, and where they are from.
+    """Tensors by their names in the net, and their source.
 
     Attributes:
         tensors: a state dict, the classifier that it was trained with included.
@@ -86,7 +86,7 @@ class Weights:
 
     @cached_property
     def sha256(self) -> str:
-        """Of names, types, shapes and values, in the order of the names; counters of batches do not count."""
+        """Hash of names, types, shapes and values, in the order of the names, without counters of batches."""
         digest = hashlib.sha256()
         for name in sorted(self.tensors):
             if not name.endswith("num_batches_tracked"):
@@ -100,7 +100,7 @@ def load(spec: ModelSpec) -> Weights:
     """The weights that `spec.pretrained` asks for.
 
     Raises:
-        RecipeError: none within reach, a file that cannot be read, or other weights than `spec.pretrained_sha256`.
+        RecipeError: no weights available, a file that cannot be read, or other weights than `spec.pretrained_sha256`.
         MissingExtraError: timm is not installed.
     """
     if isinstance(spec.pretrained, str):
@@ -161,7 +161,7 @@ def read_file(path: Path) -> dict[str, Tensor]:
 
 
 def hub_answers() -> bool:
-    """Whether the hub can be reached, found out within a few seconds: its own client tries again and again."""
+    """Whether the hub can be reached, within a few seconds; its own client would retry for a long time."""
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
         return False
     address = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
@@ -177,7 +177,7 @@ def hub_answers() -> bool:
             return
         reached.set()
 
-    thread = threading.Thread(target=connect, daemon=True)  # a resolver that does not answer has no timeout of its own
+    thread = threading.Thread(target=connect, daemon=True)  # a name resolver that does not answer has no timeout
     thread.start()
     thread.join(_CONNECT_SECONDS)
     return reached.is_set()
@@ -191,7 +191,7 @@ def _architecture(name: str) -> str:
 
 
 def _from_package(package: Package, path: Path, name: str) -> Weights:
-    """Converted once to safetensors, in the cache folder."""
+    """The weights of a package, converted once to safetensors in the cache folder."""
     kept = cache_folder() / "weights" / f"{package.distribution}-{package.file_sha256[:16]}.safetensors"
     if kept.is_file():
         try:

@@ -1,4 +1,4 @@
-"""What the argument of `kitae train` is: a recipe, or data that a recipe is planned for."""
+"""Decides whether the argument of `kitae train` is a recipe, or data that a recipe is planned for."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from kitae.errors import RecipeError, did_you_mean
 from kitae.recipe import shipped
 
 PREFIX = "recipe:"
-"""Before a shipped recipe's name that something else has too."""
+"""Prefix of a shipped recipe's name that something else also has."""
 
 
 def understand(argument: str) -> tuple[Literal["recipe", "data"], str]:
-    """What an argument is, and how `Recipe.load` or `data.source` calls it.
+    """The kind of an argument, and its name for `Recipe.load` or `data.source`.
 
-    A shipped recipe goes before a source of the same name, which it is for; `NAME:` is the source in any case.
+    A shipped recipe takes precedence over the source of the same name, which it uses; `NAME:` always means the source.
 
     Raises:
-        RecipeError: it is nothing of these, or both a name and a file or folder here, or a run folder.
-        DataError: a file that is no data source.
+        RecipeError: it is none of these, or both a name and a file or folder, or a run folder.
+        DataError: a file that is not a data source.
     """
     path = Path(argument).expanduser()
     if argument.startswith(PREFIX):

@@ -1,7 +1,7 @@
-"""What a recipe costs on this machine, before training anything.
+"""Benchmarks of a recipe on this machine, without training.
 
 bench(recipe)            where the time of a training step goes
-bench_train(recipe)      how long each part of a training step takes, getting and augmenting the images included
+bench_train(recipe)      how long each part of a training step takes, including reading and augmenting the images
 bench_precision(recipe)  how long a step takes in each precision, and what `precision: auto` chooses
 """
 
@@ -28,7 +28,7 @@ from kitae.training.measure import step_parts, step_seconds, step_times
 
 
 def bench(recipe: Recipe, progress: Progress | None = None, repeats: int = 15) -> dict[str, Any]:
-    """Time reading, augmenting and learning from one batch, interleaved, with a plain copy as the limit.
+    """Time reading, augmenting and training on one batch, interleaved, with a plain copy as the limit.
 
     Returns:
         `batch_size`, `threads`; `milliseconds` a batch of `gather`, `copy` (uint8 to normalised float32, nothing else:

@@ -175,7 +175,7 @@ def judge(outcome: Outcome, test: ImageSet, spec: CompressSpec) -> dict[str, Any
 
 
 def within(lost: float, spec: CompressSpec) -> bool:
-    """Whether a drop is within the budget; the tolerance is for floats, where 0.7 is 0.7000000000000001."""
+    """Whether a drop is within the budget, with a tolerance for rounding, as 0.7 may be 0.7000000000000001."""
     return lost <= spec.max_drop + 1e-9
 
 
@@ -185,12 +185,12 @@ def size_field(spec: CompressSpec) -> str:
 
 
 def least_shown(count: int) -> float:
-    """The smallest upper end that the interval of a drop can have, in points: of a file that loses no image at all."""
+    """The smallest possible upper end of a drop's interval, in points: that of a file without any new mistake."""
     return 100 * 1.96**2 / (count + 1.96**2)
 
 
 def _as_sure_as_possible(spec: CompressSpec, count: int, say: Say) -> CompressSpec:
-    """The spec without `sure` where so few validation images cannot show any drop to be within the budget."""
+    """The spec, without `sure` if there are too few validation images to show that any drop is within the budget."""
     if not spec.sure or least_shown(count) <= spec.max_drop:
         return spec
     say(
@@ -201,9 +201,9 @@ def _as_sure_as_possible(spec: CompressSpec, count: int, say: Say) -> CompressSp
 
 
 def _controls(winner: Candidate, reached: Sequence[Network], networks: Networks, bench: Bench) -> list[Candidate]:
-    """Controls at the winner's precision, which show what its pruning was worth.
+    """Controls at the winner's precision, to compare its pruning with.
 
-    All are trained for as many epochs as the winner: a network that was trained for less would lose by that alone.
+    All are trained for as many epochs as the winner; a network with less training would lose for that reason alone.
     """
     only, spec, say = winner.precision, networks.spec, networks.say
     before = [network.ratio for network in reached[1:] if network.ratio <= winner.ratio]
@@ -238,7 +238,7 @@ def _controls(winner: Candidate, reached: Sequence[Network], networks: Networks,
     kinds: dict[str, Callable[[], list[Candidate]]] = {
         "original": original, "random": random, "scratch": scratch, "small": small
     }  # fmt: skip
-    # A gain of a pruned network may come from its further epochs: the original with as many is always measured.
+    # A pruned network may gain from its further epochs, so the original with as many epochs is always measured.
     for name in dict.fromkeys(("original", *spec.controls)):
         try:
             found += kinds[name]()
@@ -252,7 +252,7 @@ def _controls(winner: Candidate, reached: Sequence[Network], networks: Networks,
 def choose(candidates: Sequence[Candidate], spec: CompressSpec) -> tuple[Candidate, str]:
     """The smallest within the budget and '', or the closest and what it exceeds.
 
-    Only what was asked for can win: not the original, unless there is nothing else, nor a file of another precision.
+    Only what was asked for can win: no file of another precision, and the original only if there is nothing else.
     """
     asked = {NAMES[precision] for precision in spec.quantize}
     original = candidates[0]
@@ -288,7 +288,7 @@ def choose(candidates: Sequence[Candidate], spec: CompressSpec) -> tuple[Candida
 
 
 def front(candidates: Sequence[Candidate], spec: CompressSpec, noise: float) -> tuple[str, ...]:
-    """Names of those that no other beats. One beats another if it is better in one respect and no worse in the others.
+    """Names of candidates that no other beats. To beat means to be better in one respect and no worse in the others.
 
     Args:
         noise: relative difference of two timings of one file; smaller differences do not count, and
@@ -305,7 +305,7 @@ def front(candidates: Sequence[Candidate], spec: CompressSpec, noise: float) -> 
         return all(a <= b * m for a, b, m in pairs) and any(a * m < b for a, b, m in pairs)
 
     kept: list[Candidate] = []
-    # The best are kept one by one: with margins `beats` may be circular, which would leave nothing.
+    # The best are kept one by one, since `beats` may be circular with margins, which would leave none.
     for candidate in sorted((c for c in candidates if not c.control), key=merits):
         if not any(beats(one, candidate) for one in kept):
             kept = [one for one in kept if not beats(candidate, one)] + [candidate]

@@ -1,6 +1,6 @@
-"""The candidates of a compression: networks as verified files, and what each file measures.
+"""The candidates of a compression: networks as verified files, and the measurements of each file.
 
-What is judged is always the exported file, in ONNX Runtime, on this machine: its bytes, its time, its answers.
+All measurements are of the exported file, in ONNX Runtime, on this machine: its size, its latency, its predictions.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     import onnx
 
 NAMES = {"none": "fp32", "dynamic": "int8-dynamic", "static": "int8-static", "qat": "int8-qat"}
-"""A precision in a spec -> in the file's metadata and in the tables."""
+"""Precision in a spec -> its name in the file's metadata and in the tables."""
 
 _SENSITIVITY_IMAGES = 512
 _BATCH = 64
@@ -104,12 +104,12 @@ class Bench:
     def candidates(
         self, network: Network, *, always_float: bool = False, only: str | None = None, label: str = ""
     ) -> list[Candidate]:
-        """One network as files, one for each precision that is asked for.
+        """A network as files, one for each requested precision.
 
         Args:
-            always_float: the float file too.
-            only: this precision alone.
-            label: makes them controls.
+            always_float: also write the float file.
+            only: write only this precision.
+            label: name of a control; makes the files controls.
         """
         wanted = [p for p in NAMES if p in self.spec.quantize and only in (None, NAMES[p])]
         original = network.ratio == 0 and not label
@@ -162,8 +162,8 @@ class Bench:
     def timed(self, candidates: Sequence[Candidate]) -> tuple[list[Candidate], dict[str, Any]]:
         """The candidates with one image's latency, measured interleaved with the first as reference, and the report.
 
-        Where the reference was timed before, times are scaled to that earlier measurement: the machine may have become
-        slower or faster since, and two clocks in one column cannot be compared.
+        If the reference was timed before, times are scaled to that earlier measurement, since the machine may have
+        become slower or faster, and the times in one column must be comparable.
         """
         self.say(f"measuring the latency of {len(candidates)} files")
         first = candidates[0]
@@ -184,7 +184,7 @@ class Bench:
         return timed, report
 
     def as_fast(self, model: nn.Module) -> tuple[str, nn.Module]:
-        """The largest of the small networks that takes no longer than `model`, both in float32; else the smallest."""
+        """The largest small network that is as fast as `model`, both in float32; the smallest if none is."""
         nets = self.networks.small()
         graphs = {name: to_onnx(net, self._card).SerializeToString() for name, net in {"": model, **nets}.items()}
         found = self._measure(graphs, "")["candidates"]
@@ -200,7 +200,7 @@ class Bench:
         return latency.measure(calls, reference=reference, repeats=_TIMINGS).to_dict()
 
     def _calibrated(self, model: nn.Module, original: bool = False) -> Card:
-        """The card of a network's file. Fine-tuning moves the logits, so each has a temperature of its own."""
+        """The card of a network's file. Fine-tuning changes the logits, so each network has its own temperature."""
         if original or not self.run.recipe.evaluate.temperature:
             return self._card
         try:
@@ -228,7 +228,7 @@ class Bench:
         return self._static(learnt, precision, graph, about, label)
 
     def _static(self, network: Network, precision: str, graph: onnx.ModelProto, about: Card, label: str) -> Candidate:
-        """With each way of choosing ranges; the one with the best accuracy on validation is kept, then lower loss."""
+        """Quantize with each calibration method; the best accuracy on validation wins, then the lower loss."""
         tried = []
         for method in self.spec.calibration:
             ranges = calibrate(graph, self.calibration, method)
@@ -308,7 +308,7 @@ def labels_of(images: ImageSet) -> NDArray[np.int64]:
 def predict(content: bytes, images: ImageSet, precision: str = "") -> NDArray[np.float32]:
     """A file's probabilities: float32 [N, K].
 
-    Dynamic ranges are those of a batch. The runtime gives such a file one image at a time, so it is measured that way.
+    Dynamic ranges depend on the batch, so images are passed one at a time to such a file, as in the runtime.
     """
     session = open_session(content)
     name, size = session.get_inputs()[0].name, 1 if precision == NAMES["dynamic"] else _BATCH

@@ -1,4 +1,4 @@
-"""What the user chooses of a plan or a recipe without writing one."""
+"""The user's choices, which override a plan or a recipe."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Choices:
         """The recipe with these choices.
 
         Raises:
-            RecipeError: one that does not exist or does not fit, by the name of its option.
+            RecipeError: a choice that does not exist or does not fit; the message names its option.
         """
         own = {
             option: f"{field}={value}"

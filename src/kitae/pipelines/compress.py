@@ -290,7 +290,7 @@ def _write(
         if outcome.filters is not None:
             write_atomically(new / "figures" / "filters.png", filters.picture(*outcome.filters))
         write_json(new / "compression.json", facts)
-        # Nothing is left that could run out of space: an earlier compression is removed, and this one takes its place.
+        # Everything is written, so the disk cannot fill up any more: replace the earlier compression with this one.
         shutil.rmtree(folder / "figures", ignore_errors=True)
         for old in _FILES:
             (folder / old).unlink(missing_ok=True)

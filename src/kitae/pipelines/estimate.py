@@ -1,4 +1,4 @@
-"""estimate(recipe): what training would do and take, from a few steps that are thrown away."""
+"""estimate(recipe): what training would do and how long it would take, from a few discarded steps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kitae.training.spec import ProbeSpec
 
 
 def estimate(recipe: Recipe, progress: Progress | None = None, steps: int = 6) -> dict[str, Any]:
-    """What `train` would do, measured on a few steps that are thrown away; writes nothing but the decoded store.
+    """What `train` would do, measured on a few discarded steps; writes only the decoded store.
 
     Returns:
         `recipe` (precision resolved), `parameters`, `macs`, `train`, `val`, `test` (images), `classes`,

@@ -17,7 +17,7 @@ def export(run: Run | str | Path, out: str | Path | None = None) -> Exported:
     """Write a run's best weights as one verified ONNX file.
 
     Args:
-        out: where to; by default beside the run's folder, under its name.
+        out: the file; by default next to the run's folder, with the same name.
 
     Raises:
         TrainingError: the run has no best model yet.
@@ -36,7 +36,7 @@ def export(run: Run | str | Path, out: str | Path | None = None) -> Exported:
 
 
 def card(run: Run) -> Card:
-    """What an exported file of this run states about itself."""
+    """The metadata of an exported file of this run."""
     facts = run.facts()
     return Card(
         classes=run.classes,
@@ -49,6 +49,6 @@ def card(run: Run) -> Card:
 
 
 def beside(folder: Path, suffix: str) -> Path:
-    """A neighbour of a folder under its name, also of `.`."""
+    """A path next to a folder with the folder's name and a suffix; the folder may be `.`."""
     whole = folder.resolve()
     return whole.with_name(f"{whole.name}{suffix}")

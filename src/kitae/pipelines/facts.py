@@ -1,4 +1,4 @@
-"""What a plan knows of the data before anything is decoded for good: images, classes, splits, sizes, colours, speed."""
+"""What a plan knows about the data before the store is built: images, classes, splits, sizes, colours, speed."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from kitae.data.splits import divide
 from kitae.errors import DataError
 from kitae.preprocess import PreprocessRules, decode, from_array, is_grey_mode, probe
 
-_TINY = 64  # pictures without a longer side are no photographs, and small networks take them as they are
-_SAMPLE = 48  # images that are looked at
-_VALIDATION = 150  # images that a choice wants, where they are no more than a fifth
+_TINY = 64  # images with no longer side do not count as photographs, and small networks take them at their size
+_SAMPLE = 48  # images that are sampled
+_VALIDATION = 150  # validation images for a reliable choice, if that is no more than a fifth of the images
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class Facts:
         counts: images of each class.
         train, val, test: images of each split.
         side: (height, width) of a median picture.
-        longest: the longest side of any picture that was looked at.
-        same: whether all of these are of one size.
-        channels: 1 where all of these are grey, else 3.
-        seconds: to decode a picture on one core.
-        folds: of a cross-validation, None without; `train`, `val` and `test` are then those of a fold's run.
+        longest: the longest side of the sampled pictures.
+        same: whether all sampled pictures have one size.
+        channels: 1 if all sampled pictures are grey, else 3.
+        seconds: time to decode a picture on one core.
+        folds: of a cross-validation, or None; `train`, `val` and `test` are then those of a fold's run.
     """
 
     source: str
@@ -61,12 +61,12 @@ class Facts:
 
     @property
     def noun(self) -> str:
-        """What to call them."""
+        """What messages call the images."""
         return "images" if self.tiny else "photos"
 
 
 def look(data: DataSpec) -> tuple[Facts, DataSpec]:
-    """The facts, and the spec with a validation split of a size that fits them."""
+    """The facts, and the spec with a validation split of suitable size."""
     source = open_source(data)
     table = source.table
     counts = np.bincount(table.labels, minlength=len(table.classes))
@@ -100,8 +100,8 @@ def look(data: DataSpec) -> tuple[Facts, DataSpec]:
 
 
 def _sampled(source: Source) -> tuple[list[tuple[int, int]], bool, float]:
-    """(height, width) of some images, whether all are grey, and seconds to decode one. Unreadable ones are skipped:
-    decoding names them."""
+    """(height, width) of some images, whether all are grey, and seconds to decode one. Unreadable images are skipped
+    here and reported when the store is built."""
     sizes: list[tuple[int, int]] = []
     grey, started, decoded = True, time.perf_counter(), 0
     rules = PreprocessRules(224, 3, store_size=504)
@@ -127,7 +127,7 @@ def _sampled(source: Source) -> tuple[list[tuple[int, int]], bool, float]:
 
 
 def _some(source: Source) -> list[Item]:
-    if len(source.files()) == len(source):  # a file an image: any of them is as near
+    if len(source.files()) == len(source):  # one file per image: random access costs nothing
         rows = keyed.permutation(0, 0, len(source), keyed.SLOT_LIMIT)[:_SAMPLE]
         return [source.read(int(row)) for row in rows]
     return next(iter(source.blocks()))[:_SAMPLE]

@@ -1,9 +1,9 @@
-"""Cross-validation: a run for each fold, which predicts the images that it has not seen, and a model on everything.
+"""Cross-validation: a run for each fold, which predicts the images of that fold, and a model trained on everything.
 
-A fold's run is one like any other: its test split is the fold, its validation is held out from the others, and what it
-decides (the best epoch, the temperature) is decided without the fold. So the accuracy of all folds together is that of
-images which played no part, on every image once. It is measured on models of fewer images than the one on everything
-has, which errs on the careful side.
+A fold's run is an ordinary run: its test split is the fold, its validation is held out from the other folds, and its
+choices (the best epoch, the temperature) do not use the fold. So the accuracy over all folds counts every image once,
+by a model that was not trained or chosen on it. These models have fewer training images than the final one, so the
+estimate is slightly pessimistic.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from kitae.run import Run
 from kitae.training.fit import Watcher
 
 _LOGITS = "test_logits.npy"
-_PAGES = 0.2  # of what the end of a run with a page takes: a fold has none
+_PAGES = 0.2  # a fold writes no page, so its end takes this share of the time of a run with one
 
 TrainFold = Callable[[Recipe, Path, Clock | None], Run]
 """Trains a recipe into a folder, or resumes it there."""
 
 
 def split_clock(clock: Clock, runs: int) -> Clock:
-    """The share of one of so many runs in what is left of the minutes."""
+    """The clock of one of `runs` runs, with an equal share of the time left."""
     now = time.monotonic()
     return replace(
         clock, seconds=(clock.begun + clock.seconds - now) / runs, begun=now, starting=_PAGES * clock.starting
@@ -45,7 +45,7 @@ def split_clock(clock: Clock, runs: int) -> Clock:
 
 
 def train_folds(run: Run, clock: Clock | None, train_fold: TrainFold, watcher: Watcher | None) -> list[Run]:
-    """The finished runs of all folds, in order; those that are there already are resumed, or taken as they are."""
+    """The finished runs of all folds, in order; existing runs are resumed if unfinished, and reused if finished."""
     folds = run.recipe.data.folds or 0
     runs = []
     for number in range(1, folds + 1):
@@ -60,12 +60,12 @@ def train_folds(run: Run, clock: Clock | None, train_fold: TrainFold, watcher: W
 
 
 def tunes(folds: list[Run]) -> bool:
-    """Whether fine-tuning was kept in more than half of the folds; in the others the probe was at least as good."""
+    """Whether more than half of the folds kept fine-tuning; in the others the probe was at least as good."""
     return sum((fold.best_epoch() or 0) > 0 for fold in folds) > len(folds) / 2
 
 
 def keep_logits(run: Run, logits: NDArray[np.float32]) -> None:
-    """Keep the logits float32 [n, K] of a fold's test images: its probabilities round small ones to 0."""
+    """Save the logits float32 [n, K] of a fold's test images, since its probabilities round small values to 0."""
     buffer = io.BytesIO()
     np.save(buffer, logits)
     write_atomically(run.path / _LOGITS, buffer.getvalue())
@@ -81,7 +81,7 @@ def _kept_logits(run: Run) -> NDArray[np.float32]:
 
 @dataclass(frozen=True)
 class OutOfFold:
-    """What the folds' models say of the images that they have not seen.
+    """The out-of-fold predictions: each image is predicted by the model that was not trained on it.
 
     Attributes:
         rows: int64 [n], of the store, sorted. labels: int64 [n].
@@ -96,7 +96,7 @@ class OutOfFold:
 
     @classmethod
     def of(cls, runs: list[Run], labels: NDArray[np.int64]) -> OutOfFold:
-        """Read from the folds' runs. `labels`: int64 [M], of the store."""
+        """The predictions of the folds' runs. `labels`: int64 [M], of the store."""
         rows, logits, lines = [], [], []
         for number, run in enumerate(runs, 1):
             evaluation, splits = run.evaluation(), Splits.load(run.path / "splits.npz")
@@ -128,7 +128,7 @@ class OutOfFold:
         return {"out_of_fold": {**result, "folds": self.folds}, "temperature": temperature}
 
     def write_predictions(self, run: Run, setup: Setup, temperature: float) -> None:
-        """predictions.parquet, of every image by the model that has not seen it."""
+        """Write predictions.parquet, with the out-of-fold prediction of every image."""
         names = [setup.store.names[row] for row in self.rows]
         table = predictions_table(names, self.labels, self.logits, setup.store.classes, temperature)
         run.write_predictions(table)

@@ -1,7 +1,7 @@
 """The networks of a compression: pruned and fine-tuned, trained for 8 bits, and the controls.
 
-Every training is saved under a key of everything that its weights depend on, so that another budget, or the same
-command after an interruption, trains nothing twice.
+Every training is saved under a key of everything that its weights depend on, so that no training is repeated with
+another budget, or when the same command is run again after an interruption.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from kitae.training.learner import Teacher
 
 Say = Callable[[str], None]
 
-_FORMAT = 6  # goes up when the same settings begin to give other networks
+_FORMAT = 6  # increased when the same settings give different networks than before
 _WIDTHS = (4, 6, 8, 12, 16, 20, 24, 32, 48, 64)  # of the small networks
 
 
@@ -53,8 +53,8 @@ class Network:
     Attributes:
         ratio: share of channels or weights removed.
         shape: rebuilds it from the run's network.
-        key: identifies its weights among all that this run's settings could give.
-        title: another network's name.
+        key: identifies its weights among all networks that can be made from this run.
+        title: the name of a network that is not the run's own.
         masked_error: as in `Pruned`; None where no channel was removed.
     """
 
@@ -96,10 +96,10 @@ class Networks:
 
         Args:
             reached: the original and what was pruned from it so far.
-            random: whichever channels, of the same number; for the control.
+            random: remove the same number of random channels; for the control.
 
         Returns:
-            None where rounding to packs of channels makes it the network it comes from.
+            None if rounding to packs of channels removes nothing.
 
         Raises:
             CompressionError: it cannot be pruned as asked.
@@ -133,7 +133,7 @@ class Networks:
             hold = _hold_zeros(simulated, network.model) if spec.prune == "unstructured" and network.ratio else None
             teacher = as_teacher(network.model) if spec.distill else None
             try:
-                # Before its first step it computes what the static file does. Training that only makes it worse is
+                # Before its first step it computes the same as the static file. A training that only makes it worse is
                 # discarded.
                 tuned = self._recover(
                     simulated, spec.qat_epochs, spec.qat_rate, _seed(key), after_step=hold, teacher=teacher,
@@ -166,7 +166,7 @@ class Networks:
         return replace(network, model=trained.model, key=trained.key)
 
     def small(self) -> dict[str, nn.Module]:
-        """Untrained networks of the run's family where it comes in widths, else ResNet-9s, the narrowest first."""
+        """Untrained networks, the narrowest first: of the run's family if it supports widths, else ResNet-9s."""
         given = self.run.recipe.model
         family = given.name if given.name in SCALING else "resnet9"
         return {
@@ -181,7 +181,7 @@ class Networks:
         return replace(self._scratch(model, more, self._key([], small=title, scratch=more)), title=title)
 
     def _scratch(self, model: nn.Module, more: int, key: str) -> Network:
-        """Train as the run's recipe says, `more` epochs longer, and with the teacher of fine-tuning."""
+        """Train with the run's recipe for `more` extra epochs, with the teacher of fine-tuning."""
         recipe = self.run.recipe.train
         layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
         model = model.to(device=self.device, memory_format=layout)  # type: ignore[call-overload]
@@ -220,7 +220,7 @@ class Networks:
     def _once(
         self, key: str, build_for: Callable[[Shape], nn.Module], train: Callable[[], Network | None]
     ) -> Network | None:
-        """The network of this key: kept by an earlier search, or trained now and kept."""
+        """The network of this key: loaded if an earlier search saved it, else trained and saved."""
         file = self.folder / f"{key}.safetensors"
         if file.is_file():
             try:
@@ -247,7 +247,7 @@ class Networks:
         ratios: float | dict[str, float] = 1 - (1 - ratio) / (1 - before.ratio)
         round_to = spec.round_to
         if spec.scope == "layer":
-            # From the original's widths, so that rounding does not add up from ratio to ratio.
+            # Computed from the original's widths, so that rounding errors do not accumulate from ratio to ratio.
             # Layers that were named come first: of coupled layers the first one counts.
             ratios = {}
             for name, share in self._by_layer(original, ratio).items():
@@ -300,7 +300,7 @@ class Networks:
         return Network(ratio, model, UNCHANGED)
 
     def _by_layer(self, model: nn.Module, ratio: float) -> dict[str, float]:
-        """What each layer is to lose: its own ratio where it has one, and `ratio`."""
+        """The ratio of each layer: its own if it has one, else `ratio`."""
         own, layers = self.spec.layer_ratios, prunable_layers(model)
         require_layers(layers, own, "layer_ratios")
         return {**own, **{name: ratio for name in layers if name not in own and name not in self.spec.skip}}
@@ -317,12 +317,12 @@ def fresh_network(
 
 
 def _seed(key: str, part: str = "") -> int:
-    """The seed of a training: no two of them, nor the run itself, see the same epochs of augmentation."""
+    """The seed of a training, so that no two trainings, nor the run itself, see the same augmented epochs."""
     return int(hashlib.sha256(f"{key} {part}".encode()).hexdigest()[:8], 16)
 
 
 def _hold_zeros(simulated: Simulated, model: nn.Module) -> Callable[[nn.Module], None]:
-    """Keeps the zeros of a network in the one that simulates it."""
+    """Keep the zeros of `model` in the network that simulates its quantization."""
     gone = {f"{name}.weight": weight_of(layer) == 0 for name, layer in prunable_layers(model).items()}
     weights = {name: weight for name, weight in simulated.graph.named_parameters() if name in gone}
 

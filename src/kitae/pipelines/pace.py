@@ -1,7 +1,7 @@
-"""How fast this machine is, and how many epochs fit into some minutes.
+"""How fast this machine is, and how many epochs fit into a time limit.
 
-A plan measures a few steps and turns minutes into epochs and steps. The recipe then holds plain
-numbers, so it gives the same weights on a slower machine, only later.
+A plan measures a few steps and converts minutes into epochs and steps. The recipe then contains plain numbers, so a
+slower machine takes longer but gets the same weights.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ from kitae.training.spec import ProbeSpec, TrainSpec
 
 _Plan = TypeVar("_Plan")
 
-_IMAGES = 16  # of a measured batch
+_IMAGES = 16  # images of a measured batch
 _STEPS = 3
-_SHARE = 0.96  # of the minutes that a plan fills; the rest is for what it does not know
-_EARLY = 0.03  # of the minutes, by which a training may end too late or too early without being recut
-_AFTER = 0.8  # times what it took to start
-_UNUSED = 0.5  # of the minutes: a plan that leaves more of them measures again
-_MEASURED_AGAIN = 2  # times at most
-_JUDGING = 0.2  # of the time of training, that validations may take
+_SHARE = 0.96  # share of the minutes that a plan fills; the rest is a reserve
+_EARLY = 0.03  # a training that ends within this share of the minutes, early or late, is not recut
+_AFTER = 0.8  # time for files and pages at the end, as a multiple of the start-up time
+_UNUSED = 0.5  # a plan that leaves more than this share of the minutes unused is measured again
+_MEASURED_AGAIN = 2  # how often it is measured again at most
+_JUDGING = 0.2  # share of the training time that validation may take
 
-SHORT_EPOCH = 25  # steps between two validations at least
+SHORT_EPOCH = 25  # fewest steps between two validations
 MOST_EPOCHS, FEWEST_EPOCHS = 15, 3
-FEWEST_STEPS = 20  # fewer teach nothing
-# Fine-tuning first falls below its probe, and so few steps ended worse than it (LOG.md, 2026-11-26).
+FEWEST_STEPS = 20  # fewer steps are useless
+# Fine-tuning is worse than its probe at first, and was still worse after fewer steps (LOG.md, 2026-11-26).
 FEWEST_TUNING_STEPS = 150
 
 
@@ -57,9 +57,9 @@ class Clock:
 
     Attributes:
         seconds: of the whole command.
-        begun: when it began, of `time.monotonic`.
-        starting: seconds that loading took; estimates what is not timed.
-        most: steps of training at most; None takes as many as the recipe says.
+        begun: start time, from `time.monotonic`.
+        starting: seconds that loading took; used to estimate what is not timed.
+        most: limit of training steps; None is the recipe's number.
     """
 
     seconds: float
@@ -69,12 +69,12 @@ class Clock:
 
     @classmethod
     def of(cls, minutes: float, begun: float) -> Clock:
-        """So many minutes from `begun` on."""
+        """A clock of this many minutes, started at `begun`."""
         return cls(60 * minutes, begun, time.monotonic() - begun)
 
     @property
     def after(self) -> float:
-        """Seconds that files and pages take at the end, by what it took to start."""
+        """Seconds for files and pages at the end, estimated from the start-up time."""
         return _AFTER * self.starting
 
     @property
@@ -84,7 +84,7 @@ class Clock:
 
 
 def process_begun() -> float:
-    """When this process began, of `time.monotonic`; now where the system does not say."""
+    """The start time of this process, as of `time.monotonic`; the current time if the system does not tell."""
     now = time.monotonic()
     try:
         ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
@@ -95,13 +95,13 @@ def process_begun() -> float:
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds that an image takes at some number of pixels.
+    """Seconds per image at a certain image size.
 
     Attributes:
         pixels: height times width.
-        judge: one forward pass as evaluation makes it, in float32.
-        feature: one in the training's precision.
-        step: of a training step.
+        judge: a forward pass in float32, as in evaluation.
+        feature: a forward pass in the training's precision.
+        step: a training step.
     """
 
     pixels: int
@@ -110,7 +110,7 @@ class Pace:
     step: float
 
     def at(self, pixels: int) -> Pace:
-        """The pace at another size: the time of convolutions is proportional to the pixels."""
+        """The pace at another size, assuming that the time is proportional to the number of pixels."""
         ratio = pixels / self.pixels
         return Pace(pixels, self.judge * ratio, self.feature * ratio, self.step * ratio)
 
@@ -119,11 +119,11 @@ def measured(
     model: ModelSpec, train: TrainSpec, world: World, *, classes: int, channels: int, size: tuple[int, int],
     before: Pace | None = None, images: int = _IMAGES,
 ) -> Pace:  # fmt: skip
-    """The pace of a network that is built for it, on random pixels; no weights are loaded.
+    """The pace of a network on random pixels. The network is built for the measurement; no weights are loaded.
 
     Args:
-        images: of a measured batch.
-        before: at another size; its training step is then scaled as the forward pass, and not measured again.
+        images: number of images in a measured batch.
+        before: the pace at another size; its training step is scaled like the forward pass instead of measured.
     """
     net = build(model.model_copy(update={"pretrained": False}), classes=classes, channels=channels, image_size=size)
     layout = torch.channels_last if train.channels_last else torch.contiguous_format
@@ -185,7 +185,7 @@ def _typical(seconds: list[float]) -> float:
 
 
 def cut(steps: int, per_pass: int, judging: float, step: float) -> tuple[int, int]:
-    """(epochs, steps of each) for about so many steps in all, few enough epochs that validations take little time.
+    """(epochs, steps per epoch) for about `steps` steps in all, with few epochs, so that validation takes little time.
 
     Args:
         per_pass: steps of one pass through the training images.
@@ -202,7 +202,7 @@ def cut(steps: int, per_pass: int, judging: float, step: float) -> tuple[int, in
 
 
 def most_steps(images: int, batch: int, *, patient: bool, pretrained: bool) -> int:
-    """Steps after which more improve little: fewer if no minutes were given, and more from scratch."""
+    """The number of steps beyond which training gains little: less if no minutes were given, more from scratch."""
     per_pass = max(1, images // batch)
     if pretrained:
         return max(1000, 25 * per_pass) if patient else max(300, 12 * per_pass)
@@ -210,7 +210,7 @@ def most_steps(images: int, batch: int, *, patient: bool, pretrained: bool) -> i
 
 
 def head_seconds(images: int, classes: int) -> float:
-    """Of the probe's regression: some hundred evaluations of two products each, for all folds and strengths.
+    """Seconds of the probe's regression: a few hundred evaluations of two products each, for all folds and strengths.
 
     637 took 3.4 s for 2,160 images of 10 classes.
     """
@@ -219,7 +219,7 @@ def head_seconds(images: int, classes: int) -> float:
 
 
 def fill(seconds: float, batch_size: int, per_pass: int, judging: float, step: float, most: int) -> tuple[int, int]:
-    """(epochs, steps of each) that fill some seconds with training and its validations, `most` steps at most.
+    """(epochs, steps per epoch) that fill the seconds with training and validation, with at most `most` steps.
 
     Args:
         batch_size: images in a step. `step`: seconds of an image in it.
@@ -232,9 +232,9 @@ def fill(seconds: float, batch_size: int, per_pass: int, judging: float, step: f
 
 
 def replan(plan: Callable[[], _Plan], unused: Callable[[_Plan], float], clock: Clock, world: World) -> _Plan:
-    """What `plan` gives, made again by new measurements while it leaves most of the minutes unused.
+    """The result of `plan`, repeated with new measurements while it leaves most of the minutes unused.
 
-    A busy moment of the machine must not cost a command its minutes. The main process decides for all of them.
+    So a busy moment of the machine does not waste the minutes. The main process decides for all processes.
     """
     made = plan()
     for _ in range(_MEASURED_AGAIN):
@@ -245,10 +245,10 @@ def replan(plan: Callable[[], _Plan], unused: Callable[[_Plan], float], clock: C
 
 
 def fitted(recipe: Recipe, setup: Setup, model: nn.Module, clock: Clock, world: World) -> tuple[Recipe, float]:
-    """The recipe with the epochs and steps that fit into the minutes left, and seconds to reserve for the end.
+    """The recipe with the epochs and steps that fit into the time left, and seconds to reserve for the end.
 
-    Called once everything before the first step of training is done, so the pace is that of the real network, on real
-    images, in the state that the machine is in.
+    Called right before the first step of training, so the pace is measured with the real network, on real images, and
+    under the current load of the machine.
     """
     spec = recipe.train
     shape = epoch_shape(len(setup.images), spec, world.size)
@@ -262,7 +262,7 @@ def fitted(recipe: Recipe, setup: Setup, model: nn.Module, clock: Clock, world: 
     each = shape.batch_size * shape.accumulate
 
     def plan() -> tuple[int, int, float]:
-        """Epochs, steps of each, and the seconds of the end, by the pace of this moment."""
+        """Epochs, steps per epoch, and the seconds of the end, at the current pace."""
         pace = pace_of(model, spec, world, (drawn.shape[1], drawn.shape[2], drawn.shape[3]), images=len(drawn))
         judge = pace.at(int(np.prod(setup.store.rules.size))).judge
         judging = judge * setup.judged
@@ -280,18 +280,18 @@ def fitted(recipe: Recipe, setup: Setup, model: nn.Module, clock: Clock, world: 
 
         epochs, steps, end = replan(plan, unused, clock, world)
         if epochs * (steps + 1) <= fewest:
-            epochs, steps = 0, 0  # the minutes leave the probe alone
-    warmup = spec.schedule.warmup_epochs * epochs / spec.epochs  # a share of the whole
+            epochs, steps = 0, 0  # there is only time for the probe
+    warmup = spec.schedule.warmup_epochs * epochs / spec.epochs  # the same share of the run
     schedule = spec.schedule.model_copy(update={"warmup_epochs": round(warmup, 4)})
     update = {"epoch_steps": steps or None, "schedule": schedule}
     return recipe.model_copy(update={"train": spec.lasting(epochs).model_copy(update=update)}), end
 
 
 class Recutter:
-    """Shortens or lengthens the rest of a schedule if the machine turns out slower or faster than measured.
+    """Shortens or extends the rest of a schedule if the machine turns out to be slower or faster than measured.
 
-    It is the `recut` of `training.fit.Tuning`. What it decides is written into the run's recipe, so that the recipe
-    repeats the run, and a resumed run follows it.
+    It is the `recut` of `training.fit.Tuning`. Its decisions are saved in the run's recipe, so that the recipe repeats
+    the run, and a resumed run follows them.
     """
 
     def __init__(self, run: Run, clock: Clock, end: float, watcher: Watcher | None) -> None:

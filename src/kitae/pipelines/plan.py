@@ -1,6 +1,6 @@
-"""plan(data): a recipe made from facts: images, classes, sizes, installed weights, this machine, the minutes.
+"""plan(data): make a recipe from images, classes, sizes, installed weights, this machine's speed and the minutes.
 
-Times are measured here and become plain numbers, so the result is a recipe like any other.
+Times are measured here and become plain numbers of steps, so the result is an ordinary recipe.
 """
 
 from __future__ import annotations
@@ -37,34 +37,34 @@ from kitae.recipe import Recipe
 from kitae.training.distributed import World
 
 DEFAULT_MINUTES = 10.0
-"""Where none are given a plan ends within these on a CPU, and sooner where more would teach little."""
+"""Time limit of a plan without `minutes` on a CPU; it ends sooner if more training would gain little."""
 
 NET = "tf_efficientnet_lite0"
-"""The pretrained net of a plan: of those with published weights that pip can install, the one that was measured."""
+"""The pretrained net of a plan. Its weights can be installed with pip, and it has been measured."""
 
 _SIZES = (224, 192, 160, 128, 112, 96)
 _SCRATCH_SIZES = (128, 96, 64)
-_MEASURED_TOGETHER = 32  # of a batch of a small network, which takes as long for a few
-_JUDGED_AT_ONCE = 32  # large images in large batches leave the processor's cache
-_SMALLEST_TUNED = 128  # pixels; fine-tuning of smaller pictures ended worse than its probe (LOG.md, 2026-11-26)
-# Of the side at which the probe alone fits. The probe gains more from larger pictures than a few steps from being made.
+_MEASURED_TOGETHER = 32  # batch size of measurements of small networks, whose overhead dominates smaller batches
+_JUDGED_AT_ONCE = 32  # larger batches of large images do not fit into the processor's cache
+_SMALLEST_TUNED = 128  # pixels; fine-tuning on smaller pictures ended worse than its probe (LOG.md, 2026-11-26)
+# Share of the side at which the probe alone fits. Below it, the probe loses more accuracy than a few steps gain.
 _TUNED_SIDE = 0.7
-_TUNED_MARGIN = 1.2  # times the fewest steps: what is measured again before training may find less room
-_FEW = 1000  # images, under which one split says little
-# Long side to short side of a median picture that is squeezed into the square, since a crop would lose what is at the
-# edges. Of nearly square pictures the centre is seen larger instead, as the weights saw theirs (LOG.md, 2026-11-26).
+_TUNED_MARGIN = 1.2  # times the fewest steps, since the second measurement before training may be slower
+_FEW = 1000  # with fewer images, a single split is unreliable
+# Aspect ratios of a median picture that is squashed into the square, since a crop would lose its edges. For pictures
+# that are nearly square, the centre is enlarged instead, as in the training of the weights (LOG.md, 2026-11-26).
 _SQUEEZED = (1.15, 1.7)
 _CROP_PCT = 0.875
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A recipe, and why it is what it is.
+    """A recipe, and the reasons for it.
 
     Attributes:
-        recipe: complete, and like any other.
-        lines: the reasons, for people; the first one is the plan in short.
-        clock: of the minutes it was made for.
+        recipe: a complete, ordinary recipe.
+        lines: the reasons as text; the first line summarises the plan.
+        clock: the clock it was made for.
     """
 
     recipe: Recipe
@@ -77,7 +77,7 @@ def plan(source: str, minutes: float | Clock | None = None, choices: Choices | N
 
     Args:
         source: as data.source.
-        minutes: of the whole command, from now on, or a running clock; None chooses, up to
+        minutes: time limit of the whole command, from now on, or a running clock; None chooses, up to
             `DEFAULT_MINUTES`.
 
     Raises:
@@ -88,13 +88,13 @@ def plan(source: str, minutes: float | Clock | None = None, choices: Choices | N
     clock = minutes if isinstance(minutes, Clock) else Clock.of(minutes or DEFAULT_MINUTES, time.monotonic())
     choices = choices or Choices()
     bare = Recipe(name=_name(source), data=DataSpec(source=source))
-    choices.applied(bare)  # a wrong one is named before the data are read
+    choices.applied(bare)  # fail on a wrong choice before reading the data
     base = bare.override(
         *(f"train.device={choices.device}" for _ in range(choices.device is not None)),
         *(f"data.folds={choices.folds}" for _ in range(choices.folds is not None)),
         *(entry for entry in choices.set if entry.startswith(("data.", "train.device", "train.threads"))),
     )
-    if base.data.whole:  # planned as the run of a fold, of which there are so many, and one on everything
+    if base.data.whole:  # planned as the run of one fold; there is a run for each fold and one on everything
         base = base.override("data.fold=1")
     facts, data = look(base.data)
     base = base.model_copy(update={"data": data})
@@ -145,7 +145,7 @@ class _Planner:
     # ---- what both have ------------------------------------------------------------------------------------------
 
     def batch_size(self, usual: int) -> int:
-        """Smaller for few images, so that a pass makes some steps; each process gets the same even part of it."""
+        """Smaller for few images, so that a pass has several steps; each process gets an equal, even part of it."""
         if self.choices.batch_size is not None:
             return self.choices.batch_size
         fitting = 1 << int(math.log2(max(2, self.facts.train / 8)))
@@ -157,7 +157,7 @@ class _Planner:
         return self.facts.images * self.facts.seconds / processors()
 
     def after_training(self, pace: Pace) -> float:
-        """Seconds that the test and the pages take; what the best epoch said of validation is known by then."""
+        """Seconds of the test and the pages; validation needs no time, since the best epoch's results are reused."""
         return self.facts.test * pace.judge + self.clock.after
 
     def judging(self, pace: Pace) -> float:
@@ -197,7 +197,7 @@ class _Planner:
         return lines
 
     def finished(self, recipe: dict[str, Any]) -> Recipe:
-        """The recipe with the user's own choices, which override the plan's."""
+        """The recipe with the user's choices, which override the plan's."""
         made = Recipe.model_validate({**recipe, "name": self.base.name})
         chosen = replace(self.choices, model=None)  # the plan has it
         made = chosen.applied(made)
@@ -256,7 +256,7 @@ class _Planner:
         return made, lines
 
     def settled(self, model: ModelSpec, batch: int) -> tuple[int, int, int, float]:
-        """What `fitting` gives by the pace of this machine."""
+        """The result of `fitting` at the pace of this machine."""
         sizes = self.sizes(_SIZES)
         at = min(sizes, key=lambda size: abs(size - 128))
 
@@ -264,7 +264,7 @@ class _Planner:
             nonlocal at
             pace = self.pace(model, at)
             chosen = self.fitting(sizes, pace, batch)
-            if chosen[0] > at:  # larger pictures leave the processor's cache: they take more than their pixels' share
+            if chosen[0] > at:  # larger pictures do not fit into the cache, so their time per pixel is higher
                 pace = self.pace(model, chosen[0], pace)
                 chosen = self.fitting([size for size in sizes if size <= chosen[0]], pace, batch)
             at = chosen[0]
@@ -276,7 +276,7 @@ class _Planner:
         return replan(plan, unused, self.clock, self.world)
 
     def framing(self, *, pretrained: bool) -> dict[str, Any]:
-        """What evaluation sees of a picture, where the user leaves it open: fields of `data`."""
+        """The fields of `data` that choose what evaluation sees of a picture, unless the user has set them."""
         given = self.base.data
         if self.facts.tiny or given.resize != "crop" or given.crop_pct != 1:
             return {}
@@ -287,7 +287,7 @@ class _Planner:
         return {"resize": "squash"} if ratio <= most else {}
 
     def sizes(self, usual: Sequence[int]) -> tuple[int, ...]:
-        """Sizes to choose from, the largest first: the user's, or those that do not only enlarge."""
+        """Sizes to choose from, the largest first: the user's, or those that do not just enlarge the pictures."""
         if self.choices.image_size is not None:
             return (self.choices.image_size,)
         if isinstance(given := self.base.data.image_size, int):
@@ -296,9 +296,9 @@ class _Planner:
         return tuple(size for size in usual if size <= most)
 
     def fitting(self, sizes: Sequence[int], measured: Pace, batch: int) -> tuple[int, int, int, float]:
-        """Size, epochs, steps of each, and seconds in all: the largest size that leaves enough steps to fine-tune.
+        """Size, epochs, steps per epoch, and seconds in all: the largest size that leaves enough steps to fine-tune.
 
-        Where none does that is not much smaller than the probe alone could have, the largest at which the probe fits.
+        If there is none, or it is much smaller than the probe alone allows, the largest size at which the probe fits.
         """
         facts = self.facts
         per_pass = max(1, facts.train // batch)
@@ -308,21 +308,21 @@ class _Planner:
         for size in sizes:
             pace = measured.at(size * size)
             judging = self.judging(pace)
-            around = self.around(pace)
-            room = self.clock.left - around
+            overhead = self.overhead(pace)
+            room = self.clock.left - overhead
             epochs, steps = fill(max(0.0, room), batch, per_pass, judging, pace.step, most) if room > 0 else (0, 0)
-            total = around + epochs * (judging + steps * batch * pace.step)
+            total = overhead + epochs * (judging + steps * batch * pace.step)
             if best is None and room > 0:
-                best = size, 0, 0, around
+                best = size, 0, 0, overhead
             smallest = _SMALLEST_TUNED if best is None else max(_SMALLEST_TUNED, _TUNED_SIDE * best[0])
             if epochs * steps >= wanted and (size >= smallest or len(sizes) == 1):
                 return size, epochs, steps, total
         if best is None:
-            best = sizes[-1], 0, 0, self.around(measured.at(sizes[-1] ** 2))
+            best = sizes[-1], 0, 0, self.overhead(measured.at(sizes[-1] ** 2))
         return best
 
-    def around(self, pace: Pace) -> float:
-        """Seconds of all but fine-tuning."""
+    def overhead(self, pace: Pace) -> float:
+        """Seconds of everything except fine-tuning."""
         probing = (
             self.facts.train * pace.feature
             + head_seconds(self.facts.train, len(self.facts.counts))
@@ -341,29 +341,29 @@ class _Planner:
         name = self.choices.model or "resnet9"
         model = ModelSpec(name=name)
         if name == "resnet9":
-            # Of equal seconds, the medium stem and fewer steps were better than the large one (LOG.md, 2026-11-27).
+            # In equal time the medium stem is better than the large one with more steps (LOG.md, 2026-11-27).
             model = ModelSpec(name=name, width=16, stem="auto" if facts.tiny else "medium")
         per_pass = max(1, facts.train // batch)
         most = most_steps(facts.train, batch, patient=self.patient, pretrained=False)
-        # Larger pictures are taken once this many steps fit; in equal seconds, 128 px and 96 px with more steps were
-        # equally good (LOG.md, 2026-11-27).
+        # A larger size must leave this many steps. With the same time, 128 px and more steps at 96 px were equally good
+        # (LOG.md, 2026-11-27).
         enough = max(600, 40 * per_pass) if self.patient else max(300, 15 * per_pass)
         chosen = sizes[-1], 1, per_pass, 0.0
         for size in sizes:
-            # Measured at each size, since small pictures may meet another stem.
+            # The pace is measured at each size, because small images may use a different stem.
             at = self.pace(model, size, images=min(batch, _MEASURED_TOGETHER)).at(size * size)
             judging = self.judging(at)
-            around = self.before_training() + self.after_training(at)
-            epochs, steps = fill(max(0.0, self.clock.left - around), batch, per_pass, judging, at.step, most)
+            overhead = self.before_training() + self.after_training(at)
+            epochs, steps = fill(max(0.0, self.clock.left - overhead), batch, per_pass, judging, at.step, most)
             if epochs * steps >= min(most, enough) or size == sizes[-1]:
                 epochs, steps = (epochs, steps) if epochs else (1, FEWEST_STEPS)
-                chosen = size, epochs, steps, around + epochs * (judging + steps * batch * at.step)
+                chosen = size, epochs, steps, overhead + epochs * (judging + steps * batch * at.step)
                 break
         size, epochs, steps, seconds = chosen
         if self.choices.epochs is not None:
             epochs, steps = self.choices.epochs, 0
         oblong = facts.tiny and facts.same and self.choices.image_size is None and len(set(facts.side)) > 1
-        image_size = facts.side if oblong else size  # not null: only some pictures were looked at
+        image_size = facts.side if oblong else size  # not null, since only a sample of the pictures was read
         data = self.base.data.model_copy(update={"image_size": image_size, **self.framing(pretrained=False)})
         recipe = {
             "data": data.model_dump(mode="json"),

@@ -1,7 +1,7 @@
 """The probe: a linear head on the features of the pretrained network, which training then starts from.
 
-Features are computed once: the training images as evaluation sees them, and a few augmented views of each. They are
-kept in the run folder, a few hundred images to a file, so that a run that was killed computes only what is missing.
+Features are computed once: of the training images as evaluation sees them, and of a few augmented views of each. They
+are saved in the run folder, a few hundred images per file, so that a killed run only computes the missing ones.
 """
 
 from __future__ import annotations
@@ -35,28 +35,28 @@ from kitae.training.precision import Precision
 from kitae.training.probe import Head, fit_head
 from kitae.training.spec import ProbeSpec
 
-_SHARD = 256  # images to a file
+_SHARD = 256  # images per file
 _BATCH = 32
-_VIEWS_FROM = 1 << 31  # the epochs of augmentation that views are drawn from: no training comes so far
+_VIEWS_FROM = 1 << 31  # first of the epochs that key the augmented views; no training reaches them
 
 
 @dataclass(frozen=True)
 class Shared:
-    """A run whose features those of its folds' images are taken from: its folder, and all images of the folds."""
+    """A run whose features are shared by its folds: its folder, and all images of the folds."""
 
     run: Run
     setup: Setup
 
     @classmethod
     def of(cls, run: Run, setup: Setup) -> Shared | None:
-        """None where a fold has features of its own: no probe, other images, or another normalisation."""
+        """None if the folds cannot share features: no probe, other images, or another normalisation."""
         data, spec = run.recipe.data, run.recipe.train.probe
         if not isinstance(spec, ProbeSpec) or len(setup.splits.train) > spec.limit:
             return None
         return cls(run, setup) if data.limit is None and data.normalize != "train" else None
 
     def compute(self, model: nn.Module, world: World) -> None:
-        """Compute what is missing, so that no fold waits for it. `model`: as it is before any training."""
+        """Compute the missing features for all folds. `model`: the network before any training."""
         spec = cast(ProbeSpec, self.run.recipe.train.probe)
         if world.is_main:
             with SignalFlag() as interrupted, memory_named(self.run.recipe.train):
@@ -72,13 +72,13 @@ def probe(
 ) -> dict[str, Any]:  # fmt: skip
     """Fit a head on the features of `model` and put it into the model.
 
-    The main process does it, and the others get its head.
+    The main process fits the head and sends it to the others.
 
     Args:
-        shared: whose features are taken.
+        shared: the run whose features are used.
 
     Returns:
-        What epoch 0's line of metrics says of it.
+        The probe's fields in the metrics of epoch 0.
 
     Raises:
         TrainingInterruptedError: after SIGTERM or SIGINT; the features so far are kept.
@@ -138,7 +138,7 @@ class Features(nn.Module):
     def __init__(self, model: nn.Module, chosen: Precision, device: torch.device) -> None:
         super().__init__()
         self.model, self._precision, self._device = model, chosen, device
-        self._layer = (cast(nn.Linear, linear_classifier(model)),)  # in a tuple: it is no part of this one's own
+        self._layer = (cast(nn.Linear, linear_classifier(model)),)  # in a tuple, so it is not a submodule
 
     def forward(self, images: Tensor) -> Tensor:
         seen: list[Tensor] = []
@@ -222,7 +222,7 @@ def _parts(rows: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:
 
 
 def _key(run: Run, setup: Setup) -> str:
-    """Names all that features depend on, so that none of another recipe or machine is taken for this one's."""
+    """A key of everything that features depend on, so that features of another recipe or machine are not reused."""
     recipe = run.recipe
     spec = recipe.train
     said = [

@@ -46,12 +46,12 @@ Progress = Callable[[int, int], None]
 """(done, total), called while images are decoded."""
 
 _FEW_UPDATES = 10  # in an epoch
-_UNEVEN = 3  # where the largest class has more than so many times the images of the smallest, accuracy misleads
+_UNEVEN = 3  # accuracy misleads if the largest class has more than this many times the images of the smallest
 _CLEAN_IMAGES = 1000  # training images, without augmentation, for the train-validation gap
-_FEW_CLEAN = 50  # fine-tuning takes half as many as validation has, or this: it is short, and its images are large
+_FEW_CLEAN = 50  # the same in fine-tuning, or half the validation images: it is short, and its images are large
 _WHITENING_IMAGES = 1024
-_STRETCH_BYTES = 4 << 20  # of a store, that are read one after the other: a seek of a disk takes less time than they do
-_STATISTICS_IMAGES, _STATISTICS_BATCH = 2048, 128  # of `clean_batches`
+_STRETCH_BYTES = 4 << 20  # bytes of a store that are read sequentially, so that reading takes longer than a disk seek
+_STATISTICS_IMAGES, _STATISTICS_BATCH = 2048, 128  # for `clean_batches`
 
 
 def begin(spec: TrainSpec) -> World:
@@ -64,7 +64,7 @@ def begin(spec: TrainSpec) -> World:
 
 @dataclass(frozen=True)
 class _Judged:
-    """What some weights said of the validation images."""
+    """The logits of the validation images for certain weights."""
 
     merit: tuple[float, float]
     weights: str
@@ -73,7 +73,7 @@ class _Judged:
 
 @dataclass(frozen=True)
 class Setup:
-    """Data, normalisation and the functions that the loop is given, all decided by a run's recipe."""
+    """The data, normalisation and functions that the training loop needs, as determined by a run's recipe."""
 
     recipe: Recipe
     store: Store
@@ -86,13 +86,13 @@ class Setup:
         store = run.open_store(progress)
         recipe = run.recipe
         if run.checkpoint.is_file() and recipe.data.order == "auto" and not isinstance(store.images, Encoded):
-            # It began with `full`, else the recipe would say `blocks`; another machine may have less memory.
+            # The run started with `full`, or the recipe would say `blocks`; this machine may have less memory.
             recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"order": "full"})})
         return cls(recipe, store, run.splits(store))
 
     @classmethod
     def without_run(cls, recipe: Recipe, progress: Progress | None = None) -> Setup:
-        """Open the store of a recipe and split it as a run would; nothing but the decoded store is written."""
+        """Open the store of a recipe and split it as a run would; only the decoded store is written."""
         store = open_store(recipe.data, progress=progress)
         return cls(recipe, store, make_splits(store, recipe.data))
 
@@ -109,7 +109,7 @@ class Setup:
 
     @cached_property
     def blocks(self) -> Blocks | None:
-        """How the images lie, where an epoch is shuffled by blocks; None where it is shuffled at once."""
+        """The blocks of images if an epoch is shuffled by blocks; None if all images are shuffled at once."""
         images, spec = self.store.images, self.recipe.data
         if isinstance(images, Encoded):
             if spec.order == "full":
@@ -127,7 +127,7 @@ class Setup:
 
     @property
     def crop(self) -> PictureCrop | EncodedCrop | None:
-        """What cuts training images out of whole pictures: the recipe's first op, where that is a random crop."""
+        """Cuts training images out of whole pictures: the recipe's first op, if that is a random resized crop."""
         return self._drawing[0]
 
     @property
@@ -168,11 +168,11 @@ class Setup:
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Some training images as the network takes them, without augmentation: [n, C, H, W] and labels int64 [n].
 
-        For what is measured rather than learnt: BatchNorm's statistics, importances, ranges of activations.
+        Used to measure BatchNorm's statistics, importances and ranges of activations.
         """
         mean, std = (torch.tensor(value, device=device).reshape(1, -1, 1, 1) for value in self.normalization)
         count = min(len(self.shuffled_train), _STATISTICS_IMAGES)
-        # Whole batches: one of few images would weigh as much in BatchNorm's statistics as one of many.
+        # Whole batches only: a small batch would have the same weight in BatchNorm's statistics as a full one.
         rows = self.shuffled_train[: count - count % size or count]
         images = self.image_set(rows)
         for start in range(0, len(rows), size):
@@ -189,7 +189,7 @@ class Setup:
         """The network with its initial weights, a pure function of the seed, on the device.
 
         Args:
-            pretrained: False leaves pretrained weights out, where other weights follow or values do not matter.
+            pretrained: False does not load pretrained weights, if they are replaced later or do not matter.
         """
         spec = self.recipe.model if pretrained else self.recipe.model.model_copy(update={"pretrained": False})
         seed = keyed.derive_seed(self.recipe.train.seed, 0, 0, keyed.SLOT_MODEL)
@@ -209,7 +209,7 @@ class Setup:
         return model.to(device=world.device, memory_format=layout)  # type: ignore[call-overload,no-any-return]
 
     def notes(self, model: nn.Module) -> list[str]:
-        """Settings of the recipe without effect, or with one that its author may not expect.
+        """Notes on settings of the recipe without effect, or with an effect that its author may not expect.
 
         Raises:
             RecipeError: the ops make images of a size that the network cannot take.
@@ -252,7 +252,7 @@ class Setup:
         return notes
 
     def _group_notes(self) -> list[str]:
-        """Which images stay together."""
+        """Notes about the groups of images."""
         groups = self.store.groups
         if groups is None:
             return []
@@ -297,7 +297,7 @@ class Setup:
         }
 
     def augment(self, seed: int, *, mix: bool = True) -> Augment:
-        """The recipe's augmentation, from uint8 images as they are drawn to what the network takes.
+        """The recipe's augmentation, from uint8 images as they are drawn to the network's input.
 
         Args:
             mix: False leaves mixing out.
@@ -316,10 +316,11 @@ class Setup:
         )
 
     def first_batch(self, count: int, world: World) -> Callable[[], tuple[torch.Tensor, torch.Tensor]]:
-        """What makes the first images of the first epoch, as the network takes them, to measure with.
+        """A function that makes the first images of the first epoch, as the network's input, to measure with.
 
         Returns:
-            A function of nothing to images float [count, C, H, W] and targets float32 [count, K], on the device.
+            A function without arguments that returns images float [count, C, H, W] and targets float32 [count, K],
+            on the device.
         """
         seed, images = self.recipe.train.seed, self.images
         augment, index = self.augment(seed), images.order(seed, 0)[:count]
@@ -333,17 +334,17 @@ class Setup:
 
     @property
     def judged(self) -> int:
-        """Images of a validation, those of the clean part of train among them."""
+        """Number of images in a validation, including the clean training images."""
         clean = _CLEAN_IMAGES
         if self.recipe.model.pretrained:
             clean = min(clean, max(_FEW_CLEAN, len(self.splits.val) // 2))
         return len(self.splits.val) + min(clean, len(self.splits.train))
 
     def validator(self, world: World) -> Callable[[nn.Module], dict[str, float]]:
-        """Scores on validation, where there is one, and accuracy on a fixed clean part of train; never test.
+        """Scores on validation, if there is one, and accuracy on a fixed clean part of train; never on test.
 
-        In float32 whatever the training's precision, as the final evaluation, predictions and exported files are: of
-        the same weights, an epoch's score and the final one are the same number.
+        Always in float32, like the final evaluation, predictions and exported files, so that an epoch's score and the
+        final score of the same weights are the same number.
         """
         mean, std = self.normalization
         train_rows = np.sort(self.splits.train)
@@ -373,7 +374,7 @@ class Setup:
             return distributed.gather_rows(local, mine, len(some), world)
 
         def validate(model: nn.Module) -> dict[str, float]:
-            # Apart, so that validation images are in the batches that the final evaluation puts them into.
+            # Evaluated separately, so that validation images are batched as in the final evaluation.
             logits = np.concatenate([judge(model, part) for part in (rows[:count], rows[count:]) if len(part)])
             clean_accuracy = float((logits[count:].argmax(axis=1) == labels[count:].numpy()).mean())
             if not count:
@@ -394,7 +395,7 @@ class Setup:
             self._best[:] = [_Judged(found, weights_digest(model), logits)]
 
     def judgement(self, model: nn.Module) -> NDArray[np.float32] | None:
-        """Logits of the validation images, where these weights were the best that this process has validated."""
+        """Logits of the validation images, if these weights were the best that this process has validated."""
         known = bool(self._best) and self._best[0].weights == weights_digest(model)
         return self._best[0].logits if known else None
 
@@ -414,14 +415,14 @@ class Setup:
         after_step: Callable[[nn.Module], None] | None = None, teacher: nn.Module | None = None,
         keep: Selection = "best", watcher: Watcher | None = None,
     ) -> nn.Module:  # fmt: skip
-        """Fine-tune a compressed model through the same loop, down a cosine, without warm-up, averaging or stopping.
+        """Fine-tune a compressed model with the same loop and a cosine, without warm-up, averaging or early stopping.
 
         Args:
-            seed: keys order, augmentation and dropout: another one than the training's, whose epochs it would repeat.
-            rate: it begins with this share of the recipe's learning rate.
-            after_step: holds pruning masks. `teacher`: the unpruned model to learn from as well.
-            keep: the best epoch's weights, or the last one's where the network changed on the way, or the start's where
-                no epoch is better.
+            seed: the key of order, augmentation and dropout; different from the training's, to get other epochs.
+            rate: the share of the recipe's learning rate to start with.
+            after_step: applies pruning masks. `teacher`: the unpruned model to learn from as well.
+            keep: which weights to keep: the best epoch's; the last one's, if the network changes during training; or
+                the initial ones, if no epoch is better.
         """
         spec = self.recipe.train
         optimizer = spec.optimizer.scaled(rate)
@@ -445,10 +446,10 @@ class Setup:
 
 
 def resolved(recipe: Recipe, setup: Setup, world: World, model: nn.Module, weights: Weights | None = None) -> Recipe:
-    """The recipe with every `auto` of training decided, by rules that need no measurement: the same on every start.
+    """The recipe with every `auto` of training resolved, by rules without measurements: the same at every start.
 
     Args:
-        weights: the pretrained ones that were loaded, which the recipe then names.
+        weights: the pretrained weights that were loaded; the recipe then records them.
 
     Raises:
         RecipeError: a probe, but the network's classifier is not linear; or nothing to train.

@@ -55,16 +55,16 @@ def train(
     Args:
         recipe: a recipe, its name or file; or data, for which a recipe is planned (see `pipelines.plan`): a folder with
             one folder per class, a Parquet file, a CSV file of paths and labels, or the name of a source.
-        minutes: of the whole call, evaluation included (or a clock that runs already): the epochs are cut to fit, and
-            the run's recipe says how. None takes those of the recipe.
-        out: the run folder; None is runs/NAME, with a number where that exists and neither `resume` nor `overwrite`
-            means it.
+        minutes: time limit of the whole call, including the evaluation, or a running clock; the number of epochs is
+            chosen to fit, and saved in the run's recipe. None takes the recipe's epochs.
+        out: the run folder; None is runs/NAME, with a number added if that exists, unless `resume` or `overwrite` is
+            given.
         resume: resume the unfinished run in `out`; a finished one is returned as it is.
         overwrite: replace the run in `out`.
         watcher: shows progress of training. `progress(done, total)` shows the decoding of images.
         show: print progress where no `watcher` is given; None does so on a terminal and in a notebook.
-        test: False leaves test closed: evaluation.json has `val` and no `test`, and no opening is counted.
-        choices: fields of `pipelines.plan.Choices`, which go before the plan's, or the recipe's: `image_size=160`, or
+        test: False does not evaluate on test: evaluation.json has `val` but no `test`, and no opening is counted.
+        choices: fields of `pipelines.plan.Choices`, which override the plan or the recipe: `image_size=160`, or
             `folds=5`, which cross-validates and then trains on everything (see `pipelines.folds`).
 
     Raises:
@@ -79,7 +79,8 @@ def train(
                 progress=progress or counted, test=test, **choices,
             )  # fmt: skip
     if out is not None and distributed.is_main():
-        # Before minutes of planning. By then the main process may have made the folder that another one looks into.
+        # Checked before the plan, which may take minutes. Only by the main process, which may have made the folder by
+        # the time another process looks.
         Run.check_free(out, resume=resume, overwrite=overwrite)
     if isinstance(minutes, int | float):
         minutes = Clock.of(minutes, time.monotonic())
@@ -88,7 +89,7 @@ def train(
         watcher.note(line)  # type: ignore[union-attr]
     world = begin(recipe.train)
     folder = default_folder(recipe.name, new=not (resume or overwrite)) if out is None else Path(out)
-    # Each process has planned by its own measurements; all follow the main one.
+    # Each process has made a plan from its own measurements; all use that of the main process.
     most = None if minutes is None else minutes.most
     shared: Recipe
     folder, shared, most = distributed.from_main((folder, recipe, most), world)
@@ -122,7 +123,7 @@ def _train(
         if run.finished:
             return run
         setup = Setup.of(run, progress)
-        # A checkpoint holds every weight: the pretrained ones are not needed to resume from it.
+        # A checkpoint contains all weights, so the pretrained ones are not needed to resume.
         begun = resume and run.checkpoint.is_file()
         model = setup.initial_model(world, pretrained=not begun)
         for line in setup.notes(model):
@@ -156,11 +157,11 @@ def _train(
         if probes:
             made = {} if begun else probe(run, setup, model, world, watcher, shared)
             tuning = replace(tuning, keep="last" if folds else "best or start", start_row=made)
-        # The folds chose with validation, which this model has not; the recipe keeps the epochs, to choose again by.
+        # The folds decided this on validation images, which this model does not have; the recipe keeps its epochs.
         probe_alone = probes and (not run.recipe.train.epochs or (bool(folds) and not tunes(folds)))
         if probe_alone and run.recipe.train.epochs and watcher is not None:
             watcher.note("fine-tuning was no better than the probe in most folds, so this model has none")
-        if minutes is not None and not probe_alone:  # else there is nothing to fit, and measuring takes seconds
+        if minutes is not None and not probe_alone:  # otherwise there is nothing to fit, and measuring takes seconds
             timed, end = fitted(run.recipe, setup, model, minutes, world)
             if world.is_main and not begun:
                 run.resolve(timed)
@@ -209,11 +210,11 @@ def _train(
 def asked(
     recipe: Recipe | str | Path, minutes: Clock | None, choices: Choices, on: str | None = None
 ) -> tuple[Recipe, Clock | None, tuple[str, ...]]:
-    """What to train: the recipe, the clock to keep, and the reasons of a plan, a line each.
+    """What to train: the recipe, the clock, and the reasons of the plan, one line each.
 
     Args:
-        recipe: as of `train`; with `on` it can only be data.
-        on: a recipe to train on these data in place of a plan.
+        recipe: as in `train`; with `on` it can only be data.
+        on: a recipe to train on these data instead of a plan.
     """
     if not isinstance(recipe, Recipe):
         kind, what = understand(str(recipe))
@@ -229,7 +230,7 @@ def asked(
 
 
 def _header(run: Run, setup: Setup, model: nn.Module, world: World) -> str:
-    """What is trained on what, where, and into which folder, in one line."""
+    """One line with the model, the data, the device and the run folder."""
     recipe, splits = run.recipe, setup.splits
     counts = (("train", len(setup.images)), ("val", len(splits.val)), ("test", splits.test_count))
     images = ", ".join(f"{count:,} {split}" for split, count in counts if count)
@@ -243,7 +244,7 @@ def _header(run: Run, setup: Setup, model: nn.Module, world: World) -> str:
 
 
 def train_without_test(recipe: Recipe, out: Path, *, resume: bool) -> Run:
-    """`train` without opening test; a function of its own, so that a study can name it."""
+    """`train` without opening test; a separate function, so that a study can refer to it by name."""
     return train(recipe, out, resume=resume, test=False)
 
 
@@ -265,7 +266,7 @@ def _folds(
 
 
 def finish_whole(run: Run, setup: Setup, model: nn.Module, folds: list[Run]) -> None:
-    """Write down what the folds say of the model on everything, and open the source's own test where there is one."""
+    """Save the folds' results as those of the model on everything, and evaluate on the source's own test, if any."""
     found = OutOfFold.of(folds, setup.store.labels)
     measured = found.evaluated(run, setup)
     temperature = measured["temperature"]
@@ -279,7 +280,7 @@ def finish_whole(run: Run, setup: Setup, model: nn.Module, folds: list[Run]) -> 
 
 
 def _write(run: Run, setup: Setup, results: dict[str, Any]) -> None:
-    """Write evaluation.json, whose intervals say what they leave out."""
+    """Write evaluation.json, with a note on what its intervals do not cover."""
     if setup.store.groups is not None:
         for part in results.keys() & {"test", "val", "out_of_fold"}:
             covers = results[part]["intervals"]
@@ -315,7 +316,7 @@ def validated(run: Run, setup: Setup, model: nn.Module) -> dict[str, Any]:
         logits, labels = run.logits(images, model, tta="none")
     else:  # the best epoch's, which were computed as these are
         logits, labels = known, np.array(setup.store.labels[images.rows])
-    # Of single views: with test-time augmentation each view is divided by it before they are averaged.
+    # Fitted on single views: with test-time augmentation, each view is divided by it before averaging.
     temperature = fit_temperature(logits, labels) if run.recipe.evaluate.temperature else 1.0
     run.write_facts({**setup.facts(model), "temperature": temperature})
     if run.recipe.evaluate.tta != "none":
@@ -328,7 +329,7 @@ def validated(run: Run, setup: Setup, model: nn.Module) -> dict[str, Any]:
 
 
 def _settings(run: Run, setup: Setup) -> dict[str, Any]:
-    """What evaluation.json says beside the numbers."""
+    """The settings that evaluation.json records beside the numbers."""
     return {
         "precision": "fp32",
         "train_precision": run.recipe.train.precision,
@@ -340,7 +341,7 @@ def _settings(run: Run, setup: Setup) -> dict[str, Any]:
 
 
 def recorder(run: Run) -> Callable[[Sequence[Mapping[str, Any]]], None]:
-    """Writes the lines of metrics after each epoch, for TensorBoard too where the recipe says so."""
+    """A function that writes the metrics after each epoch, also for TensorBoard if the recipe asks for it."""
     if not run.recipe.train.tensorboard:
         return run.write_metrics
     require("tensorboard", "track")
@@ -349,7 +350,7 @@ def recorder(run: Run) -> Callable[[Sequence[Mapping[str, Any]]], None]:
     def record(rows: Sequence[Mapping[str, Any]]) -> None:
         run.write_metrics(rows)
         last = rows[-1]
-        # A resumed epoch replaces what was written of it before the run was stopped.
+        # A resumed epoch replaces the lines written before the run was stopped.
         with SummaryWriter(str(run.tensorboard), purge_step=last["epoch"]) as board:
             for name, value in last.items():
                 if name != "epoch" and value is not None:

@@ -1,6 +1,6 @@
 """From an encoded image to uint8 [C, H, W]: the one preprocessing of training, calibration, evaluation and serving.
 
-NumPy and Pillow only, so that the runtime of an exported model runs the very same code. The rules:
+It only needs NumPy and Pillow, so that the runtime of an exported model uses the same code. The rules:
 
     format      JPEG, PNG, WebP, BMP, GIF (first frame), TIFF, PNM, JPEG 2000, AVIF; nothing else is even tried
     size        more than MAX_PIXELS is refused before a pixel is decoded

@@ -1,4 +1,4 @@
-"""Opening image files: the formats that are read at all, headers, and errors that name the file."""
+"""Opening image files: the supported formats, headers, and errors that name the file."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ with contextlib.suppress(ImportError):  # Pillow reads AVIF from 11.3 on
 
 MAX_PIXELS = 178_956_970  # the limit of Pillow itself; a phone with 200 megapixels saves 12 or 50 by default
 
-# An allow-list: Pillow knows 40 formats more, some of which start other programs (EPS) or are parsers of little use.
+# An allow-list: Pillow supports 40 more formats, some of which start other programs (EPS) or are rarely used.
 _PLUGINS = (
     JpegImagePlugin.JpegImageFile,
     PngImagePlugin.PngImageFile,
@@ -45,7 +45,7 @@ _PLUGINS = (
     Jpeg2KImagePlugin.Jpeg2KImageFile,
 )
 FORMATS: tuple[str, ...] = tuple(plugin.format for plugin in _PLUGINS) + (("AVIF",) if "AVIF" in Image.OPEN else ())
-# HEIC is not read, but a photograph: better a clear error than a file silently left out.
+# HEIC files are photographs, but cannot be read: an error is better than silently ignoring them.
 EXTENSIONS = frozenset((
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff",
     ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".mpo", ".avif", ".heic", ".heif",
@@ -116,14 +116,14 @@ def default_name(source: bytes | str | Path) -> str:
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """(height, width) once the orientation is applied; of a PNG that says it only after its pixels, as it is stored."""
+    """(height, width) after applying the orientation; as stored, if a PNG has its orientation after the pixels."""
     width, height = image.size
     known = width != height and (image.format != "PNG" or "exif" in image.info)
     return (width, height) if known and orientation(image) in _TURNED else (height, width)
 
 
 def orientation(image: Image.Image) -> int:
-    """EXIF's number, 1 where the image is upright or does not say."""
+    """The EXIF orientation; 1 if the image is upright or has none."""
     try:
         number = image.getexif().get(_EXIF_ORIENTATION)
     except Exception:  # a broken EXIF block in a sound image: it has no orientation to apply
@@ -132,10 +132,10 @@ def orientation(image: Image.Image) -> int:
 
 
 def low_bytes(image: ImageFile.ImageFile, source: bytes | str | Path) -> NDArray[np.uint8] | None:
-    """The low bytes of 16-bit colour, of which Pillow keeps the high ones: the file is read a second time.
+    """The low bytes of 16-bit colour. Pillow only keeps the high bytes, so the file is read a second time.
 
-    None for other images, and for 16-bit colour in a form that Pillow cannot read so (with a transparent colour, grey
-    with alpha, planes): of these only the high bytes are there.
+    None for other images, and for forms of 16-bit colour whose low bytes Pillow cannot read (with a transparent colour,
+    grey with alpha, planes).
     """
     if not any(_raw_mode(tile) in _OTHER_BYTE for tile in image.tile) or "transparency" in image.info:
         return None
@@ -161,7 +161,7 @@ def is_image(name: str) -> bool:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The image files of a folder at any depth, sorted; hidden files and folders are passed over.
+    """The image files of a folder at any depth, sorted; hidden files and folders are ignored.
 
     Raises:
         DataError: a folder cannot be read.
@@ -180,7 +180,7 @@ def image_files(folder: Path) -> list[Path]:
 def list_images(paths: Iterable[str | Path]) -> list[Path]:
     """Image files for prediction: a file is taken as it is, a folder gives its image files at any depth, sorted.
 
-    Hidden files and folders inside a folder are passed over. A file named twice comes twice.
+    Hidden files and folders inside a folder are ignored. A file given twice is returned twice.
 
     Raises:
         DataError: a path does not exist, or a folder has no image.

@@ -20,13 +20,13 @@ from kitae.preprocess.rules import Depth, PreprocessRules
 
 ImageLike: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8] | NDArray[np.uint16]"
 
-# A JPEG keeps at least so many times the target's side before it is resized: at once, or to what a store keeps. The
-# second was chosen by the sharpness of small crops: with 1.5 they lose 8 % at most, with 1.25 they lost 10 %.
+# A JPEG is decoded at no less than this multiple of the target's side before it is resized, directly or for a store.
+# The second was chosen by the sharpness of small crops: with 1.5 they lose 8 % at most, with 1.25 they lost 10 %.
 _DRAFT_GAP, _STORE_DRAFT_GAP = 2, 1.5
 _DRAFTS = ("JPEG", "MPO")  # formats that Pillow reads at reduced scale
-_LITTLE = 1 << 20  # bytes that no hook is asked for
-_DECODE_BYTES = 12  # that a decoded pixel takes at most, with copies: RGBA, an upright one, one on white
-_PROGRESSIVE_BYTES = 6  # of a progressive JPEG, a pixel of its full size: libjpeg keeps all coefficients
+_LITTLE = 1 << 20  # smaller images do not call the memory hook
+_DECODE_BYTES = 12  # most bytes per decoded pixel, with copies: RGBA, the upright image, the image on white
+_PROGRESSIVE_BYTES = 6  # more bytes per pixel of a progressive JPEG at full size: libjpeg keeps all coefficients
 
 
 def decode(source: bytes | str | Path, rules: PreprocessRules, name: str = "") -> NDArray[np.uint8]:
@@ -54,7 +54,7 @@ def picture(
     Args:
         source: the encoded bytes, the path of a file, or an array as of `from_array`.
         rules, name: as of `decode`.
-        hooks: called with what is found while reading.
+        hooks: called while reading.
 
     Returns:
         uint8 [C, h, w], C-contiguous; `view` makes [C, H, W] of it.

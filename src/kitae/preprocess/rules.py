@@ -13,7 +13,7 @@ Size: TypeAlias = "int | tuple[int, int]"
 """Pixels of a square, or (height, width)."""
 
 DEPTHS: tuple[Depth, ...] = (8, 10, 12, 16)
-VERSION = 3  # the newest; rules are written as the oldest version that can say the same
+VERSION = 3  # the newest; rules are written as the oldest version that can express them
 _FIELDS = {
     1: ("image_size", "channels", "resize"),
     2: ("image_size", "channels", "resize", "depth", "store_size"),
@@ -88,7 +88,7 @@ class PreprocessRules:
 
     @property
     def version(self) -> int:
-        """The oldest version of the rules that says the same."""
+        """The oldest version that can express these rules."""
         if self.crop_pct != 1:
             return 3
         return 1 if (self.depth, self.store_size) == (16, None) and isinstance(self.image_size, int) else 2

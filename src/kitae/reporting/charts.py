@@ -1,4 +1,4 @@
-"""What pages draw of a run: curves, classes, confusion, calibration, time. Every function gives one SVG element."""
+"""Charts of a run for pages: curves, classes, confusion, calibration, time. Every function returns one SVG element."""
 
 from __future__ import annotations
 
@@ -217,7 +217,7 @@ def recalls(split: Split) -> Svg:
 
 
 def confusion(split: Split, name: str) -> Svg | None:
-    """Who is taken for whom: colour is the share of the true class (row)."""
+    """The confusion matrix; colour is the share of the true class (row)."""
     counts, names = split.counts, split.classes
     if counts is None or len(names) > MAX_CONFUSION:
         return None

@@ -1,4 +1,4 @@
-"""What the comparison of several runs says: which is surely better, in what they differ, and class by class."""
+"""The page that compares several runs: which is better, how their recipes differ, and the recall of each class."""
 
 from __future__ import annotations
 

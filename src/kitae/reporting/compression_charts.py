@@ -1,4 +1,4 @@
-"""What the page of a compression draws: the front, accuracy against sparsity, latency. Each gives one SVG element."""
+"""Charts of a compression: the front, accuracy against sparsity, latency. Each function returns one SVG element."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def _label(
     chart: Chart, text: str, at: Point, taken: list[tuple[float, float, float, float]],
     frame: tuple[float, float, float, float],
 ) -> None:  # fmt: skip
-    """Write a label beside its point where it covers nothing; without such a place it is left to hovering."""
+    """Write a label next to its point where it covers nothing; if there is no room, it only appears on hover."""
     width, (x, y) = text_width(text), at
     for dx, dy in _OFFSETS:
         start = x + dx - (width if dx < 0 else width / 2 if dx == 0 else 0)

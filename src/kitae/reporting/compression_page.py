@@ -1,4 +1,4 @@
-"""What the page of a compression says: what was won and lost, every candidate, and how it was measured."""
+"""The page of a compression: what it gained and lost, every candidate, and how they were measured."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def label(record: CompressionRecord, row: Candidate) -> str:
 
 
 def answer(record: CompressionRecord) -> list[str]:
-    """What was won and lost, and which file has it."""
+    """What the compression gained and lost, and the file with the result."""
     won = []
     for ratio, more, less in ((record.smaller, "smaller", "larger"), (record.faster, "faster", "slower")):
         if ratio is not None:
@@ -130,7 +130,7 @@ def commands(record: CompressionRecord, folder: Path) -> list[tuple[str, str]]:
 
 
 def _smaller(record: CompressionRecord) -> tuple[float, Candidate] | None:
-    """Of candidates at most three quarters the winner's size the one that costs the least, and the budget it needs."""
+    """The most accurate candidate of at most three quarters of the winner's size, and the budget that it needs."""
     limit = 0.75 * (getattr(record.winner, record.size) or 0.0)
     found = []
     for row in record.candidates:

@@ -1,4 +1,4 @@
-"""The first layer's filters, and what pruning took from them, as a PNG."""
+"""The first layer's filters, with the weights that pruning removed, as a PNG."""
 
 from __future__ import annotations
 

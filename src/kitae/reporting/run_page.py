@@ -1,4 +1,4 @@
-"""What the page of a run says, finished or not: a conclusion from measured facts, what to do next, and the evidence."""
+"""The page of a run, finished or not: a conclusion from its numbers, what to do next, and the details."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def content(record: RunRecord, run: Run) -> dict[str, Any]:
 
 
 def answer(record: RunRecord) -> list[str]:
-    """The conclusion: how good, where it is weak, whether it has learnt too little or too much."""
+    """The conclusion: how good the model is, where it is weak, and whether it underfits or overfits."""
     if not record.finished:
         return [_unfinished(record)]
     split = record.evaluation.measured
@@ -135,7 +135,7 @@ def _unfinished(record: RunRecord) -> str:
 
 
 def _weak(split: Split) -> str:
-    """The weakest class and what it is taken for, if it is surely weaker than the whole."""
+    """The weakest class and what it is confused with, if it is significantly weaker than the whole."""
     rows = [row for row in split.scores() if row.recall is not None and row.interval is not None]
     if not rows or split.accuracy is None:
         return ""
@@ -178,7 +178,7 @@ def _gap(record: RunRecord) -> str:
 
 
 def _copies(record: RunRecord) -> str:
-    """What the copies of training images among the test images are worth."""
+    """The effect of copies of training or validation images on the test accuracy."""
     test = record.evaluation.test
     others = None if test is None else test.without_duplicates
     if others is None or others.accuracy is None or test is None or test.count is None or others.count is None:
@@ -209,7 +209,7 @@ def commands(record: RunRecord) -> list[Command]:
 
 
 def openings(record: RunRecord) -> str:
-    """How often test was opened, and why: a quiet line."""
+    """One line on how often test was opened, and why."""
     if not record.openings:
         return "Test has not been opened: no choice and no number here comes from it."
     why = [f"{one.why or 'unknown'}{f' ({one.when[:10]})' if one.when else ''}" for one in record.openings]

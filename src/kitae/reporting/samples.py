@@ -1,8 +1,8 @@
-"""Pictures of a run's images, and what the images themselves say: counts, duplicates, what the network really saw.
+"""Pictures and properties of a run's images: counts, duplicates, the augmented images that the network saw.
 
-All of it is read from the decoded store that the run was trained on, if it is still in the cache: a page never decodes
-or downloads anything. Test images are shown only where the run has opened its test and written its predictions; nothing
-is measured on them here.
+Everything is read from the decoded store that the run was trained on, if it is still in the cache: a page never decodes
+or downloads anything. Test images are only shown if the run has opened its test and written its predictions; nothing is
+measured on them here.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def photo(image: Image, alt: str, lines: Sequence[str] = ()) -> Photo:
 
 @dataclass(frozen=True)
 class Quality:
-    """What the images themselves say of the data.
+    """The quality of the data, judged from the images.
 
     Attributes:
         skipped: (name, reason) of images that could not be read.

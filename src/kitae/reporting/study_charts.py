@@ -1,4 +1,4 @@
-"""What studies and searches draw: forest plot, curves, response to a number, arms. Each gives one SVG element."""
+"""Charts of studies and searches: forest plot, curves, response to a number, arms. Each returns one SVG element."""
 
 from __future__ import annotations
 

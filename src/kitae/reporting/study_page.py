@@ -1,4 +1,4 @@
-"""What the page of a study says: what its effects are in words, three sentences of conclusion, and where they hold."""
+"""The page of a study: its effects in words, a conclusion of three sentences, and the conditions of the runs."""
 
 from __future__ import annotations
 
@@ -307,7 +307,7 @@ def regime(record: StudyRecord) -> str:
 
 
 def noise(analysis: Analysis) -> str:
-    """How much runs scatter that differ in nothing but the seed."""
+    """How much runs that differ only in the seed scatter."""
     found = analysis.noise
     unit, scale = ("%", 100.0) if analysis.ratio else (analysis.unit, 1.0)
     if found.sd is None or not found.df:

@@ -1,4 +1,4 @@
-"""The look of every figure: colours, sizes, text that fits, and a file that is written whole or not at all.
+"""The common style of figures: colours, sizes, text that fits, and atomic writing of files.
 
 Figures are drawn with matplotlib's object interface on the Agg canvas. Nothing here reads or writes pyplot's state or
 the user's rcParams beyond what matplotlib itself does, so figures look alike everywhere and may be drawn in threads.
@@ -257,7 +257,7 @@ def png(figure: Figure) -> bytes:
 
 
 def save(figure: Figure, path: str | Path) -> Path:
-    """Render `figure` and put the PNG at `path`, whole or not at all.
+    """Render `figure` and write the PNG to `path` atomically.
 
     Raises:
         KitaeError: the file cannot be written.

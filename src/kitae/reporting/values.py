@@ -1,4 +1,4 @@
-"""Numbers as pages say them: per cent, intervals, bytes, times, counts. What is not known is a dash, or nothing."""
+"""Formatting of numbers on pages: per cent, intervals, bytes, times, counts. Unknown values are a dash, or empty."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kitae import console
 from kitae.console import change, duration, lost
 
 UNKNOWN = "–"
-MAX_ROWS = 2000  # of one table; a page must stay a page
+MAX_ROWS = 2000  # of one table, to limit the size of a page
 
 Cell = tuple[str, str]
 """What a cell of a table says, and a quieter note; both may be empty."""

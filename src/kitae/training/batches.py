@@ -1,4 +1,4 @@
-"""From the order of an epoch to augmented batches: how the epoch is cut, and who gets which part."""
+"""From the order of an epoch to augmented batches: splits an epoch into batches and divides them among processes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from kitae.training.spec import TrainSpec
 
 
 class TrainData(Protocol):
-    """What the loop needs of the data."""
+    """The data, as the loop needs it."""
 
     def __len__(self) -> int:
         """Samples in an epoch."""
@@ -33,10 +33,9 @@ class TrainData(Protocol):
 
 
 class Augmenter(Protocol):
-    """What the loop needs of augmentation: keyed, from uint8 images and labels to float images and distributions.
+    """The augmentation, as the loop needs it: keyed, from uint8 images and labels to float images and distributions.
 
-    `step` is the number of the batch in its epoch, the same in every process: what a whole batch draws together is
-    keyed by it.
+    `step` is the number of the batch in its epoch, the same in every process: the key of what is drawn once per batch.
     """
 
     def __call__(
@@ -46,7 +45,7 @@ class Augmenter(Protocol):
 
 @dataclass(frozen=True)
 class EpochShape:
-    """How an epoch is cut: every update sees `batch_size * accumulate` samples, never fewer.
+    """How an epoch is divided: every update uses exactly `batch_size * accumulate` samples.
 
     Attributes:
         batch_size: samples in a batch, over all processes.
@@ -67,17 +66,17 @@ class EpochShape:
 
     @property
     def passes(self) -> int:
-        """Passes through the samples that an epoch begins."""
+        """Number of passes through the samples that start in an epoch."""
         return -(-self.steps // self.pass_steps)
 
 
 def epoch_shape(samples: int, spec: TrainSpec, processes: int = 1) -> EpochShape:
-    """Cut an epoch into full updates and drop the rest.
+    """Divide an epoch into full updates and drop the rest.
 
-    A short batch would move the weights as far as a full one, on the evidence of a few samples, and BatchNorm would
-    normalise by those few. The keyed order changes with every epoch, so no sample is left out for good. A set smaller
-    than a batch shrinks the batch, and one with fewer batches than `accumulate` shrinks that. With `epoch_steps` an
-    epoch is a part of a pass through the samples, or several.
+    A short batch would change the weights as much as a full one, but based on a few samples, which BatchNorm would also
+    normalise by. The keyed order changes with every epoch, so no sample is left out permanently. If the set is smaller
+    than a batch, the batch becomes smaller; if it has fewer batches than `accumulate`, that becomes smaller. With
+    `epoch_steps` an epoch is a part of a pass through the samples, or several passes.
 
     Raises:
         DataError: a batch that the processes cannot share, or fewer than two samples for each.
@@ -103,14 +102,14 @@ def augmented_batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """This process's batches of an epoch from number `first` on: images float [b, C, H, W], targets float32 [b, K].
 
-    Every process takes an even block of the same order, so pairs that are mixed stay together. On a GPU, augmentation
-    and copying run ahead, in a thread and on a stream of their own.
+    Every process takes a block of even size of the same order, so mixed pairs stay together. On a GPU, augmentation and
+    copying run ahead, in a separate thread and on a separate stream.
     """
     orders: dict[int, NDArray[np.int64]] = {}
 
     def make(number: int) -> tuple[Tensor, Tensor]:
         drawn, step = divmod(number, shape.pass_steps)
-        drawn += epoch * shape.passes  # the pass through the samples: what order and augmentation are keyed by
+        drawn += epoch * shape.passes  # the pass through the samples, the key of order and augmentation
         if drawn not in orders:
             orders.clear()
             orders[drawn] = data.order(seed, drawn)
@@ -118,13 +117,13 @@ def augmented_batches(
         start = step * shape.batch_size + own * world.rank
         index = orders[drawn][start : start + own]
         images, labels = (torch.from_numpy(array) for array in data.gather(index, seed=seed, epoch=drawn))
-        # By the compiled executor for a GPU too: its images are those of a CPU, to the bit, and beside an H100 its 16
-        # cores made 2 to 4 times as many at 32 px as the batched executor, and enough at 224 (benchmarks/results/gpu).
+        # Uses the compiled executor for GPUs too: images are bit-identical on CPU and GPU, and 16 cores next to an H100
+        # made 2 to 4 times as many at 32 px as the batched executor, and enough at 224 (benchmarks/results/gpu).
         batch = augment(images, labels, epoch=drawn, index=index, step=step)
         return _to_device(batch[0], world.device), _to_device(batch[1], world.device)
 
     steps = range(first, shape.steps)
-    # On a CPU augmentation and the step share the cores, so a thread of its own gains nothing.
+    # On a CPU, augmentation and the step share the cores, so a separate thread would not help.
     return map(make, steps) if world.device.type == "cpu" else _ahead(make, steps, world.device)
 
 
@@ -137,7 +136,7 @@ def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
 def _ahead(
     make: Callable[[int], tuple[Tensor, Tensor]], steps: range, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """`map(make, steps)`, two batches ahead, in a thread and on a stream of its own."""
+    """`map(make, steps)`, two batches ahead, in a separate thread and on a separate stream."""
     ready: queue.Queue[Any] = queue.Queue(maxsize=2)
     closed = threading.Event()
 

@@ -23,7 +23,7 @@ from kitae.files import write_atomically
 
 _KEY = "kitae"
 
-# Goes up when the same recipe and seed begin to train otherwise. 1 trained on a short last batch, with a full step.
+# Increased when the same recipe and seed train differently. Version 1 trained on a short last batch, with a full step.
 LOOP = 2
 
 
@@ -51,7 +51,7 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def weights_digest(model: nn.Module) -> str:
-    """A digest of all parameters and buffers: equal for equal weights, whatever their layout in memory."""
+    """A digest of all parameters and buffers, independent of their layout in memory."""
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
@@ -61,7 +61,7 @@ def weights_digest(model: nn.Module) -> str:
 
 @dataclass
 class Progress:
-    """Where a run is: everything a resumed run needs beside tensors.
+    """The position of a run: everything a resumed run needs besides tensors.
 
     Attributes:
         epoch, step: the next batch to train on is number `step` of `epoch`.
@@ -70,7 +70,7 @@ class Progress:
         skipped: steps skipped because loss or gradient was not finite.
         best, best_epoch: the `merit` of the best epoch so far, and its number from 0; None before the first validation,
             -1 for the start.
-        stop_value, stop_epoch: the best of early stopping's metric (larger is better), and its epoch.
+        stop_value, stop_epoch: the best value of early stopping's metric (larger is better), and its epoch.
         seconds: wall time of the current epoch so far.
         scaler: state of the fp16 gradient scaler.
     """
@@ -100,7 +100,7 @@ def save_checkpoint(
     fingerprint: str,
     threads: int,
 ) -> None:
-    """Write the whole state. `fingerprint` names the recipe; `threads` is recorded since bit-exact resume needs it."""
+    """Write the whole state. `fingerprint` identifies the recipe; `threads` must be equal for a bit-exact resume."""
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     if ema is not None:
         tensors |= {f"ema.{name}": tensor for name, tensor in ema.state_dict().items()}

@@ -1,4 +1,4 @@
-"""Several processes under `torchrun`: who am I, and sums over all. Without torchrun every function is a no-op."""
+"""Several processes under `torchrun`: rank, sums over processes. Without torchrun every function is a no-op."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe",
 
 @dataclass(frozen=True)
 class World:
-    """This process's place: `rank` of `size`, on `device`."""
+    """This process: `rank` of `size`, on `device`."""
 
     rank: int
     size: int
@@ -39,7 +39,7 @@ def is_main() -> bool:
 
 
 def join(device: str, timeout: float | None = None) -> World:
-    """Join the processes that torchrun started (gloo on CPU, nccl on GPU), or be alone.
+    """Join the processes that torchrun started (gloo on CPU, nccl on GPU), if any.
 
     Args:
         device: `auto`, `cpu` or `cuda`.
@@ -71,7 +71,7 @@ def leave() -> None:
 
 
 def lost_process(error: BaseException) -> bool:
-    """Whether an error says that another process is gone or does not answer: torch has no one type for it."""
+    """Whether an error means that another process is gone or does not answer; torch has no single type for it."""
     if isinstance(error, dist.DistError):
         return True
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _LOST)
@@ -91,7 +91,7 @@ def all_sum(values: Tensor, world: World) -> Tensor:
 
 
 def any_of(flags: list[bool], world: World) -> list[bool]:
-    """For each flag whether any process says true; every process gets the same answers."""
+    """For each flag, whether it is true in any process; every process gets the same result."""
     if world.size == 1:
         return flags
     said: list[bool] = (all_sum(torch.tensor(flags, dtype=torch.float32, device=world.device), world) > 0).tolist()
@@ -99,7 +99,7 @@ def any_of(flags: list[bool], world: World) -> list[bool]:
 
 
 def any_true(flag: bool, world: World) -> bool:
-    """Whether any process says true; every process gets the same answer."""
+    """Whether the flag is true in any process; every process gets the same result."""
     return any_of([flag], world)[0]
 
 
@@ -127,13 +127,12 @@ class _Sum(torch.autograd.Function):
 
 
 def sync_batchnorm(model: nn.Module, world: World) -> Callable[[], None]:
-    """Let BatchNorm take its statistics over the batches of all processes, in place.
+    """Let BatchNorm compute its statistics over the batches of all processes, in place.
 
-    As torch.nn.SyncBatchNorm does, which needs GPUs; this works with gloo as well, and leaves the modules of the model
-    what they are.
+    Like torch.nn.SyncBatchNorm, which needs GPUs; this also works with gloo, and does not replace the model's modules.
 
     Returns:
-        Undoes it.
+        A function that undoes it.
     """
     layers = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     if world.size == 1:
@@ -152,7 +151,7 @@ def sync_batchnorm(model: nn.Module, world: World) -> Callable[[], None]:
             mean, total = sums[:-1] / sums[-1], sums[-1].detach()
             shape = [1, -1] + [1] * (values.dim() - 2)
             centred = values - mean.reshape(shape)
-            # In a second sum, of the distances: the mean of squares less the square of the mean loses digits.
+            # The variance is a second sum, of the distances: the mean of squares minus the squared mean loses digits.
             variance = _Sum.apply((centred * centred).sum(others)) / total
             if layer.track_running_stats and layer.running_mean is not None and layer.running_var is not None:
                 with torch.no_grad():
@@ -179,7 +178,7 @@ def sync_batchnorm(model: nn.Module, world: World) -> Callable[[], None]:
 
 
 def from_main(value: Any, world: World) -> Any:
-    """What the main process has for `value`, in every process."""
+    """The main process's `value`, in every process."""
     if world.size == 1:
         return value
     box = [value]

@@ -1,12 +1,12 @@
-"""The training loop, read from top to bottom.
+"""The training loop; read it from top to bottom.
 
     order of samples -> augment -> mix -> forward -> loss -> backward -> step -> schedule -> average -> log,
     and after each epoch: validate, keep the best, maybe stop, checkpoint.
 
-Nothing random has state. The order of samples and their augmentation are keyed by (seed, epoch, sample), and torch's
-generator, which dropout and stochastic depth use, is seeded anew at every step from (seed, step, rank), and is after
-training what it was before. So weights + optimizer + position are the whole state of a run, and a run that was killed
-anywhere and resumed ends with the weights of the run that was not.
+Randomness has no state. The order of samples and their augmentation are keyed by (seed, epoch, sample), and torch's
+generator, which dropout and stochastic depth use, is reseeded at every step from (seed, step, rank), and restored after
+training. So weights + optimizer + position are the whole state of a run, and a run that was killed at any point and
+resumed ends with the weights of an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -37,25 +37,25 @@ from kitae.training.spec import TrainSpec, merit
 
 
 class Watcher(Protocol):
-    """Somebody who shows how it goes; it cannot change anything."""
+    """Shows the progress of training; it cannot change anything."""
 
     def on_plan(self, epochs: int) -> None:
-        """How many epochs there will be: before the first one, and when their number changes."""
+        """Called with the number of epochs, before the first one and when it changes."""
 
     def on_step(
         self, epoch: int, step: int, steps: int, loss: float, images_per_second: float, data_share: float
     ) -> None:
-        """After every batch; `data_share` is the part of the time spent on getting and augmenting images."""
+        """Called after every batch; `data_share` is the share of time spent on reading and augmenting images."""
 
     def on_epoch(self, row: Mapping[str, Any]) -> None:
-        """After every epoch, with its line of metrics."""
+        """Called after every epoch, with its line of metrics."""
 
     def note(self, text: str) -> None:
-        """Something the user should know."""
+        """Called with a message for the user."""
 
 
 Selection = Literal["best", "last", "best or start"]
-"""Which weights a training returns; the start counts as an epoch in the last."""
+"""Which weights a training returns; for the last choice, the start counts as an epoch."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ class Source:
 
     Attributes:
         data, augment: see their protocols.
-        validate: from a model in eval mode to at least `val_loss` and `val_accuracy`, unless the last weights are kept
-            whatever they score. Every process calls it.
+        validate: takes a model in eval mode and returns at least `val_loss` and `val_accuracy`, unless the last weights
+            are kept regardless of scores. Every process calls it.
         class_weights: float32 [K], multiplies the loss of each class.
         layers: parameter names from stem to classifier, for `optimizer.layer_decay`.
     """
@@ -79,15 +79,15 @@ class Source:
 
 @dataclass(frozen=True)
 class Tuning:
-    """How fine-tuning differs from a training.
+    """Options that fine-tuning adds to a training.
 
     Attributes:
         teacher: a model to learn from as well.
-        after_step: called with the model after every optimizer step (pruning holds its masks with it).
+        after_step: called with the model after every optimizer step (pruning uses it to apply its masks).
         keep: which weights the model ends with, and are written as `best`: the best epoch's, the last one's (which
             need no score), or the best epoch's if it is at least as good as the start.
-        start_row: what the line of metrics of epoch 0 says beside the scores of the start; None writes no such line.
-        recut: asked by the main process after each epoch, with the number of epochs made; gives another number of
+        start_row: fields of the metrics of epoch 0, in addition to the scores of the start; None writes no such line.
+        recut: called by the main process after each epoch, with the number of epochs done; returns a new number of
             epochs to end with, or None.
     """
 
@@ -100,14 +100,14 @@ class Tuning:
 
 @dataclass(frozen=True)
 class Record:
-    """Where a training is kept.
+    """Where a training is saved.
 
     Attributes:
-        checkpoint, best: files for the state and the best weights, both or neither; without them the best is kept in
-            memory only.
-        write_rows: gets all lines of metrics after each epoch. `rows` are those of earlier epochs when resuming.
-        resume: continue from `checkpoint` if it exists.
-        fingerprint: what a checkpoint must carry to be resumed here.
+        checkpoint, best: files for the state and the best weights, both or neither; without them the best weights are
+            only kept in memory.
+        write_rows: called with all lines of metrics after each epoch. `rows` are those of earlier epochs when resuming.
+        resume: resume from `checkpoint` if it exists.
+        fingerprint: the fingerprint that a checkpoint must have to be resumed here.
     """
 
     checkpoint: Path | None = None
@@ -120,7 +120,7 @@ class Record:
 
 @dataclass(frozen=True)
 class FitResult:
-    """How a training ended; the model holds the weights to keep by then. `best_epoch` 0 is the start."""
+    """The result of a training, whose model then has the weights to keep. `best_epoch` 0 is the start."""
 
     epochs: int
     best_epoch: int
@@ -146,12 +146,12 @@ def fit(
     Args:
         model: on `world.device`.
         precision: already resolved.
-        watcher: shows how it goes; of the main process.
+        watcher: shows the progress, in the main process.
 
     Raises:
         DataError: the processes cannot share a batch, or there are fewer than two images for each.
         TrainingError: too many steps were not finite; a checkpoint is damaged or another recipe's.
-        TrainingInterruptedError: after SIGTERM or SIGINT, once the state is saved (where there is a `checkpoint`).
+        TrainingInterruptedError: after SIGTERM or SIGINT, once the state is saved (if there is a `checkpoint`).
     """
     tuning, record = tuning or Tuning(), record or Record()
     watcher = watcher if world.is_main else None
@@ -205,7 +205,7 @@ def fit(
                         at.epoch, at.step, shape.steps, float(step.loss), meter.images_per_second, meter.data_share
                     )
 
-                # Save now and then inside a long epoch. Half-accumulated gradients are in no checkpoint, and the end of
+                # Save regularly inside a long epoch. Checkpoints do not contain accumulated gradients, and the end of
                 # the epoch saves anyway.
                 if at.step % shape.accumulate or at.step == shape.steps:
                     continue
@@ -240,8 +240,8 @@ def fit(
                     if watcher:
                         watcher.on_plan(end)
             stopped_early = _should_stop(at, spec)
-            # After the last epoch of a run nothing is left to stop. A fine-tuning is one of many, and whoever started
-            # them has to hear of it.
+            # After the last epoch of a run there is nothing left to stop. A fine-tuning is one of many, so its
+            # caller has to be told.
             more = (at.epoch < spec.last_epoch and not stopped_early) or record.checkpoint is None
             if distributed.any_true(interrupted.name is not None, world) and more:
                 raise _interruption(interrupted, f"after epoch {at.epoch}", record)
@@ -259,14 +259,14 @@ def fit(
     return FitResult(at.epoch, at.best_epoch + 1, best, stopped_early, at.skipped, rows)
 
 
-_READ_EVERY = 25  # steps between two looks at a GPU's counters; each look waits until the GPU is done
+_READ_EVERY = 25  # steps between two reads of a GPU's counters; each read waits for the GPU
 
 
 class _Meter:
-    """Sums and times of an epoch, of this process.
+    """Sums and times of an epoch in this process.
 
-    The sums are on the device, so that counting waits for nothing. `settled` reads them into `at`: after every step on
-    a CPU, now and then on a GPU, whose host runs ahead.
+    The sums are on the device, so that counting does not wait for it. `settled` reads them into `at`: after every step
+    on a CPU, every few steps on a GPU, whose host runs ahead.
     """
 
     def __init__(self, at: Progress, world: World, images: int) -> None:
@@ -287,7 +287,7 @@ class _Meter:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """The time inside is spent on getting and augmenting images."""
+        """Count the time inside as spent on reading and augmenting images."""
         asked = time.perf_counter()
         yield
         self._waited += time.perf_counter() - asked
@@ -299,7 +299,7 @@ class _Meter:
         self._unread += 1
 
     def settled(self, now: bool) -> bool:
-        """Read the counts into `at` if it is time to, or has to be `now`; whether they were read."""
+        """Read the counts into `at` if they are due, or if `now`. Returns whether they were read."""
         if self.world.device.type == "cuda" and not now and self._unread < _READ_EVERY:
             return False
         self.at.seen, self.at.skipped = (int(count) for count in self._sums[2:].tolist())
@@ -313,12 +313,12 @@ class _Meter:
 
     @property
     def images_per_second(self) -> float:
-        """Of all processes, since the start of the epoch or the resume."""
+        """Images per second of all processes, since the start of the epoch or the resume."""
         return (self.at.seen - self._resumed_seen) * self.world.size / self._spent
 
     @property
     def data_share(self) -> float:
-        """The share of the time that went into getting and augmenting images."""
+        """The share of the time spent on reading and augmenting images."""
         return self._waited / self._spent
 
     @property
@@ -332,11 +332,11 @@ class _Meter:
         return loss, correct, int(count)
 
     def saved(self) -> None:
-        """The state was saved just now."""
+        """Note that the state was just saved."""
         self._last_save = time.monotonic()
 
     def row(self) -> dict[str, Any]:
-        """The epoch's part of its line of metrics."""
+        """The training fields of the epoch's line of metrics."""
         loss, correct, seen = self.totals()
         return {
             "train_loss": _finite(loss / seen) if seen else None,  # where every step was skipped
@@ -352,7 +352,7 @@ def _scores(source: Source, judged: nn.Module) -> dict[str, float]:
 
 
 def _judged_row(scores: Mapping[str, float], began: float, world: World, at: Progress) -> dict[str, Any]:
-    """What validation adds to an epoch's line of metrics."""
+    """The validation fields of an epoch's line of metrics."""
     return {
         **{name: _finite(value) for name, value in scores.items()},
         "validation_seconds": time.perf_counter() - began,
@@ -365,7 +365,7 @@ def _keep_epoch(
     rows: Sequence[Mapping[str, Any]], best: Mapping[str, Tensor] | None, record: Record, world: World,
     watcher: Watcher | None,
 ) -> None:  # fmt: skip
-    """Show the last line of metrics, and write it and the weights, where they are the best ones so far."""
+    """Show and write the last line of metrics, and write the weights if they are the best so far."""
     if watcher:
         watcher.on_epoch(rows[-1])
     if not world.is_main:
@@ -377,7 +377,7 @@ def _keep_epoch(
 
 
 def _save(learner: Learner, at: Progress, meter: _Meter | None, record: Record) -> None:
-    """Write the checkpoint, by the main process for all; between epochs there is no `meter`."""
+    """Write the checkpoint, in the main process for all; between epochs `meter` is None."""
     if record.checkpoint is None:
         return
     world = learner.world
@@ -389,13 +389,13 @@ def _save(learner: Learner, at: Progress, meter: _Meter | None, record: Record) 
             ema=learner.average.model if learner.average else None, optimizer=learner.optimizer,
             fingerprint=record.fingerprint, threads=torch.get_num_threads(),
         )  # fmt: skip
-    distributed.barrier(world)  # nobody leaves before it is on the disk
+    distributed.barrier(world)  # all processes wait until it is on the disk
     if meter is not None:
         meter.saved()
 
 
 def _resumed(learner: Learner, record: Record, watcher: Watcher | None) -> Progress:
-    """Load the checkpoint into the learner; where there is none, the training starts."""
+    """Load the checkpoint into the learner; without one, start from the beginning."""
     if record.checkpoint is None or not record.checkpoint.exists():
         return Progress()
     at, differences = load_checkpoint(
@@ -411,7 +411,7 @@ def _resumed(learner: Learner, record: Record, watcher: Watcher | None) -> Progr
 
 
 def _kept_state(judged: nn.Module, at: Progress, record: Record) -> dict[str, Tensor]:
-    """The best weights so far: of the file after a resume, else those that the training starts from."""
+    """The best weights so far: from the file after a resume, else the initial weights."""
     state = judged.state_dict()
     if record.resume and at.best is not None and record.best is not None:
         return {name: tensor.to(state[name].device) for name, tensor in load_weights(record.best)[0].items()}
@@ -441,11 +441,11 @@ def _finite(value: float) -> float | None:
 
 
 def _peak_memory(device: torch.device) -> int:
-    """Bytes: of the GPU in this epoch, or of this process since it began."""
+    """Peak memory in bytes: of the GPU in this epoch, or of this process since it started."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:
-        # Linux hands ru_maxrss down to the programs that a process starts; VmHWM begins anew.
+        # On Linux, child processes inherit ru_maxrss; VmHWM starts from zero.
         lines = Path("/proc/self/status").read_text().splitlines()
         return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
     except (OSError, StopIteration):

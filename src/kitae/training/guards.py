@@ -1,4 +1,4 @@
-"""What may happen to a training from outside: a signal, or too little memory."""
+"""External events that stop a training: signals, and running out of memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kitae.training.spec import TrainSpec
 
 
 class SignalFlag:
-    """While open, SIGTERM and SIGINT only leave their name here; the loop saves and stops at its next good moment."""
+    """While open, records SIGTERM and SIGINT instead of raising; the loop saves and stops at the next opportunity."""
 
     def __init__(self) -> None:
         self.name: str | None = None
@@ -39,7 +39,7 @@ class SignalFlag:
 
 @contextlib.contextmanager
 def memory_named(spec: TrainSpec, checkpoint: Path | None = None) -> Iterator[None]:
-    """Out of memory, on a GPU or not, as a line that says what to do."""
+    """Turn running out of memory, on CPU or GPU, into a one-line error that says what to do."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -52,5 +52,5 @@ def memory_named(spec: TrainSpec, checkpoint: Path | None = None) -> Iterator[No
 
 
 def kept(checkpoint: Path | None) -> str:
-    """What is left of a training that failed, for the end of a message."""
+    """The end of an error message, which says whether a checkpoint of the failed training is kept."""
     return "; the last good checkpoint is kept" if checkpoint is not None and checkpoint.exists() else ""

@@ -36,10 +36,10 @@ class Teacher:
 
 @dataclass(frozen=True)
 class Step:
-    """What a step gives: mean loss of the batch, target mass on the predicted classes (a sum), and whether it counted.
+    """Result of a step: mean loss of the batch, target mass on the predicted classes (a sum), and whether it counted.
 
-    A step that was not finite is skipped, and leaves no trace in weights, averages or BatchNorm's statistics. All three
-    are 0-d tensors on the device: reading one waits for the step.
+    A step that was not finite is skipped, and does not change weights, averages or BatchNorm's statistics. All three
+    are 0-d tensors on the device; reading one waits for the step.
     """
 
     loss: Tensor
@@ -48,15 +48,15 @@ class Step:
 
 
 class Learner:
-    """A network in training: the network and all that a step changes with it. Steps are made inside `with learner:`.
+    """A network in training, with everything that a step changes. Steps must run inside `with learner:`.
 
     Attributes:
         model: the network whose parameters are trained.
         average: its averaged weights, or None.
-        judged: whose weights are validated, kept and exported: the average where there is one.
-        optimizer, scaler: of torch; the scaler is idle except in fp16.
-        asynchronous: whether a step is skipped on the device, without the host waiting for it. That takes a fused
-            optimizer, and neither fp16 nor accumulation, which decide on the host; on a CPU there is nothing to gain.
+        judged: the model that is validated, kept and exported: the average if there is one.
+        optimizer, scaler: torch's; the scaler is only used in fp16.
+        asynchronous: whether the device decides to skip a step, so that the host need not wait. That requires a fused
+            optimizer, and neither fp16 nor accumulation, which decide on the host; on a CPU it has no advantage.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Learner:
         self._parallel: nn.parallel.DistributedDataParallel | None = None
 
     def __enter__(self) -> Learner:
-        """Set up DDP, torch.compile and the precision, once the weights are those to train from."""
+        """Set up DDP, torch.compile and the precision, after the initial weights are loaded."""
         device = self.world.device
         self._hooks = float_depthwise(self.model, self.precision, device)
         self._unsync = distributed.sync_batchnorm(self.model, self.world) if self.spec.sync_bn else None
@@ -120,7 +120,7 @@ class Learner:
         Args:
             images: float [b, C, H, W]; targets: float32 [b, K]; both on the device.
         """
-        if self._buffers:  # kept aside: a skipped step must leave no trace in BatchNorm's statistics
+        if self._buffers:  # saved, since a skipped step must not change BatchNorm's statistics
             torch._foreach_copy_(self._buffers_before, self._buffers)
         images = self._shrunk(images, at)
         last = (at.step + 1) % self.shape.accumulate == 0
@@ -143,7 +143,7 @@ class Learner:
         return Step(loss, correct, healthy)
 
     def _decided(self, healthy: bool, last: bool, at: Progress) -> bool:
-        """Whether the step counted; the host knows, and makes the update at the last batch of one."""
+        """Whether the step counted, decided on the host, which updates at the last batch of an update."""
         if last:
             healthy = self._update(healthy, at)
         elif distributed.any_true(not healthy, self.world):
@@ -155,7 +155,7 @@ class Learner:
 
     @property
     def learning_rate(self) -> float:
-        """Of the last update, before any scale of a layer."""
+        """The rate of the last update, before the scales of layers."""
         group = self.optimizer.param_groups[-1]
         return float(group["lr"] / group["scale"])
 
@@ -172,7 +172,7 @@ class Learner:
         """The optimizer's step, unless a loss or gradient of any process is not finite."""
         self.scaler.unscale_(self.optimizer)
         norm = self._gradient_norm()
-        # fp16's scaler looks at gradients itself, and overflows are normal while it seeks its scale.
+        # fp16's scaler checks gradients itself, and overflows are normal while it adjusts its scale.
         if self.precision != "fp16" or self.scaler.get_scale() < 1:
             healthy = healthy and math.isfinite(norm.item())
         healthy = not distributed.any_true(not healthy, self.world)
@@ -191,14 +191,14 @@ class Learner:
     def _update_on_device(self, loss: Tensor, at: Progress) -> Tensor:
         """`_update` for a host that runs ahead: the device decides, and a step that does not count changes nothing.
 
-        The host's time is what limits a GPU on small images, so tensors are handled together and not one by one.
+        On small images, a GPU is limited by the host's time, so tensors are processed together and not one by one.
         """
         norm = self._gradient_norm()
-        # Neither is negative, so the sum is finite where both are.
+        # Neither is negative, so the sum is finite if both are.
         unhealthy = distributed.all_sum((~torch.isfinite(loss + norm)).float(), self.world).clamp(max=1)
         healthy = unhealthy == 0
         self._prepare(norm, at)
-        # What GradScaler hands over too: a fused optimizer makes no step where this is 1.
+        # As GradScaler does: a fused optimizer makes no step if this is 1.
         self.optimizer.found_inf = unhealthy  # type: ignore[attr-defined]
         self.optimizer.step()
         if self._buffers:
@@ -219,7 +219,7 @@ class Learner:
         return norm
 
     def _prepare(self, norm: Tensor, at: Progress) -> None:
-        """Cut the gradients and set the rate of the update."""
+        """Clip the gradients and set the learning rate of the update."""
         spec, per_epoch = self.spec, self.shape.updates
         if spec.clip_norm is not None:
             nn.utils.clip_grads_with_norm_(self.model.parameters(), spec.clip_norm, norm)
@@ -231,7 +231,7 @@ class Learner:
         return planned_step(at.updates, steps_per_epoch=self.shape.updates, epochs=spec.epochs, recut=spec.recut)
 
     def _shrunk(self, images: Tensor, at: Progress) -> Tensor:
-        """The pictures at the size that this point of the run learns from."""
+        """The images, shrunk to the size for this point of the run."""
         if self.spec.progressive is None:
             return images
         done = self._planned(at) / max(1, self.shape.updates * self.spec.epochs)
@@ -242,7 +242,7 @@ class Learner:
         return nn.functional.interpolate(images, size, mode="bilinear", antialias=True)
 
     def _synced(self, last: bool) -> contextlib.AbstractContextManager[Any]:
-        """Processes exchange gradients once an update, at its last batch."""
+        """Processes exchange gradients once per update, at its last batch."""
         return contextlib.nullcontext() if last or self._parallel is None else self._parallel.no_sync()
 
 

@@ -1,4 +1,4 @@
-"""What a training step costs, measured with the loop's own step."""
+"""Timing of training steps, with the loop's own step."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ def step_times(
 ) -> dict[Precision, list[float]]:  # fmt: skip
     """Seconds of `steps` training steps in each precision that stays finite, on copies of the model.
 
-    The precisions take turns, so that a busy moment of the machine hits all of them: step i of one runs beside step
-    i of the others. The first step of each builds what the later ones use, and does not count. A precision for which
-    memory does not suffice is left out.
+    The precisions take turns, so that other load on the machine affects all of them: step i of each runs close to step
+    i of the others. The first step of each is a warm-up and is not counted. A precision that runs out of memory is left
+    out.
 
     Args:
         images: float32 [N, C, H, W]; targets: float32 [N, K]; both on the device.
         precisions: those to try; None is all that the device can train in.
 
     Raises:
-        TrainingError: memory suffices for none.
+        TrainingError: every precision runs out of memory.
     """
     shape = EpochShape(len(images), 1, steps + 1, steps + 1)
     left = dict.fromkeys(precisions or candidates(world.device))
@@ -79,8 +79,8 @@ def step_parts(
 
     Returns:
         `forward` (the network), `backward` (loss, backward pass, gradient norm), `optimizer` (its step), `other` (the
-        rest: schedule, averaged weights, what guards a step). One value a step; they add up to it. On a GPU every part
-        is waited for, so that a step takes longer here than in training.
+        rest: schedule, averaged weights, checks). One value per step; the parts add up to the step. On a GPU each part
+        is synchronised, so a step takes longer here than in training.
     """
     network = copy.deepcopy(model).train()
     learner = Learner(network, spec, EpochShape(len(images), 1, steps + 1, steps + 1), world, precision)

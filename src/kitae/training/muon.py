@@ -48,9 +48,9 @@ class Muon(torch.optim.Optimizer):
         lr: learning rate; about 0.02 to 0.3, since an update's singular values are about 1.
         momentum: of both kinds.
         weight_decay: decoupled (weights shrink by lr * weight_decay) for orthogonal groups, as in SGD for the others.
-        norm: keep each matrix of an orthogonal group at the norm m ** 0.5. Only for weights that a normalisation
-            follows, which their scale does not matter to.
-        dtype: what products are computed in; None is bfloat16 where the device multiplies it natively, else float32.
+        norm: keep each matrix of an orthogonal group at the norm m ** 0.5. Only for weights followed by a
+            normalisation, so that their scale does not matter.
+        dtype: dtype of the products; None is bfloat16 if the device multiplies it natively, else float32.
     """
 
     def __init__(

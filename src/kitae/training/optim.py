@@ -32,16 +32,15 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Trainable parameters as torch.optim groups: no weight decay on norms, biases and other 1-d parameters.
 
-    Nor on position embeddings, class tokens and relative position tables, which have no size to hold down: those that
-    a network names itself (timm's `no_weight_decay`) and those with the usual names.
+    The same holds for position embeddings, class tokens and relative position tables: those that a network names
+    itself (timm's `no_weight_decay`) and those with the usual names.
 
     Args:
-        layers: parameter names from the stem to the classifier, needed for `layer_decay`: the group that lies d
-            places below the classifier learns at layer_decay ** d times the rate (Clark et al. 2020, ELECTRA).
+        layers: parameter names from the stem to the classifier, needed for `layer_decay`: the group that is d places
+            below the classifier has layer_decay ** d times the learning rate (Clark et al. 2020, ELECTRA).
 
     Returns:
-        Groups with `params`, `weight_decay` and `scale`, what the learning rate is multiplied by; for Muon also
-        `orthogonal`.
+        Groups with `params`, `weight_decay` and `scale`, the factor of the learning rate; for Muon also `orthogonal`.
     """
     depth = {name: len(layers) - 1 - place for place, names in enumerate(layers) for name in names}
     hidden = _hidden(model) if spec.name.lower() == "muon" else frozenset()
@@ -95,9 +94,7 @@ def build_optimizer(
         if name in accepted and isinstance(accepted[name].default, tuple) == isinstance(value, tuple)  # Adafactor's
     }
     if spec.momentum == 0:
-        arguments.pop(
-            "nesterov", None
-        )  # torch refuses Nesterov without momentum; without it there is none to look ahead
+        arguments.pop("nesterov", None)  # torch refuses Nesterov without momentum
     if "fused" in accepted:
         arguments["fused"] = True
     try:
@@ -113,7 +110,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def fill_momentum(optimizer: torch.optim.Optimizer) -> None:
-    """Start momentum from zeros: a fused first step that the device skips would leave it uninitialised.
+    """Start momentum from zeros, since a fused first step that the device skips would leave it uninitialised.
 
     The first step is the same, since momentum * 0 + gradient is the gradient.
     """
@@ -127,8 +124,8 @@ def fill_momentum(optimizer: torch.optim.Optimizer) -> None:
 class AveragedWeights:
     """Exponential moving average of weights and of floating-point buffers (BatchNorm's statistics).
 
-    Early on the decay is min(decay, (1 + t) / (10 + t)) with t the number of updates, so that the average is not held
-    back by the initial weights (as TensorFlow's ExponentialMovingAverage does).
+    Early on the decay is min(decay, (1 + t) / (10 + t)) with t the number of updates, so that the initial weights do
+    not dominate the average (as in TensorFlow's ExponentialMovingAverage).
 
     Attributes:
         model: a copy that carries the averages; always in eval mode.
@@ -143,7 +140,7 @@ class AveragedWeights:
         """Move the averages towards `model`; `updates` is the number of updates made before this one.
 
         Args:
-            healthy: bool, 0-d, on the device: where it is false, the averages stay.
+            healthy: bool, 0-d, on the device; if it is false, the averages do not change.
         """
         decay = min(self.decay, (1 + updates) / (10 + updates))
         own, other = self.model.state_dict(), model.state_dict()

@@ -17,7 +17,7 @@ _DTYPE = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether memory did not suffice, on a GPU or not."""
+    """Whether an error means running out of memory, on CPU or GPU."""
     known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
     return known or "not enough memory" in str(error)  # which torch's allocator for the CPU says
 
@@ -37,12 +37,11 @@ def candidates(device: torch.device) -> list[Precision]:
 
 
 def choose(device: torch.device) -> Precision:
-    """The precision that `auto` stands for: a rule of the hardware, so that no clock decides about a result.
+    """The precision that `auto` stands for: a rule based on the hardware, so that results do not depend on timings.
 
     On a GPU: bf16 from compute capability 8.0 on, fp16 from 7.0 on (the first tensor cores), else fp32. On a CPU: bf16
-    where it multiplies bfloat16 natively, else fp32; depthwise convolutions stay in float32 there, see
-    `float_depthwise`. `kitae bench precision` measures a recipe in each precision; benchmarks/results/precision.json
-    holds the table behind the rule.
+    if it multiplies bfloat16 natively, else fp32; depthwise convolutions stay in float32, see `float_depthwise`.
+    `kitae bench precision` measures a recipe in each precision; the rule is based on benchmarks/results/precision.json.
     """
     if device.type == "cuda":
         major, _ = torch.cuda.get_device_capability(device)
@@ -51,7 +50,7 @@ def choose(device: torch.device) -> Precision:
 
 
 def native_bf16() -> bool:
-    """Whether this CPU has instructions that multiply bfloat16. Where Linux does not say, it has none."""
+    """Whether this CPU has instructions that multiply bfloat16; false if Linux does not report them."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -63,8 +62,8 @@ def native_bf16() -> bool:
 def float_depthwise(model: nn.Module, precision: Precision, device: torch.device) -> list[RemovableHandle]:
     """Keep depthwise convolutions in float32 under autocast on a CPU, until the returned handles are removed.
 
-    The CPU library has fast bf16 kernels for few of them: strides, kernels of 5 x 5 and small images take a reference
-    kernel that is up to 14 times slower than float32. With them in float32, every network of
+    The CPU library has fast bf16 kernels for only some of them: strides, kernels of 5 x 5 and small images use a
+    reference kernel that is up to 14 times slower than float32. With them in float32, every network of
     benchmarks/results/precision.json trains faster in bf16 than in fp32.
     """
     if precision == "fp32" or device.type != "cpu":

@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 STRENGTHS = tuple(float(value) for value in 10.0 ** np.arange(1.0, -6.01, -0.5))
-"""From the strongest down; the search begins at `_FIRST` and goes downhill."""
+"""From the strongest down; the search starts at `_FIRST` and goes downhill."""
 
 _FIRST = 5
-_STEPS = 300  # of L-BFGS at most; some tens are usual
-_SMALLEST = -60.0  # logarithm of the smallest probability that is told from zero
-_GRADIENT, _ROUGH_GRADIENT = 1e-5, 1e-4  # where it stops; the loss of what is left out is settled before the solution
+_STEPS = 300  # limit of L-BFGS steps; a few tens are usual
+_SMALLEST = -60.0  # logarithm of the smallest probability that is distinguished from zero
+_GRADIENT, _ROUGH_GRADIENT = 1e-5, 1e-4  # gradient to stop at; the held-out loss converges before the solution
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,9 @@ def fit_head(
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """Between its short products torch's other threads wait in a loop, which takes the core that L-BFGS runs on.
+    """Use one thread: between short products, torch's other threads spin, which takes the core that L-BFGS runs on.
 
-    So one thread is faster than two on two cores, 2 to 3 times for 2,160 to 10,800 images (LOG.md, 2026-11-26).
+    On two cores, one thread is 2 to 3 times faster than two for 2,160 to 10,800 images (LOG.md, 2026-11-26).
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -101,7 +101,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def _cross_validated(problem: _Problem, strengths: Sequence[float], fold: NDArray[np.int64]) -> dict[float, float]:
-    """Mean loss of what was left out, for the strengths on the way downhill: each losing strength ends a direction."""
+    """Mean held-out loss of the strengths tried by the downhill search; a worse strength ends its direction."""
     labels = torch.from_numpy(problem.labels)
     parts = [fold != part for part in np.unique(fold)]
 
@@ -147,7 +147,7 @@ class _Problem:
         self.sample_weights = torch.from_numpy(own / own.mean())
         self._mean = features[0].double().mean(dim=0)
         deviation = features[0].double().std(dim=0, correction=0)
-        # A feature that is the same in all training images says nothing, and would be divided by nearly nothing.
+        # A constant feature contains no information, and its deviation is too small to divide by.
         floor = 1e-3 * float(deviation.mean()) + 1e-12
         self._deviation = torch.where(deviation > floor, deviation, torch.inf)
         standard = (features - self._mean.float()).div_(self._deviation.float()).reshape(views * count, width)
@@ -169,7 +169,7 @@ class _Problem:
         return moved
 
     def logits(self, solution: Tensor, strength: float, images: NDArray[np.bool_]) -> Tensor:
-        """Of the first view of some images: float32 [n, K]."""
+        """Logits of the first view of some images: float32 [n, K]."""
         weight = (self._scale(strength).unsqueeze(1) * solution[:-1]).float()
         logits: Tensor = self._views[0][torch.from_numpy(images)] @ weight + solution[-1].float()
         return logits
@@ -187,7 +187,7 @@ class _Problem:
 
         kept = torch.from_numpy(images)
         rows = (self._views if bool(images.all()) else self._views[:, kept]).flatten(0, 1)
-        # Few classes make thin products: as [K, r] x [r, n] and [K, n] x [n, r] they take a quarter of the time.
+        # With few classes, the products are faster as [K, r] x [r, n] and [K, n] x [n, r]: a quarter of the time.
         columns = rows.T.contiguous()
         views = self._views.shape[0]
         target = self._one_hot[kept].repeat(views, 1).T.contiguous()

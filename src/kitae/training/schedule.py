@@ -7,15 +7,15 @@ from collections.abc import Sequence
 
 from kitae.training.spec import ProgressiveSpec, ScheduleSpec
 
-_GRAIN = 4  # pixels between two sizes: each new one costs the first step that takes it
+_GRAIN = 4  # pixels between two sizes; the first step at each new size is slower
 
 
 def planned_step(step: int, *, steps_per_epoch: int, epochs: int, recut: Sequence[tuple[int, int]] = ()) -> float:
-    """Which step of the schedule as it was planned takes the place of this one.
+    """The step of the planned schedule that corresponds to this step of a recut one.
 
     Args:
         epochs: as planned.
-        recut: (after, end): after so many epochs, what was left of the plan was spread evenly until the end of others.
+        recut: (after, end): after `after` epochs, the rest of the plan was stretched or squeezed to end at epoch `end`.
     """
     reached, at, end = 0.0, 0, epochs  # the planned epoch that is reached at epoch `at`, and the last one at `end`
     for after, new_end in recut:
@@ -29,10 +29,10 @@ def planned_step(step: int, *, steps_per_epoch: int, epochs: int, recut: Sequenc
 
 
 def rate_factor(step: float, *, spec: ScheduleSpec, steps_per_epoch: int, epochs: int) -> float:
-    """What the peak learning rate is multiplied by at this optimizer step.
+    """The factor of the peak learning rate at this optimizer step.
 
     Args:
-        step: from 0 to epochs * steps_per_epoch - 1; between two of them where a schedule was recut.
+        step: from 0 to epochs * steps_per_epoch - 1; may be fractional if the schedule was recut.
 
     Returns:
         A factor in [0, 1]. Warm-up never starts at 0: its first step is one part of the ramp.
@@ -59,7 +59,7 @@ def progressive_size(size: tuple[int, int], done: float, spec: ProgressiveSpec) 
 
     Args:
         size: height and width at the end.
-        done: the share of the run that is behind, in [0, 1].
+        done: the share of the run that is done, in [0, 1].
     """
     if done >= spec.until:
         return size

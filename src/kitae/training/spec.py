@@ -1,4 +1,4 @@
-"""What `train:` in a recipe may say."""
+"""The `train:` section of a recipe."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ MetricChoice = Literal["auto", "val_accuracy", "val_balanced_accuracy", "val_mac
 
 
 def merit(scores: Mapping[str, float | None], metric: str) -> tuple[float, float] | None:
-    """What a best epoch or model is chosen by: larger is better; None where the metric is not a finite number.
+    """The value by which the best epoch or model is chosen (larger is better); None if the metric is not finite.
 
-    The metric first, then the lower validation loss. Accuracy on a small validation set is coarse, and ties are common.
-    Of epochs that are equal in both, the later one is taken, so compare with `>=`.
+    First the metric, then the lower validation loss: accuracy on a small validation set is coarse, so ties are common.
+    If two epochs are equal in both, the later one is taken, so compare with `>=`.
 
     Args:
         scores: validation metrics of an epoch, among them `metric` and `val_loss`.
@@ -40,18 +40,18 @@ _USUAL_OTHERS = (1.0e-3, 0.0)
 class OptimizerSpec(GrowingSpec):
     """An optimizer of torch.optim by its name in lower case, or `muon`, and its arguments.
 
-    `momentum` and `nesterov` reach those that have them (sgd, rmsprop), `betas` and `eps` those that have them (adamw,
-    adam, nadam, ...). Weight decay is not applied to norms, biases and other one-dimensional parameters, nor to
-    position embeddings and class tokens. Where `lr` or `weight_decay` is left out, it follows the name: 0.1 and 5e-4
-    for sgd, 1e-3 and 0.05 for adamw, 0.05 and 0 for muon, 1e-3 and 0 for others.
+    `momentum` and `nesterov` are used by the optimizers that have them (sgd, rmsprop), and so are `betas` and `eps`
+    (adamw, adam, nadam, ...). Weight decay is not applied to norms, biases and other one-dimensional parameters, nor to
+    position embeddings and class tokens. The defaults of `lr` and `weight_decay` depend on the name: 0.1 and 5e-4 for
+    sgd, 1e-3 and 0.05 for adamw, 0.05 and 0 for muon, 1e-3 and 0 for others.
 
     `muon` is Jordan's orthogonalised momentum (2024) for filters and matrices between the first and the last layer, and
     SGD with Nesterov momentum for norms, biases and those two layers, at `other_lr` (null: `lr`). `norm` keeps each
     filter matrix at the norm of its number of rows ** 0.5: for networks that normalise after each convolution.
 
-    `bias_lr` is the rate of biases, those of norms among them, with any optimizer (null: that of the other weights of
-    their layer). With SGD and short trainings a rate far above the others' pays (Page 2019, "How to train your ResNet",
-    64 times; Jordan 2024).
+    `bias_lr` is the rate of biases, including those of norms, with any optimizer (null: that of the other weights of
+    their layer). With SGD and short trainings, a much higher rate for biases helps (Page 2019, "How to train your
+    ResNet", 64 times; Jordan 2024).
     """
 
     newer: ClassVar[frozenset[str]] = frozenset({"other_lr", "norm", "bias_lr"})
@@ -83,7 +83,7 @@ class OptimizerSpec(GrowingSpec):
 
     @property
     def unusual(self) -> str | None:
-        """What to know of a learning rate far from those that this optimizer usually takes; None where it is near."""
+        """A note if the learning rate is far from the usual one of this optimizer; None if it is not."""
         usual, _ = _USUAL.get(self.name.lower(), _USUAL_OTHERS)
         if usual / 30 <= self.lr <= usual * 30:
             return None
@@ -93,8 +93,8 @@ class OptimizerSpec(GrowingSpec):
 class ScheduleSpec(Spec):
     """The learning rate over the run, set at every step.
 
-    Warm-up is linear, and takes half of the run at most. A field reaches the schedules below that name it; the others
-    pass over it, so that a study can change the name alone.
+    Warm-up is linear, and takes half of the run at most. A field applies to the schedules below that mention it; the
+    others ignore it, so that a study can change the name alone.
 
     cosine: warm-up over `warmup_epochs`, then half a cosine down to `final` times the peak (Loshchilov 2017).
     one_cycle: linear up over `peak_at` of the run, linear down to `final` times the peak (Smith 2018).
@@ -120,7 +120,7 @@ class ScheduleSpec(Spec):
 
     @property
     def unused(self) -> tuple[str, ...]:
-        """The fields that say something which this schedule has no use for."""
+        """The fields that are set but have no effect in this schedule."""
         users = {
             "warmup_epochs": ("cosine", "step", "constant"), "final": ("cosine", "one_cycle"),
             "peak_at": ("one_cycle",), "milestones": ("step",), "gamma": ("step",),
@@ -141,11 +141,11 @@ class EarlyStoppingSpec(Spec):
 
 
 class ProgressiveSpec(Spec):
-    """Train on smaller pictures first: faster steps while the network learns the coarse (Howard 2018, DAWNBench).
+    """Train on smaller pictures first, which makes steps faster while the network learns coarse features (Howard 2018).
 
     The side grows linearly from `start` of its size to all of it at `until` of the run, in steps of 4 pixels. Augmented
-    pictures are shrunk by antialiased bilinear interpolation; validation, test and export always see the full size. For
-    networks that take pictures of any size.
+    pictures are shrunk by antialiased bilinear interpolation; validation, test and export always see the full size. The
+    network must take pictures of any size.
     """
 
     start: float = Field(0.75, ge=0.25, lt=1)
@@ -156,12 +156,12 @@ class ProbeSpec(Spec):
     """A linear head on the features of the frozen network, fitted before training: epoch 0.
 
     It is a multinomial logistic regression, see `training.probe`; the strength of its penalty is chosen by
-    cross-validation inside train. Training starts from it, and is kept only where it is at least as good on validation.
+    cross-validation inside train. Training starts from it, and is kept only if it is at least as good on validation.
 
     Attributes:
-        views: augmented views of each training image that it learns from, beside the image itself.
+        views: augmented views of each training image to fit it on, in addition to the image itself.
         folds: parts of the cross-validation.
-        limit: training images that it learns from at most.
+        limit: most training images to fit it on.
     """
 
     views: int = Field(0, ge=0, le=100)
@@ -174,31 +174,31 @@ class TrainSpec(GrowingSpec):
 
     Attributes:
         epochs: 0 trains nothing beyond the probe.
-        epoch_steps: optimizer steps in an epoch, which is then a part of a pass through the training images or several;
-            null is one pass. Every pass has an order of its own, so short epochs see other images.
-        recut: what a run does whose minutes turn out too short or too long: after so many epochs, the rest of the
-            schedule was squeezed or stretched to end at so many; a pair for each time.
+        epoch_steps: optimizer steps in an epoch, which is then a part of a pass through the training images, or several
+            passes; null is one pass. Every pass has its own order, so short epochs see different images.
+        recut: filled in by a run if the minutes turn out to be too short or too long: pairs (after, end), one for each
+            time that the rest of the schedule after `after` epochs was squeezed or stretched to end at `end` epochs.
         progressive: smaller pictures at first; null is the full size throughout.
-        batch_size: even, since mixing pairs neighbours; of all processes together. The rest of an epoch that does not
-            fill an update is dropped (the order changes every epoch); a smaller training set shrinks the batch.
-        accumulate: optimizer steps once every so many batches.
+        batch_size: total over all processes; even, since mixing pairs neighbours. Images at the end of an epoch that do
+            not fill an update are dropped (the order changes every epoch). Reduced if there are fewer training images.
+        accumulate: number of batches for each optimizer step.
         label_smoothing: eps; target 1 - eps + eps/K on the true class, eps/K elsewhere (as torch does).
         precision: `auto` follows a rule of hardware and network, see `training.precision.choose`.
-        ema: decay per step of the averaged weights, which are then the ones validated, kept and exported.
-        select: what makes an epoch the best one; ties go to the lower validation loss, then the later epoch. `auto` is
-            `val_balanced_accuracy` where the largest class has more than three times the images of the smallest, else
-            `val_accuracy`.
-        clip_norm: the gradient's norm is cut to this.
-        compile: torch.compile; pays on a GPU, and on a CPU for long runs.
+        ema: decay per step of the averaged weights, which are then validated, kept and exported.
+        select: the metric that chooses the best epoch; ties go to the lower validation loss, then the later epoch.
+            `auto` is `val_balanced_accuracy` if the largest class has more than three times the images of the smallest,
+            else `val_accuracy`.
+        clip_norm: the gradient's norm is clipped to this.
+        compile: torch.compile; helps on a GPU, and on a CPU for long runs.
         threads: torch's CPU threads; null leaves torch's own choice. Bit-exact resume needs the same number.
-        checkpoint_seconds: also save inside an epoch when so long has passed since the last save.
-        sync_bn: BatchNorm takes its statistics over the batches of all processes; each its own by default.
-        process_timeout: seconds that a process waits for the others before it gives up; longer than the longest step of
-            one of them alone (building the store, the final evaluation). null is torch's own, 30 minutes on CPU and 10
-            on GPU. A process that died is noticed at once in any case.
+        checkpoint_seconds: also save inside an epoch when this many seconds have passed since the last save.
+        sync_bn: BatchNorm computes its statistics over the batches of all processes, not of each process separately.
+        process_timeout: seconds that a process waits for the others before it gives up; must be longer than the longest
+            task of a single process (building the store, the final evaluation). null is torch's own, 30 minutes on CPU
+            and 10 on GPU. The death of a process is always noticed at once.
         tensorboard: also write every epoch's metrics for TensorBoard, into the run folder (extra `track`).
-        nan_limit: skipped steps (not finite) in a run after which it stops.
-        probe: `auto` fits a probe where weights are pretrained and the classifier is linear; null fits none.
+        nan_limit: a run stops after this many skipped (non-finite) steps.
+        probe: `auto` fits a probe if weights are pretrained and the classifier is linear; null fits none.
     """
 
     newer: ClassVar[frozenset[str]] = frozenset(
@@ -246,15 +246,15 @@ class TrainSpec(GrowingSpec):
         return self
 
     def lasting(self, epochs: int) -> TrainSpec:
-        """A copy of so many epochs. How a run was recut belongs to the length it was planned with."""
+        """A copy with this many epochs, and without `recut`, which only fits the planned length."""
         return self.model_copy(update={"epochs": epochs, "recut": ()})
 
     @property
     def last_epoch(self) -> int:
-        """Epochs that are made."""
+        """The number of epochs that are trained."""
         return self.recut[-1][1] if self.recut else self.epochs
 
     @property
     def selection(self) -> Metric:
-        """The metric that chooses the best epoch; accuracy where nobody has decided what `auto` is."""
+        """The metric that chooses the best epoch; accuracy if `auto` has not been resolved."""
         return "val_accuracy" if self.select == "auto" else self.select

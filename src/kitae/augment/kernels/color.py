@@ -1,4 +1,4 @@
-"""Brightness, contrast, saturation, hue and the rest that looks at one pixel at a time."""
+"""Brightness, contrast, saturation, hue and the other ops that process one pixel at a time."""
 
 # numba types these, not mypy.
 # mypy: disable-error-code="arg-type,operator,assignment"

@@ -1,8 +1,8 @@
-"""How threads share a call: one leads, others help if they come in time.
+"""How threads share a call: one leads, others help if they arrive in time.
 
-The leader opens a mailbox, works, closes it and waits for the helpers that are still at it. A helper watches the
-mailbox for a short while, so that batch after batch needs no system call, then goes to sleep (in Python). All of it is
-without Python's lock. A helper that the system did not schedule in time has not entered and is not waited for.
+The leader opens a mailbox, works, closes it and waits for the helpers that are still working. A helper polls the
+mailbox for a short while, so that consecutive batches need no system call, then sleeps (in Python). All of this runs
+without Python's lock. The leader does not wait for helpers that were not scheduled in time.
 """
 
 # numba types these, not mypy.

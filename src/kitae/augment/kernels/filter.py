@@ -1,4 +1,4 @@
-"""Blur, sharpness, and what needs a histogram first."""
+"""Blur, sharpness, and the ops that need a histogram."""
 
 # numba types these, not mypy.
 # mypy: disable-error-code="arg-type,operator,assignment"
@@ -162,7 +162,7 @@ def sharpness(src: Any, dst: Any, work: Any, args: Any, channels: Any, height: A
             dst[plane + x] = src[plane + x]
             dst[end + x] = src[end + x]
         # The inner rows in one run, borders included, which are restored afterwards.
-        # Without its first and last pixel: they are border, and their neighbours may lie outside the batch.
+        # The first and last pixel are left out: they are border, and their neighbours may lie outside the batch.
         for i in range(plane + width + 1, end - 1):
             s = add_u16(
                 add_u16(np.uint16(src[i - width - 1]), np.uint16(src[i - width])), np.uint16(src[i - width + 1])

@@ -1,7 +1,8 @@
-"""The driver: samples outside, steps inside. One call per thread and batch; all it needs is in `context`.
+"""The driver: an outer loop over samples and an inner loop over steps. One call per thread and batch; `context` has
+all that it needs.
 
-For each sample (each pair, where images mix) it plans every op of the pipeline, runs the steps on two buffers that stay
-in the core's cache, and writes the result. Threads share one atomic counter and take blocks of samples from it.
+For each sample (each pair, if images mix) it plans every op of the pipeline, runs the steps on two buffers that stay
+in the core's cache, and writes the result. Threads take blocks of samples from a shared atomic counter.
 """
 
 # numba types these, not mypy.

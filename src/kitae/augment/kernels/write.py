@@ -1,7 +1,7 @@
 """The last write: normalise, erase, mix, in the type and memory order that the caller wants.
 
-Images are written in bands of rows that stay in the innermost cache. Where the whole result is larger than the caches
-(`info[STREAM]`), planar float32 is written past them, which saves reading each line before overwriting it.
+Images are written in bands of rows that stay in the innermost cache. If the whole result is larger than the caches
+(`info[STREAM]`), planar float32 bypasses them, which saves reading each line before overwriting it.
 
 `info` describes one sample, or a pair that mixes:
     0       boxes erased in the first image, then 4 numbers each (top, left, height, width), at most 7

@@ -1,4 +1,4 @@
-"""What an op is: a class with parameters, the plan that draws from them, and the rows of the steps it writes.
+"""The base of ops: a class with parameters, a plan that draws from them, and the rows of the steps that it writes.
 
 A class of `geometry`, `color`, `noise` or `policies` is a frozen, validated set of parameters. It has
 
@@ -8,10 +8,10 @@ A class of `geometry`, `color`, `noise` or `policies` is a frozen, validated set
     plan         a scalar function from keyed random words and `numbers` to the steps of one sample. A step that it
                  leaves at NOP does not touch that sample.
 
-Most ops toss a coin and draw each number of one step from a range. They share the plan `toss` and only say their
+Most ops toss a coin and draw each number of one step from a range. They share the plan `toss` and only define their
 `ranges`.
 
-`plan` is plain scalar arithmetic on flat arrays. Run as it is, it is the reference; the CPU executor compiles the same
+`plan` is plain scalar arithmetic on flat arrays. Uncompiled, it is the reference; the CPU executor compiles the same
 source. Nothing here imports numba or torch, so a recipe is validated without them.
 
 A row names what runs a step: a compiled kernel in `kernels` and its torch twin in `twins`, which have the same module

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class CustomOp(Op):
-    """The base of an op of your own: two methods, and it runs on both executors.
+    """The base class of custom ops. Define two methods, and the op runs on both executors.
 
         class Pixelate(CustomOp):
             p: float = 0.3
@@ -30,8 +30,8 @@ class CustomOp(Op):
 
     `draw` gets a `Draw`: keyed uniforms, integers and normals, one per sample, by slot (0 to 63). It returns arrays
     whose first dimension is N. `apply` gets the images (a fresh tensor that it may change) and those arrays, and
-    returns uint8 images of `result`'s size. It must not use other randomness, and what it does to a sample must not
-    depend on the others.
+    returns uint8 images of `result`'s size. It must not use other randomness, and the result for a sample must not
+    depend on other samples.
     """
 
     name = "custom"

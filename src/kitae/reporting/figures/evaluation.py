@@ -1,4 +1,4 @@
-"""What a split's numbers look like: confusion, calibration, mistakes."""
+"""Figures of a split: confusion, calibration, mistakes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 def confusion_matrix(confusion: ArrayLike, classes: Sequence[str], *, title: str = "Confusion matrix") -> Figure:
-    """Who is taken for whom: colour is the share of the true class (row); cells tell share and count where they fit.
+    """The confusion matrix; colour is the share of the true class (row), and cells show share and count if they fit.
 
     Args:
         confusion: integer [K, K], rows true, columns predicted. Up to 100 classes are named, beyond that numbered.
@@ -183,7 +183,7 @@ def worst_mistakes(
     columns: int = 4,
     title: str = "Most confident mistakes",
 ) -> Figure:
-    """Images the model was surest about and wrong, each with what it said, how sure it was, and what is true."""
+    """The most confident mistakes, each with the prediction, its confidence and the true class."""
     if not len(images) == len(predicted) == len(true) == len(confidence) or not len(images):
         raise ValueError("images, predicted, true and confidence must be as many, and at least one")
     room = int(WIDTH * DPI) / columns - 20 - text_width("said  100 %", SMALL)

@@ -1,4 +1,4 @@
-"""What a folder holds, read and validated once: a run, a study, a compression.
+"""The contents of a folder, read and validated once: a run, a study, a compression.
 
 The models name the fields that pages show. A field that a file does not have is None or empty; one of the wrong type
 makes the file damaged, and the error names both. Numbers that are not finite are None. What a later version of Kitae

@@ -1,4 +1,4 @@
-"""What a compression has found, as compression.json holds it."""
+"""The results of a compression, from compression.json."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Latency(Record):
 
 
 class LeftOut(Record):
-    """A candidate that could not be had."""
+    """A candidate that could not be made."""
 
     name: str
     why: str = ""

@@ -43,7 +43,7 @@ class ClassScore(Record):
 
 
 class Confused(Record):
-    """So many images of one class were taken for another; `share` is of the true class."""
+    """How many images of one class were classified as another; `share` is of the true class."""
 
     true: str
     predicted: str

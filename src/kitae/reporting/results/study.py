@@ -1,4 +1,4 @@
-"""What a study has found, as effects.json holds it."""
+"""The results of a study, from effects.json."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Effect(Record):
 
 
 class Noise(Record):
-    """How much runs that differ in nothing but the seed scatter."""
+    """The scatter of runs that differ only in the seed."""
 
     sd: Number = None
     low: Number = None
@@ -107,7 +107,7 @@ class Curve(Record):
 
 
 class StudyRuns(Record):
-    """How many runs were planned and finished, and what became of the others."""
+    """How many runs were planned and finished, and the status of the others."""
 
     planned: int = 0
     finished: int = 0
@@ -136,7 +136,7 @@ class StudyRecord(Record):
 
     @classmethod
     def open(cls, folder: Path) -> StudyRecord | None:
-        """A study's results; None where they have not been worked out yet.
+        """A study's results; None if they have not been computed yet.
 
         Raises:
             KitaeError: the file is damaged.
@@ -146,5 +146,5 @@ class StudyRecord(Record):
 
     @property
     def main(self) -> Analysis:
-        """Of the metric that the study was made for."""
+        """The analysis of the study's own metric."""
         return self.analyses.get(self.metric) or Analysis()
