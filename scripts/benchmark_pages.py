@@ -62,7 +62,7 @@ def photographs(found: dict[str, Any]) -> str:
         base, _, limit = name.partition(":")
         lines += [
             f"## {SETS.get(base, base)}" + (f", {limit} images to train and validate with" if limit else ""), "",
-            "| minutes | contestant | test accuracy | less Kitae, points | seconds taken | seeds |",
+            "| minutes | contestant | test accuracy | minus Kitae, points | seconds taken | seeds |",
             "|---|---|---|---|---|---|",
         ]  # fmt: skip
         rows = [line for line in found["paired"] if line["set"] == name]
