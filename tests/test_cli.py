@@ -219,13 +219,27 @@ def test_predict_files_and_folders_and_write_tables(home: Path, run: Path) -> No
     assert rows[0][:3] == ["image", "class", "T-shirt/top"]
     assert len(rows) == 5
     assert sum(map(float, rows[1][2:])) == pytest.approx(1, abs=1e-4)
+    shutil.copytree(run, home / "renamed")
+    facts = json.loads((run / "model.json").read_text())
+    facts["classes"][:2] = ["image", "class"]
+    (home / "renamed" / "model.json").write_text(json.dumps(facts))
+    kitae(home, "predict", "renamed", "photos", "--out", "q.csv")
+    assert next(csv.reader((home / "q.csv").open()))[:4] == ["image", "class", "image (class)", "class (class)"]
     kitae(home, "predict", "run", "photos/class 0/0.jpg", "--out", "p.parquet")
     assert (home / "p.parquet").stat().st_size > 100
 
 
 def test_data_prepare_and_check(home: Path) -> None:
     source = write_parquet(home / "d.parquet", train=3, test=1)
-    assert "40 images of 3 x 32 x 32, 10 classes" in kitae(home, "data", "prepare", f"parquet:{source}").stdout
+    assert "40 images of 3 x 32 x 32, 10 classes" in kitae(
+        home, "data", "prepare", f"parquet:{source}", "--set", "data.image_size=32"
+    ).stdout  # fmt: skip
+    mixed = write_folder(home / "of several sizes", classes=2)
+    out = kitae(home, "data", "prepare", mixed, "--set", "data.image_size=40").stdout
+    assert "24 images" in out
+    stores = len(list((home / "cache" / "stores").iterdir()))
+    kitae(home, "train", mixed, "--image-size", 40, "--model", "resnet8", "--epochs", 1, "--out", "mixed")
+    assert len(list((home / "cache" / "stores").iterdir())) == stores, "decoded once"
     out = kitae(home, "data", "check", source, "--out", "report", code=1).stdout  # its pictures are alike
     assert out.splitlines()[-1].startswith("not ready: 8 label conflicts")
     assert "class 3" in out
@@ -333,6 +347,19 @@ def test_bench_precision_shows_what_auto_takes(home: Path) -> None:
 def test_show_augment_draws_pictures(home: Path) -> None:
     kitae(home, "show", "augment", "fashion-mini", "--out", "gallery")
     assert len(list((home / "gallery").glob("*.png"))) >= 6
+    kitae(home, "show", "augment", write_folder(home / "larger", classes=2), "--out", "gallery of photos")
+    assert len(list((home / "gallery of photos").glob("*.png"))) >= 6
+
+
+@pytest.mark.parametrize(("verb", "more"), [("compress", "; the same command again resumes"), ("evaluate", "")])
+def test_an_interruption_is_one_line(
+    verb: str, more: str, home: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("kitae.run.Run.open", interrupted)
+    assert kitae(home, verb, "run", code=130).stderr.splitlines()[-1] == f"error: interrupted{more}"
 
 
 def test_a_disk_that_refuses_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

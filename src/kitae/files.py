@@ -18,7 +18,7 @@ _MAX_JSON_BYTES = 100_000_000
 def cache_folder(given: str | None = None) -> Path:
     """`given` (data.cache), else $KITAE_CACHE, else $XDG_CACHE_HOME/kitae, else ~/.cache/kitae. Not created."""
     if chosen := given or os.environ.get("KITAE_CACHE"):
-        return Path(chosen).expanduser()
+        return user_path(chosen)
     base = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "kitae"
 
@@ -43,6 +43,22 @@ def write_atomically(path: Path, content: bytes) -> None:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
         raise KitaeError(f"{path}: cannot write ({error.strerror}); what was there before is kept") from error
+
+
+def require_format(value: Mapping[str, Any], known: int, path: Path, error: type[KitaeError]) -> None:
+    """Refuse a file of a newer version, whose fields may mean something else.
+
+    Raises:
+        KitaeError: of type `error`.
+    """
+    given = value.get("format", known)
+    if not isinstance(given, int) or given > known:
+        raise error(f"{path}: was written by a newer version of Kitae (format {given}, not {known}); upgrade kitae")
+
+
+def user_path(path: str | Path) -> Path:
+    """A path with `~` expanded. Unlike `Path.expanduser`, it leaves a `~` that names no user as it is."""
+    return Path(os.path.expanduser(path))
 
 
 def read_json(path: Path, *keys: str, error: type[KitaeError] = KitaeError) -> dict[str, Any]:

@@ -110,6 +110,18 @@ class Recipe(Spec):
         text = json.dumps(plan.model_dump(mode="json"), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
+    @property
+    def training_fingerprint(self) -> str:
+        """`fingerprint` without the paths of the data, so that a checkpoint stays valid when the images are moved.
+
+        The content of the images is checked apart, by the fingerprint of the store in a run's splits.
+        """
+        return self.located("", None).fingerprint
+
+    def located(self, source: str, cache: str | None) -> Recipe:
+        """The recipe for the same images in another place."""
+        return self.model_copy(update={"data": self.data.model_copy(update={"source": source, "cache": cache})})
+
 
 _LENGTHS = ("train.epochs", "train.epoch_steps", "train.batch_size", "train.accumulate")
 # By the run, where nobody asked for it.

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from kitae import views
 from kitae.errors import DataError, RecipeError, TrainingError
 from kitae.evaluation.spec import Tta
-from kitae.files import read_json, write_atomically, write_json, write_parquet
+from kitae.files import read_json, require_format, write_atomically, write_json, write_parquet
 from kitae.folders import LOCK, Owned, lock
 from kitae.machine import machine, now
 from kitae.preprocess import ImageLike, PreprocessRules
@@ -143,6 +143,8 @@ class Run:
             self.recipe.save(self.path / "recipe.yaml")
             return
         saved = Recipe.load(self.path / "recipe.yaml")
+        if not self.finished:  # the images may have been moved; that they are the same is checked with the splits
+            saved = saved.located(self.recipe.data.source, self.recipe.data.cache)
         changed = differences(saved, self.recipe)
         if changed:
             raise TrainingError(
@@ -312,11 +314,11 @@ class Run:
             raise TrainingError(f"{self.path}: has no predictions.parquet: the run is not finished; {self._cure}")
         return pyarrow.parquet.read_table(file)
 
-    def _json(self, name: str, why: str) -> dict[str, Any]:
+    def _json(self, name: str, why: str, *keys: str) -> dict[str, Any]:
         file = self.path / name
         if not file.is_file():
             raise TrainingError(f"{self.path}: has no {name}: {why}")
-        return read_json(file, error=TrainingError)
+        return read_json(file, *keys, error=TrainingError)
 
     def _lines(self, name: str) -> list[dict[str, Any]]:
         file = self.path / name
@@ -331,12 +333,16 @@ class Run:
 
     def open_store(self, progress: Callable[[int, int], None] | None = None) -> Store:
         """The decoded images of the run's source, prepared as the run's own images were."""
-        from kitae.data.store import open_store
+        from kitae.data.store import open_store, reopen_store
 
-        store = open_store(self.recipe.data, progress=progress)
+        spec, begun = self.recipe.data, (self.path / "environment.json").is_file()
+        if begun:
+            store = reopen_store(spec, str(self.environment().get("store")), self.path / "recipe.yaml", progress)
+        else:
+            store = open_store(spec, progress)
         if (self.path / "model.json").is_file() and store.rules != self.rules:
             # Of a version that found other rules for the same recipe.
-            store = open_store(self.recipe.data, progress=progress, rules=self.rules)
+            store = open_store(spec, progress=progress, rules=self.rules)
         return store
 
     def splits(self, store: Store) -> Splits:
@@ -366,8 +372,15 @@ class Run:
         write_json(self.path / "model.json", {"format": _FORMAT, **facts})
 
     def facts(self) -> dict[str, Any]:
-        """model.json: `classes`, `preprocess`, `mean`, `std`, `temperature`, `parameters`, `macs`."""
-        return self._json("model.json", "the run was never started")
+        """model.json: `classes`, `preprocess`, `mean`, `std`, `temperature`, `parameters`, `macs`.
+
+        Raises:
+            TrainingError: it is missing, damaged, or of a newer version of Kitae.
+        """
+        keys = ("classes", "preprocess", "mean", "std", "temperature")
+        facts = self._json("model.json", "the run was never started", *keys)
+        require_format(facts, _FORMAT, self.path / "model.json", TrainingError)
+        return facts
 
     @property
     def classes(self) -> tuple[str, ...]:

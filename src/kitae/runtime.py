@@ -77,8 +77,8 @@ class Predictions:
         """
         columns: dict[str, Any] = {"image": list(self.images)} if self.images else {}
         columns |= {"class": self.names, "confidence": self.confidence}
-        for name, chances in zip(self.classes, self.probabilities.T, strict=True):
-            columns[f"{name} (class)" if name in ("image", "class", "confidence") else name] = chances
+        for name, chances in zip(views.class_columns(self.classes), self.probabilities.T, strict=True):
+            columns[name] = chances
         return views.frame(columns)
 
     def __repr__(self) -> str:

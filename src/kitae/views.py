@@ -169,3 +169,8 @@ def without_duplicates(split: Mapping[str, Any]) -> list[list[str]]:
         return []
     accuracy = "-" if others["accuracy"] is None else console.percent(others["accuracy"], others["accuracy_interval"])
     return [[f"without duplicates ({others['count']:,} images)", accuracy]]
+
+
+def class_columns(classes: Sequence[str]) -> list[str]:
+    """Names of a column per class, beside the columns `image`, `class` and `confidence` of predictions."""
+    return [f"{name} (class)" if name in ("image", "class", "confidence") else name for name in classes]

@@ -88,7 +88,7 @@ def pairs(found: tuple[check_module.Duplicates, ...]) -> list[tuple[str, ...]]:
 def test_sound_data_is_ok(tmp_path: Path, distinct: list[bytes]) -> None:
     report = report_of(tmp_path, distinct, [0, 1, 2] * 20)
     assert report.ok
-    assert check(tmp_path / "x.parquet").to_dict() == {
+    assert check(tmp_path / "x.parquet", planned=False).to_dict() == {
         **report.to_dict(),
         "source": f"parquet:{tmp_path / 'x.parquet'}",
     }
@@ -265,7 +265,7 @@ def test_progress(mini: Mini) -> None:
 def test_threads_change_nothing(make_folder: Callable[..., Path], tmp_path: Path) -> None:
     spec = DataSpec(source=f"folder:{make_folder('a', 'b', count=60)}")
     one = check(spec, threads=1, sheet=tmp_path / "one.png")
-    four = check(open_source(spec), threads=4, sheet=tmp_path / "four.png")
+    four = check(open_source(spec), spec, threads=4, sheet=tmp_path / "four.png")
     assert one.to_dict() == four.to_dict()
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "four.png").read_bytes()
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from kitae.data.check import check
 from kitae.data.fix import fix
@@ -53,6 +54,9 @@ def test_rows_become_images_with_labels_splits_and_groups(tmp_path: Path) -> Non
         ),
         (("path;label", "images/0.png;a"), "separated by ';'"),
         (("path,label", "images/0.png,"), "line 2"),
+        (("path,label", "", "images/0.png,a", "", "9.png,b"), r"line 5.*9\.png"),
+        (("path,label", "images/0.png,a", f"{'long' * 100}.png,b"), "line 3"),
+        (("path,label", "images/0.png,a", "~no-such-user/here.png,b"), "line 3.*~no-such-user"),
         (("path,label,split", "images/0.png,a,maybe"), "maybe"),
         (("",), "path"),
     ],
@@ -70,13 +74,22 @@ def test_a_line_ends_where_the_file_says(tmp_path: Path) -> None:
     assert open_source(spec).classes == ("a", "b")
 
 
+def test_spaces_around_the_names_of_columns_do_not_count(tmp_path: Path) -> None:
+    images(tmp_path)
+    assert open_source(write(tmp_path, "path , label", "images/0.png,a", "images/1.png,b")).classes == ("a", "b")
+
+
 def test_a_path_is_recognised_by_what_it_is(tmp_path: Path) -> None:
     write(tmp_path, "path,label")
     assert source_of(tmp_path / "labels.csv").startswith("csv:")
     assert source_of(tmp_path).startswith("folder:")
     (tmp_path / "part.parquet").touch()
     assert source_of(tmp_path).startswith("parquet:")
-    for wrong in ("missing", "labels.txt"):
+    (tmp_path / "images" / "cat").mkdir(parents=True)
+    assert source_of(tmp_path).startswith("parquet:")
+    Image.new("RGB", (4, 4)).save(tmp_path / "images" / "0.png")
+    assert source_of(tmp_path).startswith("folder:"), "a table that lies in a folder of classes"
+    for wrong in ("missing", "labels.txt", "~no-such-user/here", "long" * 100):
         (tmp_path / "labels.txt").touch()
         with pytest.raises(DataError, match=wrong):
             source_of(tmp_path / wrong)

@@ -88,3 +88,13 @@ def test_a_name_that_csv_cannot_hold_is_refused(folder: Path, tmp_path: Path) ->
     with pytest.raises(DataError, match="its name cannot be written to a CSV file; rename it"):
         fix(source, check(source), tmp_path / "fixed.csv")
     assert not (tmp_path / "fixed.csv").exists()
+
+
+def test_a_class_that_a_csv_file_cannot_keep_apart_is_refused(tmp_path: Path) -> None:
+    for number, name in enumerate(("cat", "cat ", "dog") * 2):
+        (tmp_path / "d" / name).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "d" / name / f"{number}.png").write_bytes(encoded(photo(number)))
+    source = open_source(DataSpec(source=f"folder:{tmp_path / 'd'}"))
+    with pytest.raises(DataError, match="the class 'cat ' begins or ends with a space"):
+        fix(source, check(source), tmp_path / "fixed.csv")
+    assert not (tmp_path / "fixed.csv").exists()

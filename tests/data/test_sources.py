@@ -154,6 +154,17 @@ def test_nested_files_and_linked_folders_belong_to_the_class(make_folder: Maker,
     assert "birds/000.png" in source.names
 
 
+def test_links_to_folders_are_followed_at_any_depth_and_circles_end(make_folder: Maker, tmp_path: Path) -> None:
+    root = make_folder("cats", "dogs")
+    (root / "cats" / "more").symlink_to(make_folder("x", name="elsewhere") / "x", target_is_directory=True)
+    (root / "dogs" / "all").symlink_to(root, target_is_directory=True)
+    source = folder_source(root)
+    assert "cats/more/000.png" in source.names
+    assert np.bincount(source.labels)[0] == 12
+    assert len(source) == 12 + 6 + 12  # dogs/all holds cats, and dogs once
+    assert not source.ignored()
+
+
 @pytest.mark.parametrize("names", [("train", "val", "test"), ("training", "validation", "testing"), ("Train", "dev")])
 def test_folders_of_splits(make_folder: Maker, names: tuple[str, ...]) -> None:
     source = folder_source(make_folder(*(f"{split}/{label}" for split in names for label in ("a", "b"))))
@@ -182,7 +193,9 @@ def test_groups_are_marked_folders(make_folder: Maker) -> None:
         (("train/a",), ("train/b",), "class 'b' has no images"),
         (("train/a", "test/a", "test/c"), (), "class 'c' of test is not in train"),
         (("train/a", "test/a", "more/a"), (), r"has splits \(.*\) and a folder 'more' beside them"),
+        (("train/a", "train/b", "eval/a", "eval/b"), (), "'eval' has the class folders of train.*rename it to val"),
         (("test/a", "val/a"), (), "no train folder"),
+        (("images/a", "images/b"), (), r"has only the folder 'images'.*give .*images"),
         ((), (".",), "no class folders"),
     ],
 )

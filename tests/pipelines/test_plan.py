@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from kitae import console
+from kitae.data.check import check
 from kitae.data.store import open_store
 from kitae.errors import DataError, RecipeError
 from kitae.pipelines import facts
@@ -134,6 +135,16 @@ def test_given_minutes_make_a_training_from_scratch_longer(tmp_path: Path, world
     steps = [made.recipe.train.epochs * (made.recipe.train.epoch_steps or 0) for made in (usual, patient)]
     assert steps[1] > 2 * steps[0]
     assert patient.clock.most == 3000
+
+
+def test_a_validation_fraction_that_is_given_is_kept(tmp_path: Path) -> None:
+    source = photos(tmp_path / "d", [40, 50], size=(28, 28), grey=True)
+    assert plan(source).recipe.data.val_fraction == 0.2
+    made = plan(source, choices=Choices(set=("data.val_fraction=0.1",)))
+    assert made.recipe.data.val_fraction == 0.1
+    assert made.lines[1] == "split: 65 train, 7 validation, 18 test"
+    assert check(source).counts["val"] == {"class 000": 6, "class 001": 8}  # as the plan without it
+    assert plan(source, choices=Choices(set="train.threads=1")).recipe.train.threads == 1  # type: ignore[arg-type]
 
 
 def test_tiny_grey_images_are_no_photographs(tmp_path: Path) -> None:

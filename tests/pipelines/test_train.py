@@ -25,6 +25,7 @@ from kitae.data.loader import ImageSet
 from kitae.data.splits import Splits, TestClosedError
 from kitae.errors import DataError, KitaeError, RecipeError, TrainingError
 from kitae.pipelines.estimate import estimate
+from kitae.pipelines.notes import notes_of
 from kitae.pipelines.setup import Setup
 from kitae.pipelines.train import train, train_without_test
 from kitae.recipe import Recipe, shipped
@@ -33,6 +34,7 @@ from kitae.training.checkpoint import load_weights
 from kitae.training.distributed import World
 from kitae.training.spec import TrainSpec
 from tests.images import encode, picture, write_folder, write_parquet
+from tests.watchers import DiesHereError, KillAt
 
 TINY = (
     "data.limit=200", "model.name=resnet8", "model.width=8", "train.epochs=2", "train.batch_size=32",
@@ -298,11 +300,13 @@ def test_validation_is_judged_once_and_says_the_same_as_judged_again(
 
 def test_a_network_of_one_size_cannot_start_with_smaller_pictures(cache: Path) -> None:
     setup = Setup.without_run(tiny("train.progressive={start: 0.75, until: 0.5}"))
-    assert not any("progressive" in note for note in setup.notes(setup.initial_model(World(0, 1, torch.device("cpu")))))
+    assert not any(
+        "progressive" in note for note in notes_of(setup, setup.initial_model(World(0, 1, torch.device("cpu"))))
+    )
     channels, height, width = setup.store.rules.shape
     fixed = nn.Sequential(nn.Flatten(), nn.Linear(channels * height * width, 10))
     with pytest.raises(RecipeError, match=r"train\.progressive: resnet8 for images of 28 x 28 cannot take 20 x 20"):
-        setup.notes(fixed)
+        notes_of(setup, fixed)
 
 
 def test_fine_tuning_scales_every_rate_and_takes_whole_pictures(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -327,7 +331,7 @@ def test_notes_name_what_has_no_effect_or_an_unexpected_one(cache: Path) -> None
     ]
     assert noted == ["train.schedule.warmup_epochs has no effect with one_cycle"]
     (few,) = estimate(tiny("train.batch_size=100"))["notes"]
-    assert few.startswith("train.batch_size: 100 of 200 images makes 2 update(s) an epoch")
+    assert few.startswith("train.batch_size: 100 of 200 images makes 2 updates an epoch")
     (rate,) = estimate(tiny("train.optimizer.name=adamw", "train.optimizer.lr=0.4", "train.batch_size=16"))["notes"]
     assert rate.startswith("train.optimizer.lr: 0.4 is far from what adamw usually takes")
 
@@ -729,3 +733,75 @@ def test_validation_has_the_same_numbers_with_and_without_test(tmp_path: Path) -
     assert "test" not in found
     assert without.test_openings == 0
     assert without.facts()["temperature"] == expected["temperature"]
+
+
+# ---- moved, damaged and incomplete -----------------------------------------------------------------------------------
+
+
+def test_an_interrupted_run_resumes_after_it_and_its_images_were_moved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KITAE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    write_folder(tmp_path / "photos", train=20)
+    recipe = tiny("data.source=folder:photos", "data.limit=null", "data.image_size=32", "train.batch_size=8")
+    whole = train(recipe, tmp_path / "whole")
+    with pytest.raises(DiesHereError):
+        train(recipe, tmp_path / "run", watcher=KillAt(6))
+    (tmp_path / "photos").rename(tmp_path / "elsewhere")
+    (tmp_path / "run").rename(tmp_path / "moved")
+    saved = Recipe.load(tmp_path / "moved" / "recipe.yaml")
+    shutil.copytree(tmp_path / "moved", tmp_path / "copy")
+    # The decoded images are still there, and are the same.
+    run = train(saved, tmp_path / "copy", resume=True)
+    assert run.best.read_bytes() == whole.best.read_bytes()
+    assert Run.open(tmp_path / "whole").evaluate("val")["accuracy"] == whole.evaluation()["val"]["accuracy"]
+    shutil.rmtree(tmp_path / "cache" / "stores")
+    with pytest.raises(DataError, match=r"photos: no such file or folder; if the images were moved, correct data\.source in"):
+        train(saved, tmp_path / "moved", resume=True)
+    other = write_folder(tmp_path / "other", train=20, classes=4)
+    with pytest.raises(DataError, match="has changed since"):
+        train(saved.override(f"data.source=folder:{other}"), tmp_path / "moved", resume=True)
+    run = train(saved.override("data.source=folder:elsewhere"), tmp_path / "moved", resume=True)
+    assert run.best.read_bytes() == whole.best.read_bytes()
+    assert Run.open(run.path).recipe.data.source == "folder:elsewhere"
+
+
+def test_a_file_of_a_newer_version_or_without_its_fields_is_refused(run: Run, tmp_path: Path) -> None:
+    shutil.copytree(run.path, tmp_path / "run")
+    file = tmp_path / "run" / "model.json"
+    facts = json.loads(file.read_text())
+    for content, message in (({**facts, "format": 99}, "newer version"), ({}, r"damaged \(it has no classes")):
+        file.write_text(json.dumps(content))
+        with pytest.raises(TrainingError, match=message):
+            Run.open(tmp_path / "run").predictor()
+
+
+def test_images_left_out_and_classes_without_images_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KITAE_CACHE", str(tmp_path / "cache"))
+    root = write_folder(tmp_path / "photos", train=20)
+    (root / "class 0" / "0.jpg").write_bytes(b"no image")
+    for file in list((root / "class 2").iterdir())[1:]:
+        file.unlink()
+    setup = Setup.without_run(tiny(f"data.source=folder:{root}", "data.limit=null", "data.on_corrupt=skip",
+                                   "data.image_size=32", "train.batch_size=16"))  # fmt: skip
+    notes = notes_of(setup, setup.initial_model(World(0, 1, torch.device("cpu"))))
+    assert any(note.startswith("data.on_corrupt: left out class 0/0.jpg (not an image") for note in notes)
+    assert "class 2: no test image; accuracy unknown" in notes
+    assert "class 2: no validation image" in notes
+    (advice,) = [note for note in notes if note.startswith("train.batch_size")]
+    assert advice.endswith(f"set it to {len(setup.images) // 10} or less")
+
+
+@pytest.mark.parametrize("minutes", [0, -1, float("nan"), float("inf"), "5"])
+def test_minutes_are_a_number_above_0(minutes: Any, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"minutes: .*: must be a number above 0"):
+        train(tiny(), tmp_path / "run", minutes=minutes)
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_is_no_recipe_and_no_data_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="not ndarray"):
+        train(np.zeros(3), tmp_path / "run")  # type: ignore[arg-type]
+    with pytest.raises(RecipeError, match="no such recipe"):
+        train("long" * 100, tmp_path / "run")

@@ -39,6 +39,7 @@ _USER_ERRORS = (
     errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOTDIR, errno.EISDIR,
     errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP,
 )  # fmt: skip
+_AGAIN = "; the same command again resumes"
 _FIRST_STEPS = """\
 kitae train fashion-mini         train a first classifier, on images that come with the package
 kitae predict runs/NAME IMAGES   classify images with it
@@ -83,5 +84,5 @@ def main() -> None:
         console.error(f"{problem.filename or 'a file'}: {problem.strerror}")
         sys.exit(2)
     except KeyboardInterrupt:
-        console.error("interrupted")
+        console.error(f"interrupted{_AGAIN if words[0] in ('compress', 'study', 'search') else ''}")
         sys.exit(130)

@@ -23,6 +23,7 @@ app = App(
     version=__version__,
     help="From a folder of images to a small, fast, trusted classifier.",
     help_format="plaintext",
+    suppress_keyboard_interrupt=False,  # main says what to do next
 )
 
 

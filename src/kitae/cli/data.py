@@ -36,7 +36,9 @@ def check(source: str, *, out: Path | None = None, set_: Sets = None) -> None:
 
     spec = data_spec(source, set_)
     with console.counting("reading images") as progress:
-        report = run_check(spec, progress=progress, sheet=None if out is None else out / "contact-sheet.png")
+        report = run_check(
+            spec, planned=_planned(set_), progress=progress, sheet=None if out is None else out / "contact-sheet.png"
+        )
     if out is not None:
         from kitae.files import write_json
 
@@ -85,7 +87,7 @@ def fix(
         out = root.with_name(f"{root.stem if root.is_file() else root.name}-fixed{suffix_of(opened)}")
     check_out(opened, out, overwrite=overwrite)
     with console.counting("reading images") as progress:
-        report = run_check(opened, spec, progress=progress)
+        report = run_check(opened, spec, planned=_planned(set_), progress=progress)
     written = run_fix(opened, report, out, overwrite=overwrite)
     left_out = [{"name": name, "reason": reason} for name, reason in written.left_out]
     console.answer({"path": written.path, "kept": written.kept, "left_out": left_out})
@@ -98,20 +100,33 @@ def fix(
 
 
 @data_app.command
-def prepare(source: str, *, set_: Sets = None) -> None:
+def prepare(source: str, *, minutes: float | None = None, set_: Sets = None) -> None:
     """Decode a source now, so that training starts at once.
 
-    Example: kitae data prepare photos/
+    A folder or file is decoded as kitae train decodes it with these minutes; a source with a name, as its recipes do.
+
+    Example: kitae data prepare photos/ --minutes 5
 
     Parameters
     ----------
     source
         A folder, a .parquet or a .csv file, or a source as data.source of a recipe.
+    minutes
+        As for kitae train, since they decide on the size of the images.
     """
+    from kitae.data.sources import path_of
     from kitae.data.store import open_store
 
+    spec = data_spec(source, set_)
+    if path_of(spec.source) is not None:
+        from kitae.pipelines.choices import Choices
+        from kitae.pipelines.plan import plan
+
+        planned = plan(spec.source, minutes, Choices(set=tuple(set_ or ())))
+        console.say(planned.lines[0])
+        spec = planned.recipe.data
     with console.counting("decoding images") as progress:
-        store = open_store(data_spec(source, set_), progress=progress)
+        store = open_store(spec, progress=progress)
     for name, why in store.skipped:
         console.say(f"skipped: {name}: {why}")
     count, *shape = store.images.shape
@@ -120,6 +135,10 @@ def prepare(source: str, *, set_: Sets = None) -> None:
         f"{count:,} images of {' x '.join(map(str, shape))}{kept}, "
         f"{len(store.classes)} classes, {console.size(store.images.nbytes)}"
     )
+
+
+def _planned(assignments: list[str] | None) -> bool:
+    return not any(entry.startswith("data.val_fraction") for entry in assignments or ())
 
 
 def data_spec(source: str, assignments: list[str] | None) -> Any:

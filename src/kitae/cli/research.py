@@ -218,6 +218,9 @@ def search(
     console.say(f"the winner's recipe is {out / 'winner.yaml'}")
 
 
+_GALLERY_SIZE = 128  # pixels of photographs, unless data.image_size is set
+
+
 @show_app.command
 def augment(data: str = "fashion-mini", *, out: Path = Path("gallery"), set_: Sets = None, seed: int = 0) -> None:
     """Draw every augmentation on your own training images.
@@ -235,9 +238,10 @@ def augment(data: str = "fashion-mini", *, out: Path = Path("gallery"), set_: Se
 
     from kitae.data.splits import make_splits
     from kitae.data.store import open_store
+    from kitae.pipelines.facts import framed
     from kitae.reporting.gallery import draw_gallery
 
-    spec = data_spec(data, set_)
+    spec = framed(data_spec(data, set_), _GALLERY_SIZE)
     with console.counting("decoding images") as progress:
         store = open_store(spec, progress=progress)
     train = make_splits(store, spec).train

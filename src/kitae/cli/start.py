@@ -81,8 +81,6 @@ def train(
     if resume and out is None:
         given = f", and {data} is none (it has no recipe.yaml)" if len(folder.parts) > 1 else ""
         raise RecipeError(f"--resume needs the run folder{given}: kitae train --resume RUN")
-    if minutes is not None and minutes <= 0:
-        raise RecipeError(f"--minutes {minutes:g}: must be above 0")
     if folds is not None and not 2 <= folds <= 20:
         raise RecipeError(f"--folds {folds}: must be 2 to 20")
     with console.TrainingView(0) as view:  # before the imports, which take seconds
@@ -319,7 +317,7 @@ def _write_predictions(out: Path, files: list[Path], probabilities: list[Any], c
 
         text = io.StringIO()
         writer = csv.writer(text)
-        writer.writerow(["image", "class", *classes])
+        writer.writerow(["image", "class", *views.class_columns(classes)])
         for file, name, shares in zip(files, names, probabilities, strict=True):
             writer.writerow([str(file), name, *(f"{share:.6f}" for share in shares)])
         write_atomically(out, console.printable(text.getvalue()).encode())

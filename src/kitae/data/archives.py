@@ -30,6 +30,7 @@ from kitae.data.base import TEST, TRAIN, Item, Progress, Source, Table
 from kitae.data.cache import cache_folder, storage_errors
 from kitae.data.spec import DataSpec
 from kitae.errors import DataError
+from kitae.files import user_path
 
 _BLOCK = 128
 _CHUNK = 1 << 20
@@ -143,7 +144,7 @@ def open_archive(name: str, path: str, spec: DataSpec, progress: Progress | None
     Raises:
         DataError: the folder or a file in it is missing or wrong, or a download fails.
     """
-    folder = Path(path).expanduser() if path else None
+    folder = user_path(path) if path else None
     if folder is not None and not folder.is_dir():
         raise DataError(f"{spec.source}: no such folder")
     downloads = cache_folder(spec.cache) / "downloads"

@@ -244,7 +244,7 @@ def _pass(job: Job, rules: PreprocessRules, folder: Path, *, whole_is_news: bool
                 if isinstance(result, DataError):
                     if job.request["on_corrupt"] == "error":
                         raise DataError(f"{result} {_SKIP_HINT}") from result
-                    written.skipped.append((table.names[row], str(result)))
+                    written.skipped.append((table.names[row], str(result).removeprefix(f"{table.names[row]}: ")))
                 else:
                     written.kept[row] = True
                     written.hashes += result.hash

@@ -26,7 +26,7 @@ from kitae.data.near import near_duplicates, perceptual_hashes
 from kitae.data.parallel import each_image
 from kitae.data.sources import open_source, source_named
 from kitae.data.spec import DataSpec
-from kitae.data.splits import divide
+from kitae.data.splits import divide, enough_to_choose
 from kitae.errors import DataError, KitaeError
 from kitae.preprocess import depth_of, flattened
 
@@ -234,6 +234,7 @@ def check(
     source: Source | DataSpec | str | Path,
     spec: DataSpec | None = None,
     *,
+    planned: bool | None = None,
     progress: Progress | None = None,
     sheet: str | Path | None = None,
     threads: int | None = None,
@@ -242,7 +243,8 @@ def check(
 
     Args:
         source: a source, the spec that names one, its name, or the path of a folder, a Parquet or a CSV file.
-        spec: how training would split it; by default `source` where that is a spec, else DataSpec's defaults.
+        spec: how training would split it; by default `source` where that is a spec.
+        planned: split as a planned run does, which chooses `val_fraction`; by default where no spec is given.
         progress: called with (images done, images in all).
         sheet: where to write a contact sheet (PNG) with some training images of every class.
         threads: reading threads; by default one a processor.
@@ -250,6 +252,7 @@ def check(
     Raises:
         DataError: the source cannot be opened, or the sheet cannot be written. Broken images are reported, not raised.
     """
+    planned = (spec is None and not isinstance(source, DataSpec)) if planned is None else planned
     if isinstance(source, str | Path):
         source = (spec or DataSpec()).model_copy(update={"source": source_named(source)})
     spec = spec or (source if isinstance(source, DataSpec) else DataSpec())
@@ -257,6 +260,7 @@ def check(
         lists_files = source.source.startswith("csv:")  # each that is missing is a finding, not the end
         source = open_source(source.model_copy(update={"on_corrupt": "skip"}) if lists_files else source)
     table = source.table
+    spec = enough_to_choose(table, spec) if planned else spec
     shown = _sheet_rows(table) if sheet is not None else {}
     facts = _Facts([], [], [], [], [], [], [], {})
     unreadable: dict[int, str] = {}

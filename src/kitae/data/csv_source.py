@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from kitae.data.base import SPLIT_ALIASES, TRAIN, Item, Source, Table, name_key
 from kitae.data.groups import PARENT, by_paths, by_values
 from kitae.errors import DataError
+from kitae.files import user_path
 
 _PATHS = ("path", "file", "filename", "image", "image_path", "filepath")
 _LABELS = ("label", "class", "class_name", "category", "target")
@@ -39,7 +41,7 @@ class CsvSource(Source):
             DataError: no such file, a column or an image file is missing, an unknown split.
         """
         super().__init__(name or f"csv:{path}")
-        self.path = Path(path).expanduser()
+        self.path = user_path(path)
         try:
             text = self.path.read_text(encoding="utf-8-sig")
         except OSError as error:
@@ -48,21 +50,23 @@ class CsvSource(Source):
             raise DataError(f"{self.name}: not UTF-8 text; save it as UTF-8") from error
         reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
         try:
-            self._rows = list(reader)
+            numbered = [(reader.line_num, row) for row in reader]  # blank lines have a number, but no row
         except csv.Error as error:
             raise DataError(f"{self.name}: line {reader.line_num}: not CSV ({error})") from error
-        header = [column for column in reader.fieldnames or () if column]
+        self._lines = [line for line, _ in numbered]
+        self._rows = [{(column or "").strip(): cell for column, cell in row.items()} for _, row in numbered]
+        header = [column.strip() for column in reader.fieldnames or () if column.strip()]
         self._path, self._label = self._column(header, _PATHS), self._column(header, _LABELS)
         known = {column.lower(): column for column in header}
         self._split, self._rule = known.get("split"), groups
         self._group = known.get("group") if groups is None else None if groups == PARENT else known.get(groups.lower())
-        self._files = [self._file(number, row) for number, row in enumerate(self._rows, 2)]
-        missing = [] if gaps else [row for row, path in enumerate(self._files) if not path.is_file()]
+        self._files = [self._file(line, row) for line, row in zip(self._lines, self._rows, strict=True)]
+        missing = [] if gaps else [row for row, path in enumerate(self._files) if not os.path.isfile(path)]
         if missing:
             more = f", and {len(missing) - 1:,} more" if len(missing) > 1 else ""
             raise DataError(
-                f"{self.name}: line {missing[0] + 2}: there is no file {self._files[missing[0]]}{more}; correct the "
-                "path, or let kitae data fix leave such lines out"
+                f"{self.name}: line {self._lines[missing[0]]}: there is no file {self._files[missing[0]]}{more}; "
+                "correct the path, or let kitae data fix leave such lines out"
             )
 
     def _column(self, header: list[str], names: tuple[str, ...]) -> str:
@@ -80,10 +84,10 @@ class CsvSource(Source):
         written = (row[self._path] or "").strip()
         if not written or not (row[self._label] or "").strip():
             raise DataError(f"{self.name}: line {number} lacks its path or its label")
-        return self.path.parent / Path(written).expanduser()
+        return self.path.parent / user_path(written)
 
     def files(self) -> list[Path]:
-        return [self.path, *(path for path in self._files if path.is_file())]
+        return [self.path, *(path for path in self._files if os.path.isfile(path))]
 
     def identity(self) -> dict[str, Any]:
         return {} if self._rule is None else {"groups": self._rule}
@@ -96,7 +100,9 @@ class CsvSource(Source):
         return Table(
             classes=classes,
             labels=np.array([place[label] for label in labels], dtype=np.int64),
-            splits=np.array([self._code(number, row) for number, row in enumerate(self._rows, 2)], dtype=np.uint8),
+            splits=np.array(
+                [self._code(line, row) for line, row in zip(self._lines, self._rows, strict=True)], dtype=np.uint8
+            ),
             names=names,
             keys=np.array([name_key(name) for name in names], dtype=np.int64),
             groups=self._groups(names),

@@ -100,7 +100,10 @@ def _write_csv(source: Source, kept: list[int], path: Path) -> None:
         unicode = name.encode("utf-8", "replace").decode("utf-8") == name
         if not unicode or name != name.strip() or any(character in name for character in "\r\n"):
             raise DataError(f"{file}: its name cannot be written to a CSV file; rename it")
-        cells = [name, table.classes[table.labels[row]]]
+        label = table.classes[table.labels[row]]
+        if label != label.strip():  # would become the class without the spaces
+            raise DataError(f"{source.name}: the class {label!r} begins or ends with a space; rename its folder")
+        cells = [name, label]
         cells += [SPLIT_NAMES[table.splits[row]]] if own else []
         cells += [] if table.groups is None else [str(table.groups[row])]
         writer.writerow(cells)

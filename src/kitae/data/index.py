@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -17,6 +16,7 @@ from kitae.data.parallel import each_image
 from kitae.data.remote import is_url
 from kitae.data.shards import ShardSource, hashes_of
 from kitae.errors import DataError
+from kitae.files import user_path
 from kitae.preprocess import decode
 
 
@@ -68,5 +68,5 @@ def index_shards(job: Job) -> None:
         job.publish(
             temporary, rules, kept, skipped, {name: column[kept] for name, column in columns.items()},
             hashlib.blake2b(digest_size=16),
-            facts={"shards": [one if is_url(one) else str(Path(one).expanduser().absolute()) for one in source.shards]},
+            facts={"shards": [one if is_url(one) else str(user_path(one).absolute()) for one in source.shards]},
         )  # fmt: skip

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from kitae.data.base import SPLIT_ALIASES, TRAIN, Item, Source, Table
 from kitae.data.groups import PARENT, by_paths, by_values
 from kitae.errors import DataError, one_line, require
+from kitae.files import user_path
 
 _IMAGE_COLUMNS = ("image", "img")
 _LABEL_COLUMNS = ("label", "labels", "fine_label")
@@ -56,7 +57,7 @@ class ParquetSource(Source):
         self._pq = require("pyarrow.parquet", "train")
         self._wanted = {"image_column": image_column, "label_column": label_column}
         self._rule = groups
-        root = Path(path).expanduser()
+        root = user_path(path)
         if root.is_dir():
             self._files = sorted(
                 p for p in root.rglob("*.parquet") if not any(q.startswith(".") for q in p.relative_to(root).parts)

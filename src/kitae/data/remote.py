@@ -19,7 +19,7 @@ from pathlib import Path
 
 from kitae.data.cache import storage_errors
 from kitae.errors import DataError, one_line, require
-from kitae.files import write_atomically
+from kitae.files import user_path, write_atomically
 from kitae.folders import lock
 
 _OPEN = 64  # shards that a process keeps open
@@ -83,7 +83,7 @@ class ShardCache:
             DataError: the URL cannot be reached or is not a safe one, no room or no permission.
         """
         if not is_url(shard):
-            return Path(shard).expanduser()
+            return user_path(shard)
         if _URL.fullmatch(shard) is None:
             raise DataError(f"data.source: {shard!r} is not a plain URL; write odd characters as %20 and the like")
         target = self._target(shard)

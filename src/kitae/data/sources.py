@@ -25,7 +25,8 @@ from kitae.data.base import SPLIT_ALIASES, TRAIN, Item, Progress, Source, Table,
 from kitae.data.groups import by_paths
 from kitae.data.spec import DataSpec
 from kitae.errors import DataError, did_you_mean
-from kitae.preprocess import image_files, is_image
+from kitae.files import user_path
+from kitae.preprocess import image_files, is_image, visible_files
 
 GROUP_PREFIX = "group="
 _BLOCK, _BLOCKS = 32, 64  # images handed to a worker at once, at most; and at least so many portions of a folder
@@ -65,7 +66,7 @@ class FolderSource(Source):
     def __init__(self, root: str | Path, name: str = "", groups: str | None = None) -> None:
         """Lists the files. Raises DataError: no such folder, no class folders, a class or a split without images."""
         super().__init__(name or f"folder:{root}")
-        self.root = Path(root).expanduser()
+        self.root = user_path(root)
         self._rule = groups
         if not self.root.is_dir():
             raise DataError(f"{self.name}: no such folder" if not self.root.exists() else f"{self.name}: not a folder")
@@ -79,8 +80,10 @@ class FolderSource(Source):
         codes = [SPLIT_ALIASES.get(folder.name.lower()) for folder in folders]
         named = [folder.name for folder, code in zip(folders, codes, strict=True) if code is not None]
         odd = [folder.name for folder, code in zip(folders, codes, strict=True) if code is None]
-        if TRAIN in codes and len(named) > 1 and odd:  # one alone may be a class of vehicles
-            raise DataError(f"{self.name}: has splits ({', '.join(named)}) and a folder {odd[0]!r} beside them")
+        if TRAIN in codes and odd:
+            if len(named) > 1:  # one alone may be a class of vehicles
+                raise DataError(f"{self.name}: has splits ({', '.join(named)}) and a folder {odd[0]!r} beside them")
+            self._refuse_unknown_split(folders, codes)
         if named and not odd and TRAIN not in codes:
             raise DataError(f"{self.name}: has a folder {named[0]!r} but no train folder")
         if TRAIN in codes and not odd:
@@ -96,6 +99,11 @@ class FolderSource(Source):
             raise DataError(
                 f"{self.name}: {held} in {parts[0][1]}; expected is one folder of images per class, or a CSV file of "
                 "paths and labels"
+            )
+        inside = parts[0][1] / names[0]
+        if len(names) == 1 and len(_subfolders(inside)) > 1 and not any(is_image(p.name) for p in inside.iterdir()):
+            raise DataError(
+                f"{self.name}: has only the folder {names[0]!r}, which has folders of its own; give {inside}"
             )
         for code, part in parts:
             before = len(self._files)
@@ -114,17 +122,23 @@ class FolderSource(Source):
                 _check_part(part, self.name, empty=len(self._files) == before)
         return tuple(names)
 
+    def _refuse_unknown_split(self, folders: list[Path], codes: list[int | None]) -> None:
+        """Refuse a folder that has the same class folders as `train`, but not the name of a split."""
+        classes = {sub.name for folder, code in zip(folders, codes, strict=True) if code == TRAIN
+                   for sub in _subfolders(folder)}  # fmt: skip
+        for folder, code in zip(folders, codes, strict=True):
+            if code is None and classes.intersection(sub.name for sub in _subfolders(folder)):
+                raise DataError(
+                    f"{self.name}: {folder.name!r} has the class folders of train, but is not the name of a split; "
+                    "rename it to val or test"
+                )
+
     def files(self) -> list[Path]:
         return self._files
 
     def ignored(self) -> list[str]:
         taken = set(self._files)
-        found = []
-        for parent, folders, files in os.walk(self.root):
-            folders[:] = [name for name in folders if not name.startswith((".", "__MACOSX"))]
-            paths = (Path(parent, name) for name in files if not name.startswith("."))
-            found += [path.relative_to(self.root).as_posix() for path in paths if path not in taken]
-        return sorted(found)
+        return sorted(p.relative_to(self.root).as_posix() for p in visible_files(self.root) if p not in taken)
 
     def identity(self) -> dict[str, object]:
         rule = {} if self._rule is None else {"groups": self._rule}
@@ -184,11 +198,13 @@ def source_of(path: str | Path) -> str:
     Raises:
         DataError: there is no such file or folder, or it is none of these.
     """
-    given = Path(path).expanduser()
-    if given.is_dir():
-        flat = any(entry.suffix == ".parquet" for entry in given.iterdir())
-        return f"parquet:{path}" if flat else f"folder:{path}"
-    if not given.exists():
+    given = user_path(path)
+    if os.path.isdir(given):
+        tables = any(entry.suffix == ".parquet" for entry in given.iterdir())
+        # Predictions may have been written into a folder of classes.
+        classes = any(is_image(entry.name) for folder in _subfolders(given) for entry in folder.iterdir())
+        return f"parquet:{path}" if tables and not classes else f"folder:{path}"
+    if not os.path.exists(given):
         raise DataError(f"{path}: no such file or folder")
     kinds = {".parquet": "parquet", ".csv": "csv"}
     if given.suffix.lower() not in kinds:
@@ -196,6 +212,12 @@ def source_of(path: str | Path) -> str:
             f"{path}: not a data source; give a folder with one folder per class, a .parquet or a .csv file"
         )
     return f"{kinds[given.suffix.lower()]}:{path}"
+
+
+def path_of(source: str) -> Path | None:
+    """The path of a data.source that is a folder or file on this machine; None for all others."""
+    kind, _, path = source.partition(":")
+    return user_path(path) if kind in ("folder", "parquet", "csv") and path else None
 
 
 def source_named(given: str | Path) -> str:

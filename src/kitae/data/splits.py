@@ -31,6 +31,8 @@ from kitae.files import write_atomically
 
 Rows = NDArray[np.int64]
 
+_ENOUGH = 150  # validation images, for a reliable choice
+
 
 class TestClosedError(RuntimeError):
     """A test image was requested before the test was opened: a bug in the caller, which would invalidate the result."""
@@ -84,6 +86,19 @@ class Splits:
             bool [len(rows)].
         """
         return np.isin(twins[rows], twins[np.concatenate([self.train, self.val])])
+
+    def absent(self, labels: NDArray[np.int64], classes: int) -> dict[str, list[int]]:
+        """The classes without any image in each split that is not empty.
+
+        Args:
+            labels: int64 [M], of the whole store.
+        """
+        parts = (("train", self.train), ("val", self.val), ("test", self._test))
+        return {
+            name: np.flatnonzero(np.bincount(labels[rows], minlength=classes) == 0).tolist()
+            for name, rows in parts
+            if len(rows)
+        }
 
     def group_counts(self, groups: NDArray[np.int64]) -> dict[str, int]:
         """How many groups there are in each split, for evaluation.json.
@@ -147,6 +162,17 @@ class Splits:
             raise DataError(f"{path}: no such file") from error
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise DataError(f"{path}: not a splits file, or a broken one ({error})") from error
+
+
+def enough_to_choose(table: Labelled, spec: DataSpec) -> DataSpec:
+    """The spec with the `val_fraction` of a planned run: some 150 images, but between a tenth and a fifth of them."""
+    pool = int((np.asarray(table.splits) != TEST).sum())
+    if spec.folds is not None:
+        pool = round(pool * (1 - 1 / spec.folds))
+    elif pool == len(table.labels):
+        pool = round(pool * (1 - spec.test_fraction))
+    share = min(0.2, max(0.1, _ENOUGH / max(pool, 1)))
+    return spec.model_copy(update={"val_fraction": round(share, 3)})
 
 
 class Labelled(Protocol):

@@ -27,6 +27,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,7 +47,7 @@ from kitae.data.index import index_shards
 from kitae.data.pictures import Pictures
 from kitae.data.remote import ShardCache
 from kitae.data.shards import ShardSource
-from kitae.data.sources import open_source
+from kitae.data.sources import open_source, path_of
 from kitae.data.spec import DataSpec
 from kitae.errors import DataError
 from kitae.folders import lock
@@ -106,6 +107,24 @@ def open_store(spec: DataSpec, progress: Progress | None = None, rules: Preproce
     """
     source = open_source(spec, progress)
     return prepare(source, rules or spec, on_corrupt=spec.on_corrupt, cache=spec.cache, progress=progress)
+
+
+def reopen_store(spec: DataSpec, fingerprint: str, recipe: Path, progress: Progress | None = None) -> Store:
+    """The store of a run that has been started; if its images were moved or removed, as they were decoded before.
+
+    Args:
+        fingerprint: of the store that the run was started with.
+        recipe: the run's recipe file, for the error if there are neither images nor a store.
+    """
+    path = path_of(spec.source)
+    if path is None or os.path.exists(path):
+        return open_store(spec, progress)
+    decoded = find_store(fingerprint, spec.cache)
+    if decoded is None:
+        raise DataError(
+            f"{spec.source}: no such file or folder; if the images were moved, correct data.source in {recipe}"
+        )
+    return decoded
 
 
 def find_store(fingerprint: str, cache: str | Path | None = None) -> Store | None:

@@ -52,12 +52,14 @@ from kitae.experiments.worker import function, read_outcome
 from kitae.files import write_atomically, write_json
 from kitae.folders import Owned
 from kitae.pipelines.argument import understand
+from kitae.pipelines.facts import framed
 from kitae.recipe import Recipe
 from kitae.reporting.study_charts import arms_chart
 from kitae.training.spec import merit
 
 REDUCTION = 3
 FRESH_SEED = 1000  # the first seed of the rematch; arms use the recipe's own seed
+_PHOTO_SIZE = 64  # pixels of photographs, unless data.image_size is set
 _FIRST = "search.yaml"
 SEARCH_FOLDER = Owned(
     "search",
@@ -245,6 +247,9 @@ def search(
     if rematch_seeds < 2:
         raise RecipeError(f"rematch_seeds: {rematch_seeds} gives the verdict no interval; use two or more, such as 5")
     asked = _recipe_of(recipe).override(*overrides)
+    if (data := framed(asked.data, _PHOTO_SIZE)) != asked.data:
+        say(f"data.image_size: searching with {data.image_size} pixels")
+        asked = asked.model_copy(update={"data": data})
     folder = Path(out)
     with SEARCH_FOLDER.locked(folder):
         setting = _written(

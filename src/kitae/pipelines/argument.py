@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal
 
 from kitae.data.sources import SOURCES, source_of
 from kitae.errors import RecipeError, did_you_mean
+from kitae.files import user_path
 from kitae.recipe import shipped
 
 PREFIX = "recipe:"
@@ -22,16 +24,16 @@ def understand(argument: str) -> tuple[Literal["recipe", "data"], str]:
         RecipeError: it is none of these, or both a name and a file or folder, or a run folder.
         DataError: a file that is not a data source.
     """
-    path = Path(argument).expanduser()
+    path = user_path(argument)
     if argument.startswith(PREFIX):
         return "recipe", argument.removeprefix(PREFIX)
     if path.suffix.lower() in (".yaml", ".yml"):
         return "recipe", argument
-    if (path / "recipe.yaml").is_file():
+    if os.path.isfile(path / "recipe.yaml"):  # unlike `Path.is_file`, False for a name that is too long
         raise RecipeError(
             f"{argument}: is a run folder; resume it with --resume, or train again from {path / 'recipe.yaml'}"
         )
-    here = path.exists()
+    here = os.path.exists(path)
     if argument in shipped():
         if here:
             raise RecipeError(_both(argument, "shipped recipe", f"{PREFIX}{argument}"))

@@ -55,6 +55,10 @@ class Choices:
     folds: int | None = None
     set: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        if isinstance(self.set, str):  # from Python, one field without a tuple around it
+            object.__setattr__(self, "set", (self.set,))
+
     def applied(self, recipe: Recipe) -> Recipe:
         """The recipe with these choices.
 

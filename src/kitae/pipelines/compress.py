@@ -29,7 +29,7 @@ from kitae import views
 from kitae.compression.shape import Shape, reshape
 from kitae.compression.spec import CompressSpec
 from kitae.errors import BudgetError, CompressionError, KitaeError, TrainingError, TrainingInterruptedError, one_line
-from kitae.files import read_json, write_atomically, write_json, write_parquet
+from kitae.files import read_json, require_format, write_atomically, write_json, write_parquet
 from kitae.folders import Owned
 from kitae.machine import machine
 from kitae.pipelines.budget import Outcome, judge, search, size_field
@@ -78,7 +78,9 @@ class CompressionResult:
         file = Path(path) / "compression.json"
         if not file.is_file():
             raise CompressionError(f"{path}: no compression there (it has no compression.json)")
-        return cls(Path(path), read_json(file, *_FACTS, error=CompressionError))
+        facts = read_json(file, *_FACTS, error=CompressionError)
+        require_format(facts, _FORMAT, file, CompressionError)
+        return cls(Path(path), facts)
 
     @property
     def model_file(self) -> Path:

@@ -6,6 +6,7 @@ import os
 import time
 from typing import Any
 
+from kitae.pipelines.notes import notes_of
 from kitae.pipelines.setup import Progress, Setup, begin, resolved
 from kitae.recipe import Recipe
 from kitae.training import precision
@@ -33,7 +34,7 @@ def estimate(recipe: Recipe, progress: Progress | None = None, steps: int = 6) -
     setup = Setup.without_run(recipe, progress)
     store = setup.store
     model = setup.initial_model(world, pretrained=False)
-    facts, notes = setup.facts(model), setup.notes(model)
+    facts, notes = setup.facts(model), notes_of(setup, model)
     shape = epoch_shape(len(setup.images), recipe.train, world.size)
     build_optimizer(model, recipe.train.optimizer)  # says what is wrong with its name
     recipe = resolved(recipe, setup, world, model)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from kitae.deployment.onnx import Card, Exported
 from kitae.deployment.onnx import export as write_onnx
-from kitae.errors import DataError
+from kitae.errors import DataError, ExportError
 from kitae.pipelines.setup import Setup
 from kitae.run import Run
 
@@ -24,6 +24,9 @@ def export(run: Run | str | Path, out: str | Path | None = None) -> Exported:
         ExportError: the network cannot be exported, or the file does not compute what it computes.
     """
     run = run if isinstance(run, Run) else Run.open(run)
+    file = Path(out) if out is not None else beside(run.path, ".onnx")
+    if file.is_dir():
+        raise ExportError(f"{file}: is a folder; give a file, such as {file / file.with_suffix('.onnx').name}")
     model = run.load_model()
     try:
         setup = Setup.of(run)
@@ -31,7 +34,6 @@ def export(run: Run | str | Path, out: str | Path | None = None) -> Exported:
         images = setup.image_set(rows).gather(rows)[0]
     except DataError:  # the data has moved; generated pictures verify a file too
         images = None
-    file = Path(out) if out is not None else beside(run.path, ".onnx")
     return write_onnx(model, file, card(run), images)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -12,13 +13,16 @@ from kitae import keyed
 from kitae.data.base import Item, Source
 from kitae.data.sources import open_source
 from kitae.data.spec import DataSpec
-from kitae.data.splits import divide
+from kitae.data.splits import divide, enough_to_choose
 from kitae.errors import DataError
 from kitae.preprocess import PreprocessRules, decode, from_array, is_grey_mode, probe
 
 _TINY = 64  # images with no longer side do not count as photographs, and small networks take them at their size
+# Aspect ratios of a median picture that is squashed into the square, since a crop would lose its edges. For pictures
+# that are nearly square, the centre is enlarged instead, as in the training of the weights (LOG.md, 2026-11-26).
+_SQUEEZED = (1.15, 1.7)
+_CROP_PCT = 0.875
 _SAMPLE = 48  # images that are sampled
-_VALIDATION = 150  # validation images for a reliable choice, if that is no more than a fifth of the images
 
 
 @dataclass(frozen=True)
@@ -65,19 +69,16 @@ class Facts:
         return "images" if self.tiny else "photos"
 
 
-def look(data: DataSpec) -> tuple[Facts, DataSpec]:
-    """The facts, and the spec with a validation split of suitable size."""
+def look(data: DataSpec, *, fraction: bool = False) -> tuple[Facts, DataSpec]:
+    """The facts, and the spec with a validation split of suitable size.
+
+    Args:
+        fraction: `val_fraction` is given, and kept.
+    """
     source = open_source(data)
     table = source.table
     counts = np.bincount(table.labels, minlength=len(table.classes))
-    pool = len(source) - int((table.splits == 2).sum())
-    if data.folds is not None:
-        pool = round(pool * (1 - 1 / data.folds))
-    elif not (table.splits == 2).any():
-        pool = round(pool * (1 - data.test_fraction))
-    share = min(0.2, max(0.1, _VALIDATION / max(pool, 1)))
-    if data.val_fraction == DataSpec().val_fraction:
-        data = data.model_copy(update={"val_fraction": round(share, 3)})
+    data = data if fraction else enough_to_choose(table, data)
     train, val, test, _ = divide(source, data)
     sizes, grey, seconds = _sampled(source)
     heights, widths = zip(*sizes, strict=True)
@@ -131,3 +132,29 @@ def _some(source: Source) -> list[Item]:
         rows = keyed.permutation(0, 0, len(source), keyed.SLOT_LIMIT)[:_SAMPLE]
         return [source.read(int(row)) for row in rows]
     return next(iter(source.blocks()))[:_SAMPLE]
+
+
+def framing(facts: Facts, given: DataSpec, *, pretrained: bool) -> dict[str, Any]:
+    """The fields of `data` that choose what evaluation sees of a picture, unless `given` sets them."""
+    if facts.tiny or given.resize != "crop" or given.crop_pct != 1:
+        return {}
+    ratio = max(facts.side) / min(facts.side)
+    least, most = _SQUEEZED
+    if pretrained and ratio < least:
+        return {"crop_pct": _CROP_PCT}
+    return {"resize": "squash"} if ratio <= most else {}
+
+
+def framed(data: DataSpec, size: int) -> DataSpec:
+    """The spec; for photographs and images of several sizes, if it has no `image_size`, with one and a plan's framing.
+
+    Args:
+        size: pixels of photographs.
+    """
+    if data.image_size is not None or data.source.startswith("webdataset"):
+        return data
+    facts, _ = look(data, fraction=True)
+    if facts.same and (facts.tiny or facts.longest <= size):
+        return data
+    side = max(facts.side) if facts.tiny else size
+    return data.model_copy(update={"image_size": side, **framing(facts, data, pretrained=False)})

@@ -82,7 +82,7 @@ class Networks:
         self.world = begin(run.recipe.train)
         self.setup = Setup.of(run)
         self.device = self.world.device
-        origin = run.best.read_bytes() + self.setup.store.fingerprint.encode() + run.recipe.fingerprint.encode()
+        origin = run.best.read_bytes() + f"{self.setup.store.fingerprint}{run.recipe.training_fingerprint}".encode()
         self._origin = hashlib.sha256(origin).hexdigest()
         model = run.load_model(free=True).to(self.device)
         self.original = Network(0.0, model, UNCHANGED, self._key([]))

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from kitae.errors import RecipeError
 from kitae.evaluation.evaluate import predict_logits
 from kitae.models.build import build
 from kitae.models.spec import ModelSpec
@@ -69,7 +70,13 @@ class Clock:
 
     @classmethod
     def of(cls, minutes: float, begun: float) -> Clock:
-        """A clock of this many minutes, started at `begun`."""
+        """A clock of this many minutes, started at `begun`.
+
+        Raises:
+            RecipeError: they are not a number above 0.
+        """
+        if not (isinstance(minutes, int | float) and 0 < minutes < math.inf):
+            raise RecipeError(f"minutes: {minutes!r}: must be a number above 0")
         return cls(60 * minutes, begun, time.monotonic() - begun)
 
     @property

@@ -9,17 +9,17 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from kitae import console
 from kitae.data.parallel import processors
 from kitae.data.spec import DataSpec
 from kitae.errors import MissingExtraError, install
+from kitae.files import user_path
 from kitae.models.spec import ModelSpec
 from kitae.models.weights import PACKAGES, within_reach
 from kitae.pipelines.choices import Choices
-from kitae.pipelines.facts import Facts, look
+from kitae.pipelines.facts import Facts, framing, look
 from kitae.pipelines.folds import split_clock
 from kitae.pipelines.pace import (
     FEWEST_STEPS,
@@ -51,10 +51,6 @@ _SMALLEST_TUNED = 128  # pixels; fine-tuning on smaller pictures ended worse tha
 _TUNED_SIDE = 0.7
 _TUNED_MARGIN = 1.2  # times the fewest steps, since the second measurement before training may be slower
 _FEW = 1000  # with fewer images, a single split is unreliable
-# Aspect ratios of a median picture that is squashed into the square, since a crop would lose its edges. For pictures
-# that are nearly square, the centre is enlarged instead, as in the training of the weights (LOG.md, 2026-11-26).
-_SQUEEZED = (1.15, 1.7)
-_CROP_PCT = 0.875
 
 
 @dataclass(frozen=True)
@@ -96,7 +92,8 @@ def plan(source: str, minutes: float | Clock | None = None, choices: Choices | N
     )
     if base.data.whole:  # planned as the run of one fold; there is a run for each fold and one on everything
         base = base.override("data.fold=1")
-    facts, data = look(base.data)
+    given = any(entry.startswith(("data.val_fraction", "data=")) for entry in choices.set)
+    facts, data = look(base.data, fraction=given)
     base = base.model_copy(update={"data": data})
     world = begin(base.train)
     share = clock if facts.folds is None else split_clock(clock, facts.folds + 1)
@@ -109,7 +106,7 @@ def plan(source: str, minutes: float | Clock | None = None, choices: Choices | N
 
 def _name(source: str) -> str:
     kind, _, path = source.partition(":")
-    name = Path(path).expanduser().resolve().stem if path else kind
+    name = user_path(path).resolve().stem if path else kind
     return name[:100] or kind
 
 
@@ -221,7 +218,7 @@ class _Planner:
             update={
                 "image_size": size,
                 "normalize": "pretrained",
-                **self.framing(pretrained=True),
+                **framing(facts, self.base.data, pretrained=True),
             }
         )
         recipe = {
@@ -274,17 +271,6 @@ class _Planner:
             return 0 if chosen[1] else self.clock.left - chosen[3]
 
         return replan(plan, unused, self.clock, self.world)
-
-    def framing(self, *, pretrained: bool) -> dict[str, Any]:
-        """The fields of `data` that choose what evaluation sees of a picture, unless the user has set them."""
-        given = self.base.data
-        if self.facts.tiny or given.resize != "crop" or given.crop_pct != 1:
-            return {}
-        ratio = max(self.facts.side) / min(self.facts.side)
-        least, most = _SQUEEZED
-        if pretrained and ratio < least:
-            return {"crop_pct": _CROP_PCT}
-        return {"resize": "squash"} if ratio <= most else {}
 
     def sizes(self, usual: Sequence[int]) -> tuple[int, ...]:
         """Sizes to choose from, the largest first: the user's, or those that do not just enlarge the pictures."""
@@ -364,7 +350,8 @@ class _Planner:
             epochs, steps = self.choices.epochs, 0
         oblong = facts.tiny and facts.same and self.choices.image_size is None and len(set(facts.side)) > 1
         image_size = facts.side if oblong else size  # not null, since only a sample of the pictures was read
-        data = self.base.data.model_copy(update={"image_size": image_size, **self.framing(pretrained=False)})
+        frame = framing(facts, self.base.data, pretrained=False)
+        data = self.base.data.model_copy(update={"image_size": image_size, **frame})
         recipe = {
             "data": data.model_dump(mode="json"),
             "augment": {"train": _tiny_ops(size) if facts.tiny else _PHOTO_OPS},

@@ -28,24 +28,21 @@ from kitae.errors import RecipeError, TrainingError
 from kitae.evaluation.evaluate import label_scores, predict_logits
 from kitae.models.airbench import Airbench
 from kitae.models.build import build, normalization
-from kitae.models.structure import count_macs, count_parameters, layer_groups, linear_classifier, takes
+from kitae.models.structure import count_macs, count_parameters, layer_groups, linear_classifier
 from kitae.models.weights import Weights, load
 from kitae.recipe import Recipe
 from kitae.run import Run
 from kitae.training import distributed, precision
 from kitae.training.allocator import keep_freed_memory
-from kitae.training.batches import epoch_shape
 from kitae.training.checkpoint import weights_digest
 from kitae.training.distributed import World
 from kitae.training.fit import FitResult, Selection, Source, Tuning, Watcher, fit
 from kitae.training.learner import Teacher
-from kitae.training.schedule import progressive_size
 from kitae.training.spec import ProbeSpec, TrainSpec, merit
 
 Progress = Callable[[int, int], None]
 """(done, total), called while images are decoded."""
 
-_FEW_UPDATES = 10  # in an epoch
 _UNEVEN = 3  # accuracy misleads if the largest class has more than this many times the images of the smallest
 _CLEAN_IMAGES = 1000  # training images, without augmentation, for the train-validation gap
 _FEW_CLEAN = 50  # the same in fine-tuning, or half the validation images: it is short, and its images are large
@@ -207,79 +204,6 @@ class Setup:
             model.whiten(images)
         layout = torch.channels_last if self.recipe.train.channels_last else torch.contiguous_format
         return model.to(device=world.device, memory_format=layout)  # type: ignore[call-overload,no-any-return]
-
-    def notes(self, model: nn.Module) -> list[str]:
-        """Notes on settings of the recipe without effect, or with an effect that its author may not expect.
-
-        Raises:
-            RecipeError: the ops make images of a size that the network cannot take.
-        """
-        schedule = self.recipe.train.schedule
-        notes = [f"train.schedule.{field} has no effect with {schedule.name}" for field in schedule.unused]
-        if unusual := self.recipe.train.optimizer.unusual:
-            notes.append(unusual)
-        if self.recipe.model.pretrained and self.recipe.data.normalize == "train":
-            notes.append(
-                f"data.normalize: train, but the weights of {self.recipe.model.name} expect their own normalisation: "
-                "set it to pretrained"
-            )
-        notes += self._group_notes() + self._duplicate_notes()
-        if self.recipe.data.depth == "auto" and self.store.rules.depth != 16:
-            notes.append(f"data.depth: images of more than 8 bits are read as {self.store.rules.depth} bits")
-        shape = epoch_shape(len(self.images), self.recipe.train, 1)
-        if shape.updates < _FEW_UPDATES:
-            notes.append(
-                f"train.batch_size: {self.recipe.train.batch_size} of {len(self.images)} images makes {shape.updates} "
-                f"update(s) an epoch, which teach little; set it to {max(2, len(self.images) // 32 * 2)} or less"
-            )
-        channels, height, width = self.store.rules.shape
-        seen = self.augment(self.recipe.train.seed).pipeline(*self.drawn).sizes[-1]
-        if seen != (height, width):
-            shown = f"augment.train gives images of {seen[0]} x {seen[1]} pixels"
-            if not takes(model, (channels, *seen)):
-                raise RecipeError(
-                    f"{shown}, which {self.recipe.model.name} for images of {height} x {width} (data.image_size) "
-                    "cannot take; give the ops that size"
-                )
-            notes.append(f"{shown}; validation, test and an exported model have {height} x {width} (data.image_size)")
-        if (growing := self.recipe.train.progressive) is not None:
-            first = progressive_size(seen, 0.0, growing)
-            if not takes(model, (channels, *first)):
-                raise RecipeError(
-                    f"train.progressive: {self.recipe.model.name} for images of {height} x {width} cannot take "
-                    f"{first[0]} x {first[1]}; set it to null, or choose a network for any size"
-                )
-        return notes
-
-    def _group_notes(self) -> list[str]:
-        """Notes about the groups of images."""
-        groups = self.store.groups
-        if groups is None:
-            return []
-        rule = self.recipe.data.groups
-        shares = ", ".join(f"{count} {name}" for name, count in self.splits.group_counts(groups).items() if count)
-        return [
-            f"data.groups: {f'{rule}, ' if rule else ''}{len(np.unique(groups))} groups, none in two splits ({shares})"
-        ]
-
-    def _duplicate_notes(self) -> list[str]:
-        """Notes about images with the same pixels in two splits."""
-        found = self.splits.duplicates(self.store.twins)
-        if not found["images"]:
-            return []
-        kept = "" if found["val"] or found["test"] else "; equal images are in one split"
-        notes = [f"data: {found['images']} images are exact duplicates ({found['groups']} different ones){kept}"]
-        if found["val"]:
-            notes.append(
-                f"data: {found['val']} of {len(self.splits.val)} validation images, in a split of the source's own, "
-                "are also training images"
-            )
-        if found["test"]:
-            notes.append(
-                f"data: {found['test']} of {self.splits.test_count} test images, in a split of the source's own, are "
-                "also training or validation images; evaluation.json has the test accuracy with and without them"
-            )
-        return notes
 
     def facts(self, model: nn.Module) -> dict[str, Any]:
         """What model.json says, before calibration."""

@@ -22,6 +22,7 @@ from kitae.models.structure import count_parameters
 from kitae.pipelines.argument import understand
 from kitae.pipelines.choices import ChoiceOptions, Choices, unknown_option
 from kitae.pipelines.folds import OutOfFold, keep_logits, split_clock, train_folds, tunes
+from kitae.pipelines.notes import notes_of
 from kitae.pipelines.pace import Clock, Recutter, fitted
 from kitae.pipelines.plan import plan
 from kitae.pipelines.probe import Shared, probe
@@ -82,7 +83,7 @@ def train(
         # Checked before the plan, which may take minutes. Only by the main process, which may have made the folder by
         # the time another process looks.
         Run.check_free(out, resume=resume, overwrite=overwrite)
-    if isinstance(minutes, int | float):
+    if minutes is not None and not isinstance(minutes, Clock):
         minutes = Clock.of(minutes, time.monotonic())
     recipe, minutes, lines = asked(recipe, minutes, Choices(**choices))
     for line in lines if watcher is not None else ():
@@ -126,7 +127,7 @@ def _train(
         # A checkpoint contains all weights, so the pretrained ones are not needed to resume.
         begun = resume and run.checkpoint.is_file()
         model = setup.initial_model(world, pretrained=not begun)
-        for line in setup.notes(model):
+        for line in notes_of(setup, model):
             if world.is_main and watcher is not None:
                 watcher.note(line)
         if world.is_main:
@@ -180,7 +181,7 @@ def _train(
                 recorder(run),
                 run.metrics(),
                 resume=resume,
-                fingerprint=run.recipe.fingerprint,
+                fingerprint=run.recipe.training_fingerprint,
             ),
         )
         if world.is_main and folds:
@@ -216,6 +217,8 @@ def asked(
         recipe: as in `train`; with `on` it can only be data.
         on: a recipe to train on these data instead of a plan.
     """
+    if not isinstance(recipe, Recipe | str | Path):
+        raise RecipeError(f"train takes a recipe, a name or a path, not {type(recipe).__name__}")
     if not isinstance(recipe, Recipe):
         kind, what = understand(str(recipe))
         if on is not None:

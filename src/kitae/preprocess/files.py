@@ -160,21 +160,37 @@ def is_image(name: str) -> bool:
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS
 
 
-def image_files(folder: Path) -> list[Path]:
-    """The image files of a folder at any depth, sorted; hidden files and folders are ignored.
+def visible_files(folder: Path) -> Iterator[Path]:
+    """All files of a folder at any depth, in no order. Hidden files and folders are skipped, links to folders followed.
 
     Raises:
         DataError: a folder cannot be read.
     """
+    yield from _visible_files(folder, ())
 
-    def fail(error: OSError) -> None:
+
+def _visible_files(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
+    real = os.path.realpath(folder)
+    if real in above:  # a link to a folder that it is in
+        return
+    try:
+        entries = [entry for entry in os.scandir(folder) if not entry.name.startswith((".", "__MACOSX"))]
+    except OSError as error:
         raise DataError(f"{error.filename}: {error.strerror}") from error
+    for entry in entries:
+        if entry.is_dir():
+            yield from _visible_files(Path(entry.path), (*above, real))
+        else:
+            yield Path(entry.path)
 
-    found: list[Path] = []
-    for parent, folders, files in os.walk(folder, onerror=fail):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(parent, name) for name in files if is_image(name)]
-    return sorted(found, key=lambda path: path.as_posix())
+
+def image_files(folder: Path) -> list[Path]:
+    """The image files of a folder at any depth, sorted, as `visible_files` finds them.
+
+    Raises:
+        DataError: a folder cannot be read.
+    """
+    return sorted((path for path in visible_files(folder) if is_image(path.name)), key=lambda path: path.as_posix())
 
 
 def list_images(paths: Iterable[str | Path]) -> list[Path]:

@@ -1,0 +1,113 @@
+"""What a run says about its recipe and its data before it trains."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import nn
+
+from kitae import console
+from kitae.errors import RecipeError
+from kitae.models.structure import takes
+from kitae.pipelines.setup import Setup
+from kitae.training.batches import epoch_shape
+from kitae.training.schedule import progressive_size
+
+_FEW_UPDATES = 10  # in an epoch
+
+
+def notes_of(setup: Setup, model: nn.Module) -> list[str]:
+    """Notes on settings without effect, or with one that the recipe's author may not expect, and on the data.
+
+    Raises:
+        RecipeError: the ops make images of a size that the network cannot take.
+    """
+    recipe = setup.recipe
+    notes = [f"train.schedule.{field} has no effect with {recipe.train.schedule.name}"
+             for field in recipe.train.schedule.unused]  # fmt: skip
+    if unusual := recipe.train.optimizer.unusual:
+        notes.append(unusual)
+    if recipe.model.pretrained and recipe.data.normalize == "train":
+        notes.append(
+            f"data.normalize: train, but the weights of {recipe.model.name} expect their own normalisation: set it to "
+            "pretrained"
+        )
+    notes += _data_notes(setup) + _group_notes(setup) + _duplicate_notes(setup)
+    updates, images = epoch_shape(len(setup.images), recipe.train, 1).updates, len(setup.images)
+    if updates < _FEW_UPDATES:
+        notes.append(
+            f"train.batch_size: {recipe.train.batch_size} of {images} images makes {console.plural(updates, 'update')} "
+            f"an epoch, which teach little; set it to {max(2, images // _FEW_UPDATES)} or less"
+        )
+    return notes + _size_notes(setup, model)
+
+
+def _size_notes(setup: Setup, model: nn.Module) -> list[str]:
+    """A note if the network is trained on another size than it is evaluated on."""
+    recipe, notes = setup.recipe, []
+    channels, height, width = setup.store.rules.shape
+    seen = setup.augment(recipe.train.seed).pipeline(*setup.drawn).sizes[-1]
+    if seen != (height, width):
+        shown = f"augment.train gives images of {seen[0]} x {seen[1]} pixels"
+        if not takes(model, (channels, *seen)):
+            raise RecipeError(
+                f"{shown}, which {recipe.model.name} for images of {height} x {width} (data.image_size) cannot take; "
+                "give the ops that size"
+            )
+        notes.append(f"{shown}; validation, test and an exported model have {height} x {width} (data.image_size)")
+    if recipe.train.progressive is not None:
+        first = progressive_size(seen, 0.0, recipe.train.progressive)
+        if not takes(model, (channels, *first)):
+            raise RecipeError(
+                f"train.progressive: {recipe.model.name} for images of {height} x {width} cannot take "
+                f"{first[0]} x {first[1]}; set it to null, or choose a network for any size"
+            )
+    return notes
+
+
+def _data_notes(setup: Setup) -> list[str]:
+    """Notes about how images are read, which are left out, and classes that a split has no image of."""
+    notes, store = [], setup.store
+    if setup.recipe.data.depth == "auto" and store.rules.depth != 16:
+        notes.append(f"data.depth: images of more than 8 bits are read as {store.rules.depth} bits")
+    if store.skipped:
+        name, why = store.skipped[0]
+        more = f", and {len(store.skipped) - 1:,} more" if len(store.skipped) > 1 else ""
+        notes.append(f"data.on_corrupt: left out {name} ({why}){more}")
+    ends = {"train": "training image; cannot be learned", "val": "validation image",
+            "test": "test image; accuracy unknown"}  # fmt: skip
+    for split, classes in setup.splits.absent(store.labels, len(store.classes)).items():
+        if classes:
+            names = ", ".join(store.classes[index] for index in classes[:3])
+            more = f" and {len(classes) - 3:,} more classes" if len(classes) > 3 else ""
+            notes.append(f"{names}{more}: no {ends[split]}")
+    return notes
+
+
+def _group_notes(setup: Setup) -> list[str]:
+    """Notes about the groups of images."""
+    groups = setup.store.groups
+    if groups is None:
+        return []
+    rule = setup.recipe.data.groups
+    shares = ", ".join(f"{count} {name}" for name, count in setup.splits.group_counts(groups).items() if count)
+    return [f"data.groups: {f'{rule}, ' if rule else ''}{len(np.unique(groups))} groups, none in two splits ({shares})"]
+
+
+def _duplicate_notes(setup: Setup) -> list[str]:
+    """Notes about images with the same pixels in two splits."""
+    found = setup.splits.duplicates(setup.store.twins)
+    if not found["images"]:
+        return []
+    kept = "" if found["val"] or found["test"] else "; equal images are in one split"
+    notes = [f"data: {found['images']} images are exact duplicates ({found['groups']} different ones){kept}"]
+    if found["val"]:
+        notes.append(
+            f"data: {found['val']} of {len(setup.splits.val)} validation images, in a split of the source's own, "
+            "are also training images"
+        )
+    if found["test"]:
+        notes.append(
+            f"data: {found['test']} of {setup.splits.test_count} test images, in a split of the source's own, are "
+            "also training or validation images; evaluation.json has the test accuracy with and without them"
+        )
+    return notes
