@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from PIL import Image
 
 from kitae.cli import app
 from kitae.experiments.study_spec import StudySpec
+from kitae.preprocess import PreprocessRules, decode
 from kitae.recipe import Recipe
 from tests.images import write_folder
 
@@ -154,6 +156,28 @@ def test_python_blocks_run(block: Block, place: Path, tmp_path: Path, monkeypatc
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setenv("KITAE_CACHE", str(place / "cache"))
     exec(compile(block.text, f"{block.page.name}:{block.line}", "exec"), {"__name__": "docs"})
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        PreprocessRules(28, 1),
+        PreprocessRules(32, 3, "squash"),
+        PreprocessRules(32, 3, "crop", store_size=40),
+        PreprocessRules((24, 32), 3, "crop", store_size=36, crop_pct=0.875),
+        PreprocessRules(48, 3, "squash", store_size=100, crop_pct=0.875),
+    ],
+    ids=str,
+)
+def test_preparing_an_image_as_the_guide_shows_gives_the_same_pixels(rules: PreprocessRules, place: Path) -> None:
+    (code,) = [block.text for block in BLOCKS if "def prepare(path, rules)" in block.text]
+    scope: dict[str, Any] = {}
+    exec(code[: code.index("session = ")], scope)
+    files = sorted((place / "photos").rglob("*.*"))[:8]  # some are turned by EXIF, and of several sizes
+    for file in files:
+        with Image.open(file) as image:
+            if "A" not in image.mode:
+                assert np.array_equal(scope["prepare"](file, rules.to_dict())[0], decode(file, rules)), file
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -757,7 +757,9 @@ def test_an_interrupted_run_resumes_after_it_and_its_images_were_moved(
     assert run.best.read_bytes() == whole.best.read_bytes()
     assert Run.open(tmp_path / "whole").evaluate("val")["accuracy"] == whole.evaluation()["val"]["accuracy"]
     shutil.rmtree(tmp_path / "cache" / "stores")
-    with pytest.raises(DataError, match=r"photos: no such file or folder; if the images were moved, correct data\.source in"):
+    with pytest.raises(
+        DataError, match=r"photos: no such file or folder; if the images were moved, correct data\.source in"
+    ):
         train(saved, tmp_path / "moved", resume=True)
     other = write_folder(tmp_path / "other", train=20, classes=4)
     with pytest.raises(DataError, match="has changed since"):
