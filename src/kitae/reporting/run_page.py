@@ -29,7 +29,7 @@ _MOST_MISTAKES, _MOST_CONFUSED, _PICTURED, _PER_PAIR = 12, 10, 4, 4
 MAX_EPOCHS = 400  # rows of the table
 _CLEAN_IMAGES = 1000  # on which accuracy without augmentation is taken after each epoch
 _Z = 1.96
-_OVERFIT = 0.05  # a gap that is surely larger asks for regularisation
+_OVERFIT = 0.05  # a gap that is significantly larger asks for regularisation
 
 Command = tuple[str, str]
 """What a command is for, and the command."""
@@ -142,10 +142,10 @@ def _weak(split: Split) -> str:
     largest = max(rows, key=lambda row: row.count)
     always = largest.count / max(sum(row.count for row in rows), 1)
     if split.accuracy_interval is not None and split.accuracy_interval[0] <= always:
-        return f"That is not surely better than always answering {largest.name} ({share(always)})."
+        return f"That is not significantly better than always answering {largest.name} ({share(always)})."
     row = min(rows, key=lambda row: row.recall or 0.0)
     if row.interval is None or row.interval[1] >= split.accuracy:
-        return "No class is surely weaker than the others."
+        return "No class is significantly weaker than the others."
     taken = next((pair for pair in split.confused(len(rows) ** 2) if pair.true == row.name), None)
     text = f"{row.name} is the weak class: {share(row.recall, 0)}"
     if taken is not None:
