@@ -264,7 +264,8 @@ def _pass(job: Job, rules: PreprocessRules, folder: Path, *, whole_is_news: bool
     if row != total:
         raise DataError(f"{source.name}: has {row} images but {total} labels")
     if len(written.skipped) == total:
-        raise DataError(f"{source.name}: none of its {total} images can be read; the first: {written.skipped[0][1]}")
+        name, why = written.skipped[0]
+        raise DataError(f"{source.name}: none of its {total} images can be read; the first: {name}: {why}")
     return written
 
 
