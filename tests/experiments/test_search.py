@@ -106,6 +106,20 @@ def test_a_source_with_its_own_validation_images_is_judged_by_them_and_the_verdi
     assert "its own validation images" in result.verdict
 
 
+@pytest.mark.parametrize(("sizes", "side"), [([(96, 128), (128, 96)], 64), ([(20, 30), (30, 20)], 25)])
+def test_images_of_several_sizes_are_searched_at_one(sizes: list[tuple[int, int]], side: int, tmp_path: Path) -> None:
+    for number, name in itertools.product(range(12), ("cat", "dog")):
+        file = tmp_path / "images" / name / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", sizes[number % 2], color=(number, 20 * number, 0)).save(file)
+    lines: list[str] = []
+    result = run(
+        tmp_path / "s", f"data.source=folder:{tmp_path / 'images'}", report=lines.append, arms=len(PRESETS) + 1
+    )
+    assert result.winner.data.image_size == side
+    assert lines[0] == f"data.image_size: searching with {side} pixels"
+
+
 def test_a_search_that_found_luck_says_so(tmp_path: Path) -> None:
     result = run(tmp_path / "s")
     assert result.verdict.startswith("The search did not win: ")
