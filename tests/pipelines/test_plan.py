@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from kitae import console
+from kitae.augment.spec import MixSpec
 from kitae.data.check import check
 from kitae.data.store import open_store
 from kitae.errors import DataError, RecipeError
@@ -135,6 +136,21 @@ def test_given_minutes_make_a_training_from_scratch_longer(tmp_path: Path, world
     steps = [made.recipe.train.epochs * (made.recipe.train.epoch_steps or 0) for made in (usual, patient)]
     assert steps[1] > 2 * steps[0]
     assert patient.clock.most == 3000
+    assert usual.recipe.augment.mix is None
+
+
+def test_photographs_are_mixed_in_a_training_from_scratch_of_many_passes(tmp_path: Path, world: dict[str, Any]) -> None:
+    world["weights"] = None
+    source = photos(tmp_path / "d", [40, 50])
+
+    def mixed(epochs: int, batch: int) -> MixSpec | None:
+        return plan(source, choices=Choices(epochs=epochs, batch_size=batch)).recipe.augment.mix
+
+    assert mixed(80, 4) == MixSpec(mixup_alpha=0, cutmix_alpha=1, prob=0.5)
+    assert mixed(79, 4) is None
+    assert mixed(80, 8) is None, "too few steps"
+    tiny = photos(tmp_path / "t", [40, 50], size=(28, 28), grey=True)
+    assert plan(tiny, choices=Choices(epochs=80)).recipe.augment.mix is None
 
 
 def test_a_validation_fraction_that_is_given_is_kept(tmp_path: Path) -> None:

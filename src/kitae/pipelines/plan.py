@@ -50,6 +50,9 @@ _SMALLEST_TUNED = 128  # pixels; fine-tuning on smaller pictures ended worse tha
 # Share of the side at which the probe alone fits. Below it, the probe loses more accuracy than a few steps gain.
 _TUNED_SIDE = 0.7
 _TUNED_MARGIN = 1.2  # times the fewest steps, since the second measurement before training may be slower
+# Passes through photographs, and at least 1,000 steps, from which CutMix on half of the batches helps; it needs time
+# (LOG.md, 2026-11-27).
+_MIXED_FROM = 80
 _FEW = 1000  # with fewer images, a single split is unreliable
 
 
@@ -352,9 +355,12 @@ class _Planner:
         image_size = facts.side if oblong else size  # not null, since only a sample of the pictures was read
         frame = framing(facts, self.base.data, pretrained=False)
         data = self.base.data.model_copy(update={"image_size": image_size, **frame})
+        augment: dict[str, Any] = {"train": _tiny_ops(size) if facts.tiny else _PHOTO_OPS}
+        if not facts.tiny and epochs * (steps or per_pass) >= max(1000, _MIXED_FROM * per_pass):
+            augment["mix"] = {"mixup_alpha": 0.0, "cutmix_alpha": 1.0, "prob": 0.5}
         recipe = {
             "data": data.model_dump(mode="json"),
-            "augment": {"train": _tiny_ops(size) if facts.tiny else _PHOTO_OPS},
+            "augment": augment,
             "model": model.model_dump(mode="json"),
             "train": {
                 **self.base.train.model_dump(mode="json", include={"device", "threads"}),
