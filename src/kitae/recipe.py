@@ -366,6 +366,12 @@ NAMES_ELSEWHERE = {
 }  # fmt: skip
 
 
+def assigns(assignments: Iterable[str], field: str) -> bool:
+    """Whether one of some `a.b=value` sets this field, or the whole section that it is in."""
+    names = {assignment.partition("=")[0].strip() for assignment in assignments}
+    return field in names or field.partition(".")[0] in names
+
+
 def field_ending(ending: str) -> str | None:
     """The field of a recipe with this ending, such as `train.epochs` for `epochs`, if there is one."""
     names = (*_field_names(Recipe().model_dump(mode="json")), *_OPTIONAL)

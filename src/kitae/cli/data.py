@@ -138,7 +138,9 @@ def prepare(source: str, *, minutes: float | None = None, set_: Sets = None) -> 
 
 
 def _planned(assignments: list[str] | None) -> bool:
-    return not any(entry.startswith("data.val_fraction") for entry in assignments or ())
+    from kitae.recipe import assigns
+
+    return not assigns(assignments or (), "data.val_fraction")
 
 
 def data_spec(source: str, assignments: list[str] | None) -> Any:

@@ -101,7 +101,7 @@ class FolderSource(Source):
                 "paths and labels"
             )
         inside = parts[0][1] / names[0]
-        if len(names) == 1 and len(_subfolders(inside)) > 1 and not any(is_image(p.name) for p in inside.iterdir()):
+        if len(names) == 1 and len(_subfolders(inside)) > 1 and not _has_images(inside):
             raise DataError(
                 f"{self.name}: has only the folder {names[0]!r}, which has folders of its own; give {inside}"
             )
@@ -177,6 +177,11 @@ def _check_part(part: Path, name: str, *, empty: bool) -> None:
         raise DataError(f"{name}: {part.name} has no images; fill it, or take it away to have one held out of train")
 
 
+def _has_images(folder: Path) -> bool:
+    """Whether images lie in the folder itself, not in one inside it."""
+    return any(is_image(entry.name) for entry in folder.iterdir())
+
+
 def _subfolders(folder: Path) -> list[Path]:
     try:
         return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "__MACOSX")))
@@ -202,7 +207,7 @@ def source_of(path: str | Path) -> str:
     if os.path.isdir(given):
         tables = any(entry.suffix == ".parquet" for entry in given.iterdir())
         # Predictions may have been written into a folder of classes.
-        classes = any(is_image(entry.name) for folder in _subfolders(given) for entry in folder.iterdir())
+        classes = any(_has_images(folder) for folder in _subfolders(given))
         return f"parquet:{path}" if tables and not classes else f"folder:{path}"
     if not os.path.exists(given):
         raise DataError(f"{path}: no such file or folder")

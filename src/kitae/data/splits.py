@@ -87,16 +87,19 @@ class Splits:
         """
         return np.isin(twins[rows], twins[np.concatenate([self.train, self.val])])
 
+    @property
+    def _parts(self) -> tuple[tuple[str, Rows], ...]:
+        return ("train", self.train), ("val", self.val), ("test", self._test)
+
     def absent(self, labels: NDArray[np.int64], classes: int) -> dict[str, list[int]]:
         """The classes without any image in each split that is not empty.
 
         Args:
             labels: int64 [M], of the whole store.
         """
-        parts = (("train", self.train), ("val", self.val), ("test", self._test))
         return {
             name: np.flatnonzero(np.bincount(labels[rows], minlength=classes) == 0).tolist()
-            for name, rows in parts
+            for name, rows in self._parts
             if len(rows)
         }
 
@@ -106,8 +109,7 @@ class Splits:
         Args:
             groups: int64 [M], see `Store.groups`.
         """
-        parts = (("train", self.train), ("val", self.val), ("test", self._test))
-        return {name: len(np.unique(groups[rows])) for name, rows in parts}
+        return {name: len(np.unique(groups[rows])) for name, rows in self._parts}
 
     def duplicates(self, twins: NDArray[np.int64]) -> dict[str, int]:
         """How many images of the store have the same pixels as another one, for evaluation.json.

@@ -33,7 +33,7 @@ from kitae.pipelines.pace import (
     replan,
 )
 from kitae.pipelines.setup import begin
-from kitae.recipe import Recipe
+from kitae.recipe import Recipe, assigns
 from kitae.training.distributed import World
 
 DEFAULT_MINUTES = 10.0
@@ -95,8 +95,7 @@ def plan(source: str, minutes: float | Clock | None = None, choices: Choices | N
     )
     if base.data.whole:  # planned as the run of one fold; there is a run for each fold and one on everything
         base = base.override("data.fold=1")
-    given = any(entry.startswith(("data.val_fraction", "data=")) for entry in choices.set)
-    facts, data = look(base.data, fraction=given)
+    facts, data = look(base.data, fraction=assigns(choices.set, "data.val_fraction"))
     base = base.model_copy(update={"data": data})
     world = begin(base.train)
     share = clock if facts.folds is None else split_clock(clock, facts.folds + 1)
