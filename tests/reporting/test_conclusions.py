@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from kitae.reporting import comparison_page, compression_page, run_page, study_charts, study_page
-from kitae.reporting.results import Analysis, Candidate, CompressionRecord, Effect, RunRecord, StudyRecord
+from kitae.reporting.results import Candidate, CompressionRecord, RunRecord
+from kitae.reporting.study_results import Analysis, Effect, StudyRecord
 from kitae.run import Run
 
 CLASSES = ("cat", "dog", "owl")

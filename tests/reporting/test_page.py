@@ -24,8 +24,8 @@ from kitae.errors import KitaeError
 from kitae.pipelines.compress import CompressionResult, compress
 from kitae.pipelines.train import train
 from kitae.recipe import Recipe
-from kitae.reporting import filters
 from kitae.reporting import page as p
+from kitae.reporting.figures import filters_picture
 from kitae.reporting.values import words
 from kitae.run import Run
 from tests.reporting.conftest import HOSTILE, epochs
@@ -223,7 +223,7 @@ def test_filters_are_on_the_page(tmp_path: Path) -> None:
     kept = np.ones(weights.shape, bool)
     kept[3] = False
     weights[0, 0] = [[0, 1, -1]] * 3
-    data = filters.picture(weights, kept)
+    data = filters_picture(weights, kept)
     with Image.open(io.BytesIO(data)) as image:
         pixels = np.asarray(image)[6::12, 6::12].astype(int)  # a pixel a weight
     assert pixels.shape == (6 * (3 + 2) - 2, 12 * (11 + 2) - 2, 3)

@@ -6,11 +6,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from kitae.console import duration
-from kitae.reporting.bins import confidence_bins, wilson_intervals
-from kitae.reporting.results import Epoch, Predicted, Split
+from kitae.evaluation.calibration import BINS
+from kitae.reporting.results import Bins, Epoch, Split
 from kitae.reporting.svg import (
     LINE,
     WIDTH,
@@ -30,7 +29,6 @@ from kitae.reporting.values import between, large, share
 MAX_ROWS = 15  # of a chart; a table beside it has them all
 MAX_CONFUSION = 200  # classes
 _LEFT, _RIGHT = 46.0, 118.0  # beside curves: ticks, and final values
-_BINS = 15
 
 
 def per_cent(value: float) -> str:
@@ -260,43 +258,29 @@ def confusion(split: Split, name: str) -> Svg | None:
     return chart.svg()
 
 
-def gap(confidence: NDArray[np.float64], correct: NDArray[np.bool_]) -> float:
-    """Expected calibration error: mean distance of accuracy and confidence over equal bins (Guo et al. 2017)."""
-    _, mean, accuracy, count = confidence_bins(confidence, correct, np.linspace(0, 1, _BINS + 1))
-    return float(np.abs((mean - accuracy) * count).sum() / count.sum())
-
-
-def reliability(found: Predicted, temperature: float | None) -> Svg:
-    """Accuracy against confidence in bins of equal width, before and after the temperature (Guo et al. 2017)."""
-    edges = np.linspace(0, 1, _BINS + 1)
-    _, mean, accuracy, count = confidence_bins(found.confidence, found.correct, edges)
-    there = count > 0
-    low, high = wilson_intervals(accuracy[there], count[there])
-    before = found.uncalibrated(temperature) if temperature is not None and abs(temperature - 1) > 1e-3 else None
-    apart = share(gap(found.confidence, found.correct), 2)
-    summary = f"After the temperature, confidence and accuracy differ by {apart} on average."
+def reliability(after: Bins, before: Bins | None) -> Svg:
+    """Accuracy against confidence in bins, after and before the temperature, above the sizes of the bins."""
+    summary = f"After the temperature, confidence and accuracy differ by {share(after.error, 2)} on average."
     chart = Chart("calibration", "Calibration", summary, 372)
-    y = legend(chart, _LEFT, 16, [("f1", "after the temperature, 95 %"), *([("f2", "before")] if before is not None
-               else [])], WIDTH)  # fmt: skip
+    items = [("f1", "after the temperature, 95 %"), *([("f2", "before")] if before is not None else [])]
+    y = legend(chart, _LEFT, 16, items)
     plot = Plot(chart, Scale(0, 1, _LEFT, WIDTH - 14), Scale(0, 1, 260, y))
     plot.axes("", None, per_cent, y_ticks=(0, 0.25, 0.5, 0.75, 1), grid="y")
     chart.line(plot.x(0), plot.y(0), plot.x(1), plot.y(1), "d")
     if before is not None:
-        _, was, hits, many = confidence_bins(before, found.correct, edges)
-        known = many > 0
-        plot.line(was[known].tolist(), hits[known].tolist(), "s2")
-        for a, b in zip(was[known], hits[known], strict=True):
+        plot.line(before.confidence.tolist(), before.accuracy.tolist(), "s2")
+        for a, b in zip(before.confidence, before.accuracy, strict=True):
             chart.circle(plot.x(a), plot.y(b), 3, "f2")
-    for a, b, least, most, many_ in zip(mean[there], accuracy[there], low, high, count[there], strict=True):
-        chart.line(plot.x(a), plot.y(least), plot.x(a), plot.y(most), "w s1")
-        chart.circle(plot.x(a), plot.y(b), 4, "f1", f"confidence {share(a)}, accuracy {share(b)}, {many_:,} images")
-    bars = Plot(chart, plot.x, Scale(0, float(count.max()), 336, 286))
+    for _, a, b, low, high, many in zip(*after, strict=True):
+        chart.line(plot.x(a), plot.y(low), plot.x(a), plot.y(high), "w s1")
+        chart.circle(plot.x(a), plot.y(b), 4, "f1", f"confidence {share(a)}, accuracy {share(b)}, {many:,} images")
+    most = int(after.images.max())
+    bars = Plot(chart, plot.x, Scale(0, most, 336, 286))
     bars.axes("Confidence; below: how many images have it", per_cent, large, x_ticks=(0, 0.25, 0.5, 0.75, 1),
-              y_ticks=(0, int(count.max())))  # fmt: skip
-    for place, number in enumerate(count.tolist()):
-        x = bars.x(place / _BINS)
-        if number:
-            chart.rect(x + 1, bars.y(number), bars.x((place + 1) / _BINS) - x - 2, 336 - bars.y(number), "n")
+              y_ticks=(0, most))  # fmt: skip
+    for centre, many in zip(after.centre, after.images.tolist(), strict=True):
+        x, end = (bars.x(centre + half / BINS) for half in (-0.5, 0.5))
+        chart.rect(x + 1, bars.y(many), end - x - 2, 336 - bars.y(many), "n")
     return chart.svg()
 
 

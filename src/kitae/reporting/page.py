@@ -19,7 +19,8 @@ from kitae import __version__, console
 from kitae.errors import KitaeError, require
 from kitae.files import write_atomically
 from kitae.reporting import comparison_page, compression_page, run_page, study_page, values
-from kitae.reporting.results import CompressionRecord, RunRecord, StudyRecord
+from kitae.reporting.results import CompressionRecord, RunRecord
+from kitae.reporting.study_results import StudyRecord
 from kitae.reporting.svg import Svg
 from kitae.run import Run
 

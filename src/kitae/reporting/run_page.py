@@ -88,7 +88,7 @@ def content(record: RunRecord, run: Run) -> dict[str, Any]:
             for i in found.mistakes(_MOST_MISTAKES)
         ],
         "wrong": 0 if found is None else int((~found.correct).sum()),
-        "calibration": None if found is None else charts.reliability(found, record.evaluation.temperature),
+        "calibration": None if record.reliability is None else charts.reliability(*record.reliability),
         "calibration_rows": _calibration(record),
         "files": files(record),
     }  # fmt: skip
@@ -279,15 +279,13 @@ def _time(rows: Sequence[Epoch]) -> Any:
 
 def _calibration(record: RunRecord) -> list[tuple[str, str]]:
     """Expected calibration error before and after the temperature."""
-    found, temperature = record.predicted, record.evaluation.temperature
+    found, temperature = record.reliability, record.evaluation.temperature
     if found is None or temperature is None:
         return []
+    after, before = found
     fitted = "validation" if record.evaluation.out_of_fold is None else "out-of-fold images"
-    return [
-        ("before", share(charts.gap(found.uncalibrated(temperature), found.correct), 2)),
-        (f"after (temperature {temperature:.3f}, fitted on {fitted})",
-         share(charts.gap(found.confidence, found.correct), 2)),
-    ]  # fmt: skip
+    name = f"after (temperature {temperature:.3f}, fitted on {fitted})"
+    return [("before", share((before or after).error, 2)), (name, share(after.error, 2))]
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from kitae.reporting.charts import interval_mark, per_cent, robust
-from kitae.reporting.results import Analysis, Effect, StudyRecord
+from kitae.reporting.study_results import Analysis, Effect, StudyRecord
 from kitae.reporting.svg import SERIES, WIDTH, Chart, Plot, Row, Scale, Svg, legend, rows_chart
 from kitae.reporting.values import share, significant
 

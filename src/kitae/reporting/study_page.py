@@ -12,7 +12,7 @@ from typing import Any
 from kitae.console import plural
 from kitae.errors import KitaeError
 from kitae.reporting import study_charts
-from kitae.reporting.results import Analysis, Effect, StudyRecord, Variant
+from kitae.reporting.study_results import Analysis, Effect, StudyRecord, Variant
 from kitae.reporting.values import between, finite, words
 
 _METRICS = {

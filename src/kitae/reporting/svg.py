@@ -14,8 +14,8 @@ Every text is escaped. Classes that the style sheet knows:
 from __future__ import annotations
 
 import math
-import re
 import unicodedata
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -78,19 +78,25 @@ def _ems(character: str) -> float:
 
 
 def fit(text: object, width: float, size: float = SIZE) -> str:
-    """`text` in one line of at most `width`, its middle left out where it is longer; control characters are spaces."""
-    line = " ".join("".join(" " if unicodedata.category(c)[0] in "CZ" else c for c in str(text)).split())
-    if text_width(line, size) <= width:
+    """`text` in one line of at most `width`; see `elided`."""
+    return elided(one_line(text), lambda line: text_width(line, size) <= width)
+
+
+def one_line(text: object) -> str:
+    """`text` with control characters and runs of white space as single spaces."""
+    return " ".join("".join(" " if unicodedata.category(c)[0] in "CZ" else c for c in str(text)).split())
+
+
+def elided(line: str, fits: Callable[[str], bool]) -> str:
+    """The line, or as much of its two ends as fits, with an ellipsis between them."""
+
+    def short(keep: int) -> str:
+        tail = keep // 3
+        return line[: keep - tail].rstrip() + "…" + (line[-tail:].lstrip() if tail else "")
+
+    if fits(line):
         return line
-    keep = len(line)
-    while keep > 1 and text_width(short := _elided(line, keep), size) > width:
-        keep -= 1
-    return short if keep > 1 else "…"
-
-
-def _elided(line: str, keep: int) -> str:
-    tail = keep // 3
-    return line[: keep - tail].rstrip() + "…" + (line[-tail:].lstrip() if tail else "")
+    return short(bisect_left(range(1, len(line)), True, key=lambda keep: not fits(short(keep))))
 
 
 def ticks(low: float, high: float, most: int = 6) -> list[float]:
@@ -171,10 +177,6 @@ class Chart:
     description: str
     height: float
     parts: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        if not re.fullmatch(r"[a-z0-9-]+", self.name):
-            raise ValueError(f"{self.name!r} cannot be an id")
 
     def add(self, part: str) -> None:
         """Append markup in which every text is escaped already."""

@@ -1,4 +1,4 @@
-"""The results of a study, from effects.json."""
+"""The results of a study, from effects.json; see `results`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import Field
 
 from kitae.files import read_json
-from kitae.reporting.results.fields import Number, Record, as_record
+from kitae.reporting.results import Number, Record, as_record
 
 
 class Effect(Record):

@@ -1,20 +1,69 @@
-"""A run folder, finished or not."""
+"""The contents of a folder, read and validated once: a run or a compression; of a study see `study_results`.
+
+The models name the fields that pages show. A field that a file does not have is None or empty; one of the wrong type
+makes the file damaged, and the error names both. Numbers that are not finite are None. What a later version of Kitae
+adds to a file is ignored, but for a compression, whose page shows it under its own name.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from kitae.console import printable
 from kitae.errors import KitaeError, TrainingError
+from kitae.evaluation.calibration import BINS, bin_of
+from kitae.evaluation.intervals import wilson
+from kitae.files import read_json
 from kitae.recipe import Recipe
-from kitae.reporting.results.fields import Interval, Number, Record, as_record
 from kitae.run import Run
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _ends(value: Any) -> Any:
+    unknown = isinstance(value, list | tuple) and any(_finite(end) is None for end in value)
+    return None if unknown else value
+
+
+Floats = NDArray[np.float64]
+Number = Annotated[float | None, BeforeValidator(_finite)]
+Interval = Annotated[tuple[float, float] | None, BeforeValidator(_ends)]
+
+
+class Record(BaseModel):
+    """A part of a file; what it does not name is ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def as_record(model: type[Model], value: Mapping[str, Any], file: Path) -> Model:
+    """A value of a file as a record.
+
+    Raises:
+        KitaeError: it does not fit; the message names file and field.
+    """
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise KitaeError(f"{file}: is damaged ({field}: {first['msg']})") from error
+
+
+# ---------------------------------------------------------------------------------------------------------------- runs
 
 
 class Epoch(Record):
@@ -34,8 +83,8 @@ class Epoch(Record):
     peak_memory_bytes: Number = None
 
 
-class ClassScore(Record):
-    """How one class did."""
+class Score(Record):
+    """Accuracy on some of the images: those of a class, or those that are no copies."""
 
     accuracy: Number = None
     accuracy_interval: Interval = None
@@ -60,14 +109,6 @@ class ClassRow(Record):
     interval: Interval
     precision: float | None
     f1: float | None
-
-
-class Others(Record):
-    """Accuracy on the test images that are not also training or validation images."""
-
-    count: int | None = None
-    accuracy: Number = None
-    accuracy_interval: Interval = None
 
 
 class Fold(Record):
@@ -98,9 +139,9 @@ class Split(Record):
     brier_interval: Interval = None
     ece: Number = None
     ece_interval: Interval = None
-    per_class: dict[str, ClassScore] = Field(default_factory=dict)
+    per_class: dict[str, Score] = Field(default_factory=dict)
     confusion: tuple[tuple[int, ...], ...] = ()
-    without_duplicates: Others | None = None
+    without_duplicates: Score | None = None
     folds: tuple[Fold, ...] = ()
     intervals: dict[str, Any] = Field(default_factory=dict)
 
@@ -125,14 +166,13 @@ class Split(Record):
     def scores(self) -> list[ClassRow]:
         """A row a class, in the order of the outputs."""
         counts = self.counts
-        right = None if counts is None else counts.diagonal()
         rows = []
         for k, (name, row) in enumerate(self.per_class.items()):
             precision = f1 = None
-            if counts is not None and right is not None:
-                said, true = int(counts[:, k].sum()), int(counts[k].sum())
-                precision = int(right[k]) / said if said else None
-                f1 = 2 * int(right[k]) / (said + true) if said + true else None
+            if counts is not None:
+                right, said, true = int(counts[k, k]), int(counts[:, k].sum()), int(counts[k].sum())
+                precision = right / said if said else None
+                f1 = 2 * right / (said + true) if said + true else None
             rows.append(ClassRow(name=name, count=row.count, recall=row.accuracy, interval=row.accuracy_interval,
                                  precision=precision, f1=f1))  # fmt: skip
         return rows
@@ -191,6 +231,24 @@ class Opening(Record):
     why: str = ""
 
 
+class Bins(NamedTuple):
+    """The bins of a reliability diagram that hold a prediction (Guo et al. 2017): for each its centre, the mean
+    confidence, the accuracy with the ends of its interval (float64), and the number of images (int64).
+    """
+
+    centre: Floats
+    confidence: Floats
+    accuracy: Floats
+    low: Floats
+    high: Floats
+    images: NDArray[np.int64]
+
+    @property
+    def error(self) -> float:
+        """Expected calibration error: the mean distance of accuracy and confidence."""
+        return float(np.abs((self.confidence - self.accuracy) * self.images).sum() / self.images.sum())
+
+
 class Predicted:
     """predictions.parquet: what was said of every test image.
 
@@ -205,10 +263,7 @@ class Predicted:
         self.predicted = np.array([number[name] for name in table["predicted"].to_pylist()], np.int64)
         self.confidence = np.asarray(table["confidence"].to_numpy(), np.float64)
         self.probabilities = np.array(table["probabilities"].to_pylist(), np.float64).reshape(len(self.names), -1)
-
-    @property
-    def correct(self) -> NDArray[np.bool_]:
-        return np.asarray(self.label == self.predicted)
+        self.correct: NDArray[np.bool_] = self.label == self.predicted
 
     def mistakes(self, most: int) -> list[int]:
         """Positions of the wrong predictions that were most confident, most confident first."""
@@ -216,16 +271,25 @@ class Predicted:
         order: list[int] = wrong[np.argsort(-self.confidence[wrong], kind="stable")][:most].tolist()
         return order
 
-    def uncalibrated(self, temperature: float) -> NDArray[np.float64]:
+    def uncalibrated(self, temperature: float) -> Floats:
         """Confidence before the temperature: p to the power T, normalised, is what the logits themselves gave."""
         power = np.exp(temperature * np.log(np.maximum(self.probabilities, 1e-38)))
         return np.asarray((power / power.sum(axis=1, keepdims=True)).max(axis=1))
 
+    def bins(self, confidence: Floats) -> Bins:
+        """The predictions by a confidence in them, float64 [N]."""
+        where = bin_of(confidence)
+        count = np.bincount(where, minlength=BINS)
+        held = count > 0
+        count, centre = count[held], (np.arange(BINS) + 0.5)[held] / BINS
+        mean, right = (np.bincount(where, of, BINS)[held] for of in (confidence, self.correct))
+        ends = [wilson(int(k), int(n)) or (k / n, k / n) for k, n in zip(right, count, strict=True)]
+        low, high = np.array(ends).T
+        return Bins(centre, mean / count, right / count, low, high, count)
 
-class RunRecord(Record):
+
+class RunRecord(Record, arbitrary_types_allowed=True):
     """A run folder, finished or not."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", arbitrary_types_allowed=True)
 
     path: Path
     recipe: Recipe
@@ -250,13 +314,13 @@ class RunRecord(Record):
             path=run.path,
             recipe=run.recipe,
             finished=run.finished,
-            epochs=tuple(as_record(Epoch, row, run.path / "metrics.jsonl") for row in run.metrics()),
+            epochs=read_epochs(run),
             best_epoch=run.best_epoch(),
             evaluation=as_record(Evaluation, run.evaluation() if run.finished else {}, run.path / "evaluation.json"),
             facts=facts,
             environment=_or_empty(run.environment),
             openings=tuple(as_record(Opening, row, run.path / "test_openings.jsonl") for row in run.openings()),
-            predicted=read_predictions(run, facts.classes) if run.finished else None,
+            predicted=_predictions(run, facts.classes) if run.finished else None,
         )
 
     @property
@@ -264,13 +328,27 @@ class RunRecord(Record):
         """The epoch whose weights are kept."""
         return next((row for row in self.epochs if row.epoch == self.best_epoch), None)
 
+    @property
+    def reliability(self) -> tuple[Bins, Bins | None] | None:
+        """The predictions on test by confidence, and by that before the temperature, where it changes anything."""
+        found, temperature = self.predicted, self.evaluation.temperature or 1.0
+        if found is None:
+            return None
+        changed = abs(temperature - 1) > 1e-3
+        return found.bins(found.confidence), found.bins(found.uncalibrated(temperature)) if changed else None
 
-def read_predictions(run: Run, classes: tuple[str, ...]) -> Predicted | None:
-    """The run's predictions on test, or None where their file was deleted to save room, or test was not opened.
+
+def read_epochs(run: Run) -> tuple[Epoch, ...]:
+    """The epochs of a run that have ended.
 
     Raises:
-        KitaeError: the file is damaged.
+        KitaeError: metrics.jsonl is damaged.
     """
+    return tuple(as_record(Epoch, row, run.path / "metrics.jsonl") for row in run.metrics())
+
+
+def _predictions(run: Run, classes: tuple[str, ...]) -> Predicted | None:
+    """The predictions on test, or None where their file was deleted to save room, or test was not opened."""
     import pyarrow
 
     try:
@@ -288,3 +366,122 @@ def _or_empty(read: Any) -> dict[str, Any]:
     except TrainingError:
         return {}
     return value
+
+
+# --------------------------------------------------------------------------------------------------------- compressions
+
+
+class Candidate(Record, extra="allow"):
+    """One file that was measured."""
+
+    name: str
+    prune: str = ""
+    ratio: Number = None
+    precision: str = ""
+    calibration: str = ""
+    parameters: Number = None
+    nonzero: Number = None
+    macs: Number = None
+    bytes: Number = None
+    packed_bytes: Number = None
+    accuracy: Number = None
+    accuracy_interval: Interval = None
+    drop: Number = None
+    drop_interval: Interval = None
+    flips: Number = None
+    latency_ms: Number = None
+    latency_ms_interval: Interval = None
+    speedup: Number = None
+    speedup_interval: Interval = None
+    front: bool = False
+    winner: bool = False
+    control: bool = False
+
+
+class Budget(Record, extra="allow"):
+    """The fields of the settings that pages name."""
+
+    max_drop: Number = None
+    max_bytes: Number = None
+    max_latency_ms: Number = None
+    threads: int | None = None
+
+
+class Tested(Record):
+    """The original and the winner on test."""
+
+    baseline: Candidate
+    winner: Candidate
+    drop: Number = None
+    drop_interval: Interval = None
+    count: int | None = None
+    within_budget: bool = False
+
+
+class Control(Record):
+    """The original timed against itself."""
+
+    ratio: Number = None
+    ratio_interval: Interval = None
+
+
+class Latency(Record):
+    """How times were taken."""
+
+    rounds: Number = None
+    covers: str = ""
+    control: Control = Control()
+    noise: Number = None
+
+
+class LeftOut(Record):
+    """A candidate that could not be made."""
+
+    name: str
+    why: str = ""
+
+
+class Layer(Record):
+    """One layer of the original alone in 8 bits."""
+
+    layer: str
+    divergence: Number = None
+    flips: Number = None
+    accuracy: Number = None
+
+
+class CompressionRecord(Record, extra="allow"):
+    """compression.json, as `kitae compress` writes it. `model_extra` holds what a later version adds."""
+
+    format: int = 1
+    kitae: str = ""
+    run: str = ""
+    recipe: str = ""
+    spec: Budget
+    machine: dict[str, Any] = Field(default_factory=dict)
+    images: dict[str, int] = Field(default_factory=dict)
+    within_budget: bool = False
+    sure: Any = None
+    why_not: str | None = ""
+    stopped: str | None = ""
+    left_out: tuple[LeftOut, ...] = ()
+    baseline: Candidate
+    winner: Candidate
+    size: str = "bytes"
+    smaller: Number = None
+    faster: Number = None
+    test: Tested | None = None
+    latency: Latency = Latency()
+    candidates: Annotated[tuple[Candidate, ...], Field(min_length=1)]
+    sensitivity: tuple[Layer, ...] = ()
+
+    @classmethod
+    def open(cls, folder: Path) -> CompressionRecord:
+        """Read a compression.
+
+        Raises:
+            KitaeError: the file is damaged, or was not written by `kitae compress`: a page without the numbers that
+                every compression has would look like a result.
+        """
+        file = folder / "compression.json"
+        return as_record(cls, read_json(file), file)
