@@ -18,11 +18,13 @@ from kitae.reporting.svg import (
     Row,
     Scale,
     Svg,
+    frame,
+    interval_mark,
     legend,
     rows_chart,
+    series,
     spread,
     text_width,
-    ticks,
 )
 from kitae.reporting.values import between, large, share
 
@@ -34,19 +36,6 @@ _LEFT, _RIGHT = 46.0, 118.0  # beside curves: ticks, and final values
 def per_cent(value: float) -> str:
     """A proportion as a tick."""
     return f"{100 * value:.6g} %"
-
-
-def interval_mark(
-    value: float, low: float | None, high: float | None, look: str, about: str = "", hollow: bool = False
-) -> Callable[[Chart, Scale, float], None]:
-    """What draws a dot and its interval in a row."""
-
-    def draw(chart: Chart, scale: Scale, y: float) -> None:
-        if low is not None and high is not None:
-            chart.line(scale(low), y, scale(high), y, f"w {look}")
-        chart.circle(scale(value), y, 5, "e " + look if hollow else f"f{look[1:]}" if look[0] == "s" else look, about)
-
-    return draw
 
 
 # ----------------------------------------------------------------------------------------------------------- training
@@ -93,7 +82,7 @@ def curves(rows: Sequence[Epoch], best: int | None) -> Svg:
         note = "Epoch" + (f" (dashed: the best, {best})" if chosen is not None else "")
         plot.axes(
             note if is_last else "", "{:g}".format, per_cent if name == "Accuracy" else "{:.3g}".format,
-            x_ticks=[tick for tick in x.ticks(5) if tick == round(tick)],
+            x_ticks=x.whole(5),
         )  # fmt: skip
         if chosen is not None:
             chart.line(x(chosen.epoch), top, x(chosen.epoch), top + height, "d")
@@ -196,22 +185,16 @@ def recalls(split: Split) -> Svg:
     shown = known[:MAX_ROWS]
     rows = []
     for name, row in shown:
-        low, high = row.accuracy_interval or (None, None)
-        value = row.accuracy or 0.0
-        rows.append(Row(name, share(value), interval_mark(value, low, high, "s1"), f"{row.count:,} images",
-                        f"({between(row.accuracy_interval, 100, 0)})" if row.accuracy_interval else ""))  # fmt: skip
+        ends, value = row.accuracy_interval, row.accuracy or 0.0
+        rows.append(Row(name, share(value), interval_mark(value, ends, "s1"), f"{row.count:,} images",
+                        f"({between(ends, 100, 0)})" if ends else ""))  # fmt: skip
     least = min((row.accuracy_interval or (row.accuracy or 0.0,))[0] for _, row in shown)
     whole = split.accuracy
-
-    def before(chart: Chart, scale: Scale, top: float, bottom: float) -> None:
-        if whole is not None:
-            chart.line(scale(whole), top, scale(whole), bottom, "d")
-
     label = "Recall, 95 % interval" + (f"; dashed: all images, {share(whole)}" if whole is not None else "")
     summary = "; ".join(f"{name}: {share(row.accuracy)}" for name, row in shown)
     low = math.floor(10 * least) / 10
     return rows_chart("recalls", "Recall of each class", summary, rows, min(low, 0.9), 1.0, per_cent, label=label,
-                      before=before)  # fmt: skip
+                      dashed=whole)  # fmt: skip
 
 
 def confusion(split: Split, name: str) -> Svg | None:
@@ -289,19 +272,13 @@ def reliability(after: Bins, before: Bins | None) -> Svg:
 
 def accuracies(rows: Sequence[tuple[str, float, tuple[float, float] | None]], split: str) -> Svg:
     """The accuracy of several runs with their intervals."""
-    drawn = [
-        Row(name, share(value), interval_mark(value, *_two(ends), f"s{place % 6 + 1}"))
-        for place, (name, value, ends) in enumerate(rows)
-    ]
+    drawn = [Row(name, share(value), interval_mark(value, ends, series("s", place)))
+             for place, (name, value, ends) in enumerate(rows)]  # fmt: skip
     ends = [end for _, value, interval in rows for end in (value, *(interval or ()))]
     low, high, _ = robust(ends)
     summary = "; ".join(f"{name}: {share(value)}" for name, value, _ in rows)
     return rows_chart("accuracies", f"Accuracy on {split}", summary, drawn, low, min(high, 1.0), per_cent,
                       label=f"Accuracy on {split}, 95 % interval")  # fmt: skip
-
-
-def _two(ends: tuple[float, float] | None) -> tuple[float | None, float | None]:
-    return ends or (None, None)
 
 
 def compared_curves(runs: Sequence[tuple[str, Sequence[Epoch]]]) -> Svg | None:
@@ -312,13 +289,12 @@ def compared_curves(runs: Sequence[tuple[str, Sequence[Epoch]]]) -> Svg | None:
     if not values:
         return None
     summary = "; ".join(f"{name} ends at {share(points[-1][1])}" for name, points in known if points)
-    chart = Chart("curves", "Validation accuracy over the epochs", summary, 300)
-    top = legend(chart, _LEFT, 14, [(f"f{k % 6 + 1}", name) for k, (name, _) in enumerate(known)]) + 4
+    chart = Chart("curves", "Validation accuracy over the epochs", summary, 0)
+    top = legend(chart, _LEFT, 14, [(series("f", k), name) for k, (name, _) in enumerate(known)]) + 4
     low, high, _ = robust(values)
     span = (min(epochs), max(epochs)) if min(epochs) < max(epochs) else (min(epochs) - 1, max(epochs) + 1)
-    chart.height = top + 200 + 40
-    plot = Plot(chart, Scale(*span, _LEFT, WIDTH - 14), Scale(low, min(high, 1.0), top + 200, top))
-    plot.axes("Epoch", "{:g}".format, per_cent, x_ticks=[tick for tick in ticks(*span, 6) if tick == round(tick)])
+    plot = frame(chart, top, span, (low, min(high, 1.0)))
+    plot.axes("Epoch", "{:g}".format, per_cent, x_ticks=plot.x.whole())
     for place, (_, points) in enumerate(known):
-        plot.line([float(epoch) for epoch, _ in points], [value for _, value in points], f"s{place % 6 + 1}")
+        plot.line([float(epoch) for epoch, _ in points], [value for _, value in points], series("s", place))
     return chart.svg()

@@ -5,9 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from kitae import console
-from kitae.reporting.charts import interval_mark, per_cent
+from kitae.reporting.charts import per_cent
 from kitae.reporting.results import Candidate, CompressionRecord
-from kitae.reporting.svg import WIDTH, Chart, Plot, Point, Row, Scale, Svg, legend, rows_chart, text_width
+from kitae.reporting.svg import (
+    WIDTH,
+    Chart,
+    Point,
+    Row,
+    Scale,
+    Svg,
+    frame,
+    interval_mark,
+    legend,
+    rows_chart,
+    series,
+    text_width,
+)
 from kitae.reporting.values import milliseconds, share, times_between
 
 _LEFT, _END = 50.0, WIDTH - 12
@@ -40,11 +53,8 @@ def front(record: CompressionRecord, label: Callable[[Candidate], str]) -> Svg |
     items += [("f4", "control, cannot win")] if any(row.control for row in points) else []
     top = legend(chart, _LEFT, 14, items) + 16
     bottom = top + 280
-    x, y = (
-        Scale(min(sizes) / 1.35, max(sizes) * 1.6, _LEFT, _END, log=True),
-        Scale(low - room, high + room, bottom, top),
-    )
-    plot = Plot(chart, x, y)
+    plot = frame(chart, top, (min(sizes) / 1.35, max(sizes) * 1.6), (low - room, high + room), tall=280, left=_LEFT,
+                 right=12, log=True)  # fmt: skip
     if budget is not None:
         place = plot.y(budget)
         chart.rect(_LEFT, place, _END - _LEFT, bottom - place, "over")
@@ -77,7 +87,6 @@ def front(record: CompressionRecord, label: Callable[[Candidate], str]) -> Svg |
     for i in ranked:
         if points[i].name in names:
             _label(chart, label(points[i]), places[i], taken, (_LEFT, top - 6, WIDTH - 2, bottom))
-    chart.height = bottom + 42
     return chart.svg()
 
 
@@ -128,27 +137,24 @@ def sparsity(record: CompressionRecord, curves: Sequence[tuple[str, list[tuple[f
     chart = Chart("sparsity", "Accuracy against parameters removed", summary, 0)
     top = 24.0
     if len(curves) > 1:
-        top = legend(chart, 10, 14, [(f"f{k % 6 + 1}", name) for k, (name, _) in enumerate(curves)]) + 10
-    plot = Plot(chart, Scale(0, max(max(x for x, _ in points), 0.1), _LEFT, WIDTH - 20),
-                Scale(low - 0.005, min(1.0, high + 0.005), top + 190, top))  # fmt: skip
+        top = legend(chart, 10, 14, [(series("f", k), name) for k, (name, _) in enumerate(curves)]) + 10
+    plot = frame(chart, top, (0, max(max(x for x, _ in points), 0.1)), (low - 0.005, min(1.0, high + 0.005)), tall=190,
+                 left=_LEFT, right=20)  # fmt: skip
     plot.axes("Parameters removed (bars: 95 % intervals)", per_cent, per_cent)
     if record.baseline.accuracy is not None:
         place = plot.y(record.baseline.accuracy)
         chart.line(_LEFT, place, WIDTH - 20, place, "d")
-    for place_, (_, rows) in enumerate(curves):
-        look = place_ % 6 + 1
+    for number, (_, rows) in enumerate(curves):
         rows.sort(key=lambda item: item[0])
-        plot.line([x for x, _ in rows], [row.accuracy for _, row in rows], f"s{look}")
+        plot.line([x for x, _ in rows], [row.accuracy for _, row in rows], series("s", number))
         for x, row in rows:
             if row.accuracy is None:
                 continue
             if row.accuracy_interval is not None:
                 least, most = row.accuracy_interval
-                chart.line(plot.x(x), plot.y(least), plot.x(x), plot.y(most), f"w s{look}")
-            chart.circle(
-                plot.x(x), plot.y(row.accuracy), 4, f"f{look}", f"{share(x)} removed: {share(row.accuracy, 2)}"
-            )
-    chart.height = top + 190 + 42
+                chart.line(plot.x(x), plot.y(least), plot.x(x), plot.y(most), f"w {series('s', number)}")
+            about = f"{share(x)} removed: {share(row.accuracy, 2)}"
+            chart.circle(plot.x(x), plot.y(row.accuracy), 4, series("f", number), about)
     return chart.svg()
 
 
@@ -162,20 +168,19 @@ def latencies(record: CompressionRecord, label: Callable[[Candidate], str]) -> S
     rows = []
     for row in known:
         value = row.latency_ms or 0.0
-        ends = row.latency_ms_interval or (None, None)
         factor = "" if row.speedup is None or row.name == record.baseline.name else f", {row.speedup:.2f}×"
         look = "s2" if row.name == record.winner.name else "s4" if row.control else "s1"
         about = f"{milliseconds(value)} {times_between(row.latency_ms_interval)}".strip()
-        rows.append(Row(label(row), milliseconds(value) + factor, _bar(value, ends, look, about)))
+        rows.append(Row(label(row), milliseconds(value) + factor, _bar(value, row.latency_ms_interval, look, about)))
     summary = "; ".join(f"{label(row)}: {milliseconds(row.latency_ms)}" for row in known)
     most = max((row.latency_ms_interval or (0, row.latency_ms or 0))[1] for row in known)
     return rows_chart("latency", "Latency of one image", summary, rows, 0, most * 1.02, "{:g} ms".format)
 
 
 def _bar(
-    value: float, ends: tuple[float | None, float | None], look: str, about: str
+    value: float, ends: tuple[float, float] | None, look: str, about: str
 ) -> Callable[[Chart, Scale, float], None]:
-    mark = interval_mark(value, *ends, look, about)
+    mark = interval_mark(value, ends, look, about)
 
     def draw(chart: Chart, scale: Scale, y: float) -> None:
         chart.rect(scale(0), y - 4, scale(value) - scale(0), 8, f"b{look[1:]}")

@@ -21,8 +21,8 @@ from kitae.reporting.values import (
     UNKNOWN,
     Cell,
     between,
-    count,
     milliseconds,
+    number,
     points,
     points_lost,
     share,
@@ -246,7 +246,7 @@ def _exactly(row: Candidate, key: str) -> Cell:
         return UNKNOWN, ""
     if key == "latency_ms":
         return milliseconds(value), times_between(row.latency_ms_interval)
-    return (size(value), f"{count(value)} bytes") if key.endswith("bytes") else (count(value), "")
+    return (size(value), f"{number(value)} bytes") if key.endswith("bytes") else (number(value), "")
 
 
 def _judged_on(record: CompressionRecord) -> str:

@@ -13,7 +13,7 @@ from kitae.errors import KitaeError
 from kitae.reporting import charts
 from kitae.reporting.results import CompressionRecord, Epoch, RunRecord, Split
 from kitae.reporting.samples import Photo, Samples
-from kitae.reporting.values import UNKNOWN, Cell, between, count, finite, share
+from kitae.reporting.values import UNKNOWN, Cell, between, finite, number, share
 from kitae.run import Run
 
 _HEADLINES = (
@@ -232,7 +232,7 @@ def _headline(splits: list[Split]) -> list[tuple[str, list[Cell]]]:
             cells.append((UNKNOWN, "") if value is None else (f"{value * scale:.{digits}f}{unit}", interval))
         if any(text != UNKNOWN for text, _ in cells):
             rows.append((label, cells))
-    return [*rows, ("Images", [(count(split.count), "") for split in splits])] if splits else []
+    return [*rows, ("Images", [(number(split.count), "") for split in splits])] if splits else []
 
 
 def _settings(record: RunRecord) -> str:

@@ -146,6 +146,10 @@ class Scale:
     def ticks(self, most: int = 6) -> list[float]:
         return log_ticks(self.low, self.high, most) if self.log else ticks(self.low, self.high, most)
 
+    def whole(self, most: int = 6) -> list[float]:
+        """Those of the ticks that are whole numbers."""
+        return [tick for tick in self.ticks(most) if tick == round(tick)]
+
 
 def spread(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
     """Places at least `gap` apart and inside [low, high], each as near as may be to where it was."""
@@ -313,18 +317,44 @@ class Row:
 ROW = 38.0
 
 
+def frame(
+    chart: Chart, top: float, x: tuple[float, float], y: tuple[float, float], *, tall: float = 200.0,
+    left: float = 46.0, right: float = 14.0, log: bool = False,
+) -> Plot:  # fmt: skip
+    """The one plot of a chart, from `top` down, with room for its axes; the height of the chart follows."""
+    chart.height = top + tall + 42
+    return Plot(chart, Scale(*x, left, WIDTH - right, log), Scale(*y, top + tall, top))
+
+
+def series(kind: str, place: int) -> str:
+    """The class of a line (s), area (f) or band (b) of a series."""
+    return f"{kind}{place % SERIES + 1}"
+
+
+def interval_mark(
+    value: float, ends: tuple[float | None, float | None] | None, look: str, about: str = "", hollow: bool = False
+) -> Callable[[Chart, Scale, float], None]:
+    """What draws a dot and its interval in a row."""
+    low, high = ends or (None, None)
+
+    def draw(chart: Chart, scale: Scale, y: float) -> None:
+        if low is not None and high is not None:
+            chart.line(scale(low), y, scale(high), y, f"w {look}")
+        chart.circle(scale(value), y, 5, "e " + look if hollow else f"f{look[1:]}" if look[0] == "s" else look, about)
+
+    return draw
+
+
 def rows_chart(
-    name: str, title: str, description: str, rows: Sequence[Row], low: float, high: float,
-    form: Form, *, label: str = "", neutral: float | None = None, log: bool = False,
-    before: Callable[[Chart, Scale, float, float], None] | None = None, x_ticks: Sequence[float] | None = None,
-    items: Sequence[tuple[str, str]] = (),
+    name: str, title: str, description: str, rows: Sequence[Row], low: float, high: float, form: Form, *,
+    label: str = "", log: bool = False, neutral: float | None = None, dashed: float | None = None,
+    band: tuple[float, float] | None = None, items: Sequence[tuple[str, str]] = (),
 ) -> Svg:  # fmt: skip
     """Rows on one horizontal axis, each with its text above it, so that long labels need no room beside the marks.
 
     Args:
         form: a tick's text. label: of the axis.
-        neutral: where a vertical line is drawn.
-        before: draws behind the rows; gets the top and bottom of the axis.
+        neutral, dashed: where a vertical line is drawn. band: a pale area behind the rows.
         items: of a legend above.
     """
     chart = Chart(name, title, description, 0)
@@ -332,10 +362,12 @@ def rows_chart(
     bottom = top + ROW * len(rows)
     chart.height = bottom + (2 * LINE + 8 if label else LINE + 6)
     scale = Scale(low, high, 10, WIDTH - 10, log)
-    if before is not None:
-        before(chart, scale, top, bottom)
+    if dashed is not None:
+        chart.line(scale(dashed), top, scale(dashed), bottom, "d")
+    if band is not None:
+        chart.rect(scale(band[0]), top, scale(band[1]) - scale(band[0]), bottom - top, "pale")
     plot = Plot(chart, scale, Scale(0, 1, bottom, top))
-    plot.axes(label, form, y_ticks=(), grid="x", x_ticks=x_ticks)
+    plot.axes(label, form, y_ticks=(), grid="x")
     if neutral is not None:
         chart.line(scale(neutral), top, scale(neutral), bottom, "a")
     for place, row in enumerate(rows):
