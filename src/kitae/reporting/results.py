@@ -204,9 +204,15 @@ class Evaluation(Record):
     best_epoch: int | None = None
 
     @property
+    def splits(self) -> dict[str, Split]:
+        """Those that were measured, by their names in a table."""
+        named = {"Test": self.test, "Out of fold": self.out_of_fold, "Validation": self.val}
+        return {name: split for name, split in named.items() if split is not None}
+
+    @property
     def measured(self) -> Split:
         """Test where it was opened, else what the folds' models said, else validation, else nothing."""
-        return self.test or self.out_of_fold or self.val or Split()
+        return next(iter(self.splits.values()), Split())
 
     @property
     def where(self) -> str:
@@ -265,8 +271,8 @@ class Predicted:
         self.probabilities = np.array(table["probabilities"].to_pylist(), np.float64).reshape(len(self.names), -1)
         self.correct: NDArray[np.bool_] = self.label == self.predicted
 
-    def mistakes(self, most: int) -> list[int]:
-        """Positions of the wrong predictions that were most confident, most confident first."""
+    def mistakes(self, most: int | None = None) -> list[int]:
+        """Positions of the wrong predictions, at most so many, most confident first."""
         wrong = np.flatnonzero(~self.correct)
         order: list[int] = wrong[np.argsort(-self.confidence[wrong], kind="stable")][:most].tolist()
         return order

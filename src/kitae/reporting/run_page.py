@@ -4,47 +4,40 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kitae.errors import KitaeError
 from kitae.reporting import charts
 from kitae.reporting.results import CompressionRecord, Epoch, RunRecord, Split
-from kitae.reporting.samples import Photo, Samples
-from kitae.reporting.values import UNKNOWN, Cell, between, finite, number, share
+from kitae.reporting.samples import Samples
+from kitae.reporting.values import Cell, between, number, points, share
 from kitae.run import Run
 
-_HEADLINES = (
-    ("accuracy", "Accuracy", 100, " %"),
-    ("top5", "Top-5 accuracy", 100, " %"),
-    ("balanced_accuracy", "Balanced accuracy", 100, " %"),
-    ("macro_f1", "Macro F1", 100, " %"),
-    ("loss", "Loss (negative log-likelihood)", 1, ""),
-    ("brier", "Brier score", 1, ""),
-    ("ece", "Expected calibration error", 100, " %"),
-)
-_MOST_MISTAKES, _MOST_CONFUSED, _PICTURED, _PER_PAIR = 12, 10, 4, 4
-MAX_EPOCHS = 400  # rows of the table
+_HEADLINES = {
+    "accuracy": "Accuracy",
+    "top5": "Top-5 accuracy",
+    "balanced_accuracy": "Balanced accuracy",
+    "macro_f1": "Macro F1",
+    "loss": "Loss (negative log-likelihood)",
+    "brier": "Brier score",
+    "ece": "Expected calibration error",
+}
 _CLEAN_IMAGES = 1000  # on which accuracy without augmentation is taken after each epoch
 _Z = 1.96
 _OVERFIT = 0.05  # a gap that is significantly larger asks for regularisation
 
 Command = tuple[str, str]
 """What a command is for, and the command."""
+File = tuple[str, str, float, float | None, str]
+"""What a file is, its path, its bytes, and where a compression measured it the milliseconds of one image and how."""
 
 
 def content(record: RunRecord, run: Run) -> dict[str, Any]:
     """The variables of run.html."""
     samples = Samples.find(record, run) if record.epochs else None
     split = record.evaluation.measured
-    pairs = split.confused(_MOST_CONFUSED)
-    found = record.predicted
-    counts = samples.counts() if samples else None
-    evaluation = record.evaluation
-    splits = [("Test", evaluation.test), ("Out of fold", evaluation.out_of_fold), ("Validation", evaluation.val)]
-    headline = [(name, one) for name, one in splits if one is not None]
+    counts = samples.counts() if samples else {}
     return {
         "over": "Training run",
         "title": record.recipe.name,
@@ -53,45 +46,21 @@ def content(record: RunRecord, run: Run) -> dict[str, Any]:
         "answer": answer(record),
         "commands": commands(record),
         "run": record,
-        "where": evaluation.where,
-        "best": record.best,
-        "total_seconds": sum((row.seconds or 0.0) + (row.validation_seconds or 0.0) for row in record.epochs),
+        "samples": samples,
         "openings": openings(record),
-        "splits": headline,
-        "headline": _headline([one for _, one in headline]),
+        "headline": _headline(record.evaluation.splits),
         "headline_caption": _settings(record),
-        "counts": None if counts is None else charts.class_counts(record.facts.classes, counts),
-        "count_names": list(counts or ()),
-        "class_photos": samples.of_classes() if samples else [],
-        "seen": _seen(samples),
-        "quality": samples.quality() if samples else None,
+        "counts": charts.class_counts(record.facts.classes, counts) if counts else None,
+        "count_names": list(counts),
         "curves": charts.curves(record.epochs, record.best_epoch) if record.epochs else None,
         "curve_caption": _curve_caption(record),
-        "epoch_rows": record.epochs[-MAX_EPOCHS:],
         "time": _time(record.epochs),
         "recalls": charts.recalls(split) if split.per_class else None,
-        "class_rows": split.scores(),
-        "confusion": charts.confusion(split, evaluation.where),
-        "confused": pairs,
-        "pair_photos": [] if samples is None else [
-            (pair, photos) for pair in pairs[:_PICTURED]
-            if (photos := samples.confused(pair.true, pair.predicted, _PER_PAIR))
-        ],
-        "mistake_photos": samples.mistakes(_MOST_MISTAKES) if samples else [],
-        "mistakes": [] if found is None else [
-            {
-                "name": found.names[i],
-                "true": record.facts.classes[found.label[i]],
-                "predicted": record.facts.classes[found.predicted[i]],
-                "confidence": float(found.confidence[i]),
-            }
-            for i in found.mistakes(_MOST_MISTAKES)
-        ],
-        "wrong": 0 if found is None else int((~found.correct).sum()),
+        "confusion": charts.confusion(split, record.evaluation.where),
         "calibration": None if record.reliability is None else charts.reliability(*record.reliability),
         "calibration_rows": _calibration(record),
         "files": files(record),
-    }  # fmt: skip
+    }
 
 
 # ---------------------------------------------------------------------------------------------------------- conclusion
@@ -162,17 +131,17 @@ def _gap(record: RunRecord) -> str:
     error = _Z * math.sqrt(
         sum(p * (1 - p) / n for p, n in ((best.train_clean_accuracy, _CLEAN_IMAGES), (best.val_accuracy, val.count)))
     )
-    points = f"{abs(100 * gap):.1f} point{'' if f'{abs(100 * gap):.1f}' == '1.0' else 's'}"
+    apart = points(abs(100 * gap), 1)
     last = record.epochs[-1].epoch == best.epoch
     if gap - error > _OVERFIT:
         return (
-            f"Training accuracy is {points} above validation: the network overfits. More images, stronger augmentation "
+            f"Training accuracy is {apart} above validation: the network overfits. More images, stronger augmentation "
             "or a smaller network may help."
         )
     if gap - error > 0:
-        text = f"The gap between train and validation is {points}"
+        text = f"The gap between train and validation is {apart}"
     else:
-        text = f"Train and validation differ by no more than chance ({points})"
+        text = f"Train and validation differ by no more than chance ({apart})"
     ends = ", and the last epoch was the best" if last else ""
     return f"{text}{ends}: a larger network or longer training may help."
 
@@ -221,18 +190,17 @@ def openings(record: RunRecord) -> str:
 # ------------------------------------------------------------------------------------------------------------- details
 
 
-def _headline(splits: list[Split]) -> list[tuple[str, list[Cell]]]:
+def _headline(splits: Mapping[str, Split]) -> list[tuple[str, list[Cell]]]:
     """Every headline metric of every split that was measured, with its interval."""
     rows: list[tuple[str, list[Cell]]] = []
-    for key, label, scale, unit in _HEADLINES:
-        cells: list[Cell] = []
-        for split in splits:
-            value, digits = finite(getattr(split, key)), 2 if scale == 100 else 4
-            interval = between(getattr(split, f"{key}_interval"), scale, digits)
-            cells.append((UNKNOWN, "") if value is None else (f"{value * scale:.{digits}f}{unit}", interval))
-        if any(text != UNKNOWN for text, _ in cells):
+    for key, label in _HEADLINES.items():
+        found = [(getattr(split, key), getattr(split, f"{key}_interval")) for split in splits.values()]
+        whole = key in ("loss", "brier")
+        cells = [(number(value, ".4f"), between(ends, 1, 4)) if whole else (share(value, 2), between(ends, 100, 2))
+                 for value, ends in found]  # fmt: skip
+        if any(value is not None for value, _ in found):
             rows.append((label, cells))
-    return [*rows, ("Images", [(number(split.count), "") for split in splits])] if splits else []
+    return [*rows, ("Images", [(number(split.count), "") for split in splits.values()])] if splits else []
 
 
 def _settings(record: RunRecord) -> str:
@@ -253,15 +221,6 @@ def _curve_caption(record: RunRecord) -> str:
     if any(row.train_clean_accuracy is not None for row in record.epochs):
         parts.append(f"Clean: up to {_CLEAN_IMAGES:,} training images without augmentation.")
     return " ".join(parts)
-
-
-def _seen(samples: Samples | None) -> list[tuple[str, list[Photo]]]:
-    if samples is None:
-        return []
-    try:
-        return samples.seen()
-    except KitaeError:  # ops of one's own that are not known here
-        return []
 
 
 def _time(rows: Sequence[Epoch]) -> Any:
@@ -288,40 +247,23 @@ def _calibration(record: RunRecord) -> list[tuple[str, str]]:
     return [("before", share((before or after).error, 2)), (name, share(after.error, 2))]
 
 
-@dataclass(frozen=True)
-class File:
-    """A file of the model: what it is, where, its bytes, and milliseconds of one image where that was measured."""
-
-    what: str
-    path: str
-    size: float | None
-    latency: float | None = None
-    note: str = ""
-
-
 def files(record: RunRecord) -> list[File]:
     """The weights, and the exported and compressed files beside the run."""
     folder = record.path.resolve()
-    found = [File("PyTorch weights", "best.safetensors", _bytes(folder / "best.safetensors"))]
     exported = folder.with_name(f"{folder.name}.onnx")
-    found.append(File("exported", exported.name, _bytes(exported)))
+    named = (("PyTorch weights", folder / "best.safetensors"), ("exported", exported))
+    found: list[File] = [
+        (what, file.name, float(file.stat().st_size), None, "") for what, file in named if file.is_file()
+    ]
     small = folder.with_name(f"{folder.name}-small")
     try:
         record_ = CompressionRecord.open(small)
     except KitaeError:
-        return [one for one in found if one.size is not None]
-    if record_.run == folder.name:
-        machine = str(record_.machine.get("processor") or "")
-        note = f"measured by kitae compress{f' on {machine}' if machine else ''}"
-        name = "model.onnx" if record_.within_budget else "closest.onnx"
-        before, after = record_.baseline, record_.winner
-        found.append(File("ONNX, float32", "", before.bytes, before.latency_ms, note))
-        found.append(File("compressed", f"{small.name}/{name}", after.bytes, after.latency_ms, note))
-    return [one for one in found if one.size is not None]
-
-
-def _bytes(path: Path) -> float | None:
-    try:
-        return float(path.stat().st_size)
-    except OSError:
-        return None
+        return found
+    if record_.run != folder.name:
+        return found
+    machine = str(record_.machine.get("processor") or "")
+    note = f"measured by kitae compress{f' on {machine}' if machine else ''}"
+    file = "model.onnx" if record_.within_budget else "closest.onnx"
+    measured = (("ONNX, float32", "", record_.baseline), ("compressed", f"{small.name}/{file}", record_.winner))
+    return found + [(what, path, row.bytes, row.latency_ms, note) for what, path, row in measured if row.bytes]
