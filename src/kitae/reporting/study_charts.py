@@ -29,26 +29,24 @@ MOST_EFFECTS = 40
 
 
 def forest(
-    analysis: Analysis, effects: Sequence[Effect], label: Callable[[Effect], str], verdict: Callable[[Effect], str],
-    what: str, name: str,
-) -> Svg | None:  # fmt: skip
-    """Every effect with its 95 % interval, in the order given, and the noise of one run as a band.
+    analysis: Analysis, label: Callable[[Effect], str], verdict: Callable[[Effect], str], what: str, name: str
+) -> Svg | None:
+    """Every effect with its 95 % interval, the best first, and the noise of one run as a band.
 
     An effect that is shown after Holm's correction is filled, in one colour where it helps and another where it hurts;
     what is not shown is hollow.
     """
-    known = [effect for effect in effects if effect.estimate is not None][:MOST_EFFECTS]
+    known = [effect for effect in analysis.ranked if effect.estimate is not None][:MOST_EFFECTS]
     if not known:
         return None
     ratio, neutral = known[0].ratio, known[0].neutral
     rows = []
     for effect in known:
-        value = effect.estimate or 0.0
-        helps = (value > neutral) == (analysis.better > 0)
-        look = "neutral" if not effect.shown or not analysis.better else "good" if helps else "bad"
-        mark = interval_mark(value, (effect.low, effect.high), look, verdict(effect), hollow=not effect.shown)
-        value_, _, span = verdict(effect).partition(" (")
-        rows.append(Row(label(effect), value_, mark, span=f"({span}" if span else ""))
+        look = "neutral" if not effect.shown or not analysis.better else "good" if analysis.helps(effect) else "bad"
+        told = verdict(effect)
+        mark = interval_mark(effect.estimate or 0.0, (effect.low, effect.high), look, told, hollow=not effect.shown)
+        value, _, span = told.partition(" (")
+        rows.append(Row(label(effect), value, mark, span=f"({span}" if span else ""))
     ends = [end for e in known for end in (e.estimate, e.low, e.high) if end is not None and (end > 0 or not ratio)]
     keep = [end for effect in known if effect.shown for end in (effect.estimate, effect.low, effect.high)]
     low, high, cut = robust([*ends, neutral], [end for end in keep if end is not None])
