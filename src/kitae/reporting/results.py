@@ -491,3 +491,12 @@ class CompressionRecord(Record, extra="allow"):
         """
         file = folder / "compression.json"
         return as_record(cls, read_json(file), file)
+
+    @property
+    def file(self) -> str:
+        """The name of the winner's file, or of that which is closest to the budget."""
+        return "model.onnx" if self.within_budget else "closest.onnx"
+
+    def bytes_of(self, row: Candidate) -> float | None:
+        """The size of a candidate's file, packed where the budget is for packed ones."""
+        return row.packed_bytes if self.size == "packed_bytes" else row.bytes

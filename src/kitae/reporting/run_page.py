@@ -264,6 +264,5 @@ def files(record: RunRecord) -> list[File]:
         return found
     machine = str(record_.machine.get("processor") or "")
     note = f"measured by kitae compress{f' on {machine}' if machine else ''}"
-    file = "model.onnx" if record_.within_budget else "closest.onnx"
-    measured = (("ONNX, float32", "", record_.baseline), ("compressed", f"{small.name}/{file}", record_.winner))
+    measured = (("ONNX, float32", "", record_.baseline), ("compressed", f"{small.name}/{record_.file}", record_.winner))
     return found + [(what, path, row.bytes, row.latency_ms, note) for what, path, row in measured if row.bytes]
