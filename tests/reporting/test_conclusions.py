@@ -202,8 +202,9 @@ def test_every_effect_that_is_shown_is_inside_the_axis() -> None:
         Analysis(unit="points", better=1, effects=tuple(effects)), lambda one: one.name, lambda _: "", "x", "f"
     )
     assert drawn is not None
-    assert "cut off" not in drawn
-    assert "+15" in drawn or "+10" in drawn
+    text = drawn.__html__()
+    assert "cut off" not in text
+    assert "+15" in text or "+10" in text
 
 
 def test_a_compression_says_what_a_larger_drop_would_buy(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Charts of a run for pages: curves, classes, confusion, calibration, time. Every function returns one SVG element."""
+"""Charts of a run for pages: curves, classes, confusion, calibration, time. Every function returns a Chart."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from kitae.reporting.svg import (
     Plot,
     Row,
     Scale,
-    Svg,
     frame,
     interval_mark,
     legend,
@@ -41,7 +40,7 @@ def per_cent(value: float) -> str:
 # ----------------------------------------------------------------------------------------------------------- training
 
 
-def curves(rows: Sequence[Epoch], best: int | None) -> Svg:
+def curves(rows: Sequence[Epoch], best: int | None) -> Chart:
     """Loss, accuracy and learning rate over the epochs; final values at the lines, the best epoch dashed."""
     panels = [
         ("Loss", (("train_loss", "train", 1), ("val_loss", "validation", 2)), "{:.3g}".format),
@@ -97,7 +96,7 @@ def curves(rows: Sequence[Epoch], best: int | None) -> Svg:
         for (value, label, look), y in zip(ends, places, strict=True):
             chart.text(WIDTH - _RIGHT + 8, y, f"{form(value)} {label}".strip(), f"c{look}", width=_RIGHT - 8)
         top += height + 44
-    return chart.svg()
+    return chart
 
 
 def robust(
@@ -127,8 +126,16 @@ def robust(
     return (max(0.0, low - room) if low >= 0 else low - room), high + room, cut
 
 
-def time_spent(parts: Sequence[tuple[str, float]]) -> Svg:
-    """One bar of the seconds that each part took, and a line for each."""
+def time_spent(rows: Sequence[Epoch]) -> Chart | None:
+    """One bar of the seconds that each part took, and a line for each, where they are known."""
+    timed = [row for row in rows if row.seconds is not None]
+    waited = sum((row.seconds or 0.0) * (row.data_share or 0.0) for row in timed)
+    steps = sum(row.seconds or 0.0 for row in timed) - waited
+    validation = sum(row.validation_seconds or 0.0 for row in timed)
+    parts = [("training steps", steps), ("data: reading and augmenting", waited), ("validation", validation)]
+    parts = [part for part in parts if part[1] > 0]
+    if not parts:
+        return None
     total = sum(seconds for _, seconds in parts)
     summary = ", ".join(f"{name} {share(seconds / total)}" for name, seconds in parts)
     chart = Chart("time", "Where the time went", f"{duration(total)}: {summary}.", 52 + LINE * len(parts))
@@ -145,10 +152,10 @@ def time_spent(parts: Sequence[tuple[str, float]]) -> Svg:
         chart.text(WIDTH - 10, y, f"{exact}, {share(seconds / total)}", "v", anchor="end")
         y += LINE + 2
     chart.height = y - 4
-    return chart.svg()
+    return chart
 
 
-def class_counts(names: Sequence[str], counts: Mapping[str, Sequence[int]]) -> Svg:
+def class_counts(names: Sequence[str], counts: Mapping[str, Sequence[int]]) -> Chart:
     """Images of each class, split by split; of many classes those with the fewest and the most."""
     totals = [sum(of) for of in zip(*counts.values(), strict=True)]
     order = sorted(range(len(names)), key=lambda k: -totals[k])
@@ -178,7 +185,7 @@ def class_counts(names: Sequence[str], counts: Mapping[str, Sequence[int]]) -> S
 # ---------------------------------------------------------------------------------------------------------- evaluation
 
 
-def recalls(split: Split) -> Svg:
+def recalls(split: Split) -> Chart:
     """Recall of each class with its interval, the lowest first, beside the accuracy of all images."""
     known = [(name, row) for name, row in split.per_class.items() if row.accuracy is not None]
     known.sort(key=lambda item: (item[1].accuracy or 0.0, item[0]))
@@ -197,7 +204,7 @@ def recalls(split: Split) -> Svg:
                       dashed=whole)  # fmt: skip
 
 
-def confusion(split: Split, name: str) -> Svg | None:
+def confusion(split: Split, name: str) -> Chart | None:
     """The confusion matrix; colour is the share of the true class (row)."""
     counts, names = split.counts, split.classes
     if counts is None or len(names) > MAX_CONFUSION:
@@ -238,10 +245,10 @@ def confusion(split: Split, name: str) -> Svg | None:
         chart.text(left - 6, top + middle + size / 3, label, "l", anchor="end", width=room - 4, size=size)
         chart.text(left + middle + size / 3, top + cell * k + 8, label, "l", anchor="end", width=room - 4, turn=-90,
                    size=size)  # fmt: skip
-    return chart.svg()
+    return chart
 
 
-def reliability(after: Bins, before: Bins | None) -> Svg:
+def reliability(after: Bins, before: Bins | None) -> Chart:
     """Accuracy against confidence in bins, after and before the temperature, above the sizes of the bins."""
     summary = f"After the temperature, confidence and accuracy differ by {share(after.error, 2)} on average."
     chart = Chart("calibration", "Calibration", summary, 372)
@@ -264,13 +271,13 @@ def reliability(after: Bins, before: Bins | None) -> Svg:
     for centre, many in zip(after.centre, after.images.tolist(), strict=True):
         x, end = (bars.x(centre + half / BINS) for half in (-0.5, 0.5))
         chart.rect(x + 1, bars.y(many), end - x - 2, 336 - bars.y(many), "n")
-    return chart.svg()
+    return chart
 
 
 # -------------------------------------------------------------------------------------------------------- several runs
 
 
-def accuracies(rows: Sequence[tuple[str, float, tuple[float, float] | None]], split: str) -> Svg:
+def accuracies(rows: Sequence[tuple[str, float, tuple[float, float] | None]], split: str) -> Chart:
     """The accuracy of several runs with their intervals."""
     drawn = [Row(name, share(value), interval_mark(value, ends, series("s", place)))
              for place, (name, value, ends) in enumerate(rows)]  # fmt: skip
@@ -281,7 +288,7 @@ def accuracies(rows: Sequence[tuple[str, float, tuple[float, float] | None]], sp
                       label=f"Accuracy on {split}, 95 % interval")  # fmt: skip
 
 
-def compared_curves(runs: Sequence[tuple[str, Sequence[Epoch]]]) -> Svg | None:
+def compared_curves(runs: Sequence[tuple[str, Sequence[Epoch]]]) -> Chart | None:
     """Validation accuracy of several runs over their epochs."""
     known = [(name, [(row.epoch, row.val_accuracy) for row in rows]) for name, rows in runs]
     values = [value for _, points in known for _, value in points if value is not None]
@@ -297,4 +304,4 @@ def compared_curves(runs: Sequence[tuple[str, Sequence[Epoch]]]) -> Svg | None:
     plot.axes("Epoch", "{:g}".format, per_cent, x_ticks=plot.x.whole())
     for place, (_, points) in enumerate(known):
         plot.line([float(epoch) for epoch, _ in points], [value for _, value in points], series("s", place))
-    return chart.svg()
+    return chart

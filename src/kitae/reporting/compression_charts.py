@@ -1,4 +1,4 @@
-"""Charts of a compression: the front, accuracy against sparsity, latency. Each function returns one SVG element."""
+"""Charts of a compression: the front, accuracy against sparsity, latency. Each function returns a Chart."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from kitae.reporting.svg import (
     Point,
     Row,
     Scale,
-    Svg,
     frame,
     interval_mark,
     legend,
@@ -32,7 +31,7 @@ _OFFSETS = [(9.0, 4.0), (-9.0, 4.0), (0.0, -12.0), (0.0, 20.0), (12.0, -14.0), (
 """Where the label of a point may stand, the best places first."""
 
 
-def front(record: CompressionRecord, label: Callable[[Candidate], str]) -> Svg | None:
+def front(record: CompressionRecord, label: Callable[[Candidate], str]) -> Chart | None:
     """Every candidate by size and accuracy; the front, the original and the winner are labelled.
 
     Controls cannot be chosen: they are diamonds, and no part of the front.
@@ -84,7 +83,7 @@ def front(record: CompressionRecord, label: Callable[[Candidate], str]) -> Svg |
     for size, value, row in sorted(points, key=lambda point: (point[2].name != record.winner.name, point[0])):
         if row.name in named:
             _label(chart, label(row), (plot.x(size), plot.y(value)), taken, (_LEFT, top - 6, WIDTH - 2, bottom))
-    return chart.svg()
+    return chart
 
 
 def _label(chart: Chart, text: str, at: Point, taken: list[Box], within: Box) -> None:
@@ -106,7 +105,7 @@ def _over(a: Box, b: Box) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
-def sparsity(record: CompressionRecord, label: Callable[[Candidate], str]) -> Svg | None:
+def sparsity(record: CompressionRecord, label: Callable[[Candidate], str]) -> Chart | None:
     """Accuracy over the share of parameters removed, in float32: what was chosen from, and each kind of control."""
     curves: dict[str, list[tuple[float, float, Candidate]]] = {}
     for row in record.candidates:
@@ -143,10 +142,10 @@ def sparsity(record: CompressionRecord, label: Callable[[Candidate], str]) -> Sv
                 chart.line(plot.x(x), plot.y(low), plot.x(x), plot.y(high), f"w {series('s', number)}")
             about = f"{share(x)} removed: {share(y, 2)}"
             chart.circle(plot.x(x), plot.y(y), 4, series("f", number), about)
-    return chart.svg()
+    return chart
 
 
-def latencies(record: CompressionRecord, label: Callable[[Candidate], str]) -> Svg | None:
+def latencies(record: CompressionRecord, label: Callable[[Candidate], str]) -> Chart | None:
     """The time of one image in each file, the fastest first."""
     known = sorted(
         (row for row in record.candidates if row.latency_ms is not None), key=lambda row: row.latency_ms or 0

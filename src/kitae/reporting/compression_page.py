@@ -12,23 +12,10 @@ from typing import Any
 
 from PIL import Image
 
-from kitae.console import plural
 from kitae.reporting import compression_charts
 from kitae.reporting.results import Candidate, CompressionRecord
 from kitae.reporting.samples import Photo
-from kitae.reporting.values import (
-    UNKNOWN,
-    Cell,
-    between,
-    milliseconds,
-    number,
-    points,
-    points_lost,
-    share,
-    size,
-    times,
-    times_between,
-)
+from kitae.reporting.values import Cell, between, named, number, points, points_lost, size, times
 
 _PRECISIONS = {
     "fp32": "float32",
@@ -59,7 +46,6 @@ def content(record: CompressionRecord, folder: Path) -> dict[str, Any]:
         "latency": compression_charts.latencies(record, name),
         "filters": _filters(folder),
         "everything": [row.model_dump() for row in record.candidates],
-        "timing": _timing(record),
     }
 
 
@@ -180,58 +166,30 @@ _COMPARED = (
 def _side_by_side(record: CompressionRecord) -> list[tuple[str, list[Cell]]]:
     """The original against the winner, a row a number."""
     before, after, test = record.baseline, record.winner, record.test
-    rows: list[tuple[str, list[Cell]]] = [
-        ("Candidate", [(label(record, before), ""), (label(record, after), ""), ("", "")])
-    ]
+    rows = [("Candidate", [(label(record, before), ""), (label(record, after), ""), ("", "")])]
     if test:
         lost = points_lost(test.drop, test.drop_interval)
-        rows.append(("Accuracy on test", [_accuracy(test.baseline), _accuracy(test.winner), lost]))
+        rows.append(("Accuracy on test", [_cell(test.baseline, "accuracy"), _cell(test.winner, "accuracy"), lost]))
     lost = points_lost(after.drop, after.drop_interval)
-    rows.append(("Accuracy on validation", [_accuracy(before), _accuracy(after), lost]))
+    rows.append(("Accuracy on validation", [_cell(before, "accuracy"), _cell(after, "accuracy"), lost]))
     if after.flips is not None:
-        rows.append(("Answers changed on validation", [("", ""), (share(after.flips, 2), ""), ("", "")]))
+        rows.append(("Answers changed on validation", [("", ""), _cell(after, "flips"), ("", "")]))
     for key, what, less, more in _COMPARED:
         old, new = getattr(before, key), getattr(after, key)
         if new is None or (key == "nonzero" and new == after.parameters):
             continue
-        ratio = old / new if old and new > 0 else None
+        ratio, span = old / new if old and new > 0 else None, ""
         if key == "latency_ms":  # the ratio of the medians is not the median of the ratios
             ratio = after.speedup or ratio
+            span = between(after.speedup_interval, 1, 2) if ratio is not None and ratio >= 1 else ""
         word, factor = times(ratio, less, more)
-        timed = key == "latency_ms" and ratio is not None and ratio >= 1
-        changed = ("" if ratio is None else "the same" if old == new else f"{factor} {word}",
-                   between(after.speedup_interval, 1, 2) if timed else "")  # fmt: skip
-        rows.append((what, [_exactly(before, key), _exactly(after, key), changed]))
+        changed = "" if ratio is None else "the same" if old == new else f"{factor} {word}"
+        rows.append((what, [_cell(before, key), _cell(after, key), (changed, span)]))
     return rows
 
 
-def _accuracy(row: Candidate) -> Cell:
-    return share(row.accuracy, 2), between(row.accuracy_interval, 100, 2)
-
-
-def _exactly(row: Candidate, key: str) -> Cell:
+def _cell(row: Candidate, key: str) -> Cell:
     """To the last byte and the last parameter, for two columns are compared."""
-    value = getattr(row, key)
-    if value is None:
-        return UNKNOWN, ""
-    if key == "latency_ms":
-        return milliseconds(value), times_between(row.latency_ms_interval)
-    return (size(value), f"{number(value)} bytes") if key.endswith("bytes") else (number(value), "")
-
-
-def _timing(record: CompressionRecord) -> str:
-    latency, control, threads = record.latency, record.latency.control, record.spec.threads
-    parts = ["Latency is of one image in ONNX Runtime"]
-    parts.append(f"on {plural(threads, 'thread')}" if threads else "which chooses its threads")
-    if latency.rounds is not None:
-        parts.append(f"all candidates in turn in each of {latency.rounds:.0f} rounds")
-    if any(row.control for row in record.candidates):
-        parts.append("the controls afterwards, beside the original again, whose time then sets the clock")
-    text = ", ".join(parts)
-    text += f"; its intervals cover {latency.covers}." if latency.covers else "."
-    if control.ratio is not None:
-        interval = between(control.ratio_interval, 1, 3)
-        text += f" The original timed against itself gives {control.ratio:.3f}×{f' ({interval})' if interval else ''}"
-        noise = latency.noise
-        text += "." if noise is None else f": differences below {100 * noise:.1f} % are within the noise."
-    return text
+    text, interval = named(row.model_dump(), key)
+    exact = key.endswith("bytes") and getattr(row, key) is not None
+    return text, f"{number(getattr(row, key))} bytes" if exact else interval

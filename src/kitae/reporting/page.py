@@ -21,7 +21,7 @@ from kitae.files import write_atomically
 from kitae.reporting import comparison_page, compression_page, run_page, study_page, values
 from kitae.reporting.results import CompressionRecord, RunRecord
 from kitae.reporting.study_results import StudyRecord
-from kitae.reporting.svg import Svg
+from kitae.reporting.svg import Chart
 from kitae.run import Run
 
 _FILTERS = ("share", "number", "between", "milliseconds", "times_between", "large", "size", "seconds", "times",
@@ -115,7 +115,7 @@ def render(template: str, content: Mapping[str, Any]) -> str:
 
 def _write(kind: str, content: Mapping[str, Any], folder: Path) -> Path:
     for name, chart in content.items():
-        if isinstance(chart, Svg):
+        if isinstance(chart, Chart):
             write_atomically(folder / "figures" / f"{name}.svg", chart.file().encode())
     page = folder / "report.html"
     write_atomically(page, render(f"{kind}.html", content).encode())

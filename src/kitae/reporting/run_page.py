@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from kitae.errors import KitaeError
 from kitae.reporting import charts
-from kitae.reporting.results import CompressionRecord, Epoch, RunRecord, Split
+from kitae.reporting.results import CompressionRecord, RunRecord, Split
 from kitae.reporting.samples import Samples
 from kitae.reporting.values import Cell, between, number, points, share
 from kitae.run import Run
@@ -46,19 +46,16 @@ def content(record: RunRecord, run: Run) -> dict[str, Any]:
         "answer": answer(record),
         "commands": commands(record),
         "run": record,
+        "clean_images": _CLEAN_IMAGES,
         "samples": samples,
-        "openings": openings(record),
         "headline": _headline(record.evaluation.splits),
-        "headline_caption": _settings(record),
         "counts": charts.class_counts(record.facts.classes, counts) if counts else None,
         "count_names": list(counts),
         "curves": charts.curves(record.epochs, record.best_epoch) if record.epochs else None,
-        "curve_caption": _curve_caption(record),
-        "time": _time(record.epochs),
+        "time": charts.time_spent(record.epochs),
         "recalls": charts.recalls(split) if split.per_class else None,
         "confusion": charts.confusion(split, record.evaluation.where),
         "calibration": None if record.reliability is None else charts.reliability(*record.reliability),
-        "calibration_rows": _calibration(record),
         "files": files(record),
     }
 
@@ -177,16 +174,6 @@ def commands(record: RunRecord) -> list[Command]:
     return found
 
 
-def openings(record: RunRecord) -> str:
-    """One line on how often test was opened, and why."""
-    if not record.openings:
-        return "Test has not been opened: no choice and no number here comes from it."
-    why = [f"{one.why or 'unknown'}{f' ({one.when[:10]})' if one.when else ''}" for one in record.openings]
-    if len(why) == 1:
-        return f"Test was opened once: {why[0]}."
-    return f"Test was opened {len(why)} times: {'; '.join(why)}."
-
-
 # ------------------------------------------------------------------------------------------------------------- details
 
 
@@ -201,50 +188,6 @@ def _headline(splits: Mapping[str, Split]) -> list[tuple[str, list[Cell]]]:
         if any(value is not None for value, _ in found):
             rows.append((label, cells))
     return [*rows, ("Images", [(number(split.count), "") for split in splits.values()])] if splits else []
-
-
-def _settings(record: RunRecord) -> str:
-    """What the intervals cover, and with which settings the numbers were taken."""
-    evaluation = record.evaluation
-    settings = [] if evaluation.temperature is None else [f"temperature {evaluation.temperature:.3f}"]
-    settings += [f"measured in {evaluation.precision}"] if evaluation.precision else []
-    settings += [f"trained in {evaluation.train_precision}"] if evaluation.train_precision else []
-    settings += [f"test-time augmentation {evaluation.tta}"] if evaluation.tta not in (None, "none") else []
-    covers = f" cover {evaluation.measured.covers}" if evaluation.measured.covers else ""
-    return f"95 % intervals{'; '.join([covers, ', '.join(settings)] if settings else [covers])}."
-
-
-def _curve_caption(record: RunRecord) -> str:
-    parts = []
-    if record.recipe.augment.train or record.recipe.augment.mix:
-        parts.append("Training loss and accuracy are on augmented images, so they may lie below validation.")
-    if any(row.train_clean_accuracy is not None for row in record.epochs):
-        parts.append(f"Clean: up to {_CLEAN_IMAGES:,} training images without augmentation.")
-    return " ".join(parts)
-
-
-def _time(rows: Sequence[Epoch]) -> Any:
-    """The parts of the time, where they are known."""
-    timed = [row for row in rows if row.seconds is not None]
-    if not timed:
-        return None
-    waited = sum((row.seconds or 0.0) * (row.data_share or 0.0) for row in timed)
-    steps = sum(row.seconds or 0.0 for row in timed) - waited
-    validation = sum(row.validation_seconds or 0.0 for row in timed)
-    parts = [("training steps", steps), ("data: reading and augmenting", waited), ("validation", validation)]
-    parts = [part for part in parts if part[1] > 0]
-    return charts.time_spent(parts) if parts else None
-
-
-def _calibration(record: RunRecord) -> list[tuple[str, str]]:
-    """Expected calibration error before and after the temperature."""
-    found, temperature = record.reliability, record.evaluation.temperature
-    if found is None or temperature is None:
-        return []
-    after, before = found
-    fitted = "validation" if record.evaluation.out_of_fold is None else "out-of-fold images"
-    name = f"after (temperature {temperature:.3f}, fitted on {fitted})"
-    return [("before", share((before or after).error, 2)), (name, share(after.error, 2))]
 
 
 def files(record: RunRecord) -> list[File]:

@@ -1,4 +1,4 @@
-"""Charts of studies and searches: forest plot, curves, response to a number, arms. Each returns one SVG element."""
+"""Charts of studies and searches: forest plot, curves, response to a number, arms. Each returns a Chart."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from kitae.reporting.svg import (
     Plot,
     Row,
     Scale,
-    Svg,
     frame,
     interval_mark,
     legend,
@@ -30,7 +29,7 @@ MOST_EFFECTS = 40
 
 def forest(
     analysis: Analysis, label: Callable[[Effect], str], verdict: Callable[[Effect], str], what: str, name: str
-) -> Svg | None:
+) -> Chart | None:
     """Every effect with its 95 % interval, the best first, and the noise of one run as a band.
 
     An effect that is shown after Holm's correction is filled, in one colour where it helps and another where it hurts;
@@ -62,7 +61,7 @@ def forest(
     )  # fmt: skip
 
 
-def curves(record: StudyRecord, chosen: Sequence[str], label: Callable[[str], str]) -> Svg | None:
+def curves(record: StudyRecord, chosen: Sequence[str], label: Callable[[str], str]) -> Chart | None:
     """Validation accuracy and training loss over the epochs: a line a variant, a band from lowest to highest seed."""
     panels = [("Validation accuracy", "val_accuracy", per_cent), ("Training loss", "train_loss", "{:.3g}".format)]
     panels = [p for p in panels if any(getattr(record.curves[name], p[1]) for name in chosen)]
@@ -91,10 +90,10 @@ def curves(record: StudyRecord, chosen: Sequence[str], label: Callable[[str], st
             plot.line(at, band.mean, series("s", place))
         top += 150 + 52
     chart.height = top - 8
-    return chart.svg()
+    return chart
 
 
-def response(record: StudyRecord) -> Svg | None:
+def response(record: StudyRecord) -> Chart | None:
     """The metric over a factor whose levels are three or more numbers; every run is a point, the line is their mean."""
     factor = _numeric(record)
     if factor is None:
@@ -134,10 +133,10 @@ def response(record: StudyRecord) -> Svg | None:
         for x, values in points:
             for value in values:
                 chart.circle(plot.x(x), plot.y(value), 3, series("f", place))
-    return chart.svg()
+    return chart
 
 
-def arms_chart(arms: Sequence[Mapping[str, Any]]) -> Svg:
+def arms_chart(arms: Sequence[Mapping[str, Any]]) -> Chart:
     """Every arm of a search by validation accuracy at the last rung that it reached, in the order of trying.
 
     Args:
@@ -162,7 +161,7 @@ def arms_chart(arms: Sequence[Mapping[str, Any]]) -> Svg:
         series = 2 if preset else 1
         look = f"f{series}" if epochs == full else f"e s{series}"
         mark(plot.x(number), plot.y(value), 5, look, f"arm {number}: {share(value)} after {epochs} epochs")
-    return chart.svg()
+    return chart
 
 
 def _numeric(record: StudyRecord) -> str | None:

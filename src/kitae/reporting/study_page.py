@@ -13,8 +13,8 @@ from kitae.console import plural
 from kitae.errors import KitaeError
 from kitae.reporting import study_charts
 from kitae.reporting.study_results import Analysis, Effect, StudyRecord, Variant
-from kitae.reporting.svg import Svg
-from kitae.reporting.values import between, finite, words
+from kitae.reporting.svg import Chart
+from kitae.reporting.values import finite, words
 
 _METRICS = {
     "test.accuracy": "accuracy on test",
@@ -72,7 +72,6 @@ def content(record: StudyRecord | None, folder: Path) -> dict[str, Any]:
             (metric_label(name), _forest(record, name, one, f"effects-chart-{place}"), one)
             for place, (name, one) in enumerate(record.analyses.items()) if name != record.metric
         ],
-        "noise": noise,
         "label": partial(effect_label, record),
         "variant_label": labels,
         "metric_label": metric_label,
@@ -81,7 +80,7 @@ def content(record: StudyRecord | None, folder: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _forest(record: StudyRecord, name: str, analysis: Analysis, place: str) -> Svg | None:
+def _forest(record: StudyRecord, name: str, analysis: Analysis, place: str) -> Chart | None:
     what = metric_label(name) + ("" if analysis.ratio or not analysis.unit else f", {analysis.unit}")
     return study_charts.forest(analysis, partial(effect_label, record), partial(verdict, analysis), what, place)
 
@@ -275,16 +274,3 @@ def regime(record: StudyRecord) -> str:
     if record.seeds:
         parts.append(plural(len(record.seeds), "seed"))
     return f"This holds for {', '.join(parts)}; other data or longer training may give other results." if parts else ""
-
-
-def noise(analysis: Analysis) -> str:
-    """How much runs that differ only in the seed scatter."""
-    found = analysis.noise
-    unit, scale = ("%", 100.0) if analysis.ratio else (analysis.unit, 1.0)
-    if found.sd is None or not found.df:
-        return "Noise between runs: not known; more seeds are needed."
-    interval = between((found.low, found.high), scale, 2)
-    return (
-        f"Noise: runs that differ in nothing but the seed scatter by {found.sd * scale:.2f} {unit} (standard "
-        f"deviation, {interval}, {found.df:g} degrees of freedom)."
-    )

@@ -25,39 +25,10 @@ WIDTH = 360.0
 SIZE = 12.0  # of text
 LINE = 16.0
 SERIES = 6
-_MARGIN = 10.0  # of a file: labels of an axis may reach over the frame
+_MARGIN = 10  # of a file: labels of an axis may reach over the frame
 
 Point = tuple[float, float]
 Form = Callable[[float], str]
-
-
-class Svg(str):
-    """An element that templates put into the page as it is: every text in it is escaped already."""
-
-    height: float
-
-    def __new__(cls, text: str, height: float) -> Svg:
-        element = super().__new__(cls, text)
-        element.height = height
-        return element
-
-    def __html__(self) -> str:
-        return str(self)
-
-    def file(self) -> str:
-        """The same as an SVG file: with the style that pages have for it, in light colours on white, and a margin."""
-        style = resources.files("kitae.reporting").joinpath("templates/chart.css").read_text(encoding="utf-8")
-        head, _, rest = self.partition(">")
-        x, y, wide, tall = -_MARGIN, -_MARGIN, WIDTH + 2 * _MARGIN, self.height + 2 * _MARGIN
-        head = head.replace(_view(0, 0, WIDTH, self.height), _view(x, y, wide, tall)).replace(
-            "<svg", f'<svg xmlns="http://www.w3.org/2000/svg" width="{2 * wide:g}" font-family="sans-serif"', 1
-        )
-        paper = f'<rect x="{x:g}" y="{y:g}" width="{wide:g}" height="{tall:g}" fill="#fff"/>'
-        return f"{head}><style>{style}</style>{paper}{rest}"
-
-
-def _view(x: float, y: float, width: float, height: float) -> str:
-    return f'viewBox="{x:g} {y:g} {width:g} {height:g}"'
 
 
 def text_width(text: str, size: float = SIZE) -> float:
@@ -229,15 +200,25 @@ class Chart:
         name = tag.split(" ", 1)[0]
         self.add(f"<{tag}><title>{escape(about)}</title></{name}>" if about else f"<{tag}/>")
 
-    def svg(self) -> Svg:
-        """The element."""
-        head = (
-            f'<svg role="img" class="chart" {_view(0, 0, WIDTH, self.height)}'
-            f' aria-labelledby="{self.name}-t {self.name}-d">'
-            f'<title id="{self.name}-t">{escape(self.title)}</title>'
-            f'<desc id="{self.name}-d">{escape(self.description)}</desc>'
+    def __html__(self) -> str:
+        """The element, which templates put into the page as it is: every text in it is escaped already."""
+        return self._svg("", 0, "")
+
+    def file(self) -> str:
+        """The same as an SVG file: with the style that pages have for it, in light colours on white, and a margin."""
+        style = resources.files("kitae.reporting").joinpath("templates/chart.css").read_text(encoding="utf-8")
+        size = f'width="{WIDTH + 2 * _MARGIN:g}" height="{self.height + 2 * _MARGIN:g}"'
+        paper = f'<rect x="-{_MARGIN}" y="-{_MARGIN}" {size} fill="#fff"/>'
+        space = f'xmlns="http://www.w3.org/2000/svg" width="{2 * (WIDTH + 2 * _MARGIN):g}" font-family="sans-serif" '
+        return self._svg(space, _MARGIN, f"<style>{style}</style>{paper}")
+
+    def _svg(self, attributes: str, margin: int, below: str) -> str:
+        view = f"{-margin} {-margin} {WIDTH + 2 * margin:g} {self.height + 2 * margin:g}"
+        return (
+            f'<svg {attributes}role="img" class="chart" viewBox="{view}" aria-labelledby="{self.name}-t {self.name}-d">'
+            f'{below}<title id="{self.name}-t">{escape(self.title)}</title>'
+            f'<desc id="{self.name}-d">{escape(self.description)}</desc>{"".join(self.parts)}</svg>'
         )
-        return Svg(head + "".join(self.parts) + "</svg>", self.height)
 
 
 @dataclass(frozen=True)
@@ -349,7 +330,7 @@ def rows_chart(
     name: str, title: str, description: str, rows: Sequence[Row], low: float, high: float, form: Form, *,
     label: str = "", log: bool = False, neutral: float | None = None, dashed: float | None = None,
     band: tuple[float, float] | None = None, items: Sequence[tuple[str, str]] = (),
-) -> Svg:  # fmt: skip
+) -> Chart:  # fmt: skip
     """Rows on one horizontal axis, each with its text above it, so that long labels need no room beside the marks.
 
     Args:
@@ -388,7 +369,7 @@ def rows_chart(
         chart.add(f'<text x="{WIDTH - 10:.1f}" y="{y + 15:.1f}" text-anchor="end"><tspan class="v">{escape(row.value)}'
                   f"</tspan>{more}</text>")  # fmt: skip
         row.draw(chart, scale, y + 27)
-    return chart.svg()
+    return chart
 
 
 def legend(chart: Chart, x: float, y: float, items: Sequence[tuple[str, str]], width: float = WIDTH) -> float:
