@@ -39,16 +39,11 @@ EPOCHS = 16
 def draw_gallery(
     images: Pictures, labels: Sequence[int] | NDArray[Any], classes: Sequence[str], folder: str | Path, seed: int = 0
 ) -> list[Path]:
-    """Draw every gallery into a folder, made where it does not exist.
+    """Draw every gallery into a folder, made where it does not exist; the PNG files.
 
     Args:
         images: uint8 [N, C, H, W], C 1 or 3. The first of each class are taken, so images of several classes show more.
         labels: N numbers into `classes`, the names.
-        folder: where the PNG files go.
-        seed: of the draws; in [0, 2**64).
-
-    Returns:
-        The files: geometry, colour, noise, mixup, cutmix, policies, augmix, epochs.
 
     Raises:
         DataError: fewer than 2 images, or a side of less than 8 pixels.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeVar
@@ -91,24 +92,14 @@ class Score(Record):
     count: int = 0
 
 
-class Confused(Record):
+@dataclass(frozen=True)
+class Confused:
     """How many images of one class were classified as another; `share` is of the true class."""
 
     true: str
     predicted: str
     count: int
     share: float
-
-
-class ClassRow(Record):
-    """Precision, recall and F1 of one class; None where it has no image, or nothing was taken for it."""
-
-    name: str
-    count: int
-    recall: float | None
-    interval: Interval
-    precision: float | None
-    f1: float | None
 
 
 class Fold(Record):
@@ -163,32 +154,29 @@ class Split(Record):
             return None
         return np.array(self.confusion, np.int64)
 
-    def scores(self) -> list[ClassRow]:
-        """A row a class, in the order of the outputs."""
+    def scores(self) -> list[tuple[str, Score, float | None, float | None]]:
+        """Name, score, precision and F1 of each class, in the order of the outputs.
+
+        Precision is None where nothing was taken for the class, F1 where it has no image either.
+        """
         counts = self.counts
-        rows = []
-        for k, (name, row) in enumerate(self.per_class.items()):
-            precision = f1 = None
-            if counts is not None:
-                right, said, true = int(counts[k, k]), int(counts[:, k].sum()), int(counts[k].sum())
-                precision = right / said if said else None
-                f1 = 2 * right / (said + true) if said + true else None
-            rows.append(ClassRow(name=name, count=row.count, recall=row.accuracy, interval=row.accuracy_interval,
-                                 precision=precision, f1=f1))  # fmt: skip
-        return rows
+        if counts is None:
+            return [(name, score, None, None) for name, score in self.per_class.items()]
+        right, said, true = (of.tolist() for of in (counts.diagonal(), counts.sum(axis=0), counts.sum(axis=1)))
+        return [
+            (name, score, hits / taken if taken else None, 2 * hits / (taken + there) if taken + there else None)
+            for (name, score), hits, taken, there in zip(self.per_class.items(), right, said, true, strict=True)
+        ]
 
     def confused(self, most: int) -> list[Confused]:
         """The pairs of classes that are mistaken most often."""
-        counts, names = self.counts, self.classes
-        if counts is None:
+        if self.counts is None:
             return []
-        wrong = counts * (1 - np.eye(len(names), dtype=np.int64))
+        names, wrong, true = self.classes, self.counts.copy(), self.counts.sum(axis=1)
+        np.fill_diagonal(wrong, 0)
         order = np.argsort(-wrong, axis=None, kind="stable")[:most]
-        pairs = [divmod(int(place), len(names)) for place in order if wrong.flat[place]]
-        return [
-            Confused(true=names[i], predicted=names[j], count=int(wrong[i, j]), share=wrong[i, j] / counts[i].sum())
-            for i, j in pairs
-        ]
+        pairs = [(*divmod(int(place), len(names)), int(wrong.flat[place])) for place in order if wrong.flat[place]]
+        return [Confused(names[i], names[j], count, count / int(true[i])) for i, j, count in pairs]
 
 
 class Evaluation(Record):
@@ -226,8 +214,8 @@ class Facts(Record):
     classes: tuple[str, ...] = ()
     parameters: Number = None
     macs: Number = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
 
 
 class Opening(Record):
@@ -334,7 +322,7 @@ class RunRecord(Record, arbitrary_types_allowed=True):
         """The epoch whose weights are kept."""
         return next((row for row in self.epochs if row.epoch == self.best_epoch), None)
 
-    @property
+    @cached_property
     def reliability(self) -> tuple[Bins, Bins | None] | None:
         """The predictions on test by confidence, and by that before the temperature, where it changes anything."""
         found, temperature = self.predicted, self.evaluation.temperature or 1.0

@@ -102,18 +102,18 @@ def _unfinished(record: RunRecord) -> str:
 
 def _weak(split: Split) -> str:
     """The weakest class and what it is confused with, if it is significantly weaker than the whole."""
-    rows = [row for row in split.scores() if row.recall is not None and row.interval is not None]
-    if not rows or split.accuracy is None:
+    known = {name: row for name, row in split.per_class.items() if row.accuracy is not None and row.accuracy_interval}
+    if not known or split.accuracy is None:
         return ""
-    largest = max(rows, key=lambda row: row.count)
-    always = largest.count / max(sum(row.count for row in rows), 1)
+    largest = max(known, key=lambda name: known[name].count)
+    always = known[largest].count / max(sum(row.count for row in known.values()), 1)
     if split.accuracy_interval is not None and split.accuracy_interval[0] <= always:
-        return f"That is not significantly better than always answering {largest.name} ({share(always)})."
-    row = min(rows, key=lambda row: row.recall or 0.0)
-    if row.interval is None or row.interval[1] >= split.accuracy:
+        return f"That is not significantly better than always answering {largest} ({share(always)})."
+    name, row = min(known.items(), key=lambda item: item[1].accuracy or 0.0)
+    if row.accuracy_interval is None or row.accuracy_interval[1] >= split.accuracy:
         return "No class is significantly weaker than the others."
-    taken = next((pair for pair in split.confused(len(rows) ** 2) if pair.true == row.name), None)
-    text = f"{row.name} is the weak class: {share(row.recall, 0)}"
+    taken = next((pair for pair in split.confused(len(known) ** 2) if pair.true == name), None)
+    text = f"{name} is the weak class: {share(row.accuracy, 0)}"
     if taken is not None:
         text += f", {100 * taken.share:.0f} of 100 taken for {taken.predicted}"
     return f"{text}."

@@ -12,7 +12,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -153,8 +153,6 @@ class Samples:
         from kitae.training.batches import epoch_shape
 
         recipe, store, facts = self.record.recipe, self.store, self.record.facts
-        if facts.mean is None or facts.std is None:
-            return []
         names, seed = store.classes, recipe.train.seed
         try:
             crop, ops = first_crop(recipe.augment, store.images, 1)
@@ -183,17 +181,17 @@ class Samples:
                                   for pixels, label in zip(*images.gather(chosen), strict=True)])]  # fmt: skip
         mean, std = (np.asarray(values, np.float32)[:, None, None] for values in (facts.mean, facts.std))
         for epoch, order in orders.items():
-            drawn = epoch * shape.passes
-            place = {int(index): at for at, index in enumerate(order)}
-            found: list[Photo] = []
-            batches: dict[int, tuple[Any, Any]] = {}
-            for index in chosen.tolist():
-                step, inside = divmod(place[index], shape.batch_size)
-                if step not in batches:
-                    rows = order[step * shape.batch_size : (step + 1) * shape.batch_size]
-                    batch = images.gather(rows, seed=seed, epoch=drawn)
-                    batches[step] = aug(*batch, epoch=drawn, index=rows, step=step)
-                values, targets = batches[step]
+            drawn, size = epoch * shape.passes, shape.batch_size
+            places = [int(np.flatnonzero(order == index)[0]) for index in chosen]
+            batches = {}
+            for step in {place // size for place in places}:
+                rows = order[step * size : (step + 1) * size]
+                batch = images.gather(rows, seed=seed, epoch=drawn)
+                batches[step] = aug(*batch, epoch=drawn, index=rows, step=step)
+            found = []
+            for place in places:
+                values, targets = batches[place // size]
+                inside = place % size
                 shown = np.clip(np.rint((values[inside] * std + mean) * 255), 0, 255).astype(np.uint8)
                 label = _mixture(targets[inside], names)
                 found.append(photo(shown, f"as seen in epoch {epoch + 1}: {', '.join(label)}", label))

@@ -42,22 +42,10 @@ TITLE, LABEL, SMALL = 13.0, 11.0, 9.5  # points
 
 # DejaVu comes with matplotlib; the others are tried where the system has them, for names in other scripts.
 _FAMILIES = (
-    "DejaVu Sans",
-    "Noto Sans CJK JP",
-    "Noto Sans JP",
-    "IPAGothic",
-    "Hiragino Sans",
-    "Yu Gothic",
-    "Meiryo",
-    "MS Gothic",
-    "Microsoft YaHei",
-    "PingFang SC",
-    "WenQuanYi Zen Hei",
-    "Malgun Gothic",
-    "Noto Sans Devanagari",
-    "Noto Sans Thai",
-    "Arial Unicode MS",
-)
+    "DejaVu Sans", "Noto Sans CJK JP", "Noto Sans JP", "IPAGothic", "Hiragino Sans", "Yu Gothic", "Meiryo",
+    "MS Gothic", "Microsoft YaHei", "PingFang SC", "WenQuanYi Zen Hei", "Malgun Gothic", "Noto Sans Devanagari",
+    "Noto Sans Thai", "Arial Unicode MS",
+)  # fmt: skip
 
 
 @functools.cache
