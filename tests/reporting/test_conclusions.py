@@ -12,6 +12,7 @@ from kitae.reporting import comparison_page, compression_page, run_page, study_c
 from kitae.reporting.results import Candidate, CompressionRecord, RunRecord
 from kitae.reporting.study_results import Analysis, Effect, StudyRecord
 from kitae.run import Run
+from tests.reporting.conftest import measured_compression
 
 CLASSES = ("cat", "dog", "owl")
 
@@ -177,10 +178,7 @@ def test_effects_are_ranked_best_first() -> None:
     ],
 )  # fmt: skip
 def test_candidates_in_words(row: dict[str, Any], told: str) -> None:
-    published = Path(__file__).parent / "compressions" / "demo.json"
-    import json
-
-    whole = CompressionRecord.model_validate(json.loads(published.read_text()))
+    whole = CompressionRecord.model_validate(measured_compression())
     assert compression_page.label(whole, Candidate.model_validate(row)) == told
 
 
@@ -208,9 +206,7 @@ def test_every_effect_that_is_shown_is_inside_the_axis() -> None:
 
 
 def test_a_compression_says_what_a_larger_drop_would_buy(tmp_path: Path) -> None:
-    import json
-
-    published = json.loads((Path(__file__).parent / "compressions" / "demo.json").read_text())
+    published = measured_compression()
     winner = {**published["winner"], "bytes": 1000, "packed_bytes": 1000, "drop": 0.2}
     small = {**winner, "name": "smaller", "bytes": 500, "packed_bytes": 500, "drop": 1.31, "drop_interval": [0.1, 2.42]}
     found = {**published, "run": "r", "within_budget": True, "winner": winner, "candidates": [winner, small]}

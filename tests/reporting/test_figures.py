@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (6, 3, 32, 32), dtype=np.uint8)
-LONG = [f"class number {i} with an unreasonably long name" for i in range(100)]
+LONG = [f"class number {i} with an unreasonably long name" for i in range(120)]
 
 
 def saved(draw: Callable[..., Figure], *args: Any, **options: Any) -> Callable[[Path], Path]:
@@ -49,7 +49,7 @@ CROWDED: dict[str, Callable[[Path], Path]] = {
     **DRAWINGS,
     "confusion of 12": saved(confusion_matrix, np.eye(12, dtype=int) * 12345, LONG[:12]),
     "confusion of 20": saved(confusion_matrix, np.full((20, 20), 7), LONG[:20]),
-    "confusion of 100": saved(confusion_matrix, np.eye(100, dtype=int), LONG),
+    **{f"confusion of {k}": saved(confusion_matrix, np.eye(k, dtype=int), LONG[:k]) for k in (2, 37, 100, 120)},
     "mistakes with long names": saved(worst_mistakes, IMAGES, LONG[:6], LONG[:6], [1.0] * 6),
     "small learning rates": curves([{**row, "learning_rate": 1.23456e-5 * row["epoch"]} for row in epochs(300)]),
     "grid of 10": saved(grid_figure, [[IMAGES[0]] * 10] * 2, row_titles=LONG[:2], column_titles=LONG[:10],
@@ -153,15 +153,6 @@ def test_confusion_shows_where_the_mistakes_are(tmp_path: Path) -> None:
     y, x = np.nonzero(orange)
     assert y.mean() < mixed.shape[0] / 2
     assert x.mean() > mixed.shape[1] / 2
-
-
-@pytest.mark.parametrize("k", [2, 37, 120])
-def test_confusion_of_many_classes_fits(k: int, tmp_path: Path) -> None:
-    names = [f"a class with a really long name, number {i}" for i in range(k)]
-    picture = pixels(saved(confusion_matrix, np.eye(k, dtype=int), names)(tmp_path / "c.png"))
-    assert 900 <= picture.shape[1] <= 2600
-    assert not (picture[:, [0, -1]] < 200).any()
-    assert not (picture[[0, -1]] < 200).any()
 
 
 def test_missing_numbers_are_left_out_not_drawn_as_zero(tmp_path: Path) -> None:
