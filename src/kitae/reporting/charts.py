@@ -14,6 +14,7 @@ from kitae.reporting.svg import (
     LINE,
     WIDTH,
     Chart,
+    Form,
     Plot,
     Row,
     Scale,
@@ -40,58 +41,53 @@ def per_cent(value: float) -> str:
 # ----------------------------------------------------------------------------------------------------------- training
 
 
+_CURVES: tuple[tuple[str, tuple[tuple[str, str, int], ...], Form, float], ...] = (
+    ("Loss", (("train_loss", "train", 1), ("val_loss", "validation", 2)), "{:.3g}".format, 130.0),
+    ("Accuracy", (("train_clean_accuracy", "clean", 1), ("train_accuracy", "train", 3),
+                  ("val_accuracy", "validation", 2)), share, 130.0),
+    ("Learning rate", (("learning_rate", "", 3),), "{:.2g}".format, 66.0),
+)  # fmt: skip
+"""Heading, lines (a field of Epoch, its label and series), form of a value, height."""
+
+
 def curves(rows: Sequence[Epoch], best: int | None) -> Chart:
     """Loss, accuracy and learning rate over the epochs; final values at the lines, the best epoch dashed."""
-    panels = [
-        ("Loss", (("train_loss", "train", 1), ("val_loss", "validation", 2)), "{:.3g}".format),
-        (
-            "Accuracy",
-            (("train_clean_accuracy", "clean", 1), ("train_accuracy", "train", 3),
-             ("val_accuracy", "validation", 2)),
-            share,
-        ),
-        ("Learning rate", (("learning_rate", "", 3),), "{:.2g}".format),
-    ]  # fmt: skip
-    known = [
-        (name, [line for line in lines if any(getattr(row, line[0]) is not None for row in rows)], form)
-        for name, lines, form in panels
-    ]
-    known = [panel for panel in known if panel[1]]
-    heights = [66.0 if name == "Learning rate" else 130.0 for name, _, _ in known]
+    panels = []
+    for name, lines, form, height in _CURVES:
+        series = [([getattr(row, key) for row in rows], label, look) for key, label, look in lines]
+        known = [one for one in series if any(value is not None for value in one[0])]
+        if known:
+            panels.append((name, known, form, height))
     last, chosen = rows[-1], next((row for row in rows if row.epoch == best), None)
     summary = f"{len(rows)} epochs."
     if chosen is not None and chosen.val_accuracy is not None:
         summary += f" Best epoch {best}: {share(chosen.val_accuracy)} on validation."
     if last.train_loss is not None and last.val_loss is not None:
         summary += f" Loss at the end: {last.train_loss:.3g} in training, {last.val_loss:.3g} on validation."
-    chart = Chart("curves", "Training curves", summary, sum(heights) + 44 * len(known) + 34)
+    chart = Chart("curves", "Training curves", summary, sum(panel[3] + 44 for panel in panels) + 34)
     top, xs = 24.0, [float(row.epoch) for row in rows]
     span = (min(xs), max(xs)) if len(set(xs)) > 1 else (xs[0] - 1, xs[0] + 1)
-    for place, ((name, lines, form), height) in enumerate(zip(known, heights, strict=True)):
-        series = [([getattr(row, key) for row in rows], label, look) for key, label, look in lines]
-        known_ = [[value for value in values if value is not None] for values, _, _ in series]
-        late = [value for values in known_ for value in values[len(values) // 4 :]]  # early ones may be cut
-        low, high, cut = robust([value for values in known_ for value in values], late, form)
+    for name, known, form, height in panels:
+        every = [[value for value in values if value is not None] for values, _, _ in known]
+        late = [value for values in every for value in values[len(values) // 4 :]]  # early ones may be cut
+        low, high, cut = robust([value for values in every for value in values], late, form)
         if name == "Learning rate":
             low = min(low, 0.0)
         x = Scale(*span, _LEFT, WIDTH - _RIGHT)
         plot = Plot(chart, x, Scale(low, high, top + height, top))
-        is_last = place == len(known) - 1
         chart.text(_LEFT, top - 8, name + cut, "h")
         note = "Epoch" + (f" (dashed: the best, {best})" if chosen is not None else "")
-        plot.axes(
-            note if is_last else "", "{:g}".format, per_cent if name == "Accuracy" else "{:.3g}".format,
-            x_ticks=x.whole(5),
-        )  # fmt: skip
+        note = note if name == panels[-1][0] else ""
+        plot.axes(note, "{:g}".format, per_cent if form is share else "{:.3g}".format, x_ticks=x.whole(5))
         if chosen is not None:
             chart.line(x(chosen.epoch), top, x(chosen.epoch), top + height, "d")
-        for values, _, look in series:
+        for values, _, look in known:
             plot.line(xs, values, f"s{look}")
             if len(rows) <= 30:
                 for at, value in zip(xs, values, strict=True):
                     if value is not None:
                         chart.circle(x(at), plot.y(value), 2.4, f"f{look}")
-        ends = [(value, label, look) for values, label, look in series if (value := values[-1]) is not None]
+        ends = [(value, label, look) for values, label, look in known if (value := values[-1]) is not None]
         places = spread([plot.y(value) + 4 for value, _, _ in ends], LINE - 2, top + 6, top + height + 6)
         for (value, label, look), y in zip(ends, places, strict=True):
             chart.text(WIDTH - _RIGHT + 8, y, f"{form(value)} {label}".strip(), f"c{look}", width=_RIGHT - 8)

@@ -61,21 +61,22 @@ def forest(
     )  # fmt: skip
 
 
-def curves(record: StudyRecord, chosen: Sequence[str], label: Callable[[str], str]) -> Chart | None:
+def curves(record: StudyRecord, labels: Mapping[str, str]) -> Chart | None:
     """Validation accuracy and training loss over the epochs: a line a variant, a band from lowest to highest seed."""
+    chosen = _chosen(record)
     panels = [("Validation accuracy", "val_accuracy", per_cent), ("Training loss", "train_loss", "{:.3g}".format)]
     panels = [p for p in panels if any(getattr(record.curves[name], p[1]) for name in chosen)]
     if not panels:
         return None
     summary = f"{len(chosen)} variants over {max(len(record.curves[name].epoch) for name in chosen)} epochs."
     chart = Chart("curves", "Curves, mean and range over seeds", summary, 0)
-    top = legend(chart, 10, 14, [(series("f", k), label(name)) for k, name in enumerate(chosen)]) + 16
+    top = legend(chart, 10, 14, [(series("f", k), labels.get(name, name)) for k, name in enumerate(chosen)]) + 16
     for name, column, form in panels:
         bands = [getattr(record.curves[one], column) for one in chosen]
         epochs = [value for one in chosen for value in record.curves[one].epoch if value is not None]
-        values = [v for band in bands if band for v in (*band.mean, *band.low, *band.high) if v is not None]
-        late = [v for band in bands if band for row in (band.mean, band.low, band.high) for v in row[len(row) // 4 :]
-                if v is not None]  # fmt: skip
+        rows = [row for band in bands if band for row in (band.mean, band.low, band.high)]
+        values = [value for row in rows for value in row if value is not None]
+        late = [value for row in rows for value in row[len(row) // 4 :] if value is not None]
         low, high, cut = robust(values, late, share if form is per_cent else form)
         x = Scale(min(epochs), max(epochs), _LEFT, WIDTH - 14)
         plot = Plot(chart, x, Scale(low, min(high, 1.0) if form is per_cent else high, top + 150, top))
@@ -158,8 +159,7 @@ def arms_chart(arms: Sequence[Mapping[str, Any]]) -> Chart:
     plot.axes("Arm", "{:g}".format, per_cent, x_ticks=plot.x.whole())
     for number, epochs, value, preset in known:
         mark = chart.diamond if preset else chart.circle
-        series = 2 if preset else 1
-        look = f"f{series}" if epochs == full else f"e s{series}"
+        look = series("f", preset) if epochs == full else f"e {series('s', preset)}"
         mark(plot.x(number), plot.y(value), 5, look, f"arm {number}: {share(value)} after {epochs} epochs")
     return chart
 
@@ -176,15 +176,15 @@ def _numeric(record: StudyRecord) -> str | None:
     return None
 
 
-def chosen_variants(record: StudyRecord, most: int = SERIES) -> list[str]:
+def _chosen(record: StudyRecord) -> list[str]:
     """The reference, and of the other variants those with the largest effects, in the study's order."""
     names = [name for name, curve in record.curves.items() if curve.epoch]
     reference, base = record.main.noise.reference, record.main.noise.reference_mean
-    sizes = {}
-    for variant in record.variants:
-        found = variant.numbers.get(record.metric)
-        known = found is not None and found.mean is not None and base is not None
-        sizes[variant.name] = abs(found.mean - base) if known and found and found.mean is not None and base else 0.0
-    others = sorted((name for name in names if name != reference), key=lambda name: -sizes.get(name, 0.0))
-    kept = {reference, *others[: most - 1]}
-    return [name for name in names if name in kept]
+    means = {variant.name: one.mean for variant in record.variants if (one := variant.numbers.get(record.metric))}
+
+    def size(name: str) -> float:
+        mean = means.get(name)
+        return 0.0 if mean is None or base is None else abs(mean - base)
+
+    others = sorted((name for name in names if name != reference), key=size, reverse=True)
+    return [name for name in names if name in (reference, *others[: SERIES - 1])]

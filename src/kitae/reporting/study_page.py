@@ -59,7 +59,6 @@ def content(record: StudyRecord | None, folder: Path) -> dict[str, Any]:
         waiting = "This study is not finished: its effects have not been worked out yet."
         return {**common, "title": folder.resolve().name, "subtitle": "", "warnings": [waiting], "answer": []}
     labels = variant_labels(record)
-    chosen = study_charts.chosen_variants(record)
     failed, planned = len(record.runs.failed), record.runs.planned
     return {
         **common,
@@ -75,7 +74,7 @@ def content(record: StudyRecord | None, folder: Path) -> dict[str, Any]:
         "label": partial(effect_label, record),
         "variant_label": labels,
         "metric_label": metric_label,
-        "curves": study_charts.curves(record, chosen, lambda name: labels.get(name, name)) if chosen else None,
+        "curves": study_charts.curves(record, labels),
         "response": study_charts.response(record),
     }  # fmt: skip
 
