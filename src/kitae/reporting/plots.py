@@ -236,8 +236,8 @@ def confusion_matrix(counts: NDArray[np.int64], classes: Sequence[str], *, title
             lines = [(i - 0.14, f"{text}%", min(11.0, cell * 21)), (i + 0.24, f"{counts[i, j]}", min(9.0, cell * 15))]
         else:
             lines = [(i, text, max(6.0, cell * 24))]
-        for y, line, height in lines:
-            ax.text(j, y, line, ha="center", va="center", fontsize=height, color=ink)
+        for y, line, points in lines:
+            ax.text(j, y, line, ha="center", va="center", fontsize=points, color=ink)
     return figure
 
 
