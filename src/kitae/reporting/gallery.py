@@ -51,6 +51,7 @@ def draw_gallery(
     """
     if len(images) < 2 or min(images.shape[2:]) < 8:
         raise DataError(f"a gallery needs at least 2 images of at least 8 x 8, not {list(images.shape)}")
+    Path(folder).mkdir(parents=True, exist_ok=True)  # before anything is drawn
     chosen = _of_many_classes([int(label) for label in labels])
     batch = np.ascontiguousarray(images[chosen])
     names = [classes[labels[i]] for i in chosen]
