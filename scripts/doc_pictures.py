@@ -18,7 +18,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from kitae.models.layers import linear_rates
 from kitae.reporting import charts
-from kitae.reporting.results.run import Epoch
+from kitae.reporting.results import Epoch
 from kitae.reporting.style import (
     BLUE,
     GRID,

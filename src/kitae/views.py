@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MAX_ROWS = 20  # of a table in a notebook
+_DAMAGED = (KitaeError, KeyError, StopIteration, TypeError, ValueError)  # what a file of other contents ends in
 
 
 def block(
@@ -88,7 +89,7 @@ def run_line(run: RunLike) -> str:
     """A run in one line: where it is, what was trained, and how good it is so far."""
     try:
         state = _state(run)
-    except (KitaeError, KeyError, TypeError, ValueError):
+    except _DAMAGED:
         state = "damaged"
     recipe = run.recipe
     return console.printable(f"Run({run.path}: {recipe.model.name} on {recipe.data.source}, {state})")
@@ -97,9 +98,14 @@ def run_line(run: RunLike) -> str:
 def _state(run: RunLike) -> str:
     if not run.finished:
         return f"not finished, {len(run.metrics())} of {run.recipe.train.last_epoch} epochs"
-    evaluation = run.evaluation()
-    split = "test" if "test" in evaluation else "val"
-    return f"{split} accuracy {console.percent(evaluation[split]['accuracy'])}"
+    where, split = next(iter(_measured(run.evaluation()).items()))
+    return f"{where} accuracy {console.percent(split['accuracy'])}"
+
+
+def _measured(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """The splits that were measured, by their names in words; the first is what the run is judged by."""
+    names = {"test": "test", "out_of_fold": "out-of-fold", "val": "validation"}
+    return {where: evaluation[name] for name, where in names.items() if evaluation.get(name)}
 
 
 def run_html(run: RunLike) -> str:
@@ -109,57 +115,42 @@ def run_html(run: RunLike) -> str:
         rows = run_rows(run.evaluation(), run.metrics()) if run.finished else []
         if not run.finished:
             lines = [f"{_state(run)}; resume it with: kitae train --resume {run.path}"]
-    except (KitaeError, KeyError, TypeError, ValueError) as error:
+    except _DAMAGED as error:
         rows, lines = [], [f"cannot be shown: {error}"]
     recipe = run.recipe
     title = f"{recipe.name}: {recipe.model.name} on {recipe.data.source} ({run.path})"
     return block(title, lines, ["", "value (95 % interval)"], rows)
 
 
+_CLASSES = 20  # that are listed of a cross-validation; the page has all
+
+
 def run_rows(evaluation: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """The results of a finished run: what, and its value."""
-    test, val, folds = (evaluation.get(name) for name in ("test", "val", "out_of_fold"))
+    found = _measured(evaluation)
     rows = []
-    if test:
-        rows.append(["test accuracy", console.percent(test["accuracy"], test.get("accuracy_interval"))])
-        rows += without_duplicates(test)
-    if folds:
-        rows += _fold_rows(folds)
-    if val:
-        rows.append(["validation accuracy", console.percent(val["accuracy"], val.get("accuracy_interval"))])
-    measured, where = next(
-        (found, name) for found, name in ((test, "test"), (folds, "out-of-fold"), (val, "validation")) if found
-    )
+    for where, split in found.items():
+        images = f" ({split['count']:,} images)" if "folds" in split else ""
+        rows.append([f"{where} accuracy{images}", console.percent(split["accuracy"], split.get("accuracy_interval"))])
+        if where == "test":
+            rows += without_duplicates(split)
+        if "folds" in split:
+            each = [fold["accuracy"] for fold in split["folds"]]
+            rows.append([f"of the {len(each)} folds", f"{100 * min(each):.1f} to {100 * max(each):.1f} %"])
+            rows += [[f"  recall of {name}", console.percent(row["accuracy"], row["accuracy_interval"])]
+                     for name, row in list(split["per_class"].items())[:_CLASSES]]  # fmt: skip
+    where, measured = next(iter(found.items()))
     rows += [
         [f"balanced {where} accuracy", console.percent(measured["balanced_accuracy"])],
         [f"{where} loss", f"{measured['loss']:.4f}"],
         ["calibration error", console.percent(measured["ece"])],
     ]
     if metrics:
-        best = "epoch that is kept" if folds else "best epoch"
+        best = "epoch that is kept" if "out-of-fold" in found else "best epoch"
         rows.append([best, f"{evaluation['best_epoch']} of {metrics[-1]['epoch']}"])
         rows.append(["training time", console.duration(sum(row["seconds"] for row in metrics))])
     rows.append(["test opened", console.plural(evaluation["test_openings"], "time")])
     return rows
-
-
-_CLASSES = 20  # that are listed; the page has all
-
-
-def _fold_rows(measured: Mapping[str, Any]) -> list[list[str]]:
-    """The rows of a cross-validation: out-of-fold accuracy over all images, the folds, and the classes."""
-    each = [fold["accuracy"] for fold in measured["folds"]]
-    return [
-        [
-            f"out-of-fold accuracy ({measured['count']:,} images)",
-            console.percent(measured["accuracy"], measured["accuracy_interval"]),
-        ],
-        [f"of the {len(each)} folds", f"{100 * min(each):.1f} to {100 * max(each):.1f} %"],
-        *(
-            [f"  recall of {name}", console.percent(row["accuracy"], row["accuracy_interval"])]
-            for name, row in list(measured["per_class"].items())[:_CLASSES]
-        ),
-    ]
 
 
 def without_duplicates(split: Mapping[str, Any]) -> list[list[str]]:

@@ -68,8 +68,8 @@ assert (by["cpu"] != images).any()
 np.testing.assert_array_equal(functional.threshold(images, 100.0), np.where(images >= 100, images, 0))
 assert kt.augment.Augment([{"threshold": {"level": 7, "p": 1}}]).explain(epoch=0, index=0) == ["threshold 7.0"]
 titles = []
-gallery.image_grid = lambda rows, names, *_, **__: titles.extend(names)
-gallery.draw_ops(images, "abcdef", "x.png", "colour")
+gallery.grid_figure = lambda rows, *, row_titles, **_: titles.extend(row_titles)
+gallery.draw_ops(images, "abcdef", "colour")
 assert "Threshold" in titles
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -64,15 +65,17 @@ def measured(classes: tuple[str, ...], n: int = 90) -> dict[str, Any]:
         "ece": 0.0123,
         "ece_interval": [0.01, 0.02],
         "per_class": {
-            name: {
-                "accuracy": confusion[i, i] / (n // k),
-                "accuracy_interval": [0.5, 1.0],
-                "count": n // k,
-            }
+            name: {"accuracy": confusion[i, i] / (n // k), "accuracy_interval": [0.5, 1.0], "count": n // k}
             for i, name in enumerate(classes)
         },
         "confusion": confusion.tolist(),
     }
+
+
+def measured_compression(name: str = "demo") -> dict[str, Any]:
+    """compression.json as `kitae compress` wrote it; published figures move on, these do not."""
+    found: dict[str, Any] = json.loads((Path(__file__).parent / "compressions" / f"{name}.json").read_text())
+    return found
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from kitae.augment import Augment
 from kitae.augment import functional as f
 from kitae.errors import DataError
 from kitae.reporting import gallery
+from kitae.reporting.style import save
 from tests.images import picture
 from tests.reporting.conftest import HOSTILE, pixels
 
@@ -73,42 +74,31 @@ def test_the_pixels_are_those_of_the_ops(drawn: tuple[Any, Path]) -> None:
 def test_same_seed_same_pictures(tmp_path: Path, drawn: tuple[Any, Path]) -> None:
     batch, folder = drawn
     for seed, same in ((3, True), (4, False)):
-        again = gallery.draw_policies(batch[:5], CLASSES[:5], tmp_path / f"{seed}.png", seed)
+        again = save(gallery.draw_policies(batch[:5], CLASSES[:5], seed), tmp_path / f"{seed}.png")
         assert np.array_equal(pixels(again), pixels(folder / "policies.png")) == same
 
 
+@pytest.fixture
 def captured(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What would be drawn: rows and captions."""
+    """The rows and captions that would be drawn."""
     seen: dict[str, Any] = {}
-
-    def keep(rows: Any, *_: Any, captions: Any, **__: Any) -> None:
-        seen.update(rows=rows, captions=captions)
-
-    monkeypatch.setattr(gallery, "image_grid", keep)
+    monkeypatch.setattr(gallery, "grid_figure", lambda rows, **more: seen.update(rows=rows, **more))
     return seen
 
 
-def test_cutmix_captions_say_the_share_that_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: dict[str, Any] = {}
-    monkeypatch.setattr(
-        gallery, "image_grid", lambda rows, *_, captions, **__: seen.update(rows=rows, captions=captions)
-    )
+def test_cutmix_captions_say_the_share_that_is_left(captured: dict[str, Any]) -> None:
     batch = np.stack([np.full((3, 16, 16), level, np.uint8) for level in (10, 200)])
-    gallery.draw_cutmix(batch, ("a", "b"), tmp_path / "x.png", 1)
-    assert len(seen["rows"]) == 3
-    for row, captions in zip(seen["rows"], seen["captions"], strict=True):
+    gallery.draw_cutmix(batch, ("a", "b"), 1)
+    assert len(captured["rows"]) == 3
+    for row, captions in zip(captured["rows"], captured["captions"], strict=True):
         for image, (caption,) in zip(row, captions, strict=True):
             assert caption == f"λ = {(image == 10).mean():.2f}"
 
 
-def test_augmix_chains_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_augmix_chains_add_up(captured: dict[str, Any]) -> None:
     """Original and chains, weighted by the captions, give the last picture up to the rounding of the captions."""
-    seen: dict[str, Any] = {}
-    monkeypatch.setattr(
-        gallery, "image_grid", lambda rows, *_, captions, **__: seen.update(rows=rows, captions=captions)
-    )
-    gallery.draw_augmix(images(4), CLASSES[:4], tmp_path / "x.png", 5)
-    for row, captions in zip(seen["rows"], seen["captions"], strict=True):
+    gallery.draw_augmix(images(4), CLASSES[:4], 5)
+    for row, captions in zip(captured["rows"], captured["captions"], strict=True):
         weights = [float(caption[0].split(" %")[0]) / 100 for caption in captions[:4]]
         mean = sum(w * image.astype(float) for w, image in zip(weights, row[:4], strict=True))
         assert np.abs(mean - row[4]).max() < 0.02 * 255 + 1
@@ -151,8 +141,8 @@ def test_two_images_of_any_shape_and_hostile_names(channels: int, tmp_path: Path
 
 
 def test_large_images_are_shrunk(tmp_path: Path) -> None:
-    path = gallery.draw_mixup(images(4, (224, 224)), CLASSES[:4], tmp_path / "x.png")
-    assert pixels(path).shape[1] == 960
+    figure = gallery.draw_mixup(images(4, (224, 224)), CLASSES[:4])
+    assert pixels(save(figure, tmp_path / "x.png")).shape[1] == 960
 
 
 def test_first_of_each_class_is_shown() -> None:
@@ -160,18 +150,7 @@ def test_first_of_each_class_is_shown() -> None:
     assert gallery._of_many_classes([1, 1, 1]) == [0, 1, 2]
 
 
-@pytest.mark.parametrize(
-    ("batch", "labels", "message"),
-    [
-        (images(2).astype(np.float32), [0, 1], "must be uint8"),
-        (images(2)[:, :2], [0, 1], "must be uint8"),
-        (images(2, (4, 4)), [0, 1], "at least 8 x 8"),
-        (images(1), [0], "at least 2 images"),
-        (images(3), [0, 1], "as many labels"),
-        (images(2), [0, 10], r"in \[0, 10\)"),
-        (images(2), [-1, 1], r"in \[0, 10\)"),
-    ],
-)
-def test_wrong_input_is_named(batch: Any, labels: list[int], message: str, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=message):
-        gallery.draw_gallery(batch, labels, CLASSES, tmp_path)
+@pytest.mark.parametrize("batch", [images(1), images(2, (4, 4))], ids=["one", "tiny"])
+def test_too_few_or_too_small_images_are_refused(batch: Any, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="at least 2 images of at least 8 x 8"):
+        gallery.draw_gallery(batch, [0] * len(batch), CLASSES, tmp_path)

@@ -27,7 +27,7 @@ def test_figures_of_a_run(make_run: Callable[..., Run], tmp_path: Path) -> None:
 def test_what_is_missing_is_named(make_run: Callable[..., Run]) -> None:
     with pytest.raises(KitaeError, match="no epoch"):
         make_run("new", rows=0, done=False).plot.curves()
-    with pytest.raises(KitaeError, match=r"evaluation\.json"):
+    with pytest.raises(KitaeError, match="--resume"):
         make_run("unfinished", done=False).plot.confusion()
     finished = make_run("without-images")
     with pytest.raises(KitaeError, match="cache"):
@@ -45,13 +45,16 @@ def test_a_run_is_one_line_and_a_table(make_run: Callable[..., Run]) -> None:
     assert "test accuracy" in repr(run)
     assert "test opened" in run._repr_html_()
     assert len(run.to_pandas()) == 5
+    run.write_evaluation({"out_of_fold": {**run.evaluation()["test"], "folds": []}, "best_epoch": 3})
+    assert "out-of-fold accuracy 88.9 %" in repr(run)  # test need not be there
     unfinished = make_run(HOSTILE[1], done=False)
     assert "5 of 9 epochs" in repr(unfinished)
     assert "--resume" in unfinished._repr_html_()
     assert HOSTILE[1] not in unfinished._repr_html_()
-    (run.path / "evaluation.json").write_text("{")
-    assert "damaged" in repr(run)
-    assert "damaged" in run._repr_html_()
+    for content, told in (("{}", "cannot be shown"), ("{", "damaged")):
+        (run.path / "evaluation.json").write_text(content)
+        assert "damaged" in repr(run)
+        assert told in run._repr_html_()
 
 
 def test_figures_do_not_import_pyplot() -> None:

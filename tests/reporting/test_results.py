@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 
 from kitae.errors import KitaeError
-from kitae.reporting.results import CompressionRecord, Effect, RunRecord, Split, StudyRecord
+from kitae.reporting.results import CompressionRecord, RunRecord, Split
+from kitae.reporting.study_results import Effect, StudyRecord
 from kitae.run import Run
-from tests.reporting.conftest import measured
-
-MEASURED = Path(__file__).parent / "compressions"
+from tests.reporting.conftest import measured, measured_compression
 
 
 def test_a_run_is_read_as_far_as_it_is(make_run: Callable[..., Run]) -> None:
@@ -70,8 +69,7 @@ def test_numbers_that_are_not_finite_are_unknown() -> None:
     ],
 )
 def test_a_damaged_field_is_named(change: dict[str, Any], field: str, tmp_path: Path) -> None:
-    facts = json.loads((MEASURED / "demo.json").read_text())
-    (tmp_path / "compression.json").write_text(json.dumps({**facts, **change}))
+    (tmp_path / "compression.json").write_text(json.dumps({**measured_compression(), **change}))
     with pytest.raises(KitaeError) as caught:
         CompressionRecord.open(tmp_path)
     assert str(caught.value).startswith(f"{tmp_path / 'compression.json'}: is damaged ({field}: ")

@@ -75,7 +75,8 @@ def test_every_text_is_escaped() -> None:
         chart.text(0, 10, name * 20, width=50)
         chart.circle(1, 1, 1, "f1", name)
         row = Row(name, name, lambda chart, scale, y: None, name, name)
-        drawn = chart.svg() + svg.rows_chart("rows", name, name, [row], 0, 1, "{:g}".format, label=name)
+        rows = svg.rows_chart("rows", name, name, [row], 0, 1, "{:g}".format, label=name)
+        drawn = chart.__html__() + rows.__html__()
         assert not re.search(r"<(?!/?(svg|title|desc|text|tspan|circle|line)\b)", drawn)
         assert "onload" not in drawn
 
@@ -83,7 +84,8 @@ def test_every_text_is_escaped() -> None:
 def test_a_line_is_broken_where_a_value_is_missing() -> None:
     chart = Chart("line", "a", "b", 100)
     Plot(chart, Scale(0, 4, 0, 40), Scale(0, 1, 100, 0)).line([0, 1, 2, 3, 4], [0, 0.5, None, 0.5, 1], "s1")
-    assert [len(re.findall(r"-?[\d.]+ -?[\d.]+", path)) for path in re.findall(r'd="M(.*?)"', chart.svg())] == [2, 2]
+    drawn = chart.__html__()
+    assert [len(re.findall(r"-?[\d.]+ -?[\d.]+", path)) for path in re.findall(r'd="M(.*?)"', drawn)] == [2, 2]
 
 
 def test_an_axis_is_not_stretched_by_an_early_value() -> None:
@@ -141,8 +143,8 @@ def test_arms_of_a_search() -> None:
         {"number": 2, "preset": False, "rungs": [[3, 0.6], [9, 0.9]]},
         {"number": 3, "preset": False, "rungs": []},
     ]
-    svg = arms_chart(arms)
+    svg = arms_chart(arms).__html__()
     assert "3 arms, 2 of them trained for 9 epochs. The best of these is arm 2: 90.0 %." in svg
     marks = re.findall(r'<(path|circle) [^>]*class="([^"]*)"><title>arm (\d)', svg)
     assert marks == [("path", "f2", "0"), ("circle", "e s1", "1"), ("circle", "f1", "2")]
-    assert "0 arms" in arms_chart([])
+    assert "0 arms" in arms_chart([]).__html__()

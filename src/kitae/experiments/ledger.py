@@ -83,7 +83,7 @@ def renew(results: Sequence[StudyResult]) -> None:
 
 def draw(results: Sequence[StudyResult], page: Path) -> Path | None:
     """Draw effects against epochs, beside the page; None if nothing was measured with several lengths of training."""
-    from kitae.reporting.lengths import draw_lengths
+    from kitae.reporting.figures import draw_lengths
 
     found = curves(results)
     if not found:

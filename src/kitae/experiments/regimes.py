@@ -75,7 +75,7 @@ class Curve:
     label: str = ""
 
     def data(self) -> dict[str, Any]:
-        """As `kitae.reporting.lengths.draw_lengths` takes it."""
+        """As `kitae.reporting.figures.draw_lengths` takes it."""
         return {
             "name": self.label,
             "points": [

@@ -38,7 +38,8 @@ from kitae.pipelines.export import beside
 from kitae.pipelines.networks import Networks, Say, fresh_network
 from kitae.preprocess import PreprocessRules
 from kitae.recipe import Recipe
-from kitae.reporting import compression_page, filters, values
+from kitae.reporting import compression_page, values
+from kitae.reporting.figures import filters_picture
 from kitae.reporting.results import CompressionRecord
 from kitae.run import Run
 from kitae.runtime import has_vnni
@@ -290,7 +291,7 @@ def _write(
             "shape": outcome.shape.to_dict(),
         })  # fmt: skip
         if outcome.filters is not None:
-            write_atomically(new / "figures" / "filters.png", filters.picture(*outcome.filters))
+            write_atomically(new / "figures" / "filters.png", filters_picture(*outcome.filters))
         write_json(new / "compression.json", facts)
         # Everything is written, so the disk cannot fill up any more: replace the earlier compression with this one.
         shutil.rmtree(folder / "figures", ignore_errors=True)

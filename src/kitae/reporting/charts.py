@@ -1,4 +1,4 @@
-"""Charts of a run for pages: curves, classes, confusion, calibration, time. Every function returns one SVG element."""
+"""Charts of a run for pages: curves, classes, confusion, calibration, time. Every function returns a Chart."""
 
 from __future__ import annotations
 
@@ -6,31 +6,31 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from kitae.console import duration
-from kitae.reporting.bins import confidence_bins, wilson_intervals
-from kitae.reporting.results import Epoch, Predicted, Split
+from kitae.evaluation.calibration import BINS
+from kitae.reporting.results import Bins, Epoch, Split
 from kitae.reporting.svg import (
     LINE,
     WIDTH,
     Chart,
+    Form,
     Plot,
     Row,
     Scale,
-    Svg,
+    frame,
+    interval_mark,
     legend,
     rows_chart,
+    series,
     spread,
     text_width,
-    ticks,
 )
 from kitae.reporting.values import between, large, share
 
 MAX_ROWS = 15  # of a chart; a table beside it has them all
 MAX_CONFUSION = 200  # classes
 _LEFT, _RIGHT = 46.0, 118.0  # beside curves: ticks, and final values
-_BINS = 15
 
 
 def per_cent(value: float) -> str:
@@ -38,79 +38,61 @@ def per_cent(value: float) -> str:
     return f"{100 * value:.6g} %"
 
 
-def interval_mark(
-    value: float, low: float | None, high: float | None, look: str, about: str = "", hollow: bool = False
-) -> Callable[[Chart, Scale, float], None]:
-    """What draws a dot and its interval in a row."""
-
-    def draw(chart: Chart, scale: Scale, y: float) -> None:
-        if low is not None and high is not None:
-            chart.line(scale(low), y, scale(high), y, f"w {look}")
-        chart.circle(scale(value), y, 5, "e " + look if hollow else f"f{look[1:]}" if look[0] == "s" else look, about)
-
-    return draw
-
-
 # ----------------------------------------------------------------------------------------------------------- training
 
 
-def curves(rows: Sequence[Epoch], best: int | None) -> Svg:
+_CURVES: tuple[tuple[str, tuple[tuple[str, str, int], ...], Form, float], ...] = (
+    ("Loss", (("train_loss", "train", 1), ("val_loss", "validation", 2)), "{:.3g}".format, 130.0),
+    ("Accuracy", (("train_clean_accuracy", "clean", 1), ("train_accuracy", "train", 3),
+                  ("val_accuracy", "validation", 2)), share, 130.0),
+    ("Learning rate", (("learning_rate", "", 3),), "{:.2g}".format, 66.0),
+)  # fmt: skip
+"""Heading, lines (a field of Epoch, its label and series), form of a value, height."""
+
+
+def curves(rows: Sequence[Epoch], best: int | None) -> Chart:
     """Loss, accuracy and learning rate over the epochs; final values at the lines, the best epoch dashed."""
-    panels = [
-        ("Loss", (("train_loss", "train", 1), ("val_loss", "validation", 2)), "{:.3g}".format),
-        (
-            "Accuracy",
-            (("train_clean_accuracy", "clean", 1), ("train_accuracy", "train", 3),
-             ("val_accuracy", "validation", 2)),
-            share,
-        ),
-        ("Learning rate", (("learning_rate", "", 3),), "{:.2g}".format),
-    ]  # fmt: skip
-    known = [
-        (name, [line for line in lines if any(getattr(row, line[0]) is not None for row in rows)], form)
-        for name, lines, form in panels
-    ]
-    known = [panel for panel in known if panel[1]]
-    heights = [66.0 if name == "Learning rate" else 130.0 for name, _, _ in known]
+    panels = []
+    for name, lines, form, height in _CURVES:
+        series = [([getattr(row, key) for row in rows], label, look) for key, label, look in lines]
+        known = [one for one in series if any(value is not None for value in one[0])]
+        if known:
+            panels.append((name, known, form, height))
     last, chosen = rows[-1], next((row for row in rows if row.epoch == best), None)
     summary = f"{len(rows)} epochs."
     if chosen is not None and chosen.val_accuracy is not None:
         summary += f" Best epoch {best}: {share(chosen.val_accuracy)} on validation."
     if last.train_loss is not None and last.val_loss is not None:
         summary += f" Loss at the end: {last.train_loss:.3g} in training, {last.val_loss:.3g} on validation."
-    chart = Chart("curves", "Training curves", summary, sum(heights) + 44 * len(known) + 34)
+    chart = Chart("curves", "Training curves", summary, sum(panel[3] + 44 for panel in panels) + 34)
     top, xs = 24.0, [float(row.epoch) for row in rows]
     span = (min(xs), max(xs)) if len(set(xs)) > 1 else (xs[0] - 1, xs[0] + 1)
-    for place, ((name, lines, form), height) in enumerate(zip(known, heights, strict=True)):
-        series = [([getattr(row, key) for row in rows], label, look) for key, label, look in lines]
-        known_ = [[value for value in values if value is not None] for values, _, _ in series]
-        late = [value for values in known_ for value in values[len(values) // 4 :]]  # early ones may be cut
-        low, high, cut = robust([value for values in known_ for value in values], late, form)
+    for name, known, form, height in panels:
+        every = [[value for value in values if value is not None] for values, _, _ in known]
+        late = [value for values in every for value in values[len(values) // 4 :]]  # early ones may be cut
+        low, high, cut = robust([value for values in every for value in values], late, form)
         if name == "Learning rate":
             low = min(low, 0.0)
         x = Scale(*span, _LEFT, WIDTH - _RIGHT)
         plot = Plot(chart, x, Scale(low, high, top + height, top))
-        is_last = place == len(known) - 1
         chart.text(_LEFT, top - 8, name + cut, "h")
         note = "Epoch" + (f" (dashed: the best, {best})" if chosen is not None else "")
-        plot.axes(
-            note if is_last else "", "{:g}".format, per_cent if name == "Accuracy" else "{:.3g}".format,
-            x_ticks=[tick for tick in x.ticks(5) if tick == round(tick)],
-        )  # fmt: skip
+        note = note if name == panels[-1][0] else ""
+        plot.axes(note, "{:g}".format, per_cent if form is share else "{:.3g}".format, x_ticks=x.whole(5))
         if chosen is not None:
             chart.line(x(chosen.epoch), top, x(chosen.epoch), top + height, "d")
-        for values, _, look in series:
+        for values, _, look in known:
             plot.line(xs, values, f"s{look}")
             if len(rows) <= 30:
                 for at, value in zip(xs, values, strict=True):
                     if value is not None:
                         chart.circle(x(at), plot.y(value), 2.4, f"f{look}")
-        ends = [(value, label, look) for values, label, look in series if (value := values[-1]) is not None]
+        ends = [(value, label, look) for values, label, look in known if (value := values[-1]) is not None]
         places = spread([plot.y(value) + 4 for value, _, _ in ends], LINE - 2, top + 6, top + height + 6)
         for (value, label, look), y in zip(ends, places, strict=True):
             chart.text(WIDTH - _RIGHT + 8, y, f"{form(value)} {label}".strip(), f"c{look}", width=_RIGHT - 8)
         top += height + 44
-    return chart.svg()
+    return chart
 
 
 def robust(
@@ -140,8 +122,16 @@ def robust(
     return (max(0.0, low - room) if low >= 0 else low - room), high + room, cut
 
 
-def time_spent(parts: Sequence[tuple[str, float]]) -> Svg:
-    """One bar of the seconds that each part took, and a line for each."""
+def time_spent(rows: Sequence[Epoch]) -> Chart | None:
+    """One bar of the seconds that each part took, and a line for each, where they are known."""
+    timed = [row for row in rows if row.seconds is not None]
+    waited = sum((row.seconds or 0.0) * (row.data_share or 0.0) for row in timed)
+    steps = sum(row.seconds or 0.0 for row in timed) - waited
+    validation = sum(row.validation_seconds or 0.0 for row in timed)
+    parts = [("training steps", steps), ("data: reading and augmenting", waited), ("validation", validation)]
+    parts = [part for part in parts if part[1] > 0]
+    if not parts:
+        return None
     total = sum(seconds for _, seconds in parts)
     summary = ", ".join(f"{name} {share(seconds / total)}" for name, seconds in parts)
     chart = Chart("time", "Where the time went", f"{duration(total)}: {summary}.", 52 + LINE * len(parts))
@@ -158,10 +148,10 @@ def time_spent(parts: Sequence[tuple[str, float]]) -> Svg:
         chart.text(WIDTH - 10, y, f"{exact}, {share(seconds / total)}", "v", anchor="end")
         y += LINE + 2
     chart.height = y - 4
-    return chart.svg()
+    return chart
 
 
-def class_counts(names: Sequence[str], counts: Mapping[str, Sequence[int]]) -> Svg:
+def class_counts(names: Sequence[str], counts: Mapping[str, Sequence[int]]) -> Chart:
     """Images of each class, split by split; of many classes those with the fewest and the most."""
     totals = [sum(of) for of in zip(*counts.values(), strict=True)]
     order = sorted(range(len(names)), key=lambda k: -totals[k])
@@ -191,32 +181,26 @@ def class_counts(names: Sequence[str], counts: Mapping[str, Sequence[int]]) -> S
 # ---------------------------------------------------------------------------------------------------------- evaluation
 
 
-def recalls(split: Split) -> Svg:
+def recalls(split: Split) -> Chart:
     """Recall of each class with its interval, the lowest first, beside the accuracy of all images."""
     known = [(name, row) for name, row in split.per_class.items() if row.accuracy is not None]
     known.sort(key=lambda item: (item[1].accuracy or 0.0, item[0]))
     shown = known[:MAX_ROWS]
     rows = []
     for name, row in shown:
-        low, high = row.accuracy_interval or (None, None)
-        value = row.accuracy or 0.0
-        rows.append(Row(name, share(value), interval_mark(value, low, high, "s1"), f"{row.count:,} images",
-                        f"({between(row.accuracy_interval, 100, 0)})" if row.accuracy_interval else ""))  # fmt: skip
+        ends, value = row.accuracy_interval, row.accuracy or 0.0
+        rows.append(Row(name, share(value), interval_mark(value, ends, "s1"), f"{row.count:,} images",
+                        f"({between(ends, 100, 0)})" if ends else ""))  # fmt: skip
     least = min((row.accuracy_interval or (row.accuracy or 0.0,))[0] for _, row in shown)
     whole = split.accuracy
-
-    def before(chart: Chart, scale: Scale, top: float, bottom: float) -> None:
-        if whole is not None:
-            chart.line(scale(whole), top, scale(whole), bottom, "d")
-
     label = "Recall, 95 % interval" + (f"; dashed: all images, {share(whole)}" if whole is not None else "")
     summary = "; ".join(f"{name}: {share(row.accuracy)}" for name, row in shown)
     low = math.floor(10 * least) / 10
     return rows_chart("recalls", "Recall of each class", summary, rows, min(low, 0.9), 1.0, per_cent, label=label,
-                      before=before)  # fmt: skip
+                      dashed=whole)  # fmt: skip
 
 
-def confusion(split: Split, name: str) -> Svg | None:
+def confusion(split: Split, name: str) -> Chart | None:
     """The confusion matrix; colour is the share of the true class (row)."""
     counts, names = split.counts, split.classes
     if counts is None or len(names) > MAX_CONFUSION:
@@ -257,58 +241,42 @@ def confusion(split: Split, name: str) -> Svg | None:
         chart.text(left - 6, top + middle + size / 3, label, "l", anchor="end", width=room - 4, size=size)
         chart.text(left + middle + size / 3, top + cell * k + 8, label, "l", anchor="end", width=room - 4, turn=-90,
                    size=size)  # fmt: skip
-    return chart.svg()
+    return chart
 
 
-def gap(confidence: NDArray[np.float64], correct: NDArray[np.bool_]) -> float:
-    """Expected calibration error: mean distance of accuracy and confidence over equal bins (Guo et al. 2017)."""
-    _, mean, accuracy, count = confidence_bins(confidence, correct, np.linspace(0, 1, _BINS + 1))
-    return float(np.abs((mean - accuracy) * count).sum() / count.sum())
-
-
-def reliability(found: Predicted, temperature: float | None) -> Svg:
-    """Accuracy against confidence in bins of equal width, before and after the temperature (Guo et al. 2017)."""
-    edges = np.linspace(0, 1, _BINS + 1)
-    _, mean, accuracy, count = confidence_bins(found.confidence, found.correct, edges)
-    there = count > 0
-    low, high = wilson_intervals(accuracy[there], count[there])
-    before = found.uncalibrated(temperature) if temperature is not None and abs(temperature - 1) > 1e-3 else None
-    apart = share(gap(found.confidence, found.correct), 2)
-    summary = f"After the temperature, confidence and accuracy differ by {apart} on average."
+def reliability(after: Bins, before: Bins | None) -> Chart:
+    """Accuracy against confidence in bins, after and before the temperature, above the sizes of the bins."""
+    summary = f"After the temperature, confidence and accuracy differ by {share(after.error, 2)} on average."
     chart = Chart("calibration", "Calibration", summary, 372)
-    y = legend(chart, _LEFT, 16, [("f1", "after the temperature, 95 %"), *([("f2", "before")] if before is not None
-               else [])], WIDTH)  # fmt: skip
+    items = [("f1", "after the temperature, 95 %"), *([("f2", "before")] if before is not None else [])]
+    y = legend(chart, _LEFT, 16, items)
     plot = Plot(chart, Scale(0, 1, _LEFT, WIDTH - 14), Scale(0, 1, 260, y))
     plot.axes("", None, per_cent, y_ticks=(0, 0.25, 0.5, 0.75, 1), grid="y")
     chart.line(plot.x(0), plot.y(0), plot.x(1), plot.y(1), "d")
     if before is not None:
-        _, was, hits, many = confidence_bins(before, found.correct, edges)
-        known = many > 0
-        plot.line(was[known].tolist(), hits[known].tolist(), "s2")
-        for a, b in zip(was[known], hits[known], strict=True):
+        plot.line(before.confidence.tolist(), before.accuracy.tolist(), "s2")
+        for a, b in zip(before.confidence, before.accuracy, strict=True):
             chart.circle(plot.x(a), plot.y(b), 3, "f2")
-    for a, b, least, most, many_ in zip(mean[there], accuracy[there], low, high, count[there], strict=True):
-        chart.line(plot.x(a), plot.y(least), plot.x(a), plot.y(most), "w s1")
-        chart.circle(plot.x(a), plot.y(b), 4, "f1", f"confidence {share(a)}, accuracy {share(b)}, {many_:,} images")
-    bars = Plot(chart, plot.x, Scale(0, float(count.max()), 336, 286))
+    for _, a, b, low, high, many in zip(*after, strict=True):
+        chart.line(plot.x(a), plot.y(low), plot.x(a), plot.y(high), "w s1")
+        chart.circle(plot.x(a), plot.y(b), 4, "f1", f"confidence {share(a)}, accuracy {share(b)}, {many:,} images")
+    most = int(after.images.max())
+    bars = Plot(chart, plot.x, Scale(0, most, 336, 286))
     bars.axes("Confidence; below: how many images have it", per_cent, large, x_ticks=(0, 0.25, 0.5, 0.75, 1),
-              y_ticks=(0, int(count.max())))  # fmt: skip
-    for place, number in enumerate(count.tolist()):
-        x = bars.x(place / _BINS)
-        if number:
-            chart.rect(x + 1, bars.y(number), bars.x((place + 1) / _BINS) - x - 2, 336 - bars.y(number), "n")
-    return chart.svg()
+              y_ticks=(0, most))  # fmt: skip
+    for centre, many in zip(after.centre, after.images.tolist(), strict=True):
+        x, end = (bars.x(centre + half / BINS) for half in (-0.5, 0.5))
+        chart.rect(x + 1, bars.y(many), end - x - 2, 336 - bars.y(many), "n")
+    return chart
 
 
 # -------------------------------------------------------------------------------------------------------- several runs
 
 
-def accuracies(rows: Sequence[tuple[str, float, tuple[float, float] | None]], split: str) -> Svg:
+def accuracies(rows: Sequence[tuple[str, float, tuple[float, float] | None]], split: str) -> Chart:
     """The accuracy of several runs with their intervals."""
-    drawn = [
-        Row(name, share(value), interval_mark(value, *_two(ends), f"s{place % 6 + 1}"))
-        for place, (name, value, ends) in enumerate(rows)
-    ]
+    drawn = [Row(name, share(value), interval_mark(value, ends, series("s", place)))
+             for place, (name, value, ends) in enumerate(rows)]  # fmt: skip
     ends = [end for _, value, interval in rows for end in (value, *(interval or ()))]
     low, high, _ = robust(ends)
     summary = "; ".join(f"{name}: {share(value)}" for name, value, _ in rows)
@@ -316,11 +284,7 @@ def accuracies(rows: Sequence[tuple[str, float, tuple[float, float] | None]], sp
                       label=f"Accuracy on {split}, 95 % interval")  # fmt: skip
 
 
-def _two(ends: tuple[float, float] | None) -> tuple[float | None, float | None]:
-    return ends or (None, None)
-
-
-def compared_curves(runs: Sequence[tuple[str, Sequence[Epoch]]]) -> Svg | None:
+def compared_curves(runs: Sequence[tuple[str, Sequence[Epoch]]]) -> Chart | None:
     """Validation accuracy of several runs over their epochs."""
     known = [(name, [(row.epoch, row.val_accuracy) for row in rows]) for name, rows in runs]
     values = [value for _, points in known for _, value in points if value is not None]
@@ -328,13 +292,12 @@ def compared_curves(runs: Sequence[tuple[str, Sequence[Epoch]]]) -> Svg | None:
     if not values:
         return None
     summary = "; ".join(f"{name} ends at {share(points[-1][1])}" for name, points in known if points)
-    chart = Chart("curves", "Validation accuracy over the epochs", summary, 300)
-    top = legend(chart, _LEFT, 14, [(f"f{k % 6 + 1}", name) for k, (name, _) in enumerate(known)]) + 4
+    chart = Chart("curves", "Validation accuracy over the epochs", summary, 0)
+    top = legend(chart, _LEFT, 14, [(series("f", k), name) for k, (name, _) in enumerate(known)]) + 4
     low, high, _ = robust(values)
     span = (min(epochs), max(epochs)) if min(epochs) < max(epochs) else (min(epochs) - 1, max(epochs) + 1)
-    chart.height = top + 200 + 40
-    plot = Plot(chart, Scale(*span, _LEFT, WIDTH - 14), Scale(low, min(high, 1.0), top + 200, top))
-    plot.axes("Epoch", "{:g}".format, per_cent, x_ticks=[tick for tick in ticks(*span, 6) if tick == round(tick)])
+    plot = frame(chart, top, span, (low, min(high, 1.0)))
+    plot.axes("Epoch", "{:g}".format, per_cent, x_ticks=plot.x.whole())
     for place, (_, points) in enumerate(known):
-        plot.line([float(epoch) for epoch, _ in points], [value for _, value in points], f"s{place % 6 + 1}")
-    return chart.svg()
+        plot.line([float(epoch) for epoch, _ in points], [value for _, value in points], series("s", place))
+    return chart

@@ -1,14 +1,28 @@
-"""Charts of a compression: the front, accuracy against sparsity, latency. Each function returns one SVG element."""
+"""Charts of a compression: the front, accuracy against sparsity, latency. Each function returns a Chart."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from kitae import console
-from kitae.reporting.charts import interval_mark, per_cent
+from kitae.reporting.charts import per_cent
 from kitae.reporting.results import Candidate, CompressionRecord
-from kitae.reporting.svg import WIDTH, Chart, Plot, Point, Row, Scale, Svg, legend, rows_chart, text_width
+from kitae.reporting.svg import (
+    WIDTH,
+    Chart,
+    Point,
+    Row,
+    Scale,
+    frame,
+    interval_mark,
+    legend,
+    rows_chart,
+    series,
+    text_width,
+)
 from kitae.reporting.values import milliseconds, share, times_between
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 _LEFT, _END = 50.0, WIDTH - 12
 _OFFSETS = [(9.0, 4.0), (-9.0, 4.0), (0.0, -12.0), (0.0, 20.0), (12.0, -14.0), (-12.0, -14.0), (12.0, 22.0),
@@ -17,89 +31,68 @@ _OFFSETS = [(9.0, 4.0), (-9.0, 4.0), (0.0, -12.0), (0.0, 20.0), (12.0, -14.0), (
 """Where the label of a point may stand, the best places first."""
 
 
-def front(record: CompressionRecord, label: Callable[[Candidate], str]) -> Svg | None:
+def front(record: CompressionRecord, label: Callable[[Candidate], str]) -> Chart | None:
     """Every candidate by size and accuracy; the front, the original and the winner are labelled.
 
     Controls cannot be chosen: they are diamonds, and no part of the front.
     """
-    points = [row for row in record.candidates if row.accuracy is not None and (getattr(row, record.size) or 0) > 0]
+    points = [(size, row.accuracy, row) for row in record.candidates
+              if row.accuracy is not None and (size := record.bytes_of(row) or 0.0) > 0]  # fmt: skip
     if not points:
         return None
-    sizes = [float(getattr(row, record.size)) for row in points]
-    values = [row.accuracy or 0.0 for row in points]
+    sizes, values, _ = zip(*points, strict=True)
     drop = record.spec.max_drop
     budget = None if drop is None or record.baseline.accuracy is None else record.baseline.accuracy - drop / 100
     low, high = min([*values, budget if budget is not None else 1.0]), max([*values, budget or 0.0])
     room = max(0.12 * (high - low), 0.004)
-    on_front = _front(points, record.size)
-    called = "winner" if record.within_budget else "closest"
-    summary = "; ".join(f"{label(row)}: {console.size(size)}, {share(row.accuracy)}" for row, size in zip(points, sizes,
-                     strict=True))  # fmt: skip
+    summary = "; ".join(f"{label(row)}: {console.size(size)}, {share(value)}" for size, value, row in points)
     chart = Chart("front", "Size against accuracy", summary, 0)
-    items = [("f2", called), ("f1", "candidate")]
-    items += [("f4", "control, cannot win")] if any(row.control for row in points) else []
+    items = [("f2", "winner" if record.within_budget else "closest"), ("f1", "candidate")]
+    items += [("f4", "control, cannot win")] if any(row.control for _, _, row in points) else []
     top = legend(chart, _LEFT, 14, items) + 16
     bottom = top + 280
-    x, y = (
-        Scale(min(sizes) / 1.35, max(sizes) * 1.6, _LEFT, _END, log=True),
-        Scale(low - room, high + room, bottom, top),
-    )
-    plot = Plot(chart, x, y)
+    plot = frame(chart, top, (min(sizes) / 1.35, max(sizes) * 1.6), (low - room, high + room), tall=280, left=_LEFT,
+                 right=12, log=True)  # fmt: skip
     if budget is not None:
-        place = plot.y(budget)
-        chart.rect(_LEFT, place, _END - _LEFT, bottom - place, "over")
+        chart.rect(_LEFT, plot.y(budget), _END - _LEFT, bottom - plot.y(budget), "over")
     plot.axes("Size of the file" + (", packed" if record.size == "packed_bytes" else ""), console.size, per_cent)
     if budget is not None:
-        chart.line(_LEFT, place, _END, place, "limit")
+        chart.line(_LEFT, plot.y(budget), _END, plot.y(budget), "limit")
         chart.text(_END - 4, bottom - 6, f"budget: at least {share(budget)}", "t", anchor="end")
     steps: list[Point] = []
-    for row in on_front:
-        at = plot.x(float(getattr(row, record.size))), plot.y(row.accuracy or 0.0)
-        steps += [(at[0], steps[-1][1]), at] if steps else [at]
+    named = {record.winner.name, record.baseline.name}
+    for size, value, row in sorted(points, key=lambda point: (point[0], -point[1])):
+        at = plot.x(size), plot.y(value)
+        if not row.control and (not steps or at[1] < steps[-1][1]):  # no other is both smaller and more accurate
+            steps += [(at[0], steps[-1][1]), at] if steps else [at]
+            named.add(row.name)
     chart.path(steps, "d")
-    taken: list[tuple[float, float, float, float]] = []
-    places = []
-    for row, size, value in zip(points, sizes, values, strict=True):
-        here, there = plot.x(size), plot.y(value)
+    taken = []
+    for size, value, row in points:
+        x, y = plot.x(size), plot.y(value)
         about = f"{label(row)}: {console.size(size)}, {share(value, 2)}"
         if row.latency_ms is not None:
             about += f", {milliseconds(row.latency_ms)}"
         if row.name == record.winner.name:
-            chart.star(here, there, 9, "f2", about)
+            chart.star(x, y, 9, "f2", about)
         elif row.control:
-            chart.diamond(here, there, 6, "f4", about)
+            chart.diamond(x, y, 6, "f4", about)
         else:
-            chart.circle(here, there, 5, "f1", about)
-        taken.append((here - 7, there - 7, here + 7, there + 7))
-        places.append((here, there))
-    names = {record.winner.name, record.baseline.name, *(row.name for row in on_front)}
-    ranked = sorted(range(len(points)), key=lambda i: (points[i].name != record.winner.name, sizes[i]))
-    for i in ranked:
-        if points[i].name in names:
-            _label(chart, label(points[i]), places[i], taken, (_LEFT, top - 6, WIDTH - 2, bottom))
-    chart.height = bottom + 42
-    return chart.svg()
+            chart.circle(x, y, 5, "f1", about)
+        taken.append((x - 7, y - 7, x + 7, y + 7))
+    for size, value, row in sorted(points, key=lambda point: (point[2].name != record.winner.name, point[0])):
+        if row.name in named:
+            _label(chart, label(row), (plot.x(size), plot.y(value)), taken, (_LEFT, top - 6, WIDTH - 2, bottom))
+    return chart
 
 
-def _front(points: Sequence[Candidate], column: str) -> list[Candidate]:
-    """Those that no other is at once smaller and more accurate than, smallest first."""
-    found: list[Candidate] = []
-    for row in sorted(points, key=lambda row: (getattr(row, column), -(row.accuracy or 0.0))):
-        if not row.control and (not found or (row.accuracy or 0.0) > (found[-1].accuracy or 0.0)):
-            found.append(row)
-    return found
-
-
-def _label(
-    chart: Chart, text: str, at: Point, taken: list[tuple[float, float, float, float]],
-    frame: tuple[float, float, float, float],
-) -> None:  # fmt: skip
+def _label(chart: Chart, text: str, at: Point, taken: list[Box], within: Box) -> None:
     """Write a label next to its point where it covers nothing; if there is no room, it only appears on hover."""
     width, (x, y) = text_width(text), at
     for dx, dy in _OFFSETS:
         start = x + dx - (width if dx < 0 else width / 2 if dx == 0 else 0)
         box = (start, y + dy - 11, start + width, y + dy + 3)
-        inside = box[0] >= frame[0] and box[1] >= frame[1] and box[2] <= frame[2] and box[3] <= frame[3]
+        inside = box[0] >= within[0] and box[1] >= within[1] and box[2] <= within[2] and box[3] <= within[3]
         if inside and not any(_over(box, other) for other in taken):
             if abs(dy) > 20:
                 chart.line(x, y, x + dx, y + dy + (3 if dy < 0 else -11), "a")
@@ -108,51 +101,51 @@ def _label(
             return
 
 
-def _over(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
+def _over(a: Box, b: Box) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
-def sparsity(record: CompressionRecord, curves: Sequence[tuple[str, list[tuple[float, Candidate]]]]) -> Svg | None:
-    """Accuracy over the share of parameters that pruning removed.
-
-    Args:
-        curves: (name, [(share removed, candidate)]).
-    """
-    points = [(removed, row.accuracy) for _, rows in curves for removed, row in rows if row.accuracy is not None]
+def sparsity(record: CompressionRecord, label: Callable[[Candidate], str]) -> Chart | None:
+    """Accuracy over the share of parameters removed, in float32: what was chosen from, and each kind of control."""
+    curves: dict[str, list[tuple[float, float, Candidate]]] = {}
+    for row in record.candidates:
+        if (
+            row.precision == "fp32"
+            and row.nonzero is not None
+            and row.accuracy is not None
+            and record.baseline.parameters
+        ):
+            name = label(row) if row.control else "pruned"
+            curves.setdefault(name, []).append((1 - row.nonzero / record.baseline.parameters, row.accuracy, row))
+    points = [point for curve in curves.values() for point in curve]
     if len(points) < 2:
         return None
-    ends = [end for _, rows in curves for _, row in rows for end in (row.accuracy, *(row.accuracy_interval or ()))]
-    known = [end for end in ends if end is not None]
-    low, high = min(known), max(known)
-    summary = "; ".join(f"{share(x)} removed: {share(y)}" for x, y in points)
+    ends = [end for _, value, row in points for end in (value, *(row.accuracy_interval or ()))]
+    summary = "; ".join(f"{share(x)} removed: {share(y)}" for x, y, _ in points)
     chart = Chart("sparsity", "Accuracy against parameters removed", summary, 0)
     top = 24.0
     if len(curves) > 1:
-        top = legend(chart, 10, 14, [(f"f{k % 6 + 1}", name) for k, (name, _) in enumerate(curves)]) + 10
-    plot = Plot(chart, Scale(0, max(max(x for x, _ in points), 0.1), _LEFT, WIDTH - 20),
-                Scale(low - 0.005, min(1.0, high + 0.005), top + 190, top))  # fmt: skip
+        top = legend(chart, 10, 14, [(series("f", k), name) for k, name in enumerate(curves)]) + 10
+    most = max(0.1, *(x for x, _, _ in points))
+    low, high = min(ends) - 0.005, min(1.0, max(ends) + 0.005)
+    plot = frame(chart, top, (0, most), (low, high), tall=190, left=_LEFT, right=20)
     plot.axes("Parameters removed (bars: 95 % intervals)", per_cent, per_cent)
     if record.baseline.accuracy is not None:
         place = plot.y(record.baseline.accuracy)
         chart.line(_LEFT, place, WIDTH - 20, place, "d")
-    for place_, (_, rows) in enumerate(curves):
-        look = place_ % 6 + 1
-        rows.sort(key=lambda item: item[0])
-        plot.line([x for x, _ in rows], [row.accuracy for _, row in rows], f"s{look}")
-        for x, row in rows:
-            if row.accuracy is None:
-                continue
+    for number, curve in enumerate(curves.values()):
+        curve.sort(key=lambda point: point[0])
+        plot.line([x for x, _, _ in curve], [y for _, y, _ in curve], series("s", number))
+        for x, y, row in curve:
             if row.accuracy_interval is not None:
-                least, most = row.accuracy_interval
-                chart.line(plot.x(x), plot.y(least), plot.x(x), plot.y(most), f"w s{look}")
-            chart.circle(
-                plot.x(x), plot.y(row.accuracy), 4, f"f{look}", f"{share(x)} removed: {share(row.accuracy, 2)}"
-            )
-    chart.height = top + 190 + 42
-    return chart.svg()
+                low, high = row.accuracy_interval
+                chart.line(plot.x(x), plot.y(low), plot.x(x), plot.y(high), f"w {series('s', number)}")
+            about = f"{share(x)} removed: {share(y, 2)}"
+            chart.circle(plot.x(x), plot.y(y), 4, series("f", number), about)
+    return chart
 
 
-def latencies(record: CompressionRecord, label: Callable[[Candidate], str]) -> Svg | None:
+def latencies(record: CompressionRecord, label: Callable[[Candidate], str]) -> Chart | None:
     """The time of one image in each file, the fastest first."""
     known = sorted(
         (row for row in record.candidates if row.latency_ms is not None), key=lambda row: row.latency_ms or 0
@@ -162,20 +155,19 @@ def latencies(record: CompressionRecord, label: Callable[[Candidate], str]) -> S
     rows = []
     for row in known:
         value = row.latency_ms or 0.0
-        ends = row.latency_ms_interval or (None, None)
         factor = "" if row.speedup is None or row.name == record.baseline.name else f", {row.speedup:.2f}×"
         look = "s2" if row.name == record.winner.name else "s4" if row.control else "s1"
         about = f"{milliseconds(value)} {times_between(row.latency_ms_interval)}".strip()
-        rows.append(Row(label(row), milliseconds(value) + factor, _bar(value, ends, look, about)))
+        rows.append(Row(label(row), milliseconds(value) + factor, _bar(value, row.latency_ms_interval, look, about)))
     summary = "; ".join(f"{label(row)}: {milliseconds(row.latency_ms)}" for row in known)
     most = max((row.latency_ms_interval or (0, row.latency_ms or 0))[1] for row in known)
     return rows_chart("latency", "Latency of one image", summary, rows, 0, most * 1.02, "{:g} ms".format)
 
 
 def _bar(
-    value: float, ends: tuple[float | None, float | None], look: str, about: str
+    value: float, ends: tuple[float, float] | None, look: str, about: str
 ) -> Callable[[Chart, Scale, float], None]:
-    mark = interval_mark(value, *ends, look, about)
+    mark = interval_mark(value, ends, look, about)
 
     def draw(chart: Chart, scale: Scale, y: float) -> None:
         chart.rect(scale(0), y - 4, scale(value) - scale(0), 8, f"b{look[1:]}")

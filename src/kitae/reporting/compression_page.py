@@ -6,30 +6,16 @@ import base64
 import json
 import math
 import shlex
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from kitae.console import plural
 from kitae.reporting import compression_charts
 from kitae.reporting.results import Candidate, CompressionRecord
 from kitae.reporting.samples import Photo
-from kitae.reporting.values import (
-    UNKNOWN,
-    Cell,
-    between,
-    count,
-    milliseconds,
-    points,
-    points_lost,
-    share,
-    size,
-    times,
-    times_between,
-)
+from kitae.reporting.values import Cell, between, named, number, points, points_lost, size, times
 
 _PRECISIONS = {
     "fp32": "float32",
@@ -43,7 +29,6 @@ _CONTROLS = {"trained on": "trained further", "random": "pruned at random", "fro
 def content(record: CompressionRecord, folder: Path) -> dict[str, Any]:
     """The variables of compression.html."""
     name = partial(label, record)
-    file = folder / ("model.onnx" if record.within_budget else "closest.onnx")
     return {
         "over": "Compression",
         "title": record.run or folder.resolve().name,
@@ -53,22 +38,14 @@ def content(record: CompressionRecord, folder: Path) -> dict[str, Any]:
         "commands": commands(record, folder),
         "it": record,
         "label": name,
-        "file": file,
-        "python": _python(file),
-        "budget": _budget(record),
+        "file": folder / record.file,
+        "path": json.dumps(str(folder / record.file), ensure_ascii=False),
         "compared": _side_by_side(record),
-        "judged_on": _judged_on(record),
         "front": compression_charts.front(record, name),
-        "sparsity": compression_charts.sparsity(record, _curves(record)),
+        "sparsity": compression_charts.sparsity(record, name),
         "latency": compression_charts.latencies(record, name),
         "filters": _filters(folder),
-        "marks": partial(_marks, record),
-        "candidates_caption": _candidates_caption(record),
         "everything": [row.model_dump() for row in record.candidates],
-        "timing": _timing(record),
-        "measured_by": _measured_by(record),
-        "settings": record.spec.model_dump(),
-        "more": record.model_extra or {},
     }
 
 
@@ -103,17 +80,15 @@ def answer(record: CompressionRecord) -> list[str]:
     points_, interval = points_lost(drop.drop, drop.drop_interval)
     cost = f"{points_} on {where}{f' ({interval})' if interval else ''}" if points_ else ""
     first = f"{' and '.join(won)}, {cost}." if won and cost else f"{' and '.join(won) or cost}."
-    size_ = getattr(record.winner, record.size)
-    second = (
-        f"{'The winner' if record.within_budget else 'The closest to the budget'} is {label(record, record.winner)}"
-    )
-    return [first, f"{second}: {size(size_)}. {_budget(record)}"]
+    what = "The winner" if record.within_budget else "The closest to the budget"
+    second = f"{what} is {label(record, record.winner)}: {size(record.bytes_of(record.winner))}. {_budget(record)}"
+    return [first, second]
 
 
 def commands(record: CompressionRecord, folder: Path) -> list[tuple[str, str]]:
     """What to do next: what a command is for, and the command."""
-    file = folder / ("model.onnx" if record.within_budget else "closest.onnx")
-    found = [("Classify images with it, without PyTorch", f"kitae predict {shlex.quote(str(file))} IMAGES")]
+    file = shlex.quote(str(folder / record.file))
+    found = [("Classify images with it, without PyTorch", f"kitae predict {file} IMAGES")]
     beside = folder.with_name(record.run)
     run = shlex.quote(str(beside if beside.is_dir() else record.run))
     usual = folder.name == f"{record.run}-small"
@@ -122,20 +97,18 @@ def commands(record: CompressionRecord, folder: Path) -> list[tuple[str, str]]:
         found.append(("Look again with a wider budget", f"{again} 2"))
     elif (smaller := _smaller(record)) is not None:
         drop, row = smaller
-        budget, bytes_ = math.ceil(10 * drop) / 10, size(getattr(row, record.size))
-        found.append(
-            (f"For a smaller file, allow a larger drop ({label(record, row)}, {bytes_})", f"{again} {budget:g}")
-        )
+        about = f"For a smaller file, allow a larger drop ({label(record, row)}, {size(record.bytes_of(row))})"
+        found.append((about, f"{again} {math.ceil(10 * drop) / 10:g}"))
     return found
 
 
 def _smaller(record: CompressionRecord) -> tuple[float, Candidate] | None:
     """The most accurate candidate of at most three quarters of the winner's size, and the budget that it needs."""
-    limit = 0.75 * (getattr(record.winner, record.size) or 0.0)
+    limit = 0.75 * (record.bytes_of(record.winner) or 0.0)
     found = []
     for row in record.candidates:
         drop = row.drop_interval[1] if record.sure and row.drop_interval else row.drop
-        if not row.control and drop is not None and drop > 0 and (getattr(row, record.size) or limit) < limit:
+        if not row.control and drop is not None and drop > 0 and (record.bytes_of(row) or limit) < limit:
             found.append((drop, row))
     return min(found, key=lambda pair: pair[0], default=None)
 
@@ -150,23 +123,6 @@ def _filters(folder: Path) -> Photo | None:
     source = f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}"
     alt = "The first layer's filters, a tile per input channel; removed weights are dark."
     return Photo(source, width, height, True, alt)
-
-
-def _python(file: Path) -> str:
-    """Three lines that use the file."""
-    path = json.dumps(str(file), ensure_ascii=False)
-    return f'from kitae.runtime import Model\nmodel = Model({path})\nprint(model.predict(["photo.jpg"]).names)'
-
-
-def _curves(record: CompressionRecord) -> list[tuple[str, list[tuple[float, Candidate]]]]:
-    """Share of parameters removed and candidate, in float32: what was chosen from, then each control."""
-    total = record.baseline.parameters
-    curves: dict[str, list[tuple[float, Candidate]]] = {}
-    for row in record.candidates:
-        if row.precision == "fp32" and row.nonzero is not None and total:
-            name = label(record, row) if row.control else "pruned"
-            curves.setdefault(name, []).append((1 - row.nonzero / total, row))
-    return list(curves.items())
 
 
 def _warnings(record: CompressionRecord) -> list[str]:
@@ -210,100 +166,30 @@ _COMPARED = (
 def _side_by_side(record: CompressionRecord) -> list[tuple[str, list[Cell]]]:
     """The original against the winner, a row a number."""
     before, after, test = record.baseline, record.winner, record.test
-    rows: list[tuple[str, list[Cell]]] = [
-        ("Candidate", [(label(record, before), ""), (label(record, after), ""), ("", "")])
-    ]
+    rows = [("Candidate", [(label(record, before), ""), (label(record, after), ""), ("", "")])]
     if test:
         lost = points_lost(test.drop, test.drop_interval)
-        rows.append(("Accuracy on test", [_accuracy(test.baseline), _accuracy(test.winner), lost]))
+        rows.append(("Accuracy on test", [_cell(test.baseline, "accuracy"), _cell(test.winner, "accuracy"), lost]))
     lost = points_lost(after.drop, after.drop_interval)
-    rows.append(("Accuracy on validation", [_accuracy(before), _accuracy(after), lost]))
+    rows.append(("Accuracy on validation", [_cell(before, "accuracy"), _cell(after, "accuracy"), lost]))
     if after.flips is not None:
-        rows.append(("Answers changed on validation", [("", ""), (share(after.flips, 2), ""), ("", "")]))
+        rows.append(("Answers changed on validation", [("", ""), _cell(after, "flips"), ("", "")]))
     for key, what, less, more in _COMPARED:
         old, new = getattr(before, key), getattr(after, key)
         if new is None or (key == "nonzero" and new == after.parameters):
             continue
-        ratio = old / new if old and new > 0 else None
+        ratio, span = old / new if old and new > 0 else None, ""
         if key == "latency_ms":  # the ratio of the medians is not the median of the ratios
             ratio = after.speedup or ratio
+            span = between(after.speedup_interval, 1, 2) if ratio is not None and ratio >= 1 else ""
         word, factor = times(ratio, less, more)
-        timed = key == "latency_ms" and ratio is not None and ratio >= 1
-        changed = ("" if ratio is None else "the same" if old == new else f"{factor} {word}",
-                   between(after.speedup_interval, 1, 2) if timed else "")  # fmt: skip
-        rows.append((what, [_exactly(before, key), _exactly(after, key), changed]))
+        changed = "" if ratio is None else "the same" if old == new else f"{factor} {word}"
+        rows.append((what, [_cell(before, key), _cell(after, key), (changed, span)]))
     return rows
 
 
-def _accuracy(row: Candidate) -> Cell:
-    return share(row.accuracy, 2), between(row.accuracy_interval, 100, 2)
-
-
-def _exactly(row: Candidate, key: str) -> Cell:
+def _cell(row: Candidate, key: str) -> Cell:
     """To the last byte and the last parameter, for two columns are compared."""
-    value = getattr(row, key)
-    if value is None:
-        return UNKNOWN, ""
-    if key == "latency_ms":
-        return milliseconds(value), times_between(row.latency_ms_interval)
-    return (size(value), f"{count(value)} bytes") if key.endswith("bytes") else (count(value), "")
-
-
-def _judged_on(record: CompressionRecord) -> str:
-    val = record.images.get("val")
-    validation = f"validation{'' if val is None else f' ({val:,} images)'}"
-    if record.test:
-        images = record.test.count
-        opened = f"Test{'' if images is None else f' ({images:,} images)'} was opened once, for these two,"
-        return f"{opened} after everything was chosen on {validation}. Intervals are 95 %; of points lost, paired."
-    why = "" if record.within_budget else ", for nothing was within the budget"
-    return (
-        f"Test was not opened{why}. These numbers are from {validation}, on which the choice was made too. Intervals "
-        "are 95 %; of points lost, paired."
-    )
-
-
-def _marks(record: CompressionRecord, row: Candidate) -> str:
-    """What a candidate is, after its name."""
-    marks = [("winner" if record.within_budget else "closest") if row.winner else "", "control" if row.control else "",
-             "front" if row.front else ""]  # fmt: skip
-    return ", ".join(mark for mark in marks if mark)
-
-
-def _candidates_caption(record: CompressionRecord) -> str:
-    caption = "Accuracy on validation, and points of it lost (below 0 is a gain), with 95 % intervals."
-    if any(row.front for row in record.candidates):
-        caption += " Front: no other is at once as accurate, as small and as fast."
-    if any(row.control for row in record.candidates):
-        caption += " Controls are measured for comparison and cannot win."
-    return caption
-
-
-def _timing(record: CompressionRecord) -> str:
-    latency, control, threads = record.latency, record.latency.control, record.spec.threads
-    parts = ["Latency is of one image in ONNX Runtime"]
-    parts.append(f"on {plural(threads, 'thread')}" if threads else "which chooses its threads")
-    if latency.rounds is not None:
-        parts.append(f"all candidates in turn in each of {latency.rounds:.0f} rounds")
-    if any(row.control for row in record.candidates):
-        parts.append("the controls afterwards, beside the original again, whose time then sets the clock")
-    text = ", ".join(parts)
-    text += f"; its intervals cover {latency.covers}." if latency.covers else "."
-    if control.ratio is not None:
-        interval = between(control.ratio_interval, 1, 3)
-        text += f" The original timed against itself gives {control.ratio:.3f}×{f' ({interval})' if interval else ''}"
-        noise = latency.noise
-        text += "." if noise is None else f": differences below {100 * noise:.1f} % are within the noise."
-    return text
-
-
-def _measured_by(record: CompressionRecord) -> str:
-    machine: Mapping[str, Any] = record.machine
-    parts = [str(machine.get("processor") or "unknown processor")]
-    if isinstance(cores := machine.get("cores"), int):
-        parts.append(plural(cores, "core"))
-    if "vnni" in machine:
-        parts.append("with VNNI" if machine["vnni"] else "without VNNI")
-    when = str(machine.get("when") or "")[:10]
-    version = f", by Kitae {record.kitae}" if record.kitae else ""
-    return f"Measured on {', '.join(parts)}{f', on {when}' if when else ''}{version}."
+    text, interval = named(row.model_dump(), key)
+    exact = key.endswith("bytes") and getattr(row, key) is not None
+    return text, f"{number(getattr(row, key))} bytes" if exact else interval

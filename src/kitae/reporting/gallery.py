@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,11 +19,15 @@ from kitae.augment.ops import OPS, STEPS, Op, Site
 from kitae.augment.ops.base import CHAIN_BEGIN, CHAIN_END, NOP
 from kitae.augment.plan import Program
 from kitae.errors import DataError
-from kitae.reporting.figures.images import image_grid
+from kitae.reporting.figures import grid_figure
+from kitae.reporting.style import save
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Pictures = NDArray[np.uint8]  # [N, C, H, W]
 Lines = tuple[str, ...]  # below an image, up to two
-Row = tuple[str, Pictures, list[Lines]]
+Row = tuple[str, Pictures, list[Lines]]  # a title, images, and the lines below each
 
 PAGES = {"geometry": "Geometry", "colour": "Colour", "noise": "Blur, noise and covering"}  # that show single ops
 SHOWN = 5  # images in a row
@@ -35,44 +39,31 @@ EPOCHS = 16
 def draw_gallery(
     images: Pictures, labels: Sequence[int] | NDArray[Any], classes: Sequence[str], folder: str | Path, seed: int = 0
 ) -> list[Path]:
-    """Draw every gallery into a folder, made where it does not exist.
+    """Draw every gallery into a folder, made where it does not exist; the PNG files.
 
     Args:
-        images: uint8 [N, C, H, W], C 1 or 3, sides of at least 8 pixels, N at least 2. The first of each class are
-            taken, so images of several classes show more.
-        labels: N numbers into `classes`.
-        classes: names.
-        folder: where the PNG files go.
-        seed: of the draws; in [0, 2**64).
-
-    Returns:
-        The files: geometry, colour, noise, mixup, cutmix, policies, augmix, epochs.
+        images: uint8 [N, C, H, W], C 1 or 3. The first of each class are taken, so images of several classes show more.
+        labels: N numbers into `classes`, the names.
 
     Raises:
-        DataError: images or labels of another shape, type or range.
+        DataError: fewer than 2 images, or a side of less than 8 pixels.
         KitaeError: a file cannot be written.
     """
-    batch = np.asarray(images)
-    if batch.dtype != np.uint8 or batch.ndim != 4 or batch.shape[1] not in (1, 3) or min(batch.shape[2:]) < 8:
-        raise DataError(f"images must be uint8 [N, C, H, W] of at least 8 x 8, not {batch.dtype} {list(batch.shape)}")
-    numbers = [int(label) for label in labels]
-    if len(batch) < 2 or len(numbers) != len(batch):
-        raise DataError(f"a gallery needs at least 2 images and as many labels, not {len(batch)} and {len(numbers)}")
-    if not all(0 <= label < len(classes) for label in numbers):
-        raise DataError(f"labels must be in [0, {len(classes)}), not {min(numbers)} to {max(numbers)}")
-    chosen = _of_many_classes(numbers)
-    batch = np.ascontiguousarray(batch[chosen])
-    names = [str(classes[numbers[i]]) for i in chosen]
-    where = Path(folder)
-    where.mkdir(parents=True, exist_ok=True)
-    return [
-        *(draw_ops(batch, names, where / f"{page}.png", page, seed) for page in PAGES),
-        draw_mixup(batch, names, where / "mixup.png"),
-        draw_cutmix(batch, names, where / "cutmix.png", seed),
-        draw_policies(batch, names, where / "policies.png", seed),
-        draw_augmix(batch, names, where / "augmix.png", seed),
-        draw_epochs(batch, names, where / "epochs.png", seed),
-    ]
+    if len(images) < 2 or min(images.shape[2:]) < 8:
+        raise DataError(f"a gallery needs at least 2 images of at least 8 x 8, not {list(images.shape)}")
+    Path(folder).mkdir(parents=True, exist_ok=True)  # before anything is drawn
+    chosen = _of_many_classes([int(label) for label in labels])
+    batch = np.ascontiguousarray(images[chosen])
+    names = [classes[labels[i]] for i in chosen]
+    drawn = {
+        **{page: draw_ops(batch, names, page, seed) for page in PAGES},
+        "mixup": draw_mixup(batch, names),
+        "cutmix": draw_cutmix(batch, names, seed),
+        "policies": draw_policies(batch, names, seed),
+        "augmix": draw_augmix(batch, names, seed),
+        "epochs": draw_epochs(batch, names, seed),
+    }
+    return [save(figure, Path(folder) / f"{name}.png") for name, figure in drawn.items()]
 
 
 def _of_many_classes(labels: Sequence[int]) -> list[int]:
@@ -85,14 +76,14 @@ def _of_many_classes(labels: Sequence[int]) -> list[int]:
 # Single ops -----------------------------------------------------------------------------------------------------------
 
 
-def draw_ops(images: Pictures, names: Sequence[str], path: str | Path, page: str, seed: int = 0) -> Path:
+def draw_ops(images: Pictures, names: Sequence[str], page: str, seed: int = 0) -> Figure:
     """Every op of a page of the gallery (`Op.page`), one per row, with the parameters of its `example`."""
     levels = [float(np.rint(v)) for v in images.mean((0, 2, 3))]
     mean = (levels[0], levels[-2] if len(levels) == 3 else levels[0], levels[-1])
     site = Site(images.shape[1], images.shape[2], images.shape[3], mean=mean)
     rows: list[Row] = [("Original", images, [(name,) for name in names])]
     rows += [_op_row(images, op.example(site), site, seed) for op in OPS.values() if op.page == page]
-    return _draw_rows(rows, path, PAGES[page])
+    return _rows_figure(rows, PAGES[page])
 
 
 def _op_row(images: Pictures, op: Op, site: Site, seed: int) -> Row:
@@ -119,10 +110,9 @@ def _number(value: Any) -> str:
     return f"{value:g}" if isinstance(value, int | float) else str(value)
 
 
-def _draw_rows(rows: Sequence[Row], path: str | Path, title: str) -> Path:
-    pictures = [list(row[1]) for row in rows]
-    captions = [list(row[2]) or [()] * len(row[1]) for row in rows]
-    return image_grid(pictures, [row[0] for row in rows], None, path, captions=captions, title=title)
+def _rows_figure(rows: Sequence[Row], title: str) -> Figure:
+    titles, pictures, captions = zip(*rows, strict=True)
+    return grid_figure([list(row) for row in pictures], row_titles=titles, captions=captions, title=title)
 
 
 def _words(program: Program, row: int) -> Lines:
@@ -134,7 +124,7 @@ def _words(program: Program, row: int) -> Lines:
 # Mixing ---------------------------------------------------------------------------------------------------------------
 
 
-def draw_mixup(images: Pictures, names: Sequence[str], path: str | Path) -> Path:
+def draw_mixup(images: Pictures, names: Sequence[str]) -> Figure:
     """MixUp of pairs of images at lambda 0, 0.25, 0.5, 0.75 and 1, with the label each picture gets."""
     rows, captions, titles = [], [], []
     for a, b in _pairs(len(images)):
@@ -143,10 +133,11 @@ def draw_mixup(images: Pictures, names: Sequence[str], path: str | Path) -> Path
         captions.append([_shares(names[a], names[b], lam) for lam in LAMBDAS])
         titles.append(f"{names[a]} with {names[b]}")
     heads = [f"λ = {lam:g}" for lam in LAMBDAS]
-    return image_grid(rows, titles, heads, path, captions=captions, title="MixUp: λ of one image, the rest of another")
+    title = "MixUp: λ of one image, the rest of another"
+    return grid_figure(rows, row_titles=titles, column_titles=heads, captions=captions, title=title)
 
 
-def draw_cutmix(images: Pictures, names: Sequence[str], path: str | Path, seed: int = 0) -> Path:
+def draw_cutmix(images: Pictures, names: Sequence[str], seed: int = 0) -> Figure:
     """Draws of CutMix at alpha 0.5, 1 and 2: the box, and lambda, the share of pixels and of the label that is kept."""
     first, second = _pairs(len(images))[0]
     pair = np.ascontiguousarray(np.tile(images[[first, second]], (SHOWN, 1, 1, 1)))
@@ -159,7 +150,7 @@ def draw_cutmix(images: Pictures, names: Sequence[str], path: str | Path, seed: 
         captions.append([(f"λ = {lam:.2f}",) for lam in mixed[::2, 0].tolist()])
     titles = [f"α = {alpha:g}" for alpha in ALPHAS]
     title = f"CutMix: a box of {names[second]} in {names[first]}, λ the share that is left"
-    return image_grid(rows, titles, None, path, captions=captions, title=title)
+    return grid_figure(rows, row_titles=titles, captions=captions, title=title)
 
 
 def _pairs(count: int) -> list[tuple[int, int]]:
@@ -176,7 +167,7 @@ def _shares(a: str, b: str, lam: float) -> tuple[str, ...]:
 # Policies and chains --------------------------------------------------------------------------------------------------
 
 
-def draw_policies(images: Pictures, names: Sequence[str], path: str | Path, seed: int = 0) -> Path:
+def draw_policies(images: Pictures, names: Sequence[str], seed: int = 0) -> Figure:
     """Five draws of AutoAugment over five of RandAugment (and TrivialAugmentWide), each with the ops it drew."""
     table = "cifar10" if max(images.shape[2:]) <= 64 else "imagenet"
     policies: list[tuple[str, Mapping[str, Any]]] = [
@@ -193,10 +184,10 @@ def draw_policies(images: Pictures, names: Sequence[str], path: str | Path, seed
             program = aug.plan(epoch=epoch, index=index, size=images.shape[2:], channels=images.shape[1])
             lines = [_words(program, i) or ("as it is",) for i in range(SHOWN)]
             rows.append((f"{title}, {names[k]}", aug(many, epoch=epoch, index=index), lines))
-    return _draw_rows(rows, path, "Policies: five draws each")
+    return _rows_figure(rows, "Policies: five draws each")
 
 
-def draw_augmix(images: Pictures, names: Sequence[str], path: str | Path, seed: int = 0) -> Path:
+def draw_augmix(images: Pictures, names: Sequence[str], seed: int = 0) -> Figure:
     """AugMix taken apart: the image, each of the three chains alone with its weight, and their weighted mean."""
     aug = Augment([{"augmix": {}}], seed=seed)
     index = np.arange(len(images))
@@ -222,7 +213,8 @@ def draw_augmix(images: Pictures, names: Sequence[str], path: str | Path, seed: 
             lines.append((f"{weight}: {first}", ", ".join(rest)))
         captions.append([*lines, ("their mean",)])
     heads = ["original", *(f"chain {k + 1}" for k in range(len(ends))), "AugMix"]
-    return image_grid(rows, list(names), heads, path, captions=captions, title="AugMix: chains of ops and their mean")
+    title = "AugMix: chains of ops and their mean"
+    return grid_figure(rows, row_titles=names, column_titles=heads, captions=captions, title=title)
 
 
 def _name(line: str) -> str:
@@ -231,7 +223,7 @@ def _name(line: str) -> str:
     return "shift" if first in ("right", "left", "up", "down") else "nothing" if first == "not" else first
 
 
-def draw_epochs(images: Pictures, names: Sequence[str], path: str | Path, seed: int = 0) -> Path:
+def draw_epochs(images: Pictures, names: Sequence[str], seed: int = 0) -> Figure:
     """One sample over 16 epochs of a standard recipe: crop, flip, jitter, erasing."""
     jitter = {"brightness": 0.2, "contrast": 0.2, "saturation": 0.2, "hue": 0.1}
     ops: list[Mapping[str, Any]] = [
@@ -243,6 +235,6 @@ def draw_epochs(images: Pictures, names: Sequence[str], path: str | Path, seed: 
     many = np.ascontiguousarray(np.repeat(images[:1], EPOCHS, 0))
     out = Augment(ops, seed=seed)(many, epoch=np.arange(EPOCHS), index=np.zeros(EPOCHS, np.int64))
     rows = [list(out[i : i + 4]) for i in range(0, EPOCHS, 4)]
-    captions = [[f"epoch {i + j}" for j in range(4)] for i in range(0, EPOCHS, 4)]
+    captions = [[(f"epoch {i + j}",) for j in range(4)] for i in range(0, EPOCHS, 4)]
     title = f"One {names[0]} in {EPOCHS} epochs: crop, flip, jitter, erasing"
-    return image_grid(rows, None, None, path, captions=captions, title=title)
+    return grid_figure(rows, captions=captions, title=title)

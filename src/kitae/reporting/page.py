@@ -19,12 +19,13 @@ from kitae import __version__, console
 from kitae.errors import KitaeError, require
 from kitae.files import write_atomically
 from kitae.reporting import comparison_page, compression_page, run_page, study_page, values
-from kitae.reporting.results import CompressionRecord, RunRecord, StudyRecord
-from kitae.reporting.svg import Svg
+from kitae.reporting.results import CompressionRecord, RunRecord
+from kitae.reporting.study_results import StudyRecord
+from kitae.reporting.svg import Chart
 from kitae.run import Run
 
-_FILTERS = ("share", "between", "decimal", "significant", "milliseconds", "times_between", "count", "large", "size",
-            "seconds", "times", "amount", "probability", "words", "leaves", "records", "signed")  # fmt: skip
+_FILTERS = ("share", "number", "between", "milliseconds", "times_between", "large", "size", "seconds", "times",
+            "amount", "amounts", "probability", "leaves", "records")  # fmt: skip
 _MARK = b'<meta name="generator" content="kitae '
 
 
@@ -103,28 +104,18 @@ def render(template: str, content: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {name: getattr(values, name) for name in _FILTERS} | {"plural": console.plural}
-    environment.globals["amounts"] = values.amounts
     script = resources.files("kitae.reporting").joinpath("templates/page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     when = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     text: str = environment.get_template(template).render(
-        version=__version__, when=when, script=_Script(script), script_hash=f"sha256-{digest}", **content
+        version=__version__, when=when, script=script, script_hash=f"sha256-{digest}", **content
     )
     return text
 
 
-class _Script(str):
-    """The page's own script, which no data is part of."""
-
-    __slots__ = ()
-
-    def __html__(self) -> str:
-        return str(self)
-
-
 def _write(kind: str, content: Mapping[str, Any], folder: Path) -> Path:
     for name, chart in content.items():
-        if isinstance(chart, Svg):
+        if isinstance(chart, Chart):
             write_atomically(folder / "figures" / f"{name}.svg", chart.file().encode())
     page = folder / "report.html"
     write_atomically(page, render(f"{kind}.html", content).encode())

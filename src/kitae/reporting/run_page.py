@@ -4,47 +4,40 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from kitae.errors import KitaeError
 from kitae.reporting import charts
-from kitae.reporting.results import CompressionRecord, Epoch, RunRecord, Split
-from kitae.reporting.samples import Photo, Samples
-from kitae.reporting.values import UNKNOWN, Cell, between, count, finite, share
+from kitae.reporting.results import CompressionRecord, RunRecord, Split
+from kitae.reporting.samples import Samples
+from kitae.reporting.values import Cell, between, number, points, share
 from kitae.run import Run
 
-_HEADLINES = (
-    ("accuracy", "Accuracy", 100, " %"),
-    ("top5", "Top-5 accuracy", 100, " %"),
-    ("balanced_accuracy", "Balanced accuracy", 100, " %"),
-    ("macro_f1", "Macro F1", 100, " %"),
-    ("loss", "Loss (negative log-likelihood)", 1, ""),
-    ("brier", "Brier score", 1, ""),
-    ("ece", "Expected calibration error", 100, " %"),
-)
-_MOST_MISTAKES, _MOST_CONFUSED, _PICTURED, _PER_PAIR = 12, 10, 4, 4
-MAX_EPOCHS = 400  # rows of the table
+_HEADLINES = {
+    "accuracy": "Accuracy",
+    "top5": "Top-5 accuracy",
+    "balanced_accuracy": "Balanced accuracy",
+    "macro_f1": "Macro F1",
+    "loss": "Loss (negative log-likelihood)",
+    "brier": "Brier score",
+    "ece": "Expected calibration error",
+}
 _CLEAN_IMAGES = 1000  # on which accuracy without augmentation is taken after each epoch
 _Z = 1.96
 _OVERFIT = 0.05  # a gap that is significantly larger asks for regularisation
 
 Command = tuple[str, str]
 """What a command is for, and the command."""
+File = tuple[str, str, float, float | None, str]
+"""What a file is, its path, its bytes, and where a compression measured it the milliseconds of one image and how."""
 
 
 def content(record: RunRecord, run: Run) -> dict[str, Any]:
     """The variables of run.html."""
     samples = Samples.find(record, run) if record.epochs else None
     split = record.evaluation.measured
-    pairs = split.confused(_MOST_CONFUSED)
-    found = record.predicted
-    counts = samples.counts() if samples else None
-    evaluation = record.evaluation
-    splits = [("Test", evaluation.test), ("Out of fold", evaluation.out_of_fold), ("Validation", evaluation.val)]
-    headline = [(name, one) for name, one in splits if one is not None]
+    counts = samples.counts() if samples else {}
     return {
         "over": "Training run",
         "title": record.recipe.name,
@@ -53,45 +46,18 @@ def content(record: RunRecord, run: Run) -> dict[str, Any]:
         "answer": answer(record),
         "commands": commands(record),
         "run": record,
-        "where": evaluation.where,
-        "best": record.best,
-        "total_seconds": sum((row.seconds or 0.0) + (row.validation_seconds or 0.0) for row in record.epochs),
-        "openings": openings(record),
-        "splits": headline,
-        "headline": _headline([one for _, one in headline]),
-        "headline_caption": _settings(record),
-        "counts": None if counts is None else charts.class_counts(record.facts.classes, counts),
-        "count_names": list(counts or ()),
-        "class_photos": samples.of_classes() if samples else [],
-        "seen": _seen(samples),
-        "quality": samples.quality() if samples else None,
+        "clean_images": _CLEAN_IMAGES,
+        "samples": samples,
+        "headline": _headline(record.evaluation.splits),
+        "counts": charts.class_counts(record.facts.classes, counts) if counts else None,
+        "count_names": list(counts),
         "curves": charts.curves(record.epochs, record.best_epoch) if record.epochs else None,
-        "curve_caption": _curve_caption(record),
-        "epoch_rows": record.epochs[-MAX_EPOCHS:],
-        "time": _time(record.epochs),
+        "time": charts.time_spent(record.epochs),
         "recalls": charts.recalls(split) if split.per_class else None,
-        "class_rows": split.scores(),
-        "confusion": charts.confusion(split, evaluation.where),
-        "confused": pairs,
-        "pair_photos": [] if samples is None else [
-            (pair, photos) for pair in pairs[:_PICTURED]
-            if (photos := samples.confused(pair.true, pair.predicted, _PER_PAIR))
-        ],
-        "mistake_photos": samples.mistakes(_MOST_MISTAKES) if samples else [],
-        "mistakes": [] if found is None else [
-            {
-                "name": found.names[i],
-                "true": record.facts.classes[found.label[i]],
-                "predicted": record.facts.classes[found.predicted[i]],
-                "confidence": float(found.confidence[i]),
-            }
-            for i in found.mistakes(_MOST_MISTAKES)
-        ],
-        "wrong": 0 if found is None else int((~found.correct).sum()),
-        "calibration": None if found is None else charts.reliability(found, record.evaluation.temperature),
-        "calibration_rows": _calibration(record),
+        "confusion": charts.confusion(split, record.evaluation.where),
+        "calibration": None if record.reliability is None else charts.reliability(*record.reliability),
         "files": files(record),
-    }  # fmt: skip
+    }
 
 
 # ---------------------------------------------------------------------------------------------------------- conclusion
@@ -136,18 +102,18 @@ def _unfinished(record: RunRecord) -> str:
 
 def _weak(split: Split) -> str:
     """The weakest class and what it is confused with, if it is significantly weaker than the whole."""
-    rows = [row for row in split.scores() if row.recall is not None and row.interval is not None]
-    if not rows or split.accuracy is None:
+    known = {name: row for name, row in split.per_class.items() if row.accuracy is not None and row.accuracy_interval}
+    if not known or split.accuracy is None:
         return ""
-    largest = max(rows, key=lambda row: row.count)
-    always = largest.count / max(sum(row.count for row in rows), 1)
+    largest = max(known, key=lambda name: known[name].count)
+    always = known[largest].count / max(sum(row.count for row in known.values()), 1)
     if split.accuracy_interval is not None and split.accuracy_interval[0] <= always:
-        return f"That is not significantly better than always answering {largest.name} ({share(always)})."
-    row = min(rows, key=lambda row: row.recall or 0.0)
-    if row.interval is None or row.interval[1] >= split.accuracy:
+        return f"That is not significantly better than always answering {largest} ({share(always)})."
+    name, row = min(known.items(), key=lambda item: item[1].accuracy or 0.0)
+    if row.accuracy_interval is None or row.accuracy_interval[1] >= split.accuracy:
         return "No class is significantly weaker than the others."
-    taken = next((pair for pair in split.confused(len(rows) ** 2) if pair.true == row.name), None)
-    text = f"{row.name} is the weak class: {share(row.recall, 0)}"
+    taken = next((pair for pair in split.confused(len(known) ** 2) if pair.true == name), None)
+    text = f"{name} is the weak class: {share(row.accuracy, 0)}"
     if taken is not None:
         text += f", {100 * taken.share:.0f} of 100 taken for {taken.predicted}"
     return f"{text}."
@@ -162,17 +128,17 @@ def _gap(record: RunRecord) -> str:
     error = _Z * math.sqrt(
         sum(p * (1 - p) / n for p, n in ((best.train_clean_accuracy, _CLEAN_IMAGES), (best.val_accuracy, val.count)))
     )
-    points = f"{abs(100 * gap):.1f} point{'' if f'{abs(100 * gap):.1f}' == '1.0' else 's'}"
+    apart = points(abs(100 * gap), 1)
     last = record.epochs[-1].epoch == best.epoch
     if gap - error > _OVERFIT:
         return (
-            f"Training accuracy is {points} above validation: the network overfits. More images, stronger augmentation "
+            f"Training accuracy is {apart} above validation: the network overfits. More images, stronger augmentation "
             "or a smaller network may help."
         )
     if gap - error > 0:
-        text = f"The gap between train and validation is {points}"
+        text = f"The gap between train and validation is {apart}"
     else:
-        text = f"Train and validation differ by no more than chance ({points})"
+        text = f"Train and validation differ by no more than chance ({apart})"
     ends = ", and the last epoch was the best" if last else ""
     return f"{text}{ends}: a larger network or longer training may help."
 
@@ -208,122 +174,38 @@ def commands(record: RunRecord) -> list[Command]:
     return found
 
 
-def openings(record: RunRecord) -> str:
-    """One line on how often test was opened, and why."""
-    if not record.openings:
-        return "Test has not been opened: no choice and no number here comes from it."
-    why = [f"{one.why or 'unknown'}{f' ({one.when[:10]})' if one.when else ''}" for one in record.openings]
-    if len(why) == 1:
-        return f"Test was opened once: {why[0]}."
-    return f"Test was opened {len(why)} times: {'; '.join(why)}."
-
-
 # ------------------------------------------------------------------------------------------------------------- details
 
 
-def _headline(splits: list[Split]) -> list[tuple[str, list[Cell]]]:
+def _headline(splits: Mapping[str, Split]) -> list[tuple[str, list[Cell]]]:
     """Every headline metric of every split that was measured, with its interval."""
     rows: list[tuple[str, list[Cell]]] = []
-    for key, label, scale, unit in _HEADLINES:
-        cells: list[Cell] = []
-        for split in splits:
-            value, digits = finite(getattr(split, key)), 2 if scale == 100 else 4
-            interval = between(getattr(split, f"{key}_interval"), scale, digits)
-            cells.append((UNKNOWN, "") if value is None else (f"{value * scale:.{digits}f}{unit}", interval))
-        if any(text != UNKNOWN for text, _ in cells):
+    for key, label in _HEADLINES.items():
+        found = [(getattr(split, key), getattr(split, f"{key}_interval")) for split in splits.values()]
+        whole = key in ("loss", "brier")
+        cells = [(number(value, ".4f"), between(ends, 1, 4)) if whole else (share(value, 2), between(ends, 100, 2))
+                 for value, ends in found]  # fmt: skip
+        if any(value is not None for value, _ in found):
             rows.append((label, cells))
-    return [*rows, ("Images", [(count(split.count), "") for split in splits])] if splits else []
-
-
-def _settings(record: RunRecord) -> str:
-    """What the intervals cover, and with which settings the numbers were taken."""
-    evaluation = record.evaluation
-    settings = [] if evaluation.temperature is None else [f"temperature {evaluation.temperature:.3f}"]
-    settings += [f"measured in {evaluation.precision}"] if evaluation.precision else []
-    settings += [f"trained in {evaluation.train_precision}"] if evaluation.train_precision else []
-    settings += [f"test-time augmentation {evaluation.tta}"] if evaluation.tta not in (None, "none") else []
-    covers = f" cover {evaluation.measured.covers}" if evaluation.measured.covers else ""
-    return f"95 % intervals{'; '.join([covers, ', '.join(settings)] if settings else [covers])}."
-
-
-def _curve_caption(record: RunRecord) -> str:
-    parts = []
-    if record.recipe.augment.train or record.recipe.augment.mix:
-        parts.append("Training loss and accuracy are on augmented images, so they may lie below validation.")
-    if any(row.train_clean_accuracy is not None for row in record.epochs):
-        parts.append(f"Clean: up to {_CLEAN_IMAGES:,} training images without augmentation.")
-    return " ".join(parts)
-
-
-def _seen(samples: Samples | None) -> list[tuple[str, list[Photo]]]:
-    if samples is None:
-        return []
-    try:
-        return samples.seen()
-    except KitaeError:  # ops of one's own that are not known here
-        return []
-
-
-def _time(rows: Sequence[Epoch]) -> Any:
-    """The parts of the time, where they are known."""
-    timed = [row for row in rows if row.seconds is not None]
-    if not timed:
-        return None
-    waited = sum((row.seconds or 0.0) * (row.data_share or 0.0) for row in timed)
-    steps = sum(row.seconds or 0.0 for row in timed) - waited
-    validation = sum(row.validation_seconds or 0.0 for row in timed)
-    parts = [("training steps", steps), ("data: reading and augmenting", waited), ("validation", validation)]
-    parts = [part for part in parts if part[1] > 0]
-    return charts.time_spent(parts) if parts else None
-
-
-def _calibration(record: RunRecord) -> list[tuple[str, str]]:
-    """Expected calibration error before and after the temperature."""
-    found, temperature = record.predicted, record.evaluation.temperature
-    if found is None or temperature is None:
-        return []
-    fitted = "validation" if record.evaluation.out_of_fold is None else "out-of-fold images"
-    return [
-        ("before", share(charts.gap(found.uncalibrated(temperature), found.correct), 2)),
-        (f"after (temperature {temperature:.3f}, fitted on {fitted})",
-         share(charts.gap(found.confidence, found.correct), 2)),
-    ]  # fmt: skip
-
-
-@dataclass(frozen=True)
-class File:
-    """A file of the model: what it is, where, its bytes, and milliseconds of one image where that was measured."""
-
-    what: str
-    path: str
-    size: float | None
-    latency: float | None = None
-    note: str = ""
+    return [*rows, ("Images", [(number(split.count), "") for split in splits.values()])] if splits else []
 
 
 def files(record: RunRecord) -> list[File]:
     """The weights, and the exported and compressed files beside the run."""
     folder = record.path.resolve()
-    found = [File("PyTorch weights", "best.safetensors", _bytes(folder / "best.safetensors"))]
     exported = folder.with_name(f"{folder.name}.onnx")
-    found.append(File("exported", exported.name, _bytes(exported)))
+    named = (("PyTorch weights", folder / "best.safetensors"), ("exported", exported))
+    found: list[File] = [
+        (what, file.name, float(file.stat().st_size), None, "") for what, file in named if file.is_file()
+    ]
     small = folder.with_name(f"{folder.name}-small")
     try:
         record_ = CompressionRecord.open(small)
     except KitaeError:
-        return [one for one in found if one.size is not None]
-    if record_.run == folder.name:
-        machine = str(record_.machine.get("processor") or "")
-        note = f"measured by kitae compress{f' on {machine}' if machine else ''}"
-        name = "model.onnx" if record_.within_budget else "closest.onnx"
-        before, after = record_.baseline, record_.winner
-        found.append(File("ONNX, float32", "", before.bytes, before.latency_ms, note))
-        found.append(File("compressed", f"{small.name}/{name}", after.bytes, after.latency_ms, note))
-    return [one for one in found if one.size is not None]
-
-
-def _bytes(path: Path) -> float | None:
-    try:
-        return float(path.stat().st_size)
-    except OSError:
-        return None
+        return found
+    if record_.run != folder.name:
+        return found
+    machine = str(record_.machine.get("processor") or "")
+    note = f"measured by kitae compress{f' on {machine}' if machine else ''}"
+    measured = (("ONNX, float32", "", record_.baseline), ("compressed", f"{small.name}/{record_.file}", record_.winner))
+    return found + [(what, path, row.bytes, row.latency_ms, note) for what, path, row in measured if row.bytes]

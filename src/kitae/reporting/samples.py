@@ -12,7 +12,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -114,14 +114,12 @@ class Samples:
     @cached_property
     def test(self) -> NDArray[np.int64]:
         """Rows of the images that were judged: test, which the run opened before, or those of all folds; or none."""
-        judged = self.record.evaluation
-        if judged.test is None and judged.out_of_fold is not None and self.record.predicted is not None:
+        found, judged, rows = self.record.predicted, self.record.evaluation, np.empty(0, np.int64)
+        if judged.test is None and judged.out_of_fold is not None:
             rows = self.splits.train
-            return rows if len(rows) == len(self.record.predicted.names) else np.empty(0, np.int64)
-        if self.record.predicted is None or not self.record.openings:
-            return np.empty(0, np.int64)
-        rows = self.splits.open_test(lambda: None)  # counted when it was opened; here its pictures are only shown
-        return rows if len(rows) == len(self.record.predicted.names) else np.empty(0, np.int64)
+        elif self.record.openings:
+            rows = self.splits.open_test(lambda: None)  # counted when it was opened; here its pictures are only shown
+        return rows if found is not None and len(rows) == len(found.names) else np.empty(0, np.int64)
 
     def counts(self) -> dict[str, list[int]]:
         """Images of each class, split by split."""
@@ -146,53 +144,54 @@ class Samples:
         """Some training images as they are stored, and as the network saw them in some epochs: redrawn by their keys.
 
         Returns:
-            (heading, pictures): the stored ones, then an epoch each.
+            (heading, pictures): the stored ones, then an epoch each. Nothing where the recipe has ops of one's own that
+            are not known here.
         """
         from kitae.augment import Augment
         from kitae.augment.fetch import first_crop
         from kitae.data.loader import ImageSet
         from kitae.training.batches import epoch_shape
 
-        recipe, store = self.record.recipe, self.store
-        facts = self.record.facts
-        if facts.mean is None or facts.std is None:
+        recipe, store, facts = self.record.recipe, self.store, self.record.facts
+        names, seed = store.classes, recipe.train.seed
+        try:
+            crop, ops = first_crop(recipe.augment, store.images, 1)
+            aug = Augment(
+                ops, mix=recipe.augment.mix, seed=seed, mean=facts.mean, std=facts.std, num_classes=len(names),
+                threads=1,
+            )  # fmt: skip
+        except KitaeError:
             return []
-        crop, ops = first_crop(recipe.augment, store.images, 1)
-        images = ImageSet(store.images, self.splits.train, store.labels, store.classes, recipe.data.balance, crop=crop)
+        images = ImageSet(store.images, self.splits.train, store.labels, names, recipe.data.balance, crop=crop)
         shape = epoch_shape(len(images), recipe.train, int(self.record.environment.get("processes") or 1))
-        aug = Augment(
-            ops, mix=recipe.augment.mix, seed=recipe.train.seed, mean=facts.mean, std=facts.std,
-            num_classes=len(store.classes), threads=1,
-        )  # fmt: skip
-        mean, std = (np.asarray(values, np.float32)[:, None, None] for values in (facts.mean, facts.std))
-        names = store.classes
         # Of each epoch its first pass through the images.
-        orders = {epoch: images.order(recipe.train.seed, epoch * shape.passes)[: shape.pass_steps * shape.batch_size]
+        orders = {epoch: images.order(seed, epoch * shape.passes)[: shape.pass_steps * shape.batch_size]
                   for epoch in range(min(EPOCHS_SEEN, recipe.train.last_epoch))}  # fmt: skip
         if not orders:
             return []
         chosen = orders[0][: shape.batch_size]
         for epoch in range(1, len(orders)):  # what a pass leaves out is another part in each epoch
             common = chosen[np.isin(chosen, orders[epoch])]
-            if not len(common):
-                del orders[epoch]
-            else:
+            if len(common):
                 chosen = common
+            else:
+                del orders[epoch]
         chosen = chosen[:SEEN]
-        columns = [("as stored", [photo(self._pixels(row), f"a training image of {names[store.labels[row]]}",
-                    [names[store.labels[row]]]) for row in self._rows(chosen)])]  # fmt: skip
+        columns = [("as stored", [photo(pixels, f"a training image of {names[label]}", [names[label]])
+                                  for pixels, label in zip(*images.gather(chosen), strict=True)])]  # fmt: skip
+        mean, std = (np.asarray(values, np.float32)[:, None, None] for values in (facts.mean, facts.std))
         for epoch, order in orders.items():
-            drawn = epoch * shape.passes
-            place = {int(index): at for at, index in enumerate(order)}
-            found: list[Photo] = []
-            batches: dict[int, tuple[Any, Any]] = {}
-            for index in chosen.tolist():
-                step, inside = divmod(place[index], shape.batch_size)
-                if step not in batches:
-                    rows = order[step * shape.batch_size : (step + 1) * shape.batch_size]
-                    pixels, labels = images.gather(rows, seed=recipe.train.seed, epoch=drawn)
-                    batches[step] = aug(pixels, labels, epoch=drawn, index=rows, step=step)
-                values, targets = batches[step]
+            drawn, size = epoch * shape.passes, shape.batch_size
+            places = [int(np.flatnonzero(order == index)[0]) for index in chosen]
+            batches = {}
+            for step in {place // size for place in places}:
+                rows = order[step * size : (step + 1) * size]
+                batch = images.gather(rows, seed=seed, epoch=drawn)
+                batches[step] = aug(*batch, epoch=drawn, index=rows, step=step)
+            found = []
+            for place in places:
+                values, targets = batches[place // size]
+                inside = place % size
                 shown = np.clip(np.rint((values[inside] * std + mean) * 255), 0, 255).astype(np.uint8)
                 label = _mixture(targets[inside], names)
                 found.append(photo(shown, f"as seen in epoch {epoch + 1}: {', '.join(label)}", label))
@@ -253,12 +252,6 @@ class Samples:
     def _pixels(self, row: int) -> Image:
         """uint8 [C, H, W] of an image."""
         return np.array(self.store.images[row])
-
-    @staticmethod
-    def _rows(index: NDArray[np.int64]) -> list[int]:
-        """Store rows of keyed indices, which may count repeats in their upper bits."""
-        rows: list[int] = (index & ((1 << 32) - 1)).tolist()
-        return rows
 
 
 def _mixture(target: NDArray[np.float32], names: Sequence[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Charts of studies and searches: forest plot, curves, response to a number, arms. Each returns one SVG element."""
+"""Charts of studies and searches: forest plot, curves, response to a number, arms. Each returns a Chart."""
 
 from __future__ import annotations
 
@@ -6,89 +6,95 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from kitae.reporting.charts import interval_mark, per_cent, robust
-from kitae.reporting.results import Analysis, Effect, StudyRecord
-from kitae.reporting.svg import SERIES, WIDTH, Chart, Plot, Row, Scale, Svg, legend, rows_chart
-from kitae.reporting.values import share, significant
+from kitae.reporting.charts import per_cent, robust
+from kitae.reporting.study_results import Analysis, Effect, StudyRecord
+from kitae.reporting.svg import (
+    SERIES,
+    WIDTH,
+    Chart,
+    Plot,
+    Row,
+    Scale,
+    frame,
+    interval_mark,
+    legend,
+    rows_chart,
+    series,
+)
+from kitae.reporting.values import share
 
 _LEFT = 46.0
 MOST_EFFECTS = 40
 
 
 def forest(
-    analysis: Analysis, effects: Sequence[Effect], label: Callable[[Effect], str], verdict: Callable[[Effect], str],
-    what: str, name: str,
-) -> Svg | None:  # fmt: skip
-    """Every effect with its 95 % interval, in the order given, and the noise of one run as a band.
+    analysis: Analysis, label: Callable[[Effect], str], verdict: Callable[[Effect], str], what: str, name: str
+) -> Chart | None:
+    """Every effect with its 95 % interval, the best first, and the noise of one run as a band.
 
     An effect that is shown after Holm's correction is filled, in one colour where it helps and another where it hurts;
     what is not shown is hollow.
     """
-    known = [effect for effect in effects if effect.estimate is not None][:MOST_EFFECTS]
+    known = [effect for effect in analysis.ranked if effect.estimate is not None][:MOST_EFFECTS]
     if not known:
         return None
     ratio, neutral = known[0].ratio, known[0].neutral
     rows = []
     for effect in known:
-        value = effect.estimate or 0.0
-        helps = (value > neutral) == (analysis.better > 0)
-        look = "neutral" if not effect.shown or not analysis.better else "good" if helps else "bad"
-        mark = interval_mark(value, effect.low, effect.high, look, verdict(effect), hollow=not effect.shown)
-        value_, _, span = verdict(effect).partition(" (")
-        rows.append(Row(label(effect), value_, mark, span=f"({span}" if span else ""))
+        look = "neutral" if not effect.shown or not analysis.better else "good" if analysis.helps(effect) else "bad"
+        told = verdict(effect)
+        mark = interval_mark(effect.estimate or 0.0, (effect.low, effect.high), look, told, hollow=not effect.shown)
+        value, _, span = told.partition(" (")
+        rows.append(Row(label(effect), value, mark, span=f"({span}" if span else ""))
     ends = [end for e in known for end in (e.estimate, e.low, e.high) if end is not None and (end > 0 or not ratio)]
     keep = [end for effect in known if effect.shown for end in (effect.estimate, effect.low, effect.high)]
     low, high, cut = robust([*ends, neutral], [end for end in keep if end is not None])
     sd = analysis.noise.sd
-
-    def before(chart: Chart, scale: Scale, top: float, bottom: float) -> None:
-        if sd is not None:
-            least, most = (math.exp(-sd), math.exp(sd)) if ratio else (-sd, sd)
-            chart.rect(scale(least), top, scale(most) - scale(least), bottom - top, "pale")
-
+    band = None if sd is None else (math.exp(-sd), math.exp(sd)) if ratio else (-sd, sd)
     if ratio:
         low, high = max(min(*ends, neutral) * 0.9, 1e-6), max(*ends, neutral) * 1.1
     summary = "; ".join(f"{label(effect)}: {verdict(effect)}" for effect in known)
     return rows_chart(
         name, f"Effects on {what}", summary,
         rows, low, high, ("× {:g}" if ratio else "{:+g}").format, label=f"{what}{cut}", neutral=neutral, log=ratio,
-        before=before,
+        band=band,
     )  # fmt: skip
 
 
-def curves(record: StudyRecord, chosen: Sequence[str], label: Callable[[str], str]) -> Svg | None:
+def curves(record: StudyRecord, labels: Mapping[str, str]) -> Chart | None:
     """Validation accuracy and training loss over the epochs: a line a variant, a band from lowest to highest seed."""
+    chosen = _chosen(record)
     panels = [("Validation accuracy", "val_accuracy", per_cent), ("Training loss", "train_loss", "{:.3g}".format)]
     panels = [p for p in panels if any(getattr(record.curves[name], p[1]) for name in chosen)]
     if not panels:
         return None
     summary = f"{len(chosen)} variants over {max(len(record.curves[name].epoch) for name in chosen)} epochs."
     chart = Chart("curves", "Curves, mean and range over seeds", summary, 0)
-    top = legend(chart, 10, 14, [(f"f{k + 1}", label(name)) for k, name in enumerate(chosen)]) + 16
+    top = legend(chart, 10, 14, [(series("f", k), labels.get(name, name)) for k, name in enumerate(chosen)]) + 16
     for name, column, form in panels:
         bands = [getattr(record.curves[one], column) for one in chosen]
         epochs = [value for one in chosen for value in record.curves[one].epoch if value is not None]
-        values = [v for band in bands if band for v in (*band.mean, *band.low, *band.high) if v is not None]
-        late = [v for band in bands if band for row in (band.mean, band.low, band.high) for v in row[len(row) // 4 :]
-                if v is not None]  # fmt: skip
+        rows = [row for band in bands if band for row in (band.mean, band.low, band.high)]
+        values = [value for row in rows for value in row if value is not None]
+        late = [value for row in rows for value in row[len(row) // 4 :] if value is not None]
         low, high, cut = robust(values, late, share if form is per_cent else form)
         x = Scale(min(epochs), max(epochs), _LEFT, WIDTH - 14)
         plot = Plot(chart, x, Scale(low, min(high, 1.0) if form is per_cent else high, top + 150, top))
         chart.text(_LEFT, top - 8, name + cut, "h")
         last = column == panels[-1][1]
-        plot.axes("Epoch" if last else "", "{:g}".format, form, x_ticks=[t for t in x.ticks(6) if t == round(t)])
+        plot.axes("Epoch" if last else "", "{:g}".format, form, x_ticks=x.whole())
         for place, (one, band) in enumerate(zip(chosen, bands, strict=True)):
             if band is None:
                 continue
             at = [value for value in record.curves[one].epoch if value is not None]
-            plot.band(at, band.low, band.high, f"b{place % SERIES + 1}")
-            plot.line(at, band.mean, f"s{place % SERIES + 1}")
+            plot.band(at, band.low, band.high, series("b", place))
+            plot.line(at, band.mean, series("s", place))
         top += 150 + 52
     chart.height = top - 8
-    return chart.svg()
+    return chart
 
 
-def response(record: StudyRecord) -> Svg | None:
+def response(record: StudyRecord) -> Chart | None:
     """The metric over a factor whose levels are three or more numbers; every run is a point, the line is their mean."""
     factor = _numeric(record)
     if factor is None:
@@ -111,29 +117,27 @@ def response(record: StudyRecord) -> Svg | None:
     log = places[0] > 0 and places[-1] / places[0] >= 8
     unit = f" ({record.main.unit})" if record.main.unit else ""
     summary = "; ".join(
-        f"{name + ' ' if name else ''}{x:g}: {significant(sum(v) / len(v), 4)}"
+        f"{name + ' ' if name else ''}{x:g}: {sum(v) / len(v):.4g}"
         for name, points in groups.items() for x, v in sorted(points)
     )  # fmt: skip
     chart = Chart("response", f"{record.metric} over {factor}", summary, 0)
     top = 24.0
     if any(groups):
-        top = legend(chart, 10, 14, [(f"f{k % SERIES + 1}", name) for k, name in enumerate(groups)]) + 14
+        top = legend(chart, 10, 14, [(series("f", k), name) for k, name in enumerate(groups)]) + 14
     chart.text(_LEFT, top - 8, f"{record.metric}{unit}", "h")
     low, high, _ = robust(every)
-    plot = Plot(chart, Scale(places[0], places[-1], _LEFT, WIDTH - 14, log), Scale(low, high, top + 200, top))
+    plot = frame(chart, top, (places[0], places[-1]), (low, high), log=log)
     plot.axes(factor, "{:g}".format, "{:g}".format, x_ticks=places if len(places) <= 8 else None)
     for place, points in enumerate(groups.values()):
-        look = place % SERIES + 1
         points.sort()
-        plot.line([x for x, _ in points], [sum(v) / len(v) for _, v in points], f"s{look}")
+        plot.line([x for x, _ in points], [sum(v) / len(v) for _, v in points], series("s", place))
         for x, values in points:
             for value in values:
-                chart.circle(plot.x(x), plot.y(value), 3, f"f{look}")
-    chart.height = top + 200 + 42
-    return chart.svg()
+                chart.circle(plot.x(x), plot.y(value), 3, series("f", place))
+    return chart
 
 
-def arms_chart(arms: Sequence[Mapping[str, Any]]) -> Svg:
+def arms_chart(arms: Sequence[Mapping[str, Any]]) -> Chart:
     """Every arm of a search by validation accuracy at the last rung that it reached, in the order of trying.
 
     Args:
@@ -151,15 +155,13 @@ def arms_chart(arms: Sequence[Mapping[str, Any]]) -> Svg:
     items = [("f2", "preset"), ("f1", f"searched; filled: {full} epochs, hollow: stopped before")]
     top = legend(chart, 10, 14, items) + 16
     last = max((number for number, *_ in known), default=1)
-    plot = Plot(chart, Scale(-0.5, last + 0.5, _LEFT, WIDTH - 14), Scale(low, min(high, 1.0), top + 200, top))
-    plot.axes("Arm", "{:g}".format, per_cent, x_ticks=[tick for tick in plot.x.ticks(6) if tick == round(tick)])
+    plot = frame(chart, top, (-0.5, last + 0.5), (low, min(high, 1.0)))
+    plot.axes("Arm", "{:g}".format, per_cent, x_ticks=plot.x.whole())
     for number, epochs, value, preset in known:
         mark = chart.diamond if preset else chart.circle
-        series = 2 if preset else 1
-        look = f"f{series}" if epochs == full else f"e s{series}"
+        look = series("f", preset) if epochs == full else f"e {series('s', preset)}"
         mark(plot.x(number), plot.y(value), 5, look, f"arm {number}: {share(value)} after {epochs} epochs")
-    chart.height = top + 200 + 42
-    return chart.svg()
+    return chart
 
 
 def _numeric(record: StudyRecord) -> str | None:
@@ -174,15 +176,15 @@ def _numeric(record: StudyRecord) -> str | None:
     return None
 
 
-def chosen_variants(record: StudyRecord, most: int = SERIES) -> list[str]:
+def _chosen(record: StudyRecord) -> list[str]:
     """The reference, and of the other variants those with the largest effects, in the study's order."""
     names = [name for name, curve in record.curves.items() if curve.epoch]
     reference, base = record.main.noise.reference, record.main.noise.reference_mean
-    sizes = {}
-    for variant in record.variants:
-        found = variant.numbers.get(record.metric)
-        known = found is not None and found.mean is not None and base is not None
-        sizes[variant.name] = abs(found.mean - base) if known and found and found.mean is not None and base else 0.0
-    others = sorted((name for name in names if name != reference), key=lambda name: -sizes.get(name, 0.0))
-    kept = {reference, *others[: most - 1]}
-    return [name for name in names if name in kept]
+    means = {variant.name: one.mean for variant in record.variants if (one := variant.numbers.get(record.metric))}
+
+    def size(name: str) -> float:
+        mean = means.get(name)
+        return 0.0 if mean is None or base is None else abs(mean - base)
+
+    others = sorted((name for name in names if name != reference), key=size, reverse=True)
+    return [name for name in names if name in (reference, *others[: SERIES - 1])]

@@ -12,8 +12,9 @@ from typing import Any
 from kitae.console import plural
 from kitae.errors import KitaeError
 from kitae.reporting import study_charts
-from kitae.reporting.results import Analysis, Effect, StudyRecord, Variant
-from kitae.reporting.values import between, finite, words
+from kitae.reporting.study_results import Analysis, Effect, StudyRecord, Variant
+from kitae.reporting.svg import Chart
+from kitae.reporting.values import finite, words
 
 _METRICS = {
     "test.accuracy": "accuracy on test",
@@ -57,39 +58,30 @@ def content(record: StudyRecord | None, folder: Path) -> dict[str, Any]:
     if record is None:
         waiting = "This study is not finished: its effects have not been worked out yet."
         return {**common, "title": folder.resolve().name, "subtitle": "", "warnings": [waiting], "answer": []}
-    label = partial(effect_label, record)
-    variants = {variant.name: variant_label(variant.name, variant.overrides) for variant in record.variants}
-    chosen = study_charts.chosen_variants(record)
-    warnings = []
-    if record.runs.failed:
-        failed, planned = len(record.runs.failed), record.runs.planned
-        warnings.append(f"{failed} of {planned} runs did not finish; they are in no number below.")
+    labels = variant_labels(record)
+    failed, planned = len(record.runs.failed), record.runs.planned
     return {
         **common,
         "title": record.name,
         "subtitle": record.about,
-        "warnings": warnings,
+        "warnings": [f"{failed} of {planned} runs did not finish; they are in no number below."] if failed else [],
         "answer": answer(record),
         "forest": _forest(record, record.metric, record.main, "effects-chart"),
         "forests": [
             (metric_label(name), _forest(record, name, one, f"effects-chart-{place}"), one)
             for place, (name, one) in enumerate(record.analyses.items()) if name != record.metric
         ],
-        "noise": noise,
-        "label": label,
-        "variant_label": variants,
+        "label": partial(effect_label, record),
+        "variant_label": labels,
         "metric_label": metric_label,
-        "verdict": verdict,
-        "curves": study_charts.curves(record, chosen, lambda name: variants.get(name, name)) if chosen else None,
+        "curves": study_charts.curves(record, labels),
         "response": study_charts.response(record),
     }  # fmt: skip
 
 
-def _forest(record: StudyRecord, name: str, analysis: Analysis, place: str) -> Any:
+def _forest(record: StudyRecord, name: str, analysis: Analysis, place: str) -> Chart | None:
     what = metric_label(name) + ("" if analysis.ratio or not analysis.unit else f", {analysis.unit}")
-    return study_charts.forest(
-        analysis, ranked(analysis), partial(effect_label, record), partial(verdict, analysis), what, place
-    )
+    return study_charts.forest(analysis, partial(effect_label, record), partial(verdict, analysis), what, place)
 
 
 # --------------------------------------------------------------------------------------------------------------- words
@@ -102,10 +94,13 @@ def metric_label(name: str) -> str:
 
 def effect_label(record: StudyRecord, effect: Effect) -> str:
     """What was changed: of a variant by its overrides, of a factor or contrast by its name."""
-    variant = next((one for one in record.variants if one.name == effect.name), None)
-    if variant is not None and record.design in ("compare", "sweep"):
-        return variant_label(variant.name, variant.overrides)
-    return effect.name.replace("_", " ")
+    labels = variant_labels(record) if record.design in ("compare", "sweep") else {}
+    return labels.get(effect.name) or effect.name.replace("_", " ")
+
+
+def variant_labels(record: StudyRecord) -> dict[str, str]:
+    """Every variant in words, by its name."""
+    return {variant.name: variant_label(variant.name, variant.overrides) for variant in record.variants}
 
 
 def variant_label(name: str, overrides: Mapping[str, Any]) -> str:
@@ -151,81 +146,62 @@ def _mixing(value: Any) -> str:
 
 def verdict(analysis: Analysis, effect: Effect) -> str:
     """What an effect is: `5.2 points worse (3.9 to 6.5)`, `0.44 times (0.34 to 0.57)`, `not shown (-0.7 to +1.9)`."""
-    if effect.estimate is None:
-        return "not known"
-    low, high = effect.low, effect.high
-    if effect.ratio:
-        ends = "" if low is None or high is None else f" ({low:.2f} to {high:.2f})"
-        return f"{effect.estimate:.2f} times{ends}" if effect.shown else f"not shown{ends}"
-    digits = 1 if analysis.unit == "points" or max(abs(effect.estimate), abs(high or 0)) >= 10 else 3
-    if not effect.shown:
-        ends = "" if low is None or high is None else f" ({low:+.{digits}f} to {high:+.{digits}f})"
-        apart = low is not None and high is not None and not low <= 0 <= high
-        return f"{_size(analysis, effect, digits, sure=False)}{ends}" if apart else f"not shown{ends}"
-    return _size(analysis, effect, digits)
-
-
-def _size(analysis: Analysis, effect: Effect, digits: int, sure: bool = True) -> str:
-    assert effect.estimate is not None
     value, low, high = effect.estimate, effect.low, effect.high
-    if value < 0:
-        value, low, high = -value, None if high is None else -high, None if low is None else -low
-    unit = f" {analysis.unit}" if analysis.unit else ""
-    better = (effect.estimate > 0) == (analysis.better > 0)
-    word = "" if not analysis.better else " better" if better else " worse"
-    if not analysis.better:
-        word = " more" if effect.estimate > 0 else " less"
-    ends = "" if low is None or high is None else f" ({low:.{digits}f} to {high:.{digits}f})"
-    return f"{value:.{digits}f}{unit}{word}{ends}" if sure else f"{value:.{digits}f}{word}, not certain"
+    if value is None:
+        return "not known"
+    if effect.ratio:
+        return (f"{value:.2f} times" if effect.shown else "not shown") + _span(low, high, ".2f")
+    digits = 1 if analysis.unit == "points" or max(abs(value), abs(high or 0)) >= 10 else 3
+    word = "more" if value > 0 else "less"
+    if analysis.better:
+        word = "better" if analysis.helps(effect) else "worse"
+    if effect.shown:
+        if value < 0:
+            low, high = None if high is None else -high, None if low is None else -low
+        unit = f" {analysis.unit}" if analysis.unit else ""
+        return f"{abs(value):.{digits}f}{unit} {word}{_span(low, high, f'.{digits}f')}"
+    apart = low is not None and high is not None and not low <= 0 <= high
+    told = f"{abs(value):.{digits}f} {word}, not certain" if apart else "not shown"
+    return told + _span(low, high, f"+.{digits}f")
 
 
-def ranked(analysis: Analysis) -> list[Effect]:
-    """Effects, the best first; what is not known last."""
-    sign = analysis.better or 1
-    return sorted(analysis.effects, key=lambda e: (e.estimate is None, -sign * (e.estimate or 0.0)))
+def _span(low: float | None, high: float | None, form: str) -> str:
+    return "" if low is None or high is None else f" ({low:{form}} to {high:{form}})"
 
 
 def answer(record: StudyRecord) -> list[str]:
     """Three sentences: what is shown, what is not, and where it holds."""
     analysis = record.main
-    known = [effect for effect in ranked(analysis) if effect.estimate is not None]
+    known = [effect for effect in analysis.ranked if effect.estimate is not None]
     if not known:
         return [f"Nothing can be said about {metric_label(record.metric)}: too few runs have it."]
     return [text for text in (_shown(record, known), _not_shown(record, known), regime(record)) if text]
 
 
 def _shown(record: StudyRecord, known: Sequence[Effect]) -> str:
-    analysis = record.main
+    analysis, metric, base = record.main, metric_label(record.metric), _base(record)
     shown = [effect for effect in known if effect.shown]
-    base = _base(record)
     if not shown and len(known) == 1:
-        return f"{effect_label(record, known[0])}: no difference could be shown on {metric_label(record.metric)}{base}."
+        return f"{effect_label(record, known[0])}: no difference could be shown on {metric}{base}."
     if not shown:
-        return (
-            f"No change of {len(known)} made a difference that could be shown on {metric_label(record.metric)}{base}."
-        )
+        return f"No change of {len(known)} made a difference that could be shown on {metric}{base}."
     phrases = [f"{effect_label(record, effect)}: {verdict(analysis, effect)}" for effect in shown]
-    good = [e for e in shown if (e.estimate or 0) != e.neutral and
-            ((e.estimate or 0) > e.neutral) == (analysis.better > 0)]  # fmt: skip
+    good = sum(map(analysis.helps, shown))
+    bad = len(shown) - good
+
+    def show(count: int) -> str:
+        return f"{count} of {len(known)} comparisons {'shows' if count == 1 else 'show'}"
+
     if not analysis.better:
-        text = f"{len(shown)} of {len(known)} comparisons {_show(shown)} a difference; the largest is {phrases[0]}"
-    elif len(good) == len(shown):
-        text = f"{len(shown)} of {len(known)} comparisons {_show(shown)} a gain, most of all {phrases[0]}"
+        text = f"{show(len(shown))} a difference; the largest is {phrases[0]}"
+    elif not bad:
+        text = f"{show(good)} a gain, most of all {phrases[0]}"
     elif not good:
-        text = (
-            f"{len(shown)} of {len(known)} comparisons {_show(shown)} a loss and none a gain; most of all {phrases[-1]}"
-        )
+        text = f"{show(bad)} a loss and none a gain; most of all {phrases[-1]}"
     else:
-        lost = shown[len(good) :]
-        text = (
-            f"{len(good)} of {len(known)} comparisons {_show(good)} a gain, most of all {phrases[0]}; {len(lost)} "
-            f"{_show(lost)} a loss, most of all {phrases[-1]}"
-        )
+        loss = f"{bad} {'shows' if bad == 1 else 'show'} a loss, most of all {phrases[-1]}"
+        text = f"{show(good)} a gain, most of all {phrases[0]}; {loss}"
     return f"{text}{base}."
-
-
-def _show(effects: Sequence[Effect]) -> str:
-    return "shows" if len(effects) == 1 else "show"
 
 
 def commands(record: StudyRecord | None, folder: Path) -> list[tuple[str, str]]:
@@ -250,24 +226,17 @@ def commands(record: StudyRecord | None, folder: Path) -> list[tuple[str, str]]:
 
 def _most_helpful(record: StudyRecord) -> Variant | None:
     """The variant with the largest gain over the reference that is shown."""
-    if not record.main.better:
-        return None
     variants = {variant.name: variant for variant in record.variants}
-    helps = [
-        effect for effect in ranked(record.main)
-        if effect.shown and effect.name in variants and effect.estimate is not None
-        and (effect.estimate > effect.neutral) == (record.main.better > 0)
-    ]  # fmt: skip
-    return variants[helps[0].name] if helps else None
+    helps = [one.name for one in record.main.ranked if one.shown and record.main.helps(one) and one.name in variants]
+    return variants[helps[0]] if helps else None
 
 
 def _base(record: StudyRecord) -> str:
     found, unit = record.main.noise, record.main.unit
     if found.reference is None or found.reference_mean is None:
         return ""
-    names = {variant.name: variant_label(variant.name, variant.overrides) for variant in record.variants}
     number = f"{found.reference_mean:.1f} %" if unit == "points" else f"{found.reference_mean:.4g} {unit}".strip()
-    return f" (reference: {names.get(found.reference, found.reference)}, {number})"
+    return f" (reference: {variant_labels(record).get(found.reference, found.reference)}, {number})"
 
 
 def _not_shown(record: StudyRecord, known: Sequence[Effect]) -> str:
@@ -304,16 +273,3 @@ def regime(record: StudyRecord) -> str:
     if record.seeds:
         parts.append(plural(len(record.seeds), "seed"))
     return f"This holds for {', '.join(parts)}; other data or longer training may give other results." if parts else ""
-
-
-def noise(analysis: Analysis) -> str:
-    """How much runs that differ only in the seed scatter."""
-    found = analysis.noise
-    unit, scale = ("%", 100.0) if analysis.ratio else (analysis.unit, 1.0)
-    if found.sd is None or not found.df:
-        return "Noise between runs: not known; more seeds are needed."
-    interval = between((found.low, found.high), scale, 2)
-    return (
-        f"Noise: runs that differ in nothing but the seed scatter by {found.sd * scale:.2f} {unit} (standard "
-        f"deviation, {interval}, {found.df:g} degrees of freedom)."
-    )

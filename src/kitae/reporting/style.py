@@ -8,17 +8,17 @@ Sizes are chosen for a phone: a figure is 960 pixels wide, and its smallest text
 from __future__ import annotations
 
 import functools
-import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kitae.errors import require
 from kitae.files import write_atomically
+from kitae.reporting.svg import elided, one_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from matplotlib.font_manager import FontProperties
     from matplotlib.ft2font import FT2Font
 
-Row = Mapping[str, Any]
 Image = NDArray[np.uint8]
 
 DPI = 150
@@ -43,22 +42,10 @@ TITLE, LABEL, SMALL = 13.0, 11.0, 9.5  # points
 
 # DejaVu comes with matplotlib; the others are tried where the system has them, for names in other scripts.
 _FAMILIES = (
-    "DejaVu Sans",
-    "Noto Sans CJK JP",
-    "Noto Sans JP",
-    "IPAGothic",
-    "Hiragino Sans",
-    "Yu Gothic",
-    "Meiryo",
-    "MS Gothic",
-    "Microsoft YaHei",
-    "PingFang SC",
-    "WenQuanYi Zen Hei",
-    "Malgun Gothic",
-    "Noto Sans Devanagari",
-    "Noto Sans Thai",
-    "Arial Unicode MS",
-)
+    "DejaVu Sans", "Noto Sans CJK JP", "Noto Sans JP", "IPAGothic", "Hiragino Sans", "Yu Gothic", "Meiryo",
+    "MS Gothic", "Microsoft YaHei", "PingFang SC", "WenQuanYi Zen Hei", "Malgun Gothic", "Noto Sans Devanagari",
+    "Noto Sans Thai", "Arial Unicode MS",
+)  # fmt: skip
 
 
 @functools.cache
@@ -166,9 +153,8 @@ def _renderer() -> RendererAgg:
 
 
 def plain(text: object) -> str:
-    """One line of text that the fonts here can draw: control characters become spaces, missing glyphs a box."""
-    cleaned = "".join(" " if unicodedata.category(c)[0] in "CZ" else c for c in str(text))
-    return "".join(c if _drawable(c) else "□" for c in " ".join(cleaned.split()))
+    """One line of text that the fonts here can draw: a missing glyph is a box."""
+    return "".join(c if _drawable(c) else "□" for c in one_line(text))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -182,19 +168,7 @@ def text_width(text: str, size: float, bold: bool = False) -> float:
 
 def fit(text: object, width: float, size: float, *, bold: bool = False) -> str:
     """`text` as one line of at most `width` pixels; what does not fit is left out of its middle."""
-    line = plain(text)
-    if text_width(line, size, bold) <= width:
-        return line
-    low, high = 0, len(line)
-    while low < high:  # the longest that fits
-        keep = (low + high + 1) // 2
-        low, high = (keep, high) if text_width(_elide(line, keep), size, bold) <= width else (low, keep - 1)
-    return _elide(line, low)
-
-
-def _elide(line: str, keep: int) -> str:
-    tail = keep // 3
-    return line[: keep - tail].rstrip() + "…" + (line[-tail:].lstrip() if tail else "")
+    return elided(plain(text), lambda line: text_width(line, size, bold) <= width)
 
 
 def wrap(text: object, width: float, size: float, *, lines: int = 2, bold: bool = False) -> list[str]:
@@ -265,15 +239,3 @@ def save(figure: Figure, path: str | Path) -> Path:
     path = Path(path)
     write_atomically(path, png(figure))
     return path
-
-
-def finite(values: Iterable[Any]) -> list[float]:
-    """Values as floats; what is missing or not finite becomes NaN, which matplotlib leaves out."""
-    out = []
-    for value in values:
-        try:
-            number_ = float(value)
-        except (TypeError, ValueError):
-            number_ = float("nan")
-        out.append(number_ if abs(number_) < float("inf") else float("nan"))
-    return out

@@ -14,8 +14,8 @@ Every text is escaped. Classes that the style sheet knows:
 from __future__ import annotations
 
 import math
-import re
 import unicodedata
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -25,39 +25,10 @@ WIDTH = 360.0
 SIZE = 12.0  # of text
 LINE = 16.0
 SERIES = 6
-_MARGIN = 10.0  # of a file: labels of an axis may reach over the frame
+_MARGIN = 10  # of a file: labels of an axis may reach over the frame
 
 Point = tuple[float, float]
 Form = Callable[[float], str]
-
-
-class Svg(str):
-    """An element that templates put into the page as it is: every text in it is escaped already."""
-
-    height: float
-
-    def __new__(cls, text: str, height: float) -> Svg:
-        element = super().__new__(cls, text)
-        element.height = height
-        return element
-
-    def __html__(self) -> str:
-        return str(self)
-
-    def file(self) -> str:
-        """The same as an SVG file: with the style that pages have for it, in light colours on white, and a margin."""
-        style = resources.files("kitae.reporting").joinpath("templates/chart.css").read_text(encoding="utf-8")
-        head, _, rest = self.partition(">")
-        x, y, wide, tall = -_MARGIN, -_MARGIN, WIDTH + 2 * _MARGIN, self.height + 2 * _MARGIN
-        head = head.replace(_view(0, 0, WIDTH, self.height), _view(x, y, wide, tall)).replace(
-            "<svg", f'<svg xmlns="http://www.w3.org/2000/svg" width="{2 * wide:g}" font-family="sans-serif"', 1
-        )
-        paper = f'<rect x="{x:g}" y="{y:g}" width="{wide:g}" height="{tall:g}" fill="#fff"/>'
-        return f"{head}><style>{style}</style>{paper}{rest}"
-
-
-def _view(x: float, y: float, width: float, height: float) -> str:
-    return f'viewBox="{x:g} {y:g} {width:g} {height:g}"'
 
 
 def text_width(text: str, size: float = SIZE) -> float:
@@ -78,19 +49,25 @@ def _ems(character: str) -> float:
 
 
 def fit(text: object, width: float, size: float = SIZE) -> str:
-    """`text` in one line of at most `width`, its middle left out where it is longer; control characters are spaces."""
-    line = " ".join("".join(" " if unicodedata.category(c)[0] in "CZ" else c for c in str(text)).split())
-    if text_width(line, size) <= width:
+    """`text` in one line of at most `width`; see `elided`."""
+    return elided(one_line(text), lambda line: text_width(line, size) <= width)
+
+
+def one_line(text: object) -> str:
+    """`text` with control characters and runs of white space as single spaces."""
+    return " ".join("".join(" " if unicodedata.category(c)[0] in "CZ" else c for c in str(text)).split())
+
+
+def elided(line: str, fits: Callable[[str], bool]) -> str:
+    """The line, or as much of its two ends as fits, with an ellipsis between them."""
+
+    def short(keep: int) -> str:
+        tail = keep // 3
+        return line[: keep - tail].rstrip() + "…" + (line[-tail:].lstrip() if tail else "")
+
+    if fits(line):
         return line
-    keep = len(line)
-    while keep > 1 and text_width(short := _elided(line, keep), size) > width:
-        keep -= 1
-    return short if keep > 1 else "…"
-
-
-def _elided(line: str, keep: int) -> str:
-    tail = keep // 3
-    return line[: keep - tail].rstrip() + "…" + (line[-tail:].lstrip() if tail else "")
+    return short(bisect_left(range(1, len(line)), True, key=lambda keep: not fits(short(keep))))
 
 
 def ticks(low: float, high: float, most: int = 6) -> list[float]:
@@ -140,6 +117,10 @@ class Scale:
     def ticks(self, most: int = 6) -> list[float]:
         return log_ticks(self.low, self.high, most) if self.log else ticks(self.low, self.high, most)
 
+    def whole(self, most: int = 6) -> list[float]:
+        """Those of the ticks that are whole numbers."""
+        return [tick for tick in self.ticks(most) if tick == round(tick)]
+
 
 def spread(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
     """Places at least `gap` apart and inside [low, high], each as near as may be to where it was."""
@@ -171,10 +152,6 @@ class Chart:
     description: str
     height: float
     parts: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        if not re.fullmatch(r"[a-z0-9-]+", self.name):
-            raise ValueError(f"{self.name!r} cannot be an id")
 
     def add(self, part: str) -> None:
         """Append markup in which every text is escaped already."""
@@ -223,15 +200,25 @@ class Chart:
         name = tag.split(" ", 1)[0]
         self.add(f"<{tag}><title>{escape(about)}</title></{name}>" if about else f"<{tag}/>")
 
-    def svg(self) -> Svg:
-        """The element."""
-        head = (
-            f'<svg role="img" class="chart" {_view(0, 0, WIDTH, self.height)}'
-            f' aria-labelledby="{self.name}-t {self.name}-d">'
-            f'<title id="{self.name}-t">{escape(self.title)}</title>'
-            f'<desc id="{self.name}-d">{escape(self.description)}</desc>'
+    def __html__(self) -> str:
+        """The element, which templates put into the page as it is: every text in it is escaped already."""
+        return self._svg("", 0, "")
+
+    def file(self) -> str:
+        """The same as an SVG file: with the style that pages have for it, in light colours on white, and a margin."""
+        style = resources.files("kitae.reporting").joinpath("templates/chart.css").read_text(encoding="utf-8")
+        size = f'width="{WIDTH + 2 * _MARGIN:g}" height="{self.height + 2 * _MARGIN:g}"'
+        paper = f'<rect x="-{_MARGIN}" y="-{_MARGIN}" {size} fill="#fff"/>'
+        space = f'xmlns="http://www.w3.org/2000/svg" width="{2 * (WIDTH + 2 * _MARGIN):g}" font-family="sans-serif" '
+        return self._svg(space, _MARGIN, f"<style>{style}</style>{paper}")
+
+    def _svg(self, attributes: str, margin: int, below: str) -> str:
+        view = f"{-margin} {-margin} {WIDTH + 2 * margin:g} {self.height + 2 * margin:g}"
+        return (
+            f'<svg {attributes}role="img" class="chart" viewBox="{view}" aria-labelledby="{self.name}-t {self.name}-d">'
+            f'{below}<title id="{self.name}-t">{escape(self.title)}</title>'
+            f'<desc id="{self.name}-d">{escape(self.description)}</desc>{"".join(self.parts)}</svg>'
         )
-        return Svg(head + "".join(self.parts) + "</svg>", self.height)
 
 
 @dataclass(frozen=True)
@@ -311,18 +298,44 @@ class Row:
 ROW = 38.0
 
 
+def frame(
+    chart: Chart, top: float, x: tuple[float, float], y: tuple[float, float], *, tall: float = 200.0,
+    left: float = 46.0, right: float = 14.0, log: bool = False,
+) -> Plot:  # fmt: skip
+    """The one plot of a chart, from `top` down, with room for its axes; the height of the chart follows."""
+    chart.height = top + tall + 42
+    return Plot(chart, Scale(*x, left, WIDTH - right, log), Scale(*y, top + tall, top))
+
+
+def series(kind: str, place: int) -> str:
+    """The class of a line (s), area (f) or band (b) of a series."""
+    return f"{kind}{place % SERIES + 1}"
+
+
+def interval_mark(
+    value: float, ends: tuple[float | None, float | None] | None, look: str, about: str = "", hollow: bool = False
+) -> Callable[[Chart, Scale, float], None]:
+    """What draws a dot and its interval in a row."""
+    low, high = ends or (None, None)
+
+    def draw(chart: Chart, scale: Scale, y: float) -> None:
+        if low is not None and high is not None:
+            chart.line(scale(low), y, scale(high), y, f"w {look}")
+        chart.circle(scale(value), y, 5, "e " + look if hollow else f"f{look[1:]}" if look[0] == "s" else look, about)
+
+    return draw
+
+
 def rows_chart(
-    name: str, title: str, description: str, rows: Sequence[Row], low: float, high: float,
-    form: Form, *, label: str = "", neutral: float | None = None, log: bool = False,
-    before: Callable[[Chart, Scale, float, float], None] | None = None, x_ticks: Sequence[float] | None = None,
-    items: Sequence[tuple[str, str]] = (),
-) -> Svg:  # fmt: skip
+    name: str, title: str, description: str, rows: Sequence[Row], low: float, high: float, form: Form, *,
+    label: str = "", log: bool = False, neutral: float | None = None, dashed: float | None = None,
+    band: tuple[float, float] | None = None, items: Sequence[tuple[str, str]] = (),
+) -> Chart:  # fmt: skip
     """Rows on one horizontal axis, each with its text above it, so that long labels need no room beside the marks.
 
     Args:
         form: a tick's text. label: of the axis.
-        neutral: where a vertical line is drawn.
-        before: draws behind the rows; gets the top and bottom of the axis.
+        neutral, dashed: where a vertical line is drawn. band: a pale area behind the rows.
         items: of a legend above.
     """
     chart = Chart(name, title, description, 0)
@@ -330,10 +343,12 @@ def rows_chart(
     bottom = top + ROW * len(rows)
     chart.height = bottom + (2 * LINE + 8 if label else LINE + 6)
     scale = Scale(low, high, 10, WIDTH - 10, log)
-    if before is not None:
-        before(chart, scale, top, bottom)
+    if dashed is not None:
+        chart.line(scale(dashed), top, scale(dashed), bottom, "d")
+    if band is not None:
+        chart.rect(scale(band[0]), top, scale(band[1]) - scale(band[0]), bottom - top, "pale")
     plot = Plot(chart, scale, Scale(0, 1, bottom, top))
-    plot.axes(label, form, y_ticks=(), grid="x", x_ticks=x_ticks)
+    plot.axes(label, form, y_ticks=(), grid="x")
     if neutral is not None:
         chart.line(scale(neutral), top, scale(neutral), bottom, "a")
     for place, row in enumerate(rows):
@@ -354,7 +369,7 @@ def rows_chart(
         chart.add(f'<text x="{WIDTH - 10:.1f}" y="{y + 15:.1f}" text-anchor="end"><tspan class="v">{escape(row.value)}'
                   f"</tspan>{more}</text>")  # fmt: skip
         row.draw(chart, scale, y + 27)
-    return chart.svg()
+    return chart
 
 
 def legend(chart: Chart, x: float, y: float, items: Sequence[tuple[str, str]], width: float = WIDTH) -> float:

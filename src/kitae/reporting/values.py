@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec
 
 from kitae import console
 from kitae.console import change, duration, lost
@@ -13,6 +14,7 @@ from kitae.console import change, duration, lost
 UNKNOWN = "–"
 MAX_ROWS = 2000  # of one table, to limit the size of a page
 
+P = ParamSpec("P")
 Cell = tuple[str, str]
 """What a cell of a table says, and a quieter note; both may be empty."""
 
@@ -24,30 +26,34 @@ def finite(value: Any) -> float | None:
     return float(value)
 
 
-def share(value: Any, digits: int = 1) -> str:
+def _known(form: Callable[Concatenate[float, P], str]) -> Callable[Concatenate[Any, P], str]:
+    """Numbers in this form; a dash for anything else, and for what is not finite."""
+
+    @wraps(form)
+    def shown(value: Any, /, *args: P.args, **options: P.kwargs) -> str:
+        known = finite(value)
+        return UNKNOWN if known is None else form(known, *args, **options)
+
+    return shown
+
+
+@_known
+def share(value: float, digits: int = 1) -> str:
     """A proportion in per cent."""
-    known = finite(value)
-    return UNKNOWN if known is None else f"{100 * known:.{digits}f} %"
+    return f"{100 * value:.{digits}f} %"
+
+
+@_known
+def number(value: float, form: str = ",.0f") -> str:
+    """A number in a form of Python's: a whole one, to the last digit, if no other is given."""
+    return format(value, form)
 
 
 def between(interval: Any, scale: float = 1.0, digits: int = 1) -> str:
     """An interval as `90.6 to 92.1`; empty where there is none."""
-    if not isinstance(interval, list | tuple) or len(interval) != 2:
+    if not isinstance(interval, list | tuple) or [finite(end) is None for end in interval] != [False, False]:
         return ""
-    ends = [finite(end) for end in interval]
-    return "" if None in ends else " to ".join(f"{end * scale:z.{digits}f}" for end in ends if end is not None)
-
-
-def decimal(value: Any, digits: int) -> str:
-    """A number with so many decimals."""
-    known = finite(value)
-    return UNKNOWN if known is None else f"{known:,.{digits}f}"
-
-
-def significant(value: Any, digits: int) -> str:
-    """A number with so many significant digits."""
-    known = finite(value)
-    return UNKNOWN if known is None else f"{known:.{digits}g}"
+    return " to ".join(f"{end * scale:z.{digits}f}" for end in interval)
 
 
 def three_digits(value: float) -> str:
@@ -55,10 +61,10 @@ def three_digits(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:#.3g}".rstrip(".")
 
 
-def milliseconds(value: Any) -> str:
+@_known
+def milliseconds(value: float) -> str:
     """A time given in milliseconds."""
-    known = finite(value)
-    return UNKNOWN if known is None else f"{three_digits(known)} ms"
+    return f"{three_digits(value)} ms"
 
 
 def times_between(interval: Any, scale: float = 1.0) -> str:
@@ -66,39 +72,29 @@ def times_between(interval: Any, scale: float = 1.0) -> str:
     return " to ".join(three_digits(end * scale) for end in interval) if between(interval) else ""
 
 
-def count(value: Any) -> str:
-    """A whole number, to the last digit."""
-    known = finite(value)
-    return UNKNOWN if known is None else f"{known:,.0f}"
-
-
-def large(value: Any) -> str:
+@_known
+def large(value: float) -> str:
     """A whole number in thousands, millions or billions."""
-    known = finite(value)
-    if known is None:
-        return UNKNOWN
     for unit, limit, scale in (("G", 1e9, 1e9), ("M", 1e6, 1e6), ("k", 1e4, 1e3)):
-        if known >= limit:
-            return f"{known / scale:.3g} {unit}"
-    return f"{known:,.0f}"
+        if value >= limit:
+            return f"{value / scale:.3g} {unit}"
+    return number(value)
 
 
-def size(value: Any) -> str:
-    """Bytes in decimal units."""
-    known = finite(value)
-    return UNKNOWN if known is None else console.size(known)
+size = _known(console.size)
 
 
-def seconds(value: Any) -> str:
+@_known
+def seconds(value: float) -> str:
     """A time given in seconds: `5 ms`, `42 s`, `3 min 05 s`."""
-    known = finite(value)
-    return UNKNOWN if known is None else milliseconds(1e3 * known) if known < 1 else duration(known)
+    return milliseconds(1e3 * value) if value < 1 else duration(value)
 
 
-def points(value: Any) -> str:
-    """`1.00 points`, `1 point`."""
-    known = finite(value)
-    return UNKNOWN if known is None else f"{known:.2f} point{'' if f'{abs(known):.2f}' == '1.00' else 's'}"
+@_known
+def points(value: float, digits: int = 2) -> str:
+    """`1.20 points`, `1.00 point`."""
+    text = f"{value:.{digits}f}"
+    return f"{text} point{'' if abs(float(text)) == 1 else 's'}"
 
 
 def times(ratio: Any, more: str, less: str) -> tuple[str, str]:
@@ -119,12 +115,10 @@ def points_lost(drop: Any, interval: Any) -> Cell:
     return f"{points(many)} {word}", between(turned, 1, 2)
 
 
-def amount(value: Any, ratio: bool = False) -> str:
+@_known
+def amount(value: float, ratio: bool = False) -> str:
     """An effect: `+2.17`, `× 0.62`."""
-    known = finite(value)
-    if known is None:
-        return UNKNOWN
-    return f"× {known:.2f}" if ratio else f"{known:+.2f}" if abs(known) >= 0.1 else f"{known:+.3f}"
+    return f"× {value:.2f}" if ratio else f"{value:+.2f}" if abs(value) >= 0.1 else f"{value:+.3f}"
 
 
 def amounts(low: Any, high: Any, ratio: bool = False) -> str:
@@ -133,16 +127,10 @@ def amounts(low: Any, high: Any, ratio: bool = False) -> str:
     return "" if UNKNOWN in ends else " to ".join(ends)
 
 
-def probability(value: Any) -> str:
+@_known
+def probability(value: float) -> str:
     """A p-value."""
-    known = finite(value)
-    return UNKNOWN if known is None else "<0.001" if known < 0.001 else f"{known:.3f}"
-
-
-def signed(value: Any) -> str:
-    """A number with two decimals and its sign where it is below 0."""
-    known = finite(value)
-    return UNKNOWN if known is None else f"{known:z.2f}"
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def words(value: Any) -> str:
@@ -182,7 +170,7 @@ def named(row: Mapping[str, Any], name: str) -> Cell:
     if last.endswith("seconds"):
         return seconds(value), times_between(interval, 1e3) if value < 1 else ""
     if last in _WHOLE:
-        return count(value), ""
+        return number(value), ""
     return words(row.get(name)), between(interval, 1, 3)
 
 

@@ -1,4 +1,4 @@
-"""The results of a study, from effects.json."""
+"""The results of a study, from effects.json; see `results`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import Field
 
 from kitae.files import read_json
-from kitae.reporting.results.fields import Number, Record, as_record
+from kitae.reporting.results import Number, Record, as_record
 
 
 class Effect(Record):
@@ -54,6 +54,19 @@ class Analysis(Record):
     @property
     def ratio(self) -> bool:
         return any(effect.ratio for effect in self.effects)
+
+    def helps(self, effect: Effect) -> bool:
+        """Whether an effect is for the better, if it is known what that is."""
+        value, neutral = effect.estimate, effect.neutral
+        if value is None or value == neutral or not self.better:
+            return False
+        return (value > neutral) == (self.better > 0)
+
+    @property
+    def ranked(self) -> list[Effect]:
+        """Effects, the best first; what is not known last."""
+        sign = self.better or 1
+        return sorted(self.effects, key=lambda e: (e.estimate is None, -sign * (e.estimate or 0.0)))
 
     @property
     def covers(self) -> str:

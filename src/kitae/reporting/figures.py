@@ -1,0 +1,189 @@
+"""Pictures drawn on their own: images in rows, effects against the length of training, and a layer's filters.
+
+Images are uint8 [C, H, W] with C = 1 or 3.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as Pillow
+
+from kitae.reporting.style import (
+    DPI,
+    INK,
+    LABEL,
+    MARKERS,
+    PAPER,
+    SERIES,
+    SMALL,
+    TITLE,
+    WIDTH,
+    Image,
+    dress,
+    fit,
+    legend,
+    new_figure,
+    number,
+    save,
+    wrap,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_APART = 1.035  # neighbouring series are drawn side by side, so that their intervals can be told apart
+_MOST = 64  # filters that are shown
+_COLUMNS = 12
+_CELL = 12  # pixels a weight
+_POSITIVE, _NEGATIVE, _REMOVED = np.array([[0x00, 0x5A, 0xB5], [0xB5, 0x2A, 0x1E], [0x3A, 0x3F, 0x44]]) / 255
+
+
+def grid_figure(
+    rows: Sequence[Sequence[Image]],
+    *,
+    row_titles: Sequence[str] | None = None,
+    column_titles: Sequence[str] | None = None,
+    captions: Sequence[Sequence[Sequence[str]]] | None = None,
+    title: str = "",
+    columns: int = 0,
+) -> Figure:
+    """Images in rows, each row under its title, column titles on top; small images are enlarged without blurring.
+
+    Args:
+        rows: at least one image, of any sizes.
+        row_titles: one a row; column_titles: one a column of the longest row.
+        captions: for each image up to two lines that stand below it.
+        columns: cells the width is divided into, at least the longest row.
+    """
+    wide = max(columns, *map(len, rows))
+    gap, border, line = 8, 12, int(SMALL * DPI / 72 * 1.35)
+    cell = max(56, min(300, (int(WIDTH * DPI) - 2 * border + gap) // wide - gap))
+    pictures = [[_enlarge(image, cell) for image in row] for row in rows]
+    cell = max(max(picture.shape[:2]) for row in pictures for picture in row)  # whole factors may leave room
+    if wide > 1:
+        gap = max(gap, min(32, (int(WIDTH * DPI) - 2 * border - wide * cell) // (wide - 1)))
+    width = max(int(WIDTH * DPI), wide * (cell + gap) - gap + 2 * border)
+    texts: list[tuple[int, int, str, float, str, str]] = []  # x, y (top, pixels), text, size, weight, alignment
+    placed: list[tuple[int, int, Image]] = []
+    y = border
+    if title:
+        for text in wrap(title, width - 2 * border, TITLE, bold=True):
+            texts.append((border, y, text, TITLE, "bold", "left"))
+            y += int(TITLE * DPI / 72 * 1.3)
+        y += 6
+
+    def below(cells: Sequence[Sequence[str]]) -> int:
+        """Write up to two lines into each cell of a row; the height of the highest."""
+        for j, lines in enumerate(cells):
+            for n, text in enumerate(lines[:2]):
+                texts.append((border + j * (cell + gap) + cell // 2, y + n * line, text, SMALL, "normal", "center"))
+        return line * max(len(lines[:2]) for lines in cells) + 4
+
+    if column_titles is not None:
+        y += below([wrap(text, cell, SMALL) for text in column_titles])
+    for i, row in enumerate(pictures):
+        if row_titles is not None:
+            y += 8 if i else 0
+            texts.append((border, y, fit(row_titles[i], width - 2 * border, LABEL, bold=True), LABEL, "bold", "left"))
+            y += int(LABEL * DPI / 72 * 1.35)
+        tall = max(picture.shape[0] for picture in row)
+        for j, picture in enumerate(row):
+            x = border + j * (cell + gap) + (cell - picture.shape[1]) // 2
+            placed.append((x, y + (tall - picture.shape[0]) // 2, picture))
+        y += tall + 4
+        if captions is not None:
+            y += below([[fit(text, cell + gap - 4, SMALL) for text in lines] for lines in captions[i]])
+        y += 8
+    height = y - 8 + border
+    canvas = np.full((height, width, 3), 255, np.uint8)
+    for x, top, picture in placed:
+        canvas[top : top + picture.shape[0], x : x + picture.shape[1]] = picture
+    figure = new_figure(width / DPI, height / DPI, layout=None)
+    figure.figimage(canvas, 0, 0, origin="upper")
+    for x, y, text, size, weight, align in texts:
+        figure.text(x / width, 1 - y / height, text, fontsize=size, fontweight=weight, color=INK, ha=align, va="top")
+    return figure
+
+
+def _enlarge(image: Image, cell: int) -> Image:
+    """uint8 [h, w, 3] that fits a square cell: enlarged by a whole factor, or shrunk with a good filter."""
+    array = np.ascontiguousarray(np.broadcast_to(image, (3, *image.shape[1:])).transpose(1, 2, 0))
+    side = max(array.shape[:2])
+    if side <= cell:
+        return array.repeat(cell // side, 0).repeat(cell // side, 1)
+    height, width = (max(1, round(s * cell / side)) for s in array.shape[:2])
+    return np.asarray(Pillow.fromarray(array).resize((width, height), Pillow.Resampling.LANCZOS))
+
+
+def draw_lengths(curves: Sequence[Mapping[str, Any]], path: str | Path, *, title: str) -> Path:
+    """Effects against epochs on a logarithmic axis: a line per technique with 95 % intervals, a panel per width.
+
+    A point is filled if its effect is shown after Holm's correction.
+
+    Args:
+        curves: per technique its `name` and `points`, each a mapping of epochs, width (a number or None), estimate,
+            low, high (points of accuracy) and shown.
+    """
+    widths = sorted({point["width"] for curve in curves for point in curve["points"]}, key=lambda w: (w is None, w))
+    figure = new_figure(width=6.4 + 2.2 * (len(widths) - 1), height=4.4, title=title)
+    lengths = [{p["epochs"] for c in curves for p in c["points"] if p["width"] == width} for width in widths]
+    ratios = [1.0 + 0.5 * (len(found) - 1) for found in lengths]
+    axes = figure.subplots(1, len(widths), sharey=True, squeeze=False, width_ratios=ratios)[0]
+    for ax, width, found in zip(axes, widths, lengths, strict=True):
+        dress(ax, xlabel="Epochs" if len(widths) == 1 else f"Epochs, width {width}")
+        ax.axhline(0.0, color=INK, linewidth=1.0, zorder=1)
+        ax.set_xscale("log")
+        for place, curve in enumerate(curves):
+            points = sorted((p for p in curve["points"] if p["width"] == width), key=lambda p: float(p["epochs"]))
+            if not points:
+                continue
+            colour, marker = SERIES[place % len(SERIES)], MARKERS[place % len(MARKERS)]
+            x = [p["epochs"] * _APART ** (place - (len(curves) - 1) / 2) for p in points]
+            ax.plot(x, [p["estimate"] for p in points], color=colour, linewidth=1.6, zorder=2)
+            ax.vlines(x, [p["low"] for p in points], [p["high"] for p in points], color=colour, linewidth=1.4, zorder=2)
+            for at, p in zip(x, points, strict=True):
+                face = colour if p["shown"] else PAPER
+                ax.plot([at], [p["estimate"]], marker, color=colour, markerfacecolor=face, markersize=6, zorder=3)
+            ax.plot([], [], marker=marker, color=colour, markersize=6, label=curve["name"])
+        ticks = sorted(found)
+        ax.set_xticks(ticks, [number(tick) for tick in ticks])
+        ax.set_xlim(ticks[0] / 1.25, ticks[-1] * 1.25)
+        ax.minorticks_off()
+    axes[0].set_ylabel("Effect on accuracy (points)", fontsize=LABEL, color=INK)
+    legend(axes[0], columns=3, loc="lower left")
+    note = "bars: 95 % intervals over seeds; filled: shown after Holm's correction"
+    figure.supxlabel(note, x=0.012, ha="left", fontsize=SMALL - 1, color=INK)
+    return save(figure, path)
+
+
+def filters_picture(weights: NDArray[np.float32], kept: NDArray[np.bool_]) -> bytes:
+    """A layer's filters as a PNG: a tile per input channel, blue where a weight is positive, red where it is negative,
+    white near 0, dark where it was removed.
+
+    Args:
+        weights: float [O, C, h, w]; kept: bool, the same shape, true where a weight is kept. The first 64 filters and
+            3 channels are shown.
+    """
+    values, there = np.nan_to_num(weights[:_MOST, :3]), kept[:_MOST, :3]
+    strength = np.abs(values) / max(float(np.abs(values[there]).max(initial=0.0)), 1e-12)
+    full = np.where((values > 0)[..., None], _POSITIVE, _NEGATIVE)
+    colours = np.where(there[..., None], 1 + strength[..., None] * (full - 1), _REMOVED)
+    count, channels, height, width = there.shape
+    # One blank cell between the tiles of a filter, two between filters.
+    wide, columns = channels * (width + 1) - 1, min(count, _COLUMNS)
+    canvas = np.ones((-(-count // columns) * (height + 2) - 2, columns * (wide + 2) - 2, 3))
+    for place in range(count):
+        top, left = place // columns * (height + 2), place % columns * (wide + 2)
+        for channel in range(channels):
+            start = left + channel * (width + 1)
+            canvas[top : top + height, start : start + width] = colours[place, channel]
+    pixels = (255 * canvas.clip(0, 1)).round().astype(np.uint8).repeat(_CELL, 0).repeat(_CELL, 1)
+    out = io.BytesIO()
+    Pillow.fromarray(pixels).save(out, "PNG")
+    return out.getvalue()

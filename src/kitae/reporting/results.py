@@ -1,0 +1,490 @@
+"""The contents of a folder, read and validated once: a run or a compression; of a study see `study_results`.
+
+The models name the fields that pages show. A field that a file does not have is None or empty; one of the wrong type
+makes the file damaged, and the error names both. Numbers that are not finite are None. What a later version of Kitae
+adds to a file is ignored, but for a compression, whose page shows it under its own name.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from kitae.console import printable
+from kitae.errors import KitaeError, TrainingError
+from kitae.evaluation.calibration import BINS, bin_of
+from kitae.evaluation.intervals import wilson
+from kitae.files import read_json
+from kitae.recipe import Recipe
+from kitae.run import Run
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _ends(value: Any) -> Any:
+    unknown = isinstance(value, list | tuple) and any(_finite(end) is None for end in value)
+    return None if unknown else value
+
+
+Floats = NDArray[np.float64]
+Number = Annotated[float | None, BeforeValidator(_finite)]
+Interval = Annotated[tuple[float, float] | None, BeforeValidator(_ends)]
+
+
+class Record(BaseModel):
+    """A part of a file; what it does not name is ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def as_record(model: type[Model], value: Mapping[str, Any], file: Path) -> Model:
+    """A value of a file as a record.
+
+    Raises:
+        KitaeError: it does not fit; the message names file and field.
+    """
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise KitaeError(f"{file}: is damaged ({field}: {first['msg']})") from error
+
+
+# ---------------------------------------------------------------------------------------------------------------- runs
+
+
+class Epoch(Record):
+    """A line of metrics.jsonl."""
+
+    epoch: int
+    train_loss: Number = None
+    val_loss: Number = None
+    train_accuracy: Number = None
+    train_clean_accuracy: Number = None
+    val_accuracy: Number = None
+    learning_rate: Number = None
+    images_per_second: Number = None
+    seconds: Number = None
+    validation_seconds: Number = None
+    data_share: Number = None
+    peak_memory_bytes: Number = None
+
+
+class Score(Record):
+    """Accuracy on some of the images: those of a class, or those that are no copies."""
+
+    accuracy: Number = None
+    accuracy_interval: Interval = None
+    count: int = 0
+
+
+@dataclass(frozen=True)
+class Confused:
+    """How many images of one class were classified as another; `share` is of the true class."""
+
+    true: str
+    predicted: str
+    count: int
+    share: float
+
+
+class Fold(Record):
+    """A fold of a cross-validation."""
+
+    fold: int
+    count: int
+    accuracy: Number = None
+    best_epoch: int | None = None
+    trained_on: int | None = None
+
+
+class Split(Record):
+    """The numbers of one split in evaluation.json; proportions are in [0, 1]."""
+
+    count: int | None = None
+    accuracy: Number = None
+    accuracy_interval: Interval = None
+    top5: Number = None
+    top5_interval: Interval = None
+    balanced_accuracy: Number = None
+    balanced_accuracy_interval: Interval = None
+    macro_f1: Number = None
+    macro_f1_interval: Interval = None
+    loss: Number = None
+    loss_interval: Interval = None
+    brier: Number = None
+    brier_interval: Interval = None
+    ece: Number = None
+    ece_interval: Interval = None
+    per_class: dict[str, Score] = Field(default_factory=dict)
+    confusion: tuple[tuple[int, ...], ...] = ()
+    without_duplicates: Score | None = None
+    folds: tuple[Fold, ...] = ()
+    intervals: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def covers(self) -> str:
+        """What the intervals cover; empty where it is not known."""
+        return str(self.intervals.get("covers") or "")
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names, in the order of the confusion matrix."""
+        return tuple(self.per_class)
+
+    @cached_property
+    def counts(self) -> NDArray[np.int64] | None:
+        """Confusion matrix, int64 [K, K], rows true; None where there is none that fits the classes."""
+        size = len(self.per_class)
+        if not size or len(self.confusion) != size or any(len(row) != size for row in self.confusion):
+            return None
+        return np.array(self.confusion, np.int64)
+
+    def scores(self) -> list[tuple[str, Score, float | None, float | None]]:
+        """Name, score, precision and F1 of each class, in the order of the outputs.
+
+        Precision is None where nothing was taken for the class, F1 where it has no image either.
+        """
+        counts = self.counts
+        if counts is None:
+            return [(name, score, None, None) for name, score in self.per_class.items()]
+        right, said, true = (of.tolist() for of in (counts.diagonal(), counts.sum(axis=0), counts.sum(axis=1)))
+        return [
+            (name, score, hits / taken if taken else None, 2 * hits / (taken + there) if taken + there else None)
+            for (name, score), hits, taken, there in zip(self.per_class.items(), right, said, true, strict=True)
+        ]
+
+    def confused(self, most: int) -> list[Confused]:
+        """The pairs of classes that are mistaken most often."""
+        if self.counts is None:
+            return []
+        names, wrong, true = self.classes, self.counts.copy(), self.counts.sum(axis=1)
+        np.fill_diagonal(wrong, 0)
+        order = np.argsort(-wrong, axis=None, kind="stable")[:most]
+        pairs = [(*divmod(int(place), len(names)), int(wrong.flat[place])) for place in order if wrong.flat[place]]
+        return [Confused(names[i], names[j], count, count / int(true[i])) for i, j, count in pairs]
+
+
+class Evaluation(Record):
+    """evaluation.json."""
+
+    test: Split | None = None
+    out_of_fold: Split | None = None
+    val: Split | None = None
+    temperature: Number = None
+    precision: str | None = None
+    train_precision: str | None = None
+    tta: str | None = None
+    best_epoch: int | None = None
+
+    @property
+    def splits(self) -> dict[str, Split]:
+        """Those that were measured, by their names in a table."""
+        named = {"Test": self.test, "Out of fold": self.out_of_fold, "Validation": self.val}
+        return {name: split for name, split in named.items() if split is not None}
+
+    @property
+    def measured(self) -> Split:
+        """Test where it was opened, else what the folds' models said, else validation, else nothing."""
+        return next(iter(self.splits.values()), Split())
+
+    @property
+    def where(self) -> str:
+        """What `measured` was measured on."""
+        return "test" if self.test else "out-of-fold images" if self.out_of_fold else "validation"
+
+
+class Facts(Record):
+    """model.json, as far as pages need it."""
+
+    classes: tuple[str, ...] = ()
+    parameters: Number = None
+    macs: Number = None
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+
+class Opening(Record):
+    """A line of test_openings.jsonl."""
+
+    when: str = ""
+    why: str = ""
+
+
+class Bins(NamedTuple):
+    """The bins of a reliability diagram that hold a prediction (Guo et al. 2017): for each its centre, the mean
+    confidence, the accuracy with the ends of its interval (float64), and the number of images (int64).
+    """
+
+    centre: Floats
+    confidence: Floats
+    accuracy: Floats
+    low: Floats
+    high: Floats
+    images: NDArray[np.int64]
+
+    @property
+    def error(self) -> float:
+        """Expected calibration error: the mean distance of accuracy and confidence."""
+        return float(np.abs((self.confidence - self.accuracy) * self.images).sum() / self.images.sum())
+
+
+class Predicted:
+    """predictions.parquet: what was said of every test image.
+
+    Attributes:
+        names: of the images. label, predicted: int64 [N]. confidence: float64 [N]. probabilities: float64 [N, K].
+    """
+
+    def __init__(self, table: Any, classes: tuple[str, ...]) -> None:
+        number = {printable(name): place for place, name in enumerate(classes)}
+        self.names: list[str] = table["name"].to_pylist()
+        self.label = np.array([number[name] for name in table["label"].to_pylist()], np.int64)
+        self.predicted = np.array([number[name] for name in table["predicted"].to_pylist()], np.int64)
+        self.confidence = np.asarray(table["confidence"].to_numpy(), np.float64)
+        self.probabilities = np.array(table["probabilities"].to_pylist(), np.float64).reshape(len(self.names), -1)
+        self.correct: NDArray[np.bool_] = self.label == self.predicted
+
+    def mistakes(self, most: int | None = None) -> list[int]:
+        """Positions of the wrong predictions, at most so many, most confident first."""
+        wrong = np.flatnonzero(~self.correct)
+        order: list[int] = wrong[np.argsort(-self.confidence[wrong], kind="stable")][:most].tolist()
+        return order
+
+    def uncalibrated(self, temperature: float) -> Floats:
+        """Confidence before the temperature: p to the power T, normalised, is what the logits themselves gave."""
+        power = np.exp(temperature * np.log(np.maximum(self.probabilities, 1e-38)))
+        return np.asarray((power / power.sum(axis=1, keepdims=True)).max(axis=1))
+
+    def bins(self, confidence: Floats) -> Bins:
+        """The predictions by a confidence in them, float64 [N]."""
+        where = bin_of(confidence)
+        count = np.bincount(where, minlength=BINS)
+        held = count > 0
+        count, centre = count[held], (np.arange(BINS) + 0.5)[held] / BINS
+        mean, right = (np.bincount(where, of, BINS)[held] for of in (confidence, self.correct))
+        ends = [wilson(int(k), int(n)) or (k / n, k / n) for k, n in zip(right, count, strict=True)]
+        low, high = np.array(ends).T
+        return Bins(centre, mean / count, right / count, low, high, count)
+
+
+class RunRecord(Record, arbitrary_types_allowed=True):
+    """A run folder, finished or not."""
+
+    path: Path
+    recipe: Recipe
+    finished: bool
+    epochs: tuple[Epoch, ...]
+    best_epoch: int | None
+    evaluation: Evaluation
+    facts: Facts
+    environment: dict[str, Any]
+    openings: tuple[Opening, ...]
+    predicted: Predicted | None
+
+    @classmethod
+    def open(cls, run: Run) -> RunRecord:
+        """Read a run.
+
+        Raises:
+            KitaeError: a file is damaged; it is named.
+        """
+        facts = as_record(Facts, _or_empty(run.facts), run.path / "model.json")
+        return cls(
+            path=run.path,
+            recipe=run.recipe,
+            finished=run.finished,
+            epochs=read_epochs(run),
+            best_epoch=run.best_epoch(),
+            evaluation=as_record(Evaluation, run.evaluation() if run.finished else {}, run.path / "evaluation.json"),
+            facts=facts,
+            environment=_or_empty(run.environment),
+            openings=tuple(as_record(Opening, row, run.path / "test_openings.jsonl") for row in run.openings()),
+            predicted=_predictions(run, facts.classes) if run.finished else None,
+        )
+
+    @property
+    def best(self) -> Epoch | None:
+        """The epoch whose weights are kept."""
+        return next((row for row in self.epochs if row.epoch == self.best_epoch), None)
+
+    @cached_property
+    def reliability(self) -> tuple[Bins, Bins | None] | None:
+        """The predictions on test by confidence, and by that before the temperature, where it changes anything."""
+        found, temperature = self.predicted, self.evaluation.temperature or 1.0
+        if found is None:
+            return None
+        changed = abs(temperature - 1) > 1e-3
+        return found.bins(found.confidence), found.bins(found.uncalibrated(temperature)) if changed else None
+
+
+def read_epochs(run: Run) -> tuple[Epoch, ...]:
+    """The epochs of a run that have ended.
+
+    Raises:
+        KitaeError: metrics.jsonl is damaged.
+    """
+    return tuple(as_record(Epoch, row, run.path / "metrics.jsonl") for row in run.metrics())
+
+
+def _predictions(run: Run, classes: tuple[str, ...]) -> Predicted | None:
+    """The predictions on test, or None where their file was deleted to save room, or test was not opened."""
+    import pyarrow
+
+    try:
+        return Predicted(run.predictions(), classes)
+    except TrainingError:
+        return None
+    except (pyarrow.ArrowException, KeyError, ValueError, TypeError) as error:
+        raise KitaeError(f"{run.path / 'predictions.parquet'}: is damaged; evaluate the run again") from error
+
+
+def _or_empty(read: Any) -> dict[str, Any]:
+    """A file of the run that may not be there yet."""
+    try:
+        value: dict[str, Any] = read()
+    except TrainingError:
+        return {}
+    return value
+
+
+# --------------------------------------------------------------------------------------------------------- compressions
+
+
+class Candidate(Record, extra="allow"):
+    """One file that was measured."""
+
+    name: str
+    prune: str = ""
+    ratio: Number = None
+    precision: str = ""
+    calibration: str = ""
+    parameters: Number = None
+    nonzero: Number = None
+    macs: Number = None
+    bytes: Number = None
+    packed_bytes: Number = None
+    accuracy: Number = None
+    accuracy_interval: Interval = None
+    drop: Number = None
+    drop_interval: Interval = None
+    flips: Number = None
+    latency_ms: Number = None
+    latency_ms_interval: Interval = None
+    speedup: Number = None
+    speedup_interval: Interval = None
+    front: bool = False
+    winner: bool = False
+    control: bool = False
+
+
+class Budget(Record, extra="allow"):
+    """The fields of the settings that pages name."""
+
+    max_drop: Number = None
+    max_bytes: Number = None
+    max_latency_ms: Number = None
+    threads: int | None = None
+
+
+class Tested(Record):
+    """The original and the winner on test."""
+
+    baseline: Candidate
+    winner: Candidate
+    drop: Number = None
+    drop_interval: Interval = None
+    count: int | None = None
+    within_budget: bool = False
+
+
+class Control(Record):
+    """The original timed against itself."""
+
+    ratio: Number = None
+    ratio_interval: Interval = None
+
+
+class Latency(Record):
+    """How times were taken."""
+
+    rounds: Number = None
+    covers: str = ""
+    control: Control = Control()
+    noise: Number = None
+
+
+class LeftOut(Record):
+    """A candidate that could not be made."""
+
+    name: str
+    why: str = ""
+
+
+class Layer(Record):
+    """One layer of the original alone in 8 bits."""
+
+    layer: str
+    divergence: Number = None
+    flips: Number = None
+    accuracy: Number = None
+
+
+class CompressionRecord(Record, extra="allow"):
+    """compression.json, as `kitae compress` writes it. `model_extra` holds what a later version adds."""
+
+    format: int = 1
+    kitae: str = ""
+    run: str = ""
+    recipe: str = ""
+    spec: Budget
+    machine: dict[str, Any] = Field(default_factory=dict)
+    images: dict[str, int] = Field(default_factory=dict)
+    within_budget: bool = False
+    sure: Any = None
+    why_not: str | None = ""
+    stopped: str | None = ""
+    left_out: tuple[LeftOut, ...] = ()
+    baseline: Candidate
+    winner: Candidate
+    size: str = "bytes"
+    smaller: Number = None
+    faster: Number = None
+    test: Tested | None = None
+    latency: Latency = Latency()
+    candidates: Annotated[tuple[Candidate, ...], Field(min_length=1)]
+    sensitivity: tuple[Layer, ...] = ()
+
+    @classmethod
+    def open(cls, folder: Path) -> CompressionRecord:
+        """Read a compression.
+
+        Raises:
+            KitaeError: the file is damaged, or was not written by `kitae compress`: a page without the numbers that
+                every compression has would look like a result.
+        """
+        file = folder / "compression.json"
+        return as_record(cls, read_json(file), file)
+
+    @property
+    def file(self) -> str:
+        """The name of the winner's file, or of that which is closest to the budget."""
+        return "model.onnx" if self.within_budget else "closest.onnx"
+
+    def bytes_of(self, row: Candidate) -> float | None:
+        """The size of a candidate's file, packed where the budget is for packed ones."""
+        return row.packed_bytes if self.size == "packed_bytes" else row.bytes
