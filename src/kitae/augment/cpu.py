@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 from kitae.augment import jit
 from kitae.augment.kernels import crew, noise
 from kitae.augment.kernels import run as driver
-from kitae.augment.kernels.link import CLOSE, FINISH, LEAD, OP, PLAN, RUN, SERVE
-from kitae.augment.kernels.write import FINISHERS
+from kitae.augment.kernels.link import CLOSE, LEAD, OP, PLAN, RUN, SERVE
+from kitae.augment.kernels.write import FORMS
 from kitae.augment.ops import STEPS
 from kitae.augment.ops.base import CODES, GAUSSIAN_NOISE, NOP, RESIZED_CROP
 from kitae.augment.plan import Pipeline, Program
@@ -261,6 +261,7 @@ class Executor:
         c[driver.SCALES], c[driver.IMAGE_BYTES] = _address(self._scales), self._image_bytes
         c[driver.OUT_STRIDE] = _DTYPES[dtype].itemsize * p.channels * h * w
         c[driver.SCRATCH_BYTES] = self._scratch_bytes
+        c[driver.FORM] = FORMS[dtype, channels_last]
         if p.mixing is not None:
             c[driver.MIXING], c[driver.MIX_SHARED] = _address(p.mixing), p.mixes_batch
         if GAUSSIAN_NOISE in self._codes:
@@ -279,8 +280,6 @@ class Executor:
                     if step.kernel is not None:
                         self._table[step.code] = jit.native(step.kernel, OP).address
                         self._flags[step.code] = step.in_place
-                finish = FINISHERS[self.dtype, self.channels_last]
-                self._context[driver.FINISH_AT] = jit.native(finish, FINISH).address
                 self._ready = 2
 
     def _go(self, context: NDArray[np.int64], count: int, threads: int) -> None:

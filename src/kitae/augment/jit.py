@@ -65,18 +65,15 @@ def _fingerprint(function: FunctionType, seen: set[FunctionType]) -> bytes:
             feed(constant) if isinstance(constant, CodeType) else digest.update(repr(constant).encode())
 
     feed(function.__code__)
-    for name in sorted(_names(function.__code__)):
-        value = function.__globals__.get(name)
+    named = {name: function.__globals__.get(name) for name in sorted(_names(function.__code__))}
+    cells = (cell.cell_contents for cell in function.__closure__ or ())
+    for name, value in [*named.items(), *zip(function.__code__.co_freevars, cells, strict=True)]:
+        value = value._defn if isinstance(value, _Intrinsic) else value
         if _plain(value):
             if value not in seen:
                 digest.update(_fingerprint(value, seen))
-        elif isinstance(value, int | float | tuple | np.generic):
+        elif isinstance(value, int | float | str | tuple | np.generic | numba.types.Type):
             digest.update(f"{name}={value!r}".encode())
-        elif isinstance(value, _Intrinsic) and value._defn not in seen:
-            digest.update(_fingerprint(value._defn, seen))
-            for cell in value._defn.__closure__ or ():
-                if not isinstance(cell.cell_contents, FunctionType):  # numba types, numbers, names
-                    digest.update(repr(cell.cell_contents).encode())
     return digest.digest()
 
 

@@ -19,14 +19,14 @@ from kitae.augment.kernels.link import (
     as_f32,
     as_f64,
     as_i64,
+    as_u8,
     as_u64,
     call6,
     call7,
-    call9,
     fence,
     fetch_add,
 )
-from kitae.augment.kernels.write import BOXES, MIX_FIRST, MIX_SECOND, SCALE, SECOND, STREAM
+from kitae.augment.kernels.write import BOXES, MIX_FIRST, MIX_SECOND, SCALE, SECOND, STREAM, finish
 from kitae.augment.mix import MIX, plan_mix
 from kitae.augment.ops.base import (
     ARGS,
@@ -62,7 +62,7 @@ KEYS = 20  # uint64 [OPS + 1]: first slot of each op, then of mixing
 SEED = 21  # uint64 [2]
 INDEX, EPOCH = 22, 23  # int64 [N], int64 [N] or 0
 TABLE, FLAGS = 24, 25  # int64 [CODES]: address of the op; 1 where it may run in place
-FINISH_AT = 26  # address of what writes
+FORM = 26  # of the results, see `write.FORMS`
 OUT, OUT_STRIDE = 27, 28
 MIXING = 29  # address of the numbers of mixing, or 0
 SCALES = 30  # float64 [6]: scale and shift per channel
@@ -277,25 +277,22 @@ def run(context_at: Any, scratch: Any) -> Any:
                 continue
             pair = context[MIXING] != 0 and n + 1 < count
             first = augment_one(context, scratch, n, 0, info)
-            if not pair:
-                call9(context[FINISH_AT], first, 0, scratch + INFO_AT, out + n * stride, 0, work, channels, last_height,
-                      last_width)  # fmt: skip
-                if context[TARGETS_KIND] != 0:
-                    write_targets(context, n, 1.0, n)
-                n += 1
-                continue
-            second = augment_one(context, scratch, n + 1, 1, as_f64(scratch + INFO_AT + 8 * SECOND))
-            if context[MIX_AT] != 0:
-                given = as_f64(context[MIX_AT] + 8 * MIX * n)
-                for i in range(MIX):
-                    info[MIX_FIRST + i] = given[i]
-                    info[MIX_SECOND + i] = given[MIX + i]
-            else:
-                plan_pair(context, key, n, as_f64(scratch + INFO_AT + 8 * MIX_FIRST))
-                plan_pair(context, key, n + 1, as_f64(scratch + INFO_AT + 8 * MIX_SECOND))
-            call9(context[FINISH_AT], first, second, scratch + INFO_AT, out + n * stride, out + (n + 1) * stride, work,
-                  channels, last_height, last_width)  # fmt: skip
+            second = np.int64(0)
+            if pair:
+                second = augment_one(context, scratch, n + 1, 1, as_f64(scratch + INFO_AT + 8 * SECOND))
+                if context[MIX_AT] != 0:
+                    given = as_f64(context[MIX_AT] + 8 * MIX * n)
+                    for i in range(MIX):
+                        info[MIX_FIRST + i] = given[i]
+                        info[MIX_SECOND + i] = given[MIX + i]
+                else:
+                    plan_pair(context, key, n, as_f64(scratch + INFO_AT + 8 * MIX_FIRST))
+                    plan_pair(context, key, n + 1, as_f64(scratch + INFO_AT + 8 * MIX_SECOND))
+            at = out + n * stride
+            finish(context[FORM], as_u8(first), as_u8(second), pair, info, at, at + stride, work, channels, last_height,
+                   last_width)  # fmt: skip
             if context[TARGETS_KIND] != 0:
-                write_targets(context, n, info[MIX_FIRST + 1], n + 1)
-                write_targets(context, n + 1, info[MIX_SECOND + 1], n)
-            n += 2
+                write_targets(context, n, info[MIX_FIRST + 1] if pair else 1.0, n + 1)
+                if pair:
+                    write_targets(context, n + 1, info[MIX_SECOND + 1], n)
+            n += 2 if pair else 1

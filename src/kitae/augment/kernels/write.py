@@ -38,6 +38,14 @@ from kitae.augment.ops.base import MOST_BOXES
 SECOND, MIX_FIRST, MIX_SECOND, SCALE, SHIFT, STREAM, INFO = 32, 64, 72, 80, 83, 86, 96
 BOXES = MOST_BOXES
 BAND = 1024  # values per channel in a band
+FORMS = {  # of results: type, and whether it is [H, W, C]
+    ("float32", False): 0,
+    ("bfloat16", False): 1,
+    ("uint8", False): 2,
+    ("float32", True): 3,
+    ("bfloat16", True): 4,
+    ("uint8", True): 5,
+}
 HALF = np.float32(0.5)
 NOTHING = np.float32(0.0)
 
@@ -112,7 +120,7 @@ def stream_bytes(source: Any, target: Any, count: Any) -> Any:
 def put_band(
     form: Any, bands: Any, step: Any, target: Any, start: Any, count: Any, channels: Any, size: Any, stream: Any
 ) -> Any:
-    """Bands of all channels to their place. form: 0 float32, 1 bfloat16, 2 uint8, plus 3 for [H, W, C]."""
+    """Bands of all channels to their place."""
     if form >= 3 and channels == 3:
         r = as_f32(bands)
         g = as_f32(bands + step)
@@ -258,6 +266,13 @@ def last_row(info: Any, at: Any, row: Any) -> Any:
 
 def finish(form: Any, a: Any, b: Any, pair: Any, info: Any, first: Any, second: Any, work: Any, channels: Any,
            height: Any, width: Any) -> Any:  # fmt: skip
+    """Write one image, or two that mix.
+
+    Args:
+        form: see `FORMS`.
+        a, b: uint8 [C, H, W]; b only where there is a pair.
+        first, second: addresses of their results.
+    """
     size = height * width
     if form == 2 and not pair and info[0] == 0.0:
         byte = as_u8(first)
@@ -319,43 +334,3 @@ def finish(form: Any, a: Any, b: Any, pair: Any, info: Any, first: Any, second: 
         if pair:
             put_band(form, mixed_other, step, second, top * width, count, channels, size, stream)
     return 0
-
-
-def finish_float32(a: Any, b: Any, info: Any, first: Any, second: Any, work: Any, channels: Any, height: Any,
-                   width: Any) -> Any:  # fmt: skip
-    return finish(0, a, b, second != 0, info, first, second, work, channels, height, width)
-
-
-def finish_bfloat16(a: Any, b: Any, info: Any, first: Any, second: Any, work: Any, channels: Any, height: Any,
-                    width: Any) -> Any:  # fmt: skip
-    return finish(1, a, b, second != 0, info, first, second, work, channels, height, width)
-
-
-def finish_uint8(a: Any, b: Any, info: Any, first: Any, second: Any, work: Any, channels: Any, height: Any,
-                 width: Any) -> Any:  # fmt: skip
-    return finish(2, a, b, second != 0, info, first, second, work, channels, height, width)
-
-
-def finish_float32_last(a: Any, b: Any, info: Any, first: Any, second: Any, work: Any, channels: Any, height: Any,
-                        width: Any) -> Any:  # fmt: skip
-    return finish(3, a, b, second != 0, info, first, second, work, channels, height, width)
-
-
-def finish_bfloat16_last(a: Any, b: Any, info: Any, first: Any, second: Any, work: Any, channels: Any, height: Any,
-                         width: Any) -> Any:  # fmt: skip
-    return finish(4, a, b, second != 0, info, first, second, work, channels, height, width)
-
-
-def finish_uint8_last(a: Any, b: Any, info: Any, first: Any, second: Any, work: Any, channels: Any, height: Any,
-                      width: Any) -> Any:  # fmt: skip
-    return finish(5, a, b, second != 0, info, first, second, work, channels, height, width)
-
-
-FINISHERS = {
-    ("float32", False): finish_float32,
-    ("bfloat16", False): finish_bfloat16,
-    ("uint8", False): finish_uint8,
-    ("float32", True): finish_float32_last,
-    ("bfloat16", True): finish_bfloat16_last,
-    ("uint8", True): finish_uint8_last,
-}
