@@ -117,56 +117,47 @@ def stream_bytes(source: Any, target: Any, count: Any) -> Any:
     return 0
 
 
+def put_run(kind: Any, source: Any, target: Any, count: Any, stream: Any) -> Any:
+    """A run of float32 to its place. kind: 0 float32, 1 bfloat16, 2 uint8."""
+    values = as_f32(source)
+    if kind == 0 and stream:
+        stream_bytes(source, target, 4 * count)
+    elif kind == 0:
+        out = as_f32(target)
+        for i in range(count):
+            out[i] = values[i]
+    elif kind == 1:
+        half = as_u16(target)
+        for i in range(count):
+            half[i] = bfloat16(values[i])
+    else:
+        byte = as_u8(target)
+        for i in range(count):
+            byte[i] = np.uint8(np.int32(values[i] + HALF))
+    return 0
+
+
 def put_band(
     form: Any, bands: Any, step: Any, target: Any, start: Any, count: Any, channels: Any, size: Any, stream: Any
 ) -> Any:
     """Bands of all channels to their place."""
-    if form >= 3 and channels == 3:
-        r = as_f32(bands)
-        g = as_f32(bands + step)
-        b = as_f32(bands + 2 * step)
-        spare = bands + 3 * step
-        if form == 3:
-            out = as_f32(spare if stream else target + 12 * start)
-            for i in range(count):
-                out[3 * i] = r[i]
-                out[3 * i + 1] = g[i]
-                out[3 * i + 2] = b[i]
-            if stream:
-                stream_bytes(spare, target + 12 * start, 12 * count)
-        elif form == 4:
-            half = as_u16(spare if stream else target + 6 * start)
-            for i in range(count):
-                half[3 * i] = bfloat16(r[i])
-                half[3 * i + 1] = bfloat16(g[i])
-                half[3 * i + 2] = bfloat16(b[i])
-            if stream:
-                stream_bytes(spare, target + 6 * start, 6 * count)
-        else:
-            byte = as_u8(target + 3 * start)
-            for i in range(count):
-                byte[3 * i] = np.uint8(np.int32(r[i] + HALF))
-                byte[3 * i + 1] = np.uint8(np.int32(g[i] + HALF))
-                byte[3 * i + 2] = np.uint8(np.int32(b[i] + HALF))
+    item = 4 >> (form % 3)
+    if form < 3 or channels == 1:
+        for c in range(channels):
+            put_run(form % 3, bands + c * step, target + item * (c * size + start), count, stream)
         return 0
-    for c in range(channels):
-        band = as_f32(bands + c * step)
-        at = c * size + start
-        if form % 3 == 0:
-            out = as_f32(target + 4 * at)
-            if stream:
-                stream_bytes(address_of(band), target + 4 * at, 4 * count)
-            else:
-                for i in range(count):
-                    out[i] = band[i]
-        elif form % 3 == 1:
-            half = as_u16(target + 2 * at)
-            for i in range(count):
-                half[i] = bfloat16(band[i])
-        else:
-            byte = as_u8(target + at)
-            for i in range(count):
-                byte[i] = np.uint8(np.int32(band[i] + HALF))
+    r = as_f32(bands)
+    g = as_f32(bands + step)
+    b = as_f32(bands + 2 * step)
+    spare = bands + 3 * step
+    at_once = form == 3 and not stream
+    together = as_f32(target + 12 * start if at_once else spare)
+    for i in range(count):
+        together[3 * i] = r[i]
+        together[3 * i + 1] = g[i]
+        together[3 * i + 2] = b[i]
+    if not at_once:
+        put_run(form % 3, spare, target + 3 * item * start, 3 * count, stream)
     return 0
 
 
