@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from kitae import keyed
 from kitae.augment import jit
-from kitae.augment.cpu import Recycler
+from kitae.augment.cpu import take
 from kitae.augment.kernels.link import RUN, as_f64, as_i64, as_u8, as_u64
 from kitae.augment.kernels.move import copy_bytes
 from kitae.augment.kernels.resize import resized_crop
@@ -219,7 +219,6 @@ class PictureCrop:
         work = _work_bytes(int(pictures.heights.max()), int(pictures.widths.max()), *self.shape[1:])
         self._scratch_bytes = work_at + work + 64
         self._scratch = _Scratch(threads)
-        self._recycler = Recycler()
         c = np.zeros(CONTEXT, np.int64)
         c[[PIXELS, STARTS, HEIGHTS, WIDTHS]] = [array.ctypes.data for array in self._arrays]
         c[CHANNELS], c[STRIDE], c[WORK_AT] = channels, int(np.prod(self.shape)), work_at
@@ -237,7 +236,7 @@ class PictureCrop:
             uint8 [b, C, H, W].
         """
         rows, index = (np.ascontiguousarray(array, np.int64) for array in (rows, index))
-        out = self._recycler.take((len(rows), *self.shape), np.uint8)
+        out = take((len(rows), *self.shape), np.uint8)
         context = self._context.copy()
         context[[ROWS, INDEX, OUT]] = [array.ctypes.data for array in (rows, index, out)]
         context[[EPOCH, SEED_LOW, SEED_HIGH]] = epoch, seed & 0xFFFFFFFF, seed >> 32
@@ -275,12 +274,11 @@ class EncodedCrop:
         self._images, self._threads = images, threads
         self._numbers = np.array([*self.shape[1:], *op.scale, *op.ratio], np.float64)
         self._scratch = _Scratch(threads)
-        self._recycler = Recycler()
 
     def __call__(self, rows: NDArray[np.int64], index: NDArray[np.int64], seed: int, epoch: int) -> NDArray[np.uint8]:
         """Training images uint8 [b, C, H, W]. Arguments as of `PictureCrop`."""
         plan, resize = jit.native(plan_window, RUN).ctypes, jit.native(resize_window, RUN).ctypes
-        out = self._recycler.take((len(rows), *self.shape), np.uint8)
+        out = take((len(rows), *self.shape), np.uint8)
         shared = np.zeros(CONTEXT, np.int64)
         shared[[EPOCH, SEED_LOW, SEED_HIGH]] = epoch, seed & 0xFFFFFFFF, seed >> 32
         shared[[NUMBERS, SLOT_AT, CHANNELS, WORK_AT]] = self._numbers.ctypes.data, SLOT, self.shape[0], STEP_AT

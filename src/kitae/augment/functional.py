@@ -16,70 +16,58 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from kitae.augment.checks import as_batch, is_torch, scale_and_shift
-from kitae.augment.mix import mix_targets
-from kitae.augment.ops import OPS, STEPS, Site, Step
+from kitae.augment.checks import as_batch, as_colour, is_torch
+from kitae.augment.engine import Augment
+from kitae.augment.ops import OPS, STEPS, Op, Site, Step
 from kitae.augment.ops import base as o
 from kitae.augment.ops.geometry import RandomCrop, write_affine
 from kitae.augment.ops.noise import GaussianBlur
-from kitae.augment.plan import Pipeline, Program
-from kitae.augment.spec import make_op
+from kitae.augment.plan import Program
+from kitae.augment.spec import MixSpec, make_op
 from kitae.errors import AugmentError
 
 Executor = Literal["auto", "cpu", "torch"]
 Fill = float | tuple[float, ...] | list[float] | None
 
 
-@functools.lru_cache(maxsize=64)
-def _cpu(code: int, channels: int, size: tuple[int, int], new: tuple[int, int], mixing: bool, normal: Any) -> Any:
-    from kitae.augment.cpu import Executor as Cpu
+class _Given(Op):
+    """One step with given numbers."""
 
-    pipeline = Pipeline.bare(channels, size, new, mixing)
-    scale, shift = normal if normal is not None else ([1.0], [0.0])
-    dtype = "uint8" if normal is None else "float32"
-    return Cpu(pipeline, seed=0, scale=list(scale), shift=list(shift), dtype=dtype, codes={code})
+    code: int
+    size: tuple[int, int] | None
+
+    @property
+    def writes(self) -> tuple[Step, ...]:  # type: ignore[override]
+        return (STEPS[self.code],)
+
+    def result(self, height: int, width: int) -> tuple[int, int]:
+        return self.size or (height, width)
+
+
+@functools.lru_cache(maxsize=64)
+def _augment(ops: tuple[Op, ...], executor: Executor, mean: Any, std: Any, mix: MixSpec | None) -> Augment:
+    return Augment(ops, mean=mean, std=std, mix=mix, executor=executor)
 
 
 def _run(
-    images: Any,
-    code: int,
-    columns: dict[int, ArrayLike],
-    executor: str,
-    new: tuple[int, int] | None = None,
-    mix: NDArray[np.float64] | None = None,
-    normal: Any = None,
+    images: Any, code: int, columns: dict[int, ArrayLike], executor: Executor, new: tuple[int, int] | None = None
 ) -> Any:
     """Run one step on every sample."""
-    if executor not in ("auto", "cpu", "torch"):
-        raise AugmentError(f"executor must be one of auto, cpu, torch, not {executor!r}")
-    batch = as_batch(images, "nchw")
-    n, c, h, w = batch.shape
-    args = np.zeros((n, 1, o.ARGS))
+    count = _count(images)[0]
+    args = np.zeros((count, 1, o.ARGS))
     for column, values in columns.items():
         args[:, 0, column] = values
-    program = Program(np.full((n, 1), code, np.int64), args, mix)
-    size = new or (h, w)
-    device = str(images.device.type) if is_torch(images) else "cpu"
-    if executor == "torch" or (executor == "auto" and device != "cpu"):
-        import torch
+    program = Program(np.full((count, 1), code, np.int64), args)
+    return _augment((_Given(code=code, size=new),), executor, None, None, None).replay(images, program)
 
-        from kitae.augment import batched
 
-        tensor = batch if is_torch(batch) else torch.from_numpy(np.array(batch))
-        scale, shift = normal if normal is not None else ([1.0], [0.0])
-        x, _ = batched.run_steps(tensor, program)
-        out = batched.finish(x, None, mix, scale, shift, "uint8" if normal is None else "float32", False)
-        if out is tensor or out.data_ptr() == tensor.data_ptr():
-            out = out.clone()
-        return out if is_torch(images) else out.numpy()
-    array = batch.numpy() if is_torch(batch) else batch
-    run = _cpu(code, c, (h, w), size, mix is not None, normal)
-    out, _ = run(np.ascontiguousarray(array), None, None, program=program)
-    if is_torch(images):
-        import torch
-
-        return torch.from_numpy(out)
-    return out
+def _last(
+    images: Any, executor: Executor, mix: Any = None, targets: Any = None, mean: Any = None, std: Any = None
+) -> Any:
+    """Run the last write alone."""
+    count = _count(images)[0]
+    program = Program(np.zeros((count, 0), np.int64), np.zeros((count, 0, o.ARGS)), mix)
+    return _augment((), executor, mean, std, None if mix is None else MixSpec()).replay(images, program, targets)
 
 
 def _numbers(
@@ -360,23 +348,13 @@ def erase(
 
 def normalize(images: Any, mean: Any, std: Any, *, executor: Executor = "auto") -> Any:
     """(level / 255 - mean) / std as float32."""
-    scale, shift = scale_and_shift(mean, std)
-    return _run(images, o.NOP, {}, executor, normal=(tuple(scale), tuple(shift)))
+    return _last(images, executor, mean=as_colour(mean, "mean"), std=as_colour(std, "std"))
 
 
-def _mixed(images: Any, targets: Any, mix: NDArray[np.float64], executor: str) -> Any:
-    out = _run(images, o.NOP, {}, executor, mix=mix)
+def _mixed(images: Any, targets: Any, mix: NDArray[np.float64], executor: Executor) -> Any:
     if targets is None:
-        return out
-    rows = targets.detach().cpu().numpy() if is_torch(targets) else np.asarray(targets)
-    if rows.ndim != 2 or len(rows) != len(mix):
-        raise AugmentError(f"targets must be float32 [N, K] with N = {len(mix)}, not {list(rows.shape)}")
-    mixed = mix_targets(np.asarray(rows, np.float32), mix)
-    if is_torch(targets):
-        import torch
-
-        return out, torch.from_numpy(mixed).to(targets.device)
-    return out, mixed
+        return _last(images, executor, mix, np.zeros((len(mix), 1), np.float32))[0]
+    return _last(images, executor, mix, targets)
 
 
 def mixup(images: Any, targets: Any, lam: ArrayLike, *, executor: Executor = "auto") -> Any:

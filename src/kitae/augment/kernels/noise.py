@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from kitae.augment.kernels.link import add_i32, add_u32, as_i16, as_i64, as_u16, as_u32, mul_u32, shr_u32, xor_u32
-
-QUANTILE_STEP = 1.0 / 4096.0  # the table of normal quantiles holds multiples of this
+from kitae.augment.ops.noise import QUANTILE_STEP
 
 
 def scramble(place: Any, low: Any, high: Any) -> Any:

@@ -35,6 +35,7 @@ from kitae.augment.ops.base import (
     CHAIN_BEGIN,
     CHAIN_END,
     CROP,
+    ERASE,
     ERASE_AFTER,
     GAUSSIAN_NOISE,
     HFLIP,
@@ -61,7 +62,7 @@ SIZES = 19  # int64 [OPS, 2]: height and width before
 KEYS = 20  # uint64 [OPS + 1]: first slot of each op, then of mixing
 SEED = 21  # uint64 [2]
 INDEX, EPOCH = 22, 23  # int64 [N], int64 [N] or 0
-TABLE, FLAGS = 24, 25  # int64 [CODES]: address of the op; 1 where it may run in place
+TABLE = 24  # int64 [CODES]: address of the op
 FORM = 26  # of the results, see `write.FORMS`
 OUT, OUT_STRIDE = 27, 28
 MIXING = 29  # address of the numbers of mixing, or 0
@@ -148,7 +149,6 @@ def augment_one(context: Any, scratch: Any, n: Any, slot: Any, boxes: Any) -> An
     sums = kept + size
     work = sums + 4 * size
     table = as_i64(context[TABLE])
-    flags = as_i64(context[FLAGS])
     channels = context[CHANNELS]
     height = context[HEIGHT]
     width = context[WIDTH]
@@ -187,7 +187,7 @@ def augment_one(context: Any, scratch: Any, n: Any, slot: Any, boxes: Any) -> An
             current = a
         else:
             target = b if current == a else a
-            if flags[code] != 0 and current != base:
+            if code == ERASE and current != base:  # which may run in place
                 target = current
             extra = work
             if code == GAUSSIAN_NOISE:

@@ -101,14 +101,12 @@ class Step(NamedTuple):
         words: what it does to a sample, for captions and `Augment.explain`: a format of its numbers, or a function
             from them to short lines; by default its name.
         takes: the arguments of its function in `functional`; None where that is written by hand, or does not exist.
-        in_place: whether the kernel may write to its source.
     """
 
     code: int
     run: str
     words: str | Callable[[Sequence[float]], Lines] = ""
     takes: tuple[Argument, ...] | None = None
-    in_place: bool = False
 
     @property
     def name(self) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Annotated, Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
 from kitae.augment.ops.base import (
@@ -38,6 +40,7 @@ from kitae.augment.ops.base import (
     within,
 )
 from kitae.errors import AugmentError
+from kitae.keyed import normal_quantile
 
 Kernel = Annotated[int, Field(ge=1, le=63)]
 
@@ -73,6 +76,16 @@ class GaussianBlur(Op):
     @classmethod
     def example(cls, site: Site) -> Self:
         return cls(kernel_size=5)
+
+
+QUANTILE_STEP = 1.0 / 4096.0  # the table of normal quantiles holds multiples of this
+
+
+@functools.cache
+def noise_quantiles() -> NDArray[np.int16]:
+    """The upper half of the normal quantile function at 65,536 points, in steps of `QUANTILE_STEP`: int16 [32768]."""
+    points = (np.arange(32768) + 32768.5) / 65536.0
+    return np.rint(normal_quantile(points) / QUANTILE_STEP).astype(np.int16)
 
 
 class GaussianNoise(Op):
@@ -155,7 +168,7 @@ def _box_after(a: Sequence[float]) -> Lines:
 class _Erasing(Op):
     page = "noise"
     erases = True
-    writes = (Step(ERASE, "move.erase", _box, in_place=True), Step(ERASE_AFTER, "erase_after", _box_after))
+    writes = (Step(ERASE, "move.erase", _box), Step(ERASE_AFTER, "erase_after", _box_after))
     value: FillLevels = None
 
     def _colour(self, site: Site) -> list[float]:
