@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kitae.augment import jit
-from kitae.augment.kernels import crew
+from kitae.augment.kernels import crew, resize
 from kitae.augment.kernels import run as driver
 from kitae.augment.kernels.link import CLOSE, LEAD, OP, PLAN, RUN, SERVE
 from kitae.augment.kernels.write import FORMS
@@ -182,15 +182,10 @@ def _scratch(size: int) -> NDArray[np.uint8]:
 def _work_bytes(pipeline: Pipeline, codes: set[int]) -> int:
     """Bytes of work area that the largest need of any kernel takes at the largest size."""
     side = max(max(size) for size in pipeline.sizes) + 64
-    lines = 64 * side + 128 * 1024
-    need = lines + 5 * max((h + 64) * (w + 64) for h, w in pipeline.sizes)  # a padded image, one word per pixel
+    padded = max((h + 64) * (w + 64) for h, w in pipeline.sizes)  # one word per pixel
+    need = 64 * side + 128 * 1024 + 5 * padded
     if RESIZED_CROP in codes:
-        for (h, w), (nh, nw) in itertools.pairwise(pipeline.sizes):
-            # Weights of so many taps both ways, and planes transposed between the two passes.
-            across, down = 2 * -(-max(w, nw) // nw) + 1, 2 * -(-max(h, nh) // nh) + 1
-            tall, wide = h + 16, nw + 16
-            weights = 4 * (max(nh, nw) + max(tall, wide)) + 8 * max(nw * across, nh * down)
-            need = max(need, lines + weights + (w + across + nw) * tall + 3 * (h + down) * wide + 1024)
+        need = max(need, *(resize.work_bytes(*old, *new) for old, new in itertools.pairwise(pipeline.sizes)))
     return need
 
 

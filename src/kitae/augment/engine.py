@@ -17,9 +17,8 @@ from kitae.augment.checks import (
     integers,
     is_torch,
 )
-from kitae.augment.draw import Draw
 from kitae.augment.mix import mixed_targets
-from kitae.augment.ops import CustomOp, Op, TransformOp
+from kitae.augment.ops import CustomOp, Draw, Op, TransformOp
 from kitae.augment.plan import Custom, Keys, Pipeline, Program, plan_sample
 from kitae.augment.spec import MixSpec, make_op
 from kitae.errors import AugmentError

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kitae import keyed
-from kitae.augment.mix import MIX, mix_numbers, plan_mix
+from kitae.augment.mix import CUTMIX, MIX, MIXUP, mix_numbers, plan_mix
 from kitae.augment.ops import STEPS, CustomOp, Op, Site
 from kitae.augment.ops.base import ARGS, MOST_BOXES, NOP
 from kitae.augment.spec import MixSpec
@@ -48,8 +48,12 @@ class Program:
             for step, code in enumerate(self.codes[row].tolist())
             if code != NOP
         ]
-        if self.mix is not None:
-            out += describe_mix(self.mix[row])
+        kind, share, x1, y1, x2, y2 = [0.0] * MIX if self.mix is None else self.mix[row].tolist()
+        if kind == MIXUP:
+            out.append(f"mixup with its partner, lambda {share:.4f}")
+        elif kind == CUTMIX:
+            box = f"box rows {y1:.0f} to {y2:.0f}, columns {x1:.0f} to {x2:.0f}"
+            out.append(f"cutmix with its partner, lambda {share:.4f}, {box}")
         return out
 
     def save(self, path: str | Path) -> None:
@@ -73,15 +77,6 @@ class Program:
                 return cls(file["codes"], file["args"], file.get("mix"))
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise AugmentError(f"{path}: not a saved program ({error})") from error
-
-
-def describe_mix(mix: NDArray[np.float64]) -> list[str]:
-    """Mixing in words; empty where the sample does not mix."""
-    kind, share, x1, y1, x2, y2 = mix.tolist()
-    if kind == 0:
-        return []
-    box = f", box rows {y1:.0f} to {y2:.0f}, columns {x1:.0f} to {x2:.0f}" if kind == 2 else ""
-    return [f"{'mixup' if kind == 1 else 'cutmix'} with its partner, lambda {share:.4f}{box}"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -241,18 +241,13 @@ def woven(half: Any, src: Any, other: Any, info: Any, mix: Any, target: Any, spa
     return 0
 
 
-def first_row(info: Any, at: Any, row: Any) -> Any:
-    """The first row that a box of an image covers, or `row` if that is less."""
+def covered(info: Any, at: Any, begin: Any, end: Any) -> Any:
+    """Rows begin to end, stretched over the boxes of an image."""
     for box in range(np.int64(info[at])):
-        row = min(row, np.int64(info[at + 1 + 4 * box]))
-    return row
-
-
-def last_row(info: Any, at: Any, row: Any) -> Any:
-    """One past the last row that a box of an image covers, or `row` if that is more."""
-    for box in range(np.int64(info[at])):
-        row = max(row, np.int64(info[at + 1 + 4 * box]) + np.int64(info[at + 3 + 4 * box]))
-    return row
+        top = np.int64(info[at + 1 + 4 * box])
+        begin = min(begin, top)
+        end = max(end, top + np.int64(info[at + 3 + 4 * box]))
+    return begin, end
 
 
 def finish(form: Any, a: Any, b: Any, pair: Any, info: Any, first: Any, second: Any, work: Any, channels: Any,
@@ -274,11 +269,9 @@ def finish(form: Any, a: Any, b: Any, pair: Any, info: Any, first: Any, second: 
     begin = np.int64(0)
     end = height
     if form == 0 or (3 <= form <= 4 and channels == 3):
-        begin = first_row(info, 0, height)
-        end = last_row(info, 0, np.int64(0))
+        begin, end = covered(info, 0, height, begin)
         if pair:
-            begin = first_row(info, SECOND, begin)
-            end = last_row(info, SECOND, end)
+            begin, end = covered(info, SECOND, begin, end)
             for at in (MIX_FIRST, MIX_SECOND):
                 if info[at] == 2.0:
                     begin = min(begin, np.int64(info[at + 3]))
@@ -299,7 +292,6 @@ def finish(form: Any, a: Any, b: Any, pair: Any, info: Any, first: Any, second: 
     stream = info[STREAM] > 0.0
     rows = max(BAND // width, 1)
     step = 4 * ((rows * width + 31) & ~15)
-    own = as_f32(work)
     other = as_f32(work + step)
     mixed = work + 2 * step
     mixed_other = mixed + 6 * step  # three bands, and room for the three interleaved
@@ -310,13 +302,11 @@ def finish(form: Any, a: Any, b: Any, pair: Any, info: Any, first: Any, second: 
             scale = np.float32(1.0) if plain else np.float32(info[SCALE + c])
             shift = NOTHING if plain else np.float32(info[SHIFT + c])
             start = c * size + top * width
-            if not pair:
-                band = as_f32(mixed + c * step)
-                level_band(a, start, count, scale, shift, band)
-                erase_band(info, 0, top, height_here, width, band)
-                continue
+            own = as_f32(work if pair else mixed + c * step)
             level_band(a, start, count, scale, shift, own)
             erase_band(info, 0, top, height_here, width, own)
+            if not pair:
+                continue
             level_band(b, start, count, scale, shift, other)
             erase_band(info, SECOND, top, height_here, width, other)
             mix_band(own, other, info, MIX_FIRST, top, height_here, width, as_f32(mixed + c * step))

@@ -279,6 +279,7 @@ class Op(Spec):
 
     name: ClassVar[str] = ""
     page: ClassVar[str] = ""  # of the gallery
+    shows: ClassVar[dict[str, Any]] = {}  # parameters of the op in the gallery
     writes: ClassVar[tuple[Step, ...]] = ()
     erases: ClassVar[bool] = False
 
@@ -310,5 +311,5 @@ class Op(Spec):
 
     @classmethod
     def example(cls, site: Site) -> Self:
-        """The op with parameters that show in a picture what it does."""
-        return cls.model_validate({"p": 1.0} if "p" in cls.model_fields else {})
+        """The op with parameters that show in a picture what it does: those of `shows`, and p 1."""
+        return cls.model_validate(({"p": 1.0} if "p" in cls.model_fields else {}) | cls.shows)

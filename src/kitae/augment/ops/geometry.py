@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import Field, field_validator, model_validator
@@ -161,10 +161,6 @@ class HorizontalFlip(Op):
     def numbers(self, site: Site) -> list[float]:
         return [self.p, float(self.alternate)]
 
-    @classmethod
-    def example(cls, site: Site) -> Self:
-        return cls(p=1.0)
-
     @staticmethod
     def plan(key: Any, numbers: Any, codes: Any, args: Any, height: Any, width: Any) -> None:
         if numbers[1] == 0:
@@ -196,6 +192,7 @@ class Rotate(Op):
 
     name = "rotate"
     page = "geometry"
+    shows: ClassVar = {"degrees": (30.0, 30.0)}
     writes = AFFINE_STEPS
     degrees: Degrees = 15.0
     p: Probability = 1.0
@@ -215,10 +212,6 @@ class Rotate(Op):
             args[6] = numbers[4]
             args[7] = numbers[5]
             args[8] = numbers[6]
-
-    @classmethod
-    def example(cls, site: Site) -> Self:
-        return cls(degrees=(30.0, 30.0))
 
 
 class RandomCrop(Op):
@@ -351,6 +344,7 @@ class Affine(Op):
 
     name = "affine"
     page = "geometry"
+    shows: ClassVar = {"degrees": 15.0, "translate": (0.1, 0.1), "scale": (0.9, 1.1)}
     writes = AFFINE_STEPS
     degrees: Degrees = 0.0
     translate: tuple[Probability, Probability] | None = None
@@ -399,10 +393,6 @@ class Affine(Op):
             args[6] = numbers[12]
             args[7] = numbers[13]
             args[8] = numbers[14]
-
-    @classmethod
-    def example(cls, site: Site) -> Self:
-        return cls(degrees=15.0, translate=(0.1, 0.1), scale=(0.9, 1.1))
 
 
 class Perspective(Op):

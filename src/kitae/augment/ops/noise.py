@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +53,7 @@ class GaussianBlur(Op):
 
     name = "gaussian_blur"
     page = "noise"
+    shows: ClassVar = {"kernel_size": 5}
     writes = (Step(GAUSSIAN_BLUR, "filter.gaussian_blur", "blur sigma {2:.2f}"),)
     kernel_size: Kernel | tuple[Kernel, Kernel] = 3
     sigma: Annotated[Amount, within(1e-6)] = (0.1, 2.0)
@@ -72,10 +73,6 @@ class GaussianBlur(Op):
                 f"gaussian_blur: a kernel of {kx} x {ky} needs an image larger than {site.width} x {site.height}"
             )
         return pair(kx), pair(ky), pair(self.sigma), pair(self.sigma)
-
-    @classmethod
-    def example(cls, site: Site) -> Self:
-        return cls(kernel_size=5)
 
 
 QUANTILE_STEP = 1.0 / 4096.0  # the table of normal quantiles holds multiples of this
@@ -97,6 +94,7 @@ class GaussianNoise(Op):
 
     name = "gaussian_noise"
     page = "noise"
+    shows: ClassVar = {"sigma": (0.02, 0.2)}
     writes = (
         Step(
             GAUSSIAN_NOISE,
@@ -112,10 +110,6 @@ class GaussianNoise(Op):
     def ranges(self, site: Site) -> Sequence[Range]:
         return *RAW_WORDS, pair(self.mean), pair(self.sigma)
 
-    @classmethod
-    def example(cls, site: Site) -> Self:
-        return cls(sigma=(0.02, 0.2))
-
 
 class SaltAndPepper(Op):
     """Sets a share of the pixels to white (salt) or black (pepper), all channels alike.
@@ -125,6 +119,7 @@ class SaltAndPepper(Op):
 
     name = "salt_and_pepper"
     page = "noise"
+    shows: ClassVar = {"amount": (0.01, 0.1)}
     writes = (
         Step(
             SALT_AND_PEPPER,
@@ -139,10 +134,6 @@ class SaltAndPepper(Op):
 
     def ranges(self, site: Site) -> Sequence[Range]:
         return *RAW_WORDS, pair(self.amount), pair(self.salt)
-
-    @classmethod
-    def example(cls, site: Site) -> Self:
-        return cls(amount=(0.01, 0.1))
 
 
 def write_erase(codes: Any, args: Any, top: Any, left: Any, height: Any, width: Any, numbers: Any, at: int) -> None:
