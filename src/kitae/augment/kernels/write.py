@@ -33,6 +33,7 @@ from kitae.augment.kernels.link import (
     stream_line,
     stream_mixed,
 )
+from kitae.augment.kernels.move import copy_bytes
 from kitae.augment.ops.base import MOST_BOXES
 
 SECOND, MIX_FIRST, MIX_SECOND, SCALE, SHIFT, STREAM, INFO = 32, 64, 72, 80, 83, 86, 96
@@ -261,10 +262,7 @@ def finish(form: Any, a: Any, b: Any, pair: Any, info: Any, first: Any, second: 
     """
     size = height * width
     if form == 2 and not pair and info[0] == 0.0:
-        byte = as_u8(first)
-        for i in range(channels * size):
-            byte[i] = a[i]
-        return 0
+        return copy_bytes(address_of(a), first, channels * size)
     # Rows from `begin` to `end` have boxes in them; the rest is written straight, in the forms that training uses.
     begin = np.int64(0)
     end = height
