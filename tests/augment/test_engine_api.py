@@ -224,7 +224,7 @@ def test_pickled_pipelines_work() -> None:
 def test_views(kind: str) -> None:
     for x in (X, torch.from_numpy(X[:, :1])):
         views = list(tta.views(x, kind))
-        assert len(views) == tta.count(kind)
+        assert len(views) == {"none": 1, "flip": 2, "shift": 5, "scale": 3, "full": 14}[kind]
         assert all(type(v) is type(x) and v.shape == x.shape and v.dtype == x.dtype for v in views)
         assert np.array_equal(views[0], x)
         assert len({np.asarray(v).tobytes() for v in views}) == len(views)
