@@ -11,14 +11,13 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from kitae.augment.ops import STEPS
 from kitae.augment.ops.base import AUGMIX_BEGIN, AUGMIX_END, CHAIN_BEGIN, CHAIN_END, ERASE_AFTER, NOP
 from kitae.augment.plan import Pipeline, Program
 from kitae.augment.twins.move import erase
 from kitae.augment.twins.numbers import Numbers, level
-
-Tensor = torch.Tensor
 
 
 def run_steps(images: Tensor, program: Program) -> tuple[Tensor, Tensor | None]:

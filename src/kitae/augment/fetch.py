@@ -5,9 +5,6 @@ its window is resized in one step. The draw and the kernel are those of the op; 
 For encoded images the draw is the same, at their original size; Pillow decodes them, and the kernel resizes.
 """
 
-# numba types the kernel, not mypy.
-# mypy: disable-error-code="operator,arg-type"
-
 from __future__ import annotations
 
 import ctypes
@@ -172,7 +169,8 @@ class _Scratch:
 
 
 class _Crop:
-    """
+    """What reads windows out of a store.
+
     Args:
         op: what to draw; its result has the size of what the network sees, unless it names one.
         images: where to read.
@@ -199,11 +197,10 @@ class PictureCrop(_Crop):
         work_at = (WINDOW_AT + channels * largest + 127) & ~63
         work = work_bytes(int(pictures.heights.max()), int(pictures.widths.max()), *self.shape[1:])
         self._scratch_bytes = work_at + work + 64
-        c = np.zeros(CONTEXT, np.int64)
+        self._context = c = np.zeros(CONTEXT, np.int64)
         c[[PIXELS, STARTS, HEIGHTS, WIDTHS]] = [array.ctypes.data for array in self._arrays]
         c[CHANNELS], c[STRIDE], c[WORK_AT] = channels, int(np.prod(self.shape)), work_at
         c[NUMBERS], c[SLOT_AT] = self._numbers.ctypes.data, SLOT
-        self._context = c
 
     def __call__(self, rows: NDArray[np.int64], index: NDArray[np.int64], seed: int, epoch: int) -> NDArray[np.uint8]:
         """Training images, a pure function of (seed, epoch, index) and the pictures.

@@ -1,8 +1,5 @@
 """Brightness, contrast, saturation, hue and the other ops that process one pixel at a time."""
 
-# numba types these, not mypy.
-# mypy: disable-error-code="arg-type,operator,assignment"
-
 from __future__ import annotations
 
 from typing import Any

@@ -1,8 +1,5 @@
 """Blur, sharpness, and the ops that need a histogram."""
 
-# numba types these, not mypy.
-# mypy: disable-error-code="arg-type,operator,assignment"
-
 from __future__ import annotations
 
 import math

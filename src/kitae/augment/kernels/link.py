@@ -1,8 +1,5 @@
 """What kernels need beyond Python: typed pointers from addresses, calls by address, atomics, bits."""
 
-# numba and llvmlite have no stubs.
-# mypy: disable-error-code="untyped-decorator,import-untyped"
-
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence

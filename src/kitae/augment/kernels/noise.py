@@ -1,9 +1,6 @@
 """Gaussian noise, salt and pepper: a random word for every pixel, from a hash of the sample's key and the pixel's
 place."""
 
-# numba types these, not mypy.
-# mypy: disable-error-code="arg-type,operator,assignment"
-
 from __future__ import annotations
 
 from typing import Any

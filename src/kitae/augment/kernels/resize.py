@@ -1,8 +1,5 @@
 """Resized crop: antialiased bilinear, in integers."""
 
-# numba types these, not mypy.
-# mypy: disable-error-code="operator,arg-type,assignment"
-
 from __future__ import annotations
 
 from typing import Any

@@ -5,9 +5,6 @@ For each sample (each pair, if images mix) it plans every op of the pipeline, ru
 in the core's cache, and writes the result. Threads take blocks of samples from a shared atomic counter.
 """
 
-# numba types these, not mypy.
-# mypy: disable-error-code="arg-type,operator,assignment"
-
 from __future__ import annotations
 
 from typing import Any

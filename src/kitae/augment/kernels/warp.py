@@ -4,9 +4,6 @@ A warp finds, for a row of the result, where each pixel comes from (vectorised a
 are float32, multiplied and added in the order written here, which the torch executor repeats.
 """
 
-# numba types these, not mypy.
-# mypy: disable-error-code="operator,arg-type,assignment"
-
 from __future__ import annotations
 
 from typing import Any

@@ -11,9 +11,6 @@ Images are written in bands of rows that stay in the innermost cache. If the who
     86      1: write past the caches
 """
 
-# numba types these, not mypy.
-# mypy: disable-error-code="arg-type,operator,assignment"
-
 from __future__ import annotations
 
 from typing import Any
@@ -286,7 +283,6 @@ def finish(form: Any, a: Any, b: Any, pair: Any, info: Any, first: Any, second: 
                 woven(form == 4, a, b, info, MIX_FIRST if pair else 0, first, work, start, count, size)
                 if pair:
                     woven(form == 4, b, a, info, MIX_SECOND, second, work, start, count, size)
-    plain = form % 3 == 2
     stream = info[STREAM] > 0.0
     rows = max(BAND // width, 1)
     step = 4 * ((rows * width + 31) & ~15)
@@ -297,8 +293,8 @@ def finish(form: Any, a: Any, b: Any, pair: Any, info: Any, first: Any, second: 
         height_here = min(rows, end - top)
         count = height_here * width
         for c in range(channels):
-            scale = np.float32(1.0) if plain else np.float32(info[SCALE + c])
-            shift = NOTHING if plain else np.float32(info[SHIFT + c])
+            scale = np.float32(info[SCALE + c])
+            shift = np.float32(info[SHIFT + c])
             start = c * size + top * width
             own = as_f32(work if pair else mixed + c * step)
             level_band(a, start, count, scale, shift, own)

@@ -214,7 +214,17 @@ class Rotate(Op):
             args[8] = numbers[6]
 
 
-class RandomCrop(Op):
+class _Crop(Op):
+    page = "geometry"
+    size: Size | tuple[Size, Size] | None = None
+
+    def result(self, height: int, width: int) -> tuple[int, int]:
+        if self.size is None:
+            return height, width
+        return (self.size, self.size) if isinstance(self.size, int) else self.size
+
+
+class RandomCrop(_Crop):
     """Cuts a window of `size` at a uniform place from the image padded on all sides. torchvision RandomCrop.
 
     size: pixels (a number or height, width); null keeps the image's size.
@@ -223,9 +233,7 @@ class RandomCrop(Op):
     """
 
     name = "random_crop"
-    page = "geometry"
     writes = (Step(CROP, "move.crop", _window),)
-    size: Size | tuple[Size, Size] | None = None
     padding: Border | tuple[Border, Border] | tuple[Border, Border, Border, Border] = 0
     mode: Literal["zero", "reflect", "edge"] = "zero"
     fill: Annotated[float | tuple[float, float, float], Levels] = 0.0
@@ -236,9 +244,6 @@ class RandomCrop(Op):
         if isinstance(pad, int):
             return pad, pad, pad, pad
         return pad if len(pad) == 4 else (pad[0], pad[1], pad[0], pad[1])
-
-    def result(self, height: int, width: int) -> tuple[int, int]:
-        return _sides(self.size, height, width)
 
     def numbers(self, site: Site) -> list[float]:
         left, top, right, bottom = self.borders()
@@ -272,14 +277,7 @@ class RandomCrop(Op):
         return cls(padding=max(4, min(site.height, site.width) // 8))  # padding that shows
 
 
-def _sides(size: int | tuple[int, int] | None, height: int, width: int) -> tuple[int, int]:
-    """What a `size` stands for: height and width."""
-    if size is None:
-        return height, width
-    return (size, size) if isinstance(size, int) else size
-
-
-class RandomResizedCrop(Op):
+class RandomResizedCrop(_Crop):
     """Cuts a window of random area and shape and resizes it, bilinear with antialias. torchvision RandomResizedCrop.
 
     Ten tries: area uniform in `scale` (share of the image), aspect ratio (width / height) log-uniform in `ratio`,
@@ -289,14 +287,9 @@ class RandomResizedCrop(Op):
     """
 
     name = "random_resized_crop"
-    page = "geometry"
     writes = (Step(RESIZED_CROP, "resize.resized_crop", _window),)
-    size: Size | tuple[Size, Size] | None = None
     scale: Share = (0.08, 1.0)
     ratio: Ratio = (3.0 / 4.0, 4.0 / 3.0)
-
-    def result(self, height: int, width: int) -> tuple[int, int]:
-        return _sides(self.size, height, width)
 
     def numbers(self, site: Site) -> list[float]:
         return [*self.result(site.height, site.width), *self.scale, *self.ratio]

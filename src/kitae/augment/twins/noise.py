@@ -7,11 +7,10 @@ import functools
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from kitae.augment.ops.noise import QUANTILE_STEP, noise_quantiles
 from kitae.augment.twins.numbers import Numbers
-
-Tensor = torch.Tensor
 
 
 def _scramble(place: Tensor, low: Tensor, high: Tensor) -> Tensor:
