@@ -84,7 +84,12 @@ PROGRAM_AT = 1024  # codes, then args
 
 def scratch_bytes(steps: int, image_bytes: int, work_bytes: int) -> int:
     """Bytes a thread needs: its program, four buffers, a kept original, a float accumulator, a work area."""
-    return PROGRAM_AT + steps * 8 * (1 + ARGS) + 64 + 9 * image_bytes + work_bytes + 256
+    return buffers_at(steps) + 9 * image_bytes + work_bytes + 256
+
+
+def buffers_at(steps: int) -> int:
+    """Where the buffers begin, after the program."""
+    return (PROGRAM_AT + steps * 8 * (1 + ARGS) + 63) & ~63
 
 
 def set_key(context: Any, key: Any, n: Any) -> None:
@@ -139,7 +144,7 @@ def augment_one(context: Any, scratch: Any, n: Any, slot: Any, boxes: Any) -> An
         args = as_f64(scratch + PROGRAM_AT + 8 * steps)
         plan_one(context, as_u64(scratch + KEY_AT), n, codes, args)
     size = context[IMAGE_BYTES]
-    buffers = scratch + ((PROGRAM_AT + steps * 8 * (1 + ARGS) + 63) & ~63)
+    buffers = scratch + buffers_at(steps)
     a = buffers + 2 * slot * size
     b = a + size
     kept = buffers + 4 * size
@@ -173,12 +178,8 @@ def augment_one(context: Any, scratch: Any, n: Any, slot: Any, boxes: Any) -> An
         elif code == CHAIN_END:
             call7(table[code], current, sums, work, at, channels, height, width)
         elif code == AUGMIX_BEGIN:
-            if current != given:
-                call7(table[code], current, sums, kept, at, channels, height, width)
-                base = kept
-            else:
-                call7(table[code], current, sums, 0, at, channels, height, width)
-                base = current
+            base = current if current == given else kept
+            call7(table[code], current, sums, 0 if base == given else kept, at, channels, height, width)
         elif code == AUGMIX_END:
             call7(table[code], sums, a, work, at, channels, height, width)
             current = a
@@ -251,8 +252,7 @@ def run(context_at: Any, scratch: Any) -> Any:
     steps = context[STEPS]
     key = as_u64(scratch + KEY_AT)
     info = as_f64(scratch + INFO_AT)
-    buffers = scratch + ((PROGRAM_AT + steps * 8 * (1 + ARGS) + 63) & ~63)
-    work = buffers + 9 * context[IMAGE_BYTES]
+    work = scratch + buffers_at(steps) + 9 * context[IMAGE_BYTES]
     scales = as_f64(context[SCALES])
     for i in range(6):
         info[SCALE + i] = scales[i]

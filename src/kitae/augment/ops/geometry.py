@@ -27,7 +27,6 @@ from kitae.augment.ops.base import (
     Op,
     Probability,
     Ratio,
-    Rising,
     Share,
     Site,
     Size,
@@ -37,6 +36,7 @@ from kitae.augment.ops.base import (
     check_range,
     draw,
     fills,
+    rising,
     rounded,
     span,
     unit,
@@ -341,7 +341,7 @@ class Affine(Op):
     writes = AFFINE_STEPS
     degrees: Degrees = 0.0
     translate: tuple[Probability, Probability] | None = None
-    scale: Annotated[tuple[float, float] | None, Rising] = None
+    scale: Annotated[tuple[float, float] | None, rising()] = None
     shear: float | tuple[float, float] | tuple[float, float, float, float] | None = None
     p: Probability = 1.0
     interpolation: Interpolation = "nearest"
