@@ -243,6 +243,10 @@ from kitae.augment.spec import AugmentSpec
 import kitae.augment
 AugmentSpec(train=["horizontal_flip", {"augmix": {}}], mix={})
 assert not {"torch", "numba", "scipy"} & set(sys.modules), set(sys.modules)
+import torch
+from kitae.augment import functional
+functional.rotate(torch.zeros(1, 3, 4, 4, dtype=torch.uint8), 20.0, executor="torch")
+assert "numba" not in sys.modules  # nothing is compiled for given numbers in torch
 """
     run(code)
 

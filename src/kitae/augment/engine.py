@@ -251,11 +251,13 @@ class Augment:
         x = given.permute(0, 3, 1, 2) if self.layout == "nhwc" else given
         x = x.contiguous()
         erased, mix = None, None
-        for stage in self._executors(pipeline):
+        # A program is whole, and needs nothing compiled.
+        stages: Sequence[Any] = self._executors(pipeline) if isinstance(source, Keys) else [None]
+        for stage in stages:
             if isinstance(stage, Custom):
                 x = self._custom(stage, x.clone(), source)
             else:
-                program = source if isinstance(source, Program) else stage.plan(source)
+                program = stage.plan(source) if isinstance(source, Keys) else source
                 x, erased = batched.run_steps(x, program)
                 mix = program.mix
         out: Any = batched.finish(x, erased, mix, pipeline, self.dtype, self.channels_last)
