@@ -14,7 +14,7 @@ _HOMES = {
     "Augment": "engine",
     "CustomOp": "ops",
     "Op": "ops",
-    "Draw": "draw",
+    "Draw": "ops",
     "Program": "plan",
     "AugmentSpec": "spec",
     "MixSpec": "spec",

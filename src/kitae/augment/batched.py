@@ -11,14 +11,13 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from kitae.augment.ops import STEPS
 from kitae.augment.ops.base import AUGMIX_BEGIN, AUGMIX_END, CHAIN_BEGIN, CHAIN_END, ERASE_AFTER, NOP
-from kitae.augment.plan import Program
+from kitae.augment.plan import Pipeline, Program
 from kitae.augment.twins.move import erase
 from kitae.augment.twins.numbers import Numbers, level
-
-Tensor = torch.Tensor
 
 
 def run_steps(images: Tensor, program: Program) -> tuple[Tensor, Tensor | None]:
@@ -69,8 +68,7 @@ def finish(
     x: Tensor,
     erased: Tensor | None,
     mix: NDArray[np.float64] | None,
-    scale: list[float],
-    shift: list[float],
+    pipeline: Pipeline,
     dtype: str,
     channels_last: bool,
 ) -> Tensor:
@@ -78,8 +76,9 @@ def finish(
     if dtype == "uint8":
         v = x.float() if mix is not None else x
     else:
-        columns = [torch.tensor(s, dtype=torch.float32, device=x.device).view(1, -1, 1, 1) for s in (scale, shift)]
-        v = x.float() * columns[0] + columns[1]
+        numbers = torch.tensor((pipeline.scale, pipeline.shift), dtype=torch.float32, device=x.device)
+        scale, shift = numbers[:, : x.shape[1], None, None].unbind()
+        v = x.float() * scale + shift
         if erased is not None:
             v = v.masked_fill(erased, 0.0)
     pairs = len(v) // 2 * 2

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kitae.augment.ops.base import ARGS, CROP, ERASE, ERASE_AFTER, GAUSSIAN_BLUR, NOP, RESIZED_CROP
-from kitae.augment.plan import Pipeline, Program
+from kitae.augment.plan import Keys, Pipeline, Program
 from kitae.errors import AugmentError
 
 Layout = Literal["nchw", "nhwc"]
@@ -40,16 +40,6 @@ def as_batch(images: Any, layout: Layout) -> Any:
     if 0 in shape[1:]:
         raise AugmentError(f"images have no pixels: {shape}")
     return images.detach() if is_torch(images) else images
-
-
-def scale_and_shift(mean: Any, std: Any) -> tuple[list[float], list[float]]:
-    """Per channel, so that level * scale + shift is (level / 255 - mean) / std."""
-    m, s = as_colour(mean, "mean"), as_colour(std, "std")
-    assert m is not None
-    assert s is not None
-    if len(m) != len(s):
-        m, s = (v * 3 if len(v) == 1 else v for v in (m, s))
-    return [1.0 / (255.0 * b) for b in s], [-a / b for a, b in zip(m, s, strict=True)]
 
 
 def as_colour(values: Any, name: str) -> tuple[float, ...] | None:
@@ -111,26 +101,21 @@ def check_program(program: Program, pipeline: Pipeline, count: int) -> Program:
     return Program(codes, args, mix)
 
 
-def as_keys(epoch: Any, index: Any, count: int) -> tuple[int | NDArray[np.int64], NDArray[np.int64]]:
-    """The epoch, one or int64 [count], and the index, int64 [count]."""
+def as_keys(epoch: Any, index: Any, step: int | None, count: int | None = None) -> Keys:
+    """The keys of a batch, of `count` samples where that is known; a step of None is the first index."""
     rows = integers(index, "index", 2**63)
-    if rows.ndim != 1 or len(rows) != count:
-        raise AugmentError(f"index must be one integer per sample, [{count}], not {list(rows.shape)}")
-    if type(epoch) is int and 0 <= epoch < 2**32:
-        return epoch, rows
-    epochs = integers(epoch, "epoch", 2**32)
-    if epochs.ndim == 0:
-        return int(epochs), rows
-    if epochs.shape != (count,):
-        raise AugmentError(f"epoch must be an integer or one per sample, [{count}], not {list(epochs.shape)}")
-    return epochs, rows
-
-
-def as_step(step: int | None, rows: NDArray[np.int64]) -> int:
-    """The key of a whole batch: its step, or its first index if the step is None."""
+    if rows.ndim != 1 or count not in (None, len(rows)):
+        raise AugmentError(
+            f"index must be one integer per sample, [{'N' if count is None else count}], not {list(rows.shape)}"
+        )
+    if type(epoch) is not int or not 0 <= epoch < 2**32:
+        epochs = integers(epoch, "epoch", 2**32)
+        if epochs.shape not in ((), (len(rows),)):
+            raise AugmentError(f"epoch must be an integer or one per sample, [{len(rows)}], not {list(epochs.shape)}")
+        epoch = epochs if epochs.ndim else int(epochs)
     if step is None:
-        return int(rows[0]) if len(rows) else 0
-    return int(integers(step, "step", 2**63))
+        return Keys(epoch, rows, int(rows[0]) if len(rows) else 0)
+    return Keys(epoch, rows, int(integers(step, "step", 2**63)))
 
 
 def integers(value: Any, name: str, limit: int) -> NDArray[np.int64]:

@@ -16,22 +16,22 @@ import queue
 import sys
 import threading
 import time
-import weakref
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kitae.augment import jit
-from kitae.augment.kernels import crew, noise
+from kitae.augment.kernels import crew, resize
 from kitae.augment.kernels import run as driver
-from kitae.augment.kernels.link import CLOSE, FINISH, LEAD, OP, PLAN, RUN, SERVE
-from kitae.augment.kernels.write import FINISHERS
+from kitae.augment.kernels.link import CLOSE, LEAD, OP, PLAN, RUN, SERVE
+from kitae.augment.kernels.write import FORMS
+from kitae.augment.mix import MIX
 from kitae.augment.ops import STEPS
-from kitae.augment.ops.base import CODES, GAUSSIAN_NOISE, NOP, RESIZED_CROP
-from kitae.augment.plan import Pipeline, Program
-from kitae.keyed import SLOT_MIX, normal_quantile
+from kitae.augment.ops.base import ARGS, CODES, GAUSSIAN_NOISE, NOP, RESIZED_CROP
+from kitae.augment.ops.noise import noise_quantiles
+from kitae.augment.plan import Keys, Pipeline, Program
+from kitae.keyed import SLOT_MIX
 
 
 class _Crew:
@@ -98,23 +98,6 @@ def _address(array: NDArray[Any]) -> int:
     return array.__array_interface__["data"][0]  # type: ignore[no-any-return]
 
 
-_crew = _Crew()
-_locked: weakref.WeakSet[Recycler | Executor] = weakref.WeakSet()  # what has a `_lock`
-
-
-def _after_fork() -> None:
-    """Threads do not survive a fork, and a lock that one of them held would never be released."""
-    global _crew
-    _crew = _Crew()
-    for owner in list(_locked):
-        owner._lock = threading.Lock()
-    jit.renew_lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
-
-
 @functools.cache
 def _cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -126,15 +109,14 @@ def default_threads() -> int:
     return 1 if torch is not None and torch.utils.data.get_worker_info() is not None else _cpus()
 
 
-class Recycler:
+class _Recycler:
     """Arrays whose memory is reused once nobody else refers to them."""
 
     KEEP = 4  # of one size
     SMALL = 1 << 16  # bytes; below, the allocator is as good
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        _locked.add(self)
+        self.lock = threading.Lock()
         self._arrays: dict[tuple[int, Any], list[NDArray[Any]]] = {}
         self._idle = self._references([np.empty(1)], 0)
 
@@ -143,12 +125,11 @@ class Recycler:
         return sys.getrefcount(arrays[at])
 
     def take(self, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
-        """An array of this shape, contents undefined."""
         dtype = np.dtype(dtype)
         count = math.prod(shape)
         if count * dtype.itemsize < self.SMALL:
             return np.empty(shape, dtype)
-        with self._lock:
+        with self.lock:
             shelf = self._arrays.get((count, dtype))
             if shelf is None:
                 if len(self._arrays) >= 8:  # sizes come and go: start over
@@ -161,6 +142,25 @@ class Recycler:
             if len(shelf) < self.KEEP:
                 shelf.append(base)
             return base.reshape(shape)
+
+
+def take(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+    """An array of this shape, contents undefined; large ones in memory that an earlier result has left."""
+    return _recycler.take(shape, dtype)
+
+
+_crew, _recycler = _Crew(), _Recycler()
+
+
+def _after_fork() -> None:
+    """Threads do not survive a fork, and a lock that one of them held would never be released."""
+    global _crew, _recycler
+    _crew, _recycler = _Crew(), _Recycler()
+    jit.renew_lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 # Larger results do not stay in the caches anyway, so they are written with non-temporal stores.
@@ -179,26 +179,13 @@ def _scratch(size: int) -> NDArray[np.uint8]:
     return kept
 
 
-@functools.cache
-def quantiles() -> NDArray[np.int16]:
-    """The upper half of the normal quantile function at 65,536 points, in steps of `noise.QUANTILE_STEP`: int16
-    [32768]."""
-    points = (np.arange(32768) + 32768.5) / 65536.0
-    return np.rint(normal_quantile(points) / noise.QUANTILE_STEP).astype(np.int16)
-
-
 def _work_bytes(pipeline: Pipeline, codes: set[int]) -> int:
     """Bytes of work area that the largest need of any kernel takes at the largest size."""
     side = max(max(size) for size in pipeline.sizes) + 64
-    lines = 64 * side + 128 * 1024
-    need = lines + 5 * max((h + 64) * (w + 64) for h, w in pipeline.sizes)  # a padded image, one word per pixel
+    padded = max((h + 64) * (w + 64) for h, w in pipeline.sizes)  # one word per pixel
+    need = 64 * side + 128 * 1024 + 5 * padded
     if RESIZED_CROP in codes:
-        for (h, w), (nh, nw) in itertools.pairwise(pipeline.sizes):
-            # Weights of so many taps both ways, and planes transposed between the two passes.
-            across, down = 2 * -(-max(w, nw) // nw) + 1, 2 * -(-max(h, nh) // nh) + 1
-            tall, wide = h + 16, nw + 16
-            weights = 4 * (max(nh, nw) + max(tall, wide)) + 8 * max(nw * across, nh * down)
-            need = max(need, lines + weights + (w + across + nw) * tall + 3 * (h + down) * wide + 1024)
+        need = max(need, *(resize.work_bytes(*old, *new) for old, new in itertools.pairwise(pipeline.sizes)))
     return need
 
 
@@ -212,136 +199,114 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 class Executor:
     """Runs one pipeline's programs on NumPy arrays. Safe to call from several threads.
 
-    Kernels are compiled when they are first needed: plans by `plan`, the rest by a call.
+    Plans are compiled at once, kernels when they are first needed.
     """
 
     def __init__(
         self,
         pipeline: Pipeline,
-        *,
         seed: int,
-        scale: Sequence[float],
-        shift: Sequence[float],
-        dtype: str,
+        *,
+        dtype: str = "uint8",
         channels_last: bool = False,
         interleaved: bool = False,
         threads: int | None = None,
-        codes: set[int] | None = None,
     ) -> None:
         self.pipeline, self.threads, self.dtype, self.channels_last = pipeline, threads, dtype, channels_last
         p = pipeline
-        self._codes = {step.code for op in p.ops for step in op.writes} if codes is None else codes
-        self._codes = self._codes - {NOP} | ({NOP} if interleaved else set())
-        self._numbers = np.array([_address(n) for n in p.numbers], np.int64)
-        self._plans = np.zeros(len(p.ops), np.int64)
-        self._offsets = np.array(p.offsets, np.int64)
-        self._sizes = np.array(p.sizes, np.int64).reshape(-1)
-        self._slots = np.array([*p.slots, SLOT_MIX], np.uint64)
-        self._seed = np.array([seed & 0xFFFFFFFF, seed >> 32], np.uint64)
-        self._scales = np.array([*(list(scale) * 3)[:3], *(list(shift) * 3)[:3]], np.float64)
+        self._codes = {step.code for op in p.ops for step in op.writes} | ({NOP} if interleaved else set())
         self._table = np.zeros(CODES, np.int64)
-        self._flags = np.zeros(CODES, np.int64)
-        h, w = p.sizes[-1]
-        self._image_bytes = (max(a * b for a, b in p.sizes) * p.channels + 127) & ~63
-        self._scratch_bytes = driver.scratch_bytes(p.steps, self._image_bytes, _work_bytes(p, self._codes))
-        self._ready = 0  # 1: plans compiled, 2: all
-        self._lock = threading.Lock()
-        _locked.add(self)
-        self._recycler = Recycler()
+        self._prepared = False
+        (height, width), (last_height, last_width) = p.sizes[0], p.sizes[-1]
+        image_bytes = (max(h * w for h, w in p.sizes) * p.channels + 127) & ~63
+        self._scratch_bytes = driver.scratch_bytes(p.steps, image_bytes, _work_bytes(p, self._codes))
+        self._kept: list[NDArray[Any]] = [self._table, *p.numbers]  # as their memory is read by address
+
+        def address(values: Any, kind: Any) -> int:
+            self._kept.append(np.array(values, kind))
+            return _address(self._kept[-1])
+
         c = np.zeros(driver.CONTEXT, np.int64)
-        c[driver.STRIDE] = p.channels * p.height * p.width
-        c[driver.CHANNELS], c[driver.HEIGHT], c[driver.WIDTH] = p.channels, p.height, p.width
-        c[driver.LAST_HEIGHT], c[driver.LAST_WIDTH] = h, w
+        c[driver.STRIDE] = p.channels * height * width
+        c[driver.CHANNELS], c[driver.HEIGHT], c[driver.WIDTH] = p.channels, height, width
+        c[driver.LAST_HEIGHT], c[driver.LAST_WIDTH] = last_height, last_width
         c[driver.INTERLEAVED] = interleaved and p.channels > 1
         c[driver.STEPS], c[driver.OPS] = p.steps, len(p.ops)
-        c[driver.PLANS], c[driver.NUMBERS] = _address(self._plans), _address(self._numbers)
-        c[driver.OFFSETS], c[driver.SIZES] = _address(self._offsets), _address(self._sizes)
-        c[driver.KEYS], c[driver.SEED] = _address(self._slots), _address(self._seed)
-        c[driver.TABLE], c[driver.FLAGS] = _address(self._table), _address(self._flags)
-        c[driver.SCALES], c[driver.IMAGE_BYTES] = _address(self._scales), self._image_bytes
-        c[driver.OUT_STRIDE] = _DTYPES[dtype].itemsize * p.channels * h * w
-        c[driver.SCRATCH_BYTES] = self._scratch_bytes
+        c[driver.RUN_AT] = jit.native(driver.run, RUN).address
+        c[driver.PLANS] = address([jit.native(op.plan, PLAN).address for op in p.ops], np.int64)
+        c[driver.NUMBERS] = address([_address(n) for n in p.numbers], np.int64)
+        c[driver.OFFSETS], c[driver.SIZES] = address(p.offsets, np.int64), address(p.sizes, np.int64)
+        c[driver.KEYS] = address([*p.slots, SLOT_MIX], np.uint64)
+        c[driver.SEED] = address([seed & 0xFFFFFFFF, seed >> 32], np.uint64)
+        c[driver.TABLE], c[driver.SCALES] = _address(self._table), address([*p.scale, *p.shift], np.float64)
+        c[driver.IMAGE_BYTES], c[driver.SCRATCH_BYTES] = image_bytes, self._scratch_bytes
+        c[driver.FORM] = FORMS[dtype, channels_last]
+        c[driver.OUT_STRIDE] = _DTYPES[dtype].itemsize * p.channels * last_height * last_width
         if p.mixing is not None:
-            c[driver.MIXING], c[driver.MIX_SHARED] = _address(p.mixing), p.mixes_batch
+            c[driver.MIXING], c[driver.MIX_SHARED] = address(p.mixing, np.float64), p.mixes_batch
         if GAUSSIAN_NOISE in self._codes:
-            c[driver.QUANTILES] = _address(quantiles())
+            c[driver.QUANTILES] = _address(noise_quantiles())
         self._context = c
 
-    def prepare(self, plan_only: bool = False) -> None:
-        """Compile, or load, what this pipeline needs."""
-        with self._lock:
-            if self._ready == 0:
-                self._context[driver.RUN_AT] = jit.native(driver.run, RUN).address
-                self._plans[:] = [jit.native(op.plan, PLAN).address for op in self.pipeline.ops]
-                self._ready = 1
-            if self._ready == 1 and not plan_only:
-                for step in (STEPS[code] for code in sorted(self._codes)):
-                    if step.kernel is not None:
-                        self._table[step.code] = jit.native(step.kernel, OP).address
-                        self._flags[step.code] = step.in_place
-                finish = FINISHERS[self.dtype, self.channels_last]
-                self._context[driver.FINISH_AT] = jit.native(finish, FINISH).address
-                self._ready = 2
+    def prepare(self) -> None:
+        """Compile, or load, the kernels."""
+        if not self._prepared:
+            for step in (STEPS[code] for code in sorted(self._codes)):
+                if step.kernel is not None:
+                    self._table[step.code] = jit.native(step.kernel, OP).address
+            self._prepared = True
 
     def _go(self, context: NDArray[np.int64], count: int, threads: int) -> None:
         if count == 0:
             return
         at = _address(context)
         context[driver.COUNT], context[driver.COUNTER] = count, at + 8 * driver.NEXT
-        p = self.pipeline
         # Blocks of some 16 KB of pixels, but enough blocks for the threads to share the work evenly.
-        block = min(max(16384 // (p.channels * p.height * p.width), 1), max(count // (8 * threads), 1))
+        block = min(max(16384 // int(context[driver.STRIDE]), 1), max(count // (8 * threads), 1))
         block = (block + 1) & ~1
         context[driver.BLOCK] = block
         _crew.run(at, _address(_scratch(self._scratch_bytes)), min(threads, -(-count // block)))
 
     @staticmethod
-    def _set_epoch(context: NDArray[np.int64], epoch: int | NDArray[np.int64]) -> None:
-        if isinstance(epoch, int):
-            context[driver.SAME_EPOCH] = epoch
+    def _set_keys(context: NDArray[np.int64], keys: Keys) -> None:
+        context[driver.INDEX], context[driver.MIX_STEP] = _address(keys.index), keys.step
+        if isinstance(keys.epoch, int):
+            context[driver.SAME_EPOCH] = keys.epoch
         else:
-            context[driver.EPOCH] = _address(epoch)
+            context[driver.EPOCH] = _address(keys.epoch)
 
-    def plan(self, epoch: int | NDArray[np.int64], index: NDArray[np.int64], step: int = 0) -> Program:
-        """The program of each sample; `step` keys the mixing of a whole batch."""
-        if self._ready < 1:
-            self.prepare(plan_only=True)
-        p = self.pipeline
-        program = Program(
-            np.zeros((len(index), p.steps), np.int64),
-            np.zeros((len(index), p.steps, 12), np.float64),
-            None if p.mixing is None else np.zeros((len(index), 6)),
-        )
-        context = self._context.copy()
-        context[driver.INDEX], context[driver.MIX_STEP] = _address(index), step
-        self._set_epoch(context, epoch)
+    @staticmethod
+    def _set_program(context: NDArray[np.int64], program: Program) -> None:
         context[driver.CODES_AT], context[driver.ARGS_AT] = _address(program.codes), _address(program.args)
         context[driver.MIX_AT] = 0 if program.mix is None else _address(program.mix)
+
+    def plan(self, keys: Keys) -> Program:
+        """The program of each sample."""
+        p, count = self.pipeline, len(keys.index)
+        program = Program(
+            np.zeros((count, p.steps), np.int64),
+            np.zeros((count, p.steps, ARGS), np.float64),
+            None if p.mixing is None else np.zeros((count, MIX)),
+        )
+        context = self._context.copy()
+        self._set_keys(context, keys)
+        self._set_program(context, program)
         context[driver.WRITE_PROGRAM] = 1
-        self._go(context, len(index), 1)
+        self._go(context, count, 1)
         return program
 
     def __call__(
-        self,
-        images: NDArray[np.uint8],
-        epoch: int | NDArray[np.int64] | None,
-        index: NDArray[np.int64] | None,
-        targets: NDArray[Any] | None = None,
-        classes: int = 0,
-        program: Program | None = None,
-        step: int = 0,
+        self, images: NDArray[np.uint8], source: Keys | Program, targets: NDArray[Any] | None = None, classes: int = 0
     ) -> tuple[NDArray[Any], NDArray[np.float32] | None]:
-        """Run on contiguous images, with keys or with a given program: the result and mixed targets.
+        """Run on contiguous images what the keys draw, or a program of this pipeline: the result and mixed targets.
 
         bfloat16 comes as uint16 bits; channels_last comes as [N, H, W, C].
         """
-        if self._ready < 2:
-            self.prepare()
+        self.prepare()
         p = self.pipeline
-        count = images.shape[0]
+        count = len(images)
         h, w = p.sizes[-1]
-        shape = (count, h, w, p.channels) if self.channels_last else (count, p.channels, h, w)
-        out = self._recycler.take(shape, _DTYPES[self.dtype])
+        out = take((count, h, w, p.channels) if self.channels_last else (count, p.channels, h, w), _DTYPES[self.dtype])
         context = self._context.copy()
         context[driver.STREAMING] = out.nbytes > STREAM_BYTES
         context[driver.IMAGES], context[driver.OUT] = _address(images), _address(out)
@@ -350,12 +315,9 @@ class Executor:
             mixed = np.empty((count, classes), np.float32)
             context[driver.TARGETS], context[driver.OUT_TARGETS] = _address(targets), _address(mixed)
             context[driver.TARGETS_KIND], context[driver.CLASSES] = 1 if targets.ndim == 1 else 2, classes
-        if program is not None:
-            context[driver.CODES_AT], context[driver.ARGS_AT] = _address(program.codes), _address(program.args)
-            context[driver.MIXING] = 0 if program.mix is None else 1
-            context[driver.MIX_AT] = 0 if program.mix is None else _address(program.mix)
-        elif index is not None and epoch is not None:
-            context[driver.INDEX], context[driver.MIX_STEP] = _address(index), step
-            self._set_epoch(context, epoch)
+        if isinstance(source, Program):
+            self._set_program(context, source)
+        else:
+            self._set_keys(context, source)
         self._go(context, count, self.threads or default_threads())
         return out, mixed

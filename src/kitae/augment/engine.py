@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from kitae.augment.checks import (
     Layout,
@@ -14,18 +13,18 @@ from kitae.augment.checks import (
     as_colour,
     as_keys,
     as_labels,
-    as_step,
     check_program,
     integers,
     is_torch,
-    scale_and_shift,
 )
-from kitae.augment.draw import Draw
 from kitae.augment.mix import mixed_targets
-from kitae.augment.ops import CustomOp, Op, TransformOp
-from kitae.augment.plan import Pipeline, Program, plan_sample
+from kitae.augment.ops import CustomOp, Draw, Op, TransformOp
+from kitae.augment.plan import Custom, Keys, Pipeline, Program, plan_sample
 from kitae.augment.spec import MixSpec, make_op
 from kitae.errors import AugmentError
+
+if TYPE_CHECKING:
+    from kitae.augment.cpu import Executor
 
 
 class Augment:
@@ -115,53 +114,50 @@ class Augment:
         self.executor, self.layout, self.channels_last = executor, layout, channels_last
         self.dtype = dtype if self.mean is not None else "uint8"
         self._pipelines: dict[tuple[int, int, int], Pipeline] = {}
-        self._executors: dict[Any, Any] = {}
+        self._stages: dict[tuple[int, int, int], list[Executor | Custom]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_pipelines": {}, "_executors": {}}  # a spawned worker builds its own
+        return {**self.__dict__, "_pipelines": {}, "_stages": {}}  # a spawned worker builds its own
 
     # Pieces ------------------------------------------------------------------------------------------------------
 
     def pipeline(self, channels: int, height: int, width: int) -> Pipeline:
         """What the ops mean for images of this size."""
         key = (channels, height, width)
-        found = self._pipelines.get(key)
-        if found is None:
+        if key not in self._pipelines:
             for name, value in (("mean", self.mean), ("std", self.std)):
                 if value is not None and len(value) not in (1, channels):
                     raise AugmentError(f"{name} has {len(value)} channels, the images have {channels}")
-            found = Pipeline.make(self.ops, channels, height, width, self.mean, self.mix)
-            self._pipelines[key] = found
-        return found
+            self._pipelines[key] = Pipeline.make(self.ops, channels, height, width, self.mean, self.std, self.mix)
+        return self._pipelines[key]
 
-    def _executor(self, pipeline: Pipeline, position: int, last: bool) -> Any:
-        """The CPU executor of segment `position` of a pipeline."""
-        key = (pipeline.channels, pipeline.height, pipeline.width, position)
-        found = self._executors.get(key)
-        if found is None:
+    def _executors(self, pipeline: Pipeline) -> list[Executor | Custom]:
+        """What runs a pipeline, part by part: compiled parts and, in between, users' ops."""
+        key = (pipeline.channels, *pipeline.sizes[0])
+        if key not in self._stages:
             from kitae.augment.cpu import Executor
 
-            normal = last and self.mean is not None
-            scale, shift = scale_and_shift(self.mean, self.std) if normal else ([1.0], [0.0])
-            found = Executor(
-                pipeline,
-                seed=self.seed,
-                scale=scale,
-                shift=shift,
-                dtype=self.dtype if last else "uint8",
-                channels_last=self.channels_last and last,
-                interleaved=self.layout == "nhwc" and position == 0,
-                threads=self.threads,
-            )
-            self._executors[key] = found
-        return found
+            parts = pipeline.segments()
+            self._stages[key] = [
+                part
+                if isinstance(part, Custom)
+                else Executor(
+                    part,
+                    self.seed,
+                    dtype=self.dtype if part is parts[-1] else "uint8",
+                    channels_last=self.channels_last and part is parts[-1],
+                    interleaved=self.layout == "nhwc" and part is parts[0],
+                    threads=self.threads,
+                )
+                for part in parts
+            ]
+        return self._stages[key]
 
     def prepare(self, channels: int, height: int, width: int) -> Augment:
         """Compile what images of this size need, before the first batch. Returns self."""
-        segments = self.pipeline(channels, height, width).segments()
-        for position, part in enumerate(segments):
-            if isinstance(part, Pipeline):
-                self._executor(part, position, position == len(segments) - 1).prepare()
+        for stage in self._executors(self.pipeline(channels, height, width)):
+            if not isinstance(stage, Custom):
+                stage.prepare()
         return self
 
     # Calls -------------------------------------------------------------------------------------------------------
@@ -185,121 +181,94 @@ class Augment:
             AugmentError: wrong type, shape, channels, or lengths.
         """
         batch = as_batch(images, self.layout)
-        epochs, rows = as_keys(epoch, index, batch.shape[0])
-        return self._apply(batch, targets, epochs, rows, None, as_step(step, rows))
+        return self._apply(batch, targets, as_keys(epoch, index, step, len(batch)))
 
     def replay(self, images: Any, program: Program, targets: Any = None) -> Any:
         """Run a program made by `plan` on a batch, without drawing anything. Returns what a call returns."""
         batch = as_batch(images, self.layout)
         if any(isinstance(op, CustomOp) for op in self.ops):
             raise AugmentError("a pipeline with ops of your own cannot be replayed: their draws are not in the program")
-        program = check_program(program, self.pipeline(*self._size(batch)), len(batch))
-        return self._apply(batch, targets, None, None, program)
+        return self._apply(batch, targets, check_program(program, self.pipeline(*self._size(batch)), len(batch)))
 
     def _size(self, batch: Any) -> tuple[int, int, int]:
         shape = batch.shape
         return (shape[1], shape[2], shape[3]) if self.layout == "nchw" else (shape[3], shape[1], shape[2])
 
-    def _apply(
-        self,
-        batch: Any,
-        targets: Any,
-        epochs: int | NDArray[np.int64] | None,
-        rows: NDArray[np.int64] | None,
-        program: Program | None,
-        step: int = 0,
-    ) -> Any:
-        tensor = batch if is_torch(batch) else None
-        labels, classes = as_labels(targets, batch.shape[0], self.num_classes)
+    def _apply(self, batch: Any, targets: Any, source: Keys | Program) -> Any:
+        given_torch = is_torch(batch)
+        labels, classes = as_labels(targets, len(batch), self.num_classes)
         self._seen = self._size(batch)
         pipeline = self.pipeline(*self._seen)
         if pipeline.mixing is not None and labels is None:
             raise AugmentError("mix needs targets: aug(images, targets, ...)")
-        on_cpu = tensor is None or tensor.device.type == "cpu"
+        if self.dtype == "bfloat16" and not given_torch:
+            raise AugmentError("dtype bfloat16 needs torch tensors; NumPy has no such type")
+        on_cpu = not given_torch or batch.device.type == "cpu"
         if self.executor == "cpu" and not on_cpu:
             raise AugmentError("executor cpu needs images on the CPU")
-        if self.executor == "torch" or not on_cpu:
-            out, mixed = self._by_torch(batch, tensor, pipeline, labels, classes, epochs, rows, program, step)
-        else:
-            array = batch if tensor is None else tensor.numpy()
-            array = np.ascontiguousarray(array)
-            out, mixed = self._by_cpu(array, pipeline, labels, classes, epochs, rows, program, step)
-            out = self._wrap(out, tensor is not None)
+        by = self._by_cpu if on_cpu and self.executor != "torch" else self._by_torch
+        out, mixed = by(batch, pipeline, labels, classes, source)
         if mixed is None:
             return out
-        like = targets if is_torch(targets) else tensor
-        if like is not None:
+        like = targets if is_torch(targets) else batch
+        if is_torch(like):
             import torch
 
             return out, torch.from_numpy(mixed).to(like.device)
         return out, mixed
 
-    def _by_cpu(self, array: Any, pipeline: Pipeline, labels: Any, classes: int, epochs: Any, rows: Any,
-                program: Program | None, step: int) -> tuple[Any, Any]:  # fmt: skip
-        if not pipeline.custom:
-            return self._executor(pipeline, 0, True)(array, epochs, rows, labels, classes, program, step)  # type: ignore[no-any-return]
+    def _by_cpu(
+        self, batch: Any, pipeline: Pipeline, labels: Any, classes: int, source: Keys | Program
+    ) -> tuple[Any, Any]:
+        stages = self._executors(pipeline)
+        array, mixed = np.ascontiguousarray(batch.numpy() if is_torch(batch) else batch), None
+        for stage in stages:
+            if isinstance(stage, Custom):
+                import torch
+
+                images = torch.from_numpy(array.copy())
+                if stage is stages[0] and self.layout == "nhwc":
+                    images = images.permute(0, 3, 1, 2).contiguous()
+                array = np.ascontiguousarray(self._custom(stage, images, source).numpy())
+            else:
+                array, mixed = stage(array, source, labels if stage is stages[-1] else None, classes)
+        if not is_torch(batch):
+            return array.transpose(0, 3, 1, 2) if self.channels_last else array, mixed
         import torch
 
-        segments = pipeline.segments()
-        mixed = None
-        for position, part in enumerate(segments):
-            last = position == len(segments) - 1
-            if isinstance(part, Pipeline):
-                run = self._executor(part, position, last)
-                array, mixed = run(array, epochs, rows, labels if last else None, classes, step=step)
-            else:
-                if position == 0 and self.layout == "nhwc":
-                    array = np.ascontiguousarray(array.transpose(0, 3, 1, 2))
-                array = self._custom(pipeline, part, torch.from_numpy(np.array(array)), epochs, rows).numpy()
-                array = np.ascontiguousarray(array)
-        return array, mixed
+        out = torch.from_numpy(array)
+        out = out.view(torch.bfloat16) if self.dtype == "bfloat16" else out
+        return out.permute(0, 3, 1, 2) if self.channels_last else out, mixed
 
-    def _by_torch(self, batch: Any, tensor: Any, pipeline: Pipeline, labels: Any, classes: int, epochs: Any, rows: Any,
-                  program: Program | None, step: int) -> tuple[Any, Any]:  # fmt: skip
+    def _by_torch(
+        self, batch: Any, pipeline: Pipeline, labels: Any, classes: int, source: Keys | Program
+    ) -> tuple[Any, Any]:
         import torch
 
         from kitae.augment import batched
 
-        x = tensor if tensor is not None else torch.from_numpy(np.array(batch))
-        x = x.permute(0, 3, 1, 2) if self.layout == "nhwc" else x
+        given = batch if is_torch(batch) else torch.from_numpy(np.array(batch))
+        x = given.permute(0, 3, 1, 2) if self.layout == "nhwc" else given
         x = x.contiguous()
         erased, mix = None, None
-        segments = pipeline.segments()
-        for position, part in enumerate(segments):
-            if isinstance(part, Pipeline):
-                steps = program or self._executor(part, position, position == len(segments) - 1).plan(
-                    epochs, rows, step
-                )
-                x, erased = batched.run_steps(x, steps)
-                mix = steps.mix
+        # A program is whole, and needs nothing compiled.
+        stages: Sequence[Any] = self._executors(pipeline) if isinstance(source, Keys) else [None]
+        for stage in stages:
+            if isinstance(stage, Custom):
+                x = self._custom(stage, x.clone(), source)
             else:
-                x = self._custom(pipeline, part, x.clone(), epochs, rows)
-        scale, shift = scale_and_shift(self.mean, self.std) if self.mean is not None else ([1.0], [0.0])
-        out: Any = batched.finish(x, erased, mix, scale, shift, self.dtype, self.channels_last)
-        if tensor is not None and out.data_ptr() == tensor.data_ptr():
+                program = stage.plan(source) if isinstance(source, Keys) else source
+                x, erased = batched.run_steps(x, program)
+                mix = program.mix
+        out: Any = batched.finish(x, erased, mix, pipeline, self.dtype, self.channels_last)
+        if out.data_ptr() == given.data_ptr():
             out = out.clone(memory_format=torch.preserve_format)
-        if tensor is None:
-            if self.dtype == "bfloat16":
-                raise AugmentError("dtype bfloat16 needs torch tensors; NumPy has no such type")
-            out = out.numpy()
-        return out, mixed_targets(labels, classes, mix)
+        return out if is_torch(batch) else out.numpy(), mixed_targets(labels, classes, mix)
 
-    def _custom(self, pipeline: Pipeline, part: tuple[int, CustomOp], x: Any, epochs: Any, rows: Any) -> Any:
+    def _custom(self, stage: Custom, images: Any, source: Keys | Program) -> Any:
         """Run a user's op on a tensor."""
-        k, op = part
-        return op.run(x, Draw(self.seed, epochs, rows, pipeline.slots[k]), pipeline.sizes[k + 1])
-
-    def _wrap(self, out: NDArray[Any], torch_out: bool) -> Any:
-        if not torch_out:
-            if self.dtype == "bfloat16":
-                raise AugmentError("dtype bfloat16 needs torch tensors; NumPy has no such type")
-            return out.transpose(0, 3, 1, 2) if self.channels_last else out
-        import torch
-
-        result = torch.from_numpy(out)
-        if self.dtype == "bfloat16":
-            result = result.view(torch.bfloat16)
-        return result.permute(0, 3, 1, 2) if self.channels_last else result
+        assert isinstance(source, Keys)  # such a pipeline is not replayed
+        return stage.op.run(images, Draw(self.seed, source.epoch, source.index, stage.slot), stage.size)
 
     # Looking ahead -----------------------------------------------------------------------------------------------
 
@@ -310,14 +279,9 @@ class Augment:
 
         Ops of your own show as one step.
         """
-        rows = integers(index, "index", 2**63)
-        epochs, rows = as_keys(epoch, rows, len(rows))
-        pipeline = self.pipeline(channels, *size)
         from kitae.augment.cpu import Executor
 
-        return Executor(pipeline, seed=self.seed, scale=[1.0], shift=[0.0], dtype="uint8").plan(
-            epochs, rows, as_step(step, rows)
-        )
+        return Executor(self.pipeline(channels, *size), self.seed).plan(as_keys(epoch, index, step))
 
     def __repr__(self) -> str:
         return f"Augment([{', '.join(map(repr, self.ops))}], seed={self.seed})"
@@ -333,11 +297,10 @@ class Augment:
                 before there was one.
             step: number of its batch, as in a call.
         """
-        given = (channels or self._seen[0], *(size or self._seen[1:]))
-        _, rows = as_keys(int(epoch), np.array([index]), 1)
-        pipeline = self.pipeline(*given)
-        program = plan_sample(pipeline, self.seed, int(epoch), int(rows[0]), as_step(step, rows))
-        names = {pipeline.offsets[k]: repr(pipeline.ops[k]) for k in pipeline.custom}
+        pipeline = self.pipeline(channels or self._seen[0], *(size or self._seen[1:]))
+        keys = as_keys(int(epoch), np.array([index]), step)
+        program = plan_sample(pipeline, self.seed, int(epoch), int(keys.index[0]), keys.step)
+        names = {pipeline.offsets[k]: repr(op) for k, op in enumerate(pipeline.ops) if isinstance(op, CustomOp)}
         return program.describe(0, names)
 
     def collate(self, *, epoch: int = 0) -> Collate:

@@ -5,11 +5,9 @@ its window is resized in one step. The draw and the kernel are those of the op; 
 For encoded images the draw is the same, at their original size; Pillow decodes them, and the kernel resizes.
 """
 
-# numba types the kernel, not mypy.
-# mypy: disable-error-code="operator,arg-type"
-
 from __future__ import annotations
 
+import ctypes
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,12 +19,14 @@ from numpy.typing import NDArray
 
 from kitae import keyed
 from kitae.augment import jit
-from kitae.augment.cpu import Recycler
-from kitae.augment.kernels.link import RUN, as_f64, as_i64, as_u8, as_u64
+from kitae.augment.cpu import take
+from kitae.augment.kernels.link import OP, PLAN, RUN, as_f64, as_i64, as_u8, as_u64
 from kitae.augment.kernels.move import copy_bytes
-from kitae.augment.kernels.resize import resized_crop
+from kitae.augment.kernels.resize import resized_crop, work_bytes
 from kitae.augment.ops import Op
+from kitae.augment.ops.base import ARGS
 from kitae.augment.ops.geometry import RandomResizedCrop
+from kitae.augment.plan import sample_key
 from kitae.augment.spec import AugmentSpec
 
 # Not the op's own slot: a second crop later in the pipeline uses that.
@@ -84,36 +84,6 @@ def crop_samples(context_at: Any, scratch: Any) -> Any:
         args[0] = 0.0
         args[1] = 0.0
         resized_crop(as_u8(window), as_u8(c[OUT] + n * c[STRIDE]), work, args, channels, tall, wide)
-    return 0
-
-
-def plan_window(context_at: Any, scratch: Any) -> Any:
-    """Plan one sample: its window's top, left, height and width go to the scratch, see `EncodedCrop`."""
-    c = as_i64(context_at)
-    key = as_u64(scratch)
-    index = np.uint64(c[INDEX])
-    key[0] = index & np.uint64(0xFFFFFFFF)
-    key[1] = index >> np.uint64(32)
-    key[2] = np.uint64(c[EPOCH])
-    key[3] = np.uint64(c[SLOT_AT])
-    key[4] = np.uint64(c[SEED_LOW])
-    key[5] = np.uint64(c[SEED_HIGH])
-    plan_crop(key, as_f64(c[NUMBERS]), as_i64(scratch + STEP_AT), as_f64(scratch + STEP_AT + 8), c[HEIGHTS], c[WIDTHS])
-    return 0
-
-
-def resize_window(context_at: Any, scratch: Any) -> Any:
-    """Resize one window that was decoded: uint8 [CHANNELS, HEIGHTS, WIDTHS] at PIXELS to OUT."""
-    c = as_i64(context_at)
-    args = as_f64(scratch)
-    numbers = as_f64(c[NUMBERS])
-    args[0] = 0.0
-    args[1] = 0.0
-    args[2] = c[HEIGHTS]
-    args[3] = c[WIDTHS]
-    args[4] = numbers[0]
-    args[5] = numbers[1]
-    resized_crop(as_u8(c[PIXELS]), as_u8(c[OUT]), scratch + c[WORK_AT], args, c[CHANNELS], c[HEIGHTS], c[WIDTHS])
     return 0
 
 
@@ -198,33 +168,39 @@ class _Scratch:
         self._free.append(memory)
 
 
-class PictureCrop:
-    """Cuts a keyed window out of each picture and resizes it, bilinear with antialias.
+class _Crop:
+    """What reads windows out of a store.
 
     Args:
         op: what to draw; its result has the size of what the network sees, unless it names one.
-        pictures: where to read.
+        images: where to read.
         threads: by which a call is shared.
     """
 
-    def __init__(self, op: RandomResizedCrop, pictures: Pictures, threads: int) -> None:
-        channels, height, width = pictures.shape[1:]
+    def __init__(self, op: RandomResizedCrop, images: Pictures | Encoded, threads: int) -> None:
+        channels, height, width = images.shape[1:]
         self.shape = (channels, *op.result(height, width))
         self._threads = threads
         self._numbers = np.array([*self.shape[1:], *op.scale, *op.ratio], np.float64)
+        self._scratch = _Scratch(threads)
+
+
+class PictureCrop(_Crop):
+    """Cuts a keyed window out of each picture and resizes it, bilinear with antialias."""
+
+    def __init__(self, op: RandomResizedCrop, pictures: Pictures, threads: int) -> None:
+        super().__init__(op, pictures, threads)
+        channels = self.shape[0]
         # Kept, as their memory is read by address.
         self._arrays = (pictures.pixels, pictures.starts, pictures.heights, pictures.widths)
         largest = int((pictures.heights * pictures.widths).max())
         work_at = (WINDOW_AT + channels * largest + 127) & ~63
-        work = _work_bytes(int(pictures.heights.max()), int(pictures.widths.max()), *self.shape[1:])
+        work = work_bytes(int(pictures.heights.max()), int(pictures.widths.max()), *self.shape[1:])
         self._scratch_bytes = work_at + work + 64
-        self._scratch = _Scratch(threads)
-        self._recycler = Recycler()
-        c = np.zeros(CONTEXT, np.int64)
+        self._context = c = np.zeros(CONTEXT, np.int64)
         c[[PIXELS, STARTS, HEIGHTS, WIDTHS]] = [array.ctypes.data for array in self._arrays]
         c[CHANNELS], c[STRIDE], c[WORK_AT] = channels, int(np.prod(self.shape)), work_at
         c[NUMBERS], c[SLOT_AT] = self._numbers.ctypes.data, SLOT
-        self._context = c
 
     def __call__(self, rows: NDArray[np.int64], index: NDArray[np.int64], seed: int, epoch: int) -> NDArray[np.uint8]:
         """Training images, a pure function of (seed, epoch, index) and the pictures.
@@ -237,7 +213,7 @@ class PictureCrop:
             uint8 [b, C, H, W].
         """
         rows, index = (np.ascontiguousarray(array, np.int64) for array in (rows, index))
-        out = self._recycler.take((len(rows), *self.shape), np.uint8)
+        out = take((len(rows), *self.shape), np.uint8)
         context = self._context.copy()
         context[[ROWS, INDEX, OUT]] = [array.ctypes.data for array in (rows, index, out)]
         context[[EPOCH, SEED_LOW, SEED_HIGH]] = epoch, seed & 0xFFFFFFFF, seed >> 32
@@ -260,55 +236,37 @@ class PictureCrop:
         return out
 
 
-class EncodedCrop:
-    """Cuts a keyed window out of each encoded image, as it is decoded.
-
-    Args:
-        op: what to draw; its result has the size of what the network sees, unless it names one.
-        images: where to read.
-        threads: by which a call is shared.
-    """
+class EncodedCrop(_Crop):
+    """Cuts a keyed window out of each encoded image, as it is decoded."""
 
     def __init__(self, op: RandomResizedCrop, images: Encoded, threads: int) -> None:
-        channels, height, width = images.shape[1:]
-        self.shape = (channels, *op.result(height, width))
-        self._images, self._threads = images, threads
-        self._numbers = np.array([*self.shape[1:], *op.scale, *op.ratio], np.float64)
-        self._scratch = _Scratch(threads)
-        self._recycler = Recycler()
+        super().__init__(op, images, threads)
+        self._images = images
 
     def __call__(self, rows: NDArray[np.int64], index: NDArray[np.int64], seed: int, epoch: int) -> NDArray[np.uint8]:
         """Training images uint8 [b, C, H, W]. Arguments as of `PictureCrop`."""
-        plan, resize = jit.native(plan_window, RUN).ctypes, jit.native(resize_window, RUN).ctypes
-        out = self._recycler.take((len(rows), *self.shape), np.uint8)
-        shared = np.zeros(CONTEXT, np.int64)
-        shared[[EPOCH, SEED_LOW, SEED_HIGH]] = epoch, seed & 0xFFFFFFFF, seed >> 32
-        shared[[NUMBERS, SLOT_AT, CHANNELS, WORK_AT]] = self._numbers.ctypes.data, SLOT, self.shape[0], STEP_AT
+        plan, resize = _by_address(plan_crop, PLAN), _by_address(resized_crop, OP)
+        out = take((len(rows), *self.shape), np.uint8)
 
         def window(place: int, height: int, width: int) -> tuple[int, int, int, int]:
-            context, scratch = shared.copy(), np.zeros((STEP_AT + 128) // 8, np.float64)
-            context[[INDEX, HEIGHTS, WIDTHS]] = index[place], height, width
-            plan(context.ctypes.data, scratch.ctypes.data)
-            top, left, tall, wide = scratch[STEP_AT // 8 + 1 :][:4].astype(np.int64).tolist()
+            key = np.array(sample_key(seed, epoch, int(index[place]), SLOT), np.uint64)
+            codes, args = np.zeros(1, np.int64), np.zeros(ARGS)
+            plan(*(array.ctypes.data for array in (key, self._numbers, codes, args)), height, width)
+            top, left, tall, wide = args[:4].astype(np.int64).tolist()
             return top, left, tall, wide
 
         def use(place: int, pixels: NDArray[np.uint8]) -> None:
             tall, wide = pixels.shape[1:]
-            context = shared.copy()
-            context[[PIXELS, HEIGHTS, WIDTHS, OUT]] = pixels.ctypes.data, tall, wide, out[place].ctypes.data
-            needed = STEP_AT + _work_bytes(tall, wide, *self.shape[1:]) + 64
-            with self._scratch.borrowed(needed) as at:
-                resize(context.ctypes.data, at)
+            args = np.array([0, 0, tall, wide, *self.shape[1:]], np.float64)
+            with self._scratch.borrowed(work_bytes(tall, wide, *self.shape[1:]) + 64) as work:
+                target = out[place].ctypes.data
+                resize(pixels.ctypes.data, target, work, args.ctypes.data, self.shape[0], tall, wide)
 
         self._images.cut(rows, self.shape[1:], window, use, self._threads)
         return out
 
 
-def _work_bytes(height: int, width: int, new_height: int, new_width: int) -> int:
-    """Bytes of work area for the largest windows: weights, and planes transposed between the two passes."""
-    across = 2 * -(-max(width, new_width) // new_width) + 1
-    down = 2 * -(-max(height, new_height) // new_height) + 1
-    tall, wide = height + 16, new_width + 16
-    lines = 64 * (max(height, width, new_height, new_width) + 64) + 4 * (max(new_height, new_width) + max(tall, wide))
-    weights = 8 * max(new_width * across, new_height * down)
-    return lines + weights + (width + across + new_width) * tall + 3 * (height + down) * wide + (64 << 10)
+def _by_address(function: Callable[..., Any], signature: Any) -> Any:
+    """A compiled function that takes addresses as integers, and runs without the interpreter lock."""
+    words = [ctypes.c_int64] * len(signature.args)
+    return ctypes.CFUNCTYPE(None, *words)(jit.native(function, signature).address)

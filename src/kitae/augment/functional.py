@@ -16,74 +16,62 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from kitae.augment.checks import as_batch, is_torch, scale_and_shift
-from kitae.augment.mix import mix_targets
-from kitae.augment.ops import OPS, STEPS, Site, Step
+from kitae.augment.checks import as_batch, as_colour, is_torch
+from kitae.augment.engine import Augment
+from kitae.augment.ops import OPS, STEPS, Op, Site, Step
 from kitae.augment.ops import base as o
 from kitae.augment.ops.geometry import RandomCrop, write_affine
 from kitae.augment.ops.noise import GaussianBlur
-from kitae.augment.plan import Pipeline, Program
-from kitae.augment.spec import make_op
+from kitae.augment.plan import Program
+from kitae.augment.spec import MixSpec, make_op
 from kitae.errors import AugmentError
 
 Executor = Literal["auto", "cpu", "torch"]
 Fill = float | tuple[float, ...] | list[float] | None
 
 
-@functools.lru_cache(maxsize=64)
-def _cpu(code: int, channels: int, size: tuple[int, int], new: tuple[int, int], mixing: bool, normal: Any) -> Any:
-    from kitae.augment.cpu import Executor as Cpu
+class _Given(Op):
+    """One step with given numbers."""
 
-    pipeline = Pipeline.bare(channels, size, new, mixing)
-    scale, shift = normal if normal is not None else ([1.0], [0.0])
-    dtype = "uint8" if normal is None else "float32"
-    return Cpu(pipeline, seed=0, scale=list(scale), shift=list(shift), dtype=dtype, codes={code})
+    code: int
+    size: tuple[int, int] | None
+
+    @property
+    def writes(self) -> tuple[Step, ...]:  # type: ignore[override]
+        return (STEPS[self.code],)
+
+    def result(self, height: int, width: int) -> tuple[int, int]:
+        return self.size or (height, width)
+
+
+@functools.lru_cache(maxsize=64)
+def _augment(ops: tuple[Op, ...], executor: Executor, mean: Any, std: Any, mix: MixSpec | None) -> Augment:
+    return Augment(ops, mean=mean, std=std, mix=mix, executor=executor)
 
 
 def _run(
-    images: Any,
-    code: int,
-    columns: dict[int, ArrayLike],
-    executor: str,
-    new: tuple[int, int] | None = None,
-    mix: NDArray[np.float64] | None = None,
-    normal: Any = None,
+    images: Any, code: int, numbers: Sequence[ArrayLike], executor: Executor, new: tuple[int, int] | None = None
 ) -> Any:
-    """Run one step on every sample."""
-    if executor not in ("auto", "cpu", "torch"):
-        raise AugmentError(f"executor must be one of auto, cpu, torch, not {executor!r}")
-    batch = as_batch(images, "nchw")
-    n, c, h, w = batch.shape
-    args = np.zeros((n, 1, o.ARGS))
-    for column, values in columns.items():
+    """Run one step on every sample; its numbers in order, each one or one per sample."""
+    count = _count(images)[0]
+    args = np.zeros((count, 1, o.ARGS))
+    for column, values in enumerate(numbers):
         args[:, 0, column] = values
-    program = Program(np.full((n, 1), code, np.int64), args, mix)
-    size = new or (h, w)
-    device = str(images.device.type) if is_torch(images) else "cpu"
-    if executor == "torch" or (executor == "auto" and device != "cpu"):
-        import torch
+    program = Program(np.full((count, 1), code, np.int64), args)
+    return _augment((_Given(code=code, size=new),), executor, None, None, None).replay(images, program)
 
-        from kitae.augment import batched
 
-        tensor = batch if is_torch(batch) else torch.from_numpy(np.array(batch))
-        scale, shift = normal if normal is not None else ([1.0], [0.0])
-        x, _ = batched.run_steps(tensor, program)
-        out = batched.finish(x, None, mix, scale, shift, "uint8" if normal is None else "float32", False)
-        if out is tensor or out.data_ptr() == tensor.data_ptr():
-            out = out.clone()
-        return out if is_torch(images) else out.numpy()
-    array = batch.numpy() if is_torch(batch) else batch
-    run = _cpu(code, c, (h, w), size, mix is not None, normal)
-    out, _ = run(np.ascontiguousarray(array), None, None, program=program)
-    if is_torch(images):
-        import torch
-
-        return torch.from_numpy(out)
-    return out
+def _last(
+    images: Any, executor: Executor, mix: Any = None, targets: Any = None, mean: Any = None, std: Any = None
+) -> Any:
+    """Run the last write alone."""
+    count = _count(images)[0]
+    program = Program(np.zeros((count, 0), np.int64), np.zeros((count, 0, o.ARGS)), mix)
+    return _augment((), executor, mean, std, None if mix is None else MixSpec()).replay(images, program, targets)
 
 
 def _numbers(
-    value: ArrayLike, name: str, count: int, low: float = -math.inf, high: float = math.inf
+    value: ArrayLike, name: str, count: int, low: float = -math.inf, high: float = math.inf, whole: bool = False
 ) -> NDArray[np.float64]:
     array = value.detach().cpu().numpy() if is_torch(value) else np.asarray(value)  # type: ignore[union-attr]
     try:
@@ -93,27 +81,34 @@ def _numbers(
     if count and not (np.isfinite(array).all() and array.min() >= low and array.max() <= high):
         bounds = f"in [{low:g}, {high:g}]" if math.isfinite(low) or math.isfinite(high) else "finite"
         raise AugmentError(f"{name} must be {bounds}, not {value!r}")
+    if whole and (array != np.rint(array)).any():
+        raise AugmentError(f"{name} must be whole, not {value!r}")
     return np.asarray(array)
 
 
-def _whole(
-    value: ArrayLike, name: str, count: int, low: float = -(2.0**31), high: float = 2.0**31
-) -> NDArray[np.float64]:
-    array = _numbers(value, name, count, low, high)
-    if (array != np.rint(array)).any():
-        raise AugmentError(f"{name} must be whole, not {value!r}")
-    return array
-
-
-def _fill_columns(fill: Fill, at: int, channels: int) -> dict[int, ArrayLike]:
+def _levels(fill: Fill, channels: int) -> list[float]:
+    """A fill as three levels; NaN stands for none."""
     if fill is None:
-        return {at + c: math.nan for c in range(3)}
-    values = [float(fill)] * 3 if isinstance(fill, int | float) else [float(v) for v in fill]
-    if len(values) == 1:
-        values *= 3
-    if len(values) not in (channels, 3) or not all(0 <= v <= 255 for v in values):
+        return o.fills(None)
+    values = [float(fill)] if isinstance(fill, int | float) else [float(v) for v in fill]
+    if len(values) not in (1, channels, 3) or not all(0 <= v <= 255 for v in values):
         raise AugmentError(f"fill must be a level or one per channel in [0, 255], or None, not {fill!r}")
-    return {at + c: values[min(c, len(values) - 1)] for c in range(3)}
+    return (values * 3)[:3]
+
+
+def _window(
+    images: Any, top: ArrayLike, left: ArrayLike, height: ArrayLike, width: ArrayLike, least: int, what: str
+) -> list[NDArray[np.float64]]:
+    """Top, left, height and width inside the image, of at least so many pixels."""
+    n, _, h, w = _count(images)
+    rows, columns = (
+        _numbers(height, "height", n, least, h, whole=True),
+        _numbers(width, "width", n, least, w, whole=True),
+    )
+    t, s = _numbers(top, "top", n, 0, h, whole=True), _numbers(left, "left", n, 0, w, whole=True)
+    if (t + rows > h).any() or (s + columns > w).any():
+        raise AugmentError(f"the {what} must lie inside the image, {h} x {w}")
+    return [t, s, rows, columns]
 
 
 def _count(images: Any) -> tuple[int, int, int, int]:
@@ -155,9 +150,9 @@ def _function(step: Step, takes: Sequence[o.Argument]) -> Callable[..., Any]:
             if argument.name == "key":
                 columns[argument.at], columns[argument.at + 1] = _key(value, count)
             else:
-                check = _whole if argument.whole else _numbers
-                columns[argument.at] = check(value, argument.name, count, argument.low, argument.high)
-        return _run(images, step.code, columns, given.arguments["executor"])
+                name, at, low, high, _, whole = argument
+                columns[at] = _numbers(value, name, count, low, high, whole)
+        return _run(images, step.code, [columns[at] for at in sorted(columns)], given.arguments["executor"])
 
     function.__name__ = function.__qualname__ = step.name
     function.__signature__ = signature  # type: ignore[attr-defined]
@@ -200,10 +195,10 @@ def crop(
     assert isinstance(op, RandomCrop)
     left_pad, top_pad, right_pad, bottom_pad = op.borders()
     op.numbers(Site(c, h, w))
-    t = _whole(top, "top", n, 0, h + top_pad + bottom_pad - height) - top_pad
-    s = _whole(left, "left", n, 0, w + left_pad + right_pad - width) - left_pad
-    columns: dict[int, ArrayLike] = {0: t, 1: s, 2: height, 3: width, 4: o.MODES.index(mode)}
-    return _run(images, o.CROP, {**columns, **_fill_columns(fill, 5, c)}, executor, (height, width))
+    t = _numbers(top, "top", n, 0, h + top_pad + bottom_pad - height, whole=True) - top_pad
+    s = _numbers(left, "left", n, 0, w + left_pad + right_pad - width, whole=True) - left_pad
+    numbers: list[ArrayLike] = [t, s, height, width, o.MODES.index(mode), *_levels(fill, c)]
+    return _run(images, o.CROP, numbers, executor, (height, width))
 
 
 def resized_crop(
@@ -217,15 +212,11 @@ def resized_crop(
     executor: Executor = "auto",
 ) -> Any:
     """Cut windows and resize them to `size` (height, width), bilinear with antialias."""
-    n, _, h, w = _count(images)
     new = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
     if min(new) < 1:
         raise AugmentError(f"size must be at least 1, not {size}")
-    rows, columns = _whole(height, "height", n, 1, h), _whole(width, "width", n, 1, w)
-    t, s = _whole(top, "top", n, 0, h), _whole(left, "left", n, 0, w)
-    if (t + rows > h).any() or (s + columns > w).any():
-        raise AugmentError(f"the window must lie inside the image, {h} x {w}")
-    return _run(images, o.RESIZED_CROP, {0: t, 1: s, 2: rows, 3: columns, 4: new[0], 5: new[1]}, executor, new)
+    window = _window(images, top, left, height, width, 1, "window")
+    return _run(images, o.RESIZED_CROP, [*window, *new], executor, new)
 
 
 def resize(images: Any, size: int | tuple[int, int], *, executor: Executor = "auto") -> Any:
@@ -274,8 +265,7 @@ def affine(
     for i in range(n):
         turn, x, y = math.radians(angle[i]), math.radians(sx[i]), math.radians(sy[i])
         write_affine(matrix[i], 0, turn, tx[i], ty[i], factor[i], x, y, cx, cy)
-    columns: dict[int, ArrayLike] = {j: matrix[:, j] for j in range(6)}
-    return _run(images, code, {**columns, **_fill_columns(fill, 6, c)}, executor)
+    return _run(images, code, [*matrix.T, *_levels(fill, c)], executor)
 
 
 def perspective_coefficients(startpoints: ArrayLike, endpoints: ArrayLike) -> NDArray[np.float64]:
@@ -320,8 +310,8 @@ def perspective(
     table = np.broadcast_to(np.asarray(coefficients, np.float64), (n, 8))
     if not np.isfinite(table).all():
         raise AugmentError("coefficients must be finite")
-    columns: dict[int, ArrayLike] = {j: table[:, j] for j in range(8)}
-    return _run(images, _warp(interpolation, o.PERSPECTIVE_NEAREST), {**columns, **_fill_columns(fill, 8, c)}, executor)
+    code = _warp(interpolation, o.PERSPECTIVE_NEAREST)
+    return _run(images, code, [*table.T, *_levels(fill, c)], executor)
 
 
 def gaussian_blur(
@@ -334,7 +324,7 @@ def gaussian_blur(
     (kx, _, _), (ky, _, _), *_ = op.ranges(Site(c, h, w))
     sx = 0.15 * kx + 0.35 if sigma is None else _numbers(sigma, "sigma", n, 1e-6)
     sy = 0.15 * ky + 0.35 if sigma is None else sx
-    return _run(images, o.GAUSSIAN_BLUR, {0: kx, 1: ky, 2: sx, 3: sy}, executor)
+    return _run(images, o.GAUSSIAN_BLUR, [kx, ky, sx, sy], executor)
 
 
 def erase(
@@ -348,35 +338,21 @@ def erase(
     executor: Executor = "auto",
 ) -> Any:
     """Write levels into a rectangle."""
-    n, c, h, w = _count(images)
-    t, s = _whole(top, "top", n, 0, h), _whole(left, "left", n, 0, w)
-    rows, columns = _whole(height, "height", n, 0, h), _whole(width, "width", n, 0, w)
-    if (t + rows > h).any() or (s + columns > w).any():
-        raise AugmentError(f"the rectangle must lie inside the image, {h} x {w}")
     if value is None:
         raise AugmentError("value must be a level or one per channel")
-    return _run(images, o.ERASE, {0: t, 1: s, 2: rows, 3: columns, **_fill_columns(value, 4, c)}, executor)
+    window = _window(images, top, left, height, width, 0, "rectangle")
+    return _run(images, o.ERASE, [*window, *_levels(value, _count(images)[1])], executor)
 
 
 def normalize(images: Any, mean: Any, std: Any, *, executor: Executor = "auto") -> Any:
     """(level / 255 - mean) / std as float32."""
-    scale, shift = scale_and_shift(mean, std)
-    return _run(images, o.NOP, {}, executor, normal=(tuple(scale), tuple(shift)))
+    return _last(images, executor, mean=as_colour(mean, "mean"), std=as_colour(std, "std"))
 
 
-def _mixed(images: Any, targets: Any, mix: NDArray[np.float64], executor: str) -> Any:
-    out = _run(images, o.NOP, {}, executor, mix=mix)
+def _mixed(images: Any, targets: Any, mix: NDArray[np.float64], executor: Executor) -> Any:
     if targets is None:
-        return out
-    rows = targets.detach().cpu().numpy() if is_torch(targets) else np.asarray(targets)
-    if rows.ndim != 2 or len(rows) != len(mix):
-        raise AugmentError(f"targets must be float32 [N, K] with N = {len(mix)}, not {list(rows.shape)}")
-    mixed = mix_targets(np.asarray(rows, np.float32), mix)
-    if is_torch(targets):
-        import torch
-
-        return out, torch.from_numpy(mixed).to(targets.device)
-    return out, mixed
+        return _last(images, executor, mix, np.zeros((len(mix), 1), np.float32))[0]
+    return _last(images, executor, mix, targets)
 
 
 def mixup(images: Any, targets: Any, lam: ArrayLike, *, executor: Executor = "auto") -> Any:

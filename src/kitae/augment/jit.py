@@ -8,6 +8,8 @@ processes load it. The first compilation prints one line to stderr.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import os
 import sys
@@ -30,11 +32,9 @@ OPTIONS = {
 }  # a float division by zero is IEEE, not an exception, so loops vectorise
 
 compiled = 0  # how many functions this process compiled
-_said = False
 _lock = threading.RLock()
 _helpers: dict[FunctionType, Any] = {}
 _natives: dict[tuple[FunctionType, Any], Any] = {}
-_folder: Path | None = None
 
 
 def _plain(value: Any) -> TypeGuard[FunctionType]:
@@ -65,18 +65,15 @@ def _fingerprint(function: FunctionType, seen: set[FunctionType]) -> bytes:
             feed(constant) if isinstance(constant, CodeType) else digest.update(repr(constant).encode())
 
     feed(function.__code__)
-    for name in sorted(_names(function.__code__)):
-        value = function.__globals__.get(name)
+    named = {name: function.__globals__.get(name) for name in sorted(_names(function.__code__))}
+    cells = (cell.cell_contents for cell in function.__closure__ or ())
+    for name, value in [*named.items(), *zip(function.__code__.co_freevars, cells, strict=True)]:
+        value = value._defn if isinstance(value, _Intrinsic) else value
         if _plain(value):
             if value not in seen:
                 digest.update(_fingerprint(value, seen))
-        elif isinstance(value, int | float | tuple | np.generic):
+        elif isinstance(value, int | float | str | tuple | np.generic | numba.types.Type):
             digest.update(f"{name}={value!r}".encode())
-        elif isinstance(value, _Intrinsic) and value._defn not in seen:
-            digest.update(_fingerprint(value._defn, seen))
-            for cell in value._defn.__closure__ or ():
-                if not isinstance(cell.cell_contents, FunctionType):  # numba types, numbers, names
-                    digest.update(repr(cell.cell_contents).encode())
     return digest.digest()
 
 
@@ -95,24 +92,18 @@ def _helper(function: FunctionType) -> Any:
     return _helpers[function]
 
 
+@functools.cache
 def cache_folder() -> Path | None:
     """Where machine code is cached: NUMBA_CACHE_DIR, else beside this file, else the user's cache folder; None if none
     can be written."""
-    global _folder
-    if _folder is None:
-        home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-        given = os.environ.get("NUMBA_CACHE_DIR")
-        for place in ([given] if given else [os.path.join(os.path.dirname(__file__), "__pycache__")]) + [
-            os.path.join(home, "kitae", "kernels")
-        ]:
-            try:
-                os.makedirs(place, exist_ok=True)
-                tempfile.TemporaryFile(dir=place).close()
-            except OSError:
-                continue
-            _folder = Path(place)
-            break
-    return _folder
+    first = Path(os.environ.get("NUMBA_CACHE_DIR") or Path(__file__).with_name("__pycache__"))
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    for place in (first, home / "kitae" / "kernels"):
+        with contextlib.suppress(OSError):
+            place.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=place).close()
+            return place
+    return None
 
 
 class _Locator(_CacheLocator):  # type: ignore[misc]
@@ -143,10 +134,9 @@ class _Cache(FunctionCache):  # type: ignore[misc]
 
 
 def _announce() -> None:
-    global compiled, _said
+    global compiled
     compiled += 1
-    if not _said:
-        _said = True
+    if compiled == 1:
         print(
             "kitae: compiling augmentation kernels for this machine (once; some seconds)", file=sys.stderr, flush=True
         )
@@ -171,14 +161,11 @@ def native(function: Callable[..., Any], signature: Any) -> Any:
     if not isinstance(function, FunctionType):
         raise TypeError(f"{function!r} is not a plain function")
     key = (function, signature)
-    found = _natives.get(key)
-    if found is None:
-        with _lock:
-            found = _natives.get(key)
-            if found is None:
-                found = _Native(_linked(function), (signature.args, signature.return_type), {}, dict(OPTIONS))
-                if cache_folder() is not None:
-                    found._cache = _Cache(function)
-                found.compile()
-                _natives[key] = found
-    return found
+    with _lock:
+        if key not in _natives:
+            made = _Native(_linked(function), (signature.args, signature.return_type), {}, dict(OPTIONS))
+            if cache_folder() is not None:
+                made._cache = _Cache(function)
+            made.compile()
+            _natives[key] = made
+        return _natives[key]

@@ -67,22 +67,17 @@ def plan_mix(key: Any, numbers: Any, out: Any, height: Any, width: Any) -> None:
             out[1] = beta_quantile(unit(w2), numbers, np.int64(numbers[2]))
 
 
-def mix_targets(targets: NDArray[np.float32], mix: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Targets float32 [N, K] mixed with their partners' by `mix` float64 [N, MIX]: float32 [N, K]."""
-    out = targets.copy()
-    pairs = len(targets) // 2 * 2
-    partner = np.arange(pairs) ^ 1
-    share = mix[:pairs, 1:2].astype(np.float32)
-    rest = (1.0 - mix[:pairs, 1:2]).astype(np.float32)
-    out[:pairs] = targets[:pairs] * share + targets[partner] * rest
-    return out
-
-
 def mixed_targets(
     targets: NDArray[Any] | None, classes: int, mix: NDArray[np.float64] | None
 ) -> NDArray[np.float32] | None:
-    """Targets of a batch (int64 [N] or float32 [N, K]) as distributions, mixed: float32 [N, K]."""
+    """Targets of a batch (int64 [N] or float32 [N, K]) as distributions, mixed by float64 [N, MIX]: float32 [N, K]."""
     if targets is None:
         return None
-    rows = np.eye(classes, dtype=np.float32)[targets] if targets.ndim == 1 else targets
-    return rows.copy() if mix is None else mix_targets(rows, mix)
+    rows = np.eye(classes, dtype=np.float32)[targets] if targets.ndim == 1 else targets.copy()
+    if mix is not None:
+        pairs = len(rows) // 2 * 2
+        partner = np.arange(pairs) ^ 1
+        share = mix[:pairs, 1:2].astype(np.float32)
+        rest = (1.0 - mix[:pairs, 1:2]).astype(np.float32)
+        rows[:pairs] = rows[:pairs] * share + rows[partner] * rest
+    return rows

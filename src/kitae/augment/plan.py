@@ -11,15 +11,15 @@ import io
 import zipfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kitae import keyed
-from kitae.augment.mix import MIX, mix_numbers, plan_mix
+from kitae.augment.mix import CUTMIX, MIX, MIXUP, mix_numbers, plan_mix
 from kitae.augment.ops import STEPS, CustomOp, Op, Site
 from kitae.augment.ops.base import ARGS, MOST_BOXES, NOP
 from kitae.augment.spec import MixSpec
@@ -48,8 +48,12 @@ class Program:
             for step, code in enumerate(self.codes[row].tolist())
             if code != NOP
         ]
-        if self.mix is not None:
-            out += describe_mix(self.mix[row])
+        kind, share, x1, y1, x2, y2 = [0.0] * MIX if self.mix is None else self.mix[row].tolist()
+        if kind == MIXUP:
+            out.append(f"mixup with its partner, lambda {share:.4f}")
+        elif kind == CUTMIX:
+            box = f"box rows {y1:.0f} to {y2:.0f}, columns {x1:.0f} to {x2:.0f}"
+            out.append(f"cutmix with its partner, lambda {share:.4f}, {box}")
         return out
 
     def save(self, path: str | Path) -> None:
@@ -75,50 +79,37 @@ class Program:
             raise AugmentError(f"{path}: not a saved program ({error})") from error
 
 
-def describe_mix(mix: NDArray[np.float64]) -> list[str]:
-    """Mixing in words; empty where the sample does not mix."""
-    kind, share, x1, y1, x2, y2 = mix.tolist()
-    if kind == 0:
-        return []
-    box = f", box rows {y1:.0f} to {y2:.0f}, columns {x1:.0f} to {x2:.0f}" if kind == 2 else ""
-    return [f"{'mixup' if kind == 1 else 'cutmix'} with its partner, lambda {share:.4f}{box}"]
-
-
 @dataclass(frozen=True, eq=False)
 class Pipeline:
     """A list of ops on images of one size.
 
     Attributes:
         ops: in order.
-        channels, height, width: of the images that enter.
+        channels: of the images.
         sizes: height and width before each op, then after the last.
         offsets: first step of each op, then the length of the program.
         numbers: what each op's plan reads, float64.
         slots: first slot of each op.
         mixing: what `plan_mix` reads, or None.
         mixes_batch: whether one mixing is drawn for a whole batch.
+        scale, shift: of the three channels: the normalised value is level * scale + shift.
     """
 
     ops: tuple[Op, ...]
     channels: int
-    height: int
-    width: int
     sizes: tuple[tuple[int, int], ...]
     offsets: tuple[int, ...]
     numbers: tuple[NDArray[np.float64], ...]
     slots: tuple[int, ...]
     mixing: NDArray[np.float64] | None
-    mixes_batch: bool = False
+    mixes_batch: bool
+    scale: tuple[float, ...]
+    shift: tuple[float, ...]
 
     @property
     def steps(self) -> int:
         """Length of the program."""
         return self.offsets[-1]
-
-    @property
-    def custom(self) -> tuple[int, ...]:
-        """Positions of users' ops."""
-        return tuple(k for k, op in enumerate(self.ops) if isinstance(op, CustomOp))
 
     @classmethod
     def make(
@@ -128,21 +119,21 @@ class Pipeline:
         height: int,
         width: int,
         mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
         mix: MixSpec | None = None,
     ) -> Pipeline:
-        """The pipeline for images of this size; `mean` (in [0, 1]) is given where the output is normalised.
+        """The pipeline for images of this size; `mean` and `std` (in [0, 1]) are given where the output is normalised.
 
         Raises:
             AugmentError: an op is impossible at this size.
         """
-        levels = [255.0 * m for m in mean] if mean is not None else [0.0]
-        colour = (levels * 3)[:3] if len(levels) == 1 else levels
+        m0, m1, m2 = (tuple(mean or (0.0,)) * 3)[:3]
         sizes, offsets, numbers = [(height, width)], [0], []
         for k, op in enumerate(ops):
             h, w = sizes[-1]
             # Boxes beyond the number that the executors keep for after normalisation are erased before it.
             last = mean is not None and all(later.erases for later in ops[k:]) and len(ops) - k <= MOST_BOXES
-            site = Site(channels, h, w, last, (colour[0], colour[1], colour[2]))
+            site = Site(channels, h, w, last, (255.0 * m0, 255.0 * m1, 255.0 * m2))
             numbers.append(np.array(op.numbers(site), np.float64))
             offsets.append(offsets[-1] + op.length)
             sizes.append(op.result(h, w))
@@ -155,47 +146,65 @@ class Pipeline:
             while slot in slots:  # two names with the same checksum
                 slot += keyed.SLOTS_PER_OP
             slots.append(slot)
-        mixing = np.array(mix_numbers(mix), np.float64) if mix is not None and mix.active else None
+        spread = (tuple(std or (1.0 / 255.0,)) * 3)[:3]
         return cls(
-            tuple(ops), channels, height, width, tuple(sizes), tuple(offsets), tuple(numbers), tuple(slots), mixing,
-            mixing is not None and mix is not None and mix.per == "batch",
-        )  # fmt: skip
+            tuple(ops),
+            channels,
+            tuple(sizes),
+            tuple(offsets),
+            tuple(numbers),
+            tuple(slots),
+            mixing=np.array(mix_numbers(mix), np.float64) if mix is not None and mix.active else None,
+            mixes_batch=mix is not None and mix.per == "batch",
+            scale=tuple(1.0 / (255.0 * s) for s in spread),
+            shift=tuple(-m / s for m, s in zip((m0, m1, m2), spread, strict=True)),
+        )
 
-    @classmethod
-    def bare(cls, channels: int, size: tuple[int, int], new: tuple[int, int], mixing: bool) -> Pipeline:
-        """A pipeline without ops that runs given programs of one step."""
-        sizes = (size, new)
-        numbers = np.zeros(1) if mixing else None
-        return cls((), channels, *size, sizes, (1,), (), (), numbers)
-
-    def segments(self) -> list[Pipeline | tuple[int, CustomOp]]:
-        """The pipeline split at custom ops: pipelines, and (position, op) in between; the last one mixes."""
-        out: list[Pipeline | tuple[int, CustomOp]] = []
+    def segments(self) -> list[Pipeline | Custom]:
+        """The pipeline split at users' ops; the last part is a pipeline, and mixes."""
+        out: list[Pipeline | Custom] = []
         start = 0
-        for k in [*self.custom, len(self.ops)]:
-            if k > start or k == len(self.ops):
-                offsets = tuple(at - self.offsets[start] for at in self.offsets[start : k + 1])
-                height, width = self.sizes[start]
-                mixing = self.mixing if k == len(self.ops) else None
-                part = Pipeline(
-                    self.ops[start:k],
-                    self.channels,
-                    height,
-                    width,
-                    self.sizes[start : k + 1],
-                    offsets,
-                    self.numbers[start:k],
-                    self.slots[start:k],
-                    mixing,
-                    self.mixes_batch,
+        for k, op in enumerate([*self.ops, None]):
+            if op is not None and not isinstance(op, CustomOp):
+                continue
+            if k > start or op is None:
+                part = replace(
+                    self,
+                    ops=self.ops[start:k],
+                    sizes=self.sizes[start : k + 1],
+                    offsets=tuple(at - self.offsets[start] for at in self.offsets[start : k + 1]),
+                    numbers=self.numbers[start:k],
+                    slots=self.slots[start:k],
+                    mixing=self.mixing if op is None else None,
                 )
                 out.append(part)
-            if k < len(self.ops):
-                op = self.ops[k]
-                assert isinstance(op, CustomOp)
-                out.append((k, op))
+            if op is not None:
+                out.append(Custom(op, self.slots[k], self.sizes[k + 1]))
             start = k + 1
         return out
+
+
+class Custom(NamedTuple):
+    """A user's op in a pipeline: its first slot, and the height and width after it."""
+
+    op: CustomOp
+    slot: int
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Keys:
+    """What the draws of a batch are keyed by, beside the seed.
+
+    Attributes:
+        epoch: in [0, 2**32), of all samples, or int64 [N].
+        index: int64 [N] in [0, 2**63).
+        step: of what is drawn once for the whole batch.
+    """
+
+    epoch: int | NDArray[np.int64]
+    index: NDArray[np.int64]
+    step: int
 
 
 def sample_key(seed: int, epoch: int, index: int, slot: int) -> list[np.uint64]:

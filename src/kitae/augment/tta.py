@@ -18,20 +18,14 @@ from kitae.errors import AugmentError
 Kind = Literal["none", "flip", "shift", "scale", "full"]
 
 
-def count(kind: Kind) -> int:
-    """The number of views of a kind."""
-    if kind not in get_args(Kind):
-        raise AugmentError(f"unknown test-time augmentation {kind!r}; valid: {', '.join(get_args(Kind))}")
-    return {"none": 1, "flip": 2, "shift": 5, "scale": 3, "full": 14}[kind]
-
-
 def views(images: Any, kind: Kind) -> Iterator[Any]:
     """The views of a batch, uint8 [N, C, H, W], NumPy or torch: each of the same shape and kind, the images first.
 
     Raises:
         AugmentError: an unknown kind, or images that are not such a batch.
     """
-    count(kind)
+    if kind not in get_args(Kind):
+        raise AugmentError(f"unknown test-time augmentation {kind!r}; valid: {', '.join(get_args(Kind))}")
     return _views(images, kind)
 
 

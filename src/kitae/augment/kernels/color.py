@@ -1,8 +1,5 @@
 """Brightness, contrast, saturation, hue and the other ops that process one pixel at a time."""
 
-# numba types these, not mypy.
-# mypy: disable-error-code="arg-type,operator,assignment"
-
 from __future__ import annotations
 
 from typing import Any
@@ -102,9 +99,7 @@ def contrast(src: Any, dst: Any, work: Any, args: Any, channels: Any, height: An
 def saturation(src: Any, dst: Any, work: Any, args: Any, channels: Any, height: Any, width: Any) -> Any:
     size = height * width
     if channels == 1:
-        for i in range(size):
-            dst[i] = src[i]
-        return 0
+        return copy_bytes(address_of(src), address_of(dst), size)
     factor = np.float32(args[0])
     rest = np.float32(1.0 - args[0])
     for i in range(size):
@@ -121,9 +116,7 @@ def saturation(src: Any, dst: Any, work: Any, args: Any, channels: Any, height: 
 def grayscale(src: Any, dst: Any, work: Any, args: Any, channels: Any, height: Any, width: Any) -> Any:
     size = height * width
     if channels == 1:
-        for i in range(size):
-            dst[i] = src[i]
-        return 0
+        return copy_bytes(address_of(src), address_of(dst), size)
     for i in range(size):
         mean = np.uint8(np.int32(grey(src[i], src[i + size], src[i + 2 * size])))
         dst[i] = mean
@@ -144,8 +137,7 @@ def hue(src: Any, dst: Any, work: Any, args: Any, channels: Any, height: Any, wi
     """
     size = height * width
     if channels == 1:
-        copy_bytes(address_of(src), address_of(dst), size)
-        return 0
+        return copy_bytes(address_of(src), address_of(dst), size)
     turn = np.uint16(np.int64(np.rint(49152.0 * (args[0] - np.floor(args[0])))) % 49152)  # 8192ths of a sixth
     five = np.uint16(5)
     spread = np.uint16(2056)  # 65536 / 32 * 255.999 / 255

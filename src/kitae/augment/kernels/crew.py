@@ -5,9 +5,6 @@ mailbox for a short while, so that consecutive batches need no system call, then
 without Python's lock. The leader does not wait for helpers that were not scheduled in time.
 """
 
-# numba types these, not mypy.
-# mypy: disable-error-code="arg-type,operator,assignment"
-
 from __future__ import annotations
 
 from typing import Any

@@ -1,8 +1,5 @@
 """Blur, sharpness, and the ops that need a histogram."""
 
-# numba types these, not mypy.
-# mypy: disable-error-code="arg-type,operator,assignment"
-
 from __future__ import annotations
 
 import math
@@ -12,7 +9,7 @@ import numpy as np
 
 from kitae.augment.kernels.color import TOP, ZERO, level, look_up
 from kitae.augment.kernels.link import add_i32, add_u16, address_of, as_f32, as_i32, as_u8, fma32, mul_u16, mulhi_u16
-from kitae.augment.kernels.move import inside
+from kitae.augment.kernels.move import copy_bytes, inside
 from kitae.augment.kernels.warp import rint32
 
 
@@ -152,9 +149,7 @@ def sharpness(src: Any, dst: Any, work: Any, args: Any, channels: Any, height: A
     half = np.uint16(6)
     thirteenth = np.uint16(5042)  # (n + 6) * 5042 >> 16 is n / 13 rounded, for all n up to 13 * 255
     if width <= 2 or height <= 2:
-        for i in range(channels * height * width):
-            dst[i] = src[i]
-        return 0
+        return copy_bytes(address_of(src), address_of(dst), channels * height * width)
     for c in range(channels):
         plane = c * height * width
         end = plane + (height - 1) * width
@@ -195,8 +190,7 @@ def autocontrast(src: Any, dst: Any, work: Any, args: Any, channels: Any, height
             low = v if v < low else low
             high = v if v > high else high
         if low == high:
-            for i in range(start, start + size):
-                dst[i] = src[i]
+            copy_bytes(address_of(src) + start, address_of(dst) + start, size)
             continue
         first = np.float32(low)
         scale = (np.float32(high) - first) * np.float32(1.0 / 255.0)
@@ -238,8 +232,7 @@ def equalize(src: Any, dst: Any, work: Any, args: Any, channels: Any, height: An
             last -= 1
         step = (size - np.int64(merged[last])) // 255
         if step == 0:
-            for i in range(start, start + size):
-                dst[i] = src[i]
+            copy_bytes(address_of(src) + start, address_of(dst) + start, size)
             continue
         total = np.int32(step // 2)
         for v in range(256):
@@ -263,9 +256,7 @@ def augmix_begin(src: Any, target: Any, keep: Any, args: Any, channels: Any, hei
     for i in range(size):
         sums[i] = np.float32(src[i]) * weight
     if keep != 0:
-        kept = as_u8(keep)
-        for i in range(size):
-            kept[i] = src[i]
+        copy_bytes(address_of(src), keep, size)
     return 0
 
 

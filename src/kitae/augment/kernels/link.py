@@ -1,10 +1,9 @@
 """What kernels need beyond Python: typed pointers from addresses, calls by address, atomics, bits."""
 
-# numba and llvmlite have no stubs.
-# mypy: disable-error-code="untyped-decorator,import-untyped"
-
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from inspect import Parameter, Signature
 from typing import Any
 
 from llvmlite import binding, ir
@@ -22,9 +21,6 @@ u64 = types.CPointer(types.uint64)
 OP = types.int64(u8, u8, types.int64, f64, types.int64, types.int64, types.int64)
 # What plans an op: (key, numbers, codes, args, height, width) -> nothing
 PLAN = types.void(u64, f64, i64, f64, types.int64, types.int64)
-# What writes results: (source, partner's source or 0, info, target, partner's target, work, channels, height, width)
-# -> 0
-FINISH = types.int64(u8, u8, f64, types.int64, types.int64, types.int64, types.int64, types.int64, types.int64)
 # The driver: (context, scratch) -> 0
 RUN = types.int64(types.int64, types.int64)
 # Sharing it among threads, see `kernels.crew`: (mailbox, context, scratch, most helpers) and (mailbox, scratch, its
@@ -38,6 +34,11 @@ _NATIVE = config.CPU_NAME is None and config.CPU_FEATURES is None
 _FEATURES = binding.get_host_cpu_features() if _NATIVE else {}
 HAS_VBMI = bool(_FEATURES.get("avx512vbmi") and _FEATURES.get("avx512bw"))
 HAS_FMA = bool(_FEATURES.get("fma") or "x86" not in binding.get_process_triple())
+
+
+_I16, _I32, _I64 = (ir.IntType(bits) for bits in (16, 32, 64))
+_LEVELS = ir.VectorType(ir.IntType(8), 16)
+_FLOATS = ir.VectorType(ir.FloatType(), 16)
 
 
 def _pointer(kind: Any) -> Any:
@@ -66,344 +67,246 @@ def address_of(typingctx: Any, pointer: Any) -> Any:
     """The address of a pointer as int64."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.ptrtoint(args[0], ir.IntType(64))
+        return builder.ptrtoint(args[0], _I64)
 
     return types.int64(pointer), codegen
 
 
+def _intrinsic(returns: Any, *takes: Any) -> Callable[[Callable[..., Any]], Any]:
+    """Turns a function that emits code, from a builder and values of these types, into one that kernels call.
+
+    Where it returns nothing, the result is the int64 0.
+    """
+
+    def wrap(emit: Callable[..., Any]) -> Any:
+        def define(*_: Any) -> Any:
+            def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+                value = emit(builder, *args)
+                return ir.Constant(_I64, 0) if value is None else value
+
+            return returns(*takes), codegen
+
+        names = ["typingctx", *(f"value{i}" for i in range(len(takes)))]
+        define.__name__ = emit.__name__
+        define.__signature__ = Signature(  # type: ignore[attr-defined]
+            [Parameter(name, Parameter.POSITIONAL_OR_KEYWORD) for name in names]
+        )
+        return intrinsic(define)
+
+    return wrap
+
+
 def _call(count: int) -> Any:
-    word = ir.IntType(64)
+    @_intrinsic(types.int64, *[types.int64] * (count + 1))
+    def call(builder: Any, address: Any, *words: Any) -> Any:
+        function = ir.FunctionType(_I64, [_I64] * count)
+        return builder.call(builder.inttoptr(address, function.as_pointer()), words)
 
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        function = ir.FunctionType(word, [word] * count)
-        return builder.call(builder.inttoptr(args[0], function.as_pointer()), args[1:])
-
-    return codegen
-
-
-@intrinsic
-def call2(typingctx: Any, address: Any, a: Any, b: Any) -> Any:
-    """Call the function at an address with two int64."""
-    return types.int64(*[types.int64] * 3), _call(2)
+    return call
 
 
-@intrinsic
-def call6(typingctx: Any, address: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any) -> Any:
-    """Call the function at an address with six int64."""
-    return types.int64(*[types.int64] * 7), _call(6)
-
-
-@intrinsic
-def call7(typingctx: Any, address: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any) -> Any:
-    """Call the function at an address with seven int64."""
-    return types.int64(*[types.int64] * 8), _call(7)
-
-
-@intrinsic
-def call9(typingctx: Any, address: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any, h: Any, i: Any) -> Any:
-    """Call the function at an address with nine int64."""
-    return types.int64(*[types.int64] * 10), _call(9)
+call2, call6, call7 = map(_call, (2, 6, 7))  # the function at an address, with so many int64
 
 
 def _word(builder: Any, address: Any) -> Any:
-    return builder.inttoptr(address, ir.IntType(64).as_pointer())
+    return builder.inttoptr(address, _I64.as_pointer())
 
 
-@intrinsic
-def fetch_add(typingctx: Any, address: Any, amount: Any) -> Any:
+@_intrinsic(types.int64, types.int64, types.int64)
+def fetch_add(builder: Any, address: Any, amount: Any) -> Any:
     """Atomically add to the int64 at an address; what it was before."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.atomic_rmw("add", _word(builder, args[0]), args[1], "acq_rel")
-
-    return types.int64(types.int64, types.int64), codegen
+    return builder.atomic_rmw("add", _word(builder, address), amount, "acq_rel")
 
 
-@intrinsic
-def exchange(typingctx: Any, address: Any, old: Any, new: Any) -> Any:
+@_intrinsic(types.boolean, types.int64, types.int64, types.int64)
+def exchange(builder: Any, address: Any, old: Any, new: Any) -> Any:
     """Atomically put `new` where `old` is; whether it was."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pair = builder.cmpxchg(_word(builder, args[0]), args[1], args[2], "acq_rel", "acquire")
-        return builder.extract_value(pair, 1)
-
-    return types.boolean(types.int64, types.int64, types.int64), codegen
+    return builder.extract_value(builder.cmpxchg(_word(builder, address), old, new, "acq_rel", "acquire"), 1)
 
 
-@intrinsic
-def fetch(typingctx: Any, address: Any) -> Any:
+@_intrinsic(types.int64, types.int64)
+def fetch(builder: Any, address: Any) -> Any:
     """The int64 at an address, which another thread may write."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.load_atomic(_word(builder, args[0]), "acquire", 8)
-
-    return types.int64(types.int64), codegen
+    return builder.load_atomic(_word(builder, address), "acquire", 8)
 
 
-@intrinsic
-def put(typingctx: Any, address: Any, value: Any) -> Any:
+@_intrinsic(types.int64, types.int64, types.int64)
+def put(builder: Any, address: Any, value: Any) -> None:
     """Write the int64 at an address, which another thread may read."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        builder.store_atomic(args[1], _word(builder, args[0]), "release", 8)
-        return ir.Constant(ir.IntType(64), 0)
-
-    return types.int64(types.int64, types.int64), codegen
+    builder.store_atomic(value, _word(builder, address), "release", 8)
 
 
-@intrinsic
-def rest(typingctx: Any) -> Any:
+@_intrinsic(types.int64)
+def fence(builder: Any) -> None:
+    """Make everything written so far, past the caches too, visible to other threads."""
+    builder.fence("seq_cst")
+
+
+@_intrinsic(types.int64)
+def rest(builder: Any) -> None:
     """Pause for a moment while waiting for another thread."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        if "x86" in binding.get_process_triple():
-            function = ir.FunctionType(ir.VoidType(), [])
-            builder.call(cgutils.get_or_insert_function(builder.module, function, "llvm.x86.sse2.pause"), [])
-        return ir.Constant(ir.IntType(64), 0)
-
-    return types.int64(), codegen
+    if "x86" in binding.get_process_triple():
+        builder.call(_library(builder, "llvm.x86.sse2.pause", ir.VoidType()), [])
 
 
-@intrinsic
-def fma32(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
+def _library(builder: Any, name: str, returns: Any, *takes: Any) -> Any:
+    """A function that LLVM has."""
+    return cgutils.get_or_insert_function(builder.module, ir.FunctionType(returns, takes), name)
+
+
+# Numbers --------------------------------------------------------------------------------------------------------------
+
+
+@_intrinsic(types.float32, types.float32, types.float32, types.float32)
+def fma32(builder: Any, a: Any, b: Any, c: Any) -> Any:
     """a * b + c in float32, rounded once where the machine can (as torch's vectorised kernels), else twice."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        if HAS_FMA:
-            return builder.fma(*args)
-        return builder.fadd(builder.fmul(args[0], args[1]), args[2])
-
-    return types.float32(types.float32, types.float32, types.float32), codegen
+    return builder.fma(a, b, c) if HAS_FMA else builder.fadd(builder.fmul(a, b), c)
 
 
-@intrinsic
-def bits32(typingctx: Any, x: Any) -> Any:
+@_intrinsic(types.uint32, types.float32)
+def bits32(builder: Any, x: Any) -> Any:
     """The bits of a float32 as uint32."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.bitcast(args[0], ir.IntType(32))
-
-    return types.uint32(types.float32), codegen
+    return builder.bitcast(x, _I32)
 
 
 def _binary(kind: Any, name: str) -> Any:
     """Integer arithmetic in one width: numba widens every operation to 64 bits, which is an eighth of the lanes."""
 
-    def define(typingctx: Any, a: Any, b: Any) -> Any:
-        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            return getattr(builder, name)(*args)
+    @_intrinsic(kind, kind, kind)
+    def binary(builder: Any, a: Any, b: Any) -> Any:
+        return getattr(builder, name)(a, b)
 
-        return kind(kind, kind), codegen
-
-    return intrinsic(define)
+    return binary
 
 
-add_i32 = _binary(types.int32, "add")
-mul_i32 = _binary(types.int32, "mul")
-sar_i32 = _binary(types.int32, "ashr")
-add_u32 = _binary(types.uint32, "add")
-mul_u32 = _binary(types.uint32, "mul")
-xor_u32 = _binary(types.uint32, "xor")
-shr_u32 = _binary(types.uint32, "lshr")
-shl_u32 = _binary(types.uint32, "shl")
-or_u32 = _binary(types.uint32, "or_")
-and_u32 = _binary(types.uint32, "and_")
-add_u16 = _binary(types.uint16, "add")
-sub_u16 = _binary(types.uint16, "sub")
-mul_u16 = _binary(types.uint16, "mul")
-shl_u16 = _binary(types.uint16, "shl")
+add_i32, mul_i32, sar_i32 = (_binary(types.int32, name) for name in ("add", "mul", "ashr"))
+add_u32, mul_u32, xor_u32 = (_binary(types.uint32, name) for name in ("add", "mul", "xor"))
+shr_u32, shl_u32, or_u32, and_u32 = (_binary(types.uint32, name) for name in ("lshr", "shl", "or_", "and_"))
+add_u16, sub_u16, mul_u16, shl_u16 = (_binary(types.uint16, name) for name in ("add", "sub", "mul", "shl"))
 
 
-@intrinsic
-def less_u16(typingctx: Any, a: Any, b: Any) -> Any:
+@_intrinsic(types.uint16, types.uint16, types.uint16)
+def less_u16(builder: Any, a: Any, b: Any) -> Any:
     """a - b, or 0 where that is negative."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        kind = ir.IntType(16)
-        function = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(kind, [kind, kind]), "llvm.usub.sat.i16"
-        )
-        return builder.call(function, args)
-
-    return types.uint16(types.uint16, types.uint16), codegen
+    return builder.call(_library(builder, "llvm.usub.sat.i16", _I16, _I16, _I16), [a, b])
 
 
-@intrinsic
-def mulhi_u16(typingctx: Any, a: Any, b: Any) -> Any:
+@_intrinsic(types.uint16, types.uint16, types.uint16)
+def mulhi_u16(builder: Any, a: Any, b: Any) -> Any:
     """The upper 16 bits of a product of two uint16."""
+    product = builder.mul(builder.zext(a, _I32), builder.zext(b, _I32))
+    return builder.trunc(builder.lshr(product, ir.Constant(_I32, 16)), _I16)
 
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        wide = ir.IntType(32)
-        product = builder.mul(builder.zext(args[0], wide), builder.zext(args[1], wide))
-        return builder.trunc(builder.lshr(product, ir.Constant(wide, 16)), ir.IntType(16))
 
-    return types.uint16(types.uint16, types.uint16), codegen
+# Vectors --------------------------------------------------------------------------------------------------------------
+
+
+def _load(builder: Any, address: Any, kind: Any) -> Any:
+    """A vector from any address."""
+    value = builder.load(builder.inttoptr(address, kind.as_pointer()))
+    value.align = 1
+    return value
+
+
+def _store(builder: Any, value: Any, address: Any) -> None:
+    builder.store(value, builder.inttoptr(address, value.type.as_pointer()), align=1)
+
+
+def _order(lanes: Sequence[int]) -> Any:
+    """Which lanes of its operands a shuffle takes."""
+    return ir.Constant(ir.VectorType(_I32, len(lanes)), [ir.Constant(_I32, lane) for lane in lanes])
 
 
 def _move(count: int, reverse: bool) -> Any:
-    def define(typingctx: Any, source: Any, target: Any) -> Any:
-        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            vector = ir.VectorType(ir.IntType(8), count)
-            value = builder.load(builder.inttoptr(args[0], vector.as_pointer()))
-            value.align = 1
-            if reverse:
-                lane = ir.IntType(32)
-                mask = ir.Constant(ir.VectorType(lane, count), [ir.Constant(lane, count - 1 - i) for i in range(count)])
-                value = builder.shuffle_vector(value, ir.Constant(vector, ir.Undefined), mask)
-            builder.store(value, builder.inttoptr(args[1], vector.as_pointer()), align=1)
-            return ir.Constant(ir.IntType(64), 0)
+    @_intrinsic(types.int64, types.int64, types.int64)
+    def move(builder: Any, source: Any, target: Any) -> None:
+        value = _load(builder, source, ir.VectorType(ir.IntType(8), count))
+        if reverse:
+            value = builder.shuffle_vector(value, value, _order(range(count)[::-1]))
+        _store(builder, value, target)
 
-        return types.int64(types.int64, types.int64), codegen
-
-    return intrinsic(define)
+    return move
 
 
 move64, move32, move16 = (_move(n, False) for n in (64, 32, 16))  # so many bytes from one address to another
 turn64, turn32, turn16 = (_move(n, True) for n in (64, 32, 16))  # the same, the last byte first
 
 
-_LANE = ir.IntType(32)
-_LEVELS = ir.VectorType(ir.IntType(8), 16)
-_FLOATS = ir.VectorType(ir.FloatType(), 16)
+@_intrinsic(types.int64, types.int64, types.int64, types.int64, types.int64)
+def transpose16(builder: Any, source: Any, source_stride: Any, target: Any, target_stride: Any) -> None:
+    """16 x 16 bytes at one address, transposed to another. Four rounds of interleaving rows."""
+
+    def row(base: Any, stride: Any, number: int) -> Any:
+        return builder.add(base, builder.mul(stride, ir.Constant(_I64, number)))
+
+    rows = [_load(builder, row(source, source_stride, r), _LEVELS) for r in range(16)]
+    halves = [_order([v for i in range(8) for v in (first + i, 16 + first + i)]) for first in (0, 8)]
+    for _ in range(4):
+        rows = [builder.shuffle_vector(rows[r], rows[r + 8], half) for r in range(8) for half in halves]
+    for r in range(16):
+        _store(builder, rows[r], row(target, target_stride, r))
 
 
 def _splat(builder: Any, value: Any) -> Any:
     """Sixteen times the same float."""
     nothing = ir.Constant(_FLOATS, ir.Undefined)
-    first = builder.insert_element(nothing, value, ir.Constant(_LANE, 0))
-    return builder.shuffle_vector(first, nothing, ir.Constant(ir.VectorType(_LANE, 16), None))
+    first = builder.insert_element(nothing, value, ir.Constant(_I32, 0))
+    return builder.shuffle_vector(first, nothing, _order([0] * 16))
 
 
 def _scaled(builder: Any, source: Any, scale: Any, shift: Any) -> Any:
     """Sixteen levels times scale plus shift."""
-    load = builder.load(builder.inttoptr(source, _LEVELS.as_pointer()))
-    load.align = 1
-    value = builder.sitofp(builder.zext(load, ir.VectorType(_LANE, 16)), _FLOATS)
+    levels = builder.zext(_load(builder, source, _LEVELS), ir.VectorType(_I32, 16))
+    value = builder.sitofp(levels, _FLOATS)
     return builder.fadd(builder.fmul(value, _splat(builder, scale)), _splat(builder, shift))
 
 
 def _stream(builder: Any, value: Any, address: Any) -> None:
     store = builder.store(value, builder.inttoptr(address, _FLOATS.as_pointer()), align=64)
-    store.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(_LANE, 1)]))
+    store.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(_I32, 1)]))
 
 
-@intrinsic
-def stream_levels(typingctx: Any, source: Any, target: Any, scale: Any, shift: Any) -> Any:
+@_intrinsic(types.int64, types.int64, types.int64, types.float32, types.float32)
+def stream_levels(builder: Any, source: Any, target: Any, scale: Any, shift: Any) -> None:
     """Sixteen levels times scale plus shift, as float32 to a 64-byte line, past the caches."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        _stream(builder, _scaled(builder, args[0], args[2], args[3]), args[1])
-        return ir.Constant(ir.IntType(64), 0)
-
-    return types.int64(types.int64, types.int64, types.float32, types.float32), codegen
+    _stream(builder, _scaled(builder, source, scale, shift), target)
 
 
-@intrinsic
+@_intrinsic(types.int64, types.int64, types.int64, types.int64, *[types.float32] * 4)
 def stream_mixed(
-    typingctx: Any, source: Any, other: Any, target: Any, scale: Any, shift: Any, share: Any, rest: Any
-) -> Any:
+    builder: Any, own: Any, other: Any, target: Any, scale: Any, shift: Any, share: Any, rest: Any
+) -> None:
     """The same of two images, times share and times rest, summed."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        own = _scaled(builder, args[0], args[3], args[4])
-        theirs = _scaled(builder, args[1], args[3], args[4])
-        own = builder.fmul(own, _splat(builder, args[5]))
-        _stream(builder, builder.fadd(own, builder.fmul(theirs, _splat(builder, args[6]))), args[2])
-        return ir.Constant(ir.IntType(64), 0)
-
-    floats = [types.float32] * 4
-    return types.int64(types.int64, types.int64, types.int64, *floats), codegen
+    mine = builder.fmul(_scaled(builder, own, scale, shift), _splat(builder, share))
+    theirs = builder.fmul(_scaled(builder, other, scale, shift), _splat(builder, rest))
+    _stream(builder, builder.fadd(mine, theirs), target)
 
 
-@intrinsic
-def stream_line(typingctx: Any, source: Any, target: Any) -> Any:
+@_intrinsic(types.int64, types.int64, types.int64)
+def stream_line(builder: Any, source: Any, target: Any) -> None:
     """64 bytes from any address to a 64-byte line, past the caches."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        load = builder.load(builder.inttoptr(args[0], _FLOATS.as_pointer()))
-        load.align = 1
-        _stream(builder, load, args[1])
-        return ir.Constant(ir.IntType(64), 0)
-
-    return types.int64(types.int64, types.int64), codegen
-
-
-@intrinsic
-def fence(typingctx: Any) -> Any:
-    """Make everything written so far, past the caches too, visible to other threads."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        builder.fence("seq_cst")
-        return ir.Constant(ir.IntType(64), 0)
-
-    return types.int64(), codegen
-
-
-@intrinsic
-def transpose16(typingctx: Any, source: Any, source_stride: Any, target: Any, target_stride: Any) -> Any:
-    """16 x 16 bytes at one address, transposed to another. Four rounds of interleaving rows."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        vector = ir.VectorType(ir.IntType(8), 16)
-        lane = ir.IntType(32)
-
-        def mask(first: int) -> Any:
-            return ir.Constant(
-                ir.VectorType(lane, 16), [ir.Constant(lane, v) for i in range(8) for v in (first + i, 16 + first + i)]
-            )
-
-        def place(base: Any, stride: Any, row: int) -> Any:
-            at = builder.add(base, builder.mul(stride, ir.Constant(ir.IntType(64), row)))
-            return builder.inttoptr(at, vector.as_pointer())
-
-        rows = []
-        for r in range(16):
-            load = builder.load(place(args[0], args[1], r))
-            load.align = 1
-            rows.append(load)
-        low, high = mask(0), mask(8)
-        for _ in range(4):
-            mixed = []
-            for r in range(8):
-                mixed.append(builder.shuffle_vector(rows[r], rows[r + 8], low))
-                mixed.append(builder.shuffle_vector(rows[r], rows[r + 8], high))
-            rows = mixed
-        for r in range(16):
-            builder.store(rows[r], place(args[2], args[3], r), align=1)
-        return ir.Constant(ir.IntType(64), 0)
-
-    return types.int64(types.int64, types.int64, types.int64, types.int64), codegen
+    _stream(builder, _load(builder, source, _FLOATS), target)
 
 
 def _look_up(blocks: int) -> Any:
     """Blocks of 64 bytes through a table of 256, which four registers hold. AVX-512 VBMI only."""
 
-    def define(typingctx: Any, source: Any, target: Any, table: Any) -> Any:
-        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            vector = ir.VectorType(ir.IntType(8), 64)
+    @_intrinsic(types.int64, types.int64, types.int64, types.int64)
+    def look_up(builder: Any, source: Any, target: Any, table: Any) -> None:
+        vector = ir.VectorType(ir.IntType(8), 64)
 
-            def place(address: Any, block: int) -> Any:
-                at = builder.add(address, ir.Constant(ir.IntType(64), 64 * block))
-                return builder.inttoptr(at, vector.as_pointer())
+        def at(address: Any, block: int) -> Any:
+            return builder.add(address, ir.Constant(_I64, 64 * block))
 
-            def load(address: Any, block: int) -> Any:
-                value = builder.load(place(address, block))
-                value.align = 1
-                return value
+        permute = _library(builder, "llvm.x86.avx512.vpermi2var.qi.512", vector, vector, vector, vector)
+        t = [_load(builder, at(table, k), vector) for k in range(4)]
+        for block, index in enumerate([_load(builder, at(source, k), vector) for k in range(blocks)]):
+            low = builder.call(permute, [t[0], index, t[1]])
+            high = builder.call(permute, [t[2], index, t[3]])
+            upper = builder.icmp_signed("<", index, ir.Constant(vector, None))
+            _store(builder, builder.select(upper, high, low), at(target, block))
 
-            kind = ir.FunctionType(vector, [vector, vector, vector])
-            permute = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx512.vpermi2var.qi.512")
-            t = [load(args[2], k) for k in range(4)]
-            for index, block in [(load(args[0], k), k) for k in range(blocks)]:
-                low = builder.call(permute, [t[0], index, t[1]])
-                high = builder.call(permute, [t[2], index, t[3]])
-                upper = builder.icmp_signed("<", index, ir.Constant(vector, None))
-                builder.store(builder.select(upper, high, low), place(args[1], block), align=1)
-            return ir.Constant(ir.IntType(64), 0)
-
-        return types.int64(types.int64, types.int64, types.int64), codegen
-
-    return intrinsic(define)
+    return look_up
 
 
 look_up64, look_up512 = _look_up(1), _look_up(8)  # source, target, table: addresses

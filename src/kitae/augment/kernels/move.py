@@ -4,9 +4,6 @@ A row is moved in a few wide pieces, of which the last overlaps the one before. 
 check for overlap of source and target and then finish byte by byte, which takes longer than the row.
 """
 
-# numba types these, not mypy.
-# mypy: disable-error-code="arg-type"
-
 from __future__ import annotations
 
 from typing import Any

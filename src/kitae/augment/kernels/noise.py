@@ -1,9 +1,6 @@
 """Gaussian noise, salt and pepper: a random word for every pixel, from a hash of the sample's key and the pixel's
 place."""
 
-# numba types these, not mypy.
-# mypy: disable-error-code="arg-type,operator,assignment"
-
 from __future__ import annotations
 
 from typing import Any
@@ -11,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from kitae.augment.kernels.link import add_i32, add_u32, as_i16, as_i64, as_u16, as_u32, mul_u32, shr_u32, xor_u32
-
-QUANTILE_STEP = 1.0 / 4096.0  # the table of normal quantiles holds multiples of this
+from kitae.augment.ops.noise import QUANTILE_STEP
 
 
 def scramble(place: Any, low: Any, high: Any) -> Any:

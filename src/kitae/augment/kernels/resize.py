@@ -1,8 +1,5 @@
 """Resized crop: antialiased bilinear, in integers."""
 
-# numba types these, not mypy.
-# mypy: disable-error-code="operator,arg-type,assignment"
-
 from __future__ import annotations
 
 from typing import Any
@@ -19,6 +16,15 @@ def triangle_taps(size: Any, new: Any) -> Any:
     if scale <= 1.0:
         return 2  # the two input pixels around its centre
     return np.int64(np.ceil(scale)) * 2 + 1
+
+
+def work_bytes(height: int, width: int, new_height: int, new_width: int) -> int:
+    """Bytes of work area for the largest windows: weights, and planes transposed between the two passes."""
+    across = 2 * -(-max(width, new_width) // new_width) + 1
+    down = 2 * -(-max(height, new_height) // new_height) + 1
+    tall, wide = height + 16, new_width + 16
+    weights = 4 * (max(new_height, new_width) + max(tall, wide)) + 8 * max(new_width * across, new_height * down)
+    return weights + (width + across + new_width) * tall + 3 * (height + down) * wide + (64 << 10)
 
 
 def triangle_weights(size: Any, new: Any, taps: Any, starts: Any, weights: Any, scratch: Any) -> Any:

@@ -5,9 +5,6 @@ For each sample (each pair, if images mix) it plans every op of the pipeline, ru
 in the core's cache, and writes the result. Threads take blocks of samples from a shared atomic counter.
 """
 
-# numba types these, not mypy.
-# mypy: disable-error-code="arg-type,operator,assignment"
-
 from __future__ import annotations
 
 from typing import Any
@@ -19,14 +16,14 @@ from kitae.augment.kernels.link import (
     as_f32,
     as_f64,
     as_i64,
+    as_u8,
     as_u64,
     call6,
     call7,
-    call9,
     fence,
     fetch_add,
 )
-from kitae.augment.kernels.write import BOXES, MIX_FIRST, MIX_SECOND, SCALE, SECOND, STREAM
+from kitae.augment.kernels.write import BOXES, MIX_FIRST, MIX_SECOND, SCALE, SECOND, STREAM, finish
 from kitae.augment.mix import MIX, plan_mix
 from kitae.augment.ops.base import (
     ARGS,
@@ -35,6 +32,7 @@ from kitae.augment.ops.base import (
     CHAIN_BEGIN,
     CHAIN_END,
     CROP,
+    ERASE,
     ERASE_AFTER,
     GAUSSIAN_NOISE,
     HFLIP,
@@ -61,8 +59,8 @@ SIZES = 19  # int64 [OPS, 2]: height and width before
 KEYS = 20  # uint64 [OPS + 1]: first slot of each op, then of mixing
 SEED = 21  # uint64 [2]
 INDEX, EPOCH = 22, 23  # int64 [N], int64 [N] or 0
-TABLE, FLAGS = 24, 25  # int64 [CODES]: address of the op; 1 where it may run in place
-FINISH_AT = 26  # address of what writes
+TABLE = 24  # int64 [CODES]: address of the op
+FORM = 26  # of the results, see `write.FORMS`
 OUT, OUT_STRIDE = 27, 28
 MIXING = 29  # address of the numbers of mixing, or 0
 SCALES = 30  # float64 [6]: scale and shift per channel
@@ -86,7 +84,12 @@ PROGRAM_AT = 1024  # codes, then args
 
 def scratch_bytes(steps: int, image_bytes: int, work_bytes: int) -> int:
     """Bytes a thread needs: its program, four buffers, a kept original, a float accumulator, a work area."""
-    return PROGRAM_AT + steps * 8 * (1 + ARGS) + 64 + 9 * image_bytes + work_bytes + 256
+    return buffers_at(steps) + 9 * image_bytes + work_bytes + 256
+
+
+def buffers_at(steps: int) -> int:
+    """Where the buffers begin, after the program."""
+    return (PROGRAM_AT + steps * 8 * (1 + ARGS) + 63) & ~63
 
 
 def set_key(context: Any, key: Any, n: Any) -> None:
@@ -141,14 +144,13 @@ def augment_one(context: Any, scratch: Any, n: Any, slot: Any, boxes: Any) -> An
         args = as_f64(scratch + PROGRAM_AT + 8 * steps)
         plan_one(context, as_u64(scratch + KEY_AT), n, codes, args)
     size = context[IMAGE_BYTES]
-    buffers = scratch + ((PROGRAM_AT + steps * 8 * (1 + ARGS) + 63) & ~63)
+    buffers = scratch + buffers_at(steps)
     a = buffers + 2 * slot * size
     b = a + size
     kept = buffers + 4 * size
     sums = kept + size
     work = sums + 4 * size
     table = as_i64(context[TABLE])
-    flags = as_i64(context[FLAGS])
     channels = context[CHANNELS]
     height = context[HEIGHT]
     width = context[WIDTH]
@@ -176,18 +178,14 @@ def augment_one(context: Any, scratch: Any, n: Any, slot: Any, boxes: Any) -> An
         elif code == CHAIN_END:
             call7(table[code], current, sums, work, at, channels, height, width)
         elif code == AUGMIX_BEGIN:
-            if current != given:
-                call7(table[code], current, sums, kept, at, channels, height, width)
-                base = kept
-            else:
-                call7(table[code], current, sums, 0, at, channels, height, width)
-                base = current
+            base = current if current == given else kept
+            call7(table[code], current, sums, 0 if base == given else kept, at, channels, height, width)
         elif code == AUGMIX_END:
             call7(table[code], sums, a, work, at, channels, height, width)
             current = a
         else:
             target = b if current == a else a
-            if flags[code] != 0 and current != base:
+            if code == ERASE and current != base:  # which may run in place
                 target = current
             extra = work
             if code == GAUSSIAN_NOISE:
@@ -254,8 +252,7 @@ def run(context_at: Any, scratch: Any) -> Any:
     steps = context[STEPS]
     key = as_u64(scratch + KEY_AT)
     info = as_f64(scratch + INFO_AT)
-    buffers = scratch + ((PROGRAM_AT + steps * 8 * (1 + ARGS) + 63) & ~63)
-    work = buffers + 9 * context[IMAGE_BYTES]
+    work = scratch + buffers_at(steps) + 9 * context[IMAGE_BYTES]
     scales = as_f64(context[SCALES])
     for i in range(6):
         info[SCALE + i] = scales[i]
@@ -277,25 +274,22 @@ def run(context_at: Any, scratch: Any) -> Any:
                 continue
             pair = context[MIXING] != 0 and n + 1 < count
             first = augment_one(context, scratch, n, 0, info)
-            if not pair:
-                call9(context[FINISH_AT], first, 0, scratch + INFO_AT, out + n * stride, 0, work, channels, last_height,
-                      last_width)  # fmt: skip
-                if context[TARGETS_KIND] != 0:
-                    write_targets(context, n, 1.0, n)
-                n += 1
-                continue
-            second = augment_one(context, scratch, n + 1, 1, as_f64(scratch + INFO_AT + 8 * SECOND))
-            if context[MIX_AT] != 0:
-                given = as_f64(context[MIX_AT] + 8 * MIX * n)
-                for i in range(MIX):
-                    info[MIX_FIRST + i] = given[i]
-                    info[MIX_SECOND + i] = given[MIX + i]
-            else:
-                plan_pair(context, key, n, as_f64(scratch + INFO_AT + 8 * MIX_FIRST))
-                plan_pair(context, key, n + 1, as_f64(scratch + INFO_AT + 8 * MIX_SECOND))
-            call9(context[FINISH_AT], first, second, scratch + INFO_AT, out + n * stride, out + (n + 1) * stride, work,
-                  channels, last_height, last_width)  # fmt: skip
+            second = np.int64(0)
+            if pair:
+                second = augment_one(context, scratch, n + 1, 1, as_f64(scratch + INFO_AT + 8 * SECOND))
+                if context[MIX_AT] != 0:
+                    given = as_f64(context[MIX_AT] + 8 * MIX * n)
+                    for i in range(MIX):
+                        info[MIX_FIRST + i] = given[i]
+                        info[MIX_SECOND + i] = given[MIX + i]
+                else:
+                    plan_pair(context, key, n, as_f64(scratch + INFO_AT + 8 * MIX_FIRST))
+                    plan_pair(context, key, n + 1, as_f64(scratch + INFO_AT + 8 * MIX_SECOND))
+            at = out + n * stride
+            finish(context[FORM], as_u8(first), as_u8(second), pair, info, at, at + stride, work, channels, last_height,
+                   last_width)  # fmt: skip
             if context[TARGETS_KIND] != 0:
-                write_targets(context, n, info[MIX_FIRST + 1], n + 1)
-                write_targets(context, n + 1, info[MIX_SECOND + 1], n)
-            n += 2
+                write_targets(context, n, info[MIX_FIRST + 1] if pair else 1.0, n + 1)
+                if pair:
+                    write_targets(context, n + 1, info[MIX_SECOND + 1], n)
+            n += 2 if pair else 1

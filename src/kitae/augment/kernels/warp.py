@@ -4,9 +4,6 @@ A warp finds, for a row of the result, where each pixel comes from (vectorised a
 are float32, multiplied and added in the order written here, which the torch executor repeats.
 """
 
-# numba types these, not mypy.
-# mypy: disable-error-code="operator,arg-type,assignment"
-
 from __future__ import annotations
 
 from typing import Any
@@ -277,21 +274,15 @@ def fetch_bilinear(padded: Any, dst: Any, at: Any, count: Any, xs: Any, ys: Any,
         shift = np.uint32(8 * c)
         fill = fill_level(args, fill_at + c)
         plane = at + c * size
-        if filled:
-            for i in range(count):
-                t0 = byte_of(t[2 * i], shift)
-                t1 = byte_of(t[2 * i + 1], shift)
-                b0 = byte_of(b[2 * i], shift)
-                b1 = byte_of(b[2 * i + 1], shift)
-                v = (blend(t0, t1, b0, b1, xs[i], ys[i]) - fill) * share[i] + fill
-                dst[plane + i] = np.uint8(np.int32(rint32(v)))
-        else:
-            for i in range(count):
-                t0 = byte_of(t[2 * i], shift)
-                t1 = byte_of(t[2 * i + 1], shift)
-                b0 = byte_of(b[2 * i], shift)
-                b1 = byte_of(b[2 * i + 1], shift)
-                dst[plane + i] = np.uint8(np.int32(rint32(blend(t0, t1, b0, b1, xs[i], ys[i]))))
+        for i in range(count):
+            t0 = byte_of(t[2 * i], shift)
+            t1 = byte_of(t[2 * i + 1], shift)
+            b0 = byte_of(b[2 * i], shift)
+            b1 = byte_of(b[2 * i + 1], shift)
+            v = blend(t0, t1, b0, b1, xs[i], ys[i])
+            if filled:
+                v = (v - fill) * share[i] + fill
+            dst[plane + i] = np.uint8(np.int32(rint32(v)))
     return 0
 
 

@@ -11,9 +11,6 @@ Images are written in bands of rows that stay in the innermost cache. If the who
     86      1: write past the caches
 """
 
-# numba types these, not mypy.
-# mypy: disable-error-code="arg-type,operator,assignment"
-
 from __future__ import annotations
 
 from typing import Any
@@ -33,11 +30,20 @@ from kitae.augment.kernels.link import (
     stream_line,
     stream_mixed,
 )
+from kitae.augment.kernels.move import copy_bytes
 from kitae.augment.ops.base import MOST_BOXES
 
 SECOND, MIX_FIRST, MIX_SECOND, SCALE, SHIFT, STREAM, INFO = 32, 64, 72, 80, 83, 86, 96
 BOXES = MOST_BOXES
 BAND = 1024  # values per channel in a band
+FORMS = {  # of results: type, and whether it is [H, W, C]
+    ("float32", False): 0,
+    ("bfloat16", False): 1,
+    ("uint8", False): 2,
+    ("float32", True): 3,
+    ("bfloat16", True): 4,
+    ("uint8", True): 5,
+}
 HALF = np.float32(0.5)
 NOTHING = np.float32(0.0)
 
@@ -109,56 +115,47 @@ def stream_bytes(source: Any, target: Any, count: Any) -> Any:
     return 0
 
 
+def put_run(kind: Any, source: Any, target: Any, count: Any, stream: Any) -> Any:
+    """A run of float32 to its place. kind: 0 float32, 1 bfloat16, 2 uint8."""
+    values = as_f32(source)
+    if kind == 0 and stream:
+        stream_bytes(source, target, 4 * count)
+    elif kind == 0:
+        out = as_f32(target)
+        for i in range(count):
+            out[i] = values[i]
+    elif kind == 1:
+        half = as_u16(target)
+        for i in range(count):
+            half[i] = bfloat16(values[i])
+    else:
+        byte = as_u8(target)
+        for i in range(count):
+            byte[i] = np.uint8(np.int32(values[i] + HALF))
+    return 0
+
+
 def put_band(
     form: Any, bands: Any, step: Any, target: Any, start: Any, count: Any, channels: Any, size: Any, stream: Any
 ) -> Any:
-    """Bands of all channels to their place. form: 0 float32, 1 bfloat16, 2 uint8, plus 3 for [H, W, C]."""
-    if form >= 3 and channels == 3:
-        r = as_f32(bands)
-        g = as_f32(bands + step)
-        b = as_f32(bands + 2 * step)
-        spare = bands + 3 * step
-        if form == 3:
-            out = as_f32(spare if stream else target + 12 * start)
-            for i in range(count):
-                out[3 * i] = r[i]
-                out[3 * i + 1] = g[i]
-                out[3 * i + 2] = b[i]
-            if stream:
-                stream_bytes(spare, target + 12 * start, 12 * count)
-        elif form == 4:
-            half = as_u16(spare if stream else target + 6 * start)
-            for i in range(count):
-                half[3 * i] = bfloat16(r[i])
-                half[3 * i + 1] = bfloat16(g[i])
-                half[3 * i + 2] = bfloat16(b[i])
-            if stream:
-                stream_bytes(spare, target + 6 * start, 6 * count)
-        else:
-            byte = as_u8(target + 3 * start)
-            for i in range(count):
-                byte[3 * i] = np.uint8(np.int32(r[i] + HALF))
-                byte[3 * i + 1] = np.uint8(np.int32(g[i] + HALF))
-                byte[3 * i + 2] = np.uint8(np.int32(b[i] + HALF))
+    """Bands of all channels to their place."""
+    item = 4 >> (form % 3)
+    if form < 3 or channels == 1:
+        for c in range(channels):
+            put_run(form % 3, bands + c * step, target + item * (c * size + start), count, stream)
         return 0
-    for c in range(channels):
-        band = as_f32(bands + c * step)
-        at = c * size + start
-        if form % 3 == 0:
-            out = as_f32(target + 4 * at)
-            if stream:
-                stream_bytes(address_of(band), target + 4 * at, 4 * count)
-            else:
-                for i in range(count):
-                    out[i] = band[i]
-        elif form % 3 == 1:
-            half = as_u16(target + 2 * at)
-            for i in range(count):
-                half[i] = bfloat16(band[i])
-        else:
-            byte = as_u8(target + at)
-            for i in range(count):
-                byte[i] = np.uint8(np.int32(band[i] + HALF))
+    r = as_f32(bands)
+    g = as_f32(bands + step)
+    b = as_f32(bands + 2 * step)
+    spare = bands + 3 * step
+    at_once = form == 3 and not stream
+    together = as_f32(target + 12 * start if at_once else spare)
+    for i in range(count):
+        together[3 * i] = r[i]
+        together[3 * i + 1] = g[i]
+        together[3 * i + 2] = b[i]
+    if not at_once:
+        put_run(form % 3, spare, target + 3 * item * start, 3 * count, stream)
     return 0
 
 
@@ -242,37 +239,34 @@ def woven(half: Any, src: Any, other: Any, info: Any, mix: Any, target: Any, spa
     return 0
 
 
-def first_row(info: Any, at: Any, row: Any) -> Any:
-    """The first row that a box of an image covers, or `row` if that is less."""
+def covered(info: Any, at: Any, begin: Any, end: Any) -> Any:
+    """Rows begin to end, stretched over the boxes of an image."""
     for box in range(np.int64(info[at])):
-        row = min(row, np.int64(info[at + 1 + 4 * box]))
-    return row
-
-
-def last_row(info: Any, at: Any, row: Any) -> Any:
-    """One past the last row that a box of an image covers, or `row` if that is more."""
-    for box in range(np.int64(info[at])):
-        row = max(row, np.int64(info[at + 1 + 4 * box]) + np.int64(info[at + 3 + 4 * box]))
-    return row
+        top = np.int64(info[at + 1 + 4 * box])
+        begin = min(begin, top)
+        end = max(end, top + np.int64(info[at + 3 + 4 * box]))
+    return begin, end
 
 
 def finish(form: Any, a: Any, b: Any, pair: Any, info: Any, first: Any, second: Any, work: Any, channels: Any,
            height: Any, width: Any) -> Any:  # fmt: skip
+    """Write one image, or two that mix.
+
+    Args:
+        form: see `FORMS`.
+        a, b: uint8 [C, H, W]; b only where there is a pair.
+        first, second: addresses of their results.
+    """
     size = height * width
     if form == 2 and not pair and info[0] == 0.0:
-        byte = as_u8(first)
-        for i in range(channels * size):
-            byte[i] = a[i]
-        return 0
+        return copy_bytes(address_of(a), first, channels * size)
     # Rows from `begin` to `end` have boxes in them; the rest is written straight, in the forms that training uses.
     begin = np.int64(0)
     end = height
     if form == 0 or (3 <= form <= 4 and channels == 3):
-        begin = first_row(info, 0, height)
-        end = last_row(info, 0, np.int64(0))
+        begin, end = covered(info, 0, height, begin)
         if pair:
-            begin = first_row(info, SECOND, begin)
-            end = last_row(info, SECOND, end)
+            begin, end = covered(info, SECOND, begin, end)
             for at in (MIX_FIRST, MIX_SECOND):
                 if info[at] == 2.0:
                     begin = min(begin, np.int64(info[at + 3]))
@@ -289,11 +283,9 @@ def finish(form: Any, a: Any, b: Any, pair: Any, info: Any, first: Any, second: 
                 woven(form == 4, a, b, info, MIX_FIRST if pair else 0, first, work, start, count, size)
                 if pair:
                     woven(form == 4, b, a, info, MIX_SECOND, second, work, start, count, size)
-    plain = form % 3 == 2
     stream = info[STREAM] > 0.0
     rows = max(BAND // width, 1)
     step = 4 * ((rows * width + 31) & ~15)
-    own = as_f32(work)
     other = as_f32(work + step)
     mixed = work + 2 * step
     mixed_other = mixed + 6 * step  # three bands, and room for the three interleaved
@@ -301,16 +293,14 @@ def finish(form: Any, a: Any, b: Any, pair: Any, info: Any, first: Any, second: 
         height_here = min(rows, end - top)
         count = height_here * width
         for c in range(channels):
-            scale = np.float32(1.0) if plain else np.float32(info[SCALE + c])
-            shift = NOTHING if plain else np.float32(info[SHIFT + c])
+            scale = np.float32(info[SCALE + c])
+            shift = np.float32(info[SHIFT + c])
             start = c * size + top * width
-            if not pair:
-                band = as_f32(mixed + c * step)
-                level_band(a, start, count, scale, shift, band)
-                erase_band(info, 0, top, height_here, width, band)
-                continue
+            own = as_f32(work if pair else mixed + c * step)
             level_band(a, start, count, scale, shift, own)
             erase_band(info, 0, top, height_here, width, own)
+            if not pair:
+                continue
             level_band(b, start, count, scale, shift, other)
             erase_band(info, SECOND, top, height_here, width, other)
             mix_band(own, other, info, MIX_FIRST, top, height_here, width, as_f32(mixed + c * step))
@@ -319,43 +309,3 @@ def finish(form: Any, a: Any, b: Any, pair: Any, info: Any, first: Any, second: 
         if pair:
             put_band(form, mixed_other, step, second, top * width, count, channels, size, stream)
     return 0
-
-
-def finish_float32(a: Any, b: Any, info: Any, first: Any, second: Any, work: Any, channels: Any, height: Any,
-                   width: Any) -> Any:  # fmt: skip
-    return finish(0, a, b, second != 0, info, first, second, work, channels, height, width)
-
-
-def finish_bfloat16(a: Any, b: Any, info: Any, first: Any, second: Any, work: Any, channels: Any, height: Any,
-                    width: Any) -> Any:  # fmt: skip
-    return finish(1, a, b, second != 0, info, first, second, work, channels, height, width)
-
-
-def finish_uint8(a: Any, b: Any, info: Any, first: Any, second: Any, work: Any, channels: Any, height: Any,
-                 width: Any) -> Any:  # fmt: skip
-    return finish(2, a, b, second != 0, info, first, second, work, channels, height, width)
-
-
-def finish_float32_last(a: Any, b: Any, info: Any, first: Any, second: Any, work: Any, channels: Any, height: Any,
-                        width: Any) -> Any:  # fmt: skip
-    return finish(3, a, b, second != 0, info, first, second, work, channels, height, width)
-
-
-def finish_bfloat16_last(a: Any, b: Any, info: Any, first: Any, second: Any, work: Any, channels: Any, height: Any,
-                         width: Any) -> Any:  # fmt: skip
-    return finish(4, a, b, second != 0, info, first, second, work, channels, height, width)
-
-
-def finish_uint8_last(a: Any, b: Any, info: Any, first: Any, second: Any, work: Any, channels: Any, height: Any,
-                      width: Any) -> Any:  # fmt: skip
-    return finish(5, a, b, second != 0, info, first, second, work, channels, height, width)
-
-
-FINISHERS = {
-    ("float32", False): finish_float32,
-    ("bfloat16", False): finish_bfloat16,
-    ("uint8", False): finish_uint8,
-    ("float32", True): finish_float32_last,
-    ("bfloat16", True): finish_bfloat16_last,
-    ("uint8", True): finish_uint8_last,
-}

@@ -10,9 +10,9 @@ from typing import Any
 
 from kitae.augment.ops import base, color, geometry, noise, policies
 from kitae.augment.ops.base import CUSTOM, NOP, Op, Site, Step
-from kitae.augment.ops.custom import CustomOp, TransformOp
+from kitae.augment.ops.custom import CustomOp, Draw, TransformOp
 
-__all__ = ["OPS", "STEPS", "CustomOp", "Op", "Site", "Step", "TransformOp"]
+__all__ = ["OPS", "STEPS", "CustomOp", "Draw", "Op", "Site", "Step", "TransformOp"]
 
 
 def _ops() -> dict[str, type[Op]]:

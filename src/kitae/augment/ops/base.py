@@ -101,14 +101,12 @@ class Step(NamedTuple):
         words: what it does to a sample, for captions and `Augment.explain`: a format of its numbers, or a function
             from them to short lines; by default its name.
         takes: the arguments of its function in `functional`; None where that is written by hand, or does not exist.
-        in_place: whether the kernel may write to its source.
     """
 
     code: int
     run: str
     words: str | Callable[[Sequence[float]], Lines] = ""
     takes: tuple[Argument, ...] | None = None
-    in_place: bool = False
 
     @property
     def name(self) -> str:
@@ -253,16 +251,16 @@ def _check_levels(value: Any, info: ValidationInfo) -> Any:
     return value
 
 
-def _check_rising(value: Any, info: ValidationInfo) -> Any:
-    if value is not None and not 0 < value[0] <= value[1]:
-        raise ValueError(f"{info.field_name} must be a rising pair above 0, not {value}")
-    return value
+def rising(high: float = math.inf) -> AfterValidator:
+    """Checks that a pair rises in (0, high]; null passes."""
+    bounds = f"in (0, {high:g}]" if math.isfinite(high) else "above 0"
 
+    def check(value: Any, info: ValidationInfo) -> Any:
+        if value is not None and not 0 < value[0] <= value[1] <= high:
+            raise ValueError(f"{info.field_name} must be a rising pair {bounds}, not {value}")
+        return value
 
-def _check_share(value: Any, info: ValidationInfo) -> Any:
-    if value[1] > 1:
-        raise ValueError(f"{info.field_name} must be a rising pair in (0, 1], not {value}")
-    return value
+    return AfterValidator(check)
 
 
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -271,9 +269,8 @@ Turn = Annotated[Amount, within(0.0, 0.5, -0.5)]
 Degrees = Annotated[Amount, within(0.0, math.inf, -math.inf)]
 Levels = AfterValidator(_check_levels)
 FillLevels = Annotated[Fill, Levels]
-Rising = AfterValidator(_check_rising)
-Ratio = Annotated[tuple[float, float], Rising]
-Share = Annotated[tuple[float, float], AfterValidator(_check_share), Rising]
+Ratio = Annotated[tuple[float, float], rising()]
+Share = Annotated[tuple[float, float], rising(1.0)]
 
 
 class Op(Spec):
@@ -281,6 +278,7 @@ class Op(Spec):
 
     name: ClassVar[str] = ""
     page: ClassVar[str] = ""  # of the gallery
+    shows: ClassVar[dict[str, Any]] = {}  # parameters of the op in the gallery
     writes: ClassVar[tuple[Step, ...]] = ()
     erases: ClassVar[bool] = False
 
@@ -312,5 +310,5 @@ class Op(Spec):
 
     @classmethod
     def example(cls, site: Site) -> Self:
-        """The op with parameters that show in a picture what it does."""
-        return cls.model_validate({"p": 1.0} if "p" in cls.model_fields else {})
+        """The op with parameters that show in a picture what it does: those of `shows`, and p 1."""
+        return cls.model_validate(({"p": 1.0} if "p" in cls.model_fields else {}) | cls.shows)

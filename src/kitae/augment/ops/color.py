@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -41,15 +41,12 @@ _FACTOR = (Argument("factor"),)
 
 class _Factor(Op):
     page = "colour"
+    shows: ClassVar = {"amount": 0.5}
     amount: Factor = 0.2
     p: Probability = 1.0
 
     def ranges(self, site: Site) -> Sequence[Range]:
         return (span(self.amount),)
-
-    @classmethod
-    def example(cls, site: Site) -> Self:
-        return cls(amount=0.5)
 
 
 class Brightness(_Factor):
@@ -79,11 +76,8 @@ class Saturation(_Factor):
     """
 
     name = "saturation"
+    shows: ClassVar = {"amount": 1.0}
     writes = (Step(SATURATION, "color.saturation", "saturation {0:.2f}", _FACTOR),)
-
-    @classmethod
-    def example(cls, site: Site) -> Self:
-        return cls(amount=1.0)
 
 
 class Hue(Op):
@@ -95,16 +89,13 @@ class Hue(Op):
 
     name = "hue"
     page = "colour"
+    shows: ClassVar = {"amount": 0.2}
     writes = (Step(HUE, "color.hue", "hue {0:+.2f}", (Argument("factor", low=-0.5, high=0.5),)),)
     amount: Turn = 0.1
     p: Probability = 1.0
 
     def ranges(self, site: Site) -> Sequence[Range]:
         return (span(self.amount, 0.0, -0.5),)
-
-    @classmethod
-    def example(cls, site: Site) -> Self:
-        return cls(amount=0.2)
 
 
 class ColorJitter(Op):
@@ -117,6 +108,7 @@ class ColorJitter(Op):
 
     name = "color_jitter"
     page = "colour"
+    shows: ClassVar = {"brightness": 0.5, "contrast": 0.5, "saturation": 0.5, "hue": 0.2}
     writes = (*Brightness.writes, *Contrast.writes, *Saturation.writes, *Hue.writes)
     brightness: Factor = 0.0
     contrast: Factor = 0.0
@@ -169,10 +161,6 @@ class ColorJitter(Op):
                 codes[at] = HUE
                 args[at * ARGS] = between(f3, numbers[11], numbers[12])
 
-    @classmethod
-    def example(cls, site: Site) -> Self:
-        return cls(brightness=0.5, contrast=0.5, saturation=0.5, hue=0.2)
-
 
 class _Maybe(Op):
     page = "colour"
@@ -198,15 +186,12 @@ class Posterize(_Maybe):
     """Keeps the upper `bits` bits of each level. torchvision RandomPosterize."""
 
     name = "posterize"
+    shows: ClassVar = {"bits": 3}
     writes = (Step(POSTERIZE, "color.posterize", "posterize {0:.0f} bits", (Argument("bits", high=8.0, whole=True),)),)
     bits: int = Field(4, ge=0, le=8)
 
     def ranges(self, site: Site) -> Sequence[Range]:
         return (pair(self.bits),)
-
-    @classmethod
-    def example(cls, site: Site) -> Self:
-        return cls(bits=3, p=1.0)
 
 
 class Solarize(_Maybe):
@@ -243,13 +228,10 @@ class Sharpness(Op):
 
     name = "sharpness"
     page = "noise"
+    shows: ClassVar = {"factor": (0.0, 4.0)}
     writes = (Step(SHARPNESS, "filter.sharpness", "sharpness {0:.2f}", _FACTOR),)
     factor: Factor = 2.0
     p: Probability = 0.5
 
     def ranges(self, site: Site) -> Sequence[Range]:
         return (pair(self.factor),)
-
-    @classmethod
-    def example(cls, site: Site) -> Self:
-        return cls(factor=(0.0, 4.0), p=1.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import Field, field_validator, model_validator
@@ -27,7 +27,6 @@ from kitae.augment.ops.base import (
     Op,
     Probability,
     Ratio,
-    Rising,
     Share,
     Site,
     Size,
@@ -37,6 +36,7 @@ from kitae.augment.ops.base import (
     check_range,
     draw,
     fills,
+    rising,
     rounded,
     span,
     unit,
@@ -161,10 +161,6 @@ class HorizontalFlip(Op):
     def numbers(self, site: Site) -> list[float]:
         return [self.p, float(self.alternate)]
 
-    @classmethod
-    def example(cls, site: Site) -> Self:
-        return cls(p=1.0)
-
     @staticmethod
     def plan(key: Any, numbers: Any, codes: Any, args: Any, height: Any, width: Any) -> None:
         if numbers[1] == 0:
@@ -196,6 +192,7 @@ class Rotate(Op):
 
     name = "rotate"
     page = "geometry"
+    shows: ClassVar = {"degrees": (30.0, 30.0)}
     writes = AFFINE_STEPS
     degrees: Degrees = 15.0
     p: Probability = 1.0
@@ -216,12 +213,18 @@ class Rotate(Op):
             args[7] = numbers[5]
             args[8] = numbers[6]
 
-    @classmethod
-    def example(cls, site: Site) -> Self:
-        return cls(degrees=(30.0, 30.0))
+
+class _Crop(Op):
+    page = "geometry"
+    size: Size | tuple[Size, Size] | None = None
+
+    def result(self, height: int, width: int) -> tuple[int, int]:
+        if self.size is None:
+            return height, width
+        return (self.size, self.size) if isinstance(self.size, int) else self.size
 
 
-class RandomCrop(Op):
+class RandomCrop(_Crop):
     """Cuts a window of `size` at a uniform place from the image padded on all sides. torchvision RandomCrop.
 
     size: pixels (a number or height, width); null keeps the image's size.
@@ -230,9 +233,7 @@ class RandomCrop(Op):
     """
 
     name = "random_crop"
-    page = "geometry"
     writes = (Step(CROP, "move.crop", _window),)
-    size: Size | tuple[Size, Size] | None = None
     padding: Border | tuple[Border, Border] | tuple[Border, Border, Border, Border] = 0
     mode: Literal["zero", "reflect", "edge"] = "zero"
     fill: Annotated[float | tuple[float, float, float], Levels] = 0.0
@@ -243,9 +244,6 @@ class RandomCrop(Op):
         if isinstance(pad, int):
             return pad, pad, pad, pad
         return pad if len(pad) == 4 else (pad[0], pad[1], pad[0], pad[1])
-
-    def result(self, height: int, width: int) -> tuple[int, int]:
-        return _sides(self.size, height, width)
 
     def numbers(self, site: Site) -> list[float]:
         left, top, right, bottom = self.borders()
@@ -279,14 +277,7 @@ class RandomCrop(Op):
         return cls(padding=max(4, min(site.height, site.width) // 8))  # padding that shows
 
 
-def _sides(size: int | tuple[int, int] | None, height: int, width: int) -> tuple[int, int]:
-    """What a `size` stands for: height and width."""
-    if size is None:
-        return height, width
-    return (size, size) if isinstance(size, int) else size
-
-
-class RandomResizedCrop(Op):
+class RandomResizedCrop(_Crop):
     """Cuts a window of random area and shape and resizes it, bilinear with antialias. torchvision RandomResizedCrop.
 
     Ten tries: area uniform in `scale` (share of the image), aspect ratio (width / height) log-uniform in `ratio`,
@@ -296,14 +287,9 @@ class RandomResizedCrop(Op):
     """
 
     name = "random_resized_crop"
-    page = "geometry"
     writes = (Step(RESIZED_CROP, "resize.resized_crop", _window),)
-    size: Size | tuple[Size, Size] | None = None
     scale: Share = (0.08, 1.0)
     ratio: Ratio = (3.0 / 4.0, 4.0 / 3.0)
-
-    def result(self, height: int, width: int) -> tuple[int, int]:
-        return _sides(self.size, height, width)
 
     def numbers(self, site: Site) -> list[float]:
         return [*self.result(site.height, site.width), *self.scale, *self.ratio]
@@ -351,10 +337,11 @@ class Affine(Op):
 
     name = "affine"
     page = "geometry"
+    shows: ClassVar = {"degrees": 15.0, "translate": (0.1, 0.1), "scale": (0.9, 1.1)}
     writes = AFFINE_STEPS
     degrees: Degrees = 0.0
     translate: tuple[Probability, Probability] | None = None
-    scale: Annotated[tuple[float, float] | None, Rising] = None
+    scale: Annotated[tuple[float, float] | None, rising()] = None
     shear: float | tuple[float, float] | tuple[float, float, float, float] | None = None
     p: Probability = 1.0
     interpolation: Interpolation = "nearest"
@@ -399,10 +386,6 @@ class Affine(Op):
             args[6] = numbers[12]
             args[7] = numbers[13]
             args[8] = numbers[14]
-
-    @classmethod
-    def example(cls, site: Site) -> Self:
-        return cls(degrees=15.0, translate=(0.1, 0.1), scale=(0.9, 1.1))
 
 
 class Perspective(Op):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
 from kitae.augment.ops.base import (
@@ -38,6 +40,7 @@ from kitae.augment.ops.base import (
     within,
 )
 from kitae.errors import AugmentError
+from kitae.keyed import normal_quantile
 
 Kernel = Annotated[int, Field(ge=1, le=63)]
 
@@ -50,6 +53,7 @@ class GaussianBlur(Op):
 
     name = "gaussian_blur"
     page = "noise"
+    shows: ClassVar = {"kernel_size": 5}
     writes = (Step(GAUSSIAN_BLUR, "filter.gaussian_blur", "blur sigma {2:.2f}"),)
     kernel_size: Kernel | tuple[Kernel, Kernel] = 3
     sigma: Annotated[Amount, within(1e-6)] = (0.1, 2.0)
@@ -70,9 +74,15 @@ class GaussianBlur(Op):
             )
         return pair(kx), pair(ky), pair(self.sigma), pair(self.sigma)
 
-    @classmethod
-    def example(cls, site: Site) -> Self:
-        return cls(kernel_size=5)
+
+QUANTILE_STEP = 1.0 / 4096.0  # the table of normal quantiles holds multiples of this
+
+
+@functools.cache
+def noise_quantiles() -> NDArray[np.int16]:
+    """The upper half of the normal quantile function at 65,536 points, in steps of `QUANTILE_STEP`: int16 [32768]."""
+    points = (np.arange(32768) + 32768.5) / 65536.0
+    return np.rint(normal_quantile(points) / QUANTILE_STEP).astype(np.int16)
 
 
 class GaussianNoise(Op):
@@ -84,6 +94,7 @@ class GaussianNoise(Op):
 
     name = "gaussian_noise"
     page = "noise"
+    shows: ClassVar = {"sigma": (0.02, 0.2)}
     writes = (
         Step(
             GAUSSIAN_NOISE,
@@ -99,10 +110,6 @@ class GaussianNoise(Op):
     def ranges(self, site: Site) -> Sequence[Range]:
         return *RAW_WORDS, pair(self.mean), pair(self.sigma)
 
-    @classmethod
-    def example(cls, site: Site) -> Self:
-        return cls(sigma=(0.02, 0.2))
-
 
 class SaltAndPepper(Op):
     """Sets a share of the pixels to white (salt) or black (pepper), all channels alike.
@@ -112,6 +119,7 @@ class SaltAndPepper(Op):
 
     name = "salt_and_pepper"
     page = "noise"
+    shows: ClassVar = {"amount": (0.01, 0.1)}
     writes = (
         Step(
             SALT_AND_PEPPER,
@@ -126,10 +134,6 @@ class SaltAndPepper(Op):
 
     def ranges(self, site: Site) -> Sequence[Range]:
         return *RAW_WORDS, pair(self.amount), pair(self.salt)
-
-    @classmethod
-    def example(cls, site: Site) -> Self:
-        return cls(amount=(0.01, 0.1))
 
 
 def write_erase(codes: Any, args: Any, top: Any, left: Any, height: Any, width: Any, numbers: Any, at: int) -> None:
@@ -155,7 +159,7 @@ def _box_after(a: Sequence[float]) -> Lines:
 class _Erasing(Op):
     page = "noise"
     erases = True
-    writes = (Step(ERASE, "move.erase", _box, in_place=True), Step(ERASE_AFTER, "erase_after", _box_after))
+    writes = (Step(ERASE, "move.erase", _box), Step(ERASE_AFTER, "erase_after", _box_after))
     value: FillLevels = None
 
     def _colour(self, site: Site) -> list[float]:

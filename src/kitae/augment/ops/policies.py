@@ -156,15 +156,29 @@ def magnitudes(kind: str, op: int, bins: int, height: int, width: int) -> NDArra
     return np.zeros(bins)
 
 
-def write_policy_op(op: Any, magnitude: Any, codes: Any, args: Any, step: Any, height: Any, width: Any, warp: Any,
-                    f0: Any, f1: Any, f2: Any) -> None:  # fmt: skip
-    """One op of a policy as a step. `warp` is AFFINE_NEAREST or AFFINE_BILINEAR."""
+# The code of each op from BRIGHTER on.
+CODES = (BRIGHTNESS, SATURATION, CONTRAST, SHARPNESS, POSTERIZE, SOLARIZE, AUTOCONTRAST, EQUALIZE, INVERT)
+
+
+def write_policy_op(op: Any, magnitude: Any, sign: Any, codes: Any, args: Any, step: Any, height: Any, width: Any,
+                    numbers: Any) -> None:  # fmt: skip
+    """One op of a policy as a step. `sign` is the word that decides it; `numbers` begin with what `_warp` gives."""
+    if op <= SIGNED and unit(sign) < 0.5:
+        magnitude = -magnitude
     at = step * ARGS
-    if 1 <= op <= ROTATE:
-        codes[step] = warp
-        args[at + 6] = f0
-        args[at + 7] = f1
-        args[at + 8] = f2
+    if op >= BRIGHTER:
+        codes[step] = CODES[op - BRIGHTER]
+        if op <= SHARPER:
+            args[at] = 1.0 + magnitude
+        elif op == SOLARIZED:
+            args[at] = 255.0 * magnitude
+        else:
+            args[at] = magnitude
+    elif op != IDENTITY:
+        codes[step] = np.int64(numbers[0])
+        args[at + 6] = numbers[1]
+        args[at + 7] = numbers[2]
+        args[at + 8] = numbers[3]
         if op == SHEAR_X:
             write_affine(args, at, 0.0, 0.0, 0.0, 1.0, math.atan(magnitude), 0.0, -0.5 * width, -0.5 * height)
         elif op == SHEAR_Y:
@@ -175,30 +189,6 @@ def write_policy_op(op: Any, magnitude: Any, codes: Any, args: Any, step: Any, h
             write_affine(args, at, 0.0, 0.0, np.trunc(magnitude), 1.0, 0.0, 0.0, 0.0, 0.0)
         else:
             write_affine(args, at, -math.radians(magnitude), 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0)
-    elif op == BRIGHTER:
-        codes[step] = BRIGHTNESS
-        args[at] = 1.0 + magnitude
-    elif op == COLOR:
-        codes[step] = SATURATION
-        args[at] = 1.0 + magnitude
-    elif op == CONTRASTED:
-        codes[step] = CONTRAST
-        args[at] = 1.0 + magnitude
-    elif op == SHARPER:
-        codes[step] = SHARPNESS
-        args[at] = 1.0 + magnitude
-    elif op == POSTERIZED:
-        codes[step] = POSTERIZE
-        args[at] = magnitude
-    elif op == SOLARIZED:
-        codes[step] = SOLARIZE
-        args[at] = 255.0 * magnitude
-    elif op == AUTOCONTRASTED:
-        codes[step] = AUTOCONTRAST
-    elif op == EQUALIZED:
-        codes[step] = EQUALIZE
-    elif op == INVERTED:
-        codes[step] = INVERT
 
 
 class _Policy(Op):
@@ -243,12 +233,7 @@ class AutoAugment(_Policy):
         at = 4 + 6 * below(w0, 25)
         for step in range(2):
             if unit(a0) < numbers[at + 1]:
-                op = np.int64(numbers[at])
-                magnitude = numbers[at + 2]
-                if op <= SIGNED and unit(s0) < 0.5:
-                    magnitude = -magnitude
-                write_policy_op(op, magnitude, codes, args, step, height, width, np.int64(numbers[0]), numbers[1],
-                                numbers[2], numbers[3])  # fmt: skip
+                write_policy_op(np.int64(numbers[at]), numbers[at + 2], s0, codes, args, step, height, width, numbers)
             at += 3
             a0 = a1
             s0 = s1
@@ -290,11 +275,7 @@ class RandAugment(_Policy):
         for step in range(np.int64(numbers[4])):
             w0, w1, _, _ = draw(key, step)
             op = below(w0, INVERTED)
-            magnitude = numbers[5 + op]
-            if op <= SIGNED and unit(w1) < 0.5:
-                magnitude = -magnitude
-            write_policy_op(op, magnitude, codes, args, step, height, width, np.int64(numbers[0]), numbers[1],
-                            numbers[2], numbers[3])  # fmt: skip
+            write_policy_op(op, numbers[5 + op], w1, codes, args, step, height, width, numbers)
 
 
 class TrivialAugmentWide(_Policy):
@@ -319,10 +300,7 @@ class TrivialAugmentWide(_Policy):
         bins = np.int64(numbers[4])
         op = below(w0, INVERTED)
         magnitude = numbers[5 + op * bins + below(w1, bins)]
-        if op <= SIGNED and unit(w2) < 0.5:
-            magnitude = -magnitude
-        write_policy_op(op, magnitude, codes, args, 0, height, width, np.int64(numbers[0]), numbers[1], numbers[2],
-                        numbers[3])  # fmt: skip
+        write_policy_op(op, magnitude, w2, codes, args, 0, height, width, numbers)
 
 
 # AugMix's own order: the first nine always, the four colour ops where `all_ops`.
@@ -444,12 +422,9 @@ class AugMix(_Policy):
                 if link < depth:
                     w0, w1, w2, _ = draw(key, slot + link)
                     entry = 9 + 11 * below(w0, ops)
-                    op = np.int64(numbers[entry])
                     magnitude = numbers[entry + 1 + below(w1, numbers[4])]
-                    if op <= SIGNED and unit(w2) < 0.5:
-                        magnitude = -magnitude
-                    write_policy_op(op, magnitude, codes, args, step + 1 + link, height, width, np.int64(numbers[0]),
-                                    numbers[1], numbers[2], numbers[3])  # fmt: skip
+                    op = np.int64(numbers[entry])
+                    write_policy_op(op, magnitude, w2, codes, args, step + 1 + link, height, width, numbers)
             slot += deepest
             step += deepest + 1
             codes[step] = CHAIN_END

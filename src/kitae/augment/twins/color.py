@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from kitae.augment.twins.numbers import Numbers, level
-
-Tensor = torch.Tensor
 
 
 def _grey(x: Tensor) -> Tensor:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from kitae.augment.twins.numbers import Numbers, level
-
-Tensor = torch.Tensor
 
 
 def autocontrast(x: Tensor, a: Numbers) -> Tensor:

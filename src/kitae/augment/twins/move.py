@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from kitae.augment.twins.numbers import Numbers
-
-Tensor = torch.Tensor
 
 
 def crop(x: Tensor, a: Numbers) -> Tensor:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from kitae.augment.ops.noise import QUANTILE_STEP, noise_quantiles
 from kitae.augment.twins.numbers import Numbers
-from kitae.keyed import normal_quantile
-
-Tensor = torch.Tensor
-QUANTILE_STEP = 1.0 / 4096.0
-_tables: dict[torch.device, Tensor] = {}
 
 
 def _scramble(place: Tensor, low: Tensor, high: Tensor) -> Tensor:
@@ -30,18 +29,18 @@ def _scramble(place: Tensor, low: Tensor, high: Tensor) -> Tensor:
     return x ^ (x >> 16)
 
 
+@functools.cache
+def _quantiles(device: torch.device) -> Tensor:
+    return torch.from_numpy(noise_quantiles().astype(np.float32)).to(device)
+
+
 def gaussian_noise(x: Tensor, a: Numbers) -> Tensor:
     n = len(x)
     size = x[0].numel()
     place = torch.arange((size + 1) // 2, device=x.device).view(1, -1)
     word = _scramble(place, a.integer(1).view(-1, 1), a.integer(0).view(-1, 1))
     half = torch.stack((word & 0xFFFF, word >> 16), 2).view(n, -1)[:, :size]
-    table = _tables.get(x.device)
-    if table is None:
-        points = (np.arange(32768) + 32768.5) / 65536.0
-        table = torch.from_numpy(np.rint(normal_quantile(points) / QUANTILE_STEP).astype(np.float32)).to(x.device)
-        _tables[x.device] = table
-    z = table[half & 0x7FFF] * QUANTILE_STEP
+    z = _quantiles(x.device)[half & 0x7FFF] * QUANTILE_STEP
     z = torch.where(half > 0x7FFF, -z, z)
     noise = a.float32(a.host(2) * 255.0, 2) + z * a.float32(a.host(3) * 255.0, 2)
     return (x.reshape(n, -1).to(torch.int32) + noise.to(torch.int32)).clamp_(0, 255).to(torch.uint8).view_as(x)

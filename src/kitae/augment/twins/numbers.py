@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-
-Tensor = torch.Tensor
+from torch import Tensor
 
 
 class Numbers:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from kitae.augment.twins.numbers import Numbers
-
-Tensor = torch.Tensor
 
 _CHUNK = 1 << 23  # weights that are made at a time: 64 MB in float64
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from kitae.augment.twins.numbers import Numbers
-
-Tensor = torch.Tensor
 
 
 def _affine_points(x: Tensor, a: Numbers) -> tuple[Tensor, Tensor]:
