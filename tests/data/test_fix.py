@@ -64,7 +64,7 @@ def test_splits_are_kept_and_the_test_copy_stays(tmp_path: Path) -> None:
     again = open_source(DataSpec(source=f"parquet:{written.path}"))
     assert again.splits.tolist() == [code for row, code in enumerate(source.splits.tolist()) if row != 2]
     assert again.classes == source.classes
-    assert Image.open(io.BytesIO(again.read(0))).size == (64, 64)  # type: ignore[arg-type]
+    assert Image.open(io.BytesIO(next(again.blocks())[0])).size == (64, 64)  # type: ignore[arg-type]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["fixed.parquet", "x.parquet"]
 
 

@@ -125,7 +125,7 @@ def test_one_folder_a_class(make_folder: Maker) -> None:
     assert source.names[0] == "cats/000.png"
     assert source.groups is None
     assert len(set(source.keys.tolist())) == 12
-    assert [item for block in source.blocks() for item in block] == [source.read(i) for i in range(12)]
+    assert [item for block in source.blocks() for item in block] == [source.root / name for name in source.names]
 
 
 def test_what_is_not_an_image_is_passed_over(make_folder: Maker) -> None:

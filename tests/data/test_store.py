@@ -27,13 +27,13 @@ from PIL import Image
 
 from kitae.data import build as build_module
 from kitae.data import store as store_module
-from kitae.data.cache import cache_folder
 from kitae.data.loader import ImageSet
 from kitae.data.pictures import Pictures
 from kitae.data.sources import open_source
 from kitae.data.spec import DataSpec
 from kitae.data.store import Names, Store, open_store, prepare
 from kitae.errors import DataError
+from kitae.files import cache_folder
 from kitae.preprocess import PreprocessRules, decode
 from kitae.preprocess import picture as picture_of
 from tests.images import encode, picture, write_folder, write_parquet

@@ -104,11 +104,7 @@ class Source(ABC):
 
     @abstractmethod
     def blocks(self) -> Iterator[list[Item]]:
-        """All images in order, in small lists: the most efficient way to read everything once."""
-
-    @abstractmethod
-    def read(self, index: int) -> Item:
-        """One image; may be slow (use `blocks` to read many)."""
+        """All images in order, in small lists."""
 
     def identity(self) -> dict[str, Any]:
         """Options that change what is read from the same files."""

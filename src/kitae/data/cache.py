@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kitae.errors import DataError
-from kitae.files import cache_folder as cache_folder
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)

@@ -124,6 +124,3 @@ class CsvSource(Source):
     def blocks(self) -> Iterator[list[Item]]:
         for start in range(0, len(self._files), _BLOCK):
             yield list(self._files[start : start + _BLOCK])
-
-    def read(self, index: int) -> Item:
-        return self._files[index]

@@ -9,8 +9,6 @@ from __future__ import annotations
 import csv
 import io
 import os
-import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +20,7 @@ from kitae.data.csv_source import CsvSource
 from kitae.data.parquet import ParquetSource
 from kitae.data.sources import FolderSource
 from kitae.errors import DataError, require
-from kitae.files import write_atomically
+from kitae.files import replacing, write_atomically
 
 
 @dataclass(frozen=True)
@@ -93,8 +91,9 @@ def _write_csv(source: Source, kept: list[int], path: Path) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
+    files = [item for items in source.blocks() for item in items]
     for row in kept:
-        file = source.read(row)
+        file = files[row]
         assert isinstance(file, Path)
         name = os.path.relpath(file.absolute(), path.absolute().parent)
         unicode = name.encode("utf-8", "replace").decode("utf-8") == name
@@ -117,33 +116,21 @@ def _write_parquet(source: ParquetSource, kept: set[int], path: Path) -> None:
     columns = {"image": pa.binary(), "label": pa.string(), "path": pa.string()}
     columns |= {"split": pa.string()} if own else {}
     columns |= {} if table.groups is None else {"group": pa.int64()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    os.close(handle)
+    row = 0
     try:
-        with pq.ParquetWriter(temporary, pa.schema(columns), compression="none") as writer:
-            for rows, items in _chunks(source):
-                taken = [(row, item) for row, item in zip(rows, items, strict=True) if row in kept]
+        with replacing(path) as file, pq.ParquetWriter(file, pa.schema(columns), compression="none") as writer:
+            for items in source.blocks():
+                rows = [place for place in range(row, row + len(items)) if place in kept]
                 values = {
-                    "image": [item for _, item in taken],
-                    "label": [table.classes[table.labels[row]] for row, _ in taken],
-                    "path": [table.names[row] for row, _ in taken],
-                    "split": [SPLIT_NAMES[table.splits[row]] for row, _ in taken],
-                    "group": [] if table.groups is None else [int(table.groups[row]) for row, _ in taken],
+                    "image": [items[place - row] for place in rows],
+                    "label": [table.classes[label] for label in table.labels[rows]],
+                    "path": [table.names[place] for place in rows],
+                    "split": [SPLIT_NAMES[code] for code in table.splits[rows]],
+                    "group": [] if table.groups is None else table.groups[rows],
                 }
-                if taken:
+                if rows:
                     arrays = [pa.array(values[name], kind) for name, kind in columns.items()]
                     writer.write_table(pa.table(arrays, schema=pa.schema(columns)))
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+                row += len(items)
     except OSError as error:
         raise DataError(f"{path}: cannot write ({error.strerror}); what was there before is kept") from error
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-
-
-def _chunks(source: Source) -> Iterator[tuple[range, list[object]]]:
-    start = 0
-    for items in source.blocks():
-        yield range(start, start + len(items)), list(items)
-        start += len(items)

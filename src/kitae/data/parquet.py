@@ -125,22 +125,6 @@ class ParquetSource(Source):
             except (self._pa.ArrowException, OSError) as error:
                 raise DataError(f"{path}: broken Parquet file ({one_line(error)})") from error
 
-    def read(self, index: int) -> Item:
-        for path in self._files:
-            file = self._open(path)
-            if index >= file.metadata.num_rows:
-                index -= file.metadata.num_rows
-                continue
-            leaf, in_struct = self._image_field(path, file.schema_arrow)
-            for group in range(file.metadata.num_row_groups):
-                rows = file.metadata.row_group(group).num_rows
-                if index < rows:
-                    return self._values(
-                        file.read_row_group(group, columns=[leaf]).column(0).slice(index, 1), in_struct
-                    )[0]
-                index -= rows
-        raise IndexError("index is beyond the last image")
-
     # Everything else
 
     def load_table(self) -> Table:

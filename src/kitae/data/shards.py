@@ -35,11 +35,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kitae.data.base import SPLIT_ALIASES, TRAIN, Item, Names, Progress, Source, Table, name_key
-from kitae.data.cache import cache_folder
 from kitae.data.remote import ShardCache, is_url
 from kitae.data.spec import DataSpec
 from kitae.errors import DataError, KitaeError, one_line
-from kitae.files import write_atomically
+from kitae.files import cache_folder, write_atomically
 
 IMAGES = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "ppm"})
 LABELS = ("cls", "json")

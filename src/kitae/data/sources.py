@@ -21,14 +21,20 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from kitae.data.archives import open_archive
 from kitae.data.base import SPLIT_ALIASES, TRAIN, Item, Progress, Source, Table, name_key
+from kitae.data.csv_source import CsvSource
 from kitae.data.groups import by_paths
+from kitae.data.parquet import ParquetSource
+from kitae.data.shards import ShardSource
 from kitae.data.spec import DataSpec
 from kitae.errors import DataError, did_you_mean
 from kitae.files import user_path
 from kitae.preprocess import image_files, is_image, visible_files
 
 GROUP_PREFIX = "group="
+_ON_DISK = ("folder", "parquet", "csv")
+_GROUPED = (*_ON_DISK, "fashion-mini", "photos-mini")
 _BLOCK, _BLOCKS = 32, 64  # images handed to a worker at once, at most; and at least so many portions of a folder
 
 
@@ -50,7 +56,9 @@ def open_source(spec: DataSpec, progress: Progress | None = None) -> Source:
         raise DataError(f"unknown data.source {spec.source!r}: {_suggestion(spec.source)}")
     if spec.groups is not None and name not in _GROUPED:
         raise DataError(f"data.groups: {name} has neither columns nor folders to take groups from; set it to null")
-    return SOURCES[name](spec, path, progress)
+    if name in _ON_DISK and not path:
+        raise DataError(f"data.source {spec.source!r} needs a path: {name}:PATH")
+    return SOURCES[name](name, path, spec, progress)
 
 
 class FolderSource(Source):
@@ -161,9 +169,6 @@ class FolderSource(Source):
         for start in range(0, len(self._files), size):
             yield list(self._files[start : start + size])
 
-    def read(self, index: int) -> Item:
-        return self._files[index]
-
 
 def _check_part(part: Path, name: str, *, empty: bool) -> None:
     """Refuse a split whose images would be ignored: it would be silently replaced by images held out of train."""
@@ -222,7 +227,7 @@ def source_of(path: str | Path) -> str:
 def path_of(source: str) -> Path | None:
     """The path of a data.source that is a folder or file on this machine; None for all others."""
     kind, _, path = source.partition(":")
-    return user_path(path) if kind in ("folder", "parquet", "csv") and path else None
+    return user_path(path) if kind in _ON_DISK and path else None
 
 
 def source_named(given: str | Path) -> str:
@@ -236,77 +241,42 @@ def _suggestion(source: str) -> str:
             return f"did you mean {source_of(source)}?"
     except DataError:
         pass
-    listed = ", ".join(f"{name}:PATH" if name in _WITH_PATH else name for name in SOURCES)
+    listed = ", ".join(f"{name}:PATH" if name in (*_ON_DISK, "webdataset") else name for name in SOURCES)
     return f"the sources are {listed}{did_you_mean(source.partition(':')[0].lower(), SOURCES)}"
 
 
-_WITH_PATH = ("folder", "parquet", "csv", "webdataset")
-_GROUPED = ("folder", "parquet", "csv", "fashion-mini", "photos-mini")
+def _embedded(name: str, path: str, spec: DataSpec, progress: Progress | None) -> Source:
+    if path:
+        raise DataError(f"data.source {spec.source!r}: {name} is embedded and takes no path")
+    return ParquetSource(Path(__file__).parent / "assets" / f"{name}.parquet", name, groups=spec.groups)
 
 
-def _embedded(name: str) -> Callable[[DataSpec, str, Progress | None], Source]:
-    def make(spec: DataSpec, path: str, progress: Progress | None) -> Source:
-        from kitae.data.parquet import ParquetSource
-
-        if path:
-            raise DataError(f"data.source {spec.source!r}: {name} is embedded and takes no path")
-        return ParquetSource(Path(__file__).parent / "assets" / f"{name}.parquet", name=name, groups=spec.groups)
-
-    return make
+def _parquet(name: str, path: str, spec: DataSpec, progress: Progress | None) -> Source:
+    return ParquetSource(path, spec.source, spec.image_column, spec.label_column, spec.groups)
 
 
-def _folder(spec: DataSpec, path: str, progress: Progress | None) -> Source:
-    return FolderSource(_path(spec, path), name=spec.source, groups=spec.groups)
+def _csv(name: str, path: str, spec: DataSpec, progress: Progress | None) -> Source:
+    return CsvSource(path, spec.source, spec.groups, gaps=spec.on_corrupt == "skip")
 
 
-def _parquet(spec: DataSpec, path: str, progress: Progress | None) -> Source:
-    from kitae.data.parquet import ParquetSource
-
-    return ParquetSource(
-        _path(spec, path),
-        name=spec.source,
-        image_column=spec.image_column,
-        label_column=spec.label_column,
-        groups=spec.groups,
-    )
+def _folder(name: str, path: str, spec: DataSpec, progress: Progress | None) -> Source:
+    return FolderSource(path, spec.source, spec.groups)
 
 
-def _csv(spec: DataSpec, path: str, progress: Progress | None) -> Source:
-    from kitae.data.csv_source import CsvSource
-
-    return CsvSource(_path(spec, path), name=spec.source, groups=spec.groups, gaps=spec.on_corrupt == "skip")
-
-
-def _shards(spec: DataSpec, path: str, progress: Progress | None) -> Source:
-    from kitae.data.shards import ShardSource
-
+def _shards(name: str, path: str, spec: DataSpec, progress: Progress | None) -> Source:
     return ShardSource(spec.source, spec, progress)
 
 
-def _archive(name: str) -> Callable[[DataSpec, str, Progress | None], Source]:
-    def make(spec: DataSpec, path: str, progress: Progress | None) -> Source:
-        from kitae.data import archives
-
-        return archives.open_archive(name, path, spec, progress)
-
-    return make
-
-
-def _path(spec: DataSpec, path: str) -> Path:
-    if not path:
-        raise DataError(f"data.source {spec.source!r} needs a path: {spec.source.rstrip(':')}:PATH")
-    return Path(path)
-
-
-SOURCES: dict[str, Callable[[DataSpec, str, Progress | None], Source]] = {
-    "fashion-mini": _embedded("fashion-mini"),
-    "photos-mini": _embedded("photos-mini"),
+SOURCES: dict[str, Callable[[str, str, DataSpec, Progress | None], Source]] = {
+    "fashion-mini": _embedded,
+    "photos-mini": _embedded,
     "folder": _folder,
     "parquet": _parquet,
     "csv": _csv,
     "webdataset": _shards,
-    "cifar10": _archive("cifar10"),
-    "cifar100": _archive("cifar100"),
-    "fashion-mnist": _archive("fashion-mnist"),
-    "mnist": _archive("mnist"),
+    "cifar10": open_archive,
+    "cifar100": open_archive,
+    "fashion-mnist": open_archive,
+    "mnist": open_archive,
 }
+"""What opens a source, from its name, what follows the colon, and the spec."""

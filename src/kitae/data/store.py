@@ -40,7 +40,7 @@ from numpy.typing import NDArray
 
 from kitae.data.base import Names, Progress, Source
 from kitae.data.build import FORMAT, MANIFEST, PIXELS, Job, build
-from kitae.data.cache import cache_folder, storage_errors
+from kitae.data.cache import storage_errors
 from kitae.data.duplicates import HASH_BYTES, first_alike
 from kitae.data.encoded import Encoded
 from kitae.data.index import index_shards
@@ -50,6 +50,7 @@ from kitae.data.shards import ShardSource
 from kitae.data.sources import open_source, path_of
 from kitae.data.spec import DataSpec
 from kitae.errors import DataError
+from kitae.files import cache_folder
 from kitae.folders import lock
 from kitae.preprocess import VERSION, PreprocessRules
 

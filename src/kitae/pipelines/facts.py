@@ -128,9 +128,9 @@ def _sampled(source: Source) -> tuple[list[tuple[int, int]], bool, float]:
 
 
 def _some(source: Source) -> list[Item]:
-    if len(source.files()) == len(source):  # one file per image: random access costs nothing
-        rows = keyed.permutation(0, 0, len(source), keyed.SLOT_LIMIT)[:_SAMPLE]
-        return [source.read(int(row)) for row in rows]
+    files = source.files()
+    if len(files) == len(source):  # one file per image: random access costs nothing
+        return [files[row] for row in keyed.permutation(0, 0, len(files), keyed.SLOT_LIMIT)[:_SAMPLE]]
     return next(iter(source.blocks()))[:_SAMPLE]
 
 
