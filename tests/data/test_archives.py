@@ -99,14 +99,14 @@ def cifar(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
 def check_cifar(name: str, source_name: str) -> None:
     source = open_source(DataSpec(source=source_name))
     _, pixels, labels = cifar_files(name)
-    assert source.labels.tolist() == labels
-    assert source.classes[3] == "class 3"
-    assert len(source.classes) == (10 if name == "cifar10" else 100)
-    assert source.splits.tolist() == [TRAIN] * (len(labels) - TEST_ROWS) + [TEST] * TEST_ROWS
+    assert source.table.labels.tolist() == labels
+    assert source.table.classes[3] == "class 3"
+    assert len(source.table.classes) == (10 if name == "cifar10" else 100)
+    assert source.table.splits.tolist() == [TRAIN] * (len(labels) - TEST_ROWS) + [TEST] * TEST_ROWS
     read = [item for block in source.blocks() for item in block]
     assert all((a == b).all() for a, b in zip(read, pixels, strict=True))
-    assert source.names[0] == "train/00000"
-    assert source.names[-1] == f"test/{TEST_ROWS - 1:05d}"
+    assert source.table.names[0] == "train/00000"
+    assert source.table.names[-1] == f"test/{TEST_ROWS - 1:05d}"
     assert len(source.fingerprint()) == 32
 
 
@@ -176,10 +176,10 @@ def idx_files(folder: Path, gzipped: bool = True, size: int = 9) -> list[np.ndar
 def test_idx_from_a_folder(tmp_path: Path, name: str, gzipped: bool, inner: str) -> None:
     train, train_labels, test, test_labels = idx_files(tmp_path / "idx" / inner, gzipped)
     source = open_source(DataSpec(source=f"{name}:{tmp_path / 'idx'}"))
-    assert source.labels.tolist() == [*train_labels.tolist(), *test_labels.tolist()]
-    assert source.splits.tolist() == [TRAIN] * 20 + [TEST] * 10
+    assert source.table.labels.tolist() == [*train_labels.tolist(), *test_labels.tolist()]
+    assert source.table.splits.tolist() == [TRAIN] * 20 + [TEST] * 10
     assert (np.stack([item for block in source.blocks() for item in block]) == [*train, *test]).all()  # type: ignore[arg-type]
-    assert source.classes[:2] == (("0", "1") if name == "mnist" else ("T-shirt/top", "Trouser"))
+    assert source.table.classes[:2] == (("0", "1") if name == "mnist" else ("T-shirt/top", "Trouser"))
 
 
 def test_idx_of_a_distribution_is_found_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,12 +51,12 @@ def test_our_own_layout(tmp_path: Path) -> None:
     )
     source = open_source(DataSpec(source=f"parquet:{path}"))
     assert isinstance(source, ParquetSource)
-    assert source.classes == ("cat", "dog", "emu")
-    assert source.labels.tolist() == [0, 1, 2, 0, 1, 2]
-    assert source.splits.tolist() == [TRAIN] * 3 + [VAL] + [TEST] * 2
-    assert list(source.names) == [f"{i}.png" for i in range(6)]
-    assert source.groups is not None
-    assert len(set(source.groups.tolist())) == 4
+    assert source.table.classes == ("cat", "dog", "emu")
+    assert source.table.labels.tolist() == [0, 1, 2, 0, 1, 2]
+    assert source.table.splits.tolist() == [TRAIN] * 3 + [VAL] + [TEST] * 2
+    assert list(source.table.names) == [f"{i}.png" for i in range(6)]
+    assert source.table.groups is not None
+    assert len(set(source.table.groups.tolist())) == 4
     assert items(source) == [image(i) for i in range(6)]
 
 
@@ -73,37 +73,37 @@ def test_the_hubs_layout(tmp_path: Path) -> None:
         structs = [{"bytes": image(start + i), "path": f"{start + i}.png" if start else None} for i in range(3)]
         write(tmp_path / "hub" / "data" / f"{file}.parquet", {"img": structs, "label": [0, 1, 1]}, metadata)
     source = ParquetSource(tmp_path / "hub")
-    assert source.classes == ("cat", "dog", "emu")  # also the one without images: a later check names it
-    names = dict(zip(source.names, source.splits.tolist(), strict=True))
+    assert source.table.classes == ("cat", "dog", "emu")  # also the one without images: a later check names it
+    names = dict(zip(source.table.names, source.table.splits.tolist(), strict=True))
     assert names["11.png"] == TRAIN
     assert names["21.png"] == VAL
     assert names["31.png"] == TEST
     assert names["train-00000-of-00002.parquet:2"] == TRAIN
     images = items(source)
     assert sorted(images) == sorted(image(start + i) for start in (0, 10, 20, 30) for i in range(3))
-    assert images[list(source.names).index("32.png")] == image(32)
+    assert images[list(source.table.names).index("32.png")] == image(32)
 
 
 def test_split_folders_of_parquet_files(tmp_path: Path) -> None:
     write(tmp_path / "set" / "train" / "0000.parquet", six())
     write(tmp_path / "set" / "test" / "0000.parquet", six())
-    assert sorted(ParquetSource(tmp_path / "set").splits.tolist()) == [TRAIN] * 6 + [TEST] * 6
+    assert sorted(ParquetSource(tmp_path / "set").table.splits.tolist()) == [TRAIN] * 6 + [TEST] * 6
 
 
 def test_one_file_is_train_whatever_its_name(tmp_path: Path) -> None:
-    assert ParquetSource(write(tmp_path / "test.parquet", six())).splits.tolist() == [TRAIN] * 6
+    assert ParquetSource(write(tmp_path / "test.parquet", six())).table.splits.tolist() == [TRAIN] * 6
 
 
 def test_string_labels(tmp_path: Path) -> None:
     source = ParquetSource(write(tmp_path / "x.parquet", six(("dog", "cat", "emu", "emu", "cat", "dog"))))
-    assert source.classes == ("cat", "dog", "emu")
-    assert source.labels.tolist() == [1, 0, 2, 2, 0, 1]
+    assert source.table.classes == ("cat", "dog", "emu")
+    assert source.table.labels.tolist() == [1, 0, 2, 2, 0, 1]
 
 
 def test_int_labels_without_names_and_with_gaps(tmp_path: Path) -> None:
     source = ParquetSource(write(tmp_path / "x.parquet", six((30, 10, 20, 10, 20, 30))))
-    assert source.classes == ("10", "20", "30")
-    assert source.labels.tolist() == [2, 0, 1, 0, 1, 2]
+    assert source.table.classes == ("10", "20", "30")
+    assert source.table.labels.tolist() == [2, 0, 1, 0, 1, 2]
 
 
 def test_other_column_names(tmp_path: Path) -> None:
@@ -112,15 +112,15 @@ def test_other_column_names(tmp_path: Path) -> None:
     source = ParquetSource(path, image_column="picture", label_column="kind")
     assert items(source) == data["image"]
     path = write(tmp_path / "y.parquet", {"img": data["image"], "fine_label": data["label"]})
-    assert ParquetSource(path).labels.tolist() == data["label"]
+    assert ParquetSource(path).table.labels.tolist() == data["label"]
 
 
 def test_classes_in_the_metadata_set_the_range(tmp_path: Path) -> None:
     path = write(tmp_path / "x.parquet", six(), {"classes": '["cat", "dog"]'})
     with pytest.raises(DataError, match=r"x\.parquet:2: label 2 is out of range, there are 2 classes"):
-        _ = ParquetSource(path).labels
+        _ = ParquetSource(path).table.labels
     path = write(tmp_path / "y.parquet", six(), {"classes": "[1, 2", "huggingface": "{}"})
-    assert ParquetSource(path).classes == ("0", "1", "2")
+    assert ParquetSource(path).table.classes == ("0", "1", "2")
 
 
 def test_each_file_numbers_its_classes_in_its_own_order(tmp_path: Path) -> None:
@@ -130,17 +130,17 @@ def test_each_file_numbers_its_classes_in_its_own_order(tmp_path: Path) -> None:
     file("test.parquet", {"classes": '["dog", "cat", "emu"]'})
     file("train.parquet", {"classes": '["cat", "dog", "fox"]'})
     source = ParquetSource(tmp_path)
-    names = [source.classes[label] for label in source.labels]
+    names = [source.table.classes[label] for label in source.table.labels]
     assert names == ["dog", "cat", "emu"] * 2 + ["cat", "dog", "fox"] * 2
     file("zoo.parquet", None)
     with pytest.raises(DataError, match=r"test\.parquet and .*train\.parquet .* and .*zoo\.parquet has no names"):
-        _ = ParquetSource(tmp_path).labels
+        _ = ParquetSource(tmp_path).table.labels
     file("test.parquet", {"classes": '["cat", "dog", "fox"]'})
-    assert ParquetSource(tmp_path).classes == ("cat", "dog", "fox")  # the file without names follows the others
+    assert ParquetSource(tmp_path).table.classes == ("cat", "dog", "fox")  # the file without names follows the others
     file("test.parquet", {"classes": '["dog", "cat"]'})
     (tmp_path / "zoo.parquet").unlink()
     with pytest.raises(DataError, match=r"test\.parquet: label 2 is out of range, its metadata names 2 classes"):
-        _ = ParquetSource(tmp_path).labels
+        _ = ParquetSource(tmp_path).table.labels
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kitae.data.base import TEST, TRAIN, VAL, name_key
+from kitae.data.base import TEST, TRAIN, VAL, Table, name_key
 from kitae.data.groups import assign_folds
 from kitae.data.loader import ImageSet
 from kitae.data.spec import DataSpec
@@ -21,16 +21,10 @@ from kitae.data.store import open_store
 from kitae.errors import DataError
 
 
-@dataclass(frozen=True)
-class Fake:
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Fake(Table):
     """A store as far as splitting looks at it."""
 
-    labels: np.ndarray
-    splits: np.ndarray
-    keys: np.ndarray
-    groups: np.ndarray | None
-    classes: tuple[str, ...]
-    names: list[str]
     twins: np.ndarray
     fingerprint: str = "f"
 
@@ -46,13 +40,13 @@ def fake(
     labels = np.asarray(labels)
     count = len(labels)
     return Fake(
+        classes or tuple(f"class {i}" for i in range(int(labels.max()) + 1)),
         labels,
         np.zeros(count, np.uint8) if splits is None else np.asarray(splits, np.uint8),
+        [f"{i}.png" for i in range(count)],
         np.arange(count) if keys is None else np.asarray(keys),
         None if groups is None else np.asarray(groups),
-        classes or tuple(f"class {i}" for i in range(int(labels.max()) + 1)),
-        [f"{i}.png" for i in range(count)],
-        np.arange(count) if twins is None else np.asarray(twins),
+        twins=np.arange(count) if twins is None else np.asarray(twins),
     )
 
 

@@ -31,7 +31,7 @@ from kitae.data.loader import ImageSet
 from kitae.data.pictures import Pictures
 from kitae.data.sources import open_source
 from kitae.data.spec import DataSpec
-from kitae.data.store import Names, Store, open_store, prepare
+from kitae.data.store import Names, Store, open_store
 from kitae.errors import DataError
 from kitae.files import cache_folder
 from kitae.preprocess import PreprocessRules, decode
@@ -100,12 +100,12 @@ def test_it_is_built_once(make_folder: Maker, cache: Path, monkeypatch: pytest.M
 
 def test_groups_splits_and_keys_are_kept(make_folder: Maker) -> None:
     root = make_folder("train/a/group=x", "train/b", "val/a", "test/b")
-    source = open_source(DataSpec(source=f"folder:{root}"))
-    store = prepare(source, PreprocessRules(8, 1))
+    spec = DataSpec(source=f"folder:{root}")
+    source, store = open_source(spec), open_store(spec, rules=PreprocessRules(8, 1))
     assert store.groups is not None
-    assert store.groups.tolist() == source.groups.tolist()  # type: ignore[union-attr]
-    assert store.splits.tolist() == source.splits.tolist()
-    assert store.keys.tolist() == source.keys.tolist()
+    assert store.groups.tolist() == source.table.groups.tolist()  # type: ignore[union-attr]
+    assert store.splits.tolist() == source.table.splits.tolist()
+    assert store.keys.tolist() == source.table.keys.tolist()
 
 
 def test_photos_of_all_kinds(tmp_path: Path) -> None:
@@ -189,7 +189,7 @@ def test_whole_pictures_are_kept(tmp_path: Path) -> None:
     pictures = store.images
     assert isinstance(pictures, Pictures)
     assert pictures.shape == (12, 3, 32, 32)
-    assert pictures.dtype == np.uint8
+    assert pictures[:].dtype == np.uint8
     sizes = dict(zip(store.names, zip(pictures.heights.tolist(), pictures.widths.tolist(), strict=True), strict=True))
     assert sizes["class 0/0.jpg"] == (72, 128)  # 90 x 160
     assert sizes["class 1/1.jpg"] == (108, 72)  # 150 x 100
@@ -254,13 +254,13 @@ def test_tiny_pictures_and_those_of_the_network_s_size_are_one_array(tmp_path: P
 
 
 def test_fixed_rules_leave_nothing_to_find_out(tmp_path: Path) -> None:
-    source = open_source(DataSpec(source=f"folder:{large_folder(tmp_path / 'photos')}"))
-    old = prepare(source, PreprocessRules(32, 3))
+    spec = DataSpec(source=f"folder:{large_folder(tmp_path / 'photos')}", image_size=32)
+    old = open_store(spec, rules=PreprocessRules(32, 3))
     assert isinstance(old.images, np.ndarray)
     assert old.rules.version == 1
-    new = prepare(source, PreprocessRules(32, 3, store_size=72))
+    new = open_store(spec, rules=PreprocessRules(32, 3, store_size=72))
     assert isinstance(new.images, Pictures)
-    assert new.fingerprint == open_store(DataSpec(source=source.name, image_size=32)).fingerprint
+    assert new.fingerprint == open_store(spec).fingerprint
 
 
 def test_equal_pictures_of_one_size_only_are_equal(tmp_path: Path) -> None:
@@ -292,7 +292,7 @@ def test_what_an_evaluation_sees_is_as_sharp_as_from_the_files() -> None:
         store = open_store(DataSpec(source="photos-mini", image_size=size))
         assert isinstance(store.images, Pictures)
         assert min(store.images.heights.min(), store.images.widths.min()) < 160  # reduced
-        at_once = prepare(open_source(DataSpec(source="photos-mini")), PreprocessRules(size, 3))
+        at_once = open_store(DataSpec(source="photos-mini"), rules=PreprocessRules(size, 3))
         ratio = laplacian_energy(store.images[rows]) / laplacian_energy(np.array(at_once.images[rows]))
         assert 0.9 < ratio < 1.1
 
@@ -434,10 +434,9 @@ def test_the_fingerprint_is_of_the_content(make_folder: Maker, tmp_path: Path) -
 
 
 def test_threads_do_not_change_it(make_folder: Maker, tmp_path: Path) -> None:
-    source = open_source(DataSpec(source=f"folder:{make_folder('a', 'b', count=50)}"))
-    rules = PreprocessRules(8, 3)
-    one = prepare(source, rules, threads=1, cache=tmp_path / "one")
-    four = prepare(source, rules, threads=4, cache=tmp_path / "four")
+    source = f"folder:{make_folder('a', 'b', count=50)}"
+    one = open_store(DataSpec(source=source, image_size=8, cache=str(tmp_path / "one")), threads=1)
+    four = open_store(DataSpec(source=source, image_size=8, cache=str(tmp_path / "four")), threads=4)
     assert one.path != four.path
     assert one.fingerprint == four.fingerprint
 
@@ -776,8 +775,7 @@ def test_locks_that_the_system_lacks_are_done_without(
 
 def test_names_are_a_sequence() -> None:
     texts = ["a", "", "ünï/cödé.png", "bad \udcff byte"]
-    data = [text.encode("utf-8", "surrogateescape") for text in texts]
-    names = Names(np.frombuffer(b"".join(data), np.uint8), np.cumsum([0, *map(len, data)]))
+    names = Names.of(texts)
     assert list(names) == texts
     assert names[-1] == texts[-1]
     assert names[1:3] == texts[1:3]

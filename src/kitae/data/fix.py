@@ -80,7 +80,7 @@ def fix(source: Source, report: CheckReport, out: str | Path, *, overwrite: bool
         _write_parquet(source, set(kept), path)
     else:
         _write_csv(source, kept, path)
-    left_out = tuple((source.names[row], reason) for row, reason in sorted(report.excluded.items()))
+    left_out = tuple((source.table.names[row], reason) for row, reason in sorted(report.excluded.items()))
     return Fixed(path, len(kept), left_out)
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from kitae.data.base import Item, Source
+from kitae.data.base import Item, Progress, Source
 
 T = TypeVar("T")
 
@@ -18,13 +19,18 @@ _RESULT_BYTES = 512 << 20
 
 
 def each_image(
-    source: Source, work: Callable[[int, Item], T], threads: int | None = None, result_bytes: int = 0
-) -> Generator[list[T], None, None]:
-    """`work(row, item)` for every image, block by block in the source's order; few blocks are in memory at once.
+    source: Source,
+    work: Callable[[int, Item], T],
+    threads: int | None = None,
+    progress: Progress | None = None,
+    result_bytes: int = 0,
+) -> Generator[T, None, None]:
+    """`work(row, item)` for every image, in the source's order; few results are in memory at once.
 
     An exception of `work` stops everything; so does closing the iterator.
 
     Args:
+        progress: called with (images done, images in all).
         result_bytes: size of the result of `work` for one image. Results waiting for their turn take about 512 MB at
             most, or two images per thread.
     """
@@ -35,18 +41,24 @@ def each_image(
     def run(start: int, items: list[Item]) -> list[T]:
         return [work(row, item) for row, item in enumerate(items, start)]
 
-    waiting: deque[Future[list[T]]] = deque()
-    try:
+    def submitted() -> Iterator[Future[list[T]]]:
         start = 0
         for block in source.blocks():
             for first in range(0, len(block), most or len(block)):
                 items = block[first : first + (most or len(block))]
-                waiting.append(pool.submit(run, start, items))
+                yield pool.submit(run, start, items)
                 start += len(items)
-                if len(waiting) > 2 * count:
-                    yield waiting.popleft().result()
+
+    done, submissions = 0, submitted()
+    try:
+        waiting = deque(itertools.islice(submissions, 2 * count))
         while waiting:
-            yield waiting.popleft().result()
+            waiting.extend(itertools.islice(submissions, 1))
+            results = waiting.popleft().result()
+            yield from results
+            done += len(results)
+            if progress is not None:
+                progress(done, len(source))
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

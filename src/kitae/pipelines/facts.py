@@ -79,7 +79,7 @@ def look(data: DataSpec, *, fraction: bool = False) -> tuple[Facts, DataSpec]:
     table = source.table
     counts = np.bincount(table.labels, minlength=len(table.classes))
     data = data if fraction else enough_to_choose(table, data)
-    train, val, test, _ = divide(source, data)
+    train, val, test, _ = divide(table, data)
     sizes, grey, seconds = _sampled(source)
     heights, widths = zip(*sizes, strict=True)
     return (
