@@ -172,14 +172,6 @@ def test_16_bit_colour_png() -> None:
     assert (decode(png16(deep), RGB16)[:, 0, 0] == [0x12, 0xAB, 0xFF]).all()
 
 
-class Levels(Hooks):
-    def __init__(self) -> None:
-        self.levels: list[int] = []
-
-    def on_level(self, highest: int) -> None:
-        self.levels.append(highest)
-
-
 @pytest.mark.parametrize("depth", [8, 10, 12, 16])
 def test_fewer_bits_than_16_are_read_from_where_they_are(depth: int) -> None:
     rng = np.random.default_rng(depth)
@@ -188,15 +180,15 @@ def test_fewer_bits_than_16_are_read_from_where_they_are(depth: int) -> None:
     expected = chw(colour >> depth - 8)
     rules = PreprocessRules(16, 3, depth=depth)  # type: ignore[arg-type]
     grey = PreprocessRules(16, 1, depth=depth)  # type: ignore[arg-type]
-    seen = Levels()
-    for data in (png16(colour), tiff16(colour, "<"), tiff16(colour, ">")):
-        assert (picture(data, rules, hooks=seen) == expected).all()
-    for kind in ("PNG", "TIFF"):
+    seen = [Hooks() for _ in range(6)]
+    for hooks, data in zip(seen, (png16(colour), tiff16(colour, "<"), tiff16(colour, ">")), strict=False):
+        assert (picture(data, rules, hooks=hooks) == expected).all()
+    for hooks, kind in zip(seen[3:], ("PNG", "TIFF"), strict=False):
         data = encoded(Image.fromarray(colour[..., 0]), kind)
-        assert (picture(data, grey, hooks=seen)[0] == expected[0]).all()
-    assert (picture(colour, rules, hooks=seen) == expected).all()
+        assert (picture(data, grey, hooks=hooks)[0] == expected[0]).all()
+    assert (picture(colour, rules, hooks=seen[5]) == expected).all()
     assert (load(colour, rules) == expected).all()
-    assert seen.levels == [(1 << depth) - 1] * 6
+    assert [hooks.highest for hooks in seen] == [(1 << depth) - 1] * 6
     assert depth_of((1 << depth) - 1) == depth
     assert depth_of(1 << depth) > depth or depth == 16
     with_alpha = np.dstack([colour, np.full((16, 16), 65535, np.uint16)])

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kitae.data.base import Source
@@ -109,6 +109,7 @@ def test_recipes_without_groups_keep_their_fingerprint() -> None:
     assert recipe.override("data.groups=parent").fingerprint != recipe.fingerprint
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), min_size=1, max_size=40))
 def test_chains_of_equal_images_and_groups_end_at_the_first_image(pairs: list[tuple[int, int]]) -> None:
     twins, groups = np.array(pairs).T

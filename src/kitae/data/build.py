@@ -297,16 +297,12 @@ class _Watch(Hooks):
 
     def __init__(self, memory: _Memory, rules: PreprocessRules | None) -> None:
         self._memory, self._rules = memory, rules
-        self.highest: int | None = None
 
     def on_size(self, height: int, width: int) -> None:
         if self._rules is not None and max(height, width) > TINY:
             fits = (height, width) == self._rules.size and self._rules.crop_pct == 1
             if not fits:
                 raise _WholeNeededError
-
-    def on_level(self, highest: int) -> None:
-        self.highest = highest
 
     def memory(self, size: int) -> contextlib.AbstractContextManager[None]:
         return self._memory.reserved(size)

@@ -19,7 +19,9 @@ from __future__ import annotations
 import glob
 import hashlib
 import io
+import itertools
 import json
+import math
 import os
 import re
 import tarfile
@@ -58,30 +60,25 @@ def expand(pattern: str) -> list[str]:
     Raises:
         DataError: braces that do not close or count down, or too many shards.
     """
-    done, waiting = [], [pattern]
-    while waiting:
-        text = waiting.pop()
-        found = _BRACES.search(text)
-        if found is None:
-            if "{" in text or "}" in text:
-                raise DataError(f"data.source: {pattern}: braces must be {{000..099}} or {{a,b}}, each closed")
-            done.append(text)
-            continue
-        counted = _RANGE.fullmatch(found[1])
-        if counted:
-            first, last = int(counted[1]), int(counted[2])
-            if not first <= last < first + _MAX_SHARDS:
-                raise DataError(
-                    f"data.source: {pattern}: {{{found[1]}}} must count up, to {_MAX_SHARDS:,} shards at most"
-                )
-            width = len(counted[1]) if len(counted[1]) > 1 else 0
-            choices = [f"{number:0{width}d}" for number in range(first, last + 1)]
-        else:
-            choices = found[1].split(",")
-        if len(done) + len(waiting) + len(choices) > _MAX_SHARDS:
-            raise DataError(f"data.source: {pattern}: stands for more than {_MAX_SHARDS:,} shards")
-        waiting += [text[: found.start()] + choice + text[found.end() :] for choice in reversed(choices)]
-    return done
+    texts = _BRACES.split(pattern)  # the contents of braces at the odd places
+    if any("{" in text or "}" in text for text in texts):
+        raise DataError(f"data.source: {pattern}: braces must be {{000..099}} or {{a,b}}, each closed")
+    choices = [_counted(text, pattern) if place % 2 else [text] for place, text in enumerate(texts)]
+    if math.prod(map(len, choices)) > _MAX_SHARDS:
+        raise DataError(f"data.source: {pattern}: stands for more than {_MAX_SHARDS:,} shards")
+    return ["".join(parts) for parts in itertools.product(*choices)]
+
+
+def _counted(text: str, pattern: str) -> list[str]:
+    """What the contents of braces stand for."""
+    counted = _RANGE.fullmatch(text)
+    if counted is None:
+        return text.split(",")
+    first, last = int(counted[1]), int(counted[2])
+    if not first <= last < first + _MAX_SHARDS:
+        raise DataError(f"data.source: {pattern}: {{{text}}} must count up, to {_MAX_SHARDS:,} shards at most")
+    width = len(counted[1]) if len(counted[1]) > 1 else 0
+    return [f"{number:0{width}d}" for number in range(first, last + 1)]
 
 
 def find_shards(patterns: str) -> list[str]:
@@ -137,11 +134,9 @@ class ShardIndex:
     def to_bytes(self) -> bytes:
         """As an .npz without pickle."""
         buffer = io.BytesIO()
-        text = json.dumps({"keys": self.keys, "problems": self.problems})
-        np.savez(
-            buffer, offsets=self.offsets, sizes=self.sizes, labels=self.labels, hashes=self.hashes,
-            text=np.frombuffer(text.encode("utf-8", "surrogateescape"), np.uint8),
-        )  # fmt: skip
+        text = json.dumps({"keys": self.keys, "problems": self.problems}).encode("utf-8", "surrogateescape")
+        arrays = {name: getattr(self, name) for name in ("offsets", "sizes", "labels", "hashes")}
+        np.savez(buffer, **arrays, text=np.frombuffer(text, np.uint8))
         return buffer.getvalue()
 
     @classmethod
@@ -149,10 +144,7 @@ class ShardIndex:
         """The inverse of `to_bytes`."""
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             text = json.loads(arrays["text"].tobytes().decode("utf-8", "surrogateescape"))
-            return cls(
-                arrays["offsets"], arrays["sizes"], arrays["labels"], text["keys"], arrays["hashes"],
-                text["problems"],
-            )  # fmt: skip
+            return cls(**{name: arrays[name] for name in arrays if name != "text"}, **text)
 
 
 def scan(path: Path, name: str) -> ShardIndex:
@@ -344,19 +336,14 @@ class ShardSource(Source):
             raise DataError(f"{self.problems[0]} {_SKIP_HINT}")
         classes, labels = _classes(self.indexes, self._names)
         counts = [len(index.keys) for index in self.indexes]
-        blobs, ends, keys = [], [0], []
-        for name, index in zip(self._names, self.indexes, strict=True):
-            for key in index.keys:
-                full = f"{name}/{key}"
-                blobs.append(full.encode("utf-8", "surrogateescape"))
-                ends.append(ends[-1] + len(blobs[-1]))
-                keys.append(name_key(full))
+        pairs = zip(self._names, self.indexes, strict=True)
+        names = Names.of(f"{name}/{key}" for name, index in pairs for key in index.keys)
         return Table(
             classes=classes,
             labels=labels,
             splits=np.repeat(np.array(_splits(self.shards), np.uint8), counts),
-            names=Names(np.frombuffer(b"".join(blobs), np.uint8), np.array(ends, np.int64)),
-            keys=np.array(keys, np.int64),
+            names=names,
+            keys=np.array([name_key(name) for name in names], np.int64),
         )
 
     def read(self, index: int) -> bytes:

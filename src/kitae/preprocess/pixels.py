@@ -27,13 +27,13 @@ _GREY_MODES = ("1", "L", "LA", "La", "I")
 
 
 class Hooks:
-    """Called while an image is read, by the builder of a store; the defaults do nothing."""
+    """Called while an image is read; the builder of a store overrides them."""
+
+    highest: int | None = None
+    """The highest level of an image of more than 8 bits."""
 
     def on_size(self, height: int, width: int) -> None:
         """The size of the upright image, before a pixel is decoded. An exception stops the reading."""
-
-    def on_level(self, highest: int) -> None:
-        """The highest level of an image of more than 8 bits."""
 
     def memory(self, size: int) -> AbstractContextManager[None]:
         """Entered while about `size` bytes are needed to decode it; not for small images."""
@@ -95,7 +95,7 @@ def eight_bits(levels: NDArray[np.uint16], depth: Depth | None, hooks: Hooks | N
     colour = levels[..., :-1] if alpha else levels
     highest = int(colour.max())
     if hooks is not None:
-        hooks.on_level(highest)
+        hooks.highest = highest
     out = np.minimum(colour >> ((depth or depth_of(highest)) - 8), 255).astype(np.uint8)
     return np.concatenate([out, (levels[..., -1:] >> 8).astype(np.uint8)], axis=2) if alpha else out
 

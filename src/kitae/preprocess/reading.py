@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -80,9 +81,7 @@ def picture(
                 needed = _DECODE_BYTES * opened.width * opened.height
                 if opened.info.get("progressive"):
                     needed += _PROGRESSIVE_BYTES * width * height
-            if needed < _LITTLE:
-                return reduced(flatten(opened, rules.depth, low_bytes(opened, source), hooks), rules)
-            with hooks.memory(needed):
+            with hooks.memory(needed) if needed >= _LITTLE else contextlib.nullcontext():
                 return reduced(flatten(opened, rules.depth, low_bytes(opened, source), hooks), rules)
 
 
@@ -168,7 +167,7 @@ class Flat:
 
 def flattened(source: bytes | str | Path | NDArray[Any], name: str = "") -> Flat:
     """An image for looking at (checks, contact sheets); what a model sees comes from `decode`. Raises as `decode`."""
-    seen = _Level()
+    seen = Hooks()
     if isinstance(source, np.ndarray):
         image = image_of(source, None, seen)
         mode = image.mode if seen.highest is None else "I;16"
@@ -181,13 +180,6 @@ def flattened(source: bytes | str | Path | NDArray[Any], name: str = "") -> Flat
             image = flatten(opened, None, low, seen)
     image = image if image.mode == "L" else image.convert("L" if is_grey_mode(image.mode) else "RGB")
     return Flat(image, mode, seen.highest)
-
-
-class _Level(Hooks):
-    highest: int | None = None
-
-    def on_level(self, highest: int) -> None:
-        self.highest = highest
 
 
 def prepare(image: Image.Image, rules: PreprocessRules) -> NDArray[np.uint8]:
