@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -11,9 +12,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from kitae.errors import KitaeError
+from kitae.errors import DataError, KitaeError
 
 _MAX_JSON_BYTES = 100_000_000
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_CURE = "set data.cache or KITAE_CACHE to a folder"
 
 
 def cache_folder(given: str | None = None) -> Path:
@@ -22,6 +25,20 @@ def cache_folder(given: str | None = None) -> Path:
         return user_path(chosen)
     base = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "kitae"
+
+
+@contextlib.contextmanager
+def storage_errors(folder: Path, needed: int = 0) -> Iterator[None]:
+    """Turn an OSError of the body into a DataError that names the cache folder and the remedy. `needed`: bytes."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            wanted = f", {needed / 1e6:,.0f} MB are needed" if needed else ""
+            raise DataError(
+                f"{folder}: the disk is full{wanted}; free some space or {_CURE} on another disk"
+            ) from error
+        raise DataError(f"{folder}: cannot be written ({error.strerror or error}): {_CURE} elsewhere") from error
 
 
 @contextlib.contextmanager

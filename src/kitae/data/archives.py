@@ -24,10 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kitae.data.base import TEST, TRAIN, Item, Progress, Source, Table
-from kitae.data.cache import storage_errors
 from kitae.data.spec import DataSpec
 from kitae.errors import DataError
-from kitae.files import cache_folder, replacing, user_path
+from kitae.files import cache_folder, replacing, storage_errors, user_path
 
 _BLOCK = 128
 _CHUNK = 1 << 20

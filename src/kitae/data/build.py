@@ -1,8 +1,7 @@
 """Building a store: every image is decoded once, in parallel, and the store is published atomically.
 
-Usually one pass is enough. Two things are only known after reading images: the depth of 16-bit images, and whether
-whole pictures have to be kept (see `store`). Either can make the builder start again; the second does so at the first
-such picture.
+Sizes and colours are known from the images' headers. The depth of 16-bit images is only known after decoding, and can
+make a second pass necessary.
 """
 
 from __future__ import annotations
@@ -27,15 +26,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kitae.data.base import Item, Names, Progress, Source
-from kitae.data.cache import storage_errors
 from kitae.data.groups import pixel_hash
 from kitae.data.parallel import each_image
 from kitae.data.pictures import level_sums
 from kitae.data.remote import is_url
 from kitae.data.shards import ShardSource, hashes_of
 from kitae.errors import DataError
-from kitae.files import user_path
-from kitae.preprocess import Depth, Hooks, PreprocessRules, decode, depth_of, is_grey_mode, picture, probe
+from kitae.files import storage_errors, user_path
+from kitae.preprocess import Depth, Hooks, PreprocessRules, decode, depth_of, picture, probe, sides
 
 FORMAT = 2
 MANIFEST = "manifest.json"
@@ -143,10 +141,13 @@ def build(job: Job) -> None:
     Raises:
         DataError: an unreadable image (named), sizes that differ while `image_size` is null, or the disk is full.
     """
-    rules = _resolve(job)
+    rules = _resolve(job, keeps=True)
     needed = rules.channels * rules.size[0] * rules.size[1] * len(job.source) if rules.store_size is None else 0
     with job.folder(needed) as temporary:
-        rules, written = _write_images(job, rules, temporary)
+        written = _pass(job, rules, temporary)
+        if job.request["depth"] == "auto" and written.highest is not None and depth_of(written.highest) != rules.depth:
+            rules = replace(rules, depth=depth_of(written.highest))
+            written = _pass(job, rules, temporary)
         columns: dict[str, NDArray[Any]] = {}
         beside = {"hashes.u8": bytes(written.hashes)}
         if rules.store_size is not None:
@@ -166,7 +167,7 @@ def index_shards(job: Job) -> None:
     source = cast(ShardSource, job.source)
     table = source.table
     # Images are decoded from their files each time, so none are stored at a reduced size.
-    rules = replace(_resolve(job), store_size=None)
+    rules = replace(_resolve(job, keeps=False), store_size=None)
     written = _Written(np.ones(len(source), np.bool_))
     written.skipped += [(name, why) for problem in source.problems for name, _, why in [problem.partition(": ")]]
 
@@ -232,32 +233,14 @@ class _Decoded:
     sums: NDArray[np.int64] | None
 
 
-class _WholeNeededError(Exception):
-    """An image is neither tiny nor at the network's size, so whole pictures have to be kept."""
-
-
-def _write_images(job: Job, rules: PreprocessRules, folder: Path) -> tuple[PreprocessRules, _Written]:
-    """Decode everything in order into one file. Returns the rules with everything determined."""
-    request = job.request
-    try:
-        written = _pass(job, rules, folder, whole_is_news=not request["fixed"])
-    except _WholeNeededError:
-        rules = replace(rules, store_size=request["store_size"] or math.ceil(STORE_FACTOR * min(rules.size)))
-        written = _pass(job, rules, folder)
-    if request["depth"] == "auto" and written.highest is not None and depth_of(written.highest) != rules.depth:
-        rules = replace(rules, depth=depth_of(written.highest))
-        written = _pass(job, rules, folder)
-    return rules, written
-
-
-def _pass(job: Job, rules: PreprocessRules, folder: Path, *, whole_is_news: bool = False) -> _Written:
-    """Decode everything once. If `whole_is_news`, an image that has to be kept whole raises _WholeNeededError."""
+def _pass(job: Job, rules: PreprocessRules, folder: Path) -> _Written:
+    """Decode everything in order into one file."""
     source, names = job.source, job.source.table.names
     written = _Written(np.ones(len(source), np.bool_))
     memory = _Memory(_DECODE_BYTES)
 
     def work(row: int, item: Item) -> _Decoded | DataError:
-        hooks = _Watch(memory, rules if whole_is_news else None)
+        hooks = Hooks(memory.reserved)
         try:
             pixels = picture(item, rules, names[row], hooks)
         except DataError as error:
@@ -292,22 +275,6 @@ def _pass(job: Job, rules: PreprocessRules, folder: Path, *, whole_is_news: bool
     return written
 
 
-class _Watch(Hooks):
-    """The hooks of one image. `rules` are given if an image that has to be kept whole must raise."""
-
-    def __init__(self, memory: _Memory, rules: PreprocessRules | None) -> None:
-        self._memory, self._rules = memory, rules
-
-    def on_size(self, height: int, width: int) -> None:
-        if self._rules is not None and max(height, width) > TINY:
-            fits = (height, width) == self._rules.size and self._rules.crop_pct == 1
-            if not fits:
-                raise _WholeNeededError
-
-    def memory(self, size: int) -> contextlib.AbstractContextManager[None]:
-        return self._memory.reserved(size)
-
-
 class _Memory:
     """A memory budget of all threads. A thread waits until its share is free; one that needs more runs alone."""
 
@@ -329,37 +296,44 @@ class _Memory:
                 self._changed.notify_all()
 
 
-def _resolve(job: Job) -> PreprocessRules:
-    """Fill in a null image_size or channels from the images' headers."""
+def _resolve(job: Job, *, keeps: bool) -> PreprocessRules:
+    """Determine a null image_size or channels, and whether whole pictures are kept, from the images' headers.
+
+    Args:
+        keeps: whether pixels are kept at all.
+    """
     source, request = job.source, job.request
-    size, channels = request["image_size"], request["channels"]
-    if size is None or channels is None:
-        sizes: dict[tuple[int, int], str] = {}
-        grey = True
+    size, channels, crop_pct = request["image_size"], request["channels"], request["crop_pct"]
+    store_size = request["store_size"] if request["fixed"] else None
+    open_question = keeps and not request["fixed"]
+
+    def large(one: tuple[int, int]) -> bool:  # neither tiny nor what the network takes
+        return max(one) > TINY and (one != sides(size or one) or crop_pct < 1)
+
+    if size is None or channels is None or open_question:
+        found: dict[tuple[int, int], str] = {}
+        grey, whole = True, False
         with closing(each_image(source, _header, job.threads)) as headers:
             for row, header in enumerate(headers):
                 if header is not None:
-                    sizes.setdefault(header[0], source.table.names[row])
-                    grey = grey and header[1]
-                if (size is not None or len(sizes) > 1) and (channels is not None or not grey):
+                    found.setdefault(header[0], source.table.names[row])
+                    grey, whole = grey and header[1], whole or large(header[0])
+                if len(found) > 1 if size is None else (whole or not open_question) and (channels or not grey):
                     break
-        if size is None:
-            size = _common_size(source, sizes)
+        size = size or _common_size(source, found)
         channels = channels or (1 if grey else 3)
+        if open_question and whole:
+            store_size = request["store_size"] or math.ceil(STORE_FACTOR * min(sides(size)))
     depth: Depth = 16 if request["depth"] == "auto" else request["depth"]
-    store_size = request["store_size"] if request["fixed"] else None
-    return PreprocessRules(size, channels, request["resize"], depth, store_size, request["crop_pct"])
+    return PreprocessRules(size, channels, request["resize"], depth, store_size, crop_pct)
 
 
 def _header(row: int, item: Item) -> tuple[tuple[int, int], bool] | None:
     """(height, width) and whether it is grey; None if it cannot be read, which decoding will report."""
-    if isinstance(item, np.ndarray):
-        return (item.shape[0], item.shape[1]), item.ndim == 2 or item.shape[2] < 3
     try:
-        size, mode = probe(item)
+        return probe(item)
     except DataError:
         return None
-    return size, is_grey_mode(mode)
 
 
 def _common_size(source: Source, sizes: dict[tuple[int, int], str]) -> tuple[int, int]:

@@ -15,9 +15,8 @@ import re
 from functools import lru_cache
 from pathlib import Path
 
-from kitae.data.cache import storage_errors
 from kitae.errors import DataError, one_line, require
-from kitae.files import replacing, user_path, write_atomically
+from kitae.files import replacing, storage_errors, user_path, write_atomically
 from kitae.folders import lock
 
 _OPEN = 64  # shards that a process keeps open

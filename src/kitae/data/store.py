@@ -39,7 +39,6 @@ from numpy.typing import NDArray
 
 from kitae.data.base import Names, Progress, Table
 from kitae.data.build import FORMAT, MANIFEST, PIXELS, Job, build, index_shards
-from kitae.data.cache import storage_errors
 from kitae.data.encoded import Encoded
 from kitae.data.groups import HASH_BYTES, first_alike
 from kitae.data.pictures import Pictures
@@ -48,7 +47,7 @@ from kitae.data.shards import ShardSource
 from kitae.data.sources import open_source, path_of
 from kitae.data.spec import DataSpec
 from kitae.errors import DataError
-from kitae.files import cache_folder
+from kitae.files import cache_folder, storage_errors
 from kitae.folders import lock
 from kitae.preprocess import VERSION, PreprocessRules
 

@@ -15,7 +15,7 @@ from kitae.data.sources import open_source
 from kitae.data.spec import DataSpec
 from kitae.data.splits import divide, enough_to_choose
 from kitae.errors import DataError
-from kitae.preprocess import PreprocessRules, decode, from_array, is_grey_mode, probe
+from kitae.preprocess import PreprocessRules, decode, probe
 
 _TINY = 64  # images with no longer side do not count as photographs, and small networks take them at their size
 # Aspect ratios of a median picture that is squashed into the square, since a crop would lose its edges. For pictures
@@ -108,15 +108,10 @@ def _sampled(source: Source) -> tuple[list[tuple[int, int]], bool, float]:
     rules = PreprocessRules(224, 3, store_size=504)
     for item in _some(source):
         try:
-            if isinstance(item, np.ndarray):
-                sizes.append((item.shape[0], item.shape[1]))
-                grey = grey and (item.ndim == 2 or item.shape[2] < 3)
-                from_array(item, rules)
-            else:
-                size, mode = probe(item)
-                sizes.append(size)
-                grey = grey and is_grey_mode(mode)
-                decode(item, rules)
+            size, one_grey = probe(item)
+            sizes.append(size)
+            grey = grey and one_grey
+            decode(item, rules)
             decoded += 1
         except DataError:
             continue
