@@ -103,7 +103,7 @@ def check_cifar(name: str, source_name: str) -> None:
     assert source.table.classes[3] == "class 3"
     assert len(source.table.classes) == (10 if name == "cifar10" else 100)
     assert source.table.splits.tolist() == [TRAIN] * (len(labels) - TEST_ROWS) + [TEST] * TEST_ROWS
-    read = [item for block in source.blocks() for item in block]
+    read = list(source.images())
     assert all((a == b).all() for a, b in zip(read, pixels, strict=True))
     assert source.table.names[0] == "train/00000"
     assert source.table.names[-1] == f"test/{TEST_ROWS - 1:05d}"
@@ -178,7 +178,7 @@ def test_idx_from_a_folder(tmp_path: Path, name: str, gzipped: bool, inner: str)
     source = open_source(DataSpec(source=f"{name}:{tmp_path / 'idx'}"))
     assert source.table.labels.tolist() == [*train_labels.tolist(), *test_labels.tolist()]
     assert source.table.splits.tolist() == [TRAIN] * 20 + [TEST] * 10
-    assert (np.stack([item for block in source.blocks() for item in block]) == [*train, *test]).all()  # type: ignore[arg-type]
+    assert (np.stack(list(source.images())) == [*train, *test]).all()  # type: ignore[arg-type]
     assert source.table.classes[:2] == (("0", "1") if name == "mnist" else ("T-shirt/top", "Trouser"))
 
 
@@ -226,7 +226,7 @@ def test_a_missing_or_truncated_idx_file_is_explained(tmp_path: Path) -> None:
     images = tmp_path / "idx" / "train-images-idx3-ubyte.gz"
     images.write_bytes(images.read_bytes()[:-300])
     with pytest.raises(DataError, match=r"train-images.*(truncated|cannot be read)"):
-        list(open_source(DataSpec(source=f"mnist:{tmp_path / 'idx'}")).blocks())
+        list(open_source(DataSpec(source=f"mnist:{tmp_path / 'idx'}")).images())
     images.unlink()
     with pytest.raises(DataError, match=r"the folder must hold train-images-idx3-ubyte\.gz"):
         open_source(DataSpec(source=f"mnist:{tmp_path / 'idx'}"))

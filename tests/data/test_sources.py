@@ -44,12 +44,8 @@ def test_fashion_mini_is_what_its_script_chose() -> None:
     assert source.table.classes[9] == "Ankle boot"
     digest = hashlib.sha256()
     rules = PreprocessRules(28, 1)
-    row = 0
-    for block in source.blocks():
-        for data in block:
-            assert isinstance(data, bytes)
-            digest.update(decode(data, rules).tobytes() + bytes([int(source.table.labels[row])]))
-            row += 1
+    for data, label in zip(source.images(), source.table.labels, strict=True):
+        digest.update(decode(data, rules).tobytes() + bytes([label]))
     assert digest.hexdigest() == "331c4b435742e2312af751e190bf631f2bd7fad69432e94886ca0c2887f0b422"
 
 
@@ -71,7 +67,7 @@ def test_photos_mini_is_whole_photographs_and_its_licence_travels_with_it() -> N
     assert source.table.classes == ("cardboard", "glass", "metal", "paper", "plastic", "trash")
     assert np.bincount(source.table.labels).tolist() == [100] * 6
     assert np.bincount(source.table.splits).tolist() == [480, 0, 120]
-    with Image.open(io.BytesIO(next(iter(next(iter(source.blocks())))))) as image:
+    with Image.open(io.BytesIO(next(source.images()))) as image:
         assert sorted(image.size) == [160, 213]
     notice = (assets / "photos-mini.LICENSE").read_text()
     assert "Copyright (c) 2017 Gary Thung" in notice
@@ -125,7 +121,7 @@ def test_one_folder_a_class(make_folder: Maker) -> None:
     assert source.table.names[0] == "cats/000.png"
     assert source.table.groups is None
     assert len(set(source.table.keys.tolist())) == 12
-    assert [item for block in source.blocks() for item in block] == [source.root / name for name in source.table.names]
+    assert list(source.images()) == [source.root / name for name in source.table.names]
 
 
 def test_what_is_not_an_image_is_passed_over(make_folder: Maker) -> None:

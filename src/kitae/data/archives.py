@@ -28,7 +28,6 @@ from kitae.data.spec import DataSpec
 from kitae.errors import DataError
 from kitae.files import cache_folder, replacing, storage_errors, user_path
 
-_BLOCK = 128
 _CHUNK = 1 << 20
 _TIMEOUT = 30.0  # seconds without a byte
 _PICKLED = ("cifar-10-batches-py", "data_batch_1", "cifar-100-python", "meta")  # of the version for Python
@@ -185,10 +184,9 @@ class ArchiveSource(Source):
         names = [f"train/{i:05d}" for i in range(train)] + [f"test/{i:05d}" for i in range(len(labels) - train)]
         return Table(classes, labels, splits, names, keys=np.arange(len(labels), dtype=np.int64))
 
-    def blocks(self) -> Iterator[list[Item]]:
+    def images(self) -> Iterator[Item]:
         for _, images, _ in self._content[1]:
-            for start in range(0, len(images), _BLOCK):
-                yield list(images[start : start + _BLOCK])
+            yield from images
 
 
 def _read_cifar(files: list[Path], layout: _Cifar) -> tuple[tuple[str, ...], list[_Part]]:

@@ -100,10 +100,15 @@ class Table:
 
 
 class Source(ABC):
-    """A source of labelled images. Opening it is cheap: labels are read on first use, pixels when iterated."""
+    """A source of labelled images. Opening it is cheap: labels are read on first use, pixels when iterated.
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    Args:
+        name: what errors call it.
+        rule: how groups are found, see `DataSpec.groups`.
+    """
+
+    def __init__(self, name: str, rule: str | None = None) -> None:
+        self.name, self.rule = name, rule
 
     @abstractmethod
     def files(self) -> list[Path]:
@@ -114,8 +119,8 @@ class Source(ABC):
         """Read labels, splits and names."""
 
     @abstractmethod
-    def blocks(self) -> Iterator[list[Item]]:
-        """All images in order, in small lists."""
+    def images(self) -> Iterator[Item]:
+        """All images in order."""
 
     def identity(self) -> dict[str, Any]:
         """Options that change what is read from the same files."""
@@ -132,7 +137,7 @@ class Source(ABC):
             DataError: a file is gone.
         """
         digest = hashlib.blake2b(digest_size=16)
-        digest.update(json.dumps([type(self).__name__, self.identity()], sort_keys=True).encode())
+        digest.update(json.dumps([type(self).__name__, self.identity(), self.rule], sort_keys=True).encode())
         for path in self.files():
             try:
                 stat = path.stat()
@@ -153,6 +158,13 @@ class Source(ABC):
 
     def __len__(self) -> int:
         return len(self.table.labels)
+
+
+def numbered(labels: Sequence[Any]) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+    """The sorted classes of N labels, which are all text or all integers; and their places: int64 [N]."""
+    distinct = sorted(set(labels))
+    place = {label: number for number, label in enumerate(distinct)}
+    return tuple(map(str, distinct)), np.array([place[label] for label in labels], np.int64)
 
 
 def name_key(name: str) -> int:

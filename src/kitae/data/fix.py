@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from kitae.data.parquet import ParquetSource
 from kitae.data.sources import FolderSource
 from kitae.errors import DataError, require
 from kitae.files import replacing, write_atomically
+
+_ROWS = 128  # written at once
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,7 @@ def _write_csv(source: Source, kept: list[int], path: Path) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
-    files = [item for items in source.blocks() for item in items]
+    files = list(source.images())
     for row in kept:
         file = files[row]
         assert isinstance(file, Path)
@@ -116,21 +119,20 @@ def _write_parquet(source: ParquetSource, kept: set[int], path: Path) -> None:
     columns = {"image": pa.binary(), "label": pa.string(), "path": pa.string()}
     columns |= {"split": pa.string()} if own else {}
     columns |= {} if table.groups is None else {"group": pa.int64()}
-    row = 0
+    images = enumerate(source.images())
     try:
         with replacing(path) as file, pq.ParquetWriter(file, pa.schema(columns), compression="none") as writer:
-            for items in source.blocks():
-                rows = [place for place in range(row, row + len(items)) if place in kept]
+            while portion := list(itertools.islice(images, _ROWS)):
+                rows = [row for row, _ in portion if row in kept]
                 values = {
-                    "image": [items[place - row] for place in rows],
+                    "image": [image for row, image in portion if row in kept],
                     "label": [table.classes[label] for label in table.labels[rows]],
-                    "path": [table.names[place] for place in rows],
+                    "path": [table.names[row] for row in rows],
                     "split": [SPLIT_NAMES[code] for code in table.splits[rows]],
                     "group": [] if table.groups is None else table.groups[rows],
                 }
                 if rows:
                     arrays = [pa.array(values[name], kind) for name, kind in columns.items()]
                     writer.write_table(pa.table(arrays, schema=pa.schema(columns)))
-                row += len(items)
     except OSError as error:
         raise DataError(f"{path}: cannot write ({error.strerror}); what was there before is kept") from error

@@ -7,15 +7,19 @@ import itertools
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
+
+import numpy as np
 
 from kitae.data.base import Item, Progress, Source
 
 T = TypeVar("T")
 
 _RESULT_BYTES = 512 << 20
+_PORTION, _PORTION_BYTES = 32, 4 << 20  # images and encoded bytes handed to a thread at once, at most
+_PORTIONS = 64  # at least, so that a few large photographs keep all threads busy
 
 
 def each_image(
@@ -36,24 +40,19 @@ def each_image(
     """
     count = threads or processors()
     pool = ThreadPoolExecutor(count, thread_name_prefix="kitae-decode")
-    most = max(1, _RESULT_BYTES // ((2 * count + 1) * result_bytes)) if result_bytes else None
+    most = max(1, min(_PORTION, len(source) // _PORTIONS))
+    if result_bytes:
+        most = max(1, min(most, _RESULT_BYTES // ((2 * count + 1) * result_bytes)))
 
     def run(start: int, items: list[Item]) -> list[T]:
         return [work(row, item) for row, item in enumerate(items, start)]
 
-    def submitted() -> Iterator[Future[list[T]]]:
-        start = 0
-        for block in source.blocks():
-            for first in range(0, len(block), most or len(block)):
-                items = block[first : first + (most or len(block))]
-                yield pool.submit(run, start, items)
-                start += len(items)
-
-    done, submissions = 0, submitted()
+    submitted = (pool.submit(run, start, items) for start, items in _portions(source.images(), most))
+    done = 0
     try:
-        waiting = deque(itertools.islice(submissions, 2 * count))
+        waiting = deque(itertools.islice(submitted, 2 * count))
         while waiting:
-            waiting.extend(itertools.islice(submissions, 1))
+            waiting.extend(itertools.islice(submitted, 1))
             results = waiting.popleft().result()
             yield from results
             done += len(results)
@@ -61,6 +60,19 @@ def each_image(
                 progress(done, len(source))
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _portions(images: Iterator[Item], most: int) -> Iterator[tuple[int, list[Item]]]:
+    """(row of the first one, images) for a thread to work on."""
+    start, items, size = 0, list[Item](), 0
+    for item in images:
+        items.append(item)
+        size += len(item) if isinstance(item, bytes) else item.nbytes if isinstance(item, np.ndarray) else 0
+        if len(items) == most or size >= _PORTION_BYTES:
+            yield start, items
+            start, items, size = start + len(items), [], 0
+    if items:
+        yield start, items
 
 
 def share(count: int, work: Callable[[int], None], threads: int | None = None) -> None:

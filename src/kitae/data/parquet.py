@@ -26,15 +26,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kitae.data.base import SPLIT_ALIASES, TRAIN, Item, Source, Table
+from kitae.data.base import SPLIT_ALIASES, TRAIN, Item, Source, Table, numbered
 from kitae.data.groups import PARENT, by_paths, by_values
 from kitae.errors import DataError, one_line, require
 from kitae.files import user_path
 
 _IMAGE_COLUMNS = ("image", "img")
 _LABEL_COLUMNS = ("label", "labels", "fine_label")
-_BLOCK_BYTES = 4 << 20  # encoded bytes handed to a worker at once
-_BLOCK_ROWS = 128
+_BATCH_BYTES, _BATCH_ROWS = 4 << 20, 128  # that are read at once, at most
 _SPLIT_IN_NAME = re.compile(rf"(?:^|[/_.\-])({'|'.join(SPLIT_ALIASES)})(?=[/_.\-]|$)", re.IGNORECASE)
 
 _Named = tuple[Path, tuple[str, ...] | None, int]
@@ -53,11 +52,10 @@ class ParquetSource(Source):
         groups: str | None = None,
     ) -> None:
         """Finds the files. Raises DataError: no such file, or a folder without Parquet files."""
-        super().__init__(name or f"parquet:{path}")
+        super().__init__(name or f"parquet:{path}", groups)
         self._pa = require("pyarrow", "train")
         self._pq = require("pyarrow.parquet", "train")
         self._wanted = {"image_column": image_column, "label_column": label_column}
-        self._rule = groups
         self._group = None if groups == PARENT else groups or "group"
         root = user_path(path)
         if root.is_dir():
@@ -76,7 +74,7 @@ class ParquetSource(Source):
         return self._files
 
     def identity(self) -> dict[str, Any]:
-        return {**self._wanted, **({} if self._rule is None else {"groups": self._rule})}
+        return self._wanted
 
     @contextlib.contextmanager
     def _reading(self, path: Path) -> Iterator[Any]:
@@ -110,17 +108,17 @@ class ParquetSource(Source):
             )
         return column, fields
 
-    def blocks(self) -> Iterator[list[Item]]:
+    def images(self) -> Iterator[Item]:
         for path in self._files:
             with self._reading(path) as file:
                 column, fields = self._image_column(path, file.schema_arrow)
                 meta = file.metadata
                 size = sum(meta.row_group(g).total_byte_size for g in range(meta.num_row_groups))
-                rows = min(_BLOCK_ROWS, max(1, _BLOCK_BYTES * meta.num_rows // max(size, 1)))
+                rows = min(_BATCH_ROWS, max(1, _BATCH_BYTES * meta.num_rows // max(size, 1)))
                 leaf = f"{column}.bytes" if fields else column
                 for batch in file.iter_batches(batch_size=rows, columns=[leaf]):
-                    values = batch.column(0).to_pylist()
-                    yield [(value["bytes"] if fields and value else value) or b"" for value in values]
+                    for value in batch.column(0).to_pylist():
+                        yield (value["bytes"] if fields and value else value) or b""
 
     def load_table(self) -> Table:
         files = [self._load_file(path) for path in self._files]
@@ -147,12 +145,12 @@ class ParquetSource(Source):
 
     def _groups(self, columns: dict[str, list[Any]]) -> NDArray[np.int64] | None:
         if columns["group"]:
-            return by_values(columns["group"], columns["name"], self._rule or "group")
-        if self._rule is None:
+            return by_values(columns["group"], columns["name"], self.rule or "group")
+        if self.rule is None:
             return None
         if not any(columns["path"]):
-            raise DataError(f"data.groups: {self._rule!r} is no column, and there is no column path to search in")
-        return by_paths([str(path or "") for path in columns["path"]], self._rule)
+            raise DataError(f"data.groups: {self.rule!r} is no column, and there is no column path to search in")
+        return by_paths([str(path or "") for path in columns["path"]], self.rule)
 
     def _load_file(self, path: Path) -> tuple[dict[str, list[Any]], tuple[str, ...] | None]:
         """Everything but the images, and the class names in the metadata."""
@@ -181,13 +179,12 @@ class ParquetSource(Source):
         if values is None:
             found = _SPLIT_IN_NAME.search(path.relative_to(self._root).as_posix()) if self._root else None
             return [SPLIT_ALIASES[found.group(1).lower()] if found else TRAIN] * count
-        codes = {value: SPLIT_ALIASES.get(str(value).lower()) for value in set(values)}
-        for value, code in codes.items():
-            if code is None:
+        for value in set(values):
+            if str(value).lower() not in SPLIT_ALIASES:
                 raise DataError(
                     f"{path}: split {value!r} in row {values.index(value)}; known are {', '.join(SPLIT_ALIASES)}"
                 )
-        return [codes[value] or 0 for value in values]
+        return [SPLIT_ALIASES[value.lower()] for value in values]
 
 
 def _classes(
@@ -197,32 +194,27 @@ def _classes(
     if type(None) in kinds:
         raise DataError(f"{names[values.index(None)]}: has no label")
     if kinds == {str}:
-        classes = tuple(sorted(set(values)))
-        rank = {name: i for i, name in enumerate(classes)}
-        return classes, np.array([rank[value] for value in values], dtype=np.int64)
+        return numbered(values)
     if kinds != {int}:
         shown = ", ".join(sorted(kind.__name__ for kind in kinds))
         raise DataError(f"labels must be int or string, not {shown} (data.label_column)")
-    try:
-        labels = np.array(values, dtype=np.int64)
-    except OverflowError as error:
-        raise DataError(f"label {max(values)} is too large (data.label_column)") from error
-    negative = np.flatnonzero(labels < 0)
-    if negative.size:
+    wrong = [row for row, value in enumerate(values) if not 0 <= value < 1 << 63]
+    if wrong:
         raise DataError(
-            f"{names[int(negative[0])]}: label {labels[negative[0]]} is out of range "
-            f"({negative.size} negative labels; some hub data sets hide the labels of their test split so)"
+            f"{names[wrong[0]]}: label {values[wrong[0]]} is out of range "
+            f"({len(wrong)} such labels; some hub data sets hide the labels of their test split so)"
         )
     if any(known for _, known, _ in named_by_file):
-        return _united_classes(named_by_file, labels)
-    distinct, ranks = np.unique(labels, return_inverse=True)
+        return _united_classes(named_by_file, np.array(values, np.int64))
+    classes, labels = numbered(values)
     if not class_names:
-        return tuple(str(value) for value in distinct), ranks.astype(np.int64)
-    named: dict[int, str] = {}
-    for value, name, image in zip(values, class_names, names, strict=True):
-        if named.setdefault(value, name) != name:
-            raise DataError(f"{image}: label {value} is called {name!r} here and {named[value]!r} elsewhere")
-    return tuple(named[int(value)] for value in distinct), ranks.astype(np.int64)
+        return classes, labels
+    named: dict[str, str] = {}
+    for label, name, image in zip(labels.tolist(), class_names, names, strict=True):
+        number = classes[label]
+        if named.setdefault(number, name) != name:
+            raise DataError(f"{image}: label {number} is called {name!r} here and {named[number]!r} elsewhere")
+    return tuple(named[number] for number in classes), labels
 
 
 def _united_classes(files: list[_Named], labels: NDArray[np.int64]) -> tuple[tuple[str, ...], NDArray[np.int64]]:

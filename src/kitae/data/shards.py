@@ -47,7 +47,6 @@ LABELS = ("cls", "json")
 _MAX_SHARDS = 100_000
 _MAX_LABEL_BYTES = 1 << 20
 _TAIL = 1024  # bytes at the end of an image that tell nearly all images apart; they lie beside the next header
-_BLOCK_IMAGES = 32
 _INDEX_FORMAT = 1
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
@@ -350,9 +349,8 @@ class ShardSource(Source):
         shard, offset, size = self.places[index].tolist()
         return self.cache.read(self.shards[shard], offset, size)
 
-    def blocks(self) -> Iterator[list[Item]]:
-        for start in range(0, len(self.places), _BLOCK_IMAGES):
-            yield [self.read(row) for row in range(start, min(start + _BLOCK_IMAGES, len(self.places)))]
+    def images(self) -> Iterator[Item]:
+        return map(self.read, range(len(self.places)))
 
 
 def hashes_of(source: ShardSource) -> NDArray[np.uint8]:
@@ -370,11 +368,9 @@ def hashes_of(source: ShardSource) -> NDArray[np.uint8]:
 
 def _short_names(shards: Sequence[str]) -> list[str]:
     """The shards' paths relative to their common folder."""
-    parents = [shard.rpartition("/")[0].split("/") for shard in shards]
-    common = 0
-    while all(len(parent) > common and parent[common] == parents[0][common] for parent in parents):
-        common += 1
-    return ["/".join(shard.split("/")[common:]) for shard in shards]
+    parts = [shard.split("/") for shard in shards]
+    common = len(os.path.commonprefix([part[:-1] for part in parts]))  # noqa: RUF071  # of lists, so it is parts
+    return ["/".join(part[common:]) for part in parts]
 
 
 def _splits(shards: Sequence[str]) -> list[int]:

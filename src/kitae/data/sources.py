@@ -35,7 +35,6 @@ from kitae.preprocess import image_files, is_image, visible_files
 GROUP_PREFIX = "group="
 _ON_DISK = ("folder", "parquet", "csv")
 _GROUPED = (*_ON_DISK, "fashion-mini", "photos-mini")
-_BLOCK, _BLOCKS = 32, 64  # images handed to a worker at once, at most; and at least so many portions of a folder
 
 
 def open_source(spec: DataSpec, progress: Progress | None = None) -> Source:
@@ -73,9 +72,8 @@ class FolderSource(Source):
 
     def __init__(self, root: str | Path, name: str = "", groups: str | None = None) -> None:
         """Lists the files. Raises DataError: no such folder, no class folders, a class or a split without images."""
-        super().__init__(name or f"folder:{root}")
+        super().__init__(name or f"folder:{root}", groups)
         self.root = user_path(root)
-        self._rule = groups
         if not self.root.is_dir():
             raise DataError(f"{self.name}: no such folder" if not self.root.exists() else f"{self.name}: not a folder")
         self._files: list[Path] = []
@@ -84,21 +82,24 @@ class FolderSource(Source):
         self._classes = self._scan()
 
     def _scan(self) -> tuple[str, ...]:
-        folders = _subfolders(self.root)
-        codes = [SPLIT_ALIASES.get(folder.name.lower()) for folder in folders]
-        named = [folder.name for folder, code in zip(folders, codes, strict=True) if code is not None]
-        odd = [folder.name for folder, code in zip(folders, codes, strict=True) if code is None]
-        if TRAIN in codes and odd:
+        codes = {folder: SPLIT_ALIASES.get(folder.name.lower()) for folder in _subfolders(self.root)}
+        named = sorted((code, folder) for folder, code in codes.items() if code is not None)
+        train = [folder for code, folder in named if code == TRAIN]
+        odd = [folder for folder, code in codes.items() if code is None]
+        if train and odd:
             if len(named) > 1:  # one alone may be a class of vehicles
-                raise DataError(f"{self.name}: has splits ({', '.join(named)}) and a folder {odd[0]!r} beside them")
-            self._refuse_unknown_split(folders, codes)
-        if named and not odd and TRAIN not in codes:
-            raise DataError(f"{self.name}: has a folder {named[0]!r} but no train folder")
-        if TRAIN in codes and not odd:
-            parts = [(code, folder) for code, folder in zip(codes, folders, strict=True) if code is not None]
-            parts.sort(key=lambda part: (part[0], part[1].name))
-        else:
-            parts = [(TRAIN, self.root)]
+                splits = ", ".join(folder.name for _, folder in named)
+                raise DataError(f"{self.name}: has splits ({splits}) and a folder {odd[0].name!r} beside them")
+            classes = {folder.name for folder in _subfolders(train[0])}
+            for folder in odd:
+                if classes.intersection(inner.name for inner in _subfolders(folder)):
+                    raise DataError(
+                        f"{self.name}: {folder.name!r} has the class folders of train, but is not the name of a split; "
+                        "rename it to val or test"
+                    )
+        if named and not odd and not train:
+            raise DataError(f"{self.name}: has a folder {named[0][1].name!r} but no train folder")
+        parts = named if train and not odd else [(TRAIN, self.root)]
         self._inside = 1 if parts[0][1] == self.root else 2
         names = sorted({folder.name for code, part in parts if code == TRAIN for folder in _subfolders(part)})
         if not names:
@@ -130,17 +131,6 @@ class FolderSource(Source):
                 _check_part(part, self.name, empty=len(self._files) == before)
         return tuple(names)
 
-    def _refuse_unknown_split(self, folders: list[Path], codes: list[int | None]) -> None:
-        """Refuse a folder that has the same class folders as `train`, but not the name of a split."""
-        classes = {sub.name for folder, code in zip(folders, codes, strict=True) if code == TRAIN
-                   for sub in _subfolders(folder)}  # fmt: skip
-        for folder, code in zip(folders, codes, strict=True):
-            if code is None and classes.intersection(sub.name for sub in _subfolders(folder)):
-                raise DataError(
-                    f"{self.name}: {folder.name!r} has the class folders of train, but is not the name of a split; "
-                    "rename it to val or test"
-                )
-
     def files(self) -> list[Path]:
         return self._files
 
@@ -149,8 +139,7 @@ class FolderSource(Source):
         return sorted(p.relative_to(self.root).as_posix() for p in visible_files(self.root) if p not in taken)
 
     def identity(self) -> dict[str, object]:
-        rule = {} if self._rule is None else {"groups": self._rule}
-        return {"root": str(self.root.absolute()), "classes": self._classes, **rule}
+        return {"root": str(self.root.absolute()), "classes": self._classes}
 
     def load_table(self) -> Table:
         names = [path.relative_to(self.root).as_posix() for path in self._files]
@@ -161,13 +150,11 @@ class FolderSource(Source):
             splits=np.array(self._splits, dtype=np.uint8),
             names=names,
             keys=keys,
-            groups=_marked_groups(names, keys) if self._rule is None else by_paths(names, self._rule, self._inside),
+            groups=_marked_groups(names, keys) if self.rule is None else by_paths(names, self.rule, self._inside),
         )
 
-    def blocks(self) -> Iterator[list[Item]]:
-        size = max(1, min(_BLOCK, len(self._files) // _BLOCKS))  # a few large photographs keep all workers busy, too
-        for start in range(0, len(self._files), size):
-            yield list(self._files[start : start + size])
+    def images(self) -> Iterator[Item]:
+        return iter(self._files)
 
 
 def _check_part(part: Path, name: str, *, empty: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from dataclasses import dataclass
@@ -126,7 +127,7 @@ def _some(source: Source) -> list[Item]:
     files = source.files()
     if len(files) == len(source):  # one file per image: random access costs nothing
         return [files[row] for row in keyed.permutation(0, 0, len(files), keyed.SLOT_LIMIT)[:_SAMPLE]]
-    return next(iter(source.blocks()))[:_SAMPLE]
+    return list(itertools.islice(source.images(), _SAMPLE))
 
 
 def framing(facts: Facts, given: DataSpec, *, pretrained: bool) -> dict[str, Any]:
