@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -549,29 +548,3 @@ def test_bad_files_are_named(tmp_path: Path, damage: str) -> None:
         np.savez(path, train=np.zeros(3))
     with pytest.raises(DataError, match=r"splits\.npz: (no such file|not a splits file)"):
         Splits.load(path)
-
-
-def test_a_failed_save_keeps_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    splits = make_splits(fake(np.tile([0, 1], 50)), spec())
-    splits.save(tmp_path / "splits.npz")
-    before = (tmp_path / "splits.npz").read_bytes()
-
-    def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(np, "savez", full)
-    with pytest.raises(OSError, match="No space"):
-        splits.save(tmp_path / "splits.npz")
-    assert (tmp_path / "splits.npz").read_bytes() == before
-    assert len(list(tmp_path.iterdir())) == 1
-
-
-def test_stores_split_like_their_tables(make_folder: Callable[..., Path]) -> None:
-    store = open_store(DataSpec(source=f"folder:{make_folder('a', 'b', count=20)}"))
-    train, val, test, unused = divide(store, DataSpec())
-    splits = make_splits(store, DataSpec())
-    assert splits.train.tolist() == train.tolist()
-    assert splits.val.tolist() == val.tolist()
-    assert len(test) == splits.test_count
-    assert unused == 0
-    assert splits.fingerprint == store.fingerprint

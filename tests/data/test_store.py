@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -18,7 +17,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import filelock
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -637,50 +635,6 @@ def test_processes_that_prepare_at_once_all_end_well(
 # Disks
 
 
-def full_disk(monkeypatch: pytest.MonkeyPatch, code: int, after: int) -> None:
-    """Every file opened for writing takes `after` bytes, then fails."""
-    path_open = Path.open
-
-    class Limited:
-        def __init__(self, file: Any) -> None:
-            self.file, self.room = file, after
-
-        def write(self, data: bytes) -> int:
-            self.room -= len(data)
-            if self.room < 0:
-                raise OSError(code, os.strerror(code))
-            return int(self.file.write(data))
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self.file, name)
-
-        def __enter__(self) -> Any:
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            self.file.close()
-
-    def opened(self: Path, mode: str = "r", *arguments: Any, **options: Any) -> Any:
-        file = path_open(self, mode, *arguments, **options)
-        return Limited(file) if mode == "wb" else file
-
-    monkeypatch.setattr(Path, "open", opened)
-
-
-@pytest.mark.parametrize(("code", "after"), [(errno.ENOSPC, 0), (errno.EDQUOT, 2000)])
-def test_a_full_disk_is_one_line_and_leaves_nothing(
-    make_folder: Maker, cache: Path, monkeypatch: pytest.MonkeyPatch, code: int, after: int
-) -> None:
-    spec = DataSpec(source=f"folder:{make_folder('cats', 'dogs')}")
-    with monkeypatch.context() as context:
-        full_disk(context, code, after)
-        with pytest.raises(DataError, match=r"the disk is full.*set data\.cache or KITAE_CACHE"):
-            open_store(spec)
-    assert stores(cache) == []
-    assert leftovers(cache) == []
-    assert len(open_store(spec)) == 12
-
-
 def test_a_disk_without_room_is_told_before_decoding(
     make_folder: Maker, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -714,37 +668,6 @@ def test_a_cache_that_cannot_be_written_is_one_line(make_folder: Maker, tmp_path
         open_store(DataSpec(source=source, cache=str(tmp_path / "file")))
 
 
-@pytest.fixture
-def as_nobody() -> Any:
-    """Run as a user who owns nothing: root may write anywhere."""
-    if os.geteuid() == 0:
-        os.seteuid(65534)
-        yield
-        os.seteuid(0)
-    else:
-        yield
-
-
-def test_no_permission(request: pytest.FixtureRequest) -> None:
-    folder = Path(tempfile.mkdtemp())
-    try:
-        folder.chmod(0o755)
-        for label in range(2):
-            (folder / "photos" / str(label)).mkdir(parents=True)
-            (folder / "photos" / str(label) / "1.png").write_bytes(encode(picture(label, 0)))
-        (folder / "cache").mkdir()
-        (folder / "cache").chmod(0o555)
-        request.getfixturevalue("as_nobody")
-        spec = DataSpec(source=f"folder:{folder / 'photos'}", cache=str(folder / "cache"))
-        with pytest.raises(DataError, match=r"cannot be written \(Permission denied\): set data\.cache"):
-            open_store(spec)
-    finally:
-        if os.geteuid() != os.getuid():
-            os.seteuid(os.getuid())
-        (folder / "cache").chmod(0o755)
-        shutil.rmtree(folder)
-
-
 def test_a_ready_store_opens_in_a_cache_that_cannot_be_written(
     make_folder: Maker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -757,17 +680,6 @@ def test_a_ready_store_opens_in_a_cache_that_cannot_be_written(
     monkeypatch.setattr(Path, "mkdir", refused)
     monkeypatch.setattr(store_module, "lock", refused)
     assert len(open_store(spec)) == 12
-
-
-def test_locks_that_the_system_lacks_are_done_without(
-    make_folder: Maker, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def acquire(self: object, **options: object) -> None:
-        raise NotImplementedError
-
-    monkeypatch.setattr(filelock.FileLock, "acquire", acquire)
-    assert len(open_store(DataSpec(source=f"folder:{make_folder('cats', 'dogs')}"))) == 12
-    assert leftovers(cache) == []
 
 
 # Memory
