@@ -132,21 +132,18 @@ class CheckReport:
     @property
     def cures(self) -> list[str]:
         """What to do about each finding, one line each; findings that need no action come last."""
-        fix = f"kitae data fix {shlex.quote(self.source)}"
-        cures = []
-        if self.unreadable:
-            cures.append("unreadable images: replace the files, or leave them out with --set data.on_corrupt=skip")
-        if self.label_conflicts:
-            cures.append("label conflicts: correct the labels; training would learn both")
-        if self.doubtful_labels:
-            cures.append("alike, with different labels: look at them; both labels may be right")
-        if self.across_splits:
-            cures.append("duplicates across splits: the test accuracy is too high by what they contribute")
-        if self.excluded:
-            cures.append(
-                f"{fix} writes the data without unreadable images, conflicts and copies ({len(self.excluded):,})"
-            )
-        return cures
+        without = f"without unreadable images, conflicts and copies ({len(self.excluded):,})"
+        cures: list[tuple[object, str]] = [
+            (
+                self.unreadable,
+                "unreadable images: replace them, or leave them out with --set data.on_corrupt=skip",
+            ),
+            (self.label_conflicts, "label conflicts: correct the labels; training would learn both"),
+            (self.doubtful_labels, "alike, with different labels: look at them; both labels may be right"),
+            (self.across_splits, "duplicates across splits: the test accuracy is too high by what they contribute"),
+            (self.excluded, f"kitae data fix {shlex.quote(self.source)} writes the data {without}"),
+        ]
+        return [cure for found, cure in cures if found]
 
     def __repr__(self) -> str:
         classes = len(next(iter(self.counts.values()), {}))

@@ -52,7 +52,7 @@ class Encoded(Prepared):
     @property
     def of(self) -> NDArray[np.int64]:
         """int64 [M], the shard of each image."""
-        return self.places[:, 0].view(np.ndarray)
+        return self.places[:, 0]
 
     def bytes_of(self, row: int) -> bytes:
         """One encoded image.
