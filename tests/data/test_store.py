@@ -508,7 +508,8 @@ def test_an_exception_of_the_caller_leaves_nothing(make_folder: Maker, cache: Pa
     ("whole", "file", "size"),
     [
         (False, "images.u8", 1000), (False, "labels.i64", 8), (False, "names.utf8", None),
-        (False, "manifest.json", None), (False, "manifest.json", 20), (True, "images.u8", 100), (True, "sizes.i64", 100), (True, "sums.i64", None),
+        (False, "manifest.json", None), (False, "manifest.json", 20),
+        (True, "images.u8", 100), (True, "sizes.i64", 100), (True, "sums.i64", None),
     ],
 )  # fmt: skip
 def test_a_damaged_store_is_built_anew(
