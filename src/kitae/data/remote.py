@@ -77,7 +77,7 @@ class ShardCache:
         with storage_errors(target.parent):
             target.parent.mkdir(parents=True, exist_ok=True)
             with lock(target.with_suffix(".lock")):
-                if not target.exists():
+                if not target.exists() or not target.with_suffix(".sha256").exists():
                     self._download(shard, target)
                 os.utime(target)  # used just now
             self._make_room(keep=target)
@@ -89,12 +89,10 @@ class ShardCache:
         Raises:
             DataError: see `path`.
         """
-        target = self._target(url)
-        noted = target.with_suffix(".sha256")
-        with storage_errors(target.parent):
+        noted = self._target(url).with_suffix(".sha256")
+        with storage_errors(noted.parent):
             if not noted.exists():
-                with self.path(url).open("rb") as file:
-                    write_atomically(noted, hashlib.file_digest(file, "sha256").hexdigest().encode())
+                self.path(url)
             return noted.read_text()
 
     def _target(self, url: str) -> Path:
@@ -123,7 +121,7 @@ class ShardCache:
                     f"{url}: has changed since it was downloaded first, so this data set would be another one; remove "
                     f"{noted} to take it as it is now"
                 )
-        write_atomically(noted, content.hexdigest().encode())
+            write_atomically(noted, content.hexdigest().encode())
 
     def _make_room(self, keep: Path) -> None:
         """Remove the least recently used shards until the rest fits; `keep` is never removed."""
