@@ -141,7 +141,7 @@ def build(job: Job) -> None:
     Raises:
         DataError: an unreadable image (named), sizes that differ while `image_size` is null, or the disk is full.
     """
-    rules = _resolve(job, keeps=True)
+    rules = _resolve(job)
     needed = rules.channels * rules.size[0] * rules.size[1] * len(job.source) if rules.store_size is None else 0
     with job.folder(needed) as temporary:
         written = _pass(job, rules, temporary)
@@ -167,7 +167,7 @@ def index_shards(job: Job) -> None:
     source = cast(ShardSource, job.source)
     table = source.table
     # Images are decoded from their files each time, so none are stored at a reduced size.
-    rules = replace(_resolve(job, keeps=False), store_size=None)
+    rules = replace(_resolve(job), store_size=None)
     written = _Written(np.ones(len(source), np.bool_))
     written.skipped += [(name, why) for problem in source.problems for name, _, why in [problem.partition(": ")]]
 
@@ -296,16 +296,12 @@ class _Memory:
                 self._changed.notify_all()
 
 
-def _resolve(job: Job, *, keeps: bool) -> PreprocessRules:
-    """Determine a null image_size or channels, and whether whole pictures are kept, from the images' headers.
-
-    Args:
-        keeps: whether pixels are kept at all.
-    """
+def _resolve(job: Job) -> PreprocessRules:
+    """Determine a null image_size or channels, and whether whole pictures are kept, from the images' headers."""
     source, request = job.source, job.request
     size, channels, crop_pct = request["image_size"], request["channels"], request["crop_pct"]
     store_size = request["store_size"] if request["fixed"] else None
-    open_question = keeps and not request["fixed"]
+    open_question = not request["fixed"] and not isinstance(source, ShardSource)  # of which no pixels are kept
 
     def large(one: tuple[int, int]) -> bool:  # neither tiny nor what the network takes
         return max(one) > TINY and (one != sides(size or one) or crop_pct < 1)
