@@ -44,9 +44,8 @@ from kitae.augment import fetch
 from kitae.augment.ops.geometry import RandomResizedCrop
 from kitae.augment.plan import sample_key
 from kitae.data.pictures import Pictures
-from kitae.data.sources import open_source
 from kitae.data.spec import DataSpec
-from kitae.data.store import Store, prepare
+from kitae.data.store import Store, open_store
 from kitae.preprocess import PreprocessRules
 
 SETS = ("trashnet", "imagenette-small")
@@ -117,12 +116,11 @@ def build(folder: Path, rounds: int, scratch: Path, cores: int) -> dict[str, Any
     spec = DataSpec(source=f"folder:{folder}", image_size=SIDE)
     held: dict[str, int] = {}
 
-    def timed(name: str, rules: DataSpec | PreprocessRules) -> Callable[[], float]:
+    def timed(name: str, rules: PreprocessRules | None) -> Callable[[], float]:
         def once() -> float:
-            source = open_source(spec)
             cache = Path(tempfile.mkdtemp(dir=scratch))
             began = time.perf_counter()
-            store = prepare(source, rules, cache=cache, threads=cores)
+            store = open_store(spec.model_copy(update={"cache": str(cache)}), rules=rules, threads=cores)
             seconds = time.perf_counter() - began
             held[name] = sum(path.stat().st_size for path in store.path.iterdir())
             count = len(store)
@@ -132,7 +130,7 @@ def build(folder: Path, rounds: int, scratch: Path, cores: int) -> dict[str, Any
 
         return once
 
-    rates = rounds_of({"whole": timed("whole", spec), "square": timed("square", PreprocessRules(SIDE, 3))}, rounds)
+    rates = rounds_of({"whole": timed("whole", None), "square": timed("square", PreprocessRules(SIDE, 3))}, rounds)
     return {
         "images_per_second": rates,
         "ratio": common.ratio(rates["whole"], rates["square"]),
@@ -302,11 +300,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             folder = as_folder(given, scratch / f"photos {number}")
             results["build"][kind] = build(folder, max(2, rounds // 2), scratch, cores)
             spec = DataSpec(source=f"folder:{folder}", image_size=SIDE, cache=str(scratch / "cache"))
-            results["speed"][kind] = speed(prepare(open_source(spec), spec), given, rounds, seconds, cores)
+            results["speed"][kind] = speed(open_store(spec), given, rounds, seconds, cores)
             results["sharpness"][kind] = {}
             for side in SIDES[:1] if quick else SIDES:
                 spec = DataSpec(source=f"folder:{folder}", image_size=side, cache=str(scratch / "cache"))
-                store = prepare(open_source(spec), spec)
+                store = open_store(spec)
                 results["sharpness"][kind][str(side)] = sharpness(store, given, epochs)
     results["machine"]["load_average_after"] = common.hardware()["load_average"]
     ratios = [

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import math
 import os
-import tempfile
-from collections.abc import Mapping
+import uuid
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from kitae.errors import KitaeError
+from kitae.errors import DataError, KitaeError
 
 _MAX_JSON_BYTES = 100_000_000
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_CURE = "set data.cache or KITAE_CACHE to a folder"
 
 
 def cache_folder(given: str | None = None) -> Path:
@@ -23,25 +27,49 @@ def cache_folder(given: str | None = None) -> Path:
     return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "kitae"
 
 
+@contextlib.contextmanager
+def storage_errors(folder: Path, needed: int = 0) -> Iterator[None]:
+    """Turn an OSError of the body into a DataError that names the cache folder and the remedy. `needed`: bytes."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            wanted = f", {needed / 1e6:,.0f} MB are needed" if needed else ""
+            raise DataError(
+                f"{folder}: the disk is full{wanted}; free some space or {_CURE} on another disk"
+            ) from error
+        raise DataError(f"{folder}: cannot be written ({error.strerror or error}): {_CURE} elsewhere") from error
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write to. It replaces `path` when the body ends, and is removed if that fails. Creates parent folders.
+
+    Raises:
+        OSError: the disk is full, or writing is not allowed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Replace `path` by a file with this content, or leave it unchanged. Creates parent folders.
 
     Raises:
         KitaeError: the disk is full, or writing is not allowed.
     """
-    temporary: str | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
+        with replacing(path) as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
     except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
         raise KitaeError(f"{path}: cannot write ({error.strerror}); what was there before is kept") from error
 
 
@@ -116,9 +144,3 @@ def write_parquet(table: Any, path: Path) -> None:
     buffer = io.BytesIO()
     pyarrow.parquet.write_table(table, buffer, compression="zstd")
     write_atomically(path, buffer.getvalue())
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

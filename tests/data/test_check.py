@@ -16,12 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 
-from kitae.data import check as check_module
 from kitae.data import near
-from kitae.data.base import TEST
-from kitae.data.check import CheckReport, check
+from kitae.data.check import CheckReport, Duplicates, check
 from kitae.data.sources import open_source
 from kitae.data.spec import DataSpec
+from kitae.data.splits import divide
 from kitae.errors import DataError
 from tests.images import encode, write_folder
 
@@ -60,28 +59,17 @@ class Mini:
     report: CheckReport
     progress: list[tuple[int, int]]
     sheet: Path
-    rows: dict[int, int]
 
 
 @pytest.fixture(scope="module")
 def mini(tmp_path_factory: pytest.TempPathFactory) -> Mini:
     """fashion-mini, checked once."""
     seen: list[tuple[int, int]] = []
-    rows: dict[int, int] = {}
     sheet = tmp_path_factory.mktemp("mini") / "out" / "sheet.png"
-    write = check_module._write_sheet
-
-    def spied(path: Path, classes: tuple[str, ...], shown: dict[int, int], tiles: dict[int, Image.Image]) -> None:
-        rows.update(shown)
-        write(path, classes, shown, tiles)
-
-    with pytest.MonkeyPatch.context() as context:
-        context.setattr(check_module, "_write_sheet", spied)
-        report = check(DataSpec(), progress=lambda done, total: seen.append((done, total)), sheet=sheet)
-    return Mini(report, seen, sheet, rows)
+    return Mini(check(DataSpec(), progress=lambda done, total: seen.append((done, total)), sheet=sheet), seen, sheet)
 
 
-def pairs(found: tuple[check_module.Duplicates, ...]) -> list[tuple[str, ...]]:
+def pairs(found: tuple[Duplicates, ...]) -> list[tuple[str, ...]]:
     return [tuple(image.name for image in group.images) for group in found]
 
 
@@ -297,10 +285,19 @@ def test_contact_sheet(mini: Mini) -> None:
         assert len(image.convert("L").getcolors() or []) > 50
 
 
-def test_contact_sheet_shows_no_test_image(mini: Mini) -> None:
-    shown = list(mini.rows)
-    assert len(shown) > 80
-    assert not (open_source(DataSpec()).splits[shown] == TEST).any()
+def test_contact_sheet_shows_training_images_only(tmp_path: Path) -> None:
+    for number in range(40):
+        folder = tmp_path / "photos" / "ab"[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16), (number, 0, 200)).save(folder / f"{number}.png")
+    spec = DataSpec(source=f"folder:{tmp_path / 'photos'}")
+    check(spec, sheet=tmp_path / "sheet.png")
+    table = open_source(spec).table
+    trained = {int(Path(table.names[row]).stem) for row in divide(table, spec)[0]}
+    with Image.open(tmp_path / "sheet.png") as image:
+        shown = {colour[0] for _, colour in image.getcolors(1 << 20) or () if colour[1:] == (0, 200)}
+    assert len(shown) == 16
+    assert shown <= trained
 
 
 def test_contact_sheet_that_cannot_be_written(make_folder: Callable[..., Path], tmp_path: Path) -> None:

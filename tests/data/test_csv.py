@@ -34,12 +34,12 @@ def test_rows_become_images_with_labels_splits_and_groups(tmp_path: Path) -> Non
     names = images(tmp_path)
     lines = [f"{name},{'cat' if n % 2 else 'dog'},{'test' if n > 3 else ''},{n // 2}" for n, name in enumerate(names)]
     source = open_source(write(tmp_path, "Path,Label,split,group", *lines))
-    assert source.classes == ("cat", "dog")
-    assert source.labels.tolist() == [1, 0, 1, 0, 1, 0]
-    assert source.splits.tolist() == [0, 0, 0, 0, 2, 2]
-    assert source.groups is not None
-    assert np.unique(source.groups, return_inverse=True)[1].reshape(3, 2).std(axis=1).max() == 0
-    assert len(set(source.groups.tolist())) == 3
+    assert source.table.classes == ("cat", "dog")
+    assert source.table.labels.tolist() == [1, 0, 1, 0, 1, 0]
+    assert source.table.splits.tolist() == [0, 0, 0, 0, 2, 2]
+    assert source.table.groups is not None
+    assert np.unique(source.table.groups, return_inverse=True)[1].reshape(3, 2).std(axis=1).max() == 0
+    assert len(set(source.table.groups.tolist())) == 3
     store = open_store(DataSpec(source=source.name, cache=str(tmp_path / "cache")))
     assert [int(np.asarray(store.images[row]).max()) for row in range(3)] == [0, 40, 80]
 
@@ -71,12 +71,12 @@ def test_a_line_ends_where_the_file_says(tmp_path: Path) -> None:
     """Other programs write captions, in which str.splitlines sees further line ends."""
     images(tmp_path)
     spec = write(tmp_path, "path,label,caption", "images/0.png,a,one\u2028two", 'images/1.png,b,"three\nfour"')
-    assert open_source(spec).classes == ("a", "b")
+    assert open_source(spec).table.classes == ("a", "b")
 
 
 def test_spaces_around_the_names_of_columns_do_not_count(tmp_path: Path) -> None:
     images(tmp_path)
-    assert open_source(write(tmp_path, "path , label", "images/0.png,a", "images/1.png,b")).classes == ("a", "b")
+    assert open_source(write(tmp_path, "path , label", "images/0.png,a", "images/1.png,b")).table.classes == ("a", "b")
 
 
 def test_a_path_is_recognised_by_what_it_is(tmp_path: Path) -> None:
@@ -103,4 +103,4 @@ def test_missing_files_are_findings_of_a_check_and_left_out_by_a_fix(tmp_path: P
     assert [name for name, _ in report.unreadable] == ["images/none.png"]
     fixed = fix(open_source(spec.model_copy(update={"on_corrupt": "skip"})), report, tmp_path / "fixed.csv")
     assert fixed.kept == 6
-    assert len(open_source(spec.model_copy(update={"source": f"csv:{fixed.path}"})).labels) == 6
+    assert len(open_source(spec.model_copy(update={"source": f"csv:{fixed.path}"}))) == 6

@@ -62,9 +62,9 @@ def test_splits_are_kept_and_the_test_copy_stays(tmp_path: Path) -> None:
     written = fix(source, report, tmp_path / "fixed.parquet")
     assert [name for name, _ in written.left_out] == ["2"]
     again = open_source(DataSpec(source=f"parquet:{written.path}"))
-    assert again.splits.tolist() == [code for row, code in enumerate(source.splits.tolist()) if row != 2]
-    assert again.classes == source.classes
-    assert Image.open(io.BytesIO(again.read(0))).size == (64, 64)  # type: ignore[arg-type]
+    assert again.table.splits.tolist() == [code for row, code in enumerate(source.table.splits.tolist()) if row != 2]
+    assert again.table.classes == source.table.classes
+    assert Image.open(io.BytesIO(next(again.images()))).size == (64, 64)  # type: ignore[arg-type]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["fixed.parquet", "x.parquet"]
 
 

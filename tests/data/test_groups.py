@@ -1,4 +1,4 @@
-"""data.groups: columns, folders and regular expressions, and what each says where it fits nothing."""
+"""Groups by columns, folders, regular expressions and equal pixels, and what each says where it fits nothing."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kitae.data.base import Source
-from kitae.data.groups import by_paths
+from kitae.data.groups import HASH_BYTES, by_paths, components, first_alike, pixel_hash
 from kitae.data.sources import open_source
 from kitae.data.spec import DataSpec
 from kitae.errors import DataError
@@ -23,8 +25,8 @@ PATHS = ["a/p1/1.png", "a/p1/2.png", "a/p2/1.png", "b/p1/3.png", "b/4.png", "b/5
 
 def sizes(source: Source) -> list[int]:
     """Images of each group, the smallest first."""
-    assert source.groups is not None
-    return sorted(np.unique(source.groups, return_counts=True)[1].tolist())
+    assert source.table.groups is not None
+    return sorted(np.unique(source.table.groups, return_counts=True)[1].tolist())
 
 
 def folder(root: Path) -> DataSpec:
@@ -53,16 +55,16 @@ def grouped(spec: DataSpec, rule: str) -> Source:
 
 def test_a_folder_of_classes(tmp_path: Path) -> None:
     spec = folder(tmp_path)
-    assert open_source(spec).groups is None
+    assert open_source(spec).table.groups is None
     assert sizes(grouped(spec, "parent")) == [1, 1, 1, 3], "p1 of both classes is one; an image in no folder is alone"
     assert sizes(grouped(spec, r"(\d)\.png")) == [1, 1, 1, 1, 2]
     assert grouped(spec, "parent").fingerprint() != open_source(spec).fingerprint()
     for rule, words in (("patient", "neither a column"), ("(x", "no regular expression"), ("(p.)/", r"b/4\.png, 2")):
         with pytest.raises(DataError, match=rf"data\.groups: .*{words}"):
-            grouped(spec, rule).groups  # noqa: B018
+            grouped(spec, rule).table.groups  # noqa: B018
     write_folder(tmp_path / "flat")
     with pytest.raises(DataError, match="in no subfolder"):
-        grouped(DataSpec(source=f"folder:{tmp_path / 'flat'}"), "parent").groups  # noqa: B018
+        grouped(DataSpec(source=f"folder:{tmp_path / 'flat'}"), "parent").table.groups  # noqa: B018
 
 
 def test_a_folder_with_splits_of_its_own(tmp_path: Path) -> None:
@@ -79,7 +81,7 @@ def test_a_csv_file(tmp_path: Path) -> None:
     assert sizes(grouped(spec, "^(.)")) == [3, 3]
     (tmp_path / "list.csv").write_text("path,label,day\na/p1/1.png,a,1\nb/4.png,b,\n")
     with pytest.raises(DataError, match=r"b/4\.png: has no day"):
-        grouped(spec, "day").groups  # noqa: B018
+        grouped(spec, "day").table.groups  # noqa: B018
 
 
 def test_a_parquet_file(tmp_path: Path) -> None:
@@ -88,7 +90,7 @@ def test_a_parquet_file(tmp_path: Path) -> None:
     assert sizes(grouped(spec, "patient")) == [2, 2, 2]
     assert sizes(grouped(spec, "parent")) == [1, 1, 2, 2]
     with pytest.raises(DataError, match="no column path"):
-        grouped(table(tmp_path), "parent").groups  # noqa: B018
+        grouped(table(tmp_path), "parent").table.groups  # noqa: B018
 
 
 def test_sources_without_columns_or_folders_say_so() -> None:
@@ -105,3 +107,26 @@ def test_recipes_without_groups_keep_their_fingerprint() -> None:
     recipe = Recipe.load("fashion-mini")
     assert "groups" not in recipe.to_yaml()
     assert recipe.override("data.groups=parent").fingerprint != recipe.fingerprint
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), min_size=1, max_size=40))
+def test_chains_of_equal_images_and_groups_end_at_the_first_image(pairs: list[tuple[int, int]]) -> None:
+    twins, groups = np.array(pairs).T
+    of = list(range(len(pairs)))
+    for _ in pairs:
+        of = [min(of[j] for j, two in enumerate(pairs) if one[0] == two[0] or one[1] == two[1]) for one in pairs]
+    assert components(twins, groups).tolist() == of
+    assert components(twins, None).tolist() == [twins.tolist().index(one) for one in twins]
+
+
+@given(st.lists(st.integers(0, 5), max_size=40))
+def test_the_first_image_with_the_same_pixels(images: list[int]) -> None:
+    hashes = b"".join(pixel_hash(bytes([image])) for image in images)
+    alike = first_alike(np.frombuffer(hashes, np.uint8).reshape(-1, HASH_BYTES))
+    assert alike.tolist() == [images.index(image) for image in images]
+
+
+def test_size_tells_images_with_the_same_bytes_apart() -> None:
+    assert pixel_hash(b"\0" * 12, "(3, 4)") != pixel_hash(b"\0" * 12, "(4, 3)")
+    assert len(pixel_hash(b"")) == HASH_BYTES

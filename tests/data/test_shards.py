@@ -21,7 +21,7 @@ from PIL import Image
 from kitae.augment.fetch import EncodedCrop, PictureCrop
 from kitae.augment.ops.geometry import RandomResizedCrop
 from kitae.data import shards as module
-from kitae.data.ahead import ReadAhead, joined
+from kitae.data.ahead import ReadAhead
 from kitae.data.base import TEST, TRAIN, VAL
 from kitae.data.encoded import Encoded
 from kitae.data.loader import ImageSet
@@ -296,33 +296,31 @@ def test_statistics_are_those_of_the_images(tmp_path: Path, cache: str) -> None:
     np.testing.assert_allclose(deviation, pixels.std(axis=(0, 2, 3)), atol=1e-9)
 
 
-def test_ranges_that_nearly_touch_are_read_at_once() -> None:
-    first, last = np.array([0, 100, 5 << 20]), np.array([50, 200, (5 << 20) + 9])
-    assert joined(first, last) == [(0, 200), (5 << 20, (5 << 20) + 9)]
-
-
-def test_windows_are_read_before_they_are_used(tmp_path: Path, cache: str) -> None:
-    store = opened(shards(tmp_path), cache)
-    assert isinstance(store.images, Encoded)
-    read: list[str] = []
-
-    class Counting:
-        def stretches(self, rows: Any) -> Any:
-            return store.images.stretches(rows)
-
-        def touch(self, file: str, offset: int, size: int) -> None:
-            read.append(Path(file).name)
-
-    ahead = ReadAhead(store.images)
-    ahead._images = Counting()
-    rows = np.arange(60)
-    ahead.begin(rows, (rows // 15).astype(np.int32))
-    ahead.reached(rows[:4])
-    ahead.reached(rows[4:9])
+def read_ahead(images: Any, windows: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int]]:
+    """(file, offset, size) of what is read when images of the first window are used."""
+    read: list[tuple[str, int, int]] = []
+    monkeypatch.setattr(ShardCache, "read", lambda self, *place: read.append((Path(place[0]).name, *place[1:])))
+    ahead, rows = ReadAhead(images), np.arange(len(images))
+    ahead.begin(rows, windows.astype(np.int32))
+    ahead.reached(rows[:1])
+    ahead.reached(rows[:1])
     for thread in threading.enumerate():
         if thread.name == "kitae-ahead":
             thread.join()
-    assert read == ["set-0.tar", "set-1.tar"]
+    return read
+
+
+def test_windows_are_read_before_they_are_used(tmp_path: Path, cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = opened(shards(tmp_path), cache)
+    read = read_ahead(store.images, np.arange(60) // 15, monkeypatch)
+    assert [file for file, _, _ in read] == ["set-0.tar", "set-1.tar"]
+
+
+def test_ranges_that_nearly_touch_are_read_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    half = 1 << 19  # bytes of an image
+    images = np.memmap(tmp_path / "images", np.uint8, "w+", shape=(9, 1, 512, 1024))
+    read = read_ahead(images, np.array([0, 2, 0, 2, 2, 2, 2, 0, 0]), monkeypatch)
+    assert read == [("images", 0, 3 * half), ("images", 7 * half, 2 * half)]
 
 
 # URLs

@@ -38,18 +38,14 @@ def test_fashion_mini_is_what_its_script_chose() -> None:
     """The digest that scripts/make_fashion_mini.py printed: the pixels and labels are those of Fashion-MNIST."""
     source = open_source(DataSpec())
     assert len(source) == 7000
-    assert np.bincount(source.labels[source.splits == TRAIN]).tolist() == [600] * 10
-    assert np.bincount(source.labels[source.splits == TEST]).tolist() == [100] * 10
-    assert source.classes[0] == "T-shirt/top"
-    assert source.classes[9] == "Ankle boot"
+    assert np.bincount(source.table.labels[source.table.splits == TRAIN]).tolist() == [600] * 10
+    assert np.bincount(source.table.labels[source.table.splits == TEST]).tolist() == [100] * 10
+    assert source.table.classes[0] == "T-shirt/top"
+    assert source.table.classes[9] == "Ankle boot"
     digest = hashlib.sha256()
     rules = PreprocessRules(28, 1)
-    row = 0
-    for block in source.blocks():
-        for data in block:
-            assert isinstance(data, bytes)
-            digest.update(decode(data, rules).tobytes() + bytes([int(source.labels[row])]))
-            row += 1
+    for data, label in zip(source.images(), source.table.labels, strict=True):
+        digest.update(decode(data, rules).tobytes() + bytes([label]))
     assert digest.hexdigest() == "331c4b435742e2312af751e190bf631f2bd7fad69432e94886ca0c2887f0b422"
 
 
@@ -68,10 +64,10 @@ def test_photos_mini_is_whole_photographs_and_its_licence_travels_with_it() -> N
     with resources.as_file(assets / "photos-mini.parquet") as path:
         assert path.stat().st_size < 5_000_000
     source = open_source(DataSpec(source="photos-mini"))
-    assert source.classes == ("cardboard", "glass", "metal", "paper", "plastic", "trash")
-    assert np.bincount(source.labels).tolist() == [100] * 6
-    assert np.bincount(source.splits).tolist() == [480, 0, 120]
-    with Image.open(io.BytesIO(next(iter(next(iter(source.blocks())))))) as image:
+    assert source.table.classes == ("cardboard", "glass", "metal", "paper", "plastic", "trash")
+    assert np.bincount(source.table.labels).tolist() == [100] * 6
+    assert np.bincount(source.table.splits).tolist() == [480, 0, 120]
+    with Image.open(io.BytesIO(next(source.images()))) as image:
         assert sorted(image.size) == [160, 213]
     notice = (assets / "photos-mini.LICENSE").read_text()
     assert "Copyright (c) 2017 Gary Thung" in notice
@@ -119,13 +115,13 @@ def test_a_bare_path_gets_the_right_suggestion(tmp_path: Path, make_folder: Make
 
 def test_one_folder_a_class(make_folder: Maker) -> None:
     source = folder_source(make_folder("cats", "dogs"))
-    assert source.classes == ("cats", "dogs")
-    assert source.labels.tolist() == [0] * 6 + [1] * 6
-    assert source.splits.tolist() == [TRAIN] * 12
-    assert source.names[0] == "cats/000.png"
-    assert source.groups is None
-    assert len(set(source.keys.tolist())) == 12
-    assert [item for block in source.blocks() for item in block] == [source.read(i) for i in range(12)]
+    assert source.table.classes == ("cats", "dogs")
+    assert source.table.labels.tolist() == [0] * 6 + [1] * 6
+    assert source.table.splits.tolist() == [TRAIN] * 12
+    assert source.table.names[0] == "cats/000.png"
+    assert source.table.groups is None
+    assert len(set(source.table.keys.tolist())) == 12
+    assert list(source.images()) == [source.root / name for name in source.table.names]
 
 
 def test_what_is_not_an_image_is_passed_over(make_folder: Maker) -> None:
@@ -139,8 +135,8 @@ def test_what_is_not_an_image_is_passed_over(make_folder: Maker) -> None:
     (root / "README.md").write_text("hello")
     (root / "dogs" / "LOUD.JPG").write_bytes(encode(picture(0, 0), "JPEG"))
     source = folder_source(root)
-    assert source.classes == ("cats", "dogs")
-    assert sorted(source.names) == sorted(
+    assert source.table.classes == ("cats", "dogs")
+    assert sorted(source.table.names) == sorted(
         [f"{c}/{i:03d}.png" for c in ("cats", "dogs") for i in range(6)] + ["dogs/LOUD.JPG"]
     )
 
@@ -149,9 +145,9 @@ def test_nested_files_and_linked_folders_belong_to_the_class(make_folder: Maker,
     root = make_folder("cats/2023/may", "dogs")
     (root / "birds").symlink_to(make_folder("x", name="elsewhere") / "x", target_is_directory=True)
     source = folder_source(root)
-    assert source.classes == ("birds", "cats", "dogs")
-    assert "cats/2023/may/000.png" in source.names
-    assert "birds/000.png" in source.names
+    assert source.table.classes == ("birds", "cats", "dogs")
+    assert "cats/2023/may/000.png" in source.table.names
+    assert "birds/000.png" in source.table.names
 
 
 def test_links_to_folders_are_followed_at_any_depth_and_circles_end(make_folder: Maker, tmp_path: Path) -> None:
@@ -159,8 +155,8 @@ def test_links_to_folders_are_followed_at_any_depth_and_circles_end(make_folder:
     (root / "cats" / "more").symlink_to(make_folder("x", name="elsewhere") / "x", target_is_directory=True)
     (root / "dogs" / "all").symlink_to(root, target_is_directory=True)
     source = folder_source(root)
-    assert "cats/more/000.png" in source.names
-    assert np.bincount(source.labels)[0] == 12
+    assert "cats/more/000.png" in source.table.names
+    assert np.bincount(source.table.labels)[0] == 12
     assert len(source) == 12 + 6 + 12  # dogs/all holds cats, and dogs once
     assert not source.ignored()
 
@@ -168,18 +164,18 @@ def test_links_to_folders_are_followed_at_any_depth_and_circles_end(make_folder:
 @pytest.mark.parametrize("names", [("train", "val", "test"), ("training", "validation", "testing"), ("Train", "dev")])
 def test_folders_of_splits(make_folder: Maker, names: tuple[str, ...]) -> None:
     source = folder_source(make_folder(*(f"{split}/{label}" for split in names for label in ("a", "b"))))
-    assert source.classes == ("a", "b")
-    assert source.splits.tolist() == np.repeat([TRAIN, VAL, TEST][: len(names)], 12).tolist()
-    assert source.labels.tolist() == ([0] * 6 + [1] * 6) * len(names)
+    assert source.table.classes == ("a", "b")
+    assert source.table.splits.tolist() == np.repeat([TRAIN, VAL, TEST][: len(names)], 12).tolist()
+    assert source.table.labels.tolist() == ([0] * 6 + [1] * 6) * len(names)
 
 
 def test_a_class_may_be_called_train(make_folder: Maker) -> None:
-    assert folder_source(make_folder("bus", "train")).classes == ("bus", "train")
+    assert folder_source(make_folder("bus", "train")).table.classes == ("bus", "train")
 
 
 def test_groups_are_marked_folders(make_folder: Maker) -> None:
     source = folder_source(make_folder("a/group=anna", "b/group=anna/x", "b/group=ben", "b"))
-    groups = dict(zip(source.names, source.groups.tolist(), strict=True))  # type: ignore[union-attr]
+    groups = dict(zip(source.table.names, source.table.groups.tolist(), strict=True))  # type: ignore[union-attr]
     assert groups["a/group=anna/000.png"] == groups["a/group=anna/005.png"] == groups["b/group=anna/x/000.png"]
     assert groups["b/group=ben/000.png"] != groups["a/group=anna/000.png"]
     assert len(set(groups.values())) == 2 + 6  # images outside any group are alone
@@ -219,7 +215,7 @@ def test_a_split_whose_images_would_be_passed_over_is_refused(make_folder: Maker
     with pytest.raises(DataError, match="test has no images; fill it, or take it away"):
         folder_source(root)
     (root / "test").rmdir()
-    assert folder_source(root).classes == ("a", "b")
+    assert folder_source(root).table.classes == ("a", "b")
 
 
 def test_images_without_class_folders_are_explained(tmp_path: Path) -> None:
@@ -250,9 +246,9 @@ def test_fingerprint_follows_the_files(make_folder: Maker) -> None:
 
 def test_keys_of_a_folder_follow_the_names_not_the_places(make_folder: Maker) -> None:
     root = make_folder("cats", "dogs")
-    before = dict(zip(folder_source(root).names, folder_source(root).keys.tolist(), strict=True))
+    before = dict(zip(folder_source(root).table.names, folder_source(root).table.keys.tolist(), strict=True))
     (root / "cats" / "0000.png").write_bytes((root / "cats" / "000.png").read_bytes())
-    after = dict(zip(folder_source(root).names, folder_source(root).keys.tolist(), strict=True))
+    after = dict(zip(folder_source(root).table.names, folder_source(root).table.keys.tolist(), strict=True))
     assert before.items() <= after.items()
 
 

@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -18,7 +17,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import filelock
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -27,13 +25,13 @@ from PIL import Image
 
 from kitae.data import build as build_module
 from kitae.data import store as store_module
-from kitae.data.cache import cache_folder
 from kitae.data.loader import ImageSet
 from kitae.data.pictures import Pictures
 from kitae.data.sources import open_source
 from kitae.data.spec import DataSpec
-from kitae.data.store import Names, Store, open_store, prepare
+from kitae.data.store import Names, Store, open_store
 from kitae.errors import DataError
+from kitae.files import cache_folder
 from kitae.preprocess import PreprocessRules, decode
 from kitae.preprocess import picture as picture_of
 from tests.images import encode, picture, write_folder, write_parquet
@@ -100,12 +98,12 @@ def test_it_is_built_once(make_folder: Maker, cache: Path, monkeypatch: pytest.M
 
 def test_groups_splits_and_keys_are_kept(make_folder: Maker) -> None:
     root = make_folder("train/a/group=x", "train/b", "val/a", "test/b")
-    source = open_source(DataSpec(source=f"folder:{root}"))
-    store = prepare(source, PreprocessRules(8, 1))
+    spec = DataSpec(source=f"folder:{root}")
+    source, store = open_source(spec), open_store(spec, rules=PreprocessRules(8, 1))
     assert store.groups is not None
-    assert store.groups.tolist() == source.groups.tolist()  # type: ignore[union-attr]
-    assert store.splits.tolist() == source.splits.tolist()
-    assert store.keys.tolist() == source.keys.tolist()
+    assert store.groups.tolist() == source.table.groups.tolist()  # type: ignore[union-attr]
+    assert store.splits.tolist() == source.table.splits.tolist()
+    assert store.keys.tolist() == source.table.keys.tolist()
 
 
 def test_photos_of_all_kinds(tmp_path: Path) -> None:
@@ -189,7 +187,7 @@ def test_whole_pictures_are_kept(tmp_path: Path) -> None:
     pictures = store.images
     assert isinstance(pictures, Pictures)
     assert pictures.shape == (12, 3, 32, 32)
-    assert pictures.dtype == np.uint8
+    assert pictures[:].dtype == np.uint8
     sizes = dict(zip(store.names, zip(pictures.heights.tolist(), pictures.widths.tolist(), strict=True), strict=True))
     assert sizes["class 0/0.jpg"] == (72, 128)  # 90 x 160
     assert sizes["class 1/1.jpg"] == (108, 72)  # 150 x 100
@@ -254,13 +252,13 @@ def test_tiny_pictures_and_those_of_the_network_s_size_are_one_array(tmp_path: P
 
 
 def test_fixed_rules_leave_nothing_to_find_out(tmp_path: Path) -> None:
-    source = open_source(DataSpec(source=f"folder:{large_folder(tmp_path / 'photos')}"))
-    old = prepare(source, PreprocessRules(32, 3))
+    spec = DataSpec(source=f"folder:{large_folder(tmp_path / 'photos')}", image_size=32)
+    old = open_store(spec, rules=PreprocessRules(32, 3))
     assert isinstance(old.images, np.ndarray)
     assert old.rules.version == 1
-    new = prepare(source, PreprocessRules(32, 3, store_size=72))
+    new = open_store(spec, rules=PreprocessRules(32, 3, store_size=72))
     assert isinstance(new.images, Pictures)
-    assert new.fingerprint == open_store(DataSpec(source=source.name, image_size=32)).fingerprint
+    assert new.fingerprint == open_store(spec).fingerprint
 
 
 def test_equal_pictures_of_one_size_only_are_equal(tmp_path: Path) -> None:
@@ -292,22 +290,9 @@ def test_what_an_evaluation_sees_is_as_sharp_as_from_the_files() -> None:
         store = open_store(DataSpec(source="photos-mini", image_size=size))
         assert isinstance(store.images, Pictures)
         assert min(store.images.heights.min(), store.images.widths.min()) < 160  # reduced
-        at_once = prepare(open_source(DataSpec(source="photos-mini")), PreprocessRules(size, 3))
+        at_once = open_store(DataSpec(source="photos-mini"), rules=PreprocessRules(size, 3))
         ratio = laplacian_energy(store.images[rows]) / laplacian_energy(np.array(at_once.images[rows]))
         assert 0.9 < ratio < 1.1
-
-
-@pytest.mark.parametrize("damage", ["cut pixels", "cut sizes", "no sums"])
-def test_damaged_whole_pictures_are_built_anew(tmp_path: Path, cache: Path, damage: str) -> None:
-    spec = DataSpec(source=f"folder:{large_folder(tmp_path / 'photos')}", image_size=32)
-    store = open_store(spec)
-    expected = store.images[:]
-    if damage == "no sums":
-        (store.path / "sums.i64").unlink()
-    else:
-        os.truncate(store.path / ("images.u8" if damage == "cut pixels" else "sizes.i64"), 100)
-    assert (open_store(spec).images[:] == expected).all()
-    assert leftovers(cache) == []
 
 
 def test_broken_pictures_are_named_or_left_out_as_ever(tmp_path: Path, cache: Path) -> None:
@@ -434,10 +419,9 @@ def test_the_fingerprint_is_of_the_content(make_folder: Maker, tmp_path: Path) -
 
 
 def test_threads_do_not_change_it(make_folder: Maker, tmp_path: Path) -> None:
-    source = open_source(DataSpec(source=f"folder:{make_folder('a', 'b', count=50)}"))
-    rules = PreprocessRules(8, 3)
-    one = prepare(source, rules, threads=1, cache=tmp_path / "one")
-    four = prepare(source, rules, threads=4, cache=tmp_path / "four")
+    source = f"folder:{make_folder('a', 'b', count=50)}"
+    one = open_store(DataSpec(source=source, image_size=8, cache=str(tmp_path / "one")), threads=1)
+    four = open_store(DataSpec(source=source, image_size=8, cache=str(tmp_path / "four")), threads=4)
     assert one.path != four.path
     assert one.fingerprint == four.fingerprint
 
@@ -521,31 +505,38 @@ def test_an_exception_of_the_caller_leaves_nothing(make_folder: Maker, cache: Pa
 
 
 @pytest.mark.parametrize(
-    "damage", ["cut images", "cut labels", "no names", "no manifest", "odd manifest", "old format"]
-)
-def test_a_damaged_store_is_built_anew(make_folder: Maker, cache: Path, damage: str) -> None:
-    spec = DataSpec(source=f"folder:{make_folder('cats', 'dogs')}")
+    ("whole", "file", "size"),
+    [
+        (False, "images.u8", 1000), (False, "labels.i64", 8), (False, "names.utf8", None),
+        (False, "manifest.json", None), (False, "manifest.json", 20),
+        (True, "images.u8", 100), (True, "sizes.i64", 100), (True, "sums.i64", None),
+    ],
+)  # fmt: skip
+def test_a_damaged_store_is_built_anew(
+    make_folder: Maker, tmp_path: Path, cache: Path, whole: bool, file: str, size: int | None
+) -> None:
+    folder = large_folder(tmp_path / "large") if whole else make_folder("cats", "dogs")
+    spec = DataSpec(source=f"folder:{folder}", image_size=32 if whole else None)
     store = open_store(spec)
-    expected, folder = store.images.copy(), store.path
-    del store
-    manifest = folder / "manifest.json"
-    if damage == "cut images":
-        os.truncate(folder / "images.u8", 1000)
-    elif damage == "cut labels":
-        os.truncate(folder / "labels.i64", 8)
-    elif damage == "no names":
-        (folder / "names.utf8").unlink()
-    elif damage == "no manifest":
-        manifest.unlink()
-    elif damage == "odd manifest":
-        manifest.write_text('{"format": 1, "files": ')
+    expected = store.images[:].copy()
+    if size is None:
+        (store.path / file).unlink()
     else:
-        manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "format": 0}))
+        os.truncate(store.path / file, size)
     again = open_store(spec)
-    assert again.path == folder
-    assert (again.images == expected).all()
+    assert again.path == store.path
+    assert (again.images[:] == expected).all()
     assert len(stores(cache)) == 1
     assert leftovers(cache) == []
+
+
+def test_a_store_of_another_format_is_built_anew(make_folder: Maker) -> None:
+    spec = DataSpec(source=f"folder:{make_folder('cats', 'dogs')}")
+    manifest = open_store(spec).path / "manifest.json"
+    before = manifest.read_text()
+    manifest.write_text(json.dumps({**json.loads(before), "format": 0}))
+    open_store(spec)
+    assert json.loads(manifest.read_text()) == json.loads(before)
 
 
 # Kills and races. The children run this code, which stops where it is told to.
@@ -638,50 +629,6 @@ def test_processes_that_prepare_at_once_all_end_well(
 # Disks
 
 
-def full_disk(monkeypatch: pytest.MonkeyPatch, code: int, after: int) -> None:
-    """Every file opened for writing takes `after` bytes, then fails."""
-    path_open = Path.open
-
-    class Limited:
-        def __init__(self, file: Any) -> None:
-            self.file, self.room = file, after
-
-        def write(self, data: bytes) -> int:
-            self.room -= len(data)
-            if self.room < 0:
-                raise OSError(code, os.strerror(code))
-            return int(self.file.write(data))
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self.file, name)
-
-        def __enter__(self) -> Any:
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            self.file.close()
-
-    def opened(self: Path, mode: str = "r", *arguments: Any, **options: Any) -> Any:
-        file = path_open(self, mode, *arguments, **options)
-        return Limited(file) if mode == "wb" else file
-
-    monkeypatch.setattr(Path, "open", opened)
-
-
-@pytest.mark.parametrize(("code", "after"), [(errno.ENOSPC, 0), (errno.EDQUOT, 2000)])
-def test_a_full_disk_is_one_line_and_leaves_nothing(
-    make_folder: Maker, cache: Path, monkeypatch: pytest.MonkeyPatch, code: int, after: int
-) -> None:
-    spec = DataSpec(source=f"folder:{make_folder('cats', 'dogs')}")
-    with monkeypatch.context() as context:
-        full_disk(context, code, after)
-        with pytest.raises(DataError, match=r"the disk is full.*set data\.cache or KITAE_CACHE"):
-            open_store(spec)
-    assert stores(cache) == []
-    assert leftovers(cache) == []
-    assert len(open_store(spec)) == 12
-
-
 def test_a_disk_without_room_is_told_before_decoding(
     make_folder: Maker, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -715,37 +662,6 @@ def test_a_cache_that_cannot_be_written_is_one_line(make_folder: Maker, tmp_path
         open_store(DataSpec(source=source, cache=str(tmp_path / "file")))
 
 
-@pytest.fixture
-def as_nobody() -> Any:
-    """Run as a user who owns nothing: root may write anywhere."""
-    if os.geteuid() == 0:
-        os.seteuid(65534)
-        yield
-        os.seteuid(0)
-    else:
-        yield
-
-
-def test_no_permission(request: pytest.FixtureRequest) -> None:
-    folder = Path(tempfile.mkdtemp())
-    try:
-        folder.chmod(0o755)
-        for label in range(2):
-            (folder / "photos" / str(label)).mkdir(parents=True)
-            (folder / "photos" / str(label) / "1.png").write_bytes(encode(picture(label, 0)))
-        (folder / "cache").mkdir()
-        (folder / "cache").chmod(0o555)
-        request.getfixturevalue("as_nobody")
-        spec = DataSpec(source=f"folder:{folder / 'photos'}", cache=str(folder / "cache"))
-        with pytest.raises(DataError, match=r"cannot be written \(Permission denied\): set data\.cache"):
-            open_store(spec)
-    finally:
-        if os.geteuid() != os.getuid():
-            os.seteuid(os.getuid())
-        (folder / "cache").chmod(0o755)
-        shutil.rmtree(folder)
-
-
 def test_a_ready_store_opens_in_a_cache_that_cannot_be_written(
     make_folder: Maker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -760,24 +676,12 @@ def test_a_ready_store_opens_in_a_cache_that_cannot_be_written(
     assert len(open_store(spec)) == 12
 
 
-def test_locks_that_the_system_lacks_are_done_without(
-    make_folder: Maker, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def acquire(self: object, **options: object) -> None:
-        raise NotImplementedError
-
-    monkeypatch.setattr(filelock.FileLock, "acquire", acquire)
-    assert len(open_store(DataSpec(source=f"folder:{make_folder('cats', 'dogs')}"))) == 12
-    assert leftovers(cache) == []
-
-
 # Memory
 
 
 def test_names_are_a_sequence() -> None:
     texts = ["a", "", "ünï/cödé.png", "bad \udcff byte"]
-    data = [text.encode("utf-8", "surrogateescape") for text in texts]
-    names = Names(np.frombuffer(b"".join(data), np.uint8), np.cumsum([0, *map(len, data)]))
+    names = Names.of(texts)
     assert list(names) == texts
     assert names[-1] == texts[-1]
     assert names[1:3] == texts[1:3]

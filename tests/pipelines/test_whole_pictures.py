@@ -79,8 +79,8 @@ def test_a_crop_that_is_not_first_or_has_a_size_of_its_own(tmp_path: Path) -> No
 def test_predictions_of_files_are_those_of_the_evaluation(run: Run, tmp_path: Path) -> None:
     rows = run.predictions().to_pylist()[:40]
     source = open_source(run.recipe.data)
-    names = list(source.names)
-    encoded = [source.read(names.index(row["name"])) for row in rows]
+    items = dict(zip(source.table.names, source.images(), strict=True))
+    encoded = [items[row["name"]] for row in rows]
     expected = np.array([row["probabilities"] for row in rows], np.float32)
     np.testing.assert_allclose(run.predict(encoded).probabilities, expected, atol=1e-6)
     (tmp_path / "one.jpg").write_bytes(encoded[0])  # type: ignore[arg-type]

@@ -6,29 +6,20 @@ sequentially. This is only a hint: errors are ignored here, and raised by the la
 
 from __future__ import annotations
 
-import os
 import threading
-from typing import Protocol
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kitae.data.encoded import Encoded
 from kitae.data.pictures import Pictures
+from kitae.data.remote import ShardCache
 from kitae.errors import KitaeError
 
 _PIECE = 4 << 20  # bytes per read
 _GAP = 1 << 20  # gaps up to so many bytes are read rather than skipped
-
-
-class Stretches(Protocol):
-    """Where the bytes of images lie."""
-
-    def stretches(self, rows: NDArray[np.int64]) -> list[tuple[str, int, int]]:
-        """(file, first byte, last byte) of what holds these rows, in reading order."""
-
-    def touch(self, file: str, offset: int, size: int) -> None:
-        """Read and forget."""
 
 
 class ReadAhead:
@@ -39,19 +30,23 @@ class ReadAhead:
     """
 
     def __init__(self, images: NDArray[np.uint8] | Pictures | Encoded) -> None:
-        self._images: Stretches | None = images if isinstance(images, Encoded) else _mapped(images)
-        self._count = len(images)
+        self._images = images
         self._window: NDArray[np.int32] | None = None
         self._order: tuple[NDArray[np.int64], NDArray[np.int32]] | None = None
         self._asked: set[int] = set()
         self._pass = 0
         self._reading = threading.Lock()
+        if isinstance(images, Encoded):
+            self._files, self._cache = list(images.shards), images.cache
+        else:
+            file = getattr(images.pixels if isinstance(images, Pictures) else images, "filename", None)
+            self._files, self._cache = [] if file is None else [str(file)], ShardCache(Path(), 0)
 
     def begin(self, rows: NDArray[np.int64], windows: NDArray[np.int32]) -> None:
         """A new epoch: int64 [n] rows in its order, and int32 [n] their windows."""
-        if self._images is None:
+        if not self._files:
             return
-        of = np.full(self._count, -1, np.int32)
+        of = np.full(len(self._images), -1, np.int32)
         of[rows] = windows
         self._window, self._order, self._asked = of, (rows, windows), set()
         self._pass += 1
@@ -68,51 +63,29 @@ class ReadAhead:
             threading.Thread(target=self._read, args=arguments, daemon=True, name="kitae-ahead").start()
 
     def _read(self, order: tuple[NDArray[np.int64], NDArray[np.int32]], wanted: list[int], number: int) -> None:
-        assert self._images is not None
         rows, windows = order
         with self._reading:
             for window in wanted:
-                for file, first, last in self._images.stretches(np.sort(rows[windows == window])):
+                for file, first, last in self._stretches(np.sort(rows[windows == window])):
                     for at in range(first, last, _PIECE):
                         if self._pass != number:  # the epoch is over
                             return
                         try:
-                            self._images.touch(file, at, min(_PIECE, last - at))
-                        except (OSError, KitaeError):
+                            self._cache.read(file, at, min(_PIECE, last - at))
+                        except KitaeError:
                             return
 
-
-class _Mapped:
-    """A memory-mapped store. `starts`: int64 [M + 1], where each image begins in its file."""
-
-    def __init__(self, file: str, starts: NDArray[np.int64]) -> None:
-        self._file, self._starts = file, starts
-
-    def stretches(self, rows: NDArray[np.int64]) -> list[tuple[str, int, int]]:
-        return [(self._file, *stretch) for stretch in joined(self._starts[rows], self._starts[rows + 1])]
-
-    def touch(self, file: str, offset: int, size: int) -> None:
-        descriptor = os.open(file, os.O_RDONLY)
-        try:
-            os.pread(descriptor, size, offset)
-        finally:
-            os.close(descriptor)
-
-
-def _mapped(images: NDArray[np.uint8] | Pictures) -> _Mapped | None:
-    pixels = images.pixels if isinstance(images, Pictures) else images
-    file = getattr(pixels, "filename", None)
-    if file is None:
-        return None
-    if isinstance(images, Pictures):
-        return _Mapped(str(file), images.starts)
-    return _Mapped(str(file), np.arange(len(images) + 1, dtype=np.int64) * int(np.prod(images.shape[1:])))
-
-
-def joined(first: NDArray[np.int64], last: NDArray[np.int64]) -> list[tuple[int, int]]:
-    """Byte ranges in ascending order, with nearly adjacent ones merged."""
-    if not len(first):
-        return []
-    cuts = np.flatnonzero(first[1:] > last[:-1] + _GAP) + 1
-    heads, tails = np.concatenate([[0], cuts]), np.concatenate([cuts, [len(first)]]) - 1
-    return list(zip(first[heads].tolist(), last[tails].tolist(), strict=True))
+    def _stretches(self, rows: NDArray[np.int64]) -> Iterator[tuple[str, int, int]]:
+        """(file, first byte, last byte) of what holds these rows, which are sorted; small gaps are read, too."""
+        images, files = self._images, np.zeros(len(rows), np.int64)
+        if isinstance(images, Encoded):
+            files, first, size = images.places[rows].T
+            last = first + size
+        elif isinstance(images, Pictures):
+            first, last = images.starts[rows], images.starts[rows + 1]
+        else:
+            first, last = (rows * images[0].nbytes, (rows + 1) * images[0].nbytes)
+        cuts = np.flatnonzero((np.diff(files) > 0) | (first[1:] > last[:-1] + _GAP)) + 1
+        for part in np.split(np.arange(len(rows)), cuts):
+            if len(part):
+                yield self._files[files[part[0]]], int(first[part[0]]), int(last[part[-1]])

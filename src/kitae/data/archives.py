@@ -1,40 +1,39 @@
 """CIFAR-10, CIFAR-100, MNIST and Fashion-MNIST from their original binary files. No pickle is read.
 
 Files are looked up in a given folder, in a folder where a Linux distribution puts them, and in the download folder of
-the cache. If they are in none, they are downloaded once: to a temporary name, checked by SHA-256, then renamed.
+the cache. If they are in none, they are downloaded once and checked by SHA-256.
 """
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import hashlib
 import http.client
-import os
-import shutil
+import math
 import tarfile
 import urllib.error
 import urllib.request
-import uuid
 import zlib
-from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kitae.data.base import TEST, TRAIN, Item, Progress, Source, Table
-from kitae.data.cache import cache_folder, storage_errors
 from kitae.data.spec import DataSpec
 from kitae.errors import DataError
-from kitae.files import user_path
+from kitae.files import cache_folder, replacing, storage_errors, user_path
 
-_BLOCK = 128
 _CHUNK = 1 << 20
 _TIMEOUT = 30.0  # seconds without a byte
+_PICKLED = ("cifar-10-batches-py", "data_batch_1", "cifar-100-python", "meta")  # of the version for Python
+
+_Part = tuple[int, NDArray[np.uint8], NDArray[np.uint8]]
+"""TRAIN or TEST, images [n, H, W] or [n, H, W, 3], labels [n]."""
 
 
 @dataclass(frozen=True)
@@ -53,16 +52,13 @@ class Download:
 @dataclass(frozen=True)
 class _Cifar:
     archive: Download
+    folder: str  # in the archive
     train: tuple[str, ...]
     test: str
     label_bytes: int  # CIFAR-100 stores the coarse label before the fine one
     class_file: str
     rows: int  # images in each train file
     test_rows: int = 10_000
-
-    def sizes(self) -> dict[str, int]:
-        stride = self.label_bytes + 3072
-        return dict.fromkeys(self.train, self.rows * stride) | {self.test: self.test_rows * stride}
 
 
 @dataclass(frozen=True)
@@ -81,6 +77,7 @@ _CIFAR = {
             170_052_171,
             "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
         ),
+        folder="cifar-10-batches-bin",
         train=tuple(f"data_batch_{i}.bin" for i in range(1, 6)),
         test="test_batch.bin",
         label_bytes=1,
@@ -93,6 +90,7 @@ _CIFAR = {
             168_513_733,
             "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
         ),
+        folder="cifar-100-binary",
         train=("train.bin",),
         test="test.bin",
         label_bytes=2,
@@ -149,201 +147,115 @@ def open_archive(name: str, path: str, spec: DataSpec, progress: Progress | None
         raise DataError(f"{spec.source}: no such folder")
     downloads = cache_folder(spec.cache) / "downloads"
     if name in _CIFAR:
-        return CifarSource(
-            spec.source, _CIFAR[name], _cifar_folder(spec.source, _CIFAR[name], folder, downloads, progress)
-        )
+        layout = _CIFAR[name]
+        files = _cifar_files(spec.source, layout, folder, downloads, progress)
+        return ArchiveSource(spec.source, files, lambda: _read_cifar(files, layout))
     idx = _IDX[name]
-    return IdxSource(spec.source, idx.classes, _idx_files(spec.source, name, idx, folder, downloads, progress))
+    files = _idx_files(spec.source, name, idx, folder, downloads, progress)
+    return ArchiveSource(spec.source, files, lambda: _read_idx(files, idx))
 
 
-class _PairedSource(Source):
-    """Train rows first, then test rows; named `train/00000` and so on."""
+class ArchiveSource(Source):
+    """Images in memory, the train ones first; named `train/00000` and so on.
 
-    @abstractmethod
-    def _labels(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]: ...
+    Args:
+        read: reads the classes and images of the files.
+    """
 
-    @abstractmethod
-    def _class_names(self) -> tuple[str, ...]: ...
+    def __init__(self, name: str, files: list[Path], read: Callable[[], tuple[tuple[str, ...], list[_Part]]]) -> None:
+        super().__init__(name)
+        self._files, self._read = files, read
+
+    def files(self) -> list[Path]:
+        return self._files
+
+    @cached_property
+    def _content(self) -> tuple[tuple[str, ...], list[_Part]]:
+        try:
+            return self._read()
+        except OSError as error:
+            raise DataError(f"{error.filename}: cannot be read ({error.strerror})") from error
 
     def load_table(self) -> Table:
-        train, test = self._labels()
-        labels = np.concatenate([train, test])
-        splits = np.repeat(np.array([TRAIN, TEST], dtype=np.uint8), [len(train), len(test)])
-        names = [f"train/{i:05d}" for i in range(len(train))] + [f"test/{i:05d}" for i in range(len(test))]
-        return Table(self._class_names(), labels, splits, names, keys=np.arange(len(labels), dtype=np.int64))
+        classes, parts = self._content
+        labels = np.concatenate([labels for _, _, labels in parts]).astype(np.int64)
+        splits = np.repeat(np.array([code for code, _, _ in parts], np.uint8), [len(labels) for _, _, labels in parts])
+        train = int((splits == TRAIN).sum())
+        names = [f"train/{i:05d}" for i in range(train)] + [f"test/{i:05d}" for i in range(len(labels) - train)]
+        return Table(classes, labels, splits, names, keys=np.arange(len(labels), dtype=np.int64))
+
+    def images(self) -> Iterator[Item]:
+        for _, images, _ in self._content[1]:
+            yield from images
 
 
-class CifarSource(_PairedSource):
-    """The `.bin` files of CIFAR-10 or CIFAR-100, memory-mapped."""
-
-    def __init__(self, name: str, layout: _Cifar, folder: Path) -> None:
-        super().__init__(name)
-        self._layout = layout
-        self._folder = folder
-
-    def files(self) -> list[Path]:
-        return [self._folder / file for file in (*self._layout.train, self._layout.test, self._layout.class_file)]
-
-    def _rows(self, file: str) -> NDArray[np.uint8]:
-        try:
-            return np.memmap(self._folder / file, np.uint8, "r").reshape(-1, self._layout.label_bytes + 3072)
-        except (OSError, ValueError) as error:
-            raise DataError(f"{self._folder / file}: cannot be read ({error})") from error
-
-    def _labels(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        column = self._layout.label_bytes - 1
-        train = np.concatenate([self._rows(file)[:, column] for file in self._layout.train])
-        return train.astype(np.int64), self._rows(self._layout.test)[:, column].astype(np.int64)
-
-    def _class_names(self) -> tuple[str, ...]:
-        path = self._folder / self._layout.class_file
-        try:
-            return tuple(line.strip() for line in path.read_text("utf-8").splitlines() if line.strip())
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{path}: cannot be read ({error})") from error
-
-    def _pixels(self, row: NDArray[np.uint8]) -> Item:
-        return np.array(row[self._layout.label_bytes :].reshape(3, 32, 32).transpose(1, 2, 0))
-
-    def blocks(self) -> Iterator[list[Item]]:
-        for file in (*self._layout.train, self._layout.test):
-            rows = self._rows(file)
-            for start in range(0, len(rows), _BLOCK):
-                yield [self._pixels(row) for row in rows[start : start + _BLOCK]]
-
-    def read(self, index: int) -> Item:
-        for file in (*self._layout.train, self._layout.test):
-            rows = self._rows(file)
-            if index < len(rows):
-                return self._pixels(rows[index])
-            index -= len(rows)
-        raise IndexError("index is beyond the last image")
+def _read_cifar(files: list[Path], layout: _Cifar) -> tuple[tuple[str, ...], list[_Part]]:
+    """From the archive, or from the files that it contains."""
+    content = _unpacked(files[0], layout.archive) if len(files) == 1 else {f.name: f.read_bytes() for f in files}
+    parts = []
+    for name in (*layout.train, layout.test):
+        code, count = (TEST, layout.test_rows) if name == layout.test else (TRAIN, layout.rows)
+        stride = layout.label_bytes + 3072
+        if len(content[name]) != count * stride:
+            raise DataError(f"{files[0].parent / name}: has {len(content[name])} bytes instead of {count * stride}")
+        rows = np.frombuffer(content[name], np.uint8).reshape(count, stride)
+        images = rows[:, layout.label_bytes :].reshape(count, 3, 32, 32).transpose(0, 2, 3, 1)
+        parts.append((code, images, rows[:, layout.label_bytes - 1]))
+    return tuple(content[layout.class_file].decode(errors="replace").strip().splitlines()), parts
 
 
-class IdxSource(_PairedSource):
-    """The four idx files of MNIST and its like, plain or gzipped; images are read as a stream."""
-
-    def __init__(self, name: str, classes: tuple[str, ...], files: list[Path]) -> None:
-        super().__init__(name)
-        self._classes = classes
-        self._train_images, self._train_labels, self._test_images, self._test_labels = files
-
-    def files(self) -> list[Path]:
-        return [self._train_images, self._train_labels, self._test_images, self._test_labels]
-
-    def _labels(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        out = []
-        for images, labels in ((self._train_images, self._train_labels), (self._test_images, self._test_labels)):
-            with _idx(labels, 1) as (file, shape):
-                values = np.frombuffer(_exactly(file, shape[0], labels), np.uint8).astype(np.int64)
-            with _idx(images, 3) as (_, image_shape):
-                if image_shape[0] != shape[0]:
-                    raise DataError(f"{images.name} has {image_shape[0]} images, {labels.name} {shape[0]} labels")
-            out.append(values)
-        return out[0], out[1]
-
-    def _class_names(self) -> tuple[str, ...]:
-        return self._classes
-
-    def blocks(self) -> Iterator[list[Item]]:
-        for path in (self._train_images, self._test_images):
-            with _idx(path, 3) as (file, (count, height, width)):
-                for start in range(0, count, _BLOCK):
-                    rows = min(_BLOCK, count - start)
-                    data = _exactly(file, rows * height * width, path)
-                    yield list(np.frombuffer(data, np.uint8).reshape(rows, height, width))
-
-    def read(self, index: int) -> Item:
-        for path in (self._train_images, self._test_images):
-            with _idx(path, 3) as (file, (count, height, width)):
-                if index < count:
-                    file.seek(16 + index * height * width)
-                    data = _exactly(file, height * width, path)
-                    return np.frombuffer(data, np.uint8).reshape(height, width)
-                index -= count
-        raise IndexError("index is beyond the last image")
+def _unpacked(archive: Path, download: Download) -> dict[str, bytes]:
+    """The files of an archive by their names, without their folders."""
+    _check(archive, download)
+    with tarfile.open(archive) as tar:
+        return {Path(member.name).name: stream.read() for member in tar if (stream := tar.extractfile(member))}
 
 
-@contextlib.contextmanager
-def _idx(path: Path, dimensions: int) -> Iterator[tuple[IO[bytes], tuple[int, ...]]]:
-    """An idx file of bytes, opened behind its header: two zeros, the type 8, the number of dimensions, their sizes."""
+def _read_idx(files: list[Path], idx: _Idx) -> tuple[tuple[str, ...], list[_Part]]:
+    parts = []
+    for code, image_file, label_file in ((TRAIN, files[0], files[1]), (TEST, files[2], files[3])):
+        images, labels = _idx_array(image_file, 3), _idx_array(label_file, 1)
+        if len(images) != len(labels):
+            raise DataError(f"{image_file.name} has {len(images)} images, {label_file.name} {len(labels)} labels")
+        parts.append((code, images, labels))
+    return idx.classes, parts
+
+
+def _idx_array(path: Path, dimensions: int) -> NDArray[np.uint8]:
+    """An idx file of bytes: two zeros, the type 8, the number of dimensions, their sizes, and the bytes."""
     try:
-        with cast(IO[bytes], gzip.open(path) if path.suffix == ".gz" else path.open("rb")) as file:
-            head = _exactly(file, 4 + 4 * dimensions, path)
-            if head[:4] != bytes((0, 0, 8, dimensions)):
-                raise DataError(f"{path}: not an idx file of bytes with {dimensions} dimensions")
-            yield file, tuple(int(n) for n in np.frombuffer(head, ">u4", offset=4))
+        content = path.read_bytes()
+        content = gzip.decompress(content) if path.suffix == ".gz" else content
     except (OSError, EOFError, zlib.error) as error:  # gzip.BadGzipFile is an OSError
         raise DataError(f"{path}: cannot be read ({error})") from error
-
-
-def _exactly(file: IO[bytes], count: int, path: Path) -> bytes:
-    data = file.read(count)
-    if len(data) != count:
+    if content[:4] != bytes((0, 0, 8, dimensions)):
+        raise DataError(f"{path}: not an idx file of bytes with {dimensions} dimensions")
+    begin = 4 + 4 * dimensions
+    shape = [int.from_bytes(content[at : at + 4], "big") for at in range(4, begin, 4)]
+    if len(content) < begin + math.prod(shape):
         raise DataError(f"{path}: truncated")
-    return data
+    return np.frombuffer(content, np.uint8, math.prod(shape), begin).reshape(shape)
 
 
 # Finding and fetching
 
 
-def _cifar_folder(source: str, layout: _Cifar, folder: Path | None, downloads: Path, progress: Progress | None) -> Path:
-    """The folder of the .bin files, which are extracted from the archive if need be."""
-    stem = layout.archive.name.removesuffix(".tar.gz")
-    inner = stem.replace("-binary", "-batches-bin") if stem == "cifar-10-binary" else stem
-    extracted = downloads / stem
-    wanted = (*layout.train, layout.test, layout.class_file)
-    for place in [folder, folder / inner] if folder else [extracted]:
-        if all((place / file).is_file() for file in wanted):
-            for file, size in layout.sizes().items():
-                if (place / file).stat().st_size != size:
-                    raise DataError(f"{place / file}: has {(place / file).stat().st_size} bytes instead of {size}")
-            return place
+def _cifar_files(
+    source: str, layout: _Cifar, folder: Path | None, downloads: Path, progress: Progress | None
+) -> list[Path]:
+    """The archive, or all files that it contains, if these are in `folder`."""
+    archive = (folder or downloads) / layout.archive.name
     if folder is None:
-        archive = fetch(layout.archive, downloads, f"{source}:FOLDER", progress)
-    else:
-        archive = folder / layout.archive.name
-        if not archive.is_file():
-            pickled = any(
-                (folder / p).exists() for p in ("cifar-10-batches-py", "data_batch_1", "cifar-100-python", "meta")
-            )
-            why = " (it has the pickled version, which Kitae does not read)" if pickled else ""
-            raise DataError(f"{source}: {layout.archive.name} or its .bin files are not in this folder{why}")
-        if extracted.is_dir():
-            return _cifar_folder(source.partition(":")[0], layout, None, downloads, progress)
-        _check(archive, layout.archive)
-    _extract(archive, {**layout.sizes(), layout.class_file: None}, extracted)
-    return extracted
-
-
-def _extract(archive: Path, wanted: dict[str, int | None], target: Path) -> None:
-    """Extract only the wanted members into `target`, atomically."""
-    temporary = target.with_name(f".{target.name}-{uuid.uuid4().hex}.tmp")
-    with storage_errors(target.parent):
-        try:
-            temporary.mkdir(parents=True)
-            with tarfile.open(archive, "r:gz") as tar:
-                for member in tar:
-                    name = member.name.rsplit("/", 1)[-1]
-                    stream = tar.extractfile(member) if member.isfile() and name in wanted else None
-                    if stream is None or (wanted[name] is not None and wanted[name] != member.size):
-                        continue
-                    with stream, (temporary / name).open("wb") as out:
-                        shutil.copyfileobj(stream, out, _CHUNK)
-                        out.flush()
-                        os.fsync(out.fileno())
-            missing = [name for name in wanted if not (temporary / name).exists()]
-            if missing:
-                raise DataError(f"{archive}: has no {missing[0]}")
-            try:
-                temporary.rename(target)
-            except OSError:
-                if not target.is_dir():  # else another process was first, with the same content
-                    raise
-        except (tarfile.TarError, EOFError) as error:
-            raise DataError(f"{archive}: a broken archive ({error})") from error
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        return [archive if archive.is_file() else fetch(layout.archive, downloads, f"{source}:FOLDER", progress)]
+    for place in (folder, folder / layout.folder):
+        files = [place / name for name in (*layout.train, layout.test, layout.class_file)]
+        if all(file.is_file() for file in files):
+            return files
+    if not archive.is_file():
+        pickled = any((folder / file).exists() for file in _PICKLED)
+        why = " (it has the pickled version, which Kitae does not read)" if pickled else ""
+        raise DataError(f"{source}: {archive.name} or its .bin files are not in this folder{why}")
+    return [archive]
 
 
 def _idx_files(
@@ -363,10 +275,8 @@ def _idx_files(
 
 def _existing(folder: Path, name: str) -> Path | None:
     plain = name.removesuffix(".gz")
-    for candidate in (name, plain, plain.replace("-idx", ".idx")):
-        if (folder / candidate).is_file():
-            return folder / candidate
-    return None
+    files = (folder / candidate for candidate in (name, plain, plain.replace("-idx", ".idx")))
+    return next((file for file in files if file.is_file()), None)
 
 
 def fetch(download: Download, folder: Path, alternative: str, progress: Progress | None = None) -> Path:
@@ -382,49 +292,29 @@ def fetch(download: Download, folder: Path, alternative: str, progress: Progress
     if target.is_file() and target.stat().st_size == download.size:
         _check(target, download)  # it may have been put there by hand
         return target
-    temporary = folder / f".{download.name}-{uuid.uuid4().hex}.tmp"
     by_hand = (
         f"get {download.url} elsewhere and put it into {folder}, or into a FOLDER and set data.source={alternative}"
     )
-    with storage_errors(folder):
+    request = urllib.request.Request(download.url, headers={"User-Agent": "kitae"})
+    digest, done = hashlib.sha256(), 0
+    with storage_errors(folder), replacing(target) as out:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as out:
-                try:
-                    digest = _copy(download, out, progress)
-                except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
-                    reason = error.reason if isinstance(error, urllib.error.URLError) else error
-                    raise DataError(f"{download.name} cannot be downloaded ({reason}): {by_hand}") from error
-                out.flush()
-                os.fsync(out.fileno())
-            if digest != download.sha256:
-                raise DataError(f"{download.name}: the download's SHA-256 is wrong, nothing was saved: {by_hand}")
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
+            with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
+                while done <= download.size and (chunk := response.read(_CHUNK)):  # what is longer is another file
+                    out.write(chunk)
+                    digest.update(chunk)
+                    done += len(chunk)
+                    if progress is not None:
+                        progress(done, download.size)
+        except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
+            reason = error.reason if isinstance(error, urllib.error.URLError) else error
+            raise DataError(f"{download.name} cannot be downloaded ({reason}): {by_hand}") from error
+        if digest.hexdigest() != download.sha256:
+            raise DataError(f"{download.name}: the download's SHA-256 is wrong, nothing was saved: {by_hand}")
     return target
 
 
-def _copy(download: Download, out: Any, progress: Progress | None) -> str:
-    digest = hashlib.sha256()
-    request = urllib.request.Request(download.url, headers={"User-Agent": "kitae"})
-    done = 0
-    with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
-        while chunk := response.read(_CHUNK):
-            done += len(chunk)
-            if done > download.size:  # not the file: do not fill the disk with it
-                return ""
-            digest.update(chunk)
-            out.write(chunk)
-            if progress is not None:
-                progress(done, download.size)
-    return digest.hexdigest()
-
-
 def _check(path: Path, download: Download) -> None:
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    if digest.hexdigest() != download.sha256:
-        raise DataError(f"{path}: SHA-256 is not that of the original archive, get {download.url} again")
+        if hashlib.file_digest(file, "sha256").hexdigest() != download.sha256:
+            raise DataError(f"{path}: SHA-256 is not that of the original archive, get {download.url} again")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,13 +30,20 @@ SPLIT_ALIASES = {
 
 
 class Names(Sequence[str]):
-    """N names kept on disk, so that any number of them needs no memory."""
+    """N names in two arrays, which may lie on disk, so that any number of them needs no memory."""
 
     def __init__(self, text: NDArray[np.uint8], starts: NDArray[np.int64]) -> None:
-        self._text, self._starts = text, starts
+        self.text, self.starts = text, starts
+
+    @classmethod
+    def of(cls, names: Iterable[str]) -> Names:
+        """The names one after the other, in UTF-8."""
+        encoded = [name.encode("utf-8", "surrogateescape") for name in names]
+        starts = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+        return cls(np.frombuffer(b"".join(encoded), np.uint8), starts)
 
     def __len__(self) -> int:
-        return len(self._starts) - 1
+        return len(self.starts) - 1
 
     @overload
     def __getitem__(self, index: int) -> str: ...
@@ -48,22 +55,20 @@ class Names(Sequence[str]):
         position = index + len(self) if index < 0 else index
         if not 0 <= position < len(self):
             raise IndexError(f"name {index} of {len(self)}")
-        return (
-            self._text[self._starts[position] : self._starts[position + 1]].tobytes().decode("utf-8", "surrogateescape")
-        )
+        return self.text[self.starts[position] : self.starts[position + 1]].tobytes().decode("utf-8", "surrogateescape")
 
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """What a source knows about its N images beside the pixels.
+    """What a source, and its store, know about N images beside the pixels.
 
     Attributes:
         classes: the K class names; a label is a position in them.
         labels: int64 [N] in [0, K).
         splits: uint8 [N] of TRAIN, VAL, TEST; all TRAIN where the source has no split of its own.
         names: N names for messages and reports: a path below the source, or a row.
-        keys: int64 [N], distinct numbers that identify an image for the splits: the row, or for a folder a hash of the
-            name, so that adding a file does not reshuffle the others.
+        keys: int64 [N], distinct numbers that identify an image for the splits: the row, or a hash of the name, so that
+            adding a file does not reshuffle the others.
         groups: int64 [N], equal where images belong together (one patient, one scene); None without groups.
     """
 
@@ -87,12 +92,23 @@ class Table:
                 f"there are {len(self.classes)} classes (0 to {len(self.classes) - 1}); {bad.size} such images"
             )
 
+    def take(self, rows: NDArray[np.int64]) -> Table:
+        """Some of the images."""
+        groups = None if self.groups is None else self.groups[rows]
+        names = [self.names[row] for row in rows.tolist()]
+        return Table(self.classes, self.labels[rows], self.splits[rows], names, self.keys[rows], groups)
+
 
 class Source(ABC):
-    """A source of labelled images. Opening it is cheap: labels are read on first use, pixels when iterated."""
+    """A source of labelled images. Opening it is cheap: labels are read on first use, pixels when iterated.
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    Args:
+        name: what errors call it.
+        rule: how groups are found, see `DataSpec.groups`.
+    """
+
+    def __init__(self, name: str, rule: str | None = None) -> None:
+        self.name, self.rule = name, rule
 
     @abstractmethod
     def files(self) -> list[Path]:
@@ -103,12 +119,8 @@ class Source(ABC):
         """Read labels, splits and names."""
 
     @abstractmethod
-    def blocks(self) -> Iterator[list[Item]]:
-        """All images in order, in small lists: the most efficient way to read everything once."""
-
-    @abstractmethod
-    def read(self, index: int) -> Item:
-        """One image; may be slow (use `blocks` to read many)."""
+    def images(self) -> Iterator[Item]:
+        """All images in order."""
 
     def identity(self) -> dict[str, Any]:
         """Options that change what is read from the same files."""
@@ -125,7 +137,7 @@ class Source(ABC):
             DataError: a file is gone.
         """
         digest = hashlib.blake2b(digest_size=16)
-        digest.update(json.dumps([type(self).__name__, self.identity()], sort_keys=True).encode())
+        digest.update(json.dumps([type(self).__name__, self.identity(), self.rule], sort_keys=True).encode())
         for path in self.files():
             try:
                 stat = path.stat()
@@ -144,32 +156,15 @@ class Source(ABC):
                 raise
             raise DataError(f"{self.name}: {error}") from error
 
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return self.table.classes
-
-    @property
-    def labels(self) -> NDArray[np.int64]:
-        return self.table.labels
-
-    @property
-    def splits(self) -> NDArray[np.uint8]:
-        return self.table.splits
-
-    @property
-    def groups(self) -> NDArray[np.int64] | None:
-        return self.table.groups
-
-    @property
-    def names(self) -> Sequence[str]:
-        return self.table.names
-
-    @property
-    def keys(self) -> NDArray[np.int64]:
-        return self.table.keys
-
     def __len__(self) -> int:
         return len(self.table.labels)
+
+
+def numbered(labels: Sequence[Any]) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+    """The sorted classes of N labels, which are all text or all integers; and their places: int64 [N]."""
+    distinct = sorted(set(labels))
+    place = {label: number for number, label in enumerate(distinct)}
+    return tuple(map(str, distinct)), np.array([place[label] for label in labels], np.int64)
 
 
 def name_key(name: str) -> int:

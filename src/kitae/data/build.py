@@ -1,8 +1,7 @@
 """Building a store: every image is decoded once, in parallel, and the store is published atomically.
 
-Usually one pass is enough. Two things are only known after reading images: the depth of 16-bit images, and whether
-whole pictures have to be kept (see `store`). Either can make the builder start again; the second does so at the first
-such picture.
+Sizes and colours are known from the images' headers. The depth of 16-bit images is only known after decoding, and can
+make a second pass necessary.
 """
 
 from __future__ import annotations
@@ -17,22 +16,24 @@ import shutil
 import threading
 import uuid
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kitae.data.base import Item, Progress, Source
-from kitae.data.cache import storage_errors
-from kitae.data.duplicates import pixel_hash
+from kitae.data.base import Item, Names, Progress, Source
+from kitae.data.groups import pixel_hash
 from kitae.data.parallel import each_image
 from kitae.data.pictures import level_sums
+from kitae.data.remote import is_url
+from kitae.data.shards import ShardSource, hashes_of
 from kitae.errors import DataError
-from kitae.preprocess import Depth, Hooks, PreprocessRules, depth_of, is_grey_mode, picture, probe
+from kitae.files import storage_errors, user_path
+from kitae.preprocess import Depth, Hooks, PreprocessRules, decode, depth_of, picture, probe, sides
 
 FORMAT = 2
 MANIFEST = "manifest.json"
@@ -52,11 +53,10 @@ class Job:
 
     Attributes:
         source: where the images are.
-        request: `image_size`, `channels`, `resize`, `depth` (or `auto`), `store_size`, `fixed` (`store_size` is that of
-            the rules, with nothing left to determine), `on_corrupt`, and `crop_pct` if it is not 1.
+        request: `image_size`, `channels`, `resize`, `depth` (or `auto`), `store_size`, `crop_pct`, `on_corrupt`, and
+            `fixed` (`store_size` is that of the rules, with nothing left to determine).
         fingerprint: the source's at the time of the request; it is an error if files change during the build.
-        final: the store's folder.
-        sound: checks whether a store's folder is valid.
+        final: the store's folder; nothing is there.
         progress: called with (images done, images in all).
         threads: number of decoding threads; None takes one per processor.
     """
@@ -65,7 +65,6 @@ class Job:
     request: dict[str, Any]
     fingerprint: str
     final: Path
-    sound: Callable[[Path], bool]
     progress: Progress | None
     threads: int | None
 
@@ -86,37 +85,38 @@ class Job:
         self,
         temporary: Path,
         rules: PreprocessRules,
-        kept: NDArray[np.bool_],
-        skipped: Sequence[tuple[str, str]],
+        written: _Written,
         columns: Mapping[str, NDArray[Any]],
-        digest: Any,
         beside: Mapping[str, bytes] | None = None,
         facts: Mapping[str, Any] | None = None,
     ) -> None:
         """Write the columns, names and manifest of a store, flush them, and rename its folder to its final name.
 
         Args:
-            kept: bool [N], which of the source's images are in the store. `skipped`: name and reason of the others.
-            columns: of the kept images. `digest`: a hash of their pixels, if there are any, that goes on over these.
+            columns: of the images in the store, beside those of their table.
             beside: files that follow from the pixels, so that the fingerprint leaves them out.
             facts: for the manifest.
         """
-        contents = {name: np.ascontiguousarray(column).tobytes() for name, column in columns.items()}
+        table, kept = self.source.table, np.flatnonzero(written.kept)
+        own: dict[str, NDArray[Any]] = {"labels.i64": table.labels, "splits.u8": table.splits, "keys.i64": table.keys}
+        if table.groups is not None:
+            own["groups.i64"] = table.groups
+        contents = {name: column[kept].tobytes() for name, column in own.items()}
+        contents |= {name: np.ascontiguousarray(column).tobytes() for name, column in columns.items()}
+        digest = written.digest  # goes on over the columns
         for name, data in contents.items():
             digest.update(name.encode() + data)
-        table = self.source.table
         digest.update(json.dumps([table.classes, rules.to_dict()]).encode())
-        encoded = [table.names[int(row)].encode("utf-8", "surrogateescape") for row in np.flatnonzero(kept)]
-        starts = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
-        contents |= {**(beside or {}), "names.utf8": b"".join(encoded), "names.i64": starts.tobytes()}
+        names = Names.of(table.names[row] for row in kept.tolist())
+        contents |= {**(beside or {}), "names.utf8": names.text.tobytes(), "names.i64": names.starts.tobytes()}
         manifest = {
             "format": FORMAT,
             "source": self.source.name,
             "request": self.request,
             "rules": rules.to_dict(),
             "classes": table.classes,
-            "count": int(kept.sum()),
-            "skipped": skipped,
+            "count": len(kept),
+            "skipped": written.skipped,
             "fingerprint": digest.hexdigest(),
             **(facts or {}),
         }
@@ -127,12 +127,10 @@ class Job:
         files = {path.name: path.stat().st_size for path in sorted(temporary.iterdir())}
         _write(temporary / MANIFEST, json.dumps({**manifest, "files": files}, indent=1).encode())
         _flush_folder(temporary)
-        if self.final.exists() and not self.sound(self.final):  # without locks, another process may have built it
-            shutil.rmtree(self.final, ignore_errors=True)
         try:
             temporary.rename(self.final)
         except OSError:
-            if not self.sound(self.final):  # without locks, another process may have been first: its store will do
+            if not self.final.is_dir():  # without locks, another process may have been first
                 raise
         _flush_folder(self.final.parent)
 
@@ -143,24 +141,54 @@ def build(job: Job) -> None:
     Raises:
         DataError: an unreadable image (named), sizes that differ while `image_size` is null, or the disk is full.
     """
-    table = job.source.table
-    rules = resolve(job)
+    rules = _resolve(job)
     needed = rules.channels * rules.size[0] * rules.size[1] * len(job.source) if rules.store_size is None else 0
     with job.folder(needed) as temporary:
-        rules, written = _write_images(job, rules, temporary)
-        columns: dict[str, NDArray[Any]] = {
-            "labels.i64": table.labels,
-            "splits.u8": table.splits,
-            "keys.i64": table.keys,
-        }
-        if table.groups is not None:
-            columns["groups.i64"] = table.groups
-        columns = {name: column[written.kept] for name, column in columns.items()}
+        written = _pass(job, rules, temporary)
+        if job.request["depth"] == "auto" and written.highest is not None and depth_of(written.highest) != rules.depth:
+            rules = replace(rules, depth=depth_of(written.highest))
+            written = _pass(job, rules, temporary)
+        columns: dict[str, NDArray[Any]] = {}
         beside = {"hashes.u8": bytes(written.hashes)}
         if rules.store_size is not None:
             columns["sizes.i64"] = np.array(written.sizes, np.int64)
             beside["sums.i64"] = written.sums.tobytes()
-        job.publish(temporary, rules, written.kept, written.skipped, columns, written.digest, beside)
+        job.publish(temporary, rules, written, columns, beside)
+
+
+def index_shards(job: Job) -> None:
+    """The store of shards: no pixels, only the location of each image, its label and so on.
+
+    With `on_corrupt: skip` every image is decoded once, to leave out those that cannot be.
+
+    Raises:
+        DataError: a broken shard, a sample without image or label, sizes that differ while `image_size` is null.
+    """
+    source = cast(ShardSource, job.source)
+    table = source.table
+    # Images are decoded from their files each time, so none are stored at a reduced size.
+    rules = replace(_resolve(job), store_size=None)
+    written = _Written(np.ones(len(source), np.bool_))
+    written.skipped += [(name, why) for problem in source.problems for name, _, why in [problem.partition(": ")]]
+
+    def readable(row: int, item: Item) -> DataError | None:
+        try:
+            decode(cast(bytes, item), rules, table.names[row])
+        except DataError as error:
+            return error
+        return None
+
+    if job.request["on_corrupt"] == "skip":
+        with closing(each_image(source, readable, job.threads, job.progress)) as results:
+            for row, error in enumerate(results):
+                if error is not None:
+                    written.skip(row, table.names[row], error)
+        written.check(source.name)
+    columns: dict[str, NDArray[Any]] = {"hashes.u8": hashes_of(source), "places.i64": source.places}
+    columns = {name: column[written.kept] for name, column in columns.items()}
+    shards = [shard if is_url(shard) else str(user_path(shard).absolute()) for shard in source.shards]
+    with job.folder() as temporary:
+        job.publish(temporary, rules, written, columns, facts={"shards": shards})
 
 
 @dataclass
@@ -168,8 +196,8 @@ class _Written:
     """What is known of the images that were written so far.
 
     Attributes:
-        kept: bool [N], which images were readable.
-        skipped: (name, reason) of the others.
+        kept: bool [N], false for images that were not readable.
+        skipped: (name, reason) of these.
         hashes: of the kept ones' pixels, one after the other.
         sizes: height and width of each kept one. sums: see `Pictures.sums`. Both of whole pictures only.
         highest: level of all images of more than 8 bits; None where there are none.
@@ -184,6 +212,16 @@ class _Written:
     highest: int | None = None
     digest: Any = field(default_factory=lambda: hashlib.blake2b(digest_size=16))
 
+    def skip(self, row: int, name: str, error: DataError) -> None:
+        self.kept[row] = False
+        self.skipped.append((name, str(error).removeprefix(f"{name}: ")))
+
+    def check(self, source: str) -> None:
+        """Refuse a store without images."""
+        if not self.kept.any():
+            name, why = self.skipped[0]
+            raise DataError(f"{source}: none of its {len(self.kept)} images can be read; the first: {name}: {why}")
+
 
 @dataclass(frozen=True)
 class _Decoded:
@@ -195,98 +233,46 @@ class _Decoded:
     sums: NDArray[np.int64] | None
 
 
-class _WholeNeededError(Exception):
-    """An image is neither tiny nor at the network's size, so whole pictures have to be kept."""
-
-
-def _write_images(job: Job, rules: PreprocessRules, folder: Path) -> tuple[PreprocessRules, _Written]:
-    """Decode everything in order into one file. Returns the rules with everything determined."""
-    request = job.request
-    try:
-        written = _pass(job, rules, folder, whole_is_news=not request["fixed"])
-    except _WholeNeededError:
-        rules = replace(rules, store_size=request["store_size"] or math.ceil(STORE_FACTOR * min(rules.size)))
-        written = _pass(job, rules, folder)
-    if request["depth"] == "auto" and written.highest is not None and depth_of(written.highest) != rules.depth:
-        rules = replace(rules, depth=depth_of(written.highest))
-        written = _pass(job, rules, folder)
-    return rules, written
-
-
-def _pass(job: Job, rules: PreprocessRules, folder: Path, *, whole_is_news: bool = False) -> _Written:
-    """Decode everything once. If `whole_is_news`, an image that has to be kept whole raises _WholeNeededError."""
-    source = job.source
-    table = source.table
-    total = len(source)
-    written = _Written(np.zeros(total, np.bool_))
+def _pass(job: Job, rules: PreprocessRules, folder: Path) -> _Written:
+    """Decode everything in order into one file."""
+    source, names = job.source, job.source.table.names
+    written = _Written(np.ones(len(source), np.bool_))
     memory = _Memory(_DECODE_BYTES)
 
     def work(row: int, item: Item) -> _Decoded | DataError:
-        if row >= total:
-            raise DataError(f"{source.name}: has more images than its {total} labels")
-        hooks = _Watch(memory, rules if whole_is_news else None)
+        hooks = Hooks(memory.reserved)
         try:
-            pixels = picture(item, rules, table.names[row], hooks)
+            pixels = picture(item, rules, names[row], hooks)
         except DataError as error:
             return error
         about = repr(pixels.shape) if rules.store_size is not None else ""
         sums = level_sums(pixels) if rules.store_size is not None else None
         return _Decoded(pixels, pixel_hash(pixels.data, about), hooks.highest, sums)
 
-    row = 0
-    sides = rules.cover  # of a whole picture one side may be longer
+    size = int(rules.channels * rules.cover[0] * rules.cover[1])  # of a whole picture one side may be longer
     with (
         (folder / PIXELS).open("wb") as file,
-        closing(each_image(source, work, job.threads, int(rules.channels * sides[0] * sides[1]))) as blocks,
+        closing(each_image(source, work, job.threads, job.progress, size)) as results,
     ):
-        for results in blocks:
-            for result in results:
-                if isinstance(result, DataError):
-                    if job.request["on_corrupt"] == "error":
-                        raise DataError(f"{result} {_SKIP_HINT}") from result
-                    written.skipped.append((table.names[row], str(result).removeprefix(f"{table.names[row]}: ")))
-                else:
-                    written.kept[row] = True
-                    written.hashes += result.hash
-                    if result.sums is not None:
-                        written.sizes.extend(result.pixels.shape[1:])
-                        written.sums.frombytes(result.sums.tobytes())
-                    if result.highest is not None:
-                        written.highest = max(result.highest, written.highest or 0)
-                    pixels = result.pixels.reshape(-1).data
-                    written.digest.update(pixels)
-                    file.write(pixels)
-                row += 1
-            if job.progress is not None:
-                job.progress(row, total)
+        for row, result in enumerate(results):
+            if isinstance(result, DataError):
+                if job.request["on_corrupt"] == "error":
+                    raise DataError(f"{result} {_SKIP_HINT}") from result
+                written.skip(row, names[row], result)
+                continue
+            written.hashes += result.hash
+            if result.sums is not None:
+                written.sizes.extend(result.pixels.shape[1:])
+                written.sums.frombytes(result.sums.tobytes())
+            if result.highest is not None:
+                written.highest = max(result.highest, written.highest or 0)
+            pixels = result.pixels.reshape(-1).data
+            written.digest.update(pixels)
+            file.write(pixels)
         file.flush()
         os.fsync(file.fileno())
-    if row != total:
-        raise DataError(f"{source.name}: has {row} images but {total} labels")
-    if len(written.skipped) == total:
-        name, why = written.skipped[0]
-        raise DataError(f"{source.name}: none of its {total} images can be read; the first: {name}: {why}")
+    written.check(source.name)
     return written
-
-
-class _Watch(Hooks):
-    """The hooks of one image. `rules` are given if an image that has to be kept whole must raise."""
-
-    def __init__(self, memory: _Memory, rules: PreprocessRules | None) -> None:
-        self._memory, self._rules = memory, rules
-        self.highest: int | None = None
-
-    def on_size(self, height: int, width: int) -> None:
-        if self._rules is not None and max(height, width) > TINY:
-            fits = (height, width) == self._rules.size and self._rules.crop_pct == 1
-            if not fits:
-                raise _WholeNeededError
-
-    def on_level(self, highest: int) -> None:
-        self.highest = highest
-
-    def memory(self, size: int) -> contextlib.AbstractContextManager[None]:
-        return self._memory.reserved(size)
 
 
 class _Memory:
@@ -310,42 +296,40 @@ class _Memory:
                 self._changed.notify_all()
 
 
-def resolve(job: Job) -> PreprocessRules:
-    """Fill in a null image_size or channels from the images' headers."""
+def _resolve(job: Job) -> PreprocessRules:
+    """Determine a null image_size or channels, and whether whole pictures are kept, from the images' headers."""
     source, request = job.source, job.request
-    size, channels = request["image_size"], request["channels"]
-    if size is None or channels is None:
-        sizes: dict[tuple[int, int], str] = {}
-        grey = True
-        row = 0
-        with closing(each_image(source, _header, job.threads)) as blocks:
-            for facts in blocks:
-                for fact in facts:
-                    if fact is not None:
-                        sizes.setdefault(fact[0], source.names[row])
-                        grey = grey and fact[1]
-                    row += 1
-                if (size is not None or len(sizes) > 1) and (channels is not None or not grey):
+    size, channels, crop_pct = request["image_size"], request["channels"], request["crop_pct"]
+    store_size = request["store_size"] if request["fixed"] else None
+    open_question = not request["fixed"] and not isinstance(source, ShardSource)  # of which no pixels are kept
+
+    def large(one: tuple[int, int]) -> bool:  # neither tiny nor what the network takes
+        return max(one) > TINY and (one != sides(size or one) or crop_pct < 1)
+
+    if size is None or channels is None or open_question:
+        found: dict[tuple[int, int], str] = {}
+        grey, whole = True, False
+        with closing(each_image(source, _header, job.threads)) as headers:
+            for row, header in enumerate(headers):
+                if header is not None:
+                    found.setdefault(header[0], source.table.names[row])
+                    grey, whole = grey and header[1], whole or large(header[0])
+                if len(found) > 1 if size is None else (whole or not open_question) and (channels or not grey):
                     break
-        if size is None:
-            size = _common_size(source, sizes)
+        size = size or _common_size(source, found)
         channels = channels or (1 if grey else 3)
+        if open_question and whole:
+            store_size = request["store_size"] or math.ceil(STORE_FACTOR * min(sides(size)))
     depth: Depth = 16 if request["depth"] == "auto" else request["depth"]
-    return PreprocessRules(
-        size, channels, request["resize"], depth, request["store_size"] if request["fixed"] else None,
-        request.get("crop_pct", 1.0),
-    )  # fmt: skip
+    return PreprocessRules(size, channels, request["resize"], depth, store_size, crop_pct)
 
 
 def _header(row: int, item: Item) -> tuple[tuple[int, int], bool] | None:
     """(height, width) and whether it is grey; None if it cannot be read, which decoding will report."""
-    if isinstance(item, np.ndarray):
-        return (item.shape[0], item.shape[1]), item.ndim == 2 or item.shape[2] < 3
     try:
-        size, mode = probe(item)
+        return probe(item)
     except DataError:
         return None
-    return size, is_grey_mode(mode)
 
 
 def _common_size(source: Source, sizes: dict[tuple[int, int], str]) -> tuple[int, int]:

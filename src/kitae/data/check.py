@@ -9,7 +9,7 @@ import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 from kitae import keyed, views
 from kitae.console import plural
 from kitae.data.base import SPLIT_NAMES, TEST, TRAIN, VAL, Item, Progress, Source, Table
-from kitae.data.duplicates import HASH_BYTES, first_alike, pixel_hash
+from kitae.data.groups import HASH_BYTES, first_alike, linked, pixel_hash
 from kitae.data.near import near_duplicates, perceptual_hashes
 from kitae.data.parallel import each_image
 from kitae.data.sources import open_source, source_named
@@ -34,7 +34,6 @@ from kitae.preprocess import depth_of, flattened
 # photographs of photos-mini, copies at half the size or JPEG quality 80 reach 0.966 and more; in fashion-mini no two
 # garments of different classes reach 0.89.
 SAME = 0.95
-_THUMB = 16
 _SHEET_SIDE = 64
 _SHEET_CLASSES = 100
 _SHEET_PER_CLASS = 8
@@ -133,21 +132,18 @@ class CheckReport:
     @property
     def cures(self) -> list[str]:
         """What to do about each finding, one line each; findings that need no action come last."""
-        fix = f"kitae data fix {shlex.quote(self.source)}"
-        cures = []
-        if self.unreadable:
-            cures.append("unreadable images: replace the files, or leave them out with --set data.on_corrupt=skip")
-        if self.label_conflicts:
-            cures.append("label conflicts: correct the labels; training would learn both")
-        if self.doubtful_labels:
-            cures.append("alike, with different labels: look at them; both labels may be right")
-        if self.across_splits:
-            cures.append("duplicates across splits: the test accuracy is too high by what they contribute")
-        if self.excluded:
-            cures.append(
-                f"{fix} writes the data without unreadable images, conflicts and copies ({len(self.excluded):,})"
-            )
-        return cures
+        without = f"without unreadable images, conflicts and copies ({len(self.excluded):,})"
+        cures: list[tuple[object, str]] = [
+            (
+                self.unreadable,
+                "unreadable images: replace them, or leave them out with --set data.on_corrupt=skip",
+            ),
+            (self.label_conflicts, "label conflicts: correct the labels; training would learn both"),
+            (self.doubtful_labels, "alike, with different labels: look at them; both labels may be right"),
+            (self.across_splits, "duplicates across splits: the test accuracy is too high by what they contribute"),
+            (self.excluded, f"kitae data fix {shlex.quote(self.source)} writes the data {without}"),
+        ]
+        return [cure for found, cure in cures if found]
 
     def __repr__(self) -> str:
         classes = len(next(iter(self.counts.values()), {}))
@@ -262,7 +258,7 @@ def check(
     table = source.table
     spec = enough_to_choose(table, spec) if planned else spec
     shown = _sheet_rows(table) if sheet is not None else {}
-    facts = _Facts([], [], [], [], [], [], [], {})
+    looks: dict[int, _Look] = {}
     unreadable: dict[int, str] = {}
 
     def work(row: int, item: Item) -> _Look | DataError:
@@ -271,29 +267,29 @@ def check(
         except DataError as error:
             return error
 
-    row = 0
-    with closing(each_image(source, work, threads)) as blocks:
-        for results in blocks:
-            for position, result in enumerate(results, row):
-                if isinstance(result, DataError):
-                    unreadable[position] = str(result)
-            facts.add({row + i: result for i, result in enumerate(results) if isinstance(result, _Look)})
-            row += len(results)
-            if progress is not None:
-                progress(row, len(table.labels))
-    report, train = _report(source.name, table, spec, facts, unreadable)
-    report = replace(report, ignored=tuple(source.ignored()))
+    with closing(each_image(source, work, threads, progress)) as results:
+        for row, result in enumerate(results):
+            if isinstance(result, DataError):
+                unreadable[row] = str(result)
+            else:
+                looks[row] = result
+    report, train = _report(source, spec, looks, unreadable)
     if sheet is not None:
-        _write_sheet(Path(sheet), table.classes, {k: c for k, c in shown.items() if k in train}, facts.tiles)
+        lines: dict[str, list[Image.Image]] = {}
+        for row, label in shown.items():
+            if row in train and (tile := looks[row].tile) is not None:
+                lines.setdefault(table.classes[label], []).append(tile)
+        _write_sheet(Path(sheet), {name: tiles[:_SHEET_PER_CLASS] for name, tiles in lines.items()})
     return report
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Look:
-    """One image, as seen by a thread."""
+    """What is kept in memory of a readable image: some 500 bytes, and a tile where it may be shown."""
 
     pixels: bytes  # hash of RGB pixels, size and highest level
-    grey: NDArray[np.uint8]  # [32, 32]
+    hash: np.uint64  # see `perceptual_hashes`
+    thumb: bytes  # 16 x 16 grey levels
     size: tuple[int, int]
     mode: str
     highest: int | None
@@ -304,8 +300,11 @@ def _look(item: Item, name: str, tile: bool) -> _Look:
     flat = flattened(item, name)
     image, colour = flat.image, flat.image.convert("RGB")
     grey = np.asarray(image.convert("L").resize((32, 32), Image.Resampling.BILINEAR))
-    pixels = pixel_hash(colour.tobytes(), repr((image.size, flat.highest)))
-    return _Look(pixels, grey, image.size, flat.mode, flat.highest, _tile(colour) if tile else None)
+    thumb = (grey.reshape(16, 2, 16, 2).sum(axis=(1, 3), dtype=np.uint16) >> 2).astype(np.uint8)
+    return _Look(
+        pixel_hash(colour.tobytes(), repr((image.size, flat.highest))), perceptual_hashes(grey[None])[0],
+        thumb.tobytes(), image.size, flat.mode, flat.highest, _tile(colour) if tile else None,
+    )  # fmt: skip
 
 
 def _tile(image: Image.Image) -> Image.Image:
@@ -317,74 +316,33 @@ def _tile(image: Image.Image) -> Image.Image:
     return image
 
 
-@dataclass(frozen=True)
-class _Facts:
-    """What is kept in memory of all readable images: about 300 bytes each."""
-
-    rows: list[int]
-    pixels: list[bytes]
-    hashes: list[NDArray[np.uint64]]
-    thumbs: list[NDArray[np.uint8]]
-    sizes: list[tuple[int, int]]
-    modes: list[str]
-    levels: list[int]
-    tiles: dict[int, Image.Image]
-
-    def add(self, looks: dict[int, _Look]) -> None:
-        if not looks:
-            return
-        grey = np.stack([look.grey for look in looks.values()])
-        self.rows.extend(looks)
-        self.pixels.extend(look.pixels for look in looks.values())
-        self.hashes.append(perceptual_hashes(grey))
-        self.thumbs.append(
-            (grey.reshape(-1, _THUMB, 2, _THUMB, 2).sum(axis=(2, 4), dtype=np.uint16) >> 2).astype(np.uint8)
-        )
-        self.sizes.extend(look.size for look in looks.values())
-        self.modes.extend(look.mode for look in looks.values())
-        self.levels.extend(look.highest for look in looks.values() if look.highest is not None)
-        self.tiles.update({row: look.tile for row, look in looks.items() if look.tile is not None})
-
-
 def _report(
-    name: str, table: Table, spec: DataSpec, facts: _Facts, unreadable: dict[int, str]
+    source: Source, spec: DataSpec, looks: dict[int, _Look], unreadable: dict[int, str]
 ) -> tuple[CheckReport, set[int]]:
     """The report, and the rows that training would train on."""
-    rows = np.array(facts.rows, dtype=np.int64)
+    table = source.table
+    rows = np.array(list(looks), np.int64)
+    labels, codes = table.labels[rows], table.splits[rows].copy()
+    alike = first_alike(_stacked([look.pixels for look in looks.values()], HASH_BYTES))
     problems: list[str] = []
-    codes = np.asarray(table.splits)[rows].copy()
-    alike = first_alike(np.frombuffer(b"".join(facts.pixels), np.uint8).reshape(-1, HASH_BYTES))
     try:
-        readable = Table(
-            table.classes,
-            table.labels[rows],
-            codes,
-            [table.names[int(row)] for row in rows],
-            table.keys[rows],
-            None if table.groups is None else table.groups[rows],
-        )
-        train, val, test, _ = divide(readable, spec.model_copy(update={"limit": None}), alike)
+        train, val, test, _ = divide(table.take(rows), spec.model_copy(update={"limit": None}), alike)
         for code, part in ((TRAIN, train), (VAL, val), (TEST, test)):
             codes[part] = code
     except KitaeError as error:
         problems.append(str(error))
-    labels = table.labels[rows]
 
     def ref(position: int) -> ImageRef:
         return ImageRef(table.names[int(rows[position])], table.classes[labels[position]], SPLIT_NAMES[codes[position]])
 
-    groups: dict[int, list[int]] = {}
-    for position, one in enumerate(alike.tolist()):
-        groups.setdefault(one, []).append(position)
-    exact = [Duplicates(tuple(map(ref, group)), 1.0) for group in groups.values() if len(group) > 1]
-    first = np.array(list(groups), dtype=np.int64)
-    near: list[tuple[int, int, float]] = []
-    truncated = False
-    if len(first):
-        near, truncated = near_duplicates(np.concatenate(facts.hashes)[first], np.concatenate(facts.thumbs)[first])
+    first = np.unique(alike)
+    hashes = np.array([look.hash for look in looks.values()], np.uint64)
+    thumbs = _stacked([look.thumb for look in looks.values()], 256)
+    pairs, truncated = near_duplicates(hashes[first], thumbs[first])
+    near = [(int(first[i]), int(first[j]), similarity) for i, j, similarity in pairs]
+    copies = np.array([(i, j) for i, j, similarity in near if similarity >= SAME], np.int64).reshape(-1, 2)
     excluded = dict.fromkeys(unreadable, "unreadable")
-    copies = [[int(first[i]), int(first[j])] for i, j, similarity in near if similarity >= SAME]
-    for members in _joined([*(group for group in groups.values() if len(group) > 1), *copies]):
+    for members in _together(linked(np.r_[np.arange(len(rows)), copies[:, 0]], np.r_[alike, copies[:, 1]], len(rows))):
         conflict = len({int(labels[position]) for position in members}) > 1
         # The copy in test is kept, else the one in validation, so that the test set does not change.
         stays = None if conflict else min(members, key=lambda position: (-int(codes[position]), position))
@@ -393,42 +351,41 @@ def _report(
                 why = "in conflict with" if conflict else "a copy of"
                 other = next(one for one in (members if conflict else [stays]) if one not in (position, None))
                 excluded[int(rows[position])] = f"{why} {ref(other)}"
-    counts = {
-        SPLIT_NAMES[code]: {
-            label: int(n)
-            for label, n in zip(
-                table.classes, np.bincount(labels[codes == code], minlength=len(table.classes)), strict=True
-            )
-        }
-        for code in (TRAIN, VAL, TEST)
-    }
-    highest = max(facts.levels, default=None)
+    counts = {}
+    for code, split in enumerate(SPLIT_NAMES):
+        found = np.bincount(labels[codes == code], minlength=len(table.classes))
+        counts[split] = dict(zip(table.classes, found.tolist(), strict=True))
+    highest = max((look.highest for look in looks.values() if look.highest is not None), default=None)
     depth = None if highest is None else depth_of(highest) if spec.depth == "auto" else spec.depth
     report = CheckReport(
-        source=name,
+        source=source.name,
         images=len(rows),
         counts=counts,
         unreadable=tuple((table.names[row], reason) for row, reason in unreadable.items()),
-        sizes=dict(Counter(f"{width} x {height}" for width, height in facts.sizes).most_common()),
-        modes=dict(Counter(facts.modes).most_common()),
-        exact=tuple(exact),
-        near=tuple(Duplicates((ref(int(first[i])), ref(int(first[j]))), s) for i, j, s in near),
+        sizes=dict(Counter(f"{look.size[0]} x {look.size[1]}" for look in looks.values()).most_common()),
+        modes=dict(Counter(look.mode for look in looks.values()).most_common()),
+        exact=tuple(Duplicates(tuple(map(ref, members)), 1.0) for members in _together(alike)),
+        near=tuple(Duplicates((ref(i), ref(j)), similarity) for i, j, similarity in near),
         problems=tuple(problems),
         excluded=excluded,
         truncated=truncated,
         highest=highest,
         depth=depth,
+        ignored=tuple(source.ignored()),
     )
     return report, set(rows[codes == TRAIN].tolist())
 
 
-def _joined(groups: Sequence[Sequence[int]]) -> list[list[int]]:
-    """The groups, with those that share a member merged; each is sorted."""
-    of: dict[int, set[int]] = {}
-    for group in groups:
-        whole = set(group).union(*(of[member] for member in group if member in of))
-        of |= dict.fromkeys(whole, whole)
-    return [sorted(whole) for whole in {id(whole): whole for whole in of.values()}.values()]
+def _stacked(rows: Sequence[bytes], size: int) -> NDArray[np.uint8]:
+    return np.frombuffer(b"".join(rows), np.uint8).reshape(-1, size)
+
+
+def _together(units: NDArray[np.int64]) -> list[list[int]]:
+    """The positions with the same number, of each number that comes more than once."""
+    members: dict[int, list[int]] = {}
+    for position, unit in enumerate(units.tolist()):
+        members.setdefault(unit, []).append(position)
+    return [positions for positions in members.values() if len(positions) > 1]
 
 
 def _sheet_rows(table: Table) -> dict[int, int]:
@@ -441,25 +398,22 @@ def _sheet_rows(table: Table) -> dict[int, int]:
     return rows
 
 
-def _write_sheet(path: Path, classes: tuple[str, ...], rows: dict[int, int], tiles: dict[int, Image.Image]) -> None:
-    """One line of thumbnails per class, with its name above. `rows` has training images only."""
+def _write_sheet(path: Path, lines: dict[str, list[Image.Image]]) -> None:
+    """One line of thumbnails per class, with its name above."""
     gap, text = 4, 14
     step, height = _SHEET_SIDE + gap, _SHEET_SIDE + gap + text
-    shown = sorted(set(rows.values()))
-    by_class = {label: [row for row in rows if rows[row] == label and row in tiles] for label in shown}
-    by_class = {label: mine[:_SHEET_PER_CLASS] for label, mine in by_class.items()}
-    width = gap + step * max(map(len, by_class.values()), default=1)
-    sheet = Image.new("RGB", (max(width, 4 * step), gap + height * max(len(shown), 1)), "white")
+    columns = max([4, *map(len, lines.values())])
+    sheet = Image.new("RGB", (gap + step * columns, gap + height * max(len(lines), 1)), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default()
-    for line, label in enumerate(shown):
+    for line, (name, tiles) in enumerate(lines.items()):
         top = gap + line * height
-        name = classes[label] if len(classes[label]) <= 60 else classes[label][:59] + "…"
+        name = name if len(name) <= 60 else name[:59] + "…"
         try:
             draw.text((gap, top), name, fill="black", font=font)
         except UnicodeError:  # Pillow built without FreeType has a Latin-1 font only
             draw.text((gap, top), name.encode("latin-1", "replace").decode("latin-1"), fill="black", font=font)
-        for column, row in enumerate(by_class[label]):
-            sheet.paste(tiles[row], (gap + column * step, top + text))
+        for column, tile in enumerate(tiles):
+            sheet.paste(tile, (gap + column * step, top + text))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         sheet.save(path, "PNG")

@@ -1,10 +1,5 @@
 """Images that stay encoded in their shards and are decoded each time they are used.
 
-Indexing gives what the network sees, so `Store.images` is used in the same way for every kind of store:
-
-    encoded[rows]            uint8 [n, C, H, W], prepared by `preprocess.decode`, the code of serving
-    encoded.cut(rows, ...)   a window of each, for random crops
-
 Decoding uses threads, since Pillow releases the interpreter lock: two threads were as fast as two processes, and no
 pixels have to be copied between processes.
 """
@@ -13,16 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kitae.data.order import Blocks, block_order
 from kitae.data.parallel import share
+from kitae.data.pictures import Prepared
 from kitae.data.remote import ShardCache
 from kitae.errors import DataError
-from kitae.preprocess import PreprocessRules, decode, windowed
+from kitae.preprocess import decode, windowed
 
 Window = Callable[[int, int, int], tuple[int, int, int, int]]
 """Place in the batch, height and width of the image -> top, left, height and width of its window."""
@@ -31,35 +26,23 @@ _SAMPLE = 2048  # images that statistics are computed from
 
 
 @dataclass(frozen=True, eq=False)
-class Encoded:
-    """M images in shards.
+class Encoded(Prepared):
+    """M images in shards, prepared by `preprocess.decode`, the code of serving.
 
     Attributes:
         shards: paths and URLs.
         places: int64 [M, 3], the shard of each image, and the offset and size of its bytes in the shard.
         names: M names.
-        rules: how an image is prepared for the network.
         cache: where shards are read from.
     """
 
     shards: Sequence[str]
     places: NDArray[np.int64]
     names: Sequence[str]
-    rules: PreprocessRules
     cache: ShardCache
 
     def __len__(self) -> int:
         return len(self.places)
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """(M, C, H, W) of what a network sees."""
-        return (len(self), *self.rules.shape)
-
-    @property
-    def dtype(self) -> np.dtype[np.uint8]:
-        """uint8."""
-        return np.dtype(np.uint8)
 
     @property
     def nbytes(self) -> int:
@@ -69,7 +52,7 @@ class Encoded:
     @property
     def of(self) -> NDArray[np.int64]:
         """int64 [M], the shard of each image."""
-        return self.places[:, 0].view(np.ndarray)
+        return self.places[:, 0]
 
     def bytes_of(self, row: int) -> bytes:
         """One encoded image.
@@ -84,20 +67,7 @@ class Encoded:
             raise DataError(f"{shard}: was changed or truncated since it was indexed; start anew with the whole shard")
         return data
 
-    def __getitem__(self, rows: Any) -> NDArray[np.uint8]:
-        """uint8 [n, C, H, W] of a slice or of integers [n], [C, H, W] of one integer."""
-        index = np.arange(len(self))[rows]
-        if index.ndim == 0:
-            return self._decoded(int(index))
-        out = np.empty((len(index), *self.rules.shape), np.uint8)
-
-        def prepare(place: int) -> None:
-            out[place] = self._decoded(int(index[place]))
-
-        share(len(index), prepare)
-        return out
-
-    def _decoded(self, row: int) -> NDArray[np.uint8]:
+    def prepared(self, row: int) -> NDArray[np.uint8]:
         return decode(self.bytes_of(row), self.rules, self.names[row])
 
     def cut(
@@ -132,16 +102,3 @@ class Encoded:
             return rows
         order, _ = block_order(rows, rows, Blocks(self.of, 4 * _SAMPLE), 0, 0)
         return np.sort(order[:_SAMPLE])
-
-    def stretches(self, rows: NDArray[np.int64]) -> list[tuple[str, int, int]]:
-        """(shard, first byte, last byte) of what holds these rows, in reading order."""
-        shard, first, size = self.places[rows].T
-        return [
-            (self.shards[number], int(first[own].min()), int((first + size)[own].max()))
-            for number in np.unique(shard)
-            for own in [shard == number]
-        ]
-
-    def touch(self, file: str, offset: int, size: int) -> None:
-        """Read and forget; a URL's shard is then in the cache folder."""
-        self.cache.read(file, offset, size)

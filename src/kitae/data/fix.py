@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import os
-import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +21,9 @@ from kitae.data.csv_source import CsvSource
 from kitae.data.parquet import ParquetSource
 from kitae.data.sources import FolderSource
 from kitae.errors import DataError, require
-from kitae.files import write_atomically
+from kitae.files import replacing, write_atomically
+
+_ROWS = 128  # written at once
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def fix(source: Source, report: CheckReport, out: str | Path, *, overwrite: bool
         _write_parquet(source, set(kept), path)
     else:
         _write_csv(source, kept, path)
-    left_out = tuple((source.names[row], reason) for row, reason in sorted(report.excluded.items()))
+    left_out = tuple((source.table.names[row], reason) for row, reason in sorted(report.excluded.items()))
     return Fixed(path, len(kept), left_out)
 
 
@@ -93,8 +94,9 @@ def _write_csv(source: Source, kept: list[int], path: Path) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
+    files = list(source.images())
     for row in kept:
-        file = source.read(row)
+        file = files[row]
         assert isinstance(file, Path)
         name = os.path.relpath(file.absolute(), path.absolute().parent)
         unicode = name.encode("utf-8", "replace").decode("utf-8") == name
@@ -117,33 +119,20 @@ def _write_parquet(source: ParquetSource, kept: set[int], path: Path) -> None:
     columns = {"image": pa.binary(), "label": pa.string(), "path": pa.string()}
     columns |= {"split": pa.string()} if own else {}
     columns |= {} if table.groups is None else {"group": pa.int64()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    os.close(handle)
+    images = enumerate(source.images())
     try:
-        with pq.ParquetWriter(temporary, pa.schema(columns), compression="none") as writer:
-            for rows, items in _chunks(source):
-                taken = [(row, item) for row, item in zip(rows, items, strict=True) if row in kept]
+        with replacing(path) as file, pq.ParquetWriter(file, pa.schema(columns), compression="none") as writer:
+            while portion := list(itertools.islice(images, _ROWS)):
+                rows = [row for row, _ in portion if row in kept]
                 values = {
-                    "image": [item for _, item in taken],
-                    "label": [table.classes[table.labels[row]] for row, _ in taken],
-                    "path": [table.names[row] for row, _ in taken],
-                    "split": [SPLIT_NAMES[table.splits[row]] for row, _ in taken],
-                    "group": [] if table.groups is None else [int(table.groups[row]) for row, _ in taken],
+                    "image": [image for row, image in portion if row in kept],
+                    "label": [table.classes[label] for label in table.labels[rows]],
+                    "path": [table.names[row] for row in rows],
+                    "split": [SPLIT_NAMES[code] for code in table.splits[rows]],
+                    "group": [] if table.groups is None else table.groups[rows],
                 }
-                if taken:
+                if rows:
                     arrays = [pa.array(values[name], kind) for name, kind in columns.items()]
                     writer.write_table(pa.table(arrays, schema=pa.schema(columns)))
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
     except OSError as error:
         raise DataError(f"{path}: cannot write ({error.strerror}); what was there before is kept") from error
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-
-
-def _chunks(source: Source) -> Iterator[tuple[range, list[object]]]:
-    start = 0
-    for items in source.blocks():
-        yield range(start, start + len(items)), list(items)
-        start += len(items)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 
@@ -14,6 +15,7 @@ from kitae.errors import DataError
 
 PARENT = "parent"
 """The rule that takes the folder of a file."""
+HASH_BYTES = 16
 
 
 def by_values(values: Sequence[object], names: Sequence[str], rule: str) -> NDArray[np.int64]:
@@ -119,17 +121,44 @@ def assign_folds(
 
 
 def components(twins: NDArray[np.int64], groups: NDArray[np.int64] | None) -> NDArray[np.int64]:
-    """Numbers in [0, n): equal for images that are equal, or of one group, or linked by a chain of these."""
-    _, first, unit = np.unique(twins, return_index=True, return_inverse=True)
-    unit = first[unit]
-    if groups is None:
-        return unit
-    links = [np.unique(values, return_inverse=True)[1] for values in (twins, groups)]
-    while True:
-        before = unit
-        for link in links:
-            lowest = np.full(int(link.max()) + 1, len(unit), np.int64)
-            np.minimum.at(lowest, link, unit)
-            unit = lowest[link]
-        if np.array_equal(unit, before):
-            return unit
+    """For each image the first one that is equal, or of one group, or linked by a chain of these: int64 [n]."""
+    of = [np.unique(values, return_index=True, return_inverse=True) for values in (twins, groups) if values is not None]
+    first = [rows[member] for _, rows, member in of]
+    count = len(twins)
+    return first[0] if groups is None else linked(np.tile(np.arange(count), 2), np.concatenate(first), count)
+
+
+def linked(one: NDArray[np.int64], other: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """For each of `count` images the first one that a chain of the pairs (one[i], other[i]) links it to."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    pairs = coo_array((np.ones(len(one), np.bool_), (one, other)), shape=(count, count))
+    part = connected_components(pairs, directed=False)[1]
+    first: NDArray[np.int64] = np.unique(part, return_index=True)[1][part]
+    return first
+
+
+def pixel_hash(pixels: bytes | memoryview, about: str = "") -> bytes:
+    """BLAKE2b over an image's pixels, 16 bytes.
+
+    Args:
+        pixels: in one fixed order and colour mode.
+        about: text that distinguishes images with the same bytes, such as their size.
+    """
+    digest = hashlib.blake2b(about.encode(), digest_size=HASH_BYTES)
+    digest.update(pixels)
+    return digest.digest()
+
+
+def first_alike(hashes: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """For each image, the first image with the same hash (possibly itself): uint8 [N, 16] to int64 [N]."""
+    if not len(hashes):
+        return np.empty(0, np.int64)
+    words = np.ascontiguousarray(hashes).view(np.uint64)
+    order = np.lexsort((words[:, 1], words[:, 0]))  # stable: of equals, the first image comes first
+    ordered = words[order]
+    new = np.concatenate([[True], (ordered[1:] != ordered[:-1]).any(axis=1)])
+    alike = np.empty(len(words), np.int64)
+    alike[order] = order[np.flatnonzero(new)][np.cumsum(new) - 1]
+    return alike

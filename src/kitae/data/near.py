@@ -41,10 +41,14 @@ def perceptual_hashes(grey: NDArray[np.uint8]) -> NDArray[np.uint64]:
 
 
 def near_duplicates(hashes: NDArray[np.uint64], thumbs: NDArray[np.uint8]) -> tuple[list[tuple[int, int, float]], bool]:
-    """Pairs (i, j, similarity) with i < j, most similar first; and whether the search was cut short."""
-    thumbs = thumbs.reshape(len(thumbs), -1)
-    spread = np.concatenate([thumbs[part].std(axis=1, dtype=np.float32) for part in _blocks(len(thumbs))])
-    kept = np.flatnonzero(spread >= _FLAT)
+    """Pairs (i, j, similarity) with i < j, most similar first; and whether the search was cut short.
+
+    Args:
+        hashes: uint64 [n], see `perceptual_hashes`.
+        thumbs: uint8 [n, d], the grey levels of thumbnails.
+    """
+    spread = [thumbs[part].std(axis=1, dtype=np.float32) for part in _blocks(len(thumbs))]
+    kept = np.flatnonzero(np.concatenate([np.empty(0), *spread]) >= _FLAT)
     if len(kept) < 2:
         return [], False
     vectors = _whitened(thumbs[kept])

@@ -3,52 +3,76 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 from collections import deque
-from collections.abc import Callable, Generator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from kitae.data.base import Item, Source
+import numpy as np
+
+from kitae.data.base import Item, Progress, Source
 
 T = TypeVar("T")
 
 _RESULT_BYTES = 512 << 20
+_PORTION, _PORTION_BYTES = 32, 4 << 20  # images and encoded bytes handed to a thread at once, at most
+_PORTIONS = 64  # at least, so that a few large photographs keep all threads busy
 
 
 def each_image(
-    source: Source, work: Callable[[int, Item], T], threads: int | None = None, result_bytes: int = 0
-) -> Generator[list[T], None, None]:
-    """`work(row, item)` for every image, block by block in the source's order; few blocks are in memory at once.
+    source: Source,
+    work: Callable[[int, Item], T],
+    threads: int | None = None,
+    progress: Progress | None = None,
+    result_bytes: int = 0,
+) -> Generator[T, None, None]:
+    """`work(row, item)` for every image, in the source's order; few results are in memory at once.
 
     An exception of `work` stops everything; so does closing the iterator.
 
     Args:
+        progress: called with (images done, images in all).
         result_bytes: size of the result of `work` for one image. Results waiting for their turn take about 512 MB at
             most, or two images per thread.
     """
     count = threads or processors()
     pool = ThreadPoolExecutor(count, thread_name_prefix="kitae-decode")
-    most = max(1, _RESULT_BYTES // ((2 * count + 1) * result_bytes)) if result_bytes else None
+    most = max(1, min(_PORTION, len(source) // _PORTIONS))
+    if result_bytes:
+        most = max(1, min(most, _RESULT_BYTES // ((2 * count + 1) * result_bytes)))
 
     def run(start: int, items: list[Item]) -> list[T]:
         return [work(row, item) for row, item in enumerate(items, start)]
 
-    waiting: deque[Future[list[T]]] = deque()
+    submitted = (pool.submit(run, start, items) for start, items in _portions(source.images(), most))
+    done = 0
     try:
-        start = 0
-        for block in source.blocks():
-            for first in range(0, len(block), most or len(block)):
-                items = block[first : first + (most or len(block))]
-                waiting.append(pool.submit(run, start, items))
-                start += len(items)
-                if len(waiting) > 2 * count:
-                    yield waiting.popleft().result()
+        waiting = deque(itertools.islice(submitted, 2 * count))
         while waiting:
-            yield waiting.popleft().result()
+            waiting.extend(itertools.islice(submitted, 1))
+            results = waiting.popleft().result()
+            yield from results
+            done += len(results)
+            if progress is not None:
+                progress(done, len(source))
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _portions(images: Iterator[Item], most: int) -> Iterator[tuple[int, list[Item]]]:
+    """(row of the first one, images) for a thread to work on."""
+    start, items, size = 0, list[Item](), 0
+    for item in images:
+        items.append(item)
+        size += len(item) if isinstance(item, bytes) else item.nbytes if isinstance(item, np.ndarray) else 0
+        if len(items) == most or size >= _PORTION_BYTES:
+            yield start, items
+            start, items, size = start + len(items), [], 0
+    if items:
+        yield start, items
 
 
 def share(count: int, work: Callable[[int], None], threads: int | None = None) -> None:

@@ -15,26 +15,26 @@ else from the labels themselves.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kitae.data.base import SPLIT_ALIASES, TRAIN, Item, Source, Table
+from kitae.data.base import SPLIT_ALIASES, TRAIN, Item, Source, Table, numbered
 from kitae.data.groups import PARENT, by_paths, by_values
 from kitae.errors import DataError, one_line, require
 from kitae.files import user_path
 
 _IMAGE_COLUMNS = ("image", "img")
 _LABEL_COLUMNS = ("label", "labels", "fine_label")
-_BLOCK_BYTES = 4 << 20  # encoded bytes handed to a worker at once
-_BLOCK_ROWS = 128
+_BATCH_BYTES, _BATCH_ROWS = 4 << 20, 128  # that are read at once, at most
 _SPLIT_IN_NAME = re.compile(rf"(?:^|[/_.\-])({'|'.join(SPLIT_ALIASES)})(?=[/_.\-]|$)", re.IGNORECASE)
-
 
 _Named = tuple[Path, tuple[str, ...] | None, int]
 """A file, the names of its classes, and where its rows end among those of all files."""
@@ -52,11 +52,11 @@ class ParquetSource(Source):
         groups: str | None = None,
     ) -> None:
         """Finds the files. Raises DataError: no such file, or a folder without Parquet files."""
-        super().__init__(name or f"parquet:{path}")
+        super().__init__(name or f"parquet:{path}", groups)
         self._pa = require("pyarrow", "train")
         self._pq = require("pyarrow.parquet", "train")
         self._wanted = {"image_column": image_column, "label_column": label_column}
-        self._rule = groups
+        self._group = None if groups == PARENT else groups or "group"
         root = user_path(path)
         if root.is_dir():
             self._files = sorted(
@@ -74,12 +74,14 @@ class ParquetSource(Source):
         return self._files
 
     def identity(self) -> dict[str, Any]:
-        return {**self._wanted, **({} if self._rule is None else {"groups": self._rule})}
+        return self._wanted
 
-    def _open(self, path: Path) -> Any:
+    @contextlib.contextmanager
+    def _reading(self, path: Path) -> Iterator[Any]:
+        """An opened file; errors of reading it name it."""
         try:
-            return self._pq.ParquetFile(path, memory_map=True, pre_buffer=False, buffer_size=1 << 20)
-        except self._pa.ArrowInvalid as error:
+            yield self._pq.ParquetFile(path, memory_map=True, pre_buffer=False, buffer_size=1 << 20)
+        except self._pa.ArrowException as error:
             raise DataError(f"{path}: not a Parquet file, or a broken one ({one_line(error)})") from error
         except OSError as error:
             raise DataError(f"{path}: {one_line(error)}") from error
@@ -93,183 +95,126 @@ class ParquetSource(Source):
                 return candidate
         raise DataError(f"{path}: no column {wanted!r} (data.{which}); its columns are {', '.join(names) or 'none'}")
 
-    def _image_field(self, path: Path, schema: Any) -> tuple[str, bool]:
-        """The leaf to read, and whether it lies in a struct."""
+    def _image_column(self, path: Path, schema: Any) -> tuple[str, list[str]]:
+        """The image column, and the fields of its structs, if it holds any."""
         types = self._pa.types
         column = self._column(path, schema, "image_column")
         kind = schema.field(column).type
-        if types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind):
-            return column, False
-        if types.is_struct(kind) and "bytes" in [kind.field(i).name for i in range(kind.num_fields)]:
-            return f"{column}.bytes", True
-        raise DataError(f"{path}: column {column!r} holds {kind}; wanted are encoded bytes, or a struct with `bytes`")
+        fields = [kind.field(i).name for i in range(kind.num_fields)] if types.is_struct(kind) else []
+        binary = types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind)
+        if not binary and "bytes" not in fields:
+            raise DataError(
+                f"{path}: column {column!r} holds {kind}; wanted are encoded bytes, or a struct with `bytes`"
+            )
+        return column, fields
 
-    # Pixels
-
-    def _values(self, column: Any, in_struct: bool) -> list[Item]:
-        import pyarrow.compute as pc
-
-        values = pc.struct_field(column, "bytes") if in_struct else column
-        return [b"" if value is None else value for value in values.to_pylist()]
-
-    def blocks(self) -> Iterator[list[Item]]:
+    def images(self) -> Iterator[Item]:
         for path in self._files:
-            file = self._open(path)
-            leaf, in_struct = self._image_field(path, file.schema_arrow)
-            meta = file.metadata
-            size = sum(meta.row_group(g).total_byte_size for g in range(meta.num_row_groups)) / max(meta.num_rows, 1)
-            rows = int(min(_BLOCK_ROWS, max(1, _BLOCK_BYTES // max(size, 1))))
-            try:
+            with self._reading(path) as file:
+                column, fields = self._image_column(path, file.schema_arrow)
+                meta = file.metadata
+                size = sum(meta.row_group(g).total_byte_size for g in range(meta.num_row_groups))
+                rows = min(_BATCH_ROWS, max(1, _BATCH_BYTES * meta.num_rows // max(size, 1)))
+                leaf = f"{column}.bytes" if fields else column
                 for batch in file.iter_batches(batch_size=rows, columns=[leaf]):
-                    yield self._values(batch.column(0), in_struct)
-            except (self._pa.ArrowException, OSError) as error:
-                raise DataError(f"{path}: broken Parquet file ({one_line(error)})") from error
-
-    def read(self, index: int) -> Item:
-        for path in self._files:
-            file = self._open(path)
-            if index >= file.metadata.num_rows:
-                index -= file.metadata.num_rows
-                continue
-            leaf, in_struct = self._image_field(path, file.schema_arrow)
-            for group in range(file.metadata.num_row_groups):
-                rows = file.metadata.row_group(group).num_rows
-                if index < rows:
-                    return self._values(
-                        file.read_row_group(group, columns=[leaf]).column(0).slice(index, 1), in_struct
-                    )[0]
-                index -= rows
-        raise IndexError("index is beyond the last image")
-
-    # Everything else
+                    for value in batch.column(0).to_pylist():
+                        yield (value["bytes"] if fields and value else value) or b""
 
     def load_table(self) -> Table:
-        columns: dict[str, list[Any]] = {
-            name: [] for name in ("label", "class_name", "split", "group", "name", "path")
-        }  # fmt: skip
-        named = []
-        for path in self._files:
-            schema = self._load_file(path, columns)
-            known = _metadata_classes(schema, self._column(path, schema, "label_column"))
-            named.append((path, known, len(columns["label"])))
-        if not columns["label"]:
+        files = [self._load_file(path) for path in self._files]
+        for kind in ("class_name", "group"):
+            lacking = [path for path, (columns, _) in zip(self._files, files, strict=True) if kind not in columns]
+            if 0 < len(lacking) < len(files):
+                name = self._group if kind == "group" else kind
+                raise DataError(f"{lacking[0]}: no column {name!r}, which other files have")
+        kinds = ("label", "class_name", "split", "group", "name", "path")
+        whole = {kind: [value for columns, _ in files for value in columns.get(kind, ())] for kind in kinds}
+        if not whole["label"]:
             raise DataError("there are no images")
-        classes, labels = self._classes(columns["label"], columns["class_name"], named, columns["name"])
+        ends = itertools.accumulate(len(columns["label"]) for columns, _ in files)
+        named = [(path, known, end) for path, (_, known), end in zip(self._files, files, ends, strict=True)]
+        classes, labels = _classes(whole["label"], whole["class_name"], named, whole["name"])
         return Table(
             classes=classes,
             labels=labels,
-            splits=np.array(columns["split"], dtype=np.uint8),
-            names=columns["name"],
+            splits=np.array(whole["split"], dtype=np.uint8),
+            names=whole["name"],
             keys=np.arange(len(labels), dtype=np.int64),
-            groups=self._groups(columns),
+            groups=self._groups(whole),
         )
 
     def _groups(self, columns: dict[str, list[Any]]) -> NDArray[np.int64] | None:
         if columns["group"]:
-            return by_values(columns["group"], columns["name"], self._rule or "group")
-        if self._rule is None:
+            return by_values(columns["group"], columns["name"], self.rule or "group")
+        if self.rule is None:
             return None
         if not any(columns["path"]):
-            raise DataError(f"data.groups: {self._rule!r} is no column, and there is no column path to search in")
-        return by_paths([str(path or "") for path in columns["path"]], self._rule)
+            raise DataError(f"data.groups: {self.rule!r} is no column, and there is no column path to search in")
+        return by_paths([str(path or "") for path in columns["path"]], self.rule)
 
-    def _group_column(self, names: list[str]) -> str | None:
-        wanted = "group" if self._rule is None else self._rule
-        return wanted if wanted in names and self._rule != PARENT else None
-
-    def _load_file(self, path: Path, columns: dict[str, list[Any]]) -> Any:
-        file = self._open(path)
-        schema = file.schema_arrow
-        self._image_field(path, schema)
-        label = self._column(path, schema, "label_column")
-        group = self._group_column(schema.names)
-        optional = [c for c in ("class_name", "split", "path") if c in schema.names and c != label]
-        optional += [group] if group is not None and group not in (*optional, label) else []
-        nested_path = self._nested_path(path, schema) if "path" not in schema.names else None
-        try:
-            table = file.read(columns=[label, *optional, *([nested_path] if nested_path else [])])
-        except (self._pa.ArrowException, OSError) as error:
-            raise DataError(f"{path}: broken Parquet file ({one_line(error)})") from error
-        count = table.num_rows
-        columns["label"] += table.column(label).to_pylist()
-        for kind, name in (("class_name", "class_name"), ("group", group)):
-            if name in (*optional, *([label] if kind == "group" else [])):
-                values = table.column(name).to_pylist()
-                if None in values:
-                    raise DataError(f"{path}: row {values.index(None)} has no {name}")
-                columns[kind] += values
-            elif columns[kind]:
-                raise DataError(f"{path}: no column {self._rule or kind!r}, which the other files have")
-        columns["split"] += self._splits(
-            path, table.column("split").to_pylist() if "split" in optional else None, count
-        )
-        given: Sequence[str | None] = [None] * count
-        if "path" in optional:
-            given = table.column("path").to_pylist()
-        elif nested_path:
-            given = [
-                None if row is None else row["path"] for row in table.column(nested_path.split(".")[0]).to_pylist()
-            ]
-        columns["path"] += given
-        columns["name"] += [f"{path.name}:{row}" if value is None else str(value) for row, value in enumerate(given)]
-        if len(columns["group"]) not in (0, len(columns["label"])):
-            raise DataError(f"{path}: has a column {group!r}, which the other files lack")
-        if len(columns["class_name"]) not in (0, len(columns["label"])):
-            raise DataError(f"{path}: has a column 'class_name', which the other files lack")
-        return schema
-
-    def _nested_path(self, path: Path, schema: Any) -> str | None:
-        column = self._column(path, schema, "image_column")
-        kind = schema.field(column).type
-        if not self._pa.types.is_struct(kind) or "path" not in [kind.field(i).name for i in range(kind.num_fields)]:
-            return None
-        return f"{column}.path"
+    def _load_file(self, path: Path) -> tuple[dict[str, list[Any]], tuple[str, ...] | None]:
+        """Everything but the images, and the class names in the metadata."""
+        with self._reading(path) as file:
+            schema = file.schema_arrow
+            image, fields = self._image_column(path, schema)
+            label = self._column(path, schema, "label_column")
+            columns = {kind: kind for kind in ("class_name", "split", "path") if kind in schema.names and kind != label}
+            columns["label"] = label
+            if self._group is not None and self._group in schema.names:
+                columns["group"] = self._group
+            nested = "path" not in schema.names and "path" in fields
+            table = file.read(columns=sorted({*columns.values(), *([f"{image}.path"] if nested else [])}))
+        found = {kind: table.column(column).to_pylist() for kind, column in columns.items()}
+        if nested:
+            found["path"] = [row and row["path"] for row in table.column(image).to_pylist()]
+        for kind in ("class_name", "group"):
+            if None in found.get(kind, ()):
+                raise DataError(f"{path}: row {found[kind].index(None)} has no {columns[kind]}")
+        found.setdefault("path", [None] * table.num_rows)
+        names = [f"{path.name}:{row}" if name is None else str(name) for row, name in enumerate(found["path"])]
+        splits = self._splits(path, found.get("split"), table.num_rows)
+        return {**found, "name": names, "split": splits}, _metadata_classes(schema, label)
 
     def _splits(self, path: Path, values: list[Any] | None, count: int) -> list[int]:
         if values is None:
             found = _SPLIT_IN_NAME.search(path.relative_to(self._root).as_posix()) if self._root else None
             return [SPLIT_ALIASES[found.group(1).lower()] if found else TRAIN] * count
-        codes = {value: SPLIT_ALIASES.get(str(value).lower()) for value in set(values)}
-        for value, code in codes.items():
-            if code is None:
+        for value in set(values):
+            if str(value).lower() not in SPLIT_ALIASES:
                 raise DataError(
                     f"{path}: split {value!r} in row {values.index(value)}; known are {', '.join(SPLIT_ALIASES)}"
                 )
-        return [codes[value] or 0 for value in values]
+        return [SPLIT_ALIASES[value.lower()] for value in values]
 
-    def _classes(
-        self, values: list[Any], class_names: list[str], named_by_file: list[_Named], names: list[str]
-    ) -> tuple[tuple[str, ...], NDArray[np.int64]]:
-        kinds = {type(value) for value in values}
-        if type(None) in kinds:
-            raise DataError(f"{names[values.index(None)]}: has no label")
-        if kinds == {str}:
-            classes = tuple(sorted(set(values)))
-            rank = {name: i for i, name in enumerate(classes)}
-            return classes, np.array([rank[value] for value in values], dtype=np.int64)
-        if kinds != {int}:
-            shown = ", ".join(sorted(kind.__name__ for kind in kinds))
-            raise DataError(f"labels must be int or string, not {shown} (data.label_column)")
-        try:
-            labels = np.array(values, dtype=np.int64)
-        except OverflowError as error:
-            raise DataError(f"label {max(values)} is too large (data.label_column)") from error
-        negative = np.flatnonzero(labels < 0)
-        if negative.size:
-            raise DataError(
-                f"{names[int(negative[0])]}: label {labels[negative[0]]} is out of range "
-                f"({negative.size} negative labels; some hub data sets hide the labels of their test split so)"
-            )
-        if any(known for _, known, _ in named_by_file):
-            return _united_classes(named_by_file, labels)
-        distinct, ranks = np.unique(labels, return_inverse=True)
-        if not class_names:
-            return tuple(str(value) for value in distinct), ranks.astype(np.int64)
-        named: dict[int, str] = {}
-        for value, name, image in zip(values, class_names, names, strict=True):
-            if named.setdefault(value, name) != name:
-                raise DataError(f"{image}: label {value} is called {name!r} here and {named[value]!r} elsewhere")
-        return tuple(named[int(value)] for value in distinct), ranks.astype(np.int64)
+
+def _classes(
+    values: list[Any], class_names: list[str], named_by_file: list[_Named], names: list[str]
+) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+    kinds = {type(value) for value in values}
+    if type(None) in kinds:
+        raise DataError(f"{names[values.index(None)]}: has no label")
+    if kinds == {str}:
+        return numbered(values)
+    if kinds != {int}:
+        shown = ", ".join(sorted(kind.__name__ for kind in kinds))
+        raise DataError(f"labels must be int or string, not {shown} (data.label_column)")
+    wrong = [row for row, value in enumerate(values) if not 0 <= value < 1 << 63]
+    if wrong:
+        raise DataError(
+            f"{names[wrong[0]]}: label {values[wrong[0]]} is out of range "
+            f"({len(wrong)} such labels; some hub data sets hide the labels of their test split so)"
+        )
+    if any(known for _, known, _ in named_by_file):
+        return _united_classes(named_by_file, np.array(values, np.int64))
+    classes, labels = numbered(values)
+    if not class_names:
+        return classes, labels
+    named: dict[str, str] = {}
+    for label, name, image in zip(labels.tolist(), class_names, names, strict=True):
+        number = classes[label]
+        if named.setdefault(number, name) != name:
+            raise DataError(f"{image}: label {number} is called {name!r} here and {named[number]!r} elsewhere")
+    return tuple(named[number] for number in classes), labels
 
 
 def _united_classes(files: list[_Named], labels: NDArray[np.int64]) -> tuple[tuple[str, ...], NDArray[np.int64]]:

@@ -12,14 +12,11 @@ import errno
 import hashlib
 import os
 import re
-import threading
-import uuid
-from collections import OrderedDict
+from functools import lru_cache
 from pathlib import Path
 
-from kitae.data.cache import storage_errors
 from kitae.errors import DataError, one_line, require
-from kitae.files import user_path, write_atomically
+from kitae.files import replacing, storage_errors, user_path, write_atomically
 from kitae.folders import lock
 
 _OPEN = 64  # shards that a process keeps open
@@ -49,8 +46,7 @@ class ShardCache:
 
     def __init__(self, folder: Path, limit: float) -> None:
         self.folder, self.limit = folder, limit
-        self._open: OrderedDict[str, _Open] = OrderedDict()
-        self._lock = threading.Lock()
+        self._opened = lru_cache(_OPEN)(lambda shard: _Open(self.path(shard)))
 
     def read(self, shard: str, offset: int, size: int) -> bytes:
         """Bytes of a shard, fewer at its end. From any thread.
@@ -58,20 +54,11 @@ class ShardCache:
         Raises:
             DataError: the file is gone or cannot be read, or the URL cannot be reached.
         """
-        with self._lock:
-            held = self._open.get(shard)
-            if held is not None:
-                self._open.move_to_end(shard)
         try:
-            if held is None:
-                try:
-                    held = _Open(self.path(shard))
-                except FileNotFoundError:  # another process made room just now
-                    held = _Open(self.path(shard))
-                with self._lock:
-                    self._open[shard] = held
-                    while len(self._open) > _OPEN:
-                        self._open.popitem(last=False)
+            try:
+                held = self._opened(shard)
+            except FileNotFoundError:  # another process made room just now
+                held = self._opened(shard)
             return os.pread(held.descriptor, size, offset)
         except OSError as error:
             raise DataError(f"{shard}: cannot be read ({error.strerror}); was it moved?") from error
@@ -90,7 +77,7 @@ class ShardCache:
         with storage_errors(target.parent):
             target.parent.mkdir(parents=True, exist_ok=True)
             with lock(target.with_suffix(".lock")):
-                if not target.exists():
+                if not target.exists() or not target.with_suffix(".sha256").exists():
                     self._download(shard, target)
                 os.utime(target)  # used just now
             self._make_room(keep=target)
@@ -102,12 +89,10 @@ class ShardCache:
         Raises:
             DataError: see `path`.
         """
-        target = self._target(url)
-        noted = target.with_suffix(".sha256")
-        with storage_errors(target.parent):
+        noted = self._target(url).with_suffix(".sha256")
+        with storage_errors(noted.parent):
             if not noted.exists():
-                with self.path(url).open("rb") as file:
-                    write_atomically(noted, hashlib.file_digest(file, "sha256").hexdigest().encode())
+                self.path(url)
             return noted.read_text()
 
     def _target(self, url: str) -> Path:
@@ -115,35 +100,28 @@ class ShardCache:
 
     def _download(self, url: str, target: Path) -> None:
         gopen = require("webdataset", "shards").gopen
-        for left in target.parent.glob(f".{target.name}-*.tmp"):  # by a process that was killed: the lock is ours
+        for left in target.parent.glob(f".{target.name}.*.tmp"):  # by a process that was killed: the lock is ours
             left.unlink(missing_ok=True)
-        temporary = target.with_name(f".{target.name}-{uuid.uuid4().hex[:8]}.tmp")
         noted, content = target.with_suffix(".sha256"), hashlib.sha256()
         cure = "check the address and the network, or copy the shards here and name the files"
-        try:
-            with temporary.open("wb") as out:
-                try:
-                    with gopen(url, "rb") as stream:
-                        while chunk := stream.read(_CHUNK):
-                            out.write(chunk)
-                            content.update(chunk)
-                except (OSError, ValueError) as error:
-                    if getattr(error, "errno", None) in _DISK:
-                        raise
-                    raise DataError(f"{url}: cannot be downloaded ({_reason(error)}); {cure}") from error
-                out.flush()
-                os.fsync(out.fileno())
-                if not out.tell():
-                    raise DataError(f"{url}: is empty; {cure}")
+        with replacing(target) as out:
+            try:
+                with gopen(url, "rb") as stream:
+                    while chunk := stream.read(_CHUNK):
+                        out.write(chunk)
+                        content.update(chunk)
+            except (OSError, ValueError) as error:
+                if getattr(error, "errno", None) in _DISK:
+                    raise
+                raise DataError(f"{url}: cannot be downloaded ({_reason(error)}); {cure}") from error
+            if not out.tell():
+                raise DataError(f"{url}: is empty; {cure}")
             if noted.exists() and noted.read_text() != content.hexdigest():
                 raise DataError(
                     f"{url}: has changed since it was downloaded first, so this data set would be another one; remove "
                     f"{noted} to take it as it is now"
                 )
-            temporary.replace(target)
             write_atomically(noted, content.hexdigest().encode())
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def _make_room(self, keep: Path) -> None:
         """Remove the least recently used shards until the rest fits; `keep` is never removed."""
@@ -155,14 +133,10 @@ class ShardCache:
                     held.append((stat.st_mtime_ns, stat.st_size, path))
             total = sum(size for _, size, _ in held)
             for _, size, path in sorted(held):
-                if total <= self.limit:
-                    break
-                if path != keep:
+                if total > self.limit and path != keep:
                     path.unlink(missing_ok=True)
                     total -= size
-        with self._lock:  # an open file would keep its room
-            for shard in [shard for shard in self._open if is_url(shard) and not self._target(shard).exists()]:
-                del self._open[shard]
+                    self._opened.cache_clear()  # an open file would keep its room
 
 
 def _reason(error: Exception) -> str:

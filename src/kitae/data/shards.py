@@ -19,7 +19,9 @@ from __future__ import annotations
 import glob
 import hashlib
 import io
+import itertools
 import json
+import math
 import os
 import re
 import tarfile
@@ -35,19 +37,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kitae.data.base import SPLIT_ALIASES, TRAIN, Item, Names, Progress, Source, Table, name_key
-from kitae.data.cache import cache_folder
+from kitae.data.groups import HASH_BYTES
 from kitae.data.remote import ShardCache, is_url
 from kitae.data.spec import DataSpec
-from kitae.errors import DataError, KitaeError, one_line
-from kitae.files import write_atomically
+from kitae.errors import DataError, one_line
+from kitae.files import cache_folder, replacing, storage_errors
 
 IMAGES = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "ppm"})
 LABELS = ("cls", "json")
 _MAX_SHARDS = 100_000
 _MAX_LABEL_BYTES = 1 << 20
 _TAIL = 1024  # bytes at the end of an image that tell nearly all images apart; they lie beside the next header
-_BLOCK_IMAGES = 32
-_INDEX_FORMAT = 1
+_INDEX_FORMAT = 2
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _SKIP_HINT = "(data.on_corrupt=skip leaves such samples out)"
@@ -59,30 +60,25 @@ def expand(pattern: str) -> list[str]:
     Raises:
         DataError: braces that do not close or count down, or too many shards.
     """
-    done, waiting = [], [pattern]
-    while waiting:
-        text = waiting.pop()
-        found = _BRACES.search(text)
-        if found is None:
-            if "{" in text or "}" in text:
-                raise DataError(f"data.source: {pattern}: braces must be {{000..099}} or {{a,b}}, each closed")
-            done.append(text)
-            continue
-        counted = _RANGE.fullmatch(found[1])
-        if counted:
-            first, last = int(counted[1]), int(counted[2])
-            if not first <= last < first + _MAX_SHARDS:
-                raise DataError(
-                    f"data.source: {pattern}: {{{found[1]}}} must count up, to {_MAX_SHARDS:,} shards at most"
-                )
-            width = len(counted[1]) if len(counted[1]) > 1 else 0
-            choices = [f"{number:0{width}d}" for number in range(first, last + 1)]
-        else:
-            choices = found[1].split(",")
-        if len(done) + len(waiting) + len(choices) > _MAX_SHARDS:
-            raise DataError(f"data.source: {pattern}: stands for more than {_MAX_SHARDS:,} shards")
-        waiting += [text[: found.start()] + choice + text[found.end() :] for choice in reversed(choices)]
-    return done
+    texts = _BRACES.split(pattern)  # the contents of braces at the odd places
+    if any("{" in text or "}" in text for text in texts):
+        raise DataError(f"data.source: {pattern}: braces must be {{000..099}} or {{a,b}}, each closed")
+    choices = [_counted(text, pattern) if place % 2 else [text] for place, text in enumerate(texts)]
+    if math.prod(map(len, choices)) > _MAX_SHARDS:
+        raise DataError(f"data.source: {pattern}: stands for more than {_MAX_SHARDS:,} shards")
+    return ["".join(parts) for parts in itertools.product(*choices)]
+
+
+def _counted(text: str, pattern: str) -> list[str]:
+    """What the contents of braces stand for."""
+    counted = _RANGE.fullmatch(text)
+    if counted is None:
+        return text.split(",")
+    first, last = int(counted[1]), int(counted[2])
+    if not first <= last < first + _MAX_SHARDS:
+        raise DataError(f"data.source: {pattern}: {{{text}}} must count up, to {_MAX_SHARDS:,} shards at most")
+    width = len(counted[1]) if len(counted[1]) > 1 else 0
+    return [f"{number:0{width}d}" for number in range(first, last + 1)]
 
 
 def find_shards(patterns: str) -> list[str]:
@@ -121,15 +117,14 @@ class ShardIndex:
     """The n samples of a shard.
 
     Attributes:
-        offsets, sizes: int64 [n], where the encoded image lies in the tar file.
+        places: int64 [n, 2], offset and size of the encoded image in the tar file.
         labels: int64 [n], or n names.
         keys: n keys: the name of the sample's files up to the first dot.
         hashes: uint8 [n, 16], of each image's size and last bytes.
         problems: why samples are left out, one line each.
     """
 
-    offsets: NDArray[np.int64]
-    sizes: NDArray[np.int64]
+    places: NDArray[np.int64]
     labels: NDArray[Any]
     keys: list[str]
     hashes: NDArray[np.uint8]
@@ -138,11 +133,9 @@ class ShardIndex:
     def to_bytes(self) -> bytes:
         """As an .npz without pickle."""
         buffer = io.BytesIO()
-        text = json.dumps({"keys": self.keys, "problems": self.problems})
-        np.savez(
-            buffer, offsets=self.offsets, sizes=self.sizes, labels=self.labels, hashes=self.hashes,
-            text=np.frombuffer(text.encode("utf-8", "surrogateescape"), np.uint8),
-        )  # fmt: skip
+        text = json.dumps({"keys": self.keys, "problems": self.problems}).encode("utf-8", "surrogateescape")
+        arrays = {name: getattr(self, name) for name in ("places", "labels", "hashes")}
+        np.savez(buffer, **arrays, text=np.frombuffer(text, np.uint8))
         return buffer.getvalue()
 
     @classmethod
@@ -150,10 +143,7 @@ class ShardIndex:
         """The inverse of `to_bytes`."""
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             text = json.loads(arrays["text"].tobytes().decode("utf-8", "surrogateescape"))
-            return cls(
-                arrays["offsets"], arrays["sizes"], arrays["labels"], text["keys"], arrays["hashes"],
-                text["problems"],
-            )  # fmt: skip
+            return cls(**{name: arrays[name] for name in arrays if name != "text"}, **text)
 
 
 def scan(path: Path, name: str) -> ShardIndex:
@@ -220,25 +210,20 @@ def _indexed(
     file: IO[bytes], name: str, samples: dict[str, dict[str, tuple[int, int]]], problems: dict[str, str]
 ) -> ShardIndex:
     """Read the labels, and the last bytes of each image."""
-    offsets, sizes, labels, keys, hashes = [], [], [], [], bytearray()
+    places, labels, keys, hashes = [], [], [], bytearray()
     for key, parts in samples.items():
         if key in problems:
             continue
-        where = f"{name}/{key}"
-        if "image" not in parts:
-            problems[key] = f"{where}: has no image (.{', .'.join(sorted(IMAGES))})"
-            continue
-        label = _label(file, where, parts)
-        if isinstance(label, DataError):
-            problems[key] = str(label)
+        try:
+            labels.append(_label(file, f"{name}/{key}", parts))
+        except DataError as error:
+            problems[key] = str(error)
             continue
         offset, size = parts["image"]
         file.seek(offset + max(0, size - _TAIL))
         tail = file.read(min(size, _TAIL))
-        hashes += hashlib.blake2b(size.to_bytes(8, "little") + tail, digest_size=16).digest()
-        offsets.append(offset)
-        sizes.append(size)
-        labels.append(label)
+        hashes += hashlib.blake2b(size.to_bytes(8, "little") + tail, digest_size=HASH_BYTES).digest()
+        places.append((offset, size))
         keys.append(key)
     if not samples:
         raise DataError(
@@ -247,33 +232,33 @@ def _indexed(
     if len({type(label) for label in labels}) > 1:
         raise DataError(f"{name}: some labels are integers and some are names; use one kind")
     return ShardIndex(
-        np.array(offsets, np.int64), np.array(sizes, np.int64),
-        np.array(labels) if labels else np.empty(0, np.int64), keys,
-        np.frombuffer(bytes(hashes), np.uint8).reshape(-1, 16), list(problems.values()),
+        np.array(places, np.int64).reshape(-1, 2), np.array(labels or np.empty(0, np.int64)), keys,
+        np.frombuffer(bytes(hashes), np.uint8).reshape(-1, HASH_BYTES), list(problems.values()),
     )  # fmt: skip
 
 
-def _label(file: IO[bytes], where: str, parts: dict[str, tuple[int, int]]) -> int | str | DataError:
-    for kind in LABELS:
-        if kind not in parts:
-            continue
-        offset, size = parts[kind]
-        if size > _MAX_LABEL_BYTES:
-            return DataError(f"{where}.{kind}: {size} bytes are too large for a label")
-        file.seek(offset)
-        text = file.read(size)
-        try:
-            label = int(text) if kind == "cls" else json.loads(text)["label"]
-        except (ValueError, KeyError, TypeError, RecursionError):
-            if kind == "json":
-                return DataError(f"{where}.json: must be an object with a field `label`")
-            return DataError(f"{where}.cls: must hold an integer; put names into a .json with a field `label`")
-        if isinstance(label, bool) or not isinstance(label, int | str) or label == "":
-            return DataError(f"{where}.{kind}: the label must be an integer or a name, not {label!r}")
-        if isinstance(label, int) and not 0 <= label < 2**31:
-            return DataError(f"{where}.{kind}: label {label} is out of range; integers start at 0")
-        return label
-    return DataError(f"{where}: has no label; add a .cls (an integer) or a .json with a field `label`")
+def _label(file: IO[bytes], where: str, parts: dict[str, tuple[int, int]]) -> int | str:
+    """The label of a sample with an image. Raises DataError: either is missing, or the label is none."""
+    if "image" not in parts:
+        raise DataError(f"{where}: has no image (.{', .'.join(sorted(IMAGES))})")
+    kind = next((kind for kind in LABELS if kind in parts), None)
+    if kind is None:
+        raise DataError(f"{where}: has no label; add a .cls (an integer) or a .json with a field `label`")
+    offset, size = parts[kind]
+    if size > _MAX_LABEL_BYTES:
+        raise DataError(f"{where}.{kind}: {size} bytes are too large for a label")
+    file.seek(offset)
+    text = file.read(size)
+    try:
+        label = int(text) if kind == "cls" else json.loads(text)["label"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        wanted = "be an object with" if kind == "json" else "hold an integer; put names into a .json with"
+        raise DataError(f"{where}.{kind}: must {wanted} a field `label`") from error
+    if isinstance(label, bool) or not isinstance(label, int | str) or label == "":
+        raise DataError(f"{where}.{kind}: the label must be an integer or a name, not {label!r}")
+    if isinstance(label, int) and not 0 <= label < 2**31:
+        raise DataError(f"{where}.{kind}: label {label} is out of range; integers start at 0")
+    return label
 
 
 class ShardSource(Source):
@@ -318,13 +303,11 @@ class ShardSource(Source):
         file = self.cache.folder / "index" / f"{key}.npz"
         try:
             return ShardIndex.from_bytes(file.read_bytes())
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
             pass  # not there yet, or damaged
         index = scan(self.cache.path(shard), name)
-        try:
-            write_atomically(file, index.to_bytes())
-        except KitaeError as error:
-            raise DataError(f"{error}: set data.cache or KITAE_CACHE to a folder with room") from error
+        with storage_errors(file.parent), replacing(file) as out:
+            out.write(index.to_bytes())
         return index
 
     @cached_property
@@ -332,8 +315,7 @@ class ShardSource(Source):
         """Shard, offset and size in bytes of each image: int64 [M, 3]."""
         counts = [len(index.keys) for index in self.indexes]
         of = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
-        offsets, sizes = (np.concatenate([getattr(i, part) for i in self.indexes]) for part in ("offsets", "sizes"))
-        return np.stack([of, offsets, sizes], axis=1)
+        return np.column_stack([of, np.concatenate([index.places for index in self.indexes])])
 
     @property
     def problems(self) -> list[str]:
@@ -345,28 +327,22 @@ class ShardSource(Source):
             raise DataError(f"{self.problems[0]} {_SKIP_HINT}")
         classes, labels = _classes(self.indexes, self._names)
         counts = [len(index.keys) for index in self.indexes]
-        blobs, ends, keys = [], [0], []
-        for name, index in zip(self._names, self.indexes, strict=True):
-            for key in index.keys:
-                full = f"{name}/{key}"
-                blobs.append(full.encode("utf-8", "surrogateescape"))
-                ends.append(ends[-1] + len(blobs[-1]))
-                keys.append(name_key(full))
+        pairs = zip(self._names, self.indexes, strict=True)
+        names = Names.of(f"{name}/{key}" for name, index in pairs for key in index.keys)
         return Table(
             classes=classes,
             labels=labels,
             splits=np.repeat(np.array(_splits(self.shards), np.uint8), counts),
-            names=Names(np.frombuffer(b"".join(blobs), np.uint8), np.array(ends, np.int64)),
-            keys=np.array(keys, np.int64),
+            names=names,
+            keys=np.array([name_key(name) for name in names], np.int64),
         )
 
     def read(self, index: int) -> bytes:
         shard, offset, size = self.places[index].tolist()
         return self.cache.read(self.shards[shard], offset, size)
 
-    def blocks(self) -> Iterator[list[Item]]:
-        for start in range(0, len(self.places), _BLOCK_IMAGES):
-            yield [self.read(row) for row in range(start, min(start + _BLOCK_IMAGES, len(self.places)))]
+    def images(self) -> Iterator[Item]:
+        return map(self.read, range(len(self.places)))
 
 
 def hashes_of(source: ShardSource) -> NDArray[np.uint8]:
@@ -384,11 +360,9 @@ def hashes_of(source: ShardSource) -> NDArray[np.uint8]:
 
 def _short_names(shards: Sequence[str]) -> list[str]:
     """The shards' paths relative to their common folder."""
-    parents = [shard.rpartition("/")[0].split("/") for shard in shards]
-    common = 0
-    while all(len(parent) > common and parent[common] == parents[0][common] for parent in parents):
-        common += 1
-    return ["/".join(shard.split("/")[common:]) for shard in shards]
+    parts = [shard.split("/") for shard in shards]
+    common = len(os.path.commonprefix([part[:-1] for part in parts]))  # noqa: RUF071  # of lists, so it is parts
+    return ["/".join(part[common:]) for part in parts]
 
 
 def _splits(shards: Sequence[str]) -> list[int]:

@@ -21,15 +21,20 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from kitae.data.archives import open_archive
 from kitae.data.base import SPLIT_ALIASES, TRAIN, Item, Progress, Source, Table, name_key
+from kitae.data.csv_source import CsvSource
 from kitae.data.groups import by_paths
+from kitae.data.parquet import ParquetSource
+from kitae.data.shards import ShardSource
 from kitae.data.spec import DataSpec
 from kitae.errors import DataError, did_you_mean
 from kitae.files import user_path
 from kitae.preprocess import image_files, is_image, visible_files
 
 GROUP_PREFIX = "group="
-_BLOCK, _BLOCKS = 32, 64  # images handed to a worker at once, at most; and at least so many portions of a folder
+_ON_DISK = ("folder", "parquet", "csv")
+_GROUPED = (*_ON_DISK, "fashion-mini", "photos-mini")
 
 
 def open_source(spec: DataSpec, progress: Progress | None = None) -> Source:
@@ -50,7 +55,9 @@ def open_source(spec: DataSpec, progress: Progress | None = None) -> Source:
         raise DataError(f"unknown data.source {spec.source!r}: {_suggestion(spec.source)}")
     if spec.groups is not None and name not in _GROUPED:
         raise DataError(f"data.groups: {name} has neither columns nor folders to take groups from; set it to null")
-    return SOURCES[name](spec, path, progress)
+    if name in _ON_DISK and not path:
+        raise DataError(f"data.source {spec.source!r} needs a path: {name}:PATH")
+    return SOURCES[name](name, path, spec, progress)
 
 
 class FolderSource(Source):
@@ -65,9 +72,8 @@ class FolderSource(Source):
 
     def __init__(self, root: str | Path, name: str = "", groups: str | None = None) -> None:
         """Lists the files. Raises DataError: no such folder, no class folders, a class or a split without images."""
-        super().__init__(name or f"folder:{root}")
+        super().__init__(name or f"folder:{root}", groups)
         self.root = user_path(root)
-        self._rule = groups
         if not self.root.is_dir():
             raise DataError(f"{self.name}: no such folder" if not self.root.exists() else f"{self.name}: not a folder")
         self._files: list[Path] = []
@@ -76,21 +82,24 @@ class FolderSource(Source):
         self._classes = self._scan()
 
     def _scan(self) -> tuple[str, ...]:
-        folders = _subfolders(self.root)
-        codes = [SPLIT_ALIASES.get(folder.name.lower()) for folder in folders]
-        named = [folder.name for folder, code in zip(folders, codes, strict=True) if code is not None]
-        odd = [folder.name for folder, code in zip(folders, codes, strict=True) if code is None]
-        if TRAIN in codes and odd:
+        codes = {folder: SPLIT_ALIASES.get(folder.name.lower()) for folder in _subfolders(self.root)}
+        named = sorted((code, folder) for folder, code in codes.items() if code is not None)
+        train = [folder for code, folder in named if code == TRAIN]
+        odd = [folder for folder, code in codes.items() if code is None]
+        if train and odd:
             if len(named) > 1:  # one alone may be a class of vehicles
-                raise DataError(f"{self.name}: has splits ({', '.join(named)}) and a folder {odd[0]!r} beside them")
-            self._refuse_unknown_split(folders, codes)
-        if named and not odd and TRAIN not in codes:
-            raise DataError(f"{self.name}: has a folder {named[0]!r} but no train folder")
-        if TRAIN in codes and not odd:
-            parts = [(code, folder) for code, folder in zip(codes, folders, strict=True) if code is not None]
-            parts.sort(key=lambda part: (part[0], part[1].name))
-        else:
-            parts = [(TRAIN, self.root)]
+                splits = ", ".join(folder.name for _, folder in named)
+                raise DataError(f"{self.name}: has splits ({splits}) and a folder {odd[0].name!r} beside them")
+            classes = {folder.name for folder in _subfolders(train[0])}
+            for folder in odd:
+                if classes.intersection(inner.name for inner in _subfolders(folder)):
+                    raise DataError(
+                        f"{self.name}: {folder.name!r} has the class folders of train, but is not the name of a split; "
+                        "rename it to val or test"
+                    )
+        if named and not odd and not train:
+            raise DataError(f"{self.name}: has a folder {named[0][1].name!r} but no train folder")
+        parts = named if train and not odd else [(TRAIN, self.root)]
         self._inside = 1 if parts[0][1] == self.root else 2
         names = sorted({folder.name for code, part in parts if code == TRAIN for folder in _subfolders(part)})
         if not names:
@@ -122,17 +131,6 @@ class FolderSource(Source):
                 _check_part(part, self.name, empty=len(self._files) == before)
         return tuple(names)
 
-    def _refuse_unknown_split(self, folders: list[Path], codes: list[int | None]) -> None:
-        """Refuse a folder that has the same class folders as `train`, but not the name of a split."""
-        classes = {sub.name for folder, code in zip(folders, codes, strict=True) if code == TRAIN
-                   for sub in _subfolders(folder)}  # fmt: skip
-        for folder, code in zip(folders, codes, strict=True):
-            if code is None and classes.intersection(sub.name for sub in _subfolders(folder)):
-                raise DataError(
-                    f"{self.name}: {folder.name!r} has the class folders of train, but is not the name of a split; "
-                    "rename it to val or test"
-                )
-
     def files(self) -> list[Path]:
         return self._files
 
@@ -141,8 +139,7 @@ class FolderSource(Source):
         return sorted(p.relative_to(self.root).as_posix() for p in visible_files(self.root) if p not in taken)
 
     def identity(self) -> dict[str, object]:
-        rule = {} if self._rule is None else {"groups": self._rule}
-        return {"root": str(self.root.absolute()), "classes": self._classes, **rule}
+        return {"root": str(self.root.absolute()), "classes": self._classes}
 
     def load_table(self) -> Table:
         names = [path.relative_to(self.root).as_posix() for path in self._files]
@@ -153,16 +150,11 @@ class FolderSource(Source):
             splits=np.array(self._splits, dtype=np.uint8),
             names=names,
             keys=keys,
-            groups=_marked_groups(names, keys) if self._rule is None else by_paths(names, self._rule, self._inside),
+            groups=_marked_groups(names, keys) if self.rule is None else by_paths(names, self.rule, self._inside),
         )
 
-    def blocks(self) -> Iterator[list[Item]]:
-        size = max(1, min(_BLOCK, len(self._files) // _BLOCKS))  # a few large photographs keep all workers busy, too
-        for start in range(0, len(self._files), size):
-            yield list(self._files[start : start + size])
-
-    def read(self, index: int) -> Item:
-        return self._files[index]
+    def images(self) -> Iterator[Item]:
+        return iter(self._files)
 
 
 def _check_part(part: Path, name: str, *, empty: bool) -> None:
@@ -222,7 +214,7 @@ def source_of(path: str | Path) -> str:
 def path_of(source: str) -> Path | None:
     """The path of a data.source that is a folder or file on this machine; None for all others."""
     kind, _, path = source.partition(":")
-    return user_path(path) if kind in ("folder", "parquet", "csv") and path else None
+    return user_path(path) if kind in _ON_DISK and path else None
 
 
 def source_named(given: str | Path) -> str:
@@ -236,77 +228,42 @@ def _suggestion(source: str) -> str:
             return f"did you mean {source_of(source)}?"
     except DataError:
         pass
-    listed = ", ".join(f"{name}:PATH" if name in _WITH_PATH else name for name in SOURCES)
+    listed = ", ".join(f"{name}:PATH" if name in (*_ON_DISK, "webdataset") else name for name in SOURCES)
     return f"the sources are {listed}{did_you_mean(source.partition(':')[0].lower(), SOURCES)}"
 
 
-_WITH_PATH = ("folder", "parquet", "csv", "webdataset")
-_GROUPED = ("folder", "parquet", "csv", "fashion-mini", "photos-mini")
+def _embedded(name: str, path: str, spec: DataSpec, progress: Progress | None) -> Source:
+    if path:
+        raise DataError(f"data.source {spec.source!r}: {name} is embedded and takes no path")
+    return ParquetSource(Path(__file__).parent / "assets" / f"{name}.parquet", name, groups=spec.groups)
 
 
-def _embedded(name: str) -> Callable[[DataSpec, str, Progress | None], Source]:
-    def make(spec: DataSpec, path: str, progress: Progress | None) -> Source:
-        from kitae.data.parquet import ParquetSource
-
-        if path:
-            raise DataError(f"data.source {spec.source!r}: {name} is embedded and takes no path")
-        return ParquetSource(Path(__file__).parent / "assets" / f"{name}.parquet", name=name, groups=spec.groups)
-
-    return make
+def _parquet(name: str, path: str, spec: DataSpec, progress: Progress | None) -> Source:
+    return ParquetSource(path, spec.source, spec.image_column, spec.label_column, spec.groups)
 
 
-def _folder(spec: DataSpec, path: str, progress: Progress | None) -> Source:
-    return FolderSource(_path(spec, path), name=spec.source, groups=spec.groups)
+def _csv(name: str, path: str, spec: DataSpec, progress: Progress | None) -> Source:
+    return CsvSource(path, spec.source, spec.groups, gaps=spec.on_corrupt == "skip")
 
 
-def _parquet(spec: DataSpec, path: str, progress: Progress | None) -> Source:
-    from kitae.data.parquet import ParquetSource
-
-    return ParquetSource(
-        _path(spec, path),
-        name=spec.source,
-        image_column=spec.image_column,
-        label_column=spec.label_column,
-        groups=spec.groups,
-    )
+def _folder(name: str, path: str, spec: DataSpec, progress: Progress | None) -> Source:
+    return FolderSource(path, spec.source, spec.groups)
 
 
-def _csv(spec: DataSpec, path: str, progress: Progress | None) -> Source:
-    from kitae.data.csv_source import CsvSource
-
-    return CsvSource(_path(spec, path), name=spec.source, groups=spec.groups, gaps=spec.on_corrupt == "skip")
-
-
-def _shards(spec: DataSpec, path: str, progress: Progress | None) -> Source:
-    from kitae.data.shards import ShardSource
-
+def _shards(name: str, path: str, spec: DataSpec, progress: Progress | None) -> Source:
     return ShardSource(spec.source, spec, progress)
 
 
-def _archive(name: str) -> Callable[[DataSpec, str, Progress | None], Source]:
-    def make(spec: DataSpec, path: str, progress: Progress | None) -> Source:
-        from kitae.data import archives
-
-        return archives.open_archive(name, path, spec, progress)
-
-    return make
-
-
-def _path(spec: DataSpec, path: str) -> Path:
-    if not path:
-        raise DataError(f"data.source {spec.source!r} needs a path: {spec.source.rstrip(':')}:PATH")
-    return Path(path)
-
-
-SOURCES: dict[str, Callable[[DataSpec, str, Progress | None], Source]] = {
-    "fashion-mini": _embedded("fashion-mini"),
-    "photos-mini": _embedded("photos-mini"),
+SOURCES: dict[str, Callable[[str, str, DataSpec, Progress | None], Source]] = {
+    "fashion-mini": _embedded,
+    "photos-mini": _embedded,
     "folder": _folder,
     "parquet": _parquet,
     "csv": _csv,
     "webdataset": _shards,
-    "cifar10": _archive("cifar10"),
-    "cifar100": _archive("cifar100"),
-    "fashion-mnist": _archive("fashion-mnist"),
-    "mnist": _archive("mnist"),
+    "cifar10": open_archive,
+    "cifar100": open_archive,
+    "fashion-mnist": open_archive,
+    "mnist": open_archive,
 }
+"""What opens a source, from its name, what follows the colon, and the spec."""

@@ -103,13 +103,9 @@ class DataSpec(GrowingSpec):
         return self.folds is not None and self.fold is None
 
     @model_validator(mode="after")
-    def _fold_exists(self) -> Self:
+    def _fits(self) -> Self:
         if self.fold is not None and (self.folds is None or self.fold > self.folds):
             raise ValueError(f"fold: {self.fold} must be one of the folds (1 to {self.folds or 'data.folds'})")
-        return self
-
-    @model_validator(mode="after")
-    def _sizes_fit(self) -> Self:
         size = self.image_size
         short = min(size) if isinstance(size, tuple) else size
         if self.store_size is not None and short is not None and self.store_size < short:

@@ -13,16 +13,15 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kitae import keyed
-from kitae.data.base import SPLIT_NAMES, TEST, TRAIN, VAL
+from kitae.data.base import SPLIT_NAMES, TEST, TRAIN, VAL, Table
 from kitae.data.groups import assign_folds, components, together
 from kitae.data.spec import DataSpec
 from kitae.data.store import Store
@@ -166,9 +165,9 @@ class Splits:
             raise DataError(f"{path}: not a splits file, or a broken one ({error})") from error
 
 
-def enough_to_choose(table: Labelled, spec: DataSpec) -> DataSpec:
+def enough_to_choose(table: Table, spec: DataSpec) -> DataSpec:
     """The spec with the `val_fraction` of a planned run: some 150 images, but between a tenth and a fifth of them."""
-    pool = int((np.asarray(table.splits) != TEST).sum())
+    pool = int((table.splits != TEST).sum())
     if spec.folds is not None:
         pool = round(pool * (1 - 1 / spec.folds))
     elif pool == len(table.labels):
@@ -177,30 +176,13 @@ def enough_to_choose(table: Labelled, spec: DataSpec) -> DataSpec:
     return spec.model_copy(update={"val_fraction": round(share, 3)})
 
 
-class Labelled(Protocol):
-    """What splitting needs to know about the images: implemented by Store, Source and Table."""
-
-    @property
-    def labels(self) -> NDArray[np.int64]: ...
-    @property
-    def classes(self) -> tuple[str, ...]: ...
-    @property
-    def splits(self) -> NDArray[np.uint8]: ...
-    @property
-    def keys(self) -> NDArray[np.int64]: ...
-    @property
-    def groups(self) -> NDArray[np.int64] | None: ...
-    @property
-    def names(self) -> Sequence[str]: ...
-
-
 def make_splits(store: Store, spec: DataSpec) -> Splits:
     """Split a store. Arguments and errors as `divide`."""
     train, val, test, unused = divide(store, spec, store.twins)
     return Splits(train, val, store.fingerprint, test, unused)
 
 
-def divide(store: Labelled, spec: DataSpec, twins: NDArray[np.int64] | None = None) -> tuple[Rows, Rows, Rows, int]:
+def divide(table: Table, spec: DataSpec, twins: NDArray[np.int64] | None = None) -> tuple[Rows, Rows, Rows, int]:
     """The rows of train, validation and test, and how many training rows `limit` leaves out.
 
     Of each class with n images in train, round(n * fraction) are held out, at least one if n allows it and never all.
@@ -211,7 +193,7 @@ def divide(store: Labelled, spec: DataSpec, twins: NDArray[np.int64] | None = No
     validation is held out from the others; without `fold` the whole pool is train, and there is no validation.
 
     Args:
-        store: its `labels`, `classes`, `splits`, `keys` and `groups` matter here.
+        table: of a source or a store.
         spec: `val_fraction`, `test_fraction`, `split_seed`, `val_seed`, `limit`, `folds` and `fold`.
         twins: for each image the first row with the same pixels; None if unknown.
 
@@ -220,28 +202,23 @@ def divide(store: Labelled, spec: DataSpec, twins: NDArray[np.int64] | None = No
             two sides of the source's own splits, fewer groups than splits, a class in one group, a limit below the
             number of classes or above the images there are.
     """
-    labels = np.asarray(store.labels)
-    classes = store.classes
+    labels, classes = table.labels, table.classes
     if len(classes) < 2:
         raise DataError(f"there is only one class ({classes[0]!r}), a classifier needs two or more")
     if spec.folds is not None:
-        return _folded(store, spec, spec.folds, twins)
-    codes = np.asarray(store.splits)
-    parts = {code: np.flatnonzero(codes == code).astype(np.int64) for code in (TRAIN, VAL, TEST)}
+        return _folded(table, spec, spec.folds, twins)
+    parts = {code: np.flatnonzero(table.splits == code) for code in (TRAIN, VAL, TEST)}
     _check_classes(labels[parts[TRAIN]], classes)
-    _check_groups(store, codes)
-    if store.groups is not None and not (len(parts[VAL]) and len(parts[TEST])):
-        made = [SPLIT_NAMES[code] for code in (VAL, TEST) if not len(parts[code])]
+    _check_groups(table, table.splits)
+    made = [SPLIT_NAMES[code] for code in (VAL, TEST) if not len(parts[code])]
+    if table.groups is not None and made:
         pool = parts[TRAIN]
-        _check_room(
-            labels[pool], np.asarray(store.groups)[pool], classes, 1 + len(made), f"train and {' and '.join(made)}"
-        )
-    splitter = _Splitter(store, labels, spec.split_seed)
-    validation = splitter if spec.val_seed is None else _Splitter(store, labels, spec.val_seed)
-    for code, fraction, by in ((TEST, spec.test_fraction, splitter), (VAL, spec.val_fraction, validation)):
+        _check_room(labels[pool], table.groups[pool], classes, 1 + len(made), f"train and {' and '.join(made)}")
+    draws = ((TEST, spec.test_fraction, spec.split_seed), (VAL, spec.val_fraction, _val_seed(spec)))
+    for code, fraction, seed in draws:
         if not len(parts[code]):
             leave = 2 if code == TEST and not len(parts[VAL]) else 1  # validation wants an image of its own, too
-            parts[TRAIN], parts[code] = by.hold_out(parts[TRAIN], fraction, code, leave)
+            parts[TRAIN], parts[code] = _hold_out(table, parts[TRAIN], fraction, seed, code, leave)
         if not len(parts[code]):
             raise DataError(
                 f"{len(labels)} images are too few: no {SPLIT_NAMES[code]} image can be held out; "
@@ -249,62 +226,59 @@ def divide(store: Labelled, spec: DataSpec, twins: NDArray[np.int64] | None = No
             )
     drawn = parts[TRAIN]
     if twins is not None:
-        parts = _united(parts, store, twins)
+        parts = _united(parts, table, twins)
         for code in (VAL, TEST):
             if not len(parts[code]):
-                linked = "images" if store.groups is None else "groups"
+                linked = "images" if table.groups is None else "groups"
                 raise DataError(
                     f"equal images link so many {linked} that none is left for {SPLIT_NAMES[code]}; leave the copies "
                     "out (kitae data fix writes a list without them)"
                 )
     _check_classes(labels[parts[TRAIN]], classes)
-    train = parts[TRAIN] if spec.limit is None else splitter.limit(parts[TRAIN], drawn, spec.limit, len(classes))
+    train = _limited(table, parts[TRAIN], drawn, spec)
     return train, parts[VAL], parts[TEST], len(parts[TRAIN]) - len(train)
 
 
-def _folded(
-    store: Labelled, spec: DataSpec, folds: int, twins: NDArray[np.int64] | None
-) -> tuple[Rows, Rows, Rows, int]:
+def _folded(table: Table, spec: DataSpec, folds: int, twins: NDArray[np.int64] | None) -> tuple[Rows, Rows, Rows, int]:
     """`divide` into folds; images that are equal or of one group are in the same fold and split."""
-    labels, classes = np.asarray(store.labels), store.classes
-    given = np.asarray(store.splits) == TEST
-    _check_groups(store, np.where(given, TEST, TRAIN).astype(np.uint8))
-    pool, test = (np.flatnonzero(side).astype(np.int64) for side in (~given, given))
+    labels, classes = table.labels, table.classes
+    given = table.splits == TEST
+    _check_groups(table, np.where(given, TEST, TRAIN).astype(np.uint8))
+    pool, test = np.flatnonzero(~given), np.flatnonzero(given)
     _check_classes(labels[pool], classes)
-    units = together(store.groups, pool, twins)
+    units = together(table.groups, pool, twins)
     found = len(pool) if units is None else len(np.unique(units))
     what = "images" if units is None else "groups of images"
     if found < folds:
         raise DataError(f"data.folds: {folds} folds of {found} {what}; set it to {found} or less")
-    part = assign_folds(labels[pool], np.asarray(store.keys)[pool], folds, spec.split_seed, units)
-    table = np.bincount(labels[pool] * folds + part, minlength=len(classes) * folds).reshape(-1, folds)
-    whole = np.flatnonzero(table.max(axis=1) == table.sum(axis=1))
+    part = assign_folds(labels[pool], table.keys[pool], folds, spec.split_seed, units)
+    counts = np.bincount(labels[pool] * folds + part, minlength=len(classes) * folds).reshape(-1, folds)
+    whole = np.flatnonzero(counts.max(axis=1) == counts.sum(axis=1))
     if whole.size:
         more = f" (and {whole.size - 1} other classes)" if whole.size > 1 else ""
         raise DataError(
             f"data.folds: class {classes[whole[0]]!r}{more} has all its images in one fold, which no other one can "
-            f"learn; add images{'' if store.groups is None else ' of other groups'}"
+            f"learn; add images{'' if table.groups is None else ' of other groups'}"
         )
-    val = np.empty(0, np.int64)
-    grouping = None
     if units is not None:
-        grouping = np.full(len(labels), -1, np.int64)
-        grouping[pool] = units
-    train = pool
+        groups = np.full(len(labels), -1, np.int64)
+        groups[pool] = units
+        table = replace(table, groups=groups)
+    train, val = pool, np.empty(0, np.int64)
     if spec.fold is not None:
         test = pool[part == spec.fold - 1]
-        seed = spec.split_seed if spec.val_seed is None else spec.val_seed
-        splitter = _Splitter(store, labels, seed, grouping)
-        train, val = splitter.hold_out(pool[part != spec.fold - 1], spec.val_fraction, VAL, 1)
+        train, val = _hold_out(table, pool[part != spec.fold - 1], spec.val_fraction, _val_seed(spec), VAL, 1)
         if not len(val):
             raise DataError(f"data.folds: {len(pool)} images are too few: no val image can be held out of {len(train)}")
-    kept = train
-    if spec.limit is not None:
-        kept = _Splitter(store, labels, spec.split_seed, grouping).limit(train, train, spec.limit, len(classes))
+    kept = _limited(table, train, train, spec)
     return kept, val, test, len(train) - len(kept)
 
 
-def _united(parts: dict[int, Rows], store: Labelled, twins: NDArray[np.int64]) -> dict[int, Rows]:
+def _val_seed(spec: DataSpec) -> int:
+    return spec.split_seed if spec.val_seed is None else spec.val_seed
+
+
+def _united(parts: dict[int, Rows], table: Table, twins: NDArray[np.int64]) -> dict[int, Rows]:
     """The splits with equal images in one split; only images that were drawn into a split, or left in train, move.
 
     A set of equal images moves to the split of the one with the lowest key, which keeps the held-out shares even if
@@ -314,8 +288,8 @@ def _united(parts: dict[int, Rows], store: Labelled, twins: NDArray[np.int64]) -
     codes = np.full(len(twins), -1, np.int64)
     for code, rows in parts.items():
         codes[rows] = code
-    movable = np.flatnonzero(np.asarray(store.splits) == TRAIN)
-    units = components(twins[movable], None if store.groups is None else np.asarray(store.groups)[movable])
+    movable = np.flatnonzero(table.splits == TRAIN)
+    units = components(twins[movable], None if table.groups is None else table.groups[movable])
     first = np.full(len(movable), 3, np.int64)
     last = np.full(len(movable), -1, np.int64)
     np.minimum.at(first, units, codes[movable])
@@ -323,8 +297,8 @@ def _united(parts: dict[int, Rows], store: Labelled, twins: NDArray[np.int64]) -
     torn = np.flatnonzero((first < last)[units])
     if not torn.size:
         return parts
-    labels, keys = np.asarray(store.labels), np.asarray(store.keys)
-    in_train = np.bincount(labels[parts[TRAIN]], minlength=len(store.classes))
+    labels, keys = table.labels, table.keys
+    in_train = np.bincount(labels[parts[TRAIN]], minlength=len(table.classes))
     sizes = np.bincount(codes[codes >= 0], minlength=3)
     torn = torn[np.lexsort((keys[movable[torn]], units[torn]))]
     sets = np.split(movable[torn], np.flatnonzero(np.diff(units[torn])) + 1)
@@ -347,91 +321,86 @@ def _united(parts: dict[int, Rows], store: Labelled, twins: NDArray[np.int64]) -
     return {code: np.flatnonzero(codes == code).astype(np.int64) for code in parts}
 
 
-class _Splitter:
-    def __init__(
-        self, store: Labelled, labels: NDArray[np.int64], seed: int, groups: NDArray[np.int64] | None = None
-    ) -> None:
-        """`groups`: int64 [M], in place of the store's own."""
-        self._labels = labels
-        self._keys = np.asarray(store.keys)
-        own = None if store.groups is None else np.asarray(store.groups)
-        self._groups = own if groups is None else groups
-        self._seed = seed
+def _shuffled(identity: NDArray[np.int64], seed: int, slot: int, epoch: int) -> Rows:
+    """Positions in a keyed random order."""
+    return np.argsort(keyed.sort_keys(seed, epoch, identity, slot), kind="stable")
 
-    def _shuffled(self, identity: NDArray[np.int64], slot: int, epoch: int) -> Rows:
-        """Positions in a keyed random order."""
-        return np.argsort(keyed.sort_keys(self._seed, epoch, identity, slot), kind="stable")
 
-    def hold_out(self, rows: Rows, fraction: float, code: int, leave: int) -> tuple[Rows, Rows]:
-        """(kept, held out); of each class at least `leave` images are kept."""
-        labels = self._labels[rows]
-        counts = np.bincount(labels)
-        wanted = np.floor(counts * fraction + 0.5).astype(np.int64)
-        wanted = np.minimum(np.maximum(wanted, 1), np.maximum(counts - leave, 0))
-        # The epoch separates the two draws: otherwise the images just above the test threshold would be validation.
-        if self._groups is None:
-            order = self._shuffled(self._keys[rows], keyed.SLOT_SPLIT, code)
-            chosen = _rank_in_class(labels, order) < wanted[labels]
-        else:
-            chosen = self._choose_groups(self._groups[rows], labels, wanted, code, leave)
-        return rows[~chosen], rows[chosen]
+def _hold_out(table: Table, rows: Rows, fraction: float, seed: int, code: int, leave: int) -> tuple[Rows, Rows]:
+    """(kept, held out); of each class at least `leave` images are kept."""
+    labels = table.labels[rows]
+    counts = np.bincount(labels)
+    wanted = np.floor(counts * fraction + 0.5).astype(np.int64)
+    wanted = np.minimum(np.maximum(wanted, 1), np.maximum(counts - leave, 0))
+    # The epoch separates the two draws: otherwise the images just above the test threshold would be validation.
+    if table.groups is None:
+        order = _shuffled(table.keys[rows], seed, keyed.SLOT_SPLIT, code)
+        chosen = _rank_in_class(labels, order) < wanted[labels]
+    else:
+        chosen = _choose_groups(table.groups[rows], labels, wanted, seed, code, leave)
+    return rows[~chosen], rows[chosen]
 
-    def _choose_groups(
-        self, groups: NDArray[np.int64], labels: NDArray[np.int64], wanted: NDArray[np.int64], code: int, leave: int
-    ) -> NDArray[np.bool_]:
-        """Whole groups, in keyed order, each taken if it brings the held-out class counts closer to the target.
 
-        If no group does, the closest one is taken, provided that training images of its classes are left.
-        """
-        names, member = np.unique(groups, return_inverse=True)
-        by_group = np.argsort(member, kind="stable")
-        ends = np.cumsum(np.bincount(member))
-        missing = wanted.astype(np.float64)
-        left = np.bincount(labels, minlength=len(wanted))
-        chosen = np.zeros(len(names), dtype=np.bool_)
-        for group in self._shuffled(names, keyed.SLOT_SPLIT, code):
-            inside = labels[by_group[(ends[group - 1] if group else 0) : ends[group]]]
-            classes, counts = np.unique(inside, return_counts=True)
-            # |missing - counts|^2 < |missing|^2, and no class loses its last training images
-            nearer = float((counts * (counts - 2 * missing[classes])).sum()) < 0
-            if nearer and (left[classes] - counts >= leave).all():
-                chosen[group] = True
-                missing[classes] -= counts
-                left[classes] -= counts
-        if not chosen.any() and wanted.any():
-            # With a few large groups, take the one that exceeds the target least, rather than none.
-            table = np.zeros((len(names), len(wanted)))
-            np.add.at(table, (member, labels), 1)
-            far = ((missing - table) ** 2).sum(axis=1)
-            far[((left - table < leave) & (table > 0)).any(axis=1)] = np.inf
-            if np.isfinite(far.min()):
-                chosen[far.argmin()] = True
-        return chosen[member]
+def _choose_groups(
+    groups: NDArray[np.int64], labels: NDArray[np.int64], wanted: NDArray[np.int64], seed: int, code: int, leave: int
+) -> NDArray[np.bool_]:
+    """Whole groups, in keyed order, each taken if it brings the held-out class counts closer to the target.
 
-    def limit(self, rows: Rows, drawn: Rows, limit: int, classes: int) -> Rows:
-        """`limit` of the rows, classes in proportion, each at least once; a larger limit contains a smaller one's.
+    If no group does, the closest one is taken, provided that training images of its classes are left.
+    """
+    names, member = np.unique(groups, return_inverse=True)
+    by_group = np.argsort(member, kind="stable")
+    ends = np.cumsum(np.bincount(member))
+    missing = wanted.astype(np.float64)
+    left = np.bincount(labels, minlength=len(wanted))
+    chosen = np.zeros(len(names), dtype=np.bool_)
+    for group in _shuffled(names, seed, keyed.SLOT_SPLIT, code):
+        inside = labels[by_group[(ends[group - 1] if group else 0) : ends[group]]]
+        classes, counts = np.unique(inside, return_counts=True)
+        # |missing - counts|^2 < |missing|^2, and no class loses its last training images
+        nearer = float((counts * (counts - 2 * missing[classes])).sum()) < 0
+        if nearer and (left[classes] - counts >= leave).all():
+            chosen[group] = True
+            missing[classes] -= counts
+            left[classes] -= counts
+    if not chosen.any() and wanted.any():
+        # With a few large groups, take the one that exceeds the target least, rather than none.
+        table = np.zeros((len(names), len(wanted)))
+        np.add.at(table, (member, labels), 1)
+        far = ((missing - table) ** 2).sum(axis=1)
+        far[((left - table < leave) & (table > 0)).any(axis=1)] = np.inf
+        if np.isfinite(far.min()):
+            chosen[far.argmin()] = True
+    return chosen[member]
 
-        Args:
-            drawn: the rows before equal images were united. Rows are taken in this order, so that the few images that
-                moved do not change which of the others are taken.
-        """
-        if limit > len(rows):
-            raise DataError(
-                f"data.limit {limit} is larger than the {len(rows)} training images that remain after the split"
-            )
-        if limit < classes:
-            raise DataError(f"data.limit {limit} is smaller than the number of classes, {classes}")
-        labels = self._labels[drawn]
-        order = self._shuffled(self._keys[drawn], keyed.SLOT_LIMIT, 0)
-        # Interleave the classes in proportion: image r of the n of its class has position (r + 1/2) / n. The first
-        # image of every class comes before all others.
-        rank = _rank_in_class(labels, order)
-        turn = np.where(rank == 0, 0.0, (rank + 0.5) / np.bincount(labels)[labels])
-        dealt = drawn[np.lexsort((labels, turn))]
-        dealt = np.concatenate([dealt[np.isin(dealt, rows)], np.setdiff1d(rows, drawn)])
-        first = np.sort(np.unique(self._labels[dealt], return_index=True)[1])
-        dealt = np.concatenate([dealt[first], np.delete(dealt, first)])
-        return np.sort(dealt[:limit])
+
+def _limited(table: Table, rows: Rows, drawn: Rows, spec: DataSpec) -> Rows:
+    """`spec.limit` of the rows, classes in proportion, each at least once; a larger limit contains a smaller one's.
+
+    Args:
+        drawn: the rows before equal images were united. Rows are taken in this order, so that the few images that
+            moved do not change which of the others are taken.
+    """
+    limit = spec.limit
+    if limit is None:
+        return rows
+    if limit > len(rows):
+        raise DataError(
+            f"data.limit {limit} is larger than the {len(rows)} training images that remain after the split"
+        )
+    if limit < len(table.classes):
+        raise DataError(f"data.limit {limit} is smaller than the number of classes, {len(table.classes)}")
+    labels = table.labels[drawn]
+    order = _shuffled(table.keys[drawn], spec.split_seed, keyed.SLOT_LIMIT, 0)
+    # Interleave the classes in proportion: image r of the n of its class has position (r + 1/2) / n. The first
+    # image of every class comes before all others.
+    rank = _rank_in_class(labels, order)
+    turn = np.where(rank == 0, 0.0, (rank + 0.5) / np.bincount(labels)[labels])
+    dealt = drawn[np.lexsort((labels, turn))]
+    dealt = np.concatenate([dealt[np.isin(dealt, rows)], np.setdiff1d(rows, drawn)])
+    first = np.sort(np.unique(table.labels[dealt], return_index=True)[1])
+    dealt = np.concatenate([dealt[first], np.delete(dealt, first)])
+    return np.sort(dealt[:limit])
 
 
 def _rank_in_class(labels: NDArray[np.int64], order: Rows) -> NDArray[np.int64]:
@@ -476,14 +445,14 @@ def _check_room(
         )
 
 
-def _check_groups(store: Labelled, codes: NDArray[np.uint8]) -> None:
-    if store.groups is None:
+def _check_groups(table: Table, codes: NDArray[np.uint8]) -> None:
+    if table.groups is None:
         return
-    _, first, member = np.unique(np.asarray(store.groups), return_index=True, return_inverse=True)
+    _, first, member = np.unique(table.groups, return_index=True, return_inverse=True)
     crossing = np.flatnonzero(codes != codes[first][member])
     if crossing.size:
         other, one = int(crossing[0]), int(first[member[crossing[0]]])
         raise DataError(
-            f"{store.names[one]} ({SPLIT_NAMES[codes[one]]}) and {store.names[other]} ({SPLIT_NAMES[codes[other]]}) "
+            f"{table.names[one]} ({SPLIT_NAMES[codes[one]]}) and {table.names[other]} ({SPLIT_NAMES[codes[other]]}) "
             "are of one group, which must not lie in two splits"
         )

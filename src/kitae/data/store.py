@@ -29,46 +29,38 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kitae.data.base import Names, Progress, Source
-from kitae.data.build import FORMAT, MANIFEST, PIXELS, Job, build
-from kitae.data.cache import cache_folder, storage_errors
-from kitae.data.duplicates import HASH_BYTES, first_alike
+from kitae.data.base import Names, Progress, Table
+from kitae.data.build import FORMAT, MANIFEST, PIXELS, Job, build, index_shards
 from kitae.data.encoded import Encoded
-from kitae.data.index import index_shards
+from kitae.data.groups import HASH_BYTES, first_alike
 from kitae.data.pictures import Pictures
 from kitae.data.remote import ShardCache
 from kitae.data.shards import ShardSource
 from kitae.data.sources import open_source, path_of
 from kitae.data.spec import DataSpec
 from kitae.errors import DataError
+from kitae.files import cache_folder, storage_errors
 from kitae.folders import lock
 from kitae.preprocess import VERSION, PreprocessRules
 
 _CACHE_LIMIT = DataSpec().shard_cache_gb * 1e9
 
 
-@dataclass(frozen=True, eq=False)
-class Store:
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Store(Table):
     """M decoded images, with their labels, names and so on.
 
     Attributes:
         images: uint8 [M, C, H, W], memory-mapped read-only; or whole pictures, or encoded images in shards, which are
             indexed in the same way.
-        labels: int64 [M].
-        classes: K names.
-        splits: uint8 [M], the source's own: 0 train, 1 val, 2 test.
-        keys: int64 [M], identifies an image for the splits.
-        groups: int64 [M], or None.
-        names: M names.
         hashes: uint8 [M, 16], of each image's pixels; in shards, of its encoded bytes.
         rules: how an image was prepared; a new one must be prepared in the same way.
         fingerprint: hash of the content (pixels, labels, splits, keys, groups, classes): equal for equal data,
@@ -78,12 +70,6 @@ class Store:
     """
 
     images: NDArray[np.uint8] | Pictures | Encoded
-    labels: NDArray[np.int64]
-    classes: tuple[str, ...]
-    splits: NDArray[np.uint8]
-    keys: NDArray[np.int64]
-    groups: NDArray[np.int64] | None
-    names: Sequence[str]
     hashes: NDArray[np.uint8]
     rules: PreprocessRules
     fingerprint: str
@@ -99,14 +85,55 @@ class Store:
         return first_alike(self.hashes)
 
 
-def open_store(spec: DataSpec, progress: Progress | None = None, rules: PreprocessRules | None = None) -> Store:
-    """The store of a data spec, built if it does not exist. Raises as `open_source` and `prepare`.
+def open_store(
+    spec: DataSpec,
+    progress: Progress | None = None,
+    rules: PreprocessRules | None = None,
+    threads: int | None = None,
+) -> Store:
+    """The store of a data spec, built if it does not exist.
 
     Args:
+        spec: a null `image_size` or `channels` is determined from the images.
+        progress: called with (images done, images in all) while building.
         rules: how images are prepared, instead of by the spec.
+        threads: decoding threads; by default one a processor. Pillow decodes outside the interpreter lock.
+
+    Raises:
+        DataError: as `open_source`; an unreadable image (named), sizes that differ while `image_size` is null, no room
+            or no permission.
     """
-    source = open_source(spec, progress)
-    return prepare(source, rules or spec, on_corrupt=spec.on_corrupt, cache=spec.cache, progress=progress)
+    source, asked = open_source(spec, progress), rules or spec
+    request: dict[str, Any] = {
+        "image_size": asked.image_size,
+        "channels": asked.channels,
+        "resize": asked.resize,
+        "depth": asked.depth,
+        "store_size": asked.store_size,
+        "crop_pct": asked.crop_pct,
+        "fixed": rules is not None,
+        "version": VERSION,
+        "on_corrupt": spec.on_corrupt,
+    }
+    root = cache_folder(spec.cache) / "stores"
+    fingerprint = source.fingerprint()
+    key = hashlib.blake2b(json.dumps([FORMAT, fingerprint, request]).encode(), digest_size=10).hexdigest()
+    final = root / key
+    limit = spec.shard_cache_gb * 1e9
+    if (store := _load(final, limit)) is not None:
+        return store
+    with storage_errors(root):
+        root.mkdir(parents=True, exist_ok=True)
+        with lock(root / f"{key}.lock") as state:
+            if (store := _load(final, limit)) is not None:  # someone else built it while this process waited
+                return store
+            _sweep(root, key if state == "held" else None)
+            shutil.rmtree(final, ignore_errors=True)  # damaged
+            make = index_shards if isinstance(source, ShardSource) else build
+            make(Job(source, request, fingerprint, final, progress, threads))
+    if (store := _load(final, limit)) is None:
+        raise DataError(f"{final}: the store was changed while it was opened, try again")
+    return store
 
 
 def reopen_store(spec: DataSpec, fingerprint: str, recipe: Path, progress: Progress | None = None) -> Store:
@@ -143,60 +170,6 @@ def find_store(fingerprint: str, cache: str | Path | None = None) -> Store | Non
     return None
 
 
-def prepare(
-    source: Source,
-    rules: PreprocessRules | DataSpec,
-    *,
-    on_corrupt: Literal["error", "skip"] | None = None,
-    cache: str | Path | None = None,
-    progress: Progress | None = None,
-    threads: int | None = None,
-) -> Store:
-    """Open the store of a source with the given rules; build it first if it does not exist.
-
-    Args:
-        source: where the images are.
-        rules: fixed rules; or a DataSpec, whose null `image_size` and `channels` are determined from the images.
-        on_corrupt, cache: override the spec's.
-        progress: called with (images done, images in all) while building.
-        threads: decoding threads; by default one a processor. Pillow decodes outside the interpreter lock.
-
-    Raises:
-        DataError: an unreadable image (named), sizes that differ while `image_size` is null, no room or no permission.
-    """
-    spec = rules if isinstance(rules, DataSpec) else None
-    request: dict[str, Any] = {
-        "image_size": rules.image_size,
-        "channels": rules.channels,
-        "resize": rules.resize,
-        "depth": rules.depth,
-        "store_size": rules.store_size,
-        "fixed": spec is None,
-        "version": VERSION,
-        "on_corrupt": on_corrupt or (spec.on_corrupt if spec else "error"),
-    }
-    if rules.crop_pct != 1:  # stores of before keep their keys
-        request["crop_pct"] = rules.crop_pct
-    root = cache_folder(str(cache) if cache is not None else spec.cache if spec else None) / "stores"
-    fingerprint = source.fingerprint()
-    key = hashlib.blake2b(json.dumps([FORMAT, fingerprint, request]).encode(), digest_size=10).hexdigest()
-    final = root / key
-    limit = source.cache.limit if isinstance(source, ShardSource) else _CACHE_LIMIT
-    if (store := _load(final, limit)) is not None:
-        return store
-    with storage_errors(root):
-        root.mkdir(parents=True, exist_ok=True)
-        with lock(root / f"{key}.lock") as state:
-            if (store := _load(final, limit)) is not None:  # someone else built it while this process waited
-                return store
-            _sweep(root, key if state == "held" else None)
-            make = index_shards if isinstance(source, ShardSource) else build
-            make(Job(source, request, fingerprint, final, lambda path: _load(path) is not None, progress, threads))
-    if (store := _load(final, limit)) is None:
-        raise DataError(f"{final}: the store was changed while it was opened, try again")
-    return store
-
-
 # Opening
 
 
@@ -206,6 +179,13 @@ def _load(folder: Path, limit: float = _CACHE_LIMIT) -> Store | None:
     Args:
         limit: bytes that shards from URLs may take in the cache folder.
     """
+
+    def mapped(name: str, dtype: type, *shape: int) -> Any:
+        return np.memmap(folder / name, dtype, "r", shape=shape)
+
+    def column(name: str, dtype: type, *shape: int) -> Any:
+        return mapped(name, dtype, *shape).view(np.ndarray)
+
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
         if manifest["format"] != FORMAT:
@@ -215,24 +195,29 @@ def _load(folder: Path, limit: float = _CACHE_LIMIT) -> Store | None:
         rules = PreprocessRules.from_dict(manifest["rules"])
         count = int(manifest["count"])
         names = Names(
-            _map(folder / "names.utf8", np.uint8, (manifest["files"]["names.utf8"],)),
-            _map(folder / "names.i64", np.int64, (count + 1,)),
+            column("names.utf8", np.uint8, manifest["files"]["names.utf8"]), column("names.i64", np.int64, count + 1)
         )
+        images: NDArray[np.uint8] | Pictures | Encoded
         if "shards" in manifest:
-            places = _map(folder / "places.i64", np.int64, (count, 3))
             cache = ShardCache(folder.parents[1] / "shards", limit)
-            images: NDArray[np.uint8] | Pictures | Encoded = Encoded(manifest["shards"], places, names, rules, cache)
+            images = Encoded(rules, manifest["shards"], column("places.i64", np.int64, count, 3), names, cache)
+        elif rules.store_size is None:
+            images = mapped(PIXELS, np.uint8, count, *rules.shape)
         else:
-            images = _images(folder, count, rules)
+            heights, widths = np.ascontiguousarray(column("sizes.i64", np.int64, count, 2).T)
+            starts = np.concatenate([[0], np.cumsum(rules.channels * heights * widths)])
+            pixels = mapped(PIXELS, np.uint8, int(starts[-1]))
+            sums = column("sums.i64", np.int64, count, 2, rules.channels)
+            images = Pictures(rules, pixels, starts, heights, widths, sums)
         return Store(
             images=images,
-            labels=_map(folder / "labels.i64", np.int64, (count,)),
+            labels=column("labels.i64", np.int64, count),
             classes=tuple(manifest["classes"]),
-            splits=_map(folder / "splits.u8", np.uint8, (count,)),
-            keys=_map(folder / "keys.i64", np.int64, (count,)),
-            groups=_map(folder / "groups.i64", np.int64, (count,)) if "groups.i64" in manifest["files"] else None,
+            splits=column("splits.u8", np.uint8, count),
+            keys=column("keys.i64", np.int64, count),
+            groups=column("groups.i64", np.int64, count) if "groups.i64" in manifest["files"] else None,
             names=names,
-            hashes=_map(folder / "hashes.u8", np.uint8, (count, HASH_BYTES)),
+            hashes=column("hashes.u8", np.uint8, count, HASH_BYTES),
             rules=rules,
             fingerprint=manifest["fingerprint"],
             skipped=tuple((name, why) for name, why in manifest["skipped"]),
@@ -242,26 +227,6 @@ def _load(folder: Path, limit: float = _CACHE_LIMIT) -> Store | None:
         raise DataError(f"{error.filename}: {error.strerror}") from error
     except (OSError, ValueError, KeyError, TypeError, DataError):
         return None
-
-
-def _images(folder: Path, count: int, rules: PreprocessRules) -> NDArray[np.uint8] | Pictures:
-    if rules.store_size is None:
-        images: NDArray[np.uint8] = _map(folder / PIXELS, np.uint8, (count, *rules.shape))
-        return images
-    heights, widths = np.array(_map(folder / "sizes.i64", np.int64, (count, 2))).T
-    starts = np.concatenate([[0], np.cumsum(rules.channels * heights * widths)])
-    return Pictures(
-        pixels=_map(folder / PIXELS, np.uint8, (int(starts[-1]),)),
-        starts=starts,
-        heights=np.ascontiguousarray(heights),
-        widths=np.ascontiguousarray(widths),
-        sums=_map(folder / "sums.i64", np.int64, (count, 2, rules.channels)),
-        rules=rules,
-    )
-
-
-def _map(path: Path, dtype: type, shape: tuple[int, ...]) -> Any:
-    return np.memmap(path, dtype=dtype, mode="r", shape=shape)
 
 
 def _sweep(root: Path, own_key: str | None) -> None:

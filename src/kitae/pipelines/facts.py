@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from kitae.data.sources import open_source
 from kitae.data.spec import DataSpec
 from kitae.data.splits import divide, enough_to_choose
 from kitae.errors import DataError
-from kitae.preprocess import PreprocessRules, decode, from_array, is_grey_mode, probe
+from kitae.preprocess import PreprocessRules, decode, probe
 
 _TINY = 64  # images with no longer side do not count as photographs, and small networks take them at their size
 # Aspect ratios of a median picture that is squashed into the square, since a crop would lose its edges. For pictures
@@ -79,7 +80,7 @@ def look(data: DataSpec, *, fraction: bool = False) -> tuple[Facts, DataSpec]:
     table = source.table
     counts = np.bincount(table.labels, minlength=len(table.classes))
     data = data if fraction else enough_to_choose(table, data)
-    train, val, test, _ = divide(source, data)
+    train, val, test, _ = divide(table, data)
     sizes, grey, seconds = _sampled(source)
     heights, widths = zip(*sizes, strict=True)
     return (
@@ -108,15 +109,10 @@ def _sampled(source: Source) -> tuple[list[tuple[int, int]], bool, float]:
     rules = PreprocessRules(224, 3, store_size=504)
     for item in _some(source):
         try:
-            if isinstance(item, np.ndarray):
-                sizes.append((item.shape[0], item.shape[1]))
-                grey = grey and (item.ndim == 2 or item.shape[2] < 3)
-                from_array(item, rules)
-            else:
-                size, mode = probe(item)
-                sizes.append(size)
-                grey = grey and is_grey_mode(mode)
-                decode(item, rules)
+            size, one_grey = probe(item)
+            sizes.append(size)
+            grey = grey and one_grey
+            decode(item, rules)
             decoded += 1
         except DataError:
             continue
@@ -128,10 +124,10 @@ def _sampled(source: Source) -> tuple[list[tuple[int, int]], bool, float]:
 
 
 def _some(source: Source) -> list[Item]:
-    if len(source.files()) == len(source):  # one file per image: random access costs nothing
-        rows = keyed.permutation(0, 0, len(source), keyed.SLOT_LIMIT)[:_SAMPLE]
-        return [source.read(int(row)) for row in rows]
-    return next(iter(source.blocks()))[:_SAMPLE]
+    files = source.files()
+    if len(files) == len(source):  # one file per image: random access costs nothing
+        return [files[row] for row in keyed.permutation(0, 0, len(files), keyed.SLOT_LIMIT)[:_SAMPLE]]
+    return list(itertools.islice(source.images(), _SAMPLE))
 
 
 def framing(facts: Facts, given: DataSpec, *, pretrained: bool) -> dict[str, Any]:

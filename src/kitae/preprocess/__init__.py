@@ -23,17 +23,15 @@ It only needs NumPy and Pillow, so that the runtime of an exported model uses th
 from __future__ import annotations
 
 from kitae.preprocess.files import EXTENSIONS, FORMATS, image_files, is_image, list_images, visible_files
-from kitae.preprocess.pixels import Hooks, is_grey_mode
+from kitae.preprocess.pixels import Hooks
 from kitae.preprocess.reading import (
     ImageLike,
     decode,
     flattened,
-    from_array,
     load,
     one_or_several,
     paths_of,
     picture,
-    prepare,
     probe,
     view,
     windowed,
@@ -42,6 +40,6 @@ from kitae.preprocess.rules import VERSION, Depth, PreprocessRules, Size, depth_
 
 __all__ = [
     "EXTENSIONS", "FORMATS", "VERSION", "Depth", "Hooks", "ImageLike", "PreprocessRules", "Size", "decode", "depth_of",
-    "flattened", "from_array", "image_files", "is_grey_mode", "is_image", "list_images", "load", "one_or_several",
-    "paths_of", "picture", "prepare", "probe", "sides", "view", "visible_files", "windowed",
+    "flattened", "image_files", "is_image", "list_images", "load", "one_or_several",
+    "paths_of", "picture", "probe", "sides", "view", "visible_files", "windowed",
 ]  # fmt: skip

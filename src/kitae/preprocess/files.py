@@ -160,16 +160,15 @@ def is_image(name: str) -> bool:
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS
 
 
-def visible_files(folder: Path) -> Iterator[Path]:
+def visible_files(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
     """All files of a folder at any depth, in no order. Hidden files and folders are skipped, links to folders followed.
+
+    Args:
+        above: folders that this one lies in, so that a circle of links ends.
 
     Raises:
         DataError: a folder cannot be read.
     """
-    yield from _visible_files(folder, ())
-
-
-def _visible_files(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
     real = os.path.realpath(folder)
     if real in above:  # a link to a folder that it is in
         return
@@ -179,7 +178,7 @@ def _visible_files(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
         raise DataError(f"{error.filename}: {error.strerror}") from error
     for entry in entries:
         if entry.is_dir():
-            yield from _visible_files(Path(entry.path), (*above, real))
+            yield from visible_files(Path(entry.path), (*above, real))
         else:
             yield Path(entry.path)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,18 +28,17 @@ _TRANSPOSE = {
 _GREY_MODES = ("1", "L", "LA", "La", "I")
 
 
+@dataclass
 class Hooks:
-    """Called while an image is read, by the builder of a store; the defaults do nothing."""
+    """What the builder of a store wants to know of an image while it is read.
 
-    def on_size(self, height: int, width: int) -> None:
-        """The size of the upright image, before a pixel is decoded. An exception stops the reading."""
+    Attributes:
+        memory: entered while about so many bytes are needed to decode it; not for small images.
+        highest: set to the highest level of an image of more than 8 bits.
+    """
 
-    def on_level(self, highest: int) -> None:
-        """The highest level of an image of more than 8 bits."""
-
-    def memory(self, size: int) -> AbstractContextManager[None]:
-        """Entered while about `size` bytes are needed to decode it; not for small images."""
-        return contextlib.nullcontext()
+    memory: Callable[[int], AbstractContextManager[Any]] = contextlib.nullcontext
+    highest: int | None = None
 
 
 def is_grey_mode(mode: str) -> bool:
@@ -46,7 +47,7 @@ def is_grey_mode(mode: str) -> bool:
 
 
 def image_of(array: NDArray[Any], depth: Depth | None, hooks: Hooks | None = None) -> Image.Image:
-    """A Pillow image of an array as of `from_array`."""
+    """A Pillow image of an array as of `decode`."""
     array = np.asarray(array)
     if array.dtype == np.bool_:
         array = array.astype(np.uint8) * np.uint8(255)
@@ -95,7 +96,7 @@ def eight_bits(levels: NDArray[np.uint16], depth: Depth | None, hooks: Hooks | N
     colour = levels[..., :-1] if alpha else levels
     highest = int(colour.max())
     if hooks is not None:
-        hooks.on_level(highest)
+        hooks.highest = highest
     out = np.minimum(colour >> ((depth or depth_of(highest)) - 8), 255).astype(np.uint8)
     return np.concatenate([out, (levels[..., -1:] >> 8).astype(np.uint8)], axis=2) if alpha else out
 

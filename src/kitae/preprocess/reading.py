@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -18,6 +19,7 @@ from kitae.preprocess.files import default_name, list_images, low_bytes, naming,
 from kitae.preprocess.pixels import Hooks, flatten, image_of, is_grey_mode, reduced, resized
 from kitae.preprocess.rules import Depth, PreprocessRules
 
+Encoded: TypeAlias = "bytes | str | Path"  # the content of a file, or its path
 ImageLike: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8] | NDArray[np.uint16]"
 
 # A JPEG is decoded at no less than this multiple of the target's side before it is resized, directly or for a store.
@@ -29,11 +31,12 @@ _DECODE_BYTES = 12  # most bytes per decoded pixel, with copies: RGBA, the uprig
 _PROGRESSIVE_BYTES = 6  # more bytes per pixel of a progressive JPEG at full size: libjpeg keeps all coefficients
 
 
-def decode(source: bytes | str | Path, rules: PreprocessRules, name: str = "") -> NDArray[np.uint8]:
+def decode(source: Encoded | Image.Image | NDArray[Any], rules: PreprocessRules, name: str = "") -> NDArray[np.uint8]:
     """Decode and prepare one image.
 
     Args:
-        source: the encoded bytes, or the path of a file.
+        source: the encoded bytes, the path of a file, a Pillow image, or an array: uint8, uint16 or bool, [H, W], or
+            [H, W, C] with C = 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGBA).
         rules: size, channels, resize, depth, store size and share of the sides.
         name: what errors call the image; by default the path.
 
@@ -41,36 +44,35 @@ def decode(source: bytes | str | Path, rules: PreprocessRules, name: str = "") -
         uint8 [C, H, W], C-contiguous.
 
     Raises:
-        DataError: the file cannot be opened, is no image, is truncated or too large; the message starts with the name.
+        DataError: the file cannot be opened, is no image, is truncated or too large (the message starts with the name);
+            an array of another dtype or shape; pixels of a kind without a rule (32-bit float).
     """
     return view(picture(source, rules, name), rules)
 
 
 def picture(
-    source: bytes | str | Path | NDArray[Any], rules: PreprocessRules, name: str = "", hooks: Hooks | None = None
+    source: Encoded | Image.Image | NDArray[Any], rules: PreprocessRules, name: str = "", hooks: Hooks | None = None
 ) -> NDArray[np.uint8]:
     """An image as a store keeps it: the whole one with `store_size`, else at the size of `image_size`.
 
     Args:
-        source: the encoded bytes, the path of a file, or an array as of `from_array`.
-        rules, name: as of `decode`.
-        hooks: called while reading.
+        source, rules, name: as of `decode`.
+        hooks: for what decoding finds and needs.
 
     Returns:
         uint8 [C, h, w], C-contiguous; `view` makes [C, H, W] of it.
 
     Raises:
-        DataError: as `decode` and `from_array`.
+        DataError: as `decode`.
     """
     hooks = hooks or Hooks()
     if isinstance(source, np.ndarray):
-        image = image_of(source, rules.depth, hooks)
-        hooks.on_size(image.height, image.width)
-        return reduced(flatten(image, rules.depth), rules)
+        source = image_of(source, rules.depth, hooks)
+    if isinstance(source, Image.Image):
+        return reduced(flatten(source, rules.depth, hooks=hooks), rules)
     name = name or default_name(source)
     with open_image(source, name) as opened:
         width, height = opened.size
-        hooks.on_size(*upright_size(opened))
         with naming(name, source):
             needed = _DECODE_BYTES * width * height
             if opened.format in _DRAFTS:
@@ -80,9 +82,7 @@ def picture(
                 needed = _DECODE_BYTES * opened.width * opened.height
                 if opened.info.get("progressive"):
                     needed += _PROGRESSIVE_BYTES * width * height
-            if needed < _LITTLE:
-                return reduced(flatten(opened, rules.depth, low_bytes(opened, source), hooks), rules)
-            with hooks.memory(needed):
+            with hooks.memory(needed) if needed >= _LITTLE else contextlib.nullcontext():
                 return reduced(flatten(opened, rules.depth, low_bytes(opened, source), hooks), rules)
 
 
@@ -100,7 +100,7 @@ def view(pixels: NDArray[np.uint8], rules: PreprocessRules) -> NDArray[np.uint8]
 
 
 def windowed(
-    source: bytes | str | Path,
+    source: Encoded,
     window: Callable[[int, int], tuple[int, int, int, int]],
     size: tuple[int, int],
     channels: int,
@@ -145,10 +145,12 @@ def windowed(
     return np.ascontiguousarray(pixels[None] if channels == 1 else pixels.transpose(2, 0, 1))
 
 
-def probe(source: bytes | str | Path, name: str = "") -> tuple[tuple[int, int], str]:
-    """(height, width) and Pillow mode of an image, from its header: no pixel is decoded. Raises as `decode`."""
+def probe(source: Encoded | NDArray[Any], name: str = "") -> tuple[tuple[int, int], bool]:
+    """(height, width) of an image and whether it is grey, from its header: no pixel is decoded. Raises as `decode`."""
+    if isinstance(source, np.ndarray):
+        return (source.shape[0], source.shape[1]), source.ndim == 2 or source.shape[2] < 3
     with open_image(source, name or default_name(source)) as image:
-        return upright_size(image), image.mode
+        return upright_size(image), is_grey_mode(image.mode)
 
 
 @dataclass(frozen=True)
@@ -166,9 +168,9 @@ class Flat:
     highest: int | None
 
 
-def flattened(source: bytes | str | Path | NDArray[Any], name: str = "") -> Flat:
+def flattened(source: Encoded | NDArray[Any], name: str = "") -> Flat:
     """An image for looking at (checks, contact sheets); what a model sees comes from `decode`. Raises as `decode`."""
-    seen = _Level()
+    seen = Hooks()
     if isinstance(source, np.ndarray):
         image = image_of(source, None, seen)
         mode = image.mode if seen.highest is None else "I;16"
@@ -181,39 +183,6 @@ def flattened(source: bytes | str | Path | NDArray[Any], name: str = "") -> Flat
             image = flatten(opened, None, low, seen)
     image = image if image.mode == "L" else image.convert("L" if is_grey_mode(image.mode) else "RGB")
     return Flat(image, mode, seen.highest)
-
-
-class _Level(Hooks):
-    highest: int | None = None
-
-    def on_level(self, highest: int) -> None:
-        self.highest = highest
-
-
-def prepare(image: Image.Image, rules: PreprocessRules) -> NDArray[np.uint8]:
-    """Apply the rules to an opened Pillow image: uint8 [C, H, W], C-contiguous.
-
-    Raises:
-        DataError: the pixels are of a kind without a rule (32-bit float).
-        Exception: what Pillow raises on a broken file; `decode` turns it into a DataError.
-    """
-    return view(reduced(flatten(image, rules.depth), rules), rules)
-
-
-def from_array(array: NDArray[Any], rules: PreprocessRules) -> NDArray[np.uint8]:
-    """Prepare pixels that are already decoded.
-
-    Args:
-        array: uint8, uint16 or bool; [H, W], or [H, W, C] with C = 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGBA).
-        rules: as of `decode`.
-
-    Returns:
-        uint8 [C, H, W], C-contiguous.
-
-    Raises:
-        DataError: another dtype or shape.
-    """
-    return prepare(image_of(array, rules.depth), rules)
 
 
 def one_or_several(images: Any) -> list[Any]:
@@ -262,13 +231,11 @@ def load(image: ImageLike, rules: PreprocessRules, name: str = "image") -> NDArr
     if isinstance(image, (bytes, bytearray, memoryview)):
         return decode(bytes(image), rules, name)
     with naming(name, b""):
-        if isinstance(image, Image.Image):
-            return prepare(image, rules)
         if isinstance(image, np.ndarray):
             if image.dtype not in (np.uint8, np.uint16):
                 raise DataError(f"an array must be uint8 with values 0 to 255, or uint16, not {image.dtype}")
-            ready = image.dtype == np.uint8 and image.shape == rules.shape
-            return (
-                np.ascontiguousarray(image) if ready and image.shape[2] not in (2, 3, 4) else from_array(image, rules)
-            )
-        raise DataError(f"an image is a path, bytes, a Pillow image or a uint8 array, not {type(image).__name__}")
+            if image.dtype == np.uint8 and image.shape == rules.shape and image.shape[2] not in (2, 3, 4):
+                return np.ascontiguousarray(image)
+        elif not isinstance(image, Image.Image):
+            raise DataError(f"an image is a path, bytes, a Pillow image or a uint8 array, not {type(image).__name__}")
+        return decode(image, rules)
