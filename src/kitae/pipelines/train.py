@@ -19,8 +19,7 @@ from kitae.evaluation.calibration import fit_temperature
 from kitae.evaluation.evaluate import evaluate, evaluate_test, predictions_table
 from kitae.folders import default_folder
 from kitae.models.structure import count_parameters
-from kitae.pipelines.argument import understand
-from kitae.pipelines.choices import ChoiceOptions, Choices, unknown_option
+from kitae.pipelines.choices import Choices, apply, understand, unknown_option
 from kitae.pipelines.folds import OutOfFold, keep_logits, split_clock, train_folds, tunes
 from kitae.pipelines.notes import notes_of
 from kitae.pipelines.pace import Clock, Recutter, fitted
@@ -46,7 +45,7 @@ def train(
     progress: Progress | None = None,
     test: bool = True,
     show: bool | None = None,
-    **choices: Unpack[ChoiceOptions],
+    **choices: Unpack[Choices],
 ) -> Run:
     """Train, select and evaluate a classifier; everything is written to a run folder.
 
@@ -65,13 +64,13 @@ def train(
         watcher: shows progress of training. `progress(done, total)` shows the decoding of images.
         show: print progress where no `watcher` is given; None does so on a terminal and in a notebook.
         test: False does not evaluate on test: evaluation.json has `val` but no `test`, and no opening is counted.
-        choices: fields of `pipelines.plan.Choices`, which override the plan or the recipe: `image_size=160`, or
+        choices: fields of `pipelines.choices.Choices`, which override the plan or the recipe: `image_size=160`, or
             `folds=5`, which cross-validates and then trains on everything (see `pipelines.folds`).
 
     Raises:
         KitaeError: anything the user can correct, in one line.
     """
-    for unknown in choices.keys() - ChoiceOptions.__annotations__.keys():
+    for unknown in choices.keys() - Choices.__annotations__.keys():
         raise unknown_option(unknown)
     if watcher is None and (console.interactive() if show is None else show):
         with console.counting("decoding images") as counted, console.TrainingView(0) as view:
@@ -85,7 +84,7 @@ def train(
         Run.check_free(out, resume=resume, overwrite=overwrite)
     if minutes is not None and not isinstance(minutes, Clock):
         minutes = Clock.of(minutes, time.monotonic())
-    recipe, minutes, lines = asked(recipe, minutes, Choices(**choices))
+    recipe, minutes, lines = asked(recipe, minutes, choices)
     for line in lines if watcher is not None else ():
         watcher.note(line)  # type: ignore[union-attr]
     world = begin(recipe.train)
@@ -224,12 +223,12 @@ def asked(
         if on is not None:
             source = what if kind == "data" else f"{recipe}:"  # a shipped recipe's name, which a source has too
             recipe = Recipe.load(on).override(f"data.source={json.dumps(source)}")
-            return choices.applied(recipe), minutes, ()
+            return apply(recipe, choices), minutes, ()
         if kind == "data":
             planned = plan(what, minutes, choices)
             return planned.recipe, None if minutes is None else planned.clock, planned.lines
         recipe = Recipe.load(what)
-    return choices.applied(recipe), minutes, ()
+    return apply(recipe, choices), minutes, ()
 
 
 def _header(run: Run, setup: Setup, model: nn.Module, world: World) -> str:
