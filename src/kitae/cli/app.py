@@ -56,13 +56,11 @@ def install_completion(
     output
         Only write the script to this file; the start-up file of the shell is not changed.
     """
+    from cyclopts.completion.detect import ShellDetectionError
+
     try:
         script = app.install_completion(shell=shell, output=output, add_to_startup=output is None)
-    except OSError:
-        raise
-    except Exception as error:  # a shell that is not known: cyclopts does not export the type of this error
-        if type(error).__name__ != "ShellDetectionError":
-            raise
+    except ShellDetectionError as error:
         raise KitaeError("the shell is not known: give --shell bash, zsh, fish or powershell") from error
     console.say(f"completion script: {script}")
     if output is None:

@@ -121,7 +121,7 @@ def train(
 
 
 def _print_plan(recipe: Any, progress: Any) -> None:
-    from kitae.pipelines.estimate import estimate
+    from kitae.pipelines.bench import estimate
 
     facts = estimate(recipe, progress)
     console.answer(facts)

@@ -20,7 +20,6 @@ from kitae.models.spec import ModelSpec
 from kitae.models.weights import PACKAGES, within_reach
 from kitae.pipelines.choices import Choices, apply, assignments
 from kitae.pipelines.facts import Facts, framing, look
-from kitae.pipelines.folds import split_clock
 from kitae.pipelines.pace import (
     FEWEST_STEPS,
     FEWEST_TUNING_STEPS,
@@ -102,7 +101,7 @@ def plan(source: str, minutes: float | Clock | None = None, choices: Choices | N
         base = base.override("data.fold=1")
     facts, data = look(base.data, fraction=assigns(given, "data.val_fraction"))
     base = base.model_copy(update={"data": data})
-    share = minutes if runs == 1 else split_clock(minutes, runs)
+    share = minutes if runs == 1 else minutes.share(runs)
     planner = _Planner(facts, base, choices, share, begin(base.train), runs, patient)
     weights, why_not = planner.weights()
     recipe, lines = planner.transfer(weights) if weights else planner.scratch(why_not)
@@ -183,7 +182,7 @@ class _Planner:
     def pace(self, model: ModelSpec, size: int, before: Pace | None = None, **batch: int) -> Pace:
         return measured(
             model, self.base.train, self.world, classes=len(self.facts.counts), channels=self.facts.channels,
-            size=(size, size), before=before, **batch,
+            size=size, before=before, **batch,
         )  # fmt: skip
 
     def length(
