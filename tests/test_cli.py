@@ -271,6 +271,7 @@ def test_recipe_lists_and_prints(home: Path) -> None:
         (["train", "fashion-mini", "--imgsz", "64"], "--image-size"),
         (["train", "fashion-mini", "--weight-decay", "0"], "--set train.optimizer.weight_decay="),
         (["train", "fashion-mini", "--patience", "3"], "--set train.early_stopping.patience="),
+        (["train", "fashion-mini", "--crop-pct", "0.9"], "--set data.crop_pct="),
         (["study", "--epochs", "3"], "--set train.epochs="),
         (["train", "fashion-min"], "did you mean fashion-mini"),
         (["train", "fashion-mini", "--set", "train.epoch=3"], "did you mean epochs"),
@@ -326,22 +327,17 @@ def test_sigterm_exits_143_and_the_run_goes_on(home: Path) -> None:
     assert (home / "stopped" / "last" / "checkpoint.safetensors").exists()
 
 
-def test_bench_shows_where_a_step_spends_its_time(home: Path) -> None:
-    out = kitae(home, "bench", "fashion-mini", *TINY).stdout
-    assert "the limit" in out
-    assert "forward and backward, fp32" in out
-
-
-def test_bench_train_shows_where_a_step_goes(home: Path) -> None:
-    out = kitae(home, "bench", "train", "fashion-mini", *TINY).stdout
-    for part in ("data", "augment", "forward", "backward", "optimizer", "other", "images/s"):
-        assert part in out
-
-
-def test_bench_precision_shows_what_auto_takes(home: Path) -> None:
-    out = kitae(home, "bench", "precision", "fashion-mini", *TINY).stdout
-    assert "(auto)" in out
-    assert "fp32" in out
+@pytest.mark.parametrize(
+    ("what", "shown"),
+    [
+        ((), ("the limit", "forward and backward, fp32")),
+        (("train",), ("data", "augment", "forward", "backward", "optimizer", "other", "images/s")),
+        (("precision",), ("(auto)", "fp32")),
+    ],
+)
+def test_bench_shows_where_the_time_goes(home: Path, what: tuple[str, ...], shown: tuple[str, ...]) -> None:
+    out = kitae(home, "bench", *what, "fashion-mini", *TINY).stdout
+    assert all(part in out for part in shown)
 
 
 def test_show_augment_draws_pictures(home: Path) -> None:

@@ -26,15 +26,6 @@ PUBLIC = [
 
 def test_public_names() -> None:
     assert sorted(kitae.__all__) == PUBLIC
-
-
-def test_every_public_name_is_there() -> None:
-    assert all(getattr(kitae, name) is not None for name in PUBLIC)
-
-
-def test_dir_lists_them() -> None:
     assert set(PUBLIC) <= set(dir(kitae))
-
-
-def test_unknown_name_is_an_attribute_error() -> None:
+    assert all(getattr(kitae, name) is not None for name in PUBLIC)
     assert not hasattr(kitae, "registry")

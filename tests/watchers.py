@@ -9,14 +9,17 @@ from typing import Any
 
 
 class Watcher:
-    """Keeps the notes and the numbers of the epochs that are over."""
+    """Keeps the notes, the plans and the numbers of the epochs that are over."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
         self.epochs: list[int] = []
+        self.plans: list[int] = []
 
     def on_step(self, *facts: Any) -> None: ...
-    def on_plan(self, epochs: int) -> None: ...
+    def on_plan(self, epochs: int) -> None:
+        self.plans.append(epochs)
+
     def on_epoch(self, row: Mapping[str, Any]) -> None:
         self.epochs.append(row["epoch"])
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -322,7 +322,8 @@ def explain(error: ValidationError, cls: type[BaseModel], origin: str, node: yam
     where = f"{origin}:{line}" if line else origin
     if first["type"] == "extra_forbidden":
         return _unknown(path, cls, where)
-    shown = ".".join(_names_only(path, cls))
+    # Without what pydantic adds to a location for the branches of a union.
+    shown = ".".join(part for part in path if "[" not in part and not part[:1].isupper())
     message = first["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
     given = first.get("input")
     suffix = (
@@ -351,10 +352,6 @@ def _unknown(path: list[str], cls: type[BaseModel], where: str) -> str:
     return f"{where}: unknown field {name!r}{place}{hint}; valid: {', '.join(valid)}"
 
 
-# Fields of sections that are null by default.
-_OPTIONAL = ("train.early_stopping.patience", "augment.mix.mixup_alpha", "augment.mix.cutmix_alpha")
-
-
 # An option of other trainers -> an option here, or the last parts of a recipe field.
 NAMES_ELSEWHERE = {
     "learning_rate": "lr", "lr0": "lr", "batch": "batch_size", "bs": "batch_size", "img": "image_size",
@@ -374,16 +371,17 @@ def assigns(assignments: Iterable[str], field: str) -> bool:
 
 def field_ending(ending: str) -> str | None:
     """The field of a recipe with this ending, such as `train.epochs` for `epochs`, if there is one."""
-    names = (*_field_names(Recipe().model_dump(mode="json")), *_OPTIONAL)
-    return next((name for name in names if f".{name}".endswith(f".{ending}")), None)
+    return next((name for name in _field_names(Recipe) if f".{name}".endswith(f".{ending}")), None)
 
 
-def _field_names(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    for name, value in tree.items():
-        if isinstance(value, dict) and value:
-            yield from _field_names(value, f"{prefix}{name}.")
-        else:
+def _field_names(cls: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """All fields; a section itself only if it may also be null or a plain value."""
+    for name, info in cls.model_fields.items():
+        inner = _section(cls, name)
+        if inner is not info.annotation:
             yield f"{prefix}{name}"
+        if inner is not None:
+            yield from _field_names(inner, f"{prefix}{name}.")
 
 
 def _section(cls: type[BaseModel], field: str) -> type[BaseModel] | None:
@@ -393,11 +391,6 @@ def _section(cls: type[BaseModel], field: str) -> type[BaseModel] | None:
         return None
     kinds = [info.annotation, *getattr(info.annotation, "__args__", ())]
     return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
-
-
-def _names_only(path: list[str], cls: type[BaseModel]) -> list[str]:
-    """Drop what pydantic adds to a location for the branches of a union."""
-    return [part for part in path if "[" not in part and not part[:1].isupper()]
 
 
 def _line(node: yaml.Node | None, path: list[str]) -> int | None:

@@ -24,7 +24,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kitae import views
+from kitae import keyed, views
 from kitae.errors import DataError, RecipeError, TrainingError
 from kitae.evaluation.spec import Tta
 from kitae.files import read_json, require_format, write_atomically, write_json, write_parquet
@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from kitae.data.loader import ImageSet
     from kitae.data.splits import Splits
     from kitae.data.store import Store
+    from kitae.models.spec import ModelSpec
+    from kitae.models.weights import Weights
     from kitae.predictor import Predictor
     from kitae.runtime import Predictions
 
@@ -61,10 +63,18 @@ class Run:
     Attributes:
         path: the folder.
         recipe: the recipe with `auto` resolved.
+        checkpoint: the file of the whole training state.
+        best: the file of the best weights.
+        features: the folder of features that the probe has computed so far.
+        tensorboard: the folder of TensorBoard's event files.
+        report: the page of the run.
     """
 
     def __init__(self, path: Path, recipe: Recipe) -> None:
         self.path, self.recipe = path, recipe
+        self.checkpoint = path / "last" / "checkpoint.safetensors"
+        self.best, self.report = path / "best.safetensors", path / "report.html"
+        self.features, self.tensorboard = path / "features", path / "tensorboard"
         self._lock = ExitStack()
         self._new = False
         self._parents: list[Path] = []  # folders that are made with the run's
@@ -174,34 +184,9 @@ class Run:
         self.recipe = recipe
         recipe.save(self.path / "recipe.yaml")
 
-    @property
-    def checkpoint(self) -> Path:
-        """Where the whole training state is kept."""
-        return self.path / "last" / "checkpoint.safetensors"
-
-    @property
-    def best(self) -> Path:
-        """Where the best weights are kept."""
-        return self.path / "best.safetensors"
-
-    @property
-    def features(self) -> Path:
-        """The folder of features that the probe has computed so far."""
-        return self.path / "features"
-
     def fold(self, number: int) -> Path:
         """The folder of the run of a fold, from 1."""
         return self.path / "folds" / str(number)
-
-    @property
-    def tensorboard(self) -> Path:
-        """The folder of TensorBoard's event files."""
-        return self.path / "tensorboard"
-
-    @property
-    def report(self) -> Path:
-        """The page of the run."""
-        return self.path / "report.html"
 
     @property
     def _cure(self) -> str:
@@ -394,15 +379,7 @@ class Run:
 
     def build_model(self, *, free: bool = False) -> nn.Module:
         """The network with its initial weights; `free`: every layer can be trained, whatever the recipe froze."""
-        from kitae.models.build import build
-
-        rules = self.rules
-        return build(
-            self.recipe.model.model_copy(update={"pretrained": False, **({"freeze": "none"} if free else {})}),
-            classes=len(self.classes),
-            channels=rules.channels,
-            image_size=rules.image_size,
-        )
+        return build_network(self.recipe, self.classes, self.rules, free=free)
 
     def load_model(self, *, free: bool = False) -> nn.Module:
         """The network with its best weights, in eval mode on the CPU.
@@ -495,3 +472,25 @@ class Run:
             DataError: an image cannot be read, or an array has another shape or dtype.
         """
         return self.predictor(tta=tta).predict(images)
+
+
+def build_network(
+    recipe: Recipe, classes: Sequence[str], rules: PreprocessRules, *, model: ModelSpec | None = None,
+    weights: Weights | None = None, free: bool = False,
+) -> nn.Module:  # fmt: skip
+    """A recipe's network on the CPU, with initial weights that are a pure function of the seed.
+
+    Args:
+        model: another network instead.
+        weights: pretrained weights to start from; without them none are loaded, whatever the recipe says.
+        free: every layer can be trained, whatever the recipe froze.
+    """
+    import torch
+
+    from kitae.models.build import build
+
+    spec = (model or recipe.model).model_copy(update={} if weights is not None else {"pretrained": False})
+    spec = spec.model_copy(update={"freeze": "none"}) if free else spec
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(keyed.derive_seed(recipe.train.seed, 0, 0, keyed.SLOT_MODEL))
+        return build(spec, classes=len(classes), channels=rules.channels, image_size=rules.image_size, weights=weights)

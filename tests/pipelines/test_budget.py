@@ -24,9 +24,9 @@ from kitae.models.structure import count_parameters
 from kitae.pipelines import candidates
 from kitae.pipelines.budget import Outcome, choose, front, judge, search, within
 from kitae.pipelines.candidates import Bench, Candidate
-from kitae.pipelines.networks import Networks, fresh_network
+from kitae.pipelines.networks import Networks
 from kitae.pipelines.setup import Setup
-from kitae.run import Run
+from kitae.run import Run, build_network
 from kitae.runtime import Model
 
 pytestmark = pytest.mark.usefixtures("export_once")
@@ -149,7 +149,7 @@ def test_the_smallest_file_within_the_budget_wins(find: Finder, finished: Run) -
         assert row["speedup"] == pytest.approx(2.0 if "int8" in row["name"] else 1.0)
         assert row["parity_error"] < (1e-3 if row["precision"] == "fp32" else 1)
     assert rows["50 % fp32"]["macs"] < 0.4 * rows["original fp32"]["macs"]
-    small = reshape(fresh_network(finished.recipe, finished.classes, finished.rules), outcome.shape)
+    small = reshape(finished.build_model(free=True), outcome.shape)
     assert outcome.winner.row["parameters"] == count_parameters(small)
     small.load_state_dict(outcome.winner.model.state_dict())
     assert outcome.winner.name in outcome.front
@@ -589,7 +589,7 @@ def test_the_small_net_is_the_largest_that_is_as_fast(
     title, net = bench.as_fast(networks.original.model)
     assert title == "resnet8 of width 6"
     spec = finished.recipe.model.model_copy(update={"width": 6})
-    fresh = fresh_network(finished.recipe, finished.classes, finished.rules, spec)
+    fresh = build_network(finished.recipe, finished.classes, finished.rules, model=spec, free=True)
     assert count_parameters(net) == count_parameters(fresh)
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), fresh.parameters(), strict=True))
     clock.ratios = dict.fromkeys(clock.ratios, 2.0)
@@ -612,7 +612,7 @@ def test_ratios_are_of_the_original_whatever_the_steps(find: Finder, finished: R
     assert widths[0] == widths[1]
     for kept in steps.shape.kept.values():
         assert list(kept) == sorted(set(kept))
-    rebuilt = reshape(fresh_network(finished.recipe, finished.classes, finished.rules), steps.shape)
+    rebuilt = reshape(finished.build_model(free=True), steps.shape)
     rebuilt.load_state_dict(steps.model.state_dict())
 
 
@@ -639,7 +639,7 @@ def test_too_few_images_to_calibrate_with(find: Finder, monkeypatch: pytest.Monk
 def made(name: str, **row: Any) -> Candidate:
     row = {"drop": 0.0, "drop_interval": [0.0, 0.0], "loss": 0.0, "bytes": 1000, "latency_ms": 1.0, **row}
     control = bool(row.pop("control", False))
-    return Candidate(name, 0.0, "int8-static", Path(), row, np.zeros(0, np.int64), nn.Identity(), control=control)
+    return Candidate(name, 0.0, "int8-static", Path(), row, nn.Identity(), control=control)
 
 
 LUCK = CompressSpec(max_drop=1.0, sure=False)

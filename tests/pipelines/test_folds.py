@@ -18,12 +18,12 @@ from safetensors.torch import save_file
 from kitae.errors import CompressionError, RecipeError, TrainingError, TrainingInterruptedError
 from kitae.models.build import build
 from kitae.models.spec import ModelSpec
-from kitae.pipelines import probe as probe_pipeline
 from kitae.pipelines.compress import compress
 from kitae.pipelines.export import export
-from kitae.pipelines.folds import OutOfFold, tunes
+from kitae.pipelines.folds import out_of_fold, tunes
 from kitae.pipelines.pace import Clock
 from kitae.pipelines.plan import plan
+from kitae.pipelines.probe import Features
 from kitae.pipelines.setup import Setup
 from kitae.pipelines.train import train, train_without_test
 from kitae.recipe import Recipe
@@ -121,7 +121,7 @@ def test_a_fold_without_its_logits_is_named(run: Run, tmp_path: Path) -> None:
     (copy.fold(2) / "test_logits.npy").unlink()
     folds = [Run.open(copy.fold(number)) for number in (1, 2, 3)]
     with pytest.raises(TrainingError, match=r"2: test_logits\.npy cannot be read; remove the folder"):
-        OutOfFold.of(folds, copy.open_store().labels)
+        out_of_fold(Setup.of(copy), folds)
 
 
 def test_the_model_on_everything_is_like_any_other(run: Run, tmp_path: Path) -> None:
@@ -145,13 +145,13 @@ def test_the_model_on_everything_is_like_any_other(run: Run, tmp_path: Path) -> 
 
 def test_features_are_computed_once_for_all(asked: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    whole = probe_pipeline._Reader._evaluated
+    whole = Features._evaluated
 
-    def evaluated(self: Any, rows: Any) -> Any:
+    def evaluated(self: Any, network: Any, rows: Any) -> Any:
         seen.extend(rows.tolist())
-        return whole(self, rows)
+        return whole(self, network, rows)
 
-    monkeypatch.setattr(probe_pipeline._Reader, "_evaluated", evaluated)
+    monkeypatch.setattr(Features, "_evaluated", evaluated)
     run = train(asked.override("train.epochs=0"), tmp_path / "run")
     assert sorted(seen) == list(range(48))
     assert [row["epoch"] for row in run.metrics()] == [0]
@@ -236,3 +236,8 @@ def test_a_plan_for_folds(asked: Recipe, monkeypatch: pytest.MonkeyPatch) -> Non
     assert any("--folds" in line for line in alone.lines)
     assert alone.recipe.data.folds is None
     assert made.recipe.train.epochs <= alone.recipe.train.epochs
+    one = plan(asked.data.source, 2, planner.Choices(set=("data.folds=4", "data.fold=2")))
+    assert one.recipe.data.fold == 2
+    assert one.lines[0] == alone.lines[0], "the minutes of one run"
+    with pytest.raises(RecipeError, match="minutes: 0: must be"):
+        plan(asked.data.source, 0)

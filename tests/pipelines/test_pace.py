@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,30 +15,9 @@ from kitae.recipe import Recipe
 from kitae.run import Run
 from kitae.training.checkpoint import load_weights
 from kitae.training.distributed import World
+from tests.watchers import DiesHereError, KillAt, Watcher
 
 training = importlib.import_module("kitae.pipelines.train")
-
-
-class DiesHereError(Exception):
-    """A kill that saves nothing."""
-
-
-class Watcher:
-    """Dies in one step, given by (epoch, step), both from 0."""
-
-    def __init__(self, at: tuple[int, int] | None = None) -> None:
-        self.at = at
-        self.plans: list[int] = []
-
-    def on_plan(self, epochs: int) -> None:
-        self.plans.append(epochs)
-
-    def on_step(self, epoch: int, step: int, *facts: Any) -> None:
-        if (epoch, step) == self.at:
-            raise DiesHereError
-
-    def on_epoch(self, row: dict[str, Any]) -> None: ...
-    def note(self, text: str) -> None: ...
 
 
 def test_the_main_process_decides_whether_all_measure_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,9 +29,9 @@ def test_the_main_process_decides_whether_all_measure_again(monkeypatch: pytest.
     assert made == [1]
 
 
-@pytest.mark.parametrize("at", [(1, 1), (3, 2)])
+@pytest.mark.parametrize("batches", [5, 14])
 def test_a_run_that_was_killed_after_a_recut_ends_as_one_that_was_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: tuple[int, int]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batches: int
 ) -> None:
     """Planned for 2 epochs, the machine is faster, so there are 4: killed in the second, or in the last one."""
     asked = Recipe.load("fashion-mini").override(
@@ -71,7 +49,7 @@ def test_a_run_that_was_killed_after_a_recut_ends_as_one_that_was_not(
     assert watcher.plans == [2, 4]
     assert whole.recipe.train.recut == ((1, 4),)
     with pytest.raises(DiesHereError):
-        training.train(asked, tmp_path / "killed", minutes=clock(), watcher=Watcher(at))
+        training.train(asked, tmp_path / "killed", minutes=clock(), watcher=KillAt(batches))
     saved = Run.open(tmp_path / "killed").recipe
     again = training.train(saved, tmp_path / "killed", resume=True)
     assert again.recipe == whole.recipe

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from kitae.data.store import open_store
 from kitae.errors import DataError, RecipeError
 from kitae.pipelines import facts
 from kitae.pipelines import plan as room
-from kitae.pipelines.choices import ChoiceOptions, Choices
+from kitae.pipelines.choices import Choices
 from kitae.pipelines.pace import Clock, Pace
 from kitae.pipelines.plan import plan
 from kitae.pipelines.train import train
@@ -160,7 +159,7 @@ def test_a_validation_fraction_that_is_given_is_kept(tmp_path: Path) -> None:
     assert made.recipe.data.val_fraction == 0.1
     assert made.lines[1] == "split: 65 train, 7 validation, 18 test"
     assert check(source).counts["val"] == {"class 000": 6, "class 001": 8}  # as the plan without it
-    assert plan(source, choices=Choices(set="train.threads=1")).recipe.train.threads == 1  # type: ignore[arg-type]
+    assert plan(source, choices=Choices(set="train.threads=1")).recipe.train.threads == 1
 
 
 def test_tiny_grey_images_are_no_photographs(tmp_path: Path) -> None:
@@ -283,7 +282,7 @@ def test_what_cannot_be_trained_says_so_in_a_line(tmp_path: Path, case: str) -> 
 
 def test_a_name_or_data_and_choices_from_python(tmp_path: Path) -> None:
     photos(tmp_path / "d", [8, 8])
-    run = train(str(tmp_path / "d"), tmp_path / "run", model="resnet8", epochs=1, set=QUICK.set)
+    run = train(str(tmp_path / "d"), tmp_path / "run", model="resnet8", epochs=1, set=QUICK["set"])
     assert run.recipe.name == "d"
     assert len(run.metrics()) == 1
     with pytest.raises(RecipeError, match="epoch_count"):
@@ -294,15 +293,14 @@ def test_a_name_or_data_and_choices_from_python(tmp_path: Path) -> None:
 
 def test_the_minutes_are_turned_into_steps_of_the_recipe(tmp_path: Path) -> None:
     source = photos(tmp_path / "d", [30, 30], size=(24, 24))
-    run = train(source, tmp_path / "run", minutes=0.2, model="resnet8", set=QUICK.set)
+    run = train(source, tmp_path / "run", minutes=0.2, model="resnet8", set=QUICK["set"])
     assert len(run.metrics()) == run.recipe.train.last_epoch
     assert np.ptp([row["step"] for row in run.metrics()]) > 0
     again = train(Recipe.load(run.path / "recipe.yaml"), tmp_path / "again")
     assert [row["val_loss"] for row in again.metrics()] == [row["val_loss"] for row in run.metrics()]
 
 
-def test_the_options_of_train_are_typed_and_a_wrong_one_is_named(tmp_path: Path) -> None:
-    assert list(ChoiceOptions.__annotations__) == [field.name for field in fields(Choices)]
+def test_a_wrong_option_of_train_is_named(tmp_path: Path) -> None:
     for wrong, ours in (("epoch", "did you mean epochs"), ("bs", "use batch_size"), ("ema", "'train.ema=VALUE'")):
         with pytest.raises(RecipeError, match=f"{wrong}'.*{ours}"):
             train("fashion-mini", **{wrong: 3})  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ from kitae.models.build import build
 from kitae.models.spec import ModelSpec
 from kitae.pipelines import pace
 from kitae.pipelines import probe as pipeline
-from kitae.pipelines.setup import Setup
+from kitae.pipelines.setup import Setup, Unwatched
 from kitae.pipelines.train import train
 from kitae.recipe import Recipe
 from kitae.run import Run
@@ -103,7 +103,7 @@ def test_no_test_image_is_read(weights: str, tmp_path: Path) -> None:
     made = Run.create(tmp_path / "run", recipe(weights))
     setup = Setup.of(made)
     model = setup.initial_model(World(0, 1, torch.device("cpu")))
-    pipeline.probe(made, setup, model, World(0, 1, torch.device("cpu")))
+    pipeline.probe(made, setup, model, World(0, 1, torch.device("cpu")), Unwatched())
     assert made.test_openings == 0  # and the guard of the splits has not raised
 
 

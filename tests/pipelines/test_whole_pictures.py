@@ -16,8 +16,7 @@ from PIL import Image
 from kitae.data.pictures import Pictures
 from kitae.data.sources import open_source
 from kitae.errors import TrainingInterruptedError
-from kitae.pipelines.bench import bench
-from kitae.pipelines.estimate import estimate
+from kitae.pipelines.bench import bench, estimate
 from kitae.pipelines.setup import Setup
 from kitae.pipelines.train import train
 from kitae.recipe import Recipe

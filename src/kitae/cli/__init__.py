@@ -9,10 +9,9 @@ import errno
 import os
 import sys
 
-from cyclopts import CycloptsError, UnknownOptionError
+from cyclopts import CycloptsError, MissingArgumentError, UnknownOptionError, UnusedCliTokensError
 
 from kitae import console
-from kitae.cli import habits
 from kitae.cli.app import app
 from kitae.cli.data import check, fix, prepare
 from kitae.cli.research import ablate, augment, bench, bench_precision, recipe, search, study
@@ -34,6 +33,13 @@ _EXTRAS = {
     "onnxruntime": "runtime", "timm": "models", "optuna": "search", "ray": "cluster", "tensorboard": "track",
     "webdataset": "shards",
 }  # fmt: skip
+# Commands of other tools -> ours.
+_COMMANDS = {
+    "fit": "train", "finetune": "train", "fine-tune": "train", "val": "evaluate", "validate": "evaluate",
+    "test": "evaluate", "eval": "evaluate", "infer": "predict", "classify": "predict", "prune": "compress",
+    "quantize": "compress", "benchmark": "bench", "ablate": "study ablate", "check": "data check", "fix": "data fix",
+    "completion": "--install-completion",
+}  # fmt: skip
 # Errors of the file system that are no bug of this program.
 _USER_ERRORS = (
     errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOTDIR, errno.EISDIR,
@@ -52,17 +58,17 @@ def main() -> None:
     if not words:
         console.say(_FIRST_STEPS)
         return
-    if words[0] in habits.COMMANDS:
-        console.error(f"there is no command {words[0]!r}: use kitae {habits.COMMANDS[words[0]]}")
+    if words[0] in _COMMANDS:
+        console.error(f"there is no command {words[0]!r}: use kitae {_COMMANDS[words[0]]}")
         sys.exit(2)
     sleep_while_waiting(os.environ)
     try:
         app(exit_on_error=False, print_error=False)
     except UnknownOptionError as problem:
-        console.error(habits.hint(problem) or str(problem))
+        console.error(_hint(problem) or str(problem))
         sys.exit(2)
     except CycloptsError as problem:
-        console.error(habits.reworded(problem))
+        console.error(_reworded(problem))
         sys.exit(2)
     except KitaeError as problem:
         console.error(str(problem))
@@ -86,3 +92,33 @@ def main() -> None:
     except KeyboardInterrupt:
         console.error(f"interrupted{_AGAIN if words[0] in ('compress', 'study', 'search') else ''}")
         sys.exit(130)
+
+
+def _hint(problem: UnknownOptionError) -> str | None:
+    """One line that names our option, or the recipe field to set; None where neither is known."""
+    from kitae.recipe import NAMES_ELSEWHERE, field_ending
+
+    given = (problem.token.keyword or problem.token.value).partition("=")[0]
+    word = given.lstrip("-").replace("-", "_")
+    ours = NAMES_ELSEWHERE.get(word, word)
+    known = {name for argument in problem.argument_collection for name in argument.names}
+    option = f"--{ours.replace('_', '-')}"
+    if option in known:
+        return f"there is no option {given}: use {option}"
+    field = field_ending(ours) if "--set" in known else None
+    return None if field is None else f"there is no option {given}: use --set {field}=VALUE"
+
+
+def _reworded(problem: CycloptsError) -> str:
+    """The parser's error as one line in Kitae's terms."""
+    command = " ".join(("kitae", *(problem.command_chain or ())))
+    if isinstance(problem, MissingArgumentError) and problem.keyword is None:
+        argument = problem.argument
+        if argument is not None and argument.field_info.is_positional:
+            return f"{argument.name.lstrip('-').upper()} is missing; see {command} --help"
+    if isinstance(problem, UnusedCliTokensError) and problem.unused_tokens:
+        extra = problem.unused_tokens[0]
+        return (
+            f"{extra}: use --set {extra}" if "=" in extra else f"{extra}: one argument too many; see {command} --help"
+        )
+    return str(problem)

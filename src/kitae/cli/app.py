@@ -23,21 +23,22 @@ app = App(
     version=__version__,
     help="From a folder of images to a small, fast, trusted classifier.",
     help_format="plaintext",
+    default_parameter=Parameter(negative=(), consume_multiple=True),
     suppress_keyboard_interrupt=False,  # main says what to do next
 )
-
-
-def _part(name: str, about: str, group: Group, sort_key: int | None = None) -> App:
-    """A verb with subcommands."""
-    return App(name=name, help=about, help_format="plaintext", group=group, sort_key=sort_key)
-
-
-data_app = _part("data", "Check a data source, correct it, or decode it ahead of time.", DATA)
-study_app = _part("study", "Measure what techniques contribute, with paired seeds and intervals.", RESEARCH, 1)
-bench_app = _part("bench", "Measure what a recipe costs on this machine.", RESEARCH, 3)
-show_app = _part("show", "Draw what something does, as PNG files.", RESEARCH, 4)
+# Verbs with subcommands.
+data_app = App("data", "Check a data source, correct it, or decode it ahead of time.", group=DATA)
+study_app = App(
+    "study", "Measure what techniques contribute, with paired seeds and intervals.", group=RESEARCH, sort_key=1
+)
+bench_app = App("bench", "Measure what a recipe costs on this machine.", group=RESEARCH, sort_key=3)
+show_app = App("show", "Draw what something does, as PNG files.", group=RESEARCH, sort_key=4)
 for inner in (data_app, study_app, bench_app, show_app):
     app.command(inner)
+
+Sets = Annotated[list[str] | None, Parameter(name="--set", help="Override fields: a.b=value c=value ...")]
+Open = Annotated[bool, Parameter(name="--open", help="Open the page in a browser at the end.")]
+_Json = Annotated[bool, Parameter(name="--json", help="Print the result as JSON, and everything else to stderr.")]
 
 
 @app.command(name="--install-completion", group="Commands")
@@ -55,27 +56,15 @@ def install_completion(
     output
         Only write the script to this file; the start-up file of the shell is not changed.
     """
+    from cyclopts.completion.detect import ShellDetectionError
+
     try:
         script = app.install_completion(shell=shell, output=output, add_to_startup=output is None)
-    except OSError:
-        raise
-    except Exception as error:  # a shell that is not known: cyclopts does not export the type of this error
-        if type(error).__name__ != "ShellDetectionError":
-            raise
+    except ShellDetectionError as error:
         raise KitaeError("the shell is not known: give --shell bash, zsh, fish or powershell") from error
     console.say(f"completion script: {script}")
     if output is None:
         console.say("open a new shell to use it")
-
-
-Sets = Annotated[
-    list[str] | None,
-    Parameter(name="--set", consume_multiple=True, negative=(), help="Override fields: a.b=value c=value ..."),
-]
-
-_Json = Annotated[
-    bool, Parameter(name="--json", negative=(), help="Print the result as JSON, and everything else to stderr.")
-]
 
 
 def answering(verb: Callable[..., None]) -> Callable[..., None]:
@@ -93,3 +82,30 @@ def answering(verb: Callable[..., None]) -> Callable[..., None]:
     )
     with_json.__annotations__ = {**verb.__annotations__, "json": _Json}
     return with_json
+
+
+def write_page(folder: Path, *commands: str, browser: bool = False) -> None:
+    """Write the folder's report.html, and print its path and the commands to run next.
+
+    If the page cannot be written, the result is kept and the reason is printed as a note.
+    """
+    from kitae.reporting.page import report
+
+    try:
+        page = report(folder)
+    except KitaeError as problem:
+        console.say(f"note: there is no page: {problem}")
+        page = None
+    if page is not None:
+        console.say(f"page: {page}")
+    for command in commands:
+        console.say(f"next: {command}")
+    if browser and page is not None:
+        show(page)
+
+
+def show(page: Path) -> None:
+    """Open a page in the user's browser."""
+    import webbrowser
+
+    webbrowser.open(page.resolve().as_uri())

@@ -6,9 +6,7 @@ import json
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any
-
-from cyclopts import Parameter
+from typing import Any
 
 from kitae import console
 from kitae.cli.app import Sets, answering, data_app
@@ -58,7 +56,7 @@ def fix(
     *,
     out: Path | None = None,
     set_: Sets = None,
-    overwrite: Annotated[bool, Parameter(negative=())] = False,
+    overwrite: bool = False,
 ) -> None:
     """Write the data again without unreadable images, label conflicts and copies; the source is not changed.
 

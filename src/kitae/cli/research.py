@@ -11,9 +11,8 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from kitae import console
-from kitae.cli.app import RESEARCH, Sets, answering, app, bench_app, show_app, study_app
+from kitae.cli.app import RESEARCH, Open, Sets, answering, app, bench_app, show_app, study_app, write_page
 from kitae.cli.data import data_spec
-from kitae.cli.page import Open, write_page
 
 # Of every command that runs studies.
 _Workers = Annotated[int, Parameter(help="Runs at a time.")]
@@ -34,12 +33,12 @@ def study(
     *,
     out: Path | None = None,
     set_: Sets = None,
-    plan: Annotated[bool, Parameter(negative=())] = False,
-    tiny: Annotated[bool, Parameter(negative=())] = False,
+    plan: bool = False,
+    tiny: bool = False,
     workers: _Workers = 1,
     threads: _Threads = None,
     ray: _Ray = None,
-    overwrite: Annotated[bool, Parameter(negative=())] = False,
+    overwrite: bool = False,
     open_: Open = False,
 ) -> None:
     """Run or resume a study, and print what it shows.
@@ -116,14 +115,14 @@ def ablate(
     set_: Sets = None,
     design: Literal["one_out", "one_in", "screening"] = "one_out",
     seeds: int = 3,
-    only: Annotated[list[str] | None, Parameter(consume_multiple=True, negative=())] = None,
+    only: list[str] | None = None,
     metric: str = "test.accuracy",
-    foldover: Annotated[bool, Parameter(negative=())] = False,
-    plan: Annotated[bool, Parameter(negative=())] = False,
+    foldover: bool = False,
+    plan: bool = False,
     workers: _Workers = 1,
     threads: _Threads = None,
     ray: _Ray = None,
-    overwrite: Annotated[bool, Parameter(negative=())] = False,
+    overwrite: bool = False,
     open_: Open = False,
 ) -> None:
     """Build and run the ablation of any recipe: what does each of its techniques contribute?
@@ -183,7 +182,7 @@ def search(
     workers: _Workers = 1,
     threads: _Threads = None,
     ray: _Ray = None,
-    overwrite: Annotated[bool, Parameter(negative=())] = False,
+    overwrite: bool = False,
 ) -> None:
     """Search augmentation, mixing and smoothing for your own data; presets first, a fair rematch at the end.
 
@@ -350,9 +349,7 @@ def bench(recipe: str = "fashion-mini", *, set_: Sets = None) -> None:
 
 @app.command(group=RESEARCH, sort_key=5)
 @answering
-def recipe(
-    name: str | None = None, *, set_: Sets = None, schema: Annotated[bool, Parameter(negative=())] = False
-) -> None:
+def recipe(name: str | None = None, *, set_: Sets = None, schema: bool = False) -> None:
     """List the shipped recipes, print one, or print the JSON schema of all recipes.
 
     Example: kitae recipe fashion-mini

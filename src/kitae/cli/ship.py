@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-from cyclopts import Parameter
+from typing import Any, Literal
 
 from kitae import console
-from kitae.cli.app import SHIP, Sets, answering, app
-from kitae.cli.page import Open, write_page
+from kitae.cli.app import SHIP, Open, Sets, answering, app, write_page
 from kitae.errors import BudgetError
 
 
@@ -23,15 +20,13 @@ def compress(
     max_latency_ms: float | None = None,
     max_bytes: int | None = None,
     prune: Literal["structured", "unstructured", "none"] | None = None,
-    ratios: Annotated[list[float] | None, Parameter(consume_multiple=True, negative=())] = None,
+    ratios: list[float] | None = None,
     finetune_epochs: int | None = None,
     # Not `| None`: where None is possible, cyclopts reads the word "none" as it and takes no further word.
-    quantize: Annotated[
-        tuple[Literal["none", "dynamic", "static", "qat"], ...], Parameter(consume_multiple=True, negative=())
-    ] = (),
+    quantize: tuple[Literal["none", "dynamic", "static", "qat"], ...] = (),
     target: Literal["any", "vnni"] | None = None,
     set_: Sets = None,
-    overwrite: Annotated[bool, Parameter(negative=())] = False,
+    overwrite: bool = False,
     open_: Open = False,
 ) -> None:
     """Find the smallest model within an accuracy budget: prune, fine-tune, quantize, export, measure, verify.

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-from cyclopts import Parameter
+from typing import Any, Literal
 
 from kitae import console, views
-from kitae.cli.app import START, Sets, answering, app
-from kitae.cli.page import Open, show, write_page
+from kitae.cli.app import START, Open, Sets, answering, app, show, write_page
 from kitae.errors import CompressionError, DataError, RecipeError
 
 
@@ -31,9 +28,9 @@ def train(
     recipe: str | None = None,
     out: Path | None = None,
     set_: Sets = None,
-    resume: Annotated[bool, Parameter(negative=())] = False,
-    overwrite: Annotated[bool, Parameter(negative=())] = False,
-    dry_run: Annotated[bool, Parameter(negative=())] = False,
+    resume: bool = False,
+    overwrite: bool = False,
+    dry_run: bool = False,
     open_: Open = False,
 ) -> None:
     """Train, select and evaluate a classifier.
@@ -83,58 +80,48 @@ def train(
         raise RecipeError(f"--resume needs the run folder{given}: kitae train --resume RUN")
     if folds is not None and not 2 <= folds <= 20:
         raise RecipeError(f"--folds {folds}: must be 2 to 20")
+    main = int(os.environ.get("RANK", "0")) == 0
     with console.TrainingView(0) as view:  # before the imports, which take seconds
-        run = _trained(
-            data, minutes, out=out, resume=resume, overwrite=overwrite, dry_run=dry_run, recipe=recipe, view=view,
-            given=(model, epochs, batch_size, image_size, lr, seed, device, folds, tuple(set_ or ())),
+        if main and not dry_run:
+            console.starting(f"train {data}")
+        from kitae.pipelines.choices import Choices
+        from kitae.pipelines.pace import Clock, process_begun
+        from kitae.pipelines.train import asked
+        from kitae.pipelines.train import train as run_training
+        from kitae.run import Run
+        from kitae.training import distributed
+
+        if main and out is not None and not dry_run:
+            Run.check_free(out, resume=resume, overwrite=overwrite)
+        clock = None if minutes is None else Clock.of(minutes, process_begun())
+        if resume and out is not None and (out / "recipe.yaml").is_file():
+            data = str(out / "recipe.yaml")
+        choices = Choices(
+            model=model, epochs=epochs, batch_size=batch_size, image_size=image_size, lr=lr, seed=seed, device=device,
+            folds=folds, set=tuple(set_ or ()),
         )  # fmt: skip
-    if run is not None:
-        _print_result(run)
+        planned, clock, lines = asked(data, clock, choices, recipe)
+        for line in lines if main else ():
+            console.say(line)
+        with console.counting("decoding images") as progress:
+            if dry_run:
+                _print_plan(planned, progress)
+                return
+            run = run_training(
+                planned, out=out, minutes=clock, resume=resume, overwrite=overwrite, watcher=view, progress=progress
+            )
+        distributed.leave()
+    if main:
+        console.answer({"path": run.path, **run.evaluation()})
+        console.table("", ["result", "value (95 % interval)"], views.run_rows(run.evaluation(), run.metrics()))
+        console.say(f"everything is in {run.path}")
         # A model trained on everything has no images left to judge a compression by.
         more = f"kitae export {run.path}" if run.recipe.data.whole else f"kitae compress {run.path} --max-drop 1.0"
         write_page(run.path, f"kitae predict {run.path} IMAGES", more, browser=open_)
 
 
-def _trained(
-    data: str, minutes: float | None, *, out: Path | None, resume: bool, overwrite: bool, dry_run: bool,
-    recipe: str | None, view: console.TrainingView, given: tuple[Any, ...],
-) -> Any:  # fmt: skip
-    """The run; None after a dry run, and in all processes but the first.
-
-    Args:
-        given: the fields of `Choices`.
-    """
-    main = int(os.environ.get("RANK", "0")) == 0
-    if main and not dry_run:
-        console.starting(f"train {data}")
-    from kitae.pipelines.choices import Choices
-    from kitae.pipelines.pace import Clock, process_begun
-    from kitae.pipelines.train import asked
-    from kitae.pipelines.train import train as run_training
-    from kitae.run import Run
-    from kitae.training import distributed
-
-    if main and out is not None and not dry_run:
-        Run.check_free(out, resume=resume, overwrite=overwrite)
-    clock = None if minutes is None else Clock.of(minutes, process_begun())
-    if resume and (out is not None and (out / "recipe.yaml").is_file()):
-        data = str(out / "recipe.yaml")
-    planned, clock, lines = asked(data, clock, Choices(*given), recipe)
-    for line in lines if main else ():
-        console.say(line)
-    with console.counting("decoding images") as progress:
-        if dry_run:
-            _print_plan(planned, progress)
-            return None
-        run = run_training(
-            planned, out=out, minutes=clock, resume=resume, overwrite=overwrite, watcher=view, progress=progress
-        )
-    distributed.leave()
-    return run if main else None
-
-
 def _print_plan(recipe: Any, progress: Any) -> None:
-    from kitae.pipelines.estimate import estimate
+    from kitae.pipelines.bench import estimate
 
     facts = estimate(recipe, progress)
     console.answer(facts)
@@ -154,12 +141,6 @@ def _print_plan(recipe: Any, progress: Any) -> None:
             ["estimated time", f"{whole} ({epoch} an epoch)"],
         ],
     )  # fmt: skip
-
-
-def _print_result(run: Any) -> None:
-    console.answer({"path": run.path, **run.evaluation()})
-    console.table("", ["result", "value (95 % interval)"], views.run_rows(run.evaluation(), run.metrics()))
-    console.say(f"everything is in {run.path}")
 
 
 @app.command(group=START, sort_key=3)
@@ -207,7 +188,7 @@ def evaluate(
 @answering
 def predict(
     model: Path,
-    images: Annotated[list[Path], Parameter(consume_multiple=True, negative=())],
+    images: list[Path],
     *,
     out: Path | None = None,
     top: int = 3,
@@ -337,7 +318,7 @@ def _write_predictions(out: Path, files: list[Path], probabilities: list[Any], c
 
 @app.command(group=START, sort_key=4)
 def report(
-    folders: Annotated[list[Path], Parameter(consume_multiple=True, negative=())],
+    folders: list[Path],
     *,
     out: Path | None = None,
     open_: Open = False,

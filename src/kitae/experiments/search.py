@@ -51,7 +51,7 @@ from kitae.experiments.wording import amount, columns, interval
 from kitae.experiments.worker import function, read_outcome
 from kitae.files import write_atomically, write_json
 from kitae.folders import Owned
-from kitae.pipelines.argument import understand
+from kitae.pipelines.choices import understand
 from kitae.pipelines.facts import framed
 from kitae.recipe import Recipe
 from kitae.reporting.study_charts import arms_chart

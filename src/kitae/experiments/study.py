@@ -36,7 +36,7 @@ from kitae.experiments.worker import function
 
 TRAIN = "kitae.pipelines.train:train"
 TRAIN_WITHOUT_TEST = "kitae.pipelines.train:train_without_test"
-MEASURE = "kitae.pipelines.estimate:estimate"
+MEASURE = "kitae.pipelines.bench:estimate"
 
 Report = Callable[[str], None]
 

@@ -1,5 +1,6 @@
-"""Benchmarks of a recipe on this machine, without training.
+"""What a recipe costs on this machine, measured on a few discarded steps.
 
+estimate(recipe)         what training would do, and how long it would take
 bench(recipe)            where the time of a training step goes
 bench_train(recipe)      how long each part of a training step takes, including reading and augmenting the images
 bench_precision(recipe)  how long a step takes in each precision, and what `precision: auto` chooses
@@ -7,24 +8,82 @@ bench_precision(recipe)  how long a step takes in each precision, and what `prec
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from kitae.augment import Augment
 from kitae.errors import TrainingError
 from kitae.evaluation import intervals, latency
-from kitae.pipelines.setup import Progress, Setup, begin
+from kitae.pipelines.notes import notes_of
+from kitae.pipelines.setup import FirstBatch, Progress, Setup, begin, resolved
 from kitae.recipe import Recipe
 from kitae.training import precision
+from kitae.training.batches import epoch_shape
 from kitae.training.distributed import World
+from kitae.training.guards import memory_named
 from kitae.training.measure import step_parts, step_seconds, step_times
+from kitae.training.optim import build_optimizer
+from kitae.training.spec import ProbeSpec
+
+_NOT_FINITE = "no precision gives a finite loss on the first batch: look at data.normalize"
+
+
+def estimate(recipe: Recipe, progress: Progress | None = None, steps: int = 6) -> dict[str, Any]:
+    """What `train` would do, measured on a few discarded steps; writes only the decoded store.
+
+    Returns:
+        `recipe` (precision resolved), `parameters`, `macs`, `train`, `val`, `test` (images), `classes`,
+        `image` (C, H, W), `steps_per_epoch`, `seconds_per_epoch`, `seconds` (estimates), `notes` (what the recipe says
+        without effect), `load` (how many programs were running on this machine before: threads that wait for a core
+        make an estimate many times too long).
+    """
+    folds = recipe.data.folds if recipe.data.whole else None
+    if folds:
+        recipe = recipe.override("data.fold=1")
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    world = begin(recipe.train)
+    setup = Setup.without_run(recipe, progress)
+    model = setup.initial_model(world, pretrained=False)
+    facts, notes = setup.facts(model), notes_of(setup, model)
+    shape = epoch_shape(len(setup.images), recipe.train, world.size)
+    build_optimizer(model, recipe.train.optimizer)  # says what is wrong with its name
+    recipe = resolved(recipe, setup, world, model)
+    images, spec = setup.images, recipe.train
+    batch = FirstBatch(setup, shape.batch_size, world)
+    inputs, targets = batch.make()
+    begun = time.perf_counter()
+    batch.make()
+    seconds = time.perf_counter() - begun
+    chosen: precision.Precision = "fp32" if spec.precision == "auto" else spec.precision
+    with memory_named(spec):
+        taken = step_seconds(model, spec, inputs, targets, world, precisions=(chosen,), steps=steps)
+    step = taken.get(chosen, float("nan"))
+    epoch = (seconds + step) * shape.steps
+    # A step is about three forward passes.
+    passes = 0 if not isinstance(spec.probe, ProbeSpec) else (spec.probe.views + 1) * len(images) / shape.batch_size
+    if folds:
+        recipe = recipe.override("data.fold=null")
+        notes.append(f"data.folds: {folds} runs with these images, and one on everything")
+    return {
+        "recipe": recipe,
+        "parameters": facts["parameters"],
+        "macs": facts["macs"],
+        "train": len(images),
+        "val": len(setup.splits.val),
+        "test": setup.splits.test_count,
+        "classes": len(setup.store.classes),
+        "image": setup.store.rules.shape,
+        "steps_per_epoch": shape.steps,
+        "seconds_per_epoch": epoch,
+        "seconds": ((folds or 0) + 1) * (epoch * spec.last_epoch + passes * step / 3),
+        "load": load,
+        "notes": notes,
+    }
 
 
 def bench(recipe: Recipe, progress: Progress | None = None, repeats: int = 15) -> dict[str, Any]:
@@ -36,30 +95,26 @@ def bench(recipe: Recipe, progress: Progress | None = None, repeats: int = 15) -
         ratio here; `step_milliseconds` of forward and backward in each precision that stays finite; `share`, the part
         of the fastest step that augmentation takes.
     """
-    batch = _FirstBatch.of(recipe, progress)
-    setup, index, images, labels = batch.setup, batch.index, batch.images, batch.labels
+    setup, world, batch = _begun(recipe, progress)
+    images, labels = batch.read()
     mean, std = setup.normalization
     copy = Augment([], mean=mean, std=std, threads=torch.get_num_threads(), channels_last=recipe.train.channels_last)
-    augment = batch.augment
-
     timed = latency.measure(
         {
-            "copy": lambda: copy(images, epoch=0, index=index),
-            "gather": lambda: setup.images.gather(index, seed=recipe.train.seed, epoch=0),
-            "augment": lambda: augment(images, labels, epoch=0, index=index),
+            "copy": lambda: copy(images, epoch=0, index=batch.index),
+            "gather": batch.read,
+            "augment": lambda: batch.augment(images, labels),
         },
         reference="copy",
         repeats=repeats,
     )
-    steps = step_seconds(
-        setup.initial_model(batch.world, pretrained=False), recipe.train, *batch.augmented(), batch.world, steps=5
-    )
+    steps = step_seconds(setup.initial_model(world, pretrained=False), recipe.train, *batch.make(), world, steps=5)
     milliseconds = {name: 1000 * timed.median(name) for name in ("copy", "gather", "augment")}
     if not steps:
         raise TrainingError(_NOT_FINITE)
     fastest = min(steps.values())
     return {
-        "batch_size": len(index),
+        "batch_size": len(batch.index),
         "threads": torch.get_num_threads(),
         "milliseconds": milliseconds,
         "control": timed.control_ratio.value,
@@ -81,27 +136,26 @@ def bench_train(recipe: Recipe, progress: Progress | None = None, steps: int = 1
     Raises:
         TrainingError: no step gives a finite loss.
     """
-    batch = _FirstBatch.of(recipe, progress)
-    spec, setup, index = recipe.train, batch.setup, batch.index
-    kind = precision.choose(batch.world.device) if spec.precision == "auto" else spec.precision
-    augment = batch.augment
+    setup, world, batch = _begun(recipe, progress)
+    spec = recipe.train
+    kind = precision.choose(world.device) if spec.precision == "auto" else spec.precision
     taken: dict[str, list[float]] = {"data": [], "augment": []}
     for step in range(steps + 1):
         began = time.perf_counter()
-        images, labels = setup.images.gather(index, seed=spec.seed, epoch=0)
+        images, labels = batch.read()
         read = time.perf_counter()
-        augment(torch.from_numpy(images), torch.from_numpy(labels), epoch=0, index=index)
+        batch.augment(images, labels)
         if step:  # the first one compiles
             taken["data"].append(read - began)
             taken["augment"].append(time.perf_counter() - read)
-    model = setup.initial_model(batch.world, pretrained=False)
-    taken |= step_parts(model, spec, *batch.augmented(), batch.world, kind, steps)
+    model = setup.initial_model(world, pretrained=False)
+    taken |= step_parts(model, spec, *batch.make(), world, kind, steps)
     if not taken["forward"]:
         raise TrainingError(_NOT_FINITE)
     return {
-        "batch_size": len(index),
+        "batch_size": len(batch.index),
         "threads": torch.get_num_threads(),
-        "device": str(batch.world.device),
+        "device": str(world.device),
         "precision": kind,
         "milliseconds": {name: 1000 * statistics.median(seconds) for name, seconds in taken.items()},
     }
@@ -121,9 +175,9 @@ def bench_precision(recipe: Recipe, progress: Progress | None = None, steps: int
     Raises:
         TrainingError: no precision gives a finite loss, or memory suffices for none.
     """
-    batch = _FirstBatch.of(recipe, progress)
-    model = batch.setup.initial_model(batch.world, pretrained=False)
-    times = step_times(model, recipe.train, *batch.augmented(), batch.world, steps=steps)
+    setup, world, batch = _begun(recipe, progress)
+    model = setup.initial_model(world, pretrained=False)
+    times = step_times(model, recipe.train, *batch.make(), world, steps=steps)
     if not times:
         raise TrainingError(_NOT_FINITE)
     medians = {name: statistics.median(taken) for name, taken in times.items()}
@@ -134,11 +188,11 @@ def bench_precision(recipe: Recipe, progress: Progress | None = None, steps: int
         rows[name] = {
             "seconds": medians[name], "ratio": float(np.median(ratios)), "interval": intervals.median(ratios),
         }  # fmt: skip
-    chosen = precision.choose(batch.world.device)
+    chosen = precision.choose(world.device)
     return {
         "batch_size": len(batch.index),
         "threads": torch.get_num_threads(),
-        "device": str(batch.world.device),
+        "device": str(world.device),
         "chosen": chosen,
         "fastest": min(medians, key=lambda name: medians[name]),
         "behind": medians[chosen] / min(medians.values()) if chosen in medians else None,
@@ -146,32 +200,7 @@ def bench_precision(recipe: Recipe, progress: Progress | None = None, steps: int
     }
 
 
-_NOT_FINITE = "no precision gives a finite loss on the first batch: look at data.normalize"
-
-
-@dataclass(frozen=True)
-class _FirstBatch:
-    """The first batch of a recipe's first epoch, and what the loop would do with it."""
-
-    setup: Setup
-    world: World
-    index: NDArray[np.int64]
-    images: Tensor
-    labels: Tensor
-
-    @classmethod
-    def of(cls, recipe: Recipe, progress: Progress | None) -> _FirstBatch:
-        world = begin(recipe.train)
-        setup = Setup.without_run(recipe, progress)
-        index = setup.images.order(recipe.train.seed, 0)[: recipe.train.batch_size]
-        images, labels = map(torch.from_numpy, setup.images.gather(index, seed=recipe.train.seed, epoch=0))
-        return cls(setup, world, index, images, labels)
-
-    @property
-    def augment(self) -> Augment:
-        return self.setup.augment(self.setup.recipe.train.seed).prepare(*self.setup.drawn)
-
-    def augmented(self) -> tuple[Tensor, Tensor]:
-        """Inputs and targets of the network, on the device."""
-        inputs, targets = self.augment(self.images, self.labels, epoch=0, index=self.index)
-        return inputs.to(self.world.device), targets.to(self.world.device)
+def _begun(recipe: Recipe, progress: Progress | None) -> tuple[Setup, World, FirstBatch]:
+    world = begin(recipe.train)
+    setup = Setup.without_run(recipe, progress)
+    return setup, world, FirstBatch(setup, recipe.train.batch_size, world)

@@ -7,7 +7,7 @@ Three sets of images stay apart: training (fine-tuning, calibration, BatchNorm),
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,8 +21,8 @@ from kitae.compression.shape import Shape
 from kitae.compression.spec import CompressSpec
 from kitae.data.loader import ImageSet
 from kitae.errors import CompressionError, ExportError, TrainingError, TrainingInterruptedError
-from kitae.pipelines.candidates import NAMES, Bench, Candidate, accuracy, drop, hopeless, labels_of, percent, predict
-from kitae.pipelines.networks import Network, Networks, Say
+from kitae.pipelines.candidates import NAMES, Bench, Candidate, accuracy, drop, hopeless, labels_of, predict
+from kitae.pipelines.networks import Network, Networks, Say, percent
 
 _EQUAL = 1.01  # files that differ by a few names in their metadata are equally small
 _AS_FAST = 1.1
@@ -214,7 +214,7 @@ def _controls(winner: Candidate, reached: Sequence[Network], networks: Networks,
         if more == 0:
             return []  # the original as it is, which is in the table already
         say(f"control: the original, trained for the winner's {more} further epochs")
-        return bench.candidates(networks.further(more), only=only, label="trained further, ")
+        return bench.candidates(networks.further(more), only=only)
 
     def random() -> list[Candidate]:
         say(f"control: random pruning, {percent(winner.ratio)}")
@@ -223,16 +223,16 @@ def _controls(winner: Candidate, reached: Sequence[Network], networks: Networks,
             same_size = networks.prune(chain, ratio, random=True)
             assert same_size is not None, "how many channels are removed does not depend on which"
             chain.append(same_size)
-        return bench.candidates(chain[-1], only=only, label="random, ")
+        return bench.candidates(replace(chain[-1], control=f"random, {chain[-1].name}"), only=only)
 
     def scratch() -> list[Candidate]:
         say(f"control: the pruned shape from scratch, {percent(winner.ratio)}")
-        return bench.candidates(networks.from_scratch(network, more), only=only, label="from scratch, ")
+        return bench.candidates(networks.from_scratch(network, more), only=only)
 
     def small() -> list[Candidate]:
         title, net = bench.as_fast(network.model)
         say(f"control: {title} from scratch, which takes the same time")
-        return bench.candidates(networks.small_from_scratch(title, net, more), only=only, label="small net, ")
+        return bench.candidates(networks.small_from_scratch(title, net, more), only=only)
 
     found = []
     kinds: dict[str, Callable[[], list[Candidate]]] = {

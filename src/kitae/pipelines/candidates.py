@@ -54,7 +54,6 @@ class Candidate:
         precision: one of `NAMES`' values.
         path: the file.
         row: its line in the table; see `Outcome.rows`.
-        predicted: int64 [N], classes of the validation images.
         model: the network in PyTorch; for `int8-qat` with the weights learnt there.
         temperature: of the file's probabilities.
         control: measured for comparison; never the winner.
@@ -65,7 +64,6 @@ class Candidate:
     precision: str
     path: Path
     row: dict[str, Any]
-    predicted: NDArray[np.int64]
     model: nn.Module
     temperature: float = 1.0
     control: bool = False
@@ -101,38 +99,35 @@ class Bench:
         self._card = card(self.run)
         self._original: NDArray[np.int64] | None = None  # classes that the float original predicts
 
-    def candidates(
-        self, network: Network, *, always_float: bool = False, only: str | None = None, label: str = ""
-    ) -> list[Candidate]:
+    def candidates(self, network: Network, *, always_float: bool = False, only: str | None = None) -> list[Candidate]:
         """A network as files, one for each requested precision.
 
         Args:
             always_float: also write the float file.
             only: write only this precision.
-            label: name of a control; makes the files controls.
         """
         wanted = [p for p in NAMES if p in self.spec.quantize and only in (None, NAMES[p])]
-        original = network.ratio == 0 and not label
+        original = network.ratio == 0 and not network.control
         try:
             about = self._calibrated(network.model, original)
             graph = to_onnx(network.model, about)
-            plain = self._file(network, "none", graph, about, label)
+            plain = self._file(network, "none", graph, about)
         except (CompressionError, ExportError) as error:
             if original:
                 raise  # without the original there is nothing to compare with
-            self.leave_out(f"{label}{network.title or percent(network.ratio)}", str(error))
+            self.leave_out(network.name, str(error))
             return []
         found = [plain] if always_float or "none" in wanted else []
-        if self.spec.abandon and network.ratio > 0 and not label and plain.row["drop"] > hopeless(self.spec):
+        if self.spec.abandon and network.ratio > 0 and not network.control and plain.row["drop"] > hopeless(self.spec):
             return found or [plain]  # rounding will not bring back what pruning lost
         failures = []
         for precision in wanted:
             if precision == "none":
                 continue
             try:
-                found.append(self._quantized(network, precision, graph, about, label))
+                found.append(self._quantized(network, precision, graph, about))
             except (CompressionError, ExportError) as error:  # this file cannot be made; others may
-                self.leave_out(_name(network, precision, label), str(error))
+                self.leave_out(f"{network.name} {NAMES[precision]}", str(error))
                 failures.append(error)
         if original and failures and len(failures) == len([p for p in wanted if p != "none"]):
             raise failures[0]  # the network itself cannot be quantized as asked
@@ -209,25 +204,22 @@ class Bench:
             raise CompressionError(str(error)) from error
         return self._card.but(temperature=fit_temperature(logits, labels))
 
-    def _quantized(
-        self, network: Network, precision: str, graph: onnx.ModelProto, about: Card, label: str
-    ) -> Candidate:
+    def _quantized(self, network: Network, precision: str, graph: onnx.ModelProto, about: Card) -> Candidate:
         """The network in 8 bits, as a verified file."""
         if precision == "dynamic":
             made = quantize.dynamic(graph, target=self.spec.target, per_channel=self.spec.per_channel)
-            return self._file(network, precision, made, about, label)
+            return self._file(network, precision, made, about)
         if precision == "static":
-            return self._static(network, precision, graph, about, label)
-        name = _name(network, precision, label)
-        self.say(f"{name}: quantization-aware training, {self.spec.qat_epochs} epochs")
+            return self._static(network, precision, graph, about)
+        self.say(f"{network.name} {NAMES[precision]}: quantization-aware training, {self.spec.qat_epochs} epochs")
         learnt = self.networks.aware(network)
         about = self._calibrated(learnt.model)
         graph = to_onnx(learnt.model, about)
         # Its integers are compared with this graph, so the graph itself is first compared with the network.
         self._verify_float(serialize(graph, about), learnt.model, about)
-        return self._static(learnt, precision, graph, about, label)
+        return self._static(learnt, precision, graph, about)
 
-    def _static(self, network: Network, precision: str, graph: onnx.ModelProto, about: Card, label: str) -> Candidate:
+    def _static(self, network: Network, precision: str, graph: onnx.ModelProto, about: Card) -> Candidate:
         """Quantize with each calibration method; the best accuracy on validation wins, then the lower loss."""
         tried = []
         for method in self.spec.calibration:
@@ -237,19 +229,19 @@ class Bench:
             right = int((outputs.argmax(axis=1) == self.labels).sum())
             tried.append((right, -_loss(outputs, self.labels), made, method, outputs))
         _, _, made, method, outputs = max(tried, key=lambda item: item[:2])
-        return self._file(network, precision, made, about, label, method=method, outputs=outputs)
+        return self._file(network, precision, made, about, method=method, outputs=outputs)
 
     def _verify_float(self, content: bytes, model: nn.Module, about: Card) -> Parity:
         reference = partial(torch_reference, model, about.mean, about.std, about.temperature)
         return verify_float(content, reference(), self.images, partial(reference, double=True))
 
     def _file(
-        self, network: Network, precision: str, graph: onnx.ModelProto, about: Card, label: str, *, method: str = "",
+        self, network: Network, precision: str, graph: onnx.ModelProto, about: Card, *, method: str = "",
         outputs: NDArray[np.float32] | None = None,
     ) -> Candidate:  # fmt: skip
         """Verify and write one file, and measure it."""
         pruned = self.spec.prune if network.ratio > 0 else "none"
-        name = _name(network, precision, label)
+        name = f"{network.name} {NAMES[precision]}"
         notes = {"prune": pruned, "ratio": network.ratio, "calibration": method or None}
         target = "any" if precision == "none" else self.spec.target
         content = serialize(graph, about.but(precision=NAMES[precision], target=target, notes=notes))
@@ -286,13 +278,8 @@ class Bench:
         }
         self.say(f"{name}: {len(content):,} bytes, {row['drop']:+.2f} points lost on validation")
         return Candidate(
-            name, network.ratio, NAMES[precision], path, row, predicted, network.model, about.temperature, bool(label)
+            name, network.ratio, NAMES[precision], path, row, network.model, about.temperature, bool(network.control)
         )
-
-
-def percent(ratio: float) -> str:
-    """A pruning ratio as text."""
-    return "original" if ratio == 0 else f"{100 * ratio:g} %"
 
 
 def hopeless(spec: CompressSpec) -> float:
@@ -326,10 +313,6 @@ def drop(before: NDArray[np.int64], after: NDArray[np.int64], labels: NDArray[np
     paired = intervals.paired_difference(before, after, labels)
     low, high = paired["interval"]
     return {"drop": -100.0 * paired["difference"] + 0.0, "drop_interval": [-100.0 * high, -100.0 * low]}
-
-
-def _name(network: Network, precision: str, label: str) -> str:
-    return f"{label}{network.title or percent(network.ratio)} {NAMES[precision]}"
 
 
 def _loss(outputs: NDArray[np.float32], labels: NDArray[np.int64]) -> float:

@@ -35,13 +35,13 @@ from kitae.machine import machine
 from kitae.pipelines.budget import Outcome, judge, search, size_field
 from kitae.pipelines.candidates import Bench
 from kitae.pipelines.export import beside
-from kitae.pipelines.networks import Networks, Say, fresh_network
+from kitae.pipelines.networks import Networks, Say
 from kitae.preprocess import PreprocessRules
-from kitae.recipe import Recipe
+from kitae.recipe import Recipe, explain
 from kitae.reporting import compression_page, values
 from kitae.reporting.figures import filters_picture
 from kitae.reporting.results import CompressionRecord
-from kitae.run import Run
+from kitae.run import Run, build_network
 from kitae.runtime import has_vnni
 from kitae.training.checkpoint import load_weights, save_weights
 
@@ -143,7 +143,7 @@ class CompressionResult:
         try:
             recipe = Recipe.model_validate(facts["recipe"])
             rules = PreprocessRules.from_dict(facts["preprocess"])
-            model = reshape(fresh_network(recipe, facts["classes"], rules), Shape.from_dict(facts["shape"]))
+            model = reshape(build_network(recipe, facts["classes"], rules, free=True), Shape.from_dict(facts["shape"]))
         except (KitaeError, ValueError, TypeError) as error:
             raise CompressionError(f"{file}: is damaged ({one_line(error)})") from error
         file = self.path / "model.safetensors"
@@ -244,11 +244,7 @@ def resolve_spec(spec: CompressSpec | None, options: Mapping[str, Any]) -> Compr
     try:
         return CompressSpec.model_validate({**(spec.model_dump() if spec else {}), **options})
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "compress"
-        message = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-        wrong = f", not {first['input']!r}" if isinstance(first["input"], str | int | float) else ""
-        raise CompressionError(f"{where}: {message}{wrong}") from error
+        raise CompressionError(explain(error, CompressSpec, "compress", None)) from error
 
 
 def _write(

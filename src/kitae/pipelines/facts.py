@@ -31,7 +31,6 @@ class Facts:
     """What is known of the data before the store is built.
 
     Attributes:
-        source: as in data.source.
         counts: images of each class.
         train, val, test: images of each split.
         side: (height, width) of a median picture.
@@ -39,10 +38,8 @@ class Facts:
         same: whether all sampled pictures have one size.
         channels: 1 if all sampled pictures are grey, else 3.
         seconds: time to decode a picture on one core.
-        folds: of a cross-validation, or None; `train`, `val` and `test` are then those of a fold's run.
     """
 
-    source: str
     counts: tuple[int, ...]
     train: int
     val: int
@@ -52,7 +49,6 @@ class Facts:
     same: bool
     channels: int
     seconds: float
-    folds: int | None = None
 
     @property
     def images(self) -> int:
@@ -85,7 +81,6 @@ def look(data: DataSpec, *, fraction: bool = False) -> tuple[Facts, DataSpec]:
     heights, widths = zip(*sizes, strict=True)
     return (
         Facts(
-            source=data.source,
             counts=tuple(int(count) for count in counts),
             train=len(train),
             val=len(val),
@@ -95,7 +90,6 @@ def look(data: DataSpec, *, fraction: bool = False) -> tuple[Facts, DataSpec]:
             same=len(set(sizes)) == 1,
             channels=data.channels or (1 if grey else 3),
             seconds=seconds,
-            folds=data.folds,
         ),
         data,
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,6 @@ import torch
 from torch import nn
 
 import kitae
-from kitae import keyed
 from kitae.compression.batchnorm import reestimate_batchnorm
 from kitae.compression.channels import remove_channels, whole_packs
 from kitae.compression.counting import count, prunable_layers, require_layers, weight_of, width_of
@@ -29,12 +28,10 @@ from kitae.compression.qat import Simulated
 from kitae.compression.shape import UNCHANGED, Shape, difference, reshape
 from kitae.compression.spec import CompressSpec
 from kitae.errors import CompressionError, TrainingError, TrainingInterruptedError
-from kitae.models.build import SCALING, build
+from kitae.models.build import SCALING
 from kitae.models.spec import ModelSpec
-from kitae.pipelines.setup import Setup, begin
-from kitae.preprocess import PreprocessRules
-from kitae.recipe import Recipe
-from kitae.run import Run
+from kitae.pipelines.setup import Setup, Unwatched, begin, placed
+from kitae.run import Run, build_network
 from kitae.training.batches import epoch_shape
 from kitae.training.checkpoint import load_weights, save_weights
 from kitae.training.fit import Tuning
@@ -54,7 +51,7 @@ class Network:
         ratio: share of channels or weights removed.
         shape: rebuilds it from the run's network.
         key: identifies its weights among all networks that can be made from this run.
-        title: the name of a network that is not the run's own.
+        control: the name of a network that is only for comparison.
         masked_error: as in `Pruned`; None where no channel was removed.
     """
 
@@ -62,8 +59,18 @@ class Network:
     model: nn.Module
     shape: Shape
     key: str = ""
-    title: str = ""
+    control: str = ""
     masked_error: float | None = None
+
+    @property
+    def name(self) -> str:
+        """Its name in the tables, without the precision."""
+        return self.control or percent(self.ratio)
+
+
+def percent(ratio: float) -> str:
+    """A pruning ratio as text."""
+    return "original" if ratio == 0 else f"{100 * ratio:g} %"
 
 
 class Networks:
@@ -107,17 +114,14 @@ class Networks:
         """
         spec = self.spec.model_copy(update={"importance": "random"}) if random else self.spec
         key = self._key([network.ratio for network in reached[1:]] + [ratio], spec)
-        found = self._once(
-            key,
-            lambda shape: reshape(self._fresh(self.run.recipe.model), shape),
-            lambda: self._pruned(reached, ratio, spec, key),
-        )
-        return None if found is None else replace(found, ratio=ratio)
 
-    def _pruned(self, reached: Sequence[Network], ratio: float, spec: CompressSpec, key: str) -> Network | None:
-        if spec.prune == "structured":
-            return self._cut(reached[-1], ratio, spec, _seed(key))
-        return self._masked(reached[-1], ratio, key)
+        def train() -> Network | None:
+            if spec.prune == "structured":
+                return self._cut(reached[-1], ratio, spec, _seed(key))
+            return self._masked(reached[-1], ratio, key)
+
+        found = self._once(key, lambda shape: reshape(self._fresh(), shape), train)
+        return None if found is None else replace(found, ratio=ratio)
 
     def aware(self, network: Network) -> Network:
         """The network after quantization-aware training; zeros of unstructured pruning stay zero.
@@ -128,7 +132,7 @@ class Networks:
         spec = self.spec
         key = self._key([], of=network.key, qat=[spec.qat_epochs, spec.qat_rate, spec.target])
 
-        def train() -> Network:
+        def train() -> nn.Module:
             simulated = Simulated(network.model, self.input_shape, spec.target).observe(self._batches)
             hold = _hold_zeros(simulated, network.model) if spec.prune == "unstructured" and network.ratio else None
             teacher = as_teacher(network.model) if spec.distill else None
@@ -144,7 +148,7 @@ class Networks:
             except TrainingError as error:  # one file that cannot be made; others may
                 raise CompressionError(str(error)) from error
             assert isinstance(tuned, Simulated)
-            return Network(0.0, tuned.weights_into(network.model), UNCHANGED)
+            return tuned.weights_into(network.model)
 
         return self._like(network, key, train)
 
@@ -152,18 +156,17 @@ class Networks:
         """The original, fine-tuned for as many epochs as a pruned network was, with the same teacher."""
         key = self._key([], original=epochs)
 
-        def train() -> Network:
+        def train() -> nn.Module:
             model = copy.deepcopy(self.original.model)
-            tuned = self._recover(model, epochs, self.spec.finetune_rate, _seed(key), teacher=self._teacher)
-            return Network(0.0, tuned, UNCHANGED)
+            return self._recover(model, epochs, self.spec.finetune_rate, _seed(key), teacher=self._teacher)
 
-        return self._like(self.original, key, train)
+        return self._like(replace(self.original, control="trained further, original"), key, train)
 
     def from_scratch(self, network: Network, more: int) -> Network:
         """The shape of a pruned network, trained from initial weights."""
-        fresh = reshape(self._fresh(self.run.recipe.model), network.shape)
-        trained = self._scratch(fresh, more, self._key([], of=network.key, scratch=more))
-        return replace(network, model=trained.model, key=trained.key)
+        fresh = reshape(self._fresh(), network.shape)
+        control = replace(network, model=fresh, control=f"from scratch, {network.name}")
+        return self._scratch(control, more, self._key([], of=network.key, scratch=more))
 
     def small(self) -> dict[str, nn.Module]:
         """Untrained networks, the narrowest first: of the run's family if it supports widths, else ResNet-9s."""
@@ -178,28 +181,28 @@ class Networks:
 
     def small_from_scratch(self, title: str, model: nn.Module, more: int) -> Network:
         """A small network, trained from initial weights."""
-        return replace(self._scratch(model, more, self._key([], small=title, scratch=more)), title=title)
+        control = Network(0.0, model, UNCHANGED, control=f"small net, {title}")
+        return self._scratch(control, more, self._key([], small=title, scratch=more))
 
-    def _scratch(self, model: nn.Module, more: int, key: str) -> Network:
+    def _scratch(self, network: Network, more: int, key: str) -> Network:
         """Train with the run's recipe for `more` extra epochs, with the teacher of fine-tuning."""
         recipe = self.run.recipe.train
-        layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
-        model = model.to(device=self.device, memory_format=layout)  # type: ignore[call-overload]
+        model = placed(network.model, recipe, self.world)
 
-        def train() -> Network:
+        def train() -> nn.Module:
             longer = recipe.lasting(recipe.last_epoch + more).model_copy(update={"seed": _seed(key)})
             guide = None if self._teacher is None else Teacher(self._teacher)
             self.setup.fit(model, longer, self.world, watcher=_Epochs(self.say, longer.epochs), tuning=Tuning(guide))
-            return Network(0.0, model, UNCHANGED)
+            return model
 
-        return self._like(Network(0.0, model, UNCHANGED), key, train)
+        return self._like(network, key, train)
 
     def _recover(self, model: nn.Module, epochs: int, rate: float, seed: int, **options: Any) -> nn.Module:
         watcher = _Epochs(self.say, epochs)
         return self.setup.recover(model, epochs=epochs, rate=rate, seed=seed, watcher=watcher, **options)
 
-    def _fresh(self, spec: ModelSpec) -> nn.Module:
-        return fresh_network(self.run.recipe, self.run.classes, self.run.rules, spec)
+    def _fresh(self, spec: ModelSpec | None = None) -> nn.Module:
+        return build_network(self.run.recipe, self.run.classes, self.run.rules, model=spec, free=True)
 
     # ---- what is kept -------------------------------------------------------------------------------------------
 
@@ -212,8 +215,9 @@ class Networks:
         facts |= {"format": _FORMAT, "kitae": kitae.__version__, **more}
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
-    def _like(self, network: Network, key: str, train: Callable[[], Network]) -> Network:
-        found = self._once(key, lambda _: copy.deepcopy(network.model), train)
+    def _like(self, network: Network, key: str, train: Callable[[], nn.Module]) -> Network:
+        """The network with the weights that `train` gives a network of its shape."""
+        found = self._once(key, lambda _: copy.deepcopy(network.model), lambda: Network(0.0, train(), UNCHANGED))
         assert found is not None
         return replace(network, model=found.model, key=key)
 
@@ -306,16 +310,6 @@ class Networks:
         return {**own, **{name: ratio for name in layers if name not in own and name not in self.spec.skip}}
 
 
-def fresh_network(
-    recipe: Recipe, classes: Iterable[str], rules: PreprocessRules, spec: ModelSpec | None = None
-) -> nn.Module:
-    """A run's network, or another one of `spec`, with initial weights that depend on the run's seed only."""
-    plain = (spec or recipe.model).model_copy(update={"pretrained": False, "freeze": "none"})
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(keyed.derive_seed(recipe.train.seed, 0, 0, keyed.SLOT_MODEL))
-        return build(plain, classes=len(tuple(classes)), channels=rules.channels, image_size=rules.image_size)
-
-
 def _seed(key: str, part: str = "") -> int:
     """The seed of a training, so that no two trainings, nor the run itself, see the same augmented epochs."""
     return int(hashlib.sha256(f"{key} {part}".encode()).hexdigest()[:8], 16)
@@ -334,18 +328,11 @@ def _hold_zeros(simulated: Simulated, model: nn.Module) -> Callable[[nn.Module],
     return hold
 
 
-class _Epochs:
-    """A watcher that prints one line per epoch."""
+class _Epochs(Unwatched):
+    """Prints one line per epoch."""
 
     def __init__(self, say: Say, epochs: int) -> None:
         self.say, self.epochs = say, epochs
-
-    def on_step(
-        self, epoch: int, step: int, steps: int, loss: float, images_per_second: float, data_share: float
-    ) -> None:
-        pass
-
-    def on_plan(self, epochs: int) -> None: ...
 
     def on_epoch(self, row: Mapping[str, Any]) -> None:
         score = row["val_accuracy"]

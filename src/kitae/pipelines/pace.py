@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,7 +23,7 @@ from kitae.evaluation.evaluate import predict_logits
 from kitae.models.build import build
 from kitae.models.spec import ModelSpec
 from kitae.modes import evaluating
-from kitae.pipelines.setup import Setup
+from kitae.pipelines.setup import FirstBatch, Setup, placed
 from kitae.recipe import Recipe
 from kitae.run import Run
 from kitae.training import distributed, precision
@@ -41,6 +41,7 @@ _STEPS = 3
 _SHARE = 0.96  # share of the minutes that a plan fills; the rest is a reserve
 _EARLY = 0.03  # a training that ends within this share of the minutes, early or late, is not recut
 _AFTER = 0.8  # time for files and pages at the end, as a multiple of the start-up time
+_PAGES = 0.2  # a fold writes no page, so its end takes this share of the time of a run with one
 _UNUSED = 0.5  # a plan that leaves more than this share of the minutes unused is measured again
 _MEASURED_AGAIN = 2  # how often it is measured again at most
 _JUDGING = 0.2  # share of the training time that validation may take
@@ -89,6 +90,12 @@ class Clock:
         """Seconds until the end that a plan may fill."""
         return self.begun + _SHARE * self.seconds - time.monotonic()
 
+    def share(self, runs: int) -> Clock:
+        """The clock of a fold that is one of `runs` runs, with an equal share of the time left."""
+        now = time.monotonic()
+        seconds = (self.begun + self.seconds - now) / runs
+        return replace(self, seconds=seconds, begun=now, starting=_PAGES * self.starting)
+
 
 def process_begun() -> float:
     """The start time of this process, as of `time.monotonic`; the current time if the system does not tell."""
@@ -123,7 +130,7 @@ class Pace:
 
 
 def measured(
-    model: ModelSpec, train: TrainSpec, world: World, *, classes: int, channels: int, size: tuple[int, int],
+    model: ModelSpec, train: TrainSpec, world: World, *, classes: int, channels: int, size: int,
     before: Pace | None = None, images: int = _IMAGES,
 ) -> Pace:  # fmt: skip
     """The pace of a network on random pixels. The network is built for the measurement; no weights are loaded.
@@ -133,13 +140,11 @@ def measured(
         before: the pace at another size; its training step is scaled like the forward pass instead of measured.
     """
     net = build(model.model_copy(update={"pretrained": False}), classes=classes, channels=channels, image_size=size)
-    layout = torch.channels_last if train.channels_last else torch.contiguous_format
-    net = net.to(device=world.device, memory_format=layout)  # type: ignore[call-overload]
-    return pace_of(net, train, world, (channels, *size), images=images, before=before)
+    return pace_of(placed(net, train, world), train, world, (channels, size, size), classes, images, before)
 
 
 def pace_of(
-    model: nn.Module, train: TrainSpec, world: World, shape: tuple[int, int, int], images: int = _IMAGES,
+    model: nn.Module, train: TrainSpec, world: World, shape: Sequence[int], classes: int, images: int,
     before: Pace | None = None,
 ) -> Pace:  # fmt: skip
     """The pace of a network on images [C, H, W] of random pixels; the network is left as it was."""
@@ -151,7 +156,6 @@ def pace_of(
     chosen: Precision = precision.choose(world.device) if train.precision == "auto" else train.precision
     step = 0.0
     if before is None:
-        classes = _outputs(model, inputs)
         targets = nn.functional.one_hot(torch.arange(images, device=world.device) % classes, classes).float()
         steps = step_times(model, train, inputs, targets, world, precisions=(chosen,), steps=_STEPS).get(chosen, [])
         step = _typical(steps) / images
@@ -179,11 +183,6 @@ def pace_of(
     if before is not None:
         step = before.step * times[1] / before.feature
     return Pace(shape[1] * shape[2], times[0], times[1], step)
-
-
-def _outputs(model: nn.Module, inputs: torch.Tensor) -> int:
-    with evaluating(model), torch.no_grad():
-        return int(model(inputs[:1]).shape[1])
 
 
 def _typical(seconds: list[float]) -> float:
@@ -259,10 +258,10 @@ def fitted(recipe: Recipe, setup: Setup, model: nn.Module, clock: Clock, world: 
     """
     spec = recipe.train
     shape = epoch_shape(len(setup.images), spec, world.size)
-    batch = setup.first_batch(shape.batch_size, world)
-    drawn, _ = batch()  # compiles what has to be
+    batch = FirstBatch(setup, shape.batch_size, world)
+    drawn, _ = batch.make()  # compiles what has to be
     started = time.perf_counter()
-    batch()
+    batch.make()
     drawing = (time.perf_counter() - started) / len(drawn)
     per_pass = shape.pass_steps // shape.accumulate if spec.epoch_steps is None else len(setup.images) // len(drawn)
     most = clock.most if clock.most is not None else spec.epochs * shape.updates
@@ -270,7 +269,7 @@ def fitted(recipe: Recipe, setup: Setup, model: nn.Module, clock: Clock, world: 
 
     def plan() -> tuple[int, int, float]:
         """Epochs, steps per epoch, and the seconds of the end, at the current pace."""
-        pace = pace_of(model, spec, world, (drawn.shape[1], drawn.shape[2], drawn.shape[3]), images=len(drawn))
+        pace = pace_of(model, spec, world, drawn.shape[1:], len(setup.store.classes), len(drawn))
         judge = pace.at(int(np.prod(setup.store.rules.size))).judge
         judging = judge * setup.judged
         end = judge * setup.splits.test_count + clock.after
@@ -301,7 +300,7 @@ class Recutter:
     the run, and a resumed run follows them.
     """
 
-    def __init__(self, run: Run, clock: Clock, end: float, watcher: Watcher | None) -> None:
+    def __init__(self, run: Run, clock: Clock, end: float, watcher: Watcher) -> None:
         """`end`: seconds to reserve for what follows training."""
         self._run, self._clock, self._end, self._watcher = run, clock, end, watcher
         self._last = time.monotonic()
@@ -324,9 +323,8 @@ class Recutter:
             return None
         spec = spec.model_copy(update={"recut": (*spec.recut, (epochs, fitting))})
         self._run.resolve(self._run.recipe.model_copy(update={"train": spec}))
-        if self._watcher is not None:
-            self._watcher.note(
-                f"training is {'slower' if fitting < planned else 'faster'} than was measured before: {fitting} epochs "
-                f"instead of {planned} (train.recut in the recipe)"
-            )
+        self._watcher.note(
+            f"training is {'slower' if fitting < planned else 'faster'} than was measured before: {fitting} epochs "
+            f"instead of {planned} (train.recut in the recipe)"
+        )
         return fitting

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from kitae import console
 from kitae.data.parallel import processors
@@ -18,9 +18,8 @@ from kitae.errors import MissingExtraError, install
 from kitae.files import user_path
 from kitae.models.spec import ModelSpec
 from kitae.models.weights import PACKAGES, within_reach
-from kitae.pipelines.choices import Choices
+from kitae.pipelines.choices import Choices, apply, assignments
 from kitae.pipelines.facts import Facts, framing, look
-from kitae.pipelines.folds import split_clock
 from kitae.pipelines.pace import (
     FEWEST_STEPS,
     FEWEST_TUNING_STEPS,
@@ -54,6 +53,10 @@ _TUNED_MARGIN = 1.2  # times the fewest steps, since the second measurement befo
 # (LOG.md, 2026-11-27).
 _MIXED_FROM = 80
 _FEW = 1000  # with fewer images, a single split is unreliable
+_PHOTO_OPS: list[dict[str, Any]] = [
+    {"random_resized_crop": {"scale": [0.35, 1.0]}},
+    {"horizontal_flip": {}},
+]
 
 
 @dataclass(frozen=True)
@@ -84,26 +87,26 @@ def plan(source: str, minutes: float | Clock | None = None, choices: Choices | N
         RecipeError: a choice that does not exist.
     """
     patient = minutes is not None
-    clock = minutes if isinstance(minutes, Clock) else Clock.of(minutes or DEFAULT_MINUTES, time.monotonic())
+    if not isinstance(minutes, Clock):
+        minutes = Clock.of(DEFAULT_MINUTES if minutes is None else minutes, time.monotonic())
     choices = choices or Choices()
     bare = Recipe(name=_name(source), data=DataSpec(source=source))
-    choices.applied(bare)  # fail on a wrong choice before reading the data
-    base = bare.override(
-        *(f"train.device={choices.device}" for _ in range(choices.device is not None)),
-        *(f"data.folds={choices.folds}" for _ in range(choices.folds is not None)),
-        *(entry for entry in choices.set if entry.startswith(("data.", "train.device", "train.threads"))),
-    )
+    apply(bare, choices)  # fail on a wrong choice before reading the data
+    given = assignments(choices)
+    early = tuple(entry for entry in given if entry.startswith(("data.", "train.device", "train.threads")))
+    base = apply(bare, Choices(device=choices.get("device"), folds=choices.get("folds"), set=early))
+    runs = 1
     if base.data.whole:  # planned as the run of one fold; there is a run for each fold and one on everything
+        runs = (base.data.folds or 0) + 1
         base = base.override("data.fold=1")
-    facts, data = look(base.data, fraction=assigns(choices.set, "data.val_fraction"))
+    facts, data = look(base.data, fraction=assigns(given, "data.val_fraction"))
     base = base.model_copy(update={"data": data})
-    world = begin(base.train)
-    share = clock if facts.folds is None else split_clock(clock, facts.folds + 1)
-    planner = _Planner(facts, base, choices, share, world, patient=patient)
+    share = minutes if runs == 1 else minutes.share(runs)
+    planner = _Planner(facts, base, choices, share, begin(base.train), runs, patient)
     weights, why_not = planner.weights()
     recipe, lines = planner.transfer(weights) if weights else planner.scratch(why_not)
     most = most_steps(facts.train, recipe.train.batch_size, patient=True, pretrained=bool(weights))
-    return Plan(recipe, tuple(lines), replace(clock, most=None if choices.epochs is not None else most))
+    return Plan(recipe, tuple(lines), replace(minutes, most=None if choices.get("epochs") is not None else most))
 
 
 def _name(source: str) -> str:
@@ -112,24 +115,40 @@ def _name(source: str) -> str:
     return name[:100] or kind
 
 
+class _Length(NamedTuple):
+    """A training that fits into the minutes: its image size, and seconds of everything and without the epochs."""
+
+    size: int
+    epochs: int
+    steps: int  # of an epoch
+    seconds: float
+    overhead: float
+
+    @property
+    def probe(self) -> _Length:
+        """The probe of it alone."""
+        return self._replace(epochs=0, steps=0, seconds=self.overhead)
+
+
+@dataclass(frozen=True)
 class _Planner:
     """Makes the recipe of either kind."""
 
-    def __init__(
-        self, facts: Facts, base: Recipe, choices: Choices, clock: Clock, world: World, *, patient: bool
-    ) -> None:
-        self.facts, self.base, self.choices, self.clock, self.world = facts, base, choices, clock, world
-        self.patient = patient
-
-    # ---- which kind ----------------------------------------------------------------------------------------------
+    facts: Facts
+    base: Recipe
+    choices: Choices
+    clock: Clock  # of a run
+    world: World
+    runs: int
+    patient: bool  # whether minutes were given
 
     def weights(self) -> tuple[str | None, str]:
         """The source of the pretrained weights, or why there are none."""
-        name = self.choices.model or f"timm:{NET}"
-        library, _, net = name.rpartition(":")
+        name = self.choices.get("model")
+        library, _, net = (name or f"timm:{NET}").rpartition(":")
         if library != "timm":
             return None, f"{name} has no published weights"
-        if self.choices.model is None and self.facts.tiny and self.facts.channels == 1:
+        if name is None and self.facts.tiny and self.facts.channels == 1:
             return None, f"grey images of {self.facts.side[0]} x {self.facts.side[1]} are no photographs"
         try:
             found = within_reach(net)
@@ -145,45 +164,85 @@ class _Planner:
 
     def batch_size(self, usual: int) -> int:
         """Smaller for few images, so that a pass has several steps; each process gets an equal, even part of it."""
-        if self.choices.batch_size is not None:
-            return self.choices.batch_size
+        if (given := self.choices.get("batch_size")) is not None:
+            return given
         fitting = 1 << int(math.log2(max(2, self.facts.train / 8)))
         part = 2 * self.world.size
         return max(part, min(usual, fitting) // part * part)
 
-    def before_training(self) -> float:
-        """Seconds that starting and decoding take."""
-        return self.facts.images * self.facts.seconds / processors()
-
-    def after_training(self, pace: Pace) -> float:
-        """Seconds of the test and the pages; validation needs no time, since the best epoch's results are reused."""
-        return self.facts.test * pace.judge + self.clock.after
-
-    def judging(self, pace: Pace) -> float:
-        """Seconds of a validation."""
-        return (self.facts.val + max(50, self.facts.val // 2)) * pace.judge
+    def sizes(self, usual: Sequence[int]) -> Sequence[int]:
+        """Sizes to choose from, the largest first: the user's, or those that do not just enlarge the pictures."""
+        if (chosen := self.choices.get("image_size")) is not None:
+            return (chosen,)
+        if isinstance(given := self.base.data.image_size, int):
+            return (given,)
+        most = max(128, 2 * min(self.facts.side))
+        return tuple(size for size in usual if size <= most)
 
     def pace(self, model: ModelSpec, size: int, before: Pace | None = None, **batch: int) -> Pace:
         return measured(
             model, self.base.train, self.world, classes=len(self.facts.counts), channels=self.facts.channels,
-            size=(size, size), before=before, **batch,
+            size=size, before=before, **batch,
         )  # fmt: skip
 
-    def said(self, net: str, size: int, seconds: float) -> str:
-        classes = len(self.facts.counts)
-        spent = (self.clock.starting + seconds) * (1 if self.facts.folds is None else self.facts.folds + 1)
-        return (
-            f"{self.facts.images:,} {self.facts.noun}, {classes} classes; {net}; {size} px; about "
-            f"{console.rough_duration(spent)}"
+    def length(
+        self, size: int, measured: Pace, batch: int, most: int, *, probe: bool = False, least: tuple[int, int] = (0, 0)
+    ) -> _Length:
+        """The epochs and steps that fit at a size; `least` where none do."""
+        facts, pace = self.facts, measured.at(size * size)
+        judging = (facts.val + max(50, facts.val // 2)) * pace.judge  # of a validation
+        # Start and decoding; then the test and the pages: the last validation takes no time, since the best epoch's
+        # results are reused.
+        overhead = facts.images * facts.seconds / processors() + facts.test * pace.judge + self.clock.after
+        if probe:
+            overhead += facts.train * pace.feature + head_seconds(facts.train, len(facts.counts)) + judging
+        room = max(0.0, self.clock.left - overhead)
+        epochs, steps = fill(room, batch, max(1, facts.train // batch), judging, pace.step, most)
+        if not epochs:
+            epochs, steps = least
+        return _Length(size, epochs, steps, overhead + epochs * (judging + steps * batch * pace.step), overhead)
+
+    def made(
+        self, net: str, length: _Length, batch: int, model: ModelSpec, *, data: Mapping[str, Any],
+        augment: Mapping[str, Any], train: Mapping[str, Any], evaluate: Mapping[str, Any], why: str,
+    ) -> tuple[Recipe, list[str]]:  # fmt: skip
+        """The recipe, with the user's choices before the plan's, and the lines that say so."""
+        facts, base = self.facts, self.base
+        per_pass = max(1, facts.train // batch)
+        own = {
+            "epochs": length.epochs,
+            "epoch_steps": length.steps if length.steps not in (0, per_pass) else None,
+            "batch_size": batch,
+            "label_smoothing": 0.1,
+        }
+        recipe = Recipe.model_validate(
+            {
+                "name": base.name,
+                "data": {**base.data.model_dump(mode="json"), **data},
+                "augment": augment,
+                "model": model.model_dump(mode="json"),
+                "train": {**base.train.model_dump(mode="json", include={"device", "threads"}), **own, **train},
+                "evaluate": evaluate,
+            }
         )
+        recipe = apply(recipe, self.choices)
+        if self.runs > 1:
+            recipe = recipe.override("data.fold=null")
+        seconds = (self.clock.starting + length.seconds) * self.runs
+        lines = [
+            f"{facts.images:,} {facts.noun}, {len(facts.counts)} classes; {net}; {length.size} px; about "
+            f"{console.rough_duration(seconds)}"
+        ]
+        each, epochs = recipe.train.epoch_steps or per_pass, console.plural(recipe.train.epochs, "epoch")
+        return recipe, [*lines, *self.remarks(), why, f"{epochs} of {each} steps, {batch} images each"]
 
     def remarks(self) -> list[str]:
         facts = self.facts
-        if facts.folds is None:
+        if self.runs == 1:
             lines = [f"split: {facts.train:,} train, {facts.val:,} validation, {facts.test:,} test"]
         else:
             lines = [
-                f"{facts.folds} folds of about {facts.test:,} {facts.noun}, each with {facts.train:,} to train and "
+                f"{self.runs - 1} folds of about {facts.test:,} {facts.noun}, each with {facts.train:,} to train and "
                 f"{facts.val:,} to validate; then a model on everything"
             ]
         smallest, largest = min(facts.counts), max(facts.counts)
@@ -191,142 +250,88 @@ class _Planner:
             lines.append(
                 f"classes of {smallest:,} to {largest:,} images: the best epoch is chosen by balanced accuracy"
             )
-        if facts.images < _FEW and facts.folds is None:
+        if facts.images < _FEW and self.runs == 1:
             lines.append(f"one split of {facts.images:,} {facts.noun} says little: --folds 5 measures on more of them")
         return lines
-
-    def finished(self, recipe: dict[str, Any]) -> Recipe:
-        """The recipe with the user's choices, which override the plan's."""
-        made = Recipe.model_validate({**recipe, "name": self.base.name})
-        chosen = replace(self.choices, model=None)  # the plan has it
-        made = chosen.applied(made)
-        if self.facts.folds is None:
-            return made
-        return made.model_copy(update={"data": made.data.model_copy(update={"fold": None})})
 
     # ---- from pretrained weights ---------------------------------------------------------------------------------
 
     def transfer(self, weights: str) -> tuple[Recipe, list[str]]:
-        facts = self.facts
-        name = self.choices.model or f"timm:{NET}"
-        first = 6 if name.rpartition(":")[2].removesuffix(".in1k") == NET else 0
+        name = self.choices.get("model") or f"timm:{NET}"
+        net = name.rpartition(":")[2]
+        first = 6 if net.removesuffix(".in1k") == NET else 0
         model = ModelSpec(name=name, pretrained=True, freeze="statistics", freeze_first=first)
         batch = self.batch_size(32)
-        size, epochs, steps, seconds = self.settled(model, batch)
-        if self.choices.epochs is not None:
-            epochs, steps = self.choices.epochs, 0
-        per_pass = max(1, facts.train // batch)
-        data = self.base.data.model_copy(
-            update={
-                "image_size": size,
-                "normalize": "pretrained",
-                **framing(facts, self.base.data, pretrained=True),
-            }
-        )
-        recipe = {
-            "data": data.model_dump(mode="json"),
-            "augment": {"train": _PHOTO_OPS},
-            "model": model.model_dump(mode="json"),
-            "train": {
-                **self.base.train.model_dump(mode="json", include={"device", "threads"}),
-                "epochs": epochs,
-                "epoch_steps": steps if epochs and steps != per_pass and steps else None,
-                "batch_size": batch,
+        length = self.chosen(self.tuned(model, batch))
+        recipe, lines = self.made(
+            f"{net.removeprefix('tf_')} pretrained", length, batch, model,
+            data={
+                "image_size": length.size, "normalize": "pretrained",
+                **framing(self.facts, self.base.data, pretrained=True),
+            },
+            augment={"train": _PHOTO_OPS},
+            train={
                 "optimizer": {
                     "name": "adamw", "lr": 1e-3 * math.sqrt(batch / 32), "weight_decay": 0.02, "layer_decay": 0.9,
                 },
-                "schedule": {"name": "cosine", "warmup_epochs": round(0.1 * epochs, 2)},
-                "label_smoothing": 0.1,
+                "schedule": {"name": "cosine", "warmup_epochs": round(0.1 * length.epochs, 2)},
                 "clip_norm": 1.0,
                 "probe": {"views": 0},
             },
-            "evaluate": {"batch_size": _JUDGED_AT_ONCE},
-        }  # fmt: skip
-        net = f"{name.rpartition(':')[2].removeprefix('tf_')} pretrained"
-        made = self.finished(recipe)
-        lines = [self.said(net, size, seconds), *self.remarks(), f"weights: {weights}"]
-        head = f"a linear head on the frozen network's features first (epoch 0, on {facts.train:,} images)"
-        if made.train.epochs == 0:
-            lines.append(f"{head}; the minutes allow no fine-tuning")
-        else:
-            each = made.train.epoch_steps or per_pass
-            epochs_said = console.plural(made.train.epochs, "epoch")
-            lines.append(f"{head}, then {epochs_said} of {each} steps, {batch} images each")
-        return made, lines
+            evaluate={"batch_size": _JUDGED_AT_ONCE},
+            why=f"weights: {weights}",
+        )  # fmt: skip
+        head = f"a linear head on the frozen network's features first (epoch 0, on {self.facts.train:,} images)"
+        then = f", then {lines[-1]}" if recipe.train.epochs else "; the minutes allow no fine-tuning"
+        return recipe, [*lines[:-1], head + then]
 
-    def settled(self, model: ModelSpec, batch: int) -> tuple[int, int, int, float]:
-        """The result of `fitting` at the pace of this machine."""
+    def chosen(self, length: _Length) -> _Length:
+        """The length with the user's epochs."""
+        epochs = self.choices.get("epochs")
+        return length if epochs is None else length._replace(epochs=epochs, steps=0)
+
+    def tuned(self, model: ModelSpec, batch: int) -> _Length:
+        """The length of a fine-tuning at the pace of this machine."""
         sizes = self.sizes(_SIZES)
         at = min(sizes, key=lambda size: abs(size - 128))
 
-        def plan() -> tuple[int, int, int, float]:
+        def plan() -> _Length:
             nonlocal at
             pace = self.pace(model, at)
-            chosen = self.fitting(sizes, pace, batch)
-            if chosen[0] > at:  # larger pictures do not fit into the cache, so their time per pixel is higher
-                pace = self.pace(model, chosen[0], pace)
-                chosen = self.fitting([size for size in sizes if size <= chosen[0]], pace, batch)
-            at = chosen[0]
-            return chosen
+            found = self.fitting(sizes, pace, batch)
+            if found.size > at:  # larger pictures do not fit into the cache, so their time per pixel is higher
+                pace = self.pace(model, found.size, pace)
+                found = self.fitting([size for size in sizes if size <= found.size], pace, batch)
+            at = found.size
+            return found
 
-        def unused(chosen: tuple[int, int, int, float]) -> float:
-            return 0 if chosen[1] else self.clock.left - chosen[3]
+        def unused(made: _Length) -> float:
+            return 0 if made.epochs else self.clock.left - made.seconds
 
         return replan(plan, unused, self.clock, self.world)
 
-    def sizes(self, usual: Sequence[int]) -> tuple[int, ...]:
-        """Sizes to choose from, the largest first: the user's, or those that do not just enlarge the pictures."""
-        if self.choices.image_size is not None:
-            return (self.choices.image_size,)
-        if isinstance(given := self.base.data.image_size, int):
-            return (given,)
-        most = max(128, 2 * min(self.facts.side))
-        return tuple(size for size in usual if size <= most)
-
-    def fitting(self, sizes: Sequence[int], measured: Pace, batch: int) -> tuple[int, int, int, float]:
-        """Size, epochs, steps per epoch, and seconds in all: the largest size that leaves enough steps to fine-tune.
+    def fitting(self, sizes: Sequence[int], measured: Pace, batch: int) -> _Length:
+        """The largest size that leaves enough steps to fine-tune.
 
         If there is none, or it is much smaller than the probe alone allows, the largest size at which the probe fits.
         """
-        facts = self.facts
-        per_pass = max(1, facts.train // batch)
-        most = most_steps(facts.train, batch, patient=self.patient, pretrained=True)
+        per_pass = max(1, self.facts.train // batch)
+        most = most_steps(self.facts.train, batch, patient=self.patient, pretrained=True)
         wanted = min(most, max(round(_TUNED_MARGIN * FEWEST_TUNING_STEPS), 4 * per_pass))
-        best: tuple[int, int, int, float] | None = None
-        for size in sizes:
-            pace = measured.at(size * size)
-            judging = self.judging(pace)
-            overhead = self.overhead(pace)
-            room = self.clock.left - overhead
-            epochs, steps = fill(max(0.0, room), batch, per_pass, judging, pace.step, most) if room > 0 else (0, 0)
-            total = overhead + epochs * (judging + steps * batch * pace.step)
-            if best is None and room > 0:
-                best = size, 0, 0, overhead
-            smallest = _SMALLEST_TUNED if best is None else max(_SMALLEST_TUNED, _TUNED_SIDE * best[0])
-            if epochs * steps >= wanted and (size >= smallest or len(sizes) == 1):
-                return size, epochs, steps, total
-        if best is None:
-            best = sizes[-1], 0, 0, self.overhead(measured.at(sizes[-1] ** 2))
-        return best
-
-    def overhead(self, pace: Pace) -> float:
-        """Seconds of everything except fine-tuning."""
-        probing = (
-            self.facts.train * pace.feature
-            + head_seconds(self.facts.train, len(self.facts.counts))
-            + self.judging(pace)
-        )
-        return self.before_training() + probing + self.after_training(pace)
+        lengths = [self.length(size, measured, batch, most, probe=True) for size in sizes]
+        probe = next((length for length in lengths if length.overhead < self.clock.left), lengths[-1]).probe
+        smallest = max(_SMALLEST_TUNED, _TUNED_SIDE * probe.size) if len(sizes) > 1 else 0
+        enough = (length for length in lengths if length.epochs * length.steps >= wanted and length.size >= smallest)
+        return next(enough, probe)
 
     # ---- from scratch --------------------------------------------------------------------------------------------
 
     def scratch(self, why: str) -> tuple[Recipe, list[str]]:
         facts = self.facts
         batch = self.batch_size(128)
-        sizes: tuple[int, ...] = (max(facts.side),) if facts.tiny else self.sizes(_SCRATCH_SIZES)
-        if self.choices.image_size is not None:
-            sizes = (self.choices.image_size,)
-        name = self.choices.model or "resnet9"
+        own_size = self.choices.get("image_size")
+        sizes = (max(facts.side),) if facts.tiny and own_size is None else self.sizes(_SCRATCH_SIZES)
+        name = self.choices.get("model") or "resnet9"
         model = ModelSpec(name=name)
         if name == "resnet9":
             # In equal time the medium stem is better than the large one with more steps (LOG.md, 2026-11-27).
@@ -335,53 +340,30 @@ class _Planner:
         most = most_steps(facts.train, batch, patient=self.patient, pretrained=False)
         # A larger size must leave this many steps. With the same time, 128 px and more steps at 96 px were equally good
         # (LOG.md, 2026-11-27).
-        enough = max(600, 40 * per_pass) if self.patient else max(300, 15 * per_pass)
-        chosen = sizes[-1], 1, per_pass, 0.0
+        enough = min(most, max(600, 40 * per_pass) if self.patient else max(300, 15 * per_pass))
         for size in sizes:
             # The pace is measured at each size, because small images may use a different stem.
-            at = self.pace(model, size, images=min(batch, _MEASURED_TOGETHER)).at(size * size)
-            judging = self.judging(at)
-            overhead = self.before_training() + self.after_training(at)
-            epochs, steps = fill(max(0.0, self.clock.left - overhead), batch, per_pass, judging, at.step, most)
-            if epochs * steps >= min(most, enough) or size == sizes[-1]:
-                epochs, steps = (epochs, steps) if epochs else (1, FEWEST_STEPS)
-                chosen = size, epochs, steps, overhead + epochs * (judging + steps * batch * at.step)
+            pace = self.pace(model, size, images=min(batch, _MEASURED_TOGETHER))
+            length = self.length(size, pace, batch, most, least=(1, FEWEST_STEPS))
+            if length.epochs * length.steps >= enough:
                 break
-        size, epochs, steps, seconds = chosen
-        if self.choices.epochs is not None:
-            epochs, steps = self.choices.epochs, 0
-        oblong = facts.tiny and facts.same and self.choices.image_size is None and len(set(facts.side)) > 1
-        image_size = facts.side if oblong else size  # not null, since only a sample of the pictures was read
-        frame = framing(facts, self.base.data, pretrained=False)
-        data = self.base.data.model_copy(update={"image_size": image_size, **frame})
-        augment: dict[str, Any] = {"train": _tiny_ops(size) if facts.tiny else _PHOTO_OPS}
-        if not facts.tiny and epochs * (steps or per_pass) >= max(1000, _MIXED_FROM * per_pass):
+        length = self.chosen(length)
+        oblong = facts.tiny and facts.same and own_size is None and len(set(facts.side)) > 1
+        image_size = facts.side if oblong else length.size  # not null, since only a sample of the pictures was read
+        augment: dict[str, Any] = {"train": _tiny_ops(length.size) if facts.tiny else _PHOTO_OPS}
+        if not facts.tiny and length.epochs * (length.steps or per_pass) >= max(1000, _MIXED_FROM * per_pass):
             augment["mix"] = {"mixup_alpha": 0.0, "cutmix_alpha": 1.0, "prob": 0.5}
-        recipe = {
-            "data": data.model_dump(mode="json"),
-            "augment": augment,
-            "model": model.model_dump(mode="json"),
-            "train": {
-                **self.base.train.model_dump(mode="json", include={"device", "threads"}),
-                "epochs": epochs,
-                "epoch_steps": steps if steps and steps != per_pass else None,
-                "batch_size": batch,
+        return self.made(
+            f"{name} from scratch", length, batch, model,
+            data={"image_size": image_size, **framing(facts, self.base.data, pretrained=False)},
+            augment=augment,
+            train={
                 "optimizer": {"name": "sgd", "lr": 0.4 * batch / 128, "momentum": 0.9, "weight_decay": 5e-4},
                 "schedule": {"name": "one_cycle"},
-                "label_smoothing": 0.1,
             },
-        }
-        made = self.finished(recipe)
-        lines = [self.said(f"{name} from scratch", size, seconds), *self.remarks(), f"{why}: trains from scratch"]
-        each = made.train.epoch_steps or per_pass
-        lines.append(f"{console.plural(made.train.epochs, 'epoch')} of {each} steps, {batch} images each")
-        return made, lines
-
-
-_PHOTO_OPS: list[dict[str, Any]] = [
-    {"random_resized_crop": {"scale": [0.35, 1.0]}},
-    {"horizontal_flip": {}},
-]
+            evaluate={},
+            why=f"{why}: trains from scratch",
+        )  # fmt: skip
 
 
 def _tiny_ops(size: int) -> list[dict[str, Any]]:

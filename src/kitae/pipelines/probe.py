@@ -10,8 +10,6 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -19,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from kitae.augment import Augment
 from kitae.data.groups import assign_folds, together
 from kitae.errors import TrainingInterruptedError
 from kitae.evaluation.evaluate import predict_logits
@@ -40,42 +39,130 @@ _BATCH = 32
 _VIEWS_FROM = 1 << 31  # first of the epochs that key the augmented views; no training reaches them
 
 
-@dataclass(frozen=True)
-class Shared:
-    """A run whose features are shared by its folds: its folder, and all images of the folds."""
+class Features:
+    """The features of a run's training images, which are in its folder as far as they have been computed.
 
-    run: Run
-    setup: Setup
+    Its folds may share them.
 
-    @classmethod
-    def of(cls, run: Run, setup: Setup) -> Shared | None:
-        """None if the folds cannot share features: no probe, other images, or another normalisation."""
+    Attributes:
+        rows: int64 [n], the rows of these images, sorted.
+        waited: seconds spent on reading and augmenting images.
+    """
+
+    def __init__(self, run: Run, setup: Setup) -> None:
+        self.run, self.setup = run, setup
+        self.spec = cast(ProbeSpec, run.recipe.train.probe)
+        self.rows = np.sort(setup.shuffled_train[: self.spec.limit])
+        self.waited = 0.0
+        self._key = _key(run, setup)
+
+    @staticmethod
+    def shareable(run: Run, setup: Setup) -> bool:
+        """Whether the folds of a run use its features: no other images, and the same normalisation."""
         data, spec = run.recipe.data, run.recipe.train.probe
         if not isinstance(spec, ProbeSpec) or len(setup.splits.train) > spec.limit:
-            return None
-        return cls(run, setup) if data.limit is None and data.normalize != "train" else None
+            return False
+        return data.limit is None and data.normalize != "train"
 
-    def compute(self, model: nn.Module, world: World) -> None:
-        """Compute the missing features for all folds. `model`: the network before any training."""
-        spec = cast(ProbeSpec, self.run.recipe.train.probe)
+    def prepare(self, model: nn.Module, world: World) -> None:
+        """Compute what is missing, in the main process. `model`: the network before any training."""
         if world.is_main:
             with SignalFlag() as interrupted, memory_named(self.run.recipe.train):
-                reader = _Reader(self.run, self.setup, model, world.device, interrupted)
-                for number in range(spec.views + 1):
-                    reader.view(number, self.setup.splits.train)
+                self.read(model, world.device, interrupted)
         distributed.barrier(world)
+
+    def read(self, model: nn.Module, device: torch.device, interrupted: SignalFlag) -> Tensor:
+        """Features float32 [views + 1, n, D]: of the images as evaluation sees them, and of the augmented views.
+
+        Raises:
+            TrainingInterruptedError: a signal came; the features so far are kept.
+        """
+        chosen = self.run.recipe.train.precision
+        network = _Backbone(model, "fp32" if chosen == "auto" else chosen, device)
+        augment = self.setup.augment(self.run.recipe.train.seed, mix=False)
+
+        def shard(number: int, place: int, rows: NDArray[np.int64]) -> Tensor:
+            path = self.run.features / f"view-{number}-{place:05d}.safetensors"
+            if path.is_file():
+                tensors, facts = load_weights(path)
+                if facts.get("key") == self._key:
+                    return tensors["features"]
+            if interrupted.name is not None:
+                raise TrainingInterruptedError(
+                    f"stopped by {interrupted.name} in the probe", "its features are saved; resume with --resume"
+                )
+            if number == 0:
+                computed = self._evaluated(network, rows)
+            else:
+                computed = self._augmented(network, augment, rows, _VIEWS_FROM + number)
+            save_weights({"features": computed}, path, {"key": self._key})
+            return computed
+
+        views = range(self.spec.views + 1)
+        shards = list(enumerate(_parts(self.rows, _SHARD)))
+        return torch.stack([torch.cat([shard(number, place, rows) for place, rows in shards]) for number in views])
+
+    def _evaluated(self, network: _Backbone, rows: NDArray[np.int64]) -> Tensor:
+        mean, std = self.setup.normalization
+        gather = self._timed(self.setup.image_set(rows).gather)
+        features, _ = predict_logits(
+            network, gather, rows, mean=mean, std=std, batch_size=_BATCH, device=network.device
+        )
+        return torch.from_numpy(features)
+
+    def _augmented(self, network: _Backbone, augment: Augment, rows: NDArray[np.int64], epoch: int) -> Tensor:
+        images = self.setup.drawn_set(rows)
+
+        def batch(index: NDArray[np.int64]) -> Tensor:
+            pixels, labels = images.gather(index, seed=self.run.recipe.train.seed, epoch=epoch)
+            inputs, _ = augment(
+                torch.from_numpy(pixels).to(network.device), torch.from_numpy(labels).to(network.device),
+                epoch=epoch, index=index,
+            )  # fmt: skip
+            return cast(Tensor, inputs)
+
+        made = self._timed(batch)
+        with evaluating(network), torch.no_grad():
+            return torch.cat([network(made(index)).cpu() for index in _parts(rows, _BATCH)])
+
+    def _timed(self, call: Callable[[NDArray[np.int64]], Any]) -> Callable[[NDArray[np.int64]], Any]:
+        def timed(index: NDArray[np.int64]) -> Any:
+            asked = time.perf_counter()
+            made = call(index)
+            self.waited += time.perf_counter() - asked
+            return made
+
+        return timed
+
+
+class _Backbone(nn.Module):
+    """A network up to its classifier: images float [N, C, H, W] to features float32 [N, D]."""
+
+    def __init__(self, model: nn.Module, chosen: Precision, device: torch.device) -> None:
+        super().__init__()
+        self.model, self.device, self._precision = model, device, chosen
+        self._layer = (cast(nn.Linear, linear_classifier(model)),)  # in a tuple, so it is not a submodule
+
+    def forward(self, images: Tensor) -> Tensor:
+        seen: list[Tensor] = []
+        handle = self._layer[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        try:
+            with precision.inference(self.model, self._precision, self.device):
+                self.model(images)
+        finally:
+            handle.remove()
+        return seen[0].float()
 
 
 def probe(
-    run: Run, setup: Setup, model: nn.Module, world: World, watcher: Watcher | None = None,
-    shared: Shared | None = None,
-) -> dict[str, Any]:  # fmt: skip
+    run: Run, setup: Setup, model: nn.Module, world: World, watcher: Watcher, shared: Features | None = None
+) -> dict[str, Any]:
     """Fit a head on the features of `model` and put it into the model.
 
     The main process fits the head and sends it to the others.
 
     Args:
-        shared: the run whose features are used.
+        shared: the features to use, of at least this run's images; None computes this run's own.
 
     Returns:
         The probe's fields in the metrics of epoch 0.
@@ -89,13 +176,12 @@ def probe(
     found: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
     if world.is_main:
         begun = time.perf_counter()
-        rows = np.sort(setup.shuffled_train[: spec.limit])
+        own = Features(run, setup)
+        source, rows = shared or own, own.rows
+        waited = source.waited
         with SignalFlag() as interrupted, memory_named(run.recipe.train):
-            source = shared or Shared(run, setup)
-            computed = rows if shared is None else source.setup.splits.train
-            place = torch.from_numpy(np.searchsorted(computed, rows))
-            reader = _Reader(source.run, source.setup, model, world.device, interrupted)
-            features = torch.stack([reader.view(number, computed)[place] for number in range(spec.views + 1)])
+            place = torch.from_numpy(np.searchsorted(source.rows, rows))
+            features = source.read(model, world.device, interrupted)[:, place]
             read = time.perf_counter() - begun
             head = _fitted(features, setup, rows, spec)
         seconds = time.perf_counter() - begun
@@ -105,14 +191,13 @@ def probe(
             "train_accuracy": head.train_accuracy,
             "images_per_second": len(rows) * (spec.views + 1) / read,
             "seconds": seconds,
-            "data_share": reader.waited / seconds,
+            "data_share": (source.waited - waited) / seconds,
         }
-        if watcher is not None:
-            watcher.note(
-                f"probe: a linear head on the features of {len(rows):,} images"
-                + (f" and {spec.views} augmented view(s) of each" if spec.views else "")
-                + f", strength {head.strength:.2g}, {seconds:.0f} s"
-            )
+        watcher.note(
+            f"probe: a linear head on the features of {len(rows):,} images"
+            + (f" and {spec.views} augmented view(s) of each" if spec.views else "")
+            + f", strength {head.strength:.2g}, {seconds:.0f} s"
+        )
     weight, bias = distributed.from_main(found, world)
     with torch.no_grad():
         layer.weight.copy_(torch.from_numpy(weight))
@@ -130,91 +215,6 @@ def _fitted(features: Tensor, setup: Setup, rows: NDArray[np.int64], spec: Probe
         folds=assign_folds(labels, store.keys[rows], spec.folds, setup.recipe.data.split_seed, units),
         weights=None if setup.recipe.data.balance == "none" else setup.images.class_weights(),
     )
-
-
-class Features(nn.Module):
-    """A network up to its classifier: images float [N, C, H, W] to features float32 [N, D]."""
-
-    def __init__(self, model: nn.Module, chosen: Precision, device: torch.device) -> None:
-        super().__init__()
-        self.model, self._precision, self._device = model, chosen, device
-        self._layer = (cast(nn.Linear, linear_classifier(model)),)  # in a tuple, so it is not a submodule
-
-    def forward(self, images: Tensor) -> Tensor:
-        seen: list[Tensor] = []
-        handle = self._layer[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-        try:
-            with precision.inference(self.model, self._precision, self._device):
-                self.model(images)
-        finally:
-            handle.remove()
-        return seen[0].float()
-
-
-class _Reader:
-    """Computes features, or reads those that are in the run folder."""
-
-    def __init__(self, run: Run, setup: Setup, model: nn.Module, device: torch.device, interrupted: SignalFlag) -> None:
-        chosen = run.recipe.train.precision
-        self._run, self._setup, self._device, self._interrupted = run, setup, device, interrupted
-        self._network = Features(model, "fp32" if chosen == "auto" else chosen, device)
-        self._augment = setup.augment(run.recipe.train.seed, mix=False)
-        self._key = _key(run, setup)
-        self.waited = 0.0
-
-    def view(self, number: int, rows: NDArray[np.int64]) -> Tensor:
-        """Features of one view of some images: float32 [n, D]; view 0 is the images as evaluation sees them."""
-        return torch.cat([self._shard(number, place, part) for place, part in enumerate(_parts(rows, _SHARD))])
-
-    def _shard(self, number: int, place: int, rows: NDArray[np.int64]) -> Tensor:
-        path = self._run.features / f"view-{number}-{place:05d}.safetensors"
-        if (kept := self._kept(path)) is not None:
-            return kept
-        if self._interrupted.name is not None:
-            raise TrainingInterruptedError(
-                f"stopped by {self._interrupted.name} in the probe", "its features are saved; resume with --resume"
-            )
-        computed = self._evaluated(rows) if number == 0 else self._augmented(number, rows)
-        save_weights({"features": computed}, path, {"key": self._key})
-        return computed
-
-    def _kept(self, path: Path) -> Tensor | None:
-        if not path.is_file():
-            return None
-        tensors, facts = load_weights(path)
-        return tensors["features"] if facts.get("key") == self._key else None
-
-    def _evaluated(self, rows: NDArray[np.int64]) -> Tensor:
-        mean, std = self._setup.normalization
-        images = self._setup.image_set(rows)
-        features, _ = predict_logits(
-            self._network, self._timed(images.gather), rows, mean=mean, std=std, batch_size=_BATCH, device=self._device
-        )
-        return torch.from_numpy(features)
-
-    def _augmented(self, number: int, rows: NDArray[np.int64]) -> Tensor:
-        images, seed, epoch = self._setup.drawn_set(rows), self._run.recipe.train.seed, _VIEWS_FROM + number
-
-        def batch(index: NDArray[np.int64]) -> Tensor:
-            pixels, labels = images.gather(index, seed=seed, epoch=epoch)
-            inputs, _ = self._augment(
-                torch.from_numpy(pixels).to(self._device), torch.from_numpy(labels).to(self._device),
-                epoch=epoch, index=index,
-            )  # fmt: skip
-            return cast(Tensor, inputs)
-
-        made = self._timed(batch)
-        with evaluating(self._network), torch.no_grad():
-            return torch.cat([self._network(made(index)).cpu() for index in _parts(rows, _BATCH)])
-
-    def _timed(self, call: Callable[[NDArray[np.int64]], Any]) -> Callable[[NDArray[np.int64]], Any]:
-        def timed(index: NDArray[np.int64]) -> Any:
-            asked = time.perf_counter()
-            made = call(index)
-            self.waited += time.perf_counter() - asked
-            return made
-
-        return timed
 
 
 def _parts(rows: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:

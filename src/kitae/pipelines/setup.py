@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
-from typing import Any, Literal
+from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,11 +27,11 @@ from kitae.data.store import Store, open_store
 from kitae.errors import RecipeError, TrainingError
 from kitae.evaluation.evaluate import label_scores, predict_logits
 from kitae.models.airbench import Airbench
-from kitae.models.build import build, normalization
+from kitae.models.build import normalization
 from kitae.models.structure import count_macs, count_parameters, layer_groups, linear_classifier
 from kitae.models.weights import Weights, load
 from kitae.recipe import Recipe
-from kitae.run import Run
+from kitae.run import Run, build_network
 from kitae.training import distributed, precision
 from kitae.training.allocator import keep_freed_memory
 from kitae.training.checkpoint import weights_digest
@@ -57,6 +57,21 @@ def begin(spec: TrainSpec) -> World:
     if spec.threads is not None:
         torch.set_num_threads(spec.threads)
     return distributed.join(spec.device, spec.process_timeout)
+
+
+def placed(model: nn.Module, spec: TrainSpec, world: World) -> nn.Module:
+    """The network on the device, in the memory layout of its training."""
+    layout = torch.channels_last if spec.channels_last else torch.contiguous_format
+    return model.to(device=world.device, memory_format=layout)  # type: ignore[call-overload,no-any-return]
+
+
+class Unwatched:
+    """A `Watcher` that shows nothing."""
+
+    def on_plan(self, epochs: int) -> None: ...
+    def on_step(self, *facts: Any) -> None: ...
+    def on_epoch(self, row: Mapping[str, Any]) -> None: ...
+    def note(self, text: str) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -96,13 +111,12 @@ class Setup:
     @cached_property
     def images(self) -> ImageSet:
         """The training images as the loop draws them."""
-        return self.drawn_set(self.splits.train, self.recipe.data.balance)
+        return replace(self.drawn_set(self.splits.train), balance=self.recipe.data.balance)
 
-    def drawn_set(self, rows: NDArray[np.int64], balance: Literal["none", "sampler", "loss"] = "none") -> ImageSet:
+    def drawn_set(self, rows: NDArray[np.int64]) -> ImageSet:
         """Some rows of the store as training draws them: with an epoch, cut out of whole pictures by `crop`."""
-        images = self.image_set(rows, balance)
         ahead = None if self.blocks is None else ReadAhead(self.store.images)
-        return replace(images, crop=self.crop, blocks=self.blocks, ahead=ahead)
+        return replace(self.image_set(rows), crop=self.crop, blocks=self.blocks, ahead=ahead)
 
     @cached_property
     def blocks(self) -> Blocks | None:
@@ -132,10 +146,10 @@ class Setup:
         """(C, H, W) of training images as they are drawn, before `augment`."""
         return self.store.rules.shape if self.crop is None else self.crop.shape
 
-    def image_set(self, rows: NDArray[np.int64], balance: Literal["none", "sampler", "loss"] = "none") -> ImageSet:
+    def image_set(self, rows: NDArray[np.int64]) -> ImageSet:
         """Some rows of the store; a test image among them raises until the test has been opened."""
         store = self.store
-        return ImageSet(store.images, rows, store.labels, store.classes, balance, self.splits.guard)
+        return ImageSet(store.images, rows, store.labels, store.classes, guard=self.splits.guard)
 
     @cached_property
     def normalization(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -188,22 +202,12 @@ class Setup:
         Args:
             pretrained: False does not load pretrained weights, if they are replaced later or do not matter.
         """
-        spec = self.recipe.model if pretrained else self.recipe.model.model_copy(update={"pretrained": False})
-        seed = keyed.derive_seed(self.recipe.train.seed, 0, 0, keyed.SLOT_MODEL)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = build(
-                spec,
-                classes=len(self.store.classes),
-                channels=self.store.rules.channels,
-                image_size=self.store.rules.image_size,
-                weights=self.weights if pretrained else None,
-            )
+        weights = self.weights if pretrained else None
+        model = build_network(self.recipe, self.store.classes, self.store.rules, weights=weights)
         if isinstance(model, Airbench):  # its stem is made of the training images
             images, _ = next(self.clean_batches(torch.device("cpu"), _WHITENING_IMAGES))
             model.whiten(images)
-        layout = torch.channels_last if self.recipe.train.channels_last else torch.contiguous_format
-        return model.to(device=world.device, memory_format=layout)  # type: ignore[call-overload,no-any-return]
+        return placed(model, self.recipe.train, world)
 
     def facts(self, model: nn.Module) -> dict[str, Any]:
         """What model.json says, before calibration."""
@@ -238,23 +242,6 @@ class Setup:
             threads=torch.get_num_threads(),
             channels_last=self.recipe.train.channels_last,
         )
-
-    def first_batch(self, count: int, world: World) -> Callable[[], tuple[torch.Tensor, torch.Tensor]]:
-        """A function that makes the first images of the first epoch, as the network's input, to measure with.
-
-        Returns:
-            A function without arguments that returns images float [count, C, H, W] and targets float32 [count, K],
-            on the device.
-        """
-        seed, images = self.recipe.train.seed, self.images
-        augment, index = self.augment(seed), images.order(seed, 0)[:count]
-
-        def make() -> tuple[torch.Tensor, torch.Tensor]:
-            pixels, labels = map(torch.from_numpy, images.gather(index, seed=seed, epoch=0))
-            inputs, targets = augment(pixels, labels, epoch=0, index=index)
-            return inputs.to(world.device), targets.to(world.device)
-
-        return make
 
     @property
     def judged(self) -> int:
@@ -367,6 +354,31 @@ class Setup:
         guide = None if teacher is None else Teacher(copy.deepcopy(teacher).eval().requires_grad_(False))
         self.fit(model, tuned, world, tuning=Tuning(guide, after_step, keep), watcher=watcher)
         return model
+
+
+class FirstBatch:
+    """The first images of the first epoch as training takes them, to measure with.
+
+    Attributes:
+        index: int64 [count], their rows of the store.
+        augment: from uint8 images and labels to the network's input and targets, on the CPU.
+    """
+
+    def __init__(self, setup: Setup, count: int, world: World) -> None:
+        self._setup, self._device, self._seed = setup, world.device, setup.recipe.train.seed
+        self.index = setup.images.order(self._seed, 0)[:count]
+        augment = setup.augment(self._seed).prepare(*setup.drawn)
+        self.augment = partial(augment, epoch=0, index=self.index)
+
+    def read(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images uint8 [count, C, H, W] and labels int64 [count]."""
+        images, labels = self._setup.images.gather(self.index, seed=self._seed, epoch=0)
+        return torch.from_numpy(images), torch.from_numpy(labels)
+
+    def make(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Inputs float [count, C, H, W] and targets float32 [count, K], on the device."""
+        inputs, targets = self.augment(*self.read())
+        return inputs.to(self._device), targets.to(self._device)
 
 
 def resolved(recipe: Recipe, setup: Setup, world: World, model: nn.Module, weights: Weights | None = None) -> Recipe:

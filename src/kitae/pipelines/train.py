@@ -19,14 +19,13 @@ from kitae.evaluation.calibration import fit_temperature
 from kitae.evaluation.evaluate import evaluate, evaluate_test, predictions_table
 from kitae.folders import default_folder
 from kitae.models.structure import count_parameters
-from kitae.pipelines.argument import understand
-from kitae.pipelines.choices import ChoiceOptions, Choices, unknown_option
-from kitae.pipelines.folds import OutOfFold, keep_logits, split_clock, train_folds, tunes
+from kitae.pipelines.choices import Choices, apply, understand, unknown_option
+from kitae.pipelines.folds import keep_logits, out_of_fold, tunes
 from kitae.pipelines.notes import notes_of
 from kitae.pipelines.pace import Clock, Recutter, fitted
 from kitae.pipelines.plan import plan
-from kitae.pipelines.probe import Shared, probe
-from kitae.pipelines.setup import Progress, Setup, begin, resolved
+from kitae.pipelines.probe import Features, probe
+from kitae.pipelines.setup import Progress, Setup, Unwatched, begin, resolved
 from kitae.recipe import Recipe
 from kitae.run import Run
 from kitae.training import distributed
@@ -46,7 +45,7 @@ def train(
     progress: Progress | None = None,
     test: bool = True,
     show: bool | None = None,
-    **choices: Unpack[ChoiceOptions],
+    **choices: Unpack[Choices],
 ) -> Run:
     """Train, select and evaluate a classifier; everything is written to a run folder.
 
@@ -65,13 +64,13 @@ def train(
         watcher: shows progress of training. `progress(done, total)` shows the decoding of images.
         show: print progress where no `watcher` is given; None does so on a terminal and in a notebook.
         test: False does not evaluate on test: evaluation.json has `val` but no `test`, and no opening is counted.
-        choices: fields of `pipelines.plan.Choices`, which override the plan or the recipe: `image_size=160`, or
+        choices: fields of `pipelines.choices.Choices`, which override the plan or the recipe: `image_size=160`, or
             `folds=5`, which cross-validates and then trains on everything (see `pipelines.folds`).
 
     Raises:
         KitaeError: anything the user can correct, in one line.
     """
-    for unknown in choices.keys() - ChoiceOptions.__annotations__.keys():
+    for unknown in choices.keys() - Choices.__annotations__.keys():
         raise unknown_option(unknown)
     if watcher is None and (console.interactive() if show is None else show):
         with console.counting("decoding images") as counted, console.TrainingView(0) as view:
@@ -85,21 +84,22 @@ def train(
         Run.check_free(out, resume=resume, overwrite=overwrite)
     if minutes is not None and not isinstance(minutes, Clock):
         minutes = Clock.of(minutes, time.monotonic())
-    recipe, minutes, lines = asked(recipe, minutes, Choices(**choices))
-    for line in lines if watcher is not None else ():
-        watcher.note(line)  # type: ignore[union-attr]
+    recipe, minutes, lines = asked(recipe, minutes, choices)
     world = begin(recipe.train)
+    if watcher is None or not world.is_main:
+        watcher = Unwatched()
+    for line in lines:
+        watcher.note(line)
     folder = default_folder(recipe.name, new=not (resume or overwrite)) if out is None else Path(out)
     # Each process has made a plan from its own measurements; all use that of the main process.
-    most = None if minutes is None else minutes.most
-    shared: Recipe
-    folder, shared, most = distributed.from_main((folder, recipe, most), world)
+    agreed: Recipe
+    folder, agreed, most = distributed.from_main((folder, recipe, None if minutes is None else minutes.most), world)
     if minutes is not None:
         minutes = replace(minutes, most=most)
-    if shared.data.whole and not test:
+    if agreed.data.whole and not test:
         raise RecipeError("data.folds: opens the test of every fold, which is to stay closed here; set it to null")
     return _train(
-        shared, folder, world, minutes=minutes, resume=resume, overwrite=overwrite, watcher=watcher, progress=progress,
+        agreed, folder, world, minutes=minutes, resume=resume, overwrite=overwrite, watcher=watcher, progress=progress,
         test=test,
     )  # fmt: skip
 
@@ -111,13 +111,13 @@ def _train(
     *,
     minutes: Clock | None,
     resume: bool,
+    watcher: Watcher,
     overwrite: bool = False,
-    watcher: Watcher | None = None,
     progress: Progress | None = None,
     test: bool = True,
-    shared: Shared | None = None,
+    shared: Features | None = None,
 ) -> Run:
-    """`train` of one run into its folder. `shared`: of a fold, the run that has its features."""
+    """`train` of one run into its folder. `shared`: of a fold, the features of all folds."""
     run = _open_run(recipe, folder, resume, overwrite, world)
     folds: list[Run] = []
     try:
@@ -128,12 +128,10 @@ def _train(
         begun = resume and run.checkpoint.is_file()
         model = setup.initial_model(world, pretrained=not begun)
         for line in notes_of(setup, model):
-            if world.is_main and watcher is not None:
-                watcher.note(line)
+            watcher.note(line)
         if world.is_main:
-            if resume and watcher is not None:
-                for line in run.machine_changes(world.size):
-                    watcher.note(line)
+            for line in run.machine_changes(world.size) if resume else ():
+                watcher.note(line)
             weights = None if begun else setup.weights
             run.write_environment(
                 {
@@ -145,29 +143,27 @@ def _train(
             )
             run.write_facts(setup.facts(model))
             run.resolve(resolved(run.recipe, setup, world, model, weights))
-        distributed.barrier(world)
-        run.recipe = Run.open(run.path).recipe
-        if world.is_main and watcher is not None and run.recipe.data.fold is None:
+        run.recipe = distributed.from_main(run.recipe, world)
+        if run.recipe.data.fold is None:
             watcher.note(_header(run, setup, model, world))
         tuning = Tuning()
         if run.recipe.data.whole:
             tuning = Tuning(keep="last")
             folds = _folds(run, setup, model, world, minutes, watcher)
-            minutes = None if minutes is None else replace(split_clock(minutes, 1), starting=minutes.starting)
+            minutes = None if minutes is None else replace(minutes.share(1), starting=minutes.starting)
         probes = isinstance(run.recipe.train.probe, ProbeSpec)
         if probes:
             made = {} if begun else probe(run, setup, model, world, watcher, shared)
             tuning = replace(tuning, keep="last" if folds else "best or start", start_row=made)
         # The folds decided this on validation images, which this model does not have; the recipe keeps its epochs.
         probe_alone = probes and (not run.recipe.train.epochs or (bool(folds) and not tunes(folds)))
-        if probe_alone and run.recipe.train.epochs and watcher is not None:
+        if probe_alone and run.recipe.train.epochs:
             watcher.note("fine-tuning was no better than the probe in most folds, so this model has none")
         if minutes is not None and not probe_alone:  # otherwise there is nothing to fit, and measuring takes seconds
             timed, end = fitted(run.recipe, setup, model, minutes, world)
             if world.is_main and not begun:
                 run.resolve(timed)
-            distributed.barrier(world)
-            run.recipe = Run.open(run.path).recipe
+            run.recipe = distributed.from_main(run.recipe, world)
             tuning = replace(tuning, recut=Recutter(run, minutes, end, watcher))
         setup.fit(
             model,
@@ -178,16 +174,16 @@ def _train(
             record=Record(
                 run.checkpoint,
                 run.best,
-                recorder(run),
+                _recorder(run),
                 run.metrics(),
                 resume=resume,
                 fingerprint=run.recipe.training_fingerprint,
             ),
         )
         if world.is_main and folds:
-            finish_whole(run, setup, model, folds)
+            _finish_whole(run, setup, model, folds)
         elif world.is_main:
-            results = validated(run, setup, model)
+            results = _validated(run, setup, model)
             _write(run, setup, _tested(run, setup, model, results) if test else results)
         distributed.barrier(world)
         return run
@@ -224,12 +220,12 @@ def asked(
         if on is not None:
             source = what if kind == "data" else f"{recipe}:"  # a shipped recipe's name, which a source has too
             recipe = Recipe.load(on).override(f"data.source={json.dumps(source)}")
-            return choices.applied(recipe), minutes, ()
+            return apply(recipe, choices), minutes, ()
         if kind == "data":
             planned = plan(what, minutes, choices)
             return planned.recipe, None if minutes is None else planned.clock, planned.lines
         recipe = Recipe.load(what)
-    return choices.applied(recipe), minutes, ()
+    return apply(recipe, choices), minutes, ()
 
 
 def _header(run: Run, setup: Setup, model: nn.Module, world: World) -> str:
@@ -252,33 +248,36 @@ def train_without_test(recipe: Recipe, out: Path, *, resume: bool) -> Run:
 
 
 def _folds(
-    run: Run, setup: Setup, model: nn.Module, world: World, minutes: Clock | None, watcher: Watcher | None
+    run: Run, setup: Setup, model: nn.Module, world: World, minutes: Clock | None, watcher: Watcher
 ) -> list[Run]:
-    """Train the folds of a run. Their probes share its features."""
-    shared = Shared.of(run, setup)
+    """The finished runs of all folds, in order; existing runs are resumed if unfinished, and reused if finished.
+
+    Their probes share the features of `model`.
+    """
+    shared = Features(run, setup) if Features.shareable(run, setup) else None
     if shared is not None and not run.checkpoint.is_file():
-        shared.compute(model, world)
-
-    def train_fold(recipe: Recipe, folder: Path, clock: Clock | None) -> Run:
-        return _train(recipe, folder, world, minutes=clock, resume=True, watcher=watcher, shared=shared)
-
-    folds = train_folds(run, minutes, train_fold, watcher)
-    if watcher is not None:
-        watcher.note(f"the model on everything: {len(setup.splits.train):,} images")
+        shared.prepare(model, world)
+    count, folds = run.recipe.data.folds or 0, []
+    for number in range(1, count + 1):
+        folder = run.fold(number)
+        begun = (folder / "recipe.yaml").is_file()  # and the minutes may have cut it
+        recipe = Recipe.load(folder / "recipe.yaml") if begun else run.recipe.override(f"data.fold={number}")
+        watcher.note(f"fold {number} of {count}")
+        share = None if minutes is None else minutes.share(count + 2 - number)
+        folds.append(_train(recipe, folder, world, minutes=share, resume=True, watcher=watcher, shared=shared))
+    watcher.note(f"the model on everything: {len(setup.splits.train):,} images")
     return folds
 
 
-def finish_whole(run: Run, setup: Setup, model: nn.Module, folds: list[Run]) -> None:
+def _finish_whole(run: Run, setup: Setup, model: nn.Module, folds: list[Run]) -> None:
     """Save the folds' results as those of the model on everything, and evaluate on the source's own test, if any."""
-    found = OutOfFold.of(folds, setup.store.labels)
-    measured = found.evaluated(run, setup)
-    temperature = measured["temperature"]
-    run.write_facts({**setup.facts(model), "temperature": temperature})
+    measured, table = out_of_fold(setup, folds)
+    run.write_facts({**setup.facts(model), "temperature": measured["temperature"]})
     results = {**measured, **_settings(run, setup)}
     if setup.splits.test_count:
         results = _tested(run, setup, model, results)
     else:
-        found.write_predictions(run, setup, temperature)
+        run.write_predictions(table)
     _write(run, setup, results)
 
 
@@ -306,7 +305,7 @@ def _tested(run: Run, setup: Setup, model: nn.Module, results: dict[str, Any]) -
     return {"test": evaluate_test(test_logits, test_labels, classes, temperature, copies), **results}
 
 
-def validated(run: Run, setup: Setup, model: nn.Module) -> dict[str, Any]:
+def _validated(run: Run, setup: Setup, model: nn.Module) -> dict[str, Any]:
     """Evaluate the best weights on validation, after calibrating on it, and save what predictions need.
 
     Returns:
@@ -343,7 +342,7 @@ def _settings(run: Run, setup: Setup) -> dict[str, Any]:
     }
 
 
-def recorder(run: Run) -> Callable[[Sequence[Mapping[str, Any]]], None]:
+def _recorder(run: Run) -> Callable[[Sequence[Mapping[str, Any]]], None]:
     """A function that writes the metrics after each epoch, also for TensorBoard if the recipe asks for it."""
     if not run.recipe.train.tensorboard:
         return run.write_metrics

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kitae.errors import KitaeError
-from kitae.pipelines.argument import understand
+from kitae.pipelines.choices import understand
 from tests.images import write_folder, write_parquet
 
 
