@@ -347,7 +347,7 @@ def test_the_residual_sum_is_a_plain_addition(name: str) -> None:
         model = make(name)
     graph = torch.fx.symbolic_trace(model).graph
     blocks = sum(
-        type(module).__name__ in ("BasicBlock", "Bottleneck", "_Residual9", "_PreActivationBlock")
+        type(module).__name__ in ("BasicBlock", "Bottleneck", "_Residual9", "PreActivationBlock")
         for module in model.modules()
     )
     assert sum(node.target is operator.add for node in graph.nodes) == blocks > 0

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from types import MethodType
 from typing import Any
 
 import torch
@@ -17,13 +18,12 @@ from torch import Tensor, nn
 
 from kitae.errors import RecipeError, did_you_mean, one_line
 from kitae.models.airbench import Airbench
-from kitae.models.freeze import freeze
 from kitae.models.initial import keyed_by_name
 from kitae.models.libraries import build_timm, build_torchvision, check_name, refuse, require_timm
-from kitae.models.resnet import BasicBlock, Bottleneck, ResNet, ResNet9, Stem, WideResNet
+from kitae.models.resnet import BasicBlock, Bottleneck, PreActivationBlock, ResNet, ResNet9, Stem
 from kitae.models.simple import SimpleCNN
 from kitae.models.spec import ModelSpec
-from kitae.models.structure import classifier_names, device_of, dtype_of, inside
+from kitae.models.structure import classifier_names, device_of, dropouts_beside, dtype_of, inside, layer_groups
 from kitae.models.weights import Weights, load
 from kitae.modes import evaluating
 from kitae.preprocess import Size, sides
@@ -45,58 +45,41 @@ def _simple_cnn(spec: ModelSpec, *, classes: int, channels: int, image_size: Siz
     return SimpleCNN(classes=classes, channels=channels, image_size=image_size, dropout=spec.dropout)
 
 
-def _cifar_resnet(blocks: int, spec: ModelSpec, **sizes: Any) -> nn.Module:
-    return ResNet(BasicBlock, (blocks,) * 3, spec.width or 16, **_residual(spec, **sizes))
-
-
-def _resnet9(spec: ModelSpec, **sizes: Any) -> nn.Module:
-    return ResNet9(spec.width or 64, **_residual(spec, **sizes))
-
-
 def _airbench(spec: ModelSpec, *, classes: int, channels: int, image_size: Size) -> nn.Module:
     refuse(spec, "stem", "stochastic_depth")
     return Airbench(spec.width or 64, classes=classes, channels=channels, dropout=spec.dropout)
 
 
-def _resnet(
-    block: type[BasicBlock] | type[Bottleneck], depths: Sequence[int], spec: ModelSpec, **sizes: Any
+def _scaling(
+    net: Callable[..., nn.Module], width: int, spec: ModelSpec, *, classes: int, channels: int, image_size: Size
 ) -> nn.Module:
+    """A residual net that comes in widths; `width` is its own."""
+    return net(
+        spec.width or width, classes=classes, channels=channels, stem=_stem(spec, image_size),
+        stochastic_depth=spec.stochastic_depth, dropout=spec.dropout,
+    )  # fmt: skip
+
+
+def _fixed(net: Callable[..., nn.Module], width: int, spec: ModelSpec, **sizes: Any) -> nn.Module:
     refuse(spec, "width")
-    return ResNet(block, depths, 64, **_residual(spec, **sizes))
-
-
-def _wide_resnet(depth: int, widen: int, spec: ModelSpec, **sizes: Any) -> nn.Module:
-    refuse(spec, "width")
-    return WideResNet(depth, widen, **_residual(spec, **sizes))
-
-
-def _residual(spec: ModelSpec, *, classes: int, channels: int, image_size: Size) -> dict[str, Any]:
-    return {
-        "classes": classes,
-        "channels": channels,
-        "stem": _stem(spec, image_size),
-        "stochastic_depth": spec.stochastic_depth,
-        "dropout": spec.dropout,
-    }
+    return _scaling(net, width, spec, **sizes)
 
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "simple_cnn": _simple_cnn,
-    "resnet8": partial(_cifar_resnet, 1),
-    "resnet20": partial(_cifar_resnet, 3),
-    "resnet56": partial(_cifar_resnet, 9),
-    "resnet9": _resnet9,
+    "resnet8": partial(_scaling, partial(ResNet, BasicBlock, (1, 1, 1)), 16),
+    "resnet20": partial(_scaling, partial(ResNet, BasicBlock, (3, 3, 3)), 16),
+    "resnet56": partial(_scaling, partial(ResNet, BasicBlock, (9, 9, 9)), 16),
+    "resnet9": partial(_scaling, ResNet9, 64),
     "airbench": _airbench,
-    "resnet18": partial(_resnet, BasicBlock, (2, 2, 2, 2)),
-    "resnet34": partial(_resnet, BasicBlock, (3, 4, 6, 3)),
-    "resnet50": partial(_resnet, Bottleneck, (3, 4, 6, 3)),
-    "wide_resnet28_10": partial(_wide_resnet, 28, 10),
+    "resnet18": partial(_fixed, partial(ResNet, BasicBlock, (2, 2, 2, 2)), 64),
+    "resnet34": partial(_fixed, partial(ResNet, BasicBlock, (3, 4, 6, 3)), 64),
+    "resnet50": partial(_fixed, partial(ResNet, Bottleneck, (3, 4, 6, 3)), 64),
+    "wide_resnet28_10": partial(_fixed, partial(ResNet, PreActivationBlock, (4, 4, 4), stem_width=16), 160),
 }
 """Name -> factory(spec, classes=, channels=, image_size=)."""
 
-SCALING = tuple(
-    name for name, make in MODELS.items() if getattr(make, "func", make) in (_cifar_resnet, _resnet9, _airbench)
-)
+SCALING = tuple(name for name, make in MODELS.items() if getattr(make, "func", make) in (_scaling, _airbench))
 """The families that come in widths."""
 
 
@@ -140,7 +123,7 @@ def build(
         if isinstance(spec.pretrained, str):
             _fill(model, weights, classes)
         _zero_fresh_classifier(model, weights)
-    freeze(model, spec)
+    _freeze(model, spec)
     return model
 
 
@@ -235,3 +218,37 @@ def _probe(model: nn.Module, spec: ModelSpec, classes: int, channels: int, image
         ) from error
     if not isinstance(logits, Tensor) or tuple(logits.shape) != (1, classes):
         raise RecipeError(f"model.name: {spec.name} does not give one logit per class; choose another net")
+
+
+def _freeze(model: nn.Module, spec: ModelSpec) -> None:
+    if spec.freeze == "backbone":
+        heads = classifier_names(model)
+        trained = {name for name, _ in model.named_parameters() if inside(name, heads)}
+        active = {"", *heads}  # the root too: some nets ask their own mode, and it changes nothing below
+        active |= {name for name, _ in model.named_modules() if inside(name, heads)}
+        active |= {name for head in heads for name, _ in dropouts_beside(model, head)}
+    elif spec.freeze == "statistics" or spec.freeze_first:
+        groups = layer_groups(model)
+        if spec.freeze_first >= len(groups):
+            raise RecipeError(
+                f"model.freeze_first: {spec.name} has {len(groups)} layer groups, of which the last one is the "
+                f"classifier; set it to {len(groups) - 1} or less"
+            )
+        trained = {name for group in groups[spec.freeze_first :] for name in group}
+        held = {name.rpartition(".")[0] for group in groups[: spec.freeze_first] for name in group}
+        norms = nn.modules.batchnorm._NormBase if spec.freeze == "statistics" else ()
+        active = {n for n, module in model.named_modules() if n not in held and not isinstance(module, norms)}
+    else:
+        return
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in trained)
+
+    def train(self: nn.Module, mode: bool = True) -> nn.Module:
+        """As `nn.Module.train`, but the frozen modules stay in eval mode."""
+        type(self).train(self, mode)
+        for name, module in self.named_modules():
+            module.training = mode and name in active
+        return self
+
+    model.train = MethodType(train, model)  # type: ignore[method-assign]
+    model.train()
