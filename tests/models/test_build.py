@@ -269,9 +269,9 @@ def test_local_weights(name: str, tmp_path: Path) -> None:
 
 def test_local_weights_that_do_not_fit(tmp_path: Path) -> None:
     path = saved(tmp_path / "w.safetensors", make("resnet8", classes=10))
-    with pytest.raises(RecipeError, match=r"stem\.0\.weight is \[16, 3, 3, 3\], not \[16, 1, 3, 3\]"):
+    with pytest.raises(RecipeError, match=r"size mismatch for stem\.0\.weight"):
         make("resnet8", channels=1, pretrained=path)
-    with pytest.raises(RecipeError, match=r"is missing; .* and \d+ more"):
+    with pytest.raises(RecipeError, match=r"does not fit: .*Missing key"):
         make("resnet20", pretrained=path)
     wide = saved(tmp_path / "wide.safetensors", make("resnet8", classes=10, width=32))
     with pytest.raises(RecipeError, match="does not fit"):

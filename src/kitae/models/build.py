@@ -8,7 +8,7 @@ same seed, networks share the values of all parameters of the same name, shape a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from functools import partial
 from types import MethodType
 from typing import Any
@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kitae.errors import RecipeError, did_you_mean, one_line
+from kitae.errors import RecipeError, did_you_mean, one_line, require
 from kitae.models.airbench import Airbench
 from kitae.models.initial import keyed_by_name
-from kitae.models.libraries import build_timm, build_torchvision, check_name, refuse, require_timm
+from kitae.models.libraries import build_timm, build_torchvision, check_name, refuse
 from kitae.models.resnet import BasicBlock, Bottleneck, PreActivationBlock, ResNet, ResNet9, Stem
 from kitae.models.simple import SimpleCNN
 from kitae.models.spec import ModelSpec
@@ -138,7 +138,7 @@ def normalization(spec: ModelSpec, channels: int = 3) -> tuple[tuple[float, ...]
     library, _, name = spec.name.rpartition(":")
     mean, std = IMAGENET_MEAN, IMAGENET_STD
     if library == "timm":
-        config = require_timm().get_pretrained_cfg(name)
+        config = require("timm", "models").get_pretrained_cfg(name)
         if config is not None:
             mean, std = tuple(config.mean), tuple(config.std)
     elif library != "torchvision":
@@ -165,35 +165,19 @@ def _construct(spec: ModelSpec, weights: Weights | None = None, **sizes: Any) ->
     return MODELS[spec.name](spec, **sizes)
 
 
-def _some(problems: Sequence[str], shown: int = 3) -> str:
-    more = f" and {len(problems) - shown} more" if len(problems) > shown else ""
-    return "; ".join(problems[:shown]) + more
-
-
-def _differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
-    problems = [f"{name} is missing" for name in expected if name not in found]
-    problems += [f"{name} is not in the net" for name in found if name not in expected]
-    return problems + [
-        f"{name} is {list(found[name].shape)}, not {list(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in found and found[name].shape != tensor.shape
-    ]
-
-
 def _fill(model: nn.Module, weights: Weights, classes: int) -> None:
     heads = classifier_names(model)
-    expected = model.state_dict()
     tensors = dict(weights.tensors)
-    for name, tensor in expected.items():
+    for name, tensor in model.state_dict().items():
         # Another number of classes: the classifier starts fresh, everything else must fit.
         other = tensors.get(name, tensor)
         is_head = inside(name, heads) and other.ndim == tensor.ndim > 0 and other.shape[1:] == tensor.shape[1:]
         if is_head and tensor.shape[0] == classes != other.shape[0]:
             tensors[name] = tensor
-    problems = _differences(expected, tensors)
-    if problems:
-        raise RecipeError(f"model.pretrained: {weights.source} does not fit {type(model).__name__}: {_some(problems)}")
-    model.load_state_dict(tensors)
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise RecipeError(f"model.pretrained: {weights.source} does not fit: {one_line(error, 300)}") from error
 
 
 @torch.no_grad()

@@ -16,12 +16,6 @@ Precision = Literal["fp32", "bf16", "fp16"]
 _DTYPE = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error means running out of memory, on CPU or GPU."""
-    known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
-    return known or "not enough memory" in str(error)  # which torch's allocator for the CPU says
-
-
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
     """The context of a forward pass: nothing for fp32, torch.autocast for the others."""
     if precision == "fp32":
