@@ -260,10 +260,9 @@ def test_the_result_is_json_down_to_one_image() -> None:
 def test_the_result_is_the_same_again() -> None:
     logits, labels = np.random.default_rng(0).normal(size=(60, 3)), np.arange(60) % 3
     np.random.seed(0)
-    first = evaluate(logits, labels, CLASSES, seed=5)
+    first = evaluate(logits, labels, CLASSES)
     np.random.seed(1)
-    assert evaluate(logits, labels, CLASSES, seed=5) == first
-    assert evaluate(logits, labels, CLASSES, seed=6)["ece_interval"] != first["ece_interval"]
+    assert evaluate(logits, labels, CLASSES) == first
 
 
 def test_names_must_fit() -> None:
