@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from kitae.errors import TrainingError
 from kitae.training import precision
 from kitae.training.distributed import World
-from kitae.training.measure import step_seconds
+from kitae.training.measure import step_times
 from kitae.training.spec import TrainSpec
 from tests.training.toy_world import toy_net
 
@@ -20,8 +20,8 @@ WORLD = World(0, 1, CPU)
 BATCH = torch.rand(8, 3, 8, 8), nn.functional.one_hot(torch.arange(8) % 2, 2).float()
 
 
-def seconds(model: nn.Module) -> dict[precision.Precision, float]:
-    return step_seconds(model, TrainSpec(batch_size=8), *BATCH, WORLD)
+def seconds(model: nn.Module) -> dict[precision.Precision, list[float]]:
+    return step_times(model, TrainSpec(batch_size=8), *BATCH, WORLD)
 
 
 def test_auto_is_a_rule_of_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,13 +1,13 @@
 """Unstructured pruning: masks set the smallest weights to zero (Han et al. 2015).
 
-Shapes do not change, so nothing runs faster; only the compressed size shrinks. `enforce` restores the zeros after every
-optimizer step, since momentum would change them.
+Shapes do not change, so nothing runs faster; only the compressed size shrinks. `apply_masks` restores the zeros after
+every optimizer step, since momentum would change them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -57,29 +57,12 @@ def magnitude_masks(
 
 
 def apply_masks(model: nn.Module, masks: Masks) -> None:
-    """Set the masked weights to zero, in place.
-
-    Raises:
-        CompressionError: a mask is for a layer that the network does not have, or of another shape.
-    """
+    """Set the masked weights to zero, in place."""
     layers = prunable_layers(model)
     with torch.no_grad():
         for name, mask in masks.items():
-            if name not in layers:
-                raise CompressionError(f"a mask is for {name}, which this network does not have")
             weight = weight_of(layers[name])
-            if weight.shape != mask.shape:
-                raise CompressionError(f"the mask of {name} is {list(mask.shape)}, its weight {list(weight.shape)}")
             weight.masked_fill_(~mask.to(weight.device), 0.0)
-
-
-def enforce(masks: Masks) -> Callable[[nn.Module], None]:
-    """A function to call after every optimizer step so that masked weights stay zero."""
-
-    def after_step(model: nn.Module) -> None:
-        apply_masks(model, masks)
-
-    return after_step
 
 
 def cubic(step: int, steps: int, final: float, initial: float = 0.0) -> float:
@@ -115,8 +98,6 @@ class Gradual:
         initial: float = 0.0,
         masks: Masks | None = None,
     ) -> None:
-        if steps < 1 or every < 1:
-            raise CompressionError(f"gradual pruning needs at least one step, not {steps} and every {every}")
         self.ratio, self.steps, self.every, self.scope, self.skip = ratio, steps, every, scope, tuple(skip)
         self.initial = initial
         self.step = 0

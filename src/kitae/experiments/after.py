@@ -142,7 +142,7 @@ def prune(
     from kitae.compression.batchnorm import reestimate_batchnorm
     from kitae.compression.channels import remove_channels
     from kitae.compression.counting import compressed_bytes, count
-    from kitae.compression.masks import apply_masks, enforce, magnitude_masks
+    from kitae.compression.masks import apply_masks, magnitude_masks
     from kitae.pipelines.setup import Setup
     from kitae.training.distributed import join
 
@@ -153,7 +153,7 @@ def prune(
     if ratio and kind == "unstructured":
         masks = magnitude_masks(model, ratio, scope=scope)
         apply_masks(model, masks)
-        hold = enforce(masks)
+        hold = partial(apply_masks, masks=masks)
     elif ratio:
         model = remove_channels(model, setup.store.rules.shape, ratio, scope=scope).model
     if ratio:

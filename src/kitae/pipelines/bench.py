@@ -24,7 +24,7 @@ from kitae.pipelines.setup import Progress, Setup, begin
 from kitae.recipe import Recipe
 from kitae.training import precision
 from kitae.training.distributed import World
-from kitae.training.measure import step_parts, step_seconds, step_times
+from kitae.training.measure import step_parts, step_times
 
 
 def bench(recipe: Recipe, progress: Progress | None = None, repeats: int = 15) -> dict[str, Any]:
@@ -51,20 +51,19 @@ def bench(recipe: Recipe, progress: Progress | None = None, repeats: int = 15) -
         reference="copy",
         repeats=repeats,
     )
-    steps = step_seconds(
-        setup.initial_model(batch.world, pretrained=False), recipe.train, *batch.augmented(), batch.world, steps=5
-    )
+    model = setup.initial_model(batch.world, pretrained=False)
+    times = step_times(model, recipe.train, *batch.augmented(), batch.world, steps=5)
+    steps = {name: 1000 * statistics.median(taken) for name, taken in times.items()}
     milliseconds = {name: 1000 * timed.median(name) for name in ("copy", "gather", "augment")}
     if not steps:
         raise TrainingError(_NOT_FINITE)
-    fastest = min(steps.values())
     return {
         "batch_size": len(index),
         "threads": torch.get_num_threads(),
         "milliseconds": milliseconds,
         "control": timed.control_ratio.value,
-        "step_milliseconds": {name: 1000 * seconds for name, seconds in steps.items()},
-        "share": milliseconds["augment"] / (milliseconds["augment"] + 1000 * fastest),
+        "step_milliseconds": steps,
+        "share": milliseconds["augment"] / (milliseconds["augment"] + min(steps.values())),
     }
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import statistics
 import time
 from typing import Any
 
@@ -12,7 +14,7 @@ from kitae.recipe import Recipe
 from kitae.training import precision
 from kitae.training.batches import epoch_shape
 from kitae.training.guards import memory_named
-from kitae.training.measure import step_seconds
+from kitae.training.measure import step_times
 from kitae.training.optim import build_optimizer
 from kitae.training.spec import ProbeSpec
 
@@ -46,8 +48,8 @@ def estimate(recipe: Recipe, progress: Progress | None = None, steps: int = 6) -
     seconds = time.perf_counter() - begun
     chosen: precision.Precision = "fp32" if spec.precision == "auto" else spec.precision
     with memory_named(spec):
-        taken = step_seconds(model, spec, inputs, targets, world, precisions=(chosen,), steps=steps)
-    step = taken.get(chosen, float("nan"))
+        taken = step_times(model, spec, inputs, targets, world, precisions=(chosen,), steps=steps)
+    step = statistics.median(taken[chosen]) if chosen in taken else math.nan
     epoch = (seconds + step) * shape.steps
     # A step is about three forward passes.
     passes = 0 if not isinstance(spec.probe, ProbeSpec) else (spec.probe.views + 1) * len(images) / shape.batch_size

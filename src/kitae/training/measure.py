@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import statistics
 import time
 
 import torch
@@ -17,15 +16,6 @@ from kitae.training.guards import is_out_of_memory
 from kitae.training.learner import Learner
 from kitae.training.precision import Precision, candidates
 from kitae.training.spec import TrainSpec
-
-
-def step_seconds(
-    model: nn.Module, spec: TrainSpec, images: Tensor, targets: Tensor, world: World, *,
-    precisions: tuple[Precision, ...] | None = None, steps: int = 3,
-) -> dict[Precision, float]:  # fmt: skip
-    """Median seconds of a training step in each precision; arguments and errors as of `step_times`."""
-    times = step_times(model, spec, images, targets, world, precisions=precisions, steps=steps)
-    return {name: statistics.median(taken) for name, taken in times.items()}
 
 
 def step_times(
