@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from kitae import console, views
 from kitae.errors import DataError, ExportError, one_line, require
+from kitae.machine import cpuinfo
 from kitae.preprocess import ImageLike, PreprocessRules, load, one_or_several, paths_of
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 METADATA_KEY = "kitae"
 FORMAT_VERSION = 1
 INPUT, OUTPUT = "images", "probabilities"
+
+_VNNI = {"avx512_vnni", "avx512vnni", "avx_vnni", "avx_vnni_int8"}
 
 
 @dataclass(frozen=True)
@@ -304,15 +307,8 @@ def has_vnni() -> bool | None:
     """
     if platform.machine().lower() in ("arm64", "aarch64"):
         return True
-    try:
-        text = Path("/proc/cpuinfo").read_text(errors="replace")
-    except OSError:
-        return None
-    for line in text.splitlines():
-        if line.startswith("flags"):
-            flags = set(line.split(":", 1)[-1].split())
-            return bool(flags & {"avx512_vnni", "avx512vnni", "avx_vnni", "avx_vnni_int8"})
-    return None
+    flags = cpuinfo("flags")
+    return None if flags is None else bool(set(flags.split()) & _VNNI)
 
 
 def _class_names(value: object) -> tuple[str, ...]:

@@ -122,7 +122,6 @@ def test_gradual_pruning_holds_what_was_dropped_before(trained: nn.Module, train
         ({"nowhere": 0.5}, {}, "no layer 'nowhere'"),
         ({"conv1": 1.0}, {}, r"in \[0, 1\), not 1.0"),
         (-0.1, {}, r"in \[0, 1\)"),
-        ({"conv1": 0.5}, {"scope": "global"}, "takes one ratio"),
         (0.5, {"skip": ["nope"]}, "no layer 'nope'"),
     ],
 )

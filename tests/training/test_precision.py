@@ -53,14 +53,13 @@ def test_depthwise_convolutions_stay_in_float32_on_a_cpu() -> None:
     assert seen[3:] == [torch.bfloat16] * 3
 
 
-def test_what_a_cpu_says_of_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_cpu_says_of_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     for text, native in (
         ("flags\t\t: fpu avx512f avx512_bf16\n", True),
         ("flags\t\t: fpu avx512f avx512_vnni\n", False),
         ("Features\t: fp asimd bf16\n", True),
     ):
-        (tmp_path / "cpuinfo").write_text(text)
-        monkeypatch.setattr(precision, "Path", lambda _: tmp_path / "cpuinfo")
+        monkeypatch.setattr(Path, "read_text", lambda self, text=text, **_: text)
         assert precision.native_bf16() is native
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,8 @@ def magnitude_masks(
     """Masks that drop the weights of smallest magnitude (L1).
 
     Args:
-        ratios: share of the weights to drop, in [0, 1): one for all layers, or by layer name (others stay whole).
+        ratios: share of the weights to drop, in [0, 1): one for all layers, or by layer name (others stay whole; not
+            with scope `global`).
         scope: `layer` drops that share in each layer; `global` ranks the weights of all layers together and leaves
             each at least a tenth.
         skip: layers left whole.
@@ -39,7 +40,7 @@ def magnitude_masks(
         layer or, with `global`, in all of them together (unless that tenth prevents it).
 
     Raises:
-        CompressionError: a layer that does not exist, a ratio outside [0, 1), or ratios by layer with scope `global`.
+        CompressionError: a layer that does not exist, or a ratio outside [0, 1).
     """
     chosen = ratios_by_layer(model, ratios, skip)
     layers = prunable_layers(model)
@@ -47,7 +48,7 @@ def magnitude_masks(
     if scope == "layer":
         drop = {name: round(chosen[name] * values.numel()) for name, values in magnitudes.items()}
     else:
-        drop = global_shares(magnitudes, one_ratio(ratios))
+        drop = global_shares(magnitudes, cast(float, ratios))
     masks: Masks = {}
     for name, values in magnitudes.items():
         mask = torch.ones(values.numel(), dtype=torch.bool, device=values.device)
@@ -126,13 +127,6 @@ def ratios_by_layer(model: nn.Module, ratios: float | Mapping[str, float], skip:
         if not 0 <= ratio < 1:
             raise CompressionError(f"a pruning ratio must be in [0, 1), not {ratio} ({name})")
     return {name: ratio for name, ratio in named.items() if name not in skip}
-
-
-def one_ratio(ratios: float | Mapping[str, float]) -> float:
-    """The ratio of scope `global`."""
-    if not isinstance(ratios, float | int):
-        raise CompressionError("ratios by layer go with scope layer; scope global takes one ratio")
-    return float(ratios)
 
 
 def most(width: int) -> int:
