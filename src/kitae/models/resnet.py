@@ -43,11 +43,11 @@ def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
 
 
 def _stem(channels: int, width: int, stem: Stem, *, norm: bool = True) -> nn.Sequential:
-    first = _conv3x3(channels, width, 1 if stem == "small" else 2)
+    after = [nn.BatchNorm2d(width), nn.ReLU()] if norm else []
     if stem == "large":
         first = nn.Conv2d(channels, width, 7, stride=2, padding=3, bias=False)
-    layers = nn.Sequential(first, *((nn.BatchNorm2d(width), nn.ReLU()) if norm else ()))
-    return layers.append(nn.MaxPool2d(3, stride=2, padding=1)) if stem == "large" else layers
+        return nn.Sequential(first, *after, nn.MaxPool2d(3, stride=2, padding=1))
+    return nn.Sequential(_conv3x3(channels, width, 1 if stem == "small" else 2), *after)
 
 
 def _initialise(model: nn.Module) -> None:
@@ -165,8 +165,8 @@ class ResNet(nn.Module):
     ) -> None:
         super().__init__()
         rates = iter(linear_rates(stochastic_depth, sum(depths)))
-        inputs = stem_width or width
-        self.stem = _stem(channels, inputs, stem, norm=block is not PreActivationBlock)
+        inputs, norm_last = stem_width or width, block is PreActivationBlock
+        self.stem = _stem(channels, inputs, stem, norm=not norm_last)
         self.stages = nn.Sequential()
         for stage, depth in enumerate(depths):
             blocks = nn.Sequential()
@@ -174,8 +174,7 @@ class ResNet(nn.Module):
                 blocks.append(block(inputs, width << stage, 2 if stage and i == 0 else 1, next(rates)))
                 inputs = (width << stage) * block.expansion
             self.stages.append(blocks)
-        last = nn.Sequential(nn.BatchNorm2d(inputs), nn.ReLU()) if block is PreActivationBlock else nn.Identity()
-        self.norm: nn.Module = last
+        self.norm = nn.Sequential(nn.BatchNorm2d(inputs), nn.ReLU()) if norm_last else nn.Identity()
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.classifier = classifier(inputs, classes, dropout)
         _initialise(self)
