@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
+
+# Before torch is loaded, and for processes that tests start: networks are so small that threads wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # With `--dist loadfile --no-loadscope-reorder` a file that takes long and begins last is waited for.
 LONGEST = (

@@ -52,14 +52,13 @@ def main(out: str, place: str, count: int, *fields: str) -> None:
 
         sys.modules["kitae.training.learner"].target_accuracy = counted  # type: ignore[attr-defined]
     elif place == "validate":
-        normalize = evaluate._Normalize.__call__
+        make = evaluate._normalizer
 
-        def normalized(self: Any, images: Any) -> Any:
-            if reached():
-                die()
-            return normalize(self, images)
+        def made(*arguments: Any) -> Any:
+            normalize = make(*arguments)
+            return lambda images: die() if reached() else normalize(images)
 
-        evaluate._Normalize.__call__ = normalized  # type: ignore[method-assign]
+        evaluate._normalizer = made
     elif place == "features":
         save = probe.save_weights
 

@@ -45,7 +45,7 @@ def machine() -> dict[str, Any]:
             versions[package] = None
     return {
         "when": now(),
-        "processor": _processor(),
+        "processor": cpuinfo("model name") or platform.processor() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
@@ -55,9 +55,11 @@ def machine() -> dict[str, Any]:
     }
 
 
-def _processor() -> str:
+def cpuinfo(*fields: str) -> str | None:
+    """The first value of one of these fields in /proc/cpuinfo; None if Linux does not report one."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
     except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+        return None
+    parts = (line.partition(":") for line in lines)
+    return next((value.strip() for name, _, value in parts if name.strip() in fields), None)

@@ -437,7 +437,7 @@ class Run:
             The same fields as a split in evaluation.json.
         """
         from kitae.data.loader import ImageSet
-        from kitae.evaluation.evaluate import evaluate, evaluate_test
+        from kitae.evaluation.evaluate import evaluate
 
         if split not in ("train", "val", "test"):
             raise RecipeError(f"split: {split!r} must be train, val or test")
@@ -455,10 +455,8 @@ class Run:
             rows = splits.train if split == "train" else splits.val
         images = ImageSet(store.images, rows, store.labels, store.classes, guard=splits.guard)
         logits, labels = predictor.logits(images.gather, images.rows)
-        if split == "test":
-            copies = splits.copies(store.twins, rows)
-            return evaluate_test(logits, labels, predictor.classes, predictor.temperature, copies)
-        return evaluate(logits, labels, predictor.classes, predictor.temperature)
+        copies = splits.copies(store.twins, rows) if split == "test" else None
+        return evaluate(logits, labels, predictor.classes, predictor.temperature, copies)
 
     def predict(
         self, images: NDArray[np.uint8] | ImageLike | Iterable[ImageLike], *, tta: Tta | None = None

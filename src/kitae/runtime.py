@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from kitae import console, views
 from kitae.errors import DataError, ExportError, one_line, require
+from kitae.machine import cpuinfo
 from kitae.preprocess import ImageLike, PreprocessRules, load, one_or_several, paths_of
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 METADATA_KEY = "kitae"
 FORMAT_VERSION = 1
 INPUT, OUTPUT = "images", "probabilities"
+
+_VNNI = {"avx512_vnni", "avx512vnni", "avx_vnni", "avx_vnni_int8"}
 
 
 @dataclass(frozen=True)
@@ -182,8 +185,9 @@ class Model:
         if self.metadata.get("precision") == "int8-dynamic":
             batch_size = 1
         paths: tuple[str, ...] = ()
+        batches: Iterator[Any]
         if isinstance(images, np.ndarray) and images.ndim == 4:
-            batches = self._slices(images, batch_size)
+            batches = (images[start : start + batch_size] for start in range(0, max(len(images), 1), batch_size))
         else:
             several = one_or_several(images)
             paths = paths_of(several)
@@ -206,10 +210,6 @@ class Model:
             return np.empty((0, len(self.classes)), np.float32)
         output: NDArray[np.float32] = self.session.run([OUTPUT], {INPUT: np.ascontiguousarray(batch)})[0]
         return output
-
-    def _slices(self, images: NDArray[Any], batch_size: int) -> Iterator[NDArray[np.uint8]]:
-        for start in range(0, max(len(images), 1), batch_size):
-            yield images[start : start + batch_size]
 
     def _batches(self, images: Sequence[Any], batch_size: int) -> Iterator[NDArray[np.uint8]]:
         for start in range(0, len(images), batch_size):
@@ -280,8 +280,7 @@ def read_metadata(
         raise ExportError(f"{name}: its kitae metadata is damaged; export or copy it again") from error
     if version > FORMAT_VERSION:
         raise ExportError(f"{name}: format {version} is newer than this kitae's ({FORMAT_VERSION}): upgrade kitae")
-    intact = metadata.get("checksum", "") in ("", metadata_checksum(metadata))  # older files have none
-    if recorded != content_hash(content, text) or not intact:
+    if recorded != content_hash(content, text) or metadata.get("checksum") != metadata_checksum(metadata):
         raise ExportError(
             f"{name}: damaged, or changed after it was exported (its hash differs); export or copy it again"
         )
@@ -308,15 +307,8 @@ def has_vnni() -> bool | None:
     """
     if platform.machine().lower() in ("arm64", "aarch64"):
         return True
-    try:
-        text = Path("/proc/cpuinfo").read_text(errors="replace")
-    except OSError:
-        return None
-    for line in text.splitlines():
-        if line.startswith("flags"):
-            flags = set(line.split(":", 1)[-1].split())
-            return bool(flags & {"avx512_vnni", "avx512vnni", "avx_vnni", "avx_vnni_int8"})
-    return None
+    flags = cpuinfo("flags")
+    return None if flags is None else bool(set(flags.split()) & _VNNI)
 
 
 def _class_names(value: object) -> tuple[str, ...]:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 
 import onnx
 import pytest
@@ -41,12 +40,3 @@ def _graph(_trained: nn.Module) -> onnx.ModelProto:
 @pytest.fixture
 def graph(_graph: onnx.ModelProto) -> onnx.ModelProto:
     return copy.deepcopy(_graph)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Threads cost a tiny network more than they bring."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)

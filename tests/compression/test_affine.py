@@ -1,20 +1,10 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kitae.compression.affine import (
-    affine_parameters,
-    dequantize,
-    dequantize_symmetric,
-    quantization_error,
-    quantize,
-    quantize_symmetric,
-    symmetric_scales,
-)
-from kitae.errors import CompressionError
+from kitae.compression.affine import affine_parameters, dequantize, quantization_error, quantize
 
 finite = st.floats(-1e6, 1e6, width=32)
 
@@ -53,7 +43,6 @@ def test_values_outside_are_clipped() -> None:
 
 def test_halves_round_to_even() -> None:
     assert quantize([0.5, 1.5, 2.5], 1.0, 0).tolist() == [0, 2, 2]
-    assert quantize_symmetric([0.5, -0.5, 1.5], 1.0, None).tolist() == [0, 0, 2]
 
 
 def test_errors() -> None:
@@ -61,37 +50,3 @@ def test_errors() -> None:
     assert (error.mean, error.maximum, error.relative) == (0.5, 1.0, 0.2)
     assert quantization_error([0.0], [0.0]).relative == 0
     assert quantization_error(np.zeros(0), np.zeros(0)).mean == 0
-
-
-@pytest.mark.parametrize(("target", "limit"), [("vnni", 127), ("any", 64)])
-def test_symmetric_scales_by_channel(target, limit) -> None:
-    weights = np.random.default_rng(0).normal(size=(4, 3, 3, 3)).astype(np.float32)
-    weights[2] = 0
-    scales = symmetric_scales(weights, 0, target)
-    assert scales.shape == (4,)
-    np.testing.assert_allclose(scales[[0, 1, 3]], np.abs(weights).max((1, 2, 3))[[0, 1, 3]] / limit, rtol=1e-6)
-    assert scales[2] == 1
-    integers = quantize_symmetric(weights, scales, 0)
-    assert integers.dtype == np.int8
-    assert np.abs(integers.astype(int)).max() == limit
-    error = np.abs(dequantize_symmetric(integers, scales, 0) - weights)
-    assert (error <= scales.reshape(-1, 1, 1, 1) * 0.5001).all()
-    assert symmetric_scales(weights, None, target).shape == ()
-
-
-def test_one_scale_a_channel_is_finer() -> None:
-    weights = np.random.default_rng(0).normal(size=(8, 20)).astype(np.float32) * 10.0 ** -np.arange(8)[:, None]
-
-    def error(axis: int | None) -> float:
-        scales = symmetric_scales(weights, axis)
-        return quantization_error(
-            weights[4:], dequantize_symmetric(quantize_symmetric(weights, scales, axis), scales, axis)[4:]
-        ).relative
-
-    assert error(0) < 0.02
-    assert error(None) > 0.3
-
-
-def test_an_unknown_target() -> None:
-    with pytest.raises(CompressionError, match="any or vnni"):
-        symmetric_scales(np.ones(2), None, "gpu")  # type: ignore[arg-type]

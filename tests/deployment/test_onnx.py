@@ -17,7 +17,7 @@ from kitae.runtime import Model, content_hash, metadata_checksum
 
 
 def test_the_file_predicts_what_the_network_predicts(network: nn.Module, card: Card, tmp_path: Path) -> None:
-    images = probe_images(card.input_shape, 40)
+    images = probe_images(card.rules.shape, 40)
     exported = export(network, tmp_path / "model.onnx", card, images)
     assert exported.parity.flips == 0
     assert exported.parity.batch_sizes == (1, 2, 7, 32)

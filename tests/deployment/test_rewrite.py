@@ -47,7 +47,7 @@ def test_pools_and_scales(pool: nn.Module, becomes: str, bias: bool) -> None:
     assert kinds[-2:] == ["Gemm", "Softmax"], "the scale and the temperature lie in the weights"
     used = {name for node in proto.graph.node for name in node.input}
     assert {item.name for item in proto.graph.initializer} <= used, "and nothing is left of the numbers"
-    images = probe_images(CARD.input_shape, 40)
+    images = probe_images(CARD.rules.shape, 40)
     expected = torch_reference(network, CARD.mean, CARD.std, CARD.temperature)(images)
     found = session_reference(open_session(proto.SerializeToString()))(images)
     np.testing.assert_allclose(found, expected, atol=1e-6)
@@ -57,7 +57,7 @@ def test_the_pool_is_computed_in_integers() -> None:
     """What it is for: in an INT8 graph nothing between the first and the last layer goes back to float."""
     torch.manual_seed(0)
     proto = to_onnx(Net(nn.AdaptiveMaxPool2d(1), True).eval(), CARD)
-    quantized = static(proto, calibrate(proto, probe_images(CARD.input_shape, 32)))
+    quantized = static(proto, calibrate(proto, probe_images(CARD.rules.shape, 32)))
     before = {name: node for node in quantized.graph.node for name in node.output}
     (pool,) = [node for node in quantized.graph.node if node.op_type == "MaxPool"]
     assert before[pool.input[0]].op_type == "DequantizeLinear"

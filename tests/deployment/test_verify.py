@@ -29,7 +29,7 @@ from kitae.runtime import open_session
 
 @pytest.fixture
 def images(card: Card) -> NDArray[np.uint8]:
-    return probe_images(card.input_shape, 40)
+    return probe_images(card.rules.shape, 40)
 
 
 def test_a_faithful_file_passes(

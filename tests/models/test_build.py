@@ -269,9 +269,9 @@ def test_local_weights(name: str, tmp_path: Path) -> None:
 
 def test_local_weights_that_do_not_fit(tmp_path: Path) -> None:
     path = saved(tmp_path / "w.safetensors", make("resnet8", classes=10))
-    with pytest.raises(RecipeError, match=r"stem\.0\.weight is \[16, 3, 3, 3\], not \[16, 1, 3, 3\]"):
+    with pytest.raises(RecipeError, match=r"size mismatch for stem\.0\.weight"):
         make("resnet8", channels=1, pretrained=path)
-    with pytest.raises(RecipeError, match=r"is missing; .* and \d+ more"):
+    with pytest.raises(RecipeError, match=r"does not fit: .*Missing key"):
         make("resnet20", pretrained=path)
     wide = saved(tmp_path / "wide.safetensors", make("resnet8", classes=10, width=32))
     with pytest.raises(RecipeError, match="does not fit"):
@@ -347,7 +347,7 @@ def test_the_residual_sum_is_a_plain_addition(name: str) -> None:
         model = make(name)
     graph = torch.fx.symbolic_trace(model).graph
     blocks = sum(
-        type(module).__name__ in ("BasicBlock", "Bottleneck", "_Residual9", "_PreActivationBlock")
+        type(module).__name__ in ("BasicBlock", "Bottleneck", "_Residual9", "PreActivationBlock")
         for module in model.modules()
     )
     assert sum(node.target is operator.add for node in graph.nodes) == blocks > 0

@@ -423,10 +423,10 @@ def test_out_of_memory_says_what_to_do(toy: dict[str, Any], error: BaseException
 
 @pytest.mark.skipif(sys.platform != "linux", reason="where a program inherits its parent's peak")
 def test_peak_memory_is_of_this_program_not_of_the_one_that_started_it() -> None:
-    hoard = np.ones(3 * 10**9, np.uint8)
+    hoard = np.ones(2 * 10**9, np.uint8)
     code = (
-        "import torch; from kitae.training.fit import _peak_memory; import resource; "
-        "print(_peak_memory(torch.device('cpu')), 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        "import torch; from kitae.training.guards import peak_memory; import resource; "
+        "print(peak_memory(torch.device('cpu')), 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     )
     own, inherited = map(int, subprocess.check_output([sys.executable, "-c", code]).split())
     assert own < len(hoard) <= inherited

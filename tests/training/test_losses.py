@@ -19,31 +19,16 @@ def test_hard_labels_give_plain_cross_entropy() -> None:
     torch.testing.assert_close(soft_cross_entropy(LOGITS, HARD), F.cross_entropy(LOGITS, LABELS))
 
 
-def test_smoothing_by_its_definition() -> None:
-    eps = 0.1
-    target = HARD * (1 - eps) + eps / 4
-    expected = -(target * LOGITS.log_softmax(1)).sum(1).mean()
-    torch.testing.assert_close(soft_cross_entropy(LOGITS, HARD, smoothing=eps), expected)
-
-
-def test_smoothing_applies_to_mixed_targets() -> None:
-    mixed = 0.3 * HARD + 0.7 * HARD.flip(0)
-    target = mixed * 0.8 + 0.2 / 4
-    expected = -(target * LOGITS.log_softmax(1)).sum(1)
-    torch.testing.assert_close(soft_cross_entropy(LOGITS, mixed, smoothing=0.2, reduction="none"), expected)
-
-
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-def test_reductions(reduction: str) -> None:
-    each = soft_cross_entropy(LOGITS, HARD, reduction="none")
-    assert each.shape == (6,)
-    expected = {"mean": each.mean(), "sum": each.sum(), "none": each}[reduction]
-    torch.testing.assert_close(soft_cross_entropy(LOGITS, HARD, reduction=reduction), expected)  # type: ignore[arg-type]
+@pytest.mark.parametrize("targets", [HARD, 0.3 * HARD + 0.7 * HARD.flip(0)], ids=["hard", "mixed"])
+def test_smoothing_by_its_definition(targets: torch.Tensor) -> None:
+    eps = 0.2
+    expected = -((targets * (1 - eps) + eps / 4) * LOGITS.log_softmax(1)).sum(1).mean()
+    torch.testing.assert_close(soft_cross_entropy(LOGITS, targets, smoothing=eps), expected)
 
 
 def test_class_weights_multiply_each_class() -> None:
     weight = torch.tensor([1.0, 2.0, 0.5, 3.0])
-    each = soft_cross_entropy(LOGITS, HARD, reduction="none")
+    each = F.cross_entropy(LOGITS, LABELS, reduction="none")
     torch.testing.assert_close(soft_cross_entropy(LOGITS, HARD, weight=weight), (each * weight[LABELS]).mean())
 
 

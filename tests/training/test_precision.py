@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from kitae.errors import TrainingError
 from kitae.training import precision
 from kitae.training.distributed import World
-from kitae.training.measure import step_seconds
+from kitae.training.measure import step_times
 from kitae.training.spec import TrainSpec
 from tests.training.toy_world import toy_net
 
@@ -20,8 +20,8 @@ WORLD = World(0, 1, CPU)
 BATCH = torch.rand(8, 3, 8, 8), nn.functional.one_hot(torch.arange(8) % 2, 2).float()
 
 
-def seconds(model: nn.Module) -> dict[precision.Precision, float]:
-    return step_seconds(model, TrainSpec(batch_size=8), *BATCH, WORLD)
+def seconds(model: nn.Module) -> dict[precision.Precision, list[float]]:
+    return step_times(model, TrainSpec(batch_size=8), *BATCH, WORLD)
 
 
 def test_auto_is_a_rule_of_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,14 +53,13 @@ def test_depthwise_convolutions_stay_in_float32_on_a_cpu() -> None:
     assert seen[3:] == [torch.bfloat16] * 3
 
 
-def test_what_a_cpu_says_of_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_cpu_says_of_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     for text, native in (
         ("flags\t\t: fpu avx512f avx512_bf16\n", True),
         ("flags\t\t: fpu avx512f avx512_vnni\n", False),
         ("Features\t: fp asimd bf16\n", True),
     ):
-        (tmp_path / "cpuinfo").write_text(text)
-        monkeypatch.setattr(precision, "Path", lambda _: tmp_path / "cpuinfo")
+        monkeypatch.setattr(Path, "read_text", lambda self, text=text, **_: text)
         assert precision.native_bf16() is native
 
 

@@ -1,7 +1,7 @@
 """The arithmetic of 8-bit quantization (Jacob et al. 2018): real = scale * (integer - zero_point).
 
 Activations are uint8 with one scale per tensor. Weights are int8, symmetric (zero point 0), with one scale per output
-channel or one for the whole tensor.
+channel or one for the whole tensor: its largest magnitude / `weight_limit`.
 """
 
 from __future__ import annotations
@@ -12,10 +12,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from kitae.errors import CompressionError
-
 Target = Literal["any", "vnni"]
-Float = NDArray[np.float32]
 
 
 def weight_limit(target: Target) -> int:
@@ -23,8 +20,6 @@ def weight_limit(target: Target) -> int:
 
     CPUs without VNNI add two 8-bit products in 16 bits, which saturate. With weights in [-64, 64] they cannot.
     """
-    if target not in ("any", "vnni"):
-        raise CompressionError(f"target must be any or vnni, not {target!r}")
     return 127 if target == "vnni" else 64
 
 
@@ -48,39 +43,10 @@ def quantize(values: ArrayLike, scale: ArrayLike, zero_point: ArrayLike) -> NDAr
     return np.clip(steps + np.asarray(zero_point, np.float32), 0, 255).astype(np.uint8)
 
 
-def dequantize(integers: ArrayLike, scale: ArrayLike, zero_point: ArrayLike) -> Float:
+def dequantize(integers: ArrayLike, scale: ArrayLike, zero_point: ArrayLike) -> NDArray[np.float32]:
     """scale * (integers - zero_point): float32. Scale and zero point broadcast."""
     steps = np.asarray(integers, np.int32) - np.asarray(zero_point, np.int32)
     return np.asarray(scale, np.float32) * steps.astype(np.float32)
-
-
-def symmetric_scales(weights: ArrayLike, axis: int | None = 0, target: Target = "vnni") -> Float:
-    """One scale per channel: largest magnitude / 127, or / 64 for target `any`; 1 where a channel is all zero.
-
-    Args:
-        weights: float32, any shape.
-        axis: the axis of the channels; None gives one scale for the whole tensor.
-    """
-    values = np.abs(np.asarray(weights, np.float32))
-    if axis is None:
-        largest = values.max(initial=0.0)
-    else:
-        largest = values.max(axis=tuple(i for i in range(values.ndim) if i != axis % values.ndim), initial=0.0)
-    largest = np.asarray(largest, np.float64)
-    scales = (largest - -largest) / (2.0 * weight_limit(target))
-    return np.asarray(np.where(scales < np.finfo(np.float32).tiny, 1.0, scales), np.float32)
-
-
-def quantize_symmetric(weights: ArrayLike, scales: ArrayLike, axis: int | None = 0) -> NDArray[np.int8]:
-    """round(weights / scale), half to even, with zero point 0: int8 in the shape of `weights`."""
-    values = np.asarray(weights, np.float32)
-    return np.clip(np.round(values / _along(scales, values.ndim, axis)), -128, 127).astype(np.int8)
-
-
-def dequantize_symmetric(integers: ArrayLike, scales: ArrayLike, axis: int | None = 0) -> Float:
-    """The inverse of `quantize_symmetric`, up to half a scale: float32."""
-    values = np.asarray(integers, np.float32)
-    return values * _along(scales, values.ndim, axis)
 
 
 @dataclass(frozen=True)
@@ -107,10 +73,3 @@ def quantization_error(values: ArrayLike, restored: ArrayLike) -> QuantizationEr
         float(error.max(initial=0.0)),
         float(np.linalg.norm(error)) / norm if norm else 0.0,
     )
-
-
-def _along(scales: ArrayLike, ndim: int, axis: int | None) -> Float:
-    array = np.asarray(scales, np.float32)
-    if axis is None or array.ndim == 0:
-        return array
-    return array.reshape([-1 if i == axis % ndim else 1 for i in range(ndim)])

@@ -22,60 +22,45 @@ if TYPE_CHECKING:
 Method = Literal["minmax", "average", "percentile", "entropy"]
 Ranges = dict[str, tuple[np.float32, np.float32]]
 
-METHODS: tuple[Method, ...] = ("minmax", "average", "percentile", "entropy")
 FEWEST_IMAGES = 16
 """Calibration with fewer images is refused: their range is not the range of the data."""
 
+_BATCH = 32
 _MEMORY = 256 * 2**20  # bytes of activations held at once for histograms
 _OPTIONS: dict[Method, dict[str, Any]] = {
     "minmax": {},
     "average": {"moving_average": True},  # of the extremes of each batch; over one collection it is their plain mean
-    "percentile": {"symmetric": False, "num_bins": 2048},
+    "percentile": {"symmetric": False, "num_bins": 2048, "percentile": 99.99},
     "entropy": {"symmetric": False, "num_bins": 512, "num_quantized_bins": 128},
 }
 
 
-def calibrate(
-    proto: onnx.ModelProto,
-    images: NDArray[np.uint8],
-    method: Method = "minmax",
-    *,
-    percentile: float = 99.99,
-    batch_size: int = 32,
-) -> Ranges:
+def calibrate(proto: onnx.ModelProto, images: NDArray[np.uint8], method: Method = "minmax") -> Ranges:
     """The range of every activation that may be quantized, measured on training images.
 
     Args:
         proto: the float graph.
         images: uint8 [N, C, H, W], *training* images at the model's size; 200 to 1,000 are usual.
-        method: `minmax` takes the extremes; `average` the mean of each batch's extremes; `percentile` cuts off the
-            given share of the values, half of it on each side; `entropy` picks the range whose 8-bit histogram has the
-            smallest divergence from the full one (Migacz 2017).
-        percentile: in (50, 100].
-        batch_size: images per pass for the extremes.
+        method: `minmax` takes the extremes; `average` the mean of each batch's extremes; `percentile` leaves out
+            0.005 % of the values on each side; `entropy` picks the range whose 8-bit histogram has the smallest
+            divergence from the full one (Migacz 2017).
 
     Returns:
         (lowest, highest) as float32 by tensor name.
 
     Raises:
-        CompressionError: fewer than 16 images, an unknown method, or an activation that is not finite.
+        CompressionError: fewer than 16 images, or an activation that is not finite.
     """
-    if method not in METHODS:
-        raise CompressionError(f"calibration method must be one of {', '.join(METHODS)}, not {method!r}")
     if len(images) < FEWEST_IMAGES:
         raise CompressionError(
             f"calibration needs at least {FEWEST_IMAGES} training images (a few hundred are better), not {len(images)}"
         )
-    if not 50 < percentile <= 100:
-        raise CompressionError(f"percentile must be in (50, 100], not {percentile}")
     calibration = require("onnxruntime.quantization.calibrate", "compress")
     extremes = method in ("minmax", "average")
-    kind = "MinMax" if extremes else method.capitalize()
-    options = {**_OPTIONS[method], **({"percentile": percentile} if method == "percentile" else {})}
+    kind = calibration.CalibrationMethod["MinMax" if extremes else method.capitalize()]
     work, _ = prepared(proto)
-    if not extremes:
-        batch_size = _batch_that_fits(work, batch_size)
-    elif method == "average":  # a short last batch has narrower extremes, and would weigh as much as a full one
+    batch_size = _BATCH if extremes else _batch_that_fits(work)
+    if method == "average":  # a short last batch has narrower extremes, and would weigh as much as a full one
         images = images[: max(len(images) - len(images) % batch_size, min(len(images), batch_size))]
     name = input_name(proto)
     feeds = ({name: images[start : start + batch_size]} for start in range(0, len(images), batch_size))
@@ -83,7 +68,7 @@ def calibrate(
         source, probe = Path(folder, "float.onnx"), Path(folder, "probe.onnx")
         require("onnx", "compress").save(work, source)
         calibrator = calibration.create_calibrator(
-            source, sorted(quantizable(work)), str(probe), calibration.CalibrationMethod[kind], extra_options=options
+            source, sorted(quantizable(work)), str(probe), kind, extra_options=_OPTIONS[method]
         )
         calibrator.infer_session = open_session(probe)  # its own session leaves out every optimization
         # The extremes of all batches are few numbers. For histograms one batch of activations is held at a time.
@@ -106,8 +91,8 @@ class _Reader:
         return next(self._feeds, None)
 
 
-def _batch_that_fits(work: onnx.ModelProto, most: int) -> int:
+def _batch_that_fits(work: onnx.ModelProto) -> int:
     """How many images' activations, of a graph with inferred shapes, are held at once."""
     shapes = [info.type.tensor_type.shape.dim for info in (*work.graph.value_info, *work.graph.output)]
     bytes_each = sum(4 * int(np.prod([dim.dim_value for dim in shape[1:]])) for shape in shapes)
-    return int(np.clip(_MEMORY // max(1, bytes_each), 1, most))
+    return int(np.clip(_MEMORY // max(1, bytes_each), 1, _BATCH))

@@ -12,7 +12,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from kitae.compression.batchnorm import Batches
 from kitae.compression.counting import WEIGHTED, prunable_layers, weight_of
-from kitae.compression.masks import Scope, global_shares, most, one_ratio, ratios_by_layer
+from kitae.compression.masks import Scope, global_shares, most, ratios_by_layer
 from kitae.compression.shape import Shape, difference
 from kitae.errors import CompressionError, one_line, require
 from kitae.keyed import uniform
@@ -83,7 +83,7 @@ def remove_channels(
         model: not changed. Any mode, any device.
         input_shape: (C, H, W) of an image.
         ratios: share of the channels to remove, in [0, 1): one for all layers, or by layer name (others stay whole; of
-            coupled layers the one that is named first counts).
+            coupled layers the one that is named first counts; not with scope `global`).
         importance: `magnitude` is the L1 norm of the filters that make a channel (Li et al. 2017); `group` the squared
             L2 norm over all weights of all coupled layers that touch it (Fang et al. 2023); `taylor` the change of the
             loss if it were zero, to first order, averaged over the coupled layers, and its square over batches
@@ -102,9 +102,7 @@ def remove_channels(
             network computes something else than with zeros in their place.
     """
     chosen = ratios_by_layer(model, ratios, skip)
-    total = one_ratio(ratios) if scope == "global" else None
-    if round_to < 1:
-        raise CompressionError(f"round_to must be at least 1, not {round_to}")
+    total = cast(float, ratios) if scope == "global" else None
     smaller = copy.deepcopy(model)
     smaller.eval().requires_grad_(True)  # the coupling of layers is read off the autograd graph
     groups = _groups(smaller, input_shape, chosen, set(skip))
@@ -256,8 +254,6 @@ def _scores(
     kinds = require("torch_pruning", "compress").importance
     if importance == "taylor":
         return _loss_changes(model, groups, kinds.GroupTaylorImportance(multivariable=True, normalizer=None), batches)
-    if importance not in ("magnitude", "group"):
-        raise CompressionError(f"importance must be magnitude, group, taylor or random, not {importance!r}")
     norm = 1 if importance == "magnitude" else 2
     rank = kinds.GroupMagnitudeImportance(p=norm, group_reduction="sum", normalizer=None)
     members = [group.filters if importance == "magnitude" else group.coupled for group in groups]

@@ -16,32 +16,16 @@ WEIGHTED = (nn.modules.conv._ConvNd, nn.Linear)
 
 
 @dataclass(frozen=True)
-class LayerCount:
-    """Weights of one layer: how many, and how many of them are zero."""
-
-    name: str
-    weights: int
-    zeros: int
-
-    @property
-    def sparsity(self) -> float:
-        """Zeros as a share of the layer's weights, in [0, 1]."""
-        return self.zeros / self.weights if self.weights else 0.0
-
-
-@dataclass(frozen=True)
 class Counts:
     """The parameters of a network.
 
     Attributes:
         parameters: all of them, biases and norms included.
         zeros: zero weights of convolutions and linear layers.
-        layers: each of those layers.
     """
 
     parameters: int
     zeros: int
-    layers: tuple[LayerCount, ...]
 
     @property
     def nonzero(self) -> int:
@@ -89,11 +73,7 @@ def count(model: nn.Module) -> Counts:
     counts the masked ones.
     """
     total = sum(tensor.numel() for tensor in _effective(model))
-    layers = []
-    for name, module in prunable_layers(model).items():
-        weight = weight_of(module)
-        layers.append(LayerCount(name, weight.numel(), int((weight == 0).sum())))
-    return Counts(total, sum(layer.zeros for layer in layers), tuple(layers))
+    return Counts(total, sum(int((weight_of(layer) == 0).sum()) for layer in prunable_layers(model).values()))
 
 
 def compressed_bytes(model: nn.Module) -> int:

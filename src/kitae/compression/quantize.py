@@ -19,9 +19,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from kitae.compression.affine import Target, weight_limit
+from kitae.compression.affine import Target
 from kitae.compression.calibrate import Ranges
-from kitae.compression.distill import distance
 from kitae.compression.graph import WEIGHTED, compact, input_name, prepared, quantizable, tidied, weighted_nodes
 from kitae.console import quiet
 from kitae.errors import CompressionError, one_line, require
@@ -29,6 +28,8 @@ from kitae.runtime import open_session
 
 if TYPE_CHECKING:
     import onnx
+
+_BATCH = 64
 
 
 def static(
@@ -54,7 +55,6 @@ def static(
     Raises:
         CompressionError: there is nothing to quantize, or an operation with weights cannot be (it is named).
     """
-    weight_limit(target)
     work, body = prepared(proto)
     if only is not None:
         body = [name for name in body if name in set(only)]
@@ -95,7 +95,6 @@ def dynamic(proto: onnx.ModelProto, *, target: Target = "any", per_channel: bool
     Raises:
         CompressionError: as `static`.
     """
-    weight_limit(target)
     work, _ = prepared(proto)
     quantization = require("onnxruntime.quantization", "compress")
     onnx_module = require("onnx", "compress")
@@ -137,7 +136,6 @@ def sensitivity(
     *,
     target: Target = "any",
     per_channel: bool = True,
-    batch_size: int = 64,
 ) -> list[Sensitivity]:
     """Quantize each layer alone and measure how far the outputs move.
 
@@ -149,7 +147,7 @@ def sensitivity(
     Returns:
         The float network itself, with which the others are compared; then the layers, the most sensitive first.
     """
-    expected = probabilities(proto, images, batch_size)
+    expected = probabilities(proto, images)
     names = {n.name: n.input[1] for n in proto.graph.node if n.op_type in WEIGHTED}
 
     def correct(outputs: NDArray[np.float32]) -> float | None:
@@ -158,14 +156,21 @@ def sensitivity(
     found = []
     for node in weighted_nodes(proto):
         alone = static(proto, ranges, target=target, only=[node], per_channel=per_channel)
-        got = probabilities(alone, images, batch_size)
-        moved = distance(expected, got)
-        found.append(Sensitivity(names[node], moved.divergence, moved.flips, correct(got)))
+        got = probabilities(alone, images)
+        found.append(Sensitivity(names[node], *distance(expected, got), correct(got)))
     return [Sensitivity("", 0.0, 0.0, correct(expected)), *sorted(found, key=lambda item: -item.divergence)]
 
 
-def probabilities(proto: onnx.ModelProto, images: NDArray[np.uint8], batch_size: int = 64) -> NDArray[np.float32]:
+def distance(teacher: NDArray[np.float32], student: NDArray[np.float32]) -> tuple[float, float]:
+    """How far probabilities [N, K] are from others: mean KL(teacher || student) in nats, and the share of classes that
+    differ."""
+    p, q = teacher.astype(np.float64), np.maximum(student.astype(np.float64), 1e-12)
+    terms = np.where(p > 0, p * np.log(np.maximum(p, 1e-300) / q), 0.0)
+    return float(terms.sum(axis=1).mean()), float((p.argmax(axis=1) != q.argmax(axis=1)).mean())
+
+
+def probabilities(proto: onnx.ModelProto, images: NDArray[np.uint8]) -> NDArray[np.float32]:
     """A graph's outputs for images, in ONNX Runtime on this CPU: float32 [N, K]."""
     session = open_session(proto.SerializeToString())
-    batches = (images[start : start + batch_size] for start in range(0, len(images), batch_size))
+    batches = (images[start : start + _BATCH] for start in range(0, len(images), _BATCH))
     return np.concatenate([session.run(None, {input_name(proto): batch})[0] for batch in batches])

@@ -73,11 +73,6 @@ class Card:
         """A copy with some fields changed."""
         return replace(self, **changes)
 
-    @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of the graph's input."""
-        return self.rules.shape
-
     def to_metadata(self, sha256: str) -> dict[str, Any]:
         """The JSON object of the file's metadata."""
         card = asdict(self)
@@ -124,7 +119,7 @@ def to_onnx(network: nn.Module, card: Card) -> onnx.ModelProto:
     require("onnx", "compress")
     require("onnxscript", "compress")
     classifier = Classifier(copy.deepcopy(network).to("cpu", torch.float32), card).eval()
-    example = torch.zeros((2, *card.input_shape), dtype=torch.uint8)  # two: a batch of one would be taken as fixed
+    example = torch.zeros((2, *card.rules.shape), dtype=torch.uint8)  # two: a batch of one would be taken as fixed
     with torch.no_grad(), quiet("torch.onnx", "onnxscript", "onnx_ir", "torch.export"):
         try:
             shape = classifier(example).shape
@@ -196,7 +191,7 @@ def export(network: nn.Module, path: str | Path, card: Card, images: NDArray[np.
         ExportError: an operation cannot be exported, or the file does not compute what the network computes.
     """
     if images is None:
-        images = probe_images(card.input_shape)
+        images = probe_images(card.rules.shape)
     reference = torch_reference(network, card.mean, card.std, card.temperature)
     content = serialize(to_onnx(network, card), card)
     exact = partial(torch_reference, network, card.mean, card.std, card.temperature, double=True)

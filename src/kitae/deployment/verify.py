@@ -115,10 +115,7 @@ def torch_reference(
 
     The network is put into eval mode while it is called, and left as it was. `double` computes in float64, on a copy.
     """
-    try:
-        device = next(network.parameters()).device
-    except StopIteration:
-        device = torch.device("cpu")
+    device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
     dtype = torch.float64 if double else torch.float32
     if double:
         network = copy.deepcopy(network).double()

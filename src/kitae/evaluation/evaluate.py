@@ -6,7 +6,9 @@ so every number can be recomputed from the predictions file.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +31,10 @@ Gather = Callable[[NDArray[np.int64]], tuple[NDArray[np.uint8], NDArray[np.int64
 
 View = Callable[[NDArray[np.uint8]], Iterable[NDArray[np.uint8]]]
 """images uint8 [b, C, H, W] -> their views, each uint8 [b, C, H, W]."""
+
+Corruption = Callable[[NDArray[np.uint8], NDArray[np.int64]], NDArray[np.uint8]]
+"""images uint8 [b, C, H, W], rows int64 [b] -> images of the same shape. The rows key its noise, if it has any, so that
+an image is corrupted the same way in every batch."""
 
 
 def predict_logits(
@@ -71,8 +77,7 @@ def predict_logits(
     index = np.asarray(rows, dtype=np.int64)
     if index.size == 0:
         raise DataError("there are no images to predict; the split is empty")
-    target = torch.device(device)
-    convert = _Normalize(model, mean, std, target)
+    convert = _normalizer(model, mean, std, torch.device(device))
     outputs: list[Tensor] = []
     truths: list[NDArray[np.int64]] = []
     with evaluating(model), torch.no_grad():
@@ -92,35 +97,31 @@ def predict_logits(
     return logits, np.concatenate(truths)
 
 
-class _Normalize:
-    """uint8 [b, C, H, W] on the host -> normalised tensor on the device, in the model's dtype and memory format."""
+def _normalizer(
+    model: nn.Module, mean: Sequence[float] | None, std: Sequence[float] | None, device: torch.device
+) -> Callable[[NDArray[np.uint8]], Tensor]:
+    """From uint8 [b, C, H, W] on the host to normalised tensors on the device, of the model's dtype and layout."""
+    floating = [p for p in model.parameters() if p.is_floating_point()]
+    dtype = floating[0].dtype if floating else torch.float32
+    last = any(
+        p.ndim == 4 and p.is_contiguous(memory_format=torch.channels_last) and not p.is_contiguous() for p in floating
+    )
+    memory_format = torch.channels_last if last else torch.contiguous_format
+    centre, spread = (v if v is None else torch.tensor(v, device=device).reshape(1, -1, 1, 1) for v in (mean, std))
 
-    def __init__(
-        self, model: nn.Module, mean: Sequence[float] | None, std: Sequence[float] | None, device: torch.device
-    ) -> None:
-        floating = [p for p in model.parameters() if p.is_floating_point()]
-        self.dtype = floating[0].dtype if floating else torch.float32
-        last = any(
-            p.ndim == 4 and p.is_contiguous(memory_format=torch.channels_last) and not p.is_contiguous()
-            for p in floating
-        )
-        self.memory_format = torch.channels_last if last else torch.contiguous_format
-        self.device = device
-        self.mean = None if mean is None else torch.tensor(mean, device=device).reshape(1, -1, 1, 1)
-        self.std = None if std is None else torch.tensor(std, device=device).reshape(1, -1, 1, 1)
-
-    def __call__(self, images: NDArray[np.uint8]) -> Tensor:
+    def normalized(images: NDArray[np.uint8]) -> Tensor:
         pixels = np.require(images, requirements=["C", "W"])  # a flipped view or a read-only memory map is copied
-        batch = torch.from_numpy(pixels).to(self.device)
-        batch = batch.to(torch.float32, memory_format=self.memory_format).div_(255)
-        for values in (self.mean, self.std):  # broadcasting would turn one channel into three without a word
+        batch = torch.from_numpy(pixels).to(device).to(torch.float32, memory_format=memory_format).div_(255)
+        for values in (centre, spread):  # broadcasting would turn one channel into three without a word
             if values is not None and values.shape[1] != batch.shape[1]:
                 raise DataError(f"images have {batch.shape[1]} channels, but mean or std has {values.shape[1]} values")
-        if self.mean is not None:
-            batch.sub_(self.mean)
-        if self.std is not None:
-            batch.div_(self.std)
-        return batch.to(self.dtype)
+        if centre is not None:
+            batch.sub_(centre)
+        if spread is not None:
+            batch.div_(spread)
+        return batch.to(dtype)
+
+    return normalized
 
 
 def label_scores(predicted: NDArray[np.int64], labels: NDArray[np.int64]) -> dict[str, float]:
@@ -133,8 +134,7 @@ def label_scores(predicted: NDArray[np.int64], labels: NDArray[np.int64]) -> dic
         val_accuracy; val_balanced_accuracy (mean recall of the classes that `labels` has); val_macro_f1 (mean F1 of the
         classes that either has, as scikit-learn's `f1_score(average="macro")`).
     """
-    classes = int(max(predicted.max(), labels.max())) + 1
-    confusion = np.bincount(labels * classes + predicted, minlength=classes * classes).reshape(classes, classes)
+    confusion = _confusion(labels, predicted, int(max(predicted.max(), labels.max())) + 1)
     right, true = confusion.diagonal(), confusion.sum(axis=1)
     seen = true > 0
     return {
@@ -145,7 +145,11 @@ def label_scores(predicted: NDArray[np.int64], labels: NDArray[np.int64]) -> dic
 
 
 def evaluate(
-    logits: ArrayLike, labels: ArrayLike, classes: Sequence[str], temperature: float = 1.0, *, seed: int = 0
+    logits: ArrayLike,
+    labels: ArrayLike,
+    classes: Sequence[str],
+    temperature: float = 1.0,
+    copies: NDArray[np.bool_] | None = None,
 ) -> dict[str, Any]:
     """Every number of one split, ready for JSON: proportions in [0, 1], intervals as [low, high] at 95 %.
 
@@ -154,7 +158,7 @@ def evaluate(
         labels: int [N].
         classes: K names.
         temperature: divides the logits before loss, Brier score and calibration error are taken.
-        seed: keys the bootstrap.
+        copies: bool [N], of test images: those whose pixels are also those of a training or validation image.
 
     Returns:
         count; accuracy; top5 (K > 5); balanced_accuracy (mean recall of the classes present); macro_f1 (mean F1 of the
@@ -162,6 +166,8 @@ def evaluate(
         error, in [0, 2]); ece (15 bins); each with NAME_interval; temperature; per_class {name: accuracy (its recall),
         accuracy_interval, precision, f1, count} (null where there is nothing to divide by);
         classes_absent; confusion (rows true, columns predicted); intervals (the method of each, and what they cover).
+        Where there are copies also `without_duplicates`: count, accuracy and accuracy_interval of the other images
+        (null where there are none).
 
     Raises:
         DataError: shapes, labels or names do not fit, or there is no image.
@@ -175,7 +181,7 @@ def evaluate(
     logs = log_probabilities(values, temperature)
     chances = np.exp(logs)
     rows = np.arange(count)
-    confusion = np.bincount(truth * K + predicted, minlength=K * K).reshape(K, K)
+    confusion = _confusion(truth, predicted, K)
     right, totals = confusion.diagonal(), confusion.sum(axis=1)
     present = totals > 0
     losses = -logs[rows, truth]
@@ -200,10 +206,14 @@ def evaluate(
     balanced = float((right[present] / totals[present]).mean())
     add("balanced_accuracy", balanced, intervals.balanced(right, totals), "normal, independent classes")
     f1 = _f1(confusion)
-    add("macro_f1", float(np.nanmean(f1)), _f1_interval(predicted, truth, K, float(np.nanmean(f1)), seed), "bootstrap")
-    add("loss", float(losses.mean()), _at_least_0(intervals.normal_mean(losses)), "normal")
-    add("brier", float(briers.mean()), _at_least_0(intervals.normal_mean(briers)), "normal")
-    ece, spread = calibration_error(chances[rows, predicted], predicted == truth, seed=seed)
+    macro_f1 = float(np.nanmean(f1))
+    found = intervals.bootstrap(
+        lambda drawn: float(np.nanmean(_f1(_confusion(truth[drawn], predicted[drawn], K)))), count, estimate=macro_f1
+    )
+    add("macro_f1", macro_f1, _within(found, 1.0), "bootstrap")
+    add("loss", float(losses.mean()), _within(intervals.normal_mean(losses)), "normal")
+    add("brier", float(briers.mean()), _within(intervals.normal_mean(briers)), "normal")
+    ece, spread = calibration_error(chances[rows, predicted], predicted == truth)
     add("ece", ece, spread, "basic bootstrap of 1000 samples of images, from 0 where it could be noise")
     result["temperature"] = float(temperature)
     result["per_class"] = {}
@@ -219,7 +229,15 @@ def evaluate(
     result["classes_absent"] = [name for name, here in zip(classes, present, strict=True) if not here]
     result["confusion"] = confusion.tolist()
     result["intervals"] = methods
+    if copies is not None and copies.any():
+        own = (predicted == truth)[~copies]
+        result["without_duplicates"] = {"count": len(own), **intervals.accuracy(int(own.sum()), len(own))}
     return result
+
+
+def _confusion(truth: NDArray[np.int64], predicted: NDArray[np.int64], K: int) -> NDArray[np.int64]:
+    """Images of each true class (rows) and predicted class (columns): int64 [K, K]."""
+    return np.bincount(truth * K + predicted, minlength=K * K).reshape(K, K)
 
 
 def _f1(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -228,48 +246,49 @@ def _f1(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
     return 2 * confusion.diagonal() / np.where(marginals > 0, marginals, np.nan)
 
 
-def _f1_interval(
-    predicted: NDArray[np.int64], truth: NDArray[np.int64], classes: int, estimate: float, seed: int
-) -> intervals.Interval | None:
-    pairs = truth * classes + predicted
-
-    def macro(rows: NDArray[np.int64]) -> float:
-        confusion = np.bincount(pairs[rows], minlength=classes * classes).reshape(classes, classes)
-        return float(np.nanmean(_f1(confusion)))
-
-    interval = intervals.bootstrap(macro, len(truth), estimate=estimate, seed=seed)
-    return None if interval is None else (max(0.0, interval[0]), min(1.0, interval[1]))
+def _within(interval: intervals.Interval | None, high: float = math.inf) -> intervals.Interval | None:
+    """The interval, cut at 0 and `high`."""
+    return None if interval is None else (max(0.0, interval[0]), min(high, interval[1]))
 
 
-def evaluate_test(
-    logits: ArrayLike,
-    labels: ArrayLike,
-    classes: Sequence[str],
-    temperature: float,
-    copies: NDArray[np.bool_],
-) -> dict[str, Any]:
-    """`evaluate` of test images, and the accuracy without copies of training or validation images.
+def accuracy_under(
+    model: nn.Module,
+    gather: Gather,
+    rows: ArrayLike,
+    corruptions: Mapping[str, Sequence[Corruption]],
+    **options: Any,
+) -> dict[str, list[float]]:
+    """Accuracy of the images at `rows` under corruptions of rising severity.
+
+    Severities are those of Hendrycks and Dietterich 2019, "Benchmarking neural network robustness to common
+    corruptions".
 
     Args:
-        copies: bool [N], the images whose pixels are also those of a training or validation image.
+        corruptions: name -> its functions from mild to strong.
+        options: of `predict_logits`.
 
     Returns:
-        As `evaluate`. Where there are copies also `without_duplicates`: count, accuracy and accuracy_interval of the
-        other images (null where there are none).
+        name -> accuracy at each severity, in [0, 1].
 
     Raises:
-        As `evaluate`.
+        DataError: no rows, or a corruption changed shape or dtype.
+        TrainingError: a logit is not finite.
     """
-    result = evaluate(logits, labels, classes, temperature)
-    if copies.any():
-        values, truth = check_logits(logits, labels)
-        right = (values.argmax(axis=1) == truth)[~copies]
-        result["without_duplicates"] = {"count": len(right), **intervals.accuracy(int(right.sum()), len(right))}
-    return result
 
+    def accuracy(name: str, corrupt: Corruption) -> float:
+        def corrupted(index: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+            images, labels = gather(index)
+            worse = np.asarray(corrupt(images, index))
+            if worse.shape != images.shape or worse.dtype != np.uint8:
+                raise DataError(
+                    f"corruption {name} must give uint8 {list(images.shape)}, not {worse.dtype} {list(worse.shape)}"
+                )
+            return worse, labels
 
-def _at_least_0(interval: intervals.Interval | None) -> intervals.Interval | None:
-    return None if interval is None else (max(0.0, interval[0]), max(0.0, interval[1]))
+        logits, labels = predict_logits(model, corrupted, rows, **options)
+        return float((logits.argmax(axis=1) == labels).mean())
+
+    return {name: [accuracy(name, function) for function in functions] for name, functions in corruptions.items()}
 
 
 def predictions_table(
@@ -294,8 +313,6 @@ def predictions_table(
         DataError: lengths do not fit.
         TrainingError: a logit is not finite.
     """
-    import json
-
     import pyarrow as pa
 
     values, truth = check_logits(logits, labels)

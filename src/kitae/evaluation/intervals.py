@@ -20,19 +20,16 @@ LEVEL = 0.95
 Interval = tuple[float, float]
 
 
-def _z(level: float) -> float:
-    if not 0 < level < 1:
-        raise ValueError(f"level must be in (0, 1), not {level}")
-    return float(keyed.normal_quantile((1 + level) / 2))
+_Z = float(keyed.normal_quantile((1 + LEVEL) / 2))
 
 
-def wilson(successes: int, count: int, level: float = LEVEL) -> Interval | None:
+def wilson(successes: int, count: int) -> Interval | None:
     """Score interval of a proportion (Wilson 1927): inside [0, 1], sensible at 0 and 1. None where count is 0."""
     if not 0 <= successes <= count:
         raise ValueError(f"successes must be in [0, {count}], not {successes}")
     if count == 0:
         return None
-    z = _z(level)
+    z = _Z
     p = successes / count
     centre = (p + z * z / (2 * count)) / (1 + z * z / count)
     half = z / (1 + z * z / count) * sqrt(p * (1 - p) / count + z * z / (4 * count * count))
@@ -48,17 +45,17 @@ def accuracy(right: int, count: int) -> dict[str, Any]:
     return {"accuracy": right / count, "accuracy_interval": list(interval)}
 
 
-def normal_mean(values: ArrayLike, level: float = LEVEL) -> Interval | None:
+def normal_mean(values: ArrayLike) -> Interval | None:
     """Normal interval of the mean of `values` [N]: mean -+ z s / sqrt(N). None where N < 2."""
     array = np.asarray(values, dtype=np.float64)
     if array.size < 2:
         return None
-    half = _z(level) * float(array.std(ddof=1)) / sqrt(array.size)
+    half = _Z * float(array.std(ddof=1)) / sqrt(array.size)
     mean = float(array.mean())
     return (mean - half, mean + half)
 
 
-def balanced(successes: ArrayLike, counts: ArrayLike, level: float = LEVEL) -> Interval | None:
+def balanced(successes: ArrayLike, counts: ArrayLike) -> Interval | None:
     """Interval of the mean of per-class accuracies from int [K] correct and int [K] images; empty classes are left out.
 
     Normal, with the variance of independent proportions, each moved half a success away from 0 and 1, so that a class
@@ -69,7 +66,7 @@ def balanced(successes: ArrayLike, counts: ArrayLike, level: float = LEVEL) -> I
     if total.size == 0:
         return None
     p = (right + 0.5) / (total + 1)
-    half = _z(level) * sqrt(float((p * (1 - p) / total).sum())) / total.size
+    half = _Z * sqrt(float((p * (1 - p) / total).sum())) / total.size
     mean = float((right / total).mean())
     return (max(0.0, mean - half), min(1.0, mean + half))
 
@@ -81,7 +78,6 @@ def bootstrap(
     estimate: float,
     seed: int = 0,
     replicates: int = 1000,
-    level: float = LEVEL,
 ) -> Interval | None:
     """Basic bootstrap interval (Efron and Tibshirani 1993): [2 e - q_hi, 2 e - q_lo], and the estimate e itself.
 
@@ -99,7 +95,7 @@ def bootstrap(
     values = np.empty(replicates)
     for i, words in enumerate(random_words(seed, replicates, count)):
         values[i] = statistic(((words * np.uint64(count)) >> np.uint64(32)).astype(np.int64))
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return (min(estimate, float(2 * estimate - high)), max(estimate, float(2 * estimate - low)))
 
 
@@ -113,18 +109,18 @@ def random_words(seed: int, replicates: int, count: int, stream: int = 0) -> Ite
         yield generator.random_raw(count) >> np.uint64(32)
 
 
-def median(values: ArrayLike, level: float = LEVEL) -> Interval | None:
+def median(values: ArrayLike) -> Interval | None:
     """Order-statistic interval of the median of `values` [N], free of any distribution; None where N < 6.
 
     The narrowest pair of the k-th smallest and k-th largest that holds the level (Conover 1999, section 3.2).
     """
     from scipy.stats import quantile_test
 
-    low, high = quantile_test(np.asarray(values, dtype=np.float64), p=0.5).confidence_interval(level)
+    low, high = quantile_test(np.asarray(values, dtype=np.float64), p=0.5).confidence_interval(LEVEL)
     return None if np.isnan(low) or np.isnan(high) else (float(low), float(high))
 
 
-def paired_difference(before: ArrayLike, after: ArrayLike, labels: ArrayLike, level: float = LEVEL) -> dict[str, Any]:
+def paired_difference(before: ArrayLike, after: ArrayLike, labels: ArrayLike) -> dict[str, Any]:
     """Accuracy of `after` minus accuracy of `before` on the same images, with an interval.
 
     Only images that exactly one of the two gets right count, so the interval is much narrower than that of either
@@ -141,6 +137,8 @@ def paired_difference(before: ArrayLike, after: ArrayLike, labels: ArrayLike, le
     Raises:
         DataError: lengths differ or are 0.
     """
+    from scipy.stats import binomtest
+
     first, second, truth = np.asarray(before), np.asarray(after), np.asarray(labels)
     if first.shape != truth.shape or second.shape != truth.shape or truth.ndim != 1 or truth.size == 0:
         raise DataError(
@@ -151,17 +149,17 @@ def paired_difference(before: ArrayLike, after: ArrayLike, labels: ArrayLike, le
     gained, lost, count = int((now & ~was).sum()), int((was & ~now).sum()), truth.size
     return {
         "difference": (gained - lost) / count,
-        "interval": list(_tango(gained, lost, count, _z(level))),
+        "interval": list(_tango(gained, lost, count)),
         "gained": gained,
         "lost": lost,
-        "p_value": _mcnemar(gained, lost),
+        "p_value": float(binomtest(gained, gained + lost, 0.5).pvalue) if gained + lost else 1.0,
         "count": count,
-        "level": level,
+        "level": LEVEL,
         "method": "Tango's score; covers the test images, the two models held fixed",
     }
 
 
-def _tango(gained: int, lost: int, count: int, z: float) -> Interval:
+def _tango(gained: int, lost: int, count: int) -> Interval:
     estimate = (gained - lost) / count
 
     def score(d: float) -> float:
@@ -175,13 +173,7 @@ def _tango(gained: int, lost: int, count: int, z: float) -> Interval:
     def solve(inside: float, outside: float) -> float:
         for _ in range(60):  # the score falls as d rises
             middle = (inside + outside) / 2
-            inside, outside = (middle, outside) if abs(score(middle)) <= z else (inside, middle)
+            inside, outside = (middle, outside) if abs(score(middle)) <= _Z else (inside, middle)
         return inside
 
     return solve(estimate, -1.0), solve(estimate, 1.0)
-
-
-def _mcnemar(gained: int, lost: int) -> float:
-    from scipy.stats import binomtest
-
-    return float(binomtest(gained, gained + lost, 0.5).pvalue) if gained + lost else 1.0

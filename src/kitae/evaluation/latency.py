@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from kitae import keyed
 from kitae.evaluation import intervals
 
-_CONTROL = -1  # the reference's second entry
+_WARMUP = 5  # calls of each before the first round
+_SHORTEST = 0.002  # seconds; a timing repeats a short call until it takes about so long
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,11 @@ class Ratio:
     """Median over rounds of time / reference's time (below 1 is faster), with its 95 % order-statistic interval."""
 
     value: float
-    interval: tuple[float, float] | None
+    interval: intervals.Interval | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"ratio": self.value, "ratio_interval": _as_list(self.interval)}
 
 
 @dataclass(frozen=True)
@@ -73,14 +78,14 @@ class Latency:
             "rounds": len(self.control),
             "level": intervals.LEVEL,
             "covers": "rounds on this machine, in this process",
-            "control": _as_dict(self.control_ratio),
+            "control": self.control_ratio.to_dict(),
             "noise": self.noise,
             "candidates": {
                 name: {
                     "seconds": self.median(name),
                     "seconds_interval": _as_list(intervals.median(times)),
                     "calls": self.calls[name],
-                    **_as_dict(self.ratio(name)),
+                    **self.ratio(name).to_dict(),
                 }
                 for name, times in self.seconds.items()
             },
@@ -92,10 +97,6 @@ def measure(
     *,
     reference: str | None = None,
     repeats: int = 50,
-    warmup: int = 5,
-    min_seconds: float = 0.002,
-    seed: int = 0,
-    synchronize: Callable[[], None] | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Latency:
     """Time each callable once a round for `repeats` rounds, in a keyed random order.
@@ -104,9 +105,6 @@ def measure(
         callables: name -> function of nothing; at least one.
         reference: the name to compare with; the first by default.
         repeats: rounds, at least 6 (fewer give no interval).
-        warmup: calls of each before the first round; at least 1.
-        min_seconds: a timing repeats a short call until it takes about so long.
-        synchronize: waits for a device, called before the clock is read.
         clock: seconds; another one for tests.
 
     Raises:
@@ -122,19 +120,15 @@ def measure(
         raise ValueError(f"repeats must be at least 6, not {repeats}")
 
     def timed(run: Callable[[], object], calls: int) -> float:
-        if synchronize is not None:
-            synchronize()
         start = clock()
         for _ in range(calls):
             run()
-        if synchronize is not None:
-            synchronize()
         return (clock() - start) / calls
 
     calls: dict[str, int] = {}
     for name, run in callables.items():
-        shortest = min(timed(run, 1) for _ in range(max(warmup, 1)))
-        calls[name] = max(1, min(10_000, ceil(min_seconds / max(shortest, 1e-9))))
+        shortest = min(timed(run, 1) for _ in range(_WARMUP))
+        calls[name] = max(1, min(10_000, ceil(_SHORTEST / max(shortest, 1e-9))))
 
     entries = [*names, first]
     times = np.empty((len(entries), repeats))
@@ -142,12 +136,13 @@ def measure(
     gc.disable()
     try:
         for i in range(repeats):
-            for entry in keyed.permutation(seed, i, len(entries)).tolist():
+            for entry in keyed.permutation(0, i, len(entries)).tolist():
                 times[entry, i] = timed(callables[entries[entry]], calls[entries[entry]])
     finally:
         if collecting:
             gc.enable()
-    return Latency(first, {name: times[k] for k, name in enumerate(names)}, times[_CONTROL], calls)
+    *rounds, control = times
+    return Latency(first, dict(zip(names, rounds, strict=True)), control, calls)
 
 
 def _ratio(times: NDArray[np.float64], reference: NDArray[np.float64]) -> Ratio:
@@ -157,7 +152,3 @@ def _ratio(times: NDArray[np.float64], reference: NDArray[np.float64]) -> Ratio:
 
 def _as_list(interval: intervals.Interval | None) -> list[float] | None:
     return None if interval is None else list(interval)
-
-
-def _as_dict(ratio: Ratio) -> dict[str, Any]:
-    return {"ratio": ratio.value, "ratio_interval": _as_list(ratio.interval)}

@@ -142,7 +142,7 @@ def prune(
     from kitae.compression.batchnorm import reestimate_batchnorm
     from kitae.compression.channels import remove_channels
     from kitae.compression.counting import compressed_bytes, count
-    from kitae.compression.masks import apply_masks, enforce, magnitude_masks
+    from kitae.compression.masks import apply_masks, magnitude_masks
     from kitae.pipelines.setup import Setup
     from kitae.training.distributed import join
 
@@ -153,7 +153,7 @@ def prune(
     if ratio and kind == "unstructured":
         masks = magnitude_masks(model, ratio, scope=scope)
         apply_masks(model, masks)
-        hold = enforce(masks)
+        hold = partial(apply_masks, masks=masks)
     elif ratio:
         model = remove_channels(model, setup.store.rules.shape, ratio, scope=scope).model
     if ratio:
@@ -187,7 +187,7 @@ def robustness(run: Run, folder: Path, *, images: Annotated[int, Field(ge=1)] = 
     Returns:
         mean_accuracy, KIND_accuracy (viewpoint, light, noise, occlusion) and NAME_accuracy of each corruption.
     """
-    from kitae.evaluation.robustness import accuracy_under
+    from kitae.evaluation.evaluate import accuracy_under
     from kitae.pipelines.setup import Setup
 
     setup = Setup.of(run)
@@ -204,9 +204,7 @@ def robustness(run: Run, folder: Path, *, images: Annotated[int, Field(ge=1)] = 
         std=std,
         batch_size=run.recipe.evaluate.batch_size,
     )
-    accuracies = {
-        name: float(np.mean([at["accuracy"] for at in severities])) for name, severities in found["corruptions"].items()
-    }
+    accuracies = {name: float(np.mean(severities)) for name, severities in found.items()}
     results = {f"{name}_accuracy": value for name, value in accuracies.items()}
     for kind in dict.fromkeys(kind for kind, _ in CORRUPTIONS.values()):
         members = [accuracies[name] for name, (of, _) in CORRUPTIONS.items() if of == kind]

@@ -8,22 +8,22 @@ same seed, networks share the values of all parameters of the same name, shape a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from functools import partial
+from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from kitae.errors import RecipeError, did_you_mean, one_line
+from kitae.errors import RecipeError, did_you_mean, one_line, require
 from kitae.models.airbench import Airbench
-from kitae.models.freeze import freeze
 from kitae.models.initial import keyed_by_name
-from kitae.models.libraries import build_timm, build_torchvision, check_name, refuse, require_timm
-from kitae.models.resnet import BasicBlock, Bottleneck, ResNet, ResNet9, Stem, WideResNet
+from kitae.models.libraries import build_timm, build_torchvision, check_name, refuse
+from kitae.models.resnet import BasicBlock, Bottleneck, PreActivationBlock, ResNet, ResNet9, Stem
 from kitae.models.simple import SimpleCNN
 from kitae.models.spec import ModelSpec
-from kitae.models.structure import classifier_names, device_of, dtype_of, inside
+from kitae.models.structure import classifier_names, device_of, dropouts_beside, dtype_of, inside, layer_groups
 from kitae.models.weights import Weights, load
 from kitae.modes import evaluating
 from kitae.preprocess import Size, sides
@@ -45,58 +45,41 @@ def _simple_cnn(spec: ModelSpec, *, classes: int, channels: int, image_size: Siz
     return SimpleCNN(classes=classes, channels=channels, image_size=image_size, dropout=spec.dropout)
 
 
-def _cifar_resnet(blocks: int, spec: ModelSpec, **sizes: Any) -> nn.Module:
-    return ResNet(BasicBlock, (blocks,) * 3, spec.width or 16, **_residual(spec, **sizes))
-
-
-def _resnet9(spec: ModelSpec, **sizes: Any) -> nn.Module:
-    return ResNet9(spec.width or 64, **_residual(spec, **sizes))
-
-
 def _airbench(spec: ModelSpec, *, classes: int, channels: int, image_size: Size) -> nn.Module:
     refuse(spec, "stem", "stochastic_depth")
     return Airbench(spec.width or 64, classes=classes, channels=channels, dropout=spec.dropout)
 
 
-def _resnet(
-    block: type[BasicBlock] | type[Bottleneck], depths: Sequence[int], spec: ModelSpec, **sizes: Any
+def _scaling(
+    net: Callable[..., nn.Module], width: int, spec: ModelSpec, *, classes: int, channels: int, image_size: Size
 ) -> nn.Module:
+    """A residual net that comes in widths; `width` is its own."""
+    return net(
+        spec.width or width, classes=classes, channels=channels, stem=_stem(spec, image_size),
+        stochastic_depth=spec.stochastic_depth, dropout=spec.dropout,
+    )  # fmt: skip
+
+
+def _fixed(net: Callable[..., nn.Module], width: int, spec: ModelSpec, **sizes: Any) -> nn.Module:
     refuse(spec, "width")
-    return ResNet(block, depths, 64, **_residual(spec, **sizes))
-
-
-def _wide_resnet(depth: int, widen: int, spec: ModelSpec, **sizes: Any) -> nn.Module:
-    refuse(spec, "width")
-    return WideResNet(depth, widen, **_residual(spec, **sizes))
-
-
-def _residual(spec: ModelSpec, *, classes: int, channels: int, image_size: Size) -> dict[str, Any]:
-    return {
-        "classes": classes,
-        "channels": channels,
-        "stem": _stem(spec, image_size),
-        "stochastic_depth": spec.stochastic_depth,
-        "dropout": spec.dropout,
-    }
+    return _scaling(net, width, spec, **sizes)
 
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "simple_cnn": _simple_cnn,
-    "resnet8": partial(_cifar_resnet, 1),
-    "resnet20": partial(_cifar_resnet, 3),
-    "resnet56": partial(_cifar_resnet, 9),
-    "resnet9": _resnet9,
+    "resnet8": partial(_scaling, partial(ResNet, BasicBlock, (1, 1, 1)), 16),
+    "resnet20": partial(_scaling, partial(ResNet, BasicBlock, (3, 3, 3)), 16),
+    "resnet56": partial(_scaling, partial(ResNet, BasicBlock, (9, 9, 9)), 16),
+    "resnet9": partial(_scaling, ResNet9, 64),
     "airbench": _airbench,
-    "resnet18": partial(_resnet, BasicBlock, (2, 2, 2, 2)),
-    "resnet34": partial(_resnet, BasicBlock, (3, 4, 6, 3)),
-    "resnet50": partial(_resnet, Bottleneck, (3, 4, 6, 3)),
-    "wide_resnet28_10": partial(_wide_resnet, 28, 10),
+    "resnet18": partial(_fixed, partial(ResNet, BasicBlock, (2, 2, 2, 2)), 64),
+    "resnet34": partial(_fixed, partial(ResNet, BasicBlock, (3, 4, 6, 3)), 64),
+    "resnet50": partial(_fixed, partial(ResNet, Bottleneck, (3, 4, 6, 3)), 64),
+    "wide_resnet28_10": partial(_fixed, partial(ResNet, PreActivationBlock, (4, 4, 4), stem_width=16), 160),
 }
 """Name -> factory(spec, classes=, channels=, image_size=)."""
 
-SCALING = tuple(
-    name for name, make in MODELS.items() if getattr(make, "func", make) in (_cifar_resnet, _resnet9, _airbench)
-)
+SCALING = tuple(name for name, make in MODELS.items() if getattr(make, "func", make) in (_scaling, _airbench))
 """The families that come in widths."""
 
 
@@ -140,7 +123,7 @@ def build(
         if isinstance(spec.pretrained, str):
             _fill(model, weights, classes)
         _zero_fresh_classifier(model, weights)
-    freeze(model, spec)
+    _freeze(model, spec)
     return model
 
 
@@ -155,7 +138,7 @@ def normalization(spec: ModelSpec, channels: int = 3) -> tuple[tuple[float, ...]
     library, _, name = spec.name.rpartition(":")
     mean, std = IMAGENET_MEAN, IMAGENET_STD
     if library == "timm":
-        config = require_timm().get_pretrained_cfg(name)
+        config = require("timm", "models").get_pretrained_cfg(name)
         if config is not None:
             mean, std = tuple(config.mean), tuple(config.std)
     elif library != "torchvision":
@@ -182,35 +165,19 @@ def _construct(spec: ModelSpec, weights: Weights | None = None, **sizes: Any) ->
     return MODELS[spec.name](spec, **sizes)
 
 
-def _some(problems: Sequence[str], shown: int = 3) -> str:
-    more = f" and {len(problems) - shown} more" if len(problems) > shown else ""
-    return "; ".join(problems[:shown]) + more
-
-
-def _differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
-    problems = [f"{name} is missing" for name in expected if name not in found]
-    problems += [f"{name} is not in the net" for name in found if name not in expected]
-    return problems + [
-        f"{name} is {list(found[name].shape)}, not {list(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in found and found[name].shape != tensor.shape
-    ]
-
-
 def _fill(model: nn.Module, weights: Weights, classes: int) -> None:
     heads = classifier_names(model)
-    expected = model.state_dict()
     tensors = dict(weights.tensors)
-    for name, tensor in expected.items():
+    for name, tensor in model.state_dict().items():
         # Another number of classes: the classifier starts fresh, everything else must fit.
         other = tensors.get(name, tensor)
         is_head = inside(name, heads) and other.ndim == tensor.ndim > 0 and other.shape[1:] == tensor.shape[1:]
         if is_head and tensor.shape[0] == classes != other.shape[0]:
             tensors[name] = tensor
-    problems = _differences(expected, tensors)
-    if problems:
-        raise RecipeError(f"model.pretrained: {weights.source} does not fit {type(model).__name__}: {_some(problems)}")
-    model.load_state_dict(tensors)
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise RecipeError(f"model.pretrained: {weights.source} does not fit: {one_line(error, 300)}") from error
 
 
 @torch.no_grad()
@@ -235,3 +202,37 @@ def _probe(model: nn.Module, spec: ModelSpec, classes: int, channels: int, image
         ) from error
     if not isinstance(logits, Tensor) or tuple(logits.shape) != (1, classes):
         raise RecipeError(f"model.name: {spec.name} does not give one logit per class; choose another net")
+
+
+def _freeze(model: nn.Module, spec: ModelSpec) -> None:
+    if spec.freeze == "backbone":
+        heads = classifier_names(model)
+        trained = {name for name, _ in model.named_parameters() if inside(name, heads)}
+        active = {"", *heads}  # the root too: some nets ask their own mode, and it changes nothing below
+        active |= {name for name, _ in model.named_modules() if inside(name, heads)}
+        active |= {name for head in heads for name, _ in dropouts_beside(model, head)}
+    elif spec.freeze == "statistics" or spec.freeze_first:
+        groups = layer_groups(model)
+        if spec.freeze_first >= len(groups):
+            raise RecipeError(
+                f"model.freeze_first: {spec.name} has {len(groups)} layer groups, of which the last one is the "
+                f"classifier; set it to {len(groups) - 1} or less"
+            )
+        trained = {name for group in groups[spec.freeze_first :] for name in group}
+        held = {name.rpartition(".")[0] for group in groups[: spec.freeze_first] for name in group}
+        norms = nn.modules.batchnorm._NormBase if spec.freeze == "statistics" else ()
+        active = {n for n, module in model.named_modules() if n not in held and not isinstance(module, norms)}
+    else:
+        return
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in trained)
+
+    def train(self: nn.Module, mode: bool = True) -> nn.Module:
+        """As `nn.Module.train`, but the frozen modules stay in eval mode."""
+        type(self).train(self, mode)
+        for name, module in self.named_modules():
+            module.training = mode and name in active
+        return self
+
+    model.train = MethodType(train, model)  # type: ignore[method-assign]
+    model.train()

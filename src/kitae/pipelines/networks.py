@@ -22,8 +22,7 @@ import kitae
 from kitae.compression.batchnorm import reestimate_batchnorm
 from kitae.compression.channels import remove_channels, whole_packs
 from kitae.compression.counting import count, prunable_layers, require_layers, weight_of, width_of
-from kitae.compression.distill import as_teacher
-from kitae.compression.masks import Gradual, apply_masks, enforce, magnitude_masks
+from kitae.compression.masks import Gradual, apply_masks, magnitude_masks
 from kitae.compression.qat import Simulated
 from kitae.compression.shape import UNCHANGED, Shape, difference, reshape
 from kitae.compression.spec import CompressSpec
@@ -93,7 +92,7 @@ class Networks:
         self._origin = hashlib.sha256(origin).hexdigest()
         model = run.load_model(free=True).to(self.device)
         self.original = Network(0.0, model, UNCHANGED, self._key([]))
-        self._teacher = as_teacher(model) if spec.distill else None
+        self._teacher = _teacher(model) if spec.distill else None
         self._batches = partial(self.setup.clean_batches, self.device)
         rules = run.rules
         self.input_shape = rules.shape
@@ -135,7 +134,7 @@ class Networks:
         def train() -> nn.Module:
             simulated = Simulated(network.model, self.input_shape, spec.target).observe(self._batches)
             hold = _hold_zeros(simulated, network.model) if spec.prune == "unstructured" and network.ratio else None
-            teacher = as_teacher(network.model) if spec.distill else None
+            teacher = _teacher(network.model) if spec.distill else None
             try:
                 # Before its first step it computes the same as the static file. A training that only makes it worse is
                 # discarded.
@@ -297,7 +296,7 @@ class Networks:
         apply_masks(model, masks)
         reestimate_batchnorm(model, self._batches)
         if epochs:
-            hold = enforce(masks)
+            hold = partial(apply_masks, masks=masks)
             model = self._recover(model, epochs, rate, _seed(key), after_step=hold, teacher=self._teacher)
         if count(model).zeros < sum(int((~mask).sum()) for mask in masks.values()):
             raise CompressionError("fine-tuning revived pruned weights: its loop did not call after_step at every step")
@@ -313,6 +312,11 @@ class Networks:
 def _seed(key: str, part: str = "") -> int:
     """The seed of a training, so that no two trainings, nor the run itself, see the same augmented epochs."""
     return int(hashlib.sha256(f"{key} {part}".encode()).hexdigest()[:8], 16)
+
+
+def _teacher(model: nn.Module) -> nn.Module:
+    """A copy to learn from."""
+    return copy.deepcopy(model).eval().requires_grad_(False)
 
 
 def _hold_zeros(simulated: Simulated, model: nn.Module) -> Callable[[nn.Module], None]:

@@ -33,10 +33,10 @@ from kitae.models.weights import Weights, load
 from kitae.recipe import Recipe
 from kitae.run import Run, build_network
 from kitae.training import distributed, precision
-from kitae.training.allocator import keep_freed_memory
 from kitae.training.checkpoint import weights_digest
 from kitae.training.distributed import World
 from kitae.training.fit import FitResult, Selection, Source, Tuning, Watcher, fit
+from kitae.training.guards import keep_freed_memory
 from kitae.training.learner import Teacher
 from kitae.training.spec import ProbeSpec, TrainSpec, merit
 

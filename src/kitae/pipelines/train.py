@@ -16,7 +16,7 @@ from torch import nn
 from kitae import console
 from kitae.errors import RecipeError, TrainingError, TrainingInterruptedError, require
 from kitae.evaluation.calibration import fit_temperature
-from kitae.evaluation.evaluate import evaluate, evaluate_test, predictions_table
+from kitae.evaluation.evaluate import evaluate, predictions_table
 from kitae.folders import default_folder
 from kitae.models.structure import count_parameters
 from kitae.pipelines.choices import Choices, apply, understand, unknown_option
@@ -302,7 +302,7 @@ def _tested(run: Run, setup: Setup, model: nn.Module, results: dict[str, Any]) -
         predictions_table([store.names[row] for row in test], test_labels, test_logits, classes, temperature)
     )
     copies = splits.copies(store.twins, test)
-    return {"test": evaluate_test(test_logits, test_labels, classes, temperature, copies), **results}
+    return {"test": evaluate(test_logits, test_labels, classes, temperature, copies), **results}
 
 
 def _validated(run: Run, setup: Setup, model: nn.Module) -> dict[str, Any]:

@@ -193,11 +193,7 @@ def gather_rows(local: NDArray[np.float32], rows: NDArray[np.int64], total: int,
         local: [n, K], this process's results.
         rows: int64 [n], where each belongs in [0, total).
     """
-    if world.size == 1 and len(rows) == total:
-        whole = np.empty((total, local.shape[1]), np.float32)
-        whole[rows] = local
-        return whole
-    whole_tensor = torch.zeros((total, local.shape[1]), device=world.device)
-    whole_tensor[torch.from_numpy(rows)] = torch.from_numpy(local).to(world.device)
-    result: NDArray[np.float32] = all_sum(whole_tensor, world).cpu().numpy()
+    whole = torch.zeros((total, local.shape[1]))
+    whole[torch.from_numpy(rows)] = torch.from_numpy(local)
+    result: NDArray[np.float32] = all_sum(whole.to(world.device), world).cpu().numpy()
     return result

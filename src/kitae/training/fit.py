@@ -11,8 +11,7 @@ resumed ends with the weights of an uninterrupted run.
 
 from __future__ import annotations
 
-import resource
-import sys
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,7 +29,7 @@ from kitae.training import distributed
 from kitae.training.batches import Augmenter, TrainData, augmented_batches, epoch_shape
 from kitae.training.checkpoint import Progress, load_checkpoint, load_weights, save_checkpoint, save_weights
 from kitae.training.distributed import World
-from kitae.training.guards import SignalFlag, kept, memory_named
+from kitae.training.guards import SignalFlag, kept, memory_named, peak_memory
 from kitae.training.learner import Learner, Step, Teacher
 from kitae.training.precision import Precision
 from kitae.training.spec import TrainSpec, merit
@@ -169,13 +168,10 @@ def fit(
 
     last = tuning.keep == "last"
     if (tuning.keep == "best or start" or tuning.start_row is not None) and at == Progress():
-        judged.eval()
-        began = time.perf_counter()
-        scores = _scores(source, judged)
+        scores, fields = _judge(source, judged, world, at)
         at.best = merit(scores, spec.selection)
         if tuning.start_row is not None:
-            row = {"epoch": 0, "step": 0, **tuning.start_row, **_judged_row(scores, began, world, at)}
-            rows.append({**row, "learning_rate": 0.0})
+            rows.append({"epoch": 0, "step": 0, **tuning.start_row, **fields, "learning_rate": 0.0})
             _keep_epoch(rows, best_state if last or at.best is not None else None, record, world, watcher)
             _save(learner, at, None, record)
     stopped_early = _should_stop(at, spec)
@@ -209,7 +205,7 @@ def fit(
                 # the epoch saves anyway.
                 if at.step % shape.accumulate or at.step == shape.steps:
                     continue
-                due = meter.since_save > spec.checkpoint_seconds
+                due = time.monotonic() - meter.last_save > spec.checkpoint_seconds
                 stop_now, due = distributed.any_of([interrupted.name is not None, due], world)
                 if stop_now or due:
                     _save(learner, at, meter, record)
@@ -217,13 +213,10 @@ def fit(
                     raise _interruption(interrupted, f"in epoch {at.epoch + 1} after step {at.step}", record)
 
             # The epoch is over: validate, keep the best, maybe stop.
-            judged.eval()
             distributed.share_buffers(judged, world)  # each process's BatchNorm has seen its own images only
-            trained = meter.row()
-            began = time.perf_counter()
-            scores = _scores(source, judged)
-            row = {"epoch": at.epoch + 1, "step": at.updates, **trained, **_judged_row(scores, began, world, at)}
-            rows.append({**row, "learning_rate": learner.learning_rate})
+            row = {"epoch": at.epoch + 1, "step": at.updates, **meter.row()}
+            scores, fields = _judge(source, judged, world, at)
+            rows.append({**row, **fields, "learning_rate": learner.learning_rate})
             value, better = merit(scores, spec.selection), False
             if last or (value is not None and (at.best is None or value >= at.best)):  # of equals, the later epoch
                 at.best, at.best_epoch, better = value, at.epoch, True
@@ -279,7 +272,7 @@ class _Meter:
         self._skip = self._on_device([0.0, 0.0, 0.0, 1.0])
         self._step = self._on_device([images, 0.0])
         self._unread = 0
-        self._started, self._waited, self._last_save = time.perf_counter() - at.seconds, 0.0, time.monotonic()
+        self._started, self._waited, self.last_save = time.perf_counter() - at.seconds, 0.0, time.monotonic()
         self._resumed_seen, self._resumed_seconds = at.seen, at.seconds
 
     def _on_device(self, values: list[float]) -> Tensor:
@@ -321,19 +314,10 @@ class _Meter:
         """The share of the time spent on reading and augmenting images."""
         return self._waited / self._spent
 
-    @property
-    def since_save(self) -> float:
-        """Seconds since the state was last saved in this epoch."""
-        return time.monotonic() - self._last_save
-
     def totals(self) -> tuple[float, float, int]:
         """Sums of loss and target mass, and images, of all processes."""
         loss, correct, count = distributed.all_sum(self._sums[:3].clone(), self.world).tolist()
         return loss, correct, int(count)
-
-    def saved(self) -> None:
-        """Note that the state was just saved."""
-        self._last_save = time.monotonic()
 
     def row(self) -> dict[str, Any]:
         """The training fields of the epoch's line of metrics."""
@@ -347,16 +331,15 @@ class _Meter:
         }
 
 
-def _scores(source: Source, judged: nn.Module) -> dict[str, float]:
-    return {name: float(value) for name, value in source.validate(judged).items()}
-
-
-def _judged_row(scores: Mapping[str, float], began: float, world: World, at: Progress) -> dict[str, Any]:
-    """The validation fields of an epoch's line of metrics."""
-    return {
+def _judge(source: Source, judged: nn.Module, world: World, at: Progress) -> tuple[dict[str, float], dict[str, Any]]:
+    """Validate: the scores, and the validation fields of the epoch's line of metrics."""
+    judged.eval()
+    began = time.perf_counter()
+    scores = {name: float(value) for name, value in source.validate(judged).items()}
+    return scores, {
         **{name: _finite(value) for name, value in scores.items()},
         "validation_seconds": time.perf_counter() - began,
-        "peak_memory_bytes": _peak_memory(world.device),
+        "peak_memory_bytes": peak_memory(world.device),
         "skipped_steps": at.skipped,
     }
 
@@ -391,7 +374,7 @@ def _save(learner: Learner, at: Progress, meter: _Meter | None, record: Record) 
         )  # fmt: skip
     distributed.barrier(world)  # all processes wait until it is on the disk
     if meter is not None:
-        meter.saved()
+        meter.last_save = time.monotonic()
 
 
 def _resumed(learner: Learner, record: Record, watcher: Watcher | None) -> Progress:
@@ -437,17 +420,4 @@ def _should_stop(at: Progress, spec: TrainSpec) -> bool:
 
 
 def _finite(value: float) -> float | None:
-    return value if np.isfinite(value) else None
-
-
-def _peak_memory(device: torch.device) -> int:
-    """Peak memory in bytes: of the GPU in this epoch, or of this process since it started."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    try:
-        # On Linux, child processes inherit ru_maxrss; VmHWM starts from zero.
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
-    except (OSError, StopIteration):
-        pass  # not Linux; ru_maxrss is in KiB, on macOS in bytes
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return value if math.isfinite(value) else None

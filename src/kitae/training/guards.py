@@ -1,17 +1,24 @@
-"""External events that stop a training: signals, and running out of memory."""
+"""What a training has to do with the operating system: signals, and memory."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import platform
+import resource
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from kitae.errors import TrainingError
-from kitae.training.precision import is_out_of_memory
 from kitae.training.spec import TrainSpec
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 class SignalFlag:
@@ -54,3 +61,35 @@ def memory_named(spec: TrainSpec, checkpoint: Path | None = None) -> Iterator[No
 def kept(checkpoint: Path | None) -> str:
     """The end of an error message, which says whether a checkpoint of the failed training is kept."""
     return "; the last good checkpoint is kept" if checkpoint is not None and checkpoint.exists() else ""
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error means running out of memory, on CPU or GPU."""
+    known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    return known or "not enough memory" in str(error)  # which torch's allocator for the CPU says
+
+
+def peak_memory(device: torch.device) -> int:
+    """Peak memory in bytes: of the GPU in this epoch, or of this process since it started."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        # On Linux, child processes inherit ru_maxrss; VmHWM starts from zero.
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        pass  # not Linux; ru_maxrss is in KiB, on macOS in bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep freed memory for the next step; does nothing with other C libraries. Call it once per process.
+
+    By default every activation above a few hundred kilobytes is returned to the system when it is freed, and its pages
+    are faulted in again, zeroed, at the next step. The price is that the process does not give memory back.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    mallopt = ctypes.CDLL(None).mallopt
+    mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+    mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)

@@ -6,7 +6,6 @@ import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -128,7 +127,8 @@ class Learner:
         seed = keyed.derive_seed(self.spec.seed, self.world.rank, number, keyed.SLOT_STEP)
         for generator in self._generators:
             generator.manual_seed(seed)
-        with self._synced(last):
+        # Processes exchange gradients once per update, at its last batch.
+        with contextlib.nullcontext() if last or self._parallel is None else self._parallel.no_sync():
             with autocast(self.precision, self.world.device):
                 logits = self._forward(images)
                 loss = self._loss(images, logits, targets)
@@ -240,10 +240,6 @@ class Learner:
         if size == full:
             return images
         return nn.functional.interpolate(images, size, mode="bilinear", antialias=True)
-
-    def _synced(self, last: bool) -> contextlib.AbstractContextManager[Any]:
-        """Processes exchange gradients once per update, at its last batch."""
-        return contextlib.nullcontext() if last or self._parallel is None else self._parallel.no_sync()
 
 
 def _side_by_side(tensors: Sequence[Tensor], device: torch.device) -> tuple[Tensor, list[Tensor]]:

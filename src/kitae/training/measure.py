@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import statistics
 import time
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,18 +12,10 @@ from kitae.errors import TrainingError
 from kitae.training.batches import EpochShape
 from kitae.training.checkpoint import Progress
 from kitae.training.distributed import World
+from kitae.training.guards import is_out_of_memory
 from kitae.training.learner import Learner
-from kitae.training.precision import Precision, candidates, is_out_of_memory
+from kitae.training.precision import Precision, candidates
 from kitae.training.spec import TrainSpec
-
-
-def step_seconds(
-    model: nn.Module, spec: TrainSpec, images: Tensor, targets: Tensor, world: World, *,
-    precisions: tuple[Precision, ...] | None = None, steps: int = 3,
-) -> dict[Precision, float]:  # fmt: skip
-    """Median seconds of a training step in each precision; arguments and errors as of `step_times`."""
-    times = step_times(model, spec, images, targets, world, precisions=precisions, steps=steps)
-    return {name: statistics.median(taken) for name, taken in times.items()}
 
 
 def step_times(
@@ -104,14 +94,12 @@ def step_parts(
                 learner.step(images, targets, Progress(step=step))
                 mark()
                 if step and len(marks) == 6:  # a step that is skipped has no optimizer step
-                    for name, taken in zip(parts, _parts(marks), strict=True):
-                        parts[name].append(taken)
+                    start, forward, done, update, updated, end = marks
+                    parts["forward"].append(done - forward)
+                    parts["backward"].append(update - done)
+                    parts["optimizer"].append(updated - update)
+                    parts["other"].append(forward - start + end - updated)
     finally:
         for handle in handles:
             handle.remove()
     return parts
-
-
-def _parts(marks: Sequence[float]) -> tuple[float, float, float, float]:
-    start, forward, done, update, updated, end = marks
-    return done - forward, update - done, updated - update, forward - start + end - updated

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -50,23 +50,20 @@ class Muon(torch.optim.Optimizer):
         weight_decay: decoupled (weights shrink by lr * weight_decay) for orthogonal groups, as in SGD for the others.
         norm: keep each matrix of an orthogonal group at the norm m ** 0.5. Only for weights followed by a
             normalisation, so that their scale does not matter.
-        dtype: dtype of the products; None is bfloat16 if the device multiplies it natively, else float32.
+
+    Products are computed in bfloat16 if the device multiplies it natively, else in float32.
     """
 
     def __init__(
         self, params: Iterable[Any], lr: float = 0.02, momentum: float = 0.95, weight_decay: float = 0.0,
-        norm: bool = False, dtype: torch.dtype | None = None,
+        norm: bool = False,
     ) -> None:  # fmt: skip
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "orthogonal": False})
-        self._norm, self._dtype, self._native = norm, dtype, native_bf16()
+        self._norm, self._native = norm, native_bf16()
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Make one step."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
         for group in self.param_groups:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
             if not parameters:
@@ -82,7 +79,6 @@ class Muon(torch.optim.Optimizer):
                 self._move(parameters, updates, group)
             else:
                 torch._foreach_add_(parameters, updates, alpha=-group["lr"])
-        return loss
 
     def _buffer(self, parameter: Tensor) -> Tensor:
         state = self.state[parameter]
@@ -96,7 +92,7 @@ class Muon(torch.optim.Optimizer):
         if decay:
             torch._foreach_mul_(parameters, 1 - rate * decay)
         for parameter, update in zip(parameters, updates, strict=True):
-            dtype = self._dtype or (torch.bfloat16 if parameter.is_cuda or self._native else torch.float32)
+            dtype = torch.bfloat16 if parameter.is_cuda or self._native else torch.float32
             matrix = orthogonal(update.flatten(1), dtype)
             rows, columns = matrix.shape
             if self._norm:

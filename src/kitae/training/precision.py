@@ -4,22 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path
 from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from kitae.machine import cpuinfo
+
 Precision = Literal["fp32", "bf16", "fp16"]
 
 _DTYPE = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error means running out of memory, on CPU or GPU."""
-    known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
-    return known or "not enough memory" in str(error)  # which torch's allocator for the CPU says
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
@@ -51,11 +46,7 @@ def choose(device: torch.device) -> Precision:
 
 def native_bf16() -> bool:
     """Whether this CPU has instructions that multiply bfloat16; false if Linux does not report them."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return False
-    flags = {word for line in lines if line.startswith(("flags", "Features")) for word in line.split()}
+    flags = set((cpuinfo("flags", "Features") or "").split())
     return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
 
 
