@@ -17,7 +17,7 @@ from kitae.experiments.after import check, check_number, further_epochs, of_test
 from kitae.experiments.design import Design, expand
 from kitae.experiments.outcome import metric, step_of
 from kitae.experiments.power import ASSUMED_NOISE, MOST_SEEDS, POWER, seeds_for, seeds_within, smallest_effect
-from kitae.experiments.study_spec import StudySpec
+from kitae.experiments.study_spec import StudySpec, assignments
 from kitae.experiments.wording import aliases_text
 from kitae.files import plain
 from kitae.recipe import OPS_BY_NAME, Recipe, parse
@@ -279,7 +279,7 @@ def resolve(
     try:
         # The order is kept, since a field may be inside an earlier one (augment.mix, then augment.mix.prob). A whole
         # pipeline comes before changes to its ops.
-        recipe = base.override(*(f"{name}={_yaml(value)}" for name, value in {**plain, **ops}.items()))
+        recipe = base.override(*assignments({**plain, **ops}))
         for step, settings in after.items():
             check(step, settings)
     except RecipeError as error:
@@ -337,9 +337,3 @@ def _seeds_needed(design: Design, noise: float | None, spec: StudySpec) -> dict[
 
 def _slug(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._=-]+", "-", name).strip("-.")[:48] or "variant"
-
-
-def _yaml(value: Any) -> str:
-    return (
-        yaml.safe_dump(value, default_flow_style=True, width=1 << 30, allow_unicode=True).removesuffix("...\n").strip()
-    )

@@ -19,8 +19,8 @@ A field is a recipe field, as `--set` takes it. Two kinds of field are special:
 from __future__ import annotations
 
 import itertools
-import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -29,7 +29,7 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from kitae.errors import RecipeError, did_you_mean
 from kitae.experiments.outcome import EVALUATION, OF_RUN, known, metric, step_of
-from kitae.experiments.techniques import techniques
+from kitae.experiments.techniques import chosen, repeated
 from kitae.recipe import Recipe, explain, parse_yaml, read_text
 from kitae.spec import Spec
 
@@ -411,16 +411,62 @@ def shrink(content: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
+def assignments(fields: Mapping[str, Any]) -> list[str]:
+    """The fields of a study as `Recipe.override` takes them."""
+
+    def text(value: Any) -> str:
+        flow = yaml.safe_dump(value, default_flow_style=True, width=1 << 30, allow_unicode=True)
+        return flow.removesuffix("...\n").strip()
+
+    return [f"{field}={text(value)}" for field, value in fields.items()]
+
+
 def _factors_of_base(content: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The factors of a file that takes them from its base recipe: all its techniques, or those of the given names."""
     base = content.get("base")
     recipe = Recipe.load(base) if isinstance(base, str) else Recipe.model_validate(base or {})
     shared = {field: value for field, value in (content.get("set") or {}).items() if not field.startswith("after.")}
-    found = techniques(recipe.override(*(f"{field}={json.dumps(value)}" for field, value in shared.items())))
-    wanted = list(found) if content["factors"] == "recipe" else content["factors"]
-    for name in wanted:
-        if name not in found:
-            raise RecipeError(
-                f"{where}: factors: the recipe does not use {name!r}; it uses {', '.join(found) or 'none'}"
-            )
-    return {name: found[name] for name in wanted}
+    names = () if content["factors"] == "recipe" else content["factors"]
+    return chosen(recipe.override(*assignments(shared)), names, f"{where}: factors")
+
+
+def ablation(
+    recipe: Recipe | str | Path,
+    *overrides: str,
+    design: Literal["one_out", "one_in", "screening"] = "one_out",
+    seeds: int | Sequence[int] = 3,
+    only: Sequence[str] = (),
+    metric: str = "test.accuracy",
+    foldover: bool = False,
+) -> StudySpec:
+    """The study that measures what each technique of a recipe contributes.
+
+    Args:
+        recipe: a recipe, file or shipped name; `overrides` as in `Recipe.override`.
+        seeds: how many (0, 1, ...), or which.
+        only: names of `techniques` to measure; the others stay on. Empty is all.
+        design, metric, foldover: as in a study file.
+
+    Raises:
+        RecipeError: the recipe uses no technique, or not the ones named.
+    """
+    base = (recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)).override(*overrides)
+    factors = chosen(base, only, "only")
+    if not factors:
+        raise RecipeError(f"{base.name}: uses no technique that could be left out")
+    skipped = [] if only else repeated(base)
+    also = f" Not measured, since the recipe lists them more than once: {', '.join(skipped)}." if skipped else ""
+    slug = re.sub(r"[^A-Za-z0-9._-]", "-", base.name).strip("-_.") or "recipe"
+    return StudySpec.parse(
+        {
+            "name": f"{slug}-{design.replace('_', '-')}",
+            "about": f"What each technique of {base.name} contributes.{also}",
+            "base": base.model_dump(mode="json"),
+            "design": design,
+            "factors": factors,
+            "seeds": list(range(seeds)) if isinstance(seeds, int) else list(seeds),
+            "metric": metric,
+            "foldover": foldover,
+        },
+        f"ablation of {base.name}",
+    )
