@@ -15,6 +15,8 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from kitae import keyed
 from kitae.data.store import open_store
 from kitae.errors import TrainingError
@@ -48,6 +50,12 @@ class FakeRun:
             "count": 9,
         }
         return {"test": split, "val": split}
+
+    def environment(self) -> dict[str, Any]:
+        return {}
+
+    def predictions(self) -> pa.Table:
+        return pa.table({"label": [0, 1, 2], "predicted": [0, 1, 1]})
 
 
 def quality(recipe: Recipe) -> float:

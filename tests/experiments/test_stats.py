@@ -13,7 +13,7 @@ from statsmodels.stats.multitest import multipletests
 
 from kitae.errors import KitaeError, RecipeError
 from kitae.experiments.design import Design, expand
-from kitae.experiments.power import smallest_effect
+from kitae.experiments.plan import smallest_effect
 from kitae.experiments.stats import (
     analyse,
     image_variance,

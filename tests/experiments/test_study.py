@@ -213,9 +213,9 @@ def test_a_failed_run_is_reported_and_repeated_next_time(tmp_path: Path, monkeyp
     [
         ({}, {"seeds": [0, 1, 3]}, "seeds: 2"),
         ({}, {"metric": "val.accuracy"}, "metric was test.accuracy"),
-        ({}, {"claims": {"late": CLAIM}}, "claims.late was added"),
-        ({"claims": {"mix": CLAIM}}, {"claims": {}}, "claims.mix was removed"),
-        ({"claims": {"mix": CLAIM}}, {"claims": {"mix": {**CLAIM, "between": [1, 2]}}}, "claims.mix was changed"),
+        ({}, {"claims": {"late": CLAIM}}, "claims.late was missing"),
+        ({"claims": {"mix": CLAIM}}, {"claims": {}}, "claims.mix was set"),
+        ({"claims": {"mix": CLAIM}}, {"claims": {"mix": {**CLAIM, "between": [1, 2]}}}, "claims.mix.between was"),
         ({"base": {"train": {"epochs": 7}}}, {"base": {"train": {"epochs": 77}}}, "base.train.epochs was 7, is 77"),
         ({}, {"set": {"train.epochs": 3, "train.batch_size": 8}}, "set.train.batch_size was missing"),
     ],

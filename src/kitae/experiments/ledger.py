@@ -56,7 +56,7 @@ def publish(study: str | Path, results: str | Path) -> Path:
     place = Path(results) / result.spec.name
     if (place / "study.yaml").is_file():
         before, now = StudyResult.open(place).spec.dump(), result.spec.dump()
-        changed = study_difference({**before, "seeds": now["seeds"]}, now)
+        changed = study_difference(before, now)
         if changed or not set(before["seeds"]) <= set(now["seeds"]):
             what = changed or "with more seeds"
             raise KitaeError(f"{place}: holds another study of this name ({what}); give one of them another name")

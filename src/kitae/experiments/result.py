@@ -7,7 +7,7 @@ import io
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,12 @@ from kitae.errors import KitaeError, TrainingError
 from kitae.experiments import wording
 from kitae.experiments.claims import judge
 from kitae.experiments.design import Design, expand
-from kitae.experiments.folder import COLUMNS, FORMAT, STUDY, Outcome, done, read_outcomes, read_study
+from kitae.experiments.folder import COLUMNS, FORMAT, STUDY, done, plan_again, read_outcomes, read_study
 from kitae.experiments.outcome import metric
-from kitae.experiments.plan import Job, Plan, make_plan
+from kitae.experiments.plan import Job, Plan
 from kitae.experiments.stats import Analysis, Effect, analyse
 from kitae.experiments.study_spec import StudySpec
+from kitae.experiments.worker import Outcome
 from kitae.files import plain, read_json, write_atomically, write_json
 
 _CURVES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "train_clean_accuracy")
@@ -76,8 +77,7 @@ class StudyResult:
             except KitaeError as error:
                 raise KitaeError(f"{error}; remove the file, and resume the study") from error
             return cls(folder, spec, pd.read_parquet(folder / "runs.parquet"), settings, added)
-        plan = make_plan(spec, threads=content["threads"], precision=content["precision"])
-        plan = replace(plan, images=content["plan"]["images"])
+        plan = plan_again(content, spec)
         return cls.of(folder, plan, read_outcomes(folder, plan), added)
 
     @cached_property
