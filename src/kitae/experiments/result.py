@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -18,7 +18,6 @@ import pandas as pd
 from kitae import views
 from kitae.errors import KitaeError, TrainingError
 from kitae.experiments import wording
-from kitae.experiments.claims import judge
 from kitae.experiments.design import Design, expand
 from kitae.experiments.folder import COLUMNS, FORMAT, STUDY, done, plan_again, read_outcomes, read_study
 from kitae.experiments.outcome import metric
@@ -28,6 +27,7 @@ from kitae.experiments.study_spec import StudySpec
 from kitae.experiments.worker import Outcome
 from kitae.files import plain, read_json, write_atomically, write_json
 
+Verdict = Literal["confirmed", "not shown", "refuted"]
 _CURVES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "train_clean_accuracy")
 
 
@@ -364,3 +364,44 @@ def _analysis(analysis: Analysis) -> dict[str, Any]:
             for effect in analysis.effects
         ],
     }  # fmt: skip
+
+
+def judge(
+    effect: Effect, between: tuple[float | None, float | None] | None, within: float | None
+) -> tuple[Verdict, str]:
+    """Compare a measured effect with a claimed one.
+
+    confirmed   between: an effect in the claimed direction is shown, and its interval reaches the claimed size;
+                within: the whole interval is inside.
+    refuted     the whole interval is short of the claimed size (between), or outside (within).
+    not shown   anything else: the runs do not decide.
+
+    Returns:
+        The verdict, and a remark such as `smaller than claimed`.
+    """
+    if math.isnan(effect.low):
+        return "not shown", "no interval"
+    none = effect.neutral
+    if within is not None:
+        if none - within <= effect.low and effect.high <= none + within:
+            return "confirmed", ""
+        if effect.low > none + within or effect.high < none - within:
+            return "refuted", "a larger difference"
+        return "not shown", "the interval is wider than the claim"
+    assert between is not None
+    low, high = between
+    sign = 1 if (none if low is None else low) >= none and (high is None or high > none) else -1
+    # From here on everything is seen in the claimed direction: `least` is the claimed minimum, `most` its maximum.
+    least, most = (low, high) if sign > 0 else (high, low)
+    least = sign * (none if least is None else least)
+    short, reach = sorted((sign * effect.low, sign * effect.high))
+    estimate, none = sign * effect.estimate, sign * none
+    if reach < least:
+        how = "smaller than claimed" if estimate >= none else "the opposite"
+        return "refuted", how if effect.shown else "not of that size"
+    if effect.shown and estimate >= none:
+        if most is not None and short > sign * most:
+            return "confirmed", "larger than claimed"
+        return "confirmed", "" if estimate >= least else "at the low end"
+    clear = short > none or reach < none
+    return "not shown", "not certain after Holm's correction" if clear and not effect.shown else ""
