@@ -52,7 +52,7 @@ class FakeRun:
         return {"test": split, "val": split}
 
     def environment(self) -> dict[str, Any]:
-        return {}
+        return {"store": open_store(self.recipe.data).fingerprint, "processor": "fake"}
 
     def predictions(self) -> pa.Table:
         return pa.table({"label": [0, 1, 2], "predicted": [0, 1, 1]})
@@ -80,15 +80,6 @@ def train(recipe: Recipe, out: Path, *, resume: bool) -> FakeRun:
     with (out / "trained").open("a") as file:  # how often the run came to its end
         file.write(".")
     return FakeRun(out, recipe)
-
-
-class RunOnImages(FakeRun):
-    def environment(self) -> dict[str, Any]:
-        return {"store": open_store(self.recipe.data).fingerprint, "processor": "fake"}
-
-
-def train_on_images(recipe: Recipe, out: Path, *, resume: bool) -> FakeRun:
-    return RunOnImages(out, train(recipe, out, resume=resume).recipe)
 
 
 def measure(recipe: Recipe) -> dict[str, Any]:
@@ -138,14 +129,6 @@ def search_train(recipe: Recipe, out: Path, *, resume: bool) -> FakeRun:
     if failing.startswith("seed ") and recipe.train.seed in {int(seed) for seed in failing.split()[1:]}:
         raise TrainingError("out of\nmemory")
     return FakeSearchRun(out, train(recipe, out, resume=resume).recipe)
-
-
-class SearchRunOnImages(FakeSearchRun, RunOnImages):
-    pass
-
-
-def search_on_images(recipe: Recipe, out: Path, *, resume: bool) -> FakeRun:
-    return SearchRunOnImages(out, search_train(recipe, out, resume=resume).recipe)
 
 
 def search_measure(recipe: Recipe) -> dict[str, Any]:

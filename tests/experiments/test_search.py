@@ -256,14 +256,13 @@ def test_a_search_and_its_rematch_keep_their_threads(tmp_path: Path, monkeypatch
 
 
 def test_a_search_is_not_resumed_on_other_images(tmp_path: Path) -> None:
-    images = {"train": "tests.experiments.fake_train:search_on_images"}
-    run(tmp_path / "s", arms=8, **images)
+    run(tmp_path / "s", arms=8)
     for file in (tmp_path / "s" / "arms").glob("*.json"):
         content = json.loads(file.read_text())
         assert content["store"]
         file.write_text(json.dumps({**content, "store": "of other images"}))
     with pytest.raises(TrainingError, match=r"the images of fashion-mini have changed .* or --overwrite$"):
-        run(tmp_path / "s", arms=8, **images)
+        run(tmp_path / "s", arms=8)
 
 
 def test_another_search_in_the_folder_is_refused(tmp_path: Path) -> None:

@@ -156,16 +156,15 @@ def test_a_run_whose_record_is_damaged_is_run_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize("units", [0, 4, 8])
 def test_a_published_study_without_its_runs_can_be_resumed(tmp_path: Path, units: int) -> None:
     folder = tmp_path / "s"
-    images = {"train": "tests.experiments.fake_train:train_on_images"}
     spec = make(cover="both")
-    run(tmp_path / "whole", spec, **images)
+    run(tmp_path / "whole", spec)
     if units:
-        cut(folder, units, spec, **images)
+        cut(folder, units, spec)
         StudyResult.open(folder).write()
     else:
-        run(folder, spec, **images)
+        run(folder, spec)
     shutil.rmtree(folder / "runs")
-    result = run(folder, spec, **images)
+    result = run(folder, spec)
     assert files(folder) == files(tmp_path / "whole")
     assert len(trained(folder)) == (9 - units if units else 0), "only missing runs are trained"
     assert result.runs["store"].nunique() == 1
@@ -178,15 +177,14 @@ def test_a_published_study_without_its_runs_can_be_resumed(tmp_path: Path, units
 
 def test_a_published_study_is_resumed_only_on_its_images(tmp_path: Path) -> None:
     folder = tmp_path / "s"
-    images = {"train": "tests.experiments.fake_train:train_on_images"}
-    cut(folder, 4, **images)
+    cut(folder, 4)
     opened = StudyResult.open(folder)
     opened.write()
     shutil.rmtree(folder / "runs")
     table = pd.read_parquet(folder / "runs.parquet")
     table.loc[table["status"] == "done", "store"] = "of other images"
     table.to_parquet(folder / "runs.parquet", index=False)
-    refused(folder, None, "images of fashion-mini", "--overwrite", **images)
+    refused(folder, None, "images of fashion-mini", "--overwrite")
 
 
 def test_a_failed_run_is_reported_and_repeated_next_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -328,17 +326,11 @@ def test_a_study_is_not_resumed_on_other_images(tmp_path: Path, monkeypatch: pyt
         (images / name).mkdir(parents=True, exist_ok=True)
         Image.new("L", (8, 8), color=number).save(images / name / f"{number}.png")
     spec = make(set={"data.source": f"folder:{images}", "data.cache": str(tmp_path / "cache")})
-    options = {"train": "tests.experiments.fake_train:train_on_images"}
     monkeypatch.setenv("FAKE_FAIL", "seed2")
-    run(folder, spec, **options)
+    run(folder, spec)
     monkeypatch.delenv("FAKE_FAIL")
     Image.new("L", (8, 8), color=200).save(images / "cat" / "4.png")
-    refused(folder, spec, "images of folder:", **options)
-    for file in folder.glob("runs/*.json"):  # as old versions wrote them
-        outcome = json.loads(file.read_text())
-        file.write_text(json.dumps({name: value for name, value in outcome.items() if name != "store"}))
-    assert len(run(folder, spec, **options).failed) == 0
-    assert len(run(folder, spec, **options).failed) == 0  # all are done: there is nothing to add
+    refused(folder, spec, "images of folder:")
 
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:

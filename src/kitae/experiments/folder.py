@@ -99,15 +99,13 @@ def check_images(folder: Path, trained: Iterable[tuple[DataSpec, Outcome]]) -> N
     """Refuse to add runs to a folder whose finished runs were trained on different images.
 
     Args:
-        trained: data and outcome of each run so far.
+        trained: data and outcome of each finished run.
 
     Raises:
         TrainingError: the images have changed.
     """
     now: dict[DataSpec, str] = {}
     for data, outcome in trained:
-        if not outcome.get("store"):
-            continue
         if data not in now:
             now[data] = open_store(data).fingerprint
         if outcome["store"] != now[data]:

@@ -266,7 +266,7 @@ def search(
         if threads not in (None, kept):
             say(f"threads: {threads} is not used; this search's runs have {kept}, from its first start or its recipe")
         before = [read_outcome(file, file.stem) for file in (folder / "arms").glob("*.json")]
-        outcomes = {outcome["fingerprint"]: outcome for outcome in before if outcome is not None}
+        outcomes = {one["fingerprint"]: one for one in before if one is not None and one["status"] == "done"}
         check_images(folder, ((asked.data, outcome) for outcome in outcomes.values()))
         say(
             f"search: {arms} arms, rungs of {', '.join(str(r) for r in setting.rungs)} epochs, judged by "

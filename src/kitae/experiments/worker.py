@@ -84,7 +84,7 @@ def _summary(run: Any) -> dict[str, Any]:
         "epochs": curves(epochs),
         "correct": _correct(run.predictions()) if "test" in evaluation else None,
         "machine": {name: environment[name] for name in kept if name in environment},
-        "store": environment.get("store"),
+        "store": environment["store"],
     }
 
 
