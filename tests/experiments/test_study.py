@@ -20,7 +20,6 @@ from PIL import Image
 
 from kitae import cli
 from kitae.errors import KitaeError, RecipeError, TrainingError
-from kitae.experiments import after
 from kitae.experiments.executors import Inline, LocalProcesses
 from kitae.experiments.result import StudyResult
 from kitae.experiments.study import plan_study, study
@@ -520,31 +519,24 @@ def test_killed_at_any_moment_and_resumed_it_ends_with_the_same_table(
     assert {len(path.read_text()) for path in folder.glob("runs/*/steps")} == {fake_train.STEPS}
 
 
-def test_steps_after_training_share_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(after.STEPS, "prune", "tests.experiments.fake_train:after_step")
+def test_steps_of_your_own_share_the_training_and_have_numbers(tmp_path: Path) -> None:
+    own = "tests.experiments.fake_train:after_step"
     spec = make(
-        design="sweep", factors={"ratio": {"after.prune.ratio": [0.0, 0.5, 0.9]}}, after={"prune": {}},
-        metric="prune.accuracy", also=["prune.nested.bytes", "test.accuracy"],
+        design="sweep", factors={"ratio": {f"after.{own}.ratio": [0.0, 0.5, 0.9]}}, after={own: {}},
+        metric=f"{own}.accuracy", also=[f"{own}.nested.bytes", "test.accuracy"],
     )  # fmt: skip
     result = run(tmp_path / "s", spec)
     assert len(trained(tmp_path / "s")) == 3
     assert list(result.runs["status"]) == ["done", "done", "failed"] * 3
-    effect = result.analyses["prune.accuracy"].effects[0]
+    assert set(result.analyses) == {f"{own}.accuracy", f"{own}.nested.bytes", "test.accuracy"}
+    effect = result.analyses[f"{own}.accuracy"].effects[0]
     assert effect.name == "ratio=0.5"
     assert effect.estimate == pytest.approx(-5.0)
-    assert result.analyses["prune.nested.bytes"].effects[0].estimate == pytest.approx(0.5)
+    assert result.analyses[f"{own}.nested.bytes"].effects[0].estimate == pytest.approx(0.5)
     assert result.settings["training_hours"] * 3600 == pytest.approx(3 * 3 * 0.5), "a training shared is one training"
     lines: list[str] = []
     run(tmp_path / "s", spec, report=lines.append)
     assert "6 of 9 runs are done" in lines[1]
-
-
-def test_your_own_step_has_its_numbers_as_metrics(tmp_path: Path) -> None:
-    own = "tests.experiments.fake_train:after_step"
-    spec = make(after={own: {"ratio": 0.5}}, metric=f"{own}.accuracy", also=[f"{own}.nested.bytes"], seeds=[0, 1])
-    result = run(tmp_path / "s", spec)
-    assert len(result.failed) == 0
-    assert set(result.analyses) == {f"{own}.accuracy", f"{own}.nested.bytes"}
 
 
 def test_a_file_is_no_study_folder(tmp_path: Path) -> None:

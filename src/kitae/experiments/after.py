@@ -23,10 +23,6 @@ from kitae import keyed
 from kitae.errors import RecipeError, did_you_mean, one_line
 from kitae.run import Run
 
-STEPS: dict[str, str] = {
-    "prune": "kitae.experiments.after:prune",
-    "robustness": "kitae.experiments.after:robustness",
-}
 FINE_TUNING_EPOCHS = 5  # of `prune`
 
 
@@ -59,10 +55,10 @@ CORRUPTIONS: dict[str, tuple[str, tuple[float, ...], str, Callable[[float, int],
 }  # fmt: skip
 _KINDS = tuple(dict.fromkeys(kind for kind, *_ in CORRUPTIONS.values()))
 
-# Function -> the numbers it returns.
+# Step -> the numbers it returns.
 RESULTS: dict[str, tuple[str, ...]] = {
-    STEPS["prune"]: ("accuracy", "val_accuracy", "sparsity", "parameters", "compressed_bytes"),
-    STEPS["robustness"]: ("mean_accuracy", *(f"{name}_accuracy" for name in (*CORRUPTIONS, *_KINDS))),
+    "prune": ("accuracy", "val_accuracy", "sparsity", "parameters", "compressed_bytes"),
+    "robustness": ("mean_accuracy", *(f"{name}_accuracy" for name in (*CORRUPTIONS, *_KINDS))),
 }
 
 
@@ -79,13 +75,14 @@ def step(name: str) -> Callable[..., Any]:
     Raises:
         RecipeError: there is none of this name.
     """
-    if name not in STEPS:
-        if not name.partition(":")[2]:
-            raise RecipeError(f"after.{name}: no such step; valid: {', '.join(STEPS)}, or module:function of your own")
-        if not {"", os.getcwd()} & set(sys.path):
-            sys.path.append(os.getcwd())  # as in the processes that run it, which start in this folder
+    if name in STEPS:
+        return STEPS[name]
+    if not name.partition(":")[2]:
+        raise RecipeError(f"after.{name}: no such step; valid: {', '.join(STEPS)}, or module:function of your own")
+    if not {"", os.getcwd()} & set(sys.path):
+        sys.path.append(os.getcwd())  # as in the processes that run it, which start in this folder
     try:
-        return function(STEPS.get(name, name))
+        return function(name)
     except (ImportError, AttributeError, ValueError) as error:
         raise RecipeError(f"after.{name}: cannot be imported ({one_line(error)})") from error
 
@@ -119,10 +116,9 @@ def check_number(step: str, number: str) -> None:
     Raises:
         RecipeError: `STEP.NUMBER` will not exist.
     """
-    names = RESULTS.get(STEPS.get(step, ""))
-    if names is None or number in names:
-        return
-    raise RecipeError(f"{step} gives no number {number!r}{did_you_mean(number, names)}; valid: {', '.join(names)}")
+    names = RESULTS.get(step, (number,))
+    if number not in names:
+        raise RecipeError(f"{step} gives no number {number!r}{did_you_mean(number, names)}; valid: {', '.join(names)}")
 
 
 def of_test(name: str) -> bool:
@@ -245,3 +241,6 @@ def _corruption(name: str, severity: float) -> Callable[[NDArray[np.uint8], NDAr
         return np.asarray(worse)
 
     return corrupt
+
+
+STEPS: dict[str, Callable[..., Any]] = {"prune": prune, "robustness": robustness}

@@ -59,32 +59,17 @@ def _name(value: Any) -> Any:
     return str(value) if isinstance(value, int | float) else value
 
 
-def _named(value: Any) -> Any:
-    return {_name(k): v for k, v in value.items()} if isinstance(value, Mapping) else value
-
-
-def _variants(value: Any) -> Any:
-    """A bare `none:` is a variant that changes nothing."""
-    named = _named(value)
-    return {k: {} if v is None else v for k, v in named.items()} if isinstance(named, Mapping) else named
-
-
 def _factors(value: Any) -> Any:
-    named = _named(value)
-    for name, levels in named.items() if isinstance(named, Mapping) else ():
+    for name, levels in value.items() if isinstance(value, Mapping) else ():
         if isinstance(levels, list):
             example = f"{str(name).rpartition('.')[2]}: {{{name}: {levels}}}"
             raise ValueError(f"{name}: a factor has a name and fields, such as `{example}`")
-    return named
-
-
-def _list_of_names(value: Any) -> Any:
-    if isinstance(value, str):
-        raise ValueError(f"is a list, such as [{value}]")
     return value
 
 
-def _list_of_seeds(value: Any) -> Any:
+def _list(value: Any) -> Any:
+    if isinstance(value, str):
+        raise ValueError(f"is a list, such as [{value}]")
     if isinstance(value, int) and not isinstance(value, bool):
         raise ValueError(f"is a list, such as {list(range(value)) if 0 < value <= 20 else [0, 1, 2]}, not {value}")
     return value
@@ -92,8 +77,10 @@ def _list_of_seeds(value: Any) -> Any:
 
 Fields = dict[str, Any]
 Levels = dict[str, list[Any]]
-Name = Annotated[str, Field(min_length=1, max_length=60, pattern=r"^[^\x00-\x1f]+$")]
+Name = Annotated[str, BeforeValidator(_name), Field(min_length=1, max_length=60, pattern=r"^[^\x00-\x1f]+$")]
 Reference = Annotated[str, BeforeValidator(_name)]
+# A bare `none:` is a variant that changes nothing.
+Changes = Annotated[Fields, BeforeValidator(lambda value: {} if value is None else value)]
 
 
 class ClaimSpec(Spec):
@@ -170,19 +157,19 @@ class StudySpec(Spec):
     set: Fields = Field(default_factory=dict)
     design: DesignName
     factors: Annotated[dict[Name, Levels], BeforeValidator(_factors)] = Field(default_factory=dict)
-    variants: Annotated[dict[Name, Fields], BeforeValidator(_variants)] = Field(default_factory=dict)
+    variants: dict[Name, Changes] = Field(default_factory=dict)
     reference: Annotated[str | None, BeforeValidator(_name)] = None
-    contrasts: Annotated[dict[Name, tuple[Reference, Reference]], BeforeValidator(_named)] = Field(default_factory=dict)
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], BeforeValidator(_list_of_seeds)] = (0, 1, 2)
+    contrasts: dict[Name, tuple[Reference, Reference]] = Field(default_factory=dict)
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], BeforeValidator(_list)] = (0, 1, 2)
     metric: str = "test.accuracy"
-    also: Annotated[tuple[str, ...], BeforeValidator(_list_of_names)] = (
+    also: Annotated[tuple[str, ...], BeforeValidator(_list)] = (
         "val.accuracy", "gap", "epoch_seconds", "peak_memory_bytes",
     )  # fmt: skip
     foldover: bool = False
     after: dict[str, dict[str, Any]] = Field(default_factory=dict)
     cover: Literal["seeds", "both"] = "seeds"
     noise: float | None = Field(None, gt=0)
-    claims: Annotated[dict[Name, ClaimSpec], BeforeValidator(_named)] = Field(default_factory=dict)
+    claims: dict[Name, ClaimSpec] = Field(default_factory=dict)
     tiny: dict[str, Any] = Field(default_factory=dict)
 
     @property
