@@ -100,16 +100,6 @@ def test_a_study_of_nothing_names_a_winner_in_at_most_one_of_twenty(kind: str) -
     assert false > 0  # the level is used, not thrown away
 
 
-def test_effects_of_the_claimed_size_are_found() -> None:
-    made = design("screening", 7)
-    truth = additive(made, [1.0, -1.0, 0, 0, 0, 0, 0])
-    rng = np.random.default_rng(3)
-    found = [
-        [effect.shown for effect in analyse(runs(made, truth, 0.4, rng), made, METRIC).effects] for _ in range(100)
-    ]
-    assert np.mean([row[0] and row[1] for row in found]) > 0.95
-
-
 def test_screening_is_narrower_than_one_out_at_the_same_number_of_runs() -> None:
     one_out, screening = design("one_out", 7), design("screening", 7)
     assert len(one_out.variants) == len(screening.variants) == 8

@@ -135,7 +135,7 @@ class Plan:
     @property
     def run_threads(self) -> tuple[int, ...]:
         """The threads of the runs: one number, or several if recipes of the study ask for different ones."""
-        return tuple(sorted({job.recipe.train.threads or self.threads for job in self.jobs}))
+        return tuple(sorted({job.recipe.train.threads or 1 for job in self.jobs}))
 
     def data(self) -> dict[str, Any]:
         """The plan as plain values, named as the attributes are."""
@@ -145,11 +145,11 @@ class Plan:
             "design": self.spec.design,
             "metric": self.spec.metric,
             "seeds": self.spec.seeds,
-            "variants": {variant.name: dict(variant.levels) for variant in self.design.variants},
+            "variants": {variant.name: variant.levels for variant in self.design.variants},
             "runs": len(self.jobs),
             "trainings": len(self.units),
             "epochs": sorted({job.recipe.train.epochs for job in self.jobs}),
-            "threads": list(self.run_threads),
+            "threads": self.run_threads,
             **{name: getattr(self, name) for name in names},
         })  # fmt: skip
         return content

@@ -225,9 +225,9 @@ class StudyResult:
                 "design": self.spec.design,
                 "metric": self.spec.metric,
                 "cover": self.spec.cover,
-                "seeds": list(self.spec.seeds),
-                "added": [dict(row) for row in self.added],
-                "settings": dict(self.settings),
+                "seeds": self.spec.seeds,
+                "added": self.added,
+                "settings": self.settings,
                 "runs": {
                     "planned": len(self.runs), "finished": len(self.finished),
                     "failed": self.failed.to_dict(orient="records"),
@@ -237,8 +237,8 @@ class StudyResult:
                 "claims": self.claims,
                 "variants": self._variants(),
                 "curves": self._curves(),
-                "levels": {v.name: dict(v.levels) for v in self.design.variants},
-                "factors": {name: list(labels) for name, labels in self.design.factors.items()},
+                "levels": {v.name: v.levels for v in self.design.variants},
+                "factors": self.design.factors,
                 "numeric": [name for name in self.design.factors if _is_numeric(self.spec, name)],
                 "aliases": {
                     name: [[a, b, c] for (a, b), c in row.items()] for name, row in self.design.aliases.items()
@@ -304,7 +304,7 @@ class StudyResult:
 def _table(jobs: Sequence[Job], outcomes: Mapping[str, Outcome]) -> pd.DataFrame:
     """A row per planned run, in the plan's order."""
     names = sorted({name for outcome in outcomes.values() for name in outcome["numbers"]})
-    missing: Outcome = {"status": "missing", "error": None, "numbers": {}, "epochs": [], "correct": None}
+    missing: Outcome = {"status": "missing", "error": None, "numbers": {}, "epochs": [], "correct": None, "machine": {}}
     rows = []
     for job in jobs:
         outcome = outcomes.get(job.fingerprint, missing)
@@ -313,7 +313,7 @@ def _table(jobs: Sequence[Job], outcomes: Mapping[str, Outcome]) -> pd.DataFrame
             "run": job.name, "fingerprint": job.fingerprint,
             **{name: outcome["numbers"].get(name) for name in names},
             "epochs": json.dumps(outcome["epochs"]), "correct": outcome["correct"],
-            "machine": json.dumps(outcome.get("machine") or {}), "store": outcome.get("store"),
+            "machine": json.dumps(outcome["machine"]), "store": outcome.get("store"),
         })  # fmt: skip
     texts = dict.fromkeys((name for name in COLUMNS if name != "seed"), "object")
     return pd.DataFrame(rows).astype(texts | dict.fromkeys(names, "float64"))
@@ -324,11 +324,9 @@ def _settings(plan: Plan, outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
     recipe = next(job.recipe for job in plan.jobs if job.variant == plan.design.reference)
     precisions = dict.fromkeys(job.recipe.train.precision for job in plan.jobs)  # several if the study varies it
     ordered = [outcomes[job.fingerprint] for job in plan.jobs if job.fingerprint in outcomes]
-    seconds = []
-    for unit in plan.units:  # runs that share a training count it once
-        timed = [outcomes[job.fingerprint] for job in unit if done(outcomes, job)]
-        if timed and "epoch_seconds" in timed[0]["numbers"]:
-            seconds.append(timed[0]["numbers"]["epoch_seconds"] * len(timed[0]["epochs"]))
+    trained = {job.folder: outcomes[job.fingerprint] for job in plan.jobs if done(outcomes, job)}  # a training once
+    timed = [one for one in trained.values() if "epoch_seconds" in one["numbers"]]
+    seconds = [one["numbers"]["epoch_seconds"] * len(one["epochs"]) for one in timed]
     return {
         "base": recipe.name,
         "source": recipe.data.source,
