@@ -41,11 +41,11 @@ factors: {x: {after.prune.ratio: [0, 1]}}            | factors.x.after.prune.rat
 {design: sweep, factors: {x: {a: [1, 2]}, y: {b: [1, 2]}}}  | factors: a sweep has one factor, 2 given
 design: screening                                    | factors: screening
 {design: screening, foldover: true, factors: {x: {a: [1, 2]}, y: {b: [1, 2]}}}  | factors: screening, three
-{design: factorial, contrasts: {c: [a, b]}}          | contrasts: not in design factorial
+{design: factorial, contrasts: {c: [a, b]}}          | contrasts: belongs to, not factorial
 variants: {a: {}, b: {train.ema: 0.9}}               | variants: belongs to design: compare
 reference: a                                         | reference: belongs to design: compare
 foldover: true                                       | foldover: belongs to design: screening
-design: compare                                      | factors: design compare takes variants
+design: compare                                      | factors: belongs to, not compare
 {design: compare, factors: {}, variants: {a: {}}}    | variants: a comparison needs at least two
 {design: compare, factors: {}, variants: {a: {}, b: {a.b: 1}}, reference: c}  | reference: 'c', a, b
 set: {train.seed: 3}                                 | set.train.seed, under seeds

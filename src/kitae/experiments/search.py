@@ -450,19 +450,12 @@ def _verdict(rematch: StudyResult, metric: str, preset: Arm, seeds: int) -> tupl
             "Use the preset, or start the search again to retry them."
         )
     else:
-        size = f"{amount(effect.estimate, effect)} over the preset {preset.name!r}"
+        won = effect.shown and effect.estimate > 0
+        shown = f"{amount(effect.estimate, effect)} over the preset {preset.name!r}"
+        size = shown if effect.shown else f"no difference to the preset {preset.name!r} could be shown"
         paired = f"{effect.pairs} of " if effect.pairs != seeds else ""
         where = f"in the rematch on {paired}{seeds} fresh seeds, interval {interval(effect)}"
-        won = effect.shown and effect.estimate > 0
-        if won:
-            verdict = f"The search won: {size} {where}."
-        elif effect.shown:
-            verdict = f"The search did not win: {size} {where}. Use the preset."
-        else:
-            verdict = (
-                f"The search did not win: no difference to the preset {preset.name!r} could be shown {where}. "
-                "Use the preset."
-            )
+        verdict = f"The search {'won' if won else 'did not win'}: {size} {where}.{'' if won else ' Use the preset.'}"
     if _has_own_validation(preset.recipe):
         verdict += " The source has its own validation images, so the same images judged search and rematch."
     return verdict, won

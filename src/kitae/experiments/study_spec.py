@@ -34,6 +34,14 @@ from kitae.recipe import Recipe, explain, parse_yaml, read_text
 from kitae.spec import Spec
 
 DesignName = Literal["compare", "sweep", "one_out", "one_in", "factorial", "screening"]
+# Fields that are for some designs only.
+_BELONGS = {
+    "factors": ("sweep", "one_out", "one_in", "factorial", "screening"),
+    "variants": ("compare",),
+    "reference": ("compare",),
+    "contrasts": ("compare", "sweep", "one_out", "one_in"),  # the others' effects are averages over all runs
+    "foldover": ("screening",),
+}
 SHIPPED = Path(__file__).resolve().parent.parent / "studies"
 MAX_RUNS = 2000
 MAX_FILE_BYTES = 1 << 20
@@ -184,12 +192,16 @@ class StudySpec(Spec):
             raise ValueError("seeds: at least one is needed, three or more for a useful interval")
         if len(set_of(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds: {list(self.seeds)} lists a seed twice")
+        for field, designs in _BELONGS.items():
+            if getattr(self, field) and self.design not in designs:
+                raise ValueError(f"{field}: belongs to design: {', '.join(designs)}, not {self.design}")
         if self.design == "compare":
-            self._check_variants()
+            if len(self.variants) < 2:
+                raise ValueError("variants: a comparison needs at least two, name: {field: value}")
+            if self.reference is not None and self.reference not in self.variants:
+                raise ValueError(f"reference: {self.reference!r} is none of {', '.join(self.variants)}")
         else:
             self._check_factors()
-        if self.foldover and self.design != "screening":
-            raise ValueError(f"foldover: belongs to design: screening, not {self.design}")
         if self.cover == "both" and (self.metric != "test.accuracy" or self.design in ("factorial", "screening")):
             at = f"design {self.design}" if self.metric == "test.accuracy" else f"metric {self.metric}"
             raise ValueError(
@@ -210,21 +222,7 @@ class StudySpec(Spec):
                 raise ValueError(f"claims.{name}.ratio: {number} is compared {how}; set ratio: {str(ratio).lower()}")
         return self
 
-    def _check_variants(self) -> None:
-        if self.factors:
-            raise ValueError("factors: design compare takes variants: {name: {field: value}} instead")
-        if len(self.variants) < 2:
-            raise ValueError("variants: a comparison needs at least two, name: {field: value}")
-        if self.reference is not None and self.reference not in self.variants:
-            raise ValueError(f"reference: {self.reference!r} is none of {', '.join(self.variants)}")
-
     def _check_factors(self) -> None:
-        if self.variants:
-            raise ValueError(
-                f"variants: belongs to design: compare; {self.design} takes factors: {{name: {{field: [..]}}}}"
-            )
-        if self.reference is not None:
-            raise ValueError("reference: belongs to design: compare")
         if not self.factors:
             raise ValueError(f"factors: design {self.design} needs at least one, name: {{field: [off, on]}}")
         for name, levels in self.factors.items():
@@ -244,8 +242,6 @@ class StudySpec(Spec):
             raise ValueError(f"factors: a sweep has one factor, {len(self.factors)} given; for several use factorial")
         if self.design == "screening" and len(self.factors) < (3 if self.foldover else 2):
             raise ValueError("factors: screening needs two or more (three with foldover); for fewer use factorial")
-        if self.design in ("factorial", "screening") and self.contrasts:
-            raise ValueError(f"contrasts: not in design {self.design}, whose effects are averages over all its runs")
 
     def _check_fields(self) -> None:
         """Seeds belong under `seeds`, two factors cannot set the same field, nor `set` a part of what is varied."""
