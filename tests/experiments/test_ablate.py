@@ -95,3 +95,7 @@ def test_a_warm_up_that_has_no_effect_does_not_wake_up_in_the_run_without_its_sc
     assert techniques(recipe)["one cycle schedule"] == {
         "train.schedule.name": ["constant", "one_cycle"], "train.schedule.warmup_epochs": [0.0, 2.0],
     }  # fmt: skip
+
+
+def test_a_recipe_of_any_name_has_an_ablation() -> None:
+    assert ablation(Recipe.load("fashion-mini").override("name=Wälder, neu")).name == "W-lder--neu-one-out"
