@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 
 from kitae.experiments.design import Design, expand
-from kitae.experiments.power import smallest_effect
+from kitae.experiments.plan import smallest_effect
 from kitae.experiments.stats import analyse
 from kitae.experiments.study_spec import StudySpec
 

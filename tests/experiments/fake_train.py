@@ -15,6 +15,8 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from kitae import keyed
 from kitae.data.store import open_store
 from kitae.errors import TrainingError
@@ -49,6 +51,12 @@ class FakeRun:
         }
         return {"test": split, "val": split}
 
+    def environment(self) -> dict[str, Any]:
+        return {"store": open_store(self.recipe.data).fingerprint, "processor": "fake"}
+
+    def predictions(self) -> pa.Table:
+        return pa.table({"label": [0, 1, 2], "predicted": [0, 1, 1]})
+
 
 def quality(recipe: Recipe) -> float:
     noise = keyed.normals(recipe.train.seed, 0, int(recipe.train.label_smoothing * 1000), 77)[0]
@@ -72,15 +80,6 @@ def train(recipe: Recipe, out: Path, *, resume: bool) -> FakeRun:
     with (out / "trained").open("a") as file:  # how often the run came to its end
         file.write(".")
     return FakeRun(out, recipe)
-
-
-class RunOnImages(FakeRun):
-    def environment(self) -> dict[str, Any]:
-        return {"store": open_store(self.recipe.data).fingerprint, "processor": "fake"}
-
-
-def train_on_images(recipe: Recipe, out: Path, *, resume: bool) -> FakeRun:
-    return RunOnImages(out, train(recipe, out, resume=resume).recipe)
 
 
 def measure(recipe: Recipe) -> dict[str, Any]:
@@ -130,14 +129,6 @@ def search_train(recipe: Recipe, out: Path, *, resume: bool) -> FakeRun:
     if failing.startswith("seed ") and recipe.train.seed in {int(seed) for seed in failing.split()[1:]}:
         raise TrainingError("out of\nmemory")
     return FakeSearchRun(out, train(recipe, out, resume=resume).recipe)
-
-
-class SearchRunOnImages(FakeSearchRun, RunOnImages):
-    pass
-
-
-def search_on_images(recipe: Recipe, out: Path, *, resume: bool) -> FakeRun:
-    return SearchRunOnImages(out, search_train(recipe, out, resume=resume).recipe)
 
 
 def search_measure(recipe: Recipe) -> dict[str, Any]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from kitae.errors import RecipeError
-from kitae.experiments.ablate import build, techniques
 from kitae.experiments.study import plan_study
+from kitae.experiments.study_spec import ablation
+from kitae.experiments.techniques import techniques
 from kitae.recipe import Recipe, shipped
 
 
@@ -33,7 +34,7 @@ def test_a_frozen_network_keeps_its_weights() -> None:
     )
     assert "pretrained weights" not in techniques(frozen)
     assert "pretrained weights" in techniques(frozen.override("model.freeze=none"))
-    plan_study(build(frozen, seeds=1), measure=None, threads=1)
+    plan_study(ablation(frozen, seeds=1), measure=None, threads=1)
 
 
 @pytest.mark.parametrize(
@@ -42,7 +43,7 @@ def test_a_frozen_network_keeps_its_weights() -> None:
 )
 def test_all_on_is_the_recipe_itself(name: str, design: str) -> None:
     recipe = Recipe.load(name)
-    plan = plan_study(build(name, design=design, seeds=1), measure=None, threads=1)  # type: ignore[arg-type]
+    plan = plan_study(ablation(name, design=design, seeds=1), measure=None, threads=1)  # type: ignore[arg-type]
     assert len({job.fingerprint for job in plan.jobs}) == len(plan.jobs)
     if design == "one_out":
         everything = plan.jobs[0].recipe
@@ -55,19 +56,19 @@ def test_all_on_is_the_recipe_itself(name: str, design: str) -> None:
 
 
 def test_one_in_starts_from_nothing() -> None:
-    plan = plan_study(build("cifar10-strong", design="one_in", seeds=1), measure=None, threads=1)
+    plan = plan_study(ablation("cifar10-strong", design="one_in", seeds=1), measure=None, threads=1)
     bare = plan.jobs[0].recipe
     assert techniques(bare) == {}
     assert bare.model.name == "resnet18"
 
 
 def test_only_some_techniques() -> None:
-    spec = build("cifar10-strong", "train.epochs=15", only=["mixing", "label smoothing"], seeds=[3, 4])
+    spec = ablation("cifar10-strong", "train.epochs=15", only=["mixing", "label smoothing"], seeds=[3, 4])
     assert list(spec.factors) == ["mixing", "label smoothing"]
     assert spec.seeds == (3, 4)
     assert spec.base["train"]["epochs"] == 15  # type: ignore[index]
     with pytest.raises(RecipeError, match="only: cifar10-strong does not use 'mixup'; it uses random_crop"):
-        build("cifar10-strong", only=["mixup"])
+        ablation("cifar10-strong", only=["mixup"])
 
 
 def test_a_recipe_without_techniques_has_no_ablation() -> None:
@@ -75,7 +76,7 @@ def test_a_recipe_without_techniques_has_no_ablation() -> None:
         {"name": "bare", "train": {"schedule": {"name": "constant"}, "optimizer": {"weight_decay": 0.0}}}
     )
     with pytest.raises(RecipeError, match="bare: uses no technique"):
-        build(bare)
+        ablation(bare)
 
 
 def test_an_op_that_is_listed_twice_stays_on() -> None:
@@ -84,8 +85,8 @@ def test_an_op_that_is_listed_twice_stays_on() -> None:
     )
     assert "rotate" not in techniques(recipe)
     assert "horizontal_flip" in techniques(recipe)
-    assert build(recipe).about.endswith("more than once: rotate.")
-    assert "more than once" not in build(Recipe.load("fashion-mini")).about
+    assert ablation(recipe).about.endswith("more than once: rotate.")
+    assert "more than once" not in ablation(Recipe.load("fashion-mini")).about
 
 
 def test_a_warm_up_that_has_no_effect_does_not_wake_up_in_the_run_without_its_schedule() -> None:
@@ -94,3 +95,7 @@ def test_a_warm_up_that_has_no_effect_does_not_wake_up_in_the_run_without_its_sc
     assert techniques(recipe)["one cycle schedule"] == {
         "train.schedule.name": ["constant", "one_cycle"], "train.schedule.warmup_epochs": [0.0, 2.0],
     }  # fmt: skip
+
+
+def test_a_recipe_of_any_name_has_an_ablation() -> None:
+    assert ablation(Recipe.load("fashion-mini").override("name=Wälder, neu")).name == "W-lder--neu-one-out"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kitae.experiments.claims import judge
+from kitae.experiments.result import judge
 from kitae.experiments.stats import Effect
 from tests.experiments.test_wording import effect
 

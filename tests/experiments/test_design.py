@@ -22,14 +22,14 @@ def spec(**fields: Any) -> StudySpec:
     return StudySpec.parse({"name": "s", "base": "fashion-mini", **fields})
 
 
-@pytest.mark.parametrize("order", [1, 2, *range(4, 49, 4)])
+@pytest.mark.parametrize("order", [2, *range(4, 49, 4)])
 def test_hadamard_matrices_have_orthogonal_rows(order: int) -> None:
     h = hadamard(order).astype(int)
     assert set(np.unique(h)) <= {-1, 1}
     np.testing.assert_array_equal(h @ h.T, order * np.eye(order, dtype=int))
 
 
-@pytest.mark.parametrize("order", [3, 6, 52 + 40])
+@pytest.mark.parametrize("order", [3, 6, 92])
 def test_orders_without_a_construction_are_refused(order: int) -> None:
     with pytest.raises(ValueError, match="no construction"):
         hadamard(order)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from kitae.experiments.power import error_factor, seeds_for, seeds_within, smallest_effect
+from kitae.experiments.plan import error_factor, seeds_for, seeds_within, smallest_effect
 from kitae.experiments.stats import analyse
 from tests.experiments.test_stats import METRIC, design, runs
 

@@ -10,12 +10,11 @@ from PIL import Image
 
 from kitae.experiments.executors import Inline
 from kitae.experiments.ledger import draw, load, markdown, publish
-from kitae.experiments.regimes import MOST_SENTENCES, Point, advice, curves
+from kitae.experiments.regimes import MOST_SENTENCES, advice, curves
 from kitae.experiments.result import StudyResult
 from kitae.experiments.study import study
 from kitae.experiments.study_spec import StudySpec
 from tests.experiments.test_study import FAKE
-from tests.experiments.test_wording import effect
 
 VARIANTS: dict[str, Any] = {
     "flip and crop": {},
@@ -50,13 +49,13 @@ def results(tmp_path: Path) -> list[StudyResult]:
 
 
 def test_the_same_comparison_at_several_lengths_is_one_curve(results: list[StudyResult]) -> None:
-    found = {curve.name: curve for curve in curves(results)}
-    assert set(found) == {"mixup", "cutmix", "basic over none"}
-    for curve in found.values():
-        assert [(p.width, p.epochs) for p in curve.points] == [
+    found = curves(results)
+    assert set(found) == {"MixUp", "CutMix", "flip and crop"}
+    for points in found.values():
+        assert [(p.width, p.epochs) for p in points] == [
             (16, 12), (16, 25), (16, 50), (16, 100), (16, 200), (32, 100),
         ]  # fmt: skip
-    measured = found["cutmix"].points
+    measured = found["CutMix"]
     assert [p.study for p in measured][3:5] == ["ledger-trained", "when-200-epochs"]
     for point, truth in zip(measured, (-7.5, -3.0, 0.0, 3.0, 6.0, 3.0), strict=True):
         assert point.effect.estimate == pytest.approx(truth, abs=0.7)
@@ -68,12 +67,6 @@ def test_advice_follows_the_lengths_at_which_effects_are_shown(results: list[Stu
     assert "12 to 200 epochs" in always
     assert short.startswith("With 25 epochs or fewer, leave MixUp and CutMix off: -")
     assert long.startswith("From 100 epochs on, use MixUp and CutMix: +")
-
-
-def test_an_effect_that_is_not_shown_supports_no_advice() -> None:
-    for estimate, p, words in ((-0.5, 0.04, "hurts"), (-0.5, 0.2, ""), (0.5, 0.04, "helps"), (0.5, 0.2, "")):
-        point = Point("s", 10, 16, effect(estimate, estimate - 1, estimate + 1, p))
-        assert (point.helps, point.hurts) == (words == "helps", words == "hurts")
 
 
 def test_no_advice_where_the_intervals_support_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

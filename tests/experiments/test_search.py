@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,15 @@ FAKE = {
 def run(folder: Path, *overrides: str, **options: Any) -> Any:
     options = {"executor": Inline(), "arms": 24, **FAKE, **options}
     return search("fashion-mini", folder, "train.epochs=9", *overrides, **options)
+
+
+def make_images(folder: Path, classes: Sequence[str], sizes: Sequence[tuple[int, int]], mode: str = "RGB") -> str:
+    """A source of images of these sizes."""
+    for name, (number, size) in itertools.product(classes, enumerate(sizes)):
+        file = folder / name / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", size, color=(number, 20 * number, 0)).convert(mode).save(file)
+    return f"data.source=folder:{folder}"
 
 
 def test_presets_are_the_first_arms_and_rungs_are_thirds(tmp_path: Path) -> None:
@@ -96,10 +106,8 @@ def test_a_source_with_its_own_validation_images_is_judged_by_them_and_the_verdi
 ) -> None:
     monkeypatch.setenv("FAKE_SUBSET", "0.05")
     monkeypatch.chdir(tmp_path)  # the stand-in's noise depends on the recipe, which names the folder
-    for split, name, number in itertools.product(("train", "val", "test"), ("cat", "dog"), range(3)):
-        file = tmp_path / "images" / split / name / f"{number}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("L", (8, 8), color=number).save(file)
+    for split in ("train", "val", "test"):
+        make_images(tmp_path / "images" / split, ("cat", "dog"), [(8, 8)] * 3, "L")
     result = run(tmp_path / "s", "data.source=folder:images", arms=40)
     assert result.rematch is not None
     assert "val_seed" not in result.rematch.spec.base["data"]
@@ -108,14 +116,9 @@ def test_a_source_with_its_own_validation_images_is_judged_by_them_and_the_verdi
 
 @pytest.mark.parametrize(("sizes", "side"), [([(96, 128), (128, 96)], 64), ([(20, 30), (30, 20)], 25)])
 def test_images_of_several_sizes_are_searched_at_one(sizes: list[tuple[int, int]], side: int, tmp_path: Path) -> None:
-    for number, name in itertools.product(range(12), ("cat", "dog")):
-        file = tmp_path / "images" / name / f"{number}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", sizes[number % 2], color=(number, 20 * number, 0)).save(file)
+    source = make_images(tmp_path / "images", ("cat", "dog"), sizes * 6)
     lines: list[str] = []
-    result = run(
-        tmp_path / "s", f"data.source=folder:{tmp_path / 'images'}", report=lines.append, arms=len(PRESETS) + 1
-    )
+    result = run(tmp_path / "s", source, report=lines.append, arms=len(PRESETS) + 1)
     assert result.winner.data.image_size == side
     assert lines[0] == f"data.image_size: searching with {side} pixels"
 
@@ -256,17 +259,16 @@ def test_a_search_and_its_rematch_keep_their_threads(tmp_path: Path, monkeypatch
 
 
 def test_a_search_is_not_resumed_on_other_images(tmp_path: Path) -> None:
-    images = {"train": "tests.experiments.fake_train:search_on_images"}
-    run(tmp_path / "s", arms=8, **images)
+    run(tmp_path / "s", arms=8)
     for file in (tmp_path / "s" / "arms").glob("*.json"):
         content = json.loads(file.read_text())
         assert content["store"]
         file.write_text(json.dumps({**content, "store": "of other images"}))
     with pytest.raises(TrainingError, match=r"the images of fashion-mini have changed .* or --overwrite$"):
-        run(tmp_path / "s", arms=8, **images)
+        run(tmp_path / "s", arms=8)
 
 
-def test_another_search_in_the_folder_is_refused(tmp_path: Path) -> None:
+def test_another_search_in_the_folder_or_one_of_a_version_that_trains_differently_is_refused(tmp_path: Path) -> None:
     run(tmp_path / "s")
     with pytest.raises(TrainingError, match=r"holds another search \(arms was 24, is 25\).* or --overwrite$"):
         run(tmp_path / "s", arms=25)
@@ -275,6 +277,10 @@ def test_another_search_in_the_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="rematch_seeds: 1 gives the verdict no interval"):
         run(tmp_path / "t", rematch_seeds=1)
     assert not (tmp_path / "t").exists()
+    file = tmp_path / "s" / "search.yaml"
+    file.write_text(file.read_text().replace("numerics: 3\n", ""))
+    with pytest.raises(TrainingError, match=r"version of Kitae.*--overwrite$"):
+        run(tmp_path / "s")
 
 
 def test_another_search_takes_the_folder_only_when_asked_to(tmp_path: Path) -> None:
@@ -295,14 +301,6 @@ def test_another_search_takes_the_folder_only_when_asked_to(tmp_path: Path) -> N
     (strange / "photo.jpg").write_bytes(b"")
     with pytest.raises(TrainingError, match=r"photo\.jpg.* choose another --out"):
         run(strange)
-
-
-def test_a_version_that_trains_differently_does_not_resume_a_search(tmp_path: Path) -> None:
-    run(tmp_path / "s", arms=8)
-    file = tmp_path / "s" / "search.yaml"
-    file.write_text(file.read_text().replace("numerics: 3\n", ""))
-    with pytest.raises(TrainingError, match=r"version of Kitae.*--overwrite$"):
-        run(tmp_path / "s", arms=8)
 
 
 @pytest.mark.parametrize(

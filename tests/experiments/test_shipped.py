@@ -48,15 +48,3 @@ def test_a_shipped_study_runs(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", sorted(set(shipped()) - {"label-smoothing"}))
 def test_every_shipped_study_runs(name: str, tmp_path: Path) -> None:
     check(name, tmp_path)
-
-
-def test_the_study_in_the_docs_is_fifteen_lines_and_valid(tmp_path: Path) -> None:
-    text = (Path(__file__).parents[2] / "docs" / "studies.md").read_text()
-    block = text.split("```yaml\n", 1)[1].split("```", 1)[0]
-    lines = [line for line in block.splitlines() if line.strip() and not line.strip().startswith("#")]
-    assert len(lines) <= 16
-    file = tmp_path / "mine.yaml"
-    file.write_text(block)
-    plan = make_plan(StudySpec.load(file), threads=1, precision="fp32")
-    assert plan.design.kind == "screening"
-    assert len(plan.jobs) == 24

@@ -13,11 +13,8 @@ from statsmodels.stats.multitest import multipletests
 
 from kitae.errors import KitaeError, RecipeError
 from kitae.experiments.design import Design, expand
-from kitae.experiments.power import smallest_effect
-from kitae.experiments.stats import (
-    analyse,
-    image_variance,
-)
+from kitae.experiments.plan import smallest_effect
+from kitae.experiments.stats import analyse, image_variance
 from kitae.experiments.study_spec import StudySpec
 from kitae.experiments.wording import sentence
 
@@ -101,16 +98,6 @@ def test_a_study_of_nothing_names_a_winner_in_at_most_one_of_twenty(kind: str) -
     # Holm holds the rate at 5 % or below; 1,000 studies may overshoot by chance up to the 99.9 % quantile.
     assert false <= scipy_stats.binom.ppf(0.999, SIMULATIONS, 0.05)
     assert false > 0  # the level is used, not thrown away
-
-
-def test_effects_of_the_claimed_size_are_found() -> None:
-    made = design("screening", 7)
-    truth = additive(made, [1.0, -1.0, 0, 0, 0, 0, 0])
-    rng = np.random.default_rng(3)
-    found = [
-        [effect.shown for effect in analyse(runs(made, truth, 0.4, rng), made, METRIC).effects] for _ in range(100)
-    ]
-    assert np.mean([row[0] and row[1] for row in found]) > 0.95
 
 
 def test_screening_is_narrower_than_one_out_at_the_same_number_of_runs() -> None:
@@ -318,7 +305,7 @@ def test_a_noisy_reference_does_not_hide_behind_its_neighbours() -> None:
     assert analysis.noise.df == 10
     assert not any(effect.uneven for effect in analysis.effects), "it has its own noise already"
     # A difference of two others has nothing to do with it.
-    between = design_with_contrast()
+    between = design("compare", 5, contrasts={"v1 over v2": ["v1", "v2"]})
     effect = analyse(table, between, METRIC).effects[-1]
     assert effect.name == "v1 over v2"
     assert effect.standard_error < 0.1
@@ -328,25 +315,15 @@ def test_a_noisy_reference_does_not_hide_behind_its_neighbours() -> None:
     assert all(effect.standard_error > 0.5 and effect.df < 1.2 for effect in analyse(lost, made, METRIC).effects)
 
 
-def design_with_contrast() -> Design:
-    variants = {f"v{k}": {"train.label_smoothing": 0.01 * k} for k in range(6)}
-    spec = {"name": "s", "base": "x", "design": "compare", "variants": variants,
-            "contrasts": {"v1 over v2": ["v1", "v2"]}}  # fmt: skip
-    return expand(StudySpec.parse(spec))
-
-
 def test_a_pair_that_is_compared_twice_counts_once() -> None:
-    variants: dict[str, Any] = {"flips": {"train.label_smoothing": 0.1}, "none": None}
-    fields: dict[str, Any] = {"name": "s", "base": "x", "design": "compare", "variants": variants}
-    plain = expand(StudySpec.parse(fields))
-    mirrored = expand(StudySpec.parse({**fields, "contrasts": {"flips over none": ["flips", "none"]}}))
-    table = runs(plain, {"flips": 0.0, "none": -1.0}, 0.4, np.random.default_rng(25))
+    plain, mirrored = design("compare", 1), design("compare", 1, contrasts={"v0 over v1": ["v0", "v1"]})
+    table = runs(plain, {"v0": 0.0, "v1": -1.0}, 0.4, np.random.default_rng(25))
     (alone,) = analyse(table, plain, METRIC).effects
     twice = analyse(table, mirrored, METRIC).effects
     assert [effect.p_holm for effect in twice] == [alone.p_holm, alone.p_holm]
     assert smallest_effect(mirrored, 3, 0.4) == smallest_effect(plain, 3, 0.4)
-    with pytest.raises(RecipeError, match=r"contrasts.same: compares 'none' with itself"):
-        expand(StudySpec.parse({**fields, "contrasts": {"same": ["none", "none"]}}))
+    with pytest.raises(RecipeError, match=r"contrasts.same: compares 'v1' with itself"):
+        design("compare", 1, contrasts={"same": ["v1", "v1"]})
 
 
 @pytest.mark.parametrize("kind", ["compare", "one_out", "screening", "factorial"])
@@ -372,23 +349,16 @@ def test_unlike_test_images_cannot_be_covered() -> None:
         analyse(table, made, METRIC, correct)
 
 
-def test_times_and_bytes_are_compared_as_ratios() -> None:
+@pytest.mark.parametrize(
+    ("metric", "values", "ratio"), [("epoch_seconds", (10.0, 4.0), 0.4), ("images_per_second", (1000.0, 1500.0), 1.5)]
+)
+def test_times_and_rates_are_compared_as_ratios(metric: str, values: tuple[float, float], ratio: float) -> None:
     made = design("compare", 1)
-    rows = [(v, s, seconds * (1 + 0.01 * s)) for s in SEEDS for v, seconds in (("v0", 10.0), ("v1", 4.0))]
-    (effect,) = analyse(pd.DataFrame(rows, columns=["variant", "seed", "epoch_seconds"]), made, "epoch_seconds").effects
+    rows = [(f"v{k}", s, value * (1 + 0.01 * s)) for s in SEEDS for k, value in enumerate(values)]
+    (effect,) = analyse(pd.DataFrame(rows, columns=["variant", "seed", metric]), made, metric).effects
     assert effect.ratio
-    assert effect.estimate == pytest.approx(0.4)
-    assert sentence(effect, 3).startswith("v1: helps, x 0.40")
-
-
-def test_a_rate_is_compared_as_a_ratio_and_more_is_better() -> None:
-    made = design("compare", 1)
-    rows = [(v, s, rate * (1 + 0.01 * s)) for s in SEEDS for v, rate in (("v0", 1000.0), ("v1", 1500.0))]
-    table = pd.DataFrame(rows, columns=["variant", "seed", "images_per_second"])
-    (effect,) = analyse(table, made, "images_per_second").effects
-    assert effect.ratio
-    assert effect.estimate == pytest.approx(1.5)
-    assert sentence(effect, 3).startswith("v1: helps, x 1.50")
+    assert effect.estimate == pytest.approx(ratio)
+    assert sentence(effect, 3).startswith(f"v1: helps, x {ratio:.2f}")
 
 
 def test_a_difference_that_the_finished_runs_do_not_determine_is_unknown() -> None:

@@ -41,11 +41,11 @@ factors: {x: {after.prune.ratio: [0, 1]}}            | factors.x.after.prune.rat
 {design: sweep, factors: {x: {a: [1, 2]}, y: {b: [1, 2]}}}  | factors: a sweep has one factor, 2 given
 design: screening                                    | factors: screening
 {design: screening, foldover: true, factors: {x: {a: [1, 2]}, y: {b: [1, 2]}}}  | factors: screening, three
-{design: factorial, contrasts: {c: [a, b]}}          | contrasts: not in design factorial
+{design: factorial, contrasts: {c: [a, b]}}          | contrasts: belongs to, not factorial
 variants: {a: {}, b: {train.ema: 0.9}}               | variants: belongs to design: compare
 reference: a                                         | reference: belongs to design: compare
 foldover: true                                       | foldover: belongs to design: screening
-design: compare                                      | factors: design compare takes variants
+design: compare                                      | factors: belongs to, not compare
 {design: compare, factors: {}, variants: {a: {}}}    | variants: a comparison needs at least two
 {design: compare, factors: {}, variants: {a: {}, b: {a.b: 1}}, reference: c}  | reference: 'c', a, b
 set: {train.seed: 3}                                 | set.train.seed, under seeds
@@ -100,83 +100,69 @@ def test_an_override_does_not_turn_the_reference_into_another(assignment: str) -
         StudySpec.load("mixing", assignment)
 
 
+ONE_IN = "design: one_in\nfactors: {x: {train.ema: [null, .9]}}\n"
+
+
+def written(folder: Path, text: str, base: str = "fashion-mini") -> Path:
+    file = folder / "mine.yaml"
+    file.write_text(f"name: mine\nbase: {base}\n{text}")
+    return file
+
+
 def test_a_mistake_in_a_file_has_its_line(tmp_path: Path) -> None:
-    file = tmp_path / "mine.yaml"
-    file.write_text(
-        "name: mine\nbase: fashion-mini\ndesign: one_in\nfactors:\n  x: {train.ema: [null, .9]}\nseeed: [1]\n"
-    )
-    with pytest.raises(RecipeError, match=r"mine\.yaml:6: unknown field 'seeed' \(did you mean seeds\?\)"):
-        StudySpec.load(file)
+    with pytest.raises(RecipeError, match=r"mine\.yaml:5: unknown field 'seeed' \(did you mean seeds\?\)"):
+        StudySpec.load(written(tmp_path, f"{ONE_IN}seeed: [1]\n"))
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (
-            "set: [train.epochs=5]",
-            r"mine\.yaml: set: must be a mapping, as {train\.epochs: 5}, not \['train\.epochs=5'\]",
-        ),
-        ("tiny: 3", r"mine\.yaml: tiny: must be a mapping"),
-        ("tiny: {set: train.epochs=5}", r"mine\.yaml: tiny\.set: must be a mapping"),
-        ("name: again", r"mine\.yaml:5: 'name' is listed twice"),
+        ("set: [train.epochs=5]", r"set: must be a mapping, as {train\.epochs: 5}, not \['train\.epochs=5'\]"),
+        ("tiny: 3", r"tiny: must be a mapping"),
+        ("tiny: {set: train.epochs=5}", r"tiny\.set: must be a mapping"),
+        ("name: again", r"'name' is listed twice"),
     ],
 )
 @pytest.mark.parametrize("tiny", [False, True])
 def test_a_block_that_is_no_mapping_or_stands_twice_is_one_line(
     tmp_path: Path, line: str, message: str, tiny: bool
 ) -> None:
-    file = tmp_path / "mine.yaml"
-    file.write_text(
-        f"name: mine\nbase: fashion-mini\ndesign: one_in\nfactors: {{x: {{train.ema: [null, .9]}}}}\n{line}\n"
-    )
-    with pytest.raises(RecipeError, match=message):
-        StudySpec.load(file, "train.epochs=3", tiny=tiny)
+    with pytest.raises(RecipeError, match=rf"mine\.yaml:(5:)? {message}"):
+        StudySpec.load(written(tmp_path, f"{ONE_IN}{line}\n"), "train.epochs=3", tiny=tiny)
 
 
 def test_names_that_yaml_reads_as_truth_values_or_numbers_are_names(tmp_path: Path) -> None:
-    file = tmp_path / "mine.yaml"
-    file.write_text(
-        "name: mine\nbase: fashion-mini\ndesign: compare\nreference: off\nvariants: {off: {}, on: {train.ema: 0.9}, "
-        "0.5: {train.ema: 0.5}}\ncontrasts: {more: [on, 0.5]}\n"
+    text = (
+        "design: compare\nreference: off\nvariants:\n  off:\n  on: {train.ema: 0.9}\n  0.5: {train.ema: 0.5}\n"
+        "contrasts: {1: [on, 0.5]}\nclaims: {2: {says: more, effect: 0.5, between: [0, 1]}}\n"
     )
-    spec = StudySpec.load(file)
-    assert list(spec.variants) == ["off", "on", "0.5"]
+    spec = StudySpec.load(written(tmp_path, text))
+    assert spec.variants == {"off": {}, "on": {"train.ema": 0.9}, "0.5": {"train.ema": 0.5}}
     assert spec.reference == "off"
-    assert spec.contrasts == {"more": ("on", "0.5")}
-
-
-def test_numbers_are_names_of_contrasts_and_claims_too_and_a_bare_variant_changes_nothing(tmp_path: Path) -> None:
-    file = tmp_path / "mine.yaml"
-    file.write_text(
-        "name: mine\nbase: fashion-mini\ndesign: compare\nvariants:\n  none:\n  0.5: {train.ema: 0.5}\n"
-        "contrasts: {1: [0.5, none]}\nclaims: {2: {says: more, effect: 0.5, between: [0, 1]}}\n"
-    )
-    spec = StudySpec.load(file)
-    assert spec.variants == {"none": {}, "0.5": {"train.ema": 0.5}}
-    assert (list(spec.contrasts), list(spec.claims)) == (["1"], ["2"])
+    assert spec.contrasts == {"1": ("on", "0.5")}
+    assert spec.claims["2"].effect == "0.5"
 
 
 def test_overrides_reach_all_variants_or_the_study_itself(tmp_path: Path) -> None:
-    file = tmp_path / "mine.yaml"
-    file.write_text("name: mine\nbase: fashion-mini\ndesign: one_in\nfactors: {x: {train.ema: [null, .9]}}\n")
+    file = written(tmp_path, ONE_IN)
     spec = StudySpec.load(file, "train.epochs=3", "study.seeds=[4, 5]", "data.source=parquet:a=b.parquet")
     assert spec.set == {"train.epochs": 3, "data.source": "parquet:a=b.parquet"}
     assert spec.seeds == (4, 5)
     spec = StudySpec.load(file, "train.epochs=3", "study.set={train.ema: 0.5, train.epochs: 4}")
     assert spec.set == {"train.ema": 0.5, "train.epochs": 3}
-    with pytest.raises(RecipeError, match=r"study\.set: must be a mapping"):
-        StudySpec.load(file, "study.set=3", "train.epochs=3")
-    with pytest.raises(RecipeError, match="must be field=value"):
-        StudySpec.load(file, "train.epochs")
-    with pytest.raises(RecipeError, match="not a YAML value"):
-        StudySpec.load(file, "train.epochs=[1")
+    for wrong, message in (
+        (("study.set=3", "train.epochs=3"), r"study\.set: must be a mapping"),
+        (("train.epochs",), "must be field=value"),
+        (("train.epochs=[1",), "not a YAML value"),
+    ):
+        with pytest.raises(RecipeError, match=message):
+            StudySpec.load(file, *wrong)
 
 
 def test_a_base_beside_the_study_file_is_found_from_anywhere(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text("name: base\n")
-    file = tmp_path / "mine.yaml"
-    file.write_text("name: mine\nbase: base.yaml\ndesign: one_in\nfactors: {x: {train.ema: [null, .9]}}\n")
-    assert StudySpec.load(file).base == {"name": "base"}  # whole, so that the study can be resumed as it was
+    spec = StudySpec.load(written(tmp_path, ONE_IN, "base.yaml"))
+    assert spec.base == {"name": "base"}  # whole, so that the study can be resumed as it was
 
 
 def test_a_missing_study_names_the_nearest() -> None:

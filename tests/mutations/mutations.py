@@ -63,8 +63,8 @@ MUTATIONS = [
     Mutation("evaluation/intervals.py", "float(2 * estimate - high)", "float(low)", "tests/evaluation/test_intervals.py tests/evaluation/test_calibration.py"),
     Mutation("evaluation/intervals.py", "p=0.5).confidence_interval(LEVEL)", "p=0.5).confidence_interval(0.9)", "tests/evaluation/test_intervals.py"),
     Mutation("experiments/stats.py", "p_of[what] * (len(p_of) - rank)", "p_of[what] * len(p_of)", f"{STATS} -k 'holm or twice'"),
-    Mutation("experiments/stats.py", "total = self.own.value + self.share.value", "total = 2 * self.share.value", f"{STATS} -k 'reference or paired'"),
-    Mutation("experiments/stats.py", "self.own = _Variance(float(apart.var(ddof=1)), len(shared) - 1)", "self.own = _Variance(float(apart.var(ddof=0)), len(shared))", f"{STATS} -k 'paired or covers or reference'"),
+    Mutation("experiments/stats.py", "total = own.value + share.value", "total = 2 * share.value", f"{STATS} -k 'reference or paired'"),
+    Mutation("experiments/stats.py", "own = _Variance(float(apart.var(ddof=1)), len(shared) - 1)", "own = _Variance(float(apart.var(ddof=0)), len(shared))", f"{STATS} -k 'paired or covers or reference'"),
     # The budget
     Mutation("pipelines/budget.py", 'lost = row["drop_interval"][1] if spec.sure else row["drop"]', 'lost = row["drop"]', f"{BUDGET} -k sure"),
     Mutation("pipelines/budget.py", "return lost <= spec.max_drop + 1e-9", "return lost < spec.max_drop", f"{BUDGET} -k budget"),

@@ -152,11 +152,13 @@ def ablate(
     """
     if not plan:
         console.starting(f"study ablate {recipe}")
-    from kitae.experiments.ablate import build
     from kitae.experiments.study import plan_study
     from kitae.experiments.study import study as run_study
+    from kitae.experiments.study_spec import ablation
 
-    spec = build(recipe, *(set_ or ()), design=design, seeds=seeds, only=only or (), metric=metric, foldover=foldover)
+    spec = ablation(
+        recipe, *(set_ or ()), design=design, seeds=seeds, only=only or (), metric=metric, foldover=foldover
+    )
     if plan:
         _show_plan(plan_study(spec, workers=workers, threads=threads))
         return

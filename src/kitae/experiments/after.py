@@ -23,75 +23,91 @@ from kitae import keyed
 from kitae.errors import RecipeError, did_you_mean, one_line
 from kitae.run import Run
 
-STEPS: dict[str, str] = {
-    "prune": "kitae.experiments.after:prune",
-    "robustness": "kitae.experiments.after:robustness",
-}
 FINE_TUNING_EPOCHS = 5  # of `prune`
 
-# Corruption -> what it imitates, and its severities from mild to strong.
-CORRUPTIONS: dict[str, tuple[str, tuple[float, ...]]] = {
-    "rotation": ("viewpoint", (10.0, 20.0, 30.0)),  # degrees
-    "zoom": ("viewpoint", (0.85, 0.7, 0.55)),  # scale
-    "darker": ("light", (0.7, 0.5, 0.3)),  # brightness factor
-    "brighter": ("light", (1.3, 1.6, 2.0)),
-    "contrast": ("light", (0.7, 0.5, 0.3)),  # contrast factor
-    "noise": ("noise", (0.02, 0.05, 0.1)),  # standard deviation, of pixels in [0, 1]
-    "blur": ("noise", (0.5, 0.8, 1.2)),  # standard deviation in pixels of a 32-pixel image
-    "occlusion": ("occlusion", (0.2, 0.35, 0.5)),  # side of a grey square as a share of the image's
-}
+
+def _square(share: float, side: int) -> dict[str, int]:
+    width = round(share * side)
+    at = (side - width) // 2
+    return {"top": at, "left": at, "height": width, "width": width, "value": 128}
 
 
-# Function -> the numbers it returns.
-RESULTS: dict[str, tuple[str, ...]] = {
-    STEPS["prune"]: ("accuracy", "val_accuracy", "sparsity", "parameters", "compressed_bytes"),
-    STEPS["robustness"]: (
-        "mean_accuracy",
-        *(f"{name}_accuracy" for name in CORRUPTIONS),
-        *(f"{kind}_accuracy" for kind in dict.fromkeys(kind for kind, _ in CORRUPTIONS.values())),
+# Corruption -> what it imitates, its severities from mild to strong, the op, and the op's arguments for a severity and
+# the side of an image.
+CORRUPTIONS: dict[str, tuple[str, tuple[float, ...], str, Callable[[float, int], dict[str, Any]]]] = {
+    "rotation": (
+        "viewpoint", (10.0, 20.0, 30.0), "rotate",
+        lambda degrees, side: {"degrees": degrees, "interpolation": "bilinear", "fill": 128},
     ),
+    "zoom": (
+        "viewpoint", (0.85, 0.7, 0.55), "affine",
+        lambda scale, side: {"scale": scale, "interpolation": "bilinear", "fill": 128},
+    ),
+    "darker": ("light", (0.7, 0.5, 0.3), "brightness", lambda factor, side: {"factor": factor}),
+    "brighter": ("light", (1.3, 1.6, 2.0), "brightness", lambda factor, side: {"factor": factor}),
+    "contrast": ("light", (0.7, 0.5, 0.3), "contrast", lambda factor, side: {"factor": factor}),
+    "noise": ("noise", (0.02, 0.05, 0.1), "gaussian_noise", lambda sigma, side: {"sigma": sigma}),  # of [0, 1]
+    "blur": (  # standard deviation in pixels of a 32-pixel image
+        "noise", (0.5, 0.8, 1.2), "gaussian_blur",
+        lambda sigma, side: {"kernel_size": 2 * max(1, round(2 * sigma * side / 32)) + 1, "sigma": sigma * side / 32},
+    ),
+    "occlusion": ("occlusion", (0.2, 0.35, 0.5), "erase", _square),  # side of a grey square as a share of the image's
+}  # fmt: skip
+_KINDS = tuple(dict.fromkeys(kind for kind, *_ in CORRUPTIONS.values()))
+
+# Step -> the numbers it returns.
+RESULTS: dict[str, tuple[str, ...]] = {
+    "prune": ("accuracy", "val_accuracy", "sparsity", "parameters", "compressed_bytes"),
+    "robustness": ("mean_accuracy", *(f"{name}_accuracy" for name in (*CORRUPTIONS, *_KINDS))),
 }
 
 
-def function(step: str) -> Callable[..., Any]:
+def function(reference: str) -> Callable[..., Any]:
+    """The function that `module:function` names."""
+    module, _, name = reference.partition(":")
+    named: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return named
+
+
+def step(name: str) -> Callable[..., Any]:
     """The function of a step.
 
     Raises:
         RecipeError: there is none of this name.
     """
-    module, _, name = STEPS.get(step, step).partition(":")
-    if not name:
-        raise RecipeError(f"after.{step}: no such step; valid: {', '.join(STEPS)}, or module:function of your own")
-    if step not in STEPS and not {"", os.getcwd()} & set(sys.path):
+    if name in STEPS:
+        return STEPS[name]
+    if not name.partition(":")[2]:
+        raise RecipeError(f"after.{name}: no such step; valid: {', '.join(STEPS)}, or module:function of your own")
+    if not {"", os.getcwd()} & set(sys.path):
         sys.path.append(os.getcwd())  # as in the processes that run it, which start in this folder
     try:
-        found: Callable[..., Any] = getattr(importlib.import_module(module), name)
+        return function(name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise RecipeError(f"after.{step}: cannot be imported ({one_line(error)})") from error
-    return found
+        raise RecipeError(f"after.{name}: cannot be imported ({one_line(error)})") from error
 
 
-def check(step: str, settings: Mapping[str, Any]) -> None:
+def check(name: str, settings: Mapping[str, Any]) -> None:
     """Refuse before training what the step would refuse after it; of your own steps, only the names are checked.
 
     Raises:
         RecipeError: no such step or setting, or a value that does not fit.
     """
-    called = function(step)
+    called = step(name)
     try:
         inspect.signature(called).bind(None, None, **settings)
     except TypeError as error:
-        names = [name for name, p in inspect.signature(called).parameters.items() if p.kind is p.KEYWORD_ONLY]
-        raise RecipeError(f"after.{step}: {error}; settings: {', '.join(names) or 'none'}") from error
-    if step not in STEPS:
+        names = [key for key, p in inspect.signature(called).parameters.items() if p.kind is p.KEYWORD_ONLY]
+        raise RecipeError(f"after.{name}: {error}; settings: {', '.join(names) or 'none'}") from error
+    if name not in STEPS:
         return
     hints = get_type_hints(called, include_extras=True)
-    for name, value in settings.items():
+    for key, value in settings.items():
         try:
-            TypeAdapter(hints[name]).validate_python(value, strict=True)
+            TypeAdapter(hints[key]).validate_python(value, strict=True)
         except ValidationError as error:
             reason = error.errors()[0]["msg"].replace("Input should be", "must be")
-            raise RecipeError(f"after.{step}.{name}: {reason}, not {value!r}") from error
+            raise RecipeError(f"after.{name}.{key}: {reason}, not {value!r}") from error
 
 
 def check_number(step: str, number: str) -> None:
@@ -100,10 +116,9 @@ def check_number(step: str, number: str) -> None:
     Raises:
         RecipeError: `STEP.NUMBER` will not exist.
     """
-    names = RESULTS.get(STEPS.get(step, ""))
-    if names is None or number in names:
-        return
-    raise RecipeError(f"{step} gives no number {number!r}{did_you_mean(number, names)}; valid: {', '.join(names)}")
+    names = RESULTS.get(step, (number,))
+    if number not in names:
+        raise RecipeError(f"{step} gives no number {number!r}{did_you_mean(number, names)}; valid: {', '.join(names)}")
 
 
 def of_test(name: str) -> bool:
@@ -199,43 +214,31 @@ def robustness(run: Run, folder: Path, *, images: Annotated[int, Field(ge=1)] = 
         run.load_model(),
         setup.image_set(rows).gather,
         rows,
-        {name: [_corruption(name, severity) for severity in of] for name, (_, of) in CORRUPTIONS.items()},
+        {name: [_corruption(name, severity) for severity in row[1]] for name, row in CORRUPTIONS.items()},
         mean=mean,
         std=std,
         batch_size=run.recipe.evaluate.batch_size,
     )
     accuracies = {name: float(np.mean(severities)) for name, severities in found.items()}
-    results = {f"{name}_accuracy": value for name, value in accuracies.items()}
-    for kind in dict.fromkeys(kind for kind, _ in CORRUPTIONS.values()):
-        members = [accuracies[name] for name, (of, _) in CORRUPTIONS.items() if of == kind]
-        results[f"{kind}_accuracy"] = float(np.mean(members))
-    return {"mean_accuracy": float(np.mean(list(accuracies.values()))), **results}
+    groups = {kind: [accuracies[name] for name, row in CORRUPTIONS.items() if row[0] == kind] for kind in _KINDS}
+    # `noise` and `occlusion` are also names of corruptions; as numbers they are the whole kind.
+    means = {"mean": list(accuracies.values()), **groups}
+    numbers = accuracies | {name: float(np.mean(values)) for name, values in means.items()}
+    return {f"{name}_accuracy": value for name, value in numbers.items()}
 
 
 def _corruption(name: str, severity: float) -> Callable[[NDArray[np.uint8], NDArray[np.int64]], NDArray[np.uint8]]:
     """uint8 [n, C, H, W] and their rows (which key the noise) -> the corrupted images."""
+    _, _, op, arguments = CORRUPTIONS[name]
 
     def corrupt(images: NDArray[np.uint8], rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         from kitae.augment import functional
 
-        side = images.shape[-1]
-        if name == "rotation":
-            worse = functional.rotate(images, severity, "bilinear", fill=128, executor="torch")
-        elif name == "zoom":
-            worse = functional.affine(images, scale=severity, interpolation="bilinear", fill=128, executor="torch")
-        elif name in ("darker", "brighter"):
-            worse = functional.brightness(images, severity, executor="torch")
-        elif name == "contrast":
-            worse = functional.contrast(images, severity, executor="torch")
-        elif name == "noise":
-            worse = functional.gaussian_noise(images, severity, key=rows, executor="torch")
-        elif name == "blur":
-            sigma = severity * side / 32
-            worse = functional.gaussian_blur(images, 2 * max(1, round(2 * sigma)) + 1, sigma, executor="torch")
-        else:
-            width = round(severity * side)
-            at = (side - width) // 2
-            worse = functional.erase(images, at, at, width, width, value=128, executor="torch")
+        key = {"key": rows} if op == "gaussian_noise" else {}
+        worse = getattr(functional, op)(images, **arguments(severity, images.shape[-1]), **key, executor="torch")
         return np.asarray(worse)
 
     return corrupt
+
+
+STEPS: dict[str, Callable[..., Any]] = {"prune": prune, "robustness": robustness}

@@ -21,9 +21,9 @@ alias table). `foldover` adds the mirrored runs, which removes them.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import comb
 from typing import Any, Literal
 
 import numpy as np
@@ -120,8 +120,12 @@ def expand(spec: StudySpec) -> Design:
     Raises:
         RecipeError: more than MAX_RUNS runs, or names that clash.
     """
-    design = _BUILDERS[spec.design](spec)
-    names = [variant.name for variant in design.variants]
+    labels = {factor: _labels(spec, factor) for factor in spec.factors}
+    if spec.design == "compare":
+        variants = tuple(Variant(name, dict(fields)) for name, fields in spec.variants.items())
+    else:
+        variants = tuple(Variant(name, _at(spec, levels), levels) for name, levels in _rows(spec, labels))
+    names = [variant.name for variant in variants]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise RecipeError(f"{spec.name}: two variants are called {twice!r}")
@@ -130,94 +134,58 @@ def expand(spec: StudySpec) -> Design:
             f"{spec.name}: {len(names)} variants x {len(spec.seeds)} seeds are more than {MAX_RUNS} runs; "
             "design: screening needs far fewer"
         )
+    reference = spec.reference or names[0]
+    others = [name for name in names if name != reference]
+    contrasts: tuple[Contrast, ...] = ()
+    aliases: dict[str, dict[tuple[str, str], float]] = {}
+    if spec.design in ("compare", "sweep"):
+        contrasts = tuple(Contrast(name, name, reference) for name in others)
+    elif spec.design == "one_out":
+        contrasts = tuple(Contrast(factor, reference, without) for factor, without in zip(labels, others, strict=True))
+    elif spec.design == "one_in":
+        contrasts = tuple(Contrast(factor, only, reference) for factor, only in zip(labels, others, strict=True))
+    elif spec.design == "screening":
+        signs = [[2 * level - 1 for level in variant.levels.values()] for variant in variants]
+        aliases = alias_table(np.array(signs, dtype=np.int8), tuple(labels))
+    for contrast, pair in spec.contrasts.items():
+        for name in pair:
+            if name not in names:
+                raise RecipeError(f"contrasts.{contrast}: {name!r} is none of the variants {', '.join(names)}")
+        if contrast in names or contrast in labels:
+            raise RecipeError(f"contrasts.{contrast}: is already the name of an effect")
+        if pair[0] == pair[1]:
+            raise RecipeError(f"contrasts.{contrast}: compares {pair[0]!r} with itself")
+        contrasts += (Contrast(contrast, *pair),)
+    design = Design(spec.design, variants, reference, contrasts, labels, aliases)
     for claim, stated in spec.claims.items():
         if stated.effect not in design.effects:
             raise RecipeError(f"claims.{claim}.effect: {stated.effect!r} is none of {', '.join(design.effects)}")
     return design
 
 
-def _compare(spec: StudySpec) -> Design:
-    variants = tuple(Variant(name, dict(fields)) for name, fields in spec.variants.items())
-    reference = spec.reference or variants[0].name
-    return Design("compare", variants, reference, _against(spec, variants, reference))
-
-
-def _sweep(spec: StudySpec) -> Design:
-    (factor,) = spec.factors
-    labels = _labels(spec, factor)
-    variants = tuple(
-        Variant(f"{factor}={label}", _at(spec, {factor: level}), {factor: level}) for level, label in enumerate(labels)
-    )
-    return Design("sweep", variants, variants[0].name, _against(spec, variants, variants[0].name), {factor: labels})
-
-
-def _one_at_a_time(spec: StudySpec) -> Design:
-    """All on, and each off; or all off, and each on."""
-    out = spec.design == "one_out"
-    base, start = ("all", 1) if out else ("none", 0)
-    names = {factor: f"{'without' if out else 'only'} {factor}" for factor in spec.factors}
-    levels = {base: dict.fromkeys(spec.factors, start)}
-    levels |= {name: {**levels[base], factor: 1 - start} for factor, name in names.items()}
-    variants = tuple(Variant(name, _at(spec, at), at) for name, at in levels.items())
-    effects = tuple(Contrast(factor, *((base, name) if out else (name, base))) for factor, name in names.items())
-    return Design(spec.design, variants, base, effects + _extra(spec, variants), _all_labels(spec))
-
-
-def _factorial(spec: StudySpec) -> Design:
-    labels = _all_labels(spec)
-    count = int(np.prod([len(values) for values in labels.values()], dtype=np.float64))
-    if count > MAX_RUNS:
-        raise RecipeError(f"{spec.name}: {count} combinations; design: screening needs far fewer runs")
-    rows = [dict(zip(labels, row, strict=True)) for row in itertools.product(*(range(len(v)) for v in labels.values()))]
-    variants = tuple(Variant(_combination(labels, row), _at(spec, row), row) for row in rows)
-    return Design("factorial", variants, variants[0].name, factors=labels)
-
-
-def _screening(spec: StudySpec) -> Design:
-    labels = _all_labels(spec)
-    if len(labels) > MAX_SCREENING_FACTORS:
-        raise RecipeError(f"factors: screening takes at most {MAX_SCREENING_FACTORS}, {len(labels)} given; remove some")
-    matrix = plackett_burman(len(labels), foldover=spec.foldover)
-    variants = []
-    for signs in matrix:
-        levels = {factor: int(sign > 0) for factor, sign in zip(labels, signs, strict=True)}
-        variants.append(Variant(_combination(labels, levels), _at(spec, levels), levels))
-    return Design(
-        "screening",
-        tuple(variants),
-        variants[0].name,
-        factors=labels,
-        aliases=alias_table(matrix, tuple(labels)),
-    )
-
-
-_BUILDERS = {
-    "compare": _compare,
-    "sweep": _sweep,
-    "one_out": _one_at_a_time,
-    "one_in": _one_at_a_time,
-    "factorial": _factorial,
-    "screening": _screening,
-}
-
-
-def _against(spec: StudySpec, variants: tuple[Variant, ...], reference: str) -> tuple[Contrast, ...]:
-    """Every variant against the reference, then the study's own contrasts."""
-    effects = tuple(Contrast(v.name, v.name, reference) for v in variants if v.name != reference)
-    return effects + _extra(spec, variants)
-
-
-def _extra(spec: StudySpec, variants: tuple[Variant, ...]) -> tuple[Contrast, ...]:
-    names = [variant.name for variant in variants]
-    for contrast, pair in spec.contrasts.items():
-        for name in pair:
-            if name not in names:
-                raise RecipeError(f"contrasts.{contrast}: {name!r} is none of the variants {', '.join(names)}")
-        if contrast in names or contrast in spec.factors:
-            raise RecipeError(f"contrasts.{contrast}: is already the name of an effect")
-        if pair[0] == pair[1]:
-            raise RecipeError(f"contrasts.{contrast}: compares {pair[0]!r} with itself")
-    return tuple(Contrast(contrast, plus, minus) for contrast, (plus, minus) in spec.contrasts.items())
+def _rows(spec: StudySpec, labels: Mapping[str, tuple[str, ...]]) -> list[tuple[str, dict[str, int]]]:
+    """Each variant of a design of factors: its name, and factor -> index of its level."""
+    if spec.design == "sweep":
+        ((factor, values),) = labels.items()
+        return [(f"{factor}={label}", {factor: level}) for level, label in enumerate(values)]
+    if spec.design in ("one_out", "one_in"):
+        # All on, and each off; or all off, and each on.
+        base, word, start = ("all", "without", 1) if spec.design == "one_out" else ("none", "only", 0)
+        levels = dict.fromkeys(labels, start)
+        return [(base, levels), *((f"{word} {factor}", {**levels, factor: 1 - start}) for factor in labels)]
+    if spec.design == "factorial":
+        count = math.prod(len(values) for values in labels.values())
+        if count > MAX_RUNS:
+            raise RecipeError(f"{spec.name}: {count} combinations; design: screening needs far fewer runs")
+        table = list(itertools.product(*(range(len(values)) for values in labels.values())))
+    else:
+        if len(labels) > MAX_SCREENING_FACTORS:
+            raise RecipeError(
+                f"factors: screening takes at most {MAX_SCREENING_FACTORS}, {len(labels)} given; remove some"
+            )
+        table = (plackett_burman(len(labels), foldover=spec.foldover) > 0).astype(int).tolist()
+    rows = [dict(zip(labels, row, strict=True)) for row in table]
+    return [(_combination(labels, row), row) for row in rows]
 
 
 def _at(spec: StudySpec, levels: Mapping[str, int]) -> dict[str, Any]:
@@ -234,10 +202,6 @@ def _labels(spec: StudySpec, factor: str) -> tuple[str, ...]:
     if all(texts) and len(set(texts)) == len(texts):
         return tuple(str(text) for text in texts)
     return ("off", "on") if len(values) == 2 else tuple(str(number) for number in range(len(values)))
-
-
-def _all_labels(spec: StudySpec) -> dict[str, tuple[str, ...]]:
-    return {factor: _labels(spec, factor) for factor in spec.factors}
 
 
 def _short(value: Any) -> str | None:
@@ -272,7 +236,7 @@ def plackett_burman(factors: int, *, foldover: bool = False) -> NDArray[np.int8]
     matrix = hadamard(runs)
     matrix = matrix * matrix[:, :1]  # first column all +1: the mean, not a factor
     columns = -matrix[:, 1:] * matrix[:1, 1:]  # first row all -1: the run with everything off
-    if comb(runs - 1, factors) <= _COLUMN_CHOICES:
+    if math.comb(runs - 1, factors) <= _COLUMN_CHOICES:
         choices = itertools.combinations(range(runs - 1), factors)
         chosen = list(min(choices, key=lambda choice: _aliasing(columns[:, list(choice)])))
     else:
@@ -318,8 +282,6 @@ def hadamard(order: int) -> NDArray[np.int8]:
     Raises:
         ValueError: none of the constructions gives this order.
     """
-    if order == 1:
-        return np.ones((1, 1), dtype=np.int8)
     if order == 2:
         return np.array([[1, 1], [1, -1]], dtype=np.int8)
     if order % 4 == 0:
@@ -335,7 +297,7 @@ def hadamard(order: int) -> NDArray[np.int8]:
             plus = np.array([[1, 1], [1, -1]], dtype=np.int8)
             minus = np.array([[1, -1], [-1, -1]], dtype=np.int8)
             return np.kron(conference, plus) + np.kron(np.eye(q + 1, dtype=np.int8), minus)
-        if (order // 2) % 4 == 0 or order == 4:
+        if (order // 2) % 4 == 0:
             return np.kron(hadamard(2), hadamard(order // 2)).astype(np.int8)
     raise ValueError(f"no construction for a Hadamard matrix of order {order}")
 

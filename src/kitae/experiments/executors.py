@@ -16,12 +16,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, Protocol
 
 from kitae.errors import RecipeError, one_line, require
-from kitae.experiments.worker import INTERRUPTED, execute, failure, read_outcome
+from kitae.experiments.worker import INTERRUPTED, Outcome, execute, failure, read_outcome
 from kitae.files import read_json
 from kitae.machine import sleep_while_waiting
 
@@ -29,7 +29,6 @@ _STOP_SECONDS = 60.0  # a run that is asked to stop finishes a step and writes a
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 Unit = Mapping[str, Any]
-Outcome = dict[str, Any]
 
 
 class Executor(Protocol):
@@ -66,16 +65,13 @@ class LocalProcesses:
         """See `Executor`."""
         stop = threading.Event()
         with ThreadPoolExecutor(self.workers) as pool:
-            waiting = {pool.submit(run_in_process, unit, self.retries, stop) for unit in units}
+            futures = [pool.submit(run_in_process, unit, self.retries, stop) for unit in units]
             try:
-                while waiting:
-                    done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                    for future in done:
-                        yield from future.result()
+                for future in as_completed(futures):
+                    yield from future.result()
             finally:
                 stop.set()
-                for future in waiting:
-                    future.cancel()
+                pool.shutdown(wait=False, cancel_futures=True)
 
 
 class RayCluster:
@@ -98,22 +94,23 @@ class RayCluster:
         ray = require("ray", "cluster")
         if not ray.is_initialized():
             ray.init(address=self.address, log_to_driver=False, include_dashboard=False)
-        path = os.environ.get("PYTHONPATH")
-        options: dict[str, Any] = {"num_gpus": self.gpus, "max_retries": self.retries}
-        if path:
-            options["runtime_env"] = {"env_vars": {"PYTHONPATH": path}}
         most = max((_threads(unit) for unit in units), default=1)
         largest = int(max((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=0))
         if most > largest:  # Ray would wait for such a machine forever
             raise RecipeError(
                 f"threads: {most} for each run, and no machine of the cluster has more than {largest} cores"
             )
-        remote = ray.remote(**options)(run_in_process)
-        of = {}
-        for unit in units:
-            # Relative paths in a recipe start from this process's folder, which is at the same place on all machines.
-            sent = {**unit, "started_in": os.getcwd()}
-            of[remote.options(num_cpus=_threads(unit)).remote(sent, self.retries)] = unit
+        path = os.environ.get("PYTHONPATH")
+        remote = ray.remote(
+            num_gpus=self.gpus,
+            max_retries=self.retries,
+            runtime_env={"env_vars": {"PYTHONPATH": path}} if path else None,
+        )(run_in_process)
+        # Relative paths in a recipe start from this process's folder, which is at the same place on all machines.
+        of = {
+            remote.options(num_cpus=_threads(unit)).remote(unit, self.retries, started_in=os.getcwd()): unit
+            for unit in units
+        }
         try:
             while of:
                 (ready, *_), _ = ray.wait(list(of), num_returns=1)
@@ -123,8 +120,7 @@ class RayCluster:
                 except ray.exceptions.RayTaskError as error:  # the worker is well; its task failed
                     yield from _lost(unit, f"on its Ray worker: {one_line(error.cause)}")
                 except ray.exceptions.RayError as error:
-                    first = one_line(error)
-                    yield from _lost(unit, f"its Ray worker was lost {self.retries + 1} times ({first})")
+                    yield from _lost(unit, f"its Ray worker was lost {self.retries + 1} times ({one_line(error)})")
         finally:
             for reference in of:
                 ray.cancel(reference, force=True)
@@ -149,7 +145,9 @@ def _threads(unit: Unit) -> int:
     return int(unit["recipe"]["train"]["threads"] or 1)
 
 
-def run_in_process(unit: Unit, retries: int, stop: threading.Event | None = None) -> list[Outcome]:
+def run_in_process(
+    unit: Unit, retries: int, stop: threading.Event | None = None, started_in: str = "."
+) -> list[Outcome]:
     """Run a unit in a process of its own and wait for it.
 
     Its output goes to a log beside the run folder. A process that was killed is started again up to `retries` times.
@@ -159,23 +157,23 @@ def run_in_process(unit: Unit, retries: int, stop: threading.Event | None = None
     folder.parent.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, **dict.fromkeys(_THREAD_VARIABLES, str(_threads(unit)))}
     sleep_while_waiting(environment)
-    started_in = unit.get("started_in")
-    started_in = started_in if started_in is not None and Path(started_in).is_dir() else None
+    stop = stop or threading.Event()
     status = 0
     for _ in range(retries + 1):
-        if stop is not None and stop.is_set():
+        if stop.is_set():
             return []
         with folder.with_name(f"{folder.name}.log").open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "kitae.experiments.worker"],
                 stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True,
-                cwd=started_in,
+                cwd=started_in if Path(started_in).is_dir() else None,
             )  # fmt: skip
             try:
-                status = _wait(process, unit, stop)
+                _wait(process, unit, stop)
             finally:
-                _end(process)
-        if stop is not None and stop.is_set():
+                process.kill()  # if it is still there
+                status = process.wait()
+        if stop.is_set():
             return []
         if status == 0:
             return [read_json(Path(job["outcome"])) for job in unit["jobs"]]
@@ -184,34 +182,25 @@ def run_in_process(unit: Unit, retries: int, stop: threading.Event | None = None
     return _lost(unit, f"its process ended with status {status}; see {folder.name}.log")
 
 
-def _wait(process: subprocess.Popen[bytes], unit: Unit, stop: threading.Event | None) -> int:
+def _wait(process: subprocess.Popen[bytes], unit: Unit, stop: threading.Event) -> None:
     assert process.stdin is not None
-    with contextlib.suppress(BrokenPipeError):
+    # The process stops when this pipe is closed, so it stays open until the process has ended.
+    with contextlib.suppress(BrokenPipeError), process.stdin:
         process.stdin.write(json.dumps(unit).encode() + b"\n")
         process.stdin.flush()
-    while True:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            return process.wait(timeout=0.2)
-        if stop is not None and stop.is_set():
-            process.terminate()
+        while not stop.is_set():
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=_STOP_SECONDS)
-            return INTERRUPTED
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    if process.stdin is not None:
-        with contextlib.suppress(BrokenPipeError):
-            process.stdin.close()
-    if process.poll() is None:
-        process.kill()
-    process.wait()
+                process.wait(timeout=0.2)
+                return
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=_STOP_SECONDS)
 
 
 def _lost(unit: Unit, why: str) -> list[Outcome]:
     """Failed outcomes for the jobs of a unit that have not written a finished one themselves."""
-    own = {job["fingerprint"]: read_outcome(Path(job["outcome"]), job["fingerprint"]) for job in unit["jobs"]}
-    return [
-        outcome if outcome is not None and outcome["status"] == "done" else failure(fingerprint, why)
-        for fingerprint, outcome in own.items()
-    ]
+    found = []
+    for job in unit["jobs"]:
+        own = read_outcome(Path(job["outcome"]), job["fingerprint"])
+        found.append(own if own is not None and own["status"] == "done" else failure(job["fingerprint"], why))
+    return found

@@ -16,8 +16,7 @@ fingerprint, in `runs/` or in `runs.parquet`, so a published study, which has no
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +27,11 @@ from kitae import __version__
 from kitae.data.spec import DataSpec
 from kitae.data.store import open_store
 from kitae.errors import TrainingError
-from kitae.experiments.plan import Job, Plan
-from kitae.experiments.worker import read_outcome
-from kitae.files import write_atomically, write_json
+from kitae.experiments.executors import Executor
+from kitae.experiments.plan import Job, Plan, make_plan
+from kitae.experiments.study_spec import StudySpec
+from kitae.experiments.worker import Outcome, read_outcome
+from kitae.files import plain, write_atomically, write_json
 from kitae.folders import Owned
 from kitae.machine import now
 
@@ -49,7 +50,33 @@ ANOTHER_OUT = "choose another --out, or --overwrite"
 # The columns of runs.parquet that are no numbers of a run.
 COLUMNS = ("variant", "seed", "status", "error", "run", "fingerprint", "epochs", "correct", "machine", "store")
 
-Outcome = Mapping[str, Any]
+
+# ---- what a study or search writes down before its first run --------------------------------------------------------
+
+
+def read_settings(file: Path, *keys: str) -> dict[str, Any] | None:
+    """The content of study.yaml or search.yaml; None if there is no such file.
+
+    Raises:
+        TrainingError: the file is damaged, or from another version.
+    """
+    if not file.is_file():
+        return None
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        if content.get("format", FORMAT) == FORMAT and set(keys) <= set(content):
+            return dict(content)
+    except (yaml.YAMLError, UnicodeDecodeError, AttributeError):
+        pass
+    raise TrainingError(f"{file}: is damaged, or from another version of Kitae; {ANOTHER_OUT}")
+
+
+def write_settings(file: Path, content: Mapping[str, Any]) -> None:
+    """Write study.yaml or search.yaml."""
+    what = file.stem
+    note = f"# Written before the first run. Do not edit: a {what} is resumed with the settings it was started with.\n"
+    text = note + yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True)
+    write_atomically(file, text.encode())
 
 
 def check_numerics(folder: Path, written: Mapping[str, Any]) -> None:
@@ -68,71 +95,50 @@ def check_numerics(folder: Path, written: Mapping[str, Any]) -> None:
         )
 
 
-def check_images(folder: Path, trained: Iterable[tuple[DataSpec, str | None]]) -> None:
+def check_images(folder: Path, trained: Iterable[tuple[DataSpec, Outcome]]) -> None:
     """Refuse to add runs to a folder whose finished runs were trained on different images.
 
     Args:
-        trained: data and image store's fingerprint of each finished run; None, from old versions, is not checked.
+        trained: data and outcome of each finished run.
 
     Raises:
         TrainingError: the images have changed.
     """
     now: dict[DataSpec, str] = {}
-    for data, then in trained:
-        if then is None:
-            continue
+    for data, outcome in trained:
         if data not in now:
             now[data] = open_store(data).fingerprint
-        if then != now[data]:
+        if outcome["store"] != now[data]:
             raise TrainingError(
                 f"{folder}: the images of {data.source} have changed since the first runs; {ANOTHER_OUT}"
             )
 
 
-def first_difference(before: Any, now: Any, path: str) -> str:
-    """Where two nested values first differ: `base.train.epochs was 10, is 77`; empty if they are equal."""
-    if isinstance(before, Mapping) and isinstance(now, Mapping):
-        for name in dict.fromkeys((*now, *before)):
-            if name not in before or name not in now:
-                return f"{path}.{name} was {'missing' if name not in before else 'set'} when it was started"
-            if found := first_difference(before[name], now[name], f"{path}.{name}"):
+def first_difference(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> str:
+    """Where two nested mappings first differ: `base.train.epochs was 10, is 77`; empty if they are equal."""
+    for name in dict.fromkeys((*now, *before)):
+        path = f"{prefix}{name}"
+        if name not in before or name not in now:
+            return f"{path} was {'missing' if name not in before else 'set'} when it was started"
+        then, here = before[name], now[name]
+        if isinstance(then, Mapping) and isinstance(here, Mapping):
+            if found := first_difference(then, here, f"{path}."):
                 return found
-        return ""
-    return "" if before == now else f"{path} was {str(before)[:80]}, is {str(now)[:80]}"
-
-
-# ---- study.yaml -----------------------------------------------------------------------------------------------------
-
-
-def study_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """The first field in which two dumped studies differ; their descriptions may differ."""
-    for name in now:
-        if name not in ("about", "claims", "tiny") and before.get(name) != now[name]:
-            return first_difference(before.get(name), now[name], name)
-    claimed, claims = before.get("claims") or {}, now["claims"]
-    for name in dict.fromkeys((*claimed, *claims)):
-        if claimed.get(name) != claims.get(name):
-            how = "changed" if name in claimed and name in claims else "added" if name in claims else "removed"
-            return f"claims.{name} was {how} after the study was started"
+        elif then != here:
+            return f"{path} was {str(then)[:80]}, is {str(here)[:80]}"
     return ""
 
 
-def read_study(folder: Path) -> dict[str, Any] | None:
-    """The content of study.yaml; None if there is none.
+def study_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """The first field in which two dumped studies differ, without their descriptions, and seeds, which can be added."""
+    free = ("about", "tiny", "seeds")
+    then, here = ({n: value for n, value in study.items() if n not in free} for study in (before, now))
+    return first_difference(then, here)
 
-    Raises:
-        TrainingError: the file is damaged, or from another version.
-    """
-    file = folder / STUDY
-    if not file.is_file():
-        return None
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-        if content["format"] == FORMAT and {"study", "runs", "threads", "precision"} <= set(content):
-            return dict(content)
-    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
-        pass
-    raise TrainingError(f"{file}: is damaged, or from another version of Kitae")
+
+def read_study(folder: Path) -> dict[str, Any] | None:
+    """The content of study.yaml; None if there is none. Raises as `read_settings`."""
+    return read_settings(folder / STUDY, "study", "runs", "threads", "precision", "plan")
 
 
 def write_study(folder: Path, plan: Plan) -> dict[str, Any]:
@@ -151,7 +157,7 @@ def write_study(folder: Path, plan: Plan) -> dict[str, Any]:
         "study": plan.spec.dump(),
         "runs": _rows(plan),
     }  # fmt: skip
-    _write(folder, content)
+    write_settings(folder / STUDY, content)
     return content
 
 
@@ -172,8 +178,14 @@ def add_seeds(
     content = {
         **content, "study": plan.spec.dump(), "runs": _rows(plan), "added": [*content.get("added", ()), added],
     }  # fmt: skip
-    _write(folder, content)
+    write_settings(folder / STUDY, content)
     return content
+
+
+def plan_again(content: Mapping[str, Any], spec: StudySpec) -> Plan:
+    """The plan of a study that was started; `spec` may have more seeds than its study.yaml."""
+    images = content["plan"]["images"]
+    return make_plan(spec, threads=content["threads"], precision=content["precision"], images=images)
 
 
 def _rows(plan: Plan) -> list[dict[str, Any]]:
@@ -182,13 +194,30 @@ def _rows(plan: Plan) -> list[dict[str, Any]]:
     ]
 
 
-def _write(folder: Path, content: Mapping[str, Any]) -> None:
-    note = "# Written before the first run. Do not edit: a study is resumed with the settings it was started with.\n"
-    text = note + yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True)
-    write_atomically(folder / STUDY, text.encode())
-
-
 # ---- the runs -------------------------------------------------------------------------------------------------------
+
+
+def run_jobs(runs: Path, jobs: Iterable[Job], train: str, place: Executor) -> Iterator[tuple[Job, Outcome]]:
+    """Run jobs, and yield each with its outcome, which is kept in the folder `runs`.
+
+    A finished run stays finished: only a failure is replaced. Jobs of the same training share it.
+    """
+    runs = runs.resolve()
+    wanted = {job.fingerprint: job for job in jobs}
+    units: dict[str, dict[str, Any]] = {}
+    for job in wanted.values():
+        recipe = job.recipe.model_dump(mode="json")
+        new = {"train": train, "recipe": recipe, "folder": str(runs / job.folder), "jobs": []}
+        units.setdefault(job.folder, new)["jobs"].append(
+            {"fingerprint": job.fingerprint, "outcome": str(runs / f"{job.name}.json"), "after": plain(job.after)}
+        )
+    for outcome in place.outcomes(list(units.values())):
+        job = wanted[outcome["fingerprint"]]
+        kept = read_outcome(runs / f"{job.name}.json", job.fingerprint)
+        if kept is None or (kept["status"] != "done" and kept != outcome):  # of another machine, or a lost process
+            write_json(runs / f"{job.name}.json", outcome)
+            kept = outcome
+        yield job, kept
 
 
 def done(outcomes: Mapping[str, Outcome], job: Job) -> bool:
@@ -212,37 +241,18 @@ def read_outcomes(folder: Path, plan: Plan) -> dict[str, Outcome]:
     return found
 
 
-def _table_outcomes(file: Path) -> dict[str, dict[str, Any]]:
+def _table_outcomes(file: Path) -> dict[str, Outcome]:
     """The finished runs of a runs.parquet; none if there is no such file, or it cannot be read."""
     try:
-        table = pd.read_parquet(file)
-        rows = table[table["status"] == "done"].to_dict("records")
+        table = pd.read_parquet(file).astype("object")
+        rows = table[table["status"] == "done"]
     except (OSError, ValueError, KeyError):
         return {}
-    names = [name for name in table if name not in COLUMNS]
     return {
         row["fingerprint"]: {
-            "fingerprint": row["fingerprint"], "status": "done", "error": None,
-            "numbers": {name: row[name] for name in names if math.isfinite(row[name])},
-            "epochs": json.loads(row["epochs"]),
-            "correct": row["correct"] if isinstance(row["correct"], str) else None,
-            # Tables of old versions lack these two.
-            "machine": json.loads(row["machine"]) if isinstance(row.get("machine"), str) else {},
-            "store": row["store"] if isinstance(row.get("store"), str) else None,
+            **{name: row[name] for name in ("fingerprint", "status", "error", "correct", "store")},
+            **{name: json.loads(row[name]) for name in ("epochs", "machine")},
+            "numbers": {name: value for name, value in row.items() if name not in COLUMNS and value is not None},
         }
-        for row in rows
-    }  # fmt: skip
-
-
-def keep_outcome(folder: Path, job: Job, outcome: dict[str, Any]) -> dict[str, Any]:
-    """Store an outcome, if its worker could not (another machine, a lost process); returns what is stored now.
-
-    A finished run stays finished: only a failure is replaced.
-    """
-    file = folder / "runs" / f"{job.name}.json"
-    before = read_outcome(file, job.fingerprint)
-    if before is not None and before["status"] == "done":
-        return before
-    if before != outcome:
-        write_json(file, outcome)
-    return outcome
+        for row in rows.where(rows.notna(), None).to_dict("records")
+    }

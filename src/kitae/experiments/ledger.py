@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def publish(study: str | Path, results: str | Path) -> Path:
     place = Path(results) / result.spec.name
     if (place / "study.yaml").is_file():
         before, now = StudyResult.open(place).spec.dump(), result.spec.dump()
-        changed = study_difference({**before, "seeds": now["seeds"]}, now)
+        changed = study_difference(before, now)
         if changed or not set(before["seeds"]) <= set(now["seeds"]):
             what = changed or "with more seeds"
             raise KitaeError(f"{place}: holds another study of this name ({what}); give one of them another name")
@@ -75,29 +76,25 @@ def load(results: str | Path) -> list[StudyResult]:
     return [StudyResult.open(file.parent) for file in sorted(Path(results).glob("*/study.yaml"))]
 
 
-def renew(results: Sequence[StudyResult]) -> None:
-    """Make the effects of published results again from their runs, for statistics that have changed since."""
-    for result in results:
-        result.write()
-
-
 def draw(results: Sequence[StudyResult], page: Path) -> Path | None:
     """Draw effects against epochs, beside the page; None if nothing was measured with several lengths of training."""
     from kitae.reporting.figures import draw_lengths
 
-    found = curves(results)
-    if not found:
-        return None
+    found = [
+        {"name": name, "points": [
+            {"epochs": p.epochs, "width": p.width, "shown": p.effect.shown, **asdict(p.effect)} for p in points
+        ]}
+        for name, points in curves(results).items()
+    ]  # fmt: skip
     title = "When does it help? Effect of each technique against the length of training"
-    return draw_lengths([curve.data() for curve in found], page.parent / _FIGURE, title=title)
+    return draw_lengths(found, page.parent / _FIGURE, title=title) if found else None
 
 
 def markdown(results: Sequence[StudyResult]) -> str:
     """The ledger as a page: advice, regimes side by side, claims and verdicts, and every study that was run."""
-    current = [result for result in results if not outdated(result)]
     sections = (
-        ("", "\n".join(f"- {sentence}" for sentence in advice(current))),
-        ("", _outdated([result for result in results if outdated(result)])),
+        ("", "\n".join(f"- {sentence}" for sentence in advice([r for r in results if not _outdated(r)]))),
+        ("", _measure_again([result for result in results if _outdated(result)])),
         ("Regimes side by side", _regimes(results)),
         ("When does a technique help?", _when(results)),
         ("Claims and verdicts", f"{_HOW_TO_READ}\n\n{_claims(results)}"),
@@ -108,19 +105,18 @@ def markdown(results: Sequence[StudyResult]) -> str:
     return "\n\n".join(["# The ledger", *parts]) + "\n"
 
 
-def outdated(result: StudyResult) -> bool:
+def _outdated(result: StudyResult) -> bool:
     """Whether an earlier version, which trained the same recipes differently, measured this result."""
     return bool((read_study(result.path) or {}).get("numerics", 1) != NUMERICS)
 
 
-def _outdated(results: Sequence[StudyResult]) -> str:
-    if not results:
-        return ""
+def _measure_again(results: Sequence[StudyResult]) -> str:
     names = ", ".join(f"`{result.spec.name}`" for result in results)
-    return (
+    text = (
         f"**To be measured again:** {names}. Measured by an earlier version, which trained the same recipes "
         "differently (see the changelog), so no advice is drawn from this."
     )
+    return text if results else ""
 
 
 def _regimes(results: Sequence[StudyResult]) -> str:
@@ -142,17 +138,16 @@ def _regimes(results: Sequence[StudyResult]) -> str:
 
 
 def _when(results: Sequence[StudyResult]) -> str:
-    found = curves(results)
-    if not found:
-        return ""
     rows = [
         [
-            curve.data()["name"], str(point.epochs), str(point.width or "-"), _measured(point.effect, span=True),
+            name, str(point.epochs), str(point.width or "-"), _measured(point.effect, span=True),
             str(point.effect.pairs), point.study,
         ]
-        for curve in found
-        for point in curve.points
+        for name, points in curves(results).items()
+        for point in points
     ]  # fmt: skip
+    if not rows:
+        return ""
     head = ["Technique", "Epochs", "Width", "Effect", "Pairs", "Study"]
     return (
         f"![effect of each technique against epochs, a panel per width]({_FIGURE})\n\nThe same comparison with shorter "
@@ -180,9 +175,7 @@ def _designs(results: Sequence[StudyResult]) -> str:
     for one_out in (result for result in results if result.spec.design == "one_out"):
         twins = [result for result in results if _same_question(one_out, result)]
         beside = beside or bool(twins)
-        tables += [_designs_table(one_out, twin) for twin in twins] or [_designs_table(one_out, None)]
-    if not tables:
-        return ""
+        tables += [_designs_table(one_out, twin) for twin in twins or (None,)]
     words = "One-out is what a technique adds to all the others."
     if beside:
         words += (
@@ -190,7 +183,7 @@ def _designs(results: Sequence[StudyResult]) -> str:
             "Every run of a screening informs every effect, which halves the intervals if all runs scatter alike; runs "
             "that lack half of the techniques may scatter more."
         )
-    return "\n\n".join([words, *tables])
+    return "\n\n".join([words, *tables]) if tables else ""
 
 
 def _same_question(one_out: StudyResult, other: StudyResult) -> bool:
@@ -201,33 +194,37 @@ def _same_question(one_out: StudyResult, other: StudyResult) -> bool:
 
 def _designs_table(one_out: StudyResult, screening: StudyResult | None) -> str:
     metric, runs = one_out.spec.metric, f"{len(one_out.runs)} runs"
-    effects = {factor: one_out.effect(metric, factor) for factor in one_out.spec.factors}
-    if screening is None:
-        rows = [[factor, _measured(effect, span=True)] for factor, effect in effects.items()]
-        return f"`{one_out.spec.name}`, {metric}:\n\n{_table(['Technique', f'One-out, {runs}'], rows)}"
-    rows = []
-    for factor, a in effects.items():
-        b = screening.effect(metric, factor)
-        assert a is not None
-        assert b is not None
-        width = f"{(b.high - b.low) / (a.high - a.low):.2f}" if a.high > a.low and b.high >= b.low else "-"
-        rows.append([factor, _measured(a, span=True), _measured(b, span=True), width])
-    table = _table(["Technique", f"One-out, {runs}", f"Screening, {runs}", "Width, screening / one-out"], rows)
-    return f"`{one_out.spec.name}` and `{screening.spec.name}`, {metric}:\n\n{table}"
+    names, head, rows = f"`{one_out.spec.name}`", ["Technique", f"One-out, {runs}"], []
+    if screening is not None:
+        names += f" and `{screening.spec.name}`"
+        head += [f"Screening, {runs}", "Width, screening / one-out"]
+    for factor in one_out.spec.factors:
+        a = one_out.effect(metric, factor)
+        row = [factor, _measured(a, span=True)]
+        if screening is not None:
+            b = screening.effect(metric, factor)
+            known = a is not None and b is not None and a.high > a.low and b.high >= b.low
+            width = f"{(b.high - b.low) / (a.high - a.low):.2f}" if a and b and known else "-"
+            row += [_measured(b, span=True), width]
+        rows.append(row)
+    return f"{names}, {metric}:\n\n{_table(head, rows)}"
 
 
 def _studies(results: Sequence[StudyResult]) -> str:
     rows = []
     for result in results:
-        machine = result.settings.get("machine") or {}
-        hours = result.settings.get("training_hours")
-        noise = result.analyses[result.spec.metric].noise
-        given = result.settings.get("threads")
-        threads = " or ".join(str(number) for number in given) if isinstance(given, list) else str(given)
+        spec, settings = result.spec, result.settings
+        machine, hours = settings.get("machine") or {}, settings.get("training_hours")
+        noise = result.analyses[spec.metric].noise
+        given = settings.get("threads")
+        threads = " or ".join(map(str, given if isinstance(given, list) else [given]))
+        added = [seed for row in result.added for seed in row["seeds"]]
+        seeds = ", ".join(str(seed) for seed in spec.seeds if seed not in added)
         rows.append([
-            result.spec.name, result.spec.design, f"{len(result.finished)} of {len(result.runs)}", _seeds(result),
-            result.spec.metric, f"{noise.sd:.2f} ({noise.low:.2f} to {noise.high:.2f})" if noise.df else "-",
-            _setting(result.settings),
+            spec.name, spec.design, f"{len(result.finished)} of {len(result.runs)}",
+            seeds + (f"; added later: {', '.join(map(str, added))}" if added else ""),
+            spec.metric, f"{noise.sd:.2f} ({noise.low:.2f} to {noise.high:.2f})" if noise.df else "-",
+            _setting(settings),
             machine.get("gpu") or f"{machine.get('processor', '?')}, {threads} thread{'s' * (threads != '1')} a run",
             "-" if hours is None else f"{hours:.1f}",
         ])  # fmt: skip
@@ -235,29 +232,19 @@ def _studies(results: Sequence[StudyResult]) -> str:
     return _table(head, rows)
 
 
-def _seeds(result: StudyResult) -> str:
-    """The seeds, and apart from them those that were added after the first runs."""
-    added = [seed for row in result.added for seed in row["seeds"]]
-    first = ", ".join(str(seed) for seed in result.spec.seeds if seed not in added)
-    return first + (f"; added later: {', '.join(str(seed) for seed in added)}" if added else "")
-
-
 def _setting(settings: Mapping[str, Any], seeds: int | None = None) -> str:
+    # The plain name of a source: `parquet:data/cifar10.parquet` and `cifar10:/data` are cifar10.
+    kind, _, path = str(settings.get("source")).partition(":")
+    data = {"parquet": Path(path).stem, "folder": Path(path).name}.get(kind) or kind
     width = f", width {settings['width']}" if settings.get("width") else ""
     images = settings.get("images")
     parts = [
-        f"{images:,} images of {_data(settings)}" if images else _data(settings),
+        f"{images:,} images of {data}" if images else data,
         f"{settings.get('model')}{width}",
         f"{settings.get('epochs')} epochs",
         str(settings.get("precision")),
     ]
     return ", ".join(parts + ([f"{seeds} seeds"] if seeds else []))
-
-
-def _data(settings: Mapping[str, Any]) -> str:
-    """The plain name of a source: `parquet:data/cifar10.parquet` and `cifar10:/data` are cifar10."""
-    kind, _, path = str(settings.get("source")).partition(":")
-    return (Path(path).stem if kind == "parquet" else Path(path).name if kind == "folder" else kind) or kind
 
 
 def _measured(effect: Effect | None, *, span: bool = False) -> str:
@@ -293,8 +280,8 @@ def main() -> None:
         for study in given.publish:
             publish(study, given.results)
         found = load(given.results)
-        if given.renew:
-            renew(found)
+        for result in found if given.renew else ():
+            result.write()
         text = markdown(found)
         if given.out is None:
             print(text)

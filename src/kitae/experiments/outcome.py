@@ -93,26 +93,24 @@ def numbers(evaluation: Mapping[str, Any], epochs: Sequence[Mapping[str, Any]]) 
         evaluation: as evaluation.json: {"test": {"accuracy": 0.9, ...}, "val": {...}}.
         epochs: as metrics.jsonl, one mapping per epoch.
     """
-    found = flatten(evaluation, leave_out=_LEFT_OUT)
+    measured: dict[str, Any] = {}
     if epochs:
-        last = epochs[-1]
-        for name in ("train_loss", "val_loss"):
-            _keep(found, name, last.get(name))
+
+        def column(name: str, rows: Sequence[Mapping[str, Any]] = epochs) -> list[Any]:
+            return [row[name] for row in rows if row.get(name) is not None]
+
+        last, timed = epochs[-1], epochs[1:] or epochs  # the first epoch compiles kernels and reads from disk
         clean, val = last.get("train_clean_accuracy"), last.get("val_accuracy")
-        if clean is not None and val is not None:  # null if outputs were not finite
-            _keep(found, "gap", clean - val)
-        timed = epochs[1:] or epochs  # the first epoch compiles kernels and reads from disk
-        for name, key in (("epoch_seconds", "seconds"), ("images_per_second", "images_per_second")):
-            values = [epoch[key] for epoch in timed if epoch.get(key) is not None]
-            if values:
-                _keep(found, name, statistics.median(values))
-        seconds = [epoch["seconds"] for epoch in epochs if epoch.get("seconds") is not None]
-        if seconds:
-            _keep(found, "training_seconds", sum(seconds))
-        memory = [epoch["peak_memory_bytes"] for epoch in epochs if epoch.get("peak_memory_bytes")]
-        if memory:
-            _keep(found, "peak_memory_bytes", max(memory))
-    return found
+        measured = {
+            "train_loss": last.get("train_loss"),
+            "val_loss": last.get("val_loss"),
+            "gap": None if clean is None or val is None else clean - val,  # null if outputs were not finite
+            "epoch_seconds": statistics.median(column("seconds", timed) or [math.nan]),
+            "images_per_second": statistics.median(column("images_per_second", timed) or [math.nan]),
+            "training_seconds": sum(column("seconds")) or None,
+            "peak_memory_bytes": max(column("peak_memory_bytes"), default=None) or None,
+        }
+    return flatten(evaluation, leave_out=_LEFT_OUT) | flatten(measured)
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "", leave_out: Collection[str] = ()) -> dict[str, float]:
@@ -127,8 +125,8 @@ def flatten(tree: Mapping[str, Any], prefix: str = "", leave_out: Collection[str
             continue
         if isinstance(value, Mapping):
             found |= flatten(value, f"{prefix}{key}.", leave_out)
-        else:
-            _keep(found, f"{prefix}{key}", value)
+        elif _number(value):
+            found[f"{prefix}{key}"] = float(value)
     return found
 
 
@@ -136,11 +134,6 @@ def curves(epochs: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
     """The columns of metrics.jsonl that a study draws."""
     names = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "train_clean_accuracy")
     return [{name: float(epoch[name]) for name in names if _number(epoch.get(name))} for epoch in epochs]
-
-
-def _keep(found: dict[str, float], name: str, value: Any) -> None:
-    if _number(value):
-        found[name] = float(value)
 
 
 def _number(value: Any) -> bool:

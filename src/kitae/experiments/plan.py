@@ -4,26 +4,34 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import yaml
+from scipy import optimize, stats
 
 from kitae.console import rough_duration
 from kitae.errors import RecipeError
 from kitae.experiments.after import check, check_number, further_epochs, of_test
 from kitae.experiments.design import Design, expand
 from kitae.experiments.outcome import metric, step_of
-from kitae.experiments.power import ASSUMED_NOISE, MOST_SEEDS, POWER, seeds_for, seeds_within, smallest_effect
-from kitae.experiments.study_spec import StudySpec
+from kitae.experiments.stats import CONFIDENCE, half_interval, welch
+from kitae.experiments.study_spec import StudySpec, assignments
 from kitae.experiments.wording import aliases_text
 from kitae.files import plain
 from kitae.recipe import OPS_BY_NAME, Recipe, parse
 
 Measure = Callable[[Recipe], Mapping[str, Any]]
+Resolved = tuple[Recipe, dict[str, dict[str, Any]]]
+"""A recipe, and the settings of the steps after training."""
 
+POWER = 0.80
+MOST_SEEDS = 100  # the most that a plan proposes
+ASSUMED_NOISE = 0.5  # points: what a plan assumes if nothing is known; there is no guess for other units
 _BUSY = 0.8  # programs; each takes a core away from the measurement
 
 
@@ -60,14 +68,10 @@ class Plan:
         jobs: all variants of the first seed, then of the next, so that a study that was stopped is balanced.
         precision: what `auto` became; None if no recipe says auto.
         threads: of each run whose recipe leaves them open.
+        workers: runs at a time.
         seconds_per_epoch, images: time of an epoch and its training images, measured on the reference variant, or on
             one without data.limit if the reference has one; None if they were not measured.
-        seconds: of the whole study with `workers` runs at a time, fine-tuning included; None likewise.
         load: programs that were running on this machine during the measurement.
-        noise: standard deviation between runs in the metric's unit (relative if it is compared as a ratio), from which
-            `smallest` follows; None if nothing is known about it.
-        smallest: the effect that would be shown with 80 % probability.
-        seeds_needed: claim -> seeds with which half the claimed effect would be shown; None is more than 100.
     """
 
     spec: StudySpec
@@ -76,12 +80,8 @@ class Plan:
     precision: str | None
     threads: int
     workers: int
-    seconds_per_epoch: float | None
-    images: int | None
-    seconds: float | None
-    noise: float | None
-    smallest: float | None
-    seeds_needed: Mapping[str, int | None] = field(default_factory=dict)
+    seconds_per_epoch: float | None = None
+    images: int | None = None
     load: float = 0.0
 
     @property
@@ -93,9 +93,49 @@ class Plan:
         return list(groups.values())
 
     @property
+    def seconds(self) -> float | None:
+        """Time of the whole study, fine-tuning included; None if it was not measured."""
+        if self.seconds_per_epoch is None or self.images is None:
+            return None
+        total = 0.0
+        for unit in self.units:
+            recipe = unit[0].recipe
+            epochs = recipe.train.epochs + sum(further_epochs(job.after) for job in unit)
+            total += epochs * self.seconds_per_epoch * (recipe.data.limit or self.images) / self.images
+        return total / max(1, min(self.workers, len(self.units)))
+
+    @property
+    def noise(self) -> float | None:
+        """Standard deviation between runs, as `StudySpec.noise`; None if nothing is known about it."""
+        assumed = ASSUMED_NOISE if metric(self.spec.metric).unit == "points" else None
+        return assumed if self.spec.noise is None else self.spec.noise
+
+    @cached_property
+    def smallest(self) -> float | None:
+        """The effect that would be shown with 80 % probability."""
+        return None if self.noise is None else smallest_effect(self.design, len(self.spec.seeds), self.noise)
+
+    @cached_property
+    def seeds_needed(self) -> dict[str, int | None]:
+        """Claim -> seeds with which half the claimed effect would be shown; None is more than `MOST_SEEDS`.
+
+        Of the claims about the study's own metric that name a size.
+        """
+        needed: dict[str, int | None] = {}
+        for name, claim in self.spec.claims.items():
+            sizes = [abs(bound) for bound in claim.between or () if bound]
+            if self.noise is None or claim.ratio or claim.metric not in (None, self.spec.metric):
+                continue
+            if claim.within is not None:
+                needed[name] = seeds_within(self.design, claim.within, self.noise)
+            elif sizes:
+                needed[name] = seeds_for(self.design, min(sizes) / 2, self.noise)
+        return needed
+
+    @property
     def run_threads(self) -> tuple[int, ...]:
         """The threads of the runs: one number, or several if recipes of the study ask for different ones."""
-        return tuple(sorted({job.recipe.train.threads or self.threads for job in self.jobs}))
+        return tuple(sorted({job.recipe.train.threads or 1 for job in self.jobs}))
 
     def data(self) -> dict[str, Any]:
         """The plan as plain values, named as the attributes are."""
@@ -105,11 +145,11 @@ class Plan:
             "design": self.spec.design,
             "metric": self.spec.metric,
             "seeds": self.spec.seeds,
-            "variants": {variant.name: dict(variant.levels) for variant in self.design.variants},
+            "variants": {variant.name: variant.levels for variant in self.design.variants},
             "runs": len(self.jobs),
             "trainings": len(self.units),
             "epochs": sorted({job.recipe.train.epochs for job in self.jobs}),
-            "threads": list(self.run_threads),
+            "threads": self.run_threads,
             **{name: getattr(self, name) for name in names},
         })  # fmt: skip
         return content
@@ -182,6 +222,7 @@ def make_plan(
     workers: int = 1,
     threads: int = 1,
     precision: str | None = None,
+    images: int | None = None,
     measure: Measure | None = None,
 ) -> Plan:
     """Resolve every run of a study. Anything wrong with its recipes is found here, before training starts.
@@ -190,6 +231,7 @@ def make_plan(
         workers: runs at a time, for the estimate of time.
         threads: of each run, if the recipe leaves it open.
         precision: what `precision: auto` means in this study, if that is already decided.
+        images: as in `Plan`, if that is already known.
         measure: recipe -> {"recipe": with precision resolved, "seconds_per_epoch", "train": images}, on a few steps.
 
     Raises:
@@ -204,44 +246,27 @@ def make_plan(
                 check_number(step, number.removeprefix(f"{step}."))
             except RecipeError as error:
                 raise RecipeError(f"{spec.name}, {where}: {error}") from error
-    recipes: dict[str, tuple[Recipe, dict[str, dict[str, Any]]]] = {}
+    resolved: dict[str, Resolved] = {}
     for variant in design.variants:
         recipe, after = resolve(base, spec, variant.overrides, where=f"{spec.name}, variant {variant.name!r}")
-        if recipe.train.threads is None:
-            recipe = _train(recipe, threads=threads)
-        recipes[variant.name] = (recipe, after)
-    undecided = [recipe for recipe, _ in recipes.values() if recipe.train.precision == "auto"]
-    reference = recipes[design.reference][0]
-    seconds_per_epoch = images = None
-    load = 0.0
+        resolved[variant.name] = (with_train(recipe, threads=recipe.train.threads or threads), after)
+    undecided = [recipe for recipe, _ in resolved.values() if recipe.train.precision == "auto"]
+    seconds_per_epoch, load = None, 0.0
     if measure is not None:
         # Prefer a recipe with the precision open, and one on all images: the others' time is a share of its time.
-        choice = undecided or [recipe for recipe, _ in recipes.values()]
+        choice = undecided or [recipe for recipe, _ in resolved.values()]
+        reference = resolved[design.reference][0]
         facts = measure(min(choice, key=lambda recipe: (recipe.data.limit is not None, recipe is not reference)))
         seconds_per_epoch, images = float(facts["seconds_per_epoch"]), int(facts["train"])
         load = float(facts.get("load", 0.0))
         precision = precision or facts["recipe"].train.precision
-    if undecided and precision is not None:
-        recipes = {
-            name: (_train(recipe, precision=precision) if recipe.train.precision == "auto" else recipe, after)
-            for name, (recipe, after) in recipes.items()
-        }
-    jobs = _jobs(spec, design, recipes)
-    noise = spec.noise
-    if noise is None and metric(spec.metric).unit == "points":
-        noise = ASSUMED_NOISE
-    plan = Plan(
-        spec, design, jobs, precision if undecided else None, threads, workers, seconds_per_epoch, images, None, noise,
-        None if noise is None else smallest_effect(design, len(spec.seeds), noise), _seeds_needed(design, noise, spec),
-    )  # fmt: skip
-    if seconds_per_epoch is None or images is None:
-        return plan
-    total = 0.0
-    for unit in plan.units:
-        recipe = unit[0].recipe
-        epochs = recipe.train.epochs + sum(further_epochs(job.after) for job in unit)
-        total += epochs * seconds_per_epoch * (recipe.data.limit or images) / images
-    return replace(plan, seconds=total / max(1, min(workers, len(plan.units))), load=load)
+    if not undecided:
+        precision = None
+    elif precision is not None:
+        for name, (recipe, after) in resolved.items():
+            if recipe.train.precision == "auto":
+                resolved[name] = (with_train(recipe, precision=precision), after)
+    return Plan(spec, design, _jobs(spec, resolved), precision, threads, workers, seconds_per_epoch, images, load)
 
 
 def load_base(spec: StudySpec) -> Recipe:
@@ -255,45 +280,39 @@ def load_base(spec: StudySpec) -> Recipe:
     return parse(Recipe, yaml.safe_dump(spec.base), f"{spec.name}, base")
 
 
-def resolve(
-    base: Recipe, spec: StudySpec, overrides: Mapping[str, Any], where: str
-) -> tuple[Recipe, dict[str, dict[str, Any]]]:
+def resolve(base: Recipe, spec: StudySpec, overrides: Mapping[str, Any], where: str) -> Resolved:
     """A variant's recipe and its settings of the steps after training.
 
     Raises:
         RecipeError: a field or value is wrong; the line begins with `where`.
     """
-    after: dict[str, dict[str, Any]] = {step: dict(settings) for step, settings in spec.after.items()}
-    plain: dict[str, Any] = {}
-    ops: dict[str, Any] = {}
+    after = {step: dict(settings) for step, settings in spec.after.items()}
+    fields: dict[str, Any] = {}
     for name, value in {**spec.set, **overrides}.items():
-        if name.startswith("after."):
-            step = step_of(name.removeprefix("after."), after)
-            if step is None:
-                raise RecipeError(f"{where}: {name}: must be after.STEP.SETTING, with STEP under after")
-            after[step][name.removeprefix(f"after.{step}.")] = value
-        elif name.startswith(OPS_BY_NAME):
-            ops[name] = value
+        step = step_of(name.removeprefix("after."), after)
+        if not name.startswith("after."):
+            fields[name] = value
+        elif step is None:
+            raise RecipeError(f"{where}: {name}: must be after.STEP.SETTING, with STEP under after")
         else:
-            plain[name] = value
+            after[step][name.removeprefix(f"after.{step}.")] = value
+    # The order is kept, since a field may be inside an earlier one (augment.mix, then augment.mix.prob). A whole
+    # pipeline comes before changes to its ops.
+    ordered = dict(sorted(fields.items(), key=lambda field: field[0].startswith(OPS_BY_NAME)))
     try:
-        # The order is kept, since a field may be inside an earlier one (augment.mix, then augment.mix.prob). A whole
-        # pipeline comes before changes to its ops.
-        recipe = base.override(*(f"{name}={_yaml(value)}" for name, value in {**plain, **ops}.items()))
+        recipe = base.override(*assignments(ordered))
         for step, settings in after.items():
             check(step, settings)
     except RecipeError as error:
         raise RecipeError(f"{where}: {str(error).removeprefix('--set: ').removeprefix('--set ')}") from error
     if recipe.data.whole:
         raise RecipeError(f"{where}: data.folds: a study compares runs that have a validation split; set it to null")
-    return _train(recipe, early_stopping=None), after  # last, whatever base and overrides set
+    return with_train(recipe, early_stopping=None), after  # last, whatever base and overrides set
 
 
-def _jobs(
-    spec: StudySpec, design: Design, recipes: Mapping[str, tuple[Recipe, dict[str, dict[str, Any]]]]
-) -> tuple[Job, ...]:
+def _jobs(spec: StudySpec, resolved: Mapping[str, Resolved]) -> tuple[Job, ...]:
     seen: dict[str, str] = {}
-    for name, (recipe, after) in recipes.items():
+    for name, (recipe, after) in resolved.items():
         same = seen.setdefault(_fingerprint(recipe, after), name)
         if same != name:
             raise RecipeError(
@@ -302,15 +321,17 @@ def _jobs(
     jobs = []
     folders: dict[str, str] = {}  # jobs of the same training share the folder of the first of them
     for seed in spec.seeds:
-        for variant, (recipe, after) in recipes.items():
-            seeded = _train(recipe, seed=seed)
-            name = f"{_slug(variant)}-seed{seed}-{_fingerprint(seeded, after)[:8]}"
+        for variant, (recipe, after) in resolved.items():
+            seeded = with_train(recipe, seed=seed)
+            slug = re.sub(r"[^A-Za-z0-9._=-]+", "-", variant).strip("-.")[:48] or "variant"
+            name = f"{slug}-seed{seed}-{_fingerprint(seeded, after)[:8]}"
             folder = folders.setdefault(seeded.fingerprint, name)
             jobs.append(Job(variant, seed, seeded, after, name, folder))
     return tuple(jobs)
 
 
-def _train(recipe: Recipe, **changes: Any) -> Recipe:
+def with_train(recipe: Recipe, **changes: Any) -> Recipe:
+    """The recipe with other, valid values of fields in `train`."""
     return recipe.model_copy(update={"train": recipe.train.model_copy(update=changes)})
 
 
@@ -321,25 +342,61 @@ def _fingerprint(recipe: Recipe, after: Mapping[str, Mapping[str, Any]]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _seeds_needed(design: Design, noise: float | None, spec: StudySpec) -> dict[str, int | None]:
-    """Of the claims about the study's own metric that name a size."""
-    needed: dict[str, int | None] = {}
-    for name, claim in spec.claims.items():
-        sizes = [abs(bound) for bound in claim.between or () if bound]
-        if noise is None or claim.ratio or claim.metric not in (None, spec.metric):
-            continue
-        if claim.within is not None:
-            needed[name] = seeds_within(design, claim.within, noise)
-        elif sizes:
-            needed[name] = seeds_for(design, min(sizes) / 2, noise)
-    return needed
+# ---- what a study can show before it has run ------------------------------------------------------------------------
 
 
-def _slug(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._=-]+", "-", name).strip("-.")[:48] or "variant"
+def error_factor(design: Design, seeds: int) -> tuple[float, float]:
+    """Standard error of a design's main effects for noise of 1, and degrees of freedom, if every run finishes."""
+    count = len(design.variants)
+    df: float = (count - 1) * (seeds - 1)
+    if design.regression and seeds > 1 and count > 2:
+        df /= 1 + 2 / (seeds - 1)  # as `stats._even_degrees` gives for even noise: own variances vary by chance
+    if design.kind == "screening" or (design.regression and all(len(v) == 2 for v in design.factors.values())):
+        if seeds == 1:  # the noise is estimated from the misfit
+            interactions = math.comb(len(design.factors), 2) if design.kind == "factorial" else 0
+            df = count - 1 - len(design.factors) - interactions
+        return 2.0 / math.sqrt(count * seeds), max(df, 0)
+    if design.regression:  # more than two levels: the rarest decides
+        most = max(len(levels) for levels in design.factors.values())
+        return math.sqrt(2.0 * most / (count * seeds)), df
+    others = count - 1
+    if others > 1 and seeds > 1:  # as `stats._SeparateReference` gives for even noise
+        df = welch((1 + 1 / others, seeds - 1), (1 - 1 / others, (others - 1) * (seeds - 1)))
+    return math.sqrt(2.0 / seeds), df
 
 
-def _yaml(value: Any) -> str:
-    return (
-        yaml.safe_dump(value, default_flow_style=True, width=1 << 30, allow_unicode=True).removesuffix("...\n").strip()
-    )
+def smallest_effect(design: Design, seeds: int, noise: float) -> float | None:
+    """The effect that would be shown with 80 % probability, in the unit of `noise`; None without df.
+
+    From the noncentral t distribution, at 5 % divided by the number of the design's effects: what Holm's correction
+    asks of an effect that is the only one.
+    """
+    factor, df = error_factor(design, seeds)
+    if df < 1:
+        return None
+    critical = float(stats.t.isf((1 - CONFIDENCE) / 2 / design.comparisons, df))
+
+    def lacking(effect: float) -> float:
+        # The far tail is left out: it adds less than 1e-6 at any effect with 80 % power.
+        return float(stats.nct.sf(critical, df, effect)) - POWER
+
+    return noise * factor * float(optimize.brentq(lacking, 0.1, 3.0 * critical))
+
+
+def seeds_for(design: Design, effect: float, noise: float) -> int | None:
+    """The fewest seeds with which this effect would be shown with 80 % probability; None beyond `MOST_SEEDS`."""
+    enough = (s for s in range(2, MOST_SEEDS + 1) if (smallest_effect(design, s, noise) or math.inf) <= effect)
+    return next(enough, None)
+
+
+def seeds_within(design: Design, within: float, noise: float) -> int | None:
+    """The fewest seeds with which the interval of no effect is inside +-`within` in about 80 % of studies.
+
+    The interval's half width and the estimate's own scatter (1.28 standard errors cover it in 80 %) must fit in.
+    """
+    scatter = float(stats.norm.isf((1 - POWER) / 2))
+    for seeds in range(2, MOST_SEEDS + 1):
+        factor, df = error_factor(design, seeds)
+        if df >= 1 and half_interval(noise * factor, df) + scatter * noise * factor <= within:
+            return seeds
+    return None

@@ -7,9 +7,9 @@ width. Advice is only given if every measured effect behind it is shown after Ho
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
 
 from kitae.experiments.result import StudyResult
 from kitae.experiments.stats import Effect
@@ -46,156 +46,119 @@ _LENGTH = ("train.epochs", "model.width")  # what a regime may change about an e
 
 @dataclass(frozen=True)
 class Point:
-    """An effect on accuracy in one regime."""
+    """An effect on accuracy in one regime.
 
+    Attributes:
+        name: of the effect.
+        compared: what is compared, whatever the study and the regime.
+    """
+
+    name: str
+    compared: str
     study: str
+    images: int | None
     epochs: int
     width: int | None
     effect: Effect
 
-    @property
-    def helps(self) -> bool:
-        return self.effect.shown and self.effect.estimate > 0
 
-    @property
-    def hurts(self) -> bool:
-        return self.effect.shown and self.effect.estimate < 0
+def curves(results: Sequence[StudyResult]) -> dict[str, list[Point]]:
+    """The effects that were measured with at least two lengths of training, in the order of the studies.
 
-
-@dataclass(frozen=True)
-class Curve:
-    """The same effect, measured with several lengths of training; points by width, then epochs.
-
-    Its label names the technique, and the number of images if another curve has the same technique.
+    Returns:
+        Technique, with the number of images if another curve has the same technique -> points by width, then epochs.
     """
-
-    name: str
-    images: int | None
-    points: tuple[Point, ...]
-    label: str = ""
-
-    def data(self) -> dict[str, Any]:
-        """As `kitae.reporting.figures.draw_lengths` takes it."""
-        return {
-            "name": self.label,
-            "points": [
-                {
-                    "epochs": p.epochs, "width": p.width, "estimate": p.effect.estimate, "low": p.effect.low,
-                    "high": p.effect.high, "shown": p.effect.shown,
-                }
-                for p in self.points
-            ],
-        }  # fmt: skip
-
-
-def curves(results: Sequence[StudyResult]) -> list[Curve]:
-    """The effects that were measured with at least two lengths of training, in the order of the studies."""
-    found: dict[str, dict[tuple[int | None, int], Point]] = {}
-    about: dict[str, tuple[str, int | None]] = {}
-    for result in results:
-        for name, key, point in _points(result):
-            if name not in TECHNIQUES:  # the same difference the other way round, such as `none`
-                continue
-            about.setdefault(key, (name, result.settings.get("images")))
-            regimes = found.setdefault(key, {})
-            before = regimes.setdefault((point.width, point.epochs), point)
+    found: dict[str, dict[tuple[int, int], Point]] = {}
+    for point in _points(results):
+        if point.name in TECHNIQUES:  # not the same difference the other way round, such as `none`
+            regimes = found.setdefault(point.compared, {})
+            before = regimes.setdefault((point.width or 0, point.epochs), point)
             if point.effect.pairs > before.effect.pairs:
-                regimes[point.width, point.epochs] = point
-    kept = [
-        Curve(*about[key], tuple(sorted(regimes.values(), key=lambda p: (p.width or 0, p.epochs))))
-        for key, regimes in found.items()
-        if len({epochs for _, epochs in regimes}) > 1
-    ]
-    names = [curve.name for curve in kept]
-    return [
-        replace(curve, label=TECHNIQUES[curve.name] + f", {curve.images:,} images" * (names.count(curve.name) > 1))
-        for curve in kept
-    ]
+                regimes[point.width or 0, point.epochs] = point
+    kept = [[of[key] for key in sorted(of)] for of in found.values() if len({epochs for _, epochs in of}) > 1]
+    names = [points[0].name for points in kept]
+    return {
+        TECHNIQUES[points[0].name] + f", {points[0].images:,} images" * (names.count(points[0].name) > 1): points
+        for points in kept
+    }
 
 
-def _points(result: StudyResult) -> list[tuple[str, str, Point]]:
-    """(name, what is compared, point) of each difference of a study; of no regression, and of no study of lengths."""
-    spec, settings = result.spec, result.settings
-    overrides = {variant.name: variant.overrides for variant in result.design.variants}
-    lengths = any(field in fields for fields in overrides.values() for field in _LENGTH)
-    if result.design.regression or lengths or not spec.metric.endswith("accuracy"):
-        return []
+def _points(results: Sequence[StudyResult]) -> list[Point]:
+    """Every difference that was measured; of no regression, and of no study of lengths."""
     found = []
-    for contrast in result.design.contrasts:
-        effect = result.effect(spec.metric, contrast.name)
-        if effect is None or not effect.low <= effect.high:  # NaN: not measured
+    for result in results:
+        spec, settings = result.spec, result.settings
+        overrides = {variant.name: variant.overrides for variant in result.design.variants}
+        lengths = any(field in fields for fields in overrides.values() for field in _LENGTH)
+        if result.design.regression or lengths or not spec.metric.endswith("accuracy"):
             continue
-        sides = [
-            {field: value for field, value in {**spec.set, **overrides[side]}.items() if field not in _LENGTH}
-            for side in (contrast.plus, contrast.minus)
-        ]
-        key = json.dumps([spec.base, spec.metric, spec.after, sides], sort_keys=True)
-        found.append((contrast.name, key, Point(spec.name, int(settings["epochs"]), settings.get("width"), effect)))
+        for contrast in result.design.contrasts:
+            effect = result.effect(spec.metric, contrast.name)
+            if effect is None or not effect.low <= effect.high:  # NaN: not measured
+                continue
+            sides = [
+                {field: value for field, value in {**spec.set, **overrides[side]}.items() if field not in _LENGTH}
+                for side in (contrast.plus, contrast.minus)
+            ]
+            compared = json.dumps([spec.base, spec.metric, spec.after, sides], sort_keys=True)
+            length = (int(settings["epochs"]), settings.get("width"))
+            found.append(Point(contrast.name, compared, spec.name, settings.get("images"), *length, effect))
     return found
 
 
 def advice(results: Sequence[StudyResult]) -> list[str]:
     """What a reader can act on: at most `MOST_SENTENCES` sentences, each supported by all effects it is about."""
     points: dict[str, list[Point]] = {}
-    for result in results:
-        for name, _, point in _points(result):
-            points.setdefault(name, []).append(point)
+    for point in _points(results):
+        points.setdefault(point.name, []).append(point)
     found: list[str] = []
     for words, group in _GROUPS.items():
         measured = {name: points[name] for name in group if name in points}
-        if len(measured) == 1:
-            words = TECHNIQUES[next(iter(measured))]
-        found += _advise(words, measured)
-    others = [*_advise_on_rates(points), *_advise_on_precision(results)]
+        found += _advise(words if len(measured) > 1 else "", measured)
+    others = []
+    worse = [name for name in _RATES if name in points and all(_does(point, -1) for point in points[name])]
+    if worse:
+        words, lost = " and ".join(TECHNIQUES[name] for name in worse), [p for name in worse for p in points[name]]
+        others.append(f"Let the learning rate fall along a cosine; {words} changes accuracy by {_range(lost)}.")
+    timed = [effect for result in results if (effect := result.effect("epoch_seconds", "bf16")) is not None]
+    faster = next((effect for effect in timed if effect.shown and effect.estimate < 1), None)
+    if faster is not None:
+        others.append(
+            f"Train in bf16 on a processor like ours: an epoch takes {faster.estimate:.2f} times as long as in "
+            f"fp32 ({interval(faster)})."
+        )
     return found[: MOST_SENTENCES - len(others)] + others
 
 
-def _advise_on_rates(points: dict[str, list[Point]]) -> list[str]:
-    worse = [name for name in _RATES if name in points and all(point.hurts for point in points[name])]
-    if not worse:
-        return []
-    words = " and ".join(TECHNIQUES[name] for name in worse)
-    lost = _range([p for name in worse for p in points[name]])
-    return [f"Let the learning rate fall along a cosine; {words} changes accuracy by {lost}."]
-
-
-def _advise_on_precision(results: Sequence[StudyResult]) -> list[str]:
-    for result in results:
-        effect = result.effect("epoch_seconds", "bf16")
-        if effect is not None and effect.shown and effect.estimate < 1:
-            return [
-                f"Train in bf16 on a processor like ours: an epoch takes {effect.estimate:.2f} times as long as in "
-                f"fp32 ({interval(effect)})."
-            ]
-    return []
-
-
-def _advise(words: str, measured: dict[str, list[Point]]) -> list[str]:
+def _advise(words: str, measured: Mapping[str, list[Point]]) -> list[str]:
     """Up to which length of training techniques hurt, and from which on they help; each on its own if they differ."""
+    words = words or " and ".join(TECHNIQUES[name] for name in measured)
     points = sorted((p for of in measured.values() for p in of), key=lambda p: p.epochs)
-    hurting, helping = _while(points, "hurts"), _while(points[::-1], "helps")
+    hurting, helping = _while(points, -1), _while(points[::-1], 1)
     if helping and len(helping) == len(points):
-        return [f"Use {words}: {_range(helping)} in all measurements ({_lengths(points)})."]
+        first, last = points[0].epochs, points[-1].epochs
+        lengths = f"{first} epochs" if first == last else f"{first} to {last} epochs"
+        return [f"Use {words}: {_range(helping)} in all measurements ({lengths})."]
     lines = []
     if hurting:
         lines.append(f"With {hurting[-1].epochs} epochs or fewer, leave {words} off: {_range(hurting)}.")
     if helping:
         lines.append(f"From {helping[-1].epochs} epochs on, use {words}: {_range(helping)}.")
     elif len(measured) > 1:
-        own = [line for name, of in measured.items() for line in _advise(TECHNIQUES[name], {name: of})]
+        own = [line for name, of in measured.items() for line in _advise("", {name: of})]
         lines += [line for line in own if not (hurting and "leave" in line)]
     return lines
 
 
-def _while(points: Sequence[Point], what: str) -> list[Point]:
+def _does(point: Point, sign: int) -> bool:
+    """Whether the effect is shown, and helps (1) or hurts (-1)."""
+    return point.effect.shown and sign * point.effect.estimate > 0
+
+
+def _while(points: Sequence[Point], sign: int) -> list[Point]:
     """The points up to the last length at which, as at all before, every effect does this."""
-    bad = next((p.epochs for p in points if not getattr(p, what)), None)
-    found: list[Point] = []
-    for point in points:
-        if point.epochs == bad:
-            break
-        found.append(point)
-    return found
+    bad = next((point.epochs for point in points if not _does(point, sign)), None)
+    return list(takewhile(lambda point: point.epochs != bad, points))
 
 
 def _range(points: Sequence[Point]) -> str:
@@ -204,8 +167,3 @@ def _range(points: Sequence[Point]) -> str:
     if len(points) == 1:
         return f"{amount(low.estimate, low)} ({interval(low)})"
     return f"{amount(low.estimate, low, unit=False)} to {amount(high.estimate, high)}"
-
-
-def _lengths(points: Sequence[Point]) -> str:
-    epochs = sorted({p.epochs for p in points})
-    return f"{epochs[0]} epochs" if len(epochs) == 1 else f"{epochs[0]} to {epochs[-1]} epochs"

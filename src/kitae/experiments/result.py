@@ -7,10 +7,10 @@ import io
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -18,15 +18,16 @@ import pandas as pd
 from kitae import views
 from kitae.errors import KitaeError, TrainingError
 from kitae.experiments import wording
-from kitae.experiments.claims import judge
 from kitae.experiments.design import Design, expand
-from kitae.experiments.folder import COLUMNS, FORMAT, STUDY, Outcome, done, read_outcomes, read_study
+from kitae.experiments.folder import COLUMNS, FORMAT, STUDY, done, plan_again, read_outcomes, read_study
 from kitae.experiments.outcome import metric
-from kitae.experiments.plan import Job, Plan, make_plan
+from kitae.experiments.plan import Job, Plan
 from kitae.experiments.stats import Analysis, Effect, analyse
 from kitae.experiments.study_spec import StudySpec
+from kitae.experiments.worker import Outcome
 from kitae.files import plain, read_json, write_atomically, write_json
 
+Verdict = Literal["confirmed", "not shown", "refuted"]
 _CURVES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "train_clean_accuracy")
 
 
@@ -76,8 +77,7 @@ class StudyResult:
             except KitaeError as error:
                 raise KitaeError(f"{error}; remove the file, and resume the study") from error
             return cls(folder, spec, pd.read_parquet(folder / "runs.parquet"), settings, added)
-        plan = make_plan(spec, threads=content["threads"], precision=content["precision"])
-        plan = replace(plan, images=content["plan"]["images"])
+        plan = plan_again(content, spec)
         return cls.of(folder, plan, read_outcomes(folder, plan), added)
 
     @cached_property
@@ -225,9 +225,9 @@ class StudyResult:
                 "design": self.spec.design,
                 "metric": self.spec.metric,
                 "cover": self.spec.cover,
-                "seeds": list(self.spec.seeds),
-                "added": [dict(row) for row in self.added],
-                "settings": dict(self.settings),
+                "seeds": self.spec.seeds,
+                "added": self.added,
+                "settings": self.settings,
                 "runs": {
                     "planned": len(self.runs), "finished": len(self.finished),
                     "failed": self.failed.to_dict(orient="records"),
@@ -237,8 +237,8 @@ class StudyResult:
                 "claims": self.claims,
                 "variants": self._variants(),
                 "curves": self._curves(),
-                "levels": {v.name: dict(v.levels) for v in self.design.variants},
-                "factors": {name: list(labels) for name, labels in self.design.factors.items()},
+                "levels": {v.name: v.levels for v in self.design.variants},
+                "factors": self.design.factors,
                 "numeric": [name for name in self.design.factors if _is_numeric(self.spec, name)],
                 "aliases": {
                     name: [[a, b, c] for (a, b), c in row.items()] for name, row in self.design.aliases.items()
@@ -304,7 +304,7 @@ class StudyResult:
 def _table(jobs: Sequence[Job], outcomes: Mapping[str, Outcome]) -> pd.DataFrame:
     """A row per planned run, in the plan's order."""
     names = sorted({name for outcome in outcomes.values() for name in outcome["numbers"]})
-    missing: Outcome = {"status": "missing", "error": None, "numbers": {}, "epochs": [], "correct": None}
+    missing: Outcome = {"status": "missing", "error": None, "numbers": {}, "epochs": [], "correct": None, "machine": {}}
     rows = []
     for job in jobs:
         outcome = outcomes.get(job.fingerprint, missing)
@@ -313,7 +313,7 @@ def _table(jobs: Sequence[Job], outcomes: Mapping[str, Outcome]) -> pd.DataFrame
             "run": job.name, "fingerprint": job.fingerprint,
             **{name: outcome["numbers"].get(name) for name in names},
             "epochs": json.dumps(outcome["epochs"]), "correct": outcome["correct"],
-            "machine": json.dumps(outcome.get("machine") or {}), "store": outcome.get("store"),
+            "machine": json.dumps(outcome["machine"]), "store": outcome.get("store"),
         })  # fmt: skip
     texts = dict.fromkeys((name for name in COLUMNS if name != "seed"), "object")
     return pd.DataFrame(rows).astype(texts | dict.fromkeys(names, "float64"))
@@ -324,11 +324,9 @@ def _settings(plan: Plan, outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
     recipe = next(job.recipe for job in plan.jobs if job.variant == plan.design.reference)
     precisions = dict.fromkeys(job.recipe.train.precision for job in plan.jobs)  # several if the study varies it
     ordered = [outcomes[job.fingerprint] for job in plan.jobs if job.fingerprint in outcomes]
-    seconds = []
-    for unit in plan.units:  # runs that share a training count it once
-        timed = [outcomes[job.fingerprint] for job in unit if done(outcomes, job)]
-        if timed and "epoch_seconds" in timed[0]["numbers"]:
-            seconds.append(timed[0]["numbers"]["epoch_seconds"] * len(timed[0]["epochs"]))
+    trained = {job.folder: outcomes[job.fingerprint] for job in plan.jobs if done(outcomes, job)}  # a training once
+    timed = [one for one in trained.values() if "epoch_seconds" in one["numbers"]]
+    seconds = [one["numbers"]["epoch_seconds"] * len(one["epochs"]) for one in timed]
     return {
         "base": recipe.name,
         "source": recipe.data.source,
@@ -364,3 +362,44 @@ def _analysis(analysis: Analysis) -> dict[str, Any]:
             for effect in analysis.effects
         ],
     }  # fmt: skip
+
+
+def judge(
+    effect: Effect, between: tuple[float | None, float | None] | None, within: float | None
+) -> tuple[Verdict, str]:
+    """Compare a measured effect with a claimed one.
+
+    confirmed   between: an effect in the claimed direction is shown, and its interval reaches the claimed size;
+                within: the whole interval is inside.
+    refuted     the whole interval is short of the claimed size (between), or outside (within).
+    not shown   anything else: the runs do not decide.
+
+    Returns:
+        The verdict, and a remark such as `smaller than claimed`.
+    """
+    if math.isnan(effect.low):
+        return "not shown", "no interval"
+    none = effect.neutral
+    if within is not None:
+        if none - within <= effect.low and effect.high <= none + within:
+            return "confirmed", ""
+        if effect.low > none + within or effect.high < none - within:
+            return "refuted", "a larger difference"
+        return "not shown", "the interval is wider than the claim"
+    assert between is not None
+    low, high = between
+    sign = 1 if (none if low is None else low) >= none and (high is None or high > none) else -1
+    # From here on everything is seen in the claimed direction: `least` is the claimed minimum, `most` its maximum.
+    least, most = (low, high) if sign > 0 else (high, low)
+    least = sign * (none if least is None else least)
+    short, reach = sorted((sign * effect.low, sign * effect.high))
+    estimate, none = sign * effect.estimate, sign * none
+    if reach < least:
+        how = "smaller than claimed" if estimate >= none else "the opposite"
+        return "refuted", how if effect.shown else "not of that size"
+    if effect.shown and estimate >= none:
+        if most is not None and short > sign * most:
+            return "confirmed", "larger than claimed"
+        return "confirmed", "" if estimate >= least else "at the low end"
+    clear = short > none or reach < none
+    return "not shown", "not certain after Holm's correction" if clear and not effect.shown else ""

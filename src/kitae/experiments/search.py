@@ -35,6 +35,7 @@ from kitae.console import rough_duration
 from kitae.data.base import VAL
 from kitae.data.store import open_store
 from kitae.errors import RecipeError, TrainingError, require
+from kitae.experiments.after import function
 from kitae.experiments.executors import Executor, LocalProcesses, threads_each
 from kitae.experiments.folder import (
     ANOTHER_OUT,
@@ -42,18 +43,22 @@ from kitae.experiments.folder import (
     check_images,
     check_numerics,
     first_difference,
+    read_settings,
+    run_jobs,
+    write_settings,
 )
+from kitae.experiments.plan import Job, with_train
 from kitae.experiments.result import StudyResult
 from kitae.experiments.space import PRESETS, Parameters, apply, suggest
 from kitae.experiments.study import MEASURE, TRAIN_WITHOUT_TEST, study
 from kitae.experiments.study_spec import StudySpec
 from kitae.experiments.wording import amount, columns, interval
-from kitae.experiments.worker import function, read_outcome
+from kitae.experiments.worker import Outcome, read_outcome
 from kitae.files import write_atomically, write_json
 from kitae.folders import Owned
 from kitae.pipelines.choices import understand
 from kitae.pipelines.facts import framed
-from kitae.recipe import Recipe
+from kitae.recipe import Recipe, parse
 from kitae.reporting.study_charts import arms_chart
 from kitae.training.spec import merit
 
@@ -171,7 +176,7 @@ class _Setting:
     folder: Path
     base: Recipe
     image_size: int
-    seconds: float | None
+    seconds: float
 
     @property
     def metric(self) -> str:
@@ -189,7 +194,7 @@ class _Setting:
         presets = len(PRESETS) * sum(self.rungs)
         others = (arms - len(PRESETS)) * sum(epochs / REDUCTION**k for k, epochs in enumerate(self.rungs))
         epochs = (presets + others, presets, 2 * rematch_seeds * self.rungs[-1])
-        parts = [rough_duration((self.seconds or 0.0) * count / workers) for count in epochs]
+        parts = [rough_duration(self.seconds * count / workers) for count in epochs]
         return (
             f"about {parts[0]} of training for the arms ({parts[1]} for the presets), then {parts[2]} for the rematch"
         )
@@ -237,7 +242,7 @@ def search(
     Raises:
         KitaeError: anything the user can correct, in one line.
     """
-    optuna = require("optuna", "search")
+    require("optuna", "search")
     say = report or (lambda _: None)
     if arms < len(PRESETS) + 1:
         raise RecipeError(
@@ -251,6 +256,7 @@ def search(
         say(f"data.image_size: searching with {data.image_size} pixels")
         asked = asked.model_copy(update={"data": data})
     folder = Path(out)
+    place = executor or LocalProcesses(workers)
     with SEARCH_FOLDER.locked(folder):
         setting = _written(
             folder, asked, threads_each(threads, workers), measure, overwrite,
@@ -259,23 +265,24 @@ def search(
         kept = setting.base.train.threads
         if threads not in (None, kept):
             say(f"threads: {threads} is not used; this search's runs have {kept}, from its first start or its recipe")
-        finished = [read_outcome(file, file.stem) for file in (folder / "arms").glob("*.json")]
-        check_images(folder, ((asked.data, outcome.get("store")) for outcome in finished if outcome is not None))
+        before = [read_outcome(file, file.stem) for file in (folder / "arms").glob("*.json")]
+        outcomes = {one["fingerprint"]: one for one in before if one is not None and one["status"] == "done"}
+        check_images(folder, ((asked.data, outcome) for outcome in outcomes.values()))
         say(
             f"search: {arms} arms, rungs of {', '.join(str(r) for r in setting.rungs)} epochs, judged by "
             f"{setting.metric}; the {len(PRESETS)} presets are trained on all of them"
         )
-        if setting.seconds is not None:
-            say(setting.time(arms, rematch_seeds, workers))
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        space = optuna.create_study(
-            direction="maximize",
-            sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=10, multivariate=True),
-            pruner=optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=REDUCTION),
-        )
-        for point in PRESETS.values():
-            space.enqueue_trial(point)
-        tried = _climb(space, optuna, setting, arms, workers, executor or LocalProcesses(workers), train, say)
+        say(setting.time(arms, rematch_seeds, workers))
+
+        def score(tasks: Sequence[Recipe]) -> list[Outcome]:
+            """The outcome of each recipe's run; finished runs are not repeated."""
+            jobs = [Job("", task.train.seed, task, {}, task.fingerprint, task.fingerprint) for task in tasks]
+            todo = [job for job in jobs if setting.metric not in outcomes.get(job.name, {}).get("numbers", {})]
+            for job, outcome in run_jobs(folder / "arms", todo, train, place):
+                outcomes[job.name] = outcome
+            return [outcomes[job.name] for job in jobs]
+
+        tried = _climb(setting, arms, workers, seed, score, say)
         whole = [arm for arm in tried if arm.state != "failed"]
         presets = [arm for arm in whole if arm.preset]
         if not presets:
@@ -291,8 +298,10 @@ def search(
             )  # fmt: skip
             verdict, won = _verdict(rematch, setting.metric, preset, rematch_seeds)
             winner = best if won else preset
+        # Without what was resolved for this machine, since it may be trained on another one.
+        own = {name: getattr(asked.train, name) for name in ("precision", "threads", "early_stopping", "select")}
         result = SearchResult(
-            folder, tuple(tried), setting.metric, best, preset, rematch, verdict, _as_asked(winner.recipe, asked)
+            folder, tuple(tried), setting.metric, best, preset, rematch, verdict, with_train(winner.recipe, **own)
         )
         write_json(folder / "search.json", result.data())
         result.winner.save(folder / "winner.yaml")
@@ -308,88 +317,57 @@ def _shortened(recipe: Recipe, epochs: int, full: int) -> Recipe:
     return recipe.model_copy(update={"train": train})
 
 
-def _as_asked(recipe: Recipe, asked: Recipe) -> Recipe:
-    """The recipe without the settings that were resolved for this machine, since it may be trained on another one."""
-    settings = ("precision", "threads", "early_stopping", "select")
-    train = recipe.train.model_copy(update={name: getattr(asked.train, name) for name in settings})
-    return recipe.model_copy(update={"train": train})
-
-
 def _climb(
-    space: Any, optuna: Any, setting: _Setting, arms: int, workers: int, place: Executor, train: str,
+    setting: _Setting, arms: int, workers: int, seed: int, score: Callable[[Sequence[Recipe]], list[Outcome]],
     say: Callable[[str], None],
 ) -> list[Arm]:  # fmt: skip
     """Ask, train, tell: in rounds of up to `workers` runs, promoted arms before new ones."""
-    names, rungs, full = list(PRESETS), setting.rungs, setting.base.train.epochs
+    optuna = require("optuna", "search")
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    space = optuna.create_study(
+        direction="maximize",
+        sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=10, multivariate=True),
+        pruner=optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=REDUCTION),
+    )
+    for point in PRESETS.values():
+        space.enqueue_trial(point)
+    states = optuna.trial.TrialState
+    names, rungs = list(PRESETS), setting.rungs
     live: list[tuple[Any, Arm]] = []
     finished: list[Arm] = []
     asked = 0
     while live or asked < arms:
-        while len(live) < workers and asked < arms:
+        for _ in range(min(workers - len(live), arms - asked)):
             trial = space.ask()
             point, number = suggest(trial), trial.number
             name = names[number] if number < len(names) else f"searched {number}"
             live.append((trial, Arm(number, name, point, apply(setting.base, point, setting.image_size), (), "")))
             asked += 1
-        batch, waiting = live[:workers], live[workers:]
-        tasks = [_shortened(arm.recipe, rungs[len(arm.rungs)], full) for _, arm in batch]
-        live = []
-        for (trial, arm), task, (scores, error) in zip(
-            batch, tasks, _scores(setting, tasks, place, train), strict=True
-        ):
-            epochs = task.train.epochs
-            if scores is None:
-                space.tell(trial, state=optuna.trial.TrialState.FAIL)
-                arm = replace(arm, state="failed")
-                say(f"{arm.name}: failed at {epochs} epochs: {error}")
-            else:
-                arm = replace(arm, rungs=(*arm.rungs, (epochs, *scores)))
-                trial.report(scores[0], REDUCTION ** (len(arm.rungs) - 1))
-                if len(arm.rungs) == len(rungs):
-                    space.tell(trial, scores[0])
-                    arm = replace(arm, state="complete")
-                # The pruner is asked about presets too, so that it knows their values when it judges later arms.
-                elif trial.should_prune() and not arm.preset:
-                    space.tell(trial, state=optuna.trial.TrialState.PRUNED)
-                    arm = replace(arm, state="pruned")
-                say(f"{arm.name}: {100 * scores[0]:.1f} % after {epochs} epochs, {arm.state or 'continues'}")
+        tasks = [_shortened(arm.recipe, rungs[len(arm.rungs)], rungs[-1]) for _, arm in live]
+        batch, live = live, []
+        for (trial, arm), task, outcome in zip(batch, tasks, score(tasks), strict=True):
+            epochs, numbers = task.train.epochs, outcome["numbers"]
+            if setting.metric not in numbers:
+                space.tell(trial, state=states.FAIL)
+                say(f"{arm.name}: failed at {epochs} epochs: {outcome['error'] or f'it has no {setting.metric}'}")
+                finished.append(replace(arm, state="failed"))
+                continue
+            value = numbers[setting.metric]
+            arm = replace(arm, rungs=(*arm.rungs, (epochs, value, numbers.get("val.loss"))))
+            trial.report(value, REDUCTION ** (len(arm.rungs) - 1))
+            if len(arm.rungs) == len(rungs):
+                space.tell(trial, value)
+                arm = replace(arm, state="complete")
+            # The pruner is asked about presets too, so that it knows their values when it judges later arms.
+            elif trial.should_prune() and not arm.preset:
+                space.tell(trial, state=states.PRUNED)
+                arm = replace(arm, state="pruned")
+            say(f"{arm.name}: {100 * value:.1f} % after {epochs} epochs, {arm.state or 'continues'}")
             if arm.state:
                 finished.append(arm)
             else:
                 live.append((trial, arm))
-        live += waiting
     return sorted(finished, key=lambda arm: arm.number)
-
-
-def _scores(
-    setting: _Setting, recipes: Sequence[Recipe], place: Executor, train: str
-) -> list[tuple[tuple[float, float | None] | None, str | None]]:
-    """Validation score and loss of each recipe's run, or why there is none; finished runs are not repeated."""
-    outcomes: dict[str, Mapping[str, Any]] = {}
-    units: dict[str, dict[str, Any]] = {}
-    for recipe in recipes:
-        key = recipe.fingerprint
-        file = (setting.folder / "arms" / f"{key}.json").resolve()
-        before = read_outcome(file, key)
-        if before is not None and before["status"] == "done" and setting.metric in before["numbers"]:
-            outcomes[key] = before
-            continue
-        units[key] = {
-            "train": train, "recipe": recipe.model_dump(mode="json"), "folder": str(file.with_suffix("")),
-            "jobs": [{"fingerprint": key, "outcome": str(file), "after": {}}],
-        }  # fmt: skip
-    for new in place.outcomes(list(units.values())):
-        outcomes[new["fingerprint"]] = new
-        write_json(Path(units[new["fingerprint"]]["jobs"][0]["outcome"]), new)
-    found: list[tuple[tuple[float, float | None] | None, str | None]] = []
-    for recipe in recipes:
-        outcome = outcomes.get(recipe.fingerprint, {"status": "failed", "error": "it did not come back"})
-        numbers = outcome["numbers"] if outcome["status"] == "done" else {}
-        if setting.metric in numbers:
-            found.append(((numbers[setting.metric], numbers.get("val.loss")), None))
-        else:
-            found.append((None, outcome["error"] or f"it has no {setting.metric}"))
-    return found
 
 
 def _written(
@@ -398,36 +376,26 @@ def _written(
     """The settings that the search was started with; if it is new, the current ones, which are saved."""
     asked = {**settings, "recipe": base.model_dump(mode="json")}
     file = folder / _FIRST
-    if file.is_file() and not overwrite:
-        try:
-            content = yaml.safe_load(file.read_text(encoding="utf-8"))
-            before, base, image_size = content["asked"], Recipe.model_validate(content["base"]), content["image_size"]
-        except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
-            raise TrainingError(f"{file}: is damaged; --overwrite starts again") from error
-        for name, value in asked.items():
-            if before.get(name) != value:
-                what = first_difference(before.get(name), value, name)
-                raise TrainingError(f"{folder}: holds another search ({what}); {ANOTHER_OUT}")
+    content = None if overwrite else read_settings(file, "asked", "base", "image_size", "seconds_per_epoch")
+    if content is not None:
+        if changed := first_difference(content["asked"], asked):
+            raise TrainingError(f"{folder}: holds another search ({changed}); {ANOTHER_OUT}")
         check_numerics(folder, content)
-        return _Setting(folder, base, int(image_size), content.get("seconds_per_epoch"))
+        base = parse(Recipe, yaml.safe_dump(content["base"], sort_keys=False), f"{file}, base")
+        return _Setting(folder, base, content["image_size"], content["seconds_per_epoch"])
     SEARCH_FOLDER.check(folder)
     facts = function(measure)(base)
     decided = facts["recipe"].train
-    train = base.train.model_copy(
-        update={
-            "precision": decided.precision, "select": decided.select, "threads": base.train.threads or threads,
-            "early_stopping": None,
-        }
+    base = with_train(
+        base, precision=decided.precision, select=decided.select, threads=base.train.threads or threads,
+        early_stopping=None,
     )  # fmt: skip
-    base = base.model_copy(update={"train": train})
     setting = _Setting(folder, base, min(facts["image"][1:]), round(float(facts["seconds_per_epoch"]), 3))
-    content = {
+    SEARCH_FOLDER.remove(folder)  # only now: a mistake in the new search must not cost the old one
+    write_settings(file, {
         "numerics": NUMERICS, "asked": asked, "base": base.model_dump(mode="json"), "image_size": setting.image_size,
         "seconds_per_epoch": setting.seconds,
-    }  # fmt: skip
-    note = "# Written before the first arm. Do not edit: a search is resumed with the settings it was started with.\n"
-    SEARCH_FOLDER.remove(folder)  # only now: a mistake in the new search must not cost the old one
-    write_atomically(file, (note + yaml.safe_dump(content, sort_keys=False, allow_unicode=True)).encode())
+    })  # fmt: skip
     return setting
 
 
@@ -482,19 +450,12 @@ def _verdict(rematch: StudyResult, metric: str, preset: Arm, seeds: int) -> tupl
             "Use the preset, or start the search again to retry them."
         )
     else:
-        size = f"{amount(effect.estimate, effect)} over the preset {preset.name!r}"
+        won = effect.shown and effect.estimate > 0
+        shown = f"{amount(effect.estimate, effect)} over the preset {preset.name!r}"
+        size = shown if effect.shown else f"no difference to the preset {preset.name!r} could be shown"
         paired = f"{effect.pairs} of " if effect.pairs != seeds else ""
         where = f"in the rematch on {paired}{seeds} fresh seeds, interval {interval(effect)}"
-        won = effect.shown and effect.estimate > 0
-        if won:
-            verdict = f"The search won: {size} {where}."
-        elif effect.shown:
-            verdict = f"The search did not win: {size} {where}. Use the preset."
-        else:
-            verdict = (
-                f"The search did not win: no difference to the preset {preset.name!r} could be shown {where}. "
-                "Use the preset."
-            )
+        verdict = f"The search {'won' if won else 'did not win'}: {size} {where}.{'' if won else ' Use the preset.'}"
     if _has_own_validation(preset.recipe):
         verdict += " The source has its own validation images, so the same images judged search and rematch."
     return verdict, won

@@ -74,7 +74,7 @@ def apply(recipe: Recipe, point: Mapping[str, Any], image_size: int) -> Recipe:
             AutoAugment's policy for CIFAR-10; from `LARGE` pixels on, a random resized crop and the policy for
             ImageNet.
     """
-    if point["policy"] == "own" and point == PRESETS["own"]:
+    if point == PRESETS["own"]:
         return recipe
     ops: list[dict[str, Any]] = [dict(op) for op in recipe.augment.train] if point["policy"] == "own" else []
     present, large = {name for op in ops for name in op}, image_size >= LARGE

@@ -9,7 +9,7 @@ correction ("A simple sequentially rejective multiple test procedure", Scandinav
 all effects of the metric, so that a study of techniques without effect names a winner in at most 1 of 20 studies.
 
 Noise is not equally large in all variants: a reference without any technique often scatters more. So the reference,
-which is part of every difference from it, has its own noise, estimated separately (`_SeparateReference`); each of the
+which is part of every difference from it, has its own noise, estimated separately (`_separate_reference`); each of the
 others is tested against the rest (`_scattering`); and in factorial and screening, where every run informs every effect,
 the degrees of freedom are reduced to what uneven noise leaves (`_even_degrees`). benchmarks/simulated_studies.py
 simulates how well that holds; docs/studies.md has the figures.
@@ -26,7 +26,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from scipy import special, stats
 
 from kitae.errors import KitaeError
-from kitae.experiments.design import Design, interaction
+from kitae.experiments.design import Design
 from kitae.experiments.outcome import Metric, metric
 
 CONFIDENCE = 0.95
@@ -147,28 +147,32 @@ def analyse(
     values = table[name].to_numpy(dtype=np.float64) * shown.scale if len(table) else np.empty(0)
     ratio = shown.ratio and bool((values > 0).all())
     variants, seeds = table["variant"].to_numpy(), table["seed"].to_numpy()
-    fit = _Blocks(np.log(values) if ratio else values, variants, seeds, logarithms=ratio)
-    residual = _Variance(math.nan, 0)
+    fit = _Blocks(np.log(values) if ratio else values, variants, seeds)
+    # A logarithm near 0 is as exact as the value near 1 that it was taken from.
+    negligible = _ROUNDING * max(float(np.abs(fit.y).max(initial=0.0)), 1.0 if ratio else 0.0)
+    residual = _UNKNOWN
     if design.regression:
         raw, residual = _regression(fit, design)
     else:
-        raw = _differences(fit, design)
+        raw = _differences(fit, design, negligible)
         if correct and not ratio and name == "test.accuracy":
             raw = [_with_images(effect, seeds, correct) for effect in raw]
     # A pair that is compared twice, under two names or in reverse, is one comparison.
     comparisons = [frozenset((effect.plus, effect.minus)) if effect.plus else effect.name for effect in raw]
     coarse = shown.unit == "points"
-    effects = _holm([_finish(effect, name, ratio, fit.negligible, coarse) for effect in raw], comparisons)
+    effects = _holm([_finish(effect, name, ratio, negligible, coarse) for effect in raw], comparisons)
     own = values[variants == design.reference]
     return Analysis(shown, tuple(effects), _noise(fit.noise, residual, design.reference, own), len(table))
 
 
-@dataclass(frozen=True)
-class _Variance:
+class _Variance(NamedTuple):
     """A mean square and its degrees of freedom."""
 
     value: float
     df: float
+
+
+_UNKNOWN = _Variance(math.nan, 0)
 
 
 @dataclass(frozen=True)
@@ -190,28 +194,15 @@ class _Raw:
 class _Blocks:
     """Least squares of value = variant + seed, which gives the noise and the differences of variants."""
 
-    def __init__(
-        self, y: NDArray[np.float64], variants: NDArray[Any], seeds: NDArray[Any], logarithms: bool = False
-    ) -> None:
+    def __init__(self, y: NDArray[np.float64], variants: NDArray[Any], seeds: NDArray[Any]) -> None:
         self.y, self.variants, self.seeds = y, variants, seeds
         self.names = list(dict.fromkeys(variants.tolist()))
         self.blocks = sorted(set(seeds.tolist()))
-        self.block = (
-            (seeds[:, None] == np.array(self.blocks)[None, 1:]).astype(np.float64) if len(y) else np.zeros((0, 0))
-        )
-        self.model = None
-        self.mse, self.df = math.nan, 0
+        self.block = _indicators(seeds, self.blocks)[:, 1:]
+        self.noise = _UNKNOWN
         if len(y):
-            indicator = (variants[:, None] == np.array(self.names, dtype=object)[None, :]).astype(np.float64)
-            self.model = _least_squares(y, np.concatenate([indicator, self.block], axis=1))
-            self.df = int(self.model.df_resid)
-            self.mse = float(self.model.mse_resid) if self.df > 0 else math.nan
-        # A logarithm near 0 is as exact as the value near 1 that it was taken from.
-        self.negligible = _ROUNDING * max(float(np.abs(y).max(initial=0.0)), 1.0 if logarithms else 0.0)
-
-    @property
-    def noise(self) -> _Variance:
-        return _Variance(self.mse, self.df)
+            self.model = _least_squares(y, np.concatenate([_indicators(variants, self.names), self.block], axis=1))
+            self.noise = _residual(self.model)
 
     def without(self, variant: str) -> _Blocks:
         """The fit of all runs but one variant's."""
@@ -221,7 +212,6 @@ class _Blocks:
     @cached_property
     def _row_space(self) -> NDArray[np.float64]:
         """The projection onto what the runs determine; everything if no run is missing."""
-        assert self.model is not None
         return np.asarray(self.model.model.pinv_wexog @ self.model.model.exog, dtype=np.float64)
 
     @property
@@ -233,7 +223,6 @@ class _Blocks:
         """Estimate, and its variance for noise of variance 1; NaN if no chain of shared seeds connects the two."""
         weights = np.zeros(len(self.names) + self.block.shape[1])
         weights[self.names.index(plus)], weights[self.names.index(minus)] = 1.0, -1.0
-        assert self.model is not None
         if np.abs(weights @ self._row_space - weights).max() > 1e-8:
             return math.nan, math.nan
         return float(weights @ self.model.params), float(weights @ self.model.normalized_cov_params @ weights)
@@ -245,63 +234,66 @@ class _Blocks:
         return np.array([of[(plus, seed)] - of[(minus, seed)] for seed in both])
 
 
+def _indicators(values: NDArray[Any], names: Sequence[Any]) -> NDArray[np.float64]:
+    return np.asarray(values[:, None] == np.array(names, dtype=object)[None, :], dtype=np.float64)
+
+
+def _residual(model: Any) -> _Variance:
+    df = int(model.df_resid)
+    return _Variance(float(model.mse_resid), df) if df > 0 else _UNKNOWN
+
+
 def _least_squares(y: NDArray[np.float64], x: NDArray[np.float64]) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # lost runs may leave effects undetermined, which is checked for each of them
         return sm.OLS(y, x).fit()
 
 
-class _SeparateReference:
-    """The noise of differences when the reference has a noise of its own.
+def _separate_reference(fit: _Blocks, reference: str) -> tuple[_Variance, _Variance] | None:
+    """The noise of differences from the reference, and of others, when the reference has a noise of its own.
 
     With reference r and m other variants, whose noise is pooled: the variance of (r - mean of the others) over seeds
     estimates s_r^2 + s_o^2 / m with S - 1 degrees of freedom, and independently the others' residual mean square s_o^2
     with (m - 1)(S - 1). Their sum, the second times (1 - 1 / m), is s_r^2 + s_o^2; degrees of freedom after Welch and
     Satterthwaite (Biometrics Bulletin 2, 1946). Two variants give the paired t test.
+
+    Returns:
+        Each as the mean of the two variants' variances; None if the runs do not tell them apart.
     """
-
-    def __init__(self, fit: _Blocks, reference: str) -> None:
-        self.reference, self.pooled, self.others, self.known = reference, fit.noise, fit.noise, False
-        rest = fit.without(reference)
-        own = {s: y for s, y, v in zip(fit.seeds.tolist(), fit.y, fit.variants, strict=True) if v == reference}
-        shared = [s for s in rest.blocks if s in own]
-        if rest.model is None or rest.df < 1 or len(shared) < 2 or not rest.connected:
-            return
-        self.known, self.others = True, rest.noise
-        m = len(rest.names)
-        level = dict(zip(rest.blocks, (0.0, *rest.model.params[m:]), strict=True))
-        apart = np.array([own[s] - level[s] for s in shared])
-        self.own = _Variance(float(apart.var(ddof=1)), len(shared) - 1)
-        self.share = _Variance((1 - 1 / m) * rest.mse, rest.df)
-
-    def noise(self, plus: str, minus: str) -> _Variance:
-        """Mean of the two variants' noise variances."""
-        if not self.known:
-            return self.pooled
-        if self.reference not in (plus, minus):
-            return self.others
-        total = self.own.value + self.share.value
-        return _Variance(total / 2, welch(self.own, self.share)) if total > 0 else _Variance(0.0, self.own.df)
+    rest = fit.without(reference)
+    at = {s: y for s, y, v in zip(fit.seeds.tolist(), fit.y, fit.variants, strict=True) if v == reference}
+    shared = [s for s in rest.blocks if s in at]
+    if rest.noise.df < 1 or len(shared) < 2 or not rest.connected:
+        return None
+    m = len(rest.names)
+    level = dict(zip(rest.blocks, (0.0, *rest.model.params[m:]), strict=True))
+    apart = np.array([at[s] - level[s] for s in shared])
+    own = _Variance(float(apart.var(ddof=1)), len(shared) - 1)
+    share = _Variance((1 - 1 / m) * rest.noise.value, rest.noise.df)
+    total = own.value + share.value
+    return _Variance(total / 2, welch(own, share) if total > 0 else own.df), rest.noise
 
 
-def _differences(fit: _Blocks, design: Design) -> list[_Raw]:
+def _differences(fit: _Blocks, design: Design, negligible: float) -> list[_Raw]:
     found = []
-    separate = _SeparateReference(fit, design.reference)
-    scattering = _scattering(fit) - ({design.reference} if separate.known else set())
+    separate = _separate_reference(fit, design.reference)
+    with_reference, others = separate or (fit.noise, fit.noise)
+    scattering = _scattering(fit, negligible) - ({design.reference} if separate else set())
     for contrast in design.contrasts:
         plus, minus = contrast.plus, contrast.minus
         if plus not in fit.names or minus not in fit.names:
             found.append(_Raw(contrast.name, "difference"))
             continue
         estimate, unit = fit.difference(plus, minus)
-        pairs, noise = fit.pairs(plus, minus), separate.noise(plus, minus)
-        error = math.sqrt(noise.value * unit) if noise.df else math.nan
+        noise = with_reference if design.reference in (plus, minus) else others
+        pairs = fit.pairs(plus, minus)
+        error = math.sqrt(noise.value * unit)
         raw = _Raw(contrast.name, "difference", estimate, error, noise.df, len(pairs), plus, minus)
         found.append(_own_interval(raw, pairs) if {plus, minus} & scattering else raw)
     return found
 
 
-def _scattering(fit: _Blocks) -> set[str]:
+def _scattering(fit: _Blocks, negligible: float) -> set[str]:
     """The variants that scatter more than all others together (F test, 1 in 20 if the noise is even).
 
     A variant that sometimes diverges would otherwise be hidden by less noisy variants. A stricter test would miss it
@@ -309,12 +301,12 @@ def _scattering(fit: _Blocks) -> set[str]:
     """
     found = set()
     for name in fit.names:
-        rest = fit.without(name)
-        own = fit.df - rest.df  # degrees of freedom that the variant adds
-        if own < 1 or rest.df <= own or not rest.mse > 0:
+        whole, rest = fit.noise, fit.without(name).noise
+        own = whole.df - rest.df  # degrees of freedom that the variant adds
+        if own < 1 or rest.df <= own or not rest.value > 0:
             continue
-        more = (fit.mse * fit.df - rest.mse * rest.df) / own
-        if math.sqrt(max(more, 0.0)) > fit.negligible and special.fdtrc(own, rest.df, more / rest.mse) < UNEVEN:
+        more = (whole.value * whole.df - rest.value * rest.df) / own
+        if math.sqrt(max(more, 0.0)) > negligible and special.fdtrc(own, rest.df, more / rest.value) < UNEVEN:
             found.add(name)
     return found
 
@@ -339,35 +331,33 @@ def _regression(fit: _Blocks, design: Design) -> tuple[list[_Raw], _Variance]:
     even mixture of the other factors' levels, and a product's coefficient the difference of such differences.
     """
     levels = {variant.name: variant.levels for variant in design.variants}
-    columns: list[tuple[str, Kind, NDArray[np.float64]]] = []
-    coded: dict[str, list[tuple[str, NDArray[np.float64]]]] = {}
+    coded: dict[str, list[NDArray[np.float64]]] = {}
     for factor, names in design.factors.items():
         at = np.array([levels[v][factor] for v in fit.variants], dtype=np.int64)
-        coded[factor] = [
-            (name, (at == level) - 1.0 / len(names)) for level, name in enumerate(design.main_effects(factor), start=1)
-        ]
-        columns += [(name, "main", column) for name, column in coded[factor]]
+        coded[factor] = [(at == level) - 1.0 / len(names) for level in range(1, len(names))]
+    columns = [column for of in coded.values() for column in of]
+    main = len(columns)
     if design.kind == "factorial":
-        for a, b in itertools.combinations(design.factors, 2):
-            half = 0.5 if len(design.factors[a]) == len(design.factors[b]) == 2 else 1.0
-            for (first, left), (second, right) in itertools.product(coded[a], coded[b]):
-                columns.append((interaction(first, second), "interaction", left * right / half))
+        for left, right in itertools.combinations(coded.values(), 2):
+            half = 0.5 if len(left) == len(right) == 1 else 1.0
+            columns += [x * y / half for x, y in itertools.product(left, right)]
+    found = [
+        _Raw(name, "main" if place < main else "interaction", pairs=len(fit.y))
+        for place, name in enumerate(design.effects)
+    ]
     if not len(fit.y):
-        return [_Raw(name, kind) for name, kind, _ in columns], _Variance(math.nan, 0)
-    x = np.column_stack([np.ones(len(fit.y)), *(column for _, _, column in columns), fit.block])
+        return found, _UNKNOWN
+    x = np.column_stack([np.ones(len(fit.y)), *columns, fit.block])
     model = _least_squares(fit.y, x)
     # Replicates tell noise from misfit; a single seed leaves only the misfit.
-    residual = _Variance(float(model.mse_resid), int(model.df_resid)) if model.df_resid > 0 else _Variance(math.nan, 0)
-    noise = _Variance(fit.mse, _even_degrees(fit)) if fit.df else residual
-    determined = int(np.linalg.matrix_rank(x)) == x.shape[1]
-    found = []
-    for number, (name, kind, _) in enumerate(columns, start=1):
-        raw = _Raw(name, kind, pairs=len(fit.y))
-        if determined:
-            unit = float(model.normalized_cov_params[number, number])
-            error = math.sqrt(noise.value * unit) if noise.df > 0 else math.nan
-            raw = replace(raw, estimate=float(model.params[number]), error=error, df=max(noise.df, 0))
-        found.append(raw)
+    residual = _residual(model)
+    noise = _Variance(fit.noise.value, _even_degrees(fit)) if fit.noise.df else residual
+    if np.linalg.matrix_rank(x) == x.shape[1]:
+        errors = np.sqrt(noise.value * np.diag(model.normalized_cov_params))
+        found = [
+            replace(raw, estimate=float(model.params[k]), error=float(errors[k]), df=noise.df)
+            for k, raw in enumerate(found, start=1)
+        ]
     return found, residual
 
 
@@ -380,22 +370,22 @@ def _even_degrees(fit: _Blocks) -> float:
     and (V - 1)(S - 1).
     """
     count = len(fit.names)
-    if count < 3 or fit.model is None:
-        return fit.df
+    mse, df = fit.noise
+    if count < 3:
+        return df
     least = len(fit.blocks) - 1
     squares = np.asarray(fit.model.resid, dtype=np.float64) ** 2
     own = np.array([squares[fit.variants == v].sum() / max(1, int((fit.variants == v).sum()) - 1) for v in fit.names])
     # A residual holds (1 - 2 / V) of the variant's own noise and a V-th of all the noise.
-    own = np.maximum((own - fit.mse / count) / (1 - 2 / count), 0.0)
-    if not own.any() or fit.mse <= 0:
-        return fit.df
-    return float(min(max(least * own.sum() ** 2 / (own**2).sum(), min(least, fit.df)), fit.df))
+    own = np.maximum((own - mse / count) / (1 - 2 / count), 0.0)
+    if not own.any() or mse <= 0:
+        return df
+    return float(min(max(least * own.sum() ** 2 / (own**2).sum(), min(least, df)), df))
 
 
-def welch(*parts: _Variance | tuple[float, float]) -> float:
+def welch(*parts: tuple[float, float]) -> float:
     """Degrees of freedom of a sum of independent variances, each given with its own degrees of freedom."""
-    known = [part if isinstance(part, _Variance) else _Variance(*part) for part in parts]
-    return sum(part.value for part in known) ** 2 / sum(part.value**2 / part.df for part in known)
+    return sum(value for value, _ in parts) ** 2 / sum(value**2 / df for value, df in parts)
 
 
 def half_interval(error: float, df: float) -> float:
@@ -478,17 +468,14 @@ def _with_images(raw: _Raw, seeds: NDArray[Any], correct: Mapping[tuple[str, int
     both = [s for s in sorted(set(seeds.tolist())) if (raw.plus, s) in correct and (raw.minus, s) in correct]
     if not both or math.isnan(raw.error):
         return raw
-    counts = sorted({len(correct[(variant, s)]) for variant in (raw.plus, raw.minus) for s in both})
+    right = [[np.asarray(correct[(variant, s)], dtype=bool) for s in both] for variant in (raw.plus, raw.minus)]
+    counts = sorted({len(images) for side in right for images in side})
     if len(counts) > 1:
         raise KitaeError(
             f"cover: {raw.plus!r} and {raw.minus!r} were measured on different test images "
             f"({' and '.join(str(count) for count in counts)}), which cannot be paired; use cover: seeds"
         )
-    plus = np.stack([np.asarray(correct[(raw.plus, s)], dtype=bool) for s in both])
-    minus = np.stack([np.asarray(correct[(raw.minus, s)], dtype=bool) for s in both])
-    extra = image_variance(plus, minus)
-    total = raw.error**2 + extra
-    if total <= 0:
-        return replace(raw, covers="seeds and test images")
-    df = welch((raw.error**2, raw.df), (extra, plus.shape[1] - 1))
+    parts = (raw.error**2, raw.df), (image_variance(*map(np.stack, right)), counts[0] - 1)
+    total = sum(value for value, _ in parts)
+    df = welch(*parts) if total > 0 else raw.df
     return replace(raw, error=math.sqrt(total), df=df, covers="seeds and test images")

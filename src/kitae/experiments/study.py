@@ -6,33 +6,33 @@ The files of a study folder, and how a study is resumed, are described in `kitae
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from kitae.console import rough_duration
 from kitae.errors import RecipeError, TrainingError
+from kitae.experiments.after import function
 from kitae.experiments.executors import Executor, LocalProcesses, threads_each
 from kitae.experiments.folder import (
     ANOTHER_OUT,
     STUDY_FOLDER,
-    Outcome,
     add_seeds,
     check_images,
     check_numerics,
     done,
-    keep_outcome,
+    plan_again,
     read_outcomes,
     read_study,
+    run_jobs,
     study_difference,
     write_study,
 )
 from kitae.experiments.outcome import metric
-from kitae.experiments.plan import Job, Plan, make_plan
+from kitae.experiments.plan import Plan, make_plan
 from kitae.experiments.result import StudyResult
 from kitae.experiments.study_spec import StudySpec, with_overrides
-from kitae.experiments.worker import function
+from kitae.experiments.worker import Outcome
 
 TRAIN = "kitae.pipelines.train:train"
 TRAIN_WITHOUT_TEST = "kitae.pipelines.train:train_without_test"
@@ -106,31 +106,21 @@ def study(
             check_numerics(folder, content)
             check_images(
                 folder,
-                ((job.recipe.data, outcomes[job.fingerprint].get("store")) for job in plan.jobs if done(outcomes, job)),
+                ((job.recipe.data, outcomes[job.fingerprint]) for job in plan.jobs if done(outcomes, job)),
             )
             (folder / "effects.json").unlink(missing_ok=True)  # of the runs before; its table stays, for resuming
-            train = train or (TRAIN if _needs_test(asked) else TRAIN_WITHOUT_TEST)
-            _run(folder, plan, outcomes, todo, train, executor or LocalProcesses(workers), say)
+            needs_test = asked.after or any(number.startswith("test.") for _, number in asked.wanted)
+            train = train or (TRAIN if needs_test else TRAIN_WITHOUT_TEST)
+            started = time.monotonic()
+            ended = run_jobs(folder / "runs", todo, train, executor or LocalProcesses(workers))
+            for count, (job, outcome) in enumerate(ended, start=1):
+                outcomes[job.fingerprint] = outcome
+                left = (time.monotonic() - started) / count * (len(todo) - count)
+                say(f"[{count}/{len(todo)}] {job.variant}, seed {job.seed}: {_headline(asked.metric, outcome)}"
+                    + (f"; about {rough_duration(left)} left" if count < len(todo) else ""))  # fmt: skip
         result = StudyResult.of(folder, plan, outcomes, content.get("added") or ())
         result.write()
         return result
-
-
-def _run(
-    folder: Path, plan: Plan, outcomes: dict[str, Outcome], todo: Sequence[Job], train: str, place: Executor,
-    say: Report,
-) -> None:  # fmt: skip
-    """Run the missing jobs and add their outcomes."""
-    jobs = {job.fingerprint: job for job in todo}
-    missing = [[job for job in unit if job.fingerprint in jobs] for unit in plan.units]
-    units = [_unit(folder, unit, train) for unit in missing if unit]
-    started = time.monotonic()
-    for count, outcome in enumerate(place.outcomes(units), start=1):
-        job = jobs[outcome["fingerprint"]]
-        outcomes[job.fingerprint] = outcome = keep_outcome(folder, job, outcome)
-        left = (time.monotonic() - started) / count * (len(todo) - count)
-        say(f"[{count}/{len(todo)}] {job.variant}, seed {job.seed}: {_headline(plan.spec, outcome)}"
-            + (f"; about {rough_duration(left)} left" if count < len(todo) else ""))  # fmt: skip
 
 
 def _spec(spec: StudySpec | str | Path, overrides: Sequence[str], tiny: bool) -> StudySpec:
@@ -158,8 +148,7 @@ def _written_plan(
     before = content["study"]["seeds"]
     removed = [str(seed) for seed in before if seed not in spec.seeds]
     added = [seed for seed in spec.seeds if seed not in before]
-    changed = study_difference({**content["study"], "seeds": list(spec.seeds)}, spec.dump())
-    if changed:
+    if changed := study_difference(content["study"], spec.dump()):
         raise TrainingError(
             f"{folder}: holds another study ({changed}); {ANOTHER_OUT}. A study can only be resumed with the settings "
             "it was started with, and more seeds"
@@ -169,9 +158,7 @@ def _written_plan(
             f"{folder}: seeds: {', '.join(removed)} cannot be removed from a study that was started with them; set "
             f"study.seeds={[*before, *added]}, or {ANOTHER_OUT}"
         )
-    spec = spec.model_copy(update={"seeds": (*before, *added)})
-    plan = make_plan(spec, workers=workers, threads=content["threads"], precision=content["precision"])
-    plan = replace(plan, images=content["plan"]["images"])
+    plan = plan_again(content, spec.model_copy(update={"seeds": (*before, *added)}))
     for job, row in zip(plan.jobs, content["runs"], strict=not added):  # jobs of added seeds come last
         if job.fingerprint != row["fingerprint"]:
             raise TrainingError(
@@ -184,30 +171,8 @@ def _written_plan(
     return plan, content
 
 
-def _needs_test(spec: StudySpec) -> bool:
-    return bool(spec.after) or any(number.startswith("test.") for _, number in spec.wanted)
-
-
-def _unit(folder: Path, jobs: Sequence[Job], train: str) -> dict[str, Any]:
-    runs = (folder / "runs").resolve()
-    return {
-        "train": train,
-        "recipe": jobs[0].recipe.model_dump(mode="json"),
-        "folder": str(runs / jobs[0].folder),
-        "jobs": [
-            {
-                "fingerprint": job.fingerprint,
-                "outcome": str(runs / f"{job.name}.json"),
-                "after": {step: dict(settings) for step, settings in job.after.items()},
-            }
-            for job in jobs
-        ],
-    }
-
-
-def _headline(spec: StudySpec, outcome: Mapping[str, Any]) -> str:
+def _headline(name: str, outcome: Outcome) -> str:
     if outcome["status"] != "done":
         return f"FAILED: {outcome['error']}"
-    shown = metric(spec.metric)
-    value = outcome["numbers"].get(spec.metric)
-    return f"no {spec.metric}" if value is None else f"{value * shown.scale:.4g} {shown.unit}".strip()
+    value = outcome["numbers"].get(name)
+    return f"no {name}" if value is None else f"{value * metric(name).scale:.4g} {metric(name).unit}".strip()

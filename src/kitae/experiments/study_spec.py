@@ -19,8 +19,8 @@ A field is a recipe field, as `--set` takes it. Two kinds of field are special:
 from __future__ import annotations
 
 import itertools
-import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -29,11 +29,19 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from kitae.errors import RecipeError, did_you_mean
 from kitae.experiments.outcome import EVALUATION, OF_RUN, known, metric, step_of
-from kitae.experiments.techniques import techniques
+from kitae.experiments.techniques import chosen, repeated
 from kitae.recipe import Recipe, explain, parse_yaml, read_text
 from kitae.spec import Spec
 
 DesignName = Literal["compare", "sweep", "one_out", "one_in", "factorial", "screening"]
+# Fields that are for some designs only.
+_BELONGS = {
+    "factors": ("sweep", "one_out", "one_in", "factorial", "screening"),
+    "variants": ("compare",),
+    "reference": ("compare",),
+    "contrasts": ("compare", "sweep", "one_out", "one_in"),  # the others' effects are averages over all runs
+    "foldover": ("screening",),
+}
 SHIPPED = Path(__file__).resolve().parent.parent / "studies"
 MAX_RUNS = 2000
 MAX_FILE_BYTES = 1 << 20
@@ -59,32 +67,17 @@ def _name(value: Any) -> Any:
     return str(value) if isinstance(value, int | float) else value
 
 
-def _named(value: Any) -> Any:
-    return {_name(k): v for k, v in value.items()} if isinstance(value, Mapping) else value
-
-
-def _variants(value: Any) -> Any:
-    """A bare `none:` is a variant that changes nothing."""
-    named = _named(value)
-    return {k: {} if v is None else v for k, v in named.items()} if isinstance(named, Mapping) else named
-
-
 def _factors(value: Any) -> Any:
-    named = _named(value)
-    for name, levels in named.items() if isinstance(named, Mapping) else ():
+    for name, levels in value.items() if isinstance(value, Mapping) else ():
         if isinstance(levels, list):
             example = f"{str(name).rpartition('.')[2]}: {{{name}: {levels}}}"
             raise ValueError(f"{name}: a factor has a name and fields, such as `{example}`")
-    return named
-
-
-def _list_of_names(value: Any) -> Any:
-    if isinstance(value, str):
-        raise ValueError(f"is a list, such as [{value}]")
     return value
 
 
-def _list_of_seeds(value: Any) -> Any:
+def _list(value: Any) -> Any:
+    if isinstance(value, str):
+        raise ValueError(f"is a list, such as [{value}]")
     if isinstance(value, int) and not isinstance(value, bool):
         raise ValueError(f"is a list, such as {list(range(value)) if 0 < value <= 20 else [0, 1, 2]}, not {value}")
     return value
@@ -92,8 +85,10 @@ def _list_of_seeds(value: Any) -> Any:
 
 Fields = dict[str, Any]
 Levels = dict[str, list[Any]]
-Name = Annotated[str, Field(min_length=1, max_length=60, pattern=r"^[^\x00-\x1f]+$")]
+Name = Annotated[str, BeforeValidator(_name), Field(min_length=1, max_length=60, pattern=r"^[^\x00-\x1f]+$")]
 Reference = Annotated[str, BeforeValidator(_name)]
+# A bare `none:` is a variant that changes nothing.
+Changes = Annotated[Fields, BeforeValidator(lambda value: {} if value is None else value)]
 
 
 class ClaimSpec(Spec):
@@ -170,19 +165,19 @@ class StudySpec(Spec):
     set: Fields = Field(default_factory=dict)
     design: DesignName
     factors: Annotated[dict[Name, Levels], BeforeValidator(_factors)] = Field(default_factory=dict)
-    variants: Annotated[dict[Name, Fields], BeforeValidator(_variants)] = Field(default_factory=dict)
+    variants: dict[Name, Changes] = Field(default_factory=dict)
     reference: Annotated[str | None, BeforeValidator(_name)] = None
-    contrasts: Annotated[dict[Name, tuple[Reference, Reference]], BeforeValidator(_named)] = Field(default_factory=dict)
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], BeforeValidator(_list_of_seeds)] = (0, 1, 2)
+    contrasts: dict[Name, tuple[Reference, Reference]] = Field(default_factory=dict)
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], BeforeValidator(_list)] = (0, 1, 2)
     metric: str = "test.accuracy"
-    also: Annotated[tuple[str, ...], BeforeValidator(_list_of_names)] = (
+    also: Annotated[tuple[str, ...], BeforeValidator(_list)] = (
         "val.accuracy", "gap", "epoch_seconds", "peak_memory_bytes",
     )  # fmt: skip
     foldover: bool = False
     after: dict[str, dict[str, Any]] = Field(default_factory=dict)
     cover: Literal["seeds", "both"] = "seeds"
     noise: float | None = Field(None, gt=0)
-    claims: Annotated[dict[Name, ClaimSpec], BeforeValidator(_named)] = Field(default_factory=dict)
+    claims: dict[Name, ClaimSpec] = Field(default_factory=dict)
     tiny: dict[str, Any] = Field(default_factory=dict)
 
     @property
@@ -197,12 +192,16 @@ class StudySpec(Spec):
             raise ValueError("seeds: at least one is needed, three or more for a useful interval")
         if len(set_of(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds: {list(self.seeds)} lists a seed twice")
+        for field, designs in _BELONGS.items():
+            if getattr(self, field) and self.design not in designs:
+                raise ValueError(f"{field}: belongs to design: {', '.join(designs)}, not {self.design}")
         if self.design == "compare":
-            self._check_variants()
+            if len(self.variants) < 2:
+                raise ValueError("variants: a comparison needs at least two, name: {field: value}")
+            if self.reference is not None and self.reference not in self.variants:
+                raise ValueError(f"reference: {self.reference!r} is none of {', '.join(self.variants)}")
         else:
             self._check_factors()
-        if self.foldover and self.design != "screening":
-            raise ValueError(f"foldover: belongs to design: screening, not {self.design}")
         if self.cover == "both" and (self.metric != "test.accuracy" or self.design in ("factorial", "screening")):
             at = f"design {self.design}" if self.metric == "test.accuracy" else f"metric {self.metric}"
             raise ValueError(
@@ -223,21 +222,7 @@ class StudySpec(Spec):
                 raise ValueError(f"claims.{name}.ratio: {number} is compared {how}; set ratio: {str(ratio).lower()}")
         return self
 
-    def _check_variants(self) -> None:
-        if self.factors:
-            raise ValueError("factors: design compare takes variants: {name: {field: value}} instead")
-        if len(self.variants) < 2:
-            raise ValueError("variants: a comparison needs at least two, name: {field: value}")
-        if self.reference is not None and self.reference not in self.variants:
-            raise ValueError(f"reference: {self.reference!r} is none of {', '.join(self.variants)}")
-
     def _check_factors(self) -> None:
-        if self.variants:
-            raise ValueError(
-                f"variants: belongs to design: compare; {self.design} takes factors: {{name: {{field: [..]}}}}"
-            )
-        if self.reference is not None:
-            raise ValueError("reference: belongs to design: compare")
         if not self.factors:
             raise ValueError(f"factors: design {self.design} needs at least one, name: {{field: [off, on]}}")
         for name, levels in self.factors.items():
@@ -257,8 +242,6 @@ class StudySpec(Spec):
             raise ValueError(f"factors: a sweep has one factor, {len(self.factors)} given; for several use factorial")
         if self.design == "screening" and len(self.factors) < (3 if self.foldover else 2):
             raise ValueError("factors: screening needs two or more (three with foldover); for fewer use factorial")
-        if self.design in ("factorial", "screening") and self.contrasts:
-            raise ValueError(f"contrasts: not in design {self.design}, whose effects are averages over all its runs")
 
     def _check_fields(self) -> None:
         """Seeds belong under `seeds`, two factors cannot set the same field, nor `set` a part of what is varied."""
@@ -411,16 +394,62 @@ def shrink(content: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
+def assignments(fields: Mapping[str, Any]) -> list[str]:
+    """The fields of a study as `Recipe.override` takes them."""
+
+    def text(value: Any) -> str:
+        flow = yaml.safe_dump(value, default_flow_style=True, width=1 << 30, allow_unicode=True)
+        return flow.removesuffix("...\n").strip()
+
+    return [f"{field}={text(value)}" for field, value in fields.items()]
+
+
 def _factors_of_base(content: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The factors of a file that takes them from its base recipe: all its techniques, or those of the given names."""
     base = content.get("base")
     recipe = Recipe.load(base) if isinstance(base, str) else Recipe.model_validate(base or {})
     shared = {field: value for field, value in (content.get("set") or {}).items() if not field.startswith("after.")}
-    found = techniques(recipe.override(*(f"{field}={json.dumps(value)}" for field, value in shared.items())))
-    wanted = list(found) if content["factors"] == "recipe" else content["factors"]
-    for name in wanted:
-        if name not in found:
-            raise RecipeError(
-                f"{where}: factors: the recipe does not use {name!r}; it uses {', '.join(found) or 'none'}"
-            )
-    return {name: found[name] for name in wanted}
+    names = () if content["factors"] == "recipe" else content["factors"]
+    return chosen(recipe.override(*assignments(shared)), names, f"{where}: factors")
+
+
+def ablation(
+    recipe: Recipe | str | Path,
+    *overrides: str,
+    design: Literal["one_out", "one_in", "screening"] = "one_out",
+    seeds: int | Sequence[int] = 3,
+    only: Sequence[str] = (),
+    metric: str = "test.accuracy",
+    foldover: bool = False,
+) -> StudySpec:
+    """The study that measures what each technique of a recipe contributes.
+
+    Args:
+        recipe: a recipe, file or shipped name; `overrides` as in `Recipe.override`.
+        seeds: how many (0, 1, ...), or which.
+        only: names of `techniques` to measure; the others stay on. Empty is all.
+        design, metric, foldover: as in a study file.
+
+    Raises:
+        RecipeError: the recipe uses no technique, or not the ones named.
+    """
+    base = (recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)).override(*overrides)
+    factors = chosen(base, only, "only")
+    if not factors:
+        raise RecipeError(f"{base.name}: uses no technique that could be left out")
+    skipped = [] if only else repeated(base)
+    also = f" Not measured, since the recipe lists them more than once: {', '.join(skipped)}." if skipped else ""
+    slug = re.sub(r"[^A-Za-z0-9._-]", "-", base.name).strip("-_.") or "recipe"
+    return StudySpec.parse(
+        {
+            "name": f"{slug}-{design.replace('_', '-')}",
+            "about": f"What each technique of {base.name} contributes.{also}",
+            "base": base.model_dump(mode="json"),
+            "design": design,
+            "factors": factors,
+            "seeds": list(range(seeds)) if isinstance(seeds, int) else list(seeds),
+            "metric": metric,
+            "foldover": foldover,
+        },
+        f"ablation of {base.name}",
+    )

@@ -7,9 +7,10 @@ schedule becomes constant, mixed precision becomes fp32.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
+from kitae.errors import RecipeError
 from kitae.recipe import Recipe
 
 Fields = dict[str, list[Any]]
@@ -61,3 +62,17 @@ def techniques(recipe: Recipe) -> dict[str, Fields]:
     if recipe.evaluate.tta != "none":
         found["test-time augmentation"] = {"evaluate.tta": ["none", recipe.evaluate.tta]}
     return found
+
+
+def chosen(recipe: Recipe, names: Collection[str], where: str) -> dict[str, Fields]:
+    """The techniques of these names; all if there are none.
+
+    Raises:
+        RecipeError: the recipe does not use one of them; the line begins with `where`.
+    """
+    found = techniques(recipe)
+    for name in names:
+        if name not in found:
+            used = ", ".join(found) or "no technique"
+            raise RecipeError(f"{where}: {recipe.name} does not use {name!r}; it uses {used}")
+    return {name: found[name] for name in names or found}

@@ -7,7 +7,6 @@ affect other runs. The process watches its stdin: if the process that started it
 from __future__ import annotations
 
 import base64
-import importlib
 import json
 import os
 import signal
@@ -15,21 +14,25 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from kitae.errors import KitaeError, TrainingInterruptedError
+from kitae.experiments import after
 from kitae.experiments.outcome import curves, flatten, numbers
 from kitae.files import read_json, write_json
 from kitae.folders import lock
 from kitae.recipe import Recipe
 
 INTERRUPTED = 75  # exit status: stopped by a signal with its state saved; it can be resumed
+Outcome = dict[str, Any]
 _GRACE_SECONDS = 60.0  # an orphan that has not saved by then exits anyway
 
 
-def execute(unit: Mapping[str, Any]) -> list[dict[str, Any]]:
+def execute(unit: Mapping[str, Any]) -> list[Outcome]:
     """Train a recipe and collect what the study keeps of it.
 
     Args:
@@ -46,66 +49,52 @@ def execute(unit: Mapping[str, Any]) -> list[dict[str, Any]]:
     # A run whose study was killed may still be saving.
     with lock(folder.with_name(f".{folder.name}.lock")):
         try:
-            recipe = Recipe.model_validate(unit["recipe"])
-            run = function(unit["train"])(recipe, out=folder, resume=True)
-            common: dict[str, Any] = _summary(run)
+            run = after.function(unit["train"])(Recipe.model_validate(unit["recipe"]), out=folder, resume=True)
+            trained = _summary(run)
         except TrainingInterruptedError:
             raise
         except Exception as error:
-            text = _explain(error)
-            return [_write(job, failure(job["fingerprint"], text)) for job in unit["jobs"]]
-        outcomes = []
-        for job in unit["jobs"]:
-            before = read_outcome(Path(job["outcome"]), job["fingerprint"])
-            if before is not None and before["status"] == "done":  # by a process that was killed in a later job
-                outcomes.append(before)
-                continue
-            try:
-                extra: dict[str, float] = {}
-                for step, settings in job["after"].items():
-                    from kitae.experiments import after
+            why = _explain(error)
+            return [_write(job, failure(job["fingerprint"], why)) for job in unit["jobs"]]
+        return [_after_training(job, run, trained) for job in unit["jobs"]]
 
-                    extra |= flatten(after.function(step)(run, folder, **settings), f"{step}.")
-                done = {**common, "numbers": {**common["numbers"], **extra}}
-                outcomes.append(
-                    _write(job, {"fingerprint": job["fingerprint"], "status": "done", "error": None, **done})
-                )
-            except TrainingInterruptedError:
-                raise
-            except Exception as error:
-                outcomes.append(_write(job, failure(job["fingerprint"], _explain(error))))
-        return outcomes
+
+def _after_training(job: Mapping[str, Any], run: Any, trained: Mapping[str, Any]) -> Outcome:
+    fingerprint = job["fingerprint"]
+    before = read_outcome(Path(job["outcome"]), fingerprint)
+    if before is not None and before["status"] == "done":  # by a process that was killed in a later job
+        return before
+    found = dict(trained["numbers"])
+    try:
+        for step, settings in job["after"].items():
+            found |= flatten(after.step(step)(run, run.path, **settings), f"{step}.")
+    except TrainingInterruptedError:
+        raise
+    except Exception as error:
+        return _write(job, failure(fingerprint, _explain(error)))
+    done = {"fingerprint": fingerprint, "status": "done", "error": None, **trained, "numbers": found}
+    return _write(job, done)
 
 
 def _summary(run: Any) -> dict[str, Any]:
-    epochs, evaluation = run.metrics(), run.evaluation()
-    environment = run.environment() if hasattr(run, "environment") else {}
+    epochs, evaluation, environment = run.metrics(), run.evaluation(), run.environment()
     kept = ("processor", "cores", "threads", "gpu", "device", "versions")
     return {
         "numbers": numbers(evaluation, epochs),
         "epochs": curves(epochs),
-        "correct": _correct(run),
+        "correct": _correct(run.predictions()) if "test" in evaluation else None,
         "machine": {name: environment[name] for name in kept if name in environment},
-        "store": environment.get("store"),
+        "store": environment["store"],
     }
 
 
-def _correct(run: Any) -> str | None:
+def _correct(predictions: Any) -> str:
     """Which test images the run got right, as base64 of packed bits, for intervals that cover test images."""
-    if not hasattr(run, "predictions") or "test" not in run.evaluation():
-        return None
-    import numpy as np
-
-    table = run.predictions()
-    if not {"label", "predicted"} <= set(table.column_names):
-        return None
-    right = np.asarray(table["label"].to_pylist(), dtype=object) == np.asarray(
-        table["predicted"].to_pylist(), dtype=object
-    )
-    return f"{len(right)}:{base64.b64encode(np.packbits(right).tobytes()).decode()}"
+    label, predicted = (np.asarray(predictions[name].to_pylist(), dtype=object) for name in ("label", "predicted"))
+    return f"{len(label)}:{base64.b64encode(np.packbits(label == predicted).tobytes()).decode()}"
 
 
-def failure(fingerprint: str, why: str) -> dict[str, Any]:
+def failure(fingerprint: str, why: str) -> Outcome:
     """The outcome of a run that failed."""
     return {
         "fingerprint": fingerprint, "status": "failed", "error": " ".join(why.split()), "numbers": {}, "epochs": [],
@@ -120,7 +109,7 @@ def _explain(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def read_outcome(file: Path, fingerprint: str) -> dict[str, Any] | None:
+def read_outcome(file: Path, fingerprint: str) -> Outcome | None:
     """The outcome of this run in a file; None if there is none, or it is damaged, or of another run."""
     try:
         outcome = read_json(file, "fingerprint", "status", "numbers")
@@ -129,16 +118,9 @@ def read_outcome(file: Path, fingerprint: str) -> dict[str, Any] | None:
     return outcome if outcome["fingerprint"] == fingerprint else None
 
 
-def _write(job: Mapping[str, Any], outcome: dict[str, Any]) -> dict[str, Any]:
+def _write(job: Mapping[str, Any], outcome: Outcome) -> Outcome:
     write_json(Path(job["outcome"]), outcome)
     return outcome
-
-
-def function(reference: str) -> Callable[..., Any]:
-    """The function that `module:function` names."""
-    module, _, name = reference.partition(":")
-    named: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    return named
 
 
 def _stop_when_orphaned() -> None:
