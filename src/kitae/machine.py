@@ -28,6 +28,11 @@ def sleep_while_waiting(environment: MutableMapping[str, str]) -> None:
         environment.setdefault("GOMP_SPINCOUNT", SPINS)
 
 
+def processors() -> int:
+    """The processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def now() -> str:
     """The time in UTC, to the second, as ISO 8601 has it."""
     return datetime.now(UTC).isoformat(timespec="seconds")
@@ -46,7 +51,7 @@ def machine() -> dict[str, Any]:
     return {
         "when": now(),
         "processor": cpuinfo("model name") or platform.processor() or platform.machine(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": processors(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "platform": platform.platform(terse=True),

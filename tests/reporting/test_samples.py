@@ -30,12 +30,13 @@ def decoded(picture: Photo) -> NDArray[np.uint8]:
         return np.asarray(image)
 
 
-@pytest.fixture(scope="module", params=["plain", "mixed"])
+@pytest.fixture(scope="module", params=["plain", "mixed", "blocks"])
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
     recipe = Recipe.load("fashion-mini").override(
         "data.limit=90", "model.name=resnet8", "model.width=4", "train.epochs=2", "train.precision=fp32",
         "train.threads=1", "train.batch_size=40",
-        *(["augment.mix={mixup_alpha: 1.0, cutmix_alpha: 1.0, prob: 1.0}"] if request.param == "mixed" else []),
+        *(["augment.mix={mixup_alpha: 1.0, cutmix_alpha: 1.0, prob: 1.0}"] if request.param != "plain" else []),
+        *(["data.order=blocks", "data.shuffle_buffer=16"] if request.param == "blocks" else []),
     )  # fmt: skip
     return train(recipe, tmp_path_factory.mktemp("samples") / "run")
 

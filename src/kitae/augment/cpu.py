@@ -8,7 +8,6 @@ fresh pages would take longer than augmenting.
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
 import math
 import os
@@ -32,6 +31,7 @@ from kitae.augment.ops.base import ARGS, CODES, GAUSSIAN_NOISE, NOP, RESIZED_CRO
 from kitae.augment.ops.noise import noise_quantiles
 from kitae.augment.plan import Keys, Pipeline, Program
 from kitae.keyed import SLOT_MIX
+from kitae.machine import processors
 
 
 class _Crew:
@@ -98,15 +98,10 @@ def _address(array: NDArray[Any]) -> int:
     return array.__array_interface__["data"][0]  # type: ignore[no-any-return]
 
 
-@functools.cache
-def _cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def default_threads() -> int:
     """The CPUs this process may use; 1 inside a DataLoader worker."""
     torch = sys.modules.get("torch")
-    return 1 if torch is not None and torch.utils.data.get_worker_info() is not None else _cpus()
+    return 1 if torch is not None and torch.utils.data.get_worker_info() is not None else processors()
 
 
 class _Recycler:

@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 from kitae import keyed
 from kitae.data.ahead import ReadAhead
 from kitae.data.encoded import Encoded
-from kitae.data.order import Blocks, block_order
+from kitae.data.order import Blocks, block_order, lanes_of
+from kitae.data.parallel import memory_bytes
 from kitae.data.pictures import Pictures
+from kitae.data.spec import DataSpec
 
 Crop = Callable[[NDArray[np.int64], NDArray[np.int64], int, int], NDArray[np.uint8]]
 """rows int64 [b], indices int64 [b], seed, epoch -> images uint8 [b, C, H, W]."""
@@ -26,6 +28,19 @@ Crop = Callable[[NDArray[np.int64], NDArray[np.int64], int, int], NDArray[np.uin
 REPEAT_SHIFT = 32  # index = store row + (repeat << 32)
 _ROW_MASK = (1 << REPEAT_SHIFT) - 1
 _CHUNK_BYTES = 8 << 20
+_STRETCH_BYTES = 4 << 20  # bytes of a store that are read sequentially, so that reading takes longer than a disk seek
+
+
+def blocks_of(images: NDArray[np.uint8] | Pictures | Encoded, spec: DataSpec, batch_size: int) -> Blocks | None:
+    """The blocks of a store's images if an epoch is shuffled by blocks; None if all images are shuffled at once."""
+    if isinstance(images, Encoded):
+        if spec.order == "full":
+            return None
+        return Blocks(images.of, spec.shuffle_buffer, lanes_of(len(images.shards), batch_size), batch_size)
+    if spec.order == "full" or (spec.order == "auto" and images.nbytes <= memory_bytes() / 2):
+        return None
+    stretch = max(1, _STRETCH_BYTES * len(images) // images.nbytes)
+    return Blocks(np.arange(len(images)) // stretch, spec.shuffle_buffer)
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,6 +14,7 @@ from typing import TypeVar
 import numpy as np
 
 from kitae.data.base import Item, Progress, Source
+from kitae.machine import processors
 
 T = TypeVar("T")
 
@@ -92,12 +93,6 @@ def share(count: int, work: Callable[[int], None], threads: int | None = None) -
 
     with ThreadPoolExecutor(threads, thread_name_prefix="kitae-share") as pool:
         list(pool.map(part, range(4 * threads)))
-
-
-def processors() -> int:
-    """Processors that this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def memory_bytes() -> int:

@@ -23,7 +23,7 @@ from typing import Any, Protocol
 from kitae.errors import RecipeError, one_line, require
 from kitae.experiments.worker import INTERRUPTED, Outcome, execute, failure, read_outcome
 from kitae.files import read_json
-from kitae.machine import sleep_while_waiting
+from kitae.machine import processors, sleep_while_waiting
 
 _STOP_SECONDS = 60.0  # a run that is asked to stop finishes a step and writes a checkpoint
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
@@ -136,8 +136,7 @@ def threads_each(threads: int | None, workers: int) -> int:
         raise RecipeError(f"workers: {workers} must be at least 1")
     if threads is not None and threads < 1:
         raise RecipeError(f"threads: {threads} must be at least 1; omit it to divide the cores")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // workers) if threads is None else threads
+    return max(1, processors() // workers) if threads is None else threads
 
 
 def _threads(unit: Unit) -> int:

@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from kitae import console
-from kitae.data.parallel import processors
 from kitae.data.spec import DataSpec
 from kitae.errors import MissingExtraError, install
 from kitae.files import user_path
+from kitae.machine import processors
 from kitae.models.spec import ModelSpec
 from kitae.models.weights import PACKAGES, within_reach
 from kitae.pipelines.choices import Choices, apply, assignments

@@ -19,9 +19,8 @@ from kitae.augment.fetch import EncodedCrop, PictureCrop, first_crop
 from kitae.augment.ops import Op
 from kitae.data.ahead import ReadAhead
 from kitae.data.encoded import Encoded
-from kitae.data.loader import ImageSet
-from kitae.data.order import Blocks, lanes_of
-from kitae.data.parallel import memory_bytes
+from kitae.data.loader import ImageSet, blocks_of
+from kitae.data.order import Blocks
 from kitae.data.splits import Splits, make_splits
 from kitae.data.store import Store, open_store
 from kitae.errors import RecipeError, TrainingError
@@ -47,7 +46,6 @@ _UNEVEN = 3  # accuracy misleads if the largest class has more than this many ti
 _CLEAN_IMAGES = 1000  # training images, without augmentation, for the train-validation gap
 _FEW_CLEAN = 50  # the same in fine-tuning, or half the validation images: it is short, and its images are large
 _WHITENING_IMAGES = 1024
-_STRETCH_BYTES = 4 << 20  # bytes of a store that are read sequentially, so that reading takes longer than a disk seek
 _STATISTICS_IMAGES, _STATISTICS_BATCH = 2048, 128  # for `clean_batches`
 
 
@@ -121,16 +119,7 @@ class Setup:
     @cached_property
     def blocks(self) -> Blocks | None:
         """The blocks of images if an epoch is shuffled by blocks; None if all images are shuffled at once."""
-        images, spec = self.store.images, self.recipe.data
-        if isinstance(images, Encoded):
-            if spec.order == "full":
-                return None
-            batch = self.recipe.train.batch_size
-            return Blocks(images.of, spec.shuffle_buffer, lanes_of(len(images.shards), batch), batch)
-        if spec.order == "full" or (spec.order == "auto" and images.nbytes <= memory_bytes() / 2):
-            return None
-        stretch = max(1, _STRETCH_BYTES * len(images) // images.nbytes)
-        return Blocks(np.arange(len(images)) // stretch, spec.shuffle_buffer)
+        return blocks_of(self.store.images, self.recipe.data, self.recipe.train.batch_size)
 
     @cached_property
     def _drawing(self) -> tuple[PictureCrop | EncodedCrop | None, tuple[Op, ...]]:
