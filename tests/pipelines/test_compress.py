@@ -133,7 +133,7 @@ def test_an_error_while_drawing_loses_nothing(finished: Run, tmp_path: Path, mon
         raise CompressionError("no space left")
 
     with monkeypatch.context() as patch:
-        patch.setattr(compressing.filters, "picture", fails)
+        patch.setattr(compressing, "filters_picture", fails)
         with pytest.raises(CompressionError, match="no space left"):
             compress(finished, out, overwrite=True, **small(prune="none", quantize=("none",), max_bytes=10))
     kept = {name: content for name, content in contents().items() if not name.startswith("candidates/")}

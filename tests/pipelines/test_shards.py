@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kitae.data import loader
 from kitae.data.encoded import Encoded
 from kitae.data.order import Blocks
 from kitae.errors import DataError
-from kitae.pipelines import setup as setups
 from kitae.pipelines.choices import Choices
 from kitae.pipelines.plan import plan
 from kitae.pipelines.setup import Setup
@@ -99,7 +99,7 @@ def test_a_store_larger_than_memory_is_shuffled_by_blocks_and_the_run_says_so(
 ) -> None:
     wanted = Recipe.load("fashion-mini").override("data.limit=200", "data.shuffle_buffer=32", *TINY[:-1])
     assert Setup.without_run(wanted).blocks is None
-    monkeypatch.setattr(setups, "memory_bytes", lambda: 1 << 20)
+    monkeypatch.setattr(loader, "memory_bytes", lambda: 1 << 20)
     setup = Setup.without_run(wanted)
     assert isinstance(setup.blocks, Blocks)
     assert setup.images.ahead is not None
@@ -116,5 +116,5 @@ def test_a_store_larger_than_memory_is_shuffled_by_blocks_and_the_run_says_so(
 def test_a_run_that_began_with_a_full_shuffle_goes_on_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = Recipe.load("fashion-mini").override("data.limit=200", *TINY[:-1])
     run = train(wanted, tmp_path / "run")
-    monkeypatch.setattr(setups, "memory_bytes", lambda: 1 << 20)
+    monkeypatch.setattr(loader, "memory_bytes", lambda: 1 << 20)
     assert Setup.of(run).blocks is None
