@@ -238,6 +238,6 @@ def test_a_plan_for_folds(asked: Recipe, monkeypatch: pytest.MonkeyPatch) -> Non
     assert made.recipe.train.epochs <= alone.recipe.train.epochs
     one = plan(asked.data.source, 2, planner.Choices(set=("data.folds=4", "data.fold=2")))
     assert one.recipe.data.fold == 2
-    assert one.lines[0] == alone.lines[0], "the minutes of one run"
+    assert not any("4 folds" in line for line in one.lines)
     with pytest.raises(RecipeError, match="minutes: 0: must be"):
         plan(asked.data.source, 0)
