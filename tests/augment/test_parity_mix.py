@@ -14,6 +14,7 @@ from torchvision.transforms.v2 import functional as tv
 from kitae.augment import Augment
 from kitae.augment import functional as F
 from kitae.augment import ops as o
+from kitae.errors import AugmentError
 from tests.augment.parity import BATCHES, EXECUTORS, Batch, batch, check, one_by_one
 from tests.augment.parity import one_thread as one_thread
 
@@ -38,6 +39,12 @@ def normalised(images: Batch) -> NDArray[np.float32]:
 def close(ours: Any, reference: NDArray[np.float32], what: str) -> None:
     """Within a few units in the last place of float32."""
     np.testing.assert_allclose(np.asarray(ours), reference, rtol=2e-6, atol=2e-6, err_msg=what)
+
+
+def test_normalize_refuses_three_means_for_grey_images(executor: Any) -> None:
+    """Broadcasting would turn one channel into three."""
+    with pytest.raises(AugmentError, match="mean has 3 channels, the images have 1"):
+        F.normalize(np.zeros((2, 1, 4, 4), np.uint8), (0.5, 0.4, 0.3), (0.2, 0.2, 0.2), executor=executor)
 
 
 @every

@@ -60,7 +60,7 @@ def estimate(recipe: Recipe, progress: Progress | None = None, steps: int = 6) -
     begun = time.perf_counter()
     batch.make()
     seconds = time.perf_counter() - begun
-    chosen: precision.Precision = "fp32" if spec.precision == "auto" else spec.precision
+    chosen = spec.resolved_precision
     with memory_named(spec):
         taken = step_times(model, spec, inputs, targets, world, precisions=(chosen,), steps=steps)
     step = statistics.median(taken[chosen]) if chosen in taken else math.nan

@@ -77,8 +77,7 @@ class Features:
         Raises:
             TrainingInterruptedError: a signal came; the features so far are kept.
         """
-        chosen = self.run.recipe.train.precision
-        network = _Backbone(model, "fp32" if chosen == "auto" else chosen, device)
+        network = _Backbone(model, self.run.recipe.train.resolved_precision, device)
         augment = self.setup.augment(self.run.recipe.train.seed, mix=False)
 
         def shard(number: int, place: int, rows: NDArray[np.int64]) -> Tensor:

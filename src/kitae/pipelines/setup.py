@@ -308,7 +308,7 @@ class Setup:
             class_weights=self.images.class_weights() if self.recipe.data.balance == "loss" else None,
             layers=layer_groups(model) if spec.optimizer.layer_decay is not None else (),
         )
-        return fit(model, spec, source, world, "fp32" if spec.precision == "auto" else spec.precision, **options)
+        return fit(model, spec, source, world, spec.resolved_precision, **options)
 
     def recover(
         self, model: nn.Module, *, epochs: int, seed: int, rate: float = 0.1,

@@ -255,6 +255,11 @@ class TrainSpec(GrowingSpec):
         return self.recut[-1][1] if self.recut else self.epochs
 
     @property
+    def resolved_precision(self) -> Literal["fp32", "bf16", "fp16"]:
+        """The precision that steps run in: float32 where `auto` was not resolved."""
+        return "fp32" if self.precision == "auto" else self.precision
+
+    @property
     def selection(self) -> Metric:
         """The metric that chooses the best epoch; accuracy if `auto` has not been resolved."""
         return "val_accuracy" if self.select == "auto" else self.select
