@@ -43,6 +43,16 @@ def blocks_of(images: NDArray[np.uint8] | Pictures | Encoded, spec: DataSpec, ba
     return Blocks(np.arange(len(images)) // stretch, spec.shuffle_buffer)
 
 
+def begun_order(images: NDArray[np.uint8] | Pictures | Encoded, spec: DataSpec) -> DataSpec:
+    """The data of a run that has begun, with the order that `auto` was: such a run says `blocks`, or it was `full`.
+
+    So a run keeps its order on a machine with less memory. Images in shards are always shuffled by blocks with `auto`.
+    """
+    if spec.order != "auto" or isinstance(images, Encoded):
+        return spec
+    return spec.model_copy(update={"order": "full"})
+
+
 @dataclass(frozen=True, eq=False)
 class ImageSet:
     """The images of one split.

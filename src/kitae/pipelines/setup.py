@@ -19,7 +19,7 @@ from kitae.augment.fetch import EncodedCrop, PictureCrop, first_crop
 from kitae.augment.ops import Op
 from kitae.data.ahead import ReadAhead
 from kitae.data.encoded import Encoded
-from kitae.data.loader import ImageSet, blocks_of
+from kitae.data.loader import ImageSet, begun_order, blocks_of
 from kitae.data.order import Blocks
 from kitae.data.splits import Splits, make_splits
 from kitae.data.store import Store, open_store
@@ -95,9 +95,8 @@ class Setup:
         """Open the store and the splits of a run."""
         store = run.open_store(progress)
         recipe = run.recipe
-        if run.checkpoint.is_file() and recipe.data.order == "auto" and not isinstance(store.images, Encoded):
-            # The run started with `full`, or the recipe would say `blocks`; this machine may have less memory.
-            recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"order": "full"})})
+        if run.checkpoint.is_file():
+            recipe = recipe.model_copy(update={"data": begun_order(store.images, recipe.data)})
         return cls(recipe, store, run.splits(store))
 
     @classmethod

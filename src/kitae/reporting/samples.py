@@ -149,8 +149,7 @@ class Samples:
         """
         from kitae.augment import Augment
         from kitae.augment.fetch import first_crop
-        from kitae.data.encoded import Encoded
-        from kitae.data.loader import ImageSet, blocks_of
+        from kitae.data.loader import ImageSet, begun_order, blocks_of
         from kitae.training.batches import epoch_shape
 
         recipe, store, facts = self.record.recipe, self.store, self.record.facts
@@ -163,12 +162,9 @@ class Samples:
             )  # fmt: skip
         except KitaeError:
             return []
-        data = recipe.data
-        if data.order == "auto" and not isinstance(store.images, Encoded):
-            data = data.model_copy(update={"order": "full"})  # a run that shuffled by blocks says so
-        blocks = blocks_of(store.images, data, recipe.train.batch_size)
+        blocks = blocks_of(store.images, begun_order(store.images, recipe.data), recipe.train.batch_size)
         images = ImageSet(
-            store.images, self.splits.train, store.labels, names, data.balance, crop=crop, blocks=blocks
+            store.images, self.splits.train, store.labels, names, recipe.data.balance, crop=crop, blocks=blocks
         )  # fmt: skip
         shape = epoch_shape(len(images), recipe.train, int(self.record.environment.get("processes") or 1))
         # Of each epoch its first pass through the images.
