@@ -34,7 +34,10 @@ def test_every_step(name: str, prune: str, tmp_path: Path) -> None:
     )  # fmt: skip
     names = {row["precision"] for row in result.rows}
     assert names == {"fp32", "int8-dynamic", "int8-static", "int8-qat"}
-    assert len(result.rows) == 8
+    assert sum(not row["control"] for row in result.rows) == 8
+    controls, winner = ([row["precision"] for row in result.rows if row[is_]] for is_ in ("control", "winner"))
+    assert len(winner) == 1
+    assert controls == winner  # the original, trained as long as the winner
     whole, cut = (next(r for r in result.rows if r["precision"] == "fp32" and r["ratio"] == x) for x in (0, 0.25))
     assert cut["nonzero"] < 0.9 * whole["nonzero"]
     if prune == "structured":
