@@ -53,6 +53,11 @@ def say(text: str) -> None:
     console.print(printable(text), markup=False)
 
 
+def remark(text: str) -> None:
+    """Print text that is not part of the answer of a command: to standard error where the output is piped."""
+    (console if interactive() else errors).print(printable(text), markup=False)
+
+
 def starting(command: str) -> None:
     """Print what is starting, before the imports, which take seconds, unless a progress bar shows it."""
     if not interactive():

@@ -30,7 +30,9 @@ def test_there_are_enough() -> None:
 def test_a_mutation_is_caught(mutation: Mutation, tmp_path: Path) -> None:
     shutil.copytree(ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__"))
     file = tmp_path / "src" / "kitae" / mutation.file
-    file.write_text(file.read_text().replace(mutation.text, mutation.replacement))
+    before = file.read_text()
+    assert mutation.text in before  # another change may have moved it since this run began
+    file.write_text(before.replace(mutation.text, mutation.replacement))
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *shlex.split(mutation.tests)]
     env = {**os.environ, "PYTHONPATH": str(tmp_path / "src"), "OMP_NUM_THREADS": "1"}
     result = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=500)

