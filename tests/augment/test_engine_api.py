@@ -37,6 +37,7 @@ def refuse(message: str, call, *args, **kwargs) -> None:
         ("xyz", "valid names: horizontal_flip, vertical_flip"),
         ({"random_crop": {"pad": 3}}, "random_crop: no parameter 'pad'; it has size, padding, mode, fill"),
         ({"random_crop": {"padding": -1}}, "random_crop.padding: .*-1"),
+        ({"rotate": {10: 3}}, "rotate.10: .*strings"),  # YAML keys may be numbers
         ({"random_crop": {"mode": "wrap"}}, "random_crop.mode"),
         ({"horizontal_flip": {"p": float("nan")}}, "horizontal_flip.p"),
         ({"horizontal_flip": {"p": 1.5}}, "horizontal_flip.p"),

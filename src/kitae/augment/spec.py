@@ -32,7 +32,7 @@ def make_op(entry: Any) -> Op:
     if parameters is not None and not isinstance(parameters, Mapping):
         raise AugmentError(f"{name}: parameters are a mapping, not {parameters!r}")
     try:
-        return OPS[name](**(parameters or {}))
+        return OPS[name].model_validate(dict(parameters or {}))
     except ValidationError as error:
         raise AugmentError(f"{name}{_first(error, OPS[name])}") from None
 
