@@ -253,6 +253,8 @@ def test_data_prepare_and_check(home: Path) -> None:
     kitae(home, "data", "fix", photos, "--out", "fixed.csv")
     assert kitae(home, "data", "check", "fixed.csv").stdout.splitlines()[-1] == "ready"
     kitae(home, "data", "fix", photos, "--out", "fixed.csv", code=2)
+    kitae(photos, "data", "fix", ".")
+    assert (home / f"{photos.name}-fixed.csv").is_file()
 
 
 def test_recipe_lists_and_prints(home: Path) -> None:

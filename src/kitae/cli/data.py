@@ -82,7 +82,9 @@ def fix(
     opened = open_source(spec.model_copy(update={"on_corrupt": "skip"}))  # it leaves out what is missing
     if out is None:
         root = Path(spec.source.partition(":")[2] or spec.source)
-        out = root.with_name(f"{root.stem if root.is_file() else root.name}-fixed{suffix_of(opened)}")
+        if root.name in ("", ".."):  # such as `.`: beside it is where its name is
+            root = root.resolve()
+        out = root.parent / f"{root.stem if root.is_file() else root.name}-fixed{suffix_of(opened)}"
     check_out(opened, out, overwrite=overwrite)
     with console.counting("reading images") as progress:
         report = run_check(opened, spec, planned=_planned(set_), progress=progress)
