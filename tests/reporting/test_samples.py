@@ -69,6 +69,13 @@ def test_what_the_network_saw_is_what_it_was_fed(run: Run, samples: Samples) -> 
             assert (fed == decoded(picture)).all(axis=(1, 2)).any()
 
 
+def test_only_epochs_that_were_trained_are_shown(run: Run) -> None:
+    record = RunRecord.open(run)
+    stopped = Samples.find(record.model_copy(update={"epochs": record.epochs[:1]}), run)
+    assert stopped is not None
+    assert list(dict(stopped.seen())) == ["as stored", "epoch 1"]
+
+
 def test_stored_pictures_are_training_images(samples: Samples) -> None:
     train_images = np.asarray(samples.store.images)[samples.splits.train][:, 0]
     for name, pictures in samples.of_classes():

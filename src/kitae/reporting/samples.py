@@ -167,9 +167,10 @@ class Samples:
             store.images, self.splits.train, store.labels, names, recipe.data.balance, crop=crop, blocks=blocks
         )  # fmt: skip
         shape = epoch_shape(len(images), recipe.train, int(self.record.environment.get("processes") or 1))
+        ended = max((row.epoch for row in self.record.epochs), default=0)  # fewer than planned where it stopped early
         # Of each epoch its first pass through the images.
         orders = {epoch: images.order(seed, epoch * shape.passes)[: shape.pass_steps * shape.batch_size]
-                  for epoch in range(min(EPOCHS_SEEN, recipe.train.last_epoch))}  # fmt: skip
+                  for epoch in range(min(EPOCHS_SEEN, ended))}  # fmt: skip
         if not orders:
             return []
         chosen = orders[0][: shape.batch_size]
