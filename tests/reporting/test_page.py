@@ -544,6 +544,18 @@ def test_comparison_of_one_that_is_not_finished(make_run: Callable[..., Run]) ->
     assert_told(words, "other is not finished.", "nothing to compare yet")
 
 
+def test_comparison_of_cross_validated_runs(make_run: Callable[..., Run]) -> None:
+    runs = [make_run("one"), make_run("two"), make_run("three")]
+    for run in runs[:2]:  # a run on everything has neither validation nor, of a folder, a test
+        judged = run.evaluation()
+        run.write_evaluation({"out_of_fold": judged["test"], "best_epoch": 3})
+    _, words = page(*runs[:2])
+    assert_told(words, "Accuracy on out-of-fold images", "paired, on the same images", "may be chance")
+    assert "nothing to compare" not in words
+    _, words = page(runs[0], runs[2])
+    assert_told(words, "measured on different splits")
+
+
 def test_comparison_refuses_what_is_none(make_run: Callable[..., Run], tmp_path: Path) -> None:
     run, other = make_run("one"), make_run("two")
     with pytest.raises(KitaeError, match="two runs"):

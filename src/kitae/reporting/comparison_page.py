@@ -29,11 +29,17 @@ class Entry(NamedTuple):
 
 
 def entries(records: Sequence[RunRecord]) -> tuple[list[Entry], str]:
-    """Two or more runs by their names, and the split they are compared on: test, if all of them opened it."""
-    test = all(record.evaluation.test for record in records)
+    """Two or more runs by their names, and what they are compared on: test, if all of them opened it, else the images
+    out of fold, if all were cross-validated, else validation."""
     names = short_names([record.path for record in records])
-    found = [record.evaluation.test if test else record.evaluation.val for record in records]
-    return list(map(Entry, names, records, found)), "test" if test else "validation"
+    judged = [record.evaluation for record in records]
+    for where, found in (
+        ("test", [one.test for one in judged]),
+        ("out-of-fold images", [one.out_of_fold for one in judged]),
+    ):
+        if all(found):
+            return list(map(Entry, names, records, found)), where
+    return list(map(Entry, names, records, [one.val for one in judged])), "validation"
 
 
 def content(records: Sequence[RunRecord]) -> dict[str, Any]:
@@ -75,16 +81,20 @@ def answer(runs: Sequence[Entry], where: str) -> list[str]:
     """Which run is the best, and whether that is more than chance."""
     ranked = _ranked(runs)
     if len(ranked) < 2:
-        return ["Fewer than two of these runs are finished, so there is nothing to compare yet."]
+        if sum(run.record.finished for run in runs) < 2:
+            return ["Fewer than two of these runs are finished, so there is nothing to compare yet."]
+        return ["These runs were measured on different splits, so their accuracies cannot be compared."]
     best, second = ranked[:2]
     first = f"{best.name} is the best: {share(best.accuracy)} on {where}, {second.name} has {share(second.accuracy)}."
-    difference = _paired(best.record, second.record) if where == "test" else None
+    difference = _paired(best.record, second.record) if where != "validation" else None
     if difference is None:
-        later = "The two were not measured on the same images, so their difference has no interval here."
+        later = "Their predictions of the same images are not known, so their difference has no interval here."
     else:
         estimate, low, high = difference
         span = f"{100 * estimate:.1f} points ({100 * low:+z.1f} to {100 * high:+z.1f}, paired, on the same images)"
         later = f"The difference of {span} {'is more than chance' if low > 0 else 'may be chance'}."
+        if where != "test":
+            later += " It covers these images, not the seeds; kitae study covers those."
     if where == "test":
         later += (
             " It covers the test images, not the seeds; kitae study covers those. Choosing between runs by their test "
