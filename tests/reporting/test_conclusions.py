@@ -52,6 +52,13 @@ def test_an_accuracy_that_one_class_alone_would_have_is_called_so(make_run: Call
     assert "not significantly better than always answering cat (80.0 %)" in run_page.answer(lazy)[0]
 
 
+def test_a_probe_alone_cannot_be_trained_twice_as_long(make_run: Callable[..., Run]) -> None:
+    run = make_run()
+    assert "Train twice as long" in dict(run_page.commands(RunRecord.open(run)))
+    run.recipe.override("train.epochs=0").save(run.path / "recipe.yaml")
+    assert "Train twice as long" not in dict(run_page.commands(RunRecord.open(Run.open(run.path))))
+
+
 @pytest.mark.parametrize(("train", "val", "told"), [(0.99, 0.80, "overfits"), (0.81, 0.80, "no more than chance")])
 def test_the_gap_is_told_as_far_as_it_is_sure(
     train: float, val: float, told: str, make_run: Callable[..., Run]

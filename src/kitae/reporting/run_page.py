@@ -166,7 +166,7 @@ def commands(record: RunRecord) -> list[Command]:
     found = [
         ("Classify new images", f"kitae predict {folder} IMAGES"),
         *([] if record.recipe.data.whole else [("Make it small and fast", f"kitae compress {folder}")]),
-        ("Train twice as long", f"kitae train {recipe} --set train.epochs={longer}"),
+        *([("Train twice as long", f"kitae train {recipe} --set train.epochs={longer}")] if longer else []),
     ]
     if not record.recipe.data.source.startswith(("cifar", "fashion", "mnist")):
         source = shlex.quote(record.recipe.data.source)
