@@ -139,7 +139,7 @@ def variant_label(name: str, overrides: Mapping[str, Any]) -> str:
 def _mixing(value: Any) -> str:
     if not isinstance(value, Mapping) or finite(value.get("prob", 1.0)) == 0:
         return "without mixing"
-    alphas = (("MixUp", value.get("mixup_alpha", 0)), ("CutMix", value.get("cutmix_alpha", 0)))
+    alphas = (("MixUp", value.get("mixup_alpha", 1.0)), ("CutMix", value.get("cutmix_alpha", 1.0)))  # as in MixSpec
     parts = [part for part, alpha in alphas if finite(alpha)]
     return f"with {' and '.join(parts)}" if parts else "without mixing"
 
