@@ -26,7 +26,7 @@ from kitae.pipelines.train import train
 from kitae.recipe import Recipe
 from kitae.reporting import page as p
 from kitae.reporting.figures import filters_picture
-from kitae.reporting.values import words
+from kitae.reporting.values import large, words
 from kitae.run import Run
 from tests.reporting.conftest import HOSTILE, epochs, measured_compression
 
@@ -284,6 +284,14 @@ def test_folder_without_permission(make_run: Callable[..., Run]) -> None:
 )
 def test_values_as_words(value: object, text: str) -> None:
     assert words(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(9_999, "9,999"), (999_499, "999 k"), (999_960, "1 M"), (999_960_000, "1 G"), (2e12, "2,000 G")],
+)
+def test_large_numbers_have_no_exponent(value: float, text: str) -> None:
+    assert large(value) == text
 
 
 def _study(folder: Path, *, finished: bool = True) -> Path:
