@@ -446,6 +446,14 @@ def test_a_sensitivity_with_its_reference_shows_it(tmp_path: Path) -> None:
     assert "was not recorded" not in words
 
 
+def test_a_compression_in_the_folder_one_is_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = measured_compression()["run"]
+    (tmp_path / run).mkdir()
+    monkeypatch.chdir(_compression(tmp_path / f"{run}-small", within_budget=False))
+    p.report(".")
+    assert f"kitae compress {tmp_path / run} --overwrite" in Path("report.html").read_text(encoding="utf-8")
+
+
 def test_a_compression_shows_itself(tmp_path: Path) -> None:
     found = CompressionResult.open(_compression(tmp_path / "small"))
     assert "\n" not in repr(found)

@@ -89,9 +89,10 @@ def commands(record: CompressionRecord, folder: Path) -> list[tuple[str, str]]:
     """What to do next: what a command is for, and the command."""
     file = shlex.quote(str(folder / record.file))
     found = [("Classify images with it, without PyTorch", f"kitae predict {file} IMAGES")]
-    beside = folder.with_name(record.run)
+    here = folder if folder.name not in ("", "..") else folder.resolve()  # `.` has no name
+    beside = here.parent / record.run
     run = shlex.quote(str(beside if beside.is_dir() else record.run))
-    usual = folder.name == f"{record.run}-small"
+    usual = here.name == f"{record.run}-small"
     again = f"kitae compress {run}{'' if usual else f' --out {shlex.quote(str(folder))}'} --overwrite --max-drop"
     if not record.within_budget:
         found.append(("Look again with a wider budget", f"{again} 2"))
