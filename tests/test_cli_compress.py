@@ -210,6 +210,8 @@ def test_images_of_any_size_and_mode(home: Path, model: Path) -> None:
     assert refused(home, "predict", model, "any").startswith("any/9-float.tif: cannot be decoded (")
     result = kitae(home, "predict", model, "any", "--on-corrupt", "skip", "--out", "skipped.csv")
     assert result.stdout == printed  # a table to pipe and nothing else
-    assert "written to skipped.csv\n1 skipped, since they cannot be read:\n  any/9-float.tif: cannot be" in result.stderr
+    assert (
+        "written to skipped.csv\n1 skipped, since they cannot be read:\n  any/9-float.tif: cannot be" in result.stderr
+    )
     with (home / "skipped.csv").open(newline="") as stream:
         assert [row[0] for row in csv.reader(stream)][1:] == [f"any/{file.name}" for file in files]
