@@ -251,3 +251,10 @@ def test_mixing_of_normalised_batches(per: str, kind: str, name: str, executor: 
             assert lam == 1.0 - (box[2] - box[0]) * (box[3] - box[1]) / (h * w)
         close(out[i], reference[0], f"{kind} sample {i}")
         np.testing.assert_allclose(targets[i], mixed[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("box", [(0.5, 0, 3, 4), (0, 0, 3), (0, 0, 5, 4), (0, 0, float("nan"), 4)])
+def test_a_box_that_is_none_is_refused(box: Any, executor: Any) -> None:
+    """Of half a pixel, the targets would say another share than the image shows."""
+    with pytest.raises(AugmentError, match="box must be"):
+        F.cutmix(np.zeros((2, 3, 4, 4), np.uint8), np.eye(2, dtype=np.float32), box, executor=executor)

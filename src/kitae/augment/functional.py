@@ -367,8 +367,12 @@ def mixup(images: Any, targets: Any, lam: ArrayLike, *, executor: Executor = "au
 def cutmix(images: Any, targets: Any, box: ArrayLike, *, executor: Executor = "auto") -> Any:
     """Each image shows its partner inside `box` (x1, y1, x2, y2; one, or one per sample); targets by the kept area."""
     n, _, h, w = _count(images)
-    table = np.broadcast_to(np.asarray(box, np.float64), (n, 4))
-    x1, y1, x2, y2 = table.T
+    table = np.asarray(box, np.float64)
+    if table.shape not in ((4,), (n, 4)):
+        raise AugmentError(f"box must be (x1, y1, x2, y2), one or one per sample, [{n}, 4], not {list(table.shape)}")
+    x1, y1, x2, y2 = np.broadcast_to(table, (n, 4)).T
+    if (table != np.rint(table)).any():  # the pixels would be those of another box than the targets
+        raise AugmentError(f"box must be whole, not {box!r}")
     if n and not ((x1 >= 0) & (x1 <= x2) & (x2 <= w) & (y1 >= 0) & (y1 <= y2) & (y2 <= h)).all():
         raise AugmentError(f"box must be (x1, y1, x2, y2) inside the image, {h} x {w}, not {box!r}")
     mix = np.column_stack([np.full(n, 2.0), 1.0 - (x2 - x1) * (y2 - y1) / (h * w), x1, y1, x2, y2])
