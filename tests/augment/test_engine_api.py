@@ -110,7 +110,9 @@ def test_wrong_settings_are_named() -> None:
     refuse("threads must be", Augment, [], threads=0)
     refuse("executor must be one of", Augment, [], executor="gpu")
     refuse("layout must be one of", Augment, [], layout="chw")
-    refuse("mix", Augment, [], mix={"prob": 2})
+    refuse("mix.prob: .*, not 2", Augment, [], mix={"prob": 2})
+    refuse("mix.mixup: .*not permitted", Augment, [], mix={"mixup": 1.0})
+    refuse("mix.1: .*strings", Augment, [], mix={1: 1.0})
     refuse("ops is a list", Augment, "invert")
     refuse("bfloat16 needs torch", Augment([], mean=0.5, std=0.5, dtype="bfloat16"), X, epoch=0, index=ROWS)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from pydantic import ValidationError
 
 from kitae.augment.checks import (
     Layout,
@@ -94,9 +95,10 @@ class Augment:
             raise AugmentError("mean and std come together: give both, or neither for uint8 results")
         if isinstance(mix, Mapping):
             try:
-                mix = MixSpec(**mix)
-            except ValueError as error:
-                raise AugmentError(f"mix: {str(error).splitlines()[-2].strip()}") from None
+                mix = MixSpec.model_validate(dict(mix))
+            except ValidationError as error:
+                problem = error.errors()[0]
+                raise AugmentError(f"mix.{problem['loc'][0]}: {problem['msg']}, not {problem['input']!r}") from None
         self.mix = mix
         if num_classes is not None and num_classes < 1:
             raise AugmentError(f"num_classes must be at least 1, not {num_classes}")
