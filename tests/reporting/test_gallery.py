@@ -93,6 +93,7 @@ def test_cutmix_captions_say_the_share_that_is_left(captured: dict[str, Any]) ->
     for row, captions in zip(captured["rows"], captured["captions"], strict=True):
         for image, (caption,) in zip(row, captions, strict=True):
             assert caption == f"λ = {(image == 10).mean():.2f}"
+        assert len(set(captions)) > 1  # several draws, not one of the whole batch
 
 
 def test_augmix_chains_add_up(captured: dict[str, Any]) -> None:

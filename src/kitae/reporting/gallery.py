@@ -144,7 +144,7 @@ def draw_cutmix(images: Pictures, names: Sequence[str], seed: int = 0) -> Figure
     targets = np.tile(np.eye(2, dtype=np.float32), (SHOWN, 1))
     rows, captions = [], []
     for epoch, alpha in enumerate(ALPHAS):
-        aug = Augment([], seed=seed, mix={"mixup_alpha": 0.0, "cutmix_alpha": alpha})
+        aug = Augment([], seed=seed, mix={"per": "sample", "mixup_alpha": 0.0, "cutmix_alpha": alpha})
         out, mixed = aug(pair, targets, epoch=epoch, index=np.arange(2 * SHOWN))
         rows.append(list(out[::2]))
         captions.append([(f"λ = {lam:.2f}",) for lam in mixed[::2, 0].tolist()])
