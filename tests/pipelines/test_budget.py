@@ -596,6 +596,21 @@ def test_the_small_net_is_the_largest_that_is_as_fast(
     assert bench.as_fast(networks.original.model)[0] == "resnet8 of width 4"
 
 
+def test_the_stem_of_a_control_is_made_of_the_training_images(
+    find: Finder, finished: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kitae.pipelines.networks._WIDTHS", (4,))
+    monkeypatch.setattr(Networks, "_scratch", lambda self, network, more, key: network)
+    networks = find.networks()
+    networks.run = copy.copy(finished)
+    networks.run.recipe = finished.recipe.override("model={name: airbench, width: 4}")
+    (small,) = networks.small().values()
+    same_shape = networks.from_scratch(networks.original, 1).model
+    for net in (small, same_shape):
+        first, second = net.get_parameter("stem.weight").chunk(2)
+        assert torch.equal(first, -second)  # each direction and its negative, not random filters that never learn
+
+
 @pytest.mark.parametrize("round_to", [1, 6])
 def test_ratios_are_of_the_original_whatever_the_steps(find: Finder, finished: Run, round_to: int) -> None:
     def pruned(*ratios: float) -> Any:
