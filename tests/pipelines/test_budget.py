@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -638,6 +639,25 @@ def test_a_ratio_that_removes_nothing_more_is_left_out(find: Finder) -> None:
     assert name == "52 %"
     assert "packs of 4" in why
     assert "the same network as 50 %" in why
+
+
+def test_a_part_of_validation_is_of_all_classes(find: Finder, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(candidates, "to_onnx", lambda *_: None)
+    monkeypatch.setattr(candidates, "calibrate", lambda *_: None)
+    monkeypatch.setattr(candidates.quantize, "sensitivity", lambda *given, **_: seen.extend(given) or [])
+    monkeypatch.setattr(candidates, "_SENSITIVITY_IMAGES", 30)
+    networks = find.networks()
+    rows = networks.setup.splits.val
+    by_class = rows[np.argsort(networks.setup.store.labels[rows], kind="stable")]  # as the images of a folder are
+    networks.setup = replace(networks.setup, splits=replace(networks.setup.splits, val=by_class))
+    Bench(networks, find.folder).sensitivity()
+    *_, images, labels = seen
+    assert len(images) == len(labels) == 30
+    assert len(set(labels.tolist())) > 5
+    store = networks.setup.store
+    assert all(any((image == store.images[row]).all() for row in rows[store.labels[rows] == label])
+               for image, label in zip(images, labels, strict=True))  # fmt: skip
 
 
 def test_too_few_images_to_calibrate_with(find: Finder, monkeypatch: pytest.MonkeyPatch) -> None:
