@@ -22,7 +22,7 @@ from kitae.compression.shape import reshape
 from kitae.compression.spec import CompressSpec
 from kitae.errors import CompressionError, ExportError, TrainingError, TrainingInterruptedError
 from kitae.models.structure import count_parameters
-from kitae.pipelines import candidates
+from kitae.pipelines import budget, candidates
 from kitae.pipelines.budget import Outcome, choose, front, judge, search, within
 from kitae.pipelines.candidates import Bench, Candidate
 from kitae.pipelines.networks import Networks
@@ -702,6 +702,15 @@ def test_to_be_sure_is_the_default_and_counts_what_chance_cannot_undo() -> None:
     closest, why = choose(found, CompressSpec(max_drop=0.5))
     assert closest.name == "sure"
     assert why == "may lose 0.90 points, not 0.5"
+
+
+def test_more_images_are_only_advised_where_they_would_help() -> None:
+    lines: list[str] = []
+    few = budget._as_sure_as_possible(CompressSpec(max_drop=1.0), 100, lines.append)
+    none = budget._as_sure_as_possible(CompressSpec(max_drop=0.0), 100, lines.append)
+    assert not few.sure
+    assert not none.sure
+    assert ["val_fraction" in line for line in lines] == [True, False]  # no number of them shows a drop of nothing
 
 
 def test_a_drop_as_large_as_the_budget_is_within_it() -> None:
