@@ -488,7 +488,7 @@ def build_network(
     from kitae.models.build import build
 
     spec = (model or recipe.model).model_copy(update={} if weights is not None else {"pretrained": False})
-    spec = spec.model_copy(update={"freeze": "none"}) if free else spec
+    spec = spec.model_copy(update={"freeze": "none", "freeze_first": 0}) if free else spec
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(keyed.derive_seed(recipe.train.seed, 0, 0, keyed.SLOT_MODEL))
         return build(spec, classes=len(classes), channels=rules.channels, image_size=rules.image_size, weights=weights)

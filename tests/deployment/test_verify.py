@@ -92,6 +92,12 @@ def test_outputs_that_are_no_distribution_are_caught(images: NDArray[np.uint8]) 
 
     with pytest.raises(ExportError, match="sum to 1"):
         compare(sums_to_two, sums_to_two, images)
+
+    def fair(batch: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return np.full((len(batch), 2), 0.5, np.float32)
+
+    with pytest.raises(ExportError, match="the network's own output is not finite"):
+        compare(fair, nan, images)
     with pytest.raises(ExportError, match="not finite"):
         compare(nan, sums_to_two, images)
     with pytest.raises(ExportError, match="no image"):

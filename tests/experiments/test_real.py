@@ -78,10 +78,13 @@ def test_pruning_after_a_run_is_as_the_compression_prunes(tmp_path: Path) -> Non
     again, _ = trained.logits(setup.image_set(setup.splits.val), model)
     assert not np.array_equal(logits, again)
     assert untuned["val_accuracy"] == float((again.argmax(axis=1) == labels).mean())
-    frozen = trained.recipe.model.model_copy(update={"freeze": "backbone"})  # as after a start from pretrained weights
-    trained.recipe = trained.recipe.model_copy(update={"model": frozen})
-    assert not all(p.requires_grad for p in trained.load_model().parameters())
-    assert all(p.requires_grad for p in trained.load_model(free=True).parameters())
+    for frozen in ({"freeze": "backbone"}, {"freeze_first": 2}):  # as after a start from pretrained weights
+        spec = trained.recipe.model.model_copy(update={"freeze": "none", **frozen})
+        trained.recipe = trained.recipe.model_copy(update={"model": spec})
+        assert not all(p.requires_grad for p in trained.load_model().parameters())
+        free = trained.load_model(free=True).train()
+        assert all(p.requires_grad for p in free.parameters())
+        assert all(module.training for module in free.modules())
 
 
 def test_variants_begin_with_the_same_weights_where_shapes_allow() -> None:

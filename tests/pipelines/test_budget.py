@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from kitae.compression.shape import reshape
 from kitae.compression.spec import CompressSpec
 from kitae.errors import CompressionError, ExportError, TrainingError, TrainingInterruptedError
 from kitae.models.structure import count_parameters
-from kitae.pipelines import candidates
+from kitae.pipelines import budget, candidates
 from kitae.pipelines.budget import Outcome, choose, front, judge, search, within
 from kitae.pipelines.candidates import Bench, Candidate
 from kitae.pipelines.networks import Networks
@@ -596,6 +597,21 @@ def test_the_small_net_is_the_largest_that_is_as_fast(
     assert bench.as_fast(networks.original.model)[0] == "resnet8 of width 4"
 
 
+def test_the_stem_of_a_control_is_made_of_the_training_images(
+    find: Finder, finished: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kitae.pipelines.networks._WIDTHS", (4,))
+    monkeypatch.setattr(Networks, "_scratch", lambda self, network, more, key: network)
+    networks = find.networks()
+    networks.run = copy.copy(finished)
+    networks.run.recipe = finished.recipe.override("model={name: airbench, width: 4}")
+    (small,) = networks.small().values()
+    same_shape = networks.from_scratch(networks.original, 1).model
+    for net in (small, same_shape):
+        first, second = net.get_parameter("stem.weight").chunk(2)
+        assert torch.equal(first, -second)  # each direction and its negative, not random filters that never learn
+
+
 @pytest.mark.parametrize("round_to", [1, 6])
 def test_ratios_are_of_the_original_whatever_the_steps(find: Finder, finished: Run, round_to: int) -> None:
     def pruned(*ratios: float) -> Any:
@@ -623,6 +639,25 @@ def test_a_ratio_that_removes_nothing_more_is_left_out(find: Finder) -> None:
     assert name == "52 %"
     assert "packs of 4" in why
     assert "the same network as 50 %" in why
+
+
+def test_a_part_of_validation_is_of_all_classes(find: Finder, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(candidates, "to_onnx", lambda *_: None)
+    monkeypatch.setattr(candidates, "calibrate", lambda *_: None)
+    monkeypatch.setattr(candidates.quantize, "sensitivity", lambda *given, **_: seen.extend(given) or [])
+    monkeypatch.setattr(candidates, "_SENSITIVITY_IMAGES", 30)
+    networks = find.networks()
+    rows = networks.setup.splits.val
+    by_class = rows[np.argsort(networks.setup.store.labels[rows], kind="stable")]  # as the images of a folder are
+    networks.setup = replace(networks.setup, splits=replace(networks.setup.splits, val=by_class))
+    Bench(networks, find.folder).sensitivity()
+    *_, images, labels = seen
+    assert len(images) == len(labels) == 30
+    assert len(set(labels.tolist())) > 5
+    store = networks.setup.store
+    assert all(any((image == store.images[row]).all() for row in rows[store.labels[rows] == label])
+               for image, label in zip(images, labels, strict=True))  # fmt: skip
 
 
 def test_too_few_images_to_calibrate_with(find: Finder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -667,6 +702,15 @@ def test_to_be_sure_is_the_default_and_counts_what_chance_cannot_undo() -> None:
     closest, why = choose(found, CompressSpec(max_drop=0.5))
     assert closest.name == "sure"
     assert why == "may lose 0.90 points, not 0.5"
+
+
+def test_more_images_are_only_advised_where_they_would_help() -> None:
+    lines: list[str] = []
+    few = budget._as_sure_as_possible(CompressSpec(max_drop=1.0), 100, lines.append)
+    none = budget._as_sure_as_possible(CompressSpec(max_drop=0.0), 100, lines.append)
+    assert not few.sure
+    assert not none.sure
+    assert ["val_fraction" in line for line in lines] == [True, False]  # no number of them shows a drop of nothing
 
 
 def test_a_drop_as_large_as_the_budget_is_within_it() -> None:

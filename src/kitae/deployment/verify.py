@@ -172,7 +172,8 @@ def compare(
         batch_sizes: which to try.
 
     Raises:
-        ExportError: there is no image, or the candidate's outputs are no distributions of the right shape.
+        ExportError: there is no image, the candidate's outputs are no distributions of the right shape, or an output
+            of the reference is not finite.
     """
     if len(images) == 0:
         raise ExportError("there is no image to verify the file with")
@@ -188,6 +189,8 @@ def compare(
     expected = np.concatenate([*(wanted[:size] for size in sizes), wanted])
     if not np.isfinite(got).all():
         raise ExportError("an output is not finite")
+    if not np.isfinite(expected).all():  # no difference from it would count as too large
+        raise ExportError("the network's own output is not finite")
     if float(np.abs(got.sum(axis=1) - 1.0).max()) > 1e-3:
         raise ExportError("an output is not a distribution: its probabilities do not sum to 1")
     return Comparison(len(images), sizes, got, expected)

@@ -193,9 +193,10 @@ def _as_sure_as_possible(spec: CompressSpec, count: int, say: Say) -> CompressSp
     """The spec, without `sure` if there are too few validation images to show that any drop is within the budget."""
     if not spec.sure or least_shown(count) <= spec.max_drop:
         return spec
+    advice = "; more validation images (data.val_fraction) would help" if spec.max_drop else ""
     say(
         f"note: {count} validation images cannot show that a drop is within {spec.max_drop:g} points, so the measured "
-        "drop counts, which may be luck; more validation images (data.val_fraction) would help"
+        f"drop counts, which may be luck{advice}"
     )
     return spec.model_copy(update={"sure": False})
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from kitae import keyed
 from kitae.compression import quantize
 from kitae.compression.calibrate import FEWEST_IMAGES, calibrate
 from kitae.compression.counting import count
@@ -94,7 +95,7 @@ class Bench:
         self.calibration = setup.image_set(train).gather(train)[0]
         self.validation = setup.image_set(setup.splits.val)
         self.labels = labels_of(self.validation)
-        self.images = self.validation.gather(self.validation.rows[:VERIFY_IMAGES])[0]
+        self.images = self.validation.gather(self.validation.rows[self._sample(VERIFY_IMAGES)])[0]
         self.left_out: list[tuple[str, str]] = []
         self._card = card(self.run)
         self._original: NDArray[np.int64] | None = None  # classes that the float original predicts
@@ -139,15 +140,15 @@ class Bench:
         self.left_out.append((name, why))
 
     def sensitivity(self) -> tuple[quantize.Sensitivity, ...]:
-        """The effect of quantizing each layer of the original alone, on the first validation images."""
+        """The effect of quantizing each layer of the original alone, on a sample of the validation images."""
         self.say("quantizing each layer alone")
-        rows = self.validation.rows[:_SENSITIVITY_IMAGES]
+        sample = self._sample(_SENSITIVITY_IMAGES)
         try:
             graph = to_onnx(self.networks.original.model, self._card)
             ranges = calibrate(graph, self.calibration, self.spec.calibration[0])
             found = quantize.sensitivity(
-                graph, ranges, self.validation.gather(rows)[0], self.labels[: len(rows)], target=self.spec.target,
-                per_channel=self.spec.per_channel,
+                graph, ranges, self.validation.gather(self.validation.rows[sample])[0], self.labels[sample],
+                target=self.spec.target, per_channel=self.spec.per_channel,
             )  # fmt: skip
         except CompressionError as error:  # the files are there already; this list only explains them
             self.leave_out("the sensitivity of the layers", str(error))
@@ -186,6 +187,11 @@ class Bench:
         fast = [name for name in nets if found[name]["ratio"] <= _SAME_LATENCY]
         title = fast[-1] if fast else next(iter(nets))
         return title, nets[title]
+
+    def _sample(self, count: int) -> NDArray[np.int64]:
+        """Places of some validation images; the first ones of a folder would all be of its first classes."""
+        seed, total = self.run.recipe.data.split_seed, len(self.validation)
+        return np.sort(keyed.permutation(seed, 3, total, keyed.SLOT_SPLIT)[:count])
 
     def _measure(self, contents: Mapping[str, bytes], reference: str) -> dict[str, Any]:
         calls: dict[str, Callable[[], object]] = {}

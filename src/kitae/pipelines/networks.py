@@ -38,7 +38,7 @@ from kitae.training.learner import Teacher
 
 Say = Callable[[str], None]
 
-_FORMAT = 6  # increased when the same settings give different networks than before
+_FORMAT = 7  # increased when the same settings give different networks than before
 _WIDTHS = (4, 6, 8, 12, 16, 20, 24, 32, 48, 64)  # of the small networks
 
 
@@ -163,7 +163,7 @@ class Networks:
 
     def from_scratch(self, network: Network, more: int) -> Network:
         """The shape of a pruned network, trained from initial weights."""
-        fresh = reshape(self._fresh(), network.shape)
+        fresh = reshape(self.setup.whitened(self._fresh()), network.shape)
         control = replace(network, model=fresh, control=f"from scratch, {network.name}")
         return self._scratch(control, more, self._key([], of=network.key, scratch=more))
 
@@ -172,8 +172,8 @@ class Networks:
         given = self.run.recipe.model
         family = given.name if given.name in SCALING else "resnet9"
         return {
-            f"{family} of width {width}": self._fresh(
-                given.model_copy(update={"name": family, "width": width, "stem": "auto"})
+            f"{family} of width {width}": self.setup.whitened(
+                self._fresh(given.model_copy(update={"name": family, "width": width, "stem": "auto"}))
             ).eval()
             for width in _WIDTHS
         }

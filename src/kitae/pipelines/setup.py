@@ -192,10 +192,14 @@ class Setup:
         """
         weights = self.weights if pretrained else None
         model = build_network(self.recipe, self.store.classes, self.store.rules, weights=weights)
-        if isinstance(model, Airbench):  # its stem is made of the training images
+        return placed(self.whitened(model), self.recipe.train, world)
+
+    def whitened(self, model: nn.Module) -> nn.Module:
+        """A fresh network on the CPU, in place; the stem of an `Airbench` is made of the training images."""
+        if isinstance(model, Airbench):
             images, _ = next(self.clean_batches(torch.device("cpu"), _WHITENING_IMAGES))
             model.whiten(images)
-        return placed(model, self.recipe.train, world)
+        return model
 
     def facts(self, model: nn.Module) -> dict[str, Any]:
         """What model.json says, before calibration."""
