@@ -26,7 +26,7 @@ from kitae.data.splits import Splits, TestClosedError
 from kitae.errors import DataError, KitaeError, RecipeError, TrainingError
 from kitae.pipelines.bench import estimate
 from kitae.pipelines.notes import notes_of
-from kitae.pipelines.setup import Setup
+from kitae.pipelines.setup import Setup, resolved
 from kitae.pipelines.train import train, train_without_test
 from kitae.recipe import Recipe, shipped
 from kitae.run import Run
@@ -311,6 +311,22 @@ def test_fine_tuning_scales_every_rate_and_takes_whole_pictures(monkeypatch: pyt
     assert spec.last_epoch == 1  # not that of the run, which its minutes had made longer
     assert (spec.optimizer.lr, spec.optimizer.other_lr, spec.optimizer.bias_lr) == pytest.approx((0.02, 0.1, 0.4))
     assert spec.progressive is None
+
+
+@pytest.mark.parametrize(("trained", "tuned"), [("fp16", "fp32"), ("bf16", "bf16")])
+def test_a_run_of_a_gpu_is_fine_tuned_in_a_precision_that_this_device_has(
+    trained: str, tuned: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setup, asked = Setup.without_run(tiny(f"train.precision={trained}")), []
+    monkeypatch.setattr(Setup, "fit", lambda self, model, spec, world, **options: asked.append(spec.precision))
+    setup.recover(nn.Linear(2, 2), epochs=1, seed=1)
+    assert asked == [tuned]
+
+
+def test_fp16_is_refused_on_a_cpu() -> None:
+    setup = Setup.without_run(tiny("train.precision=fp16"))
+    with pytest.raises(RecipeError, match=r"train\.precision: fp16 is not possible on cpu; set it to auto or fp32"):
+        resolved(setup.recipe, setup, World(0, 1, torch.device("cpu")), nn.Linear(2, 2))
 
 
 def test_notes_name_what_has_no_effect_or_an_unexpected_one() -> None:

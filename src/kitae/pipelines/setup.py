@@ -320,6 +320,8 @@ class Setup:
     ) -> nn.Module:  # fmt: skip
         """Fine-tune a compressed model with the same loop and a cosine, without warm-up, averaging or early stopping.
 
+        Where this device does not have the run's precision, it is done in float32.
+
         Args:
             seed: the key of order, augmentation and dropout; different from the training's, to get other epochs.
             rate: the share of the recipe's learning rate to start with.
@@ -328,6 +330,8 @@ class Setup:
                 the initial ones, if no epoch is better.
         """
         spec = self.recipe.train
+        world = World(0, 1, next(model.parameters()).device)
+        known = spec.resolved_precision in precision.candidates(world.device)  # else it was trained on another device
         optimizer = spec.optimizer.scaled(rate)
         if not any(isinstance(module, nn.Linear | nn.Conv2d) for module in model.modules()):
             # A traced graph (simulated quantization) has no layers to tell apart.
@@ -338,11 +342,11 @@ class Setup:
                 "early_stopping": None,
                 "ema": None,
                 "progressive": None,
+                "precision": spec.precision if known else "fp32",
                 "optimizer": optimizer,
                 "schedule": spec.schedule.model_copy(update={"name": "cosine", "warmup_epochs": 0.0, "final": 0.0}),
             }
         )
-        world = World(0, 1, next(model.parameters()).device)
         guide = None if teacher is None else Teacher(copy.deepcopy(teacher).eval().requires_grad_(False))
         self.fit(model, tuned, world, tuning=Tuning(guide, after_step, keep), watcher=watcher)
         return model
@@ -380,7 +384,8 @@ def resolved(recipe: Recipe, setup: Setup, world: World, model: nn.Module, weigh
         weights: the pretrained weights that were loaded; the recipe then records them.
 
     Raises:
-        RecipeError: a probe, but the network's classifier is not linear; or nothing to train.
+        RecipeError: a probe, but the network's classifier is not linear; nothing to train; or a precision that the
+            device does not have.
     """
     spec = recipe.train
     if recipe.data.whole and spec.early_stopping is not None:
@@ -401,6 +406,11 @@ def resolved(recipe: Recipe, setup: Setup, world: World, model: nn.Module, weigh
         raise RecipeError(f"train.probe: the classifier of {recipe.model.name} is not one linear layer; set it to null")
     if spec.precision == "auto":
         decided["precision"] = precision.choose(world.device)
+    elif spec.precision not in (possible := precision.candidates(world.device)):
+        raise RecipeError(
+            f"train.precision: {spec.precision} is not possible on {world.device.type}; set it to auto or "
+            f"{' or '.join(possible)}"
+        )
     if spec.select == "auto":
         counts = setup.images.counts()
         uneven = counts.max() > _UNEVEN * counts[counts > 0].min()
