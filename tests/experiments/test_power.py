@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from kitae.experiments.design import expand
 from kitae.experiments.plan import error_factor, seeds_for, seeds_within, smallest_effect
 from kitae.experiments.stats import analyse
+from kitae.experiments.study_spec import StudySpec
 from tests.experiments.test_stats import METRIC, design, runs
 
 
@@ -29,6 +31,20 @@ def test_what_can_be_shown_allows_for_the_number_of_effects(kind: str) -> None:
     assert smallest is not None
     critical = stats.t.isf(0.05 / 7 / 2, df)
     assert stats.nct.sf(critical, df, smallest / (0.4 * error)) == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize(("levels", "seeds"), [((3,), 2), ((2, 2, 3), 1)])
+def test_a_factor_of_three_levels_has_degrees_of_freedom_wherever_its_analysis_has(
+    levels: tuple[int, ...], seeds: int
+) -> None:
+    factors = {f"f{k}": {f"train.optimizer.x{k}": list(range(count))} for k, count in enumerate(levels)}
+    made = expand(StudySpec.parse({"name": "s", "base": "b", "design": "factorial", "factors": factors}))
+    rng = np.random.default_rng(0)
+    truth = dict.fromkeys((variant.name for variant in made.variants), 0.0)
+    effects = analyse(runs(made, truth, 0.4, rng, tuple(range(seeds))), made, METRIC).effects
+    assert all(effect.df >= 1 for effect in effects)
+    assert error_factor(made, seeds)[1] >= 1
+    assert smallest_effect(made, seeds, 0.4) is not None
 
 
 def test_more_seeds_see_smaller_effects_and_the_needed_number_is_the_first_that_does() -> None:

@@ -165,6 +165,23 @@ def test_a_base_beside_the_study_file_is_found_from_anywhere(tmp_path: Path) -> 
     assert spec.base == {"name": "base"}  # whole, so that the study can be resumed as it was
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("base: base.yaml\nfactors: recipe", r"base:3: unknown field 'epochz' in train"),
+        ("base: [1]\nfactors: recipe", r"base\.str: should be a valid string"),
+        ("factors: recipe", r"base: Field required"),
+        ("base: fashion-mini\nfactors: [{mixing: {augment.mix.prob: [0, 1]}}]", r"factors: a list has names"),
+        ("base: fashion-mini\nfactors: recipe\nset: {1: 2}", r"unknown field '1'"),
+    ],
+)
+def test_a_mistake_beside_factors_of_the_recipe_is_one_line(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "base.yaml").write_text("name: base\ntrain: {epochz: 3}\n")
+    (tmp_path / "mine.yaml").write_text(f"name: mine\ndesign: one_out\n{text}\n")
+    with pytest.raises(RecipeError, match=message):
+        StudySpec.load(tmp_path / "mine.yaml")
+
+
 def test_a_missing_study_names_the_nearest() -> None:
     with pytest.raises(RecipeError, match="no such study file"):
         find("no-such-thing-at-all")

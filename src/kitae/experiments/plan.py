@@ -349,15 +349,12 @@ def error_factor(design: Design, seeds: int) -> tuple[float, float]:
     """Standard error of a design's main effects for noise of 1, and degrees of freedom, if every run finishes."""
     count = len(design.variants)
     df: float = (count - 1) * (seeds - 1)
-    if design.regression and seeds > 1 and count > 2:
-        df /= 1 + 2 / (seeds - 1)  # as `stats._even_degrees` gives for even noise: own variances vary by chance
-    if design.kind == "screening" or (design.regression and all(len(v) == 2 for v in design.factors.values())):
+    if design.regression:
         if seeds == 1:  # the noise is estimated from the misfit
-            interactions = math.comb(len(design.factors), 2) if design.kind == "factorial" else 0
-            df = count - 1 - len(design.factors) - interactions
-        return 2.0 / math.sqrt(count * seeds), max(df, 0)
-    if design.regression:  # more than two levels: the rarest decides
-        most = max(len(levels) for levels in design.factors.values())
+            df = max(count - 1 - len(design.effects), 0)
+        elif count > 2:  # as `stats._even_degrees` gives for even noise: own variances vary by chance
+            df = max(df / (1 + 2 / (seeds - 1)), seeds - 1)
+        most = max(len(levels) for levels in design.factors.values())  # the rarest level decides
         return math.sqrt(2.0 * most / (count * seeds)), df
     others = count - 1
     if others > 1 and seeds > 1:  # as `stats._SeparateReference` gives for even noise

@@ -30,7 +30,7 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from kitae.errors import RecipeError, did_you_mean
 from kitae.experiments.outcome import EVALUATION, OF_RUN, known, metric, step_of
 from kitae.experiments.techniques import chosen, repeated
-from kitae.recipe import Recipe, explain, parse_yaml, read_text
+from kitae.recipe import Recipe, explain, parse, parse_yaml, read_text
 from kitae.spec import Spec
 
 DesignName = Literal["compare", "sweep", "one_out", "one_in", "factorial", "screening"]
@@ -311,7 +311,7 @@ class StudySpec(Spec):
                 content["base"] = parse_yaml(*read_text(file))[0]
         content = with_overrides(shrink(content) if tiny else content, overrides)
         from_recipe = content.get("factors") == "recipe" or isinstance(content.get("factors"), list)
-        if from_recipe:
+        if from_recipe and isinstance(content.get("base"), str | Mapping):  # otherwise `parse` says what is wrong
             content["factors"] = _factors_of_base(content, str(path))
         return cls.parse(content, str(path), None if tiny or overrides or from_recipe else node)
 
@@ -406,10 +406,15 @@ def assignments(fields: Mapping[str, Any]) -> list[str]:
 
 def _factors_of_base(content: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The factors of a file that takes them from its base recipe: all its techniques, or those of the given names."""
-    base = content.get("base")
-    recipe = Recipe.load(base) if isinstance(base, str) else Recipe.model_validate(base or {})
-    shared = {field: value for field, value in (content.get("set") or {}).items() if not field.startswith("after.")}
+    base = content["base"]
+    recipe = Recipe.load(base) if isinstance(base, str) else parse(Recipe, yaml.safe_dump(base), f"{where}: base")
+    shared = {f: value for f, value in (content.get("set") or {}).items() if not str(f).startswith("after.")}
     names = () if content["factors"] == "recipe" else content["factors"]
+    if wrong := next((name for name in names if not isinstance(name, str)), None):
+        raise RecipeError(
+            f"{where}: factors: a list has names of the recipe's techniques, not {wrong!r}; factors of your own are a "
+            "mapping, name: {field: [off, on]}"
+        )
     return chosen(recipe.override(*assignments(shared)), names, f"{where}: factors")
 
 
