@@ -99,3 +99,4 @@ def test_a_warm_up_that_has_no_effect_does_not_wake_up_in_the_run_without_its_sc
 
 def test_a_recipe_of_any_name_has_an_ablation() -> None:
     assert ablation(Recipe.load("fashion-mini").override("name=Wälder, neu")).name == "W-lder--neu-one-out"
+    assert ablation("fashion-mini", f"name={'x' * 100}").name == f"{'x' * 60}-one-out"

@@ -75,10 +75,13 @@ def test_ties_go_to_the_lower_loss_then_the_later_arm() -> None:
     assert max(backwards, key=lambda arm: arm.standing).number == 5
 
 
-def test_imbalanced_data_are_judged_by_balanced_accuracy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("metric", ["balanced_accuracy", "macro_f1"])
+def test_arms_are_judged_by_what_chooses_the_epoch(
+    metric: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("FAKE_SUBSET", "0.05")
-    result = run(tmp_path / "s", "train.select=val_balanced_accuracy", arms=40)
-    assert result.metric == result.rematch.spec.metric == "val.balanced_accuracy"
+    result = run(tmp_path / "s", f"train.select=val_{metric}", arms=40)
+    assert result.metric == result.rematch.spec.metric == f"val.{metric}"
     assert max(score for arm in result.arms for _, score, _ in arm.rungs) < 0.5
 
 

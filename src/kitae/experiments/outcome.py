@@ -22,13 +22,13 @@ from dataclasses import dataclass
 from typing import Any
 
 # The numbers of one split in evaluation.json; a study's metric is checked against them before anything is trained.
-EVALUATION = ("accuracy", "top5", "balanced_accuracy", "loss", "brier", "ece")
+EVALUATION = ("accuracy", "top5", "balanced_accuracy", "macro_f1", "loss", "brier", "ece")
 OF_RUN = (
     "gap", "train_loss", "val_loss", "best_epoch", "epoch_seconds", "training_seconds", "images_per_second",
     "peak_memory_bytes",
 )  # fmt: skip
 _LEFT_OUT = ("intervals", "confusion", "classes_absent", "count")  # of evaluation.json: no results
-_POINTS = ("accuracy", "top5", "ece", "gap", "sparsity")
+_POINTS = ("accuracy", "top5", "macro_f1", "ece", "gap", "sparsity")
 _LOWER_IS_BETTER = ("loss", "ece", "brier", "gap", "seconds", "bytes", "parameters")
 _HIGHER_IS_BETTER = ("accuracy", "top5", "precision", "recall", "f1", "per_second")
 

@@ -6,8 +6,8 @@
                 for three times as long, up to the recipe's own length (successive halving, Jamieson and Talwalkar 2016,
                 as in Optuna's asynchronous pruner). Each rung is a complete run with its own schedule. Presets are
                 never cut, so that the best of them is the best at the full length, not the first that was tried.
-    judge       validation accuracy, or balanced accuracy on imbalanced data; ties go to the lower validation loss, then
-                the later arm. No arm ever opens the test set.
+    judge       validation accuracy, or balanced accuracy or macro F1 if these choose the epoch; ties go to the lower
+                validation loss, then the later arm. No arm ever opens the test set.
     rematch     the best of many arms looks better than it is, since it was chosen by its score. So the winner and
                 the best preset are trained again on fresh seeds and a fresh validation split, as a study of two
                 variants, and that study says whether the search has won. The test images stay the same. If the source
@@ -115,7 +115,7 @@ class SearchResult:
     Attributes:
         path: the search folder.
         arms: all settings tried, in order.
-        metric: what judged them: val.accuracy or val.balanced_accuracy.
+        metric: what judged them: val.accuracy, val.balanced_accuracy or val.macro_f1.
         best, preset: the best arm that did not fail, and the best among the presets.
         rematch: the study of the two on fresh seeds; None if the best arm is a preset.
         verdict: the outcome in one sentence.
@@ -181,8 +181,8 @@ class _Setting:
     @property
     def metric(self) -> str:
         """What judges the arms."""
-        balanced = self.base.train.selection == "val_balanced_accuracy"
-        return "val.balanced_accuracy" if balanced else "val.accuracy"
+        chosen = self.base.train.selection.removeprefix("val_")
+        return "val.accuracy" if chosen == "loss" else f"val.{chosen}"
 
     @property
     def rungs(self) -> list[int]:

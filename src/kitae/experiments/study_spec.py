@@ -444,7 +444,7 @@ def ablation(
         raise RecipeError(f"{base.name}: uses no technique that could be left out")
     skipped = [] if only else repeated(base)
     also = f" Not measured, since the recipe lists them more than once: {', '.join(skipped)}." if skipped else ""
-    slug = re.sub(r"[^A-Za-z0-9._-]", "-", base.name).strip("-_.") or "recipe"
+    slug = re.sub(r"[^A-Za-z0-9._-]", "-", base.name).strip("-_.")[:60].rstrip("-_.") or "recipe"
     return StudySpec.parse(
         {
             "name": f"{slug}-{design.replace('_', '-')}",

@@ -41,7 +41,7 @@ DEFAULT_MINUTES = 10.0
 NET = "tf_efficientnet_lite0"
 """The pretrained net of a plan. Its weights can be installed with pip, and it has been measured."""
 
-_SIZES = (224, 192, 160, 128, 112, 96)
+_SIZES = (320, 288, 256, 224, 192, 160, 128, 112, 96)
 _SCRATCH_SIZES = (128, 96, 64)
 _MEASURED_TOGETHER = 32  # batch size of measurements of small networks, whose overhead dominates smaller batches
 _JUDGED_AT_ONCE = 32  # larger batches of large images do not fit into the processor's cache
