@@ -271,7 +271,7 @@ class _Planner:
             augment={"train": _PHOTO_OPS},
             train={
                 "optimizer": {
-                    "name": "adamw", "lr": 1e-3 * math.sqrt(batch / 32), "weight_decay": 0.02, "layer_decay": 0.9,
+                    "name": "adamw", "lr": 5e-4 * math.sqrt(batch / 32), "weight_decay": 0.02, "layer_decay": 0.9,
                 },
                 "schedule": {"name": "cosine", "warmup_epochs": round(0.1 * length.epochs, 2)},
                 "clip_norm": 1.0,
