@@ -53,6 +53,14 @@ def test_a_folder_becomes_a_csv_file(folder: Path, tmp_path: Path) -> None:
     assert list(again.counts["train"]) == ["cats", "dogs"]
 
 
+def test_a_conflict_names_an_image_of_another_class(folder: Path, tmp_path: Path) -> None:
+    (folder / "cats" / "06.png").write_bytes((folder / "cats" / "05.png").read_bytes())
+    source = open_source(DataSpec(source=f"folder:{folder}"))
+    why = dict(fix(source, check(source), tmp_path / "fixed.csv").left_out)
+    for name in ("cats/05.png", "cats/06.png"):
+        assert "in conflict with dogs/conflict.png" in why[name]
+
+
 def test_splits_are_kept_and_the_test_copy_stays(tmp_path: Path) -> None:
     images = [encoded(photo(number)) for number in range(24)]
     images[20] = images[2]

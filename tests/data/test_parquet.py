@@ -219,3 +219,9 @@ def test_large_images_come_whole_and_in_order(tmp_path: Path) -> None:
 def test_columns_change_the_fingerprint(tmp_path: Path) -> None:
     path = write(tmp_path / "x.parquet", six(other=[1, 0] * 3))
     assert ParquetSource(path).fingerprint() != ParquetSource(path, label_column="other").fingerprint()
+
+
+def test_a_folder_of_one_file_is_not_that_file(tmp_path: Path) -> None:
+    """By its name the file is a test split in the folder; alone it is everything. They must not share a store."""
+    path = write(tmp_path / "mine" / "test.parquet", six())
+    assert ParquetSource(path).fingerprint() != ParquetSource(path.parent).fingerprint()

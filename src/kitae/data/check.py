@@ -349,7 +349,7 @@ def _report(
         for position in members:
             if position != stays:
                 why = "in conflict with" if conflict else "a copy of"
-                other = next(one for one in (members if conflict else [stays]) if one not in (position, None))
+                other = stays if stays is not None else next(m for m in members if labels[m] != labels[position])
                 excluded[int(rows[position])] = f"{why} {ref(other)}"
     counts = {}
     for code, split in enumerate(SPLIT_NAMES):

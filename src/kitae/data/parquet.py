@@ -74,7 +74,9 @@ class ParquetSource(Source):
         return self._files
 
     def identity(self) -> dict[str, Any]:
-        return self._wanted
+        # The splits depend on the names below the folder, which a single file does not have.
+        below = None if self._root is None else [str(path.relative_to(self._root)) for path in self._files]
+        return {**self._wanted, "files": below}
 
     @contextlib.contextmanager
     def _reading(self, path: Path) -> Iterator[Any]:

@@ -49,7 +49,7 @@ def open_source(spec: DataSpec, progress: Progress | None = None) -> Source:
     """
     name, _, path = spec.source.partition(":")
     looks_like_a_path = ":" not in spec.source and ("/" in spec.source or bool(Path(spec.source).suffix))
-    if looks_like_a_path and not Path(spec.source).exists():
+    if looks_like_a_path and not user_path(spec.source).exists():
         raise DataError(f"{spec.source}: no such file or folder")
     if name not in SOURCES:
         raise DataError(f"unknown data.source {spec.source!r}: {_suggestion(spec.source)}")
@@ -219,7 +219,7 @@ def path_of(source: str) -> Path | None:
 
 def source_named(given: str | Path) -> str:
     """The data.source of an argument: a source is returned as it is, a path becomes the source of that path."""
-    return source_of(given) if str(given).partition(":")[0] not in SOURCES and Path(given).exists() else str(given)
+    return source_of(given) if str(given).partition(":")[0] not in SOURCES and user_path(given).exists() else str(given)
 
 
 def _suggestion(source: str) -> str:

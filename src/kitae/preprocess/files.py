@@ -52,6 +52,7 @@ EXTENSIONS = frozenset((
 ))  # fmt: skip
 
 _EXIF_ORIENTATION = 0x0112
+_TIFF_WIDTH, _TIFF_HEIGHT = 256, 257  # tags of the sides as stored
 _TURNED = (5, 6, 7, 8)  # orientations that exchange height and width
 # Pillow keeps one byte of each 16-bit colour value; with the other raw mode of a pair it is the other byte.
 _OTHER_ORDER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
@@ -118,6 +119,8 @@ def default_name(source: bytes | str | Path) -> str:
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """(height, width) after applying the orientation; as stored, if a PNG has its orientation after the pixels."""
     width, height = image.size
+    if isinstance(image, TiffImagePlugin.TiffImageFile):  # newer versions of Pillow have turned its size already
+        width, height = image.tag_v2[_TIFF_WIDTH], image.tag_v2[_TIFF_HEIGHT]
     known = width != height and (image.format != "PNG" or "exif" in image.info)
     return (width, height) if known and orientation(image) in _TURNED else (height, width)
 
