@@ -131,7 +131,7 @@ def test_a_file_for_vnni_on_another_cpu_is_one_line(
     monkeypatch.setattr(runtime, "read_metadata", lambda *_: metadata)
     monkeypatch.setattr(runtime, "has_vnni", lambda: False)
     cli.predict(model, [home / "photos" / "class 0"])
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if "VNNI" in line]
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "VNNI" in line]
     assert line.startswith("note: ")
     assert ".py:" not in line
 
