@@ -204,3 +204,8 @@ def test_an_image_size_is_a_side_or_two() -> None:
             Recipe().override(wrong)
     with pytest.raises(RecipeError, match=r"store_size: must be at least image_size \(96\)"):
         Recipe().override("data.image_size=[96, 128]", "data.store_size=95")
+
+
+def test_of_two_optimizers_the_last_is_taken_with_its_usual_rate() -> None:
+    optimizer = Recipe().override("train.optimizer.name=adamw", "train.optimizer.name=muon").train.optimizer
+    assert optimizer == Recipe().override("train.optimizer.name=muon").train.optimizer

@@ -259,7 +259,8 @@ def override(spec: S, assignments: tuple[str, ...] | list[str]) -> S:
             _set_op(tree["augment"]["train"], field, value)
         else:
             if isinstance(spec, Recipe) and field == _OPTIMIZER and value != spec.train.optimizer.name:
-                del tree["train"]["optimizer"]["lr"], tree["train"]["optimizer"]["weight_decay"]
+                for usual in ("lr", "weight_decay"):
+                    tree["train"]["optimizer"].pop(usual, None)  # a name given before may have removed it
             _assign(tree, field, value, type(spec))
             if isinstance(spec, Recipe) and field in _LENGTHS:  # a plan recut by its minutes was of another length
                 tree["train"]["recut"] = []
