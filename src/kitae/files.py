@@ -89,6 +89,11 @@ def user_path(path: str | Path) -> Path:
     return Path(os.path.expanduser(path))
 
 
+def with_name(path: Path) -> Path:
+    """The path, resolved if its last part is no name, as in `.` and `..`."""
+    return path.resolve() if path.name in ("", "..") else path
+
+
 def read_json(path: Path, *keys: str, error: type[KitaeError] = KitaeError) -> dict[str, Any]:
     """The JSON object of a file.
 

@@ -93,13 +93,13 @@ def answer(runs: Sequence[Entry], where: str) -> list[str]:
         estimate, low, high = difference
         span = f"{100 * estimate:.1f} points ({100 * low:+z.1f} to {100 * high:+z.1f}, paired, on the same images)"
         later = f"The difference of {span} {'is more than chance' if low > 0 else 'may be chance'}."
-        if where != "test":
-            later += " It covers these images, not the seeds; kitae study covers those."
     if where == "test":
         later += (
             " It covers the test images, not the seeds; kitae study covers those. Choosing between runs by their test "
             "accuracy makes that accuracy optimistic."
         )
+    elif difference is not None:
+        later += " It covers these images, not the seeds; kitae study covers those."
     return [first, later]
 
 

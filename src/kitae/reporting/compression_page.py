@@ -12,6 +12,7 @@ from typing import Any
 
 from PIL import Image
 
+from kitae.files import with_name
 from kitae.reporting import compression_charts
 from kitae.reporting.results import Candidate, CompressionRecord
 from kitae.reporting.samples import Photo
@@ -89,7 +90,7 @@ def commands(record: CompressionRecord, folder: Path) -> list[tuple[str, str]]:
     """What to do next: what a command is for, and the command."""
     file = shlex.quote(str(folder / record.file))
     found = [("Classify images with it, without PyTorch", f"kitae predict {file} IMAGES")]
-    here = folder if folder.name not in ("", "..") else folder.resolve()  # `.` has no name
+    here = with_name(folder)
     beside = here.parent / record.run
     run = shlex.quote(str(beside if beside.is_dir() else record.run))
     usual = here.name == f"{record.run}-small"

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from kitae.augment.spec import MixSpec
 from kitae.console import plural
 from kitae.errors import KitaeError
 from kitae.reporting import study_charts
@@ -139,7 +140,8 @@ def variant_label(name: str, overrides: Mapping[str, Any]) -> str:
 def _mixing(value: Any) -> str:
     if not isinstance(value, Mapping) or finite(value.get("prob", 1.0)) == 0:
         return "without mixing"
-    alphas = (("MixUp", value.get("mixup_alpha", 1.0)), ("CutMix", value.get("cutmix_alpha", 1.0)))  # as in MixSpec
+    mix = {**MixSpec().model_dump(), **value}
+    alphas = (("MixUp", mix["mixup_alpha"]), ("CutMix", mix["cutmix_alpha"]))
     parts = [part for part, alpha in alphas if finite(alpha)]
     return f"with {' and '.join(parts)}" if parts else "without mixing"
 
