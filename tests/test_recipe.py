@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from kitae.errors import RecipeError
 from kitae.recipe import Recipe, override, parse, shipped
+from kitae.training.spec import ProbeSpec
 
 
 @pytest.mark.parametrize("name", sorted(shipped()))
@@ -80,6 +81,31 @@ def test_override_names_an_op_by_itself() -> None:
     assert without.override("augment.train.rotate=null") == without
 
 
+def test_override_opens_a_section_that_is_at_its_default_or_a_word() -> None:
+    recipe = Recipe().override("train.progressive.start=0.5", "train.probe.views=3")
+    assert recipe.train.progressive is not None
+    assert recipe.train.progressive.start == 0.5
+    assert isinstance(recipe.train.probe, ProbeSpec)
+    assert recipe.train.probe.views == 3
+
+
+def test_overrides_apply_in_order_and_a_section_keeps_what_follows_it() -> None:
+    recipe = Recipe.load("fashion-mini")
+    assert recipe.override("train={epochs: 3}", "train.epochs=5").train.epochs == 5
+    assert recipe.override("train.epochs=5", "train={epochs: 3}").train.epochs == 3
+    chosen = recipe.override("train.optimizer={name: adamw, lr: 0.01}", "train.optimizer.name=sgd").train.optimizer
+    assert (chosen.name, chosen.lr) == ("sgd", 0.01)
+    before = recipe.override("train.optimizer.lr=0.3", "train.optimizer.name=adamw").train.optimizer
+    assert before == recipe.override("train.optimizer.name=adamw", "train.optimizer.lr=0.3").train.optimizer
+    emptied = recipe.override("augment=null", "augment.train.cutout=8", "augment.train.cutout.size=4")
+    assert [dict(op) for op in emptied.augment.train] == [{"cutout": {"size": 4}}]
+    named = recipe.override("augment.train=[horizontal_flip]", "augment.train.horizontal_flip.p=0.25")
+    assert [dict(op) for op in named.augment.train] == [{"horizontal_flip": {"p": 0.25}}]
+    for first, second in (("train=3", "train.epochs=3"), ("augment.train=3", "augment.train.cutout={}")):
+        with pytest.raises(RecipeError, match=r"should be a (section|list of ops)"):
+            recipe.override(first, second)
+
+
 @pytest.mark.parametrize(
     ("assignment", "message"),
     [
@@ -97,6 +123,9 @@ def test_override_names_an_op_by_itself() -> None:
         ("augment.train.cutout.size=4", "augment.train.cutout.size: the recipe's augment.train has no cutout"),
         ("train.epochs=[", "not valid YAML"),
         ("name=2024-13-45", "not valid YAML"),
+        ("train.progressive.start=64", r"train\.progressive\.start: should be less than 1, not 64"),
+        ("train.probe.view=2", r"unknown field 'view' in train\.probe \(did you mean views\?\)"),
+        ("data.limit.x=1", "data.limit is a single value and has no field 'x'"),
     ],
 )
 def test_wrong_overrides_say_what_would_be_right(assignment: str, message: str) -> None:
@@ -180,6 +209,22 @@ def test_any_override_works_or_is_one_line_of_error(field: str, value: str) -> N
         override(Recipe(), [f"{field}={value}"])
     except RecipeError as error:
         assert str(error)
+
+
+_FIELDS = (
+    "train", "train.epochs", "train.optimizer", "train.optimizer.name", "train.optimizer.lr", "train.probe.views",
+    "train.probe", "augment", "augment.train", "augment.train.cutout", "augment.train.cutout.size", "augment.train.0",
+    "augment.mix", "augment.mix.mixup_alpha", "data", "data.normalize", "data.normalize.mean", "model.args.x",
+)  # fmt: skip
+_VALUES = ("null", "3", "0.5", "auto", "[]", "[1]", "{}", "{epochs: 2}", "{name: adamw}", "[cutout]", "[[]]", "true")
+
+
+@given(st.lists(st.tuples(st.sampled_from(_FIELDS), st.sampled_from(_VALUES)), min_size=2, max_size=4))
+def test_any_overrides_in_a_row_work_or_are_one_line_of_error(pairs: list[tuple[str, str]]) -> None:
+    try:
+        Recipe.load("fashion-mini").override(*(f"{field}={value}" for field, value in pairs))
+    except RecipeError as error:
+        assert "\n" not in str(error)
 
 
 def test_yaml_holds_every_default() -> None:

@@ -245,7 +245,8 @@ def override(spec: S, assignments: tuple[str, ...] | list[str]) -> S:
     tree = spec.model_dump(mode="json")
     if wrong := next((given for given in assignments if not isinstance(given, str)), None):
         raise RecipeError(f"override takes texts such as 'train.epochs=30', not {wrong!r}")
-    for assignment in sorted(assignments, key=lambda text: not text.startswith((_OPTIMIZER, *_LENGTHS))):
+    given: set[str] = set()  # so that a length or a name does not reset what is given before it
+    for assignment in assignments:
         field, equals, text = assignment.partition("=")
         if not equals:
             raise RecipeError(f"--set {assignment}: must be FIELD=VALUE, for example train.epochs=30")
@@ -254,20 +255,34 @@ def override(spec: S, assignments: tuple[str, ...] | list[str]) -> S:
         except _YAML_ERRORS as error:
             raise RecipeError(f"--set {assignment}: the value is not valid YAML") from error
         field = field.strip()
+        given |= {field, *(f"{field}.{name}" for name in (value if isinstance(value, dict) else ()))}
         # A position in the list is an ordinary field.
         if isinstance(spec, Recipe) and field.startswith(OPS_BY_NAME) and not field.split(".")[2].isdigit():
-            _set_op(tree["augment"]["train"], field, value)
-        else:
-            if isinstance(spec, Recipe) and field == _OPTIMIZER and value != spec.train.optimizer.name:
-                for usual in ("lr", "weight_decay"):
-                    tree["train"]["optimizer"].pop(usual, None)  # a name given before may have removed it
-            _assign(tree, field, value, type(spec))
-            if isinstance(spec, Recipe) and field in _LENGTHS:  # a plan recut by its minutes was of another length
-                tree["train"]["recut"] = []
+            _set_op(_ops(tree), field, value)
+            continue
+        _assign(tree, field, value, type(spec))
+        if isinstance(spec, Recipe) and field == _OPTIMIZER and value != spec.train.optimizer.name:
+            for usual in ("lr", "weight_decay"):
+                if f"train.optimizer.{usual}" not in given:
+                    tree["train"]["optimizer"].pop(usual, None)
+        if isinstance(spec, Recipe) and field in _LENGTHS and "train.recut" not in given:
+            tree["train"]["recut"] = []  # a plan recut by its minutes was of another length
     try:
         return type(spec).model_validate(tree)
     except ValidationError as error:
         raise RecipeError(explain(error, type(spec), "--set", None)) from error
+
+
+def _ops(tree: dict[str, Any]) -> list[Any]:
+    """The list `augment.train` of a tree of overrides, made where a section is null."""
+    section = tree["augment"] = tree["augment"] or {}
+    ops = section.setdefault("train", []) if isinstance(section, dict) else None
+    if ops is None and isinstance(section, dict):
+        ops = section["train"] = []
+    if not isinstance(ops, list):
+        raise RecipeError("--set: augment.train: should be a list of ops")
+    ops[:] = [{entry: None} if isinstance(entry, str) else entry for entry in ops]
+    return ops
 
 
 def _set_op(ops: list[dict[str, Any]], field: str, value: Any) -> None:
@@ -278,7 +293,7 @@ def _set_op(ops: list[dict[str, Any]], field: str, value: Any) -> None:
             make_op(op)
         except AugmentError as error:
             raise RecipeError(f"--set: {field}: {error}") from error
-    places = [place for place, entry in enumerate(ops) if op in entry]
+    places = [place for place, entry in enumerate(ops) if isinstance(entry, dict) and op in entry]
     if len(places) > 1:
         raise RecipeError(
             f"--set: {field}: augment.train has {len(places)} ops {op}; use a position, as in {OPS_BY_NAME}{places[0]}"
@@ -286,9 +301,10 @@ def _set_op(ops: list[dict[str, Any]], field: str, value: Any) -> None:
     if parameter:
         if not places:
             raise RecipeError(f"--set: {field}: the recipe's augment.train has no {op}")
-        ops[places[0]][op] = {**(ops[places[0]][op] or {}), parameter: value}
+        before = ops[places[0]][op]
+        ops[places[0]][op] = {**(before if isinstance(before, dict) else {}), parameter: value}
     elif value is None:
-        ops[:] = [entry for entry in ops if op not in entry]
+        ops[:] = [entry for place, entry in enumerate(ops) if place not in places]
     elif places:
         ops[places[0]] = {op: value}
     else:
@@ -298,13 +314,18 @@ def _set_op(ops: list[dict[str, Any]], field: str, value: Any) -> None:
 def _assign(tree: Any, field: str, value: Any, cls: type[BaseModel]) -> None:
     *parents, last = field.split(".")
     at: Any = tree
+    owner: type[BaseModel] | None = cls
     for depth, key in enumerate(parents):
         inside = at[int(key)] if isinstance(at, list) and key.isdigit() and int(key) < len(at) else None
+        owner = _section(owner, key) if owner is not None else None
         if isinstance(at, dict):
             inside = at.get(key)
-            if inside is None and key in at:  # a section that is null, such as train.early_stopping
+            # A section that is null, at its default or a word, such as train.early_stopping and train.probe.
+            if owner is not None and (inside is None or isinstance(inside, str)):
                 inside = at[key] = {}
         if not isinstance(inside, dict | list):
+            if owner is not None:
+                raise RecipeError(f"--set: {'.'.join(parents[: depth + 1])}: should be a section, not {inside!r}")
             raise RecipeError(_unknown([*parents, last][: depth + 2], cls, "--set"))
         at = inside
     if isinstance(at, list):
@@ -317,12 +338,16 @@ def _assign(tree: Any, field: str, value: Any, cls: type[BaseModel]) -> None:
 
 def explain(error: ValidationError, cls: type[BaseModel], origin: str, node: yaml.Node | None) -> str:
     """The first error of a validation as one line: file, line, field, what is wrong, what would be right."""
-    first = error.errors()[0]
+    errors = error.errors()
+    first = errors[0]
+    if first["type"] == "literal_error" and isinstance(first["input"], dict):  # a section in place of a word
+        first = next((one for one in errors[1:] if one["loc"][: len(first["loc"]) - 1] == first["loc"][:-1]), first)
     path = [str(part) for part in first["loc"]]
     line = _line(node, path)
     where = f"{origin}:{line}" if line else origin
     if first["type"] == "extra_forbidden":
-        return _unknown(path, cls, where)
+        branches = [part for part in path[:-1] if part[:1].isupper()]
+        return _unknown([part for part in path if part not in branches], cls, where)
     # Without what pydantic adds to a location for the branches of a union.
     shown = ".".join(part for part in path if "[" not in part and not part[:1].isupper())
     message = first["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
