@@ -24,8 +24,10 @@ from kitae.errors import KitaeError
 from kitae.pipelines.compress import CompressionResult, compress
 from kitae.pipelines.train import train
 from kitae.recipe import Recipe
+from kitae.reporting import compression_charts
 from kitae.reporting import page as p
 from kitae.reporting.figures import filters_picture
+from kitae.reporting.svg import Chart, text_width
 from kitae.reporting.values import large, words
 from kitae.run import Run
 from tests.reporting.conftest import HOSTILE, epochs, measured_compression
@@ -435,6 +437,34 @@ def test_the_front_is_labelled(tmp_path: Path) -> None:
     labels = re.findall(r'<text[^>]*class="l">(.*?)</text>', drawn)
     assert {"65 % pruned, INT8", "original, float32"} <= set(labels)
     assert len(labels) >= 3
+    number = r"([-\d.]+)"
+    points = re.findall(rf'<circle[^>]*cx="{number}" cy="{number}"', drawn)
+    points += [(x, str(float(y) + 9)) for x, y in re.findall(rf'<path d="M{number} {number} [^>]*class="f2"', drawn)]
+    lines = re.findall(rf'<line x1="{number}" y1="{number}"[^>]*class="a"', drawn)
+    leaders = [
+        end
+        for end in lines
+        if any(abs(float(end[0]) - float(x)) + abs(float(end[1]) - float(y)) < 0.3 for x, y in points)
+    ]
+    placed = re.findall(rf'<text x="{number}" y="{number}"[^>]*class="l">(.*?)</text>', drawn)
+    beside = [
+        name
+        for x, y, name in placed
+        if any(
+            abs(float(y) - 4 - float(py)) < 0.2
+            and min(abs(float(x) - float(px)), abs(float(x) + text_width(name) - float(px))) < 11
+            for px, py in points
+        )
+    ]
+    assert len(placed) - len(beside) == len(leaders), "a label that is not beside its point has a line to it"
+
+
+@pytest.mark.parametrize(("line", "start"), [((120.0, 40.0, 120.0, 160.0), 30.0), ((40.0, 100.0, 90.0, 100.0), 110.0)])
+def test_a_label_keeps_off_the_lines_of_a_chart(line: tuple[float, ...], start: float) -> None:
+    chart, mark = Chart("x", "x", "x", 200), (93.0, 93.0, 107.0, 107.0)
+    compression_charts._label(chart, "INT8 file", (100, 100), [mark], [mark], [line], (0, 0, 300, 200))
+    (x,) = re.findall(r'<text x="([-\d.]+)"', "".join(chart.parts))
+    assert float(x) == pytest.approx(start, abs=2)
 
 
 def test_a_sensitivity_with_its_reference_shows_it(tmp_path: Path) -> None:

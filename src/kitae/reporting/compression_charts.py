@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from itertools import pairwise
 
 from kitae import console
 from kitae.reporting.charts import per_cent
@@ -25,10 +27,10 @@ from kitae.reporting.values import milliseconds, share, times_between
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 _LEFT, _END = 50.0, WIDTH - 12
-_OFFSETS = [(9.0, 4.0), (-9.0, 4.0), (0.0, -12.0), (0.0, 20.0), (12.0, -14.0), (-12.0, -14.0), (12.0, 22.0),
-            (-12.0, 22.0), (16.0, -32.0), (-16.0, -32.0), (16.0, 40.0), (-16.0, 40.0), (20.0, -52.0), (-20.0, -52.0),
-            (20.0, 60.0), (-20.0, 60.0)]  # fmt: skip
-"""Where the label of a point may stand, the best places first."""
+_DIRECTIONS = ((1, 0), (-1, 0), (0, -1), (0, 1), (1, -1), (-1, -1), (1, 1), (-1, 1), (1, -2), (1, 2))
+_PLACES = [(radius * x, radius * y) for radius in (10.0, 16.0, 28.0, 44.0, 64.0, 88.0) for x, y in _DIRECTIONS]
+"""Where the label of a point may stand: from the point to the nearest point of the label."""
+_ON_A_LINE, _NEARER_ANOTHER = 30.0, 40.0  # pixels of distance that a label goes to avoid these
 
 
 def front(record: CompressionRecord, label: Callable[[Candidate], str]) -> Chart | None:
@@ -67,7 +69,9 @@ def front(record: CompressionRecord, label: Callable[[Candidate], str]) -> Chart
             steps += [(at[0], steps[-1][1]), at] if steps else [at]
             named.add(row.name)
     chart.path(steps, "d")
-    taken = []
+    lines = [(min(a[0], b[0]), min(a[1], b[1]), max(a[0], b[0]), max(a[1], b[1]))
+             for a, b in pairwise(steps)]  # fmt: skip
+    taken: list[Box] = []
     for size, value, row in points:
         x, y = plot.x(size), plot.y(value)
         about = f"{label(row)}: {console.size(size)}, {share(value, 2)}"
@@ -80,25 +84,49 @@ def front(record: CompressionRecord, label: Callable[[Candidate], str]) -> Chart
         else:
             chart.circle(x, y, 5, "f1", about)
         taken.append((x - 7, y - 7, x + 7, y + 7))
+    marks = list(taken)
     for size, value, row in sorted(points, key=lambda point: (point[2].name != record.winner.name, point[0])):
         if row.name in named:
-            _label(chart, label(row), (plot.x(size), plot.y(value)), taken, (_LEFT, top - 6, WIDTH - 2, bottom))
+            at = plot.x(size), plot.y(value)
+            _label(chart, label(row), at, taken, marks, lines, (_LEFT, top - 6, WIDTH - 2, bottom))
     return chart
 
 
-def _label(chart: Chart, text: str, at: Point, taken: list[Box], within: Box) -> None:
-    """Write a label next to its point where it covers nothing; if there is no room, it only appears on hover."""
-    width, (x, y) = text_width(text), at
-    for dx, dy in _OFFSETS:
-        start = x + dx - (width if dx < 0 else width / 2 if dx == 0 else 0)
-        box = (start, y + dy - 11, start + width, y + dy + 3)
+def _label(
+    chart: Chart, text: str, at: Point, taken: list[Box], marks: list[Box], lines: list[Box], within: Box
+) -> None:  # fmt: skip
+    """Write a label near its point where it covers nothing; if there is no room, it only appears on hover.
+
+    It keeps off `lines` and away from the `marks` of other points if that does not take it far. A line leads to its own
+    point where it is not beside it.
+    """
+    width = text_width(text)
+    best: tuple[float, Box, Point] | None = None
+    for dx, dy in _PLACES:
+        end = at[0] + dx, at[1] + dy
+        left = end[0] - (0 if dx > 0 else width if dx < 0 else width / 2)
+        top = end[1] - (0 if dy > 0 else 14 if dy < 0 else 7)
+        box = left, top, left + width, top + 14
         inside = box[0] >= within[0] and box[1] >= within[1] and box[2] <= within[2] and box[3] <= within[3]
-        if inside and not any(_over(box, other) for other in taken):
-            if abs(dy) > 20:
-                chart.line(x, y, x + dx, y + dy + (3 if dy < 0 else -11), "a")
-            chart.text(start, y + dy, text, "l")
-            taken.append(box)
-            return
+        if not inside or any(_over(box, other) for other in taken):
+            continue
+        away = math.hypot(dx, dy)
+        nearest = min((_away(box, mark) for mark in marks if not _over(mark, (*at, *at))), default=math.inf)
+        cost = away + _ON_A_LINE * sum(_over(box, line) for line in lines) + _NEARER_ANOTHER * (nearest < away - 7)
+        if best is None or cost < best[0]:
+            best = cost, box, end
+    if best is None:
+        return
+    _, box, end = best
+    if end[1] != at[1] or abs(end[0] - at[0]) > _PLACES[0][0]:
+        chart.line(*at, *end, "a")
+    chart.text(box[0], box[3] - 3, text, "l")
+    taken.append(box)
+
+
+def _away(a: Box, b: Box) -> float:
+    """The distance between two boxes."""
+    return math.hypot(max(a[0] - b[2], b[0] - a[2], 0.0), max(a[1] - b[3], b[1] - a[3], 0.0))
 
 
 def _over(a: Box, b: Box) -> bool:
