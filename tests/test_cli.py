@@ -229,7 +229,7 @@ def test_predict_files_and_folders_and_write_tables(home: Path, run: Path) -> No
     assert (home / "p.parquet").stat().st_size > 100
 
 
-def test_data_prepare_and_check(home: Path) -> None:
+def test_data_prepare_and_check(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write_parquet(home / "d.parquet", train=3, test=1)
     assert "40 images of 3 x 32 x 32, 10 classes" in kitae(
         home, "data", "prepare", f"parquet:{source}", "--set", "data.image_size=32"
@@ -254,6 +254,10 @@ def test_data_prepare_and_check(home: Path) -> None:
     assert kitae(home, "data", "check", "fixed.csv").stdout.splitlines()[-1] == "ready"
     kitae(home, "data", "fix", photos, "--out", "fixed.csv", code=2)
     kitae(photos, "data", "fix", ".")
+    assert (home / f"{photos.name}-fixed.csv").is_file()
+    (home / f"{photos.name}-fixed.csv").unlink()
+    monkeypatch.setenv("HOME", str(home))
+    kitae(photos, "data", "fix", f"folder:~/{photos.name}")
     assert (home / f"{photos.name}-fixed.csv").is_file()
 
 

@@ -21,6 +21,8 @@ import pytest
 from kitae.data import archives
 from kitae.data.archives import Download, fetch
 from kitae.data.base import TEST, TRAIN
+from kitae.data.check import check
+from kitae.data.fix import suffix_of
 from kitae.data.sources import open_source
 from kitae.data.spec import DataSpec
 from kitae.errors import DataError
@@ -113,6 +115,18 @@ def check_cifar(name: str, source_name: str) -> None:
 @pytest.mark.parametrize("folder", ["files", "www"])
 def test_cifar_from_its_files_or_its_archive(cifar: str, folder: str, tmp_path: Path) -> None:
     check_cifar(cifar, f"{cifar}:{tmp_path / folder}")
+
+
+def test_a_published_set_is_not_sent_to_data_fix(cifar: str, tmp_path: Path) -> None:
+    source = open_source(DataSpec(source=f"{cifar}:{tmp_path / 'files'}"))
+    report = check(source)
+    assert not report.fixable
+    assert not any("data fix" in line for line in report.lines())
+    with pytest.raises(DataError, match="only a folder, a CSV file or a Parquet source can be fixed"):
+        suffix_of(source)
+    copies = replace(report, excluded={0: "a copy"})
+    assert not any("data fix" in line for line in copies.lines())
+    assert any("data fix" in line for line in replace(copies, fixable=True).lines())
 
 
 def test_cifar_downloads_once(cifar: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

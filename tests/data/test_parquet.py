@@ -56,6 +56,11 @@ def test_our_own_layout(tmp_path: Path) -> None:
     assert list(source.images()) == [image(i) for i in range(6)]
 
 
+def test_class_names_may_be_numbers(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.parquet", six(class_name=[10, 20, 30] * 2))
+    assert open_source(DataSpec(source=f"parquet:{path}")).table.classes == ("10", "20", "30")
+
+
 def test_the_hubs_layout(tmp_path: Path) -> None:
     """A folder of split files, images in a struct, class names in the schema's metadata."""
     feature = {"names": ["cat", "dog", "emu"], "_type": "ClassLabel"}

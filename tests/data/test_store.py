@@ -86,6 +86,27 @@ def test_equal_images_are_known(make_folder: Maker) -> None:
     assert store.hashes.shape == (13, 16)
 
 
+def test_a_link_to_nothing_is_an_image_that_cannot_be_read(make_folder: Maker) -> None:
+    root = make_folder("cats", "dogs")
+    spec = DataSpec(source=f"folder:{root}", on_corrupt="skip")
+    before = open_store(spec)
+    (root / "cats" / "gone.png").symlink_to(root / "nowhere.png")
+    with pytest.raises(DataError, match=r"cats/gone\.png: .*on_corrupt=skip"):
+        open_store(spec.model_copy(update={"on_corrupt": "error"}))
+    store = open_store(spec)
+    assert [name for name, _ in store.skipped] == ["cats/gone.png"]
+    assert list(store.names) == list(before.names)
+    assert store.path != before.path
+
+
+def test_names_that_are_empty_become_rows(tmp_path: Path) -> None:
+    """The hub writes an empty path where images had none."""
+    images = [{"bytes": encode(picture(i % 2, i, (16, 16))), "path": ""} for i in range(4)]
+    pq.write_table(pa.table({"image": images, "label": [0, 1, 0, 1]}), tmp_path / "x.parquet")
+    store = open_store(DataSpec(source=f"parquet:{tmp_path / 'x.parquet'}"))
+    assert list(store.names) == [f"x.parquet:{row}" for row in range(4)]
+
+
 def test_it_is_built_once(make_folder: Maker, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = DataSpec(source=f"folder:{make_folder('cats', 'dogs')}")
     first = open_store(spec)

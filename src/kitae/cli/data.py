@@ -77,12 +77,12 @@ def fix(
     from kitae.data.fix import check_out, suffix_of
     from kitae.data.fix import fix as run_fix
     from kitae.data.sources import open_source
-    from kitae.files import with_name
+    from kitae.files import user_path, with_name
 
     spec = data_spec(source, set_)
     opened = open_source(spec.model_copy(update={"on_corrupt": "skip"}))  # it leaves out what is missing
     if out is None:
-        root = with_name(Path(spec.source.partition(":")[2] or spec.source))
+        root = with_name(user_path(spec.source.partition(":")[2] or spec.source))
         out = root.parent / f"{root.stem if root.is_file() else root.name}-fixed{suffix_of(opened)}"
     check_out(opened, out, overwrite=overwrite)
     with console.counting("reading images") as progress:

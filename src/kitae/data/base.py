@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, ClassVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -102,10 +102,15 @@ class Table:
 class Source(ABC):
     """A source of labelled images. Opening it is cheap: labels are read on first use, pixels when iterated.
 
+    Attributes:
+        fixed_as: the ending of the file that `data fix` writes for it; None where it cannot.
+
     Args:
         name: what errors call it.
         rule: how groups are found, see `DataSpec.groups`.
     """
+
+    fixed_as: ClassVar[str | None] = None
 
     def __init__(self, name: str, rule: str | None = None) -> None:
         self.name, self.rule = name, rule

@@ -85,6 +85,7 @@ class CheckReport:
         problems: why the data cannot be split or trained on, one line each.
         truncated: whether the search was cut short, as there were too many near duplicates.
         ignored: files that are not images by their names, or lie outside the class folders.
+        fixable: whether `data fix` takes the source.
     """
 
     source: str
@@ -101,6 +102,7 @@ class CheckReport:
     highest: int | None = None
     depth: int | None = None
     ignored: tuple[str, ...] = ()
+    fixable: bool = True
 
     @cached_property
     def across_splits(self) -> tuple[Duplicates, ...]:
@@ -141,7 +143,7 @@ class CheckReport:
             (self.label_conflicts, "label conflicts: correct the labels; training would learn both"),
             (self.doubtful_labels, "alike, with different labels: look at them; both labels may be right"),
             (self.across_splits, "duplicates across splits: the test accuracy is too high by what they contribute"),
-            (self.excluded, f"kitae data fix {shlex.quote(self.source)} writes the data {without}"),
+            (self.excluded and self.fixable, f"kitae data fix {shlex.quote(self.source)} writes the data {without}"),
         ]
         return [cure for found, cure in cures if found]
 
@@ -372,6 +374,7 @@ def _report(
         highest=highest,
         depth=depth,
         ignored=tuple(source.ignored()),
+        fixable=source.fixed_as is not None,
     )
     return report, set(rows[codes == TRAIN].tolist())
 

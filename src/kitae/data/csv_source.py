@@ -30,6 +30,8 @@ class CsvSource(Source):
     as they are written (see `DataSpec.groups`).
     """
 
+    fixed_as = ".csv"
+
     def __init__(self, path: str | Path, name: str = "", groups: str | None = None, *, gaps: bool = False) -> None:
         """Reads the rows.
 

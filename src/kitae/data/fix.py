@@ -17,9 +17,7 @@ import numpy as np
 
 from kitae.data.base import SPLIT_NAMES, TRAIN, Source
 from kitae.data.check import CheckReport
-from kitae.data.csv_source import CsvSource
 from kitae.data.parquet import ParquetSource
-from kitae.data.sources import FolderSource
 from kitae.errors import DataError, require
 from kitae.files import replacing, write_atomically
 
@@ -45,13 +43,11 @@ def suffix_of(source: Source) -> str:
     """`.csv` or `.parquet`: what `fix` writes for a source.
 
     Raises:
-        DataError: a published set, which cannot be fixed.
+        DataError: a published set or shards, which cannot be fixed.
     """
-    if isinstance(source, FolderSource | CsvSource):
-        return ".csv"
-    if isinstance(source, ParquetSource):
-        return ".parquet"
-    raise DataError(f"{source.name}: is a published set; only a folder, a CSV file or a Parquet source can be fixed")
+    if source.fixed_as is None:
+        raise DataError(f"{source.name}: only a folder, a CSV file or a Parquet source can be fixed")
+    return source.fixed_as
 
 
 def check_out(source: Source, out: str | Path, *, overwrite: bool = False) -> None:

@@ -43,6 +43,8 @@ _Named = tuple[Path, tuple[str, ...] | None, int]
 class ParquetSource(Source):
     """One Parquet file, or all `*.parquet` below a folder in the order of their paths."""
 
+    fixed_as = ".parquet"
+
     def __init__(
         self,
         path: str | Path,
@@ -172,8 +174,10 @@ class ParquetSource(Source):
         for kind in ("class_name", "group"):
             if None in found.get(kind, ()):
                 raise DataError(f"{path}: row {found[kind].index(None)} has no {columns[kind]}")
+        if "class_name" in found:
+            found["class_name"] = [str(name) for name in found["class_name"]]
         found.setdefault("path", [None] * table.num_rows)
-        names = [f"{path.name}:{row}" if name is None else str(name) for row, name in enumerate(found["path"])]
+        names = [f"{path.name}:{row}" if name in (None, "") else str(name) for row, name in enumerate(found["path"])]
         splits = self._splits(path, found.get("split"), table.num_rows)
         return {**found, "name": names, "split": splits}, _metadata_classes(schema, label)
 

@@ -70,6 +70,8 @@ class FolderSource(Source):
     has another rule (see `DataSpec.groups`).
     """
 
+    fixed_as = ".csv"
+
     def __init__(self, root: str | Path, name: str = "", groups: str | None = None) -> None:
         """Lists the files. Raises DataError: no such folder, no class folders, a class or a split without images."""
         super().__init__(name or f"folder:{root}", groups)
@@ -80,6 +82,8 @@ class FolderSource(Source):
         self._labels: list[int] = []
         self._splits: list[int] = []
         self._classes = self._scan()
+        # A link to nothing is an image that cannot be read, not a folder that cannot be opened.
+        self._gone = {path for path in self._files if not os.path.exists(path)}
 
     def _scan(self) -> tuple[str, ...]:
         codes = {folder: SPLIT_ALIASES.get(folder.name.lower()) for folder in _subfolders(self.root)}
@@ -132,14 +136,15 @@ class FolderSource(Source):
         return tuple(names)
 
     def files(self) -> list[Path]:
-        return self._files
+        return [path for path in self._files if path not in self._gone]
 
     def ignored(self) -> list[str]:
         taken = set(self._files)
         return sorted(p.relative_to(self.root).as_posix() for p in visible_files(self.root) if p not in taken)
 
     def identity(self) -> dict[str, object]:
-        return {"root": str(self.root.absolute()), "classes": self._classes}
+        gone = sorted(path.relative_to(self.root).as_posix() for path in self._gone)
+        return {"root": str(self.root.absolute()), "classes": self._classes, **({"gone": gone} if gone else {})}
 
     def load_table(self) -> Table:
         names = [path.relative_to(self.root).as_posix() for path in self._files]
