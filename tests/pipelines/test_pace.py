@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import importlib
 import time
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from kitae.pipelines import pace
-from kitae.pipelines.pace import Clock
+from kitae.pipelines.pace import Clock, Pace
+from kitae.pipelines.setup import Setup
 from kitae.recipe import Recipe
 from kitae.run import Run
 from kitae.training.checkpoint import load_weights
@@ -27,6 +31,37 @@ def test_the_main_process_decides_whether_all_measure_again(monkeypatch: pytest.
     clock = Clock(60, time.monotonic(), 0.0)
     pace.replan(lambda: made.append(1), lambda _: 60.0, clock, World(1, 2, torch.device("cpu")))
     assert made == [1]
+
+
+def test_two_processes_make_twice_the_steps_in_the_same_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[int] = []
+
+    def pace_of(model: Any, spec: Any, world: Any, shape: Any, classes: int, images: int) -> Pace:
+        measured.append(images)
+        return Pace(28 * 28, 0.0, 0.0, 1.0)
+
+    monkeypatch.setattr(pace, "pace_of", pace_of)
+    asked = Recipe.load("fashion-mini").override("data.limit=200", "train.batch_size=16", "train.epochs=50")
+    setup = Setup.without_run(asked)
+    clock = Clock(6400, time.monotonic(), 0.0, most=10**6)
+    steps = []
+    for processes in (1, 2):
+        fitted, _ = pace.fitted(asked, setup, nn.Identity(), clock, World(0, processes, torch.device("cpu")))
+        steps.append(fitted.train.epochs * (fitted.train.epoch_steps or 0))
+    assert measured == [16, 8], "each process measures its own part of a batch"
+    assert steps[1] == pytest.approx(2 * steps[0], rel=0.05)
+
+
+def test_the_validation_of_the_start_is_no_part_of_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = Recipe.load("fashion-mini").override("train.epochs=10", "train.epoch_steps=4")
+    with closing(Run.create(tmp_path / "run", asked)) as run:
+        run.write_metrics([{"epoch": 1, "seconds": 3.0, "validation_seconds": 1.0}])
+        now = time.monotonic()
+        recutter = pace.Recutter(run, Clock(100, now, 0.0, most=40), 0.0, Watcher())
+        monkeypatch.setattr(pace.time, "monotonic", lambda: now + 30)  # 26 of them for the start
+        assert recutter(1) is None
+        monkeypatch.setattr(pace.time, "monotonic", lambda: now + 50)  # an epoch of 20 seconds, and 50 are left
+        assert recutter(2) == 4
 
 
 @pytest.mark.parametrize("batches", [5, 14])

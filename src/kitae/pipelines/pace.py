@@ -258,22 +258,23 @@ def fitted(recipe: Recipe, setup: Setup, model: nn.Module, clock: Clock, world: 
     """
     spec = recipe.train
     shape = epoch_shape(len(setup.images), spec, world.size)
-    batch = FirstBatch(setup, shape.batch_size, world)
+    # Each process has its part of a batch and of the validation, so an image takes a part of the time.
+    batch = FirstBatch(setup, shape.batch_size // world.size, world)
     drawn, _ = batch.make()  # compiles what has to be
     started = time.perf_counter()
     batch.make()
     drawing = (time.perf_counter() - started) / len(drawn)
-    per_pass = shape.pass_steps // shape.accumulate if spec.epoch_steps is None else len(setup.images) // len(drawn)
-    most = clock.most if clock.most is not None else spec.epochs * shape.updates
     each = shape.batch_size * shape.accumulate
+    per_pass = len(setup.images) // each
+    most = clock.most if clock.most is not None else spec.epochs * shape.updates
 
     def plan() -> tuple[int, int, float]:
         """Epochs, steps per epoch, and the seconds of the end, at the current pace."""
         pace = pace_of(model, spec, world, drawn.shape[1:], len(setup.store.classes), len(drawn))
         judge = pace.at(int(np.prod(setup.store.rules.size))).judge
-        judging = judge * setup.judged
+        judging, step = judge * setup.judged / world.size, (pace.step + drawing) / world.size
         end = judge * setup.splits.test_count + clock.after
-        return *fill(clock.left - end - judging, each, per_pass, judging, pace.step + drawing, most), end
+        return *fill(clock.left - end - judging, each, per_pass, judging, step, most), end
 
     if not isinstance(spec.probe, ProbeSpec):
         epochs, steps, end = plan()
@@ -303,12 +304,17 @@ class Recutter:
     def __init__(self, run: Run, clock: Clock, end: float, watcher: Watcher) -> None:
         """`end`: seconds to reserve for what follows training."""
         self._run, self._clock, self._end, self._watcher = run, clock, end, watcher
-        self._last = time.monotonic()
+        self._last: float | None = None
 
     def __call__(self, epochs: int) -> int | None:
         """A new last epoch after `epochs` of them; None if the schedule still fits."""
         now = time.monotonic()
-        epoch, self._last = now - self._last, now
+        if self._last is None:  # not since the training began, where the start may have been validated too
+            row = self._run.metrics()[-1]
+            epoch = float(row["seconds"] + row["validation_seconds"])
+        else:
+            epoch = now - self._last
+        self._last = now
         spec = self._run.recipe.train
         planned = spec.last_epoch
         spare = self._clock.begun + self._clock.seconds - now - self._end - (planned - epochs) * epoch

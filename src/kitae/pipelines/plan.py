@@ -188,18 +188,19 @@ class _Planner:
         self, size: int, measured: Pace, batch: int, most: int, *, probe: bool = False, least: tuple[int, int] = (0, 0)
     ) -> _Length:
         """The epochs and steps that fit at a size; `least` where none do."""
-        facts, pace = self.facts, measured.at(size * size)
-        judging = (facts.val + max(50, facts.val // 2)) * pace.judge  # of a validation
+        facts, pace, processes = self.facts, measured.at(size * size), self.world.size
+        judging = (facts.val + max(50, facts.val // 2)) * pace.judge / processes  # of a validation
+        step = pace.step / processes
         # Start and decoding; then the test and the pages: the last validation takes no time, since the best epoch's
         # results are reused.
         overhead = facts.images * facts.seconds / processors() + facts.test * pace.judge + self.clock.after
         if probe:
             overhead += facts.train * pace.feature + head_seconds(facts.train, len(facts.counts)) + judging
         room = max(0.0, self.clock.left - overhead)
-        epochs, steps = fill(room, batch, max(1, facts.train // batch), judging, pace.step, most)
+        epochs, steps = fill(room, batch, max(1, facts.train // batch), judging, step, most)
         if not epochs:
             epochs, steps = least
-        return _Length(size, epochs, steps, overhead + epochs * (judging + steps * batch * pace.step), overhead)
+        return _Length(size, epochs, steps, overhead + epochs * (judging + steps * batch * step), overhead)
 
     def made(
         self, net: str, length: _Length, batch: int, model: ModelSpec, *, data: Mapping[str, Any],
