@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from kitae.errors import DataError, RecipeError
+from kitae.errors import DataError, RecipeError, TrainingError
 from kitae.predictor import Predictor
 
 FACTS = {
@@ -42,6 +42,15 @@ def test_normalisation_and_temperature_are_those_of_the_run() -> None:
     assert found.probabilities[0, 1] == pytest.approx(1 / (1 + np.exp(-2 * 1.2 / 2)), abs=1e-6)
     assert predictor().predict(image).probabilities.tolist() == found.probabilities[:1].tolist()
     assert predictor().predict([]).probabilities.shape == (0, 2)
+
+
+def test_out_of_memory_names_the_batch_of_evaluation() -> None:
+    class Full(Brightness):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(TrainingError, match=r"out of memory at evaluate\.batch_size 2: halve it"):
+        Predictor(Full(), FACTS, tta="none", batch_size=2).predict(Image.new("L", (9, 9), 0))
 
 
 def test_views_are_averaged() -> None:

@@ -16,6 +16,7 @@ from kitae.evaluation.evaluate import Gather, predict_logits
 from kitae.evaluation.spec import Tta
 from kitae.preprocess import ImageLike, PreprocessRules, load, one_or_several, paths_of
 from kitae.runtime import Predictions
+from kitae.training.guards import evaluation_memory_named
 
 
 class Predictor:
@@ -45,17 +46,18 @@ class Predictor:
         """Logits float32 [N, K] and labels int64 [N] of the images that `gather` fetches, in the order of `rows`."""
         from kitae.augment.tta import views
 
-        return predict_logits(
-            self._model,
-            gather,
-            rows,
-            mean=self._mean,
-            std=self._std,
-            batch_size=self._batch_size,
-            device=next(self._model.parameters()).device,
-            views=None if self.tta == "none" else partial(views, kind=self.tta),
-            temperature=self.temperature,
-        )
+        with evaluation_memory_named(self._batch_size):
+            return predict_logits(
+                self._model,
+                gather,
+                rows,
+                mean=self._mean,
+                std=self._std,
+                batch_size=self._batch_size,
+                device=next(self._model.parameters()).device,
+                views=None if self.tta == "none" else partial(views, kind=self.tta),
+                temperature=self.temperature,
+            )
 
     def predict(self, images: NDArray[np.uint8] | ImageLike | Iterable[ImageLike]) -> Predictions:
         """Classify images as the evaluation did: same precision, temperature and views.

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
+from safetensors.torch import save_file
 
 from kitae.models.build import build
 from kitae.models.spec import ModelSpec
@@ -48,3 +51,16 @@ def test_a_run_whitens_with_its_own_training_images() -> None:
     other = Setup.without_run(recipe.override("data.split_seed=9")).initial_model(world)
     assert not torch.equal(first.stem.weight, other.stem.weight)
     assert torch.equal(first.classifier.weight, other.classifier.weight)
+
+
+def test_a_loaded_stem_is_not_whitened_again(tmp_path: Path) -> None:
+    recipe = Recipe.load("fashion-mini").override(
+        "model.name=airbench", "model.width=8", "data.limit=400", "train.device=cpu"
+    )
+    world = World(0, 1, torch.device("cpu"))
+    trained = Setup.without_run(recipe.override("data.split_seed=9")).initial_model(world)
+    save_file({name: tensor.contiguous() for name, tensor in trained.state_dict().items()}, tmp_path / "w.safetensors")
+    recipe = recipe.override(f"model.pretrained={tmp_path / 'w.safetensors'}")
+    model = Setup.without_run(recipe).initial_model(world)
+    assert torch.equal(model.stem.weight, trained.stem.weight)
+    assert torch.equal(model.stem.bias, trained.stem.bias)

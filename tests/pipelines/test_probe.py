@@ -107,7 +107,11 @@ def test_no_test_image_is_read(weights: str, tmp_path: Path) -> None:
     assert made.test_openings == 0  # and the guard of the splits has not raised
 
 
-def test_features_are_computed_once(weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("parts", [4, 6])
+def test_features_are_computed_once(
+    weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parts: int
+) -> None:  # fmt: skip
+    """A signal stops the probe between two parts of its features, and after the last one too."""
     whole = train(recipe(weights), tmp_path / "whole")
     made: list[Path] = []
     save = pipeline.save_weights
@@ -115,13 +119,13 @@ def test_features_are_computed_once(weights: str, tmp_path: Path, monkeypatch: p
     def stopping(tensors: Any, path: Path, metadata: Any) -> None:
         save(tensors, path, metadata)
         made.append(path)
-        if len(made) == 4:
+        if len(made) == parts:
             signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setattr(pipeline, "save_weights", stopping)
     with pytest.raises(TrainingInterruptedError, match=r"SIGTERM in the probe.*--resume"):
         train(recipe(weights), tmp_path / "run")
-    assert len(made) == 4
+    assert len(made) == parts
     run = train(recipe(weights), tmp_path / "run", resume=True)
     assert len(made) == len(set(made)) == 6  # 150 images in shards of 64, two views
     weights_of = [load_weights(one.best)[0] for one in (run, whole)]

@@ -556,6 +556,17 @@ def test_a_start_that_fails_leaves_no_folder(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_running_out_of_memory_in_validation_does_not_blame_the_training_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: Any, **options: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(importlib.import_module("kitae.pipelines.setup"), "predict_logits", full)
+    with pytest.raises(TrainingError, match=r"out of memory at evaluate\.batch_size 100: halve it"):
+        train(tiny("evaluate.batch_size=100"), tmp_path / "run")
+
+
 @pytest.mark.parametrize("killed", [False, True])
 def test_overwrite_gives_the_old_run_back_if_the_new_one_cannot_start(
     killed: bool, tmp_path: Path, small: Callable[..., Recipe]

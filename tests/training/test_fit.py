@@ -363,6 +363,18 @@ def test_the_start_has_a_line_of_metrics_and_its_weights_are_kept(toy: dict[str,
     assert same(before, model.state_dict())
 
 
+def test_the_line_of_the_start_survives_dying_before_the_next_checkpoint(toy: dict[str, Any], tmp_path: Path) -> None:
+    """With the last weights kept and no score, the position right after the start is that of a fresh run."""
+    toy["validate"] = lambda model: {"train_clean_accuracy": 0.5}
+    written = list[list[dict[str, Any]]]()
+    files = {"checkpoint": tmp_path / "last", "best": tmp_path / "best", "write_rows": written.append, "keep": "last"}
+    with pytest.raises(DiesHereError):
+        fit(toy_net(), spec=spec(), watcher=KillAt(1), start_row={"seconds": 1.5}, **files, **toy)
+    result = fit(toy_net(), spec=spec(), resume=True, rows=written[-1], start_row={}, **files, **toy)
+    assert [row["epoch"] for row in result.rows] == [0, 1, 2, 3]
+    assert result.rows[0]["seconds"] == 1.5
+
+
 def test_no_epochs_at_all_leave_the_start(toy: dict[str, Any]) -> None:
     model = toy_net()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

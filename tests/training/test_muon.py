@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from kitae.models.build import build
+from kitae.models.spec import ModelSpec
 from kitae.training.muon import Muon, orthogonal
 from kitae.training.optim import build_optimizer, set_learning_rate
 from kitae.training.spec import OptimizerSpec
@@ -44,6 +46,17 @@ def test_first_and_last_layer_norms_and_biases_are_left_to_sgd() -> None:
         orthogonal_, rate = rates[id(parameter)]
         assert not orthogonal_
         assert rate == pytest.approx(0.05)
+
+
+def test_the_patch_embedding_of_a_vit_is_its_first_layer() -> None:
+    model = build(ModelSpec(name="timm:test_vit"), classes=3, channels=3, image_size=32)
+    names = [name for name, _ in model.named_parameters()]
+    assert names.index("pos_embed") < names.index("patch_embed.proj.weight")
+    optimizer = build_optimizer(model, OptimizerSpec(name="muon", lr=0.2))
+    hidden = {id(p) for group in optimizer.param_groups if group["orthogonal"] for p in group["params"]}
+    assert {name for name, p in model.named_parameters() if id(p) in hidden} == {
+        name for name in names if name.startswith("blocks.") and name.endswith("weight") and "norm" not in name
+    }
 
 
 @pytest.mark.parametrize("name", ["muon", "sgd"])

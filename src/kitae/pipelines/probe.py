@@ -69,6 +69,7 @@ class Features:
         if world.is_main:
             with SignalFlag() as interrupted, memory_named(self.run.recipe.train):
                 self.read(model, world.device, interrupted)
+                _check(interrupted)
         distributed.barrier(world)
 
     def read(self, model: nn.Module, device: torch.device, interrupted: SignalFlag) -> Tensor:
@@ -86,10 +87,7 @@ class Features:
                 tensors, facts = load_weights(path)
                 if facts.get("key") == self._key:
                     return tensors["features"]
-            if interrupted.name is not None:
-                raise TrainingInterruptedError(
-                    f"stopped by {interrupted.name} in the probe", "its features are saved; resume with --resume"
-                )
+            _check(interrupted)
             if number == 0:
                 computed = self._evaluated(network, rows)
             else:
@@ -183,6 +181,7 @@ def probe(
             features = source.read(model, world.device, interrupted)[:, place]
             read = time.perf_counter() - begun
             head = _fitted(features, setup, rows, spec)
+            _check(interrupted)
         seconds = time.perf_counter() - begun
         found = head.weight.numpy(), head.bias.numpy()
         facts = {
@@ -202,6 +201,13 @@ def probe(
         layer.weight.copy_(torch.from_numpy(weight))
         layer.bias.copy_(torch.from_numpy(bias))
     return facts
+
+
+def _check(interrupted: SignalFlag) -> None:
+    if interrupted.name is not None:
+        raise TrainingInterruptedError(
+            f"stopped by {interrupted.name} in the probe", "its features are saved; resume with --resume"
+        )
 
 
 def _fitted(features: Tensor, setup: Setup, rows: NDArray[np.int64], spec: ProbeSpec) -> Head:

@@ -35,7 +35,7 @@ from kitae.training import distributed, precision
 from kitae.training.checkpoint import weights_digest
 from kitae.training.distributed import World
 from kitae.training.fit import FitResult, Selection, Source, Tuning, Watcher, fit
-from kitae.training.guards import keep_freed_memory
+from kitae.training.guards import evaluation_memory_named, keep_freed_memory
 from kitae.training.learner import Teacher
 from kitae.training.spec import ProbeSpec, TrainSpec, merit
 
@@ -192,7 +192,7 @@ class Setup:
         """
         weights = self.weights if pretrained else None
         model = build_network(self.recipe, self.store.classes, self.store.rules, weights=weights)
-        return placed(self.whitened(model), self.recipe.train, world)
+        return placed(model if weights else self.whitened(model), self.recipe.train, world)
 
     def whitened(self, model: nn.Module) -> nn.Module:
         """A fresh network on the CPU, in place; the stem of an `Airbench` is made of the training images."""
@@ -256,24 +256,20 @@ class Setup:
         rows = np.concatenate([self.splits.val, clean])
         images = self.image_set(rows)
         labels = torch.from_numpy(np.array(self.store.labels[rows]))
-        count = len(self.splits.val)
+        count, batch_size = len(self.splits.val), self.recipe.evaluate.batch_size
 
         def judge(model: nn.Module, some: NDArray[np.int64]) -> NDArray[np.float32]:
             mine = np.arange(world.rank, len(some), world.size)
             local = np.empty((0, len(self.store.classes)), np.float32)
-            try:
-                if len(mine):
-                    local, _ = predict_logits(
-                        model,
-                        images.gather,
-                        some[mine],
-                        mean=mean,
-                        std=std,
-                        batch_size=self.recipe.evaluate.batch_size,
-                        device=world.device,
-                    )
-            except TrainingError:  # outputs that are not finite: no score, so never the best epoch
-                local = np.full((len(mine), len(self.store.classes)), np.nan, np.float32)
+            with evaluation_memory_named(batch_size):
+                try:
+                    if len(mine):
+                        local, _ = predict_logits(
+                            model, images.gather, some[mine], mean=mean, std=std, batch_size=batch_size,
+                            device=world.device,
+                        )  # fmt: skip
+                except TrainingError:  # outputs that are not finite: no score, so never the best epoch
+                    local = np.full((len(mine), len(self.store.classes)), np.nan, np.float32)
             return distributed.gather_rows(local, mine, len(some), world)
 
         def validate(model: nn.Module) -> dict[str, float]:

@@ -160,14 +160,15 @@ def fit(
         teacher=tuning.teacher, after_step=tuning.after_step,
     )  # fmt: skip
     judged = learner.judged
-    at = _resumed(learner, record, watcher) if record.resume else Progress()
+    found = _resumed(learner, record, watcher) if record.resume else None
+    at = found or Progress()
     best_state = _kept_state(judged, at, record)
     if watcher:
         watcher.on_plan(spec.last_epoch)
-    rows = [row for row in record.rows if row["epoch"] <= at.epoch] if at != Progress() else []
+    rows = [row for row in record.rows if row["epoch"] <= at.epoch] if found else []
 
     last = tuning.keep == "last"
-    if (tuning.keep == "best or start" or tuning.start_row is not None) and at == Progress():
+    if (tuning.keep == "best or start" or tuning.start_row is not None) and not found:
         scores, fields = _judge(source, judged, world, at)
         at.best = merit(scores, spec.selection)
         if tuning.start_row is not None:
@@ -188,7 +189,7 @@ def fit(
                 step = learner.step(images, targets, at)
                 at.step += 1
                 meter.count(step)
-                if not meter.settled(at.step == shape.steps):
+                if not meter.settled(at.step == shape.steps, updated=at.step % shape.accumulate == 0):
                     continue
                 if at.skipped >= spec.nan_limit:
                     raise TrainingError(
@@ -291,9 +292,12 @@ class _Meter:
         self._sums += torch.where(step.healthy, torch.cat([sums, self._step]), self._skip)
         self._unread += 1
 
-    def settled(self, now: bool) -> bool:
-        """Read the counts into `at` if they are due, or if `now`. Returns whether they were read."""
-        if self.world.device.type == "cuda" and not now and self._unread < _READ_EVERY:
+    def settled(self, now: bool, *, updated: bool = True) -> bool:
+        """Read the counts into `at` if they are due, or if `now`. Returns whether they were read.
+
+        On a GPU they are due only after an optimizer step, since only then a checkpoint can be saved.
+        """
+        if self.world.device.type == "cuda" and not now and (self._unread < _READ_EVERY or not updated):
             return False
         self.at.seen, self.at.skipped = (int(count) for count in self._sums[2:].tolist())
         self.at.seconds = time.perf_counter() - self._started
@@ -377,10 +381,10 @@ def _save(learner: Learner, at: Progress, meter: _Meter | None, record: Record) 
         meter.last_save = time.monotonic()
 
 
-def _resumed(learner: Learner, record: Record, watcher: Watcher | None) -> Progress:
-    """Load the checkpoint into the learner; without one, start from the beginning."""
+def _resumed(learner: Learner, record: Record, watcher: Watcher | None) -> Progress | None:
+    """Load the checkpoint into the learner, and return its position; None if there is none."""
     if record.checkpoint is None or not record.checkpoint.exists():
-        return Progress()
+        return None
     at, differences = load_checkpoint(
         record.checkpoint, model=learner.model, ema=learner.average.model if learner.average else None,
         optimizer=learner.optimizer, fingerprint=record.fingerprint, threads=torch.get_num_threads(),

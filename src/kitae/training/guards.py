@@ -9,7 +9,7 @@ import resource
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,16 +46,29 @@ class SignalFlag:
 
 @contextlib.contextmanager
 def memory_named(spec: TrainSpec, checkpoint: Path | None = None) -> Iterator[None]:
-    """Turn running out of memory, on CPU or GPU, into a one-line error that says what to do."""
+    """Turn running out of memory in training, on CPU or GPU, into a one-line error that says what to do."""
+    with _memory_named(lambda: (
+        f"train.batch_size {spec.batch_size}{kept(checkpoint)}: halve it and double train.accumulate (now "
+        f"{spec.accumulate}), which updates as before"
+    )):  # fmt: skip
+        yield
+
+
+@contextlib.contextmanager
+def evaluation_memory_named(batch_size: int) -> Iterator[None]:
+    """The same in an evaluation, whose batches are others than those of training."""
+    with _memory_named(lambda: f"evaluate.batch_size {batch_size}: halve it, which changes nothing but the memory"):
+        yield
+
+
+@contextlib.contextmanager
+def _memory_named(where: Callable[[], str]) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        raise TrainingError(
-            f"out of memory at train.batch_size {spec.batch_size}{kept(checkpoint)}: halve it and double "
-            f"train.accumulate (now {spec.accumulate}), which updates as before"
-        ) from error
+        raise TrainingError(f"out of memory at {where()}") from error
 
 
 def kept(checkpoint: Path | None) -> str:

@@ -69,8 +69,13 @@ def parameter_groups(
 
 def _hidden(model: nn.Module) -> frozenset[str]:
     """The matrices and filters between the first and the last layer, which Muon is made for."""
-    weights = [name for name, parameter in model.named_parameters() if parameter.ndim > 1]
-    return frozenset(name for name in weights[1:-1] if name.rpartition(".")[2] not in _UNDECAYED)
+    # Without class tokens and position embeddings, which a ViT registers before its first layer.
+    weights = [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.ndim > 1 and name.rpartition(".")[2] not in _UNDECAYED
+    ]
+    return frozenset(weights[1:-1])
 
 
 def build_optimizer(
