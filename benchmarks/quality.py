@@ -15,6 +15,7 @@ Contestants, each a process of its own that begins with nothing decoded, and has
     kitae                 kitae train LIST.csv --minutes M
     probe                 features of the same weights (centre crop), scikit-learn's LogisticRegression, C by
                           cross-validation inside train
+    probe-320             the same, with pictures of up to 320 px, which Kitae's plan takes where they pay
     torchvision           the same weights, a new head, RandomResizedCrop from the files, AdamW, one cycle
     fastai                the schedule and the head of fastai's `fine_tune`: one epoch frozen, then discriminative rates
     timm                  the defaults of timm's train.py: SGD, cosine, label smoothing, colour jitter
@@ -48,13 +49,15 @@ import common
 import numpy as np
 
 CONTESTANTS = (
-    "kitae", "probe", "torchvision", "fastai", "timm", "kitae-scratch", "torchvision-scratch", "timm-scratch",
+    "kitae", "probe", "probe-320", "torchvision", "fastai", "timm",
+    "kitae-scratch", "torchvision-scratch", "timm-scratch",
 )  # fmt: skip
 SETS = ("trashnet", "textile", "imagenette-small", "photos-mini", "fashion-mini", "cifar10", "cifar10-160")
 MOST = {"cifar10": 2500, "cifar10-160": 2500}  # images to train and validate with
 MOST_TEST = 2000
 NET = "tf_efficientnet_lite0"
 SIZES, SCRATCH_SIZES = (224, 192, 160, 128), (128, 96, 64)
+LARGER_SIZES = (320, 288, 256, *SIZES)
 TINY = 64  # pictures with no longer side are taken at their own size without pretrained weights
 MOST_EPOCHS, WANTED_EPOCHS = 50, 3
 SHARE = 0.95  # of the minutes that a plan fills
@@ -432,8 +435,8 @@ def _run_phase(phase: Phase, net: Any, loader: Any, loss: Any, clock: Clock) -> 
     return done
 
 
-def probe(task: Task, clock: Clock, seed: int) -> dict[str, Any]:
-    """Features of the frozen weights, and a logistic regression on them."""
+def probe(task: Task, clock: Clock, seed: int, sizes: Sequence[int]) -> dict[str, Any]:
+    """Features of the frozen weights at the largest size that fits, and a logistic regression on them."""
     import torch
     from sklearn.linear_model import LogisticRegressionCV
     from sklearn.pipeline import make_pipeline
@@ -442,9 +445,9 @@ def probe(task: Task, clock: Clock, seed: int) -> dict[str, Any]:
 
     net = build(task, pretrained=True).eval()
     net.classifier = nn.Identity()
-    _, forward = measured(net, SIZES[-1], 32)
+    _, forward = measured(net, sizes[-1], 32)
     count = len(task.parts["train"]) + len(task.parts["test"])
-    size = next((s for s in SIZES if (s / SIZES[-1]) ** 2 * forward * count < 0.7 * clock.left()), SIZES[-1])
+    size = next((s for s in sizes if (s / sizes[-1]) ** 2 * forward * count < 0.7 * clock.left()), sizes[-1])
 
     def features(split: str) -> tuple[Any, Any]:
         found, labels = [], []
@@ -468,8 +471,8 @@ def probe(task: Task, clock: Clock, seed: int) -> dict[str, Any]:
 def child(contestant: str, path: Path, minutes: float, seed: int, begun: float) -> dict[str, Any]:
     """A contestant that is not Kitae, in this process."""
     clock, task = Clock(minutes, begun), Task(path)
-    if contestant == "probe":
-        return probe(task, clock, seed)
+    if contestant.startswith("probe"):
+        return probe(task, clock, seed, SIZES if contestant == "probe" else LARGER_SIZES)
     kind, _, scratch = contestant.partition("-")
     return fine_tuned(kind, task, clock, seed, pretrained=not scratch)
 
@@ -597,7 +600,8 @@ def head() -> dict[str, Any]:
 def missing(contestant: str) -> str | None:
     """What a contestant needs that is not installed."""
     needs = {"probe": ("sklearn", "timm"), "fastai": ("timm",), "timm": ("timm",), "torchvision": ("timm",)}
-    return next((name for name in needs.get(contestant, ()) if importlib.util.find_spec(name) is None), None)
+    wanted = needs.get(contestant.removesuffix("-320"), ())
+    return next((name for name in wanted if importlib.util.find_spec(name) is None), None)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
