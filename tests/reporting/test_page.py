@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from kitae.compression.spec import CompressSpec
 from kitae.errors import KitaeError
 from kitae.pipelines.compress import CompressionResult, compress
 from kitae.pipelines.train import train
@@ -482,6 +483,19 @@ def test_a_compression_in_the_folder_one_is_in(tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(_compression(tmp_path / f"{run}-small", within_budget=False))
     p.report(".")
     assert f"kitae compress {tmp_path / run} --overwrite" in Path("report.html").read_text(encoding="utf-8")
+
+
+def test_looking_again_keeps_the_other_settings(tmp_path: Path) -> None:
+    spec = {
+        **CompressSpec().model_dump(mode="json"),
+        "max_drop": 1.5,
+        "max_bytes": 60000,
+        "layer_ratios": {"stem": 0.1},
+    }
+    text, _ = page(_compression(tmp_path / "small", spec=spec, within_budget=False))
+    (command,) = re.findall(r"kitae compress [^<]*", html.unescape(text))
+    options = command.split(" --overwrite ")[1]
+    assert options == "--set max_bytes=60000 --set 'layer_ratios={\"stem\": 0.1}' --max-drop 3"
 
 
 def test_a_compression_shows_itself(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from PIL import Image
 
+from kitae.compression.spec import CompressSpec
 from kitae.files import with_name
 from kitae.reporting import compression_charts
 from kitae.reporting.results import Candidate, CompressionRecord
@@ -94,14 +95,26 @@ def commands(record: CompressionRecord, folder: Path) -> list[tuple[str, str]]:
     beside = here.parent / record.run
     run = shlex.quote(str(beside if beside.is_dir() else record.run))
     usual = here.name == f"{record.run}-small"
-    again = f"kitae compress {run}{'' if usual else f' --out {shlex.quote(str(folder))}'} --overwrite --max-drop"
+    out = "" if usual else f" --out {shlex.quote(str(folder))}"
+    again = f"kitae compress {run}{out} --overwrite{_settings(record)} --max-drop"
     if not record.within_budget:
-        found.append(("Look again with a wider budget", f"{again} 2"))
+        found.append(("Look again with a wider budget", f"{again} {max(2.0, 2 * (record.spec.max_drop or 0)):g}"))
     elif (smaller := _smaller(record)) is not None:
         drop, row = smaller
         about = f"For a smaller file, allow a larger drop ({label(record, row)}, {size(record.bytes_of(row))})"
         found.append((about, f"{again} {math.ceil(10 * drop) / 10:g}"))
     return found
+
+
+def _settings(record: CompressionRecord) -> str:
+    """The settings of a compression that are not the usual ones, without `max_drop`, as options of a command."""
+    usual = CompressSpec().model_dump(mode="json")
+    options = []
+    for name, value in record.spec.model_dump(mode="json").items():
+        if name != "max_drop" and name in usual and value != usual[name]:
+            whole = isinstance(value, float) and value.is_integer()
+            options.append(f" --set {shlex.quote(f'{name}={json.dumps(int(value) if whole else value)}')}")
+    return "".join(options)
 
 
 def _smaller(record: CompressionRecord) -> tuple[float, Candidate] | None:
