@@ -293,6 +293,22 @@ def test_quality_compares_on_the_same_lists(tmp_path: Path, monkeypatch: pytest.
     assert quality.main(arguments) == 0
 
 
+@pytest.mark.slow
+def test_settings_are_scored_on_validation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = module(monkeypatch, "settings")
+    monkeypatch.setattr(settings.common, "SCRATCH", tmp_path / "scratch")
+    arguments = ["--sets", "photos-mini:60", "--seeds", "0", "--out", str(tmp_path / "settings.json")]
+    assert settings.main([*arguments, "--sizes", "64"]) == 0
+    assert settings.main([*arguments, "--rates", "0.0005", "--minutes", "0.3"]) == 0
+    sized, rated = json.loads((tmp_path / "settings.json").read_text())["rows"]
+    assert (sized["image_size"], sized["epochs"], sized["rate"]) == (64, 0, None)
+    assert sized["val_accuracy"] == sized["probe_val_accuracy"]
+    assert rated["rate"] == 0.0005
+    assert rated["probe_val_accuracy"] is not None
+    monkeypatch.setattr(settings, "score", lambda *_, **__: pytest.fail("is there already"))
+    assert settings.main([*arguments, "--sizes", "64"]) == 0
+
+
 def test_quality_splits_class_by_class_and_pairs_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
     quality = module(monkeypatch, "quality")
     labels = [row % 2 for row in range(100)]
