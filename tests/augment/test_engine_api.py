@@ -140,6 +140,10 @@ def test_wrong_functional_parameters_are_named() -> None:
     refuse("the window must lie inside", f.resized_crop, X, 4, 4, 16, 4, 8)
     refuse("the rectangle must lie inside", f.erase, X, 0, 10, 4, 7)
     refuse("fill must be", f.rotate, X, 10, fill=300)
+    refuse("fill must be .*'red'", f.rotate, X, 10, fill="red")
+    refuse(r"key must be in \[0, 2\*\*64\)", f.gaussian_noise, X, 1.0, key=-1)
+    refuse(r"size must be whole and at least 1, not \(7.9, 3\)", f.resize, X, (7.9, 3))
+    refuse("size must be whole", f.resize, X, 0)
     refuse("perspective takes", f.perspective, X)
     refuse(
         "three corners lie on a line",

@@ -73,6 +73,11 @@ def pairs(found: tuple[Duplicates, ...]) -> list[tuple[str, ...]]:
     return [tuple(image.name for image in group.images) for group in found]
 
 
+def test_what_is_no_source_is_named() -> None:
+    with pytest.raises(DataError, match="check takes a source, its name or a path, not NoneType"):
+        check(None)
+
+
 def test_sound_data_is_ok(tmp_path: Path, distinct: list[bytes]) -> None:
     report = report_of(tmp_path, distinct, [0, 1, 2] * 20)
     assert report.ok

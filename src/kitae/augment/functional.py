@@ -90,7 +90,10 @@ def _levels(fill: Fill, channels: int) -> list[float]:
     """A fill as three levels; NaN stands for none."""
     if fill is None:
         return o.fills(None)
-    values = [float(fill)] if isinstance(fill, int | float) else [float(v) for v in fill]
+    try:
+        values = [float(fill)] if isinstance(fill, int | float) else [float(v) for v in fill]
+    except (TypeError, ValueError):  # a colour's name, or nested
+        values = []
     if len(values) not in (1, channels, 3) or not all(0 <= v <= 255 for v in values):
         raise AugmentError(f"fill must be a level or one per channel in [0, 255], or None, not {fill!r}")
     return (values * 3)[:3]
@@ -127,7 +130,10 @@ def _warp(interpolation: str, nearest: int) -> int:
 
 def _key(key: ArrayLike, count: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The two words of a 64-bit key, one or one per sample."""
-    words = np.broadcast_to(np.asarray(key, np.uint64), (count,))
+    try:
+        words = np.broadcast_to(np.asarray(key, np.uint64), (count,))
+    except (OverflowError, TypeError, ValueError):
+        raise AugmentError(f"key must be in [0, 2**64), one or one per sample, [{count}], not {key!r}") from None
     return (words >> np.uint64(32)).astype(np.float64), (words & np.uint64(0xFFFFFFFF)).astype(np.float64)
 
 
@@ -212,9 +218,10 @@ def resized_crop(
     executor: Executor = "auto",
 ) -> Any:
     """Cut windows and resize them to `size` (height, width), bilinear with antialias."""
-    new = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
-    if min(new) < 1:
-        raise AugmentError(f"size must be at least 1, not {size}")
+    height_, width_ = (size, size) if isinstance(size, int | float) else size
+    new = int(height_), int(width_)
+    if min(new) < 1 or new != (height_, width_):
+        raise AugmentError(f"size must be whole and at least 1, not {size}")
     window = _window(images, top, left, height, width, 1, "window")
     return _run(images, o.RESIZED_CROP, [*window, *new], executor, new)
 

@@ -251,6 +251,8 @@ def check(
         DataError: the source cannot be opened, or the sheet cannot be written. Broken images are reported, not raised.
     """
     planned = (spec is None and not isinstance(source, DataSpec)) if planned is None else planned
+    if not isinstance(source, Source | DataSpec | str | Path):
+        raise DataError(f"check takes a source, its name or a path, not {type(source).__name__}")
     if isinstance(source, str | Path):
         source = (spec or DataSpec()).model_copy(update={"source": source_named(source)})
     spec = spec or (source if isinstance(source, DataSpec) else DataSpec())
