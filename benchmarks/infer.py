@@ -24,7 +24,7 @@ import io
 import os
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -148,7 +148,7 @@ def contestants(
     targets = ("any", "vnni") if has_vnni() else ("any",)
     for target in targets:
         made = static(graph, ranges, target=target)
-        integer_file = ours(f"kitae int8, {target}", made, about.but(precision="int8-static", target=target))
+        integer_file = ours(f"kitae int8, {target}", made, replace(about, precision="int8-static", target=target))
     if "vnni" not in targets:
         absent["kitae int8, vnni"] = "this CPU has no VNNI"
     if options.compressed is not None:
@@ -161,7 +161,7 @@ def contestants(
         made = static(cut, calibrate(cut, calibration), target=targets[-1])
         ours(
             f"kitae {100 * options.ratio:g} % pruned, int8", made,
-            about.but(precision="int8-static", target=targets[-1]), "not fine-tuned: its answers mean nothing",
+            replace(about, precision="int8-static", target=targets[-1]), "not fine-tuned: its answers mean nothing",
         )  # fmt: skip
 
     try:

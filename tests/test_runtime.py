@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import venv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -99,7 +100,7 @@ def test_pixels_are_prepared_as_in_training(path: Path, tmp_path: Path) -> None:
 def test_dynamic_files_take_one_image_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their activations are scaled by the batch: with more at a time an answer would depend on the neighbours."""
     file = tmp_path / "dynamic.onnx"
-    file.write_bytes(serialize(colour_graph(), CARD.but(precision="int8-dynamic")))
+    file.write_bytes(serialize(colour_graph(), replace(CARD, precision="int8-dynamic")))
     model = Model(file)
     sizes: list[int] = []
     inner = model.run
@@ -244,7 +245,9 @@ def test_a_vnni_file_on_another_cpu_warns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder, target, vnni, warns
 ) -> None:
     monkeypatch.setattr(kitae.runtime, "has_vnni", lambda: vnni)
-    (tmp_path / "model.onnx").write_bytes(serialize(colour_graph(), CARD.but(target=target, precision="int8-static")))
+    (tmp_path / "model.onnx").write_bytes(
+        serialize(colour_graph(), replace(CARD, target=target, precision="int8-static"))
+    )
     if warns:
         with pytest.warns(UserWarning, match="VNNI"):
             Model(tmp_path / "model.onnx")

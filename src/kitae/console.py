@@ -54,7 +54,7 @@ def say(text: str) -> None:
 
 
 def remark(text: str) -> None:
-    """Print text that is not part of the answer of a command: to standard error where the output is piped."""
+    """Print a remark that is not part of a command's result: to standard error where the output is piped."""
     (console if interactive() else errors).print(printable(text), markup=False)
 
 

@@ -65,8 +65,8 @@ class Predictor:
         Args:
             images: one image or several, each a path (of a file, or of a folder of images), encoded bytes, a Pillow
                 image or a uint8 array [H, W] or [H, W, C] of any size; or one uint8 array [N, C, H, W] at the model's
-                size. (A large JPEG as a Pillow image is decoded whole, where training, and a path or bytes here, read
-                it scaled down.)
+                size. (A large JPEG given as a path or bytes is decoded at reduced size, as in training; a Pillow image
+                is decoded at full size.)
 
         Raises:
             DataError: an image cannot be read, or an array has another shape or dtype.

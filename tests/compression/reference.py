@@ -1,6 +1,6 @@
 """Every integer, scale and zero point of a quantized graph against the arithmetic of 8 bits, bit for bit.
 
-ONNX Runtime's quantizer makes the graphs. This shows that it does what `kitae.compression.affine` documents.
+ONNX Runtime's quantizer makes the graphs. This shows that it quantizes as Jacob et al. 2018 define it.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from kitae.compression.affine import Target, affine_parameters, weight_limit
 from kitae.compression.calibrate import Ranges
 from kitae.compression.graph import weighted_nodes
+from kitae.compression.spec import Target
 
 Constants = Mapping[str, NDArray[Any]]
 PASSING = {"Relu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool", "Reshape", "Flatten"}
@@ -32,12 +32,26 @@ def share_of_integers(proto: onnx.ModelProto) -> float:
     return sum(v.size for v in held if v.dtype in (np.int8, np.uint8)) / sum(v.size for v in held)
 
 
+def affine_parameters(minimum: ArrayLike, maximum: ArrayLike) -> tuple[np.float32, np.uint8]:
+    """Scale and zero point that map [minimum, maximum] to 0..255.
+
+    scale = (max - min) / 255 and zero_point = round(-min / scale). The range is first widened to include zero, so that
+    zero (padding, ReLU) is represented exactly. An empty range gives scale 1 and zero point 0.
+    """
+    low = np.minimum(np.asarray(minimum, np.float32), np.float32(0)).astype(np.float64)
+    high = np.maximum(np.asarray(maximum, np.float32), np.float32(0)).astype(np.float64)
+    scale = (high - low) / 255.0
+    if scale < np.finfo(np.float32).tiny:
+        return np.float32(1.0), np.uint8(0)
+    return np.float32(scale), np.uint8(np.clip(np.round(-low / scale), 0, 255))
+
+
 def symmetric_scales(weights: NDArray[Any], axis: int | None, target: Target) -> NDArray[np.float32]:
     """One scale per channel along `axis`, or one for all: largest magnitude / limit, and 1 where all are zero."""
     values = np.abs(np.asarray(weights, np.float32))
     others = None if axis is None else tuple(i for i in range(values.ndim) if i != axis)
     largest = np.asarray(values.max(axis=others), np.float64)
-    scales = (largest - -largest) / (2.0 * weight_limit(target))
+    scales = (largest - -largest) / (2.0 * (127 if target == "vnni" else 64))
     return np.asarray(np.where(scales < np.finfo(np.float32).tiny, 1.0, scales), np.float32)
 
 

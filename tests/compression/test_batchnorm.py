@@ -13,7 +13,7 @@ from tests.compression.tiny_world import SHAPE, Data, TinyNet, accuracy
 def test_statistics_are_those_of_the_images(train: Data) -> None:
     net = TinyNet().eval()
     net.norm.running_mean.fill_(9)
-    assert reestimate_batchnorm(net, train.batches(768)) == 4
+    reestimate_batchnorm(net, train.batches(768))
     images, _ = train.tensors()
     with torch.no_grad():
         features = net.stem(images)
@@ -32,6 +32,6 @@ def test_it_recovers_accuracy_after_pruning(trained: nn.Module, train: Data, sel
 
 
 def test_without_images_or_norms() -> None:
-    assert reestimate_batchnorm(nn.Linear(2, 2), list) == 0
+    reestimate_batchnorm(nn.Linear(2, 2), list)  # which has none
     with pytest.raises(CompressionError, match="no training images"):
         reestimate_batchnorm(TinyNet(), list)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any, get_args
 
 import numpy as np
@@ -9,7 +10,8 @@ import torch
 from torch import nn
 
 from kitae.compression import calibrate as module
-from kitae.compression.calibrate import Method, calibrate
+from kitae.compression.calibrate import calibrate
+from kitae.compression.spec import Method
 from kitae.deployment.onnx import to_onnx
 from kitae.errors import CompressionError
 from tests.compression.tiny_world import CARD, MEAN, STD, Data
@@ -59,14 +61,18 @@ def test_histograms_are_collected_in_chunks_that_fit(
     graph: onnx.ModelProto, train: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[int] = []
-    honest = module._Reader.get_next
+    honest = module.open_session
 
-    def noted(self: module._Reader) -> Any:
-        feed = honest(self)
-        sizes.extend(len(batch) for batch in (feed or {}).values())
-        return feed
+    def opened(path: Any) -> Any:
+        session = honest(path)
 
-    monkeypatch.setattr(module._Reader, "get_next", noted)
+        def run(names: Any, feed: Any) -> Any:
+            sizes.extend(len(batch) for batch in feed.values())
+            return session.run(names, feed)
+
+        return SimpleNamespace(run=run, get_inputs=session.get_inputs, get_outputs=session.get_outputs)
+
+    monkeypatch.setattr(module, "open_session", opened)
     images = train.images[:48]
     whole = calibrate(graph, images, "percentile")
     assert sizes == [32, 16]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -98,7 +99,7 @@ def test_networks_of_kitae(name: str) -> None:
     ranges = calibrate(proto, images)
     quantized = static(proto, ranges)
     assert_bit_for_bit(quantized, proto, "any", ranges=ranges)
-    content = serialize(quantized, card.but(precision="int8-static"))
+    content = serialize(quantized, replace(card, precision="int8-static"))
     assert verify_integer(content, images, floor=0.8).images == 32
     assert len(content) < 0.3 * len(serialize(proto, card))
 
@@ -118,7 +119,7 @@ def test_normalisation_and_probabilities_stay_float(graph: onnx.ModelProto, rang
 def test_calibration_on_unnormalised_images_ruins_the_accuracy(
     trained: nn.Module, graph: onnx.ModelProto, ranges: Ranges, train: Data, selection: Data
 ) -> None:
-    wrong = calibrate(to_onnx(trained, CARD.but(mean=(0.0,) * 3, std=(25.0,) * 3)), train.images)
+    wrong = calibrate(to_onnx(trained, replace(CARD, mean=(0.0,) * 3, std=(25.0,) * 3)), train.images)
 
     def accuracy(ranges: Ranges) -> float:
         return float((probabilities(static(graph, ranges), selection.images).argmax(1) == selection.labels).mean())

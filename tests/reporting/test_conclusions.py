@@ -181,6 +181,8 @@ def test_effects_are_ranked_best_first() -> None:
          "60 % pruned, trained from scratch, INT8"),
         ({"name": "trained on, original fp32", "precision": "fp32", "ratio": 0.0, "control": True},
          "original trained further, float32"),
+        ({"name": "trained further, original int8-static", "precision": "int8-static", "ratio": 0.0, "control": True},
+         "original trained further, INT8"),
         ({"name": "small net, resnet9 of width 12 int8-static", "precision": "int8-static", "ratio": 0.0,
           "control": True}, "resnet9 of width 12, INT8"),
         ({"name": "something new"}, "something new"),
@@ -224,7 +226,10 @@ def test_a_compression_says_what_a_larger_drop_would_buy(tmp_path: Path) -> None
         whole = CompressionRecord.model_validate({**found, "sure": sure})
         _, (about, line) = compression_page.commands(whole, tmp_path / "r-small")
         assert "500 B" in about
-        assert line == f"kitae compress {tmp_path / 'r'} --overwrite --max-drop {budget}"
+        assert (
+            line
+            == f"kitae compress {tmp_path / 'r'} --overwrite --set round_to=1 --set 'controls=[]' --max-drop {budget}"
+        )
     elsewhere = compression_page.commands(whole, tmp_path / "other")[1][1]
     assert f"--out {tmp_path / 'other'}" in elsewhere
 

@@ -61,7 +61,7 @@ def install_completion(
     try:
         script = app.install_completion(shell=shell, output=output, add_to_startup=output is None)
     except ShellDetectionError as error:
-        raise KitaeError("the shell is not known: give --shell bash, zsh, fish or powershell") from error
+        raise KitaeError("cannot tell which shell this is: give --shell bash, zsh, fish or powershell") from error
     console.say(f"completion script: {script}")
     if output is None:
         console.say("open a new shell to use it")

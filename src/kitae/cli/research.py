@@ -16,11 +16,11 @@ from kitae.cli.data import data_spec
 
 # Of every command that runs studies.
 _Workers = Annotated[int, Parameter(help="Runs at a time.")]
-_Threads = Annotated[int | None, Parameter(help="Threads of each run; default shares this machine's cores out.")]
+_Threads = Annotated[int | None, Parameter(help="Threads of each run; default: its share of this machine's cores.")]
 _Ray = Annotated[
     str | None,
     Parameter(
-        help="Address of a Ray cluster to run on instead, or `local`; a search also wants the --workers and --threads "
+        help="Address of a Ray cluster to run on instead, or `local`; a search also needs the --workers and --threads "
         "that it has room for."
     ),
 ]

@@ -63,20 +63,14 @@ def compress(
     console.starting(f"compress {run}")
     from kitae.pipelines.compress import CompressionResult, resolve_spec
     from kitae.pipelines.compress import compress as run_compression
-    from kitae.recipe import override
 
     given = {
         "max_drop": max_drop, "max_latency_ms": max_latency_ms, "max_bytes": max_bytes, "prune": prune,
         "ratios": ratios, "finetune_epochs": finetune_epochs, "quantize": quantize or None, "target": target,
     }  # fmt: skip
     options = {name: value for name, value in given.items() if value is not None}
-    also = {word.partition("=")[0].strip() for word in set_ or ()}
-    if "max_drop" in also:
-        options["abandon"] = True  # a budget is a budget, also one by --set
-    elif "ratios" in also and max_drop is None:
-        options["abandon"] = False  # and the whole curve the whole curve
     # The flags first: --set may only be valid together with them (gradual=true with --prune unstructured).
-    spec = override(resolve_spec(None, options), set_ or [])
+    spec = resolve_spec(None, options, set_ or ())
     try:
         result = run_compression(run, out, spec=spec, overwrite=overwrite, say=console.say)
     except BudgetError as problem:
@@ -89,7 +83,7 @@ def compress(
 def _print_candidates(result: Any) -> None:
     """A row per candidate; the winner, or the one closest to the budget, has a star."""
     console.answer({"path": result.path, **result.facts})
-    size = result.facts["size"]  # that by which the winner was chosen
+    size = result.facts["size"]  # the field that decided the winner
     rows = [
         [
             ("* " if row["winner"] else "") + row["name"],
@@ -121,7 +115,7 @@ def _print_compression(result: Any) -> None:
         console.say(f"test accuracy {was} before, {now} after: {points:.2f} points {lost}{chance}")
         if not result.test["within_budget"]:
             budget = facts["spec"]["max_drop"]
-            console.say(f"on test that is more than the budget of {budget:g}; it was within it on validation")
+            console.say(f"on test this exceeds the budget of {budget:g}; on validation it was within it")
 
 
 @app.command(group=SHIP, sort_key=2)

@@ -76,7 +76,7 @@ def train(
     if resume and out is None and (folder / "recipe.yaml").is_file():
         out = folder
     if resume and out is None:
-        given = f", and {data} is none (it has no recipe.yaml)" if len(folder.parts) > 1 else ""
+        given = f", and {data} is not one (it has no recipe.yaml)" if len(folder.parts) > 1 else ""
         raise RecipeError(f"--resume needs the run folder{given}: kitae train --resume RUN")
     if folds is not None and not 2 <= folds <= 20:
         raise RecipeError(f"--folds {folds}: must be 2 to 20")

@@ -14,7 +14,7 @@ Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 """Gives normalised training images float32 [n, C, H, W] and labels int64 [n]."""
 
 
-def reestimate_batchnorm(model: nn.Module, batches: Batches) -> int:
+def reestimate_batchnorm(model: nn.Module, batches: Batches) -> None:
     """Measure the running statistics of every BatchNorm again, as plain averages over batches of *training* images.
 
     Pruning shifts the inputs of norms. New statistics gain more accuracy than a first epoch of fine-tuning, at the cost
@@ -24,14 +24,11 @@ def reestimate_batchnorm(model: nn.Module, batches: Batches) -> int:
     Args:
         model: changed in place; its mode is kept.
         batches: with n large enough for a variance.
-
-    Returns:
-        How many BatchNorms were re-estimated.
     """
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     norms = [norm for norm in norms if norm.track_running_stats and norm.running_mean is not None]
     if not norms:
-        return 0
+        return
     momenta = [norm.momentum for norm in norms]
     seen = 0
     try:
@@ -48,4 +45,3 @@ def reestimate_batchnorm(model: nn.Module, batches: Batches) -> int:
             norm.momentum = momentum
     if seen == 0:
         raise CompressionError("there are no training images to re-estimate BatchNorm from")
-    return len(norms)

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import io
 import tempfile
-from collections.abc import Iterator
 from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kitae.compression.graph import input_name, prepared, quantizable
+from kitae.compression.graph import prepared, quantizable
+from kitae.compression.spec import Method
 from kitae.errors import CompressionError, require
-from kitae.runtime import open_session
+from kitae.runtime import INPUT, open_session
 
 if TYPE_CHECKING:
     import onnx
 
-Method = Literal["minmax", "average", "percentile", "entropy"]
 Ranges = dict[str, tuple[np.float32, np.float32]]
 
 FEWEST_IMAGES = 16
@@ -62,8 +63,7 @@ def calibrate(proto: onnx.ModelProto, images: NDArray[np.uint8], method: Method 
     batch_size = _BATCH if extremes else _batch_that_fits(work)
     if method == "average":  # a short last batch has narrower extremes, and would weigh as much as a full one
         images = images[: max(len(images) - len(images) % batch_size, min(len(images), batch_size))]
-    name = input_name(proto)
-    feeds = ({name: images[start : start + batch_size]} for start in range(0, len(images), batch_size))
+    feeds = ({INPUT: images[start : start + batch_size]} for start in range(0, len(images), batch_size))
     with tempfile.TemporaryDirectory(prefix="kitae.") as folder, redirect_stdout(io.StringIO()):
         source, probe = Path(folder, "float.onnx"), Path(folder, "probe.onnx")
         require("onnx", "compress").save(work, source)
@@ -73,22 +73,12 @@ def calibrate(proto: onnx.ModelProto, images: NDArray[np.uint8], method: Method 
         calibrator.infer_session = open_session(probe)  # its own session leaves out every optimization
         # The extremes of all batches are few numbers. For histograms one batch of activations is held at a time.
         for chunk in (feeds,) if extremes else ((feed,) for feed in feeds):
-            calibrator.collect_data(_Reader(iter(chunk)))
+            calibrator.collect_data(SimpleNamespace(get_next=partial(next, iter(chunk), None)))
         found = calibrator.compute_data()
     ranges = {name: tuple(np.float32(np.ravel(end)[0]) for end in item.range_value) for name, item in found.items()}
     if not all(np.isfinite(pair).all() for pair in ranges.values()):
         raise CompressionError("an activation is not finite on the calibration images")
     return ranges  # type: ignore[return-value]
-
-
-class _Reader:
-    """What a calibrator reads its inputs from."""
-
-    def __init__(self, feeds: Iterator[dict[str, NDArray[np.uint8]]]) -> None:
-        self._feeds = feeds
-
-    def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
-        return next(self._feeds, None)
 
 
 def _batch_that_fits(work: onnx.ModelProto) -> int:

@@ -12,7 +12,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -20,13 +20,12 @@ from torch import Tensor, nn
 
 from kitae.compression.batchnorm import Batches
 from kitae.compression.counting import WEIGHTED, prunable_layers, weight_of
-from kitae.compression.masks import Scope, global_shares, most, ratios_by_layer
+from kitae.compression.masks import global_shares, most, ratios_by_layer
 from kitae.compression.shape import Shape, difference
+from kitae.compression.spec import Importance, Scope
 from kitae.errors import CompressionError, one_line, require
 from kitae.keyed import uniform
 from kitae.modes import evaluating
-
-Importance = Literal["magnitude", "group", "taylor", "random"]
 
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm)
 

@@ -107,8 +107,3 @@ def compact(proto: onnx.ModelProto) -> onnx.ModelProto:
                 if name and name not in kept:
                     side[i] = names.setdefault(name, f"t{len(names)}")
     return proto
-
-
-def input_name(proto: onnx.ModelProto) -> str:
-    """The name of the graph's input."""
-    return str(proto.graph.input[0].name)

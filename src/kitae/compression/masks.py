@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal, cast
+from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from kitae.compression.counting import prunable_layers, require_layers, weight_of
+from kitae.compression.spec import Scope
 from kitae.errors import CompressionError
 
-Scope = Literal["layer", "global"]
 Masks = dict[str, Tensor]
 
 KEEP_AT_LEAST = 0.1
@@ -76,33 +77,28 @@ def cubic(step: int, steps: int, final: float, initial: float = 0.0) -> float:
     return final + (initial - final) * (1.0 - max(step, 0) / steps) ** 3
 
 
+@dataclass
 class Gradual:
     """Called after every optimizer step: raises the sparsity along `cubic` and holds the masks in between.
 
-    Args:
+    Attributes:
         ratio: share of the weights dropped at the end.
         steps: optimizer steps until then.
         every: steps between two rises.
         scope, skip: as `magnitude_masks`.
         initial: share dropped already.
         masks: the weights dropped already, kept at zero from the first step on, before the sparsity first rises.
+        step: optimizer steps so far.
     """
 
-    def __init__(
-        self,
-        ratio: float,
-        steps: int,
-        *,
-        every: int = 10,
-        scope: Scope = "layer",
-        skip: Sequence[str] = (),
-        initial: float = 0.0,
-        masks: Masks | None = None,
-    ) -> None:
-        self.ratio, self.steps, self.every, self.scope, self.skip = ratio, steps, every, scope, tuple(skip)
-        self.initial = initial
-        self.step = 0
-        self.masks: Masks = dict(masks or {})
+    ratio: float
+    steps: int
+    every: int = 10
+    scope: Scope = "layer"
+    skip: Sequence[str] = ()
+    initial: float = 0.0
+    masks: Masks = field(default_factory=dict)
+    step: int = field(default=0, init=False)
 
     def __call__(self, model: nn.Module) -> None:
         self.step += 1

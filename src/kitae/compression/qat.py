@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kitae.compression.affine import Target, weight_limit
 from kitae.compression.batchnorm import Batches
+from kitae.compression.spec import Target
 from kitae.console import quiet
 from kitae.errors import CompressionError, one_line, require
 
@@ -124,7 +124,8 @@ def _quantizer(target: Target) -> Any:
             observer=observer.MovingAverageMinMaxObserver
         ),
     )
-    limit = weight_limit(target)
+    # CPUs without VNNI add two 8-bit products in 16 bits, which saturate. With weights in [-64, 64] they cannot.
+    limit = 127 if target == "vnni" else 64
 
     def weight(axis: int) -> Any:
         # averaging_constant 1: the range of the weights as they are now, not an average over earlier steps.

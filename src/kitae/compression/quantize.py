@@ -5,7 +5,8 @@
     qat       the network is first trained with simulated rounding (`qat.py`), then quantized as static
 
 In a static graph every quantized tensor lies between a QuantizeLinear and a DequantizeLinear node; a dynamic one has
-integer operators. The arithmetic is that of `affine.py`; the tests read every integer and scale back and compare.
+integer operators. The arithmetic is real = scale * (integer - zero_point), as in Jacob et al.
+2018; the tests read every integer and scale back and compare.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from kitae.compression.affine import Target
 from kitae.compression.calibrate import Ranges
-from kitae.compression.graph import WEIGHTED, compact, input_name, prepared, quantizable, tidied, weighted_nodes
+from kitae.compression.graph import WEIGHTED, compact, prepared, quantizable, tidied, weighted_nodes
+from kitae.compression.spec import Target
 from kitae.console import quiet
 from kitae.errors import CompressionError, one_line, require
-from kitae.runtime import open_session
+from kitae.runtime import INPUT, open_session
 
 if TYPE_CHECKING:
     import onnx
@@ -119,20 +120,20 @@ class Sensitivity:
         layer: the name of its weights; empty for the float network itself.
         divergence: mean Kullback-Leibler divergence from the float network's probabilities, in nats.
         flips: share of the images whose class changes.
-        accuracy: share correct, or None without labels.
+        accuracy: share correct.
     """
 
     layer: str
     divergence: float
     flips: float
-    accuracy: float | None
+    accuracy: float
 
 
 def sensitivity(
     proto: onnx.ModelProto,
     ranges: Ranges,
     images: NDArray[np.uint8],
-    labels: NDArray[np.int64] | None = None,
+    labels: NDArray[np.int64],
     *,
     target: Target = "any",
     per_channel: bool = True,
@@ -150,8 +151,8 @@ def sensitivity(
     expected = probabilities(proto, images)
     names = {n.name: n.input[1] for n in proto.graph.node if n.op_type in WEIGHTED}
 
-    def correct(outputs: NDArray[np.float32]) -> float | None:
-        return None if labels is None else float((outputs.argmax(axis=1) == labels).mean())
+    def correct(outputs: NDArray[np.float32]) -> float:
+        return float((outputs.argmax(axis=1) == labels).mean())
 
     found = []
     for node in weighted_nodes(proto):
@@ -173,4 +174,4 @@ def probabilities(proto: onnx.ModelProto, images: NDArray[np.uint8]) -> NDArray[
     """A graph's outputs for images, in ONNX Runtime on this CPU: float32 [N, K]."""
     session = open_session(proto.SerializeToString())
     batches = (images[start : start + _BATCH] for start in range(0, len(images), _BATCH))
-    return np.concatenate([session.run(None, {input_name(proto): batch})[0] for batch in batches])
+    return np.concatenate([session.run(None, {INPUT: batch})[0] for batch in batches])

@@ -11,6 +11,10 @@ from kitae.spec import Spec
 Ratio = Annotated[float, Field(gt=0, lt=1)]
 LayerRatio = Annotated[float, Field(ge=0, lt=1)]
 Precision = Literal["none", "dynamic", "static", "qat"]
+Importance = Literal["magnitude", "group", "taylor", "random"]
+Scope = Literal["layer", "global"]
+Method = Literal["minmax", "average", "percentile", "entropy"]
+Target = Literal["any", "vnni"]
 
 
 class CompressSpec(Spec):
@@ -61,8 +65,8 @@ class CompressSpec(Spec):
     max_bytes: int | None = Field(None, gt=0)
     prune: Literal["structured", "unstructured", "none"] = "structured"
     ratios: tuple[Ratio, ...] = (0.2, 0.35, 0.5, 0.65)
-    importance: Literal["magnitude", "group", "taylor", "random"] = "group"
-    scope: Literal["layer", "global"] = "layer"
+    importance: Importance = "group"
+    scope: Scope = "layer"
     skip: tuple[str, ...] = ()
     layer_ratios: dict[str, LayerRatio] = Field(default_factory=dict)
     round_to: int = Field(16, ge=1, le=64)
@@ -74,10 +78,8 @@ class CompressSpec(Spec):
     qat_epochs: int = Field(2, ge=1)
     qat_rate: float = Field(0.1, gt=0, le=1)
     per_channel: bool = True
-    target: Literal["any", "vnni"] = "any"
-    calibration: tuple[Literal["minmax", "average", "percentile", "entropy"], ...] = Field(
-        ("minmax", "percentile"), min_length=1
-    )
+    target: Target = "any"
+    calibration: tuple[Method, ...] = Field(("minmax", "percentile"), min_length=1)
     calibration_images: int = Field(512, ge=16)
     abandon: bool = True
     controls: tuple[Literal["original", "random", "scratch", "small"], ...] = ("original",)

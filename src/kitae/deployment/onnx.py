@@ -12,7 +12,7 @@ import copy
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -68,10 +68,6 @@ class Card:
             raise ExportError(f"mean and std need {channels} values, not {len(self.mean)} and {len(self.std)}")
         if not self.temperature > 0:
             raise ExportError(f"temperature must be positive, not {self.temperature}")
-
-    def but(self, **changes: Any) -> Card:
-        """A copy with some fields changed."""
-        return replace(self, **changes)
 
     def to_metadata(self, sha256: str) -> dict[str, Any]:
         """The JSON object of the file's metadata."""

@@ -36,7 +36,8 @@ def _pool_instead_of_reduce(proto: onnx.ModelProto) -> None:
         info.name: [dim.dim_value for dim in info.type.tensor_type.shape.dim]  # 0 where it is free
         for info in (*inferred.value_info, *inferred.input)
     }
-    constants = _constants(proto.graph)
+    to_array = onnx_module.numpy_helper.to_array
+    constants = {item.name: to_array(item) for item in proto.graph.initializer if item.data_type == 7}  # int64
     for node in proto.graph.node:
         if node.op_type not in ("ReduceMax", "ReduceMean") or len(node.input) != 2 or node.input[1] not in constants:
             continue
@@ -81,8 +82,3 @@ def _drop_unused(graph: onnx.GraphProto) -> None:
     used = {name for node in graph.node for name in node.input} | {item.name for item in graph.output}
     for item in [item for item in graph.initializer if item.name not in used]:
         graph.initializer.remove(item)
-
-
-def _constants(graph: onnx.GraphProto) -> dict[str, np.ndarray]:
-    numpy_helper = require("onnx.numpy_helper", "compress")
-    return {item.name: numpy_helper.to_array(item) for item in graph.initializer if item.data_type == 7}  # int64

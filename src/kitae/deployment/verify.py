@@ -168,11 +168,11 @@ def compare(
 
     Args:
         candidate, reference: uint8 [N, C, H, W] -> probabilities [N, K].
-        images: uint8 [N, C, H, W]; N should be at least the largest batch size, larger ones are left out.
+        images: uint8 [N, C, H, W]; N should be at least the largest batch size, larger ones are skipped.
         batch_sizes: which to try.
 
     Raises:
-        ExportError: there is no image, the candidate's outputs are no distributions of the right shape, or an output
+        ExportError: there is no image, the candidate's outputs are not distributions of the right shape, or an output
             of the reference is not finite.
     """
     if len(images) == 0:
@@ -204,7 +204,7 @@ def verify_float(
     Args:
         content: the file.
         reference: the network in PyTorch, as `torch_reference`.
-        images: uint8 [N, C, H, W], real ones where there are some.
+        images: uint8 [N, C, H, W], real ones if there are any.
         exact: makes the reference in float64. It is used only where the two differ by more than is usual, to tell
             rounding, which PyTorch has too, from a mistake.
 
@@ -239,7 +239,7 @@ def verify_integer(content: bytes, images: NDArray[np.uint8], *, floor: float = 
 
     Args:
         content: the file.
-        images: uint8 [N, C, H, W], real ones where there are some.
+        images: uint8 [N, C, H, W], real ones if there are any.
         floor: smallest share of images on which the two must agree in their class (or nearly, as above).
 
     Raises:
@@ -299,7 +299,7 @@ def _without_integer_operators(proto: onnx.ModelProto) -> bytes | None:
 
 
 def probe_images(shape: tuple[int, int, int], count: int = 64) -> NDArray[np.uint8]:
-    """Images to verify with where there are none: keyed blobs of colour under noise, uint8 [count, C, H, W]."""
+    """Images to verify with if there are no real ones: keyed blobs of colour under noise, uint8 [count, C, H, W]."""
     channels, height, width = shape
     cells = uniform(0, 0, np.arange(count * channels * 16), 1).reshape(count, channels, 4, 4)
     rows, columns = (np.arange(size) * 4 // size for size in (height, width))

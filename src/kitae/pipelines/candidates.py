@@ -208,7 +208,7 @@ class Bench:
             logits, labels = self.run.logits(self.validation, model, tta="none")
         except TrainingError as error:  # training for 8 bits that diverged: a file that cannot be made
             raise CompressionError(str(error)) from error
-        return self._card.but(temperature=fit_temperature(logits, labels))
+        return replace(self._card, temperature=fit_temperature(logits, labels))
 
     def _quantized(self, network: Network, precision: str, graph: onnx.ModelProto, about: Card) -> Candidate:
         """The network in 8 bits, as a verified file."""
@@ -250,7 +250,7 @@ class Bench:
         name = f"{network.name} {NAMES[precision]}"
         notes = {"prune": pruned, "ratio": network.ratio, "calibration": method or None}
         target = "any" if precision == "none" else self.spec.target
-        content = serialize(graph, about.but(precision=NAMES[precision], target=target, notes=notes))
+        content = serialize(graph, replace(about, precision=NAMES[precision], target=target, notes=notes))
         if precision == "none":
             parity = self._verify_float(content, network.model, about)
         else:

@@ -68,7 +68,7 @@ def apply(recipe: Recipe, choices: Choices) -> Recipe:
 
 
 def unknown_option(name: str) -> RecipeError:
-    """The error for an option that `kt.train` has not, with what it or the recipe calls that."""
+    """The error for an unknown option of `kt.train`, with the name to use instead."""
     known = (*Choices.__annotations__, "out", "minutes")
     ours = NAMES_ELSEWHERE.get(name, name)
     if ours in known:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,7 +37,7 @@ from kitae.pipelines.candidates import Bench
 from kitae.pipelines.export import beside
 from kitae.pipelines.networks import Networks, Say
 from kitae.preprocess import PreprocessRules
-from kitae.recipe import Recipe, explain
+from kitae.recipe import Recipe, explain, override
 from kitae.reporting import compression_page, values
 from kitae.reporting.figures import filters_picture
 from kitae.reporting.results import CompressionRecord
@@ -232,19 +232,27 @@ def _compress(run: Run, folder: Path, spec: CompressSpec, say: Say) -> Compressi
     return result
 
 
-def resolve_spec(spec: CompressSpec | None, options: Mapping[str, Any]) -> CompressSpec:
+def resolve_spec(
+    spec: CompressSpec | None, options: Mapping[str, Any], assignments: Sequence[str] = ()
+) -> CompressSpec:  # fmt: skip
     """A spec with fields replaced, as `compress` takes them.
+
+    Args:
+        assignments: further fields, each `name=value`, applied last.
 
     Raises:
         CompressionError: a field, or two that do not go together, in one line.
+        RecipeError: the same of an assignment.
     """
-    given = options.keys() | (spec.model_fields_set if spec else set())
-    if "ratios" in options and not {"max_drop", "abandon"} & given:
+    named = {text.partition("=")[0].strip() for text in assignments}
+    given = options.keys() | named | (spec.model_fields_set if spec else set())
+    if "ratios" in options.keys() | named and not {"max_drop", "abandon"} & given:
         options = {**options, "abandon": False}  # ratios without a budget ask for the whole curve
     try:
-        return CompressSpec.model_validate({**(spec.model_dump() if spec else {}), **options})
+        made = CompressSpec.model_validate({**(spec.model_dump() if spec else {}), **options})
     except ValidationError as error:
         raise CompressionError(explain(error, CompressSpec, "compress", None)) from error
+    return override(made, list(assignments))
 
 
 def _write(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -44,7 +43,7 @@ Progress = Callable[[int, int], None]
 
 _UNEVEN = 3  # accuracy misleads if the largest class has more than this many times the images of the smallest
 _CLEAN_IMAGES = 1000  # training images, without augmentation, for the train-validation gap
-_FEW_CLEAN = 50  # the same in fine-tuning, or half the validation images: it is short, and its images are large
+_FEW_CLEAN = 50  # the same in fine-tuning, which is short and has large images; or half as many as validate
 _WHITENING_IMAGES = 1024
 _STATISTICS_IMAGES, _STATISTICS_BATCH = 2048, 128  # for `clean_batches`
 
@@ -343,7 +342,7 @@ class Setup:
                 "schedule": spec.schedule.model_copy(update={"name": "cosine", "warmup_epochs": 0.0, "final": 0.0}),
             }
         )
-        guide = None if teacher is None else Teacher(copy.deepcopy(teacher).eval().requires_grad_(False))
+        guide = None if teacher is None else Teacher(teacher)
         self.fit(model, tuned, world, tuning=Tuning(guide, after_step, keep), watcher=watcher)
         return model
 
@@ -386,7 +385,8 @@ def resolved(recipe: Recipe, setup: Setup, world: World, model: nn.Module, weigh
     spec = recipe.train
     if recipe.data.whole and spec.early_stopping is not None:
         raise RecipeError(
-            "train.early_stopping: the model on everything (data.folds) has no validation; set it to null"
+            "train.early_stopping: with data.folds the last model trains on all images, so nothing validates it; set "
+            "it to null"
         )
     decided: dict[str, Any] = {}
     linear = linear_classifier(model) is not None

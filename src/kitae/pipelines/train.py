@@ -97,7 +97,9 @@ def train(
     if minutes is not None:
         minutes = replace(minutes, most=most)
     if agreed.data.whole and not test:
-        raise RecipeError("data.folds: opens the test of every fold, which is to stay closed here; set it to null")
+        raise RecipeError(
+            "data.folds: evaluates every fold on its test images, but test=False was given; set data.folds to null"
+        )
     return _train(
         agreed, folder, world, minutes=minutes, resume=resume, overwrite=overwrite, watcher=watcher, progress=progress,
         test=test,

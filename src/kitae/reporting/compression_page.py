@@ -25,7 +25,7 @@ _PRECISIONS = {
     "int8-qat": "INT8 by quantization-aware training",
     "int8-dynamic": "INT8 weights",
 }
-_CONTROLS = {"trained on": "trained further", "random": "pruned at random", "from scratch": "trained from scratch"}
+_CONTROLS = {"random": "pruned at random", "from scratch": "trained from scratch"}
 
 
 def content(record: CompressionRecord, folder: Path) -> dict[str, Any]:
@@ -66,8 +66,8 @@ def label(record: CompressionRecord, row: Candidate) -> str:
         return f"{rest.removesuffix(row.precision).strip()}, {precision}"
     if kind == "random" and row.ratio:
         return f"{100 * row.ratio:g} % pruned at random, {precision}"
-    if kind == "trained on":
-        return f"original {_CONTROLS[kind]}, {precision}"
+    if kind in ("trained further", "trained on"):  # its name before November 27, 2026
+        return f"original trained further, {precision}"
     return f"{pruned}, {_CONTROLS.get(kind, kind)}, {precision}"
 
 
