@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from kitae.files import write_json
 from kitae.machine import machine as run_machine
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,11 +48,6 @@ def hardware(cores: int | None = None) -> dict[str, Any]:
         "load_average": [round(x, 2) for x in os.getloadavg()] if hasattr(os, "getloadavg") else None,
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
     }
-
-
-def available_cores() -> int:
-    """The processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def keep_to(cores: int) -> None:
@@ -92,11 +86,6 @@ def ratio(ours: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     found = spread([a / b for a, b in zip(ours["values"], other["values"], strict=False)])
     del found["values"]
     return found
-
-
-def save(path: Path, value: Any) -> None:
-    """Write JSON, whole or not at all."""
-    write_json(path, value)
 
 
 def load(path: Path) -> Any:

@@ -5,7 +5,7 @@ Run as a program, this file is a worker: one process that holds one contestant, 
 
     {"do": "build", "id": 3, "work": "standard", "size": 32, "threads": 1, "variant": {...}}
     {"do": "round", "id": 3, "seconds": 0.2, "at": 1234.5}     run until that long has passed, start at that clock time
-    {"do": "clear"}, {"do": "stop"}
+    {"do": "clear"}
 
 It needs nothing of this package except in the contestants that are this package, so that it runs in the environments of
 the peers (see `peers.sh`).
@@ -958,8 +958,6 @@ def answers(name: str, rank: int, folder: Path, quick: bool, lines: Iterator[str
     for line in lines:
         command = json.loads(line)
         try:
-            if command["do"] == "stop":
-                return
             if command["do"] == "clear":
                 steps.clear()
                 gc.collect()

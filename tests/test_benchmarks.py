@@ -211,7 +211,6 @@ def test_worker_answers_and_outlives_errors(monkeypatch: pytest.MonkeyPatch, tmp
         {"do": "round", "id": 1, "seconds": 0.0, "at": 0.0},
         {"do": "clear"},
         {"do": "round", "id": 1, "seconds": 0.0, "at": 0.0},
-        {"do": "stop"},
     ]
     lines = iter([json.dumps(c) for c in commands])
     hello, unknown, built, timed, cleared, gone = contestants.answers("kitae", 0, tmp_path, True, lines)

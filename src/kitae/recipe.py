@@ -175,7 +175,7 @@ def read_text(path_or_name: str | Path) -> tuple[str, str]:
         )
     try:
         if path.stat().st_size > _MAX_BYTES:
-            raise RecipeError(f"{path}: larger than {_MAX_BYTES} bytes, so not a recipe")
+            raise RecipeError(f"{path}: larger than {_MAX_BYTES} bytes, so not a recipe or study")
         return path.read_text(encoding="utf-8"), str(path)
     except OSError as error:
         raise RecipeError(f"{path}: cannot read ({error.strerror})") from error
@@ -246,15 +246,8 @@ def override(spec: S, assignments: tuple[str, ...] | list[str]) -> S:
     if wrong := next((given for given in assignments if not isinstance(given, str)), None):
         raise RecipeError(f"override takes texts such as 'train.epochs=30', not {wrong!r}")
     given: set[str] = set()  # so that a length or a name does not reset what is given before it
-    for assignment in assignments:
-        field, equals, text = assignment.partition("=")
-        if not equals:
-            raise RecipeError(f"--set {assignment}: must be FIELD=VALUE, for example train.epochs=30")
-        try:
-            value = yaml.safe_load(text)
-        except _YAML_ERRORS as error:
-            raise RecipeError(f"--set {assignment}: the value is not valid YAML") from error
-        field = field.strip()
+    for text in assignments:
+        field, value = assignment(text)
         given |= {field, *(f"{field}.{name}" for name in (value if isinstance(value, dict) else ()))}
         # A position in the list is an ordinary field.
         if isinstance(spec, Recipe) and field.startswith(OPS_BY_NAME) and not field.split(".")[2].isdigit():
@@ -271,6 +264,21 @@ def override(spec: S, assignments: tuple[str, ...] | list[str]) -> S:
         return type(spec).model_validate(tree)
     except ValidationError as error:
         raise RecipeError(explain(error, type(spec), "--set", None)) from error
+
+
+def assignment(text: str) -> tuple[str, Any]:
+    """The field and the value of `a.b=value`.
+
+    Raises:
+        RecipeError: there is no `=` or no field, or the value is not YAML.
+    """
+    field, equals, value = text.partition("=")
+    if not equals or not field.strip():
+        raise RecipeError(f"--set {text}: must be FIELD=VALUE, for example train.epochs=30")
+    try:
+        return field.strip(), yaml.safe_load(value)
+    except _YAML_ERRORS as error:
+        raise RecipeError(f"--set {text}: the value is not valid YAML") from error
 
 
 def _ops(tree: dict[str, Any]) -> list[Any]:

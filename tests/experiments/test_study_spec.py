@@ -152,8 +152,9 @@ def test_overrides_reach_all_variants_or_the_study_itself(tmp_path: Path) -> Non
     assert spec.set == {"train.ema": 0.5, "train.epochs": 3}
     for wrong, message in (
         (("study.set=3", "train.epochs=3"), r"study\.set: must be a mapping"),
-        (("train.epochs",), "must be field=value"),
-        (("train.epochs=[1",), "not a YAML value"),
+        (("train.epochs",), "must be FIELD=VALUE"),
+        (("train.epochs=[1",), "not valid YAML"),
+        (("study.name=2024-13-45",), "not valid YAML"),
     ):
         with pytest.raises(RecipeError, match=message):
             StudySpec.load(file, *wrong)

@@ -589,7 +589,7 @@ def test_comparison(make_run: Callable[..., Run], tmp_path: Path) -> None:
     text, words = page(one, other.path)
     assert (tmp_path / "comparison.html").is_file()
     assert "<i>" not in text
-    rows = {row[0]: row[1:] for row in _rows_of(text, "In what they differ")}
+    rows = {row[0]: row[1:] for row in _rows_of(text, "Differences")}
     assert rows["train.epochs"] == ["9", "7"]
     assert rows["augment.train"][1] == "none"
     assert rows["augment.train"][0].startswith("random_crop (padding 2, mode zero)")

@@ -27,7 +27,7 @@ __all__ = [
 
 # The extra that installs a library which a command needs.
 _EXTRAS = {
-    **dict.fromkeys(("torch", "torchvision", "numba", "scipy", "statsmodels", "pandas", "safetensors", "pyarrow",
+    **dict.fromkeys(("torch", "torchvision", "numba", "scipy", "pandas", "safetensors", "pyarrow",
                      "matplotlib", "jinja2", "filelock"), "train"),
     **dict.fromkeys(("onnx", "onnxscript", "torch_pruning", "torchao"), "compress"),
     "onnxruntime": "runtime", "timm": "models", "optuna": "search", "ray": "cluster", "tensorboard": "track",

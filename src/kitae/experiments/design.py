@@ -105,13 +105,8 @@ class Design:
         if self.kind == "factorial":
             for a, b in itertools.combinations(self.factors, 2):
                 pairs = itertools.product(self.main_effects(a), self.main_effects(b))
-                names += [interaction(first, second) for first, second in pairs]
+                names += [f"{first} x {second}" for first, second in pairs]
         return tuple(names)
-
-
-def interaction(first: str, second: str) -> str:
-    """The name of the interaction of two main effects."""
-    return f"{first} x {second}"
 
 
 def expand(spec: StudySpec) -> Design:
@@ -226,12 +221,7 @@ def plackett_burman(factors: int, *, foldover: bool = False) -> NDArray[np.int8]
     balanced and orthogonal. If there is a choice of columns, it is the one with the least aliasing between main effects
     and two-factor interactions (four factors in eight runs have none, and are their own mirror image, so folding adds
     nothing to them).
-
-    Raises:
-        ValueError: not 1 to 47 factors.
     """
-    if not 1 <= factors <= MAX_SCREENING_FACTORS:
-        raise ValueError(f"a screening design takes 1 to {MAX_SCREENING_FACTORS} factors, not {factors}")
     runs = 4 * (factors // 4 + 1)
     matrix = hadamard(runs)
     matrix = matrix * matrix[:, :1]  # first column all +1: the mean, not a factor

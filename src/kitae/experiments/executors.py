@@ -117,7 +117,7 @@ class RayCluster:
                 unit = of.pop(ready)
                 try:
                     yield from ray.get(ready)
-                except ray.exceptions.RayTaskError as error:  # the worker is well; its task failed
+                except ray.exceptions.RayTaskError as error:  # the worker is alive; its task failed
                     yield from _lost(unit, f"on its Ray worker: {one_line(error.cause)}")
                 except ray.exceptions.RayError as error:
                     yield from _lost(unit, f"its Ray worker was lost {self.retries + 1} times ({one_line(error)})")

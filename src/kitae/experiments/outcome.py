@@ -38,14 +38,12 @@ class Metric:
     """How a number is shown.
 
     Attributes:
-        name: as in a study file.
         scale: shown value / stored value (accuracies are stored as proportions and shown as points, 0 to 100).
         unit: after the number.
         better: +1 if more is better, -1 if less is, 0 if neither is known to be.
         ratio: compared as variant / reference, since a difference of seconds says little about other machines.
     """
 
-    name: str
     scale: float
     unit: str
     better: int
@@ -58,14 +56,14 @@ def metric(name: str) -> Metric:
     lower, higher = (any(word in last for word in words) for words in (_LOWER_IS_BETTER, _HIGHER_IS_BETTER))
     better = -1 if lower and not higher else 1 if higher and not lower else 0
     if any(word in last for word in _POINTS):
-        return Metric(name, 100.0, "points", better, False)
+        return Metric(100.0, "points", better, False)
     if last.endswith("bytes"):
-        return Metric(name, 1.0 / 2**20, "MiB", better, True)
+        return Metric(1.0 / 2**20, "MiB", better, True)
     if last.endswith("per_second"):
-        return Metric(name, 1.0, "images/s", 1, True)
+        return Metric(1.0, "images/s", 1, True)
     if "seconds" in last:
-        return Metric(name, 1.0, "s", -1, True)
-    return Metric(name, 1.0, "", better, False)
+        return Metric(1.0, "s", -1, True)
+    return Metric(1.0, "", better, False)
 
 
 def known(name: str, steps: Collection[str] = ()) -> bool:

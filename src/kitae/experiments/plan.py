@@ -357,7 +357,7 @@ def error_factor(design: Design, seeds: int) -> tuple[float, float]:
         most = max(len(levels) for levels in design.factors.values())  # the rarest level decides
         return math.sqrt(2.0 * most / (count * seeds)), df
     others = count - 1
-    if others > 1 and seeds > 1:  # as `stats._SeparateReference` gives for even noise
+    if others > 1 and seeds > 1:  # as `stats._separate_reference` gives for even noise
         df = welch((1 + 1 / others, seeds - 1), (1 - 1 / others, (others - 1) * (seeds - 1)))
     return math.sqrt(2.0 / seeds), df
 

@@ -84,7 +84,7 @@ def curves(results: Sequence[StudyResult]) -> dict[str, list[Point]]:
 
 
 def _points(results: Sequence[StudyResult]) -> list[Point]:
-    """Every difference that was measured; of no regression, and of no study of lengths."""
+    """Every difference that was measured, except of regression designs and of studies that vary the length."""
     found = []
     for result in results:
         spec, settings = result.spec, result.settings

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from kitae import views
 from kitae.errors import KitaeError, TrainingError
@@ -25,7 +25,7 @@ from kitae.experiments.plan import Job, Plan
 from kitae.experiments.stats import Analysis, Effect, analyse
 from kitae.experiments.study_spec import StudySpec
 from kitae.experiments.worker import Outcome
-from kitae.files import plain, read_json, write_atomically, write_json
+from kitae.files import plain, read_json, write_json, write_parquet
 
 Verdict = Literal["confirmed", "not shown", "refuted"]
 _CURVES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "train_clean_accuracy")
@@ -250,9 +250,7 @@ class StudyResult:
     def write(self) -> None:
         """Write runs.parquet, effects.parquet and effects.json; the same runs give the same bytes."""
         for frame, name in ((self.runs, "runs.parquet"), (self.effects, "effects.parquet")):
-            buffer = io.BytesIO()
-            frame.to_parquet(buffer, index=False)
-            write_atomically(self.path / name, buffer.getvalue())
+            write_parquet(pa.Table.from_pandas(frame, preserve_index=False), self.path / name)
         write_json(self.path / "effects.json", self.data())
 
     def _variants(self) -> list[dict[str, Any]]:

@@ -22,15 +22,12 @@ from __future__ import annotations
 
 import itertools
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
-import statsmodels.api as sm
 from numpy.typing import NDArray
 from scipy import special, stats
 
@@ -201,18 +198,13 @@ class _Blocks:
         self.block = _indicators(seeds, self.blocks)[:, 1:]
         self.noise = _UNKNOWN
         if len(y):
-            self.model = _least_squares(y, np.concatenate([_indicators(variants, self.names), self.block], axis=1))
-            self.noise = _residual(self.model)
+            self.solved = _least_squares(y, np.concatenate([_indicators(variants, self.names), self.block], axis=1))
+            self.noise = self.solved.noise
 
     def without(self, variant: str) -> _Blocks:
         """The fit of all runs but one variant's."""
         others = self.variants != variant
         return _Blocks(self.y[others], self.variants[others], self.seeds[others])
-
-    @cached_property
-    def _row_space(self) -> NDArray[np.float64]:
-        """The projection onto what the runs determine; everything if no run is missing."""
-        return np.asarray(self.model.model.pinv_wexog @ self.model.model.exog, dtype=np.float64)
 
     @property
     def connected(self) -> bool:
@@ -223,9 +215,9 @@ class _Blocks:
         """Estimate, and its variance for noise of variance 1; NaN if no chain of shared seeds connects the two."""
         weights = np.zeros(len(self.names) + self.block.shape[1])
         weights[self.names.index(plus)], weights[self.names.index(minus)] = 1.0, -1.0
-        if np.abs(weights @ self._row_space - weights).max() > 1e-8:
+        if np.abs(weights @ self.solved.determined - weights).max() > 1e-8:
             return math.nan, math.nan
-        return float(weights @ self.model.params), float(weights @ self.model.normalized_cov_params @ weights)
+        return float(weights @ self.solved.coefficients), float(weights @ self.solved.covariance @ weights)
 
     def pairs(self, plus: str, minus: str) -> NDArray[np.float64]:
         """Differences inside the seeds that have both."""
@@ -238,15 +230,30 @@ def _indicators(values: NDArray[Any], names: Sequence[Any]) -> NDArray[np.float6
     return np.asarray(values[:, None] == np.array(names, dtype=object)[None, :], dtype=np.float64)
 
 
-def _residual(model: Any) -> _Variance:
-    df = int(model.df_resid)
-    return _Variance(float(model.mse_resid), df) if df > 0 else _UNKNOWN
+@dataclass(frozen=True)
+class _Fit:
+    """Least squares y = x @ coefficients, the shortest ones where lost runs leave some undetermined.
+
+    Attributes:
+        covariance: of the coefficients, for noise of variance 1.
+        determined: the projection onto what the runs determine; the identity if nothing is undetermined.
+        left: residuals. noise: their mean square.
+    """
+
+    coefficients: NDArray[np.float64]
+    covariance: NDArray[np.float64]
+    determined: NDArray[np.float64]
+    left: NDArray[np.float64]
+    noise: _Variance
 
 
-def _least_squares(y: NDArray[np.float64], x: NDArray[np.float64]) -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # lost runs may leave effects undetermined, which is checked for each of them
-        return sm.OLS(y, x).fit()
+def _least_squares(y: NDArray[np.float64], x: NDArray[np.float64]) -> _Fit:
+    inverse = np.linalg.pinv(x, rcond=1e-10)
+    coefficients = inverse @ y
+    left = y - x @ coefficients
+    df = len(y) - int(np.linalg.matrix_rank(x))
+    noise = _Variance(float(left @ left) / df, df) if df > 0 else _UNKNOWN
+    return _Fit(coefficients, inverse @ inverse.T, inverse @ x, left, noise)
 
 
 def _separate_reference(fit: _Blocks, reference: str) -> tuple[_Variance, _Variance] | None:
@@ -266,7 +273,7 @@ def _separate_reference(fit: _Blocks, reference: str) -> tuple[_Variance, _Varia
     if rest.noise.df < 1 or len(shared) < 2 or not rest.connected:
         return None
     m = len(rest.names)
-    level = dict(zip(rest.blocks, (0.0, *rest.model.params[m:]), strict=True))
+    level = dict(zip(rest.blocks, (0.0, *rest.solved.coefficients[m:]), strict=True))
     apart = np.array([at[s] - level[s] for s in shared])
     own = _Variance(float(apart.var(ddof=1)), len(shared) - 1)
     share = _Variance((1 - 1 / m) * rest.noise.value, rest.noise.df)
@@ -348,14 +355,14 @@ def _regression(fit: _Blocks, design: Design) -> tuple[list[_Raw], _Variance]:
     if not len(fit.y):
         return found, _UNKNOWN
     x = np.column_stack([np.ones(len(fit.y)), *columns, fit.block])
-    model = _least_squares(fit.y, x)
+    solved = _least_squares(fit.y, x)
+    residual = solved.noise
     # Replicates tell noise from misfit; a single seed leaves only the misfit.
-    residual = _residual(model)
     noise = _Variance(fit.noise.value, _even_degrees(fit)) if fit.noise.df else residual
     if np.linalg.matrix_rank(x) == x.shape[1]:
-        errors = np.sqrt(noise.value * np.diag(model.normalized_cov_params))
+        errors = np.sqrt(noise.value * np.diag(solved.covariance))
         found = [
-            replace(raw, estimate=float(model.params[k]), error=float(errors[k]), df=noise.df)
+            replace(raw, estimate=float(solved.coefficients[k]), error=float(errors[k]), df=noise.df)
             for k, raw in enumerate(found, start=1)
         ]
     return found, residual
@@ -374,7 +381,7 @@ def _even_degrees(fit: _Blocks) -> float:
     if count < 3:
         return df
     least = len(fit.blocks) - 1
-    squares = np.asarray(fit.model.resid, dtype=np.float64) ** 2
+    squares = fit.solved.left**2
     own = np.array([squares[fit.variants == v].sum() / max(1, int((fit.variants == v).sum()) - 1) for v in fit.names])
     # A residual holds (1 - 2 / V) of the variant's own noise and a V-th of all the noise.
     own = np.maximum((own - mse / count) / (1 - 2 / count), 0.0)

@@ -11,8 +11,8 @@
 
 A field is a recipe field, as `--set` takes it. Two kinds of field are special:
 
-    augment.train.OP      one op of the pipeline, by name: null removes it, a mapping sets its parameters. Factors can
-                          so switch ops of one list independently; an op that the base lacks is appended.
+    augment.train.OP      one op of the pipeline, by name: null removes it, a mapping sets its parameters. So factors
+                          can switch ops of one list independently; an op that the base lacks is appended.
     after.STEP.NAME       a setting of a step that runs after training (see `after`), such as after.prune.ratio.
 """
 
@@ -30,7 +30,7 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from kitae.errors import RecipeError, did_you_mean
 from kitae.experiments.outcome import EVALUATION, OF_RUN, known, metric, step_of
 from kitae.experiments.techniques import chosen, repeated
-from kitae.recipe import Recipe, explain, parse, parse_yaml, read_text
+from kitae.recipe import Recipe, assignment, explain, parse, parse_yaml, read_text
 from kitae.spec import Spec
 
 DesignName = Literal["compare", "sweep", "one_out", "one_in", "factorial", "screening"]
@@ -44,7 +44,6 @@ _BELONGS = {
 }
 SHIPPED = Path(__file__).resolve().parent.parent / "studies"
 MAX_RUNS = 2000
-MAX_FILE_BYTES = 1 << 20
 # Fields that decide which images train, validate and test. If variants differed in one, their runs would not be pairs.
 SPLIT = ("data.source", "data.split_seed", "data.val_seed", "data.val_fraction", "data.test_fraction")
 
@@ -190,7 +189,7 @@ class StudySpec(Spec):
     def _consistent(self) -> StudySpec:
         if not self.seeds:
             raise ValueError("seeds: at least one is needed, three or more for a useful interval")
-        if len(set_of(self.seeds)) < len(self.seeds):
+        if len(dict.fromkeys(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds: {list(self.seeds)} lists a seed twice")
         for field, designs in _BELONGS.items():
             if getattr(self, field) and self.design not in designs:
@@ -229,7 +228,7 @@ class StudySpec(Spec):
             if not levels:
                 raise ValueError(f"factors.{name}: names no field")
             counts = {field: len(values) for field, values in levels.items()}
-            if len(set_of(counts.values())) > 1:
+            if len(dict.fromkeys(counts.values())) > 1:
                 raise ValueError(f"factors.{name}: its fields change together and need equally many levels: {counts}")
             field, count = next(iter(counts.items()))
             if count < 2:
@@ -293,13 +292,7 @@ class StudySpec(Spec):
             RecipeError: the file is missing or wrong; one line that names the field.
         """
         path = find(source)
-        try:
-            if path.stat().st_size > MAX_FILE_BYTES:
-                raise RecipeError(f"{path}: larger than {MAX_FILE_BYTES} bytes, so not a study")
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise RecipeError(f"{path}: cannot read ({error})") from error
-        content, node = parse_yaml(text, str(path))
+        content, node = parse_yaml(*read_text(path))
         for field, block in (("set", content), ("tiny", content), ("tiny.set", content.get("tiny"))):
             value = block.get(field.rpartition(".")[2]) if isinstance(block, Mapping) else None
             if value is not None and not isinstance(value, Mapping):
@@ -337,9 +330,6 @@ class StudySpec(Spec):
         return self.model_dump(mode="json")
 
 
-set_of = set  # inside the class, `set` is a field
-
-
 def shipped() -> list[str]:
     """Names of the studies that come with Kitae."""
     return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
@@ -366,17 +356,11 @@ def with_overrides(content: Mapping[str, Any], overrides: tuple[str, ...]) -> di
     result = dict(content)
     shared: dict[str, Any] = {}
     for override in overrides:
-        field, sign, text = override.partition("=")
-        if not sign or not field.strip():
-            raise RecipeError(f"{override!r}: an override must be field=value")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise RecipeError(f"{field}: {text!r} is not a YAML value") from error
+        field, value = assignment(override)
         if field.startswith("study."):
             result[field.removeprefix("study.")] = value
         else:
-            shared[field.strip()] = value
+            shared[field] = value
     if shared:
         before = result.get("set") or {}
         if not isinstance(before, Mapping):  # of study.set=...

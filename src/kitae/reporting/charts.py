@@ -226,9 +226,9 @@ def confusion(split: Split, name: str) -> Chart | None:
         look = "hit" if i == j else "miss"
         about = f"{names[i]} as {names[j]}: {counts[i, j]:,} ({share(value)})"
         x, y = left + cell * j, top + cell * i
-        chart.add(f'<g fill-opacity="{0.08 + 0.62 * strength:.2f}">')
+        chart.parts.append(f'<g fill-opacity="{0.08 + 0.62 * strength:.2f}">')
         chart.rect(x + 0.5, y + 0.5, cell - 1 if cell > 4 else cell, cell - 1 if cell > 4 else cell, look, about)
-        chart.add("</g>")
+        chart.parts.append("</g>")
         if k <= 14:
             text = f"{100 * value:.0f}" if value >= 0.005 else "<1"
             chart.text(x + cell / 2, y + cell / 2 + 4, text, "in", anchor="middle", size=min(11.0, cell * 0.42))

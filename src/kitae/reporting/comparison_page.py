@@ -118,7 +118,7 @@ def commands(runs: Sequence[Entry]) -> list[tuple[str, str]]:
     folder, recipe = shlex.quote(str(best.path)), shlex.quote(str(best.path / "recipe.yaml"))
     return [
         (f"Look at the mistakes of {name}", f"kitae report {folder} --open"),
-        (f"Train {name} with another seed, to see how much chance does", f"kitae train {recipe} --seed "
+        (f"Train {name} with another seed, to see how much results vary by chance", f"kitae train {recipe} --seed "
          f"{best.recipe.train.seed + 1}"),
     ]  # fmt: skip
 

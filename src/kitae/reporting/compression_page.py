@@ -204,7 +204,7 @@ def _side_by_side(record: CompressionRecord) -> list[tuple[str, list[Cell]]]:
 
 
 def _cell(row: Candidate, key: str) -> Cell:
-    """To the last byte and the last parameter, for two columns are compared."""
+    """Exact values, since two columns are compared."""
     text, interval = named(row.model_dump(), key)
     exact = key.endswith("bytes") and getattr(row, key) is not None
     return text, f"{number(getattr(row, key))} bytes" if exact else interval

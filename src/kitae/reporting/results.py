@@ -199,7 +199,7 @@ class Evaluation(Record):
 
     @property
     def measured(self) -> Split:
-        """Test where it was opened, else what the folds' models said, else validation, else nothing."""
+        """The test split if it was opened, else out-of-fold, else validation, else an empty split."""
         return next(iter(self.splits.values()), Split())
 
     @property
@@ -244,7 +244,7 @@ class Bins(NamedTuple):
 
 
 class Predicted:
-    """predictions.parquet: what was said of every test image.
+    """predictions.parquet: the prediction for every test image.
 
     Attributes:
         names: of the images. label, predicted: int64 [N]. confidence: float64 [N]. probabilities: float64 [N, K].
@@ -393,7 +393,7 @@ class Candidate(Record, extra="allow"):
 
 
 class Budget(Record, extra="allow"):
-    """The fields of the settings that pages name."""
+    """The settings that pages use."""
 
     max_drop: Number = None
     max_bytes: Number = None

@@ -144,8 +144,8 @@ class Samples:
         """Some training images as they are stored, and as the network saw them in some epochs: redrawn by their keys.
 
         Returns:
-            (heading, pictures): the stored ones, then an epoch each. Nothing where the recipe has ops of one's own that
-            are not known here.
+            (heading, pictures): the stored ones, then an epoch each. Empty if the recipe uses custom ops that are
+            not registered here.
         """
         from kitae.augment import Augment
         from kitae.augment.fetch import first_crop

@@ -186,7 +186,7 @@ def _shown(record: StudyRecord, known: Sequence[Effect]) -> str:
     if not shown and len(known) == 1:
         return f"{effect_label(record, known[0])}: no difference could be shown on {metric}{base}."
     if not shown:
-        return f"No change of {len(known)} made a difference that could be shown on {metric}{base}."
+        return f"None of {len(known)} changes made a difference that could be shown on {metric}{base}."
     phrases = [f"{effect_label(record, effect)}: {verdict(analysis, effect)}" for effect in shown]
     good = sum(map(analysis.helps, shown))
     bad = len(shown) - good

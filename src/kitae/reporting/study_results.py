@@ -56,7 +56,7 @@ class Analysis(Record):
         return any(effect.ratio for effect in self.effects)
 
     def helps(self, effect: Effect) -> bool:
-        """Whether an effect is for the better, if it is known what that is."""
+        """Whether an effect is an improvement; false if the metric has no known direction."""
         value, neutral = effect.estimate, effect.neutral
         if value is None or value == neutral or not self.better:
             return False

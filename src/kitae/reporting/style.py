@@ -96,10 +96,8 @@ def dress(ax: Axes, *, xlabel: str = "", ylabel: str = "", heading: str = "", gr
     return ax
 
 
-def legend(
-    ax: Axes, *, columns: int = 3, loc: Literal["lower left", "lower right"] = "lower right", markers: float = 1.0
-) -> None:
-    """A legend above the axes, where it can cover no data; `markers` scales them."""
+def legend(ax: Axes, *, columns: int = 3, loc: Literal["lower left", "lower right"] = "lower right") -> None:
+    """A legend above the axes, where it can cover no data."""
     ax.legend(
         loc=loc,
         bbox_to_anchor=(1.0 if "right" in loc else 0.0, 1.0),
@@ -111,7 +109,6 @@ def legend(
         handlelength=1.6,
         columnspacing=1.2,
         handletextpad=0.5,
-        markerscale=markers,
     )
 
 

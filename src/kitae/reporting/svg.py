@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from importlib import resources
+from itertools import groupby
 
 WIDTH = 360.0
 SIZE = 12.0  # of text
@@ -118,12 +119,12 @@ class Scale:
         return log_ticks(self.low, self.high, most) if self.log else ticks(self.low, self.high, most)
 
     def whole(self, most: int = 6) -> list[float]:
-        """Those of the ticks that are whole numbers."""
+        """The ticks that are whole numbers."""
         return [tick for tick in self.ticks(most) if tick == round(tick)]
 
 
 def spread(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Places at least `gap` apart and inside [low, high], each as near as may be to where it was."""
+    """Places at least `gap` apart and inside [low, high], each as close as possible to its original position."""
     order = sorted(range(len(places)), key=lambda i: places[i])
     moved = [min(max(places[i], low), high) for i in order]
     for k in range(1, len(moved)):
@@ -151,14 +152,10 @@ class Chart:
     title: str
     description: str
     height: float
-    parts: list[str] = field(default_factory=list)
-
-    def add(self, part: str) -> None:
-        """Append markup in which every text is escaped already."""
-        self.parts.append(part)
+    parts: list[str] = field(default_factory=list)  # markup in which every text is escaped already
 
     def line(self, x1: float, y1: float, x2: float, y2: float, look: str) -> None:
-        self.add(f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="{look}"/>')
+        self.parts.append(f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="{look}"/>')
 
     def rect(self, x: float, y: float, width: float, height: float, look: str, about: str = "") -> None:
         self._mark(f'rect x="{x:.1f}" y="{y:.1f}" width="{max(width, 0):.1f}" height="{height:.1f}" class="{look}"',
@@ -184,7 +181,7 @@ class Chart:
         self, x: float, y: float, text: object, look: str = "t", *, anchor: str = "start", width: float | None = None,
         turn: float | None = None, size: float = SIZE,
     ) -> None:  # fmt: skip
-        """One line; its baseline is at y. Of one that is longer than `width` the whole is shown on hovering."""
+        """One line; its baseline is at y. Longer text than `width` is cut; hovering shows all of it."""
         shown = str(text) if width is None else fit(text, width, size)
         place = f'x="{x:.1f}" y="{y:.1f}"'
         if turn is not None:
@@ -194,11 +191,11 @@ class Chart:
         if size != SIZE:
             place += f' font-size="{size:g}"'
         whole = f"<title>{escape(str(text))}</title>" if shown != str(text) else ""
-        self.add(f'<text {place} class="{look}">{whole}{escape(shown)}</text>')
+        self.parts.append(f'<text {place} class="{look}">{whole}{escape(shown)}</text>')
 
     def _mark(self, tag: str, about: str) -> None:
         name = tag.split(" ", 1)[0]
-        self.add(f"<{tag}><title>{escape(about)}</title></{name}>" if about else f"<{tag}/>")
+        self.parts.append(f"<{tag}><title>{escape(about)}</title></{name}>" if about else f"<{tag}/>")
 
     def __html__(self) -> str:
         """The element, which templates put into the page as it is: every text in it is escaped already."""
@@ -257,8 +254,9 @@ class Plot:
 
     def line(self, xs: Sequence[float | None], ys: Sequence[float | None], look: str) -> None:
         """A line, broken where a value is not known."""
-        for run in _runs(xs, ys):
-            self.chart.path([(self.x(a), self.y(b)) for a, b in run] * (2 if len(run) == 1 else 1), look)
+        for _, run in groupby(zip(xs, ys, strict=False), key=lambda pair: None in pair):
+            points = [(self.x(a), self.y(b)) for a, b in run if a is not None and b is not None]
+            self.chart.path(points * (2 if len(points) == 1 else 1), look)
 
     def band(self, xs: Sequence[float], low: Sequence[float | None], high: Sequence[float | None], look: str) -> None:
         """The area between two lines."""
@@ -267,16 +265,6 @@ class Plot:
         back = [(self.x(x), self.y(b)) for x, _, b in reversed(known)]
         if len(known) > 1:
             self.chart.path([*there, *back], look, close=True)
-
-
-def _runs(xs: Sequence[float | None], ys: Sequence[float | None]) -> list[list[Point]]:
-    runs: list[list[Point]] = [[]]
-    for x, y in zip(xs, ys, strict=False):
-        if x is None or y is None:
-            runs.append([])
-        else:
-            runs[-1].append((x, y))
-    return [run for run in runs if run]
 
 
 @dataclass(frozen=True)
@@ -364,22 +352,22 @@ def rows_chart(
             if row.about and text_width(shown + row.about) + 6 <= room
             else ""
         )
-        chart.add(f'<text x="10.0" y="{y + 15:.1f}" class="l">{whole}{escape(shown)}{about}</text>')
+        chart.parts.append(f'<text x="10.0" y="{y + 15:.1f}" class="l">{whole}{escape(shown)}{about}</text>')
         more = f'<tspan class="t"> {escape(span)}</tspan>' if span else ""
-        chart.add(f'<text x="{WIDTH - 10:.1f}" y="{y + 15:.1f}" text-anchor="end"><tspan class="v">{escape(row.value)}'
-                  f"</tspan>{more}</text>")  # fmt: skip
+        value = f'<tspan class="v">{escape(row.value)}</tspan>{more}'
+        chart.parts.append(f'<text x="{WIDTH - 10:.1f}" y="{y + 15:.1f}" text-anchor="end">{value}</text>')
         row.draw(chart, scale, y + 27)
     return chart
 
 
-def legend(chart: Chart, x: float, y: float, items: Sequence[tuple[str, str]], width: float = WIDTH) -> float:
-    """Squares with their names in lines of at most `width`; returns the y below."""
+def legend(chart: Chart, x: float, y: float, items: Sequence[tuple[str, str]]) -> float:
+    """Squares with their names, in lines that fit; returns the y below."""
     start = x
     for look, name in items:
         needed = 14 + text_width(name) + 14
-        if x > start and x + needed > width:
+        if x > start and x + needed > WIDTH:
             x, y = start, y + LINE
         chart.rect(x, y - 9, 10, 10, look)
-        chart.text(x + 14, y, name, "t", width=width - x - 14)
+        chart.text(x + 14, y, name, "t", width=WIDTH - x - 14)
         x += needed
     return y + LINE

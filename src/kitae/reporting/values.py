@@ -27,7 +27,7 @@ def finite(value: Any) -> float | None:
 
 
 def _known(form: Callable[Concatenate[float, P], str]) -> Callable[Concatenate[Any, P], str]:
-    """Numbers in this form; a dash for anything else, and for what is not finite."""
+    """Finite numbers in this form; a dash for anything else."""
 
     @wraps(form)
     def shown(value: Any, /, *args: P.args, **options: P.kwargs) -> str:
@@ -57,7 +57,7 @@ def between(interval: Any, scale: float = 1.0, digits: int = 1) -> str:
 
 
 def three_digits(value: float) -> str:
-    """0.170, 18.0, 1,234: as many digits as a time is worth."""
+    """Three significant digits: 0.170, 18.0, 1,234."""
     return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:#.3g}".rstrip(".")
 
 
