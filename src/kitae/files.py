@@ -90,7 +90,7 @@ def user_path(path: str | Path) -> Path:
 
 
 def with_name(path: Path) -> Path:
-    """The path, resolved if its last part is no name, as in `.` and `..`."""
+    """The path, resolved if it ends in `.` or `..`."""
     return path.resolve() if path.name in ("", "..") else path
 
 

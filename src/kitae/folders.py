@@ -17,7 +17,7 @@ from kitae.errors import KitaeError
 
 _ASIDE, _DISCARDED = ".replaced.tmp", ".discarded.tmp"
 LOCK = ".lock"
-"""The lock file of a folder; it is never removed."""
+"""The name of the lock file."""
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,7 @@ class Recipe(Spec):
 
 
 _LENGTHS = ("train.epochs", "train.epoch_steps", "train.batch_size", "train.accumulate")
-# By the run, where nobody asked for it.
+# Fields that a run fills in if the user did not set them.
 _FILLED_IN = ("data.order", "model.pretrained_sha256", "train.probe", "train.recut")
 
 

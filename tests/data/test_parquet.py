@@ -149,7 +149,7 @@ def test_each_file_numbers_its_classes_in_its_own_order(tmp_path: Path) -> None:
     [
         ({"picture": [b"x"], "label": [0]}, r"no column 'image' \(data.image_column\); its columns are picture, label"),
         ({"image": [b"x"], "kind": [0]}, r"no column 'label' \(data.label_column\); its columns are image, kind"),
-        ({"image": ["x.png"], "label": [0]}, "column 'image' holds string; wanted are encoded bytes"),
+        ({"image": ["x.png"], "label": [0]}, "column 'image' holds string; expected encoded bytes"),
         ({"image": [{"path": "x.png"}], "label": [0]}, "column 'image' holds struct"),
         ({"image": [b"x", b"x"], "label": [0, -1]}, r"x\.parquet:1: label -1 is out of range"),
         ({"image": [b"x", b"x"], "label": [0, None]}, r"x\.parquet:1: has no label"),

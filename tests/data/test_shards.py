@@ -375,7 +375,7 @@ def test_a_shard_that_has_changed_is_not_read_by_its_old_index(server: tuple[str
     remote = Path(cache) / "shards" / "remote"
     for file in remote.glob("*.tar"):  # as to make room
         file.unlink()
-    with pytest.raises(DataError, match=r"set-0\.tar: has changed .* remove .*\.sha256"):
+    with pytest.raises(DataError, match=r"set-0\.tar: has changed .* delete .*\.sha256"):
         ShardCache(Path(cache) / "shards", 1e9).read(url, 0, 10)
     for file in remote.glob("*.sha256"):
         file.unlink()

@@ -212,7 +212,7 @@ def test_a_split_whose_images_would_be_passed_over_is_refused(make_folder: Maker
         folder_source(root)
     shutil.rmtree(root / "test")
     (root / "test").mkdir()
-    with pytest.raises(DataError, match="test has no images; fill it, or take it away"):
+    with pytest.raises(DataError, match="test has no images; add some, or remove the folder"):
         folder_source(root)
     (root / "test").rmdir()
     assert folder_source(root).table.classes == ("a", "b")
@@ -220,7 +220,7 @@ def test_a_split_whose_images_would_be_passed_over_is_refused(make_folder: Maker
 
 def test_images_without_class_folders_are_explained(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(encode(picture(0, 0)))
-    with pytest.raises(DataError, match=r"no class folders.*expected is one folder of images per class"):
+    with pytest.raises(DataError, match=r"no class folders.*expected one folder of images per class"):
         folder_source(tmp_path)
     with pytest.raises(DataError, match="not a folder"):
         folder_source(tmp_path / "a.png")

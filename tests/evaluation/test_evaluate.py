@@ -152,12 +152,6 @@ def test_a_read_only_memory_map_is_fine(recwarn: pytest.WarningsRecorder) -> Non
     assert not [warning for warning in recwarn if "writable" in str(warning.message)]
 
 
-def test_progress_counts_images() -> None:
-    counts: list[int] = []
-    predict_logits(Net(), Images(), np.arange(50), batch_size=20, progress=counts.append)
-    assert counts == [20, 20, 10]
-
-
 def test_what_cannot_be_predicted() -> None:
     with pytest.raises(DataError, match="no images"):
         predict_logits(Net(), Images(), np.zeros(0, dtype=np.int64))

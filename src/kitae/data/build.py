@@ -171,12 +171,8 @@ def index_shards(job: Job) -> None:
     written = _Written(np.ones(len(source), np.bool_))
     written.skipped += [(name, why) for problem in source.problems for name, _, why in [problem.partition(": ")]]
 
-    def readable(row: int, item: Item) -> DataError | None:
-        try:
-            decode(cast(bytes, item), rules, table.names[row])
-        except DataError as error:
-            return error
-        return None
+    def readable(row: int, item: Item) -> None:  # the pixels would fill the memory
+        decode(cast(bytes, item), rules, table.names[row])
 
     if job.request["on_corrupt"] == "skip":
         with closing(each_image(source, readable, job.threads, job.progress)) as results:
@@ -200,7 +196,7 @@ class _Written:
         skipped: (name, reason) of these.
         hashes: of the kept ones' pixels, one after the other.
         sizes: height and width of each kept one. sums: see `Pictures.sums`. Both of whole pictures only.
-        highest: level of all images of more than 8 bits; None where there are none.
+        highest: the highest level in images of more than 8 bits a channel; None where there are none.
         digest: a running hash of all pixels.
     """
 
@@ -239,12 +235,9 @@ def _pass(job: Job, rules: PreprocessRules, folder: Path) -> _Written:
     written = _Written(np.ones(len(source), np.bool_))
     memory = _Memory(_DECODE_BYTES)
 
-    def work(row: int, item: Item) -> _Decoded | DataError:
+    def work(row: int, item: Item) -> _Decoded:
         hooks = Hooks(memory.reserved)
-        try:
-            pixels = picture(item, rules, names[row], hooks)
-        except DataError as error:
-            return error
+        pixels = picture(item, rules, names[row], hooks)
         about = repr(pixels.shape) if rules.store_size is not None else ""
         sums = level_sums(pixels) if rules.store_size is not None else None
         return _Decoded(pixels, pixel_hash(pixels.data, about), hooks.highest, sums)
@@ -309,9 +302,9 @@ def _resolve(job: Job) -> PreprocessRules:
     if size is None or channels is None or open_question:
         found: dict[tuple[int, int], str] = {}
         grey, whole = True, False
-        with closing(each_image(source, _header, job.threads)) as headers:
+        with closing(each_image(source, lambda row, item: probe(item), job.threads)) as headers:
             for row, header in enumerate(headers):
-                if header is not None:
+                if not isinstance(header, DataError):  # which decoding will report
                     found.setdefault(header[0], source.table.names[row])
                     grey, whole = grey and header[1], whole or large(header[0])
                 if len(found) > 1 if size is None else (whole or not open_question) and (channels or not grey):
@@ -322,14 +315,6 @@ def _resolve(job: Job) -> PreprocessRules:
             store_size = request["store_size"] or math.ceil(STORE_FACTOR * min(sides(size)))
     depth: Depth = 16 if request["depth"] == "auto" else request["depth"]
     return PreprocessRules(size, channels, request["resize"], depth, store_size, crop_pct)
-
-
-def _header(row: int, item: Item) -> tuple[tuple[int, int], bool] | None:
-    """(height, width) and whether it is grey; None if it cannot be read, which decoding will report."""
-    try:
-        return probe(item)
-    except DataError:
-        return None
 
 
 def _common_size(source: Source, sizes: dict[tuple[int, int], str]) -> tuple[int, int]:

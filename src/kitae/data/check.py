@@ -53,7 +53,7 @@ class ImageRef:
 
 @dataclass(frozen=True)
 class Duplicates:
-    """Images that show the same. `similarity` is 1 for equal pixels, else the cosine described above."""
+    """Images that show the same. `similarity` is 1 for equal pixels, else the cosine that `near` measures."""
 
     images: tuple[ImageRef, ...]
     similarity: float
@@ -106,7 +106,7 @@ class CheckReport:
 
     @cached_property
     def across_splits(self) -> tuple[Duplicates, ...]:
-        """Exact and near duplicates that lie in different splits: their test accuracy is not to be trusted."""
+        """Exact and near duplicates that lie in different splits: a test accuracy measured with them is too high."""
         return tuple(d for d in (*self.exact, *self.near) if d.across_splits)
 
     @cached_property
@@ -142,7 +142,7 @@ class CheckReport:
             ),
             (self.label_conflicts, "label conflicts: correct the labels; training would learn both"),
             (self.doubtful_labels, "alike, with different labels: look at them; both labels may be right"),
-            (self.across_splits, "duplicates across splits: the test accuracy is too high by what they contribute"),
+            (self.across_splits, "duplicates across splits: they inflate the test accuracy"),
             (self.excluded and self.fixable, f"kitae data fix {shlex.quote(self.source)} writes the data {without}"),
         ]
         return [cure for found, cure in cures if found]
@@ -265,11 +265,8 @@ def check(
     looks: dict[int, _Look] = {}
     unreadable: dict[int, str] = {}
 
-    def work(row: int, item: Item) -> _Look | DataError:
-        try:
-            return _look(item, table.names[row], row in shown)
-        except DataError as error:
-            return error
+    def work(row: int, item: Item) -> _Look:
+        return _look(item, table.names[row], row in shown)
 
     with closing(each_image(source, work, threads, progress)) as results:
         for row, result in enumerate(results):

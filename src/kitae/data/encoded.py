@@ -64,7 +64,7 @@ class Encoded(Prepared):
         shard = self.shards[number]
         data = self.cache.read(shard, offset, size)
         if len(data) != size:
-            raise DataError(f"{shard}: was changed or truncated since it was indexed; start anew with the whole shard")
+            raise DataError(f"{shard}: was changed or truncated since it was indexed; restore it, or start a new run")
         return data
 
     def prepared(self, row: int) -> NDArray[np.uint8]:

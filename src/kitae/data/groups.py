@@ -75,7 +75,7 @@ def together(
 
     Args:
         groups: int64 [N], of all images. rows: the images in question.
-        twins: int64 [N], equal for equal images, see `duplicates.first_alike`; None to ignore equal images.
+        twins: int64 [N], equal for equal images, see `first_alike`; None to ignore equal images.
     """
     groups = None if groups is None else np.asarray(groups)[rows]
     if twins is None:

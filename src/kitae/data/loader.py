@@ -44,7 +44,7 @@ def blocks_of(images: NDArray[np.uint8] | Pictures | Encoded, spec: DataSpec, ba
 
 
 def begun_order(images: NDArray[np.uint8] | Pictures | Encoded, spec: DataSpec) -> DataSpec:
-    """The data of a run that has begun, with the order that `auto` was: such a run says `blocks`, or it was `full`.
+    """The data of a run that has begun, with `order: auto` resolved: one that shuffled by blocks has recorded `blocks`.
 
     So a run keeps its order on a machine with less memory. Images in shards are always shuffled by blocks with `auto`.
     """

@@ -14,6 +14,7 @@ from typing import TypeVar
 import numpy as np
 
 from kitae.data.base import Item, Progress, Source
+from kitae.errors import DataError
 from kitae.machine import processors
 
 T = TypeVar("T")
@@ -29,10 +30,11 @@ def each_image(
     threads: int | None = None,
     progress: Progress | None = None,
     result_bytes: int = 0,
-) -> Generator[T, None, None]:
+) -> Generator[T | DataError, None, None]:
     """`work(row, item)` for every image, in the source's order; few results are in memory at once.
 
-    An exception of `work` stops everything; so does closing the iterator.
+    A DataError of `work` takes the place of its result; any other exception stops everything, and so does closing the
+    iterator.
 
     Args:
         progress: called with (images done, images in all).
@@ -45,8 +47,14 @@ def each_image(
     if result_bytes:
         most = max(1, min(most, _RESULT_BYTES // ((2 * count + 1) * result_bytes)))
 
-    def run(start: int, items: list[Item]) -> list[T]:
-        return [work(row, item) for row, item in enumerate(items, start)]
+    def attempt(row: int, item: Item) -> T | DataError:
+        try:
+            return work(row, item)
+        except DataError as error:
+            return error
+
+    def run(start: int, items: list[Item]) -> list[T | DataError]:
+        return [attempt(row, item) for row, item in enumerate(items, start)]
 
     submitted = (pool.submit(run, start, items) for start, items in _portions(source.images(), most))
     done = 0

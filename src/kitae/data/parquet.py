@@ -107,9 +107,7 @@ class ParquetSource(Source):
         fields = [kind.field(i).name for i in range(kind.num_fields)] if types.is_struct(kind) else []
         binary = types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind)
         if not binary and "bytes" not in fields:
-            raise DataError(
-                f"{path}: column {column!r} holds {kind}; wanted are encoded bytes, or a struct with `bytes`"
-            )
+            raise DataError(f"{path}: column {column!r} holds {kind}; expected encoded bytes, or a struct with `bytes`")
         return column, fields
 
     def images(self) -> Iterator[Item]:

@@ -84,7 +84,7 @@ class ShardCache:
         return target
 
     def digest(self, url: str) -> str:
-        """SHA-256 of a URL's content when it was downloaded first, 64 hex digits.
+        """SHA-256 of a URL's content when it was first downloaded, 64 hex digits.
 
         Raises:
             DataError: see `path`.
@@ -118,8 +118,8 @@ class ShardCache:
                 raise DataError(f"{url}: is empty; {cure}")
             if noted.exists() and noted.read_text() != content.hexdigest():
                 raise DataError(
-                    f"{url}: has changed since it was downloaded first, so this data set would be another one; remove "
-                    f"{noted} to take it as it is now"
+                    f"{url}: has changed since it was first downloaded, so the data would differ; delete {noted} "
+                    "to accept the new version"
                 )
             write_atomically(noted, content.hexdigest().encode())
 

@@ -226,9 +226,7 @@ def _indexed(
         places.append((offset, size))
         keys.append(key)
     if not samples:
-        raise DataError(
-            f"{name}: has no samples; expected are images (.{', .'.join(sorted(IMAGES))}) beside .cls or .json"
-        )
+        raise DataError(f"{name}: has no samples; expected images (.{', .'.join(sorted(IMAGES))}) beside .cls or .json")
     if len({type(label) for label in labels}) > 1:
         raise DataError(f"{name}: some labels are integers and some are names; use one kind")
     return ShardIndex(
@@ -278,7 +276,7 @@ class ShardSource(Source):
 
     def identity(self) -> dict[str, Any]:
         about: dict[str, Any] = {"shards": self.shards, "skip": self._skip}
-        if any(map(is_url, self.shards)) and self.indexes:  # which tell of their progress
+        if any(map(is_url, self.shards)) and self.indexes:  # reading them reports progress
             about["sha256"] = [self.cache.digest(shard) for shard in self.shards if is_url(shard)]
         return about
 

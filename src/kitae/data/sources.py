@@ -110,7 +110,7 @@ class FolderSource(Source):
             loose = len(image_files(parts[0][1]))
             held = f"{loose:,} images, but no class folders" if loose else "no class folders"
             raise DataError(
-                f"{self.name}: {held} in {parts[0][1]}; expected is one folder of images per class, or a CSV file of "
+                f"{self.name}: {held} in {parts[0][1]}; expected one folder of images per class, or a CSV file of "
                 "paths and labels"
             )
         inside = parts[0][1] / names[0]
@@ -167,11 +167,13 @@ def _check_part(part: Path, name: str, *, empty: bool) -> None:
     loose = sorted(entry.name for entry in part.iterdir() if is_image(entry.name) and entry.is_file())
     if loose:
         raise DataError(
-            f"{name}: {part.name} has images outside class folders ({loose[0]}); expected is one folder of images "
+            f"{name}: {part.name} has images outside class folders ({loose[0]}); expected one folder of images "
             f"per class, as in train"
         )
     if empty:
-        raise DataError(f"{name}: {part.name} has no images; fill it, or take it away to have one held out of train")
+        raise DataError(
+            f"{name}: {part.name} has no images; add some, or remove the folder to hold out a split from train"
+        )
 
 
 def _has_images(folder: Path) -> bool:
@@ -243,29 +245,15 @@ def _embedded(name: str, path: str, spec: DataSpec, progress: Progress | None) -
     return ParquetSource(Path(__file__).parent / "assets" / f"{name}.parquet", name, groups=spec.groups)
 
 
-def _parquet(name: str, path: str, spec: DataSpec, progress: Progress | None) -> Source:
-    return ParquetSource(path, spec.source, spec.image_column, spec.label_column, spec.groups)
-
-
-def _csv(name: str, path: str, spec: DataSpec, progress: Progress | None) -> Source:
-    return CsvSource(path, spec.source, spec.groups, gaps=spec.on_corrupt == "skip")
-
-
-def _folder(name: str, path: str, spec: DataSpec, progress: Progress | None) -> Source:
-    return FolderSource(path, spec.source, spec.groups)
-
-
-def _shards(name: str, path: str, spec: DataSpec, progress: Progress | None) -> Source:
-    return ShardSource(spec.source, spec, progress)
-
-
 SOURCES: dict[str, Callable[[str, str, DataSpec, Progress | None], Source]] = {
     "fashion-mini": _embedded,
     "photos-mini": _embedded,
-    "folder": _folder,
-    "parquet": _parquet,
-    "csv": _csv,
-    "webdataset": _shards,
+    "folder": lambda _, path, spec, __: FolderSource(path, spec.source, spec.groups),
+    "parquet": lambda _, path, spec, __: ParquetSource(
+        path, spec.source, spec.image_column, spec.label_column, spec.groups
+    ),
+    "csv": lambda _, path, spec, __: CsvSource(path, spec.source, spec.groups, gaps=spec.on_corrupt == "skip"),
+    "webdataset": lambda _, __, spec, progress: ShardSource(spec.source, spec, progress),
     "cifar10": open_archive,
     "cifar100": open_archive,
     "fashion-mnist": open_archive,

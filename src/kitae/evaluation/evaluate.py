@@ -48,7 +48,6 @@ def predict_logits(
     device: str | torch.device = "cpu",
     views: View | None = None,
     temperature: float = 1.0,
-    progress: Callable[[int], None] | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Logits of the images at `rows`, each exactly once and in their order.
 
@@ -65,7 +64,6 @@ def predict_logits(
             the views, and temperature times the log of the mean comes back in place of logits: whatever follows divides
             by the temperature as it always does.
         temperature: of the calibration; without views it has no effect here.
-        progress: called with the number of images after each batch.
 
     Returns:
         logits float32 [N, K] and labels int64 [N].
@@ -90,8 +88,6 @@ def predict_logits(
                 logs = torch.stack([F.log_softmax(logits, dim=1) for logits in each])
                 outputs.append(temperature * (logs.logsumexp(dim=0) - float(np.log(len(logs)))))
             truths.append(np.asarray(labels, dtype=np.int64))
-            if progress is not None:
-                progress(len(images))
     # One copy at the end: a copy per batch would make a GPU wait for each.
     logits, _ = check_logits(torch.cat(outputs).cpu().numpy())
     return logits, np.concatenate(truths)

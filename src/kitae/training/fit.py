@@ -11,7 +11,6 @@ resumed ends with the weights of an uninterrupted run.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kitae.errors import TrainingError, TrainingInterruptedError
+from kitae.files import plain
 from kitae.training import distributed
 from kitae.training.batches import Augmenter, TrainData, augmented_batches, epoch_shape
 from kitae.training.checkpoint import Progress, load_checkpoint, load_weights, save_checkpoint, save_weights
@@ -327,7 +327,7 @@ class _Meter:
         """The training fields of the epoch's line of metrics."""
         loss, correct, seen = self.totals()
         return {
-            "train_loss": _finite(loss / seen) if seen else None,  # where every step was skipped
+            "train_loss": plain(loss / seen) if seen else None,  # where every step was skipped
             "train_accuracy": correct / seen if seen else None,
             "images_per_second": self.images_per_second,
             "seconds": self.at.seconds,
@@ -341,7 +341,7 @@ def _judge(source: Source, judged: nn.Module, world: World, at: Progress) -> tup
     began = time.perf_counter()
     scores = {name: float(value) for name, value in source.validate(judged).items()}
     return scores, {
-        **{name: _finite(value) for name, value in scores.items()},
+        **plain(scores),
         "validation_seconds": time.perf_counter() - began,
         "peak_memory_bytes": peak_memory(world.device),
         "skipped_steps": at.skipped,
@@ -421,7 +421,3 @@ def _note_stop_value(at: Progress, scores: Mapping[str, float], spec: TrainSpec)
 
 def _should_stop(at: Progress, spec: TrainSpec) -> bool:
     return spec.early_stopping is not None and at.epoch - 1 - at.stop_epoch >= spec.early_stopping.patience
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -44,21 +44,17 @@ class SignalFlag:
             signal.signal(kind, handler)
 
 
-@contextlib.contextmanager
-def memory_named(spec: TrainSpec, checkpoint: Path | None = None) -> Iterator[None]:
+def memory_named(spec: TrainSpec, checkpoint: Path | None = None) -> contextlib.AbstractContextManager[None]:
     """Turn running out of memory in training, on CPU or GPU, into a one-line error that says what to do."""
-    with _memory_named(lambda: (
+    return _memory_named(lambda: (
         f"train.batch_size {spec.batch_size}{kept(checkpoint)}: halve it and double train.accumulate (now "
         f"{spec.accumulate}), which updates as before"
-    )):  # fmt: skip
-        yield
+    ))  # fmt: skip
 
 
-@contextlib.contextmanager
-def evaluation_memory_named(batch_size: int) -> Iterator[None]:
+def evaluation_memory_named(batch_size: int) -> contextlib.AbstractContextManager[None]:
     """The same in an evaluation, whose batches are others than those of training."""
-    with _memory_named(lambda: f"evaluate.batch_size {batch_size}: halve it, which changes nothing but the memory"):
-        yield
+    return _memory_named(lambda: f"evaluate.batch_size {batch_size}: halve it, which changes nothing but the memory")
 
 
 @contextlib.contextmanager

@@ -18,8 +18,8 @@ _UNDECAYED = {
     "pos_embed", "pos_embedding", "position_embedding", "cls_token", "class_token", "dist_token", "reg_token",
     "relative_position_bias_table",
 }  # fmt: skip
-# The ones that step without a closure on dense gradients, by the name a recipe uses.
 _UNSUITABLE = {"lbfgs", "sparseadam", "optimizer", "muon"}
+# The ones that step without a closure on dense gradients, by the name a recipe uses.
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     name.lower(): value
     for name, value in vars(torch.optim).items()
