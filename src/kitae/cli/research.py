@@ -60,21 +60,13 @@ def study(
     """
     if spec is not None and not plan:
         console.starting(f"study {spec}")
-    from kitae.experiments.study import plan_study
-    from kitae.experiments.study import study as run_study
     from kitae.experiments.study_spec import StudySpec, shipped
 
-    assignments = set_ or []
     if spec is None:
         _list("study", {name: StudySpec.load(name).about for name in shipped()}, "what it measures")
-    elif plan:
-        _show_plan(plan_study(spec, *assignments, tiny=tiny, workers=workers, threads=threads))
     else:
-        result = run_study(
-            spec, out, *assignments, tiny=tiny, workers=workers, threads=threads, overwrite=overwrite,
-            executor=_ray(ray), report=console.say,
-        )  # fmt: skip
-        _show_result(result, open_)
+        options = {"tiny": tiny, "workers": workers, "threads": threads}
+        _study(spec, *(set_ or ()), plan=plan, out=out, ray=ray, overwrite=overwrite, browser=open_, **options)
 
 
 def _list(what: str, abouts: Mapping[str, str], about: str) -> None:
@@ -83,13 +75,21 @@ def _list(what: str, abouts: Mapping[str, str], about: str) -> None:
     console.table("", [what, about], [[name, text] for name, text in abouts.items()], right=9)
 
 
-def _show_plan(plan: Any) -> None:
-    console.answer(plan.data())
-    console.say(plan.text())
+def _study(
+    spec: Any, *assignments: str, plan: bool, out: Path | None, ray: str | None, overwrite: bool, browser: bool,
+    **options: Any,
+) -> None:  # fmt: skip
+    """Plan a study, or run it and print its result; exit with 1 where every run failed."""
+    from kitae.experiments.study import plan_study, study
 
-
-def _show_result(result: Any, browser: bool) -> None:
-    """Print a study's result; exit with 1 where every run failed."""
+    if plan:
+        planned = plan_study(spec, *assignments, **options)
+        console.answer(planned.data())
+        console.say(planned.text())
+        return
+    result = study(
+        spec, out, *assignments, overwrite=overwrite, executor=_ray(ray), report=console.say, **options
+    )  # fmt: skip
     console.answer({"path": result.path, **result.data()})
     console.say(result.table())
     console.say(f"everything is in {result.path}")
@@ -152,23 +152,13 @@ def ablate(
     """
     if not plan:
         console.starting(f"study ablate {recipe}")
-    from kitae.experiments.study import plan_study
-    from kitae.experiments.study import study as run_study
     from kitae.experiments.study_spec import ablation
 
     spec = ablation(
         recipe, *(set_ or ()), design=design, seeds=seeds, only=only or (), metric=metric, foldover=foldover
     )
-    if plan:
-        _show_plan(plan_study(spec, workers=workers, threads=threads))
-        return
-    _show_result(
-        run_study(
-            spec, out, workers=workers, threads=threads, overwrite=overwrite, executor=_ray(ray),
-            report=console.say,
-        ),
-        open_,
-    )  # fmt: skip
+    options = {"workers": workers, "threads": threads}
+    _study(spec, plan=plan, out=out, ray=ray, overwrite=overwrite, browser=open_, **options)
 
 
 @app.command(group=RESEARCH, sort_key=2)
