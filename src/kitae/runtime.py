@@ -145,7 +145,7 @@ class Model:
         return console.printable(f"Model({self.path}: images of {shape}, {len(self.classes)} classes)")
 
     def _require_fit(self, name: str) -> None:
-        """Metadata of another graph would fail in the middle of a prediction, or name the wrong classes."""
+        """Check that the metadata belongs to this graph. Otherwise predictions would fail or name the wrong classes."""
         taken, given = self.session.get_inputs()[0].shape, self.session.get_outputs()[0].shape
         # A size that the graph leaves open is a name or None there.
         wanted = self.input_shape
@@ -171,8 +171,9 @@ class Model:
         Args:
             images: one image or several, each a path (of a file, or of a folder of images), the encoded bytes, a Pillow
                 image, or a uint8 array [H, W] or [H, W, C] of any size; all are oriented, converted and resized as in
-                training (of a large JPEG, a path or bytes to the bit; a Pillow image is decoded whole, where training
-                reads it scaled down). Or one uint8 array [N, C, H, W] that is already at the model's size.
+                training. (A large JPEG gives the same bits only as a path or bytes: a Pillow image is decoded at full
+                size, while training decodes at reduced size.) Or one uint8 array [N, C, H, W] that is already at the
+                model's size.
             batch_size: images per call of the graph. Memory grows with it; the results do not depend on it (files of
                 precision int8-dynamic scale their activations by the batch, so they always take one image at a time).
 

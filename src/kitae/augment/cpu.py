@@ -140,7 +140,7 @@ class _Recycler:
 
 
 def take(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
-    """An array of this shape, contents undefined; large ones in memory that an earlier result has left."""
+    """An array of this shape, contents undefined; large arrays reuse the memory of earlier results."""
     return _recycler.take(shape, dtype)
 
 
@@ -175,7 +175,7 @@ def _scratch(size: int) -> NDArray[np.uint8]:
 
 
 def _work_bytes(pipeline: Pipeline, codes: set[int]) -> int:
-    """Bytes of work area that the largest need of any kernel takes at the largest size."""
+    """Bytes of the work area: the most that any kernel needs at the largest size."""
     side = max(max(size) for size in pipeline.sizes) + 64
     padded = max((h + 64) * (w + 64) for h, w in pipeline.sizes)  # one word per pixel
     need = 64 * side + 128 * 1024 + 5 * padded

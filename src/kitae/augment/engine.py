@@ -8,16 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import ValidationError
 
-from kitae.augment.checks import (
-    Layout,
-    as_batch,
-    as_colour,
-    as_keys,
-    as_labels,
-    check_program,
-    integers,
-    is_torch,
-)
+from kitae.augment.checks import Layout, as_batch, as_colour, as_keys, as_labels, check_program, integers, is_torch
 from kitae.augment.mix import mixed_targets
 from kitae.augment.ops import CustomOp, Draw, Op, TransformOp
 from kitae.augment.plan import Custom, Keys, Pipeline, Program, plan_sample
@@ -189,7 +180,7 @@ class Augment:
         """Run a program made by `plan` on a batch, without drawing anything. Returns what a call returns."""
         batch = as_batch(images, self.layout)
         if any(isinstance(op, CustomOp) for op in self.ops):
-            raise AugmentError("a pipeline with ops of your own cannot be replayed: their draws are not in the program")
+            raise AugmentError("a pipeline with custom ops cannot be replayed: their draws are not in the program")
         return self._apply(batch, targets, check_program(program, self.pipeline(*self._size(batch)), len(batch)))
 
     def _size(self, batch: Any) -> tuple[int, int, int]:
@@ -279,7 +270,7 @@ class Augment:
     ) -> Program:
         """The program of each sample, for images of `size` (height, width); `step` as in a call.
 
-        Ops of your own show as one step.
+        A custom op appears as one step.
         """
         from kitae.augment.cpu import Executor
 
@@ -325,7 +316,7 @@ class Collate:
             collate.epoch = epoch
             for images, targets in loader: ...
 
-    Samples do not depend on the number of workers. Mixing pairs neighbours in the sampler's order.
+    Samples do not depend on the number of workers. MixUp and CutMix pair neighbouring samples in the sampler's order.
     """
 
     def __init__(self, augment: Augment, epoch: int) -> None:

@@ -174,7 +174,7 @@ class _Crop:
     Args:
         op: what to draw; its result has the size of what the network sees, unless it names one.
         images: where to read.
-        threads: by which a call is shared.
+        threads: number of threads that share a call.
     """
 
     def __init__(self, op: RandomResizedCrop, images: Pictures | Encoded, threads: int) -> None:

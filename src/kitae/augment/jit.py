@@ -133,20 +133,15 @@ class _Cache(FunctionCache):  # type: ignore[misc]
     _impl_class = _Impl
 
 
-def _announce() -> None:
-    global compiled
-    compiled += 1
-    if compiled == 1:
-        print(
-            "kitae: compiling augmentation kernels for this machine (once; some seconds)", file=sys.stderr, flush=True
-        )
-
-
 class _Native(CFunc):
     _cache: Any
 
     def _compile_uncached(self) -> Any:
-        _announce()
+        global compiled
+        compiled += 1
+        if compiled == 1:
+            text = "kitae: compiling augmentation kernels for this machine (once; some seconds)"
+            print(text, file=sys.stderr, flush=True)
         return super()._compile_uncached()  # type: ignore[misc]
 
 

@@ -194,7 +194,7 @@ class Custom(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Keys:
-    """What the draws of a batch are keyed by, beside the seed.
+    """What the draws of a batch are keyed by, besides the seed.
 
     Attributes:
         epoch: in [0, 2**32), of all samples, or int64 [N].

@@ -107,7 +107,11 @@ def build(
         RecipeError: unknown name, an option that the net does not have, weights that are missing or do not fit.
         MissingExtraError: timm is not installed.
     """
-    sizes = _sizes(classes, channels, image_size)
+    if classes < 2 or channels not in (1, 3) or min(sides(image_size)) < 4:
+        raise RecipeError(
+            f"model: needs at least 2 classes, 1 or 3 channels and 4 pixels, not {classes}, {channels} and {image_size}"
+        )
+    sizes: dict[str, Any] = {"classes": classes, "channels": channels, "image_size": image_size}
     if spec.name.startswith(("timm:", "torchvision:")):
         check_name(spec)
     elif spec.name not in MODELS:
@@ -146,14 +150,6 @@ def normalization(spec: ModelSpec, channels: int = 3) -> tuple[tuple[float, ...]
     if channels == 1:
         return (sum(mean) / len(mean),), (sum(std) / len(std),)
     return tuple(map(float, mean)), tuple(map(float, std))
-
-
-def _sizes(classes: int, channels: int, image_size: Size) -> dict[str, Any]:
-    if classes < 2 or channels not in (1, 3) or min(sides(image_size)) < 4:
-        raise RecipeError(
-            f"model: needs at least 2 classes, 1 or 3 channels and 4 pixels, not {classes}, {channels} and {image_size}"
-        )
-    return {"classes": classes, "channels": channels, "image_size": image_size}
 
 
 def _construct(spec: ModelSpec, weights: Weights | None = None, **sizes: Any) -> nn.Module:

@@ -45,7 +45,7 @@ class ModelSpec(GrowingSpec):
         for field, value, free in (("freeze", self.freeze, "none"), ("freeze_first", self.freeze_first, 0)):
             if value != free and not self.pretrained:
                 raise ValueError(
-                    f"{field}: {value} needs pretrained weights, or what is frozen would stay as it was made; set "
+                    f"{field}: {value} needs pretrained weights, since frozen layers keep their initial values; set "
                     "pretrained"
                 )
         return self

@@ -7,6 +7,7 @@ a run can record the weights it started from, and refuse others.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import io
@@ -81,7 +82,7 @@ class Weights:
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of names, types, shapes and values, in the order of the names, without counters of batches."""
+        """Hash of names, types, shapes and values, in name order, without BatchNorm's `num_batches_tracked`."""
         digest = hashlib.sha256()
         for name in sorted(self.tensors):
             if not name.endswith("num_batches_tracked"):
@@ -114,7 +115,7 @@ def load(spec: ModelSpec) -> Weights:
     if wanted is not None and weights.sha256 != wanted:
         raise RecipeError(
             f"model.pretrained: the weights of {weights.source} are not those of the recipe (SHA-256 "
-            f"{weights.sha256[:12]}, not {wanted[:12]}); install what it was made with, or leave "
+            f"{weights.sha256[:12]}, not {wanted[:12]}); use the weights that the recipe was made with, or leave "
             "model.pretrained_sha256 out"
         )
     return weights
@@ -125,12 +126,10 @@ def within_reach(name: str) -> str | None:
     package = package_of(name)
     if package is not None and package.find() is not None:
         return package.distribution
-    try:
+    with contextlib.suppress(RecipeError, MissingExtraError):
         repository = _repository(name)
         if _in_hub_cache(repository) or hub_answers():
             return repository
-    except (RecipeError, MissingExtraError):
-        pass
     return None
 
 

@@ -8,8 +8,8 @@ It only needs NumPy and Pillow, so that the runtime of an exported model uses th
     JPEG        read at 1/2, 1/4 or 1/8 scale (libjpeg's scaled DCT) where that leaves twice the target on both sides,
                 or one and a half times what a store keeps
     orientation the EXIF orientation is applied, all eight of them
-    depth       of 16 bit the high byte, or with fewer significant bits (`depth`) the highest 8 of these, levels above
-                are white; 1 bit becomes 0 and 255; float pixels have no fixed range and are refused
+    depth       16-bit images keep the high byte; with fewer significant bits (`depth`) the highest 8 of them, and
+                larger levels become white; 1 bit becomes 0 and 255; float pixels have no fixed range and are refused
     alpha       composited on white, also where it hides in a palette or a transparent colour
     colour      palette, CMYK and YCbCr become RGB (embedded colour profiles are not applied); grey is ITU-R BT.601 luma
     store       with `store_size`, the whole picture is first reduced to that size, as a store keeps it (Lanczos: it

@@ -30,10 +30,11 @@ _GREY_MODES = ("1", "L", "LA", "La", "I")
 
 @dataclass
 class Hooks:
-    """What the builder of a store wants to know of an image while it is read.
+    """Callbacks for the builder of a store.
 
     Attributes:
-        memory: entered while about so many bytes are needed to decode it; not for small images.
+        memory: returns a context that is held while an image is decoded; called with the bytes needed, not for small
+            images.
         highest: set to the highest level of an image of more than 8 bits.
     """
 
@@ -63,10 +64,7 @@ def image_of(array: NDArray[Any], depth: Depth | None, hooks: Hooks | None = Non
 
 
 def flatten(
-    image: Image.Image,
-    depth: Depth | None = None,
-    low: NDArray[np.uint8] | None = None,
-    hooks: Hooks | None = None,
+    image: Image.Image, depth: Depth | None = None, low: NDArray[np.uint8] | None = None, hooks: Hooks | None = None
 ) -> Image.Image:
     """8 bits a channel, no alpha, and upright.
 

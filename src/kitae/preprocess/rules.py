@@ -31,8 +31,8 @@ class PreprocessRules:
         channels: 1 or 3.
         resize: `crop`, `squash` or `pad`, see `kitae.preprocess`.
         depth: significant bits of images of more than 8 bits a channel; 16 keeps their high byte.
-        store_size: the whole picture is first reduced until it only just covers the target enlarged to a short side of
-            so many pixels; None resizes at once.
+        store_size: the whole picture is first reduced to the smallest size that covers the target scaled to a short
+            side of `store_size` pixels; None resizes directly.
         crop_pct: share in (0, 1] of the sides that `crop` and `squash` keep, around the centre.
 
     Raises:

@@ -11,19 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from kitae.augment.kernels.link import (
-    address_of,
-    as_f32,
-    as_f64,
-    as_i64,
-    as_u8,
-    as_u64,
-    call6,
-    call7,
-    fence,
-    fetch_add,
-)
-from kitae.augment.kernels.write import BOXES, MIX_FIRST, MIX_SECOND, SCALE, SECOND, STREAM, finish
+from kitae.augment.kernels.link import address_of, as_f32, as_f64, as_i64, as_u8, as_u64, call6, call7, fence, fetch_add
+from kitae.augment.kernels.write import MIX_FIRST, MIX_SECOND, SCALE, SECOND, STREAM, finish
 from kitae.augment.mix import MIX, plan_mix
 from kitae.augment.ops.base import (
     ARGS,
@@ -36,6 +25,7 @@ from kitae.augment.ops.base import (
     ERASE_AFTER,
     GAUSSIAN_NOISE,
     HFLIP,
+    MOST_BOXES,
     NOP,
     RESIZED_CROP,
 )
@@ -169,7 +159,7 @@ def augment_one(context: Any, scratch: Any, n: Any, slot: Any, boxes: Any) -> An
         at = address_of(args) + 8 * ARGS * step
         arg = as_f64(at)
         if code == ERASE_AFTER:
-            if found < BOXES:
+            if found < MOST_BOXES:
                 for i in range(4):
                     boxes[1 + 4 * found + i] = arg[i]
                 found += 1

@@ -31,10 +31,8 @@ from kitae.augment.kernels.link import (
     stream_mixed,
 )
 from kitae.augment.kernels.move import copy_bytes
-from kitae.augment.ops.base import MOST_BOXES
 
 SECOND, MIX_FIRST, MIX_SECOND, SCALE, SHIFT, STREAM, INFO = 32, 64, 72, 80, 83, 86, 96
-BOXES = MOST_BOXES
 BAND = 1024  # values per channel in a band
 FORMS = {  # of results: type, and whether it is [H, W, C]
     ("float32", False): 0,

@@ -238,8 +238,8 @@ def within(low: float, high: float = math.inf, lowest: float | None = None) -> A
     """Checks a number against [low, high], and a pair against [lowest, high] where `lowest` is given."""
 
     def check(value: Any, info: ValidationInfo) -> Any:
-        paired = lowest is not None and isinstance(value, tuple)
-        check_range(value, str(info.field_name), lowest if paired and lowest is not None else low, high)
+        bottom = lowest if lowest is not None and isinstance(value, tuple) else low
+        check_range(value, str(info.field_name), bottom, high)
         return value
 
     return AfterValidator(check)

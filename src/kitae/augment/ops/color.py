@@ -80,7 +80,7 @@ class Saturation(_Factor):
     writes = (Step(SATURATION, "color.saturation", "saturation {0:.2f}", _FACTOR),)
 
 
-class Hue(Op):
+class Hue(_Factor):
     """Turns the hue in HSV space by a shift in turns.
 
     An image of one channel is left as it is. amount: a number x <= 0.5 draws the shift from [-x, x], a pair is the
@@ -88,11 +88,9 @@ class Hue(Op):
     """
 
     name = "hue"
-    page = "colour"
     shows: ClassVar = {"amount": 0.2}
     writes = (Step(HUE, "color.hue", "hue {0:+.2f}", (Argument("factor", low=-0.5, high=0.5),)),)
     amount: Turn = 0.1
-    p: Probability = 1.0
 
     def ranges(self, site: Site) -> Sequence[Range]:
         return (span(self.amount, 0.0, -0.5),)

@@ -141,9 +141,9 @@ AFFINE_STEPS = (
 class HorizontalFlip(Op):
     """Mirrors left and right. torchvision RandomHorizontalFlip.
 
-    alternate: mirror each sample in every other epoch, and draw only in which it begins, so that any two epochs in a
-        row show both views (Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU", 2024, section 3.6). Leave p at
-        0.5 then.
+    alternate: mirror each sample in every second epoch. Only the first such epoch is random, so any two consecutive
+        epochs show both views (Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU", 2024, section 3.6). Leave p
+        at 0.5 then.
     """
 
     name = "horizontal_flip"
@@ -186,8 +186,8 @@ class Rotate(Op):
     """Turns counter-clockwise about the centre by an angle uniform in `degrees`. torchvision RandomRotation.
 
     degrees: a number d stands for (-d, d).
-    fill: level of what comes from outside (a number or one per channel). With bilinear, null blends with black at the
-        border once, a level blends twice, as torchvision does.
+    fill: level of what comes from outside (a number or one per channel). With bilinear, the border is blended with
+        black, and with a level then once more with that, as torchvision does.
     """
 
     name = "rotate"

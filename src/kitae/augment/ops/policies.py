@@ -17,6 +17,7 @@ with probability 1/2. By default warps are nearest and without a fill colour (bl
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from typing import Any, ClassVar, Literal
 
@@ -137,12 +138,11 @@ def magnitudes(kind: str, op: int, bins: int, height: int, width: int) -> NDArra
     """
     wide = kind == "wide"
     # A third of the side for AugMix, 150/331 (of ImageNet's 331 px nets) for the rest, 32 px for the wide space.
-    share = 1.0 / 3.0 if kind == "augmix" else 150.0 / 331.0
     if op in (SHEAR_X, SHEAR_Y):
         return ramp(0.0, 0.99 if wide else 0.3, bins)
     if op in (TRANSLATE_X, TRANSLATE_Y):
         side = width if op == TRANSLATE_X else height
-        return ramp(0.0, 32.0 if wide else (side / 3.0 if kind == "augmix" else share * side), bins)
+        return ramp(0.0, 32.0 if wide else (side / 3.0 if kind == "augmix" else 150.0 / 331.0 * side), bins)
     if op == ROTATE:
         return ramp(0.0, 135.0 if wide else 30.0, bins)
     if op in (BRIGHTER, COLOR, CONTRASTED, SHARPER):
@@ -389,11 +389,8 @@ class AugMix(_Policy):
         # A Dirichlet by breaking a stick: piece i of the rest is Beta(alpha, alpha * pieces left).
         tables = [beta_table(self.alpha, self.alpha * left) for left in range(self.mixture_width - 1, 0, -1)]
         tables.insert(0, beta_table(self.alpha, self.alpha))
-        starts, at = [], len(out) + len(tables)
-        for t in tables:
-            starts.append(float(at))
-            at += len(t)
-        return [*out, *starts, *(x for t in tables for x in t)]
+        starts = itertools.accumulate(map(len, tables[:-1]), initial=len(out) + len(tables))
+        return [*out, *map(float, starts), *(x for t in tables for x in t)]
 
     @staticmethod
     def plan(key: Any, numbers: Any, codes: Any, args: Any, height: Any, width: Any) -> None:
