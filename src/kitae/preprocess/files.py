@@ -61,19 +61,23 @@ _OTHER_BYTE = {
 }
 
 
-def open_image(source: bytes | str | Path, name: str) -> ImageFile.ImageFile:
-    """Open an image of the allowed formats, header only.
+@contextlib.contextmanager
+def opened(source: bytes | str | Path, name: str = "") -> Iterator[ImageFile.ImageFile]:
+    """An image of the allowed formats, its header read.
+
+    Args:
+        name: what errors call it; by default its path, or `image`.
 
     Raises:
-        DataError: no such file, not an image, or too large.
+        DataError: no such file, not an image, too large, or anything that goes wrong while it is open.
     """
-    with naming(name, source):
-        image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
+    name = name or ("image" if isinstance(source, bytes) else str(source))
+    file = io.BytesIO(source) if isinstance(source, bytes) else source
+    with naming(name, source), Image.open(file, formats=FORMATS) as image:
         width, height = image.size
         if width * height > MAX_PIXELS:
-            image.close()
-            raise DataError(f"{name}: {width} x {height} pixels are refused, the limit is {MAX_PIXELS:,}")
-        return image
+            raise DataError(f"{width} x {height} pixels are refused, the limit is {MAX_PIXELS:,}")
+        yield image
 
 
 @contextlib.contextmanager
@@ -109,11 +113,6 @@ def _not_an_image(source: bytes | str | Path) -> str:
     return (
         "not an image, or broken from its first bytes (read are JPEG, PNG, WebP, BMP, GIF, TIFF, PNM, JPEG 2000, AVIF)"
     )
-
-
-def default_name(source: bytes | str | Path) -> str:
-    """What errors call an image without a name."""
-    return "image" if isinstance(source, bytes) else str(source)
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from kitae.errors import DataError
-from kitae.preprocess.files import default_name, list_images, low_bytes, naming, open_image, upright_size
+from kitae.preprocess.files import list_images, low_bytes, naming, opened, upright_size
 from kitae.preprocess.pixels import Hooks, flatten, image_of, is_grey_mode, reduced, resized
 from kitae.preprocess.rules import Depth, PreprocessRules
 
@@ -70,20 +70,18 @@ def picture(
         source = image_of(source, rules.depth, hooks)
     if isinstance(source, Image.Image):
         return reduced(flatten(source, rules.depth, hooks=hooks), rules)
-    name = name or default_name(source)
-    with open_image(source, name) as opened:
-        width, height = opened.size
-        with naming(name, source):
-            needed = _DECODE_BYTES * width * height
-            if opened.format in _DRAFTS:
-                gap = _DRAFT_GAP if rules.store_size is None else _STORE_DRAFT_GAP
-                side = math.ceil(gap * max(rules.cover))
-                opened.draft(None, (side, side))
-                needed = _DECODE_BYTES * opened.width * opened.height
-                if opened.info.get("progressive"):
-                    needed += _PROGRESSIVE_BYTES * width * height
-            with hooks.memory(needed) if needed >= _LITTLE else contextlib.nullcontext():
-                return reduced(flatten(opened, rules.depth, low_bytes(opened, source), hooks), rules)
+    with opened(source, name) as image:
+        width, height = image.size
+        needed = _DECODE_BYTES * width * height
+        if image.format in _DRAFTS:
+            gap = _DRAFT_GAP if rules.store_size is None else _STORE_DRAFT_GAP
+            side = math.ceil(gap * max(rules.cover))
+            image.draft(None, (side, side))
+            needed = _DECODE_BYTES * image.width * image.height
+            if image.info.get("progressive"):
+                needed += _PROGRESSIVE_BYTES * width * height
+        with hooks.memory(needed) if needed >= _LITTLE else contextlib.nullcontext():
+            return reduced(flatten(image, rules.depth, low_bytes(image, source), hooks), rules)
 
 
 def view(pixels: NDArray[np.uint8], rules: PreprocessRules) -> NDArray[np.uint8]:
@@ -123,17 +121,16 @@ def windowed(
     Raises:
         DataError: as `decode`.
     """
-    name = name or default_name(source)
-    with open_image(source, name) as opened, naming(name, source):
-        if opened.format in _DRAFTS:
-            height, width = upright_size(opened)
+    with opened(source, name) as image:
+        if image.format in _DRAFTS:
+            height, width = upright_size(image)
             top, left, tall, wide = window(height, width)
             scale = _DRAFT_GAP * max(size[0] / tall, size[1] / wide)
             if scale < 1:
-                opened.draft(None, (math.ceil(opened.width * scale), math.ceil(opened.height * scale)))
-            flat = flatten(opened, depth)
+                image.draft(None, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
+            flat = flatten(image, depth)
         else:  # a PNG may say only after its pixels how it is turned
-            flat = flatten(opened, depth, low_bytes(opened, source))
+            flat = flatten(image, depth, low_bytes(image, source))
             height, width = flat.height, flat.width
             top, left, tall, wide = window(height, width)
     down, across = flat.height / height, flat.width / width
@@ -149,7 +146,7 @@ def probe(source: Encoded | NDArray[Any], name: str = "") -> tuple[tuple[int, in
     """(height, width) of an image and whether it is grey, from its header: no pixel is decoded. Raises as `decode`."""
     if isinstance(source, np.ndarray):
         return (source.shape[0], source.shape[1]), source.ndim == 2 or source.shape[2] < 3
-    with open_image(source, name or default_name(source)) as image:
+    with opened(source, name) as image:
         return upright_size(image), is_grey_mode(image.mode)
 
 
@@ -176,11 +173,9 @@ def flattened(source: Encoded | NDArray[Any], name: str = "") -> Flat:
         mode = image.mode if seen.highest is None else "I;16"
         image = flatten(image)
     else:
-        name = name or default_name(source)
-        with open_image(source, name) as opened, naming(name, source):
-            mode = opened.mode
-            low = low_bytes(opened, source)
-            image = flatten(opened, None, low, seen)
+        with opened(source, name) as stored:
+            mode = stored.mode
+            image = flatten(stored, None, low_bytes(stored, source), seen)
     image = image if image.mode == "L" else image.convert("L" if is_grey_mode(image.mode) else "RGB")
     return Flat(image, mode, seen.highest)
 
