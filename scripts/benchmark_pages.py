@@ -41,7 +41,7 @@ Machine: {machine}.
 CONTESTANTS = {
     "kitae": "`kitae train FOLDER --minutes M`",
     "probe": "logistic regression on features of the same weights (scikit-learn)",
-    "probe-320": "the same logistic regression, with pictures of up to 320 px",
+    "probe-320": "logistic regression on features of the same weights, pictures of up to 320 px",
     "torchvision": "fine-tuning loop in torchvision's style, same weights",
     "fastai": "fastai's `fine_tune` schedule and head, same weights",
     "timm": "timm's defaults for fine-tuning, same weights",
