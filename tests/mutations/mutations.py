@@ -54,7 +54,7 @@ MUTATIONS = [
     Mutation("keyed.py", "+ 0.5) * TWO_POW_MINUS_32)", ") * TWO_POW_MINUS_32)", "tests/test_keyed.py"),
     # Mixing
     Mutation("augment/mix.py", "out[1] = 1.0 - (x2 - x1) * (y2 - y1) / (height * width)", "out[1] = share", MIX),
-    Mutation("augment/mix.py", "partner = np.arange(pairs) ^ 1", "partner = np.arange(pairs)", MIX),
+    Mutation("augment/mix.py", "targets[pairs ^ 1]] += rest", "targets[pairs]] += rest", MIX),
     Mutation("augment/mix.py", "side = math.sqrt(1.0 - share)", "side = 1.0 - share", f"{MIX} tests/augment/test_golden_distributions.py"),
     # Evaluation and statistics
     Mutation("evaluation/evaluate.py", "np.bincount(truth * K + predicted, minlength=K * K)", "np.bincount(predicted * K + truth, minlength=K * K)", "tests/evaluation/test_evaluate.py"),

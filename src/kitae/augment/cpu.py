@@ -291,9 +291,9 @@ class Executor:
         return program
 
     def __call__(
-        self, images: NDArray[np.uint8], source: Keys | Program, targets: NDArray[Any] | None = None, classes: int = 0
-    ) -> tuple[NDArray[Any], NDArray[np.float32] | None]:
-        """Run on contiguous images what the keys draw, or a program of this pipeline: the result and mixed targets.
+        self, images: NDArray[np.uint8], source: Keys | Program
+    ) -> tuple[NDArray[Any], NDArray[np.float64] | None]:
+        """Run a program, or the one that the keys draw, on contiguous images: the result and its mixing.
 
         bfloat16 comes as uint16 bits; channels_last comes as [N, H, W, C].
         """
@@ -305,14 +305,12 @@ class Executor:
         context = self._context.copy()
         context[driver.STREAMING] = out.nbytes > STREAM_BYTES
         context[driver.IMAGES], context[driver.OUT] = _address(images), _address(out)
-        mixed = None
-        if targets is not None:
-            mixed = np.empty((count, classes), np.float32)
-            context[driver.TARGETS], context[driver.OUT_TARGETS] = _address(targets), _address(mixed)
-            context[driver.TARGETS_KIND], context[driver.CLASSES] = 1 if targets.ndim == 1 else 2, classes
         if isinstance(source, Program):
             self._set_program(context, source)
+            mix = source.mix
         else:
             self._set_keys(context, source)
+            mix = None if p.mixing is None else np.zeros((count, MIX))
+            context[driver.MIX_AT] = 0 if mix is None else _address(mix)
         self._go(context, count, self.threads or default_threads())
-        return out, mixed
+        return out, mix

@@ -200,7 +200,8 @@ class Augment:
         if self.executor == "cpu" and not on_cpu:
             raise AugmentError("executor cpu needs images on the CPU")
         by = self._by_cpu if on_cpu and self.executor != "torch" else self._by_torch
-        out, mixed = by(batch, pipeline, labels, classes, source)
+        out, mix = by(batch, pipeline, source)
+        mixed = mixed_targets(labels, classes, mix)
         if mixed is None:
             return out
         like = targets if is_torch(targets) else batch
@@ -210,11 +211,10 @@ class Augment:
             return out, torch.from_numpy(mixed).to(like.device)
         return out, mixed
 
-    def _by_cpu(
-        self, batch: Any, pipeline: Pipeline, labels: Any, classes: int, source: Keys | Program
-    ) -> tuple[Any, Any]:
+    def _by_cpu(self, batch: Any, pipeline: Pipeline, source: Keys | Program) -> tuple[Any, Any]:
+        """Augmented images, and how they are mixed: float64 [N, MIX] or None."""
         stages = self._executors(pipeline)
-        array, mixed = np.ascontiguousarray(batch.numpy() if is_torch(batch) else batch), None
+        array, mix = np.ascontiguousarray(batch.numpy() if is_torch(batch) else batch), None
         for stage in stages:
             if isinstance(stage, Custom):
                 import torch
@@ -224,18 +224,17 @@ class Augment:
                     images = images.permute(0, 3, 1, 2).contiguous()
                 array = np.ascontiguousarray(self._custom(stage, images, source).numpy())
             else:
-                array, mixed = stage(array, source, labels if stage is stages[-1] else None, classes)
+                array, mix = stage(array, source)
         if not is_torch(batch):
-            return array.transpose(0, 3, 1, 2) if self.channels_last else array, mixed
+            return array.transpose(0, 3, 1, 2) if self.channels_last else array, mix
         import torch
 
         out = torch.from_numpy(array)
         out = out.view(torch.bfloat16) if self.dtype == "bfloat16" else out
-        return out.permute(0, 3, 1, 2) if self.channels_last else out, mixed
+        return out.permute(0, 3, 1, 2) if self.channels_last else out, mix
 
-    def _by_torch(
-        self, batch: Any, pipeline: Pipeline, labels: Any, classes: int, source: Keys | Program
-    ) -> tuple[Any, Any]:
+    def _by_torch(self, batch: Any, pipeline: Pipeline, source: Keys | Program) -> tuple[Any, Any]:
+        """The same on the batch's own device."""
         import torch
 
         from kitae.augment import batched
@@ -256,7 +255,7 @@ class Augment:
         out: Any = batched.finish(x, erased, mix, pipeline, self.dtype, self.channels_last)
         if out.data_ptr() == given.data_ptr():
             out = out.clone(memory_format=torch.preserve_format)
-        return out if is_torch(batch) else out.numpy(), mixed_targets(labels, classes, mix)
+        return out if is_torch(batch) else out.numpy(), mix
 
     def _custom(self, stage: Custom, images: Any, source: Keys | Program) -> Any:
         """Run a user's op on a tensor."""

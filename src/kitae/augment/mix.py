@@ -73,11 +73,15 @@ def mixed_targets(
     """Targets of a batch (int64 [N] or float32 [N, K]) as distributions, mixed by float64 [N, MIX]: float32 [N, K]."""
     if targets is None:
         return None
-    rows = np.eye(classes, dtype=np.float32)[targets] if targets.ndim == 1 else targets.copy()
-    if mix is not None:
-        pairs = len(rows) // 2 * 2
-        partner = np.arange(pairs) ^ 1
-        share = mix[:pairs, 1:2].astype(np.float32)
-        rest = (1.0 - mix[:pairs, 1:2]).astype(np.float32)
-        rows[:pairs] = rows[:pairs] * share + rows[partner] * rest
+    pairs = np.arange(0 if mix is None else len(targets) // 2 * 2)
+    share = np.ones(0) if mix is None else mix[pairs, 1]
+    own, rest = share.astype(np.float32), (1.0 - share).astype(np.float32)
+    if targets.ndim == 2:
+        rows = targets.copy()
+        rows[pairs] = targets[pairs] * own[:, None] + targets[pairs ^ 1] * rest[:, None]
+    else:
+        rows = np.zeros((len(targets), classes), np.float32)
+        rows[np.arange(len(targets)), targets] = 1.0
+        rows[pairs, targets[pairs]] = own
+        rows[pairs, targets[pairs ^ 1]] += rest
     return rows

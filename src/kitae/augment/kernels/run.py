@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from kitae.augment.kernels.link import address_of, as_f32, as_f64, as_i64, as_u8, as_u64, call6, call7, fence, fetch_add
+from kitae.augment.kernels.link import address_of, as_f64, as_i64, as_u8, as_u64, call6, call7, fence, fetch_add
 from kitae.augment.kernels.write import MIX_FIRST, MIX_SECOND, SCALE, SECOND, STREAM, finish
 from kitae.augment.mix import MIX, plan_mix
 from kitae.augment.ops.base import (
@@ -39,7 +39,7 @@ CHANNELS, HEIGHT, WIDTH = 4, 5, 6  # of the input
 LAST_HEIGHT, LAST_WIDTH = 7, 8  # of the result
 INTERLEAVED = 9  # 1: the input is [H, W, C]
 STEPS = 10  # steps of a program
-CODES_AT, ARGS_AT, MIX_AT = 11, 12, 13  # a given program, or 0: plan
+CODES_AT, ARGS_AT, MIX_AT = 11, 12, 13  # a given program; where the first is 0 it is planned, its mixing into the last
 WRITE_PROGRAM = 14  # 1: plan into the given arrays and stop
 OPS = 15  # ops of the pipeline
 PLANS = 16  # int64 [OPS]: addresses of their plans
@@ -54,7 +54,6 @@ FORM = 26  # of the results, see `write.FORMS`
 OUT, OUT_STRIDE = 27, 28
 MIXING = 29  # address of the numbers of mixing, or 0
 SCALES = 30  # float64 [6]: scale and shift per channel
-TARGETS, TARGETS_KIND, CLASSES, OUT_TARGETS = 31, 32, 33, 34  # kind: 0 none, 1 int64 labels, 2 float32 rows
 IMAGE_BYTES = 35  # of a buffer
 COUNTER = 36  # address of the shared counter
 RUN_AT = 39  # address of `run`
@@ -201,34 +200,6 @@ def augment_one(context: Any, scratch: Any, n: Any, slot: Any, boxes: Any) -> An
     return current
 
 
-def write_targets(context: Any, n: Any, share: Any, other: Any) -> None:
-    """The target row of sample n: its own times share, and the rest of sample `other`'s."""
-    classes = context[CLASSES]
-    out = as_f32(context[OUT_TARGETS] + 4 * n * classes)
-    own = np.float32(share)
-    rest = np.float32(1.0 - share)
-    if context[TARGETS_KIND] == 1:
-        labels = as_i64(context[TARGETS])
-        for k in range(classes):
-            out[k] = np.float32(0.0)
-        if rest == np.float32(0.0):
-            out[labels[n]] = np.float32(1.0)
-        elif labels[n] == labels[other]:
-            out[labels[n]] = own + rest
-        else:
-            out[labels[n]] = own
-            out[labels[other]] = rest
-    else:
-        mine = as_f32(context[TARGETS] + 4 * n * classes)
-        if rest == np.float32(0.0):
-            for k in range(classes):
-                out[k] = mine[k]
-        else:
-            theirs = as_f32(context[TARGETS] + 4 * other * classes)
-            for k in range(classes):
-                out[k] = mine[k] * own + theirs[k] * rest
-
-
 def run(context_at: Any, scratch: Any) -> Any:
     """Take samples and work on them until there are none."""
     context = as_i64(context_at)
@@ -267,19 +238,15 @@ def run(context_at: Any, scratch: Any) -> Any:
             second = np.int64(0)
             if pair:
                 second = augment_one(context, scratch, n + 1, 1, as_f64(scratch + INFO_AT + 8 * SECOND))
-                if context[MIX_AT] != 0:
-                    given = as_f64(context[MIX_AT] + 8 * MIX * n)
-                    for i in range(MIX):
-                        info[MIX_FIRST + i] = given[i]
-                        info[MIX_SECOND + i] = given[MIX + i]
-                else:
-                    plan_pair(context, key, n, as_f64(scratch + INFO_AT + 8 * MIX_FIRST))
-                    plan_pair(context, key, n + 1, as_f64(scratch + INFO_AT + 8 * MIX_SECOND))
+                mix = context[MIX_AT] + 8 * MIX * n
+                if context[CODES_AT] == 0:
+                    plan_pair(context, key, n, as_f64(mix))
+                    plan_pair(context, key, n + 1, as_f64(mix + 8 * MIX))
+                given = as_f64(mix)
+                for i in range(MIX):
+                    info[MIX_FIRST + i] = given[i]
+                    info[MIX_SECOND + i] = given[MIX + i]
             at = out + n * stride
             finish(context[FORM], as_u8(first), as_u8(second), pair, info, at, at + stride, work, channels, last_height,
                    last_width)  # fmt: skip
-            if context[TARGETS_KIND] != 0:
-                write_targets(context, n, info[MIX_FIRST + 1] if pair else 1.0, n + 1)
-                if pair:
-                    write_targets(context, n + 1, info[MIX_SECOND + 1], n)
             n += 2 if pair else 1
