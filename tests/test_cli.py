@@ -11,10 +11,11 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from kitae import cli
+from kitae import cli, console
 from tests.command import kitae, refused
 from tests.images import write_folder, write_parquet
 
@@ -148,8 +149,6 @@ def test_counting_draws_a_bar_only_while_it_counts(monkeypatch: pytest.MonkeyPat
 
     from rich.console import Console
 
-    from kitae import console
-
     seen = io.StringIO()
     monkeypatch.setattr(console, "console", Console(file=seen, force_terminal=True, width=80))
     with console.counting("decoding images") as count:
@@ -227,6 +226,25 @@ def test_predict_files_and_folders_and_write_tables(home: Path, run: Path) -> No
     assert next(csv.reader((home / "q.csv").open()))[:4] == ["image", "class", "image (class)", "class (class)"]
     kitae(home, "predict", "run", "photos/class 0/0.jpg", "--out", "p.parquet")
     assert (home / "p.parquet").stat().st_size > 100
+
+
+def test_predictions_are_written_before_they_are_printed(
+    home: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    """So a closed pipe costs no table."""
+
+    def closed(*arguments: Any, **options: Any) -> None:
+        raise BrokenPipeError
+
+    write_folder(home / "piped", train=1, classes=2)
+    monkeypatch.setattr(console, "table", closed)
+    kitae(home, "predict", "run", "piped", "--out", "p.csv", code=1)
+    assert len(list(csv.reader((home / "p.csv").open()))) == 3
+
+
+def test_commands_to_copy_are_quoted(home: Path, run: Path) -> None:
+    out = kitae(home, "train", "fashion-mini", "--out", "two words", *TINY).stdout
+    assert "kitae predict 'two words' IMAGES" in out
 
 
 def test_data_prepare_and_check(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

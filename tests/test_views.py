@@ -57,6 +57,11 @@ def test_no_predictions_are_shown_too() -> None:
     assert list(empty.to_pandas().columns) == ["class", "confidence", "cat", "class (class)"]
 
 
+def test_columns_of_classes_are_distinct() -> None:
+    columns = views.class_columns(("image", "image (class)", "cat"))
+    assert columns == ["image (class)", "image (class) (class)", "cat"]
+
+
 def test_a_long_table_says_how_much_is_missing() -> None:
     text = predictions(views.MAX_ROWS + 5)._repr_html_()
     assert text.count("<tr>") == 1 + views.MAX_ROWS

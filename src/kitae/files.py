@@ -14,7 +14,8 @@ from typing import IO, Any
 
 from kitae.errors import DataError, KitaeError
 
-_MAX_JSON_BYTES = 100_000_000
+_MAX_JSON_BYTES = 1_000_000_000
+_READABLE_BYTES = 10_000_000  # above, JSON is written without indentation, or a confusion matrix fills the disk
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _CURE = "set data.cache or KITAE_CACHE to a folder"
 
@@ -137,7 +138,10 @@ def plain(value: Any) -> Any:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a value as readable JSON, atomically. NaN and infinity are not JSON and raise ValueError."""
-    write_atomically(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+    text = json.dumps(value, indent=2, allow_nan=False)
+    if len(text) > _READABLE_BYTES:
+        text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    write_atomically(path, f"{text}\n".encode())
 
 
 def write_parquet(table: Any, path: Path) -> None:

@@ -57,7 +57,7 @@ class Owned:
         """Remove what is ours and nothing else; `first` last, so that an interrupted removal can be completed."""
         for name in sorted(self.names, key=lambda name: name == self.first):
             target = folder / name
-            shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+            shutil.rmtree(target) if target.is_dir() and not target.is_symlink() else target.unlink(missing_ok=True)
 
     def set_aside(self, folder: Path, *, replace: bool) -> None:
         """Move Kitae's files aside, until `bring_back` or `discard_aside`; requires `first`.

@@ -18,6 +18,7 @@ report.html, figures/ the page and its charts, by `kitae report`
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -159,7 +160,7 @@ class Run:
         if changed:
             raise TrainingError(
                 f"{self.path}: has a run of another recipe ({changed[0]}); choose another --out, or resume it with: "
-                f"kitae train --resume {self.path}"
+                f"kitae train --resume {shlex.quote(str(self.path))}"
             )
         self.recipe = saved
 

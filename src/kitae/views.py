@@ -164,4 +164,9 @@ def without_duplicates(split: Mapping[str, Any]) -> list[list[str]]:
 
 def class_columns(classes: Sequence[str]) -> list[str]:
     """Names of a column per class, beside the columns `image`, `class` and `confidence` of predictions."""
-    return [f"{name} (class)" if name in ("image", "class", "confidence") else name for name in classes]
+    columns = ["image", "class", "confidence"]
+    for name in classes:
+        while name in columns:
+            name = f"{name} (class)"
+        columns.append(name)
+    return columns[3:]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +22,7 @@ from kitae.data.splits import make_splits
 from kitae.data.store import open_store
 from kitae.errors import RecipeError, TrainingError
 from kitae.experiments.executors import Inline
-from kitae.experiments.search import FRESH_SEED, Arm, _recipe_of, search
+from kitae.experiments.search import FRESH_SEED, Arm, _recipe_of, _verdict, search
 from kitae.experiments.space import PRESETS, SUBSET, apply, suggest
 from kitae.recipe import Recipe
 from tests.experiments import fake_train
@@ -164,6 +166,16 @@ def test_failed_runs_of_the_rematch_are_counted(
     assert "nan" not in result.verdict
     winner = {name for op in result.winner.augment.train for name in op}
     assert bool(winner & set(SUBSET)) == result.verdict.startswith("The search won")
+
+
+def test_equal_scores_on_two_seeds_are_no_failure() -> None:
+    effect = SimpleNamespace(low=math.nan, estimate=0.0)
+    rematch = SimpleNamespace(analyses={"m": SimpleNamespace(effects=[effect])}, failed=[], runs=[1] * 4)
+    preset = SimpleNamespace(name="p", recipe=Recipe())
+    verdict, won = _verdict(rematch, "m", preset, 2)
+    assert not won
+    assert "both scored alike on all 2 seeds" in verdict
+    assert "failed" not in verdict
 
 
 def test_a_search_whose_presets_all_failed_is_an_error_and_says_why_each_did(

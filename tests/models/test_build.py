@@ -190,6 +190,37 @@ def test_a_librarys_own_dropout_is_what_the_recipe_says() -> None:
     assert rates(dropout=0.3) == [0.3]
 
 
+def test_no_dropout_of_a_library_stays_on_where_the_recipe_has_none() -> None:
+    model = make("timm:ghostnet_050")  # which drops its features by a rate of its own, 0.2
+    model.train()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(model(images), model(images))
+    # Its classifier is a subclass of nn.Linear.
+    (name,) = classifier_names(model)
+    assert isinstance(make("timm:ghostnet_050", dropout=0.3).get_submodule(name), DropoutLinear)
+
+
+def test_frozen_layers_drop_nothing(tmp_path: Path) -> None:
+    path = saved(tmp_path / "w.safetensors", make("timm:test_vit"))
+    model = make("timm:test_vit", pretrained=path, freeze_first=4, stochastic_depth=0.6)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    drops = {name: module for name, module in model.named_modules() if type(module).__name__ == "DropPath"}
+    assert drops
+    for name, module in drops.items():
+        block = name.rpartition(".")[0]
+        assert module.training == any(key.startswith(f"{block}.") for key in trained), name
+    assert len({module.training for module in drops.values()}) == 2
+
+
+def test_a_file_of_three_channels_fits_one(tmp_path: Path) -> None:
+    wide = make("resnet8")
+    grey = make("resnet8", channels=1, pretrained=saved(tmp_path / "w.safetensors", wide))
+    torch.testing.assert_close(grey.stem[0].weight, wide.stem[0].weight.sum(1, keepdim=True))
+
+
 def test_stochastic_depth_of_libraries() -> None:
     def rates(model: nn.Module) -> list[float]:
         kinds = {"DropPath": "drop_prob", "StochasticDepth": "p"}
@@ -202,6 +233,8 @@ def test_stochastic_depth_of_libraries() -> None:
     assert default
     assert set(default) == {0.0}, "torchvision's own default is 0.2; the recipe said nothing"
     assert max(rates(make("torchvision:efficientnet_b0", stochastic_depth=0.4))) > 0.35
+    assert max(rates(make("torchvision:swin_t", stochastic_depth=0.4))) == pytest.approx(0.4)  # it has 0.2 of its own
+    assert set(rates(make("torchvision:swin_t"))) == {0.0}
 
 
 @pytest.mark.parametrize(
@@ -270,7 +303,7 @@ def test_local_weights(name: str, tmp_path: Path) -> None:
 def test_local_weights_that_do_not_fit(tmp_path: Path) -> None:
     path = saved(tmp_path / "w.safetensors", make("resnet8", classes=10))
     with pytest.raises(RecipeError, match=r"size mismatch for stem\.0\.weight"):
-        make("resnet8", channels=1, pretrained=path)
+        make("resnet8", width=8, pretrained=path)
     with pytest.raises(RecipeError, match=r"does not fit: .*Missing key"):
         make("resnet20", pretrained=path)
     wide = saved(tmp_path / "wide.safetensors", make("resnet8", classes=10, width=32))

@@ -148,6 +148,27 @@ def test_a_resolver_that_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPatch
     assert time.monotonic() - begun < 1.5
 
 
+@pytest.mark.parametrize(
+    ("proxy", "asked"),
+    [("proxy:3128", ("proxy", 3128)), ("http://proxy:8080", ("proxy", 8080)), ("http://me:a/b@proxy:1", None)],
+)
+def test_a_proxy_is_asked_with_and_without_a_scheme(
+    monkeypatch: pytest.MonkeyPatch, proxy: str, asked: tuple[str, int] | None
+) -> None:
+    """One that cannot be parsed is left to the hub's own client."""
+    seen: list[tuple[str, int]] = []
+
+    def connect(address: tuple[str, int], **options: Any) -> socket.socket:
+        seen.append(address)
+        return socket.socket()
+
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr(socket, "create_connection", connect)
+    monkeypatch.setenv("HTTPS_PROXY", proxy)
+    assert weights.hub_answers()
+    assert seen == ([] if asked is None else [asked])
+
+
 def test_offline_mode_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "create_connection", lambda *_, **__: pytest.fail("asked the network"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

@@ -213,6 +213,13 @@ def test_few_images_make_small_batches_and_a_validation_set_that_is_worth_it(tmp
     assert many.data.val_fraction == pytest.approx(0.117)
 
 
+def test_a_batch_larger_than_the_data_has_the_rate_of_what_is_trained(tmp_path: Path) -> None:
+    source = photos(tmp_path / "d", [20, 20])
+    huge, all_ = (plan(source, choices=Choices(model="resnet8", batch_size=size)) for size in (100_000, 26))
+    assert huge.recipe.train.optimizer.lr <= all_.recipe.train.optimizer.lr * 1.2
+    assert not any("100000" in line for line in huge.lines)
+
+
 def test_processes_get_even_parts_of_a_planned_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "begin", lambda spec: World(0, 3, torch.device("cpu")))
     monkeypatch.setattr(distributed, "from_main", lambda value, world: value)

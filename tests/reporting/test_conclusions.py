@@ -200,7 +200,7 @@ def test_a_study_says_how_to_use_what_helped_and_how_to_decide_the_rest() -> Non
     found = StudyRecord.model_validate({**study(*effects).model_dump(), "variants": variants})
     use, more = study_page.commands(found, Path("my study"))
     assert use[1] == "kitae train DATA --set train.label_smoothing=0.1"
-    assert more[1] == "kitae study STUDY --out 'my study' --set 'seeds=[0, 1, 2, 3, 4, 5]'"
+    assert more[1] == "kitae study STUDY --out 'my study' --set 'study.seeds=[0, 1, 2, 3, 4, 5]'"
     assert study_page.commands(study(effects[1]), Path("s")) == []
     assert study_page.commands(None, Path("s"))[0][1] == "kitae study STUDY --out s"
 

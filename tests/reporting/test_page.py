@@ -604,6 +604,23 @@ def test_comparison_of_one_that_is_not_finished(make_run: Callable[..., Run]) ->
     assert_told(words, "other is not finished.", "nothing to compare yet")
 
 
+def test_a_comparison_on_validation_shows_no_pairs_of_test(make_run: Callable[..., Run]) -> None:
+    runs = [make_run("one"), make_run("two"), make_run("three")]
+    judged = runs[2].evaluation()
+    del judged["test"]
+    runs[2].write_evaluation(judged)
+    _, words = page(*runs)
+    assert_told(words, "Accuracy on validation")
+    assert "on the same images" not in words
+    _, words = page(*runs[:2])
+    assert_told(words, "Accuracy on test", "on the same images")
+
+
+def test_names_that_are_not_utf8_are_shown(make_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(p, "render", lambda name, content: "<p>caf\udce9</p>")  # as a class may be called
+    assert p.report(make_run()).read_text(encoding="utf-8") == "<p>caf\ufffd</p>"
+
+
 def test_comparison_of_cross_validated_runs(make_run: Callable[..., Run]) -> None:
     runs = [make_run("one"), make_run("two"), make_run("three")]
     for run in runs[:2]:  # a run on everything has neither validation nor, of a folder, a test

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any, Literal
 
@@ -77,7 +78,7 @@ def compress(
         _print_candidates(CompressionResult.open(problem.folder))
         raise
     _print_compression(result)
-    write_page(result.path, f"kitae predict {result.model_file} IMAGES", browser=open_)
+    write_page(result.path, f"kitae predict {shlex.quote(str(result.model_file))} IMAGES", browser=open_)
 
 
 def _print_candidates(result: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 from typing import Any, Literal
 
@@ -116,8 +117,9 @@ def train(
         console.table("", ["result", "value (95 % interval)"], views.run_rows(run.evaluation(), run.metrics()))
         console.say(f"everything is in {run.path}")
         # A model trained on everything has no images left to judge a compression by.
-        more = f"kitae export {run.path}" if run.recipe.data.whole else f"kitae compress {run.path} --max-drop 1.0"
-        write_page(run.path, f"kitae predict {run.path} IMAGES", more, browser=open_)
+        path = shlex.quote(str(run.path))
+        more = f"kitae export {path}" if run.recipe.data.whole else f"kitae compress {path} --max-drop 1.0"
+        write_page(run.path, f"kitae predict {path} IMAGES", more, browser=open_)
 
 
 def _print_plan(recipe: Any, progress: Any) -> None:
@@ -243,6 +245,8 @@ def predict(
         best = [(classes[k], float(shares[k])) for k in shares.argsort()[::-1][:top]]
         rows.append([str(file), best[0][0], "  ".join(f"{name} {100 * share:.1f} %" for name, share in best)])
         found.append({"image": file, "class": best[0][0], "best": [{"class": c, "probability": p} for c, p in best]})
+    if out is not None:  # before anything is printed, which fails where a pipe is closed
+        _write_predictions(out, files, probabilities, classes)
     console.answer({"predictions": found, "skipped": broken})
     shown = rows[:_ROWS_SHOWN] if console.interactive() else rows
     if rows or not broken:
@@ -252,7 +256,6 @@ def predict(
             f"{len(rows) - len(shown):,} more {'are in' if out else 'are written by --out'} {out or 'FILE.csv'}"
         )
     if out is not None:
-        _write_predictions(out, files, probabilities, classes)
         console.remark(f"written to {out}")
     if broken:
         console.remark(f"{len(broken)} skipped, since they cannot be read:")
@@ -309,7 +312,7 @@ def _write_predictions(out: Path, files: list[Path], probabilities: list[Any], c
     table = require("pyarrow", "train").table(
         {
             "image": [console.printable(file) for file in files],
-            "class": names,
+            "class": [console.printable(name) for name in names],
             "probabilities": [shares.tolist() for shares in probabilities],
         }
     )

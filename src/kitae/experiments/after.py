@@ -26,32 +26,35 @@ from kitae.run import Run
 FINE_TUNING_EPOCHS = 5  # of `prune`
 
 
-def _square(share: float, side: int) -> dict[str, int]:
-    width = round(share * side)
-    at = (side - width) // 2
-    return {"top": at, "left": at, "height": width, "width": width, "value": 128}
+def _square(share: float, height: int, width: int) -> dict[str, int]:
+    side = round(share * min(height, width))
+    return {"top": (height - side) // 2, "left": (width - side) // 2, "height": side, "width": side, "value": 128}
+
+
+def _blur(sigma: float, height: int, width: int) -> dict[str, Any]:
+    wide = sigma * min(height, width) / 32
+    return {"kernel_size": 2 * max(1, round(2 * wide)) + 1, "sigma": wide}
 
 
 # Corruption -> what it imitates, its severities from mild to strong, the op, and the op's arguments for a severity and
-# the side of an image.
-CORRUPTIONS: dict[str, tuple[str, tuple[float, ...], str, Callable[[float, int], dict[str, Any]]]] = {
+# the height and width of an image.
+CORRUPTIONS: dict[str, tuple[str, tuple[float, ...], str, Callable[[float, int, int], dict[str, Any]]]] = {
     "rotation": (
         "viewpoint", (10.0, 20.0, 30.0), "rotate",
-        lambda degrees, side: {"degrees": degrees, "interpolation": "bilinear", "fill": 128},
+        lambda degrees, *_: {"degrees": degrees, "interpolation": "bilinear", "fill": 128},
     ),
     "zoom": (
         "viewpoint", (0.85, 0.7, 0.55), "affine",
-        lambda scale, side: {"scale": scale, "interpolation": "bilinear", "fill": 128},
+        lambda scale, *_: {"scale": scale, "interpolation": "bilinear", "fill": 128},
     ),
-    "darker": ("light", (0.7, 0.5, 0.3), "brightness", lambda factor, side: {"factor": factor}),
-    "brighter": ("light", (1.3, 1.6, 2.0), "brightness", lambda factor, side: {"factor": factor}),
-    "contrast": ("light", (0.7, 0.5, 0.3), "contrast", lambda factor, side: {"factor": factor}),
-    "noise": ("noise", (0.02, 0.05, 0.1), "gaussian_noise", lambda sigma, side: {"sigma": sigma}),  # of [0, 1]
+    "darker": ("light", (0.7, 0.5, 0.3), "brightness", lambda factor, *_: {"factor": factor}),
+    "brighter": ("light", (1.3, 1.6, 2.0), "brightness", lambda factor, *_: {"factor": factor}),
+    "contrast": ("light", (0.7, 0.5, 0.3), "contrast", lambda factor, *_: {"factor": factor}),
+    "noise": ("noise", (0.02, 0.05, 0.1), "gaussian_noise", lambda sigma, *_: {"sigma": sigma}),  # of [0, 1]
     "blur": (  # standard deviation in pixels of a 32-pixel image
-        "noise", (0.5, 0.8, 1.2), "gaussian_blur",
-        lambda sigma, side: {"kernel_size": 2 * max(1, round(2 * sigma * side / 32)) + 1, "sigma": sigma * side / 32},
+        "noise", (0.5, 0.8, 1.2), "gaussian_blur", _blur,
     ),
-    "occlusion": ("occlusion", (0.2, 0.35, 0.5), "erase", _square),  # side of a grey square as a share of the image's
+    "occlusion": ("occlusion", (0.2, 0.35, 0.5), "erase", _square),  # a grey square, of the shorter side
 }  # fmt: skip
 _KINDS = tuple(dict.fromkeys(kind for kind, *_ in CORRUPTIONS.values()))
 
@@ -235,7 +238,7 @@ def _corruption(name: str, severity: float) -> Callable[[NDArray[np.uint8], NDAr
         from kitae.augment import functional
 
         key = {"key": rows} if op == "gaussian_noise" else {}
-        worse = getattr(functional, op)(images, **arguments(severity, images.shape[-1]), **key, executor="torch")
+        worse = getattr(functional, op)(images, **arguments(severity, *images.shape[-2:]), **key, executor="torch")
         return np.asarray(worse)
 
     return corrupt

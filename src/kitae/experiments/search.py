@@ -443,7 +443,12 @@ def _rematch(setting: _Setting, best: Arm, preset: Arm, seeds: int) -> tuple[Stu
 def _verdict(rematch: StudyResult, metric: str, preset: Arm, seeds: int) -> tuple[str, bool]:
     """The verdict of the rematch in words, and whether the searched setting won."""
     effect, failed, won = rematch.analyses[metric].effects[0], rematch.failed, False
-    if math.isnan(effect.low):
+    if math.isnan(effect.low) and not len(failed) and not math.isnan(effect.estimate):
+        verdict = (
+            f"The rematch could not be decided: both scored alike on all {seeds} seeds, which gives no interval. Use "
+            "the preset, or search with more rematch seeds."
+        )
+    elif math.isnan(effect.low):
         error = next((str(text) for text in failed["error"] if text), f"no run gave a {metric}")
         verdict = (
             f"The rematch could not be decided: {len(failed)} of its {len(rematch.runs)} runs failed ({error}). "

@@ -170,6 +170,9 @@ def _fill(model: nn.Module, weights: Weights, classes: int) -> None:
         is_head = inside(name, heads) and other.ndim == tensor.ndim > 0 and other.shape[1:] == tensor.shape[1:]
         if is_head and tensor.shape[0] == classes != other.shape[0]:
             tensors[name] = tensor
+        # One channel where the file has three, as in published weights: the first convolution's are summed.
+        if other.ndim == 4 and (tensor.shape[1], other.shape[1]) == (1, 3) and other.shape[::2] == tensor.shape[::2]:
+            tensors[name] = other.sum(dim=1, keepdim=True)
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
@@ -200,6 +203,16 @@ def _probe(model: nn.Module, spec: ModelSpec, classes: int, channels: int, image
         raise RecipeError(f"model.name: {spec.name} does not give one logit per class; choose another net")
 
 
+def _learns(model: nn.Module, name: str, trained: set[str]) -> bool:
+    """Whether a module has parameters that are trained; one without any (a dropout) is like the module it is in."""
+    while True:
+        prefix = f"{name}." if name else ""
+        own = [key for key, _ in model.get_submodule(name).named_parameters()]
+        if own or not name:
+            return not own or any(prefix + key in trained for key in own)
+        name = name.rpartition(".")[0]
+
+
 def _freeze(model: nn.Module, spec: ModelSpec) -> None:
     if spec.freeze == "backbone":
         heads = classifier_names(model)
@@ -215,9 +228,8 @@ def _freeze(model: nn.Module, spec: ModelSpec) -> None:
                 f"classifier; set it to {len(groups) - 1} or less"
             )
         trained = {name for group in groups[spec.freeze_first :] for name in group}
-        held = {name.rpartition(".")[0] for group in groups[: spec.freeze_first] for name in group}
         norms = nn.modules.batchnorm._NormBase if spec.freeze == "statistics" else ()
-        active = {n for n, module in model.named_modules() if n not in held and not isinstance(module, norms)}
+        active = {n for n, m in model.named_modules() if _learns(model, n, trained) and not isinstance(m, norms)}
     else:
         return
     for name, parameter in model.named_parameters():

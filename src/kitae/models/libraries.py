@@ -78,10 +78,16 @@ def build_torchvision(name: str, spec: ModelSpec, *, classes: int, channels: int
         options["image_size"] = image_size
     if name.startswith("maxvit"):
         options["input_size"] = sides(image_size)
-    if spec.stochastic_depth > 0:
+    fixed = name.startswith(("swin", "maxvit"))  # which set the rate themselves and do not take another
+    if spec.stochastic_depth > 0 and not fixed:
         options["stochastic_depth_prob"] = spec.stochastic_depth
     model = _made(spec, image_size, lambda: models.get_model(name, weights=None, **options))
-    _set_rates(model, "p", spec, [m for m in model.modules() if type(m).__name__ == "StochasticDepth"])
+    layers: list[Any] = [m for m in model.modules() if type(m).__name__ == "StochasticDepth"]
+    if fixed:
+        highest = max((layer.p for layer in layers), default=0.0)
+        for layer in layers:
+            layer.p = layer.p / highest * spec.stochastic_depth if highest else 0.0
+    _set_rates(model, "p", spec, layers)
     _set_dropout(model, spec)
     if channels == 1:
         _one_channel(model)
@@ -119,15 +125,19 @@ def _set_rates(model: nn.Module, attribute: str, spec: ModelSpec, layers: Sequen
 
 
 def _set_dropout(model: nn.Module, spec: ModelSpec) -> None:
+    # Some nets have dropout in other places by default, as a layer or as a rate for `F.dropout`.
+    for module in model.modules():
+        if isinstance(getattr(module, "drop_rate", None), float):
+            module.drop_rate = 0.0  # type: ignore[assignment]
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
     for name in classifier_names(model):
         layer = model.get_submodule(name)
         existing = [module for _, module in dropouts_beside(model, name)]
-        for module in existing:
-            module.p = 0.0
         if existing:
             existing[-1].p = spec.dropout
         elif spec.dropout > 0:
-            if type(layer) is not nn.Linear:
+            if not isinstance(layer, nn.Linear):
                 raise RecipeError(f"model.dropout: {spec.name} has no linear classifier to put it before; set it to 0")
             model.set_submodule(name, DropoutLinear.around(layer, spec.dropout))
 

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from kitae.errors import MissingExtraError, RecipeError, install, one_line, require
+from kitae.files import user_path
 from kitae.models.spec import ModelSpec
 
 _CONNECT_SECONDS = 3.0
@@ -142,6 +143,7 @@ def read_file(path: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    path = user_path(path)
     if path.suffix != ".safetensors":
         raise RecipeError(
             f"model.pretrained: {path} must be a .safetensors file; Kitae reads no pickle (.pt, .pth, .bin)"
@@ -160,8 +162,12 @@ def hub_answers() -> bool:
         return False
     address = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     proxies = [os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")]
-    parts = urllib.parse.urlsplit(next((proxy for proxy in proxies if proxy), address))
-    port = parts.port or (80 if parts.scheme == "http" else 443)
+    first = next((proxy for proxy in proxies if proxy), address)
+    parts = urllib.parse.urlsplit(first if "://" in first else f"http://{first}")  # proxies may come without a scheme
+    try:
+        port = parts.port or (80 if parts.scheme == "http" else 443)
+    except ValueError:
+        return True  # an address that only its own client understands
     reached = threading.Event()
 
     def connect() -> None:

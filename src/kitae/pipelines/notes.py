@@ -33,10 +33,11 @@ def notes_of(setup: Setup, model: nn.Module) -> list[str]:
         )
     notes += _data_notes(setup) + _group_notes(setup) + _duplicate_notes(setup)
     updates, images = epoch_shape(len(setup.images), recipe.train, 1).updates, len(setup.images)
-    if updates < _FEW_UPDATES:
+    fewer = max(2, images // _FEW_UPDATES)
+    if updates < _FEW_UPDATES and fewer < recipe.train.batch_size:
         notes.append(
             f"train.batch_size: {recipe.train.batch_size} of {images} images makes {console.plural(updates, 'update')} "
-            f"an epoch, which teach little; set it to {max(2, images // _FEW_UPDATES)} or less"
+            f"an epoch, which is too few to learn much; set it to {fewer} or less"
         )
     return notes + _size_notes(setup, model)
 

@@ -163,10 +163,10 @@ class _Planner:
 
     def batch_size(self, usual: int) -> int:
         """Smaller for few images, so that a pass has several steps; each process gets an equal, even part of it."""
-        if (given := self.choices.get("batch_size")) is not None:
-            return given
-        fitting = 1 << int(math.log2(max(2, self.facts.train / 8)))
         part = 2 * self.world.size
+        if (given := self.choices.get("batch_size")) is not None:  # training takes no more than there are images
+            return min(given, max(part, self.facts.train - self.facts.train % part))
+        fitting = 1 << int(math.log2(max(2, self.facts.train / 8)))
         return max(part, min(usual, fitting) // part * part)
 
     def sizes(self, usual: Sequence[int]) -> Sequence[int]:

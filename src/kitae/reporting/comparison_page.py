@@ -62,7 +62,7 @@ def content(records: Sequence[RunRecord]) -> dict[str, Any]:
         "curves": charts.compared_curves([(run.name, run.record.epochs) for run in runs]),
         "fields": fields(records),
         "classes": next((run.split.classes for run in runs if run.split is not None), ()),
-        "pairs": _pairs(runs),
+        "pairs": _pairs(runs) if where != "validation" else [],  # predictions are of test
     }
 
 

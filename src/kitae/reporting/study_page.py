@@ -222,7 +222,7 @@ def commands(record: StudyRecord | None, folder: Path) -> list[tuple[str, str]]:
     if record.seeds and any(not effect.shown for effect in record.main.effects):
         seeds = [*record.seeds, *(max(record.seeds) + 1 + k for k in range(len(record.seeds)))]
         found.append(("Add seeds for what is not decided (STUDY: its file or name)",
-                      f"{again} --set {shlex.quote(f'seeds={json.dumps(seeds)}')}"))  # fmt: skip
+                      f"{again} --set {shlex.quote(f'study.seeds={json.dumps(seeds)}')}"))  # fmt: skip
     return found
 
 
