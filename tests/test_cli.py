@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from kitae import cli, console
+from kitae.errors import KitaeError
 from tests.command import kitae, refused
 from tests.images import write_folder, write_parquet
 
@@ -234,11 +235,11 @@ def test_predictions_are_written_before_they_are_printed(
     """So a closed pipe costs no table."""
 
     def closed(*arguments: Any, **options: Any) -> None:
-        raise BrokenPipeError
+        raise KitaeError("nobody reads this")
 
     write_folder(home / "piped", train=1, classes=2)
     monkeypatch.setattr(console, "table", closed)
-    kitae(home, "predict", "run", "piped", "--out", "p.csv", code=1)
+    kitae(home, "predict", "run", "piped", "--out", "p.csv", code=2)
     assert len(list(csv.reader((home / "p.csv").open()))) == 3
 
 
