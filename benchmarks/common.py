@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from kitae.files import write_json as save  # noqa: F401, what all benchmarks write with
 from kitae.machine import machine as run_machine
+from kitae.machine import processors as available_cores  # noqa: F401
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
