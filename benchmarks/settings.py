@@ -4,8 +4,8 @@
     python benchmarks/settings.py --sets textile trashnet --rates 0.001 0.0005 --minutes 5
     python benchmarks/settings.py --sets photos-mini:60 --sizes 64 --seeds 0                         does it run?
 
-Sets, splits and lists are those of `quality.py`. `--sizes` trains nothing but the head of a frozen network, on features
-of the training images and one augmented view of each. `--rates` are learning rates at a batch of 32, in the plan of so
+Sets, splits and lists are those of `quality.py`. `--sizes` trains nothing but the head of a frozen network, on the
+features that a plan's probe has. `--rates` are learning rates at a batch of 32, in the plan of so
 many minutes; such a row also has the score of its probe, which is kept where fine-tuning is no better. Rows that are in
 --out already are not run again.
 """

@@ -283,13 +283,12 @@ def assignment(text: str) -> tuple[str, Any]:
 
 def _ops(tree: dict[str, Any]) -> list[Any]:
     """The list `augment.train` of a tree of overrides, made where a section is null."""
-    section = tree["augment"] = tree["augment"] or {}
-    ops = section.setdefault("train", []) if isinstance(section, dict) else None
-    if ops is None and isinstance(section, dict):
-        ops = section["train"] = []
-    if not isinstance(ops, list):
+    section = tree["augment"] or {}
+    ops = section.get("train") if isinstance(section, dict) else False
+    if ops is not None and not isinstance(ops, list):
         raise RecipeError("--set: augment.train: should be a list of ops")
-    ops[:] = [{entry: None} if isinstance(entry, str) else entry for entry in ops]
+    ops = [{entry: None} if isinstance(entry, str) else entry for entry in ops or ()]
+    tree["augment"] = {**section, "train": ops}
     return ops
 
 

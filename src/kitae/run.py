@@ -160,7 +160,7 @@ class Run:
         if changed:
             raise TrainingError(
                 f"{self.path}: has a run of another recipe ({changed[0]}); choose another --out, or resume it with: "
-                f"kitae train --resume {shlex.quote(str(self.path))}"
+                f"{self.resume_command}"
             )
         self.recipe = saved
 
@@ -175,6 +175,11 @@ class Run:
         with suppress(OSError):
             for folder in (self.path, *self._parents):
                 folder.rmdir()
+
+    @property
+    def resume_command(self) -> str:
+        """The command that resumes the run, to be copied."""
+        return f"kitae train --resume {shlex.quote(str(self.path))}"
 
     def close(self) -> None:
         """Release the lock."""
@@ -191,7 +196,7 @@ class Run:
 
     @property
     def _cure(self) -> str:
-        return f"resume it with: kitae train --resume {self.path}"
+        return f"resume it with: {self.resume_command}"
 
     @property
     def finished(self) -> bool:

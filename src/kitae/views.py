@@ -81,6 +81,8 @@ class RunLike(Protocol):
 
     @property
     def finished(self) -> bool: ...
+    @property
+    def resume_command(self) -> str: ...
     def evaluation(self) -> dict[str, Any]: ...
     def metrics(self) -> list[dict[str, Any]]: ...
 
@@ -114,7 +116,7 @@ def run_html(run: RunLike) -> str:
     try:
         rows = run_rows(run.evaluation(), run.metrics()) if run.finished else []
         if not run.finished:
-            lines = [f"{_state(run)}; resume it with: kitae train --resume {run.path}"]
+            lines = [f"{_state(run)}; resume it with: {run.resume_command}"]
     except _DAMAGED as error:
         rows, lines = [], [f"cannot be shown: {error}"]
     recipe = run.recipe

@@ -222,7 +222,9 @@ def predict(
     if (model / "compression.json").is_file():
         # Not by CompressionResult: this must work where PyTorch is not installed.
         inner = next((file for file in (model / "model.onnx", model / "closest.onnx") if file.is_file()), model)
-        raise CompressionError(f"{model}: is a compression folder; its model is a file: kitae predict {inner} IMAGES")
+        raise CompressionError(
+            f"{model}: is a compression folder; its model is a file: kitae predict {shlex.quote(str(inner))} IMAGES"
+        )
     wanted = list_images(images)
     if model.suffix == ".onnx":
         import warnings

@@ -83,10 +83,10 @@ def build_torchvision(name: str, spec: ModelSpec, *, classes: int, channels: int
         options["stochastic_depth_prob"] = spec.stochastic_depth
     model = _made(spec, image_size, lambda: models.get_model(name, weights=None, **options))
     layers: list[Any] = [m for m in model.modules() if type(m).__name__ == "StochasticDepth"]
-    if fixed:
-        highest = max((layer.p for layer in layers), default=0.0)
+    if fixed and spec.stochastic_depth > 0:
+        highest = max(layer.p for layer in layers)
         for layer in layers:
-            layer.p = layer.p / highest * spec.stochastic_depth if highest else 0.0
+            layer.p *= spec.stochastic_depth / highest
     _set_rates(model, "p", spec, layers)
     _set_dropout(model, spec)
     if channels == 1:

@@ -101,7 +101,7 @@ def load(spec: ModelSpec) -> Weights:
         MissingExtraError: timm is not installed.
     """
     if isinstance(spec.pretrained, str):
-        weights = Weights(read_file(Path(spec.pretrained)), spec.pretrained)
+        weights = Weights(read_file(user_path(spec.pretrained)), spec.pretrained)
     else:
         library, _, name = spec.name.rpartition(":")
         if library != "timm":
@@ -143,7 +143,6 @@ def read_file(path: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    path = user_path(path)
     if path.suffix != ".safetensors":
         raise RecipeError(
             f"model.pretrained: {path} must be a .safetensors file; Kitae reads no pickle (.pt, .pth, .bin)"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -194,11 +193,10 @@ def _train(
         if world.is_main:
             run.discard_unless_trained()
         kept = run.checkpoint.is_file() or run.features.is_dir() or run.fold(1).is_dir()
-        again = f"kitae train --resume {shlex.quote(str(run.path))}"
         if isinstance(error, TrainingInterruptedError) and kept:
-            raise TrainingInterruptedError(error.where, f"resume with: {again}") from error
+            raise TrainingInterruptedError(error.where, f"resume with: {run.resume_command}") from error
         if world.size > 1 and distributed.lost_process(error):
-            cure = again if kept else "start again"
+            cure = run.resume_command if kept else "start again"
             raise TrainingError(
                 f"process {world.rank} of {world.size} lost another one, which died or did not answer in time "
                 f"(train.process_timeout); see its own error, and {cure} under torchrun"

@@ -84,7 +84,7 @@ def compare(targets: Sequence[Run | str | Path], out: str | Path | None = None) 
     if file.exists() and _MARK not in file.read_bytes()[:4096]:
         raise KitaeError(f"{file}: is not a page of Kitae, so it is left alone; give --out another name")
     html = render("comparison.html", comparison_page.content([RunRecord.open(run) for run in runs]))
-    write_atomically(file, console.printable(html).encode())
+    _save(file, html)
     return file
 
 
@@ -113,10 +113,14 @@ def render(template: str, content: Mapping[str, Any]) -> str:
     return text
 
 
+def _save(file: Path, text: str) -> None:
+    write_atomically(file, console.printable(text).encode())
+
+
 def _write(kind: str, content: Mapping[str, Any], folder: Path) -> Path:
     for name, chart in content.items():
         if isinstance(chart, Chart):
-            write_atomically(folder / "figures" / f"{name}.svg", console.printable(chart.file()).encode())
+            _save(folder / "figures" / f"{name}.svg", chart.file())
     page = folder / "report.html"
-    write_atomically(page, console.printable(render(f"{kind}.html", content)).encode())
+    _save(page, render(f"{kind}.html", content))
     return page
