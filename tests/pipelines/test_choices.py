@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from kitae.errors import KitaeError
-from kitae.pipelines.choices import understand
+from kitae.errors import KitaeError, TrainingError
+from kitae.pipelines.choices import to_resume, understand
 from tests.images import write_folder, write_parquet
 
 
@@ -67,3 +67,19 @@ def test_what_it_is_not(here: Path, argument: str, said: str) -> None:
     (here / "readme.txt").write_text("")
     with pytest.raises(KitaeError, match=said):
         understand(argument)
+
+
+def test_a_run_is_resumed_with_its_own_plan_if_the_data_are_its_own(here: Path) -> None:
+    (here / "run" / "recipe.yaml").write_text("name: x\ndata: {source: 'folder:photos'}\n")
+    for data in ("run", "run/recipe.yaml", "photos", "./photos/", "folder:photos", str(here / "photos")):
+        assert to_resume(data, Path("run")) == "run/recipe.yaml"
+
+
+def test_a_run_is_not_resumed_on_other_data(here: Path) -> None:
+    (here / "run" / "recipe.yaml").write_text("name: x\ndata: {source: 'folder:photos'}\n")
+    write_folder(here / "my photos")
+    with pytest.raises(TrainingError, match="was trained on folder:photos, not on my photos") as caught:
+        to_resume("my photos", Path("run"))
+    assert "kitae train --resume run --set 'data.source=folder:my photos'" in str(caught.value)
+    assert to_resume("fashion-mini", Path("run")) == "fashion-mini", "a recipe is compared when the run is opened"
+    assert to_resume("my photos", Path("new")) == "my photos", "nothing to resume"

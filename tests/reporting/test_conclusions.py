@@ -236,6 +236,6 @@ def test_a_compression_says_what_a_larger_drop_would_buy(tmp_path: Path) -> None
 
 def test_a_comparison_says_how_to_look_at_the_best_run(make_run: Callable[..., Run]) -> None:
     good, bad = (RunRecord.open(make_run(name)) for name in ("good", "bad"))
-    lines = [line for _, line in comparison_page.commands(comparison_page.entries([good, bad])[0])]
+    lines = [line for _, line in comparison_page.commands(*comparison_page.entries([good, bad]))]
     assert lines[0].startswith("kitae report ")
     assert lines[1].endswith("recipe.yaml --seed 1")

@@ -21,6 +21,7 @@ import pytest
 from PIL import Image
 
 from kitae.compression.spec import CompressSpec
+from kitae.data.splits import Splits
 from kitae.errors import KitaeError
 from kitae.pipelines.compress import CompressionResult, compress
 from kitae.pipelines.train import train
@@ -593,10 +594,29 @@ def test_comparison(make_run: Callable[..., Run], tmp_path: Path) -> None:
     assert rows["train.epochs"] == ["9", "7"]
     assert rows["augment.train"][1] == "none"
     assert rows["augment.train"][0].startswith("random_crop (padding 2, mode zero)")
-    assert "may be chance" in words  # the same predictions
+    assert_told(words, "one and other <i> have the same accuracy on test", "may be chance")  # the same predictions
     assert "+0.00" in words
     assert set(charts(text)) == {"Accuracy on test", "Validation accuracy over the epochs"}
     assert len(_rows_of(text, "Recall of each class, on test")) == 1 + len(HOSTILE)
+
+
+def test_runs_of_other_images_or_classes_are_not_ranked(make_run: Callable[..., Run]) -> None:
+    one, two, three = (make_run(name) for name in ("one", "two", "three"))
+    more = make_run("more", classes=(*HOSTILE, "one more"))
+    text, words = page(one, more)
+    assert_told(words, "These runs have different classes, so", "kitae report")
+    assert "is the best" not in words
+    assert len(_rows_of(text, "Recall of each class, on test")) == 2 + len(HOSTILE)
+    table = one.predictions()
+    names = [f"other {name}" for name in table["name"].to_pylist()]
+    two.write_predictions(table.set_column(0, "name", [names]))
+    assert_told(page(one, two)[1], "These runs were measured on different images, so")
+    assert_told(page(one, three)[1], "have the same accuracy")
+    for run, val in ((one, [3]), (three, [4])):
+        (run.path / "predictions.parquet").unlink()
+        rows = [row for row in range(5) if row not in (*val, 2)]
+        Splits(np.array(rows), np.array(val), "a store", np.array([2])).save(run.path / "splits.npz")
+    assert_told(page(one, three)[1], "These runs were measured on different images, so")
 
 
 def test_comparison_of_one_that_is_not_finished(make_run: Callable[..., Run]) -> None:

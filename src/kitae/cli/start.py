@@ -85,7 +85,7 @@ def train(
     with console.TrainingView(0) as view:  # before the imports, which take seconds
         if main and not dry_run:
             console.starting(f"train {data}")
-        from kitae.pipelines.choices import Choices
+        from kitae.pipelines.choices import Choices, to_resume
         from kitae.pipelines.pace import Clock, process_begun
         from kitae.pipelines.train import asked
         from kitae.pipelines.train import train as run_training
@@ -95,8 +95,8 @@ def train(
         if main and out is not None and not dry_run:
             Run.check_free(out, resume=resume, overwrite=overwrite)
         clock = None if minutes is None else Clock.of(minutes, process_begun())
-        if resume and out is not None and (out / "recipe.yaml").is_file():
-            data = str(out / "recipe.yaml")
+        if resume and out is not None and recipe is None:
+            data = to_resume(data, out)
         choices = Choices(
             model=model, epochs=epochs, batch_size=batch_size, image_size=image_size, lr=lr, seed=seed, device=device,
             folds=folds, set=tuple(set_ or ()),

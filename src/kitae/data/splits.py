@@ -11,7 +11,9 @@ opening is counted. Until then `Splits.guard`, passed to an `ImageSet`, prevents
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -67,6 +69,17 @@ class Splits:
         counter()
         self._openings.append(None)
         return self._test.copy()
+
+    @property
+    def held_out(self) -> str:
+        """A hash of which rows are validation and which are test, and of how many rows there are, 32 hex digits.
+
+        Unlike the fingerprint it does not depend on the size that the images were decoded to.
+        """
+        digest = hashlib.blake2b(digest_size=16)
+        counts = len(self.train) + self.unused, len(self.val), len(self._test)
+        digest.update(json.dumps(counts).encode() + self.val.tobytes() + self._test.tobytes())
+        return digest.hexdigest()
 
     def guard(self, rows: Rows) -> None:
         """Raise TestClosedError if one of these store rows is a test image and the test has not been opened."""

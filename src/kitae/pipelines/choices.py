@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 from typing import Literal, TypedDict
 
-from kitae.data.sources import SOURCES, source_of
-from kitae.errors import RecipeError, did_you_mean
+from kitae.data.sources import SOURCES, path_of, source_of
+from kitae.errors import RecipeError, TrainingError, did_you_mean
 from kitae.files import user_path
 from kitae.recipe import NAMES_ELSEWHERE, Recipe, field_ending, shipped
+from kitae.run import Run
 
 _PREFIX = "recipe:"  # of a shipped recipe's name that something else also has
 
@@ -112,6 +114,38 @@ def understand(argument: str) -> tuple[Literal["recipe", "data"], str]:
     raise RecipeError(
         f"{argument}: no such recipe, file, folder or data source{near}; the recipes are {', '.join(shipped())}"
     )
+
+
+def to_resume(argument: str, run: Path) -> str:
+    """What `train` takes to resume the run in a folder: its own recipe, if the argument is the folder or its data.
+
+    Data are planned anew each time, and a plan depends on the minutes; the run keeps the plan that it began with.
+    A recipe is returned as it is, and compared with the run's own when the run is opened.
+
+    Raises:
+        TrainingError: the run was trained on other data.
+    """
+    own = run / "recipe.yaml"
+    if not own.is_file() or user_path(argument).resolve() in (run.resolve(), own.resolve()):
+        return str(own) if own.is_file() else argument
+    kind, source = understand(argument)
+    if kind == "recipe":
+        return argument
+    saved = Recipe.load(own).data.source
+    if _resolved(saved) != _resolved(source):
+        moved = shlex.join(["--set", f"data.source={source}"])
+        raise TrainingError(
+            f"{run}: was trained on {saved}, not on {argument}; for other data choose another --out; if the images "
+            f"were moved: {Run.open(run).resume_command} {moved}"
+        )
+    return str(own)
+
+
+def _resolved(source: str) -> tuple[str, Path | str]:
+    """A data.source in a form that is equal for equal data."""
+    kind, _, rest = source.partition(":")
+    path = path_of(source)
+    return kind, rest if path is None else path.resolve()
 
 
 def _both(argument: str, what: str, name: str) -> str:

@@ -54,14 +54,14 @@ def content(records: Sequence[RunRecord]) -> dict[str, Any]:
         "subtitle": "" if len(names) == 2 else ", ".join(names),
         "warnings": [f"{run.name} is not finished." for run in runs if not run.record.finished],
         "answer": answer(runs, where),
-        "commands": commands(runs),
+        "commands": commands(runs, where),
         "where": where,
         "runs": runs,
         "names": names,
         "accuracies": charts.accuracies(accuracies, where) if accuracies else None,
         "curves": charts.compared_curves([(run.name, run.record.epochs) for run in runs]),
         "fields": fields(records),
-        "classes": next((run.split.classes for run in runs if run.split is not None), ()),
+        "classes": list(dict.fromkeys(name for run in runs if run.split is not None for name in run.split.classes)),
         "pairs": _pairs(runs) if where != "validation" else [],  # predictions are of test
     }
 
@@ -84,8 +84,16 @@ def answer(runs: Sequence[Entry], where: str) -> list[str]:
         if sum(run.record.finished for run in runs) < 2:
             return ["Fewer than two of these runs are finished, so there is nothing to compare yet."]
         return ["These runs were measured on different splits, so their accuracies cannot be compared."]
+    if (reason := _incomparable(ranked, where)) is not None:
+        return [f"{reason}, so their accuracies do not say which is better."]
     best, second = ranked[:2]
-    first = f"{best.name} is the best: {share(best.accuracy)} on {where}, {second.name} has {share(second.accuracy)}."
+    tied = [run.name for run in ranked if run.accuracy == best.accuracy]
+    if len(tied) > 1:
+        first = f"{', '.join(tied[:-1])} and {tied[-1]} have the same accuracy on {where}: {share(best.accuracy)}."
+    else:
+        first = (
+            f"{best.name} is the best: {share(best.accuracy)} on {where}, {second.name} has {share(second.accuracy)}."
+        )
     difference = _paired(best.record, second.record) if where != "validation" else None
     if difference is None:
         later = "Their predictions of the same images are not known, so their difference has no interval here."
@@ -103,14 +111,32 @@ def answer(runs: Sequence[Entry], where: str) -> list[str]:
     return [first, later]
 
 
+def _incomparable(runs: Sequence[Entry], where: str) -> str | None:
+    """Why the accuracies of these runs are not of the same images, or None where they are or nothing is known of it."""
+    first = runs[0].record
+    for run in (run.record for run in runs[1:]):
+        if set(run.facts.classes) != set(first.facts.classes):
+            return "These runs have different classes"
+        if where != "validation" and run.predicted is not None and first.predicted is not None:
+            same = sorted(run.predicted.names) == sorted(first.predicted.names)
+        else:
+            same = None in (run.held_out, first.held_out) or run.held_out == first.held_out
+        if not same:
+            return "These runs were measured on different images"
+    return None
+
+
 def _ranked(runs: Sequence[Entry]) -> list[Entry]:
     """The runs that have an accuracy, the best first."""
     return sorted((run for run in runs if run.accuracy is not None), key=lambda run: -(run.accuracy or 0.0))
 
 
-def commands(runs: Sequence[Entry]) -> list[tuple[str, str]]:
+def commands(runs: Sequence[Entry], where: str) -> list[tuple[str, str]]:
     """What to do next: what a command is for, and the command."""
     ranked = _ranked(runs)
+    if len(ranked) > 1 and _incomparable(ranked, where) is not None:
+        return [(f"Look at the mistakes of {run.name}", f"kitae report {shlex.quote(str(run.record.path))} --open")
+                for run in ranked]  # fmt: skip
     if len(ranked) < 2:
         return [(f"Resume {run.name}", f"kitae train --resume {shlex.quote(str(run.record.path))}")
                 for run in runs if not run.record.finished]  # fmt: skip

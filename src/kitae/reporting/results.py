@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from kitae.console import printable
+from kitae.data.splits import Splits
 from kitae.errors import KitaeError, TrainingError
 from kitae.evaluation.calibration import BINS, bin_of
 from kitae.evaluation.intervals import wilson
@@ -295,6 +296,8 @@ class RunRecord(Record, arbitrary_types_allowed=True):
     environment: dict[str, Any]
     openings: tuple[Opening, ...]
     predicted: Predicted | None
+    held_out: str | None
+    """`Splits.held_out`; None where the run has no splits yet."""
 
     @classmethod
     def open(cls, run: Run) -> RunRecord:
@@ -304,6 +307,7 @@ class RunRecord(Record, arbitrary_types_allowed=True):
             KitaeError: a file is damaged; it is named.
         """
         facts = as_record(Facts, _or_empty(run.facts), run.path / "model.json")
+        splits = run.path / "splits.npz"
         return cls(
             path=run.path,
             recipe=run.recipe,
@@ -315,6 +319,7 @@ class RunRecord(Record, arbitrary_types_allowed=True):
             environment=_or_empty(run.environment),
             openings=tuple(as_record(Opening, row, run.path / "test_openings.jsonl") for row in run.openings()),
             predicted=_predictions(run, facts.classes) if run.finished else None,
+            held_out=Splits.load(splits).held_out if splits.is_file() else None,
         )
 
     @property
