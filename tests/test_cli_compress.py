@@ -117,11 +117,15 @@ def test_a_winner_that_gains_or_is_slower_is_told_so(capsys: pytest.CaptureFixtu
            "winner": True}  # fmt: skip
     side = {"accuracy": 0.9, "accuracy_interval": [0.8, 0.95]}
     test = {"baseline": side, "winner": side, "drop": -0.88, "drop_interval": [-1.2, -0.57], "within_budget": True}
-    facts = {"size": "bytes", "smaller": 3.9, "faster": 0.8}
+    facts = {"size": "bytes", "smaller": 3.9, "faster": 0.8, "latency": {"noise": 0.1}}
     ship._print_compression(SimpleNamespace(path="small", facts=facts, rows=[row], test=test, model_file="model.onnx"))
     printed = capsys.readouterr().out
     assert "3.9 x smaller and 1.2 x slower than the 32-bit ONNX model" in printed
     assert "after: 0.88 points gained (95 % interval 0.57 to 1.20)" in printed
+    facts = {**facts, "latency": {"noise": 0.26}}  # 0.8 times as fast takes 1.25 times as long
+    ship._print_compression(SimpleNamespace(path="small", facts=facts, rows=[row], test=test, model_file="model.onnx"))
+    printed = capsys.readouterr().out
+    assert "smaller and as fast as the 32-bit ONNX model (times differ by no more than their noise, 26.0 %)" in printed
 
 
 def test_a_file_for_vnni_on_another_cpu_is_one_line(

@@ -85,7 +85,7 @@ def train(recipe: Recipe, out: Path, *, resume: bool) -> FakeRun:
 def measure(recipe: Recipe) -> dict[str, Any]:
     precision = "bf16" if recipe.train.precision == "auto" else recipe.train.precision
     resolved = recipe.model_copy(update={"train": recipe.train.model_copy(update={"precision": precision})})
-    return {"recipe": resolved, "seconds_per_epoch": 2.0, "train": 1000}
+    return {"recipe": resolved, "seconds_per_epoch": 2.0, "train": 1000, "val": 500, "test": 2000}
 
 
 def after_step(run: FakeRun, folder: Path, *, ratio: float = 0.0) -> dict[str, Any]:

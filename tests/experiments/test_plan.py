@@ -102,6 +102,21 @@ def test_noise_is_assumed_only_of_metrics_in_points(metric: str, given: float | 
     assert (plan.smallest is None) == (given is None and metric != "gap")
 
 
+@pytest.mark.parametrize(
+    ("metric", "images", "noise"),
+    [("test.accuracy", 10_000, 0.5), ("test.accuracy", 120, 2.0), ("val.accuracy", 300, 1.3), ("gap", 120, 2.0)],
+)
+def test_few_images_are_assumed_to_scatter_more(metric: str, images: int, noise: float) -> None:
+    def measure(recipe: Recipe) -> dict[str, Any]:
+        counts = {"val": 50_000, "test": 50_000, "val" if metric.startswith("val") else "test": images}
+        return {"recipe": recipe, "seconds_per_epoch": 1.0, "train": 100, **counts}
+
+    plan = make_plan(make(metric=metric), measure=measure)
+    assert plan.noise == noise
+    assert (f"assumed for {images} images" in plan.text()) == (noise > 0.5)
+    assert make_plan(make(metric=metric, noise=0.3), measure=measure).noise == 0.3
+
+
 def test_screening_prints_its_aliases() -> None:
     factors = {**STUDY["factors"], "ema": {"train.ema": [None, 0.9]}}
     assert "smoothing x mixing" in plan_study(make(design="screening", factors=factors), measure=None).text()

@@ -239,3 +239,10 @@ def test_a_comparison_says_how_to_look_at_the_best_run(make_run: Callable[..., R
     lines = [line for _, line in comparison_page.commands(*comparison_page.entries([good, bad]))]
     assert lines[0].startswith("kitae report ")
     assert lines[1].endswith("recipe.yaml --seed 1")
+
+
+def test_a_speed_up_within_the_noise_of_its_control_is_none() -> None:
+    found = {**measured_compression(), "smaller": 3.9, "faster": 1.04}
+    for noise, said in ((0.05, "3.90× smaller and as fast"), (0.02, "3.90× smaller and 1.04× faster")):
+        record = CompressionRecord.model_validate({**found, "latency": {"noise": noise}})
+        assert compression_page.answer(record)[0].startswith(said)

@@ -101,12 +101,19 @@ def _print_candidates(result: Any) -> None:
 
 
 def _print_compression(result: Any) -> None:
+    from kitae.evaluation.latency import as_fast
+
     _print_candidates(result)
     facts = result.facts
     packed = " when packed" if facts["size"] == "packed_bytes" else ""
     smaller, small = console.change(facts["smaller"], "smaller", "larger")
-    faster, fast = console.change(facts["faster"], "faster", "slower")
-    console.say(f"{smaller:.1f} x {small}{packed} and {faster:.1f} x {fast} than the 32-bit ONNX model")
+    noise = facts["latency"]["noise"]
+    if as_fast(facts["faster"], noise):
+        speed = f"as fast as the 32-bit ONNX model (times differ by no more than their noise, {console.percent(noise)})"
+        console.say(f"{smaller:.1f} x {small}{packed} and {speed}")
+    else:
+        faster, fast = console.change(facts["faster"], "faster", "slower")
+        console.say(f"{smaller:.1f} x {small}{packed} and {faster:.1f} x {fast} than the 32-bit ONNX model")
     if result.test is not None:
         before, after = result.test["baseline"], result.test["winner"]
         points, lost, interval = console.lost(result.test["drop"], result.test["drop_interval"])

@@ -36,6 +36,16 @@ class Ratio:
         return {"ratio": self.value, "ratio_interval": _as_list(self.interval)}
 
 
+def as_fast(speedup: float, noise: float | None) -> bool:
+    """Whether a speed-up is no larger than the noise of its measurement.
+
+    Args:
+        speedup: the reference's time / the candidate's.
+        noise: `Latency.noise`; None where it was not measured.
+    """
+    return abs(1 / speedup - 1) <= (noise or 0.0)
+
+
 @dataclass(frozen=True)
 class Latency:
     """Seconds per call: of each candidate, float64 [rounds], and of the reference's second timing.

@@ -152,7 +152,7 @@ def write_study(folder: Path, plan: Plan) -> dict[str, Any]:
         "precision": plan.precision,
         "plan": {
             "runs": len(plan.jobs), "noise": plan.noise, "smallest_effect": plan.smallest, "seconds": plan.seconds,
-            "images": plan.images,
+            "images": plan.images, "judged": plan.judged,
         },
         "study": plan.spec.dump(),
         "runs": _rows(plan),
@@ -184,8 +184,11 @@ def add_seeds(
 
 def plan_again(content: Mapping[str, Any], spec: StudySpec) -> Plan:
     """The plan of a study that was started; `spec` may have more seeds than its study.yaml."""
-    images = content["plan"]["images"]
-    return make_plan(spec, threads=content["threads"], precision=content["precision"], images=images)
+    known = content["plan"]
+    return make_plan(
+        spec, threads=content["threads"], precision=content["precision"], images=known["images"],
+        judged=known.get("judged"),
+    )  # fmt: skip
 
 
 def _rows(plan: Plan) -> list[dict[str, Any]]:

@@ -32,6 +32,9 @@ Resolved = tuple[Recipe, dict[str, dict[str, Any]]]
 POWER = 0.80
 MOST_SEEDS = 100  # the most that a plan proposes
 ASSUMED_NOISE = 0.5  # points: what a plan assumes if nothing is known; there is no guess for other units
+# Share of the images that one of two runs classifies correctly and the other does not, if only the seed differs: 8 to
+# 11 % in studies of CIFAR-10 at 82 to 85 % (LOG.md, 2026-11-27). Half of it / images is the variance of an accuracy.
+_DISAGREEMENT = 0.1
 _BUSY = 0.8  # programs; each takes a core away from the measurement
 
 
@@ -72,6 +75,7 @@ class Plan:
         seconds_per_epoch, images: time of an epoch and its training images, measured on the reference variant, or on
             one without data.limit if the reference has one; None if they were not measured.
         load: programs that were running on this machine during the measurement.
+        judged: images that the metric is measured on; None if they were not counted.
     """
 
     spec: StudySpec
@@ -83,6 +87,7 @@ class Plan:
     seconds_per_epoch: float | None = None
     images: int | None = None
     load: float = 0.0
+    judged: int | None = None
 
     @property
     def units(self) -> list[list[Job]]:
@@ -106,9 +111,15 @@ class Plan:
 
     @property
     def noise(self) -> float | None:
-        """Standard deviation between runs, as `StudySpec.noise`; None if nothing is known about it."""
-        assumed = ASSUMED_NOISE if metric(self.spec.metric).unit == "points" else None
-        return assumed if self.spec.noise is None else self.spec.noise
+        """Standard deviation between runs, as `StudySpec.noise`; None if nothing is known about it.
+
+        What is assumed in points is larger with few images: below 2,000 the images on which runs disagree by chance
+        decide.
+        """
+        if self.spec.noise is not None or metric(self.spec.metric).unit != "points":
+            return self.spec.noise
+        few = 100 * math.sqrt(_DISAGREEMENT / 2 / self.judged) if self.judged else 0.0
+        return max(ASSUMED_NOISE, round(few, 1))
 
     @cached_property
     def smallest(self) -> float | None:
@@ -139,7 +150,17 @@ class Plan:
 
     def data(self) -> dict[str, Any]:
         """The plan as plain values, named as the attributes are."""
-        names = ("precision", "workers", "seconds_per_epoch", "images", "seconds", "noise", "smallest", "seeds_needed")
+        names = (
+            "precision",
+            "workers",
+            "seconds_per_epoch",
+            "images",
+            "judged",
+            "seconds",
+            "noise",
+            "smallest",
+            "seeds_needed",
+        )
         content: dict[str, Any] = plain({
             "study": self.spec.name,
             "design": self.spec.design,
@@ -200,6 +221,8 @@ class Plan:
         # The power that remains once uneven noise is allowed for, simulated by benchmarks/simulated_studies.py.
         often = f"{POWER:.0%}" if len(self.design.variants) == 2 else "65 to 80 %"
         source = "given" if self.spec.noise is not None else "assumed"
+        if source == "assumed" and self.judged and self.noise > ASSUMED_NOISE:
+            source += f" for {self.judged:,} images"
         return (
             f"  can show  effects from {self.smallest * scale:.2g} {unit} ({often} of the time, after Holm's "
             f"correction, if runs vary by {self.noise * scale:g} {unit} between seeds, {source})"
@@ -223,6 +246,7 @@ def make_plan(
     threads: int = 1,
     precision: str | None = None,
     images: int | None = None,
+    judged: int | None = None,
     measure: Measure | None = None,
 ) -> Plan:
     """Resolve every run of a study. Anything wrong with its recipes is found here, before training starts.
@@ -231,8 +255,9 @@ def make_plan(
         workers: runs at a time, for the estimate of time.
         threads: of each run, if the recipe leaves it open.
         precision: what `precision: auto` means in this study, if that is already decided.
-        images: as in `Plan`, if that is already known.
-        measure: recipe -> {"recipe": with precision resolved, "seconds_per_epoch", "train": images}, on a few steps.
+        images, judged: as in `Plan`, if they are already known.
+        measure: recipe -> {"recipe": with precision resolved, "seconds_per_epoch", "train", "val", "test": images}, on
+            a few steps.
 
     Raises:
         RecipeError: a field, value or base recipe is wrong; names the variant.
@@ -258,6 +283,7 @@ def make_plan(
         reference = resolved[design.reference][0]
         facts = measure(min(choice, key=lambda recipe: (recipe.data.limit is not None, recipe is not reference)))
         seconds_per_epoch, images = float(facts["seconds_per_epoch"]), int(facts["train"])
+        judged = facts.get("val" if spec.metric.startswith("val.") else "test")
         load = float(facts.get("load", 0.0))
         precision = precision or facts["recipe"].train.precision
     if not undecided:
@@ -266,7 +292,9 @@ def make_plan(
         for name, (recipe, after) in resolved.items():
             if recipe.train.precision == "auto":
                 resolved[name] = (with_train(recipe, precision=precision), after)
-    return Plan(spec, design, _jobs(spec, resolved), precision, threads, workers, seconds_per_epoch, images, load)
+    return Plan(
+        spec, design, _jobs(spec, resolved), precision, threads, workers, seconds_per_epoch, images, load, judged
+    )
 
 
 def load_base(spec: StudySpec) -> Recipe:

@@ -13,6 +13,7 @@ from typing import Any
 from PIL import Image
 
 from kitae.compression.spec import CompressSpec
+from kitae.evaluation.latency import as_fast
 from kitae.files import with_name
 from kitae.reporting import compression_charts
 from kitae.reporting.results import Candidate, CompressionRecord
@@ -45,6 +46,7 @@ def content(record: CompressionRecord, folder: Path) -> dict[str, Any]:
         "compared": _side_by_side(record),
         "front": compression_charts.front(record, name),
         "sparsity": compression_charts.sparsity(record, name),
+        "as_fast": _as_fast(record),
         "latency": compression_charts.latencies(record, name),
         "filters": _filters(folder),
         "everything": [row.model_dump() for row in record.candidates],
@@ -77,7 +79,7 @@ def answer(record: CompressionRecord) -> list[str]:
     for ratio, more, less in ((record.smaller, "smaller", "larger"), (record.faster, "faster", "slower")):
         if ratio is not None:
             word, factor = times(ratio, more, less)
-            won.append(f"{factor} {word}")
+            won.append("as fast" if more == "faster" and _as_fast(record) else f"{factor} {word}")
     where, drop = ("test", record.test) if record.test else ("validation", record.winner)
     points_, interval = points_lost(drop.drop, drop.drop_interval)
     cost = f"{points_} on {where}{f' ({interval})' if interval else ''}" if points_ else ""
@@ -85,6 +87,11 @@ def answer(record: CompressionRecord) -> list[str]:
     what = "The winner" if record.within_budget else "The closest to the budget"
     second = f"{what} is {label(record, record.winner)}: {size(record.bytes_of(record.winner))}. {_budget(record)}"
     return [first, second]
+
+
+def _as_fast(record: CompressionRecord) -> bool:
+    """Whether the winner's speed-up is no larger than the noise of its measurement."""
+    return bool(record.faster) and as_fast(record.faster or 1.0, record.latency.noise)
 
 
 def commands(record: CompressionRecord, folder: Path) -> list[tuple[str, str]]:
@@ -197,6 +204,7 @@ def _side_by_side(record: CompressionRecord) -> list[tuple[str, list[Cell]]]:
         if key == "latency_ms":  # the ratio of the medians is not the median of the ratios
             ratio = after.speedup or ratio
             span = between(after.speedup_interval, 1, 2) if ratio is not None and ratio >= 1 else ""
+            span = "no more than noise" if _as_fast(record) else span
         word, factor = times(ratio, less, more)
         changed = "" if ratio is None else "the same" if old == new else f"{factor} {word}"
         rows.append((what, [_cell(before, key), _cell(after, key), (changed, span)]))
