@@ -16,4 +16,4 @@ when() {
 for epochs in 12 25 50 200; do
     when "ledger-when-$epochs-epochs" "train.epochs=$epochs"
 done
-when ledger-when-wide train.epochs=100 model.width=32
+when ledger-when-wide train.epochs=50 model.width=32
