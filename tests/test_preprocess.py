@@ -9,6 +9,7 @@ import subprocess
 import sys
 import warnings
 import zlib
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -139,15 +140,25 @@ def test_16_bit_keeps_the_high_byte() -> None:
     assert (decode(pgm, GREY16)[0] == deep >> 8).all()
 
 
-def png16(levels: NDArray[np.uint16]) -> bytes:
-    """16-bit colour, with alpha where there are 4 channels: Pillow writes none."""
+def png16(levels: NDArray[np.uint16], clear: Sequence[int] = ()) -> bytes:
+    """16-bit colour or grey, with alpha where there are 4 channels, or with a transparent colour: Pillow writes none."""
     height, width, channels = levels.shape
     rows = b"".join(b"\0" + row.tobytes() for row in levels.astype(">u2"))
-    header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([16, 2 if channels == 3 else 6, 0, 0, 0])
-    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([16, {1: 0, 3: 2, 4: 6}[channels], 0, 0, 0])
+    colour = [(b"tRNS", np.array(clear, ">u2").tobytes())] if clear else []
+    chunks = ((b"IHDR", header), *colour, (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big") for kind, body in chunks
     )
+
+
+@pytest.mark.parametrize("clear", [(0,), (0x1234,), (0, 0, 0), (0x1234, 0x5678, 0x9ABC)])
+def test_transparent_colour_of_a_16_bit_png_is_white(clear: tuple[int, ...]) -> None:
+    deep = np.full((16, 16, len(clear)), 0xFF00 - 0x1000, np.uint16)
+    deep[:4] = clear
+    out = decode(png16(deep, clear), RGB16)
+    assert (out[:, :4] == 255).all()
+    assert (out[:, 4:] == 0xEF).all()
 
 
 def tiff16(levels: NDArray[np.uint16], order: str) -> bytes:

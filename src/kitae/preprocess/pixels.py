@@ -76,12 +76,16 @@ def flatten(
     turn = _TRANSPOSE.get(orientation(image))
     if image.mode == "F":
         raise DataError("32-bit float pixels have no fixed range, save the image with 8 or 16 bits")
+    clear = image.info.get("transparency")  # of a PNG: the colour that is transparent, in the depth of the file
     if image.mode == "I" or image.mode.startswith("I;16"):
         levels = np.clip(np.asarray(image), 0, 65535).astype(np.uint16)
-        image = Image.fromarray(eight_bits(levels, depth, hooks))
+        grey = eight_bits(levels, depth, hooks)
+        image = Image.fromarray(grey if clear is None else np.where(levels == clear, np.uint8(255), grey))
     elif low is not None:
         levels = (np.asarray(image).astype(np.uint16) << np.uint16(8)) | low
         image = Image.fromarray(eight_bits(levels, depth, hooks))
+    elif isinstance(clear, tuple) and max(clear) > 255:  # Pillow keeps the high bytes of 16-bit colour, as here
+        image.info["transparency"] = tuple(level >> 8 for level in clear)
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, (255, 255, 255, 255)), rgba)
