@@ -308,6 +308,12 @@ def test_recipe_lists_and_prints(home: Path) -> None:
         (["train", "fashion-mini", "train.epochs=1"], "train.epochs=1: use --set train.epochs=1"),
         (["train", "fashion-mini", "--set", "epochs=1"], "did you mean train.epochs?"),
         (["train", "fashion-mini", "--epochs", "-1"], "epochs: should be greater than or equal to 0, not -1"),
+        (["train", "fashion-mini", "--epochs", "1.5"], "--epochs: '1.5' is not a whole number"),
+        (
+            ["train", "fashion-mini", "--epochs", "3", "--set", "train.epochs=4"],
+            "epochs and set train.epochs=4: are the",
+        ),
+        (["train", "fashion-mini", "--image-size", "0"], "image_size: should be greater than or equal to 4, not 0"),
         (["data", "check", "no-such/"], "no-such/: no such file or folder"),
         (["data", "check", "webdatasett:a/b.tar"], "did you mean webdataset?"),
         (["data", "fix", "fashion-mini", "--out", "x.csv"], "x.csv: must end in .parquet"),
@@ -445,6 +451,11 @@ def test_report_compares_runs(home: Path, run: Path) -> None:
     kitae(home, "report", "run", "other", "--out", "both.html")
     assert "Comparison" in (home / "both.html").read_text()
     assert "--out" in kitae(home, "report", "run", "--out", "one.html", code=2).stderr
+
+
+def test_export_refuses_a_name_that_predict_would_not_take(home: Path, run: Path) -> None:
+    assert "model.txt: must end in .onnx" in refused(home, "export", "run", "--out", "model.txt")
+    assert not (home / "model.txt").exists()
 
 
 def test_export_and_predict_without_the_run(home: Path, run: Path) -> None:

@@ -141,7 +141,7 @@ def test_16_bit_keeps_the_high_byte() -> None:
 
 
 def png16(levels: NDArray[np.uint16], clear: Sequence[int] = ()) -> bytes:
-    """16-bit colour or grey, with alpha where there are 4 channels, or with a transparent colour: Pillow writes none."""
+    """16-bit colour or grey, with alpha where there are 4 channels, or a transparent colour: Pillow writes none."""
     height, width, channels = levels.shape
     rows = b"".join(b"\0" + row.tobytes() for row in levels.astype(">u2"))
     header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([16, {1: 0, 3: 2, 4: 6}[channels], 0, 0, 0])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -266,6 +266,16 @@ def override(spec: S, assignments: tuple[str, ...] | list[str]) -> S:
         raise RecipeError(explain(error, type(spec), "--set", None)) from error
 
 
+def assignments(fields: Mapping[str, Any]) -> list[str]:
+    """Fields and their values as `Recipe.override` takes them, the inverse of `assignment`."""
+
+    def text(value: Any) -> str:
+        flow = yaml.safe_dump(value, default_flow_style=True, width=1 << 30, allow_unicode=True)
+        return flow.removesuffix("...\n").strip()
+
+    return [f"{field}={text(value)}" for field, value in fields.items()]
+
+
 def assignment(text: str) -> tuple[str, Any]:
     """The field and the value of `a.b=value`.
 
@@ -356,7 +366,7 @@ def explain(error: ValidationError, cls: type[BaseModel], origin: str, node: yam
         branches = [part for part in path[:-1] if part[:1].isupper()]
         return _unknown([part for part in path if part not in branches], cls, where)
     # Without what pydantic adds to a location for the branches of a union.
-    shown = ".".join(part for part in path if "[" not in part and not part[:1].isupper())
+    shown = ".".join(part for part in path if not set("[-") & set(part) and not part[:1].isupper())
     message = first["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
     given = first.get("input")
     suffix = (

@@ -261,6 +261,8 @@ def test_labels_out_of_range_are_named() -> None:
         Table(("x", "y"), np.array([0, 2, -1]), np.zeros(3, np.uint8), names, np.arange(3))
     with pytest.raises(DataError, match="two classes are called 'x'"):
         Table(("x", "x"), np.array([0, 1, 1]), np.zeros(3, np.uint8), names, np.arange(3))
+    with pytest.raises(DataError, match=r"both shown as 'caf\ufffd', since their names are not UTF-8"):
+        Table(("caf\udce9", "caf\udce8"), np.array([0, 1, 1]), np.zeros(3, np.uint8), names, np.arange(3))
     with pytest.raises(DataError, match="no images"):
         Table(("x", "y"), np.zeros(0, np.int64), np.zeros(0, np.uint8), [], np.zeros(0, np.int64))
 

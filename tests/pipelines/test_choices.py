@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from kitae.errors import KitaeError, TrainingError
-from kitae.pipelines.choices import to_resume, understand
+from kitae.pipelines.choices import Choices, apply, to_resume, understand
+from kitae.recipe import Recipe
 from tests.images import write_folder, write_parquet
 
 
@@ -83,3 +84,21 @@ def test_a_run_is_not_resumed_on_other_data(here: Path) -> None:
     assert "kitae train --resume run --set 'data.source=folder:my photos'" in str(caught.value)
     assert to_resume("fashion-mini", Path("run")) == "fashion-mini", "a recipe is compared when the run is opened"
     assert to_resume("my photos", Path("new")) == "my photos", "nothing to resume"
+
+
+@pytest.mark.parametrize("given", [("train.epochs=3", "model.width=8"), {"train.epochs": 3, "model.width": 8}])
+def test_fields_are_set_by_texts_or_by_a_mapping(given: tuple[str, ...] | dict[str, int]) -> None:
+    recipe = apply(Recipe.load("fashion-mini"), Choices(set=given))
+    assert (recipe.train.epochs, recipe.model.width) == (3, 8)
+
+
+def test_nothing_is_set_by_none() -> None:
+    recipe = Recipe.load("fashion-mini")
+    assert apply(recipe, Choices(set=None)) == recipe
+
+
+def test_a_field_is_set_once() -> None:
+    recipe = Recipe.load("fashion-mini")
+    with pytest.raises(KitaeError, match=r"lr and set train\.optimizer\.lr=0\.2: are the same field"):
+        apply(recipe, Choices(lr=0.1, set=("train.optimizer.lr=0.2",)))
+    assert apply(recipe, Choices(lr=0.1, set="train.optimizer.lr=0.1")).train.optimizer.lr == 0.1

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from cyclopts import App, Group, Parameter
+from cyclopts import App, Group, Parameter, Token
 
 from kitae import __version__, console
 from kitae.errors import KitaeError
@@ -36,6 +36,17 @@ show_app = App("show", "Draw what something does, as PNG files.", group=RESEARCH
 for inner in (data_app, study_app, bench_app, show_app):
     app.command(inner)
 
+
+def _whole(_: Any, tokens: Sequence[Token]) -> int:
+    """A whole number; cyclopts alone would round `1.5`."""
+    try:
+        return int(tokens[0].value)
+    except ValueError:
+        raise ValueError(f"{tokens[0].value!r} is not a whole number") from None
+
+
+Whole = Annotated[int, Parameter(converter=_whole)]
+WholeOrDefault = Annotated[int | None, Parameter(converter=_whole)]
 Sets = Annotated[list[str] | None, Parameter(name="--set", help="Override fields: a.b=value c=value ...")]
 Open = Annotated[bool, Parameter(name="--open", help="Open the page in a browser at the end.")]
 _Json = Annotated[bool, Parameter(name="--json", help="Print the result as JSON, and everything else to stderr.")]

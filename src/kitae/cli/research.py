@@ -11,12 +11,24 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from kitae import console
-from kitae.cli.app import RESEARCH, Open, Sets, answering, app, bench_app, show_app, study_app, write_page
+from kitae.cli.app import (
+    RESEARCH,
+    Open,
+    Sets,
+    Whole,
+    WholeOrDefault,
+    answering,
+    app,
+    bench_app,
+    show_app,
+    study_app,
+    write_page,
+)
 from kitae.cli.data import data_spec
 
 # Of every command that runs studies.
-_Workers = Annotated[int, Parameter(help="Runs at a time.")]
-_Threads = Annotated[int | None, Parameter(help="Threads of each run; default: its share of this machine's cores.")]
+_Workers = Annotated[Whole, Parameter(help="Runs at a time.")]
+_Threads = Annotated[WholeOrDefault, Parameter(help="Threads of each run; default: its share of this machine's cores.")]
 _Ray = Annotated[
     str | None,
     Parameter(
@@ -114,7 +126,7 @@ def ablate(
     out: Path | None = None,
     set_: Sets = None,
     design: Literal["one_out", "one_in", "screening"] = "one_out",
-    seeds: int = 3,
+    seeds: Whole = 3,
     only: list[str] | None = None,
     metric: str = "test.accuracy",
     foldover: bool = False,
@@ -169,8 +181,8 @@ def search(
     recipe: str = "fashion-mini",
     out: Path = Path("runs/search"),
     set_: Sets = None,
-    arms: int = 30,
-    rematch_seeds: int = 5,
+    arms: Whole = 30,
+    rematch_seeds: Whole = 5,
     workers: _Workers = 1,
     threads: _Threads = None,
     ray: _Ray = None,
@@ -213,7 +225,7 @@ _GALLERY_SIZE = 128  # pixels of photographs, unless data.image_size is set
 
 
 @show_app.command
-def augment(data: str = "fashion-mini", *, out: Path = Path("gallery"), set_: Sets = None, seed: int = 0) -> None:
+def augment(data: str = "fashion-mini", *, out: Path = Path("gallery"), set_: Sets = None, seed: Whole = 0) -> None:
     """Draw every augmentation on your own training images.
 
     Example: kitae show augment photos/

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kitae import console
-from kitae.cli.app import SHIP, Open, Sets, answering, app, write_page
+from kitae.cli.app import SHIP, Open, Sets, WholeOrDefault, answering, app, write_page
 from kitae.errors import BudgetError
 
 
@@ -19,10 +19,10 @@ def compress(
     out: Path | None = None,
     max_drop: float | None = None,
     max_latency_ms: float | None = None,
-    max_bytes: int | None = None,
+    max_bytes: WholeOrDefault = None,
     prune: Literal["structured", "unstructured", "none"] | None = None,
     ratios: list[float] | None = None,
-    finetune_epochs: int | None = None,
+    finetune_epochs: WholeOrDefault = None,
     # Not `| None`: where None is possible, cyclopts reads the word "none" as it and takes no further word.
     quantize: tuple[Literal["none", "dynamic", "static", "qat"], ...] = (),
     target: Literal["any", "vnni"] | None = None,

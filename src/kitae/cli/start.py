@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kitae import console, views
-from kitae.cli.app import START, Open, Sets, answering, app, show, write_page
+from kitae.cli.app import START, Open, Sets, Whole, WholeOrDefault, answering, app, show, write_page
 from kitae.errors import CompressionError, DataError, RecipeError
 
 
@@ -18,13 +18,13 @@ def train(
     data: str,
     *,
     minutes: float | None = None,
-    folds: int | None = None,
+    folds: WholeOrDefault = None,
     model: str | None = None,
-    epochs: int | None = None,
-    batch_size: int | None = None,
-    image_size: int | None = None,
+    epochs: WholeOrDefault = None,
+    batch_size: WholeOrDefault = None,
+    image_size: WholeOrDefault = None,
     lr: float | None = None,
-    seed: int | None = None,
+    seed: WholeOrDefault = None,
     device: Literal["auto", "cpu", "cuda"] | None = None,
     recipe: str | None = None,
     out: Path | None = None,
@@ -193,7 +193,7 @@ def predict(
     images: list[Path],
     *,
     out: Path | None = None,
-    top: int = 3,
+    top: Whole = 3,
     on_corrupt: Literal["error", "skip"] = "error",
 ) -> None:
     """Classify image files or folders with a run or an exported model.

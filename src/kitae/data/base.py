@@ -14,6 +14,7 @@ from typing import Any, ClassVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from kitae.console import printable
 from kitae.errors import DataError
 
 Item = bytes | Path | NDArray[Any]  # encoded bytes, a file to decode, or pixels [H, W] or [H, W, C]
@@ -85,6 +86,10 @@ class Table:
         if len(set(self.classes)) != len(self.classes):
             twice = next(name for name in self.classes if self.classes.count(name) > 1)
             raise DataError(f"two classes are called {twice!r}")
+        if len({printable(name) for name in self.classes}) != len(self.classes):
+            shown = [printable(name) for name in self.classes]
+            twice = next(name for name in shown if shown.count(name) > 1)
+            raise DataError(f"two classes are both shown as {twice!r}, since their names are not UTF-8; rename one")
         bad = np.flatnonzero((self.labels < 0) | (self.labels >= len(self.classes)))
         if bad.size:
             raise DataError(

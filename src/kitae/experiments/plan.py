@@ -20,10 +20,10 @@ from kitae.experiments.after import check, check_number, further_epochs, of_test
 from kitae.experiments.design import Design, expand
 from kitae.experiments.outcome import metric, step_of
 from kitae.experiments.stats import CONFIDENCE, half_interval, welch
-from kitae.experiments.study_spec import StudySpec, assignments
+from kitae.experiments.study_spec import StudySpec
 from kitae.experiments.wording import aliases_text
 from kitae.files import plain
-from kitae.recipe import OPS_BY_NAME, Recipe, parse
+from kitae.recipe import OPS_BY_NAME, Recipe, assignments, parse
 
 Measure = Callable[[Recipe], Mapping[str, Any]]
 Resolved = tuple[Recipe, dict[str, dict[str, Any]]]

@@ -290,7 +290,9 @@ def search(
             raise TrainingError(f"{folder}: every {which}; see the logs in {folder / 'arms'}")
         best, preset = (max(among, key=lambda arm: arm.standing) for among in (whole, presets))
         rematch, winner = None, preset
-        verdict = f"The search did not win: no searched setting reached the preset {preset.name!r}. Use the preset."
+        verdict = (
+            f"The search did not win: no searched setting was better than the preset {preset.name!r}. Use the preset."
+        )
         if not best.preset:
             rematch = study(
                 *_rematch(setting, best, preset, rematch_seeds), workers=workers, threads=kept,

@@ -30,7 +30,7 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from kitae.errors import RecipeError, did_you_mean
 from kitae.experiments.outcome import EVALUATION, OF_RUN, known, metric, step_of
 from kitae.experiments.techniques import chosen, repeated
-from kitae.recipe import Recipe, assignment, explain, parse, parse_yaml, read_text
+from kitae.recipe import Recipe, assignment, assignments, explain, parse, parse_yaml, read_text
 from kitae.spec import Spec
 
 DesignName = Literal["compare", "sweep", "one_out", "one_in", "factorial", "screening"]
@@ -376,16 +376,6 @@ def shrink(content: Mapping[str, Any]) -> dict[str, Any]:
     result = {**content, "seeds": [0, 1], **own, "set": shared, "name": f"{content.get('name')}-tiny", "claims": {}}
     result.pop("tiny", None)
     return result
-
-
-def assignments(fields: Mapping[str, Any]) -> list[str]:
-    """The fields of a study as `Recipe.override` takes them."""
-
-    def text(value: Any) -> str:
-        flow = yaml.safe_dump(value, default_flow_style=True, width=1 << 30, allow_unicode=True)
-        return flow.removesuffix("...\n").strip()
-
-    return [f"{field}={text(value)}" for field, value in fields.items()]
 
 
 def _factors_of_base(content: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
 from kitae.data.sources import SOURCES, path_of, source_of
 from kitae.errors import RecipeError, TrainingError, did_you_mean
 from kitae.files import user_path
-from kitae.recipe import NAMES_ELSEWHERE, Recipe, field_ending, shipped
+from kitae.recipe import NAMES_ELSEWHERE, Recipe, assignment, assignments, field_ending, shipped
 from kitae.run import Run
 
 _PREFIX = "recipe:"  # of a shipped recipe's name that something else also has
@@ -22,7 +23,7 @@ class Choices(TypedDict, total=False):
     Attributes:
         model: a name as in model.name; `pretrained` is set if its weights are installed.
         folds: as data.folds.
-        set: other fields of the recipe, each `a.b=value`; a text is one field.
+        set: other fields of the recipe, each `a.b=value`; a text is one field. Or a mapping of fields to values.
     """
 
     model: str | None
@@ -33,7 +34,7 @@ class Choices(TypedDict, total=False):
     seed: int | None
     device: str | None
     folds: int | None
-    set: tuple[str, ...] | str
+    set: Sequence[str] | str | Mapping[str, Any] | None
 
 
 # The field of a recipe that an option is.
@@ -43,27 +44,34 @@ _FIELDS = {
 }  # fmt: skip
 
 
-def assignments(choices: Choices) -> tuple[str, ...]:
+def set_fields(choices: Choices) -> tuple[str, ...]:
     """The fields that are set beside the options, each `a.b=value`."""
-    given = choices.get("set", ())
-    return (given,) if isinstance(given, str) else given
+    given = choices.get("set") or ()
+    if isinstance(given, Mapping):
+        return tuple(assignments(given))
+    return (given,) if isinstance(given, str) else tuple(given)
 
 
 def apply(recipe: Recipe, choices: Choices) -> Recipe:
     """The recipe with these choices.
 
     Raises:
-        RecipeError: a choice that does not exist or does not fit; the message names its option.
+        RecipeError: a choice that does not exist or does not fit, or a field that is given twice with different
+            values; the message names the option.
     """
     own = {
         option: f"{field}={value}" for option, field in _FIELDS.items() if (value := choices.get(option)) is not None
     }
+    for text in set_fields(choices):
+        for option, chosen in own.items():
+            if assignment(text)[0] == _FIELDS[option] and assignment(text) != assignment(chosen):
+                raise RecipeError(f"{option} and set {text}: are the same field; give only one of them")
     try:
-        return recipe.override(*own.values(), *assignments(choices))
+        return recipe.override(*own.values(), *set_fields(choices))
     except RecipeError:
-        for option, assignment in own.items():
+        for option, chosen in own.items():
             try:
-                recipe.override(assignment)
+                recipe.override(chosen)
             except RecipeError as error:
                 raise RecipeError(f"{option}: {str(error).rpartition(f'{_FIELDS[option]}: ')[2]}") from error
         raise

@@ -27,6 +27,8 @@ def export(run: Run | str | Path, out: str | Path | None = None) -> Exported:
     file = Path(out) if out is not None else beside(run.path, ".onnx")
     if file.is_dir():
         raise ExportError(f"{file}: is a folder; give a file, such as {file / file.with_suffix('.onnx').name}")
+    if file.suffix != ".onnx":  # what `predict` and `kt.load` know a file by
+        raise ExportError(f"{file}: must end in .onnx")
     model = run.load_model()
     try:
         setup = Setup.of(run)

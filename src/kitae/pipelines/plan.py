@@ -18,7 +18,7 @@ from kitae.files import user_path
 from kitae.machine import processors
 from kitae.models.spec import ModelSpec
 from kitae.models.weights import package_of, within_reach
-from kitae.pipelines.choices import Choices, apply, assignments
+from kitae.pipelines.choices import Choices, apply, set_fields
 from kitae.pipelines.facts import Facts, framing, look
 from kitae.pipelines.pace import (
     FEWEST_STEPS,
@@ -92,7 +92,7 @@ def plan(source: str, minutes: float | Clock | None = None, choices: Choices | N
     choices = choices or Choices()
     bare = Recipe(name=_name(source), data=DataSpec(source=source))
     apply(bare, choices)  # fail on a wrong choice before reading the data
-    given = assignments(choices)
+    given = set_fields(choices)
     early = tuple(entry for entry in given if entry.startswith(("data.", "train.device", "train.threads")))
     base = apply(bare, Choices(device=choices.get("device"), folds=choices.get("folds"), set=early))
     runs = 1
