@@ -185,7 +185,7 @@ def test_a_search_whose_presets_all_failed_is_an_error_and_says_why_each_did(
     lines: list[str] = []
     with pytest.raises(TrainingError, match="every preset failed"):
         run(tmp_path / "s", arms=40, report=lines.append)
-    assert "own: failed at 1 epochs: out of memory" in lines
+    assert "own: failed at 1 epoch: out of memory" in lines
 
 
 @pytest.mark.parametrize("rotation", ["0", "0.05"])

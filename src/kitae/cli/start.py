@@ -129,6 +129,7 @@ def _print_plan(recipe: Any, progress: Any) -> None:
     console.answer(facts)
     console.say(facts["recipe"].to_yaml())
     channels, height, width = facts["image"]
+    length = console.plural(facts["recipe"].train.last_epoch, "epoch")
     whole, epoch = console.duration(facts["seconds"]), console.duration(facts["seconds_per_epoch"])
     console.table(
         "", ["plan", "value"],
@@ -138,7 +139,7 @@ def _print_plan(recipe: Any, progress: Any) -> None:
             ["image", f"{channels} x {height} x {width}"],
             *(["note", line] for line in facts["notes"]),
             ["model", f"{facts['parameters']:,} parameters, {facts['macs'] / 1e6:,.1f} M multiply-adds an image"],
-            ["steps", f"{facts['steps_per_epoch']:,} an epoch, {facts['recipe'].train.last_epoch} epochs"],
+            ["steps", f"{facts['steps_per_epoch']:,} an epoch, {length}"],
             ["precision", facts["recipe"].train.precision],
             ["estimated time", f"{whole} ({epoch} an epoch)"],
         ],

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from scipy import optimize, stats
 
-from kitae.console import rough_duration
+from kitae.console import plural, rough_duration
 from kitae.errors import RecipeError
 from kitae.experiments.after import check, check_number, further_epochs, of_test
 from kitae.experiments.design import Design, expand
@@ -180,13 +180,14 @@ class Plan:
         spec, design = self.spec, self.design
         trained, first = len(self.units), self.jobs[0].recipe
         shared = f" ({trained} trainings, shared)" if trained < len(self.jobs) else ""
-        epochs = " or ".join(str(e) for e in sorted({job.recipe.train.epochs for job in self.jobs}))
+        lengths = sorted({job.recipe.train.epochs for job in self.jobs})
+        each = " or ".join(plural(epochs, "epoch") for epochs in lengths)
         validation = "prune.val_accuracy" if step_of(spec.metric, ["prune"]) else "val.accuracy"
         on_test = f": a report on test. To choose a recipe by a study, set metric: {validation}"
         return "\n".join([
-            f"Study {spec.name}: {spec.design}, {len(design.variants)} variants x {len(spec.seeds)} seeds",
+            f"Study {spec.name}: {spec.design}, {len(design.variants)} variants x {plural(len(spec.seeds), 'seed')}",
             *([f"  {spec.about}"] if spec.about else []),
-            f"  runs      {len(self.jobs)}{shared}, {epochs} epochs each, {first.model.name} on {first.data.source}",
+            f"  runs      {len(self.jobs)}{shared}, {each} each, {first.model.name} on {first.data.source}",
             *self._time_lines(),
             self._power_line(),
             *self._claim_lines(),

@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from kitae.console import rough_duration
+from kitae.console import plural, rough_duration
 from kitae.data.base import VAL
 from kitae.data.store import open_store
 from kitae.errors import RecipeError, TrainingError, require
@@ -351,7 +351,8 @@ def _climb(
             epochs, numbers = task.train.epochs, outcome["numbers"]
             if setting.metric not in numbers:
                 space.tell(trial, state=states.FAIL)
-                say(f"{arm.name}: failed at {epochs} epochs: {outcome['error'] or f'it has no {setting.metric}'}")
+                why = outcome["error"] or f"it has no {setting.metric}"
+                say(f"{arm.name}: failed at {plural(epochs, 'epoch')}: {why}")
                 finished.append(replace(arm, state="failed"))
                 continue
             value = numbers[setting.metric]
@@ -364,7 +365,7 @@ def _climb(
             elif trial.should_prune() and not arm.preset:
                 space.tell(trial, state=states.PRUNED)
                 arm = replace(arm, state="pruned")
-            say(f"{arm.name}: {100 * value:.1f} % after {epochs} epochs, {arm.state or 'continues'}")
+            say(f"{arm.name}: {100 * value:.1f} % after {plural(epochs, 'epoch')}, {arm.state or 'continues'}")
             if arm.state:
                 finished.append(arm)
             else:

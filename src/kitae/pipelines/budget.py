@@ -19,6 +19,7 @@ from kitae.compression.counting import prunable_layers
 from kitae.compression.quantize import Sensitivity
 from kitae.compression.shape import Shape
 from kitae.compression.spec import CompressSpec
+from kitae.console import plural
 from kitae.data.loader import ImageSet
 from kitae.errors import CompressionError, ExportError, TrainingError, TrainingInterruptedError
 from kitae.pipelines.candidates import NAMES, Bench, Candidate, accuracy, drop, hopeless, labels_of, predict
@@ -96,7 +97,7 @@ def search(networks: Networks, bench: Bench) -> Outcome:
     candidates = bench.candidates(reached[0], always_float=True)
     stopped = ""
     for ratio in spec.ratios if spec.prune != "none" else ():
-        say(f"{spec.prune} pruning, {100 * ratio:g} %: fine-tuning {spec.finetune_epochs} epochs")
+        say(f"{spec.prune} pruning, {100 * ratio:g} %: fine-tuning {plural(spec.finetune_epochs, 'epoch')}")
         try:
             network = networks.prune(reached, ratio)
         except TrainingInterruptedError:

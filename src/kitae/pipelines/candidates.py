@@ -21,6 +21,7 @@ from kitae.compression import quantize
 from kitae.compression.calibrate import FEWEST_IMAGES, calibrate
 from kitae.compression.counting import count
 from kitae.compression.spec import CompressSpec
+from kitae.console import plural
 from kitae.data.loader import ImageSet
 from kitae.deployment.onnx import Card, serialize, to_onnx
 from kitae.deployment.verify import Parity, torch_reference, verify_float, verify_integer
@@ -161,7 +162,7 @@ class Bench:
         If the reference was timed before, times are scaled to that earlier measurement, since the machine may have
         become slower or faster, and the times in one column must be comparable.
         """
-        self.say(f"measuring the latency of {len(candidates)} files")
+        self.say(f"measuring the latency of {plural(len(candidates), 'file')}")
         first = candidates[0]
         report = self._measure({candidate.name: candidate.path.read_bytes() for candidate in candidates}, first.name)
         now = 1e3 * report["candidates"][first.name]["seconds"]
@@ -217,7 +218,8 @@ class Bench:
             return self._file(network, precision, made, about)
         if precision == "static":
             return self._static(network, precision, graph, about)
-        self.say(f"{network.name} {NAMES[precision]}: quantization-aware training, {self.spec.qat_epochs} epochs")
+        length = plural(self.spec.qat_epochs, "epoch")
+        self.say(f"{network.name} {NAMES[precision]}: quantization-aware training, {length}")
         learnt = self.networks.aware(network)
         about = self._calibrated(learnt.model)
         graph = to_onnx(learnt.model, about)

@@ -233,8 +233,10 @@ class _Planner:
             f"{facts.images:,} {facts.noun}, {len(facts.counts)} classes; {net}; {length.size} px; about "
             f"{console.rough_duration(seconds)}"
         ]
-        each, epochs = recipe.train.epoch_steps or per_pass, console.plural(recipe.train.epochs, "epoch")
-        return recipe, [*lines, *self.remarks(), why, f"{epochs} of {each} steps, {batch} images each"]
+        epochs = console.plural(recipe.train.epochs, "epoch")
+        steps = console.plural(recipe.train.epoch_steps or per_pass, "step")
+        work = f"{epochs} of {steps}, {console.plural(batch, 'image')} each"
+        return recipe, [*lines, *self.remarks(), why, work]
 
     def remarks(self) -> list[str]:
         facts = self.facts

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from kitae.console import duration
+from kitae.console import duration, plural
 from kitae.evaluation.calibration import BINS
 from kitae.reporting.results import Bins, Epoch, Split
 from kitae.reporting.svg import (
@@ -59,7 +59,7 @@ def curves(rows: Sequence[Epoch], best: int | None) -> Chart:
         if known:
             panels.append((name, known, form, height))
     last, chosen = rows[-1], next((row for row in rows if row.epoch == best), None)
-    summary = f"{len(rows)} epochs."
+    summary = f"{plural(len(rows), 'epoch')}."
     if chosen is not None and chosen.val_accuracy is not None:
         summary += f" Best epoch {best}: {share(chosen.val_accuracy)} on validation."
     if last.train_loss is not None and last.val_loss is not None:
