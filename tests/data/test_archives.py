@@ -7,8 +7,10 @@ import gzip
 import hashlib
 import io
 import pickle
+import ssl
 import tarfile
 import threading
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -310,6 +312,17 @@ def test_fetch_survives_a_connection_cut_in_the_middle(tmp_path: Path) -> None:
     with server(Cut) as url, pytest.raises(DataError, match=r"cannot be downloaded|SHA-256 is wrong"):
         fetch(Download(f"{url}/file.gz", 1_000_000, "0" * 64), tmp_path / "downloads", "x")
     assert list((tmp_path / "downloads").iterdir()) == []
+
+
+def test_fetch_blames_no_disk_for_a_broken_tls_connection(
+    remote: Download, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut(*_: object, **__: object) -> None:
+        raise ssl.SSLEOFError("EOF occurred in violation of protocol")
+
+    monkeypatch.setattr(urllib.request, "urlopen", cut)
+    with pytest.raises(DataError, match=r"cannot be downloaded \(.*EOF occurred"):
+        fetch(remote, tmp_path / "downloads", "x")
 
 
 def test_fetch_without_permission(remote: Download, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import gzip
 import hashlib
 import http.client
 import math
+import ssl
 import tarfile
 import urllib.error
 import urllib.request
@@ -306,7 +307,7 @@ def fetch(download: Download, folder: Path, alternative: str, progress: Progress
                     done += len(chunk)
                     if progress is not None:
                         progress(done, download.size)
-        except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
+        except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, ssl.SSLError) as error:
             reason = error.reason if isinstance(error, urllib.error.URLError) else error
             raise DataError(f"{download.name} cannot be downloaded ({reason}): {by_hand}") from error
         if digest.hexdigest() != download.sha256:
