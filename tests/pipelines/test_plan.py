@@ -188,6 +188,18 @@ def test_one_odd_picture_among_tiny_ones_that_was_not_looked_at(
     assert oblong.recipe.data.image_size == (20, 30)
 
 
+@pytest.mark.parametrize(
+    ("field", "option"),
+    [("train.epochs=7", {"epochs": 7}), ("model.name=resnet18", {"model": "resnet18"}),
+     ("train.batch_size=16", {"batch_size": 16}), ("data.image_size=64", {"image_size": 64})],
+)  # fmt: skip
+def test_a_field_that_has_an_option_is_planned_with(tmp_path: Path, field: str, option: dict[str, Any]) -> None:
+    source = photos(tmp_path / "d", [40, 50])
+    by_set, by_option = plan(source, choices=Choices(set=field)), plan(source, choices=Choices(**option))  # type: ignore[typeddict-item]
+    assert by_set.recipe == by_option.recipe
+    assert by_set.lines == by_option.lines
+
+
 def test_every_choice_goes_before_the_plan(tmp_path: Path) -> None:
     source = photos(tmp_path / "d", [40, 50])
     chosen = Choices(

@@ -52,6 +52,20 @@ def set_fields(choices: Choices) -> tuple[str, ...]:
     return (given,) if isinstance(given, str) else tuple(given)
 
 
+def by_option(choices: Choices) -> Choices:
+    """The choices, with fields in `set` that have an option of their own given by it, so that a plan sees them."""
+    found, rest = choices.copy(), []
+    for text in set_fields(choices):
+        field, value = assignment(text)
+        option = next((name for name, own in _FIELDS.items() if own == field), None)
+        if option is None or not isinstance(value, str | int | float) or choices.get(option) is not None:
+            rest.append(text)
+        else:
+            found[option] = value  # type: ignore[literal-required]  # a name of _FIELDS
+    found["set"] = rest
+    return found
+
+
 def apply(recipe: Recipe, choices: Choices) -> Recipe:
     """The recipe with these choices.
 

@@ -18,7 +18,7 @@ from kitae.files import user_path
 from kitae.machine import processors
 from kitae.models.spec import ModelSpec
 from kitae.models.weights import package_of, within_reach
-from kitae.pipelines.choices import Choices, apply, set_fields
+from kitae.pipelines.choices import Choices, apply, by_option, set_fields
 from kitae.pipelines.facts import Facts, framing, look
 from kitae.pipelines.pace import (
     FEWEST_STEPS,
@@ -89,7 +89,7 @@ def plan(source: str, minutes: float | Clock | None = None, choices: Choices | N
     patient = minutes is not None
     if not isinstance(minutes, Clock):
         minutes = Clock.of(DEFAULT_MINUTES if minutes is None else minutes, time.monotonic())
-    choices = choices or Choices()
+    choices = by_option(choices or Choices())
     bare = Recipe(name=_name(source), data=DataSpec(source=source))
     apply(bare, choices)  # fail on a wrong choice before reading the data
     given = set_fields(choices)
