@@ -317,7 +317,7 @@ def test_recipe_lists_and_prints(home: Path) -> None:
         (["data", "check", "no-such/"], "no-such/: no such file or folder"),
         (["data", "check", "webdatasett:a/b.tar"], "did you mean webdataset?"),
         (["data", "fix", "fashion-mini", "--out", "x.csv"], "x.csv: must end in .parquet"),
-        (["evaluate", "nowhere"], "no run there"),
+        (["evaluate", "nowhere"], "not a run folder"),
         (["predict", "nowhere", "x.png"], "x.png"),
         (["data", "check", "folder:nowhere"], "nowhere"),
         (["recipe", "nope"], "no recipe 'nope'"),
@@ -378,7 +378,7 @@ def test_show_augment_draws_pictures(home: Path) -> None:
     assert len(list((home / "gallery of photos").glob("*.png"))) >= 6
 
 
-@pytest.mark.parametrize(("verb", "more"), [("compress", "; the same command again resumes"), ("evaluate", "")])
+@pytest.mark.parametrize(("verb", "more"), [("compress", "; run the same command again to resume"), ("evaluate", "")])
 def test_an_interruption_is_one_line(
     verb: str, more: str, home: Path, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -294,7 +294,7 @@ class TrainingView:
             done = (epoch - self._first_epoch) * steps + step
             rest = self.epochs * steps - epoch * steps - step
             # The first steps include compilation, so they do not predict the others.
-            left = f"  left {duration((time.monotonic() - self._began) / done * rest)}" if done >= _FIRST_STEPS else ""
+            left = f"  {duration((time.monotonic() - self._began) / done * rest)} left" if done >= _FIRST_STEPS else ""
             say(f"epoch {epoch + 1}/{self.epochs}  step {step}/{steps}  {facts}{left}")
 
     def on_epoch(self, row: Mapping[str, Any]) -> None:

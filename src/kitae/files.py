@@ -71,7 +71,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         with replacing(path) as file:
             file.write(content)
     except OSError as error:
-        raise KitaeError(f"{path}: cannot write ({error.strerror}); what was there before is kept") from error
+        raise KitaeError(f"{path}: cannot be written ({error.strerror}); the previous file is kept") from error
 
 
 def require_format(value: Mapping[str, Any], known: int, path: Path, error: type[KitaeError]) -> None:
@@ -107,7 +107,7 @@ def read_json(path: Path, *keys: str, error: type[KitaeError] = KitaeError) -> d
     """
     try:
         if path.stat().st_size > _MAX_JSON_BYTES:
-            raise error(f"{path}: larger than {_MAX_JSON_BYTES} bytes, so not ours")
+            raise error(f"{path}: larger than {_MAX_JSON_BYTES} bytes, so not a file of Kitae")
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as problem:
         raise error(f"{path}: cannot be read ({problem.strerror})") from problem

@@ -89,8 +89,8 @@ class Predictor:
         if batch.dtype != np.uint8 or batch.shape[1:] != self.rules.shape:
             wanted = ", ".join(map(str, self.rules.shape))
             raise DataError(
-                f"a batch for this model is uint8 [N, {wanted}], not {batch.dtype} {list(batch.shape)}; a list of "
-                "single images of any size is resized"
+                f"a batch for this model must be uint8 [N, {wanted}], not {batch.dtype} {list(batch.shape)}; give "
+                "images of other sizes as a list"
             )
         return batch
 

@@ -245,7 +245,7 @@ def override(spec: S, assignments: tuple[str, ...] | list[str]) -> S:
     """A copy of any spec with fields replaced, each given as `a.b=value`. See `Recipe.override`."""
     tree = spec.model_dump(mode="json")
     if wrong := next((given for given in assignments if not isinstance(given, str)), None):
-        raise RecipeError(f"override takes texts such as 'train.epochs=30', not {wrong!r}")
+        raise RecipeError(f"override takes strings such as 'train.epochs=30', not {wrong!r}")
     given: set[str] = set()  # so that a length or a name does not reset what is given before it
     for text in assignments:
         field, value = assignment(text)
@@ -314,7 +314,7 @@ def _set_op(ops: list[dict[str, Any]], field: str, value: Any) -> None:
     places = [place for place, entry in enumerate(ops) if isinstance(entry, dict) and op in entry]
     if len(places) > 1:
         raise RecipeError(
-            f"--set: {field}: augment.train has {len(places)} ops {op}; use a position, as in {OPS_BY_NAME}{places[0]}"
+            f"--set: {field}: augment.train has {len(places)} {op} ops; use a position, as in {OPS_BY_NAME}{places[0]}"
         )
     if parameter:
         if not places:

@@ -108,7 +108,7 @@ class Run:
         """
         folder = Path(path)
         if not (folder / "recipe.yaml").is_file():
-            raise TrainingError(f"{folder}: no run there (it has no recipe.yaml)")
+            raise TrainingError(f"{folder}: not a run folder (it has no recipe.yaml)")
         return cls(folder, Recipe.load(folder / "recipe.yaml"))
 
     @staticmethod
@@ -119,7 +119,7 @@ class Run:
             TrainingError: it does, or both are asked for.
         """
         if resume and overwrite:
-            raise TrainingError("--resume and --overwrite exclude each other; give one of them")
+            raise TrainingError("--resume and --overwrite cannot be used together; choose one")
         if not (resume or overwrite) and (Path(path) / "recipe.yaml").exists():
             raise TrainingError(f"{path}: already has a run; add --resume or --overwrite, or choose another --out")
 
@@ -210,7 +210,7 @@ class Run:
             TrainingError: the run can still be resumed.
         """
         if not self.finished:
-            raise TrainingError(f"{self.path}: is not finished, so its test set stays closed; {self._cure}")
+            raise TrainingError(f"{self.path}: is not finished, so it cannot be evaluated on test; {self._cure}")
 
     # ---- what was measured ------------------------------------------------------------------------------------------
 
@@ -349,7 +349,7 @@ class Run:
             splits = Splits.load(file)
             if splits.fingerprint != store.fingerprint:
                 raise DataError(
-                    f"{self.recipe.data.source}: has changed since {self.path} was trained; its splits no longer fit"
+                    f"{self.recipe.data.source}: has changed since {self.path} was trained; restore it, or train again"
                 )
             return splits
         splits = make_splits(store, self.recipe.data)

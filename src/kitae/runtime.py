@@ -76,7 +76,7 @@ class Predictions:
         """A row per image: `image` where its path is known, `class`, `confidence`, and a column per class.
 
         Raises:
-            MissingError: pandas is not installed.
+            MissingExtraError: pandas is not installed.
         """
         columns: dict[str, Any] = {"image": list(self.images)} if self.images else {}
         columns |= {"class": self.names, "confidence": self.confidence}
@@ -106,10 +106,10 @@ class Model:
 
     Args:
         path: a file that `kitae export` or `kitae compress` wrote.
-        threads: CPU threads for one prediction; null leaves onnxruntime's own choice.
+        threads: CPU threads for one prediction; None leaves the choice to onnxruntime.
 
     Raises:
-        ExportError: the file is missing, not ours, cut short, damaged, or of a newer format.
+        ExportError: the file is missing, not written by Kitae, truncated, damaged, or of a newer format.
 
     Warns:
         UserWarning: an INT8 file made for CPUs with VNNI is loaded on an x86 CPU without it.
@@ -130,7 +130,7 @@ class Model:
             raise ExportError(f"{name}: its metadata names no classes; export the run again")
         if self.metadata.get("target") == "vnni" and has_vnni() is False:
             warnings.warn(
-                f"{name} was made for CPUs with VNNI, and this one has none: its integer sums can saturate and the "
+                f"{name} was made for CPUs with VNNI, which this CPU lacks: integer sums can saturate and the "
                 f"accuracy fall; compress the run again with target any",
                 UserWarning,
                 stacklevel=2,

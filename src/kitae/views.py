@@ -65,7 +65,7 @@ def frame(rows: Sequence[Mapping[str, Any]] | Mapping[str, Any]) -> pd.DataFrame
     """A data frame of rows, or of columns.
 
     Raises:
-        MissingError: pandas is not installed.
+        MissingExtraError: pandas is not installed.
     """
     return require("pandas", "train").DataFrame(rows)  # type: ignore[no-any-return]
 
@@ -138,7 +138,7 @@ def run_rows(evaluation: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]
             rows += without_duplicates(split)
         if "folds" in split:
             each = [fold["accuracy"] for fold in split["folds"]]
-            rows.append([f"of the {len(each)} folds", f"{100 * min(each):.1f} to {100 * max(each):.1f} %"])
+            rows.append([f"range over {len(each)} folds", f"{100 * min(each):.1f} to {100 * max(each):.1f} %"])
             rows += [[f"  recall of {name}", console.percent(row["accuracy"], row["accuracy_interval"])]
                      for name, row in list(split["per_class"].items())[:_CLASSES]]  # fmt: skip
     where, measured = next(iter(found.items()))
@@ -148,7 +148,7 @@ def run_rows(evaluation: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]
         ["calibration error", console.percent(measured["ece"])],
     ]
     if metrics:
-        best = "epoch that is kept" if "out-of-fold" in found else "best epoch"
+        best = "kept epoch" if "out-of-fold" in found else "best epoch"
         rows.append([best, f"{evaluation['best_epoch']} of {metrics[-1]['epoch']}"])
         rows.append(["training time", console.duration(sum(row["seconds"] for row in metrics))])
     rows.append(["test opened", console.plural(evaluation["test_openings"], "time")])

@@ -35,7 +35,7 @@ def refuse(message: str, call, *args, **kwargs) -> None:
     [
         ("horizontal_flop", "horizontal_flop.*did you mean horizontal_flip"),
         ("xyz", "valid names: horizontal_flip, vertical_flip"),
-        ({"random_crop": {"pad": 3}}, "random_crop: no parameter 'pad'; it has size, padding, mode, fill"),
+        ({"random_crop": {"pad": 3}}, "random_crop: unknown parameter 'pad'; valid: size, padding, mode, fill"),
         ({"random_crop": {"padding": -1}}, "random_crop.padding: .*-1"),
         ({"rotate": {10: 3}}, "rotate.10: .*strings"),  # YAML keys may be numbers
         ({"random_crop": {"mode": "wrap"}}, "random_crop.mode"),
@@ -48,8 +48,8 @@ def refuse(message: str, call, *args, **kwargs) -> None:
         ({"random_resized_crop": {"scale": (0.5, 0.2)}}, "scale must be a rising pair"),
         ({"auto_augment": {"policy": "mnist"}}, "auto_augment.policy"),
         ({"rand_augment": {"magnitude": 31}}, "magnitude must be below"),
-        ({"rotate": {}, "invert": {}}, "an op is a name or"),
-        (3, "an op is a name or"),
+        ({"rotate": {}, "invert": {}}, "an op must be a name or"),
+        (3, "an op must be a name or"),
     ],
 )
 def test_wrong_ops_are_named(entry, message: str) -> None:

@@ -145,7 +145,7 @@ def test_cifar_downloads_once(cifar: str, tmp_path: Path, monkeypatch: pytest.Mo
 def test_cifar_wrong_files_are_explained(cifar: str, tmp_path: Path) -> None:
     archive = tmp_path / "www" / archives._CIFAR[cifar].archive.name
     archive.write_bytes(archive.read_bytes()[:-1] + b"?")
-    with pytest.raises(DataError, match=r"SHA-256 is not that of the original archive"):
+    with pytest.raises(DataError, match=r"its SHA-256 is wrong; download"):
         _ = open_source(DataSpec(source=f"{cifar}:{archive.parent}")).table
     test = tmp_path / "files" / archives._CIFAR[cifar].test
     test.write_bytes(test.read_bytes()[:-1])
@@ -272,7 +272,7 @@ def test_fetch_keeps_what_is_right(remote: Download, tmp_path: Path) -> None:
 def test_a_file_put_there_by_hand_is_checked_like_a_download(remote: Download, tmp_path: Path) -> None:
     path = fetch(remote, tmp_path, "x:FOLDER")
     path.write_bytes(bytes(remote.size))
-    with pytest.raises(DataError, match=r"SHA-256 is not that of the original archive, get .* again"):
+    with pytest.raises(DataError, match=r"its SHA-256 is wrong; download .* again"):
         fetch(remote, tmp_path, "x:FOLDER")
 
 

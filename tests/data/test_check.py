@@ -195,7 +195,7 @@ def test_the_depth_of_16_bit_images_is_found(tmp_path: Path) -> None:
     assert report.to_dict()["depth"] == 12
     assert any("3,063" in line and "12 bits" in line for line in report.lines())
     given = check(DataSpec(source=f"parquet:{tmp_path / 'x.parquet'}", depth=10))
-    assert any("levels above are white" in line for line in given.lines())
+    assert any("higher levels become white" in line for line in given.lines())
     assert report_of(tmp_path, [encode(np.zeros((4, 4), np.uint8))] * 2, [0, 1]).depth is None
 
 
@@ -347,4 +347,4 @@ def test_the_search_is_cut_short_rather_than_endless(
     images = [encoded(photo(i % 10), "JPEG", quality=50 + i) for i in range(50)]
     report = report_of(tmp_path, [*images, *distinct], [0, 1] * 55)
     assert report.truncated
-    assert any("cut short" in line for line in report.lines())
+    assert any("stopped early" in line for line in report.lines())

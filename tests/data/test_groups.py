@@ -59,11 +59,11 @@ def test_a_folder_of_classes(tmp_path: Path) -> None:
     assert sizes(grouped(spec, "parent")) == [1, 1, 1, 3], "p1 of both classes is one; an image in no folder is alone"
     assert sizes(grouped(spec, r"(\d)\.png")) == [1, 1, 1, 1, 2]
     assert grouped(spec, "parent").fingerprint() != open_source(spec).fingerprint()
-    for rule, words in (("patient", "neither a column"), ("(x", "no regular expression"), ("(p.)/", r"b/4\.png, 2")):
+    for rule, words in (("patient", "neither a column"), ("(x", "nor a regular expression"), ("(p.)/", r"b/4\.png, 2")):
         with pytest.raises(DataError, match=rf"data\.groups: .*{words}"):
             grouped(spec, rule).table.groups  # noqa: B018
     write_folder(tmp_path / "flat")
-    with pytest.raises(DataError, match="in no subfolder"):
+    with pytest.raises(DataError, match="no class folder has images in subfolders"):
         grouped(DataSpec(source=f"folder:{tmp_path / 'flat'}"), "parent").table.groups  # noqa: B018
 
 
@@ -89,7 +89,7 @@ def test_a_parquet_file(tmp_path: Path) -> None:
     assert sizes(open_source(spec)) == [3, 3]
     assert sizes(grouped(spec, "patient")) == [2, 2, 2]
     assert sizes(grouped(spec, "parent")) == [1, 1, 2, 2]
-    with pytest.raises(DataError, match="no column path"):
+    with pytest.raises(DataError, match="no column `path`"):
         grouped(table(tmp_path), "parent").table.groups  # noqa: B018
 
 

@@ -155,7 +155,7 @@ def test_each_file_numbers_its_classes_in_its_own_order(tmp_path: Path) -> None:
         ({"image": [b"x", b"x"], "label": [0, None]}, r"x\.parquet:1: has no label"),
         ({"image": [b"x"], "label": [0.5]}, "labels must be int or string, not float"),
         ({"image": [b"x"], "label": pa.array([2**64 - 1], pa.uint64())}, "out of range"),
-        ({"image": [b"x"], "label": [0], "split": ["holdout"]}, "split 'holdout' in row 0; known are train"),
+        ({"image": [b"x"], "label": [0], "split": ["holdout"]}, "unknown split 'holdout' in row 0; valid: train"),
         ({"image": [b"x"], "label": [0], "split": pa.array([None], pa.string())}, "split None in row 0"),
         ({"image": [b"x", b"y"], "label": [0, 1], "group": ["a", None]}, "row 1 has no group"),
         (

@@ -116,8 +116,8 @@ def test_names_of_shards_say_their_split(tmp_path: Path, cache: str) -> None:
     source = f"webdataset:{tmp_path}/train-{{0..1}}.tar::{tmp_path}/val-0.tar::{tmp_path}/test/0.tar"
     assert opened(source, cache).splits.tolist() == [TRAIN] * 30 + [VAL] * 3 + [TEST] * 2
     odd = pack(tmp_path / "more.tar", samples(990, 2))
-    refused(f"{source}::{odd}", cache, "more.tar", "name all or none")
-    refused(f"webdataset:{tmp_path}/val-0.tar", cache, "no shards of train")
+    refused(f"{source}::{odd}", cache, "more.tar", "name all after splits, or none")
+    refused(f"webdataset:{tmp_path}/val-0.tar", cache, "no train shards")
 
 
 def test_a_truncated_shard_is_named(tmp_path: Path, cache: str) -> None:
@@ -142,7 +142,7 @@ def test_a_truncated_shard_is_named(tmp_path: Path, cache: str) -> None:
         ([("x.png", PNG), ("x.json", b"[" * 100_000)], ("x.json", "label")),
         ([("x.png", PNG), ("x.json", b'{"label": null}')], ("x.json", "label")),
         ([("x.png", PNG), ("x.jpg", PNG), ("x.cls", b"1")], ("x", "two images")),
-        ([("x.png", PNG), ("y.png", PNG), ("x.cls", b"1")], ("'x'", "follow each other")),
+        ([("x.png", PNG), ("y.png", PNG), ("x.cls", b"1")], ("'x'", "are not next to each other")),
         ([("readme.txt", b"hello")], ("no samples",)),
     ],
 )

@@ -189,7 +189,7 @@ def test_groups_are_marked_folders(make_folder: Maker) -> None:
         (("train/a",), ("train/b",), "class 'b' has no images"),
         (("train/a", "test/a", "test/c"), (), "class 'c' of test is not in train"),
         (("train/a", "test/a", "more/a"), (), r"has splits \(.*\) and a folder 'more' beside them"),
-        (("train/a", "train/b", "eval/a", "eval/b"), (), "'eval' has the class folders of train.*rename it to val"),
+        (("train/a", "train/b", "eval/a", "eval/b"), (), "'eval' has class folders of train.*rename it to val"),
         (("test/a", "val/a"), (), "no train folder"),
         (("images/a", "images/b"), (), r"has only the folder 'images'.*give .*images"),
         ((), (".",), "no class folders"),

@@ -187,7 +187,7 @@ def test_grouped_splits_are_nearly_stratified() -> None:
 def test_a_class_in_one_group_is_refused_where_a_split_must_be_made() -> None:
     labels = np.repeat([0, 1], [60, 10])
     groups = np.r_[np.arange(60), np.full(10, 99)]
-    with pytest.raises(DataError, match=r"data\.groups: class 'class 1' lies in one group"):
+    with pytest.raises(DataError, match=r"data\.groups: class 'class 1' is in a single group"):
         make_splits(fake(labels, groups=groups), spec())
     own = np.r_[np.repeat([TRAIN, VAL, TEST], [40, 10, 10]), np.full(10, TRAIN)]
     assert share(labels, make_splits(fake(labels, own, groups=groups), spec()).train)[1] == 10
@@ -209,7 +209,7 @@ def test_a_few_large_groups_are_split_all_the_same(count: int) -> None:
 
 
 def test_a_group_on_two_sides_of_the_sources_splits_is_an_error() -> None:
-    with pytest.raises(DataError, match=r"1\.png \(train\) and 3\.png \(test\) are of one group"):
+    with pytest.raises(DataError, match=r"1\.png \(train\) and 3\.png \(test\) are of the same group"):
         make_splits(fake([0, 1, 0, 1], [TRAIN, TRAIN, TEST, TEST], groups=[1, 2, 3, 2]), spec())
 
 
@@ -292,11 +292,11 @@ def test_four_hundred_small_classes_fill_all_folds() -> None:
 @pytest.mark.parametrize(
     ("data", "folds", "words"),
     [
-        (fake([0, 0, 0, 1, 1, 1], groups=[1, 1, 2, 1, 2, 2]), 3, r"3 folds of 2 groups of images; set it to 2"),
-        (fake([0, 0, 0, 1, 1, 1]), 7, r"7 folds of 6 images; set it to 6"),
+        (fake([0, 0, 0, 1, 1, 1], groups=[1, 1, 2, 1, 2, 2]), 3, r"3 is more than the 2 groups of images; set it to 2"),
+        (fake([0, 0, 0, 1, 1, 1]), 7, r"7 is more than the 6 images; set it to 6"),
         (fake([0, 0, 0, 0, 1]), 2, r"class 'class 1' has all its images in one fold.*add images$"),
         (fake([0] * 8 + [1] * 4, groups=[0, 1, 2, 3] * 2 + [9] * 4), 3, r"class 'class 1' .* of other groups"),
-        (fake([0, 0, 1, 1], [TRAIN, TRAIN, TRAIN, TEST], groups=[1, 2, 3, 3]), 2, "are of one group"),
+        (fake([0, 0, 1, 1], [TRAIN, TRAIN, TRAIN, TEST], groups=[1, 2, 3, 3]), 2, "are of the same group"),
     ],
 )
 def test_folds_without_room_are_explained(data: Any, folds: int, words: str) -> None:
@@ -381,7 +381,7 @@ def test_equal_images_in_every_group_are_refused() -> None:
     """A black frame of each patient makes one group of all."""
     labels, groups = np.arange(72) // 6 % 2, np.arange(72) // 6
     twins = np.where(np.arange(72) % 6 == 0, 0, np.arange(72))
-    with pytest.raises(DataError, match=r"equal images link so many groups that none is left for .*kitae data fix"):
+    with pytest.raises(DataError, match=r"identical images link so many groups that none is left for .*kitae data fix"):
         divide(fake(labels, groups=groups), spec(), twins)
 
 
@@ -444,8 +444,8 @@ def test_limit_keeps_proportions_and_smaller_ones_are_contained() -> None:
 @pytest.mark.parametrize(
     ("limit", "words"),
     [
-        (73, r"data\.limit 73 is larger than the 72 training images that remain after the split"),
-        (1, r"data\.limit 1 is smaller than the number of classes, 2"),
+        (73, r"data\.limit 73 is more than the 72 training images after the split; lower it"),
+        (1, r"data\.limit 1 is too small for the classes; set it to 2 or more"),
     ],
 )
 def test_impossible_limits_are_explained(limit: int, words: str) -> None:
@@ -468,7 +468,10 @@ def test_impossible_limits_are_explained(limit: int, words: str) -> None:
         (fake([0, 1, 0, 1]), "4 images are too few: no test image can be held out"),
         (fake([0, 1, 0, 1], [TRAIN, TRAIN, TEST, TEST]), "4 images are too few: no val image can be held out"),
         (fake([0, 0, 0, 1, 1, 1], groups=[5] * 6), r"data\.groups: all 6 images are in 1 group"),
-        (fake([0, 0, 0, 1, 1, 1], groups=[5, 6] * 3), r"data\.groups: .*in 2 group\(s\), which train and val and test"),
+        (
+            fake([0, 0, 0, 1, 1, 1], groups=[5, 6] * 3),
+            r"data\.groups: .*in 2 group\(s\), too few for train and val and test",
+        ),
     ],
 )
 def test_what_cannot_be_split_is_explained(data: Any, words: str) -> None:

@@ -506,7 +506,7 @@ def test_files_that_change_while_they_are_read(make_folder: Maker, cache: Path) 
     def disturb(done: int, total: int) -> None:
         os.utime(root / "cats" / "000.png", ns=(0, time.time_ns()))
 
-    with pytest.raises(DataError, match="files changed while they were read, try again"):
+    with pytest.raises(DataError, match="files changed while they were read; try again"):
         open_store(DataSpec(source=f"folder:{root}"), disturb)
     assert stores(cache) == []
     assert leftovers(cache) == []

@@ -148,7 +148,7 @@ def test_more_factors_than_screening_takes_are_refused() -> None:
 
 def test_claims_must_be_about_an_effect() -> None:
     claims = {"c": {"says": "helps", "effect": "smothing", "between": [0.5, 1]}}
-    with pytest.raises(RecipeError, match=r"claims\.c\.effect: 'smothing' is none of .*smoothing"):
+    with pytest.raises(RecipeError, match=r"claims\.c\.effect: unknown 'smothing'; valid: .*smoothing"):
         expand(spec(design="one_in", factors=FACTORS, claims=claims))
 
 
@@ -162,5 +162,5 @@ def test_a_claim_may_be_about_a_level_or_an_interaction(effect: str) -> None:
 def test_a_claim_about_a_factor_of_three_levels_names_the_level() -> None:
     factors = {"images": {"data.limit": [10, 20, 40]}, "ema": {"train.ema": [None, 0.99]}}
     claims = {"c": {"says": "helps", "effect": "images", "between": [0.5, 1]}}
-    with pytest.raises(RecipeError, match=r"claims\.c\.effect: 'images' is none of images=20, images=40, ema, "):
+    with pytest.raises(RecipeError, match=r"claims\.c\.effect: unknown 'images'; valid: images=20, images=40, ema, "):
         expand(spec(design="factorial", factors=factors, claims=claims))

@@ -48,7 +48,7 @@ def test_a_busy_machine_is_mentioned() -> None:
     def measure(load: float) -> Any:
         return lambda recipe: {"recipe": recipe, "seconds_per_epoch": 2.0, "train": 100, "load": load}
 
-    assert "beside 3 other programs" in make_plan(make(), measure=measure(3.2)).text()
+    assert "with 3 other programs running" in make_plan(make(), measure=measure(3.2)).text()
     assert "other programs" not in make_plan(make(), measure=measure(0.1)).text()
 
 

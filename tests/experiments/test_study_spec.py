@@ -26,7 +26,7 @@ design: sweeep                                       | design, 'compare', 'sweep
 seeds: []                                            | seeds: at least one
 seeds: [1, 1]                                        | seeds: [1, 1], twice
 seeds: [-1]                                          | seeds.0, greater than or equal to 0
-seeds: 3                                             | seeds: is a list, [0, 1, 2]
+seeds: 3                                             | seeds: must be a list, [0, 1, 2]
 name: a/b                                            | name:
 base: null                                           | base
 factors: {}                                          | factors: design one_in
@@ -41,11 +41,11 @@ factors: {x: {after.prune.ratio: [0, 1]}}            | factors.x.after.prune.rat
 {design: sweep, factors: {x: {a: [1, 2]}, y: {b: [1, 2]}}}  | factors: a sweep has one factor, 2 given
 design: screening                                    | factors: screening
 {design: screening, foldover: true, factors: {x: {a: [1, 2]}, y: {b: [1, 2]}}}  | factors: screening, three
-{design: factorial, contrasts: {c: [a, b]}}          | contrasts: belongs to, not factorial
-variants: {a: {}, b: {train.ema: 0.9}}               | variants: belongs to design: compare
-reference: a                                         | reference: belongs to design: compare
-foldover: true                                       | foldover: belongs to design: screening
-design: compare                                      | factors: belongs to, not compare
+{design: factorial, contrasts: {c: [a, b]}}          | contrasts: works only with, not factorial
+variants: {a: {}, b: {train.ema: 0.9}}               | variants: works only with design: compare
+reference: a                                         | reference: works only with design: compare
+foldover: true                                       | foldover: works only with design: screening
+design: compare                                      | factors: works only with, not compare
 {design: compare, factors: {}, variants: {a: {}}}    | variants: a comparison needs at least two
 {design: compare, factors: {}, variants: {a: {}, b: {a.b: 1}}, reference: c}  | reference: 'c', a, b
 set: {train.seed: 3}                                 | set.train.seed, under seeds
@@ -65,7 +65,7 @@ factors: {x: {data.test_fraction: [1, 2]}}           | factors.x.data.test_fract
 {design: compare, factors: {}, variants: {a: {}, b: {data: {limit: 3}}}}  | variants.b.data: all variants, one by one
 metric: test.acuracy                                 | metric: no run has a number 'test.acuracy', accuracy
 also: [speed]                                        | also: no run has a number 'speed'
-also: gap                                            | also: is a list, [gap]
+also: gap                                            | also: must be a list, [gap]
 factors: {train.label_smoothing: [0, 0.1]}           | factors: , `label_smoothing: {train.label_smoothing: [0, 0.1]}`
 claims: {c: {says: x, effect: s}}                    | claims.c: give either between
 claims: {c: {says: x, effect: s, between: [2, 1]}}   | claims.c: between: 2 is above 1

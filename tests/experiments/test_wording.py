@@ -31,8 +31,8 @@ def effect(
         (effect(-0.8, -1.3, -0.3), "mixing: hurts, -0.8 points (interval -1.3 to -0.3, 3 seeds)"),
         (
             effect(0.6, 0.1, 1.1, 0.12),
-            "mixing: +0.6 points (interval +0.1 to +1.1, 3 seeds), not certain once the number of comparisons is "
-            "corrected for (Holm p = 0.12)",
+            "mixing: +0.6 points (interval +0.1 to +1.1, 3 seeds), not certain after correction for the number "
+            "of comparisons (Holm p = 0.12)",
         ),
         (effect(-0.1, -0.2, -0.05, metric="test.loss"), "mixing: helps, -0.10 (interval -0.20 to -0.05, 3 seeds)"),
         (

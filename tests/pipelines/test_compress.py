@@ -313,7 +313,7 @@ def test_what_is_wrong_is_said(finished: Run, tmp_path: Path) -> None:
         compress(finished, tmp_path / "b", **small(skip=("nowhere",)))
     with pytest.raises(CompressionError, match="no compression there"):
         CompressionResult.open(tmp_path)
-    with pytest.raises(TrainingError, match="no run there"):
+    with pytest.raises(TrainingError, match="not a run folder"):
         compress(tmp_path, tmp_path / "c")
     (tmp_path / "file").write_text("x")
     with pytest.raises(CompressionError, match="is a file"):

@@ -259,7 +259,7 @@ def test_ops_that_change_the_size_are_told_and_refused_where_the_network_cannot_
     ops = ["augment.train=[{random_crop: {size: 24}}]", "train.epochs=1"]
     facts = estimate(tiny(*ops))
     assert any("24 x 24 pixels; validation, test" in line for line in facts["notes"]), facts["notes"]
-    with pytest.raises(RecipeError, match=r"augment.train gives images of 24 x 24 pixels, which simple_cnn .* 28 x 28"):
+    with pytest.raises(RecipeError, match=r"augment.train gives images of 24 x 24 pixels, but simple_cnn .* 28 x 28"):
         train(tiny("model.name=simple_cnn", "model.width=null", *ops), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -335,9 +335,9 @@ def test_notes_name_what_has_no_effect_or_an_unexpected_one() -> None:
     ]
     assert noted == ["train.schedule.warmup_epochs has no effect with one_cycle"]
     (few,) = estimate(tiny("train.batch_size=100"))["notes"]
-    assert few.startswith("train.batch_size: 100 of 200 images makes 2 updates an epoch")
+    assert few.startswith("train.batch_size: 100 with 200 images gives 2 updates per epoch")
     (rate,) = estimate(tiny("train.optimizer.name=adamw", "train.optimizer.lr=0.4", "train.batch_size=16"))["notes"]
-    assert rate.startswith("train.optimizer.lr: 0.4 is far from what adamw usually takes")
+    assert rate.startswith("train.optimizer.lr: 0.4 is far from the usual value for adamw")
 
 
 def test_the_default_folder_is_numbered_for_new_runs_only(
@@ -489,7 +489,7 @@ def test_where_no_run_can_be(tmp_path: Path) -> None:
     (tmp_path / "f").write_text("x")
     with pytest.raises(TrainingError, match=r"is a file.*--out"):
         Run.create(tmp_path / "f", Recipe())
-    with pytest.raises(TrainingError, match="no run there"):
+    with pytest.raises(TrainingError, match="not a run folder"):
         Run.open(tmp_path)
 
 
@@ -705,7 +705,7 @@ def test_outputs_that_are_not_finite_are_shown_and_no_traceback(
 
 def test_a_batch_larger_than_the_data_shrinks_and_is_noted(tmp_path: Path) -> None:
     recipe = tiny("train.batch_size=4096")
-    assert any("train.batch_size: 4096 of 200 images" in note for note in estimate(recipe)["notes"])
+    assert any("train.batch_size: 4096 with 200 images" in note for note in estimate(recipe)["notes"])
     assert train(recipe, tmp_path / "run").metrics()[-1]["step"] == recipe.train.epochs
 
 

@@ -39,7 +39,7 @@ def test_the_weak_class_is_named_if_it_is_significantly_weak(make_run: Callable[
     weak = record(make_run, [[60, 38, 2], [2, 96, 2], [3, 2, 95]])
     first = run_page.answer(weak)[0]
     assert first.startswith("83.7 % on test (")
-    assert "cat is the weak class: 60 %, 38 of 100 taken for dog." in first
+    assert "cat is the weakest class: recall 60 %, 38 of 100 taken for dog." in first
 
 
 def test_no_class_is_called_weak_by_chance(make_run: Callable[..., Run]) -> None:
@@ -49,7 +49,7 @@ def test_no_class_is_called_weak_by_chance(make_run: Callable[..., Run]) -> None
 
 def test_an_accuracy_that_one_class_alone_would_have_is_called_so(make_run: Callable[..., Run]) -> None:
     lazy = record(make_run, [[80, 0, 0], [10, 0, 0], [10, 0, 0]])
-    assert "not significantly better than always answering cat (80.0 %)" in run_page.answer(lazy)[0]
+    assert "not significantly better than always predicting cat (80.0 %)" in run_page.answer(lazy)[0]
 
 
 def test_a_probe_alone_cannot_be_trained_twice_as_long(make_run: Callable[..., Run]) -> None:
@@ -78,7 +78,7 @@ def test_copies_in_test_are_told(make_run: Callable[..., Run]) -> None:
     both = found.evaluation.model_copy(update={"test": type(test).model_validate(
         {**test.model_dump(), "without_duplicates": others})})  # fmt: skip
     assert (
-        "10 test images are also in train or validation; without them it is 80.0 %"
+        "10 test images are also in train or validation; accuracy without them is 80.0 %"
         in run_page.answer(found.model_copy(update={"evaluation": both}))[2]
     )
 

@@ -393,7 +393,7 @@ def test_compression(tmp_path: Path) -> None:
     cards = re.findall(r"<li[^>]*><span>(.*?)</span><b>(.*?)</b>(?:<span>(.*?)</span>)?</li>", text)
     assert cards == [
         ("Smaller", "27.2×", "60.8 kB, from 1.66 MB"),
-        ("Faster", "2.08×", "0.0827 ms an image, from 0.170 ms"),
+        ("Faster", "2.08×", "0.0827 ms per image, was 0.170 ms"),
         ("Test accuracy", "90.10 %", "88.09 to 91.80, original 91.20 %"),
         ("Points lost on test", "1.10", "-0.31 to 2.58, below 0 is a gain"),
     ]
@@ -406,7 +406,7 @@ def test_compression(tmp_path: Path) -> None:
             "92.83 % 90.49 to 94.64",
             "0.50 points lost -0.94 to 2.02",
         ],
-        "Answers changed on validation": ["", "3.00 %", ""],
+        "Predictions changed on validation": ["", "3.00 %", ""],
         "File": ["1.66 MB 1,655,732 bytes", "60.8 kB 60,780 bytes", "27.2× smaller"],
         "File, packed": ["1.53 MB 1,534,305 bytes", "45.4 kB 45,371 bytes", "33.8× smaller"],
         "Latency of one image": ["0.170 ms 0.170 to 0.173", "0.0827 ms 0.0815 to 0.0831", "2.08× faster 2.05 to 2.11"],
@@ -421,7 +421,11 @@ def test_compression(tmp_path: Path) -> None:
     assert candidates["20 % pruned, float32"][1] == "-0.17 -1.52 to 1.15"
     assert 'class="reference"><th scope="row">original, float32' in text
     assert_told(words, "at most 1 point of accuracy lost", "Test (1,000 images) was opened once", "(600 images)")
-    assert_told(words, "in each of 50 rounds", "0.996× (0.990 to 1.003): differences below 1.0 % are within the noise")
+    assert_told(
+        words,
+        "each of 50 rounds times all candidates in turn",
+        "0.996× (0.990 to 1.003): differences below 1.0 % are within the noise",
+    )
     assert_told(words, "network.stem.0.weight", "original on these images was not recorded")
     assert_told(words, "AMD EPYC, 2 cores, with VNNI, on 2026-11-24, by Kitae 0.1.0", "finetune_epochs")
     assert_told(words, f"model = Model({json.dumps(str(folder / 'model.onnx'))})")
@@ -659,7 +663,7 @@ def test_comparison_refuses_what_is_none(make_run: Callable[..., Run], tmp_path:
         p.compare([run])
     with pytest.raises(KitaeError, match="listed twice"):
         p.compare([run, run.path])
-    with pytest.raises(KitaeError, match="no run there"):
+    with pytest.raises(KitaeError, match="not a run folder"):
         p.compare([run, tmp_path / "nothing"])
     mine = tmp_path / "comparison.html"
     mine.write_text("<p>mine</p>")

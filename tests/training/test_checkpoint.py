@@ -87,7 +87,9 @@ def test_full_disk_keeps_what_was_there(tmp_path: Path, monkeypatch: pytest.Monk
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(KitaeError, match=r"c: cannot write \(No space left on device\); what was there before is kept"):
+    with pytest.raises(
+        KitaeError, match=r"c: cannot be written \(No space left on device\); the previous file is kept"
+    ):
         checkpoint(tmp_path / "c")
     assert (tmp_path / "c").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["c"]

@@ -190,7 +190,7 @@ def test_resume_after_dying_anywhere_is_bit_exact(
 def test_resume_needs_the_same_recipe(toy: dict[str, Any], tmp_path: Path) -> None:
     files = {"checkpoint": tmp_path / "last", "best": tmp_path / "best"}
     fit(toy_net(), spec=spec(epochs=1), fingerprint="a", **files, **toy)
-    with pytest.raises(TrainingError, match="another recipe"):
+    with pytest.raises(TrainingError, match="a different recipe"):
         fit(toy_net(), spec=spec(epochs=2), fingerprint="b", resume=True, **files, **toy)
 
 
@@ -338,7 +338,7 @@ def test_the_start_is_kept_where_no_epoch_is_better(toy: dict[str, Any]) -> None
     result = fit(again, spec=ruinous, keep="best or start", watcher=watcher, **toy)
     assert result.best_epoch == 0
     assert same(before, again.state_dict())
-    assert watcher.notes == ["no epoch was better than the start, which is kept"]
+    assert watcher.notes == ["no epoch was better than the starting weights, which are kept"]
     assert fit(copy.deepcopy(learnt), spec=ruinous, **toy).best_epoch > 0
 
 

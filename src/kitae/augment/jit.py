@@ -140,7 +140,7 @@ class _Native(CFunc):
         global compiled
         compiled += 1
         if compiled == 1:
-            text = "kitae: compiling augmentation kernels for this machine (once; some seconds)"
+            text = "kitae: compiling augmentation kernels for this machine (once, takes a few seconds)"
             print(text, file=sys.stderr, flush=True)
         return super()._compile_uncached()  # type: ignore[misc]
 

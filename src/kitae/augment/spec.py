@@ -25,7 +25,7 @@ def make_op(entry: Any) -> Op:
     if isinstance(entry, str):
         entry = {entry: {}}
     if not isinstance(entry, Mapping) or len(entry) != 1:
-        raise AugmentError(f"an op is a name or {{name: {{parameter: value}}}}, not {entry!r}")
+        raise AugmentError(f"an op must be a name or {{name: {{parameter: value}}}}, not {entry!r}")
     name, parameters = next(iter(entry.items()))
     if name not in OPS:
         raise AugmentError(f"unknown op {name!r}{did_you_mean(str(name), OPS)}; valid names: {', '.join(OPS)}")
@@ -42,7 +42,7 @@ def _first(error: ValidationError, op: type[Op]) -> str:
     problem = error.errors()[0]
     where = str(problem["loc"][0]) if problem["loc"] else ""
     if problem["type"] == "extra_forbidden":
-        return f": no parameter {where!r}; it has {', '.join(op.model_fields)}"
+        return f": unknown parameter {where!r}; valid: {', '.join(op.model_fields)}"
     if problem["type"] == "value_error":  # a validator of ours, which names the parameter itself
         return f": {problem['msg'].removeprefix('Value error, ')}"
     return f".{where}: {problem['msg']}, not {problem['input']!r}"

@@ -45,7 +45,7 @@ _USER_ERRORS = (
     errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOTDIR, errno.EISDIR,
     errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP,
 )  # fmt: skip
-_AGAIN = "; the same command again resumes"
+_AGAIN = "; run the same command again to resume"
 _FIRST_STEPS = """\
 kitae train fashion-mini         train a first classifier, on images that come with the package
 kitae predict runs/NAME IMAGES   classify images with it
@@ -118,7 +118,5 @@ def _reworded(problem: CycloptsError) -> str:
             return f"{argument.name.lstrip('-').upper()} is missing; see {command} --help"
     if isinstance(problem, UnusedCliTokensError) and problem.unused_tokens:
         extra = problem.unused_tokens[0]
-        return (
-            f"{extra}: use --set {extra}" if "=" in extra else f"{extra}: one argument too many; see {command} --help"
-        )
+        return f"{extra}: use --set {extra}" if "=" in extra else f"{extra}: unexpected argument; see {command} --help"
     return str(problem)

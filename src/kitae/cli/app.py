@@ -32,7 +32,7 @@ study_app = App(
     "study", "Measure what techniques contribute, with paired seeds and intervals.", group=RESEARCH, sort_key=1
 )
 bench_app = App("bench", "Measure what a recipe costs on this machine.", group=RESEARCH, sort_key=3)
-show_app = App("show", "Draw what something does, as PNG files.", group=RESEARCH, sort_key=4)
+show_app = App("show", "Show what augmentation does, as PNG files.", group=RESEARCH, sort_key=4)
 for inner in (data_app, study_app, bench_app, show_app):
     app.command(inner)
 
@@ -56,16 +56,16 @@ _Json = Annotated[bool, Parameter(name="--json", help="Print the result as JSON,
 def install_completion(
     *, shell: Literal["bash", "zsh", "fish", "powershell"] | None = None, output: Path | None = None
 ) -> None:
-    """Install the completion of commands and options for your shell.
+    """Install tab completion for your shell.
 
     Example: kitae --install-completion --shell bash
 
     Parameters
     ----------
     shell
-        Default is the shell that you are in.
+        Default is the current shell.
     output
-        Only write the script to this file; the start-up file of the shell is not changed.
+        Only write the script to this file; the shell's startup file is not changed.
     """
     from cyclopts.completion.detect import ShellDetectionError
 
@@ -105,7 +105,7 @@ def write_page(folder: Path, *commands: str, browser: bool = False) -> None:
     try:
         page = report(folder)
     except KitaeError as problem:
-        console.say(f"note: there is no page: {problem}")
+        console.say(f"note: report.html was not written: {problem}")
         page = None
     if page is not None:
         console.say(f"page: {page}")

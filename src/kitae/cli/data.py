@@ -58,7 +58,7 @@ def fix(
     set_: Sets = None,
     overwrite: bool = False,
 ) -> None:
-    """Write the data again without unreadable images, label conflicts and copies; the source is not changed.
+    """Write the data to a new file without unreadable images, label conflicts or copies; the source is not changed.
 
     Of copies with the same label, one is kept, preferably in test. Copies with different labels are all left out.
 
@@ -102,7 +102,7 @@ def fix(
 def prepare(source: str, *, minutes: float | None = None, set_: Sets = None) -> None:
     """Decode a source now, so that training starts at once.
 
-    A folder or file is decoded as kitae train decodes it with these minutes; a source with a name, as its recipes do.
+    A folder or file is decoded as kitae train does with the same --minutes; a named source, as its recipes do.
 
     Example: kitae data prepare photos/ --minutes 5
 
@@ -111,7 +111,7 @@ def prepare(source: str, *, minutes: float | None = None, set_: Sets = None) -> 
     source
         A folder, a .parquet or a .csv file, or a source as data.source of a recipe.
     minutes
-        As for kitae train, since they decide on the size of the images.
+        As for kitae train; the image size depends on it.
     """
     from kitae.data.sources import path_of
     from kitae.data.store import open_store
@@ -129,7 +129,7 @@ def prepare(source: str, *, minutes: float | None = None, set_: Sets = None) -> 
     for name, why in store.skipped:
         console.say(f"skipped: {name}: {why}")
     count, *shape = store.images.shape
-    kept = "" if store.rules.store_size is None else f", kept whole up to {store.rules.store_size} pixels"
+    kept = "" if store.rules.store_size is None else f", uncropped, short side up to {store.rules.store_size} pixels"
     console.say(
         f"{count:,} images of {' x '.join(map(str, shape))}{kept}, "
         f"{len(store.classes)} classes, {console.size(store.images.nbytes)}"

@@ -27,13 +27,13 @@ from kitae.cli.app import (
 from kitae.cli.data import data_spec
 
 # Of every command that runs studies.
-_Workers = Annotated[Whole, Parameter(help="Runs at a time.")]
-_Threads = Annotated[WholeOrDefault, Parameter(help="Threads of each run; default: its share of this machine's cores.")]
+_Workers = Annotated[Whole, Parameter(help="Runs to do in parallel.")]
+_Threads = Annotated[WholeOrDefault, Parameter(help="Threads per run; default: its share of this machine's cores.")]
 _Ray = Annotated[
     str | None,
     Parameter(
-        help="Address of a Ray cluster to run on instead, or `local`; a search also needs the --workers and --threads "
-        "that it has room for."
+        help="Address of a Ray cluster to run on, or `local`; for a search, also set --workers and --threads to "
+        "what the cluster has room for."
     ),
 ]
 
@@ -64,7 +64,7 @@ def study(
     out
         The study folder; default runs/study-NAME. An interrupted study is resumed.
     plan
-        Print runs, estimated time and the smallest effect that the seeds can show, and stop.
+        Print the runs, the estimated time and the smallest effect that the seeds can show, then stop.
     tiny
         Run the study's tiny version, to check that the file works; its numbers mean nothing.
     overwrite
@@ -137,7 +137,7 @@ def ablate(
     overwrite: bool = False,
     open_: Open = False,
 ) -> None:
-    """Build and run the ablation of any recipe: what does each of its techniques contribute?
+    """Run an ablation study of a recipe: what does each of its techniques contribute?
 
     Example: kitae study ablate fashion-mini --seeds 5
 
@@ -188,7 +188,7 @@ def search(
     ray: _Ray = None,
     overwrite: bool = False,
 ) -> None:
-    """Search augmentation, mixing and smoothing for your own data; presets first, a fair rematch at the end.
+    """Search for the augmentation, mixing and smoothing that suit your data: presets first, a rematch at the end.
 
     Example: kitae search photos/
 
@@ -266,7 +266,7 @@ def _benched(run: Callable[..., dict[str, Any]], recipe: str, assignments: list[
 @bench_app.command(name="precision")
 @answering
 def bench_precision(recipe: str = "fashion-mini", *, set_: Sets = None) -> None:
-    """Time a training step of a recipe in every precision of this machine, and show which one `auto` chooses.
+    """Time a training step of a recipe in every precision that this machine supports, and show what `auto` chooses.
 
     Example: kitae bench precision cifar10-quick
 
@@ -288,9 +288,11 @@ def bench_precision(recipe: str = "fashion-mini", *, set_: Sets = None) -> None:
     title = f"a step of {facts['batch_size']} images, {facts['device']}, {facts['threads']} threads"
     console.table(title, ["precision", "ms", "images/s", "time, fp32 = 1 (95 %)"], rows)
     if facts["behind"] is None:
-        console.say(f"auto chooses {facts['chosen']}, which is not finite here: set train.precision={facts['fastest']}")
+        console.say(
+            f"auto chooses {facts['chosen']}, whose loss is not finite here: set train.precision={facts['fastest']}"
+        )
     else:
-        console.say(f"auto chooses {facts['chosen']}: {facts['behind']:.2f} times the time of the fastest")
+        console.say(f"auto chooses {facts['chosen']}: {facts['behind']:.2f} times as long as the fastest")
 
 
 @bench_app.command(name="train")
@@ -344,10 +346,10 @@ def bench(recipe: str = "fashion-mini", *, set_: Sets = None) -> None:
         for name, time in facts["step_milliseconds"].items()
     ]
     title = f"a batch of {count}, {facts['threads']} threads"
-    console.table(title, ["part", "ms", "images/s", "speed of the limit"], rows)
+    console.table(title, ["part", "ms", "images/s", "relative to the limit"], rows)
     console.say(
-        f"augmentation takes {100 * facts['share']:.1f} % of a step; a copy against itself measured "
-        f"{facts['control']:.2f} (1.00 on a quiet machine)"
+        f"augmentation takes {100 * facts['share']:.1f} % of a step; timing the copy twice gave a ratio of "
+        f"{facts['control']:.2f} (1.00 on an idle machine)"
     )
 
 

@@ -41,21 +41,21 @@ def compress(
     out
         The compression folder; default RUN-small.
     max_drop
-        Points of accuracy (per cent) that may be lost; default 1.
+        Accuracy that may be lost, in percentage points; default 1.
     max_latency_ms
-        Median time of one image on this machine, in ONNX Runtime.
+        Limit on the median time for one image, in ONNX Runtime on this machine.
     max_bytes
-        Size of the exported file.
+        Limit on the size of the exported file.
     prune
         structured removes channels, unstructured sets weights to zero.
     ratios
-        Shares to remove, rising.
+        Shares of channels or weights to remove, in increasing order.
     finetune_epochs
-        Epochs after each ratio; default 5.
+        Epochs of fine-tuning after each ratio; default 5.
     quantize
         Precisions to try at each ratio.
     target
-        any is safe on every CPU; vnni needs its instructions.
+        any is safe on every CPU; vnni needs a CPU with VNNI instructions.
     set_
         Any other field of CompressSpec: importance=taylor controls=[random, scratch] ...
     overwrite
@@ -97,7 +97,7 @@ def _print_candidates(result: Any) -> None:
     ]
     head = ["candidate", "packed" if size == "packed_bytes" else "bytes", "ms", "faster", "accuracy (95 %)"]
     console.table("", head, rows)
-    console.say("ms: of one image in ONNX Runtime, here; accuracy: on validation (interval)")
+    console.say("ms: latency of one image in ONNX Runtime on this machine; accuracy: on validation (95 % interval)")
 
 
 def _print_compression(result: Any) -> None:
@@ -109,7 +109,7 @@ def _print_compression(result: Any) -> None:
     smaller, small = console.change(facts["smaller"], "smaller", "larger")
     noise = facts["latency"]["noise"]
     if as_fast(facts["faster"], noise):
-        speed = f"as fast as the 32-bit ONNX model (times differ by no more than their noise, {console.percent(noise)})"
+        speed = f"as fast as the 32-bit ONNX model (the difference is within the noise, {console.percent(noise)})"
         console.say(f"{smaller:.1f} x {small}{packed} and {speed}")
     else:
         faster, fast = console.change(facts["faster"], "faster", "slower")
@@ -123,12 +123,12 @@ def _print_compression(result: Any) -> None:
         console.say(f"test accuracy {was} before, {now} after: {points:.2f} points {lost}{chance}")
         if not result.test["within_budget"]:
             budget = facts["spec"]["max_drop"]
-            console.say(f"on test this exceeds the budget of {budget:g}; on validation it was within it")
+            console.say(f"the drop on test exceeds the budget of {budget:g}; on validation it was within the budget")
 
 
 @app.command(group=SHIP, sort_key=2)
 def export(run: Path, *, out: Path | None = None) -> None:
-    """Write a run's best model as one verified ONNX file, preprocessing rules inside.
+    """Write a run's best model as one verified ONNX file that includes the preprocessing.
 
     Example: kitae export runs/mine --out mine.onnx
 

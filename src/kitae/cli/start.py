@@ -41,25 +41,25 @@ def train(
     Parameters
     ----------
     data
-        A folder with one folder per class, a .parquet file, a .csv file of paths and labels, or a source's name: a
-        recipe is planned for it. Or a shipped recipe's name, a .yaml file, or with --resume the run folder itself.
+        Data to plan a recipe for: a folder with one folder per class, a .parquet file, a .csv file of paths and labels,
+        or a source's name. Or a recipe: a shipped one's name or a .yaml file. With --resume, the run folder.
     minutes
-        Time limit of the whole command. By default the plan chooses, up to 10 minutes on a CPU.
+        Time limit for the whole command. By default the plan chooses, up to 10 minutes on a CPU.
     folds
-        Cross-validate: this many models, each tested on images that it was not trained on, then one on everything. For
-        few images, when a single split is unreliable.
+        Cross-validate: train this many models, each tested on images it was not trained on, then one on everything.
+        For few images, when a single split is unreliable.
     model
         The network: a name as in model.name, such as resnet18 or timm:resnet50.
     epochs
         Passes through the training images; 0 fits only a linear head on a pretrained network.
     batch_size
-        Images in a training step.
+        Images per training step.
     image_size
-        Pixels of the square that the network sees.
+        Side, in pixels, of the square images that the network sees.
     lr
-        The highest learning rate.
+        Peak learning rate.
     seed
-        Seed of everything random in training.
+        Seed for everything random in training.
     device
         Device to train on.
     recipe
@@ -71,7 +71,7 @@ def train(
     overwrite
         Replace the run in --out, or in runs/NAME.
     dry_run
-        Print the resolved recipe, the model's size, steps and an estimate of time, and stop.
+        Print the resolved recipe, the model's size, the steps and the estimated time, then stop.
     """
     folder = Path(data)
     if resume and out is None and (folder / "recipe.yaml").is_file():
@@ -138,10 +138,10 @@ def _print_plan(recipe: Any, progress: Any) -> None:
             ["classes", str(facts["classes"])],
             ["image", f"{channels} x {height} x {width}"],
             *(["note", line] for line in facts["notes"]),
-            ["model", f"{facts['parameters']:,} parameters, {facts['macs'] / 1e6:,.1f} M multiply-adds an image"],
-            ["steps", f"{facts['steps_per_epoch']:,} an epoch, {length}"],
+            ["model", f"{facts['parameters']:,} parameters, {facts['macs'] / 1e6:,.1f} M multiply-adds per image"],
+            ["steps", f"{facts['steps_per_epoch']:,} per epoch, {length}"],
             ["precision", facts["recipe"].train.precision],
-            ["estimated time", f"{whole} ({epoch} an epoch)"],
+            ["estimated time", f"{whole} ({epoch} per epoch)"],
         ],
     )  # fmt: skip
 
@@ -154,7 +154,7 @@ def evaluate(
     split: Literal["train", "val", "test"] = "test",
     tta: Literal["none", "flip", "shift", "scale", "full"] | None = None,  # the type's module would import pydantic
 ) -> None:
-    """Measure a run's best model again; opening test is counted in the run folder.
+    """Evaluate a run's best model again; each evaluation on test is counted in the run folder.
 
     Example: kitae evaluate runs/mine --split val
 
@@ -184,7 +184,7 @@ def evaluate(
     for name, accuracy in views.without_duplicates(result):
         console.say(f"{split} accuracy {name} {accuracy}")
     if split == "test":
-        console.say(f"test of this run was opened {console.plural(opened.test_openings, 'time')}")
+        console.say(f"the test set of this run has been opened {console.plural(opened.test_openings, 'time')}")
 
 
 @app.command(group=START, sort_key=2)
@@ -224,7 +224,7 @@ def predict(
         # Not by CompressionResult: this must work where PyTorch is not installed.
         inner = next((file for file in (model / "model.onnx", model / "closest.onnx") if file.is_file()), model)
         raise CompressionError(
-            f"{model}: is a compression folder; its model is a file: kitae predict {shlex.quote(str(inner))} IMAGES"
+            f"{model}: is a compression folder; use its model file: kitae predict {shlex.quote(str(inner))} IMAGES"
         )
     wanted = list_images(images)
     if model.suffix == ".onnx":
@@ -256,12 +256,12 @@ def predict(
         console.table("", ["image", "class", f"best {min(top, len(classes))}"], shown, right=9)
     if len(shown) < len(rows):
         console.say(
-            f"{len(rows) - len(shown):,} more {'are in' if out else 'are written by --out'} {out or 'FILE.csv'}"
+            f"{len(rows) - len(shown):,} more {f'are in {out}' if out else 'not shown; --out FILE.csv saves all'}"
         )
     if out is not None:
         console.remark(f"written to {out}")
     if broken:
-        console.remark(f"{len(broken)} skipped, since they cannot be read:")
+        console.remark(f"skipped {console.plural(len(broken), 'unreadable image')}:")
         for line in broken:
             console.remark(f"  {line}")
 
@@ -344,7 +344,7 @@ def report(
 
     if len(folders) == 1:
         if out is not None:
-            raise RecipeError(f"--out {out}: is for a comparison of several runs; the page of one run is in its folder")
+            raise RecipeError(f"--out {out}: only for comparing several runs; the page of one run is in its folder")
         written = page.report(folders[0])
     else:
         written = page.compare(folders, out)

@@ -25,12 +25,12 @@ class CompressSpec(Spec):
         sure: compare the upper end of the drop's 95 % interval with the budget, not the drop, since otherwise a
             candidate that lost little by chance is chosen too often. If validation has too few images to show that any
             drop is within the budget, the drop itself is compared, and the result says so.
-        max_latency_ms: median time of one image, on this machine, in ONNX Runtime.
-        max_bytes: size of the exported file.
+        max_latency_ms: limit on the median time for one image, on this machine, in ONNX Runtime.
+        max_bytes: limit on the size of the exported file.
         prune: `structured` removes channels, `unstructured` sets weights to zero (smaller when packed, not faster).
         ratios: shares of the channels, or weights, to remove, tried from the smallest up, each from the one before.
         importance: which channels are removed first: see `kitae.compression.channels.remove_channels`.
-        scope: every layer loses the ratio, or all are ranked together.
+        scope: `layer` removes the ratio from every layer; `global` ranks all of them together.
         skip: layers that are not pruned.
         layer_ratios: layers by name with their own ratio, which applies at every ratio (`scope: layer`); of coupled
             layers the first one named here counts.
@@ -42,8 +42,8 @@ class CompressSpec(Spec):
         finetune_rate: the share of the recipe's learning rate that fine-tuning starts with; it falls along a cosine.
         distill: fine-tuning learns from the unpruned model as well.
         quantize: which precisions to try at each ratio; `none` is 32-bit float.
-        qat_epochs: of quantization-aware training.
-        qat_rate: the same for quantization-aware training; if no epoch is better than the start, the start is kept.
+        qat_epochs: epochs of quantization-aware training.
+        qat_rate: as `finetune_rate`, for these epochs; if no epoch is better than the start, the start is kept.
         per_channel: true uses one scale for each output channel of a weight, false one for the whole weight.
         target: `any` is safe on every CPU; `vnni` is slightly more precise, and only safe on CPUs with VNNI.
         calibration: ways to choose ranges; the best on validation is kept.
@@ -90,21 +90,19 @@ class CompressSpec(Spec):
     @model_validator(mode="after")
     def _fits_together(self) -> CompressSpec:
         if list(self.ratios) != sorted(set(self.ratios)):
-            raise ValueError(f"ratios must rise, not {', '.join(f'{ratio:g}' for ratio in self.ratios)}")
+            raise ValueError(f"ratios must increase, not {', '.join(f'{ratio:g}' for ratio in self.ratios)}")
         if twice := sorted(set(self.layer_ratios) & set(self.skip)):
-            raise ValueError(f"layer_ratios: {twice[0]} is in skip as well")
+            raise ValueError(f"layer_ratios: {twice[0]} is also in skip; remove one")
         if self.layer_ratios and (self.scope == "global" or self.gradual):
-            raise ValueError("layer_ratios go with scope: layer, and not with gradual")
+            raise ValueError("layer_ratios needs scope: layer and gradual: false")
         if not self.per_channel and "qat" in self.quantize:
-            raise ValueError("per_channel: false does not go with quantize: qat, which trains with a scale a channel")
+            raise ValueError("per_channel: false does not work with quantize: qat, which has one scale per channel")
         if self.gradual and self.prune != "unstructured":
-            raise ValueError("gradual goes with prune: unstructured")
+            raise ValueError("gradual needs prune: unstructured")
         if self.gradual and self.finetune_epochs < 2:
             raise ValueError("gradual pruning happens during fine-tuning: finetune_epochs must be at least 2")
         if set(self.controls) - {"original"} and self.prune != "structured":
-            raise ValueError("controls random, scratch and small go with prune: structured")
+            raise ValueError("controls: random, scratch and small need prune: structured")
         if "random" in self.controls and self.scope == "global":
-            raise ValueError(
-                "controls: random goes with scope: layer (ranked together, random channels make another size)"
-            )
+            raise ValueError("controls: random needs scope: layer (with global, random channels give a different size)")
         return self

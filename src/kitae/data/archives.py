@@ -294,7 +294,7 @@ def fetch(download: Download, folder: Path, alternative: str, progress: Progress
         _check(target, download)  # it may have been put there by hand
         return target
     by_hand = (
-        f"get {download.url} elsewhere and put it into {folder}, or into a FOLDER and set data.source={alternative}"
+        f"get {download.url} another way, and put it into {folder}, or into a FOLDER and set data.source={alternative}"
     )
     request = urllib.request.Request(download.url, headers={"User-Agent": "kitae"})
     digest, done = hashlib.sha256(), 0
@@ -318,4 +318,4 @@ def fetch(download: Download, folder: Path, alternative: str, progress: Progress
 def _check(path: Path, download: Download) -> None:
     with path.open("rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != download.sha256:
-            raise DataError(f"{path}: SHA-256 is not that of the original archive, get {download.url} again")
+            raise DataError(f"{path}: its SHA-256 is wrong; download {download.url} again")

@@ -121,7 +121,7 @@ class Job:
             **(facts or {}),
         }
         if self.source.fingerprint() != self.fingerprint:
-            raise DataError(f"{self.source.name}: files changed while they were read, try again")
+            raise DataError(f"{self.source.name}: files changed while they were read; try again")
         for name, data in contents.items():
             _write(temporary / name, data)
         files = {path.name: path.stat().st_size for path in sorted(temporary.iterdir())}

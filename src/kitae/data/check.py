@@ -141,7 +141,7 @@ class CheckReport:
                 "unreadable images: replace them, or leave them out with --set data.on_corrupt=skip",
             ),
             (self.label_conflicts, "label conflicts: correct the labels; training would learn both"),
-            (self.doubtful_labels, "alike, with different labels: look at them; both labels may be right"),
+            (self.doubtful_labels, "similar, with different labels: look at them; both labels may be right"),
             (self.across_splits, "duplicates across splits: they inflate the test accuracy"),
             (self.excluded and self.fixable, f"kitae data fix {shlex.quote(self.source)} writes the data {without}"),
         ]
@@ -206,17 +206,17 @@ class CheckReport:
             more = f", and {len(histogram) - examples} more" if len(histogram) > examples else ""
             out.append(f"  {title}: {', '.join(top)}{more}")
         if self.highest is not None and self.depth is not None:
-            white = ", levels above are white" if self.highest >= 1 << self.depth else ""
+            white = ", higher levels become white" if self.highest >= 1 << self.depth else ""
             out.append(f"  depth: the highest level is {self.highest:,}, read as {self.depth} bits (data.depth){white}")
         findings: list[tuple[str, list[str]]] = [
             ("unreadable images", [reason for _, reason in self.unreadable]),
             ("groups of exact duplicates", [_listed(d) for d in self.exact]),
             ("pairs of near duplicates", [_listed(d) for d in self.near]),
-            ("of these across splits", [_listed(d) for d in self.across_splits]),
+            ("duplicates across splits", [_listed(d) for d in self.across_splits]),
             ("copies with different labels", [_listed(d) for d in self.label_conflicts]),
-            ("alike, with different labels", [_listed(d) for d in self.doubtful_labels]),
+            ("similar, with different labels", [_listed(d) for d in self.doubtful_labels]),
             ("problems", list(self.problems)),
-            *([("ignored: other files, or outside the class folders", list(self.ignored))] if self.ignored else []),
+            *([("ignored (no image, or outside the class folders)", list(self.ignored))] if self.ignored else []),
         ]
         for title, found in findings:
             out.append(f"  {title}: {len(found):,}")
@@ -224,7 +224,7 @@ class CheckReport:
             if len(found) > examples:
                 out.append(f"    and {len(found) - examples:,} more")
         if self.truncated:
-            out.append("  the search for near duplicates was cut short, there are more")
+            out.append("  the search for near duplicates stopped early; there are more")
         return [*out, *(f"  {cure}" for cure in self.cures), self.verdict]
 
 

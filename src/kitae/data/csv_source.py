@@ -61,14 +61,14 @@ class CsvSource(Source):
         self._group = None if groups == PARENT else known.get((groups or "group").lower())
         for line, row in self._rows:
             if not row[self._path] or not row[self._label]:
-                raise DataError(f"{self.name}: line {line} lacks its path or its label")
+                raise DataError(f"{self.name}: line {line} has no path or no label; add it")
         self._files = [self.path.parent / user_path(row[self._path]) for _, row in self._rows]
         missing = [] if gaps else [place for place, path in enumerate(self._files) if not os.path.isfile(path)]
         if missing:
             more = f", and {len(missing) - 1:,} more" if len(missing) > 1 else ""
             raise DataError(
                 f"{self.name}: line {self._rows[missing[0]][0]}: there is no file {self._files[missing[0]]}{more}; "
-                "correct the path, or let kitae data fix leave such lines out"
+                "correct the path, or use kitae data fix to write the data without such lines"
             )
 
     def _column(self, header: list[str], names: tuple[str, ...]) -> str:
@@ -78,7 +78,7 @@ class CsvSource(Source):
                 raise DataError(f"{self.name}: its columns are separated by {other!r}; save it with commas")
             raise DataError(
                 f"{self.name}: has no column {names[0]!r} (its columns are {', '.join(header) or 'none'}); the first "
-                f"line names one of {', '.join(_PATHS)} and one of {', '.join(_LABELS)}"
+                f"line must name one of {', '.join(_PATHS)} and one of {', '.join(_LABELS)}"
             )
         return found[0]
 

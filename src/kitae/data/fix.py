@@ -54,7 +54,7 @@ def check_out(source: Source, out: str | Path, *, overwrite: bool = False) -> No
     """Refuse a file that `fix` cannot write. Raises DataError: it exists or has another ending, or see `suffix_of`."""
     path, ending = Path(out), suffix_of(source)
     if path.suffix.lower() != ending:
-        raise DataError(f"{path}: must end in {ending}, as {source.name} becomes such a file")
+        raise DataError(f"{path}: must end in {ending}, the format written for {source.name}")
     if path.exists() and not overwrite:
         raise DataError(f"{path}: exists; add --overwrite, or choose another --out")
 
@@ -131,4 +131,4 @@ def _write_parquet(source: ParquetSource, kept: set[int], path: Path) -> None:
                     arrays = [pa.array(values[name], kind) for name, kind in columns.items()]
                     writer.write_table(pa.table(arrays, schema=pa.schema(columns)))
     except OSError as error:
-        raise DataError(f"{path}: cannot write ({error.strerror}); what was there before is kept") from error
+        raise DataError(f"{path}: cannot be written ({error.strerror}); the previous file is kept") from error

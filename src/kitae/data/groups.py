@@ -48,13 +48,13 @@ def by_paths(paths: Sequence[str], rule: str, inside: int = 0) -> NDArray[np.int
     if rule == PARENT:
         folders = ["/".join(path.split("/")[inside:-1]) for path in paths]
         if inside and not any(folders):
-            raise DataError("data.groups: parent, but all images lie directly in their class's folder, in no subfolder")
+            raise DataError("data.groups: parent, but no class folder has images in subfolders; set it to null")
         pairs = zip(paths, folders, strict=True)
         return np.array([name_key(folder if folder or not inside else f"\0{path}") for path, folder in pairs], np.int64)
     try:
         pattern = re.compile(rule)
     except re.error as error:
-        raise DataError(f"data.groups: {rule!r} is no column and no regular expression ({error})") from error
+        raise DataError(f"data.groups: {rule!r} is neither a column nor a regular expression ({error})") from error
     if not pattern.groups:
         raise DataError(
             f"data.groups: {rule!r} is neither a column, nor parent, nor a regular expression with a group, such as "

@@ -151,7 +151,7 @@ class ParquetSource(Source):
         if self.rule is None:
             return None
         if not any(columns["path"]):
-            raise DataError(f"data.groups: {self.rule!r} is no column, and there is no column path to search in")
+            raise DataError(f"data.groups: {self.rule!r} is not a column, and there is no column `path` to search")
         return by_paths([str(path or "") for path in columns["path"]], self.rule)
 
     def _load_file(self, path: Path) -> tuple[dict[str, list[Any]], tuple[str, ...] | None]:
@@ -186,7 +186,7 @@ class ParquetSource(Source):
         for value in set(values):
             if str(value).lower() not in SPLIT_ALIASES:
                 raise DataError(
-                    f"{path}: split {value!r} in row {values.index(value)}; known are {', '.join(SPLIT_ALIASES)}"
+                    f"{path}: unknown split {value!r} in row {values.index(value)}; valid: {', '.join(SPLIT_ALIASES)}"
                 )
         return [SPLIT_ALIASES[value.lower()] for value in values]
 
@@ -206,7 +206,7 @@ def _classes(
     if wrong:
         raise DataError(
             f"{names[wrong[0]]}: label {values[wrong[0]]} is out of range "
-            f"({len(wrong)} such labels; some hub data sets hide the labels of their test split so)"
+            f"({len(wrong)} such labels; some hub data sets hide their test labels this way)"
         )
     if any(known for _, known, _ in named_by_file):
         return _united_classes(named_by_file, np.array(values, np.int64))

@@ -72,7 +72,7 @@ class ShardCache:
         if not is_url(shard):
             return user_path(shard)
         if _URL.fullmatch(shard) is None:
-            raise DataError(f"data.source: {shard!r} is not a plain URL; write odd characters as %20 and the like")
+            raise DataError(f"data.source: {shard!r} is not a valid URL; write special characters as %20 and so on")
         target = self._target(shard)
         with storage_errors(target.parent):
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -92,7 +92,7 @@ def find_shards(patterns: str) -> list[str]:
     for pattern in patterns.split("::"):
         scheme = pattern.partition(":")[0] if re.match(r"[A-Za-z][\w+.-]+:", pattern) else ""
         if scheme and not is_url(pattern):
-            why = "starts a program, which Kitae never does" if scheme == "pipe" else f"is of scheme {scheme!r}"
+            why = "would run a program, which Kitae does not allow" if scheme == "pipe" else f"is of scheme {scheme!r}"
             raise DataError(f"data.source: {pattern} {why}; give paths or http(s) URLs of tar files")
         for text in expand(pattern):
             if is_url(text):
@@ -108,7 +108,7 @@ def find_shards(patterns: str) -> list[str]:
         raise DataError("data.source: webdataset: needs shards, as in webdataset:train-{000..099}.tar")
     twice = next((name for name, count in Counter(found).items() if count > 1), None)
     if twice is not None:
-        raise DataError(f"data.source: {twice}: the shard is named twice; name it once")
+        raise DataError(f"data.source: {twice}: the shard is listed twice; remove one")
     return found
 
 
@@ -173,7 +173,7 @@ def scan(path: Path, name: str) -> ShardIndex:
                         continue
                     if key != last and key in samples:
                         raise DataError(
-                            f"{name}: the files of {key!r} do not follow each other; sort the names before packing"
+                            f"{name}: the files of {key!r} are not next to each other; sort by name before packing"
                         )
                     last = key
                     parts = samples.setdefault(key, {})
@@ -379,9 +379,11 @@ def _splits(shards: Sequence[str]) -> list[int]:
         return [TRAIN] * len(shards)
     odd = [shard for shard, code in zip(shards, found, strict=True) if code is None]
     if odd:
-        raise DataError(f"data.source: {named[0]} is named after a split and {odd[0]} is not; name all or none so")
+        raise DataError(
+            f"data.source: {named[0]} is named after a split, but {odd[0]} is not; name all after splits, or none"
+        )
     if TRAIN not in found:
-        raise DataError(f"data.source: has {named[0]}, but no shards of train; add them, with :: between")
+        raise DataError(f"data.source: has {named[0]}, but no train shards; add them, separated by ::")
     return [code for code in found if code is not None]
 
 

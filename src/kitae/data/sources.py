@@ -93,16 +93,18 @@ class FolderSource(Source):
         if train and odd:
             if len(named) > 1:  # one alone may be a class of vehicles
                 splits = ", ".join(folder.name for _, folder in named)
-                raise DataError(f"{self.name}: has splits ({splits}) and a folder {odd[0].name!r} beside them")
+                raise DataError(
+                    f"{self.name}: has splits ({splits}) and a folder {odd[0].name!r} beside them; rename or move it"
+                )
             classes = {folder.name for folder in _subfolders(train[0])}
             for folder in odd:
                 if classes.intersection(inner.name for inner in _subfolders(folder)):
                     raise DataError(
-                        f"{self.name}: {folder.name!r} has the class folders of train, but is not the name of a split; "
+                        f"{self.name}: {folder.name!r} has class folders of train, but is not named after a split; "
                         "rename it to val or test"
                     )
         if named and not odd and not train:
-            raise DataError(f"{self.name}: has a folder {named[0][1].name!r} but no train folder")
+            raise DataError(f"{self.name}: has a folder {named[0][1].name!r} but no train folder; add one")
         parts = named if train and not odd else [(TRAIN, self.root)]
         self._inside = 1 if parts[0][1] == self.root else 2
         names = sorted({folder.name for code, part in parts if code == TRAIN for folder in _subfolders(part)})
@@ -122,7 +124,9 @@ class FolderSource(Source):
             before = len(self._files)
             for folder in _subfolders(part):
                 if folder.name not in names:
-                    raise DataError(f"{self.name}: class {folder.name!r} of {part.name} is not in train")
+                    raise DataError(
+                        f"{self.name}: class {folder.name!r} of {part.name} is not in train; add it there, or remove it"
+                    )
                 images = image_files(folder)
                 if not images and code == TRAIN:
                     raise DataError(

@@ -34,10 +34,10 @@ class DataSpec(GrowingSpec):
         val_seed: the key of the validation split alone, to change the validation images and keep the test images; null
             is `split_seed`. Without effect if the source has a validation split.
         limit: keep this many training images (after the split), classes in proportion; null keeps all.
-        image_size: pixels of the square that the network sees, or [height, width]; null takes the images' own size if
-            all share one.
+        image_size: side in pixels of the square images that the network sees, or [height, width]; null takes the
+            images' own size if all have the same.
         store_size: the store keeps whole pictures, reduced to a short side of this many pixels (if image_size is not
-            square: until they just cover it enlarged to that short side); null is 9/4 of image_size, which keeps
+            square: to the smallest size that covers it scaled to that side); null is 9/4 of image_size, which keeps
             random crops and evaluation as sharp as from the files. Without effect if all images are tiny or already
             have image_size.
         channels: 1 or 3; null is 1 if every image is grey, else 3.
@@ -45,7 +45,7 @@ class DataSpec(GrowingSpec):
             whole set needs: 8 under 256, 10 under 1024, 12 under 4096, else 16.
         resize: `crop` (shorter side to size, centre crop), `squash` (ignore the aspect), `pad` (longer side to size).
         crop_pct: share of the sides, around the centre, that `crop` and `squash` keep; below 1 the centre is enlarged.
-        normalize: `train` (statistics of the training images), `pretrained` (the pretrained net's own), or given.
+        normalize: `train` (statistics of the training images), `pretrained` (the pretrained net's), or a mean and std.
         balance: `sampler` draws every class equally often, `loss` weighs classes inversely to their frequency.
         on_corrupt: `error` stops at an image that cannot be read, `skip` names it and leaves it out.
         order: how an epoch is shuffled. `full` draws from all images at once. `blocks` is for data that do not fit in

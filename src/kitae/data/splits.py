@@ -244,8 +244,8 @@ def divide(table: Table, spec: DataSpec, twins: NDArray[np.int64] | None = None)
             if not len(parts[code]):
                 linked = "images" if table.groups is None else "groups"
                 raise DataError(
-                    f"equal images link so many {linked} that none is left for {SPLIT_NAMES[code]}; leave the copies "
-                    "out (kitae data fix writes a list without them)"
+                    f"identical images link so many {linked} that none is left for {SPLIT_NAMES[code]}; remove the "
+                    "copies (kitae data fix writes the data without them)"
                 )
     _check_classes(labels[parts[TRAIN]], classes)
     train = _limited(table, parts[TRAIN], drawn, spec)
@@ -263,15 +263,15 @@ def _folded(table: Table, spec: DataSpec, folds: int, twins: NDArray[np.int64] |
     found = len(pool) if units is None else len(np.unique(units))
     what = "images" if units is None else "groups of images"
     if found < folds:
-        raise DataError(f"data.folds: {folds} folds of {found} {what}; set it to {found} or less")
+        raise DataError(f"data.folds: {folds} is more than the {found} {what}; set it to {found} or less")
     part = assign_folds(labels[pool], table.keys[pool], folds, spec.split_seed, units)
     counts = np.bincount(labels[pool] * folds + part, minlength=len(classes) * folds).reshape(-1, folds)
     whole = np.flatnonzero(counts.max(axis=1) == counts.sum(axis=1))
     if whole.size:
         more = f" (and {whole.size - 1} other classes)" if whole.size > 1 else ""
         raise DataError(
-            f"data.folds: class {classes[whole[0]]!r}{more} has all its images in one fold, which no other one can "
-            f"learn; add images{'' if table.groups is None else ' of other groups'}"
+            f"data.folds: class {classes[whole[0]]!r}{more} has all its images in one fold, so the model tested on "
+            f"that fold cannot learn it; add images{'' if table.groups is None else ' of other groups'}"
         )
     if units is not None:
         groups = np.full(len(labels), -1, np.int64)
@@ -399,10 +399,10 @@ def _limited(table: Table, rows: Rows, drawn: Rows, spec: DataSpec) -> Rows:
         return rows
     if limit > len(rows):
         raise DataError(
-            f"data.limit {limit} is larger than the {len(rows)} training images that remain after the split"
+            f"data.limit {limit} is more than the {len(rows)} training images after the split; lower it, or set null"
         )
     if limit < len(table.classes):
-        raise DataError(f"data.limit {limit} is smaller than the number of classes, {len(table.classes)}")
+        raise DataError(f"data.limit {limit} is too small for the classes; set it to {len(table.classes)} or more")
     labels = table.labels[drawn]
     order = _shuffled(table.keys[drawn], spec.split_seed, keyed.SLOT_LIMIT, 0)
     # Interleave the classes in proportion: image r of the n of its class has position (r + 1/2) / n. The first
@@ -444,8 +444,8 @@ def _check_room(
     found = len(np.unique(groups))
     if found < parts:
         raise DataError(
-            f"data.groups: all {len(labels)} images are in {found} group(s), which {what} cannot share; "
-            f"{parts} groups or more are needed, or other ones"
+            f"data.groups: all {len(labels)} images are in {found} group(s), too few for {what}; use {parts} groups or "
+            f"more, or a different rule"
         )
     pairs = np.unique(np.stack([labels, groups]), axis=1)
     several = np.bincount(pairs[0], minlength=len(classes))
@@ -453,8 +453,8 @@ def _check_room(
     if alone.size:
         more = f" (and {alone.size - 1} other classes)" if alone.size > 1 else ""
         raise DataError(
-            f"data.groups: class {classes[alone[0]]!r}{more} lies in one group, so it cannot be trained and measured; "
-            "add images of another group, or use other groups"
+            f"data.groups: class {classes[alone[0]]!r}{more} is in a single group, so it cannot be both trained and "
+            "tested; add images of another group, or use other groups"
         )
 
 
@@ -467,5 +467,5 @@ def _check_groups(table: Table, codes: NDArray[np.uint8]) -> None:
         other, one = int(crossing[0]), int(first[member[crossing[0]]])
         raise DataError(
             f"{table.names[one]} ({SPLIT_NAMES[codes[one]]}) and {table.names[other]} ({SPLIT_NAMES[codes[other]]}) "
-            "are of one group, which must not lie in two splits"
+            "are of the same group, which must not be in two splits; move one"
         )

@@ -253,9 +253,9 @@ def verify_integer(content: bytes, images: NDArray[np.uint8], *, floor: float = 
     parity = compare(session_reference(open_session(content)), simulated, images, batch_sizes).parity()
     if 1.0 - parity.clear_flips / parity.images < floor:
         raise ExportError(
-            f"the INT8 graph does not run here as its integers define: {parity.clear_flips} of {parity.images} images "
-            f"change their class between onnxruntime's integer kernels and the same graph in float; on a CPU without "
-            f"VNNI use target any"
+            f"the INT8 graph gives wrong results on this CPU: {parity.clear_flips} of {parity.images} images change "
+            f"their class between onnxruntime's integer kernels and the same graph in float; on a CPU without VNNI "
+            f"use target any"
         )
     return parity
 

@@ -145,7 +145,7 @@ def expand(spec: StudySpec) -> Design:
     for contrast, pair in spec.contrasts.items():
         for name in pair:
             if name not in names:
-                raise RecipeError(f"contrasts.{contrast}: {name!r} is none of the variants {', '.join(names)}")
+                raise RecipeError(f"contrasts.{contrast}: {name!r} is not a variant; valid: {', '.join(names)}")
         if contrast in names or contrast in labels:
             raise RecipeError(f"contrasts.{contrast}: is already the name of an effect")
         if pair[0] == pair[1]:
@@ -154,7 +154,7 @@ def expand(spec: StudySpec) -> Design:
     design = Design(spec.design, variants, reference, contrasts, labels, aliases)
     for claim, stated in spec.claims.items():
         if stated.effect not in design.effects:
-            raise RecipeError(f"claims.{claim}.effect: {stated.effect!r} is none of {', '.join(design.effects)}")
+            raise RecipeError(f"claims.{claim}.effect: unknown {stated.effect!r}; valid: {', '.join(design.effects)}")
     return design
 
 

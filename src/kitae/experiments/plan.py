@@ -207,7 +207,7 @@ class Plan:
             f"{threads} thread{'s' * (threads != '1')} each)"
         ]
         if self.load > _BUSY:
-            lines.append(f"            measured beside {self.load:.0f} other programs: alone it may be far less")
+            lines.append(f"            measured with {self.load:.0f} other programs running; alone it may be far less")
         return lines
 
     def _power_line(self) -> str:
@@ -225,7 +225,7 @@ class Plan:
         if source == "assumed" and self.judged and self.noise > ASSUMED_NOISE:
             source += f" for {self.judged:,} images"
         return (
-            f"  can show  effects from {self.smallest * scale:.2g} {unit} ({often} of the time, after Holm's "
+            f"  can show  effects of {self.smallest * scale:.2g} {unit} or more ({often} of the time, after Holm's "
             f"correction, if runs vary by {self.noise * scale:g} {unit} between seeds, {source})"
         )
 

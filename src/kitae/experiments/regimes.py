@@ -119,7 +119,8 @@ def advice(results: Sequence[StudyResult]) -> list[str]:
     worse = [name for name in _RATES if name in points and all(_does(point, -1) for point in points[name])]
     if worse:
         words, lost = " and ".join(TECHNIQUES[name] for name in worse), [p for name in worse for p in points[name]]
-        others.append(f"Let the learning rate fall along a cosine; {words} changes accuracy by {_range(lost)}.")
+        does = "changes" if len(worse) == 1 else "change"
+        others.append(f"Let the learning rate fall along a cosine; {words} {does} accuracy by {_range(lost)}.")
     timed = [effect for result in results if (effect := result.effect("epoch_seconds", "bf16")) is not None]
     faster = next((effect for effect in timed if effect.shown and effect.estimate < 1), None)
     if faster is not None:

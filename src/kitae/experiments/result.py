@@ -163,7 +163,7 @@ class StudyResult:
     def _sentence(self, effect: Effect) -> str:
         has = effect.metric in self.finished and self.finished[effect.metric].notna().any()
         if len(self.finished) and not has:
-            return f"{effect.name}: nothing can be said, no finished run has a number {effect.metric}"
+            return f"{effect.name}: nothing can be said: no finished run has a value of {effect.metric}"
         return wording.sentence(effect, len(self.spec.seeds), len(self.runs))
 
     @property
@@ -205,14 +205,14 @@ class StudyResult:
         ]
         if any(effect.uneven for effect in main.effects):
             parts.append(
-                "* it, or its reference, scatters more than the others, so its interval is from their pairs alone"
+                "* this variant or its reference varies more than the others, so its interval uses only their own pairs"
             )
         parts += [wording.metric_line(name, one.effects) for name, one in self.analyses.items() if name != spec.metric]
         if self.spec.claims:
             claims = [(row, self.effect(row["metric"], row["effect"])) for row in self.claims]
             parts += ["", wording.claims_table(claims)]
-        parts += wording.runs_lines(self.failed, "did not finish and are in no number above:")
-        without = f"finished without a finite {spec.metric}, so its effects are of the others:"
+        parts += wording.runs_lines(self.failed, "did not finish and are not included above:")
+        without = f"finished without a finite {spec.metric} and are left out of its effects:"
         return "\n".join(parts + wording.runs_lines(self.numberless, without))
 
     def data(self) -> dict[str, Any]:

@@ -225,7 +225,7 @@ def search(
     train: str = TRAIN_WITHOUT_TEST,
     measure: str = MEASURE,
 ) -> SearchResult:
-    """Search augmentation, mixing and label smoothing for your data.
+    """Search for the augmentation, mixing and label smoothing that suit your data.
 
         kt.search("photos/", "runs/search")
 
@@ -460,7 +460,7 @@ def _verdict(rematch: StudyResult, metric: str, preset: Arm, seeds: int) -> tupl
     else:
         won = effect.shown and effect.estimate > 0
         shown = f"{amount(effect.estimate, effect)} over the preset {preset.name!r}"
-        size = shown if effect.shown else f"no difference to the preset {preset.name!r} could be shown"
+        size = shown if effect.shown else f"no difference from the preset {preset.name!r} could be shown"
         paired = f"{effect.pairs} of " if effect.pairs != seeds else ""
         where = f"in the rematch on {paired}{seeds} fresh seeds, interval {interval(effect)}"
         verdict = f"The search {'won' if won else 'did not win'}: {size} {where}.{'' if won else ' Use the preset.'}"

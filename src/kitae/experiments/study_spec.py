@@ -76,9 +76,9 @@ def _factors(value: Any) -> Any:
 
 def _list(value: Any) -> Any:
     if isinstance(value, str):
-        raise ValueError(f"is a list, such as [{value}]")
+        raise ValueError(f"must be a list, such as [{value}]")
     if isinstance(value, int) and not isinstance(value, bool):
-        raise ValueError(f"is a list, such as {list(range(value)) if 0 < value <= 20 else [0, 1, 2]}, not {value}")
+        raise ValueError(f"must be a list, such as {list(range(value)) if 0 < value <= 20 else [0, 1, 2]}, not {value}")
     return value
 
 
@@ -193,12 +193,12 @@ class StudySpec(Spec):
             raise ValueError(f"seeds: {list(self.seeds)} lists a seed twice")
         for field, designs in _BELONGS.items():
             if getattr(self, field) and self.design not in designs:
-                raise ValueError(f"{field}: belongs to design: {', '.join(designs)}, not {self.design}")
+                raise ValueError(f"{field}: works only with design: {', '.join(designs)}, not {self.design}")
         if self.design == "compare":
             if len(self.variants) < 2:
                 raise ValueError("variants: a comparison needs at least two, name: {field: value}")
             if self.reference is not None and self.reference not in self.variants:
-                raise ValueError(f"reference: {self.reference!r} is none of {', '.join(self.variants)}")
+                raise ValueError(f"reference: {self.reference!r} is not a variant; valid: {', '.join(self.variants)}")
         else:
             self._check_factors()
         if self.cover == "both" and (self.metric != "test.accuracy" or self.design in ("factorial", "screening")):

@@ -65,8 +65,8 @@ def sentence(effect: Effect, seeds: int, runs: int | None = None) -> str:
         return f"{effect.name}: {verb}, {size} ({span}, {with_seeds})"
     if effect.low > effect.neutral or effect.high < effect.neutral:
         return (
-            f"{effect.name}: {size} ({span}, {with_seeds}), not certain once the number of comparisons is "
-            f"corrected for (Holm p = {effect.p_holm:.2f})"
+            f"{effect.name}: {size} ({span}, {with_seeds}), not certain after correction for the number "
+            f"of comparisons (Holm p = {effect.p_holm:.2f})"
         )
     return f"{effect.name}: no difference could be shown with {with_seeds} ({span})"
 

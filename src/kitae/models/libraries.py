@@ -44,7 +44,7 @@ def refuse(spec: ModelSpec, *fields: str) -> None:
     """Refuse options that a network does not have and the recipe sets."""
     for field in fields:
         if getattr(spec, field) != ModelSpec.model_fields[field].default:
-            raise RecipeError(f"model.{field}: {spec.name} has none; remove it")
+            raise RecipeError(f"model.{field}: {spec.name} does not support it; remove it")
 
 
 def build_timm(

@@ -196,8 +196,8 @@ def _as_sure_as_possible(spec: CompressSpec, count: int, say: Say) -> CompressSp
         return spec
     advice = "; more validation images (data.val_fraction) would help" if spec.max_drop else ""
     say(
-        f"note: {count} validation images cannot show that a drop is within {spec.max_drop:g} points, so the measured "
-        f"drop counts, which may be luck{advice}"
+        f"note: {count} validation images are too few to show that a drop is within {spec.max_drop:g} points, so the "
+        f"measured drop is used, which may be luck{advice}"
     )
     return spec.model_copy(update={"sure": False})
 
@@ -233,7 +233,7 @@ def _controls(winner: Candidate, reached: Sequence[Network], networks: Networks,
 
     def small() -> list[Candidate]:
         title, net = bench.as_fast(network.model)
-        say(f"control: {title} from scratch, which takes the same time")
+        say(f"control: {title} from scratch, with the same latency")
         return bench.candidates(networks.small_from_scratch(title, net, more), only=only)
 
     found = []
@@ -267,12 +267,12 @@ def choose(candidates: Sequence[Candidate], spec: CompressSpec) -> tuple[Candida
         if not within(lost, spec):
             share = (lost - spec.max_drop) / max(spec.max_drop, 1.0)
             verb = "may lose" if spec.sure else "loses"
-            found.append((share, f"{verb} {lost:.2f} points, not {spec.max_drop:g}"))
+            found.append((share, f"{verb} {lost:.2f} points, more than {spec.max_drop:g}"))
         if spec.max_bytes is not None and row["bytes"] > spec.max_bytes:
-            found.append((row["bytes"] / spec.max_bytes - 1, f"has {row['bytes']:,} bytes, not {spec.max_bytes:,}"))
+            found.append((row["bytes"] / spec.max_bytes - 1, f"has {row['bytes']:,} bytes, over {spec.max_bytes:,}"))
         if spec.max_latency_ms is not None and row["latency_ms"] > spec.max_latency_ms:
             share = row["latency_ms"] / spec.max_latency_ms - 1
-            found.append((share, f"takes {row['latency_ms']:.3g} ms, not {spec.max_latency_ms:g}"))
+            found.append((share, f"takes {row['latency_ms']:.3g} ms, more than {spec.max_latency_ms:g}"))
         return found
 
     inside = [candidate for candidate in free if not excess(candidate)]

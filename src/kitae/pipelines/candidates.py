@@ -91,7 +91,7 @@ class Bench:
         if len(train) < FEWEST_IMAGES and {"static", "qat"} & set(self.spec.quantize):
             raise CompressionError(
                 f"{self.run.path}: {len(train)} training images are too few to calibrate with, at least "
-                f"{FEWEST_IMAGES} are needed; --quantize none or dynamic needs none"
+                f"{FEWEST_IMAGES} are needed; use --quantize none or dynamic"
             )
         self.calibration = setup.image_set(train).gather(train)[0]
         self.validation = setup.image_set(setup.splits.val)

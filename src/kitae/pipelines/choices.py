@@ -100,7 +100,7 @@ def unknown_option(name: str) -> RecipeError:
     if (field := field_ending(ours)) is not None:
         return RecipeError(f"kt.train has no option {name!r}: use set=('{field}=VALUE',)")
     hint = did_you_mean(name, known)
-    return RecipeError(f"kt.train has no option {name!r}{hint}; set=('field=value',) reaches every recipe field")
+    return RecipeError(f"kt.train has no option {name!r}{hint}; set=('field=value',) sets any recipe field")
 
 
 def understand(argument: str) -> tuple[Literal["recipe", "data"], str]:

@@ -187,13 +187,13 @@ def compress(
     run.require_finished()
     if run.recipe.data.whole:
         raise CompressionError(
-            f"{run.path}: trained on everything (data.folds), so no image is left to judge what compression costs; "
+            f"{run.path}: trained on everything (data.folds), so no images are left to measure the loss in accuracy; "
             "compress a run that was trained without --folds"
         )
     spec = resolve_spec(spec, options)
     folder = Path(out) if out is not None else beside(run.path, "-small")
     if not os.access(run.path, os.W_OK):
-        raise CompressionError(f"{run.path}: is read-only, and an opening of test is counted there; copy the run")
+        raise CompressionError(f"{run.path}: is read-only, but each use of test is recorded there; copy the run")
     _check(folder, overwrite)  # before the lock, which would be left in a folder that is not ours
     with COMPRESSION.locked(folder):
         _check(folder, overwrite)  # again: another process may have finished a compression in between
@@ -205,7 +205,7 @@ def compress(
 def _check(folder: Path, overwrite: bool) -> None:
     COMPRESSION.check(folder)
     if (folder / "compression.json").exists() and not overwrite:
-        raise CompressionError(f"{folder}: holds a compression already; add --overwrite, or choose another --out")
+        raise CompressionError(f"{folder}: already has a compression; add --overwrite, or choose another --out")
 
 
 def _compress(run: Run, folder: Path, spec: CompressSpec, say: Say) -> CompressionResult:
@@ -217,7 +217,7 @@ def _compress(run: Run, folder: Path, spec: CompressSpec, say: Say) -> Compressi
     try:
         outcome = search(networks, bench)
     except TrainingInterruptedError as error:
-        kept = f"{folder} keeps the ratios that were done: repeat the same command to continue"
+        kept = f"{folder} keeps the finished ratios; run the same command again to resume"
         raise TrainingInterruptedError(f"{error.where} of a fine-tuning", kept) from error
     setup = networks.setup
     test: dict[str, Any] | None = None

@@ -36,8 +36,8 @@ def notes_of(setup: Setup, model: nn.Module) -> list[str]:
     fewer = max(2, images // _FEW_UPDATES)
     if updates < _FEW_UPDATES and fewer < recipe.train.batch_size:
         notes.append(
-            f"train.batch_size: {recipe.train.batch_size} of {images} images makes {console.plural(updates, 'update')} "
-            f"an epoch, which is too few to learn much; set it to {fewer} or less"
+            f"train.batch_size: {recipe.train.batch_size} with {images} images gives "
+            f"{console.plural(updates, 'update')} per epoch, too few to learn much; set it to {fewer} or less"
         )
     return notes + _size_notes(setup, model)
 
@@ -51,8 +51,8 @@ def _size_notes(setup: Setup, model: nn.Module) -> list[str]:
         shown = f"augment.train gives images of {seen[0]} x {seen[1]} pixels"
         if not takes(model, (channels, *seen)):
             raise RecipeError(
-                f"{shown}, which {recipe.model.name} for images of {height} x {width} (data.image_size) cannot take; "
-                "give the ops that size"
+                f"{shown}, but {recipe.model.name} was built for {height} x {width} (data.image_size) and cannot take "
+                "them; set the ops to that size"
             )
         notes.append(f"{shown}; validation, test and an exported model have {height} x {width} (data.image_size)")
     if recipe.train.progressive is not None:
@@ -99,8 +99,8 @@ def _duplicate_notes(setup: Setup) -> list[str]:
     found = setup.splits.duplicates(setup.store.twins)
     if not found["images"]:
         return []
-    kept = "" if found["val"] or found["test"] else "; equal images are in one split"
-    notes = [f"data: {found['images']} images are exact duplicates ({found['groups']} different ones){kept}"]
+    kept = "" if found["val"] or found["test"] else "; identical images are in the same split"
+    notes = [f"data: {found['images']} images are exact duplicates ({found['groups']} distinct images){kept}"]
     if found["val"]:
         notes.append(
             f"data: {found['val']} of {len(setup.splits.val)} validation images, in a split of the source's own, "

@@ -330,7 +330,7 @@ class Recutter:
         spec = spec.model_copy(update={"recut": (*spec.recut, (epochs, fitting))})
         self._run.resolve(self._run.recipe.model_copy(update={"train": spec}))
         self._watcher.note(
-            f"training is {'slower' if fitting < planned else 'faster'} than was measured before: {fitting} epochs "
-            f"instead of {planned} (train.recut in the recipe)"
+            f"training is {'slower' if fitting < planned else 'faster'} than measured before: {fitting} epochs "
+            f"instead of {planned} (saved as train.recut in the recipe)"
         )
         return fitting

@@ -149,7 +149,7 @@ class _Planner:
         if library != "timm":
             return None, f"{name} has no published weights"
         if name is None and self.facts.tiny and self.facts.channels == 1:
-            return None, f"grey images of {self.facts.side[0]} x {self.facts.side[1]} are no photographs"
+            return None, f"grey images of {self.facts.side[0]} x {self.facts.side[1]} are not photographs"
         try:
             found = within_reach(net)
         except MissingExtraError as error:
@@ -253,7 +253,7 @@ class _Planner:
                 f"classes of {smallest:,} to {largest:,} images: the best epoch is chosen by balanced accuracy"
             )
         if facts.images < _FEW and self.runs == 1:
-            lines.append(f"one split of {facts.images:,} {facts.noun} says little: --folds 5 measures on more of them")
+            lines.append(f"one split of {facts.images:,} {facts.noun} is unreliable: --folds 5 tests on more of them")
         return lines
 
     # ---- from pretrained weights ---------------------------------------------------------------------------------
@@ -284,7 +284,8 @@ class _Planner:
             why=f"weights: {weights}",
         )  # fmt: skip
         head = f"a linear head on the frozen network's features first (epoch 0, on {self.facts.train:,} images)"
-        then = f", then {lines[-1]}" if recipe.train.epochs else "; the minutes allow no fine-tuning"
+        none = "no time for" if self.choices.get("epochs") is None else "without"
+        then = f", then {lines[-1]}" if recipe.train.epochs else f"; {none} fine-tuning"
         return recipe, [*lines[:-1], head + then]
 
     def chosen(self, length: _Length) -> _Length:
@@ -364,7 +365,7 @@ class _Planner:
                 "schedule": {"name": "one_cycle"},
             },
             evaluate={},
-            why=f"{why}: trains from scratch",
+            why=f"{why}: training from scratch",
         )  # fmt: skip
 
 

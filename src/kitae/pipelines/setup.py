@@ -395,8 +395,8 @@ def resolved(recipe: Recipe, setup: Setup, world: World, model: nn.Module, weigh
             decided["probe"] = ProbeSpec() if linear else None
         if spec.epochs == 0 and not decided.get("probe"):
             raise RecipeError(
-                f"train.epochs: 0 trains nothing, and a probe needs pretrained weights and a net with a "
-                f"linear classifier, which {recipe.model.name} is not; set it to 1 or more"
+                f"train.epochs: 0 trains only a probe, which needs pretrained weights and a linear classifier; "
+                f"{recipe.model.name} lacks one of them; set it to 1 or more"
             )
     elif spec.probe is not None and not linear:
         raise RecipeError(f"train.probe: the classifier of {recipe.model.name} is not one linear layer; set it to null")

@@ -160,7 +160,7 @@ def _train(
         # The folds decided this on validation images, which this model does not have; the recipe keeps its epochs.
         probe_alone = probes and (not run.recipe.train.epochs or (bool(folds) and not tunes(folds)))
         if probe_alone and run.recipe.train.epochs:
-            watcher.note("fine-tuning was no better than the probe in most folds, so this model has none")
+            watcher.note("fine-tuning was no better than the probe in most folds, so this model is not fine-tuned")
         if minutes is not None and not probe_alone:  # otherwise there is nothing to fit, and measuring takes seconds
             timed, end = fitted(run.recipe, setup, model, minutes, world)
             if world.is_main and not begun:
@@ -198,8 +198,8 @@ def _train(
         if world.size > 1 and distributed.lost_process(error):
             cure = run.resume_command if kept else "start again"
             raise TrainingError(
-                f"process {world.rank} of {world.size} lost another one, which died or did not answer in time "
-                f"(train.process_timeout); see its own error, and {cure} under torchrun"
+                f"process {world.rank} of {world.size} lost another process, which died or did not answer in time "
+                f"(train.process_timeout); see that process's error, then, under torchrun: {cure}"
             ) from error
         raise
     finally:

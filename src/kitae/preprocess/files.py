@@ -76,7 +76,7 @@ def opened(source: bytes | str | Path, name: str = "") -> Iterator[ImageFile.Ima
     with naming(name, source), Image.open(file, formats=FORMATS) as image:
         width, height = image.size
         if width * height > MAX_PIXELS:
-            raise DataError(f"{width} x {height} pixels are refused, the limit is {MAX_PIXELS:,}")
+            raise DataError(f"{width} x {height} pixels is too large; the limit is {MAX_PIXELS:,}")
         yield image
 
 
@@ -109,10 +109,8 @@ def _not_an_image(source: bytes | str | Path) -> str:
     if not head:
         return "the file is empty"
     if head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"hevc", b"mif1", b"heif"):
-        return "HEIC is not read, convert it to JPEG or PNG"
-    return (
-        "not an image, or broken from its first bytes (read are JPEG, PNG, WebP, BMP, GIF, TIFF, PNM, JPEG 2000, AVIF)"
-    )
+        return "HEIC is not supported; convert it to JPEG or PNG"
+    return "not an image, or damaged at its start (supported: JPEG, PNG, WebP, BMP, GIF, TIFF, PNM, JPEG 2000, AVIF)"
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:

@@ -75,7 +75,7 @@ def flatten(
     image.load()  # before the orientation is asked for: Pillow turns a TIFF by itself while loading
     turn = _TRANSPOSE.get(orientation(image))
     if image.mode == "F":
-        raise DataError("32-bit float pixels have no fixed range, save the image with 8 or 16 bits")
+        raise DataError("32-bit float pixels have no fixed range; save the image with 8 or 16 bits")
     clear = image.info.get("transparency")  # of a PNG: the colour that is transparent, in the depth of the file
     if image.mode == "I" or image.mode.startswith("I;16"):
         levels = np.clip(np.asarray(image), 0, 65535).astype(np.uint16)

@@ -111,10 +111,10 @@ class PreprocessRules:
         mapping = dict(mapping)
         version = mapping.pop("version", 1)
         if version not in range(1, VERSION + 1):
-            raise DataError(f"preprocessing rules version {version!r} are unknown: this Kitae knows 1 to {VERSION}")
+            raise DataError(f"preprocessing rules version {version!r} is unknown; this Kitae knows 1 to {VERSION}")
         known = set(_FIELDS[version])
         if unknown := sorted(set(mapping) - known):
-            raise DataError(f"unknown preprocessing rule {unknown[0]!r}: known are {', '.join(sorted(known))}")
+            raise DataError(f"unknown preprocessing rule {unknown[0]!r}; valid: {', '.join(sorted(known))}")
         if "image_size" not in mapping:
             raise DataError("preprocessing rules lack image_size")
         return cls(**mapping)

@@ -101,13 +101,9 @@ def answer(runs: Sequence[Entry], where: str) -> list[str]:
         estimate, low, high = difference
         span = f"{100 * estimate:.1f} points ({100 * low:+z.1f} to {100 * high:+z.1f}, paired, on the same images)"
         later = f"The difference of {span} {'is more than chance' if low > 0 else 'may be chance'}."
+        later += " This covers the choice of images, not of seeds; use kitae study for those."
     if where == "test":
-        later += (
-            " It covers the test images, not the seeds; kitae study covers those. Choosing between runs by their test "
-            "accuracy makes that accuracy optimistic."
-        )
-    elif difference is not None:
-        later += " It covers these images, not the seeds; kitae study covers those."
+        later += " Choosing between runs by their test accuracy makes that accuracy optimistic."
     return [first, later]
 
 

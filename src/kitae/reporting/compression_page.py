@@ -195,7 +195,7 @@ def _side_by_side(record: CompressionRecord) -> list[tuple[str, list[Cell]]]:
     lost = points_lost(after.drop, after.drop_interval)
     rows.append(("Accuracy on validation", [_cell(before, "accuracy"), _cell(after, "accuracy"), lost]))
     if after.flips is not None:
-        rows.append(("Answers changed on validation", [("", ""), _cell(after, "flips"), ("", "")]))
+        rows.append(("Predictions changed on validation", [("", ""), _cell(after, "flips"), ("", "")]))
     for key, what, less, more in _COMPARED:
         old, new = getattr(before, key), getattr(after, key)
         if new is None or (key == "nonzero" and new == after.parameters):

@@ -82,7 +82,7 @@ def compare(targets: Sequence[Run | str | Path], out: str | Path | None = None) 
         raise KitaeError(f"{runs[-1].path}: is listed twice; give each run once")
     file = Path(out) if out is not None else paths[0].with_name("comparison.html")
     if file.exists() and _MARK not in file.read_bytes()[:4096]:
-        raise KitaeError(f"{file}: is not a page of Kitae, so it is left alone; give --out another name")
+        raise KitaeError(f"{file}: was not written by Kitae, so it is not replaced; choose another --out")
     html = render("comparison.html", comparison_page.content([RunRecord.open(run) for run in runs]))
     _save(file, html)
     return file

@@ -108,12 +108,12 @@ def _weak(split: Split) -> str:
     largest = max(known, key=lambda name: known[name].count)
     always = known[largest].count / max(sum(row.count for row in known.values()), 1)
     if split.accuracy_interval is not None and split.accuracy_interval[0] <= always:
-        return f"That is not significantly better than always answering {largest} ({share(always)})."
+        return f"That is not significantly better than always predicting {largest} ({share(always)})."
     name, row = min(known.items(), key=lambda item: item[1].accuracy or 0.0)
     if row.accuracy_interval is None or row.accuracy_interval[1] >= split.accuracy:
         return "No class is significantly weaker than the others."
     taken = next((pair for pair in split.confused(len(known) ** 2) if pair.true == name), None)
-    text = f"{name} is the weak class: {share(row.accuracy, 0)}"
+    text = f"{name} is the weakest class: recall {share(row.accuracy, 0)}"
     if taken is not None:
         text += f", {100 * taken.share:.0f} of 100 taken for {taken.predicted}"
     return f"{text}."
@@ -151,8 +151,8 @@ def _copies(record: RunRecord) -> str:
         return ""
     many = test.count - others.count
     return (
-        f"{many:,} test image{' is' if many == 1 else 's are'} also in train or validation; without "
-        f"{'it' if many == 1 else 'them'} it is {share(others.accuracy)} ({between(others.accuracy_interval, 100)})."
+        f"{many:,} test image{' is' if many == 1 else 's are'} also in train or validation; accuracy without "
+        f"{'it' if many == 1 else 'them'} is {share(others.accuracy)} ({between(others.accuracy_interval, 100)})."
     )
 
 

@@ -57,7 +57,7 @@ def content(record: StudyRecord | None, folder: Path) -> dict[str, Any]:
     common: dict[str, Any] = {"over": "Study", "study": record, "asked": asked,
                               "commands": commands(record, folder)}  # fmt: skip
     if record is None:
-        waiting = "This study is not finished: its effects have not been worked out yet."
+        waiting = "This study is not finished: its effects have not been computed yet."
         return {**common, "title": folder.resolve().name, "subtitle": "", "warnings": [waiting], "answer": []}
     labels = variant_labels(record)
     failed, planned = len(record.runs.failed), record.runs.planned
@@ -65,7 +65,7 @@ def content(record: StudyRecord | None, folder: Path) -> dict[str, Any]:
         **common,
         "title": record.name,
         "subtitle": record.about,
-        "warnings": [f"{failed} of {planned} runs did not finish; they are in no number below."] if failed else [],
+        "warnings": [f"{failed} of {planned} runs did not finish and are not included below."] if failed else [],
         "answer": answer(record),
         "forest": _forest(record, record.metric, record.main, "effects-chart"),
         "forests": [
@@ -218,10 +218,10 @@ def commands(record: StudyRecord | None, folder: Path) -> list[tuple[str, str]]:
             shlex.quote(f"{field}={json.dumps(value, ensure_ascii=False)}") for field, value in best.overrides.items()
         )
         name = variant_label(best.name, best.overrides)
-        found.append((f"Use on your own images what helped most: {name}", f"kitae train DATA --set {sets}"))
+        found.append((f"Train on your own images with what helped most: {name}", f"kitae train DATA --set {sets}"))
     if record.seeds and any(not effect.shown for effect in record.main.effects):
         seeds = [*record.seeds, *(max(record.seeds) + 1 + k for k in range(len(record.seeds)))]
-        found.append(("Add seeds for what is not decided (STUDY: its file or name)",
+        found.append(("Add seeds to decide the rest (STUDY: its file or name)",
                       f"{again} --set {shlex.quote(f'study.seeds={json.dumps(seeds)}')}"))  # fmt: skip
     return found
 

@@ -142,13 +142,12 @@ def load_checkpoint(
     tensors, metadata = load_weights(path)
     if metadata.get("loop", 1) != LOOP:
         raise TrainingError(
-            f"{path}: was written by a version of Kitae whose training loop takes other steps (it kept the short last "
+            f"{path}: was written by a version of Kitae whose training loop differs (it kept the short last "
             "batch of an epoch), so it cannot be resumed; train again with --overwrite"
         )
     if metadata.get("fingerprint") != fingerprint:
         raise TrainingError(
-            f"{path}: is the checkpoint of another recipe; resume with the run's own recipe.yaml, or train into a new "
-            "--out"
+            f"{path}: was saved with a different recipe; resume with the run's own recipe.yaml, or choose another --out"
         )
     _load_module(model, tensors, "model.", path)
     if ema is not None:

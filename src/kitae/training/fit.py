@@ -246,7 +246,7 @@ def fit(
             "train.clip_norm"
         )
     if watcher and at.best_epoch < 0 and spec.last_epoch and not last:
-        watcher.note("no epoch was better than the start, which is kept")
+        watcher.note("no epoch was better than the starting weights, which are kept")
     model.load_state_dict(judged.state_dict() if last else best_state)
     model.eval()
     best = float("nan") if at.best is None else -at.best[0] if spec.selection == "val_loss" else at.best[0]
@@ -406,7 +406,7 @@ def _kept_state(judged: nn.Module, at: Progress, record: Record) -> dict[str, Te
 
 
 def _interruption(flag: SignalFlag, where: str, record: Record) -> TrainingInterruptedError:
-    saved = "nothing was saved" if record.checkpoint is None else "the state is saved: continue with --resume"
+    saved = "nothing was saved" if record.checkpoint is None else "the state is saved; resume with --resume"
     return TrainingInterruptedError(f"stopped by {flag.name or 'another process'} {where}", saved)
 
 

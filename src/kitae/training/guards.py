@@ -48,13 +48,13 @@ def memory_named(spec: TrainSpec, checkpoint: Path | None = None) -> contextlib.
     """Turn running out of memory in training, on CPU or GPU, into a one-line error that says what to do."""
     return _memory_named(lambda: (
         f"train.batch_size {spec.batch_size}{kept(checkpoint)}: halve it and double train.accumulate (now "
-        f"{spec.accumulate}), which updates as before"
+        f"{spec.accumulate}); the updates stay the same"
     ))  # fmt: skip
 
 
 def evaluation_memory_named(batch_size: int) -> contextlib.AbstractContextManager[None]:
     """The same in an evaluation, whose batches are others than those of training."""
-    return _memory_named(lambda: f"evaluate.batch_size {batch_size}: halve it, which changes nothing but the memory")
+    return _memory_named(lambda: f"evaluate.batch_size {batch_size}: halve it; only memory use changes")
 
 
 @contextlib.contextmanager

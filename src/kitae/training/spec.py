@@ -46,8 +46,8 @@ class OptimizerSpec(GrowingSpec):
     sgd, 1e-3 and 0.05 for adamw, 0.05 and 0 for muon, 1e-3 and 0 for others.
 
     `muon` is Jordan's orthogonalised momentum (2024) for filters and matrices between the first and the last layer, and
-    SGD with Nesterov momentum for norms, biases and those two layers, at `other_lr` (null: `lr`). `norm` keeps each
-    filter matrix at the norm of its number of rows ** 0.5: for networks that normalise after each convolution.
+    SGD with Nesterov momentum for norms, biases and those two layers, at `other_lr` (null: `lr`). `norm` keeps the
+    norm of each filter matrix at (number of rows) ** 0.5: for networks that normalise after each convolution.
 
     `bias_lr` is the rate of biases, including those of norms, with any optimizer (null: that of the other weights of
     their layer). With SGD and short trainings, a much higher rate for biases helps (Page 2019, "How to train your
@@ -87,7 +87,7 @@ class OptimizerSpec(GrowingSpec):
         usual, _ = _USUAL.get(self.name.lower(), _USUAL_OTHERS)
         if usual / 30 <= self.lr <= usual * 30:
             return None
-        return f"train.optimizer.lr: {self.lr:g} is far from what {self.name} usually takes (about {usual:g})"
+        return f"train.optimizer.lr: {self.lr:g} is far from the usual value for {self.name} (about {usual:g})"
 
 
 class ScheduleSpec(Spec):
@@ -113,9 +113,9 @@ class ScheduleSpec(Spec):
     @classmethod
     def _fractions(cls, value: tuple[float, ...]) -> tuple[float, ...]:
         if not all(0 < milestone < 1 for milestone in value):
-            raise ValueError(f"are fractions of the run, between 0 and 1 (epoch 30 of 90 is 0.33), not {list(value)}")
+            raise ValueError(f"must be fractions of the run, in (0, 1) (epoch 30 of 90 is 0.33), not {list(value)}")
         if list(value) != sorted(set(value)):
-            raise ValueError(f"must rise, not {list(value)}")
+            raise ValueError(f"must increase, not {list(value)}")
         return value
 
     @property
@@ -160,8 +160,8 @@ class ProbeSpec(Spec):
 
     Attributes:
         views: augmented views of each training image to fit it on, in addition to the image itself.
-        folds: parts of the cross-validation.
-        limit: most training images to fit it on.
+        folds: number of folds of the cross-validation.
+        limit: maximum number of training images to fit it on.
     """
 
     views: int = Field(0, ge=0, le=100)
@@ -239,8 +239,8 @@ class TrainSpec(GrowingSpec):
         for after, end in self.recut:
             if not (at < after < planned and after <= end):
                 raise ValueError(
-                    f"recut: [{after}, {end}] must come after epoch {at} and before the planned end, {planned}, "
-                    "and not end before itself"
+                    f"recut: [{after}, {end}]: the first number must be above {at} and below {planned}, the second not "
+                    "below the first"
                 )
             at, planned = after, end
         return self

@@ -155,7 +155,7 @@ class HorizontalFlip(Op):
     @model_validator(mode="after")
     def _half(self) -> Self:
         if self.alternate and self.p != 0.5:
-            raise ValueError(f"p must be 0.5 where flips alternate, not {self.p}")
+            raise ValueError(f"p must be 0.5 with alternate: true, not {self.p}")
         return self
 
     def numbers(self, site: Site) -> list[float]:
