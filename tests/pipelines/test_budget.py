@@ -179,10 +179,10 @@ def test_the_smallest_file_within_the_budget_wins(find: Finder, finished: Run) -
 def test_bytes_and_latency_bound_the_choice(find: Finder) -> None:
     tiny = find(max_bytes=100)
     assert not tiny.within_budget
-    assert "bytes, not 100" in tiny.why_not
+    assert "bytes, over 100" in tiny.why_not
     assert tiny.winner.row["bytes"] == min(row["bytes"] for row in tiny.rows)
     slow = find(max_latency_ms=0.001, prune="none")
-    assert "takes 2 ms, not 0.001" in slow.why_not
+    assert "takes 2 ms, more than 0.001" in slow.why_not
     assert find(max_latency_ms=2.5, ratios=(0.25,)).winner.precision == "int8-static"
     only_float = find(quantize=("none",), ratios=(0.25,), sensitivity=True)
     assert only_float.winner.name == "25 % fp32"
@@ -195,7 +195,7 @@ def test_hopeless_ratios_are_abandoned_and_only_what_was_asked_for_can_win(find:
     assert {candidate.ratio for candidate in outcome.candidates} == {0.0, 0.8}
     assert "ratios above 0.8 were not tried" in outcome.stopped
     assert (outcome.winner.ratio, outcome.within_budget) == (0.8, False), "the original is not what was asked for"
-    assert "points, not 0.5" in outcome.why_not
+    assert "points, more than 0.5" in outcome.why_not
     everything = find(**fields, abandon=False)
     assert {candidate.ratio for candidate in everything.candidates} == {0.0, 0.8, 0.88}
     assert everything.stopped == ""
@@ -701,7 +701,7 @@ def test_to_be_sure_is_the_default_and_counts_what_chance_cannot_undo() -> None:
     assert choose(found, CompressSpec(max_drop=1.0))[0].name == "sure"
     closest, why = choose(found, CompressSpec(max_drop=0.5))
     assert closest.name == "sure"
-    assert why == "may lose 0.90 points, not 0.5"
+    assert why == "may lose 0.90 points, more than 0.5"
 
 
 def test_more_images_are_only_advised_where_they_would_help() -> None:
@@ -739,7 +739,7 @@ def test_the_front_holds_what_nothing_beats() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"ratios": (0.5, 0.3)}, "must rise"),
+        ({"ratios": (0.5, 0.3)}, "must increase"),
         ({"ratios": (0.0,)}, "ratios"),
         ({"gradual": True}, "unstructured"),
         ({"gradual": True, "prune": "unstructured", "finetune_epochs": 1}, "at least 2"),

@@ -53,7 +53,7 @@ def test_step_multiplies_by_gamma_at_each_milestone() -> None:
 
 @pytest.mark.parametrize(
     ("milestones", "message"),
-    [([30, 60], "fractions of the run.*epoch 30 of 90 is 0.33"), ([-1, 0.5], "fractions"), ([0.9, 0.3], "must rise")],
+    [([30, 60], "fractions of the run.*epoch 30 of 90 is 0.33"), ([-1, 0.5], "fractions"), ([0.9, 0.3], "increase")],
 )
 def test_milestones_are_fractions_that_rise(milestones: list[float], message: str) -> None:
     with pytest.raises(ValidationError, match=message):

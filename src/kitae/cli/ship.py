@@ -97,7 +97,7 @@ def _print_candidates(result: Any) -> None:
     ]
     head = ["candidate", "packed" if size == "packed_bytes" else "bytes", "ms", "faster", "accuracy (95 %)"]
     console.table("", head, rows)
-    console.say("ms: latency of one image in ONNX Runtime on this machine; accuracy: on validation (95 % interval)")
+    console.say("ms: one image in ONNX Runtime on this machine; accuracy: on validation")
 
 
 def _print_compression(result: Any) -> None:
