@@ -139,6 +139,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "train.precision=fp32",
         )  # fmt: skip
         run = kt.train(recipe, out="runs/first")
+        shutil.copytree("runs/first", "runs/photos")
         kt.export(run, "model.onnx")
         write_folder(folder / "photos", train=12, classes=3)
         shutil.copytree(folder / "photos", folder / "new-photos")
