@@ -254,7 +254,7 @@ def test_stochastic_depth_of_libraries() -> None:
             {"name": "torchvision:resnet18", "stochastic_depth": 0.1},
             r"model\.stochastic_depth: torchvision:resnet18 has",
         ),
-        ({"name": "timm:vgg11", "stochastic_depth": 0.1}, r"model\.stochastic_depth: timm:vgg11 has none"),
+        ({"name": "timm:vgg11", "stochastic_depth": 0.1}, r"model\.stochastic_depth: timm:vgg11 does not support it"),
         ({"name": "torchvision:swin_t", "pretrained": True}, r"pickles"),
         ({"name": "torchvision:resnet18", "pretrained": True}, r"timm:resnet18\.tv_in1k"),
         ({"name": "resnet18", "pretrained": True}, r"no published weights of resnet18"),

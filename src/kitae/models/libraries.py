@@ -107,7 +107,7 @@ def _made(spec: ModelSpec, image_size: Size, make: Callable[[], nn.Module]) -> n
         return make()
     except TypeError as error:
         if spec.stochastic_depth > 0:
-            raise RecipeError(f"model.stochastic_depth: {spec.name} has none; set it to 0") from error
+            raise RecipeError(f"model.stochastic_depth: {spec.name} does not support it; set it to 0") from error
         raise
     except (AssertionError, ValueError, RuntimeError) as error:
         height, width = sides(image_size)
@@ -121,7 +121,7 @@ def _set_rates(model: nn.Module, attribute: str, spec: ModelSpec, layers: Sequen
         for layer in layers:  # some libraries have dropout by default; the recipe decides
             setattr(layer, attribute, 0.0)
     elif not any(getattr(layer, attribute) > 0 for layer in layers):
-        raise RecipeError(f"model.stochastic_depth: {spec.name} has none; set it to 0")
+        raise RecipeError(f"model.stochastic_depth: {spec.name} does not support it; set it to 0")
 
 
 def _set_dropout(model: nn.Module, spec: ModelSpec) -> None:

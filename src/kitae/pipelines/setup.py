@@ -394,9 +394,10 @@ def resolved(recipe: Recipe, setup: Setup, world: World, model: nn.Module, weigh
         if recipe.model.pretrained:
             decided["probe"] = ProbeSpec() if linear else None
         if spec.epochs == 0 and not decided.get("probe"):
+            lacking = "model.pretrained is not set" if linear else f"{recipe.model.name} has no linear classifier"
             raise RecipeError(
-                f"train.epochs: 0 trains only a probe, which needs pretrained weights and a linear classifier; "
-                f"{recipe.model.name} lacks one of them; set it to 1 or more"
+                f"train.epochs: 0 trains only a probe, a linear classifier on pretrained features, but {lacking}; set "
+                "epochs to 1 or more"
             )
     elif spec.probe is not None and not linear:
         raise RecipeError(f"train.probe: the classifier of {recipe.model.name} is not one linear layer; set it to null")
