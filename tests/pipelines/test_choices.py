@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kitae.errors import KitaeError, TrainingError
-from kitae.pipelines.choices import Choices, apply, to_resume, understand
+from kitae.pipelines.choices import Choices, apply, by_option, to_resume, understand
 from kitae.recipe import Recipe
 from tests.images import write_folder, write_parquet
 
@@ -102,3 +102,11 @@ def test_a_field_is_set_once() -> None:
     with pytest.raises(KitaeError, match=r"lr and set train\.optimizer\.lr=0\.2: are the same field"):
         apply(recipe, Choices(lr=0.1, set=("train.optimizer.lr=0.2",)))
     assert apply(recipe, Choices(lr=0.1, set="train.optimizer.lr=0.1")).train.optimizer.lr == 0.1
+
+
+def test_fields_with_an_option_become_it_unless_their_value_is_of_another_kind() -> None:
+    given = Choices(seed=1, set=("train.epochs=3", "train.epochs=5", "train.seed=2", "data.image_size=[32, 48]",
+                                 "train.batch_size='8'", "model.name=resnet8", "train.ema=0.9"))  # fmt: skip
+    found = by_option(given)
+    assert (found["epochs"], found["model"], found["seed"]) == (5, "resnet8", 1)
+    assert found["set"] == ["train.seed=2", "data.image_size=[32, 48]", "train.batch_size='8'", "train.ema=0.9"]

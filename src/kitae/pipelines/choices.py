@@ -42,6 +42,7 @@ _FIELDS = {
     "model": "model.name", "epochs": "train.epochs", "batch_size": "train.batch_size", "image_size": "data.image_size",
     "lr": "train.optimizer.lr", "seed": "train.seed", "device": "train.device", "folds": "data.folds",
 }  # fmt: skip
+_KINDS: dict[str, tuple[type, ...]] = {"model": (str,), "device": (str,), "lr": (int, float)}  # of the others: int
 
 
 def set_fields(choices: Choices) -> tuple[str, ...]:
@@ -58,7 +59,7 @@ def by_option(choices: Choices) -> Choices:
     for text in set_fields(choices):
         field, value = assignment(text)
         option = next((name for name, own in _FIELDS.items() if own == field), None)
-        if option is None or not isinstance(value, str | int | float) or choices.get(option) is not None:
+        if option is None or type(value) not in _KINDS.get(option, (int,)) or choices.get(option) is not None:
             rest.append(text)
         else:
             found[option] = value  # type: ignore[literal-required]  # a name of _FIELDS
