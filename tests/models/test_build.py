@@ -252,7 +252,7 @@ def test_stochastic_depth_of_libraries() -> None:
         ({"name": "timm:test_resnet", "stem": "small"}, r"model\.stem"),
         (
             {"name": "torchvision:resnet18", "stochastic_depth": 0.1},
-            r"model\.stochastic_depth: torchvision:resnet18 has",
+            r"model\.stochastic_depth: torchvision:resnet18 does not",
         ),
         ({"name": "timm:vgg11", "stochastic_depth": 0.1}, r"model\.stochastic_depth: timm:vgg11 does not support it"),
         ({"name": "torchvision:swin_t", "pretrained": True}, r"pickles"),
