@@ -598,7 +598,7 @@ def test_comparison(make_run: Callable[..., Run], tmp_path: Path) -> None:
     assert rows["train.epochs"] == ["9", "7"]
     assert rows["augment.train"][1] == "none"
     assert rows["augment.train"][0].startswith("random_crop (padding 2, mode zero)")
-    assert_told(words, "one and other <i> have the same accuracy on test", "may be chance")  # the same predictions
+    assert_told(words, "one and other <i> have the same accuracy on test", "Their difference is 0.0 points")
     assert "+0.00" in words
     assert set(charts(text)) == {"Accuracy on test", "Validation accuracy over the epochs"}
     assert len(_rows_of(text, "Recall of each class, on test")) == 1 + len(HOSTILE)
@@ -651,7 +651,7 @@ def test_comparison_of_cross_validated_runs(make_run: Callable[..., Run]) -> Non
         judged = run.evaluation()
         run.write_evaluation({"out_of_fold": judged["test"], "best_epoch": 3})
     _, words = page(*runs[:2])
-    assert_told(words, "Accuracy on out-of-fold images", "paired, on the same images", "may be chance")
+    assert_told(words, "Accuracy on out-of-fold images", "paired, on the same images", "difference is 0.0 points")
     assert "nothing to compare" not in words
     _, words = page(runs[0], runs[2])
     assert_told(words, "measured on different splits")

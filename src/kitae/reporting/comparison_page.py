@@ -100,7 +100,8 @@ def answer(runs: Sequence[Entry], where: str) -> list[str]:
     else:
         estimate, low, high = difference
         span = f"{100 * estimate:.1f} points ({100 * low:+z.1f} to {100 * high:+z.1f}, paired, on the same images)"
-        later = f"The difference of {span} {'is more than chance' if low > 0 else 'may be chance'}."
+        chance = "is more than chance" if low > 0 else "may be chance"
+        later = f"Their difference is {span}." if len(tied) > 1 else f"The difference of {span} {chance}."
         later += " This covers the choice of images, not of seeds; use kitae study for those."
     if where == "test":
         later += " Choosing between runs by their test accuracy makes that accuracy optimistic."

@@ -171,7 +171,7 @@ def _budget(record: CompressionRecord) -> str:
     if spec.max_bytes is not None:
         asked.append(f"at most {spec.max_bytes:,.0f} bytes")
     if spec.max_latency_ms is not None:
-        asked.append(f"at most {spec.max_latency_ms:g} ms an image")
+        asked.append(f"at most {spec.max_latency_ms:g} ms per image")
     return f"The budget: {', '.join(asked) or 'none'}."
 
 
