@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -186,6 +187,13 @@ def test_one_odd_picture_among_tiny_ones_that_was_not_looked_at(
     assert open_store(made.recipe.data).images.shape == (121, 1, 28, 28)
     oblong = plan(photos(tmp_path / "e", [40, 50], size=(20, 30), grey=True))
     assert oblong.recipe.data.image_size == (20, 30)
+
+
+def test_the_time_that_is_printed_is_that_of_the_epochs_asked_for(tmp_path: Path) -> None:
+    source = photos(tmp_path / "d", [400, 500], size=(20, 20))
+    brief, long = (plan(source, minutes=5, choices=Choices(epochs=epochs)).lines[0] for epochs in (1, 100_000))
+    assert re.search(r"about \d+ s$", brief), brief
+    assert re.search(r"about \d+ (h|days)", long), long
 
 
 @pytest.mark.parametrize(

@@ -116,18 +116,25 @@ def _name(source: str) -> str:
 
 
 class _Length(NamedTuple):
-    """A training that fits into the minutes: its image size, and seconds of everything and without the epochs."""
+    """A training that fits into the minutes: its image size, and what its time consists of."""
 
     size: int
     epochs: int
-    steps: int  # of an epoch
-    seconds: float
-    overhead: float
+    steps: int  # of an epoch; 0 for a pass
+    overhead: float  # seconds without the epochs
+    judging: float  # seconds of a validation
+    step: float  # seconds
+    per_pass: int  # steps
+
+    @property
+    def seconds(self) -> float:
+        """Of everything."""
+        return self.overhead + self.epochs * (self.judging + (self.steps or self.per_pass) * self.step)
 
     @property
     def probe(self) -> _Length:
         """The probe of it alone."""
-        return self._replace(epochs=0, steps=0, seconds=self.overhead)
+        return self._replace(epochs=0, steps=0)
 
 
 @dataclass(frozen=True)
@@ -200,7 +207,7 @@ class _Planner:
         epochs, steps = fill(room, batch, max(1, facts.train // batch), judging, step, most)
         if not epochs:
             epochs, steps = least
-        return _Length(size, epochs, steps, overhead + epochs * (judging + steps * batch * step), overhead)
+        return _Length(size, epochs, steps, overhead, judging, batch * step, max(1, facts.train // batch))
 
     def made(
         self, net: str, length: _Length, batch: int, model: ModelSpec, *, data: Mapping[str, Any],
@@ -208,10 +215,9 @@ class _Planner:
     ) -> tuple[Recipe, list[str]]:  # fmt: skip
         """The recipe, with the user's choices before the plan's, and the lines that say so."""
         facts, base = self.facts, self.base
-        per_pass = max(1, facts.train // batch)
         own = {
             "epochs": length.epochs,
-            "epoch_steps": length.steps if length.steps not in (0, per_pass) else None,
+            "epoch_steps": length.steps if length.steps not in (0, length.per_pass) else None,
             "batch_size": batch,
             "label_smoothing": 0.1,
         }
@@ -234,7 +240,7 @@ class _Planner:
             f"{console.rough_duration(seconds)}"
         ]
         epochs = console.plural(recipe.train.epochs, "epoch")
-        steps = console.plural(recipe.train.epoch_steps or per_pass, "step")
+        steps = console.plural(recipe.train.epoch_steps or length.per_pass, "step")
         work = f"{epochs} of {steps}, {console.plural(batch, 'image')} each"
         return recipe, [*lines, *self.remarks(), why, work]
 
