@@ -149,8 +149,10 @@ def to_resume(argument: str, run: Path) -> str:
         TrainingError: the run was trained on other data.
     """
     own = run / "recipe.yaml"
-    if not own.is_file() or user_path(argument).resolve() in (run.resolve(), own.resolve()):
-        return str(own) if own.is_file() else argument
+    if not own.is_file():
+        return argument
+    if user_path(argument).resolve() in (run.resolve(), own.resolve()):
+        return str(own)
     kind, source = understand(argument)
     if kind == "recipe":
         return argument

@@ -296,8 +296,6 @@ class RunRecord(Record, arbitrary_types_allowed=True):
     environment: dict[str, Any]
     openings: tuple[Opening, ...]
     predicted: Predicted | None
-    held_out: str | None
-    """`Splits.held_out`; None where the run has no splits yet."""
 
     @classmethod
     def open(cls, run: Run) -> RunRecord:
@@ -307,7 +305,6 @@ class RunRecord(Record, arbitrary_types_allowed=True):
             KitaeError: a file is damaged; it is named.
         """
         facts = as_record(Facts, _or_empty(run.facts), run.path / "model.json")
-        splits = run.path / "splits.npz"
         return cls(
             path=run.path,
             recipe=run.recipe,
@@ -319,13 +316,18 @@ class RunRecord(Record, arbitrary_types_allowed=True):
             environment=_or_empty(run.environment),
             openings=tuple(as_record(Opening, row, run.path / "test_openings.jsonl") for row in run.openings()),
             predicted=_predictions(run, facts.classes) if run.finished else None,
-            held_out=Splits.load(splits).held_out if splits.is_file() else None,
         )
 
     @property
     def best(self) -> Epoch | None:
         """The epoch whose weights are kept."""
         return next((row for row in self.epochs if row.epoch == self.best_epoch), None)
+
+    @cached_property
+    def held_out(self) -> str | None:
+        """`Splits.held_out`; None where the run has no splits yet. Only comparisons need it."""
+        file = self.path / "splits.npz"
+        return Splits.load(file).held_out if file.is_file() else None
 
     @cached_property
     def reliability(self) -> tuple[Bins, Bins | None] | None:
