@@ -63,7 +63,30 @@ def test_decimals_follow_the_error() -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (44.7e6, "44.7 MB"), (999.96e3, "1 MB"), (2.3e9, "2.3 GB")],
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1 kB"),
+        (44.7e6, "44.7 MB"),
+        (999.96e3, "1 MB"),
+        (2.3e9, "2.3 GB"),
+        (999.7e9, "1,000 GB"),
+    ],
 )
 def test_sizes_are_told_in_decimal_units(value: float, text: str) -> None:
     assert console.size(value) == text
+
+
+def test_the_time_left_counts_the_steps_of_this_process_only(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: clock[0])
+    view = console.TrainingView(10)
+    for step in range(901, 924):  # resumed within epoch 5 of 10; the first step compiles for a minute
+        clock[0] += 60 if step == 901 else 3
+        view.on_step(4, step, 1000, 1.0, 100.0, 0.0)
+    lines = capsys.readouterr().out.splitlines()
+    assert "left" not in lines[0]
+    assert lines[-1].startswith("epoch 5/10  step 923/1000")
+    assert lines[-1].endswith(f"{console.duration(3 * (10_000 - 4_923))} left")

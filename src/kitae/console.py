@@ -30,7 +30,6 @@ from rich.text import Text
 
 from kitae.files import plain
 
-_FIRST_STEPS = 5
 _PLAIN_SECONDS = 30.0  # between two lines inside a long epoch where there is no bar
 
 console = Console(highlight=False, soft_wrap=True, emoji=False)
@@ -207,12 +206,13 @@ def rough_duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def size(count: float) -> str:
-    """Bytes in decimal units, three digits: `512 B`, `17.3 kB`, `11.2 MB`."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if abs(count) >= scale * 0.9995:
-            return f"{count / scale:.3g} {unit}" if count / scale < 1000 else f"{count / scale:.0f} {unit}"
-    return f"{count:.0f} B"
+def size(count: float, unit: str = "B") -> str:
+    """A number in thousands, millions or billions, three digits: `512 B`, `17.3 kB`, `11.2 MB`."""
+    for prefix, scale in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(count) >= scale * 0.9995:  # what rounds to 1000 of a unit is 1 of the next
+            shown = count / scale
+            return f"{shown:.3g} {prefix}{unit}" if abs(shown) < 999.5 else f"{shown:,.0f} {prefix}{unit}"
+    return f"{count:.0f} {unit}"
 
 
 @contextmanager
@@ -256,8 +256,7 @@ class TrainingView:
         self._bar: Progress | None = None
         self._job: Any = None
         self._last_line = time.monotonic()
-        self._began = time.monotonic()
-        self._first_epoch: int | None = None
+        self._first: tuple[int, float] | None = None  # the first step of this process, and when it ended
         if console.is_terminal:
             self._bar = Progress(
                 TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
@@ -281,20 +280,19 @@ class TrainingView:
     def on_step(
         self, epoch: int, step: int, steps: int, loss: float, images_per_second: float, data_share: float
     ) -> None:
-        if self._first_epoch is None:
-            self._first_epoch = epoch
+        now, done = time.monotonic(), epoch * steps + step
+        first, since = self._first = self._first or (done, now)
         facts = f"loss {loss:.3f}  {images_per_second:,.0f} images/s  data wait {100 * data_share:.1f} %"
         if self._bar:
             self._bar.update(
-                self._job, description=f"epoch {epoch + 1}/{self.epochs}", completed=epoch * steps + step,
-                total=self.epochs * steps, facts=facts,
+                self._job, description=f"epoch {epoch + 1}/{self.epochs}", completed=done, total=self.epochs * steps,
+                facts=facts,
             )  # fmt: skip
-        elif time.monotonic() - self._last_line > _PLAIN_SECONDS:
-            self._last_line = time.monotonic()
-            done = (epoch - self._first_epoch) * steps + step
-            rest = self.epochs * steps - epoch * steps - step
-            # The first steps include compilation, so they do not predict the others.
-            left = f"  {duration((time.monotonic() - self._began) / done * rest)} left" if done >= _FIRST_STEPS else ""
+        elif now - self._last_line > _PLAIN_SECONDS:
+            self._last_line = now
+            rest = self.epochs * steps - done
+            # The first step includes compilation, and those before it were another process's.
+            left = f"  {duration((now - since) / (done - first) * rest)} left" if done > first else ""
             say(f"epoch {epoch + 1}/{self.epochs}  step {step}/{steps}  {facts}{left}")
 
     def on_epoch(self, row: Mapping[str, Any]) -> None:

@@ -74,11 +74,8 @@ def times_between(interval: Any, scale: float = 1.0) -> str:
 
 @_known
 def large(value: float) -> str:
-    """A whole number in thousands, millions or billions."""
-    for unit, limit, scale in (("G", 999.5e6, 1e9), ("M", 999.5e3, 1e6), ("k", 1e4, 1e3)):
-        if value >= limit:  # what rounds to 1000 of a unit is 1 of the next
-            return f"{value / scale:.3g} {unit}" if value < 999.5 * scale else f"{value / scale:,.0f} {unit}"
-    return number(value)
+    """A whole number; from 10,000 in thousands, millions or billions."""
+    return console.size(value, "") if value >= 1e4 else number(value)
 
 
 size = _known(console.size)
