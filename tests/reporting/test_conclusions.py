@@ -69,6 +69,18 @@ def test_the_gap_is_told_as_far_as_it_is_sure(
     assert told in run_page.answer(RunRecord.open(run))[1]
 
 
+def test_a_gap_on_few_training_images_is_not_sure(make_run: Callable[..., Run]) -> None:
+    run = Run.open(record(make_run, [[9, 1, 0], [0, 9, 1], [1, 0, 9]]).path)
+    run.write_metrics([{**row, "train_clean_accuracy": 1.0, "val_accuracy": 0.9} for row in run.metrics()])
+    many = run.evaluation()["val"] | {"count": 2000}
+    run.write_evaluation({**run.evaluation(), "val": many})
+    assert "overfits" in run_page.answer(RunRecord.open(run))[1]
+    run.write_metrics([{**row, "train_clean_accuracy": 0.98} for row in run.metrics()])
+    assert "overfits" in run_page.answer(RunRecord.open(run))[1]
+    run.write_facts({**run.facts(), "clean_images": 50})
+    assert "overfits" not in run_page.answer(RunRecord.open(run))[1]
+
+
 def test_copies_in_test_are_told(make_run: Callable[..., Run]) -> None:
     found = record(make_run, [[90, 5, 5], [5, 90, 5], [5, 5, 90]])
     assert len(run_page.answer(found)) == 2

@@ -261,14 +261,28 @@ def test_unknown_folder_is_one_clear_line(what: str, tmp_path: Path) -> None:
 
 def test_damaged_files_are_named(make_run: Callable[..., Run], tmp_path: Path) -> None:
     run = make_run()
-    (run.path / "evaluation.json").write_text("{")
-    with pytest.raises(KitaeError, match=r"evaluation\.json.*damaged"):
-        p.report(run)
+    for name in ("environment.json", "evaluation.json", "model.json"):
+        file = run.path / name
+        before = file.read_text() if file.exists() else None
+        file.write_text("{")
+        with pytest.raises(KitaeError, match=rf"{name}.*damaged"):
+            p.report(run)
+        file.unlink() if before is None else file.write_text(before)
     folder = tmp_path / "small"
     folder.mkdir()
     (folder / "compression.json").write_text("[" * 100_000)
     with pytest.raises(KitaeError, match=r"compression\.json.*damaged"):
         p.report(folder)
+    (folder / "compression.json").write_text('{"format": 99}')
+    with pytest.raises(KitaeError, match="newer version"):
+        p.report(folder)
+
+
+def test_the_planned_epochs_are_those_that_fit_the_minutes(make_run: Callable[..., Run]) -> None:
+    run = make_run(done=False, rows=3)
+    run.recipe.override("train.recut=[[2, 6]]").save(run.path / "recipe.yaml")
+    _, words = page(Run.open(run.path))
+    assert_told(words, "3 of 6 epochs are done", "of 6 planned")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
@@ -341,6 +355,14 @@ def test_study(tmp_path: Path) -> None:
     assert charts(text)["Effects on accuracy on test, points"] == f"{HOSTILE[0]}: 2.2 points better (1.5 to 2.9)"
     assert words.index("1 of 1 comparisons shows a gain") < words.index("84.93")
     assert text.count("<details open") == 0  # tables are folded
+
+
+def test_study_whose_runs_recorded_no_times(tmp_path: Path) -> None:
+    folder = _study(tmp_path / "study")
+    effects = json.loads((folder / "effects.json").read_text())
+    (folder / "effects.json").write_text(json.dumps({**effects, "settings": {}}))
+    _, words = page(folder)
+    assert "Training time" not in words
 
 
 def test_published_studies_have_pages(tmp_path: Path) -> None:
@@ -661,8 +683,8 @@ def test_comparison_refuses_what_is_none(make_run: Callable[..., Run], tmp_path:
     run, other = make_run("one"), make_run("two")
     with pytest.raises(KitaeError, match="two runs"):
         p.compare([run])
-    with pytest.raises(KitaeError, match="listed twice"):
-        p.compare([run, run.path])
+    with pytest.raises(KitaeError, match="one: is listed twice"):
+        p.compare([run, run.path, other])
     with pytest.raises(KitaeError, match="not a run folder"):
         p.compare([run, tmp_path / "nothing"])
     mine = tmp_path / "comparison.html"

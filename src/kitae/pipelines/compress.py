@@ -40,7 +40,7 @@ from kitae.preprocess import PreprocessRules
 from kitae.recipe import Recipe, explain, override
 from kitae.reporting import compression_page, values
 from kitae.reporting.figures import filters_picture
-from kitae.reporting.results import CompressionRecord
+from kitae.reporting.results import COMPRESSION_FORMAT, CompressionRecord
 from kitae.run import Run, build_network
 from kitae.runtime import has_vnni
 from kitae.training.checkpoint import load_weights, save_weights
@@ -53,7 +53,6 @@ _FILES = ("compression.json", "front.parquet", "model.onnx", "closest.onnx", "mo
 _CANDIDATES = "candidates"
 COMPRESSION = Owned("compression", (*_FILES, "stages", _CANDIDATES, "figures"), CompressionError)
 _NEW = ".new.tmp"  # a result that is not complete yet
-_FORMAT = 1
 _FACTS = {"within_budget", "candidates", "winner", "test"}  # keys of compression.json that are read below
 
 
@@ -80,7 +79,7 @@ class CompressionResult:
         if not file.is_file():
             raise CompressionError(f"{path}: no compression there (it has no compression.json)")
         facts = read_json(file, *_FACTS, error=CompressionError)
-        require_format(facts, _FORMAT, file, CompressionError)
+        require_format(facts, COMPRESSION_FORMAT, file, CompressionError)
         return cls(Path(path), facts)
 
     @property
@@ -262,7 +261,7 @@ def _write(
     winner = next(row for row in rows if row["winner"])
     size = size_field(spec)
     facts = {
-        "format": _FORMAT,
+        "format": COMPRESSION_FORMAT,
         "kitae": kitae.__version__,
         "run": run.path.name,
         "recipe": run.recipe.name,

@@ -213,6 +213,7 @@ class Setup:
             "temperature": 1.0,
             "parameters": count_parameters(model),
             "macs": count_macs(model, rules.channels, rules.image_size),
+            "clean_images": self.judged - len(self.splits.val),
         }
 
     def augment(self, seed: int, *, mix: bool = True) -> Augment:

@@ -135,8 +135,7 @@ def commands(runs: Sequence[Entry], where: str) -> list[tuple[str, str]]:
         return [(f"Look at the mistakes of {run.name}", f"kitae report {shlex.quote(str(run.record.path))} --open")
                 for run in ranked]  # fmt: skip
     if len(ranked) < 2:
-        return [(f"Resume {run.name}", f"kitae train --resume {shlex.quote(str(run.record.path))}")
-                for run in runs if not run.record.finished]  # fmt: skip
+        return [(f"Resume {run.name}", run.record.resume_command) for run in runs if not run.record.finished]
     name, best, _ = ranked[0]
     folder, recipe = shlex.quote(str(best.path)), shlex.quote(str(best.path / "recipe.yaml"))
     return [

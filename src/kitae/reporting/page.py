@@ -78,8 +78,8 @@ def compare(targets: Sequence[Run | str | Path], out: str | Path | None = None) 
     paths = [run.path.resolve() for run in runs]
     if len(runs) < 2:
         raise KitaeError(f"a comparison needs two runs or more, not {len(runs)}")
-    if len(set(paths)) < len(paths):
-        raise KitaeError(f"{runs[-1].path}: is listed twice; give each run once")
+    if twice := [run.path for run, path in zip(runs, paths, strict=True) if paths.count(path) > 1]:
+        raise KitaeError(f"{twice[-1]}: is listed twice; give each run once")
     file = Path(out) if out is not None else paths[0].with_name("comparison.html")
     if file.exists() and _MARK not in file.read_bytes()[:4096]:
         raise KitaeError(f"{file}: was not written by Kitae, so it is not replaced; choose another --out")

@@ -23,7 +23,7 @@ from kitae.data.splits import Splits
 from kitae.errors import KitaeError, TrainingError
 from kitae.evaluation.calibration import BINS, bin_of
 from kitae.evaluation.intervals import wilson
-from kitae.files import read_json
+from kitae.files import read_json, require_format
 from kitae.recipe import Recipe
 from kitae.run import Run
 
@@ -49,6 +49,8 @@ class Record(BaseModel):
 
 
 Model = TypeVar("Model", bound=BaseModel)
+COMPRESSION_FORMAT = 1
+"""The format of compression.json that this version writes."""
 
 
 def as_record(model: type[Model], value: Mapping[str, Any], file: Path) -> Model:
@@ -217,6 +219,7 @@ class Facts(Record):
     macs: Number = None
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    clean_images: int = 1000  # on which train_clean_accuracy is measured; early runs did not record it
 
 
 class Opening(Record):
@@ -289,6 +292,7 @@ class RunRecord(Record, arbitrary_types_allowed=True):
     path: Path
     recipe: Recipe
     finished: bool
+    resume_command: str
     epochs: tuple[Epoch, ...]
     best_epoch: int | None
     evaluation: Evaluation
@@ -304,16 +308,19 @@ class RunRecord(Record, arbitrary_types_allowed=True):
         Raises:
             KitaeError: a file is damaged; it is named.
         """
-        facts = as_record(Facts, _or_empty(run.facts), run.path / "model.json")
+        # Both are written when training starts, so a run that failed before has neither.
+        described, environment = run.path / "model.json", run.path / "environment.json"
+        facts = as_record(Facts, run.facts() if described.exists() else {}, described)
         return cls(
             path=run.path,
             recipe=run.recipe,
             finished=run.finished,
+            resume_command=run.resume_command,
             epochs=read_epochs(run),
             best_epoch=run.best_epoch(),
             evaluation=as_record(Evaluation, run.evaluation() if run.finished else {}, run.path / "evaluation.json"),
             facts=facts,
-            environment=_or_empty(run.environment),
+            environment=run.environment() if environment.exists() else {},
             openings=tuple(as_record(Opening, row, run.path / "test_openings.jsonl") for row in run.openings()),
             predicted=_predictions(run, facts.classes) if run.finished else None,
         )
@@ -358,15 +365,6 @@ def _predictions(run: Run, classes: tuple[str, ...]) -> Predicted | None:
         return None
     except (pyarrow.ArrowException, KeyError, ValueError, TypeError) as error:
         raise KitaeError(f"{run.path / 'predictions.parquet'}: is damaged; evaluate the run again") from error
-
-
-def _or_empty(read: Any) -> dict[str, Any]:
-    """A file of the run that may not be there yet."""
-    try:
-        value: dict[str, Any] = read()
-    except TrainingError:
-        return {}
-    return value
 
 
 # --------------------------------------------------------------------------------------------------------- compressions
@@ -481,11 +479,13 @@ class CompressionRecord(Record, extra="allow"):
         """Read a compression.
 
         Raises:
-            KitaeError: the file is damaged, or was not written by `kitae compress`: a page without the numbers that
-                every compression has would look like a result.
+            KitaeError: the file is damaged, of a newer version, or not written by `kitae compress`: a page without the
+                numbers that every compression has would look like a result.
         """
         file = folder / "compression.json"
-        return as_record(cls, read_json(file), file)
+        facts = read_json(file)
+        require_format(facts, COMPRESSION_FORMAT, file, KitaeError)
+        return as_record(cls, facts, file)
 
     @property
     def file(self) -> str:

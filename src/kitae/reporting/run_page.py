@@ -23,7 +23,6 @@ _HEADLINES = {
     "brier": "Brier score",
     "ece": "Expected calibration error",
 }
-_CLEAN_IMAGES = 1000  # on which accuracy without augmentation is taken after each epoch
 _Z = 1.96
 _OVERFIT = 0.05  # a gap that is significantly larger asks for regularisation
 
@@ -46,7 +45,6 @@ def content(record: RunRecord, run: Run) -> dict[str, Any]:
         "answer": answer(record),
         "commands": commands(record),
         "run": record,
-        "clean_images": _CLEAN_IMAGES,
         "samples": samples,
         "headline": _headline(record.evaluation.splits),
         "counts": charts.class_counts(record.facts.classes, counts) if counts else None,
@@ -125,9 +123,8 @@ def _gap(record: RunRecord) -> str:
     if best is None or best.train_clean_accuracy is None or best.val_accuracy is None or val is None or not val.count:
         return ""
     gap = best.train_clean_accuracy - best.val_accuracy
-    error = _Z * math.sqrt(
-        sum(p * (1 - p) / n for p, n in ((best.train_clean_accuracy, _CLEAN_IMAGES), (best.val_accuracy, val.count)))
-    )
+    measured = ((best.train_clean_accuracy, record.facts.clean_images), (best.val_accuracy, val.count))
+    error = _Z * math.sqrt(sum(p * (1 - p) / n for p, n in measured))
     apart = points(abs(100 * gap), 1)
     last = record.epochs[-1].epoch == best.epoch
     if gap - error > _OVERFIT:
@@ -160,7 +157,7 @@ def commands(record: RunRecord) -> list[Command]:
     """What to do next."""
     folder = shlex.quote(str(record.path))
     if not record.finished:
-        return [("Resume training", f"kitae train --resume {folder}")]
+        return [("Resume training", record.resume_command)]
     longer = 2 * record.recipe.train.last_epoch
     recipe = shlex.quote(str(record.path / "recipe.yaml"))
     found = [
