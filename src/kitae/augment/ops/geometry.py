@@ -20,6 +20,7 @@ from kitae.augment.ops.base import (
     RESIZED_CROP,
     VFLIP,
     Degrees,
+    Fill,
     FillLevels,
     Interpolation,
     Levels,
@@ -103,6 +104,18 @@ def write_perspective(args: Any, at: int, x0: Any, y0: Any, x1: Any, y1: Any, x2
     args[at + 5] = (x0 * d - a * y0) * h / last
     args[at + 6] = (d * k - e * g) / last
     args[at + 7] = (b * g - a * k) / last
+
+
+def warp_numbers(nearest: int, interpolation: Interpolation, fill: Fill) -> list[float]:
+    """What `start_warp` reads: the code of the step, and its fill."""
+    return [nearest + (interpolation == "bilinear"), *fills(fill)]
+
+
+def start_warp(numbers: Any, codes: Any, args: Any, step: Any, at: Any) -> None:
+    """The code of a warp, and its fill from args[at]; `numbers` begin with what `warp_numbers` gives."""
+    codes[step] = np.int64(numbers[0])
+    for i in range(3):
+        args[at + i] = numbers[1 + i]
 
 
 def _shift(right: float, down: float) -> str:
@@ -201,17 +214,14 @@ class Rotate(Op):
 
     def numbers(self, site: Site) -> list[float]:
         low, high, _ = span(self.degrees, 0.0, -math.inf)
-        return [self.p, low, high, self.interpolation == "bilinear", *fills(self.fill)]
+        return [*warp_numbers(AFFINE_NEAREST, self.interpolation, self.fill), self.p, low, high]
 
     @staticmethod
     def plan(key: Any, numbers: Any, codes: Any, args: Any, height: Any, width: Any) -> None:
         w0, w1, _, _ = draw(key, 0)
-        if unit(w0) < numbers[0]:
-            codes[0] = AFFINE_NEAREST + np.int64(numbers[3])
-            write_affine(args, 0, -math.radians(between(w1, numbers[1], numbers[2])), 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0)
-            args[6] = numbers[4]
-            args[7] = numbers[5]
-            args[8] = numbers[6]
+        if unit(w0) < numbers[4]:
+            start_warp(numbers, codes, args, 0, 6)
+            write_affine(args, 0, -math.radians(between(w1, numbers[5], numbers[6])), 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0)
 
 
 class _Crop(Op):
@@ -267,10 +277,8 @@ class RandomCrop(_Crop):
         args[1] = below(w1, width + numbers[2] + numbers[4] - numbers[1] + 1) - numbers[2]
         args[2] = numbers[0]
         args[3] = numbers[1]
-        args[4] = numbers[6]
-        args[5] = numbers[7]
-        args[6] = numbers[8]
-        args[7] = numbers[9]
+        for i in range(4):
+            args[4 + i] = numbers[6 + i]
 
     @classmethod
     def example(cls, site: Site) -> Self:
@@ -361,31 +369,23 @@ class Affine(Op):
         shear = self.shear if self.shear is not None else 0.0
         sheared = (-shear, shear, 0.0, 0.0) if isinstance(shear, float | int) else (*shear, 0.0, 0.0)[:4]
         shift = self.translate or (0.0, 0.0)
-        bilinear = self.interpolation == "bilinear"
-        return [self.p, *span(self.degrees, 0.0, -math.inf)[:2], shift[0] * site.width, shift[1] * site.height,
-                *(self.scale or (1.0, 1.0)), *sheared, bilinear, *fills(self.fill)]  # fmt: skip
+        return [*warp_numbers(AFFINE_NEAREST, self.interpolation, self.fill), self.p,
+                *span(self.degrees, 0.0, -math.inf)[:2], shift[0] * site.width, shift[1] * site.height,
+                *(self.scale or (1.0, 1.0)), *sheared]  # fmt: skip
 
     @staticmethod
     def plan(key: Any, numbers: Any, codes: Any, args: Any, height: Any, width: Any) -> None:
         w0, w1, w2, w3 = draw(key, 0)
-        if unit(w0) < numbers[0]:
+        if unit(w0) < numbers[4]:
             w4, w5, w6, _ = draw(key, 1)
-            codes[0] = AFFINE_NEAREST + np.int64(numbers[11])
-            write_affine(
-                args,
-                0,
-                math.radians(between(w1, numbers[1], numbers[2])),
-                np.rint(between(w2, -numbers[3], numbers[3])),
-                np.rint(between(w3, -numbers[4], numbers[4])),
-                between(w4, numbers[5], numbers[6]),
-                math.radians(between(w5, numbers[7], numbers[8])),
-                math.radians(between(w6, numbers[9], numbers[10])),
-                0.0,
-                0.0,
-            )
-            args[6] = numbers[12]
-            args[7] = numbers[13]
-            args[8] = numbers[14]
+            start_warp(numbers, codes, args, 0, 6)
+            angle = math.radians(between(w1, numbers[5], numbers[6]))
+            tx = np.rint(between(w2, -numbers[7], numbers[7]))
+            ty = np.rint(between(w3, -numbers[8], numbers[8]))
+            scale = between(w4, numbers[9], numbers[10])
+            sx = math.radians(between(w5, numbers[11], numbers[12]))
+            sy = math.radians(between(w6, numbers[13], numbers[14]))
+            write_affine(args, 0, angle, tx, ty, scale, sx, sy, 0.0, 0.0)
 
 
 class Perspective(Op):
@@ -408,18 +408,17 @@ class Perspective(Op):
         # At distortion 1 all corners could meet in the middle; half a side less one pixel keeps a quadrangle.
         reach_x = max(1, min(int(self.distortion_scale * (site.width // 2)) + 1, (site.width - 1) // 2))
         reach_y = max(1, min(int(self.distortion_scale * (site.height // 2)) + 1, (site.height - 1) // 2))
-        bilinear = self.interpolation == "bilinear"
-        return [self.p, reach_x, reach_y, bilinear, *fills(self.fill)]
+        return [*warp_numbers(PERSPECTIVE_NEAREST, self.interpolation, self.fill), self.p, reach_x, reach_y]
 
     @staticmethod
     def plan(key: Any, numbers: Any, codes: Any, args: Any, height: Any, width: Any) -> None:
         w0, _, _, _ = draw(key, 0)
-        if unit(w0) < numbers[0]:
-            codes[0] = PERSPECTIVE_NEAREST + np.int64(numbers[3])
+        if unit(w0) < numbers[4]:
+            start_warp(numbers, codes, args, 0, 8)
             a0, a1, a2, a3 = draw(key, 1)
             b0, b1, b2, b3 = draw(key, 2)
-            bx = numbers[1]
-            by = numbers[2]
+            bx = numbers[5]
+            by = numbers[6]
             x0 = np.float64(below(a0, bx))
             y0 = np.float64(below(a1, by))
             x1 = np.float64(width - bx + below(a2, bx))
@@ -429,6 +428,3 @@ class Perspective(Op):
             x3 = np.float64(below(b2, bx))
             y3 = np.float64(height - by + below(b3, by))
             write_perspective(args, 0, x0, y0, x1, y1, x2, y2, x3, y3, width - 1.0, height - 1.0)
-            args[8] = numbers[4]
-            args[9] = numbers[5]
-            args[10] = numbers[6]

@@ -48,7 +48,6 @@ from kitae.augment.ops.base import (
     Step,
     below,
     draw,
-    fills,
     unit,
 )
 from kitae.augment.ops.color import (
@@ -62,7 +61,7 @@ from kitae.augment.ops.color import (
     Sharpness,
     Solarize,
 )
-from kitae.augment.ops.geometry import AFFINE_STEPS, write_affine
+from kitae.augment.ops.geometry import AFFINE_STEPS, start_warp, warp_numbers, write_affine
 
 IDENTITY, SHEAR_X, SHEAR_Y, TRANSLATE_X, TRANSLATE_Y, ROTATE, BRIGHTER, COLOR, CONTRASTED, SHARPER = range(10)
 POSTERIZED, SOLARIZED, AUTOCONTRASTED, EQUALIZED, INVERTED = range(10, 15)
@@ -175,10 +174,7 @@ def write_policy_op(op: Any, magnitude: Any, sign: Any, codes: Any, args: Any, s
         else:
             args[at] = magnitude
     elif op != IDENTITY:
-        codes[step] = np.int64(numbers[0])
-        args[at + 6] = numbers[1]
-        args[at + 7] = numbers[2]
-        args[at + 8] = numbers[3]
+        start_warp(numbers, codes, args, step, at + 6)
         if op == SHEAR_X:
             write_affine(args, at, 0.0, 0.0, 0.0, 1.0, math.atan(magnitude), 0.0, -0.5 * width, -0.5 * height)
         elif op == SHEAR_Y:
@@ -201,7 +197,7 @@ class _Policy(Op):
     fill: FillLevels = None
 
     def _warp(self) -> list[float]:
-        return [AFFINE_NEAREST + (self.interpolation == "bilinear"), *fills(self.fill)]
+        return warp_numbers(AFFINE_NEAREST, self.interpolation, self.fill)
 
 
 class AutoAugment(_Policy):
