@@ -30,17 +30,8 @@ from kitae.augment.ops.base import (
     ARGS,
     AUGMIX_BEGIN,
     AUGMIX_END,
-    AUTOCONTRAST,
-    BRIGHTNESS,
     CHAIN_BEGIN,
     CHAIN_END,
-    CONTRAST,
-    EQUALIZE,
-    INVERT,
-    POSTERIZE,
-    SATURATION,
-    SHARPNESS,
-    SOLARIZE,
     FillLevels,
     Interpolation,
     Op,
@@ -155,13 +146,17 @@ def magnitudes(kind: str, op: int, bins: int, height: int, width: int) -> NDArra
     return np.zeros(bins)
 
 
-# The code of each op from BRIGHTER on.
-CODES = (BRIGHTNESS, SATURATION, CONTRAST, SHARPNESS, POSTERIZE, SOLARIZE, AUTOCONTRAST, EQUALIZE, INVERT)
+# The step of each op from BRIGHTER on, and its code.
+_STEPS = tuple(
+    op.writes[0]
+    for op in (Brightness, Saturation, Contrast, Sharpness, Posterize, Solarize, Autocontrast, Equalize, Invert)
+)
+CODES = tuple(step.code for step in _STEPS)
 
 
 def write_policy_op(op: Any, magnitude: Any, sign: Any, codes: Any, args: Any, step: Any, height: Any, width: Any,
                     numbers: Any) -> None:  # fmt: skip
-    """One op of a policy as a step. `sign` is the word that decides it; `numbers` begin with what `_warp` gives."""
+    """One op of a policy as a step. `sign`: the word that decides it; `numbers` begin as `start_warp` reads them."""
     if op <= SIGNED and unit(sign) < 0.5:
         magnitude = -magnitude
     at = step * ARGS
@@ -189,10 +184,7 @@ def write_policy_op(op: Any, magnitude: Any, sign: Any, codes: Any, args: Any, s
 
 class _Policy(Op):
     page = "policies"
-    writes: ClassVar[tuple[Step, ...]] = (
-        *AFFINE_STEPS, *Brightness.writes, *Saturation.writes, *Contrast.writes, *Sharpness.writes, *Posterize.writes,
-        *Solarize.writes, *Autocontrast.writes, *Equalize.writes, *Invert.writes,
-    )  # fmt: skip
+    writes: ClassVar[tuple[Step, ...]] = (*AFFINE_STEPS, *_STEPS)
     interpolation: Interpolation = "nearest"
     fill: FillLevels = None
 
