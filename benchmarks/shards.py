@@ -83,8 +83,8 @@ def kitae_batches(store: Any, threads: int) -> Iterator[Any]:
     import torch
 
     from kitae.augment import Augment
-    from kitae.augment.fetch import first_crop
     from kitae.augment.spec import AugmentSpec
+    from kitae.crops import first_crop
     from kitae.data.ahead import ReadAhead
     from kitae.data.encoded import Encoded
     from kitae.data.loader import ImageSet

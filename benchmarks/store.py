@@ -40,7 +40,7 @@ from PIL import Image
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from kitae.augment import fetch
+from kitae import crops as fetch
 from kitae.augment.ops.geometry import RandomResizedCrop
 from kitae.augment.plan import sample_key
 from kitae.data.pictures import Pictures

@@ -21,7 +21,7 @@ ORDER = [
     {"preprocess", "views"},
     {"runtime"},
     STAGES,
-    {"recipe", "predictor"},
+    {"recipe", "predictor", "crops"},
     {"run"},
     {"reporting"},
     {"pipelines"},

@@ -10,11 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torchvision.transforms.v2 import functional as F
 
-from kitae.augment import fetch
-from kitae.augment.fetch import PictureCrop, first_crop
+from kitae import crops as fetch
 from kitae.augment.ops.geometry import RandomResizedCrop
 from kitae.augment.plan import sample_key
 from kitae.augment.spec import AugmentSpec
+from kitae.crops import PictureCrop, first_crop
 
 SIZES = [(40, 70), (70, 40), (33, 33), (20, 90), (12, 9), (64, 64), (5, 200)]
 

@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kitae.augment.fetch import EncodedCrop, PictureCrop
 from kitae.augment.ops.geometry import RandomResizedCrop
+from kitae.crops import EncodedCrop, PictureCrop
 from kitae.data import shards as module
 from kitae.data.ahead import ReadAhead
 from kitae.data.base import TEST, TRAIN, VAL

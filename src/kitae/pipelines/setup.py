@@ -14,8 +14,8 @@ from torch import nn
 
 from kitae import keyed
 from kitae.augment import Augment
-from kitae.augment.fetch import EncodedCrop, PictureCrop, first_crop
 from kitae.augment.ops import Op
+from kitae.crops import EncodedCrop, PictureCrop, first_crop
 from kitae.data.ahead import ReadAhead
 from kitae.data.encoded import Encoded
 from kitae.data.loader import ImageSet, begun_order, blocks_of

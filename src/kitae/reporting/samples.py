@@ -148,7 +148,7 @@ class Samples:
             not registered here.
         """
         from kitae.augment import Augment
-        from kitae.augment.fetch import first_crop
+        from kitae.crops import first_crop
         from kitae.data.loader import ImageSet, begun_order, blocks_of
         from kitae.training.batches import epoch_shape
 

@@ -10,9 +10,8 @@ from __future__ import annotations
 import ctypes
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +27,9 @@ from kitae.augment.ops.base import ARGS
 from kitae.augment.ops.geometry import RandomResizedCrop
 from kitae.augment.plan import sample_key
 from kitae.augment.spec import AugmentSpec
+from kitae.data.encoded import Encoded
+from kitae.data.parallel import share
+from kitae.data.pictures import Pictures
 
 # Not the op's own slot: a second crop later in the pipeline uses that.
 SLOT = keyed.op_slot("random_resized_crop of whole pictures")
@@ -85,51 +87,6 @@ def crop_samples(context_at: Any, scratch: Any) -> Any:
         args[1] = 0.0
         resized_crop(as_u8(window), as_u8(c[OUT] + n * c[STRIDE]), work, args, channels, tall, wide)
     return 0
-
-
-class Pictures(Protocol):
-    """What a store of M whole pictures has."""
-
-    @property
-    def pixels(self) -> NDArray[np.uint8]:
-        """One picture after the other, each [C, h, w]."""
-
-    @property
-    def starts(self) -> NDArray[np.int64]:
-        """Where each begins: int64 [M + 1]."""
-
-    @property
-    def heights(self) -> NDArray[np.int64]:
-        """int64 [M]."""
-
-    @property
-    def widths(self) -> NDArray[np.int64]:
-        """int64 [M]."""
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """(M, C, H, W) of what the network sees."""
-
-
-@runtime_checkable
-class Encoded(Protocol):
-    """What M encoded images have."""
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """(M, C, H, W) of what the network sees."""
-
-    def cut(
-        self,
-        rows: NDArray[np.int64],
-        size: tuple[int, int],
-        window: Callable[[int, int, int], tuple[int, int, int, int]],
-        use: Callable[[int, NDArray[np.uint8]], None],
-        threads: int | None = None,
-    ) -> None:
-        """Decode a window of each of some rows, sharp enough for `size`, and call `use` with its place and pixels.
-
-        `window` is called with the place, and the image's height and width, for top, left, height and width."""
 
 
 def first_crop(
@@ -219,20 +176,16 @@ class PictureCrop(_Crop):
         context[[EPOCH, SEED_LOW, SEED_HIGH]] = epoch, seed & 0xFFFFFFFF, seed >> 32
         run = jit.native(crop_samples, RUN).ctypes  # without the interpreter lock
 
-        def work(part: NDArray[np.int64]) -> None:
+        # More parts than threads, since pictures differ in size and cores in their other load.
+        ends = np.linspace(0, len(rows), min(4 * self._threads, len(rows)) + 1).astype(np.int64)
+
+        def work(part: int) -> None:
             own = context.copy()
-            own[[FIRST, LAST]] = part
+            own[[FIRST, LAST]] = ends[part : part + 2]
             with self._scratch.borrowed(self._scratch_bytes) as at:
                 run(own.ctypes.data, at)
 
-        threads = min(self._threads, len(rows))
-        if threads < 2:
-            work(np.array([0, len(rows)]))
-        else:
-            # More parts than threads, since pictures differ in size and cores in their other load.
-            ends = np.linspace(0, len(rows), min(4 * threads, len(rows)) + 1).astype(np.int64)
-            with ThreadPoolExecutor(threads, thread_name_prefix="kitae-crop") as pool:
-                list(pool.map(work, np.stack([ends[:-1], ends[1:]], axis=1)))
+        share(len(ends) - 1, work, self._threads)
         return out
 
 
