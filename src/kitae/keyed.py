@@ -142,7 +142,12 @@ def permutation(seed: int, epoch: int, count: int, slot: int = SLOT_ORDER) -> ND
     """
     if count < 0:
         raise ValueError(f"count must not be negative, not {count}")
-    return np.argsort(sort_keys(seed, epoch, np.arange(count, dtype=np.int64), slot), kind="stable")
+    return shuffled(seed, epoch, np.arange(count, dtype=np.int64), slot)
+
+
+def shuffled(seed: int, epoch: int, index: NDArray[np.int64], slot: int) -> NDArray[np.int64]:
+    """The positions of `index` in a keyed random order: int64 [n]; equal indices keep their order."""
+    return np.argsort(sort_keys(seed, epoch, index, slot), kind="stable")
 
 
 def sort_keys(seed: int, epoch: ArrayLike, index: ArrayLike, slot: ArrayLike) -> NDArray[np.uint64]:

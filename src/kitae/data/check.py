@@ -395,7 +395,7 @@ def _sheet_rows(table: Table) -> dict[int, int]:
     rows: dict[int, int] = {}
     for label in range(min(len(table.classes), _SHEET_CLASSES)):
         mine = np.flatnonzero((table.labels == label) & (table.splits == TRAIN))
-        order = np.argsort(keyed.sort_keys(0, 0, table.keys[mine], keyed.SLOT_LIMIT), kind="stable")
+        order = keyed.shuffled(0, 0, table.keys[mine], keyed.SLOT_LIMIT)
         rows |= {int(row): label for row in mine[order[: 3 * _SHEET_PER_CLASS]]}
     return rows
 

@@ -94,7 +94,7 @@ def assign_folds(
     groups: NDArray[np.int64] | None = None,
 ) -> NDArray[np.int64]:
     """A fold for each image, stratified by class, with each group in one fold: int64 [n] in [0, folds)."""
-    order = np.argsort(keyed.sort_keys(seed, 0, keys, keyed.SLOT_FOLDS), kind="stable")
+    order = keyed.shuffled(seed, 0, keys, keyed.SLOT_FOLDS)
     fold = np.empty(len(labels), dtype=np.int64)
     if groups is None:
         by_class = order[np.argsort(labels[order], kind="stable")]

@@ -109,7 +109,7 @@ class ImageSet:
             if self.ahead is not None:
                 self.ahead.begin(index & _ROW_MASK, windows)
             return index
-        return index[np.argsort(keyed.sort_keys(seed, epoch, index, keyed.SLOT_ORDER), kind="stable")]
+        return index[keyed.shuffled(seed, epoch, index, keyed.SLOT_ORDER)]
 
     def _balanced(self, seed: int, epoch: int) -> NDArray[np.int64]:
         labels = self.labels[self.rows]
@@ -121,8 +121,8 @@ class ImageSet:
             quota = share + ((place - epoch) % len(present) < left_over)
             whole, part = divmod(quota, len(rows))
             repeats = np.arange(whole, dtype=np.int64)[:, None] << REPEAT_SHIFT
-            shuffled = rows[np.argsort(keyed.sort_keys(seed, epoch, rows, keyed.SLOT_SAMPLER), kind="stable")]
-            parts += [(rows + repeats).ravel(), shuffled[:part] + (whole << REPEAT_SHIFT)]
+            more = rows[keyed.shuffled(seed, epoch, rows, keyed.SLOT_SAMPLER)[:part]]
+            parts += [(rows + repeats).ravel(), more + (whole << REPEAT_SHIFT)]
         return np.concatenate(parts)
 
     def gather(

@@ -62,7 +62,7 @@ def block_order(
     """
     of = blocks.of[rows]
     present, sizes = np.unique(of, return_counts=True)
-    turn = np.argsort(keyed.sort_keys(seed, epoch, present.astype(np.int64), keyed.SLOT_BLOCKS), kind="stable")
+    turn = keyed.shuffled(seed, epoch, present.astype(np.int64), keyed.SLOT_BLOCKS)
     lanes = min(blocks.lanes, len(present))
     dealt: list[list[int]] = [[] for _ in range(lanes)]
     filled = [0] * lanes

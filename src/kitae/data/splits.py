@@ -334,11 +334,6 @@ def _united(parts: dict[int, Rows], table: Table, twins: NDArray[np.int64]) -> d
     return {code: np.flatnonzero(codes == code).astype(np.int64) for code in parts}
 
 
-def _shuffled(identity: NDArray[np.int64], seed: int, slot: int, epoch: int) -> Rows:
-    """Positions in a keyed random order."""
-    return np.argsort(keyed.sort_keys(seed, epoch, identity, slot), kind="stable")
-
-
 def _hold_out(table: Table, rows: Rows, fraction: float, seed: int, code: int, leave: int) -> tuple[Rows, Rows]:
     """(kept, held out); of each class at least `leave` images are kept."""
     labels = table.labels[rows]
@@ -347,7 +342,7 @@ def _hold_out(table: Table, rows: Rows, fraction: float, seed: int, code: int, l
     wanted = np.minimum(np.maximum(wanted, 1), np.maximum(counts - leave, 0))
     # The epoch separates the two draws: otherwise the images just above the test threshold would be validation.
     if table.groups is None:
-        order = _shuffled(table.keys[rows], seed, keyed.SLOT_SPLIT, code)
+        order = keyed.shuffled(seed, code, table.keys[rows], keyed.SLOT_SPLIT)
         chosen = _rank_in_class(labels, order) < wanted[labels]
     else:
         chosen = _choose_groups(table.groups[rows], labels, wanted, seed, code, leave)
@@ -367,7 +362,7 @@ def _choose_groups(
     missing = wanted.astype(np.float64)
     left = np.bincount(labels, minlength=len(wanted))
     chosen = np.zeros(len(names), dtype=np.bool_)
-    for group in _shuffled(names, seed, keyed.SLOT_SPLIT, code):
+    for group in keyed.shuffled(seed, code, names, keyed.SLOT_SPLIT):
         inside = labels[by_group[(ends[group - 1] if group else 0) : ends[group]]]
         classes, counts = np.unique(inside, return_counts=True)
         # |missing - counts|^2 < |missing|^2, and no class loses its last training images
@@ -404,7 +399,7 @@ def _limited(table: Table, rows: Rows, drawn: Rows, spec: DataSpec) -> Rows:
     if limit < len(table.classes):
         raise DataError(f"data.limit {limit} is too small for the classes; set it to {len(table.classes)} or more")
     labels = table.labels[drawn]
-    order = _shuffled(table.keys[drawn], spec.split_seed, keyed.SLOT_LIMIT, 0)
+    order = keyed.shuffled(spec.split_seed, 0, table.keys[drawn], keyed.SLOT_LIMIT)
     # Interleave the classes in proportion: image r of the n of its class has position (r + 1/2) / n. The first
     # image of every class comes before all others.
     rank = _rank_in_class(labels, order)
