@@ -49,7 +49,7 @@ def hue(x: Tensor, a: Numbers) -> Tensor:
     h = torch.where(high == r, g - b + torch.where(g < b, 6 * d, 0), h)
     turn = a.host(0)
     parts = np.rint(49152.0 * (turn - np.floor(turn))).astype(np.int64) % 49152
-    turned = ((d.long() << 3) * torch.from_numpy(parts).to(x.device).view(-1, 1, 1, 1)) >> 16
+    turned = ((d.long() << 3) * a.column(parts)) >> 16
     h = h - (6 * d - turned.to(torch.int32))
     h = torch.where(h < 0, h + 6 * d, h)
     out = []

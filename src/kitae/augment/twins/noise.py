@@ -6,7 +6,6 @@ import functools
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from kitae.augment.ops.noise import QUANTILE_STEP, noise_quantiles
@@ -42,7 +41,8 @@ def gaussian_noise(x: Tensor, a: Numbers) -> Tensor:
     half = torch.stack((word & 0xFFFF, word >> 16), 2).view(n, -1)[:, :size]
     z = _quantiles(x.device)[half & 0x7FFF] * QUANTILE_STEP
     z = torch.where(half > 0x7FFF, -z, z)
-    noise = a.float32(a.host(2) * 255.0, 2) + z * a.float32(a.host(3) * 255.0, 2)
+    mean, sigma = (a.float32(a.host(column) * 255.0).view(-1, 1) for column in (2, 3))
+    noise = mean + z * sigma
     return (x.reshape(n, -1).to(torch.int32) + noise.to(torch.int32)).clamp_(0, 255).to(torch.uint8).view_as(x)
 
 
@@ -50,10 +50,5 @@ def salt_and_pepper(x: Tensor, a: Numbers) -> Tensor:
     h, w = x.shape[2:]
     place = torch.arange(h * w, device=x.device).view(1, 1, h, w)
     word = _scramble(place, a.integer(1), a.integer(0)) >> 1
-    amount, salt = a.host(2), a.host(3)
-
-    def threshold(p: NDArray[np.float64]) -> Tensor:
-        return torch.from_numpy((p * 2147483648.0).astype(np.int64)).to(x.device).view(-1, 1, 1, 1)
-
-    spot = (word < threshold(amount * salt)).to(torch.uint8) * 255
-    return torch.where(word < threshold(amount), spot, x)
+    hit, salt = (a.column((p * 2147483648.0).astype(np.int64)) for p in (a.host(2), a.host(2) * a.host(3)))
+    return torch.where(word < hit, (word < salt).to(torch.uint8) * 255, x)

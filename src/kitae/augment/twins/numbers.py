@@ -19,17 +19,20 @@ class Numbers:
     def host(self, column: int) -> NDArray[np.float64]:
         return np.ascontiguousarray(self.args[:, column])
 
-    def float32(self, values: Any, ndim: int = 4) -> Tensor:
-        """Per-sample numbers as float32 [n, 1, 1, 1]."""
-        array = torch.from_numpy(np.asarray(values, np.float64).astype(np.float32))
-        return array.to(self.device).view(-1, *[1] * (ndim - 1))
+    def column(self, values: NDArray[Any]) -> Tensor:
+        """Per-sample numbers, [n, 1, 1, 1]."""
+        return torch.from_numpy(values).to(self.device).view(-1, 1, 1, 1)
+
+    def float32(self, values: NDArray[np.float64]) -> Tensor:
+        """The same as float32."""
+        return self.column(values.astype(np.float32))
 
     def __getitem__(self, column: int) -> Tensor:
         return self.float32(self.host(column))
 
     def integer(self, column: int) -> Tensor:
         """int64 [n, 1, 1, 1]."""
-        return torch.from_numpy(self.host(column).astype(np.int64)).to(self.device).view(-1, 1, 1, 1)
+        return self.column(self.host(column).astype(np.int64))
 
     def fill(self, first: int, channels: int) -> Tensor:
         """Fill levels float32 [n, channels, 1, 1], NaN as 0."""

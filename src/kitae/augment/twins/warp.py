@@ -58,7 +58,7 @@ def _bilinear(x: Tensor, points: tuple[Tensor, Tensor], a: Numbers, at: int) -> 
     zero = torch.zeros((), device=x.device)
     across = torch.where((ix >= 1) & (ix <= w), 1.0 - fx, zero) + torch.where(ix < w, fx, zero)
     along = torch.where((iy >= 1) & (iy <= h), 1.0 - fy, zero) + torch.where(iy < h, fy, zero)
-    filled = torch.from_numpy(~np.isnan(a.host(at))).to(x.device).view(-1, 1, 1, 1)
+    filled = a.column(~np.isnan(a.host(at)))
     fill = a.fill(at, c)
     v = torch.where(filled, (v - fill) * (across * along) + fill, v)
     return v.round_().to(torch.uint8)
