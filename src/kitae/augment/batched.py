@@ -16,7 +16,7 @@ from torch import Tensor
 from kitae.augment.ops import STEPS
 from kitae.augment.ops.base import AUGMIX_BEGIN, AUGMIX_END, CHAIN_BEGIN, CHAIN_END, ERASE_AFTER, NOP
 from kitae.augment.plan import Pipeline, Program
-from kitae.augment.twins.move import erase
+from kitae.augment.twins.move import covered
 from kitae.augment.twins.numbers import Numbers, level
 
 
@@ -49,10 +49,7 @@ def run_steps(images: Tensor, program: Program) -> tuple[Tensor, Tensor | None]:
             elif code == ERASE_AFTER:
                 if erased is None:
                     erased = torch.zeros(len(x), 1, *x.shape[2:], dtype=torch.bool, device=device)
-                pick = torch.from_numpy(rows).to(device)
-                a.args = a.args.copy()
-                a.args[:, 4:7] = 1.0
-                erased[pick] |= erase(torch.zeros_like(erased[pick], dtype=torch.uint8), a).bool()
+                erased[torch.from_numpy(rows).to(device)] |= covered(x, a)
             else:
                 twin = STEPS[code].twin
                 assert twin is not None

@@ -34,10 +34,14 @@ def vertical_flip(x: Tensor, a: Numbers) -> Tensor:
     return x.flip(2)
 
 
-def erase(x: Tensor, a: Numbers) -> Tensor:
+def covered(x: Tensor, a: Numbers) -> Tensor:
+    """Which pixels the box of an erasing step covers: bool [n, 1, H, W]."""
     h, w = x.shape[2:]
     y = torch.arange(h, device=x.device).view(1, 1, -1, 1)
     z = torch.arange(w, device=x.device).view(1, 1, 1, -1)
     top, left = a.integer(0), a.integer(1)
-    box = (y >= top) & (y < top + a.integer(2)) & (z >= left) & (z < left + a.integer(3))
-    return torch.where(box, a.fill(4, x.shape[1]).to(torch.uint8), x)
+    return (y >= top) & (y < top + a.integer(2)) & (z >= left) & (z < left + a.integer(3))
+
+
+def erase(x: Tensor, a: Numbers) -> Tensor:
+    return torch.where(covered(x, a), a.fill(4, x.shape[1]).to(torch.uint8), x)
