@@ -184,13 +184,6 @@ def _work_bytes(pipeline: Pipeline, codes: set[int]) -> int:
     return need
 
 
-_DTYPES: dict[str, np.dtype[Any]] = {
-    "float32": np.dtype(np.float32),
-    "bfloat16": np.dtype(np.uint16),
-    "uint8": np.dtype(np.uint8),
-}
-
-
 class Executor:
     """Runs one pipeline's programs on NumPy arrays. Safe to call from several threads.
 
@@ -207,7 +200,8 @@ class Executor:
         interleaved: bool = False,
         threads: int | None = None,
     ) -> None:
-        self.pipeline, self.threads, self.dtype, self.channels_last = pipeline, threads, dtype, channels_last
+        self.pipeline, self.threads, self.channels_last = pipeline, threads, channels_last
+        self._stored = np.dtype("uint16" if dtype == "bfloat16" else dtype)  # NumPy has no bfloat16
         p = pipeline
         self._codes = {step.code for op in p.ops for step in op.writes} | ({NOP} if interleaved else set())
         self._table = np.zeros(CODES, np.int64)
@@ -235,8 +229,8 @@ class Executor:
         c[driver.SEED] = address([seed & 0xFFFFFFFF, seed >> 32], np.uint64)
         c[driver.TABLE], c[driver.SCALES] = _address(self._table), address([*p.scale, *p.shift], np.float64)
         c[driver.IMAGE_BYTES], c[driver.SCRATCH_BYTES] = image_bytes, self._scratch_bytes
-        c[driver.FORM] = FORMS[dtype, channels_last]
-        c[driver.OUT_STRIDE] = _DTYPES[dtype].itemsize * p.channels * last_height * last_width
+        c[driver.FORM] = FORMS.index(dtype) + 3 * channels_last
+        c[driver.OUT_STRIDE] = self._stored.itemsize * p.channels * last_height * last_width
         if p.mixing is not None:
             c[driver.MIXING], c[driver.MIX_SHARED] = address(p.mixing, np.float64), p.mixes_batch
         if GAUSSIAN_NOISE in self._codes:
@@ -301,7 +295,7 @@ class Executor:
         p = self.pipeline
         count = len(images)
         h, w = p.sizes[-1]
-        out = take((count, h, w, p.channels) if self.channels_last else (count, p.channels, h, w), _DTYPES[self.dtype])
+        out = take((count, h, w, p.channels) if self.channels_last else (count, p.channels, h, w), self._stored)
         context = self._context.copy()
         context[driver.STREAMING] = out.nbytes > STREAM_BYTES
         context[driver.IMAGES], context[driver.OUT] = _address(images), _address(out)

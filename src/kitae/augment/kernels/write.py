@@ -34,14 +34,7 @@ from kitae.augment.kernels.move import copy_bytes
 
 SECOND, MIX_FIRST, MIX_SECOND, SCALE, SHIFT, STREAM, INFO = 32, 64, 72, 80, 83, 86, 96
 BAND = 1024  # values per channel in a band
-FORMS = {  # of results: type, and whether it is [H, W, C]
-    ("float32", False): 0,
-    ("bfloat16", False): 1,
-    ("uint8", False): 2,
-    ("float32", True): 3,
-    ("bfloat16", True): 4,
-    ("uint8", True): 5,
-}
+FORMS = ("float32", "bfloat16", "uint8")  # of results, by number; 3 more where they are [H, W, C]
 HALF = np.float32(0.5)
 NOTHING = np.float32(0.0)
 
@@ -114,7 +107,7 @@ def stream_bytes(source: Any, target: Any, count: Any) -> Any:
 
 
 def put_run(kind: Any, source: Any, target: Any, count: Any, stream: Any) -> Any:
-    """A run of float32 to its place. kind: 0 float32, 1 bfloat16, 2 uint8."""
+    """A run of float32 to its place. kind: its number in `FORMS`."""
     values = as_f32(source)
     if kind == 0 and stream:
         stream_bytes(source, target, 4 * count)
