@@ -11,7 +11,7 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -45,8 +45,8 @@ class _Given(Op):
 
 
 @functools.lru_cache(maxsize=64)
-def _augment(ops: tuple[Op, ...], executor: Executor, mean: Any, std: Any, mix: MixSpec | None) -> Augment:
-    return Augment(ops, mean=mean, std=std, mix=mix, executor=executor)
+def _augment(*ops: Op, **settings: Any) -> Augment:
+    return Augment(ops, **settings)
 
 
 def _run(
@@ -58,16 +58,14 @@ def _run(
     for column, values in enumerate(numbers):
         args[:, 0, column] = values
     program = Program(np.full((count, 1), code, np.int64), args)
-    return _augment((_Given(code=code, size=new),), executor, None, None, None).replay(images, program)
+    return _augment(_Given(code=code, size=new), executor=executor).replay(images, program)
 
 
-def _last(
-    images: Any, executor: Executor, mix: Any = None, targets: Any = None, mean: Any = None, std: Any = None
-) -> Any:
-    """Run the last write alone."""
+def _last(images: Any, mixing: NDArray[np.float64] | None = None, targets: Any = None, **settings: Any) -> Any:
+    """Run the last write alone, with settings of `Augment`."""
     count = _count(images)[0]
-    program = Program(np.zeros((count, 0), np.int64), np.zeros((count, 0, o.ARGS)), mix)
-    return _augment((), executor, mean, std, None if mix is None else MixSpec()).replay(images, program, targets)
+    program = Program(np.zeros((count, 0), np.int64), np.zeros((count, 0, o.ARGS)), mixing)
+    return _augment(**settings).replay(images, program, targets)
 
 
 def _numbers(
@@ -104,10 +102,8 @@ def _window(
 ) -> list[NDArray[np.float64]]:
     """Top, left, height and width inside the image, of at least so many pixels."""
     n, _, h, w = _count(images)
-    rows, columns = (
-        _numbers(height, "height", n, least, h, whole=True),
-        _numbers(width, "width", n, least, w, whole=True),
-    )
+    rows = _numbers(height, "height", n, least, h, whole=True)
+    columns = _numbers(width, "width", n, least, w, whole=True)
     t, s = _numbers(top, "top", n, 0, h, whole=True), _numbers(left, "left", n, 0, w, whole=True)
     if (t + rows > h).any() or (s + columns > w).any():
         raise AugmentError(f"the {what} must lie inside the image, {h} x {w}")
@@ -166,17 +162,11 @@ def _function(step: Step, takes: Sequence[o.Argument]) -> Callable[..., Any]:
     return function
 
 
-_GENERATED = {s.name: _function(s, s.takes) for s in STEPS.values() if s.takes is not None}
+globals().update({s.name: _function(s, s.takes) for s in STEPS.values() if s.takes is not None})
 
+if TYPE_CHECKING:
 
-def __getattr__(name: str) -> Any:
-    if name in _GENERATED:
-        return _GENERATED[name]
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted([*_GENERATED, *(name for name in globals() if not name.startswith("_"))])
+    def __getattr__(name: str) -> Any: ...
 
 
 # Written by hand: what takes windows, matrices or points --------------------------------------------------------------
@@ -353,13 +343,13 @@ def erase(
 
 def normalize(images: Any, mean: Any, std: Any, *, executor: Executor = "auto") -> Any:
     """(level / 255 - mean) / std as float32."""
-    return _last(images, executor, mean=as_colour(mean, "mean"), std=as_colour(std, "std"))
+    return _last(images, executor=executor, mean=as_colour(mean, "mean"), std=as_colour(std, "std"))
 
 
 def _mixed(images: Any, targets: Any, mix: NDArray[np.float64], executor: Executor) -> Any:
-    if targets is None:
-        return _last(images, executor, mix, np.zeros((len(mix), 1), np.float32))[0]
-    return _last(images, executor, mix, targets)
+    given = np.zeros((len(mix), 1), np.float32) if targets is None else targets
+    out = _last(images, mix, given, executor=executor, mix=MixSpec())
+    return out[0] if targets is None else out
 
 
 def mixup(images: Any, targets: Any, lam: ArrayLike, *, executor: Executor = "auto") -> Any:
