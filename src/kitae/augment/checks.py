@@ -135,14 +135,14 @@ def integers(value: Any, name: str, limit: int) -> NDArray[np.int64]:
     return np.asarray(array, np.int64, order="C")
 
 
-def as_labels(targets: Any, count: int, num_classes: int | None) -> tuple[NDArray[Any] | None, int]:
-    """Targets as int64 [N] or float32 [N, K], and K; (None, 0) where there are none.
+def as_labels(targets: Any, count: int, num_classes: int | None) -> NDArray[Any] | None:
+    """Targets as int64 [N] or float32 [N, K]; None where there are none.
 
     Raises:
         AugmentError: wrong type, length or classes.
     """
     if targets is None:
-        return None, 0
+        return None
     array = targets.detach().cpu().numpy() if is_torch(targets) else np.asarray(targets)
     if array.ndim not in (1, 2) or len(array) != count:
         raise AugmentError(f"targets must be [N] or [N, K] with N = {count}, not {list(array.shape)}")
@@ -151,11 +151,11 @@ def as_labels(targets: Any, count: int, num_classes: int | None) -> tuple[NDArra
             raise AugmentError(f"targets [N, K] must be float32, not {array.dtype}")
         if num_classes is not None and array.shape[1] != num_classes:
             raise AugmentError(f"targets have {array.shape[1]} classes, num_classes is {num_classes}")
-        return np.ascontiguousarray(array, np.float32), array.shape[1]
+        return np.ascontiguousarray(array, np.float32)
     if array.size and array.dtype.kind not in "iu":
         raise AugmentError(f"targets [N] must be integer labels, not {array.dtype}")
     if num_classes is None:
         raise AugmentError("integer targets need num_classes; or give float32 [N, K]")
     if count and not (int(array.min()) >= 0 and int(array.max()) < num_classes):
         raise AugmentError(f"targets must be in [0, {num_classes}), not {array.min()} to {array.max()}")
-    return np.ascontiguousarray(array, np.int64), num_classes
+    return np.ascontiguousarray(array, np.int64)

@@ -189,7 +189,7 @@ class Augment:
 
     def _apply(self, batch: Any, targets: Any, source: Keys | Program) -> Any:
         given_torch = is_torch(batch)
-        labels, classes = as_labels(targets, len(batch), self.num_classes)
+        labels = as_labels(targets, len(batch), self.num_classes)
         self._seen = self._size(batch)
         pipeline = self.pipeline(*self._seen)
         if pipeline.mixing is not None and labels is None:
@@ -201,9 +201,9 @@ class Augment:
             raise AugmentError("executor cpu needs images on the CPU")
         by = self._by_cpu if on_cpu and self.executor != "torch" else self._by_torch
         out, mix = by(batch, pipeline, source)
-        mixed = mixed_targets(labels, classes, mix)
-        if mixed is None:
+        if labels is None:
             return out
+        mixed = mixed_targets(labels, self.num_classes, mix)
         like = targets if is_torch(targets) else batch
         if is_torch(like):
             import torch

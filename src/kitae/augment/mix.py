@@ -31,17 +31,14 @@ def mix_numbers(spec: MixSpec) -> list[float]:
     mixup, cutmix = spec.mixup_alpha > 0, spec.cutmix_alpha > 0
     switch = spec.switch_prob if mixup and cutmix else float(cutmix)
     tables = [beta_table(a, a) if a > 0 else (0.0,) for a in (spec.mixup_alpha, spec.cutmix_alpha)]
-    return [spec.prob if spec.active else 0.0, switch, 4.0, 4.0 + len(tables[0]), *tables[0], *tables[1]]
+    return [spec.prob, switch, 4.0, 4.0 + len(tables[0]), *tables[0], *tables[1]]
 
 
 def plan_mix(key: Any, numbers: Any, out: Any, height: Any, width: Any) -> None:
     """Kind, lambda and box of one sample or batch. The key's first slot is SLOT_MIX."""
-    out[0] = 0.0
+    for i in range(MIX):
+        out[i] = 0.0
     out[1] = 1.0
-    out[2] = 0.0
-    out[3] = 0.0
-    out[4] = 0.0
-    out[5] = 0.0
     w0, w1, w2, _ = draw(key, 0)
     if unit(w0) < numbers[0]:
         if unit(w1) < numbers[1]:
@@ -67,12 +64,8 @@ def plan_mix(key: Any, numbers: Any, out: Any, height: Any, width: Any) -> None:
             out[1] = beta_quantile(unit(w2), numbers, np.int64(numbers[2]))
 
 
-def mixed_targets(
-    targets: NDArray[Any] | None, classes: int, mix: NDArray[np.float64] | None
-) -> NDArray[np.float32] | None:
+def mixed_targets(targets: NDArray[Any], classes: int | None, mix: NDArray[np.float64] | None) -> NDArray[np.float32]:
     """Targets of a batch (int64 [N] or float32 [N, K]) as distributions, mixed by float64 [N, MIX]: float32 [N, K]."""
-    if targets is None:
-        return None
     pairs = np.arange(0 if mix is None else len(targets) // 2 * 2)
     share = np.ones(0) if mix is None else mix[pairs, 1]
     own, rest = share.astype(np.float32), (1.0 - share).astype(np.float32)
@@ -80,7 +73,7 @@ def mixed_targets(
         rows = targets.copy()
         rows[pairs] = targets[pairs] * own[:, None] + targets[pairs ^ 1] * rest[:, None]
     else:
-        rows = np.zeros((len(targets), classes), np.float32)
+        rows = np.zeros((len(targets), classes or 0), np.float32)
         rows[np.arange(len(targets)), targets] = 1.0
         rows[pairs, targets[pairs]] = own
         rows[pairs, targets[pairs ^ 1]] += rest
