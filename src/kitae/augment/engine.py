@@ -76,7 +76,10 @@ class Augment:
     ) -> None:
         if isinstance(ops, str | Mapping | Op) or not isinstance(ops, Iterable):
             raise AugmentError(f"ops is a list of ops, not {ops!r}")
-        self.ops: tuple[Op, ...] = tuple(_op(entry) for entry in ops)
+        self.ops: tuple[Op, ...] = tuple(
+            TransformOp(transform=entry) if callable(entry) and not isinstance(entry, Op | type) else make_op(entry)
+            for entry in ops
+        )
         if not isinstance(seed, int | np.integer) or not 0 <= int(seed) < 2**64:
             raise AugmentError(f"seed must be an integer in [0, 2**64), not {seed!r}")
         self.seed = int(seed)
@@ -348,9 +351,3 @@ class Collate:
         if labels.ndim == 1 and self.augment.num_classes is None:
             return self.augment(images, epoch=self.epoch, index=index), labels.to(torch.int64)
         return self.augment(images, labels, epoch=self.epoch, index=index)
-
-
-def _op(entry: Any) -> Op:
-    if callable(entry) and not isinstance(entry, Op | type):
-        return TransformOp(transform=entry)
-    return make_op(entry)

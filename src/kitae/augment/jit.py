@@ -33,7 +33,6 @@ OPTIONS = {
 
 compiled = 0  # how many functions this process compiled
 _lock = threading.RLock()
-_helpers: dict[FunctionType, Any] = {}
 _natives: dict[tuple[FunctionType, Any], Any] = {}
 
 
@@ -86,10 +85,9 @@ def _linked(function: FunctionType) -> FunctionType:
     return out
 
 
+@functools.cache
 def _helper(function: FunctionType) -> Any:
-    if function not in _helpers:
-        _helpers[function] = numba.njit(_linked(function), **OPTIONS)
-    return _helpers[function]
+    return numba.njit(_linked(function), **OPTIONS)
 
 
 @functools.cache
@@ -121,8 +119,8 @@ class _Locator(_CacheLocator):  # type: ignore[misc]
         return f"kitae-{self._stamp[:16]}"  # versions share no file: numba writes index and code one after the other
 
     @classmethod
-    def from_function(cls, function: FunctionType, file: str) -> _Locator | None:
-        return cls(function, file) if cache_folder() else None
+    def from_function(cls, function: FunctionType, file: str) -> _Locator:
+        return cls(function, file)
 
 
 class _Impl(CompileResultCacheImpl):  # type: ignore[misc]

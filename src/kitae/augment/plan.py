@@ -129,6 +129,8 @@ class Pipeline:
         """
         m0, m1, m2 = (tuple(mean or (0.0,)) * 3)[:3]
         sizes, offsets, numbers = [(height, width)], [0], []
+        slots: list[int] = []
+        before: Counter[str] = Counter()
         for k, op in enumerate(ops):
             h, w = sizes[-1]
             # Boxes beyond the number that the executors keep for after normalisation are erased before it.
@@ -137,9 +139,6 @@ class Pipeline:
             numbers.append(np.array(op.numbers(site), np.float64))
             offsets.append(offsets[-1] + op.length)
             sizes.append(op.result(h, w))
-        slots: list[int] = []
-        before: Counter[str] = Counter()
-        for op in ops:
             name = type(op).__qualname__ if isinstance(op, CustomOp) else op.name
             slot = keyed.op_slot(name, before[name])
             before[name] += 1

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ConfigDict
 
 from kitae import keyed
 from kitae.augment.ops.base import CUSTOM, Op, Site, Step
@@ -113,8 +112,6 @@ class TransformOp(CustomOp):
     Its randomness comes from the generators of torch, Python and NumPy, which are seeded for each sample from its key
     and restored afterwards.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
     name = "transform"
     transform: Any
