@@ -40,9 +40,9 @@ from PIL import Image
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from kitae import crops as fetch
 from kitae.augment.ops.geometry import RandomResizedCrop
 from kitae.augment.plan import sample_key
+from kitae.crops import SLOT, PictureCrop
 from kitae.data.pictures import Pictures
 from kitae.data.spec import DataSpec
 from kitae.data.store import Store, open_store
@@ -170,7 +170,7 @@ def speed(store: Store, photos: Sequence[bytes], rounds: int, seconds: float, co
         return once
 
     def ours(threads: int) -> Callable[[], int]:
-        reader = fetch.PictureCrop(RandomResizedCrop(), pictures, threads)
+        reader = PictureCrop(RandomResizedCrop(), pictures, threads)
 
         def once() -> int:
             reader(rows, rows, 0, next(epochs))
@@ -242,7 +242,7 @@ def sharpness(store: Store, photos: Sequence[bytes], epochs: int) -> dict[str, A
         found["evaluation"].append((energy(pictures[row]), energy(centre(tensor).numpy())))
     for scale in SCALES:
         op = RandomResizedCrop(scale=scale)
-        reader = fetch.PictureCrop(op, pictures, 1)
+        reader = PictureCrop(op, pictures, 1)
         numbers = np.array([side, side, *op.scale, *op.ratio])
         pairs: list[tuple[float, float]] = []
         for row, tensor in zip(rows, tensors, strict=True):
@@ -253,7 +253,7 @@ def sharpness(store: Store, photos: Sequence[bytes], epochs: int) -> dict[str, A
                 index = np.array([row])
                 own += energy(reader(index, index, 0, epoch)[0])
                 codes, args = np.zeros(1, np.int64), np.zeros(12)
-                op.plan(sample_key(0, epoch, row, fetch.SLOT), numbers, codes, args, height, width)
+                op.plan(sample_key(0, epoch, row, SLOT), numbers, codes, args, height, width)
                 top, left, h, w = args[:4]
                 window = [round(top * down), round(left * across), max(1, round(h * down)), max(1, round(w * across))]
                 theirs += energy(F.resized_crop(tensor, *window, [side, side], antialias=True).numpy())

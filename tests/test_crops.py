@@ -10,11 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torchvision.transforms.v2 import functional as F
 
-from kitae import crops as fetch
 from kitae.augment.ops.geometry import RandomResizedCrop
 from kitae.augment.plan import sample_key
 from kitae.augment.spec import AugmentSpec
-from kitae.crops import PictureCrop, first_crop
+from kitae.crops import SLOT, PictureCrop, first_crop
 
 SIZES = [(40, 70), (70, 40), (33, 33), (20, 90), (12, 9), (64, 64), (5, 200)]
 
@@ -62,7 +61,7 @@ def test_windows_are_the_op_s_and_pixels_torchvision_s(
     numbers = np.array([*size, *op.scale, *op.ratio])
     for image, row, index in zip(out, ROWS, INDEX, strict=True):
         codes, args = np.zeros(1, np.int64), np.zeros(12)
-        op.plan(sample_key(3, 5, int(index), fetch.SLOT), numbers, codes, args, *SIZES[row])
+        op.plan(sample_key(3, 5, int(index), SLOT), numbers, codes, args, *SIZES[row])
         top, left, height, width = (int(value) for value in args[:4])
         expected = F.resized_crop(
             torch.from_numpy(whole[row]), top, left, height, width, list(size), antialias=True
