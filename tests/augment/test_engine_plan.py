@@ -158,13 +158,27 @@ def test_augmix_weights() -> None:
 
 
 @pytest.mark.parametrize(
-    ("a", "b"), [(0.1, 0.1), (0.2, 0.2), (0.5, 0.5), (1, 2), (1, 1), (2, 2), (0.4, 1.2), (8, 8), (50, 50)]
+    ("a", "b", "tolerance"),
+    [
+        *((a, a, 1e-5) for a in (0.04, 0.1, 0.2, 0.5, 1, 2, 8, 50, 60)),
+        *((a, b, 1e-5) for a, b in ((1, 2), (0.4, 1.2), (5, 35), (8, 56))),
+        *((a, b, 2e-4) for a, b in ((500, 500), (540, 540), (1000, 1000), (100, 200), (100, 700))),
+    ],
 )
-def test_beta_quantiles_are_within_the_stated_tolerance(a: float, b: float) -> None:
+def test_beta_quantiles_are_within_the_stated_tolerance(a: float, b: float, tolerance: float) -> None:
     table = p.beta_table(a, b)
-    u = keyed.uniform(0, 0, np.arange(20_000), 0)
+    u = np.append(keyed.uniform(0, 0, np.arange(20_000), 0), [0.0, 2.0**-32, 1.0 - 2.0**-32])
     found = np.array([p.beta_quantile(x, table, 0) for x in u])
-    assert np.abs(found - betaincinv(a, b, u)).max() < 1e-5
+    assert np.abs(found - betaincinv(a, b, u)).max() < tolerance
+
+
+def test_large_parameters_of_beta_give_numbers() -> None:
+    mixing = MixSpec(per="sample", mixup_alpha=1000.0, cutmix_alpha=1000.0)
+    program = plan([{"augmix": {"alpha": 100.0, "mixture_width": 8}}], 200, mix=mixing)
+    assert np.isfinite(program.args[..., 0]).all()
+    share = program.mix[program.mix[:, 0] == 1.0, 1]
+    assert np.abs(share - 0.5).max() < 0.1  # nine standard deviations
+    assert np.isfinite(program.mix).all()
 
 
 def test_program_is_printable_savable_and_loadable(tmp_path) -> None:
