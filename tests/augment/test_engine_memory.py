@@ -11,7 +11,8 @@ import pytest
 from numpy.typing import NDArray
 
 from kitae.augment import Augment, Program, functional
-from kitae.augment.spec import OPS
+from kitae.augment.ops.base import ERASE, ERASE_AFTER, NOP
+from kitae.augment.spec import OPS, MixSpec
 from kitae.errors import AugmentError
 
 INDEX = np.arange(8)
@@ -51,6 +52,25 @@ def test_a_program_with_numbers_that_are_none_is_refused() -> None:
     args[0, 0, 0] = np.nan
     with pytest.raises(AugmentError, match="was not made by this pipeline"):
         augment.replay(np.zeros((8, 3, 32, 32), np.uint8), Program(program.codes, args, None))
+
+
+@pytest.mark.parametrize("op", [{"random_resized_crop": {"size": 64}}, {"random_crop": {"size": 16}}])
+def test_a_step_that_changes_the_size_cannot_be_left_out(op: Any) -> None:
+    """The steps after it would read an image of another size than there is."""
+    augment = Augment([op, "invert"])
+    program = augment.plan(epoch=0, index=INDEX, **SIZE)
+    codes = program.codes.copy()
+    codes[3, 0] = NOP
+    with pytest.raises(AugmentError, match="was not made by this pipeline"):
+        augment.replay(np.zeros((8, 3, 32, 32), np.uint8), Program(codes, program.args))
+
+
+def test_a_box_of_the_result_lies_inside_it() -> None:
+    augment = Augment([{"random_erasing": {"p": 1.0}}, {"random_crop": {"size": 8}}], mean=0.5, std=0.5)
+    program = augment.plan(epoch=0, index=INDEX, **SIZE)
+    codes = np.where(program.codes == ERASE, ERASE_AFTER, program.codes)
+    with pytest.raises(AugmentError, match="was not made by this pipeline"):
+        augment.replay(np.zeros((8, 3, 32, 32), np.uint8), Program(codes, program.args))
 
 
 def guarded(shape: tuple[int, ...], end: bool) -> tuple[NDArray[np.uint8], mmap.mmap]:

@@ -71,9 +71,9 @@ def check_program(program: Program, pipeline: Pipeline, count: int) -> Program:
     bad = (mix is None) != (pipeline.mixing is None)
     for k, op in enumerate(pipeline.ops):
         at, end = pipeline.offsets[k], pipeline.offsets[k + 1]
-        known = [NOP, *(step.code for step in op.writes)]
         c, a = codes[:, at:end], args[:, at:end]
         (h, w), (nh, nw) = pipeline.sizes[k], pipeline.sizes[k + 1]
+        known = [step.code for step in op.writes] + ([NOP] if (h, w) == (nh, nw) else [])
         inside = (a[..., :4] >= 0).all(-1) & (a[..., 0] + a[..., 2] <= h) & (a[..., 1] + a[..., 3] <= w)
         reach = (a[..., 0] > -h) & (a[..., 1] > -w) & (a[..., 0] + nh < 2 * h) & (a[..., 1] + nw < 2 * w)
         crops = (
@@ -85,9 +85,11 @@ def check_program(program: Program, pipeline: Pipeline, count: int) -> Program:
         )
         sizes = (a[..., 2] >= 1) & (a[..., 3] >= 1) & (a[..., 4] == nh) & (a[..., 5] == nw)
         kernel = a[..., :2]
+        # A box that is zero after normalisation lies in the result, so no size changes after it.
+        early = (c == ERASE_AFTER) & ((h, w) != pipeline.sizes[-1])
         blurs = ((kernel % 2 == 1) & (kernel <= 63) & (kernel // 2 < [w, h])).all(-1)
         wrong = ~np.isin(c, known) | (np.isin(c, (ERASE, ERASE_AFTER)) & ~inside) | ((c == CROP) & ~crops)
-        wrong |= ((c == RESIZED_CROP) & ~(inside & sizes)) | ((c == GAUSSIAN_BLUR) & ~blurs)
+        wrong |= ((c == RESIZED_CROP) & ~(inside & sizes)) | ((c == GAUSSIAN_BLUR) & ~blurs) | early
         bad = bad or bool(wrong.any())
     if mix is not None:
         h, w = pipeline.sizes[-1]
