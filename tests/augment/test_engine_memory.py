@@ -107,6 +107,18 @@ def test_more_boxes_than_are_kept_are_all_erased() -> None:
     np.testing.assert_allclose(results[0], results[1], atol=1e-6)
 
 
+@pytest.mark.parametrize("mix", [None, MixSpec(per="sample", cutmix_alpha=0)])
+def test_boxes_of_a_normalised_image_are_erased_without_normalisation(mix: MixSpec | None) -> None:
+    images = np.random.default_rng(0).integers(1, 256, (8, 3, 32, 32), np.uint8)
+    ops, targets = [{"random_erasing": {"p": 1.0}}], np.eye(8, dtype=np.float32)
+    program = Augment(ops, mean=0.5, std=0.5, mix=mix).plan(epoch=0, index=INDEX, **SIZE)
+    ours, theirs = (
+        Augment(ops, mix=mix, executor=executor).replay(images, program, targets)[0] for executor in ("cpu", "torch")
+    )
+    assert (ours == 0).any()
+    np.testing.assert_array_equal(ours, theirs)
+
+
 def test_an_extreme_window_has_at_least_a_pixel() -> None:
     augment = Augment([{"random_resized_crop": {"size": 32, "ratio": (100.0, 200.0), "scale": (1.0, 1.0)}}])
     out = augment(np.full((4, 3, 32, 32), 9, np.uint8), epoch=0, index=np.arange(4))

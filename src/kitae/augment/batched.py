@@ -76,8 +76,8 @@ def finish(
         numbers = torch.tensor((pipeline.scale, pipeline.shift), dtype=torch.float32, device=x.device)
         scale, shift = numbers[:, : x.shape[1], None, None].unbind()
         v = x.float() * scale + shift
-        if erased is not None:
-            v = v.masked_fill(erased, 0.0)
+    if erased is not None:
+        v = v.masked_fill(erased, 0)
     pairs = len(v) // 2 * 2
     if mix is not None and pairs:
         a = Numbers(mix[:pairs], x.device)
