@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from kitae.augment.engine import Augment
 from kitae.augment.ops import policies as p
 from kitae.augment.plan import Program, plan_sample
 from kitae.augment.spec import OPS, MixSpec, make_op
+from kitae.errors import AugmentError
 
 SAMPLES = 20_000
 BUSY = {  # every op with settings that use all of its draws
@@ -196,6 +198,19 @@ def test_program_is_printable_savable_and_loadable(tmp_path) -> None:
     again = Program.load(tmp_path / "program.npz")
     for a, b in ((program.codes, again.codes), (program.args, again.args), (program.mix, again.mix)):
         np.testing.assert_array_equal(a, b)
+
+
+def test_a_file_that_is_no_program_is_refused(tmp_path) -> None:
+    path = tmp_path / "program.npz"
+    plan(["invert"], 500).save(path)
+    whole = path.read_bytes()
+    array = io.BytesIO()
+    np.save(array, np.zeros(3))
+    middle = len(whole) // 2
+    for content in (b"", b"program", array.getvalue(), whole[:middle], whole[:200] + bytes(100) + whole[300:]):
+        path.write_bytes(content)
+        with pytest.raises(AugmentError, match="not a saved program"):
+            Program.load(path)
 
 
 def test_an_op_draws_the_same_whatever_stands_around_it() -> None:
