@@ -111,6 +111,8 @@ def test_global_generators_are_left_alone() -> None:
         ((0, 0, -1, 0), ValueError),
         ((0, 0, 2**63, 0), ValueError),
         ((0, 0, 0, 2**32), ValueError),
+        ((1.9, 0, 0, 0), TypeError),
+        (("1", 0, 0, 0), TypeError),
         ((0, 0.5, 0, 0), TypeError),
         ((0, 0, [1.0], 0), TypeError),
     ],

@@ -17,6 +17,7 @@ All arguments broadcast against each other as NumPy arrays do.
 
 from __future__ import annotations
 
+import operator
 import zlib
 from typing import Any
 
@@ -98,11 +99,11 @@ def words(seed: int, epoch: ArrayLike, index: ArrayLike, slot: ArrayLike) -> NDA
     Raises:
         TypeError, ValueError: an argument is not an integer, or out of its range.
     """
-    if not 0 <= int(seed) < 2**64:
+    key = operator.index(seed)
+    if not 0 <= key < 2**64:
         raise ValueError(f"seed must be in [0, 2**64), not {seed}")
     e, i, s = _uint64(epoch, "epoch", 2**32), _uint64(index, "index", 2**63), _uint64(slot, "slot", 2**32)
     e, i, s = np.broadcast_arrays(e, i, s)
-    key = int(seed)
     out = philox(i & _MASK, i >> _SHIFT, e, s, np.uint64(key & 0xFFFFFFFF), np.uint64(key >> 32))
     return np.stack(out, axis=-1).astype(np.uint32)
 
