@@ -46,7 +46,10 @@ def as_colour(values: Any, name: str) -> tuple[float, ...] | None:
     """A mean or std: 1 or 3 finite numbers, a std above 0."""
     if values is None:
         return None
-    out = tuple(float(v) for v in np.atleast_1d(np.asarray(values, np.float64)))
+    try:
+        out = tuple(float(v) for v in np.atleast_1d(np.asarray(values, np.float64)))
+    except (TypeError, ValueError):  # words, or nested
+        out = ()
     if len(out) not in (1, 3) or not all(np.isfinite(out)):
         raise AugmentError(f"{name} must be 1 or 3 finite numbers in units of [0, 1], not {values}")
     if name == "std" and min(out) <= 0:
@@ -123,8 +126,8 @@ def as_keys(epoch: Any, index: Any, step: int | None, count: int | None = None) 
 def integers(value: Any, name: str, limit: int) -> NDArray[np.int64]:
     """Integers in [0, limit) as int64."""
     array = value.detach().cpu().numpy() if is_torch(value) else np.asarray(value)
-    if array.size == 0 and array.ndim == 1:
-        return np.zeros(0, np.int64)
+    if array.size == 0:  # an empty list is of floats
+        return np.zeros(array.shape, np.int64)
     if array.dtype.kind not in "iu":
         raise AugmentError(f"{name} must be integer, not {array.dtype}")
     # As unsigned integers, negative numbers are too large, so one pass checks both bounds.
