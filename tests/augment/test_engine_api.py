@@ -147,7 +147,16 @@ def test_wrong_functional_parameters_are_named() -> None:
     refuse(r"key must be in \[0, 2\*\*64\)", f.gaussian_noise, X, 1.0, key=-1)
     refuse(r"size must be whole and at least 1, not \(7.9, 3\)", f.resize, X, (7.9, 3))
     refuse("size must be whole", f.resize, X, 0)
+    refuse(r"center must be \(x, y\)", f.affine, X, center=(float("nan"), 0.0))
+    refuse(r"center must be \(x, y\)", f.rotate, X, 10, center=3)
     refuse("perspective takes", f.perspective, X)
+    corners = np.array([[0, 0], [15, 0], [15, 15], [0, 15]])
+    same = [1, 0, 0, 0, 1, 0, 0, 0]
+    refuse("perspective takes", f.perspective, X, corners, coefficients=same)
+    refuse("perspective takes", f.perspective, X, endpoints=corners, coefficients=same)
+    refuse(r"coefficients .* must be \[8\], .*, not \[3\]", f.perspective, X, coefficients=[1, 2, 3])
+    refuse(r"one row per sample, \[6, 8\], not \[2, 8\]", f.perspective, X, [corners] * 2, corners)
+    refuse("startpoints are of 2 samples, endpoints of 6", f.perspective, X, [corners] * 2, [corners] * 6)
     refuse(
         "three corners lie on a line",
         f.perspective,
@@ -157,6 +166,11 @@ def test_wrong_functional_parameters_are_named() -> None:
     )
     refuse("executor must be", f.invert, X, executor="numba")
     refuse("unknown test-time augmentation", tta.views, X, "flips")
+
+
+def test_integers_of_numpy_are_sizes() -> None:
+    np.testing.assert_array_equal(f.resize(X, np.int64(8)), f.resize(X, 8))
+    np.testing.assert_array_equal(f.resize(X, (np.int32(8), np.uint8(4))), f.resize(X, (8, 4)))
 
 
 def test_torch_in_torch_out() -> None:

@@ -208,7 +208,7 @@ def resized_crop(
     executor: Executor = "auto",
 ) -> Any:
     """Cut windows and resize them to `size` (height, width), bilinear with antialias."""
-    height_, width_ = (size, size) if isinstance(size, int | float) else size
+    height_, width_ = (size, size) if isinstance(size, int | float | np.integer) else size
     new = int(height_), int(width_)
     if min(new) < 1 or new != (height_, width_):
         raise AugmentError(f"size must be whole and at least 1, not {size}")
@@ -253,6 +253,8 @@ def affine(
     """Shear, scale and turn (clockwise, degrees), then shift (pixels). center: as in `rotate`."""
     n, c, h, w = _count(images)
     code = _warp(interpolation, o.AFFINE_NEAREST)
+    if center is not None and not (np.shape(center) == (2,) and np.isfinite(center).all()):
+        raise AugmentError(f"center must be (x, y), two finite numbers, not {center!r}")
     cx, cy = (0.0, 0.0) if center is None else (center[0] - 0.5 * w, center[1] - 0.5 * h)
     angle = _numbers(degrees, "degrees", n)
     tx, ty = _numbers(translate_x, "translate_x", n), _numbers(translate_y, "translate_y", n)
@@ -272,7 +274,10 @@ def perspective_coefficients(startpoints: ArrayLike, endpoints: ArrayLike) -> ND
         raise AugmentError(
             f"startpoints and endpoints are four corners (x, y), not shapes {start.shape} and {end.shape}"
         )
-    start, end = np.broadcast_arrays(start, end)
+    try:
+        start, end = np.broadcast_arrays(start, end)
+    except ValueError:
+        raise AugmentError(f"startpoints are of {len(start)} samples, endpoints of {len(end)}") from None
     matrix = np.zeros((*end.shape[:-2], 8, 8))
     for i in range(4):
         x, y, u, v = end[..., i, 0], end[..., i, 1], start[..., i, 0], start[..., i, 1]
@@ -300,11 +305,16 @@ def perspective(
     """Move startpoints to endpoints (four corners (x, y), or four per sample); or the eight `coefficients` of the
     inverse."""
     n, c, _, _ = _count(images)
-    if (coefficients is None) == (startpoints is None or endpoints is None):
+    given = [value is not None for value in (startpoints, endpoints, coefficients)]
+    if given not in ([True, True, False], [False, False, True]):
         raise AugmentError("perspective takes startpoints and endpoints, or coefficients")
     if coefficients is None:
         coefficients = perspective_coefficients(startpoints, endpoints)  # type: ignore[arg-type]
-    table = np.broadcast_to(np.asarray(coefficients, np.float64), (n, 8))
+    table = np.asarray(coefficients, np.float64)
+    if table.shape not in ((8,), (1, 8), (n, 8)):
+        raise AugmentError(
+            f"coefficients (of four points) must be [8], or one row per sample, [{n}, 8], not {list(table.shape)}"
+        )
     if not np.isfinite(table).all():
         raise AugmentError("coefficients must be finite")
     code = _warp(interpolation, o.PERSPECTIVE_NEAREST)
