@@ -49,25 +49,25 @@ SIZES = 19  # int64 [OPS, 2]: height and width before
 KEYS = 20  # uint64 [OPS + 1]: first slot of each op, then of mixing
 SEED = 21  # uint64 [2]
 INDEX, EPOCH = 22, 23  # int64 [N], int64 [N] or 0
-TABLE = 24  # int64 [CODES]: address of the op
+SAME_EPOCH = 24  # of all samples, where EPOCH is 0
+TABLE = 25  # int64 [CODES]: address of the op
 FORM = 26  # of the results, see `write.FORMS`
 OUT, OUT_STRIDE = 27, 28
 MIXING = 29  # address of the numbers of mixing, or 0
-SCALES = 30  # float64 [6]: scale and shift per channel
+MIX_SHARED, MIX_STEP = 30, 31  # 1: one mixing for the whole batch, keyed by this instead of the index
+SCALES = 32  # float64 [6]: scale and shift per channel
+QUANTILES = 33  # address of the table of normal quantiles
+STREAMING = 34  # 1: write results past the caches
 IMAGE_BYTES = 35  # of a buffer
-COUNTER = 36  # address of the shared counter
-RUN_AT = 39  # address of `run`
-SCRATCH_BYTES = 40  # that a thread needs
-SAME_EPOCH = 41  # of all samples, where EPOCH is 0
-MIX_SHARED, MIX_STEP = 42, 43  # 1: one mixing for the whole batch, keyed by this instead of the index
-QUANTILES = 37  # address of the table of normal quantiles
-STREAMING = 38  # 1: write results past the caches
+SCRATCH_BYTES = 36  # that a thread needs
+RUN_AT = 37  # address of `run`
+COUNTER = 38  # address of the shared counter
 NEXT = 56  # the counter itself, on a cache line of its own
 CONTEXT = 64
 
 # Layout of a thread's scratch memory, in bytes from its start.
 KEY_AT = 0  # uint64 [6]
-INFO_AT = 64  # float64 [INFO]
+INFO_AT = 64  # float64 [96], see `write`
 PROGRAM_AT = 1024  # codes, then args
 
 

@@ -32,7 +32,7 @@ from kitae.augment.kernels.link import (
 )
 from kitae.augment.kernels.move import copy_bytes
 
-SECOND, MIX_FIRST, MIX_SECOND, SCALE, SHIFT, STREAM, INFO = 32, 64, 72, 80, 83, 86, 96
+SECOND, MIX_FIRST, MIX_SECOND, SCALE, SHIFT, STREAM = 32, 64, 72, 80, 83, 86
 BAND = 1024  # values per channel in a band
 FORMS = ("float32", "bfloat16", "uint8")  # of results, by number; 3 more where they are [H, W, C]
 HALF = np.float32(0.5)
