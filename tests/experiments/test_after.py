@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from kitae.experiments.after import CORRUPTIONS, _corruption
+from kitae import keyed
+from kitae.experiments.after import CORRUPTIONS, _corrupted, robustness
+from kitae.pipelines.setup import Setup
+from kitae.pipelines.train import train
+from kitae.recipe import Recipe
+from kitae.run import Run
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (64, 256), (256, 64), (16, 256)])
@@ -13,9 +20,51 @@ def test_corruptions_fit_images_that_are_not_square(shape: tuple[int, int]) -> N
     images = np.random.default_rng(0).integers(0, 100, (2, 3, *shape), np.uint8)
     for name, (_, severities, *_rest) in CORRUPTIONS.items():
         for severity in severities:
-            assert _corruption(name, severity)(images, np.arange(2)).shape == images.shape, name
-    covered = (_corruption("occlusion", 0.5)(images, np.arange(2)) == 128).all(axis=(0, 1))
+            worse = _corrupted(name, severity, images, np.arange(2))
+            assert (worse.shape, worse.dtype) == (images.shape, np.uint8), name
+    covered = (_corrupted("occlusion", 0.5, images, np.arange(2)) == 128).all(axis=(0, 1))
     rows, columns = (np.flatnonzero(covered.any(axis=axis)) for axis in (1, 0))
     assert len(rows) == len(columns) == min(shape) // 2
     assert rows[0] + rows[-1] == shape[0] - 1, "in the centre"
     assert columns[0] + columns[-1] == shape[1] - 1
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    recipe = Recipe.load("fashion-mini").override(
+        "data.limit=400", "model.name=resnet8", "model.width=4", "train.epochs=2", "train.batch_size=20",
+        "train.precision=fp32", "train.threads=1",
+    )  # fmt: skip
+    return train(recipe, tmp_path_factory.mktemp("after") / "run")
+
+
+def test_robustness_is_the_accuracy_on_corrupted_test_images(run: Run, tmp_path: Path) -> None:
+    images = 50
+    found = robustness(run, tmp_path, images=images)
+    assert run.openings()[-1]["why"] == "study, robustness"
+    setup = Setup.of(run)
+    rows = setup.splits.open_test(lambda: None)
+    rows = np.sort(rows[keyed.permutation(run.recipe.data.split_seed, 2, len(rows), keyed.SLOT_SPLIT)[:images]])
+    pixels, labels = setup.image_set(rows).gather(rows)
+    predictor = run.predictor(tta="none")
+    kinds: dict[str, list[float]] = {}
+    for name, (kind, severities, *_) in CORRUPTIONS.items():
+        each = [predictor.predict(_corrupted(name, severity, pixels, rows)).labels == labels for severity in severities]
+        kinds.setdefault(kind, []).append(float(np.mean(each)))
+        if name not in ("noise", "occlusion"):  # as numbers these are the whole kind
+            assert found[f"{name}_accuracy"] == pytest.approx(kinds[kind][-1])
+    for kind, values in kinds.items():
+        assert found[f"{kind}_accuracy"] == pytest.approx(np.mean(values))
+    assert found["mean_accuracy"] == pytest.approx(np.mean([value for values in kinds.values() for value in values]))
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 20])
+def test_the_batch_does_not_matter_to_robustness(
+    run: Run, tmp_path: Path, batch_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind, _, *rest = CORRUPTIONS["noise"]
+    monkeypatch.setitem(CORRUPTIONS, "noise", (kind, (0.3, 0.5, 0.8), *rest))  # so strong that any other noise shows
+    expected = robustness(run, tmp_path, images=60)
+    other = Run.open(run.path)
+    other.recipe = run.recipe.override(f"evaluate.batch_size={batch_size}")
+    assert robustness(other, tmp_path, images=60) == expected

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,10 +31,6 @@ Gather = Callable[[NDArray[np.int64]], tuple[NDArray[np.uint8], NDArray[np.int64
 
 View = Callable[[NDArray[np.uint8]], Iterable[NDArray[np.uint8]]]
 """images uint8 [b, C, H, W] -> their views, each uint8 [b, C, H, W]."""
-
-Corruption = Callable[[NDArray[np.uint8], NDArray[np.int64]], NDArray[np.uint8]]
-"""images uint8 [b, C, H, W], rows int64 [b] -> images of the same shape. The rows key its noise, if it has any, so that
-an image is corrupted the same way in every batch."""
 
 
 def predict_logits(
@@ -243,46 +239,6 @@ def _f1(truth: NDArray[np.int64], predicted: NDArray[np.int64], K: int) -> NDArr
 def _within(interval: intervals.Interval | None, high: float = math.inf) -> intervals.Interval | None:
     """The interval, cut at 0 and `high`."""
     return None if interval is None else (max(0.0, interval[0]), min(high, interval[1]))
-
-
-def accuracy_under(
-    model: nn.Module,
-    gather: Gather,
-    rows: ArrayLike,
-    corruptions: Mapping[str, Sequence[Corruption]],
-    **options: Any,
-) -> dict[str, list[float]]:
-    """Accuracy of the images at `rows` under corruptions of rising severity.
-
-    Severities are those of Hendrycks and Dietterich 2019, "Benchmarking neural network robustness to common
-    corruptions".
-
-    Args:
-        corruptions: name -> its functions from mild to strong.
-        options: of `predict_logits`.
-
-    Returns:
-        name -> accuracy at each severity, in [0, 1].
-
-    Raises:
-        DataError: no rows, or a corruption changed shape or dtype.
-        TrainingError: a logit is not finite.
-    """
-
-    def accuracy(name: str, corrupt: Corruption) -> float:
-        def corrupted(index: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-            images, labels = gather(index)
-            worse = np.asarray(corrupt(images, index))
-            if worse.shape != images.shape or worse.dtype != np.uint8:
-                raise DataError(
-                    f"corruption {name} must give uint8 {list(images.shape)}, not {worse.dtype} {list(worse.shape)}"
-                )
-            return worse, labels
-
-        logits, labels = predict_logits(model, corrupted, rows, **options)
-        return float((logits.argmax(axis=1) == labels).mean())
-
-    return {name: [accuracy(name, function) for function in functions] for name, functions in corruptions.items()}
 
 
 def predictions_table(

@@ -36,8 +36,9 @@ def _blur(sigma: float, height: int, width: int) -> dict[str, Any]:
     return {"kernel_size": 2 * max(1, round(2 * wide)) + 1, "sigma": wide}
 
 
-# Corruption -> what it imitates, its severities from mild to strong, the op, and the op's arguments for a severity and
-# the height and width of an image.
+# Corruption -> what it imitates, its severities from mild to strong (as in Hendrycks and Dietterich 2019, "Benchmarking
+# neural network robustness to common corruptions"), the op, and the op's arguments for a severity and the height and
+# width of an image.
 CORRUPTIONS: dict[str, tuple[str, tuple[float, ...], str, Callable[[float, int, int], dict[str, Any]]]] = {
     "rotation": (
         "viewpoint", (10.0, 20.0, 30.0), "rotate",
@@ -205,24 +206,26 @@ def robustness(run: Run, folder: Path, *, images: Annotated[int, Field(ge=1)] = 
     Returns:
         mean_accuracy, KIND_accuracy (viewpoint, light, noise, occlusion) and NAME_accuracy of each corruption.
     """
-    from kitae.evaluation.evaluate import accuracy_under
     from kitae.pipelines.setup import Setup
 
     setup = Setup.of(run)
     rows = setup.splits.open_test(lambda: run.count_test_opening("study, robustness"))
     order = keyed.permutation(run.recipe.data.split_seed, 2, len(rows), keyed.SLOT_SPLIT)
     rows = np.sort(rows[order[:images]])
-    mean, std = setup.normalization
-    found = accuracy_under(
-        run.load_model(),
-        setup.image_set(rows).gather,
-        rows,
-        {name: [_corruption(name, severity) for severity in row[1]] for name, row in CORRUPTIONS.items()},
-        mean=mean,
-        std=std,
-        batch_size=run.recipe.evaluate.batch_size,
-    )
-    accuracies = {name: float(np.mean(severities)) for name, severities in found.items()}
+    gather, predictor = setup.image_set(rows).gather, run.predictor(tta="none")
+
+    def accuracy(name: str, severity: float) -> float:
+        def worse(batch: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+            pixels, labels = gather(batch)
+            return _corrupted(name, severity, pixels, batch), labels
+
+        logits, labels = predictor.logits(worse, rows)
+        return float((logits.argmax(axis=1) == labels).mean())
+
+    accuracies = {
+        name: float(np.mean([accuracy(name, severity) for severity in severities]))
+        for name, (_, severities, *_) in CORRUPTIONS.items()
+    }
     groups = {kind: [accuracies[name] for name, row in CORRUPTIONS.items() if row[0] == kind] for kind in _KINDS}
     # `noise` and `occlusion` are also names of corruptions; as numbers they are the whole kind.
     means = {"mean": list(accuracies.values()), **groups}
@@ -230,18 +233,17 @@ def robustness(run: Run, folder: Path, *, images: Annotated[int, Field(ge=1)] = 
     return {f"{name}_accuracy": value for name, value in numbers.items()}
 
 
-def _corruption(name: str, severity: float) -> Callable[[NDArray[np.uint8], NDArray[np.int64]], NDArray[np.uint8]]:
-    """uint8 [n, C, H, W] and their rows (which key the noise) -> the corrupted images."""
+def _corrupted(
+    name: str, severity: float, images: NDArray[np.uint8], rows: NDArray[np.int64]
+) -> NDArray[np.uint8]:  # fmt: skip
+    """uint8 [n, C, H, W]; the rows key the noise, so that an image is corrupted the same way in every batch."""
+    from kitae.augment import functional
+
     _, _, op, arguments = CORRUPTIONS[name]
-
-    def corrupt(images: NDArray[np.uint8], rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-        from kitae.augment import functional
-
-        key = {"key": rows} if op == "gaussian_noise" else {}
-        worse = getattr(functional, op)(images, **arguments(severity, *images.shape[-2:]), **key, executor="torch")
-        return np.asarray(worse)
-
-    return corrupt
+    key = {"key": rows} if op == "gaussian_noise" else {}
+    return np.asarray(
+        getattr(functional, op)(images, **arguments(severity, *images.shape[-2:]), **key, executor="torch")
+    )
 
 
 STEPS: dict[str, Callable[..., Any]] = {"prune": prune, "robustness": robustness}
