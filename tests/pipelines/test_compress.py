@@ -409,7 +409,7 @@ def test_sure_falls_back_where_validation_is_too_small(finished: Run, tmp_path: 
     # The rule is the interval's own: that of a file which loses no image of so many.
     count = len(Setup.of(finished).splits.val)
     same = np.zeros(count, np.int64)
-    least = -100 * paired_difference(same, same, same)["interval"][0]
+    least = -100 * paired_difference(same, same, same)[1][0]
     fields = small(quantize=("none",), prune="none")
     lines: list[str] = []
     result = compress(finished, tmp_path / "small", say=lines.append, **{**fields, "max_drop": least - 0.01})

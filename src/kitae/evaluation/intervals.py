@@ -120,25 +120,20 @@ def median(values: ArrayLike) -> Interval | None:
     return None if np.isnan(low) or np.isnan(high) else (float(low), float(high))
 
 
-def paired_difference(before: ArrayLike, after: ArrayLike, labels: ArrayLike) -> dict[str, Any]:
+def paired_difference(before: ArrayLike, after: ArrayLike, labels: ArrayLike) -> tuple[float, Interval]:
     """Accuracy of `after` minus accuracy of `before` on the same images, with an interval.
 
     Only images that exactly one of the two gets right count, so the interval is much narrower than that of either
     accuracy. It is the score interval of Tango (1998): all differences that a score test would not reject, so it keeps
-    its level even if few images differ, or none. The p-value is McNemar's exact one.
+    its level even if few images differ, or none.
 
     Args:
         before, after: int [N] predicted classes.
         labels: int [N].
 
-    Returns:
-        difference, interval, gained (wrong, then right), lost (right, then wrong), p_value, count, level, method.
-
     Raises:
         DataError: lengths differ or are 0.
     """
-    from scipy.stats import binomtest
-
     first, second, truth = np.asarray(before), np.asarray(after), np.asarray(labels)
     if first.shape != truth.shape or second.shape != truth.shape or truth.ndim != 1 or truth.size == 0:
         raise DataError(
@@ -146,17 +141,8 @@ def paired_difference(before: ArrayLike, after: ArrayLike, labels: ArrayLike) ->
             f"and {truth.shape}"
         )
     was, now = first == truth, second == truth
-    gained, lost, count = int((now & ~was).sum()), int((was & ~now).sum()), truth.size
-    return {
-        "difference": (gained - lost) / count,
-        "interval": list(_tango(gained, lost, count)),
-        "gained": gained,
-        "lost": lost,
-        "p_value": float(binomtest(gained, gained + lost, 0.5).pvalue) if gained + lost else 1.0,
-        "count": count,
-        "level": LEVEL,
-        "method": "Tango's score; covers the test images, the two models held fixed",
-    }
+    gained, lost = int((now & ~was).sum()), int((was & ~now).sum())
+    return (gained - lost) / truth.size, _tango(gained, lost, truth.size)
 
 
 def _tango(gained: int, lost: int, count: int) -> Interval:

@@ -318,9 +318,8 @@ def accuracy(predicted: NDArray[np.int64], labels: NDArray[np.int64]) -> dict[st
 
 def drop(before: NDArray[np.int64], after: NDArray[np.int64], labels: NDArray[np.int64]) -> dict[str, Any]:
     """Points of accuracy lost, with the paired interval; positive is worse."""
-    paired = intervals.paired_difference(before, after, labels)
-    low, high = paired["interval"]
-    return {"drop": -100.0 * paired["difference"] + 0.0, "drop_interval": [-100.0 * high, -100.0 * low]}
+    difference, (low, high) = intervals.paired_difference(before, after, labels)
+    return {"drop": -100.0 * difference + 0.0, "drop_interval": [-100.0 * high, -100.0 * low]}
 
 
 def _loss(outputs: NDArray[np.float32], labels: NDArray[np.int64]) -> float:

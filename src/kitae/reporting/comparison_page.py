@@ -152,9 +152,8 @@ def _paired(one: RunRecord, other: RunRecord) -> tuple[float, float, float] | No
         return None
     if not np.array_equal(a.label, b.label):
         return None
-    found = paired_difference(b.predicted, a.predicted, a.label)
-    low, high = found["interval"]
-    return float(found["difference"]), float(low), float(high)
+    difference, (low, high) = paired_difference(b.predicted, a.predicted, a.label)
+    return difference, low, high
 
 
 def _pairs(runs: Sequence[Entry]) -> list[tuple[str, str, str]]:
