@@ -171,18 +171,6 @@ def change(ratio: float, more: str, less: str) -> tuple[float, str]:
     return (ratio, more) if ratio >= 1 else (1 / ratio, less)
 
 
-def lost(drop: float, interval: Sequence[float] | None) -> tuple[float, str, tuple[float, float] | None]:
-    """Points of accuracy, `lost` or `gained`, and their interval with the same sign.
-
-    >>> lost(-0.88, (-1.2, -0.57))
-    (0.88, 'gained', (0.57, 1.2))
-    """
-    known = None if interval is None or None in interval else (float(interval[0]), float(interval[1]))
-    if drop >= 0:
-        return drop, "lost", known
-    return -drop, "gained", None if known is None else (-known[1], -known[0])
-
-
 def plural(number: int, what: str) -> str:
     """`1 image`, `2,000 images`."""
     return f"{number:,} {what}{'' if number == 1 else 's'}"

@@ -102,6 +102,7 @@ def _print_candidates(result: Any) -> None:
 
 def _print_compression(result: Any) -> None:
     from kitae.evaluation.latency import as_fast
+    from kitae.reporting.values import points_lost
 
     _print_candidates(result)
     facts = result.facts
@@ -116,11 +117,11 @@ def _print_compression(result: Any) -> None:
         console.say(f"{smaller:.1f} x {small}{packed} and {faster:.1f} x {fast} than the 32-bit ONNX model")
     if result.test is not None:
         before, after = result.test["baseline"], result.test["winner"]
-        points, lost, interval = console.lost(result.test["drop"], result.test["drop_interval"])
-        chance = "" if interval is None else f" (95 % interval {interval[0]:.2f} to {interval[1]:.2f})"
+        lost, interval = points_lost(result.test["drop"], result.test["drop_interval"])
+        chance = f" (95 % interval {interval})" if interval else ""
         now = console.percent(after["accuracy"], after["accuracy_interval"])
         was = console.percent(before["accuracy"])
-        console.say(f"test accuracy {was} before, {now} after: {points:.2f} points {lost}{chance}")
+        console.say(f"test accuracy {was} before, {now} after: {lost}{chance}")
         if not result.test["within_budget"]:
             budget = facts["spec"]["max_drop"]
             console.say(f"the drop on test exceeds the budget of {budget:g}; on validation it was within the budget")

@@ -9,7 +9,7 @@ from functools import wraps
 from typing import Any, Concatenate, ParamSpec
 
 from kitae import console
-from kitae.console import change, duration, lost
+from kitae.console import change, duration
 
 UNKNOWN = "–"
 MAX_ROWS = 2000  # of one table, to limit the size of a page
@@ -104,12 +104,17 @@ def times(ratio: Any, more: str, less: str) -> tuple[str, str]:
 
 
 def points_lost(drop: Any, interval: Any) -> Cell:
-    """`1.10 points lost`, or gained, with its interval the same way round."""
+    """`1.10 points lost`, or gained, with its interval the same way round.
+
+    >>> points_lost(-0.88, (-1.2, -0.57))
+    ('0.88 points gained', '0.57 to 1.20')
+    """
     known = finite(drop)
     if known is None:
         return "", ""
-    many, word, turned = lost(known, interval if between(interval) else None)
-    return f"{points(many)} {word}", between(turned, 1, 2)
+    if known < 0 and between(interval):
+        interval = (-interval[1], -interval[0])
+    return f"{points(abs(known))} {'lost' if known >= 0 else 'gained'}", between(interval, 1, 2)
 
 
 @_known
