@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import warnings
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -90,3 +93,14 @@ def test_the_time_left_counts_the_steps_of_this_process_only(
     assert "left" not in lines[0]
     assert lines[-1].startswith("epoch 5/10  step 923/1000")
     assert lines[-1].endswith(f"{console.duration(3 * (10_000 - 4_923))} left")
+
+
+def test_quiet_silences_other_libraries_below_an_error(caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger("some.library")
+    with warnings.catch_warnings(action="error"), suppress(ValueError), console.quiet():
+        warnings.warn("a warning", stacklevel=1)
+        logger.warning("a message")
+        logger.error("an error")
+        raise ValueError
+    logger.warning("afterwards")
+    assert [record.message for record in caplog.records] == ["an error", "afterwards"]

@@ -120,23 +120,16 @@ def _separated(cells: Sequence[str]) -> str:
 
 
 @contextmanager
-def quiet(*names: str) -> Iterator[None]:
-    """Silence warnings, and other libraries' log messages below an error: users cannot act on them.
-
-    Args:
-        names: the loggers to silence; without names, the root logger.
-    """
-    loggers = [logging.getLogger(name) for name in names or (None,)]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
+def quiet() -> Iterator[None]:
+    """Silence warnings, and log messages below an error: users cannot act on those of other libraries."""
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.WARNING))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(before)
 
 
 def percent(share: float, interval: Any = None) -> str:

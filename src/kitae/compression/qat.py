@@ -42,13 +42,13 @@ class Simulated(nn.Module):
 
     def __init__(self, model: nn.Module, input_shape: tuple[int, int, int], target: Target = "any") -> None:
         super().__init__()
-        with quiet("torch", "torchao"):
+        with quiet():
             flow = require("torchao.quantization.pt2e.quantize_pt2e", "compress")
         # Traced in eval mode: stochastic depth is the identity there, and dropout and BatchNorm can be switched back.
         source = copy.deepcopy(model).eval()
         device = next(source.parameters()).device
         example = torch.randn(2, *input_shape, device=device)
-        with quiet("torch", "torchao"):
+        with quiet():
             try:
                 program = torch.export.export(
                     source, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=True
@@ -72,7 +72,7 @@ class Simulated(nn.Module):
         """Switch BatchNorm, dropout and the quantizers' observers; an exported graph does not do that by itself."""
         tools = require("torchao.quantization.pt2e", "compress")
         self.training = mode
-        with quiet("torch", "torchao"):
+        with quiet():
             if mode:
                 tools.move_exported_model_to_train(self.graph)
                 self.graph.apply(tools.enable_observer)

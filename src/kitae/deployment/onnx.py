@@ -116,7 +116,7 @@ def to_onnx(network: nn.Module, card: Card) -> onnx.ModelProto:
     require("onnxscript", "compress")
     classifier = Classifier(copy.deepcopy(network).to("cpu", torch.float32), card).eval()
     example = torch.zeros((2, *card.rules.shape), dtype=torch.uint8)  # two: a batch of one would be taken as fixed
-    with torch.no_grad(), quiet("torch.onnx", "onnxscript", "onnx_ir", "torch.export"):
+    with torch.no_grad(), quiet():
         try:
             shape = classifier(example).shape
             if shape != (2, len(card.classes)):
