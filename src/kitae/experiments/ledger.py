@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -80,12 +79,7 @@ def draw(results: Sequence[StudyResult], page: Path) -> Path | None:
     """Draw effects against epochs, beside the page; None if nothing was measured with several lengths of training."""
     from kitae.reporting.figures import draw_lengths
 
-    found = [
-        {"name": name, "points": [
-            {"epochs": p.epochs, "width": p.width, "shown": p.effect.shown, **asdict(p.effect)} for p in points
-        ]}
-        for name, points in curves(results).items()
-    ]  # fmt: skip
+    found = curves(results)
     title = "When does it help? Effect of each technique against the length of training"
     return draw_lengths(found, page.parent / _FIGURE, title=title) if found else None
 
