@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -159,20 +160,17 @@ def class_counts(names: Sequence[str], counts: Mapping[str, Sequence[int]]) -> C
         order = [*order[:5], *order[5 - MAX_ROWS :]]
     most = max(max(totals), 1)
 
-    def bar(parts: Sequence[int]) -> Callable[[Chart, Scale, float], None]:
-        def draw(chart: Chart, scale: Scale, y: float) -> None:
-            x = scale(0)
-            for place, (split, part) in enumerate(zip(counts, parts, strict=True)):
-                width = scale(part) - scale(0)
-                chart.rect(x, y - 5, width, 9, f"f{place + 1}", f"{split}: {part:,}")
-                x += width
-
-        return draw
+    def bar(parts: Sequence[int], chart: Chart, scale: Scale, y: float) -> None:
+        x = scale(0)
+        for place, (split, part) in enumerate(zip(counts, parts, strict=True)):
+            width = scale(part) - scale(0)
+            chart.rect(x, y - 5, width, 9, f"f{place + 1}", f"{split}: {part:,}")
+            x += width
 
     rows = []
     for k in order:
         parts = [of[k] for of in counts.values()]
-        rows.append(Row(names[k], " + ".join(f"{part:,}" for part in parts), bar(parts)))
+        rows.append(Row(names[k], " + ".join(f"{part:,}" for part in parts), partial(bar, parts)))
     summary = "; ".join(f"{names[k]}: {totals[k]:,}" for k in order)
     return rows_chart("counts", "Images of each class", summary, rows, 0, most, lambda v: f"{v:,.0f}",
                       items=[(f"f{k + 1}", name) for k, name in enumerate(counts)])  # fmt: skip
@@ -189,8 +187,9 @@ def recalls(split: Split) -> Chart:
     rows = []
     for name, row in shown:
         ends, value = row.accuracy_interval, row.accuracy or 0.0
-        rows.append(Row(name, share(value), interval_mark(value, ends, "s1"), f"{row.count:,} images",
-                        f"({between(ends, 100, 0)})" if ends else ""))  # fmt: skip
+        mark = partial(interval_mark, value=value, ends=ends, look="s1")
+        span = f"({between(ends, 100, 0)})" if ends else ""
+        rows.append(Row(name, share(value), mark, f"{row.count:,} images", span))
     least = min((row.accuracy_interval or (row.accuracy or 0.0,))[0] for _, row in shown)
     whole = split.accuracy
     label = "Recall, 95 % interval" + (f"; dashed: all images, {share(whole)}" if whole is not None else "")
@@ -275,7 +274,7 @@ def reliability(after: Bins, before: Bins | None) -> Chart:
 
 def accuracies(rows: Sequence[tuple[str, float, tuple[float, float] | None]], split: str) -> Chart:
     """The accuracy of several runs with their intervals."""
-    drawn = [Row(name, share(value), interval_mark(value, ends, series("s", place)))
+    drawn = [Row(name, share(value), partial(interval_mark, value=value, ends=ends, look=series("s", place)))
              for place, (name, value, ends) in enumerate(rows)]  # fmt: skip
     ends = [end for _, value, interval in rows for end in (value, *(interval or ()))]
     low, high, _ = robust(ends)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 
 from kitae import console
@@ -186,19 +187,16 @@ def latencies(record: CompressionRecord, label: Callable[[Candidate], str]) -> C
         factor = "" if row.speedup is None or row.name == record.baseline.name else f", {row.speedup:.2f}×"
         look = "s2" if row.name == record.winner.name else "s4" if row.control else "s1"
         about = f"{milliseconds(value)} {times_between(row.latency_ms_interval)}".strip()
-        rows.append(Row(label(row), milliseconds(value) + factor, _bar(value, row.latency_ms_interval, look, about)))
+        bar = partial(_bar, value=value, ends=row.latency_ms_interval, look=look, about=about)
+        rows.append(Row(label(row), milliseconds(value) + factor, bar))
     summary = "; ".join(f"{label(row)}: {milliseconds(row.latency_ms)}" for row in known)
     most = max((row.latency_ms_interval or (0, row.latency_ms or 0))[1] for row in known)
     return rows_chart("latency", "Latency of one image", summary, rows, 0, most * 1.02, "{:g} ms".format)
 
 
 def _bar(
-    value: float, ends: tuple[float, float] | None, look: str, about: str
-) -> Callable[[Chart, Scale, float], None]:
-    mark = interval_mark(value, ends, look, about)
-
-    def draw(chart: Chart, scale: Scale, y: float) -> None:
-        chart.rect(scale(0), y - 4, scale(value) - scale(0), 8, f"b{look[1:]}")
-        mark(chart, scale, y)
-
-    return draw
+    chart: Chart, scale: Scale, y: float, *, value: float, ends: tuple[float, float] | None, look: str, about: str
+) -> None:  # fmt: skip
+    """A bar from 0, with a dot and an interval at its end."""
+    chart.rect(scale(0), y - 4, scale(value) - scale(0), 8, f"b{look[1:]}")
+    interval_mark(chart, scale, y, value=value, ends=ends, look=look, about=about)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from kitae.reporting.charts import per_cent, robust
@@ -43,7 +44,8 @@ def forest(
     for effect in known:
         look = "neutral" if not effect.shown or not analysis.better else "good" if analysis.helps(effect) else "bad"
         told = verdict(effect)
-        mark = interval_mark(effect.estimate or 0.0, (effect.low, effect.high), look, told, hollow=not effect.shown)
+        mark = partial(interval_mark, value=effect.estimate or 0.0, ends=(effect.low, effect.high), look=look,
+                       about=told, hollow=not effect.shown)  # fmt: skip
         value, _, span = told.partition(" (")
         rows.append(Row(label(effect), value, mark, span=f"({span}" if span else ""))
     ends = [end for e in known for end in (e.estimate, e.low, e.high) if end is not None and (end > 0 or not ratio)]

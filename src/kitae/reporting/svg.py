@@ -301,17 +301,14 @@ def series(kind: str, place: int) -> str:
 
 
 def interval_mark(
-    value: float, ends: tuple[float | None, float | None] | None, look: str, about: str = "", hollow: bool = False
-) -> Callable[[Chart, Scale, float], None]:
-    """What draws a dot and its interval in a row."""
+    chart: Chart, scale: Scale, y: float, *, value: float, ends: tuple[float | None, float | None] | None, look: str,
+    about: str = "", hollow: bool = False,
+) -> None:  # fmt: skip
+    """A dot and its interval in a row."""
     low, high = ends or (None, None)
-
-    def draw(chart: Chart, scale: Scale, y: float) -> None:
-        if low is not None and high is not None:
-            chart.line(scale(low), y, scale(high), y, f"w {look}")
-        chart.circle(scale(value), y, 5, "e " + look if hollow else f"f{look[1:]}" if look[0] == "s" else look, about)
-
-    return draw
+    if low is not None and high is not None:
+        chart.line(scale(low), y, scale(high), y, f"w {look}")
+    chart.circle(scale(value), y, 5, "e " + look if hollow else f"f{look[1:]}" if look[0] == "s" else look, about)
 
 
 def rows_chart(
