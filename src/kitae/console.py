@@ -219,14 +219,14 @@ def counting(what: str) -> Iterator[Any]:
         return
     started = last = time.monotonic()
 
-    def plain(done: int, total: int) -> None:
+    def printed(done: int, total: int) -> None:
         nonlocal last
         now = time.monotonic()
         if now - last > 10 or (done == total and now - started > 2):
             last = now
             say(f"{what}: {done} of {total}")
 
-    yield plain
+    yield printed
 
 
 class TrainingView:
