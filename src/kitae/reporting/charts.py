@@ -135,7 +135,7 @@ def time_spent(rows: Sequence[Epoch]) -> Chart | None:
         return None
     total = sum(seconds for _, seconds in parts)
     summary = ", ".join(f"{name} {share(seconds / total)}" for name, seconds in parts)
-    chart = Chart("time", "Where the time went", f"{duration(total)}: {summary}.", 52 + LINE * len(parts))
+    chart = Chart("time", "Where the time went", f"{duration(total)}: {summary}.", 0)
     x = 10.0
     for place, (name, seconds) in enumerate(parts):
         width = (WIDTH - 20) * seconds / total
@@ -250,7 +250,7 @@ def reliability(after: Bins, before: Bins | None) -> Chart:
     items = [("f1", "after the temperature, 95 %"), *([("f2", "before")] if before is not None else [])]
     y = legend(chart, _LEFT, 16, items)
     plot = Plot(chart, Scale(0, 1, _LEFT, WIDTH - 14), Scale(0, 1, 260, y))
-    plot.axes("", None, per_cent, y_ticks=(0, 0.25, 0.5, 0.75, 1), grid="y")
+    plot.axes("", None, per_cent, y_ticks=(0, 0.25, 0.5, 0.75, 1))
     chart.line(plot.x(0), plot.y(0), plot.x(1), plot.y(1), "d")
     if before is not None:
         plot.line(before.confidence.tolist(), before.accuracy.tolist(), "s2")

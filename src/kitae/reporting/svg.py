@@ -228,13 +228,13 @@ class Plot:
 
     def axes(
         self, x_label: str = "", x_form: Form | None = None, y_form: Form = "{:g}".format, *,
-        x_ticks: Sequence[float] | None = None, y_ticks: Sequence[float] | None = None, grid: str = "y",
+        x_ticks: Sequence[float] | None = None, y_ticks: Sequence[float] | None = None, upright: bool = False,
     ) -> None:  # fmt: skip
-        """Grid, ticks and labels; without `x_form` the horizontal axis has no ticks."""
+        """Grid (`upright`: of vertical lines too), ticks and labels; without `x_form` the x axis has no ticks."""
         chart, (left, right), (bottom, top) = self.chart, (self.x.start, self.x.end), (self.y.start, self.y.end)
         for value in y_ticks if y_ticks is not None else self.y.ticks(max(3, int((bottom - top) / 26))):
             place = self.y(value)
-            chart.line(left, place, right, place, "g" if "y" in grid else "a")
+            chart.line(left, place, right, place, "g")
             chart.text(left - 6, place + 4, y_form(value), anchor="end")
         chart.line(left, bottom, right, bottom, "a")
         if x_form is not None:
@@ -245,7 +245,7 @@ class Plot:
                 if place - half < last:
                     continue
                 last = place + half + 6
-                if "x" in grid:
+                if upright:
                     chart.line(place, top, place, bottom, "g")
                 chart.line(place, bottom, place, bottom + 4, "a")
                 chart.text(place, bottom + LINE, label, anchor="middle")
@@ -333,7 +333,7 @@ def rows_chart(
     if band is not None:
         chart.rect(scale(band[0]), top, scale(band[1]) - scale(band[0]), bottom - top, "pale")
     plot = Plot(chart, scale, Scale(0, 1, bottom, top))
-    plot.axes(label, form, y_ticks=(), grid="x")
+    plot.axes(label, form, y_ticks=(), upright=True)
     if neutral is not None:
         chart.line(scale(neutral), top, scale(neutral), bottom, "a")
     for place, row in enumerate(rows):
