@@ -12,6 +12,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import resources
+from inspect import getmembers, isfunction
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,6 @@ from kitae.reporting.study_results import StudyRecord
 from kitae.reporting.svg import Chart
 from kitae.run import Run
 
-_FILTERS = ("share", "number", "between", "milliseconds", "times_between", "large", "size", "seconds", "times",
-            "amount", "amounts", "probability", "leaves", "records")  # fmt: skip
 _MARK = b'<meta name="generator" content="kitae '
 
 
@@ -103,7 +102,8 @@ def render(template: str, content: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {name: getattr(values, name) for name in _FILTERS} | {"plural": console.plural}
+    environment.filters |= {**dict(getmembers(values, isfunction)), "plural": console.plural}
+    environment.globals["MAX_ROWS"] = values.MAX_ROWS
     script = resources.files("kitae.reporting").joinpath("templates/page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     when = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")

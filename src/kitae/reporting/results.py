@@ -192,7 +192,6 @@ class Evaluation(Record):
     precision: str | None = None
     train_precision: str | None = None
     tta: str | None = None
-    best_epoch: int | None = None
 
     @property
     def splits(self) -> dict[str, Split]:
