@@ -645,6 +645,13 @@ def test_runs_of_other_images_or_classes_are_not_ranked(make_run: Callable[..., 
     assert_told(page(one, three)[1], "These runs were measured on different images, so")
 
 
+def test_the_training_time_of_a_comparison_is_that_of_each_run(make_run: Callable[..., Run]) -> None:
+    one, other = make_run("one"), make_run("other")
+    one.write_metrics([{**row, "validation_seconds": 1.5} for row in epochs(5)])
+    assert "<span>Training time</span><b>20 s</b>" in page(one)[0]
+    assert [row[5] for row in _rows_of(page(one, other)[0], "Every run")[1:]] == ["20 s", "12 s"]
+
+
 def test_comparison_of_one_that_is_not_finished(make_run: Callable[..., Run]) -> None:
     _, words = page(make_run("one"), make_run("other", done=False))
     assert_told(words, "other is not finished.", "nothing to compare yet")
