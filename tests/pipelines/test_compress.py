@@ -164,6 +164,8 @@ def test_damaged_folders_are_named_in_one_line(finished: Run, tmp_path: Path) ->
     for content in ("[]", "{}", "3", "{", "[" * 100_000, '{"within_budget": true}'):
         (out / "compression.json").write_text(content)
         refused("compression.json", lambda: CompressionResult.open(out), "is damaged")
+        assert "damaged" in repr(result)
+        assert "damaged" in result._repr_html_()
     whole = json.loads((out / "model.json").read_text())
     for facts in ([], {**whole, "recipe": 3}, {**whole, "shape": {}}, {**whole, "preprocess": None}):
         (out / "model.json").write_text(json.dumps(facts))

@@ -113,23 +113,23 @@ class CompressionResult:
 
     def __repr__(self) -> str:
         try:
-            found = self._answer()[0]
+            found = compression_page.answer(CompressionRecord.open(self.path))[0]
         except KitaeError:
             found = "damaged"
         return f"CompressionResult({self.path}: {found.removesuffix('.')})"
 
     def _repr_html_(self) -> str:
-        record = CompressionRecord.open(self.path)
+        try:
+            record = CompressionRecord.open(self.path)
+        except KitaeError as error:
+            return views.block(str(self.path), [f"cannot be shown: {error}"])
         rows = [
             [compression_page.label(record, row), values.share(row.accuracy, 2), values.points(row.drop),
              values.size(row.bytes), values.milliseconds(row.latency_ms)]
             for row in record.candidates
         ]  # fmt: skip
         columns = ["candidate", "validation accuracy", "lost", "file", "latency"]
-        return views.block(str(self.path), self._answer(), columns, rows)
-
-    def _answer(self) -> list[str]:
-        return compression_page.answer(CompressionRecord.open(self.path))
+        return views.block(str(self.path), compression_page.answer(record), columns, rows)
 
     def load_model(self) -> nn.Module:
         """The winner's network in PyTorch (before any rounding to 8 bits), in eval mode on the CPU.
