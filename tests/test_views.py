@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kitae import views
+from kitae import console, views
 from kitae.data.check import check
 from kitae.recipe import Recipe
 from kitae.runtime import Predictions
@@ -66,3 +66,10 @@ def test_a_long_table_says_how_much_is_missing() -> None:
     text = predictions(views.MAX_ROWS + 5)._repr_html_()
     assert text.count("<tr>") == 1 + views.MAX_ROWS
     assert f"{views.MAX_ROWS} of {views.MAX_ROWS + 5} rows" in text
+
+
+def test_the_training_time_of_a_run_includes_validation() -> None:
+    split = {"accuracy": 0.9, "accuracy_interval": (0.8, 0.95), "balanced_accuracy": 0.9, "loss": 0.3, "ece": 0.02}
+    rows = [{"epoch": 1, "seconds": 50.0, "validation_seconds": 10.0}, {"epoch": 2, "seconds": 60.0}]
+    told = dict(views.run_rows({"test": split, "best_epoch": 2, "test_openings": 1}, rows))
+    assert told["training time"] == console.duration(120)

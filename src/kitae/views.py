@@ -150,7 +150,8 @@ def run_rows(evaluation: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]
     if metrics:
         best = "kept epoch" if "out-of-fold" in found else "best epoch"
         rows.append([best, f"{evaluation['best_epoch']} of {metrics[-1]['epoch']}"])
-        rows.append(["training time", console.duration(sum(row["seconds"] for row in metrics))])
+        seconds = sum(row["seconds"] + (row.get("validation_seconds") or 0) for row in metrics)
+        rows.append(["training time", console.duration(seconds)])
     rows.append(["test opened", console.plural(evaluation["test_openings"], "time")])
     return rows
 
