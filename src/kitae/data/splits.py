@@ -45,6 +45,8 @@ class TestClosedError(RuntimeError):
 class Splits:
     """Rows of a store, sorted, with no row in two splits.
 
+    Its methods take `twins`, `groups` and `labels` of the whole store, int64 [M]: see `Store` and `Table`.
+
     Attributes:
         train: int64 rows; after `data.limit`.
         val: int64 rows.
@@ -89,14 +91,7 @@ class Splits:
                 raise TestClosedError("a test image was asked for before the test was opened")
 
     def copies(self, twins: NDArray[np.int64], rows: Rows) -> NDArray[np.bool_]:
-        """Which of these test rows have the same pixels as a training or validation image.
-
-        Args:
-            twins: int64 [M], see `Store.twins`.
-
-        Returns:
-            bool [len(rows)].
-        """
+        """Which of these test rows have the same pixels as a training or validation image: bool [len(rows)]."""
         return np.isin(twins[rows], twins[np.concatenate([self.train, self.val])])
 
     @property
@@ -104,11 +99,7 @@ class Splits:
         return ("train", self.train), ("val", self.val), ("test", self._test)
 
     def absent(self, labels: NDArray[np.int64], classes: int) -> dict[str, list[int]]:
-        """The classes without any image in each split that is not empty.
-
-        Args:
-            labels: int64 [M], of the whole store.
-        """
+        """The classes without any image in each split that is not empty."""
         return {
             name: np.flatnonzero(np.bincount(labels[rows], minlength=classes) == 0).tolist()
             for name, rows in self._parts
@@ -116,18 +107,11 @@ class Splits:
         }
 
     def group_counts(self, groups: NDArray[np.int64]) -> dict[str, int]:
-        """How many groups there are in each split, for evaluation.json.
-
-        Args:
-            groups: int64 [M], see `Store.groups`.
-        """
+        """How many groups there are in each split, for evaluation.json."""
         return {name: len(np.unique(groups[rows])) for name, rows in self._parts}
 
     def duplicates(self, twins: NDArray[np.int64]) -> dict[str, int]:
         """How many images of the store have the same pixels as another one, for evaluation.json.
-
-        Args:
-            twins: int64 [M], see `Store.twins`.
 
         Returns:
             `images` that are in a `groups` of equal ones; `val`: validation images with the pixels of a training image;
@@ -150,12 +134,7 @@ class Splits:
         """
         buffer = io.BytesIO()
         np.savez(
-            buffer,
-            train=self.train,
-            val=self.val,
-            test=self._test,
-            fingerprint=np.array(self.fingerprint),
-            unused=np.array(self.unused),
+            buffer, train=self.train, val=self.val, test=self._test, fingerprint=self.fingerprint, unused=self.unused
         )
         write_atomically(Path(path), buffer.getvalue())
 
