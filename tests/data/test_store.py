@@ -215,7 +215,7 @@ def test_whole_pictures_are_kept(tmp_path: Path) -> None:
     assert sizes["class 0/2.jpg"] == (40, 30)  # never enlarged
     assert sizes["class 1/3.jpg"] == (72, 72)
     for row, name in enumerate(store.names):
-        whole = picture_of(root / name, store.rules)
+        whole, _ = picture_of(root / name, store.rules)
         assert (pictures.whole(row) == whole).all()
         assert (pictures[row] == decode(root / name, store.rules)).all()
         assert (pictures.sums[row] == [whole.sum((1, 2)), np.square(whole, dtype=np.int64).sum((1, 2))]).all()

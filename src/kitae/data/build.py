@@ -33,7 +33,7 @@ from kitae.data.remote import is_url
 from kitae.data.shards import ShardSource, hashes_of
 from kitae.errors import DataError
 from kitae.files import storage_errors, user_path
-from kitae.preprocess import Depth, Hooks, PreprocessRules, decode, depth_of, picture, probe, sides
+from kitae.preprocess import Depth, PreprocessRules, decode, depth_of, picture, probe, sides
 
 FORMAT = 2
 MANIFEST = "manifest.json"
@@ -236,11 +236,10 @@ def _pass(job: Job, rules: PreprocessRules, folder: Path) -> _Written:
     memory = _Memory(_DECODE_BYTES)
 
     def work(row: int, item: Item) -> _Decoded:
-        hooks = Hooks(memory.reserved)
-        pixels = picture(item, rules, names[row], hooks)
+        pixels, highest = picture(item, rules, names[row], memory.reserved)
         about = repr(pixels.shape) if rules.store_size is not None else ""
         sums = level_sums(pixels) if rules.store_size is not None else None
-        return _Decoded(pixels, pixel_hash(pixels.data, about), hooks.highest, sums)
+        return _Decoded(pixels, pixel_hash(pixels.data, about), highest, sums)
 
     size = int(rules.channels * rules.cover[0] * rules.cover[1])  # of a whole picture one side may be longer
     with (

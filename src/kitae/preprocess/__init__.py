@@ -23,7 +23,6 @@ It only needs NumPy and Pillow, so that the runtime of an exported model uses th
 from __future__ import annotations
 
 from kitae.preprocess.files import EXTENSIONS, FORMATS, image_files, is_image, list_images, visible_files
-from kitae.preprocess.pixels import Hooks
 from kitae.preprocess.reading import (
     ImageLike,
     decode,
@@ -39,7 +38,7 @@ from kitae.preprocess.reading import (
 from kitae.preprocess.rules import VERSION, Depth, PreprocessRules, Size, depth_of, sides
 
 __all__ = [
-    "EXTENSIONS", "FORMATS", "VERSION", "Depth", "Hooks", "ImageLike", "PreprocessRules", "Size", "decode", "depth_of",
+    "EXTENSIONS", "FORMATS", "VERSION", "Depth", "ImageLike", "PreprocessRules", "Size", "decode", "depth_of",
     "flattened", "image_files", "is_image", "list_images", "load", "one_or_several",
     "paths_of", "picture", "probe", "sides", "view", "visible_files", "windowed",
 ]  # fmt: skip

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,28 +24,14 @@ _TRANSPOSE = {
 _GREY_MODES = ("1", "L", "LA", "La", "I")
 
 
-@dataclass
-class Hooks:
-    """Callbacks for the builder of a store.
-
-    Attributes:
-        memory: returns a context that is held while an image is decoded; called with the bytes needed, not for small
-            images.
-        highest: set to the highest level of an image of more than 8 bits.
-    """
-
-    memory: Callable[[int], AbstractContextManager[Any]] = contextlib.nullcontext
-    highest: int | None = None
-
-
 def is_grey_mode(mode: str) -> bool:
     """Whether a Pillow mode holds no colour (1 bit, grey, grey with alpha, 16 and 32 bit)."""
     return mode in _GREY_MODES or mode.startswith("I;16")
 
 
-def image_of(array: NDArray[Any], depth: Depth | None, hooks: Hooks | None = None) -> Image.Image:
-    """A Pillow image of an array as of `decode`."""
-    array = np.asarray(array)
+def image_of(array: NDArray[Any], depth: Depth | None) -> tuple[Image.Image, int | None]:
+    """A Pillow image of an array as of `decode`; and its highest level, if it has more than 8 bits."""
+    array, highest = np.asarray(array), None
     if array.dtype == np.bool_:
         array = array.astype(np.uint8) * np.uint8(255)
     elif array.dtype not in (np.uint8, np.uint16):
@@ -59,48 +41,47 @@ def image_of(array: NDArray[Any], depth: Depth | None, hooks: Hooks | None = Non
     if array.ndim not in (2, 3) or 0 in array.shape or (array.ndim == 3 and array.shape[2] not in (2, 3, 4)):
         raise DataError(f"an image array must be [H, W] or [H, W, 1 to 4], not {list(array.shape)}")
     if array.dtype == np.uint16:
-        array = eight_bits(array, depth, hooks)
-    return Image.fromarray(np.ascontiguousarray(array))
+        array, highest = eight_bits(array, depth)
+    return Image.fromarray(np.ascontiguousarray(array)), highest
 
 
 def flatten(
-    image: Image.Image, depth: Depth | None = None, low: NDArray[np.uint8] | None = None, hooks: Hooks | None = None
-) -> Image.Image:
-    """8 bits a channel, no alpha, and upright.
+    image: Image.Image, depth: Depth | None = None, low: NDArray[np.uint8] | None = None
+) -> tuple[Image.Image, int | None]:
+    """8 bits a channel, no alpha, and upright; and the highest level of an image of more than 8 bits.
 
     Args:
         depth: of images of more than 8 bits; None is what the image's own highest level needs.
         low: see `low_bytes`.
     """
     image.load()  # before the orientation is asked for: Pillow turns a TIFF by itself while loading
-    turn = _TRANSPOSE.get(orientation(image))
+    turn, highest = _TRANSPOSE.get(orientation(image)), None
     if image.mode == "F":
         raise DataError("32-bit float pixels have no fixed range; save the image with 8 or 16 bits")
     clear = image.info.get("transparency")  # of a PNG: the colour that is transparent, in the depth of the file
     if image.mode == "I" or image.mode.startswith("I;16"):
         levels = np.clip(np.asarray(image), 0, 65535).astype(np.uint16)
-        grey = eight_bits(levels, depth, hooks)
+        grey, highest = eight_bits(levels, depth)
         image = Image.fromarray(grey if clear is None else np.where(levels == clear, np.uint8(255), grey))
     elif low is not None:
         levels = (np.asarray(image).astype(np.uint16) << np.uint16(8)) | low
-        image = Image.fromarray(eight_bits(levels, depth, hooks))
+        colour, highest = eight_bits(levels, depth)
+        image = Image.fromarray(colour)
     elif isinstance(clear, tuple) and max(clear) > 255:  # Pillow keeps the high bytes of 16-bit colour, as here
         image.info["transparency"] = tuple(level >> 8 for level in clear)
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, (255, 255, 255, 255)), rgba)
-    return image if turn is None else image.transpose(turn)
+    return (image if turn is None else image.transpose(turn)), highest
 
 
-def eight_bits(levels: NDArray[np.uint16], depth: Depth | None, hooks: Hooks | None) -> NDArray[np.uint8]:
-    """The highest 8 of `depth` bits, of [H, W] or [H, W, C]. Alpha (C = 2 or 4) always has 16 bits."""
+def eight_bits(levels: NDArray[np.uint16], depth: Depth | None) -> tuple[NDArray[np.uint8], int]:
+    """The highest 8 of `depth` bits, of [H, W] or [H, W, C], and the highest level. Alpha (C = 2 or 4) has 16 bits."""
     alpha = levels.ndim == 3 and levels.shape[2] in (2, 4)
     colour = levels[..., :-1] if alpha else levels
     highest = int(colour.max())
-    if hooks is not None:
-        hooks.highest = highest
     out = np.minimum(colour >> ((depth or depth_of(highest)) - 8), 255).astype(np.uint8)
-    return np.concatenate([out, (levels[..., -1:] >> 8).astype(np.uint8)], axis=2) if alpha else out
+    return (np.concatenate([out, (levels[..., -1:] >> 8).astype(np.uint8)], axis=2) if alpha else out), highest
 
 
 def reduced(image: Image.Image, rules: PreprocessRules) -> NDArray[np.uint8]:

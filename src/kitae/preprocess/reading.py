@@ -16,7 +16,7 @@ from PIL import Image
 
 from kitae.errors import DataError
 from kitae.preprocess.files import list_images, low_bytes, naming, opened, upright_size
-from kitae.preprocess.pixels import Hooks, flatten, image_of, is_grey_mode, reduced, resized
+from kitae.preprocess.pixels import flatten, image_of, is_grey_mode, reduced, resized
 from kitae.preprocess.rules import Depth, PreprocessRules
 
 Encoded: TypeAlias = "bytes | str | Path"  # the content of a file, or its path
@@ -26,7 +26,7 @@ ImageLike: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | NDArray[n
 # The second was chosen by the sharpness of small crops: with 1.5 they lose 8 % at most, with 1.25 they lost 10 %.
 _DRAFT_GAP, _STORE_DRAFT_GAP = 2, 1.5
 _DRAFTS = ("JPEG", "MPO")  # formats that Pillow reads at reduced scale
-_LITTLE = 1 << 20  # smaller images do not call the memory hook
+_LITTLE = 1 << 20  # bytes; smaller images do not ask for memory
 _DECODE_BYTES = 12  # most bytes per decoded pixel, with copies: RGBA, the upright image, the image on white
 _PROGRESSIVE_BYTES = 6  # more bytes per pixel of a progressive JPEG at full size: libjpeg keeps all coefficients
 
@@ -47,41 +47,44 @@ def decode(source: Encoded | Image.Image | NDArray[Any], rules: PreprocessRules,
         DataError: the file cannot be opened, is no image, is truncated or too large (the message starts with the name);
             an array of another dtype or shape; pixels of a kind without a rule (32-bit float).
     """
-    return view(picture(source, rules, name), rules)
+    return view(picture(source, rules, name)[0], rules)
 
 
 def picture(
-    source: Encoded | Image.Image | NDArray[Any], rules: PreprocessRules, name: str = "", hooks: Hooks | None = None
-) -> NDArray[np.uint8]:
+    source: Encoded | Image.Image | NDArray[Any],
+    rules: PreprocessRules,
+    name: str = "",
+    memory: Callable[[int], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+) -> tuple[NDArray[np.uint8], int | None]:
     """An image as a store keeps it: the whole one with `store_size`, else at the size of `image_size`.
 
     Args:
-        source, rules, name: as of `decode`.
-        hooks: for what decoding finds and needs.
+        memory: returns a context that is held while an image is decoded; called with the bytes needed, not for small
+            images. The other arguments, and errors, are as of `decode`.
 
     Returns:
-        uint8 [C, h, w], C-contiguous; `view` makes [C, H, W] of it.
-
-    Raises:
-        DataError: as `decode`.
+        uint8 [C, h, w], C-contiguous, of which `view` makes [C, H, W]; the highest level of an image of more than 8
+        bits, else None.
     """
-    hooks = hooks or Hooks()
     if isinstance(source, np.ndarray):
-        source = image_of(source, rules.depth, hooks)
+        image, highest = image_of(source, rules.depth)
+        return reduced(flatten(image)[0], rules), highest
     if isinstance(source, Image.Image):
-        return reduced(flatten(source, rules.depth, hooks=hooks), rules)
-    with opened(source, name) as image:
-        width, height = image.size
+        image, highest = flatten(source, rules.depth)
+        return reduced(image, rules), highest
+    with opened(source, name) as stored:
+        width, height = stored.size
         needed = _DECODE_BYTES * width * height
-        if image.format in _DRAFTS:
+        if stored.format in _DRAFTS:
             gap = _DRAFT_GAP if rules.store_size is None else _STORE_DRAFT_GAP
             side = math.ceil(gap * max(rules.cover))
-            image.draft(None, (side, side))
-            needed = _DECODE_BYTES * image.width * image.height
-            if image.info.get("progressive"):
+            stored.draft(None, (side, side))
+            needed = _DECODE_BYTES * stored.width * stored.height
+            if stored.info.get("progressive"):
                 needed += _PROGRESSIVE_BYTES * width * height
-        with hooks.memory(needed) if needed >= _LITTLE else contextlib.nullcontext():
-            return reduced(flatten(image, rules.depth, low_bytes(image, source), hooks), rules)
+        with memory(needed) if needed >= _LITTLE else contextlib.nullcontext():
+            image, highest = flatten(stored, rules.depth, low_bytes(stored, source))
+            return reduced(image, rules), highest
 
 
 def view(pixels: NDArray[np.uint8], rules: PreprocessRules) -> NDArray[np.uint8]:
@@ -128,9 +131,9 @@ def windowed(
             scale = _DRAFT_GAP * max(size[0] / tall, size[1] / wide)
             if scale < 1:
                 image.draft(None, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
-            flat = flatten(image, depth)
+            flat, _ = flatten(image, depth)
         else:  # a PNG may say only after its pixels how it is turned
-            flat = flatten(image, depth, low_bytes(image, source))
+            flat, _ = flatten(image, depth, low_bytes(image, source))
             height, width = flat.height, flat.width
             top, left, tall, wide = window(height, width)
     down, across = flat.height / height, flat.width / width
@@ -167,17 +170,16 @@ class Flat:
 
 def flattened(source: Encoded | NDArray[Any], name: str = "") -> Flat:
     """An image for looking at (checks, contact sheets); what a model sees comes from `decode`. Raises as `decode`."""
-    seen = Hooks()
     if isinstance(source, np.ndarray):
-        image = image_of(source, None, seen)
-        mode = image.mode if seen.highest is None else "I;16"
-        image = flatten(image)
+        image, highest = image_of(source, None)
+        mode = image.mode if highest is None else "I;16"
+        image, _ = flatten(image)
     else:
         with opened(source, name) as stored:
             mode = stored.mode
-            image = flatten(stored, None, low_bytes(stored, source), seen)
+            image, highest = flatten(stored, None, low_bytes(stored, source))
     image = image if image.mode == "L" else image.convert("L" if is_grey_mode(image.mode) else "RGB")
-    return Flat(image, mode, seen.highest)
+    return Flat(image, mode, highest)
 
 
 def one_or_several(images: Any) -> list[Any]:
