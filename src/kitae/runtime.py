@@ -207,10 +207,7 @@ class Model:
                 f"a batch for this model is [N, {wanted}], not {list(batch.shape)}; single images of any size, "
                 f"[H, W] or [H, W, C], are resized"
             )
-        if len(batch) == 0:
-            return np.empty((0, len(self.classes)), np.float32)
-        output: NDArray[np.float32] = self.session.run([OUTPUT], {INPUT: np.ascontiguousarray(batch)})[0]
-        return output
+        return answers(self.session, [batch]) if len(batch) else np.empty((0, len(self.classes)), np.float32)
 
     def _batches(self, images: Sequence[Any], batch_size: int) -> Iterator[NDArray[np.uint8]]:
         for start in range(0, len(images), batch_size):
@@ -254,6 +251,11 @@ def open_session(
             raise ExportError(f"{name}: truncated or damaged, or not an ONNX file; export or copy it again") from error
         raise ExportError(f"{name}: onnxruntime {ort.__version__} cannot load it ({one_line(error, 300)})") from error
     return session
+
+
+def answers(session: onnxruntime.InferenceSession, batches: Iterable[NDArray[np.uint8]]) -> NDArray[np.float32]:
+    """What an exported graph gives for batches of images uint8 [n, C, H, W], one after the other: [N, K]."""
+    return np.concatenate([session.run([OUTPUT], {INPUT: np.ascontiguousarray(batch)})[0] for batch in batches])
 
 
 def read_metadata(

@@ -8,9 +8,8 @@ from torch import Tensor, nn
 from kitae.compression.calibrate import calibrate
 from kitae.compression.quantize import static
 from kitae.deployment.onnx import Card, to_onnx
-from kitae.deployment.verify import probe_images, session_reference, torch_reference
+from kitae.deployment.verify import file_reference, probe_images, torch_reference
 from kitae.preprocess import PreprocessRules
-from kitae.runtime import open_session
 
 CARD = Card(tuple("abcde"), PreprocessRules(16), (0.5, 0.4, 0.3), (0.2, 0.25, 0.3), temperature=1.7)
 
@@ -49,7 +48,7 @@ def test_pools_and_scales(pool: nn.Module, becomes: str, bias: bool) -> None:
     assert {item.name for item in proto.graph.initializer} <= used, "and nothing is left of the numbers"
     images = probe_images(CARD.rules.shape, 40)
     expected = torch_reference(network, CARD.mean, CARD.std, CARD.temperature)(images)
-    found = session_reference(open_session(proto.SerializeToString()))(images)
+    found = file_reference(proto.SerializeToString())(images)
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 

@@ -25,7 +25,7 @@ from kitae.compression.graph import WEIGHTED, compact, prepared, quantizable, ti
 from kitae.compression.spec import Target
 from kitae.console import quiet
 from kitae.errors import CompressionError, one_line, require
-from kitae.runtime import INPUT, open_session
+from kitae.runtime import answers, open_session
 
 if TYPE_CHECKING:
     import onnx
@@ -173,5 +173,4 @@ def distance(teacher: NDArray[np.float32], student: NDArray[np.float32]) -> tupl
 def probabilities(proto: onnx.ModelProto, images: NDArray[np.uint8]) -> NDArray[np.float32]:
     """A graph's outputs for images, in ONNX Runtime on this CPU: float32 [N, K]."""
     session = open_session(proto.SerializeToString())
-    batches = (images[start : start + _BATCH] for start in range(0, len(images), _BATCH))
-    return np.concatenate([session.run(None, {INPUT: batch})[0] for batch in batches])
+    return answers(session, (images[start : start + _BATCH] for start in range(0, len(images), _BATCH)))

@@ -19,11 +19,10 @@ from torch import nn
 from kitae.errors import ExportError, one_line, require
 from kitae.keyed import uniform
 from kitae.modes import evaluating
-from kitae.runtime import INPUT, OUTPUT, open_session
+from kitae.runtime import INPUT, OUTPUT, answers, open_session
 
 if TYPE_CHECKING:
     import onnx
-    import onnxruntime
 
 BATCH_SIZES = (1, 2, 7, 32)
 
@@ -98,14 +97,10 @@ class Comparison:
         )
 
 
-def session_reference(session: onnxruntime.InferenceSession) -> Reference:
-    """A session as a function: uint8 [N, C, H, W] -> probabilities float32 [N, K]."""
-
-    def probabilities(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        output: NDArray[np.float32] = session.run([OUTPUT], {INPUT: np.ascontiguousarray(images)})[0]
-        return output
-
-    return probabilities
+def file_reference(content: bytes, *, optimize: bool = True) -> Reference:
+    """A file in ONNX Runtime as a function: uint8 [N, C, H, W] -> probabilities float32 [N, K]."""
+    session = open_session(content, optimize=optimize)
+    return lambda images: answers(session, [images])
 
 
 def torch_reference(
@@ -212,7 +207,7 @@ def verify_float(
         ExportError: the graph is unsound, or a probability differs by more than rounding can.
     """
     check_graph(_parse(content))
-    candidate = session_reference(open_session(content))
+    candidate = file_reference(content)
     comparison = compare(candidate, reference, images)
     excess = np.abs(comparison.got - comparison.expected) - (ABSOLUTE + RELATIVE * comparison.expected)
     parity = comparison.parity()
@@ -248,9 +243,9 @@ def verify_integer(content: bytes, images: NDArray[np.uint8], *, floor: float = 
     proto = _parse(content)
     check_graph(proto)
     plain = _without_integer_operators(proto)
-    simulated = session_reference(open_session(content if plain is None else plain, optimize=False))
+    simulated = file_reference(content if plain is None else plain, optimize=False)
     batch_sizes = BATCH_SIZES if plain is None else (1,)
-    parity = compare(session_reference(open_session(content)), simulated, images, batch_sizes).parity()
+    parity = compare(file_reference(content), simulated, images, batch_sizes).parity()
     if 1.0 - parity.clear_flips / parity.images < floor:
         raise ExportError(
             f"the INT8 graph gives wrong results on this CPU: {parity.clear_flips} of {parity.images} images change "

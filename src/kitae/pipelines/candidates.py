@@ -32,7 +32,7 @@ from kitae.files import write_atomically
 from kitae.models.structure import count_macs
 from kitae.pipelines.export import VERIFY_IMAGES, card
 from kitae.pipelines.networks import Network, Networks
-from kitae.runtime import open_session
+from kitae.runtime import answers, open_session
 
 if TYPE_CHECKING:
     import onnx
@@ -305,10 +305,9 @@ def predict(content: bytes, images: ImageSet, precision: str = "") -> NDArray[np
 
     Dynamic ranges depend on the batch, so images are passed one at a time to such a file, as in the runtime.
     """
-    session = open_session(content)
-    name, size = session.get_inputs()[0].name, 1 if precision == NAMES["dynamic"] else _BATCH
+    size = 1 if precision == NAMES["dynamic"] else _BATCH
     batches = (images.gather(images.rows[start : start + size])[0] for start in range(0, len(images), size))
-    return np.concatenate([session.run(None, {name: batch})[0] for batch in batches])
+    return answers(open_session(content), batches)
 
 
 def accuracy(predicted: NDArray[np.int64], labels: NDArray[np.int64]) -> dict[str, Any]:
