@@ -74,7 +74,7 @@ MUTATIONS = [
     Mutation("training/probe.py", "min(losses, key=lambda value: losses[value]) if losses", "max(losses, key=lambda value: losses[value]) if losses", "tests/training/test_probe.py"),
     # Export
     Mutation("deployment/verify.py", "got = np.concatenate([*trials, sweep])", "got = np.concatenate([*(sweep[:size] for size in sizes), sweep])", VERIFY),
-    Mutation("deployment/verify.py", "comparison.got - comparison.expected) - (ABSOLUTE + RELATIVE * comparison.expected)", "comparison.got - comparison.expected) - 1.0", VERIFY),
+    Mutation("deployment/verify.py", "got - expected) - (ABSOLUTE + RELATIVE * expected)", "got - expected) - 1.0", VERIFY),
     # found by a review on 2026-11-27
     Mutation("training/spec.py", 'update={"epochs": epochs, "recut": ()}', 'update={"epochs": epochs}', "tests/pipelines/test_train.py -k fine_tuning_scales"),
     Mutation("folders.py", "for name in sorted(self.names, key=lambda name: name == self.first):\n            if (old", "for name in self.names:\n            if (old", "tests/pipelines/test_train.py -k killed_while_it_overwrites"),

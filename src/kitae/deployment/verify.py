@@ -68,35 +68,6 @@ class Parity:
         return self.flips / self.images
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Outputs of a candidate and a reference.
-
-    Attributes:
-        images: how many.
-        batch_sizes: those tried.
-        got, expected: float32 [M, K]; the first batches of each size, then all images.
-    """
-
-    images: int
-    batch_sizes: tuple[int, ...]
-    got: NDArray[np.float32]
-    expected: NDArray[np.float32]
-
-    def parity(self) -> Parity:
-        """The comparison in a few numbers."""
-        wanted, given = self.expected[-self.images :], self.got[-self.images :]
-        rows, said, true = np.arange(self.images), given.argmax(axis=1), wanted.argmax(axis=1)
-        apart = wanted[rows, true] - wanted[rows, said]  # 0 where the two agree
-        return Parity(
-            images=self.images,
-            max_error=float(np.abs(self.got - self.expected).max()),
-            flips=int((said != true).sum()),
-            clear_flips=int((apart >= _CLEAR_MARGIN).sum()),
-            batch_sizes=self.batch_sizes,
-        )
-
-
 def file_reference(content: bytes, *, optimize: bool = True) -> Reference:
     """A file in ONNX Runtime as a function: uint8 [N, C, H, W] -> probabilities float32 [N, K]."""
     session = open_session(content, optimize=optimize)
@@ -158,13 +129,16 @@ def compare(
     reference: Reference,
     images: NDArray[np.uint8],
     batch_sizes: Sequence[int] = BATCH_SIZES,
-) -> Comparison:
+) -> tuple[Parity, NDArray[np.float32], NDArray[np.float32]]:
     """Run both over the images: a first batch of each size, then all of them in batches of the largest.
 
     Args:
         candidate, reference: uint8 [N, C, H, W] -> probabilities [N, K].
         images: uint8 [N, C, H, W]; N should be at least the largest batch size, larger ones are skipped.
         batch_sizes: which to try.
+
+    Returns:
+        How far they are apart; then all outputs of the candidate and of the reference, float32 [M, K].
 
     Raises:
         ExportError: there is no image, the candidate's outputs are not distributions of the right shape, or an output
@@ -188,7 +162,16 @@ def compare(
         raise ExportError("the network's own output is not finite")
     if float(np.abs(got.sum(axis=1) - 1.0).max()) > 1e-3:
         raise ExportError("an output is not a distribution: its probabilities do not sum to 1")
-    return Comparison(len(images), sizes, got, expected)
+    rows, said, true = np.arange(len(images)), sweep.argmax(axis=1), wanted.argmax(axis=1)
+    apart = wanted[rows, true] - wanted[rows, said]  # 0 where the two agree
+    parity = Parity(
+        images=len(images),
+        max_error=float(np.abs(got - expected).max()),
+        flips=int((said != true).sum()),
+        clear_flips=int((apart >= _CLEAR_MARGIN).sum()),
+        batch_sizes=sizes,
+    )
+    return parity, got, expected
 
 
 def verify_float(
@@ -208,13 +191,12 @@ def verify_float(
     """
     check_graph(_parse(content))
     candidate = file_reference(content)
-    comparison = compare(candidate, reference, images)
-    excess = np.abs(comparison.got - comparison.expected) - (ABSOLUTE + RELATIVE * comparison.expected)
-    parity = comparison.parity()
+    parity, got, expected = compare(candidate, reference, images)
+    excess = np.abs(got - expected) - (ABSOLUTE + RELATIVE * expected)
     if float(excess.max()) > 0 and exact is not None:
-        truth = compare(candidate, exact(), images).expected
-        rounding = _TIMES_OWN_ROUNDING * float(np.abs(comparison.expected - truth).max())
-        excess = np.abs(comparison.got - truth) - (ABSOLUTE + RELATIVE * truth + rounding)
+        _, _, truth = compare(candidate, exact(), images)
+        rounding = _TIMES_OWN_ROUNDING * float(np.abs(expected - truth).max())
+        excess = np.abs(got - truth) - (ABSOLUTE + RELATIVE * truth + rounding)
     if float(excess.max()) > 0:
         raise ExportError(
             f"the exported graph does not compute what the network computes: a probability differs by "
@@ -245,7 +227,7 @@ def verify_integer(content: bytes, images: NDArray[np.uint8], *, floor: float = 
     plain = _without_integer_operators(proto)
     simulated = file_reference(content if plain is None else plain, optimize=False)
     batch_sizes = BATCH_SIZES if plain is None else (1,)
-    parity = compare(file_reference(content), simulated, images, batch_sizes).parity()
+    parity, _, _ = compare(file_reference(content), simulated, images, batch_sizes)
     if 1.0 - parity.clear_flips / parity.images < floor:
         raise ExportError(
             f"the INT8 graph gives wrong results on this CPU: {parity.clear_flips} of {parity.images} images change "
