@@ -19,7 +19,7 @@ from kitae.data.ahead import ReadAhead
 from kitae.data.encoded import Encoded
 from kitae.data.order import Blocks, block_order, lanes_of
 from kitae.data.parallel import memory_bytes
-from kitae.data.pictures import Pictures
+from kitae.data.pictures import Pictures, level_sums
 from kitae.data.spec import DataSpec
 
 Crop = Callable[[NDArray[np.int64], NDArray[np.int64], int, int], NDArray[np.uint8]]
@@ -172,33 +172,23 @@ class ImageSet:
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and (population) standard deviation of pixel / 255, per channel, over the set.
 
-        Computed from exact integer counts of the 256 values, read in chunks; for whole pictures from the sums in the
-        store; for encoded images from a keyed sample of 2,048.
+        Computed from exact sums of the levels and of their squares: those in the store for whole pictures, else read in
+        chunks; for encoded images from a keyed sample of 2,048.
         A channel that never varies has deviation 1, so that dividing by it is harmless.
         """
-        if isinstance(self.images, Pictures):
-            pictures, rows = self.images, self.rows
-            n = int((pictures.heights[rows] * pictures.widths[rows]).sum())
-            sums = pictures.sums[rows].sum(axis=0)
-            return _moments([(n, int(first), int(second)) for first, second in zip(*sums, strict=True)])
-        channels = self.images.shape[1]
-        histogram = np.zeros((channels, 256), dtype=np.int64)
-        step = max(1, _CHUNK_BYTES // max(1, int(np.prod(self.images.shape[1:]))))
-        rows = np.sort(self.images.sample(self.rows) if isinstance(self.images, Encoded) else self.rows)
-        for start in range(0, len(rows), step):
-            block = self._pixels(rows[start : start + step])
-            for channel in range(channels):
-                histogram[channel] += np.bincount(block[:, channel].ravel(), minlength=256)
-        value = np.arange(256, dtype=np.int64)
-        return _moments([(int(c.sum()), int((c * value).sum()), int((c * value * value).sum())) for c in histogram])
-
-
-def _moments(sums: list[tuple[int, int, int]]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of level / 255, from the number of levels, their sum, and the sum of their squares."""
-    means, deviations = [], []
-    for n, first, second in sums:
-        # Python integers: exact however many pixels there are
-        variance = (n * second - first * first) / (n * n) if n else 0.0
-        means.append(first / n / 255 if n else 0.0)
-        deviations.append(variance**0.5 / 255 if variance else 1.0)
-    return tuple(means), tuple(deviations)
+        images, rows = self.images, self.rows
+        if isinstance(images, Pictures):
+            n, sums = int((images.heights[rows] * images.widths[rows]).sum()), images.sums[rows].sum(axis=0)
+        else:
+            rows = np.sort(images.sample(rows) if isinstance(images, Encoded) else rows)
+            _, channels, height, width = images.shape
+            n, sums = len(rows) * height * width, np.zeros((2, channels), np.int64)
+            step = max(1, _CHUNK_BYTES // (channels * height * width))
+            for start in range(0, len(rows), step):
+                sums += level_sums(self._pixels(rows[start : start + step])).sum(axis=1)
+        means, deviations = [], []
+        for first, second in sums.T.tolist():  # Python integers: exact however many pixels there are
+            variance = (n * second - first * first) / (n * n) if n else 0.0
+            means.append(first / n / 255 if n else 0.0)
+            deviations.append(variance**0.5 / 255 if variance else 1.0)
+        return tuple(means), tuple(deviations)

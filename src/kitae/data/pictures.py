@@ -87,6 +87,6 @@ class Pictures(Prepared):
 
 
 def level_sums(pixels: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Sum of the levels and of their squares, per channel: uint8 [C, h, w] to int64 [2, C]."""
+    """Sum of the levels and of their squares, per channel: uint8 [..., C, h, w] to int64 [2, ..., C]."""
     squares = np.square(pixels, dtype=np.uint16)
-    return np.stack([values.sum(axis=(1, 2), dtype=np.int64) for values in (pixels, squares)])
+    return np.stack([values.sum(axis=(-2, -1), dtype=np.int64) for values in (pixels, squares)])
