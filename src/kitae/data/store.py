@@ -29,7 +29,7 @@ import hashlib
 import json
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -103,14 +103,9 @@ def open_store(
         DataError: as `open_source`; an unreadable image (named), sizes that differ while `image_size` is null, no room
             or no permission.
     """
-    source, asked = open_source(spec, progress), rules or spec
+    source = open_source(spec, progress)
     request: dict[str, Any] = {
-        "image_size": asked.image_size,
-        "channels": asked.channels,
-        "resize": asked.resize,
-        "depth": asked.depth,
-        "store_size": asked.store_size,
-        "crop_pct": asked.crop_pct,
+        **{field.name: getattr(rules or spec, field.name) for field in fields(PreprocessRules)},
         "fixed": rules is not None,
         "version": VERSION,
         "on_corrupt": spec.on_corrupt,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import itertools
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, TypeAlias
 
 from kitae.errors import DataError
@@ -14,11 +15,7 @@ Size: TypeAlias = "int | tuple[int, int]"
 
 DEPTHS: tuple[Depth, ...] = (8, 10, 12, 16)
 VERSION = 3  # the newest; rules are written as the oldest version that can express them
-_FIELDS = {
-    1: ("image_size", "channels", "resize"),
-    2: ("image_size", "channels", "resize", "depth", "store_size"),
-    3: ("image_size", "channels", "resize", "depth", "store_size", "crop_pct"),
-}
+_KNOWN = {1: 3, 2: 5, 3: 6}  # version -> how many of the fields below it has, from the first one
 _MAX_SIDE = 16384
 
 
@@ -95,8 +92,7 @@ class PreprocessRules:
 
     def to_dict(self) -> dict[str, Any]:
         """A plain mapping for JSON."""
-        mapping = asdict(self)
-        mapping = {name: mapping[name] for name in _FIELDS[self.version]}
+        mapping = dict(itertools.islice(asdict(self).items(), _KNOWN[self.version]))
         if not isinstance(self.image_size, int):
             mapping["image_size"] = list(self.image_size)
         return {**mapping, "version": self.version}
@@ -112,7 +108,7 @@ class PreprocessRules:
         version = mapping.pop("version", 1)
         if version not in range(1, VERSION + 1):
             raise DataError(f"preprocessing rules version {version!r} is unknown; this Kitae knows 1 to {VERSION}")
-        known = set(_FIELDS[version])
+        known = {field.name for field in fields(cls)[: _KNOWN[version]]}
         if unknown := sorted(set(mapping) - known):
             raise DataError(f"unknown preprocessing rule {unknown[0]!r}; valid: {', '.join(sorted(known))}")
         if "image_size" not in mapping:
