@@ -153,12 +153,6 @@ def pixel_hash(pixels: bytes | memoryview, about: str = "") -> bytes:
 
 def first_alike(hashes: NDArray[np.uint8]) -> NDArray[np.int64]:
     """For each image, the first image with the same hash (possibly itself): uint8 [N, 16] to int64 [N]."""
-    if not len(hashes):
-        return np.empty(0, np.int64)
-    words = np.ascontiguousarray(hashes).view(np.uint64)
-    order = np.lexsort((words[:, 1], words[:, 0]))  # stable: of equals, the first image comes first
-    ordered = words[order]
-    new = np.concatenate([[True], (ordered[1:] != ordered[:-1]).any(axis=1)])
-    alike = np.empty(len(words), np.int64)
-    alike[order] = order[np.flatnonzero(new)][np.cumsum(new) - 1]
-    return alike
+    words = np.ascontiguousarray(hashes).view(f"V{HASH_BYTES}").ravel()
+    _, first, member = np.unique(words, return_index=True, return_inverse=True)
+    return first[member]
