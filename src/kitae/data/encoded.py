@@ -16,7 +16,6 @@ from kitae.data.order import Blocks, block_order
 from kitae.data.parallel import share
 from kitae.data.pictures import Prepared
 from kitae.data.remote import ShardCache
-from kitae.errors import DataError
 from kitae.preprocess import decode, windowed
 
 Window = Callable[[int, int, int], tuple[int, int, int, int]]
@@ -55,17 +54,9 @@ class Encoded(Prepared):
         return self.places[:, 0]
 
     def bytes_of(self, row: int) -> bytes:
-        """One encoded image.
-
-        Raises:
-            DataError: its shard is gone, shorter than it was, or cannot be downloaded.
-        """
+        """One encoded image. Raises DataError: see `ShardCache.read`."""
         number, offset, size = self.places[row].tolist()
-        shard = self.shards[number]
-        data = self.cache.read(shard, offset, size)
-        if len(data) != size:
-            raise DataError(f"{shard}: was changed or truncated since it was indexed; restore it, or start a new run")
-        return data
+        return self.cache.read(self.shards[number], offset, size)
 
     def prepared(self, row: int) -> NDArray[np.uint8]:
         return decode(self.bytes_of(row), self.rules, self.names[row])

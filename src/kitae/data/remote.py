@@ -49,19 +49,22 @@ class ShardCache:
         self._opened = lru_cache(_OPEN)(lambda shard: _Open(self.path(shard)))
 
     def read(self, shard: str, offset: int, size: int) -> bytes:
-        """Bytes of a shard, fewer at its end. From any thread.
+        """Bytes of a shard. From any thread.
 
         Raises:
-            DataError: the file is gone or cannot be read, or the URL cannot be reached.
+            DataError: the file is gone, shorter than it was, or cannot be read, or the URL cannot be reached.
         """
         try:
             try:
                 held = self._opened(shard)
             except FileNotFoundError:  # another process made room just now
                 held = self._opened(shard)
-            return os.pread(held.descriptor, size, offset)
+            data = os.pread(held.descriptor, size, offset)
         except OSError as error:
             raise DataError(f"{shard}: cannot be read ({error.strerror}); was it moved?") from error
+        if len(data) != size:
+            raise DataError(f"{shard}: was changed or truncated since it was indexed; restore it, or start a new run")
+        return data
 
     def path(self, shard: str) -> Path:
         """The shard's file, downloaded if necessary.
