@@ -126,19 +126,17 @@ def _quantizer(target: Target) -> Any:
     )
     # CPUs without VNNI add two 8-bit products in 16 bits, which saturate. With weights in [-64, 64] they cannot.
     limit = 127 if target == "vnni" else 64
-
-    def weight(axis: int) -> Any:
-        # averaging_constant 1: the range of the weights as they are now, not an average over earlier steps.
-        return base.QuantizationSpec(
-            dtype=torch.int8,
-            quant_min=-limit,
-            quant_max=limit,
-            qscheme=torch.per_channel_symmetric,
-            ch_axis=axis,
-            observer_or_fake_quant_ctr=fake.FusedMovingAvgObsFakeQuantize.with_args(
-                observer=observer.MovingAveragePerChannelMinMaxObserver, averaging_constant=1.0
-            ),
-        )
+    # averaging_constant 1: the range of the weights as they are now, not an average over earlier steps.
+    weight = base.QuantizationSpec(
+        dtype=torch.int8,
+        quant_min=-limit,
+        quant_max=limit,
+        qscheme=torch.per_channel_symmetric,
+        ch_axis=0,
+        observer_or_fake_quant_ctr=fake.FusedMovingAvgObsFakeQuantize.with_args(
+            observer=observer.MovingAveragePerChannelMinMaxObserver, averaging_constant=1.0
+        ),
+    )
 
     class Placement(base.Quantizer):  # type: ignore[misc, name-defined]
         """Quantizers where `quantize.static` has them."""
@@ -151,18 +149,14 @@ def _quantizer(target: Target) -> Any:
             body = _between(nodes, weighted)
             products_only = any(str(node.target).startswith("aten.layer_norm") for node in nodes)
             for node in nodes:
-                kind = str(node.target)
-                inputs: dict[torch.fx.Node, Any] = {}
+                terms = [arg for arg in node.args[:2] if isinstance(arg, torch.fx.Node)]
                 if node in weighted:
-                    inputs = {node.args[0]: activation, node.args[1]: weight(0)}
-                elif kind in _SUMS and node in body and not products_only:
-                    inputs = {arg: activation for arg in node.args[:2] if isinstance(arg, torch.fx.Node)}
-                    if len(inputs) < 2:
-                        inputs = {}
-                gives = (node in weighted and node is not weighted[-1]) or bool(inputs and node not in weighted)
-                if inputs:
-                    self._mark(node, inputs=inputs)
-                if gives and not products_only:
+                    self._mark(node, inputs={node.args[0]: activation, node.args[1]: weight})
+                elif str(node.target) in _SUMS and node in body and len(set(terms)) == 2 and not products_only:
+                    self._mark(node, inputs=dict.fromkeys(terms, activation))
+                else:
+                    continue
+                if node is not weighted[-1] and not products_only:
                     self._mark(_end_of_chain(node), output=activation)
             return model
 
