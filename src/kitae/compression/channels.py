@@ -281,11 +281,7 @@ def _loss_changes(
 def _channels_to_drop(
     groups: Sequence[_Group], scores: Sequence[Tensor], total: float | None, round_to: int
 ) -> list[int]:
-    if total is None:
-        numbers = [round(group.ratio * group.width) for group in groups]
-    else:
-        shares = global_shares({str(i): score for i, score in enumerate(scores)}, total)
-        numbers = [shares[str(i)] for i in range(len(groups))]
+    numbers = [round(group.ratio * group.width) for group in groups] if total is None else global_shares(scores, total)
     result = []
     for group, number in zip(groups, numbers, strict=True):
         stay = group.width - min(number, most(group.width))

@@ -49,7 +49,7 @@ def magnitude_masks(
     if scope == "layer":
         drop = {name: round(chosen[name] * values.numel()) for name, values in magnitudes.items()}
     else:
-        drop = global_shares(magnitudes, cast(float, ratios))
+        drop = dict(zip(magnitudes, global_shares(list(magnitudes.values()), cast(float, ratios)), strict=True))
     masks: Masks = {}
     for name, values in magnitudes.items():
         mask = torch.ones(values.numel(), dtype=torch.bool, device=values.device)
@@ -130,22 +130,19 @@ def most(width: int) -> int:
     return width - max(1, math.ceil(KEEP_AT_LEAST * width))
 
 
-def global_shares(magnitudes: Mapping[str, Tensor], ratio: float) -> dict[str, int]:
+def global_shares(vectors: Sequence[Tensor], ratio: float) -> list[int]:
     """How many entries of each vector are among the smallest of all, up to the limit of each vector."""
-    names = list(magnitudes)
-    drop = dict.fromkeys(names, 0)
-    wanted = round(ratio * sum(magnitudes[name].numel() for name in names))
-    free = names
-    while free and wanted > 0:
-        values = torch.cat([magnitudes[name] for name in free])
-        owner = torch.cat([torch.full((magnitudes[name].numel(),), i) for i, name in enumerate(free)])
-        taken = owner[values.cpu().argsort(stable=True)[:wanted]].bincount(minlength=len(free)).tolist()
-        full = [name for name, n in zip(free, taken, strict=True) if n > most(magnitudes[name].numel())]
+    sizes = [len(vector) for vector in vectors]
+    wanted = round(ratio * sum(sizes))
+    limited: dict[int, int] = {}  # vectors that lose as many as they may; the others share the rest
+    while len(limited) < len(vectors) and wanted > 0:
+        free = [i for i in range(len(vectors)) if i not in limited]
+        values = torch.cat([vectors[i] for i in free]).cpu()
+        owner = torch.cat([torch.full((sizes[i],), i) for i in free])
+        taken = owner[values.argsort(stable=True)[:wanted]].bincount(minlength=len(vectors)).tolist()
+        full = {i: most(sizes[i]) for i in free if taken[i] > most(sizes[i])}
         if not full:
-            drop.update(zip(free, taken, strict=True))
-            break
-        for name in full:  # they lose what they may, and the others share the rest
-            drop[name] = most(magnitudes[name].numel())
-            wanted -= drop[name]
-        free = [name for name in free if name not in full]
-    return drop
+            return [limited.get(i, taken[i]) for i in range(len(vectors))]
+        limited |= full
+        wanted -= sum(full.values())
+    return [limited.get(i, 0) for i in range(len(vectors))]
