@@ -122,7 +122,10 @@ class Model:
         self.session = open_session(content, threads=threads, name=name)
         self.metadata: dict[str, Any] = read_metadata(content, name, self.session)
         try:
-            self.classes: tuple[str, ...] = _class_names(self.metadata["classes"])
+            names = self.metadata["classes"]
+            if not isinstance(names, list) or not all(isinstance(item, str) for item in names):
+                raise TypeError("classes is not a list of names")
+            self.classes: tuple[str, ...] = tuple(names)
             self.rules = PreprocessRules.from_dict(self.metadata["preprocess"])
         except (KeyError, TypeError, ValueError, DataError) as error:
             raise ExportError(f"{name}: its metadata cannot be used ({error}); export the run again") from error
@@ -312,12 +315,6 @@ def has_vnni() -> bool | None:
         return True
     flags = cpuinfo("flags")
     return None if flags is None else bool(set(flags.split()) & _VNNI)
-
-
-def _class_names(value: object) -> tuple[str, ...]:
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise TypeError("classes is not a list of names")
-    return tuple(value)
 
 
 def _read(path: Path) -> bytes:

@@ -72,9 +72,7 @@ def cubic(step: int, steps: int, final: float, initial: float = 0.0) -> float:
 
     Zhu and Gupta, "To prune, or not to prune", 2017: fast at first, while the network is redundant.
     """
-    if steps < 1 or step >= steps:
-        return final
-    return final + (initial - final) * (1.0 - max(step, 0) / steps) ** 3
+    return final + (initial - final) * (1.0 - min(step, steps) / steps) ** 3
 
 
 @dataclass

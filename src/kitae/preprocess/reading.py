@@ -116,13 +116,9 @@ def windowed(
     Args:
         window: from the image's upright height and width to the window's top, left, height and width.
         size: (height, width) that the window will be resized to.
-        name: as of `decode`.
 
     Returns:
-        uint8 [channels, height, width], C-contiguous.
-
-    Raises:
-        DataError: as `decode`.
+        uint8 [channels, height, width], C-contiguous. Errors are as of `decode`.
     """
     with opened(source, name) as image:
         if image.format in _DRAFTS:
