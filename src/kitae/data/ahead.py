@@ -31,8 +31,7 @@ class ReadAhead:
 
     def __init__(self, images: NDArray[np.uint8] | Pictures | Encoded) -> None:
         self._images = images
-        self._window: NDArray[np.int32] | None = None
-        self._order: tuple[NDArray[np.int64], NDArray[np.int32]] | None = None
+        self._windows: NDArray[np.int32] | None = None  # of each row of the store
         self._asked: set[int] = set()
         self._pass = 0
         self._reading = threading.Lock()
@@ -48,25 +47,24 @@ class ReadAhead:
             return
         of = np.full(len(self._images), -1, np.int32)
         of[rows] = windows
-        self._window, self._order, self._asked = of, (rows, windows), set()
+        self._windows, self._asked = of, set()
         self._pass += 1
 
     def reached(self, rows: NDArray[np.int64]) -> None:
         """Called when these rows are used: reads their windows and the next ones, unless they were read before."""
-        if self._window is None or self._order is None:
+        if self._windows is None:
             return
-        now = np.unique(self._window[rows]).tolist()
+        now = np.unique(self._windows[rows]).tolist()
         wanted = [w for w in dict.fromkeys([*now, *(w + 1 for w in now)]) if w not in self._asked]
         if wanted:
             self._asked.update(wanted)
-            arguments = (self._order, wanted, self._pass)
+            arguments = (self._windows, wanted, self._pass)
             threading.Thread(target=self._read, args=arguments, daemon=True, name="kitae-ahead").start()
 
-    def _read(self, order: tuple[NDArray[np.int64], NDArray[np.int32]], wanted: list[int], number: int) -> None:
-        rows, windows = order
+    def _read(self, windows: NDArray[np.int32], wanted: list[int], number: int) -> None:
         with self._reading:
             for window in wanted:
-                for file, first, last in self._stretches(np.sort(rows[windows == window])):
+                for file, first, last in self._stretches(np.flatnonzero(windows == window)):
                     for at in range(first, last, _PIECE):
                         if self._pass != number:  # the epoch is over
                             return
