@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import io
 import pickle
+import shutil
 import ssl
 import tarfile
 import threading
@@ -171,9 +172,9 @@ def test_the_pickled_cifar_is_not_read(tmp_path: Path) -> None:
 # idx
 
 
-def idx_files(folder: Path, gzipped: bool = True, size: int = 9) -> list[np.ndarray]:
+def idx_files(folder: Path, gzipped: bool = True, size: int = 9, seed: int = 1) -> list[np.ndarray]:
     folder.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(1)
+    rng = np.random.default_rng(seed)
     arrays = []
     for prefix, count in (("train", 20), ("t10k", 10)):
         images = rng.integers(0, 256, (count, size, size), np.uint8)
@@ -196,6 +197,28 @@ def test_idx_from_a_folder(tmp_path: Path, name: str, gzipped: bool, inner: str)
     assert source.table.splits.tolist() == [TRAIN] * 20 + [TEST] * 10
     assert (np.stack(list(source.images())) == [*train, *test]).all()  # type: ignore[arg-type]
     assert source.table.classes[:2] == (("0", "1") if name == "mnist" else ("T-shirt/top", "Trouser"))
+
+
+def test_the_two_sets_in_the_folders_of_torchvision_are_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST"}
+    pixels = {name: idx_files(tmp_path / folder / "raw", seed=i)[0] for i, (name, folder) in enumerate(folders.items())}
+    idx_files(tmp_path / "raw", seed=2)
+    for name, folder in folders.items():
+        for given in (tmp_path, tmp_path / folder, tmp_path / folder / "raw"):
+            source = open_source(DataSpec(source=f"{name}:{given}"))
+            assert (next(source.images()) == pixels[name][0]).all()  # type: ignore[union-attr]
+        other = "fashion-mnist" if name == "mnist" else "mnist"
+        with pytest.raises(DataError, match="the folder must hold"):
+            open_source(DataSpec(source=f"{other}:{tmp_path / folder}"))
+        monkeypatch.chdir(tmp_path / folder)
+        with pytest.raises(DataError, match="the folder must hold"):
+            open_source(DataSpec(source=f"{other}:."))
+    shutil.rmtree(tmp_path / "raw")
+    shutil.rmtree(tmp_path / "MNIST")
+    with pytest.raises(DataError, match="the folder must hold"):
+        open_source(DataSpec(source=f"mnist:{tmp_path}"))
 
 
 def test_idx_of_a_distribution_is_found_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from kitae.data.base import TEST, TRAIN, Item, Progress, Source, Table
 from kitae.data.spec import DataSpec
 from kitae.errors import DataError
-from kitae.files import cache_folder, replacing, storage_errors, user_path
+from kitae.files import cache_folder, replacing, storage_errors, user_path, with_name
 
 _CHUNK = 1 << 20
 _TIMEOUT = 30.0  # seconds without a byte
@@ -66,7 +66,8 @@ class _Cifar:
 class _Idx:
     downloads: tuple[Download, ...]
     classes: tuple[str, ...]
-    folders: tuple[str, ...]
+    folders: tuple[str, ...]  # of Linux distributions
+    torchvision: str  # what torchvision calls the folder that it puts `raw` into
 
 
 # Sizes and SHA-256 of the CIFAR archives and the idx files are those that TensorFlow Datasets publishes in
@@ -120,6 +121,7 @@ _IDX = {
             "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
         ),
         folders=("/usr/share/datasets/fashion-mnist",),  # Debian's dataset-fashion-mnist
+        torchvision="FashionMNIST",
     ),
     "mnist": _Idx(
         _idx_downloads(
@@ -133,6 +135,7 @@ _IDX = {
         ),
         tuple("0123456789"),
         folders=(),
+        torchvision="MNIST",
     ),
 }  # fmt: skip
 
@@ -263,8 +266,13 @@ def _idx_files(
     source: str, name: str, idx: _Idx, folder: Path | None, downloads: Path, progress: Progress | None
 ) -> list[Path]:
     own = downloads / name
-    places = [folder, folder / "raw", folder / "MNIST" / "raw", folder / "FashionMNIST" / "raw"] if folder else []
-    for place in places or [*map(Path, idx.folders), own]:
+    places = [*map(Path, idx.folders), own]
+    if folder is not None:
+        # The files of the two sets have the same names, so the folder that names this set comes first.
+        places = [folder / idx.torchvision / "raw", folder]
+        if with_name(folder).name not in {other.torchvision for other in _IDX.values() if other is not idx}:
+            places.append(folder / "raw")
+    for place in places:
         files = [_existing(place, download.name) for download in idx.downloads]
         if all(files):
             return cast(list[Path], files)
