@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -15,6 +17,7 @@ from PIL import Image
 from kitae import console
 from kitae.augment.spec import MixSpec
 from kitae.data.check import check
+from kitae.data.spec import DataSpec
 from kitae.data.store import open_store
 from kitae.errors import DataError, RecipeError
 from kitae.pipelines import facts
@@ -26,7 +29,7 @@ from kitae.pipelines.train import train
 from kitae.recipe import Recipe
 from kitae.training import distributed
 from kitae.training.distributed import World
-from tests.images import picture
+from tests.images import encode, picture
 
 
 @pytest.fixture(autouse=True)
@@ -187,6 +190,25 @@ def test_one_odd_picture_among_tiny_ones_that_was_not_looked_at(
     assert open_store(made.recipe.data).images.shape == (121, 1, 28, 28)
     oblong = plan(photos(tmp_path / "e", [40, 50], size=(20, 30), grey=True))
     assert oblong.recipe.data.image_size == (20, 30)
+
+
+def test_as_many_parquet_files_as_images(tmp_path: Path) -> None:
+    (tmp_path / "hub").mkdir()
+    for number in range(60):
+        table = pa.table({"image": [encode(picture(number % 2, number))], "label": [number % 2]})
+        pq.write_table(table, tmp_path / "hub" / f"{number}.parquet")
+    seen, _ = facts.look(DataSpec(source=f"parquet:{tmp_path / 'hub'}"))
+    assert (seen.counts, seen.side) == ((30, 30), (32, 32))
+
+
+def test_pictures_of_a_csv_file_are_drawn_from_all_rows(tmp_path: Path) -> None:
+    photos(tmp_path / "d", [60])
+    photos(tmp_path / "d" / "e", [20], size=(200, 300))
+    rows = [f"{path},{path.parent.parent.name}" for path in sorted((tmp_path / "d").rglob("*.jpg"))]
+    (tmp_path / "list.csv").write_text("\n".join(["path,label", *rows]))
+    seen, _ = facts.look(DataSpec(source=f"csv:{tmp_path / 'list.csv'}"))
+    assert seen.counts == (60, 20)
+    assert (seen.longest, seen.same) == (300, False)
 
 
 def test_the_time_that_is_printed_is_that_of_the_epochs_asked_for(tmp_path: Path) -> None:

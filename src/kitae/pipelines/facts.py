@@ -6,6 +6,7 @@ import itertools
 import statistics
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -118,10 +119,12 @@ def _sampled(source: Source) -> tuple[list[tuple[int, int]], bool, float]:
 
 
 def _some(source: Source) -> list[Item]:
-    files = source.files()
-    if len(files) == len(source):  # one file per image: random access costs nothing
-        return [files[row] for row in keyed.permutation(0, 0, len(files), keyed.SLOT_LIMIT)[:_SAMPLE]]
-    return list(itertools.islice(source.images(), _SAMPLE))
+    images = source.images()
+    first = next(images)
+    if not isinstance(first, Path):
+        return [first, *itertools.islice(images, _SAMPLE - 1)]
+    files = [first, *images]  # one file per image: random access costs nothing
+    return [files[row] for row in keyed.permutation(0, 0, len(files), keyed.SLOT_LIMIT)[:_SAMPLE]]
 
 
 def framing(facts: Facts, given: DataSpec, *, pretrained: bool) -> dict[str, Any]:
