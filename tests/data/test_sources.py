@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 
 from kitae.data.base import TEST, TRAIN, VAL, Table
-from kitae.data.sources import FolderSource, open_source
+from kitae.data.check import check
+from kitae.data.sources import FolderSource, open_source, source_named
 from kitae.data.spec import DataSpec
 from kitae.errors import DataError
 from kitae.preprocess import PreprocessRules, decode, list_images
@@ -159,6 +160,26 @@ def test_links_to_folders_are_followed_at_any_depth_and_circles_end(make_folder:
     assert np.bincount(source.table.labels)[0] == 12
     assert len(source) == 12 + 6 + 12  # dogs/all holds cats, and dogs once
     assert not source.ignored()
+
+
+def test_a_link_to_itself_is_an_image_that_cannot_be_read(make_folder: Maker) -> None:
+    root = make_folder("cats", "dogs")
+    for name in ("cats/self.png", "dogs/self"):
+        (root / name).symlink_to(Path(name).name)
+    source = folder_source(root)
+    assert len(source) == 13
+    assert check(source).excluded == {6: "unreadable"}
+    assert source.ignored() == ["dogs/self"]
+
+
+def test_a_name_that_is_too_long_is_no_file() -> None:
+    long = "a" * 300
+    for source in (*(f"{kind}:{long}" for kind in ("folder", "parquet", "csv", "mnist", "cifar10")), f"{long}/a"):
+        assert source_named(source) == source
+        with pytest.raises(DataError, match=r"no such file|no such folder|File name too long"):
+            open_source(DataSpec(source=source))
+    with pytest.raises(DataError, match="no such file or folder"):
+        list_images([long])
 
 
 @pytest.mark.parametrize("names", [("train", "val", "test"), ("training", "validation", "testing"), ("Train", "dev")])

@@ -10,6 +10,7 @@ import gzip
 import hashlib
 import http.client
 import math
+import os
 import ssl
 import tarfile
 import urllib.error
@@ -147,7 +148,7 @@ def open_archive(name: str, path: str, spec: DataSpec, progress: Progress | None
         DataError: the folder or a file in it is missing or wrong, or a download fails.
     """
     folder = user_path(path) if path else None
-    if folder is not None and not folder.is_dir():
+    if folder is not None and not os.path.isdir(folder):
         raise DataError(f"{spec.source}: no such folder")
     downloads = cache_folder(spec.cache) / "downloads"
     if name in _CIFAR:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,14 +61,14 @@ class ParquetSource(Source):
         self._wanted = {"image_column": image_column, "label_column": label_column}
         self._group = None if groups == PARENT else groups or "group"
         root = user_path(path)
-        if root.is_dir():
+        if os.path.isdir(root):
             self._files = sorted(
                 p for p in root.rglob("*.parquet") if not any(q.startswith(".") for q in p.relative_to(root).parts)
             )
             self._root: Path | None = root
             if not self._files:
                 raise DataError(f"{self.name}: no .parquet files in this folder")
-        elif root.exists():
+        elif os.path.exists(root):
             self._files, self._root = [root], None
         else:
             raise DataError(f"{self.name}: no such file or folder")

@@ -49,7 +49,7 @@ def open_source(spec: DataSpec, progress: Progress | None = None) -> Source:
     """
     name, _, path = spec.source.partition(":")
     looks_like_a_path = ":" not in spec.source and ("/" in spec.source or bool(Path(spec.source).suffix))
-    if looks_like_a_path and not user_path(spec.source).exists():
+    if looks_like_a_path and not os.path.exists(user_path(spec.source)):
         raise DataError(f"{spec.source}: no such file or folder")
     if name not in SOURCES:
         raise DataError(f"unknown data.source {spec.source!r}: {_suggestion(spec.source)}")
@@ -76,8 +76,9 @@ class FolderSource(Source):
         """Lists the files. Raises DataError: no such folder, no class folders, a class or a split without images."""
         super().__init__(name or f"folder:{root}", groups)
         self.root = user_path(root)
-        if not self.root.is_dir():
-            raise DataError(f"{self.name}: no such folder" if not self.root.exists() else f"{self.name}: not a folder")
+        if not os.path.isdir(self.root):
+            found = os.path.exists(self.root)
+            raise DataError(f"{self.name}: not a folder" if found else f"{self.name}: no such folder")
         self._files: list[Path] = []
         self._labels: list[int] = []
         self._splits: list[int] = []
@@ -230,7 +231,8 @@ def path_of(source: str) -> Path | None:
 
 def source_named(given: str | Path) -> str:
     """The data.source of an argument: a source is returned as it is, a path becomes the source of that path."""
-    return source_of(given) if str(given).partition(":")[0] not in SOURCES and user_path(given).exists() else str(given)
+    is_path = str(given).partition(":")[0] not in SOURCES and os.path.exists(user_path(given))
+    return source_of(given) if is_path else str(given)
 
 
 def _suggestion(source: str) -> str:

@@ -157,7 +157,8 @@ def visible_files(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
     except OSError as error:
         raise DataError(f"{error.filename}: {error.strerror}") from error
     for entry in entries:
-        if entry.is_dir():
+        # DirEntry.is_dir follows links as well, but raises for a link to itself.
+        if entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry.path)):
             yield from visible_files(Path(entry.path), (*above, real))
         else:
             yield Path(entry.path)
@@ -182,12 +183,12 @@ def list_images(paths: Iterable[str | Path]) -> list[Path]:
     """
     found: list[Path] = []
     for path in map(Path, paths):
-        if path.is_dir():
+        if os.path.isdir(path):  # unlike Path.is_dir, it never raises, even if the name is too long
             inside = image_files(path)
             if not inside:
                 raise DataError(f"{path}: no images in this folder")
             found += inside
-        elif path.exists():
+        elif os.path.exists(path):
             found.append(path)
         else:
             raise DataError(f"{path}: no such file or folder")
