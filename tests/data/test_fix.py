@@ -98,6 +98,17 @@ def test_a_name_that_csv_cannot_hold_is_refused(folder: Path, tmp_path: Path) ->
     assert not (tmp_path / "fixed.csv").exists()
 
 
+def test_a_folder_called_like_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for number in range(4):
+        file = tmp_path / "~" / "ab"[number % 2] / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(encoded(photo(number)))
+    source = open_source(DataSpec(source=f"folder:{tmp_path / '~'}"))
+    written = fix(source, check(source), tmp_path / "fixed.csv")
+    assert len(open_source(DataSpec(source=f"csv:{written.path}"))) == 4
+
+
 def test_a_class_that_a_csv_file_cannot_keep_apart_is_refused(tmp_path: Path) -> None:
     for number, name in enumerate(("cat", "cat ", "dog") * 2):
         (tmp_path / "d" / name).mkdir(parents=True, exist_ok=True)

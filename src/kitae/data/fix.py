@@ -101,7 +101,8 @@ def _write_csv(source: Source, kept: list[int], path: Path) -> None:
         label = table.classes[table.labels[row]]
         if label != label.strip():  # would become the class without the spaces
             raise DataError(f"{source.name}: the class {label!r} begins or ends with a space; rename its folder")
-        cells = [name, label]
+        # Else a folder called `~` would be read as the home folder.
+        cells = [f"./{name}" if name.startswith("~") else name, label]
         cells += [SPLIT_NAMES[table.splits[row]]] if own else []
         cells += [] if table.groups is None else [str(table.groups[row])]
         writer.writerow(cells)
