@@ -12,6 +12,7 @@ from kitae.compression import channels
 from kitae.compression.batchnorm import reestimate_batchnorm
 from kitae.compression.channels import masked_original, remove_channels
 from kitae.compression.counting import count
+from kitae.compression.shape import reshape
 from kitae.errors import CompressionError
 from tests.compression.tiny_world import SHAPE, Data, accuracy
 
@@ -156,6 +157,31 @@ def test_round_to(trained: nn.Module) -> None:
     result = remove_channels(trained, SHAPE, 0.4, round_to=16)
     assert result.model.point.out_channels == 16, "24 are not twice 16, so a multiple of 8"
     assert result.model.conv1.out_channels == 8, "nor 12 twice 8, so a multiple of 4"
+
+
+@pytest.mark.parametrize("importance", ["magnitude", "group", "taylor"])
+def test_transposed_convolutions(train: Data, importance: Any) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2), nn.Sigmoid(),  # an activation that does not map zero to zero
+        nn.ConvTranspose2d(8, 12, 2, stride=2), nn.BatchNorm2d(12), nn.ReLU(),
+        nn.ConvTranspose2d(12, 12, 3, groups=12), nn.ReLU(), nn.ConvTranspose2d(12, 6, 1, bias=False),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4),
+    ).eval()  # fmt: skip
+    net[2].weight.data[:, 7] *= 1e-3  # output 7, not input 7
+    result = remove_channels(net, SHAPE, 0.25, importance=importance, batches=train.batches())
+    assert {name: len(these) for name, these in result.removed.items()} == {"0": 2, "2": 3, "3": 3, "5": 3, "7": 2}
+    assert result.removed_inputs == {"2": result.removed["0"], "7": result.removed["5"], "10": result.removed["7"]}
+    assert importance != "magnitude" or 7 in result.removed["2"]
+    assert result.masked_error < 1e-5
+    images, _ = train.tensors()
+    masked = masked_original(net, result.removed, result.removed_inputs)
+    with torch.no_grad():
+        torch.testing.assert_close(result.model(images), masked(images), rtol=1e-4, atol=1e-5)
+    assert masked[2].weight.any(dim=(0, 2, 3)).logical_not().nonzero().flatten().tolist() == list(result.removed["2"])
+    fresh = reshape(copy.deepcopy(net), result.shape)
+    fresh.load_state_dict(result.model.state_dict())
+    torch.testing.assert_close(fresh(images), result.model(images))
 
 
 def test_grouped_convolutions_are_left_whole() -> None:

@@ -156,10 +156,13 @@ def masked_original(
     modules = dict(masked.named_modules())
     with torch.no_grad():
         for name, channels in removed.items():
-            for tensor in modules[name].parameters(recurse=False):
-                tensor[list(channels)] = 0.0
-            if isinstance(modules[name], nn.LayerNorm):
-                _leave_out(modules[name], channels)
+            module = modules[name]
+            for tensor in module.parameters(recurse=False):
+                # The weight of a transposed convolution is [inputs, outputs / groups, ...].
+                turned = isinstance(module, nn.modules.conv._ConvTransposeNd) and module.groups == 1 and tensor.ndim > 1
+                tensor.index_fill_(1 if turned else 0, torch.tensor(channels, device=tensor.device), 0.0)
+            if isinstance(module, nn.LayerNorm):
+                _leave_out(module, channels)
         for name, channels in (removed_inputs or {}).items():
             weight = weight_of(modules[name])
             axis = 0 if isinstance(modules[name], nn.modules.conv._ConvTransposeNd) else 1
