@@ -420,6 +420,7 @@ def test_plan_resolves_and_writes_nothing(tmp_path: Path, monkeypatch: pytest.Mo
     assert facts["recipe"].train.precision in ("fp32", "bf16")
     assert facts["steps_per_epoch"] == 6
     assert facts["seconds"] > 0
+    assert estimate(tiny("train.optimizer.lr=1e9"))["seconds"] > 0, "a rate at which the training would diverge"
     assert list(tmp_path.iterdir()) == []
 
 

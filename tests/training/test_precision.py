@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,8 +12,8 @@ from torch import Tensor, nn
 from kitae.errors import TrainingError
 from kitae.training import precision
 from kitae.training.distributed import World
-from kitae.training.measure import step_times
-from kitae.training.spec import TrainSpec
+from kitae.training.measure import step_parts, step_times
+from kitae.training.spec import OptimizerSpec, TrainSpec
 from tests.training.toy_world import toy_net
 
 CPU = torch.device("cpu")
@@ -20,8 +21,8 @@ WORLD = World(0, 1, CPU)
 BATCH = torch.rand(8, 3, 8, 8), nn.functional.one_hot(torch.arange(8) % 2, 2).float()
 
 
-def seconds(model: nn.Module) -> dict[precision.Precision, list[float]]:
-    return step_times(model, TrainSpec(batch_size=8), *BATCH, WORLD)
+def seconds(model: nn.Module, **options: Any) -> dict[precision.Precision, list[float]]:
+    return step_times(model, TrainSpec(batch_size=8), *BATCH, WORLD, **options)
 
 
 def test_auto_is_a_rule_of_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,24 +84,41 @@ def test_what_does_not_stay_finite_is_left_out() -> None:
     assert set(seconds(OverflowsInBf16())) == {"fp32"}
 
 
-class TooLarge(nn.Module):
-    """Memory suffices under autocast only, or not at all."""
+@pytest.mark.parametrize("lr", [1e9, 1e-9])
+def test_a_timing_does_not_diverge_whatever_the_rate(lr: float) -> None:
+    """A network without norms diverges at a high rate, and its seconds are the same at any."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(192, 64), nn.ReLU(), nn.Linear(64, 2))
+    spec = TrainSpec(batch_size=8, optimizer=OptimizerSpec(lr=lr, bias_lr=64 * lr))
+    assert [len(taken) for taken in step_times(net, spec, *BATCH, WORLD, precisions=("fp32",), steps=5).values()] == [5]
+    assert all(len(taken) == 5 for taken in step_parts(net, spec, *BATCH, WORLD, "fp32", steps=5).values())
 
-    def __init__(self, always: bool) -> None:
+
+def test_without_a_finite_loss_there_is_nothing_to_time() -> None:
+    images, targets = BATCH
+    for time in (step_times, lambda *given: step_parts(*given, "fp32")):
+        with pytest.raises(TrainingError, match="no precision gives a finite loss on the first batch"):
+            time(toy_net(), TrainSpec(batch_size=8), images * torch.nan, targets, WORLD)
+
+
+class TooLarge(nn.Module):
+    """Memory does not suffice for activations of some types."""
+
+    def __init__(self, *kinds: torch.dtype) -> None:
         super().__init__()
-        self.linear, self.always = nn.Linear(192, 2), always
+        self.linear, self.kinds = nn.Linear(192, 2), kinds
 
     def forward(self, images: Tensor) -> Tensor:
         out: Tensor = self.linear(images.flatten(1))
-        if self.always or out.dtype == torch.float32:
+        if out.dtype in self.kinds:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return out
 
 
 def test_a_precision_for_which_memory_does_not_suffice_is_left_out() -> None:
-    assert set(seconds(TooLarge(always=False))) == {"bf16"}
+    assert set(seconds(TooLarge(torch.float32))) == {"bf16"}
+    assert set(seconds(TooLarge(torch.float16), precisions=("fp32", "fp16"))) == {"fp32"}
     with pytest.raises(TrainingError, match="out of memory"):
-        seconds(TooLarge(always=True))
+        seconds(TooLarge(torch.float32, torch.bfloat16))
 
 
 def test_measuring_changes_neither_model_nor_generator() -> None:

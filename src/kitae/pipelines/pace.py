@@ -157,7 +157,7 @@ def pace_of(
     step = 0.0
     if before is None:
         targets = nn.functional.one_hot(torch.arange(images, device=world.device) % classes, classes).float()
-        steps = step_times(model, train, inputs, targets, world, precisions=(chosen,), steps=_STEPS).get(chosen, [])
+        steps = step_times(model, train, inputs, targets, world, precisions=(chosen,), steps=_STEPS)[chosen]
         step = _typical(steps) / images
 
     def judge() -> None:
@@ -187,7 +187,7 @@ def pace_of(
 
 def _typical(seconds: list[float]) -> float:
     """The mean, not the median: slow steps on a busy machine will happen again."""
-    return sum(seconds) / max(len(seconds), 1)
+    return sum(seconds) / len(seconds)
 
 
 def cut(steps: int, per_pass: int, judging: float, step: float) -> tuple[int, int]:

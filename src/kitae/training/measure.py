@@ -17,6 +17,8 @@ from kitae.training.learner import Learner
 from kitae.training.precision import Precision, candidates
 from kitae.training.spec import TrainSpec
 
+_NOT_FINITE = "no precision gives a finite loss on the first batch: look at data.normalize"
+
 
 def step_times(
     model: nn.Module, spec: TrainSpec, images: Tensor, targets: Tensor, world: World, *,
@@ -33,14 +35,13 @@ def step_times(
         precisions: those to try; None is all that the device can train in.
 
     Raises:
-        TrainingError: every precision runs out of memory.
+        TrainingError: every precision runs out of memory, or none gives a finite loss.
     """
-    shape = EpochShape(len(images), 1, steps + 1, steps + 1)
-    left = dict.fromkeys(precisions or candidates(world.device))
-    times: dict[Precision, list[float]] = {name: [] for name in left}
-    learners = {name: Learner(copy.deepcopy(model).train(), spec, shape, world, name) for name in left}
+    shape, spec = EpochShape(len(images), 1, steps + 1, steps + 1), _creeping(spec)
+    times: dict[Precision, list[float]] = {name: [] for name in precisions or candidates(world.device)}
+    learners = {name: Learner(copy.deepcopy(model).train(), spec, shape, world, name) for name in times}
     for step in range(steps + 1):
-        for name in tuple(left):
+        for name in tuple(times):
             try:
                 with learners[name] as learner:
                     start = time.perf_counter()
@@ -49,16 +50,19 @@ def step_times(
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
-                healthy = False
-                if len(left) == 1 and not any(times.values()):
+                if len(times) == 1:
                     raise TrainingError(
                         f"out of memory at train.batch_size {len(images)} in {name}: use a smaller one"
                     ) from error
+                del times[name], learners[name]
+                continue
             if not healthy and name != "fp16":  # fp16 overflows while it seeks its scale
-                del left[name], learners[name]
+                del times[name], learners[name]
             elif step:
                 times[name].append(taken)
-    return {name: taken for name, taken in times.items() if taken and name in left}
+    if not times:
+        raise TrainingError(_NOT_FINITE)
+    return times
 
 
 def step_parts(
@@ -71,7 +75,11 @@ def step_parts(
         `forward` (the network), `backward` (loss, backward pass, gradient norm), `optimizer` (its step), `other` (the
         rest: schedule, averaged weights, checks). One value per step; the parts add up to the step. On a GPU each part
         is synchronised, so a step takes longer here than in training.
+
+    Raises:
+        TrainingError: no step gives a finite loss.
     """
+    spec = _creeping(spec)
     network = copy.deepcopy(model).train()
     learner = Learner(network, spec, EpochShape(len(images), 1, steps + 1, steps + 1), world, precision)
     marks: list[float] = []
@@ -102,4 +110,11 @@ def step_parts(
     finally:
         for handle in handles:
             handle.remove()
+    if not parts["forward"]:
+        raise TrainingError(_NOT_FINITE)
     return parts
+
+
+def _creeping(spec: TrainSpec) -> TrainSpec:
+    """The spec with a rate so small that a timing cannot diverge, whatever the weights and the recipe's own rate."""
+    return spec.model_copy(update={"optimizer": spec.optimizer.scaled(1e-6 / spec.optimizer.lr)})
