@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import typing
 from collections.abc import Iterable, Iterator, Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -29,6 +29,8 @@ from kitae.spec import Spec
 from kitae.training.spec import TrainSpec
 
 S = TypeVar("S", bound=Spec)
+
+SHIPPED = Path(__file__).with_name("recipes")
 
 OPS_BY_NAME = "augment.train."
 """Prefix of an op in an override, by its name or by its position in the list."""
@@ -155,12 +157,7 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
 
 def shipped() -> dict[str, str]:
     """The shipped recipes: name to YAML text."""
-    folder = resources.files("kitae") / "recipes"
-    return {
-        entry.name.removesuffix(".yaml"): entry.read_text(encoding="utf-8")
-        for entry in sorted(folder.iterdir(), key=lambda e: e.name)
-        if entry.name.endswith(".yaml")
-    }
+    return {path.stem: path.read_text(encoding="utf-8") for path in sorted(SHIPPED.glob("*.yaml"))}
 
 
 def read_text(path_or_name: str | Path) -> tuple[str, str]:
