@@ -133,6 +133,11 @@ def test_wrong_overrides_say_what_would_be_right(assignment: str, message: str) 
         Recipe.load("fashion-mini").override(assignment)
 
 
+def test_an_empty_list_has_no_positions() -> None:
+    with pytest.raises(RecipeError, match=r"augment\.train\.0: the list is empty"):
+        Recipe().override("augment.train=[]", "augment.train.0=3")
+
+
 def write(path: Path, text: str) -> Path:
     path.write_text(text)
     return path
@@ -167,6 +172,8 @@ def test_missing_file_and_unknown_name(tmp_path: Path) -> None:
         Recipe.load(tmp_path / "nothing.yaml")
     with pytest.raises(RecipeError, match=r"no recipe 'fashion-min' \(did you mean fashion-mini\?\)"):
         Recipe.load("fashion-min")
+    with pytest.raises(RecipeError, match="no recipe 'aaa"):
+        Recipe.load("a" * 300)
 
 
 def test_absurdly_large_or_binary_file(tmp_path: Path) -> None:

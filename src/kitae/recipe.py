@@ -163,7 +163,8 @@ def shipped() -> dict[str, str]:
 def read_text(path_or_name: str | Path) -> tuple[str, str]:
     """The text of a YAML file or a shipped recipe, and its name for messages."""
     path = Path(path_or_name)
-    if path.suffix not in {".yaml", ".yml"} and not path.is_file():
+    # `Path.is_file` raises an error where a name is too long.
+    if path.suffix not in {".yaml", ".yml"} and not os.path.isfile(path):
         recipes = shipped()
         name = str(path_or_name)
         if name in recipes:
@@ -345,7 +346,8 @@ def _assign(tree: Any, field: str, value: Any, cls: type[BaseModel]) -> None:
         at = inside
     if isinstance(at, list):
         if not last.isdigit() or int(last) >= len(at):
-            raise RecipeError(f"--set: {field}: the list has positions 0 to {len(at) - 1}")
+            positions = f"has positions 0 to {len(at) - 1}" if at else "is empty"
+            raise RecipeError(f"--set: {field}: the list {positions}")
         at[int(last)] = value
     else:
         at[last] = value  # an unknown name is found by the validation that follows
