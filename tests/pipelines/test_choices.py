@@ -101,7 +101,8 @@ def test_a_field_is_set_once() -> None:
     recipe = Recipe.load("fashion-mini")
     with pytest.raises(KitaeError, match=r"lr and set train\.optimizer\.lr=0\.2: are the same field"):
         apply(recipe, Choices(lr=0.1, set=("train.optimizer.lr=0.2",)))
-    assert apply(recipe, Choices(lr=0.1, set="train.optimizer.lr=0.1")).train.optimizer.lr == 0.1
+    for lr, text in ((0.1, "0.1"), (1e-5, "0.00001")):
+        assert apply(recipe, Choices(lr=lr, set=f"train.optimizer.lr={text}")).train.optimizer.lr == lr
 
 
 def test_fields_with_an_option_become_it_unless_their_value_is_of_another_kind() -> None:

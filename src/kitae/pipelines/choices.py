@@ -78,8 +78,9 @@ def apply(recipe: Recipe, choices: Choices) -> Recipe:
         option: f"{field}={value}" for option, field in _FIELDS.items() if (value := choices.get(option)) is not None
     }
     for text in set_fields(choices):
-        for option, chosen in own.items():
-            if assignment(text)[0] == _FIELDS[option] and assignment(text) != assignment(chosen):
+        field, value = assignment(text)
+        for option in own:
+            if field == _FIELDS[option] and value != choices.get(option):
                 raise RecipeError(f"{option} and set {text}: are the same field; give only one of them")
     try:
         return recipe.override(*own.values(), *set_fields(choices))
