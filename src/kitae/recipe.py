@@ -67,6 +67,7 @@ class Recipe(Spec):
         An op of the pipeline is a field by its name: `augment.train.cutout={size: 8}` adds or replaces it,
         `augment.train.cutout.size=8` changes a parameter, `augment.train.cutout=null` removes it. A new
         `train.optimizer.name` also sets that optimizer's usual learning rate and weight decay, unless they are given.
+        A whole section has its defaults where it says nothing, except that `data={...}` without a source keeps it.
 
         Raises:
             RecipeError: an assignment without `=`, an unknown field, or a value that does not fit.
@@ -252,6 +253,8 @@ def override(spec: S, assignments: tuple[str, ...] | list[str]) -> S:
         if isinstance(spec, Recipe) and field.startswith(OPS_BY_NAME) and not field.split(".")[2].isdigit():
             _set_op(_ops(tree), field, value)
             continue
+        if isinstance(spec, Recipe) and field == "data" and isinstance(value, dict) and isinstance(tree["data"], dict):
+            value = {"source": tree["data"]["source"], **value}  # never other images without a word
         _assign(tree, field, value, type(spec))
         if isinstance(spec, Recipe) and field == _OPTIMIZER and value != spec.train.optimizer.name:
             for usual in ("lr", "weight_decay"):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from kitae.data.spec import DataSpec
 from kitae.errors import KitaeError, TrainingError
 from kitae.pipelines.choices import Choices, apply, by_option, to_resume, understand
 from kitae.recipe import Recipe
@@ -103,6 +104,20 @@ def test_a_field_is_set_once() -> None:
         apply(recipe, Choices(lr=0.1, set=("train.optimizer.lr=0.2",)))
     for lr, text in ((0.1, "0.1"), (1e-5, "0.00001")):
         assert apply(recipe, Choices(lr=lr, set=f"train.optimizer.lr={text}")).train.optimizer.lr == lr
+
+
+def test_a_section_without_a_source_keeps_the_one_that_was_given() -> None:
+    recipe = Recipe(data=DataSpec(source="folder:photos", limit=9))
+    for given in ("data={val_fraction: 0.3}", {"data": {"val_fraction": 0.3}}):
+        assert apply(recipe, Choices(set=given)).data == DataSpec(source="folder:photos", val_fraction=0.3)
+    assert apply(recipe, Choices(set="data={source: cifar10}")).data == DataSpec(source="cifar10")
+    assert recipe.override("data.source=cifar10", "data={}").data.source == "cifar10"
+
+
+def test_the_fields_of_a_section_become_options_too() -> None:
+    found = by_option(Choices(set=("train={epochs: 3, ema: 0.9}", "model={name: resnet8}", "data={limit: null}")))
+    assert (found["epochs"], found["model"]) == (3, "resnet8")
+    assert found["set"] == ["train.ema=0.9", "data.limit=null"]
 
 
 def test_fields_with_an_option_become_it_unless_their_value_is_of_another_kind() -> None:

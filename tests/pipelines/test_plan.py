@@ -221,12 +221,15 @@ def test_the_time_that_is_printed_is_that_of_the_epochs_asked_for(tmp_path: Path
 @pytest.mark.parametrize(
     ("field", "option"),
     [("train.epochs=7", {"epochs": 7}), ("model.name=resnet18", {"model": "resnet18"}),
-     ("train.batch_size=16", {"batch_size": 16}), ("data.image_size=64", {"image_size": 64})],
+     ("train.batch_size=16", {"batch_size": 16}), ("data.image_size=64", {"image_size": 64}),
+     ("train={epochs: 7}", {"epochs": 7}), ("model={name: resnet18}", {"model": "resnet18"}),
+     ("data={val_fraction: 0.3}", {"set": "data.val_fraction=0.3"})],
 )  # fmt: skip
 def test_a_field_that_has_an_option_is_planned_with(tmp_path: Path, field: str, option: dict[str, Any]) -> None:
     source = photos(tmp_path / "d", [40, 50])
     by_set, by_option = plan(source, choices=Choices(set=field)), plan(source, choices=Choices(**option))  # type: ignore[typeddict-item]
     assert by_set.recipe == by_option.recipe
+    assert by_set.recipe.data.source == source
     assert by_set.lines == by_option.lines
 
 

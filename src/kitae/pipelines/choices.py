@@ -42,6 +42,7 @@ _FIELDS = {
     "model": "model.name", "epochs": "train.epochs", "batch_size": "train.batch_size", "image_size": "data.image_size",
     "lr": "train.optimizer.lr", "seed": "train.seed", "device": "train.device", "folds": "data.folds",
 }  # fmt: skip
+_PLANNED = ("data", "model", "train")  # sections that a plan fills in
 _KINDS: dict[str, tuple[type, ...]] = {"model": (str,), "device": (str,), "lr": (int, float)}  # of the others: int
 
 
@@ -54,9 +55,17 @@ def set_fields(choices: Choices) -> tuple[str, ...]:
 
 
 def by_option(choices: Choices) -> Choices:
-    """The choices, with fields in `set` that have an option of their own given by it, so that a plan sees them."""
-    found, rest = choices.copy(), []
+    """The choices, with fields in `set` that have an option of their own given by it, so that a plan sees them.
+
+    A whole section counts as its fields: the plan chooses the others.
+    """
+    texts: list[str] = []
     for text in set_fields(choices):
+        section, value = assignment(text)
+        whole = section in _PLANNED and isinstance(value, dict)
+        texts += assignments({f"{section}.{name}": one for name, one in value.items()}) if whole else [text]
+    found, rest = choices.copy(), []
+    for text in texts:
         field, value = assignment(text)
         option = next((name for name, own in _FIELDS.items() if own == field), None)
         if option is None or type(value) not in _KINDS.get(option, (int,)) or choices.get(option) is not None:
