@@ -6,7 +6,6 @@ import copy
 import errno
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -26,28 +25,25 @@ from kitae.training.spec import OptimizerSpec
 from tests.training.toy_world import toy_net
 
 
-def checkpoint(path: Path) -> dict[str, Any]:
+def checkpoint(path: Path) -> tuple[nn.Module, torch.optim.Optimizer]:
     model = toy_net()
     optimizer = build_optimizer(model, OptimizerSpec(name="adamw", lr=0.01))
     model(torch.rand(4, 3, 8, 8)).sum().backward()
     optimizer.step()
-    parts: dict[str, Any] = {"model": model, "ema": None, "optimizer": optimizer, "fingerprint": "f", "threads": 1}
-    save_checkpoint(path, progress=Progress(epoch=2, loss_sum=0.1), **parts)
-    return parts
+    save_checkpoint(path, Progress(epoch=2, loss_sum=0.1), {"model": model}, optimizer, "f")
+    return model, optimizer
 
 
 def test_round_trip(tmp_path: Path) -> None:
-    saved = checkpoint(tmp_path / "c")
+    saved, optimized = checkpoint(tmp_path / "c")
     model = toy_net()
     optimizer = build_optimizer(model, OptimizerSpec(name="adamw", lr=0.01))
-    progress, notes = load_checkpoint(
-        tmp_path / "c", model=model, ema=None, optimizer=optimizer, fingerprint="f", threads=1
-    )
+    progress, notes = load_checkpoint(tmp_path / "c", {"model": model}, optimizer, "f")
     assert progress == Progress(epoch=2, loss_sum=0.1)
     assert not notes
-    for name, tensor in saved["model"].state_dict().items():
+    for name, tensor in saved.state_dict().items():
         assert torch.equal(tensor, model.state_dict()[name])
-    before, after = saved["optimizer"].state_dict()["state"], optimizer.state_dict()["state"]
+    before, after = optimized.state_dict()["state"], optimizer.state_dict()["state"]
     assert before.keys() == after.keys()
     assert all(torch.equal(before[k]["exp_avg"], after[k]["exp_avg"]) for k in before)
 

@@ -91,19 +91,10 @@ class Progress:
 
 
 def save_checkpoint(
-    path: Path,
-    *,
-    progress: Progress,
-    model: nn.Module,
-    ema: nn.Module | None,
-    optimizer: torch.optim.Optimizer,
-    fingerprint: str,
-    threads: int,
+    path: Path, progress: Progress, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer, fingerprint: str
 ) -> None:
-    """Write the whole state. `fingerprint` identifies the recipe; `threads` must be equal for a bit-exact resume."""
-    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    if ema is not None:
-        tensors |= {f"ema.{name}": tensor for name, tensor in ema.state_dict().items()}
+    """Write the whole state. `modules` are `Learner.modules`; `fingerprint` identifies the recipe."""
+    tensors = {f"{kind}.{name}": value for kind, net in modules.items() for name, value in net.state_dict().items()}
     scalars: dict[str, Any] = {}
     for index, state in optimizer.state_dict()["state"].items():
         for name, value in state.items():
@@ -116,22 +107,16 @@ def save_checkpoint(
         "optimizer": scalars,
         "fingerprint": fingerprint,
         "loop": LOOP,
-        "threads": threads,
+        "threads": torch.get_num_threads(),  # must be equal for a bit-exact resume
         "torch": torch.__version__,
     }
     save_weights(tensors, path, metadata)
 
 
 def load_checkpoint(
-    path: Path,
-    *,
-    model: nn.Module,
-    ema: nn.Module | None,
-    optimizer: torch.optim.Optimizer,
-    fingerprint: str,
-    threads: int,
+    path: Path, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer, fingerprint: str
 ) -> tuple[Progress, list[str]]:
-    """Restore model, averages and optimizer in place.
+    """Restore the modules and the optimizer in place.
 
     Returns:
         Progress, and differences that may cost bit-exactness (thread count, torch version), a line each.
@@ -149,9 +134,12 @@ def load_checkpoint(
         raise TrainingError(
             f"{path}: was saved with a different recipe; resume with the run's own recipe.yaml, or choose another --out"
         )
-    _load_module(model, tensors, "model.", path)
-    if ema is not None:
-        _load_module(ema, tensors, "ema.", path)
+    for kind, module in modules.items():
+        own = {name.removeprefix(f"{kind}."): value for name, value in tensors.items() if name.startswith(f"{kind}.")}
+        try:
+            module.load_state_dict(own)
+        except RuntimeError as error:
+            raise TrainingError(f"{path}: its weights do not fit this model") from error
     state: dict[int, dict[str, Any]] = {}
     saved = {key: value for key, value in tensors.items() if key.startswith("optimizer.")}
     scalars = {f"optimizer.{key}": value for key, value in metadata["optimizer"].items()}
@@ -165,7 +153,7 @@ def load_checkpoint(
             if isinstance(value, Tensor) and value.shape == parameter.shape:
                 values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
     warnings = []
-    for name, now in (("threads", threads), ("torch", torch.__version__)):
+    for name, now in (("threads", torch.get_num_threads()), ("torch", torch.__version__)):
         if metadata[name] != now:
             warnings.append(f"{name} was {metadata[name]}, is {now}: the result may differ in the last bits")
     progress = Progress(**metadata["progress"])
@@ -173,11 +161,3 @@ def load_checkpoint(
         score, loss = progress.best
         progress.best = (score, loss)
     return progress, warnings
-
-
-def _load_module(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str, path: Path) -> None:
-    own = {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-    try:
-        module.load_state_dict(own)
-    except RuntimeError as error:
-        raise TrainingError(f"{path}: its weights do not fit this model") from error

@@ -371,11 +371,8 @@ def _save(learner: Learner, at: Progress, meter: _Meter | None, record: Record) 
     loss, correct, seen = meter.totals() if meter is not None else (0.0, 0.0, 0)
     if world.is_main:
         at.scaler = learner.scaler.state_dict()
-        save_checkpoint(
-            record.checkpoint, progress=replace(at, loss_sum=loss, correct_sum=correct, seen=seen), model=learner.model,
-            ema=learner.average.model if learner.average else None, optimizer=learner.optimizer,
-            fingerprint=record.fingerprint, threads=torch.get_num_threads(),
-        )  # fmt: skip
+        whole = replace(at, loss_sum=loss, correct_sum=correct, seen=seen)
+        save_checkpoint(record.checkpoint, whole, learner.modules, learner.optimizer, record.fingerprint)
     distributed.barrier(world)  # all processes wait until it is on the disk
     if meter is not None:
         meter.last_save = time.monotonic()
@@ -385,10 +382,7 @@ def _resumed(learner: Learner, record: Record, watcher: Watcher | None) -> Progr
     """Load the checkpoint into the learner, and return its position; None if there is none."""
     if record.checkpoint is None or not record.checkpoint.exists():
         return None
-    at, differences = load_checkpoint(
-        record.checkpoint, model=learner.model, ema=learner.average.model if learner.average else None,
-        optimizer=learner.optimizer, fingerprint=record.fingerprint, threads=torch.get_num_threads(),
-    )  # fmt: skip
+    at, differences = load_checkpoint(record.checkpoint, learner.modules, learner.optimizer, record.fingerprint)
     learner.scaler.load_state_dict(at.scaler)
     if not learner.world.is_main:  # the main process continues with what all have summed of this epoch
         at.loss_sum, at.correct_sum, at.seen = 0.0, 0.0, 0

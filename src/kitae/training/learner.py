@@ -53,6 +53,7 @@ class Learner:
         model: the network whose parameters are trained.
         average: its averaged weights, or None.
         judged: the model that is validated, kept and exported: the average if there is one.
+        modules: what a checkpoint holds the weights of: `model`, and the average as `ema`.
         optimizer, scaler: torch's; the scaler is only used in fp16.
         asynchronous: whether the device decides to skip a step, so that the host need not wait. That requires a fused
             optimizer, and neither fp16 nor accumulation, which decide on the host; on a CPU it has no advantage.
@@ -75,6 +76,7 @@ class Learner:
         self.optimizer = build_optimizer(model, spec.optimizer, layers)
         self.average = AveragedWeights(model, spec.ema) if spec.ema is not None else None
         self.judged = self.average.model if self.average else model
+        self.modules = {"model": model} | ({"ema": self.average.model} if self.average else {})
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=precision == "fp16")
         fused = all(group.get("fused") for group in self.optimizer.param_groups)
         self.asynchronous = world.device.type == "cuda" and fused and precision != "fp16" and shape.accumulate == 1
