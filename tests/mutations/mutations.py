@@ -38,6 +38,7 @@ MUTATIONS = [
     Mutation("training/learner.py", "nn.utils.clip_grads_with_norm_(self.model.parameters(), spec.clip_norm, norm)", "pass", "tests/training/test_learner.py"),
     Mutation("training/learner.py", "                self._after_step(self.model)", "                pass", f"{FIT} -k masks"),
     Mutation("training/learner.py", "(1 - self._teacher.weight) * loss + self._teacher.weight * lesson", "loss", f"{FIT} -k teacher"),
+    Mutation("training/learner.py", "label_smoothing=self.spec.label_smoothing", "label_smoothing=0.0", "tests/training/test_learner.py"),
     Mutation("training/checkpoint.py", "if metadata.get(\"loop\", 1) != LOOP:", "if False:", f"{FIT} -k earlier_loop"),
     Mutation("training/checkpoint.py", "if metadata.get(\"fingerprint\") != fingerprint:", "if False:", f"{FIT} -k same_recipe"),
     Mutation("training/schedule.py", "return (step + 1) / (warmup + 1)", "return step / (warmup + 1)", "tests/training/test_schedule.py"),
@@ -45,7 +46,6 @@ MUTATIONS = [
     Mutation("training/optim.py", "decayed = parameter.ndim > 1 and", "decayed =", "tests/training/test_optim.py"),
     Mutation("training/optim.py", "decay = min(self.decay, (1 + updates) / (10 + updates))", "decay = self.decay", "tests/training/test_optim.py"),
     Mutation("training/losses.py", "* temperature**2", "", "tests/training/test_losses.py"),
-    Mutation("training/losses.py", "label_smoothing=smoothing", "label_smoothing=0.0", "tests/training/test_losses.py"),
     Mutation("training/precision.py", "bool(flags & {\"avx512_bf16\", \"amx_bf16\", \"bf16\"})", "True", "tests/training/test_precision.py"),
     # Keyed randomness
     Mutation("keyed.py", "for _ in range(10):", "for _ in range(9):", "tests/test_keyed.py"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -9,8 +10,31 @@ from torch import nn
 from kitae.training.batches import epoch_shape
 from kitae.training.checkpoint import Progress
 from kitae.training.learner import Learner
+from kitae.training.precision import Precision, autocast
 from kitae.training.spec import TrainSpec
 from tests.training.toy_world import WORLD, toy_net
+
+HARD = nn.functional.one_hot(torch.tensor([0, 1, 2, 3, 0, 1]), 4).float()
+
+
+@pytest.mark.parametrize("targets", [HARD, 0.3 * HARD + 0.7 * HARD.flip(0)], ids=["hard", "mixed"])
+@pytest.mark.parametrize("eps", [0.0, 0.2])
+@pytest.mark.parametrize("weight", [(1.0, 1.0, 1.0, 1.0), (1.0, 2.0, 0.5, 3.0)])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_loss_by_its_definition(
+    targets: torch.Tensor, eps: float, weight: tuple[float, ...], precision: Precision
+) -> None:
+    """Smoothed targets, weighted by class, averaged over samples; in float32 whatever the logits' precision."""
+    torch.manual_seed(0)
+    model, images = nn.Sequential(nn.Flatten(), nn.Linear(12, 4)), torch.randn(6, 3, 2, 2)
+    with autocast(precision, WORLD.device):
+        logits = model(images).float()
+    each = (targets * (1 - eps) + eps / 4) * logits.log_softmax(1)
+    spec = TrainSpec(batch_size=6, label_smoothing=eps)
+    weights = np.array(weight, np.float32)
+    with Learner(model, spec, epoch_shape(6, spec), WORLD, precision, class_weights=weights) as learner:
+        loss = learner.step(images, targets, Progress()).loss
+    torch.testing.assert_close(loss, -(each * torch.tensor(weight)).sum(1).mean())
 
 
 @pytest.mark.parametrize("clip_norm", [None, 0.01, 1e6])

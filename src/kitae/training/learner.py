@@ -17,7 +17,7 @@ from kitae.training import distributed
 from kitae.training.batches import EpochShape
 from kitae.training.checkpoint import Progress
 from kitae.training.distributed import World
-from kitae.training.losses import distillation_loss, soft_cross_entropy, target_accuracy
+from kitae.training.losses import distillation_loss, target_accuracy
 from kitae.training.optim import AveragedWeights, build_optimizer, fill_momentum, set_learning_rate
 from kitae.training.precision import Precision, autocast, float_depthwise
 from kitae.training.schedule import planned_step, progressive_size, rate_factor
@@ -162,7 +162,11 @@ class Learner:
         return float(group["lr"] / group["scale"])
 
     def _loss(self, images: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
-        loss = soft_cross_entropy(logits, targets, smoothing=self.spec.label_smoothing, weight=self._weight)
+        # In float32, since half precision has too few digits. Of targets that are distributions, torch takes the mean
+        # over samples, not over class weights.
+        loss = nn.functional.cross_entropy(
+            logits.float(), targets, weight=self._weight, label_smoothing=self.spec.label_smoothing
+        )
         if self._teacher is None:
             return loss
         with torch.no_grad():

@@ -1,26 +1,9 @@
-"""Losses over target distributions."""
+"""What training measures of a batch beside cross-entropy."""
 
 from __future__ import annotations
 
 import torch.nn.functional as F
 from torch import Tensor
-
-
-def soft_cross_entropy(
-    logits: Tensor, targets: Tensor, *, smoothing: float = 0.0, weight: Tensor | None = None
-) -> Tensor:
-    """Mean cross-entropy against distributions, computed in float32 whatever the logits' precision.
-
-    With smoothing eps the target becomes (1 - eps) * target + eps / K, so the true class of a hard label gets
-    1 - eps + eps/K (Szegedy et al. 2016, and torch). Mixed targets are smoothed the same way.
-
-    Args:
-        logits: float [N, K].
-        targets: float32 [N, K], rows sum to 1.
-        smoothing: eps in [0, 1).
-        weight: float32 [K], the loss of class k is multiplied by weight[k]; the mean is over samples, not weights.
-    """
-    return F.cross_entropy(logits.float(), targets, weight=weight, label_smoothing=smoothing)
 
 
 def distillation_loss(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
