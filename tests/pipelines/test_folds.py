@@ -225,7 +225,7 @@ def test_a_plan_for_folds(asked: Recipe, monkeypatch: pytest.MonkeyPatch) -> Non
     from kitae.pipelines import plan as planner
     from kitae.pipelines.pace import Pace
 
-    monkeypatch.setattr(planner, "measured", lambda *_, **__: Pace(128 * 128, 1e-3, 1e-3, 1e-3))
+    monkeypatch.setattr(planner._Planner, "pace", lambda *_, **__: Pace(128 * 128, 1e-3, 1e-3, 1e-3))
     monkeypatch.setattr(planner, "within_reach", lambda name: "weights-of-test")
     monkeypatch.setenv("KITAE_CACHE", str(asked.data.cache))
     made = plan(asked.data.source, 2, planner.Choices(folds=4))

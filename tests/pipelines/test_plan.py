@@ -36,7 +36,7 @@ from tests.images import encode, picture
 def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
     """A machine of known speed with pretrained weights; what a test changes in it holds."""
     facts: dict[str, Any] = {"pace": Pace(128 * 128, 1 / 100, 1 / 200, 1 / 60), "weights": "weights-of-test"}
-    monkeypatch.setattr(room, "measured", lambda *_, **__: facts["pace"])
+    monkeypatch.setattr(room._Planner, "pace", lambda *_, **__: facts["pace"])
     monkeypatch.setattr(room, "within_reach", lambda name: facts["weights"])
     monkeypatch.setenv("KITAE_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
@@ -98,7 +98,7 @@ def test_a_slow_measurement_is_repeated_where_it_would_leave_most_of_the_minutes
         measured.append(slow if len(measured) < 2 else world["pace"])  # two: at the first size and at the chosen one
         return measured[-1]
 
-    monkeypatch.setattr(room, "measured", measure)
+    monkeypatch.setattr(room._Planner, "pace", measure)
     again = plan(source, minutes=3).recipe
     assert measured[:2] == [slow, slow]
     assert 2 < len(measured) <= 4
@@ -106,7 +106,7 @@ def test_a_slow_measurement_is_repeated_where_it_would_leave_most_of_the_minutes
     assert again == usual
 
     measured.clear()
-    monkeypatch.setattr(room, "measured", lambda *_, **__: measured.append(slow) or slow)
+    monkeypatch.setattr(room._Planner, "pace", lambda *_, **__: measured.append(slow) or slow)
     assert plan(source, minutes=3).recipe.train.epochs == 0
     assert len(measured) <= 6  # a slow machine is believed in the end
 

@@ -20,10 +20,8 @@ from torch import nn
 
 from kitae.errors import RecipeError
 from kitae.evaluation.evaluate import predict_logits
-from kitae.models.build import build
-from kitae.models.spec import ModelSpec
 from kitae.modes import evaluating
-from kitae.pipelines.setup import FirstBatch, Setup, placed
+from kitae.pipelines.setup import FirstBatch, Setup
 from kitae.recipe import Recipe
 from kitae.run import Run
 from kitae.training import distributed, precision
@@ -36,7 +34,6 @@ from kitae.training.spec import ProbeSpec, TrainSpec
 
 _Plan = TypeVar("_Plan")
 
-_IMAGES = 16  # images of a measured batch
 _STEPS = 3
 _SHARE = 0.96  # share of the minutes that a plan fills; the rest is a reserve
 _EARLY = 0.03  # a training that ends within this share of the minutes, early or late, is not recut
@@ -129,25 +126,16 @@ class Pace:
         return Pace(pixels, self.judge * ratio, self.feature * ratio, self.step * ratio)
 
 
-def measured(
-    model: ModelSpec, train: TrainSpec, world: World, *, classes: int, channels: int, size: int,
-    before: Pace | None = None, images: int = _IMAGES,
+def pace_of(
+    model: nn.Module, train: TrainSpec, world: World, shape: Sequence[int], classes: int, images: int,
+    before: Pace | None = None,
 ) -> Pace:  # fmt: skip
-    """The pace of a network on random pixels. The network is built for the measurement; no weights are loaded.
+    """The pace of a network on images [C, H, W] of random pixels; the network is left as it was.
 
     Args:
         images: number of images in a measured batch.
         before: the pace at another size; its training step is scaled like the forward pass instead of measured.
     """
-    net = build(model.model_copy(update={"pretrained": False}), classes=classes, channels=channels, image_size=size)
-    return pace_of(placed(net, train, world), train, world, (channels, size, size), classes, images, before)
-
-
-def pace_of(
-    model: nn.Module, train: TrainSpec, world: World, shape: Sequence[int], classes: int, images: int,
-    before: Pace | None = None,
-) -> Pace:  # fmt: skip
-    """The pace of a network on images [C, H, W] of random pixels; the network is left as it was."""
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (images, *shape), np.uint8)
     inputs = torch.from_numpy(pixels).to(world.device).float().div(255).sub(0.5).div(0.25)

@@ -16,6 +16,7 @@ from kitae.data.spec import DataSpec
 from kitae.errors import MissingExtraError, install
 from kitae.files import user_path
 from kitae.machine import processors
+from kitae.models.build import build
 from kitae.models.spec import ModelSpec
 from kitae.models.weights import package_of, within_reach
 from kitae.pipelines.choices import Choices, apply, by_option, set_fields
@@ -27,11 +28,11 @@ from kitae.pipelines.pace import (
     Pace,
     fill,
     head_seconds,
-    measured,
     most_steps,
+    pace_of,
     replan,
 )
-from kitae.pipelines.setup import begin
+from kitae.pipelines.setup import begin, placed
 from kitae.recipe import Recipe, assigns
 from kitae.training.distributed import World
 
@@ -43,7 +44,8 @@ NET = "tf_efficientnet_lite0"
 
 _SIZES = (320, 288, 256, 224, 192, 160, 128, 112, 96)
 _SCRATCH_SIZES = (128, 96, 64)
-_MEASURED_TOGETHER = 32  # batch size of measurements of small networks, whose overhead dominates smaller batches
+_MEASURED = 16  # images of a measured batch
+_MEASURED_TOGETHER = 32  # of small networks, whose overhead dominates smaller batches
 _JUDGED_AT_ONCE = 32  # larger batches of large images do not fit into the processor's cache
 _SMALLEST_TUNED = 128  # pixels; fine-tuning on smaller pictures ended worse than its probe (LOG.md, 2026-11-26)
 # Share of the side at which the probe alone fits. Below it, the probe loses more accuracy than a few steps gain.
@@ -185,11 +187,12 @@ class _Planner:
         most = max(128, 2 * min(self.facts.side))
         return tuple(size for size in usual if size <= most)
 
-    def pace(self, model: ModelSpec, size: int, before: Pace | None = None, **batch: int) -> Pace:
-        return measured(
-            model, self.base.train, self.world, classes=len(self.facts.counts), channels=self.facts.channels,
-            size=size, before=before, **batch,
-        )  # fmt: skip
+    def pace(self, model: ModelSpec, size: int, before: Pace | None = None, images: int = _MEASURED) -> Pace:
+        """See `pace_of`. The network is built for the measurement; no weights are loaded."""
+        train, classes, channels = self.base.train, len(self.facts.counts), self.facts.channels
+        plain = model.model_copy(update={"pretrained": False})
+        net = placed(build(plain, classes=classes, channels=channels, image_size=size), train, self.world)
+        return pace_of(net, train, self.world, (channels, size, size), classes, images, before)
 
     def length(
         self, size: int, measured: Pace, batch: int, most: int, *, probe: bool = False, least: tuple[int, int] = (0, 0)
