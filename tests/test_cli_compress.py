@@ -177,7 +177,7 @@ def test_an_impossible_budget_keeps_the_closest(home: Path, run: Path) -> None:
 @pytest.mark.parametrize(
     ("missing", "message"),
     [
-        ("best.safetensors", "half: has no best.safetensors: no epoch has been validated yet"),
+        ("best.safetensors", "half: has no best.safetensors; train again from half/recipe.yaml"),
         ("evaluation.json", "half: is not finished"),
     ],
 )

@@ -159,8 +159,7 @@ class Run:
         changed = differences(saved, self.recipe)
         if changed:
             raise TrainingError(
-                f"{self.path}: has a run of another recipe ({changed[0]}); choose another --out, or resume it with: "
-                f"{self.resume_command}"
+                f"{self.path}: has a run of another recipe ({changed[0]}); choose another --out, or {self._cure}"
             )
         self.recipe = saved
 
@@ -399,7 +398,8 @@ class Run:
         from kitae.training.checkpoint import load_weights
 
         if not self.best.is_file():
-            raise TrainingError(f"{self.path}: has no best.safetensors: no epoch has been validated yet")
+            cure = f"train again from {self.path / 'recipe.yaml'}" if self.finished else self._cure
+            raise TrainingError(f"{self.path}: has no best.safetensors; {cure}")
         model = self.build_model(free=free)
         try:
             model.load_state_dict(load_weights(self.best)[0])

@@ -496,9 +496,11 @@ def test_where_no_run_can_be(tmp_path: Path) -> None:
 
 def test_unfinished_run_says_so(tmp_path: Path) -> None:
     run = Run.create(tmp_path, Recipe())
-    for ask in (run.evaluation, run.load_model, run.predictions, run.environment):
-        with pytest.raises(TrainingError):
+    for ask in (run.evaluation, run.load_model, run.predictions):
+        with pytest.raises(TrainingError, match="; resume it with: kitae train --resume"):
             ask()
+    with pytest.raises(TrainingError, match="the run was never started"):
+        run.environment()
 
 
 def test_damaged_files_are_named(tmp_path: Path, run: Run) -> None:
