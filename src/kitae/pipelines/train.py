@@ -120,7 +120,10 @@ def _train(
     shared: Features | None = None,
 ) -> Run:
     """`train` of one run into its folder. `shared`: of a fold, the features of all folds."""
-    run = _open_run(recipe, folder, resume, overwrite, world)
+    # The main process creates and locks the folder; the others open it afterwards.
+    created = Run.create(folder, recipe, resume=resume, overwrite=overwrite) if world.is_main else None
+    distributed.barrier(world)
+    run = created or Run.open(folder)
     folds: list[Run] = []
     try:
         if run.finished:
@@ -361,13 +364,3 @@ def _recorder(run: Run) -> Callable[[Sequence[Mapping[str, Any]]], None]:
                     board.add_scalar(name, value, last["epoch"])
 
     return record
-
-
-def _open_run(recipe: Recipe, folder: Path, resume: bool, overwrite: bool, world: World) -> Run:
-    """The main process creates and locks the folder; the others open it afterwards."""
-    if world.is_main:
-        run = Run.create(folder, recipe, resume=resume, overwrite=overwrite)
-        distributed.barrier(world)
-        return run
-    distributed.barrier(world)
-    return Run.open(folder)
