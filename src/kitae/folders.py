@@ -143,10 +143,10 @@ def lock(path: Path, *, wait: bool = True) -> Iterator[Literal["held", "busy", "
 def default_folder(name: str, *, new: bool = True) -> Path:
     """runs/NAME; for a new run runs/NAME-2 and so on where that exists."""
     base = Path("runs") / "".join(c if c.isalnum() or c in "-_." else "-" for c in name)
-    if not new:
+    if not new or not base.exists():
         return base
-    candidates = [base, *(base.with_name(f"{base.name}-{number}") for number in range(2, 10_000))]
-    for folder in candidates:
+    for number in range(2, 10_000):
+        folder = base.with_name(f"{base.name}-{number}")
         if not folder.exists():
             return folder
     raise KitaeError(f"{base}: too many runs of this name; give --out")

@@ -55,8 +55,5 @@ def stochastic_depth(p: float) -> nn.Module:
 
 def classifier(features: int, classes: int, dropout: float, *, bias: bool = True) -> nn.Linear:
     """The last layer: a linear one, with dropout on its input where asked."""
-    if dropout == 0:
-        return nn.Linear(features, classes, bias=bias)
-    layer = DropoutLinear(features, classes, bias=bias)
-    layer.p = dropout
-    return layer
+    layer = nn.Linear(features, classes, bias=bias)
+    return DropoutLinear.around(layer, dropout) if dropout else layer

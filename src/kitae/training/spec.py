@@ -13,7 +13,7 @@ from kitae.spec import GrowingSpec, Spec
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 Metric = Literal["val_accuracy", "val_balanced_accuracy", "val_macro_f1", "val_loss"]
-MetricChoice = Literal["auto", "val_accuracy", "val_balanced_accuracy", "val_macro_f1", "val_loss"]
+MetricChoice = Literal["auto", Metric]
 
 
 def merit(scores: Mapping[str, float | None], metric: str) -> tuple[float, float] | None:
