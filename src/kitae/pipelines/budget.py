@@ -6,7 +6,7 @@ Three sets of images stay apart: training (fine-tuning, calibration, BatchNorm),
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -185,14 +185,11 @@ def size_field(spec: CompressSpec) -> str:
     return "packed_bytes" if spec.prune == "unstructured" else "bytes"
 
 
-def least_shown(count: int) -> float:
-    """The smallest possible upper end of a drop's interval, in points: that of a file without any new mistake."""
-    return 100 * 1.96**2 / (count + 1.96**2)
-
-
 def _as_sure_as_possible(spec: CompressSpec, count: int, say: Say) -> CompressSpec:
     """The spec, without `sure` if there are too few validation images to show that any drop is within the budget."""
-    if not spec.sure or least_shown(count) <= spec.max_drop:
+    # The smallest possible upper end of a drop's interval, in points: that of a file without any new mistake.
+    least = 100 * 1.96**2 / (count + 1.96**2)
+    if not spec.sure or least <= spec.max_drop:
         return spec
     advice = "; more validation images (data.val_fraction) would help" if spec.max_drop else ""
     say(
@@ -212,38 +209,32 @@ def _controls(winner: Candidate, reached: Sequence[Network], networks: Networks,
     network = next(network for network in reached if network.ratio == winner.ratio)
     more = spec.finetune_epochs * len(before)
 
-    def original() -> list[Candidate]:
-        if more == 0:
-            return []  # the original as it is, which is in the table already
-        say(f"control: the original, trained for the winner's {more} further epochs")
-        return bench.candidates(networks.further(more), only=only)
-
-    def random() -> list[Candidate]:
-        say(f"control: random pruning, {percent(winner.ratio)}")
-        chain = [reached[0]]
-        for ratio in before:
-            same_size = networks.prune(chain, ratio, random=True)
-            assert same_size is not None, "how many channels are removed does not depend on which"
-            chain.append(same_size)
-        return bench.candidates(replace(chain[-1], control=f"random, {chain[-1].name}"), only=only)
-
-    def scratch() -> list[Candidate]:
-        say(f"control: the pruned shape from scratch, {percent(winner.ratio)}")
-        return bench.candidates(networks.from_scratch(network, more), only=only)
-
-    def small() -> list[Candidate]:
+    def control(name: str) -> Network:
+        if name == "original":
+            say(f"control: the original, trained for the winner's {more} further epochs")
+            return networks.further(more)
+        if name == "random":
+            say(f"control: random pruning, {percent(winner.ratio)}")
+            chain = [reached[0]]
+            for ratio in before:
+                same_size = networks.prune(chain, ratio, random=True)
+                assert same_size is not None, "how many channels are removed does not depend on which"
+                chain.append(same_size)
+            return replace(chain[-1], control=f"random, {chain[-1].name}")
+        if name == "scratch":
+            say(f"control: the pruned shape from scratch, {percent(winner.ratio)}")
+            return networks.from_scratch(network, more)
         title, net = bench.as_fast(network.model)
         say(f"control: {title} from scratch, with the same latency")
-        return bench.candidates(networks.small_from_scratch(title, net, more), only=only)
+        return networks.small_from_scratch(title, net, more)
 
-    found = []
-    kinds: dict[str, Callable[[], list[Candidate]]] = {
-        "original": original, "random": random, "scratch": scratch, "small": small
-    }  # fmt: skip
+    found: list[Candidate] = []
     # A pruned network may gain from its further epochs, so the original with as many epochs is always measured.
     for name in dict.fromkeys(("original", *spec.controls)):
+        if name == "original" and more == 0:
+            continue  # the original as it is, which is in the table already
         try:
-            found += kinds[name]()
+            found += bench.candidates(control(name), only=only)
         except TrainingInterruptedError:
             raise
         except (TrainingError, CompressionError, ExportError) as error:  # the winner does not need it
