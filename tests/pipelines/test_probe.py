@@ -17,12 +17,13 @@ from kitae.models.build import build
 from kitae.models.spec import ModelSpec
 from kitae.pipelines import pace
 from kitae.pipelines import probe as pipeline
-from kitae.pipelines.setup import Setup, Unwatched
+from kitae.pipelines.setup import Setup
 from kitae.pipelines.train import train
 from kitae.recipe import Recipe
 from kitae.run import Run
 from kitae.training.checkpoint import load_weights
 from kitae.training.distributed import World
+from kitae.training.fit import Unwatched
 from tests.watchers import Signal
 
 TINY = (

@@ -29,11 +29,11 @@ from kitae.compression.spec import CompressSpec
 from kitae.errors import CompressionError, TrainingError, TrainingInterruptedError
 from kitae.models.build import SCALING
 from kitae.models.spec import ModelSpec
-from kitae.pipelines.setup import Setup, Unwatched, begin, placed
+from kitae.pipelines.setup import Setup, begin, placed
 from kitae.run import Run, build_network
 from kitae.training.batches import epoch_shape
 from kitae.training.checkpoint import load_weights, save_weights
-from kitae.training.fit import Tuning
+from kitae.training.fit import Tuning, Unwatched
 from kitae.training.learner import Teacher
 
 Say = Callable[[str], None]

@@ -62,15 +62,6 @@ def placed(model: nn.Module, spec: TrainSpec, world: World) -> nn.Module:
     return model.to(device=world.device, memory_format=layout)  # type: ignore[call-overload,no-any-return]
 
 
-class Unwatched:
-    """A `Watcher` that shows nothing."""
-
-    def on_plan(self, epochs: int) -> None: ...
-    def on_step(self, *facts: Any) -> None: ...
-    def on_epoch(self, row: Mapping[str, Any]) -> None: ...
-    def note(self, text: str) -> None: ...
-
-
 @dataclass(frozen=True)
 class _Judged:
     """The logits of the validation images for certain weights."""

@@ -25,12 +25,12 @@ from kitae.pipelines.notes import notes_of
 from kitae.pipelines.pace import Clock, Recutter, fitted
 from kitae.pipelines.plan import plan
 from kitae.pipelines.probe import Features, probe
-from kitae.pipelines.setup import Progress, Setup, Unwatched, begin, resolved
+from kitae.pipelines.setup import Progress, Setup, begin, resolved
 from kitae.recipe import Recipe
 from kitae.run import Run
 from kitae.training import distributed
 from kitae.training.distributed import World
-from kitae.training.fit import Record, Tuning, Watcher
+from kitae.training.fit import Record, Tuning, Unwatched, Watcher
 from kitae.training.spec import ProbeSpec
 
 

@@ -53,6 +53,15 @@ class Watcher(Protocol):
         """Called with a message for the user."""
 
 
+class Unwatched:
+    """A `Watcher` that shows nothing."""
+
+    def on_plan(self, epochs: int) -> None: ...
+    def on_step(self, *facts: Any) -> None: ...
+    def on_epoch(self, row: Mapping[str, Any]) -> None: ...
+    def note(self, text: str) -> None: ...
+
+
 Selection = Literal["best", "last", "best or start"]
 """Which weights a training returns; for the last choice, the start counts as an epoch."""
 
@@ -153,7 +162,8 @@ def fit(
         TrainingInterruptedError: after SIGTERM or SIGINT, once the state is saved (if there is a `checkpoint`).
     """
     tuning, record = tuning or Tuning(), record or Record()
-    watcher = watcher if world.is_main else None
+    if watcher is None or not world.is_main:
+        watcher = Unwatched()
     shape = epoch_shape(len(source.data), spec, world.size)
     learner = Learner(
         model, spec, shape, world, precision, layers=source.layers, class_weights=source.class_weights,
@@ -163,8 +173,7 @@ def fit(
     found = _resumed(learner, record, watcher) if record.resume else None
     at = found or Progress()
     best_state = _kept_state(judged, at, record)
-    if watcher:
-        watcher.on_plan(spec.last_epoch)
+    watcher.on_plan(spec.last_epoch)
     rows = [row for row in record.rows if row["epoch"] <= at.epoch] if found else []
 
     last = tuning.keep == "last"
@@ -197,10 +206,9 @@ def fit(
                         f"{at.epoch + 1}){kept(record.checkpoint)}: lower train.optimizer.lr or set train.clip_norm, "
                         "train.precision=fp32"
                     )
-                if watcher:
-                    watcher.on_step(
-                        at.epoch, at.step, shape.steps, float(step.loss), meter.images_per_second, meter.data_share
-                    )
+                watcher.on_step(
+                    at.epoch, at.step, shape.steps, float(step.loss), meter.images_per_second, meter.data_share
+                )
 
                 # Save regularly inside a long epoch. Checkpoints do not contain accumulated gradients, and the end of
                 # the epoch saves anyway.
@@ -231,8 +239,7 @@ def fit(
                 end = distributed.from_main(tuning.recut(at.epoch) if world.is_main else None, world)
                 if end is not None:
                     spec = learner.spec = spec.model_copy(update={"recut": (*spec.recut, (at.epoch, end))})
-                    if watcher:
-                        watcher.on_plan(end)
+                    watcher.on_plan(end)
             stopped_early = _should_stop(at, spec)
             # After the last epoch of a run there is nothing left to stop. A fine-tuning is one of many, so its
             # caller has to be told.
@@ -245,7 +252,7 @@ def fit(
             f"{spec.selection} was never finite, so there is no best model: lower train.optimizer.lr or set "
             "train.clip_norm"
         )
-    if watcher and at.best_epoch < 0 and spec.last_epoch and not last:
+    if at.best_epoch < 0 and spec.last_epoch and not last:
         watcher.note("no epoch was better than the starting weights, which are kept")
     model.load_state_dict(judged.state_dict() if last else best_state)
     model.eval()
@@ -350,11 +357,10 @@ def _judge(source: Source, judged: nn.Module, world: World, at: Progress) -> tup
 
 def _keep_epoch(
     rows: Sequence[Mapping[str, Any]], best: Mapping[str, Tensor] | None, record: Record, world: World,
-    watcher: Watcher | None,
+    watcher: Watcher,
 ) -> None:  # fmt: skip
     """Show and write the last line of metrics, and write the weights if they are the best so far."""
-    if watcher:
-        watcher.on_epoch(rows[-1])
+    watcher.on_epoch(rows[-1])
     if not world.is_main:
         return
     if best is not None and record.best is not None:
@@ -378,7 +384,7 @@ def _save(learner: Learner, at: Progress, meter: _Meter | None, record: Record) 
         meter.last_save = time.monotonic()
 
 
-def _resumed(learner: Learner, record: Record, watcher: Watcher | None) -> Progress | None:
+def _resumed(learner: Learner, record: Record, watcher: Watcher) -> Progress | None:
     """Load the checkpoint into the learner, and return its position; None if there is none."""
     if record.checkpoint is None or not record.checkpoint.exists():
         return None
@@ -386,8 +392,8 @@ def _resumed(learner: Learner, record: Record, watcher: Watcher | None) -> Progr
     learner.scaler.load_state_dict(at.scaler)
     if not learner.world.is_main:  # the main process continues with what all have summed of this epoch
         at.loss_sum, at.correct_sum, at.seen = 0.0, 0.0, 0
-    for line in differences if watcher else ():
-        watcher.note(line)  # type: ignore[union-attr]
+    for line in differences:
+        watcher.note(line)
     return at
 
 
