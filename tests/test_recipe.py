@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kitae.errors import RecipeError
-from kitae.recipe import Recipe, override, parse, shipped
+from kitae.recipe import Recipe, assigns, override, parse, shipped
 from kitae.training.spec import ProbeSpec
 
 
@@ -131,6 +131,12 @@ def test_overrides_apply_in_order_and_a_section_keeps_what_follows_it() -> None:
 def test_wrong_overrides_say_what_would_be_right(assignment: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         Recipe.load("fashion-mini").override(assignment)
+
+
+def test_a_field_is_assigned_by_itself_or_in_its_section() -> None:
+    for text in ("data.val_fraction=0.3", " data.val_fraction =0.3", "data={limit: 9, val_fraction: 0.3}"):
+        assert assigns(["train.seed=1", text], "data.val_fraction")
+    assert not assigns(["data={limit: 9}", "data.limit=9", "train={seed: 1}"], "data.val_fraction")
 
 
 def test_an_empty_list_has_no_positions() -> None:

@@ -410,9 +410,10 @@ NAMES_ELSEWHERE = {
 
 
 def assigns(assignments: Iterable[str], field: str) -> bool:
-    """Whether one of some `a.b=value` sets this field, or the whole section that it is in."""
-    names = {assignment.partition("=")[0].strip() for assignment in assignments}
-    return field in names or field.partition(".")[0] in names
+    """Whether one of some `a.b=value` sets this field, by itself or in its section."""
+    section, _, name = field.partition(".")
+    given = dict(assignment(text) for text in assignments)
+    return field in given or name in (given.get(section) or ())
 
 
 def field_ending(ending: str) -> str | None:
