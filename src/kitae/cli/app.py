@@ -60,12 +60,9 @@ def install_completion(
 
     Example: kitae --install-completion --shell bash
 
-    Parameters
-    ----------
-    shell
-        Default is the current shell.
-    output
-        Only write the script to this file; the shell's startup file is not changed.
+    Args:
+        shell: Default is the current shell.
+        output: Only write the script to this file; the shell's startup file is not changed.
     """
     from cyclopts.completion.detect import ShellDetectionError
 

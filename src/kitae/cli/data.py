@@ -23,12 +23,9 @@ def check(source: str, *, out: Path | None = None, set_: Sets = None) -> None:
 
     Example: kitae data check photos/
 
-    Parameters
-    ----------
-    source
-        A folder, a .parquet or a .csv file, or a source as data.source of a recipe: cifar10, ...
-    out
-        A folder for the full report (check.json) and a contact sheet.
+    Args:
+        source: A folder, a .parquet or a .csv file, or a source as data.source of a recipe: cifar10, ...
+        out: A folder for the full report (check.json) and a contact sheet.
     """
     from kitae.data.check import check as run_check
 
@@ -64,14 +61,10 @@ def fix(
 
     Example: kitae data fix photos/ --out photos-fixed.csv
 
-    Parameters
-    ----------
-    source
-        A folder, a .parquet or a .csv file, or a set that comes with the package.
-    out
-        The new file: .csv for a folder or a .csv file, else .parquet; default SOURCE-fixed beside it.
-    overwrite
-        Replace the file in --out.
+    Args:
+        source: A folder, a .parquet or a .csv file, or a set that comes with the package.
+        out: The new file: .csv for a folder or a .csv file, else .parquet; default SOURCE-fixed beside it.
+        overwrite: Replace the file in --out.
     """
     from kitae.data.check import check as run_check
     from kitae.data.fix import check_out, suffix_of
@@ -106,12 +99,9 @@ def prepare(source: str, *, minutes: float | None = None, set_: Sets = None) -> 
 
     Example: kitae data prepare photos/ --minutes 5
 
-    Parameters
-    ----------
-    source
-        A folder, a .parquet or a .csv file, or a source as data.source of a recipe.
-    minutes
-        As for kitae train; the image size depends on it.
+    Args:
+        source: A folder, a .parquet or a .csv file, or a source as data.source of a recipe.
+        minutes: As for kitae train; the image size depends on it.
     """
     from kitae.data.sources import path_of
     from kitae.data.store import open_store

@@ -57,18 +57,12 @@ def study(
 
     Example: kitae study mixing --plan
 
-    Parameters
-    ----------
-    spec
-        A study file or a shipped study's name; without it the shipped ones are listed.
-    out
-        The study folder; default runs/study-NAME. An interrupted study is resumed.
-    plan
-        Print the runs, the estimated time and the smallest effect that the seeds can show, then stop.
-    tiny
-        Run the study's tiny version, to check that the file works; its numbers mean nothing.
-    overwrite
-        Replace the study in --out.
+    Args:
+        spec: A study file or a shipped study's name; without it the shipped ones are listed.
+        out: The study folder; default runs/study-NAME. An interrupted study is resumed.
+        plan: Print the runs, the estimated time and the smallest effect that the seeds can show, then stop.
+        tiny: Run the study's tiny version, to check that the file works; its numbers mean nothing.
+        overwrite: Replace the study in --out.
     """
     if spec is not None and not plan:
         console.starting(f"study {spec}")
@@ -141,26 +135,16 @@ def ablate(
 
     Example: kitae study ablate fashion-mini --seeds 5
 
-    Parameters
-    ----------
-    recipe
-        A shipped recipe's name or a .yaml file.
-    out
-        The study folder; default runs/study-NAME.
-    design
-        one_out removes each technique, one_in adds each alone, screening averages over the others.
-    seeds
-        Number of seeds.
-    only
-        Names of the techniques to vary.
-    metric
-        The number to compare: test.accuracy, val.accuracy, test.balanced_accuracy, ...; as in a study file.
-    foldover
-        With screening: twice the runs, so that interactions of two techniques do not bias the averages.
-    plan
-        Print the plan and stop.
-    overwrite
-        Replace the study in --out.
+    Args:
+        recipe: A shipped recipe's name or a .yaml file.
+        out: The study folder; default runs/study-NAME.
+        design: one_out removes each technique, one_in adds each alone, screening averages over the others.
+        seeds: Number of seeds.
+        only: Names of the techniques to vary.
+        metric: The number to compare: test.accuracy, val.accuracy, test.balanced_accuracy, ...; as in a study file.
+        foldover: With screening: twice the runs, so that interactions of two techniques do not bias the averages.
+        plan: Print the plan and stop.
+        overwrite: Replace the study in --out.
     """
     if not plan:
         console.starting(f"study ablate {recipe}")
@@ -192,20 +176,13 @@ def search(
 
     Example: kitae search photos/
 
-    Parameters
-    ----------
-    data
-        A folder, a .parquet or a .csv file, or a source as data.source of a recipe.
-    recipe
-        The recipe that gives the model and the number of epochs.
-    out
-        The search folder; an interrupted search is resumed.
-    arms
-        Number of settings to try, including the presets.
-    rematch_seeds
-        Number of new seeds for the rematch between the winner and the best preset.
-    overwrite
-        Replace the search in --out.
+    Args:
+        data: A folder, a .parquet or a .csv file, or a source as data.source of a recipe.
+        recipe: The recipe that gives the model and the number of epochs.
+        out: The search folder; an interrupted search is resumed.
+        arms: Number of settings to try, including the presets.
+        rematch_seeds: Number of new seeds for the rematch between the winner and the best preset.
+        overwrite: Replace the search in --out.
     """
     console.starting(f"search {data}")
     from kitae.data.sources import source_named
@@ -230,12 +207,9 @@ def augment(data: str = "fashion-mini", *, out: Path = Path("gallery"), set_: Se
 
     Example: kitae show augment photos/
 
-    Parameters
-    ----------
-    data
-        A folder, a .parquet or a .csv file, or a source as data.source of a recipe.
-    out
-        The folder for the pictures.
+    Args:
+        data: A folder, a .parquet or a .csv file, or a source as data.source of a recipe.
+        out: The folder for the pictures.
     """
     import numpy as np
 
@@ -270,10 +244,8 @@ def bench_precision(recipe: str = "fashion-mini", *, set_: Sets = None) -> None:
 
     Example: kitae bench precision cifar10-quick
 
-    Parameters
-    ----------
-    recipe
-        A shipped recipe's name or a .yaml file.
+    Args:
+        recipe: A shipped recipe's name or a .yaml file.
     """
     from kitae.pipelines.bench import bench_precision as run_bench
 
@@ -302,10 +274,8 @@ def bench_train(recipe: str = "fashion-mini", *, set_: Sets = None) -> None:
 
     Example: kitae bench train cifar10-quick
 
-    Parameters
-    ----------
-    recipe
-        A shipped recipe's name or a .yaml file.
+    Args:
+        recipe: A shipped recipe's name or a .yaml file.
     """
     from kitae.pipelines.bench import bench_train as run_bench
 
@@ -327,10 +297,8 @@ def bench(recipe: str = "fashion-mini", *, set_: Sets = None) -> None:
 
     Example: kitae bench cifar10-quick
 
-    Parameters
-    ----------
-    recipe
-        A shipped recipe's name or a .yaml file.
+    Args:
+        recipe: A shipped recipe's name or a .yaml file.
     """
     from kitae.pipelines.bench import bench as run_bench
 
@@ -360,12 +328,9 @@ def recipe(name: str | None = None, *, set_: Sets = None, schema: bool = False) 
 
     Example: kitae recipe fashion-mini
 
-    Parameters
-    ----------
-    name
-        A shipped recipe or a .yaml file; without it the shipped ones are listed.
-    schema
-        Print the JSON schema.
+    Args:
+        name: A shipped recipe or a .yaml file; without it the shipped ones are listed.
+        schema: Print the JSON schema.
     """
     from kitae.recipe import Recipe, read_text, shipped
 

@@ -34,32 +34,19 @@ def compress(
 
     Example: kitae compress runs/mine --max-drop 1.0
 
-    Parameters
-    ----------
-    run
-        A finished run folder.
-    out
-        The compression folder; default RUN-small.
-    max_drop
-        Accuracy that may be lost, in percentage points; default 1.
-    max_latency_ms
-        Limit on the median time for one image, in ONNX Runtime on this machine.
-    max_bytes
-        Limit on the size of the exported file.
-    prune
-        structured removes channels, unstructured sets weights to zero.
-    ratios
-        Shares of channels or weights to remove, in increasing order.
-    finetune_epochs
-        Epochs of fine-tuning after each ratio; default 5.
-    quantize
-        Precisions to try at each ratio.
-    target
-        any is safe on every CPU; vnni needs a CPU with VNNI instructions.
-    set_
-        Any other field of CompressSpec: importance=taylor controls=[random, scratch] ...
-    overwrite
-        Replace the compression in --out; fine-tuned stages that still fit are used again.
+    Args:
+        run: A finished run folder.
+        out: The compression folder; default RUN-small.
+        max_drop: Accuracy that may be lost, in percentage points; default 1.
+        max_latency_ms: Limit on the median time for one image, in ONNX Runtime on this machine.
+        max_bytes: Limit on the size of the exported file.
+        prune: structured removes channels, unstructured sets weights to zero.
+        ratios: Shares of channels or weights to remove, in increasing order.
+        finetune_epochs: Epochs of fine-tuning after each ratio; default 5.
+        quantize: Precisions to try at each ratio.
+        target: any is safe on every CPU; vnni needs a CPU with VNNI instructions.
+        set_: Any other field of CompressSpec: importance=taylor controls=[random, scratch] ...
+        overwrite: Replace the compression in --out; fine-tuned stages that still fit are used again.
     """
     console.starting(f"compress {run}")
     from kitae.pipelines.compress import CompressionResult, resolve_spec
@@ -133,12 +120,9 @@ def export(run: Path, *, out: Path | None = None) -> None:
 
     Example: kitae export runs/mine --out mine.onnx
 
-    Parameters
-    ----------
-    run
-        A run folder.
-    out
-        The file; default RUN.onnx.
+    Args:
+        run: A run folder.
+        out: The file; default RUN.onnx.
     """
     from kitae.pipelines.export import export as run_export
 

@@ -38,40 +38,26 @@ def train(
 
     Example: kitae train photos/ --minutes 5
 
-    Parameters
-    ----------
-    data
-        Data to plan a recipe for: a folder with one folder per class, a .parquet file, a .csv file of paths and labels,
-        or a source's name. Or a recipe: a shipped one's name or a .yaml file. With --resume, the run folder.
-    minutes
-        Time limit for the whole command. By default the plan chooses, up to 10 minutes on a CPU.
-    folds
-        Cross-validate: train this many models, each tested on images it was not trained on, then one on everything.
-        For few images, when a single split is unreliable.
-    model
-        The network: a name as in model.name, such as resnet18 or timm:resnet50.
-    epochs
-        Passes through the training images; 0 fits only a linear head on a pretrained network.
-    batch_size
-        Images per training step.
-    image_size
-        Side, in pixels, of the square images that the network sees.
-    lr
-        Peak learning rate.
-    seed
-        Seed for everything random in training.
-    device
-        Device to train on.
-    recipe
-        Train with this shipped recipe or .yaml file on the data, instead of planning one.
-    out
-        The run folder; default runs/NAME, with a number added if that exists.
-    resume
-        Resume the unfinished run.
-    overwrite
-        Replace the run in --out, or in runs/NAME.
-    dry_run
-        Print the resolved recipe, the model's size, the steps and the estimated time, then stop.
+    Args:
+        data: Data to plan a recipe for:
+            a folder with one folder per class, a .parquet file, a .csv file of paths and labels, or a source's name.
+            Or a recipe: a shipped one's name or a .yaml file. With --resume, the run folder.
+        minutes: Time limit for the whole command. By default the plan chooses, up to 10 minutes on a CPU.
+        folds: Cross-validate:
+            train this many models, each tested on images it was not trained on, then one on everything.
+            For few images, when a single split is unreliable.
+        model: The network: a name as in model.name, such as resnet18 or timm:resnet50.
+        epochs: Passes through the training images; 0 fits only a linear head on a pretrained network.
+        batch_size: Images per training step.
+        image_size: Side, in pixels, of the square images that the network sees.
+        lr: Peak learning rate.
+        seed: Seed for everything random in training.
+        device: Device to train on.
+        recipe: Train with this shipped recipe or .yaml file on the data, instead of planning one.
+        out: The run folder; default runs/NAME, with a number added if that exists.
+        resume: Resume the unfinished run.
+        overwrite: Replace the run in --out, or in runs/NAME.
+        dry_run: Print the resolved recipe, the model's size, the steps and the estimated time, then stop.
     """
     folder = Path(data)
     if resume and out is None and (folder / "recipe.yaml").is_file():
@@ -158,14 +144,10 @@ def evaluate(
 
     Example: kitae evaluate runs/mine --split val
 
-    Parameters
-    ----------
-    run
-        A run folder.
-    split
-        The images to measure on.
-    tta
-        Test-time augmentation, averaged in probability space; default is the recipe's.
+    Args:
+        run: A run folder.
+        split: The images to measure on.
+        tta: Test-time augmentation, averaged in probability space; default is the recipe's.
     """
     from kitae.run import Run
 
@@ -201,18 +183,12 @@ def predict(
 
     Example: kitae predict runs/mine photos/ --out predictions.csv
 
-    Parameters
-    ----------
-    model
-        A run folder, or a .onnx file that `kitae export` or `kitae compress` wrote.
-    images
-        Files and folders.
-    out
-        Also write every probability to this .csv or .parquet file.
-    top
-        How many classes to show for an image.
-    on_corrupt
-        What to do with an unreadable image: stop, or skip it and list it at the end.
+    Args:
+        model: A run folder, or a .onnx file that `kitae export` or `kitae compress` wrote.
+        images: Files and folders.
+        out: Also write every probability to this .csv or .parquet file.
+        top: How many classes to show for an image.
+        on_corrupt: What to do with an unreadable image: stop, or skip it and list it at the end.
     """
     from kitae.preprocess import list_images
 
@@ -333,12 +309,9 @@ def report(
 
     Example: kitae report runs/mine
 
-    Parameters
-    ----------
-    folders
-        Folders that `kitae train`, `study` or `compress` wrote; two or more runs are compared.
-    out
-        The page of a comparison; default comparison.html beside the first run.
+    Args:
+        folders: Folders that `kitae train`, `study` or `compress` wrote; two or more runs are compared.
+        out: The page of a comparison; default comparison.html beside the first run.
     """
     from kitae.reporting import page
 
