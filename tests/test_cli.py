@@ -60,7 +60,7 @@ def test_options_that_repeat_a_type_have_its_values() -> None:
 
     from kitae.evaluation.spec import Tta
 
-    assert get_args(get_args(inspect.signature(cli.evaluate).parameters["tta"].annotation)[0]) == get_args(Tta)
+    assert get_args(get_args(inspect.signature(cli.start.evaluate).parameters["tta"].annotation)[0]) == get_args(Tta)
 
 
 def test_groups_come_in_the_order_of_use_and_every_verb_has_an_example(home: Path) -> None:

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kitae import cli, console, runtime
-from kitae.cli import ship
+from kitae import console, runtime
+from kitae.cli import ship, start
 from kitae.pipelines.train import train
 from kitae.recipe import Recipe
 from kitae.run import Run
@@ -134,7 +134,7 @@ def test_a_file_for_vnni_on_another_cpu_is_one_line(
     metadata = {**Model(model).metadata, "target": "vnni"}
     monkeypatch.setattr(runtime, "read_metadata", lambda *_: metadata)
     monkeypatch.setattr(runtime, "has_vnni", lambda: False)
-    cli.predict(model, [home / "photos" / "class 0"])
+    start.predict(model, [home / "photos" / "class 0"])
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "VNNI" in line]
     assert line.startswith("note: ")
     assert ".py:" not in line

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from kitae import cli
+from kitae.cli import research
 from kitae.experiments.result import StudyResult
 from kitae.recipe import Recipe
 from tests.images import picture
@@ -44,7 +44,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_it_is_planned_on_a_folder_of_photographs(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    cli.study("mine.yaml", set_=list(SMALL[:-1]), plan=True, threads=1)
+    research.study("mine.yaml", set_=list(SMALL[:-1]), plan=True, threads=1)
     text = " ".join(capsys.readouterr().out.split())
     assert "Study mine: screening, 8 variants x 3 seeds" in text
     assert "24, 2 epochs each, resnet9 on folder:photos" in text

@@ -18,7 +18,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from kitae import cli
+from kitae.cli import research
 from kitae.errors import KitaeError, RecipeError, TrainingError
 from kitae.experiments.executors import Inline, LocalProcesses
 from kitae.experiments.result import StudyResult
@@ -383,7 +383,7 @@ def test_a_study_whose_runs_all_failed_exits_with_1(
     monkeypatch.setenv("FAKE_FAIL", failing)
     result = run(tmp_path / "s", make(seeds=[0, 1]))
     monkeypatch.setattr("kitae.experiments.study.study", lambda *_, **__: result)
-    for command in (lambda: cli.study("fake"), lambda: cli.ablate("fashion-mini")):
+    for command in (lambda: research.study("fake"), lambda: research.ablate("fashion-mini")):
         if status is None:
             command()
         else:
@@ -403,7 +403,7 @@ def test_an_ablation_from_the_command_line(
         return run(tmp_path / "s", make(seeds=[0, 1]))
 
     monkeypatch.setattr("kitae.experiments.study.study", noted)
-    cli.ablate(
+    research.ablate(
         "fashion-mini", out=tmp_path / "s", design="screening", metric="val.accuracy", foldover=True, seeds=2,
         workers=2, threads=1, overwrite=True,
     )  # fmt: skip

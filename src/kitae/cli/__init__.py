@@ -12,18 +12,12 @@ import sys
 from cyclopts import CycloptsError, MissingArgumentError, UnknownOptionError, UnusedCliTokensError
 
 from kitae import console
+from kitae.cli import data, research, ship, start  # noqa: F401  # they register the verbs
 from kitae.cli.app import app
-from kitae.cli.data import check, fix, prepare
-from kitae.cli.research import ablate, augment, bench, bench_precision, recipe, search, study
-from kitae.cli.ship import compress, export
-from kitae.cli.start import evaluate, predict, report, train
-from kitae.errors import KitaeError, missing
+from kitae.errors import KitaeError, TrainingInterruptedError, missing
 from kitae.machine import sleep_while_waiting
 
-__all__ = [
-    "ablate", "app", "augment", "bench", "bench_precision", "check", "compress", "evaluate", "export", "fix", "main",
-    "predict", "prepare", "recipe", "report", "search", "study", "train",
-]  # fmt: skip
+__all__ = ["app", "main"]
 
 # The extra that installs a library which a command needs.
 _EXTRAS = {
@@ -72,7 +66,7 @@ def main() -> None:
         sys.exit(2)
     except KitaeError as problem:
         console.error(str(problem))
-        if type(problem).__name__ == "TrainingInterruptedError":
+        if isinstance(problem, TrainingInterruptedError):
             sys.exit(143 if "SIGTERM" in str(problem) else 130)
         sys.exit(2)
     except ModuleNotFoundError as problem:
