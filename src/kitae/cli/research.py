@@ -26,6 +26,7 @@ from kitae.cli.app import (
 )
 from kitae.cli.data import data_spec
 
+_Recipe = Annotated[str, Parameter(help="A shipped recipe's name or a .yaml file.")]
 # Of every command that runs studies.
 _Workers = Annotated[Whole, Parameter(help="Runs to do in parallel.")]
 _Threads = Annotated[WholeOrDefault, Parameter(help="Threads per run; default: its share of this machine's cores.")]
@@ -115,7 +116,7 @@ def _ray(address: str | None) -> Any:
 @study_app.command
 @answering
 def ablate(
-    recipe: str,
+    recipe: _Recipe,
     *,
     out: Path | None = None,
     set_: Sets = None,
@@ -136,7 +137,6 @@ def ablate(
     Example: kitae study ablate fashion-mini --seeds 5
 
     Args:
-        recipe: A shipped recipe's name or a .yaml file.
         out: The study folder; default runs/study-NAME.
         design: one_out removes each technique, one_in adds each alone, screening averages over the others.
         seeds: Number of seeds.
@@ -239,13 +239,10 @@ def _benched(run: Callable[..., dict[str, Any]], recipe: str, assignments: list[
 
 @bench_app.command(name="precision")
 @answering
-def bench_precision(recipe: str = "fashion-mini", *, set_: Sets = None) -> None:
+def bench_precision(recipe: _Recipe = "fashion-mini", *, set_: Sets = None) -> None:
     """Time a training step of a recipe in every precision that this machine supports, and show what `auto` chooses.
 
     Example: kitae bench precision cifar10-quick
-
-    Args:
-        recipe: A shipped recipe's name or a .yaml file.
     """
     from kitae.pipelines.bench import bench_precision as run_bench
 
@@ -269,13 +266,10 @@ def bench_precision(recipe: str = "fashion-mini", *, set_: Sets = None) -> None:
 
 @bench_app.command(name="train")
 @answering
-def bench_train(recipe: str = "fashion-mini", *, set_: Sets = None) -> None:
+def bench_train(recipe: _Recipe = "fashion-mini", *, set_: Sets = None) -> None:
     """Show where the time of a training step goes: data, augmentation, forward, backward, optimizer, other.
 
     Example: kitae bench train cifar10-quick
-
-    Args:
-        recipe: A shipped recipe's name or a .yaml file.
     """
     from kitae.pipelines.bench import bench_train as run_bench
 
@@ -292,13 +286,10 @@ def bench_train(recipe: str = "fashion-mini", *, set_: Sets = None) -> None:
 
 @bench_app.default
 @answering
-def bench(recipe: str = "fashion-mini", *, set_: Sets = None) -> None:
+def bench(recipe: _Recipe = "fashion-mini", *, set_: Sets = None) -> None:
     """Time reading, augmenting and learning from one batch of a recipe on this machine.
 
     Example: kitae bench cifar10-quick
-
-    Args:
-        recipe: A shipped recipe's name or a .yaml file.
     """
     from kitae.pipelines.bench import bench as run_bench
 
