@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from scipy import special, stats
 
 from kitae.errors import KitaeError
-from kitae.experiments.design import Design
+from kitae.experiments.design import Contrast, Design
 from kitae.experiments.outcome import Metric, metric
 
 CONFIDENCE = 0.95
@@ -66,14 +66,14 @@ class Effect:
     name: str
     metric: str
     kind: Kind
-    estimate: float
-    low: float
-    high: float
-    p: float
-    p_holm: float
-    standard_error: float
-    df: float
-    pairs: int
+    estimate: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    p: float = math.nan
+    p_holm: float = math.nan
+    standard_error: float = math.nan
+    df: float = 0
+    pairs: int = 0
     ratio: bool = False
     covers: Covers = "seeds"
     uneven: bool = False
@@ -148,16 +148,17 @@ def analyse(
     # A logarithm near 0 is as exact as the value near 1 that it was taken from.
     negligible = _ROUNDING * max(float(np.abs(fit.y).max(initial=0.0)), 1.0 if ratio else 0.0)
     residual = _UNKNOWN
+    # Without intervals, and on the scale of the fit: logarithms for ratios.
     if design.regression:
-        raw, residual = _regression(fit, design)
+        raw, residual = _regression(fit, design, name)
     else:
-        raw = _differences(fit, design, negligible)
+        raw = _differences(fit, design, name, negligible)
         if correct and not ratio and name == "test.accuracy":
-            raw = [_with_images(effect, seeds, correct) for effect in raw]
+            raw = [_with_images(e, pair, seeds, correct) for e, pair in zip(raw, design.contrasts, strict=True)]
     # A pair that is compared twice, under two names or in reverse, is one comparison.
-    comparisons = [frozenset((effect.plus, effect.minus)) if effect.plus else effect.name for effect in raw]
+    comparisons = design.effects if design.regression else [frozenset((c.plus, c.minus)) for c in design.contrasts]
     coarse = shown.unit == "points"
-    effects = _holm([_finish(effect, name, ratio, negligible, coarse) for effect in raw], comparisons)
+    effects = _holm([_finish(effect, ratio, negligible, coarse) for effect in raw], comparisons)
     own = values[variants == design.reference]
     return Analysis(shown, tuple(effects), _noise(fit.noise, residual, design.reference, own), len(table))
 
@@ -170,22 +171,6 @@ class _Variance(NamedTuple):
 
 
 _UNKNOWN = _Variance(math.nan, 0)
-
-
-@dataclass(frozen=True)
-class _Raw:
-    """An effect before it has an interval: on the scale of the fit (logarithms for ratios)."""
-
-    name: str
-    kind: Kind
-    estimate: float = math.nan
-    error: float = math.nan
-    df: float = 0
-    pairs: int = 0
-    plus: str = ""
-    minus: str = ""
-    covers: Covers = "seeds"
-    uneven: bool = False
 
 
 class _Blocks:
@@ -281,7 +266,7 @@ def _separate_reference(fit: _Blocks, reference: str) -> tuple[_Variance, _Varia
     return _Variance(total / 2, welch(own, share) if total > 0 else own.df), rest.noise
 
 
-def _differences(fit: _Blocks, design: Design, negligible: float) -> list[_Raw]:
+def _differences(fit: _Blocks, design: Design, name: str, negligible: float) -> list[Effect]:
     found = []
     separate = _separate_reference(fit, design.reference)
     with_reference, others = separate or (fit.noise, fit.noise)
@@ -289,13 +274,15 @@ def _differences(fit: _Blocks, design: Design, negligible: float) -> list[_Raw]:
     for contrast in design.contrasts:
         plus, minus = contrast.plus, contrast.minus
         if plus not in fit.names or minus not in fit.names:
-            found.append(_Raw(contrast.name, "difference"))
+            found.append(Effect(contrast.name, name, "difference"))
             continue
         estimate, unit = fit.difference(plus, minus)
         noise = with_reference if design.reference in (plus, minus) else others
         pairs = fit.pairs(plus, minus)
         error = math.sqrt(noise.value * unit)
-        raw = _Raw(contrast.name, "difference", estimate, error, noise.df, len(pairs), plus, minus)
+        raw = Effect(
+            contrast.name, name, "difference", estimate, standard_error=error, df=noise.df, pairs=len(pairs)
+        )  # fmt: skip
         found.append(_own_interval(raw, pairs) if {plus, minus} & scattering else raw)
     return found
 
@@ -318,18 +305,18 @@ def _scattering(fit: _Blocks, negligible: float) -> set[str]:
     return found
 
 
-def _own_interval(raw: _Raw, pairs: NDArray[np.float64]) -> _Raw:
+def _own_interval(raw: Effect, pairs: NDArray[np.float64]) -> Effect:
     """The difference with the interval of its own pairs, if that is wider: pairs may be close by chance."""
     own = len(pairs) - 1
-    if own < 1 or math.isnan(raw.error):
+    if own < 1 or math.isnan(raw.standard_error):
         return raw
     error = float(pairs.std(ddof=1)) / math.sqrt(len(pairs))
-    if half_interval(error, own) <= half_interval(raw.error, raw.df):
+    if half_interval(error, own) <= half_interval(raw.standard_error, raw.df):
         return raw
-    return replace(raw, estimate=float(pairs.mean()), error=error, df=own, uneven=True)
+    return replace(raw, estimate=float(pairs.mean()), standard_error=error, df=own, uneven=True)
 
 
-def _regression(fit: _Blocks, design: Design) -> tuple[list[_Raw], _Variance]:
+def _regression(fit: _Blocks, design: Design, name: str) -> tuple[list[Effect], _Variance]:
     """Main effects (for factorial also two-factor interactions) by least squares, seeds as blocks.
 
     Also returns the fit's own residual variance.
@@ -349,8 +336,8 @@ def _regression(fit: _Blocks, design: Design) -> tuple[list[_Raw], _Variance]:
             half = 0.5 if len(left) == len(right) == 1 else 1.0
             columns += [x * y / half for x, y in itertools.product(left, right)]
     found = [
-        _Raw(name, "main" if place < main else "interaction", pairs=len(fit.y))
-        for place, name in enumerate(design.effects)
+        Effect(effect, name, "main" if place < main else "interaction", pairs=len(fit.y))
+        for place, effect in enumerate(design.effects)
     ]
     if not len(fit.y):
         return found, _UNKNOWN
@@ -362,7 +349,7 @@ def _regression(fit: _Blocks, design: Design) -> tuple[list[_Raw], _Variance]:
     if np.linalg.matrix_rank(x) == x.shape[1]:
         errors = np.sqrt(noise.value * np.diag(solved.covariance))
         found = [
-            replace(raw, estimate=float(solved.coefficients[k]), error=float(errors[k]), df=noise.df)
+            replace(raw, estimate=float(solved.coefficients[k]), standard_error=float(errors[k]), df=noise.df)
             for k, raw in enumerate(found, start=1)
         ]
     return found, residual
@@ -400,7 +387,7 @@ def half_interval(error: float, df: float) -> float:
     return float(special.stdtrit(df, 0.5 + CONFIDENCE / 2)) * error
 
 
-def _finish(raw: _Raw, name: str, ratio: bool, negligible: float, coarse: bool) -> Effect:
+def _finish(raw: Effect, ratio: bool, negligible: float, coarse: bool) -> Effect:
     """The interval and p-value of an estimate; back from logarithms if it is a ratio.
 
     Args:
@@ -409,7 +396,7 @@ def _finish(raw: _Raw, name: str, ratio: bool, negligible: float, coarse: bool) 
     low = high = p = math.nan
     # Identical runs differ by rounding, which can be many times its own standard error.
     estimate = 0.0 if abs(raw.estimate) < negligible else raw.estimate
-    error = 0.0 if raw.error < negligible else raw.error
+    error = 0.0 if raw.standard_error < negligible else raw.standard_error
     if raw.df > 0 and not math.isnan(error) and not (coarse and error == 0 and raw.df < 2):
         half = half_interval(error, raw.df)
         low, high = estimate - half, estimate + half
@@ -417,9 +404,8 @@ def _finish(raw: _Raw, name: str, ratio: bool, negligible: float, coarse: bool) 
         if error > 0:
             p = float(2 * special.stdtr(raw.df, -abs(estimate) / error))
     back = math.exp if ratio else float
-    return Effect(
-        raw.name, name, raw.kind, back(estimate), back(low), back(high), p, math.nan, error, raw.df, raw.pairs, ratio,
-        raw.covers, raw.uneven,
+    return replace(
+        raw, estimate=back(estimate), low=back(low), high=back(high), p=p, standard_error=error, ratio=ratio
     )  # fmt: skip
 
 
@@ -470,19 +456,19 @@ def image_variance(plus: NDArray[np.bool_], minus: NDArray[np.bool_]) -> float:
     return max(between - within, 0.0) / float(images)
 
 
-def _with_images(raw: _Raw, seeds: NDArray[Any], correct: Mapping[tuple[str, int], Any]) -> _Raw:
+def _with_images(raw: Effect, pair: Contrast, seeds: NDArray[Any], correct: Mapping[tuple[str, int], Any]) -> Effect:
     """The interval widened by the test images, degrees of freedom after Welch and Satterthwaite."""
-    both = [s for s in sorted(set(seeds.tolist())) if (raw.plus, s) in correct and (raw.minus, s) in correct]
-    if not both or math.isnan(raw.error):
+    both = [s for s in sorted(set(seeds.tolist())) if (pair.plus, s) in correct and (pair.minus, s) in correct]
+    if not both or math.isnan(raw.standard_error):
         return raw
-    right = [[np.asarray(correct[(variant, s)], dtype=bool) for s in both] for variant in (raw.plus, raw.minus)]
+    right = [[np.asarray(correct[(variant, s)], dtype=bool) for s in both] for variant in (pair.plus, pair.minus)]
     counts = sorted({len(images) for side in right for images in side})
     if len(counts) > 1:
         raise KitaeError(
-            f"cover: {raw.plus!r} and {raw.minus!r} were measured on different test images "
+            f"cover: {pair.plus!r} and {pair.minus!r} were measured on different test images "
             f"({' and '.join(str(count) for count in counts)}), which cannot be paired; use cover: seeds"
         )
-    parts = (raw.error**2, raw.df), (image_variance(*map(np.stack, right)), counts[0] - 1)
+    parts = (raw.standard_error**2, raw.df), (image_variance(*map(np.stack, right)), counts[0] - 1)
     total = sum(value for value, _ in parts)
     df = welch(*parts) if total > 0 else raw.df
-    return replace(raw, error=math.sqrt(total), df=df, covers="seeds and test images")
+    return replace(raw, standard_error=math.sqrt(total), df=df, covers="seeds and test images")
