@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import yaml
 from scipy import optimize, stats
 
 from kitae.console import plural, rough_duration
@@ -20,10 +19,10 @@ from kitae.experiments.after import check, check_number, further_epochs, of_test
 from kitae.experiments.design import Design, expand
 from kitae.experiments.outcome import metric, step_of
 from kitae.experiments.stats import CONFIDENCE, half_interval, welch
-from kitae.experiments.study_spec import StudySpec
+from kitae.experiments.study_spec import StudySpec, base_recipe
 from kitae.experiments.wording import aliases_text
 from kitae.files import plain
-from kitae.recipe import OPS_BY_NAME, Recipe, assignments, parse
+from kitae.recipe import OPS_BY_NAME, Recipe, assignments
 
 Measure = Callable[[Recipe], Mapping[str, Any]]
 Resolved = tuple[Recipe, dict[str, dict[str, Any]]]
@@ -151,16 +150,9 @@ class Plan:
     def data(self) -> dict[str, Any]:
         """The plan as plain values, named as the attributes are."""
         names = (
-            "precision",
-            "workers",
-            "seconds_per_epoch",
-            "images",
-            "judged",
-            "seconds",
-            "noise",
-            "smallest",
+            "precision", "workers", "seconds_per_epoch", "images", "judged", "seconds", "noise", "smallest",
             "seeds_needed",
-        )
+        )  # fmt: skip
         content: dict[str, Any] = plain({
             "study": self.spec.name,
             "design": self.spec.design,
@@ -264,7 +256,7 @@ def make_plan(
         RecipeError: a field, value or base recipe is wrong; names the variant.
     """
     design = expand(spec)
-    base = load_base(spec)
+    base = base_recipe(spec.base, f"{spec.name}, base")
     for where, number in spec.wanted:
         step = step_of(number, spec.after)
         if step is not None:
@@ -298,17 +290,6 @@ def make_plan(
     )
 
 
-def load_base(spec: StudySpec) -> Recipe:
-    """The study's base recipe.
-
-    Raises:
-        RecipeError: there is none, or it is wrong.
-    """
-    if isinstance(spec.base, str):
-        return Recipe.load(spec.base)
-    return parse(Recipe, yaml.safe_dump(spec.base), f"{spec.name}, base")
-
-
 def resolve(base: Recipe, spec: StudySpec, overrides: Mapping[str, Any], where: str) -> Resolved:
     """A variant's recipe and its settings of the steps after training.
 
@@ -318,11 +299,9 @@ def resolve(base: Recipe, spec: StudySpec, overrides: Mapping[str, Any], where: 
     after = {step: dict(settings) for step, settings in spec.after.items()}
     fields: dict[str, Any] = {}
     for name, value in {**spec.set, **overrides}.items():
-        step = step_of(name.removeprefix("after."), after)
-        if not name.startswith("after."):
+        step = step_of(name.removeprefix("after."), after) if name.startswith("after.") else None
+        if step is None:
             fields[name] = value
-        elif step is None:
-            raise RecipeError(f"{where}: {name}: must be after.STEP.SETTING, with STEP under after")
         else:
             after[step][name.removeprefix(f"after.{step}.")] = value
     # The order is kept, since a field may be inside an earlier one (augment.mix, then augment.mix.prob). A whole

@@ -378,10 +378,14 @@ def shrink(content: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
+def base_recipe(base: str | Mapping[str, Any], where: str) -> Recipe:
+    """The recipe that a study's `base` is, or names. Raises RecipeError: there is none, or it is wrong."""
+    return Recipe.load(base) if isinstance(base, str) else parse(Recipe, yaml.safe_dump(base), where)
+
+
 def _factors_of_base(content: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The factors of a file that takes them from its base recipe: all its techniques, or those of the given names."""
-    base = content["base"]
-    recipe = Recipe.load(base) if isinstance(base, str) else parse(Recipe, yaml.safe_dump(base), f"{where}: base")
+    recipe = base_recipe(content["base"], f"{where}: base")
     shared = {f: value for f, value in (content.get("set") or {}).items() if not str(f).startswith("after.")}
     names = () if content["factors"] == "recipe" else content["factors"]
     if wrong := next((name for name in names if not isinstance(name, str)), None):
