@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from kitae.cli import research
+from kitae.cli.data import data_spec
 from kitae.data.spec import DataSpec
 from kitae.errors import KitaeError, TrainingError
+from kitae.experiments.search import _recipe_of
 from kitae.pipelines.choices import Choices, apply, by_option, to_resume, understand
+from kitae.pipelines.train import asked
 from kitae.recipe import Recipe
 from tests.images import write_folder, write_parquet
 
@@ -43,6 +49,24 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 )
 def test_it_is_found_out(here: Path, argument: str, meant: tuple[str, str]) -> None:
     assert understand(argument) == meant
+
+
+@pytest.mark.parametrize("name", ["\U0001f408", "a\x7fb", "a: b #c", os.fsdecode(b"caf\xe9")])
+def test_a_folder_of_any_name_is_the_source(here: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (here / "photos").rename(here / name)
+    source = f"folder:{name}"
+    assert asked(name, None, {}, "fashion-mini")[0].data.source == source
+    assert data_spec(name, ["data.limit=5"]).model_dump(include={"source", "limit"}) == {"source": source, "limit": 5}
+    assert _recipe_of(name).data.source == source
+    given: list[str] = []
+
+    def noted(recipe: str, out: Path, *overrides: str, **_: object) -> SimpleNamespace:
+        given.extend(overrides)
+        return SimpleNamespace(data=dict, table=str, path=out)
+
+    monkeypatch.setattr("kitae.experiments.search.search", noted)
+    research.search(name, out=here / "search")
+    assert Recipe().override(*given).data.source == source
 
 
 @pytest.mark.parametrize("name", ["fashion-mini", "photos-mini"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from pathlib import Path
@@ -137,5 +136,4 @@ def data_spec(source: str, assignments: list[str] | None) -> Any:
     from kitae.data.sources import source_named
     from kitae.recipe import Recipe
 
-    named = json.dumps(source_named(source), ensure_ascii=False)
-    return Recipe().override(f"data.source={named}", *(assignments or ())).data
+    return Recipe().located(source_named(source), None).override(*(assignments or ())).data

@@ -187,9 +187,10 @@ def search(
     console.starting(f"search {data}")
     from kitae.data.sources import source_named
     from kitae.experiments.search import search as run_search
+    from kitae.recipe import assignments
 
     result = run_search(
-        recipe, out, f"data.source={json.dumps(source_named(data), ensure_ascii=False)}", *(set_ or ()), arms=arms,
+        recipe, out, *assignments({"data.source": source_named(data)}), *(set_ or ()), arms=arms,
         rematch_seeds=rematch_seeds, workers=workers, threads=threads, executor=_ray(ray), overwrite=overwrite,
         report=console.say,
     )  # fmt: skip

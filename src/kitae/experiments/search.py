@@ -205,9 +205,7 @@ def _recipe_of(given: Recipe | str | Path) -> Recipe:
     if isinstance(given, Recipe):
         return given
     kind, what = understand(str(given))
-    if kind == "recipe":
-        return Recipe.load(what)
-    return Recipe.load("fashion-mini").override(f"data.source={json.dumps(what, ensure_ascii=False)}")
+    return Recipe.load(what) if kind == "recipe" else Recipe.load("fashion-mini").located(what, None)
 
 
 def search(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -26,7 +25,7 @@ from kitae.pipelines.pace import Clock, Recutter, fitted
 from kitae.pipelines.plan import plan
 from kitae.pipelines.probe import Features, probe
 from kitae.pipelines.setup import Progress, Setup, begin, resolved
-from kitae.recipe import Recipe
+from kitae.recipe import Recipe, assignments
 from kitae.run import Run
 from kitae.training import distributed
 from kitae.training.distributed import World
@@ -224,7 +223,7 @@ def asked(
         kind, what = understand(str(recipe))
         if on is not None:
             source = what if kind == "data" else f"{recipe}:"  # a shipped recipe's name, which a source has too
-            recipe = Recipe.load(on).override(f"data.source={json.dumps(source)}")
+            recipe = Recipe.load(on).override(*assignments({"data.source": source}))
             return apply(recipe, choices), minutes, ()
         if kind == "data":
             planned = plan(what, minutes, choices)
