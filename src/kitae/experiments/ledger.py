@@ -121,7 +121,7 @@ def _regimes(results: Sequence[StudyResult]) -> str:
     for name, words in TECHNIQUES.items():
         effects = [result.effect(result.spec.metric, name) for result in found]
         if any(effects):
-            rows.append([words, *(_measured(effect, span=True) for effect in effects)])
+            rows.append([words, *map(_measured, effects)])
     heads = [f"{r.settings['images']:,} images, {r.settings['epochs']} epochs" for r in found]
     same = "" if len({r.spec.metric for r in found}) > 1 else f", {found[0].spec.metric}"
     text = (
@@ -134,8 +134,8 @@ def _regimes(results: Sequence[StudyResult]) -> str:
 def _when(results: Sequence[StudyResult]) -> str:
     rows = [
         [
-            name, str(point.epochs), str(point.width or "-"), _measured(point.effect, span=True),
-            str(point.effect.pairs), point.study,
+            name, str(point.epochs), str(point.width or "-"), _measured(point.effect), str(point.effect.pairs),
+            point.study,
         ]
         for name, points in curves(results).items()
         for point in points
@@ -154,9 +154,10 @@ def _claims(results: Sequence[StudyResult]) -> str:
     for result in results:
         for claim in result.claims:
             effect = result.effect(claim["metric"], claim["effect"])
+            size = "not measured" if effect is None else amount(effect.estimate, effect)
             remark = f" ({claim['remark']})" if claim["remark"] else ""
             rows.append([
-                claim["says"], _measured(effect), _interval(effect), _setting(result.settings, len(result.spec.seeds)),
+                claim["says"], size, _interval(effect), _setting(result.settings, len(result.spec.seeds)),
                 result.spec.name, f"**{claim['verdict']}**{remark}",
             ])  # fmt: skip
     return _table(["Claim", "Measured", "95 % interval", "Setting", "Study", "Verdict"], rows)
@@ -194,12 +195,13 @@ def _designs_table(one_out: StudyResult, screening: StudyResult | None) -> str:
         head += [f"Screening, {runs}", "Width, screening / one-out"]
     for factor in one_out.spec.factors:
         a = one_out.effect(metric, factor)
-        row = [factor, _measured(a, span=True)]
+        row = [factor, _measured(a)]
         if screening is not None:
             b = screening.effect(metric, factor)
-            known = a is not None and b is not None and a.high > a.low and b.high >= b.low
-            width = f"{(b.high - b.low) / (a.high - a.low):.2f}" if a and b and known else "-"
-            row += [_measured(b, span=True), width]
+            width = "-"
+            if a and b and a.high > a.low and b.high >= b.low:
+                width = f"{(b.high - b.low) / (a.high - a.low):.2f}"
+            row += [_measured(b), width]
         rows.append(row)
     return f"{names}, {metric}:\n\n{_table(head, rows)}"
 
@@ -241,12 +243,12 @@ def _setting(settings: Mapping[str, Any], seeds: int | None = None) -> str:
     return ", ".join(parts + ([f"{seeds} seeds"] if seeds else []))
 
 
-def _measured(effect: Effect | None, *, span: bool = False) -> str:
-    """The size of an effect; with its interval, and bold if it is shown, where there is no column for these."""
+def _measured(effect: Effect | None) -> str:
+    """The size of an effect, bold if it is shown, and its interval."""
     if effect is None:
-        return "-" if span else "not measured"
+        return "-"
     size = amount(effect.estimate, effect)
-    return size if not span else f"{f'**{size}**' if effect.shown else size} ({_interval(effect)})"
+    return f"{f'**{size}**' if effect.shown else size} ({_interval(effect)})"
 
 
 def _interval(effect: Effect | None) -> str:
