@@ -24,13 +24,13 @@ import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kitae.errors import RecipeError
-from kitae.experiments.study_spec import MAX_RUNS, StudySpec
+from kitae.experiments.study_spec import MAX_RUNS, DesignName, StudySpec
 
 MAX_SCREENING_FACTORS = 47
 _COLUMN_CHOICES = 500  # the most choices of columns that are searched for the least aliasing
@@ -74,7 +74,7 @@ class Design:
         aliases: for screening: factor -> {pair of other factors: coefficient}, see `alias_table`.
     """
 
-    kind: Literal["compare", "sweep", "one_out", "one_in", "factorial", "screening"]
+    kind: DesignName
     variants: tuple[Variant, ...]
     reference: str
     contrasts: tuple[Contrast, ...] = ()

@@ -27,6 +27,7 @@ OF_RUN = (
     "gap", "train_loss", "val_loss", "best_epoch", "epoch_seconds", "training_seconds", "images_per_second",
     "peak_memory_bytes",
 )  # fmt: skip
+CURVES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "train_clean_accuracy")  # a point per epoch
 _LEFT_OUT = ("intervals", "confusion", "classes_absent", "count")  # of evaluation.json: no results
 _POINTS = ("accuracy", "top5", "macro_f1", "ece", "gap", "sparsity")
 _LOWER_IS_BETTER = ("loss", "ece", "brier", "gap", "seconds", "bytes", "parameters")
@@ -130,7 +131,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "", leave_out: Collection[str
 
 def curves(epochs: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
     """The columns of metrics.jsonl that a study draws."""
-    names = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "train_clean_accuracy")
+    names = ("epoch", *CURVES)
     return [{name: float(epoch[name]) for name in names if _number(epoch.get(name))} for epoch in epochs]
 
 

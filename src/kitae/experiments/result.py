@@ -20,7 +20,7 @@ from kitae.errors import KitaeError, TrainingError
 from kitae.experiments import wording
 from kitae.experiments.design import Design, expand
 from kitae.experiments.folder import COLUMNS, FORMAT, STUDY, done, plan_again, read_outcomes, read_study
-from kitae.experiments.outcome import metric
+from kitae.experiments.outcome import CURVES, metric
 from kitae.experiments.plan import Job, Plan
 from kitae.experiments.stats import Analysis, Effect, analyse
 from kitae.experiments.study_spec import StudySpec
@@ -28,7 +28,6 @@ from kitae.experiments.worker import Outcome
 from kitae.files import plain, read_json, write_json, write_parquet
 
 Verdict = Literal["confirmed", "not shown", "refuted"]
-_CURVES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "train_clean_accuracy")
 
 
 @dataclass(frozen=True)
@@ -278,7 +277,7 @@ class StudyResult:
             runs = [json.loads(text) for text in texts]
             length = min((len(run) for run in runs), default=0)
             found: dict[str, Any] = {"epoch": [row["epoch"] for row in runs[0][:length]] if runs else []}
-            for column in _CURVES:
+            for column in CURVES:
                 if runs and all(column in row for run in runs for row in run[:length]):
                     values = np.array([[row[column] for row in run[:length]] for run in runs])
                     found[column] = {
