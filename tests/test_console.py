@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import warnings
 from contextlib import suppress
 from pathlib import Path
@@ -104,3 +105,21 @@ def test_quiet_silences_other_libraries_below_an_error(caplog: pytest.LogCapture
         raise ValueError
     logger.warning("afterwards")
     assert [record.message for record in caplog.records] == ["an error", "afterwards"]
+
+
+def test_the_time_left_starts_anew_with_every_fold(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: clock[0])
+    view = console.TrainingView(0)
+    for seconds in (9, 3):
+        view.on_plan(2)
+        for done in range(1, 201):
+            clock[0] += seconds
+            view.on_step((done - 1) // 100, (done - 1) % 100 + 1, 100, 1.0, 100.0, 0.0)
+        lines = capsys.readouterr().out.splitlines()
+        assert len(lines) > 10
+        for line in lines:
+            epoch, step = map(int, re.findall(r"epoch (\d)/2  step (\d+)/100", line)[0])
+            assert line.endswith(f"  {console.duration(seconds * (300 - 100 * epoch - step))} left")

@@ -237,7 +237,7 @@ class TrainingView:
         self._bar: Progress | None = None
         self._job: Any = None
         self._last_line = time.monotonic()
-        self._first: tuple[int, float] | None = None  # the first step of this process, and when it ended
+        self._first: tuple[int, float] | None = None  # the first step since `on_plan`, and when it ended
         if console.is_terminal:
             self._bar = Progress(
                 TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
@@ -256,7 +256,7 @@ class TrainingView:
             self._bar.stop()
 
     def on_plan(self, epochs: int) -> None:
-        self.epochs = epochs
+        self.epochs, self._first = epochs, None  # each fold of a cross-validation counts its epochs from 0
 
     def on_step(
         self, epoch: int, step: int, steps: int, loss: float, images_per_second: float, data_share: float
