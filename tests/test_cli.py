@@ -11,8 +11,10 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from kitae import cli, console
@@ -472,6 +474,19 @@ def test_export_and_predict_without_the_run(home: Path, run: Path) -> None:
         assert [float(x) for x in one.split(",")[2:]] == pytest.approx(
             [float(x) for x in other.split(",")[2:]], abs=1e-4
         )
+
+
+def test_of_equal_classes_the_first_is_shown_and_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shares = np.array([0.1, 0.4, 0.1, 0.4], np.float32)
+    stub = SimpleNamespace(classes=tuple("abcd"), predict=lambda _: SimpleNamespace(probabilities=shares[None]))
+    monkeypatch.setattr("kitae.runtime.Model", lambda _: stub)
+    image = tmp_path / "a.png"
+    image.touch()
+    cli.start.predict(tmp_path / "m.onnx", [image], out=tmp_path / "p.csv", top=4)
+    assert "\tb\tb 40.0 %  d 40.0 %  a 10.0 %  c 10.0 %\n" in capsys.readouterr().out
+    assert f"{image},b," in (tmp_path / "p.csv").read_text()
 
 
 def test_names_beyond_the_basic_plane_reach_the_data(home: Path) -> None:

@@ -221,7 +221,7 @@ def predict(
     classes = trained.classes
     rows, found = [], []
     for file, shares in zip(files, probabilities, strict=True):
-        best = [(classes[k], float(shares[k])) for k in shares.argsort()[::-1][:top]]
+        best = [(classes[k], float(shares[k])) for k in (-shares).argsort(kind="stable")[:top]]
         rows.append([str(file), best[0][0], "  ".join(f"{name} {100 * share:.1f} %" for name, share in best)])
         found.append({"image": file, "class": best[0][0], "best": [{"class": c, "probability": p} for c, p in best]})
     if out is not None:  # before anything is printed, which fails where a pipe is closed
