@@ -24,6 +24,7 @@ from kitae.experiments.executors import Inline, LocalProcesses
 from kitae.experiments.result import StudyResult
 from kitae.experiments.study import plan_study, study
 from kitae.experiments.study_spec import StudySpec
+from kitae.loading import load
 from kitae.recipe import Recipe
 from tests.experiments import fake_train
 
@@ -150,6 +151,22 @@ def test_a_run_whose_record_is_damaged_is_run_again(tmp_path: Path) -> None:
     run(folder)
     assert files(folder) == before
     assert trained(folder)[record.stem] == 2
+
+
+def test_a_damaged_table_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    run(folder)
+    before, table = files(folder), folder / "runs.parquet"
+    whole = pd.read_parquet(table)
+    table.write_bytes(table.read_bytes()[:1000])
+    said = r"runs\.parquet: cannot be read \(.*\); remove it, and resume the study"
+    with pytest.raises(KitaeError, match=said):
+        load(folder)
+    whole.drop(columns="store").to_parquet(table)
+    with pytest.raises(KitaeError, match=said):
+        load(folder)
+    run(folder)
+    assert files(folder) == before
 
 
 @pytest.mark.parametrize("units", [0, 4, 8])

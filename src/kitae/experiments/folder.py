@@ -26,7 +26,7 @@ import yaml
 from kitae import __version__
 from kitae.data.spec import DataSpec
 from kitae.data.store import open_store
-from kitae.errors import TrainingError
+from kitae.errors import TrainingError, one_line
 from kitae.experiments.executors import Executor
 from kitae.experiments.plan import Job, Plan, make_plan
 from kitae.experiments.study_spec import StudySpec
@@ -244,13 +244,27 @@ def read_outcomes(folder: Path, plan: Plan) -> dict[str, Outcome]:
     return found
 
 
+def read_table(file: Path) -> pd.DataFrame:
+    """The table of a runs.parquet.
+
+    Raises:
+        TrainingError: it cannot be read, or has other columns.
+    """
+    try:
+        table = pd.read_parquet(file)
+        table[[*COLUMNS]]
+    except (OSError, ValueError, KeyError) as error:
+        raise TrainingError(f"{file}: cannot be read ({one_line(error)}); remove it, and resume the study") from error
+    return table
+
+
 def _table_outcomes(file: Path) -> dict[str, Outcome]:
     """The finished runs of a runs.parquet; none if there is no such file, or it cannot be read."""
     try:
-        table = pd.read_parquet(file).astype("object")
-        rows = table[table["status"] == "done"]
-    except (OSError, ValueError, KeyError):
+        table = read_table(file).astype("object")
+    except TrainingError:
         return {}
+    rows = table[table["status"] == "done"]
     return {
         row["fingerprint"]: {
             **{name: row[name] for name in ("fingerprint", "status", "error", "correct", "store")},

@@ -19,7 +19,7 @@ from kitae import views
 from kitae.errors import KitaeError, TrainingError
 from kitae.experiments import wording
 from kitae.experiments.design import Design, expand
-from kitae.experiments.folder import COLUMNS, FORMAT, STUDY, done, plan_again, read_outcomes, read_study
+from kitae.experiments.folder import COLUMNS, FORMAT, STUDY, done, plan_again, read_outcomes, read_study, read_table
 from kitae.experiments.outcome import CURVES, metric
 from kitae.experiments.plan import Job, Plan
 from kitae.experiments.stats import Analysis, Effect, analyse
@@ -62,7 +62,7 @@ class StudyResult:
         """A study folder, finished or not, with or without its run folders.
 
         Raises:
-            TrainingError: no study there.
+            KitaeError: no study there, or a file is damaged.
         """
         folder = Path(path)
         content = read_study(folder)
@@ -75,7 +75,7 @@ class StudyResult:
                 settings = read_json(folder / "effects.json", "settings")["settings"]
             except KitaeError as error:
                 raise KitaeError(f"{error}; remove the file, and resume the study") from error
-            return cls(folder, spec, pd.read_parquet(folder / "runs.parquet"), settings, added)
+            return cls(folder, spec, read_table(folder / "runs.parquet"), settings, added)
         plan = plan_again(content, spec)
         return cls.of(folder, plan, read_outcomes(folder, plan), added)
 
