@@ -10,9 +10,11 @@ import pytest
 from kitae.errors import KitaeError
 from kitae.experiments.executors import Inline
 from kitae.experiments.ledger import _setting, load, markdown, publish
+from kitae.experiments.result import StudyResult
 from kitae.experiments.study import study
 from kitae.experiments.study_spec import StudySpec
 from tests.experiments.test_study import FAKE
+from tests.images import write_parquet
 
 FACTORS: dict[str, Any] = {
     "smoothing": {"train.label_smoothing": [0.0, 0.1]},
@@ -61,17 +63,38 @@ def test_every_run_is_counted_and_the_two_designs_stand_side_by_side(results: Pa
     assert side.count("to") == 2
 
 
-def test_results_do_not_say_where_the_images_lay(tmp_path: Path) -> None:
-    spec = StudySpec.parse({"name": "s", "base": "fashion-mini", "design": "one_out", "factors": FACTORS})
-    study(spec, tmp_path / "s", executor=Inline(), **FAKE)
-    for name in ("study.yaml", "effects.json"):
-        text = (tmp_path / "s" / name).read_text()
-        assert "fashion-mini" in text
-        (tmp_path / "s" / name).write_text(text.replace("fashion-mini", "parquet:/home/ann/data/set.parquet"))
+@pytest.mark.parametrize("base", ["fashion-mini", {"data": {}}])
+def test_results_do_not_say_where_the_images_lay_and_can_be_extended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: Any
+) -> None:
+    data = tmp_path / "Großmutter \U0001f408" / "photos of the whole family in the garden"
+    data.mkdir(parents=True)
+    write_parquet(data / "set.parquet", train=4, test=1, classes=2)
+
+    def asked(source: str, *seeds: int) -> StudySpec:
+        if isinstance(base, dict):
+            fields: dict[str, Any] = {"base": {"data": {"source": source}}}
+        else:
+            fields = {"base": base, "set": {"data.source": source}}
+        return StudySpec.parse({"name": "s", "design": "one_in", "factors": FACTORS, "seeds": seeds, **fields})
+
+    there, near = f"parquet:{data / 'set.parquet'}", "parquet:set.parquet"
+    first = study(asked(there, 0, 1), tmp_path / "s", executor=Inline(), **FAKE)
     place = publish(tmp_path / "s", tmp_path / "results")
-    for name in ("study.yaml", "effects.json"):
-        assert "parquet:set.parquet" in (place / name).read_text()
-        assert "/home/ann" not in (place / name).read_text()
+    found = StudyResult.open(place)
+    assert found.settings["source"] == near
+    assert found.spec == asked(near, 0, 1)
+    assert found.effects.equals(first.effects)
+    assert not [file for file in place.iterdir() if b"family" in file.read_bytes()]
+    # Anyone who has the images can add seeds to it.
+    monkeypatch.chdir(data)
+    longer = study(asked(near, 0, 1, 2), place, executor=Inline(), **FAKE)
+    assert len(longer.finished) == 12
+    assert len(list(place.glob("runs/*/trained"))) == 4
+    # So can we, to our own.
+    study(asked(there, 0, 1, 2, 3), tmp_path / "s", executor=Inline(), **FAKE)
+    assert publish(tmp_path / "s", tmp_path / "results") == place
+    assert len(StudyResult.open(place).finished) == 16
 
 
 @pytest.mark.parametrize(

@@ -12,14 +12,16 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from kitae.errors import KitaeError
-from kitae.experiments.folder import NUMERICS, read_study, study_difference
+from kitae.experiments.folder import NUMERICS, plan_again, read_study, study_difference, write_settings
 from kitae.experiments.regimes import TECHNIQUES, advice, curves
 from kitae.experiments.result import StudyResult
 from kitae.experiments.stats import Effect
+from kitae.experiments.study_spec import StudySpec
 from kitae.experiments.wording import amount, interval
 from kitae.files import write_atomically
 
@@ -44,6 +46,8 @@ _HOW_TO_READ = (
 def publish(study: str | Path, results: str | Path) -> Path:
     """Copy what the ledger needs of a study, and what a reader wants to check: everything but the run folders.
 
+    The folder in which the images lie on this machine is left out. In a folder that has them, the study can be resumed.
+
     Returns:
         The result's folder, `results`/NAME.
 
@@ -53,21 +57,39 @@ def publish(study: str | Path, results: str | Path) -> Path:
     folder, result = Path(study), StudyResult.open(study)
     if not (folder / "effects.json").is_file():
         raise KitaeError(f"{folder}: the study is not finished; resume it with the same command")
-    place = Path(results) / result.spec.name
+    content, source = dict(read_study(folder) or {}), str(result.settings.get("source"))
+    kind, _, path = source.partition(":")
+    near = f"{kind}:{Path(path).name}" if Path(path).name else source
+    moved = _replaced(content, source, near)
+    spec = StudySpec.parse(moved["study"], str(folder / "study.yaml"))
+    place = Path(results) / spec.name
     if (place / "study.yaml").is_file():
-        before, now = StudyResult.open(place).spec.dump(), result.spec.dump()
+        before, now = StudyResult.open(place).spec.dump(), spec.dump()
         changed = study_difference(before, now)
         if changed or not set(before["seeds"]) <= set(now["seeds"]):
             what = changed or "with more seeds"
             raise KitaeError(f"{place}: holds another study of this name ({what}); give one of them another name")
-    kind, _, path = str(result.settings.get("source")).partition(":")
-    whole, short = f"{kind}:{path}".encode(), f"{kind}:{Path(path).name}".encode()
-    for name in _KEPT:
-        content = (folder / name).read_bytes()
-        if path and not name.endswith(".parquet"):  # where the images lay on one machine says nothing to others
-            content = content.replace(whole, short)
-        write_atomically(place / name, content)
+    if near == source:
+        for name in _KEPT:
+            write_atomically(place / name, (folder / name).read_bytes())
+        return place
+    # The place of the images is a part of the recipes, so their runs are found under other names and fingerprints.
+    jobs = zip(plan_again(content, result.spec).jobs, plan_again(moved, spec).jobs, strict=True)
+    names = {old.fingerprint: {"run": new.name, "fingerprint": new.fingerprint} for old, new in jobs}
+    moved["runs"] = [{**row, **names.get(row["fingerprint"], {})} for row in content["runs"]]
+    runs = result.runs.assign(**{key: [row[key] for row in moved["runs"]] for key in ("run", "fingerprint")})
+    write_settings(place / "study.yaml", moved)
+    replace(result, path=place, spec=spec, runs=runs, settings={**result.settings, "source": near}).write()
     return place
+
+
+def _replaced(value: Any, old: str, new: str) -> Any:
+    """The value with a text replaced, in all mappings and lists."""
+    if isinstance(value, Mapping):
+        return {key: _replaced(inner, old, new) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_replaced(inner, old, new) for inner in value]
+    return new if value == old else value
 
 
 def load(results: str | Path) -> list[StudyResult]:
