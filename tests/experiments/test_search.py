@@ -316,6 +316,7 @@ def test_another_search_takes_the_folder_only_when_asked_to(tmp_path: Path) -> N
     (strange / "photo.jpg").write_bytes(b"")
     with pytest.raises(TrainingError, match=r"photo\.jpg.* choose another --out"):
         run(strange)
+    assert [path.name for path in strange.iterdir()] == ["photo.jpg"], "no lock is left in a folder that is not ours"
 
 
 @pytest.mark.parametrize(

@@ -334,6 +334,9 @@ def test_overwrite_removes_nothing_before_the_new_plan_is_made(tmp_path: Path, w
     refused(folder, None, "effects.json but no study.yaml", overwrite=True)
     assert files(folder) == before
     assert len(list((folder / "runs").glob("*.json"))) == 3
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").touch()
+    refused(tmp_path / "photos", None, "cat.jpg")  # without leaving a lock there
 
 
 def test_a_study_is_not_resumed_on_other_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

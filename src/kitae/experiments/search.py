@@ -255,6 +255,8 @@ def search(
         asked = asked.model_copy(update={"data": data})
     folder = Path(out)
     place = executor or LocalProcesses(workers)
+    if overwrite or not (folder / _FIRST).is_file():
+        SEARCH_FOLDER.check(folder)  # before the lock, which would be left in a folder that is not ours
     with SEARCH_FOLDER.locked(folder):
         setting = _written(
             folder, asked, threads_each(threads, workers), measure, overwrite,
@@ -384,7 +386,6 @@ def _written(
         check_numerics(folder, content)
         base = parse(Recipe, yaml.safe_dump(content["base"], sort_keys=False), f"{file}, base")
         return _Setting(folder, base, content["image_size"], content["seconds_per_epoch"])
-    SEARCH_FOLDER.check(folder)
     facts = function(measure)(base)
     decided = facts["recipe"].train
     base = with_train(

@@ -16,6 +16,7 @@ from kitae.experiments.after import function
 from kitae.experiments.executors import Executor, LocalProcesses, threads_each
 from kitae.experiments.folder import (
     ANOTHER_OUT,
+    STUDY,
     STUDY_FOLDER,
     add_seeds,
     check_images,
@@ -91,6 +92,8 @@ def study(
     asked = _spec(spec, overrides, tiny)
     folder = Path("runs") / f"study-{asked.name}" if out is None else Path(out)
     say = report or (lambda _: None)
+    if overwrite or not (folder / STUDY).is_file():
+        STUDY_FOLDER.check(folder)  # before the lock, which would be left in a folder that is not ours
     with STUDY_FOLDER.locked(folder):
         plan, content = _written_plan(folder, asked, workers, threads_each(threads, workers), measure, overwrite)
         say(plan.text())
@@ -141,7 +144,6 @@ def _written_plan(
     """The plan as written down before the first run, and what study.yaml says; written now if there is none."""
     content = None if overwrite else read_study(folder)
     if content is None:
-        STUDY_FOLDER.check(folder)
         plan = _plan(spec, workers, threads, measure)
         STUDY_FOLDER.remove(folder)  # only now: a mistake in the new study must not cost the old one
         return plan, write_study(folder, plan)
