@@ -37,8 +37,22 @@ def test_a_step_of_ones_own_may_call_its_numbers_anything() -> None:
         ("test.accuracy", 1), ("val.loss", -1), ("test.ece", -1), ("gap", -1), ("images_per_second", 1),
         ("epoch_seconds", -1), ("training_seconds", -1), ("peak_memory_bytes", -1), ("test.per_class.cat.accuracy", 1),
         ("robustness.rotation_accuracy", 1), ("prune.parameters", -1), ("prune.sparsity", 0), ("best_epoch", 0),
-        ("my.module:step.widgets", 0),
+        ("my.module:step.widgets", 0), ("my:step.pieces", 0), ("my:step.glossary", 0), ("my:step.gaps", 0),
+        ("my:step.loss_of_pieces", -1), ("test.macro_f1", 1),
     ],
 )  # fmt: skip
 def test_which_way_a_number_is_better(name: str, better: int) -> None:
     assert metric(name).better == better
+
+
+@pytest.mark.parametrize(
+    ("name", "unit"),
+    [
+        ("test.accuracy", "points"), ("val.ece", "points"), ("test.macro_f1", "points"), ("gap", "points"),
+        ("robustness.blur_accuracy", "points"), ("my:step.pieces", ""), ("my:step.milliseconds", ""),
+        ("my:step.kilobytes", ""), ("epoch_seconds", "s"), ("peak_memory_bytes", "MiB"),
+        ("images_per_second", "images/s"),
+    ],
+)  # fmt: skip
+def test_the_unit_of_a_number_is_a_word_of_its_name(name: str, unit: str) -> None:
+    assert metric(name).unit == unit

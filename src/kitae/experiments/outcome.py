@@ -53,16 +53,18 @@ class Metric:
 
 def metric(name: str) -> Metric:
     """How the number called `name` is shown and compared."""
-    last = name.rpartition(".")[2]
-    lower, higher = (any(word in last for word in words) for words in (_LOWER_IS_BETTER, _HIGHER_IS_BETTER))
+    last = f"_{name.rpartition('.')[2]}_"  # so that whole words are found: there is no ece in pieces
+    points, lower, higher = (
+        any(f"_{word}_" in last for word in words) for words in (_POINTS, _LOWER_IS_BETTER, _HIGHER_IS_BETTER)
+    )
     better = -1 if lower and not higher else 1 if higher and not lower else 0
-    if any(word in last for word in _POINTS):
+    if points:
         return Metric(100.0, "points", better, False)
-    if last.endswith("bytes"):
+    if last.endswith("_bytes_"):
         return Metric(1.0 / 2**20, "MiB", better, True)
-    if last.endswith("per_second"):
+    if last.endswith("_per_second_"):
         return Metric(1.0, "images/s", 1, True)
-    if "seconds" in last:
+    if "_seconds_" in last:
         return Metric(1.0, "s", -1, True)
     return Metric(1.0, "", better, False)
 
