@@ -135,7 +135,7 @@ def test_a_study_is_published_again_only_with_more_seeds(tmp_path: Path) -> None
     ("source", "name"),
     [
         ("parquet:data/cifar10.parquet", "cifar10"), ("folder:/home/me/photos", "photos"), ("cifar10:/data", "cifar10"),
-        ("fashion-mini", "fashion-mini"), ("folder:.", "folder"),
+        ("csv:data/birds.csv", "birds"), ("fashion-mini", "fashion-mini"), ("folder:.", "folder"),
     ],
 )  # fmt: skip
 def test_a_setting_names_its_images(source: str, name: str) -> None:

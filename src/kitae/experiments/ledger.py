@@ -253,7 +253,7 @@ def _studies(results: Sequence[StudyResult]) -> str:
 def _setting(settings: Mapping[str, Any], seeds: int | None = None) -> str:
     # The plain name of a source: `parquet:data/cifar10.parquet` and `cifar10:/data` are cifar10.
     kind, _, path = str(settings.get("source")).partition(":")
-    data = {"parquet": Path(path).stem, "folder": Path(path).name}.get(kind) or kind
+    data = {"parquet": Path(path).stem, "csv": Path(path).stem, "folder": Path(path).name}.get(kind) or kind
     width = f", width {settings['width']}" if settings.get("width") else ""
     images = settings.get("images")
     parts = [
