@@ -49,7 +49,7 @@ figures: setup
 	$(BIN)/python scripts/recipe_reference.py
 	$(BIN)/python scripts/benchmark_pages.py
 	$(BIN)/python -m kitae.augment.table docs/augmentation.md
-	$(BIN)/python -m kitae.experiments.ledger studies/results --out docs/ledger.md
+	$(BIN)/python scripts/ledger.py studies/results --out docs/ledger.md
 
 bench: setup
 	$(BIN)/python benchmarks/augment.py

@@ -7,6 +7,7 @@ A block that no test runs says why, in a comment above it:
 
 from __future__ import annotations
 
+import importlib
 import re
 import shlex
 import shutil
@@ -191,32 +192,19 @@ def test_links_lead_somewhere(page: Path) -> None:
 @pytest.mark.parametrize("script", ["recipe_reference"])
 def test_pages_made_by_a_script_are_up_to_date(script: str) -> None:
     """Run the script again if this fails: python scripts/NAME.py"""
-    sys.path.insert(0, str(ROOT / "scripts"))
-    try:
-        module = __import__(script)
-    finally:
-        sys.path.pop(0)
+    module = importlib.import_module(script)
     assert module.PAGE.read_text(encoding="utf-8") == module.page()
 
 
 def test_pages_of_results_are_up_to_date() -> None:
     """Run the script again if this fails: python scripts/benchmark_pages.py"""
-    sys.path.insert(0, str(ROOT / "scripts"))
-    try:
-        made = __import__("benchmark_pages").pages()
-    finally:
-        sys.path.pop(0)
-    for page, text in made.items():
+    for page, text in importlib.import_module("benchmark_pages").pages().items():
         assert page.read_text(encoding="utf-8") == text, page.name
 
 
 @pytest.mark.slow
 def test_pictures_of_definitions_are_up_to_date(tmp_path: Path) -> None:
-    sys.path.insert(0, str(ROOT / "scripts"))
-    try:
-        import doc_pictures  # type: ignore[import-not-found]
-    finally:
-        sys.path.pop(0)
+    doc_pictures = importlib.import_module("doc_pictures")
     *pictures, curves = doc_pictures.draw(tmp_path)
     assert curves.read_text() == (doc_pictures.IMAGES / curves.name).read_text()
     for file in pictures:

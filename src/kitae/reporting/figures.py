@@ -1,4 +1,4 @@
-"""Pictures drawn on their own: images in rows, effects against the length of training, and a layer's filters.
+"""Pictures drawn on their own: images in rows, and a layer's filters.
 
 Images are uint8 [C, H, W] with C = 1 or 3.
 """
@@ -6,9 +6,8 @@ Images are uint8 [C, H, W] with C = 1 or 3.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,26 +17,18 @@ from kitae.reporting.style import (
     DPI,
     INK,
     LABEL,
-    MARKERS,
-    PAPER,
-    SERIES,
     SMALL,
     TITLE,
     WIDTH,
     Image,
-    dress,
     fit,
-    legend,
     new_figure,
-    number,
-    save,
     wrap,
 )
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_APART = 1.035  # neighbouring series are drawn side by side, so that their intervals can be told apart
 _MOST = 64  # filters that are shown
 _COLUMNS = 12
 _CELL = 12  # pixels a weight
@@ -119,49 +110,6 @@ def _enlarge(image: Image, cell: int) -> Image:
         return array.repeat(cell // side, 0).repeat(cell // side, 1)
     height, width = (max(1, round(s * cell / side)) for s in array.shape[:2])
     return np.asarray(Pillow.fromarray(array).resize((width, height), Pillow.Resampling.LANCZOS))
-
-
-def draw_lengths(curves: Mapping[str, Sequence[Any]], path: str | Path, *, title: str) -> Path:
-    """Effects against epochs on a logarithmic axis: a line per technique with 95 % intervals, a panel per width.
-
-    A point is filled if its effect is shown after Holm's correction.
-
-    Args:
-        curves: technique -> its points, each with `epochs`, `width` (a number or None) and `effect` (an Effect, in
-            points of accuracy).
-    """
-    every = [point for points in curves.values() for point in points]
-    widths = sorted({point.width for point in every}, key=lambda w: (w is None, w))
-    figure = new_figure(width=6.4 + 2.2 * (len(widths) - 1), height=4.4, title=title)
-    lengths = [{point.epochs for point in every if point.width == width} for width in widths]
-    ratios = [1.0 + 0.5 * (len(found) - 1) for found in lengths]
-    axes = figure.subplots(1, len(widths), sharey=True, squeeze=False, width_ratios=ratios)[0]
-    for ax, width, found in zip(axes, widths, lengths, strict=True):
-        dress(ax, xlabel="Epochs" if len(widths) == 1 else f"Epochs, width {width}")
-        ax.axhline(0.0, color=INK, linewidth=1.0, zorder=1)
-        ax.set_xscale("log")
-        for place, (name, points) in enumerate(curves.items()):
-            known = sorted((point for point in points if point.width == width), key=lambda point: point.epochs)
-            if not known:
-                continue
-            colour, marker = SERIES[place % len(SERIES)], MARKERS[place % len(MARKERS)]
-            x = [point.epochs * _APART ** (place - (len(curves) - 1) / 2) for point in known]
-            effects = [point.effect for point in known]
-            ax.plot(x, [effect.estimate for effect in effects], color=colour, linewidth=1.6, zorder=2)
-            ax.vlines(x, [e.low for e in effects], [e.high for e in effects], color=colour, linewidth=1.4, zorder=2)
-            for at, effect in zip(x, effects, strict=True):
-                face = colour if effect.shown else PAPER
-                ax.plot([at], [effect.estimate], marker, color=colour, markerfacecolor=face, markersize=6, zorder=3)
-            ax.plot([], [], marker=marker, color=colour, markersize=6, label=name)
-        ticks = sorted(found)
-        ax.set_xticks(ticks, [number(tick) for tick in ticks])
-        ax.set_xlim(ticks[0] / 1.25, ticks[-1] * 1.25)
-        ax.minorticks_off()
-    axes[0].set_ylabel("Effect on accuracy (points)", fontsize=LABEL, color=INK)
-    legend(axes[0], columns=3, loc="lower left")
-    note = "bars: 95 % intervals over seeds; filled: shown after Holm's correction"
-    figure.supxlabel(note, x=0.012, ha="left", fontsize=SMALL - 1, color=INK)
-    return save(figure, path)
 
 
 def filters_picture(weights: NDArray[np.float32], kept: NDArray[np.bool_]) -> bytes:

@@ -10,10 +10,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
+from pathlib import Path
 
 from kitae.experiments.result import StudyResult
 from kitae.experiments.stats import Effect
 from kitae.experiments.wording import amount, interval
+from kitae.reporting.style import INK, LABEL, MARKERS, PAPER, SERIES, SMALL, dress, legend, new_figure, number, save
 
 MOST_SENTENCES = 5
 # Effects by their names in the ledger's studies, in the order in which advice is given.
@@ -41,6 +43,7 @@ _GROUPS = {
     "label smoothing": ("smoothing",),
 }
 _RATES = ("constant rate", "step rate")  # compared with a cosine
+_APART = 1.035  # neighbouring series are drawn side by side, so that their intervals can be told apart
 _LENGTH = ("train.epochs", "model.width")  # what a regime may change about an effect
 
 
@@ -168,3 +171,45 @@ def _range(points: Sequence[Point]) -> str:
     if len(points) == 1:
         return f"{amount(low.estimate, low)} ({interval(low)})"
     return f"{amount(low.estimate, low, unit=False)} to {amount(high.estimate, high)}"
+
+
+def draw_lengths(of: Mapping[str, Sequence[Point]], path: str | Path, *, title: str) -> Path:
+    """Effects against epochs on a logarithmic axis: a line per technique with 95 % intervals, a panel per width.
+
+    A point is filled if its effect is shown after Holm's correction.
+
+    Args:
+        of: as `curves` returns them.
+    """
+    every = [point for points in of.values() for point in points]
+    widths = sorted({point.width for point in every}, key=lambda w: (w is None, w))
+    figure = new_figure(width=6.4 + 2.2 * (len(widths) - 1), height=4.4, title=title)
+    lengths = [{point.epochs for point in every if point.width == width} for width in widths]
+    ratios = [1.0 + 0.5 * (len(found) - 1) for found in lengths]
+    axes = figure.subplots(1, len(widths), sharey=True, squeeze=False, width_ratios=ratios)[0]
+    for ax, width, found in zip(axes, widths, lengths, strict=True):
+        dress(ax, xlabel="Epochs" if len(widths) == 1 else f"Epochs, width {width}")
+        ax.axhline(0.0, color=INK, linewidth=1.0, zorder=1)
+        ax.set_xscale("log")
+        for place, (name, points) in enumerate(of.items()):
+            known = sorted((point for point in points if point.width == width), key=lambda point: point.epochs)
+            if not known:
+                continue
+            colour, marker = SERIES[place % len(SERIES)], MARKERS[place % len(MARKERS)]
+            x = [point.epochs * _APART ** (place - (len(of) - 1) / 2) for point in known]
+            effects = [point.effect for point in known]
+            ax.plot(x, [effect.estimate for effect in effects], color=colour, linewidth=1.6, zorder=2)
+            ax.vlines(x, [e.low for e in effects], [e.high for e in effects], color=colour, linewidth=1.4, zorder=2)
+            for at, effect in zip(x, effects, strict=True):
+                face = colour if effect.shown else PAPER
+                ax.plot([at], [effect.estimate], marker, color=colour, markerfacecolor=face, markersize=6, zorder=3)
+            ax.plot([], [], marker=marker, color=colour, markersize=6, label=name)
+        ticks = sorted(found)
+        ax.set_xticks(ticks, [number(tick) for tick in ticks])
+        ax.set_xlim(ticks[0] / 1.25, ticks[-1] * 1.25)
+        ax.minorticks_off()
+    axes[0].set_ylabel("Effect on accuracy (points)", fontsize=LABEL, color=INK)
+    legend(axes[0], columns=3, loc="lower left")
+    note = "bars: 95 % intervals over seeds; filled: shown after Holm's correction"
+    figure.supxlabel(note, x=0.012, ha="left", fontsize=SMALL - 1, color=INK)
+    return save(figure, path)

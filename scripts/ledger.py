@@ -1,6 +1,6 @@
 """The ledger: claims about each technique, our measurements, and the verdicts; made from committed results.
 
-    python -m kitae.experiments.ledger studies/results --out docs/ledger.md
+    python scripts/ledger.py studies/results --out docs/ledger.md
 
 A result is study.yaml, runs.parquet, effects.parquet and effects.json of a study folder (`publish` copies them). Claims
 are part of the study files, so they were written down before the first run.
@@ -18,12 +18,12 @@ from typing import Any
 
 from kitae.errors import KitaeError
 from kitae.experiments.folder import NUMERICS, plan_again, read_study, study_difference, write_settings
-from kitae.experiments.regimes import TECHNIQUES, advice, curves
 from kitae.experiments.result import StudyResult
 from kitae.experiments.stats import Effect
 from kitae.experiments.study_spec import StudySpec
 from kitae.experiments.wording import amount, interval
 from kitae.files import write_atomically
+from regimes import TECHNIQUES, advice, curves, draw_lengths
 
 REGIMES = ("ledger-small", "ledger-large-16-epochs", "ledger-trained")
 """The studies shown side by side: few images and a short training, more images, few images and a long training."""
@@ -32,7 +32,7 @@ _KEPT = ("study.yaml", "runs.parquet", "effects.parquet", "effects.json")
 _FIGURE = "images/ledger-when.png"  # beside the page
 
 _HOW_TO_READ = (
-    "Made by `python -m kitae.experiments.ledger` from `studies/results`; do not edit. Claims, metric, epochs and "
+    "Made by `python scripts/ledger.py` from `studies/results`; do not edit. Claims, metric, epochs and "
     "seeds were written down before the first run. Effects are differences between runs of the same seed, with 95 % "
     "intervals over seeds on the same test images (or also over test images, if it says so); an effect is *shown* "
     "after Holm's correction over all effects of its study on the same metric. A claim is **confirmed** if an effect "
@@ -99,8 +99,6 @@ def load(results: str | Path) -> list[StudyResult]:
 
 def draw(results: Sequence[StudyResult], page: Path) -> Path | None:
     """Draw effects against epochs, beside the page; None if nothing was measured with several lengths of training."""
-    from kitae.reporting.figures import draw_lengths
-
     found = curves(results)
     title = "When does it help? Effect of each technique against the length of training"
     return draw_lengths(found, page.parent / _FIGURE, title=title) if found else None
@@ -287,7 +285,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def main() -> None:
-    """`python -m kitae.experiments.ledger RESULTS [--out FILE] [--publish STUDY ...] [--renew]`."""
+    """`python scripts/ledger.py RESULTS [--out FILE] [--publish STUDY ...] [--renew]`."""
     parser = argparse.ArgumentParser(description="Make the ledger from committed results.")
     parser.add_argument("results", type=Path, help="folder of results, such as studies/results")
     parser.add_argument("--out", type=Path, help="the page to write, with its figure beside it; printed if not given")

@@ -9,10 +9,10 @@ import pytest
 
 from kitae.errors import KitaeError
 from kitae.experiments.executors import Inline
-from kitae.experiments.ledger import _setting, load, markdown, publish
 from kitae.experiments.result import StudyResult
 from kitae.experiments.study import study
 from kitae.experiments.study_spec import StudySpec
+from ledger import _setting, load, markdown, publish
 from tests.experiments.test_study import FAKE
 from tests.images import write_parquet
 

@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 
 from kitae.experiments.executors import Inline
-from kitae.experiments.ledger import draw, load, markdown, publish
-from kitae.experiments.regimes import MOST_SENTENCES, advice, curves
 from kitae.experiments.result import StudyResult
 from kitae.experiments.study import study
 from kitae.experiments.study_spec import StudySpec
+from ledger import draw, load, markdown, publish
+from regimes import MOST_SENTENCES, advice, curves
 from tests.experiments.test_study import FAKE
 
 VARIANTS: dict[str, Any] = {
