@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -66,6 +67,23 @@ def test_a_long_table_says_how_much_is_missing() -> None:
     text = predictions(views.MAX_ROWS + 5)._repr_html_()
     assert text.count("<tr>") == 1 + views.MAX_ROWS
     assert f"{views.MAX_ROWS} of {views.MAX_ROWS + 5} rows" in text
+
+
+def test_all_results_of_a_run_are_shown() -> None:
+    classes = {f"class {k}": {"accuracy": 0.9, "accuracy_interval": (0.8, 0.95)} for k in range(16)}
+    split = {
+        "count": 160, "accuracy": 0.9, "accuracy_interval": (0.8, 0.95), "balanced_accuracy": 0.9, "loss": 0.3,
+        "ece": 0.02, "folds": [{"accuracy": 0.9}, {"accuracy": 0.8}], "per_class": classes,
+    }  # fmt: skip
+    run = SimpleNamespace(
+        finished=True, path=Path("runs/x"), recipe=Recipe.load("fashion-mini"),
+        evaluation=lambda: {"out_of_fold": split, "best_epoch": 2, "test_openings": 1},
+        metrics=lambda: [{"epoch": 2, "seconds": 60.0}],
+    )  # fmt: skip
+    text = views.run_html(run)
+    assert "class 15" in text
+    assert "test opened" in text
+    assert "to_pandas" not in text
 
 
 def test_the_training_time_of_a_run_includes_validation() -> None:

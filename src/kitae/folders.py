@@ -18,6 +18,9 @@ from kitae.errors import KitaeError
 _ASIDE, _DISCARDED = ".replaced.tmp", ".discarded.tmp"
 LOCK = ".lock"
 """The name of the lock file."""
+RUNS = "runs"
+"""The folder that runs, studies and searches are written to where no `--out` is given."""
+_SIGNS = ("recipe.yaml", "study.yaml", "search.yaml", "compression.json")
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,7 @@ def lock(path: Path, *, wait: bool = True) -> Iterator[Literal["held", "busy", "
 
 def default_folder(name: str, *, new: bool = True) -> Path:
     """runs/NAME; for a new run runs/NAME-2 and so on where that exists."""
-    base = Path("runs") / "".join(c if c.isalnum() or c in "-_." else "-" for c in name)
+    base = Path(RUNS) / "".join(c if c.isalnum() or c in "-_." else "-" for c in name)
     if not new or not base.exists():
         return base
     for number in range(2, 10_000):
@@ -150,3 +153,9 @@ def default_folder(name: str, *, new: bool = True) -> Path:
         if not folder.exists():
             return folder
     raise KitaeError(f"{base}: too many runs of this name; give --out")
+
+
+def written_by_us(folder: Path) -> bool:
+    """Whether a folder among images is one that Kitae wrote, or the `runs` that holds some."""
+    inside = folder.iterdir() if folder.name == RUNS else ()
+    return any((place / sign).is_file() for place in (folder, *inside) for sign in _SIGNS)

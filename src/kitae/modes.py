@@ -1,4 +1,4 @@
-"""Temporarily puts a network in eval mode."""
+"""What is changed for a while and then restored: the mode of a network, the number of threads."""
 
 from __future__ import annotations
 
@@ -20,3 +20,15 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def threads_restored() -> Iterator[None]:
+    """Restore torch's number of threads afterwards, which `train.threads` sets for the whole process."""
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

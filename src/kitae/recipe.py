@@ -23,7 +23,7 @@ from kitae.console import plural
 from kitae.data.spec import DataSpec
 from kitae.errors import AugmentError, RecipeError, did_you_mean
 from kitae.evaluation.spec import EvaluateSpec
-from kitae.files import write_atomically
+from kitae.files import plain, write_atomically
 from kitae.models.spec import ModelSpec
 from kitae.spec import Spec
 from kitae.training.spec import TrainSpec
@@ -272,7 +272,7 @@ def assignments(fields: Mapping[str, Any]) -> list[str]:
     """Fields and their values as `Recipe.override` takes them, the inverse of `assignment`."""
 
     def text(value: Any) -> str:
-        flow = yaml.safe_dump(value, default_flow_style=True, width=1 << 30, allow_unicode=True)
+        flow = yaml.safe_dump(plain(value), default_flow_style=True, width=1 << 30, allow_unicode=True)
         return flow.removesuffix("...\n").strip()
 
     return [f"{field}={text(value)}" for field, value in fields.items()]

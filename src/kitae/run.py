@@ -158,9 +158,8 @@ class Run:
             saved = saved.located(self.recipe.data.source, self.recipe.data.cache)
         changed = differences(saved, self.recipe)
         if changed:
-            raise TrainingError(
-                f"{self.path}: has a run of another recipe ({changed[0]}); choose another --out, or {self._cure}"
-            )
+            other = f"has a run of another recipe ({changed[0]})"
+            raise TrainingError(f"{self.path}: {other}; choose another --out, or {self._cure}")
         self.recipe = saved
 
     def discard_unless_trained(self) -> None:
@@ -301,7 +300,8 @@ class Run:
 
         file = self.path / "predictions.parquet"
         if not file.is_file():
-            raise TrainingError(f"{self.path}: has no predictions.parquet: the run is not finished; {self._cure}")
+            why = "it was trained without a test, or the file was deleted" if self.finished else self._cure
+            raise TrainingError(f"{self.path}: has no predictions.parquet; {why}")
         return pyarrow.parquet.read_table(file)
 
     def _json(self, name: str, why: str, *keys: str) -> dict[str, Any]:

@@ -26,12 +26,13 @@ def block(
     columns: Sequence[str] = (),
     rows: Iterable[Sequence[str]] = (),
     left: int = 1,
+    most: int = MAX_ROWS,
 ) -> str:
     """A titled table as HTML, every string escaped.
 
     Args:
         lines: sentences above the table. columns: heads. left: so many columns hold text, the others numbers.
-        rows: of them the first `MAX_ROWS` are shown, and how many there are.
+        rows: of them the first `most` are shown, and how many there are.
     """
     parts = [f"<div><strong>{_text(title)}</strong>", *(f"<p>{_text(line)}</p>" for line in lines)]
     every = list(rows)
@@ -40,11 +41,11 @@ def block(
         parts.append(f"<table>{f'<thead><tr>{head}</tr></thead>' if any(columns) else ''}<tbody>")
         parts += [
             f"<tr>{''.join(f'<td{_align(place < left)}>{_text(cell)}</td>' for place, cell in enumerate(row))}</tr>"
-            for row in every[:MAX_ROWS]
+            for row in every[:most]
         ]
         parts.append("</tbody></table>")
-    if len(every) > MAX_ROWS:
-        parts.append(f"<p>{MAX_ROWS} of {len(every):,} rows; <code>.to_pandas()</code> has them all.</p>")
+    if len(every) > most:
+        parts.append(f"<p>{most} of {len(every):,} rows; <code>.to_pandas()</code> has them all.</p>")
     return "".join([*parts, "</div>"])
 
 
@@ -121,7 +122,7 @@ def run_html(run: RunLike) -> str:
         rows, lines = [], [f"cannot be shown: {error}"]
     recipe = run.recipe
     title = f"{recipe.name}: {recipe.model.name} on {recipe.data.source} ({run.path})"
-    return block(title, lines, ["", "value (95 % interval)"], rows)
+    return block(title, lines, ["", "value (95 % interval)"], rows, most=len(rows))
 
 
 _CLASSES = 20  # that are listed of a cross-validation; the page has all

@@ -116,6 +116,7 @@ def test_wrong_settings_are_named() -> None:
     refuse("mix.prob: .*, not 2", Augment, [], mix={"prob": 2})
     refuse("mix.mixup: .*not permitted", Augment, [], mix={"mixup": 1.0})
     refuse("mix.1: .*strings", Augment, [], mix={1: 1.0})
+    refuse("mix must be a mapping or a MixSpec, .*, not True", Augment, [], mix=True)
     refuse("ops is a list", Augment, "invert")
     refuse("bfloat16 needs torch", Augment([], mean=0.5, std=0.5, dtype="bfloat16"), X, epoch=0, index=ROWS)
 
@@ -164,6 +165,7 @@ def test_wrong_functional_parameters_are_named() -> None:
         [[0, 0], [1, 0], [1, 1], [0, 1]],
         [[0, 0], [1, 1], [2, 2], [3, 3]],
     )
+    refuse("value must be a level or one per channel", f.erase, X, 0, 0, 4, 4, value=300)
     refuse("executor must be", f.invert, X, executor="numba")
     refuse("unknown test-time augmentation", tta.views, X, "flips")
 
@@ -171,6 +173,26 @@ def test_wrong_functional_parameters_are_named() -> None:
 def test_integers_of_numpy_are_sizes() -> None:
     np.testing.assert_array_equal(f.resize(X, np.int64(8)), f.resize(X, 8))
     np.testing.assert_array_equal(f.resize(X, (np.int32(8), np.uint8(4))), f.resize(X, (8, 4)))
+
+
+def test_levels_of_numpy_and_torch_fill() -> None:
+    for level in (np.uint8(3), np.int64(3), torch.tensor(3)):
+        np.testing.assert_array_equal(f.rotate(X, 10, fill=level), f.rotate(X, 10, fill=3))
+        np.testing.assert_array_equal(f.erase(X, 0, 0, 4, 4, level), f.erase(X, 0, 0, 4, 4, 3))
+
+
+def test_soft_targets_in_half_precision() -> None:
+    aug = Augment([], mean=0.5, std=0.5)
+    for dtype in (torch.bfloat16, torch.float16):
+        _, targets = aug(torch.from_numpy(X), torch.eye(6, dtype=dtype), epoch=0, index=ROWS)
+        assert torch.equal(targets, torch.eye(6))
+
+
+def test_what_collate_cannot_use_is_named() -> None:
+    image = torch.zeros(3, 8, 8, dtype=torch.uint8)
+    rows = [(image, 0.7, 0), (image, 1.6, 1)]
+    refuse("labels must be integers, not torch", Augment([], mean=0.5, std=0.5).collate(), rows)
+    refuse("integer targets need num_classes", Augment([], mix={}).collate(), [(image, 0, 0), (image, 1, 1)])
 
 
 def test_torch_in_torch_out() -> None:

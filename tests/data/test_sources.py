@@ -21,7 +21,7 @@ from kitae.data.sources import FolderSource, open_source, source_named
 from kitae.data.spec import DataSpec
 from kitae.errors import DataError
 from kitae.preprocess import PreprocessRules, decode, list_images
-from tests.images import encode, picture
+from tests.images import encode, picture, write_parquet
 
 Maker = Callable[..., Path]
 
@@ -303,3 +303,24 @@ def test_list_images(make_folder: Maker, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="empty: no images in this folder"):
         list_images([tmp_path / "empty"])
+
+
+def test_what_kitae_wrote_beside_the_classes_is_no_class(make_folder: Callable[..., Path]) -> None:
+    root = make_folder("cat", "dog", "runs/photos/figures")
+    (root / "runs" / "photos" / "recipe.yaml").write_text("name: photos")
+    (root / "mine").mkdir()
+    (root / "mine" / "study.yaml").write_text("study: {}")
+    source = FolderSource(root)
+    assert source.table.classes == ("cat", "dog")
+    (root / "runs" / "photos" / "recipe.yaml").unlink()
+    assert FolderSource(make_folder("runs", "walks", name="sports")).table.classes == ("runs", "walks")
+
+
+def test_predictions_of_a_run_beside_parquet_files_are_no_images(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    write_parquet(tmp_path / "images" / "a.parquet", train=2, test=1, classes=2)
+    run = tmp_path / "images" / "runs" / "images"
+    run.mkdir(parents=True)
+    (run / "recipe.yaml").write_text("name: images")
+    (run / "predictions.parquet").write_bytes((tmp_path / "images" / "a.parquet").read_bytes())
+    assert len(open_source(DataSpec(source=f"parquet:{tmp_path / 'images'}"))) == 6

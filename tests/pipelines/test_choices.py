@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from kitae.cli import research
@@ -150,3 +151,9 @@ def test_fields_with_an_option_become_it_unless_their_value_is_of_another_kind()
     found = by_option(given)
     assert (found["epochs"], found["model"], found["seed"]) == (5, "resnet8", 1)
     assert found["set"] == ["train.seed=2", "data.image_size=[32, 48]", "train.batch_size='8'", "train.ema=0.9"]
+
+
+def test_values_of_numpy_and_paths_are_set() -> None:
+    fields = {"train.optimizer.lr": np.float64(0.25), "train.epochs": np.int64(3), "data.source": Path("mnist")}
+    recipe = apply(Recipe(), Choices(set=fields))
+    assert (recipe.train.optimizer.lr, recipe.train.epochs, recipe.data.source) == (0.25, 3, "mnist")

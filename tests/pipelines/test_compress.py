@@ -24,11 +24,18 @@ from kitae import cli
 from kitae.cli import ship
 from kitae.compression.counting import count
 from kitae.compression.spec import CompressSpec
-from kitae.errors import BudgetError, CompressionError, RecipeError, TrainingError, TrainingInterruptedError
+from kitae.errors import (
+    BudgetError,
+    CompressionError,
+    ExportError,
+    RecipeError,
+    TrainingError,
+    TrainingInterruptedError,
+)
 from kitae.evaluation.calibration import fit_temperature
 from kitae.evaluation.intervals import paired_difference
 from kitae.pipelines import compress as compressing
-from kitae.pipelines.compress import CompressionResult, compress
+from kitae.pipelines.compress import CompressionResult, compress, resolve_spec
 from kitae.pipelines.export import export
 from kitae.pipelines.setup import Setup
 from kitae.pipelines.train import train
@@ -54,6 +61,8 @@ def small(**fields: Any) -> dict[str, Any]:
 
 
 def test_the_exported_file_predicts_as_the_run_does(finished: Run, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"\.onnx"):
+        export(finished, ".")
     exported = export(finished, tmp_path / "model.onnx")
     images = np.array(finished.open_store().images[:50])
     served, own = Model(exported.path).predict(images), finished.predict(images)
@@ -204,6 +213,7 @@ def test_settings_are_checked_beside_the_flags(monkeypatch: pytest.MonkeyPatch) 
     assert given_to_compress(monkeypatch, "compress run --ratios .1 --set max_drop=2").abandon
     assert not given_to_compress(monkeypatch, "compress run --ratios .1 --set max_drop=2 abandon=false").abandon
     assert given_to_compress(monkeypatch, "compress run --ratios .1 --max-drop 2").abandon
+    assert not resolve_spec(CompressSpec(ratios=(0.1,)), {}).abandon
     with pytest.raises(RecipeError, match=r"controls: .* need prune"):
         given_to_compress(monkeypatch, "compress run --prune none --set controls=[random]")
     with pytest.raises(CompressionError, match="max_drop"):

@@ -808,3 +808,15 @@ def test_what_is_no_recipe_and_no_data_is_refused(tmp_path: Path) -> None:
         train(np.zeros(3), tmp_path / "run")  # type: ignore[arg-type]
     with pytest.raises(RecipeError, match="no such recipe"):
         train("long" * 100, tmp_path / "run")
+
+
+def test_a_run_leaves_the_process_as_it_was(tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    recipe = tiny("train.epochs=1")
+    fields = (text for text in (f"train.threads={before + 1}", "model.width=4"))  # readable once
+    run = train(recipe, tmp_path / "run", test=False, set=fields)
+    assert (run.recipe.train.threads, run.recipe.model.width) == (before + 1, 4)
+    assert run.environment()["threads"] == before + 1
+    assert torch.get_num_threads() == before
+    with pytest.raises(TrainingError, match="without a test"):
+        run.predictions()

@@ -148,7 +148,9 @@ def as_labels(targets: Any, count: int, num_classes: int | None) -> NDArray[Any]
     """
     if targets is None:
         return None
-    array = targets.detach().cpu().numpy() if is_torch(targets) else np.asarray(targets)
+    if is_torch(targets):
+        targets = (targets.float() if targets.is_floating_point() else targets).detach().cpu()  # NumPy has no bfloat16
+    array = np.asarray(targets)
     if array.ndim not in (1, 2) or len(array) != count:
         raise AugmentError(f"targets must be [N] or [N, K] with N = {count}, not {list(array.shape)}")
     if array.ndim == 2:

@@ -93,6 +93,8 @@ class Augment:
             except ValidationError as error:
                 problem = error.errors()[0]
                 raise AugmentError(f"mix.{problem['loc'][0]}: {problem['msg']}, not {problem['input']!r}") from None
+        if mix is not None and not isinstance(mix, MixSpec):
+            raise AugmentError(f"mix must be a mapping or a MixSpec, such as {{'mixup_alpha': 1.0}}, not {mix!r}")
         self.mix = mix
         if num_classes is not None and num_classes < 1:
             raise AugmentError(f"num_classes must be at least 1, not {num_classes}")
@@ -348,6 +350,9 @@ class Collate:
         if len(samples[0]) == 2:
             return self.augment(images, epoch=self.epoch, index=index)
         labels = torch.as_tensor(np.stack([np.asarray(s[1]) for s in samples]))
-        if labels.ndim == 1 and self.augment.num_classes is None:
+        mixes = self.augment.mix is not None and self.augment.mix.active
+        if labels.ndim == 1 and self.augment.num_classes is None and not mixes:
+            if labels.is_floating_point():
+                raise AugmentError(f"labels must be integers, not {labels.dtype}")
             return self.augment(images, epoch=self.epoch, index=index), labels.to(torch.int64)
         return self.augment(images, labels, epoch=self.epoch, index=index)

@@ -84,16 +84,16 @@ def _numbers(
     return np.asarray(array)
 
 
-def _levels(fill: Fill, channels: int) -> list[float]:
+def _levels(fill: Fill, channels: int, name: str = "fill") -> list[float]:
     """A fill as three levels; NaN stands for none."""
     if fill is None:
         return o.fills(None)
     try:
-        values = [float(fill)] if isinstance(fill, int | float) else [float(v) for v in fill]
+        values = [float(v) for v in np.atleast_1d(np.asarray(fill))]
     except (TypeError, ValueError):  # a colour's name, or nested
         values = []
     if len(values) not in (1, channels, 3) or not all(0 <= v <= 255 for v in values):
-        raise AugmentError(f"fill must be a level or one per channel in [0, 255], or None, not {fill!r}")
+        raise AugmentError(f"{name} must be a level or one per channel in [0, 255], or None, not {fill!r}")
     return (values * 3)[:3]
 
 
@@ -348,7 +348,7 @@ def erase(
     if value is None:
         raise AugmentError("value must be a level or one per channel")
     window = _window(images, top, left, height, width, 0, "rectangle")
-    return _run(images, o.ERASE, [*window, *_levels(value, _count(images)[1])], executor)
+    return _run(images, o.ERASE, [*window, *_levels(value, _count(images)[1], "value")], executor)
 
 
 def normalize(images: Any, mean: Any, std: Any, *, executor: Executor = "auto") -> Any:

@@ -31,6 +31,7 @@ from kitae.data.base import SPLIT_ALIASES, TRAIN, Item, Source, Table, numbered
 from kitae.data.groups import PARENT, by_paths, by_values
 from kitae.errors import DataError, one_line, require
 from kitae.files import user_path
+from kitae.folders import written_by_us
 
 _IMAGE_COLUMNS = ("image", "img")
 _LABEL_COLUMNS = ("label", "labels", "fine_label")
@@ -63,7 +64,9 @@ class ParquetSource(Source):
         root = user_path(path)
         if os.path.isdir(root):
             self._files = sorted(
-                p for p in root.rglob("*.parquet") if not any(q.startswith(".") for q in p.relative_to(root).parts)
+                p
+                for p in root.rglob("*.parquet")
+                if not any(q.startswith(".") for q in p.relative_to(root).parts) and not written_by_us(p.parent)
             )
             self._root: Path | None = root
             if not self._files:

@@ -30,6 +30,7 @@ from kitae.data.shards import ShardSource
 from kitae.data.spec import DataSpec
 from kitae.errors import DataError, did_you_mean
 from kitae.files import user_path
+from kitae.folders import written_by_us
 from kitae.preprocess import image_files, is_image, visible_files
 
 GROUP_PREFIX = "group="
@@ -188,7 +189,8 @@ def _has_images(folder: Path) -> bool:
 
 def _subfolders(folder: Path) -> list[Path]:
     try:
-        return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "__MACOSX")))
+        found = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "__MACOSX")))
+        return [path for path in found if not written_by_us(path)]
     except OSError as error:
         raise DataError(f"{folder}: {error.strerror}") from error
 

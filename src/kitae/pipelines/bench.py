@@ -18,6 +18,7 @@ import torch
 
 from kitae.augment import Augment
 from kitae.evaluation import intervals, latency
+from kitae.modes import threads_restored
 from kitae.pipelines.notes import notes_of
 from kitae.pipelines.setup import FirstBatch, Progress, Setup, begin, resolved
 from kitae.recipe import Recipe
@@ -30,6 +31,7 @@ from kitae.training.optim import build_optimizer
 from kitae.training.spec import ProbeSpec
 
 
+@threads_restored()
 def estimate(recipe: Recipe, progress: Progress | None = None, steps: int = 6) -> dict[str, Any]:
     """What `train` would do, measured on a few discarded steps; writes only the decoded store.
 
@@ -83,6 +85,7 @@ def estimate(recipe: Recipe, progress: Progress | None = None, steps: int = 6) -
     }
 
 
+@threads_restored()
 def bench(recipe: Recipe, progress: Progress | None = None, repeats: int = 15) -> dict[str, Any]:
     """Time reading, augmenting and training on one batch, interleaved, with a plain copy as the limit.
 
@@ -119,6 +122,7 @@ def bench(recipe: Recipe, progress: Progress | None = None, repeats: int = 15) -
     }
 
 
+@threads_restored()
 def bench_train(recipe: Recipe, progress: Progress | None = None, steps: int = 10) -> dict[str, Any]:
     """Time the parts of a training step of a recipe, in its own precision.
 
@@ -155,6 +159,7 @@ def bench_train(recipe: Recipe, progress: Progress | None = None, steps: int = 1
     }
 
 
+@threads_restored()
 def bench_precision(recipe: Recipe, progress: Progress | None = None, steps: int = 15) -> dict[str, Any]:
     """Time training steps of one batch in every precision that this machine has, interleaved.
 

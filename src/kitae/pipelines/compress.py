@@ -32,6 +32,7 @@ from kitae.errors import BudgetError, CompressionError, KitaeError, TrainingErro
 from kitae.files import read_json, require_format, write_atomically, write_json, write_parquet
 from kitae.folders import Owned
 from kitae.machine import machine
+from kitae.modes import threads_restored
 from kitae.pipelines.budget import Outcome, judge, search, size_field
 from kitae.pipelines.candidates import Bench
 from kitae.pipelines.export import beside
@@ -155,6 +156,7 @@ class CompressionResult:
         return model.eval()
 
 
+@threads_restored()
 def compress(
     run: Run | str | Path,
     out: str | Path | None = None,
@@ -245,7 +247,7 @@ def resolve_spec(
     """
     named = {text.partition("=")[0].strip() for text in assignments}
     given = options.keys() | named | (spec.model_fields_set if spec else set())
-    if "ratios" in options.keys() | named and not {"max_drop", "abandon"} & given:
+    if "ratios" in given and not {"max_drop", "abandon"} & given:
         options = {**options, "abandon": False}  # ratios without a budget ask for the whole curve
     try:
         made = CompressSpec.model_validate({**(spec.model_dump() if spec else {}), **options})

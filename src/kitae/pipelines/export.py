@@ -26,7 +26,7 @@ def export(run: Run | str | Path, out: str | Path | None = None) -> Exported:
     run = run if isinstance(run, Run) else Run.open(run)
     file = Path(out) if out is not None else beside(run.path, ".onnx")
     if file.is_dir():
-        raise ExportError(f"{file}: is a folder; give a file, such as {file / file.with_suffix('.onnx').name}")
+        raise ExportError(f"{file}: is a folder; give a file, such as {file / beside(run.path, '.onnx').name}")
     if file.suffix != ".onnx":  # what `predict` and `kt.load` know a file by
         raise ExportError(f"{file}: must end in .onnx")
     model = run.load_model()

@@ -18,7 +18,8 @@ from kitae.evaluation.calibration import fit_temperature
 from kitae.evaluation.evaluate import evaluate, predictions_table
 from kitae.folders import default_folder
 from kitae.models.structure import count_parameters
-from kitae.pipelines.choices import Choices, apply, understand, unknown_option
+from kitae.modes import threads_restored
+from kitae.pipelines.choices import Choices, apply, set_fields, understand, unknown_option
 from kitae.pipelines.folds import keep_logits, out_of_fold, tunes
 from kitae.pipelines.notes import notes_of
 from kitae.pipelines.pace import Clock, Recutter, fitted
@@ -33,6 +34,7 @@ from kitae.training.fit import Record, Tuning, Unwatched, Watcher
 from kitae.training.spec import ProbeSpec
 
 
+@threads_restored()
 def train(
     recipe: Recipe | str | Path,
     out: str | Path | None = None,
@@ -71,6 +73,7 @@ def train(
     """
     for unknown in choices.keys() - Choices.__annotations__.keys():
         raise unknown_option(unknown)
+    choices["set"] = set_fields(choices)  # once, since it may be a generator
     if watcher is None and (console.interactive() if show is None else show):
         with console.counting("decoding images") as counted, console.TrainingView(0) as view:
             return train(
