@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from kitae.errors import CompressionError, RecipeError, TrainingError, TrainingInterruptedError
+from kitae.evaluation.calibration import fit_temperature, probabilities
 from kitae.models.build import build
 from kitae.models.spec import ModelSpec
 from kitae.pipelines.compress import compress
@@ -113,6 +114,25 @@ def test_every_image_is_measured_once_by_a_model_that_has_not_seen_it(run: Run) 
     logits = np.load(run.fold(1) / "test_logits.npy")
     shares = np.array(Run.open(run.fold(1)).predictions()["probabilities"].to_pylist())
     assert (logits.argmax(1) == shares.argmax(1)).all()
+
+
+def test_the_temperature_is_fitted_to_single_views(asked: Recipe, tmp_path: Path) -> None:
+    recipe = asked.override("evaluate.tta=full", "data.folds=2", "train.epochs=1")
+    run = train(recipe, tmp_path / "run")
+    rows, single, shown = [], [], []
+    for number in (1, 2):
+        fold = Run.open(run.fold(number))
+        setup = Setup.of(fold)
+        rows.append(setup.splits.open_test(lambda: None))
+        images = setup.image_set(rows[-1])
+        single.append(fold.logits(images, tta="none")[0])
+        shown.append(fold.logits(images)[0] / fold.evaluation()["temperature"])
+    order = np.argsort(np.concatenate(rows))
+    labels = np.asarray(Setup.of(run).store.labels)
+    temperature = run.evaluation()["temperature"]
+    assert temperature == pytest.approx(fit_temperature(np.concatenate(single)[order], labels), rel=1e-4)
+    told = np.array(run.predictions()["probabilities"].to_pylist())
+    np.testing.assert_allclose(told, probabilities(np.concatenate(shown)[order], 1.0), atol=1e-5)
 
 
 def test_a_fold_without_its_logits_is_named(run: Run, tmp_path: Path) -> None:

@@ -395,6 +395,13 @@ def test_given_normalisation_is_used(tmp_path: Path) -> None:
         _ = wrong.normalization
 
 
+def test_the_normalisation_of_weights_from_a_run_is_asked_for(tmp_path: Path) -> None:
+    own = tiny("model.name=resnet8", f"model.pretrained={tmp_path / 'best.safetensors'}")
+    assert any("mean and std of the run that they come from" in note for note in estimate(own)["notes"])
+    with pytest.raises(RecipeError, match=r"names no normalisation; .*model\.json"):
+        estimate(own.override("data.normalize=pretrained"))
+
+
 @pytest.mark.parametrize(
     ("field", "message"),
     [("train.batch_size=7", "multiple of 2"), ("train.optimizer.name=adamv", "did you mean adam")],

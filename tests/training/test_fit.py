@@ -252,6 +252,14 @@ def test_early_stopping_waits_its_patience_and_keeps_the_best(toy: dict[str, Any
     assert (result.epochs, result.best_epoch, result.best) == (4, 4, 0.9)
 
 
+def test_early_stopping_counts_from_the_start_where_that_is_kept(toy: dict[str, Any]) -> None:
+    scores = iter([0.9, 0.1, 0.2, 0.3])
+    toy["validate"] = lambda model: {"val_loss": 1.0, "val_accuracy": next(scores)}
+    settings = spec(epochs=3, early_stopping=EarlyStoppingSpec(patience=1))
+    result = fit(toy_net(), spec=settings, keep="best or start", **toy)
+    assert (result.epochs, result.best_epoch) == (1, 0)
+
+
 @pytest.mark.parametrize(("losses", "best"), [([1.0, 1.0, 1.0], 3), ([1.0, 0.5, 0.7], 2), ([0.5, 0.5, 0.7], 2)])
 def test_ties_go_to_the_lower_loss_then_the_later_epoch(
     toy: dict[str, Any], tmp_path: Path, losses: list[float], best: int

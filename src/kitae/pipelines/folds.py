@@ -30,19 +30,24 @@ def tunes(folds: list[Run]) -> bool:
     return sum((fold.best_epoch() or 0) > 0 for fold in folds) > len(folds) / 2
 
 
-def keep_logits(run: Run, logits: NDArray[np.float32]) -> None:
-    """Save the logits float32 [n, K] of a fold's test images, since its probabilities round small values to 0."""
+def keep_logits(run: Run, logits: NDArray[np.float32], single: NDArray[np.float32] | None) -> None:
+    """Save the logits float32 [n, K] of a fold's test images, since its probabilities round small values to 0.
+
+    Args:
+        single: those of single views, if `logits` are of test-time augmentation.
+    """
     buffer = io.BytesIO()
-    np.save(buffer, logits)
+    np.save(buffer, logits if single is None else np.stack([logits, single]))
     write_atomically(run.path / _LOGITS, buffer.getvalue())
 
 
-def _kept_logits(run: Run) -> NDArray[np.float32]:
+def _kept_logits(run: Run) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """What `keep_logits` saved; without test-time augmentation both are the same array."""
     try:
-        logits: NDArray[np.float32] = np.load(run.path / _LOGITS, allow_pickle=False)
+        kept = np.load(run.path / _LOGITS, allow_pickle=False)
     except (OSError, ValueError) as error:
         raise TrainingError(f"{run.path}: {_LOGITS} cannot be read; remove the folder to train it again") from error
-    return logits
+    return (kept, kept) if kept.ndim == 2 else (kept[0], kept[1])
 
 
 def out_of_fold(setup: Setup, runs: list[Run]) -> tuple[dict[str, Any], Any]:
@@ -58,11 +63,12 @@ def out_of_fold(setup: Setup, runs: list[Run]) -> tuple[dict[str, Any], Any]:
     Raises:
         TrainingError: the logits of a fold are missing or damaged.
     """
-    rows, logits, lines = [], [], []
+    rows, kept, own, lines = [], [], [], []
     for number, run in enumerate(runs, 1):
         evaluation, splits = run.evaluation(), Splits.load(run.path / "splits.npz")
         rows.append(splits.open_test(lambda: None))  # counted when the fold's run opened it
-        logits.append(_kept_logits(run))
+        kept.append(_kept_logits(run))
+        own.append(evaluation["temperature"])
         lines.append(
             {
                 "fold": number,
@@ -74,10 +80,15 @@ def out_of_fold(setup: Setup, runs: list[Run]) -> tuple[dict[str, Any], Any]:
         )
     every = np.concatenate(rows)
     order = np.argsort(every)
-    every, found = every[order], np.concatenate(logits)[order]
-    store = setup.store
+    every, store = every[order], setup.store
     labels = np.asarray(store.labels)[every]
-    temperature = fit_temperature(found, labels) if setup.recipe.evaluate.temperature else 1.0
+    single = np.concatenate([single for _, single in kept])[order]
+    temperature = fit_temperature(single, labels) if setup.recipe.evaluate.temperature else 1.0
+    # Views were averaged at the fold's own temperature, which divides the result in place of the one fitted here.
+    found = np.concatenate([
+        logits if logits is single else logits * np.float32(temperature / before)
+        for (logits, single), before in zip(kept, own, strict=True)
+    ])[order]  # fmt: skip
     result = evaluate(found, labels, store.classes, temperature)
     covers = f"the choice of images; the {len(runs)} folds' models are held fixed"
     if temperature != 1:

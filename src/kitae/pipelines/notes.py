@@ -7,6 +7,7 @@ from torch import nn
 
 from kitae import console
 from kitae.errors import RecipeError
+from kitae.models.build import normalization
 from kitae.models.structure import takes
 from kitae.pipelines.setup import Setup
 from kitae.training.batches import epoch_shape
@@ -27,9 +28,11 @@ def notes_of(setup: Setup, model: nn.Module) -> list[str]:
     if unusual := recipe.train.optimizer.unusual:
         notes.append(unusual)
     if recipe.model.pretrained and recipe.data.normalize == "train":
+        known = normalization(recipe.model, setup.store.rules.channels)
+        cure = "pretrained" if known else "the mean and std of the run that they come from (in its model.json)"
         notes.append(
             f"data.normalize: train, but the weights of {recipe.model.name} expect their own normalisation: set it to "
-            "pretrained"
+            f"{cure}"
         )
     notes += _data_notes(setup) + _group_notes(setup) + _duplicate_notes(setup)
     updates, images = epoch_shape(len(setup.images), recipe.train, 1).updates, len(setup.images)

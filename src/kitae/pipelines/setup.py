@@ -139,7 +139,8 @@ class Setup:
             known = normalization(self.recipe.model, channels)
             if known is None:
                 raise RecipeError(
-                    f"data.normalize: pretrained, but {self.recipe.model.name} names no normalisation; use train"
+                    f"data.normalize: pretrained, but {self.recipe.model.name} names no normalisation; use train, or "
+                    "for weights of a run the mean and std in its model.json"
                 )
             return known
         if not len(given.mean) == len(given.std) == channels:

@@ -304,7 +304,8 @@ def _tested(run: Run, setup: Setup, model: nn.Module, results: dict[str, Any]) -
     test = splits.open_test(lambda: run.count_test_opening("end of training"))
     test_logits, test_labels = run.logits(setup.image_set(test), model)
     if run.recipe.data.fold is not None:
-        keep_logits(run, test_logits)
+        plain = run.recipe.evaluate.tta == "none"
+        keep_logits(run, test_logits, None if plain else run.logits(setup.image_set(test), model, tta="none")[0])
     run.write_predictions(
         predictions_table([store.names[row] for row in test], test_labels, test_logits, classes, temperature)
     )

@@ -29,7 +29,7 @@ from kitae.training import distributed
 from kitae.training.batches import Augmenter, TrainData, augmented_batches, epoch_shape
 from kitae.training.checkpoint import Progress, load_checkpoint, load_weights, save_checkpoint, save_weights
 from kitae.training.distributed import World
-from kitae.training.guards import SignalFlag, kept, memory_named, peak_memory
+from kitae.training.guards import SignalFlag, memory_named, peak_memory
 from kitae.training.learner import Learner, Step, Teacher
 from kitae.training.precision import Precision
 from kitae.training.spec import TrainSpec, merit
@@ -180,6 +180,7 @@ def fit(
     if (tuning.keep == "best or start" or tuning.start_row is not None) and not found:
         scores, fields = _judge(source, judged, world, at)
         at.best = merit(scores, spec.selection)
+        _note_stop_value(at, scores, spec, -1)
         if tuning.start_row is not None:
             rows.append({"epoch": 0, "step": 0, **tuning.start_row, **fields, "learning_rate": 0.0})
             _keep_epoch(rows, best_state if last or at.best is not None else None, record, world, watcher)
@@ -203,7 +204,7 @@ def fit(
                 if at.skipped >= spec.nan_limit:
                     raise TrainingError(
                         f"train.nan_limit: {at.skipped} steps had a loss or gradient that is not finite (epoch "
-                        f"{at.epoch + 1}){kept(record.checkpoint)}: lower train.optimizer.lr or set train.clip_norm, "
+                        f"{at.epoch + 1}): train again with a lower train.optimizer.lr, train.clip_norm or "
                         "train.precision=fp32"
                     )
                 watcher.on_step(
@@ -230,7 +231,7 @@ def fit(
             if last or (value is not None and (at.best is None or value >= at.best)):  # of equals, the later epoch
                 at.best, at.best_epoch, better = value, at.epoch, True
                 best_state = {name: tensor.detach().clone() for name, tensor in judged.state_dict().items()}
-            _note_stop_value(at, scores, spec)
+            _note_stop_value(at, scores, spec, at.epoch)
             at.epoch, at.step, at.seen = at.epoch + 1, 0, 0
             at.loss_sum = at.correct_sum = at.seconds = 0.0
             _keep_epoch(rows, best_state if better else None, record, world, watcher)
@@ -410,13 +411,13 @@ def _interruption(flag: SignalFlag, where: str, record: Record) -> TrainingInter
     return TrainingInterruptedError(f"stopped by {flag.name or 'another process'} {where}", saved)
 
 
-def _note_stop_value(at: Progress, scores: Mapping[str, float], spec: TrainSpec) -> None:
+def _note_stop_value(at: Progress, scores: Mapping[str, float], spec: TrainSpec, epoch: int) -> None:
     stop = spec.early_stopping
     if stop is None:
         return
     value = merit(scores, spec.selection if stop.metric == "auto" else stop.metric)
     if value is not None and (at.stop_value is None or value[0] > at.stop_value + stop.min_delta):
-        at.stop_value, at.stop_epoch = value[0], at.epoch
+        at.stop_value, at.stop_epoch = value[0], epoch
 
 
 def _should_stop(at: Progress, spec: TrainSpec) -> bool:
