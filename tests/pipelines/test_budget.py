@@ -20,7 +20,7 @@ from kitae.compression import channels
 from kitae.compression.counting import prunable_layers
 from kitae.compression.shape import reshape
 from kitae.compression.spec import CompressSpec
-from kitae.errors import CompressionError, ExportError, TrainingError, TrainingInterruptedError
+from kitae.errors import CompressionError, ExportError, RecipeError, TrainingError, TrainingInterruptedError
 from kitae.models.structure import count_parameters
 from kitae.pipelines import budget, candidates
 from kitae.pipelines.budget import Outcome, choose, front, judge, search, within
@@ -29,6 +29,7 @@ from kitae.pipelines.networks import Networks
 from kitae.pipelines.setup import Setup
 from kitae.run import Run, build_network
 from kitae.runtime import Model
+from kitae.training.spec import TrainSpec
 
 pytestmark = pytest.mark.usefixtures("export_once")
 
@@ -402,14 +403,24 @@ def test_8_bit_training_that_is_stopped_stops_the_search(
         find(prune="none", quantize=("none", "static", "qat"), stages=tmp_path / "stages")
 
 
-def test_a_control_that_diverges_leaves_the_winner(find: Finder, monkeypatch: pytest.MonkeyPatch) -> None:
-    def diverges(*_: Any, **__: Any) -> None:
-        raise DIVERGED
+@pytest.mark.parametrize("problem", [DIVERGED, RecipeError("model.name: resnet9 does not run on 6x6 images")])
+def test_a_control_that_cannot_be_trained_leaves_the_winner(
+    find: Finder, monkeypatch: pytest.MonkeyPatch, problem: Exception
+) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise problem
 
-    monkeypatch.setattr(Setup, "fit", diverges)
+    monkeypatch.setattr(Setup, "fit", fails)
     outcome = find(**FLOAT, controls=("random", "scratch"))
     assert names(outcome) == ["original fp32", "50 % fp32", "random, 50 % fp32"]
-    assert outcome.left_out == (("control scratch", "val_loss was never finite"),)
+    assert outcome.left_out == (("control scratch", str(problem)),)
+
+
+def test_a_control_without_epochs_is_named(find: Finder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TrainSpec, "last_epoch", 0)
+    outcome = find(**{**FLOAT, "finetune_epochs": 0}, controls=("scratch",))
+    ((name, why),) = outcome.left_out
+    assert (name, "no epochs" in why) == ("control scratch", True)
 
 
 def test_skipped_controls_are_mentioned(find: Finder) -> None:
@@ -639,6 +650,10 @@ def test_a_ratio_that_removes_nothing_more_is_left_out(find: Finder) -> None:
     assert name == "52 %"
     assert "packs of 4" in why
     assert "the same network as 50 %" in why
+    fixed = dict.fromkeys(prunable_layers(find.run.load_model()), 0.4)
+    outcome = find(ratios=(0.5, 0.7), round_to=1, layer_ratios=fixed, quantize=("none",))
+    ((_, why),) = outcome.left_out
+    assert why == "it is the same network as 50 %: no more channels may be removed"
 
 
 def test_a_part_of_validation_is_of_all_classes(find: Finder, monkeypatch: pytest.MonkeyPatch) -> None:

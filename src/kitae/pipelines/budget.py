@@ -21,7 +21,7 @@ from kitae.compression.shape import Shape
 from kitae.compression.spec import CompressSpec
 from kitae.console import plural
 from kitae.data.loader import ImageSet
-from kitae.errors import CompressionError, ExportError, TrainingError, TrainingInterruptedError
+from kitae.errors import CompressionError, KitaeError, TrainingError, TrainingInterruptedError
 from kitae.pipelines.candidates import NAMES, Bench, Candidate, accuracy, drop, hopeless, labels_of, predict
 from kitae.pipelines.networks import Network, Networks, Say, percent
 
@@ -110,10 +110,10 @@ def search(networks: Networks, bench: Bench) -> Outcome:
             stopped = f"ratios above {ratio:g} were not tried: the {what} of this one failed"
             break
         if network is None:
+            same = f"it is the same network as {percent(reached[-1].ratio)}"
+            rounded = f"rounded to packs of {spec.round_to} channels {same} (round_to=1 removes single channels)"
             bench.leave_out(
-                percent(ratio),
-                f"rounded to packs of {spec.round_to} channels it is the same network as {percent(reached[-1].ratio)} "
-                f"(round_to=1 removes single channels)",
+                percent(ratio), rounded if spec.round_to > 1 else f"{same}: no more channels may be removed"
             )
             continue
         reached.append(network)
@@ -237,7 +237,7 @@ def _controls(winner: Candidate, reached: Sequence[Network], networks: Networks,
             found += bench.candidates(control(name), only=only)
         except TrainingInterruptedError:
             raise
-        except (TrainingError, CompressionError, ExportError) as error:  # the winner does not need it
+        except KitaeError as error:  # the winner does not need it
             bench.leave_out(f"control {name}", str(error))
     return found
 

@@ -186,6 +186,8 @@ class Networks:
     def _scratch(self, network: Network, more: int, key: str) -> Network:
         """Train with the run's recipe for `more` extra epochs, with the teacher of fine-tuning."""
         recipe = self.run.recipe.train
+        if recipe.last_epoch + more == 0:
+            raise CompressionError("the run and its fine-tuning have no epochs in which it could be trained")
         model = placed(network.model, recipe, self.world)
 
         def train() -> nn.Module:
