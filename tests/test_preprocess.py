@@ -253,6 +253,15 @@ def test_the_first_picture_of_a_phones_mpo_is_read() -> None:
     assert np.abs(decode(data, RGB16).astype(int) - chw(scene())).mean() < 16
 
 
+@pytest.mark.parametrize("level", [-1, 65536, 2**31 - 1])
+def test_integer_pixels_beyond_16_bits_are_refused(level: int) -> None:
+    pixels = np.full((16, 16), 65535, np.int32)
+    assert decode(encoded(Image.fromarray(pixels), "TIFF"), PreprocessRules(16, 1)).min() == 255
+    pixels[3, 5] = level
+    with pytest.raises(DataError, match=r"x\.tif: 32-bit integer pixels"):
+        decode(encoded(Image.fromarray(pixels), "TIFF"), PreprocessRules(16, 1), "x.tif")
+
+
 def test_float_pixels_are_refused() -> None:
     data = encoded(Image.fromarray(np.zeros((16, 16), np.float32)), "TIFF")
     with pytest.raises(DataError, match=r"x\.tif: 32-bit float pixels"):

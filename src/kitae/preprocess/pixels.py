@@ -56,11 +56,12 @@ def flatten(
     """
     image.load()  # before the orientation is asked for: Pillow turns a TIFF by itself while loading
     turn, highest = _TRANSPOSE.get(orientation(image)), None
-    if image.mode == "F":
-        raise DataError("32-bit float pixels have no fixed range; save the image with 8 or 16 bits")
+    if image.mode == "F" or (image.mode == "I" and (np.asarray(image) >> 16).any()):
+        kind = "float" if image.mode == "F" else "integer"
+        raise DataError(f"32-bit {kind} pixels have no fixed range; save the image with 8 or 16 bits")
     clear = image.info.get("transparency")  # of a PNG: the colour that is transparent, in the depth of the file
     if image.mode == "I" or image.mode.startswith("I;16"):
-        levels = np.clip(np.asarray(image), 0, 65535).astype(np.uint16)
+        levels = np.asarray(image).astype(np.uint16)
         grey, highest = eight_bits(levels, depth)
         image = Image.fromarray(grey if clear is None else np.where(levels == clear, np.uint8(255), grey))
     elif low is not None:

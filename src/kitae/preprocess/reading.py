@@ -45,7 +45,8 @@ def decode(source: Encoded | Image.Image | NDArray[Any], rules: PreprocessRules,
 
     Raises:
         DataError: the file cannot be opened, is no image, is truncated or too large (the message starts with the name);
-            an array of another dtype or shape; pixels of a kind without a rule (32-bit float).
+            an array of another dtype or shape; pixels of a kind without a rule (32-bit float, or
+            32-bit integers that 16 bits cannot hold).
     """
     return view(picture(source, rules, name)[0], rules)
 
