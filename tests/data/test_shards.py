@@ -23,6 +23,7 @@ from kitae.crops import EncodedCrop, PictureCrop
 from kitae.data import shards as module
 from kitae.data.ahead import ReadAhead
 from kitae.data.base import TEST, TRAIN, VAL
+from kitae.data.check import check
 from kitae.data.encoded import Encoded
 from kitae.data.loader import ImageSet
 from kitae.data.order import Blocks
@@ -66,6 +67,11 @@ def test_patterns() -> None:
     for wrong in ("a-{0..1.tar", "a-{3..1}.tar", "a-{0..99999999}.tar"):
         with pytest.raises(DataError, match=r"data\.source"):
             expand(wrong)
+
+
+def test_a_file_with_brackets_in_its_name(tmp_path: Path) -> None:
+    path = str(pack(tmp_path / "a[1]" / "set-[0].tar", samples(0, 4)))
+    assert find_shards(path) == [path]
 
 
 def test_globs_and_several_patterns(tmp_path: Path) -> None:
@@ -175,6 +181,36 @@ def test_unreadable_images_are_an_error_or_left_out(tmp_path: Path, cache: str) 
     store = opened(one(tmp_path, *samples(0, 6), *broken[:2]), cache)
     with pytest.raises(DataError, match=r"set-0\.tar/bad"):
         store.images[np.array([6])]
+
+
+@pytest.mark.parametrize("on_corrupt", ["error", "skip"])
+def test_the_depth_is_that_of_all_images(tmp_path: Path, cache: str, on_corrupt: str) -> None:
+    """Some images of 12 bits after many of 8, which need not be decoded for it."""
+    files = samples(0, 6)
+    for number in range(6, 12):
+        levels = np.random.default_rng(number).integers(0, 4000, (12, 12)).astype(np.uint16)
+        files += [(f"{number:05d}.png", encoded(levels)), (f"{number:05d}.cls", str(number % 2).encode())]
+    source = one(tmp_path, *files)
+    store = opened(source, cache, on_corrupt=on_corrupt)
+    assert store.rules.depth == 12
+    assert store.images[np.array([8])].mean() > 90  # a sixteenth of that by the high bytes
+    assert check(source).depth == 12
+    assert opened(source, cache, on_corrupt=on_corrupt, depth=16).rules.depth == 16
+    files[-2] = (files[-2][0], files[-2][1][:80])
+    source = one(tmp_path / "cut", *files)
+    if on_corrupt == "error":
+        refused(source, cache, "set-0.tar/00011", "data.on_corrupt=skip")
+    else:
+        assert len(opened(source, cache, on_corrupt=on_corrupt)) == 11
+
+
+def test_samples_that_are_left_out_are_findings_of_a_check(tmp_path: Path) -> None:
+    report = check(one(tmp_path, ("no label.png", PNG), *samples(0, 20)))
+    assert report.images == 20
+    assert not report.ok
+    (name, reason), *more = report.unreadable
+    assert (name, more) == ("set-0.tar/no label", [])
+    assert "has no label" in reason
 
 
 def test_equal_files_are_twins_and_equal_ends_are_not(tmp_path: Path, cache: str) -> None:

@@ -140,6 +140,11 @@ class Source(ABC):
         """Ignored files that may have been meant as images."""
         return []
 
+    @property
+    def problems(self) -> list[str]:
+        """What is wrong with the samples that are left out, each line beginning with `NAME: `."""
+        return []
+
     def fingerprint(self) -> str:
         """Hash of every file's path, size and modification time and of the options: 32 hexadecimal digits.
 

@@ -33,7 +33,7 @@ from kitae.data.remote import is_url
 from kitae.data.shards import ShardSource, hashes_of
 from kitae.errors import DataError
 from kitae.files import storage_errors, user_path
-from kitae.preprocess import Depth, PreprocessRules, decode, depth_of, picture, probe, sides
+from kitae.preprocess import Depth, PreprocessRules, depth_of, picture, probe, sides
 
 FORMAT = 2
 MANIFEST = "manifest.json"
@@ -159,7 +159,8 @@ def build(job: Job) -> None:
 def index_shards(job: Job) -> None:
     """The store of shards: no pixels, only the location of each image, its label and so on.
 
-    With `on_corrupt: skip` every image is decoded once, to leave out those that cannot be.
+    With `on_corrupt: skip` every image is decoded once, to leave out those that cannot be; and with `depth: auto` every
+    image that may have more than 8 bits a channel, to find the highest level.
 
     Raises:
         DataError: a broken shard, a sample without image or label, sizes that differ while `image_size` is null.
@@ -171,15 +172,23 @@ def index_shards(job: Job) -> None:
     written = _Written(np.ones(len(source), np.bool_))
     written.skipped += [(name, why) for problem in source.problems for name, _, why in [problem.partition(": ")]]
 
-    def readable(row: int, item: Item) -> None:  # the pixels would fill the memory
-        decode(cast(bytes, item), rules, table.names[row])
+    skip, auto = job.request["on_corrupt"] == "skip", job.request["depth"] == "auto"
 
-    if job.request["on_corrupt"] == "skip":
-        with closing(each_image(source, readable, job.threads, job.progress)) as results:
-            for row, error in enumerate(results):
-                if error is not None:
-                    written.skip(row, table.names[row], error)
+    def highest(row: int, item: Item) -> int | None:  # without the pixels, which would fill the memory
+        return picture(item, rules, table.names[row])[1] if skip or source.deep[row] else None
+
+    if skip or (auto and source.deep.any()):
+        with closing(each_image(source, highest, job.threads, job.progress)) as results:
+            for row, result in enumerate(results):
+                if isinstance(result, DataError):
+                    if not skip:
+                        raise DataError(f"{result} {_SKIP_HINT}") from result
+                    written.skip(row, table.names[row], result)
+                elif result is not None:
+                    written.highest = max(result, written.highest or 0)
         written.check(source.name)
+    if auto and written.highest is not None:
+        rules = replace(rules, depth=depth_of(written.highest))
     columns: dict[str, NDArray[Any]] = {"hashes.u8": hashes_of(source), "places.i64": source.places}
     columns = {name: column[written.kept] for name, column in columns.items()}
     shards = [shard if is_url(shard) else str(user_path(shard).absolute()) for shard in source.shards]

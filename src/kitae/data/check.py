@@ -257,7 +257,8 @@ def check(
         source = (spec or DataSpec()).model_copy(update={"source": source_named(source)})
     spec = spec or (source if isinstance(source, DataSpec) else DataSpec())
     if isinstance(source, DataSpec):
-        lists_files = source.source.startswith("csv:")  # each that is missing is a finding, not the end
+        # Each file that is missing, and each sample without a label, is a finding, not the end.
+        lists_files = source.source.startswith(("csv:", "webdataset:"))
         source = open_source(source.model_copy(update={"on_corrupt": "skip"}) if lists_files else source)
     table = source.table
     spec = enough_to_choose(table, spec) if planned else spec
@@ -362,7 +363,10 @@ def _report(
         source=source.name,
         images=len(rows),
         counts=counts,
-        unreadable=tuple((table.names[row], reason) for row, reason in unreadable.items()),
+        unreadable=(
+            *((table.names[row], reason) for row, reason in unreadable.items()),
+            *((problem.partition(": ")[0], problem) for problem in source.problems),
+        ),
         sizes=dict(Counter(f"{look.size[0]} x {look.size[1]}" for look in looks.values()).most_common()),
         modes=dict(Counter(look.mode for look in looks.values()).most_common()),
         exact=tuple(Duplicates(tuple(map(ref, members)), 1.0) for members in _together(alike)),

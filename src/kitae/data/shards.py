@@ -48,7 +48,8 @@ LABELS = ("cls", "json")
 _MAX_SHARDS = 100_000
 _MAX_LABEL_BYTES = 1 << 20
 _TAIL = 1024  # bytes at the end of an image that tell nearly all images apart; they lie beside the next header
-_INDEX_FORMAT = 2
+_INDEX_FORMAT = 3
+_HEAD = 25  # bytes of a PNG up to its bits a channel
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _SKIP_HINT = "(data.on_corrupt=skip leaves such samples out)"
@@ -99,7 +100,8 @@ def find_shards(patterns: str) -> list[str]:
                 found.append(text)
                 continue
             path = os.path.expanduser(text)
-            files = sorted(glob.glob(path)) if glob.has_magic(path) else [path]
+            pattern_only = glob.has_magic(path) and not os.path.isfile(path)  # brackets may be part of a name
+            files = sorted(glob.glob(path)) if pattern_only else [path]
             missing = next((file for file in files or [path] if not os.path.isfile(file)), None)
             if missing is not None:
                 raise DataError(f"data.source: {missing}: no such shard; give tar files, as in train-{{000..099}}.tar")
@@ -121,6 +123,7 @@ class ShardIndex:
         labels: int64 [n], or n names.
         keys: n keys: the name of the sample's files up to the first dot.
         hashes: uint8 [n, 16], of each image's size and last bytes.
+        deep: bool [n], whether an image may have more than 8 bits a channel.
         problems: why samples are left out, one line each.
     """
 
@@ -128,13 +131,14 @@ class ShardIndex:
     labels: NDArray[Any]
     keys: list[str]
     hashes: NDArray[np.uint8]
+    deep: NDArray[np.bool_]
     problems: list[str]
 
     def to_bytes(self) -> bytes:
         """As an .npz without pickle."""
         buffer = io.BytesIO()
         text = json.dumps({"keys": self.keys, "problems": self.problems}).encode("utf-8", "surrogateescape")
-        arrays = {name: getattr(self, name) for name in ("places", "labels", "hashes")}
+        arrays = {name: getattr(self, name) for name in ("places", "labels", "hashes", "deep")}
         np.savez(buffer, **arrays, text=np.frombuffer(text, np.uint8))
         return buffer.getvalue()
 
@@ -209,8 +213,8 @@ def _check_end(file: IO[bytes], end: int, name: str) -> None:
 def _indexed(
     file: IO[bytes], name: str, samples: dict[str, dict[str, tuple[int, int]]], problems: dict[str, str]
 ) -> ShardIndex:
-    """Read the labels, and the last bytes of each image."""
-    places, labels, keys, hashes = [], [], [], bytearray()
+    """Read the labels, and the first and last bytes of each image."""
+    places, labels, keys, hashes, deep = [], [], [], bytearray(), []
     for key, parts in samples.items():
         if key in problems:
             continue
@@ -220,6 +224,8 @@ def _indexed(
             problems[key] = str(error)
             continue
         offset, size = parts["image"]
+        file.seek(offset)
+        deep.append(_may_be_deep(file.read(min(size, _HEAD))))
         file.seek(offset + max(0, size - _TAIL))
         tail = file.read(min(size, _TAIL))
         hashes += hashlib.blake2b(size.to_bytes(8, "little") + tail, digest_size=HASH_BYTES).digest()
@@ -231,8 +237,15 @@ def _indexed(
         raise DataError(f"{name}: some labels are integers and some are names; use one kind")
     return ShardIndex(
         np.array(places, np.int64).reshape(-1, 2), np.array(labels or np.empty(0, np.int64)), keys,
-        np.frombuffer(bytes(hashes), np.uint8).reshape(-1, HASH_BYTES), list(problems.values()),
+        np.frombuffer(bytes(hashes), np.uint8).reshape(-1, HASH_BYTES), np.array(deep, np.bool_),
+        list(problems.values()),
     )  # fmt: skip
+
+
+def _may_be_deep(head: bytes) -> bool:
+    """Whether an image with these first bytes may have more than 8 bits a channel."""
+    others = (b"P", b"II", b"MM", b"\0\0\0\x0cjP", b"\xff\x4f")  # PNM, TIFF, JPEG 2000, whatever their extension
+    return (head.startswith(b"\x89PNG") and head[24:] == b"\x10") or head.startswith(others)
 
 
 def _label(file: IO[bytes], where: str, parts: dict[str, tuple[int, int]]) -> int | str:
@@ -275,7 +288,7 @@ class ShardSource(Source):
         return [Path(shard) for shard in self.shards if not is_url(shard)]
 
     def identity(self) -> dict[str, Any]:
-        about: dict[str, Any] = {"shards": self.shards, "skip": self._skip}
+        about: dict[str, Any] = {"shards": self.shards, "skip": self._skip, "index": _INDEX_FORMAT}
         if any(map(is_url, self.shards)) and self.indexes:  # reading them reports progress
             about["sha256"] = [self.cache.digest(shard) for shard in self.shards if is_url(shard)]
         return about
@@ -315,9 +328,13 @@ class ShardSource(Source):
         of = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
         return np.column_stack([of, np.concatenate([index.places for index in self.indexes])])
 
+    @cached_property
+    def deep(self) -> NDArray[np.bool_]:
+        """Which images may have more than 8 bits a channel: bool [M]."""
+        return np.concatenate([index.deep for index in self.indexes])
+
     @property
     def problems(self) -> list[str]:
-        """What is wrong with the samples that were left out."""
         return [problem for index in self.indexes for problem in index.problems]
 
     def load_table(self) -> Table:
