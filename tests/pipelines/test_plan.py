@@ -29,6 +29,7 @@ from kitae.pipelines.train import train
 from kitae.recipe import Recipe
 from kitae.training import distributed
 from kitae.training.distributed import World
+from tests.data.shard_files import pack, samples
 from tests.images import encode, picture
 
 
@@ -209,6 +210,32 @@ def test_pictures_of_a_csv_file_are_drawn_from_all_rows(tmp_path: Path) -> None:
     seen, _ = facts.look(DataSpec(source=f"csv:{tmp_path / 'list.csv'}"))
     assert seen.counts == (60, 20)
     assert (seen.longest, seen.same) == (300, False)
+
+
+@pytest.mark.parametrize("group", [8, 30, 180])
+def test_pictures_of_a_parquet_file_are_taken_from_all_of_it(tmp_path: Path, group: int) -> None:
+    """Small grey images in the first third, and photographs after them."""
+    small = [encode(np.asarray(Image.fromarray(picture(0, n, (28, 28))).convert("L"))) for n in range(60)]
+    large = [encode(picture(1 + n % 2, n, (80, 100))) for n in range(120)]
+    table = pa.table({"image": [*small, *large], "label": [0] * 60 + [1, 2] * 60})
+    pq.write_table(table, tmp_path / "sorted.parquet", row_group_size=group)
+    seen, _ = facts.look(DataSpec(source=f"parquet:{tmp_path / 'sorted.parquet'}"))
+    assert (seen.side, seen.longest, seen.same, seen.channels) == ((80, 100), 100, False, 3)
+
+
+def test_pictures_of_shards_are_taken_from_all_of_them(tmp_path: Path) -> None:
+    files = samples(0, 60)
+    for number in range(60, 180):
+        files += [(f"{number}.png", encode(picture(number % 2, number, (80, 100)))), (f"{number}.cls", b"1")]
+    seen, _ = facts.look(DataSpec(source=f"webdataset:{pack(tmp_path / 'set.tar', files)}"))
+    assert (seen.side, seen.same) == ((80, 100), False)
+
+
+@pytest.mark.parametrize(("size", "planned"), [((2, 60), 60), ((3, 3), 4), ((1, 1), 4)])
+def test_images_with_a_side_below_4_pixels(tmp_path: Path, size: tuple[int, int], planned: int) -> None:
+    recipe = plan(photos(tmp_path / "d", [40, 50], size=size, grey=True)).recipe
+    assert recipe.data.image_size == planned
+    assert len(open_store(recipe.data)) == 90
 
 
 def test_the_time_that_is_printed_is_that_of_the_epochs_asked_for(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -131,6 +132,10 @@ class Source(ABC):
     @abstractmethod
     def images(self) -> Iterator[Item]:
         """All images in order."""
+
+    def some(self, count: int) -> Iterator[Item]:
+        """A sample of `count` images, or of fewer, for facts that need not be exact; here the first ones."""
+        return itertools.islice(self.images(), count)
 
     def identity(self) -> dict[str, Any]:
         """Options that change what is read from the same files."""

@@ -22,7 +22,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +36,10 @@ from kitae.folders import written_by_us
 _IMAGE_COLUMNS = ("image", "img")
 _LABEL_COLUMNS = ("label", "labels", "fine_label")
 _BATCH_BYTES, _BATCH_ROWS = 4 << 20, 128  # that are read at once, at most
+_SOME_BYTES = 256 << 20  # that are read for a sample, about
 _SPLIT_IN_NAME = re.compile(rf"(?:^|[/_.\-])({'|'.join(SPLIT_ALIASES)})(?=[/_.\-]|$)", re.IGNORECASE)
+
+T = TypeVar("T")
 
 _Named = tuple[Path, tuple[str, ...] | None, int]
 """A file, the names of its classes, and where its rows end among those of all files."""
@@ -115,16 +118,33 @@ class ParquetSource(Source):
         return column, fields
 
     def images(self) -> Iterator[Item]:
-        for path in self._files:
+        return itertools.chain.from_iterable(map(self._images, self._files))
+
+    def _images(self, path: Path, groups: list[int] | None = None) -> Iterator[Item]:
+        """Of one file, or some of its row groups."""
+        with self._reading(path) as file:
+            column, fields = self._image_column(path, file.schema_arrow)
+            meta = file.metadata
+            size = sum(meta.row_group(g).total_byte_size for g in range(meta.num_row_groups))
+            rows = min(_BATCH_ROWS, max(1, _BATCH_BYTES * meta.num_rows // max(size, 1)))
+            leaf = f"{column}.bytes" if fields else column
+            for batch in file.iter_batches(batch_size=rows, row_groups=groups, columns=[leaf]):
+                for value in batch.column(0).to_pylist():
+                    yield (value["bytes"] if fields and value else value) or b""
+
+    def some(self, count: int) -> Iterator[Item]:
+        """Spread over the files, their row groups, and the rows of these as far as `_SOME_BYTES` go."""
+        groups: list[tuple[Path, int, int, int]] = []
+        for path in _spread(self._files, count):
             with self._reading(path) as file:
-                column, fields = self._image_column(path, file.schema_arrow)
-                meta = file.metadata
-                size = sum(meta.row_group(g).total_byte_size for g in range(meta.num_row_groups))
-                rows = min(_BATCH_ROWS, max(1, _BATCH_BYTES * meta.num_rows // max(size, 1)))
-                leaf = f"{column}.bytes" if fields else column
-                for batch in file.iter_batches(batch_size=rows, columns=[leaf]):
-                    for value in batch.column(0).to_pylist():
-                        yield (value["bytes"] if fields and value else value) or b""
+                found = [file.metadata.row_group(g) for g in range(file.metadata.num_row_groups)]
+            groups += [(path, g, group.num_rows, group.total_byte_size) for g, group in enumerate(found)]
+        groups = _spread([group for group in groups if group[2]], count)
+        each = -(-count // max(len(groups), 1))
+        share = min(1.0, _SOME_BYTES / max(1, sum(size for *_, size in groups)))
+        for path, group, rows, _ in groups:
+            step = max(1, int(share * rows / each))
+            yield from itertools.islice(self._images(path, [group]), 0, each * step, step)
 
     def load_table(self) -> Table:
         files = [self._load_file(path) for path in self._files]
@@ -193,6 +213,11 @@ class ParquetSource(Source):
                     f"{path}: unknown split {value!r} in row {values.index(value)}; valid: {', '.join(SPLIT_ALIASES)}"
                 )
         return [SPLIT_ALIASES[value.lower()] for value in values]
+
+
+def _spread(whole: list[T], count: int) -> list[T]:
+    """`count` of a list at even distances; all if there are fewer."""
+    return [whole[place * len(whole) // count] for place in range(count)] if len(whole) > count else whole
 
 
 def _classes(

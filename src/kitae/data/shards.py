@@ -359,6 +359,12 @@ class ShardSource(Source):
     def images(self) -> Iterator[Item]:
         return map(self.read, range(len(self.places)))
 
+    def some(self, count: int) -> Iterator[Item]:
+        """Spread over all shards; of URLs the first ones, so that no shard is downloaded for one image."""
+        if any(map(is_url, self.shards)):
+            return super().some(count)
+        return map(self.read, np.unique(np.linspace(0, len(self) - 1, count).astype(np.int64)).tolist())
+
 
 def hashes_of(source: ShardSource) -> NDArray[np.uint8]:
     """Of each image's encoded bytes, so that equal files are equal here: uint8 [M, 16].

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import statistics
 import time
 from dataclasses import dataclass
@@ -62,6 +61,11 @@ class Facts:
         return self.longest <= _TINY
 
     @property
+    def square(self) -> int:
+        """The side of a square for a median picture; recipes have 4 pixels at least."""
+        return max(4, *self.side)
+
+    @property
     def noun(self) -> str:
         """What messages call the images."""
         return "images" if self.tiny else "photos"
@@ -100,9 +104,10 @@ def _sampled(source: Source) -> tuple[list[tuple[int, int]], bool, float]:
     """(height, width) of some images, whether all are grey, and seconds to decode one. Unreadable images are skipped
     here and reported when the store is built."""
     sizes: list[tuple[int, int]] = []
-    grey, started, decoded = True, time.perf_counter(), 0
     rules = PreprocessRules(224, 3, store_size=504)
-    for item in _some(source):
+    items = _some(source)
+    grey, started, decoded = True, time.perf_counter(), 0
+    for item in items:
         try:
             size, one_grey = probe(item)
             sizes.append(size)
@@ -122,7 +127,7 @@ def _some(source: Source) -> list[Item]:
     images = source.images()
     first = next(images)
     if not isinstance(first, Path):
-        return [first, *itertools.islice(images, _SAMPLE - 1)]
+        return list(source.some(_SAMPLE))
     files = [first, *images]  # one file per image: random access costs nothing
     return [files[row] for row in keyed.permutation(0, 0, len(files), keyed.SLOT_LIMIT)[:_SAMPLE]]
 
@@ -149,5 +154,5 @@ def framed(data: DataSpec, size: int) -> DataSpec:
     facts, _ = look(data, fraction=True)
     if facts.same and (facts.tiny or facts.longest <= size):
         return data
-    side = max(facts.side) if facts.tiny else size
+    side = facts.square if facts.tiny else size
     return data.model_copy(update={"image_size": side, **framing(facts, data, pretrained=False)})

@@ -342,7 +342,7 @@ class _Planner:
         facts = self.facts
         batch = self.batch_size(128)
         own_size = self.choices.get("image_size")
-        sizes = (max(facts.side),) if facts.tiny and own_size is None else self.sizes(_SCRATCH_SIZES)
+        sizes = (facts.square,) if facts.tiny and own_size is None else self.sizes(_SCRATCH_SIZES)
         name = self.choices.get("model") or "resnet9"
         model = ModelSpec(name=name)
         if name == "resnet9":
@@ -360,7 +360,7 @@ class _Planner:
             if length.epochs * length.steps >= enough:
                 break
         length = self.chosen(length)
-        oblong = facts.tiny and facts.same and own_size is None and len(set(facts.side)) > 1
+        oblong = facts.tiny and facts.same and own_size is None and len(set(facts.side)) > 1 and min(facts.side) >= 4
         image_size = facts.side if oblong else length.size  # not null, since only a sample of the pictures was read
         augment: dict[str, Any] = {"train": _tiny_ops(length.size) if facts.tiny else _PHOTO_OPS}
         if not facts.tiny and length.epochs * (length.steps or per_pass) >= max(1000, _MIXED_FROM * per_pass):
