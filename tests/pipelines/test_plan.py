@@ -20,6 +20,7 @@ from kitae.data.check import check
 from kitae.data.spec import DataSpec
 from kitae.data.store import open_store
 from kitae.errors import DataError, RecipeError
+from kitae.models.build import build
 from kitae.pipelines import facts
 from kitae.pipelines import plan as room
 from kitae.pipelines.choices import Choices
@@ -231,11 +232,13 @@ def test_pictures_of_shards_are_taken_from_all_of_them(tmp_path: Path) -> None:
     assert (seen.side, seen.same) == ((80, 100), False)
 
 
-@pytest.mark.parametrize(("size", "planned"), [((2, 60), 60), ((3, 3), 4), ((1, 1), 4)])
-def test_images_with_a_side_below_4_pixels(tmp_path: Path, size: tuple[int, int], planned: int) -> None:
+@pytest.mark.parametrize(("size", "planned"), [((2, 60), 60), ((7, 9), 9), ((3, 3), 8)])
+def test_images_too_small_for_a_network(tmp_path: Path, size: tuple[int, int], planned: int) -> None:
     recipe = plan(photos(tmp_path / "d", [40, 50], size=size, grey=True)).recipe
     assert recipe.data.image_size == planned
-    assert len(open_store(recipe.data)) == 90
+    rules = open_store(recipe.data).rules
+    network = build(recipe.model, classes=2, channels=rules.channels, image_size=rules.image_size)
+    assert network(torch.zeros(2, *rules.shape)).shape == (2, 2)
 
 
 def test_the_time_that_is_printed_is_that_of_the_epochs_asked_for(tmp_path: Path) -> None:

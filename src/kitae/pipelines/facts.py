@@ -23,6 +23,7 @@ _TINY = 64  # images with no longer side do not count as photographs, and small 
 # that are nearly square, the centre is enlarged instead, as in the training of the weights (LOG.md, 2026-11-26).
 _SQUEEZED = (1.15, 1.7)
 _CROP_PCT = 0.875
+LEAST = 8  # pixels of a side; resnet9 does not run on smaller images
 _SAMPLE = 48  # images that are sampled
 
 
@@ -62,8 +63,8 @@ class Facts:
 
     @property
     def square(self) -> int:
-        """The side of a square for a median picture; recipes have 4 pixels at least."""
-        return max(4, *self.side)
+        """The side of a square for a median picture, large enough for the networks."""
+        return max(LEAST, *self.side)
 
     @property
     def noun(self) -> str:

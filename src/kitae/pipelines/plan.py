@@ -20,7 +20,7 @@ from kitae.models.build import build
 from kitae.models.spec import ModelSpec
 from kitae.models.weights import package_of, within_reach
 from kitae.pipelines.choices import Choices, apply, by_option, set_fields
-from kitae.pipelines.facts import Facts, framing, look
+from kitae.pipelines.facts import LEAST, Facts, framing, look
 from kitae.pipelines.pace import (
     FEWEST_STEPS,
     FEWEST_TUNING_STEPS,
@@ -360,7 +360,7 @@ class _Planner:
             if length.epochs * length.steps >= enough:
                 break
         length = self.chosen(length)
-        oblong = facts.tiny and facts.same and own_size is None and len(set(facts.side)) > 1 and min(facts.side) >= 4
+        oblong = facts.tiny and facts.same and own_size is None and max(facts.side) > min(facts.side) >= LEAST
         image_size = facts.side if oblong else length.size  # not null, since only a sample of the pictures was read
         augment: dict[str, Any] = {"train": _tiny_ops(length.size) if facts.tiny else _PHOTO_OPS}
         if not facts.tiny and length.epochs * (length.steps or per_pass) >= max(1000, _MIXED_FROM * per_pass):
