@@ -17,7 +17,7 @@ from PIL import Image
 
 from kitae.data.base import TEST, TRAIN, VAL, Table
 from kitae.data.check import check
-from kitae.data.sources import FolderSource, open_source, source_named
+from kitae.data.sources import FolderSource, open_source, source_named, source_of
 from kitae.data.spec import DataSpec
 from kitae.errors import DataError
 from kitae.preprocess import PreprocessRules, decode, list_images
@@ -314,6 +314,13 @@ def test_what_kitae_wrote_beside_the_classes_is_no_class(make_folder: Callable[.
     assert source.table.classes == ("cat", "dog")
     (root / "runs" / "photos" / "recipe.yaml").unlink()
     assert FolderSource(make_folder("runs", "walks", name="sports")).table.classes == ("runs", "walks")
+
+
+@pytest.mark.parametrize("folders", [("train/cat", "train/dog", "test/cat"), ("cat/mon", "cat/tue", "dog/mon")])
+def test_predictions_beside_class_folders_at_any_depth(make_folder: Maker, folders: tuple[str, ...]) -> None:
+    root = make_folder(*folders)
+    write_parquet(root / "predictions.parquet", train=2, test=1, classes=2)
+    assert source_of(root) == f"folder:{root}"
 
 
 def test_predictions_of_a_run_beside_parquet_files_are_no_images(tmp_path: Path) -> None:

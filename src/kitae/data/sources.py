@@ -212,9 +212,9 @@ def source_of(path: str | Path) -> str:
     given = user_path(path)
     if os.path.isdir(given):
         tables = any(entry.suffix == ".parquet" for entry in given.iterdir())
-        # Predictions may have been written into a folder of classes.
-        classes = any(_has_images(folder) for folder in _subfolders(given))
-        return f"parquet:{path}" if tables and not classes else f"folder:{path}"
+        # Predictions may have been written into a folder of classes, or of splits of classes.
+        inside = (file for folder in _subfolders(given) for file in visible_files(folder))
+        return f"folder:{path}" if not tables or any(is_image(file.name) for file in inside) else f"parquet:{path}"
     if not os.path.exists(given):
         raise DataError(f"{path}: no such file or folder")
     kinds = {".parquet": "parquet", ".csv": "csv"}
