@@ -109,6 +109,16 @@ def test_a_folder_called_like_the_home_folder(tmp_path: Path, monkeypatch: pytes
     assert len(open_source(DataSpec(source=f"csv:{written.path}"))) == 4
 
 
+def test_a_file_in_a_linked_folder(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "far" / "away" / "out").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "far" / "away" / "out")
+    monkeypatch.chdir(tmp_path)
+    source = open_source(DataSpec(source=f"folder:{folder.name}"))
+    written = fix(source, check(source), "link/fixed.csv")
+    for path in (written.path, tmp_path / "far" / "away" / "out" / "fixed.csv"):
+        assert len(open_source(DataSpec(source=f"csv:{path}"))) == 29
+
+
 def test_a_class_that_a_csv_file_cannot_keep_apart_is_refused(tmp_path: Path) -> None:
     for number, name in enumerate(("cat", "cat ", "dog") * 2):
         (tmp_path / "d" / name).mkdir(parents=True, exist_ok=True)

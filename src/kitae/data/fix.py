@@ -7,6 +7,7 @@ becomes one Parquet file; `kitae train` takes both.
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import itertools
 import os
@@ -91,10 +92,11 @@ def _write_csv(source: Source, kept: list[int], path: Path) -> None:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
     files = list(source.images())
+    resolved = functools.cache(Path.resolve)  # `..` leaves the folder that a link leads to, not the link
     for row in kept:
         file = files[row]
         assert isinstance(file, Path)
-        name = os.path.relpath(file.absolute(), path.absolute().parent)
+        name = os.path.relpath(resolved(file.parent) / file.name, resolved(path.parent))
         unicode = name.encode("utf-8", "replace").decode("utf-8") == name
         if not unicode or name != name.strip() or any(character in name for character in "\r\n"):
             raise DataError(f"{file}: its name cannot be written to a CSV file; rename it")
