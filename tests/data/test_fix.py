@@ -6,13 +6,17 @@ import io
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from kitae.data.check import check
 from kitae.data.fix import fix
-from kitae.data.sources import open_source
+from kitae.data.sources import open_source, source_of
 from kitae.data.spec import DataSpec
+from kitae.data.splits import divide
 from kitae.errors import DataError
 from tests.data.test_check import encoded, photo, report_of
 
@@ -74,6 +78,56 @@ def test_splits_are_kept_and_the_test_copy_stays(tmp_path: Path) -> None:
     assert again.table.classes == source.table.classes
     assert Image.open(io.BytesIO(next(again.images()))).size == (64, 64)  # type: ignore[arg-type]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["fixed.parquet", "x.parquet"]
+
+
+@pytest.mark.parametrize("groups", [None, r"(\d)\."])
+@pytest.mark.parametrize("kind", ["folder", "parquet"])
+def test_the_images_that_are_drawn_stay(folder: Path, tmp_path: Path, kind: str, groups: str | None) -> None:
+    """Only broken images are left out here; a class with as many images holds out as many."""
+    for name in ("cats/copy.png", "cats/05.png", "dogs/again.jpg", "dogs/conflict.png", "dogs/05.png"):
+        (folder / name).unlink()
+    (folder / "cats" / "broken.png").rename(folder / "cats" / "99.png")
+    given = f"folder:{folder}"
+    if kind == "parquet":
+        files = sorted(folder.rglob("*.png"))
+        columns = {"image": [file.read_bytes() for file in files], "label": [file.parent.name for file in files]}
+        columns["path"] = [file.name for file in files]
+        pq.write_table(pa.table(columns), tmp_path / "x.parquet")
+        given = f"parquet:{tmp_path / 'x.parquet'}"
+    spec = DataSpec(source=given, groups=groups)
+    source = open_source(spec)
+    report = check(source, spec)
+    written = fix(source, report, tmp_path / f"fixed{source.fixed_as}")
+    assert written.kept == 28
+    again = open_source(DataSpec(source=source_of(written.path)))
+    table = source.table.take(np.array([row for row in range(len(source)) if row not in report.excluded]))
+    for seed in range(3):
+        before, after = (divide(one, DataSpec(split_seed=seed)) for one in (table, again.table))
+        assert [part.tolist() for part in before[:3]] == [part.tolist() for part in after[:3]]
+    second = fix(again, check(again), tmp_path / f"second{source.fixed_as}")
+    assert open_source(DataSpec(source=source_of(second.path))).table.keys.tolist() == table.keys.tolist()
+
+
+def test_a_key_that_is_none_is_refused(folder: Path, tmp_path: Path) -> None:
+    source = open_source(DataSpec(source=f"folder:{folder}"))
+    path = fix(source, check(source), tmp_path / "fixed.csv").path
+    lines = path.read_text().splitlines()
+    more = lines[1].rpartition(",")[0]
+    path.write_text("\n".join([*lines, f"{more},"]))  # a row that was added
+    assert len(set(open_source(DataSpec(source=f"csv:{path}")).table.keys.tolist())) == 30
+    path.write_text("\n".join([*lines, f"{more},-3"]))
+    with pytest.raises(DataError, match="kitae_key must be an integer from 0 on, not '-3'"):
+        _ = open_source(DataSpec(source=f"csv:{path}")).table
+
+
+def test_integer_labels_of_a_parquet_file_stay(tmp_path: Path) -> None:
+    images = [encoded(photo(number)) for number in range(36)]
+    images[4] = b"broken"
+    report = report_of(tmp_path, images, [number % 12 for number in range(36)])
+    source = open_source(DataSpec(source=f"parquet:{tmp_path / 'x.parquet'}"))
+    path = fix(source, report, tmp_path / "fixed.parquet").path
+    assert pq.read_table(path)["label"].to_pylist() == [number % 12 for number in range(36) if number != 4]
+    assert open_source(DataSpec(source=f"parquet:{path}")).table.classes == tuple(map(str, range(12)))
 
 
 def test_what_cannot_be_written_is_refused(folder: Path, tmp_path: Path) -> None:

@@ -21,6 +21,8 @@ from kitae.errors import DataError
 Item = bytes | Path | NDArray[Any]  # encoded bytes, a file to decode, or pixels [H, W] or [H, W, C]
 Progress = Callable[[int, int], None]  # (done, total): images, or bytes while something is downloaded
 
+KEY = "kitae_key"  # the column of a file that `data fix` wrote, with which it is split as the data it was made from
+
 TRAIN, VAL, TEST = 0, 1, 2
 SPLIT_NAMES = ("train", "val", "test")
 # The names that folders, files and split columns use for the three splits, here and on the hubs.
@@ -185,6 +187,24 @@ def numbered(labels: Sequence[Any]) -> tuple[tuple[str, ...], NDArray[np.int64]]
     distinct = sorted(set(labels))
     place = {label: number for number, label in enumerate(distinct)}
     return tuple(map(str, distinct)), np.array([place[label] for label in labels], np.int64)
+
+
+def given_keys(values: Sequence[Any], names: Sequence[str]) -> NDArray[np.int64]:
+    """The keys of N images in a column `KEY`; where it is empty, those of their names.
+
+    Raises:
+        DataError: a value that is no key.
+    """
+    texts = ["" if value is None else str(value) for value in values]
+    for text, name in zip(texts, names, strict=True):
+        if text and not is_key(text):
+            raise DataError(f"{name}: {KEY} must be an integer from 0 on, not {text!r}; remove it to split anew")
+    return np.array([int(text) if text else name_key(name) for text, name in zip(texts, names, strict=True)], np.int64)
+
+
+def is_key(text: str) -> bool:
+    """Whether it is a number in [0, 2**63)."""
+    return text.isascii() and text.isdecimal() and int(text) < 1 << 63
 
 
 def name_key(name: str) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kitae.data.base import SPLIT_ALIASES, TRAIN, Item, Source, Table, name_key, numbered
+from kitae.data.base import KEY, SPLIT_ALIASES, TRAIN, Item, Source, Table, given_keys, numbered
 from kitae.data.groups import PARENT, by_paths, by_values
 from kitae.errors import DataError
 from kitae.files import user_path
@@ -26,6 +26,7 @@ class CsvSource(Source):
 
     The columns are found by their names, in any case: `path` (file, filename, image), `label` (class, category,
     target), `split` (train, val, test and their usual spellings) and `group`. Relative paths start at the CSV file.
+    `kitae_key` is what `data fix` writes, so that the same images are drawn for test.
     Labels are class names, even if they are numbers. `groups` names another column of groups, or a rule for the paths
     as they are written (see `DataSpec.groups`).
     """
@@ -58,6 +59,7 @@ class CsvSource(Source):
         self._path, self._label = self._column(header, _PATHS), self._column(header, _LABELS)
         known = {column.lower(): column for column in header}
         self._split = known.get("split")
+        self._key = known.get(KEY, KEY)
         self._group = None if groups == PARENT else known.get((groups or "group").lower())
         for line, row in self._rows:
             if not row[self._path] or not row[self._label]:
@@ -97,13 +99,14 @@ class CsvSource(Source):
             labels=labels,
             splits=np.array([SPLIT_ALIASES.get(split, TRAIN) for split in splits], np.uint8),
             names=names,
-            keys=np.array([name_key(name) for name in names], np.int64),
+            keys=given_keys([row.get(self._key, "") for _, row in self._rows], names),
             groups=self._groups(names),
         )
 
     def _groups(self, names: list[str]) -> NDArray[np.int64] | None:
         if self._group is not None:
-            return by_values([row[self._group] for _, row in self._rows], names, self._group)
+            fixed = any(self._key in row for _, row in self._rows)
+            return by_values([row[self._group] for _, row in self._rows], names, self._group, fixed=fixed)
         return None if self.rule is None else by_paths([name.replace("\\", "/") for name in names], self.rule)
 
     def images(self) -> Iterator[Item]:

@@ -1,7 +1,8 @@
 """Write a copy of a data set without the unreadable images, label conflicts and copies that a check found.
 
 The source is not changed. A folder or a CSV file becomes a CSV file of the images that are kept, a Parquet source
-becomes one Parquet file; `kitae train` takes both.
+becomes one Parquet file; `kitae train` takes both. The images keep their keys, so those that were drawn for test are
+drawn again.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ import csv
 import functools
 import io
 import itertools
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from kitae.data.base import SPLIT_NAMES, TRAIN, Source
+from kitae.data.base import KEY, SPLIT_NAMES, TRAIN, Source
 from kitae.data.check import CheckReport
 from kitae.data.parquet import ParquetSource
 from kitae.errors import DataError, require
@@ -87,7 +89,7 @@ def fix(source: Source, report: CheckReport, out: str | Path, *, overwrite: bool
 def _write_csv(source: Source, kept: list[int], path: Path) -> None:
     table = source.table
     own = bool((np.asarray(table.splits) != TRAIN).any())
-    header = ["path", "label", *(["split"] if own else []), *([] if table.groups is None else ["group"])]
+    header = ["path", "label", *(["split"] if own else []), *([] if table.groups is None else ["group"]), KEY]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
@@ -107,6 +109,7 @@ def _write_csv(source: Source, kept: list[int], path: Path) -> None:
         cells = [f"./{name}" if name.startswith("~") else name, label]
         cells += [SPLIT_NAMES[table.splits[row]]] if own else []
         cells += [] if table.groups is None else [str(table.groups[row])]
+        cells += [str(table.keys[row])]
         writer.writerow(cells)
     write_atomically(path, text.getvalue().encode("utf-8"))
 
@@ -115,23 +118,30 @@ def _write_parquet(source: ParquetSource, kept: set[int], path: Path) -> None:
     pa, pq = require("pyarrow", "train"), require("pyarrow.parquet", "train")
     table = source.table
     own = bool((np.asarray(table.splits) != TRAIN).any())
-    columns = {"image": pa.binary(), "label": pa.string(), "path": pa.string()}
+    # Integers keep the order of the classes, which is not that of their names. A class without images is left out.
+    numbers, used = source.numbers_labels, np.unique(table.labels[sorted(kept)])
+    classes = [table.classes[label] for label in used]
+    columns = {"image": pa.binary(), "label": pa.int64() if numbers else pa.string(), "path": pa.string()}
     columns |= {"split": pa.string()} if own else {}
     columns |= {} if table.groups is None else {"group": pa.int64()}
+    columns |= {KEY: pa.int64()}
+    schema = pa.schema(columns, {"classes": json.dumps(classes)} if numbers else None)
     images = enumerate(source.images())
     try:
-        with replacing(path) as file, pq.ParquetWriter(file, pa.schema(columns), compression="none") as writer:
+        with replacing(path) as file, pq.ParquetWriter(file, schema, compression="none") as writer:
             while portion := list(itertools.islice(images, _ROWS)):
                 rows = [row for row, _ in portion if row in kept]
+                places = np.searchsorted(used, table.labels[rows])
                 values = {
                     "image": [image for row, image in portion if row in kept],
-                    "label": [table.classes[label] for label in table.labels[rows]],
+                    "label": places if numbers else [classes[place] for place in places],
                     "path": [table.names[row] for row in rows],
                     "split": [SPLIT_NAMES[code] for code in table.splits[rows]],
                     "group": [] if table.groups is None else table.groups[rows],
+                    KEY: table.keys[rows],
                 }
                 if rows:
                     arrays = [pa.array(values[name], kind) for name, kind in columns.items()]
-                    writer.write_table(pa.table(arrays, schema=pa.schema(columns)))
+                    writer.write_table(pa.table(arrays, schema=schema))
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error.strerror}); the previous file is kept") from error

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kitae import keyed
-from kitae.data.base import name_key
+from kitae.data.base import is_key, name_key
 from kitae.errors import DataError
 
 PARENT = "parent"
@@ -18,11 +18,12 @@ PARENT = "parent"
 HASH_BYTES = 16
 
 
-def by_values(values: Sequence[object], names: Sequence[str], rule: str) -> NDArray[np.int64]:
+def by_values(values: Sequence[object], names: Sequence[str], rule: str, *, fixed: bool = False) -> NDArray[np.int64]:
     """A group for each value of a column: int64 [N].
 
     Args:
         values: N cells. names: N names of the images, for messages.
+        fixed: the column may hold groups as `data fix` writes them, which are kept.
 
     Raises:
         DataError: an empty cell.
@@ -30,7 +31,8 @@ def by_values(values: Sequence[object], names: Sequence[str], rule: str) -> NDAr
     texts = ["" if value is None else str(value).strip() for value in values]
     if "" in texts:
         raise DataError(f"{names[texts.index('')]}: has no {rule} (data.groups), {texts.count('')} such image(s)")
-    return np.array([name_key(text) for text in texts], np.int64)
+    numbers = fixed and all(map(is_key, texts))
+    return np.array([int(text) if numbers else name_key(text) for text in texts], np.int64)
 
 
 def by_paths(paths: Sequence[str], rule: str, inside: int = 0) -> NDArray[np.int64]:

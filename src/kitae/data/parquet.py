@@ -8,6 +8,7 @@
     group       optional, int or string: equal values stay together in a split (`data.groups` takes another column,
                 or a rule for `path`)
     path        optional, string: names the image in messages and reports
+    kitae_key   optional, int: what `data fix` writes, so that the same images are drawn for test
 
 Class names come from the schema's metadata (the hub's ClassLabel, or a JSON list `classes`), else from `class_name`,
 else from the labels themselves.
@@ -27,7 +28,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from kitae.data.base import SPLIT_ALIASES, TRAIN, Item, Source, Table, numbered
+from kitae.data.base import KEY, SPLIT_ALIASES, TRAIN, Item, Source, Table, given_keys, numbered
 from kitae.data.groups import PARENT, by_paths, by_values
 from kitae.errors import DataError, one_line, require
 from kitae.files import user_path
@@ -117,6 +118,14 @@ class ParquetSource(Source):
             raise DataError(f"{path}: column {column!r} holds {kind}; expected encoded bytes, or a struct with `bytes`")
         return column, fields
 
+    @property
+    def numbers_labels(self) -> bool:
+        """Whether the labels are integers, not text."""
+        path = self._files[0]
+        with self._reading(path) as file:
+            schema = file.schema_arrow
+            return bool(self._pa.types.is_integer(schema.field(self._column(path, schema, "label_column")).type))
+
     def images(self) -> Iterator[Item]:
         return itertools.chain.from_iterable(map(self._images, self._files))
 
@@ -148,12 +157,12 @@ class ParquetSource(Source):
 
     def load_table(self) -> Table:
         files = [self._load_file(path) for path in self._files]
-        for kind in ("class_name", "group"):
+        for kind in ("class_name", "group", KEY):
             lacking = [path for path, (columns, _) in zip(self._files, files, strict=True) if kind not in columns]
             if 0 < len(lacking) < len(files):
                 name = self._group if kind == "group" else kind
                 raise DataError(f"{lacking[0]}: no column {name!r}, which other files have")
-        kinds = ("label", "class_name", "split", "group", "name", "path")
+        kinds = ("label", "class_name", "split", "group", "name", "path", KEY)
         whole = {kind: [value for columns, _ in files for value in columns.get(kind, ())] for kind in kinds}
         if not whole["label"]:
             raise DataError("there are no images")
@@ -165,13 +174,13 @@ class ParquetSource(Source):
             labels=labels,
             splits=np.array(whole["split"], dtype=np.uint8),
             names=whole["name"],
-            keys=np.arange(len(labels), dtype=np.int64),
+            keys=given_keys(whole[KEY], whole["name"]) if whole[KEY] else np.arange(len(labels), dtype=np.int64),
             groups=self._groups(whole),
         )
 
     def _groups(self, columns: dict[str, list[Any]]) -> NDArray[np.int64] | None:
         if columns["group"]:
-            return by_values(columns["group"], columns["name"], self.rule or "group")
+            return by_values(columns["group"], columns["name"], self.rule or "group", fixed=bool(columns[KEY]))
         if self.rule is None:
             return None
         if not any(columns["path"]):
@@ -184,7 +193,8 @@ class ParquetSource(Source):
             schema = file.schema_arrow
             image, fields = self._image_column(path, schema)
             label = self._column(path, schema, "label_column")
-            columns = {kind: kind for kind in ("class_name", "split", "path") if kind in schema.names and kind != label}
+            kinds = ("class_name", "split", "path", KEY)
+            columns = {kind: kind for kind in kinds if kind in schema.names and kind != label}
             columns["label"] = label
             if self._group is not None and self._group in schema.names:
                 columns["group"] = self._group
