@@ -62,6 +62,12 @@ factors: {x: {data.split_seed: [1, 2]}}              | factors.x.data.split_seed
 factors: {x: {data.val_seed: [1, 2]}}                | factors.x.data.val_seed: all variants
 factors: {x: {data.val_fraction: [1, 2]}}            | factors.x.data.val_fraction: all variants
 factors: {x: {data.test_fraction: [1, 2]}}           | factors.x.data.test_fraction: all variants
+factors: {x: {data.fold: [1, 2]}}                    | factors.x.data.fold: all variants, move it to set
+factors: {x: {data.folds: [2, 3]}}                   | factors.x.data.folds: all variants
+factors: {x: {data.groups: [null, parent]}}          | factors.x.data.groups: all variants
+factors: {x: {data.image_column: [a, b]}}            | factors.x.data.image_column: all variants
+factors: {x: {data.label_column: [a, b]}}            | factors.x.data.label_column: all variants
+factors: {x: {data.on_corrupt: [error, skip]}}       | factors.x.data.on_corrupt: all variants
 {design: compare, factors: {}, variants: {a: {}, b: {data: {limit: 3}}}}  | variants.b.data: all variants, one by one
 metric: test.acuracy                                 | metric: no run has a number 'test.acuracy', accuracy
 also: [speed]                                        | also: no run has a number 'speed'
@@ -85,6 +91,11 @@ def test_a_mistake_is_one_line_that_names_the_field(line: str) -> None:
     with pytest.raises(RecipeError) as caught:
         StudySpec.parse(study(**yaml.safe_load(text)))
     assert all(part.strip() in str(caught.value) for part in parts.split(", ")), str(caught.value)
+
+
+def test_all_variants_may_share_another_split() -> None:
+    shared = {"data.folds": 5, "data.fold": 2, "data.groups": "parent", "data.label_column": "species"}
+    assert StudySpec.parse(study(set=shared)).set == shared
 
 
 @pytest.mark.parametrize("varied", ["augment.train", "augment.train.rotate", "augment.train.rotate.degrees"])

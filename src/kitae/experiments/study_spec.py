@@ -45,7 +45,10 @@ _BELONGS = {
 SHIPPED = Path(__file__).resolve().parent.parent / "studies"
 MAX_RUNS = 2000
 # Fields that decide which images train, validate and test. If variants differed in one, their runs would not be pairs.
-SPLIT = ("data.source", "data.split_seed", "data.val_seed", "data.val_fraction", "data.test_fraction")
+SPLIT = (
+    "data.source", "data.image_column", "data.label_column", "data.on_corrupt", "data.split_seed", "data.val_seed",
+    "data.val_fraction", "data.test_fraction", "data.groups", "data.folds", "data.fold",
+)  # fmt: skip
 
 # What turns a study into its tiny version: the same design in seconds, without a download. It checks that the file
 # runs; its numbers mean nothing.
