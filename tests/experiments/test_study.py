@@ -285,6 +285,28 @@ def test_a_changed_base_recipe_is_refused(tmp_path: Path) -> None:
     refused(tmp_path / "s", make(base=str(base)), "'none'")
 
 
+@pytest.mark.parametrize(
+    ("design", "place", "content"),
+    [
+        ("sweep", "factors", {"both": {"train.label_smoothing": [0.0, 0.1], "train.clip_norm": [1.0, 2.0]}}),
+        ("compare", "variants", {"a": {}, "b": {"train.label_smoothing": 0.1}}),
+    ],
+)
+def test_another_order_is_no_changed_recipe_and_no_same_study(
+    tmp_path: Path, design: str, place: str, content: dict[str, Any]
+) -> None:
+    def ordered(backwards: bool) -> StudySpec:
+        def turn(block: dict[str, Any]) -> dict[str, Any]:
+            return dict(reversed(block.items())) if backwards else block
+
+        given = {name: turn(fields) for name, fields in turn(content).items()}
+        return make(**{"design": design, "factors": {}, place: given})
+
+    cut(tmp_path / "s", 1, ordered(False))
+    refused(tmp_path / "s", ordered(True), "order", "has changed")
+    run(tmp_path / "s", ordered(False))
+
+
 def test_a_version_that_trains_differently_adds_no_runs(tmp_path: Path) -> None:
     folder = tmp_path / "s"
     run(folder)
