@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -23,9 +24,12 @@ from kitae.errors import KitaeError, RecipeError, TrainingError
 from kitae.experiments.executors import Inline, LocalProcesses
 from kitae.experiments.result import StudyResult
 from kitae.experiments.study import plan_study, study
-from kitae.experiments.study_spec import StudySpec
+from kitae.experiments.study_spec import StudySpec, ablation
 from kitae.loading import load
 from kitae.recipe import Recipe
+from kitae.reporting import study_page
+from kitae.reporting.study_results import StudyRecord
+from tests.command import kitae
 from tests.experiments import fake_train
 
 ROOT = Path(__file__).parents[2]
@@ -455,6 +459,25 @@ def test_an_ablation_from_the_command_line(
         "workers": 2, "threads": 1, "overwrite": True,
     }  # fmt: skip
     capsys.readouterr()
+
+
+def test_the_command_on_the_page_adds_seeds_to_an_ablation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "my ablation"
+    spec = ablation("fashion-mini", "train.epochs=3", only=["label smoothing"], seeds=2)
+    run(folder, spec)
+    record = StudyRecord.open(folder)
+    assert record is not None
+    (line,) = (command for about, command in study_page.content(record, folder)["commands"] if "seeds" in about)
+    words = shlex.split(line)
+    assert words[:3] == ["kitae", "study", str(folder / "study.yaml")]
+
+    def faked(*given: Any, **options: Any) -> StudyResult:
+        return study(*given, **{**options, "executor": Inline(), **FAKE})
+
+    monkeypatch.setattr("kitae.experiments.study.study", faked)
+    kitae(tmp_path, *words[1:])
+    assert StudyResult.open(folder).spec.seeds == (0, 1, 2, 3)
+    assert len(StudyResult.open(folder).finished) == 8
 
 
 def test_settings_name_every_precision_of_a_study(tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kitae.recipe import Recipe
 from kitae.reporting import comparison_page, compression_page, run_page, study_charts, study_page
 from kitae.reporting.results import Candidate, CompressionRecord, RunRecord
 from kitae.reporting.study_results import Analysis, Effect, StudyRecord
@@ -205,16 +207,55 @@ def test_candidates_in_words(row: dict[str, Any], told: str) -> None:
     assert compression_page.label(whole, Candidate.model_validate(row)) == told
 
 
-def test_a_study_says_how_to_use_what_helped_and_how_to_decide_the_rest() -> None:
-    overrides: dict[str, dict[str, Any]] = {"a": {"train.label_smoothing": 0.1}, "b": {"augment.train": []}}
-    variants = [{"name": name, "runs": 3, "overrides": given} for name, given in overrides.items()]
+def compared(variants: dict[str, dict[str, Any]], reference: str | None = None) -> StudyRecord:
+    """A study of these variants, of which `a` helps, `b` hurts, and `c` is not decided."""
     effects = (effect(2.0, name="a"), effect(-4.0, name="b"), effect(0.1, name="c", shown=False))
-    found = StudyRecord.model_validate({**study(*effects).model_dump(), "variants": variants})
-    use, more = study_page.commands(found, Path("my study"))
-    assert use[1] == "kitae train DATA --set train.label_smoothing=0.1"
-    assert more[1] == "kitae study STUDY --out 'my study' --set 'study.seeds=[0, 1, 2, 3, 4, 5]'"
-    assert study_page.commands(study(effects[1]), Path("s")) == []
-    assert study_page.commands(None, Path("s"))[0][1] == "kitae study STUDY --out s"
+    content = study(*effects).model_dump()
+    content["analyses"]["test.accuracy"]["noise"]["reference"] = reference
+    rows = [{"name": name, "runs": 3, "overrides": given} for name, given in variants.items()]
+    return StudyRecord.model_validate({**content, "variants": rows})
+
+
+def test_a_study_says_how_to_use_what_helped_and_how_to_decide_the_rest() -> None:
+    asked = {"base": "cifar10-quick", "set": {}}
+    found = compared({"a": {"train.label_smoothing": 0.1}, "b": {"augment.train": []}})
+    use, more = study_page.commands(found, Path("my study"), asked)
+    assert use[1] == "kitae train DATA --recipe cifar10-quick --set train.label_smoothing=0.1"
+    again = "kitae study 'my study/study.yaml' --out 'my study'"
+    assert more[1] == f"{again} --set 'study.seeds=[0, 1, 2, 3, 4, 5]'"
+    assert study_page.commands(study(effect(-4.0, name="b")), Path("s"), asked) == []
+    assert study_page.commands(None, Path("my study"), {})[0][1] == again
+
+
+def test_what_helped_is_trained_with_what_all_variants_share() -> None:
+    helped = {"augment.train.cutout.size": 8, "after.prune.ratio": 0.5}
+    shared = {
+        "data.source": "cifar10", "data.limit": 5000, "data.image_size": 32, "augment.train.cutout": {"size": 4},
+        "augment.train": [], "train.epochs": 7, "after.prune.epochs": 1,
+    }  # fmt: skip
+    asked = {"base": "fashion-mini", "set": shared}
+    line = study_page.commands(compared({"a": helped}), Path("s"), asked)[0][1]
+    words = shlex.split(line)
+    assert words[:6] == ["kitae", "train", "DATA", "--recipe", "fashion-mini", "--set"]
+    trained = Recipe.load("fashion-mini").override(*words[6:])
+    assert [list(op) for op in trained.augment.train] == [["cutout"]]
+    assert (trained.augment.train[0]["cutout"]["size"], trained.train.epochs, trained.data.image_size) == (8, 7, 32)
+    assert (trained.data.source, trained.data.limit) == ("fashion-mini", None)
+
+
+@pytest.mark.parametrize(
+    ("helped", "base"), [({"after.prune.ratio": 0.5}, "cifar10-quick"), ({"train.epochs": 3}, {"name": "my own"})]
+)
+def test_no_training_is_proposed_that_would_not_be_what_helped(helped: dict[str, Any], base: Any) -> None:
+    lines = study_page.commands(compared({"a": helped}), Path("s"), {"base": base, "set": {}})
+    assert [about for about, _ in lines] == ["Add seeds to decide the rest"]
+
+
+def test_a_variant_is_told_in_words_only_if_they_say_how_it_differs_from_the_reference() -> None:
+    mixing = {"augment.mix": {"mixup_alpha": 1.0, "cutmix_alpha": 0.0}}
+    for of_reference, told in (({}, "with MixUp"), ({"augment.mix": None}, "with MixUp"), ({"train.ema": 0.9}, "a b")):
+        found = compared({"none": of_reference, "a_b": mixing}, "none")
+        assert study_page.variant_labels(found)["a_b"] == told
 
 
 def test_every_effect_that_is_shown_is_inside_the_axis() -> None:

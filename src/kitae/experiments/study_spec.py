@@ -286,7 +286,7 @@ class StudySpec(Spec):
         """Read a study file, by path or by the name of a shipped one.
 
         Args:
-            source: a path, or a name of `shipped()`.
+            source: a path, or a name of `shipped()`. The study.yaml of a study folder is the study that it records.
             overrides: `field=value`, a recipe field for all variants (as under `set`), or with `study.` before it a
                 field of the study itself: `study.seeds=[0, 1]`.
             tiny: the tiny version of the study.
@@ -296,6 +296,8 @@ class StudySpec(Spec):
         """
         path = find(source)
         content, node = parse_yaml(*read_text(path))
+        if isinstance(content.get("study"), dict) and "runs" in content:
+            content, node = content["study"], None
         for field, block in (("set", content), ("tiny", content), ("tiny.set", content.get("tiny"))):
             value = block.get(field.rpartition(".")[2]) if isinstance(block, Mapping) else None
             if value is not None and not isinstance(value, Mapping):

@@ -9,9 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from kitae.augment.spec import MixSpec
 from kitae.console import plural
 from kitae.errors import KitaeError
+from kitae.recipe import OPS_BY_NAME
 from kitae.reporting import study_charts
 from kitae.reporting.study_results import Analysis, Effect, StudyRecord, Variant
 from kitae.reporting.svg import Chart
@@ -42,6 +45,11 @@ _PARTS = {
     "random_resized_crop": "random resized crops",
     "cutout": "Cutout",
 }
+# What `set` says about a study's own images does not hold for others.
+_OF_THESE_IMAGES = frozenset({
+    "data.source", "data.image_column", "data.label_column", "data.groups", "data.folds", "data.fold", "data.limit",
+    "data.split_seed", "data.val_seed", "data.val_fraction", "data.test_fraction", "data.cache",
+})  # fmt: skip
 
 
 def content(record: StudyRecord | None, folder: Path) -> dict[str, Any]:
@@ -55,7 +63,7 @@ def content(record: StudyRecord | None, folder: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise KitaeError(f"{folder / 'study.yaml'}: cannot be read ({error})") from error
     common: dict[str, Any] = {"over": "Study", "study": record, "asked": asked,
-                              "commands": commands(record, folder)}  # fmt: skip
+                              "commands": commands(record, folder, _study(asked))}  # fmt: skip
     if record is None:
         waiting = "This study is not finished: its effects have not been computed yet."
         return {**common, "title": folder.resolve().name, "subtitle": "", "warnings": [waiting], "answer": []}
@@ -80,6 +88,15 @@ def content(record: StudyRecord | None, folder: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _study(asked: str) -> Mapping[str, Any]:
+    """The study in the text of study.yaml; empty if it is damaged."""
+    try:
+        study = yaml.safe_load(asked)["study"]
+    except (yaml.YAMLError, ValueError, KeyError, TypeError):
+        return {}
+    return study if isinstance(study, Mapping) else {}
+
+
 def _forest(record: StudyRecord, name: str, analysis: Analysis, place: str) -> Chart | None:
     what = metric_label(name) + ("" if analysis.ratio or not analysis.unit else f", {analysis.unit}")
     return study_charts.forest(analysis, partial(effect_label, record), partial(verdict, analysis), what, place)
@@ -100,8 +117,21 @@ def effect_label(record: StudyRecord, effect: Effect) -> str:
 
 
 def variant_labels(record: StudyRecord) -> dict[str, str]:
-    """Every variant in words, by its name."""
-    return {variant.name: variant_label(variant.name, variant.overrides) for variant in record.variants}
+    """Every variant in words, by its name.
+
+    Words tell what a variant changes in the base recipe, so they are used only if that is also how it differs from the
+    reference: if the reference changes nothing, or the same fields.
+    """
+    fields: set[str] = set()
+    for variant in record.variants:
+        if variant.name == record.main.noise.reference:
+            fields = set(variant.overrides)
+    return {
+        variant.name: variant_label(variant.name, variant.overrides)
+        if not fields or fields == set(variant.overrides)
+        else variant.name.replace("_", " ")
+        for variant in record.variants
+    }
 
 
 def variant_label(name: str, overrides: Mapping[str, Any]) -> str:
@@ -206,24 +236,37 @@ def _shown(record: StudyRecord, known: Sequence[Effect]) -> str:
     return f"{text}{base}."
 
 
-def commands(record: StudyRecord | None, folder: Path) -> list[tuple[str, str]]:
-    """What to do next: what a command is for, and the command; STUDY is the study's file or shipped name."""
-    again = f"kitae study STUDY --out {shlex.quote(str(folder))}"
+def commands(record: StudyRecord | None, folder: Path, study: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What to do next: what a command is for, and the command; `study` as in study.yaml."""
+    again = f"kitae study {shlex.quote(str(folder / 'study.yaml'))} --out {shlex.quote(str(folder))}"
     if record is None or record.runs.finished < record.runs.planned:
-        return [("Resume it (STUDY: its file or name)", again)]
+        return [("Resume it", again)]
     found = []
     best = _most_helpful(record)
-    if best is not None:
-        sets = " ".join(
-            shlex.quote(f"{field}={json.dumps(value, ensure_ascii=False)}") for field, value in best.overrides.items()
-        )
-        name = variant_label(best.name, best.overrides)
-        found.append((f"Train on your own images with what helped most: {name}", f"kitae train DATA --set {sets}"))
+    if best is not None and (line := _training(best, study)):
+        found.append((f"Train on your own images with what helped most: {variant_labels(record)[best.name]}", line))
     if record.seeds and any(not effect.shown for effect in record.main.effects):
         seeds = [*record.seeds, *(max(record.seeds) + 1 + k for k in range(len(record.seeds)))]
-        found.append(("Add seeds to decide the rest (STUDY: its file or name)",
-                      f"{again} --set {shlex.quote(f'study.seeds={json.dumps(seeds)}')}"))  # fmt: skip
+        found.append(
+            ("Add seeds to decide the rest", f"{again} --set {shlex.quote(f'study.seeds={json.dumps(seeds)}')}")
+        )
     return found
+
+
+def _training(best: Variant, study: Mapping[str, Any]) -> str:
+    """The command that trains a variant on other images; empty if only its steps after training differ.
+
+    Empty too if the base is a whole recipe, which has no name that a command could take.
+    """
+    base, shared = study.get("base"), study.get("set")
+    own = {field: value for field, value in best.overrides.items() if not field.startswith("after.")}
+    if not own or not isinstance(base, str) or not isinstance(shared, Mapping):
+        return ""
+    general = {f: v for f, v in shared.items() if not f.startswith("after.") and f not in _OF_THESE_IMAGES}
+    # A whole pipeline comes before changes to its ops, as in the study.
+    fields = sorted({**general, **own}.items(), key=lambda field: field[0].startswith(OPS_BY_NAME))
+    sets = " ".join(shlex.quote(f"{field}={json.dumps(value, ensure_ascii=False)}") for field, value in fields)
+    return f"kitae train DATA --recipe {shlex.quote(base)} --set {sets}"
 
 
 def _most_helpful(record: StudyRecord) -> Variant | None:
