@@ -104,17 +104,25 @@ def test_noise_is_assumed_only_of_metrics_in_points(metric: str, given: float | 
 
 @pytest.mark.parametrize(
     ("metric", "images", "noise"),
-    [("test.accuracy", 10_000, 0.5), ("test.accuracy", 120, 2.0), ("val.accuracy", 300, 1.3), ("gap", 120, 2.0)],
-)
+    [
+        ("test.accuracy", 10_000, 0.5), ("test.accuracy", 120, 2.0), ("val.accuracy", 300, 1.3), ("gap", 120, 2.0),
+        ("prune.val_accuracy", 120, 2.0), ("prune.accuracy", 120, 2.0), ("test.per_class.cat.accuracy", 120, 2.0),
+        ("val.per_class.cat.accuracy", 120, 2.0),
+    ],
+)  # fmt: skip
 def test_few_images_are_assumed_to_scatter_more(metric: str, images: int, noise: float) -> None:
+    after = {"prune": {}} if metric.startswith("prune.") else {}
+
     def measure(recipe: Recipe) -> dict[str, Any]:
-        counts = {"val": 50_000, "test": 50_000, "val" if metric.startswith("val") else "test": images}
+        split = "val" if metric.startswith("val") or metric in ("gap", "prune.val_accuracy") else "test"
+        of_all = images * (10 if "per_class" in metric else 1)
+        counts = {"val": 50_000, "test": 50_000, "classes": 10, split: of_all}
         return {"recipe": recipe, "seconds_per_epoch": 1.0, "train": 100, **counts}
 
-    plan = make_plan(make(metric=metric), measure=measure)
+    plan = make_plan(make(metric=metric, after=after), measure=measure)
     assert plan.noise == noise
     assert (f"assumed for {images} images" in plan.text()) == (noise > 0.5)
-    assert make_plan(make(metric=metric, noise=0.3), measure=measure).noise == 0.3
+    assert make_plan(make(metric=metric, after=after, noise=0.3), measure=measure).noise == 0.3
 
 
 def test_screening_prints_its_aliases() -> None:

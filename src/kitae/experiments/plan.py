@@ -249,8 +249,8 @@ def make_plan(
         threads: of each run, if the recipe leaves it open.
         precision: what `precision: auto` means in this study, if that is already decided.
         images, judged: as in `Plan`, if they are already known.
-        measure: recipe -> {"recipe": with precision resolved, "seconds_per_epoch", "train", "val", "test": images}, on
-            a few steps.
+        measure: recipe -> {"recipe": with precision resolved, "seconds_per_epoch", "train", "val", "test": images,
+            "classes"}, on a few steps.
 
     Raises:
         RecipeError: a field, value or base recipe is wrong; names the variant.
@@ -276,7 +276,7 @@ def make_plan(
         reference = resolved[design.reference][0]
         facts = measure(min(choice, key=lambda recipe: (recipe.data.limit is not None, recipe is not reference)))
         seconds_per_epoch, images = float(facts["seconds_per_epoch"]), int(facts["train"])
-        judged = facts.get("val" if spec.metric.startswith("val.") else "test")
+        judged = _judged(spec.metric, facts)
         load = float(facts.get("load", 0.0))
         precision = precision or facts["recipe"].train.precision
     if not undecided:
@@ -288,6 +288,15 @@ def make_plan(
     return Plan(
         spec, design, _jobs(spec, resolved), precision, threads, workers, seconds_per_epoch, images, load, judged
     )
+
+
+def _judged(name: str, facts: Mapping[str, Any]) -> int | None:
+    """How many images a number is measured on; `facts` as in `make_plan`."""
+    on_validation = name == "gap" or name.startswith("val.") or name.rpartition(".")[2].startswith("val_")
+    images: int | None = facts.get("val" if on_validation else "test")
+    if images and ".per_class." in name:
+        return max(1, images // facts.get("classes", 1))
+    return images
 
 
 def resolve(base: Recipe, spec: StudySpec, overrides: Mapping[str, Any], where: str) -> Resolved:
