@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -419,6 +420,30 @@ def test_a_number_that_no_finished_run_has_is_reported(tmp_path: Path) -> None:
     assert len(result.numberless) == 9
     assert "nothing can be said" in result.sentences[0]
     assert "test.top5" in result.sentences[0]
+
+
+def test_a_further_number_that_no_finished_run_has_is_noted(tmp_path: Path) -> None:
+    result = run(tmp_path / "s", make(also=["test.top5", "gap"]))
+    assert result.notes == ["No finished run has a number test.top5."]
+    assert result.notes[0] in result.table()
+
+
+def test_only_tested_effects_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_FAIL", "only-mixing")
+    assert "p after Holm over 1 effects" in run(tmp_path / "s").table()
+
+
+def test_a_number_of_0_is_compared_as_a_difference_and_told_so(tmp_path: Path) -> None:
+    claim = {"says": "mixing is fast", "effect": "mixing", "between": [None, 0.9], "ratio": True}
+    result = run(tmp_path / "s", make(metric="epoch_seconds", also=[], claims={"fast": claim}))
+    seconds = [0.0, 2.0, 1.1, 4.0, 2.2, 1.0, 4.2, 2.0, 1.2]
+    result = replace(result, runs=result.runs.assign(epoch_seconds=seconds))
+    (noise,) = (line for line in result.table().splitlines() if line.startswith("noise between runs"))
+    assert "%" not in noise
+    assert f"{result.analyses['epoch_seconds'].noise.sd:.1f} s (" in noise
+    (row,) = result.claims
+    assert (row["ratio"], row["verdict"]) == (False, "not shown")
+    assert "difference" in row["remark"]
 
 
 @pytest.mark.parametrize(("failing", "status"), [("seed", 1), ("seed1", None)])

@@ -171,6 +171,8 @@ def test_a_study_concludes_in_three_sentences() -> None:
     assert "1 shows a loss, most of all b: 4.0 points worse" in shown
     assert unclear == "Not decided: c. Differences below about 1.0 points cannot be seen with 3 seeds."
     assert where.startswith("This holds for 5,000 training images of cifar10, resnet9 of width 16, 24 epochs, 3 seeds;")
+    untested = effect(0.5, name="d", shown=False).model_copy(update={"low": None, "high": None})
+    assert study_page.answer(study(bad, untested))[0].startswith("1 of 1 comparisons shows a loss")
     assert study_page.answer(study(bad))[0].startswith("1 of 1 comparisons shows a loss and none a gain")
     assert study_page.answer(study(open_))[0].startswith("c: no difference could be shown")
     assert "too few runs" in study_page.answer(study())[0]

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -92,9 +92,14 @@ class Design:
         return (factor,) if len(labels) == 2 else tuple(f"{factor}={label}" for label in labels[1:])
 
     @property
+    def compared(self) -> tuple[Hashable, ...]:
+        """What each effect compares: the same for a pair that is compared twice, under two names or in reverse."""
+        return self.effects if self.regression else tuple(frozenset((c.plus, c.minus)) for c in self.contrasts)
+
+    @property
     def comparisons(self) -> int:
-        """The number of effects that are tested; a pair that is compared twice counts once."""
-        return len(self.effects) if self.regression else len({frozenset((c.plus, c.minus)) for c in self.contrasts})
+        """The number of effects that are tested if every run finishes."""
+        return len(set(self.compared))
 
     @property
     def effects(self) -> tuple[str, ...]:

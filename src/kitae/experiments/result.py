@@ -130,11 +130,13 @@ class StudyResult:
     @property
     def notes(self) -> list[str]:
         """What a reader has to know of how the study was run."""
-        return [
+        added = [
             f"Seeds {', '.join(str(seed) for seed in row['seeds'])} were added on {str(row['when'])[:10]}, after "
             f"{row['finished']} runs had finished: the number of seeds was raised after a first look at the data."
             for row in self.added
         ]
+        lacking = dict.fromkeys(name for _, name in self.spec.wanted if name not in self.analyses)
+        return added + [f"No finished run has a number {name}." for name in lacking if len(self.finished)]
 
     def effect(self, metric: str, name: str) -> Effect | None:
         """The effect of this name on a metric, or None if it was not measured."""
@@ -173,7 +175,9 @@ class StudyResult:
             about = claim.metric or self.spec.metric
             effect = self.effect(about, claim.effect)
             verdict, remark = ("not shown", "not measured")
-            if effect is not None:
+            if effect is not None and effect.ratio != claim.ratio:  # a number of 0 has no ratio
+                remark = "a value of 0 left only a difference to compare"
+            elif effect is not None:
                 verdict, remark = judge(effect, claim.between, claim.within)
             rows.append({
                 "name": name, "says": claim.says, "effect": claim.effect, "metric": about,
@@ -186,18 +190,19 @@ class StudyResult:
         """The result as text: variants, effects, noise, sentences, claims, and the runs that failed."""
         spec, main = self.spec, self.analyses[self.spec.metric]
         covers = next((effect.covers for effect in main.effects if not math.isnan(effect.low)), "seeds")
+        pairs = zip(self.design.compared, main.effects, strict=True)
+        tested = len({compared for compared, effect in pairs if not math.isnan(effect.p)})
         unit = f" in {main.metric.unit}" if main.metric.unit else ""
         parts = [
             f"{spec.name}: {spec.design}, {len(self.design.variants)} variants x {len(spec.seeds)} seeds, "
             f"{len(self.finished)} of {len(self.runs)} runs finished",
-            f"{spec.metric}{unit}; 95 % intervals, covering {covers}; "
-            f"p after Holm over {self.design.comparisons} effects",
+            f"{spec.metric}{unit}; 95 % intervals, covering {covers}; p after Holm over {tested} effects",
             *self.notes,
             "",
             wording.variants_table(self._variants(), list(self.analyses)),
             "",
             wording.effects_table(main.effects),
-            wording.noise_line(main.noise, spec.metric),
+            wording.noise_line(main.noise, spec.metric, ratio=any(effect.ratio for effect in main.effects)),
             *(["", wording.aliases_text(self.design)] if self.design.aliases else []),
             "",
             *self.sentences,

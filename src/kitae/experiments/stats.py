@@ -155,10 +155,8 @@ def analyse(
         raw = _differences(fit, design, name, negligible)
         if correct and not ratio and name == "test.accuracy":
             raw = [_with_images(e, pair, seeds, correct) for e, pair in zip(raw, design.contrasts, strict=True)]
-    # A pair that is compared twice, under two names or in reverse, is one comparison.
-    comparisons = design.effects if design.regression else [frozenset((c.plus, c.minus)) for c in design.contrasts]
     coarse = shown.unit == "points"
-    effects = _holm([_finish(effect, ratio, negligible, coarse) for effect in raw], comparisons)
+    effects = _holm([_finish(effect, ratio, negligible, coarse) for effect in raw], design.compared)
     own = values[variants == design.reference]
     return Analysis(shown, tuple(effects), _noise(fit.noise, residual, design.reference, own), len(table))
 

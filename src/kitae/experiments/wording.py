@@ -111,14 +111,18 @@ def claims_table(claims: Sequence[tuple[Mapping[str, Any], Effect | None]]) -> s
     return columns(["claim", "measured", "verdict"], rows)
 
 
-def noise_line(noise: Noise, name: str) -> str:
-    """How much a single run scatters; two runs that differ only in the seed are about 1.4 times as far apart."""
+def noise_line(noise: Noise, name: str, *, ratio: bool) -> str:
+    """How much a single run scatters; two runs that differ only in the seed are about 1.4 times as far apart.
+
+    Args:
+        ratio: the number was compared as a ratio, so the noise is relative.
+    """
     if not noise.df:
         return "noise: not known; more seeds are needed"
     shown = metric(name)
-    unit = " %" if shown.ratio else f" {shown.unit}" if shown.unit else ""
-    scale = 100.0 if shown.ratio else 1.0
-    digits = 2 if shown.ratio or shown.scale == 100.0 else decimals(noise.sd, otherwise=2)
+    unit = " %" if ratio else f" {shown.unit}" if shown.unit else ""
+    scale = 100.0 if ratio else 1.0
+    digits = 2 if ratio or shown.scale == 100.0 else decimals(noise.sd, otherwise=2)
     own = "" if math.isnan(noise.reference_mean) else f"; {noise.reference}: {noise.reference_mean:.{digits}f}"
     if own and not math.isnan(noise.reference_sd):
         own += f" +-{noise.reference_sd:.{digits}f} over seeds"

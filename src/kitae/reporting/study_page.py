@@ -213,16 +213,17 @@ def answer(record: StudyRecord) -> list[str]:
 def _shown(record: StudyRecord, known: Sequence[Effect]) -> str:
     analysis, metric, base = record.main, metric_label(record.metric), _base(record)
     shown = [effect for effect in known if effect.shown]
+    tested = sum(effect.low is not None for effect in known) or len(known)
     if not shown and len(known) == 1:
         return f"{effect_label(record, known[0])}: no difference could be shown on {metric}{base}."
     if not shown:
-        return f"None of {len(known)} changes made a difference that could be shown on {metric}{base}."
+        return f"None of {tested} changes made a difference that could be shown on {metric}{base}."
     phrases = [f"{effect_label(record, effect)}: {verdict(analysis, effect)}" for effect in shown]
     good = sum(map(analysis.helps, shown))
     bad = len(shown) - good
 
     def show(count: int) -> str:
-        return f"{count} of {len(known)} comparisons {'shows' if count == 1 else 'show'}"
+        return f"{count} of {tested} comparisons {'shows' if count == 1 else 'show'}"
 
     if not analysis.better:
         text = f"{show(len(shown))} a difference; the largest is {phrases[0]}"
