@@ -77,6 +77,12 @@ def test_ties_go_to_the_lower_loss_then_the_later_arm() -> None:
     assert max(backwards, key=lambda arm: arm.standing).number == 5
 
 
+def test_the_rematch_is_on_other_seeds_than_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_SUBSET", "0.05")
+    result = run(tmp_path / "s", f"train.seed={FRESH_SEED + 1}", arms=40, rematch_seeds=3)
+    assert result.rematch.spec.seeds == (FRESH_SEED, FRESH_SEED + 2, FRESH_SEED + 3)
+
+
 @pytest.mark.parametrize("metric", ["balanced_accuracy", "macro_f1"])
 def test_arms_are_judged_by_what_chooses_the_epoch(
     metric: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -291,6 +297,8 @@ def test_another_search_in_the_folder_or_one_of_a_version_that_trains_differentl
         run(tmp_path / "t", arms=7)
     with pytest.raises(RecipeError, match="rematch_seeds: 1 gives the verdict no interval"):
         run(tmp_path / "t", rematch_seeds=1)
+    with pytest.raises(RecipeError, match=r"data\.folds: a search compares runs that have a validation split"):
+        run(tmp_path / "t", "data.folds=5")
     assert not (tmp_path / "t").exists()
     file = tmp_path / "s" / "search.yaml"
     file.write_text(file.read_text().replace("numerics: 3\n", ""))

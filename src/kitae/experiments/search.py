@@ -232,7 +232,7 @@ def search(
             takes them, for which the recipe fashion-mini gives model and length. `overrides` as in `Recipe.override`.
         out: the search folder; if it holds the same search, that is resumed.
         arms: settings to try, the presets included.
-        rematch_seeds: seeds of the rematch, FRESH_SEED and up; two or more.
+        rematch_seeds: seeds of the rematch, FRESH_SEED and up without the recipe's own; two or more.
         workers, threads, executor, report, train, measure: as in `study`.
         seed: of the proposals.
         overwrite: replace the search in `out`, once the new one is measured.
@@ -250,6 +250,8 @@ def search(
     if rematch_seeds < 2:
         raise RecipeError(f"rematch_seeds: {rematch_seeds} gives the verdict no interval; use two or more, such as 5")
     asked = _recipe_of(recipe).override(*overrides)
+    if asked.data.whole:
+        raise RecipeError("data.folds: a search compares runs that have a validation split; set it to null")
     if (data := framed(asked.data, _PHOTO_SIZE)) != asked.data:
         say(f"data.image_size: searching with {data.image_size} pixels")
         asked = asked.model_copy(update={"data": data})
@@ -416,6 +418,7 @@ def _rematch(setting: _Setting, best: Arm, preset: Arm, seeds: int) -> tuple[Stu
     if not own:
         before = data.split_seed if data.val_seed is None else data.val_seed
         data = data.model_copy(update={"val_seed": (before + 1) % 2**32})
+    fresh = range(FRESH_SEED, FRESH_SEED + seeds + 1)
     images = "the source's own validation images" if own else "a fresh validation split"
     spec = StudySpec.parse(
         {
@@ -431,7 +434,7 @@ def _rematch(setting: _Setting, best: Arm, preset: Arm, seeds: int) -> tuple[Stu
                     "train.label_smoothing": other["train"]["label_smoothing"],
                 },
             },
-            "seeds": list(range(FRESH_SEED, FRESH_SEED + seeds)),
+            "seeds": [seed for seed in fresh if seed != preset.recipe.train.seed][:seeds],
             "metric": setting.metric,
             "also": ["gap"],
         },
