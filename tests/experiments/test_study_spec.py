@@ -10,6 +10,7 @@ import yaml
 
 from kitae.errors import RecipeError
 from kitae.experiments.design import expand
+from kitae.experiments.plan import make_plan
 from kitae.experiments.study_spec import StudySpec, find, shipped, shrink
 
 SMOOTHING: dict[str, Any] = {"smoothing": {"train.label_smoothing": [0.0, 0.1]}}
@@ -194,6 +195,33 @@ def test_a_mistake_beside_factors_of_the_recipe_is_one_line(tmp_path: Path, text
         StudySpec.load(tmp_path / "mine.yaml")
 
 
+@pytest.mark.parametrize("load", [{"tiny": True}, {"overrides": ["study.base=base.yaml"]}])
+def test_another_base_is_looked_up_beside_the_study_file_too(tmp_path: Path, load: dict[str, Any]) -> None:
+    (tmp_path / "base.yaml").write_text("name: base\n")
+    file = written(tmp_path, ONE_IN + "tiny: {base: base.yaml}\n")
+    assert StudySpec.load(file, *load.get("overrides", ()), tiny=load.get("tiny", False)).base == {"name": "base"}
+
+
+@pytest.mark.parametrize("tiny", [False, True])
+def test_set_may_change_a_part_of_a_technique_of_the_recipe(tmp_path: Path, tiny: bool) -> None:
+    text = "name: mine\nbase: cifar10-strong\ndesign: one_out\nafter: {prune: {}}\nfactors: [mixing]\n"
+    file = tmp_path / "mine.yaml"
+    file.write_text(text + "set: {augment.mix.prob: 0.25, train.epochs: 7, after.prune.epochs: 1}\n")
+    plan = make_plan(StudySpec.load(file, tiny=tiny))
+    mixes = [job.recipe.augment.mix for job in plan.jobs[:2]]
+    assert (mixes[0] and mixes[0].prob, mixes[1]) == (0.25, None)
+    assert {(job.recipe.train.epochs, job.after["prune"]["epochs"]) for job in plan.jobs} == {(1 if tiny else 7, 1)}
+
+
+def test_a_date_in_a_study_is_text() -> None:
+    own = "tests.experiments.fake_train:after_step"
+    given = yaml.safe_load("{since: 2026-11-27, at: 2026-11-27T10:00:00Z}")
+    spec = StudySpec.parse(study(after={own: {"ratio": given["since"]}}, set={f"after.{own}.ratio": given["at"]}))
+    assert spec.after[own]["ratio"] == "2026-11-27"
+    assert StudySpec.parse(spec.dump()) == spec
+    assert make_plan(spec).jobs[0].fingerprint
+
+
 def test_a_missing_study_names_the_nearest() -> None:
     with pytest.raises(RecipeError, match="no such study file"):
         find("no-such-thing-at-all")
@@ -220,3 +248,10 @@ def test_the_tiny_twin_keeps_the_design_and_what_is_varied() -> None:
     assert twin.set["model.width"] == 8
     assert [v.overrides for v in expand(twin).variants] == [{"data.limit": 40}, {"data.limit": 80}]
     assert twin.seeds == (0, 1)
+
+
+def test_the_tiny_twin_leaves_a_block_that_is_varied_alone() -> None:
+    variants = {size: {"model": {"name": "resnet9", "width": width}} for size, width in (("small", 8), ("big", 16))}
+    twin = StudySpec.parse(shrink(study(design="compare", factors={}, variants=variants)))
+    assert "model.width" not in twin.set
+    assert twin.set["train.epochs"] == 1

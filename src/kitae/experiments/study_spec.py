@@ -25,11 +25,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
+from pydantic_core import to_jsonable_python
 
 from kitae.errors import RecipeError, did_you_mean
 from kitae.experiments.outcome import EVALUATION, OF_RUN, known, metric, step_of
 from kitae.experiments.techniques import chosen, repeated
+from kitae.files import plain
 from kitae.recipe import Recipe, assignment, assignments, explain, parse, parse_yaml, read_text
 from kitae.spec import Spec
 
@@ -85,8 +87,13 @@ def _list(value: Any) -> Any:
     return value
 
 
-Fields = dict[str, Any]
-Levels = dict[str, list[Any]]
+def _plain(value: Any) -> Any:
+    """As study.yaml has it: a date of YAML is text."""
+    return to_jsonable_python(value, fallback=plain)
+
+
+Fields = Annotated[dict[str, Any], AfterValidator(_plain)]
+Levels = Annotated[dict[str, list[Any]], AfterValidator(_plain)]
 Name = Annotated[str, BeforeValidator(_name), Field(min_length=1, max_length=60, pattern=r"^[^\x00-\x1f]+$")]
 Reference = Annotated[str, BeforeValidator(_name)]
 # A bare `none:` is a variant that changes nothing.
@@ -176,7 +183,7 @@ class StudySpec(Spec):
         "val.accuracy", "gap", "epoch_seconds", "peak_memory_bytes",
     )  # fmt: skip
     foldover: bool = False
-    after: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    after: dict[str, Fields] = Field(default_factory=dict)
     cover: Literal["seeds", "both"] = "seeds"
     noise: float | None = Field(None, gt=0)
     claims: dict[Name, ClaimSpec] = Field(default_factory=dict)
@@ -302,15 +309,15 @@ class StudySpec(Spec):
             value = block.get(field.rpartition(".")[2]) if isinstance(block, Mapping) else None
             if value is not None and not isinstance(value, Mapping):
                 raise RecipeError(f"{path}: {field}: must be a mapping, as {{train.epochs: 5}}, not {value!r}")
+        content = with_overrides(shrink(content) if tiny else content, overrides)
         base = content.get("base")
         if isinstance(base, str):  # a file is included whole, so that the study no longer depends on it
             file = next((place for place in (path.parent / base, Path(base)) if place.is_file()), None)
             if file is not None:
                 content["base"] = parse_yaml(*read_text(file))[0]
-        content = with_overrides(shrink(content) if tiny else content, overrides)
         from_recipe = content.get("factors") == "recipe" or isinstance(content.get("factors"), list)
         if from_recipe and isinstance(content.get("base"), str | Mapping):  # otherwise `parse` says what is wrong
-            content["factors"] = _factors_of_base(content, str(path))
+            content |= _factors_of_base(content, str(path))
         return cls.parse(content, str(path), None if tiny or overrides or from_recipe else node)
 
     @classmethod
@@ -375,10 +382,18 @@ def with_overrides(content: Mapping[str, Any], overrides: tuple[str, ...]) -> di
 
 
 def shrink(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The tiny version of a study file's content: `TINY` and its own `tiny` block applied, two seeds, no claims."""
+    """The tiny version of a study file's content: `TINY` and its own `tiny` block applied, two seeds, no claims.
+
+    What of `TINY` is a part of something that is varied is left out: it would change only some of the variants.
+    """
     own = dict(content.get("tiny") or {})
-    shared = {**(content.get("set") or {}), **TINY, **(own.pop("set", None) or {})}
-    result = {**content, "seeds": [0, 1], **own, "set": shared, "name": f"{content.get('name')}-tiny", "claims": {}}
+    of_set = own.pop("set", None) or {}
+    result = {**content, "seeds": [0, 1], **own, "name": f"{content.get('name')}-tiny", "claims": {}}
+    blocks = [result.get(name) for name in ("factors", "variants")]
+    groups = [group for block in blocks if isinstance(block, Mapping) for group in block.values()]
+    varied = [field for group in groups if isinstance(group, Mapping) for field in group]
+    small = {name: value for name, value in TINY.items() if not any(name.startswith(f"{field}.") for field in varied)}
+    result["set"] = {**(content.get("set") or {}), **small, **of_set}
     result.pop("tiny", None)
     return result
 
@@ -389,16 +404,26 @@ def base_recipe(base: str | Mapping[str, Any], where: str) -> Recipe:
 
 
 def _factors_of_base(content: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The factors of a file that takes them from its base recipe: all its techniques, or those of the given names."""
+    """What a file says that takes its factors from its base recipe: all its techniques, or those of the given names.
+
+    If `set` changes a part of a technique, the factor has it on its side `on`, and `set` becomes a part of the base.
+    """
     recipe = base_recipe(content["base"], f"{where}: base")
-    shared = {f: value for f, value in (content.get("set") or {}).items() if not str(f).startswith("after.")}
+    given = content.get("set") or {}
+    shared = {f: value for f, value in given.items() if not str(f).startswith("after.")}
     names = () if content["factors"] == "recipe" else content["factors"]
     if wrong := next((name for name in names if not isinstance(name, str)), None):
         raise RecipeError(
             f"{where}: factors: a list has names of the recipe's techniques, not {wrong!r}; factors of your own are a "
             "mapping, name: {field: [off, on]}"
         )
-    return chosen(recipe.override(*assignments(shared)), names, f"{where}: factors")
+    recipe = recipe.override(*assignments(shared))
+    factors = chosen(recipe, names, f"{where}: factors")
+    varied = [field for fields in factors.values() for field in fields]
+    if not any(str(name).startswith(f"{field}.") for name, field in itertools.product(shared, varied)):
+        return {"factors": factors}
+    after = {name: value for name, value in given.items() if name not in shared}
+    return {"factors": factors, "base": recipe.model_dump(mode="json"), "set": after}
 
 
 def ablation(
