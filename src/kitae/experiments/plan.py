@@ -295,7 +295,7 @@ def _judged(name: str, facts: Mapping[str, Any]) -> int | None:
     on_validation = name == "gap" or name.startswith("val.") or name.rpartition(".")[2].startswith("val_")
     images: int | None = facts.get("val" if on_validation else "test")
     if images and ".per_class." in name:
-        return max(1, images // facts.get("classes", 1))
+        return max(1, images // int(facts.get("classes", 1)))
     return images
 
 
