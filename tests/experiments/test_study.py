@@ -308,7 +308,7 @@ def test_another_order_is_no_changed_recipe_and_no_same_study(
         return make(**{"design": design, "factors": {}, place: given})
 
     cut(tmp_path / "s", 1, ordered(False))
-    refused(tmp_path / "s", ordered(True), "order", "has changed")
+    refused(tmp_path / "s", ordered(True), "the order of the variants", "has changed")
     run(tmp_path / "s", ordered(False))
 
 
