@@ -9,6 +9,7 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -32,6 +33,7 @@ from kitae.reporting.figures import filters_picture
 from kitae.reporting.svg import Chart, text_width
 from kitae.reporting.values import large, words
 from kitae.run import Run
+from tests.command import kitae
 from tests.reporting.conftest import HOSTILE, epochs, measured_compression
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}  # and what closes itself, inside an SVG
@@ -507,7 +509,7 @@ def test_a_sensitivity_with_its_reference_shows_it(tmp_path: Path) -> None:
 def test_a_compression_in_the_folder_one_is_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = measured_compression()["run"]
     (tmp_path / run).mkdir()
-    monkeypatch.chdir(_compression(tmp_path / f"{run}-small", within_budget=False))
+    monkeypatch.chdir(_compression(tmp_path / f"{run}-small", within_budget=False, spec={"max_bytes": 1000}))
     p.report(".")
     assert f"kitae compress {tmp_path / run} --overwrite" in Path("report.html").read_text(encoding="utf-8")
 
@@ -522,7 +524,38 @@ def test_looking_again_keeps_the_other_settings(tmp_path: Path) -> None:
     text, _ = page(_compression(tmp_path / "small", spec=spec, within_budget=False))
     (command,) = re.findall(r"kitae compress [^<]*", html.unescape(text))
     options = command.split(" --overwrite ")[1]
-    assert options == "--set max_bytes=60000 --set 'layer_ratios={\"stem\": 0.1}' --max-drop 3"
+    assert options == "--set max_drop=1.5 --set 'layer_ratios={\"stem\": 0.1}' --max-bytes 60780"
+
+
+@pytest.mark.parametrize(
+    ("limits", "options"),
+    [
+        ({"max_drop": 0.1}, "--max-drop 2"),
+        ({"max_bytes": 1000}, "--max-bytes 60780"),
+        ({"max_bytes": 70000, "max_latency_ms": 0.01}, "--set max_bytes=70000 --max-latency-ms 0.091"),
+        ({"max_drop": 0.1, "max_bytes": 1000}, "--max-drop 2 --max-bytes 60780"),
+        ({}, None),  # nothing that is known to be exceeded
+    ],
+)
+def test_looking_again_widens_the_limit_that_was_exceeded(
+    limits: dict[str, float], options: str | None, tmp_path: Path
+) -> None:
+    spec = {**CompressSpec().model_dump(mode="json"), "max_drop": 1.0, **limits}
+    text, _ = page(_compression(tmp_path / "small", spec=spec, within_budget=False))
+    found = re.findall(r"kitae compress [^<]* --overwrite ([^<]*)", html.unescape(text))
+    assert found == ([] if options is None else [options])
+
+
+def test_a_compression_finds_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("elsewhere").mkdir()
+    folder = _compression(
+        Path("elsewhere/mine"), run="a", run_path="../../runs/a", within_budget=False, spec={"max_bytes": 1000}
+    )
+    text, _ = page(folder)
+    assert "kitae compress RUN --out elsewhere/mine --overwrite" in text
+    Path("runs/a").mkdir(parents=True)
+    assert "kitae compress runs/a --out elsewhere/mine --overwrite" in page(folder)[0]
 
 
 def test_a_compression_shows_itself(tmp_path: Path) -> None:
@@ -711,6 +744,17 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
         "train.threads=1",
     )  # fmt: skip
     return train(recipe, tmp_path_factory.mktemp("pages") / "tiny")
+
+
+def test_the_command_that_decodes_the_images_again_works(
+    trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KITAE_CACHE", str(tmp_path / "cache"))  # empty, and that of the command
+    text, words = page(trained)
+    assert "no longer in the cache" in words
+    (command,) = re.findall(r"<code>kitae (evaluate [^<]*)</code>", html.unescape(text))
+    kitae(tmp_path, *shlex.split(command))
+    assert "no longer in the cache" not in page(trained)[1]
 
 
 def test_the_page_of_what_train_writes(trained: Run) -> None:

@@ -79,7 +79,7 @@ def test_a_damaged_field_is_named(change: dict[str, Any], field: str, tmp_path: 
 def test_damaged_runs_are_named(make_run: Callable[..., Run]) -> None:
     run = make_run()
     (run.path / "predictions.parquet").write_bytes(b"PAR1 no")
-    with pytest.raises(KitaeError, match=r"predictions\.parquet: is damaged"):
+    with pytest.raises(KitaeError, match=r"predictions\.parquet: is damaged; delete it"):
         RunRecord.open(run)
     run = make_run("other")
     (run.path / "evaluation.json").write_text('{"test": {"accuracy": [1]}}')

@@ -266,6 +266,7 @@ def _write(
         "format": COMPRESSION_FORMAT,
         "kitae": kitae.__version__,
         "run": run.path.name,
+        "run_path": os.path.relpath(run.path, folder),
         "recipe": run.recipe.name,
         "spec": spec.model_dump(mode="json"),
         "machine": {**machine(), "vnni": has_vnni()},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+import os
 import shlex
 from functools import partial
 from pathlib import Path
@@ -99,26 +100,45 @@ def commands(record: CompressionRecord, folder: Path) -> list[tuple[str, str]]:
     file = shlex.quote(str(folder / record.file))
     found = [("Classify images with it, without PyTorch", f"kitae predict {file} IMAGES")]
     here = with_name(folder)
-    beside = here.parent / record.run
-    run = shlex.quote(str(beside if beside.is_dir() else record.run))
-    usual = here.name == f"{record.run}-small"
+    places = [here.parent / record.run] if record.run else []
+    if record.run_path:
+        places.append(Path(os.path.normpath(here / record.run_path)))
+    there = next((place for place in places if place.is_dir()), None)
+    run = "RUN" if there is None else shlex.quote(str(there))
+    usual = there is not None and here == there.with_name(f"{there.name}-small")
     out = "" if usual else f" --out {shlex.quote(str(folder))}"
-    again = f"kitae compress {run}{out} --overwrite{_settings(record)} --max-drop"
+    again = f"kitae compress {run}{out} --overwrite"
     if not record.within_budget:
-        found.append(("Look again with a wider budget", f"{again} {max(2.0, 2 * (record.spec.max_drop or 0)):g}"))
+        if wider := _wider(record):
+            options = "".join(f" --{name.replace('_', '-')} {limit}" for name, limit in wider.items())
+            found.append(("Look again with a wider budget", f"{again}{_settings(record, *wider)}{options}"))
     elif (smaller := _smaller(record)) is not None:
         drop, row = smaller
         about = f"For a smaller file, allow a larger drop ({label(record, row)}, {size(record.bytes_of(row))})"
-        found.append((about, f"{again} {math.ceil(10 * drop) / 10:g}"))
+        found.append((about, f"{again}{_settings(record, 'max_drop')} --max-drop {math.ceil(10 * drop) / 10:g}"))
     return found
 
 
-def _settings(record: CompressionRecord) -> str:
-    """The settings of a compression that are not the usual ones, without `max_drop`, as options of a command."""
+def _wider(record: CompressionRecord) -> dict[str, str]:
+    """The limits that the closest file exceeds, each widened so far that it would be within."""
+    spec, row = record.spec, record.winner
+    drop = row.drop_interval[1] if record.sure and row.drop_interval else row.drop
+    found = {}
+    if drop is not None and spec.max_drop is not None and drop > spec.max_drop:
+        found["max_drop"] = f"{max(2.0, 2 * spec.max_drop, math.ceil(10 * drop) / 10):g}"
+    if row.bytes is not None and spec.max_bytes is not None and row.bytes > spec.max_bytes:
+        found["max_bytes"] = f"{row.bytes:.0f}"
+    if row.latency_ms is not None and spec.max_latency_ms is not None and row.latency_ms > spec.max_latency_ms:
+        found["max_latency_ms"] = f"{1.1 * row.latency_ms:.3g}"  # its next measurement will differ a little
+    return found
+
+
+def _settings(record: CompressionRecord, *without: str) -> str:
+    """The settings of a compression that are not the usual ones, without these, as options of a command."""
     usual = CompressSpec().model_dump(mode="json")
     options = []
     for name, value in record.spec.model_dump(mode="json").items():
-        if name != "max_drop" and name in usual and value != usual[name]:
+        if name not in without and name in usual and value != usual[name]:
             whole = isinstance(value, float) and value.is_integer()
             options.append(f" --set {shlex.quote(f'{name}={json.dumps(int(value) if whole else value)}')}")
     return "".join(options)

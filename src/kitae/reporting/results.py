@@ -363,7 +363,8 @@ def _predictions(run: Run, classes: tuple[str, ...]) -> Predicted | None:
     except TrainingError:
         return None
     except (pyarrow.ArrowException, KeyError, ValueError, TypeError) as error:
-        raise KitaeError(f"{run.path / 'predictions.parquet'}: is damaged; evaluate the run again") from error
+        cure = "delete it; the page then omits the predictions"
+        raise KitaeError(f"{run.path / 'predictions.parquet'}: is damaged; {cure}") from error
 
 
 # --------------------------------------------------------------------------------------------------------- compressions
@@ -454,6 +455,7 @@ class CompressionRecord(Record, extra="allow"):
     format: int = 1
     kitae: str = ""
     run: str = ""
+    run_path: str = ""  # relative to the folder
     recipe: str = ""
     spec: Budget
     machine: dict[str, Any] = Field(default_factory=dict)

@@ -37,6 +37,7 @@ def content(record: RunRecord, run: Run) -> dict[str, Any]:
     samples = Samples.find(record, run) if record.epochs else None
     split = record.evaluation.measured
     counts = samples.counts() if samples else {}
+    held = "train" if record.recipe.data.whole else "val"  # a model on everything has no validation images
     return {
         "over": "Training run",
         "title": record.recipe.name,
@@ -44,6 +45,7 @@ def content(record: RunRecord, run: Run) -> dict[str, Any]:
         "warnings": [],
         "answer": answer(record),
         "commands": commands(record),
+        "decode": f"kitae evaluate {shlex.quote(str(run.path))} --split {held}",
         "run": record,
         "samples": samples,
         "headline": _headline(record.evaluation.splits),
