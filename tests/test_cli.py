@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 
 from kitae import cli, console
@@ -228,7 +229,38 @@ def test_predict_files_and_folders_and_write_tables(home: Path, run: Path) -> No
     kitae(home, "predict", "renamed", "photos", "--out", "q.csv")
     assert next(csv.reader((home / "q.csv").open()))[:4] == ["image", "class", "image (class)", "class (class)"]
     kitae(home, "predict", "run", "photos/class 0/0.jpg", "--out", "p.parquet")
-    assert (home / "p.parquet").stat().st_size > 100
+    table = pyarrow.parquet.read_table(home / "p.parquet")
+    assert json.loads(table.schema.metadata[b"classes"]) == json.loads((run / "model.json").read_text())["classes"]
+
+
+def test_predict_does_not_replace_the_runs_own_predictions(home: Path, run: Path) -> None:
+    photos, before = write_folder(home / "new photos", train=1, classes=2), (run / "predictions.parquet").read_bytes()
+    assert "is a file of the run itself" in refused(home, "predict", "run", photos, "--out", "run/predictions.parquet")
+    assert (run / "predictions.parquet").read_bytes() == before
+
+
+def test_a_run_brings_its_own_recipe(home: Path, run: Path) -> None:
+    assert "--recipe finetune: cannot be used with --resume" in refused(
+        home, "train", "--resume", "run", "--recipe", "finetune"
+    )  # fmt: skip
+    told = refused(home, "train", "run/recipe.yaml", "--recipe", "finetune", "--out", "unused")
+    assert told == "run/recipe.yaml: --recipe needs data, not a recipe"
+
+
+def test_check_refuses_a_file_before_it_reads_the_images(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kitae.data.check.check", lambda *_, **__: pytest.fail("the images were read"))
+    (home / "a file").write_text("")
+    assert refused(home, "data", "check", "photos-mini", "--out", "a file") == "--out a file: is a file, not a folder"
+
+
+def test_a_name_that_the_output_cannot_encode_is_escaped(home: Path) -> None:
+    photos = write_folder(home / "猫", train=12, classes=2)
+    done = subprocess.run(
+        [sys.executable, "-m", "kitae", "data", "check", photos], capture_output=True, cwd=home,
+        env={**os.environ, "PYTHONIOENCODING": "latin-1", "KITAE_CACHE": str(home / "cache")},
+    )  # fmt: skip
+    assert b"Traceback" not in done.stderr
+    assert rb"\u732b" in done.stdout
 
 
 def test_predictions_are_written_before_they_are_printed(
@@ -323,6 +355,7 @@ def test_recipe_lists_and_prints(home: Path) -> None:
         (["predict", "nowhere", "x.png"], "x.png"),
         (["data", "check", "folder:nowhere"], "nowhere"),
         (["recipe", "nope"], "no recipe 'nope'"),
+        (["recipe", "--set", "train.epochs=7"], "--set: needs the name of a recipe"),
         (["train", "--resume", "runs/typo"], "runs/typo"),
         (["train", "fashion-mini", "--set", "augment.train.cutout.size=4"], "augment.train has no cutout"),
         (["show", "augment", "fashion-mini", "--out", "taken"], "taken: File exists"),
@@ -389,6 +422,20 @@ def test_an_interruption_is_one_line(
 
     monkeypatch.setattr("kitae.run.Run.open", interrupted)
     assert kitae(home, verb, "run", code=130).stderr.splitlines()[-1] == f"error: interrupted{more}"
+
+
+@pytest.mark.parametrize(("verb", "runs"), [("study", "study.study"), ("search", "search.search")])
+def test_what_was_interrupted_is_not_overwritten_again(
+    verb: str, runs: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"kitae.experiments.{runs}", interrupted)
+    told = kitae(home, verb, "fashion-mini", "--overwrite", code=130).stderr.splitlines()[-1]
+    assert told == "error: interrupted; run the same command without --overwrite to resume"
+    told = kitae(home, verb, "fashion-mini", code=130).stderr.splitlines()[-1]
+    assert told == "error: interrupted; run the same command again to resume"
 
 
 def test_a_disk_that_refuses_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

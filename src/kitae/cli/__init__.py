@@ -6,6 +6,7 @@ Everything heavy is imported inside the verb that needs it, so `kitae --help` lo
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 
@@ -40,6 +41,7 @@ _USER_ERRORS = (
     errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP,
 )  # fmt: skip
 _AGAIN = "; run the same command again to resume"
+_AGAIN_WITHOUT = "; run the same command without --overwrite to resume"  # with it, the finished runs would be deleted
 _FIRST_STEPS = """\
 kitae train fashion-mini         train a first classifier, on images that come with the package
 kitae predict runs/NAME IMAGES   classify images with it
@@ -48,6 +50,9 @@ kitae --help                     everything else"""
 
 def main() -> None:
     """Entry point. Exit codes: 0 done, 2 an error of the user in one line, 130 or 143 stopped by a signal."""
+    for stream in (sys.stdout, sys.stderr):  # a name that the terminal's encoding lacks must not end a command
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     words = sys.argv[1:]
     if not words:
         console.say(_FIRST_STEPS)
@@ -84,7 +89,10 @@ def main() -> None:
         console.error(f"{problem.filename or 'a file'}: {problem.strerror}")
         sys.exit(2)
     except KeyboardInterrupt:
-        console.error(f"interrupted{_AGAIN if words[0] in ('compress', 'study', 'search') else ''}")
+        again = _AGAIN if words[0] in ("compress", "study", "search") else ""
+        if words[0] in ("study", "search") and "--overwrite" in words:
+            again = _AGAIN_WITHOUT
+        console.error(f"interrupted{again}")
         sys.exit(130)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from kitae import console
 from kitae.cli.app import Sets, answering, data_app
+from kitae.errors import DataError
 
 _SHOWN = 20  # images left out that are listed
 
@@ -28,6 +29,8 @@ def check(source: str, *, out: Path | None = None, set_: Sets = None) -> None:
     """
     from kitae.data.check import check as run_check
 
+    if out is not None and out.exists() and not out.is_dir():
+        raise DataError(f"--out {out}: is a file, not a folder")
     spec = data_spec(source, set_)
     with console.counting("reading images") as progress:
         report = run_check(

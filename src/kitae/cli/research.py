@@ -25,6 +25,7 @@ from kitae.cli.app import (
     write_page,
 )
 from kitae.cli.data import data_spec
+from kitae.errors import RecipeError
 
 _Recipe = Annotated[str, Parameter(help="A shipped recipe's name or a .yaml file.")]
 # Of every command that runs studies.
@@ -326,6 +327,8 @@ def recipe(name: str | None = None, *, set_: Sets = None, schema: bool = False) 
     """
     from kitae.recipe import Recipe, read_text, shipped
 
+    if set_ and (schema or name is None):
+        raise RecipeError("--set: needs the name of a recipe: kitae recipe NAME --set ...")
     if schema:
         sys.stdout.write(json.dumps(Recipe.model_json_schema(), indent=2) + "\n")
     elif name is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 from pathlib import Path
@@ -60,6 +61,8 @@ def train(
         dry_run: Print the resolved recipe, the model's size, the steps and the estimated time, then stop.
     """
     folder = Path(data)
+    if resume and recipe is not None and (folder / "recipe.yaml").is_file():
+        raise RecipeError(f"--recipe {recipe}: cannot be used with --resume RUN, since the run has its own recipe")
     if resume and out is None and (folder / "recipe.yaml").is_file():
         out = folder
     if resume and out is None:
@@ -196,6 +199,11 @@ def predict(
         raise RecipeError("--top: must be at least 1")
     if out is not None and out.suffix not in (".csv", ".parquet"):
         raise RecipeError(f"--out {out}: must end in .csv or .parquet")
+    if out is not None and (out.parent / "recipe.yaml").is_file():
+        from kitae.run import RUN_FOLDER
+
+        if out.name in RUN_FOLDER.names:
+            raise RecipeError(f"--out {out}: is a file of the run itself; choose another name")
     if (model / "compression.json").is_file():
         # Not by CompressionResult: this must work where PyTorch is not installed.
         inner = next((file for file in (model / "model.onnx", model / "closest.onnx") if file.is_file()), model)
@@ -288,12 +296,14 @@ def _write_predictions(out: Path, files: list[Path], probabilities: list[Any], c
     from kitae.errors import require
     from kitae.files import write_parquet
 
+    named = [console.printable(name) for name in classes]
     table = require("pyarrow", "train").table(
         {
             "image": [console.printable(file) for file in files],
             "class": [console.printable(name) for name in names],
             "probabilities": [shares.tolist() for shares in probabilities],
-        }
+        },
+        metadata={"classes": json.dumps(named)},  # as of the run's own predictions
     )
     write_parquet(table, out)
 

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from kitae import console
+from kitae.data.sources import SOURCES
 from kitae.errors import RecipeError, TrainingError, TrainingInterruptedError, require
 from kitae.evaluation.calibration import fit_temperature
 from kitae.evaluation.evaluate import evaluate, predictions_table
@@ -225,6 +226,8 @@ def asked(
     if not isinstance(recipe, Recipe):
         kind, what = understand(str(recipe))
         if on is not None:
+            if kind == "recipe" and str(recipe) not in SOURCES:
+                raise RecipeError(f"{recipe}: --recipe needs data, not a recipe")
             source = what if kind == "data" else f"{recipe}:"  # a shipped recipe's name, which a source has too
             recipe = Recipe.load(on).override(*assignments({"data.source": source}))
             return apply(recipe, choices), minutes, ()
