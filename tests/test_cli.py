@@ -20,6 +20,7 @@ import pytest
 
 from kitae import cli, console
 from kitae.errors import KitaeError
+from kitae.recipe import Recipe
 from tests.command import kitae, refused
 from tests.images import write_folder, write_parquet
 
@@ -312,6 +313,19 @@ def test_data_prepare_and_check(home: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("HOME", str(home))
     kitae(photos, "data", "fix", f"folder:~/{photos.name}")
     assert (home / f"{photos.name}-fixed.csv").is_file()
+
+
+def test_prepare_decodes_what_train_would(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+
+    def asked(data: str, clock: Any, choices: Any, *_: Any) -> Any:
+        seen.append((data, clock and clock.seconds, choices["set"]))
+        return Recipe.load("fashion-mini").override("data.image_size=20"), clock, ("the plan",)
+
+    monkeypatch.setattr("kitae.pipelines.train.asked", asked)
+    out = kitae(home, "data", "prepare", "photos-mini", "--minutes", 3, "--set", "data.val_fraction=0.2").stdout
+    assert seen == [("photos-mini", 180, ("data.val_fraction=0.2",))]
+    assert out.startswith("the plan\n7,000 images of 1 x 20 x 20")
 
 
 def test_recipe_lists_and_prints(home: Path) -> None:

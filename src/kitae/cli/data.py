@@ -97,25 +97,24 @@ def fix(
 def prepare(source: str, *, minutes: float | None = None, set_: Sets = None) -> None:
     """Decode a source now, so that training starts at once.
 
-    A folder or file is decoded as kitae train does with the same --minutes; a named source, as its recipes do.
+    It is decoded as kitae train does with the same arguments.
 
     Example: kitae data prepare photos/ --minutes 5
 
     Args:
-        source: A folder, a .parquet or a .csv file, or a source as data.source of a recipe.
+        source: A folder, a .parquet or a .csv file, a source as data.source of a recipe, or a recipe.
         minutes: As for kitae train; the image size depends on it.
     """
-    from kitae.data.sources import path_of
     from kitae.data.store import open_store
+    from kitae.pipelines.choices import Choices
+    from kitae.pipelines.pace import Clock, process_begun
+    from kitae.pipelines.train import asked
 
-    spec = data_spec(source, set_)
-    if path_of(spec.source) is not None:
-        from kitae.pipelines.choices import Choices
-        from kitae.pipelines.plan import plan
-
-        planned = plan(spec.source, minutes, Choices(set=tuple(set_ or ())))
-        console.say(planned.lines[0])
-        spec = planned.recipe.data
+    clock = None if minutes is None else Clock.of(minutes, process_begun())
+    recipe, _, lines = asked(source, clock, Choices(set=tuple(set_ or ())))
+    if lines:
+        console.say(lines[0])
+    spec = recipe.data
     with console.counting("decoding images") as progress:
         store = open_store(spec, progress=progress)
     for name, why in store.skipped:
