@@ -153,9 +153,8 @@ class Run:
             self._new = True
             self.recipe.save(self.path / "recipe.yaml")
             return
-        saved = Recipe.load(self.path / "recipe.yaml")
-        if not self.finished:  # the images may have been moved; that they are the same is checked with the splits
-            saved = saved.located(self.recipe.data.source, self.recipe.data.cache)
+        # The images may have been moved; that they are the same is checked with the splits.
+        saved = Recipe.load(self.path / "recipe.yaml").located(self.recipe.data.source, self.recipe.data.cache)
         changed = differences(saved, self.recipe)
         if changed:
             other = f"has a run of another recipe ({changed[0]})"

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from kitae.errors import TrainingError
 from kitae.pipelines import pace
 from kitae.pipelines.pace import Clock, Pace
 from kitae.pipelines.setup import Setup
@@ -62,6 +63,26 @@ def test_the_validation_of_the_start_is_no_part_of_an_epoch(tmp_path: Path, monk
         assert recutter(1) is None
         monkeypatch.setattr(pace.time, "monotonic", lambda: now + 50)  # an epoch of 20 seconds, and 50 are left
         assert recutter(2) == 4
+
+
+def test_the_same_command_resumes_a_run_whose_length_the_minutes_chose(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = Recipe.load("fashion-mini").override(
+        "data.limit=200", "model.name=resnet8", "model.width=4", "train.epochs=9", "train.batch_size=16",
+        "train.threads=1", "train.precision=fp32", "train.schedule.warmup_epochs=3",
+    )  # fmt: skip
+    length = ("train.epochs=2", "train.epoch_steps=4", "train.schedule.warmup_epochs=0.6667", "train.recut=[]")
+    monkeypatch.setattr(training, "fitted", lambda recipe, *_: (recipe.override(*length), 0.0))
+    monkeypatch.setattr(pace.Recutter, "__call__", lambda *_: None)
+    with pytest.raises(DiesHereError):
+        training.train(asked, tmp_path / "run", minutes=60, resume=True, watcher=KillAt(6))
+    run = training.train(asked, tmp_path / "run", minutes=60, resume=True)
+    assert run.finished
+    assert len(run.metrics()) == 2
+    assert training.train(asked, tmp_path / "run", minutes=60, resume=True).recipe == run.recipe
+    with pytest.raises(TrainingError, match=r"another recipe \(model\.width was 4, is 8\)"):
+        training.train(asked.override("model.width=8"), tmp_path / "run", minutes=60, resume=True)
 
 
 @pytest.mark.parametrize("batches", [5, 14])

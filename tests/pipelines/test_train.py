@@ -777,6 +777,29 @@ def test_an_interrupted_run_resumes_after_it_and_its_images_were_moved(
     assert Run.open(run.path).recipe.data.source == "folder:elsewhere"
 
 
+def test_the_images_of_a_finished_run_are_found_where_they_were_moved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KITAE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    write_folder(tmp_path / "photos", train=20)
+    recipe = tiny("data.source=folder:photos", "data.limit=null", "data.image_size=32", "train.batch_size=8")
+    run = train(recipe, tmp_path / "run")
+    before = run.evaluation()
+    (tmp_path / "photos").rename(tmp_path / "elsewhere")
+    write_folder(tmp_path / "other", train=20, classes=4)
+    for source, message in (("other", "has changed since"), ("nowhere", "nowhere: no such folder")):
+        with pytest.raises(DataError, match=message):
+            train(run.recipe.override(f"data.source=folder:{source}"), run.path, resume=True)
+    assert Run.open(run.path).recipe.data.source == "folder:photos"
+    for source in ("elsewhere", "./elsewhere"):
+        found = train(run.recipe.override(f"data.source=folder:{source}"), run.path, resume=True)
+        assert found.recipe.data.source == f"folder:{source}" == Run.open(run.path).recipe.data.source
+        assert found.evaluation() == before
+    shutil.rmtree(tmp_path / "cache" / "stores")
+    assert Run.open(run.path).evaluate("val")["accuracy"] == before["val"]["accuracy"]
+
+
 def test_a_file_of_a_newer_version_or_without_its_fields_is_refused(run: Run, tmp_path: Path) -> None:
     shutil.copytree(run.path, tmp_path / "run")
     file = tmp_path / "run" / "model.json"

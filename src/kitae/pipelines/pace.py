@@ -282,6 +282,13 @@ def fitted(recipe: Recipe, setup: Setup, model: nn.Module, clock: Clock, world: 
     return recipe.model_copy(update={"train": spec.lasting(epochs).model_copy(update=update)}), end
 
 
+def as_long_as(saved: Recipe, recipe: Recipe) -> Recipe:
+    """The recipe with the length of a saved one, which `fitted` chose."""
+    schedule = recipe.train.schedule.model_copy(update={"warmup_epochs": saved.train.schedule.warmup_epochs})
+    update = {"epochs": saved.train.epochs, "epoch_steps": saved.train.epoch_steps, "schedule": schedule}
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update=update)})
+
+
 class Recutter:
     """Shortens or extends the rest of a schedule if the machine turns out to be slower or faster than measured.
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from kitae import console
 from kitae.data.sources import SOURCES
+from kitae.data.store import open_store
 from kitae.errors import RecipeError, TrainingError, TrainingInterruptedError, require
 from kitae.evaluation.calibration import fit_temperature
 from kitae.evaluation.evaluate import evaluate, predictions_table
@@ -23,7 +24,7 @@ from kitae.modes import threads_restored
 from kitae.pipelines.choices import Choices, apply, set_fields, understand, unknown_option
 from kitae.pipelines.folds import keep_logits, out_of_fold, tunes
 from kitae.pipelines.notes import notes_of
-from kitae.pipelines.pace import Clock, Recutter, fitted
+from kitae.pipelines.pace import Clock, Recutter, as_long_as, fitted
 from kitae.pipelines.plan import plan
 from kitae.pipelines.probe import Features, probe
 from kitae.pipelines.setup import Progress, Setup, begin, resolved
@@ -99,6 +100,9 @@ def train(
     folder, agreed, most = distributed.from_main((folder, recipe, None if minutes is None else minutes.most), world)
     if minutes is not None:
         minutes = replace(minutes, most=most)
+        if resume and (folder / "recipe.yaml").is_file():
+            # The minutes chose the length when the run began; it keeps that, so that the same command resumes it.
+            agreed = as_long_as(Recipe.load(folder / "recipe.yaml"), agreed)
     if agreed.data.whole and not test:
         raise RecipeError(
             "data.folds: evaluates every fold on its test images, but test=False was given; set data.folds to null"
@@ -130,6 +134,9 @@ def _train(
     folds: list[Run] = []
     try:
         if run.finished:
+            if run.recipe != Recipe.load(run.path / "recipe.yaml"):  # only the place of its images can differ
+                run.splits(open_store(run.recipe.data, progress))  # raises an error where they are not the same
+                run.resolve(run.recipe)
             return run
         setup = Setup.of(run, progress)
         # A checkpoint contains all weights, so the pretrained ones are not needed to resume.
