@@ -277,8 +277,9 @@ def test_a_compression_says_what_a_larger_drop_would_buy(tmp_path: Path) -> None
     small = {**winner, "name": "smaller", "bytes": 500, "packed_bytes": 500, "drop": 1.31, "drop_interval": [0.1, 2.42]}
     found = {**published, "run": "r", "within_budget": True, "winner": winner, "candidates": [winner, small]}
     (tmp_path / "r").mkdir()
-    for sure, budget in ((False, "1.4"), (True, "2.5")):
-        whole = CompressionRecord.model_validate({**found, "sure": sure})
+    # 600 images can prove a drop of 1.31 points, so with that budget the end of the interval would count; 100 cannot.
+    for sure, images, budget in ((False, 100, "1.4"), (False, 600, "2.5"), (True, 600, "2.5")):
+        whole = CompressionRecord.model_validate({**found, "sure": sure, "images": {"val": images}})
         _, (about, line) = compression_page.commands(whole, tmp_path / "r-small")
         assert "500 B" in about
         assert (

@@ -145,6 +145,11 @@ def paired_difference(before: ArrayLike, after: ArrayLike, labels: ArrayLike) ->
     return (gained - lost) / truth.size, _tango(gained, lost, truth.size)
 
 
+def least_drop(count: int) -> float:
+    """The smallest upper end that the interval of a drop can have, in points: that of `count` images and no change."""
+    return 100 * _Z**2 / (count + _Z**2)
+
+
 def _tango(gained: int, lost: int, count: int) -> Interval:
     estimate = (gained - lost) / count
 

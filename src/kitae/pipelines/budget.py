@@ -22,6 +22,7 @@ from kitae.compression.spec import CompressSpec
 from kitae.console import plural
 from kitae.data.loader import ImageSet
 from kitae.errors import CompressionError, KitaeError, TrainingError, TrainingInterruptedError
+from kitae.evaluation.intervals import least_drop
 from kitae.pipelines.candidates import NAMES, Bench, Candidate, accuracy, drop, hopeless, labels_of, predict
 from kitae.pipelines.networks import Network, Networks, Say, percent
 
@@ -187,9 +188,7 @@ def size_field(spec: CompressSpec) -> str:
 
 def _as_sure_as_possible(spec: CompressSpec, count: int, say: Say) -> CompressSpec:
     """The spec, without `sure` if there are too few validation images to show that any drop is within the budget."""
-    # The smallest possible upper end of a drop's interval, in points: that of a file without any new mistake.
-    least = 100 * 1.96**2 / (count + 1.96**2)
-    if not spec.sure or least <= spec.max_drop:
+    if not spec.sure or least_drop(count) <= spec.max_drop:
         return spec
     advice = "; more validation images (data.val_fraction) would help" if spec.max_drop else ""
     say(

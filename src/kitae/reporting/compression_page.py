@@ -14,6 +14,7 @@ from typing import Any
 from PIL import Image
 
 from kitae.compression.spec import CompressSpec
+from kitae.evaluation.intervals import least_drop
 from kitae.evaluation.latency import as_fast
 from kitae.files import with_name
 from kitae.reporting import compression_charts
@@ -125,9 +126,10 @@ def _wider(record: CompressionRecord) -> dict[str, str]:
     drop = row.drop_interval[1] if record.sure and row.drop_interval else row.drop
     found = {}
     if drop is not None and spec.max_drop is not None and drop > spec.max_drop:
-        found["max_drop"] = f"{max(2.0, 2 * spec.max_drop, math.ceil(10 * drop) / 10):g}"
-    if row.bytes is not None and spec.max_bytes is not None and row.bytes > spec.max_bytes:
-        found["max_bytes"] = f"{row.bytes:.0f}"
+        found["max_drop"] = f"{min(100.0, max(2.0, 2 * spec.max_drop, math.ceil(10 * drop) / 10)):g}"
+    bytes_ = record.bytes_of(row)
+    if bytes_ is not None and spec.max_bytes is not None and bytes_ > spec.max_bytes:
+        found["max_bytes"] = f"{bytes_:.0f}"
     if row.latency_ms is not None and spec.max_latency_ms is not None and row.latency_ms > spec.max_latency_ms:
         found["max_latency_ms"] = f"{1.1 * row.latency_ms:.3g}"  # its next measurement will differ a little
     return found
@@ -147,9 +149,13 @@ def _settings(record: CompressionRecord, *without: str) -> str:
 def _smaller(record: CompressionRecord) -> tuple[float, Candidate] | None:
     """The most accurate candidate of at most three quarters of the winner's size, and the budget that it needs."""
     limit = 0.75 * (record.bytes_of(record.winner) or 0.0)
+    provable = least_drop(record.images["val"]) if "val" in record.images else math.inf
     found = []
     for row in record.candidates:
-        drop = row.drop_interval[1] if record.sure and row.drop_interval else row.drop
+        drop, end = row.drop, row.drop_interval[1] if row.drop_interval else None
+        # With a budget that the validation images can prove, the end of the interval counts, whatever counted here.
+        if end is not None and (record.sure or (record.spec.sure and drop is not None and drop >= provable)):
+            drop = end
         if not row.control and drop is not None and drop > 0 and (record.bytes_of(row) or limit) < limit:
             found.append((drop, row))
     return min(found, key=lambda pair: pair[0], default=None)

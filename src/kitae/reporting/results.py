@@ -403,6 +403,7 @@ class Budget(Record, extra="allow"):
     max_drop: Number = None
     max_bytes: Number = None
     max_latency_ms: Number = None
+    sure: bool = True
     threads: int | None = None
 
 
