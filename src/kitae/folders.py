@@ -6,6 +6,7 @@ any is refused. Names that start with a dot are ignored (the lock, temporary fil
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -157,5 +158,5 @@ def default_folder(name: str, *, new: bool = True) -> Path:
 
 def written_by_us(folder: Path) -> bool:
     """Whether a folder among images is one that Kitae wrote, or the `runs` that holds some."""
-    inside = folder.iterdir() if folder.name == RUNS else ()
+    inside = [Path(entry.path) for entry in os.scandir(folder) if entry.is_dir()] if folder.name == RUNS else []
     return any((place / sign).is_file() for place in (folder, *inside) for sign in _SIGNS)

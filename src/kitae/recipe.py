@@ -413,7 +413,8 @@ def assigns(assignments: Iterable[str], field: str) -> bool:
     """Whether one of some `a.b=value` sets this field, by itself or in its section."""
     section, _, name = field.partition(".")
     given = dict(assignment(text) for text in assignments)
-    return field in given or name in (given.get(section) or ())
+    whole = given.get(section)
+    return field in given or (isinstance(whole, dict) and name in whole)
 
 
 def field_ending(ending: str) -> str | None:

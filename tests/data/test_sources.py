@@ -312,6 +312,8 @@ def test_what_kitae_wrote_beside_the_classes_is_no_class(make_folder: Callable[.
     (root / "mine" / "study.yaml").write_text("study: {}")
     source = FolderSource(root)
     assert source.table.classes == ("cat", "dog")
+    (root / "dog" / "recipe.yaml").write_text("bread: flour")
+    assert FolderSource(root).table.classes == ("cat", "dog"), "a folder with images of its own is a class"
     (root / "runs" / "photos" / "recipe.yaml").unlink()
     assert FolderSource(make_folder("runs", "walks", name="sports")).table.classes == ("runs", "walks")
 
@@ -330,4 +332,5 @@ def test_predictions_of_a_run_beside_parquet_files_are_no_images(tmp_path: Path)
     run.mkdir(parents=True)
     (run / "recipe.yaml").write_text("name: images")
     (run / "predictions.parquet").write_bytes((tmp_path / "images" / "a.parquet").read_bytes())
+    (tmp_path / "images" / "recipe.yaml").write_text("name: beside the images")
     assert len(open_source(DataSpec(source=f"parquet:{tmp_path / 'images'}"))) == 6

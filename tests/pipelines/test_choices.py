@@ -157,3 +157,9 @@ def test_values_of_numpy_and_paths_are_set() -> None:
     fields = {"train.optimizer.lr": np.float64(0.25), "train.epochs": np.int64(3), "data.source": Path("mnist")}
     recipe = apply(Recipe(), Choices(set=fields))
     assert (recipe.train.optimizer.lr, recipe.train.epochs, recipe.data.source) == (0.25, 3, "mnist")
+
+
+def test_an_option_and_its_field_may_agree() -> None:
+    for fields in ("train.optimizer.lr=1e-05", "train.optimizer.lr=0.00001"):
+        assert apply(Recipe(), Choices(lr=1e-5, set=fields)).train.optimizer.lr == 1e-5
+    assert apply(Recipe(), Choices(image_size=(28, 40), set="data.image_size=[28, 40]")).data.image_size == (28, 40)

@@ -83,6 +83,8 @@ def test_the_same_command_resumes_a_run_whose_length_the_minutes_chose(
     assert training.train(asked, tmp_path / "run", minutes=60, resume=True).recipe == run.recipe
     with pytest.raises(TrainingError, match=r"another recipe \(model\.width was 4, is 8\)"):
         training.train(asked.override("model.width=8"), tmp_path / "run", minutes=60, resume=True)
+    with pytest.raises(TrainingError, match=r"has a run of another recipe"):
+        training.train(asked, tmp_path / "run", minutes=60, resume=True, epochs=5)
 
 
 @pytest.mark.parametrize("batches", [5, 14])

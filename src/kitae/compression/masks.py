@@ -72,7 +72,7 @@ def cubic(step: int, steps: int, final: float, initial: float = 0.0) -> float:
 
     Zhu and Gupta, "To prune, or not to prune", 2017: fast at first, while the network is redundant.
     """
-    return final + (initial - final) * (1.0 - min(step, steps) / steps) ** 3
+    return final if step >= steps else final + (initial - final) * (1.0 - step / steps) ** 3
 
 
 @dataclass

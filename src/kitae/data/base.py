@@ -204,7 +204,7 @@ def given_keys(values: Sequence[Any], names: Sequence[str]) -> NDArray[np.int64]
 
 def is_key(text: str) -> bool:
     """Whether it is a number in [0, 2**63)."""
-    return text.isascii() and text.isdecimal() and int(text) < 1 << 63
+    return len(text) < 20 and text.isascii() and text.isdecimal() and int(text) < 1 << 63
 
 
 def name_key(name: str) -> int:

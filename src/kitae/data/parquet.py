@@ -70,7 +70,8 @@ class ParquetSource(Source):
             self._files = sorted(
                 p
                 for p in root.rglob("*.parquet")
-                if not any(q.startswith(".") for q in p.relative_to(root).parts) and not written_by_us(p.parent)
+                if not any(q.startswith(".") for q in p.relative_to(root).parts)
+                and (p.parent == root or not written_by_us(p.parent))
             )
             self._root: Path | None = root
             if not self._files:

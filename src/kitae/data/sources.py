@@ -190,7 +190,7 @@ def _has_images(folder: Path) -> bool:
 def _subfolders(folder: Path) -> list[Path]:
     try:
         found = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "__MACOSX")))
-        return [path for path in found if not written_by_us(path)]
+        return [path for path in found if not written_by_us(path) or _has_images(path)]
     except OSError as error:
         raise DataError(f"{folder}: {error.strerror}") from error
 

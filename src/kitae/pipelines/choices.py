@@ -10,7 +10,7 @@ from typing import Any, Literal, TypedDict
 
 from kitae.data.sources import SOURCES, path_of, source_of
 from kitae.errors import RecipeError, TrainingError, did_you_mean
-from kitae.files import user_path
+from kitae.files import plain, user_path
 from kitae.recipe import NAMES_ELSEWHERE, Recipe, assignment, assignments, field_ending, shipped
 from kitae.run import Run
 
@@ -89,7 +89,8 @@ def apply(recipe: Recipe, choices: Choices) -> Recipe:
     for text in set_fields(choices):
         field, value = assignment(text)
         for option in own:
-            if field == _FIELDS[option] and value != choices.get(option):
+            given = plain(choices.get(option))
+            if field == _FIELDS[option] and value not in (given, assignment(f"{field}={given}")[1]):  # 1e-05 is text
                 raise RecipeError(f"{option} and set {text}: are the same field; give only one of them")
     try:
         return recipe.override(*own.values(), *set_fields(choices))
