@@ -40,13 +40,11 @@ def train(
     Example: kitae train photos/ --minutes 5
 
     Args:
-        data: Data to plan a recipe for:
-            a folder with one folder per class, a .parquet file, a .csv file of paths and labels, or a source's name.
-            Or a recipe: a shipped one's name or a .yaml file. With --resume, the run folder.
+        data: A folder with one folder per class, a .parquet file, a .csv file, or a source's name.
+            A recipe is planned for it. Or a shipped recipe's name or a .yaml file. With --resume, the run folder.
         minutes: Time limit for the whole command. By default the plan chooses, up to 10 minutes on a CPU.
-        folds: Cross-validate:
-            train this many models, each tested on images it was not trained on, then one on everything.
-            For few images, when a single split is unreliable.
+        folds: Cross-validate with this many models, each tested on images it was not trained on.
+            Then train one on everything. For few images, when a single split is unreliable.
         model: The network: a name as in model.name, such as resnet18 or timm:resnet50.
         epochs: Passes through the training images; 0 fits only a linear head on a pretrained network.
         batch_size: Images per training step.
