@@ -97,7 +97,7 @@ def test_the_time_left_counts_the_steps_of_this_process_only(
 
 
 def test_quiet_silences_other_libraries_below_an_error(caplog: pytest.LogCaptureFixture) -> None:
-    logger = logging.getLogger("some.library")
+    logger = logging.getLogger("another.package")
     with warnings.catch_warnings(action="error"), suppress(ValueError), console.quiet():
         warnings.warn("a warning", stacklevel=1)
         logger.warning("a message")
