@@ -15,7 +15,7 @@ from pathlib import Path
 from kitae.experiments.result import StudyResult
 from kitae.experiments.stats import Effect
 from kitae.experiments.wording import amount, interval
-from kitae.reporting.style import INK, LABEL, MARKERS, PAPER, SERIES, SMALL, dress, legend, new_figure, number, save
+from kitae.reporting.style import INK, LABEL, PAPER, SERIES, SMALL, dress, legend, new_figure, number, save
 
 MOST_SENTENCES = 5
 # Effects by their names in the ledger's studies, in the order in which advice is given.
@@ -43,6 +43,7 @@ _GROUPS = {
     "label smoothing": ("smoothing",),
 }
 _RATES = ("constant rate", "step rate")  # compared with a cosine
+_MARKERS = ("o", "s", "^", "D", "v", "P")  # a series differs by its marker too
 _APART = 1.035  # neighbouring series are drawn side by side, so that their intervals can be told apart
 _LENGTH = ("train.epochs", "model.width")  # what a regime may change about an effect
 
@@ -195,7 +196,7 @@ def draw_lengths(of: Mapping[str, Sequence[Point]], path: str | Path, *, title: 
             known = sorted((point for point in points if point.width == width), key=lambda point: point.epochs)
             if not known:
                 continue
-            colour, marker = SERIES[place % len(SERIES)], MARKERS[place % len(MARKERS)]
+            colour, marker = SERIES[place % len(SERIES)], _MARKERS[place % len(_MARKERS)]
             x = [point.epochs * _APART ** (place - (len(of) - 1) / 2) for point in known]
             effects = [point.effect for point in known]
             ax.plot(x, [effect.estimate for effect in effects], color=colour, linewidth=1.6, zorder=2)

@@ -36,7 +36,6 @@ INK, MUTED, GRID, PAPER = "#1f2933", "#5b6770", "#e3e7eb", "#ffffff"
 # Okabe and Ito's palette (2008), told apart under every common colour vision. Yellow is left out: too pale on white.
 BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9"
 SERIES = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY)
-MARKERS = ("o", "s", "^", "D", "v", "P")  # a series differs by its marker too
 
 TITLE, LABEL, SMALL = 13.0, 11.0, 9.5  # points
 

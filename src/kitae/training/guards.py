@@ -47,7 +47,7 @@ class SignalFlag:
 def memory_named(spec: TrainSpec, checkpoint: Path | None = None) -> contextlib.AbstractContextManager[None]:
     """Turn running out of memory in training, on CPU or GPU, into a one-line error that says what to do."""
     return _memory_named(lambda: (
-        f"train.batch_size {spec.batch_size}{kept(checkpoint)}: halve it and double train.accumulate (now "
+        f"train.batch_size {spec.batch_size}{_kept(checkpoint)}: halve it and double train.accumulate (now "
         f"{spec.accumulate}); the updates stay the same"
     ))  # fmt: skip
 
@@ -67,7 +67,7 @@ def _memory_named(where: Callable[[], str]) -> Iterator[None]:
         raise TrainingError(f"out of memory at {where()}") from error
 
 
-def kept(checkpoint: Path | None) -> str:
+def _kept(checkpoint: Path | None) -> str:
     """The end of an error message, which says whether a checkpoint of the failed training is kept."""
     return "; the last good checkpoint is kept" if checkpoint is not None and checkpoint.exists() else ""
 
