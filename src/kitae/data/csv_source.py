@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kitae.data.base import KEY, SPLIT_ALIASES, TRAIN, Item, Source, Table, given_keys, numbered
+from kitae.data.base import KEY, SPLIT_ALIASES, TRAIN, Item, Source, Table, drawn_files, given_keys, numbered
 from kitae.data.groups import PARENT, by_paths, by_values
 from kitae.errors import DataError
 from kitae.files import user_path
@@ -111,6 +111,9 @@ class CsvSource(Source):
 
     def images(self) -> Iterator[Item]:
         return iter(self._files)
+
+    def some(self, count: int) -> Iterator[Item]:
+        return drawn_files(self._files, count)
 
 
 def _stripped(row: dict[str, Any]) -> dict[str, str]:

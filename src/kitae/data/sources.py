@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kitae.data.archives import open_archive
-from kitae.data.base import SPLIT_ALIASES, TRAIN, Item, Progress, Source, Table, name_key
+from kitae.data.base import SPLIT_ALIASES, TRAIN, Item, Progress, Source, Table, drawn_files, name_key
 from kitae.data.csv_source import CsvSource
 from kitae.data.groups import by_paths
 from kitae.data.parquet import ParquetSource
@@ -166,6 +166,9 @@ class FolderSource(Source):
 
     def images(self) -> Iterator[Item]:
         return iter(self._files)
+
+    def some(self, count: int) -> Iterator[Item]:
+        return drawn_files(self._files, count)
 
 
 def _check_part(part: Path, name: str, *, empty: bool) -> None:

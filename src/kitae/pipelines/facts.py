@@ -5,13 +5,11 @@ from __future__ import annotations
 import statistics
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kitae import keyed
-from kitae.data.base import Item, Source
+from kitae.data.base import Source
 from kitae.data.sources import open_source
 from kitae.data.spec import DataSpec
 from kitae.data.splits import divide, enough_to_choose
@@ -106,7 +104,7 @@ def _sampled(source: Source) -> tuple[list[tuple[int, int]], bool, float]:
     here and reported when the store is built."""
     sizes: list[tuple[int, int]] = []
     rules = PreprocessRules(224, 3, store_size=504)
-    items = _some(source)
+    items = list(source.some(_SAMPLE))
     grey, started, decoded = True, time.perf_counter(), 0
     for item in items:
         try:
@@ -122,15 +120,6 @@ def _sampled(source: Source) -> tuple[list[tuple[int, int]], bool, float]:
             f"{source.name}: none of the images that were looked at can be read; `kitae data check` names them"
         )
     return sizes, grey, (time.perf_counter() - started) / max(decoded, 1)
-
-
-def _some(source: Source) -> list[Item]:
-    images = source.images()
-    first = next(images)
-    if not isinstance(first, Path):
-        return list(source.some(_SAMPLE))
-    files = [first, *images]  # one file per image: random access costs nothing
-    return [files[row] for row in keyed.permutation(0, 0, len(files), keyed.SLOT_LIMIT)[:_SAMPLE]]
 
 
 def framing(facts: Facts, given: DataSpec, *, pretrained: bool) -> dict[str, Any]:
