@@ -24,7 +24,7 @@ from PIL import Image
 from kitae.compression.spec import CompressSpec
 from kitae.data.splits import Splits
 from kitae.errors import KitaeError
-from kitae.pipelines.compress import CompressionResult, compress
+from kitae.pipelines.compress import CompressionResult, compress, resolve_spec
 from kitae.pipelines.train import train
 from kitae.recipe import Recipe
 from kitae.reporting import compression_charts
@@ -525,6 +525,16 @@ def test_looking_again_keeps_the_other_settings(tmp_path: Path) -> None:
     (command,) = re.findall(r"kitae compress [^<]*", html.unescape(text))
     options = command.split(" --overwrite ")[1]
     assert options == "--set max_drop=1.5 --set 'layer_ratios={\"stem\": 0.1}' --max-bytes 60780"
+
+
+@pytest.mark.parametrize("abandon", [True, False])
+def test_looking_again_with_ratios_keeps_abandon(abandon: bool, tmp_path: Path) -> None:
+    own = {"max_bytes": 1000, "ratios": [0.5, 0.9], "abandon": abandon}
+    spec = {**CompressSpec().model_dump(mode="json"), **own}
+    text, _ = page(_compression(tmp_path / "small", spec=spec, within_budget=False))
+    (command,) = re.findall(r"kitae compress [^<]*", html.unescape(text))
+    assignments = re.findall(r"--set (?:'([^']+)'|(\S+))", command)
+    assert resolve_spec(None, {}, ["".join(pair) for pair in assignments]).abandon is abandon
 
 
 @pytest.mark.parametrize(

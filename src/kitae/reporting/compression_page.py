@@ -137,9 +137,11 @@ def _wider(record: CompressionRecord) -> dict[str, str]:
 
 def _settings(record: CompressionRecord, *without: str) -> str:
     """The settings of a compression that are not the usual ones, without these, as options of a command."""
-    usual = CompressSpec().model_dump(mode="json")
+    usual, given = CompressSpec().model_dump(mode="json"), record.spec.model_dump(mode="json")
+    if given.get("ratios", usual["ratios"]) != usual["ratios"]:
+        usual["abandon"] = None  # always written: beside ratios its default depends on whether a drop is given
     options = []
-    for name, value in record.spec.model_dump(mode="json").items():
+    for name, value in given.items():
         if name not in without and name in usual and value != usual[name]:
             whole = isinstance(value, float) and value.is_integer()
             options.append(f" --set {shlex.quote(f'{name}={json.dumps(int(value) if whole else value)}')}")
