@@ -10,6 +10,12 @@ from kitae.spec import GrowingSpec, Spec
 
 Side = Annotated[int, Field(ge=4, le=2048)]
 
+SPLIT = (
+    "data.source", "data.image_column", "data.label_column", "data.on_corrupt", "data.split_seed", "data.val_seed",
+    "data.val_fraction", "data.test_fraction", "data.groups", "data.folds", "data.fold",
+)  # fmt: skip
+"""Fields of a recipe that decide which images train, validate and test."""
+
 
 class Normalization(Spec):
     """Per-channel mean and standard deviation of pixel values scaled to [0, 1]."""

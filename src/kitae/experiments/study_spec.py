@@ -28,6 +28,7 @@ import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 from pydantic_core import to_jsonable_python
 
+from kitae.data.spec import SPLIT
 from kitae.errors import RecipeError, did_you_mean
 from kitae.experiments.outcome import EVALUATION, OF_RUN, known, metric, step_of
 from kitae.experiments.techniques import chosen, repeated
@@ -46,11 +47,6 @@ _BELONGS = {
 }
 SHIPPED = Path(__file__).resolve().parent.parent / "studies"
 MAX_RUNS = 2000
-# Fields that decide which images train, validate and test. If variants differed in one, their runs would not be pairs.
-SPLIT = (
-    "data.source", "data.image_column", "data.label_column", "data.on_corrupt", "data.split_seed", "data.val_seed",
-    "data.val_fraction", "data.test_fraction", "data.groups", "data.folds", "data.fold",
-)  # fmt: skip
 
 # What turns a study into its tiny version: the same design in seconds, without a download. It checks that the file
 # runs; its numbers mean nothing.
@@ -271,7 +267,7 @@ class StudySpec(Spec):
                     raise ValueError(f"{group}.{field}: must be after.STEP.SETTING; steps under after: {steps}")
         for group, fields in varied.items():
             for field in fields:
-                if field in SPLIT or field == "data":
+                if field in SPLIT or field == "data":  # otherwise their runs would not be pairs
                     raise ValueError(
                         f"{group}.{field}: all variants of a study have the same images and the same split; "
                         + ("name the fields of data one by one" if field == "data" else "move it to set")

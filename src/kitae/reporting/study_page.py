@@ -13,6 +13,7 @@ import yaml
 
 from kitae.augment.spec import MixSpec
 from kitae.console import plural
+from kitae.data.spec import SPLIT
 from kitae.errors import KitaeError
 from kitae.recipe import OPS_BY_NAME
 from kitae.reporting import study_charts
@@ -46,10 +47,7 @@ _PARTS = {
     "cutout": "Cutout",
 }
 # What `set` says about a study's own images does not hold for others.
-_OF_THESE_IMAGES = frozenset({
-    "data.source", "data.image_column", "data.label_column", "data.groups", "data.folds", "data.fold", "data.limit",
-    "data.split_seed", "data.val_seed", "data.val_fraction", "data.test_fraction", "data.cache",
-})  # fmt: skip
+_OF_THESE_IMAGES = frozenset({*SPLIT, "data.limit", "data.cache"})
 
 
 def content(record: StudyRecord | None, folder: Path) -> dict[str, Any]:
