@@ -134,15 +134,16 @@ class CheckReport:
     @property
     def cures(self) -> list[str]:
         """What to do about each finding, one line each; findings that need no action come last."""
-        without = f"without unreadable images, conflicts and copies ({len(self.excluded):,})"
+        without = f"the data without unreadable images, conflicts and copies ({len(self.excluded):,})"
         left = all(self.counts["train"].values())  # every class has training images without the unreadable ones
         skip = ", or leave them out with --set data.on_corrupt=skip" if left else ""
+        fixed = self.excluded and self.fixable and left
         cures: list[tuple[object, str]] = [
             (self.unreadable, f"unreadable images: replace them{skip}"),
             (self.label_conflicts, "label conflicts: correct the labels; training would learn both"),
             (self.doubtful_labels, "similar, with different labels: look at them; both labels may be right"),
             (self.across_splits, "duplicates across splits: they inflate the test accuracy"),
-            (self.excluded and self.fixable, f"kitae data fix {shlex.quote(self.source)} writes the data {without}"),
+            (fixed, f"kitae data fix {shlex.quote(self.source)} writes {without}"),
         ]
         return [cure for found, cure in cures if found]
 
