@@ -26,8 +26,10 @@ from PIL import Image
 
 from kitae.cli import app
 from kitae.experiments.study_spec import StudySpec
+from kitae.models.build import build
+from kitae.models.libraries import check_name
 from kitae.preprocess import PreprocessRules, decode
-from kitae.recipe import Recipe
+from kitae.recipe import Recipe, shipped
 from tests.images import write_folder
 
 ROOT = Path(__file__).parents[1]
@@ -83,6 +85,8 @@ def commands(block: Block) -> Iterator[str]:
     return (line.strip() for line in lines if line.strip() and not line.strip().startswith("#"))
 
 
+MIGRATION = "".join(page.read_text(encoding="utf-8") for page in PAGES if page.parent.name == "migration")
+SETTINGS = sorted(set(re.findall(r"`(--set [^`]+)`", MIGRATION)))
 COMMANDS = sorted({line for b in BLOCKS if b.language == "" for line in commands(b) if line.startswith("kitae ")})
 
 
@@ -105,7 +109,15 @@ def test_commands_are_understood(line: str) -> None:
     assignments = words[words.index("--set") + 1 :] if "--set" in words and words[1] == "train" else []
     fields = [word for word in assignments if "=" in word and not word.startswith("--")]
     if fields and not any("pretrained" in field for field in fields):
-        Recipe.load("cifar10-strong").override(*fields)
+        recipe = Recipe.load(words[2] if words[2] in shipped() else "cifar10-strong").override(*fields)
+        if any(field.startswith("model.name=") for field in fields):
+            build(recipe.model, classes=10, channels=3, image_size=32)
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_settings_of_another_library_are_understood(settings: str) -> None:
+    recipe = Recipe.load("finetune").override("augment.mix={mixup_alpha: 0.2}", *shlex.split(settings)[1:])
+    check_name(recipe.model)
 
 
 @pytest.mark.parametrize("block", of("yaml"))

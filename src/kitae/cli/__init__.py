@@ -49,7 +49,11 @@ kitae --help                     everything else"""
 
 
 def main() -> None:
-    """Entry point. Exit codes: 0 done, 2 an error of the user in one line, 130 or 143 stopped by a signal."""
+    """Entry point.
+
+    Exit codes: 0 done; 1 a bad verdict, or the reader of a pipe has gone; 2 an error of the user, in one line; 130 or
+    143 stopped by a signal.
+    """
     for stream in (sys.stdout, sys.stderr):  # a name that the terminal's encoding lacks must not end a command
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

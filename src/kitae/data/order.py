@@ -2,8 +2,8 @@
 
 Images lie in blocks (a shard; a stretch of a store). The order of blocks is keyed; the images of consecutive blocks
 are cut into windows of `buffer` images, and each window is shuffled. So whole blocks are read one after the other from
-a disk or network, and memory for one window is enough. The order is a pure function of (seed, epoch, blocks, buffer),
-so training can resume at any position, with any number of processes.
+a disk or network, and memory for one window is enough. The order is a pure function of (seed, epoch, blocks, buffer)
+and, with several lanes, of the batch size, so training can resume at any position, with any number of processes.
 
 With several lanes the blocks are distributed over them, and a batch takes an equal share of each. Processes that divide
 the lanes among themselves then read different shards, while the batches are the same for any number of processes.

@@ -183,7 +183,7 @@ class TrainSpec(GrowingSpec):
             not fill an update are dropped (the order changes every epoch). Reduced if there are fewer training images.
         accumulate: number of batches for each optimizer step.
         label_smoothing: eps; target 1 - eps + eps/K on the true class, eps/K elsewhere (as torch does).
-        precision: `auto` follows a rule of hardware and network, see `training.precision.choose`.
+        precision: `auto` follows a rule of the hardware, see `training.precision.choose`.
         ema: decay per step of the averaged weights, which are then validated, kept and exported.
         select: the metric that chooses the best epoch; ties go to the lower validation loss, then the later epoch.
             `auto` is `val_balanced_accuracy` if the largest class has more than three times the images of the smallest,
