@@ -38,7 +38,7 @@ MUTATIONS = [
     Mutation("training/learner.py", "nn.utils.clip_grads_with_norm_(self.model.parameters(), spec.clip_norm, norm)", "pass", "tests/training/test_learner.py"),
     Mutation("training/learner.py", "                self._after_step(self.model)", "                pass", f"{FIT} -k masks"),
     Mutation("training/learner.py", "(1 - self._teacher.weight) * loss + self._teacher.weight * lesson", "loss", f"{FIT} -k teacher"),
-    Mutation("training/learner.py", "label_smoothing=self.spec.label_smoothing", "label_smoothing=0.0", "tests/training/test_learner.py"),
+    Mutation("training/learner.py", "eps = self.spec.label_smoothing", "eps = 0.0", "tests/training/test_learner.py"),
     Mutation("training/checkpoint.py", "if metadata.get(\"loop\", 1) != LOOP:", "if False:", f"{FIT} -k earlier_loop"),
     Mutation("training/checkpoint.py", "if metadata.get(\"fingerprint\") != fingerprint:", "if False:", f"{FIT} -k same_recipe"),
     Mutation("training/schedule.py", "return (step + 1) / (warmup + 1)", "return step / (warmup + 1)", "tests/training/test_schedule.py"),

@@ -24,17 +24,33 @@ HARD = nn.functional.one_hot(torch.tensor([0, 1, 2, 3, 0, 1]), 4).float()
 def test_the_loss_by_its_definition(
     targets: torch.Tensor, eps: float, weight: tuple[float, ...], precision: Precision
 ) -> None:
-    """Smoothed targets, weighted by class, averaged over samples; in float32 whatever the logits' precision."""
+    """Targets weighted by class, then smoothed, averaged over samples; in float32 whatever the logits' precision."""
     torch.manual_seed(0)
     model, images = nn.Sequential(nn.Flatten(), nn.Linear(12, 4)), torch.randn(6, 3, 2, 2)
     with autocast(precision, WORLD.device):
         logits = model(images).float()
-    each = (targets * (1 - eps) + eps / 4) * logits.log_softmax(1)
+    weighted = targets * torch.tensor(weight)
+    each = (weighted * (1 - eps) + weighted.sum(1, keepdim=True) * eps / 4) * logits.log_softmax(1)
     spec = TrainSpec(batch_size=6, label_smoothing=eps)
     weights = np.array(weight, np.float32)
     with Learner(model, spec, epoch_shape(6, spec), WORLD, precision, class_weights=weights) as learner:
         loss = learner.step(images, targets, Progress()).loss
-    torch.testing.assert_close(loss, -(each * torch.tensor(weight)).sum(1).mean())
+    torch.testing.assert_close(loss, -each.sum(1).mean())
+
+
+def test_smoothing_beside_a_rare_class_still_aims_at_the_own_class() -> None:
+    """With weights of 0.5 and 50, the loss of an image of the frequent class is lowest at the smoothed target."""
+    spec = TrainSpec(batch_size=2, label_smoothing=0.1)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
+    for parameter in model.parameters():
+        nn.init.zeros_(parameter)
+    model[1].bias.data = torch.tensor([0.95, 0.05]).log()
+    bias: list[torch.Tensor] = []
+    model[1].bias.register_hook(lambda gradient: bias.append(gradient.clone()) or gradient)
+    frequent, weights = torch.tensor([[1.0, 0.0], [1.0, 0.0]]), np.array([0.5, 50.0], np.float32)
+    with Learner(model, spec, epoch_shape(2, spec), WORLD, "fp32", class_weights=weights) as learner:
+        learner.step(torch.zeros(2, 3, 2, 2), frequent, Progress())
+    torch.testing.assert_close(bias[0], torch.zeros(2), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("clip_norm", [None, 0.01, 1e6])

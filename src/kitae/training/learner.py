@@ -162,11 +162,15 @@ class Learner:
         return float(group["lr"] / group["scale"])
 
     def _loss(self, images: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
-        # In float32, since half precision has too few digits. Of targets that are distributions, torch takes the mean
-        # over samples, not over class weights.
-        loss = nn.functional.cross_entropy(
-            logits.float(), targets, weight=self._weight, label_smoothing=self.spec.label_smoothing
-        )
+        # In float32, since half precision has too few digits. The mean is over samples, not over class weights.
+        eps = self.spec.label_smoothing
+        if self._weight is not None:
+            # A sample weighs as much as its own class. With torch's `weight`, what smoothing gives to other classes is
+            # multiplied by theirs: beside a class 99 times rarer, the best answer to any image would be the rare one.
+            targets = targets * self._weight
+            targets = (1 - eps) * targets + eps / targets.shape[1] * targets.sum(dim=1, keepdim=True)
+            eps = 0.0
+        loss = nn.functional.cross_entropy(logits.float(), targets, label_smoothing=eps)
         if self._teacher is None:
             return loss
         with torch.no_grad():
