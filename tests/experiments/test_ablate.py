@@ -34,7 +34,24 @@ def test_a_frozen_network_keeps_its_weights() -> None:
     )
     assert "pretrained weights" not in techniques(frozen)
     assert "pretrained weights" in techniques(frozen.override("model.freeze=none"))
+    assert "pretrained weights" not in techniques(frozen.override("model.freeze=none", "model.freeze_first=2"))
     plan_study(ablation(frozen, seeds=1), measure=None, threads=1)
+
+
+def test_without_pretrained_weights_nothing_that_needs_them_is_left() -> None:
+    recipe = Recipe.load("finetune").override("data.normalize=pretrained", "train.probe={views: 1}")
+    assert recipe.train.probe is not None
+    assert techniques(recipe)["pretrained weights"] == {
+        "model.pretrained": [False, True],
+        "data.normalize": ["train", "pretrained"],
+        "train.probe": [None, recipe.train.probe.model_dump(mode="json")],  # type: ignore[union-attr]
+    }
+    plan = plan_study(ablation(recipe, design="one_in", seeds=1), measure=None, threads=1)
+    assert plan.jobs[0].recipe.data.normalize == "train"
+    for job in plan.jobs:
+        assert (job.recipe.model.pretrained, job.recipe.data.normalize, job.recipe.train.probe is None) in [
+            (True, "pretrained", False), (False, "train", True),
+        ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

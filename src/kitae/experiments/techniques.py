@@ -12,6 +12,7 @@ from typing import Any
 
 from kitae.errors import RecipeError
 from kitae.recipe import Recipe
+from kitae.training.spec import ProbeSpec
 
 Fields = dict[str, list[Any]]
 
@@ -35,12 +36,16 @@ def techniques(recipe: Recipe) -> dict[str, Fields]:
     if recipe.augment.mix is not None and recipe.augment.mix.active:
         found["mixing"] = {"augment.mix": [None, recipe.augment.mix.model_dump(mode="json")]}
     model, train = recipe.model, recipe.train
+    if model.pretrained and model.freeze == "none" and not model.freeze_first:  # frozen layers need their weights
+        found["pretrained weights"] = {"model.pretrained": [False, model.pretrained]}
+        if recipe.data.normalize == "pretrained":
+            found["pretrained weights"]["data.normalize"] = ["train", "pretrained"]
+        if isinstance(train.probe, ProbeSpec):  # a probe of random features is no part of training without weights
+            found["pretrained weights"]["train.probe"] = [None, train.probe.model_dump(mode="json")]
     growing = None if train.progressive is None else train.progressive.model_dump(mode="json")
     switches: Sequence[tuple[str, str, Any, Any]] = (
         ("stochastic depth", "model.stochastic_depth", 0.0, model.stochastic_depth),
         ("dropout", "model.dropout", 0.0, model.dropout),
-        # A frozen network cannot do without its weights.
-        ("pretrained weights", "model.pretrained", False, model.pretrained if model.freeze == "none" else False),
         ("weight decay", "train.optimizer.weight_decay", 0.0, train.optimizer.weight_decay),
         ("own rate of biases", "train.optimizer.bias_lr", None, train.optimizer.bias_lr),
         ("smaller pictures first", "train.progressive", None, growing),
