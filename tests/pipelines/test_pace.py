@@ -53,6 +53,33 @@ def test_two_processes_make_twice_the_steps_in_the_same_minutes(monkeypatch: pyt
     assert steps[1] == pytest.approx(2 * steps[0], rel=0.05)
 
 
+@pytest.mark.parametrize(
+    ("fields", "length", "warmup"),
+    [
+        (("train.epochs=1",), 1, 0.5),
+        (("train.epochs=1", "train.probe={views: 0}"), 1, 0.5),
+        (("train.epochs=4", "train.recut=[[2, 6]]"), 6, 0.75),
+        (("train.epochs=100",), None, None),  # 1,000 steps do not fit into 600 seconds
+    ],
+)
+def test_a_length_that_fits_is_kept(
+    fields: tuple[str, ...], length: int | None, warmup: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An epoch has 10 steps of a second each, fewer than are ever made where the minutes choose the length."""
+    monkeypatch.setattr(pace, "pace_of", lambda *_: Pace(28 * 28, 0.0, 0.0, 1 / 16))
+    asked = Recipe.load("fashion-mini").override(
+        "data.limit=160", "train.batch_size=16", "train.schedule={name: cosine, warmup_epochs: 0.5}", *fields
+    )
+    clock = Clock(600, time.monotonic(), 0.0)
+    made, _ = pace.fitted(asked, Setup.without_run(asked), nn.Identity(), clock, World(0, 1, torch.device("cpu")))
+    train = made.train
+    assert train.recut == ()
+    if length is None:
+        assert 300 < train.epochs * (train.epoch_steps or 10) <= 600
+    else:
+        assert (train.epochs, train.epoch_steps, train.schedule.warmup_epochs) == (length, 10, warmup)
+
+
 def test_the_validation_of_the_start_is_no_part_of_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = Recipe.load("fashion-mini").override("train.epochs=10", "train.epoch_steps=4")
     with closing(Run.create(tmp_path / "run", asked)) as run:

@@ -244,7 +244,7 @@ def fitted(recipe: Recipe, setup: Setup, model: nn.Module, clock: Clock, world: 
     Called right before the first step of training, so the pace is measured with the real network, on real images, and
     under the current load of the machine.
     """
-    spec = recipe.train
+    spec = recipe.train.straightened()
     shape = epoch_shape(len(setup.images), spec, world.size)
     # Each process has its part of a batch and of the validation, so an image takes a part of the time.
     batch = FirstBatch(setup, shape.batch_size // world.size, world)
@@ -254,7 +254,8 @@ def fitted(recipe: Recipe, setup: Setup, model: nn.Module, clock: Clock, world: 
     drawing = (time.perf_counter() - started) / len(drawn)
     each = shape.batch_size * shape.accumulate
     per_pass = len(setup.images) // each
-    most = clock.most if clock.most is not None else spec.epochs * shape.updates
+    own = spec.epochs, spec.epoch_steps or shape.updates
+    most = clock.most if clock.most is not None else own[0] * own[1]
 
     def plan() -> tuple[int, int, float]:
         """Epochs, steps per epoch, and the seconds of the end, at the current pace."""
@@ -262,7 +263,10 @@ def fitted(recipe: Recipe, setup: Setup, model: nn.Module, clock: Clock, world: 
         judge = pace.at(int(np.prod(setup.store.rules.size))).judge
         judging, step = judge * setup.judged / world.size, (pace.step + drawing) / world.size
         end = judge * setup.splits.test_count + clock.after
-        return *fill(clock.left - end - judging, each, per_pass, judging, step, most), end
+        room = clock.left - end - judging
+        if clock.most is None and spec.epochs * (own[1] * each * step + judging) <= room:
+            return *own, end  # the length that was asked for
+        return *fill(room, each, per_pass, judging, step, most), end
 
     if not isinstance(spec.probe, ProbeSpec):
         epochs, steps, end = plan()
