@@ -6,7 +6,7 @@ import pytest
 
 from kitae.errors import RecipeError
 from kitae.experiments.study import plan_study
-from kitae.experiments.study_spec import ablation
+from kitae.experiments.study_spec import StudySpec, ablation
 from kitae.experiments.techniques import techniques
 from kitae.recipe import Recipe, shipped
 
@@ -86,6 +86,19 @@ def test_only_some_techniques() -> None:
     assert spec.base["train"]["epochs"] == 15  # type: ignore[index]
     with pytest.raises(RecipeError, match="only: cifar10-strong does not use 'mixup'; it uses random_crop"):
         ablation("cifar10-strong", only=["mixup"])
+
+
+def test_a_study_of_a_run_is_as_long_as_the_run_became() -> None:
+    """The minutes recut its schedule; the plan, its trainings and an arm with the planned length say so."""
+    recipe = Recipe.load("fashion-mini").override("train.epochs=4", "train.recut=[[2, 8]]")
+    plan = plan_study(ablation(recipe, seeds=1), measure=None, threads=1)
+    assert plan.data()["epochs"] == [8]
+    assert {job.recipe.train.last_epoch for job in plan.jobs} == {8}
+    variants = {"recut": {}, "planned": {"train.epochs": 4}}
+    base = recipe.model_dump(mode="json")
+    spec = StudySpec.parse({"name": "x", "base": base, "design": "compare", "variants": variants, "seeds": [0]}, "x")
+    lengths = {job.variant: job.recipe.train.last_epoch for job in plan_study(spec, measure=None, threads=1).jobs}
+    assert lengths == {"recut": 8, "planned": 4}
 
 
 def test_a_recipe_without_techniques_has_no_ablation() -> None:

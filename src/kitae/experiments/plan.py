@@ -324,7 +324,8 @@ def resolve(base: Recipe, spec: StudySpec, overrides: Mapping[str, Any], where: 
         raise RecipeError(f"{where}: {str(error).removeprefix('--set: ').removeprefix('--set ')}") from error
     if recipe.data.whole:
         raise RecipeError(f"{where}: data.folds: a study compares runs that have a validation split; set it to null")
-    return with_train(recipe, early_stopping=None), after  # last, whatever base and overrides set
+    # Last, whatever base and overrides set. What the minutes of a run changed while it trained is no part of a study.
+    return with_train(recipe.model_copy(update={"train": recipe.train.straightened()}), early_stopping=None), after
 
 
 def _jobs(spec: StudySpec, resolved: Mapping[str, Resolved]) -> tuple[Job, ...]:

@@ -249,6 +249,14 @@ class TrainSpec(GrowingSpec):
         """A copy with this many epochs, and without `recut`, which only fits the planned length."""
         return self.model_copy(update={"epochs": epochs, "recut": ()})
 
+    def straightened(self) -> TrainSpec:
+        """A copy that plans as many epochs as are trained, without `recut`; warm-up keeps its share."""
+        if not self.recut:
+            return self
+        warmup = round(self.schedule.warmup_epochs * self.last_epoch / self.epochs, 4)
+        schedule = self.schedule.model_copy(update={"warmup_epochs": warmup})
+        return self.lasting(self.last_epoch).model_copy(update={"schedule": schedule})
+
     @property
     def last_epoch(self) -> int:
         """The number of epochs that are trained."""
