@@ -23,6 +23,10 @@ def test_times_of_a_run() -> None:
     found = numbers({}, epochs)
     assert found["epoch_seconds"] == 4.0
     assert found["training_seconds"] == 24.0
+    after_a_probe = numbers({}, [{"epoch": 0, "seconds": 90.0}, *epochs[:3]])
+    assert after_a_probe["epoch_seconds"] == 1.5, "without the probe, and without the epoch that compiles"
+    assert after_a_probe["training_seconds"] == 102.0
+    assert numbers({}, [{"epoch": 0, "seconds": 90.0}])["epoch_seconds"] == 90.0
 
 
 def test_a_step_of_ones_own_may_call_its_numbers_anything() -> None:

@@ -100,7 +100,9 @@ def numbers(evaluation: Mapping[str, Any], epochs: Sequence[Mapping[str, Any]]) 
         def column(name: str, rows: Sequence[Mapping[str, Any]] = epochs) -> list[Any]:
             return [row[name] for row in rows if row.get(name) is not None]
 
-        last, timed = epochs[-1], epochs[1:] or epochs  # the first epoch compiles kernels and reads from disk
+        trained = [row for row in epochs if row.get("epoch") != 0]  # 0 is the probe
+        # The first epoch compiles kernels and reads from disk.
+        last, timed = epochs[-1], trained[1:] or trained or epochs
         clean, val = last.get("train_clean_accuracy"), last.get("val_accuracy")
         measured = {
             "train_loss": last.get("train_loss"),

@@ -327,8 +327,8 @@ def _settings(plan: Plan, outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
     precisions = dict.fromkeys(job.recipe.train.precision for job in plan.jobs)  # several if the study varies it
     ordered = [outcomes[job.fingerprint] for job in plan.jobs if job.fingerprint in outcomes]
     trained = {job.folder: outcomes[job.fingerprint] for job in plan.jobs if done(outcomes, job)}  # a training once
-    timed = [one for one in trained.values() if "epoch_seconds" in one["numbers"]]
-    seconds = [one["numbers"]["epoch_seconds"] * len(one["epochs"]) for one in timed]
+    numbers = [one["numbers"] for one in trained.values()]
+    seconds = [each["training_seconds"] for each in numbers if "training_seconds" in each]
     return {
         "base": recipe.name,
         "source": recipe.data.source,
