@@ -184,7 +184,8 @@ class TrainSpec(GrowingSpec):
         accumulate: number of batches for each optimizer step.
         label_smoothing: eps; target 1 - eps + eps/K on the true class, eps/K elsewhere (as torch does).
         precision: `auto` follows a rule of the hardware, see `training.precision.choose`.
-        ema: decay per step of the averaged weights, which are then validated, kept and exported.
+        ema: decay per step of the averaged weights, which are then validated, kept and exported. In early steps, it is
+            (1 + t) / (10 + t) after t updates: 0.998 takes effect after 4,490 of them.
         select: the metric that chooses the best epoch; ties go to the lower validation loss, then the later epoch.
             `auto` is `val_balanced_accuracy` if the largest class has more than three times the images of the smallest,
             else `val_accuracy`.
