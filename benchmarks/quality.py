@@ -23,7 +23,8 @@ Contestants, each a process of its own that begins with nothing decoded, and has
     torchvision-scratch, timm-scratch    ResNet-18 without weights
 
 They plan as a user would: some steps are measured, the largest picture at which three epochs fit is taken, and the
-schedule gets the steps that fit. Rows that are in --out already are not run again.
+schedule gets the steps that fit; where they take longer than measured, it follows the time, so that it is not cut.
+Rows that are in --out already are not run again.
 """
 
 from __future__ import annotations
@@ -184,16 +185,11 @@ class Clock:
     """The minutes of a contestant's process, from its start on."""
 
     def __init__(self, minutes: float, begun: float) -> None:
-        self.end = begun + 60 * minutes
         self.planned = begun + 60 * minutes * SHARE
 
     def left(self) -> float:
         """Seconds that a plan may still fill."""
         return self.planned - time.time()
-
-    def over(self) -> bool:
-        """Whether the minutes have passed."""
-        return time.time() >= self.end
 
 
 class Task:
@@ -323,19 +319,19 @@ def measured(net: Any, size: int, batch: int) -> tuple[float, float]:
     return statistics.fmean(times[1:]), (time.perf_counter() - began) / batch
 
 
-def planned(net: Any, task: Task, sizes: Sequence[int], batch: int, clock: Clock) -> tuple[int, int, int]:
-    """(size, steps, steps of an epoch) that fit: the largest size with three epochs, else the smallest."""
+def planned(net: Any, task: Task, sizes: Sequence[int], batch: int, clock: Clock) -> tuple[int, int, int, float]:
+    """(size, steps, steps of an epoch, when training ends): the largest size with three epochs, or the least."""
     batch = min(batch, len(task.parts["train"]))
     per_epoch = max(1, len(task.parts["train"]) // batch)
-    size, steps = sizes[-1], 1
+    size, steps, testing = sizes[-1], 1, 0.0
     step, forward = measured(net, sizes[-1], batch)
     for candidate in sizes:
         ratio = (candidate / sizes[-1]) ** 2
-        room = clock.left() - ratio * forward * len(task.parts["test"])
-        size, steps = candidate, int(room / (1.05 * ratio * step))  # decoding, and what is not the network's
+        testing = ratio * forward * len(task.parts["test"])
+        size, steps = candidate, int((clock.left() - testing) / (1.05 * ratio * step))  # decoding, and the optimizer
         if steps >= WANTED_EPOCHS * per_epoch:
             break
-    return size, min(max(1, steps), MOST_EPOCHS * per_epoch), per_epoch
+    return size, min(max(1, steps), MOST_EPOCHS * per_epoch), per_epoch, clock.planned - testing
 
 
 def fine_tuned(kind: str, task: Task, clock: Clock, seed: int, *, pretrained: bool) -> dict[str, Any]:
@@ -353,14 +349,17 @@ def fine_tuned(kind: str, task: Task, clock: Clock, seed: int, *, pretrained: bo
     net = build(task, pretrained=pretrained)
     if kind == "fastai" and pretrained:
         net.classifier = _fastai_head(net.classifier.in_features, len(task.classes))
-    size, steps, per_epoch = planned(net, task, sizes, batch, clock)
+    size, steps, per_epoch, end = planned(net, task, sizes, batch, clock)
     loader = task.loader("train", training_view(kind, size, task.longest), batch, train=True, seed=seed)
     smoothing = 0.1 if kind == "timm" else 0.0
-    done = 0
+    done = gone = 0
     for phase in _phases(kind, net, steps, per_epoch, loader.batch_size, pretrained=pretrained):
-        done += _run_phase(phase, net, loader, nn.CrossEntropyLoss(label_smoothing=smoothing), clock)
+        until = time.time() + (end - time.time()) * phase[2] / (steps - gone)
+        done += _run_phase(phase, net, loader, nn.CrossEntropyLoss(label_smoothing=smoothing), until)
+        gone += phase[2]
     test = task.loader("test", evaluation_view(size, task.longest), 64)
-    return {"accuracy": predict(net, test), "size": size, "steps": done, "epochs": round(done / per_epoch, 2)}
+    made = {"size": size, "steps": done, "planned_steps": steps, "epochs": round(done / per_epoch, 2)}
+    return {"accuracy": predict(net, test), **made}
 
 
 def _fastai_head(features: int, classes: int) -> Any:
@@ -413,11 +412,15 @@ def _phases(kind: str, net: Any, steps: int, per_epoch: int, batch: int, *, pret
         yield optimizer, OneCycleLR(optimizer, rates, total_steps=rest + 1, pct_start=0.3, div_factor=5), rest, False
 
 
-def _run_phase(phase: Phase, net: Any, loader: Any, loss: Any, clock: Clock) -> int:
-    """Train; the steps that were made."""
+def _run_phase(phase: Phase, net: Any, loader: Any, loss: Any, until: float) -> int:
+    """Train until the steps are made or the time has come; the steps that were made.
+
+    If steps take longer than the plan measured, the schedule follows the time, so that the rate falls to its end.
+    """
     import torch
 
     optimizer, schedule, steps, only_head = phase
+    begun = time.time()
     mine = {id(p) for group in optimizer.param_groups for p in group["params"]}
     for parameter in net.parameters():
         parameter.requires_grad_(not only_head or id(parameter) in mine)
@@ -428,9 +431,12 @@ def _run_phase(phase: Phase, net: Any, loader: Any, loss: Any, clock: Clock) -> 
             optimizer.zero_grad()
             loss(net(images.contiguous(memory_format=torch.channels_last)), labels).backward()
             optimizer.step()
-            schedule.step()
             done += 1
-            if done >= steps or clock.over():
+            passed = (time.time() - begun) / max(until - begun, 1e-9)
+            place = max(done, min(steps, int(passed * steps)))
+            while schedule.last_epoch < place:
+                schedule.step()
+            if done >= steps or passed >= 1:
                 return done
     return done
 

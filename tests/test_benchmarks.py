@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tests.images import picture as pixels
@@ -306,6 +307,28 @@ def test_settings_are_scored_on_validation(tmp_path: Path, monkeypatch: pytest.M
     assert rated["probe_val_accuracy"] is not None
     monkeypatch.setattr(settings, "score", lambda *_, **__: pytest.fail("is there already"))
     assert settings.main([*arguments, "--sizes", "64"]) == 0
+
+
+@pytest.mark.parametrize("kind", ["torchvision", "fastai", "timm"])
+def test_the_schedules_of_quality_are_not_cut(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps take four times as long as planned: fewer are made, and the rate still falls to its end."""
+    quality = module(monkeypatch, "quality")
+    now = [1000.0]
+    monkeypatch.setattr(quality.time, "time", lambda: now[0])
+    net = torch.nn.Sequential()
+    net.features, net.classifier = torch.nn.Conv2d(3, 2, 1), torch.nn.Linear(2, 2)
+    net.forward = lambda images: net.classifier(net.features(images).mean(dim=(2, 3)))
+
+    def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        now[0] += 4.0
+        return torch.nn.functional.cross_entropy(logits, labels)
+
+    batches = [(torch.randn(4, 3, 2, 2), torch.tensor([0, 1, 0, 1]))] * 7
+    *_, (optimizer, schedule, steps, only_head) = quality._phases(kind, net, 100, 10, 4, pretrained=True)
+    highest = max(group.get("max_lr", group["initial_lr"]) for group in optimizer.param_groups)
+    done = quality._run_phase((optimizer, schedule, steps, only_head), net, batches, loss, now[0] + steps)
+    assert done == -(-steps // 4)
+    assert max(group["lr"] for group in optimizer.param_groups) < 0.01 * highest
 
 
 def test_quality_splits_class_by_class_and_pairs_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
