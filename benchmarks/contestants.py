@@ -100,8 +100,18 @@ WORKS = [
     Work("rand_augment", "headline", "RandAugment (2 ops, magnitude 9 of 31)", lambda size: ["rand_augment"]),
     Work("trivial_augment_wide", "headline", "TrivialAugmentWide", lambda size: ["trivial_augment_wide"]),
     Work("augmix", "headline", "AugMix (severity 3, width 3, depth 1 to 3)", lambda size: ["augmix"]),
-    Work("mixup", "headline", "MixUp (alpha 1) of images and targets", mix={"mixup_alpha": 1.0, "cutmix_alpha": 0.0}),
-    Work("cutmix", "headline", "CutMix (alpha 1) of images and targets", mix={"mixup_alpha": 0.0, "cutmix_alpha": 1.0}),
+    Work(
+        "mixup",
+        "headline",
+        "MixUp (alpha 1) of images and targets",
+        mix={"mixup_alpha": 1.0, "cutmix_alpha": 0.0, "per": "sample"},
+    ),
+    Work(
+        "cutmix",
+        "headline",
+        "CutMix (alpha 1) of images and targets",
+        mix={"mixup_alpha": 0.0, "cutmix_alpha": 1.0, "per": "sample"},
+    ),
     Work(
         "random_resized_crop",
         "headline",

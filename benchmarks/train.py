@@ -481,7 +481,7 @@ def measure(name: str, contestants: list[str], rounds: int, warmup: int) -> dict
             one: sum(turn["waited"] for turn in made) / sum(turn["seconds"] for turn in made)
             for one, made in turns.items() if one not in ("bare", "kitae")
         },
-        "peak_memory_bytes": {one: max(turn["memory"] for turn in made) for one, made in turns.items()},
+        "memory_between_steps_bytes": {one: max(turn["memory"] for turn in made) for one, made in turns.items()},
         "left_out": left_out,
     }  # fmt: skip
 

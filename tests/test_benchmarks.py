@@ -369,7 +369,7 @@ def test_loops_take_turns(tmp_path: Path) -> None:
         assert there | set(row["left_out"]) == set(contestants)
         assert set(row["kitae_over"]) == there - {"kitae"}
         assert all(rate["median"] > 0 and rate["n"] == 2 for rate in row["images_per_second"].values())
-        assert all(size > 0 for size in row["peak_memory_bytes"].values())
+        assert all(size > 0 for size in row["memory_between_steps_bytes"].values())
 
 
 @pytest.mark.slow
