@@ -10,12 +10,15 @@ Every run of every result is counted, finished or not.
 from __future__ import annotations
 
 import argparse
+import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from kitae.augment.spec import MixSpec
 from kitae.errors import KitaeError
 from kitae.experiments.folder import NUMERICS, plan_again, read_study, study_difference, write_settings
 from kitae.experiments.result import StudyResult
@@ -32,8 +35,8 @@ _KEPT = ("study.yaml", "runs.parquet", "effects.parquet", "effects.json")
 _FIGURE = "images/ledger-when.png"  # beside the page
 
 _HOW_TO_READ = (
-    "Made by `python scripts/ledger.py` from `studies/results`; do not edit. Claims, metric, epochs and "
-    "seeds were written down before the first run. Effects are differences between runs of the same seed, with 95 % "
+    "Made by `python scripts/ledger.py` from `studies/results`; do not edit. Claims, metric and epochs "
+    "were written down before the first run. Effects are differences between runs of the same seed, with 95 % "
     "intervals over seeds on the same test images (or also over test images, if it says so); an effect is *shown* "
     "after Holm's correction over all effects of its study on the same metric. A claim is **confirmed** if an effect "
     "in its direction is shown and the interval reaches the claimed size, **refuted** if the whole interval falls "
@@ -146,9 +149,22 @@ def _regimes(results: Sequence[StudyResult]) -> str:
     same = "" if len({r.spec.metric for r in found}) > 1 else f", {found[0].spec.metric}"
     text = (
         f"Each technique added to flip and crop (flip and crop: added to nothing){same}. **Bold**: shown after Holm's "
-        f"correction. Settings and noise of {', '.join(f'`{r.spec.name}`' for r in found)} are below."
+        f"correction.{_mixing(found)} Settings and noise of {', '.join(f'`{r.spec.name}`' for r in found)} are below. "
+        "The columns differ in more than images and epochs, so only within a column are effects of one comparison."
     )
     return f"{text}\n\n{_table(['Technique', *heads], rows)}"
+
+
+def _mixing(results: Sequence[StudyResult]) -> str:
+    """Which share of the batches is mixed, where that differs between studies."""
+    shares: dict[float, list[str]] = {}
+    for result in results:
+        variants = result.design.variants
+        mixes = [variant.overrides["augment.mix"] for variant in variants if variant.overrides.get("augment.mix")]
+        for share in {MixSpec.model_validate(mix).prob for mix in mixes}:
+            shares.setdefault(share, []).append(f"`{result.spec.name}`")
+    words = [f"{100 * share:g} % of the batches in {' and '.join(names)}" for share, names in shares.items()]
+    return f" MixUp and CutMix mix {', '.join(words)}." if len(words) > 1 else ""
 
 
 def _when(results: Sequence[StudyResult]) -> str:
@@ -163,9 +179,16 @@ def _when(results: Sequence[StudyResult]) -> str:
     if not rows:
         return ""
     head = ["Technique", "Epochs", "Width", "Effect", "Pairs", "Study"]
+    points = [point for of in curves(results).values() for point in of]
+    stores = Counter(point.store for point in points).most_common()
+    other = dict.fromkeys(f"`{point.study}`" for point in points if point.store != stores[0][0])
+    images = (
+        f" Effects are paired within a study; {', '.join(other)} had another file of the same set, so other images to "
+        "train and validate with."
+    )
     return (
         f"![effect of each technique against epochs, a panel per width]({_FIGURE})\n\nThe same comparison with shorter "
-        f"and longer trainings, everything else equal:\n\n{_table(head, rows)}"
+        f"and longer trainings.{images if other else ''}\n\n{_table(head, rows)}"
     )
 
 
@@ -230,7 +253,7 @@ def _studies(results: Sequence[StudyResult]) -> str:
     rows = []
     for result in results:
         spec, settings = result.spec, result.settings
-        machine, hours = settings.get("machine") or {}, settings.get("training_hours")
+        hours = settings.get("training_hours")
         noise = result.analyses[spec.metric].noise
         given = settings.get("threads")
         threads = " or ".join(map(str, given if isinstance(given, list) else [given]))
@@ -241,11 +264,27 @@ def _studies(results: Sequence[StudyResult]) -> str:
             seeds + (f"; added later: {', '.join(map(str, added))}" if added else ""),
             spec.metric, f"{noise.sd:.2f} ({noise.low:.2f} to {noise.high:.2f})" if noise.df else "-",
             _setting(settings),
-            machine.get("gpu") or f"{machine.get('processor', '?')}, {threads} thread{'s' * (threads != '1')} a run",
+            _machines(result, threads),
             "-" if hours is None else f"{hours:.1f}",
         ])  # fmt: skip
     head = ["Study", "Design", "Runs finished", "Seeds", "Metric", "Noise (SD)", "Setting", "Machine", "Training hours"]
     return _table(head, rows)
+
+
+def _machines(result: StudyResult, threads: str) -> str:
+    """The machines of a study's runs; if there are several, how many runs of which variants each made."""
+    made: dict[str, Counter[str]] = {}
+    rows = result.finished.to_dict(orient="records")
+    for row in rows or [{"machine": json.dumps(result.settings.get("machine") or {}), "variant": ""}]:
+        facts = json.loads(row.get("machine") or "{}")
+        on_cpu = f"{facts.get('processor', '?')}, {threads} thread{'s' * (threads != '1')} a run"
+        made.setdefault(facts.get("gpu") or on_cpu, Counter())[row["variant"]] += 1
+    if len(made) == 1:
+        return next(iter(made))
+    return "; ".join(
+        f"{name}: {sum(runs.values())} runs ({', '.join(f'{variant} {count}' for variant, count in runs.items())})"
+        for name, runs in made.items()
+    )
 
 
 def _setting(settings: Mapping[str, Any], seeds: int | None = None) -> str:

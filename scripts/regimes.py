@@ -1,7 +1,8 @@
 """When a technique helps: effects in published studies by length of training, and the advice derived from them.
 
 Two studies measure the same effect in two regimes if they compare the same two variants, and differ only in epochs and
-width. Advice is only given if every measured effect behind it is shown after Holm's correction.
+width. Advice on the length of training comes from such studies alone, and must not be contradicted by any other. Every
+measured effect behind it is shown after Holm's correction.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
+
+import pandas as pd
 
 from kitae.experiments.result import StudyResult
 from kitae.experiments.stats import Effect
@@ -35,7 +38,7 @@ TECHNIQUES = {
 }
 # Techniques that are advised on together, if the measurements agree.
 _GROUPS = {
-    "flips and crops": ("basic over none", "jitter over none"),
+    "flips and crops rather than no augmentation": ("basic over none", "jitter over none"),
     "MixUp and CutMix": ("mixup", "cutmix"),
     "the full pipeline": ("full",),
     "AutoAugment and RandAugment": ("auto_augment", "rand_augment"),
@@ -55,10 +58,14 @@ class Point:
     Attributes:
         name: of the effect.
         compared: what is compared, whatever the study and the regime.
+        setting: all but the variants, the regime and the images: points of one setting can be put beside each other.
+        store: the decoded images.
     """
 
     name: str
     compared: str
+    setting: str
+    store: str
     study: str
     images: int | None
     epochs: int
@@ -104,9 +111,14 @@ def _points(results: Sequence[StudyResult]) -> list[Point]:
                 {field: value for field, value in {**spec.set, **overrides[side]}.items() if field not in _LENGTH}
                 for side in (contrast.plus, contrast.minus)
             ]
+            shared = {field: value for field, value in spec.set.items() if field not in _LENGTH}
             compared = json.dumps([spec.base, spec.metric, spec.after, sides], sort_keys=True)
+            setting = json.dumps([spec.base, spec.metric, spec.after, shared], sort_keys=True)
+            store = " ".join(sorted(set(result.runs.get("store", pd.Series(dtype=str)).dropna())))
             length = (int(settings["epochs"]), settings.get("width"))
-            found.append(Point(contrast.name, compared, spec.name, settings.get("images"), *length, effect))
+            found.append(
+                Point(contrast.name, compared, setting, store, spec.name, settings.get("images"), *length, effect)
+            )
     return found
 
 
@@ -138,12 +150,18 @@ def advice(results: Sequence[StudyResult]) -> list[str]:
 def _advise(words: str, measured: Mapping[str, list[Point]]) -> list[str]:
     """Up to which length of training techniques hurt, and from which on they help; each on its own if they differ."""
     words = words or " and ".join(TECHNIQUES[name] for name in measured)
-    points = sorted((p for of in measured.values() for p in of), key=lambda p: p.epochs)
-    hurting, helping = _while(points, -1), _while(points[::-1], 1)
-    if helping and len(helping) == len(points):
-        first, last = points[0].epochs, points[-1].epochs
+    every = sorted((p for of in measured.values() for p in of), key=lambda p: p.epochs)
+    if every and all(_does(point, 1) for point in every):
+        first, last = every[0].epochs, every[-1].epochs
         lengths = f"{first} epochs" if first == last else f"{first} to {last} epochs"
-        return [f"Use {words}: {_range(helping)} in all measurements ({lengths})."]
+        where = f" in all {len(every)} comparisons" if len(every) > 1 else ""
+        return [f"Use {words}: {_range(every)}{where} ({lengths})."]
+    points = _comparable(every)
+    hurting, helping = _while(points, -1), _while(points[::-1], 1)
+    if hurting and any(_does(point, 1) for point in every if point.epochs <= hurting[-1].epochs):
+        hurting = []
+    if helping and any(_does(point, -1) for point in every if point.epochs >= helping[-1].epochs):
+        helping = []
     lines = []
     if hurting:
         lines.append(f"With {hurting[-1].epochs} epochs or fewer, leave {words} off: {_range(hurting)}.")
@@ -153,6 +171,15 @@ def _advise(words: str, measured: Mapping[str, list[Point]]) -> list[str]:
         own = [line for name, of in measured.items() for line in _advise("", {name: of})]
         lines += [line for line in own if not (hurting and "leave" in line)]
     return lines
+
+
+def _comparable(points: Sequence[Point]) -> list[Point]:
+    """The points of the setting that was measured with the most lengths of training; none if each has only one."""
+    settings: dict[str, list[Point]] = {}
+    for point in points:
+        settings.setdefault(point.setting, []).append(point)
+    most = max(settings.values(), key=lambda of: len({point.epochs for point in of}), default=[])
+    return most if len({point.epochs for point in most}) > 1 else []
 
 
 def _does(point: Point, sign: int) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +67,37 @@ def test_advice_follows_the_lengths_at_which_effects_are_shown(results: list[Stu
     always, short, long = advice(results)
     assert always.startswith("Use flip and crop: ")
     assert "12 to 200 epochs" in always
+    assert " in all 8 comparisons" in always
     assert short.startswith("With 25 epochs or fewer, leave MixUp and CutMix off: -")
     assert long.startswith("From 100 epochs on, use MixUp and CutMix: +")
+
+
+def test_advice_on_lengths_is_from_one_setting(tmp_path: Path) -> None:
+    """A study of its own settings says nothing of a length, but it can contradict."""
+    weaker = {**VARIANTS, "mixup": {"augment.mix": {"mixup_alpha": 1.0, "cutmix_alpha": 0.0, "prob": 0.5}}}
+    when = [published(tmp_path, epochs) for epochs in (12, 200)]
+    other = published(tmp_path, 25, "other", set={"train.batch_size": 64}, variants=weaker)
+    assert advice([*when, other])[1].startswith("With 12 epochs or fewer, leave MixUp and CutMix off: -")
+    contrary = published(tmp_path, 200, "contrary", set={"train.batch_size": 64}, seeds=[0, 1, 2, 3, 4])
+    turned = replace(contrary, runs=contrary.runs.assign(**{"test.accuracy": -contrary.runs["test.accuracy"]}))
+    assert not any("use MixUp and CutMix" in line for line in advice([*when, turned]))
+    assert any("use MixUp and CutMix" in line for line in advice([*when, contrary]))
+
+
+def test_the_page_says_what_differs_between_studies(tmp_path: Path) -> None:
+    weaker = {**VARIANTS, "mixup": {"augment.mix": {"mixup_alpha": 1.0, "cutmix_alpha": 0.0, "prob": 0.5}}}
+    short, *longer = (published(tmp_path, epochs) for epochs in (12, 25, 200))
+    assert "other images to train" not in markdown([short, *longer])
+    moved = replace(short, runs=short.runs.assign(store="another"))
+    assert "`when-12-epochs` had another file of the same set" in markdown([moved, *longer])
+    small = published(tmp_path, 25, "ledger-small")
+    trained = published(tmp_path, 100, "ledger-trained", variants=weaker)
+    assert "100 % of the batches in `ledger-small` and `ledger-trained`, 50 % of the batches in" in markdown(
+        [small, trained]
+    )
+    machines = [json.dumps({"gpu": "A100" if row < 5 else None, "processor": "CPU"}) for row in range(len(small.runs))]
+    text = markdown([replace(small, runs=small.runs.assign(machine=machines))])
+    assert "A100: 5 runs (flip and crop 2, none 1, mixup 1, cutmix 1); CPU, 2 threads a run: 7 runs (" in text
 
 
 def test_no_advice_where_the_intervals_support_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
