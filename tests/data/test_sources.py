@@ -194,6 +194,24 @@ def test_a_class_may_be_called_train(make_folder: Maker) -> None:
     assert folder_source(make_folder("bus", "train")).table.classes == ("bus", "train")
 
 
+@pytest.mark.parametrize(
+    ("folders", "classes"),
+    [
+        (("bus/city", "train/steam", "train/fast"), ("bus", "train")),
+        (("bus", "train", "train/steam", "train/fast"), ("bus", "train")),
+        (("bus", "car", "train/steam", "train/fast"), ("bus", "car", "train")),
+        (("bus/group=1", "train/group=1", "train/group=2"), ("bus", "train")),
+        (("bus", "train/group=1", "train/group=2"), ("bus", "train")),
+        (("control/group=1", "test/group=1"), ("control", "test")),
+        (("control/mon", "test/tue"), ("control", "test")),
+    ],
+)
+def test_a_class_with_folders_of_its_own_may_be_called_as_a_split(
+    make_folder: Maker, folders: tuple[str, ...], classes: tuple[str, ...]
+) -> None:
+    assert folder_source(make_folder(*folders)).table.classes == classes
+
+
 def test_groups_are_marked_folders(make_folder: Maker) -> None:
     source = folder_source(make_folder("a/group=anna", "b/group=anna/x", "b/group=ben", "b"))
     groups = dict(zip(source.table.names, source.table.groups.tolist(), strict=True))  # type: ignore[union-attr]
@@ -211,6 +229,9 @@ def test_groups_are_marked_folders(make_folder: Maker) -> None:
         (("train/a", "test/a", "test/c"), (), "class 'c' of test is not in train"),
         (("train/a", "test/a", "more/a"), (), r"has splits \(.*\) and a folder 'more' beside them"),
         (("train/a", "train/b", "eval/a", "eval/b"), (), "'eval' has class folders of train.*rename it to val"),
+        (("train_images/a", "val/a", "val/b"), (), "'train_images' has class folders of val.*'train_images' to train"),
+        (("eval/a", "test/a", "training_set/a"), (), "rename 'training_set' to train, or 'test' if both are classes"),
+        (("test1", "train/a", "train/b"), (), r"'test1' has images outside class folders.*move it.*kitae predict"),
         (("test/a", "val/a"), (), "no train folder"),
         (("images/a", "images/b"), (), r"has only the folder 'images'.*give .*images"),
         ((), (".",), "no class folders"),

@@ -92,19 +92,8 @@ class FolderSource(Source):
         named = sorted((code, folder) for folder, code in codes.items() if code is not None)
         train = [folder for code, folder in named if code == TRAIN]
         odd = [folder for folder, code in codes.items() if code is None]
-        if train and odd:
-            if len(named) > 1:  # one alone may be a class of vehicles
-                splits = ", ".join(folder.name for _, folder in named)
-                raise DataError(
-                    f"{self.name}: has splits ({splits}) and a folder {odd[0].name!r} beside them; rename or move it"
-                )
-            classes = {folder.name for folder in _subfolders(train[0])}
-            for folder in odd:
-                if classes.intersection(inner.name for inner in _subfolders(folder)):
-                    raise DataError(
-                        f"{self.name}: {folder.name!r} has class folders of train, but is not named after a split; "
-                        "rename it to val or test"
-                    )
+        if named and odd:
+            self._check_names([folder for _, folder in named], train, odd)
         if named and not odd and not train:
             raise DataError(f"{self.name}: has a folder {named[0][1].name!r} but no train folder; add one")
         parts = named if train and not odd else [(TRAIN, self.root)]
@@ -140,6 +129,36 @@ class FolderSource(Source):
             if part != self.root:
                 _check_part(part, self.name, empty=len(self._files) == before)
         return tuple(names)
+
+    def _check_names(self, named: list[Path], train: list[Path], odd: list[Path]) -> None:
+        """Refuse folders that were meant as splits, but would all become classes since some have other names."""
+        if train and len(named) > 1:  # one alone may be a class of vehicles
+            splits = ", ".join(folder.name for folder in named)
+            raise DataError(
+                f"{self.name}: has splits ({splits}) and a folder {odd[0].name!r} beside them; rename or move it"
+            )
+        for split in named:
+            classes = _nested(split)
+            alike = [folder for folder in odd if classes & _nested(folder)]
+            if alike and train:
+                raise DataError(
+                    f"{self.name}: {alike[0].name!r} has class folders of train, but is not named after a split; "
+                    "rename it to val or test"
+                )
+            if alike:
+                likely = max(alike, key=lambda folder: "train" in folder.name.lower()).name
+                raise DataError(
+                    f"{self.name}: {likely!r} has class folders of {split.name}, but there is no train folder; rename "
+                    f"{likely!r} to train, or {split.name!r} if both are classes"
+                )
+        # A class of vehicles with folders of its own usually has more classes beside it than folders in it.
+        if train and len(_nested(train[0])) > len(odd) and not _has_images(train[0]):
+            loose = next((folder.name for folder in odd if _has_images(folder)), None)
+            if loose is not None:
+                raise DataError(
+                    f"{self.name}: {loose!r} has images outside class folders, beside {train[0].name}; move it "
+                    f"elsewhere (kitae predict classifies its images), or rename {train[0].name!r} if both are classes"
+                )
 
     def files(self) -> list[Path]:
         return [path for path in self._files if path not in self._gone]
@@ -196,6 +215,11 @@ def _subfolders(folder: Path) -> list[Path]:
         return [path for path in found if not written_by_us(path) or _has_images(path)]
     except OSError as error:
         raise DataError(f"{folder}: {error.strerror}") from error
+
+
+def _nested(folder: Path) -> set[str]:
+    """The names of the folders in a class or a split, without those that mark groups of a class."""
+    return {inner.name for inner in _subfolders(folder) if not inner.name.startswith(GROUP_PREFIX)}
 
 
 def _marked_groups(names: Sequence[str], keys: NDArray[np.int64]) -> NDArray[np.int64] | None:
