@@ -22,7 +22,7 @@ from kitae.errors import DataError
 Item = bytes | Path | NDArray[Any]  # encoded bytes, a file to decode, or pixels [H, W] or [H, W, C]
 Progress = Callable[[int, int], None]  # (done, total): images, or bytes while something is downloaded
 
-KEY = "kitae_key"  # the column of a file that `data fix` wrote, with which it is split as the data it was made from
+KEY = "kitae_key"  # the column of a file that `data fix` wrote: the keys of the images in the data it was made from
 
 TRAIN, VAL, TEST = 0, 1, 2
 SPLIT_NAMES = ("train", "val", "test")

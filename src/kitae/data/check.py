@@ -346,7 +346,7 @@ def _report(
     excluded = dict.fromkeys(unreadable, "unreadable")
     for members in _together(linked(np.r_[np.arange(len(rows)), copies[:, 0]], np.r_[alike, copies[:, 1]], len(rows))):
         conflict = len({int(labels[position]) for position in members}) > 1
-        # The copy in test is kept, else the one in validation, so that the test set does not change.
+        # The copy in test is kept, else the one in validation, so that the test set loses as few images as possible.
         stays = None if conflict else min(members, key=lambda position: (-int(codes[position]), position))
         for position in members:
             if position != stays:

@@ -26,7 +26,7 @@ class CsvSource(Source):
 
     The columns are found by their names, in any case: `path` (file, filename, image), `label` (class, category,
     target), `split` (train, val, test and their usual spellings) and `group`. Relative paths start at the CSV file.
-    `kitae_key` is what `data fix` writes, so that the same images are drawn for test.
+    `kitae_key` is what `data fix` writes, so that most of the same images are drawn for test.
     Labels are class names, even if they are numbers. `groups` names another column of groups, or a rule for the paths
     as they are written (see `DataSpec.groups`).
     """

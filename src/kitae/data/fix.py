@@ -1,8 +1,8 @@
 """Write a copy of a data set without the unreadable images, label conflicts and copies that a check found.
 
 The source is not changed. A folder or a CSV file becomes a CSV file of the images that are kept, a Parquet source
-becomes one Parquet file; `kitae train` takes both. The images keep their keys, so those that were drawn for test are
-drawn again.
+becomes one Parquet file; `kitae train` takes both. The images keep their keys, so most of those that were drawn for
+test are drawn again; a class with fewer images holds out fewer.
 """
 
 from __future__ import annotations
