@@ -28,6 +28,7 @@ from kitae.data.check import check
 from kitae.data.fix import suffix_of
 from kitae.data.sources import open_source
 from kitae.data.spec import DataSpec
+from kitae.data.store import open_store
 from kitae.errors import DataError
 
 TRAIN_ROWS, TEST_ROWS = 12, 7  # in each file
@@ -219,6 +220,13 @@ def test_the_two_sets_in_the_folders_of_torchvision_are_told_apart(
     shutil.rmtree(tmp_path / "MNIST")
     with pytest.raises(DataError, match="the folder must hold"):
         open_source(DataSpec(source=f"mnist:{tmp_path}"))
+
+
+def test_a_folder_that_was_given_for_the_wrong_set_is_read_again_for_the_right_one(tmp_path: Path) -> None:
+    idx_files(tmp_path / "idx")
+    wrong, right = (open_store(DataSpec(source=f"{name}:{tmp_path / 'idx'}")) for name in ("mnist", "fashion-mnist"))
+    assert wrong.fingerprint != right.fingerprint
+    assert (wrong.classes[0], right.classes[0]) == ("0", "T-shirt/top")
 
 
 def test_idx_of_a_distribution_is_found_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

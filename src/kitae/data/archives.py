@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -157,7 +157,10 @@ def open_archive(name: str, path: str, spec: DataSpec, progress: Progress | None
         return ArchiveSource(spec.source, files, lambda: _read_cifar(files, layout))
     idx = _IDX[name]
     files = _idx_files(spec.source, name, idx, folder, downloads, progress)
-    return ArchiveSource(spec.source, files, lambda: _read_idx(files, idx))
+    # A folder may be given for the wrong set, as the files have the same names; its classes must not be kept for the
+    # right one. One of the two needs an identity for that; fashion-mnist has none, so that its runs stay valid.
+    identity = {"set": name} if folder is not None and name == "mnist" else {}
+    return ArchiveSource(spec.source, files, lambda: _read_idx(files, idx), identity)
 
 
 class ArchiveSource(Source):
@@ -165,14 +168,24 @@ class ArchiveSource(Source):
 
     Args:
         read: reads the classes and images of the files.
+        identity: options that change what `read` makes of the files.
     """
 
-    def __init__(self, name: str, files: list[Path], read: Callable[[], tuple[tuple[str, ...], list[_Part]]]) -> None:
+    def __init__(
+        self,
+        name: str,
+        files: list[Path],
+        read: Callable[[], tuple[tuple[str, ...], list[_Part]]],
+        identity: dict[str, Any] | None = None,
+    ) -> None:
         super().__init__(name)
-        self._files, self._read = files, read
+        self._files, self._read, self._identity = files, read, identity or {}
 
     def files(self) -> list[Path]:
         return self._files
+
+    def identity(self) -> dict[str, Any]:
+        return self._identity
 
     @cached_property
     def _content(self) -> tuple[tuple[str, ...], list[_Part]]:
