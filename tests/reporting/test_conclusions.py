@@ -61,7 +61,15 @@ def test_a_probe_alone_cannot_be_trained_twice_as_long(make_run: Callable[..., R
     assert "Train twice as long" not in dict(run_page.commands(RunRecord.open(Run.open(run.path))))
 
 
-@pytest.mark.parametrize(("train", "val", "told"), [(0.99, 0.80, "overfits"), (0.81, 0.80, "no more than chance")])
+@pytest.mark.parametrize(
+    ("train", "val", "told"),
+    [
+        (0.99, 0.80, "overfits"),
+        (0.81, 0.80, "no more than chance"),
+        (0.79, 0.80, "no more than chance"),
+        (0.80, 0.95, "Validation accuracy is 15.0 points above training accuracy"),
+    ],
+)
 def test_the_gap_is_told_as_far_as_it_is_sure(
     train: float, val: float, told: str, make_run: Callable[..., Run]
 ) -> None:

@@ -134,6 +134,11 @@ def _gap(record: RunRecord) -> str:
             f"Training accuracy is {apart} above validation: the network overfits. More images, stronger augmentation "
             "or a smaller network may help."
         )
+    if gap + error < 0:
+        return (
+            f"Validation accuracy is {apart} above training accuracy: perhaps the validation images are easier, or "
+            "labels of training images are wrong."
+        )
     if gap - error > 0:
         text = f"The gap between train and validation is {apart}"
     else:
