@@ -186,6 +186,20 @@ def test_a_study_concludes_in_three_sentences() -> None:
     assert "too few runs" in study_page.answer(study())[0]
 
 
+@pytest.mark.parametrize(
+    ("effects", "largest"),
+    [
+        ((effect(2.0, name="a"), effect(-5.0, name="b")), "b: 5.0 points less"),
+        ((effect(6.0, name="a"), effect(-5.0, name="b")), "a: 6.0 points more"),
+        ((effect(1.5, 0.1, name="a", ratio=True), effect(0.3, 0.1, name="b", ratio=True)), "b: 0.30 times"),
+    ],
+)
+def test_the_largest_difference_of_a_number_without_a_direction(effects: tuple[Effect, ...], largest: str) -> None:
+    neutral = Analysis(unit="points", better=0, effects=effects)
+    found = study(*effects).model_copy(update={"analyses": {"test.accuracy": neutral}})
+    assert f"2 of 2 comparisons show a difference; the largest is {largest}" in study_page.answer(found)[0]
+
+
 def test_effects_are_ranked_best_first() -> None:
     effects = (effect(-4.0, name="b"), effect(None, name="d"), effect(2.0, name="a"))
     assert [one.name for one in Analysis(better=1, effects=effects).ranked] == ["a", "b", "d"]

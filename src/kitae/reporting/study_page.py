@@ -216,22 +216,26 @@ def _shown(record: StudyRecord, known: Sequence[Effect]) -> str:
         return f"{effect_label(record, known[0])}: no difference could be shown on {metric}{base}."
     if not shown:
         return f"None of {tested} changes made a difference that could be shown on {metric}{base}."
-    phrases = [f"{effect_label(record, effect)}: {verdict(analysis, effect)}" for effect in shown]
     good = sum(map(analysis.helps, shown))
     bad = len(shown) - good
 
     def show(count: int) -> str:
         return f"{count} of {tested} comparisons {'shows' if count == 1 else 'show'}"
 
+    def told(effect: Effect) -> str:
+        return f"{effect_label(record, effect)}: {verdict(analysis, effect)}"
+
+    best, worst = told(shown[0]), told(shown[-1])
     if not analysis.better:
-        text = f"{show(len(shown))} a difference; the largest is {phrases[0]}"
+        largest = max(shown, key=lambda effect: effect.size)
+        text = f"{show(len(shown))} a difference; the largest is {told(largest)}"
     elif not bad:
-        text = f"{show(good)} a gain, most of all {phrases[0]}"
+        text = f"{show(good)} a gain, most of all {best}"
     elif not good:
-        text = f"{show(bad)} a loss and none a gain; most of all {phrases[-1]}"
+        text = f"{show(bad)} a loss and none a gain; most of all {worst}"
     else:
-        loss = f"{bad} {'shows' if bad == 1 else 'show'} a loss, most of all {phrases[-1]}"
-        text = f"{show(good)} a gain, most of all {phrases[0]}; {loss}"
+        loss = f"{bad} {'shows' if bad == 1 else 'show'} a loss, most of all {worst}"
+        text = f"{show(good)} a gain, most of all {best}; {loss}"
     return f"{text}{base}."
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,14 @@ class Effect(Record):
     @property
     def neutral(self) -> float:
         return 1.0 if self.ratio else 0.0
+
+    @property
+    def size(self) -> float:
+        """How far it is from no effect: in either direction, and on a logarithmic scale for a factor."""
+        value = self.estimate or 0.0
+        if not self.ratio:
+            return abs(value)
+        return abs(math.log(value)) if value > 0 else math.inf
 
 
 class Noise(Record):
