@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -249,6 +250,18 @@ def test_what_prevents_training_is_a_problem(tmp_path: Path, distinct: list[byte
     report = report_of(tmp_path, distinct[:10], [0] * 10)
     assert report.problems == ("there is only one class ('0'), a classifier needs two or more",)
     assert not report.ok
+
+
+@pytest.mark.parametrize(
+    ("limit", "why"), [(1, "1 is too small for the classes"), (60, "60 is more than the .* images"), (20, None)]
+)
+def test_a_limit_that_training_refuses_is_a_problem(
+    tmp_path: Path, distinct: list[bytes], limit: int, why: str | None
+) -> None:
+    whole = report_of(tmp_path, distinct, [0, 1] * 30)
+    report = check(DataSpec(source=whole.source, limit=limit))
+    assert re.fullmatch("ready" if why is None else f"not ready: data.limit {why}.*", report.verdict)
+    assert report.counts == whole.counts
 
 
 def test_flat_and_broken_images_only(tmp_path: Path) -> None:

@@ -328,9 +328,12 @@ def _report(
     alike = first_alike(_stacked([look.pixels for look in looks.values()], HASH_BYTES))
     problems: list[str] = []
     try:
-        train, val, test, _ = divide(table.take(rows), spec.model_copy(update={"limit": None}), alike)
+        readable = table.take(rows)
+        train, val, test, _ = divide(readable, spec.model_copy(update={"limit": None}), alike)
         for code, part in ((TRAIN, train), (VAL, val), (TEST, test)):
             codes[part] = code
+        if spec.limit is not None:  # the report counts all images, but training may refuse the limit
+            divide(readable, spec, alike)
     except KitaeError as error:
         problems.append(str(error))
 
