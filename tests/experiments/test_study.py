@@ -430,7 +430,7 @@ def test_a_further_number_that_no_finished_run_has_is_noted(tmp_path: Path) -> N
 
 def test_only_tested_effects_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_FAIL", "only-mixing")
-    assert "p after Holm over 1 effects" in run(tmp_path / "s").table()
+    assert "p after Holm over 1 effect\n" in run(tmp_path / "s").table()
 
 
 def test_a_number_of_0_is_compared_as_a_difference_and_told_so(tmp_path: Path) -> None:

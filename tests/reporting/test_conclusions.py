@@ -127,6 +127,9 @@ def test_commands_quote_what_a_shell_would_take_apart(make_run: Callable[..., Ru
         ("a", {"train.schedule.name": "constant"}, "with a constant learning rate"),
         ("a", {"train.precision": "bf16"}, "in bf16"),
         ("a", {"data.limit": 5000}, "with 5,000 images"),
+        ("a", {"train.epochs": 1}, "with 1 epoch"),
+        ("a", {"train.epochs": 2000}, "with 2,000 epochs"),
+        ("a", {"train.epochs": "<b>"}, "a"),
         ("a", {"train.ema": "<b>"}, "a"),  # not what it should be
         ("a", {"train.clip_norm": 1.0}, "with train.clip_norm 1"),
         ("my_own", {"train.epochs": 3, "data.limit": 9}, "my own"),
@@ -179,6 +182,8 @@ def test_a_study_concludes_in_three_sentences() -> None:
     assert "1 shows a loss, most of all b: 4.0 points worse" in shown
     assert unclear == "Not decided: c. Differences below about 1.0 points cannot be seen with 3 seeds."
     assert where.startswith("This holds for 5,000 training images of cifar10, resnet9 of width 16, 24 epochs, 3 seeds;")
+    brief = study(good).model_copy(update={"settings": {"epochs": 1}, "seeds": (0,)})
+    assert study_page.answer(brief)[-1].startswith("This holds for 1 epoch, 1 seed;")
     untested = effect(0.5, name="d", shown=False).model_copy(update={"low": None, "high": None})
     assert study_page.answer(study(bad, untested))[0].startswith("1 of 1 comparisons shows a loss")
     assert study_page.answer(study(bad))[0].startswith("1 of 1 comparisons shows a loss and none a gain")

@@ -147,4 +147,7 @@ def test_arms_of_a_search() -> None:
     assert "3 arms, 2 of them trained for 9 epochs. The best of these is arm 2: 90.0 %." in svg
     marks = re.findall(r'<(path|circle) [^>]*class="([^"]*)"><title>arm (\d)', svg)
     assert marks == [("path", "f2", "0"), ("circle", "e s1", "1"), ("circle", "f1", "2")]
+    short = arms_chart([{"number": 0, "preset": True, "rungs": [[1, 0.5]]}]).__html__()
+    for told in ("1 arm, 1 of them trained for 1 epoch.", "filled: 1 epoch,", "50.0 % after 1 epoch<"):
+        assert told in short
     assert "0 arms" in arms_chart([]).__html__()

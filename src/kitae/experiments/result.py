@@ -16,6 +16,7 @@ import pandas as pd
 import pyarrow as pa
 
 from kitae import views
+from kitae.console import plural
 from kitae.errors import KitaeError, TrainingError
 from kitae.experiments import wording
 from kitae.experiments.design import Design, expand
@@ -194,9 +195,9 @@ class StudyResult:
         tested = len({compared for compared, effect in pairs if not math.isnan(effect.p)})
         unit = f" in {main.metric.unit}" if main.metric.unit else ""
         parts = [
-            f"{spec.name}: {spec.design}, {len(self.design.variants)} variants x {len(spec.seeds)} seeds, "
+            f"{spec.name}: {spec.design}, {len(self.design.variants)} variants x {plural(len(spec.seeds), 'seed')}, "
             f"{len(self.finished)} of {len(self.runs)} runs finished",
-            f"{spec.metric}{unit}; 95 % intervals, covering {covers}; p after Holm over {tested} effects",
+            f"{spec.metric}{unit}; 95 % intervals, covering {covers}; p after Holm over {plural(tested, 'effect')}",
             *self.notes,
             "",
             wording.variants_table(self._variants(), list(self.analyses)),
@@ -215,8 +216,8 @@ class StudyResult:
         if self.spec.claims:
             claims = [(row, self.effect(row["metric"], row["effect"])) for row in self.claims]
             parts += ["", wording.claims_table(claims)]
-        parts += wording.runs_lines(self.failed, "did not finish and are not included above:")
-        without = f"finished without a finite {spec.metric} and are left out of its effects:"
+        parts += wording.runs_lines(self.failed, "did not finish, not included above:")
+        without = f"finished without a finite {spec.metric}, left out of its effects:"
         return "\n".join(parts + wording.runs_lines(self.numberless, without))
 
     def data(self) -> dict[str, Any]:

@@ -158,7 +158,7 @@ def runs_lines(runs: pd.DataFrame, heading: str) -> list[str]:
     """Runs with their status and error, below a heading; nothing if there are none."""
     if not len(runs):
         return []
-    lines = ["", f"{len(runs)} runs {heading}"]
+    lines = ["", f"{plural(len(runs), 'run')} {heading}"]
     for row in runs.to_dict("records"):
         status = f": {row['status']}{': ' + row['error'] if row['error'] else ''}" if "status" in row else ""
         lines.append(f"  {row['variant']}, seed {row['seed']}{status}")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from kitae.console import plural
 from kitae.reporting.charts import per_cent, robust
 from kitae.reporting.study_results import Analysis, Effect, StudyRecord
 from kitae.reporting.svg import (
@@ -70,7 +71,8 @@ def curves(record: StudyRecord, labels: Mapping[str, str]) -> Chart | None:
     panels = [p for p in panels if any(getattr(record.curves[name], p[1]) for name in chosen)]
     if not panels:
         return None
-    summary = f"{len(chosen)} variants over {max(len(record.curves[name].epoch) for name in chosen)} epochs."
+    longest = max(len(record.curves[name].epoch) for name in chosen)
+    summary = f"{plural(len(chosen), 'variant')} over {plural(longest, 'epoch')}."
     chart = Chart("curves", "Curves, mean and range over seeds", summary, 0)
     top = legend(chart, 10, 14, [(series("f", k), labels.get(name, name)) for k, name in enumerate(chosen)]) + 16
     for name, column, form in panels:
@@ -150,11 +152,11 @@ def arms_chart(arms: Sequence[Mapping[str, Any]]) -> Chart:
     whole = [(number, value) for number, epochs, value, _ in known if epochs == full]
     low, high, _ = robust([value for _, _, value, _ in known] or [0.0], [value for _, value in whole])
     best = max(whole, key=lambda arm: arm[1], default=None)
-    summary = f"{len(known)} arms, {len(whole)} of them trained for {full} epochs."
+    summary = f"{plural(len(known), 'arm')}, {len(whole)} of them trained for {plural(full, 'epoch')}."
     if best is not None:
         summary += f" The best of these is arm {best[0]}: {share(best[1])}."
     chart = Chart("search", "Arms of the search", summary, 0)
-    items = [("f2", "preset"), ("f1", f"searched; filled: {full} epochs, hollow: stopped before")]
+    items = [("f2", "preset"), ("f1", f"searched; filled: {plural(full, 'epoch')}, hollow: stopped before")]
     top = legend(chart, 10, 14, items) + 16
     last = max((number for number, *_ in known), default=1)
     plot = frame(chart, top, (-0.5, last + 0.5), (low, min(high, 1.0)))
@@ -162,7 +164,7 @@ def arms_chart(arms: Sequence[Mapping[str, Any]]) -> Chart:
     for number, epochs, value, preset in known:
         mark = chart.diamond if preset else chart.circle
         look = series("f", preset) if epochs == full else f"e {series('s', preset)}"
-        mark(plot.x(number), plot.y(value), 5, look, f"arm {number}: {share(value)} after {epochs} epochs")
+        mark(plot.x(number), plot.y(value), 5, look, f"arm {number}: {share(value)} after {plural(epochs, 'epoch')}")
     return chart
 
 

@@ -157,7 +157,7 @@ def variant_label(name: str, overrides: Mapping[str, Any]) -> str:
         "train.precision": lambda v: f"in {v}",
         "model.stochastic_depth": lambda v: f"with stochastic depth {v:g}" if v else "without stochastic depth",
         "data.limit": lambda v: f"with {v:,} images",
-        "train.epochs": lambda v: f"with {v:,} epochs",
+        "train.epochs": lambda v: f"with {plural(v, 'epoch')}",
     }  # fmt: skip
     try:
         return known[field](value) if field in known else f"with {field} {words(value)}"
@@ -313,7 +313,7 @@ def regime(record: StudyRecord) -> str:
         width = f" of width {found['width']}" if found.get("width") else ""
         parts.append(f"{found['model']}{width}")
     if isinstance(found.get("epochs"), int):
-        parts.append(f"{found['epochs']} epochs")
+        parts.append(plural(found["epochs"], "epoch"))
     if found.get("batch_size"):
         parts.append(f"batches of {found['batch_size']}")
     if found.get("precision"):
