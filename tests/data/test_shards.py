@@ -82,11 +82,17 @@ def test_globs_and_several_patterns(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "patterns",
-    ["pipe:cat x.tar", "pipe:rm -rf {0..1}", "s3://bucket/x.tar", "gs:x", "", "no/such-{0..3}.tar", "no/*.tar"],
+    ["pipe:cat x.tar", "pipe:rm -rf {0..1}", "s3://bucket/x.tar", "gs:x", "no/such-{0..3}.tar", "no/*.tar"],
 )
 def test_what_is_not_a_shard_is_refused(patterns: str) -> None:
     with pytest.raises(DataError, match=r"data\.source"):
         find_shards(patterns)
+
+
+@pytest.mark.parametrize("patterns", ["", "a.tar::"])
+def test_shards_that_are_not_named_are_asked_for(patterns: str) -> None:
+    with pytest.raises(DataError, match=r"webdataset: needs shards, as in webdataset:train-\{000\.\.099\}\.tar"):
+        open_source(DataSpec(source=f"webdataset:{patterns}"))
 
 
 def test_a_store_of_shards_gives_what_decoding_gives(tmp_path: Path, cache: str) -> None:

@@ -86,9 +86,11 @@ def find_shards(patterns: str) -> list[str]:
     """Paths and URLs that `webdataset:PATTERNS` stands for, in order.
 
     Raises:
-        DataError: a path that does not exist, a pattern without files, a scheme other than http and https, a shard that
-            is named twice.
+        DataError: an empty pattern, a path that does not exist, a pattern without files, a scheme other than http and
+            https, a shard that is named twice.
     """
+    if not all(patterns.split("::")):
+        raise DataError("data.source: webdataset: needs shards, as in webdataset:train-{000..099}.tar")
     found: list[str] = []
     for pattern in patterns.split("::"):
         scheme = pattern.partition(":")[0] if re.match(r"[A-Za-z][\w+.-]+:", pattern) else ""
@@ -106,8 +108,6 @@ def find_shards(patterns: str) -> list[str]:
             if missing is not None:
                 raise DataError(f"data.source: {missing}: no such shard; give tar files, as in train-{{000..099}}.tar")
             found += files
-    if not found or found == [""]:
-        raise DataError("data.source: webdataset: needs shards, as in webdataset:train-{000..099}.tar")
     twice = next((name for name, count in Counter(found).items() if count > 1), None)
     if twice is not None:
         raise DataError(f"data.source: {twice}: the shard is listed twice; remove one")
