@@ -38,7 +38,9 @@ def test_without_its_first_file_nothing_is_ours(tmp_path: Path) -> None:
     (folder / "study.yaml").unlink()
     with pytest.raises(TrainingError, match="runs but no study"):
         OWNED.check(folder)
-    Owned("run", OWNED.names, TrainingError).check(folder)
+    Owned("run", OWNED.names, TrainingError, first="study.yaml", last="table").check(folder)
+    with pytest.raises(TrainingError, match="runs but no end"):
+        Owned("run", OWNED.names, TrainingError, first="study.yaml", last="end").check(folder)
 
 
 def test_the_first_file_is_removed_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,6 +74,20 @@ def test_the_lock_ends_with_its_process(tmp_path: Path) -> None:
         pass
     with OWNED.locked(tmp_path):
         assert (tmp_path / LOCK).is_file()
+
+
+def test_the_file_of_the_lock_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It shows that a folder is Kitae's, but some versions of filelock remove it."""
+    honest = filelock.FileLock.release
+
+    def release(self: filelock.FileLock, force: bool = False) -> None:
+        honest(self, force)
+        Path(self.lock_file).unlink(missing_ok=True)
+
+    monkeypatch.setattr(filelock.FileLock, "release", release)
+    with pytest.raises(KeyboardInterrupt), OWNED.locked(tmp_path):
+        raise KeyboardInterrupt
+    assert (tmp_path / LOCK).is_file()
 
 
 def test_a_file_system_without_locks_is_used_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -33,13 +33,14 @@ class Owned:
         names: the files and folders that may be in it.
         error: the type of error to raise.
         first: the file that is written first and removed last; without it, no file in the folder counts as Kitae's.
-            None if the names are enough.
+        last: a file that is written last, and is as good a sign as `first`.
     """
 
     kind: str
     names: tuple[str, ...]
     error: type[KitaeError]
-    first: str | None = None
+    first: str
+    last: str | None = None
 
     def check(self, folder: Path) -> None:
         """Refuse a folder that holds files of others. One that does not exist is fine.
@@ -49,11 +50,12 @@ class Owned:
         """
         if folder.exists() and not folder.is_dir():
             raise self.error(f"{folder}: is a file, not a folder; choose another --out")
-        ours = self.names if self.first is None or (folder / self.first).is_file() else ()
+        signs = (self.first, self.last or self.first)
+        ours = self.names if any((folder / sign).is_file() for sign in signs) else ()
         names = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
         foreign = [name for name in names if name not in ours and not name.startswith(".")]
         if foreign and foreign[0] in self.names:
-            raise self.error(f"{folder}: holds {foreign[0]} but no {self.first}; choose another --out")
+            raise self.error(f"{folder}: holds {foreign[0]} but no {signs[-1]}; choose another --out")
         if foreign:
             raise self.error(f"{folder}: holds files that no {self.kind} wrote ({foreign[0]}); choose another --out")
 
@@ -64,15 +66,15 @@ class Owned:
             shutil.rmtree(target) if target.is_dir() and not target.is_symlink() else target.unlink(missing_ok=True)
 
     def set_aside(self, folder: Path, *, replace: bool) -> None:
-        """Move Kitae's files aside, until `bring_back` or `discard_aside`; requires `first`.
+        """Move Kitae's files aside, until `bring_back` or `discard_aside`.
 
         If a killed process moved only some of them, those are brought back first. If there are files aside already,
         the files in the folder are from an attempt that was not completed, and are removed.
         """
         aside = folder / _ASIDE
-        if aside.is_dir() and self.first is not None and not (aside / self.first).exists():
+        if aside.is_dir() and not (aside / self.first).exists():
             self.bring_back(folder)
-        if not replace or self.first is None or not (folder / self.first).exists():
+        if not replace or not (folder / self.first).exists():
             return
         if aside.is_dir():
             self.remove(folder)
@@ -100,7 +102,7 @@ class Owned:
 
     @contextmanager
     def locked(self, folder: Path) -> Iterator[None]:
-        """Create the folder if necessary, and lock it for this process. The lock ends with the process.
+        """Create the folder if necessary, and lock it for this process. The lock ends with the process; its file stays.
 
         Raises:
             KitaeError: of type `error`: another process writes to it, or it cannot be made.
@@ -110,10 +112,14 @@ class Owned:
             (folder / LOCK).touch()
         except OSError as error:
             raise self.error(f"{folder}: cannot be used as --out ({error.strerror})") from error
-        with lock(folder / LOCK, wait=False) as state:
-            if state == "busy":
-                raise self.error(f"{folder}: another process is writing to this folder; choose another --out")
-            yield
+        try:
+            with lock(folder / LOCK, wait=False) as state:
+                if state == "busy":
+                    raise self.error(f"{folder}: another process is writing to this folder; choose another --out")
+                yield
+        finally:
+            with suppress(OSError):  # the folder may be gone
+                (folder / LOCK).touch()  # some versions of filelock remove it
 
 
 @contextmanager

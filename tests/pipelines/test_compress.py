@@ -129,6 +129,22 @@ def test_a_folder_is_overwritten_only_if_asked_to_and_by_something_new(finished:
     assert (out / "notes.txt").exists()
 
 
+@pytest.mark.parametrize("name", ["figures/mine.svg", "candidates/mine", "model.onnx", "report.html"])
+def test_files_of_others_are_kept_whatever_their_names(finished: Run, tmp_path: Path, name: str) -> None:
+    mine = tmp_path / "paper" / name
+    if name == "model.onnx":
+        export(finished, mine)
+    else:
+        mine.parent.mkdir(parents=True)
+        mine.write_text("mine")
+    content = mine.read_bytes()
+    for overwrite in (False, True):
+        with pytest.raises(CompressionError, match=rf"holds {name.split('/')[0]} but no compression\.json"):
+            compress(finished, tmp_path / "paper", overwrite=overwrite, **small(prune="none", quantize=("none",)))
+    assert [file for file in (tmp_path / "paper").rglob("*") if file.is_file()] == [mine]
+    assert mine.read_bytes() == content
+
+
 def test_an_error_while_drawing_loses_nothing(finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def contents() -> dict[str, bytes]:
         return {str(file.relative_to(out)): file.read_bytes() for file in out.rglob("*") if file.is_file()}

@@ -30,7 +30,7 @@ from kitae.compression.shape import Shape, reshape
 from kitae.compression.spec import CompressSpec
 from kitae.errors import BudgetError, CompressionError, KitaeError, TrainingError, TrainingInterruptedError, one_line
 from kitae.files import read_json, require_format, write_atomically, write_json, write_parquet
-from kitae.folders import Owned
+from kitae.folders import LOCK, Owned
 from kitae.machine import machine
 from kitae.modes import threads_restored
 from kitae.pipelines.budget import Outcome, judge, search, size_field
@@ -52,7 +52,9 @@ if TYPE_CHECKING:
 _FILES = ("compression.json", "front.parquet", "model.onnx", "closest.onnx", "model.json", "model.safetensors",
           "report.html")  # fmt: skip
 _CANDIDATES = "candidates"
-COMPRESSION = Owned("compression", (*_FILES, "stages", _CANDIDATES, "figures"), CompressionError)
+COMPRESSION = Owned(
+    "compression", (*_FILES, "stages", _CANDIDATES, "figures"), CompressionError, first=LOCK, last="compression.json"
+)
 _NEW = ".new.tmp"  # a result that is not complete yet
 _FACTS = {"within_budget", "candidates", "winner", "test"}  # keys of compression.json that are read below
 
