@@ -317,6 +317,27 @@ def test_a_compression_says_what_a_larger_drop_would_buy(tmp_path: Path) -> None
     assert f"--out {tmp_path / 'other'}" in elsewhere
 
 
+@pytest.mark.parametrize(
+    ("sure", "images", "drop", "budget"),
+    [
+        (True, 150, 4.0, "8.5"),  # 150 images can prove a drop of 4 points, so with 4 the end of the interval counts
+        (True, 75, 4.0, "4"),
+        (True, 75, 4.9, "8.5"),  # the budget is 4.9, and 75 images can prove it
+        (True, 150, 1.5, "2"),  # at least twice the earlier one
+        (False, 150, 4.0, "4"),
+    ],
+)
+def test_the_budget_that_is_proposed_is_wide_enough(sure: bool, images: int, drop: float, budget: str) -> None:
+    found = measured_compression()
+    closest = {**found["winner"], "drop": drop, "drop_interval": [1.4, 8.45]}
+    record = CompressionRecord.model_validate({
+        **found, "within_budget": False, "winner": closest, "sure": False, "images": {"val": images},
+        "spec": {**found["spec"], "max_drop": 1.0, "sure": sure},
+    })  # fmt: skip
+    line = compression_page.commands(record, Path("small"))[1][1]
+    assert line.endswith(f" --max-drop {budget}")
+
+
 def test_a_comparison_says_how_to_look_at_the_best_run(make_run: Callable[..., Run]) -> None:
     good, bad = (RunRecord.open(make_run(name)) for name in ("good", "bad"))
     lines = [line for _, line in comparison_page.commands(*comparison_page.entries([good, bad]))]

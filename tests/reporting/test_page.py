@@ -540,10 +540,10 @@ def test_looking_again_with_ratios_keeps_abandon(abandon: bool, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("limits", "options"),
     [
-        ({"max_drop": 0.1}, "--max-drop 2"),
+        ({"max_drop": 0.1}, "--max-drop 2.1"),  # the end of the interval, which 600 images can prove
         ({"max_bytes": 1000}, "--max-bytes 60780"),
         ({"max_bytes": 70000, "max_latency_ms": 0.01}, "--set max_bytes=70000 --max-latency-ms 0.091"),
-        ({"max_drop": 0.1, "max_bytes": 1000}, "--max-drop 2 --max-bytes 60780"),
+        ({"max_drop": 0.1, "max_bytes": 1000}, "--max-drop 2.1 --max-bytes 60780"),
         ({}, None),  # nothing that is known to be exceeded
     ],
 )

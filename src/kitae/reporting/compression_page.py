@@ -116,7 +116,7 @@ def commands(record: CompressionRecord, folder: Path) -> list[tuple[str, str]]:
     elif (smaller := _smaller(record)) is not None:
         drop, row = smaller
         about = f"For a smaller file, allow a larger drop ({label(record, row)}, {size(record.bytes_of(row))})"
-        found.append((about, f"{again}{_settings(record, 'max_drop')} --max-drop {math.ceil(10 * drop) / 10:g}"))
+        found.append((about, f"{again}{_settings(record, 'max_drop')} --max-drop {_tenths(drop):g}"))
     return found
 
 
@@ -126,13 +126,30 @@ def _wider(record: CompressionRecord) -> dict[str, str]:
     drop = row.drop_interval[1] if record.sure and row.drop_interval else row.drop
     found = {}
     if drop is not None and spec.max_drop is not None and drop > spec.max_drop:
-        found["max_drop"] = f"{min(100.0, max(2.0, 2 * spec.max_drop, math.ceil(10 * drop) / 10)):g}"
+        least = max(2.0, 2 * spec.max_drop)
+        drop = _counted(record, row, drop, max(least, _tenths(drop)))
+        found["max_drop"] = f"{min(100.0, max(least, _tenths(drop))):g}"
     bytes_ = record.bytes_of(row)
     if bytes_ is not None and spec.max_bytes is not None and bytes_ > spec.max_bytes:
         found["max_bytes"] = f"{bytes_:.0f}"
     if row.latency_ms is not None and spec.max_latency_ms is not None and row.latency_ms > spec.max_latency_ms:
         found["max_latency_ms"] = f"{1.1 * row.latency_ms:.3g}"  # its next measurement will differ a little
     return found
+
+
+def _counted(record: CompressionRecord, row: Candidate, drop: float, budget: float) -> float:
+    """The drop of a row, or the end of its interval if a search like this one with this budget counts that.
+
+    It does with a budget that the validation images can prove, whatever counted here.
+    """
+    provable = least_drop(record.images["val"]) if "val" in record.images else math.inf
+    sure = record.sure or (record.spec.sure and budget >= provable)
+    return row.drop_interval[1] if sure and row.drop_interval else drop
+
+
+def _tenths(drop: float) -> float:
+    """A drop rounded up, as commands propose it."""
+    return math.ceil(10 * drop) / 10
 
 
 def _settings(record: CompressionRecord, *without: str) -> str:
@@ -151,14 +168,12 @@ def _settings(record: CompressionRecord, *without: str) -> str:
 def _smaller(record: CompressionRecord) -> tuple[float, Candidate] | None:
     """The most accurate candidate of at most three quarters of the winner's size, and the budget that it needs."""
     limit = 0.75 * (record.bytes_of(record.winner) or 0.0)
-    provable = least_drop(record.images["val"]) if "val" in record.images else math.inf
     found = []
     for row in record.candidates:
-        drop, end = row.drop, row.drop_interval[1] if row.drop_interval else None
-        # With a budget that the validation images can prove, the end of the interval counts, whatever counted here.
-        if end is not None and (record.sure or (record.spec.sure and drop is not None and drop >= provable)):
-            drop = end
-        if not row.control and drop is not None and drop > 0 and (record.bytes_of(row) or limit) < limit:
+        if row.control or row.drop is None or (record.bytes_of(row) or limit) >= limit:
+            continue
+        drop = _counted(record, row, row.drop, _tenths(row.drop))
+        if drop > 0:
             found.append((drop, row))
     return min(found, key=lambda pair: pair[0], default=None)
 
