@@ -338,6 +338,19 @@ def test_the_budget_that_is_proposed_is_wide_enough(sure: bool, images: int, dro
     assert line.endswith(f" --max-drop {budget}")
 
 
+def test_the_limit_on_bytes_is_of_the_file_as_it_is() -> None:
+    """Packed bytes decide which file is the smallest, but not whether it is within the budget."""
+    found = measured_compression()
+    for packed in (40_000, 60_000):
+        closest = {**found["winner"], "bytes": 100_000, "packed_bytes": packed}
+        record = CompressionRecord.model_validate({
+            **found, "within_budget": False, "winner": closest, "size": "packed_bytes",
+            "spec": {**found["spec"], "max_bytes": 50_000},
+        })  # fmt: skip
+        line = compression_page.commands(record, Path("small"))[1][1]
+        assert line.endswith(" --max-bytes 100000")
+
+
 def test_a_comparison_says_how_to_look_at_the_best_run(make_run: Callable[..., Run]) -> None:
     good, bad = (RunRecord.open(make_run(name)) for name in ("good", "bad"))
     lines = [line for _, line in comparison_page.commands(*comparison_page.entries([good, bad]))]

@@ -129,9 +129,8 @@ def _wider(record: CompressionRecord) -> dict[str, str]:
         least = max(2.0, 2 * spec.max_drop)
         drop = _counted(record, row, drop, max(least, _tenths(drop)))
         found["max_drop"] = f"{min(100.0, max(least, _tenths(drop))):g}"
-    bytes_ = record.bytes_of(row)
-    if bytes_ is not None and spec.max_bytes is not None and bytes_ > spec.max_bytes:
-        found["max_bytes"] = f"{bytes_:.0f}"
+    if row.bytes is not None and spec.max_bytes is not None and row.bytes > spec.max_bytes:  # of the file as it is
+        found["max_bytes"] = f"{row.bytes:.0f}"
     if row.latency_ms is not None and spec.max_latency_ms is not None and row.latency_ms > spec.max_latency_ms:
         found["max_latency_ms"] = f"{1.1 * row.latency_ms:.3g}"  # its next measurement will differ a little
     return found
