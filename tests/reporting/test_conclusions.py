@@ -318,6 +318,34 @@ def test_a_compression_says_what_a_larger_drop_would_buy(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
+    ("limits", "row", "proposed"),
+    [
+        ({}, {"drop": 2.2}, True),
+        ({}, {"drop": 0.12, "drop_interval": [-0.2, 0.45]}, False),  # within the budget: something else excluded it
+        ({"max_latency_ms": 1.0}, {"latency_ms": 0.9}, True),
+        ({"max_latency_ms": 1.0}, {"latency_ms": 2.0}, False),
+        ({"max_latency_ms": 1.0}, {"latency_ms": None}, False),
+        ({"max_bytes": 700}, {}, True),
+        ({"max_bytes": 700}, {"bytes": 800}, False),  # though it is small when packed
+    ],
+)
+def test_a_larger_drop_is_only_proposed_for_what_it_would_buy(
+    limits: dict[str, float], row: dict[str, Any], proposed: bool
+) -> None:
+    published = measured_compression()
+    winner = {**published["winner"], "bytes": 1000, "packed_bytes": 1000, "drop": 0.2}
+    small = {
+        **winner, "name": "smaller", "bytes": 600, "packed_bytes": 500, "drop": 2.2, "drop_interval": [1.0, 3.4], **row
+    }  # fmt: skip
+    record = CompressionRecord.model_validate({
+        **published, "winner": winner, "candidates": [winner, small], "size": "packed_bytes", "sure": True,
+        "spec": {**published["spec"], "max_drop": 2.0, **limits},
+    })  # fmt: skip
+    lines = [line for about, line in compression_page.commands(record, Path("small")) if "smaller" in about]
+    assert [line.endswith(" --max-drop 3.4") for line in lines] == [True] * proposed
+
+
+@pytest.mark.parametrize(
     ("sure", "images", "drop", "budget"),
     [
         (True, 150, 4.0, "8.5"),  # 150 images can prove a drop of 4 points, so with 4 the end of the interval counts

@@ -165,14 +165,17 @@ def _settings(record: CompressionRecord, *without: str) -> str:
 
 
 def _smaller(record: CompressionRecord) -> tuple[float, Candidate] | None:
-    """The most accurate candidate of at most three quarters of the winner's size, and the budget that it needs."""
-    limit = 0.75 * (record.bytes_of(record.winner) or 0.0)
+    """The most accurate candidate of at most three quarters of the winner's size that is within the other limits, and
+    the drop that has to be allowed for it."""
+    spec, limit = record.spec, 0.75 * (record.bytes_of(record.winner) or 0.0)
     found = []
     for row in record.candidates:
         if row.control or row.drop is None or (record.bytes_of(row) or limit) >= limit:
             continue
         drop = _counted(record, row, row.drop, _tenths(row.drop))
-        if drop > 0:
+        others = ((row.bytes, spec.max_bytes), (row.latency_ms, spec.max_latency_ms))
+        within = all(most is None or (value is not None and value <= most) for value, most in others)
+        if within and drop > (spec.max_drop or 0.0):
             found.append((drop, row))
     return min(found, key=lambda pair: pair[0], default=None)
 
