@@ -759,6 +759,8 @@ def test_the_front_holds_what_nothing_beats() -> None:
         ({"gradual": True}, "unstructured"),
         ({"gradual": True, "prune": "unstructured", "finetune_epochs": 1}, "at least 2"),
         ({"controls": ("random",), "prune": "none"}, "structured"),
+        ({"importance": "taylor", "prune": "unstructured"}, "importance: taylor needs prune: structured"),
+        ({"importance": "random", "prune": "unstructured"}, "importance: random needs prune: structured"),
         ({"controls": ("random",), "scope": "global"}, "scope: layer"),
         ({"max_drop": -1}, "max_drop"),
         ({"quantize": ()}, "quantize"),

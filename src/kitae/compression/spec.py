@@ -97,6 +97,8 @@ class CompressSpec(Spec):
             raise ValueError("layer_ratios needs scope: layer and gradual: false")
         if not self.per_channel and "qat" in self.quantize:
             raise ValueError("per_channel: false does not work with quantize: qat, which has one scale per channel")
+        if self.prune == "unstructured" and self.importance in ("taylor", "random"):
+            raise ValueError(f"importance: {self.importance} needs prune: structured (weights go by their magnitude)")
         if self.gradual and self.prune != "unstructured":
             raise ValueError("gradual needs prune: unstructured")
         if self.gradual and self.finetune_epochs < 2:
