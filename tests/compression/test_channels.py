@@ -14,7 +14,7 @@ from kitae.compression.channels import masked_original, remove_channels
 from kitae.compression.counting import count
 from kitae.compression.shape import reshape
 from kitae.errors import CompressionError
-from tests.compression.tiny_world import SHAPE, Data, accuracy
+from tests.compression.tiny_world import SHAPE, Data, TinyNet, accuracy
 
 
 class Gated(nn.Module):
@@ -159,6 +159,12 @@ def test_round_to(trained: nn.Module) -> None:
     assert result.model.conv1.out_channels == 8, "nor 12 twice 8, so a multiple of 4"
 
 
+def test_with_ratio_0_a_layer_stays_whole_though_it_is_no_whole_packs() -> None:
+    result = remove_channels(TinyNet(width=18), SHAPE, {"stem": 0.0, "conv1": 0.4}, round_to=16)
+    assert set(result.removed) == {"conv1", "norm1"}
+    assert result.model.conv1.out_channels == 8
+
+
 @pytest.mark.parametrize("importance", ["magnitude", "group", "taylor"])
 def test_transposed_convolutions(train: Data, importance: Any) -> None:
     torch.manual_seed(0)
@@ -191,6 +197,10 @@ def test_grouped_convolutions_are_left_whole() -> None:
     )  # fmt: skip
     result = remove_channels(net, SHAPE, 0.5)
     assert set(result.removed) == {"4"}
+    with pytest.raises(CompressionError, match="layer_ratios: '0' cannot lose channels"):
+        remove_channels(net, SHAPE, 0.5, required=["4", "0"])
+    with pytest.raises(CompressionError, match="layer_ratios: 'stem' cannot lose channels"):
+        remove_channels(TinyNet(), SHAPE, 0.5, skip=["conv2"], required=["conv1", "stem"])  # coupled to a skipped one
 
 
 def test_a_frozen_network_keeps_its_flags_and_mode(trained: nn.Module) -> None:

@@ -291,6 +291,20 @@ def test_layers_may_lose_a_share_of_their_own(find: Finder) -> None:
         find(**FLOAT, layer_ratios={"nowhere": 0.5})
 
 
+def test_a_ratio_of_a_layer_that_cannot_lose_channels_is_refused(find: Finder) -> None:
+    with pytest.raises(CompressionError, match="layer_ratios: 'classifier' cannot lose channels"):
+        find(**FLOAT, layer_ratios={"classifier": 0.5})
+    outcome = find(**FLOAT, layer_ratios={"classifier": 0.0})  # it stays whole, as it must
+    assert outcome.winner.name == "50 % fp32"
+
+
+def test_with_ratio_0_a_layer_stays_whole_though_it_is_no_whole_packs(find: Finder) -> None:
+    inner = "stages.1.0.conv1"  # 16 channels, of which whole packs of 3 would leave 15
+    outcome = find(**FLOAT, round_to=3, layer_ratios={inner: 0.0})
+    assert inner not in outcome.shape.kept
+    assert len(find(**FLOAT, round_to=3).shape.kept[inner]) == 9
+
+
 def test_of_coupled_layers_the_first_one_named_counts(find: Finder) -> None:
     networks = find.networks(**FLOAT, layer_ratios={"stem.0": 0.5})
     cut = networks.prune([networks.original], 0.5)
@@ -650,7 +664,7 @@ def test_a_ratio_that_removes_nothing_more_is_left_out(find: Finder) -> None:
     assert name == "52 %"
     assert "packs of 4" in why
     assert "the same network as 50 %" in why
-    fixed = dict.fromkeys(prunable_layers(find.run.load_model()), 0.4)
+    fixed = {name: 0.4 for name in prunable_layers(find.run.load_model()) if name != "classifier"}
     outcome = find(ratios=(0.5, 0.7), round_to=1, layer_ratios=fixed, quantize=("none",))
     ((_, why),) = outcome.left_out
     assert why == "it is the same network as 50 %: no more channels may be removed"

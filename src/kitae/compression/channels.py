@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -28,6 +28,8 @@ from kitae.keyed import uniform
 from kitae.modes import evaluating
 
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm)
+
+_CANNOT = "outputs, skipped and grouped layers cannot, nor can layers coupled to one of these"
 
 _MASKED_ERROR = 1e-3
 """Rounding changes an output by about 1e-6 of the largest output; a wrong channel by more than a tenth."""
@@ -68,6 +70,7 @@ def remove_channels(
     importance: Importance = "group",
     scope: Scope = "layer",
     skip: Sequence[str] = (),
+    required: Collection[str] = (),
     batches: Batches | None = None,
     round_to: int = 1,
     seed: int = 0,
@@ -90,21 +93,22 @@ def remove_channels(
         scope: `layer` removes the ratio from every layer; `global` ranks all channels together and leaves each layer
             at least a tenth.
         skip: layers that keep all their outputs, and with them those coupled to them.
+        required: layers that must be able to lose channels: those whose ratio was given by name.
         batches: *training* images, for `taylor`, and to compare with the masked original (on noise without).
         round_to: layers keep the nearest multiple of it, or of its half, quarter and so on where they have fewer than
             twice as many channels. Engines work on packs of channels, and an incomplete pack costs as much as a full
-            one.
+            one. With ratio 0 all channels stay.
         seed: of `random`.
 
     Raises:
-        CompressionError: wrong ratios or names, the layers' coupling cannot be found, or without the channels the
-            network computes something else than with zeros in their place.
+        CompressionError: wrong ratios or names, a required layer that cannot lose channels, the layers' coupling
+            cannot be found, or without the channels the network computes something else than with zeros in their place.
     """
     chosen = ratios_by_layer(model, ratios, skip)
     total = cast(float, ratios) if scope == "global" else None
     smaller = copy.deepcopy(model)
     smaller.eval().requires_grad_(True)  # the coupling of layers is read off the autograd graph
-    groups = _groups(smaller, input_shape, chosen, set(skip))
+    groups = _groups(smaller, input_shape, chosen, set(skip), required)
     scores = _scores(smaller, groups, importance, batches, seed)
     numbers = _channels_to_drop(groups, scores, total, round_to)
     gone: dict[bool, dict[str, list[int]]] = {True: {}, False: {}}  # outputs, inputs
@@ -219,7 +223,11 @@ class _Group:
 
 
 def _groups(
-    model: nn.Module, input_shape: tuple[int, int, int], ratios: Mapping[str, float], skip: set[str]
+    model: nn.Module,
+    input_shape: tuple[int, int, int],
+    ratios: Mapping[str, float],
+    skip: set[str],
+    required: Collection[str],
 ) -> list[_Group]:
     tp = require("torch_pruning", "compress")
     device = next(model.parameters()).device
@@ -241,9 +249,11 @@ def _groups(
         group.ratio = ratios[named[0]]
         kept.append(group)
     if not kept:
-        raise CompressionError(
-            "no layer of this network can lose channels (outputs, skipped and grouped layers cannot)"
-        )
+        raise CompressionError(f"no layer of this network can lose channels ({_CANNOT})")
+    able = {name for group in kept for name in group.outputs}
+    for name in required:
+        if name not in able:
+            raise CompressionError(f"layer_ratios: {name!r} cannot lose channels; leave it out ({_CANNOT})")
     return kept
 
 
@@ -288,7 +298,8 @@ def _channels_to_drop(
     result = []
     for group, number in zip(groups, numbers, strict=True):
         stay = group.width - min(number, most(group.width))
-        result.append(group.width - whole_packs(stay, group.width, round_to))
+        # Rounding removes channels as well, but not from a layer of which nothing is to be removed.
+        result.append(group.width - whole_packs(stay, group.width, round_to) if group.ratio else 0)
     return result
 
 

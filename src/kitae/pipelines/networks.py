@@ -38,7 +38,7 @@ from kitae.training.learner import Teacher
 
 Say = Callable[[str], None]
 
-_FORMAT = 7  # increased when the same settings give different networks than before
+_FORMAT = 8  # increased when the same settings give different networks than before
 _WIDTHS = (4, 6, 8, 12, 16, 20, 24, 32, 48, 64)  # of the small networks
 
 
@@ -257,12 +257,13 @@ class Networks:
             ratios = {}
             for name, share in self._by_layer(original, ratio).items():
                 width = width_of(full[name])
-                stay = whole_packs(max(1, round((1 - share) * width)), width, round_to)
+                stay = whole_packs(max(1, round((1 - share) * width)), width, round_to) if share else width
                 ratios[name] = max(0.0, 1 - stay / width_of(now[name]))
             round_to = 1
         result = remove_channels(
             before.model, self.input_shape, ratios, importance=spec.importance, scope=spec.scope, skip=spec.skip,
-            batches=self._batches, round_to=round_to, seed=spec.seed,
+            required=[name for name, own in spec.layer_ratios.items() if own > 0], batches=self._batches,
+            round_to=round_to, seed=spec.seed,
         )  # fmt: skip
         if not result.removed:
             return None
