@@ -100,6 +100,9 @@ def test_the_compression_folder(finished: Run, tmp_path: Path) -> None:
     assert metadata["target"] == "any"
     assert metadata["notes"]["ratio"] == 0.25
 
+    about = json.loads((result.path / "model.json").read_text())
+    assert (about["parameters"], about["macs"]) == (result.winner["parameters"], result.winner["macs"])
+    assert about["parameters"] < finished.facts()["parameters"]
     model = result.load_model()
     assert count(model).parameters == result.winner["parameters"]
     assert not model.training

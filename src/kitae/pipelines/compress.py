@@ -295,7 +295,8 @@ def _write(
         write_parquet(pyarrow.Table.from_pylist(rows), new / "front.parquet")
         save_weights(outcome.winner.model.state_dict(), new / "model.safetensors")
         write_json(new / "model.json", {
-            **run.facts(), "temperature": outcome.winner.temperature, "recipe": run.recipe.model_dump(mode="json"),
+            **run.facts(), "parameters": winner["parameters"], "macs": winner["macs"],
+            "temperature": outcome.winner.temperature, "recipe": run.recipe.model_dump(mode="json"),
             "shape": outcome.shape.to_dict(),
         })  # fmt: skip
         if outcome.filters is not None:
