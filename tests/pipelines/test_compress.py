@@ -9,6 +9,7 @@ import os
 import pickle
 import shutil
 import signal
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,11 +24,13 @@ from torch import nn
 from kitae import cli
 from kitae.cli import ship
 from kitae.compression.counting import count
+from kitae.compression.shape import UNCHANGED
 from kitae.compression.spec import CompressSpec
 from kitae.errors import (
     BudgetError,
     CompressionError,
     ExportError,
+    MissingExtraError,
     RecipeError,
     TrainingError,
     TrainingInterruptedError,
@@ -39,6 +42,8 @@ from kitae.pipelines.compress import CompressionResult, compress, resolve_spec
 from kitae.pipelines.export import export
 from kitae.pipelines.setup import Setup
 from kitae.pipelines.train import train
+from kitae.preprocess import PreprocessRules
+from kitae.recipe import Recipe
 from kitae.run import Run
 from kitae.runtime import Model
 from kitae.training.checkpoint import Progress
@@ -206,6 +211,19 @@ def test_damaged_folders_are_named_in_one_line(finished: Run, tmp_path: Path) ->
     (out / "model.json").write_text(json.dumps(whole))
     (out / "model.safetensors").write_bytes(b"half")
     refused("model.safetensors", result.load_model, "not a whole checkpoint")
+
+
+def test_a_missing_library_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    facts = {
+        "recipe": Recipe.load("fashion-mini").override("model.name=timm:resnet10t").model_dump(mode="json"),
+        "classes": ["a", "b"],
+        "preprocess": PreprocessRules(28, channels=1).to_dict(),
+        "shape": UNCHANGED.to_dict(),
+    }
+    (tmp_path / "model.json").write_text(json.dumps(facts))
+    with pytest.raises(MissingExtraError, match="timm"):
+        CompressionResult(tmp_path, {}).load_model()
 
 
 def given_to_compress(monkeypatch: pytest.MonkeyPatch, words: str) -> CompressSpec:

@@ -28,7 +28,15 @@ import kitae
 from kitae import views
 from kitae.compression.shape import Shape, reshape
 from kitae.compression.spec import CompressSpec
-from kitae.errors import BudgetError, CompressionError, KitaeError, TrainingError, TrainingInterruptedError, one_line
+from kitae.errors import (
+    BudgetError,
+    CompressionError,
+    KitaeError,
+    MissingExtraError,
+    TrainingError,
+    TrainingInterruptedError,
+    one_line,
+)
 from kitae.files import read_json, require_format, write_atomically, write_json, write_parquet
 from kitae.folders import LOCK, Owned
 from kitae.machine import machine
@@ -139,6 +147,7 @@ class CompressionResult:
 
         Raises:
             CompressionError: a file of the folder is missing or damaged; the message names it.
+            MissingExtraError: a library that the network needs is missing.
         """
         file = self.path / "model.json"
         facts = read_json(file, "recipe", "classes", "preprocess", "shape", error=CompressionError)
@@ -146,6 +155,8 @@ class CompressionResult:
             recipe = Recipe.model_validate(facts["recipe"])
             rules = PreprocessRules.from_dict(facts["preprocess"])
             model = reshape(build_network(recipe, facts["classes"], rules, free=True), Shape.from_dict(facts["shape"]))
+        except MissingExtraError:
+            raise
         except (KitaeError, ValueError, TypeError) as error:
             raise CompressionError(f"{file}: is damaged ({one_line(error)})") from error
         file = self.path / "model.safetensors"
