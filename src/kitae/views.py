@@ -100,7 +100,9 @@ def run_line(run: RunLike) -> str:
 
 def _state(run: RunLike) -> str:
     if not run.finished:
-        return f"not finished, {len(run.metrics())} of {run.recipe.train.last_epoch} epochs"
+        rows = run.metrics()
+        ended = rows[-1]["epoch"] if rows else 0  # the row of the probe, epoch 0, is no epoch of training
+        return f"not finished, {ended} of {run.recipe.train.last_epoch} epochs"
     where, split = next(iter(_measured(run.evaluation()).items()))
     return f"{where} accuracy {console.percent(split['accuracy'])}"
 

@@ -162,6 +162,22 @@ def test_unfinished_run_says_so(rows: int, make_run: Callable[..., Run]) -> None
     assert ("No epoch has ended yet" in words) == (not rows)
 
 
+def test_the_probe_is_no_epoch_of_those_that_are_counted(make_run: Callable[..., Run]) -> None:
+    rows = [{**row, "epoch": number} for number, row in enumerate(epochs(4))]
+    unfinished, finished = make_run("unfinished", done=False), make_run("finished")
+    for run in (unfinished, finished):
+        run.write_metrics(rows)
+    text, words = page(unfinished)
+    assert_told(words, "not finished: 3 of 9 epochs are done")
+    assert "<span>Epochs done</span><b>3</b><span>of 9 planned</span>" in text
+    assert charts(text)["Training curves"].startswith("3 epochs.")
+    assert "3 of 9 epochs" in repr(unfinished)
+    assert "<span>Best epoch</span><b>3</b><span>of 3</span>" in page(finished)[0]
+    unfinished.write_metrics(rows[:1])
+    assert_told(page(unfinished)[1], "not finished: 0 of 9 epochs are done")
+    assert "0 of 9 epochs" in repr(unfinished)
+
+
 def test_page_follows_the_run(make_run: Callable[..., Run]) -> None:
     """Reporting again after more epochs replaces page and curves."""
     run = make_run(done=False, rows=2)

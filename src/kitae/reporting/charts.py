@@ -60,7 +60,7 @@ def curves(rows: Sequence[Epoch], best: int | None) -> Chart:
         if known:
             panels.append((name, known, form, height))
     last, chosen = rows[-1], next((row for row in rows if row.epoch == best), None)
-    summary = f"{plural(len(rows), 'epoch')}."
+    summary = f"{plural(last.epoch, 'epoch')}."
     if chosen is not None and chosen.val_accuracy is not None:
         summary += f" Best epoch {best}: {share(chosen.val_accuracy)} on validation."
     if last.train_loss is not None and last.val_loss is not None:

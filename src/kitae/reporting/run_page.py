@@ -93,7 +93,8 @@ def _folds(record: RunRecord) -> str:
 
 
 def _unfinished(record: RunRecord) -> str:
-    done = f"This run is not finished: {len(record.epochs)} of {record.recipe.train.last_epoch} epochs are done."
+    ended = record.epochs[-1].epoch if record.epochs else 0  # the row of the probe, epoch 0, is no epoch of training
+    done = f"This run is not finished: {ended} of {record.recipe.train.last_epoch} epochs are done."
     best = record.best
     if best is None or best.val_accuracy is None:
         return done
