@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import inspect
+import itertools
 import json
 import os
 import pty
@@ -537,17 +538,37 @@ def test_export_and_predict_without_the_run(home: Path, run: Path) -> None:
         )
 
 
+def stub(*shares: float) -> SimpleNamespace:
+    """A model that gives every image these probabilities of the classes a, b, c, ..."""
+    return SimpleNamespace(
+        classes=tuple("abcdefgh"[: len(shares)]),
+        predict=lambda images: SimpleNamespace(probabilities=np.array([shares] * len(images), np.float32)),
+    )
+
+
 def test_of_equal_classes_the_first_is_shown_and_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shares = np.array([0.1, 0.4, 0.1, 0.4], np.float32)
-    stub = SimpleNamespace(classes=tuple("abcd"), predict=lambda _: SimpleNamespace(probabilities=shares[None]))
-    monkeypatch.setattr("kitae.runtime.Model", lambda _: stub)
+    monkeypatch.setattr("kitae.runtime.Model", lambda _: stub(0.1, 0.4, 0.1, 0.4))
     image = tmp_path / "a.png"
     image.touch()
     cli.start.predict(tmp_path / "m.onnx", [image], out=tmp_path / "p.csv", top=4)
     assert "\tb\tb 40.0 %  d 40.0 %  a 10.0 %  c 10.0 %\n" in capsys.readouterr().out
     assert f"{image},b," in (tmp_path / "p.csv").read_text()
+
+
+def test_progress_is_not_among_the_predictions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = itertools.count(0, 20)
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr("kitae.runtime.Model", lambda _: stub(0.25, 0.75))
+    image = tmp_path / "a.png"
+    image.touch()
+    cli.start.predict(tmp_path / "m.onnx", [image])
+    said = capsys.readouterr()
+    assert said.out.splitlines()[0] == "image\tclass\tbest 2"
+    assert said.err == "classifying images: 1 of 1\n"
 
 
 def test_names_beyond_the_basic_plane_reach_the_data(home: Path) -> None:

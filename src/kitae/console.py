@@ -198,7 +198,7 @@ def size(count: float, unit: str = "B") -> str:
 
 @contextmanager
 def counting(what: str) -> Iterator[Any]:
-    """A progress callback `(done, total)` for a long job, such as decoding images."""
+    """A progress callback `(done, total)` for a long job, such as decoding images: draws a bar, or prints remarks."""
     if console.is_terminal:
         columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         bar = Progress(*columns, console=console, transient=True)
@@ -224,7 +224,7 @@ def counting(what: str) -> Iterator[Any]:
         now = time.monotonic()
         if now - last > 10 or (done == total and now - started > 2):
             last = now
-            say(f"{what}: {done} of {total}")
+            remark(f"{what}: {done} of {total}")
 
     yield printed
 
