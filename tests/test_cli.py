@@ -557,6 +557,30 @@ def test_of_equal_classes_the_first_is_shown_and_written(
     assert f"{image},b," in (tmp_path / "p.csv").read_text()
 
 
+@pytest.mark.parametrize(
+    ("out", "why"),
+    [
+        ("p.parquet", "pyarrow is not installed"),
+        ("folder.csv", "is a folder"),
+        ("a.png/p.csv", "a.png is a file, not a folder"),
+        ("read-only/new/p.csv", "read-only cannot be written to"),
+    ],
+)
+def test_where_predictions_cannot_be_written_nothing_is_classified(
+    out: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kitae.runtime.Model", lambda _: pytest.fail("the model was used"))
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    access = os.access  # root may write anywhere
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "read-only" and access(path, mode))
+    for name in ("folder.csv", "read-only"):
+        (tmp_path / name).mkdir()
+    image = tmp_path / "a.png"
+    image.touch()
+    with pytest.raises(KitaeError, match=why):
+        cli.start.predict(tmp_path / "m.onnx", [image], out=tmp_path / out)
+
+
 def test_progress_is_not_among_the_predictions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

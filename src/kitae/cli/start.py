@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from kitae import console, views
 from kitae.cli.app import START, Open, Sets, Whole, WholeOrDefault, answering, app, show, write_page
-from kitae.errors import CompressionError, DataError, RecipeError
+from kitae.errors import CompressionError, DataError, RecipeError, require
 
 
 @app.command(group=START, sort_key=1)
@@ -195,13 +195,8 @@ def predict(
 
     if top < 1:
         raise RecipeError("--top: must be at least 1")
-    if out is not None and out.suffix not in (".csv", ".parquet"):
-        raise RecipeError(f"--out {out}: must end in .csv or .parquet")
-    if out is not None and (out.parent / "recipe.yaml").is_file():
-        from kitae.run import RUN_FOLDER
-
-        if out.name in RUN_FOLDER.names:
-            raise RecipeError(f"--out {out}: is a file of the run itself; choose another name")
+    if out is not None:
+        _check_out(out)
     if (model / "compression.json").is_file():
         # Not by CompressionResult: this must work where PyTorch is not installed.
         inner = next((file for file in (model / "model.onnx", model / "closest.onnx") if file.is_file()), model)
@@ -248,6 +243,26 @@ def predict(
             console.remark(f"  {line}")
 
 
+def _check_out(out: Path) -> None:
+    """Refuse a file that could not be written, before the images are classified."""
+    if out.suffix not in (".csv", ".parquet"):
+        raise RecipeError(f"--out {out}: must end in .csv or .parquet")
+    if out.suffix == ".parquet":
+        require("pyarrow", "train")
+    if os.path.isdir(out):
+        raise RecipeError(f"--out {out}: is a folder; give a file")
+    folder = next(folder for folder in out.absolute().parents if os.path.exists(folder))  # the others will be made
+    if not os.path.isdir(folder):
+        raise RecipeError(f"--out {out}: {folder} is a file, not a folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise RecipeError(f"--out {out}: {folder} cannot be written to; choose another folder")
+    if (out.parent / "recipe.yaml").is_file():
+        from kitae.run import RUN_FOLDER
+
+        if out.name in RUN_FOLDER.names:
+            raise RecipeError(f"--out {out}: is a file of the run itself; choose another name")
+
+
 _PREDICTED_AT_ONCE = 256
 _ROWS_SHOWN = 20  # of predictions on a terminal
 
@@ -291,7 +306,6 @@ def _write_predictions(out: Path, files: list[Path], probabilities: list[Any], c
             writer.writerow([str(file), name, *(f"{share:.6f}" for share in shares)])
         write_atomically(out, console.printable(text.getvalue()).encode())
         return
-    from kitae.errors import require
     from kitae.files import write_parquet
 
     named = [console.printable(name) for name in classes]
