@@ -79,6 +79,16 @@ def test_the_gap_is_told_as_far_as_it_is_sure(
     assert told in run_page.answer(RunRecord.open(run))[1]
 
 
+def test_nothing_is_advised_where_every_validation_image_is_right(make_run: Callable[..., Run]) -> None:
+    found = record(make_run, [[90, 0, 0], [0, 90, 0], [0, 0, 90]])
+    run = Run.open(found.path)
+    for right, advised in ((1.0, False), (0.99, True)):
+        run.write_metrics([{**row, "train_clean_accuracy": right, "val_accuracy": right} for row in run.metrics()])
+        told = run_page.answer(RunRecord.open(run))[1]
+        assert "no more than chance (0.0 points)" in told
+        assert ("may help" in told) == advised
+
+
 def test_a_gap_on_few_training_images_is_not_sure(make_run: Callable[..., Run]) -> None:
     run = Run.open(record(make_run, [[9, 1, 0], [0, 9, 1], [1, 0, 9]]).path)
     run.write_metrics([{**row, "train_clean_accuracy": 1.0, "val_accuracy": 0.9} for row in run.metrics()])

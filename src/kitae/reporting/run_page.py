@@ -145,7 +145,8 @@ def _gap(record: RunRecord) -> str:
     else:
         text = f"Train and validation differ by no more than chance ({apart})"
     ends = ", and the last epoch was the best" if last else ""
-    return f"{text}{ends}: a larger network or longer training may help."
+    advice = "" if best.val_accuracy == 1 else ": a larger network or longer training may help"
+    return f"{text}{ends}{advice}."
 
 
 def _copies(record: RunRecord) -> str:
