@@ -17,7 +17,9 @@ from kitae.data.store import find_store
 from kitae.pipelines.setup import Setup
 from kitae.pipelines.train import train
 from kitae.recipe import Recipe
+from kitae.reporting.page import render
 from kitae.reporting.results import RunRecord
+from kitae.reporting.run_page import content
 from kitae.reporting.samples import Photo, Samples, photo
 from kitae.run import Run
 from kitae.training.batches import augmented_batches, epoch_shape
@@ -136,6 +138,21 @@ def test_duplicates_and_conflicts_are_counted(samples: Samples) -> None:
     found = Samples(samples.record, store, samples.splits).quality()
     assert (found.groups, found.images, found.across, found.conflicts) == (1, 3, 1, 1)
     assert len(found.examples[0]) == 3
+
+
+def test_a_page_without_the_test_images_says_nothing_of_their_copies(run: Run, samples: Samples) -> None:
+    """Copies in test were told before their predictions were deleted, so that there are none must not be told after."""
+    assert samples.quality().compared == "image"
+    deleted = samples.record.model_copy(update={"predicted": None})
+    hashes = np.array(samples.store.hashes)
+    hashes[samples.test[0]] = hashes[samples.splits.train[0]]
+    copied = replace(samples.store, hashes=hashes)
+    assert Samples(samples.record, copied, samples.splits).quality().groups == 1
+    rest = Samples(deleted, copied, samples.splits)
+    assert (rest.quality().groups, rest.quality().compared) == (0, "training or validation image")
+    words = render("run.html", {**content(deleted, run), "samples": rest})
+    assert "No two training or validation images have the same pixels." in words
+    assert "No identical training or validation images have different labels." in words
 
 
 @pytest.mark.parametrize(("size", "kind"), [((1, 28, 28), "png"), ((3, 300, 200), "jpeg")])

@@ -79,12 +79,14 @@ class Quality:
 
     Attributes:
         skipped: (name, reason) of images that could not be read.
+        compared: the images whose pixels were compared, in the singular; without test where that is not shown.
         groups: sets of images with the same pixels. images: how many images are in them.
         across: of the sets, those that lie in more than one split. conflicts: those with more than one class.
         examples: names of the images of some conflicts, else of some sets.
     """
 
     skipped: tuple[tuple[str, str], ...]
+    compared: str
     groups: int
     images: int
     across: int
@@ -234,8 +236,10 @@ class Samples:
         alike = [rows for rows in groups.values() if len(rows) > 1]
         conflicts = [rows for rows in alike if len({int(store.labels[row]) for row in rows}) > 1]
         examples = (conflicts or alike)[:_EXAMPLES]
+        every = len(self.splits.train) + len(self.splits.val) + self.splits.test_count
         return Quality(
             store.skipped,
+            "image" if (side >= 0).sum() == every else "training or validation image",
             len(alike),
             sum(map(len, alike)),
             sum(len(set(side[rows].tolist())) > 1 for rows in alike),
