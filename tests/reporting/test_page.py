@@ -203,6 +203,18 @@ def test_test_openings_are_told_with_their_reasons(make_run: Callable[..., Run])
     assert_told(page(run)[1], "opened 2 times: end of training", "compress, 50 % <i>")
 
 
+def test_a_test_opened_after_training_is_not_called_closed(make_run: Callable[..., Run]) -> None:
+    run = make_run()
+    (run.path / "predictions.parquet").unlink()
+    (run.path / "test_openings.jsonl").unlink()
+    run.write_evaluation({name: value for name, value in run.evaluation().items() if name != "test"})
+    assert_told(page(run)[1], "on validation (test was not opened)", "Test has not been opened")
+    run.count_test_opening("evaluate, tta none")
+    words = page(run)[1]
+    assert_told(words, "88.9 % on validation (83.9 to 92.9).", "Test was opened once: evaluate, tta none")
+    assert "not opened" not in words
+
+
 def test_charts_are_files_too(make_run: Callable[..., Run], tmp_path: Path) -> None:
     """SVG files that show the same without the page: with the style that the marks name, on white."""
     run = make_run("run")

@@ -69,7 +69,7 @@ def answer(record: RunRecord) -> list[str]:
         return [_unfinished(record)]
     split = record.evaluation.measured
     where = f"on {record.evaluation.where}"
-    if record.evaluation.out_of_fold is None and record.evaluation.test is None:
+    if record.evaluation.where == "validation" and not record.openings:
         where += " (test was not opened)"
     interval = between(split.accuracy_interval, 100)
     first = f"{share(split.accuracy)} {where}{f' ({interval})' if interval else ''}."
