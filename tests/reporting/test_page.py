@@ -203,6 +203,19 @@ def test_test_openings_are_told_with_their_reasons(make_run: Callable[..., Run])
     assert_told(page(run)[1], "opened 2 times: end of training", "compress, 50 % <i>")
 
 
+def test_a_temperature_is_named_only_where_one_was_fitted(make_run: Callable[..., Run]) -> None:
+    text, words = page(make_run())
+    assert_told(words, "after (temperature 1.300, fitted on validation)", "after the temperature, 95 %")
+    assert charts(text)["Calibration"].startswith("After the temperature, confidence and accuracy differ")
+    run = make_run("none", temperature=1.0)
+    run.recipe.override("evaluate.temperature=false").save(run.path / "recipe.yaml")
+    text, words = page(Run.open(run.path))
+    assert_told(words, "no temperature was fitted")
+    assert "fitted on" not in words
+    assert "the temperature" not in words
+    assert charts(text)["Calibration"].startswith("Confidence and accuracy differ")
+
+
 def test_a_test_opened_after_training_is_not_called_closed(make_run: Callable[..., Run]) -> None:
     run = make_run()
     (run.path / "predictions.parquet").unlink()

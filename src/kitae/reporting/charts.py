@@ -244,10 +244,15 @@ def confusion(split: Split, name: str) -> Chart | None:
 
 
 def reliability(after: Bins, before: Bins | None) -> Chart:
-    """Accuracy against confidence in bins, after and before the temperature, above the sizes of the bins."""
-    summary = f"After the temperature, confidence and accuracy differ by {share(after.error, 2)} on average."
+    """Accuracy against confidence in bins, after and before the temperature, above the sizes of the bins.
+
+    Without `before` no temperature was fitted, or it changes nothing, so none is named.
+    """
+    summary = f"confidence and accuracy differ by {share(after.error, 2)} on average."
+    summary = summary.capitalize() if before is None else f"After the temperature, {summary}"
     chart = Chart("calibration", "Calibration", summary, 372)
-    items = [("f1", "after the temperature, 95 %"), *([("f2", "before")] if before is not None else [])]
+    both = [("f1", "after the temperature, 95 %"), ("f2", "before")]
+    items = [("f1", "accuracy, 95 %")] if before is None else both
     y = legend(chart, _LEFT, 16, items)
     plot = Plot(chart, Scale(0, 1, _LEFT, WIDTH - 14), Scale(0, 1, 260, y))
     plot.axes("", None, per_cent, y_ticks=(0, 0.25, 0.5, 0.75, 1))
