@@ -6,13 +6,21 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
 from kitae.errors import KitaeError
+from kitae.reporting import plots
+from kitae.reporting.results import Predicted
 from kitae.run import Run
 from tests.reporting.conftest import HOSTILE
+
+
+def words(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.texts]
 
 
 def test_figures_of_a_run(make_run: Callable[..., Run], tmp_path: Path) -> None:
@@ -37,6 +45,20 @@ def test_what_is_missing_is_named(make_run: Callable[..., Run]) -> None:
     (finished.path / "predictions.parquet").unlink()
     with pytest.raises(KitaeError, match=r"predictions\.parquet"):
         finished.plot.calibration()
+
+
+def test_mistakes_are_named_by_the_images_they_were_made_on(
+    make_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, image = make_run(), np.zeros((1, 8, 8), np.uint8)
+    samples = SimpleNamespace(test=[0], tested=lambda place: image)
+    monkeypatch.setattr(plots.Samples, "find", lambda *_: samples)
+    assert "Most confident mistakes, test" in words(run.plot.mistakes(2))
+    run.write_evaluation({"out_of_fold": run.evaluation()["test"], "best_epoch": 3})
+    assert "Most confident mistakes, out-of-fold images" in words(run.plot.mistakes(2))
+    monkeypatch.setattr(Predicted, "mistakes", lambda *_: [])
+    with pytest.raises(KitaeError, match="no mistake on out-of-fold images"):
+        run.plot.mistakes()
 
 
 def test_a_run_is_one_line_and_a_table(make_run: Callable[..., Run]) -> None:

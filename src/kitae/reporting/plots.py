@@ -90,7 +90,7 @@ class Plots:
         return reliability(*record.reliability, title=f"Calibration, {record.evaluation.where}")
 
     def mistakes(self, most: int = 12) -> Figure:
-        """The test images that the model was surest about and got wrong.
+        """The test images that the model was surest about and got wrong; of a cross-validation, the out-of-fold ones.
 
         Args:
             most: how many to draw, at least 1.
@@ -107,13 +107,14 @@ class Plots:
             raise KitaeError(f"{self._run.path}: has no predictions on test, or its images are not in the cache")
         places = found.mistakes(most)
         if not places:
-            raise KitaeError(f"{self._run.path}: every test image was classified correctly")
+            raise KitaeError(f"{self._run.path}: has no mistake on {record.evaluation.where}")
         names = record.facts.classes
         return worst_mistakes(
             [samples.tested(place) for place in places],
             [names[found.predicted[place]] for place in places],
             [names[found.label[place]] for place in places],
             [float(found.confidence[place]) for place in places],
+            title=f"Most confident mistakes, {record.evaluation.where}",
         )
 
     def _finished(self) -> RunRecord:
@@ -269,7 +270,12 @@ def reliability(after: Bins, before: Bins | None, *, title: str) -> Figure:
 
 
 def worst_mistakes(
-    images: Sequence[Image], predicted: Sequence[str], true: Sequence[str], confidence: Sequence[float]
+    images: Sequence[Image],
+    predicted: Sequence[str],
+    true: Sequence[str],
+    confidence: Sequence[float],
+    *,
+    title: str = "Most confident mistakes",
 ) -> Figure:
     """The most confident mistakes, each with the prediction, its confidence and the true class."""
     columns = 4
@@ -280,4 +286,4 @@ def worst_mistakes(
     ]
     rows = [list(images[i : i + columns]) for i in range(0, len(images), columns)]
     lines = [captions[i : i + columns] for i in range(0, len(images), columns)]
-    return grid_figure(rows, captions=lines, title="Most confident mistakes, test", columns=columns)
+    return grid_figure(rows, captions=lines, title=title, columns=columns)
