@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import inspect
+import io
 import itertools
 import json
 import os
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet
 import pytest
+from rich.console import Console
 
 from kitae import cli, console
 from kitae.errors import KitaeError
@@ -151,10 +153,6 @@ def test_a_terminal_shows_twenty_predictions(home: Path, run: Path) -> None:
 
 
 def test_counting_draws_a_bar_only_while_it_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    import io
-
-    from rich.console import Console
-
     seen = io.StringIO()
     monkeypatch.setattr(console, "console", Console(file=seen, force_terminal=True, width=80))
     with console.counting("decoding images") as count:
@@ -555,6 +553,23 @@ def test_of_equal_classes_the_first_is_shown_and_written(
     cli.start.predict(tmp_path / "m.onnx", [image], out=tmp_path / "p.csv", top=4)
     assert "\tb\tb 40.0 %  d 40.0 %  a 10.0 %  c 10.0 %\n" in capsys.readouterr().out
     assert f"{image},b," in (tmp_path / "p.csv").read_text()
+
+
+def test_as_json_a_terminal_is_not_told_that_predictions_are_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = io.StringIO()
+    monkeypatch.setattr("kitae.runtime.Model", lambda _: stub(0.25, 0.75))
+    monkeypatch.setattr(console, "console", Console(file=told, force_terminal=True, highlight=False))
+    images = [tmp_path / f"{number}.png" for number in range(25)]
+    for image in images:
+        image.touch()
+    cli.start.predict(tmp_path / "m.onnx", images)
+    assert "5 more not shown" in told.getvalue()
+    told.truncate(0)
+    cli.start.predict(tmp_path / "m.onnx", images, json=True)
+    assert len(json.loads(capsys.readouterr().out)["predictions"]) == 25
+    assert "not shown" not in told.getvalue()
 
 
 @pytest.mark.parametrize(

@@ -38,8 +38,8 @@ _json = False  # whether only `answer` prints to standard output
 
 
 def interactive() -> bool:
-    """Whether the output is shown to a person: in a terminal or a notebook."""
-    return console.is_terminal or console.is_jupyter
+    """Whether the output is shown to a person: in a terminal or a notebook, and not as JSON."""
+    return not _json and (console.is_terminal or console.is_jupyter)
 
 
 def printable(name: object) -> str:
@@ -59,7 +59,7 @@ def remark(text: str) -> None:
 
 def starting(command: str) -> None:
     """Print what is starting, before the imports, which take seconds, unless a progress bar shows it."""
-    if not interactive():
+    if not console.is_terminal:
         say(f"starting: kitae {command}")
 
 
