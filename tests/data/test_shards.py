@@ -143,6 +143,39 @@ def test_a_truncated_shard_is_named(tmp_path: Path, cache: str) -> None:
         refused(source, cache, "set-2.tar", "again")
 
 
+@pytest.mark.parametrize("on_corrupt", ["error", "skip"])
+def test_a_damaged_or_cut_header_loses_no_images_without_a_word(tmp_path: Path, cache: str, on_corrupt: str) -> None:
+    source = one(tmp_path, *samples(0, 3), ("empty.txt", b""), *samples(3, 1))
+    path = tmp_path / "set-0.tar"
+    whole = path.read_bytes()
+    with tarfile.open(path) as tar:
+        headers = [member.offset for member in tar.getmembers()]
+    for header in headers[2:]:
+        cut = [whole[: header + more] for more in (1, 200, 511)]
+        overwritten = (bytes([whole[header] ^ 1]), bytes(512))
+        for content in (*cut, *(whole[:header] + new + whole[header + len(new) :] for new in overwritten)):
+            path.write_bytes(content)
+            refused(source, cache, "set-0.tar", "again", on_corrupt=on_corrupt)
+    path.write_bytes(whole)
+    assert len(opened(source, cache, on_corrupt=on_corrupt)) == 4
+
+
+def test_the_zeros_at_the_end_of_a_tar_file(tmp_path: Path) -> None:
+    """One block or more, and another tar file may be appended to them."""
+    path = pack(tmp_path / "set-0.tar", samples(0, 4))
+    files = path.read_bytes().rstrip(b"\0")
+    files += bytes(-len(files) % 512)
+    for blocks in (1, 2, 3000):
+        path.write_bytes(files + bytes(512 * blocks))
+        assert len(module.scan(path, "set-0.tar").keys) == 4
+    path.write_bytes(2 * (files + bytes(1024)))
+    assert len(module.scan(path, "set-0.tar").keys) == 4
+    for end in (b"", bytes(100), bytes(1024) + b"something else"):
+        path.write_bytes(files + end)
+        with pytest.raises(DataError, match=r"set-0\.tar: truncated or damaged at byte [\d,]+; get or pack"):
+            module.scan(path, "set-0.tar")
+
+
 @pytest.mark.parametrize(
     ("files", "words"),
     [

@@ -203,11 +203,25 @@ def _split_name(name: str) -> tuple[str, str]:
 
 
 def _check_end(file: IO[bytes], end: int, name: str) -> None:
-    """A whole tar file ends with zeros; without them it was cut between two files."""
-    size = file.seek(0, os.SEEK_END)
-    file.seek(max(0, min(end, size) - 512))
-    if not size or file.read(1024).count(0) < 512 or end > size:
-        raise DataError(f"{name}: truncated (it lacks the end of a tar file); get or pack the shard again")
+    """Require that the files of a tar file end with its zeros, not with a damaged header, where tarfile stops too.
+
+    Another tar file may be appended to the zeros (`cat a.tar b.tar`); it is not read, as webdataset does not read it.
+    """
+    file.seek(end)
+    zeros = 0  # blocks; sound files have one, two or many
+    while (block := file.read(tarfile.BLOCKSIZE)) and not any(block):
+        zeros += len(block) == tarfile.BLOCKSIZE
+    appended = zeros > 1 and _is_header(block)  # of which one block alone may be a header that was lost
+    if not zeros or (block and not appended):
+        raise DataError(f"{name}: truncated or damaged at byte {end:,}; get or pack the shard again")
+
+
+def _is_header(block: bytes) -> bool:
+    try:
+        tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+    except tarfile.TarError:
+        return False
+    return True
 
 
 def _indexed(
