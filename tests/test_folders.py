@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
+import os
+import threading
 from pathlib import Path
 
 import filelock
 import pytest
 
 from kitae.errors import TrainingError
-from kitae.folders import LOCK, Owned
+from kitae.folders import LOCK, Owned, lock
 
 OWNED = Owned("study", ("study.yaml", "runs", "table"), TrainingError, first="study.yaml")
 
@@ -96,6 +99,28 @@ def test_a_file_system_without_locks_is_used_without(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(filelock.FileLock, "acquire", acquire)
     with OWNED.locked(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("wait", [False, True])
+def test_a_lock_is_unknown_where_the_system_has_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wait: bool
+) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    states: list[str] = []
+
+    def enter() -> None:
+        with lock(tmp_path / "lock", wait=wait) as state:
+            states.append(state)
+
+    thread = threading.Thread(target=enter, daemon=True)  # since it may wait for ever
+    thread.start()
+    thread.join(5)
+    assert states == ["unknown"]
+    with OWNED.locked(tmp_path / "new"):
         pass
 
 

@@ -6,13 +6,14 @@ any is refused. Names that start with a dot are ignored (the lock, temporary fil
 
 from __future__ import annotations
 
+import inspect
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from kitae.errors import KitaeError
 
@@ -136,7 +137,11 @@ def lock(path: Path, *, wait: bool = True) -> Iterator[Literal["held", "busy", "
     from filelock import FileLock, Timeout  # of the extra `train`; the runtime of an exported file has none
 
     path.touch()
-    held = FileLock(path, thread_local=False)
+    # Without locks in the file system, filelock would take the existence of the file, which was just made, for one;
+    # older versions raise an error.
+    known = inspect.signature(FileLock).parameters
+    options: dict[str, Any] = {"fallback_to_soft": False} if "fallback_to_soft" in known else {}
+    held = FileLock(path, thread_local=False, **options)
     state: Literal["held", "busy", "unknown"] = "held"
     try:
         held.acquire(blocking=wait)
