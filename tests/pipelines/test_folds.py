@@ -190,6 +190,19 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(asked: Recipe, run: Run
     assert again.evaluation()["out_of_fold"] == run.evaluation()["out_of_fold"]
 
 
+def test_a_signal_in_the_last_epoch_of_a_fold_starts_no_other(asked: Recipe, tmp_path: Path) -> None:
+    recipe, folder = asked.override("data.folds=2", "train.epochs=1"), tmp_path / "run"
+    with pytest.raises(TrainingInterruptedError, match=f"SIGTERM after epoch 1; .*--resume {folder}$"):
+        train(recipe, folder, watcher=StopIn("fold 1"))
+    assert not (folder / "folds" / "2").exists()
+    best = (folder / "folds" / "1" / "best.safetensors").read_bytes()
+    watcher = Watcher()
+    assert train(recipe, folder, resume=True, watcher=watcher).finished
+    assert (folder / "folds" / "1" / "best.safetensors").read_bytes() == best
+    assert Run.open(folder / "folds" / "1").finished
+    assert watcher.epochs == [0, 1, 0, 1], "of the second fold and of the model on everything"
+
+
 def test_the_folds_decide_whether_to_fine_tune(
     asked: Recipe, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -424,6 +424,28 @@ def test_sigterm_saves_and_exits_and_the_run_goes_on(toy: dict[str, Any], tmp_pa
     assert same(whole.state_dict(), model.state_dict())
 
 
+@pytest.mark.parametrize("stop", [None, {"patience": 1, "min_delta": 9.0}])
+def test_sigterm_in_the_last_epoch_stops_a_training_that_is_one_of_many(
+    toy: dict[str, Any], tmp_path: Path, stop: dict[str, Any] | None
+) -> None:
+    wanted = spec(early_stopping=stop)
+    whole = toy_net()
+    result = fit(whole, spec=wanted, **toy)
+    assert result.stopped_early == (stop is not None)
+    for many in (False, True):
+        parts = {"checkpoint": tmp_path / f"{many}", "best": tmp_path / f"best-{many}", "one_of_many": many}
+        watcher, models = Signal(4 * result.epochs), [toy_net(), toy_net()]
+        if many:
+            with pytest.raises(TrainingInterruptedError, match=rf"SIGTERM after epoch {result.epochs}; .*--resume"):
+                fit(models[0], spec=wanted, watcher=watcher, **parts, **toy)
+        else:
+            fit(models[0], spec=wanted, watcher=watcher, **parts, **toy)
+        assert watcher.left == 0
+        again = fit(models[1], spec=wanted, resume=True, **parts, **toy)
+        assert (again.epochs, again.stopped_early) == (result.epochs, result.stopped_early)
+        assert same(whole.state_dict(), models[1].state_dict())
+
+
 @pytest.mark.parametrize(
     "error",
     [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), RuntimeError("x: not enough memory: you tried")],

@@ -163,7 +163,7 @@ def _train(
         run.recipe = distributed.from_main(run.recipe, world)
         if run.recipe.data.fold is None:
             watcher.note(_header(run, setup, model, world))
-        tuning = Tuning()
+        tuning = Tuning(one_of_many=run.recipe.data.fold is not None)
         if run.recipe.data.whole:
             tuning = Tuning(keep="last")
             folds = _folds(run, setup, model, world, minutes, watcher)

@@ -97,6 +97,7 @@ class Tuning:
         start_row: fields of the metrics of epoch 0, in addition to the scores of the start; None writes no such line.
         recut: called by the main process after each epoch, with the number of epochs done; returns a new number of
             epochs to end with, or None.
+        one_of_many: whether the caller goes on with other trainings, so that a signal in the last epoch has to stop it.
     """
 
     teacher: Teacher | None = None
@@ -104,6 +105,7 @@ class Tuning:
     keep: Selection = "best"
     start_row: Mapping[str, Any] | None = None
     recut: Callable[[int], int | None] | None = None
+    one_of_many: bool = False
 
 
 @dataclass(frozen=True)
@@ -242,9 +244,9 @@ def fit(
                     spec = learner.spec = spec.model_copy(update={"recut": (*spec.recut, (at.epoch, end))})
                     watcher.on_plan(end)
             stopped_early = _should_stop(at, spec)
-            # After the last epoch of a run there is nothing left to stop. A fine-tuning is one of many, so its
-            # caller has to be told.
-            more = (at.epoch < spec.last_epoch and not stopped_early) or record.checkpoint is None
+            # After the last epoch of a run there is nothing left to stop. A fold is one of many, and so is a training
+            # without a checkpoint, which is a fine-tuning.
+            more = (at.epoch < spec.last_epoch and not stopped_early) or tuning.one_of_many or record.checkpoint is None
             if distributed.any_true(interrupted.name is not None, world) and more:
                 raise _interruption(interrupted, f"after epoch {at.epoch}", record)
 
