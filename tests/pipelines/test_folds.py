@@ -203,6 +203,26 @@ def test_a_signal_in_the_last_epoch_of_a_fold_starts_no_other(asked: Recipe, tmp
     assert watcher.epochs == [0, 1, 0, 1], "of the second fold and of the model on everything"
 
 
+def test_folds_follow_images_that_were_moved(asked: Recipe, tmp_path: Path) -> None:
+    """A fold that is finished, one that was stopped in training, and later all of them."""
+    places = [tmp_path / name for name in ("before", "after", "last")]
+    shutil.copytree(asked.data.source.removeprefix("folder:"), places[0])
+    fields = ("data.folds=2", f"data.cache={tmp_path / 'cache'}")
+    recipes = [asked.override(*fields, f"data.source=folder:{place}") for place in places]
+    folder = tmp_path / "run"
+    with pytest.raises(TrainingInterruptedError):
+        train(recipes[0], folder, watcher=StopIn("fold 2"))
+    for old, new, recipe in zip(places, places[1:], recipes[1:], strict=False):
+        old.rename(new)
+        assert train(recipe, folder, resume=True).finished
+        for part in (folder, folder / "folds" / "1", folder / "folds" / "2"):
+            saved = Run.open(part).recipe
+            assert saved.data.source == recipe.data.source
+            assert saved.data.fold == (None if part == folder else int(part.name))
+            shutil.rmtree(tmp_path / "cache" / "stores", ignore_errors=True)
+            assert Setup.of(Run.open(part)).splits.test_count == (0 if part == folder else 24)
+
+
 def test_the_folds_decide_whether_to_fine_tune(
     asked: Recipe, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

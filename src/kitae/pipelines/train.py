@@ -14,6 +14,7 @@ from torch import nn
 
 from kitae import console
 from kitae.data.sources import SOURCES
+from kitae.data.spec import DataSpec
 from kitae.data.store import open_store
 from kitae.errors import RecipeError, TrainingError, TrainingInterruptedError, require
 from kitae.evaluation.calibration import fit_temperature
@@ -139,6 +140,8 @@ def _train(
             if run.recipe != Recipe.load(run.path / "recipe.yaml"):  # only the place of its images can differ
                 run.splits(open_store(run.recipe.data, progress))  # raises an error where they are not the same
                 run.resolve(run.recipe)
+                for fold in run.fold(1).parent.glob("*/recipe.yaml"):
+                    _moved(fold.parent, run.recipe.data).save(fold)
             return run
         setup = Setup.of(run, progress)
         # A checkpoint contains all weights, so the pretrained ones are not needed to resume.
@@ -280,12 +283,17 @@ def _folds(
     for number in range(1, count + 1):
         folder = run.fold(number)
         begun = (folder / "recipe.yaml").is_file()  # and the minutes may have cut it
-        recipe = Recipe.load(folder / "recipe.yaml") if begun else run.recipe.override(f"data.fold={number}")
+        recipe = _moved(folder, run.recipe.data) if begun else run.recipe.override(f"data.fold={number}")
         watcher.note(f"fold {number} of {count}")
         share = None if minutes is None else minutes.share(count + 2 - number)
         folds.append(_train(recipe, folder, world, minutes=share, resume=True, watcher=watcher, shared=shared))
     watcher.note(f"the model on everything: {len(setup.splits.train):,} images")
     return folds
+
+
+def _moved(fold: Path, whole: DataSpec) -> Recipe:
+    """The recipe of a fold that has begun, with the images where those of the whole run are now."""
+    return Recipe.load(fold / "recipe.yaml").located(whole.source, whole.cache)
 
 
 def _finish_whole(run: Run, setup: Setup, model: nn.Module, folds: list[Run]) -> None:
