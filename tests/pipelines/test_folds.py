@@ -31,6 +31,8 @@ from kitae.recipe import Recipe
 from kitae.reporting.page import report
 from kitae.run import Run
 from kitae.training.checkpoint import load_weights
+from kitae.training.distributed import World
+from kitae.training.fit import Record
 from tests.images import picture, write_parquet
 from tests.watchers import Watcher
 
@@ -221,6 +223,25 @@ def test_folds_follow_images_that_were_moved(asked: Recipe, tmp_path: Path) -> N
             assert saved.data.fold == (None if part == folder else int(part.name))
             shutil.rmtree(tmp_path / "cache" / "stores", ignore_errors=True)
             assert Setup.of(Run.open(part)).splits.test_count == (0 if part == folder else 24)
+
+
+def test_a_process_that_is_lost_in_a_fold_names_the_whole_run(
+    asked: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fit(*_: Any, record: Record, **__: Any) -> None:
+        assert record.checkpoint is not None
+        record.checkpoint.parent.mkdir(parents=True)
+        record.checkpoint.touch()
+        raise RuntimeError("Connection closed by peer")
+
+    monkeypatch.setattr(Setup, "fit", fit)
+    monkeypatch.setattr(training.distributed, "barrier", lambda world: None)
+    monkeypatch.setattr(training.distributed, "from_main", lambda value, world: value)
+    folder, world = tmp_path / "run", World(0, 2, torch.device("cpu"))
+    with pytest.raises(TrainingError, match=f"process 0 of 2 lost another .*: kitae train --resume {folder}$"):
+        training._train(
+            asked.override("train.probe=null"), folder, world, minutes=None, resume=False, watcher=Watcher()
+        )
 
 
 def test_the_folds_decide_whether_to_fine_tune(

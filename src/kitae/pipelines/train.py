@@ -213,7 +213,9 @@ def _train(
         kept = run.checkpoint.is_file() or run.features.is_dir() or run.fold(1).is_dir()
         if isinstance(error, TrainingInterruptedError) and kept:
             raise TrainingInterruptedError(error.where, f"resume with: {run.resume_command}") from error
-        if world.size > 1 and distributed.lost_process(error):
+        cause = error.__cause__  # of a fold's error, which names the fold's folder
+        lost = distributed.lost_process(error) or (cause is not None and distributed.lost_process(cause))
+        if world.size > 1 and lost:
             cure = run.resume_command if kept else "start again"
             raise TrainingError(
                 f"process {world.rank} of {world.size} lost another process, which died or did not answer in time "
