@@ -105,6 +105,26 @@ def test_a_checkpoint_of_two_processes_is_resumed_by_one_or_three(tmp_path: Path
         assert_close(scores(out), scores(alone))
 
 
+def test_all_processes_find_shards_that_were_moved(tmp_path: Path, own_cache: None) -> None:
+    fields = ("data.limit=null", "data.image_size=16", "data.shuffle_buffer=32")
+    source = shards(tmp_path / "before", 6, 20)
+    stopped = crew(tmp_path, 2, "stop 3", f"data.source={source}", *fields, check=False)
+    assert "SIGTERM" in stopped.stderr
+    (tmp_path / "before").rename(tmp_path / "after")
+    crew(tmp_path, 2, "train", f"data.source={source.replace('before', 'after')}", *fields)
+    run = Run.open(tmp_path / "run")
+    assert run.finished
+    assert run.recipe.data.source == source.replace("before", "after")
+
+
+def test_all_processes_say_why_a_run_cannot_be_resumed(alone: Path) -> None:
+    done = crew(alone, 2, "train", "train.batch_size=12", check=False)
+    assert done.returncode != 0
+    assert "error: " in done.stderr
+    assert "train.batch_size was 24, is 12" in done.stderr
+    assert done.stderr.count("Traceback") == 1, "torchrun's own"
+
+
 def test_accumulated_batches_are_exchanged_once_an_update(tmp_path: Path, own_cache: None) -> None:
     fields = ("train.accumulate=2", "train.batch_size=12")
     crew(tmp_path / "one", 1, "train", *fields)

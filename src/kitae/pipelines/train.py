@@ -16,7 +16,7 @@ from kitae import console
 from kitae.data.sources import SOURCES
 from kitae.data.spec import DataSpec
 from kitae.data.store import open_store
-from kitae.errors import RecipeError, TrainingError, TrainingInterruptedError, require
+from kitae.errors import KitaeError, RecipeError, TrainingError, TrainingInterruptedError, require
 from kitae.evaluation.calibration import fit_temperature
 from kitae.evaluation.evaluate import evaluate, predictions_table
 from kitae.folders import default_folder
@@ -130,14 +130,23 @@ def _train(
     shared: Features | None = None,
 ) -> Run:
     """`train` of one run into its folder. `shared`: of a fold, the features of all folds."""
-    # The main process creates and locks the folder; the others open it afterwards.
-    created = Run.create(folder, recipe, resume=resume, overwrite=overwrite) if world.is_main else None
-    distributed.barrier(world)
+    # The main process creates and locks the folder, or all processes raise its error; the others open it afterwards.
+    created: Run | None = None
+    refused: KitaeError | OSError | None = None
+    try:
+        created = Run.create(folder, recipe, resume=resume, overwrite=overwrite) if world.is_main else None
+    except (KitaeError, OSError) as error:
+        refused = error
+    refused = distributed.from_main(refused, world)
+    if refused is not None:
+        raise refused
     run = created or Run.open(folder)
+    run.recipe = distributed.from_main(run.recipe, world)  # the images may have been moved since it was saved
     folds: list[Run] = []
     try:
         if run.finished:
-            if run.recipe != Recipe.load(run.path / "recipe.yaml"):  # only the place of its images can differ
+            # Only the place of its images can differ.
+            if world.is_main and run.recipe != Recipe.load(run.path / "recipe.yaml"):
                 run.splits(open_store(run.recipe.data, progress))  # raises an error where they are not the same
                 run.resolve(run.recipe)
                 for fold in run.fold(1).parent.glob("*/recipe.yaml"):
