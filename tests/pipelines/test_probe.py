@@ -211,7 +211,7 @@ def test_one_slow_measurement_does_not_leave_most_of_the_minutes_unused(
     """At first no step fits, then two epochs do; with 40 of the 60 seconds gone it is not measured again."""
     plans = iter([(0, 0), (2, 80)])
     monkeypatch.setattr(pace, "fill", lambda *_: next(plans))
-    asked = recipe(weights, "train.epochs=40").override("train.probe={views: 0}")
+    asked = recipe(weights, "train.epochs=40000").override("train.probe={views: 0}")
     setup = Setup.of(Run.create(tmp_path / "run", asked))
     world = World(0, 1, torch.device("cpu"))
     clock = pace.Clock.of(1, time.monotonic() - gone)
