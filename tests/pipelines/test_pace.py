@@ -77,7 +77,46 @@ def test_a_length_that_fits_is_kept(
     if length is None:
         assert 300 < train.epochs * (train.epoch_steps or 10) <= 600
     else:
-        assert (train.epochs, train.epoch_steps, train.schedule.warmup_epochs) == (length, 10, warmup)
+        assert (train.epochs, train.epoch_steps, train.schedule.warmup_epochs) == (length, None, warmup)
+
+
+@pytest.mark.parametrize(
+    ("fields", "seconds", "others"),
+    [
+        (("train.epochs=3",), 600, ("train.epochs=4", "train.epochs=2", "train.epoch_steps=10")),  # it fits
+        (("train.epochs=3", "train.epoch_steps=5"), 600, ("train.epochs=2", "train.epochs=4", "train.epoch_steps=4")),
+        (("train.epochs=4", "train.recut=[[2, 6]]"), 600, ("train.epochs=5", "train.epochs=7")),
+        (("train.epochs=100",), 600, ("train.epochs=30", "train.schedule.warmup_epochs=1")),  # 1,000 steps do not fit
+        (("train.epochs=100", "train.probe={views: 0}"), 60, ()),  # the probe alone
+        (("train.epochs=1",), 1, ("train.epochs=3",)),  # nothing fits
+    ],
+)
+def test_a_run_is_resumed_with_the_length_that_it_was_given(
+    fields: tuple[str, ...], seconds: int, others: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether it fitted into the minutes or not. An epoch has 10 steps of a second each."""
+    monkeypatch.setattr(pace, "pace_of", lambda *_: Pace(28 * 28, 0.0, 0.0, 1 / 16))
+    asked = Recipe.load("fashion-mini").override(
+        "data.limit=160", "train.batch_size=16", "train.schedule={name: cosine, warmup_epochs: 0.5}", *fields
+    )
+    setup, clock = Setup.without_run(asked), Clock(seconds, time.monotonic(), 0.0)
+    made, _ = pace.fitted(asked, setup, nn.Identity(), clock, World(0, 1, torch.device("cpu")))
+    made = made.override("train.precision=fp32", "train.select=val_accuracy")  # as a run resolves them
+    with closing(Run.create(tmp_path / "run", made)) as run:
+        run.splits(setup.store)
+
+    def resumed(again: Recipe) -> Recipe:
+        agreed = pace.as_long_as(Run.open(tmp_path / "run"), again, clock)
+        with closing(Run.create(tmp_path / "run", agreed, resume=True)) as run:
+            return run.recipe
+
+    assert resumed(asked) == made
+    assert resumed(made) == made
+    # As the command line does with the run's data.
+    assert resumed(made.override(f"train.epochs={asked.train.straightened().epochs}")) == made
+    for other in others:
+        with pytest.raises(TrainingError, match=r"has a run of another recipe \(train\."):
+            resumed(asked.override(other))
 
 
 def test_the_validation_of_the_start_is_no_part_of_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,7 +146,8 @@ def test_the_same_command_resumes_a_run_whose_length_the_minutes_chose(
     run = training.train(asked, tmp_path / "run", minutes=60, resume=True)
     assert run.finished
     assert len(run.metrics()) == 2
-    assert training.train(asked, tmp_path / "run", minutes=60, resume=True).recipe == run.recipe
+    for options in ({}, {"epochs": 9}, {"set": "train.epochs=9"}):
+        assert training.train(asked, tmp_path / "run", minutes=60, resume=True, **options).recipe == run.recipe
     with pytest.raises(TrainingError, match=r"another recipe \(model\.width was 4, is 8\)"):
         training.train(asked.override("model.width=8"), tmp_path / "run", minutes=60, resume=True)
     with pytest.raises(TrainingError, match=r"has a run of another recipe"):

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from kitae.data.splits import Splits
 from kitae.errors import RecipeError
 from kitae.evaluation.evaluate import predict_logits
 from kitae.modes import evaluating
@@ -270,7 +271,7 @@ def fitted(recipe: Recipe, setup: Setup, model: nn.Module, clock: Clock, world: 
 
     if not isinstance(spec.probe, ProbeSpec):
         epochs, steps, end = plan()
-        epochs, steps = (epochs, steps) if epochs else (1, FEWEST_STEPS)
+        epochs, steps = (epochs, steps) if epochs else (1, min(FEWEST_STEPS, most))
     else:
         fewest = min(most, FEWEST_TUNING_STEPS)
 
@@ -280,17 +281,51 @@ def fitted(recipe: Recipe, setup: Setup, model: nn.Module, clock: Clock, world: 
         epochs, steps, end = replan(plan, unused, clock, world)
         if epochs * (steps + 1) <= fewest:
             epochs, steps = 0, 0  # there is only time for the probe
-    warmup = spec.schedule.warmup_epochs * epochs / spec.epochs  # the same share of the run
-    schedule = spec.schedule.model_copy(update={"warmup_epochs": round(warmup, 4)})
-    update = {"epoch_steps": steps or None, "schedule": schedule}
-    return recipe.model_copy(update={"train": spec.lasting(epochs).model_copy(update=update)}), end
+    given = clock.most is None and (epochs, steps) == own  # and is kept as it was given
+    train = _lasting(spec, epochs, spec.epoch_steps if given else steps or None)
+    return recipe.model_copy(update={"train": train}), end
 
 
-def as_long_as(saved: Recipe, recipe: Recipe) -> Recipe:
-    """The recipe with the length of a saved one, which `fitted` chose."""
-    schedule = recipe.train.schedule.model_copy(update={"warmup_epochs": saved.train.schedule.warmup_epochs})
-    update = {"epochs": saved.train.epochs, "epoch_steps": saved.train.epoch_steps, "schedule": schedule}
+def _lasting(spec: TrainSpec, epochs: int, epoch_steps: int | None) -> TrainSpec:
+    """The training with another length; warm-up keeps its share of the run."""
+    warmup = round(spec.schedule.warmup_epochs * epochs / spec.epochs, 4)
+    schedule = spec.schedule.model_copy(update={"warmup_epochs": warmup})
+    return spec.lasting(epochs).model_copy(update={"epoch_steps": epoch_steps, "schedule": schedule})
+
+
+def as_long_as(run: Run, recipe: Recipe, clock: Clock) -> Recipe:
+    """The recipe with the length of a run, if the minutes made that of the recipe's, so that one command resumes it.
+
+    The minutes choose the length of a plan (`clock.most`). Of a length that was given, they only make a shorter one.
+    """
+    if clock.most is None and not _made_of(run, recipe.train):
+        return recipe
+    saved = run.recipe.train
+    schedule = recipe.train.schedule.model_copy(update={"warmup_epochs": saved.schedule.warmup_epochs})
+    update = {"epochs": saved.epochs, "epoch_steps": saved.epoch_steps, "recut": saved.recut, "schedule": schedule}
     return recipe.model_copy(update={"train": recipe.train.model_copy(update=update)})
+
+
+def _made_of(run: Run, asked: TrainSpec) -> bool:
+    """Whether a run has the length that is asked for, or one that `fitted` may have made of it."""
+    saved, spec, splits = run.recipe.train, asked.straightened(), run.path / "splits.npz"
+    # A command with the run's data takes the recipe in its folder. Warm-up is cut there already, and epochs that are
+    # given are passes, as they were when a recipe was planned for the data.
+    own = _without_length(asked) == _without_length(saved)
+    if saved.epochs and (saved.epochs, saved.epoch_steps) != (spec.epochs, spec.epoch_steps):
+        cut = saved.epoch_steps is not None and (own or saved.epoch_steps != spec.epoch_steps)
+        if not cut or not splits.is_file():  # without splits, nothing has been cut yet
+            return False
+        a_pass = epoch_shape(len(Splits.load(splits).train), spec.model_copy(update={"epoch_steps": None})).updates
+        each = max(a_pass, spec.epoch_steps or 0) if own else spec.epoch_steps or a_pass
+        if saved.epochs * (saved.epoch_steps or 0) > spec.epochs * each:
+            return False
+    before, after = spec.schedule.warmup_epochs, saved.schedule.warmup_epochs
+    return own or math.isclose(before * saved.epochs, after * spec.epochs, abs_tol=0.001 * spec.epochs)  # it is rounded
+
+
+def _without_length(spec: TrainSpec) -> TrainSpec:
+    return spec.lasting(0).model_copy(update={"epoch_steps": None})
 
 
 class Recutter:

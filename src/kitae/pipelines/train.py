@@ -29,7 +29,7 @@ from kitae.pipelines.pace import Clock, Recutter, as_long_as, fitted
 from kitae.pipelines.plan import plan
 from kitae.pipelines.probe import Features, probe
 from kitae.pipelines.setup import Progress, Setup, begin, resolved
-from kitae.recipe import Recipe, assignments, assigns
+from kitae.recipe import Recipe, assignments
 from kitae.run import Run
 from kitae.training import distributed
 from kitae.training.distributed import World
@@ -101,11 +101,8 @@ def train(
     folder, agreed, most = distributed.from_main((folder, recipe, None if minutes is None else minutes.most), world)
     if minutes is not None:
         minutes = replace(minutes, most=most)
-        fields = set_fields(choices)
-        chosen = choices.get("epochs") or assigns(fields, "train.epochs") or assigns(fields, "train.epoch_steps")
-        if resume and not chosen and (folder / "recipe.yaml").is_file():
-            # The minutes chose the length when the run began; it keeps that, so that the same command resumes it.
-            agreed = as_long_as(Recipe.load(folder / "recipe.yaml"), agreed)
+        if resume and (folder / "recipe.yaml").is_file():
+            agreed = as_long_as(Run.open(folder), agreed, minutes)
     if agreed.data.whole and not test:
         raise RecipeError(
             "data.folds: evaluates every fold on its test images, but test=False was given; set data.folds to null"
