@@ -164,6 +164,15 @@ def test_photographs_are_mixed_in_a_training_from_scratch_of_many_passes(tmp_pat
     assert plan(tiny, choices=Choices(epochs=80)).recipe.augment.mix is None
 
 
+@pytest.mark.parametrize(
+    "fields", ["train.epoch_steps=50", "train={epoch_steps: 50}", "train.epochs=7", "train.epochs='7'"]
+)
+def test_the_minutes_choose_no_length_where_one_is_given(tmp_path: Path, fields: str) -> None:
+    made = plan(photos(tmp_path / "d", [40, 50]), minutes=5, choices=Choices(set=fields))
+    assert made.clock.most is None
+    assert made.recipe.train.epoch_steps == 50 or made.recipe.train.epochs == 7
+
+
 def test_a_validation_fraction_that_is_given_is_kept(tmp_path: Path) -> None:
     source = photos(tmp_path / "d", [40, 50], size=(28, 28), grey=True)
     assert plan(source).recipe.data.val_fraction == 0.2

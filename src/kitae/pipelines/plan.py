@@ -107,8 +107,10 @@ def plan(source: str, minutes: float | Clock | None = None, choices: Choices | N
     planner = _Planner(facts, base, choices, share, begin(base.train), runs, patient)
     weights, why_not = planner.weights()
     recipe, lines = planner.transfer(weights) if weights else planner.scratch(why_not)
-    most = most_steps(facts.train, recipe.train.batch_size, patient=True, pretrained=bool(weights))
-    return Plan(recipe, tuple(lines), replace(minutes, most=None if choices.get("epochs") is not None else most))
+    most = None  # of a length that was chosen
+    if choices.get("epochs") is None and not assigns(given, "train.epochs") and not assigns(given, "train.epoch_steps"):
+        most = most_steps(facts.train, recipe.train.batch_size, patient=True, pretrained=bool(weights))
+    return Plan(recipe, tuple(lines), replace(minutes, most=most))
 
 
 def _name(source: str) -> str:
