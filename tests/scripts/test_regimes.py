@@ -121,7 +121,7 @@ def test_at_most_five_sentences(tmp_path: Path) -> None:
         name: {**VARIANTS["mixup"], "train.ema": 0.9 + place / 100} for place, name in enumerate(names)
     }
     variants = {"flip and crop": {}, "none": {"augment.train": []}, **effects}
-    found = advice([published(tmp_path, 12, variants=variants)])
+    found = advice([published(tmp_path, epochs, variants=variants) for epochs in (12, 25)])
     assert len(found) == MOST_SENTENCES
     assert found[0].startswith("Use flip and crop")
     assert "cosine" in found[-1], "advice on the learning rate keeps its place"
