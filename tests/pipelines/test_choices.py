@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from kitae.cli.data import data_spec
 from kitae.data.spec import DataSpec
 from kitae.errors import KitaeError, TrainingError
 from kitae.experiments.search import _recipe_of
-from kitae.pipelines.choices import Choices, apply, by_option, to_resume, understand
+from kitae.pipelines.choices import Choices, apply, by_option, set_fields, to_resume, understand
 from kitae.pipelines.train import asked
 from kitae.recipe import Recipe
 from tests.images import write_folder, write_parquet
@@ -118,6 +119,13 @@ def test_fields_are_set_by_texts_or_by_a_mapping(given: tuple[str, ...] | dict[s
     assert (recipe.train.epochs, recipe.model.width) == (3, 8)
 
 
+@pytest.mark.parametrize("given", [[("train.epochs", 3)], 5, ["train.epochs=3", None], [b"train.epochs=3"]])
+def test_set_takes_texts_or_a_mapping(given: Any) -> None:
+    for call in (set_fields, by_option):
+        with pytest.raises(KitaeError, match=r"^set takes texts such as 'train.epochs=30' or a mapping"):
+            call(Choices(set=given))
+
+
 def test_nothing_is_set_by_none() -> None:
     recipe = Recipe.load("fashion-mini")
     assert apply(recipe, Choices(set=None)) == recipe
@@ -162,4 +170,6 @@ def test_values_of_numpy_and_paths_are_set() -> None:
 def test_an_option_and_its_field_may_agree() -> None:
     for fields in ("train.optimizer.lr=1e-05", "train.optimizer.lr=0.00001"):
         assert apply(Recipe(), Choices(lr=1e-5, set=fields)).train.optimizer.lr == 1e-5
+    for size in ((28, 40), [28, 40], (np.int64(28), np.int64(40))):
+        assert apply(Recipe(), Choices(image_size=size)).data.image_size == (28, 40)
     assert apply(Recipe(), Choices(image_size=(28, 40), set="data.image_size=[28, 40]")).data.image_size == (28, 40)

@@ -289,6 +289,37 @@ def test_every_choice_goes_before_the_plan(tmp_path: Path) -> None:
     assert plan(source, choices=Choices(model="timm:resnet18")).recipe.model.pretrained is True
 
 
+def test_options_of_another_type_are_taken_as_a_recipe_takes_them(tmp_path: Path) -> None:
+    source = photos(tmp_path / "d", [40, 50])
+    texts: Any = {"epochs": "5", "batch_size": "8", "image_size": "64", "lr": "0.02", "folds": "3"}
+    numbers = Choices(epochs=5, batch_size=8, image_size=64, lr=0.02, folds=3)
+    by_text, by_number = plan(source, choices=texts), plan(source, choices=numbers)
+    assert (by_text.recipe, by_text.lines[1:]) == (by_number.recipe, by_number.lines[1:])
+    wrong: Any = {"batch_size": "eight"}
+    with pytest.raises(RecipeError, match=r"^batch_size: should be a valid integer"):
+        plan(source, choices=wrong)
+
+
+@pytest.mark.parametrize("weights", [None, "weights-of-test"])
+@pytest.mark.parametrize("side", [96, 28])
+def test_an_oblong_size_is_named_and_planned_for(
+    tmp_path: Path, world: dict[str, Any], monkeypatch: pytest.MonkeyPatch, weights: str | None, side: int
+) -> None:
+    world["weights"], sizes = weights, []
+
+    def pace(planner: Any, model: Any, size: int, *_: Any, **__: Any) -> Pace:
+        sizes.append(size)
+        return world["pace"]  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(room._Planner, "pace", pace)
+    source = photos(tmp_path / "d", [40, 50], size=(side, side), grey=side == 28)
+    for choices in (Choices(image_size=[64, 128]), Choices(set="data.image_size=[64, 128]")):
+        made = plan(source, choices=choices)
+        assert made.recipe.data.image_size == (64, 128)
+        assert "; 64 x 128 px; " in made.lines[0]
+    assert set(sizes) == {91}, "the side of a square of as many pixels"
+
+
 def test_few_images_make_small_batches_and_a_validation_set_that_is_worth_it(tmp_path: Path) -> None:
     few = plan(photos(tmp_path / "few", [20, 20])).recipe
     many = plan(photos(tmp_path / "many", [800, 800], size=(20, 20))).recipe

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
@@ -29,7 +30,7 @@ class Choices(TypedDict, total=False):
     model: str | None
     epochs: int | None
     batch_size: int | None
-    image_size: int | None
+    image_size: int | Sequence[int] | None
     lr: float | None
     seed: int | None
     device: str | None
@@ -47,11 +48,19 @@ _KINDS: dict[str, tuple[type, ...]] = {"model": (str,), "device": (str,), "lr": 
 
 
 def set_fields(choices: Choices) -> tuple[str, ...]:
-    """The fields that are set beside the options, each `a.b=value`."""
-    given = choices.get("set") or ()
+    """The fields that are set beside the options, each `a.b=value`.
+
+    Raises:
+        RecipeError: `set` is of another type.
+    """
+    given: Any = choices.get("set") or ()
     if isinstance(given, Mapping):
         return tuple(assignments(given))
-    return (given,) if isinstance(given, str) else tuple(given)
+    texts = tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else (given,)
+    for text in texts:
+        if not isinstance(text, str):
+            raise RecipeError(f"set takes texts such as 'train.epochs=30' or a mapping of fields, not {text!r}")
+    return texts
 
 
 def by_option(choices: Choices) -> Choices:
@@ -84,7 +93,9 @@ def apply(recipe: Recipe, choices: Choices) -> Recipe:
             values; the message names the option.
     """
     own = {
-        option: f"{field}={value}" for option, field in _FIELDS.items() if (value := choices.get(option)) is not None
+        option: f"{field}={plain(value) if isinstance(value, list | tuple) else value}"
+        for option, field in _FIELDS.items()
+        if (value := choices.get(option)) is not None
     }
     for text in set_fields(choices):
         field, value = assignment(text)
@@ -101,6 +112,15 @@ def apply(recipe: Recipe, choices: Choices) -> Recipe:
             except RecipeError as error:
                 raise RecipeError(f"{option}: {str(error).rpartition(f'{_FIELDS[option]}: ')[2]}") from error
         raise
+
+
+def as_in(recipe: Recipe, choices: Choices) -> Choices:
+    """The choices with the options' values of a recipe that they were applied to: of "5", the number."""
+    found = choices.copy()
+    for option, field in _FIELDS.items():
+        if choices.get(option) is not None:
+            found[option] = attrgetter(field)(recipe)  # type: ignore[literal-required]  # a name of _FIELDS
+    return found
 
 
 def unknown_option(name: str) -> RecipeError:

@@ -19,7 +19,7 @@ from kitae.machine import processors
 from kitae.models.build import build
 from kitae.models.spec import ModelSpec
 from kitae.models.weights import package_of, within_reach
-from kitae.pipelines.choices import Choices, apply, by_option, set_fields
+from kitae.pipelines.choices import Choices, apply, as_in, by_option, set_fields
 from kitae.pipelines.facts import LEAST, Facts, framing, look
 from kitae.pipelines.pace import (
     FEWEST_STEPS,
@@ -93,10 +93,11 @@ def plan(source: str, minutes: float | Clock | None = None, choices: Choices | N
         minutes = Clock.of(DEFAULT_MINUTES if minutes is None else minutes, time.monotonic())
     choices = by_option(choices or Choices())
     bare = Recipe(name=_name(source), data=DataSpec(source=source))
-    apply(bare, choices)  # fail on a wrong choice before reading the data
+    choices = as_in(apply(bare, choices), choices)  # fails on a wrong choice before reading the data
     given = set_fields(choices)
     early = tuple(entry for entry in given if entry.startswith(("data.", "train.device", "train.threads")))
-    base = apply(bare, Choices(device=choices.get("device"), folds=choices.get("folds"), set=early))
+    known = {option: choices.get(option) for option in ("device", "folds", "image_size")}
+    base = apply(bare, Choices(**known, set=early))  # type: ignore[typeddict-item]  # the options of these names
     runs = 1
     if base.data.whole:  # planned as the run of one fold; there is a run for each fold and one on everything
         runs = (base.data.folds or 0) + 1
@@ -181,11 +182,12 @@ class _Planner:
         return max(part, min(usual, fitting) // part * part)
 
     def sizes(self, usual: Sequence[int]) -> Sequence[int]:
-        """Sizes to choose from, the largest first: the user's, or those that do not just enlarge the pictures."""
-        if (chosen := self.choices.get("image_size")) is not None:
-            return (chosen,)
-        if isinstance(given := self.base.data.image_size, int):
-            return (given,)
+        """Sides to choose from, the largest first: the user's, or those that do not just enlarge the pictures.
+
+        An oblong size is planned for as a square of as many pixels.
+        """
+        if (given := self.base.data.image_size) is not None:
+            return (given if isinstance(given, int) else round(math.sqrt(math.prod(given))),)
         most = max(128, 2 * min(self.facts.side))
         return tuple(size for size in usual if size <= most)
 
@@ -240,8 +242,10 @@ class _Planner:
         if self.runs > 1:
             recipe = recipe.override("data.fold=null")
         seconds = (self.clock.starting + length.seconds) * self.runs
+        size = recipe.data.image_size or facts.side  # null takes the pictures' own
+        pixels = size if isinstance(size, int) else " x ".join(map(str, size))
         lines = [
-            f"{facts.images:,} {facts.noun}, {len(facts.counts)} classes; {net}; {length.size} px; about "
+            f"{facts.images:,} {facts.noun}, {len(facts.counts)} classes; {net}; {pixels} px; about "
             f"{console.rough_duration(seconds)}"
         ]
         epochs = console.plural(recipe.train.epochs, "epoch")
@@ -343,7 +347,7 @@ class _Planner:
     def scratch(self, why: str) -> tuple[Recipe, list[str]]:
         facts = self.facts
         batch = self.batch_size(128)
-        own_size = self.choices.get("image_size")
+        own_size = self.base.data.image_size
         sizes = (facts.square,) if facts.tiny and own_size is None else self.sizes(_SCRATCH_SIZES)
         name = self.choices.get("model") or "resnet9"
         model = ModelSpec(name=name)
