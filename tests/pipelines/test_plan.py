@@ -26,6 +26,7 @@ from kitae.pipelines import plan as room
 from kitae.pipelines.choices import Choices
 from kitae.pipelines.pace import Clock, Pace
 from kitae.pipelines.plan import plan
+from kitae.pipelines.setup import Setup, resolved
 from kitae.pipelines.train import train
 from kitae.recipe import Recipe
 from kitae.training import distributed
@@ -345,6 +346,32 @@ def test_processes_get_even_parts_of_a_planned_batch(tmp_path: Path, monkeypatch
 def test_imbalance_is_said(tmp_path: Path) -> None:
     lines = plan(photos(tmp_path / "d", [60, 10])).lines
     assert any("10 to 60" in line and "balanced accuracy" in line for line in lines)
+
+
+@pytest.mark.parametrize("field", ["data.test_fraction=0.2", "train.select=val_loss", "data.folds=4"])
+def test_the_metric_that_is_said_is_the_one_of_the_run(tmp_path: Path, field: str) -> None:
+    """Of 37 and 12 images, 24 and 8 are trained on, and in cross-validation all."""
+    source = photos(tmp_path / "d", [37, 12], size=(28, 28), grey=True)
+    made = plan(source, choices=Choices(model="resnet8", epochs=1, set=(field, "train.threads=1")))
+    setup = Setup.without_run(made.recipe)
+    world = World(0, 1, torch.device("cpu"))
+    select = resolved(made.recipe, setup, world, setup.initial_model(world)).train.select
+    assert select == {"data.folds=4": "val_balanced_accuracy", "train.select=val_loss": "val_loss"}.get(
+        field, "val_accuracy"
+    )
+    assert any("balanced accuracy" in line for line in made.lines) == (select == "val_balanced_accuracy")
+
+
+def test_the_probe_that_is_said_is_the_one_of_the_recipe(tmp_path: Path) -> None:
+    source = photos(tmp_path / "d", [40, 50])
+
+    def last(*fields: str) -> str:
+        return plan(source, choices=Choices(epochs=2, set=fields)).lines[-1]
+
+    assert last("train.probe=null") == "2 epochs of 14 steps, 4 images each"
+    head = "a linear head on the frozen network's features first (epoch 0, on {} images), then 2 epochs of 14 steps"
+    assert last("train.probe=auto") == last() == f"{head.format(58)}, 4 images each"
+    assert last("train.probe.limit=20") == f"{head.format(20)}, 4 images each"
 
 
 @pytest.mark.parametrize(

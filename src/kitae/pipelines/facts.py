@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kitae.data.base import Source
 from kitae.data.sources import open_source
@@ -31,6 +32,7 @@ class Facts:
 
     Attributes:
         counts: images of each class.
+        trained: int64 [K], those of them that the model is trained on.
         train, val, test: images of each split.
         side: (height, width) of a median picture.
         longest: the longest side of the sampled pictures.
@@ -40,6 +42,7 @@ class Facts:
     """
 
     counts: tuple[int, ...]
+    trained: NDArray[np.int64]
     train: int
     val: int
     test: int
@@ -70,22 +73,25 @@ class Facts:
         return "images" if self.tiny else "photos"
 
 
-def look(data: DataSpec, *, fraction: bool = False) -> tuple[Facts, DataSpec]:
+def look(data: DataSpec, *, fraction: bool = False, whole: bool = False) -> tuple[Facts, DataSpec]:
     """The facts, and the spec with a validation split of suitable size.
 
     Args:
         fraction: `val_fraction` is given, and kept.
+        whole: the model is trained on the images of all folds, of which `data` is one.
     """
     source = open_source(data)
     table = source.table
     counts = np.bincount(table.labels, minlength=len(table.classes))
     data = data if fraction else enough_to_choose(table, data)
     train, val, test, _ = divide(table, data)
+    trained = np.concatenate([train, val, test]) if whole else train
     sizes, grey, seconds = _sampled(source)
     heights, widths = zip(*sizes, strict=True)
     return (
         Facts(
             counts=tuple(int(count) for count in counts),
+            trained=np.bincount(table.labels[trained], minlength=len(table.classes)),
             train=len(train),
             val=len(val),
             test=len(test),

@@ -32,9 +32,10 @@ from kitae.pipelines.pace import (
     pace_of,
     replan,
 )
-from kitae.pipelines.setup import begin, placed
+from kitae.pipelines.setup import begin, placed, uneven
 from kitae.recipe import Recipe, assigns
 from kitae.training.distributed import World
+from kitae.training.spec import ProbeSpec
 
 DEFAULT_MINUTES = 10.0
 """Time limit of a plan without `minutes` on a CPU; it ends sooner if more training would gain little."""
@@ -102,7 +103,7 @@ def plan(source: str, minutes: float | Clock | None = None, choices: Choices | N
     if base.data.whole:  # planned as the run of one fold; there is a run for each fold and one on everything
         runs = (base.data.folds or 0) + 1
         base = base.override("data.fold=1")
-    facts, data = look(base.data, fraction=assigns(given, "data.val_fraction"))
+    facts, data = look(base.data, fraction=assigns(given, "data.val_fraction"), whole=runs > 1)
     base = base.model_copy(update={"data": data})
     share = minutes if runs == 1 else minutes.share(runs)
     planner = _Planner(facts, base, choices, share, begin(base.train), runs, patient)
@@ -251,9 +252,9 @@ class _Planner:
         epochs = console.plural(recipe.train.epochs, "epoch")
         steps = console.plural(recipe.train.epoch_steps or length.per_pass, "step")
         work = f"{epochs} of {steps}, {console.plural(batch, 'image')} each"
-        return recipe, [*lines, *self.remarks(), why, work]
+        return recipe, [*lines, *self.remarks(recipe), why, work]
 
-    def remarks(self) -> list[str]:
+    def remarks(self, recipe: Recipe) -> list[str]:
         facts = self.facts
         if self.runs == 1:
             lines = [f"split: {facts.train:,} train, {facts.val:,} validation, {facts.test:,} test"]
@@ -262,8 +263,8 @@ class _Planner:
                 f"{self.runs - 1} folds of about {facts.test:,} {facts.noun}, each with {facts.train:,} to train and "
                 f"{facts.val:,} to validate; then a model on everything"
             ]
-        smallest, largest = min(facts.counts), max(facts.counts)
-        if largest > 3 * smallest:
+        if recipe.train.select in ("auto", "val_balanced_accuracy") and uneven(facts.trained):
+            smallest, largest = min(facts.counts), max(facts.counts)
             lines.append(
                 f"classes of {smallest:,} to {largest:,} images: the best epoch is chosen by balanced accuracy"
             )
@@ -298,7 +299,11 @@ class _Planner:
             evaluate={"batch_size": _JUDGED_AT_ONCE},
             why=f"weights: {weights}",
         )  # fmt: skip
-        head = f"a linear head on the frozen network's features first (epoch 0, on {self.facts.train:,} images)"
+        probe = ProbeSpec() if recipe.train.probe == "auto" else recipe.train.probe
+        if probe is None:
+            return recipe, lines
+        images = min(self.facts.train, probe.limit)
+        head = f"a linear head on the frozen network's features first (epoch 0, on {images:,} images)"
         none = "no time for" if self.choices.get("epochs") is None else "without"
         then = f", then {lines[-1]}" if recipe.train.epochs else f"; {none} fine-tuning"
         return recipe, [*lines[:-1], head + then]

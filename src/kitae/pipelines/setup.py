@@ -41,7 +41,7 @@ from kitae.training.spec import ProbeSpec, TrainSpec, merit
 Progress = Callable[[int, int], None]
 """(done, total), called while images are decoded."""
 
-_UNEVEN = 3  # accuracy misleads if the largest class has more than this many times the images of the smallest
+_UNEVEN = 3
 _CLEAN_IMAGES = 1000  # training images, without augmentation, for the train-validation gap
 _FEW_CLEAN = 50  # the same in fine-tuning, which is short and has large images; or half as many as validate
 _WHITENING_IMAGES = 1024
@@ -365,6 +365,11 @@ class FirstBatch:
         return inputs.to(self._device), targets.to(self._device)
 
 
+def uneven(counts: NDArray[np.int64]) -> bool:
+    """Whether accuracy misleads, since the largest class has more than `_UNEVEN` times the images of the smallest."""
+    return bool(counts.max() > _UNEVEN * counts[counts > 0].min())
+
+
 def resolved(recipe: Recipe, setup: Setup, world: World, model: nn.Module, weights: Weights | None = None) -> Recipe:
     """The recipe with every `auto` of training resolved, by rules without measurements: the same at every start.
 
@@ -402,9 +407,7 @@ def resolved(recipe: Recipe, setup: Setup, world: World, model: nn.Module, weigh
             f"{' or '.join(possible)}"
         )
     if spec.select == "auto":
-        counts = setup.images.counts()
-        uneven = counts.max() > _UNEVEN * counts[counts > 0].min()
-        decided["select"] = "val_balanced_accuracy" if uneven else "val_accuracy"
+        decided["select"] = "val_balanced_accuracy" if uneven(setup.images.counts()) else "val_accuracy"
     if spec.early_stopping is not None and spec.early_stopping.metric == "auto":
         metric = decided.get("select", spec.select)
         decided["early_stopping"] = spec.early_stopping.model_copy(update={"metric": metric})
