@@ -205,7 +205,10 @@ def test_dry_run_prints_the_plan_and_writes_no_run(home: Path) -> None:
     assert "parameters" in out
     assert "estimated time" in out
     assert "precision: fp32" in out
+    assert "--minutes" not in out
     assert not (home / "dry").exists()
+    document = json.loads(kitae(home, "train", "fashion-mini", "--dry-run", "--minutes", 5, "--json", *TINY).stdout)
+    assert "--minutes 5: if the training does not fit, it is cut when it begins" in document["notes"]
 
 
 def test_evaluate(home: Path, run: Path) -> None:

@@ -19,6 +19,7 @@ from kitae.errors import CompressionError, RecipeError, TrainingError, TrainingI
 from kitae.evaluation.calibration import fit_temperature, probabilities
 from kitae.models.build import build
 from kitae.models.spec import ModelSpec
+from kitae.pipelines.bench import estimate
 from kitae.pipelines.compress import compress
 from kitae.pipelines.export import export
 from kitae.pipelines.folds import out_of_fold, tunes
@@ -273,6 +274,11 @@ def test_a_test_split_that_is_given_stays_a_test_split(tmp_path: Path) -> None:
     assert all("val_accuracy" not in row for row in run.metrics())
     with pytest.raises(RecipeError, match="early_stopping"):
         train(recipe.override("train.early_stopping={}"), tmp_path / "other")
+    with pytest.raises(RecipeError, match="early_stopping"):
+        estimate(recipe.override("train.early_stopping={}"))
+    expected = estimate(recipe)
+    assert (expected["recipe"].data.folds, expected["recipe"].data.fold) == (2, None)
+    assert expected["train"] < 48
     with pytest.raises(RecipeError, match=r"data\.folds"):
         train_without_test(recipe, tmp_path / "third", resume=False)
 

@@ -93,7 +93,7 @@ def train(
             console.say(line)
         with console.counting("decoding images") as progress:
             if dry_run:
-                _print_plan(planned, progress)
+                _print_plan(planned, clock, progress)
                 return
             run = run_training(
                 planned, out=out, minutes=clock, resume=resume, overwrite=overwrite, watcher=view, progress=progress
@@ -109,10 +109,13 @@ def train(
         write_page(run.path, f"kitae predict {path} IMAGES", more, browser=open_)
 
 
-def _print_plan(recipe: Any, progress: Any) -> None:
+def _print_plan(recipe: Any, clock: Any, progress: Any) -> None:
     from kitae.pipelines.bench import estimate
 
     facts = estimate(recipe, progress)
+    if clock is not None and clock.most is None:  # otherwise the plan is one for these minutes
+        minutes = f"{clock.seconds / 60:g}"
+        facts["notes"].append(f"--minutes {minutes}: if the training does not fit, it is cut when it begins")
     console.answer(facts)
     console.say(facts["recipe"].to_yaml())
     channels, height, width = facts["image"]

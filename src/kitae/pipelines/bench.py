@@ -42,11 +42,9 @@ def estimate(recipe: Recipe, progress: Progress | None = None, steps: int = 6) -
         make an estimate many times too long).
     """
     folds = recipe.data.folds if recipe.data.whole else None
-    if folds:
-        recipe = recipe.override("data.fold=1")
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     world = begin(recipe.train)
-    setup = Setup.without_run(recipe, progress)
+    setup = Setup.without_run(recipe.override("data.fold=1") if folds else recipe, progress)
     model = setup.initial_model(world, pretrained=False)
     facts, notes = setup.facts(model), notes_of(setup, model)
     shape = epoch_shape(len(setup.images), recipe.train, world.size)
@@ -66,7 +64,6 @@ def estimate(recipe: Recipe, progress: Progress | None = None, steps: int = 6) -
     # A step is about three forward passes.
     passes = 0 if not isinstance(spec.probe, ProbeSpec) else (spec.probe.views + 1) * len(images) / shape.batch_size
     if folds:
-        recipe = recipe.override("data.fold=null")
         notes.append(f"data.folds: {folds} runs with these images, and one on everything")
     return {
         "recipe": recipe,
