@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +18,7 @@ from kitae.errors import KitaeError, TrainingError
 from kitae.experiments.search import _recipe_of
 from kitae.pipelines.choices import Choices, apply, by_option, set_fields, to_resume, understand
 from kitae.pipelines.train import asked
-from kitae.recipe import Recipe
+from kitae.recipe import Recipe, assignment
 from tests.images import write_folder, write_parquet
 
 
@@ -111,6 +112,17 @@ def test_a_run_is_not_resumed_on_other_data(here: Path) -> None:
     assert "kitae train --resume run --set 'data.source=folder:my photos'" in str(caught.value)
     assert to_resume("fashion-mini", Path("run")) == "fashion-mini", "a recipe is compared when the run is opened"
     assert to_resume("my photos", Path("new")) == "my photos", "nothing to resume"
+
+
+@pytest.mark.parametrize("name", ["set #2", "a: b", "my photos", "plain", "it's"])
+def test_the_command_for_moved_images_names_their_folder(here: Path, name: str) -> None:
+    (here / "run" / "recipe.yaml").write_text("name: x\ndata: {source: 'folder:gone'}\n")
+    (here / "photos").rename(here / name)
+    with pytest.raises(TrainingError, match="if the images were moved: ") as caught:
+        to_resume(name, Path("run"))
+    *command, text = shlex.split(str(caught.value).partition("were moved: ")[2])
+    assert command == ["kitae", "train", "--resume", "run", "--set"]
+    assert assignment(text) == ("data.source", f"folder:{name}")
 
 
 @pytest.mark.parametrize("given", [("train.epochs=3", "model.width=8"), {"train.epochs": 3, "model.width": 8}])

@@ -189,7 +189,7 @@ def to_resume(argument: str, run: Path) -> str:
         return argument
     saved = Recipe.load(own).data.source
     if _resolved(saved) != _resolved(source):
-        moved = shlex.join(["--set", f"data.source={source}"])
+        moved = shlex.join(["--set", *assignments({"data.source": source})])
         raise TrainingError(
             f"{run}: was trained on {saved}, not on {argument}; for other data choose another --out; if the images "
             f"were moved: {Run.open(run).resume_command} {moved}"
