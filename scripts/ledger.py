@@ -168,18 +168,19 @@ def _mixing(results: Sequence[StudyResult]) -> str:
 
 
 def _when(results: Sequence[StudyResult]) -> str:
+    found = curves(results)
     rows = [
         [
             name, str(point.epochs), str(point.width or "-"), _measured(point.effect), str(point.effect.pairs),
             point.study,
         ]
-        for name, points in curves(results).items()
+        for name, points in found.items()
         for point in points
     ]  # fmt: skip
     if not rows:
         return ""
     head = ["Technique", "Epochs", "Width", "Effect", "Pairs", "Study"]
-    points = [point for of in curves(results).values() for point in of]
+    points = [point for of in found.values() for point in of]
     stores = Counter(point.store for point in points).most_common()
     other = dict.fromkeys(f"`{point.study}`" for point in points if point.store != stores[0][0])
     images = (

@@ -746,13 +746,18 @@ def test_validation_has_the_same_numbers_with_and_without_test(tmp_path: Path) -
 # ---- moved, damaged and incomplete -----------------------------------------------------------------------------------
 
 
+def of_photos(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
+    """A recipe for the images of `photos` in the folder, which becomes the working folder and holds the cache."""
+    monkeypatch.setenv("KITAE_CACHE", str(folder / "cache"))
+    monkeypatch.chdir(folder)
+    write_folder(folder / "photos", train=20)
+    return tiny("data.source=folder:photos", "data.limit=null", "data.image_size=32", "train.batch_size=8")
+
+
 def test_an_interrupted_run_resumes_after_it_and_its_images_were_moved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("KITAE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    write_folder(tmp_path / "photos", train=20)
-    recipe = tiny("data.source=folder:photos", "data.limit=null", "data.image_size=32", "train.batch_size=8")
+    recipe = of_photos(tmp_path, monkeypatch)
     whole = train(recipe, tmp_path / "whole")
     with pytest.raises(DiesHereError):
         train(recipe, tmp_path / "run", watcher=KillAt(6))
@@ -780,10 +785,7 @@ def test_an_interrupted_run_resumes_after_it_and_its_images_were_moved(
 def test_the_images_of_a_finished_run_are_found_where_they_were_moved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("KITAE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    write_folder(tmp_path / "photos", train=20)
-    recipe = tiny("data.source=folder:photos", "data.limit=null", "data.image_size=32", "train.batch_size=8")
+    recipe = of_photos(tmp_path, monkeypatch)
     run = train(recipe, tmp_path / "run")
     before = run.evaluation()
     (tmp_path / "photos").rename(tmp_path / "elsewhere")

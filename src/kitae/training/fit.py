@@ -97,7 +97,8 @@ class Tuning:
         start_row: fields of the metrics of epoch 0, in addition to the scores of the start; None writes no such line.
         recut: called by the main process after each epoch, with the number of epochs done; returns a new number of
             epochs to end with, or None.
-        one_of_many: whether the caller goes on with other trainings, so that a signal in the last epoch has to stop it.
+        one_of_many: whether other trainings follow this one; a signal in the last epoch then raises an error, so that
+            they do not start.
     """
 
     teacher: Teacher | None = None
