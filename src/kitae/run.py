@@ -1,6 +1,7 @@
 """The run folder: the files that training writes. Only this module knows their names.
 
 recipe.yaml           the recipe with `auto` resolved
+asked_length.json     of a run with minutes: the epochs, steps and warm-up before the minutes changed them
 environment.json      hardware, versions, threads
 model.json            to rebuild the network and prepare an image: classes, size, normalisation, temperature
 splits.npz            store rows of train, val and test
@@ -52,9 +53,9 @@ if TYPE_CHECKING:
 
 _FORMAT = 1
 RUN_FOLDER = Owned("run", (
-    "last", "features", "folds", "figures", "tensorboard", "recipe.yaml", "environment.json", "model.json",
-    "splits.npz", "metrics.jsonl", "best.safetensors", "evaluation.json", "predictions.parquet", "test_logits.npy",
-    "test_openings.jsonl", "report.html",
+    "last", "features", "folds", "figures", "tensorboard", "recipe.yaml", "asked_length.json",
+    "environment.json", "model.json", "splits.npz", "metrics.jsonl", "best.safetensors", "evaluation.json",
+    "predictions.parquet", "test_logits.npy", "test_openings.jsonl", "report.html",
 ), TrainingError, first="recipe.yaml")  # fmt: skip
 
 
@@ -64,11 +65,10 @@ class Run:
     Attributes:
         path: the folder.
         recipe: the recipe with `auto` resolved.
-        checkpoint: the file of the whole training state.
-        best: the file of the best weights.
-        features: the folder of features that the probe has computed so far.
-        tensorboard: the folder of TensorBoard's event files.
-        report: the page of the run.
+        checkpoint, best: the files of the whole training state, and of the best weights.
+        features, tensorboard: the folders of the probe's features so far, and of TensorBoard's event files.
+        asked_length: the file of the length before the minutes changed it.
+        report: the page.
     """
 
     def __init__(self, path: Path, recipe: Recipe) -> None:
@@ -76,6 +76,7 @@ class Run:
         self.checkpoint = path / "last" / "checkpoint.safetensors"
         self.best, self.report = path / "best.safetensors", path / "report.html"
         self.features, self.tensorboard = path / "features", path / "tensorboard"
+        self.asked_length = path / "asked_length.json"
         self._lock = ExitStack()
         self._new = False
         self._parents: list[Path] = []  # folders that are made with the run's

@@ -86,7 +86,8 @@ def test_a_length_that_fits_is_kept(
         (("train.epochs=3",), 600, ("train.epochs=4", "train.epochs=2", "train.epoch_steps=10")),  # it fits
         (("train.epochs=3", "train.epoch_steps=5"), 600, ("train.epochs=2", "train.epochs=4", "train.epoch_steps=4")),
         (("train.epochs=4", "train.recut=[[2, 6]]"), 600, ("train.epochs=5", "train.epochs=7")),
-        (("train.epochs=100",), 600, ("train.epochs=30", "train.schedule.warmup_epochs=1")),  # 1,000 steps do not fit
+        # 1,000 steps do not fit
+        (("train.epochs=100",), 600, ("train.epochs=30", "train.epochs=101", "train.schedule.warmup_epochs=1")),
         (("train.epochs=100", "train.probe={views: 0}"), 60, ()),  # the probe alone
         (("train.epochs=1",), 1, ("train.epochs=3",)),  # nothing fits
     ],
@@ -102,8 +103,10 @@ def test_a_run_is_resumed_with_the_length_that_it_was_given(
     setup, clock = Setup.without_run(asked), Clock(seconds, time.monotonic(), 0.0)
     made, _ = pace.fitted(asked, setup, nn.Identity(), clock, World(0, 1, torch.device("cpu")))
     made = made.override("train.precision=fp32", "train.select=val_accuracy")  # as a run resolves them
-    with closing(Run.create(tmp_path / "run", made)) as run:
-        run.splits(setup.store)
+    with closing(Run.create(tmp_path / "run", asked)) as run:
+        pace.remember_length(run)
+        run.resolve(made)
+        pace.remember_length(run)  # as after a kill before the first epoch
 
     def resumed(again: Recipe) -> Recipe:
         agreed = pace.as_long_as(Run.open(tmp_path / "run"), again, clock)

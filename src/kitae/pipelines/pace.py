@@ -12,15 +12,15 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import nn
 
-from kitae.data.splits import Splits
-from kitae.errors import RecipeError
+from kitae.errors import RecipeError, TrainingError
 from kitae.evaluation.evaluate import predict_logits
+from kitae.files import read_json, write_json
 from kitae.modes import evaluating
 from kitae.pipelines.setup import FirstBatch, Setup
 from kitae.recipe import Recipe
@@ -293,12 +293,18 @@ def _lasting(spec: TrainSpec, epochs: int, epoch_steps: int | None) -> TrainSpec
     return spec.lasting(epochs).model_copy(update={"epoch_steps": epoch_steps, "schedule": schedule})
 
 
+def remember_length(run: Run) -> None:
+    """Save the length that was asked for beside that of the recipe, which the minutes change."""
+    if not run.asked_length.is_file():  # a run that was killed before its first epoch has it
+        write_json(run.asked_length, _length(run.recipe.train.straightened()))
+
+
 def as_long_as(run: Run, recipe: Recipe, clock: Clock) -> Recipe:
     """The recipe with the length of a run, if the minutes made that of the recipe's, so that one command resumes it.
 
-    The minutes choose the length of a plan (`clock.most`). Of a length that was given, they only make a shorter one.
+    The minutes choose the length of a plan (`clock.most`). Any other is the one that the run was asked for.
     """
-    if clock.most is None and not _made_of(run, recipe.train):
+    if clock.most is None and not _asked(run, recipe.train):
         return recipe
     saved = run.recipe.train
     schedule = recipe.train.schedule.model_copy(update={"warmup_epochs": saved.schedule.warmup_epochs})
@@ -306,26 +312,20 @@ def as_long_as(run: Run, recipe: Recipe, clock: Clock) -> Recipe:
     return recipe.model_copy(update={"train": recipe.train.model_copy(update=update)})
 
 
-def _made_of(run: Run, asked: TrainSpec) -> bool:
-    """Whether a run has the length that is asked for, or one that `fitted` may have made of it."""
-    saved, spec, splits = run.recipe.train, asked.straightened(), run.path / "splits.npz"
-    # A command with the run's data takes the recipe in its folder. Warm-up is cut there already, and epochs that are
-    # given are passes, as they were when a recipe was planned for the data.
-    own = _without_length(asked) == _without_length(saved)
-    if saved.epochs and (saved.epochs, saved.epoch_steps) != (spec.epochs, spec.epoch_steps):
-        cut = saved.epoch_steps is not None and (own or saved.epoch_steps != spec.epoch_steps)
-        if not cut or not splits.is_file():  # without splits, nothing has been cut yet
-            return False
-        a_pass = epoch_shape(len(Splits.load(splits).train), spec.model_copy(update={"epoch_steps": None})).updates
-        each = max(a_pass, spec.epoch_steps or 0) if own else spec.epoch_steps or a_pass
-        if saved.epochs * (saved.epoch_steps or 0) > spec.epochs * each:
-            return False
-    before, after = spec.schedule.warmup_epochs, saved.schedule.warmup_epochs
-    return own or math.isclose(before * saved.epochs, after * spec.epochs, abs_tol=0.001 * spec.epochs)  # it is rounded
+def _asked(run: Run, spec: TrainSpec) -> bool:
+    """Whether the minutes changed the length of a run, and this is the one that was asked for."""
+    if not run.asked_length.is_file():
+        return False
+    saved = _length(run.recipe.train)
+    asked = read_json(run.asked_length, *saved, error=TrainingError)
+    # The last is of a command with the run's data: it takes the recipe in its folder, and sets the epochs.
+    known = asked, saved, {**saved, "epochs": asked["epochs"]}
+    return _length(spec) in known or _length(spec.straightened()) in known
 
 
-def _without_length(spec: TrainSpec) -> TrainSpec:
-    return spec.lasting(0).model_copy(update={"epoch_steps": None})
+def _length(spec: TrainSpec) -> dict[str, Any]:
+    warmup = spec.schedule.warmup_epochs
+    return {"epochs": spec.epochs, "epoch_steps": spec.epoch_steps, "warmup_epochs": warmup}
 
 
 class Recutter:

@@ -25,7 +25,7 @@ from kitae.modes import threads_restored
 from kitae.pipelines.choices import Choices, apply, set_fields, understand, unknown_option
 from kitae.pipelines.folds import keep_logits, out_of_fold, tunes
 from kitae.pipelines.notes import notes_of
-from kitae.pipelines.pace import Clock, Recutter, as_long_as, fitted
+from kitae.pipelines.pace import Clock, Recutter, as_long_as, fitted, remember_length
 from kitae.pipelines.plan import plan
 from kitae.pipelines.probe import Features, probe
 from kitae.pipelines.setup import Progress, Setup, begin, resolved
@@ -188,6 +188,7 @@ def _train(
         if minutes is not None and not probe_alone:  # otherwise there is nothing to fit, and measuring takes seconds
             timed, end = fitted(run.recipe, setup, model, minutes, world)
             if world.is_main and not begun:
+                remember_length(run)
                 run.resolve(timed)
             run.recipe = distributed.from_main(run.recipe, world)
             tuning = replace(tuning, recut=Recutter(run, minutes, end, watcher))
