@@ -297,6 +297,15 @@ def test_a_variant_is_told_in_words_only_if_they_say_how_it_differs_from_the_ref
         assert study_page.variant_labels(found)["a_b"] == told
 
 
+def test_the_probe_is_no_epoch_of_the_curves_of_a_study() -> None:
+    values = {"mean": [0.5, 0.6, 0.7], "low": [0.5, 0.6, 0.7], "high": [0.5, 0.6, 0.7]}
+    content = {**study(effect(2.0)).model_dump(), "curves": {"a": {"epoch": [0, 1, 2], "val_accuracy": values}}}
+    content["variants"] = [{"name": "a", "runs": 1, "overrides": {}}]
+    drawn = study_charts.curves(StudyRecord.model_validate(content), {})
+    assert drawn is not None
+    assert "over 2 epochs." in drawn.__html__()
+
+
 def test_every_effect_that_is_shown_is_inside_the_axis() -> None:
     effects = [effect(13.0, name="far"), *(effect(0.1 * k, name=f"near {k}", half=0.2) for k in range(9))]
     drawn = study_charts.forest(

@@ -71,8 +71,8 @@ def curves(record: StudyRecord, labels: Mapping[str, str]) -> Chart | None:
     panels = [p for p in panels if any(getattr(record.curves[name], p[1]) for name in chosen)]
     if not panels:
         return None
-    longest = max(len(record.curves[name].epoch) for name in chosen)
-    summary = f"{plural(len(chosen), 'variant')} over {plural(longest, 'epoch')}."
+    last_epoch = max(value for name in chosen for value in record.curves[name].epoch if value is not None)
+    summary = f"{plural(len(chosen), 'variant')} over {plural(int(last_epoch), 'epoch')}."
     chart = Chart("curves", "Curves, mean and range over seeds", summary, 0)
     top = legend(chart, 10, 14, [(series("f", k), labels.get(name, name)) for k, name in enumerate(chosen)]) + 16
     for name, column, form in panels:
