@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import socket
 import sys
+import threading
 import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +116,7 @@ def test_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: None)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    monkeypatch.setattr(weights, "hub_answers", lambda: True)
+    monkeypatch.setattr(weights, "hub_answers", lambda repository: True)
     spec = ModelSpec(name="timm:test_resnet", pretrained=True)
     assert within_reach("test_resnet") == "timm/test_resnet.r160_in1k"
     assert not asked, "nothing is fetched to find that out"
@@ -141,38 +144,67 @@ def test_a_resolver_that_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPatch
         time.sleep(2)
         raise OSError
 
-    monkeypatch.setattr(weights, "_CONNECT_SECONDS", 0.05)
+    monkeypatch.setattr(weights, "_ANSWER_SECONDS", 0.05)
     monkeypatch.setattr(socket, "create_connection", hang)
     begun = time.monotonic()
-    assert not weights.hub_answers()
+    assert not weights.hub_answers("timm/x")
     assert time.monotonic() - begun < 1.5
 
 
-@pytest.mark.parametrize(
-    ("proxy", "asked"),
-    [("proxy:3128", ("proxy", 3128)), ("http://proxy:8080", ("proxy", 8080)), ("http://me:a/b@proxy:1", None)],
-)
-def test_a_proxy_is_asked_with_and_without_a_scheme(
-    monkeypatch: pytest.MonkeyPatch, proxy: str, asked: tuple[str, int] | None
-) -> None:
-    """One that cannot be parsed is left to the hub's own client."""
-    seen: list[tuple[str, int]] = []
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], str]]:
+    """Starts a server that answers everything with a status, as the hub or as a proxy, and returns its address."""
+    import huggingface_hub
 
-    def connect(address: tuple[str, int], **options: Any) -> socket.socket:
-        seen.append(address)
-        return socket.socket()
+    servers: list[ThreadingHTTPServer] = []
 
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.setattr(socket, "create_connection", connect)
-    monkeypatch.setenv("HTTPS_PROXY", proxy)
-    assert weights.hub_answers()
-    assert seen == ([] if asked is None else [asked])
+    def start(status: int) -> str:
+        class Handler(BaseHTTPRequestHandler):
+            def do_HEAD(self) -> None:
+                seen.append(self.path)
+                self.send_response(status)
+                self.end_headers()
+
+            def do_CONNECT(self) -> None:
+                self.do_HEAD()
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        servers.append(ThreadingHTTPServer(("127.0.0.1", 0), Handler))
+        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{servers[-1].server_port}"
+
+    seen: list[str] = []
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "HF_HUB_OFFLINE", "HF_ENDPOINT"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    huggingface_hub.close_session()  # it keeps the proxies that it began with
+    start.seen = seen  # type: ignore[attr-defined]
+    yield start
+    huggingface_hub.close_session()
+    for one in servers:
+        one.shutdown()
+        one.server_close()
+
+
+@pytest.mark.parametrize(("status", "has"), [(200, True), (401, False), (404, False), (503, False)])
+def test_the_hub_is_asked_for_the_file(server: Any, monkeypatch: pytest.MonkeyPatch, status: int, has: bool) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", server(status))
+    assert weights.hub_answers("timm/x") == has
+    assert server.seen == ["/timm/x/resolve/main/model.safetensors"]
+
+
+def test_a_proxy_that_refuses_is_no_network(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", server(403))
+    assert not weights.hub_answers("timm/x")
+    assert server.seen == ["huggingface.co:443"]
 
 
 def test_offline_mode_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "create_connection", lambda *_, **__: pytest.fail("asked the network"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert not weights.hub_answers()
+    assert not weights.hub_answers("timm/x")
 
 
 def test_a_missing_package_is_named(no_network: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,9 +12,7 @@ import hashlib
 import importlib.util
 import io
 import os
-import socket
 import threading
-import urllib.parse
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,7 +26,7 @@ from kitae.errors import MissingExtraError, RecipeError, install, one_line, requ
 from kitae.files import user_path
 from kitae.models.spec import ModelSpec
 
-_CONNECT_SECONDS = 3.0
+_ANSWER_SECONDS = 5.0
 _HUB_FILE = "model.safetensors"
 
 
@@ -129,7 +127,7 @@ def within_reach(name: str) -> str | None:
         return package.distribution
     with contextlib.suppress(RecipeError, MissingExtraError):
         repository = _repository(name)
-        if _in_hub_cache(repository) or hub_answers():
+        if _in_hub_cache(repository) or hub_answers(repository):
             return repository
     return None
 
@@ -155,30 +153,25 @@ def read_file(path: Path) -> dict[str, Tensor]:
         raise RecipeError(f"model.pretrained: {path} cannot be read: {one_line(error)}") from error
 
 
-def hub_answers() -> bool:
-    """Whether the hub can be reached, within a few seconds; its own client would retry for a long time."""
+def hub_answers(repository: str) -> bool:
+    """Whether the hub has the file, within a few seconds; the hub's own client would retry for a long time.
+
+    It asks through that client, so proxies and certificates are those of the download.
+    """
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
         return False
-    address = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-    proxies = [os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")]
-    first = next((proxy for proxy in proxies if proxy), address)
-    parts = urllib.parse.urlsplit(first if "://" in first else f"http://{first}")  # proxies may come without a scheme
-    try:
-        port = parts.port or (80 if parts.scheme == "http" else 443)
-    except ValueError:
-        return True  # an address that only its own client understands
+    hub = require("huggingface_hub", "models")
+    url = hub.hf_hub_url(repository, _HUB_FILE, endpoint=os.environ.get("HF_ENDPOINT"))
     reached = threading.Event()
 
-    def connect() -> None:
-        try:
-            socket.create_connection((parts.hostname or "", port), timeout=_CONNECT_SECONDS).close()
-        except OSError:
-            return
-        reached.set()
+    def ask() -> None:
+        with contextlib.suppress(Exception):  # every kind of network trouble, from two libraries
+            if hub.utils.get_session().head(url, timeout=_ANSWER_SECONDS).status_code < 400:
+                reached.set()
 
-    thread = threading.Thread(target=connect, daemon=True)  # a name resolver that does not answer has no timeout
+    thread = threading.Thread(target=ask, daemon=True)  # a name resolver that does not answer has no timeout
     thread.start()
-    thread.join(_CONNECT_SECONDS)
+    thread.join(_ANSWER_SECONDS)
     return reached.is_set()
 
 
@@ -229,7 +222,7 @@ def _from_hub(name: str) -> Weights:
     repository = _repository(name)
     path = _in_hub_cache(repository)
     if path is None:
-        if not hub_answers():
+        if not hub_answers(repository):
             raise RecipeError(f"model.pretrained: the weights of timm:{name} cannot be reached; {_cure(name)}")
         hub = require("huggingface_hub", "models")
         try:
