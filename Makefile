@@ -18,6 +18,8 @@ demo: setup
 	$(BIN)/kitae train fashion-mini --out runs/demo --overwrite
 	$(BIN)/kitae compress runs/demo --max-drop 1.0 --out runs/demo-small --overwrite
 	$(BIN)/kitae train photos-mini --minutes 2 --out runs/demo-photos --overwrite
+	$(BIN)/python scripts/some_photos.py runs/photos
+	$(BIN)/kitae predict runs/demo-photos runs/photos
 	@echo "Open runs/demo/report.html, runs/demo-small/report.html and runs/demo-photos/report.html"
 
 # One file per process at a time, one thread each: threads of several processes on the same cores wait for each other.

@@ -98,15 +98,22 @@ def photographs(found: dict[str, Any]) -> str:
         base, _, limit = name.partition(":")
         lines += [
             f"## {SETS.get(base, base)}" + (f", {limit} images to train and validate with" if limit else ""), "",
-            "| minutes | contestant | test accuracy | minus Kitae, points | seconds taken | seeds |",
-            "|---|---|---|---|---|---|",
+            "| minutes | contestant | test accuracy (lowest to highest seed) | minus Kitae, points | seconds taken | "
+            "peak memory | seeds |",
+            "|---|---|---|---|---|---|---|",
         ]  # fmt: skip
         rows = [line for line in found["paired"] if line["set"] == name]
         for line in sorted(rows, key=lambda one: (one["budget"], -one["accuracy"])):
-            mark = r" \*" if (name, line["budget"], line["contestant"]) in late else ""
+            key = name, line["budget"], line["contestant"]
+            mark = r" \*" if key in late else ""
+            runs = [row for row in found["rows"] if (row["set"], row["budget"], row["contestant"]) == key]
+            reached = sorted(100 * row["accuracy"] for row in runs)
+            span = f" ({reached[0]:.1f} to {reached[-1]:.1f})" if len(runs) > 1 else ""
+            memory = max(row["peak_memory_bytes"] for row in runs) / 2**30
+            accuracy = f"{100 * line['accuracy']:.1f} %{span}"
             lines.append(
-                f"| {line['budget']:g} | {CONTESTANTS[line['contestant']]}{mark} | {100 * line['accuracy']:.1f} % | "
-                f"{_difference(line)} | {line['seconds']:.0f} | {line['seeds']} |"
+                f"| {line['budget']:g} | {CONTESTANTS[line['contestant']]}{mark} | {accuracy} | "
+                f"{_difference(line)} | {line['seconds']:.0f} | {memory:.1f} GiB | {line['seeds']} |"
             )
         lines.append("")
     return "\n".join(lines)

@@ -215,6 +215,19 @@ def test_pages_of_results_are_up_to_date() -> None:
 
 
 @pytest.mark.slow
+def test_the_run_in_the_readme_is_the_committed_one() -> None:
+    """Its lines are lines of the output, in this order; `...` leaves some out."""
+    (block,) = re.findall(
+        r"```text\n\$ kitae train photos-mini[^\n]*\n(.*?)```", (ROOT / "README.md").read_text(), re.S
+    )
+    output = (ROOT / "benchmarks/results/photos-mini-3-minutes/output.txt").read_text().splitlines()
+    place = 0
+    for line in block.splitlines():
+        if line != "...":
+            assert line in output[place:], line
+            place = output.index(line, place) + 1
+
+
 def test_pictures_of_definitions_are_up_to_date(tmp_path: Path) -> None:
     doc_pictures = importlib.import_module("doc_pictures")
     *pictures, curves = doc_pictures.draw(tmp_path)
