@@ -29,7 +29,7 @@ from kitae.pipelines.choices import Choices
 from kitae.pipelines.pace import Clock, Pace
 from kitae.pipelines.plan import plan
 from kitae.pipelines.setup import Setup, resolved
-from kitae.pipelines.train import train
+from kitae.pipelines.train import asked, train
 from kitae.recipe import Recipe
 from kitae.training import distributed
 from kitae.training.checkpoint import load_weights
@@ -124,6 +124,19 @@ def test_the_time_that_is_printed_is_within_the_minutes(tmp_path: Path) -> None:
         made = plan(source, clock)
         assert made.clock.begun == clock.begun
         assert f"about {minutes} min" in made.lines[0] or "s" in made.lines[0]
+
+
+def test_a_plan_without_minutes_has_a_limit_that_training_is_held_to(tmp_path: Path, world: dict[str, Any]) -> None:
+    source = photos(tmp_path / "d", [200, 200], size=(32, 40))
+    world["pace"] = Pace(128 * 128, 1 / 100, 1 / 200, 1 / 12)  # too slow for all steps
+    recipe, clock, lines = asked(source, None, {})
+    (minutes,) = re.findall(r"about (\d+) min", lines[0])
+    assert 5 <= int(minutes) <= room.DEFAULT_MINUTES
+    assert clock is not None
+    assert (clock.seconds, clock.most) == (60 * room.DEFAULT_MINUTES, 300)
+    assert 0 < recipe.train.epochs * (recipe.train.epoch_steps or 0) < 300
+    _, clock, _ = asked(source, None, {"epochs": 2})
+    assert clock is None, "a length that is given is kept"
 
 
 def test_without_weights_it_says_so_and_trains_from_scratch(tmp_path: Path, world: dict[str, Any]) -> None:

@@ -115,7 +115,7 @@ def plan(source: str, minutes: float | Clock | None = None, choices: Choices | N
     recipe, lines = planner.transfer(weights) if weights else planner.scratch(why_not)
     most = None  # of a length that was chosen
     if choices.get("epochs") is None and not assigns(given, "train.epochs") and not assigns(given, "train.epoch_steps"):
-        most = most_steps(facts.train, recipe.train.batch_size, patient=True, pretrained=bool(weights))
+        most = most_steps(facts.train, recipe.train.batch_size, patient=patient, pretrained=bool(weights))
     return Plan(recipe, tuple(lines), replace(minutes, most=most))
 
 

@@ -60,7 +60,8 @@ def train(
         recipe: a recipe, its name or file; or data, for which a recipe is planned (see `pipelines.plan`): a folder with
             one folder per class, a Parquet file, a CSV file of paths and labels, or the name of a source.
         minutes: time limit of the whole call, including the evaluation, or a running clock; the number of epochs is
-            chosen to fit, and saved in the run's recipe. None takes the recipe's epochs.
+            chosen to fit, and saved in the run's recipe. None takes the recipe's epochs, or for data without `epochs`
+            up to `pipelines.plan.DEFAULT_MINUTES`.
         out: the run folder; None is runs/NAME, with a number added if that exists, unless `resume` or `overwrite` is
             given.
         resume: resume the unfinished run in `out`; a finished one is returned as it is.
@@ -254,7 +255,9 @@ def asked(
             return apply(recipe, choices), minutes, ()
         if kind == "data":
             planned = plan(what, minutes, choices)
-            return planned.recipe, None if minutes is None else planned.clock, planned.lines
+            # Without minutes, only a length that the plan chose is held to its limit.
+            timed = minutes is not None or planned.clock.most is not None
+            return planned.recipe, planned.clock if timed else None, planned.lines
         recipe = Recipe.load(what)
     return apply(recipe, choices), minutes, ()
 
