@@ -20,6 +20,7 @@ Contestants, each a process of its own that begins with nothing decoded, and has
     fastai                the schedule and the head of fastai's `fine_tune`: one epoch frozen, then discriminative rates
     timm                  the defaults of timm's train.py: SGD, cosine, label smoothing, colour jitter
     kitae-scratch         kitae train LIST.csv --minutes M --model resnet9
+    kitae-recipe-scratch  kitae train LIST.csv --minutes M --recipe fashion-mini: a shipped recipe, not a plan
     torchvision-scratch, timm-scratch    ResNet-18 without weights
 
 They plan as a user would: some steps are measured, the largest picture at which three epochs fit is taken, and the
@@ -51,7 +52,7 @@ import numpy as np
 
 CONTESTANTS = (
     "kitae", "probe", "probe-320", "torchvision", "fastai", "timm",
-    "kitae-scratch", "torchvision-scratch", "timm-scratch",
+    "kitae-scratch", "kitae-recipe-scratch", "torchvision-scratch", "timm-scratch",
 )  # fmt: skip
 SETS = ("trashnet", "textile", "imagenette-small", "photos-mini", "fashion-mini", "cifar10", "cifar10-160")
 MOST = {"cifar10": 2500, "cifar10-160": 2500}  # images to train and validate with
@@ -62,6 +63,7 @@ LARGER_SIZES = (320, 288, 256, *SIZES)
 TINY = 64  # pictures with no longer side are taken at their own size without pretrained weights
 MOST_EPOCHS, WANTED_EPOCHS = 50, 3
 SHARE = 0.95  # of the minutes that a plan fills
+_KITAE = {"kitae-scratch": ["--model", "resnet9"], "kitae-recipe-scratch": ["--recipe", "fashion-mini"]}
 
 
 # ------------------------------------------------------------------------------------------------------------- images
@@ -495,7 +497,7 @@ def run(contestant: str, path: Path, minutes: float, seed: int) -> dict[str, Any
         if contestant.startswith("kitae"):
             command = [sys.executable, "-m", "kitae", "train", str(path), "--minutes", str(minutes)]
             command += ["--seed", str(seed), "--out", str(folder / "run")]
-            command += ["--model", "resnet9"] if contestant == "kitae-scratch" else []
+            command += _KITAE.get(contestant, [])
         else:
             command = [sys.executable, __file__, "--child", contestant, "--list", str(path)]
             command += ["--budgets", str(minutes), "--seeds", str(seed), "--began", str(time.time())]

@@ -69,6 +69,7 @@ CONTESTANTS = {
     "fastai": "fastai's `fine_tune` schedule and head, same weights",
     "timm": "timm's defaults for fine-tuning, same weights",
     "kitae-scratch": "`kitae train FOLDER --minutes M --model resnet9`",
+    "kitae-recipe-scratch": "`kitae train FOLDER --minutes M --recipe fashion-mini`: not planned for the data",
     "torchvision-scratch": "ResNet-18 from scratch, torchvision's style",
     "timm-scratch": "ResNet-18 from scratch, timm's defaults",
 }
