@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 
-from kitae.errors import TrainingError, TrainingInterruptedError
+from kitae.errors import RecipeError, TrainingError, TrainingInterruptedError
 from kitae.training import distributed
 from kitae.training.checkpoint import load_weights, save_weights
 from kitae.training.distributed import World, gather_rows, join
@@ -28,6 +28,31 @@ def linear() -> nn.Module:
     """No BatchNorm, whose statistics are each process's own."""
     torch.manual_seed(0)
     return nn.Sequential(nn.Flatten(), nn.Linear(192, 2))
+
+
+def test_synced_batchnorm_does_the_rest_of_a_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """timm's layers activate after they normalise."""
+    timm = pytest.importorskip("timm")
+    monkeypatch.setattr(distributed.dist, "all_reduce", lambda _: None)
+    torch.manual_seed(0)
+    net = timm.create_model("test_efficientnet", num_classes=3).train()
+    images = torch.randn(8, 3, 32, 32)
+    plain = net(images)
+    undo = distributed.sync_batchnorm(net, World(0, 2, torch.device("cpu")))
+    assert torch.allclose(net(images), plain, atol=1e-4)
+    undo()
+    assert torch.equal(net(images), plain)
+
+
+def test_a_batchnorm_that_cannot_be_synchronised_is_refused() -> None:
+    class Scaled(nn.BatchNorm2d):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(images)
+
+    net = nn.Sequential(nn.BatchNorm2d(3), Scaled(3))
+    with pytest.raises(RecipeError, match=r"train\.sync_bn: .*Scaled cannot be synchronised; set train"):
+        distributed.sync_batchnorm(net, World(0, 2, torch.device("cpu")))
+    assert "forward" not in vars(net[0])
 
 
 class Counted(nn.parallel.DistributedDataParallel):

@@ -13,8 +13,9 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from kitae.errors import TrainingError
+from kitae.errors import RecipeError, TrainingError
 
 # What gloo and nccl say when a peer is gone or late.
 _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting", "gloo", "NCCL")
@@ -133,13 +134,21 @@ def sync_batchnorm(model: nn.Module, world: World) -> Callable[[], None]:
 
     Returns:
         A function that undoes it.
+
+    Raises:
+        RecipeError: a BatchNorm of a library that does something unknown after normalising.
     """
-    layers = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    layers = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     if world.size == 1:
         layers = []
 
-    def synced(layer: nn.modules.batchnorm._BatchNorm) -> Callable[[Tensor], Tensor]:
+    def synced(layer: _BatchNorm) -> Callable[[Tensor], Tensor]:
         alone = layer.forward
+        inner = dict(layer.named_children())
+        if type(layer).forward is not _BatchNorm.forward and inner.keys() != {"drop", "act"}:
+            kind = f"{type(layer).__module__}.{type(layer).__name__}"
+            raise RecipeError(f"train.sync_bn: {kind} cannot be synchronised; set train.sync_bn to false")
+        rest = nn.Sequential(*(inner[name] for name in ("drop", "act") if inner))  # of timm's BatchNormAct2d
 
         def forward(images: Tensor) -> Tensor:
             if not layer.training:
@@ -163,12 +172,13 @@ def sync_batchnorm(model: nn.Module, world: World) -> Callable[[], None]:
             out: Tensor = centred * torch.rsqrt(variance + layer.eps).reshape(shape)
             if layer.affine:
                 out = out * layer.weight.reshape(shape) + layer.bias.reshape(shape)
-            return out.to(images.dtype)
+            result: Tensor = rest(out.to(images.dtype))
+            return result
 
         return forward
 
-    for layer in layers:
-        layer.forward = synced(layer)  # type: ignore[assignment]
+    for layer, forward in zip(layers, [synced(layer) for layer in layers], strict=True):
+        layer.forward = forward  # type: ignore[assignment]
 
     def undo() -> None:
         for layer in layers:
