@@ -20,6 +20,7 @@ from kitae.recipe import Recipe
 from kitae.run import Run
 from kitae.training.checkpoint import load_weights
 from kitae.training.distributed import World
+from kitae.training.schedule import progressive_share
 from tests.watchers import DiesHereError, KillAt, Watcher
 
 training = importlib.import_module("kitae.pipelines.train")
@@ -51,6 +52,22 @@ def test_two_processes_make_twice_the_steps_in_the_same_minutes(monkeypatch: pyt
         steps.append(fitted.train.epochs * (fitted.train.epoch_steps or 0))
     assert measured == [16, 8], "each process measures its own part of a batch"
     assert steps[1] == pytest.approx(2 * steps[0], rel=0.05)
+
+
+def test_more_steps_fit_where_pictures_are_smaller_at_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pace is that of the full size, 784 pixels; the mean is 0.58 of them."""
+    monkeypatch.setattr(pace, "pace_of", lambda *_: Pace(28 * 28, 0.0, 0.0, 1.0))
+    asked = Recipe.load("fashion-mini").override("data.limit=200", "train.batch_size=16", "train.epochs=50")
+    steps = []
+    for fields in ((), ("train.progressive={start: 0.5, until: 0.9}",)):
+        recipe = asked.override(*fields)
+        clock = Clock(6400, time.monotonic(), 0.0, most=10**6)
+        setup = Setup.without_run(recipe)
+        fitted, _ = pace.fitted(recipe, setup, nn.Identity(), clock, World(0, 1, torch.device("cpu")))
+        steps.append(fitted.train.epochs * (fitted.train.epoch_steps or 0))
+    share = progressive_share((28, 28), recipe.train.progressive)
+    assert 0.5 < share < 0.7
+    assert steps[1] * share == pytest.approx(steps[0], rel=0.05)
 
 
 @pytest.mark.parametrize(

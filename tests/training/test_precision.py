@@ -93,6 +93,14 @@ def test_a_timing_does_not_diverge_whatever_the_rate(lr: float) -> None:
     assert all(len(taken) == 5 for taken in step_parts(net, spec, *BATCH, WORLD, "fp32", steps=5).values())
 
 
+def test_a_timing_is_of_the_full_size() -> None:
+    """Which this network can take alone."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(192, 2))
+    spec = TrainSpec.model_validate({"batch_size": 8, "progressive": {"start": 0.5, "until": 0.5}})
+    step_times(net, spec, *BATCH, WORLD, precisions=("fp32",), steps=1)
+    step_parts(net, spec, *BATCH, WORLD, "fp32", steps=1)
+
+
 def test_without_a_finite_loss_there_is_nothing_to_time() -> None:
     images, targets = BATCH
     for time in (step_times, lambda *given: step_parts(*given, "fp32")):

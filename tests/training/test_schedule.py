@@ -8,7 +8,7 @@ import math
 import pytest
 from pydantic import ValidationError
 
-from kitae.training.schedule import planned_step, progressive_size, rate_factor
+from kitae.training.schedule import planned_step, progressive_share, progressive_size, rate_factor
 from kitae.training.spec import ProgressiveSpec, ScheduleSpec
 
 EPOCHS, STEPS = 10, 20
@@ -108,3 +108,12 @@ def test_the_full_size_is_reached_and_never_passed(size: tuple[int, int]) -> Non
     for done in (0.0, 0.25, 0.49):
         assert all(now <= side for now, side in zip(progressive_size(size, done, spec), size, strict=True))
     assert progressive_size(size, 0.5, spec) == size
+
+
+def test_the_mean_share_of_pixels_of_a_run_whose_pictures_grow() -> None:
+    spec = ProgressiveSpec(start=0.5, until=0.4)
+    sizes = [progressive_size((32, 24), step / 997, spec) for step in range(997)]
+    share = sum(height * width for height, width in sizes) / (997 * 32 * 24)
+    assert 0.7 < share < 0.9
+    assert progressive_share((32, 24), spec) == pytest.approx(share, rel=0.02)
+    assert progressive_share((32, 24), None) == 1.0

@@ -28,6 +28,7 @@ from kitae.training.distributed import World
 from kitae.training.guards import memory_named
 from kitae.training.measure import step_parts, step_times
 from kitae.training.optim import build_optimizer
+from kitae.training.schedule import progressive_share
 from kitae.training.spec import ProbeSpec
 
 
@@ -60,7 +61,8 @@ def estimate(recipe: Recipe, progress: Progress | None = None, steps: int = 6) -
     with memory_named(spec):
         taken = step_times(model, spec, inputs, targets, world, precisions=(chosen,), steps=steps)
     step = statistics.median(taken[chosen])
-    epoch = (seconds + step) * shape.steps
+    share = progressive_share((inputs.shape[2], inputs.shape[3]), spec.progressive)
+    epoch = (seconds + share * step) * shape.steps
     # A step is about three forward passes.
     passes = 0 if not isinstance(spec.probe, ProbeSpec) else (spec.probe.views + 1) * len(images) / shape.batch_size
     if folds:
@@ -121,7 +123,7 @@ def bench(recipe: Recipe, progress: Progress | None = None, repeats: int = 15) -
 
 @threads_restored()
 def bench_train(recipe: Recipe, progress: Progress | None = None, steps: int = 10) -> dict[str, Any]:
-    """Time the parts of a training step of a recipe, in its own precision.
+    """Time the parts of a training step of a recipe, in its own precision and at full size.
 
     Args:
         steps: timed steps.

@@ -31,6 +31,7 @@ from kitae.training.distributed import World
 from kitae.training.fit import Watcher
 from kitae.training.measure import step_times
 from kitae.training.precision import Precision
+from kitae.training.schedule import progressive_share
 from kitae.training.spec import ProbeSpec, TrainSpec
 
 _Plan = TypeVar("_Plan")
@@ -253,6 +254,7 @@ def fitted(recipe: Recipe, setup: Setup, model: nn.Module, clock: Clock, world: 
     started = time.perf_counter()
     batch.make()
     drawing = (time.perf_counter() - started) / len(drawn)
+    share = progressive_share((drawn.shape[2], drawn.shape[3]), spec.progressive)
     each = shape.batch_size * shape.accumulate
     per_pass = len(setup.images) // each
     own = spec.epochs, spec.epoch_steps or shape.updates
@@ -262,7 +264,7 @@ def fitted(recipe: Recipe, setup: Setup, model: nn.Module, clock: Clock, world: 
         """Epochs, steps per epoch, and the seconds of the end, at the current pace."""
         pace = pace_of(model, spec, world, drawn.shape[1:], len(setup.store.classes), len(drawn))
         judge = pace.at(int(np.prod(setup.store.rules.size))).judge
-        judging, step = judge * setup.judged / world.size, (pace.step + drawing) / world.size
+        judging, step = judge * setup.judged / world.size, (share * pace.step + drawing) / world.size
         end = judge * setup.splits.test_count + clock.after
         room = clock.left - end - judging
         if clock.most is None and spec.epochs * (own[1] * each * step + judging) <= room:

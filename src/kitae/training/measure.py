@@ -1,4 +1,4 @@
-"""Timing of training steps, with the loop's own step."""
+"""Timing of training steps, with the loop's own step and, whatever `train.progressive` says, at full size."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def step_times(
     Raises:
         TrainingError: every precision runs out of memory, or none gives a finite loss.
     """
-    shape, spec = EpochShape(len(images), 1, steps + 1, steps + 1), _creeping(spec)
+    shape, spec = EpochShape(len(images), 1, steps + 1, steps + 1), _timed(spec)
     times: dict[Precision, list[float]] = {name: [] for name in precisions or candidates(world.device)}
     learners = {name: Learner(copy.deepcopy(model).train(), spec, shape, world, name) for name in times}
     for step in range(steps + 1):
@@ -79,7 +79,7 @@ def step_parts(
     Raises:
         TrainingError: no step gives a finite loss.
     """
-    spec = _creeping(spec)
+    spec = _timed(spec)
     network = copy.deepcopy(model).train()
     learner = Learner(network, spec, EpochShape(len(images), 1, steps + 1, steps + 1), world, precision)
     marks: list[float] = []
@@ -115,6 +115,6 @@ def step_parts(
     return parts
 
 
-def _creeping(spec: TrainSpec) -> TrainSpec:
-    """The spec with a rate so small that a timing cannot diverge, whatever the weights and the recipe's own rate."""
-    return spec.model_copy(update={"optimizer": spec.optimizer.scaled(1e-6 / spec.optimizer.lr)})
+def _timed(spec: TrainSpec) -> TrainSpec:
+    """The spec at full size, with a rate so small that a timing cannot diverge, whatever the weights and its rate."""
+    return spec.model_copy(update={"optimizer": spec.optimizer.scaled(1e-6 / spec.optimizer.lr), "progressive": None})

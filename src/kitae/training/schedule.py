@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from kitae.training.spec import ProgressiveSpec, ScheduleSpec
 
 _GRAIN = 4  # pixels between two sizes; the first step at each new size is slower
+_PARTS = 100  # of a run, to average over
 
 
 def planned_step(step: int, *, steps_per_epoch: int, epochs: int, recut: Sequence[tuple[int, int]] = ()) -> float:
@@ -66,3 +67,11 @@ def progressive_size(size: tuple[int, int], done: float, spec: ProgressiveSpec) 
     share = spec.start + (1 - spec.start) * done / spec.until
     height, width = (min(side, max(1, round(side * share / _GRAIN)) * _GRAIN) for side in size)
     return height, width
+
+
+def progressive_share(size: tuple[int, int], spec: ProgressiveSpec | None) -> float:
+    """The mean number of pixels that the network learns from over a run, as a share of those at the end."""
+    if spec is None:
+        return 1.0
+    sizes = (progressive_size(size, (part + 0.5) / _PARTS, spec) for part in range(_PARTS))
+    return sum(height * width for height, width in sizes) / (_PARTS * size[0] * size[1])
