@@ -193,6 +193,8 @@ def test_lists_are_tab_separated_or_json(home: Path) -> None:
         names = [line.split("\t")[0] for line in lines[1:]]
         assert [row["name"] for row in json.loads(kitae(home, what, "--json").stdout)] == names
         assert all(line.count("\t") == 1 for line in lines)
+        # Whole sentences, not the first line of one.
+        assert all(line[-1] in ".?" and line.count("(") == line.count(")") for line in lines[1:])
 
 
 def test_a_second_run_needs_a_word_and_resume_returns_the_finished_one(home: Path, run: Path) -> None:
