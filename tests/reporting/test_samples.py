@@ -12,6 +12,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import nn
 
 from kitae.data.store import find_store
 from kitae.pipelines.setup import Setup
@@ -24,6 +25,7 @@ from kitae.reporting.samples import Photo, Samples, photo
 from kitae.run import Run
 from kitae.training.batches import augmented_batches, epoch_shape
 from kitae.training.distributed import World
+from kitae.training.schedule import progressive_size
 
 
 def decoded(picture: Photo) -> NDArray[np.uint8]:
@@ -32,13 +34,14 @@ def decoded(picture: Photo) -> NDArray[np.uint8]:
         return np.asarray(image)
 
 
-@pytest.fixture(scope="module", params=["plain", "mixed", "blocks"])
+@pytest.fixture(scope="module", params=["plain", "mixed", "blocks", "growing"])
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
     recipe = Recipe.load("fashion-mini").override(
         "data.limit=90", "model.name=resnet8", "model.width=4", "train.epochs=2", "train.precision=fp32",
         "train.threads=1", "train.batch_size=40",
         *(["augment.mix={mixup_alpha: 1.0, cutmix_alpha: 1.0, prob: 1.0}"] if request.param != "plain" else []),
         *(["data.order=blocks", "data.shuffle_buffer=16"] if request.param == "blocks" else []),
+        *(["train.progressive={start: 0.6, until: 0.9}"] if request.param == "growing" else []),
     )  # fmt: skip
     return train(recipe, tmp_path_factory.mktemp("samples") / "run")
 
@@ -64,11 +67,19 @@ def test_what_the_network_saw_is_what_it_was_fed(run: Run, samples: Samples) -> 
             setup.images, augment, shape, World(0, 1, torch.device("cpu")), seed=run.recipe.train.seed, epoch=epoch,
             first=0,
         )  # fmt: skip
-        fed = np.concatenate([images.numpy() for images, _ in batches])
-        fed = np.clip(np.rint((fed * std + mean) * 255), 0, 255).astype(np.uint8)[:, 0]
+        spec, fed = run.recipe.train, []
+        for step, (images, _) in enumerate(batches):
+            if spec.progressive is not None:
+                done = (epoch * shape.updates + step) / (2 * shape.updates)
+                size = progressive_size((height, width), done, spec.progressive)
+                images = nn.functional.interpolate(images, size, mode="bilinear", antialias=True)
+            pixels = np.clip(np.rint((images.numpy() * std + mean) * 255), 0, 255).astype(np.uint8)[:, 0]
+            fed += list(pixels)
         assert len(columns[f"epoch {epoch + 1}"]) == len(columns["as stored"]) > 2
         for picture in columns[f"epoch {epoch + 1}"]:
-            assert (fed == decoded(picture)).all(axis=(1, 2)).any()
+            assert any(np.array_equal(pixels, decoded(picture)) for pixels in fed)
+    if spec.progressive is not None:
+        assert decoded(columns["epoch 1"][0]).shape[0] < height
 
 
 def test_only_epochs_that_were_trained_are_shown(run: Run) -> None:

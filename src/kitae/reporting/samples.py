@@ -149,10 +149,14 @@ class Samples:
             (heading, pictures): the stored ones, then an epoch each. Empty if the recipe uses custom ops that are
             not registered here.
         """
+        import torch
+
         from kitae.augment import Augment
         from kitae.crops import first_crop
         from kitae.data.loader import ImageSet, begun_order, blocks_of
         from kitae.training.batches import epoch_shape
+        from kitae.training.learner import shrunk
+        from kitae.training.schedule import size_at
 
         recipe, store, facts = self.record.recipe, self.store, self.record.facts
         names, seed = store.classes, recipe.train.seed
@@ -193,7 +197,10 @@ class Samples:
             for step in {place // size for place in places}:
                 rows = order[step * size : (step + 1) * size]
                 batch = images.gather(rows, seed=seed, epoch=drawn)
-                batches[step] = aug(*batch, epoch=drawn, index=rows, step=step)
+                values, targets = aug(*batch, epoch=drawn, index=rows, step=step)
+                update = epoch * shape.updates + step // shape.accumulate
+                sides = size_at((values.shape[2], values.shape[3]), update, recipe.train, shape.updates)
+                batches[step] = shrunk(torch.from_numpy(values), sides).numpy(), targets
             found = []
             for place in places:
                 values, targets = batches[place // size]

@@ -20,7 +20,7 @@ from kitae.training.distributed import World
 from kitae.training.losses import distillation_loss, target_accuracy
 from kitae.training.optim import AveragedWeights, build_optimizer, fill_momentum, set_learning_rate
 from kitae.training.precision import Precision, autocast, float_depthwise
-from kitae.training.schedule import planned_step, progressive_size, rate_factor
+from kitae.training.schedule import planned_step, rate_factor, size_at
 from kitae.training.spec import TrainSpec
 
 
@@ -242,14 +242,15 @@ class Learner:
 
     def _shrunk(self, images: Tensor, at: Progress) -> Tensor:
         """The images, shrunk to the size for this point of the run."""
-        if self.spec.progressive is None:
-            return images
-        done = self._planned(at) / max(1, self.shape.updates * self.spec.epochs)
         full = (images.shape[2], images.shape[3])
-        size = progressive_size(full, done, self.spec.progressive)
-        if size == full:
-            return images
-        return nn.functional.interpolate(images, size, mode="bilinear", antialias=True)
+        return shrunk(images, size_at(full, at.updates, self.spec, self.shape.updates))
+
+
+def shrunk(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Images [N, C, H, W] at a smaller height and width; themselves at their own."""
+    if size == (images.shape[2], images.shape[3]):
+        return images
+    return nn.functional.interpolate(images, size, mode="bilinear", antialias=True)
 
 
 def _side_by_side(tensors: Sequence[Tensor], device: torch.device) -> tuple[Tensor, list[Tensor]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from kitae.training.spec import ProgressiveSpec, ScheduleSpec
+from kitae.training.spec import ProgressiveSpec, ScheduleSpec, TrainSpec
 
 _GRAIN = 4  # pixels between two sizes; the first step at each new size is slower
 _PARTS = 100  # of a run, to average over
@@ -67,6 +67,19 @@ def progressive_size(size: tuple[int, int], done: float, spec: ProgressiveSpec) 
     share = spec.start + (1 - spec.start) * done / spec.until
     height, width = (min(side, max(1, round(side * share / _GRAIN)) * _GRAIN) for side in size)
     return height, width
+
+
+def size_at(full: tuple[int, int], update: int, spec: TrainSpec, per_epoch: int) -> tuple[int, int]:
+    """The height and width of the pictures that the network learns from in an optimizer step.
+
+    Args:
+        full: height and width at the end.
+        update: from 0. `per_epoch`: of them.
+    """
+    if spec.progressive is None:
+        return full
+    planned = planned_step(update, steps_per_epoch=per_epoch, epochs=spec.epochs, recut=spec.recut)
+    return progressive_size(full, planned / max(1, per_epoch * spec.epochs), spec.progressive)
 
 
 def progressive_share(size: tuple[int, int], spec: ProgressiveSpec | None) -> float:
