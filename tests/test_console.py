@@ -123,3 +123,15 @@ def test_the_time_left_starts_anew_with_every_fold(
         for line in lines:
             epoch, step = map(int, re.findall(r"epoch (\d)/2  step (\d+)/100", line)[0])
             assert line.endswith(f"  {console.duration(seconds * (300 - 100 * epoch - step))} left")
+
+
+def test_progress_is_printed_where_somebody_looks(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[str] = []
+    for looks in (False, True):
+        monkeypatch.setattr(console, "interactive", lambda looks=looks: looks)
+        console.reporter(lines.append)("to the caller")
+        console.reporter(None)("to whom it may concern")
+        assert capsys.readouterr().out == ("to whom it may concern\n" if looks else "")
+    assert lines == ["to the caller"] * 2

@@ -12,7 +12,7 @@ import re
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -52,14 +52,19 @@ def say(text: str) -> None:
     console.print(printable(text), markup=False)
 
 
+def reporter(given: Callable[[str], None] | None) -> Callable[[str], None]:
+    """What receives a long function's lines of progress: the caller's, else they are printed if somebody looks."""
+    return given or (say if interactive() else lambda _: None)
+
+
 def remark(text: str) -> None:
     """Print a remark that is not part of a command's result: to standard error where the output is piped."""
     (console if interactive() else errors).print(printable(text), markup=False)
 
 
-def starting(command: str) -> None:
-    """Print what is starting, before the imports, which take seconds, unless a progress bar shows it."""
-    if not console.is_terminal:
+def starting(command: str, *, bar: bool = False) -> None:
+    """Print what is starting, before the imports, which take seconds; not on a terminal if a progress bar shows it."""
+    if not (bar and console.is_terminal):
         say(f"starting: kitae {command}")
 
 

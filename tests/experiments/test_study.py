@@ -20,6 +20,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from kitae import console
 from kitae.cli import research
 from kitae.errors import KitaeError, RecipeError, TrainingError
 from kitae.experiments.executors import Inline, LocalProcesses
@@ -99,16 +100,19 @@ def refused(folder: Path, spec: StudySpec | None = None, *named: str, **options:
     assert {path: path.read_bytes() for path in folder.glob("*") if path.is_file()} == before
 
 
-def test_a_study_measures_what_is_there(tmp_path: Path) -> None:
-    lines: list[str] = []
-    result = run(tmp_path / "s", report=lines.append)
+def test_a_study_measures_what_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(console, "interactive", lambda: True)  # so that the lines are printed
+    result = run(tmp_path / "s")
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("[")]
     assert list(result.runs["status"]) == ["done"] * 9
     effects = result.effects[result.effects["metric"] == "test.accuracy"].set_index("name")
     for name in ("smoothing", "mixing"):
         assert effects.loc[name, "low"] < 2.0 < effects.loc[name, "high"]
         assert effects.loc[name, "words"].startswith(f"{name}: helps")
-    assert len(lines) == 1 + 9
-    assert lines[1].startswith("[1/9] none, seed 0: 7")
+    assert len(lines) == 9
+    assert lines[0].startswith("[1/9] none, seed 0: 7")
     assert set(result.analyses) == {"test.accuracy", "val.accuracy", "gap", "epoch_seconds", "peak_memory_bytes"}
     assert pd.read_parquet(tmp_path / "s" / "runs.parquet").shape[0] == 9
     curve = result.data()["curves"]["none"]

@@ -71,7 +71,7 @@ def train(
     main = int(os.environ.get("RANK", "0")) == 0
     with console.TrainingView(0) as view:  # before the imports, which take seconds
         if main and not dry_run:
-            console.starting(f"train {data}")
+            console.starting(f"train {data}", bar=True)
         from kitae.pipelines.choices import Choices, to_resume
         from kitae.pipelines.pace import Clock, process_begun
         from kitae.pipelines.train import asked

@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from kitae.console import plural, rough_duration
+from kitae.console import plural, reporter, rough_duration
 from kitae.data.base import VAL
 from kitae.data.store import open_store
 from kitae.errors import RecipeError, TrainingError, require
@@ -241,7 +241,7 @@ def search(
         KitaeError: anything the user can correct, in one line.
     """
     require("optuna", "search")
-    say = report or (lambda _: None)
+    say = reporter(report)
     if arms < len(PRESETS) + 1:
         raise RecipeError(
             f"arms: {arms} leaves nothing to search, since the first {len(PRESETS)} are presets; set it to "

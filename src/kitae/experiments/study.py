@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from kitae.console import rough_duration
+from kitae import console
 from kitae.errors import RecipeError, TrainingError
 from kitae.experiments.after import function
 from kitae.experiments.executors import Executor, LocalProcesses, threads_each
@@ -81,7 +81,7 @@ def study(
         threads: of each run; None divides the cores. A study keeps the number of threads it was started with.
         executor: where runs happen, instead of `workers` local processes.
         overwrite: replace the study in `out`, once the new one is planned.
-        report: receives the plan, and a line for each run as it ends.
+        report: receives the plan, and a line for each run as it ends; None prints them on a terminal and in a notebook.
         train: the function that trains, as module:function. None is `TRAIN`, or if the study asks for no number of
             test, `TRAIN_WITHOUT_TEST`.
         measure: as in `plan_study`; needed once if a recipe says `precision: auto`.
@@ -91,7 +91,7 @@ def study(
     """
     asked = _spec(spec, overrides, tiny)
     folder = Path("runs") / f"study-{asked.name}" if out is None else Path(out)
-    say = report or (lambda _: None)
+    say = console.reporter(report)
     if overwrite or not (folder / STUDY).is_file():
         STUDY_FOLDER.check(folder)  # before the lock, which would be left in a folder that is not ours
     with STUDY_FOLDER.locked(folder):
@@ -120,7 +120,7 @@ def study(
                 outcomes[job.fingerprint] = outcome
                 left = (time.monotonic() - started) / count * (len(todo) - count)
                 say(f"[{count}/{len(todo)}] {job.variant}, seed {job.seed}: {_headline(asked.metric, outcome)}"
-                    + (f"; about {rough_duration(left)} left" if count < len(todo) else ""))  # fmt: skip
+                    + (f"; about {console.rough_duration(left)} left" if count < len(todo) else ""))  # fmt: skip
         result = StudyResult.of(folder, plan, outcomes, content.get("added") or ())
         result.write()
         return result

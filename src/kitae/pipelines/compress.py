@@ -25,7 +25,7 @@ from pydantic import ValidationError
 from torch import nn
 
 import kitae
-from kitae import views
+from kitae import console, views
 from kitae.compression.shape import Shape, reshape
 from kitae.compression.spec import CompressSpec
 from kitae.errors import (
@@ -188,7 +188,7 @@ def compress(
         spec: the budget and where to look. `options` are its fields, and override it
             (`max_drop=1.0, ratios=(0.3, 0.5)`); with ratios but no max_drop, all of them are measured.
         overwrite: replace the compression in `out`; fine-tuned stages that still fit are used again.
-        say: called with lines of progress.
+        say: called with lines of progress; None prints them on a terminal and in a notebook.
 
     Raises:
         BudgetError: nothing met the budget; the folder holds the closest, and the message says how close.
@@ -213,7 +213,7 @@ def compress(
         _check(folder, overwrite)  # again: another process may have finished a compression in between
         for left in (_CANDIDATES, _NEW):  # by an interrupted search
             shutil.rmtree(folder / left, ignore_errors=True)
-        return _compress(run, folder, spec, say or (lambda line: None))
+        return _compress(run, folder, spec, console.reporter(say))
 
 
 def _check(folder: Path, overwrite: bool) -> None:
