@@ -13,6 +13,7 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -51,14 +52,15 @@ def feed(out: Path, wanted: Recipe) -> None:
     (out / f"{world.rank}.json").write_text(json.dumps(found))
 
 
-def ending(task: str, count: int) -> None:
-    """Let the step number `count` of the last process be its last."""
+def ending(out: Path, task: str, count: int) -> None:
+    """Let the step number `count` of the last process be its last; OUT/died is when."""
     original, steps = learner.Learner.step, 0
 
     def step(self: Any, *arguments: Any) -> Any:
         nonlocal steps
         steps += 1
         if steps == count and self.world.rank == self.world.size - 1:
+            (out / "died").write_text(str(time.time()))
             os.kill(os.getpid(), {"stop": signal.SIGTERM, "die": signal.SIGKILL, "hang": signal.SIGSTOP}[task])
         return original(self, *arguments)
 
@@ -68,7 +70,7 @@ def ending(task: str, count: int) -> None:
 def main() -> None:
     out, task, *rest = Path(sys.argv[1]), *sys.argv[2:]
     if task in ("stop", "die", "hang"):
-        ending(task, int(rest.pop(0)))
+        ending(out, task, int(rest.pop(0)))
     wanted = recipe(*rest)
     try:
         if task == "hash":

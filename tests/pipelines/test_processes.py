@@ -17,6 +17,7 @@ import pytest
 from kitae.run import Run
 from kitae.training.checkpoint import load_weights
 from tests.data.shard_files import shards
+from tests.pipelines.crew import FIELDS
 
 pytestmark = pytest.mark.slow
 
@@ -83,7 +84,7 @@ def test_the_same_batches_for_any_number_of_processes(tmp_path: Path, own_cache:
 
 @pytest.mark.parametrize("processes", [2, 3])
 def test_the_same_losses_and_one_folder_and_one_log(processes: int, tmp_path: Path, alone: Path) -> None:
-    done = crew(tmp_path, processes, "train")
+    crew(tmp_path, processes, "train")
     assert_close(scores(tmp_path), scores(alone))
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
     # Evaluation counts each image once, though the sizes do not divide.
@@ -91,7 +92,17 @@ def test_the_same_losses_and_one_folder_and_one_log(processes: int, tmp_path: Pa
     assert len(mine.predictions()) == len(other.predictions()) == 1000
     assert mine.evaluation()["test_openings"] == 1
     assert mine.environment()["processes"] == processes
-    assert done.stdout.count("epoch") == 0
+
+
+def test_the_command_line_prints_once(tmp_path: Path, own_cache: None) -> None:
+    """Both with `--dry-run` and while it trains."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+    fields = [word for field in FIELDS for word in ("--set", field)]
+    for words in (["--dry-run"], ["--out", str(tmp_path / "run")]):
+        kitae = [f"--master-port={free_port()}", "-m", "kitae", "train", "fashion-mini", *fields, *words]
+        lines = launch([*command, *kitae]).stdout.splitlines()
+        once = ["estimated time"] if "--dry-run" in words else ["starting: ", "simple_cnn (", "epoch   1/", "test acc"]
+        assert [sum(line.startswith(start) for line in lines) for start in once] == [1] * len(once), lines
 
 
 def test_a_checkpoint_of_two_processes_is_resumed_by_one_or_three(tmp_path: Path, alone: Path) -> None:
@@ -146,10 +157,9 @@ def test_synced_batchnorm_is_that_of_one_process(tmp_path: Path, own_cache: None
 
 
 def test_a_process_that_dies_ends_all_with_a_message(tmp_path: Path, own_cache: None) -> None:
-    began = time.monotonic()
     done = crew(tmp_path, 2, "die 5", check=False)
     assert done.returncode != 0
-    assert time.monotonic() - began < 90  # the imports of two processes on a busy machine, and well under 30 s
+    assert time.time() - float((tmp_path / "died").read_text()) < 30
     assert "lost another process" in done.stderr
     assert "--resume" in done.stderr or "start again" in done.stderr
 

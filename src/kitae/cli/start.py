@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -68,8 +69,8 @@ def train(
         raise RecipeError(f"--resume needs the run folder{given}: kitae train --resume RUN")
     if folds is not None and not 2 <= folds <= 20:
         raise RecipeError(f"--folds {folds}: must be 2 to 20")
-    main = int(os.environ.get("RANK", "0")) == 0
-    with console.TrainingView(0) as view:  # before the imports, which take seconds
+    main = int(os.environ.get("RANK", "0")) == 0  # of the processes of torchrun, only one prints
+    with console.TrainingView(0) if main else nullcontext() as view:  # before the imports, which take seconds
         if main and not dry_run:
             console.starting(f"train {data}", bar=True)
         from kitae.pipelines.choices import Choices, to_resume
@@ -91,9 +92,9 @@ def train(
         planned, clock, lines = asked(data, clock, choices, recipe)
         for line in lines if main else ():
             console.say(line)
-        with console.counting("decoding images") as progress:
+        with console.counting("decoding images") if main else nullcontext() as progress:
             if dry_run:
-                _print_plan(planned, clock, progress)
+                _print_plan(planned, clock, progress, main=main)
                 return
             run = run_training(
                 planned, out=out, minutes=clock, resume=resume, overwrite=overwrite, watcher=view, progress=progress
@@ -109,10 +110,12 @@ def train(
         write_page(run.path, f"kitae predict {path} IMAGES", more, browser=open_)
 
 
-def _print_plan(recipe: Any, clock: Any, progress: Any) -> None:
+def _print_plan(recipe: Any, clock: Any, progress: Any, *, main: bool) -> None:
     from kitae.pipelines.bench import estimate
 
-    facts = estimate(recipe, progress)
+    facts = estimate(recipe, progress)  # by all processes, which measure together
+    if not main:
+        return
     if clock is not None and clock.most is None:  # otherwise the plan is one for these minutes
         minutes = f"{clock.seconds / 60:g}"
         facts["notes"].append(f"--minutes {minutes}: if the training does not fit, it is cut when it begins")

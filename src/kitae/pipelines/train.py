@@ -78,7 +78,7 @@ def train(
     for unknown in choices.keys() - Choices.__annotations__.keys():
         raise unknown_option(unknown)
     choices["set"] = set_fields(choices)  # once, since it may be a generator
-    if watcher is None and (console.interactive() if show is None else show):
+    if watcher is None and (console.interactive() if show is None else show) and distributed.is_main():
         with console.counting("decoding images") as counted, console.TrainingView(0) as view:
             return train(
                 recipe, out, minutes=minutes, resume=resume, overwrite=overwrite, watcher=view,
