@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from kitae.cli import research
+from kitae.errors import RecipeError
 from kitae.experiments import executors
 from kitae.experiments.executors import LocalProcesses, RayCluster
 from kitae.experiments.result import StudyResult
@@ -21,6 +22,7 @@ from kitae.experiments.study import study
 from kitae.experiments.study_spec import StudySpec
 from kitae.training.checkpoint import load_weights
 from tests.experiments.test_real import CONTENT
+from tests.experiments.test_search import run as search
 from tests.experiments.test_study import FAKE, PATH, ROOT, files, make, run
 
 ray = pytest.importorskip("ray")
@@ -56,8 +58,22 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> Any:
     cluster.shutdown()
 
 
+def kills(killed: list[int]) -> RayCluster:
+    """A cluster that loses a worker after the first outcome."""
+
+    class Kills(RayCluster):
+        def outcomes(self, units: Any) -> Any:
+            for outcome in super().outcomes(units):
+                yield outcome
+                if not killed:  # both workers are busy now: end one, with the run it is waiting for
+                    killed.append(_a_ray_worker())
+                    os.kill(killed[0], signal.SIGKILL)
+
+    return Kills()
+
+
 def test_a_run_asks_for_as_many_processors_as_its_recipe_says_threads() -> None:
-    assert isinstance(research._ray("local"), RayCluster)
+    assert isinstance(research._ray("local", 0), RayCluster)
     assert executors._threads({"recipe": {"train": {"threads": 3}}}) == 3
 
 
@@ -69,24 +85,49 @@ def test_the_same_study_on_a_cluster(tmp_path: Path, cluster: Any) -> None:
     assert files(tmp_path / "ray") == files(tmp_path / "inline")
 
 
+def test_gpus_are_of_a_cluster() -> None:
+    assert research._ray("10.0.0.1:6379", 0.5).gpus == 0.5
+    with pytest.raises(RecipeError, match="--gpus: needs --ray"):
+        research._ray(None, 1)
+    with pytest.raises(RecipeError, match="must not be negative"):
+        research._ray("local", -1)
+
+
+@slow
+def test_each_run_sees_its_own_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray only counts them, so that none has to be there."""
+    monkeypatch.setenv("PYTHONPATH", PATH)
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("FAKE_STEP_SECONDS", "0.2")
+    ray.init(num_cpus=2, num_gpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    try:
+        with pytest.raises(RecipeError, match=r"gpus: 3 for each run, and no machine .* has more than 2 GPUs"):
+            study(make(), tmp_path / "many", executor=RayCluster(gpus=3), threads=1, **FAKE)
+        study(make(), tmp_path / "two", executor=RayCluster(gpus=1), threads=1, **FAKE)
+    finally:
+        ray.shutdown()
+    assert {file.read_text() for file in (tmp_path / "two").rglob("gpu")} == {"0", "1"}
+
+
 @slow
 def test_a_killed_worker_is_tried_again(tmp_path: Path, cluster: Any) -> None:
     spec = make(seeds=[0, 1])
     run(tmp_path / "inline", spec, threads=1)
     killed: list[int] = []
-
-    class Kills(RayCluster):
-        def outcomes(self, units: Any) -> Any:
-            for outcome in super().outcomes(units):
-                yield outcome
-                if not killed:  # both workers are busy now: end one, with the run it is waiting for
-                    killed.append(_a_ray_worker())
-                    os.kill(killed[0], signal.SIGKILL)
-
-    result = study(spec, tmp_path / "ray", executor=Kills(), threads=1, **FAKE)
+    result = study(spec, tmp_path / "ray", executor=kills(killed), threads=1, **FAKE)
     assert killed
     assert len(result.failed) == 0
     assert files(tmp_path / "ray") == files(tmp_path / "inline")
+
+
+@slow
+def test_a_search_is_the_same_on_a_cluster_that_loses_a_worker(tmp_path: Path, cluster: Any) -> None:
+    search(tmp_path / "inline", threads=1)
+    killed: list[int] = []
+    search(tmp_path / "ray", executor=kills(killed), threads=1)
+    assert killed
+    before, after = ((tmp_path / name / "search.json").read_text() for name in ("inline", "ray"))
+    assert before == after
 
 
 @slow

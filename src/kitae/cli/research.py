@@ -38,6 +38,7 @@ _Ray = Annotated[
         "what the cluster has room for."
     ),
 ]
+_Gpus = Annotated[float, Parameter(help="With --ray, GPUs of each run, such as 1 or 0.5; it sees no others.")]
 
 
 @study_app.default
@@ -52,6 +53,7 @@ def study(
     workers: _Workers = 1,
     threads: _Threads = None,
     ray: _Ray = None,
+    gpus: _Gpus = 0,
     overwrite: bool = False,
     open_: Open = False,
 ) -> None:
@@ -74,7 +76,16 @@ def study(
         _list("study", {name: StudySpec.load(name).about for name in shipped()}, "what it measures")
     else:
         options = {"tiny": tiny, "workers": workers, "threads": threads}
-        _study(spec, *(set_ or ()), plan=plan, out=out, ray=ray, overwrite=overwrite, browser=open_, **options)
+        _study(
+            spec,
+            *(set_ or ()),
+            plan=plan,
+            out=out,
+            cluster=_ray(ray, gpus),
+            overwrite=overwrite,
+            browser=open_,
+            **options,
+        )
 
 
 def _list(what: str, abouts: Mapping[str, str], about: str) -> None:
@@ -84,7 +95,7 @@ def _list(what: str, abouts: Mapping[str, str], about: str) -> None:
 
 
 def _study(
-    spec: Any, *assignments: str, plan: bool, out: Path | None, ray: str | None, overwrite: bool, browser: bool,
+    spec: Any, *assignments: str, plan: bool, out: Path | None, cluster: Any, overwrite: bool, browser: bool,
     **options: Any,
 ) -> None:  # fmt: skip
     """Plan a study, or run it and print its result; exit with 1 where every run failed."""
@@ -96,7 +107,7 @@ def _study(
         console.say(planned.text())
         return
     result = study(
-        spec, out, *assignments, overwrite=overwrite, executor=_ray(ray), report=console.say, **options
+        spec, out, *assignments, overwrite=overwrite, executor=cluster, report=console.say, **options
     )  # fmt: skip
     console.answer({"path": result.path, **result.data()})
     console.say(result.table())
@@ -106,12 +117,14 @@ def _study(
         sys.exit(1)
 
 
-def _ray(address: str | None) -> Any:
+def _ray(address: str | None, gpus: float) -> Any:
+    if gpus < 0 or (gpus and address is None):
+        raise RecipeError(f"--gpus {gpus:g}: must not be negative" if gpus < 0 else "--gpus: needs --ray ADDRESS")
     if address is None:
         return None
     from kitae.experiments.executors import RayCluster
 
-    return RayCluster(None if address == "local" else address)
+    return RayCluster(None if address == "local" else address, gpus)
 
 
 @study_app.command
@@ -130,6 +143,7 @@ def ablate(
     workers: _Workers = 1,
     threads: _Threads = None,
     ray: _Ray = None,
+    gpus: _Gpus = 0,
     overwrite: bool = False,
     open_: Open = False,
 ) -> None:
@@ -155,7 +169,7 @@ def ablate(
         recipe, *(set_ or ()), design=design, seeds=seeds, only=only or (), metric=metric, foldover=foldover
     )
     options = {"workers": workers, "threads": threads}
-    _study(spec, plan=plan, out=out, ray=ray, overwrite=overwrite, browser=open_, **options)
+    _study(spec, plan=plan, out=out, cluster=_ray(ray, gpus), overwrite=overwrite, browser=open_, **options)
 
 
 @app.command(group=RESEARCH, sort_key=2)
@@ -171,6 +185,7 @@ def search(
     workers: _Workers = 1,
     threads: _Threads = None,
     ray: _Ray = None,
+    gpus: _Gpus = 0,
     overwrite: bool = False,
 ) -> None:
     """Search for the augmentation, mixing and smoothing that suit your data: presets first, a rematch at the end.
@@ -192,7 +207,7 @@ def search(
 
     result = run_search(
         recipe, out, *assignments({"data.source": source_named(data)}), *(set_ or ()), arms=arms,
-        rematch_seeds=rematch_seeds, workers=workers, threads=threads, executor=_ray(ray), overwrite=overwrite,
+        rematch_seeds=rematch_seeds, workers=workers, threads=threads, executor=_ray(ray, gpus), overwrite=overwrite,
         report=console.say,
     )  # fmt: skip
     console.answer({"path": result.path, **result.data()})

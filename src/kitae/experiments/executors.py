@@ -82,7 +82,8 @@ class RayCluster:
 
     Args:
         address: of the cluster; None starts or joins a local one, as `ray.init` does.
-        gpus: GPUs of each run.
+        gpus: of each run, which sees no others; a fraction lets runs share one. With 0, a run takes the first GPU of
+            its machine, whatever else runs there.
         retries: how often the run of a lost worker is repeated, on any machine that is left.
     """
 
@@ -95,11 +96,12 @@ class RayCluster:
         if not ray.is_initialized():
             ray.init(address=self.address, log_to_driver=False, include_dashboard=False)
         most = max((_threads(unit) for unit in units), default=1)
-        largest = int(max((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=0))
-        if most > largest:  # Ray would wait for such a machine forever
-            raise RecipeError(
-                f"threads: {most} for each run, and no machine of the cluster has more than {largest} cores"
-            )
+        for name, wanted, kind, what in (("threads", most, "CPU", "cores"), ("gpus", self.gpus, "GPU", "GPUs")):
+            largest = max((node["Resources"].get(kind, 0) for node in ray.nodes() if node["Alive"]), default=0)
+            if wanted > largest:  # Ray would wait for such a machine forever
+                raise RecipeError(
+                    f"{name}: {wanted:g} for each run, and no machine of the cluster has more than {largest:g} {what}"
+                )
         path = os.environ.get("PYTHONPATH")
         remote = ray.remote(
             num_gpus=self.gpus,
