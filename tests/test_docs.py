@@ -8,6 +8,7 @@ A block that no test runs says why, in a comment above it:
 from __future__ import annotations
 
 import importlib
+import inspect
 import re
 import shlex
 import shutil
@@ -24,6 +25,7 @@ import pytest
 import yaml
 from PIL import Image
 
+import kitae
 from kitae.cli import app
 from kitae.experiments.study_spec import StudySpec
 from kitae.models.build import build
@@ -237,6 +239,18 @@ def test_pictures_of_definitions_are_up_to_date(tmp_path: Path) -> None:
             assert new.size == old.size
             difference = np.abs(np.asarray(new.convert("L"), np.int16) - np.asarray(old.convert("L"), np.int16))
         assert difference.mean() < 2  # fonts differ a little between versions of matplotlib
+
+
+def test_the_api_pages_have_what_the_package_hands_out() -> None:
+    """Public names of augmentation, results of the verbs, and what the errors are called."""
+    text = "".join(page.read_text() for page in (ROOT / "docs" / "api").glob("*.md"))
+    verbs = ("train", "compress", "study", "search", "export", "check", "load", "report")
+    names = {"MixSpec", "Program", "CustomOp", "Draw", "Augment", "functional"}
+    for verb in verbs:
+        returned = str(inspect.signature(getattr(kitae, verb)).return_annotation)
+        names |= {verb, *re.findall(r"[A-Z]\w+", returned)}
+    assert "::: kitae.errors\n" in text
+    assert not [name for name in names - {"Path", "Any"} if f".{name}\n" not in text]
 
 
 def test_every_page_is_in_the_navigation() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,9 +18,9 @@ import kitae
 from kitae.augment import functional, jit
 from kitae.augment.ops import OPS, STEPS
 from kitae.augment.ops.base import AUGMIX_BEGIN, AUGMIX_END, CHAIN_END, NOP
-from kitae.augment.table import rewrite
+from kitae.augment.table import details, rewrite, rows
 
-DOCS = Path(__file__).parents[2] / "docs" / "augmentation.md"
+DOCS = Path(__file__).parents[2] / "docs"
 
 CLASS = '''
 
@@ -86,7 +88,9 @@ def test_a_new_op_is_a_class_a_kernel_and_a_twin(tmp_path: Path) -> None:
 
 
 def test_the_table_in_the_docs_is_up_to_date() -> None:
-    assert rewrite(DOCS.read_text()) == DOCS.read_text(), "python -m kitae.augment.table docs/augmentation.md"
+    for name, content in (("augmentation", rows()), ("ops", details())):
+        page = (DOCS / f"{name}.md").read_text()
+        assert rewrite(page, content) == page, "python -m kitae.augment.table docs/augmentation.md docs/ops.md"
 
 
 @pytest.mark.parametrize("step", STEPS.values(), ids=lambda step: step.name)
@@ -99,14 +103,20 @@ def test_every_row_has_a_kernel_a_twin_and_words(step) -> None:
 
 
 def test_generated_functions_have_signatures_and_docstrings() -> None:
-    import inspect
-
     found = {step.name for step in STEPS.values() if step.takes is not None}
     assert {"horizontal_flip", "brightness", "gaussian_noise", "posterize"} <= found <= set(dir(functional))
     assert str(inspect.signature(functional.gaussian_noise)) == "(images, sigma, mean=0.0, key=0, *, executor='auto')"
     for name in found:
-        assert getattr(functional, name).__doc__
         assert name in OPS
+    assert all(argument.meaning for step in STEPS.values() for argument in step.takes or ())
+    for name, function in inspect.getmembers(functional, inspect.isfunction):
+        if name.startswith("_") or function.__module__ != functional.__name__:
+            continue
+        text, taken = inspect.getdoc(function) or "", inspect.signature(function).parameters
+        assert all(re.search(rf"\b{one}\b", text) for one in taken if one != "executor"), name
+        # Of an op's own fields, such as the range that it draws from, none is described.
+        fields = OPS[name].model_fields.keys() - taken.keys() if name in found else ()
+        assert not [field for field in fields if re.search(rf"\b{field}:", text)], name
     images = np.zeros((2, 3, 8, 8), np.uint8)
     with pytest.raises(TypeError):
         functional.brightness(images)

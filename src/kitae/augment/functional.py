@@ -1,8 +1,9 @@
 """Single ops with given parameters, without randomness.
 
 Images are uint8 [N, C, H, W], NumPy or torch; the result is a new batch of the same kind. A parameter is a number, or
-one number per sample. `executor` is `cpu`, `torch`, or `auto` (torch for tensors that are not on the CPU). Names,
-ranges and directions are torchvision's `transforms.v2.functional`, unless stated otherwise.
+one number per sample, [N]. `executor` is `cpu`, `torch`, or `auto` (torch for tensors that are not on the CPU). Results
+and directions are those of torchvision's `transforms.v2.functional`, unless stated otherwise; names and arguments are
+those of Kitae's ops. A wrong argument raises AugmentError.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from kitae.augment.spec import MixSpec, make_op
 from kitae.errors import AugmentError
 
 Executor = Literal["auto", "cpu", "torch"]
+_IMAGES = "uint8 [N, C, H, W], NumPy or torch"
+_EXECUTOR = "`cpu`, `torch`, or `auto`, which takes torch for tensors that are not on the CPU"
 Fill = float | tuple[float, ...] | list[float] | None
 
 
@@ -152,14 +155,27 @@ def _function(step: Step, takes: Sequence[o.Argument]) -> Callable[..., Any]:
             if argument.name == "key":
                 columns[argument.at], columns[argument.at + 1] = _key(value, count)
             else:
-                name, at, low, high, _, whole = argument
+                name, at, low, high, _, whole, _ = argument
                 columns[at] = _numbers(value, name, count, low, high, whole)
         return _run(images, step.code, [columns[at] for at in sorted(columns)], given.arguments["executor"])
 
     function.__name__ = function.__qualname__ = step.name
     function.__signature__ = signature  # type: ignore[attr-defined]
-    function.__doc__ = next((op.__doc__ for op in OPS.values() if op.writes[0] is step), None)
+    function.__doc__ = _docstring(step, takes)
     return function
+
+
+def _docstring(step: Step, takes: Sequence[o.Argument]) -> str:
+    """What the op of a step does, and the arguments of the function."""
+    about = next((op.__doc__ or "" for op in OPS.values() if op.writes[0] is step), "")
+    lines = [*inspect.cleandoc(about).partition("\n\n")[0].splitlines(), "", "Args:", f"    images: {_IMAGES}."]
+    for argument in takes:
+        span = "0 to 2**64 - 1" if argument.name == "key" else f"{argument.low:g} to {argument.high:g}"
+        span = f"{argument.low:g} or more" if math.isinf(argument.high) and argument.name != "key" else span
+        whole = "a whole number" if argument.whole else "a number"
+        lines.append(f"    {argument.name}: {argument.meaning}: {whole}, {span}, or one per sample, [N].")
+    lines += [f"    executor: {_EXECUTOR}.", "", "Returns:", "    A new batch of the same kind, shape and type.", ""]
+    return "\n".join([*lines, "Raises:", "    AugmentError: other images, or an argument that is outside its range."])
 
 
 globals().update({s.name: _function(s, s.takes) for s in STEPS.values() if s.takes is not None})
@@ -184,8 +200,19 @@ def crop(
     *,
     executor: Executor = "auto",
 ) -> Any:
-    """Cut height x width at (top, left) of the image padded on all sides (or left/right, top/bottom, or left, top,
-    right, bottom). mode: zero (the level `fill`), reflect, edge."""
+    """Pad the images and cut a window out of them.
+
+    Args:
+        images: uint8 [N, C, H, W].
+        top, left: pixels of the padded image, from 0; one or one per sample.
+        height, width: pixels of the window, not larger than the padded image.
+        padding: pixels on all sides, or (left and right, top and bottom), or (left, top, right, bottom).
+        mode: `zero` pads with `fill`, `reflect` mirrors without the border pixel, `edge` repeats the border pixel.
+        fill: a level or one per channel, 0 to 255; None is 0.
+
+    Returns:
+        uint8 [N, C, height, width].
+    """
     n, c, h, w = _count(images)
     op = make_op({RandomCrop.name: {"size": (height, width), "padding": padding, "mode": mode}})
     assert isinstance(op, RandomCrop)
@@ -207,7 +234,16 @@ def resized_crop(
     *,
     executor: Executor = "auto",
 ) -> Any:
-    """Cut windows and resize them to `size` (height, width), bilinear with antialias."""
+    """Cut windows and resize them, bilinear with antialias.
+
+    Args:
+        images: uint8 [N, C, H, W].
+        top, left, height, width: whole pixels of a window inside the image; one or one per sample.
+        size: (height, width) in pixels, or the side of a square.
+
+    Returns:
+        uint8 [N, C, *size].
+    """
     height_, width_ = (size, size) if isinstance(size, int | float | np.integer) else size
     new = int(height_), int(width_)
     if min(new) < 1 or new != (height_, width_):
@@ -217,7 +253,7 @@ def resized_crop(
 
 
 def resize(images: Any, size: int | tuple[int, int], *, executor: Executor = "auto") -> Any:
-    """Resize to `size` (height, width), bilinear with antialias."""
+    """Resize images uint8 [N, C, H, W] to `size`, (height, width) or the side of a square; bilinear with antialias."""
     _, _, h, w = _count(images)
     return resized_crop(images, 0, 0, h, w, size, executor=executor)
 
@@ -231,7 +267,14 @@ def rotate(
     *,
     executor: Executor = "auto",
 ) -> Any:
-    """Turn counter-clockwise by `degrees`. center: (x, y) from the upper left corner; None is the middle."""
+    """Turn images uint8 [N, C, H, W] counter-clockwise.
+
+    Args:
+        degrees: one or one per sample.
+        interpolation: `nearest` or `bilinear`.
+        fill: a level or one per channel, 0 to 255, of what comes from outside; None is black.
+        center: (x, y) in pixels from the upper left corner; None is the middle.
+    """
     turned = -_numbers(degrees, "degrees", _count(images)[0])
     return affine(images, turned, interpolation=interpolation, fill=fill, center=center, executor=executor)
 
@@ -250,7 +293,15 @@ def affine(
     *,
     executor: Executor = "auto",
 ) -> Any:
-    """Shear, scale and turn (clockwise, degrees), then shift (pixels). center: as in `rotate`."""
+    """Shear, scale and turn images uint8 [N, C, H, W], then shift them.
+
+    Args:
+        degrees: clockwise; like all numbers here, one or one per sample.
+        translate_x, translate_y: pixels to the right and down.
+        scale: factor, above 0.
+        shear_x, shear_y: degrees, -89.9 to 89.9.
+        interpolation, fill, center: as in `rotate`.
+    """
     n, c, h, w = _count(images)
     code = _warp(interpolation, o.AFFINE_NEAREST)
     if center is not None and not (np.shape(center) == (2,) and np.isfinite(center).all()):
@@ -268,7 +319,14 @@ def affine(
 
 
 def perspective_coefficients(startpoints: ArrayLike, endpoints: ArrayLike) -> NDArray[np.float64]:
-    """The eight coefficients that map endpoints back to startpoints: float64 [..., 8] from [..., 4, 2] of (x, y)."""
+    """The eight coefficients that map endpoints back to startpoints, as `perspective` takes them.
+
+    Args:
+        startpoints, endpoints: four corners (x, y) in pixels, [..., 4, 2]. No three endpoints may lie on a line.
+
+    Returns:
+        float64 [..., 8].
+    """
     start, end = np.asarray(startpoints, np.float64), np.asarray(endpoints, np.float64)
     if start.shape[-2:] != (4, 2) or end.shape[-2:] != (4, 2):
         raise AugmentError(
@@ -302,8 +360,13 @@ def perspective(
     *,
     executor: Executor = "auto",
 ) -> Any:
-    """Move startpoints to endpoints (four corners (x, y), or four per sample); or the eight `coefficients` of the
-    inverse."""
+    """Warp images uint8 [N, C, H, W] so that four points go to others.
+
+    Args:
+        startpoints, endpoints: four corners (x, y) in pixels, [4, 2] or [N, 4, 2].
+        coefficients: instead of them, those of the inverse, [8] or [N, 8]; see `perspective_coefficients`.
+        interpolation, fill: as in `rotate`.
+    """
     n, c, _, _ = _count(images)
     given = [value is not None for value in (startpoints, endpoints, coefficients)]
     if given not in ([True, True, False], [False, False, True]):
@@ -324,8 +387,12 @@ def perspective(
 def gaussian_blur(
     images: Any, kernel_size: int | tuple[int, int], sigma: ArrayLike | None = None, *, executor: Executor = "auto"
 ) -> Any:
-    """Convolve with a Gaussian; kernel_size: a number or (width, height), odd; sigma: pixels, by default 0.15 k +
-    0.35."""
+    """Convolve images uint8 [N, C, H, W] with a Gaussian.
+
+    Args:
+        kernel_size: odd pixels, a number or (width, height).
+        sigma: standard deviation in pixels, 1e-6 or more, one or one per sample; None is 0.15 * kernel_size + 0.35.
+    """
     n, c, h, w = _count(images)
     op = make_op({GaussianBlur.name: {"kernel_size": kernel_size}})
     (kx, _, _), (ky, _, _), *_ = op.ranges(Site(c, h, w))
@@ -344,7 +411,13 @@ def erase(
     *,
     executor: Executor = "auto",
 ) -> Any:
-    """Write levels into a rectangle."""
+    """Write levels into a rectangle of images uint8 [N, C, H, W].
+
+    Args:
+        top, left, height, width: whole pixels of a rectangle inside the image, which may be empty; one or one per
+            sample.
+        value: a level or one per channel, 0 to 255.
+    """
     if value is None:
         raise AugmentError("value must be a level or one per channel")
     window = _window(images, top, left, height, width, 0, "rectangle")
@@ -352,7 +425,14 @@ def erase(
 
 
 def normalize(images: Any, mean: Any, std: Any, *, executor: Executor = "auto") -> Any:
-    """(level / 255 - mean) / std as float32."""
+    """(level / 255 - mean) / std of images uint8 [N, C, H, W].
+
+    Args:
+        mean, std: one per channel, of levels in [0, 1]; std is above 0.
+
+    Returns:
+        float32 [N, C, H, W].
+    """
     return _last(images, executor=executor, mean=as_colour(mean, "mean"), std=as_colour(std, "std"))
 
 
@@ -363,8 +443,16 @@ def _mixed(images: Any, targets: Any, mix: NDArray[np.float64], executor: Execut
 
 
 def mixup(images: Any, targets: Any, lam: ArrayLike, *, executor: Executor = "auto") -> Any:
-    """lam times each image plus the rest of its partner (positions 2k and 2k + 1), rounded, halves up; targets (float32
-    [N, K] or None) alike. An odd last sample stays."""
+    """Mix each image with its partner (positions 2k and 2k + 1); an odd last sample stays as it is.
+
+    Args:
+        images: uint8 [N, C, H, W].
+        targets: float32 [N, K], mixed alike, or None.
+        lam: share of the image itself, 0 to 1, one or one per sample; levels are rounded, halves up.
+
+    Returns:
+        The images, or with targets (images, targets).
+    """
     n = _count(images)[0]
     mix = np.zeros((n, 6))
     mix[:, 0], mix[:, 1] = 1.0, _numbers(lam, "lam", n, 0, 1)
@@ -372,7 +460,16 @@ def mixup(images: Any, targets: Any, lam: ArrayLike, *, executor: Executor = "au
 
 
 def cutmix(images: Any, targets: Any, box: ArrayLike, *, executor: Executor = "auto") -> Any:
-    """Each image shows its partner inside `box` (x1, y1, x2, y2; one, or one per sample); targets by the kept area."""
+    """Show in each image a part of its partner (positions 2k and 2k + 1); an odd last sample stays as it is.
+
+    Args:
+        images: uint8 [N, C, H, W].
+        targets: float32 [N, K], mixed by the areas, or None.
+        box: (x1, y1, x2, y2) in whole pixels inside the image, [4] or [N, 4].
+
+    Returns:
+        The images, or with targets (images, targets).
+    """
     n, _, h, w = _count(images)
     table = np.asarray(box, np.float64)
     if table.shape not in ((4,), (n, 4)):

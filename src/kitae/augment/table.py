@@ -1,12 +1,18 @@
-"""The table of ops in the docs, generated from the classes.
+"""The ops in the docs, generated from the classes.
 
-python -m kitae.augment.table docs/augmentation.md    # rewrite it between its two marks
+python -m kitae.augment.table docs/augmentation.md docs/ops.md    # rewrite the table, and the page of all parameters
 """
 
 from __future__ import annotations
 
+import inspect
+import re
 import sys
+import typing
 from pathlib import Path
+
+from pydantic import AfterValidator
+from pydantic.fields import FieldInfo
 
 from kitae.augment.ops import OPS, Op
 
@@ -25,6 +31,35 @@ def _row(op: type[Op]) -> str:
     return f"| `{op.name}` | {parameters} | {sentence.replace('|', '/')} |"
 
 
+def details() -> str:
+    """A section for each op, in Markdown: its docstring, and its parameters with their ranges and defaults."""
+    return "\n".join(map(_section, OPS.values()))
+
+
+def _section(op: type[Op]) -> str:
+    about = re.sub(r"^([a-z_, ]+): ", r"- `\1`: ", inspect.cleandoc(op.__doc__ or ""), flags=re.MULTILINE)
+    lines = [f"## {op.name}", "", about, ""]
+    if op.model_fields:
+        lines += ["| parameter | default | range |", "|---|---|---|"]
+    for name, field in op.model_fields.items():
+        lines.append(f"| `{name}` | `{_value(field.default)}` | {_bounds(field)} |")
+    return "\n".join([*lines, ""])
+
+
+def _bounds(field: FieldInfo) -> str:
+    """The range that a field's validators check, or its words; empty where there is none."""
+    if typing.get_origin(field.annotation) is typing.Literal:
+        return " or ".join(f"`{word}`" for word in typing.get_args(field.annotation))
+    found = []
+    for one in field.metadata:
+        if isinstance(one, AfterValidator):
+            found.append((one.func.__doc__ or "").split("\n")[0])
+        else:
+            signs = (("gt", "above"), ("ge", "at least"), ("lt", "below"), ("le", "at most"))
+            found += [f"{sign} {getattr(one, name):g}" for name, sign in signs if hasattr(one, name)]
+    return ", ".join(text for text in found if text)
+
+
 def _value(default: object) -> str:
     if default is None:
         return "null"
@@ -33,12 +68,12 @@ def _value(default: object) -> str:
     return f"{default:.3g}" if isinstance(default, float) else str(default).lower()
 
 
-def rewrite(text: str) -> str:
-    """A page with the table between its marks brought up to date."""
+def rewrite(text: str, content: str) -> str:
+    """A page with what is between its marks brought up to date."""
     head, _, rest = text.partition(BEGIN)
-    return head + BEGIN + rows() + END + rest.partition(END)[2]
+    return head + BEGIN + content + END + rest.partition(END)[2]
 
 
 if __name__ == "__main__":
-    for page in map(Path, sys.argv[1:]):
-        page.write_text(rewrite(page.read_text()))
+    for page, content in zip(map(Path, sys.argv[1:]), (rows(), details()), strict=True):
+        page.write_text(rewrite(page.read_text(), content))

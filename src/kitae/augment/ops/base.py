@@ -89,6 +89,7 @@ class Argument(NamedTuple):
     high: float = math.inf
     default: float | None = None
     whole: bool = False
+    meaning: str = ""
 
 
 class Step(NamedTuple):
@@ -242,10 +243,18 @@ def within(low: float, high: float = math.inf, lowest: float | None = None) -> A
         check_range(value, str(info.field_name), bottom, high)
         return value
 
+    check.__doc__ = _span(low, high) + ("" if lowest is None else f", a pair {_span(lowest, high)}")  # for the docs
     return AfterValidator(check)
 
 
+def _span(low: float, high: float) -> str:
+    if math.isfinite(low) and math.isfinite(high):
+        return f"{low:g} to {high:g}"
+    return f"at least {low:g}" if math.isfinite(low) else "any"
+
+
 def _check_levels(value: Any, info: ValidationInfo) -> Any:
+    """0 to 255"""
     if value is not None and not all(0 <= v <= 255 for v in fills(value)):
         raise ValueError(f"{info.field_name} must be levels in [0, 255] or null, not {value}")
     return value
@@ -260,6 +269,7 @@ def rising(high: float = math.inf) -> AfterValidator:
             raise ValueError(f"{info.field_name} must be a rising pair {bounds}, not {value}")
         return value
 
+    check.__doc__ = f"rising, {bounds}"
     return AfterValidator(check)
 
 

@@ -36,7 +36,10 @@ from kitae.augment.ops.base import (
     unit,
 )
 
-_FACTOR = (Argument("factor"),)
+_FACTOR = (Argument("factor", meaning="1 keeps the image as it is"),)
+_SHIFT = (Argument("factor", low=-0.5, high=0.5, meaning="the shift, in turns"),)
+_BITS = (Argument("bits", high=8.0, whole=True, meaning="upper bits that are kept"),)
+_THRESHOLD = (Argument("threshold", high=256.0, meaning="levels at or above it are inverted"),)
 
 
 class _Factor(Op):
@@ -89,7 +92,7 @@ class Hue(_Factor):
 
     name = "hue"
     shows: ClassVar = {"amount": 0.2}
-    writes = (Step(HUE, "color.hue", "hue {0:+.2f}", (Argument("factor", low=-0.5, high=0.5),)),)
+    writes = (Step(HUE, "color.hue", "hue {0:+.2f}", _SHIFT),)
     amount: Turn = 0.1
 
     def ranges(self, site: Site) -> Sequence[Range]:
@@ -185,7 +188,14 @@ class Posterize(_Maybe):
 
     name = "posterize"
     shows: ClassVar = {"bits": 3}
-    writes = (Step(POSTERIZE, "color.posterize", "posterize {0:.0f} bits", (Argument("bits", high=8.0, whole=True),)),)
+    writes = (
+        Step(
+            POSTERIZE,
+            "color.posterize",
+            "posterize {0:.0f} bits",
+            _BITS,
+        ),
+    )
     bits: int = Field(4, ge=0, le=8)
 
     def ranges(self, site: Site) -> Sequence[Range]:
@@ -196,7 +206,14 @@ class Solarize(_Maybe):
     """Inverts levels at or above `threshold`. torchvision RandomSolarize."""
 
     name = "solarize"
-    writes = (Step(SOLARIZE, "color.solarize", "solarize {0:.0f}", (Argument("threshold", high=256.0),)),)
+    writes = (
+        Step(
+            SOLARIZE,
+            "color.solarize",
+            "solarize {0:.0f}",
+            _THRESHOLD,
+        ),
+    )
     threshold: float = Field(128.0, ge=0, le=256)
 
     def ranges(self, site: Site) -> Sequence[Range]:

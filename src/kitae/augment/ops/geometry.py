@@ -199,6 +199,7 @@ class Rotate(Op):
     """Turns counter-clockwise about the centre by an angle uniform in `degrees`. torchvision RandomRotation.
 
     degrees: a number d stands for (-d, d).
+    interpolation: how levels between pixels are found: that of the nearest pixel, or bilinear.
     fill: level of what comes from outside (a number or one per channel). With bilinear, the border is blended with
         black, and with a level then once more with that, as torchvision does.
     """
@@ -341,6 +342,7 @@ class Affine(Op):
     translate: shift of up to these shares of the width and of the height, uniform, rounded to whole pixels.
     scale: factor, uniform in the pair.
     shear: degrees: a number s or a pair shears along x; four numbers are two ranges, along x and along y.
+    interpolation, fill: as in rotate.
     """
 
     name = "affine"
@@ -389,7 +391,10 @@ class Affine(Op):
 
 
 class Perspective(Op):
-    """Moves each corner inwards by up to `distortion_scale` / 2 of the side. torchvision RandomPerspective."""
+    """Moves each corner inwards by up to `distortion_scale` / 2 of the side. torchvision RandomPerspective.
+
+    interpolation, fill: as in rotate.
+    """
 
     name = "perspective"
     page = "geometry"

@@ -44,6 +44,8 @@ from kitae.keyed import normal_quantile
 
 Kernel = Annotated[int, Field(ge=1, le=63)]
 
+_KEY = Argument("key", default=0, meaning="of the noise, which is the same for the same key")
+
 
 class GaussianBlur(Op):
     """Convolves with a Gaussian, mirrored at the border, rounded. torchvision GaussianBlur.
@@ -100,7 +102,11 @@ class GaussianNoise(Op):
             GAUSSIAN_NOISE,
             "noise.gaussian_noise",
             "noise sigma {3:.2f}",
-            (Argument("sigma", 3, high=10.0), Argument("mean", 2, -1.0, 1.0, 0.0), Argument("key", default=0)),
+            (
+                Argument("sigma", 3, high=10.0, meaning="standard deviation, as a share of the range of levels"),
+                Argument("mean", 2, -1.0, 1.0, 0.0, meaning="mean, as a share of the range of levels"),
+                _KEY,
+            ),
         ),
     )
     mean: float = Field(0.0, ge=-1, le=1)
@@ -114,7 +120,10 @@ class GaussianNoise(Op):
 class SaltAndPepper(Op):
     """Sets a share of the pixels to white (salt) or black (pepper), all channels alike.
 
-    amount: probability of a pixel to be hit; a number, or a pair to draw from. salt: probability of white among them.
+    Impulse noise as in Gonzalez and Woods, "Digital Image Processing", section 5.2.
+
+    amount: probability of a pixel to be hit; a number, or a pair to draw from.
+    salt: probability of white among them.
     """
 
     name = "salt_and_pepper"
@@ -125,7 +134,11 @@ class SaltAndPepper(Op):
             SALT_AND_PEPPER,
             "noise.salt_and_pepper",
             "{2:.1%} hit",
-            (Argument("amount", 2, high=1.0), Argument("salt", 3, 0.0, 1.0, 0.5), Argument("key", default=0)),
+            (
+                Argument("amount", 2, high=1.0, meaning="probability of a pixel to be hit"),
+                Argument("salt", 3, 0.0, 1.0, 0.5, meaning="probability of white among them"),
+                _KEY,
+            ),
         ),
     )
     amount: Annotated[Amount, within(0.0, 1.0)] = 0.02

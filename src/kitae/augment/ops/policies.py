@@ -337,6 +337,9 @@ class AugMix(_Policy):
     Hendrycks et al., "AugMix: A simple data processing method to improve robustness and uncertainty" (2019): m ~
     Beta(alpha, alpha), w ~ Dirichlet(alpha, ...), result = m image + (1 - m) sum of w chain; each chain has
     `chain_depth` ops (-1: 1 to 3, uniform) at a magnitude uniform among the first `severity` of ten.
+
+    all_ops: also brightness, contrast, saturation and sharpness, which are among the corruptions of ImageNet-C.
+    interpolation, fill: of the ops that move pixels, as in rotate.
     """
 
     name = "augmix"
