@@ -24,7 +24,7 @@ from kitae.errors import CompressionError, ExportError, RecipeError, TrainingErr
 from kitae.models.structure import count_parameters
 from kitae.pipelines import budget, candidates
 from kitae.pipelines.budget import Outcome, choose, front, judge, search, within
-from kitae.pipelines.candidates import Bench, Candidate
+from kitae.pipelines.candidates import Bench, Candidate, Scoring
 from kitae.pipelines.networks import Networks
 from kitae.pipelines.setup import Setup
 from kitae.run import Run, build_network
@@ -165,7 +165,7 @@ def test_the_smallest_file_within_the_budget_wins(find: Finder, finished: Run) -
 
     setup = Setup.of(finished)
     test = setup.image_set(setup.splits.open_test(lambda: None))
-    verdict = judge(outcome, test, CompressSpec())
+    verdict = judge(outcome, test, CompressSpec(), Scoring())
     assert verdict["count"] == len(test)
     points = 100 * (verdict["baseline"]["accuracy"] - verdict["winner"]["accuracy"])
     assert verdict["drop"] == pytest.approx(points)
@@ -174,7 +174,7 @@ def test_the_smallest_file_within_the_budget_wins(find: Finder, finished: Run) -
     served = Model(outcome.winner.path).predict(images)
     assert (served.labels == labels).mean() == verdict["winner"]["accuracy"]
     with pytest.raises(CompressionError, match="no test images"):
-        judge(outcome, setup.image_set(test.rows[:0]), CompressSpec())
+        judge(outcome, setup.image_set(test.rows[:0]), CompressSpec(), Scoring())
 
 
 def test_bytes_and_latency_bound_the_choice(find: Finder) -> None:
@@ -735,11 +735,42 @@ def test_to_be_sure_is_the_default_and_counts_what_chance_cannot_undo() -> None:
 
 def test_more_images_are_only_advised_where_they_would_help() -> None:
     lines: list[str] = []
-    few = budget._as_sure_as_possible(CompressSpec(max_drop=1.0), 100, lines.append)
-    none = budget._as_sure_as_possible(CompressSpec(max_drop=0.0), 100, lines.append)
+    few = budget._as_sure_as_possible(CompressSpec(max_drop=1.0), 100, 3.7, lines.append)
+    none = budget._as_sure_as_possible(CompressSpec(max_drop=0.0), 100, 3.7, lines.append)
     assert not few.sure
     assert not none.sure
     assert ["val_fraction" in line for line in lines] == [True, False]  # no number of them shows a drop of nothing
+
+
+def test_a_file_that_forgets_a_rare_class_loses_more_than_its_share() -> None:
+    labels = np.repeat([0, 1, 2], [990, 5, 5])
+    forgets = np.where(labels == 1, 0, labels)
+    lost = Scoring().drop(labels, forgets, labels)
+    assert lost["drop"] == pytest.approx(0.5)
+    assert within(lost["drop"], CompressSpec(max_drop=1.0))
+    balanced = Scoring(balanced=True)
+    lost = balanced.drop(labels, forgets, labels)
+    assert lost["drop"] == pytest.approx(100 / 3)
+    assert lost["drop_interval"][0] < 100 / 3 < lost["drop_interval"][1]
+    assert balanced.accuracy(forgets, labels)["accuracy"] == pytest.approx(2 / 3)
+    # Five images of a class show less than a thousand do.
+    assert balanced.least_drop(labels) > 10 * Scoring().least_drop(labels)
+    even = np.repeat([0, 1], 500)
+    assert balanced.drop(even, 1 - even, even)["drop"] == Scoring().drop(even, 1 - even, even)["drop"] == 100
+
+
+def test_a_run_selected_by_a_mean_over_the_classes_is_compressed_by_it(
+    find: Finder, finished: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    select = finished.recipe.train.model_copy(update={"select": "val_macro_f1"})
+    monkeypatch.setattr(finished, "recipe", finished.recipe.model_copy(update={"train": select}))
+    outcome = find(**FLOAT)
+    images = Setup.of(finished).image_set(Setup.of(finished).splits.val)
+    labels, predicted = candidates.labels_of(images), candidates.predict(outcome.winner.path.read_bytes(), images)
+    right = predicted.argmax(axis=1) == labels
+    expected = np.mean([right[labels == label].mean() for label in np.unique(labels)])
+    assert outcome.winner.row["accuracy"] == pytest.approx(expected)
+    assert outcome.winner.row["accuracy"] != pytest.approx(right.mean())
 
 
 def test_a_drop_as_large_as_the_budget_is_within_it() -> None:

@@ -332,6 +332,11 @@ def test_a_compression_says_what_a_larger_drop_would_buy(tmp_path: Path) -> None
             line
             == f"kitae compress {tmp_path / 'r'} --overwrite --set round_to=1 --set 'controls=[]' --max-drop {budget}"
         )
+    assert "balanced" not in " ".join(compression_page.answer(whole))
+    uneven = whole.model_copy(update={"metric": "balanced accuracy", "least_drop": 3.0, "sure": False})
+    assert "Accuracy is balanced accuracy here" in compression_page.answer(uneven)[-1]
+    # The classes' images cannot prove 2.5 points, so the drop itself would count.
+    assert compression_page.commands(uneven, tmp_path / "r-small")[1][1].endswith("--max-drop 1.4")
     elsewhere = compression_page.commands(whole, tmp_path / "other")[1][1]
     assert f"--out {tmp_path / 'other'}" in elsewhere
 

@@ -82,9 +82,10 @@ def _print_candidates(result: Any) -> None:
         ]
         for row in result.rows
     ]
-    head = ["candidate", "packed" if size == "packed_bytes" else "bytes", "ms", "faster", "accuracy (95 %)"]
+    metric = result.facts.get("metric", "accuracy")
+    head = ["candidate", "packed" if size == "packed_bytes" else "bytes", "ms", "faster", f"{metric} (95 %)"]
     console.table("", head, rows)
-    console.say("ms: one image in ONNX Runtime on this machine; accuracy: on validation")
+    console.say(f"ms: one image in ONNX Runtime on this machine; {metric}: on validation")
 
 
 def _print_compression(result: Any) -> None:

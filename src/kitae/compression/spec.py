@@ -21,7 +21,8 @@ class CompressSpec(Spec):
     """A budget, and where to look for the smallest model within it.
 
     Attributes:
-        max_drop: points of accuracy (percent) that may be lost.
+        max_drop: points of accuracy (percent) that may be lost; of balanced accuracy, its mean over the classes, where
+            the run chose its best epoch by that or by macro F1.
         sure: compare the upper end of the drop's 95 % interval with the budget, not the drop, since otherwise a
             candidate that lost little by chance is chosen too often. If validation has too few images to show that any
             drop is within the budget, the drop itself is compared, and the result says so.

@@ -145,6 +145,28 @@ def paired_difference(before: ArrayLike, after: ArrayLike, labels: ArrayLike) ->
     return (gained - lost) / truth.size, _tango(gained, lost, truth.size)
 
 
+def balanced_difference(before: ArrayLike, after: ArrayLike, labels: ArrayLike) -> tuple[float, Interval]:
+    """The same of balanced accuracy, the mean over the classes of the accuracy in each.
+
+    Normal, with the variance of paired proportions in each class, half an image added to each of the four cells of
+    right and wrong (as Agresti and Min 2005 do), so that a class without changes does not get zero variance.
+
+    Args:
+        before, after: int [N] predicted classes.
+        labels: int [N]; a class without images is left out.
+    """
+    truth = np.asarray(labels)
+    changes = (np.asarray(after) == truth).astype(np.float64) - (np.asarray(before) == truth)
+    means, variances = [], []
+    for label in np.unique(truth):
+        inside = changes[truth == label]
+        means.append(float(inside.mean()))
+        moved = float((inside != 0).sum())
+        variances.append((moved + 1 - inside.sum() ** 2 / (inside.size + 2)) / (inside.size + 2) ** 2)
+    mean, half = sum(means) / len(means), _Z * sqrt(sum(variances)) / len(means)
+    return mean, (max(-1.0, mean - half), min(1.0, mean + half))
+
+
 def least_drop(count: int) -> float:
     """The smallest upper end that the interval of a drop can have, in points: that of `count` images and no change."""
     return 100 * _Z**2 / (count + _Z**2)

@@ -22,8 +22,7 @@ from kitae.compression.spec import CompressSpec
 from kitae.console import plural
 from kitae.data.loader import ImageSet
 from kitae.errors import CompressionError, KitaeError, TrainingError, TrainingInterruptedError
-from kitae.evaluation.intervals import least_drop
-from kitae.pipelines.candidates import NAMES, Bench, Candidate, accuracy, drop, hopeless, labels_of, predict
+from kitae.pipelines.candidates import NAMES, Bench, Candidate, Scoring, hopeless, labels_of, predict
 from kitae.pipelines.networks import Network, Networks, Say, percent
 
 _EQUAL = 1.01  # files that differ by a few names in their metadata are equally small
@@ -46,6 +45,7 @@ class Outcome:
         filters: first convolution of the original [O, C, h, w], and what of it the winner kept (bool).
         stopped: why larger ratios were not tried; empty if all were.
         sure: whether the upper end of each drop's interval was counted, see `CompressSpec.sure`.
+        least_drop: points that the validation images can show at best.
         left_out: candidates that could not be made (a file that failed its verification), and why.
     """
 
@@ -60,6 +60,7 @@ class Outcome:
     filters: tuple[NDArray[np.float32], NDArray[np.bool_]] | None
     stopped: str = ""
     sure: bool = False
+    least_drop: float | None = None
     left_out: tuple[tuple[str, str], ...] = ()
 
     @property
@@ -92,7 +93,8 @@ def search(networks: Networks, bench: Bench) -> Outcome:
         CompressionError: a network that cannot be pruned or quantized as asked, too few images.
         ExportError: the original's file does not compute what it should.
     """
-    spec, say = _as_sure_as_possible(networks.spec, len(bench.validation), networks.say), networks.say
+    least, say = bench.scoring.least_drop(bench.labels), networks.say
+    spec = _as_sure_as_possible(networks.spec, len(bench.validation), least, say)
     say("exporting the original")
     reached = [networks.original]
     candidates = bench.candidates(reached[0], always_float=True)
@@ -145,11 +147,12 @@ def search(networks: Networks, bench: Bench) -> Outcome:
         filters=_filters(networks.original.model, network),
         stopped=stopped,
         sure=spec.sure,
+        least_drop=least,
         left_out=tuple(bench.left_out),
     )
 
 
-def judge(outcome: Outcome, test: ImageSet, spec: CompressSpec) -> dict[str, Any]:
+def judge(outcome: Outcome, test: ImageSet, spec: CompressSpec, scoring: Scoring) -> dict[str, Any]:
     """Open test, once, for the original and the winner.
 
     Returns:
@@ -166,10 +169,10 @@ def judge(outcome: Outcome, test: ImageSet, spec: CompressSpec) -> dict[str, Any
         predict(item.path.read_bytes(), test, item.precision).argmax(axis=1)
         for item in (outcome.baseline, outcome.winner)
     )
-    lost = drop(before, after, labels)
+    lost = scoring.drop(before, after, labels)
     return {
-        "baseline": {"name": outcome.baseline.name, **accuracy(before, labels)},
-        "winner": {"name": outcome.winner.name, **accuracy(after, labels)},
+        "baseline": {"name": outcome.baseline.name, **scoring.accuracy(before, labels)},
+        "winner": {"name": outcome.winner.name, **scoring.accuracy(after, labels)},
         **lost,
         "count": len(labels),
         "within_budget": within(lost["drop"], spec),
@@ -186,9 +189,13 @@ def size_field(spec: CompressSpec) -> str:
     return "packed_bytes" if spec.prune == "unstructured" else "bytes"
 
 
-def _as_sure_as_possible(spec: CompressSpec, count: int, say: Say) -> CompressSpec:
-    """The spec, without `sure` if there are too few validation images to show that any drop is within the budget."""
-    if not spec.sure or least_drop(count) <= spec.max_drop:
+def _as_sure_as_possible(spec: CompressSpec, count: int, least: float, say: Say) -> CompressSpec:
+    """The spec, without `sure` if there are too few validation images to show that any drop is within the budget.
+
+    Args:
+        least: points that they can show at best; see `Scoring.least_drop`.
+    """
+    if not spec.sure or least <= spec.max_drop:
         return spec
     advice = "; more validation images (data.val_fraction) would help" if spec.max_drop else ""
     say(

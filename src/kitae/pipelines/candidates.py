@@ -32,6 +32,7 @@ from kitae.files import write_atomically
 from kitae.models.structure import count_macs
 from kitae.pipelines.export import VERIFY_IMAGES, card
 from kitae.pipelines.networks import Network, Networks
+from kitae.run import Run
 from kitae.runtime import answers, open_session
 
 if TYPE_CHECKING:
@@ -71,6 +72,47 @@ class Candidate:
     control: bool = False
 
 
+@dataclass(frozen=True)
+class Scoring:
+    """How predictions are scored: by accuracy, or by its mean over the classes where that chose the run's best epoch.
+
+    A file that never names a class of one image in a hundred loses 1 point of accuracy.
+    """
+
+    balanced: bool = False
+
+    @classmethod
+    def of(cls, run: Run) -> Scoring:
+        """As the run's best epoch was chosen."""
+        return cls(run.recipe.train.selection in ("val_balanced_accuracy", "val_macro_f1"))
+
+    @property
+    def name(self) -> str:
+        return "balanced accuracy" if self.balanced else "accuracy"
+
+    def accuracy(self, predicted: NDArray[np.int64], labels: NDArray[np.int64]) -> dict[str, Any]:
+        """`accuracy` and `accuracy_interval`."""
+        right = predicted == labels
+        if not self.balanced:
+            return intervals.accuracy(int(right.sum()), len(labels))
+        counts = np.bincount(labels)
+        hits = np.bincount(labels[right], minlength=len(counts))
+        interval = intervals.balanced(hits, counts)
+        mean = float((hits[counts > 0] / counts[counts > 0]).mean())
+        return {"accuracy": mean, "accuracy_interval": None if interval is None else list(interval)}
+
+    def drop(self, before: NDArray[np.int64], after: NDArray[np.int64], labels: NDArray[np.int64]) -> dict[str, Any]:
+        """Points lost, with the paired interval; positive is worse."""
+        compared = intervals.balanced_difference if self.balanced else intervals.paired_difference
+        difference, (low, high) = compared(before, after, labels)
+        return {"drop": -100.0 * difference + 0.0, "drop_interval": [-100.0 * high, -100.0 * low]}
+
+    def least_drop(self, labels: NDArray[np.int64]) -> float:
+        """The smallest upper end that the interval of a drop can have on these images, in points: of no change."""
+        end: float = self.drop(labels, labels, labels)["drop_interval"][1]
+        return end
+
+
 class Bench:
     """Turns networks into files and files into numbers, always with the same images.
 
@@ -80,12 +122,14 @@ class Bench:
         folder: where the files are kept.
 
     Attributes:
+        scoring: of all measurements.
         left_out: candidates that could not be made, and why.
     """
 
     def __init__(self, networks: Networks, folder: Path) -> None:
         self.networks, self.folder = networks, folder
         self.run, self.spec, self.say = networks.run, networks.spec, networks.say
+        self.scoring = Scoring.of(self.run)
         setup = networks.setup
         train = setup.shuffled_train[: self.spec.calibration_images]  # in a keyed order: the first few are a sample
         if len(train) < FEWEST_IMAGES and {"static", "qat"} & set(self.spec.quantize):
@@ -234,8 +278,8 @@ class Bench:
             ranges = calibrate(graph, self.calibration, method)
             made = quantize.static(graph, ranges, target=self.spec.target, per_channel=self.spec.per_channel)
             outputs = predict(made.SerializeToString(), self.validation)
-            right = int((outputs.argmax(axis=1) == self.labels).sum())
-            tried.append((right, -_loss(outputs, self.labels), made, method, outputs))
+            reached = self.scoring.accuracy(outputs.argmax(axis=1), self.labels)["accuracy"]
+            tried.append((reached, -_loss(outputs, self.labels), made, method, outputs))
         _, _, made, method, outputs = max(tried, key=lambda item: item[:2])
         return self._file(network, precision, made, about, method=method, outputs=outputs)
 
@@ -276,9 +320,9 @@ class Bench:
             "macs": count_macs(network.model, about.rules.channels, about.rules.image_size),
             "bytes": len(content),
             "packed_bytes": len(zlib.compress(content, 9)),
-            **accuracy(predicted, self.labels),
+            **self.scoring.accuracy(predicted, self.labels),
             "loss": _loss(outputs, self.labels),
-            **drop(self._original, predicted, self.labels),
+            **self.scoring.drop(self._original, predicted, self.labels),
             "flips": float((predicted != self._original).mean()),
             "parity_error": parity.max_error,
             "parity_flips": parity.flip_share,
@@ -308,17 +352,6 @@ def predict(content: bytes, images: ImageSet, precision: str = "") -> NDArray[np
     size = 1 if precision == NAMES["dynamic"] else _BATCH
     batches = (images.gather(images.rows[start : start + size])[0] for start in range(0, len(images), size))
     return answers(open_session(content), batches)
-
-
-def accuracy(predicted: NDArray[np.int64], labels: NDArray[np.int64]) -> dict[str, Any]:
-    """Share correct, with its interval."""
-    return intervals.accuracy(int((predicted == labels).sum()), len(labels))
-
-
-def drop(before: NDArray[np.int64], after: NDArray[np.int64], labels: NDArray[np.int64]) -> dict[str, Any]:
-    """Points of accuracy lost, with the paired interval; positive is worse."""
-    difference, (low, high) = intervals.paired_difference(before, after, labels)
-    return {"drop": -100.0 * difference + 0.0, "drop_interval": [-100.0 * high, -100.0 * low]}
 
 
 def _loss(outputs: NDArray[np.float32], labels: NDArray[np.int64]) -> float:

@@ -42,7 +42,7 @@ from kitae.folders import LOCK, Owned
 from kitae.machine import machine
 from kitae.modes import threads_restored
 from kitae.pipelines.budget import Outcome, judge, search, size_field
-from kitae.pipelines.candidates import Bench
+from kitae.pipelines.candidates import Bench, Scoring
 from kitae.pipelines.export import beside
 from kitae.pipelines.networks import Networks, Say
 from kitae.preprocess import PreprocessRules
@@ -238,7 +238,7 @@ def _compress(run: Run, folder: Path, spec: CompressSpec, say: Say) -> Compressi
     if outcome.within_budget:
         say("opening test for the original and the winner")
         rows = setup.splits.open_test(lambda: run.count_test_opening(f"compress, {outcome.winner.name}"))
-        test = judge(outcome, setup.image_set(rows), spec)
+        test = judge(outcome, setup.image_set(rows), spec, bench.scoring)
     counts = {"train": len(setup.splits.train), "val": len(setup.splits.val)}
     result = _write(folder, run, spec, outcome, test, counts)
     if not outcome.within_budget:
@@ -288,6 +288,8 @@ def _write(
         "why_not": outcome.why_not,
         "stopped": outcome.stopped,
         "sure": outcome.sure,
+        "metric": Scoring.of(run).name,
+        "least_drop": outcome.least_drop,
         "left_out": [{"name": name, "why": why} for name, why in outcome.left_out],
         "baseline": rows[0],
         "winner": winner,

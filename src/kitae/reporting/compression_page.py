@@ -88,7 +88,10 @@ def answer(record: CompressionRecord) -> list[str]:
     first = f"{' and '.join(won)}, {cost}." if won and cost else f"{' and '.join(won) or cost}."
     what = "The winner" if record.within_budget else "The closest to the budget"
     second = f"{what} is {label(record, record.winner)}: {size(record.bytes_of(record.winner))}. {_budget(record)}"
-    return [first, second]
+    if record.metric == "accuracy":
+        return [first, second]
+    return [first, second, f"Accuracy is {record.metric} here, its mean over the classes, as in the choice of the "
+            "run's best epoch."]  # fmt: skip
 
 
 def _as_fast(record: CompressionRecord) -> bool:
@@ -141,7 +144,9 @@ def _counted(record: CompressionRecord, row: Candidate, drop: float, budget: flo
 
     It does with a budget that the validation images can prove, whatever counted here.
     """
-    provable = least_drop(record.images["val"]) if "val" in record.images else math.inf
+    provable = record.least_drop
+    if provable is None:  # of an earlier version
+        provable = least_drop(record.images["val"]) if "val" in record.images else math.inf
     sure = record.sure or (record.spec.sure and budget >= provable)
     return row.drop_interval[1] if sure and row.drop_interval else drop
 

@@ -463,6 +463,8 @@ class CompressionRecord(Record, extra="allow"):
     images: dict[str, int] = Field(default_factory=dict)
     within_budget: bool = False
     sure: Any = None
+    metric: str = "accuracy"
+    least_drop: Number = None
     why_not: str | None = ""
     stopped: str | None = ""
     left_out: tuple[LeftOut, ...] = ()
