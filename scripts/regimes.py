@@ -162,12 +162,14 @@ def _advise(words: str, measured: Mapping[str, list[Point]]) -> list[str]:
         hurting = []
     if helping and any(_does(point, -1) for point in every if point.epochs >= helping[-1].epochs):
         helping = []
-    lines = []
-    if hurting:
-        lines.append(f"With {hurting[-1].epochs} epochs or fewer, leave {words} off: {_range(hurting)}.")
+    off = f"With {hurting[-1].epochs} epochs or fewer, leave {words} off: {_range(hurting)}" if hurting else ""
+    if hurting and helping:  # one sentence, since there are few
+        them = "them" if " and " in words else "it"
+        return [f"{off}; from {helping[-1].epochs} epochs on, use {them}: {_range(helping)}."]
     if helping:
-        lines.append(f"From {helping[-1].epochs} epochs on, use {words}: {_range(helping)}.")
-    elif len(measured) > 1:
+        return [f"From {helping[-1].epochs} epochs on, use {words}: {_range(helping)}."]
+    lines = [f"{off}."] if hurting else []
+    if len(measured) > 1:
         own = [line for name, of in measured.items() for line in _advise("", {name: of})]
         lines += [line for line in own if not (hurting and "leave" in line)]
     return lines
