@@ -94,6 +94,14 @@ def test_a_mistake_is_one_line_that_names_the_field(line: str) -> None:
     assert all(part.strip() in str(caught.value) for part in parts.split(", ")), str(caught.value)
 
 
+def test_that_nothing_stops_early_may_be_said_anywhere() -> None:
+    """A study stops no run early, so that is what it does anyway."""
+    off = {"train.early_stopping": None}
+    StudySpec.parse(study(set=off))
+    StudySpec.parse(study(factors={"x": {"train.ema": [None, 0.9], "train.early_stopping": [None, None]}}))
+    StudySpec.parse(study(design="compare", factors={}, variants={"a": off, "b": {**off, "train.ema": 0.9}}))
+
+
 def test_all_variants_may_share_another_split() -> None:
     shared = {"data.folds": 5, "data.fold": 2, "data.groups": "parent", "data.label_column": "species"}
     assert StudySpec.parse(study(set=shared)).set == shared

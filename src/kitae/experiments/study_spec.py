@@ -250,14 +250,15 @@ class StudySpec(Spec):
 
     def _check_fields(self) -> None:
         """Seeds belong under `seeds`, two factors cannot set the same field, nor `set` a part of what is varied."""
-        varied = {f"variants.{name}": list(fields) for name, fields in self.variants.items()}
-        varied |= {f"factors.{name}": list(levels) for name, levels in self.factors.items()}
-        for group, fields in {"set": list(self.set), **varied}.items():
-            for field in fields:
+        varied: dict[str, Mapping[str, Any]] = {f"variants.{name}": fields for name, fields in self.variants.items()}
+        varied |= {f"factors.{name}": levels for name, levels in self.factors.items()}
+        for group, fields in {"set": self.set, **varied}.items():
+            for field, value in fields.items():
                 if field in ("train.seed", "seed"):
                     raise ValueError(f"{group}.{field}: list a study's seeds under seeds")
                 early = field == "train.early_stopping" or field.startswith("train.early_stopping.")
-                if early and not (group == "set" and self.set[field] is None):
+                values = value if group.startswith("factors.") else (value,)
+                if early and any(one is not None for one in values):
                     raise ValueError(
                         f"{group}.{field}: early stopping is off in studies, so that all runs are equally long; "
                         "remove it"

@@ -317,7 +317,7 @@ def regime(record: StudyRecord) -> str:
     if found.get("batch_size"):
         parts.append(f"batches of {found['batch_size']}")
     if found.get("precision"):
-        parts.append(str(found["precision"]))
+        parts.append(f"trained in {found['precision']}")  # and evaluated in float32
     if record.seeds:
         parts.append(plural(len(record.seeds), "seed"))
     return f"This holds for {', '.join(parts)}; other data or longer training may give other results." if parts else ""
