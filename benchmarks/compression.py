@@ -26,6 +26,12 @@ RESULTS = common.RESULTS / "compression"
 PAGE = common.ROOT / "docs" / "benchmarks" / "compression.md"
 CHARTS = ("front", "sparsity")
 ORDER = ("demo", "sure", "quick-structured", "quick-controls", "strong-int8")  # others follow by name
+CORRECTED = "2026-11-26"  # of the loop and of fine-tuning, see the changelog
+EARLIER = (
+    "Measured before the corrections of 26 November 2026: a short last batch took a full-size step in training, "
+    "fine-tuning saw the same augmented epochs at each ratio, and the original with the winner's further epochs was "
+    "not among the controls."
+)
 HEAD = """# Compression: what it costs and what it brings
 
 Made by `python benchmarks/compression.py` from the folders that `kitae compress` wrote
@@ -84,6 +90,8 @@ def _section(name: str, facts: dict[str, Any]) -> str:
             f"{100 * row['accuracy']:.2f} % | {row['drop']:+.2f}{_interval(row['drop_interval'], 2)} |"
         )
     lines.append("")
+    if facts["machine"]["when"] < CORRECTED:
+        lines += [EARLIER, ""]
     lines += [f"Left out: {item['name']} ({item['why']})." for item in facts.get("left_out", ())]
     lines += _verified(facts["candidates"])
     test, budget = facts["test"], facts["spec"]["max_drop"]

@@ -107,6 +107,7 @@ def test_page_is_made_from_the_results(results: tuple[dict[str, Any], Path], tmp
         ("infer", ["--batch", "1", "--threads", "1"], ["contestants", "absent", "batches"]),
         ("store", [], ["build", "speed", "sharpness"]),
         ("shards", [], ["memory", "images_per_second", "kitae_over"]),
+        ("ties", [], ["means", "rows"]),
     ],
 )
 def test_a_quick_run_writes_its_results(
@@ -236,7 +237,15 @@ def test_generated_images_repeat(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_page_of_compression_is_that_of_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
     compression = module(monkeypatch, "compression")
-    assert compression.PAGE.read_text(encoding="utf-8") == compression.text()
+    page = compression.PAGE.read_text(encoding="utf-8")
+    assert page == compression.text()
+    # What an earlier loop trained is called so, and nothing else.
+    for section in page.split("\n## ")[1:]:
+        name = section.splitlines()[0]
+        file = compression.RESULTS / f"{name}.json"
+        if file.is_file():
+            earlier = json.loads(file.read_text())["machine"]["when"] < "2026-11-26"
+            assert (compression.EARLIER in section) == earlier, name
 
 
 @pytest.mark.slow
