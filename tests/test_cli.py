@@ -12,6 +12,7 @@ import pty
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -75,8 +76,20 @@ def test_groups_come_in_the_order_of_use_and_every_verb_has_an_example(home: Pat
     order = ("─ Start", "│ train", "│ predict", "─ Ship", "─ Data", "─ Research", "│ study")
     places = [text.index(word) for word in order]
     assert places == sorted(places)
-    for words in (["predict"], ["compress"], ["data", "check"], ["search"], ["recipe"]):
+    assert "Example" not in text
+    for words in (["predict"], ["data"], ["data", "check"], ["show"]):
         assert f"Example: kitae {' '.join(words)} " in kitae(home, *words, "--help").stdout.replace("\n", " ")
+
+    def missing(within: Any, path: tuple[str, ...] = ()) -> Iterator[str]:
+        for name in within:
+            if not name.startswith("-"):
+                inner = within[name]
+                about = f"{inner.help} {getattr(inner.default_command, '__doc__', '')}"
+                if f"Example: kitae {' '.join((*path, name))}" not in about:
+                    yield " ".join((*path, name))
+                yield from missing(inner, (*path, name))
+
+    assert list(missing(cli.app)) == []
 
 
 def test_kitae_alone_says_how_to_start(home: Path) -> None:

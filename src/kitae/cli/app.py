@@ -27,12 +27,21 @@ app = App(
     suppress_keyboard_interrupt=False,  # main says what to do next
 )
 # Verbs with subcommands.
-data_app = App("data", "Check a data source, correct it, or decode it ahead of time.", group=DATA)
+data_app = App(
+    "data",
+    "Check a data source, correct it, or decode it ahead of time.\n\nExample: kitae data check photos/",
+    group=DATA,
+)
 study_app = App(
     "study", "Measure what techniques contribute, with paired seeds and intervals.", group=RESEARCH, sort_key=1
 )
 bench_app = App("bench", "Measure what a recipe costs on this machine.", group=RESEARCH, sort_key=3)
-show_app = App("show", "Show what augmentation does, as PNG files.", group=RESEARCH, sort_key=4)
+show_app = App(
+    "show",
+    "Show what augmentation does, as PNG files.\n\nExample: kitae show augment photos/ --out gallery",
+    group=RESEARCH,
+    sort_key=4,
+)
 for inner in (data_app, study_app, bench_app, show_app):
     app.command(inner)
 
