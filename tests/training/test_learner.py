@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -127,20 +129,25 @@ def test_small_pictures_come_first() -> None:
     torch.testing.assert_close(seen[0], shrunk)
 
 
-@pytest.mark.parametrize("name", ["sgd", "adamw"])
-@pytest.mark.parametrize("bad", [(), (0,), (2, 3)])
-def test_a_device_that_decides_skips_what_the_host_would(name: str, bad: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])
+@pytest.mark.parametrize("bad", [(), (0,), (1,), (2, 3)])
+def test_a_device_that_decides_skips_what_the_host_would(name: str, bad: tuple[int, ...], accumulate: int) -> None:
     """Weights, momentum, averages and BatchNorm's statistics are those of a host that waits for every step."""
     torch.manual_seed(0)
-    batches = [torch.randn(16, 3, 8, 8) for _ in range(5)]
+    batches = [torch.randn(16, 3, 8, 8) for _ in range(6)]
     for number in bad:
         batches[number][0] = torch.nan
+    hidden = nn.Conv2d(8, 8, 3, padding=1)  # of the layers that Muon's orthogonal updates are for
     targets = nn.functional.one_hot(torch.arange(16) % 2, 2).float()
-    spec = TrainSpec.model_validate({"batch_size": 16, "ema": 0.9, "optimizer": {"name": name}, "clip_norm": 1.0})
+    spec = TrainSpec.model_validate({
+        "batch_size": 16, "accumulate": accumulate, "ema": 0.9, "clip_norm": 1.0,
+        "optimizer": {"name": name, "norm": True, "weight_decay": 0.01},
+    })  # fmt: skip
 
     def train(asynchronous: bool) -> tuple[Learner, list[bool]]:
-        model, at = toy_net(), Progress()
-        learner = Learner(model, spec, epoch_shape(80, spec), WORLD, "fp32")
+        model, at = nn.Sequential(*toy_net()[:3], copy.deepcopy(hidden), *toy_net()[3:]), Progress()
+        learner = Learner(model, spec, epoch_shape(96, spec), WORLD, "fp32")
         learner.asynchronous = asynchronous
         counted = []
         with learner:
@@ -150,9 +157,13 @@ def test_a_device_that_decides_skips_what_the_host_would(name: str, bad: tuple[i
         return learner, counted
 
     (waits, expected), (ahead, counted) = train(False), train(True)
-    assert counted == expected == [number not in bad for number in range(5)]
+    assert counted == expected == [number not in bad for number in range(6)]
     assert waits.average is not None
     assert ahead.average is not None
-    for one, other in ((waits.model, ahead.model), (waits.average.model, ahead.average.model)):
-        for key, tensor in one.state_dict().items():
-            torch.testing.assert_close(tensor, other.state_dict()[key], msg=key)
+    for key, tensor in waits.model.state_dict().items():
+        assert torch.equal(tensor, ahead.model.state_dict()[key]), key
+    for one, other in zip(waits.model.parameters(), ahead.model.parameters(), strict=True):
+        for key, tensor in waits.optimizer.state[one].items():
+            assert torch.equal(tensor, ahead.optimizer.state[other][key]), key
+    for key, tensor in waits.average.model.state_dict().items():
+        torch.testing.assert_close(tensor, ahead.average.model.state_dict()[key], msg=key)

@@ -18,6 +18,7 @@ from kitae.training.batches import EpochShape
 from kitae.training.checkpoint import Progress
 from kitae.training.distributed import World
 from kitae.training.losses import distillation_loss, target_accuracy
+from kitae.training.muon import Muon
 from kitae.training.optim import AveragedWeights, build_optimizer, fill_momentum, set_learning_rate
 from kitae.training.precision import Precision, autocast, float_depthwise
 from kitae.training.schedule import planned_step, rate_factor, size_at
@@ -56,7 +57,7 @@ class Learner:
         modules: what a checkpoint holds the weights of: `model`, and the average as `ema`.
         optimizer, scaler: torch's; the scaler is only used in fp16.
         asynchronous: whether the device decides to skip a step, so that the host need not wait. That requires a fused
-            optimizer, and neither fp16 nor accumulation, which decide on the host; on a CPU it has no advantage.
+            optimizer or Muon, and not fp16, whose scaler decides on the host; on a CPU it has no advantage.
     """
 
     def __init__(
@@ -78,8 +79,8 @@ class Learner:
         self.judged = self.average.model if self.average else model
         self.modules = {"model": model} | ({"ema": self.average.model} if self.average else {})
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=precision == "fp16")
-        fused = all(group.get("fused") for group in self.optimizer.param_groups)
-        self.asynchronous = world.device.type == "cuda" and fused and precision != "fp16" and shape.accumulate == 1
+        skips = isinstance(self.optimizer, Muon) or all(group.get("fused") for group in self.optimizer.param_groups)
+        self.asynchronous = world.device.type == "cuda" and skips and precision != "fp16"
         self._weight = None if class_weights is None else torch.from_numpy(class_weights).to(world.device)
         self._teacher, self._after_step = teacher, after_step
         self._forward: Callable[[Tensor], Tensor] = model
@@ -139,7 +140,7 @@ class Learner:
         loss = loss.detach()
         correct = target_accuracy(logits.detach(), targets).sum(dtype=torch.float64)
         if self.asynchronous:
-            healthy = self._update_on_device(loss, at)
+            healthy = self._update_on_device(loss, last, at)
         else:
             healthy = torch.tensor(self._decided(math.isfinite(loss.item()), last, at), device=self.world.device)
         return Step(loss, correct, healthy)
@@ -198,23 +199,28 @@ class Learner:
         at.updates += 1
         return healthy
 
-    def _update_on_device(self, loss: Tensor, at: Progress) -> Tensor:
-        """`_update` for a host that runs ahead: the device decides, and a step that does not count changes nothing.
+    def _update_on_device(self, loss: Tensor, last: bool, at: Progress) -> Tensor:
+        """`_decided` for a host that runs ahead: the device decides, and a step that does not count changes nothing.
 
         On small images, a GPU is limited by the host's time, so tensors are processed together and not one by one.
         """
-        norm = self._gradient_norm()
+        norm = self._gradient_norm() if last else torch.zeros_like(loss)
         # Neither is negative, so the sum is finite if both are.
         unhealthy = distributed.all_sum((~torch.isfinite(loss + norm)).float(), self.world).clamp(max=1)
         healthy = unhealthy == 0
-        self._prepare(norm, at)
-        # As GradScaler does: a fused optimizer makes no step if this is 1.
-        self.optimizer.found_inf = unhealthy  # type: ignore[attr-defined]
-        self.optimizer.step()
         if self._buffers:
             now = torch.cat([buffer.flatten() for buffer in self._buffers])
             kept = torch.where(healthy, now, self._flat_before)
             torch._foreach_copy_(self._buffers, _cut(kept, self._buffers))
+        if not last:  # what the update has gathered so far is dropped if this batch does not count
+            for parameter in self.model.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.masked_fill_(~healthy, 0)
+            return healthy
+        self._prepare(norm, at)
+        # As GradScaler does: the optimizer makes no step if this is 1.
+        self.optimizer.found_inf = unhealthy  # type: ignore[attr-defined]
+        self.optimizer.step()
         if self._after_step is not None:
             self._after_step(self.model)
         if self.average is not None:

@@ -63,15 +63,18 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Make one step."""
+        """Make one step, or none if the attribute `found_inf` is a tensor that is not 0, as in a fused optimizer."""
+        found_inf: Tensor | None = getattr(self, "found_inf", None)
         for group in self.param_groups:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
             if not parameters:
                 continue
             gradients = [parameter.grad for parameter in parameters]
+            buffers = [self._buffer(parameter) for parameter in parameters]
+            changing = [*parameters, *buffers]
+            before = None if found_inf is None else [tensor.clone() for tensor in changing]
             if not group["orthogonal"] and group["weight_decay"]:
                 gradients = list(torch._foreach_add(gradients, parameters, alpha=group["weight_decay"]))
-            buffers = [self._buffer(parameter) for parameter in parameters]
             torch._foreach_mul_(buffers, group["momentum"])
             torch._foreach_add_(buffers, gradients)
             updates = torch._foreach_add(gradients, buffers, alpha=group["momentum"])
@@ -79,6 +82,9 @@ class Muon(torch.optim.Optimizer):
                 self._move(parameters, updates, group)
             else:
                 torch._foreach_add_(parameters, updates, alpha=-group["lr"])
+            if found_inf is not None and before is not None:  # chosen on the device, so that the host need not wait
+                for tensor, old in zip(changing, before, strict=True):
+                    torch.where(found_inf == 0, tensor, old, out=tensor)
 
     def _buffer(self, parameter: Tensor) -> Tensor:
         state = self.state[parameter]
