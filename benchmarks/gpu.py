@@ -5,28 +5,33 @@
     python benchmarks/gpu.py steps        # time and memory of a training step in every precision, against a bare loop
     python benchmarks/gpu.py host         # what a step costs the host, where the images are too small to count
     python benchmarks/gpu.py syncs        # how often a step waits for the device
+    python benchmarks/gpu.py train --recipe cifar10-speed --source parquet:cifar10.parquet    # what trainings reach
 
-`--device cpu --tiny` runs the same code with small settings, to see whether it works. Contestants of `augment` take
-turns, round by round, so that a busy moment hits all of them; `steps` measures one after the other, and ours twice.
+`--device cpu --tiny` runs the same code with small settings, to see whether it works; its results do not go to
+benchmarks/results. Contestants of `augment` take turns, round by round, so that a busy moment hits all of them; `steps`
+measures one after the other, and ours twice.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from common import RESULTS, hardware, images, ratio, save, spread
+from common import RESULTS, SCRATCH, hardware, images, ratio, save, spread
 from contestants import JITTER, MEAN, STD
+from recipe import facts
 from torch import Tensor, nn
 
+import kitae as kt
 from kitae.augment import OPS, Augment
 from kitae.augment.ops import CustomOp, Op, Site
 from kitae.models.build import build
@@ -227,10 +232,10 @@ def _network(name: str, width: int | None, side: int, device: torch.device) -> n
 
 def _ours(
     name: str, width: int | None, side: int, device: torch.device, precision: Any, compiled: bool,
-    asynchronous: bool | None = None,
+    asynchronous: bool | None = None, optimizer: str = "sgd", accumulate: int = 1,
 ) -> Callable[[Tensor, Tensor], Any]:  # fmt: skip
-    spec = TrainSpec(optimizer={"name": "sgd", "lr": 0.01}, compile=compiled)  # type: ignore[arg-type]
-    shape = EpochShape(128, 1, 10**6, 10**6)
+    spec = TrainSpec(optimizer={"name": optimizer, "lr": 0.01}, compile=compiled)  # type: ignore[arg-type]
+    shape = EpochShape(128, accumulate, 10**6, 10**6)
     learner = Learner(_network(name, width, side, device), spec, shape, World(0, 1, device), precision)
     if asynchronous is not None:
         learner.asynchronous = asynchronous
@@ -318,25 +323,55 @@ def host(device: torch.device, tiny: bool) -> Iterator[dict[str, Any]]:
 
 def syncs(device: torch.device, tiny: bool) -> Iterator[dict[str, Any]]:
     """How many times ten training steps make the host wait for the device."""
-    step = _ours("resnet9", 8, 32, device, candidates(device)[min(1, len(candidates(device)) - 1)], False)
+    network = ("resnet9", 8, 32, device, candidates(device)[min(1, len(candidates(device)) - 1)], False)
+    kinds = {
+        "sgd": _ours(*network),
+        "muon": _ours(*network, optimizer="muon"),
+        "sgd, two batches an update": _ours(*network, accumulate=2),
+    }
     x, y = torch.randn(32, 3, 32, 32, device=device), torch.full((32, 10), 0.1, device=device)
-    for _ in range(3):
-        step(x, y)
-    wait(device)
-    if device.type != "cuda":
-        yield {"steps": 10, "waits": None, "where": []}
-        return
+    rows: dict[str, Any] = {}
+    for name, step in kinds.items():
+        for _ in range(4):
+            step(x, y)
+        wait(device)
+        rows[name] = {"waits": None, "where": []} if device.type != "cuda" else _waits(partial(step, x, y))
+    yield {"steps": 10, "kinds": rows}
+
+
+def _waits(step: Callable[[], Any]) -> dict[str, Any]:
     torch.cuda.set_sync_debug_mode("warn")
     try:
         with warnings.catch_warnings(record=True) as seen:
             warnings.simplefilter("always")
             for _ in range(10):
-                step(x, y)
+                step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
     waits = [w for w in seen if "synchroniz" in str(w.message)]
-    where = sorted({f"{Path(w.filename).name}:{w.lineno}" for w in waits})
-    yield {"steps": 10, "waits": len(waits), "where": where}
+    return {"waits": len(waits), "where": sorted({f"{Path(w.filename).name}:{w.lineno}" for w in waits})}
+
+
+# Trainings --------------------------------------------------------------------------------------------------------
+
+TINY = (
+    "data.source=fashion-mini", "data.channels=3", "data.limit=200", "model={name: resnet8, width: 8}",
+    "train.batch_size=32", "train.epochs=1",
+)  # fmt: skip
+
+
+def train(
+    recipe: str, source: str | None, epochs: int | None, seeds: Sequence[int], device: torch.device, tiny: bool
+) -> Iterator[dict[str, Any]]:
+    """What whole trainings of a recipe reach and cost, one after the other; on test with the model of each."""
+    given = {"train.device": device.type, "data.source": source, "train.epochs": epochs}
+    settings = [f"{field}={value}" for field, value in given.items() if value is not None] + [*TINY] * tiny
+    runs = []
+    for seed in seeds:
+        with tempfile.TemporaryDirectory(prefix="kitae.") as folder:
+            run = kt.train(kt.Recipe.load(recipe).override(*settings, f"train.seed={seed}"), Path(folder) / "run")
+            runs.append({**facts(run, ""), "metrics": run.metrics()})
+        yield {"recipe": recipe, "runs": runs}
 
 
 PARTS: Parts = {"parity": parity, "augment": augment, "steps": steps, "host": host, "syncs": syncs}
@@ -344,18 +379,26 @@ PARTS: Parts = {"parity": parity, "augment": augment, "steps": steps, "host": ho
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=PARTS)
+    parser.add_argument("part", choices=[*PARTS, "train"])
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true", help="small settings: does it run?")
-    parser.add_argument("--out", type=Path, default=RESULTS / "gpu", help="folder of the results")
+    parser.add_argument("--out", type=Path, help="folder of the results")
+    parser.add_argument("--recipe", default="cifar10-strong", help="of train")
+    parser.add_argument("--source", help="of train: data.source, if not the recipe's")
+    parser.add_argument("--epochs", type=int, help="of train, if not the recipe's")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of train")
     given = parser.parse_args()
+    trained = partial(train, given.recipe, given.source, given.epochs, given.seeds)
+    out = given.out or (SCRATCH if given.tiny else RESULTS) / "gpu"
+    name = f"train-{given.recipe}" if given.part == "train" else given.part
     device = torch.device(given.device)
     began = time.perf_counter()
     machine = {**hardware(), "device": torch.cuda.get_device_name(device) if device.type == "cuda" else None}
-    for found in PARTS[given.part](device, given.tiny):  # saved row by row: time on a GPU ends when it ends
-        save(given.out / f"{given.part}.json", {"machine": machine, "seconds": time.perf_counter() - began, **found})
-    shown = {key: value for key, value in found.items() if not isinstance(value, dict)}
-    print(f"{given.part}: {shown} in {time.perf_counter() - began:.0f} s", flush=True)
+    for found in (PARTS | {"train": trained})[given.part](device, given.tiny):
+        # Saved row by row: time on a GPU ends when it ends.
+        save(out / f"{name}.json", {"machine": machine, "seconds": time.perf_counter() - began, **found})
+    shown = {key: value for key, value in found.items() if not isinstance(value, dict | list)}
+    print(f"{name}: {shown} in {time.perf_counter() - began:.0f} s", flush=True)
 
 
 if __name__ == "__main__":
