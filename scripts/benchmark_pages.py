@@ -1,4 +1,4 @@
-"""Write docs/benchmarks/photographs.md and training.md from the results of benchmarks/quality.py and train.py.
+"""Write docs/benchmarks/photographs.md, training.md and a part of cifar10.md, with its picture, from their results.
 
 python scripts/benchmark_pages.py
 """
@@ -9,6 +9,8 @@ import json
 import statistics
 from pathlib import Path
 from typing import Any
+
+import cifar10_steps
 
 ROOT = Path(__file__).parents[1]
 RESULTS, DOCS = ROOT / "benchmarks" / "results", ROOT / "docs" / "benchmarks"
@@ -207,6 +209,11 @@ def pages() -> dict[Path, str]:
     settings, page = RESULTS / "settings.json", DOCS / "photographs.md"
     if settings.is_file() and page in found:
         found[page] += "\n" + sizes(json.loads(settings.read_text()))
+    page = DOCS / "cifar10.md"
+    before, _, rest = page.read_text().partition(cifar10_steps.BEGIN)
+    _, _, after = rest.partition(cifar10_steps.END)
+    found[page] = before + cifar10_steps.BEGIN + "\n" + cifar10_steps.text() + cifar10_steps.END + after
+    found[DOCS / "cifar10-steps.svg"] = cifar10_steps.picture().file()
     return found
 
 

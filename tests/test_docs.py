@@ -216,6 +216,14 @@ def test_pages_of_results_are_up_to_date() -> None:
         assert page.read_text(encoding="utf-8") == text, page.name
 
 
+@pytest.mark.parametrize("name", ["ALONE", "BESIDE"])
+def test_the_epochs_of_the_steps_on_cifar10_add_up_to_the_run(name: str) -> None:
+    steps = importlib.import_module("cifar10_steps")
+    end, found = steps.run_points(getattr(steps, name))[-1], steps.load(f"{getattr(steps, name)}.json")
+    assert end.flops == pytest.approx(found["training_flops"], rel=1e-9)
+    assert end.seconds == pytest.approx(found["training_seconds"])
+
+
 @pytest.mark.slow
 def test_the_run_in_the_readme_is_the_committed_one() -> None:
     """Its lines are lines of the output, in this order; `...` leaves some out."""
