@@ -2,6 +2,7 @@
 
     python benchmarks/store.py            all of it (about 15 minutes on two quiet cores)
     python benchmarks/store.py --quick    does it run? (figures mean nothing)
+    python benchmarks/store.py --cold     only how fast a store is read that is not in memory (`--gb 2`)
 
 Photographs come from `trashnet.parquet` and `imagenette-small.parquet` (a column `image` of encoded bytes), half of
 each. Enlarged four times by Lanczos and encoded as JPEG of quality 90 they stand for what cameras deliver.
@@ -15,7 +16,13 @@ each. Enlarged four times by Lanczos and encoded as JPEG of quality 90 they stan
     sharpness  energy of the Laplacian of the luma, from the store over torchvision's from the originals, of the same
                windows and of evaluation (resize of the shorter side, centre crop); means over photographs
 
-Every round times each once, in an order that moves on by one. Results go to benchmarks/results/store.json.
+    cold       random crops of one epoch from a store that the page cache has been told to forget, with `data.order`
+               full and blocks (windows of an eighth of the store), and from memory. Each pass is a process of its own,
+               since pages that a process has mapped are not forgotten. What the kernel counts as read from the disk is
+               given too; the cache of a disk, or of a virtual machine's host, is not emptied
+
+Every round times each once, in an order that moves on by one. Results go to benchmarks/results/store.json, those of
+cold to store-cold.json.
 """
 
 from __future__ import annotations
@@ -23,7 +30,10 @@ from __future__ import annotations
 import argparse
 import io
 import itertools
+import json
+import os
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -43,6 +53,8 @@ from torchvision.transforms.v2 import functional as F
 from kitae.augment.ops.geometry import RandomResizedCrop
 from kitae.augment.plan import sample_key
 from kitae.crops import SLOT, PictureCrop
+from kitae.data.ahead import ReadAhead
+from kitae.data.loader import ImageSet, blocks_of
 from kitae.data.pictures import Pictures
 from kitae.data.spec import DataSpec
 from kitae.data.store import Store, open_store
@@ -55,6 +67,8 @@ SCALES = ((0.08, 1.0), (0.35, 1.0))
 ENLARGED = 4
 TIMES_FASTER = 5.0  # what random crops have to reach
 SHARPNESS = 0.1  # how far a mean may be from torchvision's
+PASSES = ("full", "blocks", "full, from memory")  # of cold
+BATCH = 64
 
 
 def photographs(count: int) -> tuple[list[bytes], str]:
@@ -271,14 +285,106 @@ def sharpness(store: Store, photos: Sequence[bytes], epochs: int) -> dict[str, A
     return out
 
 
+def bytes_read() -> int:
+    """What this process has had read from a disk so far, as Linux counts it."""
+    (line,) = [line for line in Path("/proc/self/io").read_text().splitlines() if line.startswith("read_bytes")]
+    return int(line.split()[1])
+
+
+def one_pass(name: str, folder: Path, cache: Path, epoch: int) -> dict[str, float]:
+    """Read an epoch of random crops, one of PASSES: images per second, and bytes read from the disk."""
+    cores = common.available_cores()
+    torch.set_num_threads(cores)
+    spec = DataSpec(source=f"folder:{folder}", image_size=SIDE, cache=str(cache))
+    store = open_store(spec)
+    pictures = store.images
+    assert isinstance(pictures, Pictures)
+    order = "blocks" if name == "blocks" else "full"
+    spec = spec.model_copy(update={"order": order, "shuffle_buffer": max(2, len(store) // 8)})
+    blocks = blocks_of(pictures, spec, BATCH)
+    rows = np.arange(len(store))
+    images = ImageSet(
+        pictures, rows, store.labels, store.classes, crop=PictureCrop(RandomResizedCrop(), pictures, cores),
+        blocks=blocks, ahead=None if blocks is None else ReadAhead(pictures),
+    )  # fmt: skip
+    images.gather(rows[:1], epoch=epoch)  # kernels are loaded
+    for path in store.path.iterdir():
+        with path.open("rb") as file:
+            if name == PASSES[2]:
+                while file.read(1 << 24):
+                    pass
+            else:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    read, began = bytes_read(), time.perf_counter()
+    index = images.order(0, epoch)
+    for start in range(0, len(index), BATCH):
+        images.gather(index[start : start + BATCH], epoch=epoch)
+    seconds = time.perf_counter() - began
+    return {"images_per_second": len(index) / seconds, "bytes_read": bytes_read() - read}
+
+
+def cold(size: float, rounds: int, out: Path, quick: bool) -> int:
+    """The orders of an epoch against each other, on a store of so many bytes."""
+    cores = common.available_cores()
+    some, what = photographs(8 if quick else 200)
+    with tempfile.TemporaryDirectory(prefix="kitae.") as scratch:
+        folder, cache = Path(scratch) / "photos", Path(scratch) / "cache"
+        with tempfile.TemporaryDirectory(dir=scratch) as sample:
+            source = f"folder:{as_folder(some, Path(sample))}"
+            pictures = open_store(DataSpec(source=source, image_size=SIDE, cache=sample)).images.nbytes
+        as_folder(some * max(1, round(size / pictures)), folder)
+        store = open_store(DataSpec(source=f"folder:{folder}", image_size=SIDE, cache=str(cache)))
+        results: dict[str, Any] = {
+            "what": "images per second and bytes read of an epoch of random crops; ratios are taken within rounds",
+            "quick": quick,
+            "machine": common.hardware(cores),
+            "settings": {"rounds": rounds, "side": SIDE, "batch": BATCH, "buffer": max(2, len(store) // 8)},
+            "photographs": f"{what}, repeated",
+            "images": len(store),
+            "store_bytes": store.images.nbytes,
+        }
+        found: dict[str, dict[str, list[float]]] = {name: {} for name in PASSES}
+        for number in range(rounds):
+            at = number % len(PASSES)
+            for name in PASSES[at:] + PASSES[:at]:
+                words = [sys.executable, __file__, "--pass", name, str(folder), str(cache), str(number)]
+                done = subprocess.run(words, capture_output=True, text=True)
+                if done.returncode:
+                    raise SystemExit(done.stderr)
+                for key, value in json.loads(done.stdout).items():
+                    found[name].setdefault(key, []).append(value)
+    for key in ("images_per_second", "bytes_read"):
+        results[key] = {name: common.spread(values[key]) for name, values in found.items()}
+    rates = results["images_per_second"]
+    results["blocks_over"] = {name: common.ratio(rates["blocks"], rates[name]) for name in PASSES if name != "blocks"}
+    results["machine"]["load_average_after"] = common.hardware()["load_average"]
+    common.save(out, results)
+    for name in PASSES:
+        print(
+            f"{name}: {rates[name]['median']:.0f} images/s, {results['bytes_read'][name]['median'] / 1e6:.0f} MB read"
+        )
+    print(f"results: {out}")
+    return 0
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a few photographs, few rounds: does it run?")
+    parser.add_argument("--cold", action="store_true", help="only this part")
+    parser.add_argument("--gb", type=float, default=2.0, help="size of the store of cold")
     parser.add_argument("--out", type=Path, default=None, help="results, JSON")
+    parser.add_argument("--pass", nargs=4, dest="given", default=None, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
+    if options.given:
+        name, folder, cache, epoch = options.given
+        print(json.dumps(one_pass(name, Path(folder), Path(cache), int(epoch))))
+        return 0
     quick = options.quick
     count, rounds, seconds, epochs = (8, 2, 0.05, 1) if quick else (200, 7, 1.5, 4)
-    out = options.out or (common.SCRATCH if quick else common.RESULTS) / "store.json"
+    name = "store-cold.json" if options.cold else "store.json"
+    out = options.out or (common.SCRATCH if quick else common.RESULTS) / name
+    if options.cold:
+        return cold(1e7 if quick else options.gb * 1e9, rounds, out, quick)
     cores = common.available_cores()
 
     photos, what = photographs(count)
@@ -294,8 +400,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "speed": {},
         "sharpness": {},
     }
-    with tempfile.TemporaryDirectory(prefix="kitae.") as name:
-        scratch = Path(name)
+    with tempfile.TemporaryDirectory(prefix="kitae.") as place:
+        scratch = Path(place)
         for number, (kind, (given, _)) in enumerate(kinds.items()):
             folder = as_folder(given, scratch / f"photos {number}")
             results["build"][kind] = build(folder, max(2, rounds // 2), scratch, cores)

@@ -107,6 +107,7 @@ def test_page_is_made_from_the_results(results: tuple[dict[str, Any], Path], tmp
         ("cold_start", [], ["seconds", "control_ratio", "model", "beyond_load"]),
         ("infer", ["--batch", "1", "--threads", "1"], ["contestants", "absent", "batches"]),
         ("store", [], ["build", "speed", "sharpness"]),
+        ("store", ["--cold"], ["images_per_second", "bytes_read", "blocks_over"]),
         ("shards", [], ["memory", "images_per_second", "kitae_over"]),
         ("ties", [], ["means", "rows"]),
     ],
