@@ -395,3 +395,9 @@ def test_fractional_fill(executor: str) -> None:
         check_affine(images, affine_case(32, 32, len(images) + 14, 6)[14:], interpolation, fill, None, executor)
     reference = one_by_one(lambda x: tv.pad(x, [4, 4, 4, 4], list(fill)), images, [()] * len(images))
     check(F.crop(images, 0, 0, 40, 40, 4, "zero", fill, executor=executor), reference, 0, "padding")
+
+
+def test_a_crop_without_fill_is_black(executor: str) -> None:
+    images = batch("rgb 32")
+    black = F.crop(images, 0, 0, 40, 40, 4, "zero", 0, executor=executor)
+    assert (F.crop(images, 0, 0, 40, 40, 4, "zero", None, executor=executor) == black).all()

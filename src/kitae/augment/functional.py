@@ -208,7 +208,7 @@ def crop(
         height, width: pixels of the window, not larger than the padded image.
         padding: pixels on all sides, or (left and right, top and bottom), or (left, top, right, bottom).
         mode: `zero` pads with `fill`, `reflect` mirrors without the border pixel, `edge` repeats the border pixel.
-        fill: a level or one per channel, 0 to 255; None is 0.
+        fill: a level or one per channel, 0 to 255; None is black.
 
     Returns:
         uint8 [N, C, height, width].
@@ -220,7 +220,8 @@ def crop(
     op.numbers(Site(c, h, w))
     t = _numbers(top, "top", n, 0, h + top_pad + bottom_pad - height, whole=True) - top_pad
     s = _numbers(left, "left", n, 0, w + left_pad + right_pad - width, whole=True) - left_pad
-    numbers: list[ArrayLike] = [t, s, height, width, o.MODES.index(mode), *_levels(fill, c)]
+    levels = _levels(0 if fill is None else fill, c)
+    numbers: list[ArrayLike] = [t, s, height, width, o.MODES.index(mode), *levels]
     return _run(images, o.CROP, numbers, executor, (height, width))
 
 
