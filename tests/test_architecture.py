@@ -47,19 +47,11 @@ def part_of(module: str) -> str:
     return parts[1] if len(parts) > 1 else "__init__"
 
 
-def imports(path: Path, *, type_checking: bool) -> set[str]:
-    """Kitae modules that a file imports, inside functions too."""
+def imports(path: Path) -> set[str]:
+    """Kitae modules that a file imports, inside functions and for types too."""
     known = modules()
     found: set[str] = set()
-    tree = ast.parse(path.read_text())
-    skipped: set[ast.AST] = set()
-    if not type_checking:
-        for node in ast.walk(tree):
-            if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-                skipped |= {inner for statement in node.body for inner in ast.walk(statement)}
-    for node in ast.walk(tree):
-        if node in skipped:
-            continue
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names if alias.name.split(".")[0] == "kitae"}
         elif isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "kitae":
@@ -79,14 +71,14 @@ def test_imports_point_one_way() -> None:
         f"{name} imports {target}"
         for name, path in modules().items()
         if (part := part_of(name)) not in ANYWHERE
-        for target in imports(path, type_checking=True)
+        for target in imports(path)
         if (other := part_of(target)) not in (part, "__init__") and LEVEL[other] >= LEVEL[part]
     ]
     assert not wrong
 
 
 def test_no_import_cycles() -> None:
-    graph = {name: imports(path, type_checking=False) - {name} for name, path in modules().items()}
+    graph = {name: imports(path) - {name} for name, path in modules().items()}
     state: dict[str, int] = {}
 
     def visit(name: str, trail: list[str]) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 import filelock
 import pytest
 
-from kitae.errors import TrainingError
-from kitae.folders import LOCK, Owned, lock
+from kitae.errors import KitaeError, TrainingError
+from kitae.folders import LOCK, Owned, kind_of, known_kind, lock
 
 OWNED = Owned("study", ("study.yaml", "runs", "table"), TrainingError, first="study.yaml")
 
@@ -130,3 +130,21 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
         OWNED.check(tmp_path / "file")
     with pytest.raises(TrainingError, match="cannot be used as --out"), OWNED.locked(tmp_path / "file" / "s"):
         pass
+
+
+def test_a_folder_is_of_the_kind_that_wrote_it(tmp_path: Path) -> None:
+    from kitae.experiments.folder import STUDY_FOLDER
+    from kitae.experiments.search import SEARCH_FOLDER
+    from kitae.pipelines.compress import COMPRESSION
+    from kitae.run import RUN_FOLDER
+
+    for owned in (RUN_FOLDER, STUDY_FOLDER, SEARCH_FOLDER, COMPRESSION):
+        folder = tmp_path / owned.kind
+        folder.mkdir()
+        assert kind_of(folder) is None
+        (folder / (owned.last or owned.first)).touch()
+        assert kind_of(folder) == known_kind(folder) == owned.kind
+    for wrong, why in ((tmp_path, "search.yaml or compression.json"), (tmp_path / ("x" * 300), "no such folder")):
+        assert kind_of(wrong) is None
+        with pytest.raises(KitaeError, match=rf"not a folder of a run.*{why}"):
+            known_kind(wrong)

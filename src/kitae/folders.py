@@ -22,7 +22,11 @@ LOCK = ".lock"
 """The name of the lock file."""
 RUNS = "runs"
 """The folder that runs, studies and searches are written to where no `--out` is given."""
-_SIGNS = ("recipe.yaml", "study.yaml", "search.yaml", "compression.json")
+
+Kind = Literal["run", "study", "search", "compression"]
+_SIGNS: dict[Kind, str] = {
+    "run": "recipe.yaml", "study": "study.yaml", "search": "search.yaml", "compression": "compression.json",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -167,7 +171,26 @@ def default_folder(name: str, *, new: bool = True) -> Path:
     raise KitaeError(f"{base}: too many runs of this name; give --out")
 
 
+def kind_of(folder: str | Path) -> Kind | None:
+    """What Kitae wrote into a folder; None if nothing, or if there is no such folder."""
+    # Unlike `Path.is_file`, False for a name that is too long.
+    return next((kind for kind, sign in _SIGNS.items() if os.path.isfile(os.path.join(folder, sign))), None)
+
+
+def known_kind(folder: str | Path) -> Kind:
+    """As `kind_of`, for a folder that must be one of Kitae's.
+
+    Raises:
+        KitaeError: there is no such folder, or Kitae did not write it.
+    """
+    if (kind := kind_of(folder)) is not None:
+        return kind
+    *names, last = _SIGNS.values()
+    why = f"it has no {', '.join(names)} or {last}" if os.path.isdir(folder) else "there is no such folder"
+    raise KitaeError(f"{folder}: not a folder of a run, a study, a search or a compression ({why})")
+
+
 def written_by_us(folder: Path) -> bool:
     """Whether a folder among images is one that Kitae wrote, or the `runs` that holds some."""
     inside = [Path(entry.path) for entry in os.scandir(folder) if entry.is_dir()] if folder.name == RUNS else []
-    return any((place / sign).is_file() for place in (folder, *inside) for sign in _SIGNS)
+    return any(kind_of(place) for place in (folder, *inside))

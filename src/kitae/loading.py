@@ -5,17 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kitae.errors import KitaeError
+from kitae.folders import known_kind
 
 if TYPE_CHECKING:
     from kitae.experiments.result import StudyResult
+    from kitae.experiments.search_result import SearchResult
     from kitae.pipelines.compress import CompressionResult
     from kitae.run import Run
     from kitae.runtime import Model
 
 
-def load(path: str | Path) -> Run | StudyResult | CompressionResult | Model:
-    """Open a run, study or compression folder, or an exported .onnx file.
+def load(path: str | Path) -> Run | StudyResult | SearchResult | CompressionResult | Model:
+    """Open the folder of a run, a study, a finished search or a compression, or an exported .onnx file.
 
     Raises:
         KitaeError: there is no such file or folder, Kitae did not write it, or it is damaged.
@@ -25,18 +26,19 @@ def load(path: str | Path) -> Run | StudyResult | CompressionResult | Model:
         from kitae.runtime import Model
 
         return Model(target)
-    if not target.is_dir():
-        raise KitaeError(f"{target}: no such folder; give the folder of a run, study or compression, or an .onnx file")
-    if (target / "compression.json").is_file():
+    kind = known_kind(target)
+    if kind == "compression":
         from kitae.pipelines.compress import CompressionResult
 
         return CompressionResult.open(target)
-    if (target / "study.yaml").is_file():
+    if kind == "search":
+        from kitae.experiments.search_result import SearchResult
+
+        return SearchResult.open(target)
+    if kind == "study":
         from kitae.experiments.result import StudyResult
 
         return StudyResult.open(target)
-    if (target / "recipe.yaml").is_file():
-        from kitae.run import Run
+    from kitae.run import Run
 
-        return Run.open(target)
-    raise KitaeError(f"{target}: holds no run, study or compression (no recipe.yaml, study.yaml or compression.json)")
+    return Run.open(target)

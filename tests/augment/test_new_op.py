@@ -20,7 +20,8 @@ from kitae.augment.ops import OPS, STEPS
 from kitae.augment.ops.base import AUGMIX_BEGIN, AUGMIX_END, CHAIN_END, NOP
 from kitae.augment.table import details, rewrite, rows
 
-DOCS = Path(__file__).parents[2] / "docs"
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
 
 CLASS = '''
 
@@ -48,10 +49,14 @@ TWIN = """
 def threshold(x: Tensor, a: Numbers) -> Tensor:
     return torch.where(x.double() >= torch.from_numpy(a.host(0)).view(-1, 1, 1, 1), x, torch.zeros_like(x))
 """
+WORK = """WORKS = [
+    _op("threshold", "threshold at 100", level=100.0, p=1.0),
+"""
 CHECK = """
-import sys
+import json
 from pathlib import Path
 import numpy as np
+import contestants
 import kitae as kt
 from kitae.augment import functional
 from kitae.augment.table import rows
@@ -73,6 +78,10 @@ titles = []
 gallery.grid_figure = lambda rows, *, row_titles, **_: titles.extend(row_titles)
 gallery.draw_ops(images, "abcdef", "colour")
 assert "Threshold" in titles
+np.save("images-32.npy", np.random.default_rng(0).integers(0, 256, (16, 3, 32, 32), np.uint8))
+build = {"do": "build", "id": 0, "work": "threshold", "size": 32, "threads": 1, "variant": {}}
+_, built = contestants.answers("kitae", 0, Path(), True, iter([json.dumps(build)]))
+assert built.get("same_job"), built
 """
 
 
@@ -82,6 +91,8 @@ def test_a_new_op_is_a_class_a_kernel_and_a_twin(tmp_path: Path) -> None:
     for folder, text in (("ops", CLASS), ("kernels", KERNEL), ("twins", TWIN)):
         with (tmp_path / "kitae" / "augment" / folder / "color.py").open("a") as file:
             file.write(text)
+    works = (ROOT / "benchmarks" / "contestants.py").read_text()
+    (tmp_path / "contestants.py").write_text(works.replace("WORKS = [\n", WORK))
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "NUMBA_CACHE_DIR": str(jit.cache_folder())}
     run = subprocess.run([sys.executable, "-c", CHECK], env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr

@@ -85,7 +85,7 @@ def test_photos_mini_is_whole_photographs_and_its_licence_travels_with_it() -> N
         ("cifar", "did you mean cifar10"),
         (
             "imagenet",
-            "the sources are fashion-mini, photos-mini, folder:PATH, parquet:PATH, csv:PATH, webdataset:PATH, cifar10",
+            "sources are fashion-mini, photos-mini, folder:PATH, parquet:PATH, csv:PATH, webdataset:SHARDS, cifar10",
         ),
         ("", "the sources are"),
         ("folder", "needs a path: folder:PATH"),

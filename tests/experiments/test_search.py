@@ -16,13 +16,15 @@ from PIL import Image
 
 pytest.importorskip("optuna")
 
+import kitae as kt
 from kitae.console import rough_duration
 from kitae.data.spec import DataSpec
 from kitae.data.splits import make_splits
 from kitae.data.store import open_store
 from kitae.errors import RecipeError, TrainingError
 from kitae.experiments.executors import Inline
-from kitae.experiments.search import FRESH_SEED, Arm, _recipe_of, _verdict, search
+from kitae.experiments.search import FRESH_SEED, _recipe_of, _verdict, search
+from kitae.experiments.search_result import Arm, SearchResult
 from kitae.experiments.space import PRESETS, SUBSET, apply, suggest
 from kitae.recipe import Recipe
 from tests.experiments import fake_train
@@ -110,6 +112,31 @@ def test_a_search_that_finds_something_wins_on_fresh_seeds(tmp_path: Path, monke
     content = json.loads((tmp_path / "s" / "search.json").read_text())
     assert content["verdict"] == result.verdict
     assert "The search won" in result.table()
+    opened = kt.load(tmp_path / "s")
+    assert isinstance(opened, SearchResult)
+    assert (opened.arms, opened.best, opened.preset) == (result.arms, result.best, result.preset)
+    assert opened.winner == result.winner
+    assert opened.rematch is not None
+    assert opened.rematch.effects.equals(result.rematch.effects)
+    assert opened.data() == result.data() == content
+
+
+def test_a_search_that_is_damaged_or_not_finished_is_not_opened(tmp_path: Path) -> None:
+    result = run(tmp_path / "s", arms=len(PRESETS) + 1)
+    file = tmp_path / "s" / "search.json"
+    content = json.loads(file.read_text())
+    assert kt.load(tmp_path / "s").data() == result.data() == content
+    changed: tuple[tuple[dict[str, Any], str], ...] = (
+        ({}, "it has no metric"), ({**content, "format": 9}, "newer version"), ({**content, "best": 99}, "damaged"),
+        ({**content, "arms": [{"number": 0}]}, "damaged"), ({**content, "winner": {"train": 3}}, "damaged"),
+    )  # fmt: skip
+    for wrong, why in changed:
+        file.write_text(json.dumps(wrong))
+        with pytest.raises(TrainingError, match=rf"search\.json.*{why}"):
+            kt.load(tmp_path / "s")
+    file.unlink()
+    with pytest.raises(TrainingError, match=r"no finished search there \(it has no search\.json\)"):
+        kt.load(tmp_path / "s")
 
 
 def test_a_source_with_its_own_validation_images_is_judged_by_them_and_the_verdict_says_so(

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from kitae.errors import RecipeError
-from kitae.models.build import MODELS, build, normalization
+from kitae.models.build import MODELS, build, normalization, supports
 from kitae.models.layers import DropoutLinear
 from kitae.models.spec import ModelSpec
 from kitae.models.structure import classifier_names, count_macs, count_parameters, layer_groups
@@ -66,9 +66,9 @@ def test_weights_are_a_function_of_torchs_seed(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in (*MODELS, *LIBRARY) if name not in DEEPER])
 def test_eval_is_a_function(name: str) -> None:
-    residual = name in MODELS and name not in ("simple_cnn", "airbench")
     size = 16 if name in MODELS else 32
-    model = make(name, stochastic_depth=0.5 if residual else 0.0, dropout=0.5, image_size=size)
+    depth = 0.5 if supports(name, stochastic_depth=0.5) else 0.0
+    model = make(name, stochastic_depth=depth, dropout=0.5, image_size=size)
     images = torch.randn(2, 3, size, size)
     assert model.training
     with torch.no_grad():
@@ -166,6 +166,16 @@ def test_width_scales_the_channels() -> None:
 
 
 # Options
+
+
+def test_what_a_net_does_not_refuse_it_has() -> None:
+    with torch.device("meta"):
+        scaling = [name for name in MODELS if supports(name, width=8)]
+        for name in scaling:
+            assert count_parameters(make(name, width=8)) < count_parameters(make(name, width=12)), name
+    assert set(scaling) == {"resnet8", "resnet9", "resnet20", "resnet56", "airbench"}
+    assert not supports("simple_cnn", stochastic_depth=0.5)
+    assert not supports("timm:test_resnet", width=8)
 
 
 def test_dropout_lies_before_the_classifier_and_keeps_the_names_of_weights() -> None:
@@ -361,9 +371,9 @@ def test_freezing_random_weights_is_refused_when_the_recipe_is_read() -> None:
 # What other stages rely on
 
 
-@pytest.mark.parametrize("name", ["simple_cnn", "resnet8", "resnet9"])
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in (*DEEPER, "resnet18", "resnet20", "resnet50")])
 def test_export(name: str) -> None:
-    options = {} if name == "simple_cnn" else {"stochastic_depth": 0.2}
+    options = {"stochastic_depth": 0.2} if supports(name, stochastic_depth=0.2) else {}
     model = make(name, dropout=0.1, **options).eval()
     images = torch.randn(2, 3, 32, 32)
     program = torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim("n")},), strict=True)

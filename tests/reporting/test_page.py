@@ -287,19 +287,21 @@ def test_files_beside_the_run_are_told(make_run: Callable[..., Run]) -> None:
     assert "60.8 kB" not in p.report(run).read_text()
 
 
-@pytest.mark.parametrize("what", ["missing", "empty", "a file"])
+@pytest.mark.parametrize("what", ["missing", "empty", "a file", "a search"])
 def test_unknown_folder_is_one_clear_line(what: str, tmp_path: Path) -> None:
     target = tmp_path / "there"
-    if what == "empty":
+    if what in ("empty", "a search"):
         target.mkdir()
     if what == "a file":
         target.write_text("x")
+    if what == "a search":
+        (target / "search.yaml").touch()
     with pytest.raises(KitaeError) as caught:
         p.report(target)
     line = str(caught.value)
     assert "\n" not in line
     assert str(target) in line
-    assert "run" in line
+    assert ("rematch" if what == "a search" else "run") in line
 
 
 def test_damaged_files_are_named(make_run: Callable[..., Run], tmp_path: Path) -> None:

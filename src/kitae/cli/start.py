@@ -12,6 +12,7 @@ from typing import Any, Literal
 from kitae import console, views
 from kitae.cli.app import START, Open, Sets, Whole, WholeOrDefault, answering, app, show, write_page
 from kitae.errors import CompressionError, DataError, RecipeError, require
+from kitae.folders import kind_of
 
 
 @app.command(group=START, sort_key=1)
@@ -60,9 +61,10 @@ def train(
         dry_run: Print the resolved recipe, the model's size, the steps and the estimated time, then stop.
     """
     folder = Path(data)
-    if resume and recipe is not None and (folder / "recipe.yaml").is_file():
+    is_run = kind_of(folder) == "run"
+    if resume and recipe is not None and is_run:
         raise RecipeError(f"--recipe {recipe}: cannot be used with --resume RUN, since the run has its own recipe")
-    if resume and out is None and (folder / "recipe.yaml").is_file():
+    if resume and out is None and is_run:
         out = folder
     if resume and out is None:
         given = f", and {data} is not one (it has no recipe.yaml)" if len(folder.parts) > 1 else ""
@@ -203,7 +205,7 @@ def predict(
         raise RecipeError("--top: must be at least 1")
     if out is not None:
         _check_out(out)
-    if (model / "compression.json").is_file():
+    if kind_of(model) == "compression":
         # Not by CompressionResult: this must work where PyTorch is not installed.
         inner = next((file for file in (model / "model.onnx", model / "closest.onnx") if file.is_file()), model)
         raise CompressionError(
@@ -262,7 +264,7 @@ def _check_out(out: Path) -> None:
         raise RecipeError(f"--out {out}: {folder} is a file, not a folder")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise RecipeError(f"--out {out}: {folder} cannot be written to; choose another folder")
-    if (out.parent / "recipe.yaml").is_file():
+    if kind_of(out.parent) == "run":
         from kitae.run import RUN_FOLDER
 
         if out.name in RUN_FOLDER.names:

@@ -1,4 +1,4 @@
-"""The settings of `kitae compress`."""
+"""The settings of `kitae compress`, and the name of its model file."""
 
 from __future__ import annotations
 
@@ -109,3 +109,8 @@ class CompressSpec(Spec):
         if "random" in self.controls and self.scope == "global":
             raise ValueError("controls: random needs scope: layer (with global, random channels give a different size)")
         return self
+
+
+def winner_file(within_budget: bool) -> str:
+    """The name of the model file in a compression folder: the winner's, or that which is closest to the budget."""
+    return "model.onnx" if within_budget else "closest.onnx"

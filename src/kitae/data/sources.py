@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,8 +36,23 @@ from kitae.folders import written_by_us
 from kitae.preprocess import image_files, is_image, visible_files
 
 GROUP_PREFIX = "group="
-_ON_DISK = ("folder", "parquet", "csv")
-_GROUPED = (*_ON_DISK, "fashion-mini", "photos-mini")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of source.
+
+    Attributes:
+        open: makes the source, from the name, what follows the colon, the spec, and `progress` of `open_source`.
+        takes: what must follow the colon; PATH is a file or folder of this machine.
+        ending: a file with this ending is of this kind.
+        groups: whether `data.groups` may be set.
+    """
+
+    open: Callable[[str, str, DataSpec, Progress | None], Source]
+    takes: Literal["", "PATH", "SHARDS"] = ""
+    ending: str = ""
+    groups: bool = False
 
 
 def open_source(spec: DataSpec, progress: Progress | None = None) -> Source:
@@ -54,11 +71,12 @@ def open_source(spec: DataSpec, progress: Progress | None = None) -> Source:
         raise DataError(f"{spec.source}: no such file or folder")
     if name not in SOURCES:
         raise DataError(f"unknown data.source {spec.source!r}: {_suggestion(spec.source)}")
-    if spec.groups is not None and name not in _GROUPED:
+    kind = SOURCES[name]
+    if spec.groups is not None and not kind.groups:
         raise DataError(f"data.groups: {name} has neither columns nor folders to take groups from; set it to null")
-    if name in _ON_DISK and not path:
+    if kind.takes == "PATH" and not path:
         raise DataError(f"data.source {spec.source!r} needs a path: {name}:PATH")
-    return SOURCES[name](name, path, spec, progress)
+    return kind.open(name, path, spec, progress)
 
 
 class FolderSource(Source):
@@ -231,7 +249,7 @@ def _marked_groups(names: Sequence[str], keys: NDArray[np.int64]) -> NDArray[np.
 
 
 def source_of(path: str | Path) -> str:
-    """The data.source of a folder, a Parquet file (or a folder of them) or a CSV file, detected from its type.
+    """The data.source of a folder, a folder of Parquet files, or a file with the ending of a source.
 
     Raises:
         DataError: there is no such file or folder, or it is none of these.
@@ -244,18 +262,17 @@ def source_of(path: str | Path) -> str:
         return f"folder:{path}" if not tables or any(is_image(file.name) for file in inside) else f"parquet:{path}"
     if not os.path.exists(given):
         raise DataError(f"{path}: no such file or folder")
-    kinds = {".parquet": "parquet", ".csv": "csv"}
-    if given.suffix.lower() not in kinds:
-        raise DataError(
-            f"{path}: not a data source; give a folder with one folder per class, a .parquet or a .csv file"
-        )
-    return f"{kinds[given.suffix.lower()]}:{path}"
+    names = {kind.ending: name for name, kind in SOURCES.items() if kind.ending}
+    if given.suffix.lower() not in names:
+        files = " or ".join(f"a {ending}" for ending in names)
+        raise DataError(f"{path}: not a data source; give a folder with one folder per class, {files} file")
+    return f"{names[given.suffix.lower()]}:{path}"
 
 
 def path_of(source: str) -> Path | None:
     """The path of a data.source that is a folder or file on this machine; None for all others."""
-    kind, _, path = source.partition(":")
-    return user_path(path) if kind in _ON_DISK and path else None
+    name, _, path = source.partition(":")
+    return user_path(path) if path and name in SOURCES and SOURCES[name].takes == "PATH" else None
 
 
 def source_named(given: str | Path) -> str:
@@ -270,7 +287,7 @@ def _suggestion(source: str) -> str:
             return f"did you mean {source_of(source)}?"
     except DataError:
         pass
-    listed = ", ".join(f"{name}:PATH" if name in (*_ON_DISK, "webdataset") else name for name in SOURCES)
+    listed = ", ".join(f"{name}:{kind.takes}" if kind.takes else name for name, kind in SOURCES.items())
     return f"the sources are {listed}{did_you_mean(source.partition(':')[0].lower(), SOURCES)}"
 
 
@@ -280,18 +297,22 @@ def _embedded(name: str, path: str, spec: DataSpec, progress: Progress | None) -
     return ParquetSource(Path(__file__).parent / "assets" / f"{name}.parquet", name, groups=spec.groups)
 
 
-SOURCES: dict[str, Callable[[str, str, DataSpec, Progress | None], Source]] = {
-    "fashion-mini": _embedded,
-    "photos-mini": _embedded,
-    "folder": lambda _, path, spec, __: FolderSource(path, spec.source, spec.groups),
-    "parquet": lambda _, path, spec, __: ParquetSource(
-        path, spec.source, spec.image_column, spec.label_column, spec.groups
+SOURCES = {
+    "fashion-mini": Kind(_embedded, groups=True),
+    "photos-mini": Kind(_embedded, groups=True),
+    "folder": Kind(lambda _, path, spec, __: FolderSource(path, spec.source, spec.groups), "PATH", groups=True),
+    "parquet": Kind(
+        lambda _, path, spec, __: ParquetSource(path, spec.source, spec.image_column, spec.label_column, spec.groups),
+        "PATH", ".parquet", groups=True,
     ),
-    "csv": lambda _, path, spec, __: CsvSource(path, spec.source, spec.groups, gaps=spec.on_corrupt == "skip"),
-    "webdataset": lambda _, __, spec, progress: ShardSource(spec.source, spec, progress),
-    "cifar10": open_archive,
-    "cifar100": open_archive,
-    "fashion-mnist": open_archive,
-    "mnist": open_archive,
-}
-"""What opens a source, from its name, what follows the colon, and the spec."""
+    "csv": Kind(
+        lambda _, path, spec, __: CsvSource(path, spec.source, spec.groups, gaps=spec.on_corrupt == "skip"),
+        "PATH", ".csv", groups=True,
+    ),
+    "webdataset": Kind(lambda _, __, spec, progress: ShardSource(spec.source, spec, progress), "SHARDS"),
+    "cifar10": Kind(open_archive),
+    "cifar100": Kind(open_archive),
+    "fashion-mnist": Kind(open_archive),
+    "mnist": Kind(open_archive),
+}  # fmt: skip
+"""The sources by name."""

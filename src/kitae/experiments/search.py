@@ -29,7 +29,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from kitae.console import plural, reporter, rough_duration
 from kitae.data.base import VAL
@@ -43,124 +42,33 @@ from kitae.experiments.folder import (
     check_images,
     check_numerics,
     first_difference,
-    read_settings,
     run_jobs,
     write_settings,
 )
 from kitae.experiments.plan import Job, with_train
 from kitae.experiments.result import StudyResult
-from kitae.experiments.space import PRESETS, Parameters, apply, suggest
+from kitae.experiments.search_result import SEARCH, Arm, SearchResult, base_of, read_search
+from kitae.experiments.space import PRESETS, apply, suggest
 from kitae.experiments.study import MEASURE, TRAIN_WITHOUT_TEST, study
 from kitae.experiments.study_spec import StudySpec
-from kitae.experiments.wording import amount, columns, interval
+from kitae.experiments.wording import amount, interval
 from kitae.experiments.worker import Outcome, read_outcome
 from kitae.files import write_atomically, write_json
 from kitae.folders import Owned
 from kitae.pipelines.choices import understand
 from kitae.pipelines.facts import framed
-from kitae.recipe import Recipe, parse
+from kitae.recipe import Recipe
 from kitae.reporting.study_charts import arms_chart
-from kitae.training.spec import merit
 
 REDUCTION = 3
 FRESH_SEED = 1000  # the first seed of the rematch; arms use the recipe's own seed
 _PHOTO_SIZE = 64  # pixels of photographs, unless data.image_size is set
-_FIRST = "search.yaml"
 SEARCH_FOLDER = Owned(
     "search",
-    (_FIRST, "arms", "rematch", "search.json", "winner.yaml", "figures", "report.html"),
+    (SEARCH, "arms", "rematch", "search.json", "winner.yaml", "figures", "report.html"),
     TrainingError,
-    first=_FIRST,
+    first=SEARCH,
 )
-
-Rung = tuple[int, float, float | None]
-"""Epochs, validation score (by the search's metric) and validation loss of an arm's run."""
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One setting that was tried.
-
-    Attributes:
-        name: of the preset, or `searched NUMBER`.
-        rungs: of each length that it was trained to.
-        state: `complete` (trained to the full length), `pruned`, or `failed`.
-    """
-
-    number: int
-    name: str
-    point: Parameters
-    recipe: Recipe
-    rungs: tuple[Rung, ...]
-    state: str
-
-    @property
-    def preset(self) -> bool:
-        return self.name in PRESETS
-
-    @property
-    def standing(self) -> tuple[float, ...]:
-        """Sorts arms: by the rung reached, then by the score there, its validation loss, and the order of trying."""
-        if not self.rungs:
-            return (0.0,)
-        _, score, loss = self.rungs[-1]
-        merits = merit({"val_accuracy": score, "val_loss": loss}, "val_accuracy") or (-math.inf, -math.inf)
-        return (float(len(self.rungs)), *merits, float(self.number))
-
-
-@dataclass(frozen=True)
-class SearchResult:
-    """What a search found, and whether that is better than the best preset.
-
-    Attributes:
-        path: the search folder.
-        arms: all settings tried, in order.
-        metric: what judged them: val.accuracy, val.balanced_accuracy or val.macro_f1.
-        best, preset: the best arm that did not fail, and the best among the presets.
-        rematch: the study of the two on fresh seeds; None if the best arm is a preset.
-        verdict: the outcome in one sentence.
-        winner: the recipe to use: the searched one only if the rematch showed it to be better. Precision, threads and
-            early stopping are as asked for, not as decided for the search on this machine.
-    """
-
-    path: Path
-    arms: tuple[Arm, ...]
-    metric: str
-    best: Arm
-    preset: Arm
-    rematch: StudyResult | None
-    verdict: str
-    winner: Recipe
-
-    def data(self) -> dict[str, Any]:
-        """What search.json holds; plain values."""
-        return {
-            "format": 1,
-            "metric": self.metric,
-            "arms": [
-                {"number": a.number, "name": a.name, "preset": a.preset, "state": a.state, "point": a.point,
-                 "rungs": [list(rung) for rung in a.rungs]}
-                for a in self.arms
-            ],
-            "best": self.best.number,
-            "best_preset": self.preset.number,
-            "verdict": self.verdict,
-            "winner": self.winner.model_dump(mode="json"),
-        }  # fmt: skip
-
-    def table(self) -> str:
-        """The best arms as text, and the verdict."""
-        rows = [
-            [
-                arm.name,
-                str(arm.rungs[-1][0]) if arm.rungs else "-",
-                f"{100 * arm.rungs[-1][1]:.1f}" if arm.rungs else "-",
-                arm.state,
-                ", ".join(name for op in arm.recipe.augment.train for name in op) or "no ops",
-            ]
-            for arm in sorted(self.arms, key=lambda arm: arm.standing, reverse=True)[:12]
-        ]
-        return columns(["arm", "epochs", self.metric, "state", "ops"], rows) + f"\n\n{self.verdict}"
 
 
 @dataclass(frozen=True)
@@ -258,7 +166,7 @@ def search(
         asked = asked.model_copy(update={"data": data})
     folder = Path(out)
     place = executor or LocalProcesses(workers)
-    if overwrite or not (folder / _FIRST).is_file():
+    if overwrite or not (folder / SEARCH).is_file():
         SEARCH_FOLDER.check(folder)  # before the lock, which would be left in a folder that is not ours
     with SEARCH_FOLDER.locked(folder):
         setting = _written(
@@ -381,14 +289,12 @@ def _written(
 ) -> _Setting:
     """The settings that the search was started with; if it is new, the current ones, which are saved."""
     asked = {**settings, "recipe": base.model_dump(mode="json")}
-    file = folder / _FIRST
-    content = None if overwrite else read_settings(file, "asked", "base", "image_size", "seconds_per_epoch")
+    content = None if overwrite else read_search(folder)
     if content is not None:
         if changed := first_difference(content["asked"], asked):
             raise TrainingError(f"{folder}: holds another search ({changed}); {ANOTHER_OUT}")
         check_numerics(folder, content)
-        base = parse(Recipe, yaml.safe_dump(content["base"], sort_keys=False), f"{file}, base")
-        return _Setting(folder, base, content["image_size"], content["seconds_per_epoch"])
+        return _Setting(folder, base_of(folder, content), content["image_size"], content["seconds_per_epoch"])
     facts = function(measure)(base)
     decided = facts["recipe"].train
     base = with_train(
@@ -397,7 +303,7 @@ def _written(
     )  # fmt: skip
     setting = _Setting(folder, base, min(facts["image"][1:]), round(float(facts["seconds_per_epoch"]), 3))
     SEARCH_FOLDER.remove(folder)  # only now: a mistake in the new search must not cost the old one
-    write_settings(file, {
+    write_settings(folder / SEARCH, {
         "numerics": NUMERICS, "asked": asked, "base": base.model_dump(mode="json"), "image_size": setting.image_size,
         "seconds_per_epoch": setting.seconds,
     })  # fmt: skip

@@ -79,7 +79,8 @@ def study(
         tiny: run the tiny version, to check that the file works. Its numbers mean nothing.
         workers: runs at a time on this machine.
         threads: of each run; None divides the cores. A study keeps the number of threads it was started with.
-        executor: where runs happen, instead of `workers` local processes.
+        executor: where runs happen, instead of `workers` local processes: `Inline()` of `kitae.experiments.executors`
+            is this process, `RayCluster(address)` a cluster.
         overwrite: replace the study in `out`, once the new one is planned.
         report: receives the plan, and a line for each run as it ends; None prints them on a terminal and in a notebook.
         train: the function that trains, as module:function. None is `TRAIN`, or if the study asks for no number of

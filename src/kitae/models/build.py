@@ -79,8 +79,20 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 }
 """Name -> factory(spec, classes=, channels=, image_size=)."""
 
-SCALING = tuple(name for name, make in MODELS.items() if getattr(make, "func", make) in (_scaling, _airbench))
-"""The families that come in widths."""
+
+def supports(name: str, **options: Any) -> bool:
+    """Whether a net of `MODELS` has these options, as fields of `ModelSpec`: `supports("resnet9", width=8)`.
+
+    False for the nets of libraries.
+    """
+    if name not in MODELS:
+        return False
+    try:
+        with torch.device("meta"):
+            MODELS[name](ModelSpec(name=name, **options), classes=10, channels=3, image_size=32)
+    except RecipeError:
+        return False
+    return True
 
 
 def build(

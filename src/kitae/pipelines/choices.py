@@ -12,6 +12,7 @@ from typing import Any, Literal, TypedDict
 from kitae.data.sources import SOURCES, path_of, source_of
 from kitae.errors import RecipeError, TrainingError, did_you_mean
 from kitae.files import plain, user_path
+from kitae.folders import kind_of
 from kitae.recipe import NAMES_ELSEWHERE, Recipe, assignment, assignments, field_ending, shipped
 from kitae.run import Run
 
@@ -149,7 +150,7 @@ def understand(argument: str) -> tuple[Literal["recipe", "data"], str]:
         return "recipe", argument.removeprefix(_PREFIX)
     if path.suffix.lower() in (".yaml", ".yml"):
         return "recipe", argument
-    if os.path.isfile(path / "recipe.yaml"):  # unlike `Path.is_file`, False for a name that is too long
+    if kind_of(path) == "run":
         raise RecipeError(
             f"{argument}: is a run folder; resume it with --resume, or train again from {path / 'recipe.yaml'}"
         )

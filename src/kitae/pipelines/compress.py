@@ -27,7 +27,7 @@ from torch import nn
 import kitae
 from kitae import console, views
 from kitae.compression.shape import Shape, reshape
-from kitae.compression.spec import CompressSpec
+from kitae.compression.spec import CompressSpec, winner_file
 from kitae.errors import (
     BudgetError,
     CompressionError,
@@ -96,7 +96,7 @@ class CompressionResult:
     @property
     def model_file(self) -> Path:
         """The winner, or the closest."""
-        return self.path / ("model.onnx" if self.within_budget else "closest.onnx")
+        return self.path / winner_file(self.within_budget)
 
     @property
     def within_budget(self) -> bool:
@@ -301,10 +301,9 @@ def _write(
         "candidates": rows,
         "sensitivity": [vars(item) for item in outcome.sensitivity],
     }
-    name = "model.onnx" if outcome.within_budget else "closest.onnx"
     new = folder / _NEW
     try:
-        write_atomically(new / name, outcome.winner.path.read_bytes())
+        write_atomically(new / winner_file(outcome.within_budget), outcome.winner.path.read_bytes())
         write_parquet(pyarrow.Table.from_pylist(rows), new / "front.parquet")
         save_weights(outcome.winner.model.state_dict(), new / "model.safetensors")
         write_json(new / "model.json", {

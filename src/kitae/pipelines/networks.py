@@ -27,7 +27,7 @@ from kitae.compression.qat import Simulated
 from kitae.compression.shape import UNCHANGED, Shape, difference, reshape
 from kitae.compression.spec import CompressSpec
 from kitae.errors import CompressionError, TrainingError, TrainingInterruptedError
-from kitae.models.build import SCALING
+from kitae.models.build import supports
 from kitae.models.spec import ModelSpec
 from kitae.pipelines.setup import Setup, begin, placed
 from kitae.run import Run, build_network
@@ -170,7 +170,7 @@ class Networks:
     def small(self) -> dict[str, nn.Module]:
         """Untrained networks, the narrowest first: of the run's family if it supports widths, else ResNet-9s."""
         given = self.run.recipe.model
-        family = given.name if given.name in SCALING else "resnet9"
+        family = given.name if supports(given.name, width=_WIDTHS[0]) else "resnet9"
         return {
             f"{family} of width {width}": self.setup.whitened(
                 self._fresh(given.model_copy(update={"name": family, "width": width, "stem": "auto"}))

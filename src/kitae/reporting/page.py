@@ -19,6 +19,7 @@ from typing import Any
 from kitae import __version__, console
 from kitae.errors import KitaeError, require
 from kitae.files import write_atomically
+from kitae.folders import known_kind
 from kitae.reporting import comparison_page, compression_page, run_page, study_page, values
 from kitae.reporting.results import CompressionRecord, RunRecord
 from kitae.reporting.study_results import StudyRecord
@@ -49,17 +50,14 @@ def report(target: Run | str | Path, *others: Run | str | Path) -> Path:
     if isinstance(target, Run):
         return _write("run", run_page.content(RunRecord.open(target), target), target.path)
     folder = Path(target)
-    if not folder.is_dir():
-        raise KitaeError(f"{folder}: no such folder; give the folder of a run, a study or a compression")
-    if (folder / "compression.json").is_file():
-        return _write("compression", compression_page.content(CompressionRecord.open(folder), folder), folder)
-    if (folder / "study.yaml").is_file():
-        return _write("study", study_page.content(StudyRecord.open(folder), folder), folder)
-    if (folder / "recipe.yaml").is_file():
-        return report(Run.open(folder))
-    raise KitaeError(
-        f"{folder}: neither a run, a study nor a compression (it has no recipe.yaml, study.yaml or compression.json)"
-    )
+    kind = known_kind(folder)
+    if kind == "search":
+        raise KitaeError(f"{folder}: a search has no page; give the study of its rematch, in {folder / 'rematch'}")
+    if kind == "compression":
+        return _write(kind, compression_page.content(CompressionRecord.open(folder), folder), folder)
+    if kind == "study":
+        return _write(kind, study_page.content(StudyRecord.open(folder), folder), folder)
+    return report(Run.open(folder))
 
 
 def compare(targets: Sequence[Run | str | Path], out: str | Path | None = None) -> Path:

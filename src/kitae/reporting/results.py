@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from kitae.compression.spec import winner_file
 from kitae.console import printable
 from kitae.data.splits import Splits
 from kitae.errors import KitaeError, TrainingError
@@ -493,8 +494,8 @@ class CompressionRecord(Record, extra="allow"):
 
     @property
     def file(self) -> str:
-        """The name of the winner's file, or of that which is closest to the budget."""
-        return "model.onnx" if self.within_budget else "closest.onnx"
+        """The name of its model file."""
+        return winner_file(self.within_budget)
 
     def bytes_of(self, row: Candidate) -> float | None:
         """The size of a candidate's file, packed where the budget is for packed ones."""

@@ -1,0 +1,155 @@
+"""The result of a search: its arms, the verdict of its rematch, and the recipe to use."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kitae.errors import TrainingError, one_line
+from kitae.experiments.folder import read_settings
+from kitae.experiments.result import StudyResult
+from kitae.experiments.space import PRESETS, Parameters, apply
+from kitae.experiments.wording import columns
+from kitae.files import read_json, require_format
+from kitae.recipe import Recipe, parse
+from kitae.training.spec import merit
+
+SEARCH = "search.yaml"
+FORMAT = 1
+"""Of search.json."""
+
+Rung = tuple[int, float, float | None]
+"""Epochs, validation score (by the search's metric) and validation loss of an arm's run."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One setting that was tried.
+
+    Attributes:
+        name: of the preset, or `searched NUMBER`.
+        rungs: of each length that it was trained to.
+        state: `complete` (trained to the full length), `pruned`, or `failed`.
+    """
+
+    number: int
+    name: str
+    point: Parameters
+    recipe: Recipe
+    rungs: tuple[Rung, ...]
+    state: str
+
+    @property
+    def preset(self) -> bool:
+        return self.name in PRESETS
+
+    @property
+    def standing(self) -> tuple[float, ...]:
+        """Sorts arms: by the rung reached, then by the score there, its validation loss, and the order of trying."""
+        if not self.rungs:
+            return (0.0,)
+        _, score, loss = self.rungs[-1]
+        merits = merit({"val_accuracy": score, "val_loss": loss}, "val_accuracy") or (-math.inf, -math.inf)
+        return (float(len(self.rungs)), *merits, float(self.number))
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search found, and whether that is better than the best preset.
+
+    Attributes:
+        path: the search folder.
+        arms: all settings tried, in order.
+        metric: what judged them: val.accuracy, val.balanced_accuracy or val.macro_f1.
+        best, preset: the best arm that did not fail, and the best among the presets.
+        rematch: the study of the two on fresh seeds; None if the best arm is a preset.
+        verdict: the outcome in one sentence.
+        winner: the recipe to use: the searched one only if the rematch showed it to be better. Precision, threads and
+            early stopping are as asked for, not as decided for the search on this machine.
+    """
+
+    path: Path
+    arms: tuple[Arm, ...]
+    metric: str
+    best: Arm
+    preset: Arm
+    rematch: StudyResult | None
+    verdict: str
+    winner: Recipe
+
+    @classmethod
+    def open(cls, path: str | Path) -> SearchResult:
+        """A finished search folder, with or without its run folders.
+
+        Raises:
+            KitaeError: no finished search there, or a file is damaged.
+        """
+        folder, file = Path(path), Path(path) / "search.json"
+        content = read_search(folder)
+        if content is None or not file.is_file():
+            raise TrainingError(f"{folder}: no finished search there (it has no {file.name if content else SEARCH})")
+        base = base_of(folder, content)
+        keys = ("metric", "arms", "best", "best_preset", "rematch", "verdict", "winner")
+        facts = read_json(file, *keys, error=TrainingError)
+        require_format(facts, FORMAT, file, TrainingError)
+        try:
+            arms = {
+                row["number"]: Arm(
+                    recipe=apply(base, row["point"], content["image_size"]),
+                    rungs=tuple((epochs, score, loss) for epochs, score, loss in row["rungs"]),
+                    **{name: row[name] for name in ("number", "name", "point", "state")},
+                )
+                for row in facts["arms"]
+            }
+            rematch = None if facts["rematch"] is None else StudyResult.open(folder / facts["rematch"])
+            best, preset = arms[facts["best"]], arms[facts["best_preset"]]
+            winner = Recipe.model_validate(facts["winner"])
+            return cls(folder, tuple(arms.values()), facts["metric"], best, preset, rematch, facts["verdict"], winner)
+        except (KeyError, TypeError, ValueError) as error:
+            raise TrainingError(f"{file}: is damaged ({one_line(error)})") from error
+
+    def data(self) -> dict[str, Any]:
+        """What search.json holds; plain values."""
+        return {
+            "format": FORMAT,
+            "metric": self.metric,
+            "arms": [
+                {"number": a.number, "name": a.name, "preset": a.preset, "state": a.state, "point": a.point,
+                 "rungs": [list(rung) for rung in a.rungs]}
+                for a in self.arms
+            ],
+            "best": self.best.number,
+            "best_preset": self.preset.number,
+            "rematch": None if self.rematch is None else self.rematch.path.relative_to(self.path).as_posix(),
+            "verdict": self.verdict,
+            "winner": self.winner.model_dump(mode="json"),
+        }  # fmt: skip
+
+    def table(self) -> str:
+        """The best arms as text, and the verdict."""
+        rows = [
+            [
+                arm.name,
+                str(arm.rungs[-1][0]) if arm.rungs else "-",
+                f"{100 * arm.rungs[-1][1]:.1f}" if arm.rungs else "-",
+                arm.state,
+                ", ".join(name for op in arm.recipe.augment.train for name in op) or "no ops",
+            ]
+            for arm in sorted(self.arms, key=lambda arm: arm.standing, reverse=True)[:12]
+        ]
+        return columns(["arm", "epochs", self.metric, "state", "ops"], rows) + f"\n\n{self.verdict}"
+
+
+def read_search(folder: Path) -> dict[str, Any] | None:
+    """The content of search.yaml; None if there is none. Raises as `read_settings`."""
+    return read_settings(folder / SEARCH, "asked", "base", "image_size", "seconds_per_epoch")
+
+
+def base_of(folder: Path, content: Mapping[str, Any]) -> Recipe:
+    """The recipe of a search, with precision, threads and selection decided, from the content of search.yaml."""
+    return parse(Recipe, yaml.safe_dump(content["base"], sort_keys=False), f"{folder / SEARCH}, base")
