@@ -20,7 +20,7 @@ import common
 from kitae.files import write_json
 from kitae.pipelines.compress import CompressionResult
 from kitae.reporting import compression_page
-from kitae.reporting.results import CompressionRecord
+from kitae.reporting.compression_results import CompressionRecord
 
 RESULTS = common.RESULTS / "compression"
 PAGE = common.ROOT / "docs" / "benchmarks" / "compression.md"

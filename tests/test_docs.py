@@ -210,6 +210,12 @@ def test_pages_made_by_a_script_are_up_to_date(script: str) -> None:
     assert module.PAGE.read_text(encoding="utf-8") == module.page()
 
 
+def test_every_field_of_a_recipe_has_a_meaning() -> None:
+    rows = [line for line in (ROOT / "docs/recipe.md").read_text(encoding="utf-8").splitlines() if line[:3] == "| `"]
+    assert len(rows) > 100
+    assert not [row for row in rows if not row.removesuffix("|").rpartition("|")[2].strip()]
+
+
 def test_pages_of_results_are_up_to_date() -> None:
     """Run the script again if this fails: python scripts/benchmark_pages.py"""
     for page, text in importlib.import_module("benchmark_pages").pages().items():

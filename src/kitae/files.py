@@ -8,7 +8,7 @@ import json
 import math
 import os
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -121,6 +121,20 @@ def read_json(path: Path, *keys: str, error: type[KitaeError] = KitaeError) -> d
     return value
 
 
+def read_json_lines(path: Path, *, error: type[KitaeError] = KitaeError) -> list[dict[str, Any]]:
+    """The JSON objects of a file that has one in each line; none if there is no file.
+
+    Raises:
+        KitaeError: of type `error`: it is damaged.
+    """
+    if not path.is_file():
+        return []
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except ValueError as problem:
+        raise error(f"{path}: is damaged (a line is not JSON)") from problem
+
+
 def plain(value: Any) -> Any:
     """A value converted for JSON: NaN to null, NumPy numbers to Python's, paths to text, objects to their fields."""
     if isinstance(value, Mapping):
@@ -142,6 +156,11 @@ def write_json(path: Path, value: Any) -> None:
     if len(text) > _READABLE_BYTES:
         text = json.dumps(value, separators=(",", ":"), allow_nan=False)
     write_atomically(path, f"{text}\n".encode())
+
+
+def write_json_lines(path: Path, values: Iterable[Mapping[str, Any]]) -> None:
+    """Write a JSON object in each line, atomically. NaN and infinity are not JSON and raise ValueError."""
+    write_atomically(path, "".join(json.dumps(value, allow_nan=False) + "\n" for value in values).encode())
 
 
 def write_parquet(table: Any, path: Path) -> None:

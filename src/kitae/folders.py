@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,6 +96,19 @@ class Owned:
             for old in sorted(aside.iterdir(), key=lambda old: old.name != self.first):
                 old.rename(folder / old.name)
             aside.rmdir()
+
+    def undo(self, folder: Path, parents: Iterable[Path]) -> None:
+        """Undo a start: remove what is ours and bring back what was set aside.
+
+        Args:
+            parents: folders that were made for it, the innermost first; they are removed with it if they are empty.
+        """
+        self.remove(folder)
+        (folder / LOCK).unlink(missing_ok=True)
+        self.bring_back(folder)
+        with suppress(OSError):
+            for empty in (folder, *parents):
+                empty.rmdir()
 
     def discard_aside(self, folder: Path) -> None:
         """Remove the files aside. They are renamed first, since a partial set would be brought back."""

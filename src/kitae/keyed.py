@@ -123,6 +123,9 @@ def integers(seed: int, epoch: ArrayLike, index: ArrayLike, slot: ArrayLike, *, 
 
     floor(word * high / 2**32) (Lemire 2019 without the rejection step): no value is favoured by more than
     high / 2**32 relative.
+
+    Raises:
+        TypeError, ValueError: an argument is not an integer, or out of its range (see `words`).
     """
     bound = _uint64(high, "high", 2**31 + 1)
     if bound.size and int(bound.min()) < 1:
@@ -140,6 +143,9 @@ def permutation(seed: int, epoch: int, count: int, slot: int = SLOT_ORDER) -> ND
     """A permutation of range(count) for this (seed, epoch, slot): int64 [count].
 
     Sorts by a keyed 64-bit number of each index, so removing an index from the data never reshuffles the others.
+
+    Raises:
+        TypeError, ValueError: an argument is not an integer, or out of its range (see `words`); `count` is negative.
     """
     if count < 0:
         raise ValueError(f"count must not be negative, not {count}")

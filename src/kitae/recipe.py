@@ -42,7 +42,11 @@ _MAX_BYTES = 1 << 20  # a recipe is a page of text; anything larger is a mistake
 
 
 class Recipe(Spec):
-    """What to train, on what, how; see each stage's spec for its fields."""
+    """What to train, on what, how; see each stage's spec for its fields.
+
+    Attributes:
+        name: names the run's page, and its folder (runs/NAME) unless another is given.
+    """
 
     name: str = Field("unnamed", min_length=1, max_length=100)
     data: DataSpec = DataSpec()

@@ -18,19 +18,18 @@ report.html, figures/ the page and its charts, by `kitae report`
 
 from __future__ import annotations
 
-import json
 import shlex
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kitae import keyed, views
+from kitae import views
 from kitae.errors import DataError, RecipeError, TrainingError
 from kitae.evaluation.spec import Tta
-from kitae.files import read_json, require_format, write_atomically, write_json, write_parquet
-from kitae.folders import LOCK, Owned, lock
+from kitae.files import read_json, read_json_lines, require_format, write_json, write_json_lines, write_parquet
+from kitae.folders import Owned, lock
 from kitae.machine import machine, now
 from kitae.preprocess import ImageLike, PreprocessRules
 from kitae.recipe import Recipe, differences
@@ -46,8 +45,6 @@ if TYPE_CHECKING:
     from kitae.data.loader import ImageSet
     from kitae.data.splits import Splits
     from kitae.data.store import Store
-    from kitae.models.spec import ModelSpec
-    from kitae.models.weights import Weights
     from kitae.predictor import Predictor
     from kitae.runtime import Predictions
 
@@ -167,12 +164,7 @@ class Run:
         learnt = any(path.exists() for path in (self.features, self.checkpoint, self.best))
         if not self._new or learnt or self.metrics() or any(self.fold(1).parent.glob("*/*")):
             return
-        RUN_FOLDER.remove(self.path)
-        (self.path / LOCK).unlink(missing_ok=True)
-        RUN_FOLDER.bring_back(self.path)
-        with suppress(OSError):
-            for folder in (self.path, *self._parents):
-                folder.rmdir()
+        RUN_FOLDER.undo(self.path, self._parents)
 
     @property
     def resume_command(self) -> str:
@@ -197,6 +189,11 @@ class Run:
         return f"resume it with: {self.resume_command}"
 
     @property
+    def begun(self) -> bool:
+        """Whether its training was started; `environment` is known from then on."""
+        return (self.path / "environment.json").is_file()
+
+    @property
     def finished(self) -> bool:
         """Whether it was trained and evaluated to the end."""
         return (self.path / "evaluation.json").is_file()
@@ -213,8 +210,24 @@ class Run:
     # ---- what was measured ------------------------------------------------------------------------------------------
 
     def metrics(self) -> list[dict[str, Any]]:
-        """One row per epoch, from metrics.jsonl; empty before the first epoch has ended."""
-        return self._lines("metrics.jsonl")
+        """metrics.jsonl: one row per epoch; empty before the first epoch has ended.
+
+        Returns:
+            Losses are in nats, accuracies and F1 in [0, 1]; a score that is not finite is None.
+
+            - `epoch`, from 1 (0 is the probe); `step`: optimizer steps so far; `learning_rate` at the end
+            - `train_loss`, `train_accuracy`: on the training images as they were augmented
+            - `train_clean_accuracy`: on some training images (at most 1,000) without augmentation
+            - `val_loss`, `val_accuracy`, `val_balanced_accuracy`, `val_macro_f1`: on validation, see `evaluate`
+            - `seconds` of training; `data_share`: the share of them, in [0, 1], spent on reading and augmenting;
+              `images_per_second`; `validation_seconds`
+            - `peak_memory_bytes`: of the GPU in this epoch, else of the process so far
+            - `skipped_steps` so far, whose loss or gradient was not finite
+
+        Raises:
+            TrainingError: the file is damaged.
+        """
+        return read_json_lines(self.path / "metrics.jsonl", error=TrainingError)
 
     def best_epoch(self) -> int | None:
         """The epoch (from 1) whose weights are kept; None before one has a finite score.
@@ -229,15 +242,25 @@ class Run:
 
     def write_metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Replace metrics.jsonl."""
-        text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
-        write_atomically(self.path / "metrics.jsonl", text.encode())
+        write_json_lines(self.path / "metrics.jsonl", rows)
         RUN_FOLDER.discard_aside(self.path)
 
     def evaluation(self) -> dict[str, Any]:
-        """evaluation.json.
+        """evaluation.json: the numbers of the best model, measured at the end of training.
+
+        Returns:
+            - `test`, `val`, and of a cross-validation `out_of_fold`: what `evaluate` returns, each only if it was
+              measured; `out_of_fold` also has `folds`: `fold`, from 1, `count` and `accuracy` of its images, its
+              `best_epoch`, and how many images it was `trained_on`
+            - `temperature` of the calibration; `precision` of the evaluation; `train_precision`; `tta`; `best_epoch`,
+              from 1 (0 is the probe)
+            - `duplicates`: `images` that have the pixels of another one, in so many `groups`, and those of `val` and
+              `test` with the pixels of an image that was trained (or validated) on
+            - `groups`: how many there are in each split, if the images have groups
+            - `test_openings`: how often test was opened
 
         Raises:
-            TrainingError: the run is not finished.
+            TrainingError: the run is not finished, or the file is damaged.
         """
         return self._json("evaluation.json", f"the run is not finished; {self._cure}")
 
@@ -250,26 +273,9 @@ class Run:
         """environment.json."""
         return self._json("environment.json", "the run was never started")
 
-    def machine_changes(self, processes: int) -> list[str]:
-        """Differences from the machine that the run was started on, which may change the last bits; a line each."""
-        file = self.path / "environment.json"
-        if not file.is_file():
-            return []
-        before, now = self.environment(), {**machine(), "processes": processes}
-        return [
-            f"{name} was {before.get(name)}, is {now[name]}: the result may differ in the last bits"
-            for name in ("processor", "gpu", "processes")
-            if before.get(name) != now[name]
-        ]
-
     def write_environment(self, facts: Mapping[str, Any]) -> None:
         """Replace environment.json: the machine, the versions, and the given facts."""
         write_json(self.path / "environment.json", {**machine(), **facts})
-
-    def weights_source(self) -> str | None:
-        """Source of the pretrained weights that the run started from; None without, or before it has started."""
-        file = self.path / "environment.json"
-        return self.environment().get("weights") if file.is_file() else None
 
     @property
     def test_openings(self) -> int:
@@ -278,15 +284,12 @@ class Run:
 
     def openings(self) -> list[dict[str, str]]:
         """Each opening of test, the first one first: `when` and `why`."""
-        return self._lines("test_openings.jsonl")
+        return read_json_lines(self.path / "test_openings.jsonl", error=TrainingError)
 
     def count_test_opening(self, why: str) -> None:
         """Note that test is about to be opened. Several processes may evaluate one run."""
-        file = self.path / "test_openings.jsonl"
-        line = json.dumps({"when": now(), "why": why})
         with lock(self.path / ".openings.lock"):
-            before = file.read_text() if file.is_file() else ""
-            write_atomically(file, f"{before}{line}\n".encode())
+            write_json_lines(self.path / "test_openings.jsonl", [*self.openings(), {"when": now(), "why": why}])
             if self.finished:
                 self.write_evaluation(self.evaluation())
 
@@ -295,7 +298,15 @@ class Run:
         write_parquet(table, self.path / "predictions.parquet")
 
     def predictions(self) -> Any:
-        """predictions.parquet as a pyarrow Table."""
+        """predictions.parquet as a pyarrow Table: a row per test image, or per out-of-fold image without a test.
+
+        Returns:
+            The columns `name` (the image's, or its path), `label` and `predicted` (class names), `confidence` (float32,
+            the probability of `predicted`) and `probabilities` (K float32 that sum to 1, in the order of `classes`).
+
+        Raises:
+            TrainingError: there is no such file: the run is not finished, or was trained without a test.
+        """
         import pyarrow.parquet
 
         file = self.path / "predictions.parquet"
@@ -310,23 +321,14 @@ class Run:
             raise TrainingError(f"{self.path}: has no {name}: {why}")
         return read_json(file, *keys, error=TrainingError)
 
-    def _lines(self, name: str) -> list[dict[str, Any]]:
-        file = self.path / name
-        if not file.is_file():
-            return []
-        try:
-            return [json.loads(line) for line in file.read_text().splitlines()]
-        except ValueError as error:
-            raise TrainingError(f"{file}: is damaged (a line is not JSON)") from error
-
     # ---- the data, as this run sees it ------------------------------------------------------------------------------
 
     def open_store(self, progress: Callable[[int, int], None] | None = None) -> Store:
         """The decoded images of the run's source, prepared as the run's own images were."""
         from kitae.data.store import open_store, reopen_store
 
-        spec, begun = self.recipe.data, (self.path / "environment.json").is_file()
-        if begun:
+        spec = self.recipe.data
+        if self.begun:
             store = reopen_store(spec, str(self.environment().get("store")), self.path / "recipe.yaml", progress)
         else:
             store = open_store(spec, progress)
@@ -382,10 +384,6 @@ class Run:
         """How an image is prepared for this model."""
         return PreprocessRules.from_dict(self.facts()["preprocess"])
 
-    def build_model(self, *, free: bool = False) -> nn.Module:
-        """The network with its initial weights; `free`: every layer can be trained, whatever the recipe froze."""
-        return build_network(self.recipe, self.classes, self.rules, free=free)
-
     def load_model(self, *, free: bool = False) -> nn.Module:
         """The network with its best weights, in eval mode on the CPU.
 
@@ -395,12 +393,14 @@ class Run:
         Raises:
             TrainingError: there is no best model yet, or its file is damaged.
         """
+        from kitae.models.build import build_seeded
         from kitae.training.checkpoint import load_weights
 
         if not self.best.is_file():
             cure = f"train again from {self.path / 'recipe.yaml'}" if self.finished else self._cure
             raise TrainingError(f"{self.path}: has no best.safetensors; {cure}")
-        model = self.build_model(free=free)
+        recipe = self.recipe
+        model = build_seeded(recipe.model, recipe.train.seed, len(self.classes), self.rules, free=free)
         try:
             model.load_state_dict(load_weights(self.best)[0])
         except RuntimeError as error:
@@ -440,7 +440,24 @@ class Run:
             tta: test-time augmentation, see EvaluateSpec; None is the recipe's.
 
         Returns:
-            The same fields as a split in evaluation.json.
+            Proportions are in [0, 1]. Each number of the first two items, but `count` and `temperature`, comes with
+            NAME_interval: [low, high] at 95 %, or None.
+
+            - `count` of images; `accuracy`; `top5` (with more than 5 classes); `balanced_accuracy`: mean recall of the
+              classes present; `macro_f1`: mean F1 of the classes present or predicted
+            - `loss`: mean negative log likelihood, in nats; `brier`: sum over classes of the squared error, in [0, 2];
+              `ece`: expected calibration error, 15 bins; `temperature`, which divides the logits of these three
+            - `per_class`: by name, `accuracy` (its recall) with its interval, `precision`, `f1` and `count`; None where
+              there is nothing to divide by
+            - `confusion`: counts, rows true, columns predicted; `classes_absent`: names of those without an image
+            - `intervals`: the method of each interval, and what they cover
+            - `without_duplicates`, if test images have the pixels of training or validation images: `count`,
+              `accuracy` and `accuracy_interval` of the others
+
+        Raises:
+            RecipeError: there is no such split or `tta`, or the run has no images of the split.
+            TrainingError: there is no best model yet; for test, the run is not finished.
+            DataError: the images have changed since the run was trained, or cannot be read.
         """
         from kitae.data.loader import ImageSet
         from kitae.evaluation.evaluate import evaluate
@@ -476,25 +493,3 @@ class Run:
             DataError: an image cannot be read, or an array has another shape or dtype.
         """
         return self.predictor(tta=tta).predict(images)
-
-
-def build_network(
-    recipe: Recipe, classes: Sequence[str], rules: PreprocessRules, *, model: ModelSpec | None = None,
-    weights: Weights | None = None, free: bool = False,
-) -> nn.Module:  # fmt: skip
-    """A recipe's network on the CPU, with initial weights that are a pure function of the seed.
-
-    Args:
-        model: another network instead.
-        weights: pretrained weights to start from; without them none are loaded, whatever the recipe says.
-        free: every layer can be trained, whatever the recipe froze.
-    """
-    import torch
-
-    from kitae.models.build import build
-
-    spec = (model or recipe.model).model_copy(update={} if weights is not None else {"pretrained": False})
-    spec = spec.model_copy(update={"freeze": "none", "freeze_first": 0}) if free else spec
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(keyed.derive_seed(recipe.train.seed, 0, 0, keyed.SLOT_MODEL))
-        return build(spec, classes=len(classes), channels=rules.channels, image_size=rules.image_size, weights=weights)

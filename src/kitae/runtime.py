@@ -201,7 +201,11 @@ class Model:
         return Predictions(probabilities.argmax(axis=1).astype(np.int64), probabilities, self.classes, paths)
 
     def run(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """The graph itself: uint8 [N, C, H, W] at the model's size -> probabilities float32 [N, K]."""
+        """The graph itself: uint8 [N, C, H, W] at the model's size -> probabilities float32 [N, K].
+
+        Raises:
+            ExportError: the batch has another dtype or shape.
+        """
         if batch.dtype != np.uint8:
             raise ExportError(f"a batch must be uint8 with values 0 to 255, not {batch.dtype}")
         if batch.ndim != 4 or batch.shape[1:] != self.input_shape:

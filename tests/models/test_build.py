@@ -15,11 +15,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 from kitae.errors import RecipeError
-from kitae.models.build import MODELS, build, normalization, supports
+from kitae.models.build import MODELS, build, build_seeded, normalization, supports
 from kitae.models.layers import DropoutLinear
 from kitae.models.spec import ModelSpec
 from kitae.models.structure import classifier_names, count_macs, count_parameters, layer_groups
-from kitae.preprocess import Size
+from kitae.preprocess import PreprocessRules, Size
 
 LIBRARY = ["timm:test_resnet", "timm:test_vit", "torchvision:mobilenet_v3_small", "torchvision:resnet18"]
 DEEPER = ("resnet34", "resnet56", "wide_resnet28_10")  # more of the blocks that others have too
@@ -62,6 +62,17 @@ def test_weights_are_a_function_of_torchs_seed(name: str) -> None:
     assert all(torch.equal(first[key], second[key]) for key in first)
     assert any(not torch.equal(first[key], other[key]) for key in first)
     assert all(tensor.isfinite().all() for tensor in first.values())
+
+
+def test_weights_of_a_run_are_a_function_of_its_seed_alone() -> None:
+    spec, before = ModelSpec(name="resnet8", pretrained="missing.safetensors", freeze="backbone"), torch.get_rng_state()
+    first, second, other = (build_seeded(spec, seed, 7, PreprocessRules(16), free=True) for seed in (3, 3, 4))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    assert any(not torch.equal(a, b) for a, b in zip(first.parameters(), other.parameters(), strict=True))
+    assert all(parameter.requires_grad for parameter in first.parameters())
+    frozen = [not parameter.requires_grad for parameter in build_seeded(spec, 3, 7, PreprocessRules(16)).parameters()]
+    assert any(frozen)
 
 
 @pytest.mark.parametrize("name", [name for name in (*MODELS, *LIBRARY) if name not in DEEPER])

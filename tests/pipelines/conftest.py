@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import inspect
+import re
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import onnx
@@ -12,6 +14,12 @@ from kitae.pipelines import candidates
 from kitae.pipelines.train import train
 from kitae.recipe import Recipe
 from kitae.run import Run
+
+
+def undescribed(names: Iterable[str], described: object) -> list[str]:
+    """The fields that a docstring does not name; an interval is named with its number."""
+    words = set(re.findall(r"`(\w+)`", inspect.getdoc(described) or ""))
+    return [name for name in names if name.removesuffix("_interval") not in words]
 
 
 @pytest.fixture(scope="module")

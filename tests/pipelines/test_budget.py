@@ -21,13 +21,14 @@ from kitae.compression.counting import prunable_layers
 from kitae.compression.shape import reshape
 from kitae.compression.spec import CompressSpec
 from kitae.errors import CompressionError, ExportError, RecipeError, TrainingError, TrainingInterruptedError
+from kitae.models.build import build_seeded
 from kitae.models.structure import count_parameters
 from kitae.pipelines import budget, candidates
 from kitae.pipelines.budget import Outcome, choose, front, judge, search, within
 from kitae.pipelines.candidates import Bench, Candidate, Scoring
 from kitae.pipelines.networks import Networks
 from kitae.pipelines.setup import Setup
-from kitae.run import Run, build_network
+from kitae.run import Run
 from kitae.runtime import Model
 from kitae.training.spec import TrainSpec
 
@@ -151,7 +152,7 @@ def test_the_smallest_file_within_the_budget_wins(find: Finder, finished: Run) -
         assert row["speedup"] == pytest.approx(2.0 if "int8" in row["name"] else 1.0)
         assert row["parity_error"] < (1e-3 if row["precision"] == "fp32" else 1)
     assert rows["50 % fp32"]["macs"] < 0.4 * rows["original fp32"]["macs"]
-    small = reshape(finished.build_model(free=True), outcome.shape)
+    small = reshape(finished.load_model(free=True), outcome.shape)
     assert outcome.winner.row["parameters"] == count_parameters(small)
     small.load_state_dict(outcome.winner.model.state_dict())
     assert outcome.winner.name in outcome.front
@@ -615,7 +616,7 @@ def test_the_small_net_is_the_largest_that_is_as_fast(
     title, net = bench.as_fast(networks.original.model)
     assert title == "resnet8 of width 6"
     spec = finished.recipe.model.model_copy(update={"width": 6})
-    fresh = build_network(finished.recipe, finished.classes, finished.rules, model=spec, free=True)
+    fresh = build_seeded(spec, finished.recipe.train.seed, len(finished.classes), finished.rules)
     assert count_parameters(net) == count_parameters(fresh)
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), fresh.parameters(), strict=True))
     clock.ratios = dict.fromkeys(clock.ratios, 2.0)
@@ -653,7 +654,7 @@ def test_ratios_are_of_the_original_whatever_the_steps(find: Finder, finished: R
     assert widths[0] == widths[1]
     for kept in steps.shape.kept.values():
         assert list(kept) == sorted(set(kept))
-    rebuilt = reshape(finished.build_model(free=True), steps.shape)
+    rebuilt = reshape(finished.load_model(free=True), steps.shape)
     rebuilt.load_state_dict(steps.model.state_dict())
 
 

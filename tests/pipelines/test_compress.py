@@ -48,6 +48,7 @@ from kitae.run import Run
 from kitae.runtime import Model
 from kitae.training.checkpoint import Progress
 from kitae.training.learner import Learner, Step
+from tests.pipelines.conftest import undescribed
 
 pytestmark = pytest.mark.usefixtures("export_once")
 
@@ -96,6 +97,8 @@ def test_the_compression_folder(finished: Run, tmp_path: Path) -> None:
     assert facts["smaller"] > 3
     assert facts["spec"]["ratios"] == [0.25]
     assert facts["machine"]["cores"] >= 1
+    assert not undescribed(result.rows[0], CompressionResult.rows)
+    assert not undescribed(result.test or {}, CompressionResult.test)
     table = pyarrow.parquet.read_table(result.path / "front.parquet").to_pylist()
     assert [row["name"] for row in table] == [row["name"] for row in result.rows]
     assert lines

@@ -25,7 +25,7 @@ from kitae.data.loader import ImageSet
 from kitae.data.splits import Splits, TestClosedError
 from kitae.errors import DataError, KitaeError, RecipeError, TrainingError
 from kitae.pipelines.bench import estimate
-from kitae.pipelines.notes import notes_of
+from kitae.pipelines.notes import machine_notes, notes_of
 from kitae.pipelines.setup import Setup, resolved
 from kitae.pipelines.train import train, train_without_test
 from kitae.recipe import Recipe, shipped
@@ -34,6 +34,7 @@ from kitae.training.checkpoint import load_weights
 from kitae.training.distributed import World
 from kitae.training.spec import TrainSpec
 from tests.images import encode, picture, write_folder, write_parquet
+from tests.pipelines.conftest import undescribed
 from tests.watchers import DiesHereError, KillAt
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -92,6 +93,15 @@ def test_evaluation_file_is_as_promised(run: Run) -> None:
     assert {"loss", "ece", "per_class", "confusion"} <= test.keys()
     assert written["test_openings"] == 1
     assert written["temperature"] > 0
+
+
+def test_every_field_of_the_results_is_described(run: Run) -> None:
+    evaluation = run.evaluation()
+    assert not undescribed(evaluation, Run.evaluation)
+    assert not undescribed(evaluation["test"], Run.evaluate)
+    assert not undescribed(next(iter(evaluation["test"]["per_class"].values())), Run.evaluate)
+    assert not undescribed(run.metrics()[0], Run.metrics)
+    assert not undescribed(run.predictions().column_names, Run.predictions)
 
 
 def test_predictions_agree_with_the_evaluation(run: Run) -> None:
@@ -411,12 +421,9 @@ def test_plan_finds_what_training_would_refuse(field: str, message: str) -> None
         estimate(tiny(field))
 
 
-def test_another_machine_is_told_at_resume(run: Run, tmp_path: Path) -> None:
-    copied = Run(tmp_path, run.recipe)
-    assert copied.machine_changes(1) == []  # not begun
-    facts = {**run.environment(), "processor": "Pentium"}
-    (tmp_path / "environment.json").write_text(json.dumps(facts))
-    first, second = copied.machine_changes(2)
+def test_another_machine_is_told_at_resume(run: Run) -> None:
+    assert machine_notes({}, 1) == []  # not begun
+    first, second = machine_notes({**run.environment(), "processor": "Pentium"}, 2)
     assert first.startswith("processor was Pentium, is ")
     assert second == "processes was 1, is 2: the result may differ in the last bits"
 

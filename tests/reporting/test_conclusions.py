@@ -11,7 +11,8 @@ import pytest
 
 from kitae.recipe import Recipe
 from kitae.reporting import comparison_page, compression_page, run_page, study_charts, study_page
-from kitae.reporting.results import Candidate, CompressionRecord, RunRecord
+from kitae.reporting.compression_results import Candidate, CompressionRecord
+from kitae.reporting.results import RunRecord
 from kitae.reporting.study_results import Analysis, Effect, StudyRecord
 from kitae.run import Run
 from tests.reporting.conftest import measured_compression

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import threading
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from kitae.errors import KitaeError
-from kitae.reporting import style
+from kitae.reporting import charts, style
 from kitae.reporting.figures import grid_figure
 from kitae.reporting.plots import confusion_matrix, reliability, training_curves, worst_mistakes
 from kitae.reporting.results import Bins, Epoch
@@ -139,6 +140,15 @@ def test_curves_mark_the_best_epoch_given(tmp_path: Path) -> None:
         return float(dashed.argmax())
 
     assert star(18) - star(9) > 200
+
+
+def test_a_figure_names_the_lines_of_the_training_curves_as_the_page_does() -> None:
+    rows = [Epoch.model_validate(row) for row in epochs(3)]
+    drawn = [ax.get_legend() for ax in training_curves(rows, 2).axes]
+    named = [text.get_text() for legend in drawn if legend is not None for text in legend.get_texts()]
+    ends = re.findall(r'class="c\d">([^<]*)<', charts.curves(rows, 2).file())
+    assert named == [end.split(" ")[-1] for end in ends[:-1]]  # behind its value; the learning rate has no name
+    assert named == ["train", "validation", "train", "clean", "validation"]
 
 
 def test_confusion_shows_where_the_mistakes_are(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from kitae.errors import KitaeError
-from kitae.reporting.results import CompressionRecord, RunRecord, Split
+from kitae.reporting.compression_results import CompressionRecord
+from kitae.reporting.results import RunRecord, Split
 from kitae.reporting.study_results import Effect, StudyRecord
 from kitae.run import Run
 from tests.reporting.conftest import measured, measured_compression

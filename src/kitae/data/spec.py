@@ -18,7 +18,11 @@ SPLIT = (
 
 
 class Normalization(Spec):
-    """Per-channel mean and standard deviation of pixel values scaled to [0, 1]."""
+    """The mean that is subtracted from pixels in [0, 1], and the standard deviation that then divides them.
+
+    Attributes:
+        mean, std: a number for each channel, 1 or 3.
+    """
 
     mean: tuple[float, ...] = Field(min_length=1, max_length=3)
     std: tuple[Annotated[float, Field(gt=0)], ...] = Field(min_length=1, max_length=3)

@@ -143,23 +143,17 @@ def evaluate(
     temperature: float = 1.0,
     copies: NDArray[np.bool_] | None = None,
 ) -> dict[str, Any]:
-    """Every number of one split, ready for JSON: proportions in [0, 1], intervals as [low, high] at 95 %.
+    """Every number of one split, ready for JSON.
 
     Args:
         logits: float [N, K]; predictions are their argmax, whatever the temperature.
         labels: int [N].
         classes: K names.
-        temperature: divides the logits before loss, Brier score and calibration error are taken.
+        temperature: of the calibration.
         copies: bool [N], of test images: those whose pixels are also those of a training or validation image.
 
     Returns:
-        count; accuracy; top5 (K > 5); balanced_accuracy (mean recall of the classes present); macro_f1 (mean F1 of the
-        classes present or predicted); loss (mean negative log likelihood, nats); brier (sum over classes of squared
-        error, in [0, 2]); ece (15 bins); each with NAME_interval; temperature; per_class {name: accuracy (its recall),
-        accuracy_interval, precision, f1, count} (null where there is nothing to divide by);
-        classes_absent; confusion (rows true, columns predicted); intervals (the method of each, and what they cover).
-        Where there are copies also `without_duplicates`: count, accuracy and accuracy_interval of the other images
-        (null where there are none).
+        The fields that `Run.evaluate` describes; `without_duplicates` only where there are copies.
 
     Raises:
         DataError: shapes, labels or names do not fit, or there is no image.
@@ -248,7 +242,7 @@ def predictions_table(
     classes: Sequence[str],
     temperature: float = 1.0,
 ) -> pa.Table:
-    """One row an image: name, label and predicted (class names), confidence, probabilities (list of K float32).
+    """One row an image, with the columns that `Run.predictions` describes.
 
     The class names, in the order of the probabilities, are in the table's metadata under `classes` (JSON), beside
     `temperature`. Without labels (new images) the label column is null.

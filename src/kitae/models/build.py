@@ -1,6 +1,7 @@
 """Builds networks by name: Kitae's own nets, and others as `timm:NAME` or `torchvision:NAME`.
 
     build(spec, classes=10, channels=3, image_size=32)     a fresh or pretrained net
+    build_seeded(spec, seed, 10, rules)                    the same, for a seed and the images of a run
 
 Fresh weights depend only on one number drawn from torch's global CPU generator and on the parameters' names. With the
 same seed, networks share the values of all parameters of the same name, shape and distribution (see `initial`).
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kitae import keyed
 from kitae.errors import RecipeError, did_you_mean, one_line, require
 from kitae.models.airbench import Airbench
 from kitae.models.initial import keyed_by_name
@@ -26,7 +28,7 @@ from kitae.models.spec import ModelSpec
 from kitae.models.structure import classifier_names, device_of, dropouts_beside, dtype_of, inside, layer_groups
 from kitae.models.weights import Weights, load
 from kitae.modes import evaluating
-from kitae.preprocess import Size, sides
+from kitae.preprocess import PreprocessRules, Size, sides
 
 SMALL_STEM_UP_TO = 64
 """`stem: auto` uses the small stem for images up to this many pixels."""
@@ -141,6 +143,28 @@ def build(
         _zero_fresh_classifier(model, weights)
     _freeze(model, spec)
     return model
+
+
+def build_seeded(
+    spec: ModelSpec, seed: int, classes: int, rules: PreprocessRules, *, weights: Weights | None = None,
+    free: bool = False,
+) -> nn.Module:  # fmt: skip
+    """`build`, with initial weights that are a pure function of `seed`; torch's generator stays as it was.
+
+    Args:
+        seed: `train.seed` of a recipe, in [0, 2**32).
+        rules: how its images are prepared.
+        weights: pretrained weights to start from; without them none are loaded, whatever the spec says.
+        free: every layer can be trained, whatever the spec freezes.
+
+    Raises:
+        RecipeError, MissingExtraError: as `build`.
+    """
+    spec = spec.model_copy(update={} if weights is not None else {"pretrained": False})
+    spec = spec.model_copy(update={"freeze": "none", "freeze_first": 0}) if free else spec
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(keyed.derive_seed(seed, 0, 0, keyed.SLOT_MODEL))
+        return build(spec, classes=classes, channels=rules.channels, image_size=rules.image_size, weights=weights)
 
 
 def normalization(spec: ModelSpec, channels: int = 3) -> tuple[tuple[float, ...], tuple[float, ...]] | None:

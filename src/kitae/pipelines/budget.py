@@ -70,11 +70,7 @@ class Outcome:
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """A line per candidate: name, prune, ratio, precision, parameters, nonzero, sparsity, macs, bytes,
-        packed_bytes, accuracy, accuracy_interval, drop, drop_interval (points), flips (classes that differ from the
-        original's), parity_error and parity_flips (the file against what it must compute: the network in PyTorch, or
-        for 8 bits its integers in float arithmetic), masked_error (the network right after its last channels were
-        removed, against zeros in their place; null where none were), latency_ms, speedup, ..., and flags."""
+        """A row per candidate, as `CompressionResult.rows` describes it."""
         return [
             {
                 **candidate.row,
@@ -156,8 +152,7 @@ def judge(outcome: Outcome, test: ImageSet, spec: CompressSpec, scoring: Scoring
     """Open test, once, for the original and the winner.
 
     Returns:
-        `baseline` and `winner` with accuracy and accuracy_interval, `drop` in points with its paired `drop_interval`,
-        `count`, and `within_budget`.
+        What `CompressionResult.test` describes.
 
     Raises:
         CompressionError: there are no test images.

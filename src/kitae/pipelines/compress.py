@@ -40,6 +40,7 @@ from kitae.errors import (
 from kitae.files import read_json, require_format, write_atomically, write_json, write_parquet
 from kitae.folders import LOCK, Owned
 from kitae.machine import machine
+from kitae.models.build import build_seeded
 from kitae.modes import threads_restored
 from kitae.pipelines.budget import Outcome, judge, search, size_field
 from kitae.pipelines.candidates import Bench, Scoring
@@ -48,9 +49,9 @@ from kitae.pipelines.networks import Networks, Say
 from kitae.preprocess import PreprocessRules
 from kitae.recipe import Recipe, explain, override
 from kitae.reporting import compression_page, values
+from kitae.reporting.compression_results import COMPRESSION_FORMAT, CompressionRecord
 from kitae.reporting.figures import filters_picture
-from kitae.reporting.results import COMPRESSION_FORMAT, CompressionRecord
-from kitae.run import Run, build_network
+from kitae.run import Run
 from kitae.runtime import has_vnni
 from kitae.training.checkpoint import load_weights, save_weights
 
@@ -73,7 +74,14 @@ class CompressionResult:
 
     Attributes:
         path: the folder.
-        facts: compression.json.
+        facts: compression.json. Beside what the properties give: `baseline`, the original's row; `smaller` and
+            `faster`, the factors between it and the winner; `why_not`, what the closest one exceeds; `stopped`, why
+            larger ratios were not tried; `sure`, whether the upper end of each drop's interval was compared with the
+            budget; `left_out`, the candidates that could not be made, each with a `name` and `why`; `size`, the column
+            by which size is judged (`packed_bytes` with unstructured pruning, else `bytes`); `sensitivity`, what
+            quantizing each `layer` alone does (the first row, without a layer, is the float network): `divergence` in
+            nats, `flips`, `accuracy`; `latency`, how times were taken; `images` in `train` and `val`; `spec`,
+            `machine`, `recipe`, `run`.
     """
 
     path: Path
@@ -105,17 +113,40 @@ class CompressionResult:
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """A line per candidate."""
+        """A row per candidate, the original in float32 first.
+
+        Bytes, latency and predictions are measured on the exported file; the images are those of validation.
+        Proportions are in [0, 1], and NAME_interval is [low, high] at 95 %.
+
+        - `name`; `prune` and the `ratio` of the channels or weights that were removed; `precision` (fp32, int8-dynamic,
+          int8-static or int8-qat) and the `calibration` of its ranges
+        - `parameters`; `nonzero`: those that are no zero weights; `sparsity`: the share of zero weights; `macs`:
+          multiply-adds for one image; `bytes` of the file; `packed_bytes`: packed with zlib
+        - `accuracy`; `loss`: mean negative log likelihood, in nats; `drop`: points of accuracy (percent) lost against
+          the original on the same images, negative for a gain; `flips`: share of the images whose class changes
+        - `latency_ms`: median milliseconds for one image on this machine; `speedup`: how many times faster than the
+          original
+        - `parity_error`: largest difference of a probability from what the file must compute (the network in PyTorch;
+          for 8 bits its integers in float arithmetic); `parity_flips`: share of the images whose class differs there;
+          `masked_error`: largest difference of an output, as a share of the largest one, between the network right
+          after its last channels were removed and one with zeros in their place; None without such a removal
+        - `front`: no other candidate beats it in accuracy, size and latency; `winner`; `control`: measured for
+          comparison, and never the winner
+        """
         return list(self.facts["candidates"])
 
     @property
     def winner(self) -> dict[str, Any]:
-        """The line of the winner."""
+        """The row of the winner: the smallest within the budget, or the one closest to it."""
         return dict(self.facts["winner"])
 
     @property
     def test(self) -> dict[str, Any] | None:
-        """The original and the winner on test, or None where test was not opened."""
+        """The original and the winner on test; None where test was not opened, since nothing was within the budget.
+
+        `baseline` and `winner` each have `name`, `accuracy` and its interval; `drop` is in points (percent), with its
+        paired interval; `count` is the number of test images; `within_budget`: whether the drop is within it on test.
+        """
         return None if self.facts["test"] is None else dict(self.facts["test"])
 
     def to_pandas(self) -> pd.DataFrame:
@@ -154,7 +185,8 @@ class CompressionResult:
         try:
             recipe = Recipe.model_validate(facts["recipe"])
             rules = PreprocessRules.from_dict(facts["preprocess"])
-            model = reshape(build_network(recipe, facts["classes"], rules, free=True), Shape.from_dict(facts["shape"]))
+            model = build_seeded(recipe.model, recipe.train.seed, len(facts["classes"]), rules, free=True)
+            model = reshape(model, Shape.from_dict(facts["shape"]))
         except MissingExtraError:
             raise
         except (KitaeError, ValueError, TypeError) as error:

@@ -27,10 +27,10 @@ from kitae.compression.qat import Simulated
 from kitae.compression.shape import UNCHANGED, Shape, difference, reshape
 from kitae.compression.spec import CompressSpec
 from kitae.errors import CompressionError, TrainingError, TrainingInterruptedError
-from kitae.models.build import supports
+from kitae.models.build import build_seeded, supports
 from kitae.models.spec import ModelSpec
 from kitae.pipelines.setup import Setup, begin, placed
-from kitae.run import Run, build_network
+from kitae.run import Run
 from kitae.training.batches import epoch_shape
 from kitae.training.checkpoint import load_weights, save_weights
 from kitae.training.fit import Tuning, Unwatched
@@ -203,7 +203,8 @@ class Networks:
         return self.setup.recover(model, epochs=epochs, rate=rate, seed=seed, watcher=watcher, **options)
 
     def _fresh(self, spec: ModelSpec | None = None) -> nn.Module:
-        return build_network(self.run.recipe, self.run.classes, self.run.rules, model=spec, free=True)
+        run, recipe = self.run, self.run.recipe
+        return build_seeded(spec or recipe.model, recipe.train.seed, len(run.classes), run.rules, free=True)
 
     # ---- what is kept -------------------------------------------------------------------------------------------
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 from torch import nn
 
 from kitae import console
 from kitae.errors import RecipeError
+from kitae.machine import machine
 from kitae.models.build import normalization
 from kitae.models.structure import takes
 from kitae.pipelines.setup import Setup
@@ -43,6 +47,21 @@ def notes_of(setup: Setup, model: nn.Module) -> list[str]:
             f"{console.plural(updates, 'update')} per epoch, too few to learn much; set it to {fewer} or less"
         )
     return notes + _size_notes(setup, model)
+
+
+def machine_notes(before: Mapping[str, Any], processes: int) -> list[str]:
+    """Notes on differences from the machine that a run was started on, which may change the last bits.
+
+    Args:
+        before: environment.json; empty for a run that has not begun.
+        processes: of the training now.
+    """
+    now = {**machine(), "processes": processes}
+    return [
+        f"{name} was {before.get(name)}, is {now[name]}: the result may differ in the last bits"
+        for name in ("processor", "gpu", "processes")
+        if before and before.get(name) != now[name]
+    ]
 
 
 def _size_notes(setup: Setup, model: nn.Module) -> list[str]:

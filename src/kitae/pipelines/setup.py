@@ -25,11 +25,11 @@ from kitae.data.store import Store, open_store
 from kitae.errors import RecipeError, TrainingError
 from kitae.evaluation.evaluate import label_scores, predict_logits
 from kitae.models.airbench import Airbench
-from kitae.models.build import normalization
+from kitae.models.build import build_seeded, normalization
 from kitae.models.structure import count_macs, count_parameters, layer_groups, linear_classifier
 from kitae.models.weights import Weights, load
 from kitae.recipe import Recipe
-from kitae.run import Run, build_network
+from kitae.run import Run
 from kitae.training import distributed, precision
 from kitae.training.checkpoint import weights_digest
 from kitae.training.distributed import World
@@ -182,8 +182,9 @@ class Setup:
             pretrained: False does not load pretrained weights, if they are replaced later or do not matter.
         """
         weights = self.weights if pretrained else None
-        model = build_network(self.recipe, self.store.classes, self.store.rules, weights=weights)
-        return placed(model if weights else self.whitened(model), self.recipe.train, world)
+        recipe, store = self.recipe, self.store
+        model = build_seeded(recipe.model, recipe.train.seed, len(store.classes), store.rules, weights=weights)
+        return placed(model if weights else self.whitened(model), recipe.train, world)
 
     def whitened(self, model: nn.Module) -> nn.Module:
         """A fresh network on the CPU, in place; the stem of an `Airbench` is made of the training images."""

@@ -24,7 +24,7 @@ from kitae.models.structure import count_parameters
 from kitae.modes import threads_restored
 from kitae.pipelines.choices import Choices, apply, set_fields, understand, unknown_option
 from kitae.pipelines.folds import keep_logits, out_of_fold, tunes
-from kitae.pipelines.notes import notes_of
+from kitae.pipelines.notes import machine_notes, notes_of
 from kitae.pipelines.pace import Clock, Recutter, as_long_as, fitted, remember_length
 from kitae.pipelines.plan import plan
 from kitae.pipelines.probe import Features, probe
@@ -157,7 +157,8 @@ def _train(
         for line in notes_of(setup, model):
             watcher.note(line)
         if world.is_main:
-            for line in run.machine_changes(world.size) if resume else ():
+            before = run.environment() if run.begun else {}
+            for line in machine_notes(before, world.size) if resume else ():
                 watcher.note(line)
             weights = None if begun else setup.weights
             run.write_environment(
@@ -165,7 +166,7 @@ def _train(
                     "store": setup.store.fingerprint,
                     "processes": world.size,
                     "device": str(world.device),
-                    "weights": weights.source if weights else run.weights_source(),
+                    "weights": weights.source if weights else before.get("weights"),
                 }
             )
             run.write_facts(setup.facts(model))

@@ -42,33 +42,43 @@ def per_cent(value: float) -> str:
 # ----------------------------------------------------------------------------------------------------------- training
 
 
-_CURVES: tuple[tuple[str, tuple[tuple[str, str, int], ...], Form, float], ...] = (
-    ("Loss", (("train_loss", "train", 1), ("val_loss", "validation", 2)), "{:.3g}".format, 130.0),
-    ("Accuracy", (("train_clean_accuracy", "clean", 1), ("train_accuracy", "train", 3),
-                  ("val_accuracy", "validation", 2)), share, 130.0),
-    ("Learning rate", (("learning_rate", "", 3),), "{:.2g}".format, 66.0),
+_CURVES: tuple[tuple[str, Form, tuple[tuple[str, str, int], ...]], ...] = (
+    ("Loss", "{:.3g}".format, (("train_loss", "train", 1), ("val_loss", "validation", 2))),
+    ("Accuracy", share, (("train_accuracy", "train", 1), ("train_clean_accuracy", "clean", 3),
+                         ("val_accuracy", "validation", 2))),
+    ("Learning rate", "{:.2g}".format, (("learning_rate", "", 3),)),
 )  # fmt: skip
-"""Heading, lines (a field of Epoch, its label and series), form of a value, height."""
+"""Heading, form of a value, lines: a field of Epoch, its label and series."""
+
+
+def known_curves(rows: Sequence[Epoch]) -> list[tuple[str, Form, list[tuple[list[float | None], str, int]]]]:
+    """The panels of the training curves: heading, form of a value, and of each line its values, label and series.
+
+    A line of which no value is known is left out, and so is a panel without lines.
+    """
+    panels = []
+    for name, form, lines in _CURVES:
+        every = [([getattr(row, key) for row in rows], label, look) for key, label, look in lines]
+        known = [line for line in every if any(value is not None for value in line[0])]
+        if known:
+            panels.append((name, form, known))
+    return panels
 
 
 def curves(rows: Sequence[Epoch], best: int | None) -> Chart:
     """Loss, accuracy and learning rate over the epochs; final values at the lines, the best epoch dashed."""
-    panels = []
-    for name, lines, form, height in _CURVES:
-        series = [([getattr(row, key) for row in rows], label, look) for key, label, look in lines]
-        known = [one for one in series if any(value is not None for value in one[0])]
-        if known:
-            panels.append((name, known, form, height))
+    panels = known_curves(rows)
+    heights = [66.0 if name == "Learning rate" else 130.0 for name, _, _ in panels]
     last, chosen = rows[-1], next((row for row in rows if row.epoch == best), None)
     summary = f"{plural(last.epoch, 'epoch')}."
     if chosen is not None and chosen.val_accuracy is not None:
         summary += f" Best epoch {best}: {share(chosen.val_accuracy)} on validation."
     if last.train_loss is not None and last.val_loss is not None:
         summary += f" Loss at the end: {last.train_loss:.3g} in training, {last.val_loss:.3g} on validation."
-    chart = Chart("curves", "Training curves", summary, sum(panel[3] + 44 for panel in panels) + 34)
+    chart = Chart("curves", "Training curves", summary, sum(heights) + 44 * len(panels) + 34)
     top, xs = 24.0, [float(row.epoch) for row in rows]
     span = (min(xs), max(xs)) if len(set(xs)) > 1 else (xs[0] - 1, xs[0] + 1)
-    for name, known, form, height in panels:
+    for (name, form, known), height in zip(panels, heights, strict=True):
         every = [[value for value in values if value is not None] for values, _, _ in known]
         late = [value for values in every for value in values[len(values) // 4 :]]  # early ones may be cut
         low, high, cut = robust([value for values in every for value in values], late, form)

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 from kitae import console
 from kitae.reporting.charts import per_cent
-from kitae.reporting.results import Candidate, CompressionRecord
+from kitae.reporting.compression_results import Candidate, CompressionRecord
 from kitae.reporting.svg import (
     WIDTH,
     Chart,

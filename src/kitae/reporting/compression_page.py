@@ -18,7 +18,7 @@ from kitae.evaluation.intervals import least_drop
 from kitae.evaluation.latency import as_fast
 from kitae.files import with_name
 from kitae.reporting import compression_charts
-from kitae.reporting.results import Candidate, CompressionRecord
+from kitae.reporting.compression_results import Candidate, CompressionRecord
 from kitae.reporting.samples import Photo
 from kitae.reporting.values import Cell, between, named, number, points, points_lost, size, times
 

@@ -21,7 +21,8 @@ from kitae.errors import KitaeError, require
 from kitae.files import write_atomically
 from kitae.folders import known_kind
 from kitae.reporting import comparison_page, compression_page, run_page, study_page, values
-from kitae.reporting.results import CompressionRecord, RunRecord
+from kitae.reporting.compression_results import CompressionRecord
+from kitae.reporting.results import RunRecord
 from kitae.reporting.study_results import StudyRecord
 from kitae.reporting.svg import Chart
 from kitae.run import Run

@@ -10,19 +10,19 @@ from numpy.typing import NDArray
 
 from kitae.errors import KitaeError
 from kitae.evaluation.calibration import BINS
+from kitae.reporting.charts import known_curves
 from kitae.reporting.figures import grid_figure
 from kitae.reporting.results import Bins, Epoch, RunRecord, read_epochs
 from kitae.reporting.samples import Samples
 from kitae.reporting.style import (
     BLUE,
     DPI,
-    GREEN,
     GRID,
     INK,
     LABEL,
     MUTED,
     PAPER,
-    SKY,
+    SERIES,
     SMALL,
     VERMILLION,
     WIDTH,
@@ -57,6 +57,8 @@ class Plots:
 
     def curves(self) -> Figure:
         """Loss, accuracy and learning rate over the epochs, the best epoch marked.
+
+        "clean" is the accuracy on training images without augmentation.
 
         Raises:
             KitaeError: no epoch has ended yet.
@@ -122,47 +124,33 @@ class Plots:
         return RunRecord.open(self._run)
 
 
-_CURVES = (  # heading, lines: a field of Epoch, its label, colour and marker
-    ("Loss", (("train_loss", "train", BLUE, "o"), ("val_loss", "validation", VERMILLION, "s"))),
-    ("Accuracy (%)", (("train_accuracy", "train", BLUE, "o"),
-                      ("train_clean_accuracy", "train, not augmented", SKY, "^"),
-                      ("val_accuracy", "validation", VERMILLION, "s"))),
-    ("Learning rate", (("learning_rate", "", GREEN, "o"),)),
-)  # fmt: skip
-
-
 def training_curves(rows: Sequence[Epoch], best: int | None) -> Figure:
     """Loss, accuracy and learning rate over at least one epoch, as far as they are known, the epoch `best` marked."""
     epochs = [row.epoch for row in rows]
-    shown = []
-    for name, lines in _CURVES:
-        series = [([getattr(row, key) for row in rows], *look) for key, *look in lines]
-        known = [line for line in series if any(value is not None for value in line[0])]
-        if known:
-            shown.append((name, known))
-    small = [name == "Learning rate" for name, _ in shown]
+    shown = known_curves(rows)
+    small = [name == "Learning rate" for name, _, _ in shown]
     figure = new_figure(height=0.7 + sum(1.5 if one else 2.5 for one in small), title="Training curves")
     ratios = [1.0 if one else 1.9 for one in small]
     grid = figure.subplots(len(shown), 1, sharex=True, squeeze=False, height_ratios=ratios)[:, 0]
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    for ax, (name, known) in zip(grid, shown, strict=True):
-        dress(ax, heading=name)
-        ax.yaxis.set_major_formatter(FuncFormatter(percent if "%" in name else number))
-        for values, label, colour, marker in known:
-            dots = marker if len(rows) <= 30 else None
+    for ax, (name, _, known) in zip(grid, shown, strict=True):
+        shares = name == "Accuracy"
+        dress(ax, heading=f"{name} (%)" if shares else name)
+        ax.yaxis.set_major_formatter(FuncFormatter(percent if shares else number))
+        for values, label, look in known:
             ax.plot(
                 epochs,
                 np.array(values, float),
-                color=colour,
+                color=SERIES[look - 1],
                 linewidth=1.8,
                 label=label or None,
-                marker=dots,
+                marker="os^"[look - 1] if len(rows) <= 30 else None,
                 markersize=4,
             )
         if best is not None:
             ax.axvline(best, color=INK, linewidth=1, linestyle=(0, (3, 3)), zorder=1)
-        if "%" in name:
+        if shares:
             top = next((row.val_accuracy for row in rows if row.epoch == best), None)
             if top is not None:
                 ax.plot([best], [top], "*", color=INK, markersize=12, zorder=5, clip_on=False)
@@ -172,7 +160,7 @@ def training_curves(rows: Sequence[Epoch], best: int | None) -> Figure:
     last.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=9, steps=[1, 2, 5, 10]))
     if len(epochs) == 1:
         last.set_xlim(epochs[0] - 1, epochs[0] + 1)
-    note = "" if best is None else f"  (dashed: best epoch {best})"
+    note = "" if best is None else f" (dashed: the best, {best})"
     last.set_xlabel("Epoch" + note, fontsize=LABEL, color=INK)
     return figure
 

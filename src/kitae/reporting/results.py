@@ -1,4 +1,4 @@
-"""The contents of a folder, read and validated once: a run or a compression; of a study see `study_results`.
+"""The contents of a run folder, read and validated once; of others see `compression_results` and `study_results`.
 
 The models name the fields that pages show. A field that a file does not have is None or empty; one of the wrong type
 makes the file damaged, and the error names both. Numbers that are not finite are None. What a later version of Kitae
@@ -18,13 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from kitae.compression.spec import winner_file
 from kitae.console import printable
 from kitae.data.splits import Splits
 from kitae.errors import KitaeError, TrainingError
 from kitae.evaluation.calibration import BINS, bin_of
 from kitae.evaluation.intervals import wilson
-from kitae.files import read_json, require_format
 from kitae.recipe import Recipe
 from kitae.run import Run
 
@@ -50,7 +48,6 @@ class Record(BaseModel):
 
 
 Model = TypeVar("Model", bound=BaseModel)
-COMPRESSION_FORMAT = 1
 """The format of compression.json that this version writes."""
 
 
@@ -308,8 +305,8 @@ class RunRecord(Record, arbitrary_types_allowed=True):
         Raises:
             KitaeError: a file is damaged; it is named.
         """
-        # Both are written when training starts, so a run that failed before has neither.
-        described, environment = run.path / "model.json", run.path / "environment.json"
+        # This and the environment are written when training starts, so a run that failed before has neither.
+        described = run.path / "model.json"
         facts = as_record(Facts, run.facts() if described.exists() else {}, described)
         return cls(
             path=run.path,
@@ -320,7 +317,7 @@ class RunRecord(Record, arbitrary_types_allowed=True):
             best_epoch=run.best_epoch(),
             evaluation=as_record(Evaluation, run.evaluation() if run.finished else {}, run.path / "evaluation.json"),
             facts=facts,
-            environment=run.environment() if environment.exists() else {},
+            environment=run.environment() if run.begun else {},
             openings=tuple(as_record(Opening, row, run.path / "test_openings.jsonl") for row in run.openings()),
             predicted=_predictions(run, facts.classes) if run.finished else None,
         )
@@ -369,134 +366,3 @@ def _predictions(run: Run, classes: tuple[str, ...]) -> Predicted | None:
 
 
 # --------------------------------------------------------------------------------------------------------- compressions
-
-
-class Candidate(Record, extra="allow"):
-    """One file that was measured."""
-
-    name: str
-    prune: str = ""
-    ratio: Number = None
-    precision: str = ""
-    calibration: str = ""
-    parameters: Number = None
-    nonzero: Number = None
-    macs: Number = None
-    bytes: Number = None
-    packed_bytes: Number = None
-    accuracy: Number = None
-    accuracy_interval: Interval = None
-    drop: Number = None
-    drop_interval: Interval = None
-    flips: Number = None
-    latency_ms: Number = None
-    latency_ms_interval: Interval = None
-    speedup: Number = None
-    speedup_interval: Interval = None
-    front: bool = False
-    winner: bool = False
-    control: bool = False
-
-
-class Budget(Record, extra="allow"):
-    """The settings that pages use."""
-
-    max_drop: Number = None
-    max_bytes: Number = None
-    max_latency_ms: Number = None
-    sure: bool = True
-    threads: int | None = None
-
-
-class Tested(Record):
-    """The original and the winner on test."""
-
-    baseline: Candidate
-    winner: Candidate
-    drop: Number = None
-    drop_interval: Interval = None
-    count: int | None = None
-    within_budget: bool = False
-
-
-class Control(Record):
-    """The original timed against itself."""
-
-    ratio: Number = None
-    ratio_interval: Interval = None
-
-
-class Latency(Record):
-    """How times were taken."""
-
-    rounds: Number = None
-    covers: str = ""
-    control: Control = Control()
-    noise: Number = None
-
-
-class LeftOut(Record):
-    """A candidate that could not be made."""
-
-    name: str
-    why: str = ""
-
-
-class Layer(Record):
-    """One layer of the original alone in 8 bits."""
-
-    layer: str
-    divergence: Number = None
-    flips: Number = None
-    accuracy: Number = None
-
-
-class CompressionRecord(Record, extra="allow"):
-    """compression.json, as `kitae compress` writes it. `model_extra` holds what a later version adds."""
-
-    format: int = 1
-    kitae: str = ""
-    run: str = ""
-    run_path: str = ""  # relative to the folder
-    recipe: str = ""
-    spec: Budget
-    machine: dict[str, Any] = Field(default_factory=dict)
-    images: dict[str, int] = Field(default_factory=dict)
-    within_budget: bool = False
-    sure: Any = None
-    metric: str = "accuracy"
-    least_drop: Number = None
-    why_not: str | None = ""
-    stopped: str | None = ""
-    left_out: tuple[LeftOut, ...] = ()
-    baseline: Candidate
-    winner: Candidate
-    size: str = "bytes"
-    smaller: Number = None
-    faster: Number = None
-    test: Tested | None = None
-    latency: Latency = Latency()
-    candidates: Annotated[tuple[Candidate, ...], Field(min_length=1)]
-    sensitivity: tuple[Layer, ...] = ()
-
-    @classmethod
-    def open(cls, folder: Path) -> CompressionRecord:
-        """Read a compression.
-
-        Raises:
-            KitaeError: the file is damaged, of a newer version, or not written by `kitae compress`: a page without the
-                numbers that every compression has would look like a result.
-        """
-        file = folder / "compression.json"
-        facts = read_json(file)
-        require_format(facts, COMPRESSION_FORMAT, file, KitaeError)
-        return as_record(cls, facts, file)
-
-    @property
-    def file(self) -> str:
-        """The name of its model file."""
-        return winner_file(self.within_budget)
-
-    def bytes_of(self, row: Candidate) -> float | None:
-        """The size of a candidate's file, packed where the budget is for packed ones."""
-        return row.packed_bytes if self.size == "packed_bytes" else row.bytes

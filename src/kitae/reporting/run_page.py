@@ -9,7 +9,8 @@ from typing import Any
 
 from kitae.errors import KitaeError
 from kitae.reporting import charts
-from kitae.reporting.results import CompressionRecord, RunRecord, Split
+from kitae.reporting.compression_results import CompressionRecord
+from kitae.reporting.results import RunRecord, Split
 from kitae.reporting.samples import Samples
 from kitae.reporting.values import Cell, between, number, points, share
 from kitae.run import Run

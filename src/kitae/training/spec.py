@@ -38,20 +38,29 @@ _USUAL_OTHERS = (1.0e-3, 0.0)
 
 
 class OptimizerSpec(GrowingSpec):
-    """An optimizer of torch.optim by its name in lower case, or `muon`, and its arguments.
-
-    `momentum` and `nesterov` are used by the optimizers that have them (sgd, rmsprop), and so are `betas` and `eps`
-    (adamw, adam, nadam, ...). Weight decay is not applied to norms, biases and other one-dimensional parameters, nor to
-    position embeddings and class tokens. The defaults of `lr` and `weight_decay` depend on the name: 0.1 and 5e-4 for
-    sgd, 1e-3 and 0.05 for adamw, 0.05 and 0 for muon, 1e-3 and 0 for others.
+    """The optimizer and its arguments; an optimizer that lacks an argument ignores it.
 
     `muon` is Jordan's orthogonalised momentum (2024) for filters and matrices between the first and the last layer, and
-    SGD with Nesterov momentum for norms, biases and those two layers, at `other_lr` (null: `lr`). `norm` keeps the
-    norm of each filter matrix at (number of rows) ** 0.5: for networks that normalise after each convolution.
+    SGD with Nesterov momentum for norms, biases and those two layers.
 
-    `bias_lr` is the rate of biases, including those of norms, with any optimizer (null: that of the other weights of
-    their layer). With SGD and short trainings, a much higher rate for biases helps (Page 2019, "How to train your
-    ResNet", 64 times; Jordan 2024).
+    Attributes:
+        name: an optimizer of torch.optim in lower case (sgd, adamw, rmsprop, ...), or `muon`.
+        lr: the highest learning rate of the schedule. The default depends on the name: 0.1 for sgd, 0.05 for muon, 1e-3
+            for others.
+        momentum: of sgd, rmsprop and muon.
+        nesterov: Nesterov momentum, in sgd.
+        weight_decay: not applied to norms, biases and other one-dimensional parameters, nor to position embeddings and
+            class tokens. The default depends on the name: 5e-4 for sgd, 0.05 for adamw, 0 for others.
+        betas: decay of the means of gradients and of their squares, in adamw, adam, nadam and others.
+        eps: added to the denominator, in the optimizers that divide by a mean.
+        layer_decay: the learning rate is multiplied by this for each layer group below the classifier (see
+            `model.freeze_first`), so that early layers change less (Clark et al. 2020); null is 1.
+        other_lr: learning rate of the parameters that muon trains with SGD; null is `lr`.
+        bias_lr: learning rate of biases, including those of norms, with any optimizer; null is that of the other
+            weights of their layer. With SGD and short trainings, a much higher one helps (Page 2019, "How to train your
+            ResNet", 64 times; Jordan 2024).
+        norm: muon keeps the norm of each filter matrix at (number of rows) ** 0.5: for networks that normalise after
+            each convolution.
     """
 
     newer: ClassVar[frozenset[str]] = frozenset({"other_lr", "norm", "bias_lr"})
@@ -63,7 +72,7 @@ class OptimizerSpec(GrowingSpec):
     weight_decay: float = Field(5.0e-4, ge=0)
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     eps: float = Field(1e-8, gt=0)
-    layer_decay: float | None = Field(None, gt=0, le=1)  # learning rate times this for each stage below the classifier
+    layer_decay: float | None = Field(None, gt=0, le=1)
     other_lr: float | None = Field(None, gt=0)
     bias_lr: float | None = Field(None, gt=0)
     norm: bool = False
@@ -93,13 +102,17 @@ class OptimizerSpec(GrowingSpec):
 class ScheduleSpec(Spec):
     """The learning rate over the run, set at every step.
 
-    Warm-up is linear, and takes half of the run at most. A field applies to the schedules below that mention it; the
-    others ignore it, so that a study can change the name alone.
+    The peak is `train.optimizer.lr`. A field applies to the schedules that it names; the others ignore it, so that a
+    study can change the name alone.
 
-    cosine: warm-up over `warmup_epochs`, then half a cosine down to `final` times the peak (Loshchilov 2017).
-    one_cycle: linear up over `peak_at` of the run, linear down to `final` times the peak (Smith 2018).
-    step: after warm-up, times `gamma` at each of `milestones` (fractions of the run).
-    constant: after warm-up, the peak.
+    Attributes:
+        name: `cosine`: after warm-up, half a cosine down (Loshchilov 2017); `one_cycle`: linear up, then linear down
+            (Smith 2018); `step`: after warm-up, lower at each milestone; `constant`: after warm-up, the peak.
+        warmup_epochs: linear warm-up of so many epochs, half of the run at most (cosine, step, constant).
+        final: the rate at the end, as a share of the peak (cosine, one_cycle).
+        peak_at: where the peak is, as a fraction of the run (one_cycle).
+        milestones: where the rate falls, as increasing fractions of the run (step).
+        gamma: what the rate is multiplied by at each of them (step).
     """
 
     name: Literal["cosine", "one_cycle", "step", "constant"] = "cosine"
@@ -133,7 +146,13 @@ class ScheduleSpec(Spec):
 
 
 class EarlyStoppingSpec(Spec):
-    """Stop when `metric` has not improved by more than `min_delta` for `patience` epochs. `auto` is `train.select`."""
+    """Stop when a metric has not improved for some epochs.
+
+    Attributes:
+        metric: what must improve; `auto` is `train.select`.
+        patience: number of epochs without an improvement after which training stops.
+        min_delta: gains up to this are no improvement; in the metric's unit (0.001 is 0.1 points of accuracy).
+    """
 
     metric: MetricChoice = "auto"
     patience: int = Field(20, ge=1)
@@ -143,9 +162,12 @@ class EarlyStoppingSpec(Spec):
 class ProgressiveSpec(Spec):
     """Train on smaller pictures first, which makes steps faster while the network learns coarse features (Howard 2018).
 
-    The side grows linearly from `start` of its size to all of it at `until` of the run, in steps of 4 pixels. Augmented
-    pictures are shrunk by antialiased bilinear interpolation; validation, test and export always see the full size. The
-    network must take pictures of any size.
+    The side grows linearly, in steps of 4 pixels. Augmented pictures are shrunk by antialiased bilinear interpolation;
+    validation, test and export always see the full size. The network must take pictures of any size.
+
+    Attributes:
+        start: the side at first, as a share of the full one.
+        until: where the full size is reached, as a fraction of the run.
     """
 
     start: float = Field(0.75, ge=0.25, lt=1)
@@ -189,8 +211,10 @@ class TrainSpec(GrowingSpec):
         select: the metric that chooses the best epoch; ties go to the lower validation loss, then the later epoch.
             `auto` is `val_balanced_accuracy` if the largest class has more than three times the images of the smallest,
             else `val_accuracy`.
-        clip_norm: the gradient's norm is clipped to this.
+        clip_norm: the gradient's norm is clipped to this; null does not clip.
+        channels_last: images and filters are stored as [N, H, W, C], with which most convolutions are faster.
         compile: torch.compile; helps on a GPU, and on a CPU for long runs.
+        device: `auto` is the GPU if torch sees one, else the CPU.
         threads: torch's CPU threads; null leaves torch's own choice. Bit-exact resume needs the same number.
         checkpoint_seconds: also save inside an epoch when this many seconds have passed since the last save.
         sync_bn: BatchNorm computes its statistics over the batches of all processes, not of each process separately.
@@ -199,6 +223,8 @@ class TrainSpec(GrowingSpec):
             and 10 on GPU. The death of a process is always noticed at once.
         tensorboard: also write every epoch's metrics for TensorBoard, into the run folder (extra `track`).
         nan_limit: a run stops after this many skipped (non-finite) steps.
+        seed: the key of the initial weights, the order of images, augmentation and dropout; the split has its own,
+            `data.split_seed`.
         probe: `auto` fits a probe if weights are pretrained and the classifier is linear; null fits none.
     """
 
