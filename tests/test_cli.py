@@ -215,6 +215,20 @@ def test_a_second_run_needs_a_word_and_resume_returns_the_finished_one(home: Pat
     assert "test accuracy" in kitae(home, "train", "--resume", "run").stdout
 
 
+def test_a_second_process_of_torchrun_prints_nothing_but_its_errors(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    done = kitae(home, "train", "nothing-here", code=2)
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: nothing-here")
+
+
+@pytest.mark.parametrize("words", ["study mixing", "study ablate fashion-mini", "search fashion-mini"])
+def test_gpus_are_given_by_ray(home: Path, words: str) -> None:
+    assert refused(home, *words.split(), "--gpus", 0.5).startswith("--gpus 0.5: only Ray gives GPUs")
+
+
 def test_dry_run_prints_the_plan_and_writes_no_run(home: Path) -> None:
     out = kitae(home, "train", "fashion-mini", "--dry-run", "--out", "dry", *TINY).stdout
     assert "parameters" in out

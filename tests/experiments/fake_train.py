@@ -73,7 +73,6 @@ def train(recipe: Recipe, out: Path, *, resume: bool) -> FakeRun:
         os.kill(os.getpid(), signal.SIGKILL)
     if os.environ.get("FAKE_FAIL", "nothing") in out.name:
         raise TrainingError("the loss was\nnot finite")
-    (out / "gpu").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
     steps = out / "steps"
     while (done := len(steps.read_text()) if steps.exists() else 0) < STEPS:
         time.sleep(float(os.environ.get("FAKE_STEP_SECONDS", "0")))

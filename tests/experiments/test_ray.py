@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,15 @@ import pytest
 from kitae.cli import research
 from kitae.errors import RecipeError
 from kitae.experiments import executors
-from kitae.experiments.executors import LocalProcesses, RayCluster
+from kitae.experiments.executors import Inline, LocalProcesses, RayCluster
 from kitae.experiments.result import StudyResult
+from kitae.experiments.space import PRESETS
 from kitae.experiments.study import study
 from kitae.experiments.study_spec import StudySpec
 from kitae.training.checkpoint import load_weights
+from tests.experiments import fake_train
 from tests.experiments.test_real import CONTENT
-from tests.experiments.test_search import run as search
+from tests.experiments.test_search import run as run_search
 from tests.experiments.test_study import FAKE, PATH, ROOT, files, make, run
 
 ray = pytest.importorskip("ray")
@@ -34,8 +37,11 @@ slow = pytest.mark.slow
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("PYTHONPATH", PATH)
     monkeypatch.setenv("FAKE_STEP_SECONDS", "0.2")  # Ray's workers have the variables of its start
+    monkeypatch.setenv("FAKE_SUBSET", "0.05")  # so that a search finds something
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.chdir(ROOT)
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    # No GPU is needed: Ray only numbers them.
+    ray.init(num_cpus=2, num_gpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
     yield ray
     ray.shutdown()
 
@@ -58,23 +64,44 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> Any:
     cluster.shutdown()
 
 
-def kills(killed: list[int]) -> RayCluster:
-    """A cluster that loses a worker after the first outcome."""
+class Kills(RayCluster):
+    """Ends a Ray worker, with the run that it is waiting for, once a run has ended and others are at work."""
 
-    class Kills(RayCluster):
-        def outcomes(self, units: Any) -> Any:
-            for outcome in super().outcomes(units):
-                yield outcome
-                if not killed:  # both workers are busy now: end one, with the run it is waiting for
-                    killed.append(_a_ray_worker())
-                    os.kill(killed[0], signal.SIGKILL)
+    killed: int | None = None
 
-    return Kills()
+    def outcomes(self, units: Any) -> Any:
+        for outcome in super().outcomes(units):
+            yield outcome
+            if self.killed is None:
+                self.killed = _a_ray_worker()
+                os.kill(self.killed, signal.SIGKILL)
 
 
 def test_a_run_asks_for_as_many_processors_as_its_recipe_says_threads() -> None:
-    assert isinstance(research._ray("local", 0), RayCluster)
+    cluster = research._ray("local", 0.5)
+    assert isinstance(cluster, RayCluster)
+    assert (cluster.address, cluster.gpus) == (None, 0.5)
     assert executors._threads({"recipe": {"train": {"threads": 3}}}) == 3
+
+
+@pytest.mark.parametrize(
+    ("threads", "gpus", "why"),
+    [
+        (4, 0, None), (4, 1, "threads: 4 for each run, and no machine of the cluster with enough GPUs has more than 2"),
+        (2, 2, None), (2, 4, "gpus: 4 for each run, and no machine of the cluster has more than 2"),
+        (5, 0, "threads: 5 for each run, and no machine of the cluster has more than 4 cores"),
+    ],
+)  # fmt: skip
+def test_runs_that_no_machine_has_room_for_are_refused(threads: int, gpus: float, why: str | None) -> None:
+    machines = [{"CPU": 4.0, "memory": 1e9}, {"CPU": 2.0, "GPU": 2.0}, {}]
+    with nullcontext() if why is None else pytest.raises(RecipeError, match=why):
+        executors._check_room(machines, threads, gpus)
+
+
+@pytest.mark.parametrize("gpus", [-1, 1.5, float("nan"), float("inf")])
+def test_gpus_are_counted_or_shared(gpus: float) -> None:
+    with pytest.raises(RecipeError, match="must be a whole number, or a fraction"):
+        RayCluster(gpus=gpus)
 
 
 @slow
@@ -85,49 +112,41 @@ def test_the_same_study_on_a_cluster(tmp_path: Path, cluster: Any) -> None:
     assert files(tmp_path / "ray") == files(tmp_path / "inline")
 
 
-def test_gpus_are_of_a_cluster() -> None:
-    assert research._ray("10.0.0.1:6379", 0.5).gpus == 0.5
-    with pytest.raises(RecipeError, match="--gpus: needs --ray"):
-        research._ray(None, 1)
-    with pytest.raises(RecipeError, match="must not be negative"):
-        research._ray("local", -1)
-
-
-@slow
-def test_each_run_sees_its_own_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray only counts them, so that none has to be there."""
-    monkeypatch.setenv("PYTHONPATH", PATH)
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setenv("FAKE_STEP_SECONDS", "0.2")
-    ray.init(num_cpus=2, num_gpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
-    try:
-        with pytest.raises(RecipeError, match=r"gpus: 3 for each run, and no machine .* has more than 2 GPUs"):
-            study(make(), tmp_path / "many", executor=RayCluster(gpus=3), threads=1, **FAKE)
-        study(make(), tmp_path / "two", executor=RayCluster(gpus=1), threads=1, **FAKE)
-    finally:
-        ray.shutdown()
-    assert {file.read_text() for file in (tmp_path / "two").rglob("gpu")} == {"0", "1"}
-
-
 @slow
 def test_a_killed_worker_is_tried_again(tmp_path: Path, cluster: Any) -> None:
-    spec = make(seeds=[0, 1])
+    spec, place = make(seeds=[0, 1]), Kills()
     run(tmp_path / "inline", spec, threads=1)
-    killed: list[int] = []
-    result = study(spec, tmp_path / "ray", executor=kills(killed), threads=1, **FAKE)
-    assert killed
+    result = study(spec, tmp_path / "ray", executor=place, threads=1, **FAKE)
+    assert place.killed
     assert len(result.failed) == 0
     assert files(tmp_path / "ray") == files(tmp_path / "inline")
 
 
 @slow
-def test_a_search_is_the_same_on_a_cluster_that_loses_a_worker(tmp_path: Path, cluster: Any) -> None:
-    search(tmp_path / "inline", threads=1)
-    killed: list[int] = []
-    search(tmp_path / "ray", executor=kills(killed), threads=1)
-    assert killed
-    before, after = ((tmp_path / name / "search.json").read_text() for name in ("inline", "ray"))
-    assert before == after
+def test_a_search_on_a_cluster_that_loses_a_worker_is_that_of_one_process(tmp_path: Path, cluster: Any) -> None:
+    found = []
+    for place in (Inline(), Kills()):
+        folder = tmp_path / type(place).__name__
+        # Rounds of three arms, so that one is at work on the two processors when the first has ended.
+        run_search(
+            folder, "train.epochs=3", executor=place, arms=len(PRESETS) + 5, workers=3, threads=1, rematch_seeds=2
+        )
+        (rematch,) = (folder / "rematch").iterdir()
+        texts = [(folder / name).read_text() for name in ("search.json", "winner.yaml")]
+        found.append((texts, files(rematch)))
+    assert place.killed
+    assert found[0] == found[1]
+
+
+@slow
+def test_each_run_sees_its_own_gpus(tmp_path: Path, cluster: Any) -> None:
+    spec = make(seeds=[0], factors={"smoothing": {"train.label_smoothing": [0.0, 0.1]}})
+    options = {**FAKE, "train": "tests.experiments.test_ray:notes_its_gpus", "threads": 1}
+    result = study(spec, tmp_path / "ray", executor=RayCluster(gpus=1), **options)
+    assert len(result.failed) == 0
+    assert sorted(file.read_text() for file in tmp_path.glob("ray/runs/*/gpus")) == ["0", "1"]
+    with pytest.raises(RecipeError, match=r"gpus: 3 for each run, and no machine of the cluster has more than 2$"):
+        study(spec, tmp_path / "more", executor=RayCluster(gpus=3), **options)
 
 
 @slow
@@ -224,6 +243,15 @@ def _metrics(result: StudyResult) -> dict[str, Any]:
 
 
 MACHINE = ("seconds", "images_per_second", "peak_memory_bytes", "data_share")
+
+
+def notes_its_gpus(recipe: Any, out: Path, *, resume: bool) -> Any:
+    """Trains beside another run, which has its GPU at the same time."""
+    run, deadline = fake_train.train(recipe, out, resume=resume), time.monotonic() + 60
+    (out / "gpus").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
+    while len(list(out.parent.glob("*/gpus"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return run
 
 
 def kills_its_ray_worker(recipe: Any, out: Path, *, resume: bool) -> None:

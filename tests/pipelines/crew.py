@@ -53,14 +53,14 @@ def feed(out: Path, wanted: Recipe) -> None:
 
 
 def ending(out: Path, task: str, count: int) -> None:
-    """Let the step number `count` of the last process be its last; OUT/died is when."""
+    """Let the step number `count` of the last process be its last, and write when that is to OUT/ended."""
     original, steps = learner.Learner.step, 0
 
     def step(self: Any, *arguments: Any) -> Any:
         nonlocal steps
         steps += 1
         if steps == count and self.world.rank == self.world.size - 1:
-            (out / "died").write_text(str(time.time()))
+            (out / "ended").write_text(str(time.time()))
             os.kill(os.getpid(), {"stop": signal.SIGTERM, "die": signal.SIGKILL, "hang": signal.SIGSTOP}[task])
         return original(self, *arguments)
 

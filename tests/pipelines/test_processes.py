@@ -17,11 +17,12 @@ import pytest
 from kitae.run import Run
 from kitae.training.checkpoint import load_weights
 from tests.data.shard_files import shards
-from tests.pipelines.crew import FIELDS
+from tests.images import write_folder
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
+HIDE_CURSOR = "\x1b[?25l"  # a bar begins with it
 SCORES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "train_clean_accuracy")
 
 
@@ -33,12 +34,12 @@ def free_port() -> int:
 
 def crew(out: Path, processes: int, task: str, *fields: str, check: bool = True) -> subprocess.CompletedProcess[str]:
     out.mkdir(parents=True, exist_ok=True)
+    return launch(processes, "tests.pipelines.crew", str(out), *task.split(), *fields, check=check)
+
+
+def launch(processes: int, module: str, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
-    command += [f"--master-port={free_port()}", "-m", "tests.pipelines.crew", str(out), *task.split(), *fields]
-    return launch(command, check)
-
-
-def launch(command: list[str], check: bool = True) -> subprocess.CompletedProcess[str]:
+    command += [f"--master-port={free_port()}", "-m", module, *words]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
     assert not check or done.returncode == 0, done.stderr[-3000:]
@@ -94,15 +95,18 @@ def test_the_same_losses_and_one_folder_and_one_log(processes: int, tmp_path: Pa
     assert mine.environment()["processes"] == processes
 
 
-def test_the_command_line_prints_once(tmp_path: Path, own_cache: None) -> None:
-    """Both with `--dry-run` and while it trains."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
-    fields = [word for field in FIELDS for word in ("--set", field)]
-    for words in (["--dry-run"], ["--out", str(tmp_path / "run")]):
-        kitae = [f"--master-port={free_port()}", "-m", "kitae", "train", "fashion-mini", *fields, *words]
-        lines = launch([*command, *kitae]).stdout.splitlines()
-        once = ["estimated time"] if "--dry-run" in words else ["starting: ", "simple_cnn (", "epoch   1/", "test acc"]
-        assert [sum(line.startswith(start) for line in lines) for start in once] == [1] * len(once), lines
+def test_one_process_prints_for_all(tmp_path: Path, own_cache: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"FORCE_COLOR": "1", "TERM": "xterm", "COLUMNS": "120"}.items():  # as on a terminal
+        monkeypatch.setenv(name, value)
+    photos = write_folder(tmp_path / "photos", train=12, classes=2)
+    options = ["--model=resnet8", "--epochs=1", "--image-size=32", f"--out={tmp_path / 'run'}"]
+    options += ["--set", "model.width=4", "train.precision=fp32", "train.channels_last=false"]
+    for more, table in (("--dry-run", "estimated time"), ("--overwrite", "value (95 % interval)")):
+        said = launch(2, "kitae", "train", str(photos), more, *options).stdout
+        assert said.count(HIDE_CURSOR) == 1, "one bar"
+        assert said.count("24 images, 2 classes") == 1, "one plan"
+        assert said.count("epoch   1/1") == (more == "--overwrite")
+        assert said.count(table) == 1
 
 
 def test_a_checkpoint_of_two_processes_is_resumed_by_one_or_three(tmp_path: Path, alone: Path) -> None:
@@ -158,8 +162,8 @@ def test_synced_batchnorm_is_that_of_one_process(tmp_path: Path, own_cache: None
 
 def test_a_process_that_dies_ends_all_with_a_message(tmp_path: Path, own_cache: None) -> None:
     done = crew(tmp_path, 2, "die 5", check=False)
+    assert time.time() - float((tmp_path / "ended").read_text()) < 30
     assert done.returncode != 0
-    assert time.time() - float((tmp_path / "died").read_text()) < 30
     assert "lost another process" in done.stderr
     assert "--resume" in done.stderr or "start again" in done.stderr
 

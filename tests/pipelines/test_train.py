@@ -21,9 +21,11 @@ import torch
 from PIL import Image
 from torch import nn
 
+from kitae import console
 from kitae.data.loader import ImageSet
 from kitae.data.splits import Splits, TestClosedError
 from kitae.errors import DataError, KitaeError, RecipeError, TrainingError
+from kitae.pipelines import bench
 from kitae.pipelines.bench import estimate
 from kitae.pipelines.notes import machine_notes, notes_of
 from kitae.pipelines.setup import Setup, resolved
@@ -718,6 +720,27 @@ def test_outputs_that_are_not_finite_are_shown_and_no_traceback(
 
     with TrainingView(1) as view, pytest.raises(TrainingError, match=r"not finite|never finite"):
         train(tiny("train.optimizer.lr=1e30", "train.epochs=1"), tmp_path / "run", watcher=view)
+
+
+def test_only_the_first_process_of_torchrun_shows_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(console, "TrainingView", lambda _: pytest.fail("a second bar"))
+    with pytest.raises(RecipeError, match=r"train\.batch_size"):
+        train("fashion-mini", tmp_path / "run", batch_size=-1, show=True)
+
+
+def test_an_estimate_times_a_process_s_share_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    timed = []
+
+    def step_times(model: nn.Module, spec: TrainSpec, images: torch.Tensor, *_: Any, **__: Any) -> dict[str, Any]:
+        timed.append(len(images))
+        return {"fp32": [1.0]}
+
+    monkeypatch.setattr(bench, "begin", lambda _: World(1, 2, torch.device("cpu")))
+    monkeypatch.setattr(bench.distributed, "from_main", lambda value, _: value)
+    monkeypatch.setattr(bench, "step_times", step_times)
+    estimate(tiny())
+    assert timed == [16]
 
 
 def test_a_batch_larger_than_the_data_shrinks_and_is_noted(tmp_path: Path) -> None:

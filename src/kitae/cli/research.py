@@ -118,9 +118,9 @@ def _study(
 
 
 def _ray(address: str | None, gpus: float) -> Any:
-    if gpus < 0 or (gpus and address is None):
-        raise RecipeError(f"--gpus {gpus:g}: must not be negative" if gpus < 0 else "--gpus: needs --ray ADDRESS")
     if address is None:
+        if gpus:
+            raise RecipeError(f"--gpus {gpus:g}: only Ray gives GPUs to runs; on this machine alone, add --ray local")
         return None
     from kitae.experiments.executors import RayCluster
 

@@ -82,12 +82,18 @@ class RayCluster:
 
     Args:
         address: of the cluster; None starts or joins a local one, as `ray.init` does.
-        gpus: of each run, which sees no others; a fraction lets runs share one. With 0, a run takes the first GPU of
-            its machine, whatever else runs there.
+        gpus: GPUs of each run, of which it sees no others; a fraction lets several runs share one. With 0, all runs
+            of a machine that train on a GPU train on its first.
         retries: how often the run of a lost worker is repeated, on any machine that is left.
+
+    Raises:
+        RecipeError: `gpus` is neither a whole number nor a fraction of one GPU; from `outcomes`, no machine has the
+            cores and GPUs of a run.
     """
 
     def __init__(self, address: str | None = None, gpus: float = 0, retries: int = 2) -> None:
+        if not (0 <= gpus <= 1 or (gpus > 1 and gpus % 1 == 0)):
+            raise RecipeError(f"gpus: {gpus:g} must be a whole number, or a fraction below 1 of a GPU that runs share")
         self.address, self.gpus, self.retries = address, gpus, retries
 
     def outcomes(self, units: Sequence[Unit]) -> Iterator[Outcome]:
@@ -95,13 +101,8 @@ class RayCluster:
         ray = require("ray", "cluster")
         if not ray.is_initialized():
             ray.init(address=self.address, log_to_driver=False, include_dashboard=False)
-        most = max((_threads(unit) for unit in units), default=1)
-        for name, wanted, kind, what in (("threads", most, "CPU", "cores"), ("gpus", self.gpus, "GPU", "GPUs")):
-            largest = max((node["Resources"].get(kind, 0) for node in ray.nodes() if node["Alive"]), default=0)
-            if wanted > largest:  # Ray would wait for such a machine forever
-                raise RecipeError(
-                    f"{name}: {wanted:g} for each run, and no machine of the cluster has more than {largest:g} {what}"
-                )
+        machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        _check_room(machines, max((_threads(unit) for unit in units), default=1), self.gpus)
         path = os.environ.get("PYTHONPATH")
         remote = ray.remote(
             num_gpus=self.gpus,
@@ -126,6 +127,21 @@ class RayCluster:
         finally:
             for reference in of:
                 ray.cancel(reference, force=True)
+
+
+def _check_room(machines: Sequence[Mapping[str, float]], threads: int, gpus: float) -> None:
+    """Refuse runs that no machine has room for; Ray would wait for such a machine forever.
+
+    Args:
+        machines: Ray's resources of each.
+    """
+    most = max((machine.get("GPU", 0) for machine in machines), default=0)
+    if gpus > most:
+        raise RecipeError(f"gpus: {gpus:g} for each run, and no machine of the cluster has more than {most:g}")
+    cores = max((machine.get("CPU", 0) for machine in machines if machine.get("GPU", 0) >= gpus), default=0)
+    if threads > cores:
+        which = "no machine of the cluster with enough GPUs" if gpus else "no machine of the cluster"
+        raise RecipeError(f"threads: {threads} for each run, and {which} has more than {cores:g} cores")
 
 
 def threads_each(threads: int | None, workers: int) -> int:

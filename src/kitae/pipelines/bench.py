@@ -22,7 +22,7 @@ from kitae.modes import threads_restored
 from kitae.pipelines.notes import notes_of
 from kitae.pipelines.setup import FirstBatch, Progress, Setup, begin, resolved
 from kitae.recipe import Recipe
-from kitae.training import precision
+from kitae.training import distributed, precision
 from kitae.training.batches import epoch_shape
 from kitae.training.distributed import World
 from kitae.training.guards import memory_named
@@ -42,9 +42,10 @@ def estimate(recipe: Recipe, progress: Progress | None = None, steps: int = 6) -
         without effect), `load` (how many programs were running on this machine before: threads that wait for a core
         make an estimate many times too long).
     """
-    folds = recipe.data.folds if recipe.data.whole else None
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     world = begin(recipe.train)
+    recipe = distributed.from_main(recipe, world)  # each process may have made a plan from its own measurements
+    folds = recipe.data.folds if recipe.data.whole else None
     setup = Setup.without_run(recipe.override("data.fold=1") if folds else recipe, progress)
     model = setup.initial_model(world, pretrained=False)
     facts, notes = setup.facts(model), notes_of(setup, model)
@@ -52,7 +53,8 @@ def estimate(recipe: Recipe, progress: Progress | None = None, steps: int = 6) -
     build_optimizer(model, recipe.train.optimizer)  # says what is wrong with its name
     recipe = resolved(recipe, setup, world, model)
     images, spec = setup.images, recipe.train
-    batch = FirstBatch(setup, shape.batch_size, world)
+    share = shape.batch_size // world.size
+    batch = FirstBatch(setup, share, world)
     inputs, targets = batch.make()
     begun = time.perf_counter()
     batch.make()
@@ -61,10 +63,10 @@ def estimate(recipe: Recipe, progress: Progress | None = None, steps: int = 6) -
     with memory_named(spec):
         taken = step_times(model, spec, inputs, targets, world, precisions=(chosen,), steps=steps)
     step = statistics.median(taken[chosen])
-    share = progressive_share((inputs.shape[2], inputs.shape[3]), spec.progressive)
-    epoch = (seconds + share * step) * shape.steps
-    # A step is about three forward passes.
-    passes = 0 if not isinstance(spec.probe, ProbeSpec) else (spec.probe.views + 1) * len(images) / shape.batch_size
+    full = progressive_share((inputs.shape[2], inputs.shape[3]), spec.progressive)
+    epoch = (seconds + full * step) * shape.steps
+    # A step is about three forward passes; those of the probe are the main process's.
+    passes = 0 if not isinstance(spec.probe, ProbeSpec) else (spec.probe.views + 1) * len(images) / share
     if folds:
         notes.append(f"data.folds: {folds} runs with these images, and one on everything")
     return {
