@@ -169,6 +169,11 @@ def test_an_impossible_budget_keeps_the_closest(home: Path, run: Path) -> None:
     assert f"original int8-static, has {size:,} bytes, over 1,000" in line
     assert "closest.onnx" in line
     assert not (home / "tight" / "model.onnx").exists()
+    page, use, again = result.stdout.splitlines()[-3:]
+    assert page == "page: tight/report.html"
+    assert use == "next: kitae predict tight/closest.onnx IMAGES"
+    assert again.startswith("next: kitae compress run --out tight --overwrite ")
+    assert again.endswith(f" --max-bytes {size}")
     assert Run.open(run).test_openings == openings
     assert "kitae predict tight/closest.onnx IMAGES" in refused(home, "predict", "tight", "photos")
     assert len(cells(kitae(home, "predict", "tight/closest.onnx", "photos/class 0").stdout)) == 40

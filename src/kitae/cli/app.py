@@ -102,14 +102,15 @@ def answering(verb: Callable[..., None]) -> Callable[..., None]:
 
 
 def write_page(folder: Path, *commands: str, browser: bool = False) -> None:
-    """Write the folder's report.html, and print its path and the commands to run next.
+    """Write the folder's report.html, and print its path and the commands to run next: these, or the page's first two.
 
     If the page cannot be written, the result is kept and the reason is printed as a note.
     """
-    from kitae.reporting.page import report
+    from kitae.reporting.page import write
 
     try:
-        page = report(folder)
+        page, found = write(folder)
+        commands = commands or tuple(command for _, command in found[:2])
     except KitaeError as problem:
         console.say(f"note: report.html was not written: {problem}")
         page = None

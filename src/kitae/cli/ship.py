@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Any, Literal
 
@@ -63,9 +62,10 @@ def compress(
         result = run_compression(run, out, spec=spec, overwrite=overwrite, say=console.say)
     except BudgetError as problem:
         _print_candidates(CompressionResult.open(problem.folder))
+        write_page(problem.folder, browser=open_)
         raise
     _print_compression(result)
-    write_page(result.path, f"kitae predict {shlex.quote(str(result.model_file))} IMAGES", browser=open_)
+    write_page(result.path, browser=open_)
 
 
 def _print_candidates(result: Any) -> None:

@@ -46,8 +46,11 @@ def report(target: Run | str | Path, *others: Run | str | Path) -> Path:
     Raises:
         KitaeError: not a folder of Kitae, a damaged file, or no permission to write.
     """
-    if others:
-        return compare([target, *others])
+    return compare([target, *others]) if others else write(target)[0]
+
+
+def write(target: Run | str | Path) -> tuple[Path, list[tuple[str, str]]]:
+    """`report` of one folder; the page, and its next commands: what each is for, and the command."""
     if isinstance(target, Run):
         return _write("run", run_page.content(RunRecord.open(target), target), target.path)
     folder = Path(target)
@@ -58,7 +61,7 @@ def report(target: Run | str | Path, *others: Run | str | Path) -> Path:
         return _write(kind, compression_page.content(CompressionRecord.open(folder), folder), folder)
     if kind == "study":
         return _write(kind, study_page.content(StudyRecord.open(folder), folder), folder)
-    return report(Run.open(folder))
+    return write(Run.open(folder))
 
 
 def compare(targets: Sequence[Run | str | Path], out: str | Path | None = None) -> Path:
@@ -116,10 +119,10 @@ def _save(file: Path, text: str) -> None:
     write_atomically(file, console.printable(text).encode())
 
 
-def _write(kind: str, content: Mapping[str, Any], folder: Path) -> Path:
+def _write(kind: str, content: Mapping[str, Any], folder: Path) -> tuple[Path, list[tuple[str, str]]]:
     for name, chart in content.items():
         if isinstance(chart, Chart):
             _save(folder / "figures" / f"{name}.svg", chart.file())
     page = folder / "report.html"
     _save(page, render(f"{kind}.html", content))
-    return page
+    return page, content["commands"]
