@@ -405,7 +405,7 @@ def test_recipe_lists_and_prints(home: Path) -> None:
         (["train", "fashion-mini", "--set", "augment.train.cutout.size=4"], "augment.train has no cutout"),
         (["show", "augment", "fashion-mini", "--out", "taken"], "taken: File exists"),
         (["show", "augment", "fashion-mini", "--set", "data.image_size=4"], "at least 8 x 8"),
-        (["report", "x" * 300], "File name too long"),
+        (["report", "x" * 300], "there is no such folder"),
         (["--install-completion", "--shell", "tcsh"], "tcsh"),
     ],
     ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else "",

@@ -55,6 +55,9 @@ _TUNED_MARGIN = 1.2  # times the fewest steps, since the second measurement befo
 # Passes through photographs, and at least 1,000 steps, from which CutMix on half of the batches helps; it needs time
 # (LOG.md, 2026-11-27).
 _MIXED_FROM = 80
+# Share of a fine-tuning. With a shorter one, the first steps on enlarged crops cost more than the rest of five minutes
+# could bring back (LOG.md, 2026-11-28).
+_WARMUP = 0.4
 _FEW = 1000  # with fewer images, a single split is unreliable
 _PHOTO_OPS: list[dict[str, Any]] = [
     {"random_resized_crop": {"scale": [0.35, 1.0]}},
@@ -309,7 +312,7 @@ class _Planner:
                 "optimizer": {
                     "name": "adamw", "lr": 5e-4 * math.sqrt(batch / 32), "weight_decay": 0.02, "layer_decay": 0.9,
                 },
-                "schedule": {"name": "cosine", "warmup_epochs": round(0.1 * length.epochs, 2)},
+                "schedule": {"name": "cosine", "warmup_epochs": round(_WARMUP * length.epochs, 2)},
                 "clip_norm": 1.0,
                 "probe": {"views": 0},
             },
