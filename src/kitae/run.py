@@ -1,4 +1,4 @@
-"""The run folder: the files that training writes. Only this module knows their names.
+"""The run folder: the files that training writes.
 
 recipe.yaml           the recipe with `auto` resolved
 asked_length.json     of a run with minutes: the epochs, steps and warm-up before the minutes changed them
