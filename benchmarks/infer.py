@@ -156,7 +156,7 @@ def contestants(
         loaded = Model(path, threads=options.threads)
         found["kitae compressed"] = Contestant(loaded.run, path.stat().st_size, str(loaded.metadata["notes"]))
     else:
-        smaller = remove_channels(model, about.input_shape, options.ratio, round_to=8).model
+        smaller = remove_channels(model, about.rules.shape, options.ratio, round_to=8).model
         cut = to_onnx(smaller, about)
         made = static(cut, calibrate(cut, calibration), target=targets[-1])
         ours(
