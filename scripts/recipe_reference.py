@@ -17,6 +17,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from kitae.augment.table import limits
 from kitae.compression.spec import CompressSpec
 from kitae.experiments.study_spec import StudySpec
 from kitae.recipe import Recipe
@@ -117,8 +118,7 @@ def _type(annotation: Any) -> str:
 
 
 def _bounds(field: FieldInfo) -> str:
-    signs = (("gt", ">"), ("ge", ">="), ("lt", "<"), ("le", "<="))
-    found = [f"{sign} {getattr(one, name)}" for one in field.metadata for name, sign in signs if hasattr(one, name)]
+    found = limits(field)
     return f", {', '.join(found)}" if found else ""
 
 

@@ -50,14 +50,14 @@ def _bounds(field: FieldInfo) -> str:
     """The range that a field's validators check, or its words; empty where there is none."""
     if typing.get_origin(field.annotation) is typing.Literal:
         return " or ".join(f"`{word}`" for word in typing.get_args(field.annotation))
-    found = []
-    for one in field.metadata:
-        if isinstance(one, AfterValidator):
-            found.append((one.func.__doc__ or "").split("\n")[0])
-        else:
-            signs = (("gt", "above"), ("ge", "at least"), ("lt", "below"), ("le", "at most"))
-            found += [f"{sign} {getattr(one, name):g}" for name, sign in signs if hasattr(one, name)]
-    return ", ".join(text for text in found if text)
+    checks = (one.func.__doc__ or "" for one in field.metadata if isinstance(one, AfterValidator))
+    return ", ".join(text for text in (*(check.split("\n")[0] for check in checks), *limits(field)) if text)
+
+
+def limits(field: FieldInfo) -> list[str]:
+    """The bounds that a field of any spec declares, such as `>= 0`."""
+    signs = (("gt", ">"), ("ge", ">="), ("lt", "<"), ("le", "<="))
+    return [f"{sign} {getattr(one, name)}" for one in field.metadata for name, sign in signs if hasattr(one, name)]
 
 
 def _value(default: object) -> str:
