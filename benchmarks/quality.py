@@ -535,13 +535,14 @@ def _of_run(folder: Path) -> dict[str, Any]:
     from kitae.run import Run
 
     made = Run.open(folder)
-    rows = made.metrics()
+    rows, best = made.metrics(), made.best_epoch()
     return {
         "accuracy": made.evaluation()["test"]["accuracy"],
         "size": made.recipe.data.image_size,
         "steps": rows[-1]["step"],
         "epochs": rows[-1]["epoch"],
-        "best_epoch": made.best_epoch(),
+        "best_epoch": best,
+        "validation": next(row["val_accuracy"] for row in rows if row["epoch"] == best),
     }
 
 
