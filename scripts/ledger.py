@@ -145,7 +145,7 @@ def _regimes(results: Sequence[StudyResult]) -> str:
     for name, words in TECHNIQUES.items():
         effects = [result.effect(result.spec.metric, name) for result in found]
         if any(effects):
-            rows.append([words, *map(_measured, effects)])
+            rows.append([words, *map(measured, effects)])
     heads = [f"{r.settings['images']:,} images, {r.settings['epochs']} epochs" for r in found]
     same = "" if len({r.spec.metric for r in found}) > 1 else f", {found[0].spec.metric}"
     text = (
@@ -153,7 +153,7 @@ def _regimes(results: Sequence[StudyResult]) -> str:
         f"correction.{_mixing(found)} Settings and noise of {', '.join(f'`{r.spec.name}`' for r in found)} are below. "
         "The columns differ in more than images and epochs, so only within a column are effects of one comparison."
     )
-    return f"{text}\n\n{_table(['Technique', *heads], rows)}"
+    return f"{text}\n\n{table(['Technique', *heads], rows)}"
 
 
 def _mixing(results: Sequence[StudyResult]) -> str:
@@ -172,7 +172,7 @@ def _when(results: Sequence[StudyResult]) -> str:
     found = curves(results)
     rows = [
         [
-            name, str(point.epochs), str(point.width or "-"), _measured(point.effect), str(point.effect.pairs),
+            name, str(point.epochs), str(point.width or "-"), measured(point.effect), str(point.effect.pairs),
             point.study,
         ]
         for name, points in found.items()
@@ -190,7 +190,7 @@ def _when(results: Sequence[StudyResult]) -> str:
     )
     return (
         f"![effect of each technique against epochs, a panel per width]({_FIGURE})\n\nThe same comparison with shorter "
-        f"and longer trainings.{images if other else ''}\n\n{_table(head, rows)}"
+        f"and longer trainings.{images if other else ''}\n\n{table(head, rows)}"
     )
 
 
@@ -202,10 +202,10 @@ def _claims(results: Sequence[StudyResult]) -> str:
             size = "not measured" if effect is None else amount(effect.estimate, effect)
             remark = f" ({claim['remark']})" if claim["remark"] else ""
             rows.append([
-                claim["says"], size, _interval(effect), _setting(result.settings, len(result.spec.seeds)),
+                claim["says"], size, _interval(effect), setting(result.settings, len(result.spec.seeds)),
                 result.spec.name, f"**{claim['verdict']}**{remark}",
             ])  # fmt: skip
-    return _table(["Claim", "Measured", "95 % interval", "Setting", "Study", "Verdict"], rows)
+    return table(["Claim", "Measured", "95 % interval", "Setting", "Study", "Verdict"], rows)
 
 
 def _designs(results: Sequence[StudyResult]) -> str:
@@ -240,15 +240,15 @@ def _designs_table(one_out: StudyResult, screening: StudyResult | None) -> str:
         head += [f"Screening, {runs}", "Width, screening / one-out"]
     for factor in one_out.spec.factors:
         a = one_out.effect(metric, factor)
-        row = [factor, _measured(a)]
+        row = [factor, measured(a)]
         if screening is not None:
             b = screening.effect(metric, factor)
             width = "-"
             if a and b and a.high > a.low and b.high >= b.low:
                 width = f"{(b.high - b.low) / (a.high - a.low):.2f}"
-            row += [_measured(b), width]
+            row += [measured(b), width]
         rows.append(row)
-    return f"{names}, {metric}:\n\n{_table(head, rows)}"
+    return f"{names}, {metric}:\n\n{table(head, rows)}"
 
 
 def _studies(results: Sequence[StudyResult]) -> str:
@@ -265,12 +265,12 @@ def _studies(results: Sequence[StudyResult]) -> str:
             spec.name, spec.design, f"{len(result.finished)} of {len(result.runs)}",
             seeds + (f"; added later: {', '.join(map(str, added))}" if added else ""),
             spec.metric, f"{noise.sd:.2f} ({noise.low:.2f} to {noise.high:.2f})" if noise.df else "-",
-            _setting(settings),
+            setting(settings),
             _machines(result, threads),
             "-" if hours is None else f"{hours:.1f}",
         ])  # fmt: skip
     head = ["Study", "Design", "Runs finished", "Seeds", "Metric", "Noise (SD)", "Setting", "Machine", "Training hours"]
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _machines(result: StudyResult, threads: str) -> str:
@@ -289,7 +289,7 @@ def _machines(result: StudyResult, threads: str) -> str:
     )
 
 
-def _setting(settings: Mapping[str, Any], seeds: int | None = None) -> str:
+def setting(settings: Mapping[str, Any], seeds: int | None = None) -> str:
     # The plain name of a source: `parquet:data/cifar10.parquet` and `cifar10:/data` are cifar10.
     kind, _, path = str(settings.get("source")).partition(":")
     data = {"parquet": Path(path).stem, "csv": Path(path).stem, "folder": Path(path).name}.get(kind) or kind
@@ -304,7 +304,7 @@ def _setting(settings: Mapping[str, Any], seeds: int | None = None) -> str:
     return ", ".join(parts + ([f"{seeds} seeds"] if seeds else []))
 
 
-def _measured(effect: Effect | None) -> str:
+def measured(effect: Effect | None) -> str:
     """The size of an effect, bold if it is shown, and its interval."""
     if effect is None:
         return "-"
@@ -319,7 +319,7 @@ def _interval(effect: Effect | None) -> str:
     return interval(effect) + mark + (f", {effect.covers}" if effect.covers != "seeds" else "")
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     lines += ["| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |" for row in rows]
     return "\n".join(lines)

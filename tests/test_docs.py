@@ -216,9 +216,10 @@ def test_every_field_of_a_recipe_has_a_meaning() -> None:
     assert not [row for row in rows if not row.removesuffix("|").rpartition("|")[2].strip()]
 
 
-def test_pages_of_results_are_up_to_date() -> None:
-    """Run the script again if this fails: python scripts/benchmark_pages.py"""
-    for page, text in importlib.import_module("benchmark_pages").pages().items():
+@pytest.mark.parametrize("script", ["benchmark_pages", "measured"])
+def test_pages_of_results_are_up_to_date(script: str) -> None:
+    """Run the script again if this fails: python scripts/NAME.py"""
+    for page, text in importlib.import_module(script).pages().items():
         assert page.read_text(encoding="utf-8") == text, page.name
 
 

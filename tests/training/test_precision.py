@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from kitae.training.measure import step_parts, step_times
 from kitae.training.spec import OptimizerSpec, TrainSpec
 from tests.training.toy_world import toy_net
 
+ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 WORLD = World(0, 1, CPU)
 BATCH = torch.rand(8, 3, 8, 8), nn.functional.one_hot(torch.arange(8) % 2, 2).float()
@@ -32,6 +34,16 @@ def test_auto_is_a_rule_of_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None
     for capability, expected in (((6, 1), "fp32"), ((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16")):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, c=capability: c)
         assert precision.choose(torch.device("cuda")) == expected
+
+
+def test_the_rule_is_within_five_percent_of_the_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In every measured network, on a processor with native bf16; `benchmarks/precision.py` measures again."""
+    monkeypatch.setattr(precision, "native_bf16", lambda: True)
+    rows = json.loads((ROOT / "benchmarks/results/precision.json").read_text())["rows"]
+    assert len(rows) >= 16
+    for name, row in rows.items():
+        ratios = {one: found["ratio"] for one, found in row["precisions"].items()}
+        assert ratios[precision.choose(CPU)] <= 1.05 * min(ratios.values()), name
 
 
 def test_depthwise_convolutions_stay_in_float32_on_a_cpu() -> None:

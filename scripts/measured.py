@@ -1,0 +1,156 @@
+"""Write what was measured about each technique into the pages that explain it, from the committed results.
+
+    python scripts/measured.py        # all pages of docs
+
+A page has `<!-- measured: NAME -->` and `<!-- measured: end -->`; what is between them is made here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from kitae.experiments.result import StudyResult
+from ledger import load, measured, setting, table
+
+ROOT = Path(__file__).parents[1]
+DOCS, RESULTS = ROOT / "docs", ROOT / "benchmarks" / "results"
+_BLOCK = re.compile(r"<!-- measured: (?P<name>[\w -]+) -->\n.*?<!-- measured: end -->", re.DOTALL)
+CORRECTED = "2026-11-26"  # before this day, training took a full-size step on a short last batch
+_NETWORKS = {"tf_efficientnet_lite0": "efficientnet_lite0"}
+
+# Metric, effect in a study, the technique, and what it is added to or compared with; nothing: only all the others.
+Line = tuple[str, str, str, str]
+ACCURACY = "test.accuracy"
+EFFECTS: dict[str, Sequence[Line]] = {
+    "basic augmentation": (
+        (ACCURACY, "basic over none", "flip and crop", "over none"),
+        (ACCURACY, "jitter over none", "flip, crop and jitter", "over none"),
+        (ACCURACY, "strong", "strong distortions", "over flip and crop"),
+    ),
+    "mixup": ((ACCURACY, "mixup", "MixUp", "over flip and crop"),),
+    "cutmix": ((ACCURACY, "cutmix", "CutMix", "over flip and crop"),),
+    "cutmix over mixup": ((ACCURACY, "cutmix over mixup", "CutMix", "over MixUp"),),
+    "policies": (
+        (ACCURACY, "auto_augment", "AutoAugment", "over flip and crop"),
+        (ACCURACY, "rand_augment", "RandAugment", "over flip and crop"),
+    ),
+    "erasing": (
+        (ACCURACY, "cutout", "cutout", "over flip and crop"),
+        (ACCURACY, "erasing", "random erasing", "over flip and crop"),
+    ),
+    "smoothing": ((ACCURACY, "smoothing", "label smoothing", "over flip and crop"),),
+    "schedule": (
+        (ACCURACY, "constant rate", "a constant rate", "over a cosine"),
+        (ACCURACY, "step rate", "a stepwise rate", "over a cosine"),
+        (ACCURACY, "cosine", "a cosine", "over a constant rate"),
+    ),
+    "depth": (
+        (ACCURACY, "depth=0.2", "stochastic depth of 0.2", "test accuracy"),
+        ("gap", "depth=0.2", "stochastic depth of 0.2", "training accuracy minus validation accuracy"),
+    ),
+    "precision": (
+        ("epoch_seconds", "bf16", "bf16 over fp32", "time of an epoch"),
+        ("peak_memory_bytes", "bf16", "bf16 over fp32", "peak memory of the process"),
+        (ACCURACY, "bf16", "bf16 over fp32", "test accuracy"),
+    ),
+    "full": ((ACCURACY, "full", "the full pipeline", "over flip and crop"),),
+    "one out": (
+        (ACCURACY, "crop", "crop", ""),
+        (ACCURACY, "flip", "flip", ""),
+        (ACCURACY, "auto_augment", "AutoAugment", ""),
+        (ACCURACY, "erasing", "random erasing", ""),
+        (ACCURACY, "mixing", "MixUp and CutMix", ""),
+        (ACCURACY, "smoothing", "label smoothing", ""),
+        (ACCURACY, "cosine", "a cosine over a constant rate", ""),
+    ),
+}
+
+
+def effects(lines: Sequence[Line], results: Sequence[StudyResult]) -> str:
+    """A table of the effects in all published studies that have them, the shortest trainings first.
+
+    Screenings are left out: their effects are averages over the presence and absence of the other techniques.
+    """
+    rows = []
+    ordered = sorted(results, key=lambda one: (one.settings["epochs"], one.settings.get("width") or 0))
+    for metric, name, technique, over in lines:
+        for result in ordered:
+            effect = result.effect(metric, name) if metric in result.analyses else None
+            design = result.spec.design
+            if effect is None or design == "screening" or (design != "one_out" and not over):
+                continue
+            words = "added to all other techniques" if design == "one_out" else over
+            where = setting(result.settings, len(result.spec.seeds))
+            rows.append([f"{technique}, {words}", measured(effect), where, f"`{result.spec.name}`"])
+    return table(["What", "Change, with its 95 % interval", "Setting", "Study"], rows)
+
+
+def step_times(page: Path) -> str:
+    """A table of the time of a training step in bf16, from `benchmarks/precision.py`."""
+    found = json.loads((RESULTS / "precision.json").read_text())
+    rows = []
+    for row in found["rows"].values():
+        bf16 = row["precisions"]["bf16"]
+        low, high = bf16["interval"]
+        width = f" of width {row['width']}" if row["width"] else ""
+        name = f"{_NETWORKS.get(row['model'], row['model'])}{width}, {row['image_size']} px, batch {row['batch_size']}"
+        rows.append([name, f"x {bf16['ratio']:.2f} ({low:.2f} to {high:.2f})", row["chosen"], f"{row['behind']:.2f}"])
+    machine = found["machine"]
+    head = ["Network", "Time of a step, bf16 / fp32", "`auto` takes", "Its time / the fastest"]
+    return f"{table(head, rows)}\n\n{machine['processor']}, {machine['cores']} cores, {found['steps']} steps each."
+
+
+def compressions(page: Path, *, pruned: bool) -> str:
+    """A table of the published compressions, or of those that only quantized: the chosen file, and its cost on test."""
+    where, rows = os.path.relpath(DOCS / "benchmarks" / "compression.md", page.parent), []
+    for path in sorted((RESULTS / "compression").glob("*.json")):
+        facts = json.loads(path.read_text())
+        test = facts["test"]
+        if test is None or (facts["spec"]["prune"] != "none") is not pruned:
+            continue
+        low, high = test["drop_interval"]
+        note = "" if facts["machine"]["when"] >= CORRECTED else " (earlier loop)"
+        rows.append([
+            f"[{path.stem}]({where}#{path.stem}){note}",
+            f"{facts['recipe']}: {facts['winner']['name']}",
+            f"{facts['smaller']:.1f} x", f"{facts['faster']:.1f} x",
+            f"{test['drop']:+.2f} ({low:+.2f} to {high:+.2f}) of {facts['spec']['max_drop']:g}",
+        ])  # fmt: skip
+    return table(
+        ["Compression", "Chosen by validation", "Smaller", "Faster", "Points lost on test, of the budget"], rows
+    )
+
+
+MADE: dict[str, Callable[[Path], str]] = {  # given the page that shows it
+    "step times": step_times,
+    "pruned": partial(compressions, pruned=True),
+    "quantized": partial(compressions, pruned=False),
+}
+
+
+def pages() -> dict[Path, str]:
+    """Each page that shows measurements, and its text."""
+    results = load(ROOT / "studies" / "results")
+    texts = {page: page.read_text(encoding="utf-8") for page in sorted(DOCS.rglob("*.md"))}
+    found = {}
+    for page, text in texts.items():
+
+        def block(match: re.Match[str], page: Path = page) -> str:
+            name = match["name"]
+            made = MADE[name](page) if name in MADE else effects(EFFECTS[name], results)
+            return f"<!-- measured: {name} -->\n\n{made}\n\n<!-- measured: end -->"
+
+        if _BLOCK.search(text):
+            found[page] = _BLOCK.sub(block, text)
+    return found
+
+
+if __name__ == "__main__":
+    for path, text in pages().items():
+        path.write_text(text, encoding="utf-8")
+        print(path.relative_to(ROOT))
