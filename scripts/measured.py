@@ -126,8 +126,24 @@ def compressions(page: Path, *, pruned: bool) -> str:
     )
 
 
+def report_pages(page: Path) -> str:
+    """A table of the sample pages: their bytes, and what axe-core found, from `scripts/check_pages.py`."""
+    found = json.loads((RESULTS / "pages.json").read_text())
+    rows = []
+    for name, one in found["pages"].items():
+        for view, checked in one["views"].items():
+            broken = [f"{row['rule']} ({row['impact']}, {row['places']})" for row in checked["violations"]]
+            wider = "no" if checked["overflow"] <= 0 else f"by {checked['overflow']} px"
+            width, scheme = view.split()
+            size, asked = f"{one['bytes'] / 1e6:.2f} MB", str(len(one["from_elsewhere"]))
+            rows.append([name, size, asked, f"{width} px, {scheme}", ", ".join(broken) or "none", wider])
+    head = ["Page", "Size", "Requests", "Window", "Violations", "Wider than the window"]
+    return f"{table(head, rows)}\n\naxe-core {found['axe']}, {found['browser']}."
+
+
 MADE: dict[str, Callable[[Path], str]] = {  # given the page that shows it
     "step times": step_times,
+    "pages": report_pages,
     "pruned": partial(compressions, pruned=True),
     "quantized": partial(compressions, pruned=False),
 }

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import subprocess
 import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -47,6 +48,14 @@ def narrow(page: Path, folder: Path) -> Path:
     return frame
 
 
+def pages(pairs: Sequence[str], scratch: Path) -> Iterator[tuple[str, Path]]:
+    """The name and the newly written page of each NAME=FOLDER[,FOLDER...]; several folders are compared."""
+    for pair in pairs:
+        name, _, folders = pair.partition("=")
+        paths = [Path(folder) for folder in folders.split(",")]
+        yield name, report(paths[0]) if len(paths) == 1 else compare(paths, scratch / "comparison.html")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("pages", nargs="+", metavar="NAME=FOLDER[,FOLDER...]")
@@ -54,10 +63,7 @@ def main() -> None:
     given = parser.parse_args()
     OUT.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
-        for pair in given.pages:
-            name, _, folders = pair.partition("=")
-            paths = [Path(folder) for folder in folders.split(",")]
-            page = report(paths[0]) if len(paths) == 1 else compare(paths, Path(scratch) / "comparison.html")
+        for name, page in pages(given.pages, Path(scratch)):
             for width, height in WIDTHS.items():
                 for scheme in SCHEMES:
                     out = OUT / f"{name}-{width}-{scheme}.png"

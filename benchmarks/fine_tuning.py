@@ -1,0 +1,125 @@
+"""How should a fine-tuning go? Validation scores of a plan's recipe with other fields; test stays closed.
+
+    python benchmarks/fine_tuning.py --sets textile trashnet photos-mini --variants short=warmup:0.1 long=warmup:0.4
+    python benchmarks/fine_tuning.py --sets photos-mini:60 --size 64 --steps 8 --seeds 0               does it run?
+
+A variant is NAME=FIELD:VALUE,FIELD:VALUE. A field is one of a recipe, or `warmup` (share of the training) or `scale`
+(the least area of a crop). The number of steps is fixed, so the scores do not depend on the machine's speed, and a
+slow or busy machine can run this. Sets, splits and lists are those of `quality.py`. Each row has the score of the
+probe, which a training keeps where fine-tuning is no better, and that of every epoch. Rows that are in --out already
+are not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import common
+import quality
+from scipy.stats import t
+
+import kitae as kt
+from kitae.pipelines.train import asked
+
+KEYS = ("set", "seed", "size", "steps", "variant")
+VALIDATIONS = 6
+
+
+def parse(text: str) -> tuple[str, dict[str, str]]:
+    """The name and the fields of a variant."""
+    name, _, fields = text.partition("=")
+    return name, dict(field.split(":", 1) for field in fields.split(",") if field)
+
+
+def score(path: Path, *, seed: int, size: int, steps: int, fields: Mapping[str, str]) -> dict[str, Any]:
+    """Validation accuracy of the probe and of each epoch of a fine-tuning."""
+    recipe, _, _ = asked(path, None, {"image_size": size, "epochs": VALIDATIONS, "seed": seed})
+    entries = [f"train.epoch_steps={max(1, steps // VALIDATIONS)}"]
+    for field, value in fields.items():
+        if field == "warmup":
+            entries.append(f"train.schedule.warmup_epochs={float(value) * VALIDATIONS:g}")
+        elif field == "scale":
+            entries.append(f"augment.train.random_resized_crop={{scale: [{value}, 1.0]}}")
+        else:
+            entries.append(f"{field}={value}")
+    recipe = recipe.override(*entries)
+    with tempfile.TemporaryDirectory() as folder:
+        run = kt.train(recipe, Path(folder) / "run", test=False, show=False)
+        rows, best = run.metrics(), run.best_epoch()
+    reached = {row["epoch"]: row["val_accuracy"] for row in rows}
+    tuned = [value for epoch, value in reached.items() if epoch]
+    return {
+        "val_accuracy": reached[best], "probe": reached.get(0), "tuned": max(tuned), "last": tuned[-1],
+        "best_epoch": best, "epochs": tuned, "train_loss": [row["train_loss"] for row in rows if row["epoch"]],
+        "learning_rate": recipe.train.optimizer.lr, "batch_size": recipe.train.batch_size,
+    }  # fmt: skip
+
+
+def show(rows: Sequence[dict[str, Any]]) -> None:
+    """Means over the seeds, and what was gained over the first variant with the same seed."""
+    variants = list(dict.fromkeys(row["variant"] for row in rows))
+    for name, size, steps in dict.fromkeys((row["set"], row["size"], row["steps"]) for row in rows):
+        here = [row for row in rows if (row["set"], row["size"], row["steps"]) == (name, size, steps)]
+        for variant in variants:
+            mine = {row["seed"]: row for row in here if row["variant"] == variant}
+            if not mine:
+                continue
+            first = {row["seed"]: row for row in here if row["variant"] == variants[0]}
+            gains = [100 * (mine[s]["val_accuracy"] - first[s]["val_accuracy"]) for s in mine if s in first]
+            text = ""
+            if variant != variants[0] and len(gains) > 1:
+                half = t.ppf(0.975, len(gains) - 1) * statistics.stdev(gains) / math.sqrt(len(gains))
+                mean = statistics.fmean(gains)
+                text = f"{mean:+.2f} ({mean - half:+.2f} to {mean + half:+.2f})"
+            columns = [100 * statistics.fmean(row[key] for row in mine.values()) for key in ("probe", "tuned", "last")]
+            kept = 100 * statistics.fmean(row["val_accuracy"] for row in mine.values())
+            each = " ".join(f"{100 * row['tuned']:.1f}" for row in mine.values())
+            print(
+                f"{name:<20} {size} px {steps:>4} steps {variant:<16} kept {kept:.2f}  probe {columns[0]:.2f}  tuned "
+                f"{columns[1]:.2f} ({each})  last {columns[2]:.2f}  {text}"
+            )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sets", nargs="+", default=["photos-mini"], help="names or folders, each with :COUNT or not")
+    parser.add_argument("--variants", nargs="+", default=["planned="], metavar="NAME=FIELD:VALUE,...")
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument(
+        "--out", type=Path, default=None, help="results, JSON; default benchmarks/results/fine_tuning.json"
+    )
+    options = parser.parse_args(arguments)
+    out = options.out or common.RESULTS / "fine_tuning.json"
+    head = {
+        "what": "validation accuracy of a plan's fine-tuning with other fields, in the same number of steps",
+        "machine": common.hardware(common.available_cores()),
+    }
+    results = common.load(out) if out.is_file() else {**head, "rows": []}
+    done = {tuple(row[key] for key in KEYS) for row in results["rows"]}
+    for name in options.sets:
+        lists = quality.write_lists(name, options.seeds, common.SCRATCH / "quality")
+        for seed in options.seeds:
+            for variant, fields in map(parse, options.variants):
+                key = (name, seed, options.size, options.steps, variant)
+                if key in done:
+                    continue
+                row = score(lists[seed], seed=seed, size=options.size, steps=options.steps, fields=fields)
+                results["rows"].append({**dict(zip(KEYS, key, strict=True)), "fields": fields, **row})
+                common.save(out, results)
+                print(f"{name}, seed {seed}, {variant}: {row['probe']:.4f} then {row['epochs']}", flush=True)
+    show(results["rows"])
+    print(f"results: {out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
