@@ -88,6 +88,7 @@ def test_photos_mini_is_whole_photographs_and_its_licence_travels_with_it() -> N
             "sources are fashion-mini, photos-mini, folder:PATH, parquet:PATH, csv:PATH, webdataset:SHARDS, cifar10",
         ),
         ("", "the sources are"),
+        ("nowhere", "nowhere: no such file or folder, and no source is called"),
         ("folder", "needs a path: folder:PATH"),
         ("folder:", "needs a path: folder:PATH"),
         ("parquet", "needs a path"),

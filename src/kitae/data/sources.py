@@ -70,7 +70,8 @@ def open_source(spec: DataSpec, progress: Progress | None = None) -> Source:
     if looks_like_a_path and not os.path.exists(user_path(spec.source)):
         raise DataError(f"{spec.source}: no such file or folder")
     if name not in SOURCES:
-        raise DataError(f"unknown data.source {spec.source!r}: {_suggestion(spec.source)}")
+        missing = f"{spec.source}: no such file or folder, and" if ":" not in spec.source and spec.source else ""
+        raise DataError(f"{missing or 'data.source:'} no source is called {name!r}: {_suggestion(spec.source)}")
     kind = SOURCES[name]
     if spec.groups is not None and not kind.groups:
         raise DataError(f"data.groups: {name} has neither columns nor folders to take groups from; set it to null")
