@@ -45,6 +45,11 @@ _HEAR = """<script>addEventListener("message", event => {
 });</script>"""
 
 
+def requests_of(html: str) -> list[str]:
+    """Addresses that a page loads something from; links are not loaded."""
+    return _ELSEWHERE.findall(_LINK.sub("", html))
+
+
 def checked(browser: str, page: Path, axe: str, width: int, height: int, scheme: str) -> dict[str, Any]:
     """What axe-core finds on a page at a width and in a colour scheme."""
     with tempfile.TemporaryDirectory() as name:
@@ -77,14 +82,15 @@ def main() -> int:
     parser.add_argument("--axe", type=Path, default=Path("axe.min.js"))
     parser.add_argument("--browser", default="chromium")
     given = parser.parse_args()
+    if not given.axe.is_file():
+        raise SystemExit(f"{given.axe}: no such file; npm pack axe-core, and give --axe package/axe.min.js")
     axe = given.axe.read_text(encoding="utf-8").replace("</script", "<\\/script")
     version = subprocess.run([given.browser, "--version"], check=True, capture_output=True, text=True).stdout.strip()
     results = read_json(OUT) if OUT.is_file() else {"pages": {}}
     worst = 0
     with tempfile.TemporaryDirectory() as scratch:
         for name, page in pages(given.pages, Path(scratch)):
-            text = page.read_text(encoding="utf-8")
-            elsewhere = _ELSEWHERE.findall(_LINK.sub("", text))
+            elsewhere = requests_of(page.read_text(encoding="utf-8"))
             views = {}
             for width, height in WIDTHS.items():
                 for scheme in SCHEMES:

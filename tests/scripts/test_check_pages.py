@@ -1,0 +1,55 @@
+"""The check of pages: what a page asks for from elsewhere, and what a browser says of it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from html import escape
+from pathlib import Path
+
+import pytest
+
+from check_pages import checked, main, requests_of
+
+
+@pytest.mark.parametrize(
+    ("html", "found"),
+    [
+        ('<script src="https://cdn.example/x.js"></script>', ["https://cdn.example/x.js"]),
+        ('<link rel="stylesheet" href="http://example.org/x.css">', ["http://example.org/x.css"]),
+        ("<style>body{background:url(https://example.org/x.png)}</style>", ["https://example.org/x.png"]),
+        ('<a href="https://example.org/page">a link is not loaded</a>', []),
+        ('<img src="data:image/png;base64,AAAA">', []),
+    ],
+)
+def test_what_a_page_loads_from_elsewhere(html: str, found: list[str]) -> None:
+    assert requests_of(html) == found
+
+
+def browser(folder: Path, said: str) -> Path:
+    """A program that is called as Chromium is, and prints this page."""
+    path = folder / "browser"
+    path.write_text(f"#!{sys.executable}\nimport sys\nprint({said!r} if '--dump-dom' in sys.argv else 'Browser 1')\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_the_result_is_read_from_the_page_that_the_browser_prints(tmp_path: Path) -> None:
+    page, result = tmp_path / "page.html", {"violations": [{"rule": "image-alt"}], "overflow": 12, "rules": 40}
+    page.write_text("<html><body></body></html>")
+    said = f'<body><pre id="axe-result">{escape(json.dumps(result))}</pre></body>'
+    for width in (390, 1280):
+        assert checked(str(browser(tmp_path, said)), page, "let axe", width, 800, "dark") == result
+
+
+def test_a_page_without_a_result_is_no_page_without_violations(tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    page.write_text("<html></html>")
+    with pytest.raises(SystemExit, match="gave no result at 1280 px, light"):
+        checked(str(browser(tmp_path, "<html></html>")), page, "let axe", 1280, 800, "light")
+
+
+def test_a_missing_file_of_axe_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["check_pages.py", "run=nowhere", "--axe", str(tmp_path / "axe.min.js")])
+    with pytest.raises(SystemExit, match=r"axe\.min\.js: no such file; npm pack axe-core"):
+        main()
