@@ -329,6 +329,22 @@ def test_settings_are_scored_on_validation(tmp_path: Path, monkeypatch: pytest.M
     assert settings.main([*arguments, "--sizes", "64"]) == 0
 
 
+@pytest.mark.slow
+def test_fine_tunings_are_compared_in_equal_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tuning = module(monkeypatch, "fine_tuning")
+    monkeypatch.setattr(tuning.common, "SCRATCH", tmp_path / "scratch")
+    arguments = ["--sets", "photos-mini:60", "--size", "64", "--steps", "12", "--seeds", "0"]
+    arguments += ["--variants", "short=warmup:0.1", "mild=scale:0.7,train.optimizer.lr:0.001"]
+    arguments += ["--out", str(tmp_path / "fine_tuning.json")]
+    assert tuning.main(arguments) == 0
+    short, mild = json.loads((tmp_path / "fine_tuning.json").read_text())["rows"]
+    assert short["probe"] == mild["probe"]
+    assert len(short["epochs"]) == len(mild["epochs"]) == 6
+    assert mild["learning_rate"] == 0.001 != short["learning_rate"]
+    monkeypatch.setattr(tuning, "score", lambda *_, **__: pytest.fail("is there already"))
+    assert tuning.main(arguments) == 0
+
+
 @pytest.mark.parametrize("kind", ["torchvision", "fastai", "timm"])
 def test_the_schedules_of_quality_are_not_cut(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps take four times as long as planned: fewer are made, and the rate still falls to its end."""
