@@ -34,9 +34,9 @@ photos-mini and Imagenette are the more independent rows.{cut}
 
 Kitae's rows are of plans that warm up over a tenth of a fine-tuning. On one of three splits of textile that failed:
 no epoch was better than the probe, which is kept (82.8 %, the others 97 and 98). Plans warm up over four tenths
-since, with which the same split ends at 98.8 % on validation (`benchmarks/results/warmup.json`). In equal steps at 224 px the
-longer warm-up ended 0 to 3.3 points below the shorter one on validation, on four splits, and one of 0.25 failed on one of two
-splits of textile: it makes this failure rarer at best (`benchmarks/results/fine_tuning.json`).
+since, with which the same split ends at 98.8 % on validation (`benchmarks/results/warmup.json`). In equal steps at
+224 px the longer warm-up ended 0 to 3.3 points below the shorter one on validation, on four splits, and one of 0.25
+failed on one of two splits of textile: it makes this failure rarer at best (`benchmarks/results/fine_tuning.json`).
 
 Machine: {machine}.
 """

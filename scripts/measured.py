@@ -126,6 +126,21 @@ def compressions(page: Path, *, pruned: bool) -> str:
     )
 
 
+def controls(page: Path) -> str:
+    """A table of the published compressions with controls: points lost on validation, by the winner and by each."""
+    where, rows = os.path.relpath(DOCS / "benchmarks" / "compression.md", page.parent), []
+    for path in sorted((RESULTS / "compression").glob("*.json")):
+        candidates = json.loads(path.read_text())["candidates"]
+        if any(one["control"] for one in candidates):
+            for one in candidates:
+                if one["winner"] or one["control"]:
+                    low, high = one["drop_interval"]
+                    name = f"{one['name']}{'' if one['control'] else ' (the winner)'}"
+                    lost = f"{one['drop']:+.2f} ({low:+.2f} to {high:+.2f})"
+                    rows.append([f"[{path.stem}]({where}#{path.stem})", name, lost])
+    return table(["Compression", "File", "Points lost on validation"], rows)
+
+
 def report_pages(page: Path) -> str:
     """A table of the sample pages: their bytes, and what axe-core found, from `scripts/check_pages.py`."""
     found = json.loads((RESULTS / "pages.json").read_text())
@@ -145,6 +160,7 @@ def report_pages(page: Path) -> str:
 
 MADE: dict[str, Callable[[Path], str]] = {  # given the page that shows it
     "step times": step_times,
+    "controls": controls,
     "pages": report_pages,
     "pruned": partial(compressions, pruned=True),
     "quantized": partial(compressions, pruned=False),
