@@ -13,7 +13,6 @@ are not run again.
 from __future__ import annotations
 
 import argparse
-import math
 import statistics
 import sys
 import tempfile
@@ -23,7 +22,6 @@ from typing import Any
 
 import common
 import quality
-from scipy.stats import t
 
 import kitae as kt
 from kitae.pipelines.train import asked
@@ -75,9 +73,8 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
             gains = [100 * (mine[s]["val_accuracy"] - first[s]["val_accuracy"]) for s in mine if s in first]
             text = ""
             if variant != variants[0] and len(gains) > 1:
-                half = t.ppf(0.975, len(gains) - 1) * statistics.stdev(gains) / math.sqrt(len(gains))
-                mean = statistics.fmean(gains)
-                text = f"{mean:+.2f} ({mean - half:+.2f} to {mean + half:+.2f})"
+                low, high = quality.interval(gains)
+                text = f"{statistics.fmean(gains):+.2f} ({low:+.2f} to {high:+.2f})"
             columns = [100 * statistics.fmean(row[key] for row in mine.values()) for key in ("probe", "tuned", "last")]
             kept = 100 * statistics.fmean(row["val_accuracy"] for row in mine.values())
             each = " ".join(f"{100 * row['tuned']:.1f}" for row in mine.values())

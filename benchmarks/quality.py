@@ -546,10 +546,17 @@ def _of_run(folder: Path) -> dict[str, Any]:
     }
 
 
-def paired(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Contestant less Kitae, on each set and budget: mean over the seeds that both have, and its 95 % t interval."""
+def interval(differences: Sequence[float]) -> list[float]:
+    """The 95 % t interval of the mean of at least two differences."""
     from scipy.stats import t
 
+    mean, count = statistics.fmean(differences), len(differences)
+    half = t.ppf(0.975, count - 1) * statistics.stdev(differences) / math.sqrt(count)
+    return [mean - half, mean + half]
+
+
+def paired(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Contestant less Kitae, on each set and budget: mean over the seeds that both have, and its 95 % t interval."""
     reached = {(row["set"], row["budget"], row["seed"], row["contestant"]): row for row in rows}
     found = []
     for name, budget, contestant in dict.fromkeys((row["set"], row["budget"], row["contestant"]) for row in rows):
@@ -567,10 +574,9 @@ def paired(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         }  # fmt: skip
         if pairs and contestant != ours:
             differences = [a - b for a, b in pairs]
-            line["difference"] = mean = statistics.fmean(differences)
+            line["difference"] = statistics.fmean(differences)
             if len(differences) > 1:
-                half = t.ppf(0.975, len(differences) - 1) * statistics.stdev(differences) / math.sqrt(len(differences))
-                line["interval"] = [mean - half, mean + half]
+                line["interval"] = interval(differences)
         found.append(line)
     return found
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from kitae.experiments.result import StudyResult
 from ledger import load, measured, setting, table
@@ -105,39 +106,41 @@ def step_times(page: Path) -> str:
     return f"{table(head, rows)}\n\n{machine['processor']}, {machine['cores']} cores, {found['steps']} steps each."
 
 
+def _published(page: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each published compression: a link to it from a page, and its numbers."""
+    where = os.path.relpath(DOCS / "benchmarks" / "compression.md", page.parent)
+    for path in sorted((RESULTS / "compression").glob("*.json")):
+        yield f"[{path.stem}]({where}#{path.stem})", json.loads(path.read_text())
+
+
 def compressions(page: Path, *, pruned: bool) -> str:
     """A table of the published compressions, or of those that only quantized: the chosen file, and its cost on test."""
-    where, rows = os.path.relpath(DOCS / "benchmarks" / "compression.md", page.parent), []
-    for path in sorted((RESULTS / "compression").glob("*.json")):
-        facts = json.loads(path.read_text())
+    rows = []
+    for link, facts in _published(page):
         test = facts["test"]
         if test is None or (facts["spec"]["prune"] != "none") is not pruned:
             continue
         low, high = test["drop_interval"]
         note = "" if facts["machine"]["when"] >= CORRECTED else " (earlier loop)"
         rows.append([
-            f"[{path.stem}]({where}#{path.stem}){note}",
+            f"{link}{note}",
             f"{facts['recipe']}: {facts['winner']['name']}",
             f"{facts['smaller']:.1f} x", f"{facts['faster']:.1f} x",
             f"{test['drop']:+.2f} ({low:+.2f} to {high:+.2f}) of {facts['spec']['max_drop']:g}",
         ])  # fmt: skip
-    return table(
-        ["Compression", "Chosen by validation", "Smaller", "Faster", "Points lost on test, of the budget"], rows
-    )
+    head = ["Compression", "Chosen by validation", "Smaller", "Faster", "Points lost on test, of the budget"]
+    return table(head, rows)
 
 
 def controls(page: Path) -> str:
     """A table of the published compressions with controls: points lost on validation, by the winner and by each."""
-    where, rows = os.path.relpath(DOCS / "benchmarks" / "compression.md", page.parent), []
-    for path in sorted((RESULTS / "compression").glob("*.json")):
-        candidates = json.loads(path.read_text())["candidates"]
-        if any(one["control"] for one in candidates):
-            for one in candidates:
-                if one["winner"] or one["control"]:
-                    low, high = one["drop_interval"]
-                    name = f"{one['name']}{'' if one['control'] else ' (the winner)'}"
-                    lost = f"{one['drop']:+.2f} ({low:+.2f} to {high:+.2f})"
-                    rows.append([f"[{path.stem}]({where}#{path.stem})", name, lost])
+    rows = []
+    for link, facts in _published(page):
+        shown = [one for one in facts["candidates"] if one["winner"] or one["control"]]
+        for one in shown if any(one["control"] for one in shown) else ():
+            low, high = one["drop_interval"]
+            name = f"{one['name']}{'' if one['control'] else ' (the winner)'}"
+            rows.append([link, name, f"{one['drop']:+.2f} ({low:+.2f} to {high:+.2f})"])
     return table(["Compression", "File", "Points lost on validation"], rows)
 
 

@@ -43,7 +43,7 @@ def results(tmp_path: Path) -> Path:
     return published(tmp_path, "s-screening", "screening", **shared)
 
 
-def test_claims_have_verdictssettings_and_intervals(results: Path) -> None:
+def test_claims_have_verdicts_settings_and_intervals(results: Path) -> None:
     text = markdown(load(results))
     rows = {line.split(" | ")[0].removeprefix("| "): line for line in text.splitlines() if line.startswith("| ")}
     assert "**confirmed**" in rows["mixing +1 to +3 points"]
@@ -138,7 +138,7 @@ def test_a_study_is_published_again_only_with_more_seeds(tmp_path: Path) -> None
         ("csv:data/birds.csv", "birds"), ("fashion-mini", "fashion-mini"), ("folder:.", "folder"),
     ],
 )  # fmt: skip
-def test_asetting_names_its_images(source: str, name: str) -> None:
+def test_a_setting_names_its_images(source: str, name: str) -> None:
     settings = {"source": source, "images": 5000, "model": "resnet9", "epochs": 3, "precision": "fp32"}
     assert setting(settings) == f"5,000 images of {name}, resnet9, 3 epochs, fp32"
 
