@@ -165,6 +165,36 @@ def test_a_terminal_shows_twenty_predictions(home: Path, run: Path) -> None:
     assert "more" not in kitae(home, "predict", run, photos).stdout
 
 
+def test_mistakes_of_a_run(home: Path, run: Path) -> None:
+    predicted = pyarrow.parquet.read_table(run / "predictions.parquet").to_pylist()
+    wrong = sorted((row for row in predicted if row["label"] != row["predicted"]), key=lambda row: -row["confidence"])
+    assert len(wrong) > 20
+    found = json.loads(kitae(home, "show", "mistakes", "run", "--json").stdout)
+    assert (found["where"], found["images"]) == ("test", len(predicted))
+    assert [row["confidence"] for row in found["mistakes"]] == pytest.approx([row["confidence"] for row in wrong])
+    assert {row["image"]: (row["class"], row["predicted"]) for row in found["mistakes"]} == {
+        row["name"]: (row["label"], row["predicted"]) for row in wrong
+    }
+
+    lines = kitae(home, "show", "mistakes", "run").stdout.splitlines()
+    assert lines[0] == "image\tclass\tpredicted\tconfidence"
+    assert len(lines) == 1 + len(wrong)
+    assert f"{len(wrong) - 20} more not shown" in on_terminal(home, "show", "mistakes", "run")
+
+    name = wrong[0]["predicted"]
+    of_class = json.loads(kitae(home, "show", "mistakes", "run", "--class", name, "--json").stdout)["mistakes"]
+    assert len(of_class) == sum(name in (row["label"], row["predicted"]) for row in wrong) < len(wrong)
+
+
+def test_mistakes_need_a_class_and_predictions(home: Path, run: Path) -> None:
+    assert "--class Shrt: is not a class of run (did you mean Shirt?)" in refused(
+        home, "show", "mistakes", "run", "--class", "Shrt"
+    )
+    shutil.copytree(run, home / "untested")
+    (home / "untested" / "predictions.parquet").unlink()
+    assert "has no predictions.parquet" in refused(home, "show", "mistakes", "untested")
+
+
 def test_counting_draws_a_bar_only_while_it_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = io.StringIO()
     monkeypatch.setattr(console, "console", Console(file=seen, force_terminal=True, width=80))

@@ -30,6 +30,7 @@ from rich.text import Text
 
 from kitae.files import plain
 
+_LISTED = 20  # rows of a listing on a terminal
 _PLAIN_SECONDS = 30.0  # between two lines inside a long epoch where there is no bar
 
 console = Console(highlight=False, soft_wrap=True, emoji=False)
@@ -117,6 +118,14 @@ def table(title: str, columns: list[str], rows: list[list[str]], right: int = 1)
     for row in rows:
         view.add_row(*(Text(printable(cell)) for cell in row))  # no markup: cells contain file and class names
     console.print(view)
+
+
+def listing(columns: list[str], rows: list[list[str]], rest: str, right: int = 1) -> None:
+    """`table` without a title; a terminal gets the first 20 rows, and how many more there are, with `rest`."""
+    shown = rows[:_LISTED] if interactive() else rows
+    table("", columns, shown, right)
+    if len(shown) < len(rows):
+        say(f"{len(rows) - len(shown):,} more {rest}")
 
 
 def _separated(cells: Sequence[str]) -> str:

@@ -407,7 +407,7 @@ def test_the_limit_on_bytes_is_of_the_file_as_it_is() -> None:
 def test_a_comparison_says_how_to_look_at_the_best_run(make_run: Callable[..., Run]) -> None:
     good, bad = (RunRecord.open(make_run(name)) for name in ("good", "bad"))
     lines = [line for _, line in comparison_page.commands(*comparison_page.entries([good, bad]))]
-    assert lines[0].startswith("kitae report ")
+    assert lines[0].startswith("kitae show mistakes ")
     assert lines[1].endswith("recipe.yaml --seed 1")
 
 

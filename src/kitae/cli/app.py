@@ -38,7 +38,8 @@ study_app = App(
 bench_app = App("bench", "Measure what a recipe costs on this machine.", group=RESEARCH, sort_key=3)
 show_app = App(
     "show",
-    "Show what augmentation does, as PNG files.\n\nExample: kitae show augment photos/ --out gallery",
+    "Show what augmentation does to your images, and which images a model gets wrong.\n\n"
+    "Example: kitae show mistakes runs/mine",
     group=RESEARCH,
     sort_key=4,
 )

@@ -25,7 +25,7 @@ from kitae.cli.app import (
     write_page,
 )
 from kitae.cli.data import data_spec
-from kitae.errors import RecipeError
+from kitae.errors import KitaeError, RecipeError, did_you_mean
 
 _Recipe = Annotated[str, Parameter(help="A shipped recipe's name or a .yaml file.")]
 # Of every command that runs studies.
@@ -242,6 +242,49 @@ def augment(data: str = "fashion-mini", *, out: Path = Path("gallery"), set_: Se
     rows = np.concatenate([train[store.labels[train] == label][:8] for label in range(len(store.classes))])
     for file in draw_gallery(store.images[rows], store.labels[rows], store.classes, out, seed):
         console.say(str(file))
+
+
+@show_app.command
+@answering
+def mistakes(run: Path, *, class_: Annotated[str | None, Parameter(name="--class")] = None) -> None:
+    """List the test images that a run gets wrong, the most confident mistakes first.
+
+    With --folds, the out-of-fold images. A confident mistake may be a wrong label.
+
+    Example: kitae show mistakes runs/mine
+
+    Args:
+        run: A finished run's folder.
+        class_: Only images of this class, or taken for it.
+    """
+    from kitae.reporting.results import RunRecord
+    from kitae.run import Run
+
+    opened = Run.open(run)
+    opened.require_finished()
+    record = RunRecord.open(opened)
+    found, names = record.predicted, record.facts.classes
+    if found is None:
+        raise KitaeError(f"{run}: has no predictions.parquet; it was trained without a test, or the file was deleted")
+    if class_ is not None and class_ not in names:
+        raise RecipeError(f"--class {class_}: is not a class of {run}{did_you_mean(class_, names)}")
+    rows = [
+        {"image": found.names[i], "class": names[found.label[i]], "predicted": names[found.predicted[i]],
+         "confidence": float(found.confidence[i])}
+        for i in found.mistakes()
+    ]  # fmt: skip
+    rows = [row for row in rows if class_ is None or class_ in (row["class"], row["predicted"])]
+    console.answer({"path": run, "where": record.evaluation.where, "images": len(found.names), "mistakes": rows})
+    console.listing(
+        ["image", "class", "predicted", "confidence"],
+        [[row["image"], row["class"], row["predicted"], console.percent(row["confidence"])] for row in rows],
+        "not shown; a pipe or --json gets all", right=3,
+    )  # fmt: skip
+    of_class = "" if class_ is None else f" with {class_}"
+    console.remark(
+        f"{console.plural(len(rows), 'mistake')}{of_class} in {len(found.names):,} images ({record.evaluation.where}); "
+        f"{opened.report} shows the most confident ones"
+    )
 
 
 def _benched(run: Callable[..., dict[str, Any]], recipe: str, assignments: list[str] | None) -> dict[str, Any]:

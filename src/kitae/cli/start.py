@@ -236,13 +236,9 @@ def predict(
     if out is not None:  # before anything is printed, which fails where a pipe is closed
         _write_predictions(out, files, probabilities, classes)
     console.answer({"predictions": found, "skipped": broken})
-    shown = rows[:_ROWS_SHOWN] if console.interactive() else rows
     if rows or not broken:
-        console.table("", ["image", "class", f"best {min(top, len(classes))}"], shown, right=9)
-    if len(shown) < len(rows):
-        console.say(
-            f"{len(rows) - len(shown):,} more {f'are in {out}' if out else 'not shown; --out FILE.csv saves all'}"
-        )
+        rest = f"are in {out}" if out else "not shown; --out FILE.csv saves all"
+        console.listing(["image", "class", f"best {min(top, len(classes))}"], rows, rest, right=9)
     if out is not None:
         console.remark(f"written to {out}")
     if broken:
@@ -272,7 +268,6 @@ def _check_out(out: Path) -> None:
 
 
 _PREDICTED_AT_ONCE = 256
-_ROWS_SHOWN = 20  # of predictions on a terminal
 
 
 def _classified(model: Any, files: list[Path], *, skip: bool) -> tuple[list[Path], list[Any], list[str]]:

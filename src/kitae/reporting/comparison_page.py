@@ -132,14 +132,14 @@ def commands(runs: Sequence[Entry], where: str) -> list[tuple[str, str]]:
     """What to do next: what a command is for, and the command."""
     ranked = _ranked(runs)
     if len(ranked) > 1 and _incomparable(ranked, where) is not None:
-        return [(f"Look at the mistakes of {run.name}", f"kitae report {shlex.quote(str(run.record.path))} --open")
+        return [(f"Look at the mistakes of {run.name}", f"kitae show mistakes {shlex.quote(str(run.record.path))}")
                 for run in ranked]  # fmt: skip
     if len(ranked) < 2:
         return [(f"Resume {run.name}", run.record.resume_command) for run in runs if not run.record.finished]
     name, best, _ = ranked[0]
     folder, recipe = shlex.quote(str(best.path)), shlex.quote(str(best.path / "recipe.yaml"))
     return [
-        (f"Look at the mistakes of {name}", f"kitae report {folder} --open"),
+        (f"Look at the mistakes of {name}", f"kitae show mistakes {folder}"),
         (f"Train {name} with another seed, to see how much results vary by chance", f"kitae train {recipe} --seed "
          f"{best.recipe.train.seed + 1}"),
     ]  # fmt: skip
