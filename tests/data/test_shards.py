@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import functools
 import http.server
+import importlib
 import io
 import json
 import os
 import socket
+import sys
 import tarfile
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import fsspec
 import numpy as np
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 
 from kitae.augment.ops.geometry import RandomResizedCrop
@@ -82,7 +87,15 @@ def test_globs_and_several_patterns(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "patterns",
-    ["pipe:cat x.tar", "pipe:rm -rf {0..1}", "s3://bucket/x.tar", "gs:x", "no/such-{0..3}.tar", "no/*.tar"],
+    [
+        "pipe:cat x.tar",
+        "pipe:rm -rf {0..1}",
+        "file:///x.tar",
+        "memory://x.tar",
+        "gs:x",
+        "no/such-{0..3}.tar",
+        "no/*.tar",
+    ],
 )
 def test_what_is_not_a_shard_is_refused(patterns: str) -> None:
     with pytest.raises(DataError, match=r"data\.source"):
@@ -167,13 +180,13 @@ def test_the_zeros_at_the_end_of_a_tar_file(tmp_path: Path) -> None:
     files += bytes(-len(files) % 512)
     for blocks in (1, 2, 3000):
         path.write_bytes(files + bytes(512 * blocks))
-        assert len(module.scan(path, "set-0.tar").keys) == 4
+        assert len(module.scan(io.BytesIO(path.read_bytes()), "set-0.tar").keys) == 4
     path.write_bytes(2 * (files + bytes(1024)))
-    assert len(module.scan(path, "set-0.tar").keys) == 4
+    assert len(module.scan(io.BytesIO(path.read_bytes()), "set-0.tar").keys) == 4
     for end in (b"", bytes(100), bytes(1024) + b"something else"):
         path.write_bytes(files + end)
         with pytest.raises(DataError, match=r"set-0\.tar: truncated or damaged at byte [\d,]+; get or pack"):
-            module.scan(path, "set-0.tar")
+            module.scan(io.BytesIO(path.read_bytes()), "set-0.tar")
 
 
 @pytest.mark.parametrize(
@@ -401,11 +414,24 @@ def test_ranges_that_nearly_touch_are_read_at_once(tmp_path: Path, monkeypatch: 
 # URLs
 
 
-@pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, Path, list[str]]]:
-    """(address, folder that it serves, paths that were asked for)."""
-    pytest.importorskip("webdataset")
+@contextmanager
+def serving(handler: Any, folder: Path | None = None) -> Iterator[str]:
+    """The address of a server."""
+    make = handler if folder is None else functools.partial(handler, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), make) as served:
+        threading.Thread(target=served.serve_forever, args=(0.01,), daemon=True).start()
+        yield f"http://127.0.0.1:{served.server_port}"
+        served.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[tuple[str, Path, list[str]]]:
+    """(address, folder that it serves, paths that were asked for)."""
     folder, asked = tmp_path / "served", []
     folder.mkdir()
 
@@ -413,11 +439,22 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[st
         def log_message(self, *_: Any) -> None:
             asked.append(self.path)
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(folder)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}", folder, asked
-    server.shutdown()
-    server.server_close()
+    with serving(Handler, folder) as address:
+        yield address, folder, asked
+
+
+@pytest.fixture
+def bucket() -> Iterator[type[MemoryFileSystem]]:
+    """What fsspec takes for s3:// meanwhile."""
+
+    class Bucket(MemoryFileSystem):  # type: ignore[misc]
+        protocol = "s3"
+        store: ClassVar[dict[str, Any]] = {}
+        pseudo_dirs: ClassVar[list[str]] = [""]
+
+    fsspec.register_implementation("s3", Bucket, clobber=True)
+    yield Bucket
+    importlib.import_module("fsspec.registry")._registry.pop("s3")  # fsspec.registry is a copy
 
 
 def test_shards_from_urls_are_those_from_files(server: tuple[str, Path, list[str]], cache: str, tmp_path: Path) -> None:
@@ -427,6 +464,67 @@ def test_shards_from_urls_are_those_from_files(server: tuple[str, Path, list[str
     assert there.fingerprint == here.fingerprint
     assert np.array_equal(there.images[:], here.images[:])
     assert len(asked) == 4
+
+
+def test_shards_from_urls_are_downloaded_several_at_a_time(cache: str, tmp_path: Path) -> None:
+    both, first = threading.Barrier(2, timeout=20), iter(range(2))
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if next(first, None) is not None:
+                both.wait()  # fails if the first request is alone
+            super().do_GET()
+
+        def log_message(self, *_: Any) -> None: ...
+
+    source = shards(tmp_path / "served")
+    with serving(Handler, tmp_path / "served") as address:
+        there = opened(f"webdataset:{address}/set-{{0..3}}.tar", cache, shard_cache_gb=1e-9)  # none is kept for long
+    assert there.fingerprint == opened(source, str(tmp_path / "other")).fingerprint
+
+
+def test_an_interrupted_download_stops(server: tuple[str, Path, list[str]], cache: str) -> None:
+    address, folder, _ = server
+    shards(folder)
+
+    def interrupted(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    source = module.ShardSource(f"webdataset:{address}/set-{{0..3}}.tar", DataSpec(cache=cache), interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        _ = source.indexes
+    with pytest.raises(DataError, match="stopped"):
+        source.cache.path(f"{address}/set-0.tar?again")
+
+
+def test_a_download_that_ends_early_is_not_kept(cache: str, tmp_path: Path) -> None:
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", "2000")
+            self.end_headers()
+            self.wfile.write(bytes(1500))
+
+        def log_message(self, *_: Any) -> None: ...
+
+    with serving(Handler) as address:
+        refused(f"webdataset:{address}/set-0.tar", cache, "cannot be downloaded", "closed 500 bytes early")
+    assert not list((Path(cache) / "shards" / "remote").glob("*.tar"))
+
+
+def test_shards_from_a_bucket(cache: str, tmp_path: Path, bucket: type[MemoryFileSystem]) -> None:
+    here = opened(shards(tmp_path / "files"), cache)
+    for file in (tmp_path / "files").iterdir():
+        bucket().pipe_file(f"s3://data/{file.name}", file.read_bytes())
+    there = opened("webdataset:s3://data/set-{0..3}.tar", str(tmp_path / "other"))
+    assert there.fingerprint == here.fingerprint
+    assert np.array_equal(there.images[:], here.images[:])
+    refused("webdataset:s3://data/set-9.tar", cache, "s3://data/set-9.tar", "cannot be downloaded", "no such file")
+
+
+def test_a_bucket_needs_its_library(cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    refused("webdataset:gs://data/set-0.tar", cache, "gs://data/set-0.tar", "gcsfs")
 
 
 def test_the_cache_of_urls_is_bounded(server: tuple[str, Path, list[str]], tmp_path: Path) -> None:
@@ -464,7 +562,7 @@ def test_urls_that_cannot_be_had(server: tuple[str, Path, list[str]], cache: str
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         refused(f"webdataset:http://127.0.0.1:{unused.getsockname()[1]}/a.tar", cache, "cannot be downloaded")
-    refused("webdataset:http://127.0.0.1/a'b.tar", cache, "data.source", "URL")
+    refused("webdataset:http://127.0.0.1:port/a.tar", cache, "a.tar", "cannot be downloaded")
     assert not [name for name in os.listdir(Path(cache) / "shards" / "remote") if name.endswith((".tar", ".tmp"))]
 
 

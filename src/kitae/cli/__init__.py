@@ -23,10 +23,9 @@ __all__ = ["app", "main"]
 # The extra that installs a library which a command needs.
 _EXTRAS = {
     **dict.fromkeys(("torch", "torchvision", "numba", "scipy", "pandas", "safetensors", "pyarrow",
-                     "matplotlib", "jinja2", "filelock"), "train"),
+                     "matplotlib", "jinja2", "filelock", "fsspec"), "train"),
     **dict.fromkeys(("onnx", "onnxscript", "torch_pruning", "torchao"), "compress"),
     "onnxruntime": "runtime", "timm": "models", "optuna": "search", "ray": "cluster", "tensorboard": "track",
-    "webdataset": "shards",
 }  # fmt: skip
 # Commands of other tools -> ours.
 _COMMANDS = {

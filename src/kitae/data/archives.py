@@ -8,13 +8,9 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import http.client
 import math
 import os
-import ssl
 import tarfile
-import urllib.error
-import urllib.request
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,12 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kitae.data.base import TEST, TRAIN, Item, Progress, Source, Table
+from kitae.data.download import DownloadError, chunks
 from kitae.data.spec import DataSpec
 from kitae.errors import DataError
 from kitae.files import cache_folder, replacing, storage_errors, user_path, with_name
 
-_CHUNK = 1 << 20
-_TIMEOUT = 30.0  # seconds without a byte
 _PICKLED = ("cifar-10-batches-py", "data_batch_1", "cifar-100-python", "meta")  # of the version for Python
 
 _Part = tuple[int, NDArray[np.uint8], NDArray[np.uint8]]
@@ -318,20 +313,19 @@ def fetch(download: Download, folder: Path, alternative: str, progress: Progress
     by_hand = (
         f"get {download.url} another way, and put it into {folder}, or into a FOLDER and set data.source={alternative}"
     )
-    request = urllib.request.Request(download.url, headers={"User-Agent": "kitae"})
     digest, done = hashlib.sha256(), 0
     with storage_errors(folder), replacing(target) as out:
         try:
-            with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
-                while done <= download.size and (chunk := response.read(_CHUNK)):  # what is longer is another file
-                    out.write(chunk)
-                    digest.update(chunk)
-                    done += len(chunk)
-                    if progress is not None:
-                        progress(done, download.size)
-        except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, ssl.SSLError) as error:
-            reason = error.reason if isinstance(error, urllib.error.URLError) else error
-            raise DataError(f"{download.name} cannot be downloaded ({reason}): {by_hand}") from error
+            for chunk in chunks(download.url):
+                out.write(chunk)
+                digest.update(chunk)
+                done += len(chunk)
+                if progress is not None:
+                    progress(done, download.size)
+                if done > download.size:
+                    break  # another file
+        except DownloadError as error:
+            raise DataError(f"{download.name} cannot be downloaded ({error}): {by_hand}") from error
         if digest.hexdigest() != download.sha256:
             raise DataError(f"{download.name}: the download's SHA-256 is wrong, nothing was saved: {by_hand}")
     return target

@@ -26,10 +26,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kitae.data.base import Item, Names, Progress, Source
+from kitae.data.download import is_url
 from kitae.data.groups import pixel_hash
 from kitae.data.parallel import each_image
 from kitae.data.pictures import level_sums
-from kitae.data.remote import is_url
 from kitae.data.shards import ShardSource, hashes_of
 from kitae.errors import DataError
 from kitae.files import storage_errors, user_path

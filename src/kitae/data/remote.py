@@ -1,81 +1,85 @@
 """Shards on this machine: local files, and URLs downloaded into a cache folder of bounded size.
 
-A URL is opened by the webdataset library (extra `shards`), copied to a temporary name and renamed, by one process at a
-time. If the folder is full, the least recently used shards are removed. A shard that is being read stays readable when
-its file is removed. A shard that is downloaded again must not have changed, or its index would not match.
+A URL is downloaded to a temporary name and renamed, by one process at a time. If the folder is full, the least recently
+used shards are removed. A shard that is being read stays readable when its file is removed. A shard that
+is downloaded again must not have changed, or its index would not match.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import os
-import re
 from functools import lru_cache
 from pathlib import Path
+from typing import IO
 
-from kitae.errors import DataError, one_line, require
+from kitae.data.download import DownloadError, chunks, is_url
+from kitae.errors import DataError
 from kitae.files import replacing, storage_errors, user_path, write_atomically
 from kitae.folders import lock
 
 _OPEN = 64  # shards that a process keeps open
-_CHUNK = 1 << 20
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
-_URL = re.compile(r"https?://[A-Za-z0-9][A-Za-z0-9._~:/?#\[\]@!$&()*+,;=%-]*")  # no quotes: the library runs a shell
 
 
-def is_url(shard: str) -> bool:
-    """Whether a shard is on the network."""
-    return shard.startswith(("http://", "https://"))
+class _Held:
+    """An open file that is closed once nobody uses it."""
 
-
-class _Open:
-    """A descriptor that is closed once nobody uses it."""
-
-    def __init__(self, path: Path) -> None:
-        self.descriptor = os.open(path, os.O_RDONLY)
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
 
     def __del__(self) -> None:
-        with contextlib.suppress(AttributeError, OSError):
-            os.close(self.descriptor)
+        self.file.close()
 
 
 class ShardCache:
-    """Where shards are read from. `limit`: bytes that shards from URLs take in `folder`."""
+    """Where shards are read from. `limit`: bytes that shards from URLs take in `folder`. From any thread.
+
+    Attributes:
+        stopped: set it to end downloads in other threads.
+    """
 
     def __init__(self, folder: Path, limit: float) -> None:
-        self.folder, self.limit = folder, limit
-        self._opened = lru_cache(_OPEN)(lambda shard: _Open(self.path(shard)))
+        self.folder, self.limit, self.stopped = folder, limit, False
+        self._opened = lru_cache(_OPEN)(lambda shard: _Held(self.open(shard)))
 
     def read(self, shard: str, offset: int, size: int) -> bytes:
-        """Bytes of a shard. From any thread.
+        """Bytes of a shard.
 
         Raises:
             DataError: the file is gone, shorter than it was, or cannot be read, or the URL cannot be reached.
         """
         try:
-            try:
-                held = self._opened(shard)
-            except FileNotFoundError:  # another process made room just now
-                held = self._opened(shard)
-            data = os.pread(held.descriptor, size, offset)
+            held = self._opened(shard)
+            data = os.pread(held.file.fileno(), size, offset)
         except OSError as error:
             raise DataError(f"{shard}: cannot be read ({error.strerror}); was it moved?") from error
         if len(data) != size:
             raise DataError(f"{shard}: was changed or truncated since it was indexed; restore it, or start a new run")
         return data
 
+    def open(self, shard: str) -> IO[bytes]:
+        """The shard's file, open for reading, downloaded if necessary.
+
+        Raises:
+            OSError: the file cannot be read.
+            DataError: see `path`.
+        """
+        try:
+            return self.path(shard).open("rb")
+        except FileNotFoundError:
+            if not is_url(shard):
+                raise
+        return self.path(shard).open("rb")  # another process or thread made room just now
+
     def path(self, shard: str) -> Path:
         """The shard's file, downloaded if necessary.
 
         Raises:
-            DataError: the URL cannot be reached or is not a safe one, no room or no permission.
+            DataError: the URL cannot be reached, no room or no permission.
         """
         if not is_url(shard):
             return user_path(shard)
-        if _URL.fullmatch(shard) is None:
-            raise DataError(f"data.source: {shard!r} is not a valid URL; write special characters as %20 and so on")
         target = self._target(shard)
         with storage_errors(target.parent):
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -102,21 +106,19 @@ class ShardCache:
         return self.folder / "remote" / f"{hashlib.blake2b(url.encode(), digest_size=10).hexdigest()}.tar"
 
     def _download(self, url: str, target: Path) -> None:
-        gopen = require("webdataset", "shards").gopen
         for left in target.parent.glob(f".{target.name}.*.tmp"):  # by a process that was killed: the lock is ours
             left.unlink(missing_ok=True)
         noted, content = target.with_suffix(".sha256"), hashlib.sha256()
         cure = "check the address and the network, or copy the shards here and name the files"
         with replacing(target) as out:
             try:
-                with gopen(url, "rb") as stream:
-                    while chunk := stream.read(_CHUNK):
-                        out.write(chunk)
-                        content.update(chunk)
-            except (OSError, ValueError) as error:
-                if getattr(error, "errno", None) in _DISK:
-                    raise
-                raise DataError(f"{url}: cannot be downloaded ({_reason(error)}); {cure}") from error
+                for chunk in chunks(url):
+                    if self.stopped:
+                        raise DownloadError("stopped")
+                    out.write(chunk)
+                    content.update(chunk)
+            except DownloadError as error:
+                raise DataError(f"{url}: cannot be downloaded ({error}); {cure}") from error
             if not out.tell():
                 raise DataError(f"{url}: is empty; {cure}")
             if noted.exists() and noted.read_text() != content.hexdigest():
@@ -140,11 +142,3 @@ class ShardCache:
                     path.unlink(missing_ok=True)
                     total -= size
                     self._opened.cache_clear()  # an open file would keep its room
-
-
-def _reason(error: Exception) -> str:
-    """The error in a few words, since the library reports its whole command."""
-    if isinstance(error, FileNotFoundError):
-        return "the webdataset library needs the program curl"
-    status = re.search(r"exit (\d+)", str(error))
-    return f"curl ended with status {status[1]}" if status else one_line(error)

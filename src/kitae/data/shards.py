@@ -1,7 +1,7 @@
 """Shards in the layout of the webdataset library: tar files of samples, for data larger than memory or disk.
 
     webdataset:train-{000..099}.tar                      braces, `*`, and `::` between several patterns
-    webdataset:https://host/set/train-{000..099}.tar     URLs, opened by the webdataset library (extra `shards`)
+    webdataset:https://host/set/train-{000..099}.tar     URLs, see `kitae.data.download`
 
 Files that follow each other and share a name up to its first dot are a sample: an image (`jpg`, `jpeg`, `png`, `webp`,
 `bmp`, `ppm`) and its label, a `cls` file with an integer or a `json` file with a field `label` (an integer or a name).
@@ -28,6 +28,7 @@ import tarfile
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -37,8 +38,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kitae.data.base import SPLIT_ALIASES, TRAIN, Item, Names, Progress, Source, Table, name_key
+from kitae.data.download import SCHEMES, is_url
 from kitae.data.groups import HASH_BYTES
-from kitae.data.remote import ShardCache, is_url
+from kitae.data.remote import ShardCache
 from kitae.data.spec import DataSpec
 from kitae.errors import DataError, one_line
 from kitae.files import cache_folder, replacing, storage_errors
@@ -46,6 +48,7 @@ from kitae.files import cache_folder, replacing, storage_errors
 IMAGES = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "ppm"})
 LABELS = ("cls", "json")
 _MAX_SHARDS = 100_000
+_DOWNLOADS = 8  # at a time
 _MAX_LABEL_BYTES = 1 << 20
 _TAIL = 1024  # bytes at the end of an image that tell nearly all images apart; they lie beside the next header
 _INDEX_FORMAT = 3
@@ -86,8 +89,8 @@ def find_shards(patterns: str) -> list[str]:
     """Paths and URLs that `webdataset:PATTERNS` stands for, in order.
 
     Raises:
-        DataError: an empty pattern, a path that does not exist, a pattern without files, a scheme other than http and
-            https, a shard that is named twice.
+        DataError: an empty pattern, a path that does not exist, a pattern without files, a scheme that cannot be
+            read, a shard that is named twice.
     """
     if not all(patterns.split("::")):
         raise DataError("data.source: webdataset: needs shards, as in webdataset:train-{000..099}.tar")
@@ -96,7 +99,7 @@ def find_shards(patterns: str) -> list[str]:
         scheme = pattern.partition(":")[0] if re.match(r"[A-Za-z][\w+.-]+:", pattern) else ""
         if scheme and not is_url(pattern):
             why = "would run a program, which Kitae does not allow" if scheme == "pipe" else f"is of scheme {scheme!r}"
-            raise DataError(f"data.source: {pattern} {why}; give paths or http(s) URLs of tar files")
+            raise DataError(f"data.source: {pattern} {why}; give paths or URLs ({', '.join(SCHEMES)}) of tar files")
         for text in expand(pattern):
             if is_url(text):
                 found.append(text)
@@ -150,7 +153,7 @@ class ShardIndex:
             return cls(**{name: arrays[name] for name in arrays if name != "text"}, **text)
 
 
-def scan(path: Path, name: str) -> ShardIndex:
+def scan(file: IO[bytes], name: str) -> ShardIndex:
     """Read the headers and labels of a tar file.
 
     Args:
@@ -158,41 +161,39 @@ def scan(path: Path, name: str) -> ShardIndex:
 
     Raises:
         DataError: not a plain tar file, a truncated one, or without samples.
+        OSError: it cannot be read.
     """
     samples: dict[str, dict[str, tuple[int, int]]] = {}
     problems: dict[str, str] = {}
     try:
-        with path.open("rb") as file:
-            if file.read(2) == b"\x1f\x8b":
-                raise DataError(f"{name}: is compressed, so samples cannot be found in it; unpack it (gunzip)")
-            file.seek(0)
-            last = None
-            with tarfile.open(fileobj=file, mode="r:") as tar:
-                for member in tar:
-                    tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps all of them
-                    if not member.isreg() or member.issparse():
-                        continue
-                    key, extension = _split_name(member.name)
-                    if extension not in IMAGES and extension not in LABELS:
-                        continue
-                    if key != last and key in samples:
-                        raise DataError(
-                            f"{name}: the files of {key!r} are not next to each other; sort by name before packing"
-                        )
-                    last = key
-                    parts = samples.setdefault(key, {})
-                    kind = "image" if extension in IMAGES else extension
-                    if kind in parts:
-                        problems[key] = f"{name}/{key}: has two files .{extension} or two images"
-                    parts[kind] = (member.offset_data, member.size)
-                end = tar.offset
-            _check_end(file, end, name)
-            return _indexed(file, name, samples, problems)
+        if file.read(2) == b"\x1f\x8b":
+            raise DataError(f"{name}: is compressed, so samples cannot be found in it; unpack it (gunzip)")
+        file.seek(0)
+        last = None
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            for member in tar:
+                tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps all of them
+                if not member.isreg() or member.issparse():
+                    continue
+                key, extension = _split_name(member.name)
+                if extension not in IMAGES and extension not in LABELS:
+                    continue
+                if key != last and key in samples:
+                    raise DataError(
+                        f"{name}: the files of {key!r} are not next to each other; sort by name before packing"
+                    )
+                last = key
+                parts = samples.setdefault(key, {})
+                kind = "image" if extension in IMAGES else extension
+                if kind in parts:
+                    problems[key] = f"{name}/{key}: has two files .{extension} or two images"
+                parts[kind] = (member.offset_data, member.size)
+            end = tar.offset
+        _check_end(file, end, name)
+        return _indexed(file, name, samples, problems)
     except tarfile.TarError as error:
         what = "truncated" if "unexpected end" in str(error) else f"not a tar file ({one_line(error)})"
         raise DataError(f"{name}: {what}; get or pack the shard again") from error
-    except OSError as error:
-        raise DataError(f"{name}: cannot be read ({error.strerror or error})") from error
 
 
 def _split_name(name: str) -> tuple[str, str]:
@@ -309,12 +310,18 @@ class ShardSource(Source):
 
     @cached_property
     def indexes(self) -> list[ShardIndex]:
-        """Of each shard, from the cache where it was found before."""
-        found = []
-        for number, (shard, name) in enumerate(zip(self.shards, self._names, strict=True)):
-            found.append(self._index(shard, name))
-            if self._progress is not None:
-                self._progress(number + 1, len(self.shards))
+        """Of each shard, from the cache where it was found before; URLs are downloaded several at a time."""
+        found: list[ShardIndex] = []
+        with ThreadPoolExecutor(_DOWNLOADS) as pool:
+            run = pool.map if any(map(is_url, self.shards)) else map
+            try:
+                for index in run(self._index, self.shards, self._names):
+                    found.append(index)
+                    if self._progress is not None:
+                        self._progress(len(found), len(self.shards))
+            except BaseException:  # Ctrl-C does not wait for the downloads
+                self.cache.stopped = True
+                raise
         return found
 
     def _index(self, shard: str, name: str) -> ShardIndex:
@@ -330,7 +337,11 @@ class ShardSource(Source):
             return ShardIndex.from_bytes(file.read_bytes())
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
             pass  # not there yet, or damaged
-        index = scan(self.cache.path(shard), name)
+        try:
+            with self.cache.open(shard) as opened:
+                index = scan(opened, name)
+        except OSError as error:
+            raise DataError(f"{name}: cannot be read ({error.strerror or error})") from error
         with storage_errors(file.parent), replacing(file) as out:
             out.write(index.to_bytes())
         return index
