@@ -13,6 +13,7 @@ are not run again.
 from __future__ import annotations
 
 import argparse
+import functools
 import statistics
 import sys
 import tempfile
@@ -36,7 +37,7 @@ def parse(text: str) -> tuple[str, dict[str, str]]:
     return name, dict(field.split(":", 1) for field in fields.split(",") if field)
 
 
-def score(path: Path, *, seed: int, size: int, steps: int, fields: Mapping[str, str]) -> dict[str, Any]:
+def score(path: Path, seed: int, *, size: int, steps: int, fields: Mapping[str, str]) -> dict[str, Any]:
     """Validation accuracy of the probe and of each epoch of a fine-tuning."""
     recipe, _, _ = asked(path, None, {"image_size": size, "epochs": VALIDATIONS, "seed": seed})
     entries = [f"train.epoch_steps={max(1, steps // VALIDATIONS)}"]
@@ -54,6 +55,7 @@ def score(path: Path, *, seed: int, size: int, steps: int, fields: Mapping[str, 
     reached = {row["epoch"]: row["val_accuracy"] for row in rows}
     tuned = [value for epoch, value in reached.items() if epoch]
     return {
+        "fields": dict(fields),
         "val_accuracy": reached[best], "probe": reached.get(0), "tuned": max(tuned), "last": tuned[-1],
         "best_epoch": best, "epochs": tuned, "train_loss": [row["train_loss"] for row in rows if row["epoch"]],
         "learning_rate": recipe.train.optimizer.lr, "batch_size": recipe.train.batch_size,
@@ -100,20 +102,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "what": "validation accuracy of a plan's fine-tuning with other fields, in the same number of steps",
         "machine": common.hardware(common.available_cores()),
     }
-    results = common.load(out) if out.is_file() else {**head, "rows": []}
-    done = {tuple(row[key] for key in KEYS) for row in results["rows"]}
-    for name in options.sets:
-        lists = quality.write_lists(name, options.seeds, common.SCRATCH / "quality")
-        for seed in options.seeds:
-            for variant, fields in map(parse, options.variants):
-                key = (name, seed, options.size, options.steps, variant)
-                if key in done:
-                    continue
-                row = score(lists[seed], seed=seed, size=options.size, steps=options.steps, fields=fields)
-                results["rows"].append({**dict(zip(KEYS, key, strict=True)), "fields": fields, **row})
-                common.save(out, results)
-                print(f"{name}, seed {seed}, {variant}: {row['probe']:.4f} then {row['epochs']}", flush=True)
-    show(results["rows"])
+    size, steps = options.size, options.steps
+    settings = {
+        (size, steps, name): functools.partial(score, size=size, steps=steps, fields=fields)
+        for name, fields in map(parse, options.variants)
+    }
+    rows = quality.add_rows(out, head, KEYS, options.sets, options.seeds, settings)
+    show(rows)
     print(f"results: {out}")
     return 0
 

@@ -42,7 +42,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -617,6 +617,37 @@ def missing(contestant: str) -> str | None:
     needs = {"probe": ("sklearn", "timm"), "fastai": ("timm",), "timm": ("timm",), "torchvision": ("timm",)}
     wanted = needs.get(contestant.removesuffix("-320"), ())
     return next((name for name in wanted if importlib.util.find_spec(name) is None), None)
+
+
+def add_rows(
+    out: Path, head: Mapping[str, Any], keys: Sequence[str], sets: Sequence[str], seeds: Sequence[int],
+    settings: Mapping[tuple[Any, ...], Callable[[Path, int], dict[str, Any]]],
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Score every setting on every split, unless `out` has that row; each row is saved as soon as it is there.
+
+    Args:
+        head: what a new file begins with.
+        keys: what identifies a row: `set`, `seed`, and the names of a setting's values.
+        settings: by its values, what scores a setting on a list of images with a seed.
+
+    Returns:
+        All rows of the file.
+    """
+    results = common.load(out) if out.is_file() else {**head, "rows": []}
+    done = {tuple(row[key] for key in keys) for row in results["rows"]}
+    for name in sets:
+        lists = write_lists(name, seeds, common.SCRATCH / "quality")
+        for seed in seeds:
+            for values, score in settings.items():
+                key = dict(zip(keys, (name, seed, *values), strict=True))
+                if tuple(key.values()) in done:
+                    continue
+                row = score(lists[seed], seed)
+                results["rows"].append({**key, **row})
+                common.save(out, results)
+                told = ", ".join(f"{what} {value}" for what, value in key.items() if value is not None)
+                print(f"{told}: {row['val_accuracy']:.4f}", flush=True)
+    return list(results["rows"])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

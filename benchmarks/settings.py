@@ -13,6 +13,7 @@ many minutes; such a row also has the score of its probe, which is kept where fi
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 import statistics
 import sys
@@ -31,8 +32,9 @@ from kitae.pipelines.train import asked
 KEYS = ("set", "seed", "size", "rate", "minutes")
 
 
-def score(path: Path, *, seed: int, size: int | None, rate: float | None, minutes: float | None) -> dict[str, Any]:
-    """What a setting reached on the validation images of a list."""
+def score(path: Path, seed: int, *, of: tuple[int | None, float | None, float | None]) -> dict[str, Any]:
+    """What a size, or a rate and minutes, reached on the validation images of a list."""
+    size, rate, minutes = of
     choices: dict[str, Any] = {"seed": seed}
     if size is not None:
         choices |= {"image_size": size, "epochs": 0}
@@ -82,22 +84,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "what": "validation scores of image sizes (a frozen network with a new head) and of fine-tuning's rates",
         "machine": common.hardware(common.available_cores()),
     }
-    results = common.load(out) if out.is_file() else {**head, "rows": []}
-    done = {tuple(row[key] for key in KEYS) for row in results["rows"]}
     settings = [(size, None, None) for size in options.sizes]
     settings += [(None, rate, options.minutes) for rate in options.rates]
-    for name in options.sets:
-        lists = quality.write_lists(name, options.seeds, common.SCRATCH / "quality")
-        for seed in options.seeds:
-            for size, rate, minutes in settings:
-                key = (name, seed, size, rate, minutes)
-                if key in done:
-                    continue
-                row = score(lists[seed], seed=seed, size=size, rate=rate, minutes=minutes)
-                results["rows"].append({**dict(zip(KEYS, key, strict=True)), **row})
-                common.save(out, results)
-                print(f"{name}, seed {seed}, {size or rate}: {row['val_accuracy']:.4f}", flush=True)
-    show(results["rows"])
+    rows = quality.add_rows(
+        out, head, KEYS, options.sets, options.seeds, {of: functools.partial(score, of=of) for of in settings}
+    )
+    show(rows)
     print(f"results: {out}")
     return 0
 
