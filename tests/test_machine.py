@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from kitae.machine import SPINS, sleep_while_waiting
+from kitae.machine import SPINS, commit, sleep_while_waiting
 
 
 @pytest.mark.parametrize(
@@ -34,3 +36,25 @@ cli.main()
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split() == [SPINS, "False"]
+
+
+def test_the_commit_of_a_source_tree(tmp_path: Path) -> None:
+    assert commit(tmp_path) is None
+    git = functools.partial(subprocess.run, cwd=tmp_path, check=True, capture_output=True, text=True)
+    git(["git", "init", "-q"])
+    (tmp_path / "file").write_text("1")
+    git(["git", "add", "file"])
+    git(["git", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "first"])
+    head = git(["git", "rev-parse", "HEAD"]).stdout.strip()
+    commit.cache_clear()
+    assert commit(tmp_path) == head
+    (tmp_path / "file").write_text("2")
+    commit.cache_clear()
+    assert commit(tmp_path) == head + "+"
+    commit.cache_clear()
+
+
+def test_a_machine_without_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".git").mkdir()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert commit(tmp_path) is None

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 import sys
 from collections.abc import MutableMapping
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from typing import Any
 # How often a waiting thread spins before it sleeps: a few tenths of a millisecond. GNU OpenMP's default is 300,000;
 # with 1,000, small networks seem to lose a few percent on an idle machine (LOG.md, 2026-11-26).
 SPINS = "30000"
+_ROOT = Path(__file__).resolve().parents[2]
 
 
 def sleep_while_waiting(environment: MutableMapping[str, str]) -> None:
@@ -38,8 +41,20 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
+@cache
+def commit(root: Path = _ROOT) -> str | None:
+    """The commit of a source tree, by default Kitae's own, with `+` if tracked files differ; None if it is none."""
+    if not (root / ".git").exists():
+        return None
+    words = ["git", "-C", str(root), "describe", "--always", "--exclude=*", "--abbrev=40", "--dirty=+"]
+    try:
+        return subprocess.run(words, capture_output=True, text=True, check=True, timeout=10).stdout.strip() or None
+    except (OSError, subprocess.SubprocessError):  # without git, or in a repository of somebody else
+        return None
+
+
 def machine() -> dict[str, Any]:
-    """What a figure depends on: processor, cores, threads, versions, time."""
+    """What a figure depends on: processor, cores, threads, versions, commit, time."""
     import torch
 
     versions: dict[str, str | None] = {}
@@ -57,6 +72,7 @@ def machine() -> dict[str, Any]:
         "platform": platform.platform(terse=True),
         "python": sys.version.split()[0],
         "versions": versions,
+        "commit": commit(),
     }
 
 

@@ -78,7 +78,7 @@ def _after_training(job: Mapping[str, Any], run: Any, trained: Mapping[str, Any]
 
 def _summary(run: Any) -> dict[str, Any]:
     epochs, evaluation, environment = run.metrics(), run.evaluation(), run.environment()
-    kept = ("processor", "cores", "threads", "gpu", "device", "versions")
+    kept = ("processor", "cores", "threads", "gpu", "device", "versions", "commit")
     return {
         "numbers": numbers(evaluation, epochs),
         "epochs": curves(epochs),
