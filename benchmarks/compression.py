@@ -82,10 +82,12 @@ def _section(name: str, facts: dict[str, Any]) -> str:
         "| file | non-zero weights | MACs | bytes | packed | faster | accuracy | drop |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    for row in facts["candidates"]:
+    record = CompressionRecord.model_validate(facts)
+    for row, candidate in zip(facts["candidates"], record.candidates, strict=True):
+        what = compression_page.label(record, candidate)
         mark = " `c`" if row["control"] else " `*`" if row["winner"] else ""
         lines.append(
-            f"| {row['name']}{mark} | {row['nonzero']:,} | {row['macs'] / 1e6:.1f} M | {row['bytes']:,} | "
+            f"| {what}{mark} | {row['nonzero']:,} | {row['macs'] / 1e6:.1f} M | {row['bytes']:,} | "
             f"{row['packed_bytes']:,} | {row['speedup']:.2f} x{_interval(row['speedup_interval'], 2)} | "
             f"{100 * row['accuracy']:.2f} % | {row['drop']:+.2f}{_interval(row['drop_interval'], 2)} |"
         )
@@ -96,7 +98,8 @@ def _section(name: str, facts: dict[str, Any]) -> str:
     lines += _verified(facts["candidates"])
     test, budget = facts["test"], facts["spec"]["max_drop"]
     if test is None:
-        lines.append(f"Nothing met the budget: the closest, {facts['winner']['name']}, {facts['why_not']}.")
+        closest = compression_page.label(record, record.winner)
+        lines.append(f"Nothing met the budget: the closest, {closest}, {facts['why_not']}.")
     else:
         accuracy = _interval([100 * end for end in test["winner"]["accuracy_interval"]], 2)
         lines.append(

@@ -10,12 +10,14 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from kitae.experiments.result import StudyResult
+from kitae.reporting.compression_page import label
+from kitae.reporting.compression_results import Candidate, CompressionRecord
 from ledger import load, measured, setting, table
 
 ROOT = Path(__file__).parents[1]
@@ -113,6 +115,10 @@ def _published(page: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"[{path.stem}]({where}#{path.stem})", json.loads(path.read_text())
 
 
+def _in_words(facts: Mapping[str, Any], candidate: Mapping[str, Any]) -> str:
+    return label(CompressionRecord.model_validate(facts), Candidate.model_validate(candidate))
+
+
 def compressions(page: Path, *, pruned: bool) -> str:
     """A table of the published compressions, or of those that only quantized: the chosen file, and its cost on test."""
     rows = []
@@ -124,7 +130,7 @@ def compressions(page: Path, *, pruned: bool) -> str:
         note = "" if facts["machine"]["when"] >= CORRECTED else " (earlier loop)"
         rows.append([
             f"{link}{note}",
-            f"{facts['recipe']}: {facts['winner']['name']}",
+            f"{facts['recipe']}: {_in_words(facts, facts['winner'])}",
             f"{facts['smaller']:.1f} x", f"{facts['faster']:.1f} x",
             f"{test['drop']:+.2f} ({low:+.2f} to {high:+.2f}) of {facts['spec']['max_drop']:g}",
         ])  # fmt: skip
@@ -139,7 +145,7 @@ def controls(page: Path) -> str:
         shown = [one for one in facts["candidates"] if one["winner"] or one["control"]]
         for one in shown if any(one["control"] for one in shown) else ():
             low, high = one["drop_interval"]
-            name = f"{one['name']}{'' if one['control'] else ' (the winner)'}"
+            name = f"{_in_words(facts, one)}{'' if one['control'] else ' (the winner)'}"
             rows.append([link, name, f"{one['drop']:+.2f} ({low:+.2f} to {high:+.2f})"])
     return table(["Compression", "File", "Points lost on validation"], rows)
 
