@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from kitae.models.build import build
 from kitae.models.spec import ModelSpec
+from kitae.models.starts import whiten
 from kitae.models.structure import count_macs
 from kitae.pipelines.setup import Setup
 from kitae.recipe import Recipe
@@ -21,7 +22,7 @@ def test_whitened_patches_are_uncorrelated_with_the_same_variance() -> None:
         1, 3, 1, 1
     )
     model = build(ModelSpec(name="airbench", width=8), classes=10, channels=3, image_size=32)
-    model.whiten(smooth, eps=0.0)
+    whiten(model.stem, smooth, eps=0.0)
     assert not model.stem.weight.requires_grad
     out = torch.nn.functional.conv2d(smooth, model.stem.weight)
     flat = out.transpose(0, 1).flatten(1)

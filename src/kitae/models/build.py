@@ -25,6 +25,7 @@ from kitae.models.libraries import build_timm, build_torchvision, check_name, re
 from kitae.models.resnet import BasicBlock, Bottleneck, PreActivationBlock, ResNet, ResNet9, Stem
 from kitae.models.simple import SimpleCNN
 from kitae.models.spec import ModelSpec
+from kitae.models.starts import is_identity, start_as_identities, whitens
 from kitae.models.structure import classifier_names, device_of, dropouts_beside, dtype_of, inside, layer_groups
 from kitae.models.weights import Weights, load
 from kitae.modes import evaluating
@@ -49,7 +50,7 @@ def _simple_cnn(spec: ModelSpec, *, classes: int, channels: int, image_size: Siz
 
 def _airbench(spec: ModelSpec, *, classes: int, channels: int, image_size: Size) -> nn.Module:
     refuse(spec, "stem", "stochastic_depth")
-    return Airbench(spec.width or 64, classes=classes, channels=channels, dropout=spec.dropout)
+    return Airbench(spec.width or 64, classes=classes, channels=channels, dropout=spec.dropout, fixed=whitens(spec))
 
 
 def _scaling(
@@ -136,6 +137,8 @@ def build(
     if spec.pretrained and weights is None:
         weights = load(spec)
     model = keyed_by_name(lambda: _construct(spec, weights, **sizes), outline=lambda: _construct(spec, None, **sizes))
+    if weights is None and is_identity(spec):
+        start_as_identities(model)
     _probe(model, spec, **sizes)
     if weights is not None:
         if isinstance(spec.pretrained, str):

@@ -26,9 +26,14 @@ class ModelSpec(GrowingSpec):
         freeze_first: number of first layer groups (the stem, then block by block) that keep their pretrained weights.
         stem: `small` is a 3x3 convolution of stride 1, `medium` one of stride 2, `large` a 7x7 convolution of stride 2
             and a max-pool of stride 2; `auto` is small up to 64 pixels and large above.
+        whiten_stem: the filters of the first convolution start as the directions in which patches of the training
+            images vary, each scaled to the same variance, and their negatives (Jordan 2024). null is the network's
+            own: true for airbench, where they also stay fixed.
+        identity_init: the other convolutions start as identities on as many channels as they have. null is the
+            network's own: true for airbench.
     """
 
-    newer: ClassVar[frozenset[str]] = frozenset({"pretrained_sha256", "freeze_first"})
+    newer: ClassVar[frozenset[str]] = frozenset({"pretrained_sha256", "freeze_first", "whiten_stem", "identity_init"})
 
     name: str = "resnet9"
     width: int | None = Field(None, ge=4, le=1024)
@@ -39,6 +44,8 @@ class ModelSpec(GrowingSpec):
     freeze: Literal["none", "statistics", "backbone"] = "none"
     freeze_first: int = Field(0, ge=0)
     stem: Literal["auto", "small", "medium", "large"] = "auto"
+    whiten_stem: bool | None = None
+    identity_init: bool | None = None
 
     @model_validator(mode="after")
     def _frozen_is_pretrained(self) -> ModelSpec:
@@ -48,4 +55,7 @@ class ModelSpec(GrowingSpec):
                     f"{field}: {value} needs pretrained weights, since frozen layers keep their initial values; set "
                     "pretrained"
                 )
+        for field, asked in (("whiten_stem", self.whiten_stem), ("identity_init", self.identity_init)):
+            if asked and self.pretrained:
+                raise ValueError(f"{field}: would replace pretrained weights; remove it, or pretrained")
         return self

@@ -163,7 +163,7 @@ class Networks:
 
     def from_scratch(self, network: Network, more: int) -> Network:
         """The shape of a pruned network, trained from initial weights."""
-        fresh = reshape(self.setup.whitened(self._fresh()), network.shape)
+        fresh = reshape(self.setup.whitened(self._fresh(), self.run.recipe.model), network.shape)
         control = replace(network, model=fresh, control=f"from scratch, {network.name}")
         return self._scratch(control, more, self._key([], of=network.key, scratch=more))
 
@@ -171,11 +171,9 @@ class Networks:
         """Untrained networks, the narrowest first: of the run's family if it supports widths, else ResNet-9s."""
         given = self.run.recipe.model
         family = given.name if supports(given.name, width=_WIDTHS[0]) else "resnet9"
+        specs = [given.model_copy(update={"name": family, "width": width, "stem": "auto"}) for width in _WIDTHS]
         return {
-            f"{family} of width {width}": self.setup.whitened(
-                self._fresh(given.model_copy(update={"name": family, "width": width, "stem": "auto"}))
-            ).eval()
-            for width in _WIDTHS
+            f"{family} of width {spec.width}": self.setup.whitened(self._fresh(spec), spec).eval() for spec in specs
         }
 
     def small_from_scratch(self, title: str, model: nn.Module, more: int) -> Network:

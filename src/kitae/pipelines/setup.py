@@ -24,8 +24,9 @@ from kitae.data.splits import Splits, make_splits
 from kitae.data.store import Store, open_store
 from kitae.errors import RecipeError, TrainingError
 from kitae.evaluation.evaluate import label_scores, predict_logits
-from kitae.models.airbench import Airbench
 from kitae.models.build import build_seeded, normalization
+from kitae.models.spec import ModelSpec
+from kitae.models.starts import stem_of, whiten, whitens
 from kitae.models.structure import count_macs, count_parameters, layer_groups, linear_classifier
 from kitae.models.weights import Weights, load
 from kitae.recipe import Recipe
@@ -184,13 +185,13 @@ class Setup:
         weights = self.weights if pretrained else None
         recipe, store = self.recipe, self.store
         model = build_seeded(recipe.model, recipe.train.seed, len(store.classes), store.rules, weights=weights)
-        return placed(model if weights else self.whitened(model), recipe.train, world)
+        return placed(model if weights else self.whitened(model, recipe.model), recipe.train, world)
 
-    def whitened(self, model: nn.Module) -> nn.Module:
-        """A fresh network on the CPU, in place; the stem of an `Airbench` is made of the training images."""
-        if isinstance(model, Airbench):
+    def whitened(self, model: nn.Module, spec: ModelSpec) -> nn.Module:
+        """A fresh network of `spec` on the CPU, in place; its stem is made of the training images where it asks so."""
+        if whitens(spec):
             images, _ = next(self.clean_batches(torch.device("cpu"), _WHITENING_IMAGES))
-            model.whiten(images)
+            whiten(stem_of(model), images)
         return model
 
     def facts(self, model: nn.Module) -> dict[str, Any]:
