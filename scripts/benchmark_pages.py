@@ -52,6 +52,14 @@ splits. Test was not used. Made by `python benchmarks/settings.py`; the figures 
 `benchmarks/results/settings.json`. Photographs with small details gain from 320 px; photos-mini, whose photographs are
 smaller, has its best score at 288 px, and Imagenette does not depend on it.
 """
+FINE_TUNING = """\
+## How should a fine-tuning start?
+
+Validation accuracy after the last step of a plan's fine-tuning with other settings, in the same number of steps, for
+each split; the probe is where all of them start. Test was not used. Made by `python benchmarks/fine_tuning.py`; the
+figures are those of `benchmarks/results/fine_tuning.json`, which has every epoch. Where no epoch is better than the
+probe, the probe is kept.
+"""
 TRAINING = """\
 # Training speed: the same step in other loops
 
@@ -80,6 +88,16 @@ CONTESTANTS = {
     "kitae-recipe-scratch": "`kitae train FOLDER --minutes M --recipe fashion-mini`: not planned for the data",
     "torchvision-scratch": "ResNet-18 from scratch, torchvision's style",
     "timm-scratch": "ResNet-18 from scratch, timm's defaults",
+}
+VARIANTS = {
+    "short": "warm-up over 0.1 of the steps",
+    "middle": "0.25",
+    "long": "0.4",
+    "half": "0.1 and half the rate",
+    "views": "0.1, the probe fitted on an augmented view too",
+    "mild": "0.1, crops of 0.7 to 1 of the area",
+    "soft": "0.1, the probe's logits divided by a temperature",
+    "live": "0.1, BatchNorm's statistics trained",
 }
 _SCHEDULED = ("torchvision", "fastai", "timm")  # loops whose schedule was cut short in rows without planned_steps
 SETS = {
@@ -141,6 +159,28 @@ def sizes(found: dict[str, Any]) -> str:
         for size in known:
             values = [100 * row["val_accuracy"] for row in rows if (row["set"], row["size"]) == (name, size)]
             cells.append(f"{statistics.fmean(values):.1f} % ({', '.join(f'{value:.1f}' for value in values)})")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
+
+
+def fine_tuning(found: dict[str, Any]) -> str:
+    """The section on the start of a fine-tuning."""
+    rows = found["rows"]
+    known = [variant for variant in VARIANTS if any(row["variant"] == variant for row in rows)]
+    lines = [
+        FINE_TUNING, f"| set, split | probe | {' | '.join(VARIANTS[variant] for variant in known)} |",
+        "|---" * (2 + len(known)) + "|",
+    ]  # fmt: skip
+    for name, size, steps, seed in dict.fromkeys((r["set"], r["size"], r["steps"], r["seed"]) for r in rows):
+        mine = {
+            row["variant"]: row
+            for row in rows
+            if (row["set"], row["size"], row["steps"], row["seed"]) == (name, size, steps, seed)
+        }
+        probe = statistics.median(row["probe"] for row in mine.values() if row["variant"] != "views")
+        what = SETS.get(name, name).partition(" (")[0]
+        cells = [f"{what}, {seed}: {size} px, {steps} steps", f"{100 * probe:.1f} %"]
+        cells += [f"{100 * mine[variant]['last']:.1f} %" if variant in mine else "" for variant in known]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
 
@@ -212,9 +252,11 @@ def pages() -> dict[Path, str]:
         path = RESULTS / f"{result}.json"
         if path.is_file():
             found[DOCS / f"{page}.md"] = write(json.loads(path.read_text()))
-    settings, page = RESULTS / "settings.json", DOCS / "photographs.md"
-    if settings.is_file() and page in found:
-        found[page] += "\n" + sizes(json.loads(settings.read_text()))
+    page = DOCS / "photographs.md"
+    for result, section in (("settings", sizes), ("fine_tuning", fine_tuning)):
+        path = RESULTS / f"{result}.json"
+        if path.is_file() and page in found:
+            found[page] += "\n" + section(json.loads(path.read_text()))
     page = DOCS / "cifar10.md"
     before, _, rest = page.read_text().partition(cifar10_steps.BEGIN)
     _, _, after = rest.partition(cifar10_steps.END)
