@@ -312,6 +312,7 @@ class ShardSource(Source):
     def indexes(self) -> list[ShardIndex]:
         """Of each shard, from the cache where it was found before; URLs are downloaded several at a time."""
         found: list[ShardIndex] = []
+        self.cache.stopped = False  # as it was left by an earlier try
         with ThreadPoolExecutor(_DOWNLOADS) as pool:
             run = pool.map if any(map(is_url, self.shards)) else map
             try:
