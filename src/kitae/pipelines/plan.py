@@ -55,9 +55,10 @@ _TUNED_MARGIN = 1.2  # times the fewest steps, since the second measurement befo
 # Passes through photographs, and at least 1,000 steps, from which CutMix on half of the batches helps; it needs time
 # (LOG.md, 2026-11-27).
 _MIXED_FROM = 80
-# Share of a fine-tuning. With a shorter one, the first steps on enlarged crops cost more than the rest of five minutes
-# could bring back (LOG.md, 2026-11-28).
-_WARMUP = 0.4
+_WARMUP = 0.1  # share of a fine-tuning
+# Augmented views that the probe is fitted on before a fine-tuning. A head that has never seen a crop is wrong about
+# crops, and sure of it: its gradients can ruin the network in the first steps (LOG.md, 2026-11-28).
+_VIEWS = 1
 _FEW = 1000  # with fewer images, a single split is unreliable
 _PHOTO_OPS: list[dict[str, Any]] = [
     {"random_resized_crop": {"scale": [0.35, 1.0]}},
@@ -144,11 +145,6 @@ class _Length(NamedTuple):
         """Of everything."""
         return self.overhead + self.epochs * (self.judging + (self.steps or self.per_pass) * self.step)
 
-    @property
-    def probe(self) -> _Length:
-        """The probe of it alone."""
-        return self._replace(epochs=0, steps=0)
-
 
 @dataclass(frozen=True)
 class _Planner:
@@ -219,17 +215,22 @@ class _Planner:
         return pace_of(net, train, self.world, (channels, size, size), classes, images, before)
 
     def length(
-        self, size: int, measured: Pace, batch: int, most: int, *, probe: bool = False, least: tuple[int, int] = (0, 0)
+        self, size: int, measured: Pace, batch: int, most: int, *, probed: int = 0, least: tuple[int, int] = (0, 0)
     ) -> _Length:
-        """The epochs and steps that fit at a size; `least` where none do."""
+        """The epochs and steps that fit at a size; `least` where none do.
+
+        Args:
+            probed: pictures of each image that a probe before it is fitted on.
+        """
         facts, pace, processes = self.facts, measured.at(size * size), self.world.size
         judging = (facts.val + max(50, facts.val // 2)) * pace.judge / processes  # of a validation
         step = pace.step / processes
         # Start and decoding; then the test and the pages: the last validation takes no time, since the best epoch's
         # results are reused.
         overhead = facts.images * facts.seconds / processors() + facts.test * pace.judge + self.clock.after
-        if probe:
-            overhead += facts.train * pace.feature + head_seconds(facts.train, len(facts.counts)) + judging
+        if probed:
+            seen = probed * facts.train
+            overhead += seen * pace.feature + head_seconds(seen, len(facts.counts)) + judging
         room = max(0.0, self.clock.left - overhead)
         epochs, steps = fill(room, batch, max(1, facts.train // batch), judging, step, most)
         if not epochs:
@@ -314,7 +315,7 @@ class _Planner:
                 },
                 "schedule": {"name": "cosine", "warmup_epochs": round(_WARMUP * length.epochs, 2)},
                 "clip_norm": 1.0,
-                "probe": {"views": 0},
+                "probe": {"views": _VIEWS if length.epochs else 0},
             },
             evaluate={"batch_size": _JUDGED_AT_ONCE},
             why=f"weights: {weights}",
@@ -361,9 +362,10 @@ class _Planner:
         per_pass = max(1, self.facts.train // batch)
         most = most_steps(self.facts.train, batch, patient=self.patient, pretrained=True)
         wanted = min(most, max(round(_TUNED_MARGIN * FEWEST_TUNING_STEPS), 4 * per_pass))
-        lengths = [self.length(size, measured, batch, most, probe=True) for size in sizes]
-        probe = next((length for length in lengths if length.overhead < self.clock.left), lengths[-1]).probe
+        probes = [self.length(size, measured, batch, 0, probed=1) for size in sizes]
+        probe = next((length for length in probes if length.overhead < self.clock.left), probes[-1])
         smallest = max(_SMALLEST_TUNED, _TUNED_SIDE * probe.size) if len(sizes) > 1 else 0
+        lengths = (self.length(size, measured, batch, most, probed=1 + _VIEWS) for size in sizes)
         enough = (length for length in lengths if length.epochs * length.steps >= wanted and length.size >= smallest)
         return next(enough, probe)
 
