@@ -24,6 +24,7 @@ ROOT = Path(__file__).parents[1]
 DOCS, RESULTS = ROOT / "docs", ROOT / "benchmarks" / "results"
 _BLOCK = re.compile(r"<!-- measured: (?P<name>[\w -]+) -->\n.*?<!-- measured: end -->", re.DOTALL)
 CORRECTED = "2026-11-26"  # before this day, training took a full-size step on a short last batch
+_REFERENCES = ("none", "flip and crop")
 _NETWORKS = {"tf_efficientnet_lite0": "efficientnet_lite0"}
 
 # Metric, effect in a study, the technique, and what it is added to or compared with; nothing: only all the others.
@@ -34,6 +35,19 @@ EFFECTS: dict[str, Sequence[Line]] = {
         (ACCURACY, "basic over none", "flip and crop", "over none"),
         (ACCURACY, "jitter over none", "flip, crop and jitter", "over none"),
         (ACCURACY, "strong", "strong distortions", "over flip and crop"),
+    ),
+    "robustness": tuple(
+        (f"robustness.{kind}_accuracy", name, f"{words}, test images {how}", "over none")
+        for kind, how in (
+            ("viewpoint", "rotated or tilted"),
+            ("light", "darker, brighter or with less contrast"),
+            ("noise", "with noise or blurred"),
+        )
+        for name, words in (("flip and crop", "flip and crop"), ("strong", "strong distortions"))
+    ),
+    "rare classes": (
+        ("test.balanced_accuracy", "flip and crop", "flip and crop", "over none"),
+        ("test.balanced_accuracy", "sampler", "rare classes drawn more often", "over flip and crop"),
     ),
     "mixup": ((ACCURACY, "mixup", "MixUp", "over flip and crop"),),
     "cutmix": ((ACCURACY, "cutmix", "CutMix", "over flip and crop"),),
@@ -87,6 +101,10 @@ def effects(lines: Sequence[Line], results: Sequence[StudyResult]) -> str:
             design = result.spec.design
             if effect is None or design == "screening" or (design != "one_out" and not over):
                 continue
+            base = over.removeprefix("over ")
+            other = design == "compare" and name not in result.spec.contrasts and result.spec.reference != base
+            if base in _REFERENCES and other:
+                continue  # the same name, compared with something else
             words = "added to all other techniques" if design == "one_out" else over
             where = setting(result.settings, len(result.spec.seeds))
             rows.append([f"{technique}, {words}", measured(effect), where, f"`{result.spec.name}`"])
