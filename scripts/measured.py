@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from kitae.experiments.result import StudyResult
+from kitae.experiments.stats import half_interval
 from kitae.reporting.compression_page import label
 from kitae.reporting.compression_results import Candidate, CompressionRecord
 from ledger import load, measured, setting, table
 
 ROOT = Path(__file__).parents[1]
 DOCS, RESULTS = ROOT / "docs", ROOT / "benchmarks" / "results"
+STUDIES = ROOT / "studies" / "results"
 _BLOCK = re.compile(r"<!-- measured: (?P<name>[\w -]+) -->\n.*?<!-- measured: end -->", re.DOTALL)
 CORRECTED = "2026-11-26"  # before this day, training took a full-size step on a short last batch
 _REFERENCES = ("none", "flip and crop")
@@ -111,6 +113,25 @@ def effects(lines: Sequence[Line], results: Sequence[StudyResult]) -> str:
     return table(["What", "Change, with its 95 % interval", "Setting", "Study"], rows)
 
 
+def recalls(page: Path) -> str:
+    """A table of the mean recall of the largest and the rarest classes in the study of rare classes."""
+    result = StudyResult.open(STUDIES / "ledger-minority")
+    runs = result.finished.set_index(["variant", "seed"])
+    classes = ("airplane", "automobile", "bird", "horse", "ship", "truck")  # CIFAR-10's first are the largest here
+    cells = {name: runs[[f"test.per_class.{one}.accuracy" for one in group]].mean(axis=1) * 100
+             for name, group in (("three largest", classes[:3]), ("three rarest", classes[3:]))}  # fmt: skip
+    rows = []
+    for variant, before in (("flip and crop", "none"), ("flip, crop and sampler", "flip and crop")):
+        for name, values in cells.items():
+            gains = (values[variant] - values[before]).to_numpy()
+            half = half_interval(gains.std(ddof=1) / len(gains) ** 0.5, len(gains) - 1)
+            rows.append([
+                f"{variant}, over {before}", name, f"{values[before].mean():.1f} %", f"{values[variant].mean():.1f} %",
+                f"{gains.mean():+.1f} ({gains.mean() - half:+.1f} to {gains.mean() + half:+.1f})",
+            ])  # fmt: skip
+    return table(["What", "Classes", "Mean recall before", "After", "Points, with the 95 % interval"], rows)
+
+
 def step_times(page: Path) -> str:
     """A table of the time of a training step in bf16, from `benchmarks/precision.py`."""
     found = json.loads((RESULTS / "precision.json").read_text())
@@ -186,6 +207,7 @@ def report_pages(page: Path) -> str:
 
 
 MADE: dict[str, Callable[[Path], str]] = {  # given the page that shows it
+    "recalls": recalls,
     "step times": step_times,
     "controls": controls,
     "pages": report_pages,
@@ -196,7 +218,7 @@ MADE: dict[str, Callable[[Path], str]] = {  # given the page that shows it
 
 def pages() -> dict[Path, str]:
     """Each page that shows measurements, and its text."""
-    results = load(ROOT / "studies" / "results")
+    results = load(STUDIES)
     texts = {page: page.read_text(encoding="utf-8") for page in sorted(DOCS.rglob("*.md"))}
     found = {}
     for page, text in texts.items():
