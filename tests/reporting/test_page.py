@@ -716,7 +716,7 @@ def test_runs_of_other_images_or_classes_are_not_ranked(make_run: Callable[..., 
     one, two, three = (make_run(name) for name in ("one", "two", "three"))
     more = make_run("more", classes=(*HOSTILE, "one more"))
     text, words = page(one, more)
-    assert_told(words, "These runs have different classes, so", "kitae report")
+    assert_told(words, "These runs have different classes, so", "kitae show mistakes")
     assert "is the best" not in words
     assert len(_rows_of(text, "Recall of each class, on test")) == 2 + len(HOSTILE)
     table = one.predictions()
