@@ -1,8 +1,8 @@
 """Shards on this machine: local files, and URLs downloaded into a cache folder of bounded size.
 
 A URL is downloaded to a temporary name and renamed, by one process at a time. If the folder is full, the least recently
-used shards are removed. A shard that is being read stays readable when its file is removed. A shard that
-is downloaded again must not have changed, or its index would not match.
+used shards are removed. A shard that is being read stays readable when its file is removed. A shard that is downloaded
+again must not have changed, or its index would not match.
 """
 
 from __future__ import annotations
