@@ -46,9 +46,14 @@ def commit(root: Path = _ROOT) -> str | None:
     """The commit of a source tree, by default Kitae's own, with `+` if tracked files differ; None if it is none."""
     if not (root / ".git").exists():
         return None
-    words = ["git", "-C", str(root), "describe", "--always", "--exclude=*", "--abbrev=40", "--dirty=+"]
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+
+    def git(*words: str) -> str:
+        command = ["git", "--no-optional-locks", "-C", str(root), *words]  # a lock could stop a commit elsewhere
+        return subprocess.run(command, env=clean, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
     try:
-        return subprocess.run(words, capture_output=True, text=True, check=True, timeout=10).stdout.strip() or None
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.SubprocessError):  # without git, or in a repository of somebody else
         return None
 

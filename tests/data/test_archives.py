@@ -328,7 +328,7 @@ def test_fetch_keeps_nothing_else(remote: Download, tmp_path: Path, change: dict
 
 
 def test_fetch_says_what_the_server_said(remote: Download, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"nothing\.gz cannot be downloaded \(File not found\)"):
+    with pytest.raises(DataError, match=r"nothing\.gz cannot be downloaded \(HTTP Error 404: File not found\)"):
         fetch(replace(remote, url=remote.url.replace("file", "nothing")), tmp_path / "downloads", "x")
 
 

@@ -37,7 +37,7 @@ from kitae.data.shards import expand, find_shards
 from kitae.data.sources import open_source
 from kitae.data.spec import DataSpec
 from kitae.data.store import Store, find_store, open_store
-from kitae.errors import DataError
+from kitae.errors import DataError, MissingExtraError
 from kitae.preprocess import decode, windowed
 from tests.data.shard_files import encoded, image, pack, samples, shards
 
@@ -93,6 +93,7 @@ def test_globs_and_several_patterns(tmp_path: Path) -> None:
         "file:///x.tar",
         "memory://x.tar",
         "gs:x",
+        "https://host/x-*.tar",
         "no/such-{0..3}.tar",
         "no/*.tar",
     ],
@@ -494,7 +495,8 @@ def test_an_interrupted_download_stops(server: tuple[str, Path, list[str]], cach
     with pytest.raises(KeyboardInterrupt):
         _ = source.indexes
     with pytest.raises(DataError, match="stopped"):
-        source.cache.path(f"{address}/set-0.tar?again")
+        source.cache.open(f"{address}/set-0.tar?again")
+    assert len(module.ShardSource(source.name, DataSpec(cache=cache)).indexes) == 4
 
 
 def test_a_download_that_ends_early_is_not_kept(cache: str, tmp_path: Path) -> None:
@@ -524,7 +526,25 @@ def test_shards_from_a_bucket(cache: str, tmp_path: Path, bucket: type[MemoryFil
 
 def test_a_bucket_needs_its_library(cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gcsfs", None)
-    refused("webdataset:gs://data/set-0.tar", cache, "gs://data/set-0.tar", "gcsfs")
+    with pytest.raises(MissingExtraError, match=r"^gs://data/set-0\.tar: Please install gcsfs"):
+        opened("webdataset:gs://data/set-0.tar", cache)
+
+
+def test_a_cache_smaller_than_a_shard_is_indexed_by_many_threads(
+    cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = shards(tmp_path / "files", 24, 4)
+    here = opened(source, str(tmp_path / "other"))
+    monkeypatch.setattr(
+        "kitae.data.remote.chunks", lambda url: iter([(tmp_path / "files" / url.rpartition("/")[2]).read_bytes()])
+    )
+    there = opened("webdataset:https://x/set-{0..23}.tar", cache, shard_cache_gb=1e-9)
+    assert there.fingerprint == here.fingerprint
+
+
+def test_a_star_in_a_url_is_refused() -> None:
+    with pytest.raises(DataError, match=r"`\*` is for paths; name the shards of a URL with \{000\.\.099\}"):
+        find_shards("s3://bucket/train-*.tar")
 
 
 def test_the_cache_of_urls_is_bounded(server: tuple[str, Path, list[str]], tmp_path: Path) -> None:

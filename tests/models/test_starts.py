@@ -50,6 +50,11 @@ def test_patches_of_many_images_are_taken_in_parts(monkeypatch: pytest.MonkeyPat
     torch.testing.assert_close(parts.weight, whole.weight, rtol=1e-4, atol=1e-4)
 
 
+def test_a_convolution_that_does_not_see_the_image_is_not_whitened() -> None:
+    with pytest.raises(RecipeError, match="does not see the image itself"):
+        whiten(nn.Conv2d(48, 64, 3), images())
+
+
 def test_convolutions_of_any_network_can_start_as_identities() -> None:
     default, identity = built("resnet9", width=8), built("resnet9", width=8, identity_init=True)
     assert torch.equal(stem_of(default).weight, stem_of(identity).weight)

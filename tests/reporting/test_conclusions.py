@@ -409,6 +409,9 @@ def test_a_comparison_says_how_to_look_at_the_best_run(make_run: Callable[..., R
     lines = [line for _, line in comparison_page.commands(*comparison_page.entries([good, bad]))]
     assert lines[0].startswith("kitae show mistakes ")
     assert lines[1].endswith("recipe.yaml --seed 1")
+    (good.path / "predictions.parquet").unlink()
+    again = [RunRecord.open(Run.open(one.path)) for one in (good, bad)]
+    assert comparison_page.commands(*comparison_page.entries(again))[0][1].startswith("kitae report ")
 
 
 def test_a_speed_up_within_the_noise_of_its_control_is_none() -> None:

@@ -249,7 +249,7 @@ def augment(data: str = "fashion-mini", *, out: Path = Path("gallery"), set_: Se
 def mistakes(run: Path, *, class_: Annotated[str | None, Parameter(name="--class")] = None) -> None:
     """List the test images that a run gets wrong, the most confident mistakes first.
 
-    With --folds, the out-of-fold images. A confident mistake may be a wrong label.
+    Of a cross-validated run (`kitae train --folds`), the out-of-fold images. A confident mistake may be a wrong label.
 
     Example: kitae show mistakes runs/mine
 

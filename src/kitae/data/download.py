@@ -7,15 +7,14 @@ paramiko. It reads credentials and settings from their usual places and from its
 from __future__ import annotations
 
 import http.client
-import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 
-from kitae.errors import one_line
+from kitae.errors import MissingExtraError, one_line
 
 SCHEMES = ("http", "https", "s3", "gs", "az", "abfs", "hf", "ftp", "sftp")
-_CHUNK = 1 << 20
+_CHUNK = 1 << 16
 _BLOCK = 16 << 20  # bytes of one request to a storage
 _TIMEOUT = 30.0  # seconds without a byte
 
@@ -30,10 +29,11 @@ def is_url(name: str) -> bool:
 
 
 def chunks(url: str) -> Iterator[bytes]:
-    """The content of a URL, at most 1 MiB at a time.
+    """The content of a URL, at most 64 KiB at a time.
 
     Raises:
-        DownloadError: it cannot be reached, ended early, or is of a storage whose library is not installed.
+        DownloadError: it cannot be reached, or ended early.
+        MissingExtraError: the library of the storage is not installed.
     """
     return _from_web(url) if url.startswith(("http://", "https://")) else _from_storage(url)
 
@@ -46,9 +46,13 @@ def _from_web(url: str) -> Iterator[bytes]:
                 yield chunk
             if response.length:  # not an error of its own when read in parts
                 raise DownloadError(f"the connection was closed {response.length:,} bytes early")
-    except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, ssl.SSLError) as error:
-        raise DownloadError(str(error.reason if isinstance(error, urllib.error.URLError) else error)) from error
-    except ValueError as error:  # such as a port that is no number
+    except urllib.error.HTTPError as error:
+        raise DownloadError(one_line(error)) from error
+    except urllib.error.URLError as error:
+        raise DownloadError(str(error.reason)) from error
+    except UnicodeError as error:
+        raise DownloadError("write special characters as %20 and so on") from error
+    except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: a port that is no number
         raise DownloadError(one_line(error)) from error
 
 
@@ -61,7 +65,7 @@ def _from_storage(url: str) -> Iterator[bytes]:
             while chunk := stream.read(_CHUNK):
                 yield chunk
     except ImportError as error:  # names the library to install
-        raise DownloadError(one_line(error)) from error
+        raise MissingExtraError(f"{url}: {one_line(error)}") from error
     except FileNotFoundError as error:
         raise DownloadError("there is no such file") from error
     except Exception as error:  # each storage has errors of its own

@@ -63,43 +63,31 @@ class ShardCache:
 
         Raises:
             OSError: the file cannot be read.
-            DataError: see `path`.
-        """
-        try:
-            return self.path(shard).open("rb")
-        except FileNotFoundError:
-            if not is_url(shard):
-                raise
-        return self.path(shard).open("rb")  # another process or thread made room just now
-
-    def path(self, shard: str) -> Path:
-        """The shard's file, downloaded if necessary.
-
-        Raises:
             DataError: the URL cannot be reached, no room or no permission.
         """
         if not is_url(shard):
-            return user_path(shard)
+            return user_path(shard).open("rb")
         target = self._target(shard)
         with storage_errors(target.parent):
             target.parent.mkdir(parents=True, exist_ok=True)
-            with lock(target.with_suffix(".lock")):
+            with lock(target.with_suffix(".lock")):  # until it is open, so that nobody removes it to make room
                 if not target.exists() or not target.with_suffix(".sha256").exists():
                     self._download(shard, target)
                 os.utime(target)  # used just now
+                opened = target.open("rb")
             self._make_room(keep=target)
-        return target
+        return opened
 
     def digest(self, url: str) -> str:
         """SHA-256 of a URL's content when it was first downloaded, 64 hex digits.
 
         Raises:
-            DataError: see `path`.
+            DataError: see `open`.
         """
         noted = self._target(url).with_suffix(".sha256")
         with storage_errors(noted.parent):
             if not noted.exists():
-                self.path(url)
+                self.open(url).close()
             return noted.read_text()
 
     def _target(self, url: str) -> Path:
@@ -129,7 +117,7 @@ class ShardCache:
             write_atomically(noted, content.hexdigest().encode())
 
     def _make_room(self, keep: Path) -> None:
-        """Remove the least recently used shards until the rest fits; `keep` is never removed."""
+        """Remove the least recently used shards until the rest fits, but not `keep` or one that is being opened."""
         with lock(keep.parent / "room.lock"):
             held = []
             for path in keep.parent.glob("*.tar"):
@@ -138,7 +126,10 @@ class ShardCache:
                     held.append((stat.st_mtime_ns, stat.st_size, path))
             total = sum(size for _, size, _ in held)
             for _, size, path in sorted(held):
-                if total > self.limit and path != keep:
-                    path.unlink(missing_ok=True)
-                    total -= size
-                    self._opened.cache_clear()  # an open file would keep its room
+                if total <= self.limit or path == keep:
+                    continue
+                with lock(path.with_suffix(".lock"), wait=False) as state:
+                    if state != "busy":
+                        path.unlink(missing_ok=True)
+                        total -= size
+                        self._opened.cache_clear()  # an open file would keep its room

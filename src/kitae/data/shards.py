@@ -100,6 +100,8 @@ def find_shards(patterns: str) -> list[str]:
         if scheme and not is_url(pattern):
             why = "would run a program, which Kitae does not allow" if scheme == "pipe" else f"is of scheme {scheme!r}"
             raise DataError(f"data.source: {pattern} {why}; give paths or URLs ({', '.join(SCHEMES)}) of tar files")
+        if is_url(pattern) and "*" in pattern:
+            raise DataError(f"data.source: {pattern}: `*` is for paths; name the shards of a URL with {{000..099}}")
         for text in expand(pattern):
             if is_url(text):
                 found.append(text)
@@ -320,7 +322,7 @@ class ShardSource(Source):
                     found.append(index)
                     if self._progress is not None:
                         self._progress(len(found), len(self.shards))
-            except BaseException:  # Ctrl-C does not wait for the downloads
+            except BaseException:  # Ctrl-C does not wait for the end of the downloads
                 self.cache.stopped = True
                 raise
         return found

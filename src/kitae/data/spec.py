@@ -36,7 +36,7 @@ class DataSpec(GrowingSpec):
             `fashion-mnist`, `mnist` or `webdataset:SHARDS`. `cifar10`, `cifar100`, `fashion-mnist` and `mnist` may be
             followed by `:PATH`, the folder that already contains their files. SHARDS are tar files, which are read
             while training and never decoded into a store: paths or URLs (https, s3, gs, ...), with
-            `{000..099}`, `{train,val}`, `*`, and `::` between several.
+            `{000..099}`, `{train,val}`, `*` in paths, and `::` between several.
         val_fraction: share of each class of train held out for validation, if the source has no validation split.
         test_fraction: share of each class held out as test first, if the source has no test split.
         split_seed: the key of the splits and `limit`; separate from `train.seed`, so that the seeds of a study share

@@ -326,6 +326,7 @@ def _settings(plan: Plan, outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
     """The conditions under which the effects were measured, for the ledger."""
     recipe = next(job.recipe for job in plan.jobs if job.variant == plan.design.reference)
     precisions = dict.fromkeys(job.recipe.train.precision for job in plan.jobs)  # several if the study varies it
+    commits = sorted({one["machine"]["commit"] for one in outcomes.values() if one["machine"].get("commit")})
     ordered = [outcomes[job.fingerprint] for job in plan.jobs if job.fingerprint in outcomes]
     trained = {job.folder: outcomes[job.fingerprint] for job in plan.jobs if done(outcomes, job)}  # a training once
     numbers = [one["numbers"] for one in trained.values()]
@@ -340,7 +341,7 @@ def _settings(plan: Plan, outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
         "batch_size": recipe.train.batch_size,
         "precision": " and ".join(precisions),
         "threads": plan.run_threads[0] if len(plan.run_threads) == 1 else list(plan.run_threads),
-        "machine": ordered[0]["machine"] if ordered else {},
+        "machine": {**(ordered[0]["machine"] if ordered else {}), **({"commit": commits} if len(commits) > 1 else {})},
         "training_hours": sum(seconds) / 3600 if seconds else None,
     }
 

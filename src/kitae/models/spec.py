@@ -48,7 +48,7 @@ class ModelSpec(GrowingSpec):
     identity_init: bool | None = None
 
     @model_validator(mode="after")
-    def _frozen_is_pretrained(self) -> ModelSpec:
+    def _pretrained_where_frozen_and_not_where_started(self) -> ModelSpec:
         for field, value, free in (("freeze", self.freeze, "none"), ("freeze_first", self.freeze_first, 0)):
             if value != free and not self.pretrained:
                 raise ValueError(
@@ -57,5 +57,5 @@ class ModelSpec(GrowingSpec):
                 )
         for field, asked in (("whiten_stem", self.whiten_stem), ("identity_init", self.identity_init)):
             if asked and self.pretrained:
-                raise ValueError(f"{field}: would replace pretrained weights; remove it, or pretrained")
+                raise ValueError(f"{field}: would replace pretrained weights; remove it, or set pretrained to false")
         return self

@@ -33,7 +33,7 @@ def stem_of(model: nn.Module) -> nn.Conv2d:
     """
     found = next((module for module in model.modules() if isinstance(module, nn.Conv2d) and module.groups == 1), None)
     if found is None:
-        raise RecipeError("model.whiten_stem: the network has no convolution; remove it")
+        raise RecipeError("model: the network has no convolution; remove whiten_stem and identity_init")
     return found
 
 
@@ -47,7 +47,12 @@ def whiten(stem: nn.Conv2d, images: Tensor, eps: float = 5e-4) -> None:
     Args:
         images: as the network takes them, float [N, C, H, W].
         eps: added to the variances, so that directions without variance are not amplified.
+
+    Raises:
+        RecipeError: this convolution is not applied to the images as they are.
     """
+    if stem.in_channels != images.shape[1] or stem.dilation != (1, 1):
+        raise RecipeError("model.whiten_stem: the network's first convolution does not see the image itself; remove it")
     weight, (height, width), (down, right) = stem.weight, stem.kernel_size, stem.stride
     moments, count = torch.zeros((), dtype=torch.float64), 0
     each = max(1, _AT_ONCE // (weight[0].numel() * images[0, 0].numel() // (down * right)))

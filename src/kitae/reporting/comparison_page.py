@@ -128,18 +128,25 @@ def _ranked(runs: Sequence[Entry]) -> list[Entry]:
     return sorted((run for run in runs if run.accuracy is not None), key=lambda run: -(run.accuracy or 0.0))
 
 
+def _look(record: RunRecord) -> str:
+    """The command that shows mistakes: by name where there are any on test."""
+    folder = shlex.quote(str(record.path))
+    listed = record.predicted is not None and not record.predicted.correct.all()
+    return f"kitae show mistakes {folder}" if listed else f"kitae report {folder} --open"
+
+
 def commands(runs: Sequence[Entry], where: str) -> list[tuple[str, str]]:
     """What to do next: what a command is for, and the command."""
     ranked = _ranked(runs)
     if len(ranked) > 1 and _incomparable(ranked, where) is not None:
-        return [(f"Look at the mistakes of {run.name}", f"kitae show mistakes {shlex.quote(str(run.record.path))}")
+        return [(f"Look at the mistakes of {run.name}", _look(run.record))
                 for run in ranked]  # fmt: skip
     if len(ranked) < 2:
         return [(f"Resume {run.name}", run.record.resume_command) for run in runs if not run.record.finished]
     name, best, _ = ranked[0]
-    folder, recipe = shlex.quote(str(best.path)), shlex.quote(str(best.path / "recipe.yaml"))
+    recipe = shlex.quote(str(best.path / "recipe.yaml"))
     return [
-        (f"Look at the mistakes of {name}", f"kitae show mistakes {folder}"),
+        (f"Look at the mistakes of {name}", _look(best)),
         (f"Train {name} with another seed, to see how much results vary by chance", f"kitae train {recipe} --seed "
          f"{best.recipe.train.seed + 1}"),
     ]  # fmt: skip
