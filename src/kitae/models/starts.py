@@ -12,17 +12,17 @@ from kitae.errors import RecipeError
 from kitae.models.spec import ModelSpec
 
 _AT_ONCE = 1 << 24  # numbers in the patches of some images
-OWN = frozenset({"airbench"})  # networks that start in both ways by themselves
+_OWN = frozenset({"airbench"})  # networks that start in both ways by themselves
 
 
 def whitens(spec: ModelSpec) -> bool:
     """Whether the stem of a fresh network of `spec` is made of the training images."""
-    return spec.name in OWN if spec.whiten_stem is None else spec.whiten_stem
+    return spec.name in _OWN if spec.whiten_stem is None else spec.whiten_stem
 
 
 def is_identity(spec: ModelSpec) -> bool:
     """Whether the convolutions of a fresh network of `spec` start as identities."""
-    return spec.name in OWN if spec.identity_init is None else spec.identity_init
+    return spec.name in _OWN if spec.identity_init is None else spec.identity_init
 
 
 def stem_of(model: nn.Module) -> nn.Conv2d:

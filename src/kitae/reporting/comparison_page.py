@@ -131,8 +131,7 @@ def _ranked(runs: Sequence[Entry]) -> list[Entry]:
 def _look(record: RunRecord) -> str:
     """The command that shows mistakes: by name where there are any on test."""
     folder = shlex.quote(str(record.path))
-    listed = record.predicted is not None and not record.predicted.correct.all()
-    return f"kitae show mistakes {folder}" if listed else f"kitae report {folder} --open"
+    return f"kitae show mistakes {folder}" if record.has_mistakes else f"kitae report {folder} --open"
 
 
 def commands(runs: Sequence[Entry], where: str) -> list[tuple[str, str]]:

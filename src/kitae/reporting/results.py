@@ -327,6 +327,11 @@ class RunRecord(Record, arbitrary_types_allowed=True):
         """The epoch whose weights are kept."""
         return next((row for row in self.epochs if row.epoch == self.best_epoch), None)
 
+    @property
+    def has_mistakes(self) -> bool:
+        """Whether predictions are recorded, and one of them is wrong."""
+        return self.predicted is not None and not self.predicted.correct.all()
+
     @cached_property
     def held_out(self) -> str | None:
         """`Splits.held_out`; None where the run has no splits yet. Only comparisons need it."""

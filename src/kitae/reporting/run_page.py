@@ -163,10 +163,6 @@ def _copies(record: RunRecord) -> str:
     )
 
 
-def _mistaken(record: RunRecord) -> bool:
-    return record.predicted is not None and not record.predicted.correct.all()
-
-
 def commands(record: RunRecord) -> list[Command]:
     """What to do next."""
     folder = shlex.quote(str(record.path))
@@ -177,7 +173,7 @@ def commands(record: RunRecord) -> list[Command]:
     found = [
         ("Classify new images", f"kitae predict {folder} IMAGES"),
         *([] if record.recipe.data.whole else [("Make it small and fast", f"kitae compress {folder}")]),
-        *([("List the mistakes", f"kitae show mistakes {folder}")] if _mistaken(record) else []),
+        *([("List the mistakes", f"kitae show mistakes {folder}")] if record.has_mistakes else []),
         *([("Train twice as long", f"kitae train {recipe} --set train.epochs={longer}")] if longer else []),
     ]
     if not record.recipe.data.source.startswith(("cifar", "fashion", "mnist")):
