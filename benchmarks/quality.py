@@ -476,6 +476,14 @@ def probe(task: Task, clock: Clock, seed: int, sizes: Sequence[int]) -> dict[str
     return {"accuracy": float((classifier.predict(inputs) == truth).mean()), "size": size}
 
 
+def pace() -> float:
+    """Images per second of a plain float32 training step: how fast this shared machine is right now."""
+    import timm
+
+    net = timm.create_model(NET, num_classes=10)
+    return 32 / statistics.median(measured(net, 160, 32)[0] for _ in range(3))
+
+
 def child(contestant: str, path: Path, minutes: float, seed: int, begun: float) -> dict[str, Any]:
     """A contestant that is not Kitae, in this process."""
     clock, task = Clock(minutes, begun), Task(path)
@@ -502,6 +510,7 @@ def run(contestant: str, path: Path, minutes: float, seed: int) -> dict[str, Any
             command = [sys.executable, __file__, "--child", contestant, "--list", str(path)]
             command += ["--budgets", str(minutes), "--seeds", str(seed), "--began", str(time.time())]
         environment = {**os.environ, "KITAE_CACHE": str(folder / "cache")}
+        speed = subprocess.run([sys.executable, __file__, "--pace"], stdout=subprocess.PIPE, check=True, text=True)
         load, began = os.getloadavg()[0], time.monotonic()
         with (folder / "out").open("w+") as out, (folder / "error").open("w+") as error:
             process = subprocess.Popen(command, stdout=out, stderr=error, env=environment)
@@ -527,6 +536,7 @@ def run(contestant: str, path: Path, minutes: float, seed: int) -> dict[str, Any
         "seconds": round(seconds, 2),
         "peak_memory_bytes": usage.ru_maxrss * 1024,
         "load_average": round(load, 2),
+        "pace": float(speed.stdout),
     }
 
 
@@ -657,10 +667,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--contestants", nargs="+", default=["kitae", "probe"], choices=CONTESTANTS)
     parser.add_argument("--out", type=Path, default=None, help="results, JSON; default benchmarks/results/quality.json")
+    parser.add_argument("--pace", action="store_true", help="print the machine's speed, and nothing else")
     parser.add_argument("--child", default=None, help=argparse.SUPPRESS)
     parser.add_argument("--list", type=Path, default=None, help=argparse.SUPPRESS)
     parser.add_argument("--began", type=float, default=None, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
+    if options.pace:
+        print(round(pace(), 1))
+        return 0
     if options.child is not None:
         print(json.dumps(child(options.child, options.list, options.budgets[0], options.seeds[0], options.began)))
         return 0
