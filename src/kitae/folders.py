@@ -23,10 +23,14 @@ LOCK = ".lock"
 RUNS = "runs"
 """The folder that runs, studies and searches are written to where no `--out` is given."""
 
+REPORT = "report.html"
+"""The page that `kitae report` writes into a folder."""
+
 Kind = Literal["run", "study", "search", "compression"]
-_SIGNS: dict[Kind, str] = {
+SIGNS: dict[Kind, str] = {
     "run": "recipe.yaml", "study": "study.yaml", "search": "search.yaml", "compression": "compression.json",
 }  # fmt: skip
+"""The file that tells what a folder is."""
 
 
 @dataclass(frozen=True)
@@ -187,7 +191,7 @@ def default_folder(name: str, *, new: bool = True) -> Path:
 def kind_of(folder: str | Path) -> Kind | None:
     """What Kitae wrote into a folder; None if nothing, or if there is no such folder."""
     # Unlike `Path.is_file`, False for a name that is too long.
-    return next((kind for kind, sign in _SIGNS.items() if os.path.isfile(os.path.join(folder, sign))), None)
+    return next((kind for kind, sign in SIGNS.items() if os.path.isfile(os.path.join(folder, sign))), None)
 
 
 def known_kind(folder: str | Path) -> Kind:
@@ -198,7 +202,7 @@ def known_kind(folder: str | Path) -> Kind:
     """
     if (kind := kind_of(folder)) is not None:
         return kind
-    *names, last = _SIGNS.values()
+    *names, last = SIGNS.values()
     why = f"it has no {', '.join(names)} or {last}" if os.path.isdir(folder) else "there is no such folder"
     raise KitaeError(f"{folder}: not a folder of a run, a study, a search or a compression ({why})")
 

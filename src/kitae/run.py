@@ -29,7 +29,7 @@ from kitae import views
 from kitae.errors import DataError, RecipeError, TrainingError
 from kitae.evaluation.spec import Tta
 from kitae.files import read_json, read_json_lines, require_format, write_json, write_json_lines, write_parquet
-from kitae.folders import Owned, lock
+from kitae.folders import REPORT, SIGNS, Owned, lock
 from kitae.machine import machine, now
 from kitae.preprocess import ImageLike, PreprocessRules
 from kitae.recipe import Recipe, differences
@@ -49,11 +49,12 @@ if TYPE_CHECKING:
     from kitae.runtime import Predictions
 
 _FORMAT = 1
+_RECIPE = SIGNS["run"]
 RUN_FOLDER = Owned("run", (
-    "last", "features", "folds", "figures", "tensorboard", "recipe.yaml", "asked_length.json",
+    "last", "features", "folds", "figures", "tensorboard", _RECIPE, "asked_length.json",
     "environment.json", "model.json", "splits.npz", "metrics.jsonl", "best.safetensors", "evaluation.json",
-    "predictions.parquet", "test_logits.npy", "test_openings.jsonl", "report.html",
-), TrainingError, first="recipe.yaml")  # fmt: skip
+    "predictions.parquet", "test_logits.npy", "test_openings.jsonl", REPORT,
+), TrainingError, first=_RECIPE)  # fmt: skip
 
 
 class Run:
@@ -62,6 +63,7 @@ class Run:
     Attributes:
         path: the folder.
         recipe: the recipe with `auto` resolved.
+        recipe_file, metrics_file, facts_file, evaluation_file, openings_file: the files of those names.
         checkpoint, best: the files of the whole training state, and of the best weights.
         features, tensorboard: the folders of the probe's features so far, and of TensorBoard's event files.
         asked_length: the file of the length before the minutes changed it.
@@ -71,7 +73,10 @@ class Run:
     def __init__(self, path: Path, recipe: Recipe) -> None:
         self.path, self.recipe = path, recipe
         self.checkpoint = path / "last" / "checkpoint.safetensors"
-        self.best, self.report = path / "best.safetensors", path / "report.html"
+        self.recipe_file, self.metrics_file = path / _RECIPE, path / "metrics.jsonl"
+        self.facts_file, self.evaluation_file = path / "model.json", path / "evaluation.json"
+        self.openings_file = path / "test_openings.jsonl"
+        self.best, self.report = path / "best.safetensors", path / REPORT
         self.features, self.tensorboard = path / "features", path / "tensorboard"
         self.asked_length = path / "asked_length.json"
         self._lock = ExitStack()
@@ -105,9 +110,9 @@ class Run:
             TrainingError: no run there.
         """
         folder = Path(path)
-        if not (folder / "recipe.yaml").is_file():
+        if not (folder / _RECIPE).is_file():
             raise TrainingError(f"{folder}: not a run folder (it has no recipe.yaml)")
-        return cls(folder, Recipe.load(folder / "recipe.yaml"))
+        return cls(folder, Recipe.load(folder / _RECIPE))
 
     @staticmethod
     def check_free(path: str | Path, *, resume: bool = False, overwrite: bool = False) -> None:
@@ -118,7 +123,7 @@ class Run:
         """
         if resume and overwrite:
             raise TrainingError("--resume and --overwrite cannot be used together; choose one")
-        if not (resume or overwrite) and (Path(path) / "recipe.yaml").exists():
+        if not (resume or overwrite) and (Path(path) / _RECIPE).exists():
             raise TrainingError(f"{path}: already has a run; add --resume or --overwrite, or choose another --out")
 
     @classmethod
@@ -134,7 +139,7 @@ class Run:
         """
         run = cls(Path(path), recipe)
         # Before the lock, which would be left in a folder that is not ours. Other files may lie beside a resumed run.
-        if not (resume and (run.path / "recipe.yaml").exists()):
+        if not (resume and run.recipe_file.exists()):
             RUN_FOLDER.check(run.path)
         run._parents = [folder for folder in run.path.absolute().parents if not folder.exists()]
         with ExitStack() as stack:
@@ -147,12 +152,12 @@ class Run:
         self.check_free(self.path, resume=resume, overwrite=overwrite)
         # The previous run comes back if the new one fails before its first epoch has ended.
         RUN_FOLDER.set_aside(self.path, replace=overwrite)
-        if not (self.path / "recipe.yaml").exists():
+        if not self.recipe_file.exists():
             self._new = True
-            self.recipe.save(self.path / "recipe.yaml")
+            self.recipe.save(self.recipe_file)
             return
         # The images may have been moved; that they are the same is checked with the splits.
-        saved = Recipe.load(self.path / "recipe.yaml").located(self.recipe.data.source, self.recipe.data.cache)
+        saved = Recipe.load(self.recipe_file).located(self.recipe.data.source, self.recipe.data.cache)
         changed = differences(saved, self.recipe)
         if changed:
             other = f"has a run of another recipe ({changed[0]})"
@@ -178,7 +183,7 @@ class Run:
     def resolve(self, recipe: Recipe) -> None:
         """Save the recipe with `auto` resolved."""
         self.recipe = recipe
-        recipe.save(self.path / "recipe.yaml")
+        recipe.save(self.recipe_file)
 
     def fold(self, number: int) -> Path:
         """The folder of the run of a fold, from 1."""
@@ -196,7 +201,7 @@ class Run:
     @property
     def finished(self) -> bool:
         """Whether it was trained and evaluated to the end."""
-        return (self.path / "evaluation.json").is_file()
+        return self.evaluation_file.is_file()
 
     def require_finished(self) -> None:
         """Require that the run is finished; test stays closed until then.
@@ -227,7 +232,7 @@ class Run:
         Raises:
             TrainingError: the file is damaged.
         """
-        return read_json_lines(self.path / "metrics.jsonl", error=TrainingError)
+        return read_json_lines(self.metrics_file, error=TrainingError)
 
     def best_epoch(self) -> int | None:
         """The epoch (from 1) whose weights are kept; None before one has a finite score.
@@ -242,7 +247,7 @@ class Run:
 
     def write_metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Replace metrics.jsonl."""
-        write_json_lines(self.path / "metrics.jsonl", rows)
+        write_json_lines(self.metrics_file, rows)
         RUN_FOLDER.discard_aside(self.path)
 
     def evaluation(self) -> dict[str, Any]:
@@ -266,7 +271,7 @@ class Run:
 
     def write_evaluation(self, evaluation: Mapping[str, Any]) -> None:
         """Replace evaluation.json; its count of test openings is added here."""
-        write_json(self.path / "evaluation.json", {**evaluation, "test_openings": self.test_openings})
+        write_json(self.evaluation_file, {**evaluation, "test_openings": self.test_openings})
         shutil.rmtree(self.features, ignore_errors=True)
 
     def environment(self) -> dict[str, Any]:
@@ -284,12 +289,12 @@ class Run:
 
     def openings(self) -> list[dict[str, str]]:
         """Each opening of test, the first one first: `when` and `why`."""
-        return read_json_lines(self.path / "test_openings.jsonl", error=TrainingError)
+        return read_json_lines(self.openings_file, error=TrainingError)
 
     def count_test_opening(self, why: str) -> None:
         """Note that test is about to be opened. Several processes may evaluate one run."""
         with lock(self.path / ".openings.lock"):
-            write_json_lines(self.path / "test_openings.jsonl", [*self.openings(), {"when": now(), "why": why}])
+            write_json_lines(self.openings_file, [*self.openings(), {"when": now(), "why": why}])
             if self.finished:
                 self.write_evaluation(self.evaluation())
 
@@ -329,10 +334,10 @@ class Run:
 
         spec = self.recipe.data
         if self.begun:
-            store = reopen_store(spec, str(self.environment().get("store")), self.path / "recipe.yaml", progress)
+            store = reopen_store(spec, str(self.environment().get("store")), self.recipe_file, progress)
         else:
             store = open_store(spec, progress)
-        if (self.path / "model.json").is_file() and store.rules != self.rules:
+        if self.facts_file.is_file() and store.rules != self.rules:
             # Of a version that found other rules for the same recipe.
             store = open_store(spec, progress=progress, rules=self.rules)
         return store
@@ -361,7 +366,7 @@ class Run:
 
     def write_facts(self, facts: Mapping[str, Any]) -> None:
         """Replace model.json."""
-        write_json(self.path / "model.json", {"format": _FORMAT, **facts})
+        write_json(self.facts_file, {"format": _FORMAT, **facts})
 
     def facts(self) -> dict[str, Any]:
         """model.json: `classes`, `preprocess`, `mean`, `std`, `temperature`, `parameters`, `macs`.
@@ -371,7 +376,7 @@ class Run:
         """
         keys = ("classes", "preprocess", "mean", "std", "temperature")
         facts = self._json("model.json", "the run was never started", *keys)
-        require_format(facts, _FORMAT, self.path / "model.json", TrainingError)
+        require_format(facts, _FORMAT, self.facts_file, TrainingError)
         return facts
 
     @property
@@ -397,7 +402,7 @@ class Run:
         from kitae.training.checkpoint import load_weights
 
         if not self.best.is_file():
-            cure = f"train again from {self.path / 'recipe.yaml'}" if self.finished else self._cure
+            cure = f"train again from {self.recipe_file}" if self.finished else self._cure
             raise TrainingError(f"{self.path}: has no best.safetensors; {cure}")
         recipe = self.recipe
         model = build_seeded(recipe.model, recipe.train.seed, len(self.classes), self.rules, free=free)

@@ -32,17 +32,17 @@ from kitae.experiments.plan import Job, Plan, make_plan
 from kitae.experiments.study_spec import StudySpec
 from kitae.experiments.worker import Outcome, read_outcome
 from kitae.files import plain, write_atomically, write_json
-from kitae.folders import Owned
+from kitae.folders import REPORT, SIGNS, Owned
 from kitae.machine import now
 
 FORMAT = 1
 # Increased when the same recipe and seed give a different run. 2: initial weights are keyed by parameter names.
 # 3: an epoch drops its short last batch, ties of epochs go to the lower loss, mixing draws one lambda per batch.
 NUMERICS = 3
-STUDY = "study.yaml"
+STUDY = SIGNS["study"]
 STUDY_FOLDER = Owned(
     "study",
-    (STUDY, "runs", "runs.parquet", "effects.parquet", "effects.json", "figures", "report.html"),
+    (STUDY, "runs", "runs.parquet", "effects.parquet", "effects.json", "figures", REPORT),
     TrainingError,
     first=STUDY,
 )

@@ -54,7 +54,7 @@ from kitae.experiments.study_spec import StudySpec
 from kitae.experiments.wording import amount, interval
 from kitae.experiments.worker import Outcome, read_outcome
 from kitae.files import write_atomically, write_json
-from kitae.folders import Owned
+from kitae.folders import REPORT, Owned
 from kitae.pipelines.choices import understand
 from kitae.pipelines.facts import framed
 from kitae.recipe import Recipe
@@ -65,7 +65,7 @@ FRESH_SEED = 1000  # the first seed of the rematch; arms use the recipe's own se
 _PHOTO_SIZE = 64  # pixels of photographs, unless data.image_size is set
 SEARCH_FOLDER = Owned(
     "search",
-    (SEARCH, "arms", "rematch", "search.json", "winner.yaml", "figures", "report.html"),
+    (SEARCH, "arms", "rematch", "search.json", "winner.yaml", "figures", REPORT),
     TrainingError,
     first=SEARCH,
 )

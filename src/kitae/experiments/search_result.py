@@ -16,10 +16,11 @@ from kitae.experiments.result import StudyResult
 from kitae.experiments.space import PRESETS, Parameters, apply
 from kitae.experiments.wording import columns
 from kitae.files import read_json, require_format
+from kitae.folders import SIGNS
 from kitae.recipe import Recipe, parse
 from kitae.training.spec import merit
 
-SEARCH = "search.yaml"
+SEARCH = SIGNS["search"]
 FORMAT = 1
 """Of search.json."""
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypedDict
 from kitae.data.sources import SOURCES, path_of, source_of
 from kitae.errors import RecipeError, TrainingError, did_you_mean
 from kitae.files import plain, user_path
-from kitae.folders import kind_of
+from kitae.folders import SIGNS, kind_of
 from kitae.recipe import NAMES_ELSEWHERE, Recipe, assignment, assignments, field_ending, shipped
 from kitae.run import Run
 
@@ -152,7 +152,7 @@ def understand(argument: str) -> tuple[Literal["recipe", "data"], str]:
         return "recipe", argument
     if kind_of(path) == "run":
         raise RecipeError(
-            f"{argument}: is a run folder; resume it with --resume, or train again from {path / 'recipe.yaml'}"
+            f"{argument}: is a run folder; resume it with --resume, or train again from {path / SIGNS['run']}"
         )
     here = os.path.exists(path)
     if argument in shipped():
@@ -180,7 +180,7 @@ def to_resume(argument: str, run: Path) -> str:
     Raises:
         TrainingError: the run was trained on other data.
     """
-    own = run / "recipe.yaml"
+    own = run / SIGNS["run"]
     if not own.is_file():
         return argument
     if user_path(argument).resolve() in (run.resolve(), own.resolve()):

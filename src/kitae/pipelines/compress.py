@@ -38,7 +38,7 @@ from kitae.errors import (
     one_line,
 )
 from kitae.files import read_json, require_format, write_atomically, write_json, write_parquet
-from kitae.folders import LOCK, Owned
+from kitae.folders import LOCK, REPORT, SIGNS, Owned
 from kitae.machine import machine
 from kitae.models.build import build_seeded
 from kitae.modes import threads_restored
@@ -58,11 +58,11 @@ from kitae.training.checkpoint import load_weights, save_weights
 if TYPE_CHECKING:
     import pandas as pd
 
-_FILES = ("compression.json", "front.parquet", "model.onnx", "closest.onnx", "model.json", "model.safetensors",
-          "report.html")  # fmt: skip
+_FACTS = SIGNS["compression"]
+_FILES = (_FACTS, "front.parquet", "model.onnx", "closest.onnx", "model.json", "model.safetensors", REPORT)
 _CANDIDATES = "candidates"
 COMPRESSION = Owned(
-    "compression", (*_FILES, "stages", _CANDIDATES, "figures"), CompressionError, first=LOCK, last="compression.json"
+    "compression", (*_FILES, "stages", _CANDIDATES, "figures"), CompressionError, first=LOCK, last=_FACTS
 )
 _NEW = ".new.tmp"  # a result that is not complete yet
 _FACTS = {"within_budget", "candidates", "winner", "test"}  # keys of compression.json that are read below
@@ -94,7 +94,7 @@ class CompressionResult:
         Raises:
             CompressionError: none there, or its file is damaged.
         """
-        file = Path(path) / "compression.json"
+        file = Path(path) / _FACTS
         if not file.is_file():
             raise CompressionError(f"{path}: no compression there (it has no compression.json)")
         facts = read_json(file, *_FACTS, error=CompressionError)
@@ -250,7 +250,7 @@ def compress(
 
 def _check(folder: Path, overwrite: bool) -> None:
     COMPRESSION.check(folder)
-    if (folder / "compression.json").exists() and not overwrite:
+    if (folder / _FACTS).exists() and not overwrite:
         raise CompressionError(f"{folder}: already has a compression; add --overwrite, or choose another --out")
 
 
@@ -345,12 +345,12 @@ def _write(
         })  # fmt: skip
         if outcome.filters is not None:
             write_atomically(new / "figures" / "filters.png", filters_picture(*outcome.filters))
-        write_json(new / "compression.json", facts)
+        write_json(new / _FACTS, facts)
         # Everything is written, so the disk cannot fill up any more: replace the earlier compression with this one.
         shutil.rmtree(folder / "figures", ignore_errors=True)
         for old in _FILES:
             (folder / old).unlink(missing_ok=True)
-        for entry in sorted(new.iterdir(), key=lambda entry: entry.name == "compression.json"):
+        for entry in sorted(new.iterdir(), key=lambda entry: entry.name == _FACTS):
             os.replace(entry, folder / entry.name)  # last: its presence means that the folder is complete
     finally:
         shutil.rmtree(new, ignore_errors=True)

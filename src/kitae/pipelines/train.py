@@ -19,7 +19,7 @@ from kitae.data.store import open_store
 from kitae.errors import KitaeError, RecipeError, TrainingError, TrainingInterruptedError, require
 from kitae.evaluation.calibration import fit_temperature
 from kitae.evaluation.evaluate import evaluate, predictions_table
-from kitae.folders import default_folder
+from kitae.folders import default_folder, kind_of
 from kitae.models.structure import count_parameters
 from kitae.modes import threads_restored
 from kitae.pipelines.choices import Choices, apply, set_fields, understand, unknown_option
@@ -102,7 +102,7 @@ def train(
     folder, agreed, most = distributed.from_main((folder, recipe, None if minutes is None else minutes.most), world)
     if minutes is not None:
         minutes = replace(minutes, most=most)
-        if resume and (folder / "recipe.yaml").is_file():
+        if resume and kind_of(folder) == "run":
             agreed = as_long_as(Run.open(folder), agreed, minutes)
     if agreed.data.whole and not test:
         raise RecipeError(
@@ -144,7 +144,7 @@ def _train(
     try:
         if run.finished:
             # Only the place of its images can differ.
-            if world.is_main and run.recipe != Recipe.load(run.path / "recipe.yaml"):
+            if world.is_main and run.recipe != Recipe.load(run.recipe_file):
                 run.splits(open_store(run.recipe.data, progress))  # raises an error where they are not the same
                 run.resolve(run.recipe)
                 for fold in run.fold(1).parent.glob("*/recipe.yaml"):
@@ -295,7 +295,7 @@ def _folds(
     count, folds = run.recipe.data.folds or 0, []
     for number in range(1, count + 1):
         folder = run.fold(number)
-        begun = (folder / "recipe.yaml").is_file()  # and the minutes may have cut it
+        begun = kind_of(folder) == "run"  # and the minutes may have cut it
         recipe = _moved(folder, run.recipe.data) if begun else run.recipe.override(f"data.fold={number}")
         watcher.note(f"fold {number} of {count}")
         share = None if minutes is None else minutes.share(count + 2 - number)
@@ -306,7 +306,7 @@ def _folds(
 
 def _moved(fold: Path, whole: DataSpec) -> Recipe:
     """The recipe of a fold that has begun, with the images where those of the whole run are now."""
-    return Recipe.load(fold / "recipe.yaml").located(whole.source, whole.cache)
+    return Run.open(fold).recipe.located(whole.source, whole.cache)
 
 
 def _finish_whole(run: Run, setup: Setup, model: nn.Module, folds: list[Run]) -> None:

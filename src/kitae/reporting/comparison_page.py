@@ -143,7 +143,7 @@ def commands(runs: Sequence[Entry], where: str) -> list[tuple[str, str]]:
     if len(ranked) < 2:
         return [(f"Resume {run.name}", run.record.resume_command) for run in runs if not run.record.finished]
     name, best, _ = ranked[0]
-    recipe = shlex.quote(str(best.path / "recipe.yaml"))
+    recipe = shlex.quote(str(best.recipe_file))
     return [
         (f"Look at the mistakes of {name}", _look(best)),
         (f"Train {name} with another seed, to see how much results vary by chance", f"kitae train {recipe} --seed "

@@ -10,6 +10,7 @@ from pydantic import Field
 from kitae.compression.spec import winner_file
 from kitae.errors import KitaeError
 from kitae.files import read_json, require_format
+from kitae.folders import SIGNS
 from kitae.reporting.results import Interval, Number, Record, as_record
 
 COMPRESSION_FORMAT = 1
@@ -131,7 +132,7 @@ class CompressionRecord(Record, extra="allow"):
             KitaeError: the file is damaged, of a newer version, or not written by `kitae compress`: a page without the
                 numbers that every compression has would look like a result.
         """
-        file = folder / "compression.json"
+        file = folder / SIGNS["compression"]
         facts = read_json(file)
         require_format(facts, COMPRESSION_FORMAT, file, KitaeError)
         return as_record(cls, facts, file)

@@ -19,7 +19,7 @@ from typing import Any
 from kitae import __version__, console
 from kitae.errors import KitaeError, require
 from kitae.files import write_atomically
-from kitae.folders import known_kind
+from kitae.folders import REPORT, known_kind
 from kitae.reporting import comparison_page, compression_page, run_page, study_page, values
 from kitae.reporting.compression_results import CompressionRecord
 from kitae.reporting.results import RunRecord
@@ -123,6 +123,6 @@ def _write(kind: str, content: Mapping[str, Any], folder: Path) -> tuple[Path, l
     for name, chart in content.items():
         if isinstance(chart, Chart):
             _save(folder / "figures" / f"{name}.svg", chart.file())
-    page = folder / "report.html"
+    page = folder / REPORT
     _save(page, render(f"{kind}.html", content))
     return page, content["commands"]

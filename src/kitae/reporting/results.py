@@ -287,6 +287,8 @@ class RunRecord(Record, arbitrary_types_allowed=True):
     """A run folder, finished or not."""
 
     path: Path
+    recipe_file: Path
+    weights: Path
     recipe: Recipe
     finished: bool
     resume_command: str
@@ -306,19 +308,20 @@ class RunRecord(Record, arbitrary_types_allowed=True):
             KitaeError: a file is damaged; it is named.
         """
         # This and the environment are written when training starts, so a run that failed before has neither.
-        described = run.path / "model.json"
-        facts = as_record(Facts, run.facts() if described.exists() else {}, described)
+        facts = as_record(Facts, run.facts() if run.facts_file.exists() else {}, run.facts_file)
         return cls(
             path=run.path,
+            recipe_file=run.recipe_file,
+            weights=run.best,
             recipe=run.recipe,
             finished=run.finished,
             resume_command=run.resume_command,
             epochs=read_epochs(run),
             best_epoch=run.best_epoch(),
-            evaluation=as_record(Evaluation, run.evaluation() if run.finished else {}, run.path / "evaluation.json"),
+            evaluation=as_record(Evaluation, run.evaluation() if run.finished else {}, run.evaluation_file),
             facts=facts,
             environment=run.environment() if run.begun else {},
-            openings=tuple(as_record(Opening, row, run.path / "test_openings.jsonl") for row in run.openings()),
+            openings=tuple(as_record(Opening, row, run.openings_file) for row in run.openings()),
             predicted=_predictions(run, facts.classes) if run.finished else None,
         )
 
@@ -354,7 +357,7 @@ def read_epochs(run: Run) -> tuple[Epoch, ...]:
     Raises:
         KitaeError: metrics.jsonl is damaged.
     """
-    return tuple(as_record(Epoch, row, run.path / "metrics.jsonl") for row in run.metrics())
+    return tuple(as_record(Epoch, row, run.metrics_file) for row in run.metrics())
 
 
 def _predictions(run: Run, classes: tuple[str, ...]) -> Predicted | None:

@@ -169,7 +169,7 @@ def commands(record: RunRecord) -> list[Command]:
     if not record.finished:
         return [("Resume training", record.resume_command)]
     longer = 2 * record.recipe.train.last_epoch
-    recipe = shlex.quote(str(record.path / "recipe.yaml"))
+    recipe = shlex.quote(str(record.recipe_file))
     found = [
         ("Classify new images", f"kitae predict {folder} IMAGES"),
         *([] if record.recipe.data.whole else [("Make it small and fast", f"kitae compress {folder}")]),
@@ -202,7 +202,7 @@ def files(record: RunRecord) -> list[File]:
     """The weights, and the exported and compressed files beside the run."""
     folder = record.path.resolve()
     exported = folder.with_name(f"{folder.name}.onnx")
-    named = (("PyTorch weights", folder / "best.safetensors"), ("exported", exported))
+    named = (("PyTorch weights", record.weights), ("exported", exported))
     found: list[File] = [
         (what, file.name, float(file.stat().st_size), None, "") for what, file in named if file.is_file()
     ]

@@ -15,6 +15,7 @@ from kitae.augment.spec import MixSpec
 from kitae.console import plural
 from kitae.data.spec import SPLIT
 from kitae.errors import KitaeError
+from kitae.folders import SIGNS
 from kitae.recipe import OPS_BY_NAME
 from kitae.reporting import study_charts
 from kitae.reporting.study_results import Analysis, Effect, StudyRecord, Variant
@@ -57,7 +58,7 @@ def content(record: StudyRecord | None, folder: Path) -> dict[str, Any]:
         record: None where the study has no result yet.
     """
     try:
-        asked = (folder / "study.yaml").read_text(encoding="utf-8")
+        asked = (folder / SIGNS["study"]).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise KitaeError(f"{folder / 'study.yaml'}: cannot be read ({error})") from error
     common: dict[str, Any] = {"over": "Study", "study": record, "asked": asked,
