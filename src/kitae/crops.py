@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from kitae import keyed
 from kitae.augment import jit
 from kitae.augment.cpu import take
-from kitae.augment.kernels.link import OP, PLAN, RUN, as_f64, as_i64, as_u8, as_u64
-from kitae.augment.kernels.move import copy_bytes
+from kitae.augment.kernels.link import OP, PLAN, PLANES, RUN, as_f64, as_i64, as_u8, as_u64
+from kitae.augment.kernels.move import copy_bytes, planes
 from kitae.augment.kernels.resize import resized_crop, work_bytes
 from kitae.augment.ops import Op
 from kitae.augment.ops.base import ARGS
@@ -199,6 +199,7 @@ class EncodedCrop(_Crop):
     def __call__(self, rows: NDArray[np.int64], index: NDArray[np.int64], seed: int, epoch: int) -> NDArray[np.uint8]:
         """Training images uint8 [b, C, H, W]. Arguments as of `PictureCrop`."""
         plan, resize = _by_address(plan_crop, PLAN), _by_address(resized_crop, OP)
+        to_planes = _by_address(planes, PLANES)
         out = take((len(rows), *self.shape), np.uint8)
 
         def window(place: int, height: int, width: int) -> tuple[int, int, int, int]:
@@ -209,11 +210,12 @@ class EncodedCrop(_Crop):
             return top, left, tall, wide
 
         def use(place: int, pixels: NDArray[np.uint8]) -> None:
-            tall, wide = pixels.shape[1:]
+            tall, wide, channels = pixels.shape
             args = np.array([0, 0, tall, wide, *self.shape[1:]], np.float64)
-            with self._scratch.borrowed(work_bytes(tall, wide, *self.shape[1:]) + 64) as work:
-                target = out[place].ctypes.data
-                resize(pixels.ctypes.data, target, work, args.ctypes.data, self.shape[0], tall, wide)
+            held = (pixels.size + 63) & ~63  # of the window; the work area of the kernel follows
+            with self._scratch.borrowed(held + work_bytes(tall, wide, *self.shape[1:]) + 64) as at:
+                to_planes(pixels.ctypes.data, at, *pixels.strides[:2], channels, tall, wide)
+                resize(at, out[place].ctypes.data, at + held, args.ctypes.data, channels, tall, wide)
 
         self._images.cut(rows, self.shape[1:], window, use, self._threads)
         return out

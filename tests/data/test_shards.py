@@ -39,6 +39,7 @@ from kitae.data.spec import DataSpec
 from kitae.data.store import Store, find_store, open_store
 from kitae.errors import DataError, MissingExtraError
 from kitae.preprocess import decode, windowed
+from kitae.preprocess.pixels import own_memory
 from tests.data.shard_files import encoded, image, pack, samples, shards
 
 
@@ -334,6 +335,30 @@ def test_random_crops_are_those_of_a_store_of_whole_pictures(tmp_path: Path, cac
         assert np.array_equal(part, out[20:23])
 
 
+@pytest.mark.parametrize("mode", ["RGB", "L", "P"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_window_is_the_same_with_a_copy_of_the_image(
+    mode: str, channels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    buffer = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (30, 41, 3), np.uint8)
+    Image.fromarray(noise).convert(mode).save(buffer, "PNG")
+    read = lambda: windowed(buffer.getvalue(), lambda *_: (3, 5, 20, 31), (8, 8), channels)  # noqa: E731
+    viewed = read()
+    monkeypatch.delattr(Image.Image, "__arrow_c_array__", raising=False)
+    copied = read()
+    assert copied.shape == (20, 31, channels)
+    assert np.array_equal(viewed, copied)
+
+
+def test_an_image_in_several_pieces_of_memory_is_copied() -> None:
+    assert own_memory(Image.new("RGB", (5000, 1200))) is None
+    small = own_memory(Image.new("RGB", (50, 12), (1, 2, 3)))
+    assert small is not None
+    assert small.shape == (12, 50, 3)
+    assert (small == (1, 2, 3)).all()
+
+
 def test_a_large_jpeg_is_read_at_reduced_scale_and_looks_the_same() -> None:
     y, x = np.mgrid[0:400, 0:600]
     smooth = np.stack([x * 255 // 600, y * 255 // 400, (x + y) % 256 // 2 + 60], axis=-1).astype(np.uint8)
@@ -352,8 +377,8 @@ def test_a_large_jpeg_is_read_at_reduced_scale_and_looks_the_same() -> None:
         box = (101, 40, 101 + 444, 40 + 320) if not turn else (40, 101, 40 + 320, 101 + 444)
         bounds = (40, 101, 320, 444) if not turn else (101, 40, 444, 320)
         pixels = windowed(buffer.getvalue(), lambda h, w: (window(h, w), bounds)[1], (32, 32), 3)  # noqa: B023
-        assert 2 * 32 <= min(pixels.shape[1:]) <= max(pixels.shape[1:]) <= 444 / 4 + 1
-        out = np.asarray(Image.fromarray(pixels.transpose(1, 2, 0)).resize((32, 32), Image.Resampling.BILINEAR))
+        assert 2 * 32 <= min(pixels.shape[:2]) <= max(pixels.shape[:2]) <= 444 / 4 + 1
+        out = np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).resize((32, 32), Image.Resampling.BILINEAR))
         expected = Image.fromarray(upright).crop(box).resize((32, 32), Image.Resampling.BILINEAR)
         assert asked[-1] == upright.shape[:2]
         assert np.abs(out.astype(int) - np.asarray(expected)).mean() < 2.5

@@ -73,7 +73,7 @@ class Encoded(Prepared):
 
         Args:
             size: (height, width) that windows are to be resized to.
-            use: called with the place in `rows` and the window, uint8 [C, h, w].
+            use: called with the place in `rows` and the window, uint8 [h, w, C].
         """
         rules = self.rules
 

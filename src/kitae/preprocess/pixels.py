@@ -76,6 +76,23 @@ def flatten(
     return (image if turn is None else image.transpose(turn)), highest
 
 
+def own_memory(image: Image.Image) -> NDArray[np.uint8] | None:
+    """The memory of an image of mode L or RGB itself, without a copy: uint8 [H, W, 1 or 3], with gaps between pixels.
+
+    None where it is not in one piece (above 16 MB), or with a Pillow before 11.2.
+    """
+    if not hasattr(image, "__arrow_c_array__"):
+        return None
+    import pyarrow as pa
+
+    try:
+        values = pa.array(image)
+    except ValueError:  # in several pieces
+        return None
+    flat = np.asarray(values if image.mode == "L" else values.flatten())  # of RGB, four bytes a pixel
+    return flat.reshape(image.height, image.width, -1)[:, :, :3]
+
+
 def eight_bits(levels: NDArray[np.uint16], depth: Depth | None) -> tuple[NDArray[np.uint8], int]:
     """The highest 8 of `depth` bits, of [H, W] or [H, W, C], and the highest level. Alpha (C = 2 or 4) has 16 bits."""
     alpha = levels.ndim == 3 and levels.shape[2] in (2, 4)

@@ -16,7 +16,7 @@ from PIL import Image
 
 from kitae.errors import DataError
 from kitae.preprocess.files import list_images, low_bytes, naming, opened, upright_size
-from kitae.preprocess.pixels import flatten, image_of, is_grey_mode, reduced, resized
+from kitae.preprocess.pixels import flatten, image_of, is_grey_mode, own_memory, reduced, resized
 from kitae.preprocess.rules import Depth, PreprocessRules
 
 Encoded: TypeAlias = "bytes | str | Path"  # the content of a file, or its path
@@ -119,7 +119,7 @@ def windowed(
         size: (height, width) that the window will be resized to.
 
     Returns:
-        uint8 [channels, height, width], C-contiguous. Errors are as of `decode`.
+        uint8 [height, width, channels], where possible a view of the decoded image. Errors are as of `decode`.
     """
     with opened(source, name) as image:
         if image.format in _DRAFTS:
@@ -135,11 +135,12 @@ def windowed(
             top, left, tall, wide = window(height, width)
     down, across = flat.height / height, flat.width / width
     first, start = round(top * down), round(left * across)
-    flat = flat.crop((start, first, max(start + 1, round((left + wide) * across)),
-                      max(first + 1, round((top + tall) * down))))  # fmt: skip
+    end, last = max(start + 1, round((left + wide) * across)), max(first + 1, round((top + tall) * down))
     mode = "L" if channels == 1 else "RGB"
-    pixels = np.asarray(flat if flat.mode == mode else flat.convert(mode))
-    return np.ascontiguousarray(pixels[None] if channels == 1 else pixels.transpose(2, 0, 1))
+    if flat.mode == mode and (whole := own_memory(flat)) is not None:
+        return whole[first:last, start:end]
+    flat = flat.crop((start, first, end, last))
+    return np.asarray(flat if flat.mode == mode else flat.convert(mode)).reshape(last - first, end - start, channels)
 
 
 def probe(source: Encoded | NDArray[Any], name: str = "") -> tuple[tuple[int, int], bool]:

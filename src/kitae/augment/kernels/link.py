@@ -23,6 +23,8 @@ OP = types.int64(u8, u8, types.int64, f64, types.int64, types.int64, types.int64
 PLAN = types.void(u64, f64, i64, f64, types.int64, types.int64)
 # The driver: (context, scratch) -> 0
 RUN = types.int64(types.int64, types.int64)
+# Pixels to planes: (source, target, line, pixel, channels, height, width) -> 0
+PLANES = types.int64(*[types.int64] * 7)
 # Sharing it among threads, see `kernels.crew`: (mailbox, context, scratch, most helpers) and (mailbox, scratch, its
 # bytes)
 LEAD = types.int64(types.int64, types.int64, types.int64, types.int64)

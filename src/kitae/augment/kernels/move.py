@@ -72,6 +72,26 @@ def planar(src: Any, dst: Any, work: Any, args: Any, channels: Any, height: Any,
     return 0
 
 
+def planes(source: Any, target: Any, line: Any, pixel: Any, channels: Any, height: Any, width: Any) -> Any:
+    """A window of [H, W, 1, 3 or 4] to [C, height, width]: `line` and `pixel` are the bytes of a row and of a pixel."""
+    size = height * width
+    for y in range(height):
+        row = as_u8(source + y * line)
+        at = target + y * width
+        if pixel == 1:
+            copy_bytes(source + y * line, at, width)
+            continue
+        for c in range(channels):
+            out = as_u8(at + c * size)
+            if pixel == 4:  # constant strides, so that the loops vectorise
+                for x in range(width):
+                    out[x] = row[4 * x + c]
+            else:
+                for x in range(width):
+                    out[x] = row[3 * x + c]
+    return 0
+
+
 def horizontal_flip(src: Any, dst: Any, work: Any, args: Any, channels: Any, height: Any, width: Any) -> Any:
     source = address_of(src)
     target = address_of(dst)
