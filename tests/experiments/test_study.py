@@ -516,6 +516,16 @@ def test_settings_name_every_precision_of_a_study(tmp_path: Path) -> None:
     assert run(tmp_path / "two", spec).settings["precision"] == "fp32 and bf16"
 
 
+def test_settings_name_every_commit_of_a_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, commit = fake_train.FakeRun.environment, "aaa"
+    monkeypatch.setattr(fake_train.FakeRun, "environment", lambda run: {**original(run), "commit": commit})
+    cut(tmp_path / "one", 4)
+    assert run(tmp_path / "one").settings["machine"]["commit"] == "aaa"
+    cut(tmp_path / "two", 4)
+    commit = "bbb"
+    assert run(tmp_path / "two").settings["machine"]["commit"] == ["aaa", "bbb"]
+
+
 def test_processes_give_the_same_files_as_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = make(seeds=[0, 1])
     run(tmp_path / "inline", spec, threads=1)
