@@ -93,13 +93,8 @@ class Design:
 
     @property
     def compared(self) -> tuple[Hashable, ...]:
-        """What each effect compares: the same for a pair that is compared twice, under two names or in reverse."""
+        """What each effect compares: equal for a pair that is compared twice, under two names or in reverse."""
         return self.effects if self.regression else tuple(frozenset((c.plus, c.minus)) for c in self.contrasts)
-
-    @property
-    def comparisons(self) -> int:
-        """The number of effects that are tested if every run finishes."""
-        return len(set(self.compared))
 
     @property
     def effects(self) -> tuple[str, ...]:
@@ -122,7 +117,7 @@ def expand(spec: StudySpec) -> Design:
     """
     labels = {factor: _labels(spec, factor) for factor in spec.factors}
     if spec.design == "compare":
-        variants = tuple(Variant(name, dict(fields)) for name, fields in spec.variants.items())
+        variants = tuple(Variant(name, fields) for name, fields in spec.variants.items())
     else:
         variants = tuple(Variant(name, _at(spec, levels), levels) for name, levels in _rows(spec, labels))
     names = [variant.name for variant in variants]
@@ -300,10 +295,8 @@ def hadamard(order: int) -> NDArray[np.int8]:
 def _jacobsthal(q: int) -> NDArray[np.int8]:
     """Q[i, j] = 1 if j - i is a square modulo the prime q, -1 if not, 0 on the diagonal."""
     squares = {i * i % q for i in range(1, q)}
-    character = np.array([0, *(1 if i in squares else -1 for i in range(1, q))], dtype=np.int8)
-    index = np.arange(q)
-    found: NDArray[np.int8] = character[(index[None, :] - index[:, None]) % q]
-    return found
+    first = [0, *(1 if j in squares else -1 for j in range(1, q))]
+    return np.array([np.roll(first, i) for i in range(q)], dtype=np.int8)
 
 
 def _is_prime(n: int) -> bool:

@@ -383,13 +383,13 @@ def error_factor(design: Design, seeds: int) -> tuple[float, float]:
 def smallest_effect(design: Design, seeds: int, noise: float) -> float | None:
     """The effect that would be shown with 80 % probability, in the unit of `noise`; None without df.
 
-    From the noncentral t distribution, at 5 % divided by the number of the design's effects: what Holm's correction
-    asks of an effect that is the only one.
+    From the noncentral t distribution, at 5 % divided by the number of comparisons: what Holm's correction asks of the
+    only effect there is.
     """
     factor, df = error_factor(design, seeds)
     if df < 1:
         return None
-    critical = float(stats.t.isf((1 - CONFIDENCE) / 2 / design.comparisons, df))
+    critical = float(stats.t.isf((1 - CONFIDENCE) / 2 / len(set(design.compared)), df))
 
     def lacking(effect: float) -> float:
         # The far tail is left out: it adds less than 1e-6 at any effect with 80 % power.
