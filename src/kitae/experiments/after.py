@@ -114,15 +114,16 @@ def check(name: str, settings: Mapping[str, Any]) -> None:
             raise RecipeError(f"after.{name}.{key}: {reason}, not {value!r}") from error
 
 
-def check_number(step: str, number: str) -> None:
+def check_number(step: str, number: str, where: str) -> None:
     """Refuse a number that a built-in step does not return; what your own steps return is known only after a run.
 
     Raises:
-        RecipeError: `STEP.NUMBER` will not exist.
+        RecipeError: `STEP.NUMBER` will not exist; the line begins with `where`.
     """
     names = RESULTS.get(step, (number,))
     if number not in names:
-        raise RecipeError(f"{step} gives no number {number!r}{did_you_mean(number, names)}; valid: {', '.join(names)}")
+        hint = did_you_mean(number, names)
+        raise RecipeError(f"{where}: {step} gives no number {number!r}{hint}; valid: {', '.join(names)}")
 
 
 def of_test(name: str) -> bool:

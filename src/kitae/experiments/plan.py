@@ -106,7 +106,7 @@ class Plan:
             recipe = unit[0].recipe
             epochs = recipe.train.epochs + sum(further_epochs(job.after) for job in unit)
             total += epochs * self.seconds_per_epoch * (recipe.data.limit or self.images) / self.images
-        return total / max(1, min(self.workers, len(self.units)))
+        return total / min(self.workers, len(self.units))
 
     @property
     def noise(self) -> float | None:
@@ -258,12 +258,8 @@ def make_plan(
     design = expand(spec)
     base = base_recipe(spec.base, f"{spec.name}, base")
     for where, number in spec.wanted:
-        step = step_of(number, spec.after)
-        if step is not None:
-            try:
-                check_number(step, number.removeprefix(f"{step}."))
-            except RecipeError as error:
-                raise RecipeError(f"{spec.name}, {where}: {error}") from error
+        if (step := step_of(number, spec.after)) is not None:
+            check_number(step, number.removeprefix(f"{step}."), f"{spec.name}, {where}")
     resolved: dict[str, Resolved] = {}
     for variant in design.variants:
         recipe, after = resolve(base, spec, variant.overrides, where=f"{spec.name}, variant {variant.name!r}")
