@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
-from rich.cells import cell_len
+from rich.cells import cell_len, set_cell_size
 
 from kitae.console import decimals, plural
 from kitae.experiments.design import Design
@@ -167,11 +167,8 @@ def runs_lines(runs: pd.DataFrame, heading: str) -> list[str]:
 
 def columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Aligned text, left-justified. Wide characters count as two."""
-    table = [list(header), *(list(row) for row in rows)]
-    widths = [max(cell_len(row[place]) for row in table) for place in range(len(header))]
-    lines = []
-    for row in table:
-        cells = [cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True)]
-        lines.append("  ".join(cells).rstrip())
+    table = [header, *rows]
+    widths = [max(map(cell_len, column)) for column in zip(*table, strict=True)]
+    lines = ["  ".join(map(set_cell_size, row, widths)).rstrip() for row in table]
     lines.insert(1, "  ".join("-" * width for width in widths))
     return "\n".join(lines)
