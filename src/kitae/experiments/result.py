@@ -197,7 +197,7 @@ class StudyResult:
             wording.variants_table(self._variants(), list(self.analyses)),
             "",
             wording.effects_table(main.effects),
-            wording.noise_line(main.noise, spec.metric, ratio=any(effect.ratio for effect in main.effects)),
+            wording.noise_line(main),
             *(["", wording.aliases_text(self.design)] if self.design.aliases else []),
             "",
             *self.sentences,
