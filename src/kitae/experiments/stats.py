@@ -39,9 +39,6 @@ CONFIDENCE = 0.95
 UNEVEN = 0.05  # level of the test whether a variant scatters more than the others
 _ROUNDING = 1e-10  # of the largest value: anything smaller comes from arithmetic, not from runs
 
-Kind = Literal["difference", "main", "interaction"]
-Covers = Literal["seeds", "seeds and test images"]
-
 
 @dataclass(frozen=True)
 class Effect:
@@ -65,7 +62,7 @@ class Effect:
 
     name: str
     metric: str
-    kind: Kind
+    kind: Literal["difference", "main", "interaction"]
     estimate: float = math.nan
     low: float = math.nan
     high: float = math.nan
@@ -75,7 +72,7 @@ class Effect:
     df: float = 0
     pairs: int = 0
     ratio: bool = False
-    covers: Covers = "seeds"
+    covers: Literal["seeds", "seeds and test images"] = "seeds"
     uneven: bool = False
 
     @property
