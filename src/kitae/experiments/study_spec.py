@@ -19,6 +19,7 @@ A field is a recipe field, as `--set` takes it. Two kinds of field are special:
 from __future__ import annotations
 
 import itertools
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -309,7 +310,7 @@ class StudySpec(Spec):
         content = with_overrides(shrink(content) if tiny else content, overrides)
         base = content.get("base")
         if isinstance(base, str):  # a file is included whole, so that the study no longer depends on it
-            file = next((place for place in (path.parent / base, Path(base)) if place.is_file()), None)
+            file = next((place for place in (path.parent / base, Path(base)) if os.path.isfile(place)), None)
             if file is not None:
                 content["base"] = parse_yaml(*read_text(file))[0]
         from_recipe = content.get("factors") == "recipe" or isinstance(content.get("factors"), list)
@@ -350,12 +351,11 @@ def find(source: str | Path) -> Path:
     Raises:
         RecipeError: there is none.
     """
-    path, named = Path(source), SHIPPED / f"{source}.yaml"
-    if path.is_file():
+    path, names = Path(source), shipped()
+    if os.path.isfile(path):  # `Path.is_file` raises an error where a name is too long
         return path
-    if "/" not in str(source) and named.is_file():
-        return named
-    names = shipped()
+    if str(source) in names:
+        return SHIPPED / f"{source}.yaml"
     hint = did_you_mean(str(source), names)
     raise RecipeError(f"{source}: no such study file{hint}; shipped studies: {', '.join(names)}")
 
