@@ -237,12 +237,15 @@ def plackett_burman(factors: int, *, foldover: bool = False) -> NDArray[np.int8]
 
 def _aliasing(design: NDArray[np.int8]) -> float:
     """Sum of squared correlations between main effects and two-factor interactions."""
-    x = design.astype(np.float64)
-    pairs = [x[:, i] * x[:, j] for i, j in itertools.combinations(range(x.shape[1]), 2)]
-    if not pairs:
-        return 0.0
     # Rounded, so that the first of equally good choices wins regardless of the last bit of a sum.
-    return round(float(((x.T @ np.stack(pairs, axis=1) / len(x)) ** 2).sum()), 6)
+    return round(float((_correlations(design) ** 2).sum()), 6)
+
+
+def _correlations(design: NDArray[np.int8]) -> NDArray[np.float64]:
+    """Of each main effect with each two-factor interaction: float64 [factors, pairs]; pairs as of `combinations`."""
+    x = design.astype(np.float64)
+    first, second = np.triu_indices(x.shape[1], k=1)
+    return x.T @ (x[:, first] * x[:, second]) / len(x)
 
 
 def alias_table(design: NDArray[np.int8], names: tuple[str, ...]) -> dict[str, dict[tuple[str, str], float]]:
@@ -251,15 +254,11 @@ def alias_table(design: NDArray[np.int8], names: tuple[str, ...]) -> dict[str, d
     The effect estimated for a factor is its own plus the sum of coefficient x interaction of a and b, where the
     interaction is half the difference between a's effect with b on and with b off. Coefficients of 0 are omitted.
     """
-    x = design.astype(np.float64)
+    pairs = list(itertools.combinations(names, 2))
     table: dict[str, dict[tuple[str, str], float]] = {}
-    for k, name in enumerate(names):
-        row: dict[tuple[str, str], float] = {}
-        for i, j in itertools.combinations(range(len(names)), 2):
-            coefficient = float((x[:, k] * x[:, i] * x[:, j]).mean())
-            if abs(coefficient) > 1e-9 and k not in (i, j):
-                row[(names[i], names[j])] = round(coefficient, 6)
-        table[name] = row
+    for name, row in zip(names, _correlations(design), strict=True):
+        aliased = ((pair, float(c)) for pair, c in zip(pairs, row, strict=True) if name not in pair)
+        table[name] = {pair: round(c, 6) for pair, c in aliased if abs(c) > 1e-9}
     return table
 
 
