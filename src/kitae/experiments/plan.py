@@ -24,7 +24,6 @@ from kitae.experiments.wording import aliases_text
 from kitae.files import plain
 from kitae.recipe import OPS_BY_NAME, Recipe, assignments
 
-Measure = Callable[[Recipe], Mapping[str, Any]]
 Resolved = tuple[Recipe, dict[str, dict[str, Any]]]
 """A recipe, and the settings of the steps after training."""
 
@@ -240,7 +239,7 @@ def make_plan(
     precision: str | None = None,
     images: int | None = None,
     judged: int | None = None,
-    measure: Measure | None = None,
+    measure: Callable[[Recipe], Mapping[str, Any]] | None = None,
 ) -> Plan:
     """Resolve every run of a study. Anything wrong with its recipes is found here, before training starts.
 
