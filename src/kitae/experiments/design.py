@@ -65,7 +65,6 @@ class Design:
     """What to run and what to estimate.
 
     Attributes:
-        kind: the design's name.
         variants: in running order; names are unique.
         reference: the variant whose noise is shown beside the effects.
         contrasts: the effects of compare, sweep, one_out and one_in; empty for factorial and screening, whose effects

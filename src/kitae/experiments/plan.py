@@ -41,7 +41,6 @@ class Job:
     """One run of a study.
 
     Attributes:
-        variant, seed: which.
         recipe: resolved, with the seed, without early stopping, and with the study's precision and threads.
         after: step -> settings, run after training.
         name: of its folder and files under runs/.

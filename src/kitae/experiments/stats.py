@@ -46,17 +46,14 @@ class Effect:
 
     Attributes:
         name: of the variant, factor (`factor=level` beyond two levels), interaction (`a x b`) or contrast.
-        metric: the number compared.
         kind: `difference` of two variants, `main` effect, or `interaction` (of two factors at two levels: half the
             difference between the effect of one with the other on and off).
-        estimate: points, or a factor.
         low, high: 95 % interval; NaN without degrees of freedom.
         p, p_holm: p-values of no effect, before and after Holm's correction over the metric's effects.
         standard_error: of the estimate (of its logarithm if `ratio`).
         df: degrees of freedom of the noise.
         pairs: seeds in which both variants finished; for main effects, the runs that informed it.
         ratio: the effect is a factor, and 1 means none.
-        covers: what the interval covers.
         uneven: one of the two variants scatters more than the others, so the interval is from their pairs alone.
     """
 
