@@ -110,8 +110,7 @@ class Plan:
     def noise(self) -> float | None:
         """Standard deviation between runs, as `StudySpec.noise`; None if nothing is known about it.
 
-        What is assumed in points is larger with few images: below 2,000 the images on which runs disagree by chance
-        decide.
+        The value assumed for points grows below 2,000 images, where images on which runs disagree by chance dominate.
         """
         if self.spec.noise is not None or metric(self.spec.metric).unit != "points":
             return self.spec.noise
@@ -318,7 +317,7 @@ def resolve(base: Recipe, spec: StudySpec, overrides: Mapping[str, Any], where: 
         raise RecipeError(f"{where}: {str(error).removeprefix('--set: ').removeprefix('--set ')}") from error
     if recipe.data.whole:
         raise RecipeError(f"{where}: data.folds: a study compares runs that have a validation split; set it to null")
-    # Last, whatever base and overrides set. What the minutes of a run changed while it trained is no part of a study.
+    # Last, whatever base and overrides set. A length that was recut to fit minutes becomes the planned length.
     return with_train(recipe.model_copy(update={"train": recipe.train.straightened()}), early_stopping=None), after
 
 
