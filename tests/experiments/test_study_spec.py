@@ -231,8 +231,9 @@ def test_a_date_in_a_study_is_text() -> None:
 
 
 def test_a_missing_study_names_the_nearest() -> None:
-    with pytest.raises(RecipeError, match="no such study file"):
-        find("no-such-thing-at-all")
+    for name in ("no-such-thing-at-all", "x" * 300):
+        with pytest.raises(RecipeError, match="no such study file"):
+            find(name)
     name = shipped()[0]
     with pytest.raises(RecipeError, match=f"did you mean {name}"):
         find(name + "x")

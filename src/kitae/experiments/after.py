@@ -114,15 +114,16 @@ def check(name: str, settings: Mapping[str, Any]) -> None:
             raise RecipeError(f"after.{name}.{key}: {reason}, not {value!r}") from error
 
 
-def check_number(step: str, number: str) -> None:
+def check_number(step: str, number: str, where: str) -> None:
     """Refuse a number that a built-in step does not return; what your own steps return is known only after a run.
 
     Raises:
-        RecipeError: `STEP.NUMBER` will not exist.
+        RecipeError: `STEP.NUMBER` will not exist; the line begins with `where`.
     """
     names = RESULTS.get(step, (number,))
     if number not in names:
-        raise RecipeError(f"{step} gives no number {number!r}{did_you_mean(number, names)}; valid: {', '.join(names)}")
+        hint = did_you_mean(number, names)
+        raise RecipeError(f"{where}: {step} gives no number {number!r}{hint}; valid: {', '.join(names)}")
 
 
 def of_test(name: str) -> bool:
@@ -178,7 +179,7 @@ def prune(
     if ratio:
         reestimate_batchnorm(model, batches)
     if epochs:
-        # The same for every ratio, so that they differ only in it, but not the seed of the training.
+        # Not the seed of the training, but the same for every ratio, so that only the ratio differs.
         seed = keyed.derive_seed(run.recipe.train.seed, 0, 0, keyed.SLOT_TUNING) & 0xFFFFFFFF
         model = setup.recover(model, epochs=epochs, seed=seed, after_step=hold)
     counts = count(model)
@@ -227,7 +228,7 @@ def robustness(run: Run, folder: Path, *, images: Annotated[int, Field(ge=1)] = 
         for name, (_, severities, *_) in CORRUPTIONS.items()
     }
     groups = {kind: [accuracies[name] for name, row in CORRUPTIONS.items() if row[0] == kind] for kind in _KINDS}
-    # `noise` and `occlusion` are also names of corruptions; as numbers they are the whole kind.
+    # As numbers, `noise` and `occlusion` are means of the whole kind, not of the corruption with that name.
     means = {"mean": list(accuracies.values()), **groups}
     numbers = accuracies | {name: float(np.mean(values)) for name, values in means.items()}
     return {f"{name}_accuracy": value for name, value in numbers.items()}

@@ -65,7 +65,6 @@ class Design:
     """What to run and what to estimate.
 
     Attributes:
-        kind: the design's name.
         variants: in running order; names are unique.
         reference: the variant whose noise is shown beside the effects.
         contrasts: the effects of compare, sweep, one_out and one_in; empty for factorial and screening, whose effects
@@ -93,13 +92,8 @@ class Design:
 
     @property
     def compared(self) -> tuple[Hashable, ...]:
-        """What each effect compares: the same for a pair that is compared twice, under two names or in reverse."""
+        """What each effect compares: equal for a pair that is compared twice, under two names or in reverse."""
         return self.effects if self.regression else tuple(frozenset((c.plus, c.minus)) for c in self.contrasts)
-
-    @property
-    def comparisons(self) -> int:
-        """The number of effects that are tested if every run finishes."""
-        return len(set(self.compared))
 
     @property
     def effects(self) -> tuple[str, ...]:
@@ -122,7 +116,7 @@ def expand(spec: StudySpec) -> Design:
     """
     labels = {factor: _labels(spec, factor) for factor in spec.factors}
     if spec.design == "compare":
-        variants = tuple(Variant(name, dict(fields)) for name, fields in spec.variants.items())
+        variants = tuple(Variant(name, fields) for name, fields in spec.variants.items())
     else:
         variants = tuple(Variant(name, _at(spec, levels), levels) for name, levels in _rows(spec, labels))
     names = [variant.name for variant in variants]
@@ -242,12 +236,15 @@ def plackett_burman(factors: int, *, foldover: bool = False) -> NDArray[np.int8]
 
 def _aliasing(design: NDArray[np.int8]) -> float:
     """Sum of squared correlations between main effects and two-factor interactions."""
-    x = design.astype(np.float64)
-    pairs = [x[:, i] * x[:, j] for i, j in itertools.combinations(range(x.shape[1]), 2)]
-    if not pairs:
-        return 0.0
     # Rounded, so that the first of equally good choices wins regardless of the last bit of a sum.
-    return round(float(((x.T @ np.stack(pairs, axis=1) / len(x)) ** 2).sum()), 6)
+    return round(float((_correlations(design) ** 2).sum()), 6)
+
+
+def _correlations(design: NDArray[np.int8]) -> NDArray[np.float64]:
+    """Of each main effect with each two-factor interaction: float64 [factors, pairs]; pairs as of `combinations`."""
+    x = design.astype(np.float64)
+    first, second = np.triu_indices(x.shape[1], k=1)
+    return x.T @ (x[:, first] * x[:, second]) / len(x)
 
 
 def alias_table(design: NDArray[np.int8], names: tuple[str, ...]) -> dict[str, dict[tuple[str, str], float]]:
@@ -256,15 +253,11 @@ def alias_table(design: NDArray[np.int8], names: tuple[str, ...]) -> dict[str, d
     The effect estimated for a factor is its own plus the sum of coefficient x interaction of a and b, where the
     interaction is half the difference between a's effect with b on and with b off. Coefficients of 0 are omitted.
     """
-    x = design.astype(np.float64)
+    pairs = list(itertools.combinations(names, 2))
     table: dict[str, dict[tuple[str, str], float]] = {}
-    for k, name in enumerate(names):
-        row: dict[tuple[str, str], float] = {}
-        for i, j in itertools.combinations(range(len(names)), 2):
-            coefficient = float((x[:, k] * x[:, i] * x[:, j]).mean())
-            if abs(coefficient) > 1e-9 and k not in (i, j):
-                row[(names[i], names[j])] = round(coefficient, 6)
-        table[name] = row
+    for name, row in zip(names, _correlations(design), strict=True):
+        aliased = ((pair, float(c)) for pair, c in zip(pairs, row, strict=True) if name not in pair)
+        table[name] = {pair: round(c, 6) for pair, c in aliased if abs(c) > 1e-9}
     return table
 
 
@@ -300,10 +293,8 @@ def hadamard(order: int) -> NDArray[np.int8]:
 def _jacobsthal(q: int) -> NDArray[np.int8]:
     """Q[i, j] = 1 if j - i is a square modulo the prime q, -1 if not, 0 on the diagonal."""
     squares = {i * i % q for i in range(1, q)}
-    character = np.array([0, *(1 if i in squares else -1 for i in range(1, q))], dtype=np.int8)
-    index = np.arange(q)
-    found: NDArray[np.int8] = character[(index[None, :] - index[:, None]) % q]
-    return found
+    first = [0, *(1 if j in squares else -1 for j in range(1, q))]
+    return np.array([np.roll(first, i) for i in range(q)], dtype=np.int8)
 
 
 def _is_prime(n: int) -> bool:

@@ -45,7 +45,6 @@ class Inline:
     """One run after another in this process."""
 
     def outcomes(self, units: Sequence[Unit]) -> Iterator[Outcome]:
-        """See `Executor`."""
         for unit in units:
             yield from execute(unit)
 
@@ -62,7 +61,6 @@ class LocalProcesses:
         self.workers, self.retries = workers, retries
 
     def outcomes(self, units: Sequence[Unit]) -> Iterator[Outcome]:
-        """See `Executor`."""
         stop = threading.Event()
         with ThreadPoolExecutor(self.workers) as pool:
             futures = [pool.submit(run_in_process, unit, self.retries, stop) for unit in units]
@@ -97,7 +95,6 @@ class RayCluster:
         self.address, self.gpus, self.retries = address, gpus, retries
 
     def outcomes(self, units: Sequence[Unit]) -> Iterator[Outcome]:
-        """See `Executor`."""
         ray = require("ray", "cluster")
         if not ray.is_initialized():
             ray.init(address=self.address, log_to_driver=False, include_dashboard=False)

@@ -47,7 +47,7 @@ STUDY_FOLDER = Owned(
     first=STUDY,
 )
 ANOTHER_OUT = "choose another --out, or --overwrite"
-# The columns of runs.parquet that are no numbers of a run.
+# The columns of runs.parquet that hold no number of a run.
 COLUMNS = ("variant", "seed", "status", "error", "run", "fingerprint", "epochs", "correct", "machine", "store")
 
 

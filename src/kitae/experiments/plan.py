@@ -24,7 +24,6 @@ from kitae.experiments.wording import aliases_text
 from kitae.files import plain
 from kitae.recipe import OPS_BY_NAME, Recipe, assignments
 
-Measure = Callable[[Recipe], Mapping[str, Any]]
 Resolved = tuple[Recipe, dict[str, dict[str, Any]]]
 """A recipe, and the settings of the steps after training."""
 
@@ -42,7 +41,6 @@ class Job:
     """One run of a study.
 
     Attributes:
-        variant, seed: which.
         recipe: resolved, with the seed, without early stopping, and with the study's precision and threads.
         after: step -> settings, run after training.
         name: of its folder and files under runs/.
@@ -106,14 +104,13 @@ class Plan:
             recipe = unit[0].recipe
             epochs = recipe.train.epochs + sum(further_epochs(job.after) for job in unit)
             total += epochs * self.seconds_per_epoch * (recipe.data.limit or self.images) / self.images
-        return total / max(1, min(self.workers, len(self.units)))
+        return total / min(self.workers, len(self.units))
 
     @property
     def noise(self) -> float | None:
         """Standard deviation between runs, as `StudySpec.noise`; None if nothing is known about it.
 
-        What is assumed in points is larger with few images: below 2,000 the images on which runs disagree by chance
-        decide.
+        The value assumed for points grows below 2,000 images, where images on which runs disagree by chance dominate.
         """
         if self.spec.noise is not None or metric(self.spec.metric).unit != "points":
             return self.spec.noise
@@ -240,7 +237,7 @@ def make_plan(
     precision: str | None = None,
     images: int | None = None,
     judged: int | None = None,
-    measure: Measure | None = None,
+    measure: Callable[[Recipe], Mapping[str, Any]] | None = None,
 ) -> Plan:
     """Resolve every run of a study. Anything wrong with its recipes is found here, before training starts.
 
@@ -258,12 +255,8 @@ def make_plan(
     design = expand(spec)
     base = base_recipe(spec.base, f"{spec.name}, base")
     for where, number in spec.wanted:
-        step = step_of(number, spec.after)
-        if step is not None:
-            try:
-                check_number(step, number.removeprefix(f"{step}."))
-            except RecipeError as error:
-                raise RecipeError(f"{spec.name}, {where}: {error}") from error
+        if (step := step_of(number, spec.after)) is not None:
+            check_number(step, number.removeprefix(f"{step}."), f"{spec.name}, {where}")
     resolved: dict[str, Resolved] = {}
     for variant in design.variants:
         recipe, after = resolve(base, spec, variant.overrides, where=f"{spec.name}, variant {variant.name!r}")
@@ -324,7 +317,7 @@ def resolve(base: Recipe, spec: StudySpec, overrides: Mapping[str, Any], where: 
         raise RecipeError(f"{where}: {str(error).removeprefix('--set: ').removeprefix('--set ')}") from error
     if recipe.data.whole:
         raise RecipeError(f"{where}: data.folds: a study compares runs that have a validation split; set it to null")
-    # Last, whatever base and overrides set. What the minutes of a run changed while it trained is no part of a study.
+    # Last, whatever base and overrides set. A length that was recut to fit minutes becomes the planned length.
     return with_train(recipe.model_copy(update={"train": recipe.train.straightened()}), early_stopping=None), after
 
 
@@ -383,13 +376,13 @@ def error_factor(design: Design, seeds: int) -> tuple[float, float]:
 def smallest_effect(design: Design, seeds: int, noise: float) -> float | None:
     """The effect that would be shown with 80 % probability, in the unit of `noise`; None without df.
 
-    From the noncentral t distribution, at 5 % divided by the number of the design's effects: what Holm's correction
-    asks of an effect that is the only one.
+    From the noncentral t distribution, at 5 % divided by the number of comparisons: what Holm's correction asks of the
+    only effect there is.
     """
     factor, df = error_factor(design, seeds)
     if df < 1:
         return None
-    critical = float(stats.t.isf((1 - CONFIDENCE) / 2 / design.comparisons, df))
+    critical = float(stats.t.isf((1 - CONFIDENCE) / 2 / len(set(design.compared)), df))
 
     def lacking(effect: float) -> float:
         # The far tail is left out: it adds less than 1e-6 at any effect with 80 % power.

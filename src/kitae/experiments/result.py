@@ -103,13 +103,8 @@ class StudyResult:
     @property
     def effects(self) -> pd.DataFrame:
         """A row per effect and metric; columns as the fields of `stats.Effect`, and a sentence."""
-        return pd.DataFrame(
-            [
-                {**asdict(effect), "shown": effect.shown, "words": self._sentence(effect)}
-                for analysis in self.analyses.values()
-                for effect in analysis.effects
-            ]
-        )
+        effects = [effect for analysis in self.analyses.values() for effect in analysis.effects]
+        return pd.DataFrame([{**asdict(e), "shown": e.shown, "words": self._sentence(e)} for e in effects])
 
     @property
     def failed(self) -> pd.DataFrame:
@@ -163,8 +158,7 @@ class StudyResult:
         return views.block(title, [*about, *self.notes], columns, rows)
 
     def _sentence(self, effect: Effect) -> str:
-        has = effect.metric in self.finished and self.finished[effect.metric].notna().any()
-        if len(self.finished) and not has:
+        if len(self.finished) and not self.analyses[effect.metric].runs:
             return f"{effect.name}: nothing can be said: no finished run has a value of {effect.metric}"
         return wording.sentence(effect, len(self.spec.seeds), len(self.runs))
 
@@ -203,7 +197,7 @@ class StudyResult:
             wording.variants_table(self._variants(), list(self.analyses)),
             "",
             wording.effects_table(main.effects),
-            wording.noise_line(main.noise, spec.metric, ratio=any(effect.ratio for effect in main.effects)),
+            wording.noise_line(main),
             *(["", wording.aliases_text(self.design)] if self.design.aliases else []),
             "",
             *self.sentences,
@@ -222,34 +216,32 @@ class StudyResult:
 
     def data(self) -> dict[str, Any]:
         """What effects.json holds; plain values."""
-        content: dict[str, Any] = plain(
-            {
-                "format": FORMAT,
-                "name": self.spec.name,
-                "about": self.spec.about,
-                "design": self.spec.design,
-                "metric": self.spec.metric,
-                "cover": self.spec.cover,
-                "seeds": self.spec.seeds,
-                "added": self.added,
-                "settings": self.settings,
-                "runs": {
-                    "planned": len(self.runs), "finished": len(self.finished),
-                    "failed": self.failed.to_dict(orient="records"),
-                },
-                "analyses": {name: _analysis(analysis) for name, analysis in self.analyses.items()},
-                "sentences": [*self.sentences, *self.notes],
-                "claims": self.claims,
-                "variants": self._variants(),
-                "curves": self._curves(),
-                "levels": {v.name: v.levels for v in self.design.variants},
-                "factors": self.design.factors,
-                "numeric": [name for name in self.design.factors if _is_numeric(self.spec, name)],
-                "aliases": {
-                    name: [[a, b, c] for (a, b), c in row.items()] for name, row in self.design.aliases.items()
-                },
-            }
-        )  # fmt: skip
+        content: dict[str, Any] = plain({
+            "format": FORMAT,
+            "name": self.spec.name,
+            "about": self.spec.about,
+            "design": self.spec.design,
+            "metric": self.spec.metric,
+            "cover": self.spec.cover,
+            "seeds": self.spec.seeds,
+            "added": self.added,
+            "settings": self.settings,
+            "runs": {
+                "planned": len(self.runs), "finished": len(self.finished),
+                "failed": self.failed.to_dict(orient="records"),
+            },
+            "analyses": {name: _analysis(analysis) for name, analysis in self.analyses.items()},
+            "sentences": [*self.sentences, *self.notes],
+            "claims": self.claims,
+            "variants": self._variants(),
+            "curves": self._curves(),
+            "levels": {v.name: v.levels for v in self.design.variants},
+            "factors": self.design.factors,
+            "numeric": [name for name in self.design.factors if _is_numeric(self.spec, name)],
+            "aliases": {
+                name: [[a, b, c] for (a, b), c in row.items()] for name, row in self.design.aliases.items()
+            },
+        })  # fmt: skip
         return content
 
     def write(self) -> None:
@@ -270,9 +262,7 @@ class StudyResult:
                     "sd": float(values.std(ddof=1)) if len(values) > 1 else None,
                     "values": values.tolist(),
                 }
-            rows.append(
-                {"name": variant.name, "runs": len(own), "overrides": dict(variant.overrides), "numbers": numbers}
-            )
+            rows.append({"name": variant.name, "runs": len(own), "overrides": variant.overrides, "numbers": numbers})
         return rows
 
     def _curves(self) -> dict[str, dict[str, Any]]:

@@ -224,10 +224,9 @@ def search(
 
 def _shortened(recipe: Recipe, epochs: int, full: int) -> Recipe:
     """The recipe with a different number of epochs; warm-up keeps its share of the run."""
-    warm_up = recipe.train.schedule.warmup_epochs * epochs / full
-    schedule = recipe.train.schedule.model_copy(update={"warmup_epochs": warm_up})
-    train = recipe.train.lasting(epochs).model_copy(update={"schedule": schedule, "early_stopping": None})
-    return recipe.model_copy(update={"train": train})
+    schedule = recipe.train.schedule
+    warm_up = schedule.warmup_epochs * epochs / full
+    return with_train(recipe, epochs=epochs, schedule=schedule.model_copy(update={"warmup_epochs": warm_up}))
 
 
 def _climb(

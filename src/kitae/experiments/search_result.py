@@ -24,9 +24,6 @@ SEARCH = SIGNS["search"]
 FORMAT = 1
 """Of search.json."""
 
-Rung = tuple[int, float, float | None]
-"""Epochs, validation score (by the search's metric) and validation loss of an arm's run."""
-
 
 @dataclass(frozen=True)
 class Arm:
@@ -34,7 +31,7 @@ class Arm:
 
     Attributes:
         name: of the preset, or `searched NUMBER`.
-        rungs: of each length that it was trained to.
+        rungs: epochs, validation score (by the search's metric) and validation loss of its run of each length.
         state: `complete` (trained to the full length), `pruned`, or `failed`.
     """
 
@@ -42,7 +39,7 @@ class Arm:
     name: str
     point: Parameters
     recipe: Recipe
-    rungs: tuple[Rung, ...]
+    rungs: tuple[tuple[int, float, float | None], ...]
     state: str
 
     @property

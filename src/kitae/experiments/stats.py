@@ -39,9 +39,6 @@ CONFIDENCE = 0.95
 UNEVEN = 0.05  # level of the test whether a variant scatters more than the others
 _ROUNDING = 1e-10  # of the largest value: anything smaller comes from arithmetic, not from runs
 
-Kind = Literal["difference", "main", "interaction"]
-Covers = Literal["seeds", "seeds and test images"]
-
 
 @dataclass(frozen=True)
 class Effect:
@@ -49,23 +46,20 @@ class Effect:
 
     Attributes:
         name: of the variant, factor (`factor=level` beyond two levels), interaction (`a x b`) or contrast.
-        metric: the number compared.
         kind: `difference` of two variants, `main` effect, or `interaction` (of two factors at two levels: half the
             difference between the effect of one with the other on and off).
-        estimate: points, or a factor.
         low, high: 95 % interval; NaN without degrees of freedom.
         p, p_holm: p-values of no effect, before and after Holm's correction over the metric's effects.
         standard_error: of the estimate (of its logarithm if `ratio`).
         df: degrees of freedom of the noise.
         pairs: seeds in which both variants finished; for main effects, the runs that informed it.
         ratio: the effect is a factor, and 1 means none.
-        covers: what the interval covers.
         uneven: one of the two variants scatters more than the others, so the interval is from their pairs alone.
     """
 
     name: str
     metric: str
-    kind: Kind
+    kind: Literal["difference", "main", "interaction"]
     estimate: float = math.nan
     low: float = math.nan
     high: float = math.nan
@@ -75,7 +69,7 @@ class Effect:
     df: float = 0
     pairs: int = 0
     ratio: bool = False
-    covers: Covers = "seeds"
+    covers: Literal["seeds", "seeds and test images"] = "seeds"
     uneven: bool = False
 
     @property
@@ -138,10 +132,8 @@ def analyse(
         The effects in the design's order. Effects that the finished runs do not determine are NaN.
     """
     shown = metric(name)
-    table = (
-        runs.loc[runs[name].notna(), ["variant", "seed", name]] if name in runs else runs.iloc[:0][["variant", "seed"]]
-    )
-    values = table[name].to_numpy(dtype=np.float64) * shown.scale if len(table) else np.empty(0)
+    table = runs.reindex(columns=["variant", "seed", name]).dropna(subset=[name])
+    values = table[name].to_numpy(dtype=np.float64) * shown.scale
     ratio = shown.ratio and bool((values > 0).all())
     variants, seeds = table["variant"].to_numpy(), table["seed"].to_numpy()
     fit = _Blocks(np.log(values) if ratio else values, variants, seeds)
@@ -153,7 +145,7 @@ def analyse(
         raw, residual = _regression(fit, design, name)
     else:
         raw = _differences(fit, design, name, negligible)
-        if correct and not ratio and name == "test.accuracy":
+        if correct and name == "test.accuracy":
             raw = [_with_images(e, pair, seeds, correct) for e, pair in zip(raw, design.contrasts, strict=True)]
     coarse = shown.unit == "points"
     effects = _holm([_finish(effect, ratio, negligible, coarse) for effect in raw], design.compared)
@@ -278,9 +270,7 @@ def _differences(fit: _Blocks, design: Design, name: str, negligible: float) -> 
         noise = with_reference if design.reference in (plus, minus) else others
         pairs = fit.pairs(plus, minus)
         error = math.sqrt(noise.value * unit)
-        raw = Effect(
-            contrast.name, name, "difference", estimate, standard_error=error, df=noise.df, pairs=len(pairs)
-        )  # fmt: skip
+        raw = Effect(contrast.name, name, "difference", estimate, standard_error=error, df=noise.df, pairs=len(pairs))
         found.append(_own_interval(raw, pairs) if {plus, minus} & scattering else raw)
     return found
 
@@ -402,9 +392,7 @@ def _finish(raw: Effect, ratio: bool, negligible: float, coarse: bool) -> Effect
         if error > 0:
             p = float(2 * special.stdtr(raw.df, -abs(estimate) / error))
     back = math.exp if ratio else float
-    return replace(
-        raw, estimate=back(estimate), low=back(low), high=back(high), p=p, standard_error=error, ratio=ratio
-    )  # fmt: skip
+    return replace(raw, estimate=back(estimate), low=back(low), high=back(high), p=p, standard_error=error, ratio=ratio)
 
 
 def _holm(effects: list[Effect], comparisons: Sequence[object]) -> list[Effect]:

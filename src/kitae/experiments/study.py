@@ -39,8 +39,6 @@ TRAIN = "kitae.pipelines.train:train"
 TRAIN_WITHOUT_TEST = "kitae.pipelines.train:train_without_test"
 MEASURE = "kitae.pipelines.bench:estimate"
 
-Report = Callable[[str], None]
-
 
 def plan_study(
     spec: StudySpec | str | Path, *overrides: str, tiny: bool = False, workers: int = 1, threads: int | None = None,
@@ -53,7 +51,8 @@ def plan_study(
         workers, threads: as in `study`.
         measure: the function that times a few steps, as module:function; None skips the estimate of time.
     """
-    return _plan(_spec(spec, overrides, tiny), workers, threads_each(threads, workers), measure)
+    asked, each = _spec(spec, overrides, tiny), threads_each(threads, workers)
+    return make_plan(asked, workers=workers, threads=each, measure=None if measure is None else function(measure))
 
 
 def study(
@@ -65,7 +64,7 @@ def study(
     threads: int | None = None,
     executor: Executor | None = None,
     overwrite: bool = False,
-    report: Report | None = None,
+    report: Callable[[str], None] | None = None,
     train: str | None = None,
     measure: str | None = MEASURE,
 ) -> StudyResult:
@@ -135,17 +134,13 @@ def _spec(spec: StudySpec | str | Path, overrides: Sequence[str], tiny: bool) ->
     return StudySpec.parse(with_overrides(spec.dump(), tuple(overrides))) if overrides else spec
 
 
-def _plan(spec: StudySpec, workers: int, threads: int, measure: str | None) -> Plan:
-    return make_plan(spec, workers=workers, threads=threads, measure=None if measure is None else function(measure))
-
-
 def _written_plan(
     folder: Path, spec: StudySpec, workers: int, threads: int, measure: str | None, overwrite: bool
 ) -> tuple[Plan, dict[str, Any]]:
     """The plan as written down before the first run, and what study.yaml says; written now if there is none."""
     content = None if overwrite else read_study(folder)
     if content is None:
-        plan = _plan(spec, workers, threads, measure)
+        plan = plan_study(spec, workers=workers, threads=threads, measure=measure)
         STUDY_FOLDER.remove(folder)  # only now: a mistake in the new study must not cost the old one
         return plan, write_study(folder, plan)
     before = content["study"]["seeds"]

@@ -19,6 +19,7 @@ A field is a recipe field, as `--set` takes it. Two kinds of field are special:
 from __future__ import annotations
 
 import itertools
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,7 +38,7 @@ from kitae.recipe import Recipe, assignment, assignments, explain, parse, parse_
 from kitae.spec import Spec
 
 DesignName = Literal["compare", "sweep", "one_out", "one_in", "factorial", "screening"]
-# Fields that are for some designs only.
+# Fields that only some designs take.
 _BELONGS = {
     "factors": ("sweep", "one_out", "one_in", "factorial", "screening"),
     "variants": ("compare",),
@@ -84,7 +85,7 @@ def _list(value: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """As study.yaml has it: a date of YAML is text."""
+    """The value as study.yaml stores it: a date becomes text."""
     return to_jsonable_python(value, fallback=plain)
 
 
@@ -195,7 +196,7 @@ class StudySpec(Spec):
     def _consistent(self) -> StudySpec:
         if not self.seeds:
             raise ValueError("seeds: at least one is needed, three or more for a useful interval")
-        if len(dict.fromkeys(self.seeds)) < len(self.seeds):
+        if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds: {list(self.seeds)} lists a seed twice")
         for field, designs in _BELONGS.items():
             if getattr(self, field) and self.design not in designs:
@@ -234,7 +235,7 @@ class StudySpec(Spec):
             if not levels:
                 raise ValueError(f"factors.{name}: names no field")
             counts = {field: len(values) for field, values in levels.items()}
-            if len(dict.fromkeys(counts.values())) > 1:
+            if len(set(counts.values())) > 1:
                 raise ValueError(f"factors.{name}: its fields change together and need equally many levels: {counts}")
             field, count = next(iter(counts.items()))
             if count < 2:
@@ -256,9 +257,8 @@ class StudySpec(Spec):
             for field, value in fields.items():
                 if field in ("train.seed", "seed"):
                     raise ValueError(f"{group}.{field}: list a study's seeds under seeds")
-                early = field == "train.early_stopping" or field.startswith("train.early_stopping.")
                 values = value if group.startswith("factors.") else (value,)
-                if early and any(one is not None for one in values):
+                if f"{field}.".startswith("train.early_stopping.") and any(one is not None for one in values):
                     raise ValueError(
                         f"{group}.{field}: early stopping is off in studies, so that all runs are equally long; "
                         "remove it"
@@ -274,7 +274,7 @@ class StudySpec(Spec):
                         + ("name the fields of data one by one" if field == "data" else "move it to set")
                     )
             for shared, field in itertools.product(self.set, fields):
-                # It would change the variants that leave the field alone, or in a list of ops only the others.
+                # It would change only the variants that leave the field alone, or in a list of ops only the others.
                 if shared.startswith(f"{field}."):
                     raise ValueError(
                         f"set.{shared}: is a part of {field}, which {group} sets, so it would change only some "
@@ -282,7 +282,7 @@ class StudySpec(Spec):
                     )
         for (a, left), (b, right) in itertools.combinations(self.factors.items(), 2):
             for x, y in itertools.product(left, right):
-                if x == y or x.startswith(f"{y}.") or y.startswith(f"{x}."):
+                if f"{x}.".startswith(f"{y}.") or f"{y}.".startswith(f"{x}."):
                     raise ValueError(f"factors.{b}.{y}: factors.{a} already sets {x}; each factor needs its own fields")
 
     @classmethod
@@ -309,7 +309,7 @@ class StudySpec(Spec):
         content = with_overrides(shrink(content) if tiny else content, overrides)
         base = content.get("base")
         if isinstance(base, str):  # a file is included whole, so that the study no longer depends on it
-            file = next((place for place in (path.parent / base, Path(base)) if place.is_file()), None)
+            file = next((place for place in (path.parent / base, Path(base)) if os.path.isfile(place)), None)
             if file is not None:
                 content["base"] = parse_yaml(*read_text(file))[0]
         from_recipe = content.get("factors") == "recipe" or isinstance(content.get("factors"), list)
@@ -350,12 +350,11 @@ def find(source: str | Path) -> Path:
     Raises:
         RecipeError: there is none.
     """
-    path, named = Path(source), SHIPPED / f"{source}.yaml"
-    if path.is_file():
+    path, names = Path(source), shipped()
+    if os.path.isfile(path):  # `Path.is_file` raises an error where a name is too long
         return path
-    if "/" not in str(source) and named.is_file():
-        return named
-    names = shipped()
+    if str(source) in names:
+        return SHIPPED / f"{source}.yaml"
     hint = did_you_mean(str(source), names)
     raise RecipeError(f"{source}: no such study file{hint}; shipped studies: {', '.join(names)}")
 
@@ -381,7 +380,7 @@ def with_overrides(content: Mapping[str, Any], overrides: tuple[str, ...]) -> di
 def shrink(content: Mapping[str, Any]) -> dict[str, Any]:
     """The tiny version of a study file's content: `TINY` and its own `tiny` block applied, two seeds, no claims.
 
-    What of `TINY` is a part of something that is varied is left out: it would change only some of the variants.
+    A field of `TINY` inside a field that is varied is left out, since it would change only some of the variants.
     """
     own = dict(content.get("tiny") or {})
     of_set = own.pop("set", None) or {}
@@ -396,14 +395,14 @@ def shrink(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def base_recipe(base: str | Mapping[str, Any], where: str) -> Recipe:
-    """The recipe that a study's `base` is, or names. Raises RecipeError: there is none, or it is wrong."""
+    """The recipe of a study's `base`, given whole or by name. Raises RecipeError: there is none, or it is wrong."""
     return Recipe.load(base) if isinstance(base, str) else parse(Recipe, yaml.safe_dump(base), where)
 
 
 def _factors_of_base(content: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """What a file says that takes its factors from its base recipe: all its techniques, or those of the given names.
+    """The factors of a file that names techniques of its base recipe, or says `recipe` for all of them.
 
-    If `set` changes a part of a technique, the factor has it on its side `on`, and `set` becomes a part of the base.
+    If `set` changes a part of a technique, that belongs to its level `on`, so `set` is made a part of the base.
     """
     recipe = base_recipe(content["base"], f"{where}: base")
     given = content.get("set") or {}

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
-from rich.cells import cell_len
+from rich.cells import cell_len, set_cell_size
 
 from kitae.console import decimals, plural
 from kitae.experiments.design import Design
 from kitae.experiments.outcome import metric
-from kitae.experiments.stats import Effect, Noise
+from kitae.experiments.stats import Analysis, Effect
 
 
 def amount(value: float, effect: Effect, *, unit: bool = True) -> str:
@@ -111,15 +111,12 @@ def claims_table(claims: Sequence[tuple[Mapping[str, Any], Effect | None]]) -> s
     return columns(["claim", "measured", "verdict"], rows)
 
 
-def noise_line(noise: Noise, name: str, *, ratio: bool) -> str:
-    """How much a single run scatters; two runs that differ only in the seed are about 1.4 times as far apart.
-
-    Args:
-        ratio: the number was compared as a ratio, so the noise is relative.
-    """
+def noise_line(analysis: Analysis) -> str:
+    """How much a single run scatters; two runs that differ only in the seed are about 1.4 times as far apart."""
+    noise, shown = analysis.noise, analysis.metric
     if not noise.df:
         return "noise: not known; more seeds are needed"
-    shown = metric(name)
+    ratio = any(effect.ratio for effect in analysis.effects)  # then the noise is relative
     unit = " %" if ratio else f" {shown.unit}" if shown.unit else ""
     scale = 100.0 if ratio else 1.0
     digits = 2 if ratio or shown.scale == 100.0 else decimals(noise.sd, otherwise=2)
@@ -167,11 +164,8 @@ def runs_lines(runs: pd.DataFrame, heading: str) -> list[str]:
 
 def columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Aligned text, left-justified. Wide characters count as two."""
-    table = [list(header), *(list(row) for row in rows)]
-    widths = [max(cell_len(row[place]) for row in table) for place in range(len(header))]
-    lines = []
-    for row in table:
-        cells = [cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True)]
-        lines.append("  ".join(cells).rstrip())
+    table = [header, *rows]
+    widths = [max(map(cell_len, column)) for column in zip(*table, strict=True)]
+    lines = ["  ".join(map(set_cell_size, row, widths)).rstrip() for row in table]
     lines.insert(1, "  ".join("-" * width for width in widths))
     return "\n".join(lines)

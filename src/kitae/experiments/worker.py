@@ -72,8 +72,7 @@ def _after_training(job: Mapping[str, Any], run: Any, trained: Mapping[str, Any]
         raise
     except Exception as error:
         return _write(job, failure(fingerprint, _explain(error)))
-    done = {"fingerprint": fingerprint, "status": "done", "error": None, **trained, "numbers": found}
-    return _write(job, done)
+    return _write(job, {"fingerprint": fingerprint, "status": "done", "error": None, **trained, "numbers": found})
 
 
 def _summary(run: Any) -> dict[str, Any]:
