@@ -483,9 +483,9 @@ def counting_fits(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, float, int
     fits: list[tuple[int, float, int, bool]] = []
     honest = Setup.fit
 
-    def fit(self: Setup, model: nn.Module, spec: Any, world: Any, *, tuning: Any, **options: Any) -> Any:
+    def fit(self: Setup, model: nn.Module, spec: Any, world: Any, *, tuning: Any, **options: Any) -> None:
         fits.append((spec.epochs, spec.optimizer.lr, spec.seed, tuning.teacher is not None))
-        return honest(self, model, spec, world, tuning=tuning, **options)
+        honest(self, model, spec, world, tuning=tuning, **options)
 
     monkeypatch.setattr(Setup, "fit", fit)
     return fits

@@ -34,7 +34,7 @@ from kitae.run import Run
 from kitae.training import distributed, precision
 from kitae.training.checkpoint import weights_digest
 from kitae.training.distributed import World
-from kitae.training.fit import FitResult, Selection, Source, Tuning, Watcher, fit
+from kitae.training.fit import Selection, Source, Tuning, Watcher, fit
 from kitae.training.guards import evaluation_memory_named, keep_freed_memory
 from kitae.training.learner import Teacher
 from kitae.training.spec import ProbeSpec, TrainSpec, merit
@@ -292,7 +292,7 @@ class Setup:
         known = bool(self._best) and self._best[0].weights == weights_digest(model)
         return self._best[0].logits if known else None
 
-    def fit(self, model: nn.Module, spec: TrainSpec, world: World, **options: Any) -> FitResult:
+    def fit(self, model: nn.Module, spec: TrainSpec, world: World, **options: Any) -> None:
         """Run the loop on this data; `options` are those of `training.fit.fit`."""
         source = Source(
             data=self.images,
@@ -301,7 +301,7 @@ class Setup:
             class_weights=self.images.class_weights() if self.recipe.data.balance == "loss" else None,
             layers=layer_groups(model) if spec.optimizer.layer_decay is not None else (),
         )
-        return fit(model, spec, source, world, spec.resolved_precision, **options)
+        fit(model, spec, source, world, spec.resolved_precision, **options)
 
     def recover(
         self, model: nn.Module, *, epochs: int, seed: int, rate: float = 0.1,

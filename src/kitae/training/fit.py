@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -135,10 +135,7 @@ class FitResult:
 
     epochs: int
     best_epoch: int
-    best: float
-    stopped_early: bool
-    skipped_steps: int
-    rows: list[dict[str, Any]] = field(default_factory=list)
+    rows: list[dict[str, Any]]
 
 
 def fit(
@@ -260,8 +257,7 @@ def fit(
         watcher.note("no epoch was better than the starting weights, which are kept")
     model.load_state_dict(judged.state_dict() if last else best_state)
     model.eval()
-    best = float("nan") if at.best is None else -at.best[0] if spec.selection == "val_loss" else at.best[0]
-    return FitResult(at.epoch, at.best_epoch + 1, best, stopped_early, at.skipped, rows)
+    return FitResult(at.epoch, at.best_epoch + 1, rows)
 
 
 _READ_EVERY = 25  # steps between two reads of a GPU's counters; each read waits for the GPU
