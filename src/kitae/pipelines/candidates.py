@@ -145,11 +145,10 @@ class Bench:
         self._card = card(self.run)
         self._original: NDArray[np.int64] | None = None  # classes that the float original predicts
 
-    def candidates(self, network: Network, *, always_float: bool = False, only: str | None = None) -> list[Candidate]:
-        """A network as files, one for each requested precision.
+    def candidates(self, network: Network, *, only: str | None = None) -> list[Candidate]:
+        """A network as files, one for each requested precision, and of the original also in float32.
 
         Args:
-            always_float: also write the float file.
             only: write only this precision.
         """
         wanted = [p for p in NAMES if p in self.spec.quantize and only in (None, NAMES[p])]
@@ -163,7 +162,7 @@ class Bench:
                 raise  # without the original there is nothing to compare with
             self.leave_out(network.name, str(error))
             return []
-        found = [plain] if always_float or "none" in wanted else []
+        found = [plain] if original or "none" in wanted else []
         if self.spec.abandon and network.ratio > 0 and not network.control and plain.row["drop"] > hopeless(self.spec):
             return found or [plain]  # rounding will not bring back what pruning lost
         failures = []

@@ -94,8 +94,7 @@ class Networks:
         self.original = Network(0.0, model, UNCHANGED, self._key([]))
         self._teacher = _teacher(model) if spec.distill else None
         self._batches = partial(self.setup.clean_batches, self.device)
-        rules = run.rules
-        self.input_shape = rules.shape
+        self.input_shape = run.rules.shape
 
     def prune(self, reached: Sequence[Network], ratio: float, *, random: bool = False) -> Network | None:
         """The next network: pruned from the last of `reached` to `ratio` of the original, and fine-tuned.
