@@ -242,7 +242,7 @@ class Learner:
         spec, per_epoch = self.spec, self.shape.updates
         if spec.clip_norm is not None:
             nn.utils.clip_grads_with_norm_(self.model.parameters(), spec.clip_norm, norm)
-        planned = planned_step(at.updates, steps_per_epoch=per_epoch, epochs=spec.epochs, recut=spec.recut)
+        planned = planned_step(at.updates, spec, per_epoch)
         factor = rate_factor(planned, spec=spec.schedule, steps_per_epoch=per_epoch, epochs=spec.epochs)
         set_learning_rate(self.optimizer, spec.optimizer.lr * factor)
 
