@@ -146,6 +146,9 @@ class Learner:
             healthy = self._update_on_device(loss, last, at)
         else:
             healthy = torch.tensor(self._decided(math.isfinite(loss.item()), last, at), device=self.world.device)
+        if last:
+            self.optimizer.zero_grad(set_to_none=True)
+            at.updates += 1
         return Step(loss, correct, healthy)
 
     def _decided(self, healthy: bool, last: bool, at: Progress) -> bool:
@@ -198,8 +201,6 @@ class Learner:
             if self.average is not None:
                 self.average.update(self.model, at.updates)
         self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        at.updates += 1
         return healthy
 
     def _update_on_device(self, loss: Tensor, last: bool, at: Progress) -> Tensor:
@@ -228,8 +229,6 @@ class Learner:
             self._after_step(self.model)
         if self.average is not None:
             self.average.update(self.model, at.updates, healthy)
-        self.optimizer.zero_grad(set_to_none=True)
-        at.updates += 1
         return healthy
 
     def _gradient_norm(self) -> Tensor:
