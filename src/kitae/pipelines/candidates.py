@@ -165,16 +165,14 @@ class Bench:
         found = [plain] if original or "none" in wanted else []
         if self.spec.abandon and network.ratio > 0 and not network.control and plain.row["drop"] > hopeless(self.spec):
             return found or [plain]  # rounding will not bring back what pruning lost
-        failures = []
-        for precision in wanted:
-            if precision == "none":
-                continue
+        failures, quantized = [], [precision for precision in wanted if precision != "none"]
+        for precision in quantized:
             try:
                 found.append(self._quantized(network, precision, graph, about))
             except (CompressionError, ExportError) as error:  # this file cannot be made; others may
                 self.leave_out(f"{network.name} {NAMES[precision]}", str(error))
                 failures.append(error)
-        if original and failures and len(failures) == len([p for p in wanted if p != "none"]):
+        if original and failures and len(failures) == len(quantized):
             raise failures[0]  # the network itself cannot be quantized as asked
         return found
 
@@ -213,10 +211,10 @@ class Bench:
         timed = []
         for candidate in candidates:
             found = report["candidates"][candidate.name]
-            inverse = found["ratio_interval"]
+            seconds, inverse = found["seconds_interval"], found["ratio_interval"]
             times = {
                 "latency_ms": 1e3 * found["seconds"] * clock,
-                "latency_ms_interval": _scaled(found["seconds_interval"], 1e3 * clock),
+                "latency_ms_interval": None if seconds is None else [1e3 * clock * end for end in seconds],
                 "speedup": 1 / found["ratio"],
                 "speedup_interval": None if inverse is None else [1 / inverse[1], 1 / inverse[0]],
             }
@@ -355,7 +353,3 @@ def predict(content: bytes, images: ImageSet, precision: str = "") -> NDArray[np
 
 def _loss(outputs: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
     return float(-np.log(np.maximum(outputs[np.arange(len(labels)), labels].astype(np.float64), 1e-12)).mean())
-
-
-def _scaled(interval: Sequence[float] | None, factor: float) -> list[float] | None:
-    return None if interval is None else [factor * end for end in interval]
