@@ -305,7 +305,7 @@ class Setup:
 
     def recover(
         self, model: nn.Module, *, epochs: int, seed: int, rate: float = 0.1,
-        after_step: Callable[[nn.Module], None] | None = None, teacher: nn.Module | None = None,
+        after_step: Callable[[nn.Module], None] | None = None, teacher: Teacher | None = None,
         keep: Selection = "best", watcher: Watcher | None = None,
     ) -> nn.Module:  # fmt: skip
         """Fine-tune a compressed model with the same loop and a cosine, without warm-up, averaging or early stopping.
@@ -337,8 +337,7 @@ class Setup:
                 "schedule": spec.schedule.model_copy(update={"name": "cosine", "warmup_epochs": 0.0, "final": 0.0}),
             }
         )
-        guide = None if teacher is None else Teacher(teacher)
-        self.fit(model, tuned, world, tuning=Tuning(guide, after_step, keep), watcher=watcher)
+        self.fit(model, tuned, world, tuning=Tuning(teacher, after_step, keep), watcher=watcher)
         return model
 
 
