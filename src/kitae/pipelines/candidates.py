@@ -83,7 +83,7 @@ class Scoring:
 
     @classmethod
     def of(cls, run: Run) -> Scoring:
-        """As the run's best epoch was chosen."""
+        """By the metric that chose the run's best epoch."""
         return cls(run.recipe.train.selection in ("val_balanced_accuracy", "val_macro_f1"))
 
     @property
@@ -337,7 +337,7 @@ def hopeless(spec: CompressSpec) -> float:
 
 
 def labels_of(images: ImageSet) -> NDArray[np.int64]:
-    """int64 [N]."""
+    """Labels of the images: int64 [N]."""
     return np.asarray(images.labels[images.rows], np.int64)
 
 

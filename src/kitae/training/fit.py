@@ -131,7 +131,7 @@ class Record:
 
 @dataclass(frozen=True)
 class FitResult:
-    """The result of a training, whose model then has the weights to keep. `best_epoch` 0 is the start."""
+    """The result of a training; the model has the weights to keep. `best_epoch` 0 is the start."""
 
     epochs: int
     best_epoch: int
@@ -294,12 +294,12 @@ class _Meter:
         self._waited += time.perf_counter() - asked
 
     def count(self, step: Step) -> None:
-        """Add a step to the sums, or to the skipped ones."""
+        """Add a step to the sums, or count it as skipped."""
         sums = torch.stack([step.loss * self._step[0], step.correct])
         self._sums += torch.where(step.healthy, torch.cat([sums, self._step]), self._skip)
         self._unread += 1
 
-    def settled(self, now: bool, *, updated: bool = True) -> bool:
+    def settled(self, now: bool, *, updated: bool) -> bool:
         """Read the counts into `at` if they are due, or if `now`. Returns whether they were read.
 
         On a GPU they are due only after an optimizer step, since only then a checkpoint can be saved.

@@ -51,7 +51,7 @@ def rate_factor(step: float, *, spec: ScheduleSpec, steps_per_epoch: int, epochs
 
 
 def progressive_size(size: tuple[int, int], done: float, spec: ProgressiveSpec) -> tuple[int, int]:
-    """The height and width of the pictures that the network learns from at this point of a run.
+    """The height and width of training images at this point of a run.
 
     Args:
         size: height and width at the end.
@@ -65,11 +65,11 @@ def progressive_size(size: tuple[int, int], done: float, spec: ProgressiveSpec) 
 
 
 def size_at(full: tuple[int, int], update: int, spec: TrainSpec, per_epoch: int) -> tuple[int, int]:
-    """The height and width of the pictures that the network learns from in an optimizer step.
+    """The height and width of training images in an optimizer step.
 
     Args:
         full: height and width at the end.
-        update: from 0. `per_epoch`: of them.
+        update: the number of the optimizer step, from 0. `per_epoch`: optimizer steps in an epoch.
     """
     if spec.progressive is None:
         return full
@@ -78,7 +78,7 @@ def size_at(full: tuple[int, int], update: int, spec: TrainSpec, per_epoch: int)
 
 
 def progressive_share(size: tuple[int, int], spec: ProgressiveSpec | None) -> float:
-    """The mean number of pixels that the network learns from over a run, as a share of those at the end."""
+    """The mean number of pixels of training images over a run, as a share of those at the end."""
     if spec is None:
         return 1.0
     sizes = (progressive_size(size, (part + 0.5) / _PARTS, spec) for part in range(_PARTS))
