@@ -38,7 +38,7 @@ def estimate(recipe: Recipe, progress: Progress | None = None) -> dict[str, Any]
         without effect), `load` (how many programs were running on this machine before: threads that wait for a core
         make an estimate many times too long).
     """
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    load = os.getloadavg()[0]
     world = begin(recipe.train)
     recipe = distributed.from_main(recipe, world)  # each process may have made a plan from its own measurements
     folds = recipe.data.folds if recipe.data.whole else None
