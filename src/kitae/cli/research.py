@@ -302,7 +302,7 @@ def bench_precision(recipe: _Recipe = "fashion-mini", *, set_: Sets = None) -> N
     facts = _benched(run_bench, recipe, set_)
     rows = []
     for name, row in facts["precisions"].items():
-        low, high = row["interval"] or (float("nan"),) * 2
+        low, high = row["interval"]
         rows.append(
             [name + (" (auto)" if name == facts["chosen"] else ""), f"{1000 * row['seconds']:.1f}",
              f"{facts['batch_size'] / row['seconds']:,.0f}", f"{row['ratio']:.2f} ({low:.2f} to {high:.2f})"]

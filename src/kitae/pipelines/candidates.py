@@ -211,12 +211,12 @@ class Bench:
         timed = []
         for candidate in candidates:
             found = report["candidates"][candidate.name]
-            seconds, inverse = found["seconds_interval"], found["ratio_interval"]
+            low, high = found["ratio_interval"]
             times = {
                 "latency_ms": 1e3 * found["seconds"] * clock,
-                "latency_ms_interval": None if seconds is None else [1e3 * clock * end for end in seconds],
+                "latency_ms_interval": [1e3 * clock * end for end in found["seconds_interval"]],
                 "speedup": 1 / found["ratio"],
-                "speedup_interval": None if inverse is None else [1 / inverse[1], 1 / inverse[0]],
+                "speedup_interval": [1 / high, 1 / low],
             }
             timed.append(replace(candidate, row={**candidate.row, **times}))
         return timed, report
