@@ -61,7 +61,7 @@ class Clock:
             seconds = 0.004 * ratio * self.slower
             found[name] = {"seconds": seconds, "seconds_interval": [0.75 * seconds, 1.25 * seconds], "ratio": ratio,
                            "ratio_interval": [0.9 * ratio, 1.1 * ratio]}  # fmt: skip
-        report = {"reference": reference, "control": {"ratio": 1.0}, "candidates": found}
+        report = {"reference": reference, "control": {"ratio": 1.0}, "noise": 0.0, "candidates": found}
         return type("Report", (), {"to_dict": lambda _: report})()
 
 

@@ -135,7 +135,7 @@ def search(networks: Networks, bench: Bench) -> Outcome:
         winner=winner,
         within_budget=not why_not,
         why_not=why_not,
-        front=front(candidates, spec, float(latency.get("noise", 0.0))),
+        front=front(candidates, spec, latency["noise"]),
         latency=latency,
         sensitivity=bench.sensitivity() if wanted else (),
         shape=network.shape,
