@@ -65,7 +65,7 @@ COMPRESSION = Owned(
     "compression", (*_FILES, "stages", _CANDIDATES, "figures"), CompressionError, first=LOCK, last=_FACTS
 )
 _NEW = ".new.tmp"  # a result that is not complete yet
-_READ = {"within_budget", "candidates", "winner", "test"}  # keys of compression.json that are read below
+_READ = ("within_budget", "candidates", "winner", "test")  # keys of compression.json that are read below
 
 
 @dataclass(frozen=True)
