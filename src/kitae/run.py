@@ -186,7 +186,7 @@ class Run:
         recipe.save(self.recipe_file)
 
     def fold(self, number: int) -> Path:
-        """The folder of the run of a fold, from 1."""
+        """The folder of a fold's run; folds are numbered from 1."""
         return self.path / "folds" / str(number)
 
     @property
@@ -195,12 +195,12 @@ class Run:
 
     @property
     def begun(self) -> bool:
-        """Whether its training was started; `environment` is known from then on."""
+        """Whether training has started; `environment` exists from then on."""
         return (self.path / "environment.json").is_file()
 
     @property
     def finished(self) -> bool:
-        """Whether it was trained and evaluated to the end."""
+        """Whether the run was trained and evaluated to the end."""
         return self.evaluation_file.is_file()
 
     def require_finished(self) -> None:

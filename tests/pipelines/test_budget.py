@@ -61,7 +61,7 @@ class Clock:
             seconds = 0.004 * ratio * self.slower
             found[name] = {"seconds": seconds, "seconds_interval": [0.75 * seconds, 1.25 * seconds], "ratio": ratio,
                            "ratio_interval": [0.9 * ratio, 1.1 * ratio]}  # fmt: skip
-        report = {"reference": reference, "control": {"ratio": 1.0}, "candidates": found}
+        report = {"reference": reference, "control": {"ratio": 1.0}, "noise": 0.0, "candidates": found}
         return type("Report", (), {"to_dict": lambda _: report})()
 
 
@@ -483,9 +483,9 @@ def counting_fits(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, float, int
     fits: list[tuple[int, float, int, bool]] = []
     honest = Setup.fit
 
-    def fit(self: Setup, model: nn.Module, spec: Any, world: Any, *, tuning: Any, **options: Any) -> Any:
+    def fit(self: Setup, model: nn.Module, spec: Any, world: Any, *, tuning: Any, **options: Any) -> None:
         fits.append((spec.epochs, spec.optimizer.lr, spec.seed, tuning.teacher is not None))
-        return honest(self, model, spec, world, tuning=tuning, **options)
+        honest(self, model, spec, world, tuning=tuning, **options)
 
     monkeypatch.setattr(Setup, "fit", fit)
     return fits

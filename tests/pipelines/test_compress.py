@@ -424,13 +424,12 @@ def test_no_epoch_of_fine_tuning_repeats_one_of_the_training(
 def test_the_original_with_equal_further_training_is_a_control(
     finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainings: list[tuple[int, float, nn.Module, nn.Module | None]] = []
+    trainings: list[tuple[int, float, nn.Module, nn.Module]] = []
     honest = Setup.recover
 
     def noted(self: Setup, model: nn.Module, **options: Any) -> nn.Module:
         start = copy.deepcopy(model)
-        teacher = options.get("teacher")
-        trainings.append((options["epochs"], options["rate"], start, teacher))
+        trainings.append((options["epochs"], options["rate"], start, options["teacher"].model))
         return honest(self, model, **options)
 
     monkeypatch.setattr(Setup, "recover", noted)
@@ -447,7 +446,6 @@ def test_the_original_with_equal_further_training_is_a_control(
     assert rate == trainings[0][1]
     original = finished.load_model()
     for network in (start, teacher, trainings[0][3]):
-        assert network is not None
         for name, value in original.state_dict().items():
             assert torch.equal(network.state_dict()[name], value), name
     again = compress(finished, tmp_path / "small", overwrite=True, **fields)

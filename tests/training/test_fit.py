@@ -36,8 +36,9 @@ def same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
 def test_learns_and_returns_the_best_weights(toy: dict[str, Any]) -> None:
     model = toy_net()
     result = fit(model, spec=spec(epochs=6, optimizer={"lr": 0.05}), **toy)
-    assert result.best > 0.95
-    assert toy["validate"](model)["val_accuracy"] == result.best
+    best = max(row["val_accuracy"] for row in result.rows)
+    assert best > 0.95
+    assert toy["validate"](model)["val_accuracy"] == best
     assert len(result.rows) == 6
     assert not model.training
 
@@ -222,10 +223,9 @@ class Poison:
 def test_a_step_that_is_not_finite_leaves_no_trace(toy: dict[str, Any]) -> None:
     model = toy_net()
     result = fit(model, spec=spec(), **{**toy, "augment": Poison(toy["augment"], {2, 7})})
-    assert result.skipped_steps == 2
     assert result.rows[-1]["skipped_steps"] == 2
     assert all(torch.isfinite(tensor).all() for tensor in model.state_dict().values())
-    assert result.best > 0.5
+    assert max(row["val_accuracy"] for row in result.rows) > 0.5
 
 
 def test_too_many_of_them_stop_the_run_and_keep_the_last_good_checkpoint(toy: dict[str, Any], tmp_path: Path) -> None:
@@ -248,8 +248,7 @@ def test_early_stopping_waits_its_patience_and_keeps_the_best(toy: dict[str, Any
     scores = iter([0.5, 0.9, 0.8, 0.9, 0.7, 0.99])
     toy["validate"] = lambda model: {"val_loss": 1.0, "val_accuracy": next(scores)}
     result = fit(toy_net(), spec=spec(epochs=6, early_stopping=EarlyStoppingSpec(patience=2)), **toy)
-    assert result.stopped_early
-    assert (result.epochs, result.best_epoch, result.best) == (4, 4, 0.9)
+    assert (result.epochs, result.best_epoch) == (4, 4)
 
 
 def test_early_stopping_counts_from_the_start_where_that_is_kept(toy: dict[str, Any]) -> None:
@@ -279,7 +278,7 @@ def test_selection_and_stopping_by_scores_that_weigh_classes_equally(toy: dict[s
     toy["validate"] = lambda model: {"val_loss": 1.0, **dict(zip(("val_accuracy", metric), next(scores), strict=True))}
     settings = spec(epochs=9, select=metric, early_stopping=EarlyStoppingSpec(patience=2))
     result = fit(toy_net(), spec=settings, **toy)
-    assert (result.best_epoch, result.best, result.epochs) == (2, 0.7, 4)
+    assert (result.best_epoch, result.epochs) == (2, 4)
 
 
 def test_selection_by_loss_takes_the_lowest(toy: dict[str, Any]) -> None:
@@ -431,7 +430,7 @@ def test_sigterm_in_the_last_epoch_stops_a_training_that_is_one_of_many(
     wanted = spec(early_stopping=stop)
     whole = toy_net()
     result = fit(whole, spec=wanted, **toy)
-    assert result.stopped_early == (stop is not None)
+    assert (result.epochs < wanted.epochs) == (stop is not None)
     for many in (False, True):
         parts = {"checkpoint": tmp_path / f"{many}", "best": tmp_path / f"best-{many}", "one_of_many": many}
         watcher, models = Signal(4 * result.epochs), [toy_net(), toy_net()]
@@ -442,7 +441,7 @@ def test_sigterm_in_the_last_epoch_stops_a_training_that_is_one_of_many(
             fit(models[0], spec=wanted, watcher=watcher, **parts, **toy)
         assert watcher.left == 0
         again = fit(models[1], spec=wanted, resume=True, **parts, **toy)
-        assert (again.epochs, again.stopped_early) == (result.epochs, result.stopped_early)
+        assert again.epochs == result.epochs
         assert same(whole.state_dict(), models[1].state_dict())
 
 

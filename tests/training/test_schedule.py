@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from kitae.training.schedule import planned_step, progressive_share, progressive_size, rate_factor
-from kitae.training.spec import ProgressiveSpec, ScheduleSpec
+from kitae.training.spec import ProgressiveSpec, ScheduleSpec, TrainSpec
 
 EPOCHS, STEPS = 10, 20
 
@@ -79,7 +79,8 @@ def test_warm_up_takes_half_of_a_short_run_at_most() -> None:
 
 def test_a_recut_schedule_squeezes_or_stretches_what_is_left() -> None:
     def steps(epochs: int, *recut: tuple[int, int]) -> list[float]:
-        return [planned_step(s, steps_per_epoch=STEPS, epochs=EPOCHS, recut=recut) for s in range(epochs * STEPS)]
+        spec = TrainSpec(epochs=EPOCHS, recut=recut)
+        return [planned_step(s, spec, STEPS) for s in range(epochs * STEPS)]
 
     assert steps(10) == list(range(200))
     assert all(isinstance(step, int) for step in steps(10)), "bit for bit as without"

@@ -66,9 +66,6 @@ def main() -> None:
     sleep_while_waiting(os.environ)
     try:
         app(exit_on_error=False, print_error=False)
-    except UnknownOptionError as problem:
-        console.error(_hint(problem) or str(problem))
-        sys.exit(2)
     except CycloptsError as problem:
         console.error(_reworded(problem))
         sys.exit(2)
@@ -116,6 +113,8 @@ def _hint(problem: UnknownOptionError) -> str | None:
 
 def _reworded(problem: CycloptsError) -> str:
     """The parser's error as one line in Kitae's terms."""
+    if isinstance(problem, UnknownOptionError):
+        return _hint(problem) or str(problem)
     command = " ".join(("kitae", *(problem.command_chain or ())))
     if isinstance(problem, MissingArgumentError) and problem.keyword is None:
         argument = problem.argument

@@ -112,11 +112,10 @@ def write_page(folder: Path, *commands: str, browser: bool = False) -> None:
     try:
         page, found = write(folder)
         commands = commands or tuple(command for _, command in found[:2])
+        console.say(f"page: {page}")
     except KitaeError as problem:
         console.say(f"note: report.html was not written: {problem}")
         page = None
-    if page is not None:
-        console.say(f"page: {page}")
     for command in commands:
         console.say(f"next: {command}")
     if browser and page is not None:

@@ -10,6 +10,7 @@ from typing import Any
 from kitae import console
 from kitae.cli.app import Sets, answering, data_app
 from kitae.errors import DataError
+from kitae.files import user_path, with_name, write_json
 
 _SHOWN = 20  # images left out that are listed
 
@@ -37,8 +38,6 @@ def check(source: str, *, out: Path | None = None, set_: Sets = None) -> None:
             spec, planned=_planned(set_), progress=progress, sheet=None if out is None else out / "contact-sheet.png"
         )
     if out is not None:
-        from kitae.files import write_json
-
         write_json(out / "check.json", report.to_dict())
         console.say(f"full report in {out}")
     console.answer(report.to_dict())
@@ -50,13 +49,7 @@ def check(source: str, *, out: Path | None = None, set_: Sets = None) -> None:
 
 @data_app.command
 @answering
-def fix(
-    source: str,
-    *,
-    out: Path | None = None,
-    set_: Sets = None,
-    overwrite: bool = False,
-) -> None:
+def fix(source: str, *, out: Path | None = None, set_: Sets = None, overwrite: bool = False) -> None:
     """Write the data to a new file without unreadable images, label conflicts or copies; the source is not changed.
 
     Of copies with the same label, one is kept, preferably in test. Copies with different labels are all left out.
@@ -72,7 +65,6 @@ def fix(
     from kitae.data.fix import check_out, suffix_of
     from kitae.data.fix import fix as run_fix
     from kitae.data.sources import open_source
-    from kitae.files import user_path, with_name
 
     spec = data_spec(source, set_)
     opened = open_source(spec.model_copy(update={"on_corrupt": "skip"}))  # it leaves out what is missing

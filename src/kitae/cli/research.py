@@ -75,17 +75,10 @@ def study(
     if spec is None:
         _list("study", {name: StudySpec.load(name).about for name in shipped()}, "what it measures")
     else:
-        options = {"tiny": tiny, "workers": workers, "threads": threads}
         _study(
-            spec,
-            *(set_ or ()),
-            plan=plan,
-            out=out,
-            cluster=_ray(ray, gpus),
-            overwrite=overwrite,
-            browser=open_,
-            **options,
-        )
+            spec, *(set_ or ()), plan=plan, out=out, cluster=_ray(ray, gpus), overwrite=overwrite, browser=open_,
+            tiny=tiny, workers=workers, threads=threads,
+        )  # fmt: skip
 
 
 def _list(what: str, abouts: Mapping[str, str], about: str) -> None:
@@ -106,9 +99,7 @@ def _study(
         console.answer(planned.data())
         console.say(planned.text())
         return
-    result = study(
-        spec, out, *assignments, overwrite=overwrite, executor=cluster, report=console.say, **options
-    )  # fmt: skip
+    result = study(spec, out, *assignments, overwrite=overwrite, executor=cluster, report=console.say, **options)
     console.answer({"path": result.path, **result.data()})
     console.say(result.table())
     console.say(f"everything is in {result.path}")
@@ -168,8 +159,10 @@ def ablate(
     spec = ablation(
         recipe, *(set_ or ()), design=design, seeds=seeds, only=only or (), metric=metric, foldover=foldover
     )
-    options = {"workers": workers, "threads": threads}
-    _study(spec, plan=plan, out=out, cluster=_ray(ray, gpus), overwrite=overwrite, browser=open_, **options)
+    _study(
+        spec, plan=plan, out=out, cluster=_ray(ray, gpus), overwrite=overwrite, browser=open_, workers=workers,
+        threads=threads,
+    )  # fmt: skip
 
 
 @app.command(group=RESEARCH, sort_key=2)
@@ -309,7 +302,7 @@ def bench_precision(recipe: _Recipe = "fashion-mini", *, set_: Sets = None) -> N
     facts = _benched(run_bench, recipe, set_)
     rows = []
     for name, row in facts["precisions"].items():
-        low, high = row["interval"] or (float("nan"),) * 2
+        low, high = row["interval"]
         rows.append(
             [name + (" (auto)" if name == facts["chosen"] else ""), f"{1000 * row['seconds']:.1f}",
              f"{facts['batch_size'] / row['seconds']:,.0f}", f"{row['ratio']:.2f} ({low:.2f} to {high:.2f})"]

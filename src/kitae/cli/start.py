@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import shlex
+import warnings
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +15,7 @@ from typing import Any, Literal
 from kitae import console, views
 from kitae.cli.app import START, Open, Sets, Whole, WholeOrDefault, answering, app, show, write_page
 from kitae.errors import CompressionError, DataError, RecipeError, require
+from kitae.files import write_atomically, write_parquet
 from kitae.folders import kind_of
 
 
@@ -213,8 +217,6 @@ def predict(
         )
     wanted = list_images(images)
     if model.suffix == ".onnx":
-        import warnings
-
         from kitae.runtime import Model
 
         with warnings.catch_warnings(record=True) as noted:
@@ -297,11 +299,6 @@ def _classified(model: Any, files: list[Path], *, skip: bool) -> tuple[list[Path
 def _write_predictions(out: Path, files: list[Path], probabilities: list[Any], classes: tuple[str, ...]) -> None:
     names = [classes[shares.argmax()] for shares in probabilities]
     if out.suffix == ".csv":
-        import csv
-        import io
-
-        from kitae.files import write_atomically
-
         text = io.StringIO()
         writer = csv.writer(text)
         writer.writerow(["image", "class", *views.class_columns(classes)])
@@ -309,8 +306,6 @@ def _write_predictions(out: Path, files: list[Path], probabilities: list[Any], c
             writer.writerow([str(file), name, *(f"{share:.6f}" for share in shares)])
         write_atomically(out, console.printable(text.getvalue()).encode())
         return
-    from kitae.files import write_parquet
-
     named = [console.printable(name) for name in classes]
     table = require("pyarrow", "train").table(
         {
@@ -324,12 +319,7 @@ def _write_predictions(out: Path, files: list[Path], probabilities: list[Any], c
 
 
 @app.command(group=START, sort_key=4)
-def report(
-    folders: list[Path],
-    *,
-    out: Path | None = None,
-    open_: Open = False,
-) -> None:
+def report(folders: list[Path], *, out: Path | None = None, open_: Open = False) -> None:
     """Make one self-contained HTML page of a run, study or compression, or compare several runs.
 
     Example: kitae report runs/mine

@@ -1,10 +1,4 @@
-"""What a recipe costs on this machine, measured on a few discarded steps.
-
-estimate(recipe)         what training would do, and how long it would take
-bench(recipe)            where the time of a training step goes
-bench_train(recipe)      how long each part of a training step takes, including reading and augmenting the images
-bench_precision(recipe)  how long a step takes in each precision, and what `precision: auto` chooses
-"""
+"""What a recipe costs on this machine, measured on a few discarded steps."""
 
 from __future__ import annotations
 
@@ -31,9 +25,11 @@ from kitae.training.optim import build_optimizer
 from kitae.training.schedule import progressive_share
 from kitae.training.spec import ProbeSpec
 
+_TIMED_STEPS = 10  # of `bench_train`
+
 
 @threads_restored()
-def estimate(recipe: Recipe, progress: Progress | None = None, steps: int = 6) -> dict[str, Any]:
+def estimate(recipe: Recipe, progress: Progress | None = None) -> dict[str, Any]:
     """What `train` would do, measured on a few discarded steps; writes only the decoded store.
 
     Returns:
@@ -42,7 +38,7 @@ def estimate(recipe: Recipe, progress: Progress | None = None, steps: int = 6) -
         without effect), `load` (how many programs were running on this machine before: threads that wait for a core
         make an estimate many times too long).
     """
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    load = os.getloadavg()[0]
     world = begin(recipe.train)
     recipe = distributed.from_main(recipe, world)  # each process may have made a plan from its own measurements
     folds = recipe.data.folds if recipe.data.whole else None
@@ -61,7 +57,7 @@ def estimate(recipe: Recipe, progress: Progress | None = None, steps: int = 6) -
     seconds = time.perf_counter() - begun
     chosen = spec.resolved_precision
     with memory_named(spec):
-        taken = step_times(model, spec, inputs, targets, world, precisions=(chosen,), steps=steps)
+        taken = step_times(model, spec, inputs, targets, world, precisions=(chosen,), steps=6)
     step = statistics.median(taken[chosen])
     full = progressive_share((inputs.shape[2], inputs.shape[3]), spec.progressive)
     epoch = (seconds + full * step) * shape.steps
@@ -124,11 +120,8 @@ def bench(recipe: Recipe, progress: Progress | None = None, repeats: int = 15) -
 
 
 @threads_restored()
-def bench_train(recipe: Recipe, progress: Progress | None = None, steps: int = 10) -> dict[str, Any]:
+def bench_train(recipe: Recipe, progress: Progress | None = None) -> dict[str, Any]:
     """Time the parts of a training step of a recipe, in its own precision and at full size.
-
-    Args:
-        steps: timed steps.
 
     Returns:
         `batch_size`, `threads`, `device`, `precision`, and `milliseconds`, medians a batch of `data` (reading it),
@@ -141,7 +134,7 @@ def bench_train(recipe: Recipe, progress: Progress | None = None, steps: int = 1
     spec = recipe.train
     kind = precision.choose(world.device) if spec.precision == "auto" else spec.precision
     taken: dict[str, list[float]] = {"data": [], "augment": []}
-    for step in range(steps + 1):
+    for step in range(_TIMED_STEPS + 1):
         began = time.perf_counter()
         images, labels = batch.read()
         read = time.perf_counter()
@@ -150,7 +143,7 @@ def bench_train(recipe: Recipe, progress: Progress | None = None, steps: int = 1
             taken["data"].append(read - began)
             taken["augment"].append(time.perf_counter() - read)
     model = setup.initial_model(world, pretrained=False)
-    taken |= step_parts(model, spec, *batch.make(), world, kind, steps)
+    taken |= step_parts(model, spec, *batch.make(), world, kind, _TIMED_STEPS)
     return {
         "batch_size": len(batch.index),
         "threads": torch.get_num_threads(),

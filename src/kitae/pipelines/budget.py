@@ -11,11 +11,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from kitae.compression.counting import prunable_layers
+from kitae.compression.counting import prunable_layers, weight_of
 from kitae.compression.quantize import Sensitivity
 from kitae.compression.shape import Shape
 from kitae.compression.spec import CompressSpec
@@ -58,10 +57,10 @@ class Outcome:
     sensitivity: tuple[Sensitivity, ...]
     shape: Shape
     filters: tuple[NDArray[np.float32], NDArray[np.bool_]] | None
-    stopped: str = ""
-    sure: bool = False
-    least_drop: float | None = None
-    left_out: tuple[tuple[str, str], ...] = ()
+    stopped: str
+    sure: bool
+    least_drop: float
+    left_out: tuple[tuple[str, str], ...]
 
     @property
     def baseline(self) -> Candidate:
@@ -93,7 +92,7 @@ def search(networks: Networks, bench: Bench) -> Outcome:
     spec = _as_sure_as_possible(networks.spec, len(bench.validation), least, say)
     say("exporting the original")
     reached = [networks.original]
-    candidates = bench.candidates(reached[0], always_float=True)
+    candidates = bench.candidates(networks.original)
     stopped = ""
     for ratio in spec.ratios if spec.prune != "none" else ():
         say(f"{spec.prune} pruning, {100 * ratio:g} %: fine-tuning {plural(spec.finetune_epochs, 'epoch')}")
@@ -136,7 +135,7 @@ def search(networks: Networks, bench: Bench) -> Outcome:
         winner=winner,
         within_budget=not why_not,
         why_not=why_not,
-        front=front(candidates, spec, float(latency.get("noise", 0.0))),
+        front=front(candidates, spec, latency["noise"]),
         latency=latency,
         sensitivity=bench.sensitivity() if wanted else (),
         shape=network.shape,
@@ -309,16 +308,15 @@ def front(candidates: Sequence[Candidate], spec: CompressSpec, noise: float) -> 
 
 def _filters(model: nn.Module, network: Network) -> tuple[NDArray[np.float32], NDArray[np.bool_]] | None:
     for name, layer in prunable_layers(model).items():
-        weight = layer.weight
-        if isinstance(weight, torch.Tensor) and weight.ndim == 4:
+        weight = weight_of(layer)
+        if weight.ndim == 4:
             values = weight.detach().float().cpu().numpy()
             kept = np.ones(values.shape, np.bool_)
             if name in network.shape.kept:
                 kept[:] = False
                 kept[list(network.shape.kept[name])] = True
             elif network.ratio > 0:
-                now = prunable_layers(network.model)[name].weight
-                assert isinstance(now, torch.Tensor)
+                now = weight_of(prunable_layers(network.model)[name])
                 if now.shape == weight.shape:
                     kept = (now != 0).cpu().numpy()
             return values, kept

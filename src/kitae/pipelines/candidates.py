@@ -83,7 +83,7 @@ class Scoring:
 
     @classmethod
     def of(cls, run: Run) -> Scoring:
-        """As the run's best epoch was chosen."""
+        """By the metric that chose the run's best epoch."""
         return cls(run.recipe.train.selection in ("val_balanced_accuracy", "val_macro_f1"))
 
     @property
@@ -145,11 +145,10 @@ class Bench:
         self._card = card(self.run)
         self._original: NDArray[np.int64] | None = None  # classes that the float original predicts
 
-    def candidates(self, network: Network, *, always_float: bool = False, only: str | None = None) -> list[Candidate]:
-        """A network as files, one for each requested precision.
+    def candidates(self, network: Network, *, only: str | None = None) -> list[Candidate]:
+        """A network as files, one for each requested precision, and of the original also in float32.
 
         Args:
-            always_float: also write the float file.
             only: write only this precision.
         """
         wanted = [p for p in NAMES if p in self.spec.quantize and only in (None, NAMES[p])]
@@ -163,19 +162,17 @@ class Bench:
                 raise  # without the original there is nothing to compare with
             self.leave_out(network.name, str(error))
             return []
-        found = [plain] if always_float or "none" in wanted else []
+        found = [plain] if original or "none" in wanted else []
         if self.spec.abandon and network.ratio > 0 and not network.control and plain.row["drop"] > hopeless(self.spec):
             return found or [plain]  # rounding will not bring back what pruning lost
-        failures = []
-        for precision in wanted:
-            if precision == "none":
-                continue
+        failures, quantized = [], [precision for precision in wanted if precision != "none"]
+        for precision in quantized:
             try:
                 found.append(self._quantized(network, precision, graph, about))
             except (CompressionError, ExportError) as error:  # this file cannot be made; others may
                 self.leave_out(f"{network.name} {NAMES[precision]}", str(error))
                 failures.append(error)
-        if original and failures and len(failures) == len([p for p in wanted if p != "none"]):
+        if original and failures and len(failures) == len(quantized):
             raise failures[0]  # the network itself cannot be quantized as asked
         return found
 
@@ -214,12 +211,12 @@ class Bench:
         timed = []
         for candidate in candidates:
             found = report["candidates"][candidate.name]
-            inverse = found["ratio_interval"]
+            low, high = found["ratio_interval"]
             times = {
                 "latency_ms": 1e3 * found["seconds"] * clock,
-                "latency_ms_interval": _scaled(found["seconds_interval"], 1e3 * clock),
+                "latency_ms_interval": [1e3 * clock * end for end in found["seconds_interval"]],
                 "speedup": 1 / found["ratio"],
-                "speedup_interval": None if inverse is None else [1 / inverse[1], 1 / inverse[0]],
+                "speedup_interval": [1 / high, 1 / low],
             }
             timed.append(replace(candidate, row={**candidate.row, **times}))
         return timed, report
@@ -340,7 +337,7 @@ def hopeless(spec: CompressSpec) -> float:
 
 
 def labels_of(images: ImageSet) -> NDArray[np.int64]:
-    """int64 [N]."""
+    """Labels of the images: int64 [N]."""
     return np.asarray(images.labels[images.rows], np.int64)
 
 
@@ -356,7 +353,3 @@ def predict(content: bytes, images: ImageSet, precision: str = "") -> NDArray[np
 
 def _loss(outputs: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
     return float(-np.log(np.maximum(outputs[np.arange(len(labels)), labels].astype(np.float64), 1e-12)).mean())
-
-
-def _scaled(interval: Sequence[float] | None, factor: float) -> list[float] | None:
-    return None if interval is None else [factor * end for end in interval]

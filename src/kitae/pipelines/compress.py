@@ -65,7 +65,7 @@ COMPRESSION = Owned(
     "compression", (*_FILES, "stages", _CANDIDATES, "figures"), CompressionError, first=LOCK, last=_FACTS
 )
 _NEW = ".new.tmp"  # a result that is not complete yet
-_FACTS = {"within_budget", "candidates", "winner", "test"}  # keys of compression.json that are read below
+_READ = ("within_budget", "candidates", "winner", "test")  # keys of compression.json that are read below
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class CompressionResult:
         file = Path(path) / _FACTS
         if not file.is_file():
             raise CompressionError(f"{path}: no compression there (it has no compression.json)")
-        facts = read_json(file, *_FACTS, error=CompressionError)
+        facts = read_json(file, *_READ, error=CompressionError)
         require_format(facts, COMPRESSION_FORMAT, file, CompressionError)
         return cls(Path(path), facts)
 

@@ -106,8 +106,10 @@ def look(data: DataSpec, *, fraction: bool = False, whole: bool = False) -> tupl
 
 
 def _sampled(source: Source) -> tuple[list[tuple[int, int]], bool, float]:
-    """(height, width) of some images, whether all are grey, and seconds to decode one. Unreadable images are skipped
-    here and reported when the store is built."""
+    """(height, width) of some images, whether all are grey, and seconds to decode one.
+
+    Unreadable images are skipped here, and reported when the store is built.
+    """
     sizes: list[tuple[int, int]] = []
     rules = PreprocessRules(224, 3, store_size=504)
     items = list(source.some(_SAMPLE))

@@ -94,8 +94,7 @@ class Networks:
         self.original = Network(0.0, model, UNCHANGED, self._key([]))
         self._teacher = _teacher(model) if spec.distill else None
         self._batches = partial(self.setup.clean_batches, self.device)
-        rules = run.rules
-        self.input_shape = rules.shape
+        self.input_shape = run.rules.shape
 
     def prune(self, reached: Sequence[Network], ratio: float, *, random: bool = False) -> Network | None:
         """The next network: pruned from the last of `reached` to `ratio` of the original, and fine-tuned.
@@ -190,8 +189,8 @@ class Networks:
 
         def train() -> nn.Module:
             longer = recipe.lasting(recipe.last_epoch + more).model_copy(update={"seed": _seed(key)})
-            guide = None if self._teacher is None else Teacher(self._teacher)
-            self.setup.fit(model, longer, self.world, watcher=_Epochs(self.say, longer.epochs), tuning=Tuning(guide))
+            watcher = _Epochs(self.say, longer.epochs)
+            self.setup.fit(model, longer, self.world, watcher=watcher, tuning=Tuning(self._teacher))
             return model
 
         return self._like(network, key, train)
@@ -316,9 +315,9 @@ def _seed(key: str, part: str = "") -> int:
     return int(hashlib.sha256(f"{key} {part}".encode()).hexdigest()[:8], 16)
 
 
-def _teacher(model: nn.Module) -> nn.Module:
+def _teacher(model: nn.Module) -> Teacher:
     """A copy to learn from."""
-    return copy.deepcopy(model).eval().requires_grad_(False)
+    return Teacher(copy.deepcopy(model).eval().requires_grad_(False))
 
 
 def _hold_zeros(simulated: Simulated, model: nn.Module) -> Callable[[nn.Module], None]:

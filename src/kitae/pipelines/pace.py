@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any, TypeVar
 
 import numpy as np
@@ -148,7 +149,7 @@ def pace_of(
     if before is None:
         targets = nn.functional.one_hot(torch.arange(images, device=world.device) % classes, classes).float()
         steps = step_times(model, train, inputs, targets, world, precisions=(chosen,), steps=_STEPS)[chosen]
-        step = _typical(steps) / images
+        step = fmean(steps) / images  # not the median: slow steps on a busy machine will happen again
 
     def judge() -> None:
         predict_logits(
@@ -169,15 +170,10 @@ def pace_of(
             started = time.perf_counter()
             call()
             taken.append(time.perf_counter() - started)
-        times.append(_typical(taken) / images)
+        times.append(fmean(taken) / images)
     if before is not None:
         step = before.step * times[1] / before.feature
     return Pace(shape[1] * shape[2], times[0], times[1], step)
-
-
-def _typical(seconds: list[float]) -> float:
-    """The mean, not the median: slow steps on a busy machine will happen again."""
-    return sum(seconds) / len(seconds)
 
 
 def cut(steps: int, per_pass: int, judging: float, step: float) -> tuple[int, int]:
@@ -284,15 +280,8 @@ def fitted(recipe: Recipe, setup: Setup, model: nn.Module, clock: Clock, world: 
         if epochs * (steps + 1) <= fewest:
             epochs, steps = 0, 0  # there is only time for the probe
     given = clock.most is None and (epochs, steps) == own  # and is kept as it was given
-    train = _lasting(spec, epochs, spec.epoch_steps if given else steps or None)
+    train = spec.stretched(epochs).model_copy(update={"epoch_steps": spec.epoch_steps if given else steps or None})
     return recipe.model_copy(update={"train": train}), end
-
-
-def _lasting(spec: TrainSpec, epochs: int, epoch_steps: int | None) -> TrainSpec:
-    """The training with another length; warm-up keeps its share of the run."""
-    warmup = round(spec.schedule.warmup_epochs * epochs / spec.epochs, 4)
-    schedule = spec.schedule.model_copy(update={"warmup_epochs": warmup})
-    return spec.lasting(epochs).model_copy(update={"epoch_steps": epoch_steps, "schedule": schedule})
 
 
 def remember_length(run: Run) -> None:

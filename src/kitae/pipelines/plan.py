@@ -142,13 +142,13 @@ class _Length(NamedTuple):
 
     @property
     def seconds(self) -> float:
-        """Of everything."""
+        """Seconds of the whole run."""
         return self.overhead + self.epochs * (self.judging + (self.steps or self.per_pass) * self.step)
 
 
 @dataclass(frozen=True)
 class _Planner:
-    """Makes the recipe of either kind."""
+    """Makes a recipe, from pretrained weights or from scratch."""
 
     facts: Facts
     base: Recipe

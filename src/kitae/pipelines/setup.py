@@ -34,7 +34,7 @@ from kitae.run import Run
 from kitae.training import distributed, precision
 from kitae.training.checkpoint import weights_digest
 from kitae.training.distributed import World
-from kitae.training.fit import FitResult, Selection, Source, Tuning, Watcher, fit
+from kitae.training.fit import Selection, Source, Tuning, Watcher, fit
 from kitae.training.guards import evaluation_memory_named, keep_freed_memory
 from kitae.training.learner import Teacher
 from kitae.training.spec import ProbeSpec, TrainSpec, merit
@@ -292,7 +292,7 @@ class Setup:
         known = bool(self._best) and self._best[0].weights == weights_digest(model)
         return self._best[0].logits if known else None
 
-    def fit(self, model: nn.Module, spec: TrainSpec, world: World, **options: Any) -> FitResult:
+    def fit(self, model: nn.Module, spec: TrainSpec, world: World, **options: Any) -> None:
         """Run the loop on this data; `options` are those of `training.fit.fit`."""
         source = Source(
             data=self.images,
@@ -301,11 +301,11 @@ class Setup:
             class_weights=self.images.class_weights() if self.recipe.data.balance == "loss" else None,
             layers=layer_groups(model) if spec.optimizer.layer_decay is not None else (),
         )
-        return fit(model, spec, source, world, spec.resolved_precision, **options)
+        fit(model, spec, source, world, spec.resolved_precision, **options)
 
     def recover(
         self, model: nn.Module, *, epochs: int, seed: int, rate: float = 0.1,
-        after_step: Callable[[nn.Module], None] | None = None, teacher: nn.Module | None = None,
+        after_step: Callable[[nn.Module], None] | None = None, teacher: Teacher | None = None,
         keep: Selection = "best", watcher: Watcher | None = None,
     ) -> nn.Module:  # fmt: skip
         """Fine-tune a compressed model with the same loop and a cosine, without warm-up, averaging or early stopping.
@@ -337,8 +337,7 @@ class Setup:
                 "schedule": spec.schedule.model_copy(update={"name": "cosine", "warmup_epochs": 0.0, "final": 0.0}),
             }
         )
-        guide = None if teacher is None else Teacher(teacher)
-        self.fit(model, tuned, world, tuning=Tuning(guide, after_step, keep), watcher=watcher)
+        self.fit(model, tuned, world, tuning=Tuning(teacher, after_step, keep), watcher=watcher)
         return model
 
 

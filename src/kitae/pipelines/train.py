@@ -350,8 +350,7 @@ def _validated(run: Run, setup: Setup, model: nn.Module) -> dict[str, Any]:
     """Evaluate the best weights on validation, after calibrating on it, and save what predictions need.
 
     Returns:
-        `val`, `temperature`, `precision` (of this evaluation), `train_precision`, `tta`, `best_epoch`, `duplicates`
-        (see `Splits.duplicates`), as evaluation.json has them.
+        The fields of `Run.evaluation`, without those of test.
     """
     images = setup.image_set(setup.splits.val)
     known = setup.judgement(model)

@@ -1,4 +1,4 @@
-"""From the order of an epoch to augmented batches: splits an epoch into batches and divides them among processes."""
+"""Splits an epoch into augmented batches, and divides them among processes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from kitae.training.spec import TrainSpec
 
 
 class TrainData(Protocol):
-    """The data, as the loop needs it."""
+    """The data that the loop reads."""
 
     def __len__(self) -> int:
         """Samples in an epoch."""

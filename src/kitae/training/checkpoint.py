@@ -61,7 +61,7 @@ def weights_digest(model: nn.Module) -> str:
 
 @dataclass
 class Progress:
-    """The position of a run: everything a resumed run needs besides tensors.
+    """The position of a run: what a resumed run needs besides tensors.
 
     Attributes:
         epoch, step: the next batch to train on is number `step` of `epoch`.

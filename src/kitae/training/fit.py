@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -131,14 +131,11 @@ class Record:
 
 @dataclass(frozen=True)
 class FitResult:
-    """The result of a training, whose model then has the weights to keep. `best_epoch` 0 is the start."""
+    """The result of a training; the model has the weights to keep. `best_epoch` 0 is the start."""
 
     epochs: int
     best_epoch: int
-    best: float
-    stopped_early: bool
-    skipped_steps: int
-    rows: list[dict[str, Any]] = field(default_factory=list)
+    rows: list[dict[str, Any]]
 
 
 def fit(
@@ -260,8 +257,7 @@ def fit(
         watcher.note("no epoch was better than the starting weights, which are kept")
     model.load_state_dict(judged.state_dict() if last else best_state)
     model.eval()
-    best = float("nan") if at.best is None else -at.best[0] if spec.selection == "val_loss" else at.best[0]
-    return FitResult(at.epoch, at.best_epoch + 1, best, stopped_early, at.skipped, rows)
+    return FitResult(at.epoch, at.best_epoch + 1, rows)
 
 
 _READ_EVERY = 25  # steps between two reads of a GPU's counters; each read waits for the GPU
@@ -298,12 +294,12 @@ class _Meter:
         self._waited += time.perf_counter() - asked
 
     def count(self, step: Step) -> None:
-        """Add a step to the sums, or to the skipped ones."""
+        """Add a step to the sums, or count it as skipped."""
         sums = torch.stack([step.loss * self._step[0], step.correct])
         self._sums += torch.where(step.healthy, torch.cat([sums, self._step]), self._skip)
         self._unread += 1
 
-    def settled(self, now: bool, *, updated: bool = True) -> bool:
+    def settled(self, now: bool, *, updated: bool) -> bool:
         """Read the counts into `at` if they are due, or if `now`. Returns whether they were read.
 
         On a GPU they are due only after an optimizer step, since only then a checkpoint can be saved.

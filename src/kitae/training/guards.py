@@ -1,4 +1,4 @@
-"""What a training has to do with the operating system: signals, and memory."""
+"""Signals and memory of a training process."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def memory_named(spec: TrainSpec, checkpoint: Path | None = None) -> contextlib.
 
 
 def evaluation_memory_named(batch_size: int) -> contextlib.AbstractContextManager[None]:
-    """The same in an evaluation, whose batches are others than those of training."""
+    """The same for an evaluation, which has its own batch size."""
     return _memory_named(lambda: f"evaluate.batch_size {batch_size}: halve it; only memory use changes")
 
 
@@ -75,7 +75,7 @@ def _kept(checkpoint: Path | None) -> str:
 def is_out_of_memory(error: Exception) -> bool:
     """Whether an error means running out of memory, on CPU or GPU."""
     known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
-    return known or "not enough memory" in str(error)  # which torch's allocator for the CPU says
+    return known or "not enough memory" in str(error)  # of torch's CPU allocator
 
 
 def peak_memory(device: torch.device) -> int:

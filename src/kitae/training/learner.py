@@ -97,7 +97,9 @@ class Learner:
         if self.spec.compile:
             self._forward = torch.compile(self._forward)
         self._buffers = [buffer for buffer in self.model.buffers() if buffer.is_floating_point()]
-        self._flat_before, self._buffers_before = _side_by_side(self._buffers, device)
+        if self._buffers:  # copies that share one flat tensor
+            self._flat_before = torch.cat([buffer.flatten() for buffer in self._buffers])
+            self._buffers_before = _cut(self._flat_before, self._buffers)
         if self.asynchronous:
             fill_momentum(self.optimizer)
         self._generators = [torch.default_generator]
@@ -124,7 +126,8 @@ class Learner:
         """
         if self._buffers:  # saved, since a skipped step must not change BatchNorm's statistics
             torch._foreach_copy_(self._buffers_before, self._buffers)
-        images = self._shrunk(images, at)
+        full = images.shape[2], images.shape[3]
+        images = shrunk(images, size_at(full, at.updates, self.spec, self.shape.updates))
         last = (at.step + 1) % self.shape.accumulate == 0
         number = at.epoch * self.shape.steps + at.step
         seed = keyed.derive_seed(self.spec.seed, self.world.rank, number, keyed.SLOT_STEP)
@@ -143,6 +146,9 @@ class Learner:
             healthy = self._update_on_device(loss, last, at)
         else:
             healthy = torch.tensor(self._decided(math.isfinite(loss.item()), last, at), device=self.world.device)
+        if last:
+            self.optimizer.zero_grad(set_to_none=True)
+            at.updates += 1
         return Step(loss, correct, healthy)
 
     def _decided(self, healthy: bool, last: bool, at: Progress) -> bool:
@@ -195,8 +201,6 @@ class Learner:
             if self.average is not None:
                 self.average.update(self.model, at.updates)
         self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        at.updates += 1
         return healthy
 
     def _update_on_device(self, loss: Tensor, last: bool, at: Progress) -> Tensor:
@@ -225,8 +229,6 @@ class Learner:
             self._after_step(self.model)
         if self.average is not None:
             self.average.update(self.model, at.updates, healthy)
-        self.optimizer.zero_grad(set_to_none=True)
-        at.updates += 1
         return healthy
 
     def _gradient_norm(self) -> Tensor:
@@ -239,17 +241,9 @@ class Learner:
         spec, per_epoch = self.spec, self.shape.updates
         if spec.clip_norm is not None:
             nn.utils.clip_grads_with_norm_(self.model.parameters(), spec.clip_norm, norm)
-        factor = rate_factor(self._planned(at), spec=spec.schedule, steps_per_epoch=per_epoch, epochs=spec.epochs)
+        planned = planned_step(at.updates, spec, per_epoch)
+        factor = rate_factor(planned, spec=spec.schedule, steps_per_epoch=per_epoch, epochs=spec.epochs)
         set_learning_rate(self.optimizer, spec.optimizer.lr * factor)
-
-    def _planned(self, at: Progress) -> float:
-        spec = self.spec
-        return planned_step(at.updates, steps_per_epoch=self.shape.updates, epochs=spec.epochs, recut=spec.recut)
-
-    def _shrunk(self, images: Tensor, at: Progress) -> Tensor:
-        """The images, shrunk to the size for this point of the run."""
-        full = (images.shape[2], images.shape[3])
-        return shrunk(images, size_at(full, at.updates, self.spec, self.shape.updates))
 
 
 def shrunk(images: Tensor, size: tuple[int, int]) -> Tensor:
@@ -257,12 +251,6 @@ def shrunk(images: Tensor, size: tuple[int, int]) -> Tensor:
     if size == (images.shape[2], images.shape[3]):
         return images
     return nn.functional.interpolate(images, size, mode="bilinear", antialias=True)
-
-
-def _side_by_side(tensors: Sequence[Tensor], device: torch.device) -> tuple[Tensor, list[Tensor]]:
-    """Copies that share one flat tensor, and that tensor."""
-    flat = torch.cat([tensor.flatten() for tensor in tensors]) if tensors else torch.empty(0, device=device)
-    return flat, _cut(flat, tensors)
 
 
 def _cut(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""What training measures of a batch beside cross-entropy."""
+"""The distillation loss, and the accuracy on soft targets."""
 
 from __future__ import annotations
 

@@ -93,9 +93,7 @@ def build_optimizer(
     accepted = inspect.signature(kind).parameters
     arguments = {
         name: value
-        for name, value in spec.model_dump(
-            exclude={"name", "layer_decay", "weight_decay", "other_lr", "bias_lr"}
-        ).items()
+        for name, value in spec.model_dump(exclude={"weight_decay"}).items()  # which each group has for itself
         if name in accepted and isinstance(accepted[name].default, tuple) == isinstance(value, tuple)  # Adafactor's
     }
     if spec.momentum == 0:

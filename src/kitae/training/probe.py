@@ -10,14 +10,15 @@ have along it, so that some tens of steps suffice where plain coordinates take t
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from kitae.modes import threads_restored
 
 STRENGTHS = tuple(float(value) for value in 10.0 ** np.arange(1.0, -6.01, -0.5))
 """From the strongest down; the search starts at `_FIRST` and goes downhill."""
@@ -68,7 +69,10 @@ def fit_head(
     """
     problem = _Problem(features, labels, classes, weights)
     losses: dict[float, float] = {}
-    with _one_thread():
+    with threads_restored():
+        # Between short products, torch's other threads spin, which takes the core that L-BFGS runs on. On two cores,
+        # one thread is 2 to 3 times faster than two for 2,160 to 10,800 images (LOG.md, 2026-11-26).
+        torch.set_num_threads(1)
         if len(strengths) > 1:
             losses = _cross_validated(problem, list(strengths), folds)
         strength = min(losses, key=lambda value: losses[value]) if losses else strengths[0]
@@ -84,20 +88,6 @@ def fit_head(
         train_loss=float(torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels))),
         train_accuracy=float((logits.argmax(dim=1).numpy() == labels).mean()),
     )
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Use one thread: between short products, torch's other threads spin, which takes the core that L-BFGS runs on.
-
-    On two cores, one thread is 2 to 3 times faster than two for 2,160 to 10,800 images (LOG.md, 2026-11-26).
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _cross_validated(problem: _Problem, strengths: Sequence[float], fold: NDArray[np.int64]) -> dict[float, float]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 from kitae.training.spec import ProgressiveSpec, ScheduleSpec, TrainSpec
 
@@ -11,15 +10,11 @@ _GRAIN = 4  # pixels between two sizes; the first step at each new size is slowe
 _PARTS = 100  # of a run, to average over
 
 
-def planned_step(step: int, *, steps_per_epoch: int, epochs: int, recut: Sequence[tuple[int, int]] = ()) -> float:
-    """The step of the planned schedule that corresponds to this step of a recut one.
-
-    Args:
-        epochs: as planned.
-        recut: (after, end): after `after` epochs, the rest of the plan was stretched or squeezed to end at epoch `end`.
-    """
+def planned_step(step: int, spec: TrainSpec, steps_per_epoch: int) -> float:
+    """The step of the planned schedule that corresponds to this step of a recut one, see `TrainSpec.recut`."""
+    epochs = spec.epochs
     reached, at, end = 0.0, 0, epochs  # the planned epoch that is reached at epoch `at`, and the last one at `end`
-    for after, new_end in recut:
+    for after, new_end in spec.recut:
         if step < after * steps_per_epoch:
             break
         reached += (after - at) * (epochs - reached) / (end - at)
@@ -56,7 +51,7 @@ def rate_factor(step: float, *, spec: ScheduleSpec, steps_per_epoch: int, epochs
 
 
 def progressive_size(size: tuple[int, int], done: float, spec: ProgressiveSpec) -> tuple[int, int]:
-    """The height and width of the pictures that the network learns from at this point of a run.
+    """The height and width of training images at this point of a run.
 
     Args:
         size: height and width at the end.
@@ -70,20 +65,20 @@ def progressive_size(size: tuple[int, int], done: float, spec: ProgressiveSpec) 
 
 
 def size_at(full: tuple[int, int], update: int, spec: TrainSpec, per_epoch: int) -> tuple[int, int]:
-    """The height and width of the pictures that the network learns from in an optimizer step.
+    """The height and width of training images in an optimizer step.
 
     Args:
         full: height and width at the end.
-        update: from 0. `per_epoch`: of them.
+        update: the number of the optimizer step, from 0. `per_epoch`: optimizer steps in an epoch.
     """
     if spec.progressive is None:
         return full
-    planned = planned_step(update, steps_per_epoch=per_epoch, epochs=spec.epochs, recut=spec.recut)
+    planned = planned_step(update, spec, per_epoch)
     return progressive_size(full, planned / max(1, per_epoch * spec.epochs), spec.progressive)
 
 
 def progressive_share(size: tuple[int, int], spec: ProgressiveSpec | None) -> float:
-    """The mean number of pixels that the network learns from over a run, as a share of those at the end."""
+    """The mean number of pixels of training images over a run, as a share of those at the end."""
     if spec is None:
         return 1.0
     sizes = (progressive_size(size, (part + 0.5) / _PARTS, spec) for part in range(_PARTS))

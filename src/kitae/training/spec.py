@@ -276,13 +276,15 @@ class TrainSpec(GrowingSpec):
         """A copy with this many epochs, and without `recut`, which only fits the planned length."""
         return self.model_copy(update={"epochs": epochs, "recut": ()})
 
+    def stretched(self, epochs: int) -> TrainSpec:
+        """`lasting`, with warm-up at the same share of the run."""
+        warmup = round(self.schedule.warmup_epochs * epochs / self.epochs, 4)
+        schedule = self.schedule.model_copy(update={"warmup_epochs": warmup})
+        return self.lasting(epochs).model_copy(update={"schedule": schedule})
+
     def straightened(self) -> TrainSpec:
         """A copy that plans as many epochs as are trained, without `recut`; warm-up keeps its share."""
-        if not self.recut:
-            return self
-        warmup = round(self.schedule.warmup_epochs * self.last_epoch / self.epochs, 4)
-        schedule = self.schedule.model_copy(update={"warmup_epochs": warmup})
-        return self.lasting(self.last_epoch).model_copy(update={"schedule": schedule})
+        return self.stretched(self.last_epoch) if self.recut else self
 
     @property
     def last_epoch(self) -> int:
