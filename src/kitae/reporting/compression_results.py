@@ -11,7 +11,7 @@ from kitae.compression.spec import winner_file
 from kitae.errors import KitaeError
 from kitae.files import read_json, require_format
 from kitae.folders import SIGNS
-from kitae.reporting.results import Interval, Number, Record, as_record
+from kitae.reporting.results import Interval, Number, Record
 
 COMPRESSION_FORMAT = 1
 
@@ -135,7 +135,7 @@ class CompressionRecord(Record, extra="allow"):
         file = folder / SIGNS["compression"]
         facts = read_json(file)
         require_format(facts, COMPRESSION_FORMAT, file, KitaeError)
-        return as_record(cls, facts, file)
+        return cls.checked(facts, file)
 
     @property
     def file(self) -> str:

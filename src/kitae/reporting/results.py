@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import Annotated, Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,26 +46,19 @@ class Record(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
+    @classmethod
+    def checked(cls, value: Mapping[str, Any], file: Path) -> Self:
+        """Validate a value that was read from a file.
 
-Model = TypeVar("Model", bound=BaseModel)
-"""The format of compression.json that this version writes."""
-
-
-def as_record(model: type[Model], value: Mapping[str, Any], file: Path) -> Model:
-    """A value of a file as a record.
-
-    Raises:
-        KitaeError: it does not fit; the message names file and field.
-    """
-    try:
-        return model.model_validate(value)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise KitaeError(f"{file}: is damaged ({field}: {first['msg']})") from error
-
-
-# ---------------------------------------------------------------------------------------------------------------- runs
+        Raises:
+            KitaeError: it does not fit; the message names file and field.
+        """
+        try:
+            return cls.model_validate(value)
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(str(part) for part in first["loc"])
+            raise KitaeError(f"{file}: is damaged ({field}: {first['msg']})") from error
 
 
 class Epoch(Record):
@@ -308,7 +301,7 @@ class RunRecord(Record, arbitrary_types_allowed=True):
             KitaeError: a file is damaged; it is named.
         """
         # This and the environment are written when training starts, so a run that failed before has neither.
-        facts = as_record(Facts, run.facts() if run.facts_file.exists() else {}, run.facts_file)
+        facts = Facts.checked(run.facts() if run.facts_file.exists() else {}, run.facts_file)
         return cls(
             path=run.path,
             recipe_file=run.recipe_file,
@@ -318,10 +311,10 @@ class RunRecord(Record, arbitrary_types_allowed=True):
             resume_command=run.resume_command,
             epochs=read_epochs(run),
             best_epoch=run.best_epoch(),
-            evaluation=as_record(Evaluation, run.evaluation() if run.finished else {}, run.evaluation_file),
+            evaluation=Evaluation.checked(run.evaluation() if run.finished else {}, run.evaluation_file),
             facts=facts,
             environment=run.environment() if run.begun else {},
-            openings=tuple(as_record(Opening, row, run.openings_file) for row in run.openings()),
+            openings=tuple(Opening.checked(row, run.openings_file) for row in run.openings()),
             predicted=_predictions(run, facts.classes) if run.finished else None,
         )
 
@@ -357,7 +350,7 @@ def read_epochs(run: Run) -> tuple[Epoch, ...]:
     Raises:
         KitaeError: metrics.jsonl is damaged.
     """
-    return tuple(as_record(Epoch, row, run.metrics_file) for row in run.metrics())
+    return tuple(Epoch.checked(row, run.metrics_file) for row in run.metrics())
 
 
 def _predictions(run: Run, classes: tuple[str, ...]) -> Predicted | None:
@@ -371,6 +364,3 @@ def _predictions(run: Run, classes: tuple[str, ...]) -> Predicted | None:
     except (pyarrow.ArrowException, KeyError, ValueError, TypeError) as error:
         cure = "delete it; the page then omits the predictions"
         raise KitaeError(f"{run.path / 'predictions.parquet'}: is damaged; {cure}") from error
-
-
-# --------------------------------------------------------------------------------------------------------- compressions

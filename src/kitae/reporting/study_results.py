@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import Field
 
 from kitae.files import read_json
-from kitae.reporting.results import Number, Record, as_record
+from kitae.reporting.results import Number, Record
 
 
 class Effect(Record):
@@ -164,7 +164,7 @@ class StudyRecord(Record):
             KitaeError: the file is damaged.
         """
         file = folder / "effects.json"
-        return as_record(cls, read_json(file), file) if file.is_file() else None
+        return cls.checked(read_json(file), file) if file.is_file() else None
 
     @property
     def main(self) -> Analysis:
