@@ -31,7 +31,7 @@ class Entry(NamedTuple):
 def entries(records: Sequence[RunRecord]) -> tuple[list[Entry], str]:
     """Two or more runs by their names, and what they are compared on: test, if all of them opened it, else the images
     out of fold, if all were cross-validated, else validation."""
-    names = short_names([record.path for record in records])
+    names = short_names([record.run.path for record in records])
     judged = [record.evaluation for record in records]
     for where, found in (
         ("test", [one.test for one in judged]),
@@ -130,7 +130,7 @@ def _ranked(runs: Sequence[Entry]) -> list[Entry]:
 
 def _look(record: RunRecord) -> str:
     """The command that shows mistakes: by name where there are any on test."""
-    folder = shlex.quote(str(record.path))
+    folder = shlex.quote(str(record.run.path))
     return f"kitae show mistakes {folder}" if record.has_mistakes else f"kitae report {folder} --open"
 
 
@@ -141,9 +141,9 @@ def commands(runs: Sequence[Entry], where: str) -> list[tuple[str, str]]:
         return [(f"Look at the mistakes of {run.name}", _look(run.record))
                 for run in ranked]  # fmt: skip
     if len(ranked) < 2:
-        return [(f"Resume {run.name}", run.record.resume_command) for run in runs if not run.record.finished]
+        return [(f"Resume {run.name}", run.record.run.resume_command) for run in runs if not run.record.finished]
     name, best, _ = ranked[0]
-    recipe = shlex.quote(str(best.recipe_file))
+    recipe = shlex.quote(str(best.run.recipe_file))
     return [
         (f"Look at the mistakes of {name}", _look(best)),
         (f"Train {name} with another seed, to see how much results vary by chance", f"kitae train {recipe} --seed "

@@ -104,7 +104,7 @@ class Plots:
         if most < 1:
             raise KitaeError(f"most: must be at least 1, not {most}")
         record = self._finished()
-        found, samples = record.predicted, Samples.find(record, self._run)
+        found, samples = record.predicted, Samples.find(record)
         if found is None or samples is None or not len(samples.test):
             raise KitaeError(f"{self._run.path}: has no predictions on test, or its images are not in the cache")
         places = found.mistakes(most)

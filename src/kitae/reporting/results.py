@@ -279,12 +279,9 @@ class Predicted:
 class RunRecord(Record, arbitrary_types_allowed=True):
     """A run folder, finished or not."""
 
-    path: Path
-    recipe_file: Path
-    weights: Path
+    run: Run
     recipe: Recipe
     finished: bool
-    resume_command: str
     epochs: tuple[Epoch, ...]
     best_epoch: int | None
     evaluation: Evaluation
@@ -303,12 +300,9 @@ class RunRecord(Record, arbitrary_types_allowed=True):
         # This and the environment are written when training starts, so a run that failed before has neither.
         facts = Facts.checked(run.facts() if run.facts_file.exists() else {}, run.facts_file)
         return cls(
-            path=run.path,
-            recipe_file=run.recipe_file,
-            weights=run.best,
+            run=run,
             recipe=run.recipe,
             finished=run.finished,
-            resume_command=run.resume_command,
             epochs=read_epochs(run),
             best_epoch=run.best_epoch(),
             evaluation=Evaluation.checked(run.evaluation() if run.finished else {}, run.evaluation_file),
@@ -331,7 +325,7 @@ class RunRecord(Record, arbitrary_types_allowed=True):
     @cached_property
     def held_out(self) -> str | None:
         """`Splits.held_out`; None where the run has no splits yet. Only comparisons need it."""
-        file = self.path / "splits.npz"
+        file = self.run.path / "splits.npz"
         return Splits.load(file).held_out if file.is_file() else None
 
     @cached_property

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from kitae.errors import KitaeError
 from kitae.reporting.results import RunRecord
 from kitae.reporting.values import share
-from kitae.run import Run
 
 if TYPE_CHECKING:
     from kitae.data.splits import Splits
@@ -101,7 +100,7 @@ class Samples:
         self.record, self.store, self.splits = record, store, splits
 
     @classmethod
-    def find(cls, record: RunRecord, run: Run) -> Samples | None:
+    def find(cls, record: RunRecord) -> Samples | None:
         """The images that a run was trained on; None where they are not in the cache any more."""
         from kitae.data.store import find_store
 
@@ -109,7 +108,7 @@ class Samples:
         if store is None or tuple(store.classes) != record.facts.classes:
             return None
         try:
-            return cls(record, store, run.splits(store))
+            return cls(record, store, record.run.splits(store))
         except KitaeError:
             return None
 
