@@ -113,17 +113,17 @@ class Variant(Record):
 
 
 class Band(Record):
-    """Mean and range over seeds, a value an epoch."""
+    """Mean and range over seeds, one value per epoch; a curve with a value that is not finite is not written."""
 
-    mean: tuple[Number, ...] = ()
-    low: tuple[Number, ...] = ()
-    high: tuple[Number, ...] = ()
+    mean: tuple[float, ...] = ()
+    low: tuple[float, ...] = ()
+    high: tuple[float, ...] = ()
 
 
 class Curve(Record):
     """The curves of one variant."""
 
-    epoch: tuple[Number, ...] = ()
+    epoch: tuple[float, ...] = ()
     val_accuracy: Band | None = None
     train_loss: Band | None = None
 

@@ -252,19 +252,17 @@ class Plot:
         if x_label:
             chart.text((left + right) / 2, bottom + 2 * LINE + 2, x_label, anchor="middle", width=right - left + 60)
 
-    def line(self, xs: Sequence[float | None], ys: Sequence[float | None], look: str) -> None:
+    def line(self, xs: Sequence[float], ys: Sequence[float | None], look: str) -> None:
         """A line, broken where a value is not known."""
-        for _, run in groupby(zip(xs, ys, strict=False), key=lambda pair: None in pair):
-            points = [(self.x(a), self.y(b)) for a, b in run if a is not None and b is not None]
+        for _, run in groupby(zip(xs, ys, strict=False), key=lambda pair: pair[1] is None):
+            points = [(self.x(a), self.y(b)) for a, b in run if b is not None]
             self.chart.path(points * (2 if len(points) == 1 else 1), look)
 
-    def band(self, xs: Sequence[float], low: Sequence[float | None], high: Sequence[float | None], look: str) -> None:
+    def band(self, xs: Sequence[float], low: Sequence[float], high: Sequence[float], look: str) -> None:
         """The area between two lines."""
-        known = [(x, a, b) for x, a, b in zip(xs, low, high, strict=False) if a is not None and b is not None]
-        there = [(self.x(x), self.y(a)) for x, a, _ in known]
-        back = [(self.x(x), self.y(b)) for x, _, b in reversed(known)]
-        if len(known) > 1:
-            self.chart.path([*there, *back], look, close=True)
+        there, back = ([(self.x(x), self.y(y)) for x, y in zip(xs, ys, strict=False)] for ys in (low, high))
+        if len(xs) > 1:
+            self.chart.path([*there, *reversed(back)], look, close=True)
 
 
 @dataclass(frozen=True)
