@@ -215,8 +215,7 @@ def confusion(split: Split, name: str) -> Chart | None:
     if counts is None or len(names) > MAX_CONFUSION:
         return None
     k = len(names)
-    totals = counts.sum(axis=1, keepdims=True)
-    shares = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     size = 11.0 if k <= 14 else 9.0
     named = k <= 40
     room = min(max(text_width(one, size) for one in names) + 8, 104.0) if named else 30.0
