@@ -138,17 +138,15 @@ def commands(runs: Sequence[Entry], where: str) -> list[tuple[str, str]]:
     """What to do next: what a command is for, and the command."""
     ranked = _ranked(runs)
     if len(ranked) > 1 and _incomparable(ranked, where) is not None:
-        return [(f"Look at the mistakes of {run.name}", _look(run.record))
-                for run in ranked]  # fmt: skip
+        return [(f"Look at the mistakes of {run.name}", _look(run.record)) for run in ranked]
     if len(ranked) < 2:
         return [(f"Resume {run.name}", run.record.run.resume_command) for run in runs if not run.record.finished]
     name, best, _ = ranked[0]
-    recipe = shlex.quote(str(best.run.recipe_file))
+    again = f"kitae train {shlex.quote(str(best.run.recipe_file))} --seed {best.recipe.train.seed + 1}"
     return [
         (f"Look at the mistakes of {name}", _look(best)),
-        (f"Train {name} with another seed, to see how much results vary by chance", f"kitae train {recipe} --seed "
-         f"{best.recipe.train.seed + 1}"),
-    ]  # fmt: skip
+        (f"Train {name} with another seed, to see how much results vary by chance", again),
+    ]
 
 
 def _paired(one: RunRecord, other: RunRecord) -> tuple[float, float, float] | None:

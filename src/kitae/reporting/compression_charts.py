@@ -70,8 +70,7 @@ def front(record: CompressionRecord, label: Callable[[Candidate], str]) -> Chart
             steps += [(at[0], steps[-1][1]), at] if steps else [at]
             named.add(row.name)
     chart.path(steps, "d")
-    lines = [(min(a[0], b[0]), min(a[1], b[1]), max(a[0], b[0]), max(a[1], b[1]))
-             for a, b in pairwise(steps)]  # fmt: skip
+    lines = [(a[0], b[1], b[0], a[1]) for a, b in pairwise(steps)]  # each goes to the right or up
     taken: list[Box] = []
     for size, value, row in points:
         x, y = plot.x(size), plot.y(value)

@@ -10,19 +10,7 @@ from typing import Any
 from kitae.console import plural
 from kitae.reporting.charts import per_cent, robust
 from kitae.reporting.study_results import Analysis, Effect, StudyRecord
-from kitae.reporting.svg import (
-    SERIES,
-    WIDTH,
-    Chart,
-    Plot,
-    Row,
-    Scale,
-    frame,
-    interval_mark,
-    legend,
-    rows_chart,
-    series,
-)
+from kitae.reporting.svg import SERIES, WIDTH, Chart, Plot, Row, Scale, frame, interval_mark, legend, rows_chart, series
 from kitae.reporting.values import share
 
 _LEFT = 46.0
