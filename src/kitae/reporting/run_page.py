@@ -73,10 +73,7 @@ def answer(record: RunRecord) -> list[str]:
         where += " (test was not opened)"
     interval = between(split.accuracy_interval, 100)
     first = f"{share(split.accuracy)} {where}{f' ({interval})' if interval else ''}."
-    return [
-        " ".join(part for part in (first, _weak(split)) if part),
-        *filter(None, (_folds(record), _gap(record), _copies(record))),
-    ]
+    return [f"{first} {_weak(split)}".strip(), *filter(None, (_folds(record), _gap(record), _copies(record)))]
 
 
 def _folds(record: RunRecord) -> str:
@@ -152,8 +149,8 @@ def _gap(record: RunRecord) -> str:
 def _copies(record: RunRecord) -> str:
     """The effect of copies of training or validation images on the test accuracy."""
     test = record.evaluation.test
-    others = None if test is None else test.without_duplicates
-    if others is None or others.accuracy is None or test is None or test.count is None or others.count is None:
+    others = test.without_duplicates if test else None
+    if test is None or test.count is None or others is None or others.accuracy is None:
         return ""
     many = test.count - others.count
     return (
