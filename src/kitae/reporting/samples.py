@@ -19,13 +19,12 @@ from numpy.typing import NDArray
 
 from kitae.errors import KitaeError
 from kitae.reporting.results import RunRecord
+from kitae.reporting.style import Image
 from kitae.reporting.values import share
 
 if TYPE_CHECKING:
     from kitae.data.splits import Splits
     from kitae.data.store import Store
-
-Image = NDArray[np.uint8]
 
 SIDE = 112  # pixels of the longer side of a picture in a page
 CLASSES_SHOWN, PER_CLASS = 12, 6
