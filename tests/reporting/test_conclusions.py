@@ -244,7 +244,7 @@ def test_effects_are_ranked_best_first() -> None:
 )  # fmt: skip
 def test_candidates_in_words(row: dict[str, Any], told: str) -> None:
     whole = CompressionRecord.model_validate(measured_compression())
-    assert compression_page.label(whole, Candidate.model_validate(row)) == told
+    assert whole.label(Candidate.model_validate(row)) == told
 
 
 def compared(variants: dict[str, dict[str, Any]], reference: str | None = None) -> StudyRecord:
