@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MAX_ROWS = 20  # of a table in a notebook
-_DAMAGED = (KitaeError, KeyError, StopIteration, TypeError, ValueError)  # what a file of other contents ends in
+_DAMAGED = (KitaeError, KeyError, StopIteration, TypeError, ValueError)  # raised by a file with unexpected contents
 
 
 def block(
@@ -31,8 +31,8 @@ def block(
     """A titled table as HTML, every string escaped.
 
     Args:
-        lines: sentences above the table. columns: heads. left: so many columns hold text, the others numbers.
-        rows: of them the first `most` are shown, and how many there are.
+        lines: sentences above the table. columns: heads. left: the number of columns of text; the others hold numbers.
+        rows: the first `most` are shown, and how many there are.
     """
     parts = [f"<div><strong>{_text(title)}</strong>", *(f"<p>{_text(line)}</p>" for line in lines)]
     every = list(rows)

@@ -109,7 +109,7 @@ def answer(runs: Sequence[Entry], where: str) -> list[str]:
 
 
 def _incomparable(runs: Sequence[Entry], where: str) -> str | None:
-    """Why the accuracies of these runs are not of the same images, or None where they are or nothing is known of it."""
+    """Why the accuracies of these runs cannot be compared; None if they can, or if that is not known."""
     first = runs[0].record
     for run in (run.record for run in runs[1:]):
         if set(run.facts.classes) != set(first.facts.classes):
@@ -129,7 +129,7 @@ def _ranked(runs: Sequence[Entry]) -> list[Entry]:
 
 
 def _look(record: RunRecord) -> str:
-    """The command that shows mistakes: by name where there are any on test."""
+    """The command that shows mistakes: `kitae show mistakes` if any are recorded, else the page."""
     folder = shlex.quote(str(record.run.path))
     return f"kitae show mistakes {folder}" if record.has_mistakes else f"kitae report {folder} --open"
 

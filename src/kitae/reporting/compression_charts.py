@@ -29,8 +29,8 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom
 _LEFT, _END = 50.0, WIDTH - 12
 _DIRECTIONS = ((1, 0), (-1, 0), (0, -1), (0, 1), (1, -1), (-1, -1), (1, 1), (-1, 1), (1, -2), (1, 2))
 _PLACES = [(radius * x, radius * y) for radius in (10.0, 16.0, 28.0, 44.0, 64.0, 88.0) for x, y in _DIRECTIONS]
-"""Where the label of a point may stand: from the point to the nearest point of the label."""
-_ON_A_LINE, _NEARER_ANOTHER = 30.0, 40.0  # pixels of distance that a label goes to avoid these
+"""Offsets at which a label may be placed: from its point to the nearest point of the label."""
+_ON_A_LINE, _NEARER_ANOTHER = 30.0, 40.0  # extra distance in pixels that a label accepts to avoid this
 
 
 def front(record: CompressionRecord) -> Chart | None:
@@ -96,8 +96,8 @@ def _label(
 ) -> None:  # fmt: skip
     """Write a label near its point where it covers nothing; if there is no room, it only appears on hover.
 
-    It keeps off `lines` and away from the `marks` of other points if that does not take it far. A line leads to its own
-    point where it is not beside it.
+    It avoids `lines` and the `marks` of other points unless that takes it far away. A line connects it to its point if
+    it is not beside it.
     """
     width = text_width(text)
     best: tuple[float, Box, Point] | None = None

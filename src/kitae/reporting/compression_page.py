@@ -93,7 +93,7 @@ def commands(record: CompressionRecord, folder: Path) -> list[tuple[str, str]]:
 
 
 def _wider(record: CompressionRecord) -> dict[str, str]:
-    """The limits that the closest file exceeds, each widened so far that it would be within."""
+    """The limits that the closest file exceeds, each widened until the file is within it."""
     spec, row = record.spec, record.winner
     drop = row.drop_interval[1] if record.sure and row.drop_interval else row.drop
     found = {}
@@ -109,9 +109,9 @@ def _wider(record: CompressionRecord) -> dict[str, str]:
 
 
 def _counted(record: CompressionRecord, row: Candidate, drop: float, budget: float) -> float:
-    """The drop of a row, or the end of its interval if a search like this one with this budget counts that.
+    """The drop of a candidate as a new search with this budget would count it.
 
-    It does with a budget that the validation images can prove, whatever counted here.
+    That is the upper end of its interval if this search counted that, or if the validation images can prove the budget.
     """
     provable = record.least_drop
     if provable is None:  # of an earlier version
@@ -126,7 +126,7 @@ def _tenths(drop: float) -> float:
 
 
 def _settings(record: CompressionRecord, *without: str) -> str:
-    """The settings of a compression that are not the usual ones, without these, as options of a command."""
+    """The settings of a compression that differ from the defaults, but for `without`, as options of a command."""
     usual, given = CompressSpec().model_dump(mode="json"), record.spec.model_dump(mode="json")
     if given.get("ratios", usual["ratios"]) != usual["ratios"]:
         usual["abandon"] = None  # always written: beside ratios its default depends on whether a drop is given

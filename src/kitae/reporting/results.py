@@ -254,7 +254,7 @@ class Predicted:
         self.correct: NDArray[np.bool_] = self.label == self.predicted
 
     def mistakes(self, most: int | None = None) -> list[int]:
-        """Positions of the wrong predictions, at most so many, most confident first."""
+        """Positions of the wrong predictions, the most confident first; at most `most`."""
         wrong = np.flatnonzero(~self.correct)
         order: list[int] = wrong[np.argsort(-self.confidence[wrong], kind="stable")][:most].tolist()
         return order
@@ -265,7 +265,7 @@ class Predicted:
         return np.asarray((power / power.sum(axis=1, keepdims=True)).max(axis=1))
 
     def bins(self, confidence: Floats) -> Bins:
-        """The predictions by a confidence in them, float64 [N]."""
+        """The predictions, binned by the given confidence, float64 [N]."""
         where = bin_of(confidence)
         count = np.bincount(where, minlength=BINS)
         held = count > 0
@@ -330,7 +330,7 @@ class RunRecord(Record, arbitrary_types_allowed=True):
 
     @cached_property
     def reliability(self) -> tuple[Bins, Bins | None] | None:
-        """The predictions on test by confidence, and by that before the temperature, where it changes anything."""
+        """The predictions on test binned by confidence, and by that before the temperature if it differs."""
         found, temperature = self.predicted, self.evaluation.temperature or 1.0
         if found is None:
             return None

@@ -38,7 +38,7 @@ class Photo:
 
     Attributes:
         source: a data URI. width, height: as it is shown, in CSS pixels.
-        sharp: it was enlarged, and its pixels are to be seen.
+        sharp: it was enlarged, and its pixels should stay visible.
         alt: what it is, for those who do not see it. lines: below it.
     """
 
@@ -132,7 +132,7 @@ class Samples:
         return found
 
     def of_classes(self) -> list[tuple[str, list[Photo]]]:
-        """A few training images of each class; of many classes, of some."""
+        """A few training images of each class, or of some classes if there are many."""
         labels = np.asarray(self.store.labels)[self.splits.train]
         names = self.store.classes
         chosen: list[int] = np.linspace(0, len(names) - 1, min(CLASSES_SHOWN, len(names))).astype(int).tolist()
@@ -210,7 +210,7 @@ class Samples:
         return columns
 
     def mistakes(self, most: int) -> list[Photo]:
-        """The test images that the network was surest about and got wrong."""
+        """The most confident mistakes on the test images."""
         found = self.record.predicted
         if found is None or not len(self.test):
             return []
@@ -221,7 +221,7 @@ class Samples:
         return self._pixels(int(self.test[place]))
 
     def confused(self, true: str, predicted: str, most: int) -> list[Photo]:
-        """Test images of one class that were taken for another, the surest first."""
+        """Test images of one class that were predicted as another, the most confident first."""
         found, names = self.record.predicted, self.record.facts.classes
         if found is None or not len(self.test):
             return []

@@ -163,7 +163,7 @@ def text_width(text: str, size: float, bold: bool = False) -> float:
 
 
 def fit(text: object, width: float, size: float, *, bold: bool = False) -> str:
-    """`text` as one line of at most `width` pixels; what does not fit is left out of its middle."""
+    """`text` as one line of at most `width` pixels, elided in the middle if it is longer."""
     return elided(plain(text), lambda line: text_width(line, size, bold) <= width)
 
 

@@ -72,7 +72,7 @@ def elided(line: str, fits: Callable[[str], bool]) -> str:
 
 
 def ticks(low: float, high: float, most: int = 6) -> list[float]:
-    """Round numbers from `low` to `high`, at most so many: multiples of 1, 2, 2.5 or 5 times a power of ten."""
+    """At most `most` round numbers in [low, high]: multiples of 1, 2, 2.5 or 5 times a power of ten."""
     if not high > low:
         return [low]
     power = 10.0 ** (math.floor(math.log10(high - low)) - 2)
@@ -84,7 +84,7 @@ def ticks(low: float, high: float, most: int = 6) -> list[float]:
 
 
 def log_ticks(low: float, high: float, most: int = 6) -> list[float]:
-    """Round numbers of a logarithmic axis."""
+    """At most `most` round numbers in [low, high], for a logarithmic axis."""
     found: list[float] = []
     for steps in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8)):
         found = [s * 10.0**e for e in range(-12, 16) for s in steps if low <= s * 10.0**e <= high]
@@ -97,7 +97,7 @@ def log_ticks(low: float, high: float, most: int = 6) -> list[float]:
 
 @dataclass(frozen=True)
 class Scale:
-    """From values to places."""
+    """Maps values in [low, high] to coordinates in [start, end]; values outside are clamped."""
 
     low: float
     high: float
@@ -198,7 +198,7 @@ class Chart:
         self.parts.append(f"<{tag}><title>{escape(about)}</title></{name}>" if about else f"<{tag}/>")
 
     def __html__(self) -> str:
-        """The element, which templates put into the page as it is: every text in it is escaped already."""
+        """The SVG element. Templates insert it unchanged, since every text in it is escaped already."""
         return self._svg("", 0, "")
 
     def file(self) -> str:
