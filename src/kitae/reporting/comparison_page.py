@@ -33,13 +33,12 @@ def entries(records: Sequence[RunRecord]) -> tuple[list[Entry], str]:
     out of fold, if all were cross-validated, else validation."""
     names = short_names([record.run.path for record in records])
     judged = [record.evaluation for record in records]
-    for where, found in (
-        ("test", [one.test for one in judged]),
-        ("out-of-fold images", [one.out_of_fold for one in judged]),
-    ):
-        if all(found):
-            return list(map(Entry, names, records, found)), where
-    return list(map(Entry, names, records, [one.val for one in judged])), "validation"
+    where, found = "test", [one.test for one in judged]
+    if not all(found):
+        where, found = "out-of-fold images", [one.out_of_fold for one in judged]
+    if not all(found):
+        where, found = "validation", [one.val for one in judged]
+    return list(map(Entry, names, records, found)), where
 
 
 def content(records: Sequence[RunRecord]) -> dict[str, Any]:

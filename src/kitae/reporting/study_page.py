@@ -32,7 +32,6 @@ _METRICS = {
     "gap": "gap between train and validation",
     "epoch_seconds": "time of an epoch",
     "training_seconds": "time of training",
-    "images_per_second": "images per second",
     "peak_memory_bytes": "peak memory",
 }
 _PARTS = {
@@ -40,7 +39,6 @@ _PARTS = {
     "horizontal_flip": "flips",
     "vertical_flip": "vertical flips",
     "color_jitter": "colour jitter",
-    "random_erasing": "random erasing",
     "auto_augment": "AutoAugment",
     "rand_augment": "RandAugment",
     "trivial_augment_wide": "TrivialAugment",
