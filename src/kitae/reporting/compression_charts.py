@@ -93,7 +93,7 @@ def front(record: CompressionRecord) -> Chart | None:
 
 def _label(
     chart: Chart, text: str, at: Point, taken: list[Box], marks: list[Box], lines: list[Box], within: Box
-) -> None:  # fmt: skip
+) -> None:
     """Write a label near its point where it covers nothing; if there is no room, it only appears on hover.
 
     It avoids `lines` and the `marks` of other points unless that takes it far away. A line connects it to its point if
@@ -194,7 +194,7 @@ def latencies(record: CompressionRecord) -> Chart | None:
 
 def _bar(
     chart: Chart, scale: Scale, y: float, *, value: float, ends: tuple[float, float] | None, look: str, about: str
-) -> None:  # fmt: skip
+) -> None:
     """A bar from 0, with a dot and an interval at its end."""
     chart.rect(scale(0), y - 4, scale(value) - scale(0), 8, f"b{look[1:]}")
     interval_mark(chart, scale, y, value=value, ends=ends, look=look, about=about)

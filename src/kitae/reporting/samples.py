@@ -169,7 +169,7 @@ class Samples:
         blocks = blocks_of(store.images, begun_order(store.images, recipe.data), recipe.train.batch_size)
         images = ImageSet(
             store.images, self.splits.train, store.labels, names, recipe.data.balance, crop=crop, blocks=blocks
-        )  # fmt: skip
+        )
         shape = epoch_shape(len(images), recipe.train, int(self.record.environment.get("processes") or 1))
         ended = max((row.epoch for row in self.record.epochs), default=0)  # fewer than planned where it stopped early
         # Of each epoch its first pass through the images.
