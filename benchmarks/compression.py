@@ -84,7 +84,7 @@ def _section(name: str, facts: dict[str, Any]) -> str:
     ]
     record = CompressionRecord.model_validate(facts)
     for row, candidate in zip(facts["candidates"], record.candidates, strict=True):
-        what = compression_page.label(record, candidate)
+        what = record.label(candidate)
         mark = " `c`" if row["control"] else " `*`" if row["winner"] else ""
         lines.append(
             f"| {what}{mark} | {row['nonzero']:,} | {row['macs'] / 1e6:.1f} M | {row['bytes']:,} | "
@@ -98,7 +98,7 @@ def _section(name: str, facts: dict[str, Any]) -> str:
     lines += _verified(facts["candidates"])
     test, budget = facts["test"], facts["spec"]["max_drop"]
     if test is None:
-        closest = compression_page.label(record, record.winner)
+        closest = record.label(record.winner)
         lines.append(f"Nothing met the budget: the closest, {closest}, {facts['why_not']}.")
     else:
         accuracy = _interval([100 * end for end in test["winner"]["accuracy_interval"]], 2)

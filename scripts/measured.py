@@ -17,7 +17,6 @@ from typing import Any
 
 from kitae.experiments.result import StudyResult
 from kitae.experiments.stats import half_interval
-from kitae.reporting.compression_page import label
 from kitae.reporting.compression_results import Candidate, CompressionRecord
 from ledger import load, measured, setting, table
 
@@ -155,7 +154,7 @@ def _published(page: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _in_words(facts: Mapping[str, Any], candidate: Mapping[str, Any]) -> str:
-    return label(CompressionRecord.model_validate(facts), Candidate.model_validate(candidate))
+    return CompressionRecord.model_validate(facts).label(Candidate.model_validate(candidate))
 
 
 def compressions(page: Path, *, pruned: bool) -> str:

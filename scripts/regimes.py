@@ -203,7 +203,7 @@ def _range(points: Sequence[Point]) -> str:
     return f"{amount(low.estimate, low, unit=False)} to {amount(high.estimate, high)}"
 
 
-def draw_lengths(of: Mapping[str, Sequence[Point]], path: str | Path, *, title: str) -> Path:
+def draw_lengths(of: Mapping[str, Sequence[Point]], path: Path, *, title: str) -> Path:
     """Effects against epochs on a logarithmic axis: a line per technique with 95 % intervals, a panel per width.
 
     A point is filled if its effect is shown after Holm's correction.

@@ -17,14 +17,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -54,7 +47,7 @@ def say(text: str) -> None:
 
 
 def reporter(given: Callable[[str], None] | None) -> Callable[[str], None]:
-    """What receives a long function's lines of progress: the caller's, else they are printed if somebody looks."""
+    """What a long function reports its progress to: `given`, else `say` if the output is interactive, else nothing."""
     return given or (say if interactive() else lambda _: None)
 
 
@@ -64,7 +57,7 @@ def remark(text: str) -> None:
 
 
 def starting(command: str, *, bar: bool = False) -> None:
-    """Print what is starting, before the imports, which take seconds; not on a terminal if a progress bar shows it."""
+    """Print the command before its imports, which take seconds; not on a terminal where a progress bar will show it."""
     if not (bar and console.is_terminal):
         say(f"starting: kitae {command}")
 

@@ -6,7 +6,7 @@ Everything here is plain text and HTML, so that it works where matplotlib, panda
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -17,35 +17,34 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MAX_ROWS = 20  # of a table in a notebook
-_DAMAGED = (KitaeError, KeyError, StopIteration, TypeError, ValueError)  # what a file of other contents ends in
+_DAMAGED = (KitaeError, KeyError, StopIteration, TypeError, ValueError)  # raised by a file with unexpected contents
 
 
 def block(
     title: str,
     lines: Sequence[str] = (),
     columns: Sequence[str] = (),
-    rows: Iterable[Sequence[str]] = (),
+    rows: Sequence[Sequence[str]] = (),
     left: int = 1,
     most: int = MAX_ROWS,
 ) -> str:
     """A titled table as HTML, every string escaped.
 
     Args:
-        lines: sentences above the table. columns: heads. left: so many columns hold text, the others numbers.
-        rows: of them the first `most` are shown, and how many there are.
+        lines: sentences above the table. columns: heads. left: the number of columns of text; the others hold numbers.
+        rows: the first `most` are shown, and how many there are.
     """
     parts = [f"<div><strong>{_text(title)}</strong>", *(f"<p>{_text(line)}</p>" for line in lines)]
-    every = list(rows)
-    if every:
+    if rows:
         head = "".join(f"<th{_align(place < left)}>{_text(name)}</th>" for place, name in enumerate(columns))
         parts.append(f"<table>{f'<thead><tr>{head}</tr></thead>' if any(columns) else ''}<tbody>")
         parts += [
             f"<tr>{''.join(f'<td{_align(place < left)}>{_text(cell)}</td>' for place, cell in enumerate(row))}</tr>"
-            for row in every[:most]
+            for row in rows[:most]
         ]
         parts.append("</tbody></table>")
-    if len(every) > most:
-        parts.append(f"<p>{most} of {len(every):,} rows; <code>.to_pandas()</code> has them all.</p>")
+    if len(rows) > most:
+        parts.append(f"<p>{most} of {len(rows):,} rows; <code>.to_pandas()</code> has them all.</p>")
     return "".join([*parts, "</div>"])
 
 

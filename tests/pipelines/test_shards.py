@@ -57,7 +57,7 @@ def test_a_run_on_shards_is_a_run(run: Run) -> None:
     assert setup.blocks is not None
     assert setup.blocks.lanes == 4
     assert setup.blocks.buffer == 32
-    assert Samples.find(RunRecord.open(run), run) is not None
+    assert Samples.find(RunRecord.open(run)) is not None
 
 
 @pytest.mark.slow

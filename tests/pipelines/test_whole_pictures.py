@@ -140,7 +140,7 @@ def test_a_run_keeps_the_rules_it_was_trained_with(run: Run, tmp_path: Path) -> 
 
 
 def test_a_report_shows_the_crops_that_were_fed(run: Run) -> None:
-    samples = Samples.find(RunRecord.open(run), run)
+    samples = Samples.find(RunRecord.open(run))
     assert samples is not None
     setup = Setup.of(run)
     seed = run.recipe.train.seed

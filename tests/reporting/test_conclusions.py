@@ -75,14 +75,14 @@ def test_the_gap_is_told_as_far_as_it_is_sure(
     train: float, val: float, told: str, make_run: Callable[..., Run]
 ) -> None:
     found = record(make_run, [[90, 5, 5], [5, 90, 5], [5, 5, 90]])
-    run = Run.open(found.path)
+    run = found.run
     run.write_metrics([{**row, "train_clean_accuracy": train, "val_accuracy": val} for row in run.metrics()])
     assert told in run_page.answer(RunRecord.open(run))[1]
 
 
 def test_nothing_is_advised_where_every_validation_image_is_right(make_run: Callable[..., Run]) -> None:
     found = record(make_run, [[90, 0, 0], [0, 90, 0], [0, 0, 90]])
-    run = Run.open(found.path)
+    run = found.run
     for right, advised in ((1.0, False), (0.99, True)):
         run.write_metrics([{**row, "train_clean_accuracy": right, "val_accuracy": right} for row in run.metrics()])
         told = run_page.answer(RunRecord.open(run))[1]
@@ -91,7 +91,7 @@ def test_nothing_is_advised_where_every_validation_image_is_right(make_run: Call
 
 
 def test_a_gap_on_few_training_images_is_not_sure(make_run: Callable[..., Run]) -> None:
-    run = Run.open(record(make_run, [[9, 1, 0], [0, 9, 1], [1, 0, 9]]).path)
+    run = record(make_run, [[9, 1, 0], [0, 9, 1], [1, 0, 9]]).run
     run.write_metrics([{**row, "train_clean_accuracy": 1.0, "val_accuracy": 0.9} for row in run.metrics()])
     many = run.evaluation()["val"] | {"count": 2000}
     run.write_evaluation({**run.evaluation(), "val": many})
@@ -244,7 +244,7 @@ def test_effects_are_ranked_best_first() -> None:
 )  # fmt: skip
 def test_candidates_in_words(row: dict[str, Any], told: str) -> None:
     whole = CompressionRecord.model_validate(measured_compression())
-    assert compression_page.label(whole, Candidate.model_validate(row)) == told
+    assert whole.label(Candidate.model_validate(row)) == told
 
 
 def compared(variants: dict[str, dict[str, Any]], reference: str | None = None) -> StudyRecord:
@@ -409,8 +409,8 @@ def test_a_comparison_says_how_to_look_at_the_best_run(make_run: Callable[..., R
     lines = [line for _, line in comparison_page.commands(*comparison_page.entries([good, bad]))]
     assert lines[0].startswith("kitae show mistakes ")
     assert lines[1].endswith("recipe.yaml --seed 1")
-    (good.path / "predictions.parquet").unlink()
-    again = [RunRecord.open(Run.open(one.path)) for one in (good, bad)]
+    (good.run.path / "predictions.parquet").unlink()
+    again = [RunRecord.open(one.run) for one in (good, bad)]
     assert comparison_page.commands(*comparison_page.entries(again))[0][1].startswith("kitae report ")
 
 

@@ -48,7 +48,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture
 def samples(run: Run) -> Samples:
-    found = Samples.find(RunRecord.open(run), run)
+    found = Samples.find(RunRecord.open(run))
     assert found is not None
     return found
 
@@ -84,7 +84,7 @@ def test_what_the_network_saw_is_what_it_was_fed(run: Run, samples: Samples) -> 
 
 def test_only_epochs_that_were_trained_are_shown(run: Run) -> None:
     record = RunRecord.open(run)
-    stopped = Samples.find(record.model_copy(update={"epochs": record.epochs[:1]}), run)
+    stopped = Samples.find(record.model_copy(update={"epochs": record.epochs[:1]}))
     assert stopped is not None
     assert list(dict(stopped.seen())) == ["as stored", "epoch 1"]
 
@@ -113,7 +113,7 @@ def test_mistakes_are_the_images_that_were_got_wrong(run: Run, samples: Samples)
 
 def test_no_test_picture_where_test_was_not_opened(run: Run) -> None:
     closed = RunRecord.open(run).model_copy(update={"openings": (), "predicted": None})
-    found = Samples.find(closed, run)
+    found = Samples.find(closed)
     assert found is not None
     assert found.mistakes(5) == []
     assert len(found.test) == 0
@@ -161,7 +161,7 @@ def test_a_page_without_the_test_images_says_nothing_of_their_copies(run: Run, s
     assert Samples(samples.record, copied, samples.splits).quality().groups == 1
     rest = Samples(deleted, copied, samples.splits)
     assert (rest.quality().groups, rest.quality().compared) == (0, "training or validation image")
-    words = render("run.html", {**content(deleted, run), "samples": rest})
+    words = render("run.html", {**content(deleted), "samples": rest})
     assert "No two training or validation images have the same pixels." in words
     assert "No identical training or validation images have different labels." in words
 

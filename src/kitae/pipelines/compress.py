@@ -166,7 +166,7 @@ class CompressionResult:
         except KitaeError as error:
             return views.block(str(self.path), [f"cannot be shown: {error}"])
         rows = [
-            [compression_page.label(record, row), values.share(row.accuracy, 2), values.points(row.drop),
+            [record.label(row), values.share(row.accuracy, 2), values.points(row.drop),
              values.size(row.bytes), values.milliseconds(row.latency_ms)]
             for row in record.candidates
         ]  # fmt: skip

@@ -78,6 +78,7 @@ def curves(rows: Sequence[Epoch], best: int | None) -> Chart:
     chart = Chart("curves", "Training curves", summary, sum(heights) + 44 * len(panels) + 34)
     top, xs = 24.0, [float(row.epoch) for row in rows]
     span = (min(xs), max(xs)) if len(set(xs)) > 1 else (xs[0] - 1, xs[0] + 1)
+    below = "Epoch" + (f" (dashed: the best, {best})" if chosen is not None else "")
     for (name, form, known), height in zip(panels, heights, strict=True):
         every = [[value for value in values if value is not None] for values, _, _ in known]
         late = [value for values in every for value in values[len(values) // 4 :]]  # early ones may be cut
@@ -87,9 +88,8 @@ def curves(rows: Sequence[Epoch], best: int | None) -> Chart:
         x = Scale(*span, _LEFT, WIDTH - _RIGHT)
         plot = Plot(chart, x, Scale(low, high, top + height, top))
         chart.text(_LEFT, top - 8, name + cut, "h")
-        note = "Epoch" + (f" (dashed: the best, {best})" if chosen is not None else "")
-        note = note if name == panels[-1][0] else ""
-        plot.axes(note, "{:g}".format, per_cent if form is share else "{:.3g}".format, x_ticks=x.whole(5))
+        y_form: Form = per_cent if form is share else "{:.3g}".format
+        plot.axes(below if name == panels[-1][0] else "", "{:g}".format, y_form, x_ticks=x.whole(5))
         if chosen is not None:
             chart.line(x(chosen.epoch), top, x(chosen.epoch), top + height, "d")
         for values, _, look in known:
@@ -215,8 +215,7 @@ def confusion(split: Split, name: str) -> Chart | None:
     if counts is None or len(names) > MAX_CONFUSION:
         return None
     k = len(names)
-    totals = counts.sum(axis=1, keepdims=True)
-    shares = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     size = 11.0 if k <= 14 else 9.0
     named = k <= 40
     room = min(max(text_width(one, size) for one in names) + 8, 104.0) if named else 30.0
@@ -300,18 +299,17 @@ def accuracies(rows: Sequence[tuple[str, float, tuple[float, float] | None]], sp
 
 def compared_curves(runs: Sequence[tuple[str, Sequence[Epoch]]]) -> Chart | None:
     """Validation accuracy of several runs over their epochs."""
-    known = [(name, [(row.epoch, row.val_accuracy) for row in rows]) for name, rows in runs]
-    values = [value for _, points in known for _, value in points if value is not None]
-    epochs = [epoch for _, points in known for epoch, _ in points]
+    values = [row.val_accuracy for _, rows in runs for row in rows if row.val_accuracy is not None]
+    epochs = [row.epoch for _, rows in runs for row in rows]
     if not values:
         return None
-    summary = "; ".join(f"{name} ends at {share(points[-1][1])}" for name, points in known if points)
+    summary = "; ".join(f"{name} ends at {share(rows[-1].val_accuracy)}" for name, rows in runs if rows)
     chart = Chart("curves", "Validation accuracy over the epochs", summary, 0)
-    top = legend(chart, _LEFT, 14, [(series("f", k), name) for k, (name, _) in enumerate(known)]) + 4
+    top = legend(chart, _LEFT, 14, [(series("f", k), name) for k, (name, _) in enumerate(runs)]) + 4
     low, high, _ = robust(values)
     span = (min(epochs), max(epochs)) if min(epochs) < max(epochs) else (min(epochs) - 1, max(epochs) + 1)
     plot = frame(chart, top, span, (low, min(high, 1.0)))
     plot.axes("Epoch", "{:g}".format, per_cent, x_ticks=plot.x.whole())
-    for place, (_, points) in enumerate(known):
-        plot.line([float(epoch) for epoch, _ in points], [value for _, value in points], series("s", place))
+    for place, (_, rows) in enumerate(runs):
+        plot.line([row.epoch for row in rows], [row.val_accuracy for row in rows], series("s", place))
     return chart

@@ -31,15 +31,14 @@ class Entry(NamedTuple):
 def entries(records: Sequence[RunRecord]) -> tuple[list[Entry], str]:
     """Two or more runs by their names, and what they are compared on: test, if all of them opened it, else the images
     out of fold, if all were cross-validated, else validation."""
-    names = short_names([record.path for record in records])
+    names = short_names([record.run.path for record in records])
     judged = [record.evaluation for record in records]
-    for where, found in (
-        ("test", [one.test for one in judged]),
-        ("out-of-fold images", [one.out_of_fold for one in judged]),
-    ):
-        if all(found):
-            return list(map(Entry, names, records, found)), where
-    return list(map(Entry, names, records, [one.val for one in judged])), "validation"
+    where, found = "test", [one.test for one in judged]
+    if not all(found):
+        where, found = "out-of-fold images", [one.out_of_fold for one in judged]
+    if not all(found):
+        where, found = "validation", [one.val for one in judged]
+    return list(map(Entry, names, records, found)), where
 
 
 def content(records: Sequence[RunRecord]) -> dict[str, Any]:
@@ -109,7 +108,7 @@ def answer(runs: Sequence[Entry], where: str) -> list[str]:
 
 
 def _incomparable(runs: Sequence[Entry], where: str) -> str | None:
-    """Why the accuracies of these runs are not of the same images, or None where they are or nothing is known of it."""
+    """Why the accuracies of these runs cannot be compared; None if they can, or if that is not known."""
     first = runs[0].record
     for run in (run.record for run in runs[1:]):
         if set(run.facts.classes) != set(first.facts.classes):
@@ -129,8 +128,8 @@ def _ranked(runs: Sequence[Entry]) -> list[Entry]:
 
 
 def _look(record: RunRecord) -> str:
-    """The command that shows mistakes: by name where there are any on test."""
-    folder = shlex.quote(str(record.path))
+    """The command that shows mistakes: `kitae show mistakes` if any are recorded, else the page."""
+    folder = shlex.quote(str(record.run.path))
     return f"kitae show mistakes {folder}" if record.has_mistakes else f"kitae report {folder} --open"
 
 
@@ -138,17 +137,15 @@ def commands(runs: Sequence[Entry], where: str) -> list[tuple[str, str]]:
     """What to do next: what a command is for, and the command."""
     ranked = _ranked(runs)
     if len(ranked) > 1 and _incomparable(ranked, where) is not None:
-        return [(f"Look at the mistakes of {run.name}", _look(run.record))
-                for run in ranked]  # fmt: skip
+        return [(f"Look at the mistakes of {run.name}", _look(run.record)) for run in ranked]
     if len(ranked) < 2:
-        return [(f"Resume {run.name}", run.record.resume_command) for run in runs if not run.record.finished]
+        return [(f"Resume {run.name}", run.record.run.resume_command) for run in runs if not run.record.finished]
     name, best, _ = ranked[0]
-    recipe = shlex.quote(str(best.recipe_file))
+    again = f"kitae train {shlex.quote(str(best.run.recipe_file))} --seed {best.recipe.train.seed + 1}"
     return [
         (f"Look at the mistakes of {name}", _look(best)),
-        (f"Train {name} with another seed, to see how much results vary by chance", f"kitae train {recipe} --seed "
-         f"{best.recipe.train.seed + 1}"),
-    ]  # fmt: skip
+        (f"Train {name} with another seed, to see how much results vary by chance", again),
+    ]
 
 
 def _paired(one: RunRecord, other: RunRecord) -> tuple[float, float, float] | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 
@@ -30,11 +29,11 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom
 _LEFT, _END = 50.0, WIDTH - 12
 _DIRECTIONS = ((1, 0), (-1, 0), (0, -1), (0, 1), (1, -1), (-1, -1), (1, 1), (-1, 1), (1, -2), (1, 2))
 _PLACES = [(radius * x, radius * y) for radius in (10.0, 16.0, 28.0, 44.0, 64.0, 88.0) for x, y in _DIRECTIONS]
-"""Where the label of a point may stand: from the point to the nearest point of the label."""
-_ON_A_LINE, _NEARER_ANOTHER = 30.0, 40.0  # pixels of distance that a label goes to avoid these
+"""Offsets at which a label may be placed: from its point to the nearest point of the label."""
+_ON_A_LINE, _NEARER_ANOTHER = 30.0, 40.0  # extra distance in pixels that a label accepts to avoid this
 
 
-def front(record: CompressionRecord, label: Callable[[Candidate], str]) -> Chart | None:
+def front(record: CompressionRecord) -> Chart | None:
     """Every candidate by size and accuracy; the front, the original and the winner are labelled.
 
     Controls cannot be chosen: they are diamonds, and no part of the front.
@@ -48,7 +47,7 @@ def front(record: CompressionRecord, label: Callable[[Candidate], str]) -> Chart
     budget = None if drop is None or record.baseline.accuracy is None else record.baseline.accuracy - drop / 100
     low, high = min([*values, budget if budget is not None else 1.0]), max([*values, budget or 0.0])
     room = max(0.12 * (high - low), 0.004)
-    summary = "; ".join(f"{label(row)}: {console.size(size)}, {share(value)}" for size, value, row in points)
+    summary = "; ".join(f"{record.label(row)}: {console.size(size)}, {share(value)}" for size, value, row in points)
     chart = Chart("front", "Size against accuracy", summary, 0)
     items = [("f2", "winner" if record.within_budget else "closest"), ("f1", "candidate")]
     items += [("f4", "control, cannot win")] if any(row.control for _, _, row in points) else []
@@ -70,12 +69,11 @@ def front(record: CompressionRecord, label: Callable[[Candidate], str]) -> Chart
             steps += [(at[0], steps[-1][1]), at] if steps else [at]
             named.add(row.name)
     chart.path(steps, "d")
-    lines = [(min(a[0], b[0]), min(a[1], b[1]), max(a[0], b[0]), max(a[1], b[1]))
-             for a, b in pairwise(steps)]  # fmt: skip
+    lines = [(a[0], b[1], b[0], a[1]) for a, b in pairwise(steps)]  # each goes to the right or up
     taken: list[Box] = []
     for size, value, row in points:
         x, y = plot.x(size), plot.y(value)
-        about = f"{label(row)}: {console.size(size)}, {share(value, 2)}"
+        about = f"{record.label(row)}: {console.size(size)}, {share(value, 2)}"
         if row.latency_ms is not None:
             about += f", {milliseconds(row.latency_ms)}"
         if row.name == record.winner.name:
@@ -89,17 +87,17 @@ def front(record: CompressionRecord, label: Callable[[Candidate], str]) -> Chart
     for size, value, row in sorted(points, key=lambda point: (point[2].name != record.winner.name, point[0])):
         if row.name in named:
             at = plot.x(size), plot.y(value)
-            _label(chart, label(row), at, taken, marks, lines, (_LEFT, top - 6, WIDTH - 2, bottom))
+            _label(chart, record.label(row), at, taken, marks, lines, (_LEFT, top - 6, WIDTH - 2, bottom))
     return chart
 
 
 def _label(
     chart: Chart, text: str, at: Point, taken: list[Box], marks: list[Box], lines: list[Box], within: Box
-) -> None:  # fmt: skip
+) -> None:
     """Write a label near its point where it covers nothing; if there is no room, it only appears on hover.
 
-    It keeps off `lines` and away from the `marks` of other points if that does not take it far. A line leads to its own
-    point where it is not beside it.
+    It avoids `lines` and the `marks` of other points unless that takes it far away. A line connects it to its point if
+    it is not beside it.
     """
     width = text_width(text)
     best: tuple[float, Box, Point] | None = None
@@ -134,7 +132,7 @@ def _over(a: Box, b: Box) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
-def sparsity(record: CompressionRecord, label: Callable[[Candidate], str]) -> Chart | None:
+def sparsity(record: CompressionRecord) -> Chart | None:
     """Accuracy over the share of parameters removed, in float32: what was chosen from, and each kind of control."""
     curves: dict[str, list[tuple[float, float, Candidate]]] = {}
     for row in record.candidates:
@@ -144,7 +142,7 @@ def sparsity(record: CompressionRecord, label: Callable[[Candidate], str]) -> Ch
             and row.accuracy is not None
             and record.baseline.parameters
         ):
-            name = label(row) if row.control else "pruned"
+            name = record.label(row) if row.control else "pruned"
             curves.setdefault(name, []).append((1 - row.nonzero / record.baseline.parameters, row.accuracy, row))
     points = [point for curve in curves.values() for point in curve]
     if len(points) < 2:
@@ -174,7 +172,7 @@ def sparsity(record: CompressionRecord, label: Callable[[Candidate], str]) -> Ch
     return chart
 
 
-def latencies(record: CompressionRecord, label: Callable[[Candidate], str]) -> Chart | None:
+def latencies(record: CompressionRecord) -> Chart | None:
     """The time of one image in each file, the fastest first."""
     known = sorted(
         (row for row in record.candidates if row.latency_ms is not None), key=lambda row: row.latency_ms or 0
@@ -188,15 +186,15 @@ def latencies(record: CompressionRecord, label: Callable[[Candidate], str]) -> C
         look = "s2" if row.name == record.winner.name else "s4" if row.control else "s1"
         about = f"{milliseconds(value)} {times_between(row.latency_ms_interval)}".strip()
         bar = partial(_bar, value=value, ends=row.latency_ms_interval, look=look, about=about)
-        rows.append(Row(label(row), milliseconds(value) + factor, bar))
-    summary = "; ".join(f"{label(row)}: {milliseconds(row.latency_ms)}" for row in known)
+        rows.append(Row(record.label(row), milliseconds(value) + factor, bar))
+    summary = "; ".join(f"{record.label(row)}: {milliseconds(row.latency_ms)}" for row in known)
     most = max((row.latency_ms_interval or (0, row.latency_ms or 0))[1] for row in known)
     return rows_chart("latency", "Latency of one image", summary, rows, 0, most * 1.02, "{:g} ms".format)
 
 
 def _bar(
     chart: Chart, scale: Scale, y: float, *, value: float, ends: tuple[float, float] | None, look: str, about: str
-) -> None:  # fmt: skip
+) -> None:
     """A bar from 0, with a dot and an interval at its end."""
     chart.rect(scale(0), y - 4, scale(value) - scale(0), 8, f"b{look[1:]}")
     interval_mark(chart, scale, y, value=value, ends=ends, look=look, about=about)

@@ -7,7 +7,6 @@ import json
 import math
 import os
 import shlex
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +21,9 @@ from kitae.reporting.compression_results import Candidate, CompressionRecord
 from kitae.reporting.samples import Photo
 from kitae.reporting.values import Cell, between, named, number, points, points_lost, size, times
 
-_PRECISIONS = {
-    "fp32": "float32",
-    "int8-static": "INT8",
-    "int8-qat": "INT8 by quantization-aware training",
-    "int8-dynamic": "INT8 weights",
-}
-_CONTROLS = {"random": "pruned at random", "from scratch": "trained from scratch"}
-
 
 def content(record: CompressionRecord, folder: Path) -> dict[str, Any]:
     """The variables of compression.html."""
-    name = partial(label, record)
     return {
         "over": "Compression",
         "title": record.run or folder.resolve().name,
@@ -42,37 +32,16 @@ def content(record: CompressionRecord, folder: Path) -> dict[str, Any]:
         "answer": answer(record),
         "commands": commands(record, folder),
         "it": record,
-        "label": name,
         "file": folder / record.file,
         "path": json.dumps(str(folder / record.file), ensure_ascii=False),
         "compared": _side_by_side(record),
-        "front": compression_charts.front(record, name),
-        "sparsity": compression_charts.sparsity(record, name),
+        "front": compression_charts.front(record),
+        "sparsity": compression_charts.sparsity(record),
         "as_fast": _as_fast(record),
-        "latency": compression_charts.latencies(record, name),
+        "latency": compression_charts.latencies(record),
         "filters": _filters(folder),
         "everything": [row.model_dump() for row in record.candidates],
     }
-
-
-def label(record: CompressionRecord, row: Candidate) -> str:
-    """A candidate in words: `65 % pruned, INT8`, `not pruned, float32`."""
-    precision = _PRECISIONS.get(row.precision, row.precision)
-    if not precision:
-        return row.name
-    if row.name == record.baseline.name:
-        return f"original, {precision}"
-    pruned = "not pruned" if not row.ratio else f"{100 * row.ratio:g} % pruned"
-    if not row.control:
-        return f"{pruned}, {precision}"
-    kind, _, rest = row.name.partition(", ")
-    if kind == "small net":
-        return f"{rest.removesuffix(row.precision).strip()}, {precision}"
-    if kind == "random" and row.ratio:
-        return f"{100 * row.ratio:g} % pruned at random, {precision}"
-    if kind in ("trained further", "trained on"):  # its name before November 27, 2026
-        return f"original trained further, {precision}"
-    return f"{pruned}, {_CONTROLS.get(kind, kind)}, {precision}"
 
 
 def answer(record: CompressionRecord) -> list[str]:
@@ -87,7 +56,7 @@ def answer(record: CompressionRecord) -> list[str]:
     cost = f"{points_} on {where}{f' ({interval})' if interval else ''}" if points_ else ""
     first = f"{' and '.join(won)}, {cost}." if won and cost else f"{' and '.join(won) or cost}."
     what = "The winner" if record.within_budget else "The closest to the budget"
-    second = f"{what} is {label(record, record.winner)}: {size(record.bytes_of(record.winner))}. {_budget(record)}"
+    second = f"{what} is {record.label(record.winner)}: {size(record.bytes_of(record.winner))}. {_budget(record)}"
     if record.metric == "accuracy":
         return [first, second]
     return [first, second, f"Accuracy is {record.metric} here, its mean over the classes, as in the choice of the "
@@ -118,13 +87,13 @@ def commands(record: CompressionRecord, folder: Path) -> list[tuple[str, str]]:
             found.append(("Look again with a wider budget", f"{again}{_settings(record, *wider)}{options}"))
     elif (smaller := _smaller(record)) is not None:
         drop, row = smaller
-        about = f"For a smaller file, allow a larger drop ({label(record, row)}, {size(record.bytes_of(row))})"
+        about = f"For a smaller file, allow a larger drop ({record.label(row)}, {size(record.bytes_of(row))})"
         found.append((about, f"{again}{_settings(record, 'max_drop')} --max-drop {_tenths(drop):g}"))
     return found
 
 
 def _wider(record: CompressionRecord) -> dict[str, str]:
-    """The limits that the closest file exceeds, each widened so far that it would be within."""
+    """The limits that the closest file exceeds, each widened until the file is within it."""
     spec, row = record.spec, record.winner
     drop = row.drop_interval[1] if record.sure and row.drop_interval else row.drop
     found = {}
@@ -140,9 +109,9 @@ def _wider(record: CompressionRecord) -> dict[str, str]:
 
 
 def _counted(record: CompressionRecord, row: Candidate, drop: float, budget: float) -> float:
-    """The drop of a row, or the end of its interval if a search like this one with this budget counts that.
+    """The drop of a candidate as a new search with this budget would count it.
 
-    It does with a budget that the validation images can prove, whatever counted here.
+    That is the upper end of its interval if this search counted that, or if the validation images can prove the budget.
     """
     provable = record.least_drop
     if provable is None:  # of an earlier version
@@ -157,7 +126,7 @@ def _tenths(drop: float) -> float:
 
 
 def _settings(record: CompressionRecord, *without: str) -> str:
-    """The settings of a compression that are not the usual ones, without these, as options of a command."""
+    """The settings of a compression that differ from the defaults, but for `without`, as options of a command."""
     usual, given = CompressSpec().model_dump(mode="json"), record.spec.model_dump(mode="json")
     if given.get("ratios", usual["ratios"]) != usual["ratios"]:
         usual["abandon"] = None  # always written: beside ratios its default depends on whether a drop is given
@@ -199,7 +168,7 @@ def _filters(folder: Path) -> Photo | None:
 
 def _warnings(record: CompressionRecord) -> list[str]:
     warnings = []
-    name = label(record, record.winner)
+    name = record.label(record.winner)
     if not record.within_budget:
         why = record.why_not or "exceeds it"
         warnings.append(f"No candidate is within the budget. The closest, {name}, {why}; it is kept as closest.onnx.")
@@ -238,7 +207,7 @@ _COMPARED = (
 def _side_by_side(record: CompressionRecord) -> list[tuple[str, list[Cell]]]:
     """The original against the winner, a row a number."""
     before, after, test = record.baseline, record.winner, record.test
-    rows = [("Candidate", [(label(record, before), ""), (label(record, after), ""), ("", "")])]
+    rows = [("Candidate", [(record.label(before), ""), (record.label(after), ""), ("", "")])]
     if test:
         lost = points_lost(test.drop, test.drop_interval)
         rows.append(("Accuracy on test", [_cell(test.baseline, "accuracy"), _cell(test.winner, "accuracy"), lost]))

@@ -11,9 +11,17 @@ from kitae.compression.spec import winner_file
 from kitae.errors import KitaeError
 from kitae.files import read_json, require_format
 from kitae.folders import SIGNS
-from kitae.reporting.results import Interval, Number, Record, as_record
+from kitae.reporting.results import Interval, Number, Record
 
 COMPRESSION_FORMAT = 1
+"""The format of compression.json that this version writes."""
+_PRECISIONS = {
+    "fp32": "float32",
+    "int8-static": "INT8",
+    "int8-qat": "INT8 by quantization-aware training",
+    "int8-dynamic": "INT8 weights",
+}
+_CONTROLS = {"random": "pruned at random", "from scratch": "trained from scratch"}
 
 
 class Candidate(Record, extra="allow"):
@@ -135,7 +143,7 @@ class CompressionRecord(Record, extra="allow"):
         file = folder / SIGNS["compression"]
         facts = read_json(file)
         require_format(facts, COMPRESSION_FORMAT, file, KitaeError)
-        return as_record(cls, facts, file)
+        return cls.checked(facts, file)
 
     @property
     def file(self) -> str:
@@ -145,3 +153,22 @@ class CompressionRecord(Record, extra="allow"):
     def bytes_of(self, row: Candidate) -> float | None:
         """The size of a candidate's file, packed where the budget is for packed ones."""
         return row.packed_bytes if self.size == "packed_bytes" else row.bytes
+
+    def label(self, row: Candidate) -> str:
+        """A candidate in words: `65 % pruned, INT8`, `not pruned, float32`."""
+        precision = _PRECISIONS.get(row.precision, row.precision)
+        if not precision:
+            return row.name
+        if row.name == self.baseline.name:
+            return f"original, {precision}"
+        pruned = "not pruned" if not row.ratio else f"{100 * row.ratio:g} % pruned"
+        if not row.control:
+            return f"{pruned}, {precision}"
+        kind, _, rest = row.name.partition(", ")
+        if kind == "small net":
+            return f"{rest.removesuffix(row.precision).strip()}, {precision}"
+        if kind == "random" and row.ratio:
+            return f"{100 * row.ratio:g} % pruned at random, {precision}"
+        if kind in ("trained further", "trained on"):  # its name before November 27, 2026
+            return f"original trained further, {precision}"
+        return f"{pruned}, {_CONTROLS.get(kind, kind)}, {precision}"

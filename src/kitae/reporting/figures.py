@@ -13,18 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as Pillow
 
-from kitae.reporting.style import (
-    DPI,
-    INK,
-    LABEL,
-    SMALL,
-    TITLE,
-    WIDTH,
-    Image,
-    fit,
-    new_figure,
-    wrap,
-)
+from kitae.reporting.style import DPI, INK, LABEL, SMALL, TITLE, WIDTH, Image, fit, new_figure, wrap
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

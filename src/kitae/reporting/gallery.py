@@ -93,8 +93,7 @@ def _op_row(images: Pictures, op: Op, site: Site, seed: int) -> Row:
     for at, (low, high, word) in enumerate(op.ranges(site)):
         if word == 1 and low < high:
             program.args[:, 0, at] = np.linspace(low, high, len(images))
-    lines = [_words(program, i) or ("as it is",) for i in range(len(images))]
-    return _title(op), aug.replay(images, program), lines
+    return _title(op), aug.replay(images, program), [_words(program, i) for i in range(len(images))]
 
 
 def _title(op: Op) -> str:
@@ -118,7 +117,7 @@ def _rows_figure(rows: Sequence[Row], title: str) -> Figure:
 def _words(program: Program, row: int) -> Lines:
     """What a program does to one sample: a few short lines, mostly one per step."""
     steps = zip(program.codes[row].tolist(), program.args[row].tolist(), strict=True)
-    return tuple(line for code, args in steps if code != NOP for line in STEPS[code].lines(args))
+    return tuple(line for code, args in steps if code != NOP for line in STEPS[code].lines(args)) or ("as it is",)
 
 
 # Mixing ---------------------------------------------------------------------------------------------------------------
@@ -182,7 +181,7 @@ def draw_policies(images: Pictures, names: Sequence[str], seed: int = 0) -> Figu
             aug = Augment([op], seed=seed)
             index = np.arange(SHOWN) + k * SHOWN
             program = aug.plan(epoch=epoch, index=index, size=images.shape[2:], channels=images.shape[1])
-            lines = [_words(program, i) or ("as it is",) for i in range(SHOWN)]
+            lines = [_words(program, i) for i in range(SHOWN)]
             rows.append((f"{title}, {names[k]}", aug(many, epoch=epoch, index=index), lines))
     return _rows_figure(rows, "Policies: five draws each")
 

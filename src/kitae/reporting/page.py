@@ -52,7 +52,7 @@ def report(target: Run | str | Path, *others: Run | str | Path) -> Path:
 def write(target: Run | str | Path) -> tuple[Path, list[tuple[str, str]]]:
     """`report` of one folder; the page, and its next commands: what each is for, and the command."""
     if isinstance(target, Run):
-        return _write("run", run_page.content(RunRecord.open(target), target), target.path)
+        return _write("run", run_page.content(RunRecord.open(target)), target.path)
     folder = Path(target)
     kind = known_kind(folder)
     if kind == "search":

@@ -104,7 +104,7 @@ class Plots:
         if most < 1:
             raise KitaeError(f"most: must be at least 1, not {most}")
         record = self._finished()
-        found, samples = record.predicted, Samples.find(record, self._run)
+        found, samples = record.predicted, Samples.find(record)
         if found is None or samples is None or not len(samples.test):
             raise KitaeError(f"{self._run.path}: has no predictions on test, or its images are not in the cache")
         places = found.mistakes(most)
@@ -173,8 +173,7 @@ def confusion_matrix(counts: NDArray[np.int64], classes: Sequence[str], *, title
         classes: K names.
     """
     k = len(classes)
-    totals = counts.sum(axis=1, keepdims=True)
-    share = np.divide(counts, totals, out=np.zeros(counts.shape, float), where=totals > 0)
+    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
 
     cell = min(1.0, max(5.0 / k, 0.13 if k <= 100 else 13.0 / k))  # inches
     size = LABEL - 1 if k <= 12 else max(6.0, min(9.5, cell * 60))

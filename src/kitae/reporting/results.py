@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import Annotated, Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,26 +46,19 @@ class Record(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
+    @classmethod
+    def checked(cls, value: Mapping[str, Any], file: Path) -> Self:
+        """Validate a value that was read from a file.
 
-Model = TypeVar("Model", bound=BaseModel)
-"""The format of compression.json that this version writes."""
-
-
-def as_record(model: type[Model], value: Mapping[str, Any], file: Path) -> Model:
-    """A value of a file as a record.
-
-    Raises:
-        KitaeError: it does not fit; the message names file and field.
-    """
-    try:
-        return model.model_validate(value)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise KitaeError(f"{file}: is damaged ({field}: {first['msg']})") from error
-
-
-# ---------------------------------------------------------------------------------------------------------------- runs
+        Raises:
+            KitaeError: it does not fit; the message names file and field.
+        """
+        try:
+            return cls.model_validate(value)
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(str(part) for part in first["loc"])
+            raise KitaeError(f"{file}: is damaged ({field}: {first['msg']})") from error
 
 
 class Epoch(Record):
@@ -261,7 +254,7 @@ class Predicted:
         self.correct: NDArray[np.bool_] = self.label == self.predicted
 
     def mistakes(self, most: int | None = None) -> list[int]:
-        """Positions of the wrong predictions, at most so many, most confident first."""
+        """Positions of the wrong predictions, the most confident first; at most `most`."""
         wrong = np.flatnonzero(~self.correct)
         order: list[int] = wrong[np.argsort(-self.confidence[wrong], kind="stable")][:most].tolist()
         return order
@@ -272,7 +265,7 @@ class Predicted:
         return np.asarray((power / power.sum(axis=1, keepdims=True)).max(axis=1))
 
     def bins(self, confidence: Floats) -> Bins:
-        """The predictions by a confidence in them, float64 [N]."""
+        """The predictions, binned by the given confidence, float64 [N]."""
         where = bin_of(confidence)
         count = np.bincount(where, minlength=BINS)
         held = count > 0
@@ -286,12 +279,9 @@ class Predicted:
 class RunRecord(Record, arbitrary_types_allowed=True):
     """A run folder, finished or not."""
 
-    path: Path
-    recipe_file: Path
-    weights: Path
+    run: Run
     recipe: Recipe
     finished: bool
-    resume_command: str
     epochs: tuple[Epoch, ...]
     best_epoch: int | None
     evaluation: Evaluation
@@ -308,20 +298,17 @@ class RunRecord(Record, arbitrary_types_allowed=True):
             KitaeError: a file is damaged; it is named.
         """
         # This and the environment are written when training starts, so a run that failed before has neither.
-        facts = as_record(Facts, run.facts() if run.facts_file.exists() else {}, run.facts_file)
+        facts = Facts.checked(run.facts() if run.facts_file.exists() else {}, run.facts_file)
         return cls(
-            path=run.path,
-            recipe_file=run.recipe_file,
-            weights=run.best,
+            run=run,
             recipe=run.recipe,
             finished=run.finished,
-            resume_command=run.resume_command,
             epochs=read_epochs(run),
             best_epoch=run.best_epoch(),
-            evaluation=as_record(Evaluation, run.evaluation() if run.finished else {}, run.evaluation_file),
+            evaluation=Evaluation.checked(run.evaluation() if run.finished else {}, run.evaluation_file),
             facts=facts,
             environment=run.environment() if run.begun else {},
-            openings=tuple(as_record(Opening, row, run.openings_file) for row in run.openings()),
+            openings=tuple(Opening.checked(row, run.openings_file) for row in run.openings()),
             predicted=_predictions(run, facts.classes) if run.finished else None,
         )
 
@@ -338,12 +325,12 @@ class RunRecord(Record, arbitrary_types_allowed=True):
     @cached_property
     def held_out(self) -> str | None:
         """`Splits.held_out`; None where the run has no splits yet. Only comparisons need it."""
-        file = self.path / "splits.npz"
+        file = self.run.path / "splits.npz"
         return Splits.load(file).held_out if file.is_file() else None
 
     @cached_property
     def reliability(self) -> tuple[Bins, Bins | None] | None:
-        """The predictions on test by confidence, and by that before the temperature, where it changes anything."""
+        """The predictions on test binned by confidence, and by that before the temperature if it differs."""
         found, temperature = self.predicted, self.evaluation.temperature or 1.0
         if found is None:
             return None
@@ -357,7 +344,7 @@ def read_epochs(run: Run) -> tuple[Epoch, ...]:
     Raises:
         KitaeError: metrics.jsonl is damaged.
     """
-    return tuple(as_record(Epoch, row, run.metrics_file) for row in run.metrics())
+    return tuple(Epoch.checked(row, run.metrics_file) for row in run.metrics())
 
 
 def _predictions(run: Run, classes: tuple[str, ...]) -> Predicted | None:
@@ -371,6 +358,3 @@ def _predictions(run: Run, classes: tuple[str, ...]) -> Predicted | None:
     except (pyarrow.ArrowException, KeyError, ValueError, TypeError) as error:
         cure = "delete it; the page then omits the predictions"
         raise KitaeError(f"{run.path / 'predictions.parquet'}: is damaged; {cure}") from error
-
-
-# --------------------------------------------------------------------------------------------------------- compressions

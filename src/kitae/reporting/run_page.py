@@ -13,7 +13,6 @@ from kitae.reporting.compression_results import CompressionRecord
 from kitae.reporting.results import RunRecord, Split
 from kitae.reporting.samples import Samples
 from kitae.reporting.values import Cell, between, number, points, share
-from kitae.run import Run
 
 _HEADLINES = {
     "accuracy": "Accuracy",
@@ -33,9 +32,9 @@ File = tuple[str, str, float, float | None, str]
 """What a file is, its path, its bytes, and where a compression measured it the milliseconds of one image and how."""
 
 
-def content(record: RunRecord, run: Run) -> dict[str, Any]:
+def content(record: RunRecord) -> dict[str, Any]:
     """The variables of run.html."""
-    samples = Samples.find(record, run) if record.epochs else None
+    samples = Samples.find(record) if record.epochs else None
     split = record.evaluation.measured
     counts = samples.counts() if samples else {}
     held = "train" if record.recipe.data.whole else "val"  # a model on everything has no validation images
@@ -46,7 +45,7 @@ def content(record: RunRecord, run: Run) -> dict[str, Any]:
         "warnings": [],
         "answer": answer(record),
         "commands": commands(record),
-        "decode": f"kitae evaluate {shlex.quote(str(run.path))} --split {held}",
+        "decode": f"kitae evaluate {shlex.quote(str(record.run.path))} --split {held}",
         "run": record,
         "samples": samples,
         "headline": _headline(record.evaluation.splits),
@@ -74,10 +73,7 @@ def answer(record: RunRecord) -> list[str]:
         where += " (test was not opened)"
     interval = between(split.accuracy_interval, 100)
     first = f"{share(split.accuracy)} {where}{f' ({interval})' if interval else ''}."
-    return [
-        " ".join(part for part in (first, _weak(split)) if part),
-        *filter(None, (_folds(record), _gap(record), _copies(record))),
-    ]
+    return [f"{first} {_weak(split)}".strip(), *filter(None, (_folds(record), _gap(record), _copies(record)))]
 
 
 def _folds(record: RunRecord) -> str:
@@ -153,8 +149,8 @@ def _gap(record: RunRecord) -> str:
 def _copies(record: RunRecord) -> str:
     """The effect of copies of training or validation images on the test accuracy."""
     test = record.evaluation.test
-    others = None if test is None else test.without_duplicates
-    if others is None or others.accuracy is None or test is None or test.count is None or others.count is None:
+    others = test.without_duplicates if test else None
+    if test is None or test.count is None or others is None or others.accuracy is None:
         return ""
     many = test.count - others.count
     return (
@@ -165,11 +161,11 @@ def _copies(record: RunRecord) -> str:
 
 def commands(record: RunRecord) -> list[Command]:
     """What to do next."""
-    folder = shlex.quote(str(record.path))
+    folder = shlex.quote(str(record.run.path))
     if not record.finished:
-        return [("Resume training", record.resume_command)]
+        return [("Resume training", record.run.resume_command)]
     longer = 2 * record.recipe.train.last_epoch
-    recipe = shlex.quote(str(record.recipe_file))
+    recipe = shlex.quote(str(record.run.recipe_file))
     found = [
         ("Classify new images", f"kitae predict {folder} IMAGES"),
         *([] if record.recipe.data.whole else [("Make it small and fast", f"kitae compress {folder}")]),
@@ -200,9 +196,9 @@ def _headline(splits: Mapping[str, Split]) -> list[tuple[str, list[Cell]]]:
 
 def files(record: RunRecord) -> list[File]:
     """The weights, and the exported and compressed files beside the run."""
-    folder = record.path.resolve()
+    folder = record.run.path.resolve()
     exported = folder.with_name(f"{folder.name}.onnx")
-    named = (("PyTorch weights", record.weights), ("exported", exported))
+    named = (("PyTorch weights", record.run.best), ("exported", exported))
     found: list[File] = [
         (what, file.name, float(file.stat().st_size), None, "") for what, file in named if file.is_file()
     ]

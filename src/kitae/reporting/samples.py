@@ -19,14 +19,12 @@ from numpy.typing import NDArray
 
 from kitae.errors import KitaeError
 from kitae.reporting.results import RunRecord
+from kitae.reporting.style import Image
 from kitae.reporting.values import share
-from kitae.run import Run
 
 if TYPE_CHECKING:
     from kitae.data.splits import Splits
     from kitae.data.store import Store
-
-Image = NDArray[np.uint8]
 
 SIDE = 112  # pixels of the longer side of a picture in a page
 CLASSES_SHOWN, PER_CLASS = 12, 6
@@ -40,7 +38,7 @@ class Photo:
 
     Attributes:
         source: a data URI. width, height: as it is shown, in CSS pixels.
-        sharp: it was enlarged, and its pixels are to be seen.
+        sharp: it was enlarged, and its pixels should stay visible.
         alt: what it is, for those who do not see it. lines: below it.
     """
 
@@ -101,7 +99,7 @@ class Samples:
         self.record, self.store, self.splits = record, store, splits
 
     @classmethod
-    def find(cls, record: RunRecord, run: Run) -> Samples | None:
+    def find(cls, record: RunRecord) -> Samples | None:
         """The images that a run was trained on; None where they are not in the cache any more."""
         from kitae.data.store import find_store
 
@@ -109,7 +107,7 @@ class Samples:
         if store is None or tuple(store.classes) != record.facts.classes:
             return None
         try:
-            return cls(record, store, run.splits(store))
+            return cls(record, store, record.run.splits(store))
         except KitaeError:
             return None
 
@@ -134,7 +132,7 @@ class Samples:
         return found
 
     def of_classes(self) -> list[tuple[str, list[Photo]]]:
-        """A few training images of each class; of many classes, of some."""
+        """A few training images of each class, or of some classes if there are many."""
         labels = np.asarray(self.store.labels)[self.splits.train]
         names = self.store.classes
         chosen: list[int] = np.linspace(0, len(names) - 1, min(CLASSES_SHOWN, len(names))).astype(int).tolist()
@@ -171,7 +169,7 @@ class Samples:
         blocks = blocks_of(store.images, begun_order(store.images, recipe.data), recipe.train.batch_size)
         images = ImageSet(
             store.images, self.splits.train, store.labels, names, recipe.data.balance, crop=crop, blocks=blocks
-        )  # fmt: skip
+        )
         shape = epoch_shape(len(images), recipe.train, int(self.record.environment.get("processes") or 1))
         ended = max((row.epoch for row in self.record.epochs), default=0)  # fewer than planned where it stopped early
         # Of each epoch its first pass through the images.
@@ -212,7 +210,7 @@ class Samples:
         return columns
 
     def mistakes(self, most: int) -> list[Photo]:
-        """The test images that the network was surest about and got wrong."""
+        """The most confident mistakes on the test images."""
         found = self.record.predicted
         if found is None or not len(self.test):
             return []
@@ -223,7 +221,7 @@ class Samples:
         return self._pixels(int(self.test[place]))
 
     def confused(self, true: str, predicted: str, most: int) -> list[Photo]:
-        """Test images of one class that were taken for another, the surest first."""
+        """Test images of one class that were predicted as another, the most confident first."""
         found, names = self.record.predicted, self.record.facts.classes
         if found is None or not len(self.test):
             return []

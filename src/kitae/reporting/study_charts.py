@@ -10,19 +10,7 @@ from typing import Any
 from kitae.console import plural
 from kitae.reporting.charts import per_cent, robust
 from kitae.reporting.study_results import Analysis, Effect, StudyRecord
-from kitae.reporting.svg import (
-    SERIES,
-    WIDTH,
-    Chart,
-    Plot,
-    Row,
-    Scale,
-    frame,
-    interval_mark,
-    legend,
-    rows_chart,
-    series,
-)
+from kitae.reporting.svg import SERIES, WIDTH, Chart, Plot, Row, Scale, frame, interval_mark, legend, rows_chart, series
 from kitae.reporting.values import share
 
 _LEFT = 46.0
@@ -71,16 +59,15 @@ def curves(record: StudyRecord, labels: Mapping[str, str]) -> Chart | None:
     panels = [p for p in panels if any(getattr(record.curves[name], p[1]) for name in chosen)]
     if not panels:
         return None
-    last_epoch = max(value for name in chosen for value in record.curves[name].epoch if value is not None)
-    summary = f"{plural(len(chosen), 'variant')} over {plural(int(last_epoch), 'epoch')}."
+    epochs = [epoch for name in chosen for epoch in record.curves[name].epoch]
+    summary = f"{plural(len(chosen), 'variant')} over {plural(int(max(epochs)), 'epoch')}."
     chart = Chart("curves", "Curves, mean and range over seeds", summary, 0)
     top = legend(chart, 10, 14, [(series("f", k), labels.get(name, name)) for k, name in enumerate(chosen)]) + 16
     for name, column, form in panels:
         bands = [getattr(record.curves[one], column) for one in chosen]
-        epochs = [value for one in chosen for value in record.curves[one].epoch if value is not None]
         rows = [row for band in bands if band for row in (band.mean, band.low, band.high)]
-        values = [value for row in rows for value in row if value is not None]
-        late = [value for row in rows for value in row[len(row) // 4 :] if value is not None]
+        values = [value for row in rows for value in row]
+        late = [value for row in rows for value in row[len(row) // 4 :]]
         low, high, cut = robust(values, late, share if form is per_cent else form)
         x = Scale(min(epochs), max(epochs), _LEFT, WIDTH - 14)
         plot = Plot(chart, x, Scale(low, min(high, 1.0) if form is per_cent else high, top + 150, top))
@@ -88,11 +75,9 @@ def curves(record: StudyRecord, labels: Mapping[str, str]) -> Chart | None:
         last = column == panels[-1][1]
         plot.axes("Epoch" if last else "", "{:g}".format, form, x_ticks=x.whole())
         for place, (one, band) in enumerate(zip(chosen, bands, strict=True)):
-            if band is None:
-                continue
-            at = [value for value in record.curves[one].epoch if value is not None]
-            plot.band(at, band.low, band.high, series("b", place))
-            plot.line(at, band.mean, series("s", place))
+            if band is not None:
+                plot.band(record.curves[one].epoch, band.low, band.high, series("b", place))
+                plot.line(record.curves[one].epoch, band.mean, series("s", place))
         top += 150 + 52
     chart.height = top - 8
     return chart

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from statistics import median_high
 from typing import Any
 
 import yaml
@@ -31,7 +32,6 @@ _METRICS = {
     "gap": "gap between train and validation",
     "epoch_seconds": "time of an epoch",
     "training_seconds": "time of training",
-    "images_per_second": "images per second",
     "peak_memory_bytes": "peak memory",
 }
 _PARTS = {
@@ -39,7 +39,6 @@ _PARTS = {
     "horizontal_flip": "flips",
     "vertical_flip": "vertical flips",
     "color_jitter": "colour jitter",
-    "random_erasing": "random erasing",
     "auto_augment": "AutoAugment",
     "rand_augment": "RandAugment",
     "trivial_augment_wide": "TrivialAugment",
@@ -121,10 +120,8 @@ def variant_labels(record: StudyRecord) -> dict[str, str]:
     Words tell what a variant changes in the base recipe, so they are used only if that is also how it differs from the
     reference: if the reference changes nothing, or the same fields.
     """
-    fields: set[str] = set()
-    for variant in record.variants:
-        if variant.name == record.main.noise.reference:
-            fields = set(variant.overrides)
+    reference = record.main.noise.reference
+    fields: set[str] = next((set(one.overrides) for one in record.variants if one.name == reference), set())
     return {
         variant.name: variant_label(variant.name, variant.overrides)
         if not fields or fields == set(variant.overrides)
@@ -152,7 +149,7 @@ def variant_label(name: str, overrides: Mapping[str, Any]) -> str:
         return f"without {part}" if value is None else f"with {part}"
     known: dict[str, Callable[[Any], str]] = {
         "train.label_smoothing": lambda v: f"with label smoothing {v:g}" if v else "without label smoothing",
-        "train.schedule.name": lambda v: f"with a {str(v).replace('_', ' ')} learning rate" if v == "constant"
+        "train.schedule.name": lambda v: "with a constant learning rate" if v == "constant"
         else f"with a {str(v).replace('_', ' ')} schedule",
         "train.ema": lambda v: "without averaged weights" if v is None else f"with averaged weights ({v:g})",
         "train.precision": lambda v: f"in {v}",
@@ -291,11 +288,10 @@ def _base(record: StudyRecord) -> str:
 def _not_shown(record: StudyRecord, known: Sequence[Effect]) -> str:
     unclear = [effect for effect in known if not effect.shown]
     widths = [(e.high - e.low) / 2 for e in known if e.low is not None and e.high is not None and not e.ratio]
-    seeds = len(record.seeds)
     blind = ""
     if widths and record.main.unit == "points":
-        blind = f" Differences below about {sorted(widths)[len(widths) // 2]:.1f} points cannot be seen with " \
-                f"{plural(seeds, 'seed')}."  # fmt: skip
+        least, seeds = median_high(widths), plural(len(record.seeds), "seed")
+        blind = f" Differences below about {least:.1f} points cannot be seen with {seeds}."
     if not unclear:
         return f"Every comparison gave a clear answer.{blind}"
     if len(known) == 1:

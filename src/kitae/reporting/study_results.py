@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import Field
 
 from kitae.files import read_json
-from kitae.reporting.results import Number, Record, as_record
+from kitae.reporting.results import Number, Record
 
 
 class Effect(Record):
@@ -113,17 +113,17 @@ class Variant(Record):
 
 
 class Band(Record):
-    """Mean and range over seeds, a value an epoch."""
+    """Mean and range over seeds, one value per epoch; a curve with a value that is not finite is not written."""
 
-    mean: tuple[Number, ...] = ()
-    low: tuple[Number, ...] = ()
-    high: tuple[Number, ...] = ()
+    mean: tuple[float, ...] = ()
+    low: tuple[float, ...] = ()
+    high: tuple[float, ...] = ()
 
 
 class Curve(Record):
     """The curves of one variant."""
 
-    epoch: tuple[Number, ...] = ()
+    epoch: tuple[float, ...] = ()
     val_accuracy: Band | None = None
     train_loss: Band | None = None
 
@@ -164,7 +164,7 @@ class StudyRecord(Record):
             KitaeError: the file is damaged.
         """
         file = folder / "effects.json"
-        return as_record(cls, read_json(file), file) if file.is_file() else None
+        return cls.checked(read_json(file), file) if file.is_file() else None
 
     @property
     def main(self) -> Analysis:

@@ -163,18 +163,18 @@ def text_width(text: str, size: float, bold: bool = False) -> float:
 
 
 def fit(text: object, width: float, size: float, *, bold: bool = False) -> str:
-    """`text` as one line of at most `width` pixels; what does not fit is left out of its middle."""
+    """`text` as one line of at most `width` pixels, elided in the middle if it is longer."""
     return elided(plain(text), lambda line: text_width(line, size, bold) <= width)
 
 
-def wrap(text: object, width: float, size: float, *, lines: int = 2, bold: bool = False) -> list[str]:
-    """`text` broken between words into at most `lines` lines of `width` pixels; a rest is elided."""
+def wrap(text: object, width: float, size: float, *, bold: bool = False) -> list[str]:
+    """`text` broken between words into at most two lines of `width` pixels; what does not fit is elided."""
     words, out = plain(text).split(" "), [""]
     for position, word in enumerate(words):
         longer = f"{out[-1]} {word}".strip()
         if not out[-1] or text_width(longer, size, bold) <= width:
             out[-1] = longer
-        elif len(out) < lines:
+        elif len(out) < 2:
             out.append(word)
         else:
             out[-1] = " ".join([out[-1], *words[position:]])
@@ -185,8 +185,6 @@ def wrap(text: object, width: float, size: float, *, lines: int = 2, bold: bool 
 def labels(names: Sequence[object], width: float, size: float) -> list[str]:
     """Names shortened to `width` pixels and still different from each other (else numbered)."""
     short = [fit(name, width, size) for name in names]
-    if len(set(short)) == len(short) and all(s.strip("□… ") for s in short):
-        return short
     return [
         s if short.count(s) == 1 and s.strip("□… ") else fit(f"{i}: {name}", width, size)
         for i, (s, name) in enumerate(zip(short, names, strict=True))
@@ -226,12 +224,11 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def save(figure: Figure, path: str | Path) -> Path:
+def save(figure: Figure, path: Path) -> Path:
     """Render `figure` and write the PNG to `path` atomically.
 
     Raises:
         KitaeError: the file cannot be written.
     """
-    path = Path(path)
     write_atomically(path, png(figure))
     return path

@@ -72,7 +72,7 @@ def elided(line: str, fits: Callable[[str], bool]) -> str:
 
 
 def ticks(low: float, high: float, most: int = 6) -> list[float]:
-    """Round numbers from `low` to `high`, at most so many: multiples of 1, 2, 2.5 or 5 times a power of ten."""
+    """At most `most` round numbers in [low, high]: multiples of 1, 2, 2.5 or 5 times a power of ten."""
     if not high > low:
         return [low]
     power = 10.0 ** (math.floor(math.log10(high - low)) - 2)
@@ -84,7 +84,7 @@ def ticks(low: float, high: float, most: int = 6) -> list[float]:
 
 
 def log_ticks(low: float, high: float, most: int = 6) -> list[float]:
-    """Round numbers of a logarithmic axis."""
+    """At most `most` round numbers in [low, high], for a logarithmic axis."""
     found: list[float] = []
     for steps in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8)):
         found = [s * 10.0**e for e in range(-12, 16) for s in steps if low <= s * 10.0**e <= high]
@@ -97,7 +97,7 @@ def log_ticks(low: float, high: float, most: int = 6) -> list[float]:
 
 @dataclass(frozen=True)
 class Scale:
-    """From values to places."""
+    """Maps values in [low, high] to coordinates in [start, end]; values outside are clamped."""
 
     low: float
     high: float
@@ -198,7 +198,7 @@ class Chart:
         self.parts.append(f"<{tag}><title>{escape(about)}</title></{name}>" if about else f"<{tag}/>")
 
     def __html__(self) -> str:
-        """The element, which templates put into the page as it is: every text in it is escaped already."""
+        """The SVG element. Templates insert it unchanged, since every text in it is escaped already."""
         return self._svg("", 0, "")
 
     def file(self) -> str:
@@ -252,19 +252,17 @@ class Plot:
         if x_label:
             chart.text((left + right) / 2, bottom + 2 * LINE + 2, x_label, anchor="middle", width=right - left + 60)
 
-    def line(self, xs: Sequence[float | None], ys: Sequence[float | None], look: str) -> None:
+    def line(self, xs: Sequence[float], ys: Sequence[float | None], look: str) -> None:
         """A line, broken where a value is not known."""
-        for _, run in groupby(zip(xs, ys, strict=False), key=lambda pair: None in pair):
-            points = [(self.x(a), self.y(b)) for a, b in run if a is not None and b is not None]
+        for _, run in groupby(zip(xs, ys, strict=False), key=lambda pair: pair[1] is None):
+            points = [(self.x(a), self.y(b)) for a, b in run if b is not None]
             self.chart.path(points * (2 if len(points) == 1 else 1), look)
 
-    def band(self, xs: Sequence[float], low: Sequence[float | None], high: Sequence[float | None], look: str) -> None:
+    def band(self, xs: Sequence[float], low: Sequence[float], high: Sequence[float], look: str) -> None:
         """The area between two lines."""
-        known = [(x, a, b) for x, a, b in zip(xs, low, high, strict=False) if a is not None and b is not None]
-        there = [(self.x(x), self.y(a)) for x, a, _ in known]
-        back = [(self.x(x), self.y(b)) for x, _, b in reversed(known)]
-        if len(known) > 1:
-            self.chart.path([*there, *back], look, close=True)
+        there, back = ([(self.x(x), self.y(y)) for x, y in zip(xs, ys, strict=False)] for ys in (low, high))
+        if len(xs) > 1:
+            self.chart.path([*there, *reversed(back)], look, close=True)
 
 
 @dataclass(frozen=True)

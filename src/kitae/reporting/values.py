@@ -45,7 +45,7 @@ def share(value: float, digits: int = 1) -> str:
 
 @_known
 def number(value: float, form: str = ",.0f") -> str:
-    """A number in a form of Python's: a whole one, to the last digit, if no other is given."""
+    """A number in a format of Python; by default, rounded to a whole one."""
     return format(value, form)
 
 
@@ -177,7 +177,7 @@ def named(row: Mapping[str, Any], name: str) -> Cell:
 
 
 def leaves(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Cell]]:
-    """The leaves of a nested mapping as (dotted name, value), at most as many as a table has rows."""
+    """The leaves of a nested mapping as (dotted name, value); at most `MAX_ROWS`."""
     rows: list[tuple[str, Cell]] = []
     for key, inner in value.items():
         if isinstance(inner, Mapping):
