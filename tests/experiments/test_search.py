@@ -326,6 +326,8 @@ def test_another_search_in_the_folder_or_one_of_a_version_that_trains_differentl
         run(tmp_path / "t", rematch_seeds=1)
     with pytest.raises(RecipeError, match=r"data\.folds: a search compares runs that have a validation split"):
         run(tmp_path / "t", "data.folds=5")
+    with pytest.raises(RecipeError, match=r"train\.epochs: 0 leaves nothing to compare"):
+        run(tmp_path / "t", "train.epochs=0")
     assert not (tmp_path / "t").exists()
     file = tmp_path / "s" / "search.yaml"
     file.write_text(file.read_text().replace("numerics: 3\n", ""))

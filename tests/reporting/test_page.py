@@ -780,6 +780,8 @@ def test_comparison_refuses_what_is_none(make_run: Callable[..., Run], tmp_path:
         p.compare([run, run.path, other])
     with pytest.raises(KitaeError, match="not a run folder"):
         p.compare([run, tmp_path / "nothing"])
+    with pytest.raises(KitaeError, match=r"is a folder; give a file, such as .*comparison\.html"):
+        p.compare([run, other], tmp_path)
     mine = tmp_path / "comparison.html"
     mine.write_text("<p>mine</p>")
     with pytest.raises(KitaeError, match=r"comparison\.html.*--out"):

@@ -77,7 +77,7 @@ def step(name: str) -> Callable[..., Any]:
     """The function of a step.
 
     Raises:
-        RecipeError: there is none of this name.
+        RecipeError: there is none of this name, or it is no function.
     """
     if name in STEPS:
         return STEPS[name]
@@ -86,9 +86,12 @@ def step(name: str) -> Callable[..., Any]:
     if not {"", os.getcwd()} & set(sys.path):
         sys.path.append(os.getcwd())  # as in the processes that run it, which start in this folder
     try:
-        return function(name)
+        found = function(name)
     except (ImportError, AttributeError, ValueError) as error:
         raise RecipeError(f"after.{name}: cannot be imported ({one_line(error)})") from error
+    if not callable(found):
+        raise RecipeError(f"after.{name}: is not a function, but {type(found).__name__}")
+    return found
 
 
 def check(name: str, settings: Mapping[str, Any]) -> None:

@@ -159,6 +159,8 @@ def search(
         raise RecipeError(f"rematch_seeds: {rematch_seeds} gives the verdict no interval; use two or more, such as 5")
     asked = _recipe_of(recipe).override(*overrides)
     asked = asked.model_copy(update={"train": asked.train.straightened()})
+    if not asked.train.epochs:
+        raise RecipeError("train.epochs: 0 leaves nothing to compare in a search; set it to 1 or more")
     if asked.data.whole:
         raise RecipeError("data.folds: a search compares runs that have a validation split; set it to null")
     if (data := framed(asked.data, _PHOTO_SIZE)) != asked.data:

@@ -82,6 +82,8 @@ def compare(targets: Sequence[Run | str | Path], out: str | Path | None = None) 
     if twice := [run.path for run, path in zip(runs, paths, strict=True) if paths.count(path) > 1]:
         raise KitaeError(f"{twice[-1]}: is listed twice; give each run once")
     file = Path(out) if out is not None else paths[0].with_name("comparison.html")
+    if file.is_dir():
+        raise KitaeError(f"{file}: is a folder; give a file, such as {file / 'comparison.html'}")
     if file.exists() and _MARK not in file.read_bytes()[:4096]:
         raise KitaeError(f"{file}: was not written by Kitae, so it is not replaced; choose another --out")
     html = render("comparison.html", comparison_page.content([RunRecord.open(run) for run in runs]))
