@@ -299,13 +299,13 @@ class _Look:
 
 
 def _look(item: Item, name: str, tile: bool) -> _Look:
-    flat = flattened(item, name)
-    image, colour = flat.image, flat.image.convert("RGB")
+    image, mode, highest = flattened(item, name)
+    colour = image.convert("RGB")
     grey = np.asarray(image.convert("L").resize((32, 32), Image.Resampling.BILINEAR))
     thumb = (grey.reshape(16, 2, 16, 2).sum(axis=(1, 3), dtype=np.uint16) >> 2).astype(np.uint8)
     return _Look(
-        pixel_hash(colour.tobytes(), repr((image.size, flat.highest))), perceptual_hashes(grey[None])[0],
-        thumb.tobytes(), image.size, flat.mode, flat.highest, _tile(colour) if tile else None,
+        pixel_hash(colour.tobytes(), repr((image.size, highest))), perceptual_hashes(grey[None])[0],
+        thumb.tobytes(), image.size, mode, highest, _tile(colour) if tile else None,
     )  # fmt: skip
 
 

@@ -6,7 +6,6 @@ import contextlib
 import math
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -150,23 +149,13 @@ def probe(source: Encoded | NDArray[Any], name: str = "") -> tuple[tuple[int, in
         return upright_size(image), is_grey_mode(image.mode)
 
 
-@dataclass(frozen=True)
-class Flat:
-    """An image decoded at its own size, upright, without alpha.
+def flattened(source: Encoded | NDArray[Any], name: str = "") -> tuple[Image.Image, str, int | None]:
+    """An image for looking at (checks, contact sheets); what a model sees comes from `decode`. Raises as `decode`.
 
-    Attributes:
-        image: mode L or RGB; of more than 8 bits, the highest 8 that its own levels need.
-        mode: the Pillow mode it was stored in.
-        highest: level of an image of more than 8 bits; None of others.
+    Returns:
+        The upright image at its own size without alpha, of mode L or RGB, with the highest 8 bits that its own levels
+        need; the Pillow mode it was stored in; the highest level of an image of more than 8 bits, else None.
     """
-
-    image: Image.Image
-    mode: str
-    highest: int | None
-
-
-def flattened(source: Encoded | NDArray[Any], name: str = "") -> Flat:
-    """An image for looking at (checks, contact sheets); what a model sees comes from `decode`. Raises as `decode`."""
     if isinstance(source, np.ndarray):
         image, highest = image_of(source, None)
         mode = image.mode if highest is None else "I;16"
@@ -176,7 +165,7 @@ def flattened(source: Encoded | NDArray[Any], name: str = "") -> Flat:
             mode = stored.mode
             image, highest = flatten(stored, None, low_bytes(stored, source))
     image = image if image.mode == "L" else image.convert("L" if is_grey_mode(image.mode) else "RGB")
-    return Flat(image, mode, highest)
+    return image, mode, highest
 
 
 def one_or_several(images: Any) -> list[Any]:
