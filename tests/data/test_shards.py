@@ -38,7 +38,7 @@ from kitae.data.sources import open_source
 from kitae.data.spec import DataSpec
 from kitae.data.store import Store, find_store, open_store
 from kitae.errors import DataError, MissingExtraError
-from kitae.preprocess import decode, windowed
+from kitae.preprocess import PreprocessRules, decode, windowed
 from tests.data.shard_files import encoded, image, pack, samples, shards
 
 
@@ -343,7 +343,7 @@ def test_a_large_jpeg_is_read_at_reduced_scale_and_looks_the_same() -> None:
         asked.append((height, width))
         return 40, 101, 320, 444
 
-    exif = Image.Exif()
+    exif, rules = Image.Exif(), PreprocessRules(32)
     exif[0x0112] = 6
     for turn in (False, True):
         buffer = io.BytesIO()
@@ -351,7 +351,7 @@ def test_a_large_jpeg_is_read_at_reduced_scale_and_looks_the_same() -> None:
         upright = np.rot90(smooth, -1) if turn else smooth
         box = (101, 40, 101 + 444, 40 + 320) if not turn else (40, 101, 40 + 320, 101 + 444)
         bounds = (40, 101, 320, 444) if not turn else (101, 40, 444, 320)
-        pixels = windowed(buffer.getvalue(), lambda h, w: (window(h, w), bounds)[1], (32, 32), 3)  # noqa: B023
+        pixels = windowed(buffer.getvalue(), lambda h, w: (window(h, w), bounds)[1], (32, 32), rules)  # noqa: B023
         assert 2 * 32 <= min(pixels.shape[1:]) <= max(pixels.shape[1:]) <= 444 / 4 + 1
         out = np.asarray(Image.fromarray(pixels.transpose(1, 2, 0)).resize((32, 32), Image.Resampling.BILINEAR))
         expected = Image.fromarray(upright).crop(box).resize((32, 32), Image.Resampling.BILINEAR)

@@ -16,7 +16,7 @@ from PIL import Image
 from kitae.errors import DataError
 from kitae.preprocess.files import list_images, low_bytes, naming, opened, upright_size
 from kitae.preprocess.pixels import flatten, image_of, is_grey_mode, reduced, resized
-from kitae.preprocess.rules import Depth, PreprocessRules
+from kitae.preprocess.rules import PreprocessRules
 
 Encoded: TypeAlias = "bytes | str | Path"  # the content of a file, or its path
 ImageLike: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8] | NDArray[np.uint16]"
@@ -104,8 +104,7 @@ def windowed(
     source: Encoded,
     window: Callable[[int, int], tuple[int, int, int, int]],
     size: tuple[int, int],
-    channels: int,
-    depth: Depth = 16,
+    rules: PreprocessRules,
     name: str = "",
 ) -> NDArray[np.uint8]:
     """One window of an image, to be resized to `size`; for random crops of encoded images.
@@ -116,6 +115,7 @@ def windowed(
     Args:
         window: from the image's upright height and width to the window's top, left, height and width.
         size: (height, width) that the window will be resized to.
+        rules: their channels and depth matter here.
 
     Returns:
         uint8 [channels, height, width], C-contiguous. Errors are as of `decode`.
@@ -127,18 +127,18 @@ def windowed(
             scale = _DRAFT_GAP * max(size[0] / tall, size[1] / wide)
             if scale < 1:
                 image.draft(None, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
-            flat, _ = flatten(image, depth)
+            flat, _ = flatten(image, rules.depth)
         else:  # a PNG may say only after its pixels how it is turned
-            flat, _ = flatten(image, depth, low_bytes(image, source))
+            flat, _ = flatten(image, rules.depth, low_bytes(image, source))
             height, width = flat.height, flat.width
             top, left, tall, wide = window(height, width)
     down, across = flat.height / height, flat.width / width
     first, start = round(top * down), round(left * across)
     flat = flat.crop((start, first, max(start + 1, round((left + wide) * across)),
                       max(first + 1, round((top + tall) * down))))  # fmt: skip
-    mode = "L" if channels == 1 else "RGB"
+    mode = "L" if rules.channels == 1 else "RGB"
     pixels = np.asarray(flat if flat.mode == mode else flat.convert(mode))
-    return np.ascontiguousarray(pixels[None] if channels == 1 else pixels.transpose(2, 0, 1))
+    return np.ascontiguousarray(pixels[None] if rules.channels == 1 else pixels.transpose(2, 0, 1))
 
 
 def probe(source: Encoded | NDArray[Any], name: str = "") -> tuple[tuple[int, int], bool]:
