@@ -164,12 +164,9 @@ def _quantizer(target: Target) -> Any:
             pass
 
         def _mark(self, node: torch.fx.Node, inputs: dict[Any, Any] | None = None, output: Any = None) -> None:
-            known = node.meta.get("quantization_annotation")
-            node.meta["quantization_annotation"] = base.QuantizationAnnotation(
-                input_qspec_map={**(known.input_qspec_map if known else {}), **(inputs or {})},
-                output_qspec=output or (known.output_qspec if known else None),
-                _annotated=True,
-            )
+            known = node.meta.setdefault("quantization_annotation", base.QuantizationAnnotation(_annotated=True))
+            known.input_qspec_map |= inputs or {}
+            known.output_qspec = output or known.output_qspec
 
     return Placement()
 

@@ -307,7 +307,7 @@ class Networks:
     def _by_layer(self, model: nn.Module, ratio: float) -> dict[str, float]:
         """The ratio of each layer: its own if it has one, else `ratio`."""
         own, layers = self.spec.layer_ratios, prunable_layers(model)
-        require_layers(layers, own, "layer_ratios")
+        require_layers(layers, own, "layer_ratios: ")
         return {**own, **{name: ratio for name in layers if name not in own and name not in self.spec.skip}}
 
 
