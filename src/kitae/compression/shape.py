@@ -32,13 +32,9 @@ class Shape(Spec):
     attributes: dict[str, dict[str, int | tuple[int, ...]]]
     kept: dict[str, tuple[int, ...]]
 
-    def to_dict(self) -> dict[str, Any]:
-        """A mapping for JSON."""
-        return self.model_dump(mode="json")
-
     @classmethod
     def from_dict(cls, mapping: Any) -> Shape:
-        """The inverse of `to_dict`.
+        """The inverse of `model_dump`.
 
         Raises:
             CompressionError: the mapping is not a shape.

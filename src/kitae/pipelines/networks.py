@@ -239,7 +239,7 @@ class Networks:
             return None
         found.model.eval()
         weights = {name: tensor.detach().cpu() for name, tensor in found.model.state_dict().items()}
-        save_weights(weights, file, {"shape": found.shape.to_dict(), "masked_error": found.masked_error})
+        save_weights(weights, file, {"shape": found.shape.model_dump(mode="json"), "masked_error": found.masked_error})
         return replace(found, key=key)
 
     # ---- pruning ------------------------------------------------------------------------------------------------
