@@ -7,19 +7,16 @@ import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from kitae.errors import DataError
-from kitae.preprocess.files import list_images, low_bytes, naming, opened, upright_size
+from kitae.preprocess.files import Encoded, ImageLike, list_images, low_bytes, naming, opened, upright_size
 from kitae.preprocess.pixels import flatten, image_of, is_grey_mode, reduced, resized
 from kitae.preprocess.rules import PreprocessRules
-
-Encoded: TypeAlias = "bytes | str | Path"  # the content of a file, or its path
-ImageLike: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8] | NDArray[np.uint16]"
 
 # A JPEG is decoded at no less than this multiple of the target's side before it is resized, directly or for a store.
 # The second was chosen by the sharpness of small crops: with 1.5 they lose 8 % at most, with 1.25 they lost 10 %.
