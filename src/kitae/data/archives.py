@@ -151,7 +151,7 @@ def open_archive(name: str, path: str, spec: DataSpec, progress: Progress | None
         files = _cifar_files(spec.source, layout, folder, downloads, progress)
         return ArchiveSource(spec.source, files, lambda: _read_cifar(files, layout))
     idx = _IDX[name]
-    files = _idx_files(spec.source, name, idx, folder, downloads, progress)
+    files = _idx_files(spec.source, idx, folder, downloads / name, progress)
     # A folder may be given for the wrong set, as the files have the same names; its classes must not be kept for the
     # right one. One of the two needs an identity for that; fashion-mnist has none, so that its runs stay valid.
     identity = {"set": name} if folder is not None and name == "mnist" else {}
@@ -271,11 +271,8 @@ def _cifar_files(
     return [archive]
 
 
-def _idx_files(
-    source: str, name: str, idx: _Idx, folder: Path | None, downloads: Path, progress: Progress | None
-) -> list[Path]:
-    own = downloads / name
-    places = [*map(Path, idx.folders), own]
+def _idx_files(source: str, idx: _Idx, folder: Path | None, downloads: Path, progress: Progress | None) -> list[Path]:
+    places = [*map(Path, idx.folders), downloads]
     if folder is not None:
         # The files of the two sets have the same names, so the folder that names this set comes first.
         places = [folder / idx.torchvision / "raw", folder]
@@ -288,7 +285,7 @@ def _idx_files(
     if folder is not None:
         wanted = ", ".join(download.name for download in idx.downloads)
         raise DataError(f"{source}: the folder must hold {wanted} (or the same without .gz)")
-    return [fetch(download, own, f"{source}:FOLDER", progress) for download in idx.downloads]
+    return [fetch(download, downloads, f"{source}:FOLDER", progress) for download in idx.downloads]
 
 
 def _existing(folder: Path, name: str) -> Path | None:
