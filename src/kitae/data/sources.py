@@ -15,7 +15,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kitae.data.archives import open_archive
-from kitae.data.base import SPLIT_ALIASES, TRAIN, Item, Progress, Source, Table, drawn_files, name_key
+from kitae.data.base import SPLIT_ALIASES, TRAIN, FileSource, Progress, Source, Table, name_key
 from kitae.data.csv_source import CsvSource
 from kitae.data.groups import by_paths
 from kitae.data.parquet import ParquetSource
@@ -80,7 +80,7 @@ def open_source(spec: DataSpec, progress: Progress | None = None) -> Source:
     return kind.open(name, path, spec, progress)
 
 
-class FolderSource(Source):
+class FolderSource(FileSource):
     """`ROOT/CLASS/**/IMAGE`, or `ROOT/{train,val,test}/CLASS/**/IMAGE`.
 
     The second layout is assumed if every sub-folder has a split's name (train, training; val, valid, validation, dev;
@@ -90,8 +90,6 @@ class FolderSource(Source):
     has another rule (see `DataSpec.groups`).
     """
 
-    fixed_as = ".csv"
-
     def __init__(self, root: str | Path, name: str = "", groups: str | None = None) -> None:
         """Lists the files. Raises DataError: no such folder, no class folders, a class or a split without images."""
         super().__init__(name or f"folder:{root}", groups)
@@ -99,7 +97,7 @@ class FolderSource(Source):
         if not os.path.isdir(self.root):
             found = os.path.exists(self.root)
             raise DataError(f"{self.name}: not a folder" if found else f"{self.name}: no such folder")
-        self._files: list[Path] = []
+        self._files = []
         self._labels: list[int] = []
         self._splits: list[int] = []
         self._classes = self._scan()
@@ -201,12 +199,6 @@ class FolderSource(Source):
             keys=keys,
             groups=_marked_groups(names, keys) if self.rule is None else by_paths(names, self.rule, self._inside),
         )
-
-    def images(self) -> Iterator[Item]:
-        return iter(self._files)
-
-    def some(self, count: int) -> Iterator[Item]:
-        return drawn_files(self._files, count)
 
 
 def _check_part(part: Path, name: str, *, empty: bool) -> None:
