@@ -6,7 +6,6 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -78,7 +77,7 @@ def compressed_bytes(model: nn.Module) -> int:
     packer = zlib.compressobj(9)
     size = 0
     for tensor in (*_effective(model), *model.buffers()):
-        size += len(packer.compress(np.ascontiguousarray(tensor.detach().cpu().numpy()).tobytes()))
+        size += len(packer.compress(tensor.detach().cpu().numpy().tobytes()))
     return size + len(packer.flush())
 
 

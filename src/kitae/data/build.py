@@ -101,7 +101,7 @@ class Job:
         if table.groups is not None:
             own["groups.i64"] = table.groups
         contents = {name: column[kept].tobytes() for name, column in own.items()}
-        contents |= {name: np.ascontiguousarray(column).tobytes() for name, column in columns.items()}
+        contents |= {name: column.tobytes() for name, column in columns.items()}
         digest = written.digest  # goes on over the columns
         for name, data in contents.items():
             digest.update(name.encode() + data)

@@ -149,14 +149,14 @@ def reopen_store(spec: DataSpec, fingerprint: str, recipe: Path, progress: Progr
     return decoded
 
 
-def find_store(fingerprint: str, cache: str | Path | None = None) -> Store | None:
+def find_store(fingerprint: str, cache: str | None = None) -> Store | None:
     """The store with this content if it was built before; the source is not read.
 
     Args:
         fingerprint: as `Store.fingerprint`.
         cache: the cache folder, `data.cache` of a recipe.
     """
-    root = cache_folder(None if cache is None else str(cache)) / "stores"
+    root = cache_folder(cache) / "stores"
     for manifest in sorted(root.glob(f"*/{MANIFEST}")):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             found = json.loads(manifest.read_bytes())["fingerprint"] == fingerprint
