@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from pydantic import ValidationError
 from torch import nn
 
@@ -89,6 +88,6 @@ def difference(original: nn.Module, smaller: nn.Module, kept: Mapping[str, tuple
         for attribute in _ATTRIBUTES:
             value = getattr(now[name], attribute, None)
             if value != getattr(module, attribute, None) and value is not None:
-                plain = tuple(int(n) for n in value) if isinstance(value, tuple | list | torch.Size) else int(value)
+                plain = tuple(int(n) for n in value) if isinstance(value, tuple | list) else int(value)
                 attributes.setdefault(name, {})[attribute] = plain
     return Shape(tensors=tensors, attributes=attributes, kept=dict(kept))
