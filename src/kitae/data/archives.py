@@ -204,7 +204,12 @@ class ArchiveSource(Source):
 
 def _read_cifar(files: list[Path], layout: _Cifar) -> tuple[tuple[str, ...], list[_Part]]:
     """From the archive, or from the files that it contains."""
-    content = _unpacked(files[0], layout.archive) if len(files) == 1 else {f.name: f.read_bytes() for f in files}
+    if len(files) == 1:
+        _check(files[0], layout.archive)
+        with tarfile.open(files[0]) as tar:  # by their names, without their folders
+            content = {Path(member.name).name: stream.read() for member in tar if (stream := tar.extractfile(member))}
+    else:
+        content = {path.name: path.read_bytes() for path in files}
     parts = []
     for name in (*layout.train, layout.test):
         code, count = (TEST, layout.test_rows) if name == layout.test else (TRAIN, layout.rows)
@@ -215,13 +220,6 @@ def _read_cifar(files: list[Path], layout: _Cifar) -> tuple[tuple[str, ...], lis
         images = rows[:, layout.label_bytes :].reshape(count, 3, 32, 32).transpose(0, 2, 3, 1)
         parts.append((code, images, rows[:, layout.label_bytes - 1]))
     return tuple(content[layout.class_file].decode(errors="replace").strip().splitlines()), parts
-
-
-def _unpacked(archive: Path, download: Download) -> dict[str, bytes]:
-    """The files of an archive by their names, without their folders."""
-    _check(archive, download)
-    with tarfile.open(archive) as tar:
-        return {Path(member.name).name: stream.read() for member in tar if (stream := tar.extractfile(member))}
 
 
 def _read_idx(files: list[Path], idx: _Idx) -> tuple[tuple[str, ...], list[_Part]]:

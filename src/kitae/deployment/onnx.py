@@ -34,8 +34,6 @@ from kitae.runtime import FORMAT_VERSION, INPUT, METADATA_KEY, OUTPUT, content_h
 if TYPE_CHECKING:
     import onnx
 
-Target = Literal["any", "vnni"]
-
 
 @dataclass(frozen=True)
 class Card:
@@ -58,7 +56,7 @@ class Card:
     std: tuple[float, ...]
     temperature: float = 1.0
     precision: str = "fp32"
-    target: Target = "any"
+    target: Literal["any", "vnni"] = "any"
     recipe: str = ""
     notes: Mapping[str, Any] = field(default_factory=dict)
 

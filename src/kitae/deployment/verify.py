@@ -62,11 +62,6 @@ class Parity:
     clear_flips: int
     batch_sizes: tuple[int, ...]
 
-    @property
-    def flip_share(self) -> float:
-        """Flips as a share of the images, in [0, 1]."""
-        return self.flips / self.images
-
 
 def file_reference(content: bytes, *, optimize: bool = True) -> Reference:
     """A file in ONNX Runtime as a function: uint8 [N, C, H, W] -> probabilities float32 [N, K]."""
