@@ -491,12 +491,13 @@ def test_an_interrupted_download_stops(server: tuple[str, Path, list[str]], cach
     def interrupted(done: int, total: int) -> None:
         raise KeyboardInterrupt
 
-    source = module.ShardSource(f"webdataset:{address}/set-{{0..3}}.tar", DataSpec(cache=cache), interrupted)
+    spec = DataSpec(source=f"webdataset:{address}/set-{{0..3}}.tar", cache=cache)
+    source = module.ShardSource(spec, interrupted)
     with pytest.raises(KeyboardInterrupt):
         _ = source.indexes
     with pytest.raises(DataError, match="stopped"):
         source.cache.open(f"{address}/set-0.tar?again")
-    assert len(module.ShardSource(source.name, DataSpec(cache=cache)).indexes) == 4
+    assert len(module.ShardSource(spec).indexes) == 4
 
 
 def test_a_download_that_ends_early_is_not_kept(cache: str, tmp_path: Path) -> None:

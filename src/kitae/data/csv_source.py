@@ -30,7 +30,7 @@ class CsvSource(FileSource):
     as they are written (see `DataSpec.groups`).
     """
 
-    def __init__(self, path: str | Path, name: str = "", groups: str | None = None, *, gaps: bool = False) -> None:
+    def __init__(self, path: str | Path, groups: str | None = None, *, gaps: bool = False) -> None:
         """Reads the rows.
 
         Args:
@@ -39,7 +39,7 @@ class CsvSource(FileSource):
         Raises:
             DataError: no such file, a column or an image file is missing, an unknown split.
         """
-        super().__init__(name or f"csv:{path}", groups)
+        super().__init__(f"csv:{path}", groups)
         self.path = user_path(path)
         try:
             text = self.path.read_text(encoding="utf-8-sig")

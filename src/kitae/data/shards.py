@@ -292,10 +292,10 @@ def _label(file: IO[bytes], where: str, parts: dict[str, tuple[int, int]]) -> in
 class ShardSource(Source):
     """Shards of images. The samples are found when they are first asked for."""
 
-    def __init__(self, name: str, spec: DataSpec, progress: Progress | None = None) -> None:
+    def __init__(self, spec: DataSpec, progress: Progress | None = None) -> None:
         """Raises DataError: see `find_shards`."""
-        super().__init__(name)
-        self.shards = find_shards(name.partition(":")[2])
+        super().__init__(spec.source)
+        self.shards = find_shards(spec.source.partition(":")[2])
         self.cache = ShardCache(cache_folder(spec.cache) / "shards", spec.shard_cache_gb * 1e9)
         self._skip = spec.on_corrupt == "skip"
         self._progress = progress

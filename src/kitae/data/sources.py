@@ -90,9 +90,9 @@ class FolderSource(FileSource):
     has another rule (see `DataSpec.groups`).
     """
 
-    def __init__(self, root: str | Path, name: str = "", groups: str | None = None) -> None:
+    def __init__(self, root: str | Path, groups: str | None = None) -> None:
         """Lists the files. Raises DataError: no such folder, no class folders, a class or a split without images."""
-        super().__init__(name or f"folder:{root}", groups)
+        super().__init__(f"folder:{root}", groups)
         self.root = user_path(root)
         if not os.path.isdir(self.root):
             found = os.path.exists(self.root)
@@ -293,16 +293,16 @@ def _embedded(name: str, path: str, spec: DataSpec, progress: Progress | None) -
 SOURCES = {
     "fashion-mini": Kind(_embedded, groups=True),
     "photos-mini": Kind(_embedded, groups=True),
-    "folder": Kind(lambda _, path, spec, __: FolderSource(path, spec.source, spec.groups), "PATH", groups=True),
+    "folder": Kind(lambda _, path, spec, __: FolderSource(path, spec.groups), "PATH", groups=True),
     "parquet": Kind(
         lambda _, path, spec, __: ParquetSource(path, spec.source, spec.image_column, spec.label_column, spec.groups),
         "PATH", ".parquet", groups=True,
     ),
     "csv": Kind(
-        lambda _, path, spec, __: CsvSource(path, spec.source, spec.groups, gaps=spec.on_corrupt == "skip"),
+        lambda _, path, spec, __: CsvSource(path, spec.groups, gaps=spec.on_corrupt == "skip"),
         "PATH", ".csv", groups=True,
     ),
-    "webdataset": Kind(lambda _, __, spec, progress: ShardSource(spec.source, spec, progress), "SHARDS"),
+    "webdataset": Kind(lambda _, __, spec, progress: ShardSource(spec, progress), "SHARDS"),
     "cifar10": Kind(open_archive),
     "cifar100": Kind(open_archive),
     "fashion-mnist": Kind(open_archive),
