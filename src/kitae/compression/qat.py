@@ -82,11 +82,7 @@ class Simulated(nn.Module):
         return self
 
     def observe(self, batches: Batches) -> Simulated:
-        """Set the quantizers' ranges from training images, before training begins; nothing else is changed.
-
-        Args:
-            batches: gives normalised images and labels.
-        """
+        """Set the quantizers' ranges from training images, before training begins; nothing else is changed."""
         tools = require("torchao.quantization.pt2e", "compress")
         mode = self.training
         self.train(False)

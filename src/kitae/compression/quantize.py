@@ -47,7 +47,6 @@ def static(
     and the classifier gives its logits in float.
 
     Args:
-        proto: the float graph.
         ranges: as `calibrate` returns them.
         target: `any` keeps weights in [-64, 64], safe on every CPU; `vnni` uses [-127, 127].
         only: names of `weighted_nodes` to quantize alone, for sensitivity; everything else stays float.
