@@ -33,11 +33,7 @@ class Shape(Spec):
 
     @classmethod
     def from_dict(cls, mapping: Any) -> Shape:
-        """The inverse of `model_dump`.
-
-        Raises:
-            CompressionError: the mapping is not a shape.
-        """
+        """The inverse of `model_dump`. Raises CompressionError: the mapping is not a shape."""
         try:
             return cls.model_validate(mapping)
         except ValidationError as error:

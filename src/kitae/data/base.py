@@ -205,11 +205,7 @@ def numbered(labels: Sequence[Any]) -> tuple[tuple[str, ...], NDArray[np.int64]]
 
 
 def given_keys(values: Sequence[Any], names: Sequence[str]) -> NDArray[np.int64]:
-    """The keys of N images in a column `KEY`; where it is empty, those of their names.
-
-    Raises:
-        DataError: a value that is no key.
-    """
+    """The keys of N images in a column `KEY`; where it is empty, of their names. Raises DataError: one is no key."""
     texts = ["" if value is None else str(value) for value in values]
     for text, name in zip(texts, names, strict=True):
         if text and not is_key(text):

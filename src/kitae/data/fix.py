@@ -43,11 +43,7 @@ class Fixed:
 
 
 def suffix_of(source: Source) -> str:
-    """`.csv` or `.parquet`: what `fix` writes for a source.
-
-    Raises:
-        DataError: a published set or shards, which cannot be fixed.
-    """
+    """`.csv` or `.parquet`: what `fix` writes for a source. Raises DataError: a published set or shards."""
     if source.fixed_as is None:
         raise DataError(f"{source.name}: only a folder, a CSV file or a Parquet source can be fixed")
     return source.fixed_as

@@ -140,11 +140,7 @@ class Splits:
 
     @classmethod
     def load(cls, path: str | Path) -> Splits:
-        """Read what `save` wrote.
-
-        Raises:
-            DataError: no such file, or not one that `save` wrote.
-        """
+        """Read what `save` wrote. Raises DataError: no such file, or not one that `save` wrote."""
         try:
             with np.load(path, allow_pickle=False) as data:
                 rows = [data[name] for name in ("train", "val", "test")]

@@ -168,11 +168,7 @@ def visible_files(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The image files of a folder at any depth, sorted, as `visible_files` finds them.
-
-    Raises:
-        DataError: a folder cannot be read.
-    """
+    """The image files of a folder at any depth, sorted. Finds and raises as `visible_files`."""
     return sorted((path for path in visible_files(folder) if is_image(path.name)), key=lambda path: path.as_posix())
 
 
