@@ -202,15 +202,16 @@ def test_fewer_bits_than_16_are_read_from_where_they_are(depth: int) -> None:
     assert depth_of(1 << depth) > depth or depth == 16
     with_alpha = np.dstack([colour, np.full((16, 16), 65535, np.uint16)])
     assert (decode(png16(with_alpha), rules) == expected).all()
-    assert np.abs(np.asarray(flattened(png16(colour)).image).transpose(2, 0, 1).astype(int) - expected).max() == 0
-    assert flattened(png16(colour)).highest == (1 << depth) - 1
+    flat, _, highest = flattened(png16(colour))
+    assert np.abs(np.asarray(flat).transpose(2, 0, 1).astype(int) - expected).max() == 0
+    assert highest == (1 << depth) - 1
 
 
 def test_levels_above_the_depth_are_white_and_8_bits_do_not_care() -> None:
     deep = np.full((16, 16), 5000, np.uint16)
     assert (decode(deep, PreprocessRules(16, 1, depth=12)) == 255).all()
     assert (decode(scene(), PreprocessRules(16, 3, depth=10)) == chw(scene())).all()
-    assert flattened(encoded(scene())).highest is None
+    assert flattened(encoded(scene()))[2] is None
 
 
 def test_a_turned_image_of_12_bits_is_turned_back() -> None:
@@ -554,12 +555,12 @@ def test_grey_modes(mode: str, grey: bool) -> None:
 
 
 def test_flattened_keeps_size_and_colour() -> None:
-    flat = flattened(encoded(np.dstack([scene(20, 30), np.zeros((20, 30), np.uint8)])))
-    assert (flat.image.size, flat.image.mode, flat.mode) == ((30, 20), "RGB", "RGBA")
-    assert np.asarray(flat.image).min() == 255
-    flat = flattened(scene()[..., 0])
-    assert (flat.image.mode, flat.mode) == ("L", "L")
-    assert flattened(encoded(Image.fromarray(np.zeros((4, 4), np.uint16)))).image.mode == "L"
+    image, mode, _ = flattened(encoded(np.dstack([scene(20, 30), np.zeros((20, 30), np.uint8)])))
+    assert (image.size, image.mode, mode) == ((30, 20), "RGB", "RGBA")
+    assert np.asarray(image).min() == 255
+    image, mode, _ = flattened(scene()[..., 0])
+    assert (image.mode, mode) == ("L", "L")
+    assert flattened(encoded(Image.fromarray(np.zeros((4, 4), np.uint16))))[0].mode == "L"
 
 
 def test_rules_travel_as_a_mapping() -> None:

@@ -16,7 +16,7 @@ from tests.compression.tiny_world import TinyNet, kitae_net
 def test_rebuilt_from_configuration_and_weights(name: str) -> None:
     net = kitae_net(name)
     result = remove_channels(net, (3, 32, 32), 0.5)
-    shape = Shape.from_dict(json.loads(json.dumps(result.shape.to_dict())))
+    shape = Shape.from_dict(json.loads(result.shape.model_dump_json()))
     assert shape == result.shape
     rebuilt = reshape(kitae_net(name), shape)
     rebuilt.load_state_dict(result.model.state_dict())

@@ -38,7 +38,7 @@ from kitae.data.sources import open_source
 from kitae.data.spec import DataSpec
 from kitae.data.store import Store, find_store, open_store
 from kitae.errors import DataError, MissingExtraError
-from kitae.preprocess import decode, windowed
+from kitae.preprocess import PreprocessRules, decode, windowed
 from kitae.preprocess.pixels import own_memory
 from tests.data.shard_files import encoded, image, pack, samples, shards
 
@@ -338,12 +338,12 @@ def test_random_crops_are_those_of_a_store_of_whole_pictures(tmp_path: Path, cac
 @pytest.mark.parametrize("mode", ["RGB", "L", "P"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_window_is_the_same_with_a_copy_of_the_image(
-    mode: str, channels: int, monkeypatch: pytest.MonkeyPatch
+    mode: str, channels: Literal[1, 3], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     buffer = io.BytesIO()
     noise = np.random.default_rng(0).integers(0, 256, (30, 41, 3), np.uint8)
     Image.fromarray(noise).convert(mode).save(buffer, "PNG")
-    read = lambda: windowed(buffer.getvalue(), lambda *_: (3, 5, 20, 31), (8, 8), channels)  # noqa: E731
+    read = lambda: windowed(buffer.getvalue(), lambda *_: (3, 5, 20, 31), (8, 8), PreprocessRules(8, channels))  # noqa: E731
     viewed = read()
     monkeypatch.delattr(Image.Image, "__arrow_c_array__", raising=False)
     copied = read()
@@ -368,7 +368,7 @@ def test_a_large_jpeg_is_read_at_reduced_scale_and_looks_the_same() -> None:
         asked.append((height, width))
         return 40, 101, 320, 444
 
-    exif = Image.Exif()
+    exif, rules = Image.Exif(), PreprocessRules(32)
     exif[0x0112] = 6
     for turn in (False, True):
         buffer = io.BytesIO()
@@ -376,7 +376,7 @@ def test_a_large_jpeg_is_read_at_reduced_scale_and_looks_the_same() -> None:
         upright = np.rot90(smooth, -1) if turn else smooth
         box = (101, 40, 101 + 444, 40 + 320) if not turn else (40, 101, 40 + 320, 101 + 444)
         bounds = (40, 101, 320, 444) if not turn else (101, 40, 444, 320)
-        pixels = windowed(buffer.getvalue(), lambda h, w: (window(h, w), bounds)[1], (32, 32), 3)  # noqa: B023
+        pixels = windowed(buffer.getvalue(), lambda h, w: (window(h, w), bounds)[1], (32, 32), rules)  # noqa: B023
         assert 2 * 32 <= min(pixels.shape[:2]) <= max(pixels.shape[:2]) <= 444 / 4 + 1
         out = np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).resize((32, 32), Image.Resampling.BILINEAR))
         expected = Image.fromarray(upright).crop(box).resize((32, 32), Image.Resampling.BILINEAR)
@@ -516,12 +516,13 @@ def test_an_interrupted_download_stops(server: tuple[str, Path, list[str]], cach
     def interrupted(done: int, total: int) -> None:
         raise KeyboardInterrupt
 
-    source = module.ShardSource(f"webdataset:{address}/set-{{0..3}}.tar", DataSpec(cache=cache), interrupted)
+    spec = DataSpec(source=f"webdataset:{address}/set-{{0..3}}.tar", cache=cache)
+    source = module.ShardSource(spec, interrupted)
     with pytest.raises(KeyboardInterrupt):
         _ = source.indexes
     with pytest.raises(DataError, match="stopped"):
         source.cache.open(f"{address}/set-0.tar?again")
-    assert len(module.ShardSource(source.name, DataSpec(cache=cache)).indexes) == 4
+    assert len(module.ShardSource(spec).indexes) == 4
 
 
 def test_a_download_that_ends_early_is_not_kept(cache: str, tmp_path: Path) -> None:

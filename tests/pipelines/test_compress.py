@@ -222,7 +222,7 @@ def test_a_missing_library_is_no_damage(tmp_path: Path, monkeypatch: pytest.Monk
         "recipe": Recipe.load("fashion-mini").override("model.name=timm:resnet10t").model_dump(mode="json"),
         "classes": ["a", "b"],
         "preprocess": PreprocessRules(28, channels=1).to_dict(),
-        "shape": UNCHANGED.to_dict(),
+        "shape": UNCHANGED.model_dump(mode="json"),
     }
     (tmp_path / "model.json").write_text(json.dumps(facts))
     with pytest.raises(MissingExtraError, match="timm"):

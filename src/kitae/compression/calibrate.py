@@ -40,7 +40,6 @@ def calibrate(proto: onnx.ModelProto, images: NDArray[np.uint8], method: Method 
     """The range of every activation that may be quantized, measured on training images.
 
     Args:
-        proto: the float graph.
         images: uint8 [N, C, H, W], *training* images at the model's size; 200 to 1,000 are usual.
         method: `minmax` takes the extremes; `average` the mean of each batch's extremes; `percentile` leaves out
             0.005 % of the values on each side; `entropy` picks the range whose 8-bit histogram has the smallest

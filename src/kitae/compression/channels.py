@@ -202,8 +202,7 @@ class _Group:
                 self.filters.append(item)
             elif isinstance(module, WEIGHTED):
                 taken_in = True
-        if not taken_in:
-            self.tangled = True  # no layer takes them in: they are the network's own outputs, the classes
+        self.tangled |= not taken_in  # no layer takes them in: they are the network's own outputs, the classes
 
     def _is_output(self, item: Any) -> bool:
         return bool(self._graph.is_out_channel_pruning_fn(item.dep.handler))
@@ -243,11 +242,10 @@ def _groups(
         raise CompressionError(f"the network's layers cannot be grouped for pruning ({one_line(error)})") from error
     kept = []
     for group in found:
-        named = sorted((name for name in group.outputs if name in ratios), key=list(ratios).index)
-        if group.tangled or not named or skip & set(group.outputs):
-            continue
-        group.ratio = ratios[named[0]]
-        kept.append(group)
+        first = next((name for name in ratios if name in group.outputs), None)
+        if first is not None and not group.tangled and skip.isdisjoint(group.outputs):
+            group.ratio = ratios[first]
+            kept.append(group)
     if not kept:
         raise CompressionError(f"no layer of this network can lose channels ({_CANNOT})")
     able = {name for group in kept for name in group.outputs}

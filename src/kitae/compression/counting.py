@@ -6,7 +6,6 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -43,15 +42,12 @@ def prunable_layers(model: nn.Module) -> dict[str, nn.Module]:
     return {name: module for name, module in model.named_modules() if isinstance(module, WEIGHTED)}
 
 
-def require_layers(layers: Mapping[str, nn.Module], names: Iterable[str], field: str = "") -> None:
-    """Raise CompressionError for the first of `names` that is not a prunable layer; `field` is where it was named."""
+def require_layers(layers: Mapping[str, nn.Module], names: Iterable[str], where: str = "") -> None:
+    """Raise CompressionError for the first of `names` that is not a prunable layer; the message begins with `where`."""
     for name in names:
         if name not in layers:
-            some = ", ".join(list(layers)[:8])
-            raise CompressionError(
-                f"{field}{': ' * bool(field)}there is no layer {name!r} to prune; there are {some}"
-                f"{', ...' * (len(layers) > 8)}"
-            )
+            some = ", ".join([*list(layers)[:8], "..."] if len(layers) > 8 else layers)
+            raise CompressionError(f"{where}there is no layer {name!r} to prune; there are {some}")
 
 
 def weight_of(module: nn.Module) -> Tensor:
@@ -81,7 +77,7 @@ def compressed_bytes(model: nn.Module) -> int:
     packer = zlib.compressobj(9)
     size = 0
     for tensor in (*_effective(model), *model.buffers()):
-        size += len(packer.compress(np.ascontiguousarray(tensor.detach().cpu().numpy()).tobytes()))
+        size += len(packer.compress(tensor.detach().cpu().numpy().tobytes()))
     return size + len(packer.flush())
 
 

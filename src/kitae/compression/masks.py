@@ -109,11 +109,7 @@ class Gradual:
 
 
 def ratios_by_layer(model: nn.Module, ratios: float | Mapping[str, float], skip: Sequence[str]) -> dict[str, float]:
-    """The ratio of each layer that is pruned.
-
-    Raises:
-        CompressionError: a layer that does not exist, or a ratio outside [0, 1).
-    """
+    """The ratio of each layer that is pruned. Raises CompressionError: no such layer, or a ratio outside [0, 1)."""
     layers = prunable_layers(model)
     named = dict.fromkeys(layers, float(ratios)) if isinstance(ratios, float | int) else dict(ratios)
     require_layers(layers, (*named, *skip))

@@ -82,11 +82,7 @@ class Simulated(nn.Module):
         return self
 
     def observe(self, batches: Batches) -> Simulated:
-        """Set the quantizers' ranges from training images, before training begins; nothing else is changed.
-
-        Args:
-            batches: gives normalised images and labels.
-        """
+        """Set the quantizers' ranges from training images, before training begins; nothing else is changed."""
         tools = require("torchao.quantization.pt2e", "compress")
         mode = self.training
         self.train(False)
@@ -164,12 +160,9 @@ def _quantizer(target: Target) -> Any:
             pass
 
         def _mark(self, node: torch.fx.Node, inputs: dict[Any, Any] | None = None, output: Any = None) -> None:
-            known = node.meta.get("quantization_annotation")
-            node.meta["quantization_annotation"] = base.QuantizationAnnotation(
-                input_qspec_map={**(known.input_qspec_map if known else {}), **(inputs or {})},
-                output_qspec=output or (known.output_qspec if known else None),
-                _annotated=True,
-            )
+            known = node.meta.setdefault("quantization_annotation", base.QuantizationAnnotation(_annotated=True))
+            known.input_qspec_map |= inputs or {}
+            known.output_qspec = output or known.output_qspec
 
     return Placement()
 

@@ -5,8 +5,8 @@
     qat       the network is first trained with simulated rounding (`qat.py`), then quantized as static
 
 In a static graph every quantized tensor lies between a QuantizeLinear and a DequantizeLinear node; a dynamic one has
-integer operators. The arithmetic is real = scale * (integer - zero_point), as in Jacob et al.
-2018; the tests read every integer and scale back and compare.
+integer operators. The arithmetic is real = scale * (integer - zero_point), as in Jacob et al. 2018; the tests read
+every integer and scale back and compare.
 """
 
 from __future__ import annotations
@@ -47,7 +47,6 @@ def static(
     and the classifier gives its logits in float.
 
     Args:
-        proto: the float graph.
         ranges: as `calibrate` returns them.
         target: `any` keeps weights in [-64, 64], safe on every CPU; `vnni` uses [-127, 127].
         only: names of `weighted_nodes` to quantize alone, for sensitivity; everything else stays float.

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from pydantic import ValidationError
 from torch import nn
 
@@ -32,17 +31,9 @@ class Shape(Spec):
     attributes: dict[str, dict[str, int | tuple[int, ...]]]
     kept: dict[str, tuple[int, ...]]
 
-    def to_dict(self) -> dict[str, Any]:
-        """A mapping for JSON."""
-        return self.model_dump(mode="json")
-
     @classmethod
     def from_dict(cls, mapping: Any) -> Shape:
-        """The inverse of `to_dict`.
-
-        Raises:
-            CompressionError: the mapping is not a shape.
-        """
+        """The inverse of `model_dump`. Raises CompressionError: the mapping is not a shape."""
         try:
             return cls.model_validate(mapping)
         except ValidationError as error:
@@ -93,6 +84,6 @@ def difference(original: nn.Module, smaller: nn.Module, kept: Mapping[str, tuple
         for attribute in _ATTRIBUTES:
             value = getattr(now[name], attribute, None)
             if value != getattr(module, attribute, None) and value is not None:
-                plain = tuple(int(n) for n in value) if isinstance(value, tuple | list | torch.Size) else int(value)
+                plain = tuple(int(n) for n in value) if isinstance(value, tuple | list) else int(value)
                 attributes.setdefault(name, {})[attribute] = plain
     return Shape(tensors=tensors, attributes=attributes, kept=dict(kept))

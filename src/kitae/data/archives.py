@@ -113,9 +113,7 @@ _IDX = {
                 ("t10k-labels-idx1", 5_148, "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5"),
             ),
         ),
-        (
-            "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
-        ),
+        ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
         folders=("/usr/share/datasets/fashion-mnist",),  # Debian's dataset-fashion-mnist
         torchvision="FashionMNIST",
     ),
@@ -151,7 +149,7 @@ def open_archive(name: str, path: str, spec: DataSpec, progress: Progress | None
         files = _cifar_files(spec.source, layout, folder, downloads, progress)
         return ArchiveSource(spec.source, files, lambda: _read_cifar(files, layout))
     idx = _IDX[name]
-    files = _idx_files(spec.source, name, idx, folder, downloads, progress)
+    files = _idx_files(spec.source, idx, folder, downloads / name, progress)
     # A folder may be given for the wrong set, as the files have the same names; its classes must not be kept for the
     # right one. One of the two needs an identity for that; fashion-mnist has none, so that its runs stay valid.
     identity = {"set": name} if folder is not None and name == "mnist" else {}
@@ -204,7 +202,12 @@ class ArchiveSource(Source):
 
 def _read_cifar(files: list[Path], layout: _Cifar) -> tuple[tuple[str, ...], list[_Part]]:
     """From the archive, or from the files that it contains."""
-    content = _unpacked(files[0], layout.archive) if len(files) == 1 else {f.name: f.read_bytes() for f in files}
+    if len(files) == 1:
+        _check(files[0], layout.archive)
+        with tarfile.open(files[0]) as tar:  # by their names, without their folders
+            content = {Path(member.name).name: stream.read() for member in tar if (stream := tar.extractfile(member))}
+    else:
+        content = {path.name: path.read_bytes() for path in files}
     parts = []
     for name in (*layout.train, layout.test):
         code, count = (TEST, layout.test_rows) if name == layout.test else (TRAIN, layout.rows)
@@ -215,13 +218,6 @@ def _read_cifar(files: list[Path], layout: _Cifar) -> tuple[tuple[str, ...], lis
         images = rows[:, layout.label_bytes :].reshape(count, 3, 32, 32).transpose(0, 2, 3, 1)
         parts.append((code, images, rows[:, layout.label_bytes - 1]))
     return tuple(content[layout.class_file].decode(errors="replace").strip().splitlines()), parts
-
-
-def _unpacked(archive: Path, download: Download) -> dict[str, bytes]:
-    """The files of an archive by their names, without their folders."""
-    _check(archive, download)
-    with tarfile.open(archive) as tar:
-        return {Path(member.name).name: stream.read() for member in tar if (stream := tar.extractfile(member))}
 
 
 def _read_idx(files: list[Path], idx: _Idx) -> tuple[tuple[str, ...], list[_Part]]:
@@ -271,11 +267,8 @@ def _cifar_files(
     return [archive]
 
 
-def _idx_files(
-    source: str, name: str, idx: _Idx, folder: Path | None, downloads: Path, progress: Progress | None
-) -> list[Path]:
-    own = downloads / name
-    places = [*map(Path, idx.folders), own]
+def _idx_files(source: str, idx: _Idx, folder: Path | None, downloads: Path, progress: Progress | None) -> list[Path]:
+    places = [*map(Path, idx.folders), downloads]
     if folder is not None:
         # The files of the two sets have the same names, so the folder that names this set comes first.
         places = [folder / idx.torchvision / "raw", folder]
@@ -288,7 +281,7 @@ def _idx_files(
     if folder is not None:
         wanted = ", ".join(download.name for download in idx.downloads)
         raise DataError(f"{source}: the folder must hold {wanted} (or the same without .gz)")
-    return [fetch(download, own, f"{source}:FOLDER", progress) for download in idx.downloads]
+    return [fetch(download, downloads, f"{source}:FOLDER", progress) for download in idx.downloads]
 
 
 def _existing(folder: Path, name: str) -> Path | None:

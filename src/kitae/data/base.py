@@ -183,6 +183,20 @@ class Source(ABC):
         return len(self.table.labels)
 
 
+class FileSource(Source):
+    """A source whose images are files. Subclasses set `_files`, the path of each image in order."""
+
+    fixed_as = ".csv"
+    _files: list[Path]
+
+    def images(self) -> Iterator[Item]:
+        return iter(self._files)
+
+    def some(self, count: int) -> Iterator[Item]:
+        """A keyed sample, as random access to files costs nothing."""
+        return (self._files[row] for row in keyed.permutation(0, 0, len(self._files), keyed.SLOT_LIMIT)[:count])
+
+
 def numbered(labels: Sequence[Any]) -> tuple[tuple[str, ...], NDArray[np.int64]]:
     """The sorted classes of N labels, which are all text or all integers; and their places: int64 [N]."""
     distinct = sorted(set(labels))
@@ -190,17 +204,8 @@ def numbered(labels: Sequence[Any]) -> tuple[tuple[str, ...], NDArray[np.int64]]
     return tuple(map(str, distinct)), np.array([place[label] for label in labels], np.int64)
 
 
-def drawn_files(files: Sequence[Path], count: int) -> Iterator[Path]:
-    """What `Source.some` returns where each image is a file, so that random access costs nothing."""
-    return (files[row] for row in keyed.permutation(0, 0, len(files), keyed.SLOT_LIMIT)[:count])
-
-
 def given_keys(values: Sequence[Any], names: Sequence[str]) -> NDArray[np.int64]:
-    """The keys of N images in a column `KEY`; where it is empty, those of their names.
-
-    Raises:
-        DataError: a value that is no key.
-    """
+    """The keys of N images in a column `KEY`; where it is empty, of their names. Raises DataError: one is no key."""
     texts = ["" if value is None else str(value) for value in values]
     for text, name in zip(texts, names, strict=True):
         if text and not is_key(text):

@@ -17,7 +17,6 @@ import threading
 import uuid
 from array import array
 from collections.abc import Iterator, Mapping
-from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -102,7 +101,7 @@ class Job:
         if table.groups is not None:
             own["groups.i64"] = table.groups
         contents = {name: column[kept].tobytes() for name, column in own.items()}
-        contents |= {name: np.ascontiguousarray(column).tobytes() for name, column in columns.items()}
+        contents |= {name: column.tobytes() for name, column in columns.items()}
         digest = written.digest  # goes on over the columns
         for name, data in contents.items():
             digest.update(name.encode() + data)
@@ -178,7 +177,7 @@ def index_shards(job: Job) -> None:
         return picture(item, rules, table.names[row])[1] if skip or source.deep[row] else None
 
     if skip or (auto and source.deep.any()):
-        with closing(each_image(source, highest, job.threads, job.progress)) as results:
+        with contextlib.closing(each_image(source, highest, job.threads, job.progress)) as results:
             for row, result in enumerate(results):
                 if isinstance(result, DataError):
                     if not skip:
@@ -189,8 +188,8 @@ def index_shards(job: Job) -> None:
         written.check(source.name)
     if auto and written.highest is not None:
         rules = replace(rules, depth=depth_of(written.highest))
-    columns: dict[str, NDArray[Any]] = {"hashes.u8": hashes_of(source), "places.i64": source.places}
-    columns = {name: column[written.kept] for name, column in columns.items()}
+    kept = written.kept
+    columns: dict[str, NDArray[Any]] = {"hashes.u8": hashes_of(source)[kept], "places.i64": source.places[kept]}
     shards = [shard if is_url(shard) else str(user_path(shard).absolute()) for shard in source.shards]
     with job.folder() as temporary:
         job.publish(temporary, rules, written, columns, facts={"shards": shards})
@@ -228,32 +227,22 @@ class _Written:
             raise DataError(f"{source}: none of its {len(self.kept)} images can be read; the first: {name}: {why}")
 
 
-@dataclass(frozen=True)
-class _Decoded:
-    """One image, as a thread hands it over; `sums` of whole pictures only."""
-
-    pixels: NDArray[np.uint8]
-    hash: bytes
-    highest: int | None
-    sums: NDArray[np.int64] | None
-
-
 def _pass(job: Job, rules: PreprocessRules, folder: Path) -> _Written:
     """Decode everything in order into one file."""
     source, names = job.source, job.source.table.names
     written = _Written(np.ones(len(source), np.bool_))
     memory = _Memory(_DECODE_BYTES)
+    whole = rules.store_size is not None
 
-    def work(row: int, item: Item) -> _Decoded:
+    def work(row: int, item: Item) -> tuple[NDArray[np.uint8], bytes, int | None, bytes]:
         pixels, highest = picture(item, rules, names[row], memory.reserved)
-        about = repr(pixels.shape) if rules.store_size is not None else ""
-        sums = level_sums(pixels) if rules.store_size is not None else None
-        return _Decoded(pixels, pixel_hash(pixels.data, about), highest, sums)
+        hashed = pixel_hash(pixels.data, repr(pixels.shape) if whole else "")
+        return pixels, hashed, highest, level_sums(pixels).tobytes() if whole else b""
 
     size = int(rules.channels * rules.cover[0] * rules.cover[1])  # of a whole picture one side may be longer
     with (
         (folder / PIXELS).open("wb") as file,
-        closing(each_image(source, work, job.threads, job.progress, size)) as results,
+        contextlib.closing(each_image(source, work, job.threads, job.progress, size)) as results,
     ):
         for row, result in enumerate(results):
             if isinstance(result, DataError):
@@ -261,15 +250,15 @@ def _pass(job: Job, rules: PreprocessRules, folder: Path) -> _Written:
                     raise DataError(f"{result} {_SKIP_HINT}") from result
                 written.skip(row, names[row], result)
                 continue
-            written.hashes += result.hash
-            if result.sums is not None:
-                written.sizes.extend(result.pixels.shape[1:])
-                written.sums.frombytes(result.sums.tobytes())
-            if result.highest is not None:
-                written.highest = max(result.highest, written.highest or 0)
-            pixels = result.pixels.reshape(-1).data
-            written.digest.update(pixels)
-            file.write(pixels)
+            pixels, hashed, highest, sums = result
+            written.hashes += hashed
+            if whole:
+                written.sizes.extend(pixels.shape[1:])
+                written.sums.frombytes(sums)
+            if highest is not None:
+                written.highest = max(highest, written.highest or 0)
+            written.digest.update(pixels.reshape(-1).data)
+            file.write(pixels.reshape(-1).data)
         file.flush()
         os.fsync(file.fileno())
     written.check(source.name)
@@ -310,7 +299,7 @@ def _resolve(job: Job) -> PreprocessRules:
     if size is None or channels is None or open_question:
         found: dict[tuple[int, int], str] = {}
         grey, whole = True, False
-        with closing(each_image(source, lambda row, item: probe(item), job.threads)) as headers:
+        with contextlib.closing(each_image(source, lambda row, item: probe(item), job.threads)) as headers:
             for row, header in enumerate(headers):
                 if not isinstance(header, DataError):  # which decoding will report
                     found.setdefault(header[0], source.table.names[row])

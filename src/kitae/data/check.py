@@ -66,6 +66,11 @@ class Duplicates:
     def conflicting(self) -> bool:
         return len({image.label for image in self.images}) > 1
 
+    def __str__(self) -> str:
+        names = " = ".join(map(str, self.images[:4]))
+        more = f" and {len(self.images) - 4} more" if len(self.images) > 4 else ""
+        return f"{names}{more}" + ("" if self.similarity == 1 else f", similarity {self.similarity:.2f}")
+
 
 @dataclass(frozen=True)
 class CheckReport:
@@ -195,9 +200,8 @@ class CheckReport:
         """The report as lines of text, with so many examples of each finding."""
         out = [f"{self.source}: {self.images:,} images, {len(next(iter(self.counts.values()), {}))} classes"]
         for split, counts in self.counts.items():
-            if sum(counts.values()):
+            if total := sum(counts.values()):
                 low, high = min(counts, key=lambda c: counts[c]), max(counts, key=lambda c: counts[c])
-                total = sum(counts.values())
                 even = counts[low] == counts[high]
                 each = f"{counts[low]:,}" if even else f"from {counts[low]:,} ({low}) to {counts[high]:,} ({high})"
                 out.append(f"  {split}: {total:,}, {each} per class")
@@ -208,15 +212,15 @@ class CheckReport:
         if self.highest is not None and self.depth is not None:
             white = ", higher levels become white" if self.highest >= 1 << self.depth else ""
             out.append(f"  depth: the highest level is {self.highest:,}, read as {self.depth} bits (data.depth){white}")
-        findings: list[tuple[str, list[str]]] = [
+        findings: list[tuple[str, Sequence[object]]] = [
             ("unreadable images", [reason for _, reason in self.unreadable]),
-            ("groups of exact duplicates", [_listed(d) for d in self.exact]),
-            ("pairs of near duplicates", [_listed(d) for d in self.near]),
-            ("duplicates across splits", [_listed(d) for d in self.across_splits]),
-            ("copies with different labels", [_listed(d) for d in self.label_conflicts]),
-            ("similar, with different labels", [_listed(d) for d in self.doubtful_labels]),
-            ("problems", list(self.problems)),
-            *([("ignored (no image, or outside the class folders)", list(self.ignored))] if self.ignored else []),
+            ("groups of exact duplicates", self.exact),
+            ("pairs of near duplicates", self.near),
+            ("duplicates across splits", self.across_splits),
+            ("copies with different labels", self.label_conflicts),
+            ("similar, with different labels", self.doubtful_labels),
+            ("problems", self.problems),
+            *([("ignored (no image, or outside the class folders)", self.ignored)] if self.ignored else []),
         ]
         for title, found in findings:
             out.append(f"  {title}: {len(found):,}")
@@ -299,13 +303,13 @@ class _Look:
 
 
 def _look(item: Item, name: str, tile: bool) -> _Look:
-    flat = flattened(item, name)
-    image, colour = flat.image, flat.image.convert("RGB")
+    image, mode, highest = flattened(item, name)
+    colour = image.convert("RGB")
     grey = np.asarray(image.convert("L").resize((32, 32), Image.Resampling.BILINEAR))
     thumb = (grey.reshape(16, 2, 16, 2).sum(axis=(1, 3), dtype=np.uint16) >> 2).astype(np.uint8)
     return _Look(
-        pixel_hash(colour.tobytes(), repr((image.size, flat.highest))), perceptual_hashes(grey[None])[0],
-        thumb.tobytes(), image.size, flat.mode, flat.highest, _tile(colour) if tile else None,
+        pixel_hash(colour.tobytes(), repr((image.size, highest))), perceptual_hashes(grey[None])[0],
+        thumb.tobytes(), image.size, mode, highest, _tile(colour) if tile else None,
     )  # fmt: skip
 
 
@@ -428,9 +432,3 @@ def _write_sheet(path: Path, lines: dict[str, list[Image.Image]]) -> None:
         sheet.save(path, "PNG")
     except OSError as error:
         raise DataError(f"{path}: the contact sheet cannot be written ({error.strerror or error})") from error
-
-
-def _listed(found: Duplicates) -> str:
-    names = " = ".join(map(str, found.images[:4]))
-    more = f" and {len(found.images) - 4} more" if len(found.images) > 4 else ""
-    return f"{names}{more}" + ("" if found.similarity == 1 else f", similarity {found.similarity:.2f}")

@@ -5,14 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kitae.data.base import KEY, SPLIT_ALIASES, TRAIN, Item, Source, Table, drawn_files, given_keys, numbered
+from kitae.data.base import KEY, SPLIT_ALIASES, TRAIN, FileSource, Table, given_keys, numbered
 from kitae.data.groups import PARENT, by_paths, by_values
 from kitae.errors import DataError
 from kitae.files import user_path
@@ -21,7 +20,7 @@ _PATHS = ("path", "file", "filename", "image", "image_path", "filepath")
 _LABELS = ("label", "class", "class_name", "category", "target")
 
 
-class CsvSource(Source):
+class CsvSource(FileSource):
     """Rows of a CSV file with a header: a path and a label each, and optionally a split and a group.
 
     The columns are found by their names, in any case: `path` (file, filename, image), `label` (class, category,
@@ -31,9 +30,7 @@ class CsvSource(Source):
     as they are written (see `DataSpec.groups`).
     """
 
-    fixed_as = ".csv"
-
-    def __init__(self, path: str | Path, name: str = "", groups: str | None = None, *, gaps: bool = False) -> None:
+    def __init__(self, path: str | Path, groups: str | None = None, *, gaps: bool = False) -> None:
         """Reads the rows.
 
         Args:
@@ -42,7 +39,7 @@ class CsvSource(Source):
         Raises:
             DataError: no such file, a column or an image file is missing, an unknown split.
         """
-        super().__init__(name or f"csv:{path}", groups)
+        super().__init__(f"csv:{path}", groups)
         self.path = user_path(path)
         try:
             text = self.path.read_text(encoding="utf-8-sig")
@@ -108,12 +105,6 @@ class CsvSource(Source):
             fixed = any(self._key in row for _, row in self._rows)
             return by_values([row[self._group] for _, row in self._rows], names, self._group, fixed=fixed)
         return None if self.rule is None else by_paths([name.replace("\\", "/") for name in names], self.rule)
-
-    def images(self) -> Iterator[Item]:
-        return iter(self._files)
-
-    def some(self, count: int) -> Iterator[Item]:
-        return drawn_files(self._files, count)
 
 
 def _stripped(row: dict[str, Any]) -> dict[str, str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,15 +76,10 @@ class Encoded(Prepared):
             size: (height, width) that windows are to be resized to.
             use: called with the place in `rows` and the window, uint8 [h, w, C].
         """
-        rules = self.rules
 
         def prepare(place: int) -> None:
             row = int(rows[place])
-            pixels = windowed(
-                self.bytes_of(row), lambda height, width: window(place, height, width), size, rules.channels,
-                rules.depth, self.names[row],
-            )  # fmt: skip
-            use(place, pixels)
+            use(place, windowed(self.bytes_of(row), partial(window, place), size, self.rules, self.names[row]))
 
         share(len(rows), prepare, threads)
 

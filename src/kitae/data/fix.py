@@ -43,11 +43,7 @@ class Fixed:
 
 
 def suffix_of(source: Source) -> str:
-    """`.csv` or `.parquet`: what `fix` writes for a source.
-
-    Raises:
-        DataError: a published set or shards, which cannot be fixed.
-    """
+    """`.csv` or `.parquet`: what `fix` writes for a source. Raises DataError: a published set or shards."""
     if source.fixed_as is None:
         raise DataError(f"{source.name}: only a folder, a CSV file or a Parquet source can be fixed")
     return source.fixed_as
@@ -88,7 +84,7 @@ def fix(source: Source, report: CheckReport, out: str | Path, *, overwrite: bool
 
 def _write_csv(source: Source, kept: list[int], path: Path) -> None:
     table = source.table
-    own = bool((np.asarray(table.splits) != TRAIN).any())
+    own = bool((table.splits != TRAIN).any())
     header = ["path", "label", *(["split"] if own else []), *([] if table.groups is None else ["group"]), KEY]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -117,7 +113,7 @@ def _write_csv(source: Source, kept: list[int], path: Path) -> None:
 def _write_parquet(source: ParquetSource, kept: set[int], path: Path) -> None:
     pa, pq = require("pyarrow", "train"), require("pyarrow.parquet", "train")
     table = source.table
-    own = bool((np.asarray(table.splits) != TRAIN).any())
+    own = bool((table.splits != TRAIN).any())
     # Integers keep the order of the classes, which is not that of their names. A class without images is left out.
     numbers, used = source.numbers_labels, np.unique(table.labels[sorted(kept)])
     classes = [table.classes[label] for label in used]

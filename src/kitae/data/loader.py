@@ -164,9 +164,8 @@ class ImageSet:
         9, 2001; scikit-learn's `balanced`). A class without images has weight 0, and K counts the others.
         """
         counts = self.counts()
-        present = counts > 0
-        weights = np.zeros(len(counts), dtype=np.float64)
-        weights[present] = len(self.rows) / (present.sum() * counts[present])
+        weights = np.zeros(len(counts))
+        np.divide(len(self.rows), np.count_nonzero(counts) * counts, out=weights, where=counts > 0)
         return weights.astype(np.float32)
 
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -44,11 +44,7 @@ class ShardCache:
         self._opened = lru_cache(_OPEN)(lambda shard: _Held(self.open(shard)))
 
     def read(self, shard: str, offset: int, size: int) -> bytes:
-        """Bytes of a shard.
-
-        Raises:
-            DataError: the file is gone, shorter than it was, or cannot be read, or the URL cannot be reached.
-        """
+        """Bytes of a shard. Raises DataError: it is gone, shorter than it was, or cannot be read or reached."""
         try:
             held = self._opened(shard)
             data = os.pread(held.file.fileno(), size, offset)
@@ -79,11 +75,7 @@ class ShardCache:
         return opened
 
     def digest(self, url: str) -> str:
-        """SHA-256 of a URL's content when it was first downloaded, 64 hex digits.
-
-        Raises:
-            DataError: see `open`.
-        """
+        """SHA-256 of a URL's content when it was first downloaded, 64 hex digits. Raises DataError: see `open`."""
         noted = self._target(url).with_suffix(".sha256")
         with storage_errors(noted.parent):
             if not noted.exists():

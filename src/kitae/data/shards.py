@@ -39,7 +39,7 @@ from numpy.typing import NDArray
 
 from kitae.data.base import SPLIT_ALIASES, TRAIN, Item, Names, Progress, Source, Table, name_key
 from kitae.data.download import SCHEMES, is_url
-from kitae.data.groups import HASH_BYTES
+from kitae.data.groups import HASH_BYTES, first_alike
 from kitae.data.remote import ShardCache
 from kitae.data.spec import DataSpec
 from kitae.errors import DataError, one_line
@@ -292,10 +292,10 @@ def _label(file: IO[bytes], where: str, parts: dict[str, tuple[int, int]]) -> in
 class ShardSource(Source):
     """Shards of images. The samples are found when they are first asked for."""
 
-    def __init__(self, name: str, spec: DataSpec, progress: Progress | None = None) -> None:
+    def __init__(self, spec: DataSpec, progress: Progress | None = None) -> None:
         """Raises DataError: see `find_shards`."""
-        super().__init__(name)
-        self.shards = find_shards(name.partition(":")[2])
+        super().__init__(spec.source)
+        self.shards = find_shards(spec.source.partition(":")[2])
         self.cache = ShardCache(cache_folder(spec.cache) / "shards", spec.shard_cache_gb * 1e9)
         self._skip = spec.on_corrupt == "skip"
         self._progress = progress
@@ -400,10 +400,9 @@ def hashes_of(source: ShardSource) -> NDArray[np.uint8]:
     Images with different sizes or last bytes are known to differ; only the others are read completely.
     """
     hashes = np.concatenate([index.hashes for index in source.indexes])
-    words = np.ascontiguousarray(hashes).view("V16").ravel()
-    _, member, counts = np.unique(words, return_inverse=True, return_counts=True)
-    for row in np.flatnonzero(counts[member] > 1):
-        hashes[row] = np.frombuffer(hashlib.blake2b(source.read(int(row)), digest_size=16).digest(), np.uint8)
+    alike = first_alike(hashes)
+    for row in np.flatnonzero(np.bincount(alike)[alike] > 1):
+        hashes[row] = np.frombuffer(hashlib.blake2b(source.read(int(row)), digest_size=HASH_BYTES).digest(), np.uint8)
     return hashes
 
 

@@ -15,7 +15,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kitae.data.archives import open_archive
-from kitae.data.base import SPLIT_ALIASES, TRAIN, Item, Progress, Source, Table, drawn_files, name_key
+from kitae.data.base import SPLIT_ALIASES, TRAIN, FileSource, Progress, Source, Table, name_key
 from kitae.data.csv_source import CsvSource
 from kitae.data.groups import by_paths
 from kitae.data.parquet import ParquetSource
@@ -80,7 +80,7 @@ def open_source(spec: DataSpec, progress: Progress | None = None) -> Source:
     return kind.open(name, path, spec, progress)
 
 
-class FolderSource(Source):
+class FolderSource(FileSource):
     """`ROOT/CLASS/**/IMAGE`, or `ROOT/{train,val,test}/CLASS/**/IMAGE`.
 
     The second layout is assumed if every sub-folder has a split's name (train, training; val, valid, validation, dev;
@@ -90,16 +90,14 @@ class FolderSource(Source):
     has another rule (see `DataSpec.groups`).
     """
 
-    fixed_as = ".csv"
-
-    def __init__(self, root: str | Path, name: str = "", groups: str | None = None) -> None:
+    def __init__(self, root: str | Path, groups: str | None = None) -> None:
         """Lists the files. Raises DataError: no such folder, no class folders, a class or a split without images."""
-        super().__init__(name or f"folder:{root}", groups)
+        super().__init__(f"folder:{root}", groups)
         self.root = user_path(root)
         if not os.path.isdir(self.root):
             found = os.path.exists(self.root)
             raise DataError(f"{self.name}: not a folder" if found else f"{self.name}: no such folder")
-        self._files: list[Path] = []
+        self._files = []
         self._labels: list[int] = []
         self._splits: list[int] = []
         self._classes = self._scan()
@@ -202,12 +200,6 @@ class FolderSource(Source):
             groups=_marked_groups(names, keys) if self.rule is None else by_paths(names, self.rule, self._inside),
         )
 
-    def images(self) -> Iterator[Item]:
-        return iter(self._files)
-
-    def some(self, count: int) -> Iterator[Item]:
-        return drawn_files(self._files, count)
-
 
 def _check_part(part: Path, name: str, *, empty: bool) -> None:
     """Refuse a split whose images would be ignored: it would be silently replaced by images held out of train."""
@@ -301,16 +293,16 @@ def _embedded(name: str, path: str, spec: DataSpec, progress: Progress | None) -
 SOURCES = {
     "fashion-mini": Kind(_embedded, groups=True),
     "photos-mini": Kind(_embedded, groups=True),
-    "folder": Kind(lambda _, path, spec, __: FolderSource(path, spec.source, spec.groups), "PATH", groups=True),
+    "folder": Kind(lambda _, path, spec, __: FolderSource(path, spec.groups), "PATH", groups=True),
     "parquet": Kind(
         lambda _, path, spec, __: ParquetSource(path, spec.source, spec.image_column, spec.label_column, spec.groups),
         "PATH", ".parquet", groups=True,
     ),
     "csv": Kind(
-        lambda _, path, spec, __: CsvSource(path, spec.source, spec.groups, gaps=spec.on_corrupt == "skip"),
+        lambda _, path, spec, __: CsvSource(path, spec.groups, gaps=spec.on_corrupt == "skip"),
         "PATH", ".csv", groups=True,
     ),
-    "webdataset": Kind(lambda _, __, spec, progress: ShardSource(spec.source, spec, progress), "SHARDS"),
+    "webdataset": Kind(lambda _, __, spec, progress: ShardSource(spec, progress), "SHARDS"),
     "cifar10": Kind(open_archive),
     "cifar100": Kind(open_archive),
     "fashion-mnist": Kind(open_archive),

@@ -140,11 +140,7 @@ class Splits:
 
     @classmethod
     def load(cls, path: str | Path) -> Splits:
-        """Read what `save` wrote.
-
-        Raises:
-            DataError: no such file, or not one that `save` wrote.
-        """
+        """Read what `save` wrote. Raises DataError: no such file, or not one that `save` wrote."""
         try:
             with np.load(path, allow_pickle=False) as data:
                 rows = [data[name] for name in ("train", "val", "test")]
@@ -410,11 +406,7 @@ def _check_classes(labels: NDArray[np.int64], classes: tuple[str, ...]) -> None:
 def _check_room(
     labels: NDArray[np.int64], groups: NDArray[np.int64], classes: tuple[str, ...], parts: int, what: str
 ) -> None:
-    """Refuse groups that cannot be divided into this many parts, or that contain all images of a class.
-
-    Args:
-        labels, groups: int64 [n], of the images that are divided.
-    """
+    """Refuse n images whose groups cannot be divided into this many parts, or contain all images of a class."""
     found = len(np.unique(groups))
     if found < parts:
         raise DataError(

@@ -149,14 +149,9 @@ def reopen_store(spec: DataSpec, fingerprint: str, recipe: Path, progress: Progr
     return decoded
 
 
-def find_store(fingerprint: str, cache: str | Path | None = None) -> Store | None:
-    """The store with this content if it was built before; the source is not read.
-
-    Args:
-        fingerprint: as `Store.fingerprint`.
-        cache: the cache folder, `data.cache` of a recipe.
-    """
-    root = cache_folder(None if cache is None else str(cache)) / "stores"
+def find_store(fingerprint: str, cache: str | None = None) -> Store | None:
+    """The store with this fingerprint if it was built before; the source is not read. `cache`: as `data.cache`."""
+    root = cache_folder(cache) / "stores"
     for manifest in sorted(root.glob(f"*/{MANIFEST}")):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             found = json.loads(manifest.read_bytes())["fingerprint"] == fingerprint
@@ -169,11 +164,7 @@ def find_store(fingerprint: str, cache: str | Path | None = None) -> Store | Non
 
 
 def _load(folder: Path, limit: float = _CACHE_LIMIT) -> Store | None:
-    """The store, or None if there is no valid one.
-
-    Args:
-        limit: bytes that shards from URLs may take in the cache folder.
-    """
+    """The store, or None if none is valid. `limit`: bytes that shards from URLs may take in the cache folder."""
 
     def mapped(name: str, dtype: type, *shape: int) -> Any:
         return np.memmap(folder / name, dtype, "r", shape=shape)

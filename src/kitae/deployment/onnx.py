@@ -34,8 +34,6 @@ from kitae.runtime import FORMAT_VERSION, INPUT, METADATA_KEY, OUTPUT, content_h
 if TYPE_CHECKING:
     import onnx
 
-Target = Literal["any", "vnni"]
-
 
 @dataclass(frozen=True)
 class Card:
@@ -58,7 +56,7 @@ class Card:
     std: tuple[float, ...]
     temperature: float = 1.0
     precision: str = "fp32"
-    target: Target = "any"
+    target: Literal["any", "vnni"] = "any"
     recipe: str = ""
     notes: Mapping[str, Any] = field(default_factory=dict)
 
@@ -71,15 +69,13 @@ class Card:
 
     def to_metadata(self, sha256: str) -> dict[str, Any]:
         """The JSON object of the file's metadata."""
-        card = asdict(self)
-        card.pop("rules")
-        metadata = {
+        metadata = asdict(self) | {
             "format": FORMAT_VERSION,
             "kitae": kitae.__version__,
-            **{name: list(value) if isinstance(value, tuple) else value for name, value in card.items()},
             "preprocess": self.rules.to_dict(),
             "sha256": sha256,
         }
+        del metadata["rules"]
         return {**metadata, "checksum": metadata_checksum(metadata)}
 
 
@@ -144,8 +140,7 @@ def to_onnx(network: nn.Module, card: Card) -> onnx.ModelProto:
 
 def serialize(proto: onnx.ModelProto, card: Card) -> bytes:
     """A file's content: the graph, and the metadata with its hash. The same graph and card give the same bytes."""
-    stamped = type(proto)()
-    stamped.CopyFrom(proto)
+    stamped = copy.deepcopy(proto)
     del stamped.metadata_props[:]
     try:
         digest = content_hash(bytes(stamped.SerializeToString(deterministic=True)))
@@ -153,8 +148,6 @@ def serialize(proto: onnx.ModelProto, card: Card) -> bytes:
         entry.key = METADATA_KEY
         entry.value = json.dumps(card.to_metadata(digest), sort_keys=True, allow_nan=False)
         return bytes(stamped.SerializeToString(deterministic=True))
-    except ExportError:
-        raise
     except Exception as error:  # protobuf refuses messages above 2 GiB
         raise ExportError(f"the graph cannot be written as one file: {error}") from error
 
@@ -198,12 +191,8 @@ def export(network: nn.Module, path: str | Path, card: Card, images: NDArray[np.
 
 def _strip(proto: onnx.ModelProto) -> None:
     """Remove stack traces and other traces of the exporting machine: they hold paths, and enlarge tiny networks."""
-    del proto.metadata_props[:]
-    proto.doc_string = ""
     graph = proto.graph
-    graph.doc_string = ""
-    del graph.metadata_props[:]
-    for item in (*graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+    for item in (proto, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
         item.doc_string = ""
         del item.metadata_props[:]
 

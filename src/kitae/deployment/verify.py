@@ -62,11 +62,6 @@ class Parity:
     clear_flips: int
     batch_sizes: tuple[int, ...]
 
-    @property
-    def flip_share(self) -> float:
-        """Flips as a share of the images, in [0, 1]."""
-        return self.flips / self.images
-
 
 def file_reference(content: bytes, *, optimize: bool = True) -> Reference:
     """A file in ONNX Runtime as a function: uint8 [N, C, H, W] -> probabilities float32 [N, K]."""
@@ -135,7 +130,6 @@ def compare(
     Args:
         candidate, reference: uint8 [N, C, H, W] -> probabilities [N, K].
         images: uint8 [N, C, H, W]; N should be at least the largest batch size, larger ones are skipped.
-        batch_sizes: which to try.
 
     Returns:
         How far they are apart; then all outputs of the candidate and of the reference, float32 [M, K].
@@ -180,7 +174,6 @@ def verify_float(
     """Accept a float file if it computes what the reference computes, at every batch size.
 
     Args:
-        content: the file.
         reference: the network in PyTorch, as `torch_reference`.
         images: uint8 [N, C, H, W], real ones if there are any.
         exact: makes the reference in float64. It is used only where the two differ by more than is usual, to tell
@@ -215,7 +208,6 @@ def verify_integer(content: bytes, images: NDArray[np.uint8], *, floor: float = 
     batch, so such a file is compared image by image, as the runtime serves it.
 
     Args:
-        content: the file.
         images: uint8 [N, C, H, W], real ones if there are any.
         floor: smallest share of images on which the two must agree in their class (or nearly, as above).
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from kitae.models.layers import classifier
+from kitae.models.layers import classifier, conv3x3
 
 _STEM_FILTER = 2  # pixels
 
@@ -29,9 +29,7 @@ class Airbench(nn.Module):
         self.stem = nn.Conv2d(channels, 2 * filters, _STEM_FILTER)
         self.stem.weight.requires_grad_(not fixed)
         self.gelu = nn.GELU()
-        self.blocks = nn.Sequential(
-            _pair(2 * filters, width), _pair(width, 4 * width), _pair(4 * width, 4 * width)
-        )  # fmt: skip
+        self.blocks = nn.Sequential(_pair(2 * filters, width), _pair(width, 4 * width), _pair(4 * width, 4 * width))
         self.pool = nn.AdaptiveMaxPool2d(1)
         self.classifier = classifier(4 * width, classes, dropout, bias=False)
 
@@ -50,12 +48,8 @@ class _Norm(nn.BatchNorm2d):
         self.weight.requires_grad_(False)
 
 
-def _conv(inputs: int, outputs: int) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
-
-
 def _pair(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(
-        _conv(inputs, outputs), nn.MaxPool2d(2), _Norm(outputs), nn.GELU(),
-        _conv(outputs, outputs), _Norm(outputs), nn.GELU(),
+        conv3x3(inputs, outputs), nn.MaxPool2d(2), _Norm(outputs), nn.GELU(),
+        conv3x3(outputs, outputs), _Norm(outputs), nn.GELU(),
     )  # fmt: skip

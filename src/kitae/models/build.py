@@ -26,9 +26,8 @@ from kitae.models.resnet import BasicBlock, Bottleneck, PreActivationBlock, ResN
 from kitae.models.simple import SimpleCNN
 from kitae.models.spec import ModelSpec
 from kitae.models.starts import is_identity, start_as_identities, whitens
-from kitae.models.structure import classifier_names, device_of, dropouts_beside, dtype_of, inside, layer_groups
+from kitae.models.structure import classifier_names, dropouts_beside, inside, layer_groups, probed
 from kitae.models.weights import Weights, load
-from kitae.modes import evaluating
 from kitae.preprocess import PreprocessRules, Size, sides
 
 SMALL_STEM_UP_TO = 64
@@ -229,10 +228,8 @@ def _zero_fresh_classifier(model: nn.Module, weights: Weights) -> None:
 
 def _probe(model: nn.Module, spec: ModelSpec, classes: int, channels: int, image_size: Size) -> None:
     height, width = sides(image_size)
-    images = torch.zeros(1, channels, height, width, device=device_of(model), dtype=dtype_of(model))
     try:
-        with evaluating(model), torch.no_grad():
-            logits = model(images)
+        logits = probed(model, (channels, height, width))
     except (AssertionError, ValueError, RuntimeError, IndexError) as error:
         raise RecipeError(
             f"model.name: {spec.name} does not run on {height}x{width} images with {channels} channels: "
@@ -244,12 +241,10 @@ def _probe(model: nn.Module, spec: ModelSpec, classes: int, channels: int, image
 
 def _learns(model: nn.Module, name: str, trained: set[str]) -> bool:
     """Whether a module has parameters that are trained; one without any (a dropout) is like the module it is in."""
-    while True:
-        prefix = f"{name}." if name else ""
-        own = [key for key, _ in model.get_submodule(name).named_parameters()]
-        if own or not name:
-            return not own or any(prefix + key in trained for key in own)
-        name = name.rpartition(".")[0]
+    own = [key for key, _ in model.get_submodule(name).named_parameters(prefix=name)]
+    if not own and name:
+        return _learns(model, name.rpartition(".")[0], trained)
+    return not own or any(key in trained for key in own)
 
 
 def _freeze(model: nn.Module, spec: ModelSpec) -> None:

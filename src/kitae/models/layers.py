@@ -1,4 +1,4 @@
-"""Dropout before the classifier, and stochastic depth with its rate for each block."""
+"""What several networks are made of: convolution, classifier with dropout, stochastic depth."""
 
 from __future__ import annotations
 
@@ -29,6 +29,11 @@ class DropoutLinear(nn.Linear):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, p={self.p:g}"
+
+
+def conv3x3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
+    """A 3x3 convolution with padding 1 and without bias."""
+    return nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
 
 
 def linear_rates(p: float, blocks: int) -> list[float]:

@@ -23,13 +23,9 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from kitae.models.layers import classifier, linear_rates, stochastic_depth
+from kitae.models.layers import classifier, conv3x3, linear_rates, stochastic_depth
 
 Stem = Literal["small", "medium", "large"]
-
-
-def _conv3x3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
 
 
 def _conv1x1(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
@@ -47,7 +43,7 @@ def _stem(channels: int, width: int, stem: Stem, *, norm: bool = True) -> nn.Seq
     if stem == "large":
         first = nn.Conv2d(channels, width, 7, stride=2, padding=3, bias=False)
         return nn.Sequential(first, *after, nn.MaxPool2d(3, stride=2, padding=1))
-    return nn.Sequential(_conv3x3(channels, width, 1 if stem == "small" else 2), *after)
+    return nn.Sequential(conv3x3(channels, width, 1 if stem == "small" else 2), *after)
 
 
 def _initialise(model: nn.Module) -> None:
@@ -63,9 +59,9 @@ class BasicBlock(nn.Module):
 
     def __init__(self, inputs: int, width: int, stride: int, drop: float) -> None:
         super().__init__()
-        self.conv1 = _conv3x3(inputs, width, stride)
+        self.conv1 = conv3x3(inputs, width, stride)
         self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = _conv3x3(width, width)
+        self.conv2 = conv3x3(width, width)
         self.bn2 = nn.BatchNorm2d(width)
         self.shortcut = _shortcut(inputs, width, stride)
         self.stochastic_depth = stochastic_depth(drop)
@@ -88,7 +84,7 @@ class Bottleneck(nn.Module):
         super().__init__()
         self.conv1 = _conv1x1(inputs, width)
         self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = _conv3x3(width, width, stride)
+        self.conv2 = conv3x3(width, width, stride)
         self.bn2 = nn.BatchNorm2d(width)
         self.conv3 = _conv1x1(width, 4 * width)
         self.bn3 = nn.BatchNorm2d(4 * width)
@@ -116,9 +112,9 @@ class PreActivationBlock(nn.Module):
     def __init__(self, inputs: int, width: int, stride: int, drop: float) -> None:
         super().__init__()
         self.bn1 = nn.BatchNorm2d(inputs)
-        self.conv1 = _conv3x3(inputs, width, stride)
+        self.conv1 = conv3x3(inputs, width, stride)
         self.bn2 = nn.BatchNorm2d(width)
-        self.conv2 = _conv3x3(width, width)
+        self.conv2 = conv3x3(width, width)
         self.shortcut = _conv1x1(inputs, width, stride) if inputs != width or stride != 1 else None
         self.stochastic_depth = stochastic_depth(drop)
         self.relu = nn.ReLU()
@@ -187,7 +183,7 @@ class ResNet(nn.Module):
 
 class _ConvNormReLU(nn.Sequential):
     def __init__(self, inputs: int, outputs: int, *, pool: bool = False) -> None:
-        super().__init__(_conv3x3(inputs, outputs), nn.BatchNorm2d(outputs), nn.ReLU())
+        super().__init__(conv3x3(inputs, outputs), nn.BatchNorm2d(outputs), nn.ReLU())
         if pool:
             self.append(nn.MaxPool2d(2))
 

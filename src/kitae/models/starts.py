@@ -26,11 +26,7 @@ def is_identity(spec: ModelSpec) -> bool:
 
 
 def stem_of(model: nn.Module) -> nn.Conv2d:
-    """The first convolution.
-
-    Raises:
-        RecipeError: there is none.
-    """
+    """The first convolution. Raises RecipeError: there is none."""
     found = next((module for module in model.modules() if isinstance(module, nn.Conv2d) and module.groups == 1), None)
     if found is None:
         raise RecipeError("model: the network has no convolution; remove whiten_stem and identity_init")

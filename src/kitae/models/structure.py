@@ -27,16 +27,24 @@ def count_macs(model: nn.Module, channels: int, image_size: Size) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
     counter = FlopCounterMode(display=False)
-    with evaluating(model), torch.no_grad(), counter:
-        model(torch.zeros(1, channels, *sides(image_size), device=device_of(model), dtype=dtype_of(model)))
+    with counter:
+        probed(model, (channels, *sides(image_size)))
     return int(counter.get_total_flops()) // 2
+
+
+@torch.no_grad()
+def probed(model: nn.Module, shape: tuple[int, int, int]) -> Any:
+    """What the network gives in eval mode for one black image [channels, height, width] of its own dtype."""
+    weights = (parameter for parameter in model.parameters() if parameter.is_floating_point())
+    image = next(weights, torch.empty(0, dtype=torch.float32, device="cpu")).new_zeros(1, *shape)
+    with evaluating(model):
+        return model(image)
 
 
 def takes(model: nn.Module, shape: tuple[int, int, int]) -> bool:
     """Whether the network can take images [channels, height, width] of this shape."""
     try:
-        with evaluating(model), torch.no_grad():
-            model(torch.zeros(1, *shape, device=device_of(model)))
+        probed(model, shape)
     except (RuntimeError, AssertionError):  # timm's patch embeddings assert
         return False
     return True
@@ -91,16 +99,6 @@ def dropouts_beside(model: nn.Module, classifier: str) -> list[tuple[str, nn.Dro
 def inside(parameter: str, modules: Sequence[str]) -> bool:
     """Whether a parameter belongs to one of these modules."""
     return any(parameter.startswith(f"{module}.") for module in modules)
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """The device of its parameters; the CPU if it has none."""
-    return next((p.device for p in model.parameters()), torch.device("cpu"))
-
-
-def dtype_of(model: nn.Module) -> torch.dtype:
-    """The dtype of its floating-point parameters; float32 if it has none."""
-    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
 def _groups(model: nn.Module) -> list[list[str]]:

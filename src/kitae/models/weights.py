@@ -133,11 +133,7 @@ def within_reach(name: str) -> str | None:
 
 
 def read_file(path: Path) -> dict[str, Tensor]:
-    """A .safetensors file.
-
-    Raises:
-        RecipeError: another kind of file, or one that is missing or broken.
-    """
+    """A .safetensors file. Raises RecipeError: another kind of file, or one that is missing or broken."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

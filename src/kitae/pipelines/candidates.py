@@ -322,7 +322,7 @@ class Bench:
             **self.scoring.drop(self._original, predicted, self.labels),
             "flips": float((predicted != self._original).mean()),
             "parity_error": parity.max_error,
-            "parity_flips": parity.flip_share,
+            "parity_flips": parity.flips / parity.images,
             "masked_error": network.masked_error,
         }
         self.say(f"{name}: {len(content):,} bytes, {row['drop']:+.2f} points lost on validation")

@@ -341,7 +341,7 @@ def _write(
         write_json(new / "model.json", {
             **run.facts(), "parameters": winner["parameters"], "macs": winner["macs"],
             "temperature": outcome.winner.temperature, "recipe": run.recipe.model_dump(mode="json"),
-            "shape": outcome.shape.to_dict(),
+            "shape": outcome.shape.model_dump(mode="json"),
         })  # fmt: skip
         if outcome.filters is not None:
             write_atomically(new / "figures" / "filters.png", filters_picture(*outcome.filters))

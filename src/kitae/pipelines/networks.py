@@ -238,7 +238,7 @@ class Networks:
             return None
         found.model.eval()
         weights = {name: tensor.detach().cpu() for name, tensor in found.model.state_dict().items()}
-        save_weights(weights, file, {"shape": found.shape.to_dict(), "masked_error": found.masked_error})
+        save_weights(weights, file, {"shape": found.shape.model_dump(mode="json"), "masked_error": found.masked_error})
         return replace(found, key=key)
 
     # ---- pruning ------------------------------------------------------------------------------------------------
@@ -306,7 +306,7 @@ class Networks:
     def _by_layer(self, model: nn.Module, ratio: float) -> dict[str, float]:
         """The ratio of each layer: its own if it has one, else `ratio`."""
         own, layers = self.spec.layer_ratios, prunable_layers(model)
-        require_layers(layers, own, "layer_ratios")
+        require_layers(layers, own, "layer_ratios: ")
         return {**own, **{name: ratio for name in layers if name not in own and name not in self.spec.skip}}
 
 

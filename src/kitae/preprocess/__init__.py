@@ -22,19 +22,8 @@ It only needs NumPy and Pillow, so that the runtime of an exported model uses th
 
 from __future__ import annotations
 
-from kitae.preprocess.files import EXTENSIONS, FORMATS, image_files, is_image, list_images, visible_files
-from kitae.preprocess.reading import (
-    ImageLike,
-    decode,
-    flattened,
-    load,
-    one_or_several,
-    paths_of,
-    picture,
-    probe,
-    view,
-    windowed,
-)  # fmt: skip
+from kitae.preprocess.files import EXTENSIONS, FORMATS, ImageLike, image_files, is_image, list_images, visible_files
+from kitae.preprocess.reading import decode, flattened, load, one_or_several, paths_of, picture, probe, view, windowed
 from kitae.preprocess.rules import VERSION, Depth, PreprocessRules, Size, depth_of, sides
 
 __all__ = [

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,9 @@ from kitae.errors import DataError, one_line
 
 with contextlib.suppress(ImportError):  # Pillow reads AVIF from 11.3 on
     from PIL import AvifImagePlugin  # noqa: F401
+
+Encoded: TypeAlias = "bytes | str | Path"  # the content of a file, or its path
+ImageLike: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8] | NDArray[np.uint16]"
 
 MAX_PIXELS = 178_956_970  # the limit of Pillow itself; a phone with 200 megapixels saves 12 or 50 by default
 
@@ -42,7 +45,7 @@ _OTHER_BYTE = {
 
 
 @contextlib.contextmanager
-def opened(source: bytes | str | Path, name: str = "") -> Iterator[ImageFile.ImageFile]:
+def opened(source: Encoded, name: str = "") -> Iterator[ImageFile.ImageFile]:
     """An image of the allowed formats, its header read.
 
     Args:
@@ -61,7 +64,7 @@ def opened(source: bytes | str | Path, name: str = "") -> Iterator[ImageFile.Ima
 
 
 @contextlib.contextmanager
-def naming(name: str, source: bytes | str | Path) -> Iterator[None]:
+def naming(name: str, source: Encoded) -> Iterator[None]:
     """Turn whatever Pillow raises on a bad file (nearly any type of exception) into one line that names the file."""
     name = "".join(c if c.isprintable() else "?" for c in name)
     try:
@@ -80,7 +83,7 @@ def naming(name: str, source: bytes | str | Path) -> Iterator[None]:
         raise DataError(f"{name}: cannot be decoded ({one_line(error)})") from error
 
 
-def _not_an_image(source: bytes | str | Path) -> str:
+def _not_an_image(source: Encoded) -> str:
     if isinstance(source, bytes):
         head = source[:16]
     else:
@@ -111,7 +114,7 @@ def orientation(image: Image.Image) -> int:
     return number if isinstance(number, int) else 1
 
 
-def low_bytes(image: ImageFile.ImageFile, source: bytes | str | Path) -> NDArray[np.uint8] | None:
+def low_bytes(image: ImageFile.ImageFile, source: Encoded) -> NDArray[np.uint8] | None:
     """The low bytes of 16-bit colour. Pillow only keeps the high bytes, so the file is read a second time.
 
     None for other images, and for forms of 16-bit colour whose low bytes Pillow cannot read (with a transparent colour,
@@ -165,11 +168,7 @@ def visible_files(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The image files of a folder at any depth, sorted, as `visible_files` finds them.
-
-    Raises:
-        DataError: a folder cannot be read.
-    """
+    """The image files of a folder at any depth, sorted. Finds and raises as `visible_files`."""
     return sorted((path for path in visible_files(folder) if is_image(path.name)), key=lambda path: path.as_posix())
 
 

@@ -6,21 +6,17 @@ import contextlib
 import math
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from kitae.errors import DataError
-from kitae.preprocess.files import list_images, low_bytes, naming, opened, upright_size
+from kitae.preprocess.files import Encoded, ImageLike, list_images, low_bytes, naming, opened, upright_size
 from kitae.preprocess.pixels import flatten, image_of, is_grey_mode, own_memory, reduced, resized
-from kitae.preprocess.rules import Depth, PreprocessRules
-
-Encoded: TypeAlias = "bytes | str | Path"  # the content of a file, or its path
-ImageLike: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8] | NDArray[np.uint16]"
+from kitae.preprocess.rules import PreprocessRules
 
 # A JPEG is decoded at no less than this multiple of the target's side before it is resized, directly or for a store.
 # The second was chosen by the sharpness of small crops: with 1.5 they lose 8 % at most, with 1.25 they lost 10 %.
@@ -105,8 +101,7 @@ def windowed(
     source: Encoded,
     window: Callable[[int, int], tuple[int, int, int, int]],
     size: tuple[int, int],
-    channels: int,
-    depth: Depth = 16,
+    rules: PreprocessRules,
     name: str = "",
 ) -> NDArray[np.uint8]:
     """One window of an image, to be resized to `size`; for random crops of encoded images.
@@ -117,6 +112,7 @@ def windowed(
     Args:
         window: from the image's upright height and width to the window's top, left, height and width.
         size: (height, width) that the window will be resized to.
+        rules: their channels and depth matter here.
 
     Returns:
         uint8 [height, width, channels], where possible a view of the decoded image. Errors are as of `decode`.
@@ -128,19 +124,20 @@ def windowed(
             scale = _DRAFT_GAP * max(size[0] / tall, size[1] / wide)
             if scale < 1:
                 image.draft(None, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
-            flat, _ = flatten(image, depth)
+            flat, _ = flatten(image, rules.depth)
         else:  # a PNG may say only after its pixels how it is turned
-            flat, _ = flatten(image, depth, low_bytes(image, source))
+            flat, _ = flatten(image, rules.depth, low_bytes(image, source))
             height, width = flat.height, flat.width
             top, left, tall, wide = window(height, width)
     down, across = flat.height / height, flat.width / width
     first, start = round(top * down), round(left * across)
     end, last = max(start + 1, round((left + wide) * across)), max(first + 1, round((top + tall) * down))
-    mode = "L" if channels == 1 else "RGB"
+    mode = "L" if rules.channels == 1 else "RGB"
     if flat.mode == mode and (whole := own_memory(flat)) is not None:
         return whole[first:last, start:end]
     flat = flat.crop((start, first, end, last))
-    return np.asarray(flat if flat.mode == mode else flat.convert(mode)).reshape(last - first, end - start, channels)
+    pixels = np.asarray(flat if flat.mode == mode else flat.convert(mode))
+    return pixels.reshape(last - first, end - start, rules.channels)
 
 
 def probe(source: Encoded | NDArray[Any], name: str = "") -> tuple[tuple[int, int], bool]:
@@ -151,23 +148,13 @@ def probe(source: Encoded | NDArray[Any], name: str = "") -> tuple[tuple[int, in
         return upright_size(image), is_grey_mode(image.mode)
 
 
-@dataclass(frozen=True)
-class Flat:
-    """An image decoded at its own size, upright, without alpha.
+def flattened(source: Encoded | NDArray[Any], name: str = "") -> tuple[Image.Image, str, int | None]:
+    """An image for looking at (checks, contact sheets); what a model sees comes from `decode`. Raises as `decode`.
 
-    Attributes:
-        image: mode L or RGB; of more than 8 bits, the highest 8 that its own levels need.
-        mode: the Pillow mode it was stored in.
-        highest: level of an image of more than 8 bits; None of others.
+    Returns:
+        The upright image at its own size without alpha, of mode L or RGB, with the highest 8 bits that its own levels
+        need; the Pillow mode it was stored in; the highest level of an image of more than 8 bits, else None.
     """
-
-    image: Image.Image
-    mode: str
-    highest: int | None
-
-
-def flattened(source: Encoded | NDArray[Any], name: str = "") -> Flat:
-    """An image for looking at (checks, contact sheets); what a model sees comes from `decode`. Raises as `decode`."""
     if isinstance(source, np.ndarray):
         image, highest = image_of(source, None)
         mode = image.mode if highest is None else "I;16"
@@ -177,7 +164,7 @@ def flattened(source: Encoded | NDArray[Any], name: str = "") -> Flat:
             mode = stored.mode
             image, highest = flatten(stored, None, low_bytes(stored, source))
     image = image if image.mode == "L" else image.convert("L" if is_grey_mode(image.mode) else "RGB")
-    return Flat(image, mode, highest)
+    return image, mode, highest
 
 
 def one_or_several(images: Any) -> list[Any]:

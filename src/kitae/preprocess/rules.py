@@ -99,11 +99,7 @@ class PreprocessRules:
 
     @classmethod
     def from_dict(cls, mapping: dict[str, Any]) -> PreprocessRules:
-        """The inverse of `to_dict`.
-
-        Raises:
-            DataError: a key is unknown or missing, or the version is not one that this Kitae knows.
-        """
+        """The inverse of `to_dict`. Raises DataError: an unknown or missing key, or an unknown version."""
         mapping = dict(mapping)
         version = mapping.pop("version", 1)
         if version not in range(1, VERSION + 1):
