@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 import shutil
+import unicodedata
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
@@ -17,6 +18,7 @@ from PIL import Image
 
 from kitae.data.base import TEST, TRAIN, VAL, Table
 from kitae.data.check import check
+from kitae.data.csv_source import CsvSource
 from kitae.data.sources import FolderSource, open_source, source_named, source_of
 from kitae.data.spec import DataSpec
 from kitae.errors import DataError
@@ -189,6 +191,18 @@ def test_folders_of_splits(make_folder: Maker, names: tuple[str, ...]) -> None:
     assert source.table.classes == ("a", "b")
     assert source.table.splits.tolist() == np.repeat([TRAIN, VAL, TEST][: len(names)], 12).tolist()
     assert source.table.labels.tolist() == ([0] * 6 + [1] * 6) * len(names)
+
+
+def test_a_class_that_two_systems_wrote_differently_is_one_class(make_folder: Maker) -> None:
+    composed, decomposed = (unicodedata.normalize(form, "が") for form in ("NFC", "NFD"))
+    assert composed != decomposed
+    root = make_folder(f"train/{decomposed}", "train/b", f"val/{composed}", "val/b")
+    source = folder_source(root)
+    assert source.table.classes == ("b", composed)
+    assert source.table.labels.tolist() == [0] * 6 + [1] * 6 + [0] * 6 + [1] * 6
+    rows = [f"train/{decomposed}/000.png,{decomposed}", f"val/{composed}/000.png,{composed}", "train/b/000.png,b"]
+    (root / "list.csv").write_text("\n".join(["path,label", *rows]), encoding="utf-8")
+    assert CsvSource(root / "list.csv").table.labels.tolist() == [1, 1, 0]
 
 
 def test_a_class_may_be_called_train(make_folder: Maker) -> None:

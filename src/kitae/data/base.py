@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -197,8 +198,14 @@ class FileSource(Source):
         return (self._files[row] for row in keyed.permutation(0, 0, len(self._files), keyed.SLOT_LIMIT)[:count])
 
 
+def class_name(text: str) -> str:
+    """The name in Unicode's NFC. An archive made on a Mac may have it in NFD, which looks the same but is not equal."""
+    return unicodedata.normalize("NFC", text)
+
+
 def numbered(labels: Sequence[Any]) -> tuple[tuple[str, ...], NDArray[np.int64]]:
     """The sorted classes of N labels, which are all text or all integers; and their places: int64 [N]."""
+    labels = [class_name(label) if isinstance(label, str) else label for label in labels]
     distinct = sorted(set(labels))
     place = {label: number for number, label in enumerate(distinct)}
     return tuple(map(str, distinct)), np.array([place[label] for label in labels], np.int64)

@@ -37,7 +37,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kitae.data.base import SPLIT_ALIASES, TRAIN, Item, Names, Progress, Source, Table, name_key
+from kitae.data.base import SPLIT_ALIASES, TRAIN, Item, Names, Progress, Source, Table, name_key, numbered
 from kitae.data.download import SCHEMES, is_url
 from kitae.data.groups import HASH_BYTES, first_alike
 from kitae.data.remote import ShardCache
@@ -448,4 +448,5 @@ def _classes(indexes: Sequence[ShardIndex], names: Sequence[str]) -> tuple[tuple
             f"labels of {first} and of {second} are of different kinds: integers in one, names in the other"
         )
     distinct, ranks = np.unique(np.concatenate([array for array in labels if len(array)]), return_inverse=True)
-    return tuple(str(value) for value in distinct), ranks.astype(np.int64)
+    classes, places = numbered(distinct.tolist())
+    return classes, places[ranks]

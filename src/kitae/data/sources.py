@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kitae.data.archives import open_archive
-from kitae.data.base import SPLIT_ALIASES, TRAIN, FileSource, Progress, Source, Table, name_key
+from kitae.data.base import SPLIT_ALIASES, TRAIN, FileSource, Progress, Source, Table, class_name, name_key
 from kitae.data.csv_source import CsvSource
 from kitae.data.groups import by_paths
 from kitae.data.parquet import ParquetSource
@@ -115,7 +115,8 @@ class FolderSource(FileSource):
             raise DataError(f"{self.name}: has a folder {named[0][1].name!r} but no train folder; add one")
         parts = named if train and not odd else [(TRAIN, self.root)]
         self._inside = 1 if parts[0][1] == self.root else 2
-        names = sorted({folder.name for code, part in parts if code == TRAIN for folder in _subfolders(part)})
+        found = {class_name(folder.name) for code, part in parts if code == TRAIN for folder in _subfolders(part)}
+        names = sorted(found)
         if not names:
             loose = len(image_files(parts[0][1]))
             held = f"{loose:,} images, but no class folders" if loose else "no class folders"
@@ -123,7 +124,7 @@ class FolderSource(FileSource):
                 f"{self.name}: {held} in {parts[0][1]}; expected one folder of images per class, or a CSV file of "
                 "paths and labels"
             )
-        inside = parts[0][1] / names[0]
+        inside = _subfolders(parts[0][1])[0]
         if len(names) == 1 and len(_subfolders(inside)) > 1 and not _has_images(inside):
             raise DataError(
                 f"{self.name}: has only the folder {names[0]!r}, which has folders of its own; give {inside}"
@@ -131,7 +132,7 @@ class FolderSource(FileSource):
         for code, part in parts:
             before = len(self._files)
             for folder in _subfolders(part):
-                if folder.name not in names:
+                if (name := class_name(folder.name)) not in found:
                     raise DataError(
                         f"{self.name}: class {folder.name!r} of {part.name} is not in train; add it there, or remove it"
                     )
@@ -141,7 +142,7 @@ class FolderSource(FileSource):
                         f"{self.name}: class {folder.name!r} has no images in {folder}; add some, or remove the folder"
                     )
                 self._files += images
-                self._labels += [names.index(folder.name)] * len(images)
+                self._labels += [names.index(name)] * len(images)
                 self._splits += [code] * len(images)
             if part != self.root:
                 _check_part(part, self.name, empty=len(self._files) == before)
