@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import re
 import statistics
 import sys
 import tempfile
@@ -34,7 +35,8 @@ VALIDATIONS = 6
 def parse(text: str) -> tuple[str, dict[str, str]]:
     """The name and the fields of a variant."""
     name, _, fields = text.partition("=")
-    return name, dict(field.split(":", 1) for field in fields.split(",") if field)
+    parts = re.split(r",(?![^\[]*\])", fields)  # a comma in brackets is part of a value
+    return name, dict(field.split(":", 1) for field in parts if field)
 
 
 def score(path: Path, seed: int, *, size: int, steps: int, fields: Mapping[str, str]) -> dict[str, Any]:
