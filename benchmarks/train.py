@@ -7,6 +7,7 @@ Each contestant is a process of its own that trains without end. They take turns
 stand still, round after round, so that a busy moment hits all of them. Contestants:
 
     bare          the limit: forward, backward and a fused optimizer on one batch that is already a float tensor
+    kept          the same in a process that keeps freed memory, as Kitae's does (`training.guards.keep_freed_memory`)
     kitae         `kt.train` of a recipe, as it is, with its run folder
     tutorial      DataLoader, torchvision's transforms on PIL images, float32: what most tutorials show
     tuned         the same loop with bfloat16 and channels_last, and two workers that stay
@@ -39,7 +40,7 @@ import common
 import numpy as np
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
-CONTESTANTS = ("bare", "kitae", "tutorial", "tuned", "lightning", "timm")
+CONTESTANTS = ("bare", "kept", "kitae", "tutorial", "tuned", "lightning", "timm")
 NEEDS = {"lightning": "lightning", "timm": "timm"}
 
 
@@ -80,7 +81,7 @@ class Gate:
 
     def __init__(self, warmup: int) -> None:
         self._left, self._waited, self._began = warmup, 0.0, time.perf_counter()
-        self._last = self._began
+        self._last, self._used = self._began, _cpu_seconds()
 
     def fetched(self) -> None:
         """A batch has arrived that was asked for when the last step ended."""
@@ -91,19 +92,21 @@ class Gate:
         self._left -= 1
         if self._left <= 0:
             answer = {"seconds": time.perf_counter() - self._began, "waited": self._waited}
-            print(json.dumps({**answer, "memory": _memory()}), file=_ANSWERS, flush=True)
+            answer["cpu_seconds"] = _cpu_seconds() - self._used
+            print(json.dumps({**answer, "memory": _memory(), "peak": _peak()}), file=_ANSWERS, flush=True)
             asked = sys.stdin.readline()
             if not asked.strip():
                 os._exit(0)
-            self._left, self._waited, self._began = int(asked), 0.0, time.perf_counter()
+            self._left, self._waited, self._used = int(asked), 0.0, _cpu_seconds()
+            self._began = time.perf_counter()
         self._last = time.perf_counter()
 
 
 _ANSWERS: Any = sys.stdout
 
 
-def _memory() -> int:
-    """Bytes of this process and its workers, shared ones once."""
+def _family() -> set[int]:
+    """This process and its workers."""
     parents: dict[int, int] = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -114,14 +117,38 @@ def _memory() -> int:
     while grown:
         more = {pid for pid, parent in parents.items() if parent in mine} - mine
         mine, grown = mine | more, bool(more)
+    return mine
+
+
+def _memory(leave_out: int = 0) -> int:
+    """Bytes of this process and its workers, but not of one of them; shared ones once."""
     total = 0
-    for pid in mine:
+    for pid in _family() - {leave_out}:
         try:
             lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
         except OSError:
             continue
         total += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
     return total
+
+
+def _peak() -> int:
+    """Most bytes that this process has had, activations included, and those of its workers now."""
+    status = Path("/proc/self/status").read_text().splitlines()
+    most = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM:"))
+    return most + _memory(leave_out=os.getpid())
+
+
+def _cpu_seconds() -> float:
+    """Processor time of this process and its workers."""
+    ticks = 0
+    for pid in _family():
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def network(row: Row) -> Any:
@@ -238,6 +265,14 @@ def bare(row: Row, gate: Gate) -> None:
         optimizer.step()
         optimizer.zero_grad()
         gate.stepped()
+
+
+def kept(row: Row, gate: Gate) -> None:
+    """The bare step where freed memory is kept for the next one."""
+    from kitae.training.guards import keep_freed_memory
+
+    keep_freed_memory()
+    bare(row, gate)
 
 
 def tutorial(row: Row, gate: Gate, *, tuned: bool = False) -> None:
@@ -399,7 +434,8 @@ def recipe(row: Row) -> dict[str, Any]:
 
 
 LOOPS: dict[str, Callable[[Row, Gate], None]] = {
-    "bare": bare, "kitae": kitae, "tutorial": tutorial, "tuned": tuned, "lightning": lightning, "timm": timm,
+    "bare": bare, "kept": kept, "kitae": kitae, "tutorial": tutorial, "tuned": tuned, "lightning": lightning,
+    "timm": timm,
 }  # fmt: skip
 
 
@@ -479,9 +515,13 @@ def measure(name: str, contestants: list[str], rounds: int, warmup: int) -> dict
         "kitae_over": {one: common.ratio(rates["kitae"], rates[one]) for one in rates if one != "kitae"},
         "waiting_share": {
             one: sum(turn["waited"] for turn in made) / sum(turn["seconds"] for turn in made)
-            for one, made in turns.items() if one not in ("bare", "kitae")
+            for one, made in turns.items() if one not in ("bare", "kept", "kitae")
         },
         "memory_between_steps_bytes": {one: max(turn["memory"] for turn in made) for one, made in turns.items()},
+        "peak_memory_bytes": {one: max(turn["peak"] for turn in made) for one, made in turns.items()},
+        "cpu_seconds_per_1000_images": {
+            one: common.spread([1000 * turn["cpu_seconds"] / images for turn in made]) for one, made in turns.items()
+        },
         "left_out": left_out,
     }  # fmt: skip
 

@@ -397,15 +397,17 @@ def test_quality_splits_class_by_class_and_pairs_seeds(monkeypatch: pytest.Monke
 def test_loops_take_turns(tmp_path: Path) -> None:
     """The bare step, our command and two loops; an absent library is named."""
     out = tmp_path / "train.json"
-    contestants = ["bare", "kitae", "tuned", "lightning", "timm"]
+    contestants = ["bare", "kept", "kitae", "tuned", "lightning", "timm"]
     run("train.py", "--tiny", "--out", out, "--contestants", *contestants)
     for row in json.loads(out.read_text())["rows"].values():
         there = set(row["images_per_second"])
-        assert {"bare", "kitae", "tuned"} <= there
+        assert {"bare", "kept", "kitae", "tuned"} <= there
         assert there | set(row["left_out"]) == set(contestants)
         assert set(row["kitae_over"]) == there - {"kitae"}
         assert all(rate["median"] > 0 and rate["n"] == 2 for rate in row["images_per_second"].values())
-        assert all(size > 0 for size in row["memory_between_steps_bytes"].values())
+        between = row["memory_between_steps_bytes"]
+        assert all(row["peak_memory_bytes"][loop] > size > 0 for loop, size in between.items())
+        assert all(rate["median"] > 0 for rate in row["cpu_seconds_per_1000_images"].values())
 
 
 @pytest.mark.slow

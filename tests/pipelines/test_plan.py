@@ -69,6 +69,8 @@ def test_photographs_are_fine_tuned_from_a_probe(tmp_path: Path) -> None:
     assert recipe.data.normalize == "pretrained"
     assert isinstance(recipe.train.probe, ProbeSpec)
     assert recipe.train.probe.views == 1
+    batch = recipe.train.batch_size
+    assert recipe.train.optimizer.lr == pytest.approx(2.5e-4 * (batch / 32) ** 0.5), "with 5e-4 textures failed"
     assert recipe.train.epochs * (recipe.train.epoch_steps or 0) >= 300
     first = made.lines[0]
     assert all(part in first for part in ("90 photos", "2 classes", "efficientnet_lite0 pretrained", "px", "about"))
