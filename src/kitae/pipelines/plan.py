@@ -57,7 +57,7 @@ _TUNED_MARGIN = 1.2  # times the fewest steps, since the second measurement befo
 _MIXED_FROM = 80
 _WARMUP = 0.1  # share of a fine-tuning
 # Of AdamW, with batches of 32. With twice this rate, four trainings on a texture ended with two of its three classes
-# taken for one, with this rate none of seven; TrashNet gains about a point from twice the rate (LOG.md, 2026-11-28).
+# taken for one, with this rate none of seven. In 240 steps it costs photographs a point or two (LOG.md, 2026-11-28).
 _TUNING_RATE = 2.5e-4
 # Augmented views that the probe is fitted on before a fine-tuning. A head that has never seen a crop is wrong about
 # crops, and sure of it, so the first steps go the wrong way (LOG.md, 2026-11-28).
