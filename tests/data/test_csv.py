@@ -58,6 +58,8 @@ def test_rows_become_images_with_labels_splits_and_groups(tmp_path: Path) -> Non
         (("path,label", "images/0.png,a", f"{'long' * 100}.png,b"), "line 3"),
         (("path,label", "images/0.png,a", "~no-such-user/here.png,b"), "line 3.*~no-such-user"),
         (("path,label,split", "images/0.png,a,maybe"), "maybe"),
+        (("Path,label,path", "images/0.png,a,images/1.png"), "'Path' and 'path'.*rename"),
+        (("path,label,split,split", "images/0.png,a,train,test"), "'split' and 'split'.*rename"),
         (("",), "path"),
     ],
 )

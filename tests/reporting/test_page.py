@@ -178,6 +178,20 @@ def test_the_probe_is_no_epoch_of_those_that_are_counted(make_run: Callable[...,
     assert "0 of 9 epochs" in repr(unfinished)
 
 
+def test_scores_that_are_not_known_are_left_out(make_run: Callable[..., Run]) -> None:
+    """A network whose outputs are not finite has no scores, and no class need have test images."""
+    run = make_run()
+    run.write_metrics([{**row, "val_loss": None, "val_accuracy": None} for row in epochs(4)])
+    evaluation = run.evaluation()
+    for score in evaluation["test"]["per_class"].values():
+        score |= {"accuracy": None, "accuracy_interval": None}
+    run.write_evaluation(evaluation)
+    text, words = page(run)
+    assert "<span>Best epoch</span><b>–</b>" in text
+    assert "Recall of each class" not in charts(text)
+    assert "None" not in words
+
+
 def test_page_follows_the_run(make_run: Callable[..., Run]) -> None:
     """Reporting again after more epochs replaces page and curves."""
     run = make_run(done=False, rows=2)

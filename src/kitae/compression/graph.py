@@ -44,14 +44,15 @@ def prepared(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
     weighted = set(weighted_nodes(work))
     if not weighted:
         raise CompressionError("there is nothing to quantize in this graph: no convolution or linear layer")
+    # An optional input or output that is not used has an empty name; it ties no nodes together.
     after: set[str] = set()  # tensors computed from a weighted node
     for node in work.graph.node:
         if node.name in weighted or any(name in after for name in node.input):
-            after.update(node.output)
+            after.update(filter(None, node.output))
     before: set[str] = set()  # tensors that a weighted node is computed from
     for node in reversed(work.graph.node):
         if node.name in weighted or any(name in before for name in node.output):
-            before.update(node.input)
+            before.update(filter(None, node.input))
     allowed = quantizable(work)
     body = [
         node.name

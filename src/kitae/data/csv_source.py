@@ -37,7 +37,7 @@ class CsvSource(FileSource):
             gaps: accept missing image files; reading one then raises.
 
         Raises:
-            DataError: no such file, a column or an image file is missing, an unknown split.
+            DataError: no such file, a column or an image file is missing, two columns have one name, an unknown split.
         """
         super().__init__(f"csv:{path}", groups)
         self.path = user_path(path)
@@ -58,6 +58,10 @@ class CsvSource(FileSource):
         self._split = known.get("split")
         self._key = known.get(KEY, KEY)
         self._group = None if groups == PARENT else known.get((groups or "group").lower())
+        for used in filter(None, (self._path, self._label, self._split, self._key, self._group)):
+            alike = [column for column in header if column.lower() == used.lower()]
+            if len(alike) > 1:
+                raise DataError(f"{self.name}: has the columns {' and '.join(map(repr, alike))}; remove or rename one")
         for line, row in self._rows:
             if not row[self._path] or not row[self._label]:
                 raise DataError(f"{self.name}: line {line} has no path or no label; add it")

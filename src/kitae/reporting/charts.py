@@ -189,9 +189,14 @@ def class_counts(names: Sequence[str], counts: Mapping[str, Sequence[int]]) -> C
 # ---------------------------------------------------------------------------------------------------------- evaluation
 
 
-def recalls(split: Split) -> Chart:
-    """Recall of each class with its interval, the lowest first, beside the accuracy of all images."""
+def recalls(split: Split) -> Chart | None:
+    """Recall of each class with its interval, the lowest first, beside the accuracy of all images.
+
+    None where no class has one.
+    """
     known = [(name, row) for name, row in split.per_class.items() if row.accuracy is not None]
+    if not known:
+        return None
     known.sort(key=lambda item: (item[1].accuracy or 0.0, item[0]))
     shown = known[:MAX_ROWS]
     rows = []

@@ -53,7 +53,7 @@ def content(record: RunRecord) -> dict[str, Any]:
         "count_names": list(counts),
         "curves": charts.curves(record.epochs, record.best_epoch) if record.epochs else None,
         "time": charts.time_spent(record.epochs),
-        "recalls": charts.recalls(split) if split.per_class else None,
+        "recalls": charts.recalls(split),
         "confusion": charts.confusion(split, record.evaluation.where),
         "calibration": None if record.reliability is None else charts.reliability(*record.reliability),
         "files": files(record),
