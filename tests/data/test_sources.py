@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from kitae.data.base import TEST, TRAIN, VAL, Table
+from kitae.data.base import TEST, TRAIN, VAL, Table, name_key
 from kitae.data.check import check
 from kitae.data.csv_source import CsvSource
 from kitae.data.sources import FolderSource, open_source, source_named, source_of
@@ -203,6 +203,7 @@ def test_a_class_that_two_systems_wrote_differently_is_one_class(make_folder: Ma
     rows = [f"train/{decomposed}/000.png,{decomposed}", f"val/{composed}/000.png,{composed}", "train/b/000.png,b"]
     (root / "list.csv").write_text("\n".join(["path,label", *rows]), encoding="utf-8")
     assert CsvSource(root / "list.csv").table.labels.tolist() == [1, 1, 0]
+    assert name_key(f"{composed}.png") == name_key(f"{decomposed}.png"), "its images are drawn for the same split"
 
 
 def test_a_class_may_be_called_train(make_folder: Maker) -> None:

@@ -226,5 +226,7 @@ def is_key(text: str) -> bool:
 
 
 def name_key(name: str) -> int:
-    """A number in [0, 2**63) that identifies a name: its BLAKE2b hash."""
-    return int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "big") >> 1
+    """A number in [0, 2**63) that identifies a name, in NFC or NFD: its BLAKE2b hash."""
+    composed = unicodedata.normalize("NFC", name)
+    digest = hashlib.blake2b(composed.encode("utf-8", "surrogateescape"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
