@@ -104,7 +104,8 @@ def eight_bits(levels: NDArray[np.uint16], depth: Depth | None) -> tuple[NDArray
 
 def reduced(image: Image.Image, rules: PreprocessRules) -> NDArray[np.uint8]:
     """A flat image as a store keeps it."""
-    image = image.convert("L" if rules.channels == 1 else "RGB")  # a copy or the same object; never changes its input
+    mode = "L" if rules.channels == 1 else "RGB"
+    image = image if image.mode == mode else image.convert(mode)
     if rules.store_size is None:
         image = resized(image, rules)
     else:

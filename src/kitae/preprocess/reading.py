@@ -52,10 +52,12 @@ def picture(
     rules: PreprocessRules,
     name: str = "",
     memory: Callable[[int], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+    header: Callable[[int, int], object] = lambda height, width: None,
 ) -> tuple[NDArray[np.uint8], int | None]:
     """An image as a store keeps it: the whole one with `store_size`, else at the size of `image_size`.
 
     Args:
+        header: called with the height and width of a file or an array as stored, before it is decoded.
         memory: returns a context that is held while an image is decoded; called with the bytes needed, not for small
             images. The other arguments, and errors, are as of `decode`.
 
@@ -65,12 +67,14 @@ def picture(
     """
     if isinstance(source, np.ndarray):
         image, highest = image_of(source, rules.depth)
+        header(image.height, image.width)
         return reduced(flatten(image)[0], rules), highest
     if isinstance(source, Image.Image):
         image, highest = flatten(source, rules.depth)
         return reduced(image, rules), highest
     with opened(source, name) as stored:
         width, height = stored.size
+        header(height, width)
         needed = _DECODE_BYTES * width * height
         if stored.format in _DRAFTS:
             gap = _DRAFT_GAP if rules.store_size is None else _STORE_DRAFT_GAP
