@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from common import RESULTS
 from numpy.typing import NDArray
-from scipy import stats
 from torch import Tensor
 from torchvision.transforms import v2
 
 from kitae import keyed
+from kitae.experiments.stats import half_interval
 from kitae.files import write_json
 from kitae.machine import machine
 from kitae.pipelines.setup import Setup, begin
@@ -103,7 +103,7 @@ def main() -> None:
     by = {(row["seed"], row["arm"]): row["accuracy"] for row in rows}
     pairs = [100 * (by[seed, "kitae"] - by[seed, "torchvision"]) for seed in range(given.seeds)]
     mean_difference = statistics.mean(pairs)
-    half = float(stats.t.ppf(0.975, len(pairs) - 1)) * statistics.stdev(pairs) / len(pairs) ** 0.5
+    half = half_interval(statistics.stdev(pairs) / len(pairs) ** 0.5, len(pairs) - 1)
     alone = [100 * by[seed, "torchvision"] for seed in range(given.seeds)]
     result = {
         "question": "test accuracy with our standard pipeline minus torchvision's, in points",

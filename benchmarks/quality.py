@@ -558,10 +558,10 @@ def _of_run(folder: Path) -> dict[str, Any]:
 
 def interval(differences: Sequence[float]) -> list[float]:
     """The 95 % t interval of the mean of at least two differences."""
-    from scipy.stats import t
+    from kitae.experiments.stats import half_interval
 
     mean, count = statistics.fmean(differences), len(differences)
-    half = t.ppf(0.975, count - 1) * statistics.stdev(differences) / math.sqrt(count)
+    half = half_interval(statistics.stdev(differences) / math.sqrt(count), count - 1)
     return [mean - half, mean + half]
 
 

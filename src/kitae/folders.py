@@ -123,12 +123,17 @@ class Owned:
         shutil.rmtree(gone, ignore_errors=True)
 
     @contextmanager
-    def locked(self, folder: Path) -> Iterator[None]:
+    def locked(self, folder: Path, *, check: bool = False) -> Iterator[None]:
         """Create the folder if necessary, and lock it for this process. The lock ends with the process; its file stays.
+
+        Args:
+            check: `check` the folder first, so that no lock is left in one that is not ours.
 
         Raises:
             KitaeError: of type `error`: another process writes to it, or it cannot be made.
         """
+        if check:
+            self.check(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / LOCK).touch()

@@ -168,9 +168,7 @@ def search(
         asked = asked.model_copy(update={"data": data})
     folder = Path(out)
     place = executor or LocalProcesses(workers)
-    if overwrite or not (folder / SEARCH).is_file():
-        SEARCH_FOLDER.check(folder)  # before the lock, which would be left in a folder that is not ours
-    with SEARCH_FOLDER.locked(folder):
+    with SEARCH_FOLDER.locked(folder, check=overwrite or not (folder / SEARCH).is_file()):
         setting = _written(
             folder, asked, threads_each(threads, workers), measure, overwrite,
             {"arms": arms, "workers": workers, "seed": seed, "rematch_seeds": rematch_seeds},

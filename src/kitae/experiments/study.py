@@ -92,9 +92,7 @@ def study(
     asked = _spec(spec, overrides, tiny)
     folder = Path("runs") / f"study-{asked.name}" if out is None else Path(out)
     say = console.reporter(report)
-    if overwrite or not (folder / STUDY).is_file():
-        STUDY_FOLDER.check(folder)  # before the lock, which would be left in a folder that is not ours
-    with STUDY_FOLDER.locked(folder):
+    with STUDY_FOLDER.locked(folder, check=overwrite or not (folder / STUDY).is_file()):
         plan, content = _written_plan(folder, asked, workers, threads_each(threads, workers), measure, overwrite)
         say(plan.text())
         if threads is not None and plan.run_threads != (threads,):
