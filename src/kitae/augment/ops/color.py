@@ -188,14 +188,7 @@ class Posterize(_Maybe):
 
     name = "posterize"
     shows: ClassVar = {"bits": 3}
-    writes = (
-        Step(
-            POSTERIZE,
-            "color.posterize",
-            "posterize {0:.0f} bits",
-            _BITS,
-        ),
-    )
+    writes = (Step(POSTERIZE, "color.posterize", "posterize {0:.0f} bits", _BITS),)
     bits: int = Field(4, ge=0, le=8)
 
     def ranges(self, site: Site) -> Sequence[Range]:
@@ -206,14 +199,7 @@ class Solarize(_Maybe):
     """Inverts levels at or above `threshold`. torchvision RandomSolarize."""
 
     name = "solarize"
-    writes = (
-        Step(
-            SOLARIZE,
-            "color.solarize",
-            "solarize {0:.0f}",
-            _THRESHOLD,
-        ),
-    )
+    writes = (Step(SOLARIZE, "color.solarize", "solarize {0:.0f}", _THRESHOLD),)
     threshold: float = Field(128.0, ge=0, le=256)
 
     def ranges(self, site: Site) -> Sequence[Range]:

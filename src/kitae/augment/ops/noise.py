@@ -45,6 +45,16 @@ from kitae.keyed import normal_quantile
 Kernel = Annotated[int, Field(ge=1, le=63)]
 
 _KEY = Argument("key", default=0, meaning="of the noise, which is the same for the same key")
+_NOISE = (
+    Argument("sigma", 3, high=10.0, meaning="standard deviation, as a share of the range of levels"),
+    Argument("mean", 2, -1.0, 1.0, 0.0, meaning="mean, as a share of the range of levels"),
+    _KEY,
+)
+_IMPULSES = (
+    Argument("amount", 2, high=1.0, meaning="probability of a pixel to be hit"),
+    Argument("salt", 3, 0.0, 1.0, 0.5, meaning="probability of white among them"),
+    _KEY,
+)
 
 
 class GaussianBlur(Op):
@@ -97,18 +107,7 @@ class GaussianNoise(Op):
     name = "gaussian_noise"
     page = "noise"
     shows: ClassVar = {"sigma": (0.02, 0.2)}
-    writes = (
-        Step(
-            GAUSSIAN_NOISE,
-            "noise.gaussian_noise",
-            "noise sigma {3:.2f}",
-            (
-                Argument("sigma", 3, high=10.0, meaning="standard deviation, as a share of the range of levels"),
-                Argument("mean", 2, -1.0, 1.0, 0.0, meaning="mean, as a share of the range of levels"),
-                _KEY,
-            ),
-        ),
-    )
+    writes = (Step(GAUSSIAN_NOISE, "noise.gaussian_noise", "noise sigma {3:.2f}", _NOISE),)
     mean: float = Field(0.0, ge=-1, le=1)
     sigma: Annotated[Amount, within(0.0, 10.0)] = 0.1
     p: Probability = 1.0
@@ -129,18 +128,7 @@ class SaltAndPepper(Op):
     name = "salt_and_pepper"
     page = "noise"
     shows: ClassVar = {"amount": (0.01, 0.1)}
-    writes = (
-        Step(
-            SALT_AND_PEPPER,
-            "noise.salt_and_pepper",
-            "{2:.1%} hit",
-            (
-                Argument("amount", 2, high=1.0, meaning="probability of a pixel to be hit"),
-                Argument("salt", 3, 0.0, 1.0, 0.5, meaning="probability of white among them"),
-                _KEY,
-            ),
-        ),
-    )
+    writes = (Step(SALT_AND_PEPPER, "noise.salt_and_pepper", "{2:.1%} hit", _IMPULSES),)
     amount: Annotated[Amount, within(0.0, 1.0)] = 0.02
     salt: Probability = 0.5
     p: Probability = 1.0
