@@ -28,8 +28,6 @@ from kitae.augment.spec import MixSpec, make_op
 from kitae.errors import AugmentError
 
 Executor = Literal["auto", "cpu", "torch"]
-_IMAGES = "uint8 [N, C, H, W], NumPy or torch"
-_EXECUTOR = "`cpu`, `torch`, or `auto`, which takes torch for tensors that are not on the CPU"
 Fill = float | tuple[float, ...] | list[float] | None
 
 
@@ -87,7 +85,7 @@ def _numbers(
     return np.asarray(array)
 
 
-def _levels(fill: Fill, channels: int, name: str = "fill") -> list[float]:
+def _levels(fill: Fill, name: str = "fill") -> list[float]:
     """A fill as three levels; NaN stands for none."""
     if fill is None:
         return o.fills(None)
@@ -95,7 +93,7 @@ def _levels(fill: Fill, channels: int, name: str = "fill") -> list[float]:
         values = [float(v) for v in np.atleast_1d(np.asarray(fill))]
     except (TypeError, ValueError):  # a colour's name, or nested
         values = []
-    if len(values) not in (1, channels, 3) or not all(0 <= v <= 255 for v in values):
+    if len(values) not in (1, 3) or not all(0 <= v <= 255 for v in values):
         raise AugmentError(f"{name} must be a level or one per channel in [0, 255], or None, not {fill!r}")
     return (values * 3)[:3]
 
@@ -155,8 +153,8 @@ def _function(step: Step, takes: Sequence[o.Argument]) -> Callable[..., Any]:
             if argument.name == "key":
                 columns[argument.at], columns[argument.at + 1] = _key(value, count)
             else:
-                name, at, low, high, _, whole, _ = argument
-                columns[at] = _numbers(value, name, count, low, high, whole)
+                low, high = argument.low, argument.high
+                columns[argument.at] = _numbers(value, argument.name, count, low, high, argument.whole)
         return _run(images, step.code, [columns[at] for at in sorted(columns)], given.arguments["executor"])
 
     function.__name__ = function.__qualname__ = step.name
@@ -168,13 +166,15 @@ def _function(step: Step, takes: Sequence[o.Argument]) -> Callable[..., Any]:
 def _docstring(step: Step, takes: Sequence[o.Argument]) -> str:
     """What the op of a step does, and the arguments of the function."""
     about = next((op.__doc__ or "" for op in OPS.values() if op.writes[0] is step), "")
-    lines = [*inspect.cleandoc(about).partition("\n\n")[0].splitlines(), "", "Args:", f"    images: {_IMAGES}."]
+    lines = [*inspect.cleandoc(about).partition("\n\n")[0].splitlines(), "", "Args:"]
+    lines.append("    images: uint8 [N, C, H, W], NumPy or torch.")
     for argument in takes:
-        span = "0 to 2**64 - 1" if argument.name == "key" else f"{argument.low:g} to {argument.high:g}"
-        span = f"{argument.low:g} or more" if math.isinf(argument.high) and argument.name != "key" else span
+        end = "or more" if math.isinf(argument.high) else f"to {argument.high:g}"
+        span = "0 to 2**64 - 1" if argument.name == "key" else f"{argument.low:g} {end}"
         whole = "a whole number" if argument.whole else "a number"
         lines.append(f"    {argument.name}: {argument.meaning}: {whole}, {span}, or one per sample, [N].")
-    lines += [f"    executor: {_EXECUTOR}.", "", "Returns:", "    A new batch of the same kind, shape and type.", ""]
+    lines.append("    executor: `cpu`, `torch`, or `auto`, which takes torch for tensors that are not on the CPU.")
+    lines += ["", "Returns:", "    A new batch of the same kind, shape and type.", ""]
     return "\n".join([*lines, "Raises:", "    AugmentError: other images, or an argument that is outside its range."])
 
 
@@ -220,9 +220,8 @@ def crop(
     op.numbers(Site(c, h, w))
     t = _numbers(top, "top", n, 0, h + top_pad + bottom_pad - height, whole=True) - top_pad
     s = _numbers(left, "left", n, 0, w + left_pad + right_pad - width, whole=True) - left_pad
-    levels = _levels(0 if fill is None else fill, c)
-    numbers: list[ArrayLike] = [t, s, height, width, o.MODES.index(mode), *levels]
-    return _run(images, o.CROP, numbers, executor, (height, width))
+    levels = _levels(0 if fill is None else fill)
+    return _run(images, o.CROP, [t, s, height, width, o.MODES.index(mode), *levels], executor, (height, width))
 
 
 def resized_crop(
@@ -303,7 +302,7 @@ def affine(
         shear_x, shear_y: degrees, -89.9 to 89.9.
         interpolation, fill, center: as in `rotate`.
     """
-    n, c, h, w = _count(images)
+    n, _, h, w = _count(images)
     code = _warp(interpolation, o.AFFINE_NEAREST)
     if center is not None and not (np.shape(center) == (2,) and np.isfinite(center).all()):
         raise AugmentError(f"center must be (x, y), two finite numbers, not {center!r}")
@@ -316,7 +315,7 @@ def affine(
     for i in range(n):
         turn, x, y = math.radians(angle[i]), math.radians(sx[i]), math.radians(sy[i])
         write_affine(matrix[i], 0, turn, tx[i], ty[i], factor[i], x, y, cx, cy)
-    return _run(images, code, [*matrix.T, *_levels(fill, c)], executor)
+    return _run(images, code, [*matrix.T, *_levels(fill)], executor)
 
 
 def perspective_coefficients(startpoints: ArrayLike, endpoints: ArrayLike) -> NDArray[np.float64]:
@@ -337,13 +336,11 @@ def perspective_coefficients(startpoints: ArrayLike, endpoints: ArrayLike) -> ND
         start, end = np.broadcast_arrays(start, end)
     except ValueError:
         raise AugmentError(f"startpoints are of {len(start)} samples, endpoints of {len(end)}") from None
-    matrix = np.zeros((*end.shape[:-2], 8, 8))
-    for i in range(4):
-        x, y, u, v = end[..., i, 0], end[..., i, 1], start[..., i, 0], start[..., i, 1]
-        one = np.ones_like(x)
-        zero = np.zeros_like(x)
-        matrix[..., 2 * i, :] = np.stack([x, y, one, zero, zero, zero, -u * x, -u * y], -1)
-        matrix[..., 2 * i + 1, :] = np.stack([zero, zero, zero, x, y, one, -v * x, -v * y], -1)
+    x, y, u, v = end[..., 0], end[..., 1], start[..., 0], start[..., 1]
+    one, zero = np.ones_like(x), np.zeros_like(x)
+    across = np.stack([x, y, one, zero, zero, zero, -u * x, -u * y], -1)
+    down = np.stack([zero, zero, zero, x, y, one, -v * x, -v * y], -1)
+    matrix = np.stack([across, down], -2).reshape(*end.shape[:-2], 8, 8)
     try:
         solved = np.linalg.solve(matrix, start.reshape(*start.shape[:-2], 8, 1))
         return np.asarray(solved[..., 0], np.float64)
@@ -368,7 +365,7 @@ def perspective(
         coefficients: instead of them, those of the inverse, [8] or [N, 8]; see `perspective_coefficients`.
         interpolation, fill: as in `rotate`.
     """
-    n, c, _, _ = _count(images)
+    n = _count(images)[0]
     given = [value is not None for value in (startpoints, endpoints, coefficients)]
     if given not in ([True, True, False], [False, False, True]):
         raise AugmentError("perspective takes startpoints and endpoints, or coefficients")
@@ -382,7 +379,7 @@ def perspective(
     if not np.isfinite(table).all():
         raise AugmentError("coefficients must be finite")
     code = _warp(interpolation, o.PERSPECTIVE_NEAREST)
-    return _run(images, code, [*table.T, *_levels(fill, c)], executor)
+    return _run(images, code, [*table.T, *_levels(fill)], executor)
 
 
 def gaussian_blur(
@@ -422,7 +419,7 @@ def erase(
     if value is None:
         raise AugmentError("value must be a level or one per channel")
     window = _window(images, top, left, height, width, 0, "rectangle")
-    return _run(images, o.ERASE, [*window, *_levels(value, _count(images)[1], "value")], executor)
+    return _run(images, o.ERASE, [*window, *_levels(value, "value")], executor)
 
 
 def normalize(images: Any, mean: Any, std: Any, *, executor: Executor = "auto") -> Any:
