@@ -19,19 +19,16 @@ _HOMES = {
     "AugmentSpec": "spec",
     "MixSpec": "spec",
     "OPS": "ops",
-    "functional": "",
-    "tta": "",
 }
 
 __all__ = ["OPS", "Augment", "AugmentSpec", "CustomOp", "Draw", "MixSpec", "Op", "Program", "functional", "tta"]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = _HOMES[name]
-    module = importlib.import_module(f"{__name__}.{home or name}")
-    return getattr(module, name) if home else module
+    module = importlib.import_module(f"{__name__}.{_HOMES.get(name, name)}")
+    return getattr(module, name) if name in _HOMES else module
 
 
 def __dir__() -> list[str]:

@@ -20,10 +20,9 @@ from kitae.augment.twins.move import covered
 from kitae.augment.twins.numbers import Numbers, level
 
 
-def run_steps(images: Tensor, program: Program) -> tuple[Tensor, Tensor | None]:
+def run_steps(x: Tensor, program: Program) -> tuple[Tensor, Tensor | None]:
     """The uint8 images after a program, and the mask bool [N, 1, H, W] of what is erased after normalisation, if
     any."""
-    x = images
     device = x.device
     base: Tensor | None = None
     sums: Tensor | None = None

@@ -245,8 +245,7 @@ class Augment:
         from kitae.augment import batched
 
         given = batch if is_torch(batch) else torch.from_numpy(np.array(batch))
-        x = given.permute(0, 3, 1, 2) if self.layout == "nhwc" else given
-        x = x.contiguous()
+        x = (given.permute(0, 3, 1, 2) if self.layout == "nhwc" else given).contiguous()
         erased, mix = None, None
         # A program is whole, and needs nothing compiled.
         stages: Sequence[Any] = self._executors(pipeline) if isinstance(source, Keys) else [None]
@@ -327,8 +326,7 @@ class Collate:
         import torch
 
         self.augment = augment
-        self._epoch = torch.tensor([0], dtype=torch.int64)
-        self._epoch.share_memory_()  # type: ignore[no-untyped-call]
+        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
         self.epoch = epoch
 
     @property

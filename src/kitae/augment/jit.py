@@ -26,10 +26,8 @@ from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLoca
 from numba.core.ccallback import CFunc
 from numba.extending import _Intrinsic
 
-OPTIONS = {
-    "nogil": True,
-    "error_model": "numpy",
-}  # a float division by zero is IEEE, not an exception, so loops vectorise
+# A float division by zero is IEEE, not an exception, so loops vectorise.
+OPTIONS = {"nogil": True, "error_model": "numpy"}
 
 compiled = 0  # how many functions this process compiled
 _lock = threading.RLock()
@@ -80,9 +78,7 @@ def _linked(function: FunctionType) -> FunctionType:
     """The same function, its plain helpers replaced by compiled ones."""
     names = function.__code__.co_names
     inner = {n: _helper(function.__globals__[n]) for n in names if _plain(function.__globals__.get(n))}
-    out = FunctionType(function.__code__, {**function.__globals__, **inner}, function.__name__, function.__defaults__)
-    out.__qualname__, out.__module__, out.__kwdefaults__ = function.__qualname__, function.__module__, None
-    return out
+    return FunctionType(function.__code__, {**function.__globals__, **inner}, function.__name__, function.__defaults__)
 
 
 @functools.cache
