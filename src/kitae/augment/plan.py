@@ -211,11 +211,11 @@ def sample_key(seed: int, epoch: int, index: int, slot: int) -> list[np.uint64]:
     return [np.uint64(v) for v in (index & low, index >> 32, epoch, slot, seed & low, seed >> 32)]
 
 
-def plan_sample(pipeline: Pipeline, seed: int, epoch: int, index: int, step: int | None = None) -> Program:
+def plan_sample(pipeline: Pipeline, seed: int, epoch: int, index: int, step: int) -> Program:
     """The program of one sample, in plain Python: the reference of the compiled plan, bit for bit.
 
     Args:
-        step: keys the mixing of a whole batch; by default the index, as in a batch that starts with this sample.
+        step: the key of what is drawn once for the whole batch.
     """
     codes = np.zeros((1, pipeline.steps), np.int64)
     args = np.zeros((1, pipeline.steps, ARGS), np.float64)
@@ -226,6 +226,6 @@ def plan_sample(pipeline: Pipeline, seed: int, epoch: int, index: int, step: int
     mix = None
     if pipeline.mixing is not None:
         mix = np.zeros((1, MIX))
-        key = sample_key(seed, epoch, index if step is None or not pipeline.mixes_batch else step, keyed.SLOT_MIX)
+        key = sample_key(seed, epoch, step if pipeline.mixes_batch else index, keyed.SLOT_MIX)
         plan_mix(key, pipeline.mixing, mix[0], *pipeline.sizes[-1])
     return Program(codes, args, mix)

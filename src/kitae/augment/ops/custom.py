@@ -31,27 +31,26 @@ class Draw:
     def __init__(self, seed: int, epoch: int | NDArray[np.int64], index: NDArray[np.int64], first: int) -> None:
         self.seed, self.epoch, self.index, self._first = seed, epoch, index, first
 
-    def _slot(self, slot: int) -> int:
+    def _key(self, slot: int) -> tuple[int, int | NDArray[np.int64], NDArray[np.int64], int]:
         if not 0 <= slot < keyed.SLOTS_PER_OP:
             raise AugmentError(f"slot must be in [0, {keyed.SLOTS_PER_OP}), not {slot}")
-        return self._first + slot
+        return self.seed, self.epoch, self.index, self._first + slot
 
     def uniform(self, slot: int, low: float = 0.0, high: float = 1.0) -> NDArray[np.float64]:
         """float64 [N] in [low, high)."""
-        return low + (high - low) * keyed.uniform(self.seed, self.epoch, self.index, self._slot(slot))
+        return low + (high - low) * keyed.uniform(*self._key(slot))
 
     def integers(self, slot: int, low: int, high: int) -> NDArray[np.int64]:
         """int64 [N] in [low, high)."""
-        return low + keyed.integers(self.seed, self.epoch, self.index, self._slot(slot), high=high - low)
+        return low + keyed.integers(*self._key(slot), high=high - low)
 
     def normal(self, slot: int) -> NDArray[np.float64]:
         """float64 [N], standard normal."""
-        return keyed.normals(self.seed, self.epoch, self.index, self._slot(slot))[..., 0]
+        return keyed.normals(*self._key(slot))[..., 0]
 
     def seeds(self, slot: int) -> NDArray[np.int64]:
         """int64 [N] in [0, 2**63), to seed a generator with."""
-        keys = keyed.sort_keys(self.seed, self.epoch, self.index, self._slot(slot))
-        return (keys >> np.uint64(1)).astype(np.int64)
+        return (keyed.sort_keys(*self._key(slot)) >> np.uint64(1)).astype(np.int64)
 
 
 class CustomOp(Op):
