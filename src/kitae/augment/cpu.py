@@ -58,11 +58,6 @@ class _Crew:
                 self._asleep += 1
             self._inbox.get()
 
-    def _start(self, helpers: int) -> None:
-        while self._count < helpers:
-            threading.Thread(target=self._serve, name="kitae-augment", daemon=True).start()
-            self._count += 1
-
     def run(self, context: int, scratch: int, threads: int) -> None:
         """Do the work of a context in this thread and, if they come in time, in up to threads - 1 others."""
         if threads <= 1 or not self._busy.acquire(blocking=False):
@@ -70,7 +65,9 @@ class _Crew:
             return
         try:
             helpers = threads - 1
-            self._start(helpers)
+            while self._count < helpers:
+                threading.Thread(target=self._serve, name="kitae-augment", daemon=True).start()
+                self._count += 1
             if self._asleep:
                 with self._sleepers:
                     woken = min(self._asleep, helpers)

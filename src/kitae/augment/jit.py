@@ -40,11 +40,8 @@ def _plain(value: Any) -> TypeGuard[FunctionType]:
 
 def _names(code: CodeType) -> set[str]:
     """Every global that code names, in functions inside it too."""
-    found = set(code.co_names)
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            found |= _names(constant)
-    return found
+    inside = [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+    return set(code.co_names).union(*map(_names, inside))
 
 
 def _fingerprint(function: FunctionType, seen: set[FunctionType]) -> bytes:

@@ -130,9 +130,9 @@ class Step(NamedTuple):
 
     def lines(self, args: Sequence[float]) -> Lines:
         """The step in words: short lines."""
-        return (
-            self.words(args) if callable(self.words) else ((self.words or self.name.replace("_", " ")).format(*args),)
-        )
+        if callable(self.words):
+            return self.words(args)
+        return ((self.words or self.name.replace("_", " ")).format(*args),)
 
 
 @dataclass(frozen=True)

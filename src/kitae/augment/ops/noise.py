@@ -74,12 +74,12 @@ class GaussianBlur(Op):
     @field_validator("kernel_size")
     @classmethod
     def _odd(cls, value: Any) -> Any:
-        if any(k % 2 == 0 for k in (value if isinstance(value, tuple) else (value,))):
+        if any(k % 2 == 0 for k in pair(value)[:2]):
             raise ValueError(f"kernel_size must be odd, not {value}")
         return value
 
     def ranges(self, site: Site) -> Sequence[Range]:
-        kx, ky = self.kernel_size if isinstance(self.kernel_size, tuple) else (self.kernel_size, self.kernel_size)
+        kx, ky, _ = pair(self.kernel_size)
         if kx // 2 >= site.width or ky // 2 >= site.height:
             raise AugmentError(
                 f"gaussian_blur: a kernel of {kx} x {ky} needs an image larger than {site.width} x {site.height}"
