@@ -21,8 +21,7 @@ from kitae.augment.twins.numbers import Numbers, level
 
 
 def run_steps(x: Tensor, program: Program) -> tuple[Tensor, Tensor | None]:
-    """The uint8 images after a program, and the mask bool [N, 1, H, W] of what is erased after normalisation, if
-    any."""
+    """The uint8 images after a program, and what is erased after normalisation: bool [N, 1, H, W], or None."""
     device = x.device
     base: Tensor | None = None
     sums: Tensor | None = None

@@ -85,8 +85,7 @@ def _helper(function: FunctionType) -> Any:
 
 @functools.cache
 def cache_folder() -> Path | None:
-    """Where machine code is cached: NUMBA_CACHE_DIR, else beside this file, else the user's cache folder; None if none
-    can be written."""
+    """Where machine code is cached: NUMBA_CACHE_DIR or beside this file, else the user's cache; None if none works."""
     first = Path(os.environ.get("NUMBA_CACHE_DIR") or Path(__file__).with_name("__pycache__"))
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     for place in (first, home / "kitae" / "kernels"):

@@ -1,5 +1,4 @@
-"""Gaussian noise, salt and pepper: a random word for every pixel, from a hash of the sample's key and the pixel's
-place."""
+"""Gaussian noise, salt and pepper: a random word for every pixel, hashed from the sample's key and its place."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The driver: an outer loop over samples and an inner loop over steps. One call per thread and batch; `context` has
-all that it needs.
+"""The driver: a loop over samples, and in it over steps. One call per thread and batch; `context` has all it needs.
 
 For each sample (each pair, if images mix) it plans every op of the pipeline, runs the steps on two buffers that stay
 in the core's cache, and writes the result. Threads take blocks of samples from a shared atomic counter.

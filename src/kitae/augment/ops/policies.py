@@ -110,8 +110,7 @@ def table(policy: str) -> list[tuple[tuple[str, float, int | None], ...]]:
 
 
 def ramp(start: float, end: float, steps: int) -> NDArray[np.float64]:
-    """`steps` numbers from start to end in float32, from both ends inwards with fused multiply-add, as
-    torch.linspace."""
+    """torch.linspace(start, end, steps) in float32, to the bit: from both ends inwards with fused multiply-add."""
     a, b = np.float32(start), np.float32(end)
     if steps == 1:
         return np.array([a], np.float64)
