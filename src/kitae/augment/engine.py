@@ -96,12 +96,10 @@ class Augment:
         if mix is not None and not isinstance(mix, MixSpec):
             raise AugmentError(f"mix must be a mapping or a MixSpec, such as {{'mixup_alpha': 1.0}}, not {mix!r}")
         self.mix = mix
-        if num_classes is not None and num_classes < 1:
-            raise AugmentError(f"num_classes must be at least 1, not {num_classes}")
-        self.num_classes = num_classes
-        if threads is not None and threads < 1:
-            raise AugmentError(f"threads must be at least 1, not {threads}")
-        self.threads = threads
+        for name, count in (("num_classes", num_classes), ("threads", threads)):
+            if count is not None and count < 1:
+                raise AugmentError(f"{name} must be at least 1, not {count}")
+        self.num_classes, self.threads = num_classes, threads
         for name, value, valid in (
             ("executor", executor, ("auto", "cpu", "torch")),
             ("dtype", dtype, ("float32", "bfloat16")),

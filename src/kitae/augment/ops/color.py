@@ -122,12 +122,10 @@ class ColorJitter(Op):
         return 4
 
     def numbers(self, site: Site) -> list[float]:
+        ranges = [*map(span, (self.brightness, self.contrast, self.saturation)), span(self.hue, 0.0, -0.5)]
         out = [self.p]
-        for value in (self.brightness, self.contrast, self.saturation):
-            low, high, _ = span(value)
-            out += [not low == high == 1.0, low, high]
-        low, high, _ = span(self.hue, 0.0, -0.5)
-        out += [not low == high == 0.0, low, high]
+        for (low, high, _), neutral in zip(ranges, (1.0, 1.0, 1.0, 0.0), strict=True):
+            out += [not low == high == neutral, low, high]
         if site.channels == 1:  # a grey image has neither
             out[7] = out[10] = 0.0
         return out
