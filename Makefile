@@ -49,9 +49,9 @@ figures: setup
 	$(BIN)/python scripts/draw_design.py
 	$(BIN)/python scripts/doc_pictures.py
 	$(BIN)/python scripts/recipe_reference.py
+	$(BIN)/python scripts/op_reference.py
 	$(BIN)/python scripts/benchmark_pages.py
 	$(BIN)/python scripts/measured.py
-	$(BIN)/python -m kitae.augment.table docs/augmentation.md docs/ops.md
 	$(BIN)/python scripts/ledger.py studies/results --out docs/ledger.md
 
 bench: setup

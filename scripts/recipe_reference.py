@@ -17,10 +17,10 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from kitae.augment.table import limits
 from kitae.compression.spec import CompressSpec
 from kitae.experiments.study_spec import StudySpec
 from kitae.recipe import Recipe
+from op_reference import limits
 
 PAGE = Path(__file__).parents[1] / "docs" / "recipe.md"
 _HEAD = """\

@@ -18,7 +18,7 @@ import kitae
 from kitae.augment import functional, jit
 from kitae.augment.ops import OPS, STEPS
 from kitae.augment.ops.base import AUGMIX_BEGIN, AUGMIX_END, CHAIN_END, NOP
-from kitae.augment.table import details, rewrite, rows
+from op_reference import details, rewrite, rows
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -59,9 +59,9 @@ import numpy as np
 import contestants
 import kitae as kt
 from kitae.augment import functional
-from kitae.augment.table import rows
 from kitae.recipe import Recipe
 from kitae.reporting import gallery
+from op_reference import rows
 
 assert "| `threshold` | level: [10, 200], p: 0.5 | Levels below a threshold become 0 |" in rows()
 recipe = Recipe.load("fashion-mini").override("augment.train=[{threshold: {p: 1.0}}]")
@@ -93,7 +93,8 @@ def test_a_new_op_is_a_class_a_kernel_and_a_twin(tmp_path: Path) -> None:
             file.write(text)
     works = (ROOT / "benchmarks" / "contestants.py").read_text()
     (tmp_path / "contestants.py").write_text(works.replace("WORKS = [\n", WORK))
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "NUMBA_CACHE_DIR": str(jit.cache_folder())}
+    path = f"{tmp_path}{os.pathsep}{ROOT / 'scripts'}"
+    environment = {**os.environ, "PYTHONPATH": path, "NUMBA_CACHE_DIR": str(jit.cache_folder())}
     run = subprocess.run([sys.executable, "-c", CHECK], env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
 
@@ -101,7 +102,7 @@ def test_a_new_op_is_a_class_a_kernel_and_a_twin(tmp_path: Path) -> None:
 def test_the_table_in_the_docs_is_up_to_date() -> None:
     for name, content in (("augmentation", rows()), ("ops", details())):
         page = (DOCS / f"{name}.md").read_text()
-        assert rewrite(page, content) == page, "python -m kitae.augment.table docs/augmentation.md docs/ops.md"
+        assert rewrite(page, content) == page, "python scripts/op_reference.py"
 
 
 @pytest.mark.parametrize("step", STEPS.values(), ids=lambda step: step.name)

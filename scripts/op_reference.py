@@ -1,13 +1,12 @@
-"""The ops in the docs, generated from the classes.
+"""Write the ops into the docs, from the classes: the table in docs/augmentation.md, all parameters in docs/ops.md.
 
-python -m kitae.augment.table docs/augmentation.md docs/ops.md    # rewrite the table, and the page of all parameters
+python scripts/op_reference.py
 """
 
 from __future__ import annotations
 
 import inspect
 import re
-import sys
 import typing
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from pydantic.fields import FieldInfo
 
 from kitae.augment.ops import OPS, Op
 
+DOCS = Path(__file__).parents[1] / "docs"
 BEGIN, END = "<!-- ops: begin -->\n", "<!-- ops: end -->\n"
 
 
@@ -75,5 +75,5 @@ def rewrite(text: str, content: str) -> str:
 
 
 if __name__ == "__main__":
-    for page, content in zip(map(Path, sys.argv[1:]), (rows(), details()), strict=True):
-        page.write_text(rewrite(page.read_text(), content))
+    for page, content in ((DOCS / "augmentation.md", rows()), (DOCS / "ops.md", details())):
+        page.write_text(rewrite(page.read_text(encoding="utf-8"), content), encoding="utf-8")
