@@ -7,13 +7,13 @@ import gc
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,19 +48,41 @@ def leftovers(cache: Path) -> list[Path]:
     return list((cache / "stores").glob(".*"))
 
 
+@pytest.fixture
+def pets(make_folder: Maker) -> Path:
+    """12 small images of two classes."""
+    return make_folder("cats", "dogs")
+
+
+def of(folder: Path, **fields: Any) -> DataSpec:
+    return DataSpec(source=f"folder:{folder}", **fields)
+
+
+def in_parquet(folder: Path, *images: np.ndarray, **fields: Any) -> DataSpec:
+    """Images with the labels 0, 1, 0, ... in one file, which is written anew each time."""
+    table = {"image": [encode(image) for image in images], "label": [number % 2 for number in range(len(images))]}
+    pq.write_table(pa.table(table), folder / "x.parquet")
+    return DataSpec(source=f"parquet:{folder / 'x.parquet'}", **fields)
+
+
+def whole(spec: DataSpec) -> Pictures:
+    images = open_store(spec).images
+    assert isinstance(images, Pictures)
+    return images
+
+
 # What is in it
 
 
-def test_a_folder_becomes_a_store(make_folder: Maker, cache: Path) -> None:
-    root = make_folder("cats", "dogs")
+def test_a_folder_becomes_a_store(pets: Path, cache: Path) -> None:
     seen: list[tuple[int, int]] = []
-    store = open_store(DataSpec(source=f"folder:{root}"), lambda done, total: seen.append((done, total)))
+    store = open_store(of(pets), lambda done, total: seen.append((done, total)))
     assert isinstance(store.images, np.memmap)
     assert store.images.shape == (12, 3, 16, 16)
     assert store.images.dtype == np.uint8
     assert not store.images.flags.writeable
     for row, name in enumerate(store.names):
-        assert (store.images[row] == decode(root / name, store.rules)).all()
+        assert (store.images[row] == decode(pets / name, store.rules)).all()
     assert store.labels.tolist() == [0] * 6 + [1] * 6
     assert store.labels.dtype == np.int64
     assert store.classes == ("cats", "dogs")
@@ -73,12 +95,11 @@ def test_a_folder_becomes_a_store(make_folder: Maker, cache: Path) -> None:
     assert leftovers(cache) == []
 
 
-def test_equal_images_are_known(make_folder: Maker) -> None:
-    root = make_folder("cats", "dogs")
-    shutil.copy(root / "cats" / "003.png", root / "dogs" / "x.png")
-    Image.open(root / "cats" / "003.png").save(root / "dogs" / "y.bmp")
-    (root / "cats" / "000.png").write_bytes(b"broken")
-    store = open_store(DataSpec(source=f"folder:{root}", on_corrupt="skip"))
+def test_equal_images_are_known(pets: Path) -> None:
+    shutil.copy(pets / "cats" / "003.png", pets / "dogs" / "x.png")
+    Image.open(pets / "cats" / "003.png").save(pets / "dogs" / "y.bmp")
+    (pets / "cats" / "000.png").write_bytes(b"broken")
+    store = open_store(of(pets, on_corrupt="skip"))
     names = list(store.names)
     same = [row for row, name in enumerate(names) if name in ("cats/003.png", "dogs/x.png", "dogs/y.bmp")]
     expected = [same[0] if row in same else row for row in range(len(names))]
@@ -86,14 +107,12 @@ def test_equal_images_are_known(make_folder: Maker) -> None:
     assert store.hashes.shape == (13, 16)
 
 
-def test_a_link_to_nothing_is_an_image_that_cannot_be_read(make_folder: Maker) -> None:
-    root = make_folder("cats", "dogs")
-    spec = DataSpec(source=f"folder:{root}", on_corrupt="skip")
-    before = open_store(spec)
-    (root / "cats" / "gone.png").symlink_to(root / "nowhere.png")
+def test_a_link_to_nothing_is_an_image_that_cannot_be_read(pets: Path) -> None:
+    before = open_store(of(pets, on_corrupt="skip"))
+    (pets / "cats" / "gone.png").symlink_to(pets / "nowhere.png")
     with pytest.raises(DataError, match=r"cats/gone\.png: .*on_corrupt=skip"):
-        open_store(spec.model_copy(update={"on_corrupt": "error"}))
-    store = open_store(spec)
+        open_store(of(pets))
+    store = open_store(of(pets, on_corrupt="skip"))
     assert [name for name, _ in store.skipped] == ["cats/gone.png"]
     assert list(store.names) == list(before.names)
     assert store.path != before.path
@@ -107,19 +126,17 @@ def test_names_that_are_empty_become_rows(tmp_path: Path) -> None:
     assert list(store.names) == [f"x.parquet:{row}" for row in range(4)]
 
 
-def test_it_is_built_once(make_folder: Maker, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = DataSpec(source=f"folder:{make_folder('cats', 'dogs')}")
-    first = open_store(spec)
+def test_it_is_built_once(pets: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = open_store(of(pets))
     monkeypatch.setattr(store_module, "build", None)
-    second = open_store(spec)
+    second = open_store(of(pets))
     assert second.fingerprint == first.fingerprint
     assert (second.images == first.images).all()
     assert list(second.names) == list(first.names)
 
 
 def test_groups_splits_and_keys_are_kept(make_folder: Maker) -> None:
-    root = make_folder("train/a/group=x", "train/b", "val/a", "test/b")
-    spec = DataSpec(source=f"folder:{root}")
+    spec = of(make_folder("train/a/group=x", "train/b", "val/a", "test/b"))
     source, store = open_source(spec), open_store(spec, rules=PreprocessRules(8, 1))
     assert store.groups is not None
     assert store.groups.tolist() == source.table.groups.tolist()  # type: ignore[union-attr]
@@ -140,7 +157,7 @@ def test_photos_of_all_kinds(tmp_path: Path) -> None:
     }
     for name, image in extra.items():
         image.save(root / "class 0" / name)
-    store = open_store(DataSpec(source=f"folder:{root}", image_size=24))
+    store = open_store(of(root, image_size=24))
     assert store.images.shape == (36 + len(extra), 3, 24, 24)
     for row, name in enumerate(store.names):
         assert (store.images[row] == decode(root / name, store.rules)).all()
@@ -151,28 +168,24 @@ def test_photos_of_all_kinds(tmp_path: Path) -> None:
 
 def test_grey_sources_get_one_channel_and_mixed_ones_three(tmp_path: Path) -> None:
     assert open_store(DataSpec()).images.shape == (7000, 1, 28, 28)
-    grey, colour = picture(0, 0)[..., 0], picture(0, 0)
-    for name, images in (("grey", [grey] * 4), ("mixed", [grey, grey, grey, colour])):
-        table = {"image": [encode(np.ascontiguousarray(image)) for image in images], "label": [0, 1, 0, 1]}
-        pq.write_table(pa.table(table), tmp_path / f"{name}.parquet")
-    assert open_store(DataSpec(source=f"parquet:{tmp_path}/grey.parquet")).rules.channels == 1
-    assert open_store(DataSpec(source=f"parquet:{tmp_path}/mixed.parquet")).rules.channels == 3
-    assert open_store(DataSpec(source=f"parquet:{tmp_path}/mixed.parquet", channels=1)).rules.channels == 1
-    assert open_store(DataSpec(source=f"parquet:{tmp_path}/grey.parquet", channels=3)).rules.channels == 3
+    grey, colour = np.ascontiguousarray(picture(0, 0)[..., 0]), picture(0, 0)
+    for images, given, found in (
+        ([grey] * 4, None, 1), ([grey, grey, grey, colour], None, 3),
+        ([grey, grey, grey, colour], 1, 1), ([grey] * 4, 3, 3),
+    ):  # fmt: skip
+        assert open_store(in_parquet(tmp_path, *images, channels=given)).rules.channels == found
 
 
 def test_mixed_sizes_ask_for_a_size(tmp_path: Path) -> None:
     root = write_folder(tmp_path / "photos")
     with pytest.raises(DataError, match=r"64 x 48 \(class 0/0\.jpg\) and 48 x 64 .*: set data\.image_size"):
-        open_store(DataSpec(source=f"folder:{root}"))
+        open_store(of(root))
     for resize in ("crop", "squash", "pad"):
-        assert open_store(DataSpec(source=f"folder:{root}", image_size=20, resize=resize)).rules.resize == resize
+        assert open_store(of(root, image_size=20, resize=resize)).rules.resize == resize
 
 
 def test_a_common_size_that_is_not_square_is_the_network_s(tmp_path: Path) -> None:
-    table = {"image": [encode(picture(i, 0, (20, 30))) for i in range(2)], "label": [0, 1]}
-    pq.write_table(pa.table(table), tmp_path / "x.parquet")
-    store = open_store(DataSpec(source=f"parquet:{tmp_path}/x.parquet"))
+    store = open_store(in_parquet(tmp_path, picture(0, 0, (20, 30)), picture(1, 0, (20, 30))))
     assert store.rules.size == (20, 30)
     assert isinstance(store.images, np.ndarray)
     assert (store.images[1] == picture(1, 0, (20, 30)).transpose(2, 0, 1)).all()
@@ -203,10 +216,8 @@ def large_folder(root: Path) -> Path:
 
 def test_whole_pictures_are_kept(tmp_path: Path) -> None:
     root = large_folder(tmp_path / "photos")
-    store = open_store(DataSpec(source=f"folder:{root}", image_size=32))
+    store, pictures = open_store(of(root, image_size=32)), whole(of(root, image_size=32))
     assert store.rules == PreprocessRules(32, 3, store_size=72)
-    pictures = store.images
-    assert isinstance(pictures, Pictures)
     assert pictures.shape == (12, 3, 32, 32)
     assert pictures[:].dtype == np.uint8
     sizes = dict(zip(store.names, zip(pictures.heights.tolist(), pictures.widths.tolist(), strict=True), strict=True))
@@ -215,28 +226,26 @@ def test_whole_pictures_are_kept(tmp_path: Path) -> None:
     assert sizes["class 0/2.jpg"] == (40, 30)  # never enlarged
     assert sizes["class 1/3.jpg"] == (72, 72)
     for row, name in enumerate(store.names):
-        whole, _ = picture_of(root / name, store.rules)
-        assert (pictures.whole(row) == whole).all()
+        pixels, _ = picture_of(root / name, store.rules)
+        assert (pictures.whole(row) == pixels).all()
         assert (pictures[row] == decode(root / name, store.rules)).all()
-        assert (pictures.sums[row] == [whole.sum((1, 2)), np.square(whole, dtype=np.int64).sum((1, 2))]).all()
+        assert (pictures.sums[row] == [pixels.sum((1, 2)), np.square(pixels, dtype=np.int64).sum((1, 2))]).all()
     assert (pictures[[3, 0]] == np.stack([pictures[3], pictures[0]])).all()
     assert (pictures[2:4] == pictures[np.array([2, 3])]).all()
     assert pictures[np.zeros(0, np.int64)].shape == (0, 3, 32, 32)
     assert pictures.nbytes == sum(3 * height * width for height, width in sizes.values())
-    assert open_store(DataSpec(source=f"folder:{root}", image_size=32)).path == store.path
+    assert open_store(of(root, image_size=32)).path == store.path
 
 
 def test_the_size_of_whole_pictures_can_be_given(tmp_path: Path) -> None:
     root = large_folder(tmp_path / "photos")
-    spec = DataSpec(source=f"folder:{root}", image_size=32, store_size=40)
-    store = open_store(spec)
-    assert isinstance(store.images, Pictures)
-    assert min(store.images.heights[0], store.images.widths[0]) == 40
-    wide = open_store(spec.model_copy(update={"image_size": (32, 64), "store_size": 32}))
-    assert wide.rules == PreprocessRules((32, 64), 3, store_size=32)
-    assert isinstance(wide.images, Pictures)
-    assert wide.images.shape[1:] == (3, 32, 64)
-    assert (wide.images.heights[0], wide.images.widths[0]) == (36, 64)
+    pictures = whole(of(root, image_size=32, store_size=40))
+    assert min(pictures.heights[0], pictures.widths[0]) == 40
+    spec = of(root, image_size=(32, 64), store_size=32)
+    assert open_store(spec).rules == PreprocessRules((32, 64), 3, store_size=32)
+    wide = whole(spec)
+    assert wide.shape[1:] == (3, 32, 64)
+    assert (wide.heights[0], wide.widths[0]) == (36, 64)
     with pytest.raises(ValueError, match="store_size: must be at least image_size"):
         DataSpec(image_size=32, store_size=31)
 
@@ -246,30 +255,27 @@ def test_pictures_of_the_network_s_size_are_kept_whole_for_a_crop(tmp_path: Path
     for label in ("a", "b"):
         (root / label).mkdir(parents=True)
         Image.fromarray(picture("ab".index(label), 0, (96, 96), 2)).save(root / label / "0.png")
-    store = open_store(DataSpec(source=f"folder:{root}", image_size=96, crop_pct=0.875))
-    assert isinstance(store.images, Pictures)
-    assert store.images.whole(0).shape == (3, 96, 96)
+    spec = of(root, image_size=96, crop_pct=0.875)
+    assert whole(spec).whole(0).shape == (3, 96, 96)
+    store = open_store(spec)
     assert (store.images[0] == decode(root / store.names[0], PreprocessRules(96, 3, crop_pct=0.875))).all()
-    assert store.path != open_store(DataSpec(source=f"folder:{root}", image_size=96)).path
+    assert store.path != open_store(of(root, image_size=96)).path
     with pytest.raises(ValueError, match="crop_pct: must be 1"):
         DataSpec(crop_pct=0.9, resize="pad")
 
 
 def test_tiny_pictures_and_those_of_the_network_s_size_are_one_array(tmp_path: Path) -> None:
-    def store_of(*sizes: tuple[int, int], **fields: Any) -> Store:
-        table = {"image": [encode(picture(0, i, size)) for i, size in enumerate(sizes)], "label": [0, 1] * len(sizes)}
-        table["label"] = table["label"][: len(sizes)]
-        pq.write_table(pa.table(table), tmp_path / "x.parquet")
-        return open_store(DataSpec(source=f"parquet:{tmp_path}/x.parquet", **fields))
+    def of_sizes(*sizes: tuple[int, int], image_size: int | None) -> DataSpec:
+        images = (picture(0, number, size) for number, size in enumerate(sizes))
+        return in_parquet(tmp_path, *images, image_size=image_size)
 
-    assert isinstance(store_of((80, 80), (80, 80), image_size=80).images, np.ndarray)
-    assert isinstance(store_of((80, 96), (80, 96)).images, np.ndarray)
-    assert isinstance(store_of((64, 40), (20, 64), image_size=32).images, np.ndarray)
-    assert isinstance(store_of((64, 40), (80, 80), image_size=80).images, np.ndarray)
+    for one, other, image_size in (
+        ((80, 80), (80, 80), 80), ((80, 96), (80, 96), None), ((64, 40), (20, 64), 32), ((64, 40), (80, 80), 80),
+    ):  # fmt: skip
+        assert isinstance(open_store(of_sizes(one, other, image_size=image_size)).images, np.ndarray)
     # One larger picture, the last one: whole pictures for all.
-    store = store_of(*[(32, 32)] * 300, (65, 32), image_size=32)
-    assert isinstance(store.images, Pictures)
-    assert (store.images[0] == picture(0, 0, (32, 32)).transpose(2, 0, 1)).all()
+    pictures = whole(of_sizes(*[(32, 32)] * 300, (65, 32), image_size=32))
+    assert (pictures[0] == picture(0, 0, (32, 32)).transpose(2, 0, 1)).all()
 
 
 def test_of_tiny_colour_pictures_few_headers_are_read(
@@ -290,7 +296,7 @@ def test_of_tiny_colour_pictures_few_headers_are_read(
 
 
 def test_fixed_rules_leave_nothing_to_find_out(tmp_path: Path) -> None:
-    spec = DataSpec(source=f"folder:{large_folder(tmp_path / 'photos')}", image_size=32)
+    spec = of(large_folder(tmp_path / "photos"), image_size=32)
     old = open_store(spec, rules=PreprocessRules(32, 3))
     assert isinstance(old.images, np.ndarray)
     assert old.rules.version == 1
@@ -301,17 +307,14 @@ def test_fixed_rules_leave_nothing_to_find_out(tmp_path: Path) -> None:
 
 def test_equal_pictures_of_one_size_only_are_equal(tmp_path: Path) -> None:
     flat = [np.full(size, 9, np.uint8) for size in ((70, 80), (80, 70), (70, 80))]
-    pq.write_table(pa.table({"image": [encode(image) for image in flat], "label": [0, 1, 0]}), tmp_path / "x.parquet")
-    store = open_store(DataSpec(source=f"parquet:{tmp_path}/x.parquet", image_size=32))
-    assert store.twins.tolist() == [0, 1, 0]
+    assert open_store(in_parquet(tmp_path, *flat, image_size=32)).twins.tolist() == [0, 1, 0]
 
 
 def test_statistics_are_those_of_all_pixels(tmp_path: Path) -> None:
-    store = open_store(DataSpec(source=f"folder:{large_folder(tmp_path / 'photos')}", image_size=32))
-    assert isinstance(store.images, Pictures)
-    rows = np.array([1, 4, 5, 7])
-    mean, std = ImageSet(store.images, rows, store.labels, store.classes).statistics()
-    pixels = np.concatenate([store.images.whole(row).reshape(3, -1) for row in rows], axis=1) / 255
+    spec = of(large_folder(tmp_path / "photos"), image_size=32)
+    store, pictures, rows = open_store(spec), whole(spec), np.array([1, 4, 5, 7])
+    mean, std = ImageSet(pictures, rows, store.labels, store.classes).statistics()
+    pixels = np.concatenate([pictures.whole(row).reshape(3, -1) for row in rows], axis=1) / 255
     assert np.allclose(mean, pixels.mean(1))
     assert np.allclose(std, pixels.std(1))
 
@@ -325,22 +328,20 @@ def laplacian_energy(images: np.ndarray) -> float:
 def test_what_an_evaluation_sees_is_as_sharp_as_from_the_files() -> None:
     rows = np.arange(0, 600, 6)
     for size in (40, 56, 64):
-        store = open_store(DataSpec(source="photos-mini", image_size=size))
-        assert isinstance(store.images, Pictures)
-        assert min(store.images.heights.min(), store.images.widths.min()) < 160  # reduced
+        pictures = whole(DataSpec(source="photos-mini", image_size=size))
+        assert min(pictures.heights.min(), pictures.widths.min()) < 160  # reduced
         at_once = open_store(DataSpec(source="photos-mini"), rules=PreprocessRules(size, 3))
-        ratio = laplacian_energy(store.images[rows]) / laplacian_energy(np.array(at_once.images[rows]))
+        ratio = laplacian_energy(pictures[rows]) / laplacian_energy(np.array(at_once.images[rows]))
         assert 0.9 < ratio < 1.1
 
 
 def test_broken_pictures_are_named_or_left_out_as_ever(tmp_path: Path, cache: Path) -> None:
     root = large_folder(tmp_path / "photos")
     (root / "class 0" / "z.jpg").write_bytes((root / "class 0" / "0.jpg").read_bytes()[:-300])
-    spec = DataSpec(source=f"folder:{root}", image_size=32)
     with pytest.raises(DataError, match=r"class 0/z\.jpg: cannot be decoded"):
-        open_store(spec)
+        open_store(of(root, image_size=32))
     assert stores(cache) == leftovers(cache) == []
-    store = open_store(spec.model_copy(update={"on_corrupt": "skip"}))
+    store = open_store(of(root, image_size=32, on_corrupt="skip"))
     assert [name for name, _ in store.skipped] == ["class 0/z.jpg"]
     assert len(store.images) == len(store) == 12
 
@@ -375,12 +376,11 @@ def test_memory_for_decoding_is_asked_for_before_it_is_taken(tmp_path: Path, mon
         return taken(self, size)
 
     monkeypatch.setattr(build_module._Memory, "reserved", spied)
-    large = Image.new("RGB", (1000, 800))
     for number, options in enumerate(({}, {"progressive": True}, {"format": "PNG"})):
         (tmp_path / "photos" / f"{number}").mkdir(parents=True)
-        large.save(tmp_path / "photos" / f"{number}" / "large", **{"format": "JPEG", **options})
-        (tmp_path / "photos" / f"{number}" / "large").rename(tmp_path / "photos" / f"{number}" / "large.jpg")
-    open_store(DataSpec(source=f"folder:{tmp_path / 'photos'}", image_size=64))
+        file = tmp_path / "photos" / f"{number}" / "large.jpg"
+        Image.new("RGB", (1000, 800)).save(file, **{"format": "JPEG", **options})
+    open_store(of(tmp_path / "photos", image_size=64))
     # JPEG is read at half its size, progressive JPEG needs all coefficients besides.
     assert sorted(asked) == [12 * 500 * 400, 12 * 500 * 400 + 6 * 1000 * 800, 12 * 1000 * 800]
 
@@ -403,25 +403,25 @@ def deep_folder(root: Path, *highest: int) -> Path:
 )
 def test_all_images_of_a_set_have_one_depth(tmp_path: Path, highest: tuple[int, ...], depth: int) -> None:
     root = deep_folder(tmp_path / "deep", *highest)
-    store = open_store(DataSpec(source=f"folder:{root}"))
+    store = open_store(of(root))
     assert store.rules.depth == depth
     by_name = dict(zip(store.names, store.images, strict=True))
     for number, level in enumerate(highest):
         assert by_name[f"class {number % 2}/{number}.png"].max() == level >> depth - 8
-    assert open_store(DataSpec(source=f"folder:{root}")).path == store.path
+    assert open_store(of(root)).path == store.path
     assert PreprocessRules.from_dict(store.rules.to_dict()) == store.rules
 
 
 def test_a_given_depth_is_taken(tmp_path: Path, cache: Path) -> None:
     root = deep_folder(tmp_path / "deep", 4000, 100)
-    assert open_store(DataSpec(source=f"folder:{root}", depth=16)).images.max() == 4000 >> 8
-    assert open_store(DataSpec(source=f"folder:{root}", depth=8)).images.max() == 255
-    assert open_store(DataSpec(source=f"folder:{root}")).rules.depth == 12
+    assert open_store(of(root, depth=16)).images.max() == 4000 >> 8
+    assert open_store(of(root, depth=8)).images.max() == 255
+    assert open_store(of(root)).rules.depth == 12
     assert len(stores(cache)) == 3
 
 
-def test_images_of_8_bits_have_the_rules_and_fingerprint_they_always_had(make_folder: Maker) -> None:
-    store = open_store(DataSpec(source=f"folder:{make_folder('cats', 'dogs')}"))
+def test_images_of_8_bits_have_the_rules_and_fingerprint_they_always_had(pets: Path) -> None:
+    store = open_store(of(pets))
     assert store.rules.to_dict() == {"image_size": 16, "channels": 3, "resize": "crop", "version": 1}
     assert store.fingerprint == "3883ac872f8d0d163b68899d90194876"
     assert "depth" not in DataSpec().model_dump(mode="json")
@@ -430,36 +430,31 @@ def test_images_of_8_bits_have_the_rules_and_fingerprint_they_always_had(make_fo
 # What it depends on
 
 
-def test_a_changed_file_or_rule_makes_a_new_store(make_folder: Maker, cache: Path) -> None:
-    root = make_folder("cats", "dogs")
-    spec = DataSpec(source=f"folder:{root}")
-    first = open_store(spec)
-    assert open_store(spec.model_copy(update={"image_size": 8})).images.shape == (12, 3, 8, 8)
-    Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(root / "cats" / "000.png")
-    second = open_store(spec)
+def test_a_changed_file_or_rule_makes_a_new_store(pets: Path, cache: Path) -> None:
+    first = open_store(of(pets))
+    assert open_store(of(pets, image_size=8)).images.shape == (12, 3, 8, 8)
+    Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(pets / "cats" / "000.png")
+    second = open_store(of(pets))
     assert second.images[0].max() == 0
     assert first.fingerprint != second.fingerprint
     assert len(stores(cache)) == 3
 
 
-def test_the_fingerprint_is_of_the_content(make_folder: Maker, tmp_path: Path) -> None:
+def test_the_fingerprint_is_of_the_content(pets: Path, tmp_path: Path) -> None:
     """The same data elsewhere, or touched, is the same data; another label is not."""
-    root = make_folder("cats", "dogs")
-    first = open_store(DataSpec(source=f"folder:{root}"))
-    shutil.copytree(root, tmp_path / "copy")
-    copy = open_store(DataSpec(source=f"folder:{tmp_path / 'copy'}"))
+    first = open_store(of(pets))
+    there = shutil.copytree(pets, tmp_path / "copy")
+    copy = open_store(of(there))
     assert copy.path != first.path
     assert copy.fingerprint == first.fingerprint
-    (tmp_path / "copy" / "cats" / "000.png").rename(tmp_path / "copy" / "dogs" / "moved.png")
-    assert open_store(DataSpec(source=f"folder:{tmp_path / 'copy'}")).fingerprint != first.fingerprint
-    smaller = open_store(DataSpec(source=f"folder:{root}", image_size=8))
-    assert smaller.fingerprint != first.fingerprint
+    (there / "cats" / "000.png").rename(there / "dogs" / "moved.png")
+    assert open_store(of(there)).fingerprint != first.fingerprint
+    assert open_store(of(pets, image_size=8)).fingerprint != first.fingerprint
 
 
 def test_threads_do_not_change_it(make_folder: Maker, tmp_path: Path) -> None:
-    source = f"folder:{make_folder('a', 'b', count=50)}"
-    one = open_store(DataSpec(source=source, image_size=8, cache=str(tmp_path / "one")), threads=1)
-    four = open_store(DataSpec(source=source, image_size=8, cache=str(tmp_path / "four")), threads=4)
+    root = make_folder("a", "b", count=50)
+    one, four = (open_store(of(root, image_size=8, cache=str(tmp_path / f"{n}")), threads=n) for n in (1, 4))
     assert one.path != four.path
     assert one.fingerprint == four.fingerprint
 
@@ -479,31 +474,20 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 # Broken images
 
 
-@pytest.fixture
-def with_broken(make_folder: Maker) -> Path:
-    root = make_folder("cats", "dogs")
-    (root / "cats" / "002.png").write_bytes(b"this is no image")
-    (root / "dogs" / "004.jpg").write_bytes(encode(picture(0, 0, (16, 16)), "JPEG")[:-60])
-    return root
-
-
-def test_a_broken_image_is_named(with_broken: Path, cache: Path) -> None:
-    with pytest.raises(DataError, match=r"cats/002\.png: not an image.*\(data.on_corrupt=skip leaves"):
-        open_store(DataSpec(source=f"folder:{with_broken}", image_size=16))
-    assert stores(cache) == []
-    assert leftovers(cache) == []
-
-
-def test_broken_images_are_left_out_when_asked(with_broken: Path, cache: Path) -> None:
-    spec = DataSpec(source=f"folder:{with_broken}", on_corrupt="skip")  # the size is found out from the others
+def test_broken_images_are_named_or_left_out_when_asked(pets: Path, cache: Path) -> None:
+    (pets / "cats" / "002.png").write_bytes(b"this is no image")
+    (pets / "dogs" / "004.jpg").write_bytes(encode(picture(0, 0, (16, 16)), "JPEG")[:-60])
+    with pytest.raises(DataError, match=r"cats/002\.png: not an image.*data.on_corrupt=skip"):
+        open_store(of(pets, image_size=16))
+    assert stores(cache) == leftovers(cache) == []
     for _ in range(2):
-        store = open_store(spec)
+        store = open_store(of(pets, on_corrupt="skip"))  # the size is found out from the others
         assert [name for name, _ in store.skipped] == ["cats/002.png", "dogs/004.jpg"]
         assert "truncated" in store.skipped[1][1]
         assert len(store.images) == len(store.labels) == len(store.names) == len(store.keys) == 11
         assert "cats/002.png" not in list(store.names)
         assert store.labels.tolist() == [0] * 5 + [1] * 6
-        assert (store.images[2] == decode(with_broken / store.names[2], store.rules)).all()
+        assert (store.images[2] == decode(pets / store.names[2], store.rules)).all()
     assert len(stores(cache)) == 1
 
 
@@ -512,38 +496,34 @@ def test_only_broken_images(tmp_path: Path) -> None:
         (tmp_path / "photos" / label).mkdir(parents=True)
         (tmp_path / "photos" / label / "1.png").write_bytes(b"nothing")
     with pytest.raises(DataError, match="none of its 2 images can be read"):
-        open_store(DataSpec(source=f"folder:{tmp_path}/photos", on_corrupt="skip"))
+        open_store(of(tmp_path / "photos", on_corrupt="skip"))
     with pytest.raises(DataError, match=r"none of its 2 images can be read; the first: a/1\.png: not an image"):
-        open_store(DataSpec(source=f"folder:{tmp_path}/photos", on_corrupt="skip", image_size=8))
+        open_store(of(tmp_path / "photos", on_corrupt="skip", image_size=8))
 
 
-def test_files_that_change_while_they_are_read(make_folder: Maker, cache: Path) -> None:
-    root = make_folder("cats", "dogs")
-
+def test_files_that_change_while_they_are_read(pets: Path, cache: Path) -> None:
     def disturb(done: int, total: int) -> None:
-        os.utime(root / "cats" / "000.png", ns=(0, time.time_ns()))
+        os.utime(pets / "cats" / "000.png", ns=(0, time.time_ns()))
 
-    with pytest.raises(DataError, match="files changed while they were read; try again"):
-        open_store(DataSpec(source=f"folder:{root}"), disturb)
-    assert stores(cache) == []
-    assert leftovers(cache) == []
+    with pytest.raises(DataError, match="files changed while they were read"):
+        open_store(of(pets), disturb)
+    assert stores(cache) == leftovers(cache) == []
 
 
-def test_an_exception_of_the_caller_leaves_nothing(make_folder: Maker, cache: Path) -> None:
+def test_an_exception_of_the_caller_leaves_nothing(pets: Path, cache: Path) -> None:
     def interrupt(done: int, total: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        open_store(DataSpec(source=f"folder:{make_folder('cats', 'dogs')}"), interrupt)
-    assert stores(cache) == []
-    assert leftovers(cache) == []
+        open_store(of(pets), interrupt)
+    assert stores(cache) == leftovers(cache) == []
 
 
 # A store that cannot be trusted
 
 
 @pytest.mark.parametrize(
-    ("whole", "file", "size"),
+    ("large", "file", "size"),
     [
         (False, "images.u8", 1000), (False, "labels.i64", 8), (False, "names.utf8", None),
         (False, "manifest.json", None), (False, "manifest.json", 20),
@@ -551,10 +531,9 @@ def test_an_exception_of_the_caller_leaves_nothing(make_folder: Maker, cache: Pa
     ],
 )  # fmt: skip
 def test_a_damaged_store_is_built_anew(
-    make_folder: Maker, tmp_path: Path, cache: Path, whole: bool, file: str, size: int | None
+    pets: Path, tmp_path: Path, cache: Path, large: bool, file: str, size: int | None
 ) -> None:
-    folder = large_folder(tmp_path / "large") if whole else make_folder("cats", "dogs")
-    spec = DataSpec(source=f"folder:{folder}", image_size=32 if whole else None)
+    spec = of(large_folder(tmp_path / "large"), image_size=32) if large else of(pets)
     store = open_store(spec)
     expected = store.images[:].copy()
     if size is None:
@@ -564,16 +543,15 @@ def test_a_damaged_store_is_built_anew(
     again = open_store(spec)
     assert again.path == store.path
     assert (again.images[:] == expected).all()
-    assert len(stores(cache)) == 1
+    assert stores(cache) == [store.path]
     assert leftovers(cache) == []
 
 
-def test_a_store_of_another_format_is_built_anew(make_folder: Maker) -> None:
-    spec = DataSpec(source=f"folder:{make_folder('cats', 'dogs')}")
-    manifest = open_store(spec).path / "manifest.json"
+def test_a_store_of_another_format_is_built_anew(pets: Path) -> None:
+    manifest = open_store(of(pets)).path / "manifest.json"
     before = manifest.read_text()
     manifest.write_text(json.dumps({**json.loads(before), "format": 0}))
-    open_store(spec)
+    open_store(of(pets))
     assert json.loads(manifest.read_text()) == json.loads(before)
 
 
@@ -614,37 +592,42 @@ print(result.fingerprint, int(result.images[:].sum(dtype="uint64")))
 """
 
 
-def child(source: str, stage: str) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-c", CHILD, source, stage], stdout=subprocess.PIPE, text=True)
+def child(folder: Path, stage: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", CHILD, f"folder:{folder}", stage]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+@contextmanager
+def stopped(folder: Path, stage: str) -> Iterator[None]:
+    """A process that builds the store of a folder up to a stage, and is killed at the end."""
+    with child(folder, stage) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "now\n"
+        try:
+            yield
+        finally:
+            process.kill()
 
 
 @pytest.mark.parametrize("stage", ["images", "manifest", "rename"])
-def test_a_kill_in_the_middle_leaves_nothing_that_is_trusted(make_folder: Maker, cache: Path, stage: str) -> None:
-    source = f"folder:{make_folder('cats', 'dogs')}"
-    process = child(source, stage)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "now\n"
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
+def test_a_kill_in_the_middle_leaves_nothing_that_is_trusted(pets: Path, cache: Path, stage: str) -> None:
+    with stopped(pets, stage):
+        pass
     assert stores(cache) == []
     assert len(leftovers(cache)) == 1
-    store = open_store(DataSpec(source=source, image_size=16))
-    assert all((store.images[i] == decode(Path(source[7:]) / n, store.rules)).all() for i, n in enumerate(store.names))
+    store = open_store(of(pets, image_size=16))
+    assert all((store.images[row] == decode(pets / name, store.rules)).all() for row, name in enumerate(store.names))
     assert leftovers(cache) == []
 
 
-def test_what_a_killed_build_left_is_removed_by_the_next_build_of_anything(make_folder: Maker, cache: Path) -> None:
-    process = child(f"folder:{make_folder('cats', 'dogs')}", "images")
-    assert process.stdout is not None
-    process.stdout.readline()
-    other = DataSpec(source=f"folder:{make_folder('x', 'y', name='other')}")
-    open_store(other)
-    assert len(leftovers(cache)) == 1  # still being built by a living process
-    process.kill()
-    process.wait()
-    process.stdout.close()
-    open_store(other.model_copy(update={"image_size": 8}))
+def test_what_a_killed_build_left_is_removed_by_the_next_build_of_anything(
+    pets: Path, make_folder: Maker, cache: Path
+) -> None:
+    other = make_folder("x", "y", name="other")
+    with stopped(pets, "images"):
+        open_store(of(other))
+        assert len(leftovers(cache)) == 1  # still being built by a living process
+    open_store(of(other, image_size=8))
     assert leftovers(cache) == []
 
 
@@ -652,13 +635,13 @@ def test_what_a_killed_build_left_is_removed_by_the_next_build_of_anything(make_
 def test_processes_that_prepare_at_once_all_end_well(
     make_folder: Maker, tmp_path: Path, cache: Path, stage: str
 ) -> None:
-    whole = stage == "whole pictures"
-    source = f"folder:{large_folder(tmp_path / 'l') if whole else make_folder('cats', 'dogs', count=150)}"
-    processes = [child(source, stage) for _ in range(2)]
+    large = stage == "whole pictures"
+    folder = large_folder(tmp_path / "large") if large else make_folder("cats", "dogs", count=150)
+    processes = [child(folder, stage) for _ in range(2)]
     outputs = {process.communicate()[0] for process in processes}
     assert [process.returncode for process in processes] == [0, 0]
-    store = open_store(DataSpec(source=source, image_size=16))
-    assert isinstance(store.images, Pictures) == whole
+    store = open_store(of(folder, image_size=16))
+    assert isinstance(store.images, Pictures) == large
     assert outputs == {f"{store.fingerprint} {int(store.images[:].sum(dtype=np.uint64))}\n"}
     assert stores(cache) == [store.path]
     assert leftovers(cache) == []
@@ -667,17 +650,15 @@ def test_processes_that_prepare_at_once_all_end_well(
 # Disks
 
 
-def test_a_disk_without_room_is_told_before_decoding(
-    make_folder: Maker, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_disk_without_room_is_told_before_decoding(pets: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(".")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
     with pytest.raises(DataError, match="the disk is full, 0 MB are needed"):
-        open_store(DataSpec(source=f"folder:{make_folder('cats', 'dogs')}"), lambda done, total: pytest.fail("decoded"))
+        open_store(of(pets), lambda done, total: pytest.fail("decoded"))
     assert stores(cache) == []
 
 
-def test_a_write_that_really_fails(make_folder: Maker, cache: Path) -> None:
+def test_a_write_that_really_fails(pets: Path, cache: Path) -> None:
     """The kernel refuses to grow a file beyond the process's limit, as it does beyond a quota."""
     pytest.importorskip("resource")
     code = CHILD.replace(
@@ -685,33 +666,28 @@ def test_a_write_that_really_fails(make_folder: Maker, cache: Path) -> None:
     )
     code = code.replace("result =", "from kitae.errors import DataError\ntry:\n  result =", 1)
     code = code.replace("print(result", "except DataError as error: sys.exit(f'said: {error}')\nprint(result")
-    source = f"folder:{make_folder('cats', 'dogs')}"
-    done = subprocess.run([sys.executable, "-c", code, source, "none"], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", code, f"folder:{pets}", "none"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.stderr.startswith("said: ")
     assert "the disk is full" in done.stderr
-    assert stores(cache) == []
-    assert leftovers(cache) == []
+    assert stores(cache) == leftovers(cache) == []
 
 
-def test_a_cache_that_cannot_be_written_is_one_line(make_folder: Maker, tmp_path: Path) -> None:
-    source = f"folder:{make_folder('cats', 'dogs')}"
+def test_a_cache_that_cannot_be_written_is_one_line(pets: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(DataError, match=r"cannot be written.*set data\.cache or KITAE_CACHE"):
-        open_store(DataSpec(source=source, cache=str(tmp_path / "file")))
+    with pytest.raises(DataError, match=r"cannot be written.*data\.cache or KITAE_CACHE"):
+        open_store(of(pets, cache=str(tmp_path / "file")))
 
 
-def test_a_ready_store_opens_in_a_cache_that_cannot_be_written(
-    make_folder: Maker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    spec = DataSpec(source=f"folder:{make_folder('cats', 'dogs')}")
-    open_store(spec)
+def test_a_ready_store_opens_in_a_cache_that_cannot_be_written(pets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    open_store(of(pets))
 
     def refused(*_: object, **__: object) -> None:
         raise PermissionError(errno.EROFS, "Read-only file system")
 
     monkeypatch.setattr(Path, "mkdir", refused)
     monkeypatch.setattr(store_module, "lock", refused)
-    assert len(open_store(spec)) == 12
+    assert len(open_store(of(pets))) == 12
 
 
 # Memory
