@@ -27,10 +27,11 @@ from kitae.pipelines import facts
 from kitae.pipelines import plan as room
 from kitae.pipelines.choices import Choices
 from kitae.pipelines.pace import Clock, Pace
-from kitae.pipelines.plan import plan
+from kitae.pipelines.plan import Plan, plan
 from kitae.pipelines.setup import Setup, resolved
 from kitae.pipelines.train import asked, train
 from kitae.recipe import Recipe
+from kitae.run import Run
 from kitae.training import distributed
 from kitae.training.checkpoint import load_weights
 from kitae.training.distributed import World
@@ -60,28 +61,44 @@ def photos(folder: Path, counts: list[int], size: tuple[int, int] = (96, 128), g
     return f"folder:{folder}"
 
 
-def test_photographs_are_fine_tuned_from_a_probe(tmp_path: Path) -> None:
-    made = plan(photos(tmp_path / "pets", [40, 50]), minutes=5)
+@pytest.fixture(scope="module")
+def pets(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """90 photographs of two classes."""
+    return photos(tmp_path_factory.mktemp("data") / "pets", [40, 50])
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """As many small grey images."""
+    return photos(tmp_path_factory.mktemp("data") / "tiny", [40, 50], size=(28, 28), grey=True)
+
+
+def planned(source: str, **choices: Any) -> Plan:
+    return plan(source, choices=Choices(**choices))
+
+
+def steps(made: Plan) -> int:
+    return made.recipe.train.epochs * (made.recipe.train.epoch_steps or 0)
+
+
+def test_photographs_are_fine_tuned_from_a_probe(pets: str, tmp_path: Path) -> None:
+    made = plan(pets, minutes=5)
     recipe = made.recipe
     assert recipe.name == "pets"
-    assert recipe.data.source == f"folder:{tmp_path / 'pets'}"
+    assert recipe.data.source == pets
     assert (recipe.model.name, recipe.model.pretrained) == ("timm:tf_efficientnet_lite0", True)
     assert recipe.data.normalize == "pretrained"
     assert isinstance(recipe.train.probe, ProbeSpec)
     assert recipe.train.probe.views == 1
     batch = recipe.train.batch_size
     assert recipe.train.optimizer.lr == pytest.approx(2.5e-4 * (batch / 32) ** 0.5), "with 5e-4 textures failed"
-    assert recipe.train.epochs * (recipe.train.epoch_steps or 0) >= 300
+    assert steps(made) >= 300
     first = made.lines[0]
     assert all(part in first for part in ("90 photos", "2 classes", "efficientnet_lite0 pretrained", "px", "about"))
     assert any("weights-of-test" in line for line in made.lines)
     assert any("one split" in line for line in made.lines)
-    assert Recipe.load(_saved(recipe, tmp_path)) == recipe
-
-
-def _saved(recipe: Recipe, folder: Path) -> Path:
-    recipe.save(folder / "planned.yaml")
-    return folder / "planned.yaml"
+    recipe.save(tmp_path / "planned.yaml")
+    assert Recipe.load(tmp_path / "planned.yaml") == recipe
 
 
 def test_few_minutes_leave_the_probe_and_many_a_larger_picture(tmp_path: Path, world: dict[str, Any]) -> None:
@@ -102,14 +119,13 @@ def test_few_minutes_leave_the_probe_and_many_a_larger_picture(tmp_path: Path, w
 def test_the_probes_augmented_view_is_in_the_plans_time(
     tmp_path: Path, world: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source, steps = photos(tmp_path / "d", [300, 300]), []
+    source, made = photos(tmp_path / "d", [300, 300]), []
     world["pace"] = Pace(128 * 128, 1 / 100, 1 / 10, 1 / 60)
     for views in (1, 0):
         monkeypatch.setattr(room, "_VIEWS", views)
-        made = plan(source, minutes=8, choices=Choices(image_size=128)).recipe
-        steps.append(made.train.epochs * (made.train.epoch_steps or 0))
+        made.append(plan(source, minutes=8, choices=Choices(image_size=128)))
     view, step = 400 / 10, 32 / 60  # seconds; about 400 of the images are trained on
-    assert steps[1] - steps[0] == pytest.approx(view / step, rel=0.4)
+    assert steps(made[1]) - steps(made[0]) == pytest.approx(view / step, rel=0.4)
 
 
 def test_a_slow_measurement_is_repeated_where_it_would_leave_most_of_the_minutes(
@@ -158,34 +174,31 @@ def test_a_plan_without_minutes_has_a_limit_that_training_is_held_to(tmp_path: P
     assert clock is None, "a length that is given is kept"
 
 
-def test_without_weights_it_says_so_and_trains_from_scratch(tmp_path: Path, world: dict[str, Any]) -> None:
+def test_without_weights_it_says_so_and_trains_from_scratch(pets: str, world: dict[str, Any]) -> None:
     world["weights"] = None
-    made = plan(photos(tmp_path / "d", [40, 50]))
+    made = plan(pets)
     assert made.recipe.model.pretrained is False
     assert (made.recipe.model.name, made.recipe.model.stem) == ("resnet9", "medium")
     assert made.recipe.train.probe == "auto"
     (line,) = [line for line in made.lines if "from scratch" in line and "weights" in line]
     assert "[weights]'" in line
-    steps = made.recipe.train.epochs * (made.recipe.train.epoch_steps or 0)
-    assert steps >= 300, "a few hundred steps, however few images there are"
+    assert steps(made) >= 300, "a few hundred steps, however few images there are"
 
 
-def test_the_weights_of_a_net_with_its_tag_have_the_same_cure(tmp_path: Path, world: dict[str, Any]) -> None:
+def test_the_weights_of_a_net_with_its_tag_have_the_same_cure(pets: str, world: dict[str, Any]) -> None:
     world["weights"] = None
-    made = plan(photos(tmp_path / "d", [20, 20]), choices=Choices(model="timm:tf_efficientnet_lite0.in1k"))
-    assert any("[weights]'" in line for line in made.lines)
+    assert any("[weights]'" in line for line in planned(pets, model="timm:tf_efficientnet_lite0.in1k").lines)
 
 
 def own_weights(file: Path) -> Choices:
     """A small net and a file of weights of it, which were trained for other classes."""
     spec = ModelSpec(name="resnet8", width=4)
     save_file(build(spec, classes=7, channels=3, image_size=32).state_dict(), file)
-    fields = (*QUICK["set"], f"model.pretrained={file.name}")
-    return {"model": "resnet8", "set": fields}
+    return {"model": "resnet8", "set": (*FIELDS, f"model.pretrained={file.name}")}
 
 
 def test_weights_of_ones_own_are_planned_with(
-    tmp_path: Path, world: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    pets: str, tmp_path: Path, world: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured: list[ModelSpec] = []
 
@@ -196,81 +209,72 @@ def test_weights_of_ones_own_are_planned_with(
     monkeypatch.setattr(room._Planner, "pace", pace)
     for near in ("weights-of-test", None):
         world["weights"] = near
-        source = photos(tmp_path / f"pets {near}", [40, 50])
-        made = plan(source, minutes=5, choices=own_weights(tmp_path / "own.safetensors"))
+        made = plan(pets, minutes=5, choices=own_weights(tmp_path / "own.safetensors"))
         assert "resnet8 pretrained" in made.lines[0]
         assert "weights: own.safetensors" in made.lines
-        recipe = made.recipe
-        assert (recipe.model.pretrained, recipe.model.freeze, recipe.model.width) == (
-            "own.safetensors", "statistics", 4,
-        )  # fmt: skip
+        recipe, model = made.recipe, made.recipe.model
+        assert (model.pretrained, model.freeze, model.width) == ("own.safetensors", "statistics", 4)
         assert recipe.data.normalize == "train", "a file of weights names no mean"
         assert recipe.train.probe is not None
         assert recipe.train.optimizer.name == "adamw"
     assert {model.width for model in measured} == {4}
 
 
-def test_weights_that_cannot_be_read_are_refused_before_the_data_are(tmp_path: Path) -> None:
+def test_weights_that_cannot_be_read_are_refused_before_the_data_are() -> None:
     with pytest.raises(RecipeError, match=r"model\.pretrained: there is no file gone\.safetensors"):
-        plan("folder:nowhere", choices={"set": "model.pretrained=gone.safetensors"})
+        planned("folder:nowhere", set="model.pretrained=gone.safetensors")
 
 
-def test_a_plan_without_the_weights_in_reach(tmp_path: Path) -> None:
-    made = plan(photos(tmp_path / "pets", [40, 50]), choices={"set": "model.pretrained=false"})
+def test_a_plan_without_the_weights_in_reach(pets: str) -> None:
+    made = planned(pets, set="model.pretrained=false")
     assert not made.recipe.model.pretrained
     assert any("model.pretrained: false: training from scratch" in line for line in made.lines)
 
 
-def test_a_fixed_backbone_can_be_asked_of_a_plan(tmp_path: Path) -> None:
-    made = plan(photos(tmp_path / "pets", [40, 50]), choices={"set": "model.freeze=backbone"})
-    assert (made.recipe.model.pretrained, made.recipe.model.freeze) == (True, "backbone")
+def test_a_fixed_backbone_can_be_asked_of_a_plan(pets: str) -> None:
+    model = planned(pets, set="model.freeze=backbone").recipe.model
+    assert (model.pretrained, model.freeze) == (True, "backbone")
 
 
-def test_given_minutes_make_a_training_from_scratch_longer(tmp_path: Path, world: dict[str, Any]) -> None:
+def test_given_minutes_make_a_training_from_scratch_longer(pets: str, world: dict[str, Any]) -> None:
     world["weights"] = None
-    source = photos(tmp_path / "d", [40, 50])
-    usual, patient = plan(source), plan(source, minutes=10)
-    steps = [made.recipe.train.epochs * (made.recipe.train.epoch_steps or 0) for made in (usual, patient)]
-    assert steps[1] > 2 * steps[0]
+    usual, patient = plan(pets), plan(pets, minutes=10)
+    assert steps(patient) > 2 * steps(usual)
     assert patient.clock.most == 3000
     assert usual.recipe.augment.mix is None
 
 
-def test_photographs_are_mixed_in_a_training_from_scratch_of_many_passes(tmp_path: Path, world: dict[str, Any]) -> None:
+def test_photographs_are_mixed_in_a_training_from_scratch_of_many_passes(
+    pets: str, tiny: str, world: dict[str, Any]
+) -> None:
     world["weights"] = None
-    source = photos(tmp_path / "d", [40, 50])
-
-    def mixed(epochs: int, batch: int) -> MixSpec | None:
-        return plan(source, choices=Choices(epochs=epochs, batch_size=batch)).recipe.augment.mix
-
-    assert mixed(80, 4) == MixSpec(mixup_alpha=0, cutmix_alpha=1, prob=0.5)
-    assert mixed(79, 4) is None
-    assert mixed(80, 8) is None, "too few steps"
-    tiny = photos(tmp_path / "t", [40, 50], size=(28, 28), grey=True)
-    assert plan(tiny, choices=Choices(epochs=80)).recipe.augment.mix is None
+    mixed = planned(pets, epochs=80, batch_size=4).recipe.augment.mix
+    assert mixed == MixSpec(mixup_alpha=0, cutmix_alpha=1, prob=0.5)
+    assert planned(pets, epochs=79, batch_size=4).recipe.augment.mix is None
+    assert planned(pets, epochs=80, batch_size=8).recipe.augment.mix is None, "too few steps"
+    assert planned(tiny, epochs=80).recipe.augment.mix is None
 
 
 @pytest.mark.parametrize(
     "fields", ["train.epoch_steps=50", "train={epoch_steps: 50}", "train.epochs=7", "train.epochs='7'"]
 )
-def test_the_minutes_choose_no_length_where_one_is_given(tmp_path: Path, fields: str) -> None:
-    made = plan(photos(tmp_path / "d", [40, 50]), minutes=5, choices=Choices(set=fields))
+def test_the_minutes_choose_no_length_where_one_is_given(pets: str, fields: str) -> None:
+    made = plan(pets, minutes=5, choices=Choices(set=fields))
     assert made.clock.most is None
     assert made.recipe.train.epoch_steps == 50 or made.recipe.train.epochs == 7
 
 
-def test_a_validation_fraction_that_is_given_is_kept(tmp_path: Path) -> None:
-    source = photos(tmp_path / "d", [40, 50], size=(28, 28), grey=True)
-    assert plan(source).recipe.data.val_fraction == 0.2
-    made = plan(source, choices=Choices(set=("data.val_fraction=0.1",)))
+def test_a_validation_fraction_that_is_given_is_kept(tiny: str) -> None:
+    assert plan(tiny).recipe.data.val_fraction == 0.2
+    made = planned(tiny, set=("data.val_fraction=0.1",))
     assert made.recipe.data.val_fraction == 0.1
     assert made.lines[1] == "split: 65 train, 7 validation, 18 test"
-    assert check(source).counts["val"] == {"class 000": 6, "class 001": 8}  # as the plan without it
-    assert plan(source, choices=Choices(set="train.threads=1")).recipe.train.threads == 1
+    assert check(tiny).counts["val"] == {"class 000": 6, "class 001": 8}  # as the plan without it
+    assert planned(tiny, set="train.threads=1").recipe.train.threads == 1
 
 
-def test_tiny_grey_images_are_no_photographs(tmp_path: Path) -> None:
-    made = plan(photos(tmp_path / "d", [40, 50], size=(28, 28), grey=True))
+def test_tiny_grey_images_are_no_photographs(tiny: str) -> None:
+    made = plan(tiny)
     assert made.recipe.model.pretrained is False
     assert (made.recipe.data.image_size, made.recipe.model.stem) == (28, "auto")
     assert any("28 x 28" in line for line in made.lines)
@@ -338,7 +342,7 @@ def test_images_too_small_for_a_network(tmp_path: Path, size: tuple[int, int], p
 
 def test_the_time_that_is_printed_is_that_of_the_epochs_asked_for(tmp_path: Path) -> None:
     source = photos(tmp_path / "d", [400, 500], size=(20, 20))
-    brief, long = (plan(source, minutes=5, choices=Choices(epochs=epochs)).lines[0] for epochs in (1, 100_000))
+    brief, long = (plan(source, minutes=5, choices={"epochs": epochs}).lines[0] for epochs in (1, 100_000))
     assert re.search(r"about \d+ s$", brief), brief
     assert re.search(r"about \d+ (h|days)", long), long
 
@@ -350,47 +354,38 @@ def test_the_time_that_is_printed_is_that_of_the_epochs_asked_for(tmp_path: Path
      ("train={epochs: 7}", {"epochs": 7}), ("model={name: resnet18}", {"model": "resnet18"}),
      ("data={val_fraction: 0.3}", {"set": "data.val_fraction=0.3"})],
 )  # fmt: skip
-def test_a_field_that_has_an_option_is_planned_with(tmp_path: Path, field: str, option: dict[str, Any]) -> None:
-    source = photos(tmp_path / "d", [40, 50])
-    by_set, by_option = plan(source, choices=Choices(set=field)), plan(source, choices=Choices(**option))  # type: ignore[typeddict-item]
+def test_a_field_that_has_an_option_is_planned_with(pets: str, field: str, option: dict[str, Any]) -> None:
+    by_set, by_option = planned(pets, set=field), planned(pets, **option)
     assert by_set.recipe == by_option.recipe
-    assert by_set.recipe.data.source == source
+    assert by_set.recipe.data.source == pets
     of_set, of_option = (re.sub(r"about .+", "", "\n".join(made.lines)) for made in (by_set, by_option))
     assert of_set == of_option  # but for the time, which depends on how long decoding a few images took
 
 
-def test_every_choice_goes_before_the_plan(tmp_path: Path) -> None:
-    source = photos(tmp_path / "d", [40, 50])
-    chosen = Choices(
-        epochs=3, batch_size=10, image_size=64, lr=0.02, seed=7, device="cpu",
-        set=("data.val_fraction=0.3", "train.label_smoothing=0.2", "augment.train=[]"),
-    )  # fmt: skip
-    recipe = plan(source, choices=chosen).recipe
-    assert recipe.train.epochs == 3
-    assert recipe.train.epoch_steps is None
+def test_every_choice_goes_before_the_plan(pets: str) -> None:
+    fields = ("data.val_fraction=0.3", "train.label_smoothing=0.2", "augment.train=[]")
+    recipe = planned(pets, epochs=3, batch_size=10, image_size=64, lr=0.02, seed=7, device="cpu", set=fields).recipe
+    assert (recipe.train.epochs, recipe.train.epoch_steps) == (3, None)
     assert (recipe.train.batch_size, recipe.train.optimizer.lr, recipe.train.seed) == (10, 0.02, 7)
     assert (recipe.data.image_size, recipe.data.val_fraction) == (64, 0.3)
     assert (recipe.train.device, recipe.train.label_smoothing, recipe.augment.train) == ("cpu", 0.2, ())
-    other = plan(source, choices=Choices(model="resnet18")).recipe.model
+    other = planned(pets, model="resnet18").recipe.model
     assert (other.name, other.pretrained) == ("resnet18", False)
-    assert plan(source, choices=Choices(model="timm:resnet18")).recipe.model.pretrained is True
+    assert planned(pets, model="timm:resnet18").recipe.model.pretrained is True
 
 
-def test_options_of_another_type_are_taken_as_a_recipe_takes_them(tmp_path: Path) -> None:
-    source = photos(tmp_path / "d", [40, 50])
-    texts: Any = {"epochs": "5", "batch_size": "8", "image_size": "64", "lr": "0.02", "folds": "3"}
-    numbers = Choices(epochs=5, batch_size=8, image_size=64, lr=0.02, folds=3)
-    by_text, by_number = plan(source, choices=texts), plan(source, choices=numbers)
+def test_options_of_another_type_are_taken_as_a_recipe_takes_them(pets: str) -> None:
+    by_text = planned(pets, epochs="5", batch_size="8", image_size="64", lr="0.02", folds="3")
+    by_number = planned(pets, epochs=5, batch_size=8, image_size=64, lr=0.02, folds=3)
     assert (by_text.recipe, by_text.lines[1:]) == (by_number.recipe, by_number.lines[1:])
-    wrong: Any = {"batch_size": "eight"}
     with pytest.raises(RecipeError, match=r"^batch_size: should be a valid integer"):
-        plan(source, choices=wrong)
+        planned(pets, batch_size="eight")
 
 
 @pytest.mark.parametrize("weights", [None, "weights-of-test"])
-@pytest.mark.parametrize("side", [96, 28])
+@pytest.mark.parametrize("small", [False, True])
 def test_an_oblong_size_is_named_and_planned_for(
-    tmp_path: Path, world: dict[str, Any], monkeypatch: pytest.MonkeyPatch, weights: str | None, side: int
+    pets: str, tiny: str, world: dict[str, Any], monkeypatch: pytest.MonkeyPatch, weights: str | None, small: bool
 ) -> None:
     world["weights"], sizes = weights, []
 
@@ -399,9 +394,10 @@ def test_an_oblong_size_is_named_and_planned_for(
         return world["pace"]  # type: ignore[no-any-return]
 
     monkeypatch.setattr(room._Planner, "pace", pace)
-    source = photos(tmp_path / "d", [40, 50], size=(side, side), grey=side == 28)
-    for choices in (Choices(image_size=[64, 128]), Choices(set="data.image_size=[64, 128]")):
-        made = plan(source, choices=choices)
+    for made in (
+        planned(tiny if small else pets, image_size=[64, 128]),
+        planned(tiny if small else pets, set="data.image_size=[64, 128]"),
+    ):
         assert made.recipe.data.image_size == (64, 128)
         assert "; 64 x 128 px; " in made.lines[0]
     assert set(sizes) == {91}, "the side of a square of as many pixels"
@@ -417,7 +413,7 @@ def test_few_images_make_small_batches_and_a_validation_set_that_is_worth_it(tmp
 
 def test_a_batch_larger_than_the_data_has_the_rate_of_what_is_trained(tmp_path: Path) -> None:
     source = photos(tmp_path / "d", [20, 20])
-    huge, all_ = (plan(source, choices=Choices(model="resnet8", batch_size=size)) for size in (100_000, 26))
+    huge, all_ = (planned(source, model="resnet8", batch_size=size) for size in (100_000, 26))
     assert huge.recipe.train.optimizer.lr <= all_.recipe.train.optimizer.lr * 1.2
     assert not any("100000" in line for line in huge.lines)
 
@@ -438,7 +434,7 @@ def test_imbalance_is_said(tmp_path: Path) -> None:
 def test_the_metric_that_is_said_is_the_one_of_the_run(tmp_path: Path, field: str) -> None:
     """Of 37 and 12 images, 24 and 8 are trained on, and in cross-validation all."""
     source = photos(tmp_path / "d", [37, 12], size=(28, 28), grey=True)
-    made = plan(source, choices=Choices(model="resnet8", epochs=1, set=(field, "train.threads=1")))
+    made = planned(source, model="resnet8", epochs=1, set=(field, "train.threads=1"))
     setup = Setup.without_run(made.recipe)
     world = World(0, 1, torch.device("cpu"))
     select = resolved(made.recipe, setup, world, setup.initial_model(world)).train.select
@@ -448,11 +444,9 @@ def test_the_metric_that_is_said_is_the_one_of_the_run(tmp_path: Path, field: st
     assert any("balanced accuracy" in line for line in made.lines) == (select == "val_balanced_accuracy")
 
 
-def test_the_probe_that_is_said_is_the_one_of_the_recipe(tmp_path: Path) -> None:
-    source = photos(tmp_path / "d", [40, 50])
-
+def test_the_probe_that_is_said_is_the_one_of_the_recipe(pets: str) -> None:
     def last(*fields: str) -> str:
-        return plan(source, choices=Choices(epochs=2, set=fields)).lines[-1]
+        return planned(pets, epochs=2, set=fields).lines[-1]
 
     assert last("train.probe=null") == "2 epochs of 14 steps, 4 images each"
     head = "a linear head on the frozen network's features first (epoch 0, on {} images), then 2 epochs of 14 steps"
@@ -468,25 +462,22 @@ def test_what_of_a_picture_is_seen(tmp_path: Path, size: tuple[int, int], resize
     source = photos(tmp_path / "d", [20, 20], size=size)
     data = plan(source).recipe.data
     assert (data.resize, data.crop_pct) == (resize, crop_pct)
-    assert plan(source, choices=Choices(set=("data.resize=pad",))).recipe.data.crop_pct == 1
+    assert planned(source, set=("data.resize=pad",)).recipe.data.crop_pct == 1
 
 
 # Odd data: each trains, or says in one line what to do.
 
 # channels_last: torch 2.14.1 crashes in a convolution of 4 channels at 48 pixels.
-QUICK = Choices(
-    model="resnet8",
-    epochs=1,
-    set=("train.threads=1", "model.width=4", "train.precision=fp32", "train.channels_last=false"),
-)
+FIELDS = ("train.threads=1", "model.width=4", "train.precision=fp32", "train.channels_last=false")
+QUICK = Choices(model="resnet8", epochs=1, set=FIELDS)
 
 
-def trained(source: str, tmp_path: Path, choices: Choices = QUICK) -> Any:
-    return train(plan(source, choices=choices).recipe, tmp_path / "run").evaluation()
+def trained(source: str, tmp_path: Path, choices: Choices = QUICK) -> Run:
+    return train(plan(source, choices=choices).recipe, tmp_path / "run")
 
 
 def test_two_classes_of_five_images(tmp_path: Path) -> None:
-    assert trained(photos(tmp_path / "d", [5, 5]), tmp_path)["test"]["count"] == 2
+    assert trained(photos(tmp_path / "d", [5, 5]), tmp_path).evaluation()["test"]["count"] == 2
 
 
 def test_400_classes(tmp_path: Path) -> None:
@@ -494,12 +485,11 @@ def test_400_classes(tmp_path: Path) -> None:
     made = plan(source)
     assert "1,600" in made.lines[0]
     assert "400 classes" in made.lines[0]
-    assert len(trained(source, tmp_path)["test"]["per_class"]) == 400
+    assert len(trained(source, tmp_path).evaluation()["test"]["per_class"]) == 400
 
 
 def test_grey_only(tmp_path: Path) -> None:
-    run = train(plan(photos(tmp_path / "d", [12, 12], grey=True), choices=QUICK).recipe, tmp_path / "run")
-    assert run.rules.channels == 1
+    assert trained(photos(tmp_path / "d", [12, 12], grey=True), tmp_path).rules.channels == 1
 
 
 @pytest.mark.parametrize("case", ["one image per class", "one class", "no images", "a missing file"])
@@ -537,27 +527,26 @@ def test_odd_data_are_fine_tuned_too(tmp_path: Path, case: str) -> None:
         with pytest.raises(DataError, match=r"0\.jpg"):
             trained(source, tmp_path, {**choices, "epochs": 1})
         fields += ["data.on_corrupt=skip"]
-    run = train(plan(source, choices={**choices, "epochs": 1, "set": fields}).recipe, tmp_path / "run")
+    run = trained(source, tmp_path, {**choices, "epochs": 1, "set": fields})
     assert [row["epoch"] for row in run.metrics()] == [0, 1]
-    evaluation = run.evaluation()
-    assert len(evaluation["test"]["per_class"]) == len(counts)
+    assert len(run.evaluation()["test"]["per_class"]) == len(counts)
     assert run.rules.channels == (1 if case == "grey" else 3)
 
 
 def test_a_name_or_data_and_choices_from_python(tmp_path: Path) -> None:
     photos(tmp_path / "d", [8, 8])
-    run = train(str(tmp_path / "d"), tmp_path / "run", model="resnet8", epochs=1, set=QUICK["set"])
+    run = train(str(tmp_path / "d"), tmp_path / "run", model="resnet8", epochs=1, set=FIELDS)
     assert run.recipe.name == "d"
     assert len(run.metrics()) == 1
     with pytest.raises(RecipeError, match="epoch_count"):
         train(str(tmp_path / "d"), tmp_path / "other", epoch_count=1)
     with pytest.raises(RecipeError, match="unknown field"):
-        plan(f"folder:{tmp_path / 'd'}", choices=Choices(set=("train.epoks=1",)))
+        planned(f"folder:{tmp_path / 'd'}", set=("train.epoks=1",))
 
 
 def test_the_minutes_are_turned_into_steps_of_the_recipe(tmp_path: Path) -> None:
     source = photos(tmp_path / "d", [30, 30], size=(24, 24))
-    run = train(source, tmp_path / "run", minutes=0.2, model="resnet8", set=QUICK["set"])
+    run = train(source, tmp_path / "run", minutes=0.2, model="resnet8", set=FIELDS)
     assert len(run.metrics()) == run.recipe.train.last_epoch
     assert np.ptp([row["step"] for row in run.metrics()]) > 0
     again = train(Recipe.load(run.path / "recipe.yaml"), tmp_path / "again")
@@ -576,10 +565,8 @@ def test_a_wrong_option_of_train_is_named(tmp_path: Path) -> None:
 def test_progress_is_shown_where_somebody_looks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recipe = Recipe.load("fashion-mini").override(
-        "data.limit=64", "model={name: resnet8, width: 4}", "train.epochs=1", "train.batch_size=32",
-        "train.precision=fp32",
-    )  # fmt: skip
+    fields = ("data.limit=64", "model={name: resnet8, width: 4}", "train.epochs=1", "train.precision=fp32")
+    recipe = Recipe.load("fashion-mini").override("train.batch_size=32", *fields)
     train(recipe, tmp_path / "quiet", test=False)
     assert "epoch" not in capsys.readouterr().out
     monkeypatch.setattr(console, "interactive", lambda: True)
