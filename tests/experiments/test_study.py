@@ -7,7 +7,6 @@ import json
 import os
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -56,6 +55,11 @@ def _workers_find_the_tests(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", PATH)
 
 
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "s"
+
+
 def make(**fields: Any) -> StudySpec:
     return StudySpec.parse({**STUDY, **fields})
 
@@ -101,10 +105,10 @@ def refused(folder: Path, spec: StudySpec | None = None, *named: str, **options:
 
 
 def test_a_study_measures_what_is_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(console, "interactive", lambda: True)  # so that the lines are printed
-    result = run(tmp_path / "s")
+    result = run(folder)
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("[")]
     assert list(result.runs["status"]) == ["done"] * 9
     effects = result.effects[result.effects["metric"] == "test.accuracy"].set_index("name")
@@ -114,13 +118,13 @@ def test_a_study_measures_what_is_there(
     assert len(lines) == 9
     assert lines[0].startswith("[1/9] none, seed 0: 7")
     assert set(result.analyses) == {"test.accuracy", "val.accuracy", "gap", "epoch_seconds", "peak_memory_bytes"}
-    assert pd.read_parquet(tmp_path / "s" / "runs.parquet").shape[0] == 9
+    assert pd.read_parquet(folder / "runs.parquet").shape[0] == 9
     curve = result.data()["curves"]["none"]
     assert curve["epoch"] == [1, 2, 3]
     assert curve["val_accuracy"]["low"][2] <= curve["val_accuracy"]["mean"][2] <= curve["val_accuracy"]["high"][2]
 
 
-def test_everything_is_written_down_before_the_first_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_everything_is_written_down_before_the_first_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     original = fake_train.measure
 
@@ -129,20 +133,19 @@ def test_everything_is_written_down_before_the_first_run(tmp_path: Path, monkeyp
         return original(recipe)
 
     monkeypatch.setattr(fake_train, "measure", counted)
-    cut(tmp_path / "s", 0)
-    content = yaml.safe_load((tmp_path / "s" / "study.yaml").read_text())
+    cut(folder, 0)
+    content = yaml.safe_load((folder / "study.yaml").read_text())
     assert content["study"]["metric"] == "test.accuracy"
     assert content["study"]["seeds"] == [0, 1, 2]
     assert content["study"]["set"] == {"train.epochs": 3}
     assert content["precision"] == "bf16"
     assert content["plan"]["smallest_effect"] > 0
     assert len({row["fingerprint"] for row in content["runs"]}) == 9
-    run(tmp_path / "s")
+    run(folder)
     assert calls == ["auto"], "precision: auto is decided once"
 
 
-def test_finished_runs_are_not_run_again(tmp_path: Path) -> None:
-    folder = tmp_path / "s"
+def test_finished_runs_are_not_run_again(folder: Path) -> None:
     first = run(folder)
     before = files(folder)
     assert run(folder).sentences == first.sentences
@@ -150,8 +153,7 @@ def test_finished_runs_are_not_run_again(tmp_path: Path) -> None:
     assert set(trained(folder).values()) == {1}
 
 
-def test_a_run_whose_record_is_damaged_is_run_again(tmp_path: Path) -> None:
-    folder = tmp_path / "s"
+def test_a_run_whose_record_is_damaged_is_run_again(folder: Path) -> None:
     run(folder)
     before = files(folder)
     record = sorted(folder.glob("runs/*.json"))[0]
@@ -162,8 +164,7 @@ def test_a_run_whose_record_is_damaged_is_run_again(tmp_path: Path) -> None:
     assert trained(folder)[record.stem] == 2
 
 
-def test_a_damaged_table_is_named(tmp_path: Path) -> None:
-    folder = tmp_path / "s"
+def test_a_damaged_table_is_named(folder: Path) -> None:
     run(folder)
     before, table = files(folder), folder / "runs.parquet"
     whole = pd.read_parquet(table)
@@ -179,8 +180,7 @@ def test_a_damaged_table_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("units", [0, 4, 8])
-def test_a_published_study_without_its_runs_can_be_resumed(tmp_path: Path, units: int) -> None:
-    folder = tmp_path / "s"
+def test_a_published_study_without_its_runs_can_be_resumed(tmp_path: Path, folder: Path, units: int) -> None:
     spec = make(cover="both")
     run(tmp_path / "whole", spec)
     if units:
@@ -200,8 +200,7 @@ def test_a_published_study_without_its_runs_can_be_resumed(tmp_path: Path, units
     assert "<table>" in result._repr_html_()
 
 
-def test_a_published_study_is_resumed_only_on_its_images(tmp_path: Path) -> None:
-    folder = tmp_path / "s"
+def test_a_published_study_is_resumed_only_on_its_images(folder: Path) -> None:
     cut(folder, 4)
     opened = StudyResult.open(folder)
     opened.write()
@@ -212,8 +211,7 @@ def test_a_published_study_is_resumed_only_on_its_images(tmp_path: Path) -> None
     refused(folder, None, "images of fashion-mini", "--overwrite")
 
 
-def test_a_failed_run_is_reported_and_repeated_next_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "s"
+def test_a_failed_run_is_reported_and_repeated_next_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_FAIL", "only-mixing-seed1")
     result = run(folder)
     assert result.failed.to_dict("records") == [
@@ -244,9 +242,8 @@ def test_a_failed_run_is_reported_and_repeated_next_time(tmp_path: Path, monkeyp
     ],
 )
 def test_a_study_is_resumed_only_with_the_settings_it_was_started_with(
-    tmp_path: Path, before: dict[str, Any], now: dict[str, Any], named: str
+    folder: Path, before: dict[str, Any], now: dict[str, Any], named: str
 ) -> None:
-    folder = tmp_path / "s"
     cut(folder, 0, make(**before))
     refused(folder, make(**{**before, **now}), named, "--overwrite")
     cut(folder, 0, make(**before, about="a better description"))
@@ -254,8 +251,7 @@ def test_a_study_is_resumed_only_with_the_settings_it_was_started_with(
     assert len(list((folder / "runs").glob("*.json"))) == 1
 
 
-def test_seeds_can_be_added_and_the_result_says_so(tmp_path: Path) -> None:
-    folder = tmp_path / "s"
+def test_seeds_can_be_added_and_the_result_says_so(tmp_path: Path, folder: Path) -> None:
     run(folder)
     whole = run(tmp_path / "whole", make(seeds=[0, 1, 2, 3, 4]))
     more = make(seeds=[4, 0, 3, 1, 2])
@@ -286,12 +282,12 @@ def test_seeds_can_be_added_and_the_result_says_so(tmp_path: Path) -> None:
     assert "after a first look" not in whole.table()
 
 
-def test_a_changed_base_recipe_is_refused(tmp_path: Path) -> None:
+def test_a_changed_base_recipe_is_refused(tmp_path: Path, folder: Path) -> None:
     base = tmp_path / "base.yaml"
     base.write_text("name: base\n")
-    cut(tmp_path / "s", 0, make(base=str(base)))
+    cut(folder, 0, make(base=str(base)))
     base.write_text("name: base\ntrain: {batch_size: 64}\n")
-    refused(tmp_path / "s", make(base=str(base)), "'none'")
+    refused(folder, make(base=str(base)), "'none'")
 
 
 @pytest.mark.parametrize(
@@ -302,7 +298,7 @@ def test_a_changed_base_recipe_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_another_order_is_no_changed_recipe_and_no_same_study(
-    tmp_path: Path, design: str, place: str, content: dict[str, Any]
+    folder: Path, design: str, place: str, content: dict[str, Any]
 ) -> None:
     def ordered(backwards: bool) -> StudySpec:
         def turn(block: dict[str, Any]) -> dict[str, Any]:
@@ -311,13 +307,12 @@ def test_another_order_is_no_changed_recipe_and_no_same_study(
         given = {name: turn(fields) for name, fields in turn(content).items()}
         return make(**{"design": design, "factors": {}, place: given})
 
-    cut(tmp_path / "s", 1, ordered(False))
-    refused(tmp_path / "s", ordered(True), "the order of the variants", "has changed")
-    run(tmp_path / "s", ordered(False))
+    cut(folder, 1, ordered(False))
+    refused(folder, ordered(True), "the order of the variants", "has changed")
+    run(folder, ordered(False))
 
 
-def test_a_version_that_trains_differently_adds_no_runs(tmp_path: Path) -> None:
-    folder = tmp_path / "s"
+def test_a_version_that_trains_differently_adds_no_runs(folder: Path) -> None:
     run(folder)
     before = files(folder)
     written = (folder / "study.yaml").read_text()
@@ -333,16 +328,16 @@ def test_a_version_that_trains_differently_adds_no_runs(tmp_path: Path) -> None:
     assert files(folder) == before
 
 
-def test_a_study_keeps_its_threads_and_says_so(tmp_path: Path) -> None:
+def test_a_study_keeps_its_threads_and_says_so(tmp_path: Path, folder: Path) -> None:
     lines: list[str] = []
 
     def told() -> list[str]:
         return [line for line in lines if line.startswith("threads: ")]
 
-    run(tmp_path / "s", threads=1, report=lines.append)
-    run(tmp_path / "s", report=lines.append)
+    run(folder, threads=1, report=lines.append)
+    run(folder, report=lines.append)
     assert not told()
-    run(tmp_path / "s", threads=2, report=lines.append)
+    run(folder, threads=2, report=lines.append)
     assert "2 is not used" in told()[0]
     result = run(tmp_path / "t", make(set={"train.threads": 3}, seeds=[0, 1]), threads=16, report=lines.append)
     assert "runs have 3" in told()[1]
@@ -353,8 +348,9 @@ def test_a_study_keeps_its_threads_and_says_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"set": {"train.epoch": 3}}, {"base": "no-such-recipe"}])
-def test_overwrite_removes_nothing_before_the_new_plan_is_made(tmp_path: Path, wrong: dict[str, Any]) -> None:
-    folder = tmp_path / "s"
+def test_overwrite_removes_nothing_before_the_new_plan_is_made(
+    tmp_path: Path, folder: Path, wrong: dict[str, Any]
+) -> None:
     run(folder, make(seeds=[0]))
     before = files(folder)
     with pytest.raises(RecipeError):
@@ -370,8 +366,8 @@ def test_overwrite_removes_nothing_before_the_new_plan_is_made(tmp_path: Path, w
     refused(tmp_path / "photos", None, "cat.jpg")  # without leaving a lock there
 
 
-def test_a_study_is_not_resumed_on_other_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder, images = tmp_path / "s", tmp_path / "images"
+def test_a_study_is_not_resumed_on_other_images(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = tmp_path / "images"
     for name, number in itertools.product(("cat", "dog"), range(4)):
         (images / name).mkdir(parents=True, exist_ok=True)
         Image.new("L", (8, 8), color=number).save(images / name / f"{number}.png")
@@ -383,9 +379,7 @@ def test_a_study_is_not_resumed_on_other_images(tmp_path: Path, monkeypatch: pyt
     refused(folder, spec, "images of folder:")
 
 
-def test_one_process_at_a_time(tmp_path: Path) -> None:
-    folder = tmp_path / "s"
-
+def test_one_process_at_a_time(folder: Path) -> None:
     class Again(Inline):
         def outcomes(self, units: Any) -> Any:
             refused(folder, None, "another process")
@@ -394,8 +388,7 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
     run(folder, executor=Again())
 
 
-def test_an_opened_study_is_the_one_that_was_run(tmp_path: Path) -> None:
-    folder = tmp_path / "s"
+def test_an_opened_study_is_the_one_that_was_run(tmp_path: Path, folder: Path) -> None:
     result = run(folder)
     for missing in (None, "effects.json"):  # killed between the two tables
         if missing:
@@ -407,8 +400,7 @@ def test_an_opened_study_is_the_one_that_was_run(tmp_path: Path) -> None:
         StudyResult.open(tmp_path)
 
 
-def test_an_unfinished_study_can_be_opened(tmp_path: Path) -> None:
-    folder = tmp_path / "s"
+def test_an_unfinished_study_can_be_opened(folder: Path) -> None:
     cut(folder, 4)
     opened = StudyResult.open(folder)
     assert list(opened.runs["status"]) == ["done"] * 4 + ["missing"] * 5
@@ -418,28 +410,28 @@ def test_an_unfinished_study_can_be_opened(tmp_path: Path) -> None:
     assert list(StudyResult.open(folder).runs["status"]) == ["done"] * 5 + ["missing"] * 4
 
 
-def test_a_number_that_no_finished_run_has_is_reported(tmp_path: Path) -> None:
-    result = run(tmp_path / "s", make(metric="test.top5", also=[]))
+def test_a_number_that_no_finished_run_has_is_reported(folder: Path) -> None:
+    result = run(folder, make(metric="test.top5", also=[]))
     assert len(result.failed) == 0
     assert len(result.numberless) == 9
     assert "nothing can be said" in result.sentences[0]
     assert "test.top5" in result.sentences[0]
 
 
-def test_a_further_number_that_no_finished_run_has_is_noted(tmp_path: Path) -> None:
-    result = run(tmp_path / "s", make(also=["test.top5", "gap"]))
+def test_a_further_number_that_no_finished_run_has_is_noted(folder: Path) -> None:
+    result = run(folder, make(also=["test.top5", "gap"]))
     assert result.notes == ["No finished run has a number test.top5."]
     assert result.notes[0] in result.table()
 
 
-def test_only_tested_effects_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_tested_effects_are_counted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_FAIL", "only-mixing")
-    assert "p after Holm over 1 effect\n" in run(tmp_path / "s").table()
+    assert "p after Holm over 1 effect\n" in run(folder).table()
 
 
-def test_a_number_of_0_is_compared_as_a_difference_and_told_so(tmp_path: Path) -> None:
+def test_a_number_of_0_is_compared_as_a_difference_and_told_so(folder: Path) -> None:
     claim = {"says": "mixing is fast", "effect": "mixing", "between": [None, 0.9], "ratio": True}
-    result = run(tmp_path / "s", make(metric="epoch_seconds", also=[], claims={"fast": claim}))
+    result = run(folder, make(metric="epoch_seconds", also=[], claims={"fast": claim}))
     seconds = [0.0, 2.0, 1.1, 4.0, 2.2, 1.0, 4.2, 2.0, 1.2]
     result = replace(result, runs=result.runs.assign(epoch_seconds=seconds))
     (noise,) = (line for line in result.table().splitlines() if line.startswith("noise between runs"))
@@ -452,11 +444,11 @@ def test_a_number_of_0_is_compared_as_a_difference_and_told_so(tmp_path: Path) -
 
 @pytest.mark.parametrize(("failing", "status"), [("seed", 1), ("seed1", None)])
 def test_a_study_whose_runs_all_failed_exits_with_1(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], failing: str,
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], failing: str,
     status: int | None,
 ) -> None:  # fmt: skip
     monkeypatch.setenv("FAKE_FAIL", failing)
-    result = run(tmp_path / "s", make(seeds=[0, 1]))
+    result = run(folder, make(seeds=[0, 1]))
     monkeypatch.setattr("kitae.experiments.study.study", lambda *_, **__: result)
     for command in (lambda: research.study("fake"), lambda: research.ablate("fashion-mini")):
         if status is None:
@@ -469,21 +461,21 @@ def test_a_study_whose_runs_all_failed_exits_with_1(
 
 
 def test_an_ablation_from_the_command_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked: list[tuple[Any, Any, dict[str, Any]]] = []
 
     def noted(spec: StudySpec, out: Path, **options: Any) -> StudyResult:
         asked.append((spec, out, options))
-        return run(tmp_path / "s", make(seeds=[0, 1]))
+        return run(folder, make(seeds=[0, 1]))
 
     monkeypatch.setattr("kitae.experiments.study.study", noted)
     research.ablate(
-        "fashion-mini", out=tmp_path / "s", design="screening", metric="val.accuracy", foldover=True, seeds=2,
+        "fashion-mini", out=folder, design="screening", metric="val.accuracy", foldover=True, seeds=2,
         workers=2, threads=1, overwrite=True,
     )  # fmt: skip
     ((spec, out, options),) = asked
-    assert (spec.metric, spec.foldover, spec.seeds, out) == ("val.accuracy", True, (0, 1), tmp_path / "s")
+    assert (spec.metric, spec.foldover, spec.seeds, out) == ("val.accuracy", True, (0, 1), folder)
     assert {name: options[name] for name in ("workers", "threads", "overwrite")} == {
         "workers": 2, "threads": 1, "overwrite": True,
     }  # fmt: skip
@@ -535,22 +527,16 @@ def test_processes_give_the_same_files_as_this_process(tmp_path: Path, monkeypat
     assert files(tmp_path / "inline") == files(tmp_path / "local")
 
 
-def dies(recipe: Recipe, out: Path, *, resume: bool) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def test_a_worker_that_keeps_dying_is_a_failed_run(tmp_path: Path) -> None:
+def test_a_worker_that_keeps_dying_is_a_failed_run(folder: Path) -> None:
     spec = make(seeds=[0], factors={"smoothing": STUDY["factors"]["smoothing"]})
-    result = run(
-        tmp_path / "s", spec, executor=LocalProcesses(retries=1), train="tests.experiments.test_study:dies", threads=1
-    )
+    dies = "tests.experiments.fake_train:dies"
+    result = run(folder, spec, executor=LocalProcesses(retries=1), train=dies, threads=1)
     assert list(result.runs["status"]) == ["failed", "failed"]
     assert "status -9" in result.runs["error"][0]
     assert "nothing can be said" in result.table()
 
 
-def test_a_process_that_dies_loses_no_finished_run(tmp_path: Path) -> None:
-    folder = tmp_path / "s"
+def test_a_process_that_dies_loses_no_finished_run(folder: Path) -> None:
     step = "tests.experiments.fake_train:step_that_dies"
     spec = make(
         design="sweep", factors={"ratio": {f"after.{step}.ratio": [0.0, 0.5, 0.7]}}, after={step: {}}, seeds=[0],
@@ -563,8 +549,9 @@ def test_a_process_that_dies_loses_no_finished_run(tmp_path: Path) -> None:
     assert (folder / "runs" / "steps-0.0").read_text() == "."  # and the next process does not repeat it
 
 
-def test_a_run_finished_elsewhere_replaces_a_failure_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "s"
+def test_a_run_finished_elsewhere_replaces_a_failure_here(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("FAKE_FAIL", "seed1")
     run(folder)
     monkeypatch.delenv("FAKE_FAIL")
@@ -623,14 +610,14 @@ def test_killed_at_any_moment_and_resumed_it_ends_with_the_same_table(
     assert {len(path.read_text()) for path in folder.glob("runs/*/steps")} == {fake_train.STEPS}
 
 
-def test_steps_of_your_own_share_the_training_and_have_numbers(tmp_path: Path) -> None:
+def test_steps_of_your_own_share_the_training_and_have_numbers(folder: Path) -> None:
     own = "tests.experiments.fake_train:after_step"
     spec = make(
         design="sweep", factors={"ratio": {f"after.{own}.ratio": [0.0, 0.5, 0.9]}}, after={own: {}},
         metric=f"{own}.accuracy", also=[f"{own}.nested.bytes", "test.accuracy"],
     )  # fmt: skip
-    result = run(tmp_path / "s", spec)
-    assert len(trained(tmp_path / "s")) == 3
+    result = run(folder, spec)
+    assert len(trained(folder)) == 3
     assert list(result.runs["status"]) == ["done", "done", "failed"] * 3
     assert set(result.analyses) == {f"{own}.accuracy", f"{own}.nested.bytes", "test.accuracy"}
     effect = result.analyses[f"{own}.accuracy"].effects[0]
@@ -639,7 +626,7 @@ def test_steps_of_your_own_share_the_training_and_have_numbers(tmp_path: Path) -
     assert result.analyses[f"{own}.nested.bytes"].effects[0].estimate == pytest.approx(0.5)
     assert result.settings["training_hours"] * 3600 == pytest.approx(3 * 3 * 0.5), "a training shared is one training"
     lines: list[str] = []
-    run(tmp_path / "s", spec, report=lines.append)
+    run(folder, spec, report=lines.append)
     assert "6 of 9 runs are done" in lines[1]
 
 
