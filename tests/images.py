@@ -22,6 +22,13 @@ def picture(label: int, number: int, size: tuple[int, int] = (32, 32), classes: 
     return np.clip(image, 0, 255).astype(np.uint8)
 
 
+def turned_by(orientation: int) -> Image.Exif:
+    """EXIF data that say how an image is stored: 1 is upright, 6 is turned to the left."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
 def encode(pixels: NDArray[np.uint8], kind: str = "PNG") -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, kind)
@@ -56,9 +63,8 @@ def write_folder(path: Path, *, train: int = 12, classes: int = 3) -> Path:
                 image.putalpha(255)
                 image.save(folder / f"{number}.png")
             elif number % 4 == 2:
-                exif = Image.Exif()
-                exif[0x0112] = 6
-                image.transpose(Image.Transpose.ROTATE_90).save(folder / f"{number}.jpg", exif=exif, quality=95)
+                turned = image.transpose(Image.Transpose.ROTATE_90)
+                turned.save(folder / f"{number}.jpg", exif=turned_by(6), quality=95)
             else:
                 image.save(folder / f"{number}.jpg", quality=95)
     return path

@@ -23,17 +23,9 @@ from PIL import Image
 
 from kitae import preprocess
 from kitae.errors import DataError
-from kitae.preprocess import (
-    PreprocessRules,
-    decode,
-    depth_of,
-    flattened,
-    load,
-    picture,
-    probe,
-    view,
-)
+from kitae.preprocess import PreprocessRules, decode, depth_of, flattened, load, picture, probe, view
 from kitae.preprocess.pixels import is_grey_mode
+from tests.images import turned_by
 
 RGB16 = PreprocessRules(16, 3)
 GREY16 = PreprocessRules(16, 1)
@@ -69,12 +61,10 @@ def test_rgb_of_the_right_size_is_untouched() -> None:
 
 def test_path_and_bytes_and_array_give_the_same(tmp_path: Path) -> None:
     data = encoded(scene(20, 30))
-    (tmp_path / "a.png").write_bytes(data)
-    expected = decode(data, RGB16)
-    assert (decode(tmp_path / "a.png", RGB16) == expected).all()
-    assert (decode(str(tmp_path / "a.png"), RGB16) == expected).all()
-    assert (decode(scene(20, 30), RGB16) == expected).all()
-    assert (decode(Image.fromarray(scene(20, 30)), RGB16) == expected).all()
+    file = tmp_path / "a.png"
+    file.write_bytes(data)
+    for given_as in (file, str(file), scene(20, 30), Image.fromarray(scene(20, 30))):
+        assert (decode(given_as, RGB16) == decode(data, RGB16)).all()
 
 
 def test_grey_is_repeated_over_three_channels_and_colour_becomes_luma() -> None:
@@ -215,11 +205,9 @@ def test_levels_above_the_depth_are_white_and_8_bits_do_not_care() -> None:
 
 
 def test_a_turned_image_of_12_bits_is_turned_back() -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 3
     levels = (np.arange(256, dtype=np.uint16) * 16).reshape(16, 16)
     for kind in ("PNG", "TIFF"):
-        data = encoded(Image.fromarray(levels), kind, exif=exif)
+        data = encoded(Image.fromarray(levels), kind, exif=turned_by(3))
         assert (decode(data, PreprocessRules(16, 1, depth=12))[0] == (levels >> 4)[::-1, ::-1]).all()
 
 
@@ -257,16 +245,15 @@ def test_the_first_picture_of_a_phones_mpo_is_read() -> None:
 @pytest.mark.parametrize("level", [-1, 65536, 2**31 - 1])
 def test_integer_pixels_beyond_16_bits_are_refused(level: int) -> None:
     pixels = np.full((16, 16), 65535, np.int32)
-    assert decode(encoded(Image.fromarray(pixels), "TIFF"), PreprocessRules(16, 1)).min() == 255
+    assert decode(encoded(pixels, "TIFF"), GREY16).min() == 255
     pixels[3, 5] = level
     with pytest.raises(DataError, match=r"x\.tif: 32-bit integer pixels"):
-        decode(encoded(Image.fromarray(pixels), "TIFF"), PreprocessRules(16, 1), "x.tif")
+        decode(encoded(pixels, "TIFF"), GREY16, "x.tif")
 
 
 def test_float_pixels_are_refused() -> None:
-    data = encoded(Image.fromarray(np.zeros((16, 16), np.float32)), "TIFF")
     with pytest.raises(DataError, match=r"x\.tif: 32-bit float pixels"):
-        decode(data, RGB16, "x.tif")
+        decode(encoded(np.zeros((16, 16), np.float32), "TIFF"), RGB16, "x.tif")
 
 
 # Orientation
@@ -282,10 +269,8 @@ def test_a_photo_turned_by_exif_is_its_upright_twin(kind: str, orientation: int)
         8: Image.Transpose.ROTATE_270,
     }  # fmt: skip
     stored = upright.transpose(inverse[orientation]) if orientation > 1 else upright
-    exif = Image.Exif()
-    exif[0x0112] = orientation
     options: dict[str, object] = {"quality": 95, "subsampling": 0} if kind == "JPEG" else SAVE_LOSSLESS[kind]
-    turned = decode(encoded(stored, kind, exif=exif, **options), RGB16).astype(int)
+    turned = decode(encoded(stored, kind, exif=turned_by(orientation), **options), RGB16).astype(int)
     twin = decode(encoded(upright, kind, **options), RGB16).astype(int)
     # Bilinear weights are rounded along the rows first, so a turn may move a value by one.
     assert np.abs(turned - twin).max() <= (6 if kind == "JPEG" else 1)
@@ -294,9 +279,8 @@ def test_a_photo_turned_by_exif_is_its_upright_twin(kind: str, orientation: int)
 def test_a_large_photo_turned_by_exif_is_its_upright_twin() -> None:
     """Here libjpeg's scaled decoding takes part."""
     upright = Image.fromarray(scene(300, 400))
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    turned = decode(encoded(upright.transpose(Image.Transpose.ROTATE_90), "JPEG", exif=exif, quality=95), RGB16)
+    stored = upright.transpose(Image.Transpose.ROTATE_90)
+    turned = decode(encoded(stored, "JPEG", exif=turned_by(6), quality=95), RGB16)
     twin = decode(encoded(upright, "JPEG", quality=95), RGB16)
     assert np.abs(turned.astype(int) - twin).max() <= 8
 
@@ -364,12 +348,9 @@ def test_large_jpegs_are_decoded_small_and_look_the_same() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.integers(1, 90),
-    st.integers(1, 90),
-    st.integers(1, 40),
-    st.sampled_from(["crop", "squash", "pad"]),
+    st.integers(1, 90), st.integers(1, 90), st.integers(1, 40), st.sampled_from(["crop", "squash", "pad"]),
     st.sampled_from([1, 3]),
-)
+)  # fmt: skip
 def test_any_size_becomes_the_asked_one(height: int, width: int, size: int, resize: str, channels: int) -> None:
     rules = PreprocessRules(size, channels, resize)  # type: ignore[arg-type]
     out = decode(encoded(np.full((height, width, 3), 77, np.uint8)), rules)
@@ -534,10 +515,8 @@ def test_bombs_are_refused_before_a_pixel_is_decoded(monkeypatch: pytest.MonkeyP
 
 
 def test_probe_reads_upright_size_and_colour_from_the_header() -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    turned = encoded(Image.fromarray(scene(20, 30)), "JPEG", exif=exif)
-    tiff = encoded(Image.fromarray(scene(20, 30)), "TIFF", exif=exif)  # Pillow may turn the size of these by itself
+    turned = encoded(scene(20, 30), "JPEG", exif=turned_by(6))
+    tiff = encoded(scene(20, 30), "TIFF", exif=turned_by(6))  # Pillow may turn the size of these by itself
     for source in (turned, tiff, scene(30, 20), encoded(scene(30, 20))[:-30]):
         assert probe(source) == ((30, 20), False)
     for source in (scene(30, 20)[..., 0], encoded(scene(30, 20)[..., 0])):

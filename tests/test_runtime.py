@@ -20,6 +20,7 @@ from kitae.deployment.onnx import Card, serialize
 from kitae.errors import DataError, ExportError, KitaeError
 from kitae.preprocess import PreprocessRules, decode
 from kitae.runtime import Model, content_hash, has_vnni, metadata_checksum, read_metadata
+from tests.images import turned_by
 
 CARD = Card(("red", "green", "blue"), PreprocessRules(8, 3, "crop"), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
@@ -88,9 +89,7 @@ def test_pixels_are_prepared_as_in_training(path: Path, tmp_path: Path) -> None:
     """An image turned by EXIF, with alpha, of an odd size: the graph sees what `preprocess.decode` gives."""
     image = picture((255, 0, 0), (31, 17))
     image.putpixel((0, 0), (0, 0, 255))
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    image.save(tmp_path / "turned.jpg", exif=exif, quality=95)
+    image.save(tmp_path / "turned.jpg", exif=turned_by(6), quality=95)
     model = Model(path)
     expected = model.run(decode(tmp_path / "turned.jpg", CARD.rules)[None])
     np.testing.assert_array_equal(model.predict(tmp_path / "turned.jpg").probabilities, expected)

@@ -41,6 +41,7 @@ from kitae.errors import DataError, MissingExtraError
 from kitae.preprocess import PreprocessRules, decode, windowed
 from kitae.preprocess.pixels import own_memory
 from tests.data.shard_files import encoded, image, pack, samples, shards
+from tests.images import turned_by
 
 
 @pytest.fixture
@@ -368,9 +369,8 @@ def test_a_large_jpeg_is_read_at_reduced_scale_and_looks_the_same(turn: bool) ->
         assert shape == upright.shape[:2]
         return top, left, height, width
 
-    exif, buffer = Image.Exif(), io.BytesIO()
-    exif[0x0112] = 6
-    Image.fromarray(smooth).save(buffer, "JPEG", quality=95, **({"exif": exif} if turn else {}))
+    buffer = io.BytesIO()
+    Image.fromarray(smooth).save(buffer, "JPEG", quality=95, **({"exif": turned_by(6)} if turn else {}))
     pixels = windowed(buffer.getvalue(), window, (32, 32), PreprocessRules(32))
     assert 2 * 32 <= min(pixels.shape[:2]) <= max(pixels.shape[:2]) <= 444 / 4 + 1
     out = np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).resize((32, 32), Image.Resampling.BILINEAR))

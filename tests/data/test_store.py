@@ -34,7 +34,7 @@ from kitae.errors import DataError
 from kitae.files import cache_folder
 from kitae.preprocess import PreprocessRules, decode, probe
 from kitae.preprocess import picture as picture_of
-from tests.images import encode, picture, write_folder, write_parquet
+from tests.images import encode, picture, turned_by, write_folder, write_parquet
 
 Maker = Callable[..., Path]
 
@@ -202,15 +202,13 @@ def large_folder(root: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         size = ((90, 160), (150, 100), (40, 30), (200, 200))[number % 4]
         image = Image.fromarray(rng.integers(0, 256, (size[0] // 4, size[1] // 4, 3), np.uint8)).resize(size[::-1])
-        exif = Image.Exif()
-        exif[0x0112] = 6 if number == 3 else 1
         if number == 4:
             image.putalpha(200)
             image.save(folder / f"{number}.png")
         elif number == 5:
             image.convert("L").save(folder / f"{number}.jpg")
         else:
-            image.save(folder / f"{number}.jpg", exif=exif, quality=95)
+            image.save(folder / f"{number}.jpg", exif=turned_by(6 if number == 3 else 1), quality=95)
     return root
 
 

@@ -35,7 +35,7 @@ from kitae.run import Run
 from kitae.training.checkpoint import load_weights
 from kitae.training.distributed import World
 from kitae.training.spec import TrainSpec
-from tests.images import encode, picture, write_folder, write_parquet
+from tests.images import encode, picture, turned_by, write_folder, write_parquet
 from tests.pipelines.conftest import undescribed
 from tests.watchers import DiesHereError, KillAt
 
@@ -240,9 +240,7 @@ def test_photographs_of_all_kinds_train_and_an_exif_twin_is_classified_alike(tmp
     assert made.classes == ("class 0", "class 1", "class 2")
     upright = Image.fromarray(picture(1, 500, (48, 64), 3))
     upright.save(tmp_path / "upright.png")
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
+    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=turned_by(6))
     result = made.predict([tmp_path / "upright.png", tmp_path / "turned.png", upright, encode(np.array(upright))])
     assert result.probabilities.shape == (4, 3)
     np.testing.assert_allclose(result.probabilities, result.probabilities[:1].repeat(4, 0), atol=1e-6)
