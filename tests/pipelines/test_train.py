@@ -59,12 +59,8 @@ def tiny_of(source: str, *fields: str) -> Recipe:
     return tiny(f"data.source={source}", "data.limit=null", *fields)
 
 
-def noted(recipe: Recipe) -> list[str]:
-    return estimate(recipe)["notes"]
-
-
-def noted_of(setup: Setup) -> list[str]:
-    return notes_of(setup, setup.initial_model(ON_CPU))
+def noted(setup: Setup) -> list[str]:
+    return notes_of(setup, setup.initial_model(ON_CPU, pretrained=False))
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +143,7 @@ def test_equal_images_are_counted_and_test_is_given_without_them(tmp_path: Path)
     table[1]["image"] = table[2]["image"]
     pq.write_table(pa.Table.from_pylist(table), tmp_path / "x.parquet")
     recipe = tiny_of(f"parquet:{tmp_path / 'x.parquet'}", "train.epochs=1")
-    notes = noted(recipe)
+    notes = noted(Setup.without_run(recipe))
     assert any("4 images are exact duplicates" in note for note in notes)
     assert any("1 of 50 test images" in note for note in notes)
     run = train(recipe, tmp_path / "run")
@@ -165,7 +161,7 @@ def test_equal_images_are_counted_and_test_is_given_without_them(tmp_path: Path)
 def test_without_equal_images_nothing_is_said_of_them(run: Run) -> None:
     assert run.evaluation()["duplicates"] == {"images": 0, "groups": 0, "val": 0, "test": 0}
     assert "without_duplicates" not in run.evaluation()["test"]
-    assert not any("duplicate" in note for note in noted(tiny()))
+    assert not any("duplicate" in note for note in noted(Setup.without_run(tiny())))
 
 
 def test_opening_test_again_is_counted(copied: Run) -> None:
@@ -305,7 +301,7 @@ def test_validation_is_judged_once_and_says_the_same_as_judged_again(
 
 def test_a_network_of_one_size_cannot_start_with_smaller_pictures() -> None:
     setup = Setup.without_run(tiny("train.progressive={start: 0.75, until: 0.5}"))
-    assert not any("progressive" in note for note in noted_of(setup))
+    assert not any("progressive" in note for note in noted(setup))
     channels, height, width = setup.store.rules.shape
     fixed = nn.Sequential(nn.Flatten(), nn.Linear(channels * height * width, 10))
     with pytest.raises(RecipeError, match=r"train\.progressive: resnet8 for images of 28 x 28 cannot take 20 x 20"):
@@ -376,7 +372,7 @@ def test_what_cannot_be_trained_is_refused_by_plan_and_training_and_leaves_no_fo
     ],
 )
 def test_one_note_names_what_has_no_effect_or_an_unexpected_one(fields: list[str], start: str) -> None:
-    (note,) = noted(tiny("train.batch_size=16", *fields))
+    (note,) = noted(Setup.without_run(tiny("train.batch_size=16", *fields)))
     assert note.startswith(start)
 
 
@@ -436,7 +432,7 @@ def test_given_normalisation_is_used() -> None:
 
 def test_the_normalisation_of_weights_from_a_run_is_asked_for(tmp_path: Path) -> None:
     own = tiny("model.name=resnet8", f"model.pretrained={tmp_path / 'best.safetensors'}")
-    assert any("mean and std of the run that they come from" in note for note in noted(own))
+    assert any("mean and std of the run that they come from" in note for note in estimate(own)["notes"])
     with pytest.raises(RecipeError, match=r"names no normalisation; .*model\.json"):
         estimate(own.override("data.normalize=pretrained"))
 
@@ -469,33 +465,37 @@ def test_a_run_is_locked_until_it_is_closed(tmp_path: Path) -> None:
     Run.create(tmp_path, Recipe(), resume=True).close()
 
 
-def test_folder_with_a_run_needs_a_word(tmp_path: Path) -> None:
-    Run.create(tmp_path, Recipe()).close()
-    with pytest.raises(TrainingError, match=r"--resume or --overwrite"):
-        Run.create(tmp_path, Recipe())
-    with pytest.raises(TrainingError, match=r"another recipe \(train\.epochs was 10, is 3\)"):
-        Run.create(tmp_path, Recipe().override("train.epochs=3"), resume=True)
-    with pytest.raises(TrainingError, match="--resume and --overwrite"):
-        Run.create(tmp_path, Recipe(), resume=True, overwrite=True)
-    assert Run.open(tmp_path).recipe.train.epochs == 10
-    changed = Run.create(tmp_path, Recipe().override("train.epochs=3"), overwrite=True)
-    assert Run.open(tmp_path).recipe.train.epochs == 3
-    changed.close()
+def begun(folder: Path, field: str, **options: bool) -> Recipe:
+    """The recipe of a run that begins in a folder, and is closed at once."""
+    run = Run.create(folder, Recipe().override(field), **options)
+    run.close()
+    return run.recipe
+
+
+RESUME = {"resume": True}
+OPS = r"another recipe \(augment\.train"
 
 
 @pytest.mark.parametrize(
-    ("before", "after"),
+    ("before", "now", "options", "told"),
     [
-        ("[random_crop, horizontal_flip]", "[random_crop, vertical_flip]"),
-        ("[random_crop]", "[random_crop, equalize]"),
-        ("[equalize]", "[]"),
+        ("train.epochs=10", "train.epochs=10", {}, "--resume or --overwrite"),
+        ("train.epochs=10", "train.epochs=10", {"resume": True, "overwrite": True}, "--resume and --overwrite"),
+        ("train.epochs=10", "train.epochs=3", RESUME, r"another recipe \(train\.epochs was 10, is 3\)"),
+        ("augment.train=[random_crop, horizontal_flip]", "augment.train=[random_crop, vertical_flip]", RESUME, OPS),
+        ("augment.train=[random_crop]", "augment.train=[random_crop, equalize]", RESUME, OPS),
+        ("augment.train=[equalize]", "augment.train=[]", RESUME, OPS),
     ],
 )
-def test_ops_without_parameters_are_a_part_of_the_recipe(tmp_path: Path, before: str, after: str) -> None:
-    Run.create(tmp_path, Recipe().override(f"augment.train={before}")).close()
-    Run.create(tmp_path, Recipe().override(f"augment.train={before}"), resume=True).close()
-    with pytest.raises(TrainingError, match=r"another recipe \(augment\.train"):
-        Run.create(tmp_path, Recipe().override(f"augment.train={after}"), resume=True)
+def test_a_folder_with_a_run_needs_a_word_and_its_own_recipe(
+    before: str, now: str, options: dict[str, bool], told: str, tmp_path: Path
+) -> None:
+    old = begun(tmp_path, before)
+    assert begun(tmp_path, before, resume=True) == old
+    with pytest.raises(TrainingError, match=told):
+        begun(tmp_path, now, **options)
+    assert Run.open(tmp_path).recipe == old
+    assert begun(tmp_path, now, overwrite=True) == Run.open(tmp_path).recipe == Recipe().override(now)
 
 
 def test_overwrite_deletes_nothing_that_no_run_wrote(tmp_path: Path) -> None:
@@ -507,9 +507,9 @@ def test_overwrite_deletes_nothing_that_no_run_wrote(tmp_path: Path) -> None:
 
 
 def test_a_strange_file_is_in_no_resumed_runs_way(tmp_path: Path) -> None:
-    Run.create(tmp_path, Recipe()).close()
+    begun(tmp_path, "train.epochs=10")
     (tmp_path / "nohup.out").write_text("epoch 1/10")
-    Run.create(tmp_path, Recipe(), resume=True).close()
+    begun(tmp_path, "train.epochs=10", resume=True)
     assert (tmp_path / "nohup.out").exists()
 
 
@@ -745,7 +745,7 @@ def test_an_estimate_times_a_process_s_share_of_a_batch(monkeypatch: pytest.Monk
 
 def test_a_batch_larger_than_the_data_shrinks_and_is_noted(tmp_path: Path) -> None:
     recipe = tiny("train.batch_size=4096")
-    assert any("train.batch_size: 4096 with 200 images" in note for note in noted(recipe))
+    assert any("train.batch_size: 4096 with 200 images" in note for note in estimate(recipe)["notes"])
     assert train(recipe, tmp_path / "run").metrics()[-1]["step"] == recipe.train.epochs
 
 
@@ -827,7 +827,7 @@ def test_images_left_out_and_classes_without_images_are_named(tmp_path: Path, mo
         file.unlink()
     fields = ("data.on_corrupt=skip", "data.image_size=32", "train.batch_size=16")
     setup = Setup.without_run(tiny_of(f"folder:{root}", *fields))
-    notes = noted_of(setup)
+    notes = noted(setup)
     assert any(note.startswith("data.on_corrupt: left out class 0/0.jpg (not an image") for note in notes)
     assert "class 2: no test image; accuracy unknown" in notes
     assert "class 2: no validation image" in notes
