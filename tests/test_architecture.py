@@ -18,7 +18,7 @@ ORDER = [
     {"errors"},
     {"files"},
     {"spec", "keyed", "console", "modes", "machine", "folders"},
-    {"preprocess", "views"},
+    {"preprocess", "views", "native"},
     {"runtime"},
     STAGES,
     {"recipe", "predictor", "crops"},

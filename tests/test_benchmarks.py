@@ -411,6 +411,15 @@ def test_loops_take_turns(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_gradients_of_depthwise_convolutions_take_turns(tmp_path: Path) -> None:
+    out = tmp_path / "depthwise.json"
+    run("depthwise.py", "--tiny", "--out", out)
+    found = json.loads(out.read_text())
+    assert set(found["networks"][0]["over_ours"]) == {"fp32", "bf16", "bf16, depthwise in fp32"}
+    assert [row["of"] for row in found["layers"]] == ["input", "weights"]
+
+
+@pytest.mark.slow
 def test_threads_and_processes_take_turns(tmp_path: Path) -> None:
     out = tmp_path / "threads.json"
     run("threads.py", "--tiny", "--out", out)

@@ -7,9 +7,8 @@ For encoded images the draw is the same, at their original size; Pillow decodes 
 
 from __future__ import annotations
 
-import ctypes
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,9 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kitae import keyed
-from kitae.augment import jit
 from kitae.augment.cpu import take
-from kitae.augment.kernels.link import OP, PLAN, PLANES, RUN, as_f64, as_i64, as_u8, as_u64
 from kitae.augment.kernels.move import copy_bytes, planes
 from kitae.augment.kernels.resize import resized_crop, work_bytes
 from kitae.augment.ops import Op
@@ -28,8 +25,10 @@ from kitae.augment.ops.geometry import RandomResizedCrop
 from kitae.augment.plan import sample_key
 from kitae.augment.spec import AugmentSpec
 from kitae.data.encoded import Encoded
-from kitae.data.parallel import share
 from kitae.data.pictures import Pictures
+from kitae.native import jit
+from kitae.native.link import OP, PLAN, PLANES, RUN, as_f64, as_i64, as_u8, as_u64
+from kitae.native.threads import share
 
 # Not the op's own slot: a second crop later in the pipeline uses that.
 SLOT = keyed.op_slot("random_resized_crop of whole pictures")
@@ -198,8 +197,8 @@ class EncodedCrop(_Crop):
 
     def __call__(self, rows: NDArray[np.int64], index: NDArray[np.int64], seed: int, epoch: int) -> NDArray[np.uint8]:
         """Training images uint8 [b, C, H, W]. Arguments as of `PictureCrop`."""
-        plan, resize = _by_address(plan_crop, PLAN), _by_address(resized_crop, OP)
-        to_planes = _by_address(planes, PLANES)
+        plan, resize = jit.by_address(plan_crop, PLAN), jit.by_address(resized_crop, OP)
+        to_planes = jit.by_address(planes, PLANES)
         out = take((len(rows), *self.shape), np.uint8)
 
         def window(place: int, height: int, width: int) -> tuple[int, int, int, int]:
@@ -219,9 +218,3 @@ class EncodedCrop(_Crop):
 
         self._images.cut(rows, self.shape[1:], window, use, self._threads)
         return out
-
-
-def _by_address(function: Callable[..., Any], signature: Any) -> Any:
-    """A compiled function that takes addresses as integers, and runs without the interpreter lock."""
-    words = [ctypes.c_int64] * len(signature.args)
-    return ctypes.CFUNCTYPE(None, *words)(jit.native(function, signature).address)

@@ -15,9 +15,10 @@ import pytest
 import torch
 
 import kitae
-from kitae.augment import functional, jit
+from kitae.augment import functional
 from kitae.augment.ops import OPS, STEPS
 from kitae.augment.ops.base import AUGMIX_BEGIN, AUGMIX_END, CHAIN_END, NOP
+from kitae.native import jit
 from op_reference import details, rewrite, rows
 
 ROOT = Path(__file__).parents[2]

@@ -20,10 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kitae.augment import jit
 from kitae.augment.kernels import crew, resize
 from kitae.augment.kernels import run as driver
-from kitae.augment.kernels.link import CLOSE, LEAD, OP, PLAN, RUN, SERVE
 from kitae.augment.kernels.write import FORMS
 from kitae.augment.mix import MIX
 from kitae.augment.ops import STEPS
@@ -32,6 +30,8 @@ from kitae.augment.ops.noise import noise_quantiles
 from kitae.augment.plan import Keys, Pipeline, Program
 from kitae.keyed import SLOT_MIX
 from kitae.machine import processors
+from kitae.native import jit
+from kitae.native.link import CLOSE, LEAD, OP, PLAN, RUN, SERVE
 
 
 class _Crew:

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kitae.data.order import Blocks, block_order
-from kitae.data.parallel import share
 from kitae.data.pictures import Prepared
 from kitae.data.remote import ShardCache
+from kitae.native.threads import share
 from kitae.preprocess import decode, windowed
 
 Window = Callable[[int, int, int], tuple[int, int, int, int]]

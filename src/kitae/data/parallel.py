@@ -84,25 +84,6 @@ def _portions(images: Iterator[Item], most: int) -> Iterator[tuple[int, list[Ite
         yield start, items
 
 
-def share(count: int, work: Callable[[int], None], threads: int | None = None) -> None:
-    """`work(place)` for every place in [0, count), in threads; for work that releases the interpreter lock.
-
-    A pool for each call, so that none is left behind at a fork.
-    """
-    threads = min(threads or processors(), count)
-    if threads < 2:
-        for place in range(count):
-            work(place)
-        return
-
-    def part(number: int) -> None:
-        for place in range(number, count, 4 * threads):
-            work(place)
-
-    with ThreadPoolExecutor(threads, thread_name_prefix="kitae-share") as pool:
-        list(pool.map(part, range(4 * threads)))
-
-
 def memory_bytes() -> int:
     """Memory that this process may use: of the machine, or of its control group where that is less."""
     found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 1 << 62

@@ -20,7 +20,7 @@ from kitae.training.distributed import World
 from kitae.training.losses import distillation_loss, target_accuracy
 from kitae.training.muon import Muon
 from kitae.training.optim import AveragedWeights, build_optimizer, fill_momentum, set_learning_rate
-from kitae.training.precision import Precision, autocast, float_depthwise
+from kitae.training.precision import Precision, autocast, depthwise_gradients, float_depthwise
 from kitae.training.schedule import planned_step, rate_factor, size_at
 from kitae.training.spec import TrainSpec
 
@@ -89,7 +89,9 @@ class Learner:
     def __enter__(self) -> Learner:
         """Set up DDP, torch.compile and the precision, after the initial weights are loaded."""
         device = self.world.device
-        self._hooks = float_depthwise(self.model, self.precision, device)
+        how = self.model, self.precision, device
+        self._hooks = float_depthwise(*how) if self.spec.compile else []
+        self._gradients = contextlib.nullcontext() if self.spec.compile else depthwise_gradients(*how)
         self._unsync = distributed.sync_batchnorm(self.model, self.world) if self.spec.sync_bn else None
         if self.world.size > 1:
             ids = [device.index] if device.type == "cuda" else None
@@ -135,7 +137,7 @@ class Learner:
             generator.manual_seed(seed)
         # Processes exchange gradients once per update, at its last batch.
         with contextlib.nullcontext() if last or self._parallel is None else self._parallel.no_sync():
-            with autocast(self.precision, self.world.device):
+            with autocast(self.precision, self.world.device), self._gradients:
                 logits = self._forward(images)
                 loss = self._loss(images, logits, targets)
             share = loss if self.shape.accumulate == 1 else loss / self.shape.accumulate

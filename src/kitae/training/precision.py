@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from kitae.machine import cpuinfo
+from kitae.training.depthwise import DepthwiseGradients, depthwise_layers
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -24,6 +25,12 @@ def autocast(precision: Precision, device: torch.device) -> AbstractContextManag
     return cast(AbstractContextManager[object], torch.autocast(device.type, dtype=_DTYPE[precision]))
 
 
+def depthwise_gradients(model: nn.Module, precision: Precision, device: torch.device) -> AbstractContextManager[object]:
+    """Beside `autocast`, a context of forward passes in training that makes depthwise convolutions fast on a CPU."""
+    slow = precision == "bf16" and device.type == "cpu" and depthwise_layers(model)
+    return DepthwiseGradients() if slow else nullcontext()
+
+
 def candidates(device: torch.device) -> list[Precision]:
     """The precisions that a device can train in: fp16 needs a gradient scaler and a GPU, so never on a CPU."""
     if device.type == "cuda":
@@ -35,7 +42,7 @@ def choose(device: torch.device) -> Precision:
     """The precision that `auto` stands for: a rule based on the hardware, so that results do not depend on timings.
 
     On a GPU: bf16 from compute capability 8.0 on, fp16 from 7.0 on (the first tensor cores), else fp32. On a CPU: bf16
-    if it multiplies bfloat16 natively, else fp32; depthwise convolutions stay in float32, see `float_depthwise`.
+    if it multiplies bfloat16 natively, else fp32; for depthwise convolutions see `depthwise_gradients`.
     `kitae bench precision` measures a recipe in each precision; the rule is based on benchmarks/results/precision.json.
     """
     if device.type == "cuda":
@@ -53,17 +60,16 @@ def native_bf16() -> bool:
 def float_depthwise(model: nn.Module, precision: Precision, device: torch.device) -> list[RemovableHandle]:
     """Keep depthwise convolutions in float32 under autocast on a CPU, until the returned handles are removed.
 
-    The CPU library has fast bf16 kernels for only some of them: strides, kernels of 5 x 5 and small images use a
-    reference kernel that is up to 14 times slower than float32. With them in float32, every network of
-    benchmarks/results/precision.json trains faster in bf16 than in fp32.
+    The CPU library has fast bf16 kernels for only some of their gradients: strides and kernels of 5 x 5 use a reference
+    kernel that is up to 14 times slower than float32. `DepthwiseGradients` replaces those, but not in a network that
+    torch.compile has traced.
     """
     if precision == "fp32" or device.type != "cpu":
         return []
     handles: list[RemovableHandle] = []
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1:
-            handles.append(module.register_forward_pre_hook(_leave_autocast))
-            handles.append(module.register_forward_hook(_enter_autocast, always_call=True))
+    for module in depthwise_layers(model):
+        handles.append(module.register_forward_pre_hook(_leave_autocast))
+        handles.append(module.register_forward_hook(_enter_autocast, always_call=True))
     return handles
 
 

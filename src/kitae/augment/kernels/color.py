@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from kitae.augment.kernels.link import (
+from kitae.augment.kernels.move import copy_bytes
+from kitae.native.link import (
     HAS_VBMI,
     add_i32,
     add_u16,
@@ -20,7 +21,6 @@ from kitae.augment.kernels.link import (
     shl_u16,
     sub_u16,
 )
-from kitae.augment.kernels.move import copy_bytes
 
 TOP = np.float32(255.0)
 ZERO = np.float32(0.0)

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from kitae.augment.kernels.link import as_i64, call2, exchange, fetch, fetch_add, put, rest
 from kitae.augment.kernels.run import RUN_AT, SCRATCH_BYTES
+from kitae.native.link import as_i64, call2, exchange, fetch, fetch_add, put, rest
 
 # The mailbox: int64, by byte offset.
 STATE = 0  # OPEN while there is work, plus the number of helpers inside

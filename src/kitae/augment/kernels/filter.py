@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from kitae.augment.kernels.color import TOP, ZERO, level, look_up
-from kitae.augment.kernels.link import add_i32, add_u16, address_of, as_f32, as_i32, as_u8, fma32, mul_u16, mulhi_u16
 from kitae.augment.kernels.move import copy_bytes, inside
 from kitae.augment.kernels.warp import rint32
+from kitae.native.link import add_i32, add_u16, address_of, as_f32, as_i32, as_u8, fma32, mul_u16, mulhi_u16
 
 
 def gaussian_weights(size: Any, sigma: Any, weights: Any) -> Any:

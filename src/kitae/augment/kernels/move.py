@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from kitae.augment.kernels.link import address_of, as_u8, move16, move32, move64, turn16, turn32, turn64
+from kitae.native.link import address_of, as_u8, move16, move32, move64, turn16, turn32, turn64
 
 
 def copy_bytes(source: Any, target: Any, count: Any) -> Any:

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from kitae.augment.kernels.link import add_i32, add_u32, as_i16, as_i64, as_u16, as_u32, mul_u32, shr_u32, xor_u32
 from kitae.augment.ops.noise import QUANTILE_STEP
+from kitae.native.link import add_i32, add_u32, as_i16, as_i64, as_u16, as_u32, mul_u32, shr_u32, xor_u32
 
 
 def scramble(place: Any, low: Any, high: Any) -> Any:

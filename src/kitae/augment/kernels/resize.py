@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from kitae.augment.kernels.link import add_i32, address_of, as_f32, as_i32, as_u8, mul_i32, sar_i32, transpose16
 from kitae.augment.kernels.move import copy_bytes
+from kitae.native.link import add_i32, address_of, as_f32, as_i32, as_u8, mul_i32, sar_i32, transpose16
 
 
 def triangle_taps(size: Any, new: Any) -> Any:

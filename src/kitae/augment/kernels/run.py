@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from kitae.augment.kernels.link import address_of, as_f64, as_i64, as_u8, as_u64, call6, call7, fence, fetch_add
 from kitae.augment.kernels.write import MIX_FIRST, MIX_SECOND, SCALE, SECOND, STREAM, finish
 from kitae.augment.mix import MIX, plan_mix
 from kitae.augment.ops.base import (
@@ -28,6 +27,7 @@ from kitae.augment.ops.base import (
     NOP,
     RESIZED_CROP,
 )
+from kitae.native.link import address_of, as_f64, as_i64, as_u8, as_u64, call6, call7, fence, fetch_add
 
 # The context: int64, addresses and sizes.
 COUNT = 0  # samples

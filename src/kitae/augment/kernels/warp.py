@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from kitae.augment.kernels.color import ONE, ZERO
-from kitae.augment.kernels.link import (
+from kitae.augment.kernels.move import copy_bytes, fill_bytes
+from kitae.native.link import (
     add_i32,
     address_of,
     and_u32,
@@ -26,7 +27,6 @@ from kitae.augment.kernels.link import (
     shl_u32,
     shr_u32,
 )
-from kitae.augment.kernels.move import copy_bytes, fill_bytes
 
 MAGIC = np.float32(12582912.0)  # 1.5 * 2**23: adding and subtracting it rounds to the nearest integer, ties to even
 HALF = np.float32(0.5)

@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from kitae.augment.kernels.link import (
+from kitae.augment.kernels.move import copy_bytes
+from kitae.native.link import (
     add_u32,
     address_of,
     and_u32,
@@ -30,7 +31,6 @@ from kitae.augment.kernels.link import (
     stream_line,
     stream_mixed,
 )
-from kitae.augment.kernels.move import copy_bytes
 
 SECOND, MIX_FIRST, MIX_SECOND, SCALE, SHIFT, STREAM = 32, 64, 72, 80, 83, 86
 BAND = 1024  # values per channel in a band

@@ -9,6 +9,7 @@ processes load it. The first compilation prints one line to stderr.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import hashlib
 import os
@@ -130,7 +131,7 @@ class _Native(CFunc):
         global compiled
         compiled += 1
         if compiled == 1:
-            text = "kitae: compiling augmentation kernels for this machine (once, takes a few seconds)"
+            text = "kitae: compiling kernels for this machine (once, takes a few seconds)"
             print(text, file=sys.stderr, flush=True)
         return super()._compile_uncached()  # type: ignore[misc]
 
@@ -154,3 +155,10 @@ def native(function: Callable[..., Any], signature: Any) -> Any:
             made.compile()
             _natives[key] = made
         return _natives[key]
+
+
+@functools.cache
+def by_address(function: Callable[..., Any], signature: Any) -> Any:
+    """A compiled function that takes addresses as integers, and runs without the interpreter lock."""
+    words = [ctypes.c_int64] * len(signature.args)
+    return ctypes.CFUNCTYPE(None, *words)(native(function, signature).address)

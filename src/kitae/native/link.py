@@ -25,6 +25,9 @@ PLAN = types.void(u64, f64, i64, f64, types.int64, types.int64)
 RUN = types.int64(types.int64, types.int64)
 # Pixels to planes: (source, target, line, pixel, channels, height, width) -> 0
 PLANES = types.int64(*[types.int64] * 7)
+# A part of a work, and taking one part after the other, see `native.threads`
+PART = types.int64(*[types.int64] * 7)
+TAKE = types.int64(types.int64)
 # Sharing it among threads, see `kernels.crew`: (mailbox, context, scratch, most helpers) and (mailbox, scratch, its
 # bytes)
 LEAD = types.int64(types.int64, types.int64, types.int64, types.int64)
@@ -169,6 +172,22 @@ def fma32(builder: Any, a: Any, b: Any, c: Any) -> Any:
 def bits32(builder: Any, x: Any) -> Any:
     """The bits of a float32 as uint32."""
     return builder.bitcast(x, _I32)
+
+
+@_intrinsic(types.float32, types.uint16)
+def from_bf16(builder: Any, x: Any) -> Any:
+    """The bfloat16 with these bits, as float32."""
+    return builder.bitcast(builder.shl(builder.zext(x, _I32), ir.Constant(_I32, 16)), ir.FloatType())
+
+
+@_intrinsic(types.uint16, types.float32)
+def to_bf16(builder: Any, x: Any) -> Any:
+    """The bits of the nearest bfloat16, the even one of two, as torch rounds; NaN stays NaN."""
+    word = builder.bitcast(x, _I32)
+    odd = builder.and_(builder.lshr(word, ir.Constant(_I32, 16)), ir.Constant(_I32, 1))
+    rounded = builder.lshr(builder.add(builder.add(word, ir.Constant(_I32, 0x7FFF)), odd), ir.Constant(_I32, 16))
+    nan = builder.fcmp_unordered("uno", x, x)
+    return builder.trunc(builder.select(nan, ir.Constant(_I32, 0x7FC0), rounded), _I16)
 
 
 def _binary(kind: Any, name: str) -> Any:
