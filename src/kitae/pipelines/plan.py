@@ -56,8 +56,8 @@ _TUNED_MARGIN = 1.2  # times the fewest steps, since the second measurement befo
 # (LOG.md, 2026-11-27).
 _MIXED_FROM = 80
 _WARMUP = 0.1  # share of a fine-tuning
-# Of AdamW, with batches of 32. With 5e-4, four trainings on a texture ended with two of its three classes taken for one;
-# with this rate none of four, with 2.5e-4 none of seven, which costs photographs a point in 240 steps (LOG.md, 2026-11-28).
+# Of AdamW, with batches of 32. With 5e-4, five trainings on a texture failed, most with two of its three classes taken
+# for one; with this rate none of four, and photographs lose 0.7 points in 240 steps (LOG.md, 2026-11-28).
 _TUNING_RATE = 3.5e-4
 # Augmented views that the probe is fitted on before a fine-tuning. A head that has never seen a crop is wrong about
 # crops, and sure of it, so the first steps go the wrong way (LOG.md, 2026-11-28).
