@@ -76,13 +76,16 @@ Made by `python benchmarks/train.py`; the figures are those of `benchmarks/resul
 network, images, batch and cores; all but the tutorial's loop train in bfloat16 and channels_last. They take turns of a
 few steps, so that other load on the machine affects all of them. Ratios are within a round (median, lowest, highest).
 
-Memory is that of a loop's processes after a step, when activations are freed: less than the peak in a loop that
-returns memory to the system, which Kitae does not. The machine is that of the latest rows; the rows of 32 px are a day
-older.
+Memory between steps is that of a loop's processes after a step, when activations are freed. Kitae's process keeps that
+memory for the next step, and so does the second bare step; the peak and the processor time are of the loop's processes
+too, where they were measured. The machine is that of the latest rows; others are a day or two older.
 
 Kitae can be faster than the bare step. Its process keeps large freed blocks of memory, while the bare loop returns
-them to the system at every step; the effect of this alone was not measured. And on a CPU it keeps depthwise
-convolutions in float32, since PyTorch has slow bfloat16 kernels for many of them: EfficientNet gains most from it.
+them to the system at every step. And on a CPU it computes those gradients of depthwise convolutions itself for which
+PyTorch has slow bfloat16 kernels, so EfficientNet gains most. Whole steps in turns, two cores
+(`benchmarks/depthwise.py`):
+
+{depthwise}
 
 Machine: {machine}.
 """
@@ -238,13 +241,13 @@ ROWS = {
 
 def training(found: dict[str, Any]) -> str:
     """The page on training speed."""
-    lines = [TRAINING.format(machine=_machine(found["machine"]))]
+    depthwise = _depthwise(json.loads((RESULTS / "depthwise.json").read_text()))
+    lines = [TRAINING.format(machine=_machine(found["machine"]), depthwise=depthwise)]
     for name, row in found["rows"].items():
-        lines += [
-            f"## {ROWS.get(name, name)}", "",
-            "| loop | images/s | Kitae is faster by | waits for images | memory between steps |",
-            "|---|---|---|---|---|",
-        ]  # fmt: skip
+        head = ["loop", "images/s", "Kitae is faster by", "waits for images", "memory between steps"]
+        whole = "cpu_seconds_per_1000_images" in row
+        head += ["peak memory", "processor seconds for 1,000 images"] if whole else []
+        lines += [f"## {ROWS.get(name, name)}", "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
         rates = row["images_per_second"]
         for loop, rate in sorted(rates.items(), key=lambda one: -one[1]["median"]):
             over = row["kitae_over"].get(loop)
@@ -256,11 +259,24 @@ def training(found: dict[str, Any]) -> str:
                 "" if waits is None else f"{100 * waits:.0f} %",
                 f"{row['memory_between_steps_bytes'][loop] / 1e9:.1f} GB",
             ]
+            if whole:
+                seconds = row["cpu_seconds_per_1000_images"][loop]["median"]
+                cells += [f"{row['peak_memory_bytes'][loop] / 1e9:.1f} GB", f"{seconds:,.0f}"]
             lines.append(f"| {' | '.join(cells)} |")
         rounds = next(iter(rates.values()))["n"]
         lines += ["", f"Batch {row['batch']}, {rounds} rounds of {row['steps']} steps."]
         lines += [f"Left out: {LOOPS[loop]} ({why})." for loop, why in row["left_out"].items()]
         lines.append("")
+    return "\n".join(lines)
+
+
+def _depthwise(found: dict[str, Any]) -> str:
+    """How much faster the steps of networks with depthwise convolutions are than in other ways."""
+    ways = list(found["networks"][0]["over_ours"])
+    lines = [f"| network, {found['networks'][0]['side']} px | over {' | over '.join(ways)} |", "|---" * 4 + "|"]
+    for row in found["networks"]:
+        cells = [f"{over['median']:.2f} ({over['min']:.2f} to {over['max']:.2f})" for over in row["over_ours"].values()]
+        lines.append(f"| {row['network']} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -97,8 +97,8 @@ class Augment:
             raise AugmentError(f"mix must be a mapping or a MixSpec, such as {{'mixup_alpha': 1.0}}, not {mix!r}")
         self.mix = mix
         for name, count in (("num_classes", num_classes), ("threads", threads)):
-            if count is not None and count < 1:
-                raise AugmentError(f"{name} must be at least 1, not {count}")
+            if count is not None and (not isinstance(count, int | np.integer) or count < 1):
+                raise AugmentError(f"{name} must be an integer from 1 on, not {count!r}")
         self.num_classes, self.threads = num_classes, threads
         for name, value, valid in (
             ("executor", executor, ("auto", "cpu", "torch")),
@@ -121,6 +121,8 @@ class Augment:
         """What the ops mean for images of this size."""
         key = (channels, height, width)
         if key not in self._pipelines:
+            if channels not in (1, 3) or not all(isinstance(n, int | np.integer) and n > 0 for n in (height, width)):
+                raise AugmentError(f"images have 1 or 3 channels and whole sides from 1 on, not {list(key)}")
             for name, value in (("mean", self.mean), ("std", self.std)):
                 if value is not None and len(value) not in (1, channels):
                     raise AugmentError(f"{name} has {len(value)} channels, the images have {channels}")
@@ -292,8 +294,8 @@ class Augment:
             step: number of its batch, as in a call.
         """
         pipeline = self.pipeline(channels or self._seen[0], *(size or self._seen[1:]))
-        keys = as_keys(int(epoch), np.array([index]), step)
-        program = plan_sample(pipeline, self.seed, int(epoch), int(keys.index[0]), keys.step)
+        keys = as_keys(epoch, np.array([index]), step)
+        program = plan_sample(pipeline, self.seed, int(keys.epoch), int(keys.index[0]), keys.step)
         names = {pipeline.offsets[k]: repr(op) for k, op in enumerate(pipeline.ops) if isinstance(op, CustomOp)}
         return program.describe(0, names)
 

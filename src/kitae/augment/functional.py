@@ -244,9 +244,8 @@ def resized_crop(
     Returns:
         uint8 [N, C, *size].
     """
-    height_, width_ = (size, size) if isinstance(size, int | float | np.integer) else size
-    new = int(height_), int(width_)
-    if min(new) < 1 or new != (height_, width_):
+    new = tuple(np.broadcast_to(np.asarray(size), 2).tolist()) if np.size(size) in (1, 2) else ()
+    if len(new) != 2 or not all(isinstance(side, int) and side >= 1 for side in new):
         raise AugmentError(f"size must be whole and at least 1, not {size}")
     window = _window(images, top, left, height, width, 1, "window")
     return _run(images, o.RESIZED_CROP, [*window, *new], executor, new)
@@ -431,6 +430,8 @@ def normalize(images: Any, mean: Any, std: Any, *, executor: Executor = "auto") 
     Returns:
         float32 [N, C, H, W].
     """
+    if mean is None or std is None:
+        raise AugmentError("mean and std come together: give both")
     return _last(images, executor=executor, mean=as_colour(mean, "mean"), std=as_colour(std, "std"))
 
 
