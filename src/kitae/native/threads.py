@@ -39,6 +39,13 @@ def share(count: int, work: Callable[[int], None], threads: int | None = None) -
         list(pool.map(part, range(4 * threads)))
 
 
+def prepare(*kernels: Callable[..., Any]) -> None:
+    """Compile kernels now and not at their first use."""
+    for kernel in kernels:
+        native(kernel, PART)
+    native(take_parts, TAKE)
+
+
 def share_parts(
     kernel: Callable[..., Any],
     words: tuple[int, int, int, int],

@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
 from kitae.native import depthwise
-from kitae.native.threads import share_parts
+from kitae.native.threads import prepare, share_parts
 
 _PARTS = 16  # of a batch, for threads to take; a constant, so that no result depends on how many there are
 _LIBRARY_KERNEL, _LIBRARY_MAPS = 3, range(8, 33)  # whose gradient of the weights oneDNN computes faster
@@ -30,6 +30,10 @@ class DepthwiseGradients(TorchFunctionMode):
     kernels of `native.depthwise`, which sum in float32. Convolutions with several outputs per channel, or with padding
     by name, are computed in float32.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        prepare(depthwise.input_gradient, depthwise.weight_gradient)
 
     def __torch_function__(
         self, function: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
