@@ -113,6 +113,7 @@ def _loaded_after(statement: str) -> set[str]:
         "from kitae.recipe import Recipe, shipped; [Recipe.load(name) for name in shipped()]",
         "import kitae.preprocess",
         "import kitae.runtime",
+        "import kitae.data.store",
         "import kitae.data, kitae.augment, kitae.models, kitae.training, kitae.evaluation, kitae.experiments",
     ],
 )

@@ -28,7 +28,7 @@ from kitae.data.encoded import Encoded
 from kitae.data.pictures import Pictures
 from kitae.native import jit
 from kitae.native.link import OP, PLAN, PLANES, RUN, as_f64, as_i64, as_u8, as_u64
-from kitae.native.threads import share
+from kitae.native.share import share
 
 # Not the op's own slot: a second crop later in the pipeline uses that.
 SLOT = keyed.op_slot("random_resized_crop of whole pictures")

@@ -293,6 +293,15 @@ def test_of_tiny_colour_pictures_few_headers_are_read(
     assert store.images.whole(len(store) - 1).shape == (3, 70, 100)
 
 
+def test_room_is_asked_for_what_is_kept(make_folder: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not for every picture at the network's size, as the first, a tiny one, suggests."""
+    root = make_folder("cats", "dogs")
+    Image.new("RGB", (100, 70)).save(root / "dogs" / "last.png")
+    free = shutil.disk_usage(root)._replace(free=100_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
+    assert isinstance(open_store(DataSpec(source=f"folder:{root}", image_size=200)).images, Pictures)
+
+
 def test_fixed_rules_leave_nothing_to_find_out(tmp_path: Path) -> None:
     spec = of(large_folder(tmp_path / "photos"), image_size=32)
     old = open_store(spec, rules=PreprocessRules(32, 3))

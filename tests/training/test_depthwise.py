@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from typing import Any
 
 import pytest
@@ -10,11 +11,12 @@ from torch import Tensor, nn
 
 from kitae.native import threads
 from kitae.training import depthwise
+from kitae.training import learner as learner_module
 from kitae.training.batches import epoch_shape
 from kitae.training.checkpoint import Progress
 from kitae.training.depthwise import DepthwiseGradients
 from kitae.training.learner import Learner
-from kitae.training.precision import autocast, depthwise_gradients
+from kitae.training.precision import Precision, autocast, fast_depthwise
 from kitae.training.spec import TrainSpec
 from tests.training.toy_world import WORLD
 
@@ -114,6 +116,20 @@ def test_what_is_not_finite_is_seen() -> None:
         assert found["weight"][:3].isfinite().all()
 
 
+@pytest.mark.usefixtures("no_library")
+def test_defaults_of_torch_do_not_matter() -> None:
+    torch.manual_seed(0)
+    layer, images = nn.Conv2d(8, 8, 5, stride=2, padding=2, groups=8), torch.randn(3, 8, 9, 9)
+    pull = torch.randn(3, 8, 5, 5)
+    wanted = gradients(layer, images, pull, ours=True)
+    try:
+        torch.set_default_dtype(torch.float64)
+        found = gradients(layer, images, pull, ours=True)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(found[name], value) for name, value in wanted.items())
+
+
 def test_other_convolutions_are_torchs() -> None:
     net = nn.Sequential(
         nn.Conv2d(3, 8, 1),
@@ -142,27 +158,37 @@ def test_frozen_weights_get_no_gradient() -> None:
         assert not layer(images).requires_grad
 
 
-def test_only_networks_that_need_it_get_the_context() -> None:
-    plain, depthwise_net = nn.Conv2d(3, 8, 3), nn.Sequential(nn.Conv2d(8, 8, 3, groups=8))
-    assert isinstance(depthwise_gradients(depthwise_net, "bf16", CPU), DepthwiseGradients)
-    for net, precision, device in (
-        (plain, "bf16", CPU), (depthwise_net, "fp32", CPU), (depthwise_net, "bf16", torch.device("cuda")),
-    ):  # fmt: skip
-        assert not isinstance(depthwise_gradients(net, precision, device), DepthwiseGradients)  # type: ignore[arg-type]
+def test_where_the_forward_pass_is_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fast(machine: str, precision: Precision, device: str = "cpu", onednn: bool = True) -> bool:
+        monkeypatch.setattr(platform, "machine", lambda: machine)
+        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: onednn)
+        fast_depthwise.cache_clear()
+        return fast_depthwise(precision, torch.device(device))
+
+    try:
+        assert fast("x86_64", "bf16")
+        assert not fast("aarch64", "bf16")
+        assert not fast("x86_64", "bf16", onednn=False)
+        assert not fast("x86_64", "fp32")
+        assert not fast("x86_64", "bf16", "cuda")
+    finally:
+        fast_depthwise.cache_clear()
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-def test_a_step_uses_them(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not in a network that torch.compile traces, whose depthwise convolutions are in float32 instead."""
+@pytest.mark.parametrize(("compiled", "fast"), [(False, True), (True, True), (False, False)])
+def test_a_step_uses_them(compiled: bool, fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else, as in a network that torch.compile traces, depthwise convolutions are in float32."""
     monkeypatch.setattr(torch, "compile", lambda model: model)
+    monkeypatch.setattr(learner_module, "fast_depthwise", lambda precision, device: fast)
     net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 5, groups=4), nn.Flatten(), nn.Linear(64, 2))
     seen: list[torch.dtype] = []
     net[1].register_forward_hook(lambda m, i, out: seen.append(out.dtype))
     asked: list[Tensor] = []
-    ours = depthwise.weight_gradient
-    monkeypatch.setattr(depthwise, "weight_gradient", lambda *values: (asked.append(values[2]), ours(*values))[1])
+    original = depthwise.weight_gradient
+    monkeypatch.setattr(depthwise, "weight_gradient", lambda *values: (asked.append(values[2]), original(*values))[1])
     spec = TrainSpec(batch_size=2, compile=compiled)
     with Learner(net, spec, epoch_shape(2, spec), WORLD, "bf16") as learner:
         learner.step(torch.randn(2, 3, 8, 8), torch.eye(2), Progress())
-    assert seen == [torch.float32 if compiled else torch.bfloat16]
-    assert len(asked) == (not compiled)
+    ours = fast and not compiled
+    assert seen == [torch.bfloat16 if ours else torch.float32]
+    assert len(asked) == ours

@@ -244,9 +244,11 @@ def resized_crop(
     Returns:
         uint8 [N, C, *size].
     """
-    new = tuple(np.broadcast_to(np.asarray(size), 2).tolist()) if np.size(size) in (1, 2) else ()
-    if len(new) != 2 or not all(isinstance(side, int) and side >= 1 for side in new):
+    sides = np.asarray(size).tolist() if np.ndim(size) < 2 else []
+    sides = sides if isinstance(sides, list) else [sides, sides]
+    if len(sides) != 2 or not all(isinstance(side, int | float) and side >= 1 and side % 1 == 0 for side in sides):
         raise AugmentError(f"size must be whole and at least 1, not {size}")
+    new = int(sides[0]), int(sides[1])
     window = _window(images, top, left, height, width, 1, "window")
     return _run(images, o.RESIZED_CROP, [*window, *new], executor, new)
 

@@ -140,15 +140,16 @@ def build(job: Job) -> None:
     Raises:
         DataError: an unreadable image (named), sizes that differ while `image_size` is null, or the disk is full.
     """
-    try:
-        _build(job, *_resolve(job))
-    except _NotTinyError:
-        _build(job, *_resolve(job, all_headers=True))
+    with contextlib.suppress(_NotTinyError):
+        return _build(job, *_resolve(job))
+    return _build(job, *_resolve(job, all_headers=True))
 
 
 def _build(job: Job, rules: PreprocessRules, tiny: bool) -> None:
     """Write the store. `tiny`: raise _NotTinyError at a picture that is not."""
     needed = rules.channels * rules.size[0] * rules.size[1] * len(job.source) if rules.store_size is None else 0
+    if tiny and shutil.disk_usage(job.final.parent).free < needed:
+        raise _NotTinyError  # or the disk is full, which is said when all headers are known
     with job.folder(needed) as temporary:
         written = _pass(job, rules, temporary, tiny)
         if job.request["depth"] == "auto" and written.highest is not None and depth_of(written.highest) != rules.depth:
@@ -328,7 +329,7 @@ def _resolve(job: Job, all_headers: bool = False) -> tuple[PreprocessRules, bool
                 if not isinstance(header, DataError):  # which decoding will report
                     found.setdefault(header[0], source.table.names[row])
                     grey, whole = grey and header[1], whole or large(header[0])
-                    tiny = not all_headers and max(header[0]) <= TINY
+                    tiny = not all_headers and max(map(max, found)) <= TINY
                 known = whole or tiny or not open_question
                 if len(found) > 1 if size is None else known and (channels or not grey):
                     break

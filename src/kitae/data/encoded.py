@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from kitae.data.order import Blocks, block_order
 from kitae.data.pictures import Prepared
 from kitae.data.remote import ShardCache
-from kitae.native.threads import share
+from kitae.native.share import share
 from kitae.preprocess import decode, windowed
 
 Window = Callable[[int, int, int], tuple[int, int, int, int]]

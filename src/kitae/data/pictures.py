@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kitae.native.threads import share
+from kitae.native.share import share
 from kitae.preprocess import PreprocessRules, view
 
 

@@ -1,8 +1,8 @@
 """Gradients of depthwise convolutions of bfloat16 images whose channels are last in memory.
 
 oneDNN has fast kernels for the forward pass, and for the gradient of the input where the stride is 1. The gradient of
-the weights of 5 x 5 and 7 x 7 kernels takes it 5 to 30 times as long as the loops below, and that of the input with a
-stride of 2 takes 20 to 100 times as long (`benchmarks/depthwise.py`).
+the weights of 5 x 5 and 7 x 7 kernels takes it 5 to 14 times as long as the loops below, and that of the input with a
+stride of 2 takes 13 to 41 times as long (`benchmarks/results/depthwise.json`).
 
 Images are [N, H, W, C], gradients of the output [N, P, Q, C], both as the bits of bfloat16 numbers. `shape` has C, H,
 W, P, Q and then, of both directions: size of the kernel, stride, padding, dilation; int64 [13]. The innermost loops run

@@ -2,8 +2,8 @@
 
 `native(function, signature)` compiles a function on pointers and integers to a C callback and returns its address.
 Plain Python functions that it calls are compiled with it, so the sources stay free of decorators, and the plans in
-`ops` also run uncompiled. The machine code is cached on disk under a fingerprint of everything it depends on, and later
-processes load it. The first compilation prints one line to stderr.
+`augment.ops` also run uncompiled. The machine code is cached on disk under a fingerprint of everything it depends on,
+and later processes load it. The first compilation prints one line to stderr.
 """
 
 from __future__ import annotations

@@ -23,16 +23,16 @@ OP = types.int64(u8, u8, types.int64, f64, types.int64, types.int64, types.int64
 PLAN = types.void(u64, f64, i64, f64, types.int64, types.int64)
 # The driver: (context, scratch) -> 0
 RUN = types.int64(types.int64, types.int64)
+# Sharing the driver among threads, see `augment.kernels.crew`: (mailbox, context, scratch, most helpers),
+# (mailbox), and (mailbox, scratch, its bytes)
+LEAD = types.int64(types.int64, types.int64, types.int64, types.int64)
+CLOSE = types.int64(types.int64)
+SERVE = types.int64(types.int64, types.int64, types.int64)
 # Pixels to planes: (source, target, line, pixel, channels, height, width) -> 0
 PLANES = types.int64(*[types.int64] * 7)
 # A part of a work, and taking one part after the other, see `native.threads`
 PART = types.int64(*[types.int64] * 7)
 TAKE = types.int64(types.int64)
-# Sharing it among threads, see `kernels.crew`: (mailbox, context, scratch, most helpers) and (mailbox, scratch, its
-# bytes)
-LEAD = types.int64(types.int64, types.int64, types.int64, types.int64)
-CLOSE = types.int64(types.int64)
-SERVE = types.int64(types.int64, types.int64, types.int64)
 
 # Features are those of this machine, so a build for another one (NUMBA_CPU_NAME) uses none of them.
 _NATIVE = config.CPU_NAME is None and config.CPU_FEATURES is None

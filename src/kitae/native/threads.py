@@ -1,42 +1,25 @@
-"""Sharing work among threads that run without the interpreter lock."""
+"""Compiled work in parts, shared among PyTorch's own threads."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
+import os
+import re
+import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kitae.machine import processors
 from kitae.native.jit import by_address, native
 from kitae.native.link import PART, TAKE, as_i64, call7, fetch_add
+from kitae.native.share import share
 
 # The context of a work in parts: int64. The first word counts the parts that were taken, in a cache line of its own.
 _KERNEL, _PARTS, _COUNT, _AREA, _AREA_BYTES, _WORDS = 8, 9, 10, 11, 12, 13
 _CONTEXT = _WORDS + 4
-
-
-def share(count: int, work: Callable[[int], None], threads: int | None = None) -> None:
-    """`work(place)` for every place in [0, count), in threads; for work that releases the interpreter lock.
-
-    A pool for each call, so that none is left behind at a fork.
-    """
-    threads = min(threads or processors(), count)
-    if threads < 2:
-        for place in range(count):
-            work(place)
-        return
-
-    def part(number: int) -> None:
-        for place in range(number, count, 4 * threads):
-            work(place)
-
-    with ThreadPoolExecutor(threads, thread_name_prefix="kitae-share") as pool:
-        list(pool.map(part, range(4 * threads)))
 
 
 def prepare(*kernels: Callable[..., Any]) -> None:
@@ -89,16 +72,28 @@ def take_parts(context: Any) -> Any:
 
 @functools.cache
 def _openmp() -> Any:
-    """What begins a parallel region of the GNU OpenMP that came with PyTorch: (function, data, threads, flags).
+    """What begins a parallel region in the OpenMP library that PyTorch uses: (function, data, threads, flags).
 
-    None where PyTorch's threads are others.
+    GNU's, or one that has the same function. None where none is found, as on macOS.
     """
     try:
         lines = Path("/proc/self/maps").read_text().splitlines()
-        loaded = {line.split(maxsplit=5)[-1] for line in lines if "libgomp" in line and "torch" in line}
-        (path,) = loaded
-        return ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)(
-            ("GOMP_parallel", ctypes.CDLL(path))
-        )
-    except (OSError, ValueError, AttributeError):
+    except OSError:
         return None
+    loaded = {line.split(maxsplit=5)[-1] for line in lines if re.search(r"/lib(gomp|omp|iomp5)[-.][^/]*$", line)}
+    places = [str(folder) + os.sep for folder in _torch_folders()]
+    own = {path for path in loaded if path.startswith(tuple(places))} or loaded
+    if len(own) != 1:
+        return None
+    try:
+        function = ("GOMP_parallel", ctypes.CDLL(own.pop()))
+        return ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)(function)
+    except (OSError, AttributeError):
+        return None
+
+
+def _torch_folders() -> list[Path]:
+    """Where a wheel of PyTorch keeps its libraries; none before it is imported."""
+    module = sys.modules.get("torch")
+    folder = Path(str(getattr(module, "__file__", ""))).parent
+    return [] if module is None else [folder, folder.with_name("torch.libs")]

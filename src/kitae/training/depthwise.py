@@ -1,4 +1,4 @@
-"""Depthwise convolutions in bfloat16 on a CPU, with gradients that are as fast as their forward pass."""
+"""Depthwise convolutions in bfloat16 on a CPU, with fast gradients."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from kitae.native import depthwise
 from kitae.native.threads import prepare, share_parts
 
-_PARTS = 16  # of a batch, for threads to take; a constant, so that no result depends on how many there are
+_PARTS = 64  # of a batch, for threads to take; a constant, so that no result depends on how many there are
 _LIBRARY_KERNEL, _LIBRARY_MAPS = 3, range(8, 33)  # whose gradient of the weights oneDNN computes faster
 _SHARED = 200_000  # multiply-adds, some 30 microseconds; less is not worth waking threads
 
@@ -129,34 +129,36 @@ def shape_of(gradient: Tensor, images: Tensor, weight: Tensor, settings: tuple[P
 
 
 def input_gradient(gradient: Tensor, images: Tensor, weight: Tensor, shape: NDArray[np.int64]) -> Tensor:
-    """Of the output and the input, bfloat16 with the channels last, to that of the input, the same."""
+    """The gradient of the input, from that of the output; both bfloat16 with the channels last.
+
+    Only the shape of `images` matters.
+    """
     out = torch.empty_like(images, memory_format=torch.channels_last)
     weight = weight.detach().float()[:, 0].permute(1, 2, 0).contiguous()
-    parts = min(_PARTS, len(images))
-    rows = torch.empty(parts, images.shape[1] * images.shape[3])
-    _run(depthwise.input_gradient, (gradient, weight, out), shape, len(images), rows)
+    # An image is a part, since nothing is summed over images.
+    rows = torch.empty(len(images), images.shape[1] * images.shape[3], dtype=torch.float32, device=images.device)
+    _run(depthwise.input_gradient, (gradient, weight, out), shape, rows)
     return out
 
 
 def weight_gradient(gradient: Tensor, images: Tensor, weight: Tensor, shape: NDArray[np.int64]) -> Tensor:
-    """Of the output and the input, bfloat16 with the channels last, to that of the weights, float32 [C, 1, h, w]."""
-    totals = torch.zeros(min(_PARTS, len(images)), *weight.shape[2:], len(weight))
-    _run(depthwise.weight_gradient, (gradient, images, gradient), shape, len(images), totals)
+    """The gradient of the weights, float32 [C, 1, h, w], from that of the output and the images.
+
+    Both are bfloat16 with the channels last.
+    """
+    parts = min(_PARTS, len(images))
+    totals = torch.zeros(parts, *weight.shape[2:], len(weight), dtype=torch.float32, device=images.device)
+    _run(depthwise.weight_gradient, (gradient, images, gradient), shape, totals)
     return totals.sum(0).permute(2, 0, 1).unsqueeze(1).contiguous()
 
 
-def _run(
-    kernel: Callable[..., Any],
-    values: tuple[Tensor, Tensor, Tensor],
-    shape: NDArray[np.int64],
-    count: int,
-    area: Tensor,
-) -> None:
+def _run(kernel: Callable[..., Any], values: Sequence[Tensor], shape: NDArray[np.int64], area: Tensor) -> None:
     """A kernel on the images of a batch; `area` has a row for each part."""
+    count = len(values[0])
     channels, _, _, tall, wide, *sizes = shape.tolist()[:7]
     work = count * channels * tall * wide * math.prod(sizes)
     first, second, third = (value.data_ptr() for value in values)
     share_parts(
-        kernel, (first, second, third, shape.ctypes.data), count, len(area), (area.data_ptr(), 4 * area[0].numel()),
+        kernel, (first, second, third, shape.ctypes.data), count, len(area), (area.data_ptr(), 4 * area.stride(0)),
         torch.get_num_threads() if work >= _SHARED else 1,
     )  # fmt: skip

@@ -16,11 +16,12 @@ from kitae import keyed
 from kitae.training import distributed
 from kitae.training.batches import EpochShape
 from kitae.training.checkpoint import Progress
+from kitae.training.depthwise import DepthwiseGradients, depthwise_layers
 from kitae.training.distributed import World
 from kitae.training.losses import distillation_loss, target_accuracy
 from kitae.training.muon import Muon
 from kitae.training.optim import AveragedWeights, build_optimizer, fill_momentum, set_learning_rate
-from kitae.training.precision import Precision, autocast, depthwise_gradients, float_depthwise
+from kitae.training.precision import Precision, autocast, fast_depthwise, float_depthwise
 from kitae.training.schedule import planned_step, rate_factor, size_at
 from kitae.training.spec import TrainSpec
 
@@ -89,9 +90,9 @@ class Learner:
     def __enter__(self) -> Learner:
         """Set up DDP, torch.compile and the precision, after the initial weights are loaded."""
         device = self.world.device
-        how = self.model, self.precision, device
-        self._hooks = float_depthwise(*how) if self.spec.compile else []
-        self._gradients = contextlib.nullcontext() if self.spec.compile else depthwise_gradients(*how)
+        fast = fast_depthwise(self.precision, device) and not self.spec.compile
+        self._hooks = [] if fast else float_depthwise(self.model, self.precision, device)
+        self._gradients = DepthwiseGradients() if fast and depthwise_layers(self.model) else contextlib.nullcontext()
         self._unsync = distributed.sync_batchnorm(self.model, self.world) if self.spec.sync_bn else None
         if self.world.size > 1:
             ids = [device.index] if device.type == "cuda" else None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
 from typing import Literal, cast
 
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from kitae.machine import cpuinfo
-from kitae.training.depthwise import DepthwiseGradients, depthwise_layers
+from kitae.training.depthwise import depthwise_layers
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -25,12 +27,6 @@ def autocast(precision: Precision, device: torch.device) -> AbstractContextManag
     return cast(AbstractContextManager[object], torch.autocast(device.type, dtype=_DTYPE[precision]))
 
 
-def depthwise_gradients(model: nn.Module, precision: Precision, device: torch.device) -> AbstractContextManager[object]:
-    """Beside `autocast`, a context of forward passes in training that makes depthwise convolutions fast on a CPU."""
-    slow = precision == "bf16" and device.type == "cpu" and depthwise_layers(model)
-    return DepthwiseGradients() if slow else nullcontext()
-
-
 def candidates(device: torch.device) -> list[Precision]:
     """The precisions that a device can train in: fp16 needs a gradient scaler and a GPU, so never on a CPU."""
     if device.type == "cuda":
@@ -42,7 +38,7 @@ def choose(device: torch.device) -> Precision:
     """The precision that `auto` stands for: a rule based on the hardware, so that results do not depend on timings.
 
     On a GPU: bf16 from compute capability 8.0 on, fp16 from 7.0 on (the first tensor cores), else fp32. On a CPU: bf16
-    if it multiplies bfloat16 natively, else fp32; for depthwise convolutions see `depthwise_gradients`.
+    if it multiplies bfloat16 natively, else fp32; for depthwise convolutions see `float_depthwise`.
     `kitae bench precision` measures a recipe in each precision; the rule is based on benchmarks/results/precision.json.
     """
     if device.type == "cuda":
@@ -57,12 +53,19 @@ def native_bf16() -> bool:
     return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
 
 
+@cache
+def fast_depthwise(precision: Precision, device: torch.device) -> bool:
+    """Whether the forward pass of depthwise convolutions is fast in bf16 on a CPU: oneDNN's kernels need AVX-512."""
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    return precision == "bf16" and device.type == "cpu" and x86 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def float_depthwise(model: nn.Module, precision: Precision, device: torch.device) -> list[RemovableHandle]:
     """Keep depthwise convolutions in float32 under autocast on a CPU, until the returned handles are removed.
 
     The CPU library has fast bf16 kernels for only some of their gradients: strides and kernels of 5 x 5 use a reference
-    kernel that is up to 14 times slower than float32. `DepthwiseGradients` replaces those, but not in a network that
-    torch.compile has traced.
+    kernel, up to 50 times slower than float32. `DepthwiseGradients` replaces those where `fast_depthwise` is true, but
+    not in a network that torch.compile traces.
     """
     if precision == "fp32" or device.type != "cpu":
         return []
@@ -75,7 +78,7 @@ def float_depthwise(model: nn.Module, precision: Precision, device: torch.device
 
 @contextmanager
 def inference(model: nn.Module, precision: Precision, device: torch.device) -> Iterator[None]:
-    """Run a network in a precision as training does: autocast, with depthwise convolutions in float32 on a CPU."""
+    """Run a network in a precision: autocast, with depthwise convolutions in float32 on a CPU."""
     handles = float_depthwise(model, precision, device)
     try:
         with autocast(precision, device):
