@@ -58,7 +58,7 @@ def no_library(monkeypatch: pytest.MonkeyPatch) -> None:
         (3, 33, (9, 8), {"kernel_size": 3, "stride": (2, 1), "padding": (0, 1), "bias": False}),
         (2, 40, (12, 12), {"kernel_size": (1, 7), "padding": (0, 3)}),
         (2, 16, (20, 20), {"kernel_size": 3, "dilation": 2, "padding": 2}),
-        (33, 8, (4, 4), {"kernel_size": 5, "padding": 2}),
+        (150, 8, (4, 4), {"kernel_size": 5, "padding": 2}),  # more images than parts
         (1, 8, (1, 1), {"kernel_size": 3, "padding": 1}),
     ],
 )
