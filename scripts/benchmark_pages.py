@@ -77,14 +77,14 @@ Made by `python benchmarks/train.py`; the figures are those of `benchmarks/resul
 network, images, batch and cores; all but the tutorial's loop train in bfloat16 and channels_last. They take turns of a
 few steps, so that other load on the machine affects all of them. Ratios are within a round (median, lowest, highest).
 
-Memory between steps is that of a loop's processes after a step, when activations are freed. Kitae's process keeps that
-memory for the next step, and so does the second bare step; the peak and the processor time are of the loop's processes
-too, where they were measured. The machine is that of the latest rows; others are a day or two older.
+Memory between steps is that of a loop's processes after a step, when activations are freed: less than the peak in a
+loop that returns memory to the system, which Kitae does not. The machine is that of the latest rows; the rows of 32 px
+are a day older.
 
 Kitae can be faster than the bare step. Its process keeps large freed blocks of memory, while the bare loop returns
 them to the system at every step. And on a CPU it computes those gradients of depthwise convolutions itself for which
-PyTorch has slow bfloat16 kernels, so EfficientNet gains most. Whole steps in turns, two cores
-(`benchmarks/depthwise.py`):
+PyTorch has slow bfloat16 kernels, so EfficientNet gains most. The rows of the loops below are from before these
+gradients, when such convolutions were in float32. Whole steps in turns, two cores (`benchmarks/depthwise.py`):
 
 {depthwise}
 
