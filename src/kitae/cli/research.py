@@ -250,7 +250,7 @@ def mistakes(run: Path, *, class_: Annotated[str | None, Parameter(name="--class
         run: A finished run's folder.
         class_: Only images of this class, or taken for it.
     """
-    from kitae.data.base import class_name
+    from kitae.data.base import composed
     from kitae.reporting.results import RunRecord
     from kitae.run import Run
 
@@ -260,7 +260,7 @@ def mistakes(run: Path, *, class_: Annotated[str | None, Parameter(name="--class
     found, names = record.predicted, record.facts.classes
     if found is None:
         raise KitaeError(f"{run}: has no predictions.parquet; it was trained without a test, or the file was deleted")
-    class_ = None if class_ is None else class_name(class_)
+    class_ = None if class_ is None else composed(class_)
     if class_ is not None and class_ not in names:
         raise RecipeError(f"--class {class_}: is not a class of {run}{did_you_mean(class_, names)}")
     rows = [

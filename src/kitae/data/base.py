@@ -198,14 +198,14 @@ class FileSource(Source):
         return (self._files[row] for row in keyed.permutation(0, 0, len(self._files), keyed.SLOT_LIMIT)[:count])
 
 
-def class_name(text: str) -> str:
+def composed(text: str) -> str:
     """The name in Unicode's NFC. An archive made on a Mac may have it in NFD, which looks the same but is not equal."""
     return unicodedata.normalize("NFC", text)
 
 
 def numbered(labels: Sequence[Any]) -> tuple[tuple[str, ...], NDArray[np.int64]]:
     """The sorted classes of N labels, which are all text or all integers; and their places: int64 [N]."""
-    labels = [class_name(label) if isinstance(label, str) else label for label in labels]
+    labels = [composed(label) if isinstance(label, str) else label for label in labels]
     distinct = sorted(set(labels))
     place = {label: number for number, label in enumerate(distinct)}
     return tuple(map(str, distinct)), np.array([place[label] for label in labels], np.int64)
@@ -227,6 +227,5 @@ def is_key(text: str) -> bool:
 
 def name_key(name: str) -> int:
     """A number in [0, 2**63) that identifies a name, in NFC or NFD: its BLAKE2b hash."""
-    composed = unicodedata.normalize("NFC", name)
-    digest = hashlib.blake2b(composed.encode("utf-8", "surrogateescape"), digest_size=8).digest()
+    digest = hashlib.blake2b(composed(name).encode("utf-8", "surrogateescape"), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1

@@ -67,13 +67,17 @@ class Job:
     progress: Progress | None
     threads: int | None
 
+    def has_room(self, needed: int) -> bool:
+        """Whether the disk has so many bytes free."""
+        return shutil.disk_usage(self.final.parent).free >= needed
+
     @contextlib.contextmanager
     def folder(self, needed: int = 0) -> Iterator[Path]:
         """A temporary folder to write into, removed at the end unless published. `needed`: bytes of disk space."""
         temporary = self.final.with_name(f".{self.final.name}-{uuid.uuid4().hex[:8]}.tmp")
         try:
             with storage_errors(self.final.parent, needed):
-                if shutil.disk_usage(self.final.parent).free < needed:  # fail now, not after minutes of decoding
+                if not self.has_room(needed):  # fail now, not after minutes of decoding
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 temporary.mkdir()
                 yield temporary
@@ -148,7 +152,7 @@ def build(job: Job) -> None:
 def _build(job: Job, rules: PreprocessRules, tiny: bool) -> None:
     """Write the store. `tiny`: raise _NotTinyError at a picture that is not."""
     needed = rules.channels * rules.size[0] * rules.size[1] * len(job.source) if rules.store_size is None else 0
-    if tiny and shutil.disk_usage(job.final.parent).free < needed:
+    if tiny and not job.has_room(needed):
         raise _NotTinyError  # or the disk is full, which is said when all headers are known
     with job.folder(needed) as temporary:
         written = _pass(job, rules, temporary, tiny)

@@ -28,7 +28,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from kitae.data.base import KEY, SPLIT_ALIASES, TRAIN, Item, Source, Table, class_name, given_keys, numbered
+from kitae.data.base import KEY, SPLIT_ALIASES, TRAIN, Item, Source, Table, composed, given_keys, numbered
 from kitae.data.groups import PARENT, by_paths, by_values
 from kitae.errors import DataError, one_line, require
 from kitae.files import user_path
@@ -256,7 +256,7 @@ def _classes(
     named: dict[str, str] = {}
     for label, name, image in zip(labels.tolist(), class_names, names, strict=True):
         number = classes[label]
-        name = class_name(name)
+        name = composed(name)
         if named.setdefault(number, name) != name:
             raise DataError(f"{image}: label {number} is called {name!r} here and {named[number]!r} elsewhere")
     return tuple(named[number] for number in classes), labels
@@ -296,4 +296,4 @@ def _metadata_classes(schema: Any, label: str) -> tuple[str, ...] | None:
         return None
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         return None
-    return tuple(map(class_name, names))
+    return tuple(map(composed, names))

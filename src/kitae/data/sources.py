@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kitae.data.archives import open_archive
-from kitae.data.base import SPLIT_ALIASES, TRAIN, FileSource, Progress, Source, Table, class_name, name_key
+from kitae.data.base import SPLIT_ALIASES, TRAIN, FileSource, Progress, Source, Table, composed, name_key
 from kitae.data.csv_source import CsvSource
 from kitae.data.groups import by_paths
 from kitae.data.parquet import ParquetSource
@@ -115,7 +115,7 @@ class FolderSource(FileSource):
             raise DataError(f"{self.name}: has a folder {named[0][1].name!r} but no train folder; add one")
         parts = named if train and not odd else [(TRAIN, self.root)]
         self._inside = 1 if parts[0][1] == self.root else 2
-        found = {class_name(folder.name) for code, part in parts if code == TRAIN for folder in _subfolders(part)}
+        found = {composed(folder.name) for code, part in parts if code == TRAIN for folder in _subfolders(part)}
         names = sorted(found)
         if not names:
             loose = len(image_files(parts[0][1]))
@@ -132,7 +132,7 @@ class FolderSource(FileSource):
         for code, part in parts:
             before = len(self._files)
             for folder in _subfolders(part):
-                if (name := class_name(folder.name)) not in found:
+                if (name := composed(folder.name)) not in found:
                     raise DataError(
                         f"{self.name}: class {folder.name!r} of {part.name} is not in train; add it there, or remove it"
                     )
