@@ -77,14 +77,12 @@ Made by `python benchmarks/train.py`; the figures are those of `benchmarks/resul
 network, images, batch and cores; all but the tutorial's loop train in bfloat16 and channels_last. They take turns of a
 few steps, so that other load on the machine affects all of them. Ratios are within a round (median, lowest, highest).
 
-Memory between steps is that of a loop's processes after a step, when activations are freed: less than the peak in a
-loop that returns memory to the system, which Kitae does not. The machine is that of the latest rows; the rows of 32 px
-are a day older.
+Memory is that of all processes of a loop: between steps, when activations are freed, and at its peak.
 
 Kitae can be faster than the bare step. Its process keeps large freed blocks of memory, while the bare loop returns
-them to the system at every step. And on a CPU it computes those gradients of depthwise convolutions itself for which
-PyTorch has slow bfloat16 kernels, so EfficientNet gains most. The rows of the loops below are from before these
-gradients, when such convolutions were in float32. Whole steps in turns, two cores (`benchmarks/depthwise.py`):
+them to the system at every step; a second bare step keeps them too. And on a CPU Kitae computes those gradients of
+depthwise convolutions itself for which PyTorch has slow bfloat16 kernels, so EfficientNet gains most. Whole steps in
+turns, two cores (`benchmarks/depthwise.py`):
 
 {depthwise}
 
@@ -228,7 +226,7 @@ def _difference(line: dict[str, Any]) -> str:
 LOOPS = {
     "kitae": "`kt.train`, run folder included",
     "bare": "the limit: the bare step, one batch of floats in memory",
-    "kept": "the same in a process that keeps freed memory",
+    "kept": "the bare step in a process that keeps freed memory",
     "tutorial": "tutorial loop: DataLoader, float32",
     "tuned": "tutorial loop with bfloat16, channels_last and workers that stay",
     "lightning": "Lightning's Trainer, bf16-mixed, channels_last",

@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 from kitae.experiments.result import StudyResult
@@ -188,6 +189,29 @@ def controls(page: Path) -> str:
     return table(["Compression", "File", "Points lost on validation"], rows)
 
 
+def seeds_of_controls(page: Path) -> str:
+    """A table of the compressions of several seeds (NAME-0, NAME-1, ...): what each control loses beyond the winner.
+
+    The unpruned file in the winner's precision is among them; each interval is a t interval over the seeds.
+    """
+    found: dict[tuple[str, str], list[float]] = {}
+    links: dict[str, str] = {}
+    for link, facts in _published(page):
+        name, _, number = link[1 : link.index("]")].rpartition("-")
+        winner = facts["winner"]
+        for one in facts["candidates"] if number.isdecimal() else ():
+            kept = one["ratio"] == 0 and one["precision"] == winner["precision"] and winner["ratio"] > 0
+            if one["control"] or kept:
+                links.setdefault(name, link.replace(f"[{name}-{number}]", f"[{name}]"))
+                found.setdefault((name, _in_words(facts, one)), []).append(one["drop"] - winner["drop"])
+    rows = []
+    for (name, words), lost in found.items():
+        mean, half = fmean(lost), half_interval(stdev(lost) / len(lost) ** 0.5, len(lost) - 1)
+        each = ", ".join(f"{value:+.2f}" for value in lost)
+        rows.append([links[name], words, f"{mean:+.2f} ({mean - half:+.2f} to {mean + half:+.2f})", each])
+    return table(["Compression", "File", "Points lost on validation, minus the pruned winner's", "Each seed"], rows)
+
+
 def report_pages(page: Path) -> str:
     """A table of the sample pages: their bytes, and what axe-core found, from `scripts/check_pages.py`."""
     found = json.loads((RESULTS / "pages.json").read_text())
@@ -209,6 +233,7 @@ MADE: dict[str, Callable[[Path], str]] = {  # given the page that shows it
     "recalls": recalls,
     "step times": step_times,
     "controls": controls,
+    "controls of seeds": seeds_of_controls,
     "pages": report_pages,
     "pruned": partial(compressions, pruned=True),
     "quantized": partial(compressions, pruned=False),

@@ -660,3 +660,13 @@ def test_progress_is_not_among_the_predictions(
 def test_names_beyond_the_basic_plane_reach_the_data(home: Path) -> None:
     write_folder(home / "\U00020bb7野", train=4, classes=2)
     assert "8 images" in kitae(home, "data", "prepare", "folder:\U00020bb7野", "--set", "data.image_size=32").stdout
+
+
+def test_a_closed_pipe_is_no_error_of_the_interpreter(home: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    words = [sys.executable, "-m", "kitae", "recipe", "fashion-mini"]
+    done = subprocess.run(words, stdout=write, stderr=subprocess.PIPE, env=environment, cwd=home, text=True)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (1, "")

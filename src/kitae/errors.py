@@ -71,7 +71,7 @@ class BudgetError(CompressionError):
 
     Attributes:
         folder: the compression folder, with the figures of every candidate and the file of the closest one.
-        closest: the name of the closest candidate, and the limits that it exceeds.
+        closest: the closest candidate, in brackets, and the limits that it exceeds.
     """
 
     def __init__(self, folder: Path, closest: str) -> None:
@@ -80,7 +80,7 @@ class BudgetError(CompressionError):
 
     def __str__(self) -> str:
         return (
-            f"{self.folder}: no candidate is within the budget; the closest, {self.closest}; it is kept as closest.onnx"
+            f"{self.folder}: no candidate is within the budget; the closest {self.closest}; it is kept as closest.onnx"
         )
 
 

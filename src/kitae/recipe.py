@@ -238,6 +238,15 @@ def parse(cls: type[S], text: str, origin: str) -> S:
         RecipeError: see `parse_yaml`, or a field is unknown or wrong.
     """
     value, node = parse_yaml(text, origin)
+    return checked(cls, value, origin, node)
+
+
+def checked(cls: type[S], value: Any, origin: str, node: yaml.Node | None = None) -> S:
+    """A spec from plain values; the first wrong field is named, with its line if `node` is the YAML tree.
+
+    Raises:
+        RecipeError: a field is unknown or wrong.
+    """
     try:
         return cls.model_validate(value)
     except ValidationError as error:
@@ -266,10 +275,7 @@ def override(spec: S, assignments: tuple[str, ...] | list[str]) -> S:
                     tree["train"]["optimizer"].pop(usual, None)
         if isinstance(spec, Recipe) and field in _LENGTHS and "train.recut" not in given:
             tree["train"]["recut"] = []  # a plan recut by its minutes was of another length
-    try:
-        return type(spec).model_validate(tree)
-    except ValidationError as error:
-        raise RecipeError(explain(error, type(spec), "--set", None)) from error
+    return checked(type(spec), tree, "--set")
 
 
 def assignments(fields: Mapping[str, Any]) -> list[str]:

@@ -157,6 +157,7 @@ def test_each_file_numbers_its_classes_in_its_own_order(tmp_path: Path) -> None:
         ({"image": [b"x"], "label": pa.array([2**64 - 1], pa.uint64())}, "out of range"),
         ({"image": [b"x"], "label": [0], "split": ["holdout"]}, "unknown split 'holdout' in row 0; valid: train"),
         ({"image": [b"x"], "label": [0], "split": pa.array([None], pa.string())}, "split None in row 0"),
+        ({"image": [b"x"], "label": [0], "split": [["train"]]}, r"unknown split \['train'\] in row 0"),
         ({"image": [b"x", b"y"], "label": [0, 1], "group": ["a", None]}, "row 1 has no group"),
         (
             {"image": [b"x", b"y"], "label": [0, 0], "class_name": ["cat", "dog"]},
@@ -170,6 +171,20 @@ def test_wrong_tables_are_explained(tmp_path: Path, columns: dict[str, Any], wor
     with pytest.raises(DataError, match=words) as caught:
         _ = source.table
     assert "x.parquet" in str(caught.value)
+
+
+@pytest.mark.parametrize("names", [["image", "label", "label"], ["image", "image", "label"]])
+def test_two_columns_of_one_name(tmp_path: Path, names: list[str]) -> None:
+    columns = [pa.array([b"x"]) if name == "image" else pa.array([0]) for name in names]
+    pq.write_table(pa.Table.from_arrays(columns, names=names), tmp_path / "x.parquet")
+    twice = max(names, key=names.count)
+    with pytest.raises(DataError, match=rf"x\.parquet: has 2 columns '{twice}'; remove or rename one"):
+        _ = ParquetSource(tmp_path / "x.parquet").table, *ParquetSource(tmp_path / "x.parquet").images()
+
+
+def test_a_folder_named_like_a_file(tmp_path: Path) -> None:
+    write(tmp_path / "set" / "train.parquet" / "part-0.parquet", six())
+    assert len(ParquetSource(tmp_path / "set").table.labels) == 6
 
 
 def test_files_that_are_no_parquet_are_named(tmp_path: Path) -> None:

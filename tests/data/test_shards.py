@@ -26,6 +26,7 @@ from PIL import Image
 from kitae.augment.ops.geometry import RandomResizedCrop
 from kitae.crops import EncodedCrop, PictureCrop
 from kitae.data import shards as module
+from kitae.data import store as store_module
 from kitae.data.ahead import ReadAhead
 from kitae.data.base import TEST, TRAIN, VAL
 from kitae.data.check import check
@@ -111,7 +112,9 @@ def test_shards_that_are_not_named_are_asked_for(patterns: str) -> None:
         open_source(DataSpec(source=f"webdataset:{patterns}"))
 
 
-def test_a_store_of_shards_gives_what_decoding_gives(tmp_path: Path, cache: str) -> None:
+def test_a_store_of_shards_gives_what_decoding_gives(
+    tmp_path: Path, cache: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = opened(shards(tmp_path), cache)
     assert len(store) == 60
     assert store.classes == ("0", "1")
@@ -123,7 +126,10 @@ def test_a_store_of_shards_gives_what_decoding_gives(tmp_path: Path, cache: str)
     assert np.array_equal(store.images[rows], np.stack(expected))
     assert np.array_equal(store.images[17], expected[2])
     assert not list((Path(cache) / "stores").glob("*/images.u8"))
-    assert find_store(store.fingerprint, cache) is not None
+    asked: list[float] = []
+    monkeypatch.setattr(store_module, "ShardCache", lambda folder, limit: asked.append(limit))
+    assert find_store(store.fingerprint, DataSpec(cache=cache, shard_cache_gb=200)) is not None
+    assert asked == [200e9], "a larger cache of shards is not cut"
 
 
 def test_labels_in_json_and_other_files_beside_them(tmp_path: Path, cache: str) -> None:
@@ -202,6 +208,7 @@ def test_the_zeros_at_the_end_of_a_tar_file(tmp_path: Path) -> None:
         ([("x.png", PNG), ("x.json", b'{"class": 1}')], ("x.json", "label")),
         ([("x.png", PNG), ("x.json", b"[" * 100_000)], ("x.json", "label")),
         ([("x.png", PNG), ("x.json", b'{"label": null}')], ("x.json", "label")),
+        ([("x.png", PNG), ("x.json", b'{"label": "\\ud83d"}')], ("x.json", "label")),
         ([("x.png", PNG), ("x.jpg", PNG), ("x.cls", b"1")], ("x", "two images")),
         ([("x.png", PNG), ("y.png", PNG), ("x.cls", b"1")], ("'x'", "are not next to each other")),
         ([("readme.txt", b"hello")], ("no samples",)),

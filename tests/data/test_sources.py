@@ -109,6 +109,9 @@ def test_a_bare_path_gets_the_right_suggestion(tmp_path: Path, make_folder: Make
     root = make_folder("a", "b")
     with pytest.raises(DataError, match=f"did you mean folder:{root}"):
         open_source(DataSpec(source=str(root)))
+    (tmp_path / "photos.v1").symlink_to(root)
+    with pytest.raises(DataError, match=r"^data\.source: no source is called .*photos\.v1': did you mean folder:"):
+        open_source(DataSpec(source=str(tmp_path / "photos.v1")))
     (tmp_path / "x.parquet").touch()
     with pytest.raises(DataError, match="did you mean parquet:"):
         open_source(DataSpec(source=str(tmp_path / "x.parquet")))

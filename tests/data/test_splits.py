@@ -456,9 +456,9 @@ def test_impossible_limits_are_explained(limit: int, words: str) -> None:
     [
         (fake([0] * 9, classes=("cats",)), r"only one class \('cats'\)"),
         (fake([0, 0, 2, 2], classes=("a", "b", "c")), "class 'b' has no training image$"),
-        (fake([0] * 9, classes=("a", "b", "c")), r"class 'b' has no training image \(nor have 1 other"),
+        (fake([0] * 9, classes=("a", "b", "c")), r"class 'b' \(and 1 other class\) has no training image"),
         (fake([0, 0, 1], [TRAIN, TRAIN, TEST]), "class 'class 1' has no training image"),
-        (fake([0, 1], [TEST, TEST]), "class 'class 0' has no training image"),
+        (fake([0, 1], [TEST, TEST]), r"class 'class 0' \(and 1 other class\) has no training image"),
         (fake([0, 1]), "2 images are too few: no test image can be held out"),
         (fake([0, 1, 0, 1]), "4 images are too few: no test image can be held out"),
         (fake([0, 1, 0, 1], [TRAIN, TRAIN, TEST, TEST]), "4 images are too few: no val image can be held out"),

@@ -736,7 +736,7 @@ def test_an_open_store_takes_no_memory(tmp_path: Path) -> None:
     manifest["files"]["images.u8"] = (big / "images.u8").stat().st_size
     (big / "manifest.json").write_text(json.dumps({**manifest, "count": count}))
     before = anonymous_memory()
-    opened = store_module._load(big)
+    opened = store_module._load(big, 1e9)
     assert isinstance(opened, Store)
     assert int(opened.images.view(np.ndarray).sum(dtype=np.uint64)) == int(store.images[0].sum(dtype=np.uint64)) * count
     assert int(np.asarray(opened.labels).sum()) >= 0

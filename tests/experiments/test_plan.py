@@ -144,6 +144,7 @@ def test_screening_prints_its_aliases() -> None:
         ({"after": {"prun": {}}}, ["after.prun", "prune, robustness"]),
         ({"after": {"no.such:step": {}}}, ["after.no.such:step"]),
         ({"after": {"tests.experiments.fake_train:nothing": {}}}, ["fake_train:nothing"]),
+        ({"after": {".x:f": {}}}, ["after..x:f", "cannot be imported"]),
         ({"after": {"math:pi": {}}}, ["after.math:pi", "is not a function, but float"]),
         ({"after": {"prune": {"ration": 0.5}}}, ["after.prune", "'ration'", "ratio, epochs, kind, scope"]),
         ({"after": {"prune": {"ratio": 1.5}}}, ["after.prune.ratio", "less than 1", "1.5"]),

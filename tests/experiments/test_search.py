@@ -201,13 +201,14 @@ def test_failed_runs_of_the_rematch_are_counted(
     assert bool(winner & set(SUBSET)) == result.verdict.startswith("The search won")
 
 
-def test_equal_scores_on_two_seeds_are_no_failure() -> None:
-    effect = SimpleNamespace(low=math.nan, estimate=0.0)
+@pytest.mark.parametrize(("estimate", "words"), [(0.0, "both scored alike"), (0.4, r"the difference was the same \(")])
+def test_equal_differences_on_two_seeds_are_no_failure(estimate: float, words: str) -> None:
+    effect = SimpleNamespace(low=math.nan, estimate=estimate, ratio=False, metric="val.accuracy")
     rematch = SimpleNamespace(analyses={"m": SimpleNamespace(effects=[effect])}, failed=[], runs=[1] * 4)
     preset = SimpleNamespace(name="p", recipe=Recipe())
     verdict, won = _verdict(rematch, "m", preset, 2)
     assert not won
-    assert "both scored alike on all 2 seeds" in verdict
+    assert re.search(f"{words}.*on all 2 seeds", verdict)
     assert "failed" not in verdict
 
 
@@ -302,7 +303,7 @@ def test_a_search_and_its_rematch_keep_their_threads(tmp_path: Path, monkeypatch
     run(tmp_path / "s", arms=40, threads=1)
     lines: list[str] = []
     result = run(tmp_path / "s", arms=40, threads=2, report=lines.append)
-    assert any(line.startswith("threads: 2 is not used") for line in lines)
+    assert any(line.startswith("threads: 2 is ignored") for line in lines)
     assert result.rematch.settings["threads"] == 1
 
 

@@ -338,9 +338,9 @@ def test_a_study_keeps_its_threads_and_says_so(tmp_path: Path, folder: Path) -> 
     run(folder, report=lines.append)
     assert not told()
     run(folder, threads=2, report=lines.append)
-    assert "2 is not used" in told()[0]
+    assert "2 is ignored" in told()[0]
     result = run(tmp_path / "t", make(set={"train.threads": 3}, seeds=[0, 1]), threads=16, report=lines.append)
-    assert "runs have 3" in told()[1]
+    assert "runs use 3" in told()[1]
     assert result.settings["threads"] == 3
     both = make(design="compare", factors={}, variants={"1": {"train.threads": 1}, "2": {"train.threads": 2}})
     assert run(tmp_path / "u", both).settings["threads"] == [1, 2]

@@ -189,7 +189,7 @@ def test_a_base_beside_the_study_file_is_found_from_anywhere(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("base: base.yaml\nfactors: recipe", r"base:3: unknown field 'epochz' in train"),
+        ("base: base.yaml\nfactors: recipe", r"base\.yaml:2: unknown field 'epochz' in train"),
         ("base: [1]\nfactors: recipe", r"base\.str: should be a valid string"),
         ("factors: recipe", r"base: Field required"),
         ("base: fashion-mini\nfactors: [{mixing: {augment.mix.prob: [0, 1]}}]", r"factors: a list has names"),

@@ -84,6 +84,7 @@ def test_the_compression_folder(finished: Run, tmp_path: Path) -> None:
     lines: list[str] = []
     result = compress(finished, tmp_path / "small", say=lines.append, **small(sensitivity=True))
     assert finished.test_openings == openings + 1
+    assert finished.openings()[-1]["why"].endswith("pruned, INT8")
     assert {entry.name for entry in result.path.iterdir()} == {
         "compression.json", "front.parquet", "model.onnx", "model.json", "model.safetensors", "stages", "figures",
         ".lock",
@@ -314,7 +315,7 @@ def test_export_needs_no_data(finished: Run, tmp_path: Path) -> None:
 
 def test_an_impossible_budget_is_one_line_and_does_not_open_test(finished: Run, tmp_path: Path) -> None:
     openings = finished.test_openings
-    with pytest.raises(BudgetError, match=r"the closest, original int8-static, has .* bytes, over 1,000") as error:
+    with pytest.raises(BudgetError, match=r"the closest \(not pruned, INT8\) has .* bytes, over 1,000") as error:
         compress(finished, tmp_path / "small", **small(prune="none", max_bytes=1000))
     assert error.value.folder == tmp_path / "small"
     assert pickle.loads(pickle.dumps(error.value)).closest == error.value.closest  # it may come from a worker

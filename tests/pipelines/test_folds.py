@@ -138,10 +138,14 @@ def test_the_temperature_is_fitted_to_single_views(asked: Recipe, tmp_path: Path
     np.testing.assert_allclose(told, probabilities(np.concatenate(shown)[order], 1.0), atol=1e-5)
 
 
-def test_a_fold_without_its_logits_is_named(run: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["gone", "empty"])
+def test_a_fold_without_its_logits_is_named(run: Run, tmp_path: Path, damage: str) -> None:
     shutil.copytree(run.path, tmp_path / "run")
     copy = Run.open(tmp_path / "run")
-    (copy.fold(2) / "test_logits.npy").unlink()
+    if damage == "gone":
+        (copy.fold(2) / "test_logits.npy").unlink()
+    else:
+        (copy.fold(2) / "test_logits.npy").write_bytes(b"")
     folds = [Run.open(copy.fold(number)) for number in (1, 2, 3)]
     with pytest.raises(TrainingError, match=r"2: test_logits\.npy cannot be read; remove the folder"):
         out_of_fold(Setup.of(copy), folds)

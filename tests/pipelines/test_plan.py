@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from pathlib import Path
@@ -380,6 +381,15 @@ def test_options_of_another_type_are_taken_as_a_recipe_takes_them(pets: str) -> 
     assert (by_text.recipe, by_text.lines[1:]) == (by_number.recipe, by_number.lines[1:])
     with pytest.raises(RecipeError, match=r"^batch_size: should be a valid integer"):
         planned(pets, batch_size="eight")
+
+
+@pytest.mark.parametrize(
+    ("name", "called"), [("photos.v1", "photos.v1"), ("x.parquet", "x"), (os.fsdecode(b"caf\xe9"), "caf\ufffd")]
+)
+def test_a_run_is_named_after_its_data(tmp_path: Path, name: str, called: str) -> None:
+    if not name.endswith(".parquet"):
+        (tmp_path / name).mkdir()
+    assert Recipe(name=room._name(f"folder:{tmp_path / name}")).name == called
 
 
 @pytest.mark.parametrize("weights", [None, "weights-of-test"])

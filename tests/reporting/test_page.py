@@ -319,6 +319,8 @@ def test_filters_are_on_the_page(small: Callable[..., Path]) -> None:
     (folder / "figures").mkdir()
     (folder / "figures" / "filters.png").write_bytes(data)
     assert f"data:image/png;base64,{base64.b64encode(data).decode()}" in page(folder)[0]
+    (folder / "figures" / "filters.png").write_bytes(data[:20])
+    assert "Filters of the first layer" not in page(folder)[0], "a damaged picture is left out"
 
 
 def test_a_large_run_stays_a_page(make_run: Callable[..., Run]) -> None:
@@ -696,7 +698,7 @@ def test_a_compression_that_is_none_is_refused(name: str, small: Callable[..., P
 
 def test_comparison(make_run: Callable[..., Run], tmp_path: Path) -> None:
     one, other = make_run("one"), make_run("other <i>", rows=3)
-    other.recipe = other.recipe.override("train.epochs=7", "augment.train=[]")
+    other.recipe = other.recipe.override("train.epochs=7", "augment.train=[]", "train.optimizer.betas=[0.9,0.95]")
     other.recipe.save(other.path / "recipe.yaml")
     text, words = page(one, other.path)
     assert (tmp_path / "comparison.html").is_file()
@@ -704,6 +706,7 @@ def test_comparison(make_run: Callable[..., Run], tmp_path: Path) -> None:
     rows = {row[0]: row[1:] for row in rows_of(text, "Differences")}
     assert rows["train.epochs"] == ["9", "7"]
     assert rows["augment.train"][1] == "none"
+    assert rows["train.optimizer.betas"] == ["0.9, 0.999", "0.9, 0.95"]
     assert rows["augment.train"][0].startswith("random_crop (padding 2, mode zero)")
     assert_told(words, "one and other <i> have the same accuracy on test", "Their difference is 0.0 points")
     assert "+0.00" in words

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
+from kitae.data.spec import DataSpec
 from kitae.data.store import find_store
 from kitae.pipelines.setup import Setup
 from kitae.pipelines.train import train
@@ -128,12 +129,12 @@ def test_counts_are_those_of_the_splits(samples: Samples) -> None:
 
 def test_a_store_is_found_by_content_or_not_at_all(run: Run, tmp_path: Path) -> None:
     store = run.open_store()
-    found = find_store(store.fingerprint)
+    found = find_store(store.fingerprint, run.recipe.data)
     assert found is not None
     assert found.fingerprint == store.fingerprint
     np.testing.assert_array_equal(found.images[:5], store.images[:5])
-    assert find_store("0" * 32) is None
-    assert find_store(store.fingerprint, tmp_path) is None
+    assert find_store("0" * 32, run.recipe.data) is None
+    assert find_store(store.fingerprint, DataSpec(cache=str(tmp_path))) is None
 
 
 def test_duplicates_and_conflicts_are_counted(samples: Samples) -> None:

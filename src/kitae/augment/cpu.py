@@ -1,26 +1,23 @@
-"""The CPU executor: compiled kernels, run by a few plain threads that do not hold the interpreter lock.
+"""The CPU executor: compiled kernels, run by PyTorch's own threads without the interpreter lock.
 
 A call fills one array of addresses and sizes, the context, and each thread runs `kernels.run.run` on it. There are no
-worker processes and no threading layer. The memory of a result is reused once nothing refers to it, since touching
-fresh pages would take longer than augmenting.
+worker processes. The memory of a result is reused once nothing refers to it, since touching fresh pages would take
+longer than augmenting.
 """
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
 import os
-import queue
 import sys
 import threading
-import time
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kitae.augment.kernels import crew, resize
+from kitae.augment.kernels import resize
 from kitae.augment.kernels import run as driver
 from kitae.augment.kernels.write import FORMS
 from kitae.augment.mix import MIX
@@ -31,64 +28,8 @@ from kitae.augment.plan import Keys, Pipeline, Program
 from kitae.keyed import SLOT_MIX
 from kitae.machine import processors
 from kitae.native import jit
-from kitae.native.link import CLOSE, LEAD, OP, PLAN, RUN, SERVE
-
-
-class _Crew:
-    """Threads that help with calls; numba's threading layers would abort when two Python threads enter them."""
-
-    def __init__(self) -> None:
-        self._busy = threading.Lock()  # one call at a time has helpers
-        self._inbox: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self._sleepers = threading.Lock()
-        self._asleep = 0
-        self._count = 0
-        self._memory = np.zeros(crew.MAILBOX + 64, np.uint8)
-        self._mailbox = _address(self._memory) + (-_address(self._memory) & 63)
-
-    def _serve(self) -> None:
-        serve = jit.native(crew.serve, SERVE).ctypes
-        size = 0
-        while True:
-            needed = serve(self._mailbox, _address(_scratch(size)), size)
-            if needed:
-                size = needed
-                continue
-            with self._sleepers:
-                self._asleep += 1
-            self._inbox.get()
-
-    def run(self, context: int, scratch: int, threads: int) -> None:
-        """Do the work of a context in this thread and, if they come in time, in up to threads - 1 others."""
-        if threads <= 1 or not self._busy.acquire(blocking=False):
-            jit.native(driver.run, RUN).ctypes(context, scratch)
-            return
-        try:
-            helpers = threads - 1
-            while self._count < helpers:
-                threading.Thread(target=self._serve, name="kitae-augment", daemon=True).start()
-                self._count += 1
-            if self._asleep:
-                with self._sleepers:
-                    woken = min(self._asleep, helpers)
-                    self._asleep -= woken
-                for _ in range(woken):
-                    self._inbox.put(None)
-            close = jit.native(crew.close, CLOSE).ctypes
-            try:
-                inside = jit.native(crew.lead, LEAD).ctypes(self._mailbox, context, scratch, helpers)
-                while inside:  # a helper that was preempted needs a while
-                    time.sleep(20e-6)
-                    inside = close(self._mailbox)
-            except BaseException:  # an interrupt; helpers still write to memory that must stay
-                while True:
-                    with contextlib.suppress(KeyboardInterrupt):
-                        while close(self._mailbox):
-                            pass
-                        break
-                raise
-        finally:
-            self._busy.release()
+from kitae.native.link import OP, PLAN
+from kitae.native.threads import prepare, share_parts
 
 
 def _address(array: NDArray[Any]) -> int:
@@ -141,13 +82,13 @@ def take(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
     return _recycler.take(shape, dtype)
 
 
-_crew, _recycler = _Crew(), _Recycler()
+_recycler = _Recycler()
 
 
 def _after_fork() -> None:
-    """Threads do not survive a fork, and a lock that one of them held would never be released."""
-    global _crew, _recycler
-    _crew, _recycler = _Crew(), _Recycler()
+    """A lock that another thread of the parent held would never be released."""
+    global _recycler
+    _recycler = _Recycler()
     jit.renew_lock()
 
 
@@ -212,20 +153,20 @@ class Executor:
             self._kept.append(np.array(values, kind))
             return _address(self._kept[-1])
 
+        prepare(driver.run)
         c = np.zeros(driver.CONTEXT, np.int64)
         c[driver.STRIDE] = p.channels * height * width
         c[driver.CHANNELS], c[driver.HEIGHT], c[driver.WIDTH] = p.channels, height, width
         c[driver.LAST_HEIGHT], c[driver.LAST_WIDTH] = last_height, last_width
         c[driver.INTERLEAVED] = interleaved and p.channels > 1
         c[driver.STEPS], c[driver.OPS] = p.steps, len(p.ops)
-        c[driver.RUN_AT] = jit.native(driver.run, RUN).address
         c[driver.PLANS] = address([jit.native(op.plan, PLAN).address for op in p.ops], np.int64)
         c[driver.NUMBERS] = address([_address(n) for n in p.numbers], np.int64)
         c[driver.OFFSETS], c[driver.SIZES] = address(p.offsets, np.int64), address(p.sizes, np.int64)
         c[driver.KEYS] = address([*p.slots, SLOT_MIX], np.uint64)
         c[driver.SEED] = address([seed & 0xFFFFFFFF, seed >> 32], np.uint64)
         c[driver.TABLE], c[driver.SCALES] = _address(self._table), address([*p.scale, *p.shift], np.float64)
-        c[driver.IMAGE_BYTES], c[driver.SCRATCH_BYTES] = image_bytes, self._scratch_bytes
+        c[driver.IMAGE_BYTES] = image_bytes
         c[driver.FORM] = FORMS.index(dtype) + 3 * channels_last
         c[driver.OUT_STRIDE] = self._stored.itemsize * p.channels * last_height * last_width
         if p.mixing is not None:
@@ -251,7 +192,9 @@ class Executor:
         block = min(max(16384 // int(context[driver.STRIDE]), 1), max(count // (8 * threads), 1))
         block = (block + 1) & ~1
         context[driver.BLOCK] = block
-        _crew.run(at, _address(_scratch(self._scratch_bytes)), min(threads, -(-count // block)))
+        threads = min(threads, -(-count // block))
+        area = _address(_scratch(threads * self._scratch_bytes)), self._scratch_bytes
+        share_parts(driver.run, (at, 0, 0, 0), threads, threads, area, threads)
 
     @staticmethod
     def _set_keys(context: NDArray[np.int64], keys: Keys) -> None:

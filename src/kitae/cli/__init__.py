@@ -34,7 +34,7 @@ _COMMANDS = {
     "quantize": "compress", "benchmark": "bench", "ablate": "study ablate", "check": "data check", "fix": "data fix",
     "completion": "--install-completion",
 }  # fmt: skip
-# Errors of the file system that are no bug of this program.
+# File system errors that are not bugs of this program.
 _USER_ERRORS = (
     errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOTDIR, errno.EISDIR,
     errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP,
@@ -66,6 +66,7 @@ def main() -> None:
     sleep_while_waiting(os.environ)
     try:
         app(exit_on_error=False, print_error=False)
+        sys.stdout.flush()  # here a closed pipe is caught; at the exit it would not be
     except CycloptsError as problem:
         console.error(_reworded(problem))
         sys.exit(2)

@@ -248,7 +248,7 @@ def mistakes(run: Path, *, class_: Annotated[str | None, Parameter(name="--class
 
     Args:
         run: A finished run's folder.
-        class_: Only images of this class, or taken for it.
+        class_: Only images of this class, or predicted as it.
     """
     from kitae.data.base import composed
     from kitae.reporting.results import RunRecord

@@ -19,7 +19,7 @@ from kitae.data.remote import ShardCache
 from kitae.errors import KitaeError
 
 _PIECE = 4 << 20  # bytes per read
-_GAP = 1 << 20  # gaps up to so many bytes are read rather than skipped
+_GAP = 1 << 20  # gaps of up to this many bytes are read rather than skipped
 
 
 class ReadAhead:

@@ -185,7 +185,7 @@ class ArchiveSource(Source):
         try:
             return self._read()
         except OSError as error:
-            raise DataError(f"{error.filename}: cannot be read ({error.strerror})") from error
+            raise DataError(f"{error.filename or self.name}: cannot be read ({error.strerror})") from error
 
     def load_table(self) -> Table:
         classes, parts = self._content

@@ -66,7 +66,7 @@ class Names(Sequence[str]):
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """What a source, and its store, know about N images beside the pixels.
+    """What a source, and its store, know about N images apart from the pixels.
 
     Attributes:
         classes: the K class names; a label is a position in them.
@@ -212,7 +212,7 @@ def numbered(labels: Sequence[Any]) -> tuple[tuple[str, ...], NDArray[np.int64]]
 
 
 def given_keys(values: Sequence[Any], names: Sequence[str]) -> NDArray[np.int64]:
-    """The keys of N images in a column `KEY`; where it is empty, of their names. Raises DataError: one is no key."""
+    """The keys of N images in a column `KEY`; where it is empty, of their names. Raises DataError: one is not a key."""
     texts = ["" if value is None else str(value) for value in values]
     for text, name in zip(texts, names, strict=True):
         if text and not is_key(text):

@@ -68,7 +68,7 @@ class Job:
     threads: int | None
 
     def has_room(self, needed: int) -> bool:
-        """Whether the disk has so many bytes free."""
+        """Whether the disk has this many bytes free."""
         return shutil.disk_usage(self.final.parent).free >= needed
 
     @contextlib.contextmanager
@@ -171,7 +171,7 @@ def index_shards(job: Job) -> None:
     """The store of shards: no pixels, only the location of each image, its label and so on.
 
     With `on_corrupt: skip` every image is decoded once, to leave out those that cannot be; and with `depth: auto` every
-    image that may have more than 8 bits a channel, to find the highest level.
+    image that may have more than 8 bits per channel, to find the highest level.
 
     Raises:
         DataError: a broken shard, a sample without image or label, sizes that differ while `image_size` is null.
@@ -216,7 +216,7 @@ class _Written:
         skipped: (name, reason) of these.
         hashes: of the kept ones' pixels, one after the other.
         sizes: height and width of each kept one. sums: see `Pictures.sums`. Both of whole pictures only.
-        highest: the highest level in images of more than 8 bits a channel; None where there are none.
+        highest: the highest level in images of more than 8 bits per channel; None where there are none.
         digest: a running hash of all pixels.
     """
 

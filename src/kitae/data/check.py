@@ -83,7 +83,7 @@ class CheckReport:
         unreadable: (name, reason).
         sizes, modes: "WIDTH x HEIGHT" or Pillow mode as stored -> number of images.
         exact: groups of images with the same pixels.
-        highest: level of the images of more than 8 bits a channel; None where there are none.
+        highest: level of the images of more than 8 bits per channel; None where there are none.
         depth: bits of these that are read (data.depth); None where there are none.
         near: pairs that are nearly the same; of an exact group only the first member takes part.
         excluded: row of the source -> why `data fix` leaves it out: unreadable, in conflict, or a copy.
@@ -228,7 +228,7 @@ class CheckReport:
             if len(found) > examples:
                 out.append(f"    and {len(found) - examples:,} more")
         if self.truncated:
-            out.append("  the search for near duplicates stopped early; there are more")
+            out.append("  the search for near duplicates stopped early; there may be more")
         return [*out, *(f"  {cure}" for cure in self.cures), self.verdict]
 
 

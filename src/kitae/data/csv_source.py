@@ -49,7 +49,7 @@ class CsvSource(FileSource):
             raise DataError(f"{self.name}: not UTF-8 text; save it as UTF-8") from error
         reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
         try:
-            self._rows = [(reader.line_num, _stripped(row)) for row in reader]  # a blank line is no row
+            self._rows = [(reader.line_num, _stripped(row)) for row in reader]  # blank lines are not rows
         except csv.Error as error:
             raise DataError(f"{self.name}: line {reader.line_num}: not CSV ({error})") from error
         header = [column.strip() for column in reader.fieldnames or () if column.strip()]

@@ -52,7 +52,7 @@ def _from_web(url: str) -> Iterator[bytes]:
         raise DownloadError(str(error.reason)) from error
     except UnicodeError as error:
         raise DownloadError("write special characters as %20 and so on") from error
-    except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: a port that is no number
+    except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: a port that is not a number
         raise DownloadError(one_line(error)) from error
 
 

@@ -54,7 +54,7 @@ def check_out(source: Source, out: str | Path, *, overwrite: bool = False) -> No
     path, ending = Path(out), suffix_of(source)
     if path.suffix.lower() != ending:
         raise DataError(f"{path}: must end in {ending}, the format written for {source.name}")
-    if path.exists() and not overwrite:
+    if os.path.exists(path) and not overwrite:
         raise DataError(f"{path}: exists; add --overwrite, or choose another --out")
 
 

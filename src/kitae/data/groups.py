@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -124,10 +125,10 @@ def assign_folds(
 
 def components(twins: NDArray[np.int64], groups: NDArray[np.int64] | None) -> NDArray[np.int64]:
     """For each image the first one that is equal, or of one group, or linked by a chain of these: int64 [n]."""
-    of = [np.unique(values, return_index=True, return_inverse=True) for values in (twins, groups) if values is not None]
-    first = [rows[member] for _, rows, member in of]
-    count = len(twins)
-    return first[0] if groups is None else linked(np.tile(np.arange(count), 2), np.concatenate(first), count)
+    if groups is None:
+        return first_equal(twins)
+    rows = np.arange(len(twins))
+    return linked(np.r_[rows, rows], np.r_[first_equal(twins), first_equal(groups)], len(twins))
 
 
 def linked(one: NDArray[np.int64], other: NDArray[np.int64], count: int) -> NDArray[np.int64]:
@@ -136,9 +137,13 @@ def linked(one: NDArray[np.int64], other: NDArray[np.int64], count: int) -> NDAr
     from scipy.sparse.csgraph import connected_components
 
     pairs = coo_array((np.ones(len(one), np.bool_), (one, other)), shape=(count, count))
-    part = connected_components(pairs, directed=False)[1]
-    first: NDArray[np.int64] = np.unique(part, return_index=True)[1][part]
-    return first
+    return first_equal(connected_components(pairs, directed=False)[1])
+
+
+def first_equal(values: NDArray[Any]) -> NDArray[np.int64]:
+    """For each of n values the position of the first one that equals it: int64 [n]."""
+    _, first, member = np.unique(values, return_index=True, return_inverse=True)
+    return first[member]
 
 
 def pixel_hash(pixels: bytes | memoryview, about: str = "") -> bytes:
@@ -155,6 +160,4 @@ def pixel_hash(pixels: bytes | memoryview, about: str = "") -> bytes:
 
 def first_alike(hashes: NDArray[np.uint8]) -> NDArray[np.int64]:
     """For each image, the first image with the same hash (possibly itself): uint8 [N, 16] to int64 [N]."""
-    words = np.ascontiguousarray(hashes).view(f"V{HASH_BYTES}").ravel()
-    _, first, member = np.unique(words, return_index=True, return_inverse=True)
-    return first[member]
+    return first_equal(np.ascontiguousarray(hashes).view(f"V{HASH_BYTES}").ravel())

@@ -33,11 +33,11 @@ _STRETCH_BYTES = 4 << 20  # bytes of a store that are read sequentially, so that
 
 def blocks_of(images: NDArray[np.uint8] | Pictures | Encoded, spec: DataSpec, batch_size: int) -> Blocks | None:
     """The blocks of a store's images if an epoch is shuffled by blocks; None if all images are shuffled at once."""
+    if spec.order == "full":
+        return None
     if isinstance(images, Encoded):
-        if spec.order == "full":
-            return None
         return Blocks(images.of, spec.shuffle_buffer, lanes_of(len(images.shards), batch_size), batch_size)
-    if spec.order == "full" or (spec.order == "auto" and images.nbytes <= memory_bytes() / 2):
+    if spec.order == "auto" and images.nbytes <= memory_bytes() / 2:
         return None
     stretch = max(1, _STRETCH_BYTES * len(images) // images.nbytes)
     return Blocks(np.arange(len(images)) // stretch, spec.shuffle_buffer)

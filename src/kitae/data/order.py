@@ -40,7 +40,7 @@ class Blocks:
 
 
 def lanes_of(blocks: int, batch: int) -> int:
-    """The lanes of so many shards: 8, 4, 2 or 1, at least two shards for each, and even shares of a batch."""
+    """How many lanes: 8, 4, 2 or 1, with at least two shards for each, and even shares of a batch."""
     lanes = MAX_LANES
     while lanes > 1 and (blocks < 2 * lanes or batch % (2 * lanes)):
         lanes //= 2

@@ -70,7 +70,8 @@ class ParquetSource(Source):
             self._files = sorted(
                 p
                 for p in root.rglob("*.parquet")
-                if not any(q.startswith(".") for q in p.relative_to(root).parts)
+                if p.is_file()
+                and not any(q.startswith(".") for q in p.relative_to(root).parts)
                 and (p.parent == root or not written_by_us(p.parent))
             )
             self._root: Path | None = root
@@ -93,7 +94,8 @@ class ParquetSource(Source):
     def _reading(self, path: Path) -> Iterator[Any]:
         """An opened file; errors of reading it name it."""
         try:
-            yield self._pq.ParquetFile(path, memory_map=True, pre_buffer=False, buffer_size=1 << 20)
+            with self._pq.ParquetFile(path, memory_map=True, pre_buffer=False, buffer_size=1 << 20) as file:
+                yield file
         except self._pa.ArrowException as error:
             raise DataError(f"{path}: not a Parquet file, or a broken one ({one_line(error)})") from error
         except OSError as error:
@@ -105,6 +107,7 @@ class ParquetSource(Source):
         usual = _IMAGE_COLUMNS if which == "image_column" else _LABEL_COLUMNS
         for candidate in usual if wanted == usual[0] else (wanted,):
             if candidate in names:
+                _check_single(path, names, candidate)
                 return candidate
         raise DataError(f"{path}: no column {wanted!r} (data.{which}); its columns are {', '.join(names) or 'none'}")
 
@@ -199,6 +202,7 @@ class ParquetSource(Source):
             columns["label"] = label
             if self._group is not None and self._group in schema.names:
                 columns["group"] = self._group
+            _check_single(path, schema.names, *columns.values())
             nested = "path" not in schema.names and "path" in fields
             table = file.read(columns=sorted({*columns.values(), *([f"{image}.path"] if nested else [])}))
         found = {kind: table.column(column).to_pylist() for kind, column in columns.items()}
@@ -218,12 +222,19 @@ class ParquetSource(Source):
         if values is None:
             found = _SPLIT_IN_NAME.search(path.relative_to(self._root).as_posix()) if self._root else None
             return [SPLIT_ALIASES[found.group(1).lower()] if found else TRAIN] * count
-        for value in set(values):
-            if str(value).lower() not in SPLIT_ALIASES:
-                raise DataError(
-                    f"{path}: unknown split {value!r} in row {values.index(value)}; valid: {', '.join(SPLIT_ALIASES)}"
-                )
-        return [SPLIT_ALIASES[value.lower()] for value in values]
+        names = [str(value).lower() for value in values]
+        wrong = next((row for row, name in enumerate(names) if name not in SPLIT_ALIASES), None)
+        if wrong is not None:
+            raise DataError(
+                f"{path}: unknown split {values[wrong]!r} in row {wrong}; valid: {', '.join(SPLIT_ALIASES)}"
+            )
+        return [SPLIT_ALIASES[name] for name in names]
+
+
+def _check_single(path: Path, names: list[str], *columns: str) -> None:
+    twice = next((column for column in columns if names.count(column) > 1), None)
+    if twice is not None:
+        raise DataError(f"{path}: has {names.count(twice)} columns {twice!r}; remove or rename one")
 
 
 def _spread(whole: list[T], count: int) -> list[T]:
@@ -292,6 +303,7 @@ def _metadata_classes(schema: Any, label: str) -> tuple[str, ...] | None:
             names = feature["names"] if feature["_type"] == "ClassLabel" else None
         else:
             names = json.loads(metadata["classes"])
+        json.dumps(names, ensure_ascii=False).encode()  # half of a surrogate pair is not text
     except (KeyError, TypeError, ValueError):
         return None
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):

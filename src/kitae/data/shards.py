@@ -16,6 +16,7 @@ modification time. After that, any image takes one read.
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import hashlib
 import io
@@ -39,7 +40,7 @@ from numpy.typing import NDArray
 
 from kitae.data.base import SPLIT_ALIASES, TRAIN, Item, Names, Progress, Source, Table, name_key, numbered
 from kitae.data.download import SCHEMES, is_url
-from kitae.data.groups import HASH_BYTES, first_alike
+from kitae.data.groups import HASH_BYTES, first_alike, pixel_hash
 from kitae.data.remote import ShardCache
 from kitae.data.spec import DataSpec
 from kitae.errors import DataError, one_line
@@ -52,7 +53,7 @@ _DOWNLOADS = 8  # at a time
 _MAX_LABEL_BYTES = 1 << 20
 _TAIL = 1024  # bytes at the end of an image that tell nearly all images apart; they lie beside the next header
 _INDEX_FORMAT = 3
-_HEAD = 25  # bytes of a PNG up to its bits a channel
+_HEAD = 25  # bytes of a PNG up to its bits per channel
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _SKIP_HINT = "(data.on_corrupt=skip leaves such samples out)"
@@ -128,7 +129,7 @@ class ShardIndex:
         labels: int64 [n], or n names.
         keys: n keys: the name of the sample's files up to the first dot.
         hashes: uint8 [n, 16], of each image's size and last bytes.
-        deep: bool [n], whether an image may have more than 8 bits a channel.
+        deep: bool [n], whether an image may have more than 8 bits per channel.
         problems: why samples are left out, one line each.
     """
 
@@ -142,7 +143,7 @@ class ShardIndex:
     def to_bytes(self) -> bytes:
         """As an .npz without pickle."""
         buffer = io.BytesIO()
-        text = json.dumps({"keys": self.keys, "problems": self.problems}).encode("utf-8", "surrogateescape")
+        text = json.dumps({"keys": self.keys, "problems": self.problems}).encode()
         arrays = {name: getattr(self, name) for name in ("places", "labels", "hashes", "deep")}
         np.savez(buffer, **arrays, text=np.frombuffer(text, np.uint8))
         return buffer.getvalue()
@@ -151,7 +152,7 @@ class ShardIndex:
     def from_bytes(cls, data: bytes) -> ShardIndex:
         """The inverse of `to_bytes`."""
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            text = json.loads(arrays["text"].tobytes().decode("utf-8", "surrogateescape"))
+            text = json.loads(arrays["text"].tobytes())
             return cls(**{name: arrays[name] for name in arrays if name != "text"}, **text)
 
 
@@ -260,7 +261,7 @@ def _indexed(
 
 
 def _may_be_deep(head: bytes) -> bool:
-    """Whether an image with these first bytes may have more than 8 bits a channel."""
+    """Whether an image with these first bytes may have more than 8 bits per channel."""
     others = (b"P", b"II", b"MM", b"\0\0\0\x0cjP", b"\xff\x4f")  # PNM, TIFF, JPEG 2000, whatever their extension
     return (head.startswith(b"\x89PNG") and head[24:] == b"\x10") or head.startswith(others)
 
@@ -279,6 +280,7 @@ def _label(file: IO[bytes], where: str, parts: dict[str, tuple[int, int]]) -> in
     text = file.read(size)
     try:
         label = int(text) if kind == "cls" else json.loads(text)["label"]
+        str(label).encode()  # half of a surrogate pair is not text
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         wanted = "be an object with" if kind == "json" else "hold an integer; put names into a .json with"
         raise DataError(f"{where}.{kind}: must {wanted} a field `label`") from error
@@ -334,12 +336,10 @@ class ShardSource(Source):
         else:
             stat = os.stat(shard)
             about += [os.path.abspath(shard), stat.st_size, stat.st_mtime_ns]
-        key = hashlib.blake2b(json.dumps(about).encode("utf-8", "surrogateescape"), digest_size=10).hexdigest()
+        key = hashlib.blake2b(json.dumps(about).encode(), digest_size=10).hexdigest()
         file = self.cache.folder / "index" / f"{key}.npz"
-        try:
-            return ShardIndex.from_bytes(file.read_bytes())
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
-            pass  # not there yet, or damaged
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+            return ShardIndex.from_bytes(file.read_bytes())  # else it is not there yet, or damaged
         try:
             with self.cache.open(shard) as opened:
                 index = scan(opened, name)
@@ -358,7 +358,7 @@ class ShardSource(Source):
 
     @cached_property
     def deep(self) -> NDArray[np.bool_]:
-        """Which images may have more than 8 bits a channel: bool [M]."""
+        """Which images may have more than 8 bits per channel: bool [M]."""
         return np.concatenate([index.deep for index in self.indexes])
 
     @property
@@ -369,13 +369,12 @@ class ShardSource(Source):
         if self.problems and not self._skip:
             raise DataError(f"{self.problems[0]} {_SKIP_HINT}")
         classes, labels = _classes(self.indexes, self._names)
-        counts = [len(index.keys) for index in self.indexes]
         pairs = zip(self._names, self.indexes, strict=True)
         names = Names.of(f"{name}/{key}" for name, index in pairs for key in index.keys)
         return Table(
             classes=classes,
             labels=labels,
-            splits=np.repeat(np.array(_splits(self.shards), np.uint8), counts),
+            splits=np.array(_splits(self.shards), np.uint8)[self.places[:, 0]],
             names=names,
             keys=np.array([name_key(name) for name in names], np.int64),
         )
@@ -402,7 +401,7 @@ def hashes_of(source: ShardSource) -> NDArray[np.uint8]:
     hashes = np.concatenate([index.hashes for index in source.indexes])
     alike = first_alike(hashes)
     for row in np.flatnonzero(np.bincount(alike)[alike] > 1):
-        hashes[row] = np.frombuffer(hashlib.blake2b(source.read(int(row)), digest_size=HASH_BYTES).digest(), np.uint8)
+        hashes[row] = np.frombuffer(pixel_hash(source.read(int(row))), np.uint8)
     return hashes
 
 

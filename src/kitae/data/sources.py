@@ -14,6 +14,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -59,19 +60,19 @@ def open_source(spec: DataSpec, progress: Progress | None = None) -> Source:
     """The source that `spec.source` names.
 
     Args:
-        spec: its `source`, `image_column`, `label_column`, `groups` and `cache` matter here.
+        spec: the `data` section of a recipe.
         progress: called with (bytes done, bytes in all) while something is downloaded.
 
     Raises:
         DataError: the name is unknown, the path is missing, a download fails, or `groups` names nothing of the source.
     """
-    name, _, path = spec.source.partition(":")
-    looks_like_a_path = ":" not in spec.source and ("/" in spec.source or bool(Path(spec.source).suffix))
-    if looks_like_a_path and not os.path.exists(user_path(spec.source)):
-        raise DataError(f"{spec.source}: no such file or folder")
+    name, colon, path = spec.source.partition(":")
     if name not in SOURCES:
-        missing = f"{spec.source}: no such file or folder, and" if ":" not in spec.source and spec.source else ""
-        raise DataError(f"{missing or 'data.source:'} no source is called {name!r}: {_suggestion(spec.source)}")
+        gone = spec.source and not colon and not os.path.exists(user_path(spec.source))
+        if gone and ("/" in spec.source or Path(spec.source).suffix):
+            raise DataError(f"{spec.source}: no such file or folder")
+        missing = f"{spec.source}: no such file or folder, and" if gone else "data.source:"
+        raise DataError(f"{missing} no source is called {name!r}: {_suggestion(spec.source)}")
     kind = SOURCES[name]
     if spec.groups is not None and not kind.groups:
         raise DataError(f"data.groups: {name} has neither columns nor folders to take groups from; set it to null")
@@ -250,7 +251,7 @@ def source_of(path: str | Path) -> str:
     """
     given = user_path(path)
     if os.path.isdir(given):
-        tables = any(entry.suffix == ".parquet" for entry in given.iterdir())
+        tables = any(path.suffix == ".parquet" for path in given.glob("*.parquet"))
         # Predictions may have been written into a folder of classes, or of splits of classes.
         inside = (file for folder in _subfolders(given) for file in visible_files(folder))
         return f"folder:{path}" if not tables or any(is_image(file.name) for file in inside) else f"parquet:{path}"
@@ -276,11 +277,9 @@ def source_named(given: str | Path) -> str:
 
 
 def _suggestion(source: str) -> str:
-    try:
+    with contextlib.suppress(DataError):
         if source:
             return f"did you mean {source_of(source)}?"
-    except DataError:
-        pass
     listed = ", ".join(f"{name}:{kind.takes}" if kind.takes else name for name, kind in SOURCES.items())
     return f"the sources are {listed}{did_you_mean(source.partition(':')[0].lower(), SOURCES)}"
 

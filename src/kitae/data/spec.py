@@ -98,7 +98,7 @@ class DataSpec(GrowingSpec):
     balance: Literal["none", "sampler", "loss"] = "none"
     on_corrupt: Literal["error", "skip"] = "error"
     order: Literal["auto", "full", "blocks"] = "auto"
-    shuffle_buffer: int = Field(8192, ge=2)
+    shuffle_buffer: int = Field(8192, ge=2, lt=2**31)
     shard_cache_gb: float = Field(50.0, gt=0)
     image_column: str = "image"
     label_column: str = "label"

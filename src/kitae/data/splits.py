@@ -23,8 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kitae import keyed
+from kitae.console import plural
 from kitae.data.base import SPLIT_NAMES, TEST, TRAIN, VAL, Table
-from kitae.data.groups import assign_folds, components, together
+from kitae.data.groups import assign_folds, components, first_equal, together
 from kitae.data.spec import DataSpec
 from kitae.data.store import Store
 from kitae.errors import DataError
@@ -243,10 +244,9 @@ def _folded(table: Table, spec: DataSpec, folds: int, twins: NDArray[np.int64] |
     counts = np.bincount(labels[pool] * folds + part, minlength=len(classes) * folds).reshape(-1, folds)
     whole = np.flatnonzero(counts.max(axis=1) == counts.sum(axis=1))
     if whole.size:
-        more = f" (and {whole.size - 1} other classes)" if whole.size > 1 else ""
         raise DataError(
-            f"data.folds: class {classes[whole[0]]!r}{more} has all its images in one fold, so the model tested on "
-            f"that fold cannot learn it; add images{'' if table.groups is None else ' of other groups'}"
+            f"data.folds: class {classes[whole[0]]!r}{_others(whole)} has all its images in one fold, so the model "
+            f"tested on that fold cannot learn it; add images{'' if table.groups is None else ' of other groups'}"
         )
     if units is not None:
         groups = np.full(len(labels), -1, np.int64)
@@ -332,14 +332,12 @@ def _choose_groups(
     If no group does, the closest one is taken, provided that training images of its classes are left.
     """
     names, member = np.unique(groups, return_inverse=True)
-    by_group = np.argsort(member, kind="stable")
-    ends = np.cumsum(np.bincount(member))
+    inside = np.split(labels[np.argsort(member, kind="stable")], np.cumsum(np.bincount(member))[:-1])
     missing = wanted.astype(np.float64)
     left = np.bincount(labels, minlength=len(wanted))
     chosen = np.zeros(len(names), dtype=np.bool_)
     for group in keyed.shuffled(seed, code, names, keyed.SLOT_SPLIT):
-        inside = labels[by_group[(ends[group - 1] if group else 0) : ends[group]]]
-        classes, counts = np.unique(inside, return_counts=True)
+        classes, counts = np.unique(inside[group], return_counts=True)
         # |missing - counts|^2 < |missing|^2, and no class loses its last training images
         nearer = float((counts * (counts - 2 * missing[classes])).sum()) < 0
         if nearer and (left[classes] - counts >= leave).all():
@@ -399,8 +397,13 @@ def _rank_in_class(labels: NDArray[np.int64], order: Rows) -> NDArray[np.int64]:
 def _check_classes(labels: NDArray[np.int64], classes: tuple[str, ...]) -> None:
     empty = np.flatnonzero(np.bincount(labels, minlength=len(classes)) == 0)
     if empty.size:
-        more = f" (nor have {empty.size - 1} other classes)" if empty.size > 1 else ""
-        raise DataError(f"class {classes[empty[0]]!r} has no training image{more}")
+        raise DataError(f"class {classes[empty[0]]!r}{_others(empty)} has no training image")
+
+
+def _others(found: NDArray[np.int64]) -> str:
+    """For a message that names only the first of these classes."""
+    more = len(found) - 1
+    return f" (and {more} other class{'es' if more > 1 else ''})" if more else ""
 
 
 def _check_room(
@@ -410,27 +413,26 @@ def _check_room(
     found = len(np.unique(groups))
     if found < parts:
         raise DataError(
-            f"data.groups: all {len(labels)} images are in {found} group(s), too few for {what}; use {parts} groups or "
-            f"more, or a different rule"
+            f"data.groups: all {len(labels)} images are in {plural(found, 'group')}, too few for {what}; use {parts} "
+            "groups or more, or a different rule"
         )
     pairs = np.unique(np.stack([labels, groups]), axis=1)
     several = np.bincount(pairs[0], minlength=len(classes))
     alone = np.flatnonzero((several == 1) & (np.bincount(labels, minlength=len(classes)) >= parts))
     if alone.size:
-        more = f" (and {alone.size - 1} other classes)" if alone.size > 1 else ""
         raise DataError(
-            f"data.groups: class {classes[alone[0]]!r}{more} is in a single group, so it cannot be both trained and "
-            "tested; add images of another group, or use other groups"
+            f"data.groups: class {classes[alone[0]]!r}{_others(alone)} is in a single group, so it cannot be both "
+            "trained and tested; add images of another group, or use other groups"
         )
 
 
 def _check_groups(table: Table, codes: NDArray[np.uint8]) -> None:
     if table.groups is None:
         return
-    _, first, member = np.unique(table.groups, return_index=True, return_inverse=True)
-    crossing = np.flatnonzero(codes != codes[first][member])
+    first = first_equal(table.groups)
+    crossing = np.flatnonzero(codes != codes[first])
     if crossing.size:
-        other, one = int(crossing[0]), int(first[member[crossing[0]]])
+        other, one = int(crossing[0]), int(first[crossing[0]])
         raise DataError(
             f"{table.names[one]} ({SPLIT_NAMES[codes[one]]}) and {table.names[other]} ({SPLIT_NAMES[codes[other]]}) "
             "are of the same group, which must not be in two splits; move one"

@@ -4,7 +4,7 @@ A store is a folder in the cache, named by a hash of the source files (path, siz
 settings (size, channels, resize, depth, store size, on_corrupt):
 
     images.u8      uint8, all pixels
-    labels.i64, splits.u8, keys.i64, groups.i64   one number an image (see `base.Table`)
+    labels.i64, splits.u8, keys.i64, groups.i64   one number per image (see `base.Table`)
     hashes.u8      uint8 [M, 16], of each image's pixels: equal images are equal here
     names.utf8, names.i64     names, and where each begins
     sizes.i64, sums.i64       of whole pictures: int64 [M, 2] height and width, and see `Pictures.sums`
@@ -51,8 +51,6 @@ from kitae.files import cache_folder, storage_errors
 from kitae.folders import lock
 from kitae.preprocess import VERSION, PreprocessRules
 
-_CACHE_LIMIT = DataSpec().shard_cache_gb * 1e9
-
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Store(Table):
@@ -97,7 +95,7 @@ def open_store(
         spec: a null `image_size` or `channels` is determined from the images.
         progress: called with (images done, images in all) while building.
         rules: how images are prepared, instead of by the spec.
-        threads: decoding threads; by default one a processor. Pillow decodes outside the interpreter lock.
+        threads: decoding threads; by default one per processor. Pillow decodes outside the interpreter lock.
 
     Raises:
         DataError: as `open_source`; an unreadable image (named), sizes that differ while `image_size` is null, no room
@@ -141,7 +139,7 @@ def reopen_store(spec: DataSpec, fingerprint: str, recipe: Path, progress: Progr
     path = path_of(spec.source)
     if path is None or os.path.exists(path):
         return open_store(spec, progress)
-    decoded = find_store(fingerprint, spec.cache)
+    decoded = find_store(fingerprint, spec)
     if decoded is None:
         raise DataError(
             f"{spec.source}: no such file or folder; if the images were moved, correct data.source in {recipe}"
@@ -149,13 +147,13 @@ def reopen_store(spec: DataSpec, fingerprint: str, recipe: Path, progress: Progr
     return decoded
 
 
-def find_store(fingerprint: str, cache: str | None = None) -> Store | None:
-    """The store with this fingerprint if it was built before; the source is not read. `cache`: as `data.cache`."""
-    root = cache_folder(cache) / "stores"
+def find_store(fingerprint: str, spec: DataSpec) -> Store | None:
+    """The store with this fingerprint if it was built before; the source is not read."""
+    root = cache_folder(spec.cache) / "stores"
     for manifest in sorted(root.glob(f"*/{MANIFEST}")):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             found = json.loads(manifest.read_bytes())["fingerprint"] == fingerprint
-            if found and (store := _load(manifest.parent)) is not None:
+            if found and (store := _load(manifest.parent, spec.shard_cache_gb * 1e9)) is not None:
                 return store
     return None
 
@@ -163,7 +161,7 @@ def find_store(fingerprint: str, cache: str | None = None) -> Store | None:
 # Opening
 
 
-def _load(folder: Path, limit: float = _CACHE_LIMIT) -> Store | None:
+def _load(folder: Path, limit: float) -> Store | None:
     """The store, or None if none is valid. `limit`: bytes that shards from URLs may take in the cache folder."""
 
     def mapped(name: str, dtype: type, *shape: int) -> Any:

@@ -6,13 +6,13 @@ A step is a function (run, folder, **settings) -> {name: number}, possibly neste
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import os
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Annotated, Any, Literal, get_type_hints
 
 import numpy as np
@@ -66,18 +66,11 @@ RESULTS: dict[str, tuple[str, ...]] = {
 }
 
 
-def function(reference: str) -> Callable[..., Any]:
-    """The function that `module:function` names."""
-    module, _, name = reference.partition(":")
-    named: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    return named
-
-
 def step(name: str) -> Callable[..., Any]:
     """The function of a step.
 
     Raises:
-        RecipeError: there is none of this name, or it is no function.
+        RecipeError: there is none of this name, or it is not a function.
     """
     if name in STEPS:
         return STEPS[name]
@@ -86,8 +79,8 @@ def step(name: str) -> Callable[..., Any]:
     if not {"", os.getcwd()} & set(sys.path):
         sys.path.append(os.getcwd())  # as in the processes that run it, which start in this folder
     try:
-        found = function(name)
-    except (ImportError, AttributeError, ValueError) as error:
+        found: Any = resolve_name(name)
+    except Exception as error:  # whatever the user's module does
         raise RecipeError(f"after.{name}: cannot be imported ({one_line(error)})") from error
     if not callable(found):
         raise RecipeError(f"after.{name}: is not a function, but {type(found).__name__}")
@@ -101,11 +94,12 @@ def check(name: str, settings: Mapping[str, Any]) -> None:
         RecipeError: no such step or setting, or a value that does not fit.
     """
     called = step(name)
+    signature = inspect.signature(called)
     try:
-        inspect.signature(called).bind(None, None, **settings)
+        signature.bind(None, None, **settings)
     except TypeError as error:
-        names = [key for key, p in inspect.signature(called).parameters.items() if p.kind is p.KEYWORD_ONLY]
-        raise RecipeError(f"after.{name}: {error}; settings: {', '.join(names) or 'none'}") from error
+        names = ", ".join([*signature.parameters][2:])  # after the run and its folder
+        raise RecipeError(f"after.{name}: {error}; settings: {names or 'none'}") from error
     if name not in STEPS:
         return
     hints = get_type_hints(called, include_extras=True)

@@ -66,7 +66,7 @@ def read_settings(file: Path, *keys: str) -> dict[str, Any] | None:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
         if content.get("format", FORMAT) == FORMAT and set(keys) <= set(content):
             return dict(content)
-    except (yaml.YAMLError, UnicodeDecodeError, AttributeError):
+    except (yaml.YAMLError, ValueError, AttributeError):  # a date that does not exist is a ValueError
         pass
     raise TrainingError(f"{file}: is damaged, or from another version of Kitae; {ANOTHER_OUT}")
 

@@ -10,7 +10,7 @@ Names of numbers (a study's `metric` and `also`):
     training_seconds     time of all epochs, for runs whose epochs do not all take as long or that may stop early
     images_per_second    median over epochs
     peak_memory_bytes    highest over epochs
-    STEP.NAME            what a step under `after` returns: robustness.blur, prune.accuracy, ...
+    STEP.NAME            what a step under `after` returns: robustness.blur_accuracy, prune.accuracy, ...
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ import statistics
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from kitae.reporting.values import finite
 
 # The numbers of one split in evaluation.json; a study's metric is checked against them before anything is trained.
 EVALUATION = ("accuracy", "top5", "balanced_accuracy", "macro_f1", "loss", "brier", "ece")
@@ -120,7 +122,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "", leave_out: Collection[str
     """Numbers of a nested mapping by their dotted paths, without lists, text and NaN.
 
     Args:
-        leave_out: names that are no results; below `per_class` they are names of classes.
+        leave_out: names to leave out; below `per_class` they are names of classes.
     """
     found: dict[str, float] = {}
     for key, value in tree.items():
@@ -128,16 +130,12 @@ def flatten(tree: Mapping[str, Any], prefix: str = "", leave_out: Collection[str
             continue
         if isinstance(value, Mapping):
             found |= flatten(value, f"{prefix}{key}.", leave_out)
-        elif _number(value):
-            found[f"{prefix}{key}"] = float(value)
+        elif (number := finite(value)) is not None:
+            found[f"{prefix}{key}"] = number
     return found
 
 
 def curves(epochs: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
     """The columns of metrics.jsonl that a study draws."""
     names = ("epoch", *CURVES)
-    return [{name: float(epoch[name]) for name in names if _number(epoch.get(name))} for epoch in epochs]
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return [{name: value for name in names if (value := finite(row.get(name))) is not None} for row in epochs]

@@ -54,7 +54,7 @@ class Job:
     name: str
     folder: str
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Identifies what the run does; a finished run is recognised by it."""
         return _fingerprint(self.recipe, self.after)
@@ -86,7 +86,7 @@ class Plan:
     load: float = 0.0
     judged: int | None = None
 
-    @property
+    @cached_property
     def units(self) -> list[list[Job]]:
         """Jobs that share a training run, together."""
         groups: dict[str, list[Job]] = {}

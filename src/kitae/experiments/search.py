@@ -26,6 +26,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,6 @@ from kitae.console import plural, reporter, rough_duration
 from kitae.data.base import VAL
 from kitae.data.store import open_store
 from kitae.errors import RecipeError, TrainingError, require
-from kitae.experiments.after import function
 from kitae.experiments.executors import Executor, LocalProcesses, threads_each
 from kitae.experiments.folder import (
     ANOTHER_OUT,
@@ -166,16 +166,19 @@ def search(
     if (data := framed(asked.data, _PHOTO_SIZE)) != asked.data:
         say(f"data.image_size: searching with {data.image_size} pixels")
         asked = asked.model_copy(update={"data": data})
+    if not 0 <= seed < 2**32:
+        raise RecipeError(f"seed: {seed} must be 0 to {2**32 - 1}")
     folder = Path(out)
     place = executor or LocalProcesses(workers)
+    each = threads_each(threads, workers)
     with SEARCH_FOLDER.locked(folder, check=overwrite or not (folder / SEARCH).is_file()):
         setting = _written(
-            folder, asked, threads_each(threads, workers), measure, overwrite,
+            folder, asked, each, measure, overwrite,
             {"arms": arms, "workers": workers, "seed": seed, "rematch_seeds": rematch_seeds},
         )  # fmt: skip
         kept = setting.base.train.threads
         if threads not in (None, kept):
-            say(f"threads: {threads} is not used; this search's runs have {kept}, from its first start or its recipe")
+            say(f"threads: {threads} is ignored; this search's runs use {kept}, from its first start or its recipe")
         before = [read_outcome(file, file.stem) for file in (folder / "arms").glob("*.json")]
         outcomes = {one["fingerprint"]: one for one in before if one is not None and one["status"] == "done"}
         check_images(folder, ((asked.data, outcome) for outcome in outcomes.values()))
@@ -294,7 +297,7 @@ def _written(
             raise TrainingError(f"{folder}: holds another search ({changed}); {ANOTHER_OUT}")
         check_numerics(folder, content)
         return _Setting(folder, base_of(folder, content), content["image_size"], content["seconds_per_epoch"])
-    facts = function(measure)(base)
+    facts = resolve_name(measure)(base)
     decided = facts["recipe"].train
     base = with_train(
         base, precision=decided.precision, select=decided.select, threads=base.train.threads or threads,
@@ -355,9 +358,10 @@ def _verdict(rematch: StudyResult, metric: str, preset: Arm, seeds: int) -> tupl
     """The verdict of the rematch in words, and whether the searched setting won."""
     effect, failed, won = rematch.analyses[metric].effects[0], rematch.failed, False
     if math.isnan(effect.low) and not len(failed) and not math.isnan(effect.estimate):
+        same = f"the difference was the same ({amount(effect.estimate, effect)})" if effect.estimate else ""
         verdict = (
-            f"The rematch could not be decided: both scored alike on all {seeds} seeds, which gives no interval. Use "
-            "the preset, or search with more rematch seeds."
+            f"The rematch could not be decided: {same or 'both scored alike'} on all {seeds} seeds, which gives no "
+            "interval. Use the preset, or search with more rematch seeds."
         )
     elif math.isnan(effect.low):
         error = next((str(text) for text in failed["error"] if text), f"no run gave a {metric}")

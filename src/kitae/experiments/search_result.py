@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from kitae.errors import TrainingError, one_line
 from kitae.experiments.folder import read_settings
 from kitae.experiments.result import StudyResult
@@ -17,7 +15,7 @@ from kitae.experiments.space import PRESETS, Parameters, apply
 from kitae.experiments.wording import columns
 from kitae.files import read_json, require_format
 from kitae.folders import SIGNS
-from kitae.recipe import Recipe, parse
+from kitae.recipe import Recipe, checked
 from kitae.training.spec import merit
 
 SEARCH = SIGNS["search"]
@@ -150,4 +148,4 @@ def read_search(folder: Path) -> dict[str, Any] | None:
 
 def base_of(folder: Path, content: Mapping[str, Any]) -> Recipe:
     """The recipe of a search, with precision, threads and selection decided, from the content of search.yaml."""
-    return parse(Recipe, yaml.safe_dump(content["base"], sort_keys=False), f"{folder / SEARCH}, base")
+    return checked(Recipe, content["base"], f"{folder / SEARCH}, base")

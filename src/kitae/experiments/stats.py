@@ -379,7 +379,7 @@ def _finish(raw: Effect, ratio: bool, negligible: float, coarse: bool) -> Effect
     """The interval and p-value of an estimate; back from logarithms if it is a ratio.
 
     Args:
-        coarse: the metric counts images, so two pairs can have the same difference by chance. That is no noise of 0.
+        coarse: the metric counts images, so two pairs can have the same difference by chance. That is not noise of 0.
     """
     low = high = p = math.nan
     # Identical runs differ by rounding, which can be many times its own standard error.

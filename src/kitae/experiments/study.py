@@ -8,11 +8,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 from kitae import console
 from kitae.errors import RecipeError, TrainingError
-from kitae.experiments.after import function
 from kitae.experiments.executors import Executor, LocalProcesses, threads_each
 from kitae.experiments.folder import (
     ANOTHER_OUT,
@@ -52,7 +52,7 @@ def plan_study(
         measure: the function that times a few steps, as module:function; None skips the estimate of time.
     """
     asked, each = _spec(spec, overrides, tiny), threads_each(threads, workers)
-    return make_plan(asked, workers=workers, threads=each, measure=None if measure is None else function(measure))
+    return make_plan(asked, workers=workers, threads=each, measure=None if measure is None else resolve_name(measure))
 
 
 def study(
@@ -87,17 +87,18 @@ def study(
         measure: as in `plan_study`; needed once if a recipe says `precision: auto`.
 
     Raises:
-        KitaeError: anything the user can correct, in one line. A run that fails is no error; it is in the result.
+        KitaeError: anything the user can correct, in one line. A failed run raises nothing; the result lists it.
     """
     asked = _spec(spec, overrides, tiny)
     folder = Path("runs") / f"study-{asked.name}" if out is None else Path(out)
     say = console.reporter(report)
+    each = threads_each(threads, workers)
     with STUDY_FOLDER.locked(folder, check=overwrite or not (folder / STUDY).is_file()):
-        plan, content = _written_plan(folder, asked, workers, threads_each(threads, workers), measure, overwrite)
+        plan, content = _written_plan(folder, asked, workers, each, measure, overwrite)
         say(plan.text())
         if threads is not None and plan.run_threads != (threads,):
             kept = " and ".join(str(number) for number in plan.run_threads)
-            say(f"threads: {threads} is not used; this study's runs have {kept}, from its first start or its recipes")
+            say(f"threads: {threads} is ignored; this study's runs use {kept}, from its first start or its recipes")
         outcomes = read_outcomes(folder, plan)
         todo = [job for job in plan.jobs if not done(outcomes, job)]
         if 0 < len(todo) < len(plan.jobs):

@@ -34,7 +34,7 @@ from kitae.errors import RecipeError, did_you_mean
 from kitae.experiments.outcome import EVALUATION, OF_RUN, known, metric, step_of
 from kitae.experiments.techniques import chosen, repeated
 from kitae.files import plain
-from kitae.recipe import Recipe, assignment, assignments, explain, parse, parse_yaml, read_text
+from kitae.recipe import Recipe, assignment, assignments, checked, explain, parse_yaml, read_text
 from kitae.spec import Spec
 
 DesignName = Literal["compare", "sweep", "one_out", "one_in", "factorial", "screening"]
@@ -311,8 +311,10 @@ class StudySpec(Spec):
         if isinstance(base, str):  # a file is included whole, so that the study no longer depends on it
             file = next((place for place in (path.parent / base, Path(base)) if os.path.isfile(place)), None)
             if file is not None:
+                Recipe.load(file)  # a mistake in it is reported with its own name and line
                 content["base"] = parse_yaml(*read_text(file))[0]
-        from_recipe = content.get("factors") == "recipe" or isinstance(content.get("factors"), list)
+        names = content.get("factors")
+        from_recipe = names == "recipe" or (isinstance(names, list) and bool(names))
         if from_recipe and isinstance(content.get("base"), str | Mapping):  # otherwise `parse` says what is wrong
             content |= _factors_of_base(content, str(path))
         return cls.parse(content, str(path), None if tiny or overrides or from_recipe else node)
@@ -396,7 +398,7 @@ def shrink(content: Mapping[str, Any]) -> dict[str, Any]:
 
 def base_recipe(base: str | Mapping[str, Any], where: str) -> Recipe:
     """The recipe of a study's `base`, given whole or by name. Raises RecipeError: there is none, or it is wrong."""
-    return Recipe.load(base) if isinstance(base, str) else parse(Recipe, yaml.safe_dump(base), where)
+    return Recipe.load(base) if isinstance(base, str) else checked(Recipe, base, where)
 
 
 def _factors_of_base(content: Mapping[str, Any], where: str) -> dict[str, Any]:

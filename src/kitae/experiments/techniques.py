@@ -40,7 +40,7 @@ def techniques(recipe: Recipe) -> dict[str, Fields]:
         found["pretrained weights"] = {"model.pretrained": [False, model.pretrained]}
         if recipe.data.normalize == "pretrained":
             found["pretrained weights"]["data.normalize"] = ["train", "pretrained"]
-        if isinstance(train.probe, ProbeSpec):  # a probe of random features is no part of training without weights
+        if isinstance(train.probe, ProbeSpec):  # a probe of random features is not part of training without weights
             found["pretrained weights"]["train.probe"] = [None, train.probe.model_dump(mode="json")]
     growing = None if train.progressive is None else train.progressive.model_dump(mode="json")
     switches: Sequence[tuple[str, str, Any, Any]] = (

@@ -157,8 +157,8 @@ def runs_lines(runs: pd.DataFrame, heading: str) -> list[str]:
         return []
     lines = ["", f"{plural(len(runs), 'run')} {heading}"]
     for row in runs.to_dict("records"):
-        status = f": {row['status']}{': ' + row['error'] if row['error'] else ''}" if "status" in row else ""
-        lines.append(f"  {row['variant']}, seed {row['seed']}{status}")
+        why = [text for name in ("status", "error") if isinstance(text := row.get(name), str) and text]
+        lines.append(": ".join([f"  {row['variant']}, seed {row['seed']}", *why]))
     return lines
 
 

@@ -16,6 +16,7 @@ import time
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import numpy as np
@@ -49,7 +50,7 @@ def execute(unit: Mapping[str, Any]) -> list[Outcome]:
     # A run whose study was killed may still be saving.
     with lock(folder.with_name(f".{folder.name}.lock")):
         try:
-            run = after.function(unit["train"])(Recipe.model_validate(unit["recipe"]), out=folder, resume=True)
+            run = resolve_name(unit["train"])(Recipe.model_validate(unit["recipe"]), out=folder, resume=True)
             trained = _summary(run)
         except TrainingInterruptedError:
             raise

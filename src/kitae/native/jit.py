@@ -27,6 +27,8 @@ from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLoca
 from numba.core.ccallback import CFunc
 from numba.extending import _Intrinsic
 
+from kitae import files
+
 # A float division by zero is IEEE, not an exception, so loops vectorise.
 OPTIONS = {"nogil": True, "error_model": "numpy"}
 
@@ -86,10 +88,9 @@ def _helper(function: FunctionType) -> Any:
 
 @functools.cache
 def cache_folder() -> Path | None:
-    """Where machine code is cached: NUMBA_CACHE_DIR or beside this file, else the user's cache; None if none works."""
+    """Where machine code is cached: NUMBA_CACHE_DIR or beside this file, else Kitae's cache; None if neither works."""
     first = Path(os.environ.get("NUMBA_CACHE_DIR") or Path(__file__).with_name("__pycache__"))
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    for place in (first, home / "kitae" / "kernels"):
+    for place in (first, files.cache_folder() / "kernels"):
         with contextlib.suppress(OSError):
             place.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=place).close()

@@ -23,11 +23,6 @@ OP = types.int64(u8, u8, types.int64, f64, types.int64, types.int64, types.int64
 PLAN = types.void(u64, f64, i64, f64, types.int64, types.int64)
 # The driver: (context, scratch) -> 0
 RUN = types.int64(types.int64, types.int64)
-# Sharing the driver among threads, see `augment.kernels.crew`: (mailbox, context, scratch, most helpers),
-# (mailbox), and (mailbox, scratch, its bytes)
-LEAD = types.int64(types.int64, types.int64, types.int64, types.int64)
-CLOSE = types.int64(types.int64)
-SERVE = types.int64(types.int64, types.int64, types.int64)
 # Pixels to planes: (source, target, line, pixel, channels, height, width) -> 0
 PLANES = types.int64(*[types.int64] * 7)
 # A part of a work, and taking one part after the other, see `native.threads`
@@ -110,7 +105,7 @@ def _call(count: int) -> Any:
     return call
 
 
-call2, call6, call7 = map(_call, (2, 6, 7))  # the function at an address, with so many int64
+call6, call7 = map(_call, (6, 7))  # the function at an address, with so many int64
 
 
 def _word(builder: Any, address: Any) -> Any:
@@ -123,35 +118,10 @@ def fetch_add(builder: Any, address: Any, amount: Any) -> Any:
     return builder.atomic_rmw("add", _word(builder, address), amount, "acq_rel")
 
 
-@_intrinsic(types.boolean, types.int64, types.int64, types.int64)
-def exchange(builder: Any, address: Any, old: Any, new: Any) -> Any:
-    """Atomically put `new` where `old` is; whether it was."""
-    return builder.extract_value(builder.cmpxchg(_word(builder, address), old, new, "acq_rel", "acquire"), 1)
-
-
-@_intrinsic(types.int64, types.int64)
-def fetch(builder: Any, address: Any) -> Any:
-    """The int64 at an address, which another thread may write."""
-    return builder.load_atomic(_word(builder, address), "acquire", 8)
-
-
-@_intrinsic(types.int64, types.int64, types.int64)
-def put(builder: Any, address: Any, value: Any) -> None:
-    """Write the int64 at an address, which another thread may read."""
-    builder.store_atomic(value, _word(builder, address), "release", 8)
-
-
 @_intrinsic(types.int64)
 def fence(builder: Any) -> None:
     """Make everything written so far, past the caches too, visible to other threads."""
     builder.fence("seq_cst")
-
-
-@_intrinsic(types.int64)
-def rest(builder: Any) -> None:
-    """Pause for a moment while waiting for another thread."""
-    if "x86" in binding.get_process_triple():
-        builder.call(_library(builder, "llvm.x86.sse2.pause", ir.VoidType()), [])
 
 
 def _library(builder: Any, name: str, returns: Any, *takes: Any) -> Any:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import importlib.util
 import os
 import re
-import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,14 @@ import numpy as np
 
 from kitae.native.jit import by_address, native
 from kitae.native.link import PART, TAKE, as_i64, call7, fetch_add
-from kitae.native.share import share
 
 # The context of a work in parts: int64. The first word counts the parts that were taken, in a cache line of its own.
 _KERNEL, _PARTS, _COUNT, _AREA, _AREA_BYTES, _WORDS = 8, 9, 10, 11, 12, 13
 _CONTEXT = _WORDS + 4
+_OPENMP = re.compile(r"lib(gomp|omp|iomp5)[-.]")
+
+_forked = False
+_shared = threading.Lock()  # one work at a time has several threads
 
 
 def prepare(*kernels: Callable[..., Any]) -> None:
@@ -46,15 +51,24 @@ def share_parts(
         count: number of items.
         parts: into which they are divided, whatever the number of threads.
         area: address of the first part's area, and bytes from one to the next.
+        threads: at most; 1 while another thread of Python shares a work.
     """
     context = np.zeros(_CONTEXT, np.int64)
     context[_KERNEL:] = native(kernel, PART).address, parts, count, *area, *words
-    address = context.ctypes.data
-    if threads > 1 and (parallel := _openmp()) is not None:
-        parallel(native(take_parts, TAKE).address, address, threads, 0)
-    else:
-        take = by_address(take_parts, TAKE)
-        share(threads, lambda _: take(address), threads)
+    address, take = context.ctypes.data, by_address(take_parts, TAKE)
+    if threads < 2 or not _shared.acquire(blocking=False):
+        take(address)
+        return
+    try:
+        if (parallel := _openmp()) is not None and not _forked:
+            parallel(native(take_parts, TAKE).address, address, threads, 0)
+            return
+        others = [_pool(threads).submit(take, address) for _ in range(threads - 1)]
+        take(address)
+        for other in others:
+            other.result()
+    finally:
+        _shared.release()
 
 
 def take_parts(context: Any) -> Any:
@@ -71,29 +85,50 @@ def take_parts(context: Any) -> Any:
 
 
 @functools.cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """Threads for where there is no OpenMP."""
+    return ThreadPoolExecutor(threads - 1, thread_name_prefix="kitae-native")
+
+
+def _after_fork() -> None:
+    """Neither threads nor GNU's OpenMP work in a forked process whose parent had used them."""
+    global _forked, _shared
+    _forked, _shared = True, threading.Lock()
+    _pool.cache_clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+@functools.cache
 def _openmp() -> Any:
     """What begins a parallel region in the OpenMP library that PyTorch uses: (function, data, threads, flags).
 
     GNU's, or one that has the same function. None where none is found, as on macOS.
     """
+    for path in _in_wheel() or _loaded():
+        try:
+            function = ("GOMP_parallel", ctypes.CDLL(path))
+            return ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)(function)
+        except (OSError, AttributeError):
+            continue
+    return None
+
+
+def _in_wheel() -> list[str]:
+    """The OpenMP library of PyTorch's wheel, which may be imported later."""
+    found = importlib.util.find_spec("torch")
+    torch = [Path(folder) for folder in (found.submodule_search_locations or ())] if found else []
+    folders = [place for folder in torch for place in (folder / "lib", folder.with_name("torch.libs"))]
+    return [str(file) for folder in folders for file in sorted(folder.glob("lib*.so*")) if _OPENMP.match(file.name)]
+
+
+def _loaded() -> list[str]:
+    """The OpenMP library of this process, if it has only one."""
     try:
         lines = Path("/proc/self/maps").read_text().splitlines()
     except OSError:
-        return None
-    loaded = {line.split(maxsplit=5)[-1] for line in lines if re.search(r"/lib(gomp|omp|iomp5)[-.][^/]*$", line)}
-    places = [str(folder) + os.sep for folder in _torch_folders()]
-    own = {path for path in loaded if path.startswith(tuple(places))} or loaded
-    if len(own) != 1:
-        return None
-    try:
-        function = ("GOMP_parallel", ctypes.CDLL(own.pop()))
-        return ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)(function)
-    except (OSError, AttributeError):
-        return None
-
-
-def _torch_folders() -> list[Path]:
-    """Where a wheel of PyTorch keeps its libraries; none before it is imported."""
-    module = sys.modules.get("torch")
-    folder = Path(str(getattr(module, "__file__", ""))).parent
-    return [] if module is None else [folder, folder.with_name("torch.libs")]
+        return []
+    found = {path for line in lines if _OPENMP.match(Path(path := line.split(maxsplit=5)[-1]).name)}
+    return list(found) if len(found) == 1 else []

@@ -87,10 +87,10 @@ def bench(recipe: Recipe, progress: Progress | None = None, repeats: int = 15) -
     """Time reading, augmenting and training on one batch, interleaved, with a plain copy as the limit.
 
     Returns:
-        `batch_size`, `threads`; `milliseconds` a batch of `gather`, `copy` (uint8 to normalised float32, nothing else:
-        no augmentation can be faster), `augment`; `control`, the ratio of two identical copies, what noise does to a
-        ratio here; `step_milliseconds` of forward and backward in each precision that stays finite; `share`, the part
-        of the fastest step that augmentation takes.
+        `batch_size`, `threads`; `milliseconds` per batch of `gather`, `copy` (uint8 to normalised float32, nothing
+        else: no augmentation can be faster), `augment`; `control`, the ratio of two identical copies: how far noise
+        alone moves a ratio; `step_milliseconds` of forward and backward in each precision that stays finite; `share`,
+        the part of the fastest step that augmentation takes.
     """
     setup, world, batch = _begun(recipe, progress)
     images, labels = batch.read()
@@ -124,7 +124,7 @@ def bench_train(recipe: Recipe, progress: Progress | None = None) -> dict[str, A
     """Time the parts of a training step of a recipe, in its own precision and at full size.
 
     Returns:
-        `batch_size`, `threads`, `device`, `precision`, and `milliseconds`, medians a batch of `data` (reading it),
+        `batch_size`, `threads`, `device`, `precision`, and `milliseconds`, medians per batch of `data` (reading it),
         `augment`, `forward`, `backward`, `optimizer` and `other`.
 
     Raises:

@@ -152,12 +152,7 @@ def judge(outcome: Outcome, test: ImageSet, spec: CompressSpec, scoring: Scoring
 
     Returns:
         What `CompressionResult.test` describes.
-
-    Raises:
-        CompressionError: there are no test images.
     """
-    if len(test) == 0:
-        raise CompressionError("there are no test images")
     labels = labels_of(test)
     before, after = (
         predict(item.path.read_bytes(), test, item.precision).argmax(axis=1)
@@ -194,7 +189,7 @@ def _as_sure_as_possible(spec: CompressSpec, count: int, least: float, say: Say)
     advice = "; more validation images (data.val_fraction) would help" if spec.max_drop else ""
     say(
         f"note: {count} validation images are too few to show that a drop is within {spec.max_drop:g} points, so the "
-        f"measured drop is used, which may be luck{advice}"
+        f"measured drop is used, which may be small by chance{advice}"
     )
     return spec.model_copy(update={"sure": False})
 

@@ -49,7 +49,7 @@ _KINDS: dict[str, tuple[type, ...]] = {"model": (str,), "device": (str,), "lr": 
 
 
 def set_fields(choices: Choices) -> tuple[str, ...]:
-    """The fields that are set beside the options, each `a.b=value`.
+    """The fields that are set in addition to the options, each `a.b=value`.
 
     Raises:
         RecipeError: `set` is of another type.

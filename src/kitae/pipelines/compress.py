@@ -49,7 +49,7 @@ from kitae.pipelines.networks import Networks, Say
 from kitae.preprocess import PreprocessRules
 from kitae.recipe import Recipe, explain, override
 from kitae.reporting import compression_page, values
-from kitae.reporting.compression_results import COMPRESSION_FORMAT, CompressionRecord
+from kitae.reporting.compression_results import COMPRESSION_FORMAT, Candidate, CompressionRecord
 from kitae.reporting.figures import filters_picture
 from kitae.run import Run
 from kitae.runtime import has_vnni
@@ -74,7 +74,7 @@ class CompressionResult:
 
     Attributes:
         path: the folder.
-        facts: compression.json. Beside what the properties give: `baseline`, the original's row; `smaller` and
+        facts: compression.json. In addition to the properties: `baseline`, the original's row; `smaller` and
             `faster`, the factors between it and the winner; `why_not`, what the closest one exceeds; `stopped`, why
             larger ratios were not tried; `sure`, whether the upper end of each drop's interval was compared with the
             budget; `left_out`, the candidates that could not be made, each with a `name` and `why`; `size`, the column
@@ -120,7 +120,7 @@ class CompressionResult:
 
         - `name`; `prune` and the `ratio` of the channels or weights that were removed; `precision` (fp32, int8-dynamic,
           int8-static or int8-qat) and the `calibration` of its ranges
-        - `parameters`; `nonzero`: those that are no zero weights; `sparsity`: the share of zero weights; `macs`:
+        - `parameters`; `nonzero`: the number of nonzero weights; `sparsity`: the share of zero weights; `macs`:
           multiply-adds for one image; `bytes` of the file; `packed_bytes`: packed with zlib
         - `accuracy`; `loss`: mean negative log likelihood, in nats; `drop`: points of accuracy (percent) lost against
           the original on the same images, negative for a gain; `flips`: share of the images whose class changes
@@ -240,18 +240,12 @@ def compress(
     folder = Path(out) if out is not None else beside(run.path, "-small")
     if not os.access(run.path, os.W_OK):
         raise CompressionError(f"{run.path}: is read-only, but each use of test is recorded there; copy the run")
-    _check(folder, overwrite)  # before the lock, which would be left in a folder that is not ours
-    with COMPRESSION.locked(folder):
-        _check(folder, overwrite)  # again: another process may have finished a compression in between
+    with COMPRESSION.locked(folder, check=True):
+        if (folder / _FACTS).exists() and not overwrite:
+            raise CompressionError(f"{folder}: already has a compression; add --overwrite, or choose another --out")
         for left in (_CANDIDATES, _NEW):  # by an interrupted search
             shutil.rmtree(folder / left, ignore_errors=True)
         return _compress(run, folder, spec, console.reporter(say))
-
-
-def _check(folder: Path, overwrite: bool) -> None:
-    COMPRESSION.check(folder)
-    if (folder / _FACTS).exists() and not overwrite:
-        raise CompressionError(f"{folder}: already has a compression; add --overwrite, or choose another --out")
 
 
 def _compress(run: Run, folder: Path, spec: CompressSpec, say: Say) -> CompressionResult:
@@ -266,15 +260,16 @@ def _compress(run: Run, folder: Path, spec: CompressSpec, say: Say) -> Compressi
         kept = f"{folder} keeps the finished ratios; run the same command again to resume"
         raise TrainingInterruptedError(f"{error.where} of a fine-tuning", kept) from error
     setup = networks.setup
+    winner = Candidate.model_validate(outcome.winner.row).label(outcome.baseline.name)
     test: dict[str, Any] | None = None
     if outcome.within_budget:
         say("opening test for the original and the winner")
-        rows = setup.splits.open_test(lambda: run.count_test_opening(f"compress, {outcome.winner.name}"))
+        rows = setup.splits.open_test(lambda: run.count_test_opening(f"compress, {winner}"))
         test = judge(outcome, setup.image_set(rows), spec, bench.scoring)
     counts = {"train": len(setup.splits.train), "val": len(setup.splits.val)}
     result = _write(folder, run, spec, outcome, test, counts)
     if not outcome.within_budget:
-        raise BudgetError(folder, f"{outcome.winner.name}, {outcome.why_not}")
+        raise BudgetError(folder, f"({winner}) {outcome.why_not}")
     return result
 
 

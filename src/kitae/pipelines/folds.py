@@ -45,7 +45,7 @@ def _kept_logits(run: Run) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """What `keep_logits` saved; without test-time augmentation both are the same array."""
     try:
         kept = np.load(run.path / _LOGITS, allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise TrainingError(f"{run.path}: {_LOGITS} cannot be read; remove the folder to train it again") from error
     return (kept, kept) if kept.ndim == 2 else (kept[0], kept[1])
 

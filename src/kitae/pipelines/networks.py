@@ -10,6 +10,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -226,13 +227,11 @@ class Networks:
         """The network of this key: loaded if an earlier search saved it, else trained and saved."""
         file = self.folder / f"{key}.safetensors"
         if file.is_file():
-            try:
+            with suppress(TrainingError, CompressionError, KeyError, RuntimeError):  # damaged: replaced
                 weights, facts = load_weights(file)
                 model = build_for(shape := Shape.from_dict(facts["shape"]))
                 model.load_state_dict(weights)
                 return Network(0.0, model.to(self.device).eval(), shape, key, masked_error=facts["masked_error"])
-            except (TrainingError, CompressionError, KeyError, RuntimeError):
-                pass  # damaged: trained again, and replaced
         found = train()
         if found is None:
             return None

@@ -21,7 +21,7 @@ _FEW_UPDATES = 10  # in an epoch
 
 
 def notes_of(setup: Setup, model: nn.Module) -> list[str]:
-    """Notes on settings without effect, or with one that the recipe's author may not expect, and on the data.
+    """Notes on the data, and on settings that have no effect or an unexpected one.
 
     Raises:
         RecipeError: the ops make images of a size that the network cannot take.
@@ -40,7 +40,7 @@ def notes_of(setup: Setup, model: nn.Module) -> list[str]:
         )
     notes += _data_notes(setup) + _group_notes(setup) + _duplicate_notes(setup)
     updates, images = epoch_shape(len(setup.images), recipe.train, 1).updates, len(setup.images)
-    fewer = max(2, images // _FEW_UPDATES)
+    fewer = max(2, images // _FEW_UPDATES // 2 * 2)  # pairs are mixed
     if updates < _FEW_UPDATES and fewer < recipe.train.batch_size:
         notes.append(
             f"train.batch_size: {recipe.train.batch_size} with {images} images gives "

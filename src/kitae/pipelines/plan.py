@@ -128,8 +128,9 @@ def plan(source: str, minutes: float | Clock | None = None, choices: Choices | N
 
 def _name(source: str) -> str:
     kind, _, path = source.partition(":")
-    name = user_path(path).resolve().stem if path else kind
-    return name[:100] or kind
+    whole = user_path(path).resolve()
+    name = (whole.name if whole.is_dir() else whole.stem) if path else kind
+    return console.printable(name)[:100] or kind
 
 
 class _Length(NamedTuple):

@@ -99,12 +99,13 @@ class Setup:
     @cached_property
     def images(self) -> ImageSet:
         """The training images as the loop draws them."""
-        return replace(self.drawn_set(self.splits.train), balance=self.recipe.data.balance)
+        ahead = None if self.blocks is None else ReadAhead(self.store.images)
+        drawn = self.drawn_set(self.splits.train)
+        return replace(drawn, balance=self.recipe.data.balance, blocks=self.blocks, ahead=ahead)
 
     def drawn_set(self, rows: NDArray[np.int64]) -> ImageSet:
         """Some rows of the store as training draws them: with an epoch, cut out of whole pictures by `crop`."""
-        ahead = None if self.blocks is None else ReadAhead(self.store.images)
-        return replace(self.image_set(rows), crop=self.crop, blocks=self.blocks, ahead=ahead)
+        return replace(self.image_set(rows), crop=self.crop)
 
     @cached_property
     def blocks(self) -> Blocks | None:
@@ -145,7 +146,7 @@ class Setup:
                 )
             return known
         if not len(given.mean) == len(given.std) == channels:
-            raise RecipeError(f"data.normalize: mean and std need {channels} values, one a channel")
+            raise RecipeError(f"data.normalize: mean and std need {channels} values, one per channel")
         return given.mean, given.std
 
     @cached_property
@@ -244,12 +245,11 @@ class Setup:
         final score of the same weights are the same number.
         """
         mean, std = self.normalization
-        train_rows = np.sort(self.splits.train)
-        shuffled = keyed.permutation(self.recipe.data.split_seed, 1, len(train_rows), keyed.SLOT_SPLIT)
-        clean = np.sort(train_rows[shuffled[: self.judged - len(self.splits.val)]])
+        shuffled = keyed.permutation(self.recipe.data.split_seed, 1, len(self.splits.train), keyed.SLOT_SPLIT)
+        clean = np.sort(self.splits.train[shuffled[: self.judged - len(self.splits.val)]])
         rows = np.concatenate([self.splits.val, clean])
         images = self.image_set(rows)
-        labels = torch.from_numpy(np.array(self.store.labels[rows]))
+        labels = np.asarray(self.store.labels[rows])
         count, batch_size = len(self.splits.val), self.recipe.evaluate.batch_size
 
         def judge(model: nn.Module, some: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -269,12 +269,14 @@ class Setup:
         def validate(model: nn.Module) -> dict[str, float]:
             # Evaluated separately, so that validation images are batched as in the final evaluation.
             logits = np.concatenate([judge(model, part) for part in (rows[:count], rows[count:]) if len(part)])
-            clean_accuracy = float((logits[count:].argmax(axis=1) == labels[count:].numpy()).mean())
+            predicted = logits.argmax(axis=1)
+            clean_accuracy = float((predicted[count:] == labels[count:]).mean())
             if not count:
                 return {"train_clean_accuracy": clean_accuracy if np.isfinite(logits).all() else float("nan")}
-            loss = float(nn.functional.cross_entropy(torch.from_numpy(logits[:count]), labels[:count]))
-            predicted = logits.argmax(axis=1)
-            scores = {"val_loss": loss, **label_scores(predicted[:count], labels[:count].numpy())}
+            loss = float(
+                nn.functional.cross_entropy(torch.from_numpy(logits[:count]), torch.from_numpy(labels[:count]))
+            )
+            scores = {"val_loss": loss, **label_scores(predicted[:count], labels[:count])}
             scores["train_clean_accuracy"] = clean_accuracy
             if world.size == 1:  # several processes split the batches otherwise
                 self._remember(model, scores, logits[:count])

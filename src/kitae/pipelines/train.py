@@ -371,7 +371,7 @@ def _validated(run: Run, setup: Setup, model: nn.Module) -> dict[str, Any]:
 
 
 def _settings(run: Run, setup: Setup) -> dict[str, Any]:
-    """The settings that evaluation.json records beside the numbers."""
+    """The settings that evaluation.json records with the numbers."""
     return {
         "precision": "fp32",
         "train_precision": run.recipe.train.precision,

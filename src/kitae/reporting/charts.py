@@ -296,7 +296,7 @@ def accuracies(rows: Sequence[tuple[str, float, tuple[float, float] | None]], sp
     drawn = [Row(name, share(value), partial(interval_mark, value=value, ends=ends, look=series("s", place)))
              for place, (name, value, ends) in enumerate(rows)]  # fmt: skip
     ends = [end for _, value, interval in rows for end in (value, *(interval or ()))]
-    low, high, _ = robust(ends)
+    low, high, _ = robust(ends, ends)
     summary = "; ".join(f"{name}: {share(value)}" for name, value, _ in rows)
     return rows_chart("accuracies", f"Accuracy on {split}", summary, drawn, low, min(high, 1.0), per_cent,
                       label=f"Accuracy on {split}, 95 % interval")  # fmt: skip
@@ -310,8 +310,9 @@ def compared_curves(runs: Sequence[tuple[str, Sequence[Epoch]]]) -> Chart | None
         return None
     summary = "; ".join(f"{name} ends at {share(rows[-1].val_accuracy)}" for name, rows in runs if rows)
     chart = Chart("curves", "Validation accuracy over the epochs", summary, 0)
-    top = legend(chart, _LEFT, 14, [(series("f", k), name) for k, (name, _) in enumerate(runs)]) + 4
-    low, high, _ = robust(values)
+    top = legend(chart, _LEFT, 14, [(series("f", k), name) for k, (name, _) in enumerate(runs)]) + 20
+    low, high, cut = robust(values, form=share)
+    chart.text(_LEFT, top - 8, f"Validation accuracy{cut}", "h")
     span = (min(epochs), max(epochs)) if min(epochs) < max(epochs) else (min(epochs) - 1, max(epochs) + 1)
     plot = frame(chart, top, span, (low, min(high, 1.0)))
     plot.axes("Epoch", "{:g}".format, per_cent, x_ticks=plot.x.whole())

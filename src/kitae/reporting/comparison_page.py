@@ -183,10 +183,10 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _text(value: Any) -> str:
     """A field of a recipe: ops with their parameters, or any other value."""
-    if isinstance(value, list):
-        ops = [next(iter(op.items())) for op in value if isinstance(op, Mapping) and op]
-        return ", ".join(f"{name}{_parameters(given)}" for name, given in ops) or "none"
-    return words(value)
+    ops = [next(iter(op.items())) for op in value if isinstance(op, Mapping) and op] if isinstance(value, list) else []
+    if ops:
+        return ", ".join(f"{name}{_parameters(given)}" for name, given in ops)
+    return "none" if value == [] else words(value)
 
 
 def _parameters(given: Any) -> str:

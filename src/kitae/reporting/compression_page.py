@@ -155,12 +155,13 @@ def _smaller(record: CompressionRecord) -> tuple[float, Candidate] | None:
 
 
 def _filters(folder: Path) -> Photo | None:
-    """The picture of the first layer's filters."""
+    """The picture of the first layer's filters; None if there is none, or it is damaged."""
     file = folder / "figures" / "filters.png"
-    if not file.is_file():
+    try:
+        with Image.open(file) as picture:
+            width, height = picture.size
+    except OSError:
         return None
-    with Image.open(file) as picture:
-        width, height = picture.size
     source = f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}"
     alt = "The first layer's filters, a tile per input channel; removed weights are dark."
     return Photo(source, width, height, True, alt)

@@ -50,6 +50,25 @@ class Candidate(Record, extra="allow"):
     winner: bool = False
     control: bool = False
 
+    def label(self, original: str) -> str:
+        """In words: `65 % pruned, INT8`, `not pruned, float32`. `original`: the name of the original's file."""
+        precision = _PRECISIONS.get(self.precision, self.precision)
+        if not precision:
+            return self.name
+        if self.name == original:
+            return f"original, {precision}"
+        pruned = "not pruned" if not self.ratio else f"{100 * self.ratio:g} % pruned"
+        if not self.control:
+            return f"{pruned}, {precision}"
+        kind, _, rest = self.name.partition(", ")
+        if kind == "small net":
+            return f"{rest.removesuffix(self.precision).strip()}, {precision}"
+        if kind == "random" and self.ratio:
+            return f"{100 * self.ratio:g} % pruned at random, {precision}"
+        if kind == "trained further":
+            return f"original trained further, {precision}"
+        return f"{pruned}, {_CONTROLS.get(kind, kind)}, {precision}"
+
 
 class Budget(Record, extra="allow"):
     """The settings that pages use."""
@@ -156,19 +175,4 @@ class CompressionRecord(Record, extra="allow"):
 
     def label(self, row: Candidate) -> str:
         """A candidate in words: `65 % pruned, INT8`, `not pruned, float32`."""
-        precision = _PRECISIONS.get(row.precision, row.precision)
-        if not precision:
-            return row.name
-        if row.name == self.baseline.name:
-            return f"original, {precision}"
-        pruned = "not pruned" if not row.ratio else f"{100 * row.ratio:g} % pruned"
-        if not row.control:
-            return f"{pruned}, {precision}"
-        kind, _, rest = row.name.partition(", ")
-        if kind == "small net":
-            return f"{rest.removesuffix(row.precision).strip()}, {precision}"
-        if kind == "random" and row.ratio:
-            return f"{100 * row.ratio:g} % pruned at random, {precision}"
-        if kind in ("trained further", "trained on"):  # its name before November 27, 2026
-            return f"original trained further, {precision}"
-        return f"{pruned}, {_CONTROLS.get(kind, kind)}, {precision}"
+        return row.label(self.baseline.name)

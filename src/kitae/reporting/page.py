@@ -19,7 +19,7 @@ from typing import Any
 from kitae import __version__, console
 from kitae.errors import KitaeError, require
 from kitae.files import write_atomically
-from kitae.folders import REPORT, known_kind
+from kitae.folders import REPORT, SIGNS, known_kind
 from kitae.reporting import comparison_page, compression_page, run_page, study_page, values
 from kitae.reporting.compression_results import CompressionRecord
 from kitae.reporting.results import RunRecord
@@ -56,7 +56,9 @@ def write(target: Run | str | Path) -> tuple[Path, list[tuple[str, str]]]:
     folder = Path(target)
     kind = known_kind(folder)
     if kind == "search":
-        raise KitaeError(f"{folder}: a search has no page; give the study of its rematch, in {folder / 'rematch'}")
+        found = next((folder / "rematch").glob(f"*/{SIGNS['study']}"), None)
+        cure = f"give the study of its rematch, {found.parent}" if found else "it had no rematch"
+        raise KitaeError(f"{folder}: a search has no page; {cure}")
     if kind == "compression":
         return _write(kind, compression_page.content(CompressionRecord.open(folder), folder), folder)
     if kind == "study":
@@ -72,8 +74,8 @@ def compare(targets: Sequence[Run | str | Path], out: str | Path | None = None) 
         out: the page; None is comparison.html beside the folder of the first run.
 
     Raises:
-        KitaeError: fewer than two runs, the same one twice, something that is no run, or a file of this name that Kitae
-            did not write.
+        KitaeError: fewer than two runs, the same one twice, a folder that is not a run, or a file of this name that
+            Kitae did not write.
     """
     runs = [target if isinstance(target, Run) else Run.open(target) for target in targets]
     paths = [run.path.resolve() for run in runs]

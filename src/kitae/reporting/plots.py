@@ -69,7 +69,7 @@ class Plots:
         return training_curves(rows, self._run.best_epoch())
 
     def confusion(self) -> Figure:
-        """Which class is taken for which, on test, or on validation where test was not opened.
+        """Which class is predicted as which, on test, or on validation where test was not opened.
 
         Raises:
             KitaeError: the run is not finished.
@@ -232,7 +232,7 @@ def confusion_matrix(counts: NDArray[np.int64], classes: Sequence[str], *, title
 def reliability(after: Bins, before: Bins | None, *, title: str) -> Figure:
     """Accuracy against confidence in bins, as bars and before the temperature as a line, above the sizes of the bins.
 
-    Definition: Guo et al. 2017. The title tells the expected calibration error.
+    Definition: Guo et al. 2017. The title gives the expected calibration error.
     """
     figure = new_figure(height=6.2, title=f"{title}: expected error {100 * after.error:.2f} %")
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3.2, 1])

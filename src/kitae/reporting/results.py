@@ -79,10 +79,12 @@ class Epoch(Record):
 
 
 class Score(Record):
-    """Accuracy on some of the images: those of a class, or those that are no copies."""
+    """The scores on some of the images: those of a class, or those without copies in other splits."""
 
     accuracy: Number = None
     accuracy_interval: Interval = None
+    precision: Number = None
+    f1: Number = None
     count: int = 0
 
 
@@ -148,21 +150,7 @@ class Split(Record):
             return None
         return np.array(self.confusion, np.int64)
 
-    def scores(self) -> list[tuple[str, Score, float | None, float | None]]:
-        """Name, score, precision and F1 of each class, in the order of the outputs.
-
-        Precision is None where nothing was taken for the class, F1 where it has no image either.
-        """
-        counts = self.counts
-        if counts is None:
-            return [(name, score, None, None) for name, score in self.per_class.items()]
-        right, said, true = (of.tolist() for of in (counts.diagonal(), counts.sum(axis=0), counts.sum(axis=1)))
-        return [
-            (name, score, hits / taken if taken else None, 2 * hits / (taken + there) if taken + there else None)
-            for (name, score), hits, taken, there in zip(self.per_class.items(), right, said, true, strict=True)
-        ]
-
-    def confused(self, most: int) -> list[Confused]:
+    def confused(self, most: int | None = None) -> list[Confused]:
         """The pairs of classes that are mistaken most often."""
         if self.counts is None:
             return []

@@ -110,10 +110,10 @@ def _weak(split: Split) -> str:
     name, row = min(known.items(), key=lambda item: item[1].accuracy or 0.0)
     if row.accuracy_interval is None or row.accuracy_interval[1] >= split.accuracy:
         return "No class is significantly weaker than the others."
-    taken = next((pair for pair in split.confused(len(known) ** 2) if pair.true == name), None)
+    taken = next((pair for pair in split.confused() if pair.true == name), None)
     text = f"{name} is the weakest class: recall {share(row.accuracy, 0)}"
     if taken is not None:
-        text += f", {100 * taken.share:.0f} of 100 taken for {taken.predicted}"
+        text += f", {100 * taken.share:.0f} of 100 predicted as {taken.predicted}"
     return f"{text}."
 
 

@@ -103,7 +103,7 @@ class Samples:
         """The images that a run was trained on; None where they are not in the cache any more."""
         from kitae.data.store import find_store
 
-        store = find_store(str(record.environment.get("store")), record.recipe.data.cache)
+        store = find_store(str(record.environment.get("store")), record.recipe.data)
         if store is None or tuple(store.classes) != record.facts.classes:
             return None
         try:
@@ -259,7 +259,7 @@ class Samples:
         assert found is not None
         true, taken = names[found.label[place]], names[found.predicted[place]]
         sure = share(float(found.confidence[place]), 0)
-        alt = f"{found.names[place]}: {true}, taken for {taken} with {sure}"
+        alt = f"{found.names[place]}: {true}, predicted as {taken} with {sure}"
         return photo(self.tested(place), alt, [f"{taken}, {sure}", f"is {true}"])
 
     def _pixels(self, row: int) -> Image:

@@ -39,11 +39,12 @@ def forest(
         rows.append(Row(label(effect), value, mark, span=f"({span}" if span else ""))
     ends = [end for e in known for end in (e.estimate, e.low, e.high) if end is not None and (end > 0 or not ratio)]
     keep = [end for effect in known if effect.shown for end in (effect.estimate, effect.low, effect.high)]
-    low, high, cut = robust([*ends, neutral], [end for end in keep if end is not None])
+    if ratio:
+        low, high, cut = max(min(*ends, neutral) * 0.9, 1e-6), max(*ends, neutral) * 1.1, ""
+    else:
+        low, high, cut = robust([*ends, neutral], [end for end in keep if end is not None])
     sd = analysis.noise.sd
     band = None if sd is None else (math.exp(-sd), math.exp(sd)) if ratio else (-sd, sd)
-    if ratio:
-        low, high = max(min(*ends, neutral) * 0.9, 1e-6), max(*ends, neutral) * 1.1
     summary = "; ".join(f"{label(effect)}: {verdict(effect)}" for effect in known)
     return rows_chart(
         name, f"Effects on {what}", summary,
@@ -113,8 +114,8 @@ def response(record: StudyRecord) -> Chart | None:
     top = 24.0
     if any(groups):
         top = legend(chart, 10, 14, [(series("f", k), name) for k, name in enumerate(groups)]) + 14
-    chart.text(_LEFT, top - 8, f"{record.metric}{unit}", "h")
-    low, high, _ = robust(every)
+    low, high, cut = robust(every)
+    chart.text(_LEFT, top - 8, f"{record.metric}{unit}{cut}", "h")
     plot = frame(chart, top, (places[0], places[-1]), (low, high), log=log)
     plot.axes(factor, "{:g}".format, "{:g}".format, x_ticks=places if len(places) <= 8 else None)
     for place, points in enumerate(groups.values()):

@@ -8,7 +8,8 @@ from typing import Any
 
 from pydantic import Field
 
-from kitae.files import read_json
+from kitae.errors import KitaeError
+from kitae.files import read_json, require_format
 from kitae.reporting.results import Number, Record
 
 
@@ -161,10 +162,14 @@ class StudyRecord(Record):
         """A study's results; None if they have not been computed yet.
 
         Raises:
-            KitaeError: the file is damaged.
+            KitaeError: the file is damaged, or of a newer version.
         """
         file = folder / "effects.json"
-        return cls.checked(read_json(file), file) if file.is_file() else None
+        if not file.is_file():
+            return None
+        facts = read_json(file)
+        require_format(facts, 1, file, KitaeError)
+        return cls.checked(facts, file)
 
     @property
     def main(self) -> Analysis:

@@ -58,9 +58,7 @@ SCALES = 32  # float64 [6]: scale and shift per channel
 QUANTILES = 33  # address of the table of normal quantiles
 STREAMING = 34  # 1: write results past the caches
 IMAGE_BYTES = 35  # of a buffer
-SCRATCH_BYTES = 36  # that a thread needs
-RUN_AT = 37  # address of `run`
-COUNTER = 38  # address of the shared counter
+COUNTER = 36  # address of the shared counter
 NEXT = 56  # the counter itself, on a cache line of its own
 CONTEXT = 64
 
@@ -72,7 +70,7 @@ PROGRAM_AT = 1024  # codes, then args
 
 def scratch_bytes(steps: int, image_bytes: int, work_bytes: int) -> int:
     """Bytes a thread needs: its program, four buffers, a kept original, a float accumulator, a work area."""
-    return buffers_at(steps) + 9 * image_bytes + work_bytes + 256
+    return (buffers_at(steps) + 9 * image_bytes + work_bytes + 256 + 63) & ~63
 
 
 def buffers_at(steps: int) -> int:
@@ -199,8 +197,8 @@ def augment_one(context: Any, scratch: Any, n: Any, slot: Any, boxes: Any) -> An
     return current
 
 
-def run(context_at: Any, scratch: Any) -> Any:
-    """Take samples and work on them until there are none."""
+def run(context_at: Any, a: Any, b: Any, c: Any, first: Any, last: Any, scratch: Any) -> Any:
+    """Take samples and work on them until there are none. `native.threads` calls it, the same for every thread."""
     context = as_i64(context_at)
     count = context[COUNT]
     block = context[BLOCK]
