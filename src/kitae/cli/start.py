@@ -236,7 +236,7 @@ def predict(
         rows.append([str(file), best[0][0], "  ".join(f"{name} {100 * share:.1f} %" for name, share in best)])
         found.append({"image": file, "class": best[0][0], "best": [{"class": c, "probability": p} for c, p in best]})
     if out is not None:  # before anything is printed, which fails where a pipe is closed
-        _write_predictions(out, files, probabilities, classes)
+        _write_predictions(out, files, [row["class"] for row in found], probabilities, classes)
     console.answer({"predictions": found, "skipped": broken})
     if rows or not broken:
         rest = f"are in {out}" if out else "not shown; --out FILE.csv saves all"
@@ -296,8 +296,9 @@ def _classified(model: Any, files: list[Path], *, skip: bool) -> tuple[list[Path
     return read, probabilities, broken
 
 
-def _write_predictions(out: Path, files: list[Path], probabilities: list[Any], classes: tuple[str, ...]) -> None:
-    names = [classes[shares.argmax()] for shares in probabilities]
+def _write_predictions(
+    out: Path, files: list[Path], names: list[str], probabilities: list[Any], classes: tuple[str, ...]
+) -> None:
     if out.suffix == ".csv":
         text = io.StringIO()
         writer = csv.writer(text)

@@ -134,7 +134,7 @@ _IDX = {
 }  # fmt: skip
 
 
-def open_archive(name: str, path: str, spec: DataSpec, progress: Progress | None = None) -> Source:
+def open_archive(name: str, path: str, spec: DataSpec, progress: Progress | None) -> Source:
     """The source `name`, from the folder `path`; if `path` is empty, it is looked up or downloaded.
 
     Raises:
@@ -208,10 +208,9 @@ def _read_cifar(files: list[Path], layout: _Cifar) -> tuple[tuple[str, ...], lis
             content = {Path(member.name).name: stream.read() for member in tar if (stream := tar.extractfile(member))}
     else:
         content = {path.name: path.read_bytes() for path in files}
-    parts = []
+    parts, stride = [], layout.label_bytes + 3072
     for name in (*layout.train, layout.test):
         code, count = (TEST, layout.test_rows) if name == layout.test else (TRAIN, layout.rows)
-        stride = layout.label_bytes + 3072
         if len(content[name]) != count * stride:
             raise DataError(f"{files[0].parent / name}: has {len(content[name])} bytes instead of {count * stride}")
         rows = np.frombuffer(content[name], np.uint8).reshape(count, stride)

@@ -28,6 +28,7 @@ _RIDGE = 0.03  # of the mean variance: directions with less than that are mostly
 _FLAT = 2.0  # grey levels of standard deviation below which a thumbnail shows nothing to compare
 _MAX_CANDIDATES = 200_000_000
 _MAX_PAIRS = 100_000
+_BLOCK = 1 << 14  # images compared at a time
 
 _FREQUENCIES = np.cos(np.pi * (2 * np.arange(32)[None] + 1) * np.arange(8)[:, None] / 64)  # DCT-II, rows of frequency
 _BITS = np.uint64(1) << np.arange(63, dtype=np.uint64)
@@ -66,8 +67,8 @@ def near_duplicates(hashes: NDArray[np.uint64], thumbs: NDArray[np.uint8]) -> tu
     return sorted(((i, j, s) for (i, j), s in found.items()), key=lambda pair: (-pair[2], pair)), truncated
 
 
-def _blocks(n: int, size: int = 1 << 14) -> Iterator[slice]:
-    return (slice(start, start + size) for start in range(0, n, size))
+def _blocks(n: int) -> Iterator[slice]:
+    return (slice(start, start + _BLOCK) for start in range(0, n, _BLOCK))
 
 
 def _whitened(thumbs: NDArray[np.uint8]) -> NDArray[np.float16]:
@@ -104,7 +105,7 @@ def _candidates(
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """Pairs i < j of hashes that differ in at most 7 bits, in chunks; a pair may come several times."""
     parts = np.ascontiguousarray(hashes).view(np.uint16).reshape(-1, 4)
-    ones = np.array([bin(value).count("1") for value in range(1 << 16)], dtype=np.uint8)
+    ones = np.array([value.bit_count() for value in range(1 << 16)], dtype=np.uint8)
     for part in range(4):
         values = parts[:, part].astype(np.int64)
         order = np.argsort(values, kind="stable")

@@ -79,7 +79,7 @@ def step(name: str) -> Callable[..., Any]:
     if not {"", os.getcwd()} & set(sys.path):
         sys.path.append(os.getcwd())  # as in the processes that run it, which start in this folder
     try:
-        found: Any = resolve_name(name)
+        found: object = resolve_name(name)
     except Exception as error:  # whatever the user's module does
         raise RecipeError(f"after.{name}: cannot be imported ({one_line(error)})") from error
     if not callable(found):

@@ -282,9 +282,8 @@ def hadamard(order: int) -> NDArray[np.int8]:
         if _is_prime(q) and q % 4 == 1:  # Paley II
             conference = np.zeros((q + 1, q + 1), dtype=np.int8)
             conference[0, 1:], conference[1:, 0], conference[1:, 1:] = 1, 1, _jacobsthal(q)
-            plus = np.array([[1, 1], [1, -1]], dtype=np.int8)
             minus = np.array([[1, -1], [-1, -1]], dtype=np.int8)
-            return np.kron(conference, plus) + np.kron(np.eye(q + 1, dtype=np.int8), minus)
+            return np.kron(conference, hadamard(2)) + np.kron(np.eye(q + 1, dtype=np.int8), minus)
         if (order // 2) % 4 == 0:
             return np.kron(hadamard(2), hadamard(order // 2)).astype(np.int8)
     raise ValueError(f"no construction for a Hadamard matrix of order {order}")

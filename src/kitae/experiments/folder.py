@@ -104,11 +104,11 @@ def check_images(folder: Path, trained: Iterable[tuple[DataSpec, Outcome]]) -> N
     Raises:
         TrainingError: the images have changed.
     """
-    now: dict[DataSpec, str] = {}
+    found: dict[DataSpec, str] = {}
     for data, outcome in trained:
-        if data not in now:
-            now[data] = open_store(data).fingerprint
-        if outcome["store"] != now[data]:
+        if data not in found:
+            found[data] = open_store(data).fingerprint
+        if outcome["store"] != found[data]:
             raise TrainingError(
                 f"{folder}: the images of {data.source} have changed since the first runs; {ANOTHER_OUT}"
             )

@@ -219,9 +219,10 @@ def search(
         result = SearchResult(
             folder, tuple(tried), setting.metric, best, preset, rematch, verdict, with_train(winner.recipe, **own)
         )
-        write_json(folder / "search.json", result.data())
+        found = result.data()
+        write_json(folder / "search.json", found)
         result.winner.save(folder / "winner.yaml")
-        write_atomically(folder / "figures" / "search.svg", arms_chart(result.data()["arms"]).file().encode())
+        write_atomically(folder / "figures" / "search.svg", arms_chart(found["arms"]).file().encode())
         return result
 
 

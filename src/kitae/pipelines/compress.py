@@ -286,11 +286,12 @@ def resolve_spec(
         RecipeError: the same of an assignment.
     """
     named = {text.partition("=")[0].strip() for text in assignments}
-    given = options.keys() | named | (spec.model_fields_set if spec else set())
+    spec = spec or CompressSpec()
+    given = options.keys() | named | spec.model_fields_set
     if "ratios" in given and not {"max_drop", "abandon"} & given:
         options = {**options, "abandon": False}  # ratios without a budget ask for the whole curve
     try:
-        made = CompressSpec.model_validate({**(spec.model_dump() if spec else {}), **options})
+        made = CompressSpec.model_validate({**spec.model_dump(), **options})
     except ValidationError as error:
         raise CompressionError(explain(error, CompressSpec, "compress", None)) from error
     return override(made, list(assignments))

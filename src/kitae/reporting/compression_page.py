@@ -65,7 +65,7 @@ def answer(record: CompressionRecord) -> list[str]:
 
 def _as_fast(record: CompressionRecord) -> bool:
     """Whether the winner's speed-up is no larger than the noise of its measurement."""
-    return bool(record.faster) and as_fast(record.faster or 1.0, record.latency.noise)
+    return record.faster is not None and as_fast(record.faster, record.latency.noise)
 
 
 def commands(record: CompressionRecord, folder: Path) -> list[tuple[str, str]]:

@@ -68,9 +68,8 @@ def draw_gallery(
 
 def _of_many_classes(labels: Sequence[int]) -> list[int]:
     """Up to `SHOWN` positions: the first image of each class, then more of the same."""
-    first = [i for i, label in enumerate(labels) if label not in labels[:i]]
-    rest = [i for i in range(len(labels)) if i not in first]
-    return (first + rest)[:SHOWN]
+    first = np.sort(np.unique(labels, return_index=True)[1]).tolist()
+    return list(dict.fromkeys([*first, *range(len(labels))]))[:SHOWN]
 
 
 # Single ops -----------------------------------------------------------------------------------------------------------
@@ -182,7 +181,7 @@ def draw_policies(images: Pictures, names: Sequence[str], seed: int = 0) -> Figu
             index = np.arange(SHOWN) + k * SHOWN
             program = aug.plan(epoch=epoch, index=index, size=images.shape[2:], channels=images.shape[1])
             lines = [_words(program, i) for i in range(SHOWN)]
-            rows.append((f"{title}, {names[k]}", aug(many, epoch=epoch, index=index), lines))
+            rows.append((f"{title}, {names[k]}", aug.replay(many, program), lines))
     return _rows_figure(rows, "Policies: five draws each")
 
 
@@ -200,7 +199,7 @@ def draw_augmix(images: Pictures, names: Sequence[str], seed: int = 0) -> Figure
         args[:, [0, *ends], 0] = 0.0
         args[:, end, 0] = 1.0
         columns.append(aug.replay(images, Program(program.codes, args)))
-    columns.append(aug(images, epoch=0, index=index))
+    columns.append(aug.replay(images, program))
     rows, captions = [], []
     for i in range(len(images)):
         rows.append([column[i] for column in columns])
