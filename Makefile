@@ -17,7 +17,7 @@ $(VENV)/.ready: pyproject.toml
 demo: setup
 	$(BIN)/kitae train fashion-mini --out runs/demo --overwrite
 	$(BIN)/kitae compress runs/demo --max-drop 1.0 --out runs/demo-small --overwrite
-	$(BIN)/kitae train photos-mini --minutes 2 --out runs/demo-photos --overwrite
+	$(BIN)/kitae train photos-mini --minutes 1 --out runs/demo-photos --overwrite
 	$(BIN)/python scripts/some_photos.py runs/photos
 	$(BIN)/kitae predict runs/demo-photos runs/photos
 	@echo "Open runs/demo/report.html, runs/demo-small/report.html and runs/demo-photos/report.html"

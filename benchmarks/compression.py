@@ -25,7 +25,7 @@ from kitae.reporting.compression_results import CompressionRecord
 RESULTS = common.RESULTS / "compression"
 PAGE = common.ROOT / "docs" / "benchmarks" / "compression.md"
 CHARTS = ("front", "sparsity")
-ORDER = ("demo", "sure", "quick-structured", "quick-controls", "strong-int8")  # others follow by name
+ORDER = ("demo", "demo-controls", "few-0", "few-1", "few-2", "few-unstructured", "few-qat")  # others follow by name
 CORRECTED = "2026-11-26"  # of the loop and of fine-tuning, see the changelog
 EARLIER = (
     "Measured before the corrections of 26 November 2026: a short last batch took a full-size step in training, "

@@ -1,4 +1,4 @@
-"""Read the next window of a block-shuffled order into the page cache while one is trained on.
+"""Read the next window of a block-shuffled order into the page cache while the current one is used.
 
 Inside a window images are read in random order, which is slow on a disk. So the bytes of a window are first read
 sequentially. This is only a hint: errors are ignored here, and raised by the later read of the same bytes.
@@ -26,7 +26,7 @@ class ReadAhead:
     """A thread that reads one window ahead of those that are used.
 
     Args:
-        images: of a store; those that are in memory anyway are not read.
+        images: of a store; an array in memory is not read ahead.
     """
 
     def __init__(self, images: NDArray[np.uint8] | Pictures | Encoded) -> None:
@@ -74,7 +74,7 @@ class ReadAhead:
                             return
 
     def _stretches(self, rows: NDArray[np.int64]) -> Iterator[tuple[str, int, int]]:
-        """(file, first byte, last byte) of what holds these rows, which are sorted; small gaps are read, too."""
+        """(file, first byte, last byte) that hold these sorted rows; small gaps are included."""
         images, files = self._images, np.zeros(len(rows), np.int64)
         if isinstance(images, Encoded):
             files, first, size = images.places[rows].T

@@ -312,9 +312,9 @@ class _Memory:
 def _resolve(job: Job, all_headers: bool = False) -> tuple[PreprocessRules, bool]:
     """Determine a null image_size or channels, and whether whole pictures are kept, from the images' headers.
 
-    The headers of a tiny set take a third of the time of decoding it. So where only the last is open, none is read
-    after a tiny one, and the rules that are returned hold if the others are tiny too: the second value says so.
-    `all_headers` reads on.
+    Reading the headers of tiny images takes a third of the time of decoding them. So if only the last is undetermined,
+    reading stops at the first tiny image and assumes that the others are tiny too; the second return value tells
+    whether it did. `all_headers` reads all of them.
     """
     source, request = job.source, job.request
     size, channels, crop_pct = request["image_size"], request["channels"], request["crop_pct"]

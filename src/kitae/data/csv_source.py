@@ -25,7 +25,7 @@ class CsvSource(FileSource):
 
     The columns are found by their names, in any case: `path` (file, filename, image), `label` (class, category,
     target), `split` (train, val, test and their usual spellings) and `group`. Relative paths start at the CSV file.
-    `kitae_key` is what `data fix` writes, so that most of the same images are drawn for test.
+    `kitae_key` is written by `kitae data fix`, so that mostly the same images are drawn for test.
     Labels are class names, even if they are numbers. `groups` names another column of groups, or a rule for the paths
     as they are written (see `DataSpec.groups`).
     """

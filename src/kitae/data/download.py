@@ -1,4 +1,4 @@
-"""The bytes behind a URL: http and https by the standard library, storage of clouds and servers by fsspec.
+"""Read URLs: http and https with the standard library, cloud and server storage with fsspec.
 
 fsspec is installed with PyTorch, and needs a library for each kind of storage: s3fs, gcsfs, adlfs, huggingface_hub,
 paramiko. It reads credentials and settings from their usual places and from its own (`FSSPEC_S3_ANON=true`).

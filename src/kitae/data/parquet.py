@@ -8,7 +8,7 @@
     group       optional, int or string: equal values stay together in a split (`data.groups` takes another column,
                 or a rule for `path`)
     path        optional, string: names the image in messages and reports
-    kitae_key   optional, int: what `data fix` writes, so that most of the same images are drawn for test
+    kitae_key   optional, int: written by `kitae data fix`, so that mostly the same images are drawn for test
 
 Class names come from the schema's metadata (the hub's ClassLabel, or a JSON list `classes`), else from `class_name`,
 else from the labels themselves.

@@ -34,9 +34,9 @@ def estimate(recipe: Recipe, progress: Progress | None = None) -> dict[str, Any]
 
     Returns:
         `recipe` (precision resolved), `parameters`, `macs`, `train`, `val`, `test` (images), `classes`,
-        `image` (C, H, W), `steps_per_epoch`, `seconds_per_epoch`, `seconds` (estimates), `notes` (what the recipe says
-        without effect), `load` (how many programs were running on this machine before: threads that wait for a core
-        make an estimate many times too long).
+        `image` (C, H, W), `steps_per_epoch`, `seconds_per_epoch`, `seconds` (estimates), `notes` (settings
+        without effect, and others worth knowing), `load` (how many programs were running on this machine before:
+        threads that wait for a core make an estimate many times too long).
     """
     load = os.getloadavg()[0]
     world = begin(recipe.train)

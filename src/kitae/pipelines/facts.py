@@ -17,7 +17,7 @@ from kitae.data.splits import divide, enough_to_choose
 from kitae.errors import DataError
 from kitae.preprocess import PreprocessRules, decode, probe
 
-_TINY = 64  # images with no longer side do not count as photographs, and small networks take them at their size
+_TINY = 64  # images with no side above this are not photographs; small networks take them at their own size
 # Aspect ratios of a median picture that is squashed into the square, since a crop would lose its edges. For pictures
 # that are nearly square, the centre is enlarged instead, as in the training of the weights (LOG.md, 2026-11-26).
 _SQUEEZED = (1.15, 1.7)

@@ -125,12 +125,12 @@ def _duplicate_notes(setup: Setup) -> list[str]:
     notes = [f"data: {found['images']} images are exact duplicates ({found['groups']} distinct images){kept}"]
     if found["val"]:
         notes.append(
-            f"data: {found['val']} of {len(setup.splits.val)} validation images, in a split of the source's own, "
-            "are also training images"
+            f"data: {found['val']} of {len(setup.splits.val)} validation images are also training images (the split is "
+            "the source's own)"
         )
     if found["test"]:
         notes.append(
-            f"data: {found['test']} of {setup.splits.test_count} test images, in a split of the source's own, are "
-            "also training or validation images; evaluation.json has the test accuracy with and without them"
+            f"data: {found['test']} of {setup.splits.test_count} test images are also training or validation images "
+            "(the split is the source's own); evaluation.json has the test accuracy with and without them"
         )
     return notes
