@@ -263,7 +263,7 @@ def training(found: dict[str, Any]) -> str:
             ]
             if whole:
                 seconds = row["cpu_seconds_per_1000_images"][loop]["median"]
-                cells += [f"{row['peak_memory_bytes'][loop] / 1e9:.1f} GB", f"{seconds:,.0f}"]
+                cells += [f"{row['peak_memory_bytes'][loop] / 1e9:.1f} GB", f"{seconds:,.1f}"]
             lines.append(f"| {' | '.join(cells)} |")
         rounds = next(iter(rates.values()))["n"]
         lines += ["", f"Batch {row['batch']}, {rounds} rounds of {row['steps']} steps."]

@@ -90,7 +90,7 @@ class Predictions:
             for name, sure in zip(self.names[:3], self.confidence[:3], strict=True)
         ]
         more = ", ..." if len(self) > 3 else ""
-        said = f": {', '.join(shown)}{more}" if shown else ""
+        said = console.printable(f": {', '.join(shown)}{more}") if shown else ""
         return f"Predictions({console.plural(len(self), 'image')}, {len(self.classes)} classes{said})"
 
     def _repr_html_(self) -> str:

@@ -348,6 +348,31 @@ def test_a_fork_while_other_threads_augment() -> None:
     run(FORK)
 
 
+FORKED = """
+import multiprocessing
+import numpy as np
+import torch
+
+def augment():
+    from kitae.augment import Augment
+    Augment(["horizontal_flip"], threads=2)(np.zeros((64, 3, 32, 32), np.uint8), epoch=0, index=np.arange(64))
+
+torch.set_num_threads(2)
+torch.ones(1000, 1000) @ torch.ones(1000, 1000)  # threads, which the child does not have
+child = multiprocessing.get_context("fork").Process(target=augment)
+child.start()
+child.join(60)
+alive = child.is_alive()
+child.kill()
+raise SystemExit("the child waits for threads that it does not have" if alive else child.exitcode)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_the_first_augmentation_after_a_fork() -> None:
+    run(FORKED)
+
+
 COMPILE = """
 import numpy as np
 from kitae.augment import Augment

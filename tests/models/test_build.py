@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from kitae.errors import RecipeError
@@ -330,6 +330,11 @@ def test_local_weights_that_do_not_fit(tmp_path: Path) -> None:
     wide = saved(tmp_path / "wide.safetensors", make("resnet8", classes=10, width=32))
     with pytest.raises(RecipeError, match="does not fit"):
         make("resnet8", classes=7, pretrained=wide)
+    tensors = load_file(path)
+    save_file({**tensors, "stem.1.weight": torch.zeros(16, 3, 3, 3)}, path)  # a convolution where there is a norm
+    with pytest.raises(RecipeError, match="does not fit"):
+        make("resnet8", pretrained=path)
+    save_file(tensors, path)
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(Path(path).read_bytes()[:1000])
     with pytest.raises(RecipeError, match=r"broken\.safetensors cannot be read"):

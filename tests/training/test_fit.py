@@ -447,7 +447,12 @@ def test_sigterm_in_the_last_epoch_stops_a_training_that_is_one_of_many(
 
 @pytest.mark.parametrize(
     "error",
-    [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), RuntimeError("x: not enough memory: you tried")],
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        MemoryError(),
+        RuntimeError("x: not enough memory: you tried"),
+        RuntimeError("CUDA error: out of memory"),
+    ],
 )
 def test_out_of_memory_says_what_to_do(toy: dict[str, Any], error: BaseException) -> None:
     class Full(nn.Module):

@@ -37,9 +37,9 @@ def _address(array: NDArray[Any]) -> int:
 
 
 def default_threads() -> int:
-    """The CPUs this process may use; 1 inside a DataLoader worker."""
+    """PyTorch's number, which is 1 in a DataLoader worker; the CPUs this process may use where it is not loaded."""
     torch = sys.modules.get("torch")
-    return 1 if torch is not None and torch.utils.data.get_worker_info() is not None else processors()
+    return processors() if torch is None else torch.get_num_threads()
 
 
 class _Recycler:
@@ -89,7 +89,6 @@ def _after_fork() -> None:
     """A lock that another thread of the parent held would never be released."""
     global _recycler
     _recycler = _Recycler()
-    jit.renew_lock()
 
 
 if hasattr(os, "register_at_fork"):
@@ -192,9 +191,10 @@ class Executor:
         block = min(max(16384 // int(context[driver.STRIDE]), 1), max(count // (8 * threads), 1))
         block = (block + 1) & ~1
         context[driver.BLOCK] = block
-        threads = min(threads, -(-count // block))
-        area = _address(_scratch(threads * self._scratch_bytes)), self._scratch_bytes
-        share_parts(driver.run, (at, 0, 0, 0), threads, threads, area, threads)
+        parts = min(threads, -(-count // block))
+        area = _address(_scratch(parts * self._scratch_bytes)), self._scratch_bytes
+        # All threads, though some may find nothing to do: OpenMP ends those that a smaller team leaves out.
+        share_parts(driver.run, (at, 0, 0, 0), parts, parts, area, threads if parts > 1 else 1)
 
     @staticmethod
     def _set_keys(context: NDArray[np.int64], keys: Keys) -> None:

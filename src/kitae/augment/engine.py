@@ -48,7 +48,7 @@ class Augment:
         mix: a `MixSpec` or its mapping: MixUp and CutMix within the pairs (0, 1), (2, 3), ... of the batch. In uint8
             the result is rounded to the nearest level, halves up.
         num_classes: number of columns of the targets made from integer labels.
-        threads: threads of the CPU executor; by default the CPUs this process may use, and 1 in a DataLoader worker.
+        threads: threads of the CPU executor; by default PyTorch's number, which is 1 in a DataLoader worker.
         executor: `cpu` (compiled kernels), `torch` (batched torch ops, any device), `auto`: torch for tensors that are
             not on the CPU, cpu for the rest.
         dtype: float32 or bfloat16 of normalised images. bfloat16 needs torch tensors.

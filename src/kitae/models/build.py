@@ -26,7 +26,7 @@ from kitae.models.resnet import BasicBlock, Bottleneck, PreActivationBlock, ResN
 from kitae.models.simple import SimpleCNN
 from kitae.models.spec import ModelSpec
 from kitae.models.starts import is_identity, start_as_identities, whitens
-from kitae.models.structure import classifier_names, dropouts_beside, inside, layer_groups, probed
+from kitae.models.structure import REFUSALS, classifier_names, dropouts_beside, inside, layer_groups, probed
 from kitae.models.weights import Weights, load
 from kitae.preprocess import PreprocessRules, Size, sides
 
@@ -209,7 +209,8 @@ def _fill(model: nn.Module, weights: Weights, classes: int) -> None:
         if is_head and tensor.shape[0] == classes != other.shape[0]:
             tensors[name] = tensor
         # One channel where the file has three, as in published weights: the first convolution's are summed.
-        if other.ndim == 4 and (tensor.shape[1], other.shape[1]) == (1, 3) and other.shape[::2] == tensor.shape[::2]:
+        grey = other.ndim == tensor.ndim == 4 and (tensor.shape[1], other.shape[1]) == (1, 3)
+        if grey and other.shape[::2] == tensor.shape[::2]:
             tensors[name] = other.sum(dim=1, keepdim=True)
     try:
         model.load_state_dict(tensors)
@@ -230,7 +231,7 @@ def _probe(model: nn.Module, spec: ModelSpec, classes: int, channels: int, image
     height, width = sides(image_size)
     try:
         logits = probed(model, (channels, height, width))
-    except (AssertionError, ValueError, RuntimeError, IndexError) as error:
+    except REFUSALS as error:
         raise RecipeError(
             f"model.name: {spec.name} does not run on {height}x{width} images with {channels} channels: "
             f"{one_line(error)}"

@@ -50,6 +50,8 @@ def whiten(stem: nn.Conv2d, images: Tensor, eps: float = 5e-4) -> None:
     if stem.in_channels != images.shape[1] or stem.dilation != (1, 1):
         raise RecipeError("model.whiten_stem: the network's first convolution does not see the image itself; remove it")
     weight, (height, width), (down, right) = stem.weight, stem.kernel_size, stem.stride
+    if height > images.shape[2] or width > images.shape[3]:
+        raise RecipeError("model.whiten_stem: the first convolution's filters are larger than the images; remove it")
     moments, count = torch.zeros((), dtype=torch.float64), 0
     each = max(1, _AT_ONCE // (weight[0].numel() * images[0, 0].numel() // (down * right)))
     for start in range(0, len(images), each):

@@ -41,11 +41,15 @@ def probed(model: nn.Module, shape: tuple[int, int, int]) -> Any:
         return model(image)
 
 
+REFUSALS = (AssertionError, ValueError, RuntimeError, IndexError)
+"""What networks raise for images of a size that they cannot take; timm's patch embeddings assert."""
+
+
 def takes(model: nn.Module, shape: tuple[int, int, int]) -> bool:
     """Whether the network can take images [channels, height, width] of this shape."""
     try:
         probed(model, shape)
-    except (RuntimeError, AssertionError):  # timm's patch embeddings assert
+    except REFUSALS:
         return False
     return True
 

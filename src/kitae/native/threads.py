@@ -5,17 +5,18 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.util
+import multiprocessing
 import os
 import re
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kitae.native.jit import by_address, native
+from kitae.native.jit import by_address, native, renew_lock
 from kitae.native.link import PART, TAKE, as_i64, call7, fetch_add
 
 # The context of a work in parts: int64. The first word counts the parts that were taken, in a cache line of its own.
@@ -23,7 +24,7 @@ _KERNEL, _PARTS, _COUNT, _AREA, _AREA_BYTES, _WORDS = 8, 9, 10, 11, 12, 13
 _CONTEXT = _WORDS + 4
 _OPENMP = re.compile(r"lib(gomp|omp|iomp5)[-.]")
 
-_forked = False
+_forked = multiprocessing.parent_process() is not None  # perhaps forked before this was imported
 _shared = threading.Lock()  # one work at a time has several threads
 
 
@@ -63,10 +64,12 @@ def share_parts(
         if (parallel := _openmp()) is not None and not _forked:
             parallel(native(take_parts, TAKE).address, address, threads, 0)
             return
-        others = [_pool(threads).submit(take, address) for _ in range(threads - 1)]
-        take(address)
-        for other in others:
-            other.result()
+        others: list[Future[Any]] = []
+        try:
+            others += (_pool(threads).submit(take, address) for _ in range(threads - 1))
+            take(address)
+        finally:
+            wait(others)  # after an interrupt too: they write to memory that must stay
     finally:
         _shared.release()
 
@@ -95,6 +98,7 @@ def _after_fork() -> None:
     global _forked, _shared
     _forked, _shared = True, threading.Lock()
     _pool.cache_clear()
+    renew_lock()
 
 
 if hasattr(os, "register_at_fork"):

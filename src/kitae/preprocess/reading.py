@@ -91,9 +91,9 @@ def picture(
 def view(pixels: NDArray[np.uint8], rules: PreprocessRules) -> NDArray[np.uint8]:
     """What a network sees of a picture that a store keeps: uint8 [C, h, w] to [C, H, W], C-contiguous."""
     channels, height, width = pixels.shape
-    if (height, width) == rules.size and (rules.crop_pct == 1 or rules.store_size is None):
-        return np.ascontiguousarray(pixels)
     pixels = np.ascontiguousarray(pixels)
+    if (height, width) == rules.size and (rules.crop_pct == 1 or rules.store_size is None):
+        return pixels
     out = np.empty((channels, *rules.size), np.uint8)
     for channel in range(channels):
         band = Image.frombuffer("L", (width, height), pixels[channel], "raw", "L", 0, 1)

@@ -140,6 +140,12 @@ def _ahead(
     ready: queue.Queue[Any] = queue.Queue(maxsize=2)
     closed = threading.Event()
 
+    def hand_over(item: Any) -> None:
+        while not closed.is_set():
+            with contextlib.suppress(queue.Full):
+                ready.put(item, timeout=0.1)
+                return
+
     def produce() -> None:
         try:
             stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
@@ -147,14 +153,11 @@ def _ahead(
                 with torch.cuda.stream(stream):
                     batch = make(step)
                     done = stream.record_event()
-                while not closed.is_set():
-                    with contextlib.suppress(queue.Full):
-                        ready.put((batch, done), timeout=0.1)
-                        break
+                hand_over((batch, done))
                 if closed.is_set():
                     return
         except BaseException as error:
-            ready.put((error, None))
+            hand_over((error, None))
 
     threading.Thread(target=produce, daemon=True).start()
     try:

@@ -75,7 +75,8 @@ def _kept(checkpoint: Path | None) -> str:
 def is_out_of_memory(error: Exception) -> bool:
     """Whether an error means running out of memory, on CPU or GPU."""
     known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
-    return known or "not enough memory" in str(error)  # of torch's CPU allocator
+    signs = ("not enough memory", "CUDA error: out of memory")  # of torch's CPU allocator, and of CUDA itself
+    return known or any(sign in str(error) for sign in signs)
 
 
 def peak_memory(device: torch.device) -> int:
