@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
+from kitae.augment import cpu, tta
 from kitae.augment import functional as f
-from kitae.augment import tta
 from kitae.augment.engine import Augment
 from kitae.augment.ops import CustomOp, RandomCrop
 from kitae.augment.spec import OPS, AugmentSpec, MixSpec, make_op
@@ -341,6 +341,22 @@ else:
     raise SystemExit("the child waits for a thread that it does not have")
 assert os.waitstatus_to_exitcode(status) == 0
 """
+
+
+def test_a_batch_is_shared_where_that_is_faster() -> None:
+    pace, now = cpu.Pace(), 100.0
+    chosen = []
+    for _ in range(500):  # one thread takes 1 s; sharing at first half of it, later ten times as long
+        shared = pace.share(now)
+        took = (0.5 if now < 200 else 10.0) if shared else 1.0
+        pace.took(shared, now, now + took, 10)
+        now += took
+        chosen.append((now, shared))
+    early = [shared for then, shared in chosen if then < 200]
+    late = [shared for then, shared in chosen if then > 220]
+    assert set(early[:2]) == {True, False}
+    assert sum(early) > 0.9 * len(early)
+    assert 0 < sum(late) < 0.01 * len(late)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")

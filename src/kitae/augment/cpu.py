@@ -12,6 +12,7 @@ import math
 import os
 import sys
 import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -121,6 +122,28 @@ def _work_bytes(pipeline: Pipeline, codes: set[int]) -> int:
     return need
 
 
+class Pace:
+    """Whether to share a batch among threads: if that took less time for a sample than one thread, lately.
+
+    The threads of a batch wait for the last of them, so beside other programs that use the processors, sharing can
+    take many times as long. The slower way is tried again after 20 times what it took. Results do not depend on it.
+    """
+
+    def __init__(self) -> None:
+        self._cost = [0.0, 0.0]  # of a sample with one thread, and shared
+        self._again = [0.0, 0.0]  # when to try it again
+
+    def share(self, now: float) -> bool:
+        """Whether to share the batch that begins now."""
+        better = self._cost[1] <= self._cost[0]
+        return better if now < self._again[not better] else not better
+
+    def took(self, shared: bool, began: float, ended: float, count: int) -> None:
+        """Note the time of a batch of `count` samples."""
+        self._cost[shared] = (ended - began) / count
+        self._again[shared] = ended + 20 * (ended - began)
+
+
 class Executor:
     """Runs one pipeline's programs on NumPy arrays. Safe to call from several threads.
 
@@ -153,6 +176,7 @@ class Executor:
             return _address(self._kept[-1])
 
         prepare(driver.run)
+        self._pace = Pace()
         c = np.zeros(driver.CONTEXT, np.int64)
         c[driver.STRIDE] = p.channels * height * width
         c[driver.CHANNELS], c[driver.HEIGHT], c[driver.WIDTH] = p.channels, height, width
@@ -192,9 +216,13 @@ class Executor:
         block = (block + 1) & ~1
         context[driver.BLOCK] = block
         parts = min(threads, -(-count // block))
+        began = time.perf_counter()
+        shared = parts > 1 and self._pace.share(began)
+        parts = parts if shared else 1
         area = _address(_scratch(parts * self._scratch_bytes)), self._scratch_bytes
         # All threads, though some may find nothing to do: OpenMP ends those that a smaller team leaves out.
-        share_parts(driver.run, (at, 0, 0, 0), parts, parts, area, threads if parts > 1 else 1)
+        share_parts(driver.run, (at, 0, 0, 0), parts, parts, area, threads if shared else 1)
+        self._pace.took(shared, began, time.perf_counter(), count)
 
     @staticmethod
     def _set_keys(context: NDArray[np.int64], keys: Keys) -> None:
