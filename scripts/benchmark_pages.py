@@ -77,7 +77,8 @@ Made by `python benchmarks/train.py`; the figures are those of `benchmarks/resul
 network, images, batch and cores; all but the tutorial's loop train in bfloat16 and channels_last. They take turns of a
 few steps, so that other load on the machine affects all of them. Ratios are within a round (median, lowest, highest).
 
-Memory is that of all processes of a loop: between steps, when activations are freed, and at its peak.
+Memory is that of all processes of a loop: between steps, when activations are freed, and at its peak. Two processes of
+one loop differ by up to 8 % by chance, which no number of rounds averages out.
 
 Kitae can be faster than the bare step. Its process keeps large freed blocks of memory, while the bare loop returns
 them to the system at every step; a second bare step keeps them too. And on a CPU Kitae computes those gradients of
