@@ -166,7 +166,7 @@ def test_an_impossible_budget_keeps_the_closest(home: Path, run: Path) -> None:
     assert [row[0] for row in cells(result.stdout)] == ["original fp32", "* original int8-static"]
     size = (home / "tight" / "closest.onnx").stat().st_size
     assert line.startswith("error: tight: ")
-    assert f"original int8-static, has {size:,} bytes, over 1,000" in line
+    assert f"the closest (not pruned, INT8) has {size:,} bytes, over 1,000" in line
     assert "closest.onnx" in line
     assert not (home / "tight" / "model.onnx").exists()
     page, use, again = result.stdout.splitlines()[-3:]
