@@ -371,10 +371,12 @@ import torch
 
 def augment():
     from kitae.augment import Augment
-    Augment(["horizontal_flip"], threads=2)(np.zeros((64, 3, 32, 32), np.uint8), epoch=0, index=np.arange(64))
+    aug = Augment(["horizontal_flip"], threads=2)
+    for epoch in range(2):  # alone at first, then shared
+        aug(np.zeros((64, 3, 32, 32), np.uint8), epoch=epoch, index=np.arange(64))
 
 torch.set_num_threads(2)
-torch.ones(1000, 1000) @ torch.ones(1000, 1000)  # threads, which the child does not have
+torch.ones(1000, 1000).exp()  # threads, which the child does not have
 child = multiprocessing.get_context("fork").Process(target=augment)
 child.start()
 child.join(60)
