@@ -49,9 +49,10 @@ def whole() -> dict[str, np.ndarray]:
 def test_any_batch_any_order_any_threads(
     whole: dict[str, np.ndarray], name: str, rows: list[int], threads: int
 ) -> None:
-    ops = EVERYTHING if name == "everything" else STANDARD
-    out = Augment(ops, seed=9, threads=threads, **NORMAL)(IMAGES[rows], epoch=4, index=INDEX[rows])
-    np.testing.assert_array_equal(out, whole[name][rows])
+    aug = Augment(EVERYTHING if name == "everything" else STANDARD, seed=9, threads=threads, **NORMAL)
+    for _ in range(2):  # by one thread at first, then shared
+        out = aug(IMAGES[rows], epoch=4, index=INDEX[rows])
+        np.testing.assert_array_equal(out, whole[name][rows])
 
 
 def test_epochs_per_sample(whole: dict[str, np.ndarray]) -> None:
