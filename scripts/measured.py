@@ -206,6 +206,8 @@ def seeds_of_controls(page: Path) -> str:
                 found.setdefault((name, _in_words(facts, one)), []).append(one["drop"] - winner["drop"])
     rows = []
     for (name, words), lost in found.items():
+        if len(lost) < 2:
+            continue
         mean, half = fmean(lost), half_interval(stdev(lost) / len(lost) ** 0.5, len(lost) - 1)
         each = ", ".join(f"{value:+.2f}" for value in lost)
         rows.append([links[name], words, f"{mean:+.2f} ({mean - half:+.2f} to {mean + half:+.2f})", each])

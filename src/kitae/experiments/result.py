@@ -20,13 +20,14 @@ from kitae.console import plural
 from kitae.errors import KitaeError, TrainingError
 from kitae.experiments import wording
 from kitae.experiments.design import Design, expand
-from kitae.experiments.folder import COLUMNS, FORMAT, STUDY, done, plan_again, read_outcomes, read_study, read_table
+from kitae.experiments.folder import COLUMNS, STUDY, done, plan_again, read_outcomes, read_study, read_table
 from kitae.experiments.outcome import CURVES, metric
 from kitae.experiments.plan import Job, Plan
 from kitae.experiments.stats import Analysis, Effect, analyse
 from kitae.experiments.study_spec import StudySpec
 from kitae.experiments.worker import Outcome
 from kitae.files import plain, read_json, write_json, write_parquet
+from kitae.reporting.study_results import STUDY_FORMAT
 
 Verdict = Literal["confirmed", "not shown", "refuted"]
 
@@ -217,7 +218,7 @@ class StudyResult:
     def data(self) -> dict[str, Any]:
         """What effects.json holds; plain values."""
         content: dict[str, Any] = plain({
-            "format": FORMAT,
+            "format": STUDY_FORMAT,
             "name": self.spec.name,
             "about": self.spec.about,
             "design": self.spec.design,

@@ -10,7 +10,6 @@ import os
 import re
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import numpy as np
 
 from kitae.native.jit import by_address, native, renew_lock
 from kitae.native.link import PART, TAKE, as_i64, call7, fetch_add
+from kitae.native.share import share
 
 # The context of a work in parts: int64. The first word counts the parts that were taken, in a cache line of its own.
 _KERNEL, _PARTS, _COUNT, _AREA, _AREA_BYTES, _WORDS = 8, 9, 10, 11, 12, 13
@@ -64,12 +64,7 @@ def share_parts(
         if (parallel := _openmp()) is not None and not _forked:
             parallel(native(take_parts, TAKE).address, address, threads, 0)
             return
-        others: list[Future[Any]] = []
-        try:
-            others += (_pool(threads).submit(take, address) for _ in range(threads - 1))
-            take(address)
-        finally:
-            wait(others)  # after an interrupt too: they write to memory that must stay
+        share(threads, lambda _: take(address), threads)  # waits after an interrupt too: memory must stay until then
     finally:
         _shared.release()
 
@@ -87,17 +82,10 @@ def take_parts(context: Any) -> Any:
     return 0
 
 
-@functools.cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    """Threads for where there is no OpenMP."""
-    return ThreadPoolExecutor(threads - 1, thread_name_prefix="kitae-native")
-
-
 def _after_fork() -> None:
     """Neither threads nor GNU's OpenMP work in a forked process whose parent had used them."""
     global _forked, _shared
     _forked, _shared = True, threading.Lock()
-    _pool.cache_clear()
     renew_lock()
 
 

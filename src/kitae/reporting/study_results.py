@@ -12,6 +12,9 @@ from kitae.errors import KitaeError
 from kitae.files import read_json, require_format
 from kitae.reporting.results import Number, Record
 
+STUDY_FORMAT = 1
+"""The format of effects.json that this version writes."""
+
 
 class Effect(Record):
     """One effect, in the unit of its metric, or a factor where `ratio`."""
@@ -168,7 +171,7 @@ class StudyRecord(Record):
         if not file.is_file():
             return None
         facts = read_json(file)
-        require_format(facts, 1, file, KitaeError)
+        require_format(facts, STUDY_FORMAT, file, KitaeError)
         return cls.checked(facts, file)
 
     @property
