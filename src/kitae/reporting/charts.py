@@ -310,9 +310,10 @@ def compared_curves(runs: Sequence[tuple[str, Sequence[Epoch]]]) -> Chart | None
         return None
     summary = "; ".join(f"{name} ends at {share(rows[-1].val_accuracy)}" for name, rows in runs if rows)
     chart = Chart("curves", "Validation accuracy over the epochs", summary, 0)
-    top = legend(chart, _LEFT, 14, [(series("f", k), name) for k, (name, _) in enumerate(runs)]) + 20
     low, high, cut = robust(values, form=share)
-    chart.text(_LEFT, top - 8, f"Validation accuracy{cut}", "h")
+    top = legend(chart, _LEFT, 14, [(series("f", k), name) for k, (name, _) in enumerate(runs)]) + (20 if cut else 4)
+    if cut:  # otherwise the title of the chart says it
+        chart.text(_LEFT, top - 8, f"Validation accuracy{cut}", "h")
     span = (min(epochs), max(epochs)) if min(epochs) < max(epochs) else (min(epochs) - 1, max(epochs) + 1)
     plot = frame(chart, top, span, (low, min(high, 1.0)))
     plot.axes("Epoch", "{:g}".format, per_cent, x_ticks=plot.x.whole())
