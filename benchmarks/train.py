@@ -8,11 +8,15 @@ stand still, round after round, so that a busy moment hits all of them. Contesta
 
     bare          the limit: forward, backward and a fused optimizer on one batch that is already a float tensor
     kept          the same in a process that keeps freed memory, as Kitae's does (`training.guards.keep_freed_memory`)
-    kitae         `kt.train` of a recipe, as it is, with its run folder
+    kitae         `kt.train` of a recipe, with its run folder. Without checkpoints inside an epoch: by the clock one
+                  would be due in nearly every turn, after those of all the others
     tutorial      DataLoader, torchvision's transforms on PIL images, float32: what most tutorials show
     tuned         the same loop with bfloat16 and channels_last, and two workers that stay
     lightning     Lightning's Trainer, bf16-mixed and channels_last, the same DataLoader
     timm          timm's loader, mixup, optimizer, schedule and averaged weights, in the order of its train script
+
+What a checkpoint takes is measured after the turns, by a run that writes one after each step, and the parts of Kitae's
+step as `kitae bench train` prints them.
 
 Lightning is left out where it is not installed (`pip install lightning`, or into a folder that PYTHONPATH names).
 Composer asks for torch below 2.7.1 (version 0.32.1). Images come from `cifar10.parquet` and `imagenette-
@@ -386,7 +390,7 @@ def timm(row: Row, gate: Gate) -> None:
         gate.stepped()
 
 
-def kitae(row: Row, gate: Gate) -> None:
+def kitae(row: Row, gate: Gate, *, saves: bool = False) -> None:
     """Ours: the command, with its run folder, on the store of the same images."""
 
     class Turns:
@@ -402,10 +406,24 @@ def kitae(row: Row, gate: Gate) -> None:
     import kitae as kt
 
     with tempfile.TemporaryDirectory() as folder:
-        kt.train(kt.Recipe.model_validate(recipe(row)), Path(folder) / "run", watcher=Turns())
+        kt.train(kt.Recipe.model_validate(recipe(row, saves=saves)), Path(folder) / "run", watcher=Turns())
 
 
-def recipe(row: Row) -> dict[str, Any]:
+def saving(row: Row, gate: Gate) -> None:
+    """Ours, with a checkpoint after each step."""
+    kitae(row, gate, saves=True)
+
+
+def parts(row: Row) -> dict[str, Any]:
+    """The parts of our step, in milliseconds."""
+    import kitae as kt
+    from kitae.pipelines.bench import bench_train
+
+    found: dict[str, Any] = bench_train(kt.Recipe.model_validate(recipe(row)))["milliseconds"]
+    return found
+
+
+def recipe(row: Row, *, saves: bool = False) -> dict[str, Any]:
     """Our recipe of a row: the transforms, loss and averages of the others."""
     small = row.side <= 64 and source(row).name.startswith("cifar")
     ops: list[Any] = [
@@ -427,6 +445,7 @@ def recipe(row: Row) -> dict[str, Any]:
         "model": dict(row.model),
         "train": {
             "epochs": 1000, "batch_size": row.batch, "precision": "bf16",
+            "checkpoint_seconds": 1e-9 if saves else 1e9,
             "optimizer": {"name": "sgd", "lr": 0.05, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4},
             **({"label_smoothing": 0.1, "ema": 0.998} if row.strong else {}),
         },
@@ -435,7 +454,7 @@ def recipe(row: Row) -> dict[str, Any]:
 
 LOOPS: dict[str, Callable[[Row, Gate], None]] = {
     "bare": bare, "kept": kept, "kitae": kitae, "tutorial": tutorial, "tuned": tuned, "lightning": lightning,
-    "timm": timm,
+    "timm": timm, "saving": saving,
 }  # fmt: skip
 
 
@@ -448,7 +467,10 @@ def child(contestant: str, row: Row, warmup: int) -> None:
     os.dup2(2, 1)
     torch.set_num_threads(common.available_cores())
     torch.manual_seed(0)
-    LOOPS[contestant](row, Gate(warmup))
+    if contestant == "parts":
+        print(json.dumps(parts(row)), file=_ANSWERS, flush=True)
+    else:
+        LOOPS[contestant](row, Gate(warmup))
 
 
 # ------------------------------------------------------------------------------------------------ in the parent process
@@ -463,7 +485,7 @@ class Contestant:
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said, text=True
         )
-        self._answer()
+        self.first = self._answer()
 
     def turn(self, steps: int) -> dict[str, Any]:
         """Train some steps."""
@@ -489,9 +511,10 @@ class Contestant:
         return found
 
 
-def measure(name: str, contestants: list[str], rounds: int, warmup: int) -> dict[str, Any]:
-    """One row: every contestant's images a second, and ratios within rounds."""
-    row = ROWS[name]
+def in_turns(
+    name: str, contestants: list[str], rounds: int, warmup: int
+) -> tuple[dict[str, list[dict[str, Any]]], dict[str, str]]:
+    """What each contestant says of its turns, and why others are left out."""
     left_out: dict[str, str] = {}
     running: list[Contestant] = []
     try:
@@ -503,10 +526,21 @@ def measure(name: str, contestants: list[str], rounds: int, warmup: int) -> dict
         turns: dict[str, list[dict[str, Any]]] = {one.name: [] for one in running}
         for number in range(rounds):
             for one in running[number % len(running) :] + running[: number % len(running)]:
-                turns[one.name].append(one.turn(row.steps))
+                turns[one.name].append(one.turn(ROWS[name].steps))
     finally:
         for one in running:
             one.close()
+    return turns, left_out
+
+
+def measure(name: str, contestants: list[str], rounds: int, warmup: int) -> dict[str, Any]:
+    """One row: every contestant's images a second, and ratios within rounds; what a checkpoint takes, and our parts."""
+    row = ROWS[name]
+    turns, left_out = in_turns(name, contestants, rounds, warmup)
+    saved, _ = in_turns(name, ["kitae", "saving"], rounds, warmup)
+    taken = zip(saved["saving"], saved["kitae"], strict=True)
+    own = Contestant("parts", name, warmup)
+    own.close()
     images = row.steps * row.batch
     rates = {one: common.spread([images / turn["seconds"] for turn in made]) for one, made in turns.items()}
     return {
@@ -522,6 +556,8 @@ def measure(name: str, contestants: list[str], rounds: int, warmup: int) -> dict
         "cpu_seconds_per_1000_images": {
             one: common.spread([1000 * turn["cpu_seconds"] / images for turn in made]) for one, made in turns.items()
         },
+        "checkpoint_seconds": common.spread([(more["seconds"] - less["seconds"]) / row.steps for more, less in taken]),
+        "parts_milliseconds": own.first,
         "left_out": left_out,
     }  # fmt: skip
 
@@ -550,6 +586,7 @@ def main(arguments: list[str] | None = None) -> int:
     for name in options.rows:
         row = measure(name, wanted, options.rounds, options.warmup)
         row["left_out"] |= dict.fromkeys(sorted(absent), "not installed")
+        row["machine"] = results["machine"]
         results["rows"][name] = row
         common.save(out, results)
         medians = {one: rate["median"] for one, rate in row["images_per_second"].items()}

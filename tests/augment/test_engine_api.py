@@ -7,6 +7,8 @@ import os
 import pickle
 import subprocess
 import sys
+import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -344,19 +346,36 @@ assert os.waitstatus_to_exitcode(status) == 0
 
 
 def test_a_batch_is_shared_where_that_is_faster() -> None:
-    pace, now = cpu.Pace(), 100.0
+    pace, now = cpu.Pace(), 0.0
     chosen = []
     for _ in range(500):  # one thread takes 1 s; sharing at first half of it, later ten times as long
-        shared = pace.share(now)
-        took = (0.5 if now < 200 else 10.0) if shared else 1.0
-        pace.took(shared, now, now + took, 10)
+        shared = pace.share()
+        took = (0.5 if now < 100 else 10.0) if shared else 1.0
+        pace.took(shared, took, 10)
         now += took
         chosen.append((now, shared))
-    early = [shared for then, shared in chosen if then < 200]
-    late = [shared for then, shared in chosen if then > 220]
-    assert set(early[:2]) == {True, False}
+    early = [shared for then, shared in chosen if then < 100]
+    late = [shared for then, shared in chosen if then > 120]
+    assert early[:2] == [False, True]
     assert sum(early) > 0.9 * len(early)
     assert 0 < sum(late) < 0.01 * len(late)
+
+
+def test_both_ways_are_tried_whatever_comes_between_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    ways: list[int] = []
+    share_parts = cpu.share_parts
+
+    def noting(function: Any, arguments: Any, count: int, parts: int, *rest: Any) -> None:
+        ways.append(parts)
+        share_parts(function, arguments, count, parts, *rest)
+
+    augment = Augment(["horizontal_flip"], threads=2)
+    images = np.zeros((64, 3, 32, 32), np.uint8)
+    monkeypatch.setattr(cpu, "share_parts", noting)
+    for epoch in range(3):  # a step of training takes far longer than the batch
+        augment(images, epoch=epoch, index=np.arange(64))
+        time.sleep(0.1)
+    assert ways[:2] == [1, 2]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")

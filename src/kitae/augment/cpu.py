@@ -126,22 +126,25 @@ class Pace:
     """Whether to share a batch among threads: if that took less time for a sample than one thread, lately.
 
     The threads of a batch wait for the last of them, so beside other programs that use the processors, sharing can
-    take many times as long. The slower way is tried again after 20 times what it took. Results do not depend on it.
+    take many times as long. The slower way is tried again after 20 times what it took. Only the time of batches
+    counts, not what a caller does between them. Results do not depend on it.
     """
 
     def __init__(self) -> None:
         self._cost = [0.0, 0.0]  # of a sample with one thread, and shared
-        self._again = [0.0, 0.0]  # when to try it again
+        self._spent = 0.0  # seconds, on all batches so far
+        self._again = [0.0, 0.0]  # when to try it again, in those seconds
 
-    def share(self, now: float) -> bool:
-        """Whether to share the batch that begins now."""
+    def share(self) -> bool:
+        """Whether to share the next batch. The first is not shared, the second is."""
         better = self._cost[1] <= self._cost[0]
-        return better if now < self._again[not better] else not better
+        return better if self._spent < self._again[not better] else not better
 
-    def took(self, shared: bool, began: float, ended: float, count: int) -> None:
+    def took(self, shared: bool, seconds: float, count: int) -> None:
         """Note the time of a batch of `count` samples."""
-        self._cost[shared] = (ended - began) / count
-        self._again[shared] = ended + 20 * (ended - began)
+        self._cost[shared] = seconds / count
+        self._spent += seconds
+        self._again[shared] = self._spent + 20 * seconds
 
 
 class Executor:
@@ -217,12 +220,12 @@ class Executor:
         context[driver.BLOCK] = block
         parts = min(threads, -(-count // block))
         began = time.perf_counter()
-        shared = parts > 1 and self._pace.share(began)
+        shared = parts > 1 and self._pace.share()
         parts = parts if shared else 1
         area = _address(_scratch(parts * self._scratch_bytes)), self._scratch_bytes
         # All threads, though some may find nothing to do: OpenMP ends those that a smaller team leaves out.
         share_parts(driver.run, (at, 0, 0, 0), parts, parts, area, threads if shared else 1)
-        self._pace.took(shared, began, time.perf_counter(), count)
+        self._pace.took(shared, time.perf_counter() - began, count)
 
     @staticmethod
     def _set_keys(context: NDArray[np.int64], keys: Keys) -> None:
