@@ -18,14 +18,16 @@ from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow.parquet
 import pytest
+from cyclopts import CycloptsError
 from rich.console import Console
 
 from kitae import cli, console
-from kitae.errors import KitaeError
+from kitae.errors import DataError, KitaeError, RecipeError
 from kitae.recipe import Recipe
 from tests.command import kitae, refused
 from tests.images import write_folder, write_parquet
@@ -509,6 +511,22 @@ def test_an_interruption_is_one_line_that_says_how_to_go_on(
 
     monkeypatch.setattr(f"kitae.{interrupted}", interrupt)
     assert kitae(home, *words.split(), code=130).stderr.splitlines()[-1] == f"error: interrupted{more}"
+
+
+@pytest.mark.parametrize("problem", [CycloptsError(msg="a"), RecipeError("a"), DataError("a")])
+def test_processes_of_one_machine_report_a_wrong_recipe_once(
+    problem: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["kitae", "train", "x"])
+    monkeypatch.setattr(cli, "app", Mock(side_effect=problem))
+    said = []
+    for rank in ("0", "1"):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert ended.value.code == 2
+        said.append(capsys.readouterr().err.count("error: "))
+    assert said == [1, 1 if isinstance(problem, DataError) else 0], "another process may not see a file that this does"
 
 
 def test_a_disk_that_refuses_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

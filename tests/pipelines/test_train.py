@@ -32,6 +32,7 @@ from kitae.pipelines.setup import Setup
 from kitae.pipelines.train import train, train_without_test
 from kitae.recipe import Recipe, shipped
 from kitae.run import Run
+from kitae.training import distributed
 from kitae.training.checkpoint import load_weights
 from kitae.training.distributed import World
 from kitae.training.spec import TrainSpec
@@ -275,6 +276,23 @@ def test_imbalance_rules_reach_the_loop(tmp_path: Path) -> None:
         for balance in ("none", "sampler", "loss")
     ]
     assert len(set(losses)) == 3, "another order of the same images, other weights in the loss"
+
+
+def test_each_process_validates_images_that_lie_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    setup = Setup.without_run(Recipe.load("fashion-mini").override("data.limit=200"))
+    read: list[list[int]] = []
+
+    def gathered(local: Any, rows: Any, total: int, world: World) -> Any:
+        read.append(rows.tolist())
+        return np.zeros((total, 10), np.float32)
+
+    monkeypatch.setattr(distributed, "gather_rows", gathered)
+    for rank in range(3):
+        validate = setup.validator(World(rank, 3, torch.device("cpu")))
+        validate(nn.Sequential(nn.Flatten(), nn.Linear(784, 10)))
+    val = read[::2]  # the other calls are for clean training images
+    assert [row for rows in val for row in rows] == list(range(len(setup.splits.val))), "few shards for each process"
+    assert max(map(len, val)) - min(map(len, val)) <= 1
 
 
 def test_validation_is_judged_once_and_says_the_same_as_judged_again(

@@ -15,7 +15,7 @@ from cyclopts import CycloptsError, MissingArgumentError, UnknownOptionError, Un
 from kitae import console
 from kitae.cli import data, research, ship, start  # noqa: F401  # they register the verbs
 from kitae.cli.app import app
-from kitae.errors import KitaeError, TrainingInterruptedError, missing
+from kitae.errors import KitaeError, RecipeError, TrainingInterruptedError, missing
 from kitae.machine import sleep_while_waiting
 
 __all__ = ["app", "main"]
@@ -68,10 +68,12 @@ def main() -> None:
         app(exit_on_error=False, print_error=False)
         sys.stdout.flush()  # here a closed pipe is caught; at the exit it would not be
     except CycloptsError as problem:
-        console.error(_reworded(problem))
+        if _first_here():
+            console.error(_reworded(problem))
         sys.exit(2)
     except KitaeError as problem:
-        console.error(str(problem))
+        if _first_here() or not isinstance(problem, RecipeError):
+            console.error(str(problem))
         if isinstance(problem, TrainingInterruptedError):
             sys.exit(143 if "SIGTERM" in str(problem) else 130)
         sys.exit(2)
@@ -95,6 +97,14 @@ def main() -> None:
             again = _AGAIN_WITHOUT
         console.error(f"interrupted{again}")
         sys.exit(130)
+
+
+def _first_here() -> bool:
+    """Whether this is the first of torchrun's processes on this machine, or the only one.
+
+    All read the same options and recipe, so one of them reports what is wrong with these.
+    """
+    return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def _hint(problem: UnknownOptionError) -> str | None:

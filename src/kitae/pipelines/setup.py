@@ -253,7 +253,7 @@ class Setup:
         count, batch_size = len(self.splits.val), self.recipe.evaluate.batch_size
 
         def judge(model: nn.Module, some: NDArray[np.int64]) -> NDArray[np.float32]:
-            mine = np.arange(world.rank, len(some), world.size)
+            mine = np.array_split(np.arange(len(some)), world.size)[world.rank]  # few shards for each process
             local = np.empty((0, len(self.store.classes)), np.float32)
             with evaluation_memory_named(batch_size):
                 try:

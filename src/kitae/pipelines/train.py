@@ -16,7 +16,7 @@ from kitae import console
 from kitae.data.sources import SOURCES
 from kitae.data.spec import DataSpec
 from kitae.data.store import open_store
-from kitae.errors import KitaeError, RecipeError, TrainingError, TrainingInterruptedError, require
+from kitae.errors import KitaeError, RecipeError, TrainingError, TrainingInterruptedError, one_line, require
 from kitae.evaluation.calibration import fit_temperature
 from kitae.evaluation.evaluate import evaluate, predictions_table
 from kitae.folders import default_folder, kind_of
@@ -228,7 +228,7 @@ def _train(
             cure = run.resume_command if kept else "start again"
             raise TrainingError(
                 f"process {world.rank} of {world.size} lost another process, which died or did not answer in time "
-                f"(train.process_timeout); see that process's error, then, under torchrun: {cure}"
+                f"(train.process_timeout; {one_line(error)}); see that process's error, then, under torchrun: {cure}"
             ) from error
         raise
     finally:

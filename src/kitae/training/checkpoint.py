@@ -24,7 +24,8 @@ from kitae.files import write_atomically
 _KEY = "kitae"
 
 # Increased when the same recipe and seed train differently. Version 1 trained on a short last batch, with a full step.
-LOOP = 2
+# Version 2 had other gradients of depthwise convolutions in bfloat16, and weighed smoothed targets by every class.
+LOOP = 3
 
 
 def save_weights(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, Any] | None = None) -> None:
@@ -127,8 +128,8 @@ def load_checkpoint(
     tensors, metadata = load_weights(path)
     if metadata.get("loop", 1) != LOOP:
         raise TrainingError(
-            f"{path}: was written by a version of Kitae whose training loop differs (it kept the short last "
-            "batch of an epoch), so it cannot be resumed; train again with --overwrite"
+            f"{path}: was written by a version of Kitae whose training loop differs, so it cannot be resumed; train "
+            "again with --overwrite"
         )
     if metadata.get("fingerprint") != fingerprint:
         raise TrainingError(

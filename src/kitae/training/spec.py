@@ -220,7 +220,8 @@ class TrainSpec(GrowingSpec):
         sync_bn: BatchNorm computes its statistics over the batches of all processes, not of each process separately.
         process_timeout: seconds that a process waits for the others before it gives up; must be longer than the longest
             task of a single process (building the store, the final evaluation). null is torch's own, 30 minutes on CPU
-            and 10 on GPU. The death of a process is always noticed at once.
+            and 10 on GPU. A process that is killed is noticed at once; a machine that loses power or its network, only
+            after this time.
         tensorboard: also write every epoch's metrics for TensorBoard, into the run folder (extra `track`).
         nan_limit: a run stops after this many skipped (non-finite) steps.
         seed: the key of the initial weights, the order of images, augmentation and dropout; the split has its own,
