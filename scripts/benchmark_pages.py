@@ -77,8 +77,8 @@ Made by `python benchmarks/train.py`; the figures are those of `benchmarks/resul
 network, images, batch and cores; all but the tutorial's loop train in bfloat16 and channels_last. They take turns of a
 few steps, so that other load on the machine affects all of them. Ratios are within a round (median, lowest, highest).
 
-Memory is that of all processes of a loop: between steps, when activations are freed, and at its peak. Two processes of
-one loop differ by up to 8 % by chance, which no number of rounds averages out.
+Memory is that of all processes of a loop: between steps, when activations are freed, and at its peak. timm's loop is
+built from its parts in the order of its train script. Composer is missing: its newest version asks for an older torch.
 
 Kitae can be faster than the bare step. Its process keeps large freed blocks of memory, while the bare loop returns
 them to the system at every step; a second bare step keeps them too. And on a CPU Kitae computes those gradients of
@@ -87,7 +87,8 @@ turns, two cores (`benchmarks/depthwise.py`):
 
 {depthwise}
 
-Machine: {machine}.
+Only Kitae writes checkpoints. They are switched off in the turns, which would contain far too many of them, and timed
+apart; the default is one a minute within an epoch and one after it.
 """
 CONTESTANTS = {
     "kitae": "`kitae train FOLDER --minutes M`",
@@ -245,7 +246,7 @@ ROWS = {
 def training(found: dict[str, Any]) -> str:
     """The page on training speed."""
     depthwise = _depthwise(json.loads((RESULTS / "depthwise.json").read_text()))
-    lines = [TRAINING.format(machine=_machine(found["machine"]), depthwise=depthwise)]
+    lines = [TRAINING.format(depthwise=depthwise)]
     for name, row in found["rows"].items():
         head = ["loop", "images/s", "Kitae is faster by", "waits for images", "memory between steps"]
         whole = "cpu_seconds_per_1000_images" in row
@@ -267,7 +268,13 @@ def training(found: dict[str, Any]) -> str:
                 cells += [f"{row['peak_memory_bytes'][loop] / 1e9:.1f} GB", f"{seconds:,.1f}"]
             lines.append(f"| {' | '.join(cells)} |")
         rounds = next(iter(rates.values()))["n"]
-        lines += ["", f"Batch {row['batch']}, {rounds} rounds of {row['steps']} steps."]
+        lines += ["", f"Batch {row['batch']}, {rounds} rounds of {row['steps']} steps. {_machine(row['machine'])}."]
+        if "parts_milliseconds" in row:
+            saved = row["checkpoint_seconds"]
+            seconds = f"{saved['median']:.2f} s ({saved['min']:.2f} to {saved['max']:.2f})"
+            parts = ", ".join(f"{name} {taken:,.2f}" for name, taken in row["parts_milliseconds"].items())
+            lines += ["", f"Kitae's step in milliseconds: {parts}. Data and augmentation come while another step runs."]
+            lines += ["", f"A checkpoint takes {seconds}."]
         lines += [f"Left out: {LOOPS[loop]} ({why})." for loop, why in row["left_out"].items()]
         lines.append("")
     return "\n".join(lines)
