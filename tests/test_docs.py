@@ -231,7 +231,39 @@ def test_the_epochs_of_the_steps_on_cifar10_add_up_to_the_run(name: str) -> None
     assert end.seconds == pytest.approx(found["training_seconds"])
 
 
-@pytest.mark.slow
+def _headlines() -> Iterator[str]:
+    """The figures of the READMEs, from the results that they are taken from."""
+
+    def result(name: str) -> Any:
+        return json.loads((ROOT / "benchmarks/results" / name).read_text())
+
+    augment = result("augment.json")
+    standard = next(work for work in augment["works"] if (work["work"], work["size"]) == ("standard", 32))
+    yield f"{float(format(standard['modes']['all']['kitae']['median'], '.3g')):,.0f}"
+    for goal in augment["goals"]:
+        if goal["goal"].startswith("standard, 32 px"):
+            yield f"{goal['reached']:.0f}"
+    seeds = [result(f"speed/cpu-11-epochs-seed{seed}.json") for seed in range(5)]
+    yield f"{100 * np.mean([run['test']['accuracy'] for run in seeds]):.1f}"
+    yield f"{100 * seeds[0]['test']['accuracy']:.1f}"
+    yield f"{seeds[0]['training_seconds'] / 60:.0f}"
+    reached = {(row["set"], row["contestant"], row["budget"]): row for row in result("quality.json")["paired"]}
+    for contestant, minutes in (("kitae", 1), ("kitae", 5), ("kitae", 15), ("torchvision", 5), ("probe-320", 5)):
+        yield f"{100 * reached['trashnet', contestant, minutes]['accuracy']:.1f}"
+    small = [result(f"compression/few-{seed}.json") for seed in range(3)]
+    yield f"{small[0]['smaller']:.1f}"
+    yield f"{min(run['faster'] for run in small):.1f}"
+    yield f"{max(run['faster'] for run in small):.1f}"
+    yield f"{np.mean([run['test']['drop'] for run in small]):.1f}"
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.ja.md"])
+def test_the_figures_of_the_readmes_are_those_of_the_results(name: str) -> None:
+    text = (ROOT / name).read_text()
+    for figure in _headlines():
+        assert re.search(rf"(?<![\d.,]){re.escape(figure)}(?![\d,]|\.\d)", text), figure
+
+
 def test_the_run_in_the_readme_is_the_committed_one() -> None:
     """Its lines are lines of the output, in this order; `...` leaves some out."""
     (block,) = re.findall(
