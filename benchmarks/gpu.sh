@@ -1,5 +1,6 @@
 #!/bin/sh
-# All that only a GPU can show, in under 25 minutes on one H100: results go to benchmarks/results/gpu.
+# All that only a GPU can show: results go to benchmarks/results/gpu. Its parts were run on an H100 one by one, and should
+# take under 25 minutes together; as a whole it was only run on a CPU, with TINY=1.
 #
 #   benchmarks/gpu.sh [SOURCE [FOLDER]]      # parquet:cifar10.parquet, benchmarks/results/gpu
 #   TINY=1 benchmarks/gpu.sh                 # small settings on a CPU, results elsewhere: does it run?
