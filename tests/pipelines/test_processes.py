@@ -132,6 +132,8 @@ def test_all_processes_find_shards_that_were_moved(tmp_path: Path, own_cache: No
     run = Run.open(tmp_path / "run")
     assert run.finished
     assert run.recipe.data.source == source.replace("before", "after")
+    crew(tmp_path / "whole", 2, "train", f"data.source={source.replace('before', 'after')}", *fields)
+    assert scores(tmp_path) == scores(tmp_path / "whole"), "resumed bit for bit"
 
 
 def test_all_processes_say_why_a_run_cannot_be_resumed(alone: Path) -> None:

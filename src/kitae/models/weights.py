@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kitae.errors import MissingExtraError, RecipeError, install, one_line, require
+from kitae.errors import RecipeError, install, one_line, require
 from kitae.files import user_path
 from kitae.models.spec import ModelSpec
 
@@ -121,11 +121,15 @@ def load(spec: ModelSpec) -> Weights:
 
 
 def within_reach(name: str) -> str | None:
-    """Where the weights of `timm:NAME` would come from, None if they cannot be reached; nothing is loaded."""
+    """Where the weights of `timm:NAME` would come from, None if they cannot be reached; nothing is loaded.
+
+    Raises:
+        MissingExtraError: timm is not installed.
+    """
     package = package_of(name)
     if package is not None and package.find() is not None:
         return package.distribution
-    with contextlib.suppress(RecipeError, MissingExtraError):
+    with contextlib.suppress(RecipeError):
         repository = _repository(name)
         if _in_hub_cache(repository) or hub_answers(repository):
             return repository
