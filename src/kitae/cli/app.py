@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -33,9 +34,17 @@ data_app = App(
     group=DATA,
 )
 study_app = App(
-    "study", "Measure what techniques contribute, with paired seeds and intervals.", group=RESEARCH, sort_key=1
+    "study",
+    "Measure what techniques contribute, with paired seeds and intervals.\n\nExample: kitae study mixing --plan",
+    group=RESEARCH,
+    sort_key=1,
 )
-bench_app = App("bench", "Measure what a recipe costs on this machine.", group=RESEARCH, sort_key=3)
+bench_app = App(
+    "bench",
+    "Measure what a recipe costs on this machine.\n\nExample: kitae bench cifar10-quick",
+    group=RESEARCH,
+    sort_key=3,
+)
 show_app = App(
     "show",
     "Show what augmentation does to your images, and which images a model gets wrong.\n\n"
@@ -103,7 +112,7 @@ def answering(verb: Callable[..., None]) -> Callable[..., None]:
 
 
 def write_page(folder: Path, *commands: str, browser: bool = False) -> None:
-    """Write the folder's report.html, and print its path and the commands to run next: these, or the page's first two.
+    """Write the folder's report.html, and print its path and two commands to run next: these, or the page's first two.
 
     If the page cannot be written, the result is kept and the reason is printed as a note.
     """
@@ -111,7 +120,8 @@ def write_page(folder: Path, *commands: str, browser: bool = False) -> None:
 
     try:
         page, found = write(folder)
-        commands = commands or tuple(command for _, command in found[:2])
+        commands = commands or tuple(command for _, command in found)
+        commands = (*commands, f"kitae report {shlex.quote(str(folder))} --open")[:2]
         console.say(f"page: {page}")
     except KitaeError as problem:
         console.say(f"note: report.html was not written: {problem}")
