@@ -55,7 +55,7 @@ def main() -> int:
     before = json.loads(FILE.read_text())
     if (before["processor"], before["torch"]) != (now["processor"], now["torch"]):
         print(f"another machine: {now['processor']}, torch {now['torch']}; nothing compared")
-        return 0
+        return 2
     for name, digest in found.items():
         print(f"{name}: {digest} {'as before' if digest == before['weights'][name] else 'CHANGED'}")
     return int(found != before["weights"])

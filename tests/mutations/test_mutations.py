@@ -26,6 +26,14 @@ def test_there_are_enough() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("tests", sorted({mutation.tests for mutation in MUTATIONS}))
+def test_without_a_mutation_the_tests_pass(tests: str) -> None:
+    """Else a test that fails anyway would catch everything."""
+    result = run(tests, ROOT / "src")
+    assert result.returncode == 0, result.stdout[-2000:]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda m: f"{m.file}:{m.text[:32]}")
 def test_a_mutation_is_caught(mutation: Mutation, tmp_path: Path) -> None:
     shutil.copytree(ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__"))
@@ -33,7 +41,11 @@ def test_a_mutation_is_caught(mutation: Mutation, tmp_path: Path) -> None:
     before = file.read_text()
     assert mutation.text in before  # another change may have moved it since this run began
     file.write_text(before.replace(mutation.text, mutation.replacement))
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *shlex.split(mutation.tests)]
-    env = {**os.environ, "PYTHONPATH": str(tmp_path / "src"), "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=500)
+    result = run(mutation.tests, tmp_path / "src")
     assert result.returncode == 1, result.stdout[-2000:]  # 1: a test failed; 5: none ran
+
+
+def run(tests: str, source: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *shlex.split(tests)]
+    env = {**os.environ, "PYTHONPATH": str(source), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=500)
