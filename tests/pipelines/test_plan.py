@@ -199,6 +199,11 @@ def test_without_weights_it_says_so_and_trains_from_scratch(pets: str, world: di
     (line,) = [line for line in made.lines if "from scratch" in line and "weights" in line]
     assert "[weights]'" in line
     assert steps(made) >= 300, "a few hundred steps, however few images there are"
+    assert not any("steps are few" in line for line in made.lines)
+    world["pace"] = Pace(128 * 128, 1 / 100, 1 / 200, 2.0)
+    made = plan(pets, minutes=2)
+    (line,) = [line for line in made.lines if "steps are few" in line]
+    assert line.startswith(f"{steps(made)} ")
 
 
 def test_the_weights_of_a_net_with_its_tag_have_the_same_cure(pets: str, world: dict[str, Any]) -> None:
@@ -574,10 +579,22 @@ def test_the_minutes_are_turned_into_steps_of_the_recipe(tmp_path: Path) -> None
     run = train(source, tmp_path / "run", minutes=0.2, model="resnet8", set=FIELDS)
     assert len(run.metrics()) == run.recipe.train.last_epoch
     assert np.ptp([row["step"] for row in run.metrics()]) > 0
-    again = train(Recipe.load(run.path / "recipe.yaml"), tmp_path / "again")
+    assert_repeated(run, tmp_path / "again")
+
+
+def test_the_recipe_repeats_a_probe_and_its_fine_tuning(tmp_path: Path) -> None:
+    choices = {**own_weights(tmp_path / "own.safetensors"), "epochs": 2, "image_size": "32"}
+    run = trained(photos(tmp_path / "d", [30, 30], (24, 32)), tmp_path, choices)
+    assert [row["epoch"] for row in run.metrics()] == [0, 1, 2]
+    assert_repeated(run, tmp_path / "again")
+
+
+def assert_repeated(run: Run, out: Path) -> None:
+    again = train(Recipe.load(run.path / "recipe.yaml"), out)
     assert [row["val_loss"] for row in again.metrics()] == [row["val_loss"] for row in run.metrics()]
-    weights = [load_weights(one.best)[0] for one in (again, run)]
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    for kind in ("best", "checkpoint"):
+        weights, expected = (load_weights(getattr(one, kind))[0] for one in (again, run))
+        assert all(torch.equal(weights[name], expected[name]) for name in expected), kind
 
 
 def test_a_wrong_option_of_train_is_named(tmp_path: Path) -> None:

@@ -63,6 +63,7 @@ _TUNING_RATE = 3.5e-4
 # crops, and sure of it, so the first steps go the wrong way (LOG.md, 2026-11-28).
 _VIEWS = 1
 _FEW = 1000  # with fewer images, a single split is unreliable
+_FEW_STEPS = 100  # fewer from scratch are said to be few
 _PHOTO_OPS: list[dict[str, Any]] = [
     {"random_resized_crop": {"scale": [0.35, 1.0]}},
     {"horizontal_flip": {}},
@@ -404,7 +405,7 @@ class _Planner:
         augment: dict[str, Any] = {"train": _tiny_ops(length.size) if facts.tiny else _PHOTO_OPS}
         if not facts.tiny and length.epochs * (length.steps or per_pass) >= max(1000, _MIXED_FROM * per_pass):
             augment["mix"] = {"mixup_alpha": 0.0, "cutmix_alpha": 1.0, "prob": 0.5}
-        return self.made(
+        recipe, lines = self.made(
             f"{name} from scratch", length, batch, model,
             data={"image_size": image_size, **framing(facts, self.base.data, pretrained=False)},
             augment=augment,
@@ -415,6 +416,10 @@ class _Planner:
             evaluate={},
             why=f"{why}: training from scratch",
         )  # fmt: skip
+        steps = recipe.train.epochs * (recipe.train.epoch_steps or per_pass)
+        if steps < _FEW_STEPS:
+            lines.append(f"{steps} steps are few to train from scratch: give more minutes, or a smaller --image-size")
+        return recipe, lines
 
 
 def _tiny_ops(size: int) -> list[dict[str, Any]]:
