@@ -26,7 +26,7 @@ from kitae.experiments.stats import Effect
 from kitae.experiments.study_spec import StudySpec
 from kitae.experiments.wording import amount, interval
 from kitae.files import write_atomically
-from regimes import TECHNIQUES, advice, curves, draw_lengths
+from regimes import TECHNIQUES, advice, curves, draw_lengths, regime
 
 REGIMES = ("ledger-small", "ledger-large-16-epochs", "ledger-trained")
 """The studies shown side by side: few images and a short training, more images, few images and a long training."""
@@ -110,8 +110,10 @@ def draw(results: Sequence[StudyResult], page: Path) -> Path | None:
 
 def markdown(results: Sequence[StudyResult]) -> str:
     """The ledger as a page: advice, regimes side by side, claims and verdicts, and every study that was run."""
+    current = [result for result in results if not _outdated(result)]
     sections = (
-        ("", "\n".join(f"- {sentence}" for sentence in advice([r for r in results if not _outdated(r)]))),
+        ("", "\n".join(f"- {sentence}" for sentence in advice(current))),
+        ("", regime(current) if advice(current) else ""),
         ("", _measure_again([result for result in results if _outdated(result)])),
         ("Regimes side by side", _regimes(results)),
         ("When does a technique help?", _when(results)),

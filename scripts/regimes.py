@@ -8,6 +8,7 @@ measured effect behind it is shown after Holm's correction.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -145,6 +146,19 @@ def advice(results: Sequence[StudyResult]) -> list[str]:
             f"fp32 ({interval(faster)})."
         )
     return found[: MOST_SENTENCES - len(others)] + others
+
+
+def regime(results: Sequence[StudyResult]) -> str:
+    """What the advice rests on, in one sentence."""
+    facts = [result.settings for result in results if result.spec.metric.endswith("accuracy")]
+    images = sorted({int(one["images"]) for one in facts if one.get("images")})
+    nets = Counter(f"{one['model']}" + (f" of width {one['width']}" if one.get("width") else "") for one in facts)
+    sources = sorted({str(one["source"]).rpartition(":")[2].removesuffix(".parquet") for one in facts})
+    ((most, _),) = nets.most_common(1)
+    return (
+        f"Measured with {images[0]:,} to {images[-1]:,} images of {' and '.join(sources)}, mostly with {most}. "
+        "Other data and networks may differ; `kitae study ablate RECIPE` measures yours."
+    )
 
 
 def _advise(words: str, measured: Mapping[str, list[Point]]) -> list[str]:
