@@ -10,9 +10,11 @@ import itertools
 import json
 import os
 import pty
+import re
 import shutil
 import subprocess
 import sys
+import webbrowser
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -27,6 +29,7 @@ from cyclopts import CycloptsError
 from rich.console import Console
 
 from kitae import cli, console
+from kitae.cli.app import write_page
 from kitae.errors import DataError, KitaeError, RecipeError
 from kitae.recipe import Recipe
 from tests.command import kitae, refused
@@ -86,8 +89,8 @@ def test_groups_come_in_the_order_of_use_and_every_verb_has_an_example(home: Pat
     order = ("─ Start", "│ train", "│ predict", "─ Ship", "─ Data", "─ Research", "│ study")
     places = [text.index(word) for word in order]
     assert places == sorted(places)
-    assert "Example" not in text
-    for words in (["predict"], ["data"], ["data", "check"], ["show"]):
+    assert "Example: kitae train photos/" in text
+    for words in (["predict"], ["data"], ["data", "check"], ["show"], ["study"], ["bench"]):
         assert f"Example: kitae {' '.join(words)} " in kitae(home, *words, "--help").stdout.replace("\n", " ")
 
     def missing(within: Any, path: tuple[str, ...] = ()) -> Iterator[str]:
@@ -123,6 +126,14 @@ def test_train_prints_accuracy_with_its_interval_in_plain_lines(printed: str) ->
     assert "%" in line
     assert " to " in line
     assert "everything is in run" in printed
+
+
+def test_train_says_first_what_it_trains_on_what(printed: str) -> None:
+    (header,) = (line for line in printed.splitlines() if "everything goes to" in line)
+    assert re.match(r"resnet8 \([\d,]+ parameters\) on fashion-mini: 10 classes, ", header)
+    assert re.search(r": 10 classes, [\d,]+ train, [\d,]+ val, [\d,]+ test images; cpu, fp32, 2 threads; ", header)
+    assert header.endswith("; everything goes to run")
+    assert printed.index(header) < printed.index("epoch   1/1")
 
 
 def test_folds_end_with_what_all_of_them_say(home: Path) -> None:
@@ -343,6 +354,26 @@ def test_predictions_are_written_before_they_are_printed(
     monkeypatch.setattr(console, "table", closed)
     kitae(home, "predict", "run", "pictures", "--out", "piped.csv", code=2)
     assert len((home / "piped.csv").read_text().splitlines()) == 1 + 16
+
+
+@pytest.mark.parametrize("found", [[("a", "kitae a")], [("a", "kitae a"), ("b", "kitae b"), ("c", "kitae c")]])
+def test_a_page_is_opened_only_where_asked_and_two_commands_follow(
+    found: list[tuple[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page, opened = tmp_path / "report.html", Mock()
+    monkeypatch.setattr(webbrowser, "open", opened)
+    monkeypatch.setattr("kitae.reporting.page.write", lambda _: (page, found))
+    write_page(tmp_path)
+    opened.assert_not_called()
+    said = capsys.readouterr().out.splitlines()
+    assert said[:2] == [f"page: {page}", "next: kitae a"]
+    assert len(said) == 3
+    write_page(tmp_path, browser=True)
+    opened.assert_called_once_with(page.as_uri())
+    monkeypatch.setattr("kitae.reporting.page.write", Mock(side_effect=KitaeError("full")))
+    write_page(tmp_path, browser=True)
+    assert "was not written: full" in capsys.readouterr().out
+    opened.assert_called_once()
 
 
 def test_commands_to_copy_are_quoted(home: Path, run: Path) -> None:

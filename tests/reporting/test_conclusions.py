@@ -18,6 +18,7 @@ from kitae.run import Run
 from tests.reporting.conftest import measured_compression
 
 CLASSES = ("cat", "dog", "owl")
+PUBLISHED = sorted((Path(__file__).parents[2] / "studies" / "results").iterdir())
 
 
 def record(make_run: Callable[..., Run], confusion: list[list[int]], **changes: Any) -> RunRecord:
@@ -261,8 +262,15 @@ def test_a_study_says_how_to_use_what_helped_and_how_to_decide_the_rest() -> Non
     assert use[1] == "kitae train DATA --recipe cifar10-quick --set train.label_smoothing=0.1"
     again = "kitae study 'my study/study.yaml' --out 'my study'"
     assert more[1] == f"{again} --set 'study.seeds=[0, 1, 2, 3, 4, 5]'"
-    assert study_page.commands(study(effect(-4.0, name="b")), Path("s"), asked) == []
+    ((about, _),) = study_page.commands(study(effect(-4.0, name="b")), Path("s"), asked)
+    assert about == "Add seeds for narrower intervals"
     assert study_page.commands(None, Path("my study"), {})[0][1] == again
+
+
+@pytest.mark.parametrize("folder", PUBLISHED, ids=lambda folder: folder.name)
+def test_every_published_study_says_what_to_do_next(folder: Path) -> None:
+    asked = study_page._study((folder / "study.yaml").read_text(encoding="utf-8"))
+    assert study_page.commands(StudyRecord.open(folder), folder, asked)
 
 
 def test_what_helped_is_trained_with_what_all_variants_share() -> None:

@@ -22,7 +22,7 @@ RESEARCH = Group("Research", sort_key=4)
 app = App(
     name="kitae",
     version=__version__,
-    help="From a folder of images to a small, fast, trusted classifier.",
+    help="From a folder of images to a small, fast, trusted classifier.\n\nExample: kitae train photos/ --minutes 10",
     help_format="plaintext",
     default_parameter=Parameter(negative=(), consume_multiple=True),
     suppress_keyboard_interrupt=False,  # main says what to do next

@@ -246,11 +246,11 @@ def commands(record: StudyRecord | None, folder: Path, study: Mapping[str, Any])
     best = _most_helpful(record)
     if best is not None and (line := _training(best, study)):
         found.append((f"Train on your own images with what helped most: {variant_labels(record)[best.name]}", line))
-    if record.seeds and any(not effect.shown for effect in record.main.effects):
+    if record.seeds:
+        unclear = any(not effect.shown for effect in record.main.effects)
         seeds = [*record.seeds, *(max(record.seeds) + 1 + k for k in range(len(record.seeds)))]
-        found.append(
-            ("Add seeds to decide the rest", f"{again} --set {shlex.quote(f'study.seeds={json.dumps(seeds)}')}")
-        )
+        about = "Add seeds to decide the rest" if unclear else "Add seeds for narrower intervals"
+        found.append((about, f"{again} --set {shlex.quote(f'study.seeds={json.dumps(seeds)}')}"))
     return found
 
 
