@@ -563,6 +563,13 @@ def test_a_label_keeps_off_the_lines_of_a_chart(line: tuple[float, ...], start: 
     assert float(x) == pytest.approx(start, abs=2)
 
 
+def test_a_page_says_that_the_upper_end_of_the_loss_was_counted(tmp_path: Path) -> None:
+    told = ("at most 1 point of accuracy lost (counted: the upper end of its interval)", "can still exceed it")
+    assert_told(page(compressed(tmp_path / "sure", sure=True))[1], *told)
+    _, words = page(compressed(tmp_path / "drop", sure=False))
+    assert not any(text in words for text in told)
+
+
 def test_a_sensitivity_with_its_reference_shows_it(small: Callable[..., Path]) -> None:
     reference = {"layer": "", "divergence": 0.0, "flips": 0.0, "accuracy": 0.9375}
     _, words = page(small(sensitivity=[reference, *measured_compression()["sensitivity"]]))

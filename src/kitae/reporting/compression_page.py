@@ -187,7 +187,8 @@ def _budget(record: CompressionRecord) -> str:
     """What was asked for, in one sentence."""
     spec, asked = record.spec, []
     if spec.max_drop is not None:
-        asked.append(f"at most {spec.max_drop:g} point{'' if spec.max_drop == 1 else 's'} of accuracy lost")
+        counted = " (counted: the upper end of its interval)" if record.sure else ""
+        asked.append(f"at most {spec.max_drop:g} point{'' if spec.max_drop == 1 else 's'} of accuracy lost{counted}")
     if spec.max_bytes is not None:
         asked.append(f"at most {spec.max_bytes:,.0f} bytes")
     if spec.max_latency_ms is not None:
