@@ -208,7 +208,14 @@ def known_kind(folder: str | Path) -> Kind:
     if (kind := kind_of(folder)) is not None:
         return kind
     *names, last = SIGNS.values()
-    why = f"it has no {', '.join(names)} or {last}" if os.path.isdir(folder) else "there is no such folder"
+    if os.path.isdir(folder):
+        why = f"it has no {', '.join(names)} or {last}"
+    elif os.path.isfile(folder):
+        home = Path(folder).parent
+        kind = kind_of(home)
+        why = "it is a file" if kind is None else f"it is a file of a {kind}; give the folder, {home}"
+    else:
+        why = "there is no such folder"
     raise KitaeError(f"{folder}: not a folder of a run, a study, a search or a compression ({why})")
 
 
