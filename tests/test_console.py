@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from kitae import console
 from kitae.console import decimals
@@ -135,3 +137,17 @@ def test_progress_is_printed_where_somebody_looks(
         console.reporter(None)("to whom it may concern")
         assert capsys.readouterr().out == ("to whom it may concern\n" if looks else "")
     assert lines == ["to the caller"] * 2
+
+
+@pytest.mark.parametrize(("terminal", "notebook"), [(False, False), (True, False), (False, True)])
+def test_images_are_counted_on_a_terminal_and_in_a_notebook(
+    terminal: bool, notebook: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = Console(file=io.StringIO(), force_terminal=terminal, force_jupyter=notebook)
+    monkeypatch.setattr(console, "console", shown)
+    with console.counter(None, "reading images") as counted:
+        assert (counted is not None) == (terminal or notebook)
+    mine: list[int] = []
+    with console.counter(lambda done, _: mine.append(done), "reading images") as counted:
+        counted(1, 2)
+    assert mine == [1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,15 @@ def test_normalisation_and_temperature_are_those_of_the_run() -> None:
     assert found.probabilities[0, 1] == pytest.approx(1 / (1 + np.exp(-2 * 1.2 / 2)), abs=1e-6)
     assert predictor().predict(image).probabilities.tolist() == found.probabilities[:1].tolist()
     assert predictor().predict([]).probabilities.shape == (0, 2)
+
+
+def test_progress_counts_each_batch_where_it_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[tuple[int, int]] = []
+    monkeypatch.setattr("kitae.predictor.counter", lambda *_: nullcontext(lambda *images: counted.append(images)))
+    predictor().predict([Image.new("L", (9, 9), 0)] * 5)
+    assert not counted
+    predictor().predict([Image.new("L", (9, 9), 0)] * 5, show=True)
+    assert counted == [(2, 5), (4, 5), (5, 5)]
 
 
 def test_out_of_memory_names_the_batch_of_evaluation() -> None:

@@ -13,7 +13,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from rich.console import Console
@@ -201,6 +201,11 @@ def size(count: float, unit: str = "B") -> str:
             shown = count / scale
             return f"{shown:.3g} {prefix}{unit}" if abs(shown) < 999.5 else f"{shown:,.0f} {prefix}{unit}"
     return f"{count:.0f} {unit}"
+
+
+def counter(given: Callable[[int, int], None] | None, what: str) -> AbstractContextManager[Any]:
+    """What a long function counts its images with: `given`, else `counting` if the output is interactive, else None."""
+    return nullcontext(given) if given is not None or not interactive() else counting(what)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, get_args
 
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from kitae.console import counter
 from kitae.errors import DataError, RecipeError
 from kitae.evaluation.calibration import probabilities
 from kitae.evaluation.evaluate import Gather, predict_logits
@@ -42,14 +44,30 @@ class Predictor:
         self.temperature: float = facts["temperature"]
         self.tta = tta
 
-    def logits(self, gather: Gather, rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Logits float32 [N, K] and labels int64 [N] of the images that `gather` fetches, in the order of `rows`."""
+    def logits(
+        self, gather: Gather, rows: NDArray[np.int64], *, show: bool = False
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Logits float32 [N, K] and labels int64 [N] of the images that `gather` fetches, in the order of `rows`.
+
+        Args:
+            show: show progress on a terminal and in a notebook.
+        """
         from kitae.augment.tta import views
 
-        with evaluation_memory_named(self._batch_size):
+        done = 0
+
+        def counted(batch: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+            nonlocal done
+            done += len(batch)
+            if progress is not None:
+                progress(done, len(rows))
+            return gather(batch)
+
+        counting = counter(None, "classifying images") if show else nullcontext()
+        with counting as progress, evaluation_memory_named(self._batch_size):
             return predict_logits(
                 self._model,
-                gather,
+                counted,
                 rows,
                 mean=self._mean,
                 std=self._std,
@@ -59,7 +77,12 @@ class Predictor:
                 temperature=self.temperature,
             )
 
-    def predict(self, images: NDArray[np.uint8] | ImageLike | Iterable[ImageLike]) -> Predictions:
+    def predict(
+        self,
+        images: NDArray[np.uint8] | ImageLike | Iterable[ImageLike],
+        *,
+        show: bool = False,
+    ) -> Predictions:
         """Classify images as the evaluation did: same precision, temperature and views.
 
         Args:
@@ -67,6 +90,7 @@ class Predictor:
                 image or a uint8 array [H, W] or [H, W, C] of any size; or one uint8 array [N, C, H, W] at the model's
                 size. (A large JPEG given as a path or bytes is decoded at reduced size, as in training; a Pillow image
                 is decoded at full size.)
+            show: as of `logits`.
 
         Raises:
             DataError: an image cannot be read, or an array has another shape or dtype.
@@ -81,7 +105,9 @@ class Predictor:
         if len(several) == 0:
             empty = np.empty((0, len(self.classes)), np.float32)
             return Predictions(np.empty(0, np.int64), empty, self.classes)
-        logits, _ = self.logits(lambda rows: (fetch(rows), np.zeros(len(rows), np.int64)), np.arange(len(several)))
+        logits, _ = self.logits(
+            lambda rows: (fetch(rows), np.zeros(len(rows), np.int64)), np.arange(len(several)), show=show
+        )
         shares = probabilities(logits, self.temperature).astype(np.float32)
         return Predictions(logits.argmax(axis=1), shares, self.classes, paths)
 

@@ -482,7 +482,7 @@ class Run:
         else:
             rows = splits.train if split == "train" else splits.val
         images = ImageSet(store.images, rows, store.labels, store.classes, guard=splits.guard)
-        logits, labels = predictor.logits(images.gather, images.rows)
+        logits, labels = predictor.logits(images.gather, images.rows, show=True)
         copies = splits.copies(store.twins, rows) if split == "test" else None
         return evaluate(logits, labels, predictor.classes, predictor.temperature, copies)
 
@@ -497,4 +497,4 @@ class Run:
         Raises:
             DataError: an image cannot be read, or an array has another shape or dtype.
         """
-        return self.predictor(tta=tta).predict(images)
+        return self.predictor(tta=tta).predict(images, show=True)

@@ -6,8 +6,10 @@ import io
 import json
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow as pa
@@ -168,6 +170,15 @@ def test_only_alike_with_different_labels_is_no_conflict(mini: Mini) -> None:
     assert not mini.report.label_conflicts
     assert mini.report.verdict == mini.report.lines()[-1] == "ready"
     assert mini.report.ok
+
+
+def test_a_check_shows_its_progress_where_somebody_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[tuple[int, int]] = []
+    counter = Mock(return_value=nullcontext(lambda *images: counted.append(images)))
+    monkeypatch.setattr("kitae.data.check.counter", counter)
+    check(write_folder(tmp_path / "pictures", train=4, classes=2))
+    counter.assert_called_once_with(None, "reading images")
+    assert counted[-1] == (8, 8)
 
 
 def test_the_verdict_counts_what_is_wrong(tmp_path: Path, distinct: list[bytes]) -> None:

@@ -10,6 +10,7 @@ import pickle
 import shutil
 import signal
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -77,6 +78,15 @@ def test_the_exported_file_predicts_as_the_run_does(finished: Run, tmp_path: Pat
     assert Model(exported.path).metadata["recipe"] == "fashion-mini"
     beside = export(finished.path)
     assert beside.path == finished.path.with_name("tiny.onnx")
+
+
+def test_a_run_counts_the_images_that_it_classifies(finished: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[tuple[int, int]] = []
+    monkeypatch.setattr("kitae.predictor.counter", lambda *_: nullcontext(lambda *images: counted.append(images)))
+    finished.predict([np.zeros((28, 28), np.uint8)] * 3)
+    assert counted == [(3, 3)]
+    measured = finished.evaluate("val")
+    assert counted[-1] == (measured["count"],) * 2
 
 
 def test_the_compression_folder(finished: Run, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from kitae import keyed, views
-from kitae.console import plural
+from kitae.console import counter, plural
 from kitae.data.base import SPLIT_NAMES, TEST, TRAIN, VAL, Item, Progress, Source, Table
 from kitae.data.groups import HASH_BYTES, first_alike, linked, pixel_hash
 from kitae.data.near import near_duplicates, perceptual_hashes
@@ -247,7 +247,7 @@ def check(
         source: a source, the spec that names one, its name, or the path of a folder, a Parquet or a CSV file.
         spec: how training would split it; by default `source` where that is a spec.
         planned: split as a planned run does, which chooses `val_fraction`; by default where no spec is given.
-        progress: called with (images done, images in all).
+        progress: called with (images done, images in all); None shows it on a terminal and in a notebook.
         sheet: where to write a contact sheet (PNG) with some training images of every class.
         threads: reading threads; by default one a processor.
 
@@ -273,7 +273,7 @@ def check(
     def work(row: int, item: Item) -> _Look:
         return _look(item, table.names[row], row in shown)
 
-    with closing(each_image(source, work, threads, progress)) as results:
+    with counter(progress, "reading images") as seen, closing(each_image(source, work, threads, seen)) as results:
         for row, result in enumerate(results):
             if isinstance(result, DataError):
                 unreadable[row] = str(result)
