@@ -10,10 +10,11 @@ import pickle
 import shutil
 import signal
 import sys
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pyarrow.parquet
@@ -26,7 +27,7 @@ from kitae import cli
 from kitae.cli import ship
 from kitae.compression.counting import count
 from kitae.compression.shape import UNCHANGED
-from kitae.compression.spec import CompressSpec
+from kitae.compression.spec import CompressOptions, CompressSpec
 from kitae.errors import (
     BudgetError,
     CompressionError,
@@ -87,6 +88,16 @@ def test_a_run_counts_the_images_that_it_classifies(finished: Run, monkeypatch: 
     assert counted == [(3, 3)]
     measured = finished.evaluate("val")
     assert counted[-1] == (measured["count"],) * 2
+
+
+def test_the_options_of_compress_are_the_fields_of_its_spec() -> None:
+    options, fields = get_type_hints(CompressOptions), get_type_hints(CompressSpec)
+    assert list(options) == list(CompressSpec.model_fields)
+    for name, given in options.items():
+        if get_origin(given) is Sequence:
+            assert (*get_args(given), ...) == get_args(fields[name]), name
+        elif get_origin(given) is not Mapping:
+            assert given == fields[name], name
 
 
 def test_the_compression_folder(finished: Run, tmp_path: Path) -> None:

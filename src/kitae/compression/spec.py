@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Literal, TypedDict
 
 from pydantic import Field, model_validator
 
@@ -15,6 +16,7 @@ Importance = Literal["magnitude", "group", "taylor", "random"]
 Scope = Literal["layer", "global"]
 Method = Literal["minmax", "average", "percentile", "entropy"]
 Target = Literal["any", "vnni"]
+Control = Literal["original", "random", "scratch", "small"]
 
 
 class CompressSpec(Spec):
@@ -83,7 +85,7 @@ class CompressSpec(Spec):
     calibration: tuple[Method, ...] = Field(("minmax", "percentile"), min_length=1)
     calibration_images: int = Field(512, ge=16)
     abandon: bool = True
-    controls: tuple[Literal["original", "random", "scratch", "small"], ...] = ("original",)
+    controls: tuple[Control, ...] = ("original",)
     sensitivity: bool = True
     threads: int | None = Field(None, ge=1)
     seed: int = Field(0, ge=0, lt=2**32)
@@ -109,6 +111,38 @@ class CompressSpec(Spec):
         if "random" in self.controls and self.scope == "global":
             raise ValueError("controls: random needs scope: layer (with global, random channels give a different size)")
         return self
+
+
+class CompressOptions(TypedDict, total=False):
+    """The fields of `CompressSpec`, as options of `kt.compress`; one that is left out has the default."""
+
+    max_drop: float
+    sure: bool
+    max_latency_ms: float | None
+    max_bytes: int | None
+    prune: Literal["structured", "unstructured", "none"]
+    ratios: Sequence[float]
+    importance: Importance
+    scope: Scope
+    skip: Sequence[str]
+    layer_ratios: Mapping[str, float]
+    round_to: int
+    gradual: bool
+    finetune_epochs: int
+    finetune_rate: float
+    distill: bool
+    quantize: Sequence[Precision]
+    qat_epochs: int
+    qat_rate: float
+    per_channel: bool
+    target: Target
+    calibration: Sequence[Method]
+    calibration_images: int
+    abandon: bool
+    controls: Sequence[Control]
+    sensitivity: bool
+    threads: int | None
+    seed: int
 
 
 def winner_file(within_budget: bool) -> str:

@@ -18,7 +18,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import pyarrow
 from pydantic import ValidationError
@@ -27,7 +27,7 @@ from torch import nn
 import kitae
 from kitae import console, views
 from kitae.compression.shape import Shape, reshape
-from kitae.compression.spec import CompressSpec, winner_file
+from kitae.compression.spec import CompressOptions, CompressSpec, winner_file
 from kitae.errors import (
     BudgetError,
     CompressionError,
@@ -209,7 +209,7 @@ def compress(
     spec: CompressSpec | None = None,
     overwrite: bool = False,
     say: Say | None = None,
-    **options: Any,
+    **options: Unpack[CompressOptions],
 ) -> CompressionResult:
     """Find the smallest model within a budget: prune, fine-tune, quantize, export, measure, and open test once.
 
