@@ -145,7 +145,15 @@ def test_commands_quote_what_a_shell_would_take_apart(make_run: Callable[..., Ru
         ("a", {"train.ema": "<b>"}, "a"),  # not what it should be
         ("a", {"train.clip_norm": 1.0}, "with train.clip_norm 1"),
         ("my_own", {"train.epochs": 3, "data.limit": 9}, "my own"),
-        ("my_own", {"augment.train": [{"horizontal_flip": {}}]}, "my own"),
+        ("my_own", {"train.progressive": {"start": 0.75}}, "my own"),
+        ("my_own", {"augment.train": [{"horizontal_flip": {}}]}, "with flips"),
+        (
+            "and jitter",
+            {"augment.train": [{"random_crop": {"padding": 4}}, {"horizontal_flip": {}}, {"color_jitter": {}}]},
+            "with random crops, flips and colour jitter",
+        ),
+        ("my_own", {"augment.train": [{"horizontal_flip": {}}] * 4}, "my own"),
+        ("my_own", {"augment.train": "<b>"}, "my own"),
         ("reference", {}, "reference"),
     ],
 )
@@ -271,6 +279,19 @@ def test_a_study_says_how_to_use_what_helped_and_how_to_decide_the_rest() -> Non
 def test_every_published_study_says_what_to_do_next(folder: Path) -> None:
     asked = study_page._study((folder / "study.yaml").read_text(encoding="utf-8"))
     assert study_page.commands(StudyRecord.open(folder), folder, asked)
+
+
+@pytest.mark.parametrize("folder", PUBLISHED, ids=lambda folder: folder.name)
+def test_effects_of_published_studies_are_told_in_words(folder: Path) -> None:
+    found = StudyRecord.open(folder)
+    assert found is not None
+    labels = [study_page.effect_label(found, one) for one in found.main.effects]
+    assert not [label for label in labels if label.startswith("and ") or "{" in label or "_" in label]
+    if found.design in ("one_out", "screening"):
+        assert labels == [
+            "with random crops", "with flips", "with AutoAugment", "with random erasing", "with MixUp and CutMix",
+            "with label smoothing 0.1", "with a cosine schedule",
+        ]  # fmt: skip
 
 
 def test_what_helped_is_trained_with_what_all_variants_share() -> None:

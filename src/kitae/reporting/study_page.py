@@ -110,8 +110,25 @@ def metric_label(name: str) -> str:
 
 def effect_label(record: StudyRecord, effect: Effect) -> str:
     """What was changed: of a variant by its overrides, of a factor or contrast by its name."""
-    labels = variant_labels(record) if record.design in ("compare", "sweep") else {}
-    return labels.get(effect.name) or effect.name.replace("_", " ")
+    if record.design in ("compare", "sweep"):
+        return variant_labels(record).get(effect.name) or effect.name.replace("_", " ")
+    return _factor_label(record, effect.name)
+
+
+def _factor_label(record: StudyRecord, name: str) -> str:
+    """A factor in words, by the one field in which the variants with it differ from those without; else its name."""
+    on: list[Mapping[str, Any]] = []
+    off: list[Mapping[str, Any]] = []
+    for variant in record.variants:
+        without = variant.name == f"without {name}"
+        has = not without if record.design == "one_out" else name in variant.name.split(" + ")
+        (on if has else off).append(variant.overrides)
+    changed = {
+        field: value
+        for field, value in (on[0] if on and off else {}).items()
+        if all(one.get(field) == value for one in on) and all(one.get(field) != value for one in off)
+    }
+    return variant_label(name, changed)
 
 
 def variant_labels(record: StudyRecord) -> dict[str, str]:
@@ -141,7 +158,7 @@ def variant_label(name: str, overrides: Mapping[str, Any]) -> str:
     ((field, value),) = overrides.items()
     last = field.rpartition(".")[2]
     if field == "augment.train":
-        return name.replace("_", " ") if value else "without augmentation"
+        return _pipeline(name, value) if value else "without augmentation"
     if field == "augment.mix":
         return _mixing(value)
     if field.startswith("augment.train."):
@@ -158,9 +175,19 @@ def variant_label(name: str, overrides: Mapping[str, Any]) -> str:
         "train.epochs": lambda v: f"with {plural(v, 'epoch')}",
     }  # fmt: skip
     try:
-        return known[field](value) if field in known else f"with {field} {words(value)}"
+        if field in known:
+            return known[field](value)
     except (TypeError, ValueError):
         return name
+    return name.replace("_", " ") if isinstance(value, Mapping | list) else f"with {field} {words(value)}"
+
+
+def _pipeline(name: str, ops: Any) -> str:
+    """A pipeline of up to three ops in words; a longer one by its name."""
+    if not isinstance(ops, list) or len(ops) > 3 or not all(isinstance(op, Mapping) and len(op) == 1 for op in ops):
+        return name.replace("_", " ")
+    *parts, last = (_PARTS.get(op_name, op_name.replace("_", " ")) for op in ops for op_name in op)
+    return f"with {', '.join(parts)} and {last}" if parts else f"with {last}"
 
 
 def _mixing(value: Any) -> str:
