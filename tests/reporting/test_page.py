@@ -168,7 +168,7 @@ def test_finished_run(make_run: Callable[..., Run]) -> None:
     text, words = page(run.path)
     assert {entry.name for entry in run.path.iterdir()} - before == {"report.html", "figures"}
     assert_told(words, "my & run", "88.9 % on test (83.9 to 92.9).", "0.4321", "11.2 M", "label_smoothing: 0.1")
-    assert_told(words, "Test was opened once: end of training", "no longer in the cache")
+    assert_told(words, "Test was opened once: end of training", "no longer in the cache", "Data wait")
     assert "not finished" not in words
     assert set(charts(text)) == {
         "Training curves", "Where the time went", "Recall of each class", "Confusion matrix", "Calibration"
@@ -520,6 +520,7 @@ def test_compression(small: Callable[..., Path]) -> None:
     assert_told(words, "network.stem.0.weight", "original on these images was not recorded")
     assert_told(words, "AMD EPYC, 2 cores, with VNNI, on 2026-11-24, by Kitae 0.1.0", "finetune_epochs")
     assert_told(words, f"model = Model({json.dumps(str(folder / 'model.onnx'))})")
+    assert_told(words, "pip install '.[runtime]'")  # Kitae is on no index
     assert "Left out" not in words
     assert "not tried" not in words
     assert "65 % pruned, INT8: 60.8 kB, 92.8 %" in charts(text)["Size against accuracy"]
