@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import kitae
+
 SOURCE = Path(__file__).parents[1] / "src" / "kitae"
 STAGES = {"data", "augment", "models", "training", "evaluation", "compression", "deployment"}
 
@@ -32,6 +34,7 @@ ORDER = [
 ]
 LEVEL = {part: level for level, parts in enumerate(ORDER) for part in parts}
 ANYWHERE = {"__init__"}  # the lazy public surface names every part
+UPWARD = {("kitae.run", "kitae.reporting.plots")}  # Run.plot, the one property that leads to a later part
 
 
 @cache
@@ -57,7 +60,8 @@ def imports(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "kitae":
             for alias in node.names:
                 inner = f"{node.module}.{alias.name}"
-                found.add(inner if inner in known else node.module)
+                public = kitae._PUBLIC.get(alias.name, (node.module,))[0] if node.module == "kitae" else node.module
+                found.add(inner if inner in known else public)
     return found
 
 
@@ -73,12 +77,16 @@ def test_imports_point_one_way() -> None:
         if (part := part_of(name)) not in ANYWHERE
         for target in imports(path)
         if (other := part_of(target)) not in (part, "__init__") and LEVEL[other] >= LEVEL[part]
+        and (name, target) not in UPWARD
     ]
     assert not wrong
 
 
 def test_no_import_cycles() -> None:
-    graph = {name: imports(path) - {name} for name, path in modules().items()}
+    graph = {
+        name: {target for target in imports(path) - {name} if (name, target) not in UPWARD}
+        for name, path in modules().items()
+    }
     state: dict[str, int] = {}
 
     def visit(name: str, trail: list[str]) -> None:
@@ -92,6 +100,10 @@ def test_no_import_cycles() -> None:
 
     for name in graph:
         visit(name, [])
+
+
+def test_a_public_name_counts_as_an_import_of_its_module() -> None:
+    assert "kitae.reporting.plots" in imports(SOURCE / "run.py")  # it says `from kitae import Plots`
 
 
 def test_no_module_is_longer_than_500_lines() -> None:

@@ -151,8 +151,8 @@ def find_store(fingerprint: str, spec: DataSpec) -> Store | None:
     """The store with this fingerprint if it was built before; the source is not read."""
     root = cache_folder(spec.cache) / "stores"
     for manifest in sorted(root.glob(f"*/{MANIFEST}")):
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            found = json.loads(manifest.read_bytes())["fingerprint"] == fingerprint
+        with contextlib.suppress(DataError):
+            found = read_json(manifest, "fingerprint", error=DataError)["fingerprint"] == fingerprint
             if found and (store := _load(manifest.parent, spec.shard_cache_gb * 1e9)) is not None:
                 return store
     return None
@@ -171,7 +171,7 @@ def _load(folder: Path, limit: float) -> Store | None:
         return mapped(name, dtype, *shape).view(np.ndarray)
 
     try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
+        manifest = read_json(folder / MANIFEST, "format", error=DataError)
         if manifest["format"] != FORMAT:
             return None
         if any((folder / name).stat().st_size != size for name, size in manifest["files"].items()):
