@@ -47,7 +47,7 @@ from kitae.data.shards import ShardSource
 from kitae.data.sources import open_source, path_of
 from kitae.data.spec import DataSpec
 from kitae.errors import DataError
-from kitae.files import cache_folder, storage_errors
+from kitae.files import cache_folder, read_json, storage_errors
 from kitae.folders import lock
 from kitae.preprocess import VERSION, PreprocessRules
 
@@ -151,10 +151,11 @@ def find_store(fingerprint: str, spec: DataSpec) -> Store | None:
     """The store with this fingerprint if it was built before; the source is not read."""
     root = cache_folder(spec.cache) / "stores"
     for manifest in sorted(root.glob(f"*/{MANIFEST}")):
+        found = None
         with contextlib.suppress(DataError):
-            found = read_json(manifest, "fingerprint", error=DataError)["fingerprint"] == fingerprint
-            if found and (store := _load(manifest.parent, spec.shard_cache_gb * 1e9)) is not None:
-                return store
+            found = read_json(manifest, "fingerprint", error=DataError)["fingerprint"]
+        if found == fingerprint and (store := _load(manifest.parent, spec.shard_cache_gb * 1e9)) is not None:
+            return store
     return None
 
 
@@ -209,7 +210,11 @@ def _load(folder: Path, limit: float) -> Store | None:
         )
     except PermissionError as error:
         raise DataError(f"{error.filename}: {error.strerror}") from error
-    except (OSError, ValueError, KeyError, TypeError, DataError):
+    except DataError as error:
+        if isinstance(error.__cause__, PermissionError):
+            raise
+        return None
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
