@@ -76,7 +76,8 @@ def test_imports_point_one_way() -> None:
         for name, path in modules().items()
         if (part := part_of(name)) not in ANYWHERE
         for target in imports(path)
-        if (other := part_of(target)) not in (part, "__init__") and LEVEL[other] >= LEVEL[part]
+        if (other := part_of(target)) not in (part, "__init__")
+        and LEVEL[other] >= LEVEL[part]
         and (name, target) not in UPWARD
     ]
     assert not wrong
