@@ -29,8 +29,7 @@ def notes_of(setup: Setup, model: nn.Module) -> list[str]:
     recipe = setup.recipe
     notes = [f"train.schedule.{field} has no effect with {recipe.train.schedule.name}"
              for field in recipe.train.schedule.unused]  # fmt: skip
-    if unusual := recipe.train.optimizer.unusual:
-        notes.append(unusual)
+    notes += recipe.train.optimizer.unusual
     if recipe.model.pretrained and recipe.data.normalize == "train":
         known = normalization(recipe.model, setup.store.rules.channels)
         cure = "pretrained" if known else "the mean and std of the run that they come from (in its model.json)"

@@ -91,12 +91,20 @@ class OptimizerSpec(GrowingSpec):
         return self.model_copy(update={name: rate * share for name, rate in rates.items() if rate is not None})
 
     @property
-    def unusual(self) -> str | None:
-        """A note if the learning rate is far from the usual one of this optimizer; None if it is not."""
-        usual, _ = _USUAL.get(self.name.lower(), _USUAL_OTHERS)
-        if usual / 30 <= self.lr <= usual * 30:
-            return None
-        return f"train.optimizer.lr: {self.lr:g} is far from the usual value for {self.name} (about {usual:g})"
+    def unusual(self) -> list[str]:
+        """A note for a learning rate or weight decay far from the usual one of this optimizer, such as another's.
+
+        Fine-tuning takes low rates, so a rate is far above 10 times the usual one or below a 30th of it, a weight decay
+        above 30 times or below a 30th. No weight decay at all is never far.
+        """
+        lr, decay = _USUAL.get(self.name.lower(), _USUAL_OTHERS)
+        far = {"lr": (self.lr, lr)} if not lr / 30 <= self.lr <= lr * 10 else {}
+        if decay and self.weight_decay and not decay / 30 <= self.weight_decay <= decay * 30:
+            far["weight_decay"] = self.weight_decay, decay
+        return [
+            f"train.optimizer.{field}: {value:g} is far from the usual value for {self.name} (about {usual:g})"
+            for field, (value, usual) in far.items()
+        ]
 
 
 class ScheduleSpec(Spec):
