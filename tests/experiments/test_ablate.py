@@ -72,6 +72,17 @@ def test_all_on_is_the_recipe_itself(name: str, design: str) -> None:
             assert technique not in techniques(job.recipe)
 
 
+def test_the_shipped_ablation_takes_its_factors_from_the_recipe() -> None:
+    spec = StudySpec.load("full-pipeline-ablation")
+    jobs = plan_study(spec, measure=None, threads=1).jobs
+    assert isinstance(spec.base, str)
+    recipe = Recipe.load(spec.base).override("train.precision=bf16")
+    assert list(dict.fromkeys(job.variant for job in jobs))[1:] == [f"without {name}" for name in techniques(recipe)]
+    assert jobs[0].recipe.augment == recipe.augment
+    for field in ("optimizer", "schedule", "ema", "label_smoothing", "epochs", "precision"):
+        assert getattr(jobs[0].recipe.train, field) == getattr(recipe.train, field)
+
+
 def test_one_in_starts_from_nothing() -> None:
     plan = plan_study(ablation("cifar10-strong", design="one_in", seeds=1), measure=None, threads=1)
     bare = plan.jobs[0].recipe
