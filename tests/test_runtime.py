@@ -96,6 +96,22 @@ def test_pixels_are_prepared_as_in_training(path: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(model.predict((tmp_path / "turned.jpg").read_bytes()).probabilities, expected)
 
 
+def test_12_bit_images_are_read_with_the_depth_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """4095 is white with depth 12, and nearly black with depth 16."""
+    grey = np.random.default_rng(2).integers(0, 4096, (17, 31), np.uint16)
+    Image.fromarray(grey).save(tmp_path / "12-bit.png")
+    rules = replace(CARD.rules, depth=12)
+    (tmp_path / "deep.onnx").write_bytes(serialize(colour_graph(), replace(CARD, rules=rules)))
+    model = Model(tmp_path / "deep.onnx")
+    assert model.rules.depth == 12
+    given: list[np.ndarray] = []
+    inner = model.run
+    monkeypatch.setattr(model, "run", lambda batch: (given.append(batch), inner(batch))[1])
+    model.predict(tmp_path / "12-bit.png")
+    np.testing.assert_array_equal(given[0][0], decode(tmp_path / "12-bit.png", rules))
+    assert 100 < given[0].mean() < 155  # with depth 16: 8
+
+
 def test_dynamic_files_take_one_image_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their activations are scaled by the batch: with more at a time an answer would depend on the neighbours."""
     file = tmp_path / "dynamic.onnx"
