@@ -1,4 +1,4 @@
-"""run.plot gives matplotlib figures, a run shows itself, and nothing of it touches pyplot."""
+"""run.plot gives matplotlib figures, a run shows itself, and pyplot is never imported."""
 
 from __future__ import annotations
 

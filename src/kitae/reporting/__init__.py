@@ -1,1 +1,1 @@
-"""Figures (PNG) and the one-file HTML report. Lazy: importing it loads neither matplotlib nor jinja2."""
+"""Pages as one HTML file, and figures for notebooks. Lazy: importing it loads neither matplotlib nor jinja2."""

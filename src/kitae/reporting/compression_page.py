@@ -207,7 +207,7 @@ _COMPARED = (
 
 
 def _side_by_side(record: CompressionRecord) -> list[tuple[str, list[Cell]]]:
-    """The original against the winner, a row a number."""
+    """The original against the winner, one row per number."""
     before, after, test = record.baseline, record.winner, record.test
     rows = [("Candidate", [(record.label(before), ""), (record.label(after), ""), ("", "")])]
     if test:

@@ -156,7 +156,7 @@ def _pairs(count: int) -> list[tuple[int, int]]:
 
 
 def _shares(a: str, b: str, lam: float) -> tuple[str, ...]:
-    """The label of a mixture, a line each class."""
+    """The label of a mixture, one line per class."""
     if a == b:
         return (f"100 % {a}",)
     return tuple(f"{100 * share:.0f} % {name}" for share, name in ((lam, a), (1 - lam, b)) if share > 0.004)

@@ -54,7 +54,7 @@ def forest(
 
 
 def curves(record: StudyRecord, labels: Mapping[str, str]) -> Chart | None:
-    """Validation accuracy and training loss over the epochs: a line a variant, a band from lowest to highest seed."""
+    """Validation accuracy and training loss over the epochs: a line per variant, a band from lowest to highest seed."""
     chosen = _chosen(record)
     panels = [("Validation accuracy", "val_accuracy", per_cent), ("Training loss", "train_loss", "{:.3g}".format)]
     panels = [p for p in panels if any(getattr(record.curves[name], p[1]) for name in chosen)]
