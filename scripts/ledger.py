@@ -272,7 +272,21 @@ def _studies(results: Sequence[StudyResult]) -> str:
             "-" if hours is None else f"{hours:.1f}",
         ])  # fmt: skip
     head = ["Study", "Design", "Runs finished", "Seeds", "Metric", "Noise (SD)", "Setting", "Machine", "Training hours"]
-    return table(head, rows)
+    return "\n\n".join([table(head, rows), *_unclean(results)])
+
+
+def _unclean(results: Sequence[StudyResult]) -> list[str]:
+    """A sentence on the studies with runs that name no commit, and one on those with runs of a changed tree."""
+    none, changed = [], []
+    for result in results:
+        machines = [json.loads(text or "{}") for text in result.finished["machine"]]
+        commits = [machine.get("commit") for machine in machines]
+        if not all(commits):
+            none.append(f"`{result.spec.name}`")
+        if any(commit and commit.endswith("+") for commit in commits):
+            changed.append(f"`{result.spec.name}`")
+    about = ("Runs that name no commit:", none), ("Runs of a tree with changes that were not committed:", changed)
+    return [f"{words} {', '.join(names)}." for words, names in about if names]
 
 
 def _machines(result: StudyResult, threads: str) -> str:

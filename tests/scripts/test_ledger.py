@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from kitae.errors import KitaeError
 from kitae.experiments.executors import Inline
+from kitae.experiments.folder import NUMERICS
 from kitae.experiments.result import StudyResult
 from kitae.experiments.study import study
 from kitae.experiments.study_spec import StudySpec
@@ -150,6 +152,21 @@ def test_published_results_need_no_runs_and_are_whole(results: Path) -> None:
     assert markdown(load(results)) == before
 
 
+@pytest.mark.parametrize(
+    ("commit", "told"),
+    [
+        (None, "Runs that name no commit: `s-one_out`."),
+        ("c49cbe2+", "Runs of a tree with changes that were not committed: `s-one_out`."),
+        ("c49cbe2", None),
+    ],
+)
+def test_runs_without_a_commit_of_their_own_are_marked(results: Path, commit: str | None, told: str | None) -> None:
+    (result,) = [result for result in load(results) if result.spec.name == "s-one_out"]
+    result.runs["machine"] = json.dumps({"commit": commit})
+    lines = [line for line in markdown([result]).splitlines() if line.startswith("Runs ")]
+    assert lines == ([told] if told else [])
+
+
 def test_an_unfinished_study_is_not_published(tmp_path: Path) -> None:
     spec = StudySpec.parse({"name": "s", "base": "fashion-mini", "design": "one_in", "factors": FACTORS})
 
@@ -166,6 +183,6 @@ def test_an_unfinished_study_is_not_published(tmp_path: Path) -> None:
 def test_results_of_an_earlier_loop_are_named_and_give_no_advice(results: Path) -> None:
     assert "measured again" not in markdown(load(results))
     file = results / "s-one_out" / "study.yaml"
-    file.write_text(file.read_text().replace("numerics: 3", "numerics: 2"))
+    file.write_text(file.read_text().replace(f"numerics: {NUMERICS}", "numerics: 2"))
     page = markdown(load(results))
     assert "**To be measured again:** `s-one_out`." in page
