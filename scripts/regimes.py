@@ -137,9 +137,7 @@ def advice(results: Sequence[StudyResult]) -> list[str]:
     if worse:
         words, lost = " and ".join(TECHNIQUES[name] for name in worse), [p for name in worse for p in points[name]]
         does = "changes" if len(worse) == 1 else "change"
-        others.append(
-            f"Let the learning rate fall along a cosine; {words} {does} accuracy by {_range(lost)} {_regime(lost)}."
-        )
+        others.append(f"Let the learning rate fall along a cosine; {words} {does} accuracy by {_range(lost)}.")
     timed = [effect for result in results if (effect := result.effect("epoch_seconds", "bf16")) is not None]
     faster = next((effect for effect in timed if effect.shown and effect.estimate < 1), None)
     if faster is not None:
@@ -171,7 +169,7 @@ def _advise(words: str, measured: Mapping[str, list[Point]]) -> list[str]:
         first, last = every[0].epochs, every[-1].epochs
         lengths = f"{first} epochs" if first == last else f"{first} to {last} epochs"
         where = f" in all {len(every)} comparisons" if len(every) > 1 else ""
-        return [f"Use {words}: {_range(every)}{where} ({lengths}) {_regime(every)}."]
+        return [f"Use {words}: {_range(every)}{where} ({lengths})."]
     points = _comparable(every)
     hurting, helping = _while(points, -1), _while(points[::-1], 1)
     if hurting and any(_does(point, 1) for point in every if point.epochs <= hurting[-1].epochs):
@@ -179,13 +177,12 @@ def _advise(words: str, measured: Mapping[str, list[Point]]) -> list[str]:
     if helping and any(_does(point, -1) for point in every if point.epochs >= helping[-1].epochs):
         helping = []
     off = f"With {hurting[-1].epochs} epochs or fewer, leave {words} off: {_range(hurting)}" if hurting else ""
-    regime = _regime([*hurting, *helping])
     if hurting and helping:  # one sentence, since there are few
         them = "them" if " and " in words else "it"
-        return [f"{off}; from {helping[-1].epochs} epochs on, use {them}: {_range(helping)} {regime}."]
+        return [f"{off}; from {helping[-1].epochs} epochs on, use {them}: {_range(helping)}."]
     if helping:
-        return [f"From {helping[-1].epochs} epochs on, use {words}: {_range(helping)} {regime}."]
-    lines = [f"{off} {regime}."] if hurting else []
+        return [f"From {helping[-1].epochs} epochs on, use {words}: {_range(helping)}."]
+    lines = [f"{off}."] if hurting else []
     if len(measured) > 1:
         own = [line for name, of in measured.items() for line in _advise("", {name: of})]
         lines += [line for line in own if not (hurting and "leave" in line)]
@@ -210,15 +207,6 @@ def _while(points: Sequence[Point], sign: int) -> list[Point]:
     """The points up to the last length at which, as at all before, every effect does this."""
     bad = next((point.epochs for point in points if not _does(point, sign)), None)
     return list(takewhile(lambda point: point.epochs != bad, points))
-
-
-def _regime(points: Sequence[Point]) -> str:
-    """What the points were measured with: `[4,992 images, width 16]`."""
-    images = sorted({point.images for point in points if point.images})
-    widths = sorted({point.width for point in points if point.width})
-    counts = " to ".join(f"{count:,}" for count in dict.fromkeys([*images[:1], *images[-1:]]))
-    parts = [f"{counts} images"] * bool(images) + [f"width {' and '.join(map(str, widths))}"] * bool(widths)
-    return f"[{', '.join(parts)}]"
 
 
 def _range(points: Sequence[Point]) -> str:
