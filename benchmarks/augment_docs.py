@@ -14,6 +14,7 @@ from common import ratio, text_number
 from kitae.reporting import style
 
 OURS = ("kitae", "kitae-torch")
+MARKERS = ("o", "s")  # a size differs by its marker too
 HEAD = """# Augmentation: how fast
 
 Made by `python benchmarks/augment.py`; the figures are those of `benchmarks/results/augment.json`. Every rate is images
@@ -258,7 +259,7 @@ def draw_ratios(results: dict[str, Any], mode: str, path: Path) -> Path:
             x,
             [y + 0.16 - 0.32 * at / max(len(sizes) - 1, 1) for y, _ in rows],
             xerr=error,
-            fmt=style.MARKERS[at],
+            fmt=MARKERS[at],
             color=style.SERIES[at],
             markersize=5,
             linewidth=1.2,
