@@ -250,17 +250,20 @@ def _shown(record: StudyRecord, known: Sequence[Effect]) -> str:
     def told(effect: Effect) -> str:
         return f"{effect_label(record, effect)}: {verdict(analysis, effect)}"
 
-    best, worst = told(shown[0]), told(shown[-1])
+    def most(count: int) -> str:
+        return "most of all " if count > 1 else ""
+
+    best, worst = f"{most(good)}{told(shown[0])}", f"{most(bad)}{told(shown[-1])}"
     if not analysis.better:
         largest = max(shown, key=lambda effect: effect.size)
         text = f"{show(len(shown))} a difference; the largest is {told(largest)}"
     elif not bad:
-        text = f"{show(good)} a gain, most of all {best}"
+        text = f"{show(good)} a gain, {best}"
     elif not good:
-        text = f"{show(bad)} a loss and none a gain; most of all {worst}"
+        text = f"{show(bad)} a loss and none a gain; {worst}"
     else:
-        loss = f"{bad} {'shows' if bad == 1 else 'show'} a loss, most of all {worst}"
-        text = f"{show(good)} a gain, most of all {best}; {loss}"
+        loss = f"{bad} {'shows' if bad == 1 else 'show'} a loss, {worst}"
+        text = f"{show(good)} a gain, {best}; {loss}"
     return f"{text}{base}."
 
 
