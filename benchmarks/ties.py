@@ -31,11 +31,11 @@ def epochs(recipe: Recipe, folder: Path) -> list[dict[str, float]]:
     setup = Setup.without_run(recipe)
     rows = setup.splits.open_test(lambda: None)
     test, found = setup.image_set(rows), []
-    judge = fit._judge
+    judge, (mean, std) = fit._judge, setup.normalization
 
     def judged(source: Any, model: Any, world: Any, at: Any) -> Any:
         scores, fields = judge(source, model, world, at)
-        logits, labels = predict_logits(model, test.gather, test.rows, device=world.device)
+        logits, labels = predict_logits(model, test.gather, test.rows, mean=mean, std=std, device=world.device)
         found.append({
             "val_accuracy": scores["val_accuracy"], "val_loss": scores["val_loss"],
             "test_accuracy": float((logits.argmax(axis=1) == labels).mean()),
@@ -64,18 +64,20 @@ def chosen(rows: Sequence[dict[str, float]]) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", nargs="+", type=int, default=list(range(6)))
-    parser.add_argument("--images", type=int, default=240, help="a tenth of them to validate with")
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--images", type=int, default=2400, help="to train and validate with")
+    parser.add_argument("--validation", type=int, default=24, help="of them")
+    parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--out", type=Path, default=common.RESULTS / "ties.json")
     parser.add_argument("--quick", action="store_true", help="one short training; the numbers mean nothing")
     options = parser.parse_args(arguments)
     if options.quick:
-        options.seeds, options.images, options.epochs = [0], 120, 2
+        options.seeds, options.images, options.epochs = [0], 240, 2
     rows = []
     for seed in options.seeds:
         recipe = Recipe.load("fashion-mini").override(
-            f"data.limit={options.images}", "data.val_fraction=0.1", f"train.epochs={options.epochs}",
-            "train.batch_size=32", f"train.seed={seed}", f"data.split_seed={seed}", "train.select=val_accuracy",
+            f"data.limit={options.images}", f"data.val_fraction={options.validation / options.images}",
+            f"train.epochs={options.epochs}", f"train.seed={seed}", f"data.split_seed={seed}",
+            "train.select=val_accuracy",
         )  # fmt: skip
         with tempfile.TemporaryDirectory() as folder:
             measured = epochs(recipe, Path(folder) / "run")
@@ -86,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     common.save(options.out, {
         "what": "test accuracy of the epoch that is kept, where several have the best validation accuracy",
         "machine": common.hardware(common.available_cores()), "images": options.images,
-        "validation_images": round(options.images / 10), "quick": options.quick, "means": means, "rows": rows,
+        "validation_images": options.validation, "quick": options.quick, "means": means, "rows": rows,
     })  # fmt: skip
     return 0
 
