@@ -2,7 +2,7 @@
 
 recipe.yaml           the recipe with `auto` resolved
 asked_length.json     of a run with minutes: the epochs, steps and warm-up before the minutes changed them
-environment.json      hardware, versions, threads
+environment.json      hardware, versions, threads; minutes of a run that has a limit
 model.json            to rebuild the network and prepare an image: classes, size, normalisation, temperature
 splits.npz            store rows of train, val and test
 metrics.jsonl         a line per epoch; epoch 0 is the probe
@@ -173,8 +173,10 @@ class Run:
 
     @property
     def resume_command(self) -> str:
-        """The command that resumes the run, to be copied."""
-        return f"kitae train --resume {shlex.quote(str(self.path))}"
+        """The command that resumes the run, to be copied; with the minutes that the run has."""
+        minutes = self.environment().get("minutes") if self.begun else None
+        limit = f" --minutes {minutes:g}" if minutes else ""
+        return f"kitae train --resume {shlex.quote(str(self.path))}{limit}"
 
     def close(self) -> None:
         """Release the lock."""
@@ -474,9 +476,7 @@ class Run:
         predictor, store = self.predictor(tta=tta), self.open_store()
         splits = self.splits(store)
         if not {"train": len(splits.train), "val": len(splits.val), "test": splits.test_count}[split]:
-            raise RecipeError(
-                f"split: {self.path} has no {split} images (data.folds); see out_of_fold in evaluation.json"
-            )
+            raise RecipeError(f"split: {self.path} has no {split} images (folds); see out_of_fold in evaluation.json")
         if split == "test":
             rows = splits.open_test(lambda: self.count_test_opening(f"evaluate, tta {predictor.tta}"))
         else:

@@ -174,6 +174,21 @@ def test_the_same_command_resumes_a_run_whose_length_the_minutes_chose(
         training.train(asked, tmp_path / "run", minutes=60, resume=True, epochs=5)
 
 
+def test_the_command_that_resumes_a_run_keeps_its_minutes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "fitted", lambda recipe, *_: (recipe, 0.0))
+    monkeypatch.setattr(pace.Recutter, "__call__", lambda *_: None)
+    fields = ("data.limit=200", "model.width=4", "train.epochs=2", "train.batch_size=16", "train.threads=1")
+    asked = Recipe.load("fashion-mini").override("model.name=resnet8", *fields)
+    for number, minutes in enumerate((2.5, None)):
+        folder, limit = tmp_path / str(number), "" if minutes is None else " --minutes 2.5"
+        with pytest.raises(DiesHereError):
+            training.train(asked, folder, minutes=minutes, watcher=KillAt(15))  # in the second epoch
+        assert Run.open(folder).resume_command == f"kitae train --resume {folder}{limit}"
+    with pytest.raises(DiesHereError):
+        training.train(asked, tmp_path / "0", resume=True, watcher=KillAt(2))
+    assert Run.open(tmp_path / "0").resume_command.endswith("--minutes 2.5"), "resumed without them"
+
+
 @pytest.mark.parametrize("batches", [5, 14])
 def test_a_run_that_was_killed_after_a_recut_ends_as_one_that_was_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batches: int

@@ -161,12 +161,14 @@ def _train(
             for line in machine_notes(before, world.size) if resume else ():
                 watcher.note(line)
             weights = None if begun else setup.weights
+            limit = before.get("minutes") if minutes is None else minutes.seconds / 60
             run.write_environment(
                 {
                     "store": setup.store.fingerprint,
                     "processes": world.size,
                     "device": str(world.device),
                     "weights": weights.source if weights else before.get("weights"),
+                    "minutes": limit if run.recipe.data.fold is None else None,  # folds are resumed with their run
                 }
             )
             run.write_facts(setup.facts(model))
