@@ -291,9 +291,9 @@ def test_minutes_cover_all_folds(asked: Recipe, tmp_path: Path, monkeypatch: pyt
     clocks: list[Clock] = []
     whole = training.fitted
 
-    def fitted(recipe: Recipe, setup: Setup, model: Any, clock: Clock, world: Any) -> Any:
+    def fitted(recipe: Recipe, setup: Setup, model: Any, clock: Clock, *rest: Any) -> Any:
         clocks.append(clock)
-        return whole(recipe, setup, model, clock, world)
+        return whole(recipe, setup, model, clock, *rest)
 
     monkeypatch.setattr(training, "fitted", fitted)
     run = train(asked, tmp_path / "run", minutes=1)

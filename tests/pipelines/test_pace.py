@@ -70,6 +70,20 @@ def test_more_steps_fit_where_pictures_are_smaller_at_first(monkeypatch: pytest.
     assert steps[1] * share == pytest.approx(steps[0], rel=0.05)
 
 
+def test_a_training_that_is_resumed_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its length is known; the pace only says how long its end takes. It is so slow that only the probe would fit."""
+    measured: list[int] = []
+    monkeypatch.setattr(pace, "pace_of", lambda *_: measured.append(1) or Pace(28 * 28, 0.1, 0.0, 100.0))
+    asked = Recipe.load("fashion-mini").override("data.limit=200", "train.epochs=5", "train.probe={views: 0}")
+    setup, world = Setup.without_run(asked), World(0, 1, torch.device("cpu"))
+    clock = Clock(600, time.monotonic(), 0.0)
+    made, end = pace.fitted(asked, setup, nn.Identity(), clock, world, True)
+    assert (made, len(measured)) == (asked, 1)
+    assert end == pytest.approx(0.1 * setup.splits.test_count)
+    assert pace.fitted(asked, setup, nn.Identity(), clock, world) != (asked, end)
+    assert len(measured) == 4
+
+
 @pytest.mark.parametrize(
     ("fields", "length", "warmup"),
     [

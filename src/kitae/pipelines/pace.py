@@ -236,11 +236,16 @@ def replan(plan: Callable[[], _Plan], unused: Callable[[_Plan], float], clock: C
     return made
 
 
-def fitted(recipe: Recipe, setup: Setup, model: nn.Module, clock: Clock, world: World) -> tuple[Recipe, float]:
+def fitted(
+    recipe: Recipe, setup: Setup, model: nn.Module, clock: Clock, world: World, begun: bool = False
+) -> tuple[Recipe, float]:
     """The recipe with the epochs and steps that fit into the time left, and seconds to reserve for the end.
 
     Called right before the first step of training, so the pace is measured with the real network, on real images, and
     under the current load of the machine.
+
+    Args:
+        begun: a training that is resumed keeps its length, so the pace is measured only once, for the end.
     """
     spec = recipe.train.straightened()
     shape = epoch_shape(len(setup.images), spec, world.size)
@@ -267,6 +272,8 @@ def fitted(recipe: Recipe, setup: Setup, model: nn.Module, clock: Clock, world: 
             return *own, end  # the length that was asked for
         return *fill(room, each, per_pass, judging, step, most), end
 
+    if begun:
+        return recipe, plan()[2]
     if not isinstance(spec.probe, ProbeSpec):
         epochs, steps, end = plan()
         epochs, steps = (epochs, steps) if epochs else (1, min(FEWEST_STEPS, most))

@@ -190,7 +190,7 @@ def _train(
         if probe_alone and run.recipe.train.epochs:
             watcher.note("fine-tuning was no better than the probe in most folds, so this model is not fine-tuned")
         if minutes is not None and not probe_alone:  # otherwise there is nothing to fit, and measuring takes seconds
-            timed, end = fitted(run.recipe, setup, model, minutes, world)
+            timed, end = fitted(run.recipe, setup, model, minutes, world, begun)
             if world.is_main and not begun:
                 remember_length(run)
                 run.resolve(timed)
