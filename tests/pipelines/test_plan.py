@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,10 @@ from kitae.data.store import open_store
 from kitae.errors import DataError, RecipeError
 from kitae.models.build import build
 from kitae.models.spec import ModelSpec
+from kitae.models.weights import within_reach
 from kitae.pipelines import facts
 from kitae.pipelines import plan as room
+from kitae.pipelines.bench import estimate
 from kitae.pipelines.choices import Choices
 from kitae.pipelines.pace import Clock, Pace
 from kitae.pipelines.plan import Plan, plan
@@ -244,6 +247,24 @@ def test_weights_of_ones_own_are_planned_with(
 def test_weights_that_cannot_be_read_are_refused_before_the_data_are() -> None:
     with pytest.raises(RecipeError, match=r"model\.pretrained: there is no file gone\.safetensors"):
         planned("folder:nowhere", set="model.pretrained=gone.safetensors")
+
+
+def test_a_dry_run_needs_no_weights_and_no_network(pets: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(room, "within_reach", within_reach)
+    monkeypatch.setattr("kitae.models.weights._in_hub_cache", lambda _: False)
+    for name in ("create_connection", "getaddrinfo"):
+        monkeypatch.setattr(socket, name, refuse)
+    gone = Choices(model="resnet8", set=(*FIELDS, "model.pretrained=gone.safetensors"))
+    for choices, line in (
+        (Choices(model="timm:test_resnet"), "no pretrained weights are available"),
+        (gone, "weights: gone.safetensors, which is missing"),
+    ):
+        recipe, _, lines = asked(pets, None, choices, dry=True)
+        assert any(found.startswith(line) for found in lines)
+        assert estimate(recipe)["train"] > 0
 
 
 def test_a_plan_without_the_weights_in_reach(pets: str) -> None:

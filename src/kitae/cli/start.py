@@ -95,7 +95,7 @@ def train(
             model=model, epochs=epochs, batch_size=batch_size, image_size=image_size, lr=lr, seed=seed, device=device,
             folds=folds, set=tuple(set_ or ()),
         )  # fmt: skip
-        planned, clock, lines = asked(data, clock, choices, recipe)
+        planned, clock, lines = asked(data, clock, choices, recipe, dry=dry_run)
         for line in lines if main else ():
             console.say(line)
         with console.counting("decoding images") if main else nullcontext() as progress:

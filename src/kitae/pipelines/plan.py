@@ -85,13 +85,16 @@ class Plan:
     clock: Clock
 
 
-def plan(source: str, minutes: float | Clock | None = None, choices: Choices | None = None) -> Plan:
+def plan(
+    source: str, minutes: float | Clock | None = None, choices: Choices | None = None, *, dry: bool = False
+) -> Plan:
     """Plan a recipe for a data source.
 
     Args:
         source: as data.source.
         minutes: time limit of the whole command, from now on, or a running clock; None chooses, up to
             `DEFAULT_MINUTES`.
+        dry: the plan is only shown, so the file of `model.pretrained` may be missing.
 
     Raises:
         DataError: the source cannot be read, or its images cannot be split.
@@ -104,7 +107,7 @@ def plan(source: str, minutes: float | Clock | None = None, choices: Choices | N
     bare = Recipe(name=_name(source), data=DataSpec(source=source))
     # Fails on a wrong choice before reading the data.
     asked = apply(bare.model_copy(update={"model": ModelSpec(pretrained=True)}), choices)
-    if isinstance(asked.model.pretrained, str):
+    if isinstance(asked.model.pretrained, str) and not (dry and not user_path(asked.model.pretrained).exists()):
         read_file(user_path(asked.model.pretrained))
     choices = as_in(asked, choices)
     given = set_fields(choices)
@@ -169,7 +172,8 @@ class _Planner:
         if not self.pretrained:
             return None, "model.pretrained: false"
         if isinstance(self.pretrained, str):
-            return self.pretrained, ""
+            there = user_path(self.pretrained).exists()
+            return self.pretrained if there else f"{self.pretrained}, which is missing", ""
         name = self.choices.get("model")
         library, _, net = (name or f"timm:{NET}").rpartition(":")
         if library == "torchvision":

@@ -238,13 +238,14 @@ def _train(
 
 
 def asked(
-    recipe: Recipe | str | Path, minutes: Clock | None, choices: Choices, on: str | None = None
+    recipe: Recipe | str | Path, minutes: Clock | None, choices: Choices, on: str | None = None, *, dry: bool = False
 ) -> tuple[Recipe, Clock | None, tuple[str, ...]]:
     """What to train: the recipe, the clock, and the reasons of the plan, one line each.
 
     Args:
         recipe: as in `train`; with `on` it can only be data.
         on: a recipe to train on these data instead of a plan.
+        dry: as in `plan`.
     """
     if not isinstance(recipe, Recipe | str | Path):
         raise RecipeError(f"train takes a recipe, a name or a path, not {type(recipe).__name__}")
@@ -257,7 +258,7 @@ def asked(
             recipe = Recipe.load(on).override(*assignments({"data.source": source}))
             return apply(recipe, choices), minutes, ()
         if kind == "data":
-            planned = plan(what, minutes, choices)
+            planned = plan(what, minutes, choices, dry=dry)
             # Without minutes, only a length that the plan chose is held to its limit.
             timed = minutes is not None or planned.clock.most is not None
             return planned.recipe, planned.clock if timed else None, planned.lines
