@@ -120,6 +120,19 @@ def test_few_minutes_leave_the_probe_and_many_a_larger_picture(tmp_path: Path, w
     assert sizes[1] * 0.7 <= sizes[2] <= sizes[3]  # type: ignore[operator]  # no tiny pictures for the sake of steps
 
 
+def test_a_plan_without_fine_tuning_says_how_long_one_would_take(tmp_path: Path, world: dict[str, Any]) -> None:
+    source = photos(tmp_path / "d", [60, 60])
+    world["pace"] = Pace(128 * 128, 1 / 100, 1 / 200, 1 / 30)
+    made = plan(source, minutes=1)
+    assert made.recipe.train.epochs == 0
+    (needed,) = re.findall(r"no time for fine-tuning, which needs about (\d+) min in all", made.lines[-1])
+    assert plan(source, minutes=int(needed) - 1).recipe.train.epochs == 0
+    assert plan(source, minutes=int(needed)).recipe.train.epochs > 0
+    world["pace"] = Pace(128 * 128, 1 / 100, 1 / 200, 20.0)  # more than an hour
+    assert plan(source, minutes=1).lines[-1].endswith("; no time for fine-tuning")
+    assert planned(source, epochs=0).lines[-1].endswith("; without fine-tuning")
+
+
 def test_the_probes_augmented_view_is_in_the_plans_time(
     tmp_path: Path, world: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

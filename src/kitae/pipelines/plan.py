@@ -147,6 +147,7 @@ class _Length(NamedTuple):
     judging: float  # seconds of a validation
     step: float  # seconds
     per_pass: int  # steps
+    needed: float | None = None  # seconds of the whole command with which a fine-tuning would fit, where it does not
 
     @property
     def seconds(self) -> float:
@@ -335,8 +336,12 @@ class _Planner:
             return recipe, lines
         images = min(self.facts.train, probe.limit)
         head = f"a linear head on the frozen network's features first (epoch 0, on {images:,} images)"
-        none = "no time for" if self.choices.get("epochs") is None else "without"
-        then = f", then {lines[-1]}" if recipe.train.epochs else f"; {none} fine-tuning"
+        none = "without fine-tuning"
+        if self.choices.get("epochs") is None:
+            none = "no time for fine-tuning"
+            if length.needed is not None:
+                none += f", which needs about {console.rough_duration(length.needed)} in all"
+        then = f", then {lines[-1]}" if recipe.train.epochs else f"; {none}"
         return recipe, [*lines[:-1], head + then]
 
     def chosen(self, length: _Length) -> _Length:
@@ -357,12 +362,22 @@ class _Planner:
                 pace = self.pace(model, found.size, pace)
                 found = self.fitting([size for size in sizes if size <= found.size], pace, batch)
             at = found.size
-            return found
+            return found if found.epochs else found._replace(needed=self.needed(sizes, pace, batch))
 
         def unused(made: _Length) -> float:
             return 0 if made.epochs else self.clock.left - made.seconds
 
         return replan(plan, unused, self.clock, self.world)
+
+    def needed(self, sizes: Sequence[int], measured: Pace, batch: int) -> float | None:
+        """Seconds of the whole command with which a fine-tuning would fit; None for more than an hour."""
+        for minutes in range(1, 61):
+            seconds = 60 * minutes / self.runs
+            if seconds > self.clock.seconds:
+                longer = replace(self, clock=replace(self.clock, seconds=seconds))
+                if longer.fitting(sizes, measured, batch).epochs:
+                    return 60 * minutes
+        return None
 
     def fitting(self, sizes: Sequence[int], measured: Pace, batch: int) -> _Length:
         """The largest size that leaves enough steps to fine-tune.
