@@ -50,6 +50,8 @@ from typing import Any
 import common
 import numpy as np
 
+from kitae.machine import commit, now
+
 CONTESTANTS = (
     "kitae", "probe", "probe-320", "torchvision", "fastai", "timm",
     "kitae-scratch", "kitae-recipe-scratch", "torchvision-scratch", "timm-scratch",
@@ -511,6 +513,8 @@ def run(contestant: str, path: Path, minutes: float, seed: int) -> dict[str, Any
             command += ["--budgets", str(minutes), "--seeds", str(seed), "--began", str(time.time())]
         environment = {**os.environ, "KITAE_CACHE": str(folder / "cache")}
         speed = subprocess.run([sys.executable, __file__, "--pace"], stdout=subprocess.PIPE, check=True, text=True)
+        commit.cache_clear()  # the tree may have changed since the last row
+        made = {"when": now(), "commit": commit()}
         load, began = os.getloadavg()[0], time.monotonic()
         with (folder / "out").open("w+") as out, (folder / "error").open("w+") as error:
             process = subprocess.Popen(command, stdout=out, stderr=error, env=environment)
@@ -537,6 +541,7 @@ def run(contestant: str, path: Path, minutes: float, seed: int) -> dict[str, Any
         "peak_memory_bytes": usage.ru_maxrss * 1024,
         "load_average": round(load, 2),
         "pace": float(speed.stdout),
+        **made,
     }
 
 

@@ -308,6 +308,8 @@ def test_quality_compares_on_the_same_lists(tmp_path: Path, monkeypatch: pytest.
         assert row["steps"] >= 1
         assert row["seconds"] > 0
         assert row["peak_memory_bytes"] > 50e6
+        assert row["when"] >= found["machine"]["when"]
+        assert row["commit"] == found["machine"]["commit"]
     assert [line["difference"] is None for line in found["paired"]] == [False, True, True]
     monkeypatch.setattr(quality, "run", lambda *_: pytest.fail("is there already"))
     assert quality.main(arguments) == 0
