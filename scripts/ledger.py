@@ -111,9 +111,10 @@ def draw(results: Sequence[StudyResult], page: Path) -> Path | None:
 def markdown(results: Sequence[StudyResult]) -> str:
     """The ledger as a page: advice, regimes side by side, claims and verdicts, and every study that was run."""
     current = [result for result in results if not _outdated(result)]
+    sentences = advice(current)
     sections = (
-        ("", "\n".join(f"- {sentence}" for sentence in advice(current))),
-        ("", regime(current) if advice(current) else ""),
+        ("", "\n".join(f"- {sentence}" for sentence in sentences)),
+        ("", regime(current) if sentences else ""),
         ("", _measure_again([result for result in results if _outdated(result)])),
         ("Regimes side by side", _regimes(results)),
         ("When does a technique help?", _when(results)),

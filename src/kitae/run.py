@@ -175,8 +175,7 @@ class Run:
     def resume_command(self) -> str:
         """The command that resumes the run, to be copied; with the minutes that the run has."""
         minutes = self.environment().get("minutes") if self.begun else None
-        limit = f" --minutes {minutes:g}" if minutes else ""
-        return f"kitae train --resume {shlex.quote(str(self.path))}{limit}"
+        return f"kitae train --resume {shlex.quote(str(self.path))}" + (f" --minutes {minutes:g}" if minutes else "")
 
     def close(self) -> None:
         """Release the lock."""
@@ -476,7 +475,8 @@ class Run:
         predictor, store = self.predictor(tta=tta), self.open_store()
         splits = self.splits(store)
         if not {"train": len(splits.train), "val": len(splits.val), "test": splits.test_count}[split]:
-            raise RecipeError(f"split: {self.path} has no {split} images (folds); see out_of_fold in evaluation.json")
+            problem = f"split: {self.path} has no {split} images (data.folds)"
+            raise RecipeError(f"{problem}; see out_of_fold in evaluation.json")
         if split == "test":
             rows = splits.open_test(lambda: self.count_test_opening(f"evaluate, tta {predictor.tta}"))
         else:
