@@ -5,9 +5,9 @@
 
 A variant is NAME=FIELD:VALUE,FIELD:VALUE. A field is one of a recipe, or `warmup` (share of the training) or `scale`
 (the least area of a crop). The number of steps is fixed, so the scores do not depend on the machine's speed, and a
-slow or busy machine can run this. Sets, splits and lists are those of `quality.py`. Each row has the score of the
-probe, which a training keeps where fine-tuning is no better, and that of every epoch. Rows that are in --out already
-are not run again.
+slow or busy machine can run this; with `--steps 0` the probe alone is compared. Sets, splits and lists are those of
+`quality.py`. Each row has the score of the probe, which a training keeps where fine-tuning is no better, and that of
+every epoch. Rows that are in --out already are not run again.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def parse(text: str) -> tuple[str, dict[str, str]]:
 
 def score(path: Path, seed: int, *, size: int, steps: int, fields: Mapping[str, str]) -> dict[str, Any]:
     """Validation accuracy of the probe and of each epoch of a fine-tuning."""
-    recipe, _, _ = asked(path, None, {"image_size": size, "epochs": VALIDATIONS, "seed": seed})
-    entries = [f"train.epoch_steps={max(1, steps // VALIDATIONS)}"]
+    recipe, _, _ = asked(path, None, {"image_size": size, "epochs": VALIDATIONS if steps else 0, "seed": seed})
+    entries = [f"train.epoch_steps={max(1, steps // VALIDATIONS)}"] if steps else []
     for field, value in fields.items():
         if field == "warmup":
             entries.append(f"train.schedule.warmup_epochs={float(value) * VALIDATIONS:g}")
@@ -55,7 +55,7 @@ def score(path: Path, seed: int, *, size: int, steps: int, fields: Mapping[str, 
         run = kt.train(recipe, Path(folder) / "run", test=False, show=False)
         rows, best = run.metrics(), run.best_epoch()
     reached = {row["epoch"]: row["val_accuracy"] for row in rows}
-    tuned = [value for epoch, value in reached.items() if epoch]
+    tuned = [value for epoch, value in reached.items() if epoch] or [reached[best]]
     return {
         "fields": dict(fields),
         "val_accuracy": reached[best], "probe": reached.get(0), "tuned": max(tuned), "last": tuned[-1],
@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--sets", nargs="+", default=["photos-mini"], help="names or folders, each with :COUNT or not")
     parser.add_argument("--variants", nargs="+", default=["planned="], metavar="NAME=FIELD:VALUE,...")
     parser.add_argument("--size", type=int, default=224)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=300, help="0 fits the probe alone")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument(
         "--out", type=Path, default=None, help="results, JSON; default benchmarks/results/fine_tuning.json"

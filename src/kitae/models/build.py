@@ -10,6 +10,7 @@ same seed, networks share the values of all parameters of the same name, shape a
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from types import MethodType
 from typing import Any
@@ -25,6 +26,7 @@ from kitae.models.libraries import build_timm, build_torchvision, check_name, re
 from kitae.models.resnet import BasicBlock, Bottleneck, PreActivationBlock, ResNet, ResNet9, Stem
 from kitae.models.simple import SimpleCNN
 from kitae.models.spec import ModelSpec
+from kitae.models.stages import StageFeatures
 from kitae.models.starts import is_identity, start_as_identities, whitens
 from kitae.models.structure import REFUSALS, classifier_names, dropouts_beside, inside, layer_groups, probed
 from kitae.models.weights import Weights, load
@@ -133,6 +135,8 @@ def build(
         raise RecipeError(
             f"model.name: unknown name {spec.name!r}{near}; valid: {', '.join(MODELS)}, timm:NAME, torchvision:NAME"
         )
+    else:
+        refuse(spec, "features")
     if spec.pretrained and weights is None:
         weights = load(spec)
     model = keyed_by_name(lambda: _construct(spec, weights, **sizes), outline=lambda: _construct(spec, None, **sizes))
@@ -140,6 +144,8 @@ def build(
         start_as_identities(model)
     _probe(model, spec, **sizes)
     if weights is not None:
+        if isinstance(model, StageFeatures):
+            weights = replace(weights, tensors=model.renamed(weights.tensors))
         if isinstance(spec.pretrained, str):
             _fill(model, weights, classes)
         _zero_fresh_classifier(model, weights)
@@ -206,7 +212,8 @@ def _fill(model: nn.Module, weights: Weights, classes: int) -> None:
         # Another number of classes: the classifier starts fresh, everything else must fit.
         other = tensors.get(name, tensor)
         is_head = inside(name, heads) and other.ndim == tensor.ndim > 0 and other.shape[1:] == tensor.shape[1:]
-        if is_head and tensor.shape[0] == classes != other.shape[0]:
+        wider = isinstance(model, StageFeatures) and name not in tensors  # than the classifier of the plain net
+        if is_head and (wider or tensor.shape[0] == classes != other.shape[0]):
             tensors[name] = tensor
         # One channel where the file has three, as in published weights: the first convolution's are summed.
         grey = other.ndim == tensor.ndim == 4 and (tensor.shape[1], other.shape[1]) == (1, 3)

@@ -11,6 +11,7 @@ from torch import nn
 from kitae.errors import MissingExtraError, RecipeError, did_you_mean, one_line, require
 from kitae.models.layers import DropoutLinear
 from kitae.models.spec import ModelSpec
+from kitae.models.stages import StageFeatures
 from kitae.models.structure import classifier_names, dropouts_beside
 from kitae.models.weights import Weights
 from kitae.preprocess import Size, sides
@@ -60,7 +61,11 @@ def build_timm(
         options["drop_path_rate"] = spec.stochastic_depth
     if weights is not None and spec.pretrained is True:  # timm fits the channels, and leaves another classifier out
         options |= {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": dict(weights.tensors)}}
+    if spec.features == "stages":
+        options["num_classes"] = 0
     model = _made(spec, image_size, lambda: timm.create_model(name, **options))
+    if spec.features == "stages":
+        model = StageFeatures(model, spec.name, classes)
     _set_rates(model, "drop_prob", spec, [m for m in model.modules() if type(m).__name__ == "DropPath"])
     _set_dropout(model, spec)
     return model
@@ -68,7 +73,7 @@ def build_timm(
 
 def build_torchvision(name: str, spec: ModelSpec, *, classes: int, channels: int, image_size: Size) -> nn.Module:
     models = require("torchvision.models", "train")
-    refuse(spec, "width", "stem")
+    refuse(spec, "width", "stem", "features")
     options: dict[str, Any] = {"num_classes": classes}
     if name in ("googlenet", "inception_v3"):
         options |= {"aux_logits": False, "init_weights": True}

@@ -21,6 +21,8 @@ class ModelSpec(GrowingSpec):
         pretrained: true takes published weights (from an installed package, or from timm's hub), a path takes a local
             .safetensors file. The classifier for other classes than theirs starts at zero.
         pretrained_sha256: hash of the pretrained weights, filled in by a run; other weights are refused.
+        features: what the classifier of a timm net sees: the features of the `last` layer, or of all `stages`: the mean
+            of each stage's channels besides. More of a pretrained network is then known to the probe, in the same time.
         freeze: `backbone` trains the classifier only; `statistics` trains all weights, but keeps the pretrained means
             and variances of BatchNorm, since those of small batches are unreliable; `none` trains everything.
         freeze_first: number of first layer groups (the stem, then block by block) that keep their pretrained weights.
@@ -33,7 +35,9 @@ class ModelSpec(GrowingSpec):
             network's own: true for airbench.
     """
 
-    newer: ClassVar[frozenset[str]] = frozenset({"pretrained_sha256", "freeze_first", "whiten_stem", "identity_init"})
+    newer: ClassVar[frozenset[str]] = frozenset(
+        {"pretrained_sha256", "features", "freeze_first", "whiten_stem", "identity_init"}
+    )
 
     name: str = "resnet9"
     width: int | None = Field(None, ge=4, le=1024)
@@ -41,6 +45,7 @@ class ModelSpec(GrowingSpec):
     dropout: float = Field(0.0, ge=0, lt=1)
     pretrained: bool | str = False
     pretrained_sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+    features: Literal["last", "stages"] = "last"
     freeze: Literal["none", "statistics", "backbone"] = "none"
     freeze_first: int = Field(0, ge=0)
     stem: Literal["auto", "small", "medium", "large"] = "auto"

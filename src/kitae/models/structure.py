@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from kitae.errors import RecipeError, require
+from kitae.models.stages import StageFeatures
 from kitae.modes import evaluating
 from kitae.preprocess import Size, sides
 
@@ -80,7 +81,9 @@ def layer_groups(model: nn.Module) -> list[list[str]]:
     A group is a residual block (or transformer block, or convolution with its norm): the steps of a layer-wise learning
     rate.
     """
-    if hasattr(model, "group_matcher"):  # timm knows its own nets
+    if isinstance(model, StageFeatures):
+        groups = [[f"net.{name}" for name in group] for group in layer_groups(model.net)]
+    elif hasattr(model, "group_matcher"):  # timm knows its own nets
         groups = list(
             require("timm.models", "models").group_parameters(model, cast(Any, model).group_matcher()).values()
         )
