@@ -756,7 +756,7 @@ def test_an_estimate_times_a_process_s_share_of_a_batch(monkeypatch: pytest.Monk
 
     def step_times(model: nn.Module, spec: TrainSpec, images: torch.Tensor, *_: Any, **__: Any) -> dict[str, Any]:
         timed.append(len(images))
-        return {"fp32": [1.0]}
+        return {"fp32": np.ones(1)}
 
     monkeypatch.setattr(bench, "begin", lambda _: World(1, 2, torch.device("cpu")))
     monkeypatch.setattr(bench.distributed, "from_main", lambda value, _: value)

@@ -6,14 +6,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kitae.errors import TrainingError
 from kitae.training import precision
 from kitae.training.distributed import World
-from kitae.training.measure import step_parts, step_times
+from kitae.training.measure import PARTS, step_times
 from kitae.training.spec import OptimizerSpec, TrainSpec
 from tests.training.toy_world import toy_net
 
@@ -23,7 +25,7 @@ WORLD = World(0, 1, CPU)
 BATCH = torch.rand(8, 3, 8, 8), nn.functional.one_hot(torch.arange(8) % 2, 2).float()
 
 
-def seconds(model: nn.Module, **options: Any) -> dict[precision.Precision, list[float]]:
+def seconds(model: nn.Module, **options: Any) -> dict[precision.Precision, NDArray[np.float64]]:
     return step_times(model, TrainSpec(batch_size=8), *BATCH, WORLD, **options)
 
 
@@ -101,8 +103,10 @@ def test_a_timing_does_not_diverge_whatever_the_rate(lr: float) -> None:
     """A network without norms diverges at a high rate, and its seconds are the same at any."""
     net = nn.Sequential(nn.Flatten(), nn.Linear(192, 64), nn.ReLU(), nn.Linear(64, 2))
     spec = TrainSpec(batch_size=8, optimizer=OptimizerSpec(lr=lr, bias_lr=64 * lr))
-    assert [len(taken) for taken in step_times(net, spec, *BATCH, WORLD, precisions=("fp32",), steps=5).values()] == [5]
-    assert all(len(taken) == 5 for taken in step_parts(net, spec, *BATCH, WORLD, "fp32", steps=5).values())
+    for parts, shape in ((False, (5,)), (True, (5, len(PARTS)))):
+        times = step_times(net, spec, *BATCH, WORLD, precisions=("fp32",), steps=5, parts=parts)
+        assert [taken.shape for taken in times.values()] == [shape]
+        assert all((taken > 0).all() for taken in times.values())
 
 
 def test_a_timing_is_of_the_full_size() -> None:
@@ -110,14 +114,12 @@ def test_a_timing_is_of_the_full_size() -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(192, 2))
     spec = TrainSpec.model_validate({"batch_size": 8, "progressive": {"start": 0.5, "until": 0.5}})
     step_times(net, spec, *BATCH, WORLD, precisions=("fp32",), steps=1)
-    step_parts(net, spec, *BATCH, WORLD, "fp32", steps=1)
 
 
 def test_without_a_finite_loss_there_is_nothing_to_time() -> None:
     images, targets = BATCH
-    for time in (step_times, lambda *given: step_parts(*given, "fp32")):
-        with pytest.raises(TrainingError, match="no precision gives a finite loss on the first batch"):
-            time(toy_net(), TrainSpec(batch_size=8), images * torch.nan, targets, WORLD)
+    with pytest.raises(TrainingError, match="no precision gives a finite loss on the first batch"):
+        step_times(toy_net(), TrainSpec(batch_size=8), images * torch.nan, targets, WORLD)
 
 
 class TooLarge(nn.Module):

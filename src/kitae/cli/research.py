@@ -282,14 +282,16 @@ def mistakes(run: Path, *, class_: Annotated[str | None, Parameter(name="--class
     )
 
 
-def _benched(run: Callable[..., dict[str, Any]], recipe: str, assignments: list[str] | None) -> dict[str, Any]:
-    """What a benchmark finds of a recipe with these overrides."""
+def _benched(
+    run: Callable[..., dict[str, Any]], recipe: str, assignments: list[str] | None
+) -> tuple[dict[str, Any], str]:
+    """What a benchmark measures of a recipe with these overrides, and the title of its table."""
     from kitae.recipe import Recipe
 
     with console.counting("decoding images") as progress:
         facts = run(Recipe.load(recipe).override(*(assignments or ())), progress)
     console.answer(facts)
-    return facts
+    return facts, f"a batch of {facts['batch_size']} images, {facts['device']}, {facts['threads']} threads"
 
 
 @bench_app.command(name="precision")
@@ -301,7 +303,7 @@ def bench_precision(recipe: _Recipe = "fashion-mini", *, set_: Sets = None) -> N
     """
     from kitae.pipelines.bench import bench_precision as run_bench
 
-    facts = _benched(run_bench, recipe, set_)
+    facts, title = _benched(run_bench, recipe, set_)
     rows = []
     for name, row in facts["precisions"].items():
         low, high = row["interval"]
@@ -309,7 +311,6 @@ def bench_precision(recipe: _Recipe = "fashion-mini", *, set_: Sets = None) -> N
             [name + (" (auto)" if name == facts["chosen"] else ""), f"{1000 * row['seconds']:.1f}",
              f"{facts['batch_size'] / row['seconds']:,.0f}", f"{row['ratio']:.2f} ({low:.2f} to {high:.2f})"]
         )  # fmt: skip
-    title = f"a step of {facts['batch_size']} images, {facts['device']}, {facts['threads']} threads"
     console.table(title, ["precision", "ms", "images/s", "time, fp32 = 1 (95 %)"], rows)
     if facts["behind"] is None:
         console.say(
@@ -328,14 +329,11 @@ def bench_train(recipe: _Recipe = "fashion-mini", *, set_: Sets = None) -> None:
     """
     from kitae.pipelines.bench import bench_train as run_bench
 
-    facts = _benched(run_bench, recipe, set_)
+    facts, title = _benched(run_bench, recipe, set_)
     times = facts["milliseconds"]
     whole = sum(times.values())
     rows = [[name, f"{time:.2f}", f"{100 * time / whole:.1f} %"] for name, time in times.items()]
-    title = (
-        f"a step of {facts['batch_size']} images, {facts['device']}, {facts['precision']}, {facts['threads']} threads"
-    )
-    console.table(title, ["part", "ms", "share"], rows)
+    console.table(f"{title}, {facts['precision']}", ["part", "ms", "share"], rows)
     console.say(f"{1000 * facts['batch_size'] / whole:,.0f} images/s, if nothing overlaps")
 
 
@@ -348,18 +346,13 @@ def bench(recipe: _Recipe = "fashion-mini", *, set_: Sets = None) -> None:
     """
     from kitae.pipelines.bench import bench as run_bench
 
-    facts = _benched(run_bench, recipe, set_)
-    count, copy = facts["batch_size"], facts["milliseconds"]["copy"]
+    facts, title = _benched(run_bench, recipe, set_)
+    times, copy = facts["milliseconds"], facts["milliseconds"]["copy"]
     words = {"copy": "plain copy to float (the limit)", "gather": "reading the batch", "augment": "augmenting it"}
-    rows = [
-        [words[name], f"{time:.2f}", f"{1000 * count / time:,.0f}", f"{copy / time:.2f}"]
-        for name, time in facts["milliseconds"].items()
-    ]
-    rows += [
-        [f"forward and backward, {name}", f"{time:.1f}", f"{1000 * count / time:,.0f}", ""]
-        for name, time in facts["step_milliseconds"].items()
-    ]
-    title = f"a batch of {count}, {facts['threads']} threads"
+    parts = [(words[name], f"{time:.2f}", time, f"{copy / time:.2f}") for name, time in times.items()]
+    steps = facts["step_milliseconds"].items()
+    parts += [(f"forward and backward, {name}", f"{time:.1f}", time, "") for name, time in steps]
+    rows = [[name, ms, f"{1000 * facts['batch_size'] / time:,.0f}", limit] for name, ms, time, limit in parts]
     console.table(title, ["part", "ms", "images/s", "relative to the limit"], rows)
     console.say(
         f"augmentation takes {100 * facts['share']:.1f} % of a step; timing the copy twice gave a ratio of "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import statistics
 import time
 from typing import Any
 
@@ -20,12 +19,10 @@ from kitae.training import distributed, precision
 from kitae.training.batches import epoch_shape
 from kitae.training.distributed import World
 from kitae.training.guards import memory_named
-from kitae.training.measure import step_parts, step_times
+from kitae.training.measure import PARTS, step_times
 from kitae.training.optim import build_optimizer
 from kitae.training.schedule import progressive_share
 from kitae.training.spec import ProbeSpec
-
-_TIMED_STEPS = 10  # of `bench_train`
 
 
 @threads_restored()
@@ -57,8 +54,7 @@ def estimate(recipe: Recipe, progress: Progress | None = None) -> dict[str, Any]
     seconds = time.perf_counter() - begun
     chosen = spec.resolved_precision
     with memory_named(spec):
-        taken = step_times(model, spec, inputs, targets, world, precisions=(chosen,), steps=6)
-    step = statistics.median(taken[chosen])
+        step = float(np.median(step_times(model, spec, inputs, targets, world, precisions=(chosen,), steps=6)[chosen]))
     full = progressive_share((inputs.shape[2], inputs.shape[3]), spec.progressive)
     epoch = (seconds + full * step) * shape.steps
     # A step is about three forward passes; those of the probe are the main process's.
@@ -87,12 +83,12 @@ def bench(recipe: Recipe, progress: Progress | None = None, repeats: int = 15) -
     """Time reading, augmenting and training on one batch, interleaved, with a plain copy as the limit.
 
     Returns:
-        `batch_size`, `threads`; `milliseconds` per batch of `gather`, `copy` (uint8 to normalised float32, nothing
-        else: no augmentation can be faster), `augment`; `control`, the ratio of two identical copies: how far noise
-        alone moves a ratio; `step_milliseconds` of forward and backward in each precision that stays finite; `share`,
-        the part of the fastest step that augmentation takes.
+        `batch_size`, `threads`, `device`; `milliseconds` per batch of `gather`, `copy` (uint8 to normalised float32,
+        nothing else: no augmentation can be faster), `augment`; `control`, the ratio of two identical copies: how far
+        noise alone moves a ratio; `step_milliseconds` of forward and backward in each precision that stays finite;
+        `share`, the part of the fastest step that augmentation takes.
     """
-    setup, world, batch = _begun(recipe, progress)
+    setup, world, batch, facts = _begun(recipe, progress)
     images, labels = batch.read()
     mean, std = setup.normalization
     copy = Augment([], mean=mean, std=std, threads=torch.get_num_threads(), channels_last=recipe.train.channels_last)
@@ -102,16 +98,13 @@ def bench(recipe: Recipe, progress: Progress | None = None, repeats: int = 15) -
             "gather": batch.read,
             "augment": lambda: batch.augment(images, labels),
         },
-        reference="copy",
         repeats=repeats,
     )
-    model = setup.initial_model(world, pretrained=False)
-    times = step_times(model, recipe.train, *batch.make(), world, steps=5)
-    steps = {name: 1000 * statistics.median(taken) for name, taken in times.items()}
-    milliseconds = {name: 1000 * timed.median(name) for name in ("copy", "gather", "augment")}
+    times = step_times(setup.initial_model(world, pretrained=False), recipe.train, *batch.make(), world, steps=5)
+    steps = {name: 1000 * float(np.median(taken)) for name, taken in times.items()}
+    milliseconds = {name: 1000 * timed.median(name) for name in timed.seconds}
     return {
-        "batch_size": len(batch.index),
-        "threads": torch.get_num_threads(),
+        **facts,
         "milliseconds": milliseconds,
         "control": timed.control_ratio.value,
         "step_milliseconds": steps,
@@ -120,7 +113,7 @@ def bench(recipe: Recipe, progress: Progress | None = None, repeats: int = 15) -
 
 
 @threads_restored()
-def bench_train(recipe: Recipe, progress: Progress | None = None) -> dict[str, Any]:
+def bench_train(recipe: Recipe, progress: Progress | None = None, repeats: int = 10) -> dict[str, Any]:
     """Time the parts of a training step of a recipe, in its own precision and at full size.
 
     Returns:
@@ -130,27 +123,15 @@ def bench_train(recipe: Recipe, progress: Progress | None = None) -> dict[str, A
     Raises:
         TrainingError: no step gives a finite loss.
     """
-    setup, world, batch = _begun(recipe, progress)
-    spec = recipe.train
-    kind = precision.choose(world.device) if spec.precision == "auto" else spec.precision
-    taken: dict[str, list[float]] = {"data": [], "augment": []}
-    for step in range(_TIMED_STEPS + 1):
-        began = time.perf_counter()
-        images, labels = batch.read()
-        read = time.perf_counter()
-        batch.augment(images, labels)
-        if step:  # the first one compiles
-            taken["data"].append(read - began)
-            taken["augment"].append(time.perf_counter() - read)
+    setup, world, batch, facts = _begun(recipe, progress)
+    kind = precision.choose(world.device) if recipe.train.precision == "auto" else recipe.train.precision
+    images, labels = batch.read()
+    timed = latency.measure({"data": batch.read, "augment": lambda: batch.augment(images, labels)}, repeats=repeats)
     model = setup.initial_model(world, pretrained=False)
-    taken |= step_parts(model, spec, *batch.make(), world, kind, _TIMED_STEPS)
-    return {
-        "batch_size": len(batch.index),
-        "threads": torch.get_num_threads(),
-        "device": str(world.device),
-        "precision": kind,
-        "milliseconds": {name: 1000 * statistics.median(seconds) for name, seconds in taken.items()},
-    }
+    times = step_times(model, recipe.train, *batch.make(), world, precisions=(kind,), steps=repeats, parts=True)[kind]
+    seconds = {name: timed.median(name) for name in timed.seconds}
+    seconds |= dict(zip(PARTS, np.median(times, axis=0).tolist(), strict=True))
+    return {**facts, "precision": kind, "milliseconds": {name: 1000 * taken for name, taken in seconds.items()}}
 
 
 @threads_restored()
@@ -168,30 +149,27 @@ def bench_precision(recipe: Recipe, progress: Progress | None = None, steps: int
     Raises:
         TrainingError: no precision gives a finite loss, or memory suffices for none.
     """
-    setup, world, batch = _begun(recipe, progress)
-    model = setup.initial_model(world, pretrained=False)
-    times = step_times(model, recipe.train, *batch.make(), world, steps=steps)
-    medians = {name: statistics.median(taken) for name, taken in times.items()}
-    reference = np.array(times.get("fp32") or next(iter(times.values())))
-    rows = {}
-    for name, taken in times.items():
-        ratios = np.array(taken) / reference
-        rows[name] = {
-            "seconds": medians[name], "ratio": float(np.median(ratios)), "interval": intervals.median(ratios),
-        }  # fmt: skip
+    setup, world, batch, facts = _begun(recipe, progress)
+    times = step_times(setup.initial_model(world, pretrained=False), recipe.train, *batch.make(), world, steps=steps)
+    medians = {name: float(np.median(taken)) for name, taken in times.items()}
+    ratios = {name: taken / times.get("fp32", next(iter(times.values()))) for name, taken in times.items()}
     chosen = precision.choose(world.device)
     return {
-        "batch_size": len(batch.index),
-        "threads": torch.get_num_threads(),
-        "device": str(world.device),
+        **facts,
         "chosen": chosen,
         "fastest": min(medians, key=lambda name: medians[name]),
         "behind": medians[chosen] / min(medians.values()) if chosen in medians else None,
-        "precisions": rows,
+        "precisions": {
+            name: {"seconds": medians[name], "ratio": float(np.median(ratio)), "interval": intervals.median(ratio)}
+            for name, ratio in ratios.items()
+        },
     }
 
 
-def _begun(recipe: Recipe, progress: Progress | None) -> tuple[Setup, World, FirstBatch]:
+def _begun(recipe: Recipe, progress: Progress | None) -> tuple[Setup, World, FirstBatch, dict[str, Any]]:
+    """What is timed, and what every benchmark says of it."""
     world = begin(recipe.train)
     setup = Setup.without_run(recipe, progress)
-    return setup, world, FirstBatch(setup, recipe.train.batch_size, world)
+    batch = FirstBatch(setup, recipe.train.batch_size, world)
+    facts = {"batch_size": len(batch.index), "threads": torch.get_num_threads(), "device": str(world.device)}
+    return setup, world, batch, facts

@@ -149,7 +149,7 @@ def pace_of(
     if before is None:
         targets = nn.functional.one_hot(torch.arange(images, device=world.device) % classes, classes).float()
         steps = step_times(model, train, inputs, targets, world, precisions=(chosen,), steps=_STEPS)[chosen]
-        step = fmean(steps) / images  # not the median: slow steps on a busy machine will happen again
+        step = float(steps.mean()) / images  # not the median: slow steps on a busy machine will happen again
 
     def judge() -> None:
         predict_logits(
