@@ -5,6 +5,7 @@ python benchmarks/augment.py --docs-only
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ from typing import Any
 from common import ratio, text_number
 
 from kitae.reporting import style
+
+sys.path.append(str(Path(__file__).parents[1] / "scripts"))
+import axes
 
 OURS = ("kitae", "kitae-torch")
 MARKERS = ("o", "s")  # a size differs by its marker too
@@ -219,17 +223,17 @@ def draw_standard(results: dict[str, Any], mode: str, path: Path) -> Path:
         names = sorted(entries, key=lambda n: float(entries[n]["median"]))
         rates = [entries[n]["median"] for n in names]
         colours = [
-            style.BLUE if n in OURS else style.MUTED if n == "copy" or not entries[n]["same_job"] else style.VERMILLION
+            axes.BLUE if n in OURS else style.MUTED if n == "copy" or not entries[n]["same_job"] else axes.VERMILLION
             for n in names
         ]
         ax.barh(range(len(names)), rates, color=colours, height=0.7)
         ax.set_xscale("log")
         ax.set_xlim(min(rates) / 2, max(rates) * 4)
         labels = [results["contestants"][n]["label"] + ("" if entries[n]["same_job"] else " *") for n in names]
-        ax.set_yticks(range(len(names)), style.labels(labels, 330, style.SMALL))
+        ax.set_yticks(range(len(names)), axes.labels(labels, 330, style.SMALL))
         for at, value in enumerate(rates):
             ax.text(value * 1.1, at, text_number(value), va="center", fontsize=style.SMALL, color=style.INK)
-        style.dress(ax, heading=f"{work['size']} px", grid="x")
+        axes.dress(ax, heading=f"{work['size']} px", grid="x")
         ax.tick_params(axis="y", labelsize=style.SMALL)
         ax.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         ax.minorticks_off()
@@ -260,7 +264,7 @@ def draw_ratios(results: dict[str, Any], mode: str, path: Path) -> Path:
             [y + 0.16 - 0.32 * at / max(len(sizes) - 1, 1) for y, _ in rows],
             xerr=error,
             fmt=MARKERS[at],
-            color=style.SERIES[at],
+            color=axes.SERIES[at],
             markersize=5,
             linewidth=1.2,
             label=f"{size} px",
@@ -268,8 +272,8 @@ def draw_ratios(results: dict[str, Any], mode: str, path: Path) -> Path:
     ax.axvline(1, color=style.INK, linewidth=1)
     ax.set_xscale("log")
     ax.set_yticks(range(len(names)), [n.replace("_", " ") for n in names])
-    style.dress(ax, grid="both", xlabel="times faster (logarithmic), all cores each; 1: equally fast")
+    axes.dress(ax, grid="both", xlabel="times faster (logarithmic), all cores each; 1: equally fast")
     ax.tick_params(axis="y", labelsize=style.SMALL)
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    style.legend(ax, columns=len(sizes))
+    axes.legend(ax, columns=len(sizes))
     return style.save(figure, path)

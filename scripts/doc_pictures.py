@@ -16,22 +16,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from axes import BLUE, GRID, ORANGE, dress, legend, percent
 from kitae.models.layers import linear_rates
 from kitae.reporting import charts
 from kitae.reporting.results import Epoch
-from kitae.reporting.style import (
-    BLUE,
-    GRID,
-    INK,
-    LABEL,
-    ORANGE,
-    SMALL,
-    dress,
-    legend,
-    new_figure,
-    percent,
-    save,
-)  # fmt: skip
+from kitae.reporting.style import INK, LABEL, SMALL, new_figure, save
 
 ROOT = Path(__file__).parents[1]
 IMAGES = ROOT / "docs" / "images"

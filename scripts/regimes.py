@@ -16,10 +16,11 @@ from pathlib import Path
 
 import pandas as pd
 
+from axes import SERIES, dress, legend, number
 from kitae.experiments.result import StudyResult
 from kitae.experiments.stats import Effect
 from kitae.experiments.wording import amount, interval
-from kitae.reporting.style import INK, LABEL, PAPER, SERIES, SMALL, dress, legend, new_figure, number, save
+from kitae.reporting.style import INK, LABEL, PAPER, SMALL, new_figure, save
 
 MOST_SENTENCES = 5
 # Effects by their names in the ledger's studies, in the order in which advice is given.

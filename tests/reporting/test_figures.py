@@ -15,8 +15,8 @@ import pytest
 from kitae.errors import KitaeError
 from kitae.reporting import charts, style
 from kitae.reporting.figures import grid_figure
-from kitae.reporting.plots import confusion_matrix, reliability, training_curves, worst_mistakes
-from kitae.reporting.results import Bins, Epoch
+from kitae.reporting.plots import figure_of, worst_mistakes
+from kitae.reporting.results import Bins, Epoch, Split
 from kitae.run import Run
 from tests.reporting.conftest import HOSTILE, epochs, measured, pixels
 
@@ -33,7 +33,14 @@ def saved(draw: Callable[..., Figure], *args: Any, **options: Any) -> Callable[[
 
 
 def curves(rows: list[dict[str, Any]], best: int | None = None) -> Callable[[Path], Path]:
-    return saved(training_curves, [Epoch.model_validate(row) for row in rows], best)
+    return saved(figure_of, charts.curves([Epoch.model_validate(row) for row in rows], best))
+
+
+def confusion(counts: np.ndarray[Any, Any], names: list[str] | tuple[str, ...]) -> Callable[[Path], Path]:
+    split = Split.model_validate({"per_class": {name: {"count": 9} for name in names}, "confusion": counts.tolist()})
+    chart = charts.confusion(split, "test", whole=True)
+    assert chart is not None
+    return saved(figure_of, chart, "test", "A note", width=max(style.WIDTH, 0.13 * len(names) + 2))
 
 
 BINS = Bins(np.array([0.5, 0.9]), *np.array([[0.52, 0.9], [0.4, 0.8], [0.3, 0.7], [0.5, 0.9]]), np.array([7, 50]))
@@ -41,16 +48,16 @@ BINS = Bins(np.array([0.5, 0.9]), *np.array([[0.52, 0.9], [0.4, 0.8], [0.3, 0.7]
 DRAWINGS: dict[str, Callable[[Path], Path]] = {
     "curves": curves(epochs(40)),
     "curves of one epoch": curves(epochs(1)),
-    "confusion": saved(confusion_matrix, np.array(measured(HOSTILE)["confusion"]), HOSTILE),
-    "reliability": saved(reliability, BINS, BINS, title="Calibration, test"),
+    "confusion": confusion(np.array(measured(HOSTILE)["confusion"]), HOSTILE),
+    "reliability": saved(figure_of, charts.reliability(BINS, BINS), "test"),
     "mistakes": saved(worst_mistakes, IMAGES, HOSTILE * 2, HOSTILE * 2, [0.9] * 6),
     "grid": saved(grid_figure, [IMAGES[:4], IMAGES[4:]], row_titles=HOSTILE[:2], column_titles=["a"] * 4, title="x"),
 }
 CROWDED: dict[str, Callable[[Path], Path]] = {
     **DRAWINGS,
-    "confusion of 12": saved(confusion_matrix, np.eye(12, dtype=int) * 12345, LONG[:12]),
-    "confusion of 20": saved(confusion_matrix, np.full((20, 20), 7), LONG[:20]),
-    **{f"confusion of {k}": saved(confusion_matrix, np.eye(k, dtype=int), LONG[:k]) for k in (2, 37, 100, 120)},
+    "confusion of 12": confusion(np.eye(12, dtype=int) * 12345, LONG[:12]),
+    "confusion of 20": confusion(np.full((20, 20), 7), LONG[:20]),
+    **{f"confusion of {k}": confusion(np.eye(k, dtype=int), LONG[:k]) for k in (2, 37, 100, 120)},
     "mistakes with long names": saved(worst_mistakes, IMAGES, LONG[:6], LONG[:6], [1.0] * 6),
     "small learning rates": curves([{**row, "learning_rate": 1.23456e-5 * row["epoch"]} for row in epochs(300)]),
     "grid of 10": saved(grid_figure, [[IMAGES[0]] * 10] * 2, row_titles=LONG[:2], column_titles=LONG[:10],
@@ -133,30 +140,40 @@ def _near(picture: Any, colour: str) -> Any:
 
 
 def test_curves_mark_the_best_epoch_given(tmp_path: Path) -> None:
-    def star(best: int) -> float:
+    def dashed(best: int) -> float:
         picture = pixels(curves(epochs(20), best)(tmp_path / "c.png"))
-        _, columns = np.nonzero(_near(picture[150:], style.INK))  # below the title and the first heading
-        dashed = np.bincount(columns, minlength=960)[200:]  # right of the labels of the axes
-        return float(dashed.argmax())
+        _, columns = np.nonzero(_near(picture[150:], "#566370"))  # below the title and the first heading
+        return float(np.bincount(columns, minlength=960)[200:].argmax())  # right of the labels of the axes
 
-    assert star(18) - star(9) > 200
+    assert dashed(18) - dashed(9) > 200
 
 
-def test_a_figure_names_the_lines_of_the_training_curves_as_the_page_does() -> None:
-    rows = [Epoch.model_validate(row) for row in epochs(3)]
-    drawn = [ax.get_legend() for ax in training_curves(rows, 2).axes]
-    named = [text.get_text() for legend in drawn if legend is not None for text in legend.get_texts()]
-    ends = re.findall(r'class="c\d">([^<]*)<', charts.curves(rows, 2).file())
-    assert named == [end.split(" ")[-1] for end in ends[:-1]]  # behind its value; the learning rate has no name
-    assert named == ["train", "validation", "train", "clean", "validation"]
+def test_a_figure_has_the_texts_and_marks_of_the_chart_on_the_page() -> None:
+    chart = charts.curves([Epoch.model_validate(row) for row in epochs(3)], 2)
+    figure = figure_of(chart)
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert texts == re.findall(r"<text[^>]*>([^<]*)<", chart.file())
+    assert {"Loss", "0.7 validation", "0.667 train"} <= set(texts)
+    (marks,) = figure.axes[0].collections
+    assert len(marks.get_paths()) == len(re.findall("<(?:line|path|circle|rect) ", str(chart.__html__())))
+    assert min(text.get_fontsize() for text in figure.axes[0].texts) > style.SMALL
+
+
+def test_rows_of_a_chart_are_drawn_with_all_of_their_words(tmp_path: Path) -> None:
+    chart = charts.recalls(Split.model_validate(measured(HOSTILE)))
+    assert chart is not None
+    texts = " ".join(text.get_text() for text in figure_of(chart).axes[0].texts)
+    assert "30 images" in texts
+    assert "(50 to 100)" in texts
+    assert saved(figure_of, chart)(tmp_path / "a.png").exists()
 
 
 def test_confusion_shows_where_the_mistakes_are(tmp_path: Path) -> None:
     """Orange off the diagonal exactly in the row and column that were confused."""
     right, wrong = np.eye(4, dtype=int) * 10, np.eye(4, dtype=int) * 10
     wrong[0, 0], wrong[0, 3] = 0, 10
-    clean = pixels(saved(confusion_matrix, right, list("abcd"))(tmp_path / "a.png"))
-    mixed = pixels(saved(confusion_matrix, wrong, list("abcd"))(tmp_path / "b.png"))
+    clean = pixels(confusion(right, list("abcd"))(tmp_path / "a.png"))
+    mixed = pixels(confusion(wrong, list("abcd"))(tmp_path / "b.png"))
     assert clean.shape == mixed.shape
     orange = (mixed[..., 0].astype(int) - mixed[..., 2]) > 100
     assert not ((clean[..., 0].astype(int) - clean[..., 2]) > 100).any()
@@ -191,13 +208,14 @@ def test_worst_mistakes_keep_the_confidence_when_the_name_is_long(tmp_path: Path
     assert (long_ != other).any()
 
 
-@pytest.mark.parametrize(
-    "names", [["same prefix aaaa same suffix", "same prefix bbbb same suffix"], ["猫" * 9, "犬" * 9]]
-)
-def test_shortened_labels_stay_different_and_fit(names: list[str]) -> None:
-    short = style.labels(names, 80, 10)
-    assert len(set(short)) == 2
-    assert all(style.text_width(label, 10) <= 80 for label in short)
+def test_names_that_are_shortened_alike_have_their_number() -> None:
+    names = [f"a class with a name of many words that ends in {end} like all the others" for end in "ab"]
+    split = Split.model_validate({"per_class": {name: {"count": 9} for name in names}, "confusion": [[9, 0], [0, 9]]})
+    chart = charts.confusion(split, "test")
+    assert chart is not None
+    assert {"0: a class", "1: a class"} <= set(
+        re.findall(r">(\d: a class)", str(chart.__html__()).replace("</title>", ">"))
+    )
 
 
 @pytest.mark.parametrize("text", ["", " ", "one", "word " * 60, "x" * 500, "a\nb\tc\x00d", "猫", "\u202e x"])

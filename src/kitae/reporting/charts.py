@@ -19,6 +19,7 @@ from kitae.reporting.svg import (
     Plot,
     Row,
     Scale,
+    fit,
     frame,
     interval_mark,
     legend,
@@ -51,23 +52,13 @@ _CURVES: tuple[tuple[str, Form, tuple[tuple[str, str, int], ...]], ...] = (
 """Heading, form of a value, lines: a field of Epoch, its label and series."""
 
 
-def known_curves(rows: Sequence[Epoch]) -> list[tuple[str, Form, list[tuple[list[float | None], str, int]]]]:
-    """The panels of the training curves: heading, form of a value, and of each line its values, label and series.
-
-    A line of which no value is known is left out, and so is a panel without lines.
-    """
-    panels = []
-    for name, form, lines in _CURVES:
-        every = [([getattr(row, key) for row in rows], label, look) for key, label, look in lines]
-        known = [line for line in every if any(value is not None for value in line[0])]
-        if known:
-            panels.append((name, form, known))
-    return panels
-
-
 def curves(rows: Sequence[Epoch], best: int | None) -> Chart:
     """Loss, accuracy and learning rate over the epochs; final values at the lines, the best epoch dashed."""
-    panels = known_curves(rows)
+    panels = []
+    for name, form, lines in _CURVES:
+        drawn = [([getattr(row, key) for row in rows], label, look) for key, label, look in lines]
+        if known := [line for line in drawn if any(value is not None for value in line[0])]:
+            panels.append((name, form, known))
     heights = [66.0 if name == "Learning rate" else 130.0 for name, _, _ in panels]
     last, chosen = rows[-1], next((row for row in rows if row.epoch == best), None)
     summary = f"{plural(last.epoch, 'epoch')}."
@@ -99,7 +90,7 @@ def curves(rows: Sequence[Epoch], best: int | None) -> Chart:
                     if value is not None:
                         chart.circle(x(at), plot.y(value), 2.4, f"f{look}")
         ends = [(value, label, look) for values, label, look in known if (value := values[-1]) is not None]
-        places = spread([plot.y(value) + 4 for value, _, _ in ends], LINE - 2, top + 6, top + height + 6)
+        places = spread([plot.y(value) + 4 for value, _, _ in ends], LINE - 2, top + 6, top + height + 2)
         for (value, label, look), y in zip(ends, places, strict=True):
             chart.text(WIDTH - _RIGHT + 8, y, f"{form(value)} {label}".strip(), f"c{look}", width=_RIGHT - 8)
         top += height + 44
@@ -214,15 +205,19 @@ def recalls(split: Split) -> Chart | None:
                       dashed=whole)  # fmt: skip
 
 
-def confusion(split: Split, name: str) -> Chart | None:
-    """The confusion matrix; colour is the share of the true class (row)."""
+def confusion(split: Split, name: str, *, whole: bool = False) -> Chart | None:
+    """The confusion matrix; colour is the share of the true class (row).
+
+    Args:
+        whole: for a figure that may be large: any number of classes, the names of up to 100, and the numbers of images.
+    """
     counts, names = split.counts, split.classes
-    if counts is None or len(names) > MAX_CONFUSION:
+    if counts is None or (len(names) > MAX_CONFUSION and not whole):
         return None
     k = len(names)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    size = 11.0 if k <= 14 else 9.0
-    named = k <= 40
+    named = k <= (100 if whole else 40)
+    size = 11.0 if k <= 14 else min(9.0, 200 / k) if named else 9.0
     room = min(max(text_width(one, size) for one in names) + 8, 104.0) if named else 30.0
     cell = (WIDTH - room - 14) / k
     below = room if named else 24.0
@@ -242,14 +237,20 @@ def confusion(split: Split, name: str) -> Chart | None:
         chart.parts.append(f'<g fill-opacity="{0.08 + 0.62 * strength:.2f}">')
         chart.rect(x + 0.5, y + 0.5, cell - 1 if cell > 4 else cell, cell - 1 if cell > 4 else cell, look, about)
         chart.parts.append("</g>")
-        if k <= 14:
+        if k <= (20 if whole else 14):
             text = f"{100 * value:.0f}" if value >= 0.005 else "<1"
-            chart.text(x + cell / 2, y + cell / 2 + 4, text, "in", anchor="middle", size=min(11.0, cell * 0.42))
+            counted, points = whole and k <= 12, min(11.0, cell * 0.42)
+            base = y + cell / 2 + (0 if counted else points * 0.36)
+            chart.text(x + cell / 2, base, text, "in", anchor="middle", size=points)
+            if counted:
+                size_below = min(9.0, cell * 0.28)
+                chart.text(x + cell / 2, y + 0.85 * cell, counts[i, j], "in", anchor="middle", size=size_below)
     every = 1 if named else max(1, k // 10)
+    short = [fit(one, room - 4, size) for one in names]
     for i, one in enumerate(names):
         if i % every:
             continue
-        label = one if named else str(i)
+        label = (one if short.count(short[i]) == 1 else f"{i}: {one}") if named else str(i)
         middle = cell * (i + 0.5)
         chart.text(left - 6, top + middle + size / 3, label, "l", anchor="end", width=room - 4, size=size)
         chart.text(left + middle + size / 3, top + cell * k + 8, label, "l", anchor="end", width=room - 4, turn=-90,

@@ -8,10 +8,9 @@ Sizes are chosen for a phone: a figure is 960 pixels wide, and its smallest text
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +20,6 @@ from kitae.files import write_atomically
 from kitae.reporting.svg import elided, one_line
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.backends.backend_agg import RendererAgg
     from matplotlib.figure import Figure
     from matplotlib.font_manager import FontProperties
@@ -32,10 +30,7 @@ Image = NDArray[np.uint8]
 DPI = 150
 WIDTH = 6.4  # inches
 
-INK, MUTED, GRID, PAPER = "#1f2933", "#5b6770", "#e3e7eb", "#ffffff"
-# Okabe and Ito's palette (2008), told apart under every common colour vision. Yellow is left out: too pale on white.
-BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9"
-SERIES = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY)
+INK, MUTED, PAPER = "#1f2933", "#5b6770", "#ffffff"
 
 TITLE, LABEL, SMALL = 13.0, 11.0, 9.5  # points
 
@@ -72,43 +67,6 @@ def new_figure(
         lines = wrap(title, int(width * DPI * 0.96), TITLE, bold=True)
         figure.suptitle("\n".join(lines), x=0.012, ha="left", fontsize=TITLE, fontweight="bold", color=INK)
     return figure
-
-
-def dress(ax: Axes, *, xlabel: str = "", ylabel: str = "", heading: str = "", grid: str = "y") -> Axes:
-    """Give axes the house look: two spines, quiet grid (`x`, `y`, `both` or empty), labelled axes."""
-    ax.set_facecolor(PAPER)
-    for side, spine in ax.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(MUTED)
-        spine.set_linewidth(0.8)
-    ax.tick_params(labelsize=LABEL - 1, colors=MUTED, labelcolor=INK, width=0.8, length=3)
-    ax.set_axisbelow(True)
-    ax.grid(False)
-    if grid:
-        ax.grid(True, axis=grid, color=GRID, linewidth=0.8)  # type: ignore[arg-type]
-    if xlabel:
-        ax.set_xlabel(xlabel, fontsize=LABEL, color=INK)
-    if ylabel:
-        ax.set_ylabel(ylabel, fontsize=LABEL, color=INK)
-    if heading:
-        ax.set_title(heading, loc="left", fontsize=LABEL, fontweight="bold", color=INK, pad=6)
-    return ax
-
-
-def legend(ax: Axes, *, columns: int = 3, loc: Literal["lower left", "lower right"] = "lower right") -> None:
-    """A legend above the axes, where it can cover no data."""
-    ax.legend(
-        loc=loc,
-        bbox_to_anchor=(1.0 if "right" in loc else 0.0, 1.0),
-        ncols=columns,
-        frameon=False,
-        fontsize=SMALL,
-        labelcolor=INK,
-        borderaxespad=0.2,
-        handlelength=1.6,
-        columnspacing=1.2,
-        handletextpad=0.5,
-    )
 
 
 # ---------------------------------------------------------------------------------------------------------------- text
@@ -180,28 +138,6 @@ def wrap(text: object, width: float, size: float, *, bold: bool = False) -> list
             out[-1] = " ".join([out[-1], *words[position:]])
             break
     return [fit(line, width, size, bold=bold) for line in out]
-
-
-def labels(names: Sequence[object], width: float, size: float) -> list[str]:
-    """Names shortened to `width` pixels and still different from each other (else numbered)."""
-    short = [fit(name, width, size) for name in names]
-    return [
-        s if short.count(s) == 1 and s.strip("□… ") else fit(f"{i}: {name}", width, size)
-        for i, (s, name) in enumerate(zip(short, names, strict=True))
-    ]
-
-
-# ------------------------------------------------------------------------------------------------------------- numbers
-
-
-def percent(value: float, _: object = None) -> str:
-    """A proportion as a tick label."""
-    return f"{100 * value:.6g}"
-
-
-def number(value: float, _: object = None) -> str:
-    """A plain number as a tick label, without mathtext."""
-    return f"{value:.6g}"
 
 
 # --------------------------------------------------------------------------------------------------------------- files

@@ -26,7 +26,7 @@ WIDTH = 360.0
 SIZE = 12.0  # of text
 LINE = 16.0
 SERIES = 6
-_MARGIN = 10  # of a file: labels of an axis may reach over the frame
+MARGIN = 10  # of a file: labels of an axis may reach over the frame
 
 Point = tuple[float, float]
 Form = Callable[[float], str]
@@ -204,10 +204,10 @@ class Chart:
     def file(self) -> str:
         """The same as an SVG file: with the style that pages have for it, in light colours on white, and a margin."""
         style = resources.files("kitae.reporting").joinpath("templates/chart.css").read_text(encoding="utf-8")
-        size = f'width="{WIDTH + 2 * _MARGIN:g}" height="{self.height + 2 * _MARGIN:g}"'
-        paper = f'<rect x="-{_MARGIN}" y="-{_MARGIN}" {size} fill="#fff"/>'
-        space = f'xmlns="http://www.w3.org/2000/svg" width="{2 * (WIDTH + 2 * _MARGIN):g}" font-family="sans-serif" '
-        return self._svg(space, _MARGIN, f"<style>{style}</style>{paper}")
+        size = f'width="{WIDTH + 2 * MARGIN:g}" height="{self.height + 2 * MARGIN:g}"'
+        paper = f'<rect x="-{MARGIN}" y="-{MARGIN}" {size} fill="#fff"/>'
+        space = f'xmlns="http://www.w3.org/2000/svg" width="{2 * (WIDTH + 2 * MARGIN):g}" font-family="sans-serif" '
+        return self._svg(space, MARGIN, f"<style>{style}</style>{paper}")
 
     def _svg(self, attributes: str, margin: int, below: str) -> str:
         view = f"{-margin} {-margin} {WIDTH + 2 * margin:g} {self.height + 2 * margin:g}"
